@@ -1,0 +1,115 @@
+//! The contract between a virtio device, its transport and the thread that runs it.
+//!
+//! Identity is data ([`Profile`]), runtime is ownership: at `DRIVER_OK` the transport builds the [`Ring`]s and gives them to
+//! [`VirtioDevice::start`], which moves them into [`Handler`]s; reset, pause and unplug take them back by [`Handler::stop`].
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::Mutex;
+
+use husk_devices::memory::GuestMemory;
+
+use crate::ring::{Notify, Ring, RingState};
+
+/// What a device is, before any driver has spoken to it.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    /// virtio device ID (virtio 1.2 §5), for example 2 for block.
+    pub id: u32,
+    /// PCI class code: class, subclass, programming interface in the low 24 bits.
+    pub class: u32,
+    /// Device-type feature bits offered (virtio 1.2 §6). The transport adds `VIRTIO_F_VERSION_1` and the ring features.
+    pub features: u64,
+    /// Largest size of each virtqueue, in descriptors: powers of two up to 32768.
+    pub queue_sizes: Vec<u16>,
+}
+
+/// The device configuration space (virtio 1.2 §2.5), shared between transport and device.
+pub trait ConfigAccess: Send {
+    /// Fills `data` from `offset`; bytes beyond the end of the configuration read as 0.
+    fn read(&self, offset: u64, data: &mut [u8]);
+    /// Takes a driver's write; most devices ignore it. Called on a vCPU thread.
+    fn write(&mut self, offset: u64, data: &[u8]);
+    /// `config_generation` (virtio 1.2 §4.1.4.3): changes whenever a multi-byte field could have been read torn.
+    fn generation(&self) -> u8;
+}
+
+/// Everything a device gets when the driver sets `DRIVER_OK`.
+pub struct Activation {
+    /// Guest RAM.
+    pub mem: GuestMemory,
+    /// Features both sides agreed on.
+    pub features: u64,
+    /// The enabled queues in index order; `None` where the driver left a queue disabled.
+    pub rings: Vec<Option<Ring>>,
+    /// Raises a configuration change interrupt.
+    pub config_changed: Notify,
+}
+
+/// Why a device could not start. The transport sets `DEVICE_NEEDS_RESET`; the VM goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The driver left out a queue that the device cannot work without.
+    #[error("queue {0} is not enabled")]
+    QueueMissing(u16),
+    /// The host refused a resource.
+    #[error("cannot {what}")]
+    Host {
+        /// What was being done, in the infinitive.
+        what: &'static str,
+        /// The host's answer.
+        source: std::io::Error,
+    },
+}
+
+/// Why a handler gave up. The worker stops calling it and the transport sets `DEVICE_NEEDS_RESET` (virtio 1.2 §2.1.2).
+#[derive(Debug, thiserror::Error)]
+pub enum HandlerError {
+    /// The driver broke the ring's rules.
+    #[error(transparent)]
+    Ring(#[from] crate::ring::RingError),
+    /// The host failed in a way that this device cannot turn into a request status.
+    #[error("{what}")]
+    Host {
+        /// What failed.
+        what: &'static str,
+        /// The host's answer.
+        source: std::io::Error,
+    },
+}
+
+/// A virtio device of any kind, without its transport.
+pub trait VirtioDevice: Send {
+    /// What the device is. Constant.
+    fn profile(&self) -> Profile;
+
+    /// The configuration space. Locked for one access at a time.
+    fn config(&self) -> Arc<Mutex<dyn ConfigAccess>>;
+
+    /// Takes the rings and returns what serves them: each handler gets an I/O thread of its own, named
+    /// `io-<device>` or `io-<device>-<n>`. Called on a vCPU thread; must not block.
+    ///
+    /// # Errors
+    /// See [`StartError`]. The device stays as it was and may be started again after a reset.
+    fn start(&mut self, activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError>;
+}
+
+/// What a handler is waiting for: file descriptors, each with a token of the handler's choosing.
+pub trait Watch {
+    /// Calls [`Handler::wake`] with `token` whenever `fd` is readable.
+    fn readable(&mut self, fd: RawFd, token: u32) -> std::io::Result<()>;
+    /// Stops watching `fd`.
+    fn forget(&mut self, fd: RawFd) -> std::io::Result<()>;
+}
+
+/// The running half of a device: owns rings, lives on one I/O thread.
+pub trait Handler: Send {
+    /// Registers what to wait for. Called once, on the I/O thread, before anything else. The kick of every ring is among it.
+    fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError>;
+
+    /// Something became readable. Handles all of it, signals the driver, returns. May change what is watched.
+    fn wake(&mut self, token: u32, watch: &mut dyn Watch) -> Result<(), HandlerError>;
+
+    /// Waits for requests in flight, then gives the rings' positions back. Nothing touches guest memory afterwards.
+    fn stop(self: Box<Self>) -> Vec<RingState>;
+}
