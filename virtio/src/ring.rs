@@ -1,4 +1,359 @@
-//! One virtqueue at run time: ring, kick, call and memory together (virtio 1.2 §2.7).
+//! One virtqueue at run time: ring, kick, call and memory together (virtio 1.2 §2.7, split rings).
 //!
 //! Notification suppression, the used ring and the interrupt are handled here and nowhere else; a device is a closure given to
-//! [`Ring::drain`], or, where requests complete out of order, a user of [`Ring::pop`] and [`Ring::push`].
+//! [`Ring::drain`], or, where requests complete out of order, a user of [`Ring::pop`], [`Ring::push`] and [`Ring::signal`].
+//!
+//! The driver is not trusted: every index, address and chain is checked, chains in flight are tracked, and what breaks the
+//! rules is a [`RingError`] that ends in `DEVICE_NEEDS_RESET`, not in a panic or in a silent loss.
+
+mod buffers;
+mod chain;
+mod error;
+mod notify;
+
+pub use buffers::{Reader, SplitError, Writer};
+pub use chain::Chain;
+pub use error::RingError;
+pub use notify::Notify;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use husk_devices::memory::{GuestMemory, GuestMemoryMmap};
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryLoadGuard};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::device::HandlerError;
+
+/// What became of a chain in [`Ring::drain`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Done; so many bytes were written to the chain (virtio 1.2 §2.7.8).
+    Used(u32),
+    /// Not now: put the chain back and stop draining, with kicks suppressed. The device drains again when it can go on.
+    Later,
+}
+
+/// Position and addresses of a queue, as plain data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingState {
+    /// Queue index within the device.
+    pub index: u16,
+    /// What virtio-queue keeps of it.
+    pub queue: QueueState,
+}
+
+/// A live virtqueue. Owned by one I/O thread.
+pub struct Ring {
+    index: u16,
+    queue: Queue,
+    kick: Arc<EventFd>,
+    notify: Notify,
+    mem: GuestMemory,
+    /// By head: popped and not yet pushed.
+    in_flight: Vec<bool>,
+    /// Something was pushed since the driver was last told.
+    unannounced: bool,
+}
+
+impl Ring {
+    /// Joins a queue with its doorbell, its interrupt and guest memory. `kick` must be non-blocking.
+    ///
+    /// # Errors
+    /// When size or alignment are not allowed, or a part of the ring is outside guest RAM.
+    pub fn new(state: RingState, kick: Arc<EventFd>, notify: Notify, mem: GuestMemory) -> Result<Self, RingError> {
+        let RingState { index, queue: state } = state;
+        let queue = Queue::try_from(state).map_err(|source| RingError::Config { queue: index, source })?;
+        if !queue.ready() || queue.avail_ring() == 0 {
+            return Err(RingError::Config {
+                queue: index,
+                source: virtio_queue::Error::QueueNotReady,
+            });
+        }
+        check_placement(index, &state, &mem.memory())?;
+        let in_flight = vec![false; usize::from(queue.size())];
+        Ok(Self {
+            index,
+            queue,
+            kick,
+            notify,
+            mem,
+            in_flight,
+            unannounced: false,
+        })
+    }
+
+    /// The queue's index within its device.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Number of entries that the driver chose.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
+    /// The doorbell: readable when the driver kicked. [`Ring::drain`] and [`Ring::take_kick`] reset it.
+    pub fn kick(&self) -> &EventFd {
+        &self.kick
+    }
+
+    /// Resets the doorbell.
+    pub fn take_kick(&self) {
+        // Fails only when nobody has kicked.
+        let _ = self.kick.read();
+    }
+
+    /// Guest RAM as it is now.
+    pub fn memory(&self) -> GuestMemoryLoadGuard<GuestMemoryMmap> {
+        self.mem.memory()
+    }
+
+    /// Handles every available chain with `f`, fills the used ring and interrupts the driver at most once.
+    ///
+    /// Takes the doorbell, so call it on every kick. At most one ring's worth of chains is handled; when more are waiting the
+    /// ring kicks itself, so that a busy driver cannot keep the thread from its other work.
+    ///
+    /// # Errors
+    /// When the driver broke the rules or `f` gave up. Chains handled before are announced all the same.
+    pub fn drain(
+        &mut self,
+        f: impl FnMut(&mut Reader<'_>, &mut Writer<'_>) -> Result<Step, HandlerError>,
+    ) -> Result<(), HandlerError> {
+        self.take_kick();
+        let mem = self.mem.memory();
+        let drained = self.drain_chains(&mem, f);
+        let announced = self.announce(&mem);
+        drained.and(announced.map_err(HandlerError::from))
+    }
+
+    fn drain_chains(
+        &mut self,
+        mem: &GuestMemoryMmap,
+        mut f: impl FnMut(&mut Reader<'_>, &mut Writer<'_>) -> Result<Step, HandlerError>,
+    ) -> Result<(), HandlerError> {
+        let (mut reader, mut writer) = (Reader::default(), Writer::default());
+        let (queue, limit) = (self.index, self.queue.max_size());
+        let mut budget = self.queue.size();
+        loop {
+            self.suppress_kicks(mem)?;
+            while let Some(chain) = self.next_chain(mem)? {
+                let head = chain.head_index();
+                if budget == 0 {
+                    self.queue.go_to_previous_position();
+                    // Fails only when the counter is full, and then the doorbell rings anyway.
+                    let _ = self.kick.write(1);
+                    return Ok(());
+                }
+                budget = budget.saturating_sub(1);
+                reader.clear();
+                writer.clear();
+                chain::for_each_descriptor(queue, limit, chain, |descriptor| {
+                    chain::for_each_slice(queue, mem, descriptor, |slice| match descriptor.is_write_only() {
+                        true => writer.push(slice),
+                        false => reader.push(slice),
+                    })
+                })?;
+                match f(&mut reader, &mut writer)? {
+                    Step::Used(len) => self.complete(mem, head, len)?,
+                    Step::Later => {
+                        self.queue.go_to_previous_position();
+                        return Ok(());
+                    }
+                }
+            }
+            if !self.allow_kicks(mem)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes the next available chain, for a request that completes later.
+    ///
+    /// # Errors
+    /// When the driver broke the rules. At most the queue size of chains is ever in flight.
+    pub fn pop(&mut self) -> Result<Option<Chain>, RingError> {
+        let (queue, limit) = (self.index, self.queue.max_size());
+        let mem = self.mem.memory().into_inner();
+        let chain = Chain::new(queue, limit, mem, |mem| self.next_chain(mem))?;
+        if let Some(flag) = chain
+            .as_ref()
+            .and_then(|chain| self.in_flight.get_mut(usize::from(chain.head())))
+        {
+            *flag = true;
+        }
+        Ok(chain)
+    }
+
+    /// Puts the chain popped last back, to be popped again. Only for the chain of the very last [`Ring::pop`].
+    pub fn unpop(&mut self, chain: Chain) {
+        if let Some(flag) = self.in_flight.get_mut(usize::from(chain.head()))
+            && std::mem::take(flag)
+        {
+            self.queue.go_to_previous_position();
+        }
+    }
+
+    /// Returns a popped chain to the driver: `len` bytes were written to it. Does not interrupt: see [`Ring::signal`].
+    ///
+    /// # Errors
+    /// When `head` is not in flight or the used ring cannot be written.
+    pub fn push(&mut self, head: u16, len: u32) -> Result<(), RingError> {
+        match self.in_flight.get_mut(usize::from(head)) {
+            Some(flag) if *flag => *flag = false,
+            _ => {
+                return Err(RingError::NotInFlight {
+                    queue: self.index,
+                    head,
+                });
+            }
+        }
+        let mem = self.mem.memory();
+        self.complete(&mem, head, len)
+    }
+
+    /// Interrupts the driver if something was pushed since the last time and the driver wants to know (virtio 1.2 §2.7.7).
+    ///
+    /// # Errors
+    /// When the available ring cannot be read.
+    pub fn signal(&mut self) -> Result<(), RingError> {
+        let mem = self.mem.memory();
+        self.announce(&mem)
+    }
+
+    /// Asks the driver for kicks. `true` when chains became available meanwhile: they come without a kick (virtio 1.2 §2.7.10).
+    ///
+    /// # Errors
+    /// When the rings cannot be accessed.
+    pub fn enable_kicks(&mut self) -> Result<bool, RingError> {
+        let mem = self.mem.memory();
+        self.allow_kicks(&mem)
+    }
+
+    /// Tells the driver that it need not kick. It may all the same.
+    ///
+    /// # Errors
+    /// When the rings cannot be accessed.
+    pub fn disable_kicks(&mut self) -> Result<(), RingError> {
+        let mem = self.mem.memory();
+        self.suppress_kicks(&mem)
+    }
+
+    /// Ends the ring and gives its position back. All popped chains must have been pushed.
+    pub fn into_state(self) -> RingState {
+        RingState {
+            index: self.index,
+            queue: self.queue.state(),
+        }
+    }
+
+    fn next_chain<'m>(
+        &mut self,
+        mem: &'m GuestMemoryMmap,
+    ) -> Result<Option<DescriptorChain<&'m GuestMemoryMmap>>, RingError> {
+        let (queue, size, next) = (self.index, self.queue.size(), self.queue.next_avail());
+        let access = |source| RingError::Access { queue, source };
+        let found = self.queue.avail_idx(mem, Ordering::Acquire).map_err(access)?.0;
+        if found == next {
+            return Ok(None);
+        }
+        let chain = match self.queue.iter(mem) {
+            Ok(mut iter) => iter.next(),
+            Err(virtio_queue::Error::InvalidAvailRingIndex) => {
+                return Err(RingError::AvailIndex {
+                    queue,
+                    found,
+                    next,
+                    size,
+                });
+            }
+            Err(source) => return Err(access(source)),
+        };
+        // The iterator hides an unreadable entry behind `None`.
+        let chain = chain.ok_or_else(|| access(virtio_queue::Error::InvalidAvailRingIndex))?;
+        match self.in_flight.get(usize::from(chain.head_index())) {
+            Some(false) => Ok(Some(chain)),
+            Some(true) => Err(RingError::HeadInFlight {
+                queue,
+                head: chain.head_index(),
+            }),
+            None => Err(RingError::HeadOutside {
+                queue,
+                head: chain.head_index(),
+                size,
+            }),
+        }
+    }
+
+    fn complete(&mut self, mem: &GuestMemoryMmap, head: u16, len: u32) -> Result<(), RingError> {
+        self.queue
+            .add_used(mem, head, len)
+            .map_err(|source| RingError::Access {
+                queue: self.index,
+                source,
+            })?;
+        self.unannounced = true;
+        Ok(())
+    }
+
+    fn announce(&mut self, mem: &GuestMemoryMmap) -> Result<(), RingError> {
+        if !std::mem::take(&mut self.unannounced) {
+            return Ok(());
+        }
+        let access = |source| RingError::Access {
+            queue: self.index,
+            source,
+        };
+        // Orders the used index before what the driver says about interrupts, with and without VIRTIO_F_EVENT_IDX.
+        let mut wanted = self.queue.needs_notification(mem).map_err(access)?;
+        if !self.queue.event_idx_enabled() {
+            let flags: u16 = mem
+                .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
+                .map_err(|source| access(virtio_queue::Error::GuestMemory(source)))?;
+            wanted = u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0;
+        }
+        if wanted {
+            self.notify.signal();
+        }
+        Ok(())
+    }
+
+    fn allow_kicks(&mut self, mem: &GuestMemoryMmap) -> Result<bool, RingError> {
+        self.queue.enable_notification(mem).map_err(|source| RingError::Access {
+            queue: self.index,
+            source,
+        })
+    }
+
+    fn suppress_kicks(&mut self, mem: &GuestMemoryMmap) -> Result<(), RingError> {
+        self.queue
+            .disable_notification(mem)
+            .map_err(|source| RingError::Access {
+                queue: self.index,
+                source,
+            })
+    }
+}
+
+/// Checks that the three parts of the ring lie in guest RAM (virtio 1.2 §2.7: their sizes; +2 for the event index).
+fn check_placement(queue: u16, state: &QueueState, mem: &GuestMemoryMmap) -> Result<(), RingError> {
+    let entries = u64::from(state.size);
+    for (what, gpa, entry, fixed) in [
+        ("descriptor table", state.desc_table, 16, 0),
+        ("available ring", state.avail_ring, 2, 6),
+        ("used ring", state.used_ring, 8, 6),
+    ] {
+        let size = entries.saturating_mul(entry).saturating_add(fixed);
+        let len = usize::try_from(size).expect("usize has 64 bits");
+        if !mem.check_range(GuestAddress(gpa), len) {
+            return Err(RingError::OutsideMemory { queue, what, gpa, size });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "ring_test.rs"]
+mod tests;

@@ -1,0 +1,142 @@
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use super::*;
+use crate::ring::{Ring, Step};
+use crate::testing::{Buf, Driver, memory};
+
+/// Answers its ring; fails when told so by a chain without buffers to write.
+struct Probe {
+    ring: Ring,
+    log: Sender<String>,
+}
+
+impl Handler for Probe {
+    fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        self.log
+            .send(std::thread::current().name().unwrap_or_default().into())
+            .unwrap();
+        watch
+            .readable(self.ring.kick().as_raw_fd(), 7)
+            .map_err(|source| HandlerError::Host { what: "watch", source })
+    }
+
+    fn wake(&mut self, token: u32, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        let Self { ring, log } = self;
+        let drained = ring.drain(|_, writer| Ok(Step::Used(u32::try_from(writer.available_bytes()).unwrap())));
+        log.send(format!("wake {token}")).unwrap();
+        drained
+    }
+
+    fn stop(self: Box<Self>) -> Vec<RingState> {
+        self.log.send("stop".into()).unwrap();
+        vec![self.ring.into_state()]
+    }
+}
+
+fn probe(driver: &Driver) -> (Box<Probe>, Receiver<String>) {
+    let (log, seen) = channel();
+    (
+        Box::new(Probe {
+            ring: driver.ring(),
+            log,
+        }),
+        seen,
+    )
+}
+
+fn next(seen: &Receiver<String>) -> String {
+    seen.recv_timeout(Duration::from_secs(60)).unwrap()
+}
+
+#[test]
+fn worker_serves_until_stopped_and_gives_the_rings_back() {
+    let mut driver = Driver::new(&memory(), 0x1000, 4);
+    let (handler, seen) = probe(&driver);
+    let worker = Worker::spawn("io-probe", handler, Box::new(|error| panic!("{error}"))).unwrap();
+    assert_eq!(next(&seen), "io-probe");
+
+    driver.add(&[Buf::In(0x2_0000, 4)]);
+    driver.kick.write(1).unwrap();
+    assert_eq!(next(&seen), "wake 7");
+    assert_eq!(driver.take_used(), Some((0, 4)));
+    assert!(!worker.is_stopped());
+
+    worker.stop();
+    assert_eq!(next(&seen), "stop");
+    let states = worker.join();
+    assert_eq!(
+        (states.len(), states[0].queue.next_avail, states[0].queue.next_used),
+        (1, 1, 1)
+    );
+}
+
+#[test]
+fn stop_is_seen_without_waiting() {
+    let driver = Driver::new(&memory(), 0x1000, 4);
+    let (handler, seen) = probe(&driver);
+    let worker = Worker::spawn("io-probe", handler, Box::new(|error| panic!("{error}"))).unwrap();
+    worker.stop();
+    while !worker.is_stopped() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(seen.iter().last().unwrap(), "stop");
+}
+
+#[test]
+fn failure_is_reported_and_ends_the_thread() {
+    let driver = Driver::new(&memory(), 0x1000, 4);
+    let (handler, seen) = probe(&driver);
+    let (failed, failure) = channel();
+    let worker = Worker::spawn(
+        "io-probe",
+        handler,
+        Box::new(move |error| failed.send(error.to_string()).unwrap()),
+    )
+    .unwrap();
+    next(&seen);
+
+    driver.offer(1000);
+    driver.kick.write(1).unwrap();
+
+    let message = failure.recv_timeout(Duration::from_secs(60)).unwrap();
+    assert_eq!(message, "queue 0: descriptor chain 1000 is not below the queue size 4");
+    assert_eq!(next(&seen), "wake 7");
+    assert_eq!(next(&seen), "stop");
+    assert_eq!(worker.join().len(), 1);
+}
+
+#[test]
+fn handler_that_cannot_watch_fails_instead_of_hanging() {
+    struct Deaf;
+    impl Handler for Deaf {
+        fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+            watch.readable(-1, 0).map_err(|source| HandlerError::Host {
+                what: "cannot watch",
+                source,
+            })
+        }
+        fn wake(&mut self, _: u32, _: &mut dyn Watch) -> Result<(), HandlerError> {
+            unreachable!("nothing is watched")
+        }
+        fn stop(self: Box<Self>) -> Vec<RingState> {
+            Vec::new()
+        }
+    }
+    let (failed, failure) = channel();
+    let _worker = Worker::spawn(
+        "x",
+        Box::new(Deaf),
+        Box::new(move |error| failed.send(error.to_string()).unwrap()),
+    )
+    .unwrap();
+    assert_eq!(failure.recv_timeout(Duration::from_secs(60)).unwrap(), "cannot watch");
+}
+
+#[test]
+fn long_name_is_cut() {
+    let driver = Driver::new(&memory(), 0x1000, 4);
+    let (handler, seen) = probe(&driver);
+    let _worker = Worker::spawn("io-a-name-beyond-measure", handler, Box::new(|error| panic!("{error}"))).unwrap();
+    assert_eq!(next(&seen), "io-a-name-beyon");
+}
