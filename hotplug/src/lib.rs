@@ -1,0 +1,1 @@
+//! How a guest is told of hardware change, and how it answers.
