@@ -1,0 +1,124 @@
+//! The emulated host: prepares a small Linux and runs one [`Job`] in it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+use cpio::newc;
+use husk_guest::job::{HEADER_BYTES, JOB_FILE, Job, Outcome};
+
+use crate::{setup, sys};
+
+const PATH: &str = "/work/bin:/bin";
+
+/// Where a job leaves the files that the user gets back.
+const OUT: &str = "/work/out";
+
+/// Runs the job and saves its outcome.
+///
+/// # Errors
+///
+/// The results disk cannot be written. Every other failure is in the outcome.
+pub fn run() -> Result<()> {
+    let outcome = match prepare().and_then(|()| run_job()) {
+        Ok(exit) => Outcome { exit, error: None },
+        Err(error) => Outcome { exit: 1, error: Some(format!("{error:#}")) },
+    };
+    save(outcome).context("cannot save the results")
+}
+
+fn prepare() -> Result<()> {
+    for folder in ["/dev/pts", "/dev/shm"] {
+        fs::create_dir_all(folder)?;
+    }
+    setup::mount("devpts", "/dev/pts", "devpts")?;
+    for target in ["/dev/shm", "/tmp", "/run", "/root"] {
+        setup::mount("tmpfs", target, "tmpfs")?;
+    }
+    setup::mount("cgroup2", "/sys/fs/cgroup", "cgroup2")?;
+    setup::load_modules("/modules")?;
+    for (device, target) in [("/dev/vda", "/lab"), ("/dev/vdb", "/work")] {
+        setup::wait_for(device)?;
+        fs::create_dir_all(target)?;
+        sys::mount(device, target, "ext4", target == "/lab").with_context(|| format!("cannot mount {target}"))?;
+    }
+    fs::create_dir_all(OUT)?;
+    Command::new("/bin/busybox").args(["ip", "link", "set", "lo", "up"]).status().context("cannot start busybox")?;
+    Ok(())
+}
+
+fn run_job() -> Result<i32> {
+    let text = fs::read(Path::new("/work").join(JOB_FILE)).context("no job")?;
+    let job: Job = serde_json::from_slice(&text).context("a strange job")?;
+    let terminal = OpenOptions::new().read(true).write(true).open("/dev/ttyS1").context("cannot open /dev/ttyS1")?;
+    match job.window {
+        Some(size) => sys::set_window(&terminal, size)?,
+        None => sys::set_line(&terminal, sys::Line::Raw)?,
+    }
+    // `setsid -c` makes the serial line the controlling terminal: job control, Ctrl-C and SIGWINCH work.
+    let mut command = Command::new("/bin/busybox");
+    command.args(["setsid", "-c"]).args(&job.command).current_dir("/work");
+    command.env_clear().env("PATH", PATH).env("HOME", "/root").envs(job.env);
+    let child = command
+        .stdin(Stdio::from(terminal.try_clone()?))
+        .stdout(Stdio::from(terminal.try_clone()?))
+        .stderr(Stdio::from(terminal.try_clone()?))
+        .spawn()
+        .with_context(|| format!("cannot start {:?}", job.command))?;
+    // Process 1 inherits orphans: wait for them too, or they stay as zombies.
+    loop {
+        let (pid, exit) = sys::wait_any().context("lost the command")?;
+        if pid == child.id() {
+            sys::drain(&terminal)?;
+            return Ok(exit);
+        }
+    }
+}
+
+fn save(mut outcome: Outcome) -> Result<()> {
+    setup::wait_for("/dev/vdc")?;
+    let disk = OpenOptions::new().write(true).open("/dev/vdc")?;
+    let mut out = BufWriter::with_capacity(1 << 20, &disk);
+    // The files first: a header is proof that everything behind it is complete.
+    out.write_all(&[0; HEADER_BYTES])?;
+    if let Err(error) = archive(&mut out) {
+        outcome.error.get_or_insert(format!("cannot save files: {error:#}"));
+    }
+    out.flush()?;
+    drop(out);
+    disk.sync_all()?;
+    let mut header = serde_json::to_vec(&outcome)?;
+    header.resize(HEADER_BYTES, 0);
+    std::os::unix::fs::FileExt::write_all_at(&disk, &header, 0)?;
+    disk.sync_all()?;
+    Ok(())
+}
+
+/// Writes the files below [`OUT`] as a newc archive.
+fn archive(out: &mut impl Write) -> Result<()> {
+    for path in files(Path::new(OUT))? {
+        let name = path.strip_prefix(OUT)?.to_string_lossy().into_owned();
+        let mut file = File::open(&path)?;
+        let length = u32::try_from(file.metadata()?.len()).with_context(|| format!("{name} is too large"))?;
+        let mut entry = newc::Builder::new(&name).mode(0o100_644).write(&mut *out, length);
+        io::copy(&mut file, &mut entry)?;
+        entry.finish()?;
+    }
+    newc::trailer(out)?;
+    Ok(())
+}
+
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let entry = entry?;
+        match entry.file_type()? {
+            kind if kind.is_dir() => all.extend(files(&entry.path())?),
+            kind if kind.is_file() => all.push(entry.path()),
+            _ => {}
+        }
+    }
+    Ok(all)
+}

@@ -1,0 +1,182 @@
+//! The system calls that the standard library does not offer. The only unsafe code of the guest.
+#![expect(unsafe_code, reason = "mount, module, terminal and reboot system calls")]
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn text(value: &str) -> io::Result<CString> {
+    CString::new(value).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+/// Mounts `source` of type `kind` on `target`, which must exist.
+pub fn mount(source: &str, target: &str, kind: &str, read_only: bool) -> io::Result<()> {
+    let (source, target, kind) = (text(source)?, text(target)?, text(kind)?);
+    let flags = if read_only { libc::MS_RDONLY } else { 0 };
+    // SAFETY: three C strings that outlive the call, and no data.
+    check(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) })?;
+    Ok(())
+}
+
+/// Loads the kernel module in `file`.
+pub fn load_module(file: &File) -> io::Result<()> {
+    // SAFETY: an open descriptor, an empty C string of parameters and no flags.
+    let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Writes `byte` to port 0x80, where the machine's boot trace listens. Needs root.
+pub fn mark(byte: u8) -> io::Result<()> {
+    // SAFETY: no memory is involved; it opens one I/O port to this process.
+    check(unsafe { libc::ioperm(0x80, 1, 1) })?;
+    // SAFETY: port 0x80 was opened above; it is the diagnostic port, and no hardware acts on it.
+    unsafe { std::arch::asm!("out 0x80, al", in("al") byte, options(nomem, nostack, preserves_flags)) };
+    Ok(())
+}
+
+/// How a machine can be left.
+#[derive(Clone, Copy, Debug)]
+pub enum Leave {
+    /// ACPI S5.
+    PowerOff,
+    /// By the method that the kernel's `reboot=` option selects.
+    Restart,
+}
+
+/// Leaves the machine; returns only on failure.
+pub fn leave(how: Leave) -> io::Error {
+    let command = match how {
+        Leave::PowerOff => libc::RB_POWER_OFF,
+        Leave::Restart => libc::RB_AUTOBOOT,
+    };
+    // SAFETY: flushes file systems; no arguments.
+    unsafe { libc::sync() };
+    // SAFETY: a command without a pointer argument.
+    unsafe { libc::reboot(command) };
+    io::Error::last_os_error()
+}
+
+/// `BLKDISCARD`, include/uapi/linux/fs.h.
+const BLKDISCARD: libc::Ioctl = 0x1277;
+/// `BLKZEROOUT`, include/uapi/linux/fs.h.
+const BLKZEROOUT: libc::Ioctl = 0x127f;
+
+/// Discards `length` bytes at `offset` of a block device.
+pub fn discard(disk: &File, offset: u64, length: u64) -> io::Result<()> {
+    range_ioctl(disk, BLKDISCARD, offset, length)
+}
+
+/// Zeroes `length` bytes at `offset` of a block device.
+pub fn zero_out(disk: &File, offset: u64, length: u64) -> io::Result<()> {
+    range_ioctl(disk, BLKZEROOUT, offset, length)
+}
+
+fn range_ioctl(disk: &File, request: libc::Ioctl, offset: u64, length: u64) -> io::Result<()> {
+    let range = [offset, length];
+    // SAFETY: both requests read two u64 from the pointer.
+    check(unsafe { libc::ioctl(disk.as_raw_fd(), request, range.as_ptr()) })?;
+    Ok(())
+}
+
+/// Keeps the calling thread on one processor.
+pub fn pin_to(processor: usize) -> io::Result<()> {
+    // SAFETY: cpu_set_t is a bit array; all zeroes is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { MaybeUninit::zeroed().assume_init() };
+    // SAFETY: CPU_SET checks `processor` against the size of the set.
+    unsafe { libc::CPU_SET(processor, &mut set) };
+    // SAFETY: the pointer and size describe `set`; 0 is the calling thread.
+    check(unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) })?;
+    Ok(())
+}
+
+/// How a terminal treats what passes through it.
+#[derive(Clone, Copy, Debug)]
+pub enum Line {
+    /// Nothing is changed or echoed.
+    Raw,
+    /// Input is collected into lines, nothing is echoed, output is unchanged.
+    Quiet,
+}
+
+/// Sets the line discipline of `terminal`.
+pub fn set_line(terminal: &File, line: Line) -> io::Result<()> {
+    let mut settings = MaybeUninit::<libc::termios>::uninit();
+    // SAFETY: the pointer is to a termios that the call fills.
+    check(unsafe { libc::tcgetattr(terminal.as_raw_fd(), settings.as_mut_ptr()) })?;
+    // SAFETY: filled above, as the call succeeded.
+    let mut settings = unsafe { settings.assume_init() };
+    match line {
+        // SAFETY: only changes the structure.
+        Line::Raw => unsafe { libc::cfmakeraw(&raw mut settings) },
+        Line::Quiet => {
+            settings.c_lflag &= !(libc::ECHO | libc::ECHONL);
+            settings.c_oflag &= !libc::OPOST;
+        }
+    }
+    // SAFETY: reads a valid termios.
+    check(unsafe { libc::tcsetattr(terminal.as_raw_fd(), libc::TCSANOW, &raw const settings) })?;
+    Ok(())
+}
+
+/// Waits until everything written to `terminal` has been sent.
+pub fn drain(terminal: &File) -> io::Result<()> {
+    // SAFETY: an open descriptor and nothing else.
+    check(unsafe { libc::tcdrain(terminal.as_raw_fd()) })?;
+    Ok(())
+}
+
+/// Rows and columns of `terminal`.
+pub fn window(terminal: &File) -> io::Result<(u16, u16)> {
+    let mut size = MaybeUninit::<libc::winsize>::zeroed();
+    // SAFETY: the request fills a winsize.
+    check(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ, size.as_mut_ptr()) })?;
+    // SAFETY: integers, zeroed before the call.
+    let size = unsafe { size.assume_init() };
+    Ok((size.ws_row, size.ws_col))
+}
+
+/// Tells `terminal` its size.
+pub fn set_window(terminal: &File, (rows, columns): (u16, u16)) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the request reads a winsize.
+    check(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) })?;
+    Ok(())
+}
+
+static RESIZES: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn count_resize(_signal: libc::c_int) {
+    RESIZES.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Makes `terminal` the controlling one of a new session and counts its `SIGWINCH` from now on.
+pub fn watch_window(terminal: &File) -> io::Result<()> {
+    // SAFETY: the handler only touches an atomic, which is async-signal-safe.
+    unsafe { libc::signal(libc::SIGWINCH, count_resize as *const () as libc::sighandler_t) };
+    // SAFETY: no arguments. It fails if the process leads a session already, which does as well.
+    unsafe { libc::setsid() };
+    // SAFETY: 0 means: do not steal the terminal from another session.
+    check(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0) })?;
+    Ok(())
+}
+
+/// How many times the controlling terminal changed its size since [`watch_window`].
+pub fn resizes() -> usize {
+    RESIZES.load(Ordering::Relaxed)
+}
+
+/// Waits for any child; its process id and its exit code, or 128 plus the signal that killed it.
+pub fn wait_any() -> io::Result<(u32, i32)> {
+    let mut status = 0;
+    // SAFETY: the pointer is to an int that the call fills.
+    let pid = check(unsafe { libc::waitpid(-1, &raw mut status, 0) })?;
+    let code = if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 128 + libc::WTERMSIG(status) };
+    Ok((pid.unsigned_abs(), code))
+}
