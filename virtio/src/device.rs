@@ -46,12 +46,26 @@ pub struct Activation {
     pub config_changed: Notify,
 }
 
+impl Activation {
+    /// Takes the ring of a queue that the device cannot work without.
+    ///
+    /// # Errors
+    /// [`StartError::QueueMissing`] when the driver left it disabled, or it was taken before.
+    pub fn take_ring(&mut self, queue: u16) -> Result<Ring, StartError> {
+        let slot = self.rings.get_mut(usize::from(queue));
+        slot.and_then(Option::take).ok_or(StartError::QueueMissing(queue))
+    }
+}
+
 /// Why a device could not start. The transport sets `DEVICE_NEEDS_RESET`; the VM goes on.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The driver left out a queue that the device cannot work without.
     #[error("queue {0} is not enabled")]
     QueueMissing(u16),
+    /// The driver put a queue where none can be.
+    #[error(transparent)]
+    Ring(#[from] crate::ring::RingError),
     /// The host refused a resource.
     #[error("cannot {what}")]
     Host {
@@ -76,6 +90,16 @@ pub enum HandlerError {
         /// The host's answer.
         source: std::io::Error,
     },
+}
+
+impl HandlerError {
+    /// A file descriptor could not be watched.
+    pub fn watch(source: std::io::Error) -> Self {
+        Self::Host {
+            what: "cannot watch a file descriptor",
+            source,
+        }
+    }
 }
 
 /// A virtio device of any kind, without its transport.

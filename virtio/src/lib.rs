@@ -17,8 +17,12 @@
     )
 )]
 
+pub mod config;
+pub mod console;
 pub mod device;
 pub mod ring;
+pub mod rng;
+pub mod transport;
 pub mod worker;
 
 #[cfg(test)]

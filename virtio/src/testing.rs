@@ -11,6 +11,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::ring::{Notify, Ring, RingState};
 
+mod device;
+
+pub(crate) use device::{Echo, EchoControl};
+
 pub(crate) const F_NEXT: u16 = 1;
 pub(crate) const F_WRITE: u16 = 2;
 pub(crate) const F_INDIRECT: u16 = 4;
@@ -87,7 +91,9 @@ impl Driver {
     /// The device's side of the same queue.
     pub fn ring(&self) -> Ring {
         let interrupts = self.interrupts.clone();
-        let notify = Notify::new(move || drop(interrupts.fetch_add(1, Ordering::SeqCst)));
+        let notify = Notify::new(move || {
+            interrupts.fetch_add(1, Ordering::SeqCst);
+        });
         Ring::new(self.state(), self.kick.clone(), notify, self.mem.clone()).unwrap()
     }
 

@@ -91,6 +91,9 @@ impl Drop for Worker {
     }
 }
 
+/// Why a look-up of the subscriber cannot fail.
+const ONLY_HERE: &str = "only `serve` removes the subscriber that it added";
+
 /// The epoll loop. Returns the handler, and why it gave up if it did.
 fn serve(handler: Box<dyn Handler>, stop: Arc<EventFd>) -> (Box<dyn Handler>, Option<HandlerError>) {
     let waiting = |error| HandlerError::Host {
@@ -107,20 +110,16 @@ fn serve(handler: Box<dyn Handler>, stop: Arc<EventFd>) -> (Box<dyn Handler>, Op
         end: None,
     });
     loop {
-        let ran = manager.run();
-        let hosted = manager
-            .subscriber_mut(id)
-            .expect("only this loop removes the subscriber");
-        if let Err(error) = ran {
-            hosted.end.get_or_insert(End::Failed(waiting(error)));
-        }
+        let hosted = manager.subscriber_mut(id).expect(ONLY_HERE);
         if hosted.end.is_some() {
             break;
         }
+        if let Err(error) = manager.run() {
+            let hosted = manager.subscriber_mut(id).expect(ONLY_HERE);
+            hosted.end.get_or_insert(End::Failed(waiting(error)));
+        }
     }
-    let hosted = manager
-        .remove_subscriber(id)
-        .expect("only this loop removes the subscriber");
+    let hosted = manager.remove_subscriber(id).expect(ONLY_HERE);
     match hosted.end {
         Some(End::Failed(error)) => (hosted.handler, Some(error)),
         _ => (hosted.handler, None),

@@ -1,0 +1,203 @@
+//! Console device with one port, `hvc0` in Linux (virtio 1.2 §5.3).
+//!
+//! | queue | carries                                          |
+//! |-------|--------------------------------------------------|
+//! | 0     | receiveq: buffers for what is typed              |
+//! | 1     | transmitq: what the guest prints                 |
+//!
+//! | offset | width | R/W | configuration field (§5.3.4)            |
+//! |--------|-------|-----|-----------------------------------------|
+//! | 0      | 2     | R   | `cols`, with `VIRTIO_CONSOLE_F_SIZE`    |
+//! | 2      | 2     | R   | `rows`, with `VIRTIO_CONSOLE_F_SIZE`    |
+//! | 4      | 4     | R   | `max_nr_ports`: 0, no multiport         |
+//! | 8      | 4     | -   | `emerg_wr`: ignored, not offered        |
+//!
+//! Output goes to a sink that the machine provides; if it fails, the output is dropped and counted, and the guest goes on. Input
+//! and the window's size come through a [`ConsoleHandle`] from any thread.
+
+mod handle;
+
+pub use handle::ConsoleHandle;
+
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use husk_devices::metrics::Counter;
+
+use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
+use crate::ring::{Reader, Ring, RingState, Step};
+use handle::Shared;
+
+/// virtio device ID (virtio 1.2 §5).
+const VIRTIO_ID_CONSOLE: u32 = 3;
+/// "Other communication device".
+const PCI_CLASS: u32 = 0x07_80_00;
+/// `cols` and `rows` are valid (virtio 1.2 §5.3.3).
+const VIRTIO_CONSOLE_F_SIZE: u64 = 1 << 0;
+/// Linux fills the receive queue with a page for each entry and waits for every single output.
+const QUEUE_SIZES: [u16; 2] = [16, 16];
+/// Output is moved in pieces of this size.
+const COPY_BYTES: usize = 4096;
+
+const RECEIVE: u32 = 0;
+const TRANSMIT: u32 = 1;
+const INPUT: u32 = 2;
+
+type Sink = Arc<Mutex<Box<dyn Write + Send>>>;
+
+/// What the device has done.
+#[derive(Debug, Default)]
+pub struct ConsoleCounters {
+    /// Output requests handled.
+    pub tx_requests: Counter,
+    /// Bytes printed.
+    pub tx_bytes: Counter,
+    /// Bytes of output that the sink did not take.
+    pub tx_dropped_bytes: Counter,
+    /// Bytes typed that the guest was given.
+    pub rx_bytes: Counter,
+    /// Bytes typed that found the input queue full.
+    pub rx_dropped_bytes: Counter,
+}
+
+/// A console device.
+pub struct Console {
+    shared: Arc<Shared>,
+    sink: Sink,
+}
+
+impl Console {
+    /// A console of `cols` by `rows` characters that prints to `sink`.
+    ///
+    /// The sink is called on the I/O thread. While it blocks, so do the guest's output and a reset of the device.
+    ///
+    /// # Errors
+    /// When the host refuses an eventfd.
+    pub fn new(cols: u16, rows: u16, sink: Box<dyn Write + Send>) -> io::Result<Self> {
+        Ok(Self {
+            shared: Arc::new(Shared::new(cols, rows)?),
+            sink: Arc::new(Mutex::new(sink)),
+        })
+    }
+
+    /// The keyboard and the window of this console, for other threads.
+    pub fn handle(&self) -> ConsoleHandle {
+        ConsoleHandle::new(self.shared.clone())
+    }
+
+    /// The device's counters.
+    pub fn counters(&self) -> &ConsoleCounters {
+        &self.shared.counters
+    }
+}
+
+impl VirtioDevice for Console {
+    fn profile(&self) -> Profile {
+        Profile {
+            id: VIRTIO_ID_CONSOLE,
+            class: PCI_CLASS,
+            features: VIRTIO_CONSOLE_F_SIZE,
+            queue_sizes: QUEUE_SIZES.to_vec(),
+        }
+    }
+
+    fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {
+        self.shared.config.clone()
+    }
+
+    fn start(&mut self, mut activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError> {
+        let receive = activation.take_ring(0)?;
+        let transmit = activation.take_ring(1)?;
+        let resizable = activation.features & VIRTIO_CONSOLE_F_SIZE != 0;
+        self.shared.attach(resizable.then_some(activation.config_changed));
+        Ok(vec![Box::new(ConsoleHandler {
+            receive,
+            transmit,
+            shared: self.shared.clone(),
+            sink: self.sink.clone(),
+        })])
+    }
+}
+
+struct ConsoleHandler {
+    receive: Ring,
+    transmit: Ring,
+    shared: Arc<Shared>,
+    sink: Sink,
+}
+
+impl ConsoleHandler {
+    fn print(&mut self) -> Result<(), HandlerError> {
+        let counters = &self.shared.counters;
+        let mut sink = lock(&self.sink);
+        self.transmit.drain(|reader, _| {
+            counters.tx_requests.inc();
+            copy(reader, &mut *sink, counters);
+            Ok(Step::Used(0))
+        })?;
+        // A sink that cannot flush drops at its next write, where it is counted.
+        let _ = sink.flush();
+        Ok(())
+    }
+
+    fn type_in(&mut self) -> Result<(), HandlerError> {
+        let Self { receive, shared, .. } = self;
+        receive.drain(|_, writer| match shared.take_input(writer) {
+            // No input: wait for some, with the buffer still in the ring.
+            None => Ok(Step::Later),
+            Some(taken) => Ok(Step::Used(u32::try_from(taken).expect("bounded by the input queue"))),
+        })
+    }
+}
+
+impl Handler for ConsoleHandler {
+    fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        let fds = [
+            (self.receive.kick().as_raw_fd(), RECEIVE),
+            (self.transmit.kick().as_raw_fd(), TRANSMIT),
+            (self.shared.event.as_raw_fd(), INPUT),
+        ];
+        fds.into_iter()
+            .try_for_each(|(fd, token)| watch.readable(fd, token))
+            .map_err(HandlerError::watch)
+    }
+
+    fn wake(&mut self, token: u32, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        match token {
+            TRANSMIT => self.print(),
+            RECEIVE => self.type_in(),
+            _ => {
+                // Fails only when there was no event.
+                let _ = self.shared.event.read();
+                self.type_in()
+            }
+        }
+    }
+
+    fn stop(self: Box<Self>) -> Vec<RingState> {
+        self.shared.detach();
+        vec![self.receive.into_state(), self.transmit.into_state()]
+    }
+}
+
+/// Moves all of `reader` to `sink`, or counts what could not be moved.
+fn copy(reader: &mut Reader<'_>, sink: &mut dyn Write, counters: &ConsoleCounters) {
+    let mut piece = [0; COPY_BYTES];
+    while let Ok(len @ 1..) = reader.read(&mut piece) {
+        let counter = match sink.write_all(piece.get(..len).unwrap_or_default()) {
+            Ok(()) => &counters.tx_bytes,
+            Err(_) => &counters.tx_dropped_bytes,
+        };
+        counter.add(len as u64);
+    }
+}
+
+/// A thread that panicked leaves bytes behind, not broken invariants.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[path = "console_test.rs"]
+mod tests;

@@ -1,0 +1,212 @@
+use std::collections::BTreeSet;
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+use crate::ring::Notify;
+use crate::testing::{Buf, Driver, memory};
+
+const DATA: u64 = 0x8_0000;
+
+struct Ignore;
+
+impl Watch for Ignore {
+    fn readable(&mut self, _: RawFd, _: u32) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn forget(&mut self, _: RawFd) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A sink whose contents a test can see, and which can be broken.
+#[derive(Clone, Default)]
+struct Screen(Arc<Mutex<Vec<u8>>>, Arc<Mutex<bool>>);
+
+impl Write for Screen {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if *self.1.lock().unwrap() {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Bench {
+    console: Console,
+    screen: Screen,
+    receive: Driver,
+    transmit: Driver,
+    config_changes: Arc<AtomicUsize>,
+}
+
+fn bench() -> Bench {
+    let mem = memory();
+    let screen = Screen::default();
+    Bench {
+        console: Console::new(80, 25, Box::new(screen.clone())).unwrap(),
+        screen,
+        receive: Driver::new(&mem, 0x1000, 16),
+        transmit: Driver::new(&mem, 0x2000, 16),
+        config_changes: Arc::default(),
+    }
+}
+
+impl Bench {
+    fn start(&mut self, features: u64) -> Box<dyn Handler> {
+        let changes = self.config_changes.clone();
+        let activation = Activation {
+            mem: self.receive.mem.clone(),
+            features,
+            rings: vec![Some(self.receive.ring()), Some(self.transmit.ring())],
+            config_changed: Notify::new(move || {
+                changes.fetch_add(1, Ordering::SeqCst);
+            }),
+        };
+        self.console.start(activation).unwrap().remove(0)
+    }
+
+    fn size(&self) -> [u16; 2] {
+        let mut bytes = [0; 4];
+        self.console.config().lock().unwrap().read(0, &mut bytes);
+        [
+            u16::from_le_bytes([bytes[0], bytes[1]]),
+            u16::from_le_bytes([bytes[2], bytes[3]]),
+        ]
+    }
+}
+
+#[test]
+fn output_reaches_the_sink_in_order() {
+    let mut bench = bench();
+    let mut handler = bench.start(0);
+    let long: Vec<u8> = (0..10_000u32).map(|n| n.to_le_bytes()[0]).collect();
+    bench.transmit.write(DATA, b"hello ");
+    bench.transmit.write(DATA + 0x1000, &long);
+    bench.transmit.add(&[Buf::Out(DATA, 6)]);
+    bench
+        .transmit
+        .add(&[Buf::Out(DATA + 0x1000, 5000), Buf::Out(DATA + 0x1000 + 5000, 5000)]);
+
+    handler.wake(TRANSMIT, &mut Ignore).unwrap();
+
+    assert_eq!(*bench.screen.0.lock().unwrap(), [b"hello ".as_slice(), &long].concat());
+    assert_eq!(bench.transmit.take_used(), Some((0, 0)));
+    assert_eq!(bench.transmit.take_used(), Some((1, 0)));
+    let counters = bench.console.counters();
+    assert_eq!((counters.tx_requests.get(), counters.tx_bytes.get()), (2, 10_006));
+}
+
+#[test]
+fn broken_sink_drops_output_but_not_the_guest() {
+    let mut bench = bench();
+    let mut handler = bench.start(0);
+    *bench.screen.1.lock().unwrap() = true;
+    bench.transmit.add(&[Buf::Out(DATA, 6)]);
+    handler.wake(TRANSMIT, &mut Ignore).unwrap();
+    assert_eq!(bench.transmit.take_used(), Some((0, 0)));
+    assert_eq!(bench.console.counters().tx_dropped_bytes.get(), 6);
+}
+
+#[test]
+fn typed_bytes_fill_the_drivers_buffers() {
+    let mut bench = bench();
+    let mut handler = bench.start(0);
+    let handle = bench.console.handle();
+    bench.receive.add(&[Buf::In(DATA, 4)]);
+    bench.receive.add(&[Buf::In(DATA + 16, 4)]);
+    handler.wake(RECEIVE, &mut Ignore).unwrap();
+    assert_eq!(bench.receive.take_used(), None, "nothing typed yet");
+
+    assert_eq!(handle.input(b"abcdef"), 6);
+    handler.wake(INPUT, &mut Ignore).unwrap();
+
+    assert_eq!(bench.receive.take_used(), Some((0, 4)));
+    assert_eq!(bench.receive.take_used(), Some((1, 2)));
+    assert_eq!(
+        (bench.receive.read(DATA, 4), bench.receive.read(DATA + 16, 2)),
+        (b"abcd".to_vec(), b"ef".to_vec())
+    );
+    assert_eq!(bench.receive.interrupts(), 1);
+}
+
+#[test]
+fn input_waits_for_buffers_and_for_a_driver() {
+    let mut bench = bench();
+    bench.console.handle().input(b"early");
+    let mut handler = bench.start(0);
+    handler.wake(INPUT, &mut Ignore).unwrap();
+    assert_eq!(
+        bench.receive.used_flags(),
+        0,
+        "the driver is asked to kick when it has buffers"
+    );
+    bench.receive.add(&[Buf::In(DATA, 16)]);
+    handler.wake(RECEIVE, &mut Ignore).unwrap();
+    assert_eq!(bench.receive.take_used(), Some((0, 5)));
+}
+
+#[test]
+fn input_queue_is_bounded() {
+    let bench = bench();
+    let handle = bench.console.handle();
+    let taken: usize = (0..100).map(|_| handle.input(&[b'x'; 1000])).sum();
+    assert_eq!(taken, 64 << 10);
+    assert_eq!(bench.console.counters().rx_dropped_bytes.get(), 100_000 - (64 << 10));
+}
+
+#[test]
+fn resize_is_told_to_a_driver_that_cares() {
+    let mut bench = bench();
+    let handle = bench.console.handle();
+    assert_eq!(bench.size(), [80, 25]);
+    handle.resize(100, 30);
+    assert_eq!(
+        (bench.size(), bench.config_changes.load(Ordering::SeqCst)),
+        ([100, 30], 0),
+        "no driver yet"
+    );
+
+    let before = bench.console.config().lock().unwrap().generation();
+    let handler = bench.start(VIRTIO_CONSOLE_F_SIZE);
+    handle.resize(120, 40);
+    assert_eq!(
+        (bench.size(), bench.config_changes.load(Ordering::SeqCst)),
+        ([120, 40], 1)
+    );
+    assert_ne!(bench.console.config().lock().unwrap().generation(), before);
+
+    assert_eq!(handler.stop().len(), 2);
+    handle.resize(1, 1);
+    assert_eq!(bench.config_changes.load(Ordering::SeqCst), 1, "the driver is gone");
+    bench.start(0);
+    handle.resize(2, 2);
+    assert_eq!(
+        bench.config_changes.load(Ordering::SeqCst),
+        1,
+        "the driver does not know sizes"
+    );
+}
+
+#[test]
+fn everything_readable_is_watched() {
+    struct Tokens(BTreeSet<u32>);
+    impl Watch for Tokens {
+        fn readable(&mut self, _: RawFd, token: u32) -> io::Result<()> {
+            self.0.insert(token);
+            Ok(())
+        }
+        fn forget(&mut self, _: RawFd) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut bench = bench();
+    let mut tokens = Tokens(BTreeSet::new());
+    bench.start(0).watch(&mut tokens).unwrap();
+    assert_eq!(tokens.0.into_iter().collect::<Vec<_>>(), [RECEIVE, TRANSMIT, INPUT]);
+}

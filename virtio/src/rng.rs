@@ -1,0 +1,182 @@
+//! Entropy device (virtio 1.2 §5.4): fills the driver's buffers with random bytes from a host file.
+//!
+//! | queue | carries                                  |
+//! |-------|------------------------------------------|
+//! | 0     | device-writable buffers to be filled     |
+//!
+//! There is no configuration and there are no feature bits. A request may be answered short (§5.4.6.1), so one request gets at
+//! most [`REQUEST_BYTES_MAX`], whatever its buffers hold: a guest cannot make the host read gigabytes in one go. When the
+//! source gives nothing the request stays in the ring and is tried again a second later.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use husk_devices::metrics::Counter;
+use vmm_sys_util::timerfd::TimerFd;
+
+use crate::config::ConfigBytes;
+use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
+use crate::ring::{Ring, RingState, Step};
+
+/// virtio device ID (virtio 1.2 §5).
+const VIRTIO_ID_RNG: u32 = 4;
+/// "Other encryption controller": base class 10h.
+const PCI_CLASS: u32 = 0x10_80_00;
+/// Linux asks for one buffer of 64 bytes at a time.
+const QUEUE_SIZE: u16 = 16;
+/// Most bytes that one request is given.
+pub const REQUEST_BYTES_MAX: usize = 64 << 10;
+/// How long to wait before asking a source again that gave nothing.
+const RETRY: Duration = Duration::from_secs(1);
+
+const KICK: u32 = 0;
+const TIMER: u32 = 1;
+
+/// What the device has done.
+#[derive(Debug, Default)]
+pub struct RngCounters {
+    /// Requests answered.
+    pub requests: Counter,
+    /// Random bytes given.
+    pub bytes: Counter,
+    /// Times that the source failed or was at its end.
+    pub source_errors: Counter,
+}
+
+/// An entropy device.
+pub struct Rng {
+    source: Arc<File>,
+    config: Arc<Mutex<ConfigBytes>>,
+    counters: Arc<RngCounters>,
+}
+
+impl Rng {
+    /// A device that reads from the file at `path`, such as `/dev/urandom`.
+    ///
+    /// # Errors
+    /// When the file cannot be opened for reading.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        // Non-blocking, so that a source which runs dry (a FIFO, a hardware generator) does not hold up a reset.
+        let source = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)?;
+        Ok(Self {
+            source: Arc::new(source),
+            config: Arc::default(),
+            counters: Arc::default(),
+        })
+    }
+
+    /// The device's counters.
+    pub fn counters(&self) -> Arc<RngCounters> {
+        self.counters.clone()
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn profile(&self) -> Profile {
+        Profile {
+            id: VIRTIO_ID_RNG,
+            class: PCI_CLASS,
+            features: 0,
+            queue_sizes: vec![QUEUE_SIZE],
+        }
+    }
+
+    fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {
+        self.config.clone()
+    }
+
+    fn start(&mut self, mut activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError> {
+        let ring = activation.take_ring(0)?;
+        Ok(vec![Box::new(RngHandler {
+            ring,
+            source: self.source.clone(),
+            timer: None,
+            counters: self.counters.clone(),
+        })])
+    }
+}
+
+struct RngHandler {
+    ring: Ring,
+    source: Arc<File>,
+    /// Made when the source first gives nothing.
+    timer: Option<TimerFd>,
+    counters: Arc<RngCounters>,
+}
+
+impl RngHandler {
+    /// Answers what is waiting. `false` if the source gave nothing and requests were left.
+    fn serve(&mut self) -> Result<bool, HandlerError> {
+        let Self {
+            ring, source, counters, ..
+        } = self;
+        let mut dry = false;
+        ring.drain(|_, writer| {
+            let wanted = writer.available_bytes().min(REQUEST_BYTES_MAX);
+            let given = match writer.write_from(&mut source.as_ref(), wanted) {
+                Ok(given) if given > 0 || wanted == 0 => given,
+                _ => {
+                    counters.source_errors.inc();
+                    dry = true;
+                    return Ok(Step::Later);
+                }
+            };
+            counters.requests.inc();
+            counters.bytes.add(given as u64);
+            Ok(Step::Used(u32::try_from(given).expect("bounded by REQUEST_BYTES_MAX")))
+        })?;
+        Ok(!dry)
+    }
+
+    fn retry_later(&mut self, watch: &mut dyn Watch) -> io::Result<()> {
+        let timer = match &mut self.timer {
+            Some(timer) => timer,
+            slot => {
+                let timer = TimerFd::new()?;
+                watch.readable(timer.as_raw_fd(), TIMER)?;
+                slot.insert(timer)
+            }
+        };
+        Ok(timer.reset(RETRY, None)?)
+    }
+}
+
+impl Handler for RngHandler {
+    fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        watch
+            .readable(self.ring.kick().as_raw_fd(), KICK)
+            .map_err(HandlerError::watch)
+    }
+
+    fn wake(&mut self, token: u32, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        if token == TIMER
+            && let Some(timer) = &mut self.timer
+        {
+            // Readable, so this only resets it.
+            let _ = timer.wait();
+        }
+        if self.serve()? {
+            return Ok(());
+        }
+        self.retry_later(watch).map_err(|source| HandlerError::Host {
+            what: "cannot set the retry timer",
+            source,
+        })
+    }
+
+    fn stop(self: Box<Self>) -> Vec<RingState> {
+        vec![self.ring.into_state()]
+    }
+}
+
+#[cfg(test)]
+#[path = "rng_test.rs"]
+mod tests;

@@ -1,0 +1,109 @@
+use std::collections::BTreeSet;
+use std::os::fd::RawFd;
+
+use super::*;
+use crate::ring::Notify;
+use crate::testing::{Buf, Driver, memory};
+
+const DATA: u64 = 0x8_0000;
+
+/// Remembers what is watched.
+#[derive(Default)]
+struct Watched(BTreeSet<(RawFd, u32)>);
+
+impl Watch for Watched {
+    fn readable(&mut self, fd: RawFd, token: u32) -> io::Result<()> {
+        assert!(self.0.insert((fd, token)), "watched twice");
+        Ok(())
+    }
+
+    fn forget(&mut self, fd: RawFd) -> io::Result<()> {
+        self.0.retain(|(watched, _)| *watched != fd);
+        Ok(())
+    }
+}
+
+fn start(rng: &mut Rng, driver: &Driver) -> Box<dyn Handler> {
+    let activation = Activation {
+        mem: driver.mem.clone(),
+        features: 0,
+        rings: vec![Some(driver.ring())],
+        config_changed: Notify::none(),
+    };
+    rng.start(activation).unwrap().remove(0)
+}
+
+#[test]
+fn requests_are_filled_from_the_source() {
+    let mut driver = Driver::new(&memory(), 0x1000, 8);
+    let mut rng = Rng::open(Path::new("/dev/urandom")).unwrap();
+    let mut handler = start(&mut rng, &driver);
+    driver.add(&[Buf::In(DATA, 32), Buf::In(DATA + 64, 32)]);
+
+    handler.wake(KICK, &mut Watched::default()).unwrap();
+
+    assert_eq!(driver.take_used(), Some((0, 64)));
+    let (first, second) = (driver.read(DATA, 32), driver.read(DATA + 64, 32));
+    assert!(first != [0; 32] && second != [0; 32] && first != second);
+    assert_eq!((rng.counters.requests.get(), rng.counters.bytes.get()), (1, 64));
+    assert_eq!(driver.interrupts(), 1);
+}
+
+#[test]
+fn one_request_gets_no_more_than_the_cap() {
+    let mut driver = Driver::new(&memory(), 0x1000, 8);
+    let mut rng = Rng::open(Path::new("/dev/zero")).unwrap();
+    let mut handler = start(&mut rng, &driver);
+    let size = u32::try_from(REQUEST_BYTES_MAX).unwrap();
+    driver.write(DATA + u64::from(size), b"beyond");
+    driver.add(&[Buf::In(DATA, size - 1), Buf::In(DATA + u64::from(size) - 1, 0x1000)]);
+    handler.wake(KICK, &mut Watched::default()).unwrap();
+    assert_eq!(driver.take_used(), Some((0, size)));
+    assert_eq!(driver.read(DATA + u64::from(size), 6), b"beyond");
+}
+
+#[test]
+fn request_without_writable_buffers_is_used_empty() {
+    let mut driver = Driver::new(&memory(), 0x1000, 8);
+    let mut rng = Rng::open(Path::new("/dev/urandom")).unwrap();
+    driver.add(&[Buf::Out(DATA, 32)]);
+    start(&mut rng, &driver).wake(KICK, &mut Watched::default()).unwrap();
+    assert_eq!(driver.take_used(), Some((0, 0)));
+}
+
+#[test]
+fn dry_source_leaves_the_request_and_is_tried_again() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut driver = Driver::new(&memory(), 0x1000, 8);
+    let mut rng = Rng::open(file.path()).unwrap();
+    let mut handler = start(&mut rng, &driver);
+    let mut watched = Watched::default();
+    driver.add(&[Buf::In(DATA, 8)]);
+
+    for kicks in 1..=3 {
+        driver.kick.write(1).unwrap();
+        handler.wake(KICK, &mut watched).unwrap();
+        assert_eq!((driver.take_used(), driver.interrupts()), (None, 0));
+        assert_eq!(rng.counters.source_errors.get(), kicks);
+        assert!(driver.kick.read().is_err(), "nothing that would spin is left readable");
+    }
+    assert_eq!(watched.0.iter().map(|(_, token)| *token).collect::<Vec<_>>(), [TIMER]);
+
+    std::fs::write(file.path(), b"entropy!").unwrap();
+    handler.wake(TIMER, &mut watched).unwrap();
+    assert_eq!(driver.take_used(), Some((0, 8)));
+    assert_eq!(driver.read(DATA, 8), b"entropy!");
+}
+
+#[test]
+fn device_needs_its_queue() {
+    let mem = memory();
+    let activation = Activation {
+        mem,
+        features: 0,
+        rings: vec![None],
+        config_changed: Notify::none(),
+    };
+    let mut rng = Rng::open(Path::new("/dev/zero")).unwrap();
+    assert!(matches!(rng.start(activation), Err(StartError::QueueMissing(0))));
+}

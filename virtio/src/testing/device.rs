@@ -1,0 +1,105 @@
+//! A device for transport tests: copies what it reads to what it writes, and misbehaves on request.
+
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::config::ConfigBytes;
+use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
+use crate::ring::{Ring, RingState, Step};
+
+/// What a test may ask of an [`Echo`], and learn from it.
+#[derive(Default)]
+pub(crate) struct EchoControl {
+    /// The next start fails.
+    pub fail_start: AtomicBool,
+    /// Stopping takes until this is false again.
+    pub hold_stop: AtomicBool,
+    /// Successful starts.
+    pub starts: AtomicUsize,
+    /// Handlers that are alive.
+    pub alive: AtomicUsize,
+    /// Features of the last start.
+    pub features: Mutex<u64>,
+}
+
+/// One handler per enabled queue.
+pub(crate) struct Echo {
+    pub control: Arc<EchoControl>,
+    pub config: Arc<Mutex<ConfigBytes>>,
+    pub queue_sizes: Vec<u16>,
+}
+
+impl Echo {
+    pub fn new() -> Self {
+        Self {
+            control: Arc::default(),
+            config: Arc::new(Mutex::new(ConfigBytes::new([1, 2, 3, 4]))),
+            queue_sizes: vec![8, 16],
+        }
+    }
+}
+
+impl VirtioDevice for Echo {
+    fn profile(&self) -> Profile {
+        Profile {
+            id: 42,
+            class: 0xff_00_00,
+            features: 0b101,
+            queue_sizes: self.queue_sizes.clone(),
+        }
+    }
+
+    fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {
+        self.config.clone()
+    }
+
+    fn start(&mut self, activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError> {
+        if self.control.fail_start.load(Ordering::SeqCst) {
+            return Err(StartError::QueueMissing(1));
+        }
+        self.control.starts.fetch_add(1, Ordering::SeqCst);
+        *self.control.features.lock().unwrap() = activation.features;
+        let handler = |ring| {
+            self.control.alive.fetch_add(1, Ordering::SeqCst);
+            Box::new(Echoing {
+                ring,
+                control: self.control.clone(),
+            }) as Box<dyn Handler>
+        };
+        Ok(activation.rings.into_iter().flatten().map(handler).collect())
+    }
+}
+
+struct Echoing {
+    ring: Ring,
+    control: Arc<EchoControl>,
+}
+
+impl Handler for Echoing {
+    fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        watch
+            .readable(self.ring.kick().as_raw_fd(), 0)
+            .map_err(|source| HandlerError::Host {
+                what: "cannot watch",
+                source,
+            })
+    }
+
+    fn wake(&mut self, _: u32, _: &mut dyn Watch) -> Result<(), HandlerError> {
+        self.ring.drain(|reader, writer| {
+            let done = writer.available_bytes().min(reader.available_bytes());
+            std::io::copy(&mut std::io::Read::take(reader, done as u64), writer).unwrap();
+            Ok(Step::Used(u32::try_from(done).unwrap()))
+        })
+    }
+
+    fn stop(self: Box<Self>) -> Vec<RingState> {
+        while self.control.hold_stop.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.control.alive.fetch_sub(1, Ordering::SeqCst);
+        vec![self.ring.into_state()]
+    }
+}

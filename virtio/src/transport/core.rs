@@ -1,0 +1,335 @@
+//! The life of a virtio device, whatever bus it is on: status, features, queue registers, start and reset.
+//!
+//! The status machine follows virtio 1.2 §2.1 and §3.1.1. A write that the present state does not allow is ignored, and the
+//! driver sees so when it reads back:
+//!
+//! | state                      | features  | queue registers | may follow                            |
+//! |----------------------------|-----------|-----------------|---------------------------------------|
+//! | 0 (reset)                  | -         | -               | `ACKNOWLEDGE`                         |
+//! | `ACKNOWLEDGE`              | -         | -               | `DRIVER`                              |
+//! | `DRIVER`                   | writable  | -               | `FEATURES_OK`, if features are valid  |
+//! | `FEATURES_OK`              | frozen    | writable until that queue is enabled | `DRIVER_OK`      |
+//! | `DRIVER_OK`                | frozen    | frozen          | reset                                 |
+//! | `FAILED`, being reset      | frozen    | frozen          | reset                                 |
+//!
+//! `DRIVER_OK` builds the rings, starts the device and gives every handler a [`Worker`](crate::worker::Worker). Whatever fails there, or later on an
+//! I/O thread, sets `DEVICE_NEEDS_RESET` and raises a configuration change interrupt; the VM goes on.
+//!
+//! A reset asks the workers to stop and returns. Until they have, `device_status` reads as before and everything else is
+//! ignored: drivers must wait for 0 anyway (virtio 1.2 §4.1.4.3.2), and no vCPU ever waits for I/O.
+
+use std::io;
+use std::sync::Arc;
+
+use husk_devices::memory::GuestMemory;
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
+    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
+};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::features::Features;
+use super::profile::{self, ProfileError};
+use super::queue::{QueuePart, QueueRegisters};
+use super::running::Running;
+use super::words;
+use crate::device::{Activation, Profile, StartError, VirtioDevice};
+use crate::ring::{Notify, Ring, RingState};
+
+const ACKNOWLEDGE: u8 = status_bit(VIRTIO_CONFIG_S_ACKNOWLEDGE);
+const DRIVER: u8 = status_bit(VIRTIO_CONFIG_S_DRIVER);
+const DRIVER_OK: u8 = status_bit(VIRTIO_CONFIG_S_DRIVER_OK);
+const FEATURES_OK: u8 = status_bit(VIRTIO_CONFIG_S_FEATURES_OK);
+const NEEDS_RESET: u8 = status_bit(VIRTIO_CONFIG_S_NEEDS_RESET);
+const FAILED: u8 = status_bit(VIRTIO_CONFIG_S_FAILED);
+
+/// Who interrupts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A configuration change (virtio 1.2 §2.3).
+    Config,
+    /// A queue.
+    Queue(u16),
+}
+
+/// A device with its negotiation state. Not thread-safe: the transport's lock is around it.
+pub struct Core {
+    name: String,
+    device: Box<dyn VirtioDevice>,
+    profile: Profile,
+    mem: GuestMemory,
+    status: u8,
+    features: Features,
+    queues: Vec<QueueRegisters>,
+    kicks: Vec<Option<Arc<EventFd>>>,
+    running: Running,
+    resetting: bool,
+}
+
+impl Core {
+    /// A device in its reset state, called `name` in logs, counters and thread names.
+    ///
+    /// # Errors
+    /// When its profile is not one that `queues` at most can serve.
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        name: String,
+        mem: GuestMemory,
+        max_queues: u16,
+    ) -> Result<Self, ProfileError> {
+        let profile = device.profile();
+        profile::check(&profile, &name, max_queues)?;
+        let queues: Vec<_> = profile
+            .queue_sizes
+            .iter()
+            .map(|size| QueueRegisters::new(*size))
+            .collect();
+        Ok(Self {
+            name,
+            device,
+            kicks: vec![None; queues.len()],
+            queues,
+            mem,
+            status: 0,
+            features: Features::new(profile.features),
+            profile,
+            running: Running::default(),
+            resetting: false,
+        })
+    }
+
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The device itself.
+    pub fn device(&self) -> &dyn VirtioDevice {
+        self.device.as_ref()
+    }
+
+    /// What the device is.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    /// Times that the device came to need a reset.
+    pub fn failures(&self) -> u64 {
+        self.running.failures()
+    }
+
+    /// Number of queues.
+    pub fn queue_count(&self) -> u16 {
+        u16::try_from(self.queues.len()).expect("checked by Core::new")
+    }
+
+    /// `device_status`. Non-zero after a reset until the I/O threads have stopped.
+    pub fn status(&mut self) -> u8 {
+        self.finish_reset();
+        if self.running.needs_reset() {
+            self.status | NEEDS_RESET
+        } else {
+            self.status
+        }
+    }
+
+    /// Takes a write of `device_status`. `notify` makes the interrupts of a device that starts.
+    pub fn set_status(&mut self, value: u8, notify: impl Fn(Source) -> Notify) {
+        self.finish_reset();
+        if value == 0 {
+            return self.begin_reset();
+        }
+        // A driver must not clear bits (virtio 1.2 §2.1.1); NEEDS_RESET is not its to write.
+        if self.resetting || self.status & !value != 0 {
+            return;
+        }
+        for bit in [ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK, FAILED] {
+            if value & bit != 0 && self.status & bit == 0 && self.allows(bit) {
+                self.status |= bit;
+                if bit == DRIVER_OK {
+                    self.start(&notify);
+                }
+            }
+        }
+    }
+
+    fn allows(&self, bit: u8) -> bool {
+        let is = |expected| self.status == expected;
+        match bit {
+            ACKNOWLEDGE => is(0),
+            DRIVER => is(ACKNOWLEDGE),
+            FEATURES_OK => is(ACKNOWLEDGE | DRIVER) && self.features.acceptable(),
+            DRIVER_OK => is(ACKNOWLEDGE | DRIVER | FEATURES_OK),
+            _ => true,
+        }
+    }
+
+    /// `device_feature`: 32 of the offered bits.
+    pub fn device_feature(&self, select: u32) -> u32 {
+        words::get(self.features.offered(), select)
+    }
+
+    /// `driver_feature`: 32 of the bits that the driver wrote.
+    pub fn driver_feature(&self, select: u32) -> u32 {
+        words::get(self.features.accepted(), select)
+    }
+
+    /// Takes a write of `driver_feature`.
+    pub fn set_driver_feature(&mut self, select: u32, value: u32) {
+        if self.status() == ACKNOWLEDGE | DRIVER {
+            self.features
+                .accept(words::with(self.features.accepted(), select, value));
+        }
+    }
+
+    /// `queue_size`, 0 for a queue that does not exist.
+    pub fn queue_size(&self, queue: u16) -> u16 {
+        self.queues.get(usize::from(queue)).map_or(0, |queue| queue.size)
+    }
+
+    /// Takes a write of `queue_size`.
+    pub fn set_queue_size(&mut self, queue: u16, size: u16) {
+        if let Some(queue) = self.writable_queue(queue) {
+            queue.set_size(size);
+        }
+    }
+
+    /// `queue_enable`.
+    pub fn queue_enabled(&self, queue: u16) -> bool {
+        self.queues.get(usize::from(queue)).is_some_and(|queue| queue.enabled)
+    }
+
+    /// Takes a write of 1 to `queue_enable`; there is no way back but a reset (virtio 1.2 §4.1.4.3.2).
+    pub fn enable_queue(&mut self, queue: u16) {
+        if let Some(queue) = self.writable_queue(queue) {
+            queue.enabled = true;
+        }
+    }
+
+    /// Half of a queue address: `half` 0 is the low dword, 1 the high one.
+    pub fn queue_address(&self, queue: u16, part: QueuePart, half: u32) -> u32 {
+        let queue = self.queues.get(usize::from(queue));
+        queue
+            .and_then(|queue| queue.addresses.get(part as usize))
+            .map_or(0, |address| words::get(*address, half))
+    }
+
+    /// Takes a write of half a queue address.
+    pub fn set_queue_address(&mut self, queue: u16, part: QueuePart, half: u32, value: u32) {
+        if let Some(address) = self
+            .writable_queue(queue)
+            .and_then(|queue| queue.addresses.get_mut(part as usize))
+        {
+            *address = words::with(*address, half, value);
+        }
+    }
+
+    /// Whether the driver may still configure `queue`: after `FEATURES_OK`, before `DRIVER_OK`, and not yet enabled.
+    pub fn queue_is_writable(&mut self, queue: u16) -> bool {
+        self.writable_queue(queue).is_some()
+    }
+
+    fn writable_queue(&mut self, queue: u16) -> Option<&mut QueueRegisters> {
+        if self.status() != ACKNOWLEDGE | DRIVER | FEATURES_OK {
+            return None;
+        }
+        self.queues.get_mut(usize::from(queue)).filter(|queue| !queue.enabled)
+    }
+
+    /// The doorbell of a queue that has been live; it stays the same from then on, over resets too.
+    pub fn kick(&self, queue: u16) -> Option<&Arc<EventFd>> {
+        self.kicks.get(usize::from(queue)).and_then(Option::as_ref)
+    }
+
+    fn start(&mut self, notify: &dyn Fn(Source) -> Notify) {
+        let config_changed = notify(Source::Config);
+        let started = self.build_rings(notify).and_then(|rings| {
+            self.device.start(Activation {
+                mem: self.mem.clone(),
+                features: self.features.accepted(),
+                rings,
+                config_changed: config_changed.clone(),
+            })
+        });
+        self.running.start(&self.name, started, config_changed);
+    }
+
+    /// The enabled queues as rings, each kicked once: buffers offered before `DRIVER_OK` came without a kick.
+    fn build_rings(&mut self, notify: &dyn Fn(Source) -> Notify) -> Result<Vec<Option<Ring>>, StartError> {
+        let event_idx = self.features.negotiated(VIRTIO_RING_F_EVENT_IDX);
+        let mut rings = Vec::with_capacity(self.queues.len());
+        for (index, (queue, kick)) in (0u16..).zip(self.queues.iter().zip(&mut self.kicks)) {
+            if !queue.enabled {
+                rings.push(None);
+                continue;
+            }
+            let kick = doorbell(kick).map_err(|source| StartError::Host {
+                what: "make a doorbell",
+                source,
+            })?;
+            let notify = notify(Source::Queue(index));
+            rings.push(Some(Ring::new(
+                queue.state(index, event_idx),
+                kick,
+                notify,
+                self.mem.clone(),
+            )?));
+        }
+        Ok(rings)
+    }
+
+    fn begin_reset(&mut self) {
+        self.running.stop();
+        self.resetting = true;
+        self.finish_reset();
+    }
+
+    /// Completes a reset once the I/O threads have ended. Never waits for one.
+    fn finish_reset(&mut self) {
+        if self.resetting && self.running.is_stopped() {
+            self.clear();
+        }
+    }
+
+    /// Joins the I/O threads and goes back to the initial state.
+    fn clear(&mut self) -> Vec<RingState> {
+        self.resetting = false;
+        self.status = 0;
+        self.features.accept(0);
+        for (queue, max_size) in self.queues.iter_mut().zip(&self.profile.queue_sizes) {
+            *queue = QueueRegisters::new(*max_size);
+        }
+        self.running.join()
+    }
+
+    /// Stops the device, waits until no I/O thread touches guest memory, and returns where the rings stood. The device is
+    /// reset afterwards. Blocks as long as the host's I/O does: not for vCPU threads.
+    pub fn shutdown(&mut self) -> Vec<RingState> {
+        self.running.stop();
+        self.clear()
+    }
+}
+
+/// The eventfd in `slot`, made when first needed, and kicked.
+fn doorbell(slot: &mut Option<Arc<EventFd>>) -> io::Result<Arc<EventFd>> {
+    let kick = match slot {
+        Some(kick) => kick.clone(),
+        None => slot.insert(Arc::new(EventFd::new(EFD_NONBLOCK)?)).clone(),
+    };
+    // Fails only when the counter is full, and then the doorbell rings anyway.
+    let _ = kick.write(1);
+    Ok(kick)
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "all status bits are below 256 (virtio 1.2 §2.1)"
+)]
+const fn status_bit(bit: u32) -> u8 {
+    bit as u8
+}
+
+#[cfg(test)]
+#[path = "core_test.rs"]
+mod tests;

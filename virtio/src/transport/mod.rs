@@ -1,0 +1,11 @@
+//! Between a driver and a device: discovery, negotiation, queues, life and death (virtio 1.2 §3, §4).
+
+pub mod core;
+mod features;
+mod profile;
+mod queue;
+mod running;
+mod words;
+
+pub use profile::ProfileError;
+pub use queue::QueuePart;

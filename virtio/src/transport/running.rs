@@ -1,0 +1,100 @@
+//! The running half of a device as its transport holds it: I/O threads, and whether one of them gave up.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use husk_devices::metrics::Counter;
+
+use crate::device::{Handler, HandlerError, StartError};
+use crate::ring::{Notify, RingState};
+use crate::worker::Worker;
+
+/// The workers of one device, none before `DRIVER_OK`.
+#[derive(Default)]
+pub(super) struct Running {
+    workers: Vec<Worker>,
+    needs_reset: Arc<AtomicBool>,
+    failures: Arc<Counter>,
+}
+
+impl Running {
+    /// Gives each handler a thread. If there are none because the device did not start, or a thread cannot be had, the
+    /// device needs a reset.
+    pub fn start(&mut self, name: &str, started: Result<Vec<Box<dyn Handler>>, StartError>, config_changed: Notify) {
+        self.needs_reset = Arc::default();
+        let spawned = started.and_then(|handlers| self.spawn(name, handlers, &config_changed));
+        if let Err(error) = spawned {
+            self.stop();
+            self.failure_reporter(name, config_changed)(&error);
+        }
+    }
+
+    fn spawn(
+        &mut self,
+        name: &str,
+        handlers: Vec<Box<dyn Handler>>,
+        config_changed: &Notify,
+    ) -> Result<(), StartError> {
+        let several = handlers.len() > 1;
+        for (n, handler) in handlers.into_iter().enumerate() {
+            let report = self.failure_reporter(name, config_changed.clone());
+            let on_failure = Box::new(move |error: HandlerError| report(&error));
+            let thread = if several {
+                format!("io-{name}-{n}")
+            } else {
+                format!("io-{name}")
+            };
+            let worker = Worker::spawn(&thread, handler, on_failure).map_err(|source| StartError::Host {
+                what: "start an I/O thread",
+                source,
+            })?;
+            self.workers.push(worker);
+        }
+        Ok(())
+    }
+
+    /// What to do when the device can go on no longer: usable on any thread, takes no lock.
+    fn failure_reporter(&self, name: &str, config_changed: Notify) -> impl Fn(&dyn Error) + Send + use<> {
+        let (name, needs_reset, failures) = (name.to_owned(), self.needs_reset.clone(), self.failures.clone());
+        move |error| {
+            // A guest can do this in a loop: only the first time is worth a warning.
+            let level = match failures.get() {
+                0 => log::Level::Warn,
+                _ => log::Level::Debug,
+            };
+            failures.inc();
+            let source = error.source().map(|source| format!(": {source}")).unwrap_or_default();
+            log::log!(level, "{name}: needs a reset: {error}{source}");
+            needs_reset.store(true, Ordering::Release);
+            config_changed.signal();
+        }
+    }
+
+    /// Whether the device has failed since it was started.
+    pub fn needs_reset(&self) -> bool {
+        self.needs_reset.load(Ordering::Acquire)
+    }
+
+    /// Failures ever.
+    pub fn failures(&self) -> u64 {
+        self.failures.get()
+    }
+
+    /// Asks the threads to end.
+    pub fn stop(&self) {
+        self.workers.iter().for_each(Worker::stop);
+    }
+
+    /// Whether all threads have ended.
+    pub fn is_stopped(&self) -> bool {
+        self.workers.iter().all(Worker::is_stopped)
+    }
+
+    /// Waits for the threads and forgets them and their failure. Returns where the rings stood.
+    pub fn join(&mut self) -> Vec<RingState> {
+        let states = self.workers.drain(..).flat_map(Worker::join).collect();
+        self.needs_reset = Arc::default();
+        states
+    }
+}
