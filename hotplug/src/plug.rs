@@ -1,0 +1,260 @@
+//! The host's side of a bank: units are created before the guest is told, and destroyed after it let go.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::bank::{Bank, BankError, Extent};
+use crate::ged::{Bell, GedEvent};
+use crate::slot::{Event, State};
+use crate::ticket::Ticket;
+
+/// What comes and goes: vCPUs, memory blocks, PCI devices. All methods are called on the control thread, with no lock held.
+pub trait Plug: Send {
+    /// What is needed to create one.
+    type Unit;
+
+    /// Makes the unit real, before the guest is told.
+    ///
+    /// # Errors
+    /// The host refused. Nothing may be left of the unit.
+    fn create(&mut self, slot: u32, unit: Self::Unit) -> Result<(), PlugError>;
+
+    /// Takes the unit away, after the guest let go.
+    ///
+    /// # Errors
+    /// The host refused. The slot stays taken, and a later [`Hotplug::ejected`] tries again.
+    fn destroy(&mut self, slot: u32) -> Result<(), PlugError>;
+
+    /// The guest-physical range of the unit just created, for memory.
+    fn extent(&self, slot: u32) -> Extent {
+        let _ = slot;
+        Extent::default()
+    }
+}
+
+/// The host could not create or destroy a unit.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what}")]
+pub struct PlugError {
+    /// What was being done, in the infinitive.
+    pub what: String,
+    /// The host's answer.
+    pub source: Box<dyn Error + Send + Sync>,
+}
+
+/// Why an operation was not even begun, or ended on the host's side.
+#[derive(Debug, thiserror::Error)]
+pub enum HotplugError {
+    /// The slot is not there, or not ready for it.
+    #[error(transparent)]
+    Bank(#[from] BankError),
+    /// The host refused.
+    #[error("slot {slot}")]
+    Plug {
+        /// Which slot.
+        slot: u32,
+        /// Why.
+        source: PlugError,
+    },
+}
+
+/// Slots of one kind and what fills them. Belongs to the control thread; holds the bank's lock only for moments, and never
+/// while it calls the [`Plug`].
+pub struct Hotplug<P: Plug> {
+    plug: P,
+    bank: Arc<Mutex<Bank>>,
+    bell: Bell,
+    event: GedEvent,
+    /// What to create in wanted slots once the guest has let go of what is there.
+    successors: BTreeMap<u32, P::Unit>,
+}
+
+impl<P: Plug> Hotplug<P> {
+    /// Drives `bank`, which is also on the bus, and rings `bell` for `event`.
+    pub fn new(plug: P, bank: Arc<Mutex<Bank>>, bell: Bell, event: GedEvent) -> Self {
+        Self { plug, bank, bell, event, successors: BTreeMap::new() }
+    }
+
+    /// Fills an empty slot before the guest starts: no event, no answer.
+    ///
+    /// # Errors
+    /// The slot is not empty, or the host cannot create the unit.
+    pub fn present(&mut self, slot: u32, unit: P::Unit) -> Result<(), HotplugError> {
+        self.create(slot, unit, Event::Boot)?;
+        self.bank().apply(slot, Event::Boot, None)?;
+        Ok(())
+    }
+
+    /// Fills an empty slot and tells the guest. The ticket is kept by the guest's `_OST`; when it is refused, the unit goes with
+    /// the next [`Hotplug::ejected`].
+    ///
+    /// # Errors
+    /// The slot is not empty, or the host cannot create the unit; the guest has heard nothing.
+    pub fn add(&mut self, slot: u32, unit: P::Unit) -> Result<Ticket, HotplugError> {
+        if self.state(slot) == Some(State::Ejected { wanted: false }) {
+            self.settle(slot)?;
+        }
+        self.create(slot, unit, Event::Offer)?;
+        let (promise, ticket) = Ticket::new();
+        let state = self.bank().apply(slot, Event::Offer, Some(promise))?;
+        self.ring(state);
+        Ok(ticket)
+    }
+
+    /// Wants a slot back whose removal is pending. If the guest has not heard of the removal it never will; if it has, it either
+    /// refuses, and so keeps the unit, or lets go, and `unit` is offered in its place. The removal's ticket is withdrawn.
+    ///
+    /// # Errors
+    /// The slot is empty, or the successor could not be created at once.
+    pub fn reclaim(&mut self, slot: u32, unit: P::Unit) -> Result<Ticket, HotplugError> {
+        let (promise, ticket) = Ticket::new();
+        let state = self.bank().apply(slot, Event::Reclaim, Some(promise))?;
+        if wanted(state) {
+            self.successors.insert(slot, unit);
+        }
+        if matches!(state, State::Ejected { .. }) {
+            self.settle(slot)?;
+        }
+        Ok(ticket)
+    }
+
+    /// Asks the guest to let go of a slot. The ticket is kept by its `_EJ0`, or by the `_OST` that refuses. A unit that the guest
+    /// has not yet heard of goes at once.
+    ///
+    /// # Errors
+    /// The slot is empty or pinned.
+    pub fn remove(&mut self, slot: u32) -> Result<Ticket, HotplugError> {
+        let (promise, ticket) = Ticket::new();
+        let state = self.bank().apply(slot, Event::Ask, Some(promise))?;
+        self.successors.remove(&slot);
+        if matches!(state, State::Ejected { .. }) {
+            self.settle(slot)?;
+        }
+        self.ring(state);
+        Ok(ticket)
+    }
+
+    /// Gives up waiting: what the guest has not seen is undone, what it has seen it may still finish.
+    ///
+    /// # Errors
+    /// There is no such slot, or the host cannot destroy an offered unit.
+    pub fn expire(&mut self, slot: u32) -> Result<State, HotplugError> {
+        let state = self.bank().apply(slot, Event::Expire, None)?;
+        self.successors.remove(&slot);
+        if matches!(state, State::Ejected { .. }) {
+            self.settle(slot)?;
+        }
+        Ok(self.state(slot).unwrap_or(state))
+    }
+
+    /// Destroys what the guest let go of, offers anew what is wanted again, and says which slots those were. To be called when
+    /// the bank's `on_let_go` has spoken.
+    ///
+    /// # Errors
+    /// The first failure of the host; the other slots are served all the same, and those that failed will be tried again.
+    pub fn ejected(&mut self) -> Result<Vec<u32>, HotplugError> {
+        let slots: Vec<u32> = self.matching(|state| matches!(state, State::Ejected { .. }));
+        let mut failure = None;
+        let mut settled = Vec::new();
+        for slot in slots {
+            match self.settle(slot) {
+                Ok(()) => settled.push(slot),
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        failure.map_or(Ok(settled), Err)
+    }
+
+    /// Where a slot is, or `None` if there is no such slot.
+    pub fn state(&self, slot: u32) -> Option<State> {
+        self.bank().states().find_map(|(number, state)| (number == slot).then_some(state))
+    }
+
+    /// How many slots the guest has: what to report as the present size.
+    pub fn plugged(&self) -> usize {
+        self.matching(State::plugged).len()
+    }
+
+    /// How many slots will be filled when everything asked for is done: what a resize has to start from.
+    pub fn settling(&self) -> usize {
+        self.matching(State::settles_filled).len()
+    }
+
+    /// The lowest slot for [`Hotplug::add`].
+    pub fn vacant(&self) -> Option<u32> {
+        self.matching(|state| matches!(state, State::Empty | State::Ejected { wanted: false })).first().copied()
+    }
+
+    /// The lowest slot for [`Hotplug::reclaim`]: its removal is pending.
+    pub fn reclaimable(&self) -> Option<u32> {
+        self.matching(|state| matches!(state, State::Asked { wanted: false, .. })).first().copied()
+    }
+
+    /// The highest slot for [`Hotplug::remove`]: filled, or about to be, and not pinned.
+    pub fn removable(&self) -> Option<u32> {
+        let slots = self.matching(State::settles_filled);
+        let bank = self.bank();
+        slots.into_iter().rev().find(|slot| !bank.pinned(*slot))
+    }
+
+    /// What fills the slots.
+    pub fn plug(&self) -> &P {
+        &self.plug
+    }
+
+    /// The same, to change it.
+    pub fn plug_mut(&mut self) -> &mut P {
+        &mut self.plug
+    }
+
+    fn bank(&self) -> MutexGuard<'_, Bank> {
+        // A slot changes by one assignment, so there is no half-done state that a panic could have left behind.
+        self.bank.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn matching(&self, mut wanted: impl FnMut(State) -> bool) -> Vec<u32> {
+        self.bank().states().filter_map(|(slot, state)| wanted(state).then_some(slot)).collect()
+    }
+
+    fn ring(&self, state: State) {
+        if state.notification().is_some() {
+            self.bell.ring(self.event);
+        }
+    }
+
+    /// Creates a unit for `event`. Only the control thread fills an empty slot, so what was allowed before is allowed after.
+    fn create(&mut self, slot: u32, unit: P::Unit, event: Event) -> Result<(), HotplugError> {
+        self.bank().check(slot, event)?;
+        self.plug.create(slot, unit).map_err(|source| HotplugError::Plug { slot, source })?;
+        let extent = self.plug.extent(slot);
+        self.bank().describe(slot, extent)?;
+        Ok(())
+    }
+
+    /// Destroys an ejected unit and, if the slot is wanted, creates and offers its successor.
+    fn settle(&mut self, slot: u32) -> Result<(), HotplugError> {
+        self.plug.destroy(slot).map_err(|source| HotplugError::Plug { slot, source })?;
+        self.bank().describe(slot, Extent::default())?;
+        let unit = self.successors.remove(&slot);
+        let mut created = Ok(());
+        if self.state(slot).is_some_and(wanted) {
+            created = unit.map_or(Ok(()), |unit| self.create(slot, unit, Event::Destroyed));
+            if created.is_err() {
+                // Nothing will come, so nobody may wait for it: the grow is withdrawn and the slot becomes empty.
+                self.bank().apply(slot, Event::Ask, None)?;
+            }
+        }
+        let state = self.bank().apply(slot, Event::Destroyed, None)?;
+        self.ring(state);
+        created
+    }
+}
+
+fn wanted(state: State) -> bool {
+    matches!(state, State::Asked { wanted: true, .. } | State::Ejected { wanted: true })
+}
+
+#[cfg(test)]
+#[path = "plug_test.rs"]
+mod tests;
