@@ -1,11 +1,14 @@
 //! Everything a device may ask of the machine: interrupts and doorbells.
 //!
-//! `Host` has one real implementation, over KVM, and one fake for unit tests ([`fake::FakeHost`], in test builds).
+//! `Host` has one real implementation, over KVM, and one fake for unit tests (`fake::FakeHost`, with feature `test-utils`).
 
 use std::io;
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
+
+#[cfg(any(test, feature = "test-utils"))]
+pub mod fake;
 
 /// An interrupt line or message that a device raises by writing an eventfd (KVM api.rst `KVM_IRQFD`). Cheap to clone.
 #[derive(Clone, Debug)]

@@ -2,11 +2,24 @@
 //!
 //! A device sees offsets into its own window and answers with an [`Effect`]; it never sees an address, a vCPU or KVM. What it
 //! needs of the machine it asks of a [`Host`].
+//!
+//! Every number that reaches this crate may come from a hostile guest, hence the two lints below: no indexing, no arithmetic that
+//! could overflow.
+
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 pub mod bus;
+pub mod debug_port;
 pub mod host;
+pub mod i8042;
 pub mod memory;
+pub mod metrics;
+pub mod pci;
+pub mod power;
+pub mod pvpanic;
+pub mod serial;
 
-pub use bus::{BusDevice, Effect};
+pub use bus::{Bus, BusDevice, BusError, Effect};
 pub use host::{Host, Irq, MsiMessage, MsiVector};
 pub use memory::{GuestMemory, GuestMemoryMmap, GuestRegionMmap};
+pub use metrics::{Counter, Metered};

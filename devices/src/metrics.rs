@@ -1,0 +1,35 @@
+//! Counters that devices keep and the machine reads.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that only grows. Any thread may add to it; readers see a recent value.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Zero.
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Adds `n`, wrapping around after 2^64-1.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Adds 1.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// The present value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Something that counts what it does.
+pub trait Metered {
+    /// Name and value of each counter. A name is `<device>_<what>_<unit>`, for example `serial_tx_bytes`, and constant.
+    fn metrics(&self) -> Vec<(&'static str, u64)>;
+}
