@@ -179,7 +179,11 @@ mod tests {
 
     #[test]
     fn an_answer_survives_its_line() {
-        let report = Report { cmdline: r#"a="b c" 'd'"#.into(), memory_kib: 7, ..Report::default() };
+        let report = Report {
+            cmdline: r#"a="b c" 'd'"#.into(),
+            memory_kib: 7,
+            ..Report::default()
+        };
         let answer = Answer::Report(report);
         assert_eq!(Answer::parse(&answer.line()).unwrap().unwrap(), answer);
     }

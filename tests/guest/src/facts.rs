@@ -21,25 +21,41 @@ fn list(folder: impl AsRef<Path>) -> Vec<PathBuf> {
 }
 
 fn name(path: &Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    path.file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 /// Answers `report`.
 pub fn report() -> Result<Report> {
     let memory = read("/proc/meminfo")?;
-    let total = memory.lines().find_map(|line| line.strip_prefix("MemTotal:")).context("no MemTotal in /proc/meminfo")?;
+    let total = memory
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .context("no MemTotal in /proc/meminfo")?;
     let uptime = read("/proc/uptime")?;
     Ok(Report {
         kernel: read("/proc/sys/kernel/osrelease")?,
         build: read("/proc/sys/kernel/version")?,
         online: read("/sys/devices/system/cpu/online")?,
         possible: read("/sys/devices/system/cpu/possible")?,
-        memory_kib: total.trim().trim_end_matches(" kB").parse().context("strange MemTotal")?,
+        memory_kib: total
+            .trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .context("strange MemTotal")?,
         cmdline: read("/proc/cmdline")?,
         clock: read("/sys/devices/system/clocksource/clocksource0/current_clocksource")?,
-        hypervisor: read("/proc/cpuinfo")?.split_ascii_whitespace().any(|flag| flag == "hypervisor"),
+        hypervisor: read("/proc/cpuinfo")?
+            .split_ascii_whitespace()
+            .any(|flag| flag == "hypervisor"),
         acpi: list("/sys/bus/acpi/devices").iter().map(|path| name(path)).collect(),
-        uptime: uptime.split(' ').next().unwrap_or_default().parse().context("strange /proc/uptime")?,
+        uptime: uptime
+            .split(' ')
+            .next()
+            .unwrap_or_default()
+            .parse()
+            .context("strange /proc/uptime")?,
     })
 }
 
@@ -47,7 +63,9 @@ pub fn report() -> Result<Report> {
 pub fn processors() -> Result<Vec<Processor>> {
     let mut all = Vec::new();
     for path in list("/sys/devices/system/cpu") {
-        let Some(id) = name(&path).strip_prefix("cpu").and_then(|id| id.parse().ok()) else { continue };
+        let Some(id) = name(&path).strip_prefix("cpu").and_then(|id| id.parse().ok()) else {
+            continue;
+        };
         let folder = path.join("topology");
         if folder.exists() {
             all.push(Processor {
@@ -64,12 +82,17 @@ pub fn processors() -> Result<Vec<Processor>> {
 
 /// Answers `pci`.
 pub fn pci() -> Result<Vec<PciFunction>> {
-    list("/sys/bus/pci/devices").iter().map(|path| pci_function(path)).collect()
+    list("/sys/bus/pci/devices")
+        .iter()
+        .map(|path| pci_function(path))
+        .collect()
 }
 
 fn pci_function(path: &Path) -> Result<PciFunction> {
     let hex = |file: &str| -> Result<String> { Ok(read(path.join(file))?.trim_start_matches("0x").to_string()) };
-    let driver = fs::read_link(path.join("driver")).map(|target| name(&target)).unwrap_or_default();
+    let driver = fs::read_link(path.join("driver"))
+        .map(|target| name(&target))
+        .unwrap_or_default();
     Ok(PciFunction {
         address: name(path),
         id: format!("{}:{}", hex("vendor")?, hex("device")?),
@@ -82,16 +105,32 @@ fn pci_function(path: &Path) -> Result<PciFunction> {
 /// Answers `interrupts`: rows that begin with a number, which are the ones of devices.
 pub fn interrupts() -> Result<Vec<Interrupt>> {
     let table = read("/proc/interrupts")?;
-    let processors = table.lines().next().unwrap_or_default().split_ascii_whitespace().count();
-    Ok(table.lines().skip(1).filter_map(|line| interrupt(line, processors)).collect())
+    let processors = table
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .split_ascii_whitespace()
+        .count();
+    Ok(table
+        .lines()
+        .skip(1)
+        .filter_map(|line| interrupt(line, processors))
+        .collect())
 }
 
 fn interrupt(line: &str, processors: usize) -> Option<Interrupt> {
     let (number, rest) = line.trim_start().split_once(':')?;
     number.parse::<u32>().ok()?;
     let mut words = rest.split_ascii_whitespace();
-    let counts = words.by_ref().take(processors).map(|word| word.parse().ok()).collect::<Option<_>>()?;
-    Some(Interrupt { counts, name: words.collect::<Vec<_>>().join(" ") })
+    let counts = words
+        .by_ref()
+        .take(processors)
+        .map(|word| word.parse().ok())
+        .collect::<Option<_>>()?;
+    Some(Interrupt {
+        counts,
+        name: words.collect::<Vec<_>>().join(" "),
+    })
 }
 
 #[cfg(test)]
@@ -100,7 +139,11 @@ mod tests {
 
     #[test]
     fn interrupt_rows_of_devices_are_read_and_others_skipped() {
-        let row = interrupt(" 24:        105        7  PCI-MSIX-0000:00:01.0   1-edge      virtio0-req.0", 2).unwrap();
+        let row = interrupt(
+            " 24:        105        7  PCI-MSIX-0000:00:01.0   1-edge      virtio0-req.0",
+            2,
+        )
+        .unwrap();
         assert_eq!(row.counts, [105, 7]);
         assert_eq!(row.name, "PCI-MSIX-0000:00:01.0 1-edge virtio0-req.0");
         assert!(interrupt("NMI:  0  0  Non-maskable interrupts", 2).is_none());

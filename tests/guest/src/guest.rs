@@ -34,19 +34,31 @@ impl Console {
     fn open(name: &str) -> Result<Self> {
         let path = format!("/dev/{name}");
         setup::wait_for(&path)?;
-        let file = OpenOptions::new().read(true).write(true).open(&path).with_context(|| format!("cannot open {path}"))?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("cannot open {path}"))?;
         sys::set_line(&file, sys::Line::Quiet).with_context(|| format!("cannot configure {path}"))?;
         Ok(Self(file))
     }
 
     /// One write per line, beginning with a line end: a kernel message on the same console cannot split an answer.
     fn say(&self, answer: &Answer) -> Result<()> {
-        (&self.0).write_all(format!("\n{}\n", answer.line()).as_bytes()).context("cannot write to the console")
+        (&self.0)
+            .write_all(format!("\n{}\n", answer.line()).as_bytes())
+            .context("cannot write to the console")
     }
 
     fn fail(&self, asked: &str, error: &anyhow::Error) -> Result<()> {
-        let errno = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error());
-        self.say(&Answer::Failed { asked: asked.into(), error: format!("{error:#}"), errno })
+        let errno = error
+            .chain()
+            .find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error());
+        self.say(&Answer::Failed {
+            asked: asked.into(),
+            error: format!("{error:#}"),
+            errno,
+        })
     }
 
     fn answer(&self, step: &Step) -> Result<()> {
@@ -61,9 +73,15 @@ impl Console {
     fn perform(&self, step: &Step) -> Result<Option<Answer>> {
         let answer = match step {
             Step::Report => Answer::Report(facts::report()?),
-            Step::Topology => Answer::Topology { processors: facts::processors()? },
-            Step::Pci => Answer::Pci { functions: facts::pci()? },
-            Step::Interrupts => Answer::Interrupts { rows: facts::interrupts()? },
+            Step::Topology => Answer::Topology {
+                processors: facts::processors()?,
+            },
+            Step::Pci => Answer::Pci {
+                functions: facts::pci()?,
+            },
+            Step::Interrupts => Answer::Interrupts {
+                rows: facts::interrupts()?,
+            },
             Step::Disk(name) => Answer::Disk(disk::describe(name)?),
             Step::Write(range, seed) => disk::write(range, *seed)?,
             Step::Read(range) => disk::read(range)?,
@@ -97,7 +115,10 @@ impl Console {
         while told <= changes {
             let now = sys::window(&self.0).context("cannot read the console's size")?;
             if seen.is_none() || (seen != Some(now) && sys::resizes() > 0) {
-                self.say(&Answer::Window { rows: now.0, columns: now.1 })?;
+                self.say(&Answer::Window {
+                    rows: now.0,
+                    columns: now.1,
+                })?;
                 seen = Some(now);
                 told += 1;
             } else {
@@ -109,7 +130,10 @@ impl Console {
 
     /// Ends the guest; an error if it is still there afterwards.
     fn end(&self, step: &Step) -> anyhow::Error {
-        if let Err(error) = self.say(&Answer::Bye { to: step.to_string() }).and_then(|()| self.drain()) {
+        if let Err(error) = self
+            .say(&Answer::Bye { to: step.to_string() })
+            .and_then(|()| self.drain())
+        {
             return error;
         }
         if *step == Step::Idle {
@@ -137,11 +161,19 @@ impl Console {
 }
 
 fn random(length: usize) -> Result<Answer> {
-    let source = fs::read_to_string("/sys/class/misc/hw_random/rng_current")?.trim().to_string();
+    let source = fs::read_to_string("/sys/class/misc/hw_random/rng_current")?
+        .trim()
+        .to_string();
     let mut bytes = vec![0; length];
-    File::open("/dev/hwrng")?.read_exact(&mut bytes).context("cannot read /dev/hwrng")?;
+    File::open("/dev/hwrng")?
+        .read_exact(&mut bytes)
+        .context("cannot read /dev/hwrng")?;
     let mut values = bytes;
     values.sort_unstable();
     values.dedup();
-    Ok(Answer::Random { source, bytes: length, distinct: values.len() })
+    Ok(Answer::Random {
+        source,
+        bytes: length,
+        distinct: values.len(),
+    })
 }

@@ -24,7 +24,10 @@ const OUT: &str = "/work/out";
 pub fn run() -> Result<()> {
     let outcome = match prepare().and_then(|()| run_job()) {
         Ok(exit) => Outcome { exit, error: None },
-        Err(error) => Outcome { exit: 1, error: Some(format!("{error:#}")) },
+        Err(error) => Outcome {
+            exit: 1,
+            error: Some(format!("{error:#}")),
+        },
     };
     save(outcome).context("cannot save the results")
 }
@@ -45,14 +48,21 @@ fn prepare() -> Result<()> {
         sys::mount(device, target, "ext4", target == "/lab").with_context(|| format!("cannot mount {target}"))?;
     }
     fs::create_dir_all(OUT)?;
-    Command::new("/bin/busybox").args(["ip", "link", "set", "lo", "up"]).status().context("cannot start busybox")?;
+    Command::new("/bin/busybox")
+        .args(["ip", "link", "set", "lo", "up"])
+        .status()
+        .context("cannot start busybox")?;
     Ok(())
 }
 
 fn run_job() -> Result<i32> {
     let text = fs::read(Path::new("/work").join(JOB_FILE)).context("no job")?;
     let job: Job = serde_json::from_slice(&text).context("a strange job")?;
-    let terminal = OpenOptions::new().read(true).write(true).open("/dev/ttyS1").context("cannot open /dev/ttyS1")?;
+    let terminal = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/ttyS1")
+        .context("cannot open /dev/ttyS1")?;
     match job.window {
         Some(size) => sys::set_window(&terminal, size)?,
         None => sys::set_line(&terminal, sys::Line::Raw)?,

@@ -33,7 +33,10 @@ fn main() {
 
 /// The last value of `name=` on a kernel command line. Quotes are not interpreted: no value here contains a space.
 fn option<'a>(cmdline: &'a str, name: &str) -> Option<&'a str> {
-    cmdline.split_ascii_whitespace().filter_map(|word| word.strip_prefix(name)?.strip_prefix('=')).next_back()
+    cmdline
+        .split_ascii_whitespace()
+        .filter_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+        .next_back()
 }
 
 #[cfg(test)]

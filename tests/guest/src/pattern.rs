@@ -16,7 +16,9 @@ pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
 
 /// 64-bit FNV-1a of `data`: enough to notice a misplaced, torn or stale block.
 pub fn checksum(data: &[u8]) -> u64 {
-    data.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    data.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 #[cfg(test)]

@@ -45,8 +45,12 @@ pub fn mount(source: &str, target: &str, kind: &str) -> Result<()> {
 ///
 /// The first module that the kernel refused.
 pub fn load_modules(folder: &str) -> Result<()> {
-    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
-    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>>>()?;
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Ok(());
+    };
+    let mut paths = entries
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<PathBuf>>>()?;
     paths.sort();
     for path in paths {
         let file = File::open(&path)?;

@@ -67,12 +67,23 @@ impl Step {
 
     /// A pattern to write to `length` bytes at `offset` of `disk`.
     pub fn write(disk: &str, offset: u64, length: u64, seed: u64) -> Self {
-        Self::Write(Range { disk: disk.into(), offset, length }, seed)
+        Self::Write(
+            Range {
+                disk: disk.into(),
+                offset,
+                length,
+            },
+            seed,
+        )
     }
 
     /// `length` bytes to read at `offset` of `disk`.
     pub fn read(disk: &str, offset: u64, length: u64) -> Self {
-        Self::Read(Range { disk: disk.into(), offset, length })
+        Self::Read(Range {
+            disk: disk.into(),
+            offset,
+            length,
+        })
     }
 }
 
@@ -165,7 +176,11 @@ fn parse(words: &[&str]) -> Option<Step> {
 }
 
 fn range(disk: &str, offset: &str, length: &str) -> Option<Range> {
-    Some(Range { disk: disk.into(), offset: offset.parse().ok()?, length: length.parse().ok()? })
+    Some(Range {
+        disk: disk.into(),
+        offset: offset.parse().ok()?,
+        length: length.parse().ok()?,
+    })
 }
 
 #[cfg(test)]
@@ -174,7 +189,11 @@ mod tests {
 
     #[test]
     fn every_step_reads_back_as_it_was_written() {
-        let range = || Range { disk: "vdb".into(), offset: 4096, length: 512 };
+        let range = || Range {
+            disk: "vdb".into(),
+            offset: 4096,
+            length: 512,
+        };
         let steps = vec![
             Step::Report,
             Step::Topology,

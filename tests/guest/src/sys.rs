@@ -9,7 +9,11 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 fn text(value: &str) -> io::Result<CString> {
@@ -29,7 +33,11 @@ pub fn mount(source: &str, target: &str, kind: &str, read_only: bool) -> io::Res
 pub fn load_module(file: &File) -> io::Result<()> {
     // SAFETY: an open descriptor, an empty C string of parameters and no flags.
     let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Writes `byte` to port 0x80, where the machine's boot trace listens. Needs root.
@@ -144,7 +152,12 @@ pub fn window(terminal: &File) -> io::Result<(u16, u16)> {
 
 /// Tells `terminal` its size.
 pub fn set_window(terminal: &File, (rows, columns): (u16, u16)) -> io::Result<()> {
-    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = libc::winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     // SAFETY: the request reads a winsize.
     check(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) })?;
     Ok(())
@@ -177,6 +190,10 @@ pub fn wait_any() -> io::Result<(u32, i32)> {
     let mut status = 0;
     // SAFETY: the pointer is to an int that the call fills.
     let pid = check(unsafe { libc::waitpid(-1, &raw mut status, 0) })?;
-    let code = if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 128 + libc::WTERMSIG(status) };
+    let code = if libc::WIFEXITED(status) {
+        libc::WEXITSTATUS(status)
+    } else {
+        128 + libc::WTERMSIG(status)
+    };
     Ok((pid.unsigned_abs(), code))
 }

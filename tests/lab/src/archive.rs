@@ -1,0 +1,146 @@
+//! Archives in the newc format: initramfs images, and the files that come back from the emulated host.
+
+use std::collections::BTreeSet;
+use std::io::{Cursor, Read, Write};
+use std::path::{Component, Path};
+
+use anyhow::{Context, Result, bail};
+use cpio::newc;
+
+/// An initramfs under construction. Folders above a file are added by themselves.
+#[derive(Default)]
+pub struct Archive {
+    bytes: Vec<u8>,
+    folders: BTreeSet<String>,
+    entries: u32,
+}
+
+impl Archive {
+    /// Adds an empty folder.
+    ///
+    /// # Errors
+    ///
+    /// None in memory; the writer's type allows them.
+    pub fn folder(&mut self, name: &str) -> Result<()> {
+        let mut path = String::new();
+        for part in name.split('/') {
+            path = if path.is_empty() {
+                part.into()
+            } else {
+                format!("{path}/{part}")
+            };
+            if self.folders.insert(path.clone()) {
+                self.entry(&path, 0o040_755, &[])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a file that can be executed.
+    ///
+    /// # Errors
+    ///
+    /// The file is larger than the format's 4 GiB.
+    pub fn file(&mut self, name: &str, content: &[u8]) -> Result<()> {
+        self.parents(name)?;
+        self.entry(name, 0o100_755, content)
+    }
+
+    /// Adds a symbolic link.
+    ///
+    /// # Errors
+    ///
+    /// As [`Archive::folder`].
+    pub fn link(&mut self, name: &str, target: &str) -> Result<()> {
+        self.parents(name)?;
+        self.entry(name, 0o120_777, target.as_bytes())
+    }
+
+    /// The complete archive.
+    ///
+    /// # Errors
+    ///
+    /// As [`Archive::folder`].
+    pub fn finish(mut self) -> Result<Vec<u8>> {
+        newc::trailer(&mut self.bytes)?;
+        Ok(self.bytes)
+    }
+
+    fn parents(&mut self, name: &str) -> Result<()> {
+        match name.rsplit_once('/') {
+            Some((folder, _)) => self.folder(folder),
+            None => Ok(()),
+        }
+    }
+
+    fn entry(&mut self, name: &str, mode: u32, content: &[u8]) -> Result<()> {
+        self.entries += 1;
+        let length = u32::try_from(content.len()).with_context(|| format!("{name} is too large for an archive"))?;
+        let builder = newc::Builder::new(name).mode(mode).ino(self.entries).nlink(1);
+        let mut entry = builder.write(&mut self.bytes, length);
+        entry.write_all(content)?;
+        entry.finish()?;
+        Ok(())
+    }
+}
+
+/// A file that came back from the emulated host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileBack {
+    /// Path below the host's `/work/out`.
+    pub name: String,
+    /// Content.
+    pub content: Vec<u8>,
+}
+
+/// Reads the files of an archive.
+///
+/// # Errors
+///
+/// The archive is damaged, or a name would leave the folder it is unpacked in.
+pub fn read(bytes: &[u8]) -> Result<Vec<FileBack>> {
+    let mut files = Vec::new();
+    let mut rest = Cursor::new(bytes);
+    loop {
+        let mut entry = newc::Reader::new(rest).context("damaged archive")?;
+        if entry.entry().is_trailer() {
+            return Ok(files);
+        }
+        let name = entry.entry().name().to_string();
+        if Path::new(&name)
+            .components()
+            .any(|part| !matches!(part, Component::Normal(_)))
+        {
+            bail!("archive names {name:?}, which is not below its folder");
+        }
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content)?;
+        files.push(FileBack { name, content });
+        rest = entry.finish()?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_comes_back_with_its_folders() {
+        let mut archive = Archive::default();
+        archive.file("a/b/one", b"1").unwrap();
+        archive.file("a/b/two", b"22").unwrap();
+        archive.link("a/link", "b/one").unwrap();
+        let back = read(&archive.finish().unwrap()).unwrap();
+        let names: Vec<_> = back.iter().map(|file| file.name.as_str()).collect();
+        assert_eq!(names, ["a", "a/b", "a/b/one", "a/b/two", "a/link"]);
+        assert_eq!(back[3].content, b"22");
+    }
+
+    #[test]
+    fn a_name_that_climbs_is_refused() {
+        let mut archive = Archive::default();
+        archive.entry("../x", 0o100_644, b"").unwrap();
+        assert!(read(&archive.finish().unwrap()).is_err());
+        assert!(read(b"not an archive at all").is_err());
+    }
+}

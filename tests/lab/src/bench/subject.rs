@@ -1,0 +1,176 @@
+//! What is measured: husk, the floor under it, and whatever peers stand in PATH, each given the same guest.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+/// One virtual machine, as every subject is asked to build it: one vCPU, a serial port on standard output.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    /// ELF kernel, entered by PVH or the 64-bit protocol, whichever the subject prefers.
+    pub kernel: PathBuf,
+    /// Initial RAM file system.
+    pub initramfs: Option<PathBuf>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// RAM in MiB.
+    pub memory_mib: u32,
+    /// A raw disk image, and with it a virtio random number generator.
+    pub disk: Option<PathBuf>,
+}
+
+/// A program that runs guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// This project.
+    Husk,
+    /// The bare KVM calls; knows the tiny payload only.
+    Floor,
+    /// Cloud Hypervisor.
+    CloudHypervisor,
+    /// Firecracker.
+    Firecracker,
+    /// QEMU's microvm machine.
+    QemuMicrovm,
+    /// QEMU's q35 machine.
+    QemuQ35,
+}
+
+impl Kind {
+    /// Peers, with the program looked for in PATH.
+    const PEERS: [(Self, &'static str); 4] = [
+        (Self::CloudHypervisor, "cloud-hypervisor"),
+        (Self::Firecracker, "firecracker"),
+        (Self::QemuMicrovm, "qemu-system-x86_64"),
+        (Self::QemuQ35, "qemu-system-x86_64"),
+    ];
+
+    /// The subject's name in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Husk => "husk",
+            Self::Floor => "floor",
+            Self::CloudHypervisor => "cloud-hypervisor",
+            Self::Firecracker => "firecracker",
+            Self::QemuMicrovm => "qemu-microvm",
+            Self::QemuQ35 => "qemu-q35",
+        }
+    }
+
+    /// The kind that [`Kind::name`] calls `name`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Husk, Self::Floor].into_iter().chain(Self::PEERS.map(|(kind, _)| kind)).find(|kind| kind.name() == name)
+    }
+}
+
+/// A kind and where its program is.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// What it is.
+    pub kind: Kind,
+    /// The executable.
+    pub program: PathBuf,
+}
+
+impl Subject {
+    /// The peers found in PATH.
+    pub fn peers() -> Vec<Self> {
+        Kind::PEERS.into_iter().filter_map(|(kind, name)| Some(Self { kind, program: in_path(name)? })).collect()
+    }
+
+    /// The command that runs `guest` with the serial port on standard output. Files it needs go into `scratch`.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn command(&self, guest: &Guest, scratch: &Path) -> Result<Command> {
+        let mut command = Command::new(&self.program);
+        command.stdin(Stdio::null()).stderr(Stdio::null()).stdout(Stdio::piped());
+        match self.kind {
+            Kind::Husk => husk(&mut command, guest),
+            Kind::Floor => {
+                command.arg(&guest.kernel).arg(guest.memory_mib.to_string());
+            }
+            Kind::CloudHypervisor => cloud_hypervisor(&mut command, guest),
+            Kind::Firecracker => firecracker(&mut command, guest, scratch)?,
+            Kind::QemuMicrovm => qemu(&mut command, guest, "microvm,acpi=on,rtc=off,pit=off,pic=off,isa-serial=on"),
+            Kind::QemuQ35 => qemu(&mut command, guest, "q35"),
+        }
+        Ok(command)
+    }
+}
+
+fn husk(command: &mut Command, guest: &Guest) {
+    command.args(["run", "--cpus", "1", "--serial", "stdio", "--console", "off"]);
+    command.arg("--memory").arg(format!("{}M", guest.memory_mib)).arg("--kernel").arg(&guest.kernel);
+    command.arg("--cmdline").arg(&guest.cmdline);
+    if let Some(initramfs) = &guest.initramfs {
+        command.arg("--initramfs").arg(initramfs);
+    }
+    match &guest.disk {
+        Some(disk) => command.arg("--disk").arg(joined("path=", disk)),
+        None => command.arg("--no-rng"),
+    };
+}
+
+fn cloud_hypervisor(command: &mut Command, guest: &Guest) {
+    command.args(["--cpus", "boot=1", "--serial", "tty", "--console", "off"]);
+    command.arg("--memory").arg(format!("size={}M", guest.memory_mib)).arg("--kernel").arg(&guest.kernel);
+    command.arg("--cmdline").arg(&guest.cmdline);
+    if let Some(initramfs) = &guest.initramfs {
+        command.arg("--initramfs").arg(initramfs);
+    }
+    if let Some(disk) = &guest.disk {
+        let mut disk = joined("path=", disk);
+        disk.push(",image_type=raw");
+        command.arg("--disk").arg(disk);
+    }
+}
+
+fn firecracker(command: &mut Command, guest: &Guest, scratch: &Path) -> Result<()> {
+    let mut config = json!({
+        "boot-source": {"kernel_image_path": guest.kernel, "boot_args": guest.cmdline},
+        "machine-config": {"vcpu_count": 1, "mem_size_mib": guest.memory_mib},
+        "drives": [],
+    });
+    if let Some(initramfs) = &guest.initramfs {
+        config["boot-source"]["initrd_path"] = json!(initramfs);
+    }
+    if let Some(disk) = &guest.disk {
+        let drive = json!({"drive_id": "disk", "path_on_host": disk, "is_root_device": false, "is_read_only": false});
+        config["drives"] = json!([drive]);
+        config["entropy"] = json!({});
+    }
+    let file = scratch.join("firecracker.json");
+    fs::write(&file, config.to_string()).with_context(|| format!("cannot write {}", file.display()))?;
+    command.args(["--no-api", "--level", "Off", "--config-file"]).arg(file);
+    Ok(())
+}
+
+fn qemu(command: &mut Command, guest: &Guest, machine: &str) {
+    command.args(["-accel", "kvm", "-cpu", "host", "-smp", "1", "-nodefaults", "-no-user-config", "-display", "none"]);
+    command.args(["-no-reboot", "-serial", "stdio", "-M", machine, "-m", &guest.memory_mib.to_string()]);
+    command.arg("-kernel").arg(&guest.kernel).arg("-append").arg(&guest.cmdline);
+    if let Some(initramfs) = &guest.initramfs {
+        command.arg("-initrd").arg(initramfs);
+    }
+    if let Some(disk) = &guest.disk {
+        let bus = if machine.starts_with("microvm") { "device" } else { "pci" };
+        let drive = joined("if=none,id=disk,format=raw,file=", disk);
+        command.arg("-drive").arg(drive);
+        command.args(["-device", &format!("virtio-blk-{bus},drive=disk"), "-device", &format!("virtio-rng-{bus}")]);
+    }
+}
+
+fn joined(prefix: &str, path: &Path) -> OsString {
+    let mut text = OsString::from(prefix);
+    text.push(path);
+    text
+}
+
+fn in_path(name: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(name)).find(|path| path.is_file())
+}

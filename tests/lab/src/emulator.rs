@@ -1,0 +1,319 @@
+//! The emulated host: QEMU emulates a machine with SVM in software, a stock kernel boots in it, and a command runs there.
+//!
+//! The kernel's console is the first serial port and goes to a file; the command's terminal is the second, and is passed on as it
+//! comes. Results come back on a disk of their own ([`husk_guest::job`]).
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use husk_guest::job::{HEADER_BYTES, JOB_FILE, Job, Outcome};
+
+use crate::archive::{self, FileBack};
+use crate::build::Programs;
+use crate::command::{find, typed};
+use crate::kernel::HOST_KERNEL;
+use crate::paths::Lab;
+use crate::{images, packages, sys};
+
+/// Room for the files that come back.
+const RESULTS_BYTES: u64 = 64 << 20;
+
+/// Free space on the command's writable disk.
+const SCRATCH_MIB: u64 = 512;
+
+/// How time passes in the emulated host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Timing {
+    /// As fast as this machine can: two processors.
+    #[default]
+    Fast,
+    /// One virtual nanosecond per instruction on one processor: clocks in the host count instructions, whatever else this
+    /// machine does.
+    Deterministic,
+}
+
+/// Who is at the command's terminal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Terminal {
+    /// Nobody; output goes to the caller's closure.
+    #[default]
+    Captured,
+    /// The user. Ctrl-C ends the emulated host.
+    Shared,
+    /// The user, and every key goes to the command.
+    Given,
+}
+
+/// A command for the emulated host.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// Program and arguments. `PATH` has `/work/bin` and busybox.
+    pub command: Vec<String>,
+    /// Environment beside `HUSK_LAB_DIR` and `HUSK_BIN`.
+    pub env: Vec<(String, String)>,
+    /// Files to put on the command's disk: path here, path below `/work`. Files in `bin/` are found by name.
+    pub files: Vec<(PathBuf, String)>,
+    /// How time passes.
+    pub timing: Timing,
+    /// Who is at the terminal.
+    pub terminal: Terminal,
+    /// When to give up.
+    pub timeout: Option<Duration>,
+}
+
+/// What came back from the emulated host.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// The command's exit code.
+    pub exit: i32,
+    /// What the command left in `/work/out`.
+    pub files: Vec<FileBack>,
+}
+
+/// Everything that booting the host takes, ready to use any number of times.
+pub struct Emulator {
+    lab: Lab,
+    qemu: PathBuf,
+    initramfs: PathBuf,
+    disk: PathBuf,
+    husk: PathBuf,
+}
+
+impl Emulator {
+    /// Installs, fetches and builds what is missing.
+    ///
+    /// # Errors
+    ///
+    /// Something cannot be had; the message says what to do.
+    pub fn prepare(lab: &Lab, programs: &Programs) -> Result<Self> {
+        packages::ensure_tools()?;
+        images::ensure_guests(lab, &programs.guest_init)?;
+        Ok(Self {
+            lab: lab.clone(),
+            qemu: find("qemu-system-x86_64").context("qemu-system-x86_64 is not installed")?,
+            initramfs: images::ensure_host(lab, &programs.guest_init)?,
+            disk: images::ensure_host_disk(lab)?,
+            husk: programs.husk.clone(),
+        })
+    }
+
+    /// Boots the host, runs the command, and powers the host off. `output` gets what the command writes, as it comes.
+    ///
+    /// # Errors
+    ///
+    /// The host did not come up, died, or did not end in time; the message has the end of its console.
+    pub fn run(&self, request: &Request, output: &mut dyn FnMut(&[u8])) -> Result<Finished> {
+        let folder = self.lab.new_run()?;
+        let console = folder.path().join("console.log");
+        let results = folder.path().join("results.img");
+        File::create(&results)?.set_len(RESULTS_BYTES)?;
+        File::create(&console)?;
+        let kept = (File::open(&results)?, File::open(&console)?);
+        self.make_work_disk(request, folder.path())?;
+        let mut qemu = self.command(request, folder.path());
+        // QEMU has opened everything when the first byte arrives: from then on nothing is left behind even by a kill.
+        let mut folder = Some(folder);
+        let mut remove_then_pass = |bytes: &[u8]| {
+            drop(folder.take());
+            output(bytes);
+        };
+        let ended = run_to_end(&mut qemu, request, &mut remove_then_pass);
+        finish(ended, kept).with_context(|| format!("emulated host (`{}`)", request.command.join(" ")))
+    }
+
+    fn make_work_disk(&self, request: &Request, folder: &Path) -> Result<()> {
+        let content = folder.join("work");
+        let husk = (self.husk.clone(), "bin/husk".to_string());
+        for (source, target) in request.files.iter().chain([&husk]) {
+            let target = content.join(target);
+            fs::create_dir_all(target.parent().context("a file needs a folder")?)?;
+            fs::hard_link(source, &target)
+                .or_else(|_| fs::copy(source, &target).map(drop))
+                .with_context(|| format!("cannot copy {}", source.display()))?;
+        }
+        let mut env = vec![
+            ("HUSK_LAB_DIR".to_string(), "/lab".to_string()),
+            ("HUSK_BIN".into(), "/work/bin/husk".into()),
+        ];
+        env.extend(request.env.iter().cloned());
+        let window = if request.terminal == Terminal::Captured {
+            None
+        } else {
+            sys::window()
+        };
+        let job = Job {
+            command: request.command.clone(),
+            env,
+            window,
+        };
+        fs::write(content.join(JOB_FILE), serde_json::to_vec(&job)?)?;
+        images::make_disk(&content, &folder.join("work.ext4"), SCRATCH_MIB)?;
+        fs::remove_dir_all(&content)?;
+        Ok(())
+    }
+
+    fn command(&self, request: &Request, folder: &Path) -> Command {
+        let mut qemu = Command::new(&self.qemu);
+        qemu.args(["-accel", "tcg,thread=multi,tb-size=1024", "-smp", "2"]);
+        if request.timing == Timing::Deterministic {
+            qemu = Command::new(&self.qemu);
+            qemu.args([
+                "-accel",
+                "tcg,thread=single",
+                "-icount",
+                "shift=0,sleep=off",
+                "-smp",
+                "1",
+            ]);
+        }
+        qemu.args([
+            "-cpu", "max", "-M", "q35", "-m", "4096", "-display", "none", "-vga", "none",
+        ]);
+        qemu.args(["-nodefaults", "-no-user-config", "-no-reboot"]);
+        qemu.arg("-kernel")
+            .arg(HOST_KERNEL.folder(&self.lab).join("vmlinux"))
+            .arg("-initrd")
+            .arg(&self.initramfs);
+        qemu.args(["-append", "console=ttyS0 panic=1 quiet mitigations=off husk.role=host"]);
+        qemu.arg("-serial")
+            .arg(with_path("file:", &folder.join("console.log"), ""));
+        let signal = if request.terminal == Terminal::Given {
+            "off"
+        } else {
+            "on"
+        };
+        qemu.args([
+            "-chardev",
+            &format!("stdio,id=terminal,signal={signal}"),
+            "-serial",
+            "chardev:terminal",
+        ]);
+        let disks = [
+            (self.disk.clone(), ",readonly=on"),
+            (folder.join("work.ext4"), ""),
+            (folder.join("results.img"), ""),
+        ];
+        for (path, options) in disks {
+            let options = format!("{options},format=raw,if=virtio,cache=unsafe");
+            qemu.arg("-drive").arg(with_path("file=", &path, &options));
+        }
+        qemu
+    }
+}
+
+/// A QEMU option that contains a path, in which a comma is written twice.
+fn with_path(before: &str, path: &Path, after: &str) -> OsString {
+    format!("{before}{}{after}", path.to_string_lossy().replace(',', ",,")).into()
+}
+
+/// Runs QEMU until it ends by itself or time is up.
+fn run_to_end(qemu: &mut Command, request: &Request, output: &mut dyn FnMut(&[u8])) -> Result<()> {
+    let captured = request.terminal == Terminal::Captured;
+    sys::die_with_parent(qemu);
+    if captured {
+        qemu.stdin(Stdio::null()).stdout(Stdio::piped());
+    }
+    qemu.stderr(Stdio::piped());
+    let terminal = sys::SavedTerminal::save();
+    let mut child = qemu
+        .spawn()
+        .with_context(|| format!("cannot start `{}`", typed(qemu)))?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let complaints = thread::spawn(move || stderr.map(read_text).unwrap_or_default());
+    let child = Arc::new(Mutex::new(child));
+    let (ended, watch) = mpsc::channel::<()>();
+    let watchdog = thread::spawn({
+        let (child, timeout) = (Arc::clone(&child), request.timeout);
+        move || kill_after(&child, timeout, &watch)
+    });
+    if let Some(mut stdout) = stdout {
+        pass_on(&mut stdout, output)?;
+    }
+    let status = wait(&child)?;
+    drop(ended);
+    drop(terminal);
+    let complaints = complaints.join().unwrap_or_default();
+    if watchdog.join().unwrap_or_default() {
+        bail!(
+            "killed after {} s without an end",
+            request.timeout.unwrap_or_default().as_secs()
+        );
+    }
+    if !status.success() {
+        bail!("QEMU failed ({status}): {}", complaints.trim());
+    }
+    Ok(())
+}
+
+/// Waits for the end of the process without holding the lock that the watchdog needs.
+fn wait(child: &Mutex<Child>) -> Result<std::process::ExitStatus> {
+    loop {
+        if let Some(status) = child.lock().unwrap_or_else(PoisonError::into_inner).try_wait()? {
+            return Ok(status);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Kills the process when time is up; whether it did.
+fn kill_after(child: &Mutex<Child>, timeout: Option<Duration>, ended: &mpsc::Receiver<()>) -> bool {
+    let Some(timeout) = timeout else { return false };
+    let late = ended.recv_timeout(timeout) == Err(RecvTimeoutError::Timeout);
+    if late {
+        let _ = child.lock().unwrap_or_else(PoisonError::into_inner).kill();
+    }
+    late
+}
+
+fn read_text(mut source: impl Read) -> String {
+    let mut bytes = Vec::new();
+    let _ = source.read_to_end(&mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn pass_on(source: &mut impl Read, output: &mut dyn FnMut(&[u8])) -> Result<()> {
+    let mut buffer = [0; 8192];
+    loop {
+        match source.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => output(buffer.get(..count).unwrap_or_default()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).context("lost the emulated host's output"),
+        }
+    }
+}
+
+/// Reads the results disk, or explains its absence by the host's console.
+fn finish(ended: Result<()>, (mut results, console): (File, File)) -> Result<Finished> {
+    let mut header = vec![0; HEADER_BYTES];
+    results.read_exact(&mut header)?;
+    let text = header.split(|byte| *byte == 0).next().unwrap_or_default();
+    let outcome: Option<Outcome> = serde_json::from_slice(text).ok();
+    let Some(outcome) = outcome.filter(|_| ended.is_ok()) else {
+        let said = read_text(console);
+        let mut tail: Vec<&str> = said.lines().rev().take(25).collect();
+        tail.reverse();
+        let why = ended
+            .err()
+            .map_or_else(|| "died before the command ended".into(), |error| format!("{error:#}"));
+        bail!("{why}; the end of its console:\n{}", tail.join("\n"));
+    };
+    if let Some(error) = outcome.error {
+        bail!("{error}");
+    }
+    results.seek(SeekFrom::Start(HEADER_BYTES as u64))?;
+    let mut bytes = Vec::new();
+    results.read_to_end(&mut bytes)?;
+    Ok(Finished {
+        exit: outcome.exit,
+        files: archive::read(&bytes)?,
+    })
+}

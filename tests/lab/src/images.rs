@@ -1,0 +1,193 @@
+//! What is booted: initramfs images of guests and of the emulated host, and the host's disk.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::{Context, Result};
+
+use crate::archive::Archive;
+use crate::command::{command, find, mebibytes, output};
+use crate::kernel::{HOST_KERNEL, KERNELS};
+use crate::packages::{self, Package};
+use crate::paths::{self, Lab};
+use crate::progress;
+
+/// `/init` of the shell image: a guest for a person at the console.
+const SHELL_INIT: &[u8] = include_bytes!("shell-init");
+
+/// Makes everything that guests boot from: `guest/KERNEL/{vmlinuz,vmlinux,initramfs.cpio,shell.cpio}`.
+///
+/// # Errors
+///
+/// A package cannot be fetched, or a file not written.
+pub fn ensure_guests(lab: &Lab, guest_init: &Path) -> Result<()> {
+    let init = fs::read(guest_init).with_context(|| format!("cannot read {}", guest_init.display()))?;
+    for kernel in &KERNELS {
+        kernel.ensure(lab)?;
+        let folder = lab.guest().join(kernel.name);
+        fs::create_dir_all(&folder)?;
+        for name in ["vmlinuz", "vmlinux"] {
+            link(&kernel.folder(lab).join(name), &folder.join(name))?;
+        }
+        let modules = kernel.modules(lab, kernel.guest_modules)?;
+        let mut image = Archive::default();
+        image.file("init", &init)?;
+        add_modules(&mut image, &modules)?;
+        paths::write(&folder.join("initramfs.cpio"), &image.finish()?)?;
+        let mut image = Archive::default();
+        image.file("init", SHELL_INIT)?;
+        add_shell(lab, &mut image)?;
+        add_modules(&mut image, &modules)?;
+        paths::write(&folder.join("shell.cpio"), &image.finish()?)?;
+    }
+    Ok(())
+}
+
+/// Makes the emulated host's initramfs; its path.
+///
+/// # Errors
+///
+/// As [`ensure_guests`].
+pub fn ensure_host(lab: &Lab, guest_init: &Path) -> Result<PathBuf> {
+    HOST_KERNEL.ensure(lab)?;
+    let mut image = Archive::default();
+    image.file("init", &fs::read(guest_init)?)?;
+    add_shell(lab, &mut image)?;
+    add_modules(&mut image, &HOST_KERNEL.modules(lab, HOST_KERNEL.host_modules)?)?;
+    let path = lab.path("host/initramfs.cpio");
+    paths::write(&path, &image.finish()?)?;
+    Ok(path)
+}
+
+/// Makes the read-only disk that the emulated host mounts on `/lab`; its path.
+///
+/// # Errors
+///
+/// `mke2fs` failed.
+pub fn ensure_host_disk(lab: &Lab) -> Result<PathBuf> {
+    let disk = lab.path("host/lab.ext4");
+    let newest = newest(&lab.guest())?;
+    if disk
+        .metadata()
+        .and_then(|data| data.modified())
+        .is_ok_and(|made| made > newest)
+    {
+        return Ok(disk);
+    }
+    progress::step("making the emulated host's disk", || make_disk(&lab.guest(), &disk, 16))?;
+    Ok(disk)
+}
+
+/// Makes an ext4 file system with the content of `folder` and `spare_mib` of free space.
+///
+/// # Errors
+///
+/// `mke2fs` failed.
+pub fn make_disk(folder: &Path, disk: &Path, spare_mib: u64) -> Result<()> {
+    let parent = disk.parent().context("a disk needs a folder")?;
+    fs::create_dir_all(parent)?;
+    let part = tempfile::Builder::new().prefix(".part-").tempfile_in(parent)?;
+    // File systems spend some space on themselves: an eighth is ample with these few large files.
+    let size = size_mib(folder)? * 9 / 8 + spare_mib + 8;
+    let mke2fs = find("mke2fs").context("mke2fs is not installed")?;
+    let mut make = command(mke2fs);
+    make.args([
+        "-q",
+        "-F",
+        "-t",
+        "ext4",
+        "-O",
+        "^has_journal",
+        "-m",
+        "0",
+        "-E",
+        "root_owner=0:0",
+        "-d",
+    ]);
+    output(make.arg(folder).arg(part.path()).arg(format!("{size}M")))?;
+    part.persist(disk)?;
+    Ok(())
+}
+
+fn add_modules(image: &mut Archive, modules: &[(String, Vec<u8>)]) -> Result<()> {
+    for (index, (name, content)) in modules.iter().enumerate() {
+        image.file(&format!("modules/{index:02}-{name}.ko"), content)?;
+    }
+    Ok(())
+}
+
+/// Adds a static busybox under all its names.
+fn add_shell(lab: &Lab, image: &mut Archive) -> Result<()> {
+    let busybox = ensure_busybox(lab)?;
+    image.file("bin/busybox", &fs::read(&busybox)?)?;
+    for applet in output(command(&busybox).arg("--list"))?
+        .lines()
+        .filter(|applet| *applet != "busybox")
+    {
+        image.link(&format!("bin/{applet}"), "busybox")?;
+    }
+    Ok(())
+}
+
+fn ensure_busybox(lab: &Lab) -> Result<PathBuf> {
+    let path = lab.path("unpacked/busybox");
+    if !path.exists() {
+        let deb = packages::fetch(lab, "busybox-static", Package::Named("busybox-static"))?;
+        let content = tempfile::tempdir_in(&lab.state)?;
+        packages::unpack(&deb, content.path())?;
+        let places = ["bin/busybox", "usr/bin/busybox"].map(|place| content.path().join(place));
+        let binary = places
+            .iter()
+            .find(|place| place.exists())
+            .context("busybox-static has no busybox")?;
+        fs::create_dir_all(lab.path("unpacked"))?;
+        fs::rename(binary, &path)?;
+    }
+    Ok(path)
+}
+
+/// Gives `source` a second name, replacing an older file of that name.
+fn link(source: &Path, target: &Path) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let same = |a: fs::Metadata, b: fs::Metadata| a.ino() == b.ino() && a.dev() == b.dev();
+    if let (Ok(a), Ok(b)) = (source.metadata(), target.metadata())
+        && same(a, b)
+    {
+        return Ok(());
+    }
+    let _ = fs::remove_file(target);
+    fs::hard_link(source, target).with_context(|| format!("cannot link {}", target.display()))
+}
+
+/// Calls `visit` for each file below `folder`.
+fn walk(folder: &Path, visit: &mut dyn FnMut(&Path)) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            walk(&path, visit)?
+        } else {
+            visit(&path)
+        }
+    }
+    Ok(())
+}
+
+/// When anything below `folder` last changed, new names included.
+fn newest(folder: &Path) -> Result<SystemTime> {
+    use std::os::unix::fs::MetadataExt;
+    let mut newest = SystemTime::UNIX_EPOCH;
+    walk(folder, &mut |path| {
+        if let Ok(data) = path.metadata() {
+            let changed = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(data.ctime().unsigned_abs());
+            newest = newest.max(changed);
+        }
+    })?;
+    Ok(newest)
+}
+
+fn size_mib(folder: &Path) -> Result<u64> {
+    let mut sum = 0;
+    walk(folder, &mut |path| sum += mebibytes(path))?;
+    Ok(sum)
+}

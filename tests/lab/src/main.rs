@@ -1,0 +1,97 @@
+//! `cargo lab`: husk on a bare-metal host, on any machine.
+//!
+//! Guests need VMX or SVM. Where this machine has neither, QEMU emulates one that has SVM, a stock kernel boots there as the host,
+//! and husk runs in it unchanged. Everything the lab fetches and builds stays in `target/lab`.
+
+mod archive;
+mod build;
+mod command;
+mod demo;
+mod emulator;
+mod host;
+mod images;
+mod interactive;
+mod kernel;
+mod life;
+mod modules;
+mod packages;
+mod paths;
+mod progress;
+mod suite;
+mod sys;
+mod tally;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::host::Host;
+use crate::paths::Lab;
+
+/// A bare-metal host for husk on any machine.
+#[derive(Parser)]
+#[command(name = "cargo lab", bin_name = "cargo lab", version)]
+struct Arguments {
+    /// Where guests run; by default on this machine if it can, else in an emulated one.
+    #[arg(long, global = true, value_enum)]
+    host: Option<Host>,
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Boot a guest and show its life as it happens.
+    Demo,
+    /// Run every test: unit, integration, guest-driven.
+    Test {
+        /// Run only tests whose name contains this.
+        filter: Option<String>,
+    },
+    /// Open a shell in the emulated host, with husk and guest kernels at hand.
+    Shell,
+    /// Run husk with these arguments in the emulated host and pass its exit code on.
+    Run {
+        /// What husk is given. Kernels are /lab/6.12/vmlinuz and /lab/6.1/vmlinuz.
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// The part of `demo` that runs where guests run.
+    #[command(hide = true)]
+    Life(life::LifeArgs),
+    /// The part of `test` that runs where guests run.
+    #[command(hide = true)]
+    Suite(test::SuiteArgs),
+}
+
+fn main() -> ExitCode {
+    match perform(&Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(arguments: &Arguments) -> Result<ExitCode> {
+    let choice = || Host::choose(arguments.host);
+    match &arguments.task {
+        Task::Demo => demo::run(&Lab::open()?, &choice()).map(verdict),
+        Task::Test { filter } => test::run(&Lab::open()?, &choice(), filter.as_deref()).map(verdict),
+        Task::Shell => interactive::shell(&Lab::open()?).map(exit_code),
+        Task::Run { arguments } => interactive::husk(&Lab::open()?, arguments).map(exit_code),
+        Task::Life(arguments) => life::run(arguments).map(|()| ExitCode::SUCCESS),
+        Task::Suite(arguments) => test::suite(arguments).map(verdict),
+    }
+}
+
+fn verdict(held: bool) -> ExitCode {
+    if held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn exit_code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}

@@ -1,0 +1,153 @@
+//! Distribution packages: tools that must be installed, and files that are only fetched and unpacked.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::command::{command, find, output, shown, typed};
+use crate::paths::Lab;
+use crate::progress;
+
+/// A program that the lab runs and the Debian package that has it.
+const TOOLS: [(&str, &str); 2] = [("qemu-system-x86_64", "qemu-system-x86"), ("mke2fs", "e2fsprogs")];
+
+/// Installs the tools that the emulated host needs, or says how.
+///
+/// # Errors
+///
+/// Something is missing and cannot be installed from here; the message has the command that installs it.
+pub fn ensure_tools() -> Result<()> {
+    let missing: Vec<_> = TOOLS.iter().filter(|(program, _)| find(program).is_none()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let programs = missing
+        .iter()
+        .map(|(program, _)| *program)
+        .collect::<Vec<_>>()
+        .join(", ");
+    if find("apt-get").is_none() {
+        bail!("the emulated host needs {programs}: install them with this system's package manager and try again");
+    }
+    let mut arguments = vec!["apt-get", "install", "--yes", "--no-install-recommends"];
+    arguments.extend(missing.iter().map(|(_, package)| *package));
+    progress::say(&format!("installing what is missing: {programs}"));
+    let by_hand = format!("sudo apt-get update && sudo {}", arguments.join(" "));
+    let sudo = || anyhow!("{programs} missing, and this user cannot install packages. Run:\n  {by_hand}");
+    let prefix = root_prefix().ok_or_else(sudo)?;
+    update(prefix)?;
+    as_root(prefix, &arguments).with_context(|| format!("cannot install {programs}; try by hand:\n  {by_hand}"))
+}
+
+/// What to put before a command so that root runs it; `None` if that would ask for a password.
+fn root_prefix() -> Option<&'static [&'static str]> {
+    let root = output(command("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
+    if root {
+        return Some(&[]);
+    }
+    output(command("sudo").args(["--non-interactive", "true"])).ok()?;
+    Some(&["sudo", "--non-interactive"])
+}
+
+fn as_root(prefix: &[&str], arguments: &[&str]) -> Result<()> {
+    let mut words = prefix.iter().chain(arguments);
+    let program = words.next().context("no command")?;
+    shown(command(program).args(words).env("DEBIAN_FRONTEND", "noninteractive"))
+}
+
+fn update(prefix: &[&str]) -> Result<()> {
+    as_root(prefix, &["apt-get", "update", "--quiet"]).context("cannot refresh the package lists")
+}
+
+/// The newest package that the meta package `name` stands for.
+fn resolve(name: &str) -> Result<String> {
+    let answer = output(command("apt-cache").args(["depends", "--important", name]))?;
+    let found = answer
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Depends: "))
+        .map(str::to_string);
+    found.with_context(|| format!("package {name} depends on nothing"))
+}
+
+/// A package by its own name, or through a meta package that always names the newest.
+#[derive(Clone, Copy, Debug)]
+pub enum Package {
+    /// Its own name.
+    Named(&'static str),
+    /// The name of a meta package.
+    Newest(&'static str),
+}
+
+/// Fetches a package without installing it; the path of the `.deb`. A package that was fetched under `name` before is used again.
+///
+/// # Errors
+///
+/// There is no apt here, or the archive does not have the package, or cannot be reached.
+pub fn fetch(lab: &Lab, name: &str, package: Package) -> Result<PathBuf> {
+    let folder = lab.path("packages");
+    fs::create_dir_all(&folder)?;
+    let complete = folder.join(format!("{name}.deb"));
+    if complete.exists() {
+        return Ok(complete);
+    }
+    if find("apt-get").is_none() || find("dpkg").is_none() {
+        bail!("guest kernels come from Debian's archive, and apt-get and dpkg are not here: run this on Debian 12");
+    }
+    let exact = locate(package)?;
+    progress::step(&format!("fetching {exact}"), || {
+        let temporary = tempfile::Builder::new().prefix(".part-").tempdir_in(&folder)?;
+        // As root, apt warns that its unprivileged user cannot enter this folder: harmless, and hidden with the rest.
+        output(
+            command("apt-get")
+                .args(["download", "--quiet", &exact])
+                .current_dir(temporary.path()),
+        )?;
+        let downloaded = fs::read_dir(temporary.path())?
+            .next()
+            .context("apt-get left no file")??
+            .path();
+        fs::rename(downloaded, &complete)?;
+        Ok(complete.clone())
+    })
+}
+
+/// The exact package, refreshing the package lists if they do not know it.
+fn locate(package: Package) -> Result<String> {
+    let look = || match package {
+        Package::Named(name) => {
+            output(command("apt-cache").args(["show", "--no-all-versions", name])).map(|_| name.to_string())
+        }
+        Package::Newest(name) => resolve(name),
+    };
+    if let Ok(found) = look() {
+        return Ok(found);
+    }
+    match root_prefix() {
+        Some(prefix) => update(prefix)?,
+        None => bail!("the package lists do not have {package:?}. Run:\n  sudo apt-get update"),
+    }
+    look()
+}
+
+/// Unpacks a package below `folder`.
+///
+/// # Errors
+///
+/// The package is damaged; it is removed so that the next run fetches it again.
+pub fn unpack(deb: &Path, folder: &Path) -> Result<()> {
+    let mut dpkg = command("dpkg-deb");
+    dpkg.arg("--extract").arg(deb).arg(folder);
+    output(&mut dpkg)
+        .map(drop)
+        .inspect_err(|_| {
+            let _ = fs::remove_file(deb);
+        })
+        .with_context(|| {
+            format!(
+                "{} is damaged and was removed: try again (`{}`)",
+                deb.display(),
+                typed(&dpkg)
+            )
+        })
+}

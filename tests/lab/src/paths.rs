@@ -1,0 +1,158 @@
+//! Where the lab keeps its state: one folder below cargo's target folder.
+//!
+//! | path                        | content                                                                  |
+//! |-----------------------------|--------------------------------------------------------------------------|
+//! | `packages/*.deb`            | distribution packages as fetched                                         |
+//! | `unpacked/KERNEL/`          | `vmlinuz`, `vmlinux`, `modules/` of one kernel package                   |
+//! | `unpacked/busybox`          | a static shell                                                           |
+//! | `guest/KERNEL/`             | what guests boot from: kernels and initramfs images                      |
+//! | `host/`                     | the emulated host's initramfs and its disk made of `guest/`              |
+//! | `runs/PID/`                 | disks of a running emulated host                                         |
+//! | `tools/`                    | programs that continuous integration installs                            |
+//!
+//! Whatever is complete has its final name: files and folders are made under a temporary name and renamed.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// The lab's folders.
+#[derive(Clone, Debug)]
+pub struct Lab {
+    /// The checkout.
+    pub workspace: PathBuf,
+    /// The lab's own folder.
+    pub state: PathBuf,
+}
+
+impl Lab {
+    /// The lab of the checkout that this program was built from.
+    ///
+    /// # Errors
+    ///
+    /// The state folder cannot be created.
+    pub fn open() -> Result<Self> {
+        let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let workspace = manifest
+            .ancestors()
+            .nth(2)
+            .context("the lab's source is not two folders deep")?
+            .to_path_buf();
+        let target = match env::var_os("CARGO_TARGET_DIR") {
+            Some(folder) => workspace.join(folder),
+            None => workspace.join("target"),
+        };
+        let lab = Self {
+            workspace,
+            state: target.join("lab"),
+        };
+        fs::create_dir_all(&lab.state).with_context(|| format!("cannot create {}", lab.state.display()))?;
+        lab.remove_stale_runs();
+        Ok(lab)
+    }
+
+    /// A path in the state folder.
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.state.join(name)
+    }
+
+    /// What guests boot from; `HUSK_LAB_DIR` of the tests.
+    pub fn guest(&self) -> PathBuf {
+        self.path("guest")
+    }
+
+    /// A new folder for one run of the emulated host. It disappears with the returned value.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be created.
+    pub fn new_run(&self) -> Result<tempfile::TempDir> {
+        let parent = self.path("runs");
+        fs::create_dir_all(&parent)?;
+        let prefix = format!("{}-", std::process::id());
+        tempfile::Builder::new()
+            .prefix(&prefix)
+            .tempdir_in(&parent)
+            .context("cannot create a folder for this run")
+    }
+
+    /// Removes what killed runs left.
+    fn remove_stale_runs(&self) {
+        for entry in fs::read_dir(self.path("runs")).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let owner = name.split('-').next().unwrap_or_default().to_string();
+            if !Path::new("/proc").join(owner).exists() {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+}
+
+/// Writes `content` to `path` so that the path only ever names a complete file; leaves an equal file alone.
+///
+/// # Errors
+///
+/// The file cannot be written.
+pub fn write(path: &Path, content: &[u8]) -> Result<()> {
+    if fs::read(path).is_ok_and(|old| old == content) {
+        return Ok(());
+    }
+    let parent = path.parent().context("a file needs a folder")?;
+    fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    let temporary = tempfile::NamedTempFile::new_in(parent)?;
+    fs::write(&temporary, content).with_context(|| format!("cannot write {}", path.display()))?;
+    temporary
+        .persist(path)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(())
+}
+
+/// Fills a folder by `fill` and gives it its name only when that succeeded, replacing what had the name before.
+///
+/// # Errors
+///
+/// What `fill` returned, or the folder cannot be renamed.
+pub fn fill_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let parent = path.parent().context("a folder needs a parent")?;
+    fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    let temporary = tempfile::Builder::new().prefix(".part-").tempdir_in(parent)?;
+    fill(temporary.path())?;
+    if path.exists() {
+        fs::remove_dir_all(path).with_context(|| format!("cannot replace {}", path.display()))?;
+    }
+    let complete = temporary.keep();
+    fs::rename(&complete, path).with_context(|| format!("cannot name {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_fill_leaves_the_old_folder_and_nothing_else() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("kernel");
+        fill_folder(&folder, |part| Ok(fs::write(part.join("a"), "old")?)).unwrap();
+        fill_folder(&folder, |part| {
+            fs::write(part.join("a"), "half")?;
+            anyhow::bail!("interrupted")
+        })
+        .unwrap_err();
+        assert_eq!(fs::read_to_string(folder.join("a")).unwrap(), "old");
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_equal_file_keeps_its_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/file");
+        write(&path, b"same").unwrap();
+        let before = fs::metadata(&path).unwrap().modified().unwrap();
+        write(&path, b"same").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), before);
+        write(&path, b"other").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"other");
+    }
+}

@@ -1,0 +1,89 @@
+//! Steps that the user sees: what is being done, for how long already, and how long it took.
+
+use std::io::{IsTerminal, Write};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+/// Runs `work` as a visible step.
+///
+/// # Errors
+///
+/// What `work` returned.
+pub fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let ticker = Ticker::start(what);
+    let result = work();
+    ticker.end(if result.is_ok() { "" } else { ", failed" });
+    result
+}
+
+/// Says something that is not a step.
+pub fn say(text: &str) {
+    eprintln!("lab: {text}");
+}
+
+/// A step under way. On a terminal its line counts seconds; elsewhere a line appears every few seconds.
+pub struct Ticker {
+    what: String,
+    start: Instant,
+    thread: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+impl Ticker {
+    /// Shows the step.
+    pub fn start(what: &str) -> Self {
+        let (stop, stopped) = mpsc::channel();
+        let terminal = std::io::stderr().is_terminal();
+        let period = Duration::from_millis(if terminal { 200 } else { 5000 });
+        let start = Instant::now();
+        let line = what.to_string();
+        if terminal {
+            eprint!("\rlab: {line} ...");
+        } else {
+            eprintln!("lab: {line} ...");
+        }
+        let thread = thread::spawn(move || {
+            while stopped.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
+                let seconds = start.elapsed().as_secs();
+                if terminal {
+                    eprint!("\rlab: {line} ... {seconds} s");
+                    let _ = std::io::stderr().flush();
+                } else {
+                    eprintln!("lab: {line} ... {seconds} s so far");
+                }
+            }
+        });
+        Self {
+            what: what.into(),
+            start,
+            thread: Some((stop, thread)),
+        }
+    }
+
+    /// Ends the step; `how` follows the time it took.
+    pub fn end(mut self, how: &str) {
+        self.stop();
+        let seconds = self.start.elapsed().as_secs_f64();
+        let clear = if std::io::stderr().is_terminal() {
+            "\r\x1b[K"
+        } else {
+            ""
+        };
+        eprintln!("{clear}lab: {}: {seconds:.1} s{how}", self.what);
+    }
+
+    fn stop(&mut self) {
+        if let Some((stop, thread)) = self.thread.take() {
+            let _ = stop.send(());
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,57 @@
+//! The system calls that the standard library does not offer. The only unsafe code of the lab.
+#![expect(unsafe_code, reason = "process death signal, terminal settings and size")]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// Makes the kernel end `command`'s process when the thread that starts it ends, however that happens.
+pub fn die_with_parent(command: &mut Command) {
+    let parent = std::process::id();
+    let hook = move || {
+        // SAFETY: a signal number and no pointers.
+        if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if std::os::unix::process::parent_id() != parent {
+            return Err(io::Error::other("the lab has ended"));
+        }
+        Ok(())
+    };
+    // SAFETY: the hook makes two system calls and allocates only when it fails, after which the process ends.
+    unsafe { command.pre_exec(hook) };
+}
+
+/// Rows and columns of the terminal on standard output.
+pub fn window() -> Option<(u16, u16)> {
+    let mut size = MaybeUninit::<libc::winsize>::zeroed();
+    // SAFETY: the request fills a winsize.
+    let result = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, size.as_mut_ptr()) };
+    // SAFETY: integers, zeroed before the call.
+    let size = unsafe { size.assume_init() };
+    (result == 0 && size.ws_row > 0).then_some((size.ws_row, size.ws_col))
+}
+
+/// The settings of the terminal on standard input, put back when this is dropped.
+pub struct SavedTerminal(Option<libc::termios>);
+
+impl SavedTerminal {
+    /// Remembers the settings; nothing if standard input is not a terminal.
+    pub fn save() -> Self {
+        let mut settings = MaybeUninit::<libc::termios>::uninit();
+        // SAFETY: the pointer is to a termios that the call fills.
+        let result = unsafe { libc::tcgetattr(libc::STDIN_FILENO, settings.as_mut_ptr()) };
+        // SAFETY: filled, as the call succeeded.
+        Self((result == 0).then(|| unsafe { settings.assume_init() }))
+    }
+}
+
+impl Drop for SavedTerminal {
+    fn drop(&mut self) {
+        if let Some(settings) = &self.0 {
+            // SAFETY: a valid termios that the same terminal had before.
+            unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, settings) };
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Counting tests by reading what Rust's test runner prints.
+//!
+//! A test that finds that it cannot run here prints `skipped: REASON` and returns; the runner shows that only with
+//! `--show-output`, in a section that is read here and not passed on. A test marked `#[ignore = "REASON"]` counts as skipped too.
+
+/// A test that did not run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skip {
+    /// The test.
+    pub name: String,
+    /// Why, as the test says.
+    pub reason: String,
+}
+
+/// Tests counted so far.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Tests that ran and held.
+    pub passed: usize,
+    /// Names of tests that did not hold, and of test programs that died.
+    pub failures: Vec<String>,
+    /// Tests that did not run.
+    pub skips: Vec<Skip>,
+    /// Set between the head and the summary of a test program.
+    program: Option<Program>,
+    /// What the next test program is called in messages.
+    next_name: String,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Program {
+    name: String,
+    /// The runner's sections of captured output.
+    section: Section,
+    /// Whose captured output is being read.
+    test: String,
+    skips: Vec<Skip>,
+    failures: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Section {
+    #[default]
+    Tests,
+    /// Output of tests that held: not shown.
+    Successes,
+    Failures,
+}
+
+impl Tally {
+    /// Names the test programs that follow.
+    pub fn name_program(&mut self, name: &str) {
+        self.next_name = name.to_string();
+    }
+
+    /// Reads one line without its end; whether to show it.
+    pub fn line(&mut self, line: &str) -> bool {
+        if is_head(line) {
+            self.close();
+            self.program = Some(Program {
+                name: self.next_name.clone(),
+                ..Program::default()
+            });
+            return true;
+        }
+        let Some(program) = &mut self.program else { return true };
+        if let Some(counts) = line.strip_prefix("test result: ") {
+            let read = program.clone();
+            self.program = None;
+            self.add(read, counts);
+            return true;
+        }
+        program.line(line)
+    }
+
+    /// The output has ended: a test program without a summary has died.
+    pub fn close(&mut self) {
+        if let Some(program) = self.program.take() {
+            self.failures.extend(program.failures);
+            self.skips.extend(program.skips);
+            self.failures
+                .push(format!("{} (died before its summary)", program.name));
+        }
+    }
+
+    fn add(&mut self, program: Program, counts: &str) {
+        // A test that skipped itself has passed in the runner's eyes.
+        let ignored = count(counts, "ignored");
+        let own_skips = program.skips.len().saturating_sub(ignored);
+        self.passed += count(counts, "passed").saturating_sub(own_skips);
+        let unnamed = count(counts, "failed").saturating_sub(program.failures.len());
+        self.failures.extend(program.failures);
+        self.failures
+            .extend((0..unnamed).map(|_| format!("{} (a test without a name)", program.name)));
+        self.skips.extend(program.skips);
+    }
+
+    /// `1 passed, 2 failed, 3 skipped`.
+    pub fn summary(&self) -> String {
+        format!(
+            "{} passed, {} failed, {} skipped",
+            self.passed,
+            self.failures.len(),
+            self.skips.len()
+        )
+    }
+}
+
+impl Program {
+    fn line(&mut self, line: &str) -> bool {
+        match line {
+            "successes:" => self.section = Section::Successes,
+            "failures:" => self.section = Section::Failures,
+            _ => {}
+        }
+        if let Some(test) = line
+            .strip_prefix("---- ")
+            .and_then(|rest| rest.strip_suffix(" stdout ----"))
+        {
+            self.test = test.to_string();
+        }
+        match self.section {
+            Section::Tests => self.test_line(line),
+            Section::Successes => {
+                if let Some(reason) = line.strip_prefix("skipped: ") {
+                    self.skips.push(Skip {
+                        name: self.full_name(&self.test),
+                        reason: reason.to_string(),
+                    });
+                }
+            }
+            Section::Failures => {}
+        }
+        self.section != Section::Successes
+    }
+
+    /// `test NAME ... ok`, `... FAILED` or `... ignored, REASON`.
+    fn test_line(&mut self, line: &str) {
+        let Some((name, verdict)) = line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... ")) else {
+            return;
+        };
+        let name = name.trim_end_matches(" - should panic");
+        if verdict.starts_with("FAILED") {
+            self.failures.push(self.full_name(name));
+        } else if let Some(reason) = verdict.strip_prefix("ignored") {
+            let reason = reason.trim_start_matches(", ").to_string();
+            self.skips.push(Skip {
+                name: self.full_name(name),
+                reason,
+            });
+        }
+    }
+
+    fn full_name(&self, test: &str) -> String {
+        if self.name.is_empty() {
+            test.to_string()
+        } else {
+            format!("{}: {test}", self.name)
+        }
+    }
+}
+
+/// `running 3 tests`.
+fn is_head(line: &str) -> bool {
+    let count = line
+        .strip_prefix("running ")
+        .and_then(|rest| rest.strip_suffix(" tests").or(rest.strip_suffix(" test")));
+    count.is_some_and(|count| count.parse::<usize>().is_ok())
+}
+
+/// The number before `what` in `ok. 3 passed; 1 failed; …`.
+fn count(summary: &str, what: &str) -> usize {
+    let mut parts = summary.split([';', '.']).map(str::trim);
+    parts
+        .find_map(|part| part.strip_suffix(what)?.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+#[path = "tally_test.rs"]
+mod tests;
