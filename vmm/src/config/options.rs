@@ -1,0 +1,27 @@
+//! What the person who starts a VM wants that is no property of the VM.
+
+use std::path::PathBuf;
+
+use crate::trace::Trace;
+
+/// How one run of a VM is started and observed.
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// How the kernel is entered; `None` takes PVH when the kernel offers it.
+    pub protocol: Option<BootProtocol>,
+    /// Where the boot trace is written when the VM has ended.
+    pub boot_trace: Option<PathBuf>,
+    /// How often `-v` was given.
+    pub verbosity: u8,
+    /// Takes the phases of the run. Off unless somebody will read it.
+    pub trace: Trace,
+}
+
+/// How a kernel is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum BootProtocol {
+    /// The 32-bit entry of the PVH ABI (Xen `docs/misc/pvh.pandoc`).
+    Pvh,
+    /// The 64-bit entry of the Linux/x86 boot protocol (`Documentation/arch/x86/boot.rst`).
+    Linux64,
+}

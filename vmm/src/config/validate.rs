@@ -1,0 +1,188 @@
+//! What makes a [`VmConfig`] one that can be built.
+
+use std::collections::BTreeSet;
+
+use super::{ConsoleConfig, ConsoleMode, DiskConfig, MemoryConfig, VmConfig};
+
+/// The unit of guest RAM.
+pub const PAGE_BYTES: u64 = 4096;
+/// The least RAM that holds the boot structures below 1 MiB and a payload above them.
+pub const MIN_MEMORY_BYTES: u64 = 2 << 20;
+/// The most virtqueues of a disk.
+pub const MAX_DISK_QUEUES: u16 = 64;
+
+/// The unit of guest RAM made of reserved huge pages.
+const HUGE_PAGE_BYTES: u64 = 2 << 20;
+/// The least and the most entries of a disk's virtqueue. A shorter one could not hold a request of usual length; a longer one
+/// only adds latency.
+const QUEUE_SIZES: std::ops::RangeInclusive<u16> = 16..=1024;
+
+/// What the host, or the architecture, can give a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The most vCPUs of one VM (`KVM_CAP_MAX_VCPUS`).
+    pub max_vcpus: u32,
+    /// Width of a guest-physical address (CPUID 8000_0008h EAX\[7:0\]).
+    pub phys_bits: u8,
+}
+
+impl Limits {
+    /// What no x86-64 host exceeds: KVM's own bound on vCPUs (`KVM_MAX_VCPUS` of Linux 6.x) and the architecture's on addresses.
+    pub const ARCHITECTURE: Self = Self { max_vcpus: 4096, phys_bits: 52 };
+
+    /// The most bytes of RAM: half the guest-physical address space. The other half is for devices' 64-bit windows.
+    pub const fn max_memory_bytes(self) -> u64 {
+        match 1_u64.checked_shl(self.phys_bits as u32) {
+            Some(space) => space >> 1,
+            None => 1 << 63,
+        }
+    }
+}
+
+/// Why a configuration cannot be built. Each is one line: the thing, what was found, what is allowed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Too few or too many vCPUs.
+    #[error("cpus: {found} vCPUs asked for, 1 to {max} allowed")]
+    Cpus {
+        /// What was asked for.
+        found: u32,
+        /// The host's limit.
+        max: u32,
+    },
+    /// Fewer vCPUs at most than at boot.
+    #[error("cpus: at most {max} vCPUs, fewer than the {boot} at boot")]
+    MaxCpus {
+        /// `max_vcpus`.
+        max: u32,
+        /// `boot_vcpus`.
+        boot: u32,
+    },
+    /// RAM outside the bounds.
+    #[error("memory: {found} bytes ({}) asked for, {} to {} allowed", Size(*found), Size(MIN_MEMORY_BYTES), Size(*max))]
+    Memory {
+        /// What was asked for.
+        found: u64,
+        /// The most that this host's address space holds.
+        max: u64,
+    },
+    /// RAM that is no whole number of pages.
+    #[error("memory: {found} bytes is not a multiple of the {page}-byte page")]
+    MemoryUnit {
+        /// What was asked for.
+        found: u64,
+        /// The page size that applies.
+        page: u64,
+    },
+    /// Nothing to boot.
+    #[error("payload: no kernel given")]
+    NoKernel,
+    /// Two disks of one name.
+    #[error("disks: id '{0}' is used by two disks, ids must differ")]
+    DuplicateDisk(String),
+    /// Too few or too many virtqueues.
+    #[error("disk {disk}: {found} queues asked for, 1 to {MAX_DISK_QUEUES} allowed")]
+    Queues {
+        /// The disk's path.
+        disk: String,
+        /// What was asked for.
+        found: u16,
+    },
+    /// A virtqueue size that virtio or husk does not allow.
+    #[error("disk {disk}: queue size {found} is not a power of two from {} to {}", QUEUE_SIZES.start(), QUEUE_SIZES.end())]
+    QueueSize {
+        /// The disk's path.
+        disk: String,
+        /// What was asked for.
+        found: u16,
+    },
+    /// A console in mode `File` and no file.
+    #[error("{0}: mode File needs a file")]
+    NoFile(&'static str),
+    /// Both consoles want the one standard input.
+    #[error("serial and console both use stdio, only one of them can")]
+    TwoTtys,
+}
+
+impl VmConfig {
+    /// Checks everything that can be checked without opening a file.
+    ///
+    /// # Errors
+    /// The first [`ConfigError`], in the order of the fields.
+    pub fn validate(&self, limits: Limits) -> Result<(), ConfigError> {
+        let (boot, max) = (self.cpus.boot_vcpus, self.cpus.max_vcpus);
+        if let Some(found) = [boot, max].into_iter().find(|n| !(1..=limits.max_vcpus).contains(n)) {
+            return Err(ConfigError::Cpus { found, max: limits.max_vcpus });
+        }
+        if max < boot {
+            return Err(ConfigError::MaxCpus { max, boot });
+        }
+        self.memory.validate(limits)?;
+        if self.payload.kernel.is_none() {
+            return Err(ConfigError::NoKernel);
+        }
+        let mut ids = BTreeSet::new();
+        for disk in &self.disks {
+            disk.validate()?;
+            if let Some(id) = disk.id.as_ref().filter(|id| !ids.insert(id.as_str())) {
+                return Err(ConfigError::DuplicateDisk(id.clone()));
+            }
+        }
+        self.serial.validate("serial")?;
+        self.console.validate("console")?;
+        match (self.serial.mode, self.console.mode) {
+            (ConsoleMode::Tty, ConsoleMode::Tty) => Err(ConfigError::TwoTtys),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl MemoryConfig {
+    fn validate(&self, limits: Limits) -> Result<(), ConfigError> {
+        let (found, max) = (self.size, limits.max_memory_bytes());
+        if !(MIN_MEMORY_BYTES..=max).contains(&found) {
+            return Err(ConfigError::Memory { found, max });
+        }
+        let page = if self.hugepages { HUGE_PAGE_BYTES } else { PAGE_BYTES };
+        if found.is_multiple_of(page) { Ok(()) } else { Err(ConfigError::MemoryUnit { found, page }) }
+    }
+}
+
+impl DiskConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let disk = || self.path.display().to_string();
+        if !(1..=MAX_DISK_QUEUES).contains(&self.num_queues) {
+            return Err(ConfigError::Queues { disk: disk(), found: self.num_queues });
+        }
+        if !self.queue_size.is_power_of_two() || !QUEUE_SIZES.contains(&self.queue_size) {
+            return Err(ConfigError::QueueSize { disk: disk(), found: self.queue_size });
+        }
+        Ok(())
+    }
+}
+
+impl ConsoleConfig {
+    fn validate(&self, name: &'static str) -> Result<(), ConfigError> {
+        match (self.mode, &self.file) {
+            (ConsoleMode::File, None) => Err(ConfigError::NoFile(name)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A number of bytes as people write it: the largest binary unit that divides it.
+struct Size(u64);
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+        match units.into_iter().find(|(shift, _)| self.0 != 0 && self.0.trailing_zeros() >= *shift) {
+            Some((shift, unit)) => write!(f, "{} {unit}", self.0 >> shift),
+            None => write!(f, "{} B", self.0),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "validate_test.rs"]
+mod tests;

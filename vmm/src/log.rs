@@ -1,0 +1,118 @@
+//! The log: one line an event on standard error, marked with its level in the form that Kata's shims look for.
+//!
+//! A reader that stops reading must not stop the VM: a line for which standard error has no room is dropped, and the next one that
+//! gets through is preceded by the number of those that did not. Errors of writing (`EPIPE` after the reader has gone) are ignored.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+use crate::terminal;
+
+/// The process's only logger.
+struct Stderr {
+    lost: AtomicU64,
+}
+
+static STDERR: Stderr = Stderr { lost: AtomicU64::new(0) };
+
+/// Starts logging: errors and warnings, with `-v` also information, with `-vv` also what helps to debug. A second call only
+/// changes the level.
+pub fn init(verbosity: u8) {
+    // Fails only when the logger has been set, by an earlier call.
+    let _ = log::set_logger(&STDERR);
+    log::set_max_level(level(verbosity));
+}
+
+fn level(verbosity: u8) -> LevelFilter {
+    match verbosity {
+        0 => LevelFilter::Warn,
+        1 => LevelFilter::Info,
+        2 => LevelFilter::Debug,
+        _ => LevelFilter::Trace,
+    }
+}
+
+/// The marks that Kata's Rust shim turns back into levels.
+fn mark(level: Level) -> &'static str {
+    match level {
+        Level::Error => "ERRO: ",
+        Level::Warn => "WARN: ",
+        Level::Info => "INFO: ",
+        Level::Debug => "DEBG: ",
+        Level::Trace => "TRCE: ",
+    }
+}
+
+impl Log for Stderr {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let stderr = io::stderr();
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        if !terminal::has_room(stderr.as_fd()) {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let text = compose(record, self.lost.swap(0, Ordering::Relaxed), terminal::line_end());
+        // One write a line, so that lines of two threads do not mix.
+        let _ = stderr.lock().write_all(text.as_bytes());
+    }
+
+    fn flush(&self) {}
+}
+
+fn compose(record: &Record<'_>, lost: u64, line_end: &str) -> String {
+    let mut text = String::with_capacity(120);
+    if lost > 0 {
+        let _ = write!(text, "{}{lost} log lines were dropped because nobody read them{line_end}", mark(Level::Warn));
+    }
+    text.push_str(mark(record.level()));
+    if record.level() >= Level::Debug {
+        let _ = write!(text, "{}: ", record.target());
+    }
+    // A guest's or a peer's words may end up in a message; they must not make a second line.
+    let message = record.args().to_string();
+    let _ = write!(text, "{}{line_end}", message.replace(['\n', '\r'], " "));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(level: Level, message: &str, lost: u64) -> String {
+        compose(&Record::builder().level(level).target("husk::x").args(format_args!("{message}")).build(), lost, "\n")
+    }
+
+    #[test]
+    fn lines_carry_the_marks_that_the_shims_know() {
+        assert_eq!(line(Level::Error, "disk gone", 0), "ERRO: disk gone\n");
+        assert_eq!(line(Level::Warn, "w", 0), "WARN: w\n");
+        assert_eq!(line(Level::Info, "i", 0), "INFO: i\n");
+        assert_eq!(line(Level::Debug, "d", 0), "DEBG: husk::x: d\n");
+        assert_eq!(line(Level::Trace, "t", 0), "TRCE: husk::x: t\n");
+    }
+
+    #[test]
+    fn an_event_is_one_line_whatever_it_says() {
+        assert_eq!(line(Level::Error, "a\r\nERRO: forged", 0), "ERRO: a  ERRO: forged\n");
+    }
+
+    #[test]
+    fn lost_lines_are_counted_on_the_next_one() {
+        assert_eq!(line(Level::Info, "i", 3), "WARN: 3 log lines were dropped because nobody read them\nINFO: i\n");
+    }
+
+    #[test]
+    fn each_v_shows_more() {
+        assert_eq!([0, 1, 2, 9].map(level), [LevelFilter::Warn, LevelFilter::Info, LevelFilter::Debug, LevelFilter::Trace]);
+    }
+}

@@ -1,0 +1,239 @@
+//! husk's own standard input and output as a guest's terminal.
+//!
+//! [`RawMode`] hands every key to the guest and puts the terminal back whatever happens. [`Input`] reads it, with a way out
+//! ([`Escape`]); [`StdoutSink`] writes without ever holding up a vCPU; [`Signals`] turns signals into events of the main loop.
+//!
+//! | how husk ends | who restores the terminal |
+//! |---|---|
+//! | the VM ends; SIGTERM, SIGHUP, SIGINT, SIGQUIT (events, see [`Signals`]) | [`RawMode`]'s drop |
+//! | `exit` | an `atexit` function |
+//! | a panic, also with `panic = "abort"` | a panic hook, before the message |
+//! | SIGABRT, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGSYS | a signal handler, which then lets the signal take its course |
+//! | SIGTSTP, SIGCONT | [`RawMode::suspend`] and [`RawMode::resume`] |
+//! | SIGKILL | nobody can |
+
+#![expect(unsafe_code, reason = "termios, poll and signal handlers of libc")]
+
+mod escape;
+mod input;
+mod output;
+mod signals;
+
+use std::io::{self, IsTerminal, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Once, OnceLock};
+
+pub use escape::{Escape, Quit};
+pub use input::{Arrival, Input};
+pub use output::StdoutSink;
+pub use signals::{Signal, Signals};
+
+/// Printed when the terminal becomes the guest's.
+pub const ESCAPE_HINT: &str = "Ctrl-A x ends the VM, Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
+
+/// Signals that end a process on the spot, by a fault of its own or on demand.
+const FATAL: [libc::c_int; 6] =
+    [libc::SIGABRT, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGSYS];
+
+/// What [`restore`] puts back. Never freed once published, because a signal handler may be reading it.
+struct Saved {
+    fd: RawFd,
+    termios: libc::termios,
+}
+
+/// The terminal that is raw at present, or null.
+static RAW: AtomicPtr<Saved> = AtomicPtr::new(ptr::null_mut());
+/// What the handlers of [`FATAL`] replaced.
+static REPLACED: [OnceLock<libc::sigaction>; FATAL.len()] = [const { OnceLock::new() }; FATAL.len()];
+static GUARDS: Once = Once::new();
+
+/// While it lives, the terminal passes every key on. One at a time in a process.
+#[derive(Debug)]
+pub struct RawMode {
+    fd: RawFd,
+}
+
+impl RawMode {
+    /// Makes standard input raw and prints [`ESCAPE_HINT`] on standard error; `None` when standard input is no terminal. A
+    /// process in the background stops here until it is brought to the foreground, as terminal programs do.
+    ///
+    /// # Errors
+    /// What the terminal says.
+    pub fn enter() -> io::Result<Option<Self>> {
+        let stdin = io::stdin();
+        if !stdin.is_terminal() {
+            return Ok(None);
+        }
+        // Without standard error the hint has nowhere to go.
+        let _ = writeln!(io::stderr(), "husk: {ESCAPE_HINT}");
+        Self::enter_on(stdin.as_fd()).map(Some)
+    }
+
+    fn enter_on(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let fd = fd.as_raw_fd();
+        let termios = get_attributes(fd)?;
+        GUARDS.call_once(install_guards);
+        RAW.store(Box::into_raw(Box::new(Saved { fd, termios })), Ordering::Release);
+        set_attributes(fd, &raw(termios)).inspect_err(|_| RAW.store(ptr::null_mut(), Ordering::Release))?;
+        Ok(Self { fd })
+    }
+
+    /// Restores the terminal and stops the process, as SIGTSTP asks. Returns when the process has been continued; the terminal is
+    /// raw again only after [`RawMode::resume`].
+    pub fn suspend(&self) {
+        restore();
+        // SAFETY: no memory is involved.
+        unsafe { libc::raise(libc::SIGSTOP) };
+    }
+
+    /// Makes the terminal raw again after the process was stopped, unless it goes on in the background.
+    ///
+    /// # Errors
+    /// What the terminal says.
+    pub fn resume(&self) -> io::Result<()> {
+        if in_background(self.fd) {
+            return Ok(());
+        }
+        let termios = get_attributes(self.fd)?;
+        if RAW.load(Ordering::Acquire).is_null() {
+            RAW.store(Box::into_raw(Box::new(Saved { fd: self.fd, termios })), Ordering::Release);
+        }
+        set_attributes(self.fd, &raw(termios))
+    }
+}
+
+impl Drop for RawMode {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+/// How a line on standard error ends: a raw terminal does not return the carriage by itself.
+pub fn line_end() -> &'static str {
+    if RAW.load(Ordering::Relaxed).is_null() { "\n" } else { "\r\n" }
+}
+
+/// Whether `fd` takes a short write (up to `PIPE_BUF` bytes into a pipe) without blocking. Also true of what is broken: the write
+/// will say so.
+pub fn has_room(fd: BorrowedFd<'_>) -> bool {
+    output::writable_within(fd, 0)
+}
+
+/// Columns and rows of a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WindowSize {
+    /// Characters in a line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
+}
+
+/// The size of the terminal on standard output, if there is one that knows it.
+pub fn window_size() -> Option<WindowSize> {
+    window_size_of(io::stdout().as_fd())
+}
+
+fn window_size_of(fd: BorrowedFd<'_>) -> Option<WindowSize> {
+    let mut size = MaybeUninit::<libc::winsize>::zeroed();
+    // SAFETY: TIOCGWINSZ fills one winsize.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGWINSZ, size.as_mut_ptr()) };
+    // SAFETY: plain integers, zero at least.
+    let size = unsafe { size.assume_init() };
+    (done == 0 && size.ws_col > 0 && size.ws_row > 0)
+        .then_some(WindowSize { columns: size.ws_col, rows: size.ws_row })
+}
+
+/// Puts the terminal back as it was, if it is raw. Safe in signal handlers: atomics, tcgetpgrp and tcsetattr (signal-safety(7)).
+fn restore() {
+    let saved = RAW.swap(ptr::null_mut(), Ordering::AcqRel);
+    if saved.is_null() {
+        return;
+    }
+    // SAFETY: published by `enter_on` or `resume`, which leak it.
+    let saved = unsafe { &*saved };
+    // In the background the terminal is the shell's, which has set it as it likes.
+    if !in_background(saved.fd) {
+        let _ = set_attributes(saved.fd, &saved.termios);
+    }
+}
+
+/// Whether another process group has the terminal. Not so when `fd` is no controlling terminal.
+fn in_background(fd: RawFd) -> bool {
+    // SAFETY: numbers only.
+    let (foreground, own) = unsafe { (libc::tcgetpgrp(fd), libc::getpgrp()) };
+    foreground > 0 && foreground != own
+}
+
+fn raw(mut termios: libc::termios) -> libc::termios {
+    // SAFETY: changes the structure it is given. Output processing goes as well: the guest's terminal does its own.
+    unsafe { libc::cfmakeraw(&raw mut termios) };
+    termios
+}
+
+fn get_attributes(fd: RawFd) -> io::Result<libc::termios> {
+    let mut termios = MaybeUninit::uninit();
+    // SAFETY: fills the structure when it returns 0.
+    if unsafe { libc::tcgetattr(fd, termios.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: filled, as just checked.
+    Ok(unsafe { termios.assume_init() })
+}
+
+fn set_attributes(fd: RawFd, termios: &libc::termios) -> io::Result<()> {
+    // SAFETY: reads the structure.
+    if unsafe { libc::tcsetattr(fd, libc::TCSANOW, termios) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Installs, once, whatever restores the terminal when drop does not.
+fn install_guards() {
+    let previous = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        restore();
+        previous(info);
+    }));
+    // SAFETY: a function that may run at any time before the process ends.
+    unsafe { libc::atexit(at_exit) };
+    for (signal, replaced) in FATAL.into_iter().zip(&REPLACED) {
+        let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+        // SAFETY: all zeroes is a sigaction with an empty mask; the query fills it.
+        let old = unsafe {
+            libc::sigaction(signal, ptr::null(), action.as_mut_ptr());
+            action.assume_init()
+        };
+        if replaced.set(old).is_ok() {
+            let mut action = old;
+            action.sa_sigaction = on_fatal as *const () as libc::sighandler_t;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            // SAFETY: the handler keeps to signal-safe functions.
+            unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) };
+        }
+    }
+}
+
+extern "C" fn at_exit() {
+    restore();
+}
+
+/// Restores the terminal, then gives the signal to whoever had it before.
+extern "C" fn on_fatal(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    restore();
+    let index = FATAL.iter().position(|fatal| *fatal == signal);
+    if let Some(old) = index.and_then(|index| REPLACED.get(index)).and_then(OnceLock::get) {
+        // SAFETY: reinstates what was there.
+        unsafe { libc::sigaction(signal, old, ptr::null_mut()) };
+    }
+    // A fault happens again when the handler returns (si_code > 0: from the kernel); what was sent must be sent again.
+    // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler.
+    if unsafe { (*info).si_code } <= 0 {
+        // SAFETY: numbers only; the signal is blocked until the handler has returned.
+        unsafe { libc::raise(signal) };
+    }
+}
+
+#[cfg(test)]
+#[path = "terminal_test.rs"]
+mod tests;
