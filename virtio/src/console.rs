@@ -23,7 +23,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use husk_devices::metrics::Counter;
+use husk_devices::metrics::{Counter, Metered};
 
 use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
 use crate::ring::{Reader, Ring, RingState, Step};
@@ -46,9 +46,9 @@ const INPUT: u32 = 2;
 
 type Sink = Arc<Mutex<Box<dyn Write + Send>>>;
 
-/// What the device has done.
+/// What a console has done since it was made.
 #[derive(Debug, Default)]
-pub struct ConsoleCounters {
+pub struct ConsoleMetrics {
     /// Output requests handled.
     pub tx_requests: Counter,
     /// Bytes printed.
@@ -59,6 +59,18 @@ pub struct ConsoleCounters {
     pub rx_bytes: Counter,
     /// Bytes typed that found the input queue full.
     pub rx_dropped_bytes: Counter,
+}
+
+impl Metered for ConsoleMetrics {
+    fn metrics(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("tx_requests", self.tx_requests.get()),
+            ("tx_bytes", self.tx_bytes.get()),
+            ("tx_dropped_bytes", self.tx_dropped_bytes.get()),
+            ("rx_bytes", self.rx_bytes.get()),
+            ("rx_dropped_bytes", self.rx_dropped_bytes.get()),
+        ]
+    }
 }
 
 /// A console device.
@@ -86,9 +98,9 @@ impl Console {
         ConsoleHandle::new(self.shared.clone())
     }
 
-    /// The device's counters.
-    pub fn counters(&self) -> &ConsoleCounters {
-        &self.shared.counters
+    /// The device's metrics.
+    pub fn metrics(&self) -> Arc<ConsoleMetrics> {
+        self.shared.metrics.clone()
     }
 }
 
@@ -129,11 +141,11 @@ struct ConsoleHandler {
 
 impl ConsoleHandler {
     fn print(&mut self) -> Result<(), HandlerError> {
-        let counters = &self.shared.counters;
+        let metrics = &self.shared.metrics;
         let mut sink = lock(&self.sink);
         self.transmit.drain(|reader, _| {
-            counters.tx_requests.inc();
-            copy(reader, &mut *sink, counters);
+            metrics.tx_requests.inc();
+            copy(reader, &mut *sink, metrics);
             Ok(Step::Used(0))
         })?;
         // A sink that cannot flush drops at its next write, where it is counted.
@@ -182,12 +194,12 @@ impl Handler for ConsoleHandler {
 }
 
 /// Moves all of `reader` to `sink`, or counts what could not be moved.
-fn copy(reader: &mut Reader<'_>, sink: &mut dyn Write, counters: &ConsoleCounters) {
+fn copy(reader: &mut Reader<'_>, sink: &mut dyn Write, metrics: &ConsoleMetrics) {
     let mut piece = [0; COPY_BYTES];
     while let Ok(len @ 1..) = reader.read(&mut piece) {
         let counter = match sink.write_all(piece.get(..len).unwrap_or_default()) {
-            Ok(()) => &counters.tx_bytes,
-            Err(_) => &counters.tx_dropped_bytes,
+            Ok(()) => &metrics.tx_bytes,
+            Err(_) => &metrics.tx_dropped_bytes,
         };
         counter.add(len as u64);
     }

@@ -98,8 +98,8 @@ fn output_reaches_the_sink_in_order() {
     assert_eq!(*bench.screen.0.lock().unwrap(), [b"hello ".as_slice(), &long].concat());
     assert_eq!(bench.transmit.take_used(), Some((0, 0)));
     assert_eq!(bench.transmit.take_used(), Some((1, 0)));
-    let counters = bench.console.counters();
-    assert_eq!((counters.tx_requests.get(), counters.tx_bytes.get()), (2, 10_006));
+    let metrics = bench.console.metrics();
+    assert_eq!((metrics.tx_requests.get(), metrics.tx_bytes.get()), (2, 10_006));
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn broken_sink_drops_output_but_not_the_guest() {
     bench.transmit.add(&[Buf::Out(DATA, 6)]);
     handler.wake(TRANSMIT, &mut Ignore).unwrap();
     assert_eq!(bench.transmit.take_used(), Some((0, 0)));
-    assert_eq!(bench.console.counters().tx_dropped_bytes.get(), 6);
+    assert_eq!(bench.console.metrics().tx_dropped_bytes.get(), 6);
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn input_queue_is_bounded() {
     let handle = bench.console.handle();
     let taken: usize = (0..100).map(|_| handle.input(&[b'x'; 1000])).sum();
     assert_eq!(taken, 64 << 10);
-    assert_eq!(bench.console.counters().rx_dropped_bytes.get(), 100_000 - (64 << 10));
+    assert_eq!(bench.console.metrics().rx_dropped_bytes.get(), 100_000 - (64 << 10));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use husk_devices::metrics::Counter;
+use husk_devices::metrics::{Counter, Metered};
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::config::ConfigBytes;
@@ -37,9 +37,9 @@ const RETRY: Duration = Duration::from_secs(1);
 const KICK: u32 = 0;
 const TIMER: u32 = 1;
 
-/// What the device has done.
+/// What an entropy device has done since it was made.
 #[derive(Debug, Default)]
-pub struct RngCounters {
+pub struct RngMetrics {
     /// Requests answered.
     pub requests: Counter,
     /// Random bytes given.
@@ -48,11 +48,21 @@ pub struct RngCounters {
     pub source_errors: Counter,
 }
 
+impl Metered for RngMetrics {
+    fn metrics(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("requests", self.requests.get()),
+            ("bytes", self.bytes.get()),
+            ("source_errors", self.source_errors.get()),
+        ]
+    }
+}
+
 /// An entropy device.
 pub struct Rng {
     source: Arc<File>,
     config: Arc<Mutex<ConfigBytes>>,
-    counters: Arc<RngCounters>,
+    metrics: Arc<RngMetrics>,
 }
 
 impl Rng {
@@ -69,13 +79,13 @@ impl Rng {
         Ok(Self {
             source: Arc::new(source),
             config: Arc::default(),
-            counters: Arc::default(),
+            metrics: Arc::default(),
         })
     }
 
-    /// The device's counters.
-    pub fn counters(&self) -> Arc<RngCounters> {
-        self.counters.clone()
+    /// The device's metrics.
+    pub fn metrics(&self) -> Arc<RngMetrics> {
+        self.metrics.clone()
     }
 }
 
@@ -99,7 +109,7 @@ impl VirtioDevice for Rng {
             ring,
             source: self.source.clone(),
             timer: None,
-            counters: self.counters.clone(),
+            metrics: self.metrics.clone(),
         })])
     }
 }
@@ -109,14 +119,14 @@ struct RngHandler {
     source: Arc<File>,
     /// Made when the source first gives nothing.
     timer: Option<TimerFd>,
-    counters: Arc<RngCounters>,
+    metrics: Arc<RngMetrics>,
 }
 
 impl RngHandler {
     /// Answers what is waiting. `false` if the source gave nothing and requests were left.
     fn serve(&mut self) -> Result<bool, HandlerError> {
         let Self {
-            ring, source, counters, ..
+            ring, source, metrics, ..
         } = self;
         let mut dry = false;
         ring.drain(|_, writer| {
@@ -124,13 +134,13 @@ impl RngHandler {
             let given = match writer.write_from(&mut source.as_ref(), wanted) {
                 Ok(given) if given > 0 || wanted == 0 => given,
                 _ => {
-                    counters.source_errors.inc();
+                    metrics.source_errors.inc();
                     dry = true;
                     return Ok(Step::Later);
                 }
             };
-            counters.requests.inc();
-            counters.bytes.add(given as u64);
+            metrics.requests.inc();
+            metrics.bytes.add(given as u64);
             Ok(Step::Used(u32::try_from(given).expect("bounded by REQUEST_BYTES_MAX")))
         })?;
         Ok(!dry)

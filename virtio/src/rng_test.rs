@@ -45,7 +45,7 @@ fn requests_are_filled_from_the_source() {
     assert_eq!(driver.take_used(), Some((0, 64)));
     let (first, second) = (driver.read(DATA, 32), driver.read(DATA + 64, 32));
     assert!(first != [0; 32] && second != [0; 32] && first != second);
-    assert_eq!((rng.counters.requests.get(), rng.counters.bytes.get()), (1, 64));
+    assert_eq!((rng.metrics.requests.get(), rng.metrics.bytes.get()), (1, 64));
     assert_eq!(driver.interrupts(), 1);
 }
 
@@ -84,7 +84,7 @@ fn dry_source_leaves_the_request_and_is_tried_again() {
         driver.kick.write(1).unwrap();
         handler.wake(KICK, &mut watched).unwrap();
         assert_eq!((driver.take_used(), driver.interrupts()), (None, 0));
-        assert_eq!(rng.counters.source_errors.get(), kicks);
+        assert_eq!(rng.metrics.source_errors.get(), kicks);
         assert!(driver.kick.read().is_err(), "nothing that would spin is left readable");
     }
     assert_eq!(watched.0.iter().map(|(_, token)| *token).collect::<Vec<_>>(), [TIMER]);

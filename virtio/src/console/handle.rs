@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{ConsoleCounters, lock};
+use super::{ConsoleMetrics, lock};
 use crate::config::ConfigBytes;
 use crate::ring::{Notify, Writer};
 
@@ -18,7 +18,7 @@ pub(super) struct Shared {
     pub config: Arc<Mutex<ConfigBytes>>,
     /// Readable when input has come.
     pub event: EventFd,
-    pub counters: ConsoleCounters,
+    pub metrics: Arc<ConsoleMetrics>,
     input: Mutex<VecDeque<u8>>,
     config_changed: Mutex<Option<Notify>>,
 }
@@ -29,7 +29,7 @@ impl Shared {
         Ok(Self {
             config: Arc::new(Mutex::new(ConfigBytes::new([a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0]))),
             event: EventFd::new(EFD_NONBLOCK)?,
-            counters: ConsoleCounters::default(),
+            metrics: Arc::default(),
             input: Mutex::default(),
             config_changed: Mutex::default(),
         })
@@ -57,7 +57,7 @@ impl Shared {
             .map(|bytes| writer.write(bytes).unwrap_or(0))
             .sum();
         input.drain(..written);
-        self.counters.rx_bytes.add(written as u64);
+        self.metrics.rx_bytes.add(written as u64);
         Some(written)
     }
 }
@@ -81,7 +81,7 @@ impl ConsoleHandle {
             taken
         };
         self.0
-            .counters
+            .metrics
             .rx_dropped_bytes
             .add(bytes.len().saturating_sub(taken) as u64);
         // Fails only when the counter is full, and then the handler wakes anyway.

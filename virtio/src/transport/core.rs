@@ -65,6 +65,7 @@ pub struct Core {
     kicks: Vec<Option<Arc<EventFd>>>,
     running: Running,
     resetting: bool,
+    resets: u64,
 }
 
 impl Core {
@@ -96,6 +97,7 @@ impl Core {
             profile,
             running: Running::default(),
             resetting: false,
+            resets: 0,
         })
     }
 
@@ -132,6 +134,22 @@ impl Core {
         } else {
             self.status
         }
+    }
+
+    /// Completed resets: a face with registers of its own resets them when this has changed.
+    pub fn resets(&mut self) -> u64 {
+        self.finish_reset();
+        self.resets
+    }
+
+    /// Whether the driver is still setting the device up: before `DRIVER_OK`, and not while a reset goes on.
+    pub fn is_configurable(&mut self) -> bool {
+        self.status() & DRIVER_OK == 0
+    }
+
+    /// Whether queues are live.
+    pub fn is_live(&mut self) -> bool {
+        self.status() & DRIVER_OK != 0 && !self.resetting
     }
 
     /// Takes a write of `device_status`. `notify` makes the interrupts of a device that starts.
@@ -295,6 +313,7 @@ impl Core {
     /// Joins the I/O threads and goes back to the initial state.
     fn clear(&mut self) -> Vec<RingState> {
         self.resetting = false;
+        self.resets = self.resets.wrapping_add(1);
         self.status = 0;
         self.features.accept(0);
         for (queue, max_size) in self.queues.iter_mut().zip(&self.profile.queue_sizes) {

@@ -2,10 +2,12 @@
 
 pub mod core;
 mod features;
+pub mod pci;
 mod profile;
 mod queue;
 mod running;
 mod words;
 
+pub use pci::{VirtioPci, VirtioPciError};
 pub use profile::ProfileError;
 pub use queue::QueuePart;
