@@ -17,6 +17,7 @@
     )
 )]
 
+pub mod block;
 pub mod config;
 pub mod console;
 pub mod device;

@@ -1,0 +1,132 @@
+//! Carrying out host operations: asynchronously by io_uring, or by plain system calls where that cannot be had.
+#![expect(unsafe_code, reason = "the kernel reads and writes guest memory by pointers that no lifetime covers")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::RawFd;
+
+use super::iovecs::Iovecs;
+use super::plain;
+use super::uring::Uring;
+
+/// One system call's worth of work on an image.
+#[derive(Clone, Copy)]
+pub(super) enum Op<'a> {
+    /// Read from `offset` into the buffers. Done: bytes read.
+    Read {
+        /// Where from.
+        file: &'a File,
+        /// Where to.
+        buffers: &'a Iovecs,
+        /// Bytes from the start of the file.
+        offset: u64,
+    },
+    /// Write the buffers at `offset`. Done: bytes written.
+    Write {
+        /// Where to.
+        file: &'a File,
+        /// Where from.
+        buffers: &'a Iovecs,
+        /// Bytes from the start of the file.
+        offset: u64,
+        /// Whether the bytes must be on stable storage when it is done.
+        stable: bool,
+    },
+    /// Bring all that was written to stable storage (fdatasync(2)).
+    Sync {
+        /// What was written to.
+        file: &'a File,
+    },
+    /// Change how a range is backed (fallocate(2)).
+    Allocate {
+        /// What backs it.
+        file: &'a File,
+        /// `FALLOC_FL_*`.
+        mode: i32,
+        /// Bytes from the start of the file.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+}
+
+/// What became of an operation that [`Engine::run`] left running.
+pub(super) struct Completion {
+    /// The slot it was started for.
+    pub slot: usize,
+    /// Bytes moved, or 0 where none are; or the host's error.
+    pub result: io::Result<usize>,
+}
+
+/// What carries operations out, for one queue.
+pub(super) enum Engine {
+    /// System calls: every operation is done when [`Engine::run`] returns.
+    Plain,
+    /// io_uring: operations run side by side.
+    Uring(Box<Uring>),
+}
+
+impl Engine {
+    /// An engine for at most `depth` operations at a time: io_uring if the host lets us have it.
+    pub fn with_uring(depth: usize) -> Self {
+        match Uring::new(depth) {
+            Ok(uring) => Self::Uring(Box::new(uring)),
+            Err(error) => {
+                log::debug!("no io_uring, block device goes on with plain system calls: {error}");
+                Self::Plain
+            }
+        }
+    }
+
+    /// What becomes readable when an operation is done.
+    pub fn event(&self) -> Option<RawFd> {
+        match self {
+            Self::Plain => None,
+            Self::Uring(uring) => Some(uring.event()),
+        }
+    }
+
+    /// Carries `op` out (`Some`), or starts it for `slot` (`None`): then [`Engine::reap`] tells of its end, and it may begin
+    /// only with [`Engine::submit`].
+    ///
+    /// # Safety
+    /// Until the operation has ended, or this engine has been dropped, the file must stay open, the array of buffers must
+    /// neither change nor move, and the memory that it points to must stay mapped.
+    pub unsafe fn run(&mut self, slot: usize, op: Op<'_>) -> Option<io::Result<usize>> {
+        match self {
+            // SAFETY: the buffers are valid for the duration of the call, as the caller promises.
+            Self::Plain => Some(unsafe { plain::run(op) }),
+            // SAFETY: handed on from the caller.
+            Self::Uring(uring) => unsafe { uring.push(slot, op) }.err().map(Err),
+        }
+    }
+
+    /// Starts what [`Engine::run`] put up. `false`: the host has no resources for all of it now; try again.
+    ///
+    /// # Errors
+    /// When the host refuses for good.
+    pub fn submit(&mut self) -> io::Result<bool> {
+        match self {
+            Self::Plain => Ok(true),
+            Self::Uring(uring) => uring.submit(),
+        }
+    }
+
+    /// Appends what has ended. Resets the event.
+    pub fn reap(&mut self, ended: &mut Vec<Completion>) {
+        if let Self::Uring(uring) = self {
+            uring.reap(ended);
+        }
+    }
+
+    /// Waits until something ends.
+    ///
+    /// # Errors
+    /// When nothing is running that could end, or the host refuses to wait.
+    pub fn wait(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain => Err(io::ErrorKind::NotConnected.into()),
+            Self::Uring(uring) => uring.wait(),
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! The raw image behind a disk: opened, checked, locked and measured once.
+
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::BlockConfig;
+use super::limits::{self, Alignment, BlockSizes};
+use super::lock::{self, Hold, Locked};
+use super::scratch::BOUNCE_BYTES;
+
+/// The sector of virtio 1.2 §5.2.4: the unit of every offset and length, whatever the block size.
+pub(super) const SECTOR_BYTES: u32 = 512;
+
+/// Why a disk cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// Number of queues out of range.
+    #[error("{0} queues: a disk has 1 to 64")]
+    Queues(u16),
+    /// Size of the queues not allowed.
+    #[error("queue size {0} is not a power of two from 4 to 32768")]
+    QueueSize(u16),
+    /// Serial number too long or not printable.
+    #[error("serial number {0:?} is not at most 20 printable ASCII characters")]
+    Serial(String),
+    /// The host does not let us have the file.
+    #[error("cannot open disk image {path}")]
+    Open {
+        /// The image.
+        path: PathBuf,
+        /// The host's answer.
+        source: io::Error,
+    },
+    /// Not something that holds sectors.
+    #[error("disk image {path} is a {found}: only regular files and block devices are allowed")]
+    Kind {
+        /// The image.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+    },
+    /// Nothing in it.
+    #[error("disk image {path} is empty: a disk has at least one byte")]
+    Empty {
+        /// The image.
+        path: PathBuf,
+    },
+    /// Another process, or another disk of this one, holds a lock that excludes the one wanted.
+    #[error("disk image {path} is in use elsewhere: a writable disk excludes all others, read-only disks can share it")]
+    Busy {
+        /// The image.
+        path: PathBuf,
+    },
+    /// Direct I/O asked for where there is none.
+    #[error("disk image {path} cannot do direct I/O: its file system or device has none")]
+    NoDirectIo {
+        /// The image.
+        path: PathBuf,
+    },
+    /// The path led to another file the second time.
+    #[error("disk image {path} was replaced while it was being opened")]
+    Replaced {
+        /// The image.
+        path: PathBuf,
+    },
+    /// The host refuses to say something about the open file.
+    #[error("cannot find out {what} of disk image {path}")]
+    Host {
+        /// What was asked.
+        what: &'static str,
+        /// The image.
+        path: PathBuf,
+        /// The host's answer.
+        source: io::Error,
+    },
+}
+
+/// An open image. Shared by all queues of a disk; every access names its own offset.
+#[derive(Debug)]
+pub(super) struct Image {
+    file: File,
+    direct: Option<Direct>,
+    readonly: bool,
+    discard: bool,
+    is_device: bool,
+    bytes: u64,
+    sizes: BlockSizes,
+}
+
+/// What direct I/O needs beside the file.
+#[derive(Debug)]
+struct Direct {
+    alignment: Alignment,
+    /// The same file through the page cache, for what direct I/O cannot do. The kernel keeps the two views coherent.
+    cached: File,
+}
+
+/// How a byte range of the image is reached.
+#[derive(Clone, Copy)]
+pub(super) enum Route<'a> {
+    /// Through the page cache: any buffer will do.
+    Cached(&'a File),
+    /// By direct I/O: buffers must keep the alignment.
+    Direct(&'a File, Alignment),
+}
+
+impl Image {
+    /// Opens, checks, locks and measures the image that `config` names.
+    pub fn open(config: &BlockConfig) -> Result<Self, BlockError> {
+        let path = config.path.as_path();
+        // Looked at before it is opened: opening a terminal or a FIFO has effects of its own.
+        let expected = fs::metadata(path).map_err(|source| cannot_open(path, source))?;
+        check_kind(path, &expected)?;
+        let flags = if config.direct { libc::O_DIRECT } else { 0 };
+        let file = open(config, flags, &expected)?;
+        let direct = match config.direct {
+            true => Some(Self::set_up_direct(config, &file, &expected)?),
+            false => None,
+        };
+        let hold = if config.readonly { Hold::Shared } else { Hold::Exclusive };
+        match lock::lock(&file, hold).map_err(|source| unknown(path, "the lock", source))? {
+            Locked::Held => {}
+            Locked::Busy => return Err(BlockError::Busy { path: path.into() }),
+            Locked::Unsupported => log::warn!("disk image {}: no locks on this file system", path.display()),
+        }
+        let is_device = expected.file_type().is_block_device();
+        let bytes = (&file)
+            .seek(SeekFrom::End(0))
+            .map_err(|source| unknown(path, "the size", source))?;
+        if bytes == 0 {
+            return Err(BlockError::Empty { path: path.into() });
+        }
+        let sizes = match is_device {
+            true => limits::block_sizes(&file).map_err(|source| unknown(path, "the block size", source))?,
+            false => file_sizes(&expected, direct.as_ref()),
+        };
+        Ok(Self {
+            file,
+            direct,
+            readonly: config.readonly,
+            discard: config.discard && !config.readonly,
+            is_device,
+            bytes,
+            sizes,
+        })
+    }
+
+    fn set_up_direct(config: &BlockConfig, file: &File, expected: &Metadata) -> Result<Direct, BlockError> {
+        let path = config.path.as_path();
+        let alignment = limits::direct_io(file)
+            .map_err(|source| unknown(path, "the direct I/O alignment", source))?
+            // Bounce buffers are aligned to a page and hold whole units; nothing is known to ask for more.
+            .filter(|alignment| alignment.memory <= 4096 && BOUNCE_BYTES.is_multiple_of(alignment.offset))
+            .ok_or_else(|| BlockError::NoDirectIo { path: path.into() })?;
+        let cached = open(config, 0, expected)?;
+        Ok(Direct { alignment, cached })
+    }
+
+    /// Sectors of the disk. A last sector that the file fills only in part counts: its missing bytes read as zeros, and the
+    /// first write to it makes the file end with it.
+    pub fn sectors(&self) -> u64 {
+        self.bytes.div_ceil(u64::from(SECTOR_BYTES))
+    }
+
+    /// Bytes that the file had when it was opened. Nothing is missing before this offset.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether writes are refused. The descriptor is read-only then, too.
+    pub fn readonly(&self) -> bool {
+        self.readonly
+    }
+
+    /// Whether space may be given back to the host.
+    pub fn discard(&self) -> bool {
+        self.discard
+    }
+
+    /// Block sizes as the driver is told of them. A file's logical block is always 512 bytes, with direct I/O too, for the
+    /// partition table in it must mean the same however the image is opened; a device's is its own.
+    pub fn sizes(&self) -> BlockSizes {
+        self.sizes
+    }
+
+    /// Unit of fallocate(2) on the image, in bytes; a file has none.
+    pub fn allocation_unit(&self) -> u64 {
+        if self.is_device { u64::from(self.sizes.logical) } else { 1 }
+    }
+
+    /// The descriptor for operations without data.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// How to reach `len` bytes at `offset`. What is not in whole units of direct I/O goes through the page cache.
+    pub fn route(&self, offset: u64, len: usize) -> Route<'_> {
+        match &self.direct {
+            None => Route::Cached(&self.file),
+            Some(Direct { alignment, cached }) => {
+                let unit = alignment.offset;
+                let whole = len.is_multiple_of(unit) && u64::try_from(unit).is_ok_and(|unit| offset.is_multiple_of(unit));
+                match whole {
+                    true => Route::Direct(&self.file, *alignment),
+                    false => Route::Cached(cached),
+                }
+            }
+        }
+    }
+}
+
+/// Opens the image once, and makes sure that it is the file that was looked at.
+fn open(config: &BlockConfig, flags: i32, expected: &Metadata) -> Result<File, BlockError> {
+    let path = config.path.as_path();
+    let file = OpenOptions::new()
+        .read(true)
+        .write(!config.readonly)
+        .custom_flags(flags)
+        .open(path)
+        .map_err(|source| match source.raw_os_error() {
+            Some(libc::EINVAL) if flags & libc::O_DIRECT != 0 => BlockError::NoDirectIo { path: path.into() },
+            _ => cannot_open(path, source),
+        })?;
+    let found = file.metadata().map_err(|source| unknown(path, "the kind", source))?;
+    if (found.dev(), found.ino()) != (expected.dev(), expected.ino()) {
+        return Err(BlockError::Replaced { path: path.into() });
+    }
+    Ok(file)
+}
+
+fn check_kind(path: &Path, metadata: &Metadata) -> Result<(), BlockError> {
+    let kind = metadata.file_type();
+    let found = match () {
+        () if kind.is_file() || kind.is_block_device() => return Ok(()),
+        () if kind.is_dir() => "directory",
+        () if kind.is_fifo() => "FIFO",
+        () if kind.is_socket() => "socket",
+        () if kind.is_char_device() => "character device",
+        () => "file of unknown kind",
+    };
+    Err(BlockError::Kind {
+        path: path.into(),
+        found,
+    })
+}
+
+/// Block sizes of a regular file. The file system's block, up to a page, is what the host writes without reading first.
+fn file_sizes(metadata: &Metadata, direct: Option<&Direct>) -> BlockSizes {
+    let unit = direct.and_then(|direct| u32::try_from(direct.alignment.offset).ok()).unwrap_or(SECTOR_BYTES);
+    let block = u32::try_from(metadata.blksize()).unwrap_or(SECTOR_BYTES).clamp(SECTOR_BYTES, 4096);
+    let physical = block.max(unit);
+    BlockSizes {
+        logical: SECTOR_BYTES,
+        physical,
+        min_io: physical,
+        opt_io: 0,
+    }
+}
+
+fn cannot_open(path: &Path, source: io::Error) -> BlockError {
+    BlockError::Open {
+        path: path.into(),
+        source,
+    }
+}
+
+fn unknown(path: &Path, what: &'static str, source: io::Error) -> BlockError {
+    BlockError::Host {
+        what,
+        path: path.into(),
+        source,
+    }
+}
+
+#[cfg(test)]
+#[path = "image_test.rs"]
+mod tests;

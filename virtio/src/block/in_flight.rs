@@ -1,0 +1,69 @@
+//! The requests under way in one queue.
+
+use super::job::Job;
+
+/// A table of jobs. A job is known by its slot, which nothing that a driver writes can influence.
+pub(super) struct InFlight {
+    depth: usize,
+    /// Grows with the most jobs that there ever were at a time.
+    slots: Vec<Option<Job>>,
+    free: Vec<usize>,
+}
+
+impl InFlight {
+    /// A table that is full with `depth` jobs.
+    pub fn new(depth: usize) -> Self {
+        Self {
+            depth,
+            slots: Vec::new(),
+            free: Vec::new(),
+        }
+    }
+
+    /// Jobs of a full table.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// Whether another job may come in.
+    pub fn has_room(&self) -> bool {
+        !self.free.is_empty() || self.slots.len() < self.depth
+    }
+
+    /// Whether there is no job.
+    pub fn is_empty(&self) -> bool {
+        self.free.len() == self.slots.len()
+    }
+
+    /// Takes a job in and names its slot. Ask [`InFlight::has_room`] first.
+    pub fn insert(&mut self, job: Job) -> usize {
+        let reused = self.free.pop();
+        match reused.and_then(|slot| Some((slot, self.slots.get_mut(slot)?))) {
+            Some((slot, place)) => {
+                *place = Some(job);
+                slot
+            }
+            None => {
+                self.slots.push(Some(job));
+                self.slots.len().saturating_sub(1)
+            }
+        }
+    }
+
+    /// The job in `slot`, if there is one.
+    pub fn get_mut(&mut self, slot: usize) -> Option<&mut Job> {
+        self.slots.get_mut(slot)?.as_mut()
+    }
+
+    /// Takes the job out of `slot`.
+    pub fn remove(&mut self, slot: usize) -> Option<Job> {
+        let job = self.slots.get_mut(slot)?.take()?;
+        self.free.push(slot);
+        Some(job)
+    }
+
+    /// All jobs that are left.
+    pub fn into_jobs(self) -> impl Iterator<Item = Job> {
+        self.slots.into_iter().flatten()
+    }
+}
