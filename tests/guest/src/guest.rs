@@ -109,7 +109,8 @@ impl Console {
     }
 
     fn window(&self, changes: usize) -> Result<()> {
-        sys::watch_window(&self.0).context("cannot make the console the controlling terminal")?;
+        sys::count_resizes();
+        sys::control(&self.0).context("cannot make the console the controlling terminal")?;
         let mut seen = None;
         let mut told = 0;
         while told <= changes {

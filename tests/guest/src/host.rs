@@ -67,11 +67,16 @@ fn run_job() -> Result<i32> {
         Some(size) => sys::set_window(&terminal, size)?,
         None => sys::set_line(&terminal, sys::Line::Raw)?,
     }
-    // `setsid -c` makes the serial line the controlling terminal: job control, Ctrl-C and SIGWINCH work.
-    let mut command = Command::new("/bin/busybox");
-    command.args(["setsid", "-c"]).args(&job.command).current_dir("/work");
-    command.env_clear().env("PATH", PATH).env("HOME", "/root").envs(job.env);
-    let child = command
+    // Process 1 itself leads the terminal's session: when a leader ends, the kernel hangs up and drops unsent output.
+    sys::control(&terminal)?;
+    let (program, arguments) = job.command.split_first().context("an empty command")?;
+    let child = Command::new(program)
+        .args(arguments)
+        .current_dir("/work")
+        .env_clear()
+        .env("PATH", PATH)
+        .env("HOME", "/root")
+        .envs(job.env)
         .stdin(Stdio::from(terminal.try_clone()?))
         .stdout(Stdio::from(terminal.try_clone()?))
         .stderr(Stdio::from(terminal.try_clone()?))

@@ -169,10 +169,8 @@ extern "C" fn count_resize(_signal: libc::c_int) {
     RESIZES.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Makes `terminal` the controlling one of a new session and counts its `SIGWINCH` from now on.
-pub fn watch_window(terminal: &File) -> io::Result<()> {
-    // SAFETY: the handler only touches an atomic, which is async-signal-safe.
-    unsafe { libc::signal(libc::SIGWINCH, count_resize as *const () as libc::sighandler_t) };
+/// Makes `terminal` the controlling one of this process's session: Ctrl-C, job control and `SIGWINCH` work from now on.
+pub fn control(terminal: &File) -> io::Result<()> {
     // SAFETY: no arguments. It fails if the process leads a session already, which does as well.
     unsafe { libc::setsid() };
     // SAFETY: 0 means: do not steal the terminal from another session.
@@ -180,7 +178,13 @@ pub fn watch_window(terminal: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// How many times the controlling terminal changed its size since [`watch_window`].
+/// Counts `SIGWINCH` from now on.
+pub fn count_resizes() {
+    // SAFETY: the handler only touches an atomic, which is async-signal-safe.
+    unsafe { libc::signal(libc::SIGWINCH, count_resize as *const () as libc::sighandler_t) };
+}
+
+/// How many times the controlling terminal changed its size since [`count_resizes`].
 pub fn resizes() -> usize {
     RESIZES.load(Ordering::Relaxed)
 }
