@@ -1,1 +1,205 @@
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
+use husk_devices::Irq;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::*;
+use crate::bank::{Bank, Extent};
+use crate::ged::{Bell, Ged, GedAml};
+use crate::guest_test::{Guest, Value};
+use crate::slot::Event;
+use crate::ticket::{Outcome, Ticket};
+
+const BANK: u64 = 0xfec0_1000;
+const GED: u64 = 0xfec0_0000;
+
+/// A PCI root for the fragment that needs one.
+struct Root;
+
+impl Aml for Root {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        aml::Device::new("\\_SB_.PCI0".into(), vec![]).to_aml_bytes(sink);
+    }
+}
+
+/// One bank, its GED, and the guest that has loaded the AML of both.
+struct Machine {
+    bank: Arc<Mutex<Bank>>,
+    bell: Bell,
+    event: GedEvent,
+    guest: Guest,
+}
+
+fn machine(kind: Kind, slots: u32, pinned: u32) -> Machine {
+    let mut bank = Bank::new(slots, || ()).unwrap();
+    (0..pinned).for_each(|slot| bank.pin(slot).unwrap());
+    let window_bytes = bank.window_bytes();
+    let bank = Arc::new(Mutex::new(bank));
+    let bell = Bell::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
+    let aml = BankAml { kind, address: BANK, slots, pinned };
+    let mut guest = Guest::default();
+    guest.attach(BANK, window_bytes, Arc::clone(&bank) as _);
+    guest.attach(GED, Ged::WINDOW_BYTES, Arc::new(Mutex::new(Ged::new(bell.clone()))));
+    guest.load(&Root);
+    guest.load(&aml);
+    guest.load(&GedAml { address: GED, gsi: 9, scans: vec![(aml.event(), aml.scan())] });
+    Machine { bank, bell, event: aml.event(), guest }
+}
+
+impl Machine {
+    fn apply(&mut self, slot: u32, event: Event) -> Ticket {
+        let (promise, ticket) = Ticket::new();
+        self.bank.lock().unwrap().apply(slot, event, Some(promise)).unwrap();
+        self.bell.ring(self.event);
+        ticket
+    }
+
+    /// The interrupt: what the guest is notified of in consequence.
+    fn interrupt(&mut self) -> Vec<(String, u64)> {
+        self.guest.evaluate("\\_SB_.GED_._EVT", &[9]);
+        std::mem::take(&mut self.guest.notified)
+    }
+
+    fn sta(&mut self, device: &str) -> u64 {
+        self.guest.evaluate(&format!("{device}._STA"), &[]).int()
+    }
+}
+
+fn cpus(slots: u32) -> Kind {
+    Kind::Cpu { apic_ids: (0..slots).map(|slot| slot * 2).collect() }
+}
+
+#[test]
+fn a_processor_comes_and_goes() {
+    let mut machine = machine(cpus(4), 4, 1);
+    let add = machine.apply(2, Event::Offer);
+    assert_eq!(machine.sta("\\_SB_.HCPU.C002"), 0);
+    assert_eq!(machine.interrupt(), [("\\_SB_.HCPU.C002".to_owned(), 1)]);
+    assert_eq!(machine.sta("\\_SB_.HCPU.C002"), 0xf);
+    machine.guest.evaluate("\\_SB_.HCPU.C002._OST", &[1, 0, 0]);
+    assert_eq!(add.wait(Instant::now()), Outcome::Accepted);
+
+    let remove = machine.apply(2, Event::Ask);
+    assert_eq!(machine.interrupt(), [("\\_SB_.HCPU.C002".to_owned(), 3)]);
+    machine.guest.evaluate("\\_SB_.HCPU.C002._EJ0", &[1]);
+    assert_eq!(machine.sta("\\_SB_.HCPU.C002"), 0);
+    assert_eq!(remove.wait(Instant::now()), Outcome::Accepted);
+    assert_eq!(machine.bank.lock().unwrap().ignored(), 0);
+}
+
+#[test]
+fn a_refusal_reaches_its_own_slot() {
+    let mut machine = machine(Kind::Memory, 8, 0);
+    let tickets = [1, 7].map(|slot| machine.apply(slot, Event::Offer));
+    machine.interrupt();
+    machine.guest.evaluate("\\_SB_.HMEM.M007._OST", &[1, 0x81, 0]);
+    assert_eq!(tickets[0].wait(Instant::now()), Outcome::TimedOut);
+    assert_eq!(tickets[1].wait(Instant::now()), Outcome::Refused { ost: 0x81 });
+}
+
+#[test]
+fn every_slot_of_every_kind_is_notified_itself() {
+    for (kind, slots, pinned, name) in [
+        (cpus(300), 300, 1, "\\_SB_.HCPU.C"),
+        (cpus(2), 2, 1, "\\_SB_.HCPU.C"),
+        (Kind::Memory, 64, 0, "\\_SB_.HMEM.M"),
+        (Kind::Memory, 1, 0, "\\_SB_.HMEM.M"),
+        (Kind::Pci, 32, 1, "\\_SB_.PCI0.S"),
+        (Kind::Pci, 32, 5, "\\_SB_.PCI0.S"),
+    ] {
+        let mut machine = machine(kind, slots, pinned);
+        let tickets: Vec<_> = (pinned..slots).map(|slot| machine.apply(slot, Event::Offer)).collect();
+        let expected: Vec<_> = (pinned..slots).map(|slot| (format!("{name}{slot:03X}"), 1)).collect();
+        assert_eq!(machine.interrupt(), expected);
+        assert_eq!(tickets.len(), expected.len());
+    }
+}
+
+#[test]
+fn a_scan_costs_one_access_per_event_and_one() {
+    let mut machine = machine(cpus(256), 256, 1);
+    machine.interrupt();
+    machine.guest.accesses = 0;
+    drop([100, 200].map(|slot| machine.apply(slot, Event::Offer)));
+    machine.interrupt();
+    assert_eq!(machine.guest.accesses, 1 + 2 + 1, "the GED's status, two events, and the end");
+}
+
+#[test]
+fn an_event_of_another_bank_does_not_scan_this_one() {
+    let mut machine = machine(cpus(2), 2, 1);
+    machine.apply(1, Event::Offer);
+    machine.interrupt();
+    machine.guest.accesses = 0;
+    machine.bell.ring(GedEvent::Memory);
+    assert_eq!((machine.interrupt(), machine.guest.accesses), (vec![], 1));
+}
+
+#[test]
+fn the_power_button_is_notified() {
+    let mut machine = machine(cpus(2), 2, 1);
+    machine.bell.ring(GedEvent::PowerButton);
+    assert_eq!(machine.interrupt(), [("\\_SB_.PWRB".to_owned(), 0x80)]);
+    assert_eq!(machine.interrupt(), []);
+}
+
+#[test]
+fn a_pinned_processor_is_there_and_cannot_be_ejected() {
+    let machine = machine(cpus(3), 3, 2);
+    for (slot, movable) in [(0, false), (1, false), (2, true)] {
+        assert!(machine.guest.exists(&format!("\\_SB_.HCPU.C{slot:03X}._MAT")));
+        for method in ["_STA", "_EJ0", "_OST"] {
+            assert_eq!(machine.guest.exists(&format!("\\_SB_.HCPU.C{slot:03X}.{method}")), movable);
+        }
+    }
+}
+
+#[test]
+fn a_processor_names_its_apic() {
+    let mut small = machine(cpus(2), 2, 1).guest;
+    assert_eq!(small.evaluate("\\_SB_.HCPU.C001._MAT", &[]), Value::Bytes(vec![0, 8, 1, 2, 1, 0, 0, 0]));
+    assert_eq!(small.evaluate("\\_SB_.HCPU.C001._UID", &[]), Value::Int(1));
+    let mut large = machine(cpus(300), 300, 1).guest;
+    let x2apic = |slot: u8, apic: u16| {
+        let [low, high] = apic.to_le_bytes();
+        Value::Bytes(vec![9, 16, 0, 0, low, high, 0, 0, 1, 0, 0, 0, slot, 0, 0, 0])
+    };
+    assert_eq!(large.evaluate("\\_SB_.HCPU.C07F._MAT", &[]), Value::Bytes(vec![0, 8, 127, 254, 1, 0, 0, 0]));
+    assert_eq!(large.evaluate("\\_SB_.HCPU.C080._MAT", &[]), x2apic(128, 256));
+    assert_eq!(madt_entry(0, 0xff), [9, 16, 0, 0, 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], "0xff is everybody");
+    assert_eq!(madt_entry(0xff, 3), [9, 16, 0, 0, 3, 0, 0, 0, 1, 0, 0, 0, 0xff, 0, 0, 0]);
+}
+
+#[test]
+fn a_memory_device_tells_its_range() {
+    let mut machine = machine(Kind::Memory, 64, 0);
+    let extent = Extent { base: 0x1_4800_0000, size_bytes: 0x1_0800_0000 };
+    machine.bank.lock().unwrap().describe(63, extent).unwrap();
+    for _ in 0..2 {
+        let template = machine.guest.evaluate("\\_SB_.HMEM.M03F._CRS", &[]);
+        let bytes = template.bytes();
+        assert_eq!(bytes[..6], [0x8a, 43, 0, 0, 0xc, 3], "QWordMemory, fixed, cacheable, read-write");
+        let qword = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+        let [granularity, min, max, translation, length] = [6, 14, 22, 30, 38].map(qword);
+        assert_eq!((granularity, translation), (0, 0));
+        assert_eq!((min, max, length), (0x1_4800_0000, 0x2_4fff_ffff, 0x1_0800_0000));
+        assert_eq!(bytes[46..], [0x79, 0]);
+    }
+}
+
+#[test]
+fn a_pci_slot_is_function_0_of_its_device() {
+    let mut guest = machine(Kind::Pci, 32, 1).guest;
+    assert!(!guest.exists("\\_SB_.PCI0.S000"));
+    assert_eq!(guest.evaluate("\\_SB_.PCI0.S01F._ADR", &[]), Value::Int(0x1f_0000));
+    assert_eq!(guest.evaluate("\\_SB_.PCI0.S01F._SUN", &[]), Value::Int(0x1f));
+}
+
+#[test]
+fn the_ged_is_on_its_line() {
+    let mut guest = machine(cpus(1), 1, 1).guest;
+    let interrupt = [0x89, 6, 0, 0b11, 1, 9, 0, 0, 0, 0x79, 0];
+    assert_eq!(guest.evaluate("\\_SB_.GED_._CRS", &[]), Value::Bytes(interrupt.to_vec()));
+    assert_eq!(guest.evaluate("\\_SB_.GED_._HID", &[]), Value::Bytes(b"ACPI0013\0".to_vec()));
+}

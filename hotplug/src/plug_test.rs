@@ -1,1 +1,390 @@
+use std::collections::BTreeMap;
+use std::time::Instant;
 
+use husk_devices::{BusDevice, Effect, Irq};
+use proptest::prelude::*;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::*;
+use crate::ticket::Outcome;
+
+/// Memory blocks that exist on paper, and a host that can be told to fail.
+#[derive(Default)]
+struct Blocks {
+    there: BTreeMap<u32, u64>,
+    cannot_create: bool,
+    cannot_destroy: bool,
+}
+
+fn unless(broken: bool, what: &str) -> Result<(), PlugError> {
+    let error = || PlugError { what: what.to_owned(), source: "the host is broken".into() };
+    if broken { Err(error()) } else { Ok(()) }
+}
+
+impl Plug for Blocks {
+    type Unit = u64;
+
+    fn create(&mut self, slot: u32, size: u64) -> Result<(), PlugError> {
+        unless(self.cannot_create, "create a block")?;
+        assert_eq!(self.there.insert(slot, size), None, "a slot is filled once");
+        Ok(())
+    }
+
+    fn destroy(&mut self, slot: u32) -> Result<(), PlugError> {
+        unless(self.cannot_destroy, "destroy a block")?;
+        self.there.remove(&slot).expect("only what is there is destroyed");
+        Ok(())
+    }
+
+    fn extent(&self, slot: u32) -> Extent {
+        Extent { base: u64::from(slot) << 32, size_bytes: self.there[&slot] }
+    }
+}
+
+/// A machine of four slots, the first of which is there from the start and pinned.
+struct Machine {
+    host: Hotplug<Blocks>,
+    bank: Arc<Mutex<Bank>>,
+    line: EventFd,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let mut bank = Bank::new(4, || ()).unwrap();
+        bank.pin(0).unwrap();
+        let bank = Arc::new(Mutex::new(bank));
+        let line = EventFd::new(EFD_NONBLOCK).unwrap();
+        let bell = Bell::new(Irq::new(line.try_clone().unwrap()));
+        let mut host = Hotplug::new(Blocks::default(), Arc::clone(&bank), bell, GedEvent::Memory);
+        host.present(0, 1).unwrap();
+        Self { host, bank, line }
+    }
+
+    /// With slot 1 present as well, by the regular way.
+    fn grown() -> Self {
+        let mut machine = Self::new();
+        let ticket = machine.host.add(1, 10).unwrap();
+        assert_eq!(machine.take(), 1 | 1 << 16);
+        machine.ost(1, 1, 0);
+        assert_eq!(answer(&ticket), Outcome::Accepted);
+        machine
+    }
+
+    fn rung(&self) -> bool {
+        self.line.read().is_ok()
+    }
+
+    fn read(&self, offset: u64) -> u32 {
+        let mut data = [0; 4];
+        self.bank.lock().unwrap().read(offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn write(&self, offset: u64, value: u32) {
+        assert_eq!(self.bank.lock().unwrap().write(offset, &value.to_le_bytes()), Effect::None);
+    }
+
+    fn take(&self) -> u32 {
+        self.read(0)
+    }
+
+    fn eject(&self, slot: u64) {
+        self.write(0x20 * (slot + 1) + 4, 1);
+    }
+
+    fn ost(&self, slot: u64, source_event: u32, status: u32) {
+        self.write(0x20 * (slot + 1) + 8, source_event);
+        self.write(0x20 * (slot + 1) + 12, status);
+    }
+
+    fn there(&self) -> Vec<(u32, u64)> {
+        self.host.plug().there.iter().map(|(slot, size)| (*slot, *size)).collect()
+    }
+
+    fn state(&self, slot: u32) -> State {
+        self.host.state(slot).unwrap()
+    }
+}
+
+fn answer(ticket: &Ticket) -> Outcome {
+    ticket.wait(Instant::now())
+}
+
+#[test]
+fn what_is_there_at_boot_makes_no_noise() {
+    let machine = Machine::new();
+    assert_eq!((machine.take(), machine.rung()), (0, false));
+    assert_eq!((machine.host.plugged(), machine.host.settling()), (1, 1));
+}
+
+#[test]
+fn a_unit_exists_before_the_guest_hears_of_it() {
+    let mut machine = Machine::new();
+    let ticket = machine.host.add(2, 0x800_0000).unwrap();
+    assert!(machine.rung());
+    assert_eq!(machine.there(), [(0, 1), (2, 0x800_0000)]);
+    assert_eq!(machine.take(), 2 | 1 << 16);
+    assert_eq!((machine.read(0x60 + 0x14), machine.read(0x60 + 0x18)), (2, 0x800_0000), "base and size");
+    assert_eq!((machine.host.plugged(), machine.host.settling()), (1, 2));
+    machine.ost(2, 1, 0);
+    assert_eq!(answer(&ticket), Outcome::Accepted);
+    assert_eq!((machine.host.plugged(), machine.host.settling()), (2, 2));
+}
+
+#[test]
+fn a_unit_that_cannot_be_created_is_never_offered() {
+    let mut machine = Machine::new();
+    machine.host.plug_mut().cannot_create = true;
+    let error = machine.host.add(1, 10).unwrap_err();
+    assert!(matches!(error, HotplugError::Plug { slot: 1, .. }));
+    assert_eq!((machine.state(1), machine.take(), machine.rung()), (State::Empty, 0, false));
+}
+
+#[test]
+fn a_taken_slot_is_not_filled_twice() {
+    let mut machine = Machine::grown();
+    assert!(matches!(machine.host.add(1, 11), Err(HotplugError::Bank(BankError::NotAllowed { slot: 1, .. }))));
+    assert!(matches!(machine.host.add(4, 11), Err(HotplugError::Bank(BankError::NoSuchSlot { slot: 4, slots: 4 }))));
+    assert_eq!(machine.there(), [(0, 1), (1, 10)]);
+}
+
+#[test]
+fn a_refused_unit_is_destroyed() {
+    let mut machine = Machine::new();
+    let ticket = machine.host.add(1, 10).unwrap();
+    machine.take();
+    machine.ost(1, 1, 0x81);
+    assert_eq!(answer(&ticket), Outcome::Refused { ost: 0x81 });
+    assert_eq!(machine.host.ejected().unwrap(), [1]);
+    assert_eq!((machine.there(), machine.state(1)), (vec![(0, 1)], State::Empty));
+}
+
+#[test]
+fn a_unit_is_destroyed_after_the_guest_let_go_and_not_before() {
+    let mut machine = Machine::grown();
+    let ticket = machine.host.remove(1).unwrap();
+    assert!(machine.rung());
+    assert_eq!(machine.host.ejected().unwrap(), [0_u32; 0]);
+    assert_eq!(machine.take(), 1 | 3 << 16);
+    machine.eject(1);
+    assert_eq!(answer(&ticket), Outcome::Accepted);
+    assert_eq!(machine.there().len(), 2);
+    assert_eq!(machine.host.ejected().unwrap(), [1]);
+    assert_eq!((machine.there(), machine.state(1)), (vec![(0, 1)], State::Empty));
+}
+
+#[test]
+fn a_pinned_or_empty_slot_cannot_be_removed() {
+    let mut machine = Machine::new();
+    assert!(matches!(machine.host.remove(0), Err(HotplugError::Bank(BankError::Pinned { slot: 0 }))));
+    assert!(matches!(machine.host.remove(1), Err(HotplugError::Bank(BankError::NotAllowed { slot: 1, .. }))));
+}
+
+#[test]
+fn a_grow_takes_back_a_shrink_the_guest_has_not_heard_of() {
+    let mut machine = Machine::grown();
+    let shrink = machine.host.remove(1).unwrap();
+    let grow = machine.host.reclaim(1, 99).unwrap();
+    assert_eq!((answer(&shrink), answer(&grow)), (Outcome::Withdrawn, Outcome::Accepted));
+    assert_eq!((machine.take(), machine.state(1)), (0, State::Present));
+    assert_eq!(machine.there(), [(0, 1), (1, 10)], "the old unit stays");
+}
+
+#[test]
+fn a_grow_is_served_when_the_guest_refuses_the_shrink() {
+    let mut machine = Machine::grown();
+    let shrink = machine.host.remove(1).unwrap();
+    machine.take();
+    let grow = machine.host.reclaim(1, 99).unwrap();
+    assert_eq!((answer(&shrink), answer(&grow)), (Outcome::Withdrawn, Outcome::TimedOut));
+    machine.ost(1, 3, 0x82);
+    assert_eq!(answer(&grow), Outcome::Accepted);
+    assert_eq!(machine.there(), [(0, 1), (1, 10)]);
+}
+
+#[test]
+fn a_grow_follows_a_shrink_that_the_guest_carried_out() {
+    let mut machine = Machine::grown();
+    drop(machine.host.remove(1).unwrap());
+    machine.take();
+    let grow = machine.host.reclaim(1, 99).unwrap();
+    machine.eject(1);
+    machine.rung();
+    assert_eq!(machine.host.ejected().unwrap(), [1]);
+    assert_eq!(machine.there(), [(0, 1), (1, 99)]);
+    assert!(machine.rung());
+    machine.ost(1, 3, 0);
+    assert_eq!(answer(&grow), Outcome::TimedOut, "the report of the ejection does not answer the new offer");
+    assert_eq!(machine.take(), 1 | 1 << 16);
+    machine.ost(1, 1, 0);
+    assert_eq!(answer(&grow), Outcome::Accepted);
+}
+
+#[test]
+fn a_grow_whose_unit_cannot_be_created_is_withdrawn() {
+    let mut machine = Machine::grown();
+    drop(machine.host.remove(1).unwrap());
+    machine.take();
+    let grow = machine.host.reclaim(1, 99).unwrap();
+    machine.eject(1);
+    machine.host.plug_mut().cannot_create = true;
+    assert!(machine.host.ejected().is_err());
+    assert_eq!(answer(&grow), Outcome::Withdrawn);
+    assert_eq!((machine.there(), machine.state(1), machine.take()), (vec![(0, 1)], State::Empty, 0));
+}
+
+#[test]
+fn a_grow_waits_while_the_old_unit_cannot_be_destroyed() {
+    let mut machine = Machine::grown();
+    drop(machine.host.remove(1).unwrap());
+    machine.take();
+    let grow = machine.host.reclaim(1, 99).unwrap();
+    machine.eject(1);
+    machine.host.plug_mut().cannot_destroy = true;
+    assert!(machine.host.ejected().is_err());
+    assert_eq!((answer(&grow), grow.latency()), (Outcome::TimedOut, None));
+    machine.host.plug_mut().cannot_destroy = false;
+    assert_eq!(machine.host.ejected().unwrap(), [1]);
+    assert_eq!(machine.there(), [(0, 1), (1, 99)]);
+}
+
+#[test]
+fn a_time_out_undoes_what_the_guest_has_not_seen() {
+    let mut machine = Machine::grown();
+    let (grow, shrink) = (machine.host.add(2, 20).unwrap(), machine.host.remove(1).unwrap());
+    assert_eq!(machine.host.expire(2).unwrap(), State::Empty);
+    assert_eq!(machine.host.expire(1).unwrap(), State::Present);
+    assert_eq!((answer(&grow), answer(&shrink)), (Outcome::TimedOut, Outcome::TimedOut));
+    assert!(grow.latency().is_some(), "an answer of its own, not only the end of waiting");
+    assert_eq!((machine.take(), machine.there()), (0, vec![(0, 1), (1, 10)]));
+}
+
+#[test]
+fn what_the_guest_has_seen_it_may_finish_late() {
+    let mut machine = Machine::grown();
+    let (grow, shrink) = (machine.host.add(2, 20).unwrap(), machine.host.remove(1).unwrap());
+    machine.take();
+    machine.take();
+    machine.host.expire(1).unwrap();
+    machine.host.expire(2).unwrap();
+    machine.ost(2, 1, 0);
+    machine.eject(1);
+    assert_eq!((answer(&grow), answer(&shrink)), (Outcome::Accepted, Outcome::Accepted));
+    assert_eq!(machine.host.ejected().unwrap(), [1]);
+}
+
+#[test]
+fn an_unheard_offer_is_removed_without_the_guest() {
+    let mut machine = Machine::new();
+    let grow = machine.host.add(3, 30).unwrap();
+    let shrink = machine.host.remove(3).unwrap();
+    assert_eq!((answer(&grow), answer(&shrink)), (Outcome::Withdrawn, Outcome::Accepted));
+    assert_eq!((machine.state(3), machine.there(), machine.take()), (State::Empty, vec![(0, 1)], 0));
+}
+
+#[test]
+fn a_stale_successor_is_not_created() {
+    let mut machine = Machine::new();
+    drop(machine.host.add(1, 10).unwrap());
+    machine.take();
+    drop(machine.host.remove(1).unwrap());
+    machine.take();
+    drop(machine.host.reclaim(1, 99).unwrap());
+    machine.ost(1, 3, 0x82);
+    machine.ost(1, 1, 1);
+    assert_eq!(machine.state(1), State::Ejected { wanted: false });
+    machine.host.ejected().unwrap();
+    assert_eq!((machine.state(1), machine.there()), (State::Empty, vec![(0, 1)]));
+}
+
+#[test]
+fn a_unit_that_cannot_be_destroyed_keeps_its_slot_until_it_can() {
+    let mut machine = Machine::grown();
+    drop(machine.host.remove(1).unwrap());
+    machine.take();
+    machine.eject(1);
+    machine.host.plug_mut().cannot_destroy = true;
+    assert_eq!(machine.host.ejected().unwrap_err().to_string(), "slot 1");
+    assert!(machine.host.add(1, 11).is_err());
+    assert_eq!(machine.state(1), State::Ejected { wanted: false });
+    machine.host.plug_mut().cannot_destroy = false;
+    drop(machine.host.add(1, 11).unwrap());
+    assert_eq!(machine.there(), [(0, 1), (1, 11)], "add() clears the slot first");
+}
+
+#[test]
+fn slots_are_chosen_from_the_ends() {
+    let mut machine = Machine::grown();
+    assert_eq!((machine.host.vacant(), machine.host.removable(), machine.host.reclaimable()), (Some(2), Some(1), None));
+    drop(machine.host.remove(1).unwrap());
+    assert_eq!((machine.host.removable(), machine.host.reclaimable()), (None, Some(1)));
+    assert_eq!((machine.host.plugged(), machine.host.settling()), (2, 1));
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Add(u32),
+    Reclaim(u32),
+    Remove(u32),
+    Expire(u32),
+    Ejected,
+    Break(bool, bool),
+    Take,
+    Eject(u64),
+    Ost(u64, u32, u32),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let slot = 0..4_u32;
+    let status = prop::sample::select(vec![0, 1, 0x80, 0x81, 0x84]);
+    prop_oneof![
+        slot.clone().prop_map(Act::Add),
+        slot.clone().prop_map(Act::Reclaim),
+        slot.clone().prop_map(Act::Remove),
+        slot.prop_map(Act::Expire),
+        Just(Act::Ejected),
+        any::<(bool, bool)>().prop_map(|(create, destroy)| Act::Break(create, destroy)),
+        Just(Act::Take),
+        (0..4_u64).prop_map(Act::Eject),
+        (0..4_u64, prop::sample::select(vec![1_u32, 3]), status).prop_map(|(slot, event, status)| Act::Ost(slot, event, status)),
+    ]
+}
+
+proptest! {
+    /// Exactly the slots that are not empty have a unit, whatever host and guest do, and in the end all of it can be cleared.
+    #[test]
+    fn units_and_slots_agree(acts in proptest::collection::vec(act(), 1..200)) {
+        let mut machine = Machine::new();
+        for act in acts {
+            match act {
+                Act::Add(slot) => drop(machine.host.add(slot, 5)),
+                Act::Reclaim(slot) => drop(machine.host.reclaim(slot, 6)),
+                Act::Remove(slot) => drop(machine.host.remove(slot)),
+                Act::Expire(slot) => drop(machine.host.expire(slot)),
+                Act::Ejected => drop(machine.host.ejected()),
+                Act::Break(create, destroy) => {
+                    machine.host.plug_mut().cannot_create = create;
+                    machine.host.plug_mut().cannot_destroy = destroy;
+                }
+                Act::Take => drop(machine.take()),
+                Act::Eject(slot) => machine.eject(slot),
+                Act::Ost(slot, event, status) => machine.ost(slot, event, status),
+            }
+            let filled: Vec<u32> = (0..4).filter(|slot| machine.state(*slot) != State::Empty).collect();
+            let there: Vec<u32> = machine.there().into_iter().map(|(slot, _)| slot).collect();
+            prop_assert_eq!(filled, there);
+        }
+        machine.host.plug_mut().cannot_create = false;
+        machine.host.plug_mut().cannot_destroy = false;
+        machine.host.ejected().unwrap();
+        for slot in 1..4 {
+            drop(machine.host.remove(slot));
+        }
+        while machine.take() != 0 {}
+        for slot in 1..4 {
+            machine.eject(slot);
+        }
+        machine.host.ejected().unwrap();
+        prop_assert_eq!(machine.there(), [(0, 1)]);
+    }
+}
