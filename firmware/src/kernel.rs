@@ -1,0 +1,307 @@
+//! A kernel file, vmlinux or bzImage: recognised and checked when it is opened, read into guest RAM when it is loaded.
+
+mod bzimage;
+mod elf;
+mod payload;
+mod scatter;
+mod unpack;
+
+use std::fmt;
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use linux_loader::bootparam::setup_header;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
+
+pub use bzimage::BzImageError;
+pub use elf::{ElfError, Segment};
+pub use payload::{Codec, PayloadError};
+
+use crate::file::{self, FileError};
+use crate::layout::{KERNEL_MIN, LOW_RAM_END};
+use crate::GuestMemoryMmap;
+use bzimage::Setup;
+use elf::Plan;
+use payload::Payload;
+use unpack::Stage;
+
+/// Highest byte of an initramfs for a kernel that does not say (boot.rst, `initrd_addr_max`).
+const INITRD_ADDR_MAX: u32 = 0x7fff_ffff;
+
+/// How a kernel is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// In 32-bit mode, at the address in the kernel's PVH note (Xen `docs/misc/pvh.pandoc`).
+    Pvh,
+    /// In 64-bit mode, at the ELF entry (Linux `Documentation/arch/x86/boot.rst`).
+    Linux64,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pvh => "PVH",
+            Self::Linux64 => "64-bit Linux",
+        })
+    }
+}
+
+/// A kernel file that cannot be booted.
+#[derive(Debug, thiserror::Error)]
+#[error("kernel {}", path.display())]
+pub struct KernelError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    #[source]
+    pub fault: KernelFault,
+}
+
+/// What is wrong with a kernel file.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelFault {
+    /// Not a file to begin with.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The host cannot read it.
+    #[error("cannot read it")]
+    Read(#[source] std::io::Error),
+    /// Not a kernel.
+    #[error("it starts with bytes {0:02x?}; it must be an ELF vmlinux or a bzImage")]
+    Unknown(Vec<u8>),
+    /// A bad vmlinux.
+    #[error(transparent)]
+    Elf(#[from] ElfError),
+    /// A bad bzImage.
+    #[error(transparent)]
+    BzImage(#[from] BzImageError),
+    /// A bad payload of a bzImage.
+    #[error(transparent)]
+    Payload(#[from] PayloadError),
+    /// A kernel for another memory size.
+    #[error("segment from {start:#x} to {end:#x}; it must lie in RAM between {KERNEL_MIN:#x} and {ram_end:#x}")]
+    OutsideRam {
+        /// First address of the segment.
+        start: u64,
+        /// First address behind it.
+        end: u64,
+        /// End of RAM, below 3 GiB.
+        ram_end: u64,
+    },
+    /// The file shrank, or the host cannot read it any more.
+    #[error("cannot read {len:#x} bytes at offset {offset:#x} into guest RAM")]
+    Load {
+        /// Offset in the file.
+        offset: u64,
+        /// Bytes wanted.
+        len: u64,
+        /// Why not.
+        source: GuestMemoryError,
+    },
+}
+
+/// A kernel file that has been opened and whose headers have been checked.
+#[derive(Debug)]
+pub struct KernelImage {
+    path: PathBuf,
+    plan: Plan,
+    format: Format,
+}
+
+#[derive(Debug)]
+enum Format {
+    Vmlinux { file: File, pvh: Option<u64> },
+    BzImage { header: Box<setup_header>, payload: Payload },
+}
+
+/// A kernel in guest RAM.
+#[derive(Clone, Debug)]
+pub struct LoadedKernel {
+    /// How it is entered.
+    pub protocol: Protocol,
+    /// Address of its first instruction.
+    pub entry: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// Highest address that an initramfs may cover.
+    pub initrd_addr_max: u32,
+    pub(crate) setup_header: Option<setup_header>,
+}
+
+/// A vmlinux that may be mapped into guest RAM instead of being loaded.
+#[derive(Debug)]
+pub struct Mapping<'a> {
+    /// The file.
+    pub file: &'a File,
+    /// What goes where: sorted by address, disjoint, inside RAM.
+    pub segments: &'a [Segment],
+    /// The kernel as it is once every segment is in its place.
+    pub kernel: LoadedKernel,
+}
+
+impl KernelImage {
+    /// Opens `path` and checks everything that can be checked without guest RAM. Of a bzImage it decompresses the first bytes.
+    ///
+    /// # Errors
+    /// See [`KernelFault`].
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, KernelError> {
+        let path = path.into();
+        match Self::parse(&path) {
+            Ok((plan, format)) => Ok(Self { path, plan, format }),
+            Err(fault) => Err(KernelError { path, fault }),
+        }
+    }
+
+    fn parse(path: &Path) -> Result<(Plan, Format), KernelFault> {
+        let (file, file_len) = file::open(path)?;
+        let head = head(&file).map_err(KernelFault::Read)?;
+        if head.starts_with(&elf::MAGIC) {
+            let plan = Plan::parse(&head, file_len)?;
+            let pvh = pvh_in_file(&file, &plan).map_err(KernelFault::Read)?;
+            return Ok((plan, Format::Vmlinux { file, pvh }));
+        }
+        let Some(setup) = Setup::parse(&head, file_len).transpose()? else {
+            return Err(KernelFault::Unknown(head.into_iter().take(4).collect()));
+        };
+        let (payload, head) = Payload::open(&Arc::new(file), setup.payload_offset, setup.payload_len)?;
+        if !head.starts_with(&elf::MAGIC) {
+            return Err(KernelFault::Unknown(head.into_iter().take(4).collect()));
+        }
+        let plan = Plan::parse(&head, payload.declared)?;
+        Ok((plan, Format::BzImage { header: Box::new(setup.header), payload }))
+    }
+
+    /// Reads the kernel into `mem`, which is fresh. `wanted` forces a protocol.
+    ///
+    /// # Errors
+    /// See [`KernelFault`]. All but those of reading and decompressing come before RAM is touched.
+    pub fn load(self, mem: &GuestMemoryMmap, wanted: Option<Protocol>) -> Result<LoadedKernel, KernelError> {
+        let Self { path, plan, format } = self;
+        plan.load(format, mem, wanted).map_err(|fault| KernelError { path, fault })
+    }
+
+    /// How to map the kernel into `mem`, if it is a vmlinux. Who maps the segments answers for what their last pages hold
+    /// beyond their bytes in the file.
+    ///
+    /// # Errors
+    /// As [`KernelImage::load`].
+    pub fn mapping(&self, mem: &GuestMemoryMmap, wanted: Option<Protocol>) -> Result<Option<Mapping<'_>>, KernelError> {
+        let Format::Vmlinux { file, pvh } = &self.format else { return Ok(None) };
+        let checked = self.plan.check_ram(mem).and_then(|_| self.plan.loaded(*pvh, wanted, None));
+        let kernel = checked.map_err(|fault| KernelError { path: self.path.clone(), fault })?;
+        Ok(Some(Mapping { file, segments: &self.plan.segments, kernel }))
+    }
+}
+
+impl Plan {
+    fn load(&self, format: Format, mem: &GuestMemoryMmap, wanted: Option<Protocol>) -> Result<LoadedKernel, KernelFault> {
+        let ram = self.check_ram(mem)?;
+        match format {
+            Format::Vmlinux { file, pvh } => {
+                let kernel = self.loaded(pvh, wanted, None)?;
+                self.segments.iter().try_for_each(|segment| read(&file, segment, mem))?;
+                Ok(kernel)
+            }
+            Format::BzImage { header, payload } => {
+                self.unpack(payload, ram, mem)?;
+                self.loaded(self.pvh_in_ram(mem), wanted, Some(*header))
+            }
+        }
+    }
+
+    /// Checks that every segment is in RAM, above the boot structures and below the hole; tells where that RAM ends.
+    fn check_ram(&self, mem: &GuestMemoryMmap) -> Result<u64, KernelFault> {
+        let ram_end = low_ram_end(mem);
+        let outside = |segment: &&Segment| segment.gpa < KERNEL_MIN || segment.end() > ram_end;
+        match self.segments.iter().find(outside) {
+            Some(segment) => Err(KernelFault::OutsideRam { start: segment.gpa, end: segment.end(), ram_end }),
+            None => Ok(ram_end),
+        }
+    }
+
+    fn unpack(&self, payload: Payload, ram: u64, mem: &GuestMemoryMmap) -> Result<(), PayloadError> {
+        let Payload { codec, mut source, declared, mut stream } = payload;
+        if declared > ram {
+            return Err(PayloadError::ExceedsRam { declared, ram });
+        }
+        if codec == Codec::Zstd
+            && let Some(stage) = Stage::find(self, declared, mem)
+        {
+            // It would hold on to a decoder's memory for nothing.
+            drop(stream);
+            return stage.fill(&mut source);
+        }
+        scatter::scatter(&mut stream, self, declared, mem)
+    }
+
+    fn loaded(
+        &self,
+        pvh: Option<u64>,
+        wanted: Option<Protocol>,
+        setup_header: Option<setup_header>,
+    ) -> Result<LoadedKernel, KernelFault> {
+        let (protocol, entry) = self.entry(pvh, wanted)?;
+        let initrd_addr_max = setup_header.map_or(INITRD_ADDR_MAX, |header| header.initrd_addr_max);
+        Ok(LoadedKernel { protocol, entry, end: self.end(), initrd_addr_max, setup_header })
+    }
+
+    /// Searches the notes of a kernel that has been loaded. Those that no segment holds are not there.
+    fn pvh_in_ram(&self, mem: &GuestMemoryMmap) -> Option<u64> {
+        self.notes.iter().find_map(|notes| {
+            let mut bytes = vec![0; notes.len];
+            let gpa = self.address_of(notes.offset, notes.len as u64)?;
+            mem.read_slice(&mut bytes, GuestAddress(gpa)).ok()?;
+            elf::pvh_entry(&bytes, notes.align)
+        })
+    }
+}
+
+/// The end of the RAM that starts at address 0, below the hole.
+pub(crate) fn low_ram_end(mem: &GuestMemoryMmap) -> u64 {
+    let grow = |end: u64, region: &vm_memory::GuestRegionMmap<()>| {
+        if region.start_addr().0 == end { end.saturating_add(region.len()) } else { end }
+    };
+    mem.iter().fold(0, grow).min(LOW_RAM_END)
+}
+
+/// The first bytes of a file, up to [`elf::HEAD_LEN`].
+fn head(file: &File) -> std::io::Result<Vec<u8>> {
+    let mut head = vec![0; elf::HEAD_LEN];
+    let mut len = 0;
+    while let Some(rest @ [_, ..]) = head.get_mut(len..) {
+        match file.read_at(rest, len as u64)? {
+            0 => break,
+            read => len = len.saturating_add(read),
+        }
+    }
+    head.truncate(len);
+    Ok(head)
+}
+
+/// Searches the notes of a vmlinux.
+fn pvh_in_file(file: &File, plan: &Plan) -> std::io::Result<Option<u64>> {
+    for notes in &plan.notes {
+        let mut bytes = vec![0; notes.len];
+        file.read_exact_at(&mut bytes, notes.offset)?;
+        if let Some(entry) = elf::pvh_entry(&bytes, notes.align) {
+            return Ok(Some(entry));
+        }
+    }
+    Ok(None)
+}
+
+/// Reads a segment straight into guest RAM.
+fn read(mut file: &File, segment: &Segment, mem: &GuestMemoryMmap) -> Result<(), KernelFault> {
+    let &Segment { gpa, file_offset: offset, file_size: len, .. } = segment;
+    file.seek(SeekFrom::Start(offset)).map_err(KernelFault::Read)?;
+    let count = usize::try_from(len).expect("segments lie below 3 GiB");
+    mem.read_exact_volatile_from(GuestAddress(gpa), &mut file, count)
+        .map_err(|source| KernelFault::Load { offset, len, source })
+}
+
+#[cfg(test)]
+#[path = "kernel_test.rs"]
+mod tests;

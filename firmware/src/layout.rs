@@ -1,0 +1,193 @@
+//! The guest-physical map and the I/O ports: the only file with addresses.
+//!
+//! ```text
+//!                      +-------------------------------+
+//!                      | 64-bit PCI window             |  pci_window64()
+//!                      +-------------------------------+
+//!                      | RAM above 4 GiB               |
+//!        1_0000_0000   +-------------------------------+  HIGH_RAM
+//!          FFFB_C000   | KVM's own four pages          |  KVM_IDENTITY_MAP, KVM_TSS
+//!          FEE0_0000   | local APICs, MSI              |  LAPIC
+//!          FEC0_0000   | I/O APIC                      |  IOAPIC
+//!          E800_0000   | PCI configuration space       |  ECAM
+//!          C000_0000   | 32-bit PCI window, 512 MiB    |  PCI32
+//!                      +-------------------------------+  LOW_RAM_END
+//!                      | RAM: kernel from 1 MiB,       |
+//!                      | initramfs as high as it goes  |
+//!            10_0000   +-------------------------------+  KERNEL_MIN
+//!             E_0000   | ACPI tables                   |  ACPI
+//!             A_0000   | RAM, but not offered as such  |
+//!                      +-------------------------------+  CONVENTIONAL_END
+//!               4000   | page tables, 6 pages          |  PAGE_TABLES
+//!               3000   | GDT                           |  GDT
+//!               2000   | zero page                     |  ZERO_PAGE
+//!               1800   | command line                  |  CMDLINE
+//!               1000   | PVH start_info, modules, map  |  START_INFO, MODULES, MEMORY_MAP
+//!                  0   +-------------------------------+
+//! ```
+//!
+//! What a PVH guest reads before it has page tables of its own shares one page, so that it costs one page fault. The legacy
+//! area from 640 KiB to 1 MiB is backed by RAM: Linux searches it for ROMs, DMI and MP tables, and a search of RAM is a few
+//! reads, whereas each read of a hole would be an exit.
+//!
+//! | port | width | what |
+//! |------|-------|------|
+//! | 0x060, 0x064 | 1 | i8042 data, command ([`I8042_PORT`], [`I8042_PORT_LEN`]) |
+//! | 0x080 | 1 | guest marks for the boot trace ([`DEBUG_PORT`]) |
+//! | 0x3f8-0x3ff | 1 | 16550 serial port ([`COM1_PORT`], [`COM1_PORT_LEN`]) |
+//! | 0x505 | 1 | pvpanic ([`PVPANIC_PORT`]) |
+//! | 0x600 | 1 | sleep control ([`SLEEP_CONTROL_PORT`], ACPI 6.5 §4.8.3.7) |
+//! | 0x601 | 1 | sleep status ([`SLEEP_STATUS_PORT`], ACPI 6.5 §4.8.3.7) |
+//! | 0x602 | 1 | reset ([`RESET_PORT`], ACPI 6.5 §4.8.3.6) |
+//! | 0xcf8-0xcff | 4 | PCI configuration mechanism 1 ([`PCI_CONFIG_PORT`], [`PCI_CONFIG_PORT_LEN`]) |
+
+/// PVH `hvm_start_info`.
+pub const START_INFO: u64 = 0x1000;
+/// PVH module list: the initramfs.
+pub const MODULES: u64 = 0x1040;
+/// PVH memory map, up to [`MEMORY_MAP_MAX`] entries of 24 bytes.
+pub const MEMORY_MAP: u64 = 0x1080;
+/// Entries that a memory map may have.
+pub const MEMORY_MAP_MAX: usize = 64;
+/// Command line, NUL terminated, of at most [`CMDLINE_MAX`] bytes.
+pub const CMDLINE: u64 = 0x1800;
+/// Linux' `COMMAND_LINE_SIZE` on x86, with the NUL.
+pub const CMDLINE_MAX: usize = 2048;
+/// `boot_params` of the Linux boot protocol.
+pub const ZERO_PAGE: u64 = 0x2000;
+/// Four descriptors for the Linux boot protocol.
+pub const GDT: u64 = 0x3000;
+/// PML4, PDPT and four page directories for the Linux boot protocol.
+pub const PAGE_TABLES: u64 = 0x4000;
+
+/// End of the RAM below 1 MiB that the memory map offers.
+pub const CONVENTIONAL_END: u64 = 0xa_0000;
+/// ACPI tables, RSDP first. Linux finds it by pointer; others search here (ACPI 6.5 §5.2.5.1).
+pub const ACPI: u64 = 0xe_0000;
+/// Bytes for ACPI tables.
+pub const ACPI_LEN: u64 = 0x2_0000;
+/// No kernel segment lies below.
+pub const KERNEL_MIN: u64 = 0x10_0000;
+
+/// End of RAM below 4 GiB.
+pub const LOW_RAM_END: u64 = 0xc000_0000;
+/// Where RAM goes on.
+pub const HIGH_RAM: u64 = 0x1_0000_0000;
+
+/// 32-bit PCI memory window.
+pub const PCI32: u64 = 0xc000_0000;
+/// Bytes in [`PCI32`].
+pub const PCI32_LEN: u64 = 0x2000_0000;
+/// PCI configuration space (PCIe 5.0 §7.2.2).
+pub const ECAM: u64 = 0xe800_0000;
+/// Bytes in [`ECAM`]: one bus.
+pub const ECAM_LEN: u64 = 0x10_0000;
+/// I/O APIC with 24 pins, GSI 0 to 23.
+pub const IOAPIC: u32 = 0xfec0_0000;
+/// Local APIC of every vCPU.
+pub const LAPIC: u32 = 0xfee0_0000;
+/// `KVM_SET_IDENTITY_MAP_ADDR`: one page (KVM api.rst 4.101).
+pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+/// `KVM_SET_TSS_ADDR`: three pages (KVM api.rst 4.43).
+pub const KVM_TSS: u64 = 0xfffb_d000;
+/// Bytes from [`KVM_IDENTITY_MAP`] to the end of the TSS pages.
+pub const KVM_PAGES_LEN: u64 = 0x4000;
+
+/// i8042 data port; the command port is four further.
+pub const I8042_PORT: u16 = 0x60;
+/// Ports from i8042 data to command.
+pub const I8042_PORT_LEN: u16 = 5;
+/// A byte written here is a mark in the boot trace.
+pub const DEBUG_PORT: u16 = 0x80;
+/// First serial port.
+pub const COM1_PORT: u16 = 0x3f8;
+/// Ports of a 16550.
+pub const COM1_PORT_LEN: u16 = 8;
+/// GSI of the first serial port.
+pub const COM1_GSI: u32 = 4;
+/// pvpanic event register.
+pub const PVPANIC_PORT: u16 = 0x505;
+/// ACPI sleep control register.
+pub const SLEEP_CONTROL_PORT: u16 = 0x600;
+/// ACPI sleep status register.
+pub const SLEEP_STATUS_PORT: u16 = 0x601;
+/// ACPI reset register.
+pub const RESET_PORT: u16 = 0x602;
+/// PCI configuration address; the data port is four further.
+pub const PCI_CONFIG_PORT: u16 = 0xcf8;
+/// Ports from PCI configuration address to the end of data.
+pub const PCI_CONFIG_PORT_LEN: u16 = 8;
+
+/// The largest 64-bit PCI window that is worth describing.
+const PCI64_MAX: u64 = 1 << 40;
+/// The 64-bit PCI window starts on a multiple of this.
+const PCI64_ALIGN: u64 = 1 << 30;
+
+/// Where `size` bytes of RAM lie: (base, bytes), lowest first, split round the 32-bit hole.
+pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {
+    match size.checked_sub(LOW_RAM_END) {
+        None | Some(0) => vec![(0, size)],
+        Some(rest) => vec![(0, LOW_RAM_END), (HIGH_RAM, rest)],
+    }
+}
+
+/// The 64-bit PCI window (base, bytes) of a machine whose RAM, with all that may be added later, ends at `ram_end`, and whose
+/// physical addresses have `phys_bits` bits. `None` when nothing is left.
+pub fn pci_window64(ram_end: u64, phys_bits: u32) -> Option<(u64, u64)> {
+    let limit = 1u64.checked_shl(phys_bits)?;
+    let base = ram_end.max(HIGH_RAM).checked_next_multiple_of(PCI64_ALIGN)?;
+    let room = limit.checked_sub(base)?;
+    (room >= PCI64_ALIGN).then_some((base, room.min(PCI64_MAX)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_up_to_three_gib_is_one_range() {
+        assert_eq!(ram_ranges(128 << 20), [(0, 128 << 20)]);
+        assert_eq!(ram_ranges(LOW_RAM_END), [(0, LOW_RAM_END)]);
+    }
+
+    #[test]
+    fn ram_beyond_the_hole_goes_on_at_four_gib() {
+        assert_eq!(ram_ranges(5 << 30), [(0, 3 << 30), (4 << 30, 2 << 30)]);
+        assert_eq!(ram_ranges(LOW_RAM_END + 4096), [(0, LOW_RAM_END), (HIGH_RAM, 4096)]);
+    }
+
+    #[test]
+    fn the_pci_window_starts_above_ram_and_ends_with_the_address_space() {
+        assert_eq!(pci_window64(1 << 30, 36), Some((4 << 30, 60 << 30)));
+        assert_eq!(pci_window64((5 << 30) + 4096, 36), Some((6 << 30, 58 << 30)));
+        assert_eq!(pci_window64(1 << 30, 52), Some((4 << 30, PCI64_MAX)));
+    }
+
+    #[test]
+    fn a_full_address_space_has_no_pci_window() {
+        assert_eq!(pci_window64(1 << 36, 36), None);
+        assert_eq!(pci_window64(u64::MAX, 52), None);
+        assert_eq!(pci_window64(0, 64), None);
+    }
+
+    #[test]
+    fn nothing_in_the_boot_pages_overlaps() {
+        let things = [
+            (START_INFO, 56),
+            (MODULES, 32),
+            (MEMORY_MAP, 24 * MEMORY_MAP_MAX as u64),
+            (CMDLINE, CMDLINE_MAX as u64),
+            (ZERO_PAGE, 4096),
+            (GDT, 32),
+            (PAGE_TABLES, 6 * 4096),
+            (ACPI, ACPI_LEN),
+            (KERNEL_MIN, 0),
+            (ECAM, ECAM_LEN),
+            (u64::from(IOAPIC), 0x1000),
+            (u64::from(LAPIC), 0x1000),
+            (KVM_IDENTITY_MAP, KVM_PAGES_LEN),
+            (HIGH_RAM, 0),
+        ];
+        assert!(things.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0));
+    }
+}

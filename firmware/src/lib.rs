@@ -1,0 +1,175 @@
+//! What a guest finds in RAM before its first instruction: description in, bytes out.
+//!
+//! [`load`] does everything. A machine that builds its devices while the kernel is being read calls the three steps itself:
+//!
+//! 1. [`Payload::load`] on any thread: kernel and initramfs, the only step that takes milliseconds;
+//! 2. [`acpi::write`] on another, as soon as the devices have said their AML;
+//! 3. [`describe`] when both are done: boot parameters, and the [`Entry`] for [`registers`].
+//!
+//! All three expect **fresh RAM**, which reads as zero: what a kernel wants zeroed, and whole pages of zeroes in its image, are
+//! not written. And they expect to be the only ones who write there: no vCPU runs and no device has been started.
+
+pub mod acpi;
+mod boot_params;
+mod cmdline;
+mod file;
+mod initramfs;
+mod kernel;
+pub mod layout;
+mod memory_map;
+pub mod registers;
+#[cfg(test)]
+mod testing;
+
+use vm_memory::GuestMemoryError;
+
+pub use acpi::AcpiError;
+pub use boot_params::ParamsError;
+pub use cmdline::{CommandLine, CommandLineError};
+pub use file::FileError;
+pub use initramfs::{Initramfs, InitramfsError};
+pub use kernel::{
+    BzImageError, Codec, ElfError, KernelError, KernelFault, KernelImage, LoadedKernel, PayloadError, Protocol, Segment,
+};
+
+/// All guest RAM at boot.
+pub type GuestMemoryMmap = vm_memory::GuestMemoryMmap<()>;
+
+/// The machine as its firmware describes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Platform<'a> {
+    /// RAM at boot (base, bytes), lowest first, from address 0: what [`layout::ram_ranges`] gives.
+    pub ram: &'a [(u64, u64)],
+    /// APIC ids of the vCPUs that are there at boot. The index is the ACPI processor UID.
+    pub apic_ids: &'a [u32],
+    /// APIC ids of vCPUs that may be added later; their UIDs follow those of [`Platform::apic_ids`].
+    pub spare_apic_ids: &'a [u32],
+    /// PCI configuration space, if there is PCI.
+    pub ecam: Option<Ecam>,
+    /// Power-off and reset.
+    pub power: PowerRegisters,
+    /// AML objects for `\_SB`, each complete, for example a `Device (...)`.
+    pub aml: &'a [Vec<u8>],
+}
+
+/// Memory-mapped PCI configuration space of segment 0, from bus 0 (PCI Firmware 3.3 §4.1.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ecam {
+    /// Guest-physical address.
+    pub base: u64,
+    /// Last bus number that it decodes.
+    pub end_bus: u8,
+}
+
+/// Ports of the byte-wide registers by which the guest ends itself (ACPI 6.5 §4.8.3.6, §4.8.3.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PowerRegisters {
+    /// Sleep control: the guest writes `SLP_TYP << 2 | SLP_EN` with the sleep type [`acpi::S5_SLEEP_TYPE`].
+    pub sleep_control: u16,
+    /// Sleep status.
+    pub sleep_status: u16,
+    /// Reset.
+    pub reset: u16,
+    /// What the guest writes to the reset register.
+    pub reset_value: u8,
+}
+
+/// What a guest boots: files that have been opened and checked, but not yet read.
+#[derive(Debug)]
+pub struct Payload {
+    /// The kernel.
+    pub kernel: KernelImage,
+    /// The initial RAM file system.
+    pub initramfs: Option<Initramfs>,
+    /// The kernel command line.
+    pub cmdline: CommandLine,
+    /// How the kernel is entered; `None` lets it choose: by PVH if it has a PVH note.
+    pub protocol: Option<Protocol>,
+}
+
+/// A payload in guest RAM.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// Where the kernel went and how it is entered.
+    pub kernel: LoadedKernel,
+    /// Where the initramfs went (base, bytes).
+    pub initramfs: Option<(u64, u64)>,
+    /// The command line, not yet written.
+    pub cmdline: CommandLine,
+}
+
+/// Where and how the first vCPU starts: input of [`registers`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Boot protocol.
+    pub protocol: Protocol,
+    /// Address of the first instruction.
+    pub address: u64,
+    /// Address of the boot parameters: `hvm_start_info` or zero page.
+    pub params: u64,
+}
+
+/// Why a guest could not be put into RAM. The chain of sources makes one line.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The initramfs.
+    #[error(transparent)]
+    Initramfs(#[from] InitramfsError),
+    /// The ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
+    /// The boot parameters.
+    #[error(transparent)]
+    Params(#[from] ParamsError),
+    /// The register state's tables.
+    #[error("cannot write the {what} at {address:#x}")]
+    Write {
+        /// What was being written.
+        what: &'static str,
+        /// Guest-physical address.
+        address: u64,
+        /// Why not.
+        source: GuestMemoryError,
+    },
+}
+
+impl Payload {
+    /// Reads kernel and initramfs into `mem`.
+    ///
+    /// # Errors
+    /// [`LoadError::Kernel`] or [`LoadError::Initramfs`]; RAM is then in disorder.
+    pub fn load(self, mem: &GuestMemoryMmap) -> Result<Loaded, LoadError> {
+        let kernel = self.kernel.load(mem, self.protocol)?;
+        let initramfs = self.initramfs.map(|initramfs| initramfs.load(mem, &kernel)).transpose()?;
+        Ok(Loaded { kernel, initramfs, cmdline: self.cmdline })
+    }
+}
+
+/// Writes the boot parameters, and what the entry state needs, for a payload that has been loaded and ACPI tables whose RSDP
+/// is at `rsdp`.
+///
+/// # Errors
+/// [`LoadError::Params`] or [`LoadError::Write`].
+pub fn describe(mem: &GuestMemoryMmap, platform: &Platform, loaded: &Loaded, rsdp: u64) -> Result<Entry, LoadError> {
+    let params = boot_params::write(mem, platform, loaded, rsdp)?;
+    let entry = Entry { protocol: loaded.kernel.protocol, address: loaded.kernel.entry, params };
+    registers::write_tables(mem, &entry)?;
+    Ok(entry)
+}
+
+/// Puts a whole guest into RAM.
+///
+/// # Errors
+/// See [`LoadError`].
+pub fn load(mem: &GuestMemoryMmap, platform: &Platform, payload: Payload) -> Result<Entry, LoadError> {
+    let loaded = payload.load(mem)?;
+    let rsdp = acpi::write(mem, platform)?;
+    describe(mem, platform, &loaded, rsdp)
+}
+
+#[cfg(test)]
+#[path = "lib_test.rs"]
+mod tests;
