@@ -92,7 +92,7 @@ pub struct Report {
     pub clock: String,
     /// Hypervisor vendor in `/proc/cpuinfo`'s flags: whether the guest knows that it is one.
     pub hypervisor: bool,
-    /// ACPI device names, sorted.
+    /// Names of the ACPI devices that have a hardware ID, sorted.
     pub acpi: Vec<String>,
     /// Seconds since the kernel started.
     pub uptime: f64,

@@ -49,7 +49,7 @@ pub fn report() -> Result<Report> {
         hypervisor: read("/proc/cpuinfo")?
             .split_ascii_whitespace()
             .any(|flag| flag == "hypervisor"),
-        acpi: list("/sys/bus/acpi/devices").iter().map(|path| name(path)).collect(),
+        acpi: acpi_ids(),
         uptime: uptime
             .split(' ')
             .next()
@@ -57,6 +57,12 @@ pub fn report() -> Result<Report> {
             .parse()
             .context("strange /proc/uptime")?,
     })
+}
+
+/// Devices with a hardware ID. The kernel calls the others `device:00` and so on.
+fn acpi_ids() -> Vec<String> {
+    let names = list("/sys/bus/acpi/devices").into_iter().map(|path| name(&path));
+    names.filter(|name| !name.starts_with("device:")).collect()
 }
 
 /// Answers `topology`.

@@ -43,11 +43,13 @@ impl Console {
         Ok(Self(file))
     }
 
-    /// One write per line, beginning with a line end: a kernel message on the same console cannot split an answer.
+    /// Begins with a line end and waits until all is sent: no kernel message on the same console can split an answer, and no
+    /// power-off can cut it.
     fn say(&self, answer: &Answer) -> Result<()> {
         (&self.0)
             .write_all(format!("\n{}\n", answer.line()).as_bytes())
-            .context("cannot write to the console")
+            .context("cannot write to the console")?;
+        sys::drain(&self.0).context("cannot drain the console")
     }
 
     fn fail(&self, asked: &str, error: &anyhow::Error) -> Result<()> {
@@ -153,11 +155,6 @@ impl Console {
             },
             _ => sys::leave(sys::Leave::PowerOff).into(),
         }
-    }
-
-    /// Waits until the last answer has left the guest: a power-off does not.
-    fn drain(&self) -> Result<()> {
-        sys::drain(&self.0).context("cannot drain the console")
     }
 }
 

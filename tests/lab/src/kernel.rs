@@ -29,7 +29,7 @@ pub const KERNELS: [Kernel; 2] = [
     Kernel {
         name: "6.12",
         package: Package::Newest("linux-image-6.12-cloud-amd64"),
-        guest_modules: &["virtio_blk", "virtio_rng", "pvpanic_mmio", "pvpanic_pci"],
+        guest_modules: &["virtio_blk", "virtio_rng", "pvpanic_mmio"],
         host_modules: &["virtio_blk", "kvm_amd", "loop"],
     },
     Kernel {

@@ -14,6 +14,7 @@
 
 use std::env;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -101,7 +102,11 @@ pub fn write(path: &Path, content: &[u8]) -> Result<()> {
     }
     let parent = path.parent().context("a file needs a folder")?;
     fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
-    let temporary = tempfile::NamedTempFile::new_in(parent)?;
+    let readable = fs::Permissions::from_mode(0o644);
+    let temporary = tempfile::Builder::new()
+        .permissions(readable)
+        .prefix(".part-")
+        .tempfile_in(parent)?;
     fs::write(&temporary, content).with_context(|| format!("cannot write {}", path.display()))?;
     temporary
         .persist(path)
