@@ -133,10 +133,7 @@ impl Console {
 
     /// Ends the guest; an error if it is still there afterwards.
     fn end(&self, step: &Step) -> anyhow::Error {
-        if let Err(error) = self
-            .say(&Answer::Bye { to: step.to_string() })
-            .and_then(|()| self.drain())
-        {
+        if let Err(error) = self.say(&Answer::Bye { to: step.to_string() }) {
             return error;
         }
         if *step == Step::Idle {
