@@ -187,15 +187,6 @@ impl Ring {
         Ok(chain)
     }
 
-    /// Puts the chain popped last back, to be popped again. Only for the chain of the very last [`Ring::pop`].
-    pub fn unpop(&mut self, chain: Chain) {
-        if let Some(flag) = self.in_flight.get_mut(usize::from(chain.head()))
-            && std::mem::take(flag)
-        {
-            self.queue.go_to_previous_position();
-        }
-    }
-
     /// Returns a popped chain to the driver: `len` bytes were written to it. Does not interrupt: see [`Ring::signal`].
     ///
     /// # Errors

@@ -199,16 +199,6 @@ fn chains_complete_out_of_order() {
 }
 
 #[test]
-fn unpopped_chain_comes_again() {
-    let mut driver = Driver::new(&memory(), BASE, 4);
-    let mut ring = driver.ring();
-    let head = driver.add(&[Buf::In(DATA, 4)]);
-    let chain = ring.pop().unwrap().unwrap();
-    ring.unpop(chain);
-    assert_eq!(ring.pop().unwrap().unwrap().head(), head);
-}
-
-#[test]
 fn state_carries_a_ring_on() {
     let mut driver = Driver::new(&memory(), BASE, 4);
     let mut ring = driver.ring();

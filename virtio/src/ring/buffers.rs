@@ -5,7 +5,7 @@
 
 use std::io;
 
-use vm_memory::{ByteValued, ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
+use vm_memory::{ByteValued, ReadVolatile, VolatileMemoryError, VolatileSlice};
 
 /// A cursor over the slices of one direction of a chain.
 #[derive(Clone, Default)]
@@ -104,14 +104,6 @@ impl<'a> Cursor<'a> {
         self.available = offset;
         Some(tail)
     }
-
-    fn rest(&self) -> impl Iterator<Item = VolatileSlice<'a>> + '_ {
-        self.slices
-            .iter()
-            .skip(self.at)
-            .filter(|slice| !slice.is_empty())
-            .copied()
-    }
 }
 
 /// A range beyond the end of a chain was asked for.
@@ -147,14 +139,6 @@ impl<'a> Reader<'a> {
         Ok(value)
     }
 
-    /// Moves at most `limit` bytes to `target` without a copy in between, and says how many.
-    ///
-    /// # Errors
-    /// What `target` answered, if nothing was moved before.
-    pub fn read_to(&mut self, target: &mut impl WriteVolatile, limit: usize) -> io::Result<usize> {
-        self.0.each(limit, |slice| retry(|| target.write_volatile(&slice)))
-    }
-
     /// Cuts after `offset` more bytes: `self` keeps those, the rest is returned.
     ///
     /// # Errors
@@ -165,11 +149,6 @@ impl<'a> Reader<'a> {
             .split_at(offset)
             .map(Reader)
             .ok_or(SplitError { offset, available })
-    }
-
-    /// The bytes left, as host slices.
-    pub fn slices(&self) -> impl Iterator<Item = VolatileSlice<'a>> + '_ {
-        self.0.rest()
     }
 
     pub(super) fn clear(&mut self) {
@@ -233,11 +212,6 @@ impl<'a> Writer<'a> {
             .split_at(offset)
             .map(Writer)
             .ok_or(SplitError { offset, available })
-    }
-
-    /// The bytes left, as host slices.
-    pub fn slices(&self) -> impl Iterator<Item = VolatileSlice<'a>> + '_ {
-        self.0.rest()
     }
 
     pub(super) fn clear(&mut self) {

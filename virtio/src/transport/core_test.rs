@@ -107,6 +107,13 @@ impl Bench {
     }
 }
 
+/// A failed assertion must not leave an I/O thread waiting.
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.control.hold_stop.store(false, Ordering::SeqCst);
+    }
+}
+
 fn until(mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {

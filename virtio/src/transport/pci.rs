@@ -4,7 +4,7 @@
 //!
 //! | offset | size          | part                                         | section  |
 //! |--------|---------------|----------------------------------------------|----------|
-//! | 0x0000 | 0x3c          | common configuration, see [`common`]         | §4.1.4.3 |
+//! | 0x0000 | 0x3c          | common configuration                         | §4.1.4.3 |
 //! | 0x1000 | 1             | ISR status, cleared by a read                | §4.1.4.5 |
 //! | 0x2000 | 0x1000        | device configuration                         | §4.1.4.6 |
 //! | 0x3000 | 4 per queue   | doorbells, each queue its own                | §4.1.4.4 |

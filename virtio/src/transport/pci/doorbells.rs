@@ -81,13 +81,14 @@ impl Slot {
         if self.connected == target {
             return Ok(());
         }
-        if let Some(old) = self.connected.take() {
-            host.doorbell(old, kick, false)?;
-        }
+        let taken_away = match self.connected.take() {
+            Some(old) => host.doorbell(old, kick, false),
+            None => Ok(()),
+        };
         if let Some(new) = target {
             host.doorbell(new, kick, true)?;
             self.connected = Some(new);
         }
-        Ok(())
+        taken_away
     }
 }
