@@ -28,7 +28,7 @@ pub struct I8042;
 impl BusDevice for I8042 {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
-        for (byte, _) in data.iter_mut().zip(offset..).filter(|(_, at)| *at == COMMAND) {
+        for (byte, _) in data.iter_mut().zip(offset..=u64::MAX).filter(|(_, at)| *at == COMMAND) {
             *byte = STATUS;
         }
     }
@@ -36,7 +36,7 @@ impl BusDevice for I8042 {
     fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
         let reset = data
             .iter()
-            .zip(offset..)
+            .zip(offset..=u64::MAX)
             .any(|(byte, at)| at == COMMAND && *byte == RESET_CPU);
         if reset { Effect::Reboot } else { Effect::None }
     }
@@ -63,6 +63,12 @@ mod tests {
             Effect::Reboot,
             "a wide write is one write to each port"
         );
+    }
+
+    #[test]
+    fn the_last_offset_is_harmless() {
+        assert_eq!(I8042.write(u64::MAX, &[0xfe; 8]), Effect::None);
+        I8042.read(u64::MAX, &mut [0; 8]);
     }
 
     #[test]

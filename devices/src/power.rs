@@ -46,7 +46,7 @@ impl Power {
 
 impl BusDevice for Power {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        for (byte, at) in data.iter_mut().zip(offset..) {
+        for (byte, at) in data.iter_mut().zip(offset..=u64::MAX) {
             *byte = match at {
                 SLEEP_CONTROL => self.sleep_type,
                 SLEEP_STATUS => 0,
@@ -56,7 +56,10 @@ impl BusDevice for Power {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
-        let effects = data.iter().zip(offset..).map(|(byte, at)| self.write_byte(at, *byte));
+        let effects = data
+            .iter()
+            .zip(offset..=u64::MAX)
+            .map(|(byte, at)| self.write_byte(at, *byte));
         effects.fold(
             Effect::None,
             |first, next| if first == Effect::None { next } else { first },
@@ -97,6 +100,12 @@ mod tests {
         let mut data = [0x55; 4];
         power.read(SLEEP_CONTROL, &mut data);
         assert_eq!(data, [3 << 2, 0, 0xff, 0xff]);
+    }
+
+    #[test]
+    fn the_last_offset_is_harmless() {
+        assert_eq!(Power::default().write(u64::MAX, &[0x34; 8]), Effect::None);
+        Power::default().read(u64::MAX, &mut [0; 8]);
     }
 
     #[test]

@@ -153,13 +153,13 @@ impl Serial {
 
 impl BusDevice for Serial {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        for (byte, at) in data.iter_mut().zip(offset..) {
+        for (byte, at) in data.iter_mut().zip(offset..=u64::MAX) {
             *byte = register(at).map_or(0xff, |register| self.uart.read(register));
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
-        for (value, at) in data.iter().zip(offset..) {
+        for (value, at) in data.iter().zip(offset..=u64::MAX) {
             if let Some(register) = register(at) {
                 self.write_byte(register, *value);
             }

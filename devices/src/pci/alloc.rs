@@ -29,7 +29,7 @@ pub enum AllocError {
         /// The allocator's answer.
         source: vm_allocator::Error,
     },
-    /// The range was not allocated.
+    /// Nothing in just this extent was handed out.
     #[error("no BAR of {size:#x} bytes was placed at {base:#x}")]
     Unknown {
         /// First address.
@@ -79,7 +79,7 @@ impl BarAllocator {
         })
     }
 
-    /// Gives back what [`BarAllocator::allocate`] has placed.
+    /// Gives back what [`BarAllocator::allocate`] has placed. A stretch that is free in just this extent stays free.
     ///
     /// # Errors
     /// [`AllocError::Unknown`].

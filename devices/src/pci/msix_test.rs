@@ -1,1 +1,422 @@
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use proptest::prelude::*;
+
+use super::*;
+use crate::host::fake::{FIRST_MSI, FakeHost};
+use crate::pci::Identity;
+
+const ENABLE: u16 = 1 << 15;
+const FUNCTION_MASK: u16 = 1 << 14;
+const MESSAGE: MsiMessage = MsiMessage {
+    address: 0xfee0_1000,
+    data: 0x41,
+};
+const OTHER: MsiMessage = MsiMessage {
+    address: 0xfee0_2000,
+    data: 0x42,
+};
+
+/// A function with MSI-X and nothing else.
+struct Bench {
+    host: Arc<FakeHost>,
+    config: ConfigSpace,
+    msix: Msix,
+    capability: u16,
+}
+
+fn bench(vectors: u16) -> Bench {
+    let host = FakeHost::new();
+    let mut config = ConfigSpace::new(&Identity::default());
+    let mut msix = Msix::new(host.clone(), vectors);
+    let (table, pba) = (BarPlace { bar: 2, offset: 0x1000 }, BarPlace { bar: 4, offset: 0x2000 });
+    msix.add_capability(&mut config, table, pba).unwrap();
+    let capability = config.u16_at(0x34);
+    Bench {
+        host,
+        config,
+        msix,
+        capability,
+    }
+}
+
+impl Bench {
+    fn control(&mut self, control: u16) {
+        let _ = self.config.write(self.capability + 2, &control.to_le_bytes());
+        self.msix.config_written(&self.config);
+    }
+
+    fn message(&mut self, vector: u64, message: MsiMessage) {
+        self.msix.write_table(vector * 16, &message.address.to_le_bytes());
+        self.msix.write_table(vector * 16 + 8, &message.data.to_le_bytes());
+    }
+
+    fn mask(&mut self, vector: u64, masked: bool) {
+        self.msix
+            .write_table(vector * 16 + 12, &u32::from(masked).to_le_bytes());
+    }
+
+    fn signal(&self, vector: u16) {
+        self.msix.vector(vector).unwrap().signal();
+    }
+
+    fn pending(&self) -> u64 {
+        let mut bits = [0; 8];
+        self.msix.read_pba(0, &mut bits);
+        u64::from_le_bytes(bits)
+    }
+
+    /// MSI-X on, vector 0 set up and unmasked.
+    fn live(mut self) -> Self {
+        self.control(ENABLE);
+        self.message(0, MESSAGE);
+        self.mask(0, false);
+        self
+    }
+}
+
+#[test]
+fn the_capability_says_how_many_vectors_there_are_and_where() {
+    let bench = bench(3);
+    let at = bench.capability;
+    assert_eq!(bench.config.u16_at(at) & 0xff, 0x11);
+    assert_eq!(bench.config.u16_at(at + 2), 2, "number of vectors less 1");
+    assert_eq!(bench.config.u32_at(at + 4), 0x1002, "table: offset and BAR");
+    assert_eq!(bench.config.u32_at(at + 8), 0x2004, "pending bits: offset and BAR");
+}
+
+#[test]
+fn of_message_control_only_mask_and_enable_are_writable() {
+    let mut bench = bench(3);
+    bench.control(0xffff);
+    assert_eq!(bench.config.u16_at(bench.capability + 2), ENABLE | FUNCTION_MASK | 2);
+    assert_eq!(bench.config.u32_at(bench.capability + 4), 0x1002);
+}
+
+#[test]
+fn vectors_are_masked_after_reset_and_reserved_bits_stay_zero() {
+    let mut bench = bench(2);
+    let mut entry = [0; 16];
+    bench.msix.read_table(16, &mut entry);
+    assert_eq!(entry, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+    bench.msix.write_table(16, &[0xff; 8]);
+    bench.msix.write_table(24, &[0xff; 8]);
+    bench.msix.read_table(16, &mut entry);
+    assert_eq!(
+        entry,
+        [
+            0xfc, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0
+        ]
+    );
+}
+
+#[test]
+fn the_host_is_asked_for_nothing_until_a_vector_may_send() {
+    let mut bench = bench(64);
+    bench.control(ENABLE | FUNCTION_MASK);
+    bench.message(5, MESSAGE);
+    bench.mask(5, false);
+    bench.mask(6, false);
+    assert_eq!((bench.host.gsis(), bench.host.route_calls()), (vec![], 0));
+    bench.control(ENABLE);
+    assert_eq!(
+        bench.host.routes(),
+        BTreeMap::from([(FIRST_MSI, MESSAGE)]),
+        "vector 6 has no message yet"
+    );
+}
+
+#[test]
+fn a_live_vector_sends() {
+    let bench = bench(1).live();
+    bench.signal(0);
+    bench.signal(0);
+    assert_eq!((bench.host.take_sent(MESSAGE), bench.pending()), (2, 0));
+}
+
+#[test]
+fn a_masked_vector_remembers_one_signal_and_sends_it_when_unmasked() {
+    let mut bench = bench(2).live();
+    bench.mask(0, true);
+    bench.signal(0);
+    bench.signal(0);
+    assert_eq!((bench.host.take_sent(MESSAGE), bench.pending()), (0, 1));
+    bench.mask(0, false);
+    assert_eq!((bench.host.take_sent(MESSAGE), bench.pending()), (1, 0));
+}
+
+#[test]
+fn function_mask_and_enable_hold_signals_back_too() {
+    for held in [ENABLE | FUNCTION_MASK, FUNCTION_MASK, 0] {
+        let mut bench = bench(1).live();
+        bench.control(held);
+        bench.signal(0);
+        assert_eq!((bench.host.take_sent(MESSAGE), bench.pending()), (0, 1));
+        bench.control(ENABLE);
+        assert_eq!((bench.host.take_sent(MESSAGE), bench.pending()), (1, 0));
+    }
+}
+
+#[test]
+fn a_pending_signal_is_sent_with_the_message_of_the_unmask() {
+    let mut bench = bench(1).live();
+    bench.mask(0, true);
+    bench.signal(0);
+    bench.message(0, OTHER);
+    assert_eq!(bench.host.routes()[&FIRST_MSI], MESSAGE, "unchanged while masked");
+    bench.mask(0, false);
+    assert_eq!(bench.host.take_sent(OTHER), 1);
+}
+
+#[test]
+fn masking_and_unmasking_changes_no_route() {
+    let mut bench = bench(1).live();
+    let calls = bench.host.route_calls();
+    for masked in [true, false, true, false] {
+        bench.mask(0, masked);
+    }
+    bench.control(FUNCTION_MASK);
+    bench.control(ENABLE);
+    assert_eq!(bench.host.route_calls(), calls);
+}
+
+#[test]
+fn a_vector_that_the_host_refuses_waits_and_is_tried_again() {
+    let mut bench = bench(1);
+    bench.host.refuse(true);
+    bench = bench.live();
+    bench.signal(0);
+    assert_eq!((bench.pending(), bench.msix.refused()), (1, 1));
+    bench.host.refuse(false);
+    bench.mask(0, false);
+    assert_eq!(
+        (bench.host.take_sent(MESSAGE), bench.pending(), bench.msix.refused()),
+        (1, 0, 1)
+    );
+}
+
+#[test]
+fn a_route_that_failed_is_set_again_even_to_what_it_was() {
+    let mut bench = bench(1).live();
+    bench.mask(0, true);
+    bench.message(0, OTHER);
+    bench.host.refuse(true);
+    bench.mask(0, false);
+    bench.host.refuse(false);
+    let calls = bench.host.route_calls();
+    bench.mask(0, true);
+    bench.message(0, MESSAGE);
+    bench.mask(0, false);
+    assert_eq!(
+        (bench.host.route_calls(), bench.host.routes()[&FIRST_MSI]),
+        (calls + 1, MESSAGE)
+    );
+}
+
+#[test]
+fn gsis_are_given_back() {
+    let bench = bench(1).live();
+    let (host, vector) = (bench.host.clone(), bench.msix.vector(0).unwrap());
+    drop(bench);
+    assert_eq!((host.gsis(), host.routes().len()), (vec![], 0));
+    vector.signal();
+    assert!(vector.is_pending(), "a device that lives on signals into the void");
+}
+
+#[test]
+fn vector_numbers_are_checked_and_counts_brought_into_range() {
+    assert!(bench(2).msix.vector(2).is_none());
+    assert!(bench(2).msix.vector(0xffff).is_none());
+    assert_eq!(bench(0).msix.table_len(), 16);
+    let most = bench(0xffff).msix;
+    assert_eq!((most.table_len(), most.pba_len()), (2048 * 16, 2048 / 8));
+    assert_eq!(bench(65).msix.pba_len(), 16);
+}
+
+#[test]
+fn pending_bits_are_read_at_any_width_and_never_written() {
+    let bench = bench(70);
+    [0, 9, 64, 69].iter().for_each(|vector| bench.signal(*vector));
+    let mut bytes = [0; 17];
+    bench.msix.read_pba(0, &mut bytes);
+    assert_eq!(bytes, [1, 2, 0, 0, 0, 0, 0, 0, 0x21, 0, 0, 0, 0, 0, 0, 0, 0xff]);
+    let mut cut = [0; 2];
+    bench.msix.read_pba(8, &mut cut);
+    assert_eq!(cut, [0x21, 0]);
+    bench.msix.read_pba(u64::MAX, &mut cut);
+    assert_eq!(cut, [0xff; 2]);
+}
+
+/// Each signal must arrive although another thread keeps masking and unmasking the vector.
+#[test]
+fn no_signal_is_lost_between_mask_and_unmask() {
+    let mut bench = bench(1).live();
+    let (host, vector) = (bench.host.clone(), bench.msix.vector(0).unwrap());
+    let done = Arc::new(AtomicBool::new(false));
+    let finished = done.clone();
+    let signaller = std::thread::spawn(move || {
+        let lost = (0..5000).find(|_| {
+            vector.signal();
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+            std::iter::repeat_with(|| host.take_raised(FIRST_MSI))
+                .take_while(|_| std::time::Instant::now() < deadline)
+                .all(|raised| raised == 0)
+        });
+        finished.store(true, Ordering::Release);
+        lost
+    });
+    while !done.load(Ordering::Acquire) {
+        bench.mask(0, true);
+        bench.mask(0, false);
+    }
+    assert_eq!(signaller.join().unwrap(), None, "number of the signal that was lost");
+}
+
+const VECTORS: u16 = 3;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Signal(u16),
+    Control(u16),
+    Mask(u64, bool),
+    Message(u64, MsiMessage),
+    Write(u64, Vec<u8>),
+    ConfigWrite(u16, Vec<u8>),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let vector = 0..u64::from(VECTORS);
+    let message = (0_u64..3, any::<u32>()).prop_map(|(page, data)| MsiMessage {
+        address: page << 12,
+        data,
+    });
+    prop_oneof![
+        6 => (0..VECTORS).prop_map(Step::Signal),
+        3 => prop_oneof![Just(ENABLE), Just(ENABLE), Just(ENABLE | FUNCTION_MASK), any::<u16>()].prop_map(Step::Control),
+        6 => (vector.clone(), any::<bool>()).prop_map(|(vector, masked)| Step::Mask(vector, masked)),
+        4 => (vector, message).prop_map(|(vector, message)| Step::Message(vector, message)),
+        2 => (0..u64::from(VECTORS) * 16 + 4, prop::collection::vec(any::<u8>(), 0..9))
+            .prop_map(|(offset, data)| Step::Write(offset, data)),
+        1 => (0_u16..0x60, prop::collection::vec(any::<u8>(), 1..9)).prop_map(|(at, data)| Step::ConfigWrite(at, data)),
+    ]
+}
+
+/// The specification in the shortest form: a table of bytes, what is pending, what has been sent.
+#[derive(Default)]
+struct Model {
+    table: [[u8; 16]; VECTORS as usize],
+    pending: [bool; VECTORS as usize],
+    gsi: [Option<u32>; VECTORS as usize],
+    routes: BTreeMap<u32, MsiMessage>,
+    sent: BTreeMap<u32, u64>,
+}
+
+impl Model {
+    fn new() -> Self {
+        let mut model = Self::default();
+        model.table.iter_mut().for_each(|entry| entry[12] = 1);
+        model
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        for (at, byte) in (usize::try_from(offset).unwrap()..).zip(data) {
+            let Some(entry) = self.table.get_mut(at / 16) else {
+                continue;
+            };
+            entry[at % 16] = *byte;
+            entry[0] &= 0xfc;
+            entry[12] &= 1;
+            entry[13..].fill(0);
+        }
+    }
+
+    fn message(&self, vector: usize) -> MsiMessage {
+        let entry = &self.table[vector];
+        MsiMessage {
+            address: u64::from_le_bytes(entry[..8].try_into().unwrap()),
+            data: u32::from_le_bytes(entry[8..12].try_into().unwrap()),
+        }
+    }
+
+    fn is_live(&self, vector: usize, control: u16) -> bool {
+        control & (ENABLE | FUNCTION_MASK) == ENABLE && self.table[vector][12] == 0 && self.message(vector).address != 0
+    }
+
+    /// Connects and sends what has become possible after a write.
+    fn settle(&mut self, control: u16) {
+        for vector in 0..usize::from(VECTORS) {
+            if self.is_live(vector, control) {
+                let next = FIRST_MSI + u32::try_from(self.gsi.iter().flatten().count()).unwrap();
+                let gsi = *self.gsi[vector].get_or_insert(next);
+                self.routes.insert(gsi, self.message(vector));
+                *self.sent.entry(gsi).or_default() += u64::from(std::mem::take(&mut self.pending[vector]));
+            }
+        }
+    }
+
+    fn signal(&mut self, vector: usize, control: u16) {
+        self.pending[vector] = true;
+        self.settle(control);
+    }
+}
+
+proptest! {
+    #[test]
+    fn msix_does_what_the_model_does(steps in prop::collection::vec(step(), 1..120)) {
+        let (mut bench, mut model) = (bench(VECTORS), Model::new());
+        for step in steps {
+            match step {
+                Step::Signal(vector) => {
+                    bench.signal(vector);
+                    model.signal(usize::from(vector), bench.config.u16_at(bench.capability + 2));
+                }
+                Step::Control(control) => bench.control(control),
+                Step::Mask(vector, masked) => {
+                    bench.mask(vector, masked);
+                    model.write(vector * 16 + 12, &u32::from(masked).to_le_bytes());
+                }
+                Step::Message(vector, message) => {
+                    bench.message(vector, message);
+                    // Two writes, each of which may reach a live vector.
+                    model.write(vector * 16, &message.address.to_le_bytes());
+                    model.settle(bench.config.u16_at(bench.capability + 2));
+                    model.write(vector * 16 + 8, &message.data.to_le_bytes());
+                }
+                Step::Write(offset, data) => {
+                    bench.msix.write_table(offset, &data);
+                    model.write(offset, &data);
+                }
+                Step::ConfigWrite(offset, data) => {
+                    let _ = bench.config.write(offset, &data);
+                    bench.msix.config_written(&bench.config);
+                }
+            }
+            model.settle(bench.config.u16_at(bench.capability + 2));
+            let mut table = [0; VECTORS as usize * 16];
+            bench.msix.read_table(0, &mut table);
+            prop_assert_eq!(&table[..], model.table.as_flattened());
+            let pending = model.pending.iter().rev().fold(0, |bits, bit| bits << 1 | u64::from(*bit));
+            prop_assert_eq!(bench.pending(), pending);
+            prop_assert_eq!(&bench.host.routes(), &model.routes);
+            for gsi in bench.host.gsis() {
+                prop_assert_eq!(bench.host.take_raised(gsi), model.sent.remove(&gsi).unwrap_or(0));
+            }
+        }
+    }
+
+    #[test]
+    fn any_access_to_table_and_pending_bits_is_harmless(
+        accesses in prop::collection::vec((prop_oneof![0_u64..80, any::<u64>()], prop::collection::vec(any::<u8>(), 0..9)), 1..60),
+    ) {
+        let mut bench = bench(4);
+        bench.control(ENABLE);
+        for (offset, mut data) in accesses {
+            bench.msix.write_table(offset, &data);
+            bench.msix.read_table(offset, &mut data);
+            prop_assert!(offset < 64 || data.iter().all(|byte| *byte == 0xff));
+            bench.msix.read_pba(offset, &mut data);
+            prop_assert!(offset < 8 || data.iter().all(|byte| *byte == 0xff));
+        }
+    }
+}
