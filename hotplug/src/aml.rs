@@ -23,7 +23,7 @@ use crate::ged::GedEvent;
 pub enum Kind {
     /// Processors `\_SB_.HCPU.Cxxx` (ACPI0007), where slot and `_UID` are the same.
     Cpu {
-        /// The local APIC ID of each slot.
+        /// The local APIC ID of each slot; where the list ends, the slot's number.
         apic_ids: Vec<u32>,
     },
     /// Memory devices `\_SB_.HMEM.Mxxx` (PNP0C80).
@@ -100,7 +100,11 @@ impl BankAml {
 impl Aml for BankAml {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         self.controller_device(sink);
-        let first = if matches!(self.kind, Kind::Cpu { .. }) { 0 } else { self.movable().start };
+        let first = if matches!(self.kind, Kind::Cpu { .. }) {
+            0
+        } else {
+            self.movable().start
+        };
         for slot in first..self.slots {
             self.slot_device(slot, sink);
         }
@@ -112,17 +116,17 @@ impl BankAml {
         let last = self.address.saturating_add(self.window_bytes()).saturating_sub(1);
         let cacheable = aml::AddressSpaceCacheable::NotCacheable;
         let window = aml::AddressSpace::<u64>::new_memory(cacheable, true, self.address, last, None);
-        let region = (aml::OpRegionSpace::SystemMemory, self.address, self.window_bytes());
-        let range_method = matches!(self.kind, Kind::Memory).then_some(RangeMethod);
-        let mut children: Vec<&dyn Aml> = Vec::new();
         let hid = aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0A06"));
         let uid = aml::Name::new("_UID".into(), &self.event().bit());
         let crs = aml::Name::new("_CRS".into(), &aml::ResourceTemplate::new(vec![&window]));
-        let region = aml::OpRegion::new("BREG".into(), region.0, &region.1, &region.2);
+        let (space, length) = (aml::OpRegionSpace::SystemMemory, self.window_bytes());
+        let region = aml::OpRegion::new("BREG".into(), space, &self.address, &length);
         let take = field("BREG".into(), vec![aml::FieldEntry::Named(*b"TAKE", 32)]);
-        let (scan, notify) = (ScanMethod, NotifyMethod(self));
-        children.extend([&hid as &dyn Aml, &uid, &crs, &region, &take, &scan, &notify]);
-        children.extend(range_method.iter().map(|method| method as &dyn Aml));
+        let notify = NotifyMethod(self);
+        let mut children: Vec<&dyn Aml> = vec![&hid, &uid, &crs, &region, &take, &ScanMethod, &notify];
+        if self.kind == Kind::Memory {
+            children.push(&RangeMethod);
+        }
         aml::Device::new(self.controller().into(), children).to_aml_bytes(sink);
     }
 
@@ -133,7 +137,11 @@ impl BankAml {
             Kind::Cpu { apic_ids } => {
                 name("_HID", &"ACPI0007").to_aml_bytes(&mut body);
                 name("_UID", &slot).to_aml_bytes(&mut body);
-                let apic_id = usize::try_from(slot).ok().and_then(|slot| apic_ids.get(slot)).copied().unwrap_or(slot);
+                let apic_id = usize::try_from(slot)
+                    .ok()
+                    .and_then(|slot| apic_ids.get(slot))
+                    .copied()
+                    .unwrap_or(slot);
                 name("_MAT", &aml::BufferData::new(madt_entry(slot, apic_id))).to_aml_bytes(&mut body);
             }
             Kind::Memory => {
@@ -153,9 +161,13 @@ impl BankAml {
 
     /// `_STA`, `_EJ0` and `_OST` (ACPI 6.5 §6.3.7, §6.3.3, §6.3.5), and `_CRS` of memory, on the slot's record.
     fn slot_methods(&self, slot: u32, sink: &mut dyn AmlSink) {
-        let record_bits = RECORD_BYTES.saturating_mul(u64::from(slot).saturating_add(1)).saturating_mul(8);
+        let record_bits = RECORD_BYTES
+            .saturating_mul(u64::from(slot).saturating_add(1))
+            .saturating_mul(8);
         let named = |name: &[u8; 4], bits| aml::FieldEntry::Named(*name, bits);
-        let mut entries = vec![aml::FieldEntry::Reserved(usize::try_from(record_bits).unwrap_or(usize::MAX))];
+        let mut entries = vec![aml::FieldEntry::Reserved(
+            usize::try_from(record_bits).unwrap_or(usize::MAX),
+        )];
         entries.extend([b"STAT", b"EJCT", b"OSTE", b"OSTS"].map(|name| named(name, 32)));
         if self.kind == Kind::Memory {
             entries.extend([b"BASE", b"SIZE"].map(|name| named(name, 64)));
@@ -165,7 +177,10 @@ impl BankAml {
         let [stat, eject, event, status] = ["STAT", "EJCT", "OSTE", "OSTS"].map(aml::Path::new);
         aml::Method::new("_STA".into(), 0, false, vec![&aml::Return::new(&stat)]).to_aml_bytes(sink);
         aml::Method::new("_EJ0".into(), 1, true, vec![&aml::Store::new(&eject, &aml::ONE)]).to_aml_bytes(sink);
-        let (event, status) = (aml::Store::new(&event, &aml::Arg(0)), aml::Store::new(&status, &aml::Arg(1)));
+        let (event, status) = (
+            aml::Store::new(&event, &aml::Arg(0)),
+            aml::Store::new(&status, &aml::Arg(1)),
+        );
         aml::Method::new("_OST".into(), 3, true, vec![&event, &status]).to_aml_bytes(sink);
         if self.kind == Kind::Memory {
             let (base, size) = (aml::Path::new("BASE"), aml::Path::new("SIZE"));
@@ -191,7 +206,13 @@ fn madt_entry(uid: u32, apic_id: u32) -> Vec<u8> {
     match (u8::try_from(uid), u8::try_from(apic_id)) {
         // 0xff is the broadcast ID, in both fields.
         (Ok(uid @ ..=0xfe), Ok(apic_id @ ..=0xfe)) => [&[LOCAL_APIC, 8, uid, apic_id][..], &flags].concat(),
-        _ => [&[LOCAL_X2APIC, 16, 0, 0][..], &apic_id.to_le_bytes(), &flags, &uid.to_le_bytes()].concat(),
+        _ => [
+            &[LOCAL_X2APIC, 16, 0, 0][..],
+            &apic_id.to_le_bytes(),
+            &flags,
+            &uid.to_le_bytes(),
+        ]
+        .concat(),
     }
 }
 
@@ -226,7 +247,11 @@ struct NotifyMethod<'a>(&'a BankAml);
 impl Aml for NotifyMethod<'_> {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         let slots = self.0.movable();
-        let tree = Raw(if slots.is_empty() { Vec::new() } else { self.tree(slots.start, slots.end) });
+        let tree = Raw(if slots.is_empty() {
+            Vec::new()
+        } else {
+            self.tree(slots.start, slots.end)
+        });
         aml::Method::new("NTFY".into(), 2, true, vec![&tree]).to_aml_bytes(sink);
     }
 }

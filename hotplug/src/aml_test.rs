@@ -37,14 +37,28 @@ fn machine(kind: Kind, slots: u32, pinned: u32) -> Machine {
     let window_bytes = bank.window_bytes();
     let bank = Arc::new(Mutex::new(bank));
     let bell = Bell::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
-    let aml = BankAml { kind, address: BANK, slots, pinned };
+    let aml = BankAml {
+        kind,
+        address: BANK,
+        slots,
+        pinned,
+    };
     let mut guest = Guest::default();
     guest.attach(BANK, window_bytes, Arc::clone(&bank) as _);
     guest.attach(GED, Ged::WINDOW_BYTES, Arc::new(Mutex::new(Ged::new(bell.clone()))));
     guest.load(&Root);
     guest.load(&aml);
-    guest.load(&GedAml { address: GED, gsi: 9, scans: vec![(aml.event(), aml.scan())] });
-    Machine { bank, bell, event: aml.event(), guest }
+    guest.load(&GedAml {
+        address: GED,
+        gsi: 9,
+        scans: vec![(aml.event(), aml.scan())],
+    });
+    Machine {
+        bank,
+        bell,
+        event: aml.event(),
+        guest,
+    }
 }
 
 impl Machine {
@@ -67,7 +81,9 @@ impl Machine {
 }
 
 fn cpus(slots: u32) -> Kind {
-    Kind::Cpu { apic_ids: (0..slots).map(|slot| slot * 2).collect() }
+    Kind::Cpu {
+        apic_ids: (0..slots).map(|slot| slot * 2).collect(),
+    }
 }
 
 #[test]
@@ -123,7 +139,11 @@ fn a_scan_costs_one_access_per_event_and_one() {
     machine.guest.accesses = 0;
     drop([100, 200].map(|slot| machine.apply(slot, Event::Offer)));
     machine.interrupt();
-    assert_eq!(machine.guest.accesses, 1 + 2 + 1, "the GED's status, two events, and the end");
+    assert_eq!(
+        machine.guest.accesses,
+        1 + 2 + 1,
+        "the GED's status, two events, and the end"
+    );
 }
 
 #[test]
@@ -150,7 +170,10 @@ fn a_pinned_processor_is_there_and_cannot_be_ejected() {
     for (slot, movable) in [(0, false), (1, false), (2, true)] {
         assert!(machine.guest.exists(&format!("\\_SB_.HCPU.C{slot:03X}._MAT")));
         for method in ["_STA", "_EJ0", "_OST"] {
-            assert_eq!(machine.guest.exists(&format!("\\_SB_.HCPU.C{slot:03X}.{method}")), movable);
+            assert_eq!(
+                machine.guest.exists(&format!("\\_SB_.HCPU.C{slot:03X}.{method}")),
+                movable
+            );
         }
     }
 }
@@ -158,28 +181,48 @@ fn a_pinned_processor_is_there_and_cannot_be_ejected() {
 #[test]
 fn a_processor_names_its_apic() {
     let mut small = machine(cpus(2), 2, 1).guest;
-    assert_eq!(small.evaluate("\\_SB_.HCPU.C001._MAT", &[]), Value::Bytes(vec![0, 8, 1, 2, 1, 0, 0, 0]));
+    assert_eq!(
+        small.evaluate("\\_SB_.HCPU.C001._MAT", &[]),
+        Value::Bytes(vec![0, 8, 1, 2, 1, 0, 0, 0])
+    );
     assert_eq!(small.evaluate("\\_SB_.HCPU.C001._UID", &[]), Value::Int(1));
     let mut large = machine(cpus(300), 300, 1).guest;
     let x2apic = |slot: u8, apic: u16| {
         let [low, high] = apic.to_le_bytes();
         Value::Bytes(vec![9, 16, 0, 0, low, high, 0, 0, 1, 0, 0, 0, slot, 0, 0, 0])
     };
-    assert_eq!(large.evaluate("\\_SB_.HCPU.C07F._MAT", &[]), Value::Bytes(vec![0, 8, 127, 254, 1, 0, 0, 0]));
+    assert_eq!(
+        large.evaluate("\\_SB_.HCPU.C07F._MAT", &[]),
+        Value::Bytes(vec![0, 8, 127, 254, 1, 0, 0, 0])
+    );
     assert_eq!(large.evaluate("\\_SB_.HCPU.C080._MAT", &[]), x2apic(128, 256));
-    assert_eq!(madt_entry(0, 0xff), [9, 16, 0, 0, 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], "0xff is everybody");
-    assert_eq!(madt_entry(0xff, 3), [9, 16, 0, 0, 3, 0, 0, 0, 1, 0, 0, 0, 0xff, 0, 0, 0]);
+    assert_eq!(
+        madt_entry(0, 0xff),
+        [9, 16, 0, 0, 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0],
+        "0xff is everybody"
+    );
+    assert_eq!(
+        madt_entry(0xff, 3),
+        [9, 16, 0, 0, 3, 0, 0, 0, 1, 0, 0, 0, 0xff, 0, 0, 0]
+    );
 }
 
 #[test]
 fn a_memory_device_tells_its_range() {
     let mut machine = machine(Kind::Memory, 64, 0);
-    let extent = Extent { base: 0x1_4800_0000, size_bytes: 0x1_0800_0000 };
+    let extent = Extent {
+        base: 0x1_4800_0000,
+        size_bytes: 0x1_0800_0000,
+    };
     machine.bank.lock().unwrap().describe(63, extent).unwrap();
     for _ in 0..2 {
         let template = machine.guest.evaluate("\\_SB_.HMEM.M03F._CRS", &[]);
         let bytes = template.bytes();
-        assert_eq!(bytes[..6], [0x8a, 43, 0, 0, 0xc, 3], "QWordMemory, fixed, cacheable, read-write");
+        assert_eq!(
+            bytes[..6],
+            [0x8a, 43, 0, 0, 0xc, 3],
+            "QWordMemory, fixed, cacheable, read-write"
+        );
         let qword = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
         let [granularity, min, max, translation, length] = [6, 14, 22, 30, 38].map(qword);
         assert_eq!((granularity, translation), (0, 0));
@@ -200,6 +243,12 @@ fn a_pci_slot_is_function_0_of_its_device() {
 fn the_ged_is_on_its_line() {
     let mut guest = machine(cpus(1), 1, 1).guest;
     let interrupt = [0x89, 6, 0, 0b11, 1, 9, 0, 0, 0, 0x79, 0];
-    assert_eq!(guest.evaluate("\\_SB_.GED_._CRS", &[]), Value::Bytes(interrupt.to_vec()));
-    assert_eq!(guest.evaluate("\\_SB_.GED_._HID", &[]), Value::Bytes(b"ACPI0013\0".to_vec()));
+    assert_eq!(
+        guest.evaluate("\\_SB_.GED_._CRS", &[]),
+        Value::Bytes(interrupt.to_vec())
+    );
+    assert_eq!(
+        guest.evaluate("\\_SB_.GED_._HID", &[]),
+        Value::Bytes(b"ACPI0013\0".to_vec())
+    );
 }

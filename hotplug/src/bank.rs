@@ -32,7 +32,9 @@ const EJCT: u64 = 0x04;
 const OSTE: u64 = 0x08;
 const OSTS: u64 = 0x0c;
 const BASE: u64 = 0x10;
+const BASE_HIGH: u64 = 0x14;
 const SIZE: u64 = 0x18;
+const SIZE_HIGH: u64 = 0x1c;
 
 /// Present, enabled, shown, functioning (ACPI 6.5 §6.3.7).
 const STA_ENABLED: u32 = 0xf;
@@ -156,7 +158,11 @@ impl Bank {
     /// Whether `event` would be allowed now.
     pub(crate) fn check(&mut self, slot: u32, event: Event) -> Result<(), BankError> {
         let entry = self.entry(slot)?;
-        entry.state.step(event).map(drop).map_err(|source| BankError::NotAllowed { slot, source })
+        entry
+            .state
+            .step(event)
+            .map(drop)
+            .map_err(|source| BankError::NotAllowed { slot, source })
     }
 
     /// Carries out an event of the host's; `promise`, if any, is for whoever asked for it.
@@ -165,7 +171,9 @@ impl Bank {
         if entry.pinned && event == Event::Ask {
             return Err(BankError::Pinned { slot });
         }
-        entry.step(event, promise).map_err(|source| BankError::NotAllowed { slot, source })
+        entry
+            .step(event, promise)
+            .map_err(|source| BankError::NotAllowed { slot, source })
     }
 
     fn entry(&mut self, slot: u32) -> Result<&mut Entry, BankError> {
@@ -205,14 +213,17 @@ impl Bank {
 
     fn byte(&self, offset: u64) -> u8 {
         let register = self.register(offset & !3).unwrap_or(u32::MAX);
-        let shift = (offset & 3) * 8;
-        (register >> shift).to_le_bytes()[0]
+        (register >> ((offset & 3) << 3)).to_le_bytes()[0]
     }
 
     /// Carries out a write of the guest's, and says whether it meant anything.
     fn store(&mut self, offset: u64, value: u32) -> bool {
-        let slot = (offset / RECORD_BYTES).checked_sub(1).and_then(|slot| usize::try_from(slot).ok());
-        let Some(entry) = slot.and_then(|slot| self.entries.get_mut(slot)) else { return false };
+        let slot = (offset / RECORD_BYTES)
+            .checked_sub(1)
+            .and_then(|slot| usize::try_from(slot).ok());
+        let Some(entry) = slot.and_then(|slot| self.entries.get_mut(slot)) else {
+            return false;
+        };
         let event = match offset % RECORD_BYTES {
             EJCT if value == 1 => Some(Event::Eject),
             OSTE => {
@@ -241,7 +252,14 @@ pub(crate) fn window_bytes(slots: u32) -> u64 {
 impl Entry {
     fn new() -> Self {
         let state = State::Empty;
-        Self { state, pinned: false, extent: Extent::default(), ost_source: 0, add: None, remove: None }
+        Self {
+            state,
+            pinned: false,
+            extent: Extent::default(),
+            ost_source: 0,
+            add: None,
+            remove: None,
+        }
     }
 
     fn step(&mut self, event: Event, promise: Option<Promise>) -> Result<State, NotAllowed> {
@@ -260,11 +278,13 @@ impl Entry {
     }
 
     fn register(&self, offset: u64) -> Option<u32> {
-        let half = |value: u64, half: u64| u32::try_from((value >> (half * 8)) & u64::from(u32::MAX)).ok();
+        let low = |value: u64| u32::try_from(value & u64::from(u32::MAX)).ok();
         match offset {
             STAT => Some(if self.state.enabled() { STA_ENABLED } else { 0 }),
-            BASE..SIZE => half(self.extent.base, offset - BASE),
-            SIZE..RECORD_BYTES => half(self.extent.size_bytes, offset - SIZE),
+            BASE => low(self.extent.base),
+            BASE_HIGH => low(self.extent.base >> 32),
+            SIZE => low(self.extent.size_bytes),
+            SIZE_HIGH => low(self.extent.size_bytes >> 32),
             _ => None,
         }
     }
@@ -290,10 +310,16 @@ impl BusDevice for Bank {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
-        let value = <[u8; 4]>::try_from(data).ok().filter(|_| offset.is_multiple_of(4)).map(u32::from_le_bytes);
+        let value = <[u8; 4]>::try_from(data)
+            .ok()
+            .filter(|_| offset.is_multiple_of(4))
+            .map(u32::from_le_bytes);
         if !value.is_some_and(|value| self.store(offset, value)) {
             if self.ignored == 0 {
-                log::warn!("hot-plug bank ignores a write of {data:02x?} to {offset:#x}; further ones are only counted");
+                log::warn!(
+                    "hot-plug bank ignores a write of {} bytes to {offset:#x}; further ones are only counted",
+                    data.len()
+                );
             }
             self.ignored = self.ignored.saturating_add(1);
         }

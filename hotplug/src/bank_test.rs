@@ -94,7 +94,10 @@ fn a_refusal_carries_its_code() {
     ost(&mut bank, 1, 1, 1);
     assert_eq!(remove.wait(Instant::now()), Outcome::Refused { ost: 0x82 });
     assert_eq!(add.wait(Instant::now()), Outcome::Refused { ost: 1 });
-    assert_eq!((state(&bank, 0), state(&bank, 1)), (State::Present, State::Ejected { wanted: false }));
+    assert_eq!(
+        (state(&bank, 0), state(&bank, 1)),
+        (State::Present, State::Ejected { wanted: false })
+    );
     assert_eq!(let_go.load(Ordering::Relaxed), 1, "only the refused unit has to go");
 }
 
@@ -132,10 +135,20 @@ fn an_ejection_nobody_asked_for_is_ignored() {
 #[test]
 fn a_memory_slot_shows_its_range_in_any_width() {
     let (mut bank, _) = bank(2);
-    bank.describe(1, Extent { base: 0x1_2345_6789_abcd, size_bytes: 0x800_0000 }).unwrap();
+    bank.describe(
+        1,
+        Extent {
+            base: 0x1_2345_6789_abcd,
+            size_bytes: 0x800_0000,
+        },
+    )
+    .unwrap();
     let base = record(1) + 0x10;
     assert_eq!(read(&mut bank, base, 8), 0x1_2345_6789_abcd_u64.to_le_bytes());
-    assert_eq!((read32(&mut bank, base), read32(&mut bank, base + 4)), (0x6789_abcd, 0x1_2345));
+    assert_eq!(
+        (read32(&mut bank, base), read32(&mut bank, base + 4)),
+        (0x6789_abcd, 0x1_2345)
+    );
     assert_eq!(read(&mut bank, base + 1, 2), [0xab, 0x89]);
     assert_eq!(read(&mut bank, base + 8, 8), 0x800_0000_u64.to_le_bytes());
 }
@@ -161,7 +174,12 @@ fn odd_writes_are_counted_and_do_nothing() {
     bank.apply(0, Event::Boot, None).unwrap();
     drop(ask(&mut bank, 0));
     let eject = record(0) + 4;
-    for (offset, data) in [(eject, &[1_u8][..]), (eject, &[1, 0]), (eject, &[1, 0, 0, 0, 0, 0, 0, 0]), (eject + 1, &[1; 4])] {
+    for (offset, data) in [
+        (eject, &[1_u8][..]),
+        (eject, &[1, 0]),
+        (eject, &[1, 0, 0, 0, 0, 0, 0, 0]),
+        (eject + 1, &[1; 4]),
+    ] {
         assert_eq!(bank.write(offset, data), Effect::None);
     }
     write32(&mut bank, eject, 2);
@@ -172,7 +190,10 @@ fn odd_writes_are_counted_and_do_nothing() {
 
 #[test]
 fn too_many_slots_and_unknown_slots_are_errors() {
-    assert_eq!(Bank::new(0x1001, || ()).err(), Some(BankError::TooManySlots { found: 0x1001 }));
+    assert_eq!(
+        Bank::new(0x1001, || ()).err(),
+        Some(BankError::TooManySlots { found: 0x1001 })
+    );
     let (mut bank, _) = bank(3);
     assert_eq!(bank.window_bytes(), 0x80);
     assert_eq!(bank.pin(3), Err(BankError::NoSuchSlot { slot: 3, slots: 3 }));
@@ -194,7 +215,13 @@ fn act() -> impl Strategy<Value = Act> {
     let width = prop_oneof![6 => Just(4_usize), 1 => Just(1), 1 => Just(2), 1 => Just(8)];
     let aligned = (0..0x28_u64).prop_map(|word| word * 4);
     let value = prop_oneof![4 => 0..4_u32, 1 => Just(0x80), 1 => Just(0x84), 1 => any::<u32>()];
-    let event = prop::sample::select(vec![Event::Offer, Event::Ask, Event::Reclaim, Event::Expire, Event::Destroyed]);
+    let event = prop::sample::select(vec![
+        Event::Offer,
+        Event::Ask,
+        Event::Reclaim,
+        Event::Expire,
+        Event::Destroyed,
+    ]);
     prop_oneof![
         (offset.clone(), width.clone()).prop_map(|(offset, width)| Act::Read(offset, width)),
         (aligned, value).prop_map(|(offset, value)| Act::Write(offset, value.to_le_bytes().to_vec())),

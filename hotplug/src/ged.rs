@@ -45,7 +45,10 @@ pub struct Bell {
 impl Bell {
     /// A bell on `irq`, an edge-triggered line.
     pub fn new(irq: Irq) -> Self {
-        Self { status: Arc::default(), irq }
+        Self {
+            status: Arc::default(),
+            irq,
+        }
     }
 
     /// Sets the event's bit and raises the interrupt.
@@ -88,7 +91,11 @@ impl BusDevice for Ged {
             status.load(Ordering::Acquire)
         };
         let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
-        let rest = value.to_le_bytes().into_iter().skip(skipped).chain(std::iter::repeat(0xff));
+        let rest = value
+            .to_le_bytes()
+            .into_iter()
+            .skip(skipped)
+            .chain(std::iter::repeat(0xff));
         for (byte, value) in data.iter_mut().zip(rest) {
             *byte = value;
         }
@@ -115,7 +122,10 @@ impl Aml for GedAml {
         let interrupt = aml::Interrupt::new(true, true, false, false, self.gsi);
         aml::Device::new(
             "\\_SB_.PWRB".into(),
-            vec![&aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0C0C")), &aml::Name::new("_UID".into(), &aml::ZERO)],
+            vec![
+                &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0C0C")),
+                &aml::Name::new("_UID".into(), &aml::ZERO),
+            ],
         )
         .to_aml_bytes(sink);
         aml::Device::new(
@@ -124,7 +134,12 @@ impl Aml for GedAml {
                 &aml::Name::new("_HID".into(), &"ACPI0013"),
                 &aml::Name::new("_UID".into(), &aml::ZERO),
                 &aml::Name::new("_CRS".into(), &aml::ResourceTemplate::new(vec![&interrupt])),
-                &aml::OpRegion::new("EREG".into(), aml::OpRegionSpace::SystemMemory, &self.address, &Ged::WINDOW_BYTES),
+                &aml::OpRegion::new(
+                    "EREG".into(),
+                    aml::OpRegionSpace::SystemMemory,
+                    &self.address,
+                    &Ged::WINDOW_BYTES,
+                ),
                 &aml::Field::new(
                     "EREG".into(),
                     aml::FieldAccessType::DWord,
@@ -154,7 +169,10 @@ impl Aml for Dispatch<'_> {
         let button = aml::Path::new("\\_SB_.PWRB");
         // Notify value 0x80 on a power button: pressed (ACPI 6.5 §5.6.6, table "power button notification values").
         let press: Box<dyn Aml + '_> = Box::new(aml::Notify::new(&button, &0x80_u8));
-        let arms: Vec<_> = calls.chain([(GedEvent::PowerButton, press)]).map(|(event, act)| Arm { event, act }).collect();
+        let arms: Vec<_> = calls
+            .chain([(GedEvent::PowerButton, press)])
+            .map(|(event, act)| Arm { event, act })
+            .collect();
         let mut body: Vec<&dyn Aml> = vec![&take];
         body.extend(arms.iter().map(|arm| arm as &dyn Aml));
         aml::Method::new("_EVT".into(), 1, true, body).to_aml_bytes(sink);

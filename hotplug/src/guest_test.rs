@@ -75,7 +75,10 @@ impl<'a> Code<'a> {
     }
 
     fn int(&mut self, length: usize) -> u64 {
-        self.bytes(length).iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+        self.bytes(length)
+            .iter()
+            .rev()
+            .fold(0, |value, byte| value << 8 | u64::from(*byte))
     }
 
     /// PkgLength (§20.2.4): its value, and how many bytes it took itself.
@@ -83,7 +86,15 @@ impl<'a> Code<'a> {
         let lead = usize::from(self.byte());
         match lead >> 6 {
             0 => (lead & 0x3f, 1),
-            more => (self.bytes(more).iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte)) << 4 | lead & 0xf, 1 + more),
+            more => (
+                self.bytes(more)
+                    .iter()
+                    .rev()
+                    .fold(0, |sum, byte| sum << 8 | usize::from(*byte))
+                    << 4
+                    | lead & 0xf,
+                1 + more,
+            ),
         }
     }
 
@@ -101,7 +112,9 @@ impl<'a> Code<'a> {
             0x2f => usize::from(self.bytes(2)[1]),
             _ => 1,
         };
-        let parts: Vec<_> = (0..count).map(|_| String::from_utf8(self.bytes(4).to_vec()).unwrap()).collect();
+        let parts: Vec<_> = (0..count)
+            .map(|_| String::from_utf8(self.bytes(4).to_vec()).unwrap())
+            .collect();
         format!("{}{}", String::from_utf8_lossy(root), parts.join("."))
     }
 }
@@ -125,7 +138,11 @@ impl Guest {
 
     /// Evaluates an object or a method, as the operating system does.
     pub fn evaluate(&mut self, path: &str, args: &[u64]) -> Value {
-        let node = self.nodes.get(path).unwrap_or_else(|| panic!("{path} does not exist")).clone();
+        let node = self
+            .nodes
+            .get(path)
+            .unwrap_or_else(|| panic!("{path} does not exist"))
+            .clone();
         match node {
             Node::Value(value) => value,
             Node::Method { args: count, body } => {
@@ -138,7 +155,11 @@ impl Guest {
     }
 
     fn call(&mut self, path: &str, args: Vec<Value>, body: &[u8]) -> Value {
-        let mut frame = Frame { scope: path.to_owned(), args, locals: [0; 8] };
+        let mut frame = Frame {
+            scope: path.to_owned(),
+            args,
+            locals: [0; 8],
+        };
         self.run(&mut frame, &mut Code(body)).unwrap_or(Value::Int(0))
     }
 
@@ -165,7 +186,10 @@ impl Guest {
         let path = join(scope, name);
         let old = self.nodes.insert(path.clone(), node);
         // Objects that a method creates go when it returns (§5.5.2.3); here the next call replaces them.
-        assert!(old.is_none() || matches!(old, Some(Node::Value(_) | Node::QWord { .. })), "{path} defined twice");
+        assert!(
+            old.is_none() || matches!(old, Some(Node::Value(_) | Node::QWord { .. })),
+            "{path} defined twice"
+        );
         path
     }
 
@@ -178,7 +202,14 @@ impl Guest {
                     let mut body = code.package();
                     let name = body.name();
                     let args = body.byte() & 7;
-                    self.insert(scope, &name, Node::Method { args, body: body.0.to_vec() });
+                    self.insert(
+                        scope,
+                        &name,
+                        Node::Method {
+                            args,
+                            body: body.0.to_vec(),
+                        },
+                    );
                 }
                 opcode => panic!("opcode {opcode:#x} at load"),
             }
@@ -186,7 +217,11 @@ impl Guest {
     }
 
     fn define_extended(&mut self, scope: &str, code: &mut Code) {
-        let mut frame = Frame { scope: scope.to_owned(), args: Vec::new(), locals: [0; 8] };
+        let mut frame = Frame {
+            scope: scope.to_owned(),
+            args: Vec::new(),
+            locals: [0; 8],
+        };
         match code.byte() {
             0x82 => {
                 let mut body = code.package();
@@ -209,7 +244,11 @@ impl Guest {
                     let name = if body.0[0] == 0 { body.bytes(1) } else { body.bytes(4) };
                     let bits = body.length().0 as u64;
                     if let [_, _, _, _] = name {
-                        let node = Node::Field { region: region.clone(), offset: offset / 8, bits };
+                        let node = Node::Field {
+                            region: region.clone(),
+                            offset: offset / 8,
+                            bits,
+                        };
                         self.insert(scope, std::str::from_utf8(name).unwrap(), node);
                     }
                     offset += bits;
@@ -221,7 +260,11 @@ impl Guest {
 
     fn define_name(&mut self, scope: &str, code: &mut Code) {
         let name = code.name();
-        let mut frame = Frame { scope: scope.to_owned(), args: Vec::new(), locals: [0; 8] };
+        let mut frame = Frame {
+            scope: scope.to_owned(),
+            args: Vec::new(),
+            locals: [0; 8],
+        };
         let value = self.term(&mut frame, code);
         self.insert(scope, &name, Node::Value(value));
     }
@@ -358,9 +401,15 @@ impl Guest {
             _ => {
                 let path = self.resolve(&frame.scope, &code.name());
                 match self.nodes[&path].clone() {
-                    Node::Field { region, offset, bits: 32 } => self.write(&region, offset, value.int()),
+                    Node::Field {
+                        region,
+                        offset,
+                        bits: 32,
+                    } => self.write(&region, offset, value.int()),
                     Node::QWord { buffer, index } => {
-                        let Some(Node::Value(Value::Bytes(bytes))) = self.nodes.get_mut(&buffer) else { panic!("{buffer}") };
+                        let Some(Node::Value(Value::Bytes(bytes))) = self.nodes.get_mut(&buffer) else {
+                            panic!("{buffer}")
+                        };
                         bytes[index..index + 8].copy_from_slice(&value.int().to_le_bytes());
                     }
                     node => panic!("store to {path}, {node:?}"),
@@ -371,11 +420,17 @@ impl Guest {
     }
 
     fn device(&mut self, region: &str, offset: u64) -> (u64, Arc<Mutex<dyn BusDevice>>) {
-        let Node::Region { address, length } = self.nodes[region] else { panic!("{region} is no region") };
+        let Node::Region { address, length } = self.nodes[region] else {
+            panic!("{region} is no region")
+        };
         assert!(offset + 4 <= length, "access beyond the end of {region}");
         self.accesses += 1;
         let at = address + offset;
-        let (window, device) = self.windows.iter().find(|(window, _)| window.contains(&at)).expect("a device");
+        let (window, device) = self
+            .windows
+            .iter()
+            .find(|(window, _)| window.contains(&at))
+            .expect("a device");
         (at - window.start, Arc::clone(device))
     }
 
@@ -390,7 +445,10 @@ impl Guest {
 
     fn write(&mut self, region: &str, offset: u64, value: u64) {
         let (offset, device) = self.device(region, offset);
-        assert_eq!(device.lock().unwrap().write(offset, &(value as u32).to_le_bytes()), Effect::None);
+        assert_eq!(
+            device.lock().unwrap().write(offset, &(value as u32).to_le_bytes()),
+            Effect::None
+        );
     }
 }
 

@@ -27,8 +27,7 @@ pub trait Plug: Send {
     fn destroy(&mut self, slot: u32) -> Result<(), PlugError>;
 
     /// The guest-physical range of the unit just created, for memory.
-    fn extent(&self, slot: u32) -> Extent {
-        let _ = slot;
+    fn extent(&self, _slot: u32) -> Extent {
         Extent::default()
     }
 }
@@ -73,7 +72,13 @@ pub struct Hotplug<P: Plug> {
 impl<P: Plug> Hotplug<P> {
     /// Drives `bank`, which is also on the bus, and rings `bell` for `event`.
     pub fn new(plug: P, bank: Arc<Mutex<Bank>>, bell: Bell, event: GedEvent) -> Self {
-        Self { plug, bank, bell, event, successors: BTreeMap::new() }
+        Self {
+            plug,
+            bank,
+            bell,
+            event,
+            successors: BTreeMap::new(),
+        }
     }
 
     /// Fills an empty slot before the guest starts: no event, no answer.
@@ -168,7 +173,9 @@ impl<P: Plug> Hotplug<P> {
 
     /// Where a slot is, or `None` if there is no such slot.
     pub fn state(&self, slot: u32) -> Option<State> {
-        self.bank().states().find_map(|(number, state)| (number == slot).then_some(state))
+        self.bank()
+            .states()
+            .find_map(|(number, state)| (number == slot).then_some(state))
     }
 
     /// How many slots the guest has: what to report as the present size.
@@ -183,12 +190,16 @@ impl<P: Plug> Hotplug<P> {
 
     /// The lowest slot for [`Hotplug::add`].
     pub fn vacant(&self) -> Option<u32> {
-        self.matching(|state| matches!(state, State::Empty | State::Ejected { wanted: false })).first().copied()
+        self.matching(|state| matches!(state, State::Empty | State::Ejected { wanted: false }))
+            .first()
+            .copied()
     }
 
     /// The lowest slot for [`Hotplug::reclaim`]: its removal is pending.
     pub fn reclaimable(&self) -> Option<u32> {
-        self.matching(|state| matches!(state, State::Asked { wanted: false, .. })).first().copied()
+        self.matching(|state| matches!(state, State::Asked { wanted: false, .. }))
+            .first()
+            .copied()
     }
 
     /// The highest slot for [`Hotplug::remove`]: filled, or about to be, and not pinned.
@@ -214,7 +225,10 @@ impl<P: Plug> Hotplug<P> {
     }
 
     fn matching(&self, mut wanted: impl FnMut(State) -> bool) -> Vec<u32> {
-        self.bank().states().filter_map(|(slot, state)| wanted(state).then_some(slot)).collect()
+        self.bank()
+            .states()
+            .filter_map(|(slot, state)| wanted(state).then_some(slot))
+            .collect()
     }
 
     fn ring(&self, state: State) {
@@ -226,7 +240,9 @@ impl<P: Plug> Hotplug<P> {
     /// Creates a unit for `event`. Only the control thread fills an empty slot, so what was allowed before is allowed after.
     fn create(&mut self, slot: u32, unit: P::Unit, event: Event) -> Result<(), HotplugError> {
         self.bank().check(slot, event)?;
-        self.plug.create(slot, unit).map_err(|source| HotplugError::Plug { slot, source })?;
+        self.plug
+            .create(slot, unit)
+            .map_err(|source| HotplugError::Plug { slot, source })?;
         let extent = self.plug.extent(slot);
         self.bank().describe(slot, extent)?;
         Ok(())
@@ -234,7 +250,9 @@ impl<P: Plug> Hotplug<P> {
 
     /// Destroys an ejected unit and, if the slot is wanted, creates and offers its successor.
     fn settle(&mut self, slot: u32) -> Result<(), HotplugError> {
-        self.plug.destroy(slot).map_err(|source| HotplugError::Plug { slot, source })?;
+        self.plug
+            .destroy(slot)
+            .map_err(|source| HotplugError::Plug { slot, source })?;
         self.bank().describe(slot, Extent::default())?;
         let unit = self.successors.remove(&slot);
         let mut created = Ok(());
@@ -252,7 +270,10 @@ impl<P: Plug> Hotplug<P> {
 }
 
 fn wanted(state: State) -> bool {
-    matches!(state, State::Asked { wanted: true, .. } | State::Ejected { wanted: true })
+    matches!(
+        state,
+        State::Asked { wanted: true, .. } | State::Ejected { wanted: true }
+    )
 }
 
 #[cfg(test)]

@@ -17,7 +17,10 @@ struct Blocks {
 }
 
 fn unless(broken: bool, what: &str) -> Result<(), PlugError> {
-    let error = || PlugError { what: what.to_owned(), source: "the host is broken".into() };
+    let error = || PlugError {
+        what: what.to_owned(),
+        source: "the host is broken".into(),
+    };
     if broken { Err(error()) } else { Ok(()) }
 }
 
@@ -37,7 +40,10 @@ impl Plug for Blocks {
     }
 
     fn extent(&self, slot: u32) -> Extent {
-        Extent { base: u64::from(slot) << 32, size_bytes: self.there[&slot] }
+        Extent {
+            base: u64::from(slot) << 32,
+            size_bytes: self.there[&slot],
+        }
     }
 }
 
@@ -81,7 +87,10 @@ impl Machine {
     }
 
     fn write(&self, offset: u64, value: u32) {
-        assert_eq!(self.bank.lock().unwrap().write(offset, &value.to_le_bytes()), Effect::None);
+        assert_eq!(
+            self.bank.lock().unwrap().write(offset, &value.to_le_bytes()),
+            Effect::None
+        );
     }
 
     fn take(&self) -> u32 {
@@ -98,7 +107,12 @@ impl Machine {
     }
 
     fn there(&self) -> Vec<(u32, u64)> {
-        self.host.plug().there.iter().map(|(slot, size)| (*slot, *size)).collect()
+        self.host
+            .plug()
+            .there
+            .iter()
+            .map(|(slot, size)| (*slot, *size))
+            .collect()
     }
 
     fn state(&self, slot: u32) -> State {
@@ -124,7 +138,11 @@ fn a_unit_exists_before_the_guest_hears_of_it() {
     assert!(machine.rung());
     assert_eq!(machine.there(), [(0, 1), (2, 0x800_0000)]);
     assert_eq!(machine.take(), 2 | 1 << 16);
-    assert_eq!((machine.read(0x60 + 0x14), machine.read(0x60 + 0x18)), (2, 0x800_0000), "base and size");
+    assert_eq!(
+        (machine.read(0x60 + 0x14), machine.read(0x60 + 0x18)),
+        (2, 0x800_0000),
+        "base and size"
+    );
     assert_eq!((machine.host.plugged(), machine.host.settling()), (1, 2));
     machine.ost(2, 1, 0);
     assert_eq!(answer(&ticket), Outcome::Accepted);
@@ -137,14 +155,23 @@ fn a_unit_that_cannot_be_created_is_never_offered() {
     machine.host.plug_mut().cannot_create = true;
     let error = machine.host.add(1, 10).unwrap_err();
     assert!(matches!(error, HotplugError::Plug { slot: 1, .. }));
-    assert_eq!((machine.state(1), machine.take(), machine.rung()), (State::Empty, 0, false));
+    assert_eq!(
+        (machine.state(1), machine.take(), machine.rung()),
+        (State::Empty, 0, false)
+    );
 }
 
 #[test]
 fn a_taken_slot_is_not_filled_twice() {
     let mut machine = Machine::grown();
-    assert!(matches!(machine.host.add(1, 11), Err(HotplugError::Bank(BankError::NotAllowed { slot: 1, .. }))));
-    assert!(matches!(machine.host.add(4, 11), Err(HotplugError::Bank(BankError::NoSuchSlot { slot: 4, slots: 4 }))));
+    assert!(matches!(
+        machine.host.add(1, 11),
+        Err(HotplugError::Bank(BankError::NotAllowed { slot: 1, .. }))
+    ));
+    assert!(matches!(
+        machine.host.add(4, 11),
+        Err(HotplugError::Bank(BankError::NoSuchSlot { slot: 4, slots: 4 }))
+    ));
     assert_eq!(machine.there(), [(0, 1), (1, 10)]);
 }
 
@@ -176,8 +203,14 @@ fn a_unit_is_destroyed_after_the_guest_let_go_and_not_before() {
 #[test]
 fn a_pinned_or_empty_slot_cannot_be_removed() {
     let mut machine = Machine::new();
-    assert!(matches!(machine.host.remove(0), Err(HotplugError::Bank(BankError::Pinned { slot: 0 }))));
-    assert!(matches!(machine.host.remove(1), Err(HotplugError::Bank(BankError::NotAllowed { slot: 1, .. }))));
+    assert!(matches!(
+        machine.host.remove(0),
+        Err(HotplugError::Bank(BankError::Pinned { slot: 0 }))
+    ));
+    assert!(matches!(
+        machine.host.remove(1),
+        Err(HotplugError::Bank(BankError::NotAllowed { slot: 1, .. }))
+    ));
 }
 
 #[test]
@@ -185,7 +218,10 @@ fn a_grow_takes_back_a_shrink_the_guest_has_not_heard_of() {
     let mut machine = Machine::grown();
     let shrink = machine.host.remove(1).unwrap();
     let grow = machine.host.reclaim(1, 99).unwrap();
-    assert_eq!((answer(&shrink), answer(&grow)), (Outcome::Withdrawn, Outcome::Accepted));
+    assert_eq!(
+        (answer(&shrink), answer(&grow)),
+        (Outcome::Withdrawn, Outcome::Accepted)
+    );
     assert_eq!((machine.take(), machine.state(1)), (0, State::Present));
     assert_eq!(machine.there(), [(0, 1), (1, 10)], "the old unit stays");
 }
@@ -196,7 +232,10 @@ fn a_grow_is_served_when_the_guest_refuses_the_shrink() {
     let shrink = machine.host.remove(1).unwrap();
     machine.take();
     let grow = machine.host.reclaim(1, 99).unwrap();
-    assert_eq!((answer(&shrink), answer(&grow)), (Outcome::Withdrawn, Outcome::TimedOut));
+    assert_eq!(
+        (answer(&shrink), answer(&grow)),
+        (Outcome::Withdrawn, Outcome::TimedOut)
+    );
     machine.ost(1, 3, 0x82);
     assert_eq!(answer(&grow), Outcome::Accepted);
     assert_eq!(machine.there(), [(0, 1), (1, 10)]);
@@ -214,7 +253,11 @@ fn a_grow_follows_a_shrink_that_the_guest_carried_out() {
     assert_eq!(machine.there(), [(0, 1), (1, 99)]);
     assert!(machine.rung());
     machine.ost(1, 3, 0);
-    assert_eq!(answer(&grow), Outcome::TimedOut, "the report of the ejection does not answer the new offer");
+    assert_eq!(
+        answer(&grow),
+        Outcome::TimedOut,
+        "the report of the ejection does not answer the new offer"
+    );
     assert_eq!(machine.take(), 1 | 1 << 16);
     machine.ost(1, 1, 0);
     assert_eq!(answer(&grow), Outcome::Accepted);
@@ -230,7 +273,10 @@ fn a_grow_whose_unit_cannot_be_created_is_withdrawn() {
     machine.host.plug_mut().cannot_create = true;
     assert!(machine.host.ejected().is_err());
     assert_eq!(answer(&grow), Outcome::Withdrawn);
-    assert_eq!((machine.there(), machine.state(1), machine.take()), (vec![(0, 1)], State::Empty, 0));
+    assert_eq!(
+        (machine.there(), machine.state(1), machine.take()),
+        (vec![(0, 1)], State::Empty, 0)
+    );
 }
 
 #[test]
@@ -255,7 +301,10 @@ fn a_time_out_undoes_what_the_guest_has_not_seen() {
     assert_eq!(machine.host.expire(2).unwrap(), State::Empty);
     assert_eq!(machine.host.expire(1).unwrap(), State::Present);
     assert_eq!((answer(&grow), answer(&shrink)), (Outcome::TimedOut, Outcome::TimedOut));
-    assert!(grow.latency().is_some(), "an answer of its own, not only the end of waiting");
+    assert!(
+        grow.latency().is_some(),
+        "an answer of its own, not only the end of waiting"
+    );
     assert_eq!((machine.take(), machine.there()), (0, vec![(0, 1), (1, 10)]));
 }
 
@@ -278,8 +327,14 @@ fn an_unheard_offer_is_removed_without_the_guest() {
     let mut machine = Machine::new();
     let grow = machine.host.add(3, 30).unwrap();
     let shrink = machine.host.remove(3).unwrap();
-    assert_eq!((answer(&grow), answer(&shrink)), (Outcome::Withdrawn, Outcome::Accepted));
-    assert_eq!((machine.state(3), machine.there(), machine.take()), (State::Empty, vec![(0, 1)], 0));
+    assert_eq!(
+        (answer(&grow), answer(&shrink)),
+        (Outcome::Withdrawn, Outcome::Accepted)
+    );
+    assert_eq!(
+        (machine.state(3), machine.there(), machine.take()),
+        (State::Empty, vec![(0, 1)], 0)
+    );
 }
 
 #[test]
@@ -315,7 +370,14 @@ fn a_unit_that_cannot_be_destroyed_keeps_its_slot_until_it_can() {
 #[test]
 fn slots_are_chosen_from_the_ends() {
     let mut machine = Machine::grown();
-    assert_eq!((machine.host.vacant(), machine.host.removable(), machine.host.reclaimable()), (Some(2), Some(1), None));
+    assert_eq!(
+        (
+            machine.host.vacant(),
+            machine.host.removable(),
+            machine.host.reclaimable()
+        ),
+        (Some(2), Some(1), None)
+    );
     drop(machine.host.remove(1).unwrap());
     assert_eq!((machine.host.removable(), machine.host.reclaimable()), (None, Some(1)));
     assert_eq!((machine.host.plugged(), machine.host.settling()), (2, 1));
@@ -346,7 +408,8 @@ fn act() -> impl Strategy<Value = Act> {
         any::<(bool, bool)>().prop_map(|(create, destroy)| Act::Break(create, destroy)),
         Just(Act::Take),
         (0..4_u64).prop_map(Act::Eject),
-        (0..4_u64, prop::sample::select(vec![1_u32, 3]), status).prop_map(|(slot, event, status)| Act::Ost(slot, event, status)),
+        (0..4_u64, prop::sample::select(vec![1_u32, 3]), status)
+            .prop_map(|(slot, event, status)| Act::Ost(slot, event, status)),
     ]
 }
 

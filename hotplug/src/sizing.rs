@@ -131,7 +131,11 @@ impl Sizing {
     pub fn dynamic_start(&self) -> Result<PodSize, SizingError> {
         let max_vcpus = self.max_vcpus()?;
         let vcpus = self.default_vcpus.vcpus().clamp(1, max_vcpus);
-        Ok(PodSize { vcpus, max_vcpus, memory_bytes: self.default_memory_bytes })
+        Ok(PodSize {
+            vcpus,
+            max_vcpus,
+            memory_bytes: self.default_memory_bytes,
+        })
     }
 
     /// The size at start, and for good, of a pod of this workload. What the workload leaves open is the default.
@@ -143,14 +147,20 @@ impl Sizing {
             Shim::Rust => (self.overhead_vcpus, self.overhead_memory_bytes),
             Shim::Go => (self.default_vcpus, self.default_memory_bytes),
         };
-        let time = workload.cpu_time().map_or(self.default_vcpus, |time| time.plus(base_vcpus));
+        let time = workload
+            .cpu_time()
+            .map_or(self.default_vcpus, |time| time.plus(base_vcpus));
         let vcpus = time.vcpus().clamp(1, self.max_vcpus()?);
         let even = |bytes: u64| bytes.checked_next_multiple_of(2 * MIB).unwrap_or(u64::MAX);
-        let memory_bytes = workload
-            .memory_limit_bytes
-            .map_or(self.default_memory_bytes, |bytes| even(bytes).saturating_add(base_memory));
+        let memory_bytes = workload.memory_limit_bytes.map_or(self.default_memory_bytes, |bytes| {
+            even(bytes).saturating_add(base_memory)
+        });
         let memory_bytes = self.allow(memory_bytes)?;
-        Ok(PodSize { vcpus, max_vcpus: vcpus, memory_bytes })
+        Ok(PodSize {
+            vcpus,
+            max_vcpus: vcpus,
+            memory_bytes,
+        })
     }
 
     /// The size that a running pod of size `now` should have after `change`, given all its containers.
@@ -173,12 +183,19 @@ impl Sizing {
             Change::Exit => wanted.min(now.vcpus),
         };
         let memory_bytes = self.grown_memory(now.memory_bytes, containers, block_bytes)?;
-        Ok(PodSize { vcpus, max_vcpus: now.max_vcpus, memory_bytes })
+        Ok(PodSize {
+            vcpus,
+            max_vcpus: now.max_vcpus,
+            memory_bytes,
+        })
     }
 
     fn wanted_vcpus(&self, containers: &[Resources]) -> u32 {
         let quota = containers.iter().filter_map(Resources::cpu_time).reduce(CpuTime::plus);
-        let cpus = containers.iter().fold(CpuSet::default(), |all, one| all.union(&one.cpus)).len();
+        let cpus = containers
+            .iter()
+            .fold(CpuSet::default(), |all, one| all.union(&one.cpus))
+            .len();
         match (quota, self.shim) {
             (Some(quota), _) => quota.plus(self.default_vcpus).vcpus(),
             (None, Shim::Rust) if cpus > 0 => cpus,
@@ -188,7 +205,9 @@ impl Sizing {
     }
 
     fn grown_memory(&self, now: u64, containers: &[Resources], block_bytes: u64) -> Result<u64, SizingError> {
-        let wanted = containers.iter().fold(self.default_memory_bytes, |sum, one| sum.saturating_add(one.memory_bytes()));
+        let wanted = containers.iter().fold(self.default_memory_bytes, |sum, one| {
+            sum.saturating_add(one.memory_bytes())
+        });
         let wanted = self.allow(wanted)?;
         let step = wanted.saturating_sub(now);
         if step == 0 {
@@ -219,11 +238,18 @@ impl Sizing {
     }
 
     fn too_much(&self, wanted_bytes: u64) -> SizingError {
-        SizingError::TooMuchMemory { wanted_bytes, allowed_bytes: self.max_memory_bytes() }
+        SizingError::TooMuchMemory {
+            wanted_bytes,
+            allowed_bytes: self.max_memory_bytes(),
+        }
     }
 
     fn max_memory_bytes(&self) -> u64 {
-        if self.max_memory_bytes == 0 { self.host_memory_bytes } else { self.max_memory_bytes }
+        if self.max_memory_bytes == 0 {
+            self.host_memory_bytes
+        } else {
+            self.max_memory_bytes
+        }
     }
 
     fn max_vcpus(&self) -> Result<u32, SizingError> {

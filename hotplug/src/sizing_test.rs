@@ -1,1 +1,304 @@
+use super::*;
 
+const GIB: u64 = 1 << 30;
+const BLOCK: u64 = 128 * MIB;
+
+fn sizing(shim: Shim) -> Sizing {
+    Sizing {
+        default_memory_bytes: 512 * MIB,
+        ..Sizing::new(shim, 16, 32 * GIB)
+    }
+}
+
+fn cpu(quota_us: i64, period_us: u64) -> Resources {
+    Resources {
+        cpu_quota_us: quota_us,
+        cpu_period_us: period_us,
+        ..Resources::default()
+    }
+}
+
+fn cpus(list: &str) -> Resources {
+    Resources {
+        cpus: CpuSet::parse(list).unwrap(),
+        ..Resources::default()
+    }
+}
+
+fn memory(bytes: u64) -> Resources {
+    Resources {
+        memory_limit_bytes: Some(bytes),
+        ..Resources::default()
+    }
+}
+
+fn pod(vcpus: u32, memory_mib: u64) -> PodSize {
+    PodSize {
+        vcpus,
+        max_vcpus: 8,
+        memory_bytes: memory_mib * MIB,
+    }
+}
+
+#[test]
+fn vcpus_of_a_running_pod() {
+    let thirds = || vec![cpu(33_333, 99_999), cpu(10_000, 30_000), cpu(1, 3)];
+    let quota_and_set = || vec![cpu(50_000, 100_000), cpus("0-7")];
+    for (containers, rust, go) in [
+        (vec![], 1, 1),
+        (vec![cpu(100_000, 100_000)], 2, 2),
+        (vec![cpu(1, 100_000)], 2, 2),
+        (vec![cpu(50_000, 100_000), cpu(250_000, 500_000)], 2, 2),
+        (vec![cpu(50_000, 100_000), cpu(250_001, 500_000)], 3, 3),
+        (thirds(), 2, 2),
+        (vec![cpu(-1, 100_000), cpu(0, 100_000), cpu(100_000, 0)], 1, 1),
+        (vec![cpus("0-1"), cpus("1,3")], 3, 4),
+        (quota_and_set(), 2, 2),
+        (vec![cpu(2_000_000, 100_000)], 8, 8),
+        (vec![cpu(i64::MAX, 1), cpu(i64::MAX, 1)], 8, 8),
+    ] {
+        for (shim, expected) in [(Shim::Rust, rust), (Shim::Go, go)] {
+            let size = sizing(shim)
+                .resized(pod(1, 512), &containers, Change::Update, BLOCK)
+                .unwrap();
+            assert_eq!(size, pod(expected, 512), "{shim:?} {containers:?}");
+        }
+    }
+}
+
+#[test]
+fn adding_never_takes_vcpus_away_and_leaving_never_gives_any() {
+    let two = [cpu(100_000, 100_000)];
+    for (now, change, expected) in [
+        (1, Change::Add, 2),
+        (4, Change::Add, 4),
+        (4, Change::Update, 2),
+        (4, Change::Exit, 2),
+        (1, Change::Exit, 1),
+    ] {
+        let size = sizing(Shim::Rust).resized(pod(now, 512), &two, change, BLOCK).unwrap();
+        assert_eq!(size.vcpus, expected, "{now} {change:?}");
+    }
+}
+
+#[test]
+fn memory_of_a_running_pod() {
+    let huge = Resources {
+        hugepage_bytes: 64 * MIB,
+        ..memory(64 * MIB)
+    };
+    for (now, containers, expected) in [
+        (512, vec![memory(256 * MIB)], 768),
+        (512, vec![memory(1)], 640),
+        (512, vec![memory(129 * MIB)], 768),
+        (576, vec![memory(65 * MIB)], 704),
+        (512, vec![huge], 640),
+        (512, vec![Resources::default()], 512),
+        (2048, vec![memory(256 * MIB)], 2048),
+    ] {
+        for shim in [Shim::Rust, Shim::Go] {
+            let size = sizing(shim)
+                .resized(pod(1, now), &containers, Change::Exit, BLOCK)
+                .unwrap();
+            assert_eq!(size, pod(1, expected), "{shim:?} {now} {containers:?}");
+        }
+    }
+}
+
+#[test]
+fn the_shims_disagree_about_too_much_memory() {
+    let limited = |shim| Sizing {
+        max_memory_bytes: GIB + 64 * MIB,
+        ..sizing(shim)
+    };
+    let resized = |shim, bytes| limited(shim).resized(pod(1, 512), &[memory(bytes)], Change::Add, BLOCK);
+    let allowed_bytes = GIB + 64 * MIB;
+    let error = |wanted_bytes| {
+        Err(SizingError::TooMuchMemory {
+            wanted_bytes,
+            allowed_bytes,
+        })
+    };
+    assert_eq!(resized(Shim::Rust, 512 * MIB), Ok(pod(1, 1024)));
+    assert_eq!(resized(Shim::Rust, 8 * GIB), error(8 * GIB + 512 * MIB));
+    assert_eq!(
+        resized(Shim::Rust, 513 * MIB),
+        error(GIB + 128 * MIB),
+        "rounded up beyond the limit"
+    );
+    assert_eq!(
+        resized(Shim::Go, 8 * GIB),
+        Ok(pod(1, 1024)),
+        "whole blocks up to the limit"
+    );
+    assert_eq!(resized(Shim::Rust, u64::MAX), error(u64::MAX));
+}
+
+#[test]
+fn the_go_shim_grows_in_steps() {
+    let small = Sizing {
+        default_memory_bytes: 64 * MIB,
+        ..sizing(Shim::Go)
+    };
+    let size = small
+        .resized(pod(1, 64), &[memory(16 * GIB)], Change::Add, BLOCK)
+        .unwrap();
+    assert_eq!(size.memory_bytes, 64 * MIB * 49);
+    let size = small.resized(size, &[memory(16 * GIB)], Change::Add, BLOCK).unwrap();
+    assert_eq!(size.memory_bytes, 64 * MIB + 16 * GIB);
+}
+
+#[test]
+fn a_guest_without_blocks_cannot_grow() {
+    let grow = |bytes| sizing(Shim::Rust).resized(pod(1, 512), &[memory(bytes)], Change::Add, 0);
+    assert_eq!(grow(1), Err(SizingError::NoBlocks));
+    assert_eq!(grow(0), Ok(pod(1, 512)));
+}
+
+#[test]
+fn a_static_pod_gets_its_workload_and_some() {
+    let both = |quota_us, bytes| Resources {
+        memory_limit_bytes: Some(bytes),
+        ..cpu(quota_us, 100_000)
+    };
+    for (workload, rust, go) in [
+        (Resources::default(), (1, 512), (1, 512)),
+        (both(100_000, 256 * MIB), (2, 288), (2, 768)),
+        (both(80_000, 255 * MIB), (1, 288), (2, 768)),
+        (both(80_001, 256 * MIB + 1), (2, 290), (2, 770)),
+        (memory(256 * MIB), (1, 288), (1, 768)),
+        (cpu(220_000, 100_000), (3, 512), (4, 512)),
+        (cpu(99_000_000, 100_000), (16, 512), (16, 512)),
+    ] {
+        for (shim, (vcpus, memory_mib)) in [(Shim::Rust, rust), (Shim::Go, go)] {
+            let expected = PodSize {
+                vcpus,
+                max_vcpus: vcpus,
+                memory_bytes: memory_mib * MIB,
+            };
+            assert_eq!(
+                sizing(shim).static_start(&workload),
+                Ok(expected),
+                "{shim:?} {workload:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_dynamic_pod_starts_with_the_defaults() {
+    let mut sizing = Sizing {
+        default_vcpus: CpuTime::parse("1.5").unwrap(),
+        ..sizing(Shim::Rust)
+    };
+    for (max_vcpus, host_vcpus, expected) in [
+        (0, 16, (2, 16)),
+        (4, 16, (2, 4)),
+        (64, 16, (2, 16)),
+        (0, 1, (1, 1)),
+        (0, 999, (2, 256)),
+    ] {
+        (sizing.max_vcpus, sizing.host_vcpus) = (max_vcpus, host_vcpus);
+        let size = sizing.dynamic_start().unwrap();
+        assert_eq!((size.vcpus, size.max_vcpus), expected, "{max_vcpus} of {host_vcpus}");
+        assert_eq!(size.memory_bytes, 512 * MIB);
+    }
+    sizing.max_vcpus = 257;
+    assert_eq!(sizing.dynamic_start(), Err(SizingError::TooManyVcpus { found: 257 }));
+}
+
+#[test]
+fn annotations_change_the_configuration() {
+    let mut sizing = sizing(Shim::Rust);
+    sizing
+        .annotate([
+            ("io.katacontainers.config.hypervisor.default_vcpus", "2.5"),
+            ("io.katacontainers.config.hypervisor.default_max_vcpus", "6"),
+            ("io.katacontainers.config.hypervisor.default_memory", " 1024 "),
+            ("io.katacontainers.config.hypervisor.kernel_params", "quiet"),
+            ("default_memory", "7"),
+        ])
+        .unwrap();
+    assert_eq!(
+        sizing.dynamic_start(),
+        Ok(PodSize {
+            vcpus: 3,
+            max_vcpus: 6,
+            memory_bytes: GIB
+        })
+    );
+}
+
+#[test]
+fn annotations_describe_the_workload() {
+    let pod = Resources::from_annotations([
+        ("io.kubernetes.cri.sandbox-cpu-quota", "150000"),
+        ("io.kubernetes.cri.sandbox-cpu-period", "100000"),
+        ("io.kubernetes.cri.sandbox-memory", "268435456"),
+        ("io.kubernetes.cri.sandbox-name", "a"),
+    ]);
+    assert_eq!(
+        pod,
+        Ok(Resources {
+            memory_limit_bytes: Some(256 * MIB),
+            ..cpu(150_000, 100_000)
+        })
+    );
+    let unlimited = Resources::from_annotations([("io.kubernetes.cri.sandbox-memory", "-1")]).unwrap();
+    assert_eq!(unlimited, Resources::default());
+}
+
+#[test]
+fn annotations_that_say_nonsense_are_named() {
+    const KATA: &str = "io.katacontainers.config.hypervisor.";
+    for (key, value) in [
+        ("default_vcpus", "-1"),
+        ("default_vcpus", "256.1"),
+        ("default_vcpus", "1e3"),
+        ("default_vcpus", "."),
+        ("default_vcpus", ""),
+        ("default_max_vcpus", "257"),
+        ("default_max_vcpus", "4294967297"),
+        ("default_memory", "63"),
+        ("default_memory", "17592186044416"),
+        ("default_memory", "1G"),
+    ] {
+        let key = format!("{KATA}{key}");
+        let error = sizing(Shim::Rust).annotate([(key.as_str(), value)]).unwrap_err();
+        assert_eq!((error.key, error.found.as_str()), (key.as_str(), value));
+    }
+    let error = Resources::from_annotations([("io.kubernetes.cri.sandbox-cpu-period", "-1")]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "annotation io.kubernetes.cri.sandbox-cpu-period is \"-1\", not a whole number"
+    );
+}
+
+#[test]
+fn cpu_lists_and_cpu_times_are_read_exactly() {
+    for (list, expected) in [
+        ("", Some(0)),
+        ("0", Some(1)),
+        ("0-3,8", Some(5)),
+        ("0-3, 2-4,", Some(5)),
+        ("3-1", None),
+        ("a", None),
+        ("-1", None),
+        ("0-99999", None),
+    ] {
+        assert_eq!(CpuSet::parse(list).map(|cpus| cpus.len()), expected, "{list:?}");
+    }
+    for (text, vcpus) in [
+        ("0", Some(0)),
+        ("0.000000001", Some(1)),
+        ("1.0", Some(1)),
+        ("1.01", Some(2)),
+        ("0.0000000001", None),
+        ("1.", None),
+        (".5", None),
+        ("99999999999999999999", None),
+        ("18446744074", None),
+    ] {
+        assert_eq!(CpuTime::parse(text).map(CpuTime::vcpus), vcpus, "{text:?}");
+    }
+}

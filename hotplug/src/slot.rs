@@ -142,15 +142,25 @@ impl Event {
 
 impl Step {
     fn to(state: State) -> Self {
-        Self { state, add: None, remove: None }
+        Self {
+            state,
+            add: None,
+            remove: None,
+        }
     }
 
     fn add(self, outcome: Outcome) -> Self {
-        Self { add: Some(outcome), ..self }
+        Self {
+            add: Some(outcome),
+            ..self
+        }
     }
 
     fn remove(self, outcome: Outcome) -> Self {
-        Self { remove: Some(outcome), ..self }
+        Self {
+            remove: Some(outcome),
+            ..self
+        }
     }
 }
 
@@ -164,7 +174,11 @@ impl State {
             Self::Empty => empty(event),
             Self::Offered { seen } => offered(seen, event),
             Self::Present => present(event),
-            Self::Asked { seen, wanted, confirmed } => asked(seen, wanted, confirmed, event),
+            Self::Asked {
+                seen,
+                wanted,
+                confirmed,
+            } => asked(seen, wanted, confirmed, event),
             Self::Ejected { wanted } => ejected(wanted, event),
         };
         step.ok_or(NotAllowed { state: self, event })
@@ -214,7 +228,11 @@ fn offered(seen: bool, event: Event) -> Option<Step> {
     let let_go = Step::to(State::Ejected { wanted: false });
     match event {
         Event::Ask if seen => {
-            let asked = State::Asked { seen: false, wanted: false, confirmed: false };
+            let asked = State::Asked {
+                seen: false,
+                wanted: false,
+                confirmed: false,
+            };
             Some(Step::to(asked).add(Outcome::Withdrawn))
         }
         Event::Ask => Some(let_go.add(Outcome::Withdrawn).remove(Outcome::Accepted)),
@@ -230,7 +248,11 @@ fn offered(seen: bool, event: Event) -> Option<Step> {
 
 fn present(event: Event) -> Option<Step> {
     match event {
-        Event::Ask => Some(Step::to(State::Asked { seen: false, wanted: false, confirmed: true })),
+        Event::Ask => Some(Step::to(State::Asked {
+            seen: false,
+            wanted: false,
+            confirmed: true,
+        })),
         Event::Reclaim => Some(Step::to(State::Present).add(Outcome::Accepted)),
         Event::Expire => Some(Step::to(State::Present)),
         _ => None,
@@ -238,7 +260,13 @@ fn present(event: Event) -> Option<Step> {
 }
 
 fn asked(seen: bool, wanted: bool, confirmed: bool, event: Event) -> Option<Step> {
-    let asked = |wanted| Step::to(State::Asked { seen, wanted, confirmed });
+    let asked = |wanted| {
+        Step::to(State::Asked {
+            seen,
+            wanted,
+            confirmed,
+        })
+    };
     match event {
         Event::Ask if wanted => Some(asked(false).add(Outcome::Withdrawn)),
         Event::Ask => Some(asked(wanted)),
@@ -248,8 +276,16 @@ fn asked(seen: bool, wanted: bool, confirmed: bool, event: Event) -> Option<Step
         Event::Expire if wanted => Some(asked(false).add(Outcome::TimedOut)),
         Event::Expire if seen => Some(asked(false)),
         Event::Expire => Some(kept(confirmed).remove(Outcome::TimedOut)),
-        Event::Take if !seen => Some(Step::to(State::Asked { seen: true, wanted, confirmed })),
-        Event::Inserted if !confirmed => Some(Step::to(State::Asked { seen, wanted, confirmed: true })),
+        Event::Take if !seen => Some(Step::to(State::Asked {
+            seen: true,
+            wanted,
+            confirmed,
+        })),
+        Event::Inserted if !confirmed => Some(Step::to(State::Asked {
+            seen,
+            wanted,
+            confirmed: true,
+        })),
         Event::InsertRefused { .. } if !confirmed => Some(gone(wanted)),
         Event::EjectRefused { .. } if wanted => Some(regained(confirmed)),
         Event::EjectRefused { ost } if seen => Some(kept(confirmed).remove(Outcome::Refused { ost })),
@@ -260,12 +296,19 @@ fn asked(seen: bool, wanted: bool, confirmed: bool, event: Event) -> Option<Step
 
 /// The question is off the table: back to what was before it.
 fn kept(confirmed: bool) -> Step {
-    Step::to(if confirmed { State::Present } else { State::Offered { seen: true } })
+    Step::to(if confirmed {
+        State::Present
+    } else {
+        State::Offered { seen: true }
+    })
 }
 
 /// The same for a grow, which is served, unless the insertion before is still unanswered: then that answer is its own.
 fn regained(confirmed: bool) -> Step {
-    Step { add: confirmed.then_some(Outcome::Accepted), ..kept(confirmed) }
+    Step {
+        add: confirmed.then_some(Outcome::Accepted),
+        ..kept(confirmed)
+    }
 }
 
 /// The guest let go. Whoever wants the slot again goes on waiting, for the answer to the next offer.

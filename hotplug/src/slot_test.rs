@@ -23,7 +23,11 @@ fn short(state: State) -> String {
         State::Empty => "-".to_owned(),
         State::Offered { seen } => format!("O{}", mark(seen, "+")),
         State::Present => "P".to_owned(),
-        State::Asked { seen, wanted, confirmed } => {
+        State::Asked {
+            seen,
+            wanted,
+            confirmed,
+        } => {
             format!("A{}{}{}", mark(seen, "+"), mark(wanted, "*"), mark(!confirmed, "?"))
         }
         State::Ejected { wanted } => format!("E{}", mark(wanted, "*")),
@@ -32,7 +36,9 @@ fn short(state: State) -> String {
 
 /// A step in short: the state, then `a` or `r` and an outcome for each promise kept, or `.` if not allowed.
 fn outcome(state: State, event: Event) -> String {
-    let Ok(step) = state.step(event) else { return ".".to_owned() };
+    let Ok(step) = state.step(event) else {
+        return ".".to_owned();
+    };
     let kept = |who: &str, outcome: Option<Outcome>| match outcome {
         None => String::new(),
         Some(Outcome::Accepted) => format!(" {who}=ok"),
@@ -44,10 +50,19 @@ fn outcome(state: State, event: Event) -> String {
 }
 
 fn every_state() -> Vec<State> {
-    let mut states = vec![State::Empty, State::Offered { seen: false }, State::Offered { seen: true }, State::Present];
+    let mut states = vec![
+        State::Empty,
+        State::Offered { seen: false },
+        State::Offered { seen: true },
+        State::Present,
+    ];
     for confirmed in [false, true] {
         for (seen, wanted) in [(false, false), (true, false), (true, true)] {
-            states.push(State::Asked { seen, wanted, confirmed });
+            states.push(State::Asked {
+                seen,
+                wanted,
+                confirmed,
+            });
         }
     }
     states.extend([false, true].map(|wanted| State::Ejected { wanted }));
@@ -103,20 +118,30 @@ fn ost_reports_mean_what_the_specification_says() {
         (0x100, 0, None),
         (u32::MAX, u32::MAX, None),
     ] {
-        assert_eq!(Event::from_ost(source_event, status), expected, "_OST({source_event:#x}, {status:#x})");
+        assert_eq!(
+            Event::from_ost(source_event, status),
+            expected,
+            "_OST({source_event:#x}, {status:#x})"
+        );
     }
 }
 
 #[test]
 fn only_an_unseen_offer_hides_from_sta() {
-    let shown: Vec<String> = every_state().into_iter().filter(|state| state.enabled()).map(short).collect();
+    let shown: Vec<String> = every_state()
+        .into_iter()
+        .filter(|state| state.enabled())
+        .map(short)
+        .collect();
     assert_eq!(shown, ["O+", "P", "A?", "A+?", "A+*?", "A", "A+", "A+*"]);
 }
 
 #[test]
 fn the_scan_is_told_of_unseen_events_only() {
-    let told: Vec<(String, u8)> =
-        every_state().into_iter().filter_map(|state| Some((short(state), state.notification()?))).collect();
+    let told: Vec<(String, u8)> = every_state()
+        .into_iter()
+        .filter_map(|state| Some((short(state), state.notification()?)))
+        .collect();
     assert_eq!(told, [("O".to_owned(), 1), ("A?".to_owned(), 3), ("A".to_owned(), 3)]);
 }
 

@@ -63,7 +63,14 @@ impl Ticket {
     /// A promise and the ticket that waits for it. The clock starts here.
     pub fn new() -> (Promise, Self) {
         let (sender, answers) = sync_channel(1);
-        (Promise(sender), Self(vec![Line { asked: Instant::now(), answers, answer: OnceCell::new() }]))
+        (
+            Promise(sender),
+            Self(vec![Line {
+                asked: Instant::now(),
+                answers,
+                answer: OnceCell::new(),
+            }]),
+        )
     }
 
     /// One ticket for many: accepted when all are, otherwise the worst of their outcomes. None at all is accepted.
@@ -76,7 +83,9 @@ impl Ticket {
     /// [`Outcome::TimedOut`] because of `deadline` changes nothing: the guest may still answer, and a later call sees it. So a
     /// caller may wait in short steps and do something in between, such as [`Bell::nudge`](crate::ged::Bell::nudge).
     pub fn wait(&self, deadline: Instant) -> Outcome {
-        self.0.iter().fold(Outcome::Accepted, |outcome, line| outcome.and(line.wait(deadline)))
+        self.0
+            .iter()
+            .fold(Outcome::Accepted, |outcome, line| outcome.and(line.wait(deadline)))
     }
 
     /// From the request to the last answer, once [`Ticket::wait`] has seen all of them.
@@ -93,7 +102,10 @@ impl Line {
         if let Some((outcome, _)) = self.answer.get() {
             return *outcome;
         }
-        let answer = match self.answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        let answer = match self
+            .answers
+            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+        {
             Ok(answer) => answer,
             Err(RecvTimeoutError::Timeout) => return Outcome::TimedOut,
             Err(RecvTimeoutError::Disconnected) => (Outcome::Withdrawn, Instant::now()),

@@ -85,7 +85,11 @@ fn vcpus(value: &str) -> Result<CpuTime, AnnotationError> {
 fn max_vcpus(value: &str) -> Result<u32, AnnotationError> {
     const ALLOWED: &str = "a whole number from 0 to 256";
     let limit = number(DEFAULT_MAX_VCPUS, value, ALLOWED)?;
-    if limit > MAX_VCPUS { Err(error(DEFAULT_MAX_VCPUS, value, ALLOWED)) } else { Ok(limit) }
+    if limit > MAX_VCPUS {
+        Err(error(DEFAULT_MAX_VCPUS, value, ALLOWED))
+    } else {
+        Ok(limit)
+    }
 }
 
 fn memory(value: &str) -> Result<u64, AnnotationError> {
@@ -101,5 +105,9 @@ fn number<T: std::str::FromStr>(key: &'static str, value: &str, allowed: &'stati
 }
 
 fn error(key: &'static str, found: &str, allowed: &'static str) -> AnnotationError {
-    AnnotationError { key, found: found.to_owned(), allowed }
+    AnnotationError {
+        key,
+        found: found.to_owned(),
+        allowed,
+    }
 }

@@ -13,12 +13,16 @@ pub struct CpuTime {
 impl CpuTime {
     /// Whole vCPUs.
     pub fn from_vcpus(vcpus: u32) -> Self {
-        Self { nanos: u64::from(vcpus).saturating_mul(1_000_000_000) }
+        Self {
+            nanos: u64::from(vcpus).saturating_mul(1_000_000_000),
+        }
     }
 
     /// Thousandths.
     pub fn from_millis(millis: u32) -> Self {
-        Self { nanos: u64::from(millis).saturating_mul(1_000_000) }
+        Self {
+            nanos: u64::from(millis).saturating_mul(1_000_000),
+        }
     }
 
     /// A CFS quota per period, both in microseconds (cgroup `cpu.max`). `None` if that is no limit: a quota of 0 or less, or no
@@ -26,7 +30,9 @@ impl CpuTime {
     pub fn from_quota(quota_us: i64, period_us: u64) -> Option<Self> {
         let quota = u128::try_from(quota_us).ok().filter(|quota| *quota > 0)?;
         let nanos = quota.saturating_mul(NANOS).checked_div(u128::from(period_us))?;
-        Some(Self { nanos: u64::try_from(nanos).unwrap_or(u64::MAX) })
+        Some(Self {
+            nanos: u64::try_from(nanos).unwrap_or(u64::MAX),
+        })
     }
 
     /// A decimal number of vCPUs such as `1` or `0.25`, to nine decimals. `None` if it is anything else.
@@ -38,12 +44,16 @@ impl CpuTime {
         }
         let nanos = format!("{fraction:0<9}").parse::<u64>().ok()?;
         let whole = whole.parse::<u64>().ok()?.checked_mul(1_000_000_000)?;
-        Some(Self { nanos: whole.checked_add(nanos)? })
+        Some(Self {
+            nanos: whole.checked_add(nanos)?,
+        })
     }
 
     /// Both together.
     pub fn plus(self, other: Self) -> Self {
-        Self { nanos: self.nanos.saturating_add(other.nanos) }
+        Self {
+            nanos: self.nanos.saturating_add(other.nanos),
+        }
     }
 
     /// How many vCPUs it takes.
