@@ -39,12 +39,11 @@ pub trait PciFunction: Send {
         self.config().decoded()
     }
 
-    /// The machine has moved the window of `bar`, or with `None` taken it away: doorbells and the like must follow.
+    /// The machine has moved the window of a BAR, or with `None` taken it away: doorbells and the like must follow.
     ///
     /// # Errors
     /// The host refused; the BAR's registers still work.
-    fn bar_moved(&mut self, bar: u8, to: Option<u64>) -> io::Result<()> {
-        let (_, _) = (bar, to);
+    fn bar_moved(&mut self, _bar: u8, _to: Option<u64>) -> io::Result<()> {
         Ok(())
     }
 

@@ -44,7 +44,7 @@ fn host_bridge(windows: &[Window], aml: &mut Vec<u8>) {
             &Name::new(Path::new("_SEG"), &ZERO),
             &Name::new(Path::new("_BBN"), &ZERO),
             &Name::new(Path::new("_CRS"), &ResourceTemplate::new(resources)),
-            &osc(),
+            &Osc,
         ],
     )
     .to_aml_bytes(aml);
@@ -64,10 +64,6 @@ fn address_space(window: Window) -> Option<AddressSpace<u64>> {
 
 /// `_OSC(UUID, revision, dwords, buffer)` (ACPI 6.5 §6.2.11, PCI Firmware 3.3 §4.5.1).
 struct Osc;
-
-fn osc() -> Osc {
-    Osc
-}
 
 impl Aml for Osc {
     fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
