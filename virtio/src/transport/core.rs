@@ -18,7 +18,6 @@
 //! A reset asks the workers to stop and returns. Until they have, `device_status` reads as before and everything else is
 //! ignored: drivers must wait for 0 anyway (virtio 1.2 §4.1.4.3.2), and no vCPU ever waits for I/O.
 
-use std::io;
 use std::sync::Arc;
 
 use husk_devices::memory::GuestMemory;
@@ -27,7 +26,7 @@ use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
 };
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::features::Features;
 use super::profile::{self, ProfileError};
@@ -62,7 +61,6 @@ pub struct Core {
     status: u8,
     features: Features,
     queues: Vec<QueueRegisters>,
-    kicks: Vec<Option<Arc<EventFd>>>,
     running: Running,
     resetting: bool,
     resets: u64,
@@ -81,16 +79,11 @@ impl Core {
     ) -> Result<Self, ProfileError> {
         let profile = device.profile();
         profile::check(&profile, &name, max_queues)?;
-        let queues: Vec<_> = profile
-            .queue_sizes
-            .iter()
-            .map(|size| QueueRegisters::new(*size))
-            .collect();
+        let queues = profile.queue_sizes.iter().map(|size| QueueRegisters::new(*size));
         Ok(Self {
             name,
             device,
-            kicks: vec![None; queues.len()],
-            queues,
+            queues: queues.collect(),
             mem,
             status: 0,
             features: Features::new(profile.features),
@@ -257,7 +250,7 @@ impl Core {
 
     /// The doorbell of a queue that has been live; it stays the same from then on, over resets too.
     pub fn kick(&self, queue: u16) -> Option<&Arc<EventFd>> {
-        self.kicks.get(usize::from(queue)).and_then(Option::as_ref)
+        self.queues.get(usize::from(queue)).and_then(QueueRegisters::kick)
     }
 
     fn start(&mut self, notify: &dyn Fn(Source) -> Notify) {
@@ -273,26 +266,15 @@ impl Core {
         self.running.start(&self.name, started, config_changed);
     }
 
-    /// The enabled queues as rings, each kicked once: buffers offered before `DRIVER_OK` came without a kick.
+    /// The enabled queues as rings.
     fn build_rings(&mut self, notify: &dyn Fn(Source) -> Notify) -> Result<Vec<Option<Ring>>, StartError> {
         let event_idx = self.features.negotiated(VIRTIO_RING_F_EVENT_IDX);
         let mut rings = Vec::with_capacity(self.queues.len());
-        for (index, (queue, kick)) in (0u16..).zip(self.queues.iter().zip(&mut self.kicks)) {
-            if !queue.enabled {
-                rings.push(None);
-                continue;
-            }
-            let kick = doorbell(kick).map_err(|source| StartError::Host {
-                what: "make a doorbell",
-                source,
-            })?;
-            let notify = notify(Source::Queue(index));
-            rings.push(Some(Ring::new(
-                queue.state(index, event_idx),
-                kick,
-                notify,
-                self.mem.clone(),
-            )?));
+        for (index, queue) in (0..).zip(&mut self.queues) {
+            rings.push(match queue.enabled {
+                true => Some(queue.ring(index, event_idx, notify(Source::Queue(index)), &self.mem)?),
+                false => None,
+            });
         }
         Ok(rings)
     }
@@ -316,9 +298,7 @@ impl Core {
         self.resets = self.resets.wrapping_add(1);
         self.status = 0;
         self.features.accept(0);
-        for (queue, max_size) in self.queues.iter_mut().zip(&self.profile.queue_sizes) {
-            *queue = QueueRegisters::new(*max_size);
-        }
+        self.queues.iter_mut().for_each(QueueRegisters::reset);
         self.running.join()
     }
 
@@ -328,17 +308,6 @@ impl Core {
         self.running.stop();
         self.clear()
     }
-}
-
-/// The eventfd in `slot`, made when first needed, and kicked.
-fn doorbell(slot: &mut Option<Arc<EventFd>>) -> io::Result<Arc<EventFd>> {
-    let kick = match slot {
-        Some(kick) => kick.clone(),
-        None => slot.insert(Arc::new(EventFd::new(EFD_NONBLOCK)?)).clone(),
-    };
-    // Fails only when the counter is full, and then the doorbell rings anyway.
-    let _ = kick.write(1);
-    Ok(kick)
 }
 
 #[expect(

@@ -1,86 +1,34 @@
 //! The PCI face of a virtio device (virtio 1.2 §4.1): modern only, interrupts by MSI-X only.
 //!
-//! One 64-bit memory BAR, number 0, holds everything, each part in a page of its own:
-//!
-//! | offset | size          | part                                         | section  |
-//! |--------|---------------|----------------------------------------------|----------|
-//! | 0x0000 | 0x3c          | common configuration                         | §4.1.4.3 |
-//! | 0x1000 | 1             | ISR status, cleared by a read                | §4.1.4.5 |
-//! | 0x2000 | 0x1000        | device configuration                         | §4.1.4.6 |
-//! | 0x3000 | 4 per queue   | doorbells, each queue its own                | §4.1.4.4 |
-//! | 0x4000 | 16 per vector | MSI-X table                                  | §4.1.2.2 |
-//! | 0x5000 | 1 bit per vector | MSI-X pending bits                        |          |
-//!
-//! Vector 0 is by custom the configuration's, the others the queues': there is one more than queues. Bytes between the parts read
-//! as 0 and ignore writes.
+//! One BAR holds everything, each part in a page of its own: see `pci/layout.rs` for the map.
 
 mod capability;
 mod common;
 mod doorbells;
+mod error;
+mod layout;
+
+pub use error::VirtioPciError;
 
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use husk_devices::memory::GuestMemory;
-use husk_devices::pci::{Bar, BarPlace, CAP_VENDOR, ConfigError, ConfigSpace, Identity, Msix, PciFunction};
+use husk_devices::pci::{ConfigSpace, Msix, PciFunction};
 use husk_devices::{Effect, Host};
 
-use super::ProfileError;
 use super::core::{Core, Source};
-use crate::device::{ConfigAccess, Profile, VirtioDevice};
+use crate::device::{ConfigAccess, VirtioDevice};
 use crate::ring::{Notify, RingState};
-use capability::{Part, Window};
-use common::{COMMON_BYTES, Common};
+use capability::Window;
+use common::Common;
 use doorbells::Doorbells;
+use layout::{BAR, COMMON, DEVICE, ISR, MSIX_PBA, MSIX_TABLE, NOTIFY, QUEUES_MAX};
 
-/// The vendor of all virtio devices (virtio 1.2 §4.1.2).
-const VENDOR_ID: u16 = 0x1af4;
-/// Device ID of a modern device: this plus its virtio ID (virtio 1.2 §4.1.2.1).
-const DEVICE_ID_BASE: u16 = 0x1040;
-/// Modern devices have revision 1 or higher (virtio 1.2 §4.1.2.1).
-const REVISION: u8 = 1;
-/// The BAR that holds everything.
-const BAR: u8 = 0;
-const BAR_BYTES: u64 = 0x8000;
-const PART_BYTES: u32 = 0x1000;
-const COMMON: u32 = 0x0000;
-const ISR: u32 = 0x1000;
-const DEVICE: u32 = 0x2000;
-const NOTIFY: u32 = 0x3000;
-const MSIX_TABLE: u32 = 0x4000;
-const MSIX_PBA: u32 = 0x5000;
-/// A page of the MSI-X table has 256 entries, one of which is the configuration's.
-const QUEUES_MAX: u16 = 255;
 /// ISR status bits (virtio 1.2 §4.1.4.5).
 const ISR_QUEUE: u8 = 1 << 0;
 const ISR_CONFIG: u8 = 1 << 1;
-
-/// Why a device cannot be put on the PCI bus.
-#[derive(Debug, thiserror::Error)]
-pub enum VirtioPciError {
-    /// The device's profile is not one that this transport can serve.
-    #[error(transparent)]
-    Profile(#[from] ProfileError),
-    /// A virtio device ID that has no PCI device ID.
-    #[error("{device}: virtio device ID {id} is above {allowed}")]
-    DeviceId {
-        /// Name of the device.
-        device: String,
-        /// What the profile says.
-        id: u32,
-        /// The largest that fits.
-        allowed: u16,
-    },
-    /// The configuration space has no room.
-    #[error("{device}: cannot set the PCI function up")]
-    Pci {
-        /// Name of the device.
-        device: String,
-        /// What does not fit.
-        source: ConfigError,
-    },
-}
 
 /// A virtio device as a PCI function.
 ///
@@ -111,8 +59,8 @@ impl VirtioPci {
         let core = Core::new(device, name, mem, QUEUES_MAX)?;
         let queues = core.queue_count();
         let mut msix = Msix::new(host.clone(), queues.saturating_add(1));
-        let mut space = ConfigSpace::new(&identity(core.profile(), core.name())?);
-        let window = add_capabilities(&mut space, &mut msix, queues).map_err(|source| VirtioPciError::Pci {
+        let mut space = ConfigSpace::new(&layout::identity(core.profile(), core.name())?);
+        let window = layout::add_capabilities(&mut space, &mut msix, queues).map_err(|source| VirtioPciError::Pci {
             device: core.name().to_owned(),
             source,
         })?;
@@ -265,14 +213,14 @@ impl PciFunction for VirtioPci {
     }
 
     fn read_bar(&mut self, bar: u8, offset: u64, data: &mut [u8]) {
-        match place(bar, offset) {
+        match layout::place(bar, offset) {
             Some((part, offset)) => self.read_part(part, offset, data),
             None => data.fill(0xff),
         }
     }
 
     fn write_bar(&mut self, bar: u8, offset: u64, data: &[u8]) -> Effect {
-        if let Some((part, offset)) = place(bar, offset) {
+        if let Some((part, offset)) = layout::place(bar, offset) {
             self.write_part(part, offset, data);
         }
         Effect::None
@@ -286,44 +234,6 @@ impl PciFunction for VirtioPci {
             _ => Ok(()),
         }
     }
-}
-
-fn identity(profile: &Profile, device: &str) -> Result<Identity, VirtioPciError> {
-    let id = u16::try_from(profile.id)
-        .ok()
-        .and_then(|id| id.checked_add(DEVICE_ID_BASE));
-    let id = id.ok_or_else(|| VirtioPciError::DeviceId {
-        device: device.to_owned(),
-        id: profile.id,
-        allowed: u16::MAX.saturating_sub(DEVICE_ID_BASE),
-    })?;
-    Ok(Identity {
-        vendor: VENDOR_ID,
-        device: id,
-        revision: REVISION,
-        class: profile.class,
-        subsystem_vendor: VENDOR_ID,
-        subsystem: id,
-    })
-}
-
-/// Adds the BAR and all capabilities; returns where the window is.
-fn add_capabilities(space: &mut ConfigSpace, msix: &mut Msix, queues: u16) -> Result<Window, ConfigError> {
-    space.add_bar(BAR, Bar::memory64(BAR_BYTES))?;
-    let doorbells = u32::from(queues).saturating_mul(doorbells::STRIDE);
-    for (part, offset, length, multiplier) in [
-        (Part::Common, COMMON, COMMON_BYTES, None),
-        (Part::Isr, ISR, 1, None),
-        (Part::Device, DEVICE, PART_BYTES, None),
-        (Part::Notify, NOTIFY, doorbells, Some(doorbells::STRIDE)),
-    ] {
-        space.add_capability(CAP_VENDOR, &capability::body(part, offset, length, multiplier), &[])?;
-    }
-    let (body, writable) = capability::window_body();
-    let at = space.add_capability(CAP_VENDOR, &body, &writable)?;
-    let [table, pba] = [MSIX_TABLE, MSIX_PBA].map(|offset| BarPlace { bar: BAR, offset });
-    msix.add_capability(space, table, pba)?;
-    Ok(Window { at })
 }
 
 /// The interrupt of `source` by MSI-X `vector`, and its trace in the ISR status: the configuration's always, the queues' only
@@ -344,20 +254,19 @@ fn notify(msix: &Msix, isr: &Arc<AtomicU8>, source: Source, vector: u16) -> Noti
     }
 }
 
-/// The part of the BAR that `offset` is in, and the offset into that part.
-fn place(bar: u8, offset: u64) -> Option<(u32, u64)> {
-    let offset = u32::try_from(offset)
-        .ok()
-        .filter(|offset| bar == BAR && u64::from(*offset) < BAR_BYTES)?;
-    let inside = offset.checked_rem(PART_BYTES)?;
-    Some((offset.saturating_sub(inside), inside.into()))
-}
-
 /// A device that panicked leaves configuration bytes behind, not broken invariants.
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
+#[path = "pci/guest_test.rs"]
+mod guest;
+
+#[cfg(test)]
 #[path = "pci_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "pci/hostile_test.rs"]
+mod hostile;

@@ -1,8 +1,14 @@
-//! The registers of one queue before it becomes a ring (virtio 1.2 §4.1.4.3, without the PCI parts).
+//! The registers of one queue, and the ring that it becomes (virtio 1.2 §4.1.4.3, without the PCI parts).
 
+use std::io;
+use std::sync::Arc;
+
+use husk_devices::memory::GuestMemory;
 use virtio_queue::QueueState;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::ring::RingState;
+use crate::device::StartError;
+use crate::ring::{Notify, Ring, RingState};
 
 /// The parts of a queue that have addresses, in register order (virtio 1.2 §4.1.4.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +22,6 @@ pub enum QueuePart {
 }
 
 /// What the driver has written about one queue.
-#[derive(Clone, Debug)]
 pub(super) struct QueueRegisters {
     max_size: u16,
     /// `queue_size`: a power of two up to the maximum.
@@ -25,6 +30,7 @@ pub(super) struct QueueRegisters {
     pub enabled: bool,
     /// Guest-physical addresses of descriptor table, available ring and used ring. Checked when the ring is built.
     pub addresses: [u64; 3],
+    kick: Option<Arc<EventFd>>,
 }
 
 impl QueueRegisters {
@@ -35,7 +41,22 @@ impl QueueRegisters {
             size: max_size,
             enabled: false,
             addresses: [0; 3],
+            kick: None,
         }
+    }
+
+    /// Goes back to the reset state. The doorbell stays: the host may have it connected.
+    pub fn reset(&mut self) {
+        let kick = self.kick.take();
+        *self = Self {
+            kick,
+            ..Self::new(self.max_size)
+        };
+    }
+
+    /// The doorbell, if the queue was ever live.
+    pub fn kick(&self) -> Option<&Arc<EventFd>> {
+        self.kick.as_ref()
     }
 
     /// Takes a size if it is allowed; ignores it otherwise, and the driver reads the old one back.
@@ -45,8 +66,27 @@ impl QueueRegisters {
         }
     }
 
-    /// Where a ring with these registers begins.
-    pub fn state(&self, index: u16, event_idx: bool) -> RingState {
+    /// The ring that these registers describe, from its beginning. It is kicked once: buffers that the driver offered before
+    /// `DRIVER_OK` came without a kick.
+    pub fn ring(&mut self, index: u16, event_idx: bool, notify: Notify, mem: &GuestMemory) -> Result<Ring, StartError> {
+        let kick = self.doorbell().map_err(|source| StartError::Host {
+            what: "make a doorbell",
+            source,
+        })?;
+        // Fails only when the counter is full, and then the doorbell rings anyway.
+        let _ = kick.write(1);
+        Ok(Ring::new(self.state(index, event_idx), kick, notify, mem.clone())?)
+    }
+
+    /// The doorbell, made when first needed.
+    fn doorbell(&mut self) -> io::Result<Arc<EventFd>> {
+        match &self.kick {
+            Some(kick) => Ok(kick.clone()),
+            None => Ok(self.kick.insert(Arc::new(EventFd::new(EFD_NONBLOCK)?)).clone()),
+        }
+    }
+
+    fn state(&self, index: u16, event_idx: bool) -> RingState {
         let [desc_table, avail_ring, used_ring] = self.addresses;
         let queue = QueueState {
             max_size: self.max_size,

@@ -14,7 +14,7 @@
 //! | 16     | 4     | R   | notify only: `notify_off_multiplier`                      |
 //! | 16     | 4     | R/W | window only: `pci_cfg_data`, an access to the BAR         |
 
-use super::{BAR, BAR_BYTES};
+use super::layout::{BAR, BAR_BYTES};
 
 /// `virtio_pci_cap` without a tail, and the tail of those that have one.
 const CAP_BYTES: u8 = 16;
