@@ -1,0 +1,238 @@
+//! The command line: what can be asked of husk, and what it answers to the shell.
+
+mod cmdline;
+mod console;
+mod disk;
+mod kernel;
+mod pairs;
+mod run;
+mod size;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::check;
+use crate::machine::{self, BuildError, Exit};
+use crate::trace::Trace;
+
+pub use crate::config::RunOptions;
+pub use run::{RunArgs, UsageError};
+
+const EXAMPLES: &str = "\
+Examples:
+  husk check
+      Can this host run VMs, and what is missing?
+  husk run --kernel vmlinuz --initramfs initrd.img --memory 1G --cpus 2
+      Boot a kernel to its shell in this terminal. Ctrl-A x ends the VM.
+  husk run --kernel vmlinuz --disk path=root.img --disk path=data.img,readonly=on
+      The first disk is the root file system, the second cannot be written.
+  husk run --kernel vmlinux --initramfs initrd.img -v --boot-trace boot.json
+      Show where the time went; open boot.json in https://ui.perfetto.dev.
+";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  the guest powered itself off, or the command succeeded
+  1  husk failed; the host cannot run pods (check)
+  2  wrong usage: options, or a machine that cannot be
+  3  the guest reset itself
+  4  the guest reported a kernel panic (--pvpanic)
+  5  the VM was ended from outside: Ctrl-A x, a signal, or its terminal was closed";
+
+/// A KVM virtual machine monitor for pods.
+#[derive(Debug, Parser)]
+#[command(name = "husk", version, arg_required_else_help = true, subcommand_required = true)]
+#[command(after_help = EXIT_CODES, after_long_help = format!("{EXAMPLES}\n{EXIT_CODES}"))]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What husk can be asked to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot a kernel in a VM and stay until it ends
+    ///
+    /// The VM's console is this terminal: every key goes to the guest, except that Ctrl-A x ends the VM (Ctrl-A Ctrl-A sends one
+    /// Ctrl-A). Memory is allocated when the guest first touches it.
+    #[command(after_help = EXIT_CODES, after_long_help = format!("{EXAMPLES}\n{EXIT_CODES}"))]
+    Run(Box<RunArgs>),
+    /// Say whether this host can run pods, and what to do if not
+    Check(CheckArgs),
+    /// Print a completion script for a shell
+    ///
+    /// For bash: husk completions bash > /etc/bash_completion.d/husk
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// The options of `husk check`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct CheckArgs {
+    /// Print JSON
+    #[arg(long, conflicts_with = "nfd")]
+    pub json: bool,
+    /// Print the feature line for Kubernetes' node feature discovery if the host can run pods, else nothing
+    #[arg(long)]
+    pub nfd: bool,
+}
+
+/// What husk answers to the shell; [`EXIT_CODES`] in types.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Code {
+    Success = 0,
+    Failure = 1,
+    Usage = 2,
+    Reset = 3,
+    Panic = 4,
+    Interrupted = 5,
+}
+
+impl From<Exit> for Code {
+    fn from(exit: Exit) -> Self {
+        match exit {
+            Exit::PowerOff => Self::Success,
+            Exit::Reset => Self::Reset,
+            Exit::Panic => Self::Panic,
+            Exit::Interrupted => Self::Interrupted,
+        }
+    }
+}
+
+/// All of `main`: takes the process's arguments, does what they ask, and returns what the shell is told.
+pub fn main() -> ExitCode {
+    let entered = Instant::now();
+    ExitCode::from(dispatch(std::env::args_os(), entered) as u8)
+}
+
+/// Does what `args` (the first is the program's name) ask. `entered` is when the process began.
+fn dispatch(args: impl IntoIterator<Item = OsString>, entered: Instant) -> Code {
+    match Cli::try_parse_from(args) {
+        Ok(Cli { command: Command::Run(args) }) => run(*args, entered),
+        Ok(Cli { command: Command::Check(args) }) => check(args),
+        Ok(Cli { command: Command::Completions { shell } }) => completions(shell),
+        Err(error) if is_help(&error) => {
+            // Nobody to tell when the reader has gone.
+            let _ = error.print();
+            if error.use_stderr() { Code::Usage } else { Code::Success }
+        }
+        Err(error) => usage(&one_line(&error)),
+    }
+}
+
+fn run(args: RunArgs, entered: Instant) -> Code {
+    crate::log::init(args.verbosity);
+    let own_kernel = args.kernel.is_none();
+    let (config, mut options) = match args.into_config() {
+        Ok(described) => described,
+        Err(error) => return usage(&error.to_string()),
+    };
+    if let (true, Some(kernel)) = (own_kernel, &config.payload.kernel) {
+        say(&format!("husk: no --kernel given, booting this host's own: {}", kernel.display()));
+    }
+    if options.boot_trace.is_some() || options.verbosity > 0 {
+        options.trace = Trace::on_since(entered);
+    }
+    match machine::run(&config, &options) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            say(&format!("error: {error:#}"));
+            // What KVM's limits forbid is as wrong as what the architecture's do.
+            let wrong = matches!(error.downcast_ref(), Some(BuildError::Config(_)));
+            if wrong { Code::Usage } else { Code::Failure }
+        }
+    }
+}
+
+fn check(args: CheckArgs) -> Code {
+    let report = check::check(Path::new("/"));
+    let text = match args {
+        CheckArgs { json: true, .. } => report.to_json(),
+        CheckArgs { nfd: true, .. } => report.to_nfd().to_string(),
+        _ => report.to_table(),
+    };
+    answer(&text, if report.is_eligible() { Code::Success } else { Code::Failure })
+}
+
+fn completions(shell: Shell) -> Code {
+    // clap_complete panics when it cannot write, so it writes to memory.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "husk", &mut script);
+    answer(&String::from_utf8_lossy(&script), Code::Success)
+}
+
+/// Prints what was asked for. `code`, unless it did not get through.
+fn answer(text: &str, code: Code) -> Code {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => code,
+        Err(error) => {
+            say(&format!("error: cannot write to standard output: {error}"));
+            Code::Failure
+        }
+    }
+}
+
+fn usage(message: &str) -> Code {
+    say(&format!("error: {message} (see husk --help)"));
+    Code::Usage
+}
+
+/// One line on standard error, if anybody reads it.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+fn is_help(error: &clap::Error) -> bool {
+    use clap::error::ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion};
+    matches!(error.kind(), DisplayHelp | DisplayHelpOnMissingArgumentOrSubcommand | DisplayVersion)
+}
+
+/// clap's message without its usage and pointers: what is wrong, what is allowed, what may have been meant.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let lines = lines.filter(|line| !line.is_empty() && !line.starts_with("For more information"));
+    let text = lines.collect::<Vec<_>>().join("; ");
+    text.strip_prefix("error: ").unwrap_or(&text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_way_to_end_has_its_code_and_its_line_of_help() {
+        let codes = [Exit::PowerOff, Exit::Reset, Exit::Panic, Exit::Interrupted].map(|exit| Code::from(exit) as u8);
+        assert_eq!(codes, [0, 3, 4, 5]);
+        for code in 0..=5 {
+            assert!(EXIT_CODES.contains(&format!("\n  {code}  ")), "{code}");
+        }
+    }
+
+    #[test]
+    fn help_names_every_option() {
+        let mut command = Cli::command();
+        let run = command.find_subcommand_mut("run").unwrap();
+        let help = run.render_long_help().to_string();
+        for option in run.get_arguments().filter_map(clap::Arg::get_long) {
+            assert!(help.contains(&format!("--{option}")), "{option}");
+        }
+        assert!(help.contains("Examples:") && help.contains("Exit codes:"));
+    }
+}

@@ -1,0 +1,155 @@
+//! `husk run`: one VM, described by options.
+
+use std::path::{Path, PathBuf};
+
+use clap::{ArgAction, Args};
+
+use super::cmdline::default_cmdline;
+use super::console::parse_console;
+use super::disk::parse_disk;
+use super::kernel::{NoHostKernel, host_kernel};
+use super::size::parse_size;
+use crate::config::{
+    BootProtocol, ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, Limits, MemoryConfig, PayloadConfig, RngConfig,
+    RunOptions, VmConfig,
+};
+
+/// What the user asked for that cannot be. One line each.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UsageError {
+    /// Values that make no VM.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// No kernel was named and none was found.
+    #[error(transparent)]
+    NoKernel(#[from] NoHostKernel),
+}
+
+/// The options of `husk run`.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// Kernel: an ELF vmlinux or a bzImage [default: the host's own in /boot]
+    ///
+    /// Without this option husk boots the running host's kernel, /boot/vmlinuz-$(uname -r), or else the newest /boot/vmlinuz-*,
+    /// and says so on standard error.
+    #[arg(short, long, value_name = "FILE", help_heading = "What to boot")]
+    pub kernel: Option<PathBuf>,
+
+    /// Initial RAM file system
+    #[arg(short, long, value_name = "FILE", help_heading = "What to boot")]
+    pub initramfs: Option<PathBuf>,
+
+    /// Kernel command line, passed verbatim [default: made to fit, see --help]
+    ///
+    /// The default names the consoles in use (console=ttyS0, console=hvc0), ends the VM at a reset or panic (reboot=k panic=-1), and,
+    /// with a disk and no initramfs, mounts the first disk (root=/dev/vda, ro or rw).
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "What to boot")]
+    pub cmdline: Option<String>,
+
+    /// How the kernel is entered [default: pvh where the kernel offers it, else linux64]
+    #[arg(long, value_enum, value_name = "NAME", help_heading = "What to boot")]
+    pub protocol: Option<BootProtocol>,
+
+    /// Number of vCPUs
+    #[arg(short, long, value_name = "N", default_value = "1", value_parser = parse_cpus, help_heading = "Machine")]
+    #[arg(allow_negative_numbers = true)]
+    pub cpus: u32,
+
+    /// Guest memory, such as 512M, 2G or 1536MiB
+    #[arg(short, long, value_name = "SIZE", default_value = "512M", value_parser = parse_size, help_heading = "Machine")]
+    #[arg(allow_negative_numbers = true)]
+    pub memory: u64,
+
+    /// Add a virtio disk, a raw image or a block device: path=FILE,readonly=on,…
+    ///
+    /// May be given several times: the disks are /dev/vda, /dev/vdb and so on. Keys:
+    ///
+    ///   path=FILE        the image or block device (needed)
+    ///   readonly=on      the guest may only read
+    ///   direct=on        bypass the host's page cache (O_DIRECT)
+    ///   queues=N         virtqueues, 1 to 64 (default 1)
+    ///   queue_size=N     entries of each, a power of two from 16 to 1024 (default 128)
+    ///   id=NAME          serial number that the guest reads
+    ///   discard=on       let the guest give space back to the host
+    ///   io_uring=off     use plain reads and writes
+    ///
+    /// A value with a comma in it is written in double quotes.
+    #[arg(short, long = "disk", value_name = "KEYS", value_parser = parse_disk, verbatim_doc_comment, help_heading = "Machine")]
+    pub disks: Vec<DiskConfig>,
+
+    /// Serial port ttyS0: stdio, file=PATH, null or off [default: stdio, or off when --console has stdio]
+    #[arg(long, value_name = "WHERE", value_parser = parse_console, help_heading = "Machine")]
+    pub serial: Option<ConsoleConfig>,
+
+    /// Virtio console hvc0: stdio, file=PATH, null or off
+    #[arg(long, value_name = "WHERE", value_parser = parse_console, default_value = "off", help_heading = "Machine")]
+    pub console: ConsoleConfig,
+
+    /// Host file that the guest's entropy comes from
+    #[arg(long, value_name = "FILE", default_value = "/dev/urandom", help_heading = "Machine")]
+    pub rng: PathBuf,
+
+    /// Give the guest no entropy device
+    #[arg(long, conflicts_with = "rng", help_heading = "Machine")]
+    pub no_rng: bool,
+
+    /// Let the guest report a kernel panic, which then ends husk with exit code 4
+    #[arg(long, help_heading = "Machine")]
+    pub pvpanic: bool,
+
+    /// Write where the time went to FILE, as trace JSON for ui.perfetto.dev or chrome://tracing
+    #[arg(long, value_name = "FILE", help_heading = "Observe")]
+    pub boot_trace: Option<PathBuf>,
+
+    /// Say more on standard error: -v for information and a table of phases, -vv to debug
+    #[arg(short, long = "verbose", action = ArgAction::Count, help_heading = "Observe")]
+    pub verbosity: u8,
+}
+
+impl RunArgs {
+    /// The VM that these options describe, checked as far as the host does not matter, and how to run it.
+    ///
+    /// # Errors
+    /// The first [`UsageError`].
+    pub fn into_config(self) -> Result<(VmConfig, RunOptions), UsageError> {
+        self.into_config_on(Path::new("/"))
+    }
+
+    /// As [`RunArgs::into_config`], on the host whose files lie under `root`.
+    fn into_config_on(self, root: &Path) -> Result<(VmConfig, RunOptions), UsageError> {
+        let kernel = match self.kernel {
+            Some(kernel) => kernel,
+            None => host_kernel(root)?,
+        };
+        let usual = if self.console.mode == ConsoleMode::Tty { ConsoleMode::Off } else { ConsoleMode::Tty };
+        let mut config = VmConfig {
+            cpus: CpusConfig::fixed(self.cpus),
+            memory: MemoryConfig { size: self.memory, ..MemoryConfig::default() },
+            payload: PayloadConfig { kernel: Some(kernel), cmdline: self.cmdline, initramfs: self.initramfs },
+            disks: self.disks,
+            rng: (!self.no_rng).then_some(RngConfig { src: self.rng }),
+            serial: self.serial.unwrap_or(ConsoleConfig::new(usual)),
+            console: self.console,
+            pvpanic: self.pvpanic,
+        };
+        if config.payload.cmdline.is_none() {
+            config.payload.cmdline = Some(default_cmdline(&config));
+        }
+        config.validate(Limits::ARCHITECTURE)?;
+        let options = RunOptions {
+            protocol: self.protocol,
+            boot_trace: self.boot_trace,
+            verbosity: self.verbosity,
+            ..RunOptions::default()
+        };
+        Ok((config, options))
+    }
+}
+
+fn parse_cpus(text: &str) -> Result<u32, &'static str> {
+    text.parse().map_err(|_| "allowed: a whole number from 1 up to what KVM offers")
+}
+
+#[cfg(test)]
+#[path = "run_test.rs"]
+mod tests;
