@@ -30,11 +30,7 @@ impl Vector {
         if self.0.state.load(Ordering::Acquire) & MASKED == 0 {
             return self.send();
         }
-        let before = self.0.state.fetch_or(PENDING, Ordering::AcqRel);
-        // Unmasked between the two lines: the unmask saw nothing pending, so nobody else would send it.
-        if before & MASKED == 0 && self.0.state.fetch_and(!PENDING, Ordering::AcqRel) & PENDING != 0 {
-            self.send();
-        }
+        self.leave_pending();
     }
 
     /// Whether a signal waits.
@@ -55,6 +51,15 @@ impl Vector {
         }
     }
 
+    /// Leaves a signal for whoever unmasks the vector, which was masked a moment ago.
+    fn leave_pending(&self) {
+        let before = self.0.state.fetch_or(PENDING, Ordering::AcqRel);
+        // Unmasked in that moment: the unmask saw nothing pending, so nobody else would send it.
+        if before & MASKED == 0 && self.0.state.fetch_and(!PENDING, Ordering::AcqRel) & PENDING != 0 {
+            self.send();
+        }
+    }
+
     fn send(&self) {
         if let Some(irq) = self.0.irq.get() {
             irq.raise();
@@ -69,5 +74,25 @@ impl Default for Vector {
             state: AtomicU8::new(MASKED),
             irq: OnceLock::new(),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmm_sys_util::eventfd::EventFd;
+
+    use super::*;
+
+    #[test]
+    fn a_signal_that_meets_an_unmask_is_sent_once() {
+        let (vector, irq) = (Vector::default(), Irq::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()));
+        vector.unmask(&irq);
+        vector.leave_pending();
+        assert_eq!((irq.event().read().unwrap(), vector.is_pending()), (1, false));
+        vector.mask();
+        vector.leave_pending();
+        assert!(irq.event().read().is_err() && vector.is_pending());
+        vector.unmask(&irq);
+        assert_eq!((irq.event().read().unwrap(), vector.is_pending()), (1, false));
     }
 }
