@@ -104,7 +104,9 @@ impl ConfigAccess for ConfigSpace {
 
     /// Only `writeback` is writable (virtio 1.2 §5.2.5). Where `VIRTIO_BLK_F_CONFIG_WCE` was not negotiated nobody looks at it.
     fn write(&mut self, offset: u64, data: &[u8]) {
-        let index = usize::try_from(offset).ok().and_then(|offset| WRITEBACK.checked_sub(offset));
+        let index = usize::try_from(offset)
+            .ok()
+            .and_then(|offset| WRITEBACK.checked_sub(offset));
         if let Some(byte) = index.and_then(|at| data.get(at)) {
             self.writeback.set(*byte != 0);
         }

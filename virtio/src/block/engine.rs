@@ -1,5 +1,8 @@
 //! Carrying out host operations: asynchronously by io_uring, or by plain system calls where that cannot be had.
-#![expect(unsafe_code, reason = "the kernel reads and writes guest memory by pointers that no lifetime covers")]
+#![expect(
+    unsafe_code,
+    reason = "the kernel reads and writes guest memory by pointers that no lifetime covers"
+)]
 
 use std::fs::File;
 use std::io;

@@ -1,5 +1,8 @@
 //! One request queue on its I/O thread: takes requests from the ring, keeps them moving, answers them in any order.
-#![expect(unsafe_code, reason = "the engine works on guest memory that the jobs here keep alive")]
+#![expect(
+    unsafe_code,
+    reason = "the engine works on guest memory that the jobs here keep alive"
+)]
 
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;

@@ -187,7 +187,11 @@ impl Image {
 
     /// Unit of fallocate(2) on the image, in bytes; a file has none.
     pub fn allocation_unit(&self) -> u64 {
-        if self.is_device { u64::from(self.sizes.logical) } else { 1 }
+        if self.is_device {
+            u64::from(self.sizes.logical)
+        } else {
+            1
+        }
     }
 
     /// The descriptor for operations without data.
@@ -201,7 +205,8 @@ impl Image {
             None => Route::Cached(&self.file),
             Some(Direct { alignment, cached }) => {
                 let unit = alignment.offset;
-                let whole = len.is_multiple_of(unit) && u64::try_from(unit).is_ok_and(|unit| offset.is_multiple_of(unit));
+                let whole =
+                    len.is_multiple_of(unit) && u64::try_from(unit).is_ok_and(|unit| offset.is_multiple_of(unit));
                 match whole {
                     true => Route::Direct(&self.file, *alignment),
                     false => Route::Cached(cached),
@@ -248,8 +253,12 @@ fn check_kind(path: &Path, metadata: &Metadata) -> Result<(), BlockError> {
 
 /// Block sizes of a regular file. The file system's block, up to a page, is what the host writes without reading first.
 fn file_sizes(metadata: &Metadata, direct: Option<&Direct>) -> BlockSizes {
-    let unit = direct.and_then(|direct| u32::try_from(direct.alignment.offset).ok()).unwrap_or(SECTOR_BYTES);
-    let block = u32::try_from(metadata.blksize()).unwrap_or(SECTOR_BYTES).clamp(SECTOR_BYTES, 4096);
+    let unit = direct
+        .and_then(|direct| u32::try_from(direct.alignment.offset).ok())
+        .unwrap_or(SECTOR_BYTES);
+    let block = u32::try_from(metadata.blksize())
+        .unwrap_or(SECTOR_BYTES)
+        .clamp(SECTOR_BYTES, 4096);
     let physical = block.max(unit);
     BlockSizes {
         logical: SECTOR_BYTES,

@@ -1,5 +1,8 @@
 //! Guest memory as the kernel wants it: a byte range of a chain's buffers as an array of `iovec`.
-#![expect(unsafe_code, reason = "an iovec holds a raw pointer, and must go where its chain goes")]
+#![expect(
+    unsafe_code,
+    reason = "an iovec holds a raw pointer, and must go where its chain goes"
+)]
 
 use vm_memory::VolatileSlice;
 

@@ -145,7 +145,11 @@ impl Job {
             _ => 0,
         };
         // The status counts only where it follows without a gap.
-        let written = if filled == before { filled.saturating_add(STATUS_BYTES) } else { filled };
+        let written = if filled == before {
+            filled.saturating_add(STATUS_BYTES)
+        } else {
+            filled
+        };
         Answer {
             head: self.chain.head(),
             written: u32::try_from(written).unwrap_or(u32::MAX),
@@ -172,3 +176,7 @@ impl Job {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "job_test.rs"]
+mod tests;

@@ -1,5 +1,8 @@
 //! Alignments and block sizes as the host reports them.
-#![expect(unsafe_code, reason = "statx(2) and the block device ioctls have no safe wrapper in the standard library")]
+#![expect(
+    unsafe_code,
+    reason = "statx(2) and the block device ioctls have no safe wrapper in the standard library"
+)]
 
 use std::fs::File;
 use std::io;

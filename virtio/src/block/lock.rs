@@ -1,5 +1,8 @@
 //! The lock that keeps two virtual machines from writing one image.
-#![expect(unsafe_code, reason = "fcntl(F_OFD_SETLK) has no safe wrapper in the standard library")]
+#![expect(
+    unsafe_code,
+    reason = "fcntl(F_OFD_SETLK) has no safe wrapper in the standard library"
+)]
 
 use std::fs::File;
 use std::io;

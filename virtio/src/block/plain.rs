@@ -1,5 +1,8 @@
 //! Host operations as plain, synchronous system calls.
-#![expect(unsafe_code, reason = "preadv, pwritev and fallocate on guest memory take raw pointers")]
+#![expect(
+    unsafe_code,
+    reason = "preadv, pwritev and fallocate on guest memory take raw pointers"
+)]
 
 use std::io;
 use std::os::fd::AsRawFd;

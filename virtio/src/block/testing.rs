@@ -1,1 +1,223 @@
+//! A guest's side of a disk, for unit tests: requests in, answers out, with the handler driven by hand.
 
+use std::io::{ErrorKind, Write};
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use husk_devices::memory::GuestMemory;
+use tempfile::NamedTempFile;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::uring::Uring;
+use super::{Block, BlockConfig, BlockMetrics};
+use crate::device::{Activation, Handler, HandlerError, VirtioDevice, Watch};
+use crate::ring::{Notify, Ring, RingState};
+use crate::testing::{Buf, Driver, memory};
+
+/// Where the guest keeps things.
+const RING: u64 = 0x1000;
+pub(crate) const HEADER: u64 = 0x1_0000;
+pub(crate) const STATUS: u64 = 0x1_8000;
+pub(crate) const DATA: u64 = 0x2_0000;
+
+/// A status byte that no device writes: the request was not answered.
+pub(crate) const UNANSWERED: u8 = 0xee;
+
+/// Bytes that differ from sector to sector and from one seed to the next.
+pub(crate) fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|at| (at / 512 * 7 + at % 251) as u8 ^ seed).collect()
+}
+
+/// A file of these bytes that goes away with the test.
+pub(crate) fn image(bytes: &[u8]) -> NamedTempFile {
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(bytes).unwrap();
+    file
+}
+
+/// Whether this host lets us have io_uring. Says so if not: what needs it is not tested then.
+pub(crate) fn has_uring() -> bool {
+    match Uring::new(1) {
+        Ok(_) => true,
+        Err(error) => {
+            eprintln!("skipped: no io_uring on this host ({error})");
+            false
+        }
+    }
+}
+
+/// Runs a test with either engine.
+macro_rules! with_both_engines {
+    ($($name:ident)*) => {
+        mod plain {
+            $(#[test] fn $name() { super::$name(false) })*
+        }
+        mod uring {
+            $(#[test] fn $name() { if $crate::block::testing::has_uring() { super::$name(true) } })*
+        }
+    };
+}
+pub(crate) use with_both_engines;
+
+/// What the guest finds when a request comes back.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Reply {
+    pub status: u8,
+    /// Length in the used ring.
+    pub used: u32,
+    pub data: Vec<u8>,
+}
+
+/// The descriptors that a handler watches.
+#[derive(Default)]
+struct Watched(Vec<(RawFd, u32)>);
+
+impl Watch for Watched {
+    fn readable(&mut self, fd: RawFd, token: u32) -> std::io::Result<()> {
+        self.0.push((fd, token));
+        Ok(())
+    }
+
+    fn forget(&mut self, fd: RawFd) -> std::io::Result<()> {
+        self.0.retain(|(watched, _)| *watched != fd);
+        Ok(())
+    }
+}
+
+/// One queue of a running disk, and its driver.
+pub(crate) struct Guest {
+    pub driver: Driver,
+    pub metrics: Arc<BlockMetrics>,
+    handler: Option<Box<dyn Handler>>,
+    watched: Watched,
+}
+
+impl Guest {
+    /// Starts a disk with one queue of `size`, all its features negotiated.
+    pub fn new(config: BlockConfig, size: u16) -> Self {
+        let mut block = Block::open(config).unwrap();
+        let features = block.profile().features;
+        Self::start(&mut block, size, features)
+    }
+
+    pub fn start(block: &mut Block, size: u16, features: u64) -> Self {
+        let mem = memory();
+        let driver = Driver::new(&mem, RING, size);
+        let mut handlers = block.start(activation(&mem, features, &[&driver])).unwrap();
+        Self::run_by_hand(driver, handlers.remove(0), block.metrics())
+    }
+
+    pub fn run_by_hand(driver: Driver, mut handler: Box<dyn Handler>, metrics: Arc<BlockMetrics>) -> Self {
+        let mut watched = Watched::default();
+        handler.watch(&mut watched).unwrap();
+        Self {
+            driver,
+            metrics,
+            handler: Some(handler),
+            watched,
+        }
+    }
+
+    /// The request's first 16 bytes.
+    pub fn header(kind: u32, sector: u64) -> Vec<u8> {
+        let mut header = kind.to_le_bytes().to_vec();
+        header.extend([0; 4]);
+        header.extend(sector.to_le_bytes());
+        header
+    }
+
+    /// Sends one request in the usual layout, waits for it, and looks at what came back.
+    pub fn ask(&mut self, kind: u32, sector: u64, out: &[u8], wanted: u32) -> Reply {
+        self.driver.write(HEADER, &Self::header(kind, sector));
+        self.driver.write(STATUS, &[UNANSWERED]);
+        self.driver.write(DATA, out);
+        let mut bufs = vec![Buf::Out(HEADER, 16)];
+        if !out.is_empty() {
+            bufs.push(Buf::Out(DATA, out.len().try_into().unwrap()));
+        }
+        let wanted_at = DATA + out.len() as u64;
+        if wanted > 0 {
+            bufs.push(Buf::In(wanted_at, wanted));
+        }
+        bufs.push(Buf::In(STATUS, 1));
+        let head = self.driver.add(&bufs);
+        self.kick();
+        let used = self.settle(1);
+        assert_eq!(used[0].0, u32::from(head));
+        Reply {
+            status: self.driver.read(STATUS, 1)[0],
+            used: used[0].1,
+            data: self.driver.read(wanted_at, wanted as usize),
+        }
+    }
+
+    pub fn kick(&self) {
+        self.driver.kick.write(1).unwrap();
+    }
+
+    /// Waits for something to happen and lets the handler react, once.
+    pub fn wake(&mut self) -> Result<(), HandlerError> {
+        let epoll = Epoll::new().unwrap();
+        for (fd, token) in &self.watched.0 {
+            let event = EpollEvent::new(EventSet::IN, (*token).into());
+            epoll.ctl(ControlOperation::Add, *fd, event).unwrap();
+        }
+        let mut events = [EpollEvent::default(); 4];
+        // io_uring finishes work on this thread as if by a signal.
+        let count = loop {
+            match epoll.wait(10_000, &mut events) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => break result.unwrap(),
+            }
+        };
+        assert_ne!(count, 0, "nothing happened within 10 s");
+        let tokens = events[..count].iter().map(|event| event.data() as u32);
+        let handler = self.handler.as_mut().unwrap();
+        tokens
+            .into_iter()
+            .try_for_each(|token| handler.wake(token, &mut self.watched))
+    }
+
+    /// Lets the handler work until `count` chains came back, and returns them in that order.
+    pub fn settle(&mut self, count: usize) -> Vec<(u32, u32)> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut used = Vec::new();
+        loop {
+            used.extend(std::iter::from_fn(|| self.driver.take_used()));
+            if used.len() >= count {
+                return used;
+            }
+            assert!(Instant::now() < deadline, "{} of {count} came back", used.len());
+            self.wake().unwrap();
+        }
+    }
+
+    /// Drops the handler as a panic would.
+    pub fn abandon(&mut self) {
+        self.handler = None;
+    }
+
+    /// Starts the disk again with its queue where it was.
+    pub fn resume(self, block: &mut Block, state: RingState, features: u64) -> Self {
+        let mut activation = activation(&self.driver.mem, features, &[]);
+        let ring = Ring::new(state, self.driver.kick.clone(), Notify::none(), self.driver.mem.clone());
+        activation.rings.push(Some(ring.unwrap()));
+        let mut handlers = block.start(activation).unwrap();
+        Self::run_by_hand(self.driver, handlers.remove(0), block.metrics())
+    }
+
+    pub fn stop(&mut self) -> Vec<RingState> {
+        self.handler.take().unwrap().stop()
+    }
+}
+
+/// What the transport gives at `DRIVER_OK`.
+pub(crate) fn activation(mem: &GuestMemory, features: u64, drivers: &[&Driver]) -> Activation {
+    Activation {
+        mem: mem.clone(),
+        features,
+        rings: drivers.iter().map(|driver| Some(driver.ring())).collect(),
+        config_changed: Notify::none(),
+    }
+}

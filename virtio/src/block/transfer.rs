@@ -180,7 +180,11 @@ impl Transfer {
     }
 
     /// The next `len` bytes to be written.
-    fn readable<'c>(&self, chain: &'c Chain, len: usize) -> impl Iterator<Item = vm_memory::VolatileSlice<'c>> + use<'c> {
+    fn readable<'c>(
+        &self,
+        chain: &'c Chain,
+        len: usize,
+    ) -> impl Iterator<Item = vm_memory::VolatileSlice<'c>> + use<'c> {
         pieces(chain.readable(), self.at.saturating_add(HEADER_BYTES), len)
     }
 }
