@@ -232,3 +232,11 @@ impl Handler for QueueHandler {
 #[cfg(test)]
 #[path = "handler_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "handler_flight_test.rs"]
+mod flight_tests;
+
+#[cfg(test)]
+#[path = "handler_model_test.rs"]
+mod model_tests;

@@ -21,6 +21,14 @@
 //! | `VIRTIO_BLK_F_WRITE_ZEROES` | writable disk |
 //! | `VIRTIO_BLK_F_DISCARD` | writable disk with [`BlockConfig::discard`] |
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        reason = "a test that cuts its own numbers fails, as it should"
+    )
+)]
+
 mod config_space;
 mod engine;
 mod handler;

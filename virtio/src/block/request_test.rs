@@ -118,7 +118,7 @@ proptest! {
         prop_assert_eq!(&result, &parsed(&bytes, &[], writable, limits));
 
         let inside = |extent: &Extent| {
-            extent.offset % 512 == 0 && extent.len % 512 == 0 && extent.offset + extent.len <= 1000 * 512
+            extent.offset.is_multiple_of(512) && extent.len.is_multiple_of(512) && extent.offset + extent.len <= 1000 * 512
         };
         let writes = match result {
             Err(_) => false,

@@ -2,10 +2,12 @@
 
 use std::io::{ErrorKind, Write};
 use std::os::fd::RawFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use husk_devices::memory::GuestMemory;
+use husk_devices::metrics::Metered;
 use tempfile::NamedTempFile;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
@@ -23,6 +25,44 @@ pub(crate) const DATA: u64 = 0x2_0000;
 
 /// A status byte that no device writes: the request was not answered.
 pub(crate) const UNANSWERED: u8 = 0xee;
+
+/// `status` as the driver sees it.
+pub(crate) const OK: u8 = 0;
+pub(crate) const IO_ERROR: u8 = 1;
+pub(crate) const UNSUPPORTED: u8 = 2;
+pub(crate) const KIB: usize = 1024;
+
+/// A disk on `path` that is called `disk-1`.
+pub(crate) fn config(path: &Path, io_uring: bool) -> BlockConfig {
+    BlockConfig {
+        io_uring,
+        serial: "disk-1".into(),
+        ..BlockConfig::new(path)
+    }
+}
+
+/// The answer to a request that moved no data.
+pub(crate) fn plain_reply(status: u8) -> Reply {
+    Reply {
+        status,
+        used: 1,
+        data: vec![],
+    }
+}
+
+/// One segment of a discard or write-zeroes request.
+pub(crate) fn segment(sector: u64, count: u32, flags: u32) -> Vec<u8> {
+    let mut bytes = sector.to_le_bytes().to_vec();
+    bytes.extend(count.to_le_bytes());
+    bytes.extend(flags.to_le_bytes());
+    bytes
+}
+
+/// What a disk has counted under `name`.
+pub(crate) fn counter(guest: &Guest, name: &str) -> u64 {
+    let metrics = guest.metrics.metrics();
+    metrics.into_iter().find(|(known, _)| *known == name).unwrap().1
+}
 
 /// Bytes that differ from sector to sector and from one seed to the next.
 pub(crate) fn pattern(len: usize, seed: u8) -> Vec<u8> {

@@ -1,0 +1,275 @@
+//! Many requests at a time, large and odd ones, and the end of a queue.
+
+use std::fs;
+use std::time::Duration;
+
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH as FLUSH, VIRTIO_BLK_T_IN as IN, VIRTIO_BLK_T_OUT as OUT};
+
+use crate::block::testing::{
+    DATA, Guest, HEADER, KIB, OK, STATUS, UNANSWERED, config, counter, has_uring, image, pattern, plain_reply,
+    with_both_engines,
+};
+use crate::block::{Block, BlockConfig};
+use crate::device::{HandlerError, VirtioDevice};
+use crate::ring::RingError;
+use crate::testing::Buf;
+
+with_both_engines! {
+    direct_io_takes_odd_buffers
+    direct_io_takes_parts_of_a_block
+    more_odd_requests_than_bounce_buffers
+    more_requests_than_fit_in_flight
+    more_buffers_than_one_call_takes
+    stop_leaves_guest_memory_alone
+    stopped_queue_goes_on_where_it_was
+}
+
+/// Sends `count` reads of `len` bytes into the buffers that `at` names, and gives the heads.
+fn send_reads(guest: &mut Guest, count: u16, len: u32, at: impl Fn(u16) -> u64) -> Vec<u16> {
+    let heads = (0..count).map(|n| {
+        let header = HEADER + 16 * u64::from(n);
+        guest.driver.write(header, &Guest::header(IN, u64::from(n)));
+        guest.driver.write(STATUS + u64::from(n), &[UNANSWERED]);
+        guest.driver.add(&[
+            Buf::Out(header, 16),
+            Buf::In(at(n), len),
+            Buf::In(STATUS + u64::from(n), 1),
+        ])
+    });
+    let heads = heads.collect();
+    guest.kick();
+    heads
+}
+
+fn direct_io_takes_odd_buffers(io_uring: bool) {
+    let file = image(&[0; 512 * KIB]);
+    let config = BlockConfig {
+        direct: true,
+        ..config(file.path(), io_uring)
+    };
+    let mut guest = Guest::new(config, 16);
+    let len = 300 * KIB as u32;
+    let data = pattern(len as usize, 3);
+    let cut = |at: u64| {
+        [
+            (at, 1u32),
+            (at + 1, 4095),
+            (at + 4096, len - 4096 - 7),
+            (at + u64::from(len) - 7, 7),
+        ]
+    };
+
+    for (sector, at) in [(8, DATA + 3), (9, DATA)] {
+        guest.driver.write(HEADER, &Guest::header(OUT, sector));
+        guest.driver.write(at, &data);
+        let outs = cut(at).map(|(at, len)| Buf::Out(at, len));
+        guest
+            .driver
+            .add(&[&[Buf::Out(HEADER, 16)], &outs[..], &[Buf::In(STATUS, 1)]].concat());
+        guest.kick();
+        guest.settle(1);
+        assert_eq!(guest.driver.read(STATUS, 1), [OK]);
+        assert!(fs::read(file.path()).unwrap()[sector as usize * 512..][..data.len()] == data);
+
+        let at = at + 0x8_0000;
+        guest.driver.write(HEADER, &Guest::header(IN, sector));
+        guest.driver.write(at, &vec![UNANSWERED; len as usize]);
+        let ins = cut(at).map(|(at, len)| Buf::In(at, len));
+        guest
+            .driver
+            .add(&[&[Buf::Out(HEADER, 16)], &ins[..], &[Buf::In(STATUS, 1)]].concat());
+        guest.kick();
+        assert_eq!(guest.settle(1)[0].1, len + 1);
+        assert!(guest.driver.read(at, len as usize) == data);
+    }
+    assert_eq!(counter(&guest, "bounced_requests"), 4);
+    assert_eq!(guest.ask(IN, 8, &[], 4096).status, OK);
+    assert_eq!(counter(&guest, "bounced_requests"), 4, "aligned buffers take no detour");
+}
+
+fn direct_io_takes_parts_of_a_block(io_uring: bool) {
+    let content = pattern(64 * KIB, 1);
+    let file = image(&content);
+    let config = BlockConfig {
+        direct: true,
+        ..config(file.path(), io_uring)
+    };
+    let mut block = Block::open(config).unwrap();
+    block.assume_direct_unit(4096);
+    let features = block.profile().features;
+    let mut guest = Guest::start(&mut block, 8, features);
+    let mut expected = content;
+
+    for (sector, len) in [
+        (0usize, 512usize),
+        (9, 4096),
+        (8, 8192),
+        (16, 4096),
+        (127, 512),
+        (3, 30 * 512),
+    ] {
+        let data = pattern(len, sector as u8);
+        assert_eq!(guest.ask(OUT, sector as u64, &data, 0), plain_reply(OK));
+        expected[sector * 512..][..len].copy_from_slice(&data);
+        let reply = guest.ask(IN, sector as u64, &[], len as u32);
+        assert_eq!((reply.status, reply.data), (OK, data));
+    }
+    assert!(guest.ask(IN, 0, &[], 64 * 1024).data == expected);
+    assert!(fs::read(file.path()).unwrap() == expected);
+}
+
+fn more_odd_requests_than_bounce_buffers(io_uring: bool) {
+    let content = pattern(64 * KIB, 1);
+    let file = image(&content);
+    let config = BlockConfig {
+        direct: true,
+        ..config(file.path(), io_uring)
+    };
+    let mut guest = Guest::new(config, 256);
+    let at = |n: u16| DATA + 1 + 0x1000 * u64::from(n);
+
+    send_reads(&mut guest, 80, 1024, at);
+    guest.settle(80);
+
+    for n in 0..80 {
+        assert_eq!(guest.driver.read(STATUS + u64::from(n), 1), [OK], "request {n}");
+        assert_eq!(
+            guest.driver.read(at(n), 1024),
+            content[usize::from(n) * 512..][..1024],
+            "request {n}"
+        );
+    }
+}
+
+fn more_requests_than_fit_in_flight(io_uring: bool) {
+    let content = pattern(256 * KIB, 1);
+    let file = image(&content);
+    let mut guest = Guest::new(config(file.path(), io_uring), 1024);
+    let at = |n: u16| DATA + 0x200 * u64::from(n);
+
+    let mut heads = send_reads(&mut guest, 340, 512, at);
+    let mut used: Vec<_> = guest.settle(340).into_iter().map(|(head, _)| head as u16).collect();
+
+    heads.sort_unstable();
+    used.sort_unstable();
+    assert_eq!(used, heads, "each came back once");
+    assert!(guest.driver.read(DATA, 340 * 512) == content[..340 * 512]);
+    assert!(guest.driver.read(STATUS, 340).iter().all(|status| *status == OK));
+    assert_eq!(guest.ask(FLUSH, 0, &[], 0), plain_reply(OK), "kicks are wanted again");
+}
+
+fn more_buffers_than_one_call_takes(io_uring: bool) {
+    let content = pattern(1024 * KIB, 1);
+    let file = image(&content);
+    let mut guest = Guest::new(config(file.path(), io_uring), 2048);
+    let (count, len) = (1600, 400);
+    let mut bufs = vec![Buf::Out(HEADER, 16)];
+    bufs.extend((0..count).map(|n| Buf::In(DATA + 0x200 * n, len)));
+    bufs.push(Buf::In(STATUS, 1));
+    guest.driver.write(HEADER, &Guest::header(IN, 7));
+    guest.driver.add(&bufs);
+    guest.kick();
+
+    assert_eq!(guest.settle(1)[0].1, count as u32 * len + 1);
+
+    let read: Vec<u8> = (0..count)
+        .flat_map(|n| guest.driver.read(DATA + 0x200 * n, len as usize))
+        .collect();
+    assert!(read == content[7 * 512..][..read.len()]);
+}
+
+fn stop_leaves_guest_memory_alone(io_uring: bool) {
+    let content = pattern(1024 * KIB, 1);
+    let file = image(&content);
+    file.as_file().sync_all().unwrap();
+    let config = BlockConfig {
+        direct: true,
+        ..config(file.path(), io_uring)
+    };
+    let mut guest = Guest::new(config, 64);
+    let (count, len) = (20, 64 * KIB as u32);
+    let at = |n: u16| DATA + u64::from(len) * u64::from(n);
+    send_reads(&mut guest, count, len, at);
+
+    guest.wake().unwrap();
+    let states = guest.stop();
+
+    assert_eq!(states[0].queue.next_avail, count);
+    assert_eq!(states[0].queue.next_used, count, "what was taken was answered");
+    for n in 0..count {
+        assert_eq!(guest.driver.read(STATUS + u64::from(n), 1), [OK]);
+        assert!(guest.driver.read(at(n), len as usize) == content[usize::from(n) * 512..][..len as usize]);
+    }
+    let canary = vec![UNANSWERED; usize::from(count) * len as usize];
+    guest.driver.write(DATA, &canary);
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(guest.driver.read(DATA, canary.len()) == canary, "somebody still wrote");
+}
+
+fn stopped_queue_goes_on_where_it_was(io_uring: bool) {
+    let content = pattern(64 * KIB, 1);
+    let file = image(&content);
+    let mut block = Block::open(config(file.path(), io_uring)).unwrap();
+    let features = block.profile().features;
+    let mut guest = Guest::start(&mut block, 16, features);
+    assert_eq!(guest.ask(IN, 3, &[], 512).status, OK);
+    let state = guest.stop()[0];
+
+    // Made available while nobody was there: the new handler looks without being kicked.
+    let heads = send_reads(&mut guest, 4, 512, |n| DATA + 0x200 * u64::from(n));
+    guest.driver.kick.read().unwrap();
+    let mut guest = guest.resume(&mut block, state, features);
+
+    let mut used: Vec<_> = guest.settle(4).into_iter().map(|(head, _)| head as u16).collect();
+    used.sort_unstable();
+    assert_eq!(used, heads);
+    assert_eq!(guest.driver.read(DATA, 2048), content[..2048]);
+}
+
+#[test]
+fn chain_offered_twice_while_in_flight_ends_the_queue_unharmed() {
+    if !has_uring() {
+        return;
+    }
+    let file = image(&pattern(64 * KIB, 1));
+    let mut guest = Guest::new(config(file.path(), true), 8);
+    let heads = send_reads(&mut guest, 1, 4096, |_| DATA);
+    guest.driver.offer(heads[0]);
+
+    let error = guest.wake().unwrap_err();
+
+    let HandlerError::Ring(RingError::HeadInFlight { head, .. }) = error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(head, heads[0]);
+    guest.stop();
+    assert_eq!(
+        guest.driver.take_used(),
+        Some((heads[0].into(), 4097)),
+        "the first one was carried out"
+    );
+    assert_eq!(guest.driver.take_used(), None);
+}
+
+#[test]
+fn dropped_handler_waits_for_the_kernel() {
+    if !has_uring() {
+        return;
+    }
+    let file = image(&pattern(1024 * KIB, 1));
+    file.as_file().sync_all().unwrap();
+    let config = BlockConfig {
+        direct: true,
+        ..config(file.path(), true)
+    };
+    let mut guest = Guest::new(config, 64);
+    send_reads(&mut guest, 20, 64 * 1024, |n| DATA + 0x1_0000 * u64::from(n));
+    guest.wake().unwrap();
+
+    guest.abandon();
+
+    let canary = vec![UNANSWERED; 20 * 64 * KIB];
+    guest.driver.write(DATA, &canary);
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(guest.driver.read(DATA, canary.len()) == canary, "somebody still wrote");
+}
