@@ -24,7 +24,7 @@ pub fn run(programs: &[PathBuf], filter: Option<&str>) -> Result<bool> {
         let name = program.file_name().unwrap_or_default().to_string_lossy();
         println!("{HEADING}{name}");
         let mut test = command(program);
-        test.args(["--test-threads", JOBS])
+        test.args(["--test-threads", JOBS, "--show-output"])
             .args(filter)
             .stdout(Stdio::inherit())
             .env("RUST_BACKTRACE", "0");

@@ -1,0 +1,119 @@
+//! Consoles: what is typed reaches the guest, what it says comes back, and the terminal stays usable.
+#![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
+
+use std::fs;
+
+use husk_guest::{Answer, Step};
+use husk_tests::pty::{self, Pty};
+use husk_tests::{Boot, Guest, Image};
+
+fn echo_steps() -> [Step; 2] {
+    [Step::Echo, Step::PowerOff]
+}
+
+/// Types lines and gets each back.
+fn converses(mut guest: Guest) {
+    assert_eq!(guest.answer(), Answer::Listening);
+    let long = "0123456789 ".repeat(20);
+    for line in ["hello", r#"quotes " and \ and ünïcode"#, long.trim_end()] {
+        guest.type_text(&format!("{line}\n"));
+        assert_eq!(guest.answer(), Answer::Echo { line: line.into() });
+    }
+    guest.type_text("end\n");
+    assert!(matches!(guest.answer(), Answer::Bye { .. }));
+    guest.wait().assert_code(0);
+}
+
+#[test]
+fn the_serial_port_carries_both_ways() {
+    converses(Boot::new(echo_steps()).start());
+}
+
+#[test]
+fn the_virtio_console_carries_both_ways() {
+    converses(Boot::new(echo_steps()).on_hvc0().start());
+}
+
+#[test]
+fn the_virtio_console_works_as_a_module_of_the_older_kernel() {
+    converses(Boot::new(echo_steps()).kernel("6.1", Image::BzImage).on_hvc0().start());
+}
+
+#[test]
+fn the_serial_port_can_be_a_file() {
+    let ended = Boot::new([Step::Report, Step::PowerOff])
+        .serial("file=serial.log")
+        .run();
+    ended.assert_code(0);
+    assert_eq!(ended.transcript, "", "nothing of it is on standard output");
+    let said = fs::read_to_string(ended.folder.path().join("serial.log")).unwrap();
+    assert!(
+        said.lines()
+            .any(|line| matches!(Answer::parse(line), Some(Ok(Answer::Report(_))))),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_serial_port_can_lead_nowhere() {
+    let ended = Boot::new([Step::Report, Step::PowerOff]).serial("null").run();
+    ended.assert_code(0);
+    assert_eq!(ended.transcript, "");
+}
+
+#[test]
+fn a_terminal_is_raw_during_the_run_and_as_before_afterwards() {
+    let terminal = Pty::open(24, 80);
+    let watch = terminal.watch();
+    let before = pty::settings(&watch);
+    assert!(before.is_cooked());
+    let mut guest = Boot::new(echo_steps()).terminal(terminal).start();
+    assert_eq!(guest.answer(), Answer::Listening);
+    assert!(!pty::settings(&watch).is_cooked(), "keys go to the guest as they are");
+    guest.type_text("hello\n");
+    assert_eq!(guest.answer(), Answer::Echo { line: "hello".into() });
+    guest.type_text("end\n");
+    guest.wait().assert_code(0);
+    assert_eq!(pty::settings(&watch), before);
+}
+
+#[test]
+fn the_escape_sequence_quits_and_restores_the_terminal() {
+    let terminal = Pty::open(24, 80);
+    let watch = terminal.watch();
+    let before = pty::settings(&watch);
+    let mut guest = Boot::new(echo_steps()).terminal(terminal).start();
+    assert_eq!(guest.answer(), Answer::Listening);
+    // Ctrl-C is the guest's: it must not end the VM.
+    guest.type_text("\x03");
+    guest.type_text("\n");
+    guest.type_text("still here\n");
+    while guest.answer()
+        != (Answer::Echo {
+            line: "still here".into(),
+        })
+    {}
+    guest.type_text("\x01x");
+    let ended = guest.wait();
+    assert_eq!(pty::settings(&watch), before);
+    assert!(ended.code.is_some_and(|code| code != 3 && code != 4), "{ended:?}");
+    assert!(
+        ended.errors.contains("Ctrl-A"),
+        "the sequence is announced: {}",
+        ended.errors
+    );
+}
+
+#[test]
+fn the_guest_learns_the_size_of_the_window_and_its_changes() {
+    let boot = Boot::new([Step::Window(2), Step::PowerOff])
+        .on_hvc0()
+        .terminal(Pty::open(33, 101));
+    let mut guest = boot.start();
+    assert_eq!(guest.answer(), Answer::Window { rows: 33, columns: 101 });
+    for (rows, columns) in [(40, 120), (10, 20)] {
+        pty::resize(guest.terminal(), rows, columns);
+        assert_eq!(guest.answer(), Answer::Window { rows, columns });
+    }
+    guest.wait().assert_code(0);
+}

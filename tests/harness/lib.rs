@@ -1,0 +1,19 @@
+//! Driving the built VMM from outside and its guest from inside.
+//!
+//! A test describes a VM with [`Boot`], starts it, and talks with the [`Guest`]: its init answers the steps on its command line.
+//! When the VM has ended, [`Ended`] has everything: exit code, answers, what was said on standard error. Whatever goes wrong
+//! panics with the guest's whole transcript.
+//!
+//! Kernels and the VMM are found through `HUSK_LAB_DIR` and `HUSK_BIN`, which `cargo lab test` sets; these tests do not run
+//! without it.
+
+mod boot;
+mod guest;
+mod lab;
+pub mod pty;
+mod trace;
+
+pub use boot::{Boot, Image, Input, VMM};
+pub use guest::{Ended, Guest, PATIENCE};
+pub use lab::{husk, kernel_file};
+pub use trace::Trace;

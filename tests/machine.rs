@@ -1,0 +1,197 @@
+//! The machine as the guest finds it: processors, memory, PCI, and the ways out.
+#![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
+
+use husk_guest::answer::{Interrupt, PciFunction};
+use husk_guest::{Answer, Step};
+use husk_tests::{Boot, Ended, Image};
+
+fn boots_with_processors(count: u32) {
+    let ended = Boot::new([Step::Report, Step::Topology, Step::PowerOff])
+        .cpus(count)
+        .run();
+    ended.assert_code(0).assert_nothing_refused();
+    let list = if count == 1 {
+        "0".into()
+    } else {
+        format!("0-{}", count - 1)
+    };
+    let report = ended.report();
+    assert_eq!((&report.online, &report.possible), (&list, &list));
+    let Some(Answer::Topology { processors }) = ended.answers.get(1) else {
+        panic!("{:?}", ended.answers)
+    };
+    assert_eq!(processors.len(), usize::try_from(count).unwrap());
+    assert!(
+        processors
+            .iter()
+            .all(|processor| processor.package == processors[0].package),
+        "{processors:?}"
+    );
+    for (id, processor) in (0..).zip(processors) {
+        assert_eq!(processor.id, id);
+        assert_eq!(processor.siblings, id.to_string(), "one thread a core: {processors:?}");
+    }
+    let mut cores: Vec<_> = processors.iter().map(|processor| processor.core).collect();
+    cores.sort_unstable();
+    cores.dedup();
+    assert_eq!(
+        cores.len(),
+        processors.len(),
+        "every processor is a core: {processors:?}"
+    );
+}
+
+#[test]
+fn one_processor() {
+    boots_with_processors(1);
+}
+
+#[test]
+fn two_processors() {
+    boots_with_processors(2);
+}
+
+#[test]
+fn four_processors() {
+    boots_with_processors(4);
+}
+
+#[test]
+fn eight_processors() {
+    boots_with_processors(8);
+}
+
+fn boots_with_memory(size: &str, mib: u64, kernel: &str) {
+    let ended = Boot::new([Step::Report, Step::PowerOff])
+        .kernel(kernel, Image::BzImage)
+        .memory(size)
+        .run();
+    ended.assert_code(0);
+    let seen = ended.report().memory_kib / 1024;
+    // The kernel keeps its image and its page structures for itself: at most an eighth of RAM and 48 MiB.
+    assert!(
+        seen <= mib && seen >= mib - mib / 8 - 48,
+        "asked for {mib} MiB, the guest counts {seen}"
+    );
+}
+
+#[test]
+fn memory_of_128_mib() {
+    boots_with_memory("128M", 128, "6.12");
+}
+
+#[test]
+fn memory_that_ends_below_the_32_bit_hole() {
+    boots_with_memory("2G", 2048, "6.1");
+}
+
+#[test]
+fn memory_that_goes_on_above_the_32_bit_hole() {
+    boots_with_memory("5G", 5120, "6.12");
+}
+
+#[test]
+fn devices_are_on_pci_with_their_own_interrupts() {
+    let boot = Boot::new([
+        Step::Report,
+        Step::Random(64),
+        Step::Pci,
+        Step::Interrupts,
+        Step::PowerOff,
+    ])
+    .cpus(2);
+    let disk = boot.folder().join("disk");
+    std::fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    let ended = boot.disk(&disk, "").run();
+    ended.assert_code(0).assert_nothing_refused();
+    let [
+        Answer::Report(report),
+        Answer::Random { source, distinct, .. },
+        Answer::Pci { functions },
+        Answer::Interrupts { rows },
+        _,
+    ] = ended.answers.as_slice()
+    else {
+        panic!("{:?}", ended.answers)
+    };
+    assert!(
+        report.acpi.iter().any(|device| device.starts_with("PNP0A08")),
+        "a PCIe root: {:?}",
+        report.acpi
+    );
+    assert!(
+        source.starts_with("virtio_rng") && *distinct > 32,
+        "{source}: {distinct} different bytes of 64"
+    );
+    let bound = |id: &str| {
+        functions
+            .iter()
+            .find(|function| function.id == id && function.driver == "virtio-pci")
+    };
+    assert!(bound("1af4:1042").is_some_and(has_msix), "block: {functions:?}");
+    assert!(bound("1af4:1044").is_some_and(has_msix), "rng: {functions:?}");
+    assert!(
+        taken(rows, "virtio", "req.0") > 0,
+        "the disk's queue interrupts: {rows:?}"
+    );
+    assert!(
+        taken(rows, "virtio", "input") > 0,
+        "the rng's queue interrupts: {rows:?}"
+    );
+}
+
+fn has_msix(function: &PciFunction) -> bool {
+    function.msi >= 2
+}
+
+/// Interrupts on all processors of rows whose name contains both words.
+fn taken(rows: &[Interrupt], one: &str, other: &str) -> u64 {
+    let named = rows
+        .iter()
+        .filter(|row| row.name.contains(one) && row.name.contains(other));
+    named.flat_map(|row| &row.counts).sum()
+}
+
+#[test]
+fn without_rng_there_is_none() {
+    let ended = Boot::new([Step::Pci, Step::PowerOff]).arguments(["--no-rng"]).run();
+    ended.assert_code(0);
+    let Some(Answer::Pci { functions }) = ended.answers.first() else {
+        panic!("{:?}", ended.answers)
+    };
+    assert!(
+        functions.iter().all(|function| function.id != "1af4:1044"),
+        "{functions:?}"
+    );
+}
+
+fn said_good_bye(ended: &Ended) -> bool {
+    matches!(ended.answers.last(), Some(Answer::Bye { .. }))
+}
+
+#[test]
+fn a_reset_through_the_keyboard_controller_exits_with_3() {
+    let ended = Boot::new([Step::Reset]).cmdline("reboot=k").run();
+    assert!(said_good_bye(ended.assert_code(3)));
+}
+
+#[test]
+fn a_reset_through_acpi_exits_with_3() {
+    let ended = Boot::new([Step::Reset]).cmdline("reboot=a").run();
+    assert!(said_good_bye(ended.assert_code(3)));
+}
+
+#[test]
+fn a_panic_that_the_guest_reports_exits_with_4() {
+    let ended = Boot::new([Step::Panic])
+        .cmdline("reboot=k")
+        .arguments(["--pvpanic"])
+        .run();
+    assert!(said_good_bye(ended.assert_code(4)));
+}
+
+#[test]
+fn a_panic_that_nobody_hears_of_ends_as_the_reset_that_follows() {
+    let ended = Boot::new([Step::Panic]).cmdline("reboot=k").run();
+    assert!(said_good_bye(ended.assert_code(3)));
+}
