@@ -7,9 +7,7 @@ use linux_loader::bootparam::{CAN_USE_HEAP, LOADED_HIGH, boot_e820_entry, boot_p
 use linux_loader::configurator::linux::LinuxBootConfigurator;
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams, Error as ConfiguratorError};
-use linux_loader::start_info::{
-    XEN_HVM_START_MAGIC_VALUE, hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
-};
+use linux_loader::start_info::{XEN_HVM_START_MAGIC_VALUE, hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::layout;
@@ -51,8 +49,14 @@ pub enum ParamsError {
 }
 
 /// Writes command line and boot parameters; tells where the parameters are.
-pub(crate) fn write(mem: &GuestMemoryMmap, platform: &Platform, loaded: &Loaded, rsdp: u64) -> Result<u64, ParamsError> {
-    mem.write_slice(&loaded.cmdline.terminated(), GuestAddress(layout::CMDLINE)).map_err(ParamsError::CommandLine)?;
+pub(crate) fn write(
+    mem: &GuestMemoryMmap,
+    platform: &Platform,
+    loaded: &Loaded,
+    rsdp: u64,
+) -> Result<u64, ParamsError> {
+    mem.write_slice(&loaded.cmdline.terminated(), GuestAddress(layout::CMDLINE))
+        .map_err(ParamsError::CommandLine)?;
     let map = memory_map::build(platform);
     if map.len() > layout::MEMORY_MAP_MAX {
         return Err(ParamsError::MemoryMap { found: map.len() });
@@ -67,11 +71,20 @@ fn write_pvh(mem: &GuestMemoryMmap, map: &[Range], loaded: &Loaded, rsdp: u64) -
     let modules: Vec<_> = loaded
         .initramfs
         .iter()
-        .map(|(base, len)| hvm_modlist_entry { paddr: *base, size: *len, ..Default::default() })
+        .map(|(base, len)| hvm_modlist_entry {
+            paddr: *base,
+            size: *len,
+            ..Default::default()
+        })
         .collect();
     let ranges: Vec<_> = map
         .iter()
-        .map(|range| hvm_memmap_table_entry { addr: range.base, size: range.len, type_: range.kind as u32, reserved: 0 })
+        .map(|range| hvm_memmap_table_entry {
+            addr: range.base,
+            size: range.len,
+            type_: range.kind as u32,
+            reserved: 0,
+        })
         .collect();
     let start_info = hvm_start_info {
         magic: XEN_HVM_START_MAGIC_VALUE,
@@ -92,11 +105,19 @@ fn write_pvh(mem: &GuestMemoryMmap, map: &[Range], loaded: &Loaded, rsdp: u64) -
 }
 
 fn write_zero_page(mem: &GuestMemoryMmap, map: &[Range], loaded: &Loaded, rsdp: u64) -> Result<u64, ParamsError> {
-    let mut page = boot_params { hdr: header(loaded)?, acpi_rsdp_addr: rsdp, ..Default::default() };
+    let mut page = boot_params {
+        hdr: header(loaded)?,
+        acpi_rsdp_addr: rsdp,
+        ..Default::default()
+    };
     // The array is packed, so it is filled as a copy: a reference to an entry would be unaligned.
     let mut table = page.e820_table;
     for (entry, range) in table.iter_mut().zip(map) {
-        *entry = boot_e820_entry { addr: range.base, size: range.len, r#type: range.kind as u32 };
+        *entry = boot_e820_entry {
+            addr: range.base,
+            size: range.len,
+            r#type: range.kind as u32,
+        };
     }
     page.e820_table = table;
     page.e820_entries = u8::try_from(map.len()).expect("write() has checked the number of ranges");

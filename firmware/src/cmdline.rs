@@ -63,7 +63,10 @@ mod tests {
     fn two_thousand_and_forty_seven_bytes_fit_and_one_more_does_not() {
         assert_eq!(CommandLine::new(vec![b'x'; 2047]).unwrap().terminated().len(), 2048);
         let error = CommandLine::new(vec![b'x'; 2048]).unwrap_err();
-        assert_eq!(error.to_string(), "command line has 2048 bytes; at most 2047 are allowed");
+        assert_eq!(
+            error.to_string(),
+            "command line has 2048 bytes; at most 2047 are allowed"
+        );
     }
 
     #[test]

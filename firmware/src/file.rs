@@ -31,7 +31,11 @@ pub(crate) fn open(path: &Path) -> Result<(File, u64), FileError> {
 fn check(metadata: &Metadata) -> Result<(), FileError> {
     let kind = metadata.file_type();
     if kind.is_file() {
-        return if metadata.len() == 0 { Err(FileError::Empty) } else { Ok(()) };
+        return if metadata.len() == 0 {
+            Err(FileError::Empty)
+        } else {
+            Ok(())
+        };
     }
     Err(FileError::Kind(match () {
         () if kind.is_dir() => "a directory",
@@ -70,7 +74,10 @@ mod tests {
         File::create(&empty).unwrap();
         assert_eq!(refusal(dir.path()), "it is a directory; it must be a regular file");
         assert_eq!(refusal(&socket), "it is a socket; it must be a regular file");
-        assert_eq!(refusal(Path::new("/dev/null")), "it is a character device; it must be a regular file");
+        assert_eq!(
+            refusal(Path::new("/dev/null")),
+            "it is a character device; it must be a regular file"
+        );
         assert_eq!(refusal(&empty), "it is empty");
         assert_eq!(refusal(&dir.path().join("none")), "cannot open it");
     }
@@ -79,7 +86,13 @@ mod tests {
     fn a_fifo_is_refused_without_waiting_for_a_writer() {
         let dir = tempfile::tempdir().unwrap();
         let fifo = dir.path().join("fifo");
-        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        assert!(
+            std::process::Command::new("mkfifo")
+                .arg(&fifo)
+                .status()
+                .unwrap()
+                .success()
+        );
         assert_eq!(refusal(&fifo), "it is a FIFO; it must be a regular file");
     }
 }

@@ -80,10 +80,19 @@ impl Initramfs {
         let Self { path, mut file, len } = self;
         let limit = low_ram_end(mem).min(u64::from(kernel.initrd_addr_max).saturating_add(1));
         let kernel_end = kernel.end.next_multiple_of(PAGE);
-        let base = limit.checked_sub(len).map(|base| base & !(PAGE - 1)).filter(|base| *base >= kernel_end);
+        let base = limit
+            .checked_sub(len)
+            .map(|base| base & !(PAGE - 1))
+            .filter(|base| *base >= kernel_end);
         let Some(base) = base else {
             let room = limit.saturating_sub(kernel_end);
-            return Err(InitramfsError::NoRoom { path, len, kernel_end, limit, room });
+            return Err(InitramfsError::NoRoom {
+                path,
+                len,
+                kernel_end,
+                limit,
+                room,
+            });
         };
         let count = usize::try_from(len).expect("it lies below 3 GiB");
         match mem.read_exact_volatile_from(GuestAddress(base), &mut file, count) {

@@ -2,34 +2,32 @@
 
 mod bzimage;
 mod elf;
+mod load;
+mod note;
 mod payload;
 mod scatter;
 mod unpack;
 
 use std::fmt;
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use linux_loader::bootparam::setup_header;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
+use vm_memory::GuestMemoryError;
 
 pub use bzimage::BzImageError;
 pub use elf::{ElfError, Segment};
+pub(crate) use load::low_ram_end;
 pub use payload::{Codec, PayloadError};
 
-use crate::file::{self, FileError};
-use crate::layout::{KERNEL_MIN, LOW_RAM_END};
 use crate::GuestMemoryMmap;
+use crate::file::{self, FileError};
+use crate::layout::KERNEL_MIN;
 use bzimage::Setup;
 use elf::Plan;
 use payload::Payload;
-use unpack::Stage;
-
-/// Highest byte of an initramfs for a kernel that does not say (boot.rst, `initrd_addr_max`).
-const INITRD_ADDR_MAX: u32 = 0x7fff_ffff;
 
 /// How a kernel is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,8 +111,14 @@ pub struct KernelImage {
 
 #[derive(Debug)]
 enum Format {
-    Vmlinux { file: File, pvh: Option<u64> },
-    BzImage { header: Box<setup_header>, payload: Payload },
+    Vmlinux {
+        file: File,
+        pvh: Option<u64>,
+    },
+    BzImage {
+        header: Box<setup_header>,
+        payload: Payload,
+    },
 }
 
 /// A kernel in guest RAM.
@@ -171,7 +175,13 @@ impl KernelImage {
             return Err(KernelFault::Unknown(head.into_iter().take(4).collect()));
         }
         let plan = Plan::parse(&head, payload.declared)?;
-        Ok((plan, Format::BzImage { header: Box::new(setup.header), payload }))
+        Ok((
+            plan,
+            Format::BzImage {
+                header: Box::new(setup.header),
+                payload,
+            },
+        ))
     }
 
     /// Reads the kernel into `mem`, which is fresh. `wanted` forces a protocol.
@@ -180,7 +190,8 @@ impl KernelImage {
     /// See [`KernelFault`]. All but those of reading and decompressing come before RAM is touched.
     pub fn load(self, mem: &GuestMemoryMmap, wanted: Option<Protocol>) -> Result<LoadedKernel, KernelError> {
         let Self { path, plan, format } = self;
-        plan.load(format, mem, wanted).map_err(|fault| KernelError { path, fault })
+        plan.load(format, mem, wanted)
+            .map_err(|fault| KernelError { path, fault })
     }
 
     /// How to map the kernel into `mem`, if it is a vmlinux. Who maps the segments answers for what their last pages hold
@@ -189,82 +200,23 @@ impl KernelImage {
     /// # Errors
     /// As [`KernelImage::load`].
     pub fn mapping(&self, mem: &GuestMemoryMmap, wanted: Option<Protocol>) -> Result<Option<Mapping<'_>>, KernelError> {
-        let Format::Vmlinux { file, pvh } = &self.format else { return Ok(None) };
-        let checked = self.plan.check_ram(mem).and_then(|_| self.plan.loaded(*pvh, wanted, None));
-        let kernel = checked.map_err(|fault| KernelError { path: self.path.clone(), fault })?;
-        Ok(Some(Mapping { file, segments: &self.plan.segments, kernel }))
+        let Format::Vmlinux { file, pvh } = &self.format else {
+            return Ok(None);
+        };
+        let checked = self
+            .plan
+            .check_ram(mem)
+            .and_then(|_| self.plan.loaded(*pvh, wanted, None));
+        let kernel = checked.map_err(|fault| KernelError {
+            path: self.path.clone(),
+            fault,
+        })?;
+        Ok(Some(Mapping {
+            file,
+            segments: &self.plan.segments,
+            kernel,
+        }))
     }
-}
-
-impl Plan {
-    fn load(&self, format: Format, mem: &GuestMemoryMmap, wanted: Option<Protocol>) -> Result<LoadedKernel, KernelFault> {
-        let ram = self.check_ram(mem)?;
-        match format {
-            Format::Vmlinux { file, pvh } => {
-                let kernel = self.loaded(pvh, wanted, None)?;
-                self.segments.iter().try_for_each(|segment| read(&file, segment, mem))?;
-                Ok(kernel)
-            }
-            Format::BzImage { header, payload } => {
-                self.unpack(payload, ram, mem)?;
-                self.loaded(self.pvh_in_ram(mem), wanted, Some(*header))
-            }
-        }
-    }
-
-    /// Checks that every segment is in RAM, above the boot structures and below the hole; tells where that RAM ends.
-    fn check_ram(&self, mem: &GuestMemoryMmap) -> Result<u64, KernelFault> {
-        let ram_end = low_ram_end(mem);
-        let outside = |segment: &&Segment| segment.gpa < KERNEL_MIN || segment.end() > ram_end;
-        match self.segments.iter().find(outside) {
-            Some(segment) => Err(KernelFault::OutsideRam { start: segment.gpa, end: segment.end(), ram_end }),
-            None => Ok(ram_end),
-        }
-    }
-
-    fn unpack(&self, payload: Payload, ram: u64, mem: &GuestMemoryMmap) -> Result<(), PayloadError> {
-        let Payload { codec, mut source, declared, mut stream } = payload;
-        if declared > ram {
-            return Err(PayloadError::ExceedsRam { declared, ram });
-        }
-        if codec == Codec::Zstd
-            && let Some(stage) = Stage::find(self, declared, mem)
-        {
-            // It would hold on to a decoder's memory for nothing.
-            drop(stream);
-            return stage.fill(&mut source);
-        }
-        scatter::scatter(&mut stream, self, declared, mem)
-    }
-
-    fn loaded(
-        &self,
-        pvh: Option<u64>,
-        wanted: Option<Protocol>,
-        setup_header: Option<setup_header>,
-    ) -> Result<LoadedKernel, KernelFault> {
-        let (protocol, entry) = self.entry(pvh, wanted)?;
-        let initrd_addr_max = setup_header.map_or(INITRD_ADDR_MAX, |header| header.initrd_addr_max);
-        Ok(LoadedKernel { protocol, entry, end: self.end(), initrd_addr_max, setup_header })
-    }
-
-    /// Searches the notes of a kernel that has been loaded. Those that no segment holds are not there.
-    fn pvh_in_ram(&self, mem: &GuestMemoryMmap) -> Option<u64> {
-        self.notes.iter().find_map(|notes| {
-            let mut bytes = vec![0; notes.len];
-            let gpa = self.address_of(notes.offset, notes.len as u64)?;
-            mem.read_slice(&mut bytes, GuestAddress(gpa)).ok()?;
-            elf::pvh_entry(&bytes, notes.align)
-        })
-    }
-}
-
-/// The end of the RAM that starts at address 0, below the hole.
-pub(crate) fn low_ram_end(mem: &GuestMemoryMmap) -> u64 {
-    let grow = |end: u64, region: &vm_memory::GuestRegionMmap<()>| {
-        if region.start_addr().0 == end { end.saturating_add(region.len()) } else { end }
-    };
-    mem.iter().fold(0, grow).min(LOW_RAM_END)
 }
 
 /// The first bytes of a file, up to [`elf::HEAD_LEN`].
@@ -286,20 +238,11 @@ fn pvh_in_file(file: &File, plan: &Plan) -> std::io::Result<Option<u64>> {
     for notes in &plan.notes {
         let mut bytes = vec![0; notes.len];
         file.read_exact_at(&mut bytes, notes.offset)?;
-        if let Some(entry) = elf::pvh_entry(&bytes, notes.align) {
+        if let Some(entry) = note::pvh_entry(&bytes, notes.align) {
             return Ok(Some(entry));
         }
     }
     Ok(None)
-}
-
-/// Reads a segment straight into guest RAM.
-fn read(mut file: &File, segment: &Segment, mem: &GuestMemoryMmap) -> Result<(), KernelFault> {
-    let &Segment { gpa, file_offset: offset, file_size: len, .. } = segment;
-    file.seek(SeekFrom::Start(offset)).map_err(KernelFault::Read)?;
-    let count = usize::try_from(len).expect("segments lie below 3 GiB");
-    mem.read_exact_volatile_from(GuestAddress(gpa), &mut file, count)
-        .map_err(|source| KernelFault::Load { offset, len, source })
 }
 
 #[cfg(test)]

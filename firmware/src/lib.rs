@@ -143,8 +143,15 @@ impl Payload {
     /// [`LoadError::Kernel`] or [`LoadError::Initramfs`]; RAM is then in disorder.
     pub fn load(self, mem: &GuestMemoryMmap) -> Result<Loaded, LoadError> {
         let kernel = self.kernel.load(mem, self.protocol)?;
-        let initramfs = self.initramfs.map(|initramfs| initramfs.load(mem, &kernel)).transpose()?;
-        Ok(Loaded { kernel, initramfs, cmdline: self.cmdline })
+        let initramfs = self
+            .initramfs
+            .map(|initramfs| initramfs.load(mem, &kernel))
+            .transpose()?;
+        Ok(Loaded {
+            kernel,
+            initramfs,
+            cmdline: self.cmdline,
+        })
     }
 }
 
@@ -155,7 +162,11 @@ impl Payload {
 /// [`LoadError::Params`] or [`LoadError::Write`].
 pub fn describe(mem: &GuestMemoryMmap, platform: &Platform, loaded: &Loaded, rsdp: u64) -> Result<Entry, LoadError> {
     let params = boot_params::write(mem, platform, loaded, rsdp)?;
-    let entry = Entry { protocol: loaded.kernel.protocol, address: loaded.kernel.entry, params };
+    let entry = Entry {
+        protocol: loaded.kernel.protocol,
+        address: loaded.kernel.entry,
+        params,
+    };
     registers::write_tables(mem, &entry)?;
     Ok(entry)
 }

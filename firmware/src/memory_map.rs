@@ -31,7 +31,12 @@ pub(crate) fn build(platform: &Platform) -> Vec<Range> {
         let end = base.saturating_add(*len);
         if *base < layout::KERNEL_MIN {
             push(&mut map, *base, end.min(layout::CONVENTIONAL_END), Kind::Ram);
-            push(&mut map, layout::ACPI, layout::ACPI.saturating_add(layout::ACPI_LEN), Kind::Reserved);
+            push(
+                &mut map,
+                layout::ACPI,
+                layout::ACPI.saturating_add(layout::ACPI_LEN),
+                Kind::Reserved,
+            );
         }
         push(&mut map, (*base).max(layout::KERNEL_MIN), end, Kind::Ram);
     }
@@ -58,7 +63,10 @@ mod tests {
 
     fn ranges(size: u64) -> Vec<(u64, u64, Kind)> {
         let ram = layout::ram_ranges(size);
-        build(&platform(&ram)).iter().map(|range| (range.base, range.base + range.len, range.kind)).collect()
+        build(&platform(&ram))
+            .iter()
+            .map(|range| (range.base, range.base + range.len, range.kind))
+            .collect()
     }
 
     #[test]

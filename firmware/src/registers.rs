@@ -48,7 +48,11 @@ const TYPE_BUSY_TSS: u8 = 0xb;
 
 /// General registers at [`Entry::address`].
 pub fn boot_regs(entry: &Entry) -> kvm_regs {
-    let mut regs = kvm_regs { rip: entry.address, rflags: RFLAGS_RESERVED, ..Default::default() };
+    let mut regs = kvm_regs {
+        rip: entry.address,
+        rflags: RFLAGS_RESERVED,
+        ..Default::default()
+    };
     match entry.protocol {
         Protocol::Pvh => regs.rbx = entry.params,
         Protocol::Linux64 => regs.rsi = entry.params,
@@ -61,7 +65,13 @@ pub fn boot_sregs(entry: &Entry, sregs: &mut kvm_sregs) {
     sregs.cs = segment(0x10, TYPE_CODE);
     let data = segment(0x18, TYPE_DATA);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.tr = kvm_segment { base: 0, limit: 0x67, type_: TYPE_BUSY_TSS, present: 1, ..Default::default() };
+    sregs.tr = kvm_segment {
+        base: 0,
+        limit: 0x67,
+        type_: TYPE_BUSY_TSS,
+        present: 1,
+        ..Default::default()
+    };
     sregs.cr0 = CR0_PE | CR0_ET;
     sregs.cr4 = 0;
     sregs.efer = 0;
@@ -78,7 +88,16 @@ pub fn boot_sregs(entry: &Entry, sregs: &mut kvm_sregs) {
 
 /// A flat 4 GiB segment of privilege 0.
 fn segment(selector: u16, type_: u8) -> kvm_segment {
-    kvm_segment { selector, type_, limit: 0xffff_ffff, present: 1, s: 1, db: 1, g: 1, ..Default::default() }
+    kvm_segment {
+        selector,
+        type_,
+        limit: 0xffff_ffff,
+        present: 1,
+        s: 1,
+        db: 1,
+        g: 1,
+        ..Default::default()
+    }
 }
 
 /// Writes GDT and page tables if the protocol needs them.
@@ -97,13 +116,26 @@ fn page_tables() -> impl Iterator<Item = u64> {
     let pdpt = PAGE_TABLES + PAGE;
     let directories = pdpt + PAGE;
     let pml4 = (0..ENTRIES).map(move |index| if index == 0 { pdpt | PTE_TABLE } else { 0 });
-    let pdpt = (0..ENTRIES).map(move |index| if index < MAPPED_GIB { (directories + index * PAGE) | PTE_TABLE } else { 0 });
-    pml4.chain(pdpt).chain((0..MAPPED_GIB * ENTRIES).map(|index| (index * LARGE_PAGE) | PDE_LARGE))
+    let pdpt = (0..ENTRIES).map(move |index| {
+        if index < MAPPED_GIB {
+            (directories + index * PAGE) | PTE_TABLE
+        } else {
+            0
+        }
+    });
+    pml4.chain(pdpt)
+        .chain((0..MAPPED_GIB * ENTRIES).map(|index| (index * LARGE_PAGE) | PDE_LARGE))
 }
 
-fn write(mem: &GuestMemoryMmap, what: &'static str, address: u64, words: impl Iterator<Item = u64>) -> Result<(), LoadError> {
+fn write(
+    mem: &GuestMemoryMmap,
+    what: &'static str,
+    address: u64,
+    words: impl Iterator<Item = u64>,
+) -> Result<(), LoadError> {
     let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
-    mem.write_slice(&bytes, GuestAddress(address)).map_err(|source| LoadError::Write { what, address, source })
+    mem.write_slice(&bytes, GuestAddress(address))
+        .map_err(|source| LoadError::Write { what, address, source })
 }
 
 #[cfg(test)]

@@ -37,7 +37,14 @@ impl LocalX2Apic {
     fn new(processor_uid: u32, x2apic_id: u32, status: EnabledStatus) -> Self {
         let flags = (status as u32).into();
         let (x2apic_id, processor_uid) = (x2apic_id.into(), processor_uid.into());
-        Self { type_: 9, length: 16, reserved: 0.into(), x2apic_id, flags, processor_uid }
+        Self {
+            type_: 9,
+            length: 16,
+            reserved: 0.into(),
+            x2apic_id,
+            flags,
+            processor_uid,
+        }
     }
 }
 
@@ -50,7 +57,10 @@ impl Aml for LocalX2Apic {
 pub(super) fn build(platform: &Platform) -> Sdt {
     let mut entries = Vec::new();
     let present = platform.apic_ids.iter().map(|id| (*id, EnabledStatus::Enabled));
-    let spare = platform.spare_apic_ids.iter().map(|id| (*id, EnabledStatus::DisabledOnlineCapable));
+    let spare = platform
+        .spare_apic_ids
+        .iter()
+        .map(|id| (*id, EnabledStatus::DisabledOnlineCapable));
     for (uid, (apic_id, status)) in (0..).zip(present.chain(spare)) {
         processor(&mut entries, uid, apic_id, status);
     }

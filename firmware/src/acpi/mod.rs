@@ -1,4 +1,4 @@
-//! ACPI tables of a hardware-reduced machine (ACPI 6.5 §4.1), RSDP first, in one piece at [`layout::ACPI`].
+//! ACPI tables of a hardware-reduced machine (ACPI 6.5 §4.1), RSDP first, in one piece at [`ACPI`].
 
 mod dsdt;
 mod madt;
@@ -77,7 +77,11 @@ fn append(bytes: &mut Vec<u8>, table: &dyn Aml) -> u64 {
 }
 
 fn fits(found: usize) -> Result<(), AcpiError> {
-    if found as u64 > ACPI_LEN { Err(AcpiError::TooLarge { found }) } else { Ok(()) }
+    if found as u64 > ACPI_LEN {
+        Err(AcpiError::TooLarge { found })
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -80,7 +80,11 @@ impl Setup {
         if offset.saturating_add(len) > file_len {
             return Err(BzImageError::PayloadOutside { offset, len, file_len });
         }
-        Ok(Self { header, payload_offset: offset, payload_len: len })
+        Ok(Self {
+            header,
+            payload_offset: offset,
+            payload_len: len,
+        })
     }
 }
 

@@ -1,23 +1,21 @@
 //! The ELF headers of a vmlinux: which bytes go where, and how the kernel is entered (ELF-64 Object File Format 1.5).
 
 use linux_loader::elf::{
-    EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, ELFMAG0, ELFMAG1, ELFMAG2, ELFMAG3, EM_X86_64, ET_DYN, ET_EXEC, Elf64_Ehdr,
-    Elf64_Nhdr, Elf64_Phdr, PT_LOAD, PT_NOTE,
+    EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, ELFMAG0, ELFMAG1, ELFMAG2, ELFMAG3, EM_X86_64, ET_DYN, ET_EXEC,
+    Elf64_Ehdr, Elf64_Phdr, PT_LOAD, PT_NOTE,
 };
 use vm_memory::ByteValued;
 
 use super::Protocol;
+use super::note::Notes;
 
 /// The program headers must lie in this many bytes at the head of the file; those of a vmlinux end at 344.
 pub(super) const HEAD_LEN: usize = 64 << 10;
 const HEADERS_MAX: u16 = 128;
+/// The longest note segment that is searched.
 const NOTES_MAX: u64 = 64 << 10;
 
 pub(super) const MAGIC: [u8; 4] = [ELFMAG0, ELFMAG1, ELFMAG2, ELFMAG3];
-
-/// The note that holds the 32-bit entry for PVH (Xen `public/elfnote.h`).
-const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
-const XEN_NOTE_NAME: &[u8] = b"Xen\0";
 
 /// Why an ELF file is no kernel that can be loaded.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,7 +27,9 @@ pub enum ElfError {
         found: usize,
     },
     /// Another machine's file.
-    #[error("ELF class {class}, data {data}, machine {machine}; a vmlinux is 64-bit (2), little-endian (1), x86-64 (62)")]
+    #[error(
+        "ELF class {class}, data {data}, machine {machine}; a vmlinux is 64-bit (2), little-endian (1), x86-64 (62)"
+    )]
     Machine {
         /// `EI_CLASS`.
         class: u8,
@@ -147,14 +147,6 @@ impl Segment {
     }
 }
 
-/// A note segment: where it lies in the image, and how its notes are aligned.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Notes {
-    pub(super) offset: u64,
-    pub(super) len: usize,
-    pub(super) align: usize,
-}
-
 /// What the headers say. Everything in it has been checked against the size of the image, nothing against RAM.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -169,12 +161,19 @@ impl Plan {
     pub(super) fn parse(head: &[u8], image_len: u64) -> Result<Self, ElfError> {
         let header: Elf64_Ehdr = pod(head, 0).ok_or(ElfError::Short { found: head.len() })?;
         check_header(&header)?;
-        let mut plan = Self { segments: Vec::new(), notes: Vec::new(), entry: header.e_entry };
+        let mut plan = Self {
+            segments: Vec::new(),
+            notes: Vec::new(),
+            entry: header.e_entry,
+        };
         for index in 0..usize::from(header.e_phnum) {
             let program: Elf64_Phdr = usize::try_from(header.e_phoff)
                 .ok()
                 .and_then(|offset| pod(head, offset.checked_add(index.checked_mul(size_of::<Elf64_Phdr>())?)?))
-                .ok_or(ElfError::HeadersOutside { offset: header.e_phoff, available: head.len() })?;
+                .ok_or(ElfError::HeadersOutside {
+                    offset: header.e_phoff,
+                    available: head.len(),
+                })?;
             plan.add(index, &program, image_len)?;
         }
         plan.segments.sort_by_key(|segment| segment.gpa);
@@ -183,26 +182,59 @@ impl Plan {
     }
 
     fn add(&mut self, index: usize, program: &Elf64_Phdr, image_len: u64) -> Result<(), ElfError> {
-        let &Elf64_Phdr { p_type, p_offset: offset, p_filesz: len, p_paddr: gpa, p_memsz: memory, p_align, .. } = program;
+        let &Elf64_Phdr {
+            p_type,
+            p_offset: offset,
+            p_filesz: len,
+            p_paddr: gpa,
+            p_memsz: memory,
+            p_align,
+            ..
+        } = program;
         if !matches!(p_type, PT_LOAD | PT_NOTE) {
             return Ok(());
         }
         if offset.checked_add(len).is_none_or(|end| end > image_len) {
-            return Err(ElfError::OutsideImage { index, offset, len, image_len });
+            return Err(ElfError::OutsideImage {
+                index,
+                offset,
+                len,
+                image_len,
+            });
         }
         if p_type == PT_NOTE {
-            let len = usize::try_from(len).ok().filter(|_| len <= NOTES_MAX).ok_or(ElfError::LongNote { index, len })?;
-            self.notes.push(Notes { offset, len, align: if p_align == 8 { 8 } else { 4 } });
+            let len = usize::try_from(len)
+                .ok()
+                .filter(|_| len <= NOTES_MAX)
+                .ok_or(ElfError::LongNote { index, len })?;
+            self.notes.push(Notes {
+                offset,
+                len,
+                align: if p_align == 8 { 8 } else { 4 },
+            });
             return Ok(());
         }
         if len > memory {
-            return Err(ElfError::FileExceedsMemory { index, file: len, memory });
+            return Err(ElfError::FileExceedsMemory {
+                index,
+                file: len,
+                memory,
+            });
         }
         if gpa.checked_add(memory).is_none() {
-            return Err(ElfError::Wraps { index, gpa, len: memory });
+            return Err(ElfError::Wraps {
+                index,
+                gpa,
+                len: memory,
+            });
         }
         if memory > 0 {
-            self.segments.push(Segment { gpa, file_offset: offset, file_size: len, mem_size: memory });
+            self.segments.push(Segment {
+                gpa,
+                file_offset: offset,
+                file_size: len,
+                mem_size: memory,
+            });
         }
         Ok(())
     }
@@ -213,7 +245,10 @@ impl Plan {
         }
         for (first, second) in self.segments.iter().zip(self.segments.iter().skip(1)) {
             if first.end() > second.gpa {
-                return Err(ElfError::Overlap { first: first.gpa, second: second.gpa });
+                return Err(ElfError::Overlap {
+                    first: first.gpa,
+                    second: second.gpa,
+                });
             }
         }
         Ok(())
@@ -231,7 +266,11 @@ impl Plan {
             (Some(Protocol::Linux64), _) | (None, None) => (Protocol::Linux64, self.entry),
             (_, Some(entry)) => (Protocol::Pvh, entry),
         };
-        if !self.segments.iter().any(|segment| (segment.gpa..segment.end()).contains(&entry)) {
+        if !self
+            .segments
+            .iter()
+            .any(|segment| (segment.gpa..segment.end()).contains(&entry))
+        {
             return Err(ElfError::EntryOutside { protocol, entry });
         }
         Ok((protocol, entry))
@@ -264,30 +303,12 @@ fn check_header(header: &Elf64_Ehdr) -> Result<(), ElfError> {
     Ok(())
 }
 
-/// The PVH entry in the notes `bytes`, if it is among them. Notes that make no sense end the search.
-pub(super) fn pvh_entry(bytes: &[u8], align: usize) -> Option<u64> {
-    let mut at = 0usize;
-    loop {
-        let note: Elf64_Nhdr = pod(bytes, at)?;
-        let name_at = at.checked_add(size_of::<Elf64_Nhdr>())?;
-        let name_end = name_at.checked_add(usize::try_from(note.n_namesz).ok()?)?;
-        let value_at = name_end.checked_next_multiple_of(align)?;
-        let value_end = value_at.checked_add(usize::try_from(note.n_descsz).ok()?)?;
-        let (name, value) = (bytes.get(name_at..name_end)?, bytes.get(value_at..value_end)?);
-        if note.n_type == XEN_ELFNOTE_PHYS32_ENTRY && name == XEN_NOTE_NAME {
-            // The value is an address of the kernel's own width; the entry itself is below 4 GiB.
-            let mut entry = [0; 8];
-            entry.get_mut(..value.len())?.copy_from_slice(value);
-            return Some(u64::from_le_bytes(entry));
-        }
-        at = value_end.checked_next_multiple_of(align)?;
-    }
-}
-
 /// The `T` at `offset`.
 pub(super) fn pod<T: ByteValued + Default>(bytes: &[u8], offset: usize) -> Option<T> {
     let mut value = T::default();
-    value.as_mut_slice().copy_from_slice(bytes.get(offset..offset.checked_add(size_of::<T>())?)?);
+    value
+        .as_mut_slice()
+        .copy_from_slice(bytes.get(offset..offset.checked_add(size_of::<T>())?)?);
     Some(value)
 }
 

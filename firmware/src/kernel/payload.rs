@@ -90,25 +90,50 @@ pub(super) struct Payload {
 
 impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Payload").field("codec", &self.codec).field("declared", &self.declared).finish_non_exhaustive()
+        f.debug_struct("Payload")
+            .field("codec", &self.codec)
+            .field("declared", &self.declared)
+            .finish_non_exhaustive()
     }
 }
 
 impl Payload {
     /// Opens the payload at `offset` of `file`, which holds its `len` bytes; gives it with its first [`HEAD_LEN`] bytes.
     pub(super) fn open(file: &Arc<File>, offset: u64, len: u64) -> Result<(Self, Vec<u8>), PayloadError> {
-        let (mut magic, mut size) = ([0; 6], [0; SIZE_LEN as usize]);
+        let (mut magic, mut size) = ([0; 6], [0; 4]);
         let size_at = offset.saturating_add(len).saturating_sub(SIZE_LEN);
-        file.read_exact_at(&mut magic, offset).map_err(PayloadError::Decompress)?;
-        file.read_exact_at(&mut size, size_at).map_err(PayloadError::Decompress)?;
+        file.read_exact_at(&mut magic, offset)
+            .map_err(PayloadError::Decompress)?;
+        file.read_exact_at(&mut size, size_at)
+            .map_err(PayloadError::Decompress)?;
         let codec = Codec::detect(magic)?;
-        let end = if codec == Codec::Gzip { size_at.saturating_add(SIZE_LEN) } else { size_at };
-        let source = Section { file: Arc::clone(file), position: offset, end };
+        let end = if codec == Codec::Gzip {
+            size_at.saturating_add(SIZE_LEN)
+        } else {
+            size_at
+        };
+        let source = Section {
+            file: Arc::clone(file),
+            position: offset,
+            end,
+        };
         let mut decoder = codec.decoder(source.clone()).map_err(PayloadError::Decompress)?;
         let mut head = Vec::with_capacity(HEAD_LEN);
-        decoder.by_ref().take(HEAD_LEN as u64).read_to_end(&mut head).map_err(PayloadError::Decompress)?;
+        decoder
+            .by_ref()
+            .take(HEAD_LEN as u64)
+            .read_to_end(&mut head)
+            .map_err(PayloadError::Decompress)?;
         let stream = Box::new(Cursor::new(head.clone()).chain(decoder));
-        Ok((Self { codec, source, declared: u32::from_le_bytes(size).into(), stream }, head))
+        Ok((
+            Self {
+                codec,
+                source,
+                declared: u32::from_le_bytes(size).into(),
+                stream,
+            },
+            head,
+        ))
     }
 }
 
@@ -130,13 +155,22 @@ impl Codec {
     fn decoder(self, source: Section) -> io::Result<Box<dyn BufRead + Send>> {
         let buffered = |source| BufReader::with_capacity(CHUNK, source);
         Ok(match self {
-            Self::Gzip => Box::new(BufReader::with_capacity(CHUNK, flate2::bufread::GzDecoder::new(buffered(source)))),
+            Self::Gzip => Box::new(BufReader::with_capacity(
+                CHUNK,
+                flate2::bufread::GzDecoder::new(buffered(source)),
+            )),
             // It gives out whole blocks, so that nothing is gained by a buffer of ours.
             Self::Lz4 => Box::new(lz4_flex::frame::FrameDecoder::new(source)),
-            Self::Zstd => Box::new(BufReader::with_capacity(CHUNK, zstd::Decoder::with_buffer(buffered(source))?)),
+            Self::Zstd => Box::new(BufReader::with_capacity(
+                CHUNK,
+                zstd::Decoder::with_buffer(buffered(source))?,
+            )),
             Self::Xz => {
                 let stream = Stream::new_stream_decoder(XZ_MEMORY_MAX, 0)?;
-                Box::new(BufReader::with_capacity(CHUNK, XzDecoder::new_stream(buffered(source), stream)))
+                Box::new(BufReader::with_capacity(
+                    CHUNK,
+                    XzDecoder::new_stream(buffered(source), stream),
+                ))
             }
         })
     }
@@ -154,7 +188,9 @@ impl Read for Section {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = usize::try_from(self.end.saturating_sub(self.position)).unwrap_or(usize::MAX);
         let len = left.min(buffer.len());
-        let read = self.file.read_at(buffer.get_mut(..len).unwrap_or_default(), self.position)?;
+        let read = self
+            .file
+            .read_at(buffer.get_mut(..len).unwrap_or_default(), self.position)?;
         self.position = self.position.saturating_add(read as u64);
         Ok(read)
     }

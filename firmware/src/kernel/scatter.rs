@@ -39,7 +39,10 @@ pub(super) fn scatter(
         position = end;
     }
     if position < declared {
-        return Err(PayloadError::Short { found: position, declared });
+        return Err(PayloadError::Short {
+            found: position,
+            declared,
+        });
     }
     Ok(())
 }
@@ -52,7 +55,9 @@ fn place(chunk: &[u8], position: u64, segment: &Segment, mem: &GuestMemoryMmap) 
         return Ok(());
     };
     let wanted = usize::try_from(skip).ok().zip(usize::try_from(len).ok());
-    let bytes = wanted.and_then(|(skip, len)| chunk.get(skip..skip.checked_add(len)?)).unwrap_or_default();
+    let bytes = wanted
+        .and_then(|(skip, len)| chunk.get(skip..skip.checked_add(len)?))
+        .unwrap_or_default();
     let gpa = segment.gpa.saturating_add(start.saturating_sub(segment.file_offset));
     write_pages(bytes, gpa, mem)
 }

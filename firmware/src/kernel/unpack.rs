@@ -10,6 +10,7 @@
 use std::io::{self, Read};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
+use zstd::zstd_safe::zstd_sys::ZSTD_ErrorCode;
 use zstd::zstd_safe::{self, DCtx, DParameter, InBuffer, OutBuffer, WriteBuf};
 
 use super::elf::{Plan, Segment};
@@ -33,9 +34,17 @@ impl<'a> Stage<'a> {
     pub(super) fn find(plan: &'a Plan, declared: u64, mem: &'a GuestMemoryMmap) -> Option<Self> {
         let segments = plan.segments.as_slice();
         let first = segments.first()?;
-        let gpa = first.gpa.checked_sub(first.file_offset).filter(|gpa| *gpa >= KERNEL_MIN)?;
-        let in_order = segments.iter().zip(segments.iter().skip(1)).all(|(a, b)| a.file_end() <= b.file_offset);
-        let down = segments.iter().all(|segment| Some(segment.gpa) <= gpa.checked_add(segment.file_offset));
+        let gpa = first
+            .gpa
+            .checked_sub(first.file_offset)
+            .filter(|gpa| *gpa >= KERNEL_MIN)?;
+        let in_order = segments
+            .iter()
+            .zip(segments.iter().skip(1))
+            .all(|(a, b)| a.file_end() <= b.file_offset);
+        let down = segments
+            .iter()
+            .all(|segment| Some(segment.gpa) <= gpa.checked_add(segment.file_offset));
         if !in_order || !down {
             return None;
         }
@@ -46,16 +55,23 @@ impl<'a> Stage<'a> {
     /// Fills it from `source`, the compressed image.
     pub(super) fn fill(mut self, source: &mut dyn Read) -> Result<(), PayloadError> {
         let declared = self.ram.len() as u64;
-        match self.decompress(source).map_err(PayloadError::Decompress)? as u64 {
-            found if found < declared => Err(PayloadError::Short { found, declared }),
-            _ => self.settle().map_err(PayloadError::Decompress),
+        match self.decompress(source) {
+            Ok(found) if (found as u64) < declared => Err(PayloadError::Short {
+                found: found as u64,
+                declared,
+            }),
+            Ok(_) => self.settle().map_err(PayloadError::Decompress),
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => Err(PayloadError::Long { declared }),
+            Err(error) => Err(PayloadError::Decompress(error)),
         }
     }
 
     /// Decompresses one frame; tells its size.
     fn decompress(&mut self, source: &mut dyn Read) -> io::Result<usize> {
         let mut context = DCtx::try_create().ok_or(io::ErrorKind::OutOfMemory)?;
-        context.set_parameter(DParameter::StableOutBuffer(true)).map_err(zstd_error)?;
+        context
+            .set_parameter(DParameter::StableOutBuffer(true))
+            .map_err(zstd_error)?;
         let mut output = OutBuffer::around(self);
         let mut chunk = vec![0; CHUNK];
         loop {
@@ -102,8 +118,15 @@ impl<'a> Stage<'a> {
     }
 }
 
+/// What zstd's error `code`, a negative number, means. `StorageFull` is the end of the stage.
 fn zstd_error(code: usize) -> io::Error {
-    io::Error::other(zstd_safe::get_error_name(code))
+    let full = code == (ZSTD_ErrorCode::ZSTD_error_dstSize_tooSmall as usize).wrapping_neg();
+    let kind = if full {
+        io::ErrorKind::StorageFull
+    } else {
+        io::ErrorKind::InvalidData
+    };
+    io::Error::new(kind, zstd_safe::get_error_name(code))
 }
 
 // SAFETY: pointer and capacity are those of a slice of guest RAM, which lives as long as the stage. The RAM is mapped, hence

@@ -1,0 +1,126 @@
+//! Puts the segments of a kernel into guest RAM, whichever file they come from.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
+
+use linux_loader::bootparam::setup_header;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::elf::{Plan, Segment};
+use super::payload::{Codec, Payload, PayloadError};
+use super::unpack::Stage;
+use super::{Format, KernelFault, LoadedKernel, Protocol, note, scatter};
+use crate::GuestMemoryMmap;
+use crate::layout::{KERNEL_MIN, LOW_RAM_END};
+
+/// Highest byte of an initramfs for a kernel that does not say (boot.rst, `initrd_addr_max`).
+const INITRD_ADDR_MAX: u32 = 0x7fff_ffff;
+
+impl Plan {
+    pub(super) fn load(
+        &self,
+        format: Format,
+        mem: &GuestMemoryMmap,
+        wanted: Option<Protocol>,
+    ) -> Result<LoadedKernel, KernelFault> {
+        let ram = self.check_ram(mem)?;
+        match format {
+            Format::Vmlinux { file, pvh } => {
+                let kernel = self.loaded(pvh, wanted, None)?;
+                self.segments.iter().try_for_each(|segment| read(&file, segment, mem))?;
+                Ok(kernel)
+            }
+            Format::BzImage { header, payload } => {
+                self.unpack(payload, ram, mem)?;
+                self.loaded(self.pvh_in_ram(mem), wanted, Some(*header))
+            }
+        }
+    }
+
+    /// Checks that every segment is in RAM, above the boot structures and below the hole; tells where that RAM ends.
+    pub(super) fn check_ram(&self, mem: &GuestMemoryMmap) -> Result<u64, KernelFault> {
+        let ram_end = low_ram_end(mem);
+        let outside = |segment: &&Segment| segment.gpa < KERNEL_MIN || segment.end() > ram_end;
+        match self.segments.iter().find(outside) {
+            Some(segment) => Err(KernelFault::OutsideRam {
+                start: segment.gpa,
+                end: segment.end(),
+                ram_end,
+            }),
+            None => Ok(ram_end),
+        }
+    }
+
+    fn unpack(&self, payload: Payload, ram: u64, mem: &GuestMemoryMmap) -> Result<(), PayloadError> {
+        let Payload {
+            codec,
+            mut source,
+            declared,
+            mut stream,
+        } = payload;
+        if declared > ram {
+            return Err(PayloadError::ExceedsRam { declared, ram });
+        }
+        if codec == Codec::Zstd
+            && let Some(stage) = Stage::find(self, declared, mem)
+        {
+            // It would hold on to a decoder's memory for nothing.
+            drop(stream);
+            return stage.fill(&mut source);
+        }
+        scatter::scatter(&mut stream, self, declared, mem)
+    }
+
+    pub(super) fn loaded(
+        &self,
+        pvh: Option<u64>,
+        wanted: Option<Protocol>,
+        setup_header: Option<setup_header>,
+    ) -> Result<LoadedKernel, KernelFault> {
+        let (protocol, entry) = self.entry(pvh, wanted)?;
+        let initrd_addr_max = setup_header.map_or(INITRD_ADDR_MAX, |header| header.initrd_addr_max);
+        Ok(LoadedKernel {
+            protocol,
+            entry,
+            end: self.end(),
+            initrd_addr_max,
+            setup_header,
+        })
+    }
+
+    /// Searches the notes of a kernel that has been loaded. Those that no segment holds are not there.
+    fn pvh_in_ram(&self, mem: &GuestMemoryMmap) -> Option<u64> {
+        self.notes.iter().find_map(|notes| {
+            let mut bytes = vec![0; notes.len];
+            let gpa = self.address_of(notes.offset, notes.len as u64)?;
+            mem.read_slice(&mut bytes, GuestAddress(gpa)).ok()?;
+            note::pvh_entry(&bytes, notes.align)
+        })
+    }
+}
+
+/// The end of the RAM that starts at address 0, below the hole.
+pub(crate) fn low_ram_end(mem: &GuestMemoryMmap) -> u64 {
+    let grow = |end: u64, region: &vm_memory::GuestRegionMmap<()>| {
+        if region.start_addr().0 == end {
+            end.saturating_add(region.len())
+        } else {
+            end
+        }
+    };
+    mem.iter().fold(0, grow).min(LOW_RAM_END)
+}
+
+/// Reads a segment straight into guest RAM.
+fn read(mut file: &File, segment: &Segment, mem: &GuestMemoryMmap) -> Result<(), KernelFault> {
+    let &Segment {
+        gpa,
+        file_offset: offset,
+        file_size: len,
+        ..
+    } = segment;
+    file.seek(SeekFrom::Start(offset)).map_err(KernelFault::Read)?;
+    let count = usize::try_from(len).expect("segments lie below 3 GiB");
+    mem.read_exact_volatile_from(GuestAddress(gpa), &mut file, count)
+        .map_err(|source| KernelFault::Load { offset, len, source })
+}
