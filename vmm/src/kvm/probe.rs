@@ -31,7 +31,11 @@ pub fn probe(path: &Path) -> io::Result<KvmFacts> {
     let kvm = Kvm::new_with_path(path.as_c_str()).map_err(from_errno)?;
     Ok(KvmFacts {
         api_version: kvm.get_api_version(),
-        missing: REQUIRED.iter().filter(|(cap, _)| !kvm.check_extension(*cap)).map(|(_, name)| *name).collect(),
+        missing: REQUIRED
+            .iter()
+            .filter(|(cap, _)| !kvm.check_extension(*cap))
+            .map(|(_, name)| *name)
+            .collect(),
         max_vcpus: u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX),
         create_vm_error: kvm.create_vm().err().map(|errno| from_errno(errno).to_string()),
     })

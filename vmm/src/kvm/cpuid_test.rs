@@ -1,0 +1,100 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn host() -> CpuId {
+    let leaf = |function, index, eax, ebx, ecx, edx| kvm_cpuid_entry2 {
+        function,
+        index,
+        eax,
+        ebx,
+        ecx,
+        edx,
+        ..Default::default()
+    };
+    CpuId::from_entries(&[
+        leaf(0, 0, 0x1f, 0, 0, 0),
+        leaf(1, 0, 0, 0x0510_0800, 0, 0),
+        leaf(4, 0, 0xfc00_4121, 0, 0, 0),
+        leaf(4, 3, 0xfc1f_c163, 0, 0, 0),
+        leaf(4, 4, 0, 0, 0, 0),
+        leaf(0xb, 0, 1, 2, 0x100, 7),
+        leaf(0x15, 0, 2, 100, 0, 0),
+        leaf(0x1f, 0, 1, 2, 0x100, 7),
+        leaf(KVM_SIGNATURE, 0, KVM_FEATURES, 0x4b4d_564b, 0x564b_4d56, 0x4d),
+        leaf(KVM_FEATURES, 0, 0x0100_7efb, 0, 0, 0),
+        leaf(0x8000_0001, 0, 0, 0, 1 << 6, 0),
+        leaf(0x8000_0008, 0, 0x3030, 0, 0x7007, 0),
+        leaf(0x8000_001d, 3, 0x0003_c163, 0, 0, 0),
+        leaf(0x8000_001e, 0, 5, 0x105, 0x101, 0),
+        leaf(0x8000_0026, 0, 1, 2, 3, 4),
+    ])
+    .unwrap()
+}
+
+fn find(cpuid: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
+    *cpuid.as_slice().iter().find(|e| (e.function, e.index) == (function, index)).unwrap()
+}
+
+#[test]
+fn one_vcpu_is_one_core_of_one_thread() {
+    let cpuid = Topology::new(host(), 1, true).cpuid(0, None);
+    let one = find(&cpuid, 1, 0);
+    assert_eq!(one.ebx, 0x0001_0800);
+    assert_eq!(one.edx & FEATURE_HTT, 0);
+    assert_eq!(one.ecx, FEATURE_HYPERVISOR | FEATURE_TSC_DEADLINE);
+    assert_eq!(find(&cpuid, 0xb, 1).eax, 0);
+    assert_eq!(find(&cpuid, 0x8000_0008, 0).ecx, 0);
+    assert_eq!(find(&cpuid, 0x8000_0001, 0).ecx & AMD_CMP_LEGACY, 0);
+}
+
+#[test]
+fn a_timer_that_the_host_lacks_is_not_offered() {
+    let cpuid = Topology::new(host(), 1, false).cpuid(0, None);
+    assert_eq!(find(&cpuid, 1, 0).ecx & FEATURE_TSC_DEADLINE, 0);
+}
+
+#[test]
+fn five_vcpus_need_three_bits_of_apic_id() {
+    let cpuid = Topology::new(host(), 5, true).cpuid(4, None);
+    assert_eq!(find(&cpuid, 1, 0).ebx, 0x0405_0800);
+    for leaf in [0xb, 0x1f] {
+        let (smt, core, end) = (find(&cpuid, leaf, 0), find(&cpuid, leaf, 1), find(&cpuid, leaf, 2));
+        assert_eq!((smt.eax, smt.ebx, smt.ecx, smt.edx), (0, 1, 0x100, 4));
+        assert_eq!((core.eax, core.ebx, core.ecx, core.edx), (3, 5, 0x201, 4));
+        assert_eq!((end.eax, end.ebx, end.ecx, end.edx), (0, 0, 2, 4));
+    }
+    assert_eq!(find(&cpuid, 0x8000_0008, 0).ecx, 0x3004);
+    assert_eq!(find(&cpuid, 0x8000_001e, 0).eax, 4);
+    assert!(cpuid.as_slice().iter().all(|e| e.function != 0x8000_0026));
+}
+
+#[test]
+fn the_last_level_cache_is_shared_by_all_and_the_first_by_none() {
+    let cpuid = Topology::new(host(), 8, true).cpuid(0, None);
+    assert_eq!(find(&cpuid, 4, 0).eax >> 14 & 0xfff, 0);
+    assert_eq!(find(&cpuid, 4, 3).eax >> 14 & 0xfff, 7);
+    assert_eq!(find(&cpuid, 4, 0).eax >> 26, 7);
+    assert_eq!(find(&cpuid, 4, 4).eax, 0, "the end of the list stays the end");
+    assert_eq!(find(&cpuid, 0x8000_001d, 3).eax >> 14 & 0xfff, 7);
+}
+
+#[test]
+fn frequencies_are_published_where_the_guest_looks() {
+    let cpuid = Topology::new(host(), 1, true).cpuid(0, Some(2_900_000));
+    assert_eq!(find(&cpuid, KVM_SIGNATURE, 0).eax, HYPERVISOR_TIMING);
+    assert_eq!(find(&cpuid, HYPERVISOR_TIMING, 0).eax, 2_900_000);
+    assert_eq!(find(&cpuid, 0x15, 0).ecx, 2_900_000_000);
+}
+
+proptest! {
+    #[test]
+    fn any_count_gives_every_vcpu_an_id_that_fits(vcpus in 1_u32..4096) {
+        let topology = Topology::new(host(), vcpus, true);
+        let last = topology.cpuid(vcpus - 1, Some(1));
+        let core = find(&last, 0xb, 1);
+        prop_assert_eq!(core.edx, vcpus - 1);
+        prop_assert!(u64::from(core.edx) < 1_u64 << core.eax);
+        prop_assert!(core.eax == 0 || 1_u64 << (core.eax - 1) < u64::from(vcpus));
+    }
+}

@@ -1,0 +1,145 @@
+//! One virtual CPU: its state before the first instruction, and the loop around `KVM_RUN` (KVM api.rst 4.10).
+
+#![expect(unsafe_code, reason = "reading which member of kvm_run's union an internal error has filled")]
+
+use std::io;
+
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_regs, kvm_sregs};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use super::kick::Armed;
+use super::{Context, KvmError, Topology};
+
+/// IA32_MISC_ENABLE and its bit "fast strings" (Intel SDM vol. 4).
+const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
+const FAST_STRINGS: u64 = 1;
+/// IA32_MTRR_DEF_TYPE: MTRRs on, default type write-back (Intel SDM vol. 3A §12.11.2.1).
+const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
+const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
+
+/// What the guest touched that KVM could not answer itself.
+#[derive(Debug)]
+pub enum Port<'a> {
+    /// `in`: fill the bytes.
+    In(u16, &'a mut [u8]),
+    /// `out`.
+    Out(u16, &'a [u8]),
+    /// Load from an address that is not RAM: fill the bytes.
+    Load(u64, &'a mut [u8]),
+    /// Store to an address that is not RAM.
+    Store(u64, &'a [u8]),
+}
+
+/// Why [`Vcpu::run`] came back.
+#[derive(Debug)]
+pub enum Exit {
+    /// It was kicked.
+    Kicked,
+    /// The handler asked to stop.
+    Stopped,
+    /// Triple fault: what hardware turns into a reset (Intel SDM vol. 3A §6.15).
+    TripleFault,
+    /// KVM cannot go on with this vCPU.
+    Failed(String),
+}
+
+/// A virtual CPU. Made on any thread, then run by one.
+#[derive(Debug)]
+pub struct Vcpu {
+    id: u32,
+    fd: VcpuFd,
+}
+
+impl Vcpu {
+    pub(super) fn new(id: u32, fd: VcpuFd) -> Self {
+        Self { id, fd }
+    }
+
+    /// Number of the vCPU; also its APIC ID.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Gives the vCPU its CPUID and model-specific registers.
+    ///
+    /// # Errors
+    /// [`KvmError::Refused`].
+    pub fn configure(&self, topology: &Topology) -> Result<(), KvmError> {
+        let id = self.id;
+        let cpuid = topology.cpuid(id, self.fd.get_tsc_khz().ok().filter(|khz| *khz != 0));
+        debug_assert!(cpuid.as_slice().len() <= KVM_MAX_CPUID_ENTRIES);
+        self.fd.set_cpuid2(&cpuid).or_refused(|| format!("set the CPUID of vCPU {id}"))?;
+        let msr = |index, data| kvm_msr_entry { index, data, ..Default::default() };
+        let msrs = [msr(MSR_IA32_MISC_ENABLE, FAST_STRINGS), msr(MSR_MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK)];
+        let msrs = Msrs::from_entries(&msrs).expect("two entries fit any list");
+        // A host that lacks one of them gives the guest the hardware's own default, which Linux copes with.
+        self.fd.set_msrs(&msrs).or_refused(|| format!("set model-specific registers of vCPU {id}"))?;
+        Ok(())
+    }
+
+    /// The system registers as KVM has them now.
+    ///
+    /// # Errors
+    /// [`KvmError::Refused`].
+    pub fn system_registers(&self) -> Result<kvm_sregs, KvmError> {
+        self.fd.get_sregs().or_refused(|| format!("read the system registers of vCPU {}", self.id))
+    }
+
+    /// Places the vCPU at its first instruction.
+    ///
+    /// # Errors
+    /// [`KvmError::Refused`].
+    pub fn set_registers(&self, regs: &kvm_regs, sregs: &kvm_sregs) -> Result<(), KvmError> {
+        self.fd.set_sregs(sregs).or_refused(|| format!("set the system registers of vCPU {}", self.id))?;
+        self.fd.set_regs(regs).or_refused(|| format!("set the registers of vCPU {}", self.id))
+    }
+
+    /// Runs the guest until something ends it. `answer` serves what KVM cannot, and returns whether to go on.
+    ///
+    /// Called on the thread that a [`Kicker`](super::Kicker) aims at.
+    pub fn run(&mut self, mut answer: impl FnMut(Port<'_>) -> bool) -> Exit {
+        let armed = Armed::new(&mut self.fd);
+        loop {
+            let go_on = match self.fd.run() {
+                Ok(VcpuExit::IoIn(port, data)) => answer(Port::In(port, data)),
+                Ok(VcpuExit::IoOut(port, data)) => answer(Port::Out(port, data)),
+                Ok(VcpuExit::MmioRead(gpa, data)) => answer(Port::Load(gpa, data)),
+                Ok(VcpuExit::MmioWrite(gpa, data)) => answer(Port::Store(gpa, data)),
+                Ok(VcpuExit::Shutdown) => return Exit::TripleFault,
+                Ok(VcpuExit::Intr) => true,
+                Ok(VcpuExit::InternalError) => return Exit::Failed(self.internal_error()),
+                Ok(VcpuExit::FailEntry(reason, cpu)) => {
+                    return Exit::Failed(format!("the CPU refused to enter the guest: reason {reason:#x}, host CPU {cpu}"));
+                }
+                Ok(other) => return Exit::Failed(format!("unexpected exit {other:?}")),
+                Err(errno) if errno.errno() == libc::EINTR => {
+                    armed.clear();
+                    return Exit::Kicked;
+                }
+                Err(errno) if errno.errno() == libc::EAGAIN => true,
+                Err(errno) => {
+                    let error = io::Error::from_raw_os_error(errno.errno());
+                    return Exit::Failed(format!("KVM_RUN: {error}"));
+                }
+            };
+            if !go_on {
+                return Exit::Stopped;
+            }
+        }
+    }
+
+    /// KVM's own account of `KVM_EXIT_INTERNAL_ERROR`, with the place in the guest.
+    fn internal_error(&mut self) -> String {
+        // SAFETY: `internal` is the member that KVM fills for this exit; all of its bytes are plain integers.
+        let suberror = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
+        let what = match suberror {
+            1 => "it cannot emulate an instruction",
+            2 => "an exception came while it delivered another event",
+            3 => "an event could not be delivered",
+            4 => "an unexpected hardware exit",
+            _ => "unknown",
+        };
+        let rip = self.fd.get_regs().map_or_else(|_| "?".into(), |regs| format!("{:#x}", regs.rip));
+        format!("KVM internal error {suberror}: {what}, at guest instruction {rip} (software-virtualised hosts: see `husk check`)")
+    }
+}

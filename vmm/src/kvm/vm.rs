@@ -1,0 +1,163 @@
+//! One KVM virtual machine: memory slots, the interrupt controller, and the real [`Host`].
+
+#![expect(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION takes a host address on trust")]
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::{Mutex, PoisonError};
+
+use husk_devices::{Host, Irq, MsiMessage, MsiVector};
+use kvm_bindings::{
+    KVM_CAP_X2APIC_API, KVM_MEM_READONLY, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
+    kvm_enable_cap, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::irq::{IOAPIC_PINS, Routes};
+use super::vcpu::Vcpu;
+use super::{Context, KvmError};
+
+/// vCPUs that 8-bit APIC IDs can name; more need x2APIC identifiers.
+const MAX_XAPIC_VCPUS: u32 = 255;
+
+/// What a guest may do with a memory slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read, write, execute.
+    ReadWrite,
+    /// Writes leave to the VMM as MMIO.
+    ReadOnly,
+}
+
+/// A virtual machine.
+///
+/// Lock order: `routes` is taken alone, and never while a device is locked by the same thread for longer than one register write.
+#[derive(Debug)]
+pub struct Vm {
+    fd: VmFd,
+    routes: Mutex<Routes>,
+}
+
+impl Vm {
+    pub(super) fn new(fd: VmFd) -> Result<Self, KvmError> {
+        Ok(Self { fd, routes: Mutex::default() })
+    }
+
+    /// Maps `len` bytes at `host` into the guest at `gpa` (KVM api.rst 4.35). Adding slots before [`Vm::create_irqchip`] and
+    /// before any doorbell saves several milliseconds on Linux 6.18 and later.
+    ///
+    /// # Errors
+    /// [`KvmError::Refused`], for example when the slot overlaps another.
+    ///
+    /// # Safety
+    /// `host..host + len` must stay mapped, and must be meant for the guest, for as long as the slot exists.
+    pub unsafe fn map(&self, slot: u32, gpa: u64, host: *mut u8, len: u64, access: Access) -> Result<(), KvmError> {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: if access == Access::ReadOnly { KVM_MEM_READONLY } else { 0 },
+            guest_phys_addr: gpa,
+            memory_size: len,
+            userspace_addr: host as u64,
+        };
+        // SAFETY: the caller answers for the host range.
+        unsafe { self.fd.set_user_memory_region(region) }.or_refused(|| format!("map {len:#x} bytes of RAM at {gpa:#x}"))
+    }
+
+    /// Creates the in-kernel IOAPIC, PIC and local APICs, without PIT (KVM api.rst 4.24). Only before the first vCPU.
+    ///
+    /// # Errors
+    /// [`KvmError::Refused`].
+    pub fn create_irqchip(&self, vcpus: u32, tss: u64) -> Result<(), KvmError> {
+        let tss = usize::try_from(tss).expect("x86_64: a guest-physical address below 4 GiB fits a usize");
+        self.fd.set_tss_address(tss).or_refused(|| format!("place its task state segment at {tss:#x}"))?;
+        self.fd.create_irq_chip().or_refused(|| "create the interrupt controller".into())?;
+        if vcpus <= MAX_XAPIC_VCPUS {
+            return Ok(());
+        }
+        let mut cap = kvm_enable_cap { cap: KVM_CAP_X2APIC_API, ..Default::default() };
+        cap.args[0] = u64::from(KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK);
+        self.fd.enable_cap(&cap).or_refused(|| format!("use 32-bit APIC IDs for {vcpus} vCPUs"))
+    }
+
+    /// Creates vCPU number `id`, which is also its APIC ID.
+    ///
+    /// # Errors
+    /// [`KvmError::Refused`].
+    pub fn create_vcpu(&self, id: u32) -> Result<Vcpu, KvmError> {
+        let fd = self.fd.create_vcpu(u64::from(id)).or_refused(|| format!("create vCPU {id}"))?;
+        Ok(Vcpu::new(id, fd))
+    }
+
+    fn locked_routes(&self) -> std::sync::MutexGuard<'_, Routes> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send_routes(&self, routes: &Routes) -> io::Result<()> {
+        let table = routes.table().map_err(|e| io::Error::other(format!("{e:?}")))?;
+        self.fd.set_gsi_routing(&table).map_err(from_errno)
+    }
+}
+
+impl Host for Vm {
+    fn line(&self, gsi: u32) -> io::Result<Irq> {
+        if gsi >= IOAPIC_PINS {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("no IOAPIC pin {gsi}")));
+        }
+        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        self.fd.register_irqfd(&event, gsi).map_err(from_errno)?;
+        Ok(Irq::new(event))
+    }
+
+    fn msi(&self) -> io::Result<MsiVector> {
+        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        let gsi = self.locked_routes().reserve().ok_or_else(|| io::Error::other("all 4072 message GSIs are taken"))?;
+        Ok(MsiVector { gsi, irq: Irq::new(event) })
+    }
+
+    fn route(&self, vector: &MsiVector, message: Option<MsiMessage>) -> io::Result<()> {
+        let mut routes = self.locked_routes();
+        let Some(before) = routes.set(vector.gsi, message) else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("GSI {} is not reserved", vector.gsi)));
+        };
+        if before == message {
+            return Ok(());
+        }
+        // The irqfd goes first when a vector is disconnected, so that it never points at a route that is gone.
+        if message.is_none() {
+            self.fd.unregister_irqfd(vector.irq.event(), vector.gsi).map_err(from_errno)?;
+        }
+        self.send_routes(&routes)?;
+        if before.is_none() {
+            self.fd.register_irqfd(vector.irq.event(), vector.gsi).map_err(from_errno)?;
+        }
+        Ok(())
+    }
+
+    fn release(&self, vector: &MsiVector) {
+        if let Err(error) = self.route(vector, None) {
+            log::warn!("cannot disconnect GSI {}: {error}", vector.gsi);
+        }
+        self.locked_routes().release(vector.gsi);
+    }
+
+    fn doorbell(&self, addr: u64, kick: &EventFd, on: bool) -> io::Result<()> {
+        let addr = IoEventAddress::Mmio(addr);
+        let changed = if on {
+            self.fd.register_ioevent(kick, &addr, NoDatamatch)
+        } else {
+            self.fd.unregister_ioevent(kick, &addr, NoDatamatch)
+        };
+        changed.map_err(from_errno)
+    }
+}
+
+fn from_errno(errno: kvm_ioctls::Error) -> io::Error {
+    io::Error::from_raw_os_error(errno.errno())
+}
+
+impl AsRawFd for Vm {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.fd.as_raw_fd()
+    }
+}

@@ -1,0 +1,152 @@
+//! The buses of one VM, and what becomes of a device's [`Effect`] once the bus is free again.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use husk_devices::Effect;
+use husk_devices::bus::Bus;
+use husk_devices::pci::{BarRange, BarWindow, Bdf, PciFunction, PciRoot};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::kvm::Port;
+
+/// Why a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The guest powered itself off.
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// The guest asked for a reset by a triple fault, Linux's last resort.
+    TripleFault,
+    /// The guest reported that its kernel panicked.
+    Panic,
+    /// The host cannot run it any further.
+    Failed(String),
+}
+
+/// A mutex whose data stays good when a holder panicked: devices are left between two register accesses, never within one.
+pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What vCPU threads share.
+///
+/// No two of its locks are ever held at once by a thread.
+pub struct Board {
+    ports: Bus,
+    mmio: Bus,
+    pci: Arc<Mutex<PciRoot>>,
+    /// Where each function's BARs stand on the memory bus.
+    windows: Mutex<BTreeMap<Bdf, Vec<BarRange>>>,
+    ending: OnceLock<Ending>,
+    ended: EventFd,
+}
+
+impl std::fmt::Debug for Board {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Board").field("ending", &self.ending.get()).finish_non_exhaustive()
+    }
+}
+
+impl Board {
+    /// A board without devices. `ended` is written once, when the VM ends.
+    pub fn new(ended: EventFd) -> Self {
+        let pci = Arc::new(Mutex::new(PciRoot::new()));
+        Self { ports: Bus::default(), mmio: Bus::default(), pci, windows: Mutex::default(), ending: OnceLock::new(), ended }
+    }
+
+    /// The I/O port bus.
+    pub fn ports(&self) -> &Bus {
+        &self.ports
+    }
+
+    /// The memory bus.
+    pub fn mmio(&self) -> &Bus {
+        &self.mmio
+    }
+
+    /// The PCI root, whose slots hold every PCI function.
+    pub fn pci(&self) -> &Arc<Mutex<PciRoot>> {
+        &self.pci
+    }
+
+    /// Why the VM ended, once it has.
+    pub fn ending(&self) -> Option<&Ending> {
+        self.ending.get()
+    }
+
+    /// Ends the VM. The first reason counts.
+    pub fn end(&self, ending: Ending) {
+        if self.ending.set(ending).is_ok() {
+            // An eventfd that nobody has read takes another 1 for as long as the process lives.
+            let _ = self.ended.write(1);
+        }
+    }
+
+    /// Serves one vCPU exit. Returns whether the guest goes on.
+    pub fn answer(&self, port: Port<'_>) -> bool {
+        match port {
+            Port::In(port, data) => self.ports.read(u64::from(port), data),
+            Port::Load(gpa, data) => self.mmio.read(gpa, data),
+            Port::Out(port, data) => return self.carry_out(self.ports.write(u64::from(port), data)),
+            Port::Store(gpa, data) => return self.carry_out(self.mmio.write(gpa, data)),
+        }
+        true
+    }
+
+    fn carry_out(&self, effect: Effect) -> bool {
+        match effect {
+            Effect::None => return true,
+            Effect::Remap(bdf) => {
+                self.remap(bdf);
+                return true;
+            }
+            Effect::Shutdown => self.end(Ending::PowerOff),
+            Effect::Reboot => self.end(Ending::Reset),
+            Effect::Panic => self.end(Ending::Panic),
+        }
+        false
+    }
+}
+
+impl Board {
+    /// Makes the memory bus agree with what function `bdf` decodes now. A window that would overlap another is left out and logged:
+    /// the guest asked for it, so the guest lives with reads of all ones there.
+    pub fn remap(&self, bdf: Bdf) {
+        let function = lock(&self.pci).function(bdf);
+        let wanted = function.as_ref().map_or_else(Vec::new, |function| lock(function).decoded());
+        let old = lock(&self.windows).remove(&bdf).unwrap_or_default();
+        let (mut kept, gone): (Vec<_>, Vec<_>) = old.into_iter().partition(|window| wanted.contains(window));
+        for window in &gone {
+            self.mmio.remove(window.base);
+        }
+        let Some(function) = function else { return };
+        for window in gone.iter().filter(|gone| wanted.iter().all(|new| new.bar != gone.bar)) {
+            follow(&function, bdf, window.bar, None);
+        }
+        for window in wanted {
+            if !kept.contains(&window) && self.place(&function, bdf, window) {
+                kept.push(window);
+            }
+        }
+        lock(&self.windows).insert(bdf, kept);
+    }
+
+    fn place(&self, function: &Arc<Mutex<dyn PciFunction>>, bdf: Bdf, window: BarRange) -> bool {
+        let device = Arc::new(Mutex::new(BarWindow::new(function.clone(), window.bar)));
+        let placed = self.mmio.insert(window.base, window.size, device);
+        if let Err(error) = &placed {
+            log::warn!("{bdf} BAR {}: {error}", window.bar);
+        }
+        follow(function, bdf, window.bar, placed.is_ok().then_some(window.base));
+        placed.is_ok()
+    }
+}
+
+/// Lets a function's doorbells follow its window.
+fn follow(function: &Mutex<dyn PciFunction>, bdf: Bdf, bar: u8, to: Option<u64>) {
+    if let Err(error) = lock(function).bar_moved(bar, to) {
+        log::warn!("{bdf} BAR {bar}: its doorbells cannot follow it: {error}");
+    }
+}

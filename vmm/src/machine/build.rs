@@ -1,0 +1,199 @@
+//! How a VM is put together: a list one can read from top to bottom.
+//!
+//! The order is that of architecture.md §4: memory slots before anything touches KVM's interrupt or I/O buses, because a slot added
+//! later waits for them (Linux 6.18 and later: milliseconds); the kernel is read on a thread of its own meanwhile.
+
+#![expect(unsafe_code, reason = "growing the descriptor table by duplicating a descriptor to a high number")]
+
+use std::error::Error;
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::thread;
+
+use husk_devices::power;
+use husk_firmware::{
+    CommandLine, Ecam, Initramfs, KernelImage, Loaded, Payload, Platform, PowerRegisters, Protocol, acpi, layout,
+    registers,
+};
+use vm_memory::GuestAddressSpace;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::Machine;
+use super::board::Board;
+use super::device::Devices;
+use super::populate::populate;
+use crate::config::{BootProtocol, ConfigError, Limits, RunOptions, VmConfig};
+use crate::kvm::{Kicker, Kvm, KvmError, Vcpu, Vm};
+use crate::memory::{Ram, RamError};
+use crate::terminal::StdoutSink;
+use crate::trace::Phase;
+
+/// Descriptors that a VM may need; the table is grown once, while the process has a single thread and nobody has to be waited for.
+const DESCRIPTORS: RawFd = 255;
+
+/// Why a VM could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// No kernel in the configuration.
+    #[error("payload: no kernel given")]
+    NoKernel,
+    /// The configuration asks for what this host cannot give.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// Guest RAM.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// Kernel, initramfs, command line or tables.
+    #[error(transparent)]
+    Load(#[from] husk_firmware::LoadError),
+    /// The kernel command line.
+    #[error(transparent)]
+    CommandLine(#[from] husk_firmware::CommandLineError),
+    /// A device.
+    #[error("{device}")]
+    Device {
+        /// Which one, as the configuration calls it.
+        device: String,
+        /// Why.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The host refused something small.
+    #[error("cannot {what}")]
+    Host {
+        /// What was being done, in the infinitive.
+        what: &'static str,
+        /// The host's answer.
+        source: io::Error,
+    },
+}
+
+impl BuildError {
+    /// An error of `device`.
+    pub fn device(device: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Device { device: device.into(), source: source.into() }
+    }
+}
+
+pub(super) fn host(what: &'static str) -> impl FnOnce(io::Error) -> BuildError {
+    move |source| BuildError::Host { what, source }
+}
+
+impl Machine {
+    /// Builds the VM that `config` describes, up to its first instruction. `stdout` takes what a console in mode `Tty` prints.
+    ///
+    /// # Errors
+    /// See [`BuildError`]. Nothing is left behind.
+    pub fn build(config: &VmConfig, options: &RunOptions, stdout: &StdoutSink) -> Result<Self, BuildError> {
+        let (trace, vcpus) = (&options.trace, config.cpus.boot_vcpus);
+        grow_descriptor_table();
+        let kvm = Kvm::open()?;
+        config.validate(Limits { max_vcpus: kvm.max_vcpus(), ..Limits::ARCHITECTURE })?;
+        let payload = open_payload(config, options)?;
+        trace.mark(Phase::KvmOpen);
+        let vm = Arc::new(kvm.create_vm()?);
+        trace.mark(Phase::VmCreate);
+        let ram = Ram::new(&config.memory, layout::ram_ranges(config.memory.size))?;
+        ram.map_into(&vm)?;
+        trace.mark(Phase::Ram);
+
+        thread::scope(|scope| {
+            let memory = ram.guest().memory();
+            let load = move || {
+                let _span = trace.span(Phase::KernelLoad);
+                payload.load(&memory)
+            };
+            let loader = thread::Builder::new().name("loader".into());
+            let loader = loader.spawn_scoped(scope, load).map_err(host("start a thread"))?;
+
+            vm.create_irqchip(vcpus, layout::KVM_TSS)?;
+            trace.mark(Phase::Irqchip);
+            let parked = create_vcpus(&kvm, &vm, vcpus)?;
+            trace.mark(Phase::Vcpus);
+            let ended = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("make an eventfd"))?;
+            let board = Arc::new(Board::new(ended.try_clone().map_err(host("duplicate an eventfd"))?));
+            let mut devices = Devices::new(board.clone(), vm.clone(), ram.guest())?;
+            let keyboard = populate(config, &mut devices, stdout, trace)?;
+            trace.mark(Phase::Devices);
+
+            let loaded = loader.join().expect("a panic anywhere ends the process")?;
+            write_tables(&ram, &devices, vcpus, &loaded, parked.first())?;
+            trace.mark(Phase::Tables);
+            let kicker = Kicker::install().map_err(host("install the signal that interrupts vCPUs"))?;
+            Ok(Self { cpus: None, parked, kicker, devices, board, ended, keyboard, trace: trace.clone(), _vm: vm, _ram: ram })
+        })
+    }
+}
+
+/// A descriptor table that has to grow while other threads run makes the kernel wait for all of them.
+fn grow_descriptor_table() {
+    // SAFETY: duplicates a descriptor to a number of at least DESCRIPTORS; failure leaves the table small, which only costs time.
+    let high = unsafe { libc::fcntl(libc::STDERR_FILENO, libc::F_DUPFD_CLOEXEC, DESCRIPTORS) };
+    if high >= 0 {
+        // SAFETY: closes the duplicate that was just made.
+        unsafe { libc::close(high) };
+    }
+}
+
+fn open_payload(config: &VmConfig, options: &RunOptions) -> Result<Payload, BuildError> {
+    let kernel = config.payload.kernel.as_ref().ok_or(BuildError::NoKernel)?;
+    Ok(Payload {
+        cmdline: CommandLine::new(config.payload.cmdline.clone().unwrap_or_default())?,
+        kernel: KernelImage::open(kernel).map_err(husk_firmware::LoadError::from)?,
+        initramfs: config
+            .payload
+            .initramfs
+            .as_ref()
+            .map(Initramfs::open)
+            .transpose()
+            .map_err(husk_firmware::LoadError::from)?,
+        protocol: options.protocol.map(|protocol| match protocol {
+            BootProtocol::Pvh => Protocol::Pvh,
+            BootProtocol::Linux64 => Protocol::Linux64,
+        }),
+    })
+}
+
+fn create_vcpus(kvm: &Kvm, vm: &Vm, count: u32) -> Result<Vec<Vcpu>, KvmError> {
+    let topology = kvm.topology(count)?;
+    let create = |id| {
+        let vcpu = vm.create_vcpu(id)?;
+        vcpu.configure(&topology)?;
+        Ok(vcpu)
+    };
+    (0..count).map(create).collect()
+}
+
+/// What the guest finds in RAM beside its kernel, and the first vCPU's registers.
+fn write_tables(
+    ram: &Ram,
+    devices: &Devices,
+    vcpus: u32,
+    loaded: &Loaded,
+    first: Option<&Vcpu>,
+) -> Result<(), BuildError> {
+    let apic_ids: Vec<u32> = (0..vcpus).collect();
+    let platform = Platform {
+        ram: ram.ranges(),
+        apic_ids: &apic_ids,
+        spare_apic_ids: &[],
+        ecam: Some(Ecam { base: layout::ECAM, end_bus: 0 }),
+        power: PowerRegisters {
+            sleep_control: layout::SLEEP_CONTROL_PORT,
+            sleep_status: layout::SLEEP_STATUS_PORT,
+            reset: layout::RESET_PORT,
+            reset_value: power::RESET_VALUE,
+        },
+        aml: devices.aml(),
+    };
+    let memory = ram.guest().memory();
+    let rsdp = acpi::write(&memory, &platform).map_err(husk_firmware::LoadError::from)?;
+    let entry = husk_firmware::describe(&memory, &platform, loaded, rsdp)?;
+    let first = first.expect("validated: at least one vCPU");
+    let mut system = first.system_registers()?;
+    registers::boot_sregs(&entry, &mut system);
+    Ok(first.set_registers(&registers::boot_regs(&entry), &system)?)
+}

@@ -1,0 +1,144 @@
+//! Which devices a VM has: the list, from what every machine has to what its configuration asks for.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+
+use husk_devices::debug_port::DebugPort;
+use husk_devices::i8042::I8042;
+use husk_devices::power::{self, Power};
+use husk_devices::pvpanic::{self, PvPanic};
+use husk_devices::serial::{self, Serial};
+use husk_firmware::layout;
+use husk_virtio::block::{Block, BlockConfig};
+use husk_virtio::console::{Console, ConsoleHandle};
+use husk_virtio::rng::Rng;
+
+use super::board::lock;
+use super::build::BuildError;
+use super::device::Devices;
+use crate::config::{ConsoleConfig, ConsoleMode, DiskConfig, VmConfig};
+use crate::terminal::{StdoutSink, window_size};
+use crate::trace::Trace;
+
+/// Window size of a console that has no terminal.
+const COLUMNS_ROWS: (u16, u16) = (80, 24);
+
+/// What standard input types on.
+pub enum Keyboard {
+    /// The serial port.
+    Serial(Arc<Mutex<Serial>>),
+    /// The virtio console.
+    Console(ConsoleHandle),
+}
+
+impl Keyboard {
+    /// Types `bytes`; returns how many the guest has room for.
+    pub fn press(&self, bytes: &[u8]) -> usize {
+        match self {
+            Self::Serial(serial) => lock(serial).enqueue(bytes),
+            Self::Console(console) => console.input(bytes),
+        }
+    }
+}
+
+/// Puts into `devices` what `config` asks for. Returns what standard input types on, if anything.
+///
+/// # Errors
+/// [`BuildError::Device`], named as the configuration names it.
+pub fn populate(
+    config: &VmConfig,
+    devices: &mut Devices,
+    stdout: &StdoutSink,
+    trace: &Trace,
+) -> Result<Option<Keyboard>, BuildError> {
+    devices.add_ports("power", layout::SLEEP_CONTROL_PORT, power::SIZE, shared(Power::default()), None)?;
+    let i8042_ports = u64::from(layout::I8042_PORT_LEN);
+    devices.add_ports("i8042", layout::I8042_PORT, i8042_ports, shared(I8042), None)?;
+    if trace.is_on() {
+        let trace = trace.clone();
+        let port = DebugPort::new(Box::new(move |byte| trace.guest_mark(byte)));
+        devices.add_ports("debug port", layout::DEBUG_PORT, 1, shared(port), None)?;
+    }
+    if config.pvpanic {
+        let aml = PvPanic::aml(layout::PVPANIC_PORT);
+        devices.add_ports("pvpanic", layout::PVPANIC_PORT, pvpanic::SIZE, shared(PvPanic), Some(aml))?;
+    }
+    let serial = add_serial(&config.serial, devices, stdout)?;
+    for (number, disk) in config.disks.iter().enumerate() {
+        add_disk(number, disk, devices)?;
+    }
+    if let Some(rng) = &config.rng {
+        let device = Rng::open(&rng.src).map_err(|e| BuildError::device(format!("rng {}", rng.src.display()), e))?;
+        devices.add_virtio("rng", Box::new(device))?;
+    }
+    let console = add_console(&config.console, devices, stdout)?;
+    Ok(serial.or(console))
+}
+
+fn shared<T>(device: T) -> Arc<Mutex<T>> {
+    Arc::new(Mutex::new(device))
+}
+
+fn add_serial(
+    config: &ConsoleConfig,
+    devices: &mut Devices,
+    stdout: &StdoutSink,
+) -> Result<Option<Keyboard>, BuildError> {
+    let Some(output) = output("serial", config, stdout)? else { return Ok(None) };
+    let irq = devices.host().line(layout::COM1_GSI).map_err(|e| BuildError::device("serial", e))?;
+    let port = shared(Serial::new(irq, output));
+    let aml = Serial::aml(layout::COM1_PORT, layout::COM1_GSI);
+    devices.add_ports("serial", layout::COM1_PORT, serial::SIZE, port.clone(), Some(aml))?;
+    Ok((config.mode == ConsoleMode::Tty).then_some(Keyboard::Serial(port)))
+}
+
+fn add_console(
+    config: &ConsoleConfig,
+    devices: &mut Devices,
+    stdout: &StdoutSink,
+) -> Result<Option<Keyboard>, BuildError> {
+    let Some(output) = output("console", config, stdout)? else { return Ok(None) };
+    let (columns, rows) = match (config.mode, window_size()) {
+        (ConsoleMode::Tty, Some(window)) => (window.columns, window.rows),
+        _ => COLUMNS_ROWS,
+    };
+    let console = Console::new(columns, rows, output).map_err(|e| BuildError::device("console", e))?;
+    let handle = console.handle();
+    devices.add_virtio("console", Box::new(console))?;
+    Ok((config.mode == ConsoleMode::Tty).then_some(Keyboard::Console(handle)))
+}
+
+/// Where a port's output goes; `None` when there is to be no such device.
+fn output(
+    name: &str,
+    config: &ConsoleConfig,
+    stdout: &StdoutSink,
+) -> Result<Option<Box<dyn Write + Send>>, BuildError> {
+    Ok(Some(match (config.mode, &config.file) {
+        (ConsoleMode::Off, _) => return Ok(None),
+        (ConsoleMode::Null, _) => Box::new(io::sink()),
+        (ConsoleMode::Tty, _) => Box::new(stdout.clone()),
+        (ConsoleMode::File, Some(path)) => {
+            Box::new(File::create(path).map_err(|e| BuildError::device(format!("{name} {}", path.display()), e))?)
+        }
+        (ConsoleMode::File, None) => return Err(BuildError::device(name, "mode File without a file")),
+        (ConsoleMode::Pty, _) => return Err(BuildError::device(name, "mode Pty is not supported: use Tty, File, Null or Off")),
+    }))
+}
+
+fn add_disk(number: usize, config: &DiskConfig, devices: &mut Devices) -> Result<(), BuildError> {
+    let name = config.id.clone().unwrap_or_else(|| format!("disk{number}"));
+    let block = Block::open(BlockConfig {
+        path: config.path.clone(),
+        readonly: config.readonly,
+        direct: config.direct,
+        queues: config.num_queues,
+        queue_size: config.queue_size,
+        discard: config.sparse,
+        io_uring: !config.disable_io_uring,
+        serial: config.id.clone().unwrap_or_default(),
+    });
+    let block = block.map_err(|e| BuildError::device(format!("disk {}", config.path.display()), e))?;
+    devices.add_virtio(&name, Box::new(block)).map(drop)
+}
