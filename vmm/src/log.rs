@@ -17,7 +17,9 @@ struct Stderr {
     lost: AtomicU64,
 }
 
-static STDERR: Stderr = Stderr { lost: AtomicU64::new(0) };
+static STDERR: Stderr = Stderr {
+    lost: AtomicU64::new(0),
+};
 
 /// Starts logging: errors and warnings, with `-v` also information, with `-vv` also what helps to debug. A second call only
 /// changes the level.
@@ -72,7 +74,11 @@ impl Log for Stderr {
 fn compose(record: &Record<'_>, lost: u64, line_end: &str) -> String {
     let mut text = String::with_capacity(120);
     if lost > 0 {
-        let _ = write!(text, "{}{lost} log lines were dropped because nobody read them{line_end}", mark(Level::Warn));
+        let _ = write!(
+            text,
+            "{}{lost} log lines were dropped because nobody read them{line_end}",
+            mark(Level::Warn)
+        );
     }
     text.push_str(mark(record.level()));
     if record.level() >= Level::Debug {
@@ -89,7 +95,15 @@ mod tests {
     use super::*;
 
     fn line(level: Level, message: &str, lost: u64) -> String {
-        compose(&Record::builder().level(level).target("husk::x").args(format_args!("{message}")).build(), lost, "\n")
+        compose(
+            &Record::builder()
+                .level(level)
+                .target("husk::x")
+                .args(format_args!("{message}"))
+                .build(),
+            lost,
+            "\n",
+        )
     }
 
     #[test]
@@ -108,11 +122,22 @@ mod tests {
 
     #[test]
     fn lost_lines_are_counted_on_the_next_one() {
-        assert_eq!(line(Level::Info, "i", 3), "WARN: 3 log lines were dropped because nobody read them\nINFO: i\n");
+        assert_eq!(
+            line(Level::Info, "i", 3),
+            "WARN: 3 log lines were dropped because nobody read them\nINFO: i\n"
+        );
     }
 
     #[test]
     fn each_v_shows_more() {
-        assert_eq!([0, 1, 2, 9].map(level), [LevelFilter::Warn, LevelFilter::Info, LevelFilter::Debug, LevelFilter::Trace]);
+        assert_eq!(
+            [0, 1, 2, 9].map(level),
+            [
+                LevelFilter::Warn,
+                LevelFilter::Info,
+                LevelFilter::Debug,
+                LevelFilter::Trace
+            ]
+        );
     }
 }

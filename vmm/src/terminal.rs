@@ -35,8 +35,14 @@ pub use signals::{Signal, Signals};
 pub const ESCAPE_HINT: &str = "Ctrl-A x ends the VM, Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
 
 /// Signals that end a process on the spot, by a fault of its own or on demand.
-const FATAL: [libc::c_int; 6] =
-    [libc::SIGABRT, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGSYS];
+const FATAL: [libc::c_int; 6] = [
+    libc::SIGABRT,
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGILL,
+    libc::SIGFPE,
+    libc::SIGSYS,
+];
 
 /// What [`restore`] puts back. Never freed once published, because a signal handler may be reading it.
 struct Saved {
@@ -99,7 +105,10 @@ impl RawMode {
         }
         let termios = get_attributes(self.fd)?;
         if RAW.load(Ordering::Acquire).is_null() {
-            RAW.store(Box::into_raw(Box::new(Saved { fd: self.fd, termios })), Ordering::Release);
+            RAW.store(
+                Box::into_raw(Box::new(Saved { fd: self.fd, termios })),
+                Ordering::Release,
+            );
         }
         set_attributes(self.fd, &raw(termios))
     }
@@ -113,7 +122,11 @@ impl Drop for RawMode {
 
 /// How a line on standard error ends: a raw terminal does not return the carriage by itself.
 pub fn line_end() -> &'static str {
-    if RAW.load(Ordering::Relaxed).is_null() { "\n" } else { "\r\n" }
+    if RAW.load(Ordering::Relaxed).is_null() {
+        "\n"
+    } else {
+        "\r\n"
+    }
 }
 
 /// Whether `fd` takes a short write (up to `PIPE_BUF` bytes into a pipe) without blocking. Also true of what is broken: the write
@@ -142,8 +155,10 @@ fn window_size_of(fd: BorrowedFd<'_>) -> Option<WindowSize> {
     let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGWINSZ, size.as_mut_ptr()) };
     // SAFETY: plain integers, zero at least.
     let size = unsafe { size.assume_init() };
-    (done == 0 && size.ws_col > 0 && size.ws_row > 0)
-        .then_some(WindowSize { columns: size.ws_col, rows: size.ws_row })
+    (done == 0 && size.ws_col > 0 && size.ws_row > 0).then_some(WindowSize {
+        columns: size.ws_col,
+        rows: size.ws_row,
+    })
 }
 
 /// Puts the terminal back as it was, if it is raw. Safe in signal handlers: atomics, tcgetpgrp and tcsetattr (signal-safety(7)).
@@ -185,7 +200,11 @@ fn get_attributes(fd: RawFd) -> io::Result<libc::termios> {
 
 fn set_attributes(fd: RawFd, termios: &libc::termios) -> io::Result<()> {
     // SAFETY: reads the structure.
-    if unsafe { libc::tcsetattr(fd, libc::TCSANOW, termios) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if unsafe { libc::tcsetattr(fd, libc::TCSANOW, termios) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Installs, once, whatever restores the terminal when drop does not.

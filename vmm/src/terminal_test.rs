@@ -20,10 +20,21 @@ fn alone() -> MutexGuard<'static, ()> {
 /// A pseudo-terminal: the emulator's side and husk's.
 fn pty(columns: u16, rows: u16) -> (File, OwnedFd) {
     let (mut emulator, mut terminal) = (-1, -1);
-    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = libc::winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     // SAFETY: two places for descriptors, and a size.
     let made = unsafe {
-        libc::openpty(&raw mut emulator, &raw mut terminal, ptr::null_mut(), ptr::null(), &raw const size)
+        libc::openpty(
+            &raw mut emulator,
+            &raw mut terminal,
+            ptr::null_mut(),
+            ptr::null(),
+            &raw const size,
+        )
     };
     assert_eq!(made, 0, "{}", io::Error::last_os_error());
     // SAFETY: two descriptors that nobody else owns.
@@ -53,7 +64,9 @@ fn a_panic_restores_the_terminal_before_it_speaks() {
     let _alone = alone();
     let (_emulator, terminal) = pty(80, 24);
     let guard = RawMode::enter_on(terminal.as_fd()).unwrap();
-    std::thread::spawn(|| panic!("on purpose, in a test")).join().unwrap_err();
+    std::thread::spawn(|| panic!("on purpose, in a test"))
+        .join()
+        .unwrap_err();
     assert!(is_cooked(&terminal));
     drop(guard);
 }
@@ -84,7 +97,10 @@ fn what_is_no_terminal_is_refused() {
 #[test]
 fn the_window_has_the_terminals_size() {
     let (_emulator, terminal) = pty(132, 43);
-    assert_eq!(window_size_of(terminal.as_fd()), Some(WindowSize { columns: 132, rows: 43 }));
+    assert_eq!(
+        window_size_of(terminal.as_fd()),
+        Some(WindowSize { columns: 132, rows: 43 })
+    );
     let (_emulator, unknown) = pty(0, 0);
     assert_eq!(window_size_of(unknown.as_fd()), None);
 }
@@ -128,7 +144,10 @@ fn dies_of(signal: libc::c_int, test: &str) -> (bool, std::process::ExitStatus) 
     let mut said = String::new();
     child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
     let status = child.wait().unwrap();
-    assert!(said.contains("raw"), "the child did not get as far as a raw terminal: {said}");
+    assert!(
+        said.contains("raw"),
+        "the child did not get as far as a raw terminal: {said}"
+    );
     (is_cooked(&terminal), status)
 }
 

@@ -5,7 +5,8 @@
 //! costs a branch for each mark.
 //!
 //! Time counts from exec, which no clock records: it is taken to be as long ago as the process has used CPU time when the trace is
-//! made. That is exact for a process that has not slept, and includes the little that its parent did between fork and exec.
+//! made. That is exact for a process that has not slept; it includes what the process did between fork and exec, which is little
+//! unless a program that had worked for long executes husk in its own place.
 
 #![expect(unsafe_code, reason = "clock_gettime of the process's CPU time")]
 
@@ -132,7 +133,10 @@ impl Trace {
     }
 
     fn starting_at(zero: Instant) -> Self {
-        Self(Some(Arc::new(Recorder { zero, log: Mutex::default() })))
+        Self(Some(Arc::new(Recorder {
+            zero,
+            log: Mutex::default(),
+        })))
     }
 
     /// Whether anything is recorded.
@@ -147,8 +151,15 @@ impl Trace {
 
     /// Records `phase` on a thread of its own, from now until the span is dropped.
     pub fn span(&self, phase: Phase) -> Span<'_> {
-        let start = self.0.as_ref().map_or(Duration::ZERO, |recorder| recorder.zero.elapsed());
-        Span { trace: self, phase, start }
+        let start = self
+            .0
+            .as_ref()
+            .map_or(Duration::ZERO, |recorder| recorder.zero.elapsed());
+        Span {
+            trace: self,
+            phase,
+            start,
+        }
     }
 
     /// The first vCPU is about to enter the guest for the first time. Ends [`Phase::FirstRun`]; later calls change nothing.
@@ -176,7 +187,12 @@ impl Trace {
     pub fn leave_guest(&self) {
         self.record_now(|log, now| {
             if let (Some(start), None) = (log.guest_from, log.guest_to) {
-                log.records.push(Record { track: Track::Guest, phase: Phase::Guest, start, end: now });
+                log.records.push(Record {
+                    track: Track::Guest,
+                    phase: Phase::Guest,
+                    start,
+                    end: now,
+                });
                 log.guest_to = Some(now);
             }
             log.current = now;
@@ -205,7 +221,12 @@ impl Recorder {
 
 impl Log {
     fn finish(&mut self, phase: Phase, now: Duration) {
-        self.records.push(Record { track: Track::Main, phase, start: self.current, end: now });
+        self.records.push(Record {
+            track: Track::Main,
+            phase,
+            start: self.current,
+            end: now,
+        });
         self.current = now;
     }
 }
@@ -222,7 +243,14 @@ pub struct Span<'a> {
 impl Drop for Span<'_> {
     fn drop(&mut self) {
         let (phase, start) = (self.phase, self.start);
-        self.trace.record_now(|log, end| log.records.push(Record { track: Track::Beside, phase, start, end }));
+        self.trace.record_now(|log, end| {
+            log.records.push(Record {
+                track: Track::Beside,
+                phase,
+                start,
+                end,
+            })
+        });
     }
 }
 
@@ -234,14 +262,19 @@ impl Trace {
     /// # Errors
     /// What writing to `out` says.
     pub fn write_json(&self, mut out: impl Write) -> io::Result<()> {
-        let events = self.0.as_ref().map_or_else(Vec::new, |recorder| events(&recorder.locked()));
+        let events = self
+            .0
+            .as_ref()
+            .map_or_else(Vec::new, |recorder| events(&recorder.locked()));
         serde_json::to_writer(&mut out, &json!({ "displayTimeUnit": "ms", "traceEvents": events }))?;
         writeln!(out)
     }
 
     /// The phases in the order in which they began, then the guest's marks, one a line, in milliseconds since exec. Empty when off.
     pub fn table(&self) -> String {
-        self.0.as_ref().map_or_else(String::new, |recorder| table(&recorder.locked()))
+        self.0
+            .as_ref()
+            .map_or_else(String::new, |recorder| table(&recorder.locked()))
     }
 }
 
@@ -276,7 +309,13 @@ fn table(log: &Log) -> String {
     let mut rows: Vec<(Duration, Option<Duration>, String)> = log
         .records
         .iter()
-        .map(|record| (record.start, Some(record.end.saturating_sub(record.start)), record.phase.name().to_string()))
+        .map(|record| {
+            (
+                record.start,
+                Some(record.end.saturating_sub(record.start)),
+                record.phase.name().to_string(),
+            )
+        })
         .collect();
     let marks = log.guest_marks.iter().take(TABLE_GUEST_MARKS);
     rows.extend(marks.map(|(byte, at)| (*at, None, format!("guest mark {byte:#04x}"))));
@@ -307,7 +346,10 @@ fn exec_instant() -> Instant {
     let mut cpu = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: a valid clock and a valid place for its time.
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut cpu) };
-    let used = Duration::new(u64::try_from(cpu.tv_sec).unwrap_or(0), u32::try_from(cpu.tv_nsec).unwrap_or(0));
+    let used = Duration::new(
+        u64::try_from(cpu.tv_sec).unwrap_or(0),
+        u32::try_from(cpu.tv_nsec).unwrap_or(0),
+    );
     let now = Instant::now();
     now.checked_sub(used).unwrap_or(now)
 }

@@ -10,7 +10,10 @@ fn json_of(trace: &Trace) -> Vec<Value> {
 }
 
 fn phase<'a>(events: &'a [Value], name: &str) -> &'a Value {
-    events.iter().find(|event| event["ph"] == "X" && event["name"] == name).unwrap_or_else(|| panic!("no {name}"))
+    events
+        .iter()
+        .find(|event| event["ph"] == "X" && event["name"] == name)
+        .unwrap_or_else(|| panic!("no {name}"))
 }
 
 fn interval(event: &Value) -> (f64, f64) {
@@ -25,10 +28,16 @@ fn phases_of_the_main_thread_follow_one_another() {
     thread::sleep(Duration::from_millis(2));
     trace.mark(Phase::KvmOpen);
     let events = json_of(&trace);
-    let (exec, args, kvm) =
-        (interval(phase(&events, "exec")), interval(phase(&events, "args")), interval(phase(&events, "kvm open")));
+    let (exec, args, kvm) = (
+        interval(phase(&events, "exec")),
+        interval(phase(&events, "args")),
+        interval(phase(&events, "kvm open")),
+    );
     assert_eq!(exec.0, 0.0);
-    assert!((exec.1 - args.0).abs() < 0.01 && (args.1 - kvm.0).abs() < 0.01, "{exec:?} {args:?} {kvm:?}");
+    assert!(
+        (exec.1 - args.0).abs() < 0.01 && (args.1 - kvm.0).abs() < 0.01,
+        "{exec:?} {args:?} {kvm:?}"
+    );
     assert!(kvm.1 - kvm.0 >= 2000.0, "{kvm:?}");
 }
 
@@ -40,7 +49,11 @@ fn exec_lies_as_far_back_as_the_process_has_worked() {
     }
     let trace = Trace::on_since(Instant::now());
     let (start, end) = interval(phase(&json_of(&trace), "exec"));
-    assert!(end - start > 1000.0, "the process had worked for more than {} µs", end - start);
+    assert!(
+        end - start > 1000.0,
+        "the process had worked for more than {} µs",
+        end - start
+    );
 }
 
 #[test]
@@ -75,13 +88,24 @@ fn guest_marks_come_from_vcpu_threads_and_teardown_follows_the_guest() {
     trace.leave_guest();
     trace.mark(Phase::Teardown);
     let events = json_of(&trace);
-    let marks: Vec<_> = events.iter().filter(|event| event["ph"] == "i").map(|event| event["name"].clone()).collect();
+    let marks: Vec<_> = events
+        .iter()
+        .filter(|event| event["ph"] == "i")
+        .map(|event| event["name"].clone())
+        .collect();
     assert_eq!(marks, ["mark 0x41", "mark 0x07"]);
-    let (first, guest, teardown) =
-        (interval(phase(&events, "first KVM_RUN")), interval(phase(&events, "guest")), interval(phase(&events, "teardown")));
+    let (first, guest, teardown) = (
+        interval(phase(&events, "first KVM_RUN")),
+        interval(phase(&events, "guest")),
+        interval(phase(&events, "teardown")),
+    );
     assert_eq!(first.1, guest.0);
     assert!(teardown.0 >= guest.1, "{guest:?} {teardown:?}");
-    assert_eq!(events.iter().filter(|event| event["name"] == "guest").count(), 1, "the first calls count");
+    assert_eq!(
+        events.iter().filter(|event| event["name"] == "guest").count(),
+        1,
+        "the first calls count"
+    );
 }
 
 #[test]
@@ -91,9 +115,16 @@ fn a_guest_cannot_fill_memory_with_marks() {
     for _ in 0..MAX_GUEST_MARKS + 3 {
         trace.guest_mark(0);
     }
-    assert_eq!(json_of(&trace).iter().filter(|event| event["ph"] == "i").count(), MAX_GUEST_MARKS);
+    assert_eq!(
+        json_of(&trace).iter().filter(|event| event["ph"] == "i").count(),
+        MAX_GUEST_MARKS
+    );
     let lost = MAX_GUEST_MARKS - TABLE_GUEST_MARKS + 3;
-    assert!(trace.table().ends_with(&format!("{lost} more guest marks\n")), "{}", trace.table());
+    assert!(
+        trace.table().ends_with(&format!("{lost} more guest marks\n")),
+        "{}",
+        trace.table()
+    );
 }
 
 #[test]

@@ -4,7 +4,14 @@ use super::*;
 
 fn check(name: &'static str, status: Status, mandatory: bool) -> Check {
     let remedy = (status != Status::Ok).then(|| format!("mend {name}"));
-    Check { name, status, mandatory, found: format!("found {name}"), reason: "it matters", remedy }
+    Check {
+        name,
+        status,
+        mandatory,
+        found: format!("found {name}"),
+        reason: "it matters",
+        remedy,
+    }
 }
 
 fn bad() -> Report {
@@ -34,8 +41,14 @@ fn json_has_every_field_of_every_check() {
     let value: Value = serde_json::from_str(&bad().to_json()).unwrap();
     assert_eq!(value["eligible"], false);
     let failed = &value["checks"][2];
-    assert_eq!((&failed["name"], &failed["status"], &failed["mandatory"]), (&"c".into(), &"fail".into(), &true.into()));
-    assert_eq!((&failed["found"], &failed["reason"]), (&"found c".into(), &"it matters".into()));
+    assert_eq!(
+        (&failed["name"], &failed["status"], &failed["mandatory"]),
+        (&"c".into(), &"fail".into(), &true.into())
+    );
+    assert_eq!(
+        (&failed["found"], &failed["reason"]),
+        (&"found c".into(), &"it matters".into())
+    );
     assert_eq!(failed["remedy"], "mend c");
     assert_eq!(value["checks"][0].get("remedy"), None);
 }

@@ -116,8 +116,18 @@ impl Cpu {
     /// Reads the first processor of a `/proc/cpuinfo`.
     pub fn parse(cpuinfo: &str) -> Self {
         let first = cpuinfo.split("\n\n").next().unwrap_or_default();
-        let fields = || first.lines().filter_map(|line| line.split_once(':')).map(|(name, value)| (name.trim(), value.trim()));
-        let field = |wanted: &str| fields().find(|(name, _)| *name == wanted).map(|(_, value)| value).unwrap_or_default();
+        let fields = || {
+            first
+                .lines()
+                .filter_map(|line| line.split_once(':'))
+                .map(|(name, value)| (name.trim(), value.trim()))
+        };
+        let field = |wanted: &str| {
+            fields()
+                .find(|(name, _)| *name == wanted)
+                .map(|(_, value)| value)
+                .unwrap_or_default()
+        };
         let has = |flag: &str| field("flags").split_ascii_whitespace().any(|found| found == flag);
         let virtualization = match (has("vmx"), has("svm")) {
             (true, _) => Some(Virtualization::Vmx),
@@ -147,7 +157,9 @@ fn module(root: &Path, name: &str) -> Module {
     }
     let release = read(root, "proc/sys/kernel/osrelease");
     let list = read(root, &format!("lib/modules/{}/modules.builtin", release.trim()));
-    let listed = list.lines().filter_map(|line| line.rsplit('/').next()?.strip_suffix(".ko"));
+    let listed = list
+        .lines()
+        .filter_map(|line| line.rsplit('/').next()?.strip_suffix(".ko"));
     if sysfs.exists() || listed.map(|found| found.replace('-', "_")).any(|found| found == name) {
         Module::BuiltIn
     } else {
@@ -170,7 +182,10 @@ fn huge_pages(root: &Path) -> HugePages {
     let modes = read(root, "sys/kernel/mm/transparent_hugepage/enabled");
     let transparent = modes.split(['[', ']']).nth(1).unwrap_or_default().to_string();
     let meminfo = read(root, "proc/meminfo");
-    let reserved = meminfo.lines().find_map(|line| line.strip_prefix("HugePages_Total:")?.trim().parse().ok()).unwrap_or(0);
+    let reserved = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("HugePages_Total:")?.trim().parse().ok())
+        .unwrap_or(0);
     HugePages { transparent, reserved }
 }
 

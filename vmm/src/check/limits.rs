@@ -29,7 +29,13 @@ impl Limits {
 
 /// The soft limit in proc_pid_limits(5).
 fn memlock(limits: &str) -> Option<u64> {
-    limits.lines().find_map(|line| line.strip_prefix("Max locked memory"))?.split_ascii_whitespace().next()?.parse().ok()
+    limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max locked memory"))?
+        .split_ascii_whitespace()
+        .next()?
+        .parse()
+        .ok()
 }
 
 /// The least of the limits in `files`, over this process's cgroup of `controller` and all above it (cgroups(7)).
@@ -38,7 +44,9 @@ fn tightest(root: &Path, cgroups: &str, controller: &str, files: &[&str]) -> Opt
     for (mount, path) in cgroups.lines().filter_map(|line| locate(line, controller)) {
         for directory in Path::new(path.trim_start_matches('/')).ancestors() {
             let directory = Path::new(&mount).join(directory);
-            let values = files.iter().filter_map(|file| bounded(&read(root, directory.join(file).to_str()?)));
+            let values = files
+                .iter()
+                .filter_map(|file| bounded(&read(root, directory.join(file).to_str()?)));
             least = least.into_iter().chain(values).min();
         }
     }
@@ -51,13 +59,19 @@ fn locate<'a>(line: &'a str, controller: &str) -> Option<(String, &'a str)> {
     let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
     match controllers {
         "" => Some(("sys/fs/cgroup".into(), path)),
-        _ => controllers.split(',').any(|found| found == controller).then(|| (format!("sys/fs/cgroup/{controller}"), path)),
+        _ => controllers
+            .split(',')
+            .any(|found| found == controller)
+            .then(|| (format!("sys/fs/cgroup/{controller}"), path)),
     }
 }
 
 /// A limit, unless it is "max", or version 1's way of saying that: `LONG_MAX` rounded down to a page.
 fn bounded(text: &str) -> Option<u64> {
-    text.trim().parse().ok().filter(|limit| *limit < i64::MAX.unsigned_abs() & !0xffff)
+    text.trim()
+        .parse()
+        .ok()
+        .filter(|limit| *limit < i64::MAX.unsigned_abs() & !0xffff)
 }
 
 #[cfg(test)]
@@ -89,13 +103,23 @@ mod tests {
             ("sys/fs/cgroup/pods/one/pids.max", "64\n"),
             ("sys/fs/cgroup/pods/two/memory.max", "1\n"),
         ]);
-        assert_eq!(limits, Limits { memlock_bytes: None, memory_bytes: Some(1000), pids: Some(64) });
+        assert_eq!(
+            limits,
+            Limits {
+                memlock_bytes: None,
+                memory_bytes: Some(1000),
+                pids: Some(64)
+            }
+        );
     }
 
     #[test]
     fn version_1_hierarchies_are_found_by_their_controller() {
         let limits = gather(&[
-            ("proc/self/cgroup", "9:name=systemd:/\n8:pids:/\n5:cpu,memory:/a\n0::/\n"),
+            (
+                "proc/self/cgroup",
+                "9:name=systemd:/\n8:pids:/\n5:cpu,memory:/a\n0::/\n",
+            ),
             ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
             ("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "4096\n"),
             ("sys/fs/cgroup/pids/pids.max", "max\n"),
@@ -110,7 +134,8 @@ mod tests {
 
     #[test]
     fn locked_memory_is_the_soft_limit() {
-        let limits = |soft: &str| format!("Limit  Soft Limit  Hard Limit  Units\nMax locked memory  {soft}  9999  bytes\n");
+        let limits =
+            |soft: &str| format!("Limit  Soft Limit  Hard Limit  Units\nMax locked memory  {soft}  9999  bytes\n");
         assert_eq!(memlock(&limits("8388608")), Some(8_388_608));
         assert_eq!(memlock(&limits("unlimited")), None);
         assert_eq!(memlock(""), None);

@@ -75,7 +75,9 @@ pub fn check(root: &Path) -> Report {
 impl Report {
     /// The verdict that follows from `checks`.
     pub fn new(checks: Vec<Check>) -> Self {
-        let eligible = !checks.iter().any(|check| check.mandatory && check.status == Status::Fail);
+        let eligible = !checks
+            .iter()
+            .any(|check| check.mandatory && check.status == Status::Fail);
         Self { eligible, checks }
     }
 
@@ -115,7 +117,10 @@ impl Report {
                 let _ = writeln!(text, "{:25} why: {}\n{:25} do:  {remedy}", "", check.reason, "");
             }
         }
-        let failed = self.checks.iter().filter(|check| check.mandatory && check.status == Status::Fail);
+        let failed = self
+            .checks
+            .iter()
+            .filter(|check| check.mandatory && check.status == Status::Fail);
         let failed: Vec<_> = failed.map(|check| check.name).collect();
         let _ = match failed.as_slice() {
             [] => writeln!(text, "\nThis host can run pods."),

@@ -43,11 +43,19 @@ struct Rule {
 
 impl Rule {
     const fn must(name: &'static str, reason: &'static str) -> Self {
-        Self { name, mandatory: true, reason }
+        Self {
+            name,
+            mandatory: true,
+            reason,
+        }
     }
 
     const fn should(name: &'static str, reason: &'static str) -> Self {
-        Self { name, mandatory: false, reason }
+        Self {
+            name,
+            mandatory: false,
+            reason,
+        }
     }
 
     fn ok(self, found: impl Into<String>) -> Check {
@@ -61,16 +69,29 @@ impl Rule {
     }
 
     fn check(self, status: Status, found: String, remedy: Option<String>) -> Check {
-        Check { name: self.name, status, mandatory: self.mandatory, found, reason: self.reason, remedy }
+        Check {
+            name: self.name,
+            status,
+            mandatory: self.mandatory,
+            found,
+            reason: self.reason,
+            remedy,
+        }
     }
 }
 
 fn cpu_virtualization(facts: &Facts) -> Check {
-    let rule = Rule::must("cpu virtualization", "guests run directly on the CPU, which needs Intel VMX or AMD SVM");
+    let rule = Rule::must(
+        "cpu virtualization",
+        "guests run directly on the CPU, which needs Intel VMX or AMD SVM",
+    );
     match facts.cpu.virtualization {
         Some(Virtualization::Vmx) => rule.ok(format!("vmx ({})", facts.cpu.model)),
         Some(Virtualization::Svm) => rule.ok(format!("svm ({})", facts.cpu.model)),
-        None => rule.bad(format!("neither vmx nor svm ({})", facts.cpu.model), hardware_remedy(facts)),
+        None => rule.bad(
+            format!("neither vmx nor svm ({})", facts.cpu.model),
+            hardware_remedy(facts),
+        ),
     }
 }
 
@@ -87,7 +108,10 @@ fn cpu_sse4(facts: &Facts) -> Check {
     if facts.cpu.sse4 {
         rule.ok("sse4_1 and sse4_2")
     } else {
-        rule.bad("sse4_1 or sse4_2 is missing", "use a newer CPU, or have the hypervisor pass the host's CPU through")
+        rule.bad(
+            "sse4_1 or sse4_2 is missing",
+            "use a newer CPU, or have the hypervisor pass the host's CPU through",
+        )
     }
 }
 
@@ -98,7 +122,10 @@ fn kernel_version(facts: &Facts) -> Check {
     match parse_version(release) {
         Some(version) if version >= MIN_KERNEL => rule.ok(release),
         Some(_) => rule.bad(release, format!("run Linux {major}.{minor} or later")),
-        None => rule.bad(format!("unknown ('{release}')"), format!("mount /proc, and run Linux {major}.{minor} or later")),
+        None => rule.bad(
+            format!("unknown ('{release}')"),
+            format!("mount /proc, and run Linux {major}.{minor} or later"),
+        ),
     }
 }
 
@@ -113,7 +140,10 @@ fn kvm_module(facts: &Facts) -> Check {
         (Module::Loaded, _) => rule.ok("loaded"),
         (Module::BuiltIn, _) => rule.ok("built in"),
         (Module::Absent, KvmDevice::Open(_)) => rule.ok("not in /sys/module, but /dev/kvm answers"),
-        (Module::Absent, _) => rule.bad("not loaded", format!("modprobe {}", vendor_module(facts).unwrap_or("kvm"))),
+        (Module::Absent, _) => rule.bad(
+            "not loaded",
+            format!("modprobe {}", vendor_module(facts).unwrap_or("kvm")),
+        ),
     }
 }
 
@@ -134,7 +164,10 @@ fn kvm_vendor_module(facts: &Facts) -> Check {
         }
     }
     match vendor_module(facts) {
-        Some(name) => rule.bad(format!("{name} is not loaded"), format!("modprobe {name}; dmesg says why if it refuses")),
+        Some(name) => rule.bad(
+            format!("{name} is not loaded"),
+            format!("modprobe {name}; dmesg says why if it refuses"),
+        ),
         None => rule.bad("neither kvm_intel nor kvm_amd is in use", hardware_remedy(facts)),
     }
 }
@@ -145,32 +178,52 @@ fn kvm_device(facts: &Facts) -> Check {
         KvmDevice::Open(_) => rule.ok("opens"),
         KvmDevice::Missing => rule.bad(
             "does not exist",
-            format!("modprobe {}; in a container, pass the device in (--device /dev/kvm)", vendor_module(facts).unwrap_or("kvm")),
+            format!(
+                "modprobe {}; in a container, pass the device in (--device /dev/kvm)",
+                vendor_module(facts).unwrap_or("kvm")
+            ),
         ),
-        KvmDevice::Denied => {
-            rule.bad("permission denied", "join the group that owns it and log in again: sudo usermod -aG kvm \"$USER\"")
-        }
-        KvmDevice::Broken(error) => rule.bad(format!("cannot be opened: {error}"), "look for kvm in the output of dmesg"),
+        KvmDevice::Denied => rule.bad(
+            "permission denied",
+            "join the group that owns it and log in again: sudo usermod -aG kvm \"$USER\"",
+        ),
+        KvmDevice::Broken(error) => rule.bad(
+            format!("cannot be opened: {error}"),
+            "look for kvm in the output of dmesg",
+        ),
     }
 }
 
 fn kvm_api(facts: &Facts) -> Check {
-    let rule = Rule::must("kvm api", "husk needs in-kernel interrupts, doorbells and a way to interrupt a vCPU");
+    let rule = Rule::must(
+        "kvm api",
+        "husk needs in-kernel interrupts, doorbells and a way to interrupt a vCPU",
+    );
     let KvmDevice::Open(kvm) = &facts.device else {
         return rule.bad("unknown, /dev/kvm does not open", "see /dev/kvm above");
     };
     if kvm.api_version != KVM_API_VERSION {
         let found = format!("version {}, not {KVM_API_VERSION}", kvm.api_version);
-        return rule.bad(found, "make /dev/kvm the node of Linux's own KVM: character device 10, 232");
+        return rule.bad(
+            found,
+            "make /dev/kvm the node of Linux's own KVM: character device 10, 232",
+        );
     }
     if !kvm.missing.is_empty() {
-        return rule.bad(format!("without {}", kvm.missing.join(", ")), "run a newer or less restricted kernel");
+        return rule.bad(
+            format!("without {}", kvm.missing.join(", ")),
+            "run a newer or less restricted kernel",
+        );
     }
     match &kvm.create_vm_error {
-        None => rule.ok(format!("version {KVM_API_VERSION}, every capability, up to {} vCPUs", kvm.max_vcpus)),
-        Some(error) => {
-            rule.bad(format!("creates no VM: {error}"), "stop other hypervisors that use the CPU's extension (VirtualBox, Xen)")
-        }
+        None => rule.ok(format!(
+            "version {KVM_API_VERSION}, every capability, up to {} vCPUs",
+            kvm.max_vcpus
+        )),
+        Some(error) => rule.bad(
+            format!("creates no VM: {error}"),
+            "stop other hypervisors that use the CPU's extension (VirtualBox, Xen)",
+        ),
     }
 }
 
@@ -195,41 +248,71 @@ fn is_aws(facts: &Facts) -> bool {
 }
 
 fn bare_metal(facts: &Facts) -> Check {
-    let rule = Rule::should("bare metal", "every exit of a nested guest passes through two hypervisors");
+    let rule = Rule::should(
+        "bare metal",
+        "every exit of a nested guest passes through two hypervisors",
+    );
     let machine = [facts.vendor.as_str(), facts.product.as_str()].join(" ");
-    let machine = if machine.trim().is_empty() { "unknown machine" } else { machine.trim() };
+    let machine = if machine.trim().is_empty() {
+        "unknown machine"
+    } else {
+        machine.trim()
+    };
     // AWS names its bare-metal sizes c6i.metal or m7i.metal-24xl.
     let aws_metal = is_aws(facts) && facts.product.split(['.', '-']).any(|part| part == "metal");
     match (facts.cpu.hypervisor, aws_metal) {
         (false, true) => rule.ok(format!("yes, AWS bare metal ({})", facts.product)),
         (false, false) => rule.ok(format!("yes ({machine})")),
-        (true, _) if is_aws(facts) => {
-            rule.bad(format!("no, a virtual machine ({machine})"), "use an instance type whose name has .metal in it")
-        }
-        (true, _) => rule.bad(format!("no, a virtual machine ({machine})"), "use a bare-metal host where speed matters"),
+        (true, _) if is_aws(facts) => rule.bad(
+            format!("no, a virtual machine ({machine})"),
+            "use an instance type whose name has .metal in it",
+        ),
+        (true, _) => rule.bad(
+            format!("no, a virtual machine ({machine})"),
+            "use a bare-metal host where speed matters",
+        ),
     }
 }
 
 fn vhost(name: &'static str, device: &str, module: &str, exists: bool) -> Check {
-    let rule = Rule::should(name, "an in-kernel back end that some pod configurations ask for; husk does not need it");
-    if exists { rule.ok(device) } else { rule.bad(format!("no {device}"), format!("modprobe {module}")) }
+    let rule = Rule::should(
+        name,
+        "an in-kernel back end that some pod configurations ask for; husk does not need it",
+    );
+    if exists {
+        rule.ok(device)
+    } else {
+        rule.bad(format!("no {device}"), format!("modprobe {module}"))
+    }
 }
 
 fn memlock(facts: &Facts) -> Check {
-    let rule = Rule::should("memlock", "memory that devices reach directly is locked: rings, and all of a guest's with VFIO");
+    let rule = Rule::should(
+        "memlock",
+        "memory that devices reach directly is locked: rings, and all of a guest's with VFIO",
+    );
     match facts.limits.memlock_bytes {
         None => rule.ok("unlimited"),
         Some(bytes) if bytes >= SMALL_MEMLOCK_BYTES => rule.ok(mebibytes(bytes)),
-        Some(bytes) => rule.bad(mebibytes(bytes), "ulimit -l unlimited, or LimitMEMLOCK=infinity in the service's unit"),
+        Some(bytes) => rule.bad(
+            mebibytes(bytes),
+            "ulimit -l unlimited, or LimitMEMLOCK=infinity in the service's unit",
+        ),
     }
 }
 
 fn cgroup_memory(facts: &Facts) -> Check {
-    let rule = Rule::should("cgroup memory", "a guest's memory counts against the cgroup that husk runs in");
+    let rule = Rule::should(
+        "cgroup memory",
+        "a guest's memory counts against the cgroup that husk runs in",
+    );
     match facts.limits.memory_bytes {
         None => rule.ok("unlimited"),
         Some(bytes) if bytes >= SMALL_MEMORY_BYTES => rule.ok(mebibytes(bytes)),
-        Some(bytes) => rule.bad(mebibytes(bytes), format!("raise memory.max to {} or more", mebibytes(SMALL_MEMORY_BYTES))),
+        Some(bytes) => rule.bad(
+            mebibytes(bytes),
+            format!("raise memory.max to {} or more", mebibytes(SMALL_MEMORY_BYTES)),
+        ),
     }
 }
 
@@ -245,7 +328,11 @@ fn cgroup_pids(facts: &Facts) -> Check {
 fn huge_pages(facts: &Facts) -> Check {
     let rule = Rule::should("huge pages", "guests start and run faster on huge pages");
     let pages = &facts.huge_pages;
-    let mode = if pages.transparent.is_empty() { "absent" } else { &pages.transparent };
+    let mode = if pages.transparent.is_empty() {
+        "absent"
+    } else {
+        &pages.transparent
+    };
     let found = format!("transparent: {mode}, reserved: {}", pages.reserved);
     match (mode, pages.reserved) {
         ("absent" | "never", 0) => rule.bad(found, "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"),

@@ -5,7 +5,12 @@ use crate::kvm::probe::KvmFacts;
 /// A bare-metal Intel host with everything.
 fn good() -> Facts {
     Facts {
-        cpu: Cpu { model: "A CPU".into(), virtualization: Some(Virtualization::Vmx), sse4: true, hypervisor: false },
+        cpu: Cpu {
+            model: "A CPU".into(),
+            virtualization: Some(Virtualization::Vmx),
+            sse4: true,
+            hypervisor: false,
+        },
         kernel_release: "6.1.0-18-amd64".into(),
         kvm: Module::Loaded,
         kvm_intel: Module::Loaded,
@@ -16,12 +21,20 @@ fn good() -> Facts {
         vhost_net: true,
         vhost_vsock: true,
         limits: Limits::default(),
-        huge_pages: HugePages { transparent: "madvise".into(), reserved: 0 },
+        huge_pages: HugePages {
+            transparent: "madvise".into(),
+            reserved: 0,
+        },
     }
 }
 
 fn kvm() -> KvmFacts {
-    KvmFacts { api_version: 12, missing: vec![], max_vcpus: 1024, create_vm_error: None }
+    KvmFacts {
+        api_version: 12,
+        missing: vec![],
+        max_vcpus: 1024,
+        create_vm_error: None,
+    }
 }
 
 /// The checks that are not ok, and whether pods can run, after `change` to a good host.
@@ -30,7 +43,10 @@ fn verdict(change: impl FnOnce(&mut Facts)) -> (Vec<(&'static str, Status)>, boo
     change(&mut facts);
     let report = Report::new(apply(&facts));
     let bad = report.checks().iter().filter(|check| check.status != Status::Ok);
-    (bad.map(|check| (check.name, check.status)).collect(), report.is_eligible())
+    (
+        bad.map(|check| (check.name, check.status)).collect(),
+        report.is_eligible(),
+    )
 }
 
 fn found(name: &str, change: impl FnOnce(&mut Facts)) -> Check {
@@ -55,7 +71,11 @@ fn everything_that_is_not_ok_has_a_remedy() {
             device: KvmDevice::Missing,
             vhost_net: false,
             vhost_vsock: false,
-            limits: Limits { memlock_bytes: Some(0), memory_bytes: Some(0), pids: Some(0) },
+            limits: Limits {
+                memlock_bytes: Some(0),
+                memory_bytes: Some(0),
+                pids: Some(0),
+            },
             huge_pages: HugePages::default(),
             ..good()
         }
@@ -63,8 +83,18 @@ fn everything_that_is_not_ok_has_a_remedy() {
     let mut facts = good();
     empty(&mut facts);
     let checks = apply(&facts);
-    assert!(checks.iter().filter(|check| check.status != Status::Ok).all(|check| check.remedy.is_some()));
-    assert!(checks.iter().filter(|check| check.mandatory).all(|check| check.status == Status::Fail));
+    assert!(
+        checks
+            .iter()
+            .filter(|check| check.status != Status::Ok)
+            .all(|check| check.remedy.is_some())
+    );
+    assert!(
+        checks
+            .iter()
+            .filter(|check| check.mandatory)
+            .all(|check| check.status == Status::Fail)
+    );
     assert_eq!(checks.iter().filter(|check| check.status == Status::Warn).count(), 6);
     assert!(apply(&good()).iter().all(|check| check.remedy.is_none()));
 }
@@ -87,7 +117,11 @@ fn a_software_virtualised_host_is_named() {
         ]
     );
     assert!(!eligible);
-    assert!(found("kvm hardware", software).found.starts_with("software-virtualised: /dev/kvm answers"));
+    assert!(
+        found("kvm hardware", software)
+            .found
+            .starts_with("software-virtualised: /dev/kvm answers")
+    );
 }
 
 #[test]
@@ -98,9 +132,33 @@ fn each_mandatory_fact_decides_alone() {
         (|facts| facts.kernel_release = "5.9.16".into(), "kernel version"),
         (|facts| facts.kernel_release = "new".into(), "kernel version"),
         (|facts| facts.kvm_intel = Module::Absent, "kvm vendor module"),
-        (|facts| facts.device = KvmDevice::Open(KvmFacts { missing: vec!["KVM_CAP_IRQFD"], ..kvm() }), "kvm api"),
-        (|facts| facts.device = KvmDevice::Open(KvmFacts { api_version: 11, ..kvm() }), "kvm api"),
-        (|facts| facts.device = KvmDevice::Open(KvmFacts { create_vm_error: Some("busy".into()), ..kvm() }), "kvm api"),
+        (
+            |facts| {
+                facts.device = KvmDevice::Open(KvmFacts {
+                    missing: vec!["KVM_CAP_IRQFD"],
+                    ..kvm()
+                })
+            },
+            "kvm api",
+        ),
+        (
+            |facts| {
+                facts.device = KvmDevice::Open(KvmFacts {
+                    api_version: 11,
+                    ..kvm()
+                })
+            },
+            "kvm api",
+        ),
+        (
+            |facts| {
+                facts.device = KvmDevice::Open(KvmFacts {
+                    create_vm_error: Some("busy".into()),
+                    ..kvm()
+                })
+            },
+            "kvm api",
+        ),
     ];
     for (change, name) in changes {
         assert_eq!(verdict(change), (vec![(name, Status::Fail)], false));
@@ -114,7 +172,10 @@ fn a_device_that_does_not_open_says_what_to_do() {
     assert!(remedy(KvmDevice::Missing).contains("modprobe kvm_intel"));
     assert!(remedy(KvmDevice::Broken("no such device".into())).contains("dmesg"));
     let (bad, _) = verdict(|facts| facts.device = KvmDevice::Denied);
-    assert_eq!(bad.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["/dev/kvm", "kvm api", "kvm hardware"]);
+    assert_eq!(
+        bad.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
+        ["/dev/kvm", "kvm api", "kvm hardware"]
+    );
 }
 
 #[test]
@@ -137,12 +198,24 @@ fn aws_metal_is_recognised_and_its_virtual_machines_too() {
             facts.cpu.hypervisor = hypervisor;
         }
     };
-    assert_eq!(found("bare metal", aws("c6i.metal", false)).found, "yes, AWS bare metal (c6i.metal)");
-    assert_eq!(found("bare metal", aws("m7i.metal-24xl", false)).found, "yes, AWS bare metal (m7i.metal-24xl)");
+    assert_eq!(
+        found("bare metal", aws("c6i.metal", false)).found,
+        "yes, AWS bare metal (c6i.metal)"
+    );
+    assert_eq!(
+        found("bare metal", aws("m7i.metal-24xl", false)).found,
+        "yes, AWS bare metal (m7i.metal-24xl)"
+    );
     let nested = found("bare metal", aws("m5.large", true));
-    assert_eq!((nested.status, nested.found.as_str()), (Status::Warn, "no, a virtual machine (Amazon EC2 m5.large)"));
+    assert_eq!(
+        (nested.status, nested.found.as_str()),
+        (Status::Warn, "no, a virtual machine (Amazon EC2 m5.large)")
+    );
     assert!(nested.remedy.unwrap().contains(".metal"));
-    assert_eq!(verdict(aws("m5.large", true)).1, true, "nested virtualization is slower, not impossible");
+    assert!(
+        verdict(aws("m5.large", true)).1,
+        "nested virtualization is slower, not impossible"
+    );
 }
 
 #[test]
@@ -154,19 +227,34 @@ fn a_machine_without_dmi_is_still_told_apart() {
 #[test]
 fn tight_limits_warn_and_do_not_decide() {
     let tight = |facts: &mut Facts| {
-        facts.limits =
-            Limits { memlock_bytes: Some(64 << 10), memory_bytes: Some(128 << 20), pids: Some(10) };
+        facts.limits = Limits {
+            memlock_bytes: Some(64 << 10),
+            memory_bytes: Some(128 << 20),
+            pids: Some(10),
+        };
         facts.huge_pages.transparent = "never".into();
     };
     let (bad, eligible) = verdict(tight);
     let names: Vec<_> = bad.iter().map(|(name, _)| *name).collect();
-    assert_eq!((names.as_slice(), eligible), (&["memlock", "cgroup memory", "cgroup pids", "huge pages"][..], true));
-    assert_eq!(verdict(|facts| facts.limits.memory_bytes = Some(256 << 20)), (vec![], true));
+    assert_eq!(
+        (names.as_slice(), eligible),
+        (&["memlock", "cgroup memory", "cgroup pids", "huge pages"][..], true)
+    );
+    assert_eq!(
+        verdict(|facts| facts.limits.memory_bytes = Some(256 << 20)),
+        (vec![], true)
+    );
 }
 
 #[test]
 fn kernel_versions_compare_by_number() {
-    for (release, good) in [("5.10", true), ("5.10.0-30", true), ("10.0", true), ("5.9.99", false), ("4.19.0", false)] {
+    for (release, good) in [
+        ("5.10", true),
+        ("5.10.0-30", true),
+        ("10.0", true),
+        ("5.9.99", false),
+        ("4.19.0", false),
+    ] {
         let check = found("kernel version", |facts| facts.kernel_release = release.into());
         assert_eq!(check.status == Status::Ok, good, "{release}");
     }

@@ -11,11 +11,14 @@ use crate::config::{ConsoleConfig, ConsoleMode, VmConfig};
 pub fn default_cmdline(config: &VmConfig) -> String {
     let mut consoles = [("console=ttyS0", &config.serial), ("console=hvc0", &config.console)];
     consoles.sort_by_key(|(_, console)| console.mode == ConsoleMode::Tty);
-    let mut words: Vec<&str> = consoles.iter().filter(|(_, console)| is_heard(console)).map(|(word, _)| *word).collect();
+    let mut words: Vec<&str> = consoles
+        .iter()
+        .filter(|(_, console)| is_heard(console))
+        .map(|(word, _)| *word)
+        .collect();
     words.extend(["reboot=k", "panic=-1"]);
-    match (config.disks.first(), &config.payload.initramfs) {
-        (Some(disk), None) => words.extend(["root=/dev/vda", if disk.readonly { "ro" } else { "rw" }]),
-        _ => {}
+    if let (Some(disk), None) = (config.disks.first(), &config.payload.initramfs) {
+        words.extend(["root=/dev/vda", if disk.readonly { "ro" } else { "rw" }]);
     }
     words.join(" ")
 }
@@ -33,7 +36,11 @@ mod tests {
     use crate::config::DiskConfig;
 
     fn config(serial: ConsoleMode, console: ConsoleMode) -> VmConfig {
-        VmConfig { serial: ConsoleConfig::new(serial), console: ConsoleConfig::new(console), ..VmConfig::default() }
+        VmConfig {
+            serial: ConsoleConfig::new(serial),
+            console: ConsoleConfig::new(console),
+            ..VmConfig::default()
+        }
     }
 
     #[test]

@@ -31,10 +31,18 @@ mod tests {
 
     #[test]
     fn every_word_has_its_mode() {
-        for (text, mode) in [("stdio", ConsoleMode::Tty), ("null", ConsoleMode::Null), ("off", ConsoleMode::Off)] {
+        for (text, mode) in [
+            ("stdio", ConsoleMode::Tty),
+            ("null", ConsoleMode::Null),
+            ("off", ConsoleMode::Off),
+        ] {
             assert_eq!(parse_console(text), Ok(ConsoleConfig::new(mode)));
         }
-        assert_eq!(parse_console("file=a,b=c"), Ok(ConsoleConfig::file("a,b=c")), "the rest is the path");
+        assert_eq!(
+            parse_console("file=a,b=c"),
+            Ok(ConsoleConfig::file("a,b=c")),
+            "the rest is the path"
+        );
     }
 
     #[test]

@@ -4,7 +4,16 @@ use super::pairs::{PairsError, parse_pairs};
 use crate::config::DiskConfig;
 
 /// Every key, in the order in which help and errors list them.
-const KEYS: [&str; 8] = ["path", "readonly", "direct", "queues", "queue_size", "id", "discard", "io_uring"];
+const KEYS: [&str; 8] = [
+    "path",
+    "readonly",
+    "direct",
+    "queues",
+    "queue_size",
+    "id",
+    "discard",
+    "io_uring",
+];
 
 /// Why a text describes no disk.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,7 +44,10 @@ pub enum DiskError {
 
 /// Reads `path=FILE,readonly=on,…`. A disk gives no space back to the host unless `discard=on`.
 pub fn parse_disk(text: &str) -> Result<DiskConfig, DiskError> {
-    let mut disk = DiskConfig { sparse: false, ..DiskConfig::new("") };
+    let mut disk = DiskConfig {
+        sparse: false,
+        ..DiskConfig::new("")
+    };
     for (key, value) in parse_pairs(text, &KEYS)? {
         match key {
             "path" => disk.path = value.into(),
@@ -48,7 +60,11 @@ pub fn parse_disk(text: &str) -> Result<DiskConfig, DiskError> {
             _ => disk.disable_io_uring = !switch("io_uring", value)?,
         }
     }
-    if disk.path.as_os_str().is_empty() { Err(DiskError::NoPath) } else { Ok(disk) }
+    if disk.path.as_os_str().is_empty() {
+        Err(DiskError::NoPath)
+    } else {
+        Ok(disk)
+    }
 }
 
 fn switch(key: &'static str, found: String) -> Result<bool, DiskError> {
@@ -69,7 +85,13 @@ mod tests {
 
     #[test]
     fn a_path_is_enough() {
-        assert_eq!(parse_disk("path=/d").unwrap(), DiskConfig { sparse: false, ..DiskConfig::new("/d") });
+        assert_eq!(
+            parse_disk("path=/d").unwrap(),
+            DiskConfig {
+                sparse: false,
+                ..DiskConfig::new("/d")
+            }
+        );
     }
 
     #[test]
@@ -94,9 +116,15 @@ mod tests {
         let message = |text| parse_disk(text).unwrap_err().to_string();
         assert_eq!(message("readonly=on"), "path=FILE is missing");
         assert_eq!(message("path="), "path=FILE is missing");
-        assert_eq!(message("path=/d,readonly=maybe"), "readonly is 'maybe', allowed: on, off");
+        assert_eq!(
+            message("path=/d,readonly=maybe"),
+            "readonly is 'maybe', allowed: on, off"
+        );
         assert_eq!(message("path=/d,io_uring="), "io_uring is '', allowed: on, off");
-        assert_eq!(message("path=/d,queues=-1"), "queues is '-1', allowed: a whole number up to 65535");
+        assert_eq!(
+            message("path=/d,queues=-1"),
+            "queues is '-1', allowed: a whole number up to 65535"
+        );
         assert_eq!(
             message("path=/d,ro=on"),
             "unknown key 'ro', allowed: path, readonly, direct, queues, queue_size, id, discard, io_uring"

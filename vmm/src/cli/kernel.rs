@@ -18,7 +18,11 @@ pub fn host_kernel(root: &Path) -> Result<PathBuf, NoHostKernel> {
             return Ok(running);
         }
     }
-    let entries = fs::read_dir(&boot).into_iter().flatten().flatten().map(|entry| entry.path());
+    let entries = fs::read_dir(&boot)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
     let newest = entries
         .filter(|path| path.is_file())
         .filter_map(|path| Some((path.file_name()?.to_str()?.strip_prefix("vmlinuz-")?.to_string(), path)))
@@ -76,9 +80,17 @@ mod tests {
 
     #[test]
     fn otherwise_the_newest_by_version() {
-        let kernels = ["vmlinuz-6.1.0-9-amd64", "vmlinuz-6.1.0-18-amd64", "vmlinuz-5.10.0-30-amd64", "vmlinuz-0-rescue-f00d"];
+        let kernels = [
+            "vmlinuz-6.1.0-9-amd64",
+            "vmlinuz-6.1.0-18-amd64",
+            "vmlinuz-5.10.0-30-amd64",
+            "vmlinuz-0-rescue-f00d",
+        ];
         assert_eq!(found("6.18.44", &kernels).unwrap(), "vmlinuz-6.1.0-18-amd64");
-        assert_eq!(found("x", &["vmlinuz-6.9.1", "vmlinuz-6.12", "vmlinuz-6.12.1"]).unwrap(), "vmlinuz-6.12.1");
+        assert_eq!(
+            found("x", &["vmlinuz-6.9.1", "vmlinuz-6.12", "vmlinuz-6.12.1"]).unwrap(),
+            "vmlinuz-6.12.1"
+        );
     }
 
     #[test]
@@ -88,6 +100,11 @@ mod tests {
         let error = host_kernel(root.path()).unwrap_err();
         assert_eq!(error.0, root.path().join("boot"));
         let nowhere = tempfile::tempdir().unwrap();
-        assert!(host_kernel(nowhere.path()).unwrap_err().to_string().starts_with("no --kernel given, and no vmlinuz-* in "));
+        assert!(
+            host_kernel(nowhere.path())
+                .unwrap_err()
+                .to_string()
+                .starts_with("no --kernel given, and no vmlinuz-* in ")
+        );
     }
 }

@@ -118,9 +118,15 @@ pub fn main() -> ExitCode {
 /// Does what `args` (the first is the program's name) ask. `entered` is when the process began.
 fn dispatch(args: impl IntoIterator<Item = OsString>, entered: Instant) -> Code {
     match Cli::try_parse_from(args) {
-        Ok(Cli { command: Command::Run(args) }) => run(*args, entered),
-        Ok(Cli { command: Command::Check(args) }) => check(args),
-        Ok(Cli { command: Command::Completions { shell } }) => completions(shell),
+        Ok(Cli {
+            command: Command::Run(args),
+        }) => run(*args, entered),
+        Ok(Cli {
+            command: Command::Check(args),
+        }) => check(args),
+        Ok(Cli {
+            command: Command::Completions { shell },
+        }) => completions(shell),
         Err(error) if is_help(&error) => {
             // Nobody to tell when the reader has gone.
             let _ = error.print();
@@ -138,7 +144,10 @@ fn run(args: RunArgs, entered: Instant) -> Code {
         Err(error) => return usage(&error.to_string()),
     };
     if let (true, Some(kernel)) = (own_kernel, &config.payload.kernel) {
-        say(&format!("husk: no --kernel given, booting this host's own: {}", kernel.display()));
+        say(&format!(
+            "husk: no --kernel given, booting this host's own: {}",
+            kernel.display()
+        ));
     }
     if options.boot_trace.is_some() || options.verbosity > 0 {
         options.trace = Trace::on_since(entered);
@@ -161,7 +170,14 @@ fn check(args: CheckArgs) -> Code {
         CheckArgs { nfd: true, .. } => report.to_nfd().to_string(),
         _ => report.to_table(),
     };
-    answer(&text, if report.is_eligible() { Code::Success } else { Code::Failure })
+    answer(
+        &text,
+        if report.is_eligible() {
+            Code::Success
+        } else {
+            Code::Failure
+        },
+    )
 }
 
 fn completions(shell: Shell) -> Code {
@@ -195,13 +211,19 @@ fn say(line: &str) {
 
 fn is_help(error: &clap::Error) -> bool {
     use clap::error::ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion};
-    matches!(error.kind(), DisplayHelp | DisplayHelpOnMissingArgumentOrSubcommand | DisplayVersion)
+    matches!(
+        error.kind(),
+        DisplayHelp | DisplayHelpOnMissingArgumentOrSubcommand | DisplayVersion
+    )
 }
 
 /// clap's message without its usage and pointers: what is wrong, what is allowed, what may have been meant.
 fn one_line(error: &clap::Error) -> String {
     let text = error.render().to_string();
-    let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:"));
     let lines = lines.filter(|line| !line.is_empty() && !line.starts_with("For more information"));
     let text = lines.collect::<Vec<_>>().join("; ");
     text.strip_prefix("error: ").unwrap_or(&text).to_string()

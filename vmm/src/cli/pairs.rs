@@ -49,7 +49,10 @@ pub fn parse_pairs<'k>(text: &str, allowed: &[&'k str]) -> Result<Vec<(&'k str, 
             });
         };
         if separator != Some('=') {
-            return Err(PairsError::NoValue { found: name, allowed: allowed.join(", ") });
+            return Err(PairsError::NoValue {
+                found: name,
+                allowed: allowed.join(", "),
+            });
         }
         if pairs.iter().any(|(known, _)| *known == key) {
             return Err(PairsError::Twice(name));
@@ -105,8 +108,14 @@ mod tests {
 
     #[test]
     fn pairs_come_in_the_order_given() {
-        assert_eq!(parse("id=a,path=/b c").unwrap(), [("id", "a".into()), ("path", "/b c".into())]);
-        assert_eq!(parse("path=,id=x=y").unwrap(), [("path", String::new()), ("id", "x=y".into())]);
+        assert_eq!(
+            parse("id=a,path=/b c").unwrap(),
+            [("id", "a".into()), ("path", "/b c".into())]
+        );
+        assert_eq!(
+            parse("path=,id=x=y").unwrap(),
+            [("path", String::new()), ("id", "x=y".into())]
+        );
         assert_eq!(parse("").unwrap(), []);
     }
 
@@ -123,12 +132,24 @@ mod tests {
     fn errors_name_what_was_found_and_what_is_allowed() {
         let message = |text| parse(text).unwrap_err().to_string();
         assert_eq!(message("size=1"), "unknown key 'size', allowed: path, id");
-        assert_eq!(message("path=a,,id=b"), "'' has no value, write it as key=value; allowed keys: path, id");
-        assert_eq!(message("disk.img"), "'disk.img' has no value, write it as key=value; allowed keys: path, id");
-        assert_eq!(message("path"), "'path' has no value, write it as key=value; allowed keys: path, id");
+        assert_eq!(
+            message("path=a,,id=b"),
+            "'' has no value, write it as key=value; allowed keys: path, id"
+        );
+        assert_eq!(
+            message("disk.img"),
+            "'disk.img' has no value, write it as key=value; allowed keys: path, id"
+        );
+        assert_eq!(
+            message("path"),
+            "'path' has no value, write it as key=value; allowed keys: path, id"
+        );
         assert_eq!(message("id=a,id=b"), "key 'id' is given twice");
         assert_eq!(message(r#"path="a"#), "the quoted value of 'path' has no closing quote");
-        assert_eq!(message(r#"path="a"b"#), "the quoted value of 'path' is followed by 'b', only a comma may follow");
+        assert_eq!(
+            message(r#"path="a"b"#),
+            "the quoted value of 'path' is followed by 'b', only a comma may follow"
+        );
     }
 
     proptest! {

@@ -10,8 +10,8 @@ use super::disk::parse_disk;
 use super::kernel::{NoHostKernel, host_kernel};
 use super::size::parse_size;
 use crate::config::{
-    BootProtocol, ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, Limits, MemoryConfig, PayloadConfig, RngConfig,
-    RunOptions, VmConfig,
+    BootProtocol, ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, Limits, MemoryConfig, PayloadConfig,
+    RngConfig, RunOptions, VmConfig,
 };
 
 /// What the user asked for that cannot be. One line each.
@@ -121,11 +121,22 @@ impl RunArgs {
             Some(kernel) => kernel,
             None => host_kernel(root)?,
         };
-        let usual = if self.console.mode == ConsoleMode::Tty { ConsoleMode::Off } else { ConsoleMode::Tty };
+        let usual = if self.console.mode == ConsoleMode::Tty {
+            ConsoleMode::Off
+        } else {
+            ConsoleMode::Tty
+        };
         let mut config = VmConfig {
             cpus: CpusConfig::fixed(self.cpus),
-            memory: MemoryConfig { size: self.memory, ..MemoryConfig::default() },
-            payload: PayloadConfig { kernel: Some(kernel), cmdline: self.cmdline, initramfs: self.initramfs },
+            memory: MemoryConfig {
+                size: self.memory,
+                ..MemoryConfig::default()
+            },
+            payload: PayloadConfig {
+                kernel: Some(kernel),
+                cmdline: self.cmdline,
+                initramfs: self.initramfs,
+            },
             disks: self.disks,
             rng: (!self.no_rng).then_some(RngConfig { src: self.rng }),
             serial: self.serial.unwrap_or(ConsoleConfig::new(usual)),
@@ -147,7 +158,8 @@ impl RunArgs {
 }
 
 fn parse_cpus(text: &str) -> Result<u32, &'static str> {
-    text.parse().map_err(|_| "allowed: a whole number from 1 up to what KVM offers")
+    text.parse()
+        .map_err(|_| "allowed: a whole number from 1 up to what KVM offers")
 }
 
 #[cfg(test)]

@@ -11,7 +11,11 @@ fn args(words: &[&str]) -> Result<RunArgs, clap::Error> {
 }
 
 fn config(words: &[&str]) -> VmConfig {
-    args(&[&["--kernel", "/k"], words].concat()).unwrap().into_config().unwrap().0
+    args(&[&["--kernel", "/k"], words].concat())
+        .unwrap()
+        .into_config()
+        .unwrap()
+        .0
 }
 
 /// What a user reads when `words` do not parse.
@@ -21,14 +25,21 @@ fn refused(words: &[&str]) -> String {
 
 /// What a user reads when `words` parse and make no VM.
 fn unusable(words: &[&str]) -> String {
-    args(&[&["--kernel", "/k"], words].concat()).unwrap().into_config().unwrap_err().to_string()
+    args(&[&["--kernel", "/k"], words].concat())
+        .unwrap()
+        .into_config()
+        .unwrap_err()
+        .to_string()
 }
 
 #[test]
 fn a_kernel_alone_makes_a_small_machine_with_a_serial_console() {
     let expected = VmConfig {
         cpus: CpusConfig::fixed(1),
-        memory: MemoryConfig { size: 512 << 20, ..MemoryConfig::default() },
+        memory: MemoryConfig {
+            size: 512 << 20,
+            ..MemoryConfig::default()
+        },
         payload: PayloadConfig {
             kernel: Some("/k".into()),
             cmdline: Some("console=ttyS0 reboot=k panic=-1".into()),
@@ -46,17 +57,54 @@ fn a_kernel_alone_makes_a_small_machine_with_a_serial_console() {
 #[test]
 fn every_option_has_its_field() {
     let words = [
-        "--initramfs", "/i", "--cmdline", "-a \"b c\"  d", "--cpus", "4", "--memory", "2G", "--disk", "path=/a,readonly=on",
-        "--disk", "path=/b", "--serial", "file=/s", "--console", "null", "--rng", "/dev/hwrng", "--pvpanic", "--boot-trace", "/t",
-        "-vv", "--protocol", "linux64", "--kernel", "/k",
+        "--initramfs",
+        "/i",
+        "--cmdline",
+        "-a \"b c\"  d",
+        "--cpus",
+        "4",
+        "--memory",
+        "2G",
+        "--disk",
+        "path=/a,readonly=on",
+        "--disk",
+        "path=/b",
+        "--serial",
+        "file=/s",
+        "--console",
+        "null",
+        "--rng",
+        "/dev/hwrng",
+        "--pvpanic",
+        "--boot-trace",
+        "/t",
+        "-vv",
+        "--protocol",
+        "linux64",
+        "--kernel",
+        "/k",
     ];
     let (config, options) = args(&words).unwrap().into_config().unwrap();
     assert_eq!(config.payload.initramfs, Some("/i".into()));
     assert_eq!(config.payload.cmdline.as_deref(), Some("-a \"b c\"  d"), "verbatim");
     assert_eq!((config.cpus, config.memory.size), (CpusConfig::fixed(4), 2 << 30));
-    assert_eq!(config.disks.iter().map(|disk| disk.readonly).collect::<Vec<_>>(), [true, false]);
-    assert_eq!((config.serial, config.console.mode), (ConsoleConfig::file("/s"), ConsoleMode::Null));
-    assert_eq!((config.rng, config.pvpanic), (Some(RngConfig { src: "/dev/hwrng".into() }), true));
+    assert_eq!(
+        config.disks.iter().map(|disk| disk.readonly).collect::<Vec<_>>(),
+        [true, false]
+    );
+    assert_eq!(
+        (config.serial, config.console.mode),
+        (ConsoleConfig::file("/s"), ConsoleMode::Null)
+    );
+    assert_eq!(
+        (config.rng, config.pvpanic),
+        (
+            Some(RngConfig {
+                src: "/dev/hwrng".into()
+            }),
+            true
+        )
+    );
     assert_eq!((options.boot_trace, options.verbosity), (Some("/t".into()), 2));
     assert_eq!(options.protocol, Some(BootProtocol::Linux64));
     assert!(!options.trace.is_on(), "whoever starts the run decides");
@@ -70,7 +118,10 @@ fn an_empty_command_line_is_the_users_will() {
 #[test]
 fn a_console_on_stdio_takes_it_from_the_serial_port() {
     let config = config(&["--console", "stdio"]);
-    assert_eq!((config.serial.mode, config.console.mode), (ConsoleMode::Off, ConsoleMode::Tty));
+    assert_eq!(
+        (config.serial.mode, config.console.mode),
+        (ConsoleMode::Off, ConsoleMode::Tty)
+    );
     assert_eq!(
         unusable(&["--console", "stdio", "--serial", "stdio"]),
         "serial and console both use stdio, only one of them can"
@@ -101,20 +152,47 @@ fn without_a_kernel_the_hosts_own_is_taken() {
 #[test]
 fn wrong_values_are_named_in_one_line() {
     for (words, line) in [
-        (&["--memory", "lots"][..], "invalid value 'lots' for '--memory <SIZE>': a size is a whole number and a unit, such as \
-                                     512M, 2G or 1536MiB"),
-        (&["--memory", "2GB"], "invalid value '2GB' for '--memory <SIZE>': unknown unit 'GB', allowed: K, M, G, T (or KiB, MiB, GiB, \
-                                TiB), none for bytes"),
-        (&["--cpus", "-1"], "invalid value '-1' for '--cpus <N>': allowed: a whole number from 1 up to what KVM offers"),
-        (&["--memory", "-1"], "invalid value '-1' for '--memory <SIZE>': a size is a whole number and a unit, such as 512M, 2G or \
-                               1536MiB"),
-        (&["--serial", "tty"], "invalid value 'tty' for '--serial <WHERE>': allowed: stdio, file=PATH, null, off"),
-        (&["--disk", "path=/d,ro=on"], "invalid value 'path=/d,ro=on' for '--disk <KEYS>': unknown key 'ro', allowed: path, readonly, \
-                                        direct, queues, queue_size, id, discard, io_uring"),
-        (&["--protocol", "uefi"], "invalid value 'uefi' for '--protocol <NAME>'; [possible values: pvh, linux64]"),
-        (&["--memroy", "1G"], "unexpected argument '--memroy' found; tip: a similar argument exists: '--memory'"),
+        (
+            &["--memory", "lots"][..],
+            "invalid value 'lots' for '--memory <SIZE>': a size is a whole number and a unit, such as \
+                                     512M, 2G or 1536MiB",
+        ),
+        (
+            &["--memory", "2GB"],
+            "invalid value '2GB' for '--memory <SIZE>': unknown unit 'GB', allowed: K, M, G, T (or KiB, MiB, GiB, \
+                                TiB), none for bytes",
+        ),
+        (
+            &["--cpus", "-1"],
+            "invalid value '-1' for '--cpus <N>': allowed: a whole number from 1 up to what KVM offers",
+        ),
+        (
+            &["--memory", "-1"],
+            "invalid value '-1' for '--memory <SIZE>': a size is a whole number and a unit, such as 512M, 2G or \
+                               1536MiB",
+        ),
+        (
+            &["--serial", "tty"],
+            "invalid value 'tty' for '--serial <WHERE>': allowed: stdio, file=PATH, null, off",
+        ),
+        (
+            &["--disk", "path=/d,ro=on"],
+            "invalid value 'path=/d,ro=on' for '--disk <KEYS>': unknown key 'ro', allowed: path, readonly, \
+                                        direct, queues, queue_size, id, discard, io_uring",
+        ),
+        (
+            &["--protocol", "uefi"],
+            "invalid value 'uefi' for '--protocol <NAME>'; [possible values: pvh, linux64]",
+        ),
+        (
+            &["--memroy", "1G"],
+            "unexpected argument '--memroy' found; tip: a similar argument exists: '--memory'",
+        ),
         (&["stray"], "unexpected argument 'stray' found"),
-        (&["--kernel"], "a value is required for '--kernel <FILE>' but none was supplied"),
+        (
+            &["--kernel"],
+            "a value is required for '--kernel <FILE>' but none was supplied",
+        ),
     ] {
         assert_eq!(refused(words), line);
     }
@@ -123,12 +201,18 @@ fn wrong_values_are_named_in_one_line() {
 #[test]
 fn impossible_machines_are_refused_before_anything_starts() {
     assert_eq!(unusable(&["--cpus", "0"]), "cpus: 0 vCPUs asked for, 1 to 4096 allowed");
-    assert_eq!(unusable(&["--memory", "0"]), "memory: 0 bytes (0 B) asked for, 2 MiB to 2048 TiB allowed");
+    assert_eq!(
+        unusable(&["--memory", "0"]),
+        "memory: 0 bytes (0 B) asked for, 2 MiB to 2048 TiB allowed"
+    );
     assert_eq!(
         unusable(&["--memory", "4096T"]),
         "memory: 4503599627370496 bytes (4096 TiB) asked for, 2 MiB to 2048 TiB allowed"
     );
-    assert_eq!(unusable(&["--disk", "path=/d,queues=0"]), "disk /d: 0 queues asked for, 1 to 64 allowed");
+    assert_eq!(
+        unusable(&["--disk", "path=/d,queues=0"]),
+        "disk /d: 0 queues asked for, 1 to 64 allowed"
+    );
     assert_eq!(
         unusable(&["--disk", "path=/d,id=x", "--disk", "path=/e,id=x"]),
         "disks: id 'x' is used by two disks, ids must differ"

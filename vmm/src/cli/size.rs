@@ -58,7 +58,10 @@ mod tests {
     #[test]
     fn what_is_no_size_is_named() {
         for text in ["", "M", "-1", " 1M", "1.5G", "0x10", "١M"] {
-            assert!(matches!(parse_size(text), Err(SizeError::Number | SizeError::Unit(_))), "{text}");
+            assert!(
+                matches!(parse_size(text), Err(SizeError::Number | SizeError::Unit(_))),
+                "{text}"
+            );
         }
         for unit in ["MB", "GB", "Mi", "X", " M", "M "] {
             assert_eq!(parse_size(&format!("1{unit}")), Err(SizeError::Unit(unit.into())));

@@ -22,14 +22,24 @@ fn a_body_with_everything_a_shim_sends_is_understood() {
         "fs": [], "devices": [], "iommu": false, "watchdog": false, "pvpanic": true,
     }));
     let expected = VmConfig {
-        cpus: CpusConfig { boot_vcpus: 1, max_vcpus: 8 },
-        memory: MemoryConfig { size: 2 << 30, shared: true, ..Default::default() },
+        cpus: CpusConfig {
+            boot_vcpus: 1,
+            max_vcpus: 8,
+        },
+        memory: MemoryConfig {
+            size: 2 << 30,
+            shared: true,
+            ..Default::default()
+        },
         payload: PayloadConfig {
             kernel: Some("/k/vmlinux".into()),
             cmdline: Some("reboot=k panic=1".into()),
             initramfs: None,
         },
-        disks: vec![DiskConfig { readonly: true, ..DiskConfig::new("/k/image") }],
+        disks: vec![DiskConfig {
+            readonly: true,
+            ..DiskConfig::new("/k/image")
+        }],
         rng: Some(RngConfig::new()),
         serial: ConsoleConfig::new(ConsoleMode::Off),
         console: ConsoleConfig::new(ConsoleMode::Off),
@@ -42,7 +52,10 @@ fn a_body_with_everything_a_shim_sends_is_understood() {
 fn an_empty_body_is_the_wire_formats_default() {
     assert_eq!(parse(json!({})), VmConfig::default());
     let config = VmConfig::default();
-    assert_eq!((config.serial.mode, config.console.mode), (ConsoleMode::Null, ConsoleMode::Tty));
+    assert_eq!(
+        (config.serial.mode, config.console.mode),
+        (ConsoleMode::Null, ConsoleMode::Tty)
+    );
     assert_eq!(config.memory.size, 512 << 20);
 }
 
@@ -54,14 +67,24 @@ fn null_is_a_fields_default_and_no_device() {
     }));
     assert_eq!(config.rng, None);
     assert_eq!(config.serial, ConsoleConfig::new(ConsoleMode::Off));
-    assert_eq!(config.memory, MemoryConfig { size: 4096, ..Default::default() });
+    assert_eq!(
+        config.memory,
+        MemoryConfig {
+            size: 4096,
+            ..Default::default()
+        }
+    );
     assert_eq!(config.disks, []);
 }
 
 #[test]
 fn what_is_written_reads_back_the_same() {
     let config = VmConfig {
-        disks: vec![DiskConfig { id: Some("a".into()), sparse: false, ..DiskConfig::new("/d") }],
+        disks: vec![DiskConfig {
+            id: Some("a".into()),
+            sparse: false,
+            ..DiskConfig::new("/d")
+        }],
         rng: None,
         serial: ConsoleConfig::file("/log"),
         ..VmConfig::default()
@@ -71,13 +94,19 @@ fn what_is_written_reads_back_the_same() {
 
 #[test]
 fn a_mode_that_does_not_exist_is_named() {
-    let error = serde_json::from_value::<VmConfig>(json!({"serial": {"mode": "Socket"}})).unwrap_err().to_string();
+    let error = serde_json::from_value::<VmConfig>(json!({"serial": {"mode": "Socket"}}))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("`Socket`") && error.contains("`Tty`"), "{error}");
 }
 
 #[test]
 fn numbers_of_the_wrong_size_or_sign_are_refused() {
-    for disk in [json!({"path": "/d", "num_queues": 65536}), json!({"path": "/d", "queue_size": -1}), json!({})] {
+    for disk in [
+        json!({"path": "/d", "num_queues": 65536}),
+        json!({"path": "/d", "queue_size": -1}),
+        json!({}),
+    ] {
         serde_json::from_value::<DiskConfig>(disk.clone()).expect_err(&disk.to_string());
     }
 }

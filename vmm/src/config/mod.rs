@@ -69,7 +69,10 @@ pub struct CpusConfig {
 impl CpusConfig {
     /// `count` vCPUs and no room for more.
     pub const fn fixed(count: u32) -> Self {
-        Self { boot_vcpus: count, max_vcpus: count }
+        Self {
+            boot_vcpus: count,
+            max_vcpus: count,
+        }
     }
 }
 
@@ -103,7 +106,14 @@ pub struct MemoryConfig {
 
 impl Default for MemoryConfig {
     fn default() -> Self {
-        Self { size: 512 << 20, mergeable: false, shared: false, hugepages: false, prefault: false, thp: true }
+        Self {
+            size: 512 << 20,
+            mergeable: false,
+            shared: false,
+            hugepages: false,
+            prefault: false,
+            thp: true,
+        }
     }
 }
 
@@ -221,7 +231,10 @@ impl ConsoleConfig {
 
     /// A port whose output goes to `file`.
     pub fn file(file: impl Into<PathBuf>) -> Self {
-        Self { mode: ConsoleMode::File, file: Some(file.into()) }
+        Self {
+            mode: ConsoleMode::File,
+            file: Some(file.into()),
+        }
     }
 
     const fn null() -> Self {

@@ -20,8 +20,10 @@ pub struct RunOptions {
 /// How a kernel is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum BootProtocol {
+    #[value(help = "32-bit PVH entry, which a kernel offers in an ELF note")]
     /// The 32-bit entry of the PVH ABI (Xen `docs/misc/pvh.pandoc`).
     Pvh,
+    #[value(help = "64-bit entry of the Linux boot protocol")]
     /// The 64-bit entry of the Linux/x86 boot protocol (`Documentation/arch/x86/boot.rst`).
     Linux64,
 }

@@ -28,7 +28,10 @@ pub struct Limits {
 
 impl Limits {
     /// What no x86-64 host exceeds: KVM's own bound on vCPUs (`KVM_MAX_VCPUS` of Linux 6.x) and the architecture's on addresses.
-    pub const ARCHITECTURE: Self = Self { max_vcpus: 4096, phys_bits: 52 };
+    pub const ARCHITECTURE: Self = Self {
+        max_vcpus: 4096,
+        phys_bits: 52,
+    };
 
     /// The most bytes of RAM: half the guest-physical address space. The other half is for devices' 64-bit windows.
     pub const fn max_memory_bytes(self) -> u64 {
@@ -112,7 +115,10 @@ impl VmConfig {
     pub fn validate(&self, limits: Limits) -> Result<(), ConfigError> {
         let (boot, max) = (self.cpus.boot_vcpus, self.cpus.max_vcpus);
         if let Some(found) = [boot, max].into_iter().find(|n| !(1..=limits.max_vcpus).contains(n)) {
-            return Err(ConfigError::Cpus { found, max: limits.max_vcpus });
+            return Err(ConfigError::Cpus {
+                found,
+                max: limits.max_vcpus,
+            });
         }
         if max < boot {
             return Err(ConfigError::MaxCpus { max, boot });
@@ -144,7 +150,11 @@ impl MemoryConfig {
             return Err(ConfigError::Memory { found, max });
         }
         let page = if self.hugepages { HUGE_PAGE_BYTES } else { PAGE_BYTES };
-        if found.is_multiple_of(page) { Ok(()) } else { Err(ConfigError::MemoryUnit { found, page }) }
+        if found.is_multiple_of(page) {
+            Ok(())
+        } else {
+            Err(ConfigError::MemoryUnit { found, page })
+        }
     }
 }
 
@@ -152,10 +162,16 @@ impl DiskConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         let disk = || self.path.display().to_string();
         if !(1..=MAX_DISK_QUEUES).contains(&self.num_queues) {
-            return Err(ConfigError::Queues { disk: disk(), found: self.num_queues });
+            return Err(ConfigError::Queues {
+                disk: disk(),
+                found: self.num_queues,
+            });
         }
         if !self.queue_size.is_power_of_two() || !QUEUE_SIZES.contains(&self.queue_size) {
-            return Err(ConfigError::QueueSize { disk: disk(), found: self.queue_size });
+            return Err(ConfigError::QueueSize {
+                disk: disk(),
+                found: self.queue_size,
+            });
         }
         Ok(())
     }
@@ -176,7 +192,10 @@ struct Size(u64);
 impl std::fmt::Display for Size {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
-        match units.into_iter().find(|(shift, _)| self.0 != 0 && self.0.trailing_zeros() >= *shift) {
+        match units
+            .into_iter()
+            .find(|(shift, _)| self.0 != 0 && self.0.trailing_zeros() >= *shift)
+        {
             Some((shift, unit)) => write!(f, "{} {unit}", self.0 >> shift),
             None => write!(f, "{} B", self.0),
         }

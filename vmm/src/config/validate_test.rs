@@ -1,7 +1,10 @@
 use super::*;
 use crate::config::CpusConfig;
 
-const HOST: Limits = Limits { max_vcpus: 8, phys_bits: 40 };
+const HOST: Limits = Limits {
+    max_vcpus: 8,
+    phys_bits: 40,
+};
 
 fn good() -> VmConfig {
     let mut config = VmConfig::default();
@@ -25,14 +28,26 @@ fn a_good_configuration_passes() {
 
 #[test]
 fn cpus_are_bounded_by_kvm() {
-    assert_eq!(error(|c| c.cpus = CpusConfig::fixed(0)), "cpus: 0 vCPUs asked for, 1 to 8 allowed");
-    assert_eq!(error(|c| c.cpus = CpusConfig::fixed(9)), "cpus: 9 vCPUs asked for, 1 to 8 allowed");
     assert_eq!(
-        error(|c| c.cpus = CpusConfig { boot_vcpus: 1, max_vcpus: 64 }),
+        error(|c| c.cpus = CpusConfig::fixed(0)),
+        "cpus: 0 vCPUs asked for, 1 to 8 allowed"
+    );
+    assert_eq!(
+        error(|c| c.cpus = CpusConfig::fixed(9)),
+        "cpus: 9 vCPUs asked for, 1 to 8 allowed"
+    );
+    assert_eq!(
+        error(|c| c.cpus = CpusConfig {
+            boot_vcpus: 1,
+            max_vcpus: 64
+        }),
         "cpus: 64 vCPUs asked for, 1 to 8 allowed"
     );
     assert_eq!(
-        error(|c| c.cpus = CpusConfig { boot_vcpus: 4, max_vcpus: 2 }),
+        error(|c| c.cpus = CpusConfig {
+            boot_vcpus: 4,
+            max_vcpus: 2
+        }),
         "cpus: at most 2 vCPUs, fewer than the 4 at boot"
     );
     let mut config = good();
@@ -42,8 +57,14 @@ fn cpus_are_bounded_by_kvm() {
 
 #[test]
 fn memory_is_bounded_by_the_boot_structures_and_the_address_space() {
-    assert_eq!(error(|c| c.memory.size = 0), "memory: 0 bytes (0 B) asked for, 2 MiB to 512 GiB allowed");
-    assert_eq!(error(|c| c.memory.size = 1 << 20), "memory: 1048576 bytes (1 MiB) asked for, 2 MiB to 512 GiB allowed");
+    assert_eq!(
+        error(|c| c.memory.size = 0),
+        "memory: 0 bytes (0 B) asked for, 2 MiB to 512 GiB allowed"
+    );
+    assert_eq!(
+        error(|c| c.memory.size = 1 << 20),
+        "memory: 1048576 bytes (1 MiB) asked for, 2 MiB to 512 GiB allowed"
+    );
     assert_eq!(
         error(|c| c.memory.size = (1 << 39) + 4096),
         "memory: 549755817984 bytes (536870916 KiB) asked for, 2 MiB to 512 GiB allowed"
@@ -57,19 +78,46 @@ fn memory_is_bounded_by_the_boot_structures_and_the_address_space() {
 
 #[test]
 fn memory_is_whole_pages_of_the_kind_asked_for() {
-    assert_eq!(error(|c| c.memory.size = 2_097_153), "memory: 2097153 bytes is not a multiple of the 4096-byte page");
+    assert_eq!(
+        error(|c| c.memory.size = 2_097_153),
+        "memory: 2097153 bytes is not a multiple of the 4096-byte page"
+    );
     let huge = |c: &mut VmConfig| {
         c.memory.size = (4 << 20) + 4096;
         c.memory.hugepages = true;
     };
-    assert_eq!(error(huge), "memory: 4198400 bytes is not a multiple of the 2097152-byte page");
+    assert_eq!(
+        error(huge),
+        "memory: 4198400 bytes is not a multiple of the 2097152-byte page"
+    );
 }
 
 #[test]
 fn an_absurd_address_width_does_not_overflow() {
-    assert_eq!(Limits { max_vcpus: 1, phys_bits: 64 }.max_memory_bytes(), 1 << 63);
-    assert_eq!(Limits { max_vcpus: 1, phys_bits: 255 }.max_memory_bytes(), 1 << 63);
-    assert_eq!(Limits { max_vcpus: 1, phys_bits: 0 }.max_memory_bytes(), 0);
+    assert_eq!(
+        Limits {
+            max_vcpus: 1,
+            phys_bits: 64
+        }
+        .max_memory_bytes(),
+        1 << 63
+    );
+    assert_eq!(
+        Limits {
+            max_vcpus: 1,
+            phys_bits: 255
+        }
+        .max_memory_bytes(),
+        1 << 63
+    );
+    assert_eq!(
+        Limits {
+            max_vcpus: 1,
+            phys_bits: 0
+        }
+        .max_memory_bytes(),
+        0
+    );
 }
 
 #[test]
@@ -85,8 +133,14 @@ fn disks_differ_in_their_ids_if_they_have_any() {
 
 #[test]
 fn disk_queues_are_bounded() {
-    assert_eq!(error(|c| c.disks[1].num_queues = 0), "disk /b: 0 queues asked for, 1 to 64 allowed");
-    assert_eq!(error(|c| c.disks[0].num_queues = 65), "disk /a: 65 queues asked for, 1 to 64 allowed");
+    assert_eq!(
+        error(|c| c.disks[1].num_queues = 0),
+        "disk /b: 0 queues asked for, 1 to 64 allowed"
+    );
+    assert_eq!(
+        error(|c| c.disks[0].num_queues = 65),
+        "disk /a: 65 queues asked for, 1 to 64 allowed"
+    );
     for size in [0, 1, 8, 100, 1025, 2048, u16::MAX] {
         assert_eq!(
             error(|c| c.disks[0].queue_size = size),
@@ -97,8 +151,14 @@ fn disk_queues_are_bounded() {
 
 #[test]
 fn consoles_need_their_files_and_only_one_has_stdio() {
-    assert_eq!(error(|c| c.serial.mode = ConsoleMode::File), "serial: mode File needs a file");
-    assert_eq!(error(|c| c.console.mode = ConsoleMode::File), "console: mode File needs a file");
+    assert_eq!(
+        error(|c| c.serial.mode = ConsoleMode::File),
+        "serial: mode File needs a file"
+    );
+    assert_eq!(
+        error(|c| c.console.mode = ConsoleMode::File),
+        "console: mode File needs a file"
+    );
     let both = |c: &mut VmConfig| (c.serial.mode, c.console.mode) = (ConsoleMode::Tty, ConsoleMode::Tty);
     assert_eq!(error(both), "serial and console both use stdio, only one of them can");
 }

@@ -71,7 +71,9 @@ impl Input {
         };
         let count = match self.file.read(buffer) {
             Ok(count) => count,
-            Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => return Arrival::Bytes,
+            Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
+                return Arrival::Bytes;
+            }
             // EIO is a terminal's way of saying that it is gone. Whatever else fails will fail again.
             Err(_) => 0,
         };
@@ -100,7 +102,9 @@ fn always_ready() -> io::Result<EventFd> {
 impl AsRawFd for Input {
     /// The descriptor to watch for reading, level-triggered.
     fn as_raw_fd(&self) -> RawFd {
-        self.ready.as_ref().map_or_else(|| self.file.as_raw_fd(), AsRawFd::as_raw_fd)
+        self.ready
+            .as_ref()
+            .map_or_else(|| self.file.as_raw_fd(), AsRawFd::as_raw_fd)
     }
 }
 
@@ -120,7 +124,13 @@ mod tests {
 
     fn is_readable(input: &Input) -> bool {
         let epoll = Epoll::new().unwrap();
-        epoll.ctl(ControlOperation::Add, input.as_raw_fd(), EpollEvent::new(EventSet::IN, 0)).unwrap();
+        epoll
+            .ctl(
+                ControlOperation::Add,
+                input.as_raw_fd(),
+                EpollEvent::new(EventSet::IN, 0),
+            )
+            .unwrap();
         epoll.wait(0, &mut [EpollEvent::default()]).unwrap() == 1
     }
 

@@ -62,8 +62,16 @@ impl StdoutSink {
     fn over(file: Option<File>) -> io::Result<Self> {
         let second = file.as_ref().filter(|file| file.is_terminal()).and_then(open_again);
         let nonblocking = second.is_some();
-        let state = State { file: second.or(file), nonblocking, backlog: VecDeque::new(), dropped: 0 };
-        Ok(Self(Arc::new(Shared { state: Mutex::new(state), wakeup: Epoll::new()? })))
+        let state = State {
+            file: second.or(file),
+            nonblocking,
+            backlog: VecDeque::new(),
+            dropped: 0,
+        };
+        Ok(Self(Arc::new(Shared {
+            state: Mutex::new(state),
+            wakeup: Epoll::new()?,
+        })))
     }
 
     /// Writes what waits, as far as there is room. To be called when the sink's descriptor is readable.
@@ -82,7 +90,10 @@ impl StdoutSink {
         while !state.backlog.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now()).as_micros();
             let left = i32::try_from(left.div_ceil(1000)).unwrap_or(i32::MAX);
-            let writable = state.file.as_ref().is_some_and(|file| writable_within(file.as_fd(), left));
+            let writable = state
+                .file
+                .as_ref()
+                .is_some_and(|file| writable_within(file.as_fd(), left));
             state.send_backlog();
             if !writable {
                 return;
@@ -102,7 +113,10 @@ impl StdoutSink {
     fn watch(&self, state: &State, operation: ControlOperation) {
         if let Some(file) = &state.file {
             // Regular files are refused, and never have a backlog. Anything else waits for the next write instead.
-            let _ = self.0.wakeup.ctl(operation, file.as_raw_fd(), EpollEvent::new(EventSet::OUT, 0));
+            let _ = self
+                .0
+                .wakeup
+                .ctl(operation, file.as_raw_fd(), EpollEvent::new(EventSet::OUT, 0));
         }
     }
 }
@@ -136,7 +150,11 @@ impl State {
         self.send_backlog();
         let sent = if self.backlog.is_empty() { self.send(bytes) } else { 0 };
         let rest = bytes.get(sent..).unwrap_or_default();
-        let room = if self.file.is_some() { BACKLOG_BYTES.saturating_sub(self.backlog.len()) } else { 0 };
+        let room = if self.file.is_some() {
+            BACKLOG_BYTES.saturating_sub(self.backlog.len())
+        } else {
+            0
+        };
         let (kept, lost) = rest.split_at(room.min(rest.len()));
         self.backlog.extend(kept);
         self.lose(lost.len());
@@ -191,7 +209,11 @@ fn open_again(file: &File) -> Option<File> {
 
 /// Whether `fd` takes a write within `timeout_ms`; also true of a descriptor that is broken.
 pub(super) fn writable_within(fd: BorrowedFd<'_>, timeout_ms: i32) -> bool {
-    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    let mut poll = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLOUT,
+        revents: 0,
+    };
     // SAFETY: one pollfd, as the count says.
     unsafe { libc::poll(&raw mut poll, 1, timeout_ms) > 0 }
 }

@@ -5,7 +5,10 @@ use super::*;
 
 fn pipe() -> (io::PipeReader, StdoutSink) {
     let (reader, writer) = io::pipe().unwrap();
-    (reader, StdoutSink::over(Some(File::from(OwnedFd::from(writer)))).unwrap())
+    (
+        reader,
+        StdoutSink::over(Some(File::from(OwnedFd::from(writer)))).unwrap(),
+    )
 }
 
 fn read(reader: &mut io::PipeReader, count: usize) -> Vec<u8> {
@@ -16,13 +19,21 @@ fn read(reader: &mut io::PipeReader, count: usize) -> Vec<u8> {
 
 fn wants_drain(sink: &StdoutSink) -> bool {
     let outer = Epoll::new().unwrap();
-    outer.ctl(ControlOperation::Add, sink.as_raw_fd(), EpollEvent::new(EventSet::IN, 0)).unwrap();
+    outer
+        .ctl(
+            ControlOperation::Add,
+            sink.as_raw_fd(),
+            EpollEvent::new(EventSet::IN, 0),
+        )
+        .unwrap();
     outer.wait(0, &mut [EpollEvent::default()]).unwrap() == 1
 }
 
 /// Bytes that differ from their neighbours 256 and 65536 bytes away.
 fn pattern(count: usize) -> Vec<u8> {
-    (0..count).map(|i| u8::try_from((i ^ (i >> 8) ^ (i >> 16)) & 0xff).unwrap()).collect()
+    (0..count)
+        .map(|i| u8::try_from((i ^ (i >> 8) ^ (i >> 16)) & 0xff).unwrap())
+        .collect()
 }
 
 #[test]

@@ -9,8 +9,15 @@ use std::ptr;
 use vmm_sys_util::signal::create_sigset;
 
 /// What is delivered as an event, in place of its default action.
-const WATCHED: [libc::c_int; 7] =
-    [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP, libc::SIGWINCH, libc::SIGTSTP, libc::SIGCONT];
+const WATCHED: [libc::c_int; 7] = [
+    libc::SIGTERM,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGHUP,
+    libc::SIGWINCH,
+    libc::SIGTSTP,
+    libc::SIGCONT,
+];
 
 /// Bytes of one `signalfd_siginfo`.
 const INFO_BYTES: usize = size_of::<libc::signalfd_siginfo>();
@@ -58,13 +65,15 @@ impl Signals {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: a descriptor that nobody else owns yet.
-        Ok(Self { file: unsafe { File::from_raw_fd(fd) } })
+        let file = unsafe { File::from_raw_fd(fd) };
+        Ok(Self { file })
     }
 
     /// The next signal that waits, without blocking.
     ///
     /// # Errors
     /// What reading says.
+    #[expect(clippy::should_implement_trait, reason = "it can fail, and None is no end")]
     pub fn next(&mut self) -> io::Result<Option<Signal>> {
         let mut info = [0; INFO_BYTES];
         match self.file.read(&mut info) {
