@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 
+use vm_memory::GuestAddress;
+
 use super::*;
 use crate::testing::{
     DATA, ENTRY_PVH, ENTRY64, Elf, TEXT, assert_kernel_loaded, bzimage, bzimage_of, file, payload, phdr, ram, setup,
