@@ -115,7 +115,8 @@ impl Life {
 
     fn tell(&mut self) -> Result<()> {
         let first = self.next()?;
-        self.say(&format!("first words: {}", words(&first)));
+        let short: String = words(&first).chars().take(60).collect();
+        self.say(&format!("first words: {short}"));
         let report = self.report(first)?;
         self.say(&format!("init runs: Linux {} {}", report.kernel, report.build));
         let online = report.online.as_str();
@@ -231,16 +232,27 @@ fn words(line: &str) -> &str {
     line.split_once("] ").map_or(line, |(_, words)| words)
 }
 
-/// Private memory of a process in KiB, guest RAM excluded by its name.
+/// Private memory of a process in KiB, guest RAM excluded.
 fn private_kib(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/smaps");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    ensure!(text.contains(GUEST_RAM), "no mapping is named {GUEST_RAM}");
+    ensure!(
+        text.lines().any(is_guest_ram),
+        "no mapping is the guest's {MEMORY_MIB} MiB"
+    );
     Ok(private_sum(&text))
 }
 
-/// What husk calls its mappings of guest RAM.
-const GUEST_RAM: &str = "guest-ram";
+/// Whether a line of smaps begins the mapping of guest RAM: by its name, or, as kernels without `CONFIG_ANON_VMA_NAME` show
+/// none, by its size.
+fn is_guest_ram(line: &str) -> bool {
+    let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+    let Some((start, end)) = range else { return false };
+    let (Ok(start), Ok(end)) = (u64::from_str_radix(start, 16), u64::from_str_radix(end, 16)) else {
+        return false;
+    };
+    line.contains("guest-ram") || end.saturating_sub(start) >= MEMORY_MIB << 20
+}
 
 fn private_sum(smaps: &str) -> u64 {
     let mut guest = false;
@@ -251,7 +263,7 @@ fn private_sum(smaps: &str) -> u64 {
             "Private_Clean:" | "Private_Dirty:" if !guest => {
                 sum += value.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0);
             }
-            key if !key.ends_with(':') => guest = value.contains(GUEST_RAM),
+            key if !key.ends_with(':') => guest = is_guest_ram(line),
             _ => {}
         }
     }
@@ -263,16 +275,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn guest_ram_is_not_on_the_bill() {
-        let smaps = "\
-7f00-7f10 rw-p 00000000 00:00 0                          [anon:guest-ram]
-Private_Clean:         0 kB
-Private_Dirty:    500000 kB
-7f20-7f30 rw-p 00000000 00:00 0                          [heap]
-Private_Clean:         8 kB
-Private_Dirty:       100 kB
-";
-        assert_eq!(private_sum(smaps), 108);
+    fn guest_ram_is_not_on_the_bill_with_or_without_a_name() {
+        let ram = [
+            "7f00-7f10 rw-p 00000000 00:00 0          [anon:guest-ram]",
+            "7f0000000000-7f0020000000 rw-p 00000000 00:00 0 ",
+        ];
+        for ram in ram {
+            let smaps = format!(
+                "{ram}\nPrivate_Clean: 0 kB\nPrivate_Dirty: 500000 kB\n\
+                 7f20-7f30 rw-p 00000000 00:00 0   [heap]\nPrivate_Clean: 8 kB\nPrivate_Dirty: 100 kB\nVmFlags: rd\n"
+            );
+            assert!(is_guest_ram(smaps.lines().next().unwrap()));
+            assert_eq!(private_sum(&smaps), 108);
+        }
     }
 
     #[test]
