@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::check;
@@ -117,6 +117,10 @@ pub fn main() -> ExitCode {
 
 /// Does what `args` (the first is the program's name) ask. `entered` is when the process began.
 fn dispatch(args: impl IntoIterator<Item = OsString>, entered: Instant) -> Code {
+    let args: Vec<OsString> = args.into_iter().collect();
+    if let Some(args) = parse_run(&args) {
+        return run(args, entered);
+    }
     match Cli::try_parse_from(args) {
         Ok(Cli {
             command: Command::Run(args),
@@ -134,6 +138,17 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, entered: Instant) -> Code 
         }
         Err(error) => usage(&one_line(&error)),
     }
+}
+
+/// Parses `husk run …` without the rest of the command tree, which costs as much again. `None` sends everything else, and
+/// everything wrong, to the whole of it, for the same answer with the right help.
+fn parse_run(args: &[OsString]) -> Option<RunArgs> {
+    let args = args
+        .get(1..)
+        .filter(|args| args.first().is_some_and(|name| name == "run"))?;
+    let command = RunArgs::augment_args(clap::Command::new("run")).disable_help_flag(true);
+    let mut matches = command.try_get_matches_from(args).ok()?;
+    RunArgs::from_arg_matches_mut(&mut matches).ok()
 }
 
 fn run(args: RunArgs, entered: Instant) -> Code {
@@ -238,6 +253,37 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    fn words(line: &str) -> Vec<OsString> {
+        line.split(' ').map(OsString::from).collect()
+    }
+
+    #[test]
+    fn the_short_way_reads_run_as_the_whole_tree_does() {
+        let line = words("husk run -k /k --disk path=/d,id=a -vv --memory=1G --cmdline --help --no-rng");
+        let Ok(Cli {
+            command: Command::Run(whole),
+        }) = Cli::try_parse_from(&line)
+        else {
+            panic!("refused")
+        };
+        assert_eq!(format!("{:?}", parse_run(&line).unwrap()), format!("{whole:?}"));
+    }
+
+    #[test]
+    fn the_short_way_leaves_help_errors_and_other_commands_alone() {
+        for line in [
+            "husk",
+            "husk check",
+            "husk run --help",
+            "husk run -h",
+            "husk run --memory x",
+            "husk run stray",
+            "husk --version",
+        ] {
+            assert!(parse_run(&words(line)).is_none(), "{line}");
+        }
+    }
+
     #[test]
     fn every_way_to_end_has_its_code_and_its_line_of_help() {
         let codes = [Exit::PowerOff, Exit::Reset, Exit::Panic, Exit::Interrupted].map(|exit| Code::from(exit) as u8);
@@ -258,3 +304,7 @@ mod tests {
         assert!(help.contains("Examples:") && help.contains("Exit codes:"));
     }
 }
+
+#[cfg(test)]
+#[path = "man_test.rs"]
+mod man_tests;

@@ -39,7 +39,7 @@ pub struct RunArgs {
     #[arg(short, long, value_name = "FILE", help_heading = "What to boot")]
     pub initramfs: Option<PathBuf>,
 
-    /// Kernel command line, passed verbatim [default: made to fit, see --help]
+    /// Kernel command line, passed verbatim [default: made to fit consoles and disks]
     ///
     /// The default names the consoles in use (console=ttyS0, console=hvc0), ends the VM at a reset or panic (reboot=k panic=-1), and,
     /// with a disk and no initramfs, mounts the first disk (root=/dev/vda, ro or rw).
@@ -60,7 +60,7 @@ pub struct RunArgs {
     #[arg(allow_negative_numbers = true)]
     pub memory: u64,
 
-    /// Add a virtio disk, a raw image or a block device: path=FILE,readonly=on,…
+    /// Add a virtio disk, a raw image or a block device: path=FILE,readonly=on,...
     ///
     /// May be given several times: the disks are /dev/vda, /dev/vdb and so on. Keys:
     ///
@@ -68,7 +68,7 @@ pub struct RunArgs {
     ///   readonly=on      the guest may only read
     ///   direct=on        bypass the host's page cache (O_DIRECT)
     ///   queues=N         virtqueues, 1 to 64 (default 1)
-    ///   queue_size=N     entries of each, a power of two from 16 to 1024 (default 128)
+    ///   queue_size=N     entries of each, 16 to 1024 (default 128)
     ///   id=NAME          serial number that the guest reads
     ///   discard=on       let the guest give space back to the host
     ///   io_uring=off     use plain reads and writes

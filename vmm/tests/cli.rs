@@ -1,0 +1,162 @@
+//! The binary as a shell sees it: what it prints where, and its exit codes. No guest runs here.
+
+use std::fs::File;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn husk(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_husk"))
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> &str {
+    str::from_utf8(&output.stdout).unwrap()
+}
+
+fn stderr(output: &Output) -> &str {
+    str::from_utf8(&output.stderr).unwrap()
+}
+
+/// The one line on standard error of a command that fails with `code` and prints nothing else.
+fn complaint(args: &[&str], code: i32) -> String {
+    let output = husk(args);
+    let line = stderr(&output)
+        .strip_suffix('\n')
+        .unwrap_or_else(|| panic!("no whole line: {}", stderr(&output)));
+    assert_eq!(
+        (output.status.code(), stdout(&output), line.lines().count()),
+        (Some(code), "", 1),
+        "{args:?}: {line}"
+    );
+    line.to_string()
+}
+
+#[test]
+fn wrong_usage_is_one_line_and_exit_code_2() {
+    for (args, thing) in [
+        (&["frobnicate"][..], "frobnicate"),
+        (&["run", "--kernle", "/k"], "--kernle"),
+        (&["run", "--kernel", "/k", "--memory", "12Q"], "12Q"),
+        (&["run", "--kernel", "/k", "--memory", "0"], "memory: 0 bytes"),
+        (
+            &["run", "--kernel", "/k", "--memory", "999999T"],
+            "memory: 1099510528264372224 bytes",
+        ),
+        (&["run", "--kernel", "/k", "--cpus", "0"], "cpus: 0 vCPUs"),
+        (&["run", "--kernel", "/k", "--cpus", "100000"], "cpus: 100000 vCPUs"),
+        (
+            &["run", "--kernel", "/k", "--disk", "path=/d,colour=red"],
+            "unknown key 'colour', allowed: path, readonly",
+        ),
+        (
+            &["run", "--kernel", "/k", "--serial", "stdio", "--console", "stdio"],
+            "serial and console both use stdio",
+        ),
+        (&["check", "--json", "--nfd"], "--nfd"),
+        (&["completions", "cobol"], "cobol"),
+    ] {
+        let line = complaint(args, 2);
+        assert!(line.starts_with("error: ") && line.contains(thing), "{args:?}: {line}");
+    }
+}
+
+#[test]
+fn a_kernel_that_is_not_there_is_a_failure_that_names_it() {
+    let line = complaint(&["run", "--kernel", "/nowhere/vmlinux", "--serial", "null"], 1);
+    assert!(
+        line.starts_with("error: ") && line.contains("/nowhere/vmlinux"),
+        "{line}"
+    );
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    for (args, text) in [
+        (&["--help"][..], "Exit codes:"),
+        (&["run", "--help"], "--boot-trace"),
+        (&["help", "check"], "--nfd"),
+        (&["--version"], concat!("husk ", env!("CARGO_PKG_VERSION"))),
+    ] {
+        let output = husk(args);
+        assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""), "{args:?}");
+        assert!(stdout(&output).contains(text), "{args:?}: {}", stdout(&output));
+    }
+}
+
+#[test]
+fn no_arguments_at_all_show_the_help_and_are_wrong_usage() {
+    let output = husk(&[]);
+    assert_eq!((output.status.code(), stdout(&output)), (Some(2), ""));
+    assert!(
+        stderr(&output).contains("husk run --kernel") || stderr(&output).contains("Usage: husk"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn the_three_forms_of_check_agree() {
+    let (table, json, nfd) = (husk(&["check"]), husk(&["check", "--json"]), husk(&["check", "--nfd"]));
+    let report: Value = serde_json::from_slice(&json.stdout).unwrap();
+    let eligible = report["eligible"].as_bool().unwrap();
+    let failed = report["checks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .any(|check| check["mandatory"] == true && check["status"] == "fail");
+    assert_eq!(eligible, !failed);
+    for output in [&table, &json, &nfd] {
+        assert_eq!((output.status.code(), stderr(output)), (Some(i32::from(!eligible)), ""));
+    }
+    let feature = if eligible {
+        "feature.node.kubernetes.io/runtime.kata=true\n"
+    } else {
+        ""
+    };
+    assert_eq!(stdout(&nfd), feature);
+    let verdict = if eligible {
+        "This host can run pods.\n"
+    } else {
+        "This host cannot run pods: "
+    };
+    assert!(stdout(&table).contains(verdict), "{}", stdout(&table));
+}
+
+#[test]
+fn completions_are_made_for_every_shell() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = husk(&["completions", shell]);
+        assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""), "{shell}");
+        assert!(stdout(&output).contains("boot-trace"), "{shell}");
+    }
+}
+
+#[test]
+fn a_reader_that_has_gone_is_an_error_and_no_panic() {
+    for args in [&["check"][..], &["completions", "bash"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = Command::new(env!("CARGO_BIN_EXE_husk"))
+            .args(args)
+            .stdout(writer)
+            .output();
+        let output = output.unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(
+            stderr(&output).starts_with("error: cannot write to standard output"),
+            "{}",
+            stderr(&output)
+        );
+    }
+    let full = File::create("/dev/full").unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_husk"))
+        .args(["check"])
+        .stdout(full)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+}
