@@ -32,8 +32,6 @@ pub(super) enum Op<'a> {
         buffers: &'a Iovecs,
         /// Bytes from the start of the file.
         offset: u64,
-        /// Whether the bytes must be on stable storage when it is done.
-        stable: bool,
     },
     /// Bring all that was written to stable storage (fdatasync(2)).
     Sync {

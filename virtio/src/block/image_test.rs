@@ -15,6 +15,14 @@ impl Block {
     }
 }
 
+impl Image {
+    /// Makes the image look like a block device with logical blocks of `bytes`.
+    pub(in crate::block) fn assume_device(&mut self, bytes: u32) {
+        self.is_device = true;
+        self.sizes.logical = bytes;
+    }
+}
+
 fn config(path: impl Into<PathBuf>) -> BlockConfig {
     BlockConfig::new(path)
 }

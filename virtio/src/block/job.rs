@@ -56,11 +56,8 @@ impl Job {
     /// Begins to carry out `request`. With `stable`, what it writes must be on stable storage when it completes.
     pub fn new(chain: Chain, request: Request, image: &Image, stable: bool, id: &[u8; ID_BYTES]) -> Self {
         let (work, ended) = match request {
-            Request::Read(extent) => (Work::Transfer(Transfer::new(Direction::Read, extent)), None),
-            Request::Write(extent) => {
-                let direction = Direction::Write { stable };
-                (Work::Transfer(Transfer::new(direction, extent)), None)
-            }
+            Request::Read(extent) => (Work::Transfer(Transfer::new(Direction::Read, extent, false)), None),
+            Request::Write(extent) => (Work::Transfer(Transfer::new(Direction::Write, extent, stable)), None),
             // Nothing was ever written.
             Request::Flush if image.readonly() => (Work::Flush, Some(Status::Ok)),
             Request::Flush => (Work::Flush, None),

@@ -13,10 +13,9 @@ use crate::testing::{Buf, Driver, memory};
 /// What a job asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
-    /// Offset and length.
+    // Offset and length.
     Read(u64, usize),
-    /// Offset, length, stable.
-    Write(u64, usize, bool),
+    Write(u64, usize),
     Sync,
     /// Mode without `KEEP_SIZE`, offset, length.
     Allocate(i32, u64, u64),
@@ -26,12 +25,7 @@ fn seen(op: Op<'_>) -> Asked {
     let bytes = |buffers: &Iovecs| buffers.as_slice().iter().map(|entry| entry.iov_len).sum();
     match op {
         Op::Read { buffers, offset, .. } => Asked::Read(offset, bytes(buffers)),
-        Op::Write {
-            buffers,
-            offset,
-            stable,
-            ..
-        } => Asked::Write(offset, bytes(buffers), stable),
+        Op::Write { buffers, offset, .. } => Asked::Write(offset, bytes(buffers)),
         Op::Sync { .. } => Asked::Sync,
         Op::Allocate { mode, offset, len, .. } => Asked::Allocate(mode & !libc::FALLOC_FL_KEEP_SIZE, offset, len),
     }
@@ -86,9 +80,18 @@ fn rest_of_a_short_read_is_read_and_nothing_twice() {
 
 #[test]
 fn rest_of_a_short_write_is_written_and_nothing_twice() {
-    let (asked, status, written) = run(Request::Write(ALL), &WRITE, true, &[Ok(512), Ok(3584)]);
-    assert_eq!(asked, [Asked::Write(1024, 4096, true), Asked::Write(1536, 3584, true)]);
+    let (asked, status, written) = run(Request::Write(ALL), &WRITE, false, &[Ok(512), Ok(3584)]);
+    assert_eq!(asked, [Asked::Write(1024, 4096), Asked::Write(1536, 3584)]);
     assert_eq!((status, written), (0, 1));
+}
+
+#[test]
+fn stable_write_is_synced_after_its_last_byte() {
+    let (asked, status, _) = run(Request::Write(ALL), &WRITE, true, &[Ok(512), Ok(3584), Ok(0)]);
+    assert_eq!(asked, [Asked::Write(1024, 4096), Asked::Write(1536, 3584), Asked::Sync]);
+    assert_eq!(status, 0);
+    let (_, status, _) = run(Request::Write(ALL), &WRITE, true, &[Ok(4096), Err(libc::EIO)]);
+    assert_eq!(status, 1);
 }
 
 #[test]
@@ -134,7 +137,7 @@ fn zeroes_take_the_first_way_that_the_host_has() {
     let (asked, status, _) = run(zeroes(false), &BARE, false, &[Ok(0)]);
     assert_eq!((asked, status), (vec![zero], 0));
     let (asked, status, _) = run(zeroes(true), &BARE, false, &[none, none, Ok(1000), Ok(3096)]);
-    let writes = [Asked::Write(1024, 4096, false), Asked::Write(2024, 3096, false)];
+    let writes = [Asked::Write(1024, 4096), Asked::Write(2024, 3096)];
     assert_eq!((asked, status), ([&[punch, zero], &writes[..]].concat(), 0));
     let (asked, status, _) = run(zeroes(false), &BARE, false, &[Err(libc::EIO)]);
     assert_eq!((asked, status), (vec![zero], 1));
@@ -157,4 +160,28 @@ fn discard_that_the_host_cannot_do_is_unsupported() {
     assert_eq!((asked.len(), status), (1, 2));
     let (_, status, _) = run(discard(), &BARE, false, &[Ok(0), Err(libc::EIO)]);
     assert_eq!(status, 1);
+}
+
+#[test]
+fn device_is_only_asked_to_discard_whole_blocks() {
+    let file = image(&[0; 8192]);
+    let mut image = Image::open(&BlockConfig::new(file.path())).unwrap();
+    image.assume_device(4096);
+    let mut scratch = Scratch::new(Arc::default());
+    for (offset, len, expected) in [
+        (0, 8192, Some((0, 8192))),
+        (512, 7680, Some((4096, 4096))),
+        (0, 4608, Some((0, 4096))),
+        (512, 3584, None),
+        (512, 4096, None),
+        (4096, 0, None),
+    ] {
+        let mut zeroing = Zeroing::discard(&[Extent { offset, len }], &image);
+        let asked = match zeroing.step(&image, &mut scratch, &mut Iovecs::default()) {
+            Step::Run(Op::Allocate { offset, len, .. }) => Some((offset, len)),
+            Step::Done(Status::Ok) => None,
+            _ => panic!("{len} bytes at {offset}"),
+        };
+        assert_eq!(asked, expected, "{len} bytes at {offset}");
+    }
 }

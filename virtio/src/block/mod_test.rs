@@ -177,3 +177,41 @@ fn queues_run_side_by_side_on_their_own_threads() {
         assert!(states.iter().all(|state| state.queue.next_used == 8) && states.len() == 4);
     }
 }
+
+#[test]
+fn driver_that_kicks_only_when_asked_is_never_forgotten() {
+    const ROUNDS: u64 = 5_000;
+    let file = image(&pattern(64 << 10, 1));
+    for io_uring in [false, true] {
+        let mut block = Block::open(BlockConfig {
+            io_uring,
+            ..BlockConfig::new(file.path())
+        })
+        .unwrap();
+        let mem = memory();
+        let mut driver = Driver::new(&mem, 0x1000, 8);
+        let mut handlers = block.start(activation(&mem, 0, &[&driver])).unwrap();
+        let worker = Worker::spawn("io-test", handlers.remove(0), Box::new(|error| panic!("{error}"))).unwrap();
+        driver.write(HEADER, &Guest::header(0, 0));
+        let mut deadline = Instant::now() + Duration::from_secs(20);
+        let (mut sent, mut received) = (0, 0);
+        while received < ROUNDS {
+            // Two at a time: the ring is hardly ever empty.
+            while sent < ROUNDS && sent - received < 2 {
+                let at = DATA + 0x200 * (sent % 2);
+                driver.add(&[Buf::Out(HEADER, 16), Buf::In(at, 512), Buf::In(STATUS + sent % 2, 1)]);
+                sent += 1;
+                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+                if driver.used_flags() & 1 == 0 {
+                    driver.kick.write(1).unwrap();
+                }
+            }
+            if driver.take_used().is_some() {
+                received += 1;
+                deadline = Instant::now() + Duration::from_secs(20);
+            }
+            assert!(Instant::now() < deadline, "forgotten after {received} requests");
+        }
+        worker.join();
+    }
+}

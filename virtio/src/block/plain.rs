@@ -33,19 +33,10 @@ unsafe fn run_once(op: Op<'_>) -> io::Result<usize> {
             // SAFETY: the array is borrowed, its buffers are mapped as the caller promises, the descriptor is open.
             moved(unsafe { libc::preadv(file.as_raw_fd(), array, count, off_t(offset)?) })
         }
-        Op::Write {
-            file,
-            buffers,
-            offset,
-            stable,
-        } => {
+        Op::Write { file, buffers, offset } => {
             let (array, count) = parts(buffers)?;
             // SAFETY: as for the read; the kernel only reads the buffers.
-            let written = moved(unsafe { libc::pwritev(file.as_raw_fd(), array, count, off_t(offset)?) })?;
-            if stable {
-                file.sync_data()?;
-            }
-            Ok(written)
+            moved(unsafe { libc::pwritev(file.as_raw_fd(), array, count, off_t(offset)?) })
         }
         Op::Sync { file } => file.sync_data().map(|()| 0),
         Op::Allocate {

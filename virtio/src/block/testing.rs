@@ -111,7 +111,7 @@ pub(crate) struct Reply {
 
 /// The descriptors that a handler watches.
 #[derive(Default)]
-struct Watched(Vec<(RawFd, u32)>);
+pub(crate) struct Watched(Vec<(RawFd, u32)>);
 
 impl Watch for Watched {
     fn readable(&mut self, fd: RawFd, token: u32) -> std::io::Result<()> {
@@ -231,11 +231,6 @@ impl Guest {
             assert!(Instant::now() < deadline, "{} of {count} came back", used.len());
             self.wake().unwrap();
         }
-    }
-
-    /// Drops the handler as a panic would.
-    pub fn abandon(&mut self) {
-        self.handler = None;
     }
 
     /// Starts the disk again with its queue where it was.

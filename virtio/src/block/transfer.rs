@@ -16,11 +16,8 @@ use crate::ring::Chain;
 pub(super) enum Direction {
     /// From the image into the chain.
     Read,
-    /// From the chain into the image; with `stable`, onto stable storage.
-    Write {
-        /// Whether the data must be there when the request completes.
-        stable: bool,
-    },
+    /// From the chain into the image.
+    Write,
 }
 
 /// A transfer under way. What an operation has moved is never moved again.
@@ -32,6 +29,8 @@ pub(super) struct Transfer {
     at: usize,
     /// Bytes to go.
     left: usize,
+    /// When they are gone, all must be brought to stable storage.
+    sync: bool,
     /// Lent once for the whole transfer.
     bounce: Option<Bounce>,
     /// The operation under way uses the bounce buffer.
@@ -39,12 +38,14 @@ pub(super) struct Transfer {
 }
 
 impl Transfer {
-    pub fn new(direction: Direction, extent: Extent) -> Self {
+    /// With `sync`, the data must be on stable storage in the end.
+    pub fn new(direction: Direction, extent: Extent, sync: bool) -> Self {
         Self {
             direction,
             offset: extent.offset,
             at: 0,
             left: usize::try_from(extent.len).expect("usize has 64 bits"),
+            sync,
             bounce: None,
             bouncing: false,
         }
@@ -74,11 +75,14 @@ impl Transfer {
         buffers: &'a mut Iovecs,
     ) -> Step<'a> {
         if self.left == 0 {
-            return Step::Done(Status::Ok);
+            return match self.sync {
+                true => Step::Run(Op::Sync { file: image.file() }),
+                false => Step::Done(Status::Ok),
+            };
         }
         match self.direction {
             Direction::Read => buffers.fill(pieces(chain.writable(), self.at, self.left)),
-            Direction::Write { .. } => buffers.fill(self.readable(chain, self.left)),
+            Direction::Write => buffers.fill(self.readable(chain, self.left)),
         };
         self.bouncing = false;
         let file = match image.route(self.offset, self.left) {
@@ -97,12 +101,7 @@ impl Transfer {
         let (buffers, offset) = (&*buffers, self.offset);
         Step::Run(match self.direction {
             Direction::Read => Op::Read { file, buffers, offset },
-            Direction::Write { stable } => Op::Write {
-                file,
-                buffers,
-                offset,
-                stable,
-            },
+            Direction::Write => Op::Write { file, buffers, offset },
         })
     }
 
@@ -111,7 +110,12 @@ impl Transfer {
     /// # Errors
     /// The status to answer the request with.
     pub fn complete(&mut self, chain: &Chain, image: &Image, result: io::Result<usize>) -> Result<(), Status> {
-        let moved = result.map_err(|_| Status::IoError)?.min(self.left);
+        let result = result.map_err(|_| Status::IoError)?;
+        if self.left == 0 {
+            self.sync = false;
+            return Ok(());
+        }
+        let moved = result.min(self.left);
         if moved == 0 {
             return self.end_of_file(chain, image);
         }

@@ -155,16 +155,10 @@ fn entry(op: Op<'_>) -> io::Result<squeue::Entry> {
                 .offset(offset)
                 .build()
         }
-        Op::Write {
-            file,
-            buffers,
-            offset,
-            stable,
-        } => {
+        Op::Write { file, buffers, offset } => {
             let (array, count) = parts(buffers)?;
             opcode::Writev::new(Fd(file.as_raw_fd()), array, count)
                 .offset(offset)
-                .rw_flags(if stable { libc::RWF_DSYNC } else { 0 })
                 .build()
         }
         Op::Sync { file } => opcode::Fsync::new(Fd(file.as_raw_fd()))
@@ -187,3 +181,7 @@ fn parts(buffers: &Iovecs) -> io::Result<(*const libc::iovec, u32)> {
     let count = u32::try_from(array.len()).map_err(io::Error::other)?;
     Ok((array.as_ptr(), count))
 }
+
+#[cfg(test)]
+#[path = "uring_test.rs"]
+mod tests;

@@ -135,12 +135,7 @@ fn write<'a>(extent: Extent, image: &'a Image, scratch: &mut Scratch, buffers: &
     buffers.fill(pieces(iter::repeat_n(zeros, len.div_ceil(zeros.len().max(1))), 0, len));
     // The zeros keep any alignment, so either route will do.
     let (Route::Cached(file) | Route::Direct(file, _)) = image.route(offset, len);
-    Step::Run(Op::Write {
-        file,
-        buffers,
-        offset,
-        stable: false,
-    })
+    Step::Run(Op::Write { file, buffers, offset })
 }
 
 /// Whether the host cannot do this at all, or not for a range that is not in whole blocks (`EINVAL`).

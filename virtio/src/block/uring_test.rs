@@ -1,0 +1,109 @@
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+
+use vm_memory::{MmapRegion, VolatileMemory};
+
+use super::*;
+use crate::block::testing::{has_uring, image};
+
+/// "At the file's own position", for a pipe has no other.
+const HERE: u64 = u64::MAX;
+const LATER: Duration = Duration::from_millis(200);
+
+/// Starts a read that ends only when something is written to the pipe.
+fn start_read(uring: &mut Uring, slot: usize, file: &File, buffers: &Iovecs) {
+    let op = Op::Read {
+        file,
+        buffers,
+        offset: HERE,
+    };
+    // SAFETY: the tests keep file, buffers and memory until the ring is gone.
+    unsafe { uring.push(slot, op) }.unwrap();
+    assert!(uring.submit().unwrap());
+}
+
+fn buffers(memory: &MmapRegion<()>) -> Iovecs {
+    let mut buffers = Iovecs::default();
+    buffers.fill([memory.as_volatile_slice()].into_iter());
+    buffers
+}
+
+fn content(memory: &MmapRegion<()>) -> Vec<u8> {
+    let mut bytes = vec![0; 5];
+    memory.as_volatile_slice().copy_to(&mut bytes);
+    bytes
+}
+
+fn pipe() -> (File, File) {
+    let (reader, writer) = io::pipe().unwrap();
+    (OwnedFd::from(reader).into(), OwnedFd::from(writer).into())
+}
+
+#[test]
+fn drop_waits_for_what_the_kernel_was_given() {
+    if !has_uring() {
+        return;
+    }
+    let (reader, mut writer) = pipe();
+    let memory = MmapRegion::<()>::new(4096).unwrap();
+    let buffers = buffers(&memory);
+    let mut uring = Uring::new(4).unwrap();
+    start_read(&mut uring, 0, &reader, &buffers);
+
+    let thread = thread::spawn(move || {
+        thread::sleep(LATER);
+        writer.write_all(b"later").unwrap();
+    });
+    drop(uring);
+
+    assert_eq!(content(&memory), b"later", "the kernel had let go");
+    thread.join().unwrap();
+}
+
+#[test]
+fn wait_returns_when_something_ends_and_names_it() {
+    if !has_uring() {
+        return;
+    }
+    let (reader, mut writer) = pipe();
+    let memory = MmapRegion::<()>::new(4096).unwrap();
+    let buffers = buffers(&memory);
+    let mut uring = Uring::new(4).unwrap();
+    assert!(uring.wait().is_err(), "nothing would ever end");
+    start_read(&mut uring, 3, &reader, &buffers);
+    let mut ended = Vec::new();
+    uring.reap(&mut ended);
+    assert!(ended.is_empty());
+
+    writer.write_all(b"now..").unwrap();
+    uring.wait().unwrap();
+    uring.reap(&mut ended);
+
+    let [Completion { slot: 3, result: Ok(5) }] = ended[..] else {
+        panic!("{} ended", ended.len())
+    };
+    assert_eq!(content(&memory), b"now..");
+}
+
+#[test]
+fn full_queue_is_emptied_and_nothing_is_lost() {
+    if !has_uring() {
+        return;
+    }
+    let file = image(&[1; 4096]);
+    let mut uring = Uring::new(2).unwrap();
+    let mut ended = Vec::new();
+    for slot in 0..7 {
+        let op = Op::Sync { file: file.as_file() };
+        // SAFETY: no memory is involved, and the file outlives the ring.
+        unsafe { uring.push(slot, op) }.unwrap();
+    }
+    assert!(uring.submit().unwrap());
+    while uring.wait().is_ok() {
+        uring.reap(&mut ended);
+    }
+    let mut slots: Vec<_> = ended.iter().map(|end| end.slot).collect();
+    slots.sort_unstable();
+    assert_eq!(slots, [0, 1, 2, 3, 4, 5, 6]);
+}
