@@ -35,20 +35,23 @@ const WRITEBACK: usize = 32;
 /// Length of the configuration space.
 const LENGTH: usize = 60;
 
-/// The cache mode, shared between configuration space and queues: `true` means that a write is stable after the next flush,
-/// `false` that it is stable when it completes.
+/// The cache mode, shared between configuration space and queues: `true` means that a write is stable after the next
+/// flush, `false` that it is stable when it completes.
 #[derive(Clone, Debug)]
 pub(super) struct Writeback(Arc<AtomicBool>);
 
 impl Writeback {
+    /// A cache mode to start with.
     pub fn new(on: bool) -> Self {
         Self(Arc::new(AtomicBool::new(on)))
     }
 
+    /// The mode now.
     pub fn is_on(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
+    /// Changes the mode for writes that begin after this.
     pub fn set(&self, on: bool) {
         self.0.store(on, Ordering::Relaxed);
     }
@@ -61,6 +64,7 @@ pub(super) struct ConfigSpace {
 }
 
 impl ConfigSpace {
+    /// The configuration of a disk on `image`.
     pub fn new(config: &BlockConfig, image: &Image, writeback: Writeback) -> Self {
         let sizes = image.sizes();
         let blocks = |bytes: u32| bytes.checked_div(sizes.logical).unwrap_or(0);
@@ -102,7 +106,8 @@ impl ConfigAccess for ConfigSpace {
         data.fill_with(|| source.next().unwrap_or(0));
     }
 
-    /// Only `writeback` is writable (virtio 1.2 §5.2.5). Where `VIRTIO_BLK_F_CONFIG_WCE` was not negotiated nobody looks at it.
+    /// Only `writeback` is writable (virtio 1.2 §5.2.5). Where `VIRTIO_BLK_F_CONFIG_WCE` was not negotiated nobody
+    /// looks at it.
     fn write(&mut self, offset: u64, data: &[u8]) {
         let index = usize::try_from(offset)
             .ok()

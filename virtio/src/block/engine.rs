@@ -87,12 +87,12 @@ impl Engine {
         }
     }
 
-    /// Carries `op` out (`Some`), or starts it for `slot` (`None`): then [`Engine::reap`] tells of its end, and it may begin
-    /// only with [`Engine::submit`].
+    /// Carries `op` out (`Some`), or starts it for `slot` (`None`): then [`Engine::reap`] tells of its end, and it may
+    /// begin only with [`Engine::submit`].
     ///
     /// # Safety
-    /// Until the operation has ended, or this engine has been dropped, the file must stay open, the array of buffers must
-    /// neither change nor move, and the memory that it points to must stay mapped.
+    /// Until the operation has ended, or this engine has been dropped, the file must stay open, the array of buffers
+    /// must neither change nor move, and the memory that it points to must stay mapped.
     pub unsafe fn run(&mut self, slot: usize, op: Op<'_>) -> Option<io::Result<usize>> {
         match self {
             // SAFETY: the buffers are valid for the duration of the call, as the caller promises.

@@ -20,8 +20,8 @@ use super::scratch::Scratch;
 use crate::device::{Handler, HandlerError, Watch};
 use crate::ring::{Chain, Ring, RingError, RingState};
 
-/// Most requests under way in one queue. Enough to keep a fast disk busy; what is beyond waits in the ring, where it costs
-/// nothing.
+/// Most requests under way in one queue. Enough to keep a fast disk busy; what is beyond waits in the ring, where it
+/// costs nothing.
 const MAX_DEPTH: u16 = 128;
 
 /// [`Watch`] token of the ring's doorbell.
@@ -102,8 +102,8 @@ impl QueueHandler {
         Ok(())
     }
 
-    /// Takes new requests as long as there is room. At most one ring's worth: a driver that never pauses must not keep the
-    /// thread from being stopped.
+    /// Takes new requests as long as there is room. At most one ring's worth: a driver that never pauses must not keep
+    /// the thread from being stopped.
     fn admit(&mut self) -> Result<(), RingError> {
         let mut budget = self.ring.size();
         loop {
@@ -143,9 +143,9 @@ impl QueueHandler {
         while let Some(job) = self.jobs.get_mut(slot) {
             match job.step(&self.disk.image, &mut self.scratch) {
                 Step::Run(op) => {
-                    // SAFETY: file and bounce buffers, the array of buffers and, through its chain, guest memory belong to
-                    // `disk`, `scratch` and the job. The job stays in its slot, untouched, until the operation's result has
-                    // been told; on every way out of here the engine is dropped before any of them.
+                    // SAFETY: file and bounce buffers, the array of buffers and, through its chain, guest memory belong
+                    // to `disk`, `scratch` and the job. The job stays in its slot, untouched, until the operation's
+                    // result has been told; on every way out of here the engine is dropped before any of them.
                     match unsafe { self.engine.run(slot, op) } {
                         Some(result) => job.complete(&self.disk.image, result),
                         None => return Ok(()),

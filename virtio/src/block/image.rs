@@ -158,8 +158,8 @@ impl Image {
         Ok(Direct { alignment, cached })
     }
 
-    /// Sectors of the disk. A last sector that the file fills only in part counts: its missing bytes read as zeros, and the
-    /// first write to it makes the file end with it.
+    /// Sectors of the disk. A last sector that the file fills only in part counts: its missing bytes read as zeros, and
+    /// the first write to it makes the file end with it.
     pub fn sectors(&self) -> u64 {
         self.bytes.div_ceil(u64::from(SECTOR_BYTES))
     }
@@ -179,8 +179,8 @@ impl Image {
         self.discard
     }
 
-    /// Block sizes as the driver is told of them. A file's logical block is always 512 bytes, with direct I/O too, for the
-    /// partition table in it must mean the same however the image is opened; a device's is its own.
+    /// Block sizes as the driver is told of them. A file's logical block is always 512 bytes, with direct I/O too, for
+    /// the partition table in it must mean the same however the image is opened; a device's is its own.
     pub fn sizes(&self) -> BlockSizes {
         self.sizes
     }

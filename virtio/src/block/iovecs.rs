@@ -33,8 +33,8 @@ pub(super) fn pieces<'a>(
 #[derive(Default)]
 pub(super) struct Iovecs(Vec<libc::iovec>);
 
-// SAFETY: the pointers are only ever given to the kernel, on whatever thread, and never followed here; what they point to is
-// guest RAM or an own mapping, neither of which is bound to a thread.
+// SAFETY: the pointers are only ever given to the kernel, on whatever thread, and never followed here; what they point
+// to is guest RAM or an own mapping, neither of which is bound to a thread.
 unsafe impl Send for Iovecs {}
 
 impl Iovecs {

@@ -1,7 +1,7 @@
 //! One request under way: which host operation comes next, and what the driver is told in the end.
 //!
-//! A job knows no engine. It is asked for a [`Step`], the operation is carried out somehow, the result is told, and so on until
-//! the step is [`Step::Done`]. What is left of short reads and writes is the next step.
+//! A job knows no engine. It is asked for a [`Step`], the operation is carried out somehow, the result is told, and so
+//! on until the step is [`Step::Done`]. What is left of short reads and writes is the next step.
 
 use std::io;
 

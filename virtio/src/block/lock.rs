@@ -30,8 +30,8 @@ pub(super) enum Locked {
 
 /// Asks for an open-file-description lock on the whole file (fcntl_locking(2)), without waiting.
 ///
-/// Not `flock(2)`: other VMMs use this kind on disk images, so the two exclude each other; and udev takes `flock` on block devices
-/// for moments of its own, which would refuse a disk by chance.
+/// Not `flock(2)`: other VMMs use this kind on disk images, so the two exclude each other; and udev takes `flock` on
+/// block devices for moments of its own, which would refuse a disk by chance.
 ///
 /// # Errors
 /// What the host answered, if it was neither of the outcomes above.

@@ -1,8 +1,8 @@
 //! virtio block device (virtio 1.2 §5.2) over a raw file or block device of the host.
 //!
-//! The bytes of the image are the bytes of the disk: no format is ever detected, so nothing that a guest writes into its disk
-//! can name another file of the host. One queue, one [`Handler`], one I/O thread: requests of different queues never meet in a
-//! lock, and a slow request delays only its own queue.
+//! The bytes of the image are the bytes of the disk: no format is ever detected, so nothing that a guest writes into
+//! its disk can name another file of the host. One queue, one [`Handler`], one I/O thread: requests of different queues
+//! never meet in a lock, and a slow request delays only its own queue.
 //!
 //! | part | what it holds |
 //! |---|---|
@@ -99,7 +99,8 @@ pub struct BlockConfig {
 }
 
 impl BlockConfig {
-    /// A writable disk with one queue of 128 entries, through the page cache, with discard and io_uring, without a serial number.
+    /// A writable disk with one queue of 128 entries, through the page cache, with discard and io_uring, without a
+    /// serial number.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
@@ -149,8 +150,8 @@ impl Block {
     /// Opens and locks the image: exclusively if writable, shared if read-only. Creates no thread and no io_uring.
     ///
     /// # Errors
-    /// When the configuration is out of range, or the image cannot be opened, is neither a regular file nor a block device, is
-    /// empty, is in use elsewhere, or cannot do direct I/O that was asked for.
+    /// When the configuration is out of range, or the image cannot be opened, is neither a regular file nor a block
+    /// device, is empty, is in use elsewhere, or cannot do direct I/O that was asked for.
     pub fn open(config: BlockConfig) -> Result<Self, BlockError> {
         config.check()?;
         let image = Arc::new(Image::open(&config)?);
@@ -193,8 +194,8 @@ impl Block {
         .fold(0, |features, (bit, _)| features | (1 << bit))
     }
 
-    /// The cache mode that the negotiated features ask for (virtio 1.2 §5.2.5.2, §5.2.6.2). A driver that does not know of
-    /// flushes must find every completed write on stable storage.
+    /// The cache mode that the negotiated features ask for (virtio 1.2 §5.2.5.2, §5.2.6.2). A driver that does not know
+    /// of flushes must find every completed write on stable storage.
     fn agree_on_cache(&self, features: u64) -> Writeback {
         let has = |bit: u32| features & (1 << bit) != 0;
         match (has(VIRTIO_BLK_F_CONFIG_WCE), has(VIRTIO_BLK_F_FLUSH)) {
@@ -222,8 +223,8 @@ impl VirtioDevice for Block {
         self.space.clone()
     }
 
-    /// One handler for every queue that the driver enabled. A driver may use fewer queues than there are (virtio 1.2 §5.2.5),
-    /// but not none.
+    /// One handler for every queue that the driver enabled. A driver may use fewer queues than there are (virtio 1.2
+    /// §5.2.5), but not none.
     fn start(&mut self, activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError> {
         let writeback = self.agree_on_cache(activation.features);
         let handlers: Vec<Box<dyn Handler>> = activation

@@ -103,8 +103,8 @@ fn readable_bytes() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever the driver sends, what comes out lies inside the disk and fits the buffers; and it does not depend on how the
-    /// driver cut it into descriptors.
+    /// Whatever the driver sends, what comes out lies inside the disk and fits the buffers; and it does not depend on
+    /// how the driver cut it into descriptors.
     #[test]
     fn accepted_requests_are_inside_the_disk(
         bytes in readable_bytes(),
@@ -118,7 +118,8 @@ proptest! {
         prop_assert_eq!(&result, &parsed(&bytes, &[], writable, limits));
 
         let inside = |extent: &Extent| {
-            extent.offset.is_multiple_of(512) && extent.len.is_multiple_of(512) && extent.offset + extent.len <= 1000 * 512
+            let (offset, len) = (extent.offset, extent.len);
+            offset.is_multiple_of(512) && len.is_multiple_of(512) && offset + len <= 1000 * 512
         };
         let writes = match result {
             Err(_) => false,

@@ -41,6 +41,7 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
+    /// Nothing allocated yet. What is lent is counted in `metrics`.
     pub fn new(metrics: Arc<BlockMetrics>) -> Self {
         Self {
             metrics,

@@ -133,8 +133,8 @@ impl Transfer {
         self.left = self.left.saturating_sub(moved);
     }
 
-    /// Nothing was moved. Right only where the last sector is not all in the file: what is missing reads as zeros. A file
-    /// that has become shorter is an error, not data.
+    /// Nothing was moved. Right only where the last sector is not all in the file: what is missing reads as zeros. A
+    /// file that has become shorter is an error, not data.
     fn end_of_file(&mut self, chain: &Chain, image: &Image) -> Result<(), Status> {
         if !self.is_read() || self.offset < image.bytes() {
             return Err(Status::IoError);
@@ -151,7 +151,8 @@ impl Transfer {
         Ok(())
     }
 
-    /// Puts a bounce buffer in place of the chain's; `false` when all are lent. The copy of data to be written is taken here.
+    /// Puts a bounce buffer in place of the chain's; `false` when all are lent. The copy of data to be written is taken
+    /// here.
     fn bounce(&mut self, chain: &Chain, scratch: &mut Scratch, buffers: &mut Iovecs) -> io::Result<bool> {
         if self.bounce.is_none() {
             self.bounce = scratch.lend()?;

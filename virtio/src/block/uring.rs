@@ -1,7 +1,8 @@
 //! Host operations through io_uring(7), side by side.
 //!
-//! The kernel works on guest memory behind our back. What keeps that sound: an operation's buffers live in its job, the job
-//! stays in the table until the completion has been seen, and dropping the ring waits for all that the kernel has been given.
+//! The kernel works on guest memory behind our back. What keeps that sound: an operation's buffers live in its job, the
+//! job stays in the table until the completion has been seen, and dropping the ring waits for all that the kernel has
+//! been given.
 #![expect(unsafe_code, reason = "submission entries hold raw pointers")]
 
 use std::io;
