@@ -39,7 +39,6 @@
 //! | 0x600 | 1 | sleep control ([`SLEEP_CONTROL_PORT`], ACPI 6.5 §4.8.3.7) |
 //! | 0x601 | 1 | sleep status ([`SLEEP_STATUS_PORT`], ACPI 6.5 §4.8.3.7) |
 //! | 0x602 | 1 | reset ([`RESET_PORT`], ACPI 6.5 §4.8.3.6) |
-//! | 0xcf8-0xcff | 4 | PCI configuration mechanism 1 ([`PCI_CONFIG_PORT`], [`PCI_CONFIG_PORT_LEN`]) |
 
 /// PVH `hvm_start_info`.
 pub const START_INFO: u64 = 0x1000;
@@ -113,10 +112,6 @@ pub const SLEEP_CONTROL_PORT: u16 = 0x600;
 pub const SLEEP_STATUS_PORT: u16 = 0x601;
 /// ACPI reset register.
 pub const RESET_PORT: u16 = 0x602;
-/// PCI configuration address; the data port is four further.
-pub const PCI_CONFIG_PORT: u16 = 0xcf8;
-/// Ports from PCI configuration address to the end of data.
-pub const PCI_CONFIG_PORT_LEN: u16 = 8;
 
 /// The largest 64-bit PCI window that is worth describing.
 const PCI64_MAX: u64 = 1 << 40;

@@ -50,7 +50,7 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
     }
 }
 
-/// While it lives, a kick reaches the vCPU whose `kvm_run` it was made from. Must stay on the thread that made it.
+/// While it lives, a kick reaches the vCPU that it was made for. Must stay on the thread that made it.
 #[derive(Debug)]
 pub struct Armed(*const AtomicU8);
 

@@ -1,10 +1,11 @@
 //! One virtual CPU: its state before the first instruction, and the loop around `KVM_RUN` (KVM api.rst 4.10).
 
-#![expect(unsafe_code, reason = "reading which member of kvm_run's union an internal error has filled")]
+#![expect(unsafe_code, reason = "reading the members of kvm_run's union that kvm-ioctls does not hand out")]
 
 use std::io;
+use std::ptr;
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_regs, kvm_sregs};
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_regs, kvm_run, kvm_sregs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::kick::Armed;
@@ -99,10 +100,16 @@ impl Vcpu {
     /// Called on the thread that a [`Kicker`](super::Kicker) aims at.
     pub fn run(&mut self, mut answer: impl FnMut(Port<'_>) -> bool) -> Exit {
         let armed = Armed::new(&mut self.fd);
+        let shared = ptr::from_mut(self.fd.get_kvm_run());
         loop {
             let go_on = match self.fd.run() {
-                Ok(VcpuExit::IoIn(port, data)) => answer(Port::In(port, data)),
-                Ok(VcpuExit::IoOut(port, data)) => answer(Port::Out(port, data)),
+                // A string instruction (`rep outsb`) comes as one exit with all of its elements, each for the same port.
+                Ok(VcpuExit::IoIn(port, data)) => {
+                    data.chunks_mut(io_width(shared)).all(|element| answer(Port::In(port, element)))
+                }
+                Ok(VcpuExit::IoOut(port, data)) => {
+                    data.chunks(io_width(shared)).all(|element| answer(Port::Out(port, element)))
+                }
                 Ok(VcpuExit::MmioRead(gpa, data)) => answer(Port::Load(gpa, data)),
                 Ok(VcpuExit::MmioWrite(gpa, data)) => answer(Port::Store(gpa, data)),
                 Ok(VcpuExit::Shutdown) => return Exit::TripleFault,
@@ -142,4 +149,12 @@ impl Vcpu {
         let rip = self.fd.get_regs().map_or_else(|_| "?".into(), |regs| format!("{:#x}", regs.rip));
         format!("KVM internal error {suberror}: {what}, at guest instruction {rip} (software-virtualised hosts: see `husk check`)")
     }
+}
+
+/// Bytes of one element of the port access that `shared` reports: 1, 2 or 4.
+fn io_width(shared: *const kvm_run) -> usize {
+    // SAFETY: the mapping lives as long as the vCPU that `run` borrows; `io` is the member that KVM fills for a port access, and
+    // no reference to this part of it exists.
+    let width = unsafe { (&raw const (*shared).__bindgen_anon_1.io.size).read() };
+    usize::from(width).max(1)
 }
