@@ -100,7 +100,8 @@ impl Machine {
         ram.map_into(&vm)?;
         trace.mark(Phase::Ram);
 
-        thread::scope(|scope| {
+        // Nothing that the loader uses may move into the closure: on an error it would be dropped before the loader is joined.
+        let (parked, kicker, devices, board, ended, keyboard) = thread::scope(|scope| -> Result<_, BuildError> {
             let memory = ram.guest().memory();
             let load = move || {
                 let _span = trace.span(Phase::KernelLoad);
@@ -123,8 +124,9 @@ impl Machine {
             write_tables(&ram, &devices, vcpus, &loaded, parked.first())?;
             trace.mark(Phase::Tables);
             let kicker = Kicker::install().map_err(host("install the signal that interrupts vCPUs"))?;
-            Ok(Self { cpus: None, parked, kicker, devices, board, ended, keyboard, trace: trace.clone(), _vm: vm, _ram: ram })
-        })
+            Ok((parked, kicker, devices, board, ended, keyboard))
+        })?;
+        Ok(Self { cpus: None, parked, kicker, devices, board, ended, keyboard, trace: trace.clone(), _vm: vm, _ram: ram })
     }
 }
 
