@@ -167,7 +167,8 @@ fn a_read_only_disk_stays_as_it_is_on_both_sides() {
         "husk itself could not write either"
     );
     guest.type_text("end\n");
-    guest.wait().assert_code(0);
+    let ended = guest.wait();
+    ended.assert_code(0);
     assert_eq!(fs::read(&path).unwrap(), before);
 }
 

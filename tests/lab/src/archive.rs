@@ -56,6 +56,23 @@ impl Archive {
         self.entry(name, 0o120_777, target.as_bytes())
     }
 
+    /// Adds a character device.
+    ///
+    /// # Errors
+    ///
+    /// As [`Archive::folder`].
+    pub fn character_device(&mut self, name: &str, major: u32, minor: u32) -> Result<()> {
+        self.parents(name)?;
+        self.entries += 1;
+        let builder = newc::Builder::new(name).mode(0o020_666).ino(self.entries).nlink(1);
+        builder
+            .rdev_major(major)
+            .rdev_minor(minor)
+            .write(&mut self.bytes, 0)
+            .finish()?;
+        Ok(())
+    }
+
     /// The complete archive.
     ///
     /// # Errors

@@ -33,6 +33,8 @@ pub fn ensure_guests(lab: &Lab, guest_init: &Path) -> Result<()> {
         let modules = kernel.modules(lab, kernel.guest_modules)?;
         let mut image = Archive::default();
         image.file("init", &init)?;
+        // Without a console the kernel starts the init with no standard streams, and Rust's runtime then opens /dev/null.
+        image.character_device("dev/null", 1, 3)?;
         add_modules(&mut image, &modules)?;
         paths::write(&folder.join("initramfs.cpio"), &image.finish()?)?;
         let mut image = Archive::default();

@@ -47,6 +47,9 @@ enum Task {
     Demo,
     /// Run every test: unit, integration, guest-driven.
     Test {
+        /// Leave out the tests that need no guest.
+        #[arg(long)]
+        guests_only: bool,
         /// Run only tests whose name contains this.
         filter: Option<String>,
     },
@@ -80,7 +83,9 @@ fn perform(arguments: &Arguments) -> Result<ExitCode> {
     let choice = || Host::choose(arguments.host);
     match &arguments.task {
         Task::Demo => demo::run(&Lab::open()?, &choice()).map(verdict),
-        Task::Test { filter } => test::run(&Lab::open()?, &choice(), filter.as_deref()).map(verdict),
+        Task::Test { guests_only, filter } => {
+            test::run(&Lab::open()?, &choice(), *guests_only, filter.as_deref()).map(verdict)
+        }
         Task::Shell => interactive::shell(&Lab::open()?).map(exit_code),
         Task::Run { arguments } => interactive::husk(&Lab::open()?, arguments).map(exit_code),
         Task::Life(arguments) => life::run(arguments).map(|()| ExitCode::SUCCESS),

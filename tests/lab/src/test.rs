@@ -19,16 +19,16 @@ use crate::{images, suite};
 /// When the emulated host is taken to hang. The whole suite takes a fraction of it.
 const TIMEOUT: Duration = Duration::from_secs(40 * 60);
 
-/// Runs all tests, or those whose name contains `filter`; whether they held.
+/// Runs all tests, or those with a guest, or those whose name contains `filter`; whether they held.
 ///
 /// # Errors
 ///
 /// Something does not compile or cannot be fetched, or the emulated host died.
-pub fn run(lab: &Lab, choice: &Choice, filter: Option<&str>) -> Result<bool> {
+pub fn run(lab: &Lab, choice: &Choice, guests_only: bool, filter: Option<&str>) -> Result<bool> {
     let start = Instant::now();
     progress::say(&choice.why);
     let mut report = Report::default();
-    let units = unit_tests(lab, filter, &mut report)?;
+    let units = guests_only || unit_tests(lab, filter, &mut report)?;
     progress::say("building what guests run");
     let programs = build::programs(lab)?;
     let tests = build::guest_tests(lab)?;
