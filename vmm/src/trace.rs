@@ -4,22 +4,19 @@
 //! [`Trace::span`]. The guest marks its own progress with bytes written to I/O port 0x80. A trace that is off is one `None` and
 //! costs a branch for each mark.
 //!
-//! Time counts from exec, which no clock records: it is taken to be as long ago as the process has used CPU time when the trace is
-//! made. That is exact for a process that has not slept; it includes what the process did between fork and exec, which is little
+//! Time counts from exec, which no clock records: it is taken to lie as long before `main` as the process has used CPU time by
+//! then. That is exact for a process that has not slept; it includes what the process did between fork and exec, which is little
 //! unless a program that had worked for long executes husk in its own place.
 
 #![expect(unsafe_code, reason = "clock_gettime of the process's CPU time")]
 
-use std::io::{self, Write};
+mod render;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-
 /// More marks than this are counted, not kept: a guest can write to port 0x80 for ever.
 const MAX_GUEST_MARKS: usize = 1024;
-/// How many guest marks the table shows.
-const TABLE_GUEST_MARKS: usize = 16;
 
 /// A part of a VM's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +107,27 @@ struct Recorder {
     log: Mutex<Log>,
 }
 
+/// The first moment of `main`, for [`Trace::on_since`].
+#[derive(Clone, Copy, Debug)]
+pub struct Begin {
+    entered: Instant,
+    cpu_used: Duration,
+}
+
+impl Begin {
+    /// Now. Costs one system call.
+    pub fn now() -> Self {
+        Self {
+            entered: Instant::now(),
+            cpu_used: cpu_used(),
+        }
+    }
+
+    fn exec(self) -> Instant {
+        self.entered.checked_sub(self.cpu_used).unwrap_or(self.entered)
+    }
+}
+
 /// A boot trace, on or off. Clones share one record; any thread may call any method.
 #[derive(Clone, Debug, Default)]
 pub struct Trace(Option<Arc<Recorder>>);
@@ -120,23 +138,15 @@ impl Trace {
         Self(None)
     }
 
-    /// A trace that begins at exec and whose first phase is still to be marked.
-    pub fn on() -> Self {
-        Self::starting_at(exec_instant())
-    }
-
-    /// As [`Trace::on`], with `main` entered at `entered`: [`Phase::Exec`] is recorded, and the next mark counts from there.
-    pub fn on_since(entered: Instant) -> Self {
-        let trace = Self::starting_at(exec_instant().min(entered));
-        trace.record(|log, zero| log.finish(Phase::Exec, entered.saturating_duration_since(zero)));
-        trace
-    }
-
-    fn starting_at(zero: Instant) -> Self {
-        Self(Some(Arc::new(Recorder {
+    /// A trace that begins at exec. `main` was entered at `begin`: [`Phase::Exec`] is recorded, and the next mark counts from there.
+    pub fn on_since(begin: Begin) -> Self {
+        let zero = begin.exec();
+        let trace = Self(Some(Arc::new(Recorder {
             zero,
             log: Mutex::default(),
-        })))
+        })));
+        trace.record(|log| log.finish(Phase::Exec, begin.entered.saturating_duration_since(zero)));
+        trace
     }
 
     /// Whether anything is recorded.
@@ -186,16 +196,19 @@ impl Trace {
     /// The guest has ended: [`Phase::Teardown`] begins. Later calls change nothing.
     pub fn leave_guest(&self) {
         self.record_now(|log, now| {
-            if let (Some(start), None) = (log.guest_from, log.guest_to) {
+            if log.guest_to.is_some() {
+                return;
+            }
+            (log.guest_to, log.current) = (Some(now), now);
+            if let Some(start) = log.guest_from {
+                let (track, phase) = (Track::Guest, Phase::Guest);
                 log.records.push(Record {
-                    track: Track::Guest,
-                    phase: Phase::Guest,
+                    track,
+                    phase,
                     start,
                     end: now,
                 });
-                log.guest_to = Some(now);
             }
-            log.current = now;
         });
     }
 
@@ -206,9 +219,9 @@ impl Trace {
         }
     }
 
-    fn record(&self, change: impl FnOnce(&mut Log, Instant)) {
+    fn record(&self, change: impl FnOnce(&mut Log)) {
         if let Some(recorder) = &self.0 {
-            change(&mut recorder.locked(), recorder.zero);
+            change(&mut recorder.locked());
         }
     }
 }
@@ -254,104 +267,15 @@ impl Drop for Span<'_> {
     }
 }
 
-/// What became of it, for people and for programs.
-impl Trace {
-    /// Writes the trace event format that `chrome://tracing` and Perfetto read ("Trace Event Format", JSON object form). Writes an
-    /// empty trace when off.
-    ///
-    /// # Errors
-    /// What writing to `out` says.
-    pub fn write_json(&self, mut out: impl Write) -> io::Result<()> {
-        let events = self
-            .0
-            .as_ref()
-            .map_or_else(Vec::new, |recorder| events(&recorder.locked()));
-        serde_json::to_writer(&mut out, &json!({ "displayTimeUnit": "ms", "traceEvents": events }))?;
-        writeln!(out)
-    }
-
-    /// The phases in the order in which they began, then the guest's marks, one a line, in milliseconds since exec. Empty when off.
-    pub fn table(&self) -> String {
-        self.0
-            .as_ref()
-            .map_or_else(String::new, |recorder| table(&recorder.locked()))
-    }
-}
-
-fn events(log: &Log) -> Vec<Value> {
-    let pid = std::process::id();
-    let mut events = vec![json!({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": "husk"}})];
-    events.extend(Track::ALL.iter().map(|(track, name)| {
-        json!({"ph": "M", "name": "thread_name", "pid": pid, "tid": *track as u32, "args": {"name": name}})
-    }));
-    events.extend(log.records.iter().map(|record| {
-        json!({
-            "ph": "X", "cat": "phase", "name": record.phase.name(), "pid": pid, "tid": record.track as u32,
-            "ts": micros(record.start), "dur": micros(record.end.saturating_sub(record.start)),
-        })
-    }));
-    events.extend(log.guest_marks.iter().map(|(byte, at)| {
-        json!({
-            "ph": "i", "s": "t", "cat": "guest", "name": format!("mark {byte:#04x}"), "pid": pid, "tid": Track::Guest as u32,
-            "ts": micros(*at), "args": {"byte": byte},
-        })
-    }));
-    if log.guest_marks_lost > 0 {
-        events.push(json!({
-            "ph": "M", "name": "thread_labels", "pid": pid, "tid": Track::Guest as u32,
-            "args": {"labels": format!("{} more marks not kept", log.guest_marks_lost)},
-        }));
-    }
-    events
-}
-
-fn table(log: &Log) -> String {
-    let mut rows: Vec<(Duration, Option<Duration>, String)> = log
-        .records
-        .iter()
-        .map(|record| {
-            (
-                record.start,
-                Some(record.end.saturating_sub(record.start)),
-                record.phase.name().to_string(),
-            )
-        })
-        .collect();
-    let marks = log.guest_marks.iter().take(TABLE_GUEST_MARKS);
-    rows.extend(marks.map(|(byte, at)| (*at, None, format!("guest mark {byte:#04x}"))));
-    rows.sort_by_key(|(start, ..)| *start);
-    let mut text = format!("{:>10} {:>10}  phase (ms since exec)\n", "from", "for");
-    for (start, length, name) in rows {
-        let length = length.map_or_else(String::new, |length| format!("{:.3}", millis(length)));
-        text.push_str(&format!("{:>10.3} {length:>10}  {name}\n", millis(start)));
-    }
-    let more = log.guest_marks.len().saturating_sub(TABLE_GUEST_MARKS) as u64;
-    match more.saturating_add(log.guest_marks_lost) {
-        0 => {}
-        more => text.push_str(&format!("{:>23}{more} more guest marks\n", "")),
-    }
-    text
-}
-
-fn micros(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e6
-}
-
-fn millis(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
-}
-
-/// When this process was executed, estimated as the module says.
-fn exec_instant() -> Instant {
+/// CPU time of this process so far.
+fn cpu_used() -> Duration {
     let mut cpu = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: a valid clock and a valid place for its time.
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut cpu) };
-    let used = Duration::new(
+    Duration::new(
         u64::try_from(cpu.tv_sec).unwrap_or(0),
         u32::try_from(cpu.tv_nsec).unwrap_or(0),
-    );
-    let now = Instant::now();
-    now.checked_sub(used).unwrap_or(now)
+    )
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 use std::thread;
 
+use serde_json::Value;
+
 use super::*;
 
 fn json_of(trace: &Trace) -> Vec<Value> {
@@ -23,7 +25,7 @@ fn interval(event: &Value) -> (f64, f64) {
 
 #[test]
 fn phases_of_the_main_thread_follow_one_another() {
-    let trace = Trace::on_since(Instant::now());
+    let trace = Trace::on_since(Begin::now());
     trace.mark(Phase::Args);
     thread::sleep(Duration::from_millis(2));
     trace.mark(Phase::KvmOpen);
@@ -47,7 +49,7 @@ fn exec_lies_as_far_back_as_the_process_has_worked() {
     while busy.elapsed() < Duration::from_millis(5) {
         std::hint::spin_loop();
     }
-    let trace = Trace::on_since(Instant::now());
+    let trace = Trace::on_since(Begin::now());
     let (start, end) = interval(phase(&json_of(&trace), "exec"));
     assert!(
         end - start > 1000.0,
@@ -58,7 +60,7 @@ fn exec_lies_as_far_back_as_the_process_has_worked() {
 
 #[test]
 fn a_span_of_another_thread_overlaps_the_main_one() {
-    let trace = Trace::on();
+    let trace = Trace::on_since(Begin::now());
     thread::scope(|scope| {
         scope.spawn(|| {
             let _span = trace.span(Phase::KernelLoad);
@@ -75,7 +77,7 @@ fn a_span_of_another_thread_overlaps_the_main_one() {
 
 #[test]
 fn guest_marks_come_from_vcpu_threads_and_teardown_follows_the_guest() {
-    let trace = Trace::on();
+    let trace = Trace::on_since(Begin::now());
     thread::scope(|scope| {
         scope.spawn(|| {
             trace.enter_guest();
@@ -99,8 +101,8 @@ fn guest_marks_come_from_vcpu_threads_and_teardown_follows_the_guest() {
         interval(phase(&events, "guest")),
         interval(phase(&events, "teardown")),
     );
-    assert_eq!(first.1, guest.0);
-    assert!(teardown.0 >= guest.1, "{guest:?} {teardown:?}");
+    assert!((first.1 - guest.0).abs() < 0.01, "{first:?} {guest:?}");
+    assert!((teardown.0 - guest.1).abs() < 0.01, "{guest:?} {teardown:?}");
     assert_eq!(
         events.iter().filter(|event| event["name"] == "guest").count(),
         1,
@@ -110,7 +112,7 @@ fn guest_marks_come_from_vcpu_threads_and_teardown_follows_the_guest() {
 
 #[test]
 fn a_guest_cannot_fill_memory_with_marks() {
-    let trace = Trace::on();
+    let trace = Trace::on_since(Begin::now());
     trace.enter_guest();
     for _ in 0..MAX_GUEST_MARKS + 3 {
         trace.guest_mark(0);
@@ -119,7 +121,7 @@ fn a_guest_cannot_fill_memory_with_marks() {
         json_of(&trace).iter().filter(|event| event["ph"] == "i").count(),
         MAX_GUEST_MARKS
     );
-    let lost = MAX_GUEST_MARKS - TABLE_GUEST_MARKS + 3;
+    let lost = MAX_GUEST_MARKS - 16 + 3;
     assert!(
         trace.table().ends_with(&format!("{lost} more guest marks\n")),
         "{}",
@@ -129,7 +131,7 @@ fn a_guest_cannot_fill_memory_with_marks() {
 
 #[test]
 fn the_table_has_one_line_for_each_phase_in_order() {
-    let trace = Trace::on_since(Instant::now());
+    let trace = Trace::on_since(Begin::now());
     trace.mark(Phase::Args);
     trace.enter_guest();
     trace.guest_mark(0x41);

@@ -1,17 +1,12 @@
 //! What the facts of a host mean for pods. Pure: facts in, checks out.
 
+mod comfort;
+
 use super::{Check, Facts, KvmDevice, Module, Status, Virtualization};
 use crate::kvm::KVM_API_VERSION;
 
 /// The oldest kernel that husk is meant for, a long-term release: older ones lack system calls that it uses without a substitute.
 pub const MIN_KERNEL: (u32, u32) = (5, 10);
-
-/// Less memory than this leaves no room for a guest beside husk.
-const SMALL_MEMORY_BYTES: u64 = 256 << 20;
-/// A VM has a thread for each vCPU and queue.
-const FEW_PIDS: u64 = 64;
-/// What Linux 5.16 and later allow everybody.
-const SMALL_MEMLOCK_BYTES: u64 = 8 << 20;
 
 /// Every check, in the order of the report.
 pub fn apply(facts: &Facts) -> Vec<Check> {
@@ -24,13 +19,13 @@ pub fn apply(facts: &Facts) -> Vec<Check> {
         kvm_device(facts),
         kvm_api(facts),
         kvm_hardware(facts),
-        bare_metal(facts),
-        vhost("vhost net", "/dev/vhost-net", "vhost_net", facts.vhost_net),
-        vhost("vhost vsock", "/dev/vhost-vsock", "vhost_vsock", facts.vhost_vsock),
-        memlock(facts),
-        cgroup_memory(facts),
-        cgroup_pids(facts),
-        huge_pages(facts),
+        comfort::bare_metal(facts),
+        comfort::vhost("vhost net", "/dev/vhost-net", "vhost_net", facts.vhost_net),
+        comfort::vhost("vhost vsock", "/dev/vhost-vsock", "vhost_vsock", facts.vhost_vsock),
+        comfort::memlock(facts),
+        comfort::cgroup_memory(facts),
+        comfort::cgroup_pids(facts),
+        comfort::huge_pages(facts),
     ]
 }
 
@@ -245,103 +240,6 @@ fn kvm_hardware(facts: &Facts) -> Check {
 
 fn is_aws(facts: &Facts) -> bool {
     facts.vendor == "Amazon EC2"
-}
-
-fn bare_metal(facts: &Facts) -> Check {
-    let rule = Rule::should(
-        "bare metal",
-        "every exit of a nested guest passes through two hypervisors",
-    );
-    let machine = [facts.vendor.as_str(), facts.product.as_str()].join(" ");
-    let machine = if machine.trim().is_empty() {
-        "unknown machine"
-    } else {
-        machine.trim()
-    };
-    // AWS names its bare-metal sizes c6i.metal or m7i.metal-24xl.
-    let aws_metal = is_aws(facts) && facts.product.split(['.', '-']).any(|part| part == "metal");
-    match (facts.cpu.hypervisor, aws_metal) {
-        (false, true) => rule.ok(format!("yes, AWS bare metal ({})", facts.product)),
-        (false, false) => rule.ok(format!("yes ({machine})")),
-        (true, _) if is_aws(facts) => rule.bad(
-            format!("no, a virtual machine ({machine})"),
-            "use an instance type whose name has .metal in it",
-        ),
-        (true, _) => rule.bad(
-            format!("no, a virtual machine ({machine})"),
-            "use a bare-metal host where speed matters",
-        ),
-    }
-}
-
-fn vhost(name: &'static str, device: &str, module: &str, exists: bool) -> Check {
-    let rule = Rule::should(
-        name,
-        "an in-kernel back end that some pod configurations ask for; husk does not need it",
-    );
-    if exists {
-        rule.ok(device)
-    } else {
-        rule.bad(format!("no {device}"), format!("modprobe {module}"))
-    }
-}
-
-fn memlock(facts: &Facts) -> Check {
-    let rule = Rule::should(
-        "memlock",
-        "memory that devices reach directly is locked: rings, and all of a guest's with VFIO",
-    );
-    match facts.limits.memlock_bytes {
-        None => rule.ok("unlimited"),
-        Some(bytes) if bytes >= SMALL_MEMLOCK_BYTES => rule.ok(mebibytes(bytes)),
-        Some(bytes) => rule.bad(
-            mebibytes(bytes),
-            "ulimit -l unlimited, or LimitMEMLOCK=infinity in the service's unit",
-        ),
-    }
-}
-
-fn cgroup_memory(facts: &Facts) -> Check {
-    let rule = Rule::should(
-        "cgroup memory",
-        "a guest's memory counts against the cgroup that husk runs in",
-    );
-    match facts.limits.memory_bytes {
-        None => rule.ok("unlimited"),
-        Some(bytes) if bytes >= SMALL_MEMORY_BYTES => rule.ok(mebibytes(bytes)),
-        Some(bytes) => rule.bad(
-            mebibytes(bytes),
-            format!("raise memory.max to {} or more", mebibytes(SMALL_MEMORY_BYTES)),
-        ),
-    }
-}
-
-fn cgroup_pids(facts: &Facts) -> Check {
-    let rule = Rule::should("cgroup pids", "every vCPU and device queue is a thread");
-    match facts.limits.pids {
-        None => rule.ok("unlimited"),
-        Some(pids) if pids >= FEW_PIDS => rule.ok(pids.to_string()),
-        Some(pids) => rule.bad(pids.to_string(), format!("raise pids.max to {FEW_PIDS} or more")),
-    }
-}
-
-fn huge_pages(facts: &Facts) -> Check {
-    let rule = Rule::should("huge pages", "guests start and run faster on huge pages");
-    let pages = &facts.huge_pages;
-    let mode = if pages.transparent.is_empty() {
-        "absent"
-    } else {
-        &pages.transparent
-    };
-    let found = format!("transparent: {mode}, reserved: {}", pages.reserved);
-    match (mode, pages.reserved) {
-        ("absent" | "never", 0) => rule.bad(found, "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"),
-        _ => rule.ok(found),
-    }
-}
-
-fn mebibytes(bytes: u64) -> String {
-    format!("{} MiB", bytes >> 20)
 }
 
 #[cfg(test)]

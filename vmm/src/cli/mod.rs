@@ -12,14 +12,13 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::check;
 use crate::machine::{self, BuildError, Exit};
-use crate::trace::Trace;
+use crate::trace::{Begin, Phase, Trace};
 
 pub use crate::config::RunOptions;
 pub use run::{RunArgs, UsageError};
@@ -111,20 +110,20 @@ impl From<Exit> for Code {
 
 /// All of `main`: takes the process's arguments, does what they ask, and returns what the shell is told.
 pub fn main() -> ExitCode {
-    let entered = Instant::now();
-    ExitCode::from(dispatch(std::env::args_os(), entered) as u8)
+    let begin = Begin::now();
+    ExitCode::from(dispatch(std::env::args_os(), begin) as u8)
 }
 
-/// Does what `args` (the first is the program's name) ask. `entered` is when the process began.
-fn dispatch(args: impl IntoIterator<Item = OsString>, entered: Instant) -> Code {
+/// Does what `args` (the first is the program's name) ask. `begin` is when.
+fn dispatch(args: impl IntoIterator<Item = OsString>, begin: Begin) -> Code {
     let args: Vec<OsString> = args.into_iter().collect();
     if let Some(args) = parse_run(&args) {
-        return run(args, entered);
+        return run(args, begin);
     }
     match Cli::try_parse_from(args) {
         Ok(Cli {
             command: Command::Run(args),
-        }) => run(*args, entered),
+        }) => run(*args, begin),
         Ok(Cli {
             command: Command::Check(args),
         }) => check(args),
@@ -151,7 +150,7 @@ fn parse_run(args: &[OsString]) -> Option<RunArgs> {
     RunArgs::from_arg_matches_mut(&mut matches).ok()
 }
 
-fn run(args: RunArgs, entered: Instant) -> Code {
+fn run(args: RunArgs, begin: Begin) -> Code {
     crate::log::init(args.verbosity);
     let own_kernel = args.kernel.is_none();
     let (config, mut options) = match args.into_config() {
@@ -165,8 +164,9 @@ fn run(args: RunArgs, entered: Instant) -> Code {
         ));
     }
     if options.boot_trace.is_some() || options.verbosity > 0 {
-        options.trace = Trace::on_since(entered);
+        options.trace = Trace::on_since(begin);
     }
+    options.trace.mark(Phase::Args);
     match machine::run(&config, &options) {
         Ok(exit) => exit.into(),
         Err(error) => {
