@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod fake;
 
-/// An interrupt line or message that a device raises by writing an eventfd (KVM api.rst `KVM_IRQFD`). Cheap to clone.
+/// An interrupt that a device raises by writing an eventfd (KVM api.rst `KVM_IRQFD`). Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Irq(Arc<EventFd>);
 
@@ -52,9 +52,6 @@ pub struct MsiVector {
 
 /// The machine as a device sees it. All methods are called on vCPU or control threads and do not wait for either.
 pub trait Host: Send + Sync {
-    /// An edge-triggered interrupt on IOAPIC pin `gsi`, 0 to 23.
-    fn line(&self, gsi: u32) -> io::Result<Irq>;
-
     /// Reserves a GSI for a message-signalled interrupt. Nothing is registered with KVM until [`Host::route`].
     fn msi(&self) -> io::Result<MsiVector>;
 

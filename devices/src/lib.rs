@@ -12,6 +12,7 @@ pub mod bus;
 pub mod debug_port;
 pub mod host;
 pub mod i8042;
+pub mod ioapic;
 pub mod memory;
 pub mod metrics;
 pub mod pci;

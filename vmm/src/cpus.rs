@@ -27,10 +27,16 @@ impl Cpus {
     /// # Errors
     /// What the host says when it has no thread left; those already started are stopped.
     pub fn start(vcpus: Vec<Vcpu>, board: &Arc<Board>, kicker: Kicker, trace: &Trace) -> io::Result<Self> {
-        let mut cpus = Self { kicker, stop: Arc::default(), threads: Vec::with_capacity(vcpus.len()) };
+        let mut cpus = Self {
+            kicker,
+            stop: Arc::default(),
+            threads: Vec::with_capacity(vcpus.len()),
+        };
         for vcpu in vcpus {
             let (board, stop, trace) = (board.clone(), cpus.stop.clone(), trace.clone());
-            let builder = thread::Builder::new().name(format!("vcpu{}", vcpu.id())).stack_size(STACK_BYTES);
+            let builder = thread::Builder::new()
+                .name(format!("vcpu{}", vcpu.id()))
+                .stack_size(STACK_BYTES);
             cpus.threads.push(builder.spawn(move || {
                 trace.enter_guest();
                 run(vcpu, &board, &stop);

@@ -68,7 +68,11 @@ impl Ram {
             offset += len;
         }
         let memory = GuestMemoryMmap::from_regions(regions).map_err(|_| RamError::Layout(bytes))?;
-        Ok(Self { memory: GuestMemory::new(memory), ranges, mapping })
+        Ok(Self {
+            memory: GuestMemory::new(memory),
+            ranges,
+            mapping,
+        })
     }
 
     /// Makes the RAM the guest's: one slot a range, numbered from 0.
@@ -114,11 +118,19 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     fn new(bytes: u64, config: &MemoryConfig) -> Result<Self, RamError> {
         let failed = |what| move |source| RamError::Map { what, bytes, source };
-        let file = config.shared.then(|| memfd(bytes, config.hugepages)).transpose().map_err(failed("create a file of"))?;
+        let file = config
+            .shared
+            .then(|| memfd(bytes, config.hugepages))
+            .transpose()
+            .map_err(failed("create a file of"))?;
         let len = to_usize(bytes).checked_add(HUGE_PAGE).ok_or(RamError::Layout(bytes))?;
         let reserved = reserve(len).map_err(failed("reserve"))?;
         let start = reserved.map_addr(|addr| addr.next_multiple_of(HUGE_PAGE));
-        let mapping = Self { start: start.cast(), reserved: (reserved, len), file: file.map(std::sync::Arc::new) };
+        let mapping = Self {
+            start: start.cast(),
+            reserved: (reserved, len),
+            file: file.map(std::sync::Arc::new),
+        };
         mapping.populate(to_usize(bytes), config).map_err(failed("map"))?;
         Ok(mapping)
     }
@@ -147,9 +159,20 @@ impl Mapping {
         let start = self.start.cast::<libc::c_void>();
         if self.file.is_none() {
             // SAFETY: names a range that `self` owns; kernels without CONFIG_ANON_VMA_NAME answer EINVAL.
-            unsafe { libc::prctl(libc::PR_SET_VMA, libc::PR_SET_VMA_ANON_NAME, start, len, RAM_NAME.as_ptr()) };
+            unsafe {
+                libc::prctl(
+                    libc::PR_SET_VMA,
+                    libc::PR_SET_VMA_ANON_NAME,
+                    start,
+                    len,
+                    RAM_NAME.as_ptr(),
+                )
+            };
         }
-        let advice = [(config.thp, libc::MADV_HUGEPAGE), (config.mergeable, libc::MADV_MERGEABLE)];
+        let advice = [
+            (config.thp, libc::MADV_HUGEPAGE),
+            (config.mergeable, libc::MADV_MERGEABLE),
+        ];
         for (_, advice) in advice.into_iter().filter(|(on, _)| *on) {
             // SAFETY: advice about a range that `self` owns; it changes no contents.
             unsafe { libc::madvise(start, len, advice) };
@@ -167,14 +190,22 @@ impl Mapping {
     /// The part of the mapping `offset` bytes in, as guest RAM at `gpa`.
     fn region(&self, offset: u64, gpa: u64, len: u64) -> Option<GuestRegionMmap> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_NORESERVE | if self.file.is_some() { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
-        let mut builder = vm_memory::mmap::MmapRegionBuilder::new(to_usize(len)).with_mmap_prot(prot).with_mmap_flags(flags);
+        let flags = libc::MAP_NORESERVE
+            | if self.file.is_some() {
+                libc::MAP_SHARED
+            } else {
+                libc::MAP_PRIVATE
+            };
+        let mut builder = vm_memory::mmap::MmapRegionBuilder::new(to_usize(len))
+            .with_mmap_prot(prot)
+            .with_mmap_flags(flags);
         if let Some(file) = &self.file {
             builder = builder.with_file_offset(FileOffset::from_arc(file.clone(), offset));
         }
         // SAFETY: the range lies inside the mapping, and `Ram` outlives its users.
-        let region: MmapRegion =
-            unsafe { builder.with_raw_mmap_pointer(self.start.wrapping_add(to_usize(offset))) }.build().ok()?;
+        let region: MmapRegion = unsafe { builder.with_raw_mmap_pointer(self.start.wrapping_add(to_usize(offset))) }
+            .build()
+            .ok()?;
         GuestRegionMmap::new(region, GuestAddress(gpa))
     }
 }
@@ -191,7 +222,11 @@ fn reserve(len: usize) -> io::Result<*mut libc::c_void> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: a new mapping at an address of the kernel's choosing.
     let start = unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
-    if start == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(start) }
+    if start == libc::MAP_FAILED {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(start)
+    }
 }
 
 fn memfd(bytes: u64, hugepages: bool) -> io::Result<File> {
@@ -218,7 +253,11 @@ mod tests {
     use super::*;
 
     fn config(shared: bool) -> MemoryConfig {
-        MemoryConfig { size: 8 << 20, shared, ..Default::default() }
+        MemoryConfig {
+            size: 8 << 20,
+            shared,
+            ..Default::default()
+        }
     }
 
     #[test]
@@ -228,9 +267,19 @@ mod tests {
             let memory = ram.guest().memory();
             memory.write_obj(0x1234_u32, GuestAddress((4 << 30) + 16)).unwrap();
             assert_eq!(memory.read_obj::<u32>(GuestAddress((4 << 30) + 16)).unwrap(), 0x1234);
-            assert!(memory.read_obj::<u32>(GuestAddress(4 << 20)).is_err(), "nothing in the hole");
-            let named = std::fs::read_to_string("/proc/self/maps").unwrap().lines().filter(|l| l.contains(name)).count();
-            assert!(named >= 1 || !shared, "{name}: CONFIG_ANON_VMA_NAME may be off, memfd names cannot be");
+            assert!(
+                memory.read_obj::<u32>(GuestAddress(4 << 20)).is_err(),
+                "nothing in the hole"
+            );
+            let named = std::fs::read_to_string("/proc/self/maps")
+                .unwrap()
+                .lines()
+                .filter(|l| l.contains(name))
+                .count();
+            assert!(
+                named >= 1 || !shared,
+                "{name}: CONFIG_ANON_VMA_NAME may be off, memfd names cannot be"
+            );
         }
     }
 

@@ -10,10 +10,10 @@ use vmm_sys_util::eventfd::EventFd;
 use super::{Host, Irq, MsiMessage, MsiVector};
 use crate::bus::lock;
 
-/// First GSI that [`FakeHost`] reserves for messages, as on a machine with one IOAPIC.
+/// First GSI that [`FakeHost`] reserves for messages, after those that KVM reserves for an I/O APIC.
 pub const FIRST_MSI: u32 = 24;
 
-/// Records lines, routes and doorbells, and can be told to refuse.
+/// Records routes and doorbells, and can be told to refuse.
 #[derive(Debug, Default)]
 pub struct FakeHost {
     state: Mutex<State>,
@@ -49,7 +49,7 @@ impl FakeHost {
         self.lock().route_calls
     }
 
-    /// GSIs in use: lines, and messages reserved and not released.
+    /// GSIs reserved and not released.
     pub fn gsis(&self) -> Vec<u32> {
         self.lock().interrupts.keys().copied().collect()
     }
@@ -91,12 +91,6 @@ impl FakeHost {
 }
 
 impl Host for FakeHost {
-    fn line(&self, gsi: u32) -> io::Result<Irq> {
-        let irq = Irq::new(EventFd::new(libc::EFD_NONBLOCK)?);
-        self.willing()?.interrupts.insert(gsi, irq.clone());
-        Ok(irq)
-    }
-
     fn msi(&self) -> io::Result<MsiVector> {
         let irq = Irq::new(EventFd::new(libc::EFD_NONBLOCK)?);
         let mut state = self.willing()?;

@@ -39,8 +39,12 @@ pub struct Topology {
 impl Topology {
     /// Takes what KVM supports, for a VM of `vcpus` vCPUs.
     pub(super) fn new(supported: CpuId, vcpus: u32, tsc_deadline: bool) -> Self {
-        let mut entries: Vec<_> =
-            supported.as_slice().iter().copied().filter(|e| !matches!(e.function, 0xb | 0x1f | 0x8000_0026)).collect();
+        let mut entries: Vec<_> = supported
+            .as_slice()
+            .iter()
+            .copied()
+            .filter(|e| !matches!(e.function, 0xb | 0x1f | 0x8000_0026))
+            .collect();
         let highest = entries.iter().find(|e| e.function == 0).map_or(0, |e| e.eax);
         for leaf in [0xb, 0x1f].into_iter().filter(|leaf| *leaf <= highest) {
             entries.extend(extended_topology(leaf, vcpus));
@@ -90,7 +94,11 @@ fn extended_topology(function: u32, vcpus: u32) -> [kvm_cpuid_entry2; 3] {
         ecx: index | kind,
         ..Default::default()
     };
-    [level(0, 0, 1, SMT), level(1, id_bits(vcpus), vcpus.min(0xffff), CORE), level(2, 0, 0, 0)]
+    [
+        level(0, 0, 1, SMT),
+        level(1, id_bits(vcpus), vcpus.min(0xffff), CORE),
+        level(2, 0, 0, 0),
+    ]
 }
 
 /// What is the same on every vCPU.
@@ -105,11 +113,19 @@ fn share(entry: &mut kvm_cpuid_entry2, vcpus: u32, tsc_deadline: bool) {
         }
         // Type 0 ends the list. Level 3 is shared by the package, lower levels by nobody.
         0x4 if entry.eax & 0x1f != 0 => {
-            let sharing = if entry.eax >> 5 & 0x7 >= 3 { others.min(0xfff) } else { 0 };
+            let sharing = if entry.eax >> 5 & 0x7 >= 3 {
+                others.min(0xfff)
+            } else {
+                0
+            };
             entry.eax = (entry.eax & 0x0000_3fff) | (sharing << 14) | (others.min(0x3f) << 26);
         }
         0x8000_001d if entry.eax & 0x1f != 0 => {
-            let sharing = if entry.eax >> 5 & 0x7 >= 3 { others.min(0xfff) } else { 0 };
+            let sharing = if entry.eax >> 5 & 0x7 >= 3 {
+                others.min(0xfff)
+            } else {
+                0
+            };
             entry.eax = (entry.eax & 0x0000_3fff) | (sharing << 14);
         }
         KVM_SIGNATURE => entry.eax = entry.eax.max(KVM_FEATURES),

@@ -33,7 +33,11 @@ fn host() -> CpuId {
 }
 
 fn find(cpuid: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
-    *cpuid.as_slice().iter().find(|e| (e.function, e.index) == (function, index)).unwrap()
+    *cpuid
+        .as_slice()
+        .iter()
+        .find(|e| (e.function, e.index) == (function, index))
+        .unwrap()
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! GSI routes: which interrupt pin or message an irqfd fires (KVM api.rst 4.52 `KVM_SET_GSI_ROUTING`).
+//! GSI routes: which message an irqfd fires (KVM api.rst 4.52 `KVM_SET_GSI_ROUTING`).
 //!
 //! KVM replaces the whole table at once, and waits for its readers each time; so a table is sent only when it has changed.
 
@@ -6,15 +6,13 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use husk_devices::MsiMessage;
-use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry,
-    kvm_irq_routing_irqchip, kvm_irq_routing_msi,
-};
+use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_msi};
 
-/// Pins of the in-kernel IOAPIC (82093AA §3.0).
-pub const IOAPIC_PINS: u32 = 24;
-/// First GSI for messages: the one after the IOAPIC's pins.
-const FIRST_MSI: u32 = IOAPIC_PINS;
+/// GSIs that KVM takes for pins of an I/O APIC outside the kernel, and whose level-triggered interrupts it reports the end of.
+/// husk's pins are edge-triggered messages like any others, so none of these is used.
+pub const RESERVED_PINS: u32 = 24;
+/// First GSI for messages.
+const FIRST_MSI: u32 = RESERVED_PINS;
 /// KVM's own limit on GSI numbers (`KVM_MAX_IRQ_ROUTES`).
 const LAST_MSI: u32 = 4095;
 
@@ -45,26 +43,30 @@ impl Routes {
         }
     }
 
-    /// The whole table as KVM takes it: every IOAPIC pin, then every message.
+    /// The whole table as KVM takes it.
     pub fn table(&self) -> Result<KvmIrqRouting, vmm_sys_util::fam::Error> {
-        let pins = (0..IOAPIC_PINS).map(pin_entry);
-        let messages = self.messages.iter().filter_map(|(gsi, message)| message.map(|m| message_entry(*gsi, m)));
-        let entries: Vec<kvm_irq_routing_entry> = pins.chain(messages).collect();
-        KvmIrqRouting::from_entries(&entries)
+        let messages = self
+            .messages
+            .iter()
+            .filter_map(|(gsi, message)| message.map(|m| message_entry(*gsi, m)));
+        KvmIrqRouting::from_entries(&messages.collect::<Vec<_>>())
     }
 }
 
-fn pin_entry(pin: u32) -> kvm_irq_routing_entry {
-    let mut entry = kvm_irq_routing_entry { gsi: pin, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
-    entry.u.irqchip = kvm_irq_routing_irqchip { irqchip: KVM_IRQCHIP_IOAPIC, pin };
-    entry
-}
-
 fn message_entry(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
-    let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+    let mut entry = kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_MSI,
+        ..Default::default()
+    };
     #[expect(clippy::cast_possible_truncation, reason = "the two halves of the address")]
     let (address_lo, address_hi) = (message.address as u32, (message.address >> 32) as u32);
-    entry.u.msi = kvm_irq_routing_msi { address_lo, address_hi, data: message.data, ..Default::default() };
+    entry.u.msi = kvm_irq_routing_msi {
+        address_lo,
+        address_hi,
+        data: message.data,
+        ..Default::default()
+    };
     entry
 }
 
@@ -72,7 +74,10 @@ fn message_entry(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
 mod tests {
     use super::*;
 
-    const MESSAGE: MsiMessage = MsiMessage { address: 0xfee0_1000, data: 0x4321 };
+    const MESSAGE: MsiMessage = MsiMessage {
+        address: 0xfee0_1000,
+        data: 0x4321,
+    };
 
     #[test]
     fn gsis_are_reused_after_release() {
@@ -83,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn gsis_run_out_without_reaching_an_ioapic_pin() {
+    fn gsis_run_out_without_reaching_a_reserved_one() {
         let mut routes = Routes::default();
         assert_eq!(std::iter::from_fn(|| routes.reserve()).count(), 4072);
         assert_eq!(routes.reserve(), None);
@@ -99,13 +104,13 @@ mod tests {
     }
 
     #[test]
-    fn the_table_holds_every_pin_and_every_message() {
+    fn the_table_holds_the_gsis_that_have_a_message() {
         let mut routes = Routes::default();
         let (first, _second) = (routes.reserve().unwrap(), routes.reserve().unwrap());
         routes.set(first, Some(MESSAGE));
         let table = routes.table().unwrap();
         let entries = table.as_slice();
-        assert_eq!(entries.len(), 25, "24 pins and the one GSI that has a message");
-        assert_eq!((entries[24].gsi, entries[24].type_), (24, KVM_IRQ_ROUTING_MSI));
+        assert_eq!(entries.len(), 1);
+        assert_eq!((entries[0].gsi, entries[0].type_), (24, KVM_IRQ_ROUTING_MSI));
     }
 }

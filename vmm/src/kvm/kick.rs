@@ -57,7 +57,9 @@ pub struct Armed(*const AtomicU8);
 impl Armed {
     /// Points this thread's handler at `vcpu`.
     pub fn new(vcpu: &mut VcpuFd) -> Self {
-        let flag = (&raw mut vcpu.get_kvm_run().immediate_exit).cast::<AtomicU8>().cast_const();
+        let flag = (&raw mut vcpu.get_kvm_run().immediate_exit)
+            .cast::<AtomicU8>()
+            .cast_const();
         IMMEDIATE_EXIT.set(flag);
         Self(flag)
     }

@@ -26,7 +26,7 @@ pub const KVM_API_VERSION: i32 = 12;
 /// Capabilities without which husk cannot work, with the name a user finds in KVM's documentation.
 pub const REQUIRED: [(Cap, &str); 6] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
-    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
@@ -65,7 +65,10 @@ trait Context<T> {
 
 impl<T> Context<T> for Result<T, kvm_ioctls::Error> {
     fn or_refused(self, what: impl FnOnce() -> String) -> Result<T, KvmError> {
-        self.map_err(|errno| KvmError::Refused { what: what(), source: io::Error::from_raw_os_error(errno.errno()) })
+        self.map_err(|errno| KvmError::Refused {
+            what: what(),
+            source: io::Error::from_raw_os_error(errno.errno()),
+        })
     }
 }
 
@@ -98,7 +101,9 @@ impl Kvm {
 
     /// What this host's KVM can offer a guest, and the host's timer capability folded in.
     fn supported_cpuid(&self) -> Result<CpuId, KvmError> {
-        self.0.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).or_refused(|| "list the supported CPUID".into())
+        self.0
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .or_refused(|| "list the supported CPUID".into())
     }
 
     /// CPUID for the vCPUs of one VM; see [`Topology`].
@@ -106,7 +111,11 @@ impl Kvm {
     /// # Errors
     /// [`KvmError::Refused`].
     pub fn topology(&self, vcpus: u32) -> Result<Topology, KvmError> {
-        Ok(Topology::new(self.supported_cpuid()?, vcpus, self.0.check_extension(Cap::TscDeadlineTimer)))
+        Ok(Topology::new(
+            self.supported_cpuid()?,
+            vcpus,
+            self.0.check_extension(Cap::TscDeadlineTimer),
+        ))
     }
 
     /// Creates a VM without memory, interrupt controller or vCPUs.

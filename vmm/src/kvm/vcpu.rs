@@ -1,6 +1,9 @@
 //! One virtual CPU: its state before the first instruction, and the loop around `KVM_RUN` (KVM api.rst 4.10).
 
-#![expect(unsafe_code, reason = "reading the members of kvm_run's union that kvm-ioctls does not hand out")]
+#![expect(
+    unsafe_code,
+    reason = "reading the members of kvm_run's union that kvm-ioctls does not hand out"
+)]
 
 use std::io;
 use std::ptr;
@@ -69,12 +72,23 @@ impl Vcpu {
         let id = self.id;
         let cpuid = topology.cpuid(id, self.fd.get_tsc_khz().ok().filter(|khz| *khz != 0));
         debug_assert!(cpuid.as_slice().len() <= KVM_MAX_CPUID_ENTRIES);
-        self.fd.set_cpuid2(&cpuid).or_refused(|| format!("set the CPUID of vCPU {id}"))?;
-        let msr = |index, data| kvm_msr_entry { index, data, ..Default::default() };
-        let msrs = [msr(MSR_IA32_MISC_ENABLE, FAST_STRINGS), msr(MSR_MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK)];
+        self.fd
+            .set_cpuid2(&cpuid)
+            .or_refused(|| format!("set the CPUID of vCPU {id}"))?;
+        let msr = |index, data| kvm_msr_entry {
+            index,
+            data,
+            ..Default::default()
+        };
+        let msrs = [
+            msr(MSR_IA32_MISC_ENABLE, FAST_STRINGS),
+            msr(MSR_MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK),
+        ];
         let msrs = Msrs::from_entries(&msrs).expect("two entries fit any list");
         // A host that lacks one of them gives the guest the hardware's own default, which Linux copes with.
-        self.fd.set_msrs(&msrs).or_refused(|| format!("set model-specific registers of vCPU {id}"))?;
+        self.fd
+            .set_msrs(&msrs)
+            .or_refused(|| format!("set model-specific registers of vCPU {id}"))?;
         Ok(())
     }
 
@@ -83,7 +97,9 @@ impl Vcpu {
     /// # Errors
     /// [`KvmError::Refused`].
     pub fn system_registers(&self) -> Result<kvm_sregs, KvmError> {
-        self.fd.get_sregs().or_refused(|| format!("read the system registers of vCPU {}", self.id))
+        self.fd
+            .get_sregs()
+            .or_refused(|| format!("read the system registers of vCPU {}", self.id))
     }
 
     /// Places the vCPU at its first instruction.
@@ -91,8 +107,12 @@ impl Vcpu {
     /// # Errors
     /// [`KvmError::Refused`].
     pub fn set_registers(&self, regs: &kvm_regs, sregs: &kvm_sregs) -> Result<(), KvmError> {
-        self.fd.set_sregs(sregs).or_refused(|| format!("set the system registers of vCPU {}", self.id))?;
-        self.fd.set_regs(regs).or_refused(|| format!("set the registers of vCPU {}", self.id))
+        self.fd
+            .set_sregs(sregs)
+            .or_refused(|| format!("set the system registers of vCPU {}", self.id))?;
+        self.fd
+            .set_regs(regs)
+            .or_refused(|| format!("set the registers of vCPU {}", self.id))
     }
 
     /// Runs the guest until something ends it. `answer` serves what KVM cannot, and returns whether to go on.
@@ -104,19 +124,21 @@ impl Vcpu {
         loop {
             let go_on = match self.fd.run() {
                 // A string instruction (`rep outsb`) comes as one exit with all of its elements, each for the same port.
-                Ok(VcpuExit::IoIn(port, data)) => {
-                    data.chunks_mut(io_width(shared)).all(|element| answer(Port::In(port, element)))
-                }
-                Ok(VcpuExit::IoOut(port, data)) => {
-                    data.chunks(io_width(shared)).all(|element| answer(Port::Out(port, element)))
-                }
+                Ok(VcpuExit::IoIn(port, data)) => data
+                    .chunks_mut(io_width(shared))
+                    .all(|element| answer(Port::In(port, element))),
+                Ok(VcpuExit::IoOut(port, data)) => data
+                    .chunks(io_width(shared))
+                    .all(|element| answer(Port::Out(port, element))),
                 Ok(VcpuExit::MmioRead(gpa, data)) => answer(Port::Load(gpa, data)),
                 Ok(VcpuExit::MmioWrite(gpa, data)) => answer(Port::Store(gpa, data)),
                 Ok(VcpuExit::Shutdown) => return Exit::TripleFault,
                 Ok(VcpuExit::Intr) => true,
                 Ok(VcpuExit::InternalError) => return Exit::Failed(self.internal_error()),
                 Ok(VcpuExit::FailEntry(reason, cpu)) => {
-                    return Exit::Failed(format!("the CPU refused to enter the guest: reason {reason:#x}, host CPU {cpu}"));
+                    return Exit::Failed(format!(
+                        "the CPU refused to enter the guest: reason {reason:#x}, host CPU {cpu}"
+                    ));
                 }
                 Ok(other) => return Exit::Failed(format!("unexpected exit {other:?}")),
                 Err(errno) if errno.errno() == libc::EINTR => {
@@ -146,8 +168,13 @@ impl Vcpu {
             4 => "an unexpected hardware exit",
             _ => "unknown",
         };
-        let rip = self.fd.get_regs().map_or_else(|_| "?".into(), |regs| format!("{:#x}", regs.rip));
-        format!("KVM internal error {suberror}: {what}, at guest instruction {rip} (software-virtualised hosts: see `husk check`)")
+        let rip = self
+            .fd
+            .get_regs()
+            .map_or_else(|_| "?".into(), |regs| format!("{:#x}", regs.rip));
+        format!(
+            "KVM internal error {suberror}: {what}, at guest instruction {rip} (software-virtualised hosts: see `husk check`)"
+        )
     }
 }
 

@@ -8,13 +8,13 @@ use std::sync::{Mutex, PoisonError};
 
 use husk_devices::{Host, Irq, MsiMessage, MsiVector};
 use kvm_bindings::{
-    KVM_CAP_X2APIC_API, KVM_MEM_READONLY, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
-    kvm_enable_cap, kvm_userspace_memory_region,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_MEM_READONLY, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
+    KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::irq::{IOAPIC_PINS, Routes};
+use super::irq::{RESERVED_PINS, Routes};
 use super::vcpu::Vcpu;
 use super::{Context, KvmError};
 
@@ -41,7 +41,10 @@ pub struct Vm {
 
 impl Vm {
     pub(super) fn new(fd: VmFd) -> Result<Self, KvmError> {
-        Ok(Self { fd, routes: Mutex::default() })
+        Ok(Self {
+            fd,
+            routes: Mutex::default(),
+        })
     }
 
     /// Maps `len` bytes at `host` into the guest at `gpa` (KVM api.rst 4.35). Adding slots before [`Vm::create_irqchip`] and
@@ -55,29 +58,49 @@ impl Vm {
     pub unsafe fn map(&self, slot: u32, gpa: u64, host: *mut u8, len: u64, access: Access) -> Result<(), KvmError> {
         let region = kvm_userspace_memory_region {
             slot,
-            flags: if access == Access::ReadOnly { KVM_MEM_READONLY } else { 0 },
+            flags: if access == Access::ReadOnly {
+                KVM_MEM_READONLY
+            } else {
+                0
+            },
             guest_phys_addr: gpa,
             memory_size: len,
             userspace_addr: host as u64,
         };
         // SAFETY: the caller answers for the host range.
-        unsafe { self.fd.set_user_memory_region(region) }.or_refused(|| format!("map {len:#x} bytes of RAM at {gpa:#x}"))
+        unsafe { self.fd.set_user_memory_region(region) }
+            .or_refused(|| format!("map {len:#x} bytes of RAM at {gpa:#x}"))
     }
 
-    /// Creates the in-kernel IOAPIC, PIC and local APICs, without PIT (KVM api.rst 4.24). Only before the first vCPU.
+    /// Creates the local APICs in the kernel, without PIC, I/O APIC and PIT (KVM api.rst 7.5 `KVM_CAP_SPLIT_IRQCHIP`). Only before
+    /// the first vCPU.
     ///
     /// # Errors
     /// [`KvmError::Refused`].
     pub fn create_irqchip(&self, vcpus: u32, tss: u64) -> Result<(), KvmError> {
         let tss = usize::try_from(tss).expect("x86_64: a guest-physical address below 4 GiB fits a usize");
-        self.fd.set_tss_address(tss).or_refused(|| format!("place its task state segment at {tss:#x}"))?;
-        self.fd.create_irq_chip().or_refused(|| "create the interrupt controller".into())?;
+        self.fd
+            .set_tss_address(tss)
+            .or_refused(|| format!("place its task state segment at {tss:#x}"))?;
+        let mut split = kvm_enable_cap {
+            cap: KVM_CAP_SPLIT_IRQCHIP,
+            ..Default::default()
+        };
+        split.args[0] = u64::from(RESERVED_PINS);
+        self.fd
+            .enable_cap(&split)
+            .or_refused(|| "create the interrupt controller".into())?;
         if vcpus <= MAX_XAPIC_VCPUS {
             return Ok(());
         }
-        let mut cap = kvm_enable_cap { cap: KVM_CAP_X2APIC_API, ..Default::default() };
+        let mut cap = kvm_enable_cap {
+            cap: KVM_CAP_X2APIC_API,
+            ..Default::default()
+        };
         cap.args[0] = u64::from(KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK);
-        self.fd.enable_cap(&cap).or_refused(|| format!("use 32-bit APIC IDs for {vcpus} vCPUs"))
+        self.fd
+            .enable_cap(&cap)
+            .or_refused(|| format!("use 32-bit APIC IDs for {vcpus} vCPUs"))
     }
 
     /// Creates vCPU number `id`, which is also its APIC ID.
@@ -85,7 +108,10 @@ impl Vm {
     /// # Errors
     /// [`KvmError::Refused`].
     pub fn create_vcpu(&self, id: u32) -> Result<Vcpu, KvmError> {
-        let fd = self.fd.create_vcpu(u64::from(id)).or_refused(|| format!("create vCPU {id}"))?;
+        let fd = self
+            .fd
+            .create_vcpu(u64::from(id))
+            .or_refused(|| format!("create vCPU {id}"))?;
         Ok(Vcpu::new(id, fd))
     }
 
@@ -100,36 +126,40 @@ impl Vm {
 }
 
 impl Host for Vm {
-    fn line(&self, gsi: u32) -> io::Result<Irq> {
-        if gsi >= IOAPIC_PINS {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("no IOAPIC pin {gsi}")));
-        }
-        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        self.fd.register_irqfd(&event, gsi).map_err(from_errno)?;
-        Ok(Irq::new(event))
-    }
-
     fn msi(&self) -> io::Result<MsiVector> {
         let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        let gsi = self.locked_routes().reserve().ok_or_else(|| io::Error::other("all 4072 message GSIs are taken"))?;
-        Ok(MsiVector { gsi, irq: Irq::new(event) })
+        let gsi = self
+            .locked_routes()
+            .reserve()
+            .ok_or_else(|| io::Error::other("all 4072 message GSIs are taken"))?;
+        Ok(MsiVector {
+            gsi,
+            irq: Irq::new(event),
+        })
     }
 
     fn route(&self, vector: &MsiVector, message: Option<MsiMessage>) -> io::Result<()> {
         let mut routes = self.locked_routes();
         let Some(before) = routes.set(vector.gsi, message) else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("GSI {} is not reserved", vector.gsi)));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("GSI {} is not reserved", vector.gsi),
+            ));
         };
         if before == message {
             return Ok(());
         }
         // The irqfd goes first when a vector is disconnected, so that it never points at a route that is gone.
         if message.is_none() {
-            self.fd.unregister_irqfd(vector.irq.event(), vector.gsi).map_err(from_errno)?;
+            self.fd
+                .unregister_irqfd(vector.irq.event(), vector.gsi)
+                .map_err(from_errno)?;
         }
         self.send_routes(&routes)?;
         if before.is_none() {
-            self.fd.register_irqfd(vector.irq.event(), vector.gsi).map_err(from_errno)?;
+            self.fd
+                .register_irqfd(vector.irq.event(), vector.gsi)
+                .map_err(from_errno)?;
         }
         Ok(())
     }

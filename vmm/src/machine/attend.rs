@@ -29,7 +29,11 @@ pub enum Attended {
 
 /// Serves the VM until it ends.
 pub fn attend(machine: &Machine, signals: Signals, raw: Option<&RawMode>, out: &StdoutSink) -> io::Result<Attended> {
-    let input = if machine.keyboard().is_some() { Input::stdin()? } else { None };
+    let input = if machine.keyboard().is_some() {
+        Input::stdin()?
+    } else {
+        None
+    };
     let epoll = Epoll::new()?;
     watch(&epoll, machine.ended().as_raw_fd(), ENDED)?;
     watch(&epoll, signals.as_raw_fd(), SIGNAL)?;
@@ -37,8 +41,20 @@ pub fn attend(machine: &Machine, signals: Signals, raw: Option<&RawMode>, out: &
     if let Some(input) = &input {
         watch(&epoll, input.as_raw_fd(), KEYS)?;
     }
-    let keys = Keys { machine, input, backlog: Vec::new() };
-    Attendant { machine, signals, raw, out, epoll, keys }.run()
+    let keys = Keys {
+        machine,
+        input,
+        backlog: Vec::new(),
+    };
+    Attendant {
+        machine,
+        signals,
+        raw,
+        out,
+        epoll,
+        keys,
+    }
+    .run()
 }
 
 fn watch(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
@@ -99,7 +115,8 @@ impl Attendant<'_> {
             Arrival::Bytes => {}
             Arrival::Ended => {
                 if let Some(input) = self.keys.input.take() {
-                    self.epoll.ctl(ControlOperation::Delete, input.as_raw_fd(), EpollEvent::default())?;
+                    self.epoll
+                        .ctl(ControlOperation::Delete, input.as_raw_fd(), EpollEvent::default())?;
                 }
             }
             Arrival::Hangup | Arrival::Quit => return Ok(Some(Attended::Interrupted)),
@@ -117,7 +134,9 @@ struct Keys<'a> {
 
 impl Keys<'_> {
     fn read(&mut self) -> Arrival {
-        let Some(input) = &mut self.input else { return Arrival::Ended };
+        let Some(input) = &mut self.input else {
+            return Arrival::Ended;
+        };
         let room = BACKLOG_BYTES.saturating_sub(self.backlog.len());
         let arrival = input.read(room, &mut self.backlog);
         self.offer();

@@ -45,7 +45,9 @@ pub struct Board {
 
 impl std::fmt::Debug for Board {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Board").field("ending", &self.ending.get()).finish_non_exhaustive()
+        f.debug_struct("Board")
+            .field("ending", &self.ending.get())
+            .finish_non_exhaustive()
     }
 }
 
@@ -53,7 +55,14 @@ impl Board {
     /// A board without devices. `ended` is written once, when the VM ends.
     pub fn new(ended: EventFd) -> Self {
         let pci = Arc::new(Mutex::new(PciRoot::new()));
-        Self { ports: Bus::default(), mmio: Bus::default(), pci, windows: Mutex::default(), ending: OnceLock::new(), ended }
+        Self {
+            ports: Bus::default(),
+            mmio: Bus::default(),
+            pci,
+            windows: Mutex::default(),
+            ending: OnceLock::new(),
+            ended,
+        }
     }
 
     /// The I/O port bus.
@@ -115,7 +124,9 @@ impl Board {
     /// the guest asked for it, so the guest lives with reads of all ones there.
     pub fn remap(&self, bdf: Bdf) {
         let function = lock(&self.pci).function(bdf);
-        let wanted = function.as_ref().map_or_else(Vec::new, |function| lock(function).decoded());
+        let wanted = function
+            .as_ref()
+            .map_or_else(Vec::new, |function| lock(function).decoded());
         let old = lock(&self.windows).remove(&bdf).unwrap_or_default();
         let (mut kept, gone): (Vec<_>, Vec<_>) = old.into_iter().partition(|window| wanted.contains(window));
         for window in &gone {

@@ -3,7 +3,10 @@
 //! The order is that of architecture.md §4: memory slots before anything touches KVM's interrupt or I/O buses, because a slot added
 //! later waits for them (Linux 6.18 and later: milliseconds); the kernel is read on a thread of its own meanwhile.
 
-#![expect(unsafe_code, reason = "growing the descriptor table by duplicating a descriptor to a high number")]
+#![expect(
+    unsafe_code,
+    reason = "growing the descriptor table by duplicating a descriptor to a high number"
+)]
 
 use std::error::Error;
 use std::io;
@@ -74,7 +77,10 @@ pub enum BuildError {
 impl BuildError {
     /// An error of `device`.
     pub fn device(device: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self::Device { device: device.into(), source: source.into() }
+        Self::Device {
+            device: device.into(),
+            source: source.into(),
+        }
     }
 }
 
@@ -91,7 +97,10 @@ impl Machine {
         let (trace, vcpus) = (&options.trace, config.cpus.boot_vcpus);
         grow_descriptor_table();
         let kvm = Kvm::open()?;
-        config.validate(Limits { max_vcpus: kvm.max_vcpus(), ..Limits::ARCHITECTURE })?;
+        config.validate(Limits {
+            max_vcpus: kvm.max_vcpus(),
+            ..Limits::ARCHITECTURE
+        })?;
         let payload = open_payload(config, options)?;
         trace.mark(Phase::KvmOpen);
         let vm = Arc::new(kvm.create_vm()?);
@@ -126,7 +135,18 @@ impl Machine {
             let kicker = Kicker::install().map_err(host("install the signal that interrupts vCPUs"))?;
             Ok((parked, kicker, devices, board, ended, keyboard))
         })?;
-        Ok(Self { cpus: None, parked, kicker, devices, board, ended, keyboard, trace: trace.clone(), _vm: vm, _ram: ram })
+        Ok(Self {
+            cpus: None,
+            parked,
+            kicker,
+            devices,
+            board,
+            ended,
+            keyboard,
+            trace: trace.clone(),
+            _vm: vm,
+            _ram: ram,
+        })
     }
 }
 
@@ -182,7 +202,10 @@ fn write_tables(
         ram: ram.ranges(),
         apic_ids: &apic_ids,
         spare_apic_ids: &[],
-        ecam: Some(Ecam { base: layout::ECAM, end_bus: 0 }),
+        ecam: Some(Ecam {
+            base: layout::ECAM,
+            end_bus: 0,
+        }),
         power: PowerRegisters {
             sleep_control: layout::SLEEP_CONTROL_PORT,
             sleep_status: layout::SLEEP_STATUS_PORT,

@@ -1,10 +1,12 @@
 //! How a device becomes part of a machine: one function for a device on I/O ports, one for a virtio device of any kind.
 
+use std::io;
 use std::sync::{Arc, Mutex};
 
+use husk_devices::ioapic::{self, Ioapic};
 use husk_devices::memory::GuestMemory;
 use husk_devices::pci::{BarAllocator, Bdf, PciFunction, PciRoot, Window};
-use husk_devices::{BusDevice, Host};
+use husk_devices::{BusDevice, Host, Irq};
 use husk_firmware::layout;
 use husk_virtio::device::VirtioDevice;
 use husk_virtio::transport::pci::VirtioPci;
@@ -18,28 +20,51 @@ pub struct Devices {
     host: Arc<dyn Host>,
     memory: GuestMemory,
     bars: BarAllocator,
+    ioapic: Arc<Mutex<Ioapic>>,
     virtio: Vec<Arc<Mutex<VirtioPci>>>,
     aml: Vec<Vec<u8>>,
 }
 
 impl Devices {
-    /// A machine with nothing but a PCI root.
+    /// A machine with nothing but a PCI root and an I/O APIC.
     ///
     /// # Errors
     /// [`BuildError::Device`].
     pub fn new(board: Arc<Board>, host: Arc<dyn Host>, memory: GuestMemory) -> Result<Self, BuildError> {
-        let ecam = Window { base: layout::ECAM, size: layout::ECAM_LEN };
-        let mmio = Window { base: layout::PCI32, size: layout::PCI32_LEN };
+        let ecam = Window {
+            base: layout::ECAM,
+            size: layout::ECAM_LEN,
+        };
+        let mmio = Window {
+            base: layout::PCI32,
+            size: layout::PCI32_LEN,
+        };
         let bars = BarAllocator::new(mmio).map_err(|e| BuildError::device("PCI root", e))?;
         let placed = board.mmio().insert(ecam.base, ecam.size, board.pci().clone());
         placed.map_err(|e| BuildError::device("PCI root", e))?;
+        let ioapic = Arc::new(Mutex::new(Ioapic::new(host.clone())));
+        let placed = board
+            .mmio()
+            .insert(u64::from(layout::IOAPIC), ioapic::SIZE, ioapic.clone());
+        placed.map_err(|e| BuildError::device("I/O APIC", e))?;
         let aml = vec![PciRoot::aml(ecam, mmio, Window { base: 0, size: 0 })];
-        Ok(Self { board, host, memory, bars, virtio: Vec::new(), aml })
+        Ok(Self {
+            board,
+            host,
+            memory,
+            bars,
+            ioapic,
+            virtio: Vec::new(),
+            aml,
+        })
     }
 
-    /// What a device asks of the machine.
-    pub fn host(&self) -> &Arc<dyn Host> {
-        &self.host
+    /// The interrupt of I/O APIC pin `gsi`, raised by an edge.
+    ///
+    /// # Errors
+    /// No such pin, or no GSI left.
+    pub fn line(&self, gsi: u32) -> io::Result<Irq> {
+        lock(&self.ioapic).line(u8::try_from(gsi).unwrap_or(u8::MAX))
     }
 
     /// Puts a device on `len` I/O ports from `base`, and its ACPI description, if it has one, into the DSDT.
@@ -54,7 +79,10 @@ impl Devices {
         device: Arc<Mutex<dyn BusDevice>>,
         aml: Option<Vec<u8>>,
     ) -> Result<(), BuildError> {
-        self.board.ports().insert(u64::from(base), len, device).map_err(|e| BuildError::device(name, e))?;
+        self.board
+            .ports()
+            .insert(u64::from(base), len, device)
+            .map_err(|e| BuildError::device(name, e))?;
         self.aml.extend(aml);
         Ok(())
     }
@@ -70,10 +98,15 @@ impl Devices {
             .map_err(|e| fault(Box::new(e)))?;
         for (index, bar) in function.config().bars() {
             let base = self.bars.allocate(bar.size()).map_err(|e| fault(Box::new(e)))?;
-            function.config_mut().place_bar(index, base).map_err(|e| fault(Box::new(e)))?;
+            function
+                .config_mut()
+                .place_bar(index, base)
+                .map_err(|e| fault(Box::new(e)))?;
         }
         let function = Arc::new(Mutex::new(function));
-        let bdf = lock(self.board.pci()).insert(None, function.clone()).map_err(|e| fault(Box::new(e)))?;
+        let bdf = lock(self.board.pci())
+            .insert(None, function.clone())
+            .map_err(|e| fault(Box::new(e)))?;
         self.board.remap(bdf);
         self.virtio.push(function);
         Ok(bdf)

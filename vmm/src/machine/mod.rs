@@ -8,6 +8,7 @@ mod populate;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,7 +71,8 @@ impl Machine {
     /// When the host has no thread left.
     pub fn start(&mut self) -> Result<()> {
         let parked = std::mem::take(&mut self.parked);
-        let cpus = Cpus::start(parked, &self.board, self.kicker, &self.trace).context("cannot start the vCPU threads")?;
+        let cpus =
+            Cpus::start(parked, &self.board, self.kicker, &self.trace).context("cannot start the vCPU threads")?;
         self.cpus = Some(cpus);
         Ok(())
     }
@@ -116,10 +118,15 @@ impl Drop for Machine {
 /// What the user can mend, in one line each. Nothing is left running.
 pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Exit> {
     let trace = &options.trace;
+    let trace_file = options.boot_trace.as_deref().map(create_trace).transpose()?;
     let signals = Signals::new().context("cannot divert signals")?;
     let stdout = StdoutSink::new().context("cannot take standard output")?;
     let mut machine = Machine::build(config, options, &stdout)?;
-    let raw = if machine.keyboard().is_some() { RawMode::enter().context("cannot make the terminal raw")? } else { None };
+    let raw = if machine.keyboard().is_some() {
+        RawMode::enter().context("cannot make the terminal raw")?
+    } else {
+        None
+    };
     machine.start()?;
     let attended = attend::attend(&machine, signals, raw.as_ref(), &stdout);
     trace.leave_guest();
@@ -132,7 +139,7 @@ pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Exit> {
     };
     drop(machine);
     trace.mark(Phase::Teardown);
-    report(options)?;
+    report(options, trace_file)?;
     Ok(exit)
 }
 
@@ -150,10 +157,15 @@ fn verdict(ending: Option<&Ending>) -> Result<Exit> {
     }
 }
 
+/// The file that the boot trace goes to. Created before there is a guest: a name that cannot be written costs no run.
+fn create_trace(path: &Path) -> Result<(&Path, File)> {
+    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+    Ok((path, file))
+}
+
 /// Gives the boot trace to whoever asked for it.
-fn report(options: &RunOptions) -> Result<()> {
-    if let Some(path) = &options.boot_trace {
-        let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+fn report(options: &RunOptions, trace_file: Option<(&Path, File)>) -> Result<()> {
+    if let Some((path, file)) = trace_file {
         let mut file = BufWriter::new(file);
         let written = options.trace.write_json(&mut file).and_then(|()| file.flush());
         written.with_context(|| format!("cannot write {}", path.display()))?;

@@ -52,7 +52,13 @@ pub fn populate(
     stdout: &StdoutSink,
     trace: &Trace,
 ) -> Result<Option<Keyboard>, BuildError> {
-    devices.add_ports("power", layout::SLEEP_CONTROL_PORT, power::SIZE, shared(Power::default()), None)?;
+    devices.add_ports(
+        "power",
+        layout::SLEEP_CONTROL_PORT,
+        power::SIZE,
+        shared(Power::default()),
+        None,
+    )?;
     let i8042_ports = u64::from(layout::I8042_PORT_LEN);
     devices.add_ports("i8042", layout::I8042_PORT, i8042_ports, shared(I8042), None)?;
     if trace.is_on() {
@@ -62,7 +68,13 @@ pub fn populate(
     }
     if config.pvpanic {
         let aml = PvPanic::aml(layout::PVPANIC_PORT);
-        devices.add_ports("pvpanic", layout::PVPANIC_PORT, pvpanic::SIZE, shared(PvPanic), Some(aml))?;
+        devices.add_ports(
+            "pvpanic",
+            layout::PVPANIC_PORT,
+            pvpanic::SIZE,
+            shared(PvPanic),
+            Some(aml),
+        )?;
     }
     let serial = add_serial(&config.serial, devices, stdout)?;
     for (number, disk) in config.disks.iter().enumerate() {
@@ -85,8 +97,12 @@ fn add_serial(
     devices: &mut Devices,
     stdout: &StdoutSink,
 ) -> Result<Option<Keyboard>, BuildError> {
-    let Some(output) = output("serial", config, stdout)? else { return Ok(None) };
-    let irq = devices.host().line(layout::COM1_GSI).map_err(|e| BuildError::device("serial", e))?;
+    let Some(output) = output("serial", config, stdout)? else {
+        return Ok(None);
+    };
+    let irq = devices
+        .line(layout::COM1_GSI)
+        .map_err(|e| BuildError::device("serial", e))?;
     let port = shared(Serial::new(irq, output));
     let aml = Serial::aml(layout::COM1_PORT, layout::COM1_GSI);
     devices.add_ports("serial", layout::COM1_PORT, serial::SIZE, port.clone(), Some(aml))?;
@@ -98,7 +114,9 @@ fn add_console(
     devices: &mut Devices,
     stdout: &StdoutSink,
 ) -> Result<Option<Keyboard>, BuildError> {
-    let Some(output) = output("console", config, stdout)? else { return Ok(None) };
+    let Some(output) = output("console", config, stdout)? else {
+        return Ok(None);
+    };
     let (columns, rows) = match (config.mode, window_size()) {
         (ConsoleMode::Tty, Some(window)) => (window.columns, window.rows),
         _ => COLUMNS_ROWS,
@@ -123,7 +141,12 @@ fn output(
             Box::new(File::create(path).map_err(|e| BuildError::device(format!("{name} {}", path.display()), e))?)
         }
         (ConsoleMode::File, None) => return Err(BuildError::device(name, "mode File without a file")),
-        (ConsoleMode::Pty, _) => return Err(BuildError::device(name, "mode Pty is not supported: use Tty, File, Null or Off")),
+        (ConsoleMode::Pty, _) => {
+            return Err(BuildError::device(
+                name,
+                "mode Pty is not supported: use Tty, File, Null or Off",
+            ));
+        }
     }))
 }
 
