@@ -58,7 +58,7 @@ pub fn run(arguments: &LifeArgs) -> Result<()> {
         "-v",
     ]);
     husk.arg("--cmdline")
-        .arg(format!("console=ttyS0 loglevel=6 husk.do={steps}"));
+        .arg(format!("console=ttyS0 loglevel=7 husk.do={steps}"));
     husk.arg("--boot-trace").arg(&arguments.trace);
     let mut life = Life::begin(husk)?;
     let result = life.tell();
