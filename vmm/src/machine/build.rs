@@ -12,12 +12,12 @@ use std::error::Error;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, Scope, ScopedJoinHandle};
 
 use husk_devices::power;
 use husk_firmware::{
-    CommandLine, Ecam, Initramfs, KernelImage, Loaded, Payload, Platform, PowerRegisters, Protocol, acpi, layout,
-    registers,
+    CommandLine, Ecam, Initramfs, KernelImage, LoadError, Loaded, Payload, Platform, PowerRegisters, Protocol, acpi,
+    layout, registers,
 };
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -34,6 +34,8 @@ use crate::trace::Phase;
 
 /// Descriptors that a VM may need; the table is grown once, while the process has a single thread and nobody has to be waited for.
 const DESCRIPTORS: RawFd = 255;
+/// A payload below this is read sooner than a thread is started.
+const WORTH_A_THREAD_BYTES: u64 = 256 << 10;
 
 /// Why a VM could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +54,7 @@ pub enum BuildError {
     Ram(#[from] RamError),
     /// Kernel, initramfs, command line or tables.
     #[error(transparent)]
-    Load(#[from] husk_firmware::LoadError),
+    Load(#[from] LoadError),
     /// The kernel command line.
     #[error(transparent)]
     CommandLine(#[from] husk_firmware::CommandLineError),
@@ -95,13 +97,13 @@ impl Machine {
     /// See [`BuildError`]. Nothing is left behind.
     pub fn build(config: &VmConfig, options: &RunOptions, stdout: &StdoutSink) -> Result<Self, BuildError> {
         let (trace, vcpus) = (&options.trace, config.cpus.boot_vcpus);
-        grow_descriptor_table();
+        prepare_process();
         let kvm = Kvm::open()?;
         config.validate(Limits {
             max_vcpus: kvm.max_vcpus(),
             ..Limits::ARCHITECTURE
         })?;
-        let payload = open_payload(config, options)?;
+        let (bytes, payload) = (payload_bytes(config), open_payload(config, options)?);
         trace.mark(Phase::KvmOpen);
         let vm = Arc::new(kvm.create_vm()?);
         trace.mark(Phase::VmCreate);
@@ -116,8 +118,7 @@ impl Machine {
                 let _span = trace.span(Phase::KernelLoad);
                 payload.load(&memory)
             };
-            let loader = thread::Builder::new().name("loader".into());
-            let loader = loader.spawn_scoped(scope, load).map_err(host("start a thread"))?;
+            let loading = Loading::begin(scope, bytes, load)?;
 
             vm.create_irqchip(vcpus, layout::KVM_TSS)?;
             trace.mark(Phase::Irqchip);
@@ -129,7 +130,7 @@ impl Machine {
             let keyboard = populate(config, &mut devices, stdout, trace)?;
             trace.mark(Phase::Devices);
 
-            let loaded = loader.join().expect("a panic anywhere ends the process")?;
+            let loaded = loading.end()?;
             write_tables(&ram, &devices, vcpus, &loaded, parked.first())?;
             trace.mark(Phase::Tables);
             let kicker = Kicker::install().map_err(host("install the signal that interrupts vCPUs"))?;
@@ -150,28 +151,74 @@ impl Machine {
     }
 }
 
-/// A descriptor table that has to grow while other threads run makes the kernel wait for all of them.
-fn grow_descriptor_table() {
+/// A payload on its way into RAM.
+enum Loading<'scope> {
+    /// On a thread of its own.
+    Beside(ScopedJoinHandle<'scope, Result<Loaded, LoadError>>),
+    /// Already there, or not to be had.
+    Done(Result<Loaded, LoadError>),
+}
+
+impl<'scope> Loading<'scope> {
+    /// Loads `bytes` by calling `load`, on a thread of its own where that pays.
+    fn begin(
+        scope: &'scope Scope<'scope, '_>,
+        bytes: u64,
+        load: impl FnOnce() -> Result<Loaded, LoadError> + Send + 'scope,
+    ) -> Result<Self, BuildError> {
+        if bytes < WORTH_A_THREAD_BYTES {
+            return Ok(Self::Done(load()));
+        }
+        let loader = thread::Builder::new().name("loader".into());
+        Ok(Self::Beside(
+            loader.spawn_scoped(scope, load).map_err(host("start a thread"))?,
+        ))
+    }
+
+    fn end(self) -> Result<Loaded, LoadError> {
+        match self {
+            Self::Beside(loader) => loader.join().expect("a panic anywhere ends the process"),
+            Self::Done(loaded) => loaded,
+        }
+    }
+}
+
+/// What is cheap while the process has a single thread: a descriptor table that has to grow later makes the kernel wait for all of
+/// them. And each thread that allocates would reserve an arena of 64 MiB of addresses: husk allocates too little to need more than one.
+fn prepare_process() {
     // SAFETY: duplicates a descriptor to a number of at least DESCRIPTORS; failure leaves the table small, which only costs time.
     let high = unsafe { libc::fcntl(libc::STDERR_FILENO, libc::F_DUPFD_CLOEXEC, DESCRIPTORS) };
     if high >= 0 {
         // SAFETY: closes the duplicate that was just made.
         unsafe { libc::close(high) };
     }
+    // SAFETY: sets a number; whether it is heeded changes no behaviour.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// How much there is to load.
+fn payload_bytes(config: &VmConfig) -> u64 {
+    let files = [&config.payload.kernel, &config.payload.initramfs];
+    let sizes = files
+        .into_iter()
+        .flatten()
+        .filter_map(|path| path.metadata().ok())
+        .map(|file| file.len());
+    sizes.fold(0, u64::saturating_add)
 }
 
 fn open_payload(config: &VmConfig, options: &RunOptions) -> Result<Payload, BuildError> {
     let kernel = config.payload.kernel.as_ref().ok_or(BuildError::NoKernel)?;
     Ok(Payload {
         cmdline: CommandLine::new(config.payload.cmdline.clone().unwrap_or_default())?,
-        kernel: KernelImage::open(kernel).map_err(husk_firmware::LoadError::from)?,
+        kernel: KernelImage::open(kernel).map_err(LoadError::from)?,
         initramfs: config
             .payload
             .initramfs
             .as_ref()
             .map(Initramfs::open)
             .transpose()
-            .map_err(husk_firmware::LoadError::from)?,
+            .map_err(LoadError::from)?,
         protocol: options.protocol.map(|protocol| match protocol {
             BootProtocol::Pvh => Protocol::Pvh,
             BootProtocol::Linux64 => Protocol::Linux64,
@@ -215,7 +262,7 @@ fn write_tables(
         aml: devices.aml(),
     };
     let memory = ram.guest().memory();
-    let rsdp = acpi::write(&memory, &platform).map_err(husk_firmware::LoadError::from)?;
+    let rsdp = acpi::write(&memory, &platform).map_err(LoadError::from)?;
     let entry = husk_firmware::describe(&memory, &platform, loaded, rsdp)?;
     let first = first.expect("validated: at least one vCPU");
     let mut system = first.system_registers()?;
