@@ -1,5 +1,6 @@
 //! The life of one guest, told as it happens: the part of `cargo lab demo` that runs where guests run.
 
+use std::cell::Cell;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
@@ -73,6 +74,8 @@ pub fn run(arguments: &LifeArgs) -> Result<()> {
 struct Life {
     husk: Child,
     start: Instant,
+    /// When something was last said.
+    said: Cell<Instant>,
     serial: Receiver<String>,
     errors: Option<thread::JoinHandle<String>>,
 }
@@ -110,6 +113,7 @@ impl Life {
     }
 
     fn say(&self, what: &str) {
+        self.said.set(Instant::now());
         println!("{:>8.3} s  {what}", self.start.elapsed().as_secs_f64());
     }
 
@@ -183,6 +187,8 @@ impl Life {
                 Some(Ok(Answer::Report(report))) => return Ok(report),
                 Some(answer) => bail!("the guest answered {answer:?}"),
                 None if milestones.iter().any(|milestone| line.contains(milestone)) => self.say(words(&line)),
+                // Nobody should have to wonder whether it hangs.
+                None if self.said.get().elapsed() > Duration::from_secs(1) => self.say(&format!("kernel: {}", words(&line))),
                 None => {}
             }
             line = self.next()?;
