@@ -29,6 +29,9 @@ const RESULTS_BYTES: u64 = 64 << 20;
 /// Free space on the command's writable disk.
 const SCRATCH_MIB: u64 = 512;
 
+/// Rows and columns of a terminal that does not know them.
+const USUAL_WINDOW: (u16, u16) = (24, 80);
+
 /// How time passes in the emulated host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Timing {
@@ -144,11 +147,7 @@ impl Emulator {
             ("HUSK_BIN".into(), "/work/bin/husk".into()),
         ];
         env.extend(request.env.iter().cloned());
-        let window = if request.terminal == Terminal::Captured {
-            None
-        } else {
-            sys::window()
-        };
+        let window = (request.terminal != Terminal::Captured).then(|| sys::window().unwrap_or(USUAL_WINDOW));
         let job = Job {
             command: request.command.clone(),
             env,

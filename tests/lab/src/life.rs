@@ -105,6 +105,7 @@ impl Life {
         let life = Self {
             husk,
             start,
+            said: Cell::new(start),
             serial,
             errors: Some(errors),
         };
@@ -188,7 +189,9 @@ impl Life {
                 Some(answer) => bail!("the guest answered {answer:?}"),
                 None if milestones.iter().any(|milestone| line.contains(milestone)) => self.say(words(&line)),
                 // Nobody should have to wonder whether it hangs.
-                None if self.said.get().elapsed() > Duration::from_secs(1) => self.say(&format!("kernel: {}", words(&line))),
+                None if self.said.get().elapsed() > Duration::from_secs(1) => {
+                    self.say(&format!("kernel: {}", words(&line)))
+                }
                 None => {}
             }
             line = self.next()?;
