@@ -93,6 +93,7 @@ impl Console {
             Step::Random(length) => random(*length)?,
             Step::Echo => return self.echo().map(|()| None),
             Step::Window(changes) => return self.window(*changes).map(|()| None),
+            Step::Mark(byte) => return self.mark(*byte).map(|()| None),
             Step::Idle | Step::PowerOff | Step::Reset | Step::Panic => return Err(self.end(step)),
         };
         Ok(Some(answer))
@@ -129,6 +130,12 @@ impl Console {
             }
         }
         Ok(())
+    }
+
+    /// Writes a byte that whoever watches the console waits for.
+    fn mark(&self, byte: u8) -> Result<()> {
+        (&self.0).write_all(&[byte]).context("cannot write to the console")?;
+        sys::drain(&self.0).context("cannot drain the console")
     }
 
     /// Ends the guest; an error if it is still there afterwards.

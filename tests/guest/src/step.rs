@@ -17,6 +17,7 @@
 //! | `random:LEN`               | reads `/dev/hwrng`                                                      |
 //! | `echo`                     | answers each input line until the line `end`                            |
 //! | `window:CHANGES`           | console size now, and after each of CHANGES resizes                     |
+//! | `mark:BYTE`                | writes a byte, given in decimal, to the console                         |
 //! | `idle`                     | sleeps for ever                                                         |
 //! | `poweroff`                 | powers off                                                              |
 //! | `reset`                    | restarts, by the method of the kernel's `reboot=` option                |
@@ -53,6 +54,7 @@ pub enum Step {
     Random(usize),
     Echo,
     Window(usize),
+    Mark(u8),
     Idle,
     PowerOff,
     Reset,
@@ -135,6 +137,7 @@ impl fmt::Display for Step {
             Self::Random(length) => write!(f, "random:{length}"),
             Self::Echo => f.write_str("echo"),
             Self::Window(changes) => write!(f, "window:{changes}"),
+            Self::Mark(byte) => write!(f, "mark:{byte}"),
             Self::Idle => f.write_str("idle"),
             Self::PowerOff => f.write_str("poweroff"),
             Self::Reset => f.write_str("reset"),
@@ -167,6 +170,7 @@ fn parse(words: &[&str]) -> Option<Step> {
         ["random", length] => Step::Random(length.parse().ok()?),
         ["echo"] => Step::Echo,
         ["window", changes] => Step::Window(changes.parse().ok()?),
+        ["mark", byte] => Step::Mark(byte.parse().ok()?),
         ["idle"] => Step::Idle,
         ["poweroff"] => Step::PowerOff,
         ["reset"] => Step::Reset,
@@ -208,6 +212,7 @@ mod tests {
             Step::Random(32),
             Step::Echo,
             Step::Window(2),
+            Step::Mark(2),
             Step::Idle,
             Step::PowerOff,
             Step::Reset,

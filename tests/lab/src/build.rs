@@ -82,7 +82,12 @@ pub fn cargo(lab: &Lab) -> std::process::Command {
     cargo
 }
 
-fn build(lab: &Lab, arguments: &[&str]) -> Result<Vec<Built>> {
+/// Runs cargo with these arguments; the programs it built.
+///
+/// # Errors
+///
+/// Something does not compile.
+pub fn build(lab: &Lab, arguments: &[&str]) -> Result<Vec<Built>> {
     let mut cargo = cargo(lab);
     cargo.args(arguments).arg("--message-format=json-render-diagnostics");
     // Cargo shows its own progress on standard error.

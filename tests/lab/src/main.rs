@@ -4,6 +4,7 @@
 //! and husk runs in it unchanged. Everything the lab fetches and builds stays in `target/lab`.
 
 mod archive;
+mod bench;
 mod build;
 mod command;
 mod demo;
@@ -53,6 +54,8 @@ enum Task {
         /// Run only tests whose name contains this.
         filter: Option<String>,
     },
+    /// Measure husk, and on request its peers; a table and a chart go to target/lab/bench.
+    Bench(bench::BenchArgs),
     /// Open a shell in the emulated host, with husk and guest kernels at hand.
     Shell,
     /// Run husk with these arguments in the emulated host and pass its exit code on.
@@ -67,6 +70,9 @@ enum Task {
     /// The part of `test` that runs where guests run.
     #[command(hide = true)]
     Suite(test::SuiteArgs),
+    /// The part of `bench` that runs in the emulated host.
+    #[command(hide = true)]
+    Measure(bench::MeasureArgs),
 }
 
 fn main() -> ExitCode {
@@ -90,6 +96,8 @@ fn perform(arguments: &Arguments) -> Result<ExitCode> {
         Task::Run { arguments } => interactive::husk(&Lab::open()?, arguments).map(exit_code),
         Task::Life(arguments) => life::run(arguments).map(|()| ExitCode::SUCCESS),
         Task::Suite(arguments) => test::suite(arguments).map(verdict),
+        Task::Bench(arguments) => bench::run(&Lab::open()?, arguments).map(verdict),
+        Task::Measure(arguments) => bench::measure(arguments).map(|()| ExitCode::SUCCESS),
     }
 }
 

@@ -29,7 +29,12 @@ impl Figure {
     /// The quantiles of `samples`; `None` when there are none.
     pub fn new(profile: &str, figure: &str, unit: &str, subject: &str, mut samples: Vec<f64>) -> Option<Self> {
         samples.sort_by(f64::total_cmp);
-        let at = |q: f64| samples.get(rank(samples.len(), q)).copied().map(|v| (v * 1000.0).round() / 1000.0);
+        let at = |q: f64| {
+            samples
+                .get(rank(samples.len(), q))
+                .copied()
+                .map(|v| (v * 1000.0).round() / 1000.0)
+        };
         Some(Self {
             profile: profile.into(),
             figure: figure.into(),
@@ -44,7 +49,11 @@ impl Figure {
 }
 
 /// Index of quantile `q` among `n` sorted samples (nearest rank).
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank among at most thousands of samples")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a rank among at most thousands of samples"
+)]
 #[expect(clippy::cast_precision_loss, reason = "as above")]
 fn rank(n: usize, q: f64) -> usize {
     ((n as f64 * q).ceil() as usize).saturating_sub(1)
@@ -54,11 +63,17 @@ fn rank(n: usize, q: f64) -> usize {
 pub fn markdown(figures: &[Figure]) -> String {
     let mut text = String::new();
     for name in names(figures) {
-        let rows: Vec<_> = figures.iter().filter(|f| (&f.profile, &f.figure) == (&name.0, &name.1)).collect();
+        let rows: Vec<_> = figures
+            .iter()
+            .filter(|f| (&f.profile, &f.figure) == (&name.0, &name.1))
+            .collect();
         let husk = rows.iter().find(|f| f.subject == "husk").map(|f| f.median);
         let unit = rows.first().map_or("", |f| f.unit.as_str());
         let _ = writeln!(text, "\n### {}: {} ({unit})\n", name.0, name.1);
-        let _ = writeln!(text, "| subject | n | median | p90 | p99 | husk / subject |\n|---|---|---|---|---|---|");
+        let _ = writeln!(
+            text,
+            "| subject | n | median | p90 | p99 | husk / subject |\n|---|---|---|---|---|---|"
+        );
         for row in rows {
             let ratio = husk.map_or_else(String::new, |husk| format!("{:.2}", husk / row.median));
             let _ = writeln!(
@@ -77,10 +92,19 @@ pub fn svg(figures: &[Figure]) -> String {
     const WIDTH: f64 = 420.0;
     let (mut body, mut y) = (String::new(), 0);
     for name in names(figures) {
-        let rows: Vec<_> = figures.iter().filter(|f| (&f.profile, &f.figure) == (&name.0, &name.1)).collect();
+        let rows: Vec<_> = figures
+            .iter()
+            .filter(|f| (&f.profile, &f.figure) == (&name.0, &name.1))
+            .collect();
         let longest = rows.iter().map(|f| f.p90).fold(f64::MIN_POSITIVE, f64::max);
         y += 2 * BAR;
-        let _ = writeln!(body, r#"<text x="8" y="{}" font-weight="bold">{}: {}</text>"#, y - 8, name.0, name.1);
+        let _ = writeln!(
+            body,
+            r#"<text x="8" y="{}" font-weight="bold">{}: {}</text>"#,
+            y - 8,
+            name.0,
+            name.1
+        );
         for row in rows {
             let (bar, line) = (row.median / longest * WIDTH, row.p90 / longest * WIDTH);
             let colour = if row.subject == "husk" { "#1f6feb" } else { "#8b949e" };
@@ -97,13 +121,21 @@ pub fn svg(figures: &[Figure]) -> String {
                 r##"<line x1="140" x2="{:.1}" y1="{middle}" y2="{middle}" stroke="#24292f"/>"##,
                 140.0 + line
             );
-            let _ =
-                writeln!(body, r#"<text x="{:.1}" y="{text}">{:.2} {}</text>"#, 148.0 + line, row.median, row.unit);
+            let _ = writeln!(
+                body,
+                r#"<text x="{:.1}" y="{text}">{:.2} {}</text>"#,
+                148.0 + line,
+                row.median,
+                row.unit
+            );
             y += BAR;
         }
     }
     let head = r#"<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="12""#;
-    format!("{head} width=\"680\" height=\"{}\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n{body}</svg>\n", y + BAR)
+    format!(
+        "{head} width=\"680\" height=\"{}\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n{body}</svg>\n",
+        y + BAR
+    )
 }
 
 /// Each (profile, figure) once, in the order of first appearance.
@@ -129,7 +161,10 @@ mod tests {
     #[test]
     fn quantiles_are_samples_by_nearest_rank() {
         let figure = figure("husk", (1..=100).rev().map(f64::from).collect());
-        assert_eq!((figure.median, figure.p90, figure.p99, figure.n), (50.0, 90.0, 99.0, 100));
+        assert_eq!(
+            (figure.median, figure.p90, figure.p99, figure.n),
+            (50.0, 90.0, 99.0, 100)
+        );
         assert_eq!(self::figure("husk", vec![7.0]).p99, 7.0);
         assert!(Figure::new("startup", "exit_ms", "ms", "husk", vec![]).is_none());
     }

@@ -1,19 +1,31 @@
 //! One run of one subject: spawn, mark, exit; and what its memory holds in between.
 //!
-//! The clock is `CLOCK_MONOTONIC` of the process that spawns. The same code runs on the development machine and inside the emulated
-//! host, where, in deterministic mode, that clock counts guest instructions.
+//! The clock is `CLOCK_MONOTONIC` of the process that spawns. The same code runs on the development machine and inside the
+//! emulated host, where, in deterministic mode, that clock counts guest instructions.
 
-use std::fs;
-use std::io::Read;
-use std::path::Path;
-use std::process::{Child, Command};
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use husk_benches::MARK;
 
-/// Written to COM1 by the payload's first instructions, or by the guest's init.
-pub const MARK: u8 = 0x02;
+use super::footprint;
+pub use super::footprint::Footprint;
+use crate::command::typed;
+
+/// A command that has not been started, and where it may complain.
+#[derive(Debug)]
+pub struct Start {
+    /// The command.
+    pub command: Command,
+    /// A file for its standard error.
+    pub complaints: PathBuf,
+}
 
 /// A run of one subject from spawn to exit.
 #[derive(Clone, Copy, Debug)]
@@ -24,128 +36,181 @@ pub struct Life {
     pub exit: Duration,
 }
 
-/// Runs `command` until it exits by itself.
+/// Runs `start` until it exits by itself.
 ///
 /// # Errors
-/// When it cannot be spawned, ends without having passed the mark on, or takes longer than `limit`.
-pub fn life(mut command: Command, limit: Duration) -> Result<Life> {
-    let start = Instant::now();
-    let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
-    let mark = until_mark(&mut child, start);
-    let exit = mark.and_then(|mark| {
-        drain(&mut child);
-        wait(&mut child, start, limit).map(|exit| Life { mark, exit })
-    });
-    end(&mut child);
-    exit.with_context(|| format!("{command:?}"))
+///
+/// It cannot be spawned, ends without having passed the mark on, or takes longer than `limit`.
+pub fn life(start: Start, limit: Duration) -> Result<Life> {
+    observe(start, limit, |run| {
+        let mark = run.mark()?;
+        Ok(Life {
+            mark,
+            exit: run.exit()?,
+        })
+    })
 }
 
-/// What a process holds while its guest is halted.
-#[derive(Clone, Copy, Debug)]
-pub struct Footprint {
-    /// Private pages of everything but guest RAM, in KiB.
-    pub private_kib: u64,
-    /// Host page tables, in KiB.
-    pub page_table_kib: u64,
-}
-
-/// Runs `command` until its mark, lets it settle, and reads its memory. The process is killed afterwards.
+/// Runs `start` until its mark, lets it settle, and reads its memory. The process is killed afterwards.
 ///
 /// # Errors
+///
 /// As [`life`].
-pub fn footprint(mut command: Command, memory_mib: u32, settle: Duration) -> Result<Footprint> {
-    let start = Instant::now();
-    let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
-    let read = until_mark(&mut child, start).and_then(|_| {
+pub fn footprint(start: Start, memory_mib: u32, settle: Duration, limit: Duration) -> Result<Footprint> {
+    observe(start, limit, |run| {
+        run.mark()?;
         thread::sleep(settle);
-        read_footprint(Path::new(&format!("/proc/{}", child.id())), memory_mib)
-    });
-    end(&mut child);
-    read.with_context(|| format!("{command:?}"))
+        footprint::read(Path::new(&format!("/proc/{}", run.child.id())), memory_mib)
+    })
 }
 
-fn until_mark(child: &mut Child, start: Instant) -> Result<Duration> {
-    let out = child.stdout.as_mut().context("standard output is not a pipe")?;
+struct Run {
+    child: Child,
+    start: Instant,
+    limit: Duration,
+    marks: Receiver<Instant>,
+}
+
+fn observe<T>(start: Start, limit: Duration, look: impl FnOnce(&mut Run) -> Result<T>) -> Result<T> {
+    let Start {
+        mut command,
+        complaints,
+    } = start;
+    let described = typed(&command);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(File::create(&complaints)?);
+    let start = Instant::now();
+    let mut child = command.spawn().with_context(|| format!("cannot start `{described}`"))?;
+    let (mark, marks) = mpsc::channel();
+    let output = child.stdout.take();
+    let reader = thread::spawn(move || output.map(|output| watch(output, &mark)));
+    let mut run = Run {
+        child,
+        start,
+        limit,
+        marks,
+    };
+    let seen = look(&mut run);
+    let _ = run.child.kill();
+    let _ = run.child.wait();
+    let _ = reader.join();
+    seen.with_context(|| format!("`{described}`{}", last_words(&complaints)))
+}
+
+impl Run {
+    /// Waits for the guest's mark.
+    fn mark(&self) -> Result<Duration> {
+        match self.marks.recv_timeout(self.left()) {
+            Ok(time) => Ok(time.duration_since(self.start)),
+            Err(RecvTimeoutError::Timeout) => bail!("no mark of the guest within {} s", self.limit.as_secs()),
+            Err(RecvTimeoutError::Disconnected) => bail!("ended without the guest's mark"),
+        }
+    }
+
+    /// Waits for the exit. Its output ends a moment before.
+    fn exit(&mut self) -> Result<Duration> {
+        while self.marks.recv_timeout(self.left()).is_ok() {}
+        loop {
+            if self.child.try_wait()?.is_some() {
+                return Ok(self.start.elapsed());
+            }
+            ensure!(
+                self.start.elapsed() < self.limit,
+                "still running after {} s",
+                self.limit.as_secs()
+            );
+            thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    fn left(&self) -> Duration {
+        self.limit.saturating_sub(self.start.elapsed())
+    }
+}
+
+/// Reads to the end, so that nobody waits for a full pipe, and tells when the first mark came.
+fn watch(mut output: ChildStdout, mark: &Sender<Instant>) {
     let mut chunk = [0; 4096];
+    let mut marked = false;
     loop {
-        let got = out.read(&mut chunk)?;
-        if got == 0 {
-            bail!("ended without the guest's mark");
-        }
-        if chunk.iter().take(got).any(|byte| *byte == MARK) {
-            return Ok(start.elapsed());
-        }
-    }
-}
-
-/// Empties the pipe, so that no subject waits for its reader.
-fn drain(child: &mut Child) {
-    if let Some(mut out) = child.stdout.take() {
-        let _ = std::io::copy(&mut out, &mut std::io::sink());
-    }
-}
-
-fn wait(child: &mut Child, start: Instant, limit: Duration) -> Result<Duration> {
-    loop {
-        // The pipe's end comes with the exit: one or two rounds at most.
-        if child.try_wait()?.is_some() {
-            return Ok(start.elapsed());
-        }
-        ensure!(start.elapsed() < limit, "still running after {limit:?}");
-        thread::sleep(Duration::from_micros(50));
-    }
-}
-
-fn end(child: &mut Child) {
-    let _ = child.kill();
-    let _ = child.wait();
-}
-
-fn read_footprint(proc: &Path, memory_mib: u32) -> Result<Footprint> {
-    let smaps = fs::read_to_string(proc.join("smaps"))?;
-    let status = fs::read_to_string(proc.join("status"))?;
-    let page_table_kib = status.lines().find_map(|line| field(line, "VmPTE:")).context("no VmPTE in status")?;
-    Ok(Footprint { private_kib: private_kib(&smaps, memory_mib), page_table_kib })
-}
-
-/// Private pages of every mapping that is not guest RAM: not named so, and, for VMMs that give no name, smaller than half of it.
-fn private_kib(smaps: &str, memory_mib: u32) -> u64 {
-    let half_of_ram = u64::from(memory_mib) * 1024 / 2;
-    let (mut sum, mut ram) = (0, false);
-    for line in smaps.lines() {
-        if let Some(size) = field(line, "Size:") {
-            ram |= size >= half_of_ram;
-        } else if let Some(kib) = field(line, "Private_Clean:").or_else(|| field(line, "Private_Dirty:")) {
-            sum += if ram { 0 } else { kib };
-        } else if line.split_once(' ').is_some_and(|(range, _)| range.contains('-')) {
-            ram = line.contains("guest-ram");
+        match output.read(&mut chunk) {
+            Ok(0) => return,
+            Ok(got) => {
+                if !marked && chunk.iter().take(got).any(|byte| *byte == MARK) {
+                    marked = true;
+                    let _ = mark.send(Instant::now());
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => return,
         }
     }
-    sum
 }
 
-fn field(line: &str, name: &str) -> Option<u64> {
-    line.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse().ok()
+/// The last line that a failed command wrote to standard error.
+fn last_words(complaints: &Path) -> String {
+    let text = fs::read(complaints).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    match text.lines().rev().find(|line| !line.trim().is_empty()) {
+        Some(line) => format!(" (its last words: {})", line.trim()),
+        None => String::new(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn guest_ram_is_left_out_by_name_and_by_size() {
-        let smaps = "\
-7f00-7f10 rw-p 0 00:00 0 [anon:guest-ram]\nSize: 64 kB\nPrivate_Clean: 1 kB\nPrivate_Dirty: 32 kB\n\
-7f20-7f30 rw-p 0 00:00 0\nSize: 524288 kB\nPrivate_Clean: 0 kB\nPrivate_Dirty: 4096 kB\n\
-7f40-7f50 rw-p 0 00:00 0 [heap]\nSize: 132 kB\nPrivate_Clean: 4 kB\nPrivate_Dirty: 20 kB\n";
-        assert_eq!(private_kib(smaps, 512), 24);
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    fn shell(script: &str, folder: &Path) -> Start {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Start {
+            command,
+            complaints: folder.join("complaints"),
+        }
     }
 
     #[test]
-    fn a_command_without_a_mark_is_an_error() {
-        let mut command = Command::new("echo");
-        command.stdout(std::process::Stdio::piped());
-        let error = life(command, Duration::from_secs(10)).unwrap_err();
-        assert!(format!("{error:#}").contains("without the guest's mark"), "{error:#}");
+    fn mark_and_exit_are_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let life = life(shell("printf 'noise\\002'; sleep 0.2", folder.path()), LIMIT).unwrap();
+        assert!(life.exit - life.mark >= Duration::from_millis(190), "{life:?}");
+    }
+
+    #[test]
+    fn an_end_without_a_mark_is_an_error_with_the_last_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = life(shell("echo hello; echo no such disk >&2", folder.path()), LIMIT).unwrap_err();
+        let error = format!("{error:#}");
+        assert!(
+            error.contains("(its last words: no such disk): ended without the guest's mark"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn who_hangs_is_killed() {
+        let folder = tempfile::tempdir().unwrap();
+        let limit = Duration::from_millis(100);
+        let before = Instant::now();
+        for script in ["exec sleep 60", "printf '\\002'; exec sleep 60"] {
+            assert!(life(shell(script, folder.path()), limit).is_err());
+        }
+        assert!(before.elapsed() < LIMIT);
+    }
+
+    #[test]
+    fn a_footprint_is_taken_between_mark_and_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let start = shell("printf '\\002'; exec sleep 60", folder.path());
+        let footprint = footprint(start, 512, Duration::from_millis(50), LIMIT).unwrap();
+        assert!(
+            footprint.private_kib > 0 && footprint.page_table_kib > 0,
+            "{footprint:?}"
+        );
     }
 }

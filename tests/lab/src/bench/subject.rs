@@ -3,13 +3,17 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::measure::Start;
+use crate::command::{command, find, output};
+
 /// One virtual machine, as every subject is asked to build it: one vCPU, a serial port on standard output.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Guest {
     /// ELF kernel, entered by PVH or the 64-bit protocol, whichever the subject prefers.
     pub kernel: PathBuf,
@@ -24,7 +28,8 @@ pub struct Guest {
 }
 
 /// A program that runs guests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// This project.
     Husk,
@@ -61,34 +66,62 @@ impl Kind {
         }
     }
 
-    /// The kind that [`Kind::name`] calls `name`.
-    pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Husk, Self::Floor].into_iter().chain(Self::PEERS.map(|(kind, _)| kind)).find(|kind| kind.name() == name)
+    /// Whether it is built here. A peer that cannot be measured is not an error.
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::Husk | Self::Floor)
+    }
+
+    /// Whether it is QEMU, which needs more files than its own.
+    pub fn is_qemu(self) -> bool {
+        matches!(self, Self::QemuMicrovm | Self::QemuQ35)
     }
 }
 
-/// A kind and where its program is.
-#[derive(Clone, Debug)]
+/// A kind, and how its program is started.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Subject {
     /// What it is.
     pub kind: Kind,
     /// The executable.
     pub program: PathBuf,
+    /// Words before everything else that it is told.
+    pub first: Vec<String>,
 }
 
 impl Subject {
-    /// The peers found in PATH.
-    pub fn peers() -> Vec<Self> {
-        Kind::PEERS.into_iter().filter_map(|(kind, name)| Some(Self { kind, program: in_path(name)? })).collect()
+    /// A subject that is started by its own name.
+    pub fn new(kind: Kind, program: impl Into<PathBuf>) -> Self {
+        Self {
+            kind,
+            program: program.into(),
+            first: Vec::new(),
+        }
     }
 
-    /// The command that runs `guest` with the serial port on standard output. Files it needs go into `scratch`.
+    /// The peers found in PATH.
+    pub fn peers() -> Vec<Self> {
+        let found = |(kind, name)| Some(Self::new(kind, find(name)?));
+        Kind::PEERS.into_iter().filter_map(found).collect()
+    }
+
+    /// What it says of its own version.
+    pub fn version(&self) -> String {
+        let said = match self.kind {
+            Kind::Floor => Ok("the system calls of any VMM".into()),
+            _ => output(command(&self.program).arg("--version")),
+        };
+        let said = said.unwrap_or_else(|error| format!("{error:#}"));
+        said.lines().next().unwrap_or_default().trim().to_string()
+    }
+
+    /// What runs `guest` with the serial port on standard output. Files it needs go into `scratch`.
     ///
     /// # Errors
-    /// When a file cannot be written.
-    pub fn command(&self, guest: &Guest, scratch: &Path) -> Result<Command> {
+    ///
+    /// A file cannot be written.
+    pub fn start(&self, guest: &Guest, scratch: &Path) -> Result<Start> {
         let mut command = Command::new(&self.program);
-        command.stdin(Stdio::null()).stderr(Stdio::null()).stdout(Stdio::piped());
+        command.args(&self.first);
         match self.kind {
             Kind::Husk => husk(&mut command, guest),
             Kind::Floor => {
@@ -96,16 +129,27 @@ impl Subject {
             }
             Kind::CloudHypervisor => cloud_hypervisor(&mut command, guest),
             Kind::Firecracker => firecracker(&mut command, guest, scratch)?,
-            Kind::QemuMicrovm => qemu(&mut command, guest, "microvm,acpi=on,rtc=off,pit=off,pic=off,isa-serial=on"),
+            Kind::QemuMicrovm => qemu(
+                &mut command,
+                guest,
+                "microvm,acpi=on,rtc=off,pit=off,pic=off,isa-serial=on",
+            ),
             Kind::QemuQ35 => qemu(&mut command, guest, "q35"),
         }
-        Ok(command)
+        Ok(Start {
+            command,
+            complaints: scratch.join("complaints"),
+        })
     }
 }
 
 fn husk(command: &mut Command, guest: &Guest) {
     command.args(["run", "--cpus", "1", "--serial", "stdio", "--console", "off"]);
-    command.arg("--memory").arg(format!("{}M", guest.memory_mib)).arg("--kernel").arg(&guest.kernel);
+    command
+        .arg("--memory")
+        .arg(format!("{}M", guest.memory_mib))
+        .arg("--kernel")
+        .arg(&guest.kernel);
     command.arg("--cmdline").arg(&guest.cmdline);
     if let Some(initramfs) = &guest.initramfs {
         command.arg("--initramfs").arg(initramfs);
@@ -118,7 +162,11 @@ fn husk(command: &mut Command, guest: &Guest) {
 
 fn cloud_hypervisor(command: &mut Command, guest: &Guest) {
     command.args(["--cpus", "boot=1", "--serial", "tty", "--console", "off"]);
-    command.arg("--memory").arg(format!("size={}M", guest.memory_mib)).arg("--kernel").arg(&guest.kernel);
+    command
+        .arg("--memory")
+        .arg(format!("size={}M", guest.memory_mib))
+        .arg("--kernel")
+        .arg(&guest.kernel);
     command.arg("--cmdline").arg(&guest.cmdline);
     if let Some(initramfs) = &guest.initramfs {
         command.arg("--initramfs").arg(initramfs);
@@ -151,17 +199,49 @@ fn firecracker(command: &mut Command, guest: &Guest, scratch: &Path) -> Result<(
 }
 
 fn qemu(command: &mut Command, guest: &Guest, machine: &str) {
-    command.args(["-accel", "kvm", "-cpu", "host", "-smp", "1", "-nodefaults", "-no-user-config", "-display", "none"]);
-    command.args(["-no-reboot", "-serial", "stdio", "-M", machine, "-m", &guest.memory_mib.to_string()]);
-    command.arg("-kernel").arg(&guest.kernel).arg("-append").arg(&guest.cmdline);
+    command.args([
+        "-accel",
+        "kvm",
+        "-cpu",
+        "host",
+        "-smp",
+        "1",
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+    ]);
+    command.args([
+        "-no-reboot",
+        "-serial",
+        "stdio",
+        "-M",
+        machine,
+        "-m",
+        &guest.memory_mib.to_string(),
+    ]);
+    command
+        .arg("-kernel")
+        .arg(&guest.kernel)
+        .arg("-append")
+        .arg(&guest.cmdline);
     if let Some(initramfs) = &guest.initramfs {
         command.arg("-initrd").arg(initramfs);
     }
     if let Some(disk) = &guest.disk {
-        let bus = if machine.starts_with("microvm") { "device" } else { "pci" };
+        let bus = if machine.starts_with("microvm") {
+            "device"
+        } else {
+            "pci"
+        };
         let drive = joined("if=none,id=disk,format=raw,file=", disk);
         command.arg("-drive").arg(drive);
-        command.args(["-device", &format!("virtio-blk-{bus},drive=disk"), "-device", &format!("virtio-rng-{bus}")]);
+        command.args([
+            "-device",
+            &format!("virtio-blk-{bus},drive=disk"),
+            "-device",
+            &format!("virtio-rng-{bus}"),
+        ]);
     }
 }
 
@@ -169,8 +249,4 @@ fn joined(prefix: &str, path: &Path) -> OsString {
     let mut text = OsString::from(prefix);
     text.push(path);
     text
-}
-
-fn in_path(name: &str) -> Option<PathBuf> {
-    std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(name)).find(|path| path.is_file())
 }

@@ -1,0 +1,82 @@
+//! The profiles `startup` and `memory`: a payload of a few instructions on this machine's own KVM.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use husk_benches::Then;
+
+use super::Results;
+use super::measure::{self, Footprint, Life};
+use super::rounds::{self, Extract};
+use super::subject::{Guest, Subject};
+use crate::progress;
+
+const MEMORY_MIB: u32 = 512;
+
+/// When a run is taken to hang: thousands of times what it takes.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// From the guest's first instruction to the look at the process.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// The disk of the `memory` profile. Nobody reads it.
+const DISK_BYTES: u64 = 64 << 20;
+
+/// From exec to the guest's first instruction, and to the exit.
+///
+/// # Errors
+///
+/// The payload cannot be written.
+pub fn startup(subjects: &[Subject], runs: u32) -> Result<Results> {
+    let scratch = tempfile::tempdir()?;
+    let guest = guest(scratch.path(), Then::PowerOff)?;
+    let samples = progress::step(&format!("startup: {runs} runs of each subject"), || {
+        Ok(rounds::interleaved(subjects, runs, |subject| {
+            measure::life(subject.start(&guest, scratch.path())?, LIMIT)
+        }))
+    })?;
+    let extracts: [Extract<Life>; 2] = [
+        ("first_instruction_ms", "ms", |life| life.mark.as_secs_f64() * 1e3),
+        ("exit_ms", "ms", |life| life.exit.as_secs_f64() * 1e3),
+    ];
+    Ok(rounds::summarise("startup", &samples, &extracts))
+}
+
+/// What a process holds beside guest RAM, with a serial port, a disk and a random number generator; the floor has no devices.
+///
+/// # Errors
+///
+/// Payload or disk cannot be written.
+pub fn memory(subjects: &[Subject], runs: u32) -> Result<Results> {
+    let scratch = tempfile::tempdir()?;
+    let disk = scratch.path().join("disk.raw");
+    File::create(&disk)?.set_len(DISK_BYTES)?;
+    let guest = Guest {
+        disk: Some(disk),
+        ..guest(scratch.path(), Then::Halt)?
+    };
+    let samples = progress::step(&format!("memory: {runs} runs of each subject"), || {
+        Ok(rounds::interleaved(subjects, runs, |subject| {
+            measure::footprint(subject.start(&guest, scratch.path())?, MEMORY_MIB, SETTLE, LIMIT)
+        }))
+    })?;
+    let extracts: [Extract<Footprint>; 2] = [
+        ("private_kib", "KiB", |footprint| footprint.private_kib as f64),
+        ("page_table_kib", "KiB", |footprint| footprint.page_table_kib as f64),
+    ];
+    Ok(rounds::summarise("memory", &samples, &extracts))
+}
+
+fn guest(scratch: &Path, then: Then) -> Result<Guest> {
+    let kernel = scratch.join("payload.elf");
+    fs::write(&kernel, husk_benches::elf(then)).with_context(|| format!("cannot write {}", kernel.display()))?;
+    Ok(Guest {
+        kernel,
+        initramfs: None,
+        cmdline: "quiet".into(),
+        memory_mib: MEMORY_MIB,
+        disk: None,
+    })
+}
