@@ -8,10 +8,14 @@ pub const MARK: u8 = 0x02;
 /// Where the payload is loaded and entered.
 pub const ENTRY: u32 = 0x0010_0000;
 
+/// Where the code stands in the ELF file.
+pub const CODE_OFFSET: usize = 0x1000;
+
 /// What the payload does after its mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Then {
-    /// Powers off: ACPI S5 by a sleep control register at port 0x600, then i8042 reset, then a triple fault, whichever the VMM has.
+    /// Powers off: ACPI S5 by a sleep control register at port 0x600, then i8042 reset, then S5 by a sleep control register at
+    /// 0xfea0_0200 (QEMU's microvm), then a triple fault, whichever the VMM has.
     PowerOff,
     /// Halts for ever, so that the process can be looked at.
     Halt,
@@ -32,19 +36,25 @@ pub fn code(then: Then) -> Vec<u8> {
         code.extend(SLEEP);
         code.push(OUT_DX);
         code.extend([0xb0, 0xfe, 0xe6, 0x64]); // mov al, 0xfe; out 0x64, al
+        code.extend([0xbf, 0x00, 0x02, 0xa0, 0xfe]); // mov edi, 0xfea00200
+        code.extend([0xc6, 0x07, 5 << 2 | 1 << 5]); // mov byte [edi], SLP_TYP 5 | SLP_EN
         code.extend([0x0f, 0x01, 0x1d, 0, 0, 0x20, 0, 0xcc]); // lidt [2 MiB], where RAM is zero; int3
     }
     code.extend([0xf4, 0xeb, 0xfd]); // hlt; jmp back to it
     code
 }
 
-/// The payload as an ELF file with a PVH entry note (Xen `XEN_ELFNOTE_PHYS32_ENTRY`), and the same 64-bit entry.
+/// The payload as an ELF file.
 pub fn elf(then: Then) -> Vec<u8> {
+    elf_of(&code(then))
+}
+
+/// An ELF file with `code` at [`ENTRY`], a PVH entry note (Xen `XEN_ELFNOTE_PHYS32_ENTRY`), and the same 64-bit entry.
+pub fn elf_of(code: &[u8]) -> Vec<u8> {
     const HEADER: u64 = 64;
     const PROGRAM_HEADER: u64 = 56;
     const NOTE: u64 = HEADER + 2 * PROGRAM_HEADER;
-    const CODE: u64 = 0x1000;
-    let code = code(then);
+    const CODE: u64 = CODE_OFFSET as u64;
     let entry = u64::from(ENTRY);
     let mut note = Vec::new();
     for word in [4_u32, 4, 18] {
@@ -64,7 +74,7 @@ pub fn elf(then: Then) -> Vec<u8> {
     let note_len = note.len() as u64;
     program_header(&mut elf, 4, 4, [NOTE, 0, 0, note_len, note_len, 4]); // PT_NOTE, R
     elf.extend(note);
-    elf.resize(CODE as usize, 0);
+    elf.resize(CODE_OFFSET, 0);
     elf.extend(code);
     elf
 }
@@ -85,7 +95,7 @@ mod tests {
     fn the_code_stands_where_the_program_header_says() {
         let elf = elf(Then::Halt);
         assert!(elf.ends_with(&code(Then::Halt)));
-        assert_eq!(elf.len() - code(Then::Halt).len(), 0x1000);
+        assert_eq!(elf.len() - code(Then::Halt).len(), CODE_OFFSET);
         assert_eq!(&elf[..4], b"\x7fELF");
     }
 }

@@ -135,17 +135,6 @@ pub struct LoadedKernel {
     pub(crate) setup_header: Option<setup_header>,
 }
 
-/// A vmlinux that may be mapped into guest RAM instead of being loaded.
-#[derive(Debug)]
-pub struct Mapping<'a> {
-    /// The file.
-    pub file: &'a File,
-    /// What goes where: sorted by address, disjoint, inside RAM.
-    pub segments: &'a [Segment],
-    /// The kernel as it is once every segment is in its place.
-    pub kernel: LoadedKernel,
-}
-
 impl KernelImage {
     /// Opens `path` and checks everything that can be checked without guest RAM. Of a bzImage it decompresses the first bytes.
     ///
@@ -192,30 +181,6 @@ impl KernelImage {
         let Self { path, plan, format } = self;
         plan.load(format, mem, wanted)
             .map_err(|fault| KernelError { path, fault })
-    }
-
-    /// How to map the kernel into `mem`, if it is a vmlinux. Who maps the segments answers for what their last pages hold
-    /// beyond their bytes in the file.
-    ///
-    /// # Errors
-    /// As [`KernelImage::load`].
-    pub fn mapping(&self, mem: &GuestMemoryMmap, wanted: Option<Protocol>) -> Result<Option<Mapping<'_>>, KernelError> {
-        let Format::Vmlinux { file, pvh } = &self.format else {
-            return Ok(None);
-        };
-        let checked = self
-            .plan
-            .check_ram(mem)
-            .and_then(|_| self.plan.loaded(*pvh, wanted, None));
-        let kernel = checked.map_err(|fault| KernelError {
-            path: self.path.clone(),
-            fault,
-        })?;
-        Ok(Some(Mapping {
-            file,
-            segments: &self.plan.segments,
-            kernel,
-        }))
     }
 }
 

@@ -6,7 +6,7 @@ use vm_memory::GuestAddress;
 
 use super::*;
 use crate::testing::{
-    DATA, ENTRY_PVH, ENTRY64, Elf, TEXT, assert_kernel_loaded, bzimage, bzimage_of, file, payload, phdr, ram, setup,
+    DATA, ENTRY_PVH, ENTRY64, Elf, assert_kernel_loaded, bzimage, bzimage_of, file, payload, phdr, ram, setup,
 };
 
 const RAM: usize = 16 << 20;
@@ -73,31 +73,6 @@ fn a_payload_larger_than_any_buffer_arrives_whole() {
         let (_, mem) = load(&bzimage(codec, &elf.build()), None).unwrap();
         assert!(crate::testing::read(&mem, DATA, data.len()) == data, "{codec:?}");
     }
-}
-
-#[test]
-fn a_mapping_tells_what_loading_would_do() {
-    let (_dir, path) = file(&Elf::kernel().build());
-    let image = KernelImage::open(path).unwrap();
-    let mapping = image.mapping(&ram(RAM), None).unwrap().unwrap();
-    assert_eq!(mapping.kernel.entry, ENTRY_PVH);
-    let expected = [(TEXT, 0x1000, 0x3000, 0x3000), (DATA, 0x8000, 0x2800, 0x9000)];
-    let found: Vec<_> = mapping
-        .segments
-        .iter()
-        .map(|s| (s.gpa, s.file_offset, s.file_size, s.mem_size))
-        .collect();
-    assert_eq!(found, expected);
-    assert!(line(&image.mapping(&ram(2 << 20), None).unwrap_err()).contains("it must lie in RAM"));
-
-    let (_dir, path) = file(&bzimage(Codec::Gzip, &Elf::kernel().build()));
-    assert!(
-        KernelImage::open(path)
-            .unwrap()
-            .mapping(&ram(RAM), None)
-            .unwrap()
-            .is_none()
-    );
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! Puts the segments of a kernel into guest RAM, whichever file they come from.
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
+use std::io;
 
 use linux_loader::bootparam::setup_header;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::mmap::MmapRegion;
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, VolatileMemory,
+};
 
 use super::elf::{Plan, Segment};
 use super::payload::{Codec, Payload, PayloadError};
@@ -111,16 +114,63 @@ pub(crate) fn low_ram_end(mem: &GuestMemoryMmap) -> u64 {
     mem.iter().fold(0, grow).min(LOW_RAM_END)
 }
 
-/// Reads a segment straight into guest RAM.
-fn read(mut file: &File, segment: &Segment, mem: &GuestMemoryMmap) -> Result<(), KernelFault> {
+/// Copies a segment into guest RAM from a mapping of its file: one copy, and none of the pages that are all zero.
+fn read(file: &File, segment: &Segment, mem: &GuestMemoryMmap) -> Result<(), KernelFault> {
     let &Segment {
         gpa,
         file_offset: offset,
         file_size: len,
         ..
     } = segment;
-    file.seek(SeekFrom::Start(offset)).map_err(KernelFault::Read)?;
-    let count = usize::try_from(len).expect("segments lie below 3 GiB");
-    mem.read_exact_volatile_from(GuestAddress(gpa), &mut file, count)
-        .map_err(|source| KernelFault::Load { offset, len, source })
+    if len == 0 {
+        return Ok(());
+    }
+    // A file that is cut short while it is copied ends the process with SIGBUS; one that has been cut short is an error.
+    let window = Window::open(file, offset, len).map_err(|source| KernelFault::Load {
+        offset,
+        len,
+        source: GuestMemoryError::IOError(source),
+    })?;
+    let mut page = [0; scatter::PAGE];
+    let mut done = 0;
+    while done < len {
+        let gpa = gpa.saturating_add(done);
+        let to_page_end = (scatter::PAGE as u64).saturating_sub(gpa % scatter::PAGE as u64);
+        let count = to_page_end.min(len.saturating_sub(done));
+        let bytes = window.read(done, count, &mut page);
+        scatter::write_pages(bytes, gpa, mem).map_err(|source| KernelFault::Load { offset, len, source })?;
+        done = done.saturating_add(count);
+    }
+    Ok(())
+}
+
+/// Part of a file, mapped for reading.
+struct Window {
+    region: MmapRegion,
+    /// Where the part begins in the mapping, which begins with a page.
+    start: u64,
+}
+
+impl Window {
+    fn open(file: &File, offset: u64, len: u64) -> io::Result<Self> {
+        let start = offset % scatter::PAGE as u64;
+        let count = usize::try_from(len.saturating_add(start)).map_err(io::Error::other)?;
+        let file = FileOffset::new(file.try_clone()?, offset.saturating_sub(start));
+        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+        let region = MmapRegion::build(Some(file), count, libc::PROT_READ, flags).map_err(io::Error::other)?;
+        Ok(Self { region, start })
+    }
+
+    /// The `count` bytes at `at` of the part, in `page`. They are there: both come from the part's own length.
+    fn read<'a>(&self, at: u64, count: u64, page: &'a mut [u8; scatter::PAGE]) -> &'a [u8] {
+        let place = usize::try_from(self.start.saturating_add(at))
+            .ok()
+            .zip(usize::try_from(count).ok());
+        let bytes =
+            place.and_then(|(at, count)| Some((self.region.get_slice(at, count).ok()?, page.get_mut(..count)?)));
+        bytes.map_or(&[], |(source, bytes)| {
+            source.copy_to(bytes);
+            bytes
+        })
+    }
 }

@@ -5,13 +5,14 @@
 
 use std::io::BufRead;
 
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::elf::{Plan, Segment};
 use super::payload::PayloadError;
 use crate::GuestMemoryMmap;
 
-const PAGE: usize = 4096;
+/// The unit of RAM that is written or left alone.
+pub(super) const PAGE: usize = 4096;
 const ZEROES: [u8; PAGE] = [0; PAGE];
 
 /// Reads all of `stream`, which is to have `declared` bytes, and puts the segments of `plan` into `mem`.
@@ -59,16 +60,16 @@ fn place(chunk: &[u8], position: u64, segment: &Segment, mem: &GuestMemoryMmap) 
         .and_then(|(skip, len)| chunk.get(skip..skip.checked_add(len)?))
         .unwrap_or_default();
     let gpa = segment.gpa.saturating_add(start.saturating_sub(segment.file_offset));
-    write_pages(bytes, gpa, mem)
+    write_pages(bytes, gpa, mem).map_err(PayloadError::Write)
 }
 
 /// Writes `bytes` at `gpa`, but no page that is all zero.
-fn write_pages(mut bytes: &[u8], mut gpa: u64, mem: &GuestMemoryMmap) -> Result<(), PayloadError> {
+pub(super) fn write_pages(mut bytes: &[u8], mut gpa: u64, mem: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
     while !bytes.is_empty() {
         let to_page_end = PAGE.saturating_sub(usize::try_from(gpa % PAGE as u64).unwrap_or(0));
         let (page, rest) = bytes.split_at_checked(to_page_end).unwrap_or((bytes, &[]));
         if ZEROES.get(..page.len()) != Some(page) {
-            mem.write_slice(page, GuestAddress(gpa)).map_err(PayloadError::Write)?;
+            mem.write_slice(page, GuestAddress(gpa))?;
         }
         gpa = gpa.saturating_add(page.len() as u64);
         bytes = rest;
