@@ -5,12 +5,9 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -18,10 +15,10 @@ use husk_guest::job::{HEADER_BYTES, JOB_FILE, Job, Outcome};
 
 use crate::archive::{self, FileBack};
 use crate::build::Programs;
-use crate::command::{find, typed};
+use crate::command::find;
 use crate::kernel::HOST_KERNEL;
 use crate::paths::Lab;
-use crate::{images, packages, sys};
+use crate::{images, packages, sys, watched};
 
 /// Room for the files that come back.
 const RESULTS_BYTES: u64 = 64 << 20;
@@ -128,7 +125,12 @@ impl Emulator {
             drop(folder.take());
             output(bytes);
         };
-        let ended = run_to_end(&mut qemu, request, &mut remove_then_pass);
+        let ended = watched::run(
+            &mut qemu,
+            request.terminal == Terminal::Captured,
+            request.timeout,
+            &mut remove_then_pass,
+        );
         finish(ended, kept).with_context(|| format!("emulated host (`{}`)", request.command.join(" ")))
     }
 
@@ -213,83 +215,6 @@ fn with_path(before: &str, path: &Path, after: &str) -> OsString {
     format!("{before}{}{after}", path.to_string_lossy().replace(',', ",,")).into()
 }
 
-/// Runs QEMU until it ends by itself or time is up.
-fn run_to_end(qemu: &mut Command, request: &Request, output: &mut dyn FnMut(&[u8])) -> Result<()> {
-    let captured = request.terminal == Terminal::Captured;
-    sys::die_with_parent(qemu);
-    if captured {
-        qemu.stdin(Stdio::null()).stdout(Stdio::piped());
-    }
-    qemu.stderr(Stdio::piped());
-    let terminal = sys::SavedTerminal::save();
-    let mut child = qemu
-        .spawn()
-        .with_context(|| format!("cannot start `{}`", typed(qemu)))?;
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let complaints = thread::spawn(move || stderr.map(read_text).unwrap_or_default());
-    let child = Arc::new(Mutex::new(child));
-    let (ended, watch) = mpsc::channel::<()>();
-    let watchdog = thread::spawn({
-        let (child, timeout) = (Arc::clone(&child), request.timeout);
-        move || kill_after(&child, timeout, &watch)
-    });
-    if let Some(mut stdout) = stdout {
-        pass_on(&mut stdout, output)?;
-    }
-    let status = wait(&child)?;
-    drop(ended);
-    drop(terminal);
-    let complaints = complaints.join().unwrap_or_default();
-    if watchdog.join().unwrap_or_default() {
-        bail!(
-            "killed after {} s without an end",
-            request.timeout.unwrap_or_default().as_secs()
-        );
-    }
-    if !status.success() {
-        bail!("QEMU failed ({status}): {}", complaints.trim());
-    }
-    Ok(())
-}
-
-/// Waits for the end of the process without holding the lock that the watchdog needs.
-fn wait(child: &Mutex<Child>) -> Result<std::process::ExitStatus> {
-    loop {
-        if let Some(status) = child.lock().unwrap_or_else(PoisonError::into_inner).try_wait()? {
-            return Ok(status);
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// Kills the process when time is up; whether it did.
-fn kill_after(child: &Mutex<Child>, timeout: Option<Duration>, ended: &mpsc::Receiver<()>) -> bool {
-    let Some(timeout) = timeout else { return false };
-    let late = ended.recv_timeout(timeout) == Err(RecvTimeoutError::Timeout);
-    if late {
-        let _ = child.lock().unwrap_or_else(PoisonError::into_inner).kill();
-    }
-    late
-}
-
-fn read_text(mut source: impl Read) -> String {
-    let mut bytes = Vec::new();
-    let _ = source.read_to_end(&mut bytes);
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-fn pass_on(source: &mut impl Read, output: &mut dyn FnMut(&[u8])) -> Result<()> {
-    let mut buffer = [0; 8192];
-    loop {
-        match source.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(count) => output(buffer.get(..count).unwrap_or_default()),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error).context("lost the emulated host's output"),
-        }
-    }
-}
-
 /// Reads the results disk, or explains its absence by the host's console.
 fn finish(ended: Result<()>, (mut results, console): (File, File)) -> Result<Finished> {
     let mut header = vec![0; HEADER_BYTES];
@@ -297,7 +222,7 @@ fn finish(ended: Result<()>, (mut results, console): (File, File)) -> Result<Fin
     let text = header.split(|byte| *byte == 0).next().unwrap_or_default();
     let outcome: Option<Outcome> = serde_json::from_slice(text).ok();
     let Some(outcome) = outcome.filter(|_| ended.is_ok()) else {
-        let said = read_text(console);
+        let said = watched::read_text(console);
         let mut tail: Vec<&str> = said.lines().rev().take(25).collect();
         tail.reverse();
         let why = ended

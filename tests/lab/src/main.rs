@@ -22,6 +22,7 @@ mod suite;
 mod sys;
 mod tally;
 mod test;
+mod watched;
 
 use std::process::ExitCode;
 
@@ -75,12 +76,15 @@ enum Task {
     Measure(bench::MeasureArgs),
 }
 
+/// What a shell reports of a command that Ctrl-C ended.
+const INTERRUPTED: u8 = 130;
+
 fn main() -> ExitCode {
     match perform(&Arguments::parse()) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("lab: {error:#}");
-            ExitCode::FAILURE
+            if sys::interrupted() { ExitCode::from(INTERRUPTED) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -1,10 +1,11 @@
 //! The system calls that the standard library does not offer. The only unsafe code of the lab.
-#![expect(unsafe_code, reason = "process death signal, terminal settings and size")]
+#![expect(unsafe_code, reason = "signals, terminal settings and size")]
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Makes the kernel end `command`'s process when the thread that starts it ends, however that happens.
 pub fn die_with_parent(command: &mut Command) {
@@ -21,6 +22,26 @@ pub fn die_with_parent(command: &mut Command) {
     };
     // SAFETY: the hook makes two system calls and allocates only when it fails, after which the process ends.
     unsafe { command.pre_exec(hook) };
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn note_interrupt(_signal: libc::c_int) {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// From now on `SIGINT`, `SIGTERM` and `SIGHUP` do not end the lab but are seen by [`interrupted`], so that it can clean up. Programs
+/// that it starts are not affected: exec resets handlers.
+pub fn watch_interrupts() {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: the handler only touches an atomic, which is async-signal-safe.
+        unsafe { libc::signal(signal, note_interrupt as *const () as libc::sighandler_t) };
+    }
+}
+
+/// Whether the user asked the lab to end since [`watch_interrupts`].
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
 }
 
 /// Rows and columns of the terminal on standard output.

@@ -1,0 +1,147 @@
+//! A long-running process that is passed on, limited in time, and never left behind.
+
+use std::io::{ErrorKind, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::command::typed;
+use crate::sys;
+
+/// How often the watchdog looks.
+const PERIOD: Duration = Duration::from_millis(100);
+
+/// Why the watchdog killed the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Late,
+    Interrupted,
+}
+
+/// Runs `command` until it ends by itself, time is up, or the user interrupts the lab. If `captured`, it reads nothing and `output`
+/// gets what it writes; if not, it has the user's terminal.
+///
+/// # Errors
+///
+/// It did not start, failed, was late or was interrupted. It does not run any more then.
+pub fn run(
+    command: &mut Command,
+    captured: bool,
+    timeout: Option<Duration>,
+    output: &mut dyn FnMut(&[u8]),
+) -> Result<()> {
+    sys::die_with_parent(command);
+    sys::watch_interrupts();
+    if captured {
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+    }
+    let terminal = sys::SavedTerminal::save();
+    let spawned = command.stderr(Stdio::piped()).spawn();
+    let mut child = spawned.with_context(|| format!("cannot start `{}`", typed(command)))?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let complaints = thread::spawn(move || stderr.map(read_text).unwrap_or_default());
+    let child = Arc::new(Mutex::new(child));
+    let (ended, watch) = mpsc::channel::<()>();
+    let watchdog = thread::spawn({
+        let child = Arc::clone(&child);
+        move || watch_over(&child, timeout, &watch)
+    });
+    if let Some(mut stdout) = stdout {
+        pass_on(&mut stdout, output);
+    }
+    let status = wait(&child)?;
+    drop(ended);
+    drop(terminal);
+    let complaints = complaints.join().unwrap_or_default();
+    match watchdog.join().unwrap_or_default() {
+        _ if sys::interrupted() => bail!("interrupted"),
+        Some(Verdict::Late) => bail!(
+            "killed after {} s without an end",
+            timeout.unwrap_or_default().as_secs()
+        ),
+        _ if !status.success() => bail!("it failed ({status}): {}", complaints.trim()),
+        _ => Ok(()),
+    }
+}
+
+/// Waits for the end of the process without holding the lock that the watchdog needs.
+fn wait(child: &Mutex<Child>) -> Result<ExitStatus> {
+    loop {
+        if let Some(status) = child.lock().unwrap_or_else(PoisonError::into_inner).try_wait()? {
+            return Ok(status);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Kills the process when time is up or the lab is interrupted; why, if it did.
+fn watch_over(child: &Mutex<Child>, timeout: Option<Duration>, ended: &Receiver<()>) -> Option<Verdict> {
+    let start = Instant::now();
+    let verdict = loop {
+        if ended.recv_timeout(PERIOD) != Err(RecvTimeoutError::Timeout) {
+            return None;
+        }
+        if sys::interrupted() {
+            break Verdict::Interrupted;
+        }
+        if timeout.is_some_and(|timeout| start.elapsed() > timeout) {
+            break Verdict::Late;
+        }
+    };
+    let _ = child.lock().unwrap_or_else(PoisonError::into_inner).kill();
+    Some(verdict)
+}
+
+/// Everything that `source` has, as text.
+pub fn read_text(mut source: impl Read) -> String {
+    let mut bytes = Vec::new();
+    let _ = source.read_to_end(&mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn pass_on(source: &mut impl Read, output: &mut dyn FnMut(&[u8])) {
+    let mut buffer = [0; 8192];
+    loop {
+        match source.read(&mut buffer) {
+            Ok(count) if count > 0 => output(buffer.get(..count).unwrap_or_default()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Ok(_) | Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn output_is_passed_on_and_failure_has_its_words() {
+        let mut said = Vec::new();
+        run(&mut shell("echo one; echo two"), true, None, &mut |bytes| {
+            said.extend_from_slice(bytes)
+        })
+        .unwrap();
+        assert_eq!(said, b"one\ntwo\n");
+        let error = run(&mut shell("echo why >&2; exit 3"), true, None, &mut |_| {}).unwrap_err();
+        assert!(error.to_string().contains("why"), "{error}");
+    }
+
+    #[test]
+    fn what_does_not_end_is_killed() {
+        let start = Instant::now();
+        let limit = Some(Duration::from_millis(200));
+        let error = run(&mut shell("exec sleep 100"), true, limit, &mut |_| {}).unwrap_err();
+        assert!(error.to_string().contains("killed after"), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(50));
+    }
+}
