@@ -21,9 +21,8 @@ fn main() {
         .next()
         .map_or(512, |mib| mib.parse::<usize>().expect("a number of MiB"))
         << 20;
-    // The code stands 0x1000 bytes into the ELF that `husk_benches::elf` writes.
     let elf = std::fs::read(path).expect("the payload can be read");
-    let code = &elf[0x1000..];
+    let code = &elf[husk_benches::CODE_OFFSET..];
 
     let kvm = Kvm::new().expect("/dev/kvm opens");
     let vm = kvm.create_vm().expect("a VM");

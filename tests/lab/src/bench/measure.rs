@@ -11,7 +11,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use husk_benches::MARK;
 
 use super::footprint;
@@ -76,13 +76,14 @@ fn observe<T>(start: Start, limit: Duration, look: impl FnOnce(&mut Run) -> Resu
         mut command,
         complaints,
     } = start;
-    let described = typed(&command);
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(File::create(&complaints)?);
     let start = Instant::now();
-    let mut child = command.spawn().with_context(|| format!("cannot start `{described}`"))?;
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("cannot start `{}`", typed(&command)))?;
     let (mark, marks) = mpsc::channel();
     let output = child.stdout.take();
     let reader = thread::spawn(move || output.map(|output| watch(output, &mark)));
@@ -95,8 +96,9 @@ fn observe<T>(start: Start, limit: Duration, look: impl FnOnce(&mut Run) -> Resu
     let seen = look(&mut run);
     let _ = run.child.kill();
     let _ = run.child.wait();
-    let _ = reader.join();
-    seen.with_context(|| format!("`{described}`{}", last_words(&complaints)))
+    let said = reader.join().ok().flatten().unwrap_or_default();
+    let complained = fs::read(&complaints).unwrap_or_default();
+    seen.map_err(|error| anyhow!("{error:#}{}", last_words(&[complained, said])))
 }
 
 impl Run {
@@ -130,33 +132,34 @@ impl Run {
     }
 }
 
-/// Reads to the end, so that nobody waits for a full pipe, and tells when the first mark came.
-fn watch(mut output: ChildStdout, mark: &Sender<Instant>) {
-    let mut chunk = [0; 4096];
+/// Reads to the end, so that nobody waits for a full pipe, and tells when the first mark came. The last bytes read.
+fn watch(mut output: ChildStdout, mark: &Sender<Instant>) -> Vec<u8> {
+    let (mut chunk, mut last) = ([0; 4096], Vec::new());
     let mut marked = false;
     loop {
-        match output.read(&mut chunk) {
-            Ok(0) => return,
-            Ok(got) => {
-                if !marked && chunk.iter().take(got).any(|byte| *byte == MARK) {
-                    marked = true;
-                    let _ = mark.send(Instant::now());
-                }
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(_) => return,
+        let got = match output.read(&mut chunk) {
+            Ok(0) => return last,
+            Ok(got) => chunk.get(..got).unwrap_or_default(),
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(_) => return last,
+        };
+        if !marked && got.contains(&MARK) {
+            marked = true;
+            let _ = mark.send(Instant::now());
         }
+        last.clear();
+        last.extend_from_slice(got);
     }
 }
 
-/// The last line that a failed command wrote to standard error.
-fn last_words(complaints: &Path) -> String {
-    let text = fs::read(complaints).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    match text.lines().rev().find(|line| !line.trim().is_empty()) {
-        Some(line) => format!(" (its last words: {})", line.trim()),
-        None => String::new(),
-    }
+/// The last line of the first text that has one.
+fn last_words(texts: &[Vec<u8>]) -> String {
+    let line = |text: &Vec<u8>| {
+        let text = String::from_utf8_lossy(text);
+        let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
+        Some(format!("; its last words: {line}"))
+    };
+    texts.iter().find_map(line).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -187,7 +190,7 @@ mod tests {
         let error = life(shell("echo hello; echo no such disk >&2", folder.path()), LIMIT).unwrap_err();
         let error = format!("{error:#}");
         assert!(
-            error.contains("(its last words: no such disk): ended without the guest's mark"),
+            error.contains("ended without the guest's mark; its last words: no such disk"),
             "{error}"
         );
     }
