@@ -153,6 +153,9 @@ struct Window {
 
 impl Window {
     fn open(file: &File, offset: u64, len: u64) -> io::Result<Self> {
+        if file.metadata()?.len() < offset.saturating_add(len) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         let start = offset % scatter::PAGE as u64;
         let count = usize::try_from(len.saturating_add(start)).map_err(io::Error::other)?;
         let file = FileOffset::new(file.try_clone()?, offset.saturating_sub(start));
