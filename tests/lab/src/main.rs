@@ -84,7 +84,11 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("lab: {error:#}");
-            if sys::interrupted() { ExitCode::from(INTERRUPTED) } else { ExitCode::FAILURE }
+            if sys::interrupted() {
+                ExitCode::from(INTERRUPTED)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }
