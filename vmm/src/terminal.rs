@@ -91,8 +91,7 @@ impl RawMode {
     /// raw again only after [`RawMode::resume`].
     pub fn suspend(&self) {
         restore();
-        // SAFETY: no memory is involved.
-        unsafe { libc::raise(libc::SIGSTOP) };
+        stop_process();
     }
 
     /// Makes the terminal raw again after the process was stopped, unless it goes on in the background.
@@ -118,6 +117,12 @@ impl Drop for RawMode {
     fn drop(&mut self) {
         restore();
     }
+}
+
+/// Stops the process until it is continued, as SIGTSTP asks.
+pub fn stop_process() {
+    // SAFETY: no memory is involved.
+    unsafe { libc::raise(libc::SIGSTOP) };
 }
 
 /// How a line on standard error ends: a raw terminal does not return the carriage by itself.

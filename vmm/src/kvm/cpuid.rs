@@ -38,7 +38,7 @@ pub struct Topology {
 
 impl Topology {
     /// Takes what KVM supports, for a VM of `vcpus` vCPUs.
-    pub(super) fn new(supported: CpuId, vcpus: u32, tsc_deadline: bool) -> Self {
+    pub(super) fn new(supported: &CpuId, vcpus: u32, tsc_deadline: bool) -> Self {
         let mut entries: Vec<_> = supported
             .as_slice()
             .iter()

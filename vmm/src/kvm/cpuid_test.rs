@@ -42,7 +42,7 @@ fn find(cpuid: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
 
 #[test]
 fn one_vcpu_is_one_core_of_one_thread() {
-    let cpuid = Topology::new(host(), 1, true).cpuid(0, None);
+    let cpuid = Topology::new(&host(), 1, true).cpuid(0, None);
     let one = find(&cpuid, 1, 0);
     assert_eq!(one.ebx, 0x0001_0800);
     assert_eq!(one.edx & FEATURE_HTT, 0);
@@ -54,13 +54,13 @@ fn one_vcpu_is_one_core_of_one_thread() {
 
 #[test]
 fn a_timer_that_the_host_lacks_is_not_offered() {
-    let cpuid = Topology::new(host(), 1, false).cpuid(0, None);
+    let cpuid = Topology::new(&host(), 1, false).cpuid(0, None);
     assert_eq!(find(&cpuid, 1, 0).ecx & FEATURE_TSC_DEADLINE, 0);
 }
 
 #[test]
 fn five_vcpus_need_three_bits_of_apic_id() {
-    let cpuid = Topology::new(host(), 5, true).cpuid(4, None);
+    let cpuid = Topology::new(&host(), 5, true).cpuid(4, None);
     assert_eq!(find(&cpuid, 1, 0).ebx, 0x0405_0800);
     for leaf in [0xb, 0x1f] {
         let (smt, core, end) = (find(&cpuid, leaf, 0), find(&cpuid, leaf, 1), find(&cpuid, leaf, 2));
@@ -75,7 +75,7 @@ fn five_vcpus_need_three_bits_of_apic_id() {
 
 #[test]
 fn the_last_level_cache_is_shared_by_all_and_the_first_by_none() {
-    let cpuid = Topology::new(host(), 8, true).cpuid(0, None);
+    let cpuid = Topology::new(&host(), 8, true).cpuid(0, None);
     assert_eq!(find(&cpuid, 4, 0).eax >> 14 & 0xfff, 0);
     assert_eq!(find(&cpuid, 4, 3).eax >> 14 & 0xfff, 7);
     assert_eq!(find(&cpuid, 4, 0).eax >> 26, 7);
@@ -85,7 +85,7 @@ fn the_last_level_cache_is_shared_by_all_and_the_first_by_none() {
 
 #[test]
 fn frequencies_are_published_where_the_guest_looks() {
-    let cpuid = Topology::new(host(), 1, true).cpuid(0, Some(2_900_000));
+    let cpuid = Topology::new(&host(), 1, true).cpuid(0, Some(2_900_000));
     assert_eq!(find(&cpuid, KVM_SIGNATURE, 0).eax, HYPERVISOR_TIMING);
     assert_eq!(find(&cpuid, HYPERVISOR_TIMING, 0).eax, 2_900_000);
     assert_eq!(find(&cpuid, 0x15, 0).ecx, 2_900_000_000);
@@ -94,7 +94,7 @@ fn frequencies_are_published_where_the_guest_looks() {
 proptest! {
     #[test]
     fn any_count_gives_every_vcpu_an_id_that_fits(vcpus in 1_u32..4096) {
-        let topology = Topology::new(host(), vcpus, true);
+        let topology = Topology::new(&host(), vcpus, true);
         let last = topology.cpuid(vcpus - 1, Some(1));
         let core = find(&last, 0xb, 1);
         prop_assert_eq!(core.edx, vcpus - 1);

@@ -72,15 +72,22 @@ impl<T> Context<T> for Result<T, kvm_ioctls::Error> {
     }
 }
 
+/// Leaf whose EAX tells the width of addresses (AMD APM vol. 3 §E.4.7).
+const ADDRESS_SIZES: u32 = 0x8000_0008;
+
 /// An open `/dev/kvm` that has all of [`REQUIRED`].
 #[derive(Debug)]
-pub struct Kvm(kvm_ioctls::Kvm);
+pub struct Kvm {
+    kvm: kvm_ioctls::Kvm,
+    /// What a vCPU on this host can have.
+    supported: CpuId,
+}
 
 impl Kvm {
     /// Opens `/dev/kvm` and checks its version and capabilities.
     ///
     /// # Errors
-    /// [`KvmError::Open`], [`KvmError::ApiVersion`] or [`KvmError::Missing`].
+    /// See [`KvmError`].
     pub fn open() -> Result<Self, KvmError> {
         let kvm =
             kvm_ioctls::Kvm::new().map_err(|errno| KvmError::Open(io::Error::from_raw_os_error(errno.errno())))?;
@@ -88,34 +95,34 @@ impl Kvm {
         if found != KVM_API_VERSION {
             return Err(KvmError::ApiVersion { found });
         }
-        match REQUIRED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
-            Some((_, name)) => Err(KvmError::Missing(name)),
-            None => Ok(Self(kvm)),
+        if let Some((_, name)) = REQUIRED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+            return Err(KvmError::Missing(name));
         }
+        let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+        let supported = supported.or_refused(|| "list the supported CPUID".into())?;
+        Ok(Self { kvm, supported })
     }
 
     /// The most vCPUs a VM may have on this host.
     pub fn max_vcpus(&self) -> u32 {
-        u32::try_from(self.0.get_max_vcpus()).unwrap_or(u32::MAX)
+        u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX)
     }
 
-    /// What this host's KVM can offer a guest, and the host's timer capability folded in.
-    fn supported_cpuid(&self) -> Result<CpuId, KvmError> {
-        self.0
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .or_refused(|| "list the supported CPUID".into())
+    /// Width of a guest-physical address in bits.
+    pub fn phys_bits(&self) -> u8 {
+        /// What a CPU without the leaf has (Intel SDM vol. 3A §4.1.4).
+        const WITHOUT_LEAF: u8 = 36;
+        let leaf = self
+            .supported
+            .as_slice()
+            .iter()
+            .find(|entry| entry.function == ADDRESS_SIZES);
+        leaf.map_or(WITHOUT_LEAF, |leaf| leaf.eax.to_le_bytes()[0])
     }
 
-    /// CPUID for the vCPUs of one VM; see [`Topology`].
-    ///
-    /// # Errors
-    /// [`KvmError::Refused`].
-    pub fn topology(&self, vcpus: u32) -> Result<Topology, KvmError> {
-        Ok(Topology::new(
-            self.supported_cpuid()?,
-            vcpus,
-            self.0.check_extension(Cap::TscDeadlineTimer),
-        ))
+    /// CPUID for the `vcpus` vCPUs of one VM.
+    pub fn topology(&self, vcpus: u32) -> Topology {
+        Topology::new(&self.supported, vcpus, self.kvm.check_extension(Cap::TscDeadlineTimer))
     }
 
     /// Creates a VM without memory, interrupt controller or vCPUs.
@@ -123,6 +130,6 @@ impl Kvm {
     /// # Errors
     /// [`KvmError::Refused`].
     pub fn create_vm(&self) -> Result<Vm, KvmError> {
-        Vm::new(self.0.create_vm().or_refused(|| "create a VM".into())?)
+        Vm::new(self.kvm.create_vm().or_refused(|| "create a VM".into())?)
     }
 }

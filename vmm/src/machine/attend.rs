@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::Machine;
-use crate::terminal::{Arrival, Input, RawMode, Signal, Signals, StdoutSink};
+use crate::terminal::{self, Arrival, Input, RawMode, Signal, Signals, StdoutSink};
 
 const ENDED: u64 = 0;
 const SIGNAL: u64 = 1;
@@ -104,7 +104,8 @@ impl Attendant<'_> {
                 (Signal::WindowChange, _) => self.machine.fit_window(),
                 (Signal::Suspend, Some(raw)) => raw.suspend(),
                 (Signal::Continue, Some(raw)) => raw.resume()?,
-                (Signal::Suspend | Signal::Continue, None) => {}
+                (Signal::Suspend, None) => terminal::stop_process(),
+                (Signal::Continue, None) => {}
             }
         }
         Ok(None)

@@ -101,7 +101,7 @@ impl Machine {
         let kvm = Kvm::open()?;
         config.validate(Limits {
             max_vcpus: kvm.max_vcpus(),
-            ..Limits::ARCHITECTURE
+            phys_bits: kvm.phys_bits(),
         })?;
         let (bytes, payload) = (payload_bytes(config), open_payload(config, options)?);
         trace.mark(Phase::KvmOpen);
@@ -227,7 +227,7 @@ fn open_payload(config: &VmConfig, options: &RunOptions) -> Result<Payload, Buil
 }
 
 fn create_vcpus(kvm: &Kvm, vm: &Vm, count: u32) -> Result<Vec<Vcpu>, KvmError> {
-    let topology = kvm.topology(count)?;
+    let topology = kvm.topology(count);
     let create = |id| {
         let vcpu = vm.create_vcpu(id)?;
         vcpu.configure(&topology)?;
