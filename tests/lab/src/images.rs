@@ -10,7 +10,7 @@ use crate::archive::Archive;
 use crate::command::{command, find, mebibytes, output};
 use crate::kernel::{HOST_KERNEL, KERNELS};
 use crate::packages::{self, Package};
-use crate::paths::{self, Lab};
+use crate::paths::{self, Lab, PART};
 use crate::progress;
 
 /// `/init` of the shell image: a guest for a person at the console.
@@ -89,7 +89,7 @@ pub fn ensure_host_disk(lab: &Lab) -> Result<PathBuf> {
 pub fn make_disk(folder: &Path, disk: &Path, spare_mib: u64) -> Result<()> {
     let parent = disk.parent().context("a disk needs a folder")?;
     fs::create_dir_all(parent)?;
-    let part = tempfile::Builder::new().prefix(".part-").tempfile_in(parent)?;
+    let part = tempfile::Builder::new().prefix(PART).tempfile_in(parent)?;
     // File systems spend some space on themselves: an eighth is ample with these few large files.
     let size = size_mib(folder)? * 9 / 8 + spare_mib + 8;
     let mke2fs = find("mke2fs").context("mke2fs is not installed")?;
@@ -136,7 +136,7 @@ fn ensure_busybox(lab: &Lab) -> Result<PathBuf> {
     let path = lab.path("unpacked/busybox");
     if !path.exists() {
         let deb = packages::fetch(lab, "busybox-static", Package::Named("busybox-static"))?;
-        let content = tempfile::tempdir_in(&lab.state)?;
+        let content = tempfile::Builder::new().prefix(PART).tempdir_in(&lab.state)?;
         packages::unpack(&deb, content.path())?;
         let places = ["bin/busybox", "usr/bin/busybox"].map(|place| content.path().join(place));
         let binary = places

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::command::mebibytes;
 use crate::modules::{self, plain_name};
 use crate::packages::{self, Package};
-use crate::paths::{self, Lab};
+use crate::paths::{self, Lab, PART};
 use crate::progress;
 
 /// A kernel that guests are tested with.
@@ -72,7 +72,7 @@ impl Kernel {
             &format!("unpacking kernel {} ({} MiB)", self.name, mebibytes(&deb)),
             || {
                 paths::fill_folder(&folder, |folder| {
-                    let content = tempfile::tempdir_in(&lab.state)?;
+                    let content = tempfile::Builder::new().prefix(PART).tempdir_in(&lab.state)?;
                     packages::unpack(&deb, content.path())?;
                     self.keep_what_is_needed(content.path(), folder)?;
                     fs::write(folder.join("recipe"), recipe)?;

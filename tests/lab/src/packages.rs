@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::command::{command, find, output, shown, typed};
-use crate::paths::Lab;
+use crate::paths::{Lab, PART};
 use crate::progress;
 
 /// A program that the lab runs and the Debian package that has it.
@@ -96,7 +96,7 @@ pub fn fetch(lab: &Lab, name: &str, package: Package) -> Result<PathBuf> {
     }
     let exact = locate(package)?;
     progress::step(&format!("fetching {exact}"), || {
-        let temporary = tempfile::Builder::new().prefix(".part-").tempdir_in(&folder)?;
+        let temporary = tempfile::Builder::new().prefix(PART).tempdir_in(&folder)?;
         // As root, apt warns that its unprivileged user cannot enter this folder: harmless, and hidden with the rest.
         output(
             command("apt-get")

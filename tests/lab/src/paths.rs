@@ -16,8 +16,12 @@ use std::env;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+
+/// What the names of things in the making begin with.
+pub const PART: &str = ".part-";
 
 /// The lab's folders.
 #[derive(Clone, Debug)]
@@ -51,6 +55,7 @@ impl Lab {
         };
         fs::create_dir_all(&lab.state).with_context(|| format!("cannot create {}", lab.state.display()))?;
         lab.remove_stale_runs();
+        lab.remove_stale_parts();
         Ok(lab)
     }
 
@@ -89,6 +94,24 @@ impl Lab {
             }
         }
     }
+
+    /// Removes half-made files and folders of killed runs, which nobody has touched for an hour.
+    fn remove_stale_parts(&self) {
+        let guests = fs::read_dir(self.guest()).into_iter().flatten().flatten();
+        let mut folders: Vec<PathBuf> = guests.map(|entry| entry.path()).collect();
+        folders.extend(["", "packages", "unpacked", "host"].map(|folder| self.path(folder)));
+        for entry in folders.iter().flat_map(fs::read_dir).flatten().flatten() {
+            let part = entry.file_name().to_string_lossy().starts_with(PART);
+            let age = entry
+                .metadata()
+                .and_then(|data| data.modified())
+                .ok()
+                .and_then(|time| time.elapsed().ok());
+            if part && age.is_some_and(|age| age > Duration::from_secs(3600)) {
+                let _ = fs::remove_dir_all(entry.path()).or_else(|_| fs::remove_file(entry.path()));
+            }
+        }
+    }
 }
 
 /// Writes `content` to `path` so that the path only ever names a complete file; leaves an equal file alone.
@@ -105,7 +128,7 @@ pub fn write(path: &Path, content: &[u8]) -> Result<()> {
     let readable = fs::Permissions::from_mode(0o644);
     let temporary = tempfile::Builder::new()
         .permissions(readable)
-        .prefix(".part-")
+        .prefix(PART)
         .tempfile_in(parent)?;
     fs::write(&temporary, content).with_context(|| format!("cannot write {}", path.display()))?;
     temporary
@@ -122,7 +145,7 @@ pub fn write(path: &Path, content: &[u8]) -> Result<()> {
 pub fn fill_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let parent = path.parent().context("a folder needs a parent")?;
     fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
-    let temporary = tempfile::Builder::new().prefix(".part-").tempdir_in(parent)?;
+    let temporary = tempfile::Builder::new().prefix(PART).tempdir_in(parent)?;
     fill(temporary.path())?;
     if path.exists() {
         fs::remove_dir_all(path).with_context(|| format!("cannot replace {}", path.display()))?;
