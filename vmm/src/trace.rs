@@ -39,6 +39,8 @@ pub enum Phase {
     Devices,
     /// Reading and placing the kernel and initramfs.
     KernelLoad,
+    /// Waiting for the kernel to be in its place.
+    KernelWait,
     /// Boot structures, ACPI tables and the first vCPU's registers.
     Tables,
     /// Starting threads, up to the first `KVM_RUN`.
@@ -62,6 +64,7 @@ impl Phase {
             Self::Vcpus => "vcpus",
             Self::Devices => "devices",
             Self::KernelLoad => "kernel load",
+            Self::KernelWait => "kernel wait",
             Self::Tables => "tables",
             Self::FirstRun => "first KVM_RUN",
             Self::Guest => "guest",

@@ -7,6 +7,7 @@ use linux_loader::bootparam::setup_header;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, VolatileMemory,
+    VolatileSlice,
 };
 
 use super::elf::{Plan, Segment};
@@ -126,22 +127,35 @@ fn read(file: &File, segment: &Segment, mem: &GuestMemoryMmap) -> Result<(), Ker
         return Ok(());
     }
     // A file that is cut short while it is copied ends the process with SIGBUS; one that has been cut short is an error.
-    let window = Window::open(file, offset, len).map_err(|source| KernelFault::Load {
+    let window = Window::open(file, offset, len).map_err(|error| KernelFault::Load {
         offset,
         len,
-        source: GuestMemoryError::IOError(source),
+        source: GuestMemoryError::IOError(error),
     })?;
-    let mut page = [0; scatter::PAGE];
+    let failed = |source| KernelFault::Load { offset, len, source };
     let mut done = 0;
     while done < len {
         let gpa = gpa.saturating_add(done);
         let to_page_end = (scatter::PAGE as u64).saturating_sub(gpa % scatter::PAGE as u64);
         let count = to_page_end.min(len.saturating_sub(done));
-        let bytes = window.read(done, count, &mut page);
-        scatter::write_pages(bytes, gpa, mem).map_err(|source| KernelFault::Load { offset, len, source })?;
+        copy(&window.slice(done, count).map_err(failed)?, gpa, mem).map_err(failed)?;
         done = done.saturating_add(count);
     }
     Ok(())
+}
+
+/// Copies at most a page to `gpa`. One that begins with zeroes is looked at whole first, and left out if it has nothing else.
+fn copy(from: &VolatileSlice, gpa: u64, mem: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
+    const HEAD: usize = 64;
+    let mut head = [0; HEAD];
+    from.copy_to(&mut head);
+    if head != [0; HEAD] {
+        from.copy_to_volatile_slice(mem.get_slice(GuestAddress(gpa), from.len())?);
+        return Ok(());
+    }
+    let mut page = [0; scatter::PAGE];
+    let count = from.copy_to(&mut page);
+    scatter::write_pages(page.get(..count).unwrap_or_default(), gpa, mem)
 }
 
 /// Part of a file, mapped for reading.
@@ -164,16 +178,12 @@ impl Window {
         Ok(Self { region, start })
     }
 
-    /// The `count` bytes at `at` of the part, in `page`. They are there: both come from the part's own length.
-    fn read<'a>(&self, at: u64, count: u64, page: &'a mut [u8; scatter::PAGE]) -> &'a [u8] {
+    /// The `count` bytes at `at` of the part.
+    fn slice(&self, at: u64, count: u64) -> Result<VolatileSlice<'_>, GuestMemoryError> {
         let place = usize::try_from(self.start.saturating_add(at))
             .ok()
             .zip(usize::try_from(count).ok());
-        let bytes =
-            place.and_then(|(at, count)| Some((self.region.get_slice(at, count).ok()?, page.get_mut(..count)?)));
-        bytes.map_or(&[], |(source, bytes)| {
-            source.copy_to(bytes);
-            bytes
-        })
+        let (at, count) = place.ok_or(GuestMemoryError::InvalidBackendAddress)?;
+        Ok(self.region.get_slice(at, count)?)
     }
 }

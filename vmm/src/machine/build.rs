@@ -131,6 +131,7 @@ impl Machine {
             trace.mark(Phase::Devices);
 
             let loaded = loading.end()?;
+            trace.mark(Phase::KernelWait);
             write_tables(&ram, &devices, vcpus, &loaded, parked.first())?;
             trace.mark(Phase::Tables);
             let kicker = Kicker::install().map_err(host("install the signal that interrupts vCPUs"))?;

@@ -1,4 +1,7 @@
 //! Interleaved runs: one of each subject in turn, so that whatever else the machine does meets all of them alike.
+//!
+//! A subject also leaves something behind for the next, warm caches or a busy kernel: so each round begins with another subject, and
+//! every other round runs backwards.
 
 use anyhow::Result;
 
@@ -30,7 +33,10 @@ pub fn interleaved<T>(
     };
     let mut all: Vec<Samples<T>> = subjects.iter().map(empty).collect();
     for round in 0..=runs {
-        for (subject, samples) in subjects.iter().zip(&mut all) {
+        for turn in turns(subjects.len(), round) {
+            let (Some(subject), Some(samples)) = (subjects.get(turn), all.get_mut(turn)) else {
+                continue;
+            };
             let Ok(kept) = &mut samples.outcome else { continue };
             match sample(subject) {
                 Ok(_) if round == 0 => {}
@@ -40,6 +46,21 @@ pub fn interleaved<T>(
         }
     }
     all
+}
+
+/// Who comes when in a round.
+fn turns(subjects: usize, round: u32) -> Vec<usize> {
+    let mut turns: Vec<usize> = (0..subjects).collect();
+    if let Some(first) = usize::try_from(round / 2)
+        .ok()
+        .and_then(|half| half.checked_rem(subjects))
+    {
+        turns.rotate_left(first);
+    }
+    if round % 2 == 1 {
+        turns.reverse();
+    }
+    turns
 }
 
 /// Makes figures of samples, figure by figure.
@@ -77,8 +98,19 @@ mod tests {
             order.push(subject.kind);
             Ok(order.len())
         });
-        assert_eq!(order, [Kind::Husk, Kind::Floor].repeat(3));
-        assert_eq!(samples[0].outcome, Ok(vec![3, 5]));
+        let (husk, floor) = (Kind::Husk, Kind::Floor);
+        assert_eq!(order, [husk, floor, floor, husk, floor, husk]);
+        assert_eq!(samples[0].outcome, Ok(vec![4, 6]));
+    }
+
+    #[test]
+    fn over_the_rounds_everyone_comes_first_and_last_equally_often() {
+        let rounds: Vec<_> = (0..12).map(|round| turns(3, round)).collect();
+        for subject in 0..3 {
+            assert_eq!(rounds.iter().filter(|turns| turns[0] == subject).count(), 4);
+            assert_eq!(rounds.iter().filter(|turns| turns[2] == subject).count(), 4);
+        }
+        assert!(turns(0, 5).is_empty());
     }
 
     #[test]
