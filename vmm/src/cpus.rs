@@ -66,12 +66,9 @@ impl Drop for Cpus {
 }
 
 fn run(mut vcpu: Vcpu, board: &Board, stop: &AtomicBool) {
-    while !stop.load(Ordering::Acquire) {
-        match vcpu.run(|port| board.answer(port)) {
-            VcpuExit::Kicked => {}
-            VcpuExit::Stopped => return,
-            VcpuExit::TripleFault => return board.end(Ending::TripleFault),
-            VcpuExit::Failed(why) => return board.end(Ending::Failed(format!("vCPU {}: {why}", vcpu.id()))),
-        }
+    match vcpu.run(|| stop.load(Ordering::Acquire), |port| board.answer(port)) {
+        VcpuExit::Stopped => {}
+        VcpuExit::TripleFault => board.end(Ending::TripleFault),
+        VcpuExit::Failed(why) => board.end(Ending::Failed(format!("vCPU {}: {why}", vcpu.id()))),
     }
 }

@@ -37,9 +37,7 @@ pub enum Port<'a> {
 /// Why [`Vcpu::run`] came back.
 #[derive(Debug)]
 pub enum Exit {
-    /// It was kicked.
-    Kicked,
-    /// The handler asked to stop.
+    /// It was asked to stop.
     Stopped,
     /// Triple fault: what hardware turns into a reset (Intel SDM vol. 3A §6.15).
     TripleFault,
@@ -115,13 +113,15 @@ impl Vcpu {
             .or_refused(|| format!("set the registers of vCPU {}", self.id))
     }
 
-    /// Runs the guest until something ends it. `answer` serves what KVM cannot, and returns whether to go on.
+    /// Runs the guest until something ends it. `answer` serves what KVM cannot, and returns whether to go on; `stop` says whether to
+    /// leave, and is asked before each entry.
     ///
-    /// Called on the thread that a [`Kicker`](super::Kicker) aims at.
-    pub fn run(&mut self, mut answer: impl FnMut(Port<'_>) -> bool) -> Exit {
+    /// Called on the thread that a [`Kicker`](super::Kicker) aims at. A kick that comes after `stop` has been asked keeps the vCPU from
+    /// entering, so whoever makes `stop` true and then kicks is not missed.
+    pub fn run(&mut self, stop: impl Fn() -> bool, mut answer: impl FnMut(Port<'_>) -> bool) -> Exit {
         let armed = Armed::new(&mut self.fd);
         let shared = ptr::from_mut(self.fd.get_kvm_run());
-        loop {
+        while !stop() {
             let go_on = match self.fd.run() {
                 // A string instruction (`rep outsb`) comes as one exit with all of its elements, each for the same port.
                 Ok(VcpuExit::IoIn(port, data)) => data
@@ -143,7 +143,7 @@ impl Vcpu {
                 Ok(other) => return Exit::Failed(format!("unexpected exit {other:?}")),
                 Err(errno) if errno.errno() == libc::EINTR => {
                     armed.clear();
-                    return Exit::Kicked;
+                    true
                 }
                 Err(errno) if errno.errno() == libc::EAGAIN => true,
                 Err(errno) => {
@@ -152,9 +152,10 @@ impl Vcpu {
                 }
             };
             if !go_on {
-                return Exit::Stopped;
+                break;
             }
         }
+        Exit::Stopped
     }
 
     /// KVM's own account of `KVM_EXIT_INTERNAL_ERROR`, with the place in the guest.
