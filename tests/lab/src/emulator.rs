@@ -131,7 +131,8 @@ impl Emulator {
             request.timeout,
             &mut remove_then_pass,
         );
-        finish(ended, kept).with_context(|| format!("emulated host (`{}`)", request.command.join(" ")))
+        finish(ended, kept, &self.lab.path("host/last-console.log"))
+            .with_context(|| format!("emulated host (`{}`)", request.command.join(" ")))
     }
 
     fn make_work_disk(&self, request: &Request, folder: &Path) -> Result<()> {
@@ -216,19 +217,24 @@ fn with_path(before: &str, path: &Path, after: &str) -> OsString {
 }
 
 /// Reads the results disk, or explains its absence by the host's console.
-fn finish(ended: Result<()>, (mut results, console): (File, File)) -> Result<Finished> {
+fn finish(ended: Result<()>, (mut results, console): (File, File), kept_console: &Path) -> Result<Finished> {
     let mut header = vec![0; HEADER_BYTES];
     results.read_exact(&mut header)?;
     let text = header.split(|byte| *byte == 0).next().unwrap_or_default();
     let outcome: Option<Outcome> = serde_json::from_slice(text).ok();
     let Some(outcome) = outcome.filter(|_| ended.is_ok()) else {
         let said = watched::read_text(console);
+        fs::write(kept_console, &said)?;
         let mut tail: Vec<&str> = said.lines().rev().take(25).collect();
         tail.reverse();
         let why = ended
             .err()
             .map_or_else(|| "died before the command ended".into(), |error| format!("{error:#}"));
-        bail!("{why}; the end of its console:\n{}", tail.join("\n"));
+        bail!(
+            "{why}; the end of its console (all of it: {}):\n{}",
+            kept_console.display(),
+            tail.join("\n")
+        );
     };
     if let Some(error) = outcome.error {
         bail!("{error}");

@@ -6,7 +6,8 @@
 //! | `unpacked/KERNEL/`          | `vmlinuz`, `vmlinux`, `modules/` of one kernel package                   |
 //! | `unpacked/busybox`          | a static shell                                                           |
 //! | `guest/KERNEL/`             | what guests boot from: kernels and initramfs images                      |
-//! | `host/`                     | the emulated host's initramfs and its disk made of `guest/`              |
+//! | `host/`                     | the emulated host's initramfs, its disk made of `guest/`, and the        |
+//! |                             | console of the last one that died                                        |
 //! | `runs/PID/`                 | disks of a running emulated host                                         |
 //! | `tools/`                    | programs that continuous integration installs                            |
 //!

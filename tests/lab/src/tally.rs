@@ -78,8 +78,12 @@ impl Tally {
         if let Some(program) = self.program.take() {
             self.failures.extend(program.failures);
             self.skips.extend(program.skips);
-            self.failures
-                .push(format!("{} (died before its summary)", program.name));
+            let name = if program.name.is_empty() {
+                "a test program"
+            } else {
+                &program.name
+            };
+            self.failures.push(format!("{name} (died before its summary)"));
         }
     }
 
