@@ -133,29 +133,18 @@ fn read(file: &File, segment: &Segment, mem: &GuestMemoryMmap) -> Result<(), Ker
         source: GuestMemoryError::IOError(error),
     })?;
     let failed = |source| KernelFault::Load { offset, len, source };
+    // By way of a buffer, which stays in the first cache: cheaper than looking at the mapping twice.
+    let mut page = [0; scatter::PAGE];
     let mut done = 0;
     while done < len {
         let gpa = gpa.saturating_add(done);
         let to_page_end = (scatter::PAGE as u64).saturating_sub(gpa % scatter::PAGE as u64);
         let count = to_page_end.min(len.saturating_sub(done));
-        copy(&window.slice(done, count).map_err(failed)?, gpa, mem).map_err(failed)?;
+        let copied = window.slice(done, count).map_err(failed)?.copy_to(&mut page);
+        scatter::write_pages(page.get(..copied).unwrap_or_default(), gpa, mem).map_err(failed)?;
         done = done.saturating_add(count);
     }
     Ok(())
-}
-
-/// Copies at most a page to `gpa`. One that begins with zeroes is looked at whole first, and left out if it has nothing else.
-fn copy(from: &VolatileSlice, gpa: u64, mem: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
-    const HEAD: usize = 64;
-    let mut head = [0; HEAD];
-    from.copy_to(&mut head);
-    if head != [0; HEAD] {
-        from.copy_to_volatile_slice(mem.get_slice(GuestAddress(gpa), from.len())?);
-        return Ok(());
-    }
-    let mut page = [0; scatter::PAGE];
-    let count = from.copy_to(&mut page);
-    scatter::write_pages(page.get(..count).unwrap_or_default(), gpa, mem)
 }
 
 /// Part of a file, mapped for reading.
