@@ -125,7 +125,10 @@ mod tests {
         std::thread::spawn(|| {
             let mut signals = Signals::new().unwrap();
             assert_eq!(signals.next().unwrap(), None);
-            for (number, event) in [(libc::SIGWINCH, Signal::WindowChange), (libc::SIGTERM, Signal::Terminate)] {
+            for (number, event) in [
+                (libc::SIGWINCH, Signal::WindowChange),
+                (libc::SIGTERM, Signal::Terminate),
+            ] {
                 // SAFETY: numbers only.
                 unsafe { libc::pthread_kill(libc::pthread_self(), number) };
                 assert_eq!(signals.next().unwrap(), Some(event));
