@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -102,6 +102,28 @@ pub fn pin_to(processor: usize) -> io::Result<()> {
     // SAFETY: the pointer and size describe `set`; 0 is the calling thread.
     check(unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) })?;
     Ok(())
+}
+
+/// `KVM_CREATE_VM` (KVM api.rst 4.2).
+const KVM_CREATE_VM: libc::Ioctl = 0xae01;
+/// `KVM_CREATE_VCPU` (KVM api.rst 4.7).
+const KVM_CREATE_VCPU: libc::Ioctl = 0xae41;
+/// `KVM_CREATE_IRQCHIP` (KVM api.rst 4.24).
+const KVM_CREATE_IRQCHIP: libc::Ioctl = 0xae60;
+
+/// Makes a VM with one vCPU that never runs. It exists as long as the returned descriptors.
+pub fn idle_vm(kvm: &File) -> io::Result<[OwnedFd; 2]> {
+    let create = |owner: &dyn AsRawFd, request| {
+        // SAFETY: the requests take an integer, here 0: the default machine type, or the first vCPU's number.
+        let fd = check(unsafe { libc::ioctl(owner.as_raw_fd(), request, 0) })?;
+        // SAFETY: the request made the descriptor, and nobody else has it.
+        Ok::<_, io::Error>(unsafe { OwnedFd::from_raw_fd(fd) })
+    };
+    let vm = create(kvm, KVM_CREATE_VM)?;
+    // SAFETY: the request takes no argument.
+    check(unsafe { libc::ioctl(vm.as_raw_fd(), KVM_CREATE_IRQCHIP, 0) })?;
+    let vcpu = create(&vm, KVM_CREATE_VCPU)?;
+    Ok([vm, vcpu])
 }
 
 /// How a terminal treats what passes through it.
