@@ -12,6 +12,7 @@ use crate::emulator::{Emulator, Request};
 use crate::host::{Choice, Host};
 use crate::kernel::HOST_KERNEL;
 use crate::paths::{self, Lab};
+use crate::test::HOSTS;
 use crate::{build, images, progress};
 
 /// When the emulated host is taken to hang.
@@ -38,12 +39,23 @@ pub fn run(lab: &Lab, choice: &Choice) -> Result<bool> {
             let mut life = command(std::env::current_exe()?);
             shown(life.args(life_arguments(&programs.husk, &lab.guest(), &kept))).is_ok()
         }
-        Host::Emulated => emulated(&Emulator::prepare(lab, &programs)?, &kept)?,
+        Host::Emulated => in_a_host_that_lasts(&Emulator::prepare(lab, &programs)?, &kept)?,
     };
     if lived {
         progress::say(&format!("boot trace for ui.perfetto.dev: {}", kept.display()));
     }
     Ok(lived)
+}
+
+/// As [`emulated`], in another emulated host when one dies, which the user is told.
+fn in_a_host_that_lasts(emulator: &Emulator, kept: &Path) -> Result<bool> {
+    for _ in 1..HOSTS {
+        match emulated(emulator, kept) {
+            Err(death) => progress::say(&format!("{death:#}\nlab: the emulated host did not last: once more")),
+            lived => return lived,
+        }
+    }
+    emulated(emulator, kept)
 }
 
 fn emulated(emulator: &Emulator, kept: &Path) -> Result<bool> {

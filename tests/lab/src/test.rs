@@ -21,7 +21,7 @@ const TIMEOUT: Duration = Duration::from_secs(20 * 60);
 
 /// Emulated hosts that may be tried: QEMU's threads do not always agree in time on code that a kernel rewrites while it runs, and the
 /// host dies of it, mostly within its first seconds.
-const HOSTS: u32 = 3;
+pub const HOSTS: u32 = 3;
 
 /// Runs all tests, or those with a guest, or those whose name contains `filter`; whether they held.
 ///
