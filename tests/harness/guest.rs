@@ -17,6 +17,7 @@ use tempfile::TempDir;
 
 use crate::boot::VMM;
 use crate::pty;
+use crate::transcript::Transcript;
 
 /// How long a guest may be silent: ten times what bare metal needs for a boot, and as much again for a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -39,9 +40,7 @@ pub struct Guest {
     hung_up: Arc<AtomicBool>,
     errors: Option<JoinHandle<String>>,
     /// Everything that the guest has said.
-    transcript: String,
-    /// How much of the transcript has been read as lines.
-    read: usize,
+    transcript: Transcript,
     answers: Vec<Answer>,
     command: String,
     folder: TempDir,
@@ -85,8 +84,7 @@ impl Guest {
             chunks,
             hung_up,
             errors,
-            transcript: String::new(),
-            read: 0,
+            transcript: Transcript::default(),
             answers: Vec::new(),
             command,
             folder,
@@ -106,7 +104,7 @@ impl Guest {
     /// The guest's next answer.
     pub fn answer(&mut self) -> Answer {
         loop {
-            while let Some(line) = self.next_line() {
+            while let Some(line) = self.transcript.next_line() {
                 match Answer::parse(&line) {
                     Some(Ok(answer)) => {
                         self.answers.push(answer.clone());
@@ -164,9 +162,9 @@ impl Guest {
     pub fn wait(mut self) -> Ended {
         let status = self.wait_for_exit();
         while let Ok(chunk) = self.chunks.recv_timeout(Duration::from_secs(5)) {
-            self.transcript.push_str(&String::from_utf8_lossy(&chunk));
+            self.transcript.push(&chunk);
         }
-        while let Some(line) = self.next_line() {
+        while let Some(line) = self.transcript.next_line() {
             self.answers.extend(Answer::parse(&line).and_then(Result::ok));
         }
         let errors = self
@@ -175,7 +173,7 @@ impl Guest {
             .and_then(|thread| thread.join().ok())
             .unwrap_or_default();
         if let Some(signal) = status.signal() {
-            panic!("signal {signal} killed the VMM\n{}\n{errors}", self.transcript);
+            panic!("signal {signal} killed the VMM\n{}\n{errors}", self.transcript.text());
         }
         assert_eq!(
             left_behind(self.folder.path()),
@@ -183,11 +181,10 @@ impl Guest {
             "the VMM left processes behind"
         );
         let folder = std::mem::replace(&mut self.folder, no_folder());
-        let (answers, transcript) = (std::mem::take(&mut self.answers), std::mem::take(&mut self.transcript));
         Ended {
             code: status.code(),
-            answers,
-            transcript,
+            answers: std::mem::take(&mut self.answers),
+            transcript: self.transcript.text(),
             errors,
             folder,
         }
@@ -198,7 +195,7 @@ impl Guest {
         loop {
             // Output is taken all the while: a full pipe must not be what keeps the VM from ending.
             if let Ok(chunk) = self.chunks.recv_timeout(Duration::from_millis(20)) {
-                self.transcript.push_str(&String::from_utf8_lossy(&chunk));
+                self.transcript.push(&chunk);
                 continue;
             }
             thread::sleep(Duration::from_millis(5));
@@ -213,17 +210,9 @@ impl Guest {
         }
     }
 
-    fn next_line(&mut self) -> Option<String> {
-        let rest = self.transcript.get(self.read..)?;
-        let end = rest.find('\n')?;
-        let line = rest.get(..end)?.trim_end_matches('\r').to_string();
-        self.read += end + 1;
-        Some(line)
-    }
-
     fn receive(&mut self, wanted: &str) {
         match self.chunks.recv_timeout(PATIENCE) {
-            Ok(chunk) => self.transcript.push_str(&String::from_utf8_lossy(&chunk)),
+            Ok(chunk) => self.transcript.push(&chunk),
             Err(RecvTimeoutError::Timeout) => {
                 self.fail(&format!(
                     "silent for {} s while waiting for {wanted}",
@@ -244,7 +233,8 @@ impl Guest {
             .unwrap_or_default();
         panic!(
             "{why}\n{}\nstatus: {status:?}\nguest: {}\nstandard error: {errors}",
-            self.command, self.transcript
+            self.command,
+            self.transcript.text()
         );
     }
 }

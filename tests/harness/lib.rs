@@ -12,6 +12,7 @@ mod guest;
 mod lab;
 pub mod pty;
 mod trace;
+mod transcript;
 
 pub use boot::{Boot, Image, Input, VMM};
 pub use guest::{Ended, Guest, PATIENCE};
