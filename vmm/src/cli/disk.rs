@@ -106,6 +106,7 @@ mod tests {
             id: Some("root".into()),
             sparse: true,
             disable_io_uring: true,
+            ..DiskConfig::new("")
         };
         assert_eq!(parse_disk(text).unwrap(), expected);
         assert_eq!(KEYS.len(), text.split(',').count(), "every key is tried above");

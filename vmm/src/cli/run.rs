@@ -136,12 +136,14 @@ impl RunArgs {
                 kernel: Some(kernel),
                 cmdline: self.cmdline,
                 initramfs: self.initramfs,
+                ..PayloadConfig::default()
             },
             disks: self.disks,
-            rng: (!self.no_rng).then_some(RngConfig { src: self.rng }),
+            rng: (!self.no_rng).then(|| RngConfig::from(self.rng)),
             serial: self.serial.unwrap_or(ConsoleConfig::new(usual)),
             console: self.console,
             pvpanic: self.pvpanic,
+            ..VmConfig::default()
         };
         if config.payload.cmdline.is_none() {
             config.payload.cmdline = Some(default_cmdline(&config));

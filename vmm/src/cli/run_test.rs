@@ -43,13 +43,12 @@ fn a_kernel_alone_makes_a_small_machine_with_a_serial_console() {
         payload: PayloadConfig {
             kernel: Some("/k".into()),
             cmdline: Some("console=ttyS0 reboot=k panic=-1".into()),
-            initramfs: None,
+            ..PayloadConfig::default()
         },
-        disks: vec![],
         rng: Some(RngConfig::new()),
         serial: ConsoleConfig::new(ConsoleMode::Tty),
         console: ConsoleConfig::new(ConsoleMode::Off),
-        pvpanic: false,
+        ..VmConfig::default()
     };
     assert_eq!(config(&[]), expected);
 }
@@ -98,12 +97,7 @@ fn every_option_has_its_field() {
     );
     assert_eq!(
         (config.rng, config.pvpanic),
-        (
-            Some(RngConfig {
-                src: "/dev/hwrng".into()
-            }),
-            true
-        )
+        (Some(RngConfig::from(PathBuf::from("/dev/hwrng"))), true)
     );
     assert_eq!((options.boot_trace, options.verbosity), (Some("/t".into()), 2));
     assert_eq!(options.protocol, Some(BootProtocol::Linux64));
@@ -203,11 +197,11 @@ fn impossible_machines_are_refused_before_anything_starts() {
     assert_eq!(unusable(&["--cpus", "0"]), "cpus: 0 vCPUs asked for, 1 to 4096 allowed");
     assert_eq!(
         unusable(&["--memory", "0"]),
-        "memory: 0 bytes (0 B) asked for, 2 MiB to 2048 TiB allowed"
+        "memory: 0 bytes (0 B) asked for, 2 MiB to 32 TiB allowed"
     );
     assert_eq!(
         unusable(&["--memory", "4096T"]),
-        "memory: 4503599627370496 bytes (4096 TiB) asked for, 2 MiB to 2048 TiB allowed"
+        "memory: 4503599627370496 bytes (4096 TiB) asked for, 2 MiB to 32 TiB allowed"
     );
     assert_eq!(
         unusable(&["--disk", "path=/d,queues=0"]),

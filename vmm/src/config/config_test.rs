@@ -19,33 +19,93 @@ fn a_body_with_everything_a_shim_sends_is_understood() {
                    "disable_io_uring": false, "pci_segment": 0, "sparse": true, "image_type": "Unknown"}],
         "rng": {"src": "/dev/urandom", "iommu": false},
         "serial": {"file": null, "mode": "Off", "iommu": false}, "console": {"file": null, "mode": "Off", "iommu": false},
-        "fs": [], "devices": [], "iommu": false, "watchdog": false, "pvpanic": true,
+        "fs": [{"tag": "kataShared", "socket": "/run/kata/p/root/virtiofsd.sock", "num_queues": 1, "queue_size": 1024, "id": null,
+                "pci_segment": 0}],
+        "vsock": {"cid": 3, "socket": "/run/kata/p/ch-vm.sock", "iommu": false, "id": null, "pci_segment": 0},
+        "devices": [], "iommu": false, "watchdog": false, "pvpanic": true,
     }));
-    let expected = VmConfig {
-        cpus: CpusConfig {
-            boot_vcpus: 1,
-            max_vcpus: 8,
-        },
-        memory: MemoryConfig {
-            size: 2 << 30,
-            shared: true,
-            ..Default::default()
-        },
-        payload: PayloadConfig {
-            kernel: Some("/k/vmlinux".into()),
-            cmdline: Some("reboot=k panic=1".into()),
-            initramfs: None,
-        },
-        disks: vec![DiskConfig {
-            readonly: true,
-            ..DiskConfig::new("/k/image")
-        }],
-        rng: Some(RngConfig::new()),
-        serial: ConsoleConfig::new(ConsoleMode::Off),
-        console: ConsoleConfig::new(ConsoleMode::Off),
-        pvpanic: true,
+    assert_eq!((config.cpus.boot_vcpus, config.cpus.max_vcpus), (1, 8));
+    assert_eq!((config.cpus.nested, config.cpus.max_phys_bits), (true, 46));
+    assert_eq!(config.cpus.topology.unwrap().cores_per_die, 8);
+    assert_eq!((config.memory.size, config.memory.shared), (2 << 30, true));
+    assert_eq!(config.memory.hotplug_size, Some(31_524_388_864));
+    assert_eq!(config.payload.kernel, Some("/k/vmlinux".into()));
+    assert_eq!(config.payload.cmdline.as_deref(), Some("reboot=k panic=1"));
+    assert_eq!(config.payload.initramfs, None);
+    let [disk] = &config.disks[..] else {
+        panic!("{config:?}")
     };
-    assert_eq!(config, expected);
+    assert_eq!(
+        (disk.path.as_path(), disk.readonly, disk.sparse),
+        ("/k/image".as_ref(), true, true)
+    );
+    assert_eq!(config.rng.unwrap().src, RngConfig::new().src);
+    assert_eq!(
+        (config.serial.mode, config.console.mode),
+        (ConsoleMode::Off, ConsoleMode::Off)
+    );
+    assert_eq!((config.fs.len(), config.pvpanic), (1, true));
+    assert_eq!(
+        (config.fs[0].tag.as_str(), config.fs[0].queue_size),
+        ("kataShared", 1024)
+    );
+    assert_eq!(config.vsock.unwrap().cid, 3);
+}
+
+#[test]
+fn what_husk_does_not_know_is_echoed_but_for_nulls() {
+    let config = parse(json!({
+        "cpus": {"boot_vcpus": 1, "max_vcpus": 1, "features": {"amx": false}, "affinity": null},
+        "payload": {"kernel": "/k", "firmware": null, "x": {"y": null, "z": [1, null]}},
+        "iommu": false, "numa": null,
+    }));
+    let echo = serde_json::to_value(&config).unwrap();
+    assert_eq!(echo["cpus"]["features"], json!({"amx": false}));
+    assert_eq!(echo["payload"], json!({"kernel": "/k", "x": {"z": [1, null]}}));
+    assert_eq!(echo["iommu"], json!(false));
+    for gone in ["numa", "affinity", "firmware"] {
+        assert!(!echo.to_string().contains(gone), "{echo}");
+    }
+}
+
+#[test]
+fn a_network_device_has_an_address_whatever_was_sent() {
+    let config =
+        parse(json!({"net": [{"fds": [23], "ip": null, "mac": null}, {"mac": "02:42:ac:11:00:02", "mtu": 1400}]}));
+    let echo = serde_json::to_value(&config.net).unwrap();
+    assert_eq!(echo[0]["ip"], "192.168.249.1");
+    assert_eq!(echo[0]["mask"], "255.255.255.0");
+    assert_eq!(echo[0]["mac"].as_str().map(str::len), Some(17));
+    assert!(echo[0].get("fds").is_none(), "numbers of another process");
+    assert_eq!(
+        (&echo[1]["mac"], &echo[1]["mtu"]),
+        (&json!("02:42:ac:11:00:02"), &json!(1400))
+    );
+    serde_json::from_value::<NetConfig>(json!({"mac": "02:42"})).expect_err("half an address");
+}
+
+#[test]
+fn rate_limiters_are_buckets() {
+    let disk: DiskConfig = serde_json::from_value(json!({"path": "/d", "rate_limiter_config":
+        {"bandwidth": {"size": 1024, "one_time_burst": 0, "refill_time": 1000}, "ops": null}}))
+    .unwrap();
+    let bandwidth = TokenBucketConfig {
+        size: 1024,
+        one_time_burst: Some(0),
+        refill_time: 1000,
+    };
+    assert_eq!(
+        disk.rate_limiter_config,
+        Some(RateLimiterConfig {
+            bandwidth: Some(bandwidth),
+            ops: None
+        })
+    );
+    let echo = serde_json::to_value(&disk).unwrap();
+    assert_eq!(
+        echo["rate_limiter_config"],
+        json!({"bandwidth": {"size": 1024, "one_time_burst": 0, "refill_time": 1000}})
+    );
 }
 
 #[test]

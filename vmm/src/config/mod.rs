@@ -1,16 +1,28 @@
 //! What a VM is made of: [`VmConfig`], in the wire format of Cloud Hypervisor's `vm.create`.
 //!
-//! Fields that husk does not know are ignored, and `null` stands for a field's default, because Kata's shims send both. Sizes are
-//! in bytes. [`VmConfig::validate`] says what is wrong with a configuration before anything is done with it.
+//! Fields that husk does not know are kept for the echo of `vm.info` ([`Rest`]), and `null` stands for a field's default, because
+//! Kata's shims send both. Sizes are in bytes. [`VmConfig::validate`] says what is wrong with a configuration before anything is
+//! done with it, and refuses by name what husk cannot honour.
 
+mod console;
+mod device;
+mod mac;
 mod options;
+mod rest;
+mod unsupported;
 mod validate;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use console::{ConsoleConfig, ConsoleMode};
+pub use device::{
+    DiskConfig, FsConfig, NetConfig, PmemConfig, RateLimiterConfig, RngConfig, TokenBucketConfig, VsockConfig,
+};
+pub use mac::{BadMac, MacAddr};
 pub use options::{BootProtocol, RunOptions};
+pub use rest::Rest;
 pub use validate::{ConfigError, Limits, MAX_DISK_QUEUES, MIN_MEMORY_BYTES, PAGE_BYTES};
 
 /// A whole VM.
@@ -28,6 +40,18 @@ pub struct VmConfig {
     /// virtio-blk devices, in the order in which the guest finds them.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskConfig>,
+    /// virtio-net devices.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub net: Vec<NetConfig>,
+    /// virtio-fs devices.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub fs: Vec<FsConfig>,
+    /// virtio-pmem devices.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub pmem: Vec<PmemConfig>,
+    /// The virtio-vsock device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockConfig>,
     /// The virtio entropy device. Present unless it is `null`.
     #[serde(default = "RngConfig::present")]
     pub rng: Option<RngConfig>,
@@ -40,6 +64,12 @@ pub struct VmConfig {
     /// Whether the guest can report a kernel panic to the host.
     #[serde(default, deserialize_with = "null_is_default")]
     pub pvpanic: bool,
+    /// The platform's shape.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<PlatformConfig>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
 }
 
 impl Default for VmConfig {
@@ -49,30 +79,100 @@ impl Default for VmConfig {
             memory: MemoryConfig::default(),
             payload: PayloadConfig::default(),
             disks: Vec::new(),
+            net: Vec::new(),
+            fs: Vec::new(),
+            pmem: Vec::new(),
+            vsock: None,
             rng: RngConfig::present(),
             serial: ConsoleConfig::null(),
             console: ConsoleConfig::tty(),
             pvpanic: false,
+            platform: None,
+            rest: Rest::default(),
         }
     }
 }
 
 /// Virtual processors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpusConfig {
     /// vCPUs that the guest starts with.
     pub boot_vcpus: u32,
     /// vCPUs that the guest can have, hot-plugged ones included.
     pub max_vcpus: u32,
+    /// How they are grouped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topology: Option<TopologyConfig>,
+    /// Whether the guest may run guests of its own: VMX or SVM.
+    #[serde(default = "yes", deserialize_with = "null_is_yes")]
+    pub nested: bool,
+    /// The most bits of a guest-physical address.
+    #[serde(
+        default = "CpusConfig::usual_phys_bits",
+        deserialize_with = "CpusConfig::null_is_phys_bits"
+    )]
+    pub max_phys_bits: u8,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
 }
 
 impl CpusConfig {
     /// `count` vCPUs and no room for more.
-    pub const fn fixed(count: u32) -> Self {
+    pub fn fixed(count: u32) -> Self {
         Self {
             boot_vcpus: count,
             max_vcpus: count,
+            topology: None,
+            nested: true,
+            max_phys_bits: Self::usual_phys_bits(),
+            rest: Rest::default(),
         }
+    }
+
+    const fn usual_phys_bits() -> u8 {
+        46
+    }
+
+    fn null_is_phys_bits<'de, D: Deserializer<'de>>(from: D) -> Result<u8, D::Error> {
+        Ok(Option::deserialize(from)?.unwrap_or(Self::usual_phys_bits()))
+    }
+}
+
+/// How vCPUs are grouped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopologyConfig {
+    /// Hardware threads of a core.
+    pub threads_per_core: u16,
+    /// Cores of a die.
+    pub cores_per_die: u16,
+    /// Dies of a package.
+    pub dies_per_package: u16,
+    /// Packages.
+    pub packages: u16,
+}
+
+/// The platform's shape.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlatformConfig {
+    /// PCI segments. husk has one, which takes the devices of all.
+    #[serde(
+        default = "PlatformConfig::one_segment",
+        deserialize_with = "PlatformConfig::null_is_one"
+    )]
+    pub num_pci_segments: u16,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+impl PlatformConfig {
+    const fn one_segment() -> u16 {
+        1
+    }
+
+    fn null_is_one<'de, D: Deserializer<'de>>(from: D) -> Result<u16, D::Error> {
+        Ok(Option::deserialize(from)?.unwrap_or(Self::one_segment()))
     }
 }
 
@@ -102,6 +202,12 @@ pub struct MemoryConfig {
     /// Whether the host may back RAM with transparent huge pages.
     #[serde(default = "yes", deserialize_with = "null_is_yes")]
     pub thp: bool,
+    /// Bytes that can be added while the guest runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hotplug_size: Option<u64>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
 }
 
 impl Default for MemoryConfig {
@@ -113,6 +219,8 @@ impl Default for MemoryConfig {
             hugepages: false,
             prefault: false,
             thp: true,
+            hotplug_size: None,
+            rest: Rest::default(),
         }
     }
 }
@@ -129,136 +237,9 @@ pub struct PayloadConfig {
     /// An initial RAM file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initramfs: Option<PathBuf>,
-}
-
-/// A virtio-blk device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskConfig {
-    /// A raw image file or a block device of the host.
-    pub path: PathBuf,
-    /// Whether the guest may only read.
-    #[serde(default, deserialize_with = "null_is_default")]
-    pub readonly: bool,
-    /// Whether I/O bypasses the host's page cache (`O_DIRECT`).
-    #[serde(default, deserialize_with = "null_is_default")]
-    pub direct: bool,
-    /// Virtqueues, each served on its own.
-    #[serde(default = "DiskConfig::one_queue")]
-    pub num_queues: u16,
-    /// Entries of each virtqueue, a power of two.
-    #[serde(default = "DiskConfig::usual_queue_size")]
-    pub queue_size: u16,
-    /// Name that the guest reads as the disk's serial number.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
-    /// Whether the guest may give space back (discard).
-    #[serde(default = "yes", deserialize_with = "null_is_yes")]
-    pub sparse: bool,
-    /// Whether io_uring is left unused even where the host has it.
-    #[serde(default, deserialize_with = "null_is_default")]
-    pub disable_io_uring: bool,
-}
-
-impl DiskConfig {
-    /// A writable disk with one queue and everything else as the wire format has it by default.
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self {
-            path: path.into(),
-            readonly: false,
-            direct: false,
-            num_queues: Self::one_queue(),
-            queue_size: Self::usual_queue_size(),
-            id: None,
-            sparse: true,
-            disable_io_uring: false,
-        }
-    }
-
-    const fn one_queue() -> u16 {
-        1
-    }
-
-    const fn usual_queue_size() -> u16 {
-        128
-    }
-}
-
-/// The virtio entropy device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RngConfig {
-    /// Where the host's entropy comes from.
-    #[serde(default = "RngConfig::urandom", deserialize_with = "null_is_urandom")]
-    pub src: PathBuf,
-}
-
-impl RngConfig {
-    /// A device that reads `/dev/urandom`.
-    pub fn new() -> Self {
-        Self { src: Self::urandom() }
-    }
-
-    #[expect(clippy::unnecessary_wraps, reason = "the default of an Option field")]
-    fn present() -> Option<Self> {
-        Some(Self::new())
-    }
-
-    fn urandom() -> PathBuf {
-        PathBuf::from("/dev/urandom")
-    }
-}
-
-impl Default for RngConfig {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// Where a serial port or console leads.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ConsoleConfig {
-    /// What is at the other end.
-    pub mode: ConsoleMode,
-    /// The file of [`ConsoleMode::File`].
-    #[serde(default)]
-    pub file: Option<PathBuf>,
-}
-
-impl ConsoleConfig {
-    /// A port with `mode` at the other end and no file.
-    pub const fn new(mode: ConsoleMode) -> Self {
-        Self { mode, file: None }
-    }
-
-    /// A port whose output goes to `file`.
-    pub fn file(file: impl Into<PathBuf>) -> Self {
-        Self {
-            mode: ConsoleMode::File,
-            file: Some(file.into()),
-        }
-    }
-
-    const fn null() -> Self {
-        Self::new(ConsoleMode::Null)
-    }
-
-    const fn tty() -> Self {
-        Self::new(ConsoleMode::Tty)
-    }
-}
-
-/// What is at the other end of a serial port or console.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ConsoleMode {
-    /// The guest has no such device.
-    Off,
-    /// Nothing: output is dropped, and no input comes.
-    Null,
-    /// husk's own standard input and output.
-    Tty,
-    /// A file that receives the output.
-    File,
-    /// A pseudo-terminal that husk makes.
-    Pty,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
 }
 
 const fn yes() -> bool {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{ConsoleConfig, ConsoleMode, DiskConfig, MemoryConfig, VmConfig};
+use super::{ConsoleConfig, ConsoleMode, DiskConfig, MemoryConfig, VmConfig, unsupported};
 
 /// The unit of guest RAM.
 pub const PAGE_BYTES: u64 = 4096;
@@ -102,6 +102,16 @@ pub enum ConfigError {
     /// A console in mode `File` and no file.
     #[error("{0}: mode File needs a file")]
     NoFile(&'static str),
+    /// The wire format has it, husk has not.
+    #[error("{field}: {found} is not supported, {allowed}")]
+    Unsupported {
+        /// Where in the configuration.
+        field: String,
+        /// What was asked for.
+        found: String,
+        /// What can be asked for.
+        allowed: String,
+    },
     /// Both consoles want the one standard input.
     #[error("serial and console both use stdio, only one of them can")]
     TwoTtys,
@@ -123,6 +133,11 @@ impl VmConfig {
         if max < boot {
             return Err(ConfigError::MaxCpus { max, boot });
         }
+        let limits = Limits {
+            phys_bits: limits.phys_bits.min(self.cpus.max_phys_bits),
+            ..limits
+        };
+        unsupported::refuse(self)?;
         self.memory.validate(limits)?;
         if self.payload.kernel.is_none() {
             return Err(ConfigError::NoKernel);

@@ -1,3 +1,5 @@
+use serde_json::json;
+
 use super::*;
 use crate::config::CpusConfig;
 
@@ -39,14 +41,14 @@ fn cpus_are_bounded_by_kvm() {
     assert_eq!(
         error(|c| c.cpus = CpusConfig {
             boot_vcpus: 1,
-            max_vcpus: 64
+            ..CpusConfig::fixed(64)
         }),
         "cpus: 64 vCPUs asked for, 1 to 8 allowed"
     );
     assert_eq!(
         error(|c| c.cpus = CpusConfig {
             boot_vcpus: 4,
-            max_vcpus: 2
+            ..CpusConfig::fixed(2)
         }),
         "cpus: at most 2 vCPUs, fewer than the 4 at boot"
     );
@@ -161,4 +163,105 @@ fn consoles_need_their_files_and_only_one_has_stdio() {
     );
     let both = |c: &mut VmConfig| (c.serial.mode, c.console.mode) = (ConsoleMode::Tty, ConsoleMode::Tty);
     assert_eq!(error(both), "serial and console both use stdio, only one of them can");
+}
+
+/// A change to a configuration as it is written on the wire.
+fn wire_error(change: serde_json::Value) -> String {
+    let mut wire = serde_json::to_value(good()).unwrap();
+    merge(&mut wire, change);
+    let config: VmConfig = serde_json::from_value(wire).unwrap();
+    config.validate(HOST).unwrap_err().to_string()
+}
+
+fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
+    match (into.as_object_mut(), from) {
+        (Some(fields), serde_json::Value::Object(new)) => {
+            for (key, value) in new {
+                merge(fields.entry(key).or_insert(serde_json::Value::Null), value);
+            }
+        }
+        (_, from) => *into = from,
+    }
+}
+
+#[test]
+fn what_husk_cannot_honour_is_refused_by_name() {
+    for (change, field) in [
+        (
+            json!({"devices": [{"path": "/sys/bus/pci/devices/0000:41:00.0"}]}),
+            "devices",
+        ),
+        (json!({"balloon": {"size": 0, "free_page_reporting": true}}), "balloon"),
+        (json!({"watchdog": true}), "watchdog"),
+        (json!({"tpm": {"socket": "/s"}}), "tpm"),
+        (
+            json!({"debug_console": {"mode": "Tty", "iobase": 233}}),
+            "debug_console",
+        ),
+        (json!({"cpus": {"kvm_hyperv": true}}), "cpus.kvm_hyperv"),
+        (
+            json!({"cpus": {"affinity": [{"vcpu": 0, "host_cpus": [1]}]}}),
+            "cpus.affinity",
+        ),
+        (
+            json!({"memory": {"hotplug_method": "VirtioMem"}}),
+            "memory.hotplug_method",
+        ),
+        (
+            json!({"memory": {"zones": [{"id": "mem0", "size": 4096}]}}),
+            "memory.zones",
+        ),
+        (json!({"payload": {"firmware": "/f"}}), "payload.firmware"),
+        (json!({"platform": {"tdx": true}}), "platform.tdx"),
+        (json!({"platform": {"iommu_segments": [0]}}), "platform.iommu_segments"),
+        (
+            json!({"disks": [{"path": "/a"}, {"path": "/b", "vhost_user": true}]}),
+            "disks[1].vhost_user",
+        ),
+        (
+            json!({"disks": [{"path": "/a", "image_type": "Qcow2"}]}),
+            "disks[0].image_type",
+        ),
+        (json!({"net": [{"vhost_user": true}]}), "net[0].vhost_user"),
+        (
+            json!({"fs": [{"tag": "t", "socket": "/s", "iommu": true}]}),
+            "fs[0].iommu",
+        ),
+        (json!({"pmem": [{"file": "/p", "iommu": true}]}), "pmem[0].iommu"),
+        (
+            json!({"vsock": {"cid": 3, "socket": "/s", "iommu": true}}),
+            "vsock.iommu",
+        ),
+        (json!({"rng": {"iommu": true}}), "rng.iommu"),
+        (json!({"serial": {"iommu": true}}), "serial.iommu"),
+    ] {
+        let error = wire_error(change);
+        assert!(
+            error.starts_with(&format!("{field}: ")) && error.contains("is not supported"),
+            "{error}"
+        );
+    }
+    let threads = json!({"cpus": {"topology": {"threads_per_core": 2, "cores_per_die": 4, "dies_per_package": 1, "packages": 1}}});
+    assert!(
+        wire_error(threads).starts_with("cpus.topology: 2 threads x 4 cores x 1 dies x 1 packages is not supported")
+    );
+}
+
+#[test]
+fn neutral_forms_of_what_husk_lacks_are_accepted() {
+    let mut wire = serde_json::to_value(good()).unwrap();
+    merge(
+        &mut wire,
+        json!({"devices": [], "iommu": false, "watchdog": false, "landlock_enable": false, "tpm": null, "numa": null,
+               "debug_console": {"mode": "Off"},
+               "cpus": {"boot_vcpus": 1, "max_vcpus": 8, "kvm_hyperv": false, "features": {"amx": false},
+                        "topology": {"threads_per_core": 1, "cores_per_die": 8, "dies_per_package": 1, "packages": 1}},
+               "memory": {"hotplug_method": "Acpi", "zones": null},
+               "payload": {"firmware": null, "mrconfigid": null, "host_data": null},
+               "platform": {"num_pci_segments": 2, "tdx": false, "sev_snp": false}}),
+    );
+    serde_json::from_value::<VmConfig>(wire)
+        .unwrap()
+        .validate(HOST)
+        .unwrap();
 }

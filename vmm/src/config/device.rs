@@ -1,0 +1,328 @@
+//! Devices, as the wire format describes them.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::mac::MacAddr;
+use super::rest::Rest;
+use super::{null_is_default, null_is_urandom, null_is_yes, yes};
+
+/// A virtio-blk device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskConfig {
+    /// A raw image file or a block device of the host.
+    pub path: PathBuf,
+    /// Whether the guest may only read.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub readonly: bool,
+    /// Whether I/O bypasses the host's page cache (`O_DIRECT`).
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub direct: bool,
+    /// Virtqueues, each served on its own.
+    #[serde(default = "DiskConfig::one_queue")]
+    pub num_queues: u16,
+    /// Entries of each virtqueue, a power of two.
+    #[serde(default = "DiskConfig::usual_queue_size")]
+    pub queue_size: u16,
+    /// The device's name; the guest reads it as the disk's serial number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Whether the guest may give space back (discard).
+    #[serde(default = "yes", deserialize_with = "null_is_yes")]
+    pub sparse: bool,
+    /// Whether io_uring is left unused even where the host has it.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub disable_io_uring: bool,
+    /// Serial number that the guest reads, in place of `id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// How fast the guest may read and write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter_config: Option<RateLimiterConfig>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+impl DiskConfig {
+    /// A writable disk with one queue and everything else as the wire format has it by default.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            readonly: false,
+            direct: false,
+            num_queues: Self::one_queue(),
+            queue_size: Self::usual_queue_size(),
+            id: None,
+            sparse: true,
+            disable_io_uring: false,
+            serial: None,
+            rate_limiter_config: None,
+            rest: Rest::default(),
+        }
+    }
+
+    const fn one_queue() -> u16 {
+        1
+    }
+
+    const fn usual_queue_size() -> u16 {
+        128
+    }
+}
+
+/// The virtio entropy device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RngConfig {
+    /// Where the host's entropy comes from.
+    #[serde(default = "RngConfig::urandom", deserialize_with = "null_is_urandom")]
+    pub src: PathBuf,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+impl RngConfig {
+    /// A device that reads `/dev/urandom`.
+    pub fn new() -> Self {
+        Self::from(Self::urandom())
+    }
+
+    #[expect(clippy::unnecessary_wraps, reason = "the default of an Option field")]
+    pub(super) fn present() -> Option<Self> {
+        Some(Self::new())
+    }
+
+    pub(super) fn urandom() -> PathBuf {
+        PathBuf::from("/dev/urandom")
+    }
+}
+
+impl From<PathBuf> for RngConfig {
+    fn from(src: PathBuf) -> Self {
+        Self {
+            src,
+            rest: Rest::default(),
+        }
+    }
+}
+
+impl Default for RngConfig {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// How fast a device may be used: a bucket of bytes, a bucket of operations, or both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateLimiterConfig {
+    /// Bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<TokenBucketConfig>,
+    /// Requests or packets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ops: Option<TokenBucketConfig>,
+}
+
+/// A token bucket: what may be spent at once, and how fast it fills again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenBucketConfig {
+    /// Tokens that the bucket holds.
+    pub size: u64,
+    /// Tokens that there are once more at the start, never refilled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub one_time_burst: Option<u64>,
+    /// Milliseconds in which an empty bucket fills.
+    pub refill_time: u64,
+}
+
+/// A virtio-net device.
+///
+/// `ip` and `mask` have no effect: an interface is its owner's to set up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetConfig {
+    /// Name of the host's tap interface; descriptors are the other way to say which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tap: Option<String>,
+    /// Accepted and echoed, without effect.
+    #[serde(default = "NetConfig::usual_ip", deserialize_with = "NetConfig::null_is_ip")]
+    pub ip: String,
+    /// Accepted and echoed, without effect.
+    #[serde(default = "NetConfig::usual_mask", deserialize_with = "NetConfig::null_is_mask")]
+    pub mask: String,
+    /// The guest's address; a random one unless given.
+    #[serde(default = "MacAddr::random", deserialize_with = "MacAddr::null_is_random")]
+    pub mac: MacAddr,
+    /// The link's largest packet in bytes, for the guest to know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    /// Virtqueues: two for each pair, one pair for each descriptor.
+    #[serde(default = "NetConfig::one_pair")]
+    pub num_queues: u16,
+    /// Entries of each virtqueue, a power of two.
+    #[serde(default = "NetConfig::usual_queue_size")]
+    pub queue_size: u16,
+    /// The device's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Descriptor numbers in the sender's process: they mean nothing here, the descriptors themselves come with the message.
+    #[serde(default, skip_serializing)]
+    pub fds: Option<Vec<i32>>,
+    /// How fast the guest may send and receive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter_config: Option<RateLimiterConfig>,
+    /// Whether TCP segmentation is offered.
+    #[serde(default = "yes", deserialize_with = "null_is_yes")]
+    pub offload_tso: bool,
+    /// Whether UDP fragmentation is offered.
+    #[serde(default = "yes", deserialize_with = "null_is_yes")]
+    pub offload_ufo: bool,
+    /// Whether checksums are offered.
+    #[serde(default = "yes", deserialize_with = "null_is_yes")]
+    pub offload_csum: bool,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+impl NetConfig {
+    /// A device with one queue pair, a random address and everything else as the wire format has it by default.
+    pub fn new() -> Self {
+        Self {
+            tap: None,
+            ip: Self::usual_ip(),
+            mask: Self::usual_mask(),
+            mac: MacAddr::random(),
+            mtu: None,
+            num_queues: Self::one_pair(),
+            queue_size: Self::usual_queue_size(),
+            id: None,
+            fds: None,
+            rate_limiter_config: None,
+            offload_tso: true,
+            offload_ufo: true,
+            offload_csum: true,
+            rest: Rest::default(),
+        }
+    }
+
+    fn usual_ip() -> String {
+        "192.168.249.1".into()
+    }
+
+    fn usual_mask() -> String {
+        "255.255.255.0".into()
+    }
+
+    fn null_is_ip<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+        Ok(Option::deserialize(from)?.unwrap_or_else(Self::usual_ip))
+    }
+
+    fn null_is_mask<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+        Ok(Option::deserialize(from)?.unwrap_or_else(Self::usual_mask))
+    }
+
+    const fn one_pair() -> u16 {
+        2
+    }
+
+    const fn usual_queue_size() -> u16 {
+        256
+    }
+}
+
+impl Default for NetConfig {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A virtio-fs device whose files a vhost-user back-end serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FsConfig {
+    /// The name that the guest mounts.
+    pub tag: String,
+    /// The back-end's listening socket.
+    pub socket: PathBuf,
+    /// Request queues; the one for urgent requests comes on top.
+    #[serde(default = "FsConfig::one_queue")]
+    pub num_queues: u16,
+    /// Entries of each virtqueue, a power of two.
+    #[serde(default = "FsConfig::usual_queue_size")]
+    pub queue_size: u16,
+    /// The device's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+impl FsConfig {
+    /// A device with one request queue of the usual size.
+    pub fn new(tag: impl Into<String>, socket: impl Into<PathBuf>) -> Self {
+        Self {
+            tag: tag.into(),
+            socket: socket.into(),
+            num_queues: Self::one_queue(),
+            queue_size: Self::usual_queue_size(),
+            id: None,
+            rest: Rest::default(),
+        }
+    }
+
+    const fn one_queue() -> u16 {
+        1
+    }
+
+    const fn usual_queue_size() -> u16 {
+        1024
+    }
+}
+
+/// A virtio-vsock device whose host side is Unix sockets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VsockConfig {
+    /// The guest's context identifier, 3 or more.
+    pub cid: u32,
+    /// The socket that the host's programs connect to.
+    pub socket: PathBuf,
+    /// The device's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+impl VsockConfig {
+    /// A device with the guest's identifier and the host's socket.
+    pub fn new(cid: u32, socket: impl Into<PathBuf>) -> Self {
+        Self {
+            cid,
+            socket: socket.into(),
+            id: None,
+            rest: Rest::default(),
+        }
+    }
+}
+
+/// A virtio-pmem device: a file of the host in the guest's address space.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PmemConfig {
+    /// The file.
+    pub file: PathBuf,
+    /// Bytes of it, a multiple of 2 MiB; all of them unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// Whether the guest's writes stay in the VM and are lost with it.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub discard_writes: bool,
+    /// The device's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
