@@ -23,6 +23,7 @@ pub mod console;
 pub mod device;
 pub mod ring;
 pub mod rng;
+pub mod threads;
 pub mod transport;
 pub mod worker;
 

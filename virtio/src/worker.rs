@@ -2,61 +2,63 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
-use std::thread::{Builder, JoinHandle};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::device::{Handler, HandlerError, Watch};
 use crate::ring::RingState;
+use crate::threads::{Plain, Threads};
 
-/// Stack of an I/O thread. Requests live on the heap; what is not touched is not resident.
-const STACK_BYTES: usize = 128 << 10;
-/// A thread name in Linux has room for 15 bytes.
-const NAME_BYTES: usize = 15;
 /// File descriptors reported by one wait; a handler has a few.
 const EVENTS_PER_WAIT: usize = 16;
+
+/// What to do when the handler gives up, or there is no thread for it.
+pub type OnFailure = Box<dyn FnOnce(HandlerError) + Send>;
 
 /// A running I/O thread. Dropping it stops the thread and waits, so [`Worker::stop`] it before, away from vCPU threads.
 pub struct Worker {
     stop: Arc<EventFd>,
-    thread: Option<JoinHandle<Vec<RingState>>>,
+    outcome: Arc<Outcome>,
 }
 
 impl Worker {
-    /// Starts a thread called `name` (cut to 15 bytes) that serves `handler` until told to stop.
-    ///
-    /// If the handler gives up, `on_failure` is called on the I/O thread, the handler is stopped and the thread ends.
+    /// As [`Worker::spawn_on`], on a thread like any other.
     ///
     /// # Errors
     /// When the host refuses an eventfd or a thread.
-    pub fn spawn(
+    pub fn spawn(name: &str, handler: Box<dyn Handler>, on_failure: OnFailure) -> io::Result<Self> {
+        let threads: Arc<dyn Threads> = Arc::new(Plain);
+        Self::spawn_on(&threads, 0, name, handler, on_failure)
+    }
+
+    /// Has `threads` start a thread called `name` (cut to 15 bytes), which serves `handler` of a device of virtio ID `device`
+    /// until told to stop. Returns at once.
+    ///
+    /// If the handler gives up, `on_failure` is called on the I/O thread, the handler is stopped and the thread ends. If there
+    /// turns out to be no thread, the same happens elsewhere.
+    ///
+    /// # Errors
+    /// When the host refuses an eventfd or a thread.
+    pub fn spawn_on(
+        threads: &Arc<dyn Threads>,
+        device: u32,
         name: &str,
         handler: Box<dyn Handler>,
-        on_failure: Box<dyn FnOnce(HandlerError) + Send>,
+        on_failure: OnFailure,
     ) -> io::Result<Self> {
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK)?);
-        let asked = stop.clone();
-        let thread = Builder::new()
-            .name(
-                name.chars()
-                    .take(NAME_BYTES)
-                    .filter(|c| c.is_ascii() && *c != '\0')
-                    .collect(),
-            )
-            .stack_size(STACK_BYTES)
-            .spawn(move || {
-                let (handler, failure) = serve(handler, asked);
-                if let Some(error) = failure {
-                    on_failure(error);
-                }
-                handler.stop()
-            })?;
-        Ok(Self {
-            stop,
-            thread: Some(thread),
-        })
+        let outcome = Arc::new(Outcome::default());
+        let (asked, confiner) = (stop.clone(), threads.clone());
+        let life = Life {
+            handler: Some(handler),
+            on_failure: Some(on_failure),
+            outcome: outcome.clone(),
+        };
+        threads.start(name, Box::new(move || life.run(asked, || confiner.confine(device))))?;
+        Ok(Self { stop, outcome })
     }
 
     /// Asks the thread to stop, and returns at once: see [`Worker::is_stopped`].
@@ -65,37 +67,95 @@ impl Worker {
         let _ = self.stop.write(1);
     }
 
-    /// Whether the thread has ended and touches guest memory no more.
+    /// Whether the thread is done with its handler and touches guest memory no more.
     pub fn is_stopped(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+        self.outcome.ended.load(Ordering::Acquire)
     }
 
-    /// Stops the thread, waits for its end and returns where its rings stood. Immediate once [`Worker::is_stopped`].
-    pub fn join(mut self) -> Vec<RingState> {
-        self.finish()
-    }
-
-    fn finish(&mut self) -> Vec<RingState> {
+    /// Stops the thread, waits until it is done and returns where its rings stood. Immediate once [`Worker::is_stopped`].
+    pub fn join(self) -> Vec<RingState> {
         self.stop();
-        // A panicked handler leaves no positions; its rings died with it.
-        self.thread
-            .take()
-            .and_then(|thread| thread.join().ok())
-            .unwrap_or_default()
+        self.outcome.wait()
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.finish();
+        self.stop();
+        self.outcome.wait();
+    }
+}
+
+/// What a thread leaves behind.
+#[derive(Default)]
+struct Outcome {
+    /// Set last, once the handler is gone.
+    ended: AtomicBool,
+    /// Empty also when the handler panicked: its rings died with it.
+    rings: Mutex<Vec<RingState>>,
+    changed: Condvar,
+}
+
+impl Outcome {
+    fn wait(&self) -> Vec<RingState> {
+        let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        while !self.ended.load(Ordering::Acquire) {
+            rings = self.changed.wait(rings).unwrap_or_else(PoisonError::into_inner);
+        }
+        std::mem::take(&mut rings)
+    }
+
+    fn settle(&self, left: Vec<RingState>) {
+        let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        rings.extend(left);
+        self.ended.store(true, Ordering::Release);
+        self.changed.notify_all();
+    }
+}
+
+/// A handler on its way through its thread. However that ends, the outcome is settled.
+struct Life {
+    handler: Option<Box<dyn Handler>>,
+    on_failure: Option<OnFailure>,
+    outcome: Arc<Outcome>,
+}
+
+impl Life {
+    fn run(mut self, stop: Arc<EventFd>, confine: impl FnOnce() -> io::Result<()>) {
+        let Some(handler) = self.handler.take() else { return };
+        let (handler, failure) = serve(handler, stop, confine);
+        self.finish(handler, failure);
+    }
+
+    fn finish(&mut self, handler: Box<dyn Handler>, failure: Option<HandlerError>) {
+        if let (Some(error), Some(on_failure)) = (failure, self.on_failure.take()) {
+            on_failure(error);
+        }
+        self.outcome.settle(handler.stop());
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        if let Some(handler) = self.handler.take() {
+            let source = io::ErrorKind::OutOfMemory.into();
+            let what = "cannot start an I/O thread";
+            self.finish(handler, Some(HandlerError::Host { what, source }));
+        } else if !self.outcome.ended.load(Ordering::Acquire) {
+            self.outcome.settle(Vec::new());
+        }
     }
 }
 
 /// Why a look-up of the subscriber cannot fail.
 const ONLY_HERE: &str = "only `serve` removes the subscriber that it added";
 
-/// The epoll loop. Returns the handler, and why it gave up if it did.
-fn serve(handler: Box<dyn Handler>, stop: Arc<EventFd>) -> (Box<dyn Handler>, Option<HandlerError>) {
+/// The epoll loop, confined as soon as the handler has set itself up. Returns the handler, and why it gave up if it did.
+fn serve(
+    handler: Box<dyn Handler>,
+    stop: Arc<EventFd>,
+    confine: impl FnOnce() -> io::Result<()>,
+) -> (Box<dyn Handler>, Option<HandlerError>) {
     let waiting = |error| HandlerError::Host {
         what: "cannot wait for events",
         source: io::Error::other(error),
@@ -109,6 +169,13 @@ fn serve(handler: Box<dyn Handler>, stop: Arc<EventFd>) -> (Box<dyn Handler>, Op
         stop,
         end: None,
     });
+    if let Err(source) = confine() {
+        let what = "cannot confine an I/O thread";
+        let hosted = manager.subscriber_mut(id).expect(ONLY_HERE);
+        hosted
+            .end
+            .get_or_insert(End::Failed(HandlerError::Host { what, source }));
+    }
     loop {
         let hosted = manager.subscriber_mut(id).expect(ONLY_HERE);
         if hosted.end.is_some() {

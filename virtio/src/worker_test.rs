@@ -140,3 +140,63 @@ fn long_name_is_cut() {
     let _worker = Worker::spawn("io-a-name-beyond-measure", handler, Box::new(|error| panic!("{error}"))).unwrap();
     assert_eq!(next(&seen), "io-a-name-beyon");
 }
+
+/// Threads that cannot be had, or not be confined.
+struct Scarce {
+    started: bool,
+    seen: Mutex<Sender<String>>,
+}
+
+impl Threads for Scarce {
+    fn start(&self, name: &str, body: crate::threads::Body) -> io::Result<()> {
+        if self.started {
+            return Plain.start(name, body);
+        }
+        drop(body);
+        Ok(())
+    }
+
+    fn confine(&self, device: u32) -> io::Result<()> {
+        self.seen.lock().unwrap().send(format!("confine {device}")).unwrap();
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+}
+
+#[test]
+fn thread_that_cannot_be_had_is_a_failure_and_gives_the_rings_back() {
+    let driver = Driver::new(&memory(), 0x1000, 4);
+    let (handler, seen) = probe(&driver);
+    let (failed, failure) = channel();
+    let threads: Arc<dyn Threads> = Arc::new(Scarce {
+        started: false,
+        seen: Mutex::new(channel().0),
+    });
+    let on_failure = Box::new(move |error: HandlerError| failed.send(error.to_string()).unwrap());
+    let worker = Worker::spawn_on(&threads, 2, "io-probe", handler, on_failure).unwrap();
+    assert_eq!(next(&failure), "cannot start an I/O thread");
+    assert_eq!(next(&seen), "stop");
+    assert!(worker.is_stopped());
+    assert_eq!(worker.join().len(), 1);
+}
+
+#[test]
+fn confinement_follows_the_set_up_and_its_failure_keeps_requests_from_being_served() {
+    let mut driver = Driver::new(&memory(), 0x1000, 4);
+    let (handler, seen) = probe(&driver);
+    let (log, failure) = channel();
+    let threads: Arc<dyn Threads> = Arc::new(Scarce {
+        started: true,
+        seen: Mutex::new(handler.log.clone()),
+    });
+    driver.add(&[Buf::In(0x2_0000, 4)]);
+    driver.kick.write(1).unwrap();
+    let on_failure = Box::new(move |error: HandlerError| log.send(error.to_string()).unwrap());
+    let worker = Worker::spawn_on(&threads, 2, "io-probe", handler, on_failure).unwrap();
+    assert_eq!(
+        [next(&seen), next(&seen), next(&seen)],
+        ["io-probe", "confine 2", "stop"]
+    );
+    assert_eq!(next(&failure), "cannot confine an I/O thread");
+    assert_eq!(worker.join().len(), 1);
+    assert_eq!(driver.take_used(), None);
+}

@@ -35,6 +35,7 @@ use super::running::Running;
 use super::words;
 use crate::device::{Activation, Profile, StartError, VirtioDevice};
 use crate::ring::{Notify, Ring, RingState};
+use crate::threads::Threads;
 
 const ACKNOWLEDGE: u8 = status_bit(VIRTIO_CONFIG_S_ACKNOWLEDGE);
 const DRIVER: u8 = status_bit(VIRTIO_CONFIG_S_DRIVER);
@@ -87,11 +88,16 @@ impl Core {
             mem,
             status: 0,
             features: Features::new(profile.features),
+            running: Running::new(profile.id),
             profile,
-            running: Running::default(),
             resetting: false,
             resets: 0,
         })
+    }
+
+    /// Has the device's threads come from `threads`.
+    pub fn set_threads(&mut self, threads: Arc<dyn Threads>) {
+        self.running.set_threads(threads);
     }
 
     /// The device's name.

@@ -21,6 +21,7 @@ use husk_devices::{Effect, Host};
 use super::core::{Core, Source};
 use crate::device::{ConfigAccess, VirtioDevice};
 use crate::ring::{Notify, RingState};
+use crate::threads::Threads;
 use capability::Window;
 use common::Common;
 use doorbells::Doorbells;
@@ -74,6 +75,11 @@ impl VirtioPci {
             window,
             doorbells: Doorbells::new(host, queues),
         })
+    }
+
+    /// Has the device's threads come from `threads`; without this they are [`Plain`](crate::threads::Plain).
+    pub fn set_threads(&mut self, threads: Arc<dyn Threads>) {
+        self.core.set_threads(threads);
     }
 
     /// The device's name.

@@ -8,17 +8,36 @@ use husk_devices::metrics::Counter;
 
 use crate::device::{Handler, HandlerError, StartError};
 use crate::ring::{Notify, RingState};
+use crate::threads::{Plain, Threads};
 use crate::worker::Worker;
 
 /// The workers of one device, none before `DRIVER_OK`.
-#[derive(Default)]
 pub(super) struct Running {
+    /// virtio ID of the device.
+    device: u32,
+    threads: Arc<dyn Threads>,
     workers: Vec<Worker>,
     needs_reset: Arc<AtomicBool>,
     failures: Arc<Counter>,
 }
 
 impl Running {
+    /// Nothing yet of a device of virtio ID `device`.
+    pub fn new(device: u32) -> Self {
+        Self {
+            device,
+            threads: Arc::new(Plain),
+            workers: Vec::new(),
+            needs_reset: Arc::default(),
+            failures: Arc::default(),
+        }
+    }
+
+    /// Where threads come from, from now on.
+    pub fn set_threads(&mut self, threads: Arc<dyn Threads>) {
+        self.threads = threads;
+    }
+
     /// Gives each handler a thread. If there are none because the device did not start, or a thread cannot be had, the
     /// device needs a reset.
     pub fn start(&mut self, name: &str, started: Result<Vec<Box<dyn Handler>>, StartError>, config_changed: Notify) {
@@ -45,11 +64,11 @@ impl Running {
             } else {
                 format!("io-{name}")
             };
-            let worker = Worker::spawn(&thread, handler, on_failure).map_err(|source| StartError::Host {
+            let worker = Worker::spawn_on(&self.threads, self.device, &thread, handler, on_failure);
+            self.workers.push(worker.map_err(|source| StartError::Host {
                 what: "start an I/O thread",
                 source,
-            })?;
-            self.workers.push(worker);
+            })?);
         }
         Ok(())
     }

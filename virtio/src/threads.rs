@@ -1,0 +1,52 @@
+//! Where the threads of devices come from, and what confines them.
+//!
+//! A device is started by a register write, on a vCPU thread. What that thread may do it hands down to threads that it creates, and
+//! a vCPU should be able to do little. So the transport asks a [`Threads`], which may create them elsewhere; [`Plain`] does not.
+
+use std::io;
+use std::thread::Builder;
+
+/// Stack of a device's thread. Requests live on the heap; what is not touched is not resident.
+const STACK_BYTES: usize = 128 << 10;
+/// A thread name in Linux has room for 15 bytes.
+const NAME_BYTES: usize = 15;
+
+/// What a thread does.
+pub type Body = Box<dyn FnOnce() + Send>;
+
+/// A source of threads.
+pub trait Threads: Send + Sync {
+    /// Has a thread called `name` call `body`, as [`builder`] makes it. Called on vCPU threads: does not wait for it. A `body` that
+    /// is dropped without having been called could not be given a thread.
+    ///
+    /// # Errors
+    /// When it is clear at once that there will be no thread.
+    fn start(&self, name: &str, body: Body) -> io::Result<()>;
+
+    /// Takes from the calling thread whatever a device of virtio ID `device` (virtio 1.2 §5) does not need once its handler
+    /// watches its descriptors. Called once on each thread, before the first request is looked at.
+    ///
+    /// # Errors
+    /// When the host refuses. The thread must not go on then.
+    fn confine(&self, device: u32) -> io::Result<()>;
+}
+
+/// Threads without confinement, created where they are asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plain;
+
+impl Threads for Plain {
+    fn start(&self, name: &str, body: Body) -> io::Result<()> {
+        builder(name).spawn(body).map(drop)
+    }
+
+    fn confine(&self, _device: u32) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A thread as a device's should be: its name cut to what Linux has room for, its stack small.
+pub fn builder(name: &str) -> Builder {
+    let name = name.chars().filter(|c| c.is_ascii() && *c != '\0').take(NAME_BYTES);
+    Builder::new().name(name.collect()).stack_size(STACK_BYTES)
+}
