@@ -3,10 +3,12 @@
 //! This crate owns the process: KVM, threads, the command line. What a guest finds in RAM is `husk-firmware`'s, what sits on its
 //! buses `husk-devices`' and `husk-virtio`'s. The library is the program's; its API serves the program and the tests.
 
+pub mod api;
 pub mod check;
 pub mod cli;
 pub mod config;
 pub mod cpus;
+pub mod events;
 pub mod kvm;
 pub mod log;
 pub mod machine;

@@ -1,0 +1,186 @@
+//! Commands on their way to the thread that owns the machine, and the answers on their way back.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::command::{Command, Reply};
+use super::error::{ApiError, Kind};
+
+/// What came of a command.
+pub type Outcome = Result<Reply, ApiError>;
+
+/// A queue between two threads whose receiver can be watched.
+struct Queue<T> {
+    items: Receiver<T>,
+    bell: Arc<EventFd>,
+}
+
+/// The other end of a [`Queue`].
+struct Feeder<T> {
+    items: Sender<T>,
+    bell: Arc<EventFd>,
+}
+
+fn queue<T>() -> io::Result<(Feeder<T>, Queue<T>)> {
+    let bell = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+    let (sender, items) = mpsc::channel();
+    let feeder = Feeder {
+        items: sender,
+        bell: bell.clone(),
+    };
+    Ok((feeder, Queue { items, bell }))
+}
+
+impl<T> Clone for Feeder<T> {
+    fn clone(&self) -> Self {
+        Self {
+            items: self.items.clone(),
+            bell: self.bell.clone(),
+        }
+    }
+}
+
+impl<T> Feeder<T> {
+    /// Hands `item` over; gives it back when nobody will ever take it.
+    fn send(&self, item: T) -> Result<(), T> {
+        self.items.send(item).map_err(|refused| refused.0)?;
+        // Fails only when the counter is full, which wakes the reader just as well.
+        let _ = self.bell.write(1);
+        Ok(())
+    }
+}
+
+impl<T> Queue<T> {
+    fn next(&self) -> Option<T> {
+        if let Ok(item) = self.items.try_recv() {
+            return Some(item);
+        }
+        // Silenced before the last look: what comes after that look rings again.
+        let _ = self.bell.read();
+        self.items.try_recv().ok()
+    }
+}
+
+/// The commands that wait to be carried out, in the order of their arrival.
+pub struct Inbox(Queue<Request>);
+
+/// Where the API puts commands.
+#[derive(Clone)]
+pub(super) struct Outbox(Feeder<Request>);
+
+/// The answers that wait to be sent.
+pub(super) struct Answers(Queue<Answer>);
+
+/// Where answers are put.
+#[derive(Clone)]
+pub(super) struct Mailbox(Feeder<Answer>);
+
+/// What came of the command of one connection.
+#[derive(Debug, PartialEq)]
+pub(super) struct Answer {
+    /// Which connection asked.
+    pub(super) connection: u64,
+    /// What it is told.
+    pub(super) outcome: Outcome,
+}
+
+/// A pair of ends for commands.
+pub(super) fn commands() -> io::Result<(Outbox, Inbox)> {
+    let (feeder, queue) = queue()?;
+    Ok((Outbox(feeder), Inbox(queue)))
+}
+
+/// A pair of ends for answers.
+pub(super) fn answers() -> io::Result<(Mailbox, Answers)> {
+    let (feeder, queue) = queue()?;
+    Ok((Mailbox(feeder), Answers(queue)))
+}
+
+impl Inbox {
+    /// The next command, without blocking. Once it has said `None`, the descriptor is quiet until there is another one.
+    pub fn next(&self) -> Option<Request> {
+        self.0.next()
+    }
+}
+
+/// Readable while a command waits.
+impl AsRawFd for Inbox {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.bell.as_raw_fd()
+    }
+}
+
+impl Outbox {
+    /// Queues a command. Its answer will come to `mailbox`, in any case.
+    pub(super) fn send(&self, command: Command, connection: u64, mailbox: &Mailbox) {
+        let respond = Responder {
+            connection,
+            mailbox: mailbox.clone(),
+            answered: false,
+        };
+        // When nobody takes commands any more, the request is dropped here, and answers so.
+        let _ = self.0.send(Request { command, respond });
+    }
+}
+
+impl Answers {
+    pub(super) fn next(&self) -> Option<Answer> {
+        self.0.next()
+    }
+}
+
+impl AsRawFd for Answers {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.bell.as_raw_fd()
+    }
+}
+
+/// A command and whom to tell of its outcome.
+pub struct Request {
+    /// What is asked for.
+    pub command: Command,
+    /// Takes the answer.
+    pub respond: Responder,
+}
+
+/// Takes one answer. Dropped without one, it answers 500: a client never waits in vain.
+pub struct Responder {
+    connection: u64,
+    mailbox: Mailbox,
+    answered: bool,
+}
+
+impl Responder {
+    /// Answers. Never blocks.
+    pub fn send(mut self, outcome: Outcome) {
+        self.answer(outcome);
+    }
+
+    fn answer(&mut self, outcome: Outcome) {
+        self.answered = true;
+        // Nobody reads answers when the API has ended.
+        let _ = self.mailbox.0.send(Answer {
+            connection: self.connection,
+            outcome,
+        });
+    }
+}
+
+impl Drop for Responder {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.answer(Err(ApiError::new(
+                Kind::Internal,
+                "the command was dropped unanswered, because husk is ending",
+            )));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "inbox_test.rs"]
+mod tests;

@@ -1,0 +1,221 @@
+//! The event monitor: what happens to the VM, one JSON object a line, in the fields of Cloud Hypervisor's.
+//!
+//! ```text
+//! {"timestamp":{"secs":0,"nanos":81234567},"source":"vm","event":"booted","properties":null}
+//! ```
+//!
+//! | source | event | properties |
+//! |---|---|---|
+//! | `vmm` | `starting`, `shutdown` | |
+//! | `vm` | `booting`, `booted`, `pausing`, `paused`, `resuming`, `resumed`, `rebooting`, `shutdown`, `deleted` | |
+//! | `vm` | `device-added`, `device-removed` | `id`, `bdf` |
+//! | `guest` | `power-off`, `reset`, `panic` | |
+//!
+//! Time is that since husk started. Whoever reads the events must not be able to stop the VM: when the reader falls behind by more
+//! than 64 KiB, whole events are left out, and the next one that fits has their number in `properties.dropped`.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::terminal;
+
+/// Bytes of events that wait for their reader.
+const BACKLOG_BYTES: usize = 64 << 10;
+/// Bytes of one write (`PIPE_BUF`).
+const WRITE_BYTES: usize = 4096;
+
+/// Where events go. Clones share it; the default goes nowhere.
+#[derive(Clone, Debug, Default)]
+pub struct Events(Option<Arc<Mutex<Monitor>>>);
+
+#[derive(Debug)]
+struct Monitor {
+    sink: File,
+    start: Instant,
+    backlog: Vec<u8>,
+    dropped: u64,
+}
+
+#[derive(Serialize)]
+struct Event<'a> {
+    timestamp: Timestamp,
+    source: &'a str,
+    event: &'a str,
+    properties: Option<Map<String, Value>>,
+}
+
+#[derive(Serialize)]
+struct Timestamp {
+    secs: u64,
+    nanos: u32,
+}
+
+impl Events {
+    /// Events go to the file at `path`, which is emptied, or made and readable by its owner alone.
+    ///
+    /// # Errors
+    /// What opening says: a FIFO without a reader is refused.
+    pub fn to_path(path: &Path) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let sink = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+        Ok(Self::to_file(sink))
+    }
+
+    /// Events go to `fd`: a pipe, a file, a terminal, or a connected socket, which becomes non-blocking.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn to_fd(fd: OwnedFd) -> io::Result<Self> {
+        let file = File::from(fd);
+        if !file.metadata()?.file_type().is_socket() {
+            return Ok(Self::to_file(file));
+        }
+        let stream = UnixStream::from(OwnedFd::from(file));
+        stream.set_nonblocking(true)?;
+        Ok(Self::to_file(File::from(OwnedFd::from(stream))))
+    }
+
+    fn to_file(sink: File) -> Self {
+        Self(Some(Arc::new(Mutex::new(Monitor {
+            sink,
+            start: Instant::now(),
+            backlog: Vec::new(),
+            dropped: 0,
+        }))))
+    }
+
+    /// Something happened. Never blocks.
+    pub fn emit(&self, source: &str, event: &str) {
+        self.emit_with(source, event, []);
+    }
+
+    /// Something happened, and there is more to say of it. Never blocks.
+    pub fn emit_with<'a>(&self, source: &str, event: &str, properties: impl IntoIterator<Item = (&'a str, Value)>) {
+        if let Some(monitor) = &self.0 {
+            let properties = properties.into_iter().map(|(name, value)| (name.to_string(), value));
+            let mut monitor = monitor.lock().unwrap_or_else(PoisonError::into_inner);
+            monitor.emit(source, event, properties.collect());
+        }
+    }
+}
+
+impl Monitor {
+    fn emit(&mut self, source: &str, event: &str, mut properties: Map<String, Value>) {
+        if self.dropped > 0 {
+            properties.insert("dropped".into(), self.dropped.into());
+        }
+        let elapsed = self.start.elapsed();
+        let event = Event {
+            timestamp: Timestamp {
+                secs: elapsed.as_secs(),
+                nanos: elapsed.subsec_nanos(),
+            },
+            source,
+            event,
+            properties: (!properties.is_empty()).then_some(properties),
+        };
+        self.send();
+        let mut line = serde_json::to_vec(&event).expect("names and values have a JSON form");
+        line.push(b'\n');
+        if self.backlog.len().saturating_add(line.len()) > BACKLOG_BYTES {
+            self.dropped = self.dropped.saturating_add(1);
+            return;
+        }
+        self.dropped = 0;
+        self.backlog.extend(line);
+        self.send();
+    }
+
+    /// Writes what waits, as far as there is room. When nobody can read any more, nothing waits.
+    fn send(&mut self) {
+        while !self.backlog.is_empty() && terminal::has_room(self.sink.as_fd()) {
+            let chunk = self.backlog.get(..WRITE_BYTES).unwrap_or(&self.backlog);
+            match self.sink.write(chunk) {
+                Ok(written) => drop(self.backlog.drain(..written.min(self.backlog.len()))),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => self.backlog.clear(),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+
+    use super::*;
+
+    fn parsed(line: &str) -> Value {
+        serde_json::from_str(line).unwrap()
+    }
+
+    #[test]
+    fn an_event_is_a_line_with_the_usual_fields() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events");
+        let events = Events::to_path(&path).unwrap();
+        events.emit("vm", "booting");
+        events
+            .clone()
+            .emit_with("vm", "device-added", [("id", Value::from("_disk0"))]);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<Value> = text.lines().map(parsed).collect();
+        assert_eq!(
+            (&lines[0]["source"], &lines[0]["event"]),
+            (&"vm".into(), &"booting".into())
+        );
+        assert!(lines[0]["timestamp"]["secs"].is_u64() && lines[0]["timestamp"]["nanos"].is_u64());
+        assert!(lines[0]["properties"].is_null());
+        assert_eq!(lines[1]["properties"]["id"], "_disk0");
+    }
+
+    #[test]
+    fn a_reader_that_falls_behind_loses_whole_events_and_is_told() {
+        let (reader, writer) = io::pipe().unwrap();
+        let events = Events::to_fd(writer.into()).unwrap();
+        for _ in 0..3000 {
+            events.emit("vm", "paused");
+        }
+        events.emit("vm", "resumed");
+        let mut reader = BufReader::new(reader);
+        for _ in 0..3000 {
+            let mut line = String::new();
+            reader.read_line(&mut line).unwrap();
+            let event = parsed(&line);
+            if let Some(dropped) = event["properties"]["dropped"].as_u64() {
+                assert!(dropped > 1000, "{dropped}");
+                return;
+            }
+            assert_eq!(event["event"], "paused");
+            events.emit("vm", "resumed");
+        }
+        panic!("nobody said that events were dropped");
+    }
+
+    #[test]
+    fn a_reader_that_has_gone_is_no_error() {
+        let (reader, writer) = io::pipe().unwrap();
+        let events = Events::to_fd(writer.into()).unwrap();
+        drop(reader);
+        events.emit("vm", "booting");
+        let (reader, writer) = UnixStream::pair().unwrap();
+        let events = Events::to_fd(writer.into()).unwrap();
+        for _ in 0..10_000 {
+            events.emit("vm", "booting");
+        }
+        drop(reader);
+        events.emit("vm", "booting");
+        Events::default().emit("vm", "booting");
+    }
+}
