@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 
 use crate::kvm::{Kicker, Vcpu, VcpuExit};
 use crate::machine::board::{Board, Ending};
+use crate::seccomp::{Mode, Role};
 use crate::trace::Trace;
 
 /// A vCPU thread needs little: the run loop, a device's register write, and what a panic message takes.
@@ -21,12 +22,18 @@ pub struct Cpus {
 }
 
 impl Cpus {
-    /// Starts one thread for each of `vcpus`, the first one first: it alone has work at once, the others wait in KVM for the
+    /// Starts one thread for each of `vcpus`, confined as `seccomp` says, the first one first: it alone has work at once, the others wait in KVM for the
     /// guest to start them (Intel SDM vol. 3A §9.4, INIT-SIPI).
     ///
     /// # Errors
     /// What the host says when it has no thread left; those already started are stopped.
-    pub fn start(vcpus: Vec<Vcpu>, board: &Arc<Board>, kicker: Kicker, trace: &Trace) -> io::Result<Self> {
+    pub fn start(
+        vcpus: Vec<Vcpu>,
+        board: &Arc<Board>,
+        kicker: Kicker,
+        seccomp: Mode,
+        trace: &Trace,
+    ) -> io::Result<Self> {
         let mut cpus = Self {
             kicker,
             stop: Arc::default(),
@@ -38,6 +45,9 @@ impl Cpus {
                 .name(format!("vcpu{}", vcpu.id()))
                 .stack_size(STACK_BYTES);
             cpus.threads.push(builder.spawn(move || {
+                if let Err(error) = seccomp.enter(Role::Vcpu) {
+                    return board.end(Ending::Failed(format!("vCPU {}: {error:?}", vcpu.id())));
+                }
                 trace.enter_guest();
                 run(vcpu, &board, &stop);
             })?);

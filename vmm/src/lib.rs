@@ -13,5 +13,7 @@ pub mod kvm;
 pub mod log;
 pub mod machine;
 pub mod memory;
+pub mod seccomp;
+pub mod spawner;
 pub mod terminal;
 pub mod trace;

@@ -167,7 +167,7 @@ fn window_size_of(fd: BorrowedFd<'_>) -> Option<WindowSize> {
 }
 
 /// Puts the terminal back as it was, if it is raw. Safe in signal handlers: atomics, tcgetpgrp and tcsetattr (signal-safety(7)).
-fn restore() {
+pub(crate) fn restore() {
     let saved = RAW.swap(ptr::null_mut(), Ordering::AcqRel);
     if saved.is_null() {
         return;
@@ -228,7 +228,9 @@ fn install_guards() {
             libc::sigaction(signal, ptr::null(), action.as_mut_ptr());
             action.assume_init()
         };
-        if replaced.set(old).is_ok() {
+        // The handler of a forbidden system call restores the terminal itself, and does not come back here.
+        let handled = signal == libc::SIGSYS && old.sa_sigaction != libc::SIG_DFL;
+        if !handled && replaced.set(old).is_ok() {
             let mut action = old;
             action.sa_sigaction = on_fatal as *const () as libc::sighandler_t;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;

@@ -13,6 +13,7 @@ use crate::config::{
     BootProtocol, ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, Limits, MemoryConfig, PayloadConfig,
     RngConfig, RunOptions, VmConfig,
 };
+use crate::seccomp::Mode;
 
 /// What the user asked for that cannot be. One line each.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -97,6 +98,10 @@ pub struct RunArgs {
     #[arg(long, help_heading = "Machine")]
     pub pvpanic: bool,
 
+    /// Confine husk to the system calls that it needs
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = Mode::On, help_heading = "Observe")]
+    pub seccomp: Mode,
+
     /// Write where the time went to FILE, as trace JSON for ui.perfetto.dev or chrome://tracing
     #[arg(long, value_name = "FILE", help_heading = "Observe")]
     pub boot_trace: Option<PathBuf>,
@@ -153,6 +158,7 @@ impl RunArgs {
             protocol: self.protocol,
             boot_trace: self.boot_trace,
             verbosity: self.verbosity,
+            seccomp: self.seccomp,
             ..RunOptions::default()
         };
         Ok((config, options))

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::seccomp::Mode;
 use crate::trace::Trace;
 
 /// How one run of a VM is started and observed.
@@ -13,6 +14,8 @@ pub struct RunOptions {
     pub boot_trace: Option<PathBuf>,
     /// How often `-v` was given.
     pub verbosity: u8,
+    /// Whether system calls are filtered.
+    pub seccomp: Mode,
     /// Takes the phases of the run. Off unless somebody will read it.
     pub trace: Trace,
 }

@@ -29,6 +29,8 @@ use super::populate::populate;
 use crate::config::{BootProtocol, ConfigError, Limits, RunOptions, VmConfig};
 use crate::kvm::{Kicker, Kvm, KvmError, Vcpu, Vm};
 use crate::memory::{Ram, RamError};
+use crate::seccomp::{Mode, Role, SeccompError};
+use crate::spawner::Spawner;
 use crate::terminal::StdoutSink;
 use crate::trace::Phase;
 
@@ -58,6 +60,9 @@ pub enum BuildError {
     /// The kernel command line.
     #[error(transparent)]
     CommandLine(#[from] husk_firmware::CommandLineError),
+    /// A thread of the build could not be confined.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
     /// A device.
     #[error("{device}")]
     Device {
@@ -98,6 +103,7 @@ impl Machine {
     pub fn build(config: &VmConfig, options: &RunOptions, stdout: &StdoutSink) -> Result<Self, BuildError> {
         let (trace, vcpus) = (&options.trace, config.cpus.boot_vcpus);
         prepare_process();
+        let spawner = Arc::new(Spawner::new(options.seccomp));
         let kvm = Kvm::open()?;
         config.validate(Limits {
             max_vcpus: kvm.max_vcpus(),
@@ -118,7 +124,7 @@ impl Machine {
                 let _span = trace.span(Phase::KernelLoad);
                 payload.load(&memory)
             };
-            let loading = Loading::begin(scope, bytes, load)?;
+            let loading = Loading::begin(scope, bytes, options.seccomp, load)?;
 
             vm.create_irqchip(vcpus, layout::KVM_TSS)?;
             trace.mark(Phase::Irqchip);
@@ -126,7 +132,7 @@ impl Machine {
             trace.mark(Phase::Vcpus);
             let ended = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("make an eventfd"))?;
             let board = Arc::new(Board::new(ended.try_clone().map_err(host("duplicate an eventfd"))?));
-            let mut devices = Devices::new(board.clone(), vm.clone(), ram.guest())?;
+            let mut devices = Devices::new(board.clone(), vm.clone(), ram.guest(), spawner.clone())?;
             let keyboard = populate(config, &mut devices, stdout, trace)?;
             trace.mark(Phase::Devices);
 
@@ -145,6 +151,8 @@ impl Machine {
             board,
             ended,
             keyboard,
+            spawner,
+            seccomp: options.seccomp,
             trace: trace.clone(),
             _vm: vm,
             _ram: ram,
@@ -155,28 +163,35 @@ impl Machine {
 /// A payload on its way into RAM.
 enum Loading<'scope> {
     /// On a thread of its own.
-    Beside(ScopedJoinHandle<'scope, Result<Loaded, LoadError>>),
+    Beside(ScopedJoinHandle<'scope, Result<Loaded, BuildError>>),
     /// Already there, or not to be had.
-    Done(Result<Loaded, LoadError>),
+    Done(Result<Loaded, BuildError>),
 }
 
 impl<'scope> Loading<'scope> {
-    /// Loads `bytes` by calling `load`, on a thread of its own where that pays.
+    /// Loads `bytes` by calling `load`, on a thread of its own where that pays, confined as `seccomp` says.
     fn begin(
         scope: &'scope Scope<'scope, '_>,
         bytes: u64,
+        seccomp: Mode,
         load: impl FnOnce() -> Result<Loaded, LoadError> + Send + 'scope,
     ) -> Result<Self, BuildError> {
         if bytes < WORTH_A_THREAD_BYTES {
-            return Ok(Self::Done(load()));
+            return Ok(Self::Done(load().map_err(BuildError::from)));
         }
+        let load_confined = move || {
+            seccomp.enter(Role::Loader)?;
+            Ok(load()?)
+        };
         let loader = thread::Builder::new().name("loader".into());
         Ok(Self::Beside(
-            loader.spawn_scoped(scope, load).map_err(host("start a thread"))?,
+            loader
+                .spawn_scoped(scope, load_confined)
+                .map_err(host("start a thread"))?,
         ))
     }
 
-    fn end(self) -> Result<Loaded, LoadError> {
+    fn end(self) -> Result<Loaded, BuildError> {
         match self {
             Self::Beside(loader) => loader.join().expect("a panic anywhere ends the process"),
             Self::Done(loaded) => loaded,

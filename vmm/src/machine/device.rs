@@ -9,6 +9,7 @@ use husk_devices::pci::{BarAllocator, Bdf, PciFunction, PciRoot, Window};
 use husk_devices::{BusDevice, Host, Irq};
 use husk_firmware::layout;
 use husk_virtio::device::VirtioDevice;
+use husk_virtio::threads::Threads;
 use husk_virtio::transport::pci::VirtioPci;
 
 use super::board::{Board, lock};
@@ -19,6 +20,7 @@ pub struct Devices {
     board: Arc<Board>,
     host: Arc<dyn Host>,
     memory: GuestMemory,
+    threads: Arc<dyn Threads>,
     bars: BarAllocator,
     ioapic: Arc<Mutex<Ioapic>>,
     virtio: Vec<Arc<Mutex<VirtioPci>>>,
@@ -26,11 +28,16 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// A machine with nothing but a PCI root and an I/O APIC.
+    /// A machine with nothing but a PCI root and an I/O APIC, whose devices get their threads from `threads`.
     ///
     /// # Errors
     /// [`BuildError::Device`].
-    pub fn new(board: Arc<Board>, host: Arc<dyn Host>, memory: GuestMemory) -> Result<Self, BuildError> {
+    pub fn new(
+        board: Arc<Board>,
+        host: Arc<dyn Host>,
+        memory: GuestMemory,
+        threads: Arc<dyn Threads>,
+    ) -> Result<Self, BuildError> {
         let ecam = Window {
             base: layout::ECAM,
             size: layout::ECAM_LEN,
@@ -52,6 +59,7 @@ impl Devices {
             board,
             host,
             memory,
+            threads,
             bars,
             ioapic,
             virtio: Vec::new(),
@@ -96,6 +104,7 @@ impl Devices {
         let fault = |source: Box<dyn std::error::Error + Send + Sync>| BuildError::device(name, source);
         let mut function = VirtioPci::new(device, name.into(), self.host.clone(), self.memory.clone())
             .map_err(|e| fault(Box::new(e)))?;
+        function.set_threads(self.threads.clone());
         for (index, bar) in function.config().bars() {
             let base = self.bars.allocate(bar.size()).map_err(|e| fault(Box::new(e)))?;
             function

@@ -20,6 +20,8 @@ use crate::config::{RunOptions, VmConfig};
 use crate::cpus::Cpus;
 use crate::kvm::{Kicker, Vcpu, Vm};
 use crate::memory::Ram;
+use crate::seccomp::{Mode, Role};
+use crate::spawner::Spawner;
 use crate::terminal::{RawMode, Signals, StdoutSink, window_size};
 use crate::trace::{Phase, Trace};
 
@@ -59,6 +61,8 @@ pub struct Machine {
     board: Arc<Board>,
     ended: EventFd,
     keyboard: Option<Keyboard>,
+    spawner: Arc<Spawner>,
+    seccomp: Mode,
     trace: Trace,
     _vm: Arc<Vm>,
     _ram: Ram,
@@ -71,9 +75,12 @@ impl Machine {
     /// When the host has no thread left.
     pub fn start(&mut self) -> Result<()> {
         let parked = std::mem::take(&mut self.parked);
-        let cpus =
-            Cpus::start(parked, &self.board, self.kicker, &self.trace).context("cannot start the vCPU threads")?;
+        let cpus = Cpus::start(parked, &self.board, self.kicker, self.seccomp, &self.trace)
+            .context("cannot start the vCPU threads")?;
         self.cpus = Some(cpus);
+        self.spawner
+            .run()
+            .context("cannot start the thread that starts device threads")?;
         Ok(())
     }
 
@@ -118,6 +125,7 @@ impl Drop for Machine {
 /// What the user can mend, in one line each. Nothing is left running.
 pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Exit> {
     let trace = &options.trace;
+    options.seccomp.enter(Role::Process)?;
     let trace_file = options.boot_trace.as_deref().map(create_trace).transpose()?;
     let signals = Signals::new().context("cannot divert signals")?;
     let stdout = StdoutSink::new().context("cannot take standard output")?;

@@ -1,0 +1,328 @@
+//! The calls that threads make, and why. What is in none of these lists, no thread may do.
+//!
+//! husk is linked statically against glibc: where a line says `malloc` or `pthread`, it is glibc's.
+
+use libc::{
+    CLONE_FS, CLONE_SIGHAND, CLONE_THREAD, CLONE_VM, F_ADD_SEALS, F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL,
+    F_OFD_SETLK, F_SETFD, F_SETFL, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE,
+    MADV_MERGEABLE, MADV_POPULATE_WRITE, PR_GET_NAME, PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_VMA,
+};
+
+use super::policy::{Check, Rule, Values, any, one_of, only, without};
+use super::requests as r;
+
+/// The kernel takes commands, options and flags as 32-bit numbers.
+#[expect(clippy::cast_sign_loss, reason = "none of these is negative")]
+const fn n(number: libc::c_int) -> u32 {
+    number as u32
+}
+
+/// No memory that can be executed.
+const NOT_EXECUTABLE: Check = without(2, n(libc::PROT_EXEC));
+/// Only sockets of this host's file system.
+const UNIX: Check = one_of(0, &[n(libc::AF_UNIX)]);
+/// Signals that tell of a process's own fault.
+const FAULTS: Check = one_of(
+    0,
+    &[
+        n(libc::SIGABRT),
+        n(libc::SIGSEGV),
+        n(libc::SIGBUS),
+        n(libc::SIGILL),
+        n(libc::SIGFPE),
+        n(libc::SIGSYS),
+    ],
+);
+/// Only threads of this process.
+const OWN: Check = Check {
+    arg: 0,
+    mask: u32::MAX,
+    values: Values::OwnPid,
+};
+
+/// Calls that are answered with an error, since a library that makes them knows another way.
+pub(super) const REFUSED: &[(libc::c_long, libc::c_int)] = &[
+    // pthread_create: its flags are in memory, where no filter sees them. It goes on with clone.
+    (libc::SYS_clone3, libc::ENOSYS),
+];
+
+/// What every thread does.
+pub(super) const EVERY: &[Rule] = &[
+    // malloc.
+    any(libc::SYS_brk),
+    only(libc::SYS_mmap, &[NOT_EXECUTABLE]),
+    any(libc::SYS_munmap),
+    any(libc::SYS_mremap),
+    // malloc trims, pthread empties the stack of a thread that ends.
+    only(libc::SYS_madvise, &[one_of(2, &[n(MADV_DONTNEED), n(MADV_FREE)])]),
+    // Locks, condition variables, channels, joining threads.
+    any(libc::SYS_futex),
+    any(libc::SYS_sched_yield),
+    // The end of a thread, which gives its signal stack back, and of the process.
+    any(libc::SYS_exit),
+    any(libc::SYS_exit_group),
+    any(libc::SYS_sigaltstack),
+    // Return from the signal that takes a vCPU out of its guest; what a signal interrupted.
+    any(libc::SYS_rt_sigreturn),
+    any(libc::SYS_restart_syscall),
+    // Instant::now where the kernel's vdso has no clock, thread::sleep.
+    any(libc::SYS_clock_gettime),
+    any(libc::SYS_clock_nanosleep),
+    // Keys of hash maps, once a thread.
+    any(libc::SYS_getrandom),
+    // Event descriptors, files already open; dropping them.
+    any(libc::SYS_read),
+    any(libc::SYS_write),
+    any(libc::SYS_close),
+    // Messages on standard error: room is asked for first.
+    any(libc::SYS_poll),
+    any(libc::SYS_writev),
+    // abort: signals of its own, with their handlers; the terminal is restored first.
+    any(libc::SYS_rt_sigprocmask),
+    only(libc::SYS_rt_sigaction, &[FAULTS]),
+    any(libc::SYS_getpid),
+    any(libc::SYS_gettid),
+    only(libc::SYS_tgkill, &[OWN]),
+    any(libc::SYS_getpgrp),
+    only(
+        libc::SYS_ioctl,
+        &[one_of(1, &[r::TCGETS, r::TCSETS, r::TCGETS2, r::TCSETS2, r::TIOCGPGRP])],
+    ),
+    // The name of the thread, in the message about a call that is not allowed.
+    only(libc::SYS_prctl, &[one_of(0, &[n(PR_GET_NAME)])]),
+];
+
+/// What a vCPU does: the guest, and the registers of its devices.
+pub(super) const VCPU: &[Rule] = &[
+    only(
+        libc::SYS_ioctl,
+        &[one_of(
+            1,
+            &[
+                // The guest itself; its place, when KVM gives up on it; its clock, after a pause.
+                r::KVM_RUN,
+                r::KVM_GET_REGS,
+                r::KVM_KVMCLOCK_CTRL,
+                // MSI-X tables and the I/O APIC: a message, and the event that sends it.
+                r::KVM_SET_GSI_ROUTING,
+                r::KVM_IRQFD,
+                // Doorbells of a queue that becomes live, or of a BAR that moves.
+                r::KVM_IOEVENTFD,
+            ],
+        )],
+    ),
+    // A device that starts: the event that stops its thread again, events and files shared with it.
+    any(libc::SYS_eventfd2),
+    only(libc::SYS_fcntl, &[one_of(1, &[n(F_DUPFD_CLOEXEC)])]),
+    // The console, when standard output is full: the main thread goes on when there is room.
+    any(libc::SYS_epoll_ctl),
+];
+
+/// What the thread of every device does, once its handler is set up.
+pub(super) const IO: &[Rule] = &[
+    // The loop.
+    any(libc::SYS_epoll_wait),
+    any(libc::SYS_epoll_pwait),
+    any(libc::SYS_epoll_ctl),
+    // Rate limits, retries.
+    any(libc::SYS_timerfd_create),
+    any(libc::SYS_timerfd_settime),
+];
+
+/// A disk. Its io_uring is made before, and restricted to what a disk does.
+pub(super) const BLOCK: &[Rule] = &[
+    any(libc::SYS_io_uring_enter),
+    // Without io_uring, and for what its ring refuses.
+    any(libc::SYS_preadv),
+    any(libc::SYS_pwritev),
+    any(libc::SYS_pread64),
+    any(libc::SYS_pwrite64),
+    // Flushes; discards and writes of zeros.
+    any(libc::SYS_fdatasync),
+    any(libc::SYS_fsync),
+    any(libc::SYS_fallocate),
+];
+
+/// Entropy, and a console's input: straight into the guest's buffers.
+pub(super) const STREAM: &[Rule] = &[any(libc::SYS_readv)];
+
+/// Kernel and initramfs on their way into RAM.
+pub(super) const LOADER: &[Rule] = &[
+    any(libc::SYS_pread64),
+    any(libc::SYS_preadv),
+    any(libc::SYS_lseek),
+    // Sizes.
+    any(libc::SYS_fstat),
+    any(libc::SYS_newfstatat),
+    any(libc::SYS_statx),
+];
+
+/// Threads: whichever are created, and confine themselves after that.
+pub(super) const THREADS: &[Rule] = &[
+    // A thread in this process, and no new process or namespace.
+    only(
+        libc::SYS_clone,
+        &[Check {
+            arg: 0,
+            mask: NAMESPACES | n(CLONE_THREAD | CLONE_VM | CLONE_FS | CLONE_SIGHAND),
+            values: Values::Of(&[n(CLONE_THREAD | CLONE_VM | CLONE_FS | CLONE_SIGHAND)]),
+        }],
+    ),
+    // Stacks and their guard pages, malloc.
+    only(libc::SYS_mprotect, &[NOT_EXECUTABLE]),
+    // The first steps of a thread (pthread, std).
+    any(libc::SYS_set_robust_list),
+    any(libc::SYS_rseq),
+    any(libc::SYS_sched_getaffinity),
+    only(libc::SYS_prctl, &[one_of(0, &[n(PR_SET_NAME), n(PR_SET_NO_NEW_PRIVS)])]),
+    // A narrower filter.
+    only(libc::SYS_seccomp, &[one_of(0, &[libc::SECCOMP_SET_MODE_FILTER])]),
+];
+
+const NAMESPACES: u32 = n(libc::CLONE_NEWNS
+    | libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET);
+
+/// Building a machine, changing it, and attending to it.
+pub(super) const CONTROL: &[Rule] = &[
+    // Kernels, images, logs, /dev/kvm, /dev/net/tun: opened, looked at, made, removed.
+    any(libc::SYS_openat),
+    any(libc::SYS_fstat),
+    any(libc::SYS_newfstatat),
+    any(libc::SYS_statx),
+    any(libc::SYS_readlink),
+    any(libc::SYS_readlinkat),
+    any(libc::SYS_lseek),
+    any(libc::SYS_ftruncate),
+    any(libc::SYS_unlink),
+    any(libc::SYS_unlinkat),
+    any(libc::SYS_chmod),
+    any(libc::SYS_fchmod),
+    any(libc::SYS_umask),
+    any(libc::SYS_getcwd),
+    // Descriptors: duplicates, flags, locks on images.
+    any(libc::SYS_dup),
+    only(
+        libc::SYS_fcntl,
+        &[one_of(
+            1,
+            &[
+                n(F_DUPFD),
+                n(F_DUPFD_CLOEXEC),
+                n(F_GETFD),
+                n(F_SETFD),
+                n(F_GETFL),
+                n(F_SETFL),
+                n(F_OFD_SETLK),
+                n(F_ADD_SEALS),
+            ],
+        )],
+    ),
+    // Guest RAM: its file, its name, advice about it.
+    any(libc::SYS_memfd_create),
+    only(libc::SYS_prctl, &[one_of(0, &[n(PR_SET_VMA)])]),
+    only(
+        libc::SYS_madvise,
+        &[one_of(
+            2,
+            &[
+                n(MADV_HUGEPAGE),
+                n(MADV_MERGEABLE),
+                n(MADV_POPULATE_WRITE),
+                n(MADV_DONTDUMP),
+                n(MADV_DONTFORK),
+            ],
+        )],
+    ),
+    // What handlers set up before they confine themselves.
+    any(libc::SYS_epoll_create1),
+    any(libc::SYS_eventfd2),
+    any(libc::SYS_io_uring_setup),
+    any(libc::SYS_io_uring_register),
+    // The main loop: signals as events; stopping and going on with the terminal.
+    any(libc::SYS_epoll_wait),
+    any(libc::SYS_epoll_pwait),
+    any(libc::SYS_epoll_ctl),
+    any(libc::SYS_signalfd4),
+    any(libc::SYS_rt_sigaction),
+    any(libc::SYS_getppid),
+    // Limits and identity of the process.
+    only(libc::SYS_prlimit64, &[one_of(0, &[0])]),
+    any(libc::SYS_getuid),
+    any(libc::SYS_geteuid),
+    any(libc::SYS_uname),
+    any(libc::SYS_sysinfo),
+    only(libc::SYS_ioctl, &[one_of(1, CONTROL_REQUESTS)]),
+];
+
+/// ioctls of the main thread.
+const CONTROL_REQUESTS: &[u32] = &[
+    // KVM and a virtual machine.
+    r::KVM_GET_API_VERSION,
+    r::KVM_CHECK_EXTENSION,
+    r::KVM_GET_SUPPORTED_CPUID,
+    r::KVM_GET_VCPU_MMAP_SIZE,
+    r::KVM_CREATE_VM,
+    r::KVM_SET_USER_MEMORY_REGION,
+    r::KVM_SET_TSS_ADDR,
+    r::KVM_ENABLE_CAP,
+    r::KVM_CREATE_VCPU,
+    r::KVM_SET_GSI_ROUTING,
+    r::KVM_IRQFD,
+    r::KVM_IOEVENTFD,
+    r::KVM_SIGNAL_MSI,
+    r::KVM_GET_CLOCK,
+    r::KVM_SET_CLOCK,
+    // A vCPU before its first instruction, and while it is paused.
+    r::KVM_GET_TSC_KHZ,
+    r::KVM_SET_CPUID2,
+    r::KVM_SET_MSRS,
+    r::KVM_GET_SREGS,
+    r::KVM_SET_SREGS,
+    r::KVM_SET_REGS,
+    r::KVM_GET_MP_STATE,
+    r::KVM_SET_MP_STATE,
+    r::KVM_KVMCLOCK_CTRL,
+    // The terminal: raw and back, its size.
+    r::TCSETSW,
+    r::TCSETSF,
+    r::TIOCGWINSZ,
+    r::FIONBIO,
+    // Disks that are block devices: size and units.
+    r::BLKGETSIZE64,
+    r::BLKSSZGET,
+    r::BLKPBSZGET,
+    r::BLKIOMIN,
+    r::BLKIOOPT,
+    // Taps: attached to, asked about, told of offloads.
+    r::TUNSETIFF,
+    r::TUNGETIFF,
+    r::TUNGETFEATURES,
+    r::TUNSETOFFLOAD,
+    r::TUNSETVNETHDRSZ,
+    r::TUNSETQUEUE,
+];
+
+/// Sockets in the file system: the API, vsock, vhost-user.
+pub(super) const SOCKETS: &[Rule] = &[
+    only(libc::SYS_socket, &[UNIX]),
+    only(libc::SYS_socketpair, &[UNIX]),
+    any(libc::SYS_bind),
+    any(libc::SYS_listen),
+    any(libc::SYS_connect),
+    any(libc::SYS_accept4),
+    any(libc::SYS_shutdown),
+    any(libc::SYS_recvmsg),
+    any(libc::SYS_sendmsg),
+    any(libc::SYS_recvfrom),
+    any(libc::SYS_sendto),
+    any(libc::SYS_getsockopt),
+    any(libc::SYS_setsockopt),
+    any(libc::SYS_getsockname),
+    any(libc::SYS_getpeername),
+    only(libc::SYS_ioctl, &[one_of(1, &[r::FIONBIO, r::FIONREAD])]),
+];
