@@ -21,6 +21,7 @@ pub mod block;
 pub mod config;
 pub mod console;
 pub mod device;
+pub mod pmem;
 pub mod ring;
 pub mod rng;
 pub mod threads;

@@ -1,0 +1,106 @@
+use std::os::fd::RawFd;
+
+use super::*;
+use crate::ring::Notify;
+use crate::testing::{Buf, Driver, memory};
+
+const REQUEST: u64 = 0x8_0000;
+const RESPONSE: u64 = 0x9_0000;
+
+struct Unwatched;
+
+impl Watch for Unwatched {
+    fn readable(&mut self, _: RawFd, _: u32) -> std::io::Result<()> {
+        unreachable!("nothing new to wait for")
+    }
+
+    fn forget(&mut self, _: RawFd) -> std::io::Result<()> {
+        unreachable!("nothing is dropped")
+    }
+}
+
+fn pmem(file: Option<File>) -> Pmem {
+    Pmem::new(0x1_2340_0000, 4 << 20, file, Box::new(()))
+}
+
+/// Sends one request and returns the used length and the answer.
+fn ask(pmem: &mut Pmem, request: &[u8], buffers: &[Buf]) -> (u32, u32) {
+    let mut driver = Driver::new(&memory(), 0x1000, 8);
+    driver.write(REQUEST, request);
+    driver.write(RESPONSE, &[0xee; 8]);
+    driver.add(buffers);
+    let activation = Activation {
+        mem: driver.mem.clone(),
+        features: 0,
+        rings: vec![Some(driver.ring())],
+        config_changed: Notify::none(),
+    };
+    let mut handler = pmem.start(activation).unwrap().remove(0);
+    handler.wake(KICK, &mut Unwatched).unwrap();
+    let (_, used) = driver.take_used().unwrap();
+    assert_eq!(driver.take_used(), None);
+    assert_eq!(handler.stop().len(), 1);
+    (used, u32::from_le_bytes(driver.read(RESPONSE, 4).try_into().unwrap()))
+}
+
+const FLUSH: [Buf; 2] = [Buf::Out(REQUEST, 4), Buf::In(RESPONSE, 4)];
+
+#[test]
+fn the_configuration_says_where_and_how_much() {
+    let config = pmem(None).config();
+    let mut bytes = [0; 16];
+    config.lock().unwrap().read(0, &mut bytes);
+    assert_eq!(bytes[..8], 0x1_2340_0000_u64.to_le_bytes());
+    assert_eq!(bytes[8..], (4_u64 << 20).to_le_bytes());
+}
+
+#[test]
+fn a_flush_reaches_the_file() {
+    let mut pmem = pmem(Some(tempfile::tempfile().unwrap()));
+    assert_eq!(ask(&mut pmem, &[0; 4], &FLUSH), (4, RESPONSE_OK));
+    assert_eq!(pmem.metrics().flushes.get(), 1);
+}
+
+#[test]
+fn a_flush_of_what_is_not_kept_succeeds() {
+    assert_eq!(ask(&mut pmem(None), &[0; 4], &FLUSH), (4, RESPONSE_OK));
+}
+
+#[test]
+fn storage_that_refuses_is_an_error_of_the_request() {
+    // A pipe has nothing to sync to.
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let mut pmem = pmem(Some(File::from(std::os::fd::OwnedFd::from(writer))));
+    assert_eq!(ask(&mut pmem, &[0; 4], &FLUSH), (4, RESPONSE_EIO));
+    assert_eq!(
+        (pmem.metrics().flushes.get(), pmem.metrics().flush_errors.get()),
+        (0, 1)
+    );
+}
+
+#[test]
+fn what_is_no_request_is_counted_and_answered_where_it_can_be() {
+    let mut pmem = pmem(Some(tempfile::tempfile().unwrap()));
+    for (request, buffers, used, response) in [
+        (&[1, 0, 0, 0][..], &FLUSH[..], 4, RESPONSE_EIO),
+        (&[0; 4], &[Buf::Out(REQUEST, 3), Buf::In(RESPONSE, 4)], 4, RESPONSE_EIO),
+        (&[0; 4], &[Buf::In(RESPONSE, 4)], 4, RESPONSE_EIO),
+        (&[0; 4], &[Buf::Out(REQUEST, 4), Buf::In(RESPONSE, 3)], 0, 0xeeee_eeee),
+        (&[0; 4], &[Buf::Out(REQUEST, 4)], 0, 0xeeee_eeee),
+    ] {
+        assert_eq!(ask(&mut pmem, request, buffers), (used, response), "{request:?}");
+    }
+    assert_eq!(
+        (pmem.metrics().bad_requests.get(), pmem.metrics().flushes.get()),
+        (5, 0)
+    );
+}
+
+#[test]
+fn the_mapping_goes_with_the_device() {
+    let mapping = Arc::new(());
+    let device = Pmem::new(0, 0, None, Box::new(mapping.clone()));
+    assert_eq!(Arc::strong_count(&mapping), 2);
+    drop(device);
+    assert_eq!(Arc::strong_count(&mapping), 1);
+}
