@@ -2,6 +2,8 @@
 //!
 //! ```text
 //!                      +-------------------------------+
+//!                      | persistent memory             |  pmem_window(), the last quarter
+//!                      +-------------------------------+
 //!                      | 64-bit PCI window             |  pci_window64()
 //!                      +-------------------------------+
 //!                      | RAM above 4 GiB               |
@@ -129,10 +131,18 @@ pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {
 /// The 64-bit PCI window (base, bytes) of a machine whose RAM, with all that may be added later, ends at `ram_end`, and whose
 /// physical addresses have `phys_bits` bits. `None` when nothing is left.
 pub fn pci_window64(ram_end: u64, phys_bits: u32) -> Option<(u64, u64)> {
-    let limit = 1u64.checked_shl(phys_bits)?;
+    let (limit, _) = pmem_window(phys_bits)?;
     let base = ram_end.max(HIGH_RAM).checked_next_multiple_of(PCI64_ALIGN)?;
     let room = limit.checked_sub(base)?;
     (room >= PCI64_ALIGN).then_some((base, room.min(PCI64_MAX)))
+}
+
+/// Where persistent memory goes (base, bytes) when physical addresses have `phys_bits` bits: their last quarter, which neither RAM
+/// nor the PCI windows reach. `None` for widths that no x86-64 processor has.
+pub fn pmem_window(phys_bits: u32) -> Option<(u64, u64)> {
+    let space = 1u64.checked_shl(phys_bits).filter(|space| *space > HIGH_RAM)?;
+    let quarter = space >> 2;
+    Some((space - quarter, quarter))
 }
 
 #[cfg(test)]
@@ -152,10 +162,19 @@ mod tests {
     }
 
     #[test]
-    fn the_pci_window_starts_above_ram_and_ends_with_the_address_space() {
-        assert_eq!(pci_window64(1 << 30, 36), Some((4 << 30, 60 << 30)));
-        assert_eq!(pci_window64((5 << 30) + 4096, 36), Some((6 << 30, 58 << 30)));
+    fn the_pci_window_starts_above_ram_and_ends_before_persistent_memory() {
+        assert_eq!(pci_window64(1 << 30, 36), Some((4 << 30, 44 << 30)));
+        assert_eq!(pci_window64((5 << 30) + 4096, 36), Some((6 << 30, 42 << 30)));
         assert_eq!(pci_window64(1 << 30, 52), Some((4 << 30, PCI64_MAX)));
+    }
+
+    #[test]
+    fn persistent_memory_has_the_last_quarter() {
+        assert_eq!(pmem_window(36), Some((48 << 30, 16 << 30)));
+        assert_eq!(pmem_window(52), Some((3 << 50, 1 << 50)));
+        for bits in [0, 32, 64, u32::MAX] {
+            assert_eq!(pmem_window(bits), None);
+        }
     }
 
     #[test]

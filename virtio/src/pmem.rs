@@ -138,6 +138,9 @@ fn answer(file: Option<&File>, metrics: &PmemMetrics, reader: &mut Reader<'_>, w
 
 /// Writes the answer where there is room for it; returns its length.
 fn respond(writer: &mut Writer<'_>, code: u32) -> u32 {
+    if writer.available_bytes() < RESPONSE_BYTES as usize {
+        return 0;
+    }
     writer.write_obj(code.to_le()).map_or(0, |()| RESPONSE_BYTES)
 }
 

@@ -29,7 +29,7 @@ pub const KERNELS: [Kernel; 2] = [
     Kernel {
         name: "6.12",
         package: Package::Newest("linux-image-6.12-cloud-amd64"),
-        guest_modules: &["virtio_blk", "virtio_rng", "pvpanic_mmio"],
+        guest_modules: &["virtio_blk", "virtio_rng", "pvpanic_mmio", "virtio_pmem", "nd_pmem"],
         host_modules: &["virtio_blk", "kvm_amd", "loop"],
     },
     Kernel {
@@ -42,6 +42,8 @@ pub const KERNELS: [Kernel; 2] = [
             "virtio_console",
             "pvpanic_mmio",
             "pvpanic_pci",
+            "virtio_pmem",
+            "nd_pmem",
         ],
         host_modules: &[],
     },

@@ -5,6 +5,7 @@ mod console;
 mod disk;
 mod kernel;
 mod pairs;
+mod pmem;
 mod run;
 mod size;
 

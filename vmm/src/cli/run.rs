@@ -8,10 +8,11 @@ use super::cmdline::default_cmdline;
 use super::console::parse_console;
 use super::disk::parse_disk;
 use super::kernel::{NoHostKernel, host_kernel};
+use super::pmem::parse_pmem;
 use super::size::parse_size;
 use crate::config::{
     BootProtocol, ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, Limits, MemoryConfig, PayloadConfig,
-    RngConfig, RunOptions, VmConfig,
+    PmemConfig, RngConfig, RunOptions, VmConfig,
 };
 use crate::seccomp::Mode;
 
@@ -77,6 +78,19 @@ pub struct RunArgs {
     /// A value with a comma in it is written in double quotes.
     #[arg(short, long = "disk", value_name = "KEYS", value_parser = parse_disk, verbatim_doc_comment, help_heading = "Machine")]
     pub disks: Vec<DiskConfig>,
+
+    /// Add persistent memory, a file that the guest reads and writes as memory: file=FILE,size=SIZE,...
+    ///
+    /// May be given several times: the devices are /dev/pmem0, /dev/pmem1 and so on. Keys:
+    ///
+    ///   file=FILE          a file or block device (needed)
+    ///   size=SIZE          how much of it, a multiple of 2M (default: all)
+    ///   discard_writes=on  the guest's writes stay in the VM and are lost with it
+    ///   id=NAME            the device's name
+    ///
+    /// A value with a comma in it is written in double quotes.
+    #[arg(long = "pmem", value_name = "KEYS", value_parser = parse_pmem, verbatim_doc_comment, help_heading = "Machine")]
+    pub pmems: Vec<PmemConfig>,
 
     /// Serial port ttyS0: stdio, file=PATH, null or off [default: stdio, or off when --console has stdio]
     #[arg(long, value_name = "WHERE", value_parser = parse_console, help_heading = "Machine")]
@@ -144,6 +158,7 @@ impl RunArgs {
                 ..PayloadConfig::default()
             },
             disks: self.disks,
+            pmem: self.pmems,
             rng: (!self.no_rng).then(|| RngConfig::from(self.rng)),
             serial: self.serial.unwrap_or(ConsoleConfig::new(usual)),
             console: self.console,

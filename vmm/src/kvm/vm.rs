@@ -72,6 +72,19 @@ impl Vm {
             .or_refused(|| format!("map {len:#x} bytes of RAM at {gpa:#x}"))
     }
 
+    /// Takes back what [`Vm::map`] mapped in `slot`: the guest's accesses become MMIO.
+    ///
+    /// # Errors
+    /// [`KvmError::Refused`], for example when there is no such slot.
+    pub fn unmap(&self, slot: u32) -> Result<(), KvmError> {
+        let nothing = kvm_userspace_memory_region {
+            slot,
+            ..Default::default()
+        };
+        // SAFETY: a slot of no bytes refers to no memory.
+        unsafe { self.fd.set_user_memory_region(nothing) }.or_refused(|| format!("take memory slot {slot} back"))
+    }
+
     /// Creates the local APICs in the kernel, without PIC, I/O APIC and PIT (KVM api.rst 7.5 `KVM_CAP_SPLIT_IRQCHIP`). Only before
     /// the first vCPU.
     ///

@@ -25,6 +25,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::Machine;
 use super::board::Board;
 use super::device::Devices;
+use super::pmem::PmemSpace;
 use super::populate::populate;
 use crate::config::{BootProtocol, ConfigError, Limits, RunOptions, VmConfig};
 use crate::kvm::{Kicker, Kvm, KvmError, Vcpu, Vm};
@@ -133,7 +134,8 @@ impl Machine {
             let ended = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("make an eventfd"))?;
             let board = Arc::new(Board::new(ended.try_clone().map_err(host("duplicate an eventfd"))?));
             let mut devices = Devices::new(board.clone(), vm.clone(), ram.guest(), spawner.clone())?;
-            let keyboard = populate(config, &mut devices, stdout, trace)?;
+            let pmem = PmemSpace::new(vm.clone(), ram.guest(), kvm.phys_bits());
+            let keyboard = populate(config, &mut devices, &pmem, stdout, trace)?;
             trace.mark(Phase::Devices);
 
             let loaded = loading.end()?;

@@ -17,6 +17,7 @@ use husk_virtio::rng::Rng;
 use super::board::lock;
 use super::build::BuildError;
 use super::device::Devices;
+use super::pmem::PmemSpace;
 use crate::config::{ConsoleConfig, ConsoleMode, DiskConfig, VmConfig};
 use crate::terminal::{StdoutSink, window_size};
 use crate::trace::Trace;
@@ -49,6 +50,7 @@ impl Keyboard {
 pub fn populate(
     config: &VmConfig,
     devices: &mut Devices,
+    pmem_space: &Arc<PmemSpace>,
     stdout: &StdoutSink,
     trace: &Trace,
 ) -> Result<Option<Keyboard>, BuildError> {
@@ -79,6 +81,10 @@ pub fn populate(
     let serial = add_serial(&config.serial, devices, stdout)?;
     for (number, disk) in config.disks.iter().enumerate() {
         add_disk(number, disk, devices)?;
+    }
+    for (number, pmem) in config.pmem.iter().enumerate() {
+        let name = pmem.id.clone().unwrap_or_else(|| format!("pmem{number}"));
+        devices.add_virtio(&name, Box::new(super::pmem::open(pmem, pmem_space)?))?;
     }
     if let Some(rng) = &config.rng {
         let device = Rng::open(&rng.src).map_err(|e| BuildError::device(format!("rng {}", rng.src.display()), e))?;

@@ -1,0 +1,94 @@
+//! The value of `--pmem`.
+
+use std::path::PathBuf;
+
+use super::pairs::{PairsError, parse_pairs};
+use super::size::{SizeError, parse_size};
+use crate::config::{PmemConfig, Rest};
+
+/// Every key, in the order in which help and errors list them.
+const KEYS: [&str; 4] = ["file", "size", "discard_writes", "id"];
+
+/// Why a text describes no persistent memory.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PmemArgError {
+    /// Not a list of known pairs.
+    #[error(transparent)]
+    Pairs(#[from] PairsError),
+    /// No file, or an empty name.
+    #[error("file=FILE is missing")]
+    NoFile,
+    /// Not a size.
+    #[error("size is '{found}': {source}")]
+    Size {
+        /// What was found.
+        found: String,
+        /// Why it is none.
+        source: SizeError,
+    },
+    /// A switch with a third position.
+    #[error("discard_writes is '{0}', allowed: on, off")]
+    Switch(String),
+}
+
+/// Reads `file=FILE,size=SIZE,…`.
+pub fn parse_pmem(text: &str) -> Result<PmemConfig, PmemArgError> {
+    let mut pmem = PmemConfig {
+        file: PathBuf::new(),
+        size: None,
+        discard_writes: false,
+        id: None,
+        rest: Rest::default(),
+    };
+    for (key, value) in parse_pairs(text, &KEYS)? {
+        match key {
+            "file" => pmem.file = value.into(),
+            "size" => {
+                let size = parse_size(&value).map_err(|source| PmemArgError::Size { found: value, source })?;
+                pmem.size = Some(size);
+            }
+            "discard_writes" => {
+                pmem.discard_writes = match value.as_str() {
+                    "on" | "true" => true,
+                    "off" | "false" => false,
+                    _ => return Err(PmemArgError::Switch(value)),
+                }
+            }
+            _ => pmem.id = Some(value),
+        }
+    }
+    if pmem.file.as_os_str().is_empty() {
+        Err(PmemArgError::NoFile)
+    } else {
+        Ok(pmem)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_sets_its_field() {
+        let pmem = parse_pmem("file=/p,size=4M,discard_writes=on,id=store").unwrap();
+        assert_eq!(
+            (pmem.file, pmem.size, pmem.discard_writes, pmem.id.as_deref()),
+            ("/p".into(), Some(4 << 20), true, Some("store"))
+        );
+    }
+
+    #[test]
+    fn errors_name_the_key() {
+        let message = |text| parse_pmem(text).unwrap_err().to_string();
+        assert_eq!(message("size=2M"), "file=FILE is missing");
+        assert!(message("file=/p,size=many").starts_with("size is 'many': a size is a whole number"));
+        assert_eq!(
+            message("file=/p,discard_writes=maybe"),
+            "discard_writes is 'maybe', allowed: on, off"
+        );
+        assert_eq!(
+            message("path=/p"),
+            "unknown key 'path', allowed: file, size, discard_writes, id"
+        );
+    }
+}
