@@ -64,16 +64,19 @@ pub enum Role {
 
 /// virtio IDs (virtio 1.2 §5).
 const BLOCK_DEVICE: u32 = 2;
+/// The same of persistent memory.
+const PMEM_DEVICE: u32 = 27;
 
 impl Role {
     fn groups(self) -> &'static [&'static [Rule]] {
-        use tables::{BLOCK, CONTROL, EVERY, IO, LOADER, SOCKETS, STREAM, THREADS, VCPU};
+        use tables::{BLOCK, CONTROL, EVERY, IO, LOADER, PMEM, SOCKETS, STREAM, THREADS, VCPU};
         match self {
             Self::Process => &[EVERY, THREADS, CONTROL, VCPU, LOADER, IO, BLOCK, STREAM, SOCKETS],
             Self::Vcpu => &[EVERY, VCPU],
             Self::Loader => &[EVERY, LOADER],
             Self::Api => &[EVERY, IO, SOCKETS],
             Self::Device(BLOCK_DEVICE) => &[EVERY, IO, BLOCK],
+            Self::Device(PMEM_DEVICE) => &[EVERY, IO, PMEM],
             Self::Device(_) => &[EVERY, IO, STREAM],
         }
     }

@@ -158,6 +158,15 @@ fn disks_have_their_calls_and_others_do_not() {
 }
 
 #[test]
+fn persistent_memory_is_flushed_and_no_more() {
+    assert_allowed(Role::Device(PMEM_DEVICE), &[call(libc::SYS_fdatasync, &[])]);
+    assert_denied(
+        Role::Device(PMEM_DEVICE),
+        &[call(libc::SYS_fsync, &[]), call(libc::SYS_pwritev, &[])],
+    );
+}
+
+#[test]
 fn the_process_may_do_what_any_of_its_threads_may() {
     let whole = program(Role::Process);
     for role in ROLES {

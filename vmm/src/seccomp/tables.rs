@@ -143,6 +143,9 @@ pub(super) const BLOCK: &[Rule] = &[
     any(libc::SYS_fallocate),
 ];
 
+/// Persistent memory: flushes.
+pub(super) const PMEM: &[Rule] = &[any(libc::SYS_fdatasync)];
+
 /// Entropy, and a console's input: straight into the guest's buffers.
 pub(super) const STREAM: &[Rule] = &[any(libc::SYS_readv)];
 
