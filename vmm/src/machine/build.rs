@@ -28,6 +28,7 @@ use super::device::Devices;
 use super::pmem::PmemSpace;
 use super::populate::populate;
 use crate::config::{BootProtocol, ConfigError, Limits, RunOptions, VmConfig};
+use crate::cpus::Cpus;
 use crate::kvm::{Kicker, Kvm, KvmError, Vcpu, Vm};
 use crate::memory::{Ram, RamError};
 use crate::seccomp::{Mode, Role, SeccompError};
@@ -119,20 +120,23 @@ impl Machine {
         trace.mark(Phase::Ram);
 
         // Nothing that the loader uses may move into the closure: on an error it would be dropped before the loader is joined.
-        let (parked, kicker, devices, board, ended, keyboard) = thread::scope(|scope| -> Result<_, BuildError> {
+        let (cpus, parked, devices, board, ended, keyboard) = thread::scope(|scope| -> Result<_, BuildError> {
             let memory = ram.guest().memory();
             let load = move || {
                 let _span = trace.span(Phase::KernelLoad);
                 payload.load(&memory)
             };
             let loading = Loading::begin(scope, bytes, options.seccomp, load)?;
+            let ended = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("make an eventfd"))?;
+            let board = Arc::new(Board::new(ended.try_clone().map_err(host("duplicate an eventfd"))?));
+            let kicker = Kicker::install().map_err(host("install the signal that interrupts vCPUs"))?;
+            let cpus =
+                Cpus::prepare(vcpus, &board, kicker, options.seccomp, trace).map_err(host("start the vCPU threads"))?;
 
             vm.create_irqchip(vcpus, layout::KVM_TSS)?;
             trace.mark(Phase::Irqchip);
             let parked = create_vcpus(&kvm, &vm, vcpus)?;
             trace.mark(Phase::Vcpus);
-            let ended = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("make an eventfd"))?;
-            let board = Arc::new(Board::new(ended.try_clone().map_err(host("duplicate an eventfd"))?));
             let mut devices = Devices::new(board.clone(), vm.clone(), ram.guest(), spawner.clone())?;
             let pmem = PmemSpace::new(vm.clone(), ram.guest(), kvm.phys_bits());
             let keyboard = populate(config, &mut devices, &pmem, stdout, trace)?;
@@ -142,20 +146,16 @@ impl Machine {
             trace.mark(Phase::KernelWait);
             write_tables(&ram, &devices, vcpus, &loaded, parked.first())?;
             trace.mark(Phase::Tables);
-            let kicker = Kicker::install().map_err(host("install the signal that interrupts vCPUs"))?;
-            Ok((parked, kicker, devices, board, ended, keyboard))
+            Ok((cpus, parked, devices, board, ended, keyboard))
         })?;
         Ok(Self {
-            cpus: None,
+            cpus: Some(cpus),
             parked,
-            kicker,
             devices,
             board,
             ended,
             keyboard,
             spawner,
-            seccomp: options.seccomp,
-            trace: trace.clone(),
             _vm: vm,
             _ram: ram,
         })

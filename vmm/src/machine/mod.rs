@@ -19,12 +19,12 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::{RunOptions, VmConfig};
 use crate::cpus::Cpus;
-use crate::kvm::{Kicker, Vcpu, Vm};
+use crate::kvm::{Vcpu, Vm};
 use crate::memory::Ram;
-use crate::seccomp::{Mode, Role};
+use crate::seccomp::Role;
 use crate::spawner::Spawner;
 use crate::terminal::{RawMode, Signals, StdoutSink, window_size};
-use crate::trace::{Phase, Trace};
+use crate::trace::Phase;
 
 use board::Board;
 use device::Devices;
@@ -55,16 +55,13 @@ pub enum Exit {
 /// vCPUs leave the guest, then devices let go of RAM, then RAM goes: fields are dropped in this order.
 pub struct Machine {
     cpus: Option<Cpus>,
-    /// Ready for their first instruction, not yet on their threads.
+    /// Ready for their first instruction; their threads wait for them.
     parked: Vec<Vcpu>,
-    kicker: Kicker,
     devices: Devices,
     board: Arc<Board>,
     ended: EventFd,
     keyboard: Option<Keyboard>,
     spawner: Arc<Spawner>,
-    seccomp: Mode,
-    trace: Trace,
     _vm: Arc<Vm>,
     _ram: Ram,
 }
@@ -76,9 +73,9 @@ impl Machine {
     /// When the host has no thread left.
     pub fn start(&mut self) -> Result<()> {
         let parked = std::mem::take(&mut self.parked);
-        let cpus = Cpus::start(parked, &self.board, self.kicker, self.seccomp, &self.trace)
-            .context("cannot start the vCPU threads")?;
-        self.cpus = Some(cpus);
+        if let Some(cpus) = &mut self.cpus {
+            cpus.run(parked);
+        }
         self.spawner
             .run()
             .context("cannot start the thread that starts device threads")?;
