@@ -5,12 +5,20 @@
 //! `vm.info`, needs none: the state of the VM is a snapshot in [`Info`].
 
 mod command;
+mod connection;
 mod error;
-#[cfg_attr(not(test), expect(dead_code, reason = "the ends of the server, which is on its way"))]
+pub mod http;
 mod inbox;
 mod info;
+mod listener;
+mod response;
+mod routes;
+mod scm;
+mod server;
 
 pub use command::{Command, Execute, NewDevice, Reply, Resize};
 pub use error::{ApiError, Kind};
-pub use inbox::{Inbox, Request, Responder};
+pub use inbox::{Inbox, Outcome, Request, Responder};
 pub use info::{Info, VmInfo, VmState};
+pub use listener::ListenError;
+pub use server::{CONNECTIONS, Running, Server};

@@ -1,0 +1,255 @@
+//! One client: what it has sent, what it is owed, and when it is done.
+//!
+//! Answers go out in the order of the requests, one request at a time: while one is being carried out, nothing is read, and what the
+//! client sends meanwhile stays in its socket. So neither a slow client nor a fast one costs more than the bounds here.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::EventSet;
+
+use super::http::{Malformed, Message, Method, Parser};
+use super::response::{CONTINUE, Response};
+use super::scm;
+
+/// Bytes of answers that wait for a client; while there are more, its next request waits.
+const UNREAD_BYTES: usize = 64 << 10;
+/// The most descriptors that wait for the end of their request.
+const PENDING_FDS: usize = scm::MESSAGE_FDS;
+/// How long a client whose connection ends may take to notice. Until then what it still sends is discarded: closing at once would
+/// cut it short before it has read why.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// How far the life of a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Requests come.
+    Open,
+    /// The client sends no more; what it has sent is still answered.
+    Ended,
+    /// Nothing is answered any more; what is owed still goes out.
+    Closing,
+    /// Everything has gone out.
+    Lingering { until: Instant },
+    /// Nobody is there.
+    Gone,
+}
+
+/// The request that is being carried out.
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    head: bool,
+    close: bool,
+}
+
+/// A client's connection.
+pub(super) struct Connection {
+    stream: UnixStream,
+    parser: Parser,
+    /// Descriptors, each with the length of the stream when it came: it is of the request that has the byte before.
+    fds: VecDeque<(u64, OwnedFd)>,
+    out: VecDeque<u8>,
+    pending: Option<Pending>,
+    phase: Phase,
+    /// What epoll has been told to look for.
+    pub(super) watched: EventSet,
+}
+
+impl Connection {
+    /// A client that has just connected.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub(super) fn new(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self {
+            stream,
+            parser: Parser::new(),
+            fds: VecDeque::new(),
+            out: VecDeque::new(),
+            pending: None,
+            phase: Phase::Open,
+            watched: EventSet::empty(),
+        })
+    }
+
+    /// Tells a client that there is no room for it, and forgets it.
+    pub(super) fn turn_away(mut self, limit: usize) {
+        let response = Response::json(503, &[format!("{limit} connections are open, no more are allowed")]);
+        self.put(
+            &response,
+            Pending {
+                head: false,
+                close: true,
+            },
+        );
+        self.flush();
+    }
+
+    /// Takes what has come, at most one `buffer` of it. Whether there may be more.
+    pub(super) fn receive(&mut self, buffer: &mut [u8]) -> bool {
+        let mut fds = Vec::new();
+        match scm::receive(&self.stream, buffer, &mut fds) {
+            Ok(0) => self.end(),
+            Ok(bytes) => {
+                if self.phase == Phase::Open {
+                    self.parser.push(buffer.get(..bytes).unwrap_or_default());
+                    self.keep(fds);
+                }
+                return true;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => self.refuse(Malformed::Descriptors),
+            Err(_) => self.phase = Phase::Gone,
+        }
+        false
+    }
+
+    /// The next request and its descriptors, when there is one and the client is owed nothing. It has to be [answered](Self::answer).
+    pub(super) fn next(&mut self) -> Option<(Message, Vec<OwnedFd>)> {
+        if !matches!(self.phase, Phase::Open | Phase::Ended) || self.pending.is_some() || self.out.len() > UNREAD_BYTES
+        {
+            return None;
+        }
+        match self.parser.next_message() {
+            Ok(Some(message)) => {
+                self.pending = Some(Pending {
+                    head: message.method == Method::Head,
+                    close: message.close,
+                });
+                let count = self.fds.iter().take_while(|(came, _)| *came <= message.end).count();
+                let fds = self.fds.drain(..count).map(|(_, fd)| fd).collect();
+                return Some((message, fds));
+            }
+            Ok(None) if self.phase == Phase::Ended => self.phase = Phase::Closing,
+            Ok(None) => {
+                if self.parser.take_wait() {
+                    self.out.extend(CONTINUE);
+                }
+            }
+            Err(error) => self.refuse(error),
+        }
+        None
+    }
+
+    /// Answers the request that was taken last.
+    pub(super) fn answer(&mut self, response: &Response) {
+        let Some(pending) = self.pending.take() else {
+            return;
+        };
+        self.put(response, pending);
+        if pending.close {
+            self.phase = Phase::Closing;
+        }
+    }
+
+    /// Sends what is owed, as far as the client takes it.
+    pub(super) fn flush(&mut self) {
+        while !self.out.is_empty() {
+            match self.stream.write(self.out.as_slices().0) {
+                Ok(0) => self.phase = Phase::Gone,
+                Ok(sent) => {
+                    self.out.drain(..sent.min(self.out.len()));
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => self.phase = Phase::Gone,
+            }
+            return;
+        }
+        if self.phase == Phase::Closing {
+            self.phase = match self.stream.shutdown(Shutdown::Write) {
+                Ok(()) => Phase::Lingering {
+                    until: Instant::now() + LINGER,
+                },
+                Err(_) => Phase::Gone,
+            };
+        }
+    }
+
+    /// Whether the client is owed nothing that it could still be given.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.out.is_empty() || self.phase == Phase::Gone
+    }
+
+    /// Whether there is nothing more to do for this client at `now`.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        match self.phase {
+            Phase::Gone => true,
+            Phase::Lingering { until } => until <= now,
+            Phase::Open | Phase::Ended | Phase::Closing => false,
+        }
+    }
+
+    /// When it is over for lack of patience, if it can be.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Lingering { until } => Some(until),
+            _ => None,
+        }
+    }
+
+    /// What there is to wait for. The end of the peer is told of in any case.
+    pub(super) fn interest(&self) -> EventSet {
+        let mut interest = EventSet::empty();
+        let reading = match self.phase {
+            Phase::Open => self.pending.is_none() && self.out.len() <= UNREAD_BYTES,
+            Phase::Lingering { .. } => true,
+            Phase::Ended | Phase::Closing | Phase::Gone => false,
+        };
+        interest.set(EventSet::IN, reading);
+        interest.set(EventSet::OUT, !self.out.is_empty());
+        interest
+    }
+
+    /// The client will send nothing more.
+    fn end(&mut self) {
+        self.phase = match self.phase {
+            Phase::Open => Phase::Ended,
+            Phase::Lingering { .. } => Phase::Gone,
+            phase => phase,
+        };
+    }
+
+    fn keep(&mut self, fds: Vec<OwnedFd>) {
+        if self.fds.len().saturating_add(fds.len()) > PENDING_FDS {
+            self.refuse(Malformed::Descriptors);
+            return;
+        }
+        let came = self.parser.received();
+        self.fds.extend(fds.into_iter().map(|fd| (came, fd)));
+    }
+
+    /// Says why the stream cannot be understood, and ends.
+    fn refuse(&mut self, error: Malformed) {
+        log::info!("request refused: {error}");
+        let response = Response::json(error.status(), &[error.to_string()]);
+        self.put(
+            &response,
+            Pending {
+                head: false,
+                close: true,
+            },
+        );
+        self.phase = Phase::Closing;
+        self.fds.clear();
+    }
+
+    fn put(&mut self, response: &Response, to: Pending) {
+        let mut bytes = Vec::new();
+        response.write(&mut bytes, to.close, to.head);
+        self.out.extend(bytes);
+    }
+}
+
+impl AsRawFd for Connection {
+    fn as_raw_fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+}

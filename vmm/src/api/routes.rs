@@ -1,0 +1,161 @@
+//! Which request is which command.
+
+use std::os::fd::OwnedFd;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use super::command::{Command, NewDevice};
+use super::error::{ApiError, Kind};
+use super::http::{Message, Method};
+use super::info::Info;
+use super::response::Response;
+
+const ROOT: &str = "/api/v1/";
+
+/// What becomes of a request.
+pub(super) enum Routed {
+    /// It is answered at once.
+    Answer(Response),
+    /// It is for the owner of the machine.
+    Command(Command),
+}
+
+/// What stands behind a path.
+#[derive(Clone, Copy)]
+enum Endpoint {
+    Ping,
+    Info,
+    /// A command without a body.
+    Plain(Method, fn() -> Command),
+    /// A command made of the body and the descriptors.
+    Full(fn(&[u8], Vec<OwnedFd>) -> Result<Command, ApiError>),
+    /// Cloud Hypervisor has it.
+    Missing,
+}
+
+use Endpoint::{Full, Missing, Plain};
+
+const ENDPOINTS: &[(&str, Endpoint)] = &[
+    ("vmm.ping", Endpoint::Ping),
+    ("vmm.shutdown", Plain(Method::Put, || Command::ShutdownVmm)),
+    ("vm.info", Endpoint::Info),
+    ("vm.counters", Plain(Method::Get, || Command::Counters)),
+    ("vm.create", Full(|body, _| Ok(Command::Create(parse(body)?)))),
+    ("vm.boot", Plain(Method::Put, || Command::Boot)),
+    ("vm.shutdown", Plain(Method::Put, || Command::Shutdown)),
+    ("vm.delete", Plain(Method::Put, || Command::Delete)),
+    ("vm.reboot", Plain(Method::Put, || Command::Reboot)),
+    ("vm.power-button", Plain(Method::Put, || Command::PowerButton)),
+    ("vm.pause", Plain(Method::Put, || Command::Pause)),
+    ("vm.resume", Plain(Method::Put, || Command::Resume)),
+    ("vm.resize", Full(|body, _| Ok(Command::Resize(parse(body)?)))),
+    ("vm.add-disk", Full(|body, fds| add(body, fds, NewDevice::Disk))),
+    ("vm.add-net", Full(|body, fds| add(body, fds, NewDevice::Net))),
+    ("vm.add-fs", Full(|body, fds| add(body, fds, NewDevice::Fs))),
+    ("vm.add-vsock", Full(|body, fds| add(body, fds, NewDevice::Vsock))),
+    ("vm.add-pmem", Full(|body, fds| add(body, fds, NewDevice::Pmem))),
+    ("vm.remove-device", Full(|body, _| remove(body))),
+    ("vm.add-device", Missing),
+    ("vm.add-generic-vhost-user", Missing),
+    ("vm.add-user-device", Missing),
+    ("vm.add-vdpa", Missing),
+    ("vm.coredump", Missing),
+    ("vm.nmi", Missing),
+    ("vm.receive-migration", Missing),
+    ("vm.resize-disk", Missing),
+    ("vm.resize-zone", Missing),
+    ("vm.restore", Missing),
+    ("vm.send-migration", Missing),
+    ("vm.snapshot", Missing),
+    ("vmm.nmi", Missing),
+];
+
+/// The command or the answer to `message`, which came with `fds`. What is not used of them is closed.
+pub(super) fn route(message: &Message, fds: Vec<OwnedFd>, info: &Info) -> Routed {
+    match find(message, fds, info) {
+        Ok(routed) => routed,
+        Err(error) => Routed::Answer(refusal(&message.path, &error)),
+    }
+}
+
+/// The answer that tells of `error`, which is logged as well.
+pub(super) fn refusal(what: &str, error: &ApiError) -> Response {
+    if error.kind == Kind::Internal {
+        log::error!("{what}: {error}");
+    } else {
+        log::info!("{what}: {error}");
+    }
+    Response::json(error.kind.status(), &error.chain)
+}
+
+fn find(message: &Message, fds: Vec<OwnedFd>, info: &Info) -> Result<Routed, ApiError> {
+    let name = message.path.strip_prefix(ROOT);
+    let endpoint = name.and_then(|name| ENDPOINTS.iter().find(|(known, _)| *known == name));
+    let Some((name, endpoint)) = endpoint else {
+        return Err(ApiError::new(Kind::NotFound, format!("no such path: {}", message.path)));
+    };
+    let expected = match endpoint {
+        Endpoint::Ping | Endpoint::Info => Method::Get,
+        Plain(method, _) => *method,
+        Full(_) => Method::Put,
+        Missing => return Err(missing(name)),
+    };
+    if message.method != expected {
+        let method = if expected == Method::Get { "GET" } else { "PUT" };
+        return Err(ApiError::new(
+            Kind::BadRequest,
+            format!("{name}: the method is {method}"),
+        ));
+    }
+    match endpoint {
+        Endpoint::Ping => Ok(Routed::Answer(pong())),
+        Endpoint::Info => match info.get() {
+            Some(info) => Ok(Routed::Answer(Response::json(200, info.as_ref()))),
+            None => Err(ApiError::new(Kind::NotFound, "no VM has been created")),
+        },
+        Plain(_, command) => Ok(Routed::Command(command())),
+        Full(command) => command(&message.body, fds)
+            .map(Routed::Command)
+            .map_err(|error| error.context(format!("{name}: the body cannot be used"))),
+        Missing => Err(missing(name)),
+    }
+}
+
+fn missing(name: &str) -> ApiError {
+    ApiError::new(Kind::NotImplemented, format!("husk does not have {name}"))
+}
+
+fn pong() -> Response {
+    let version = env!("CARGO_PKG_VERSION");
+    Response::json(
+        200,
+        &json!({
+            "build_version": format!("husk v{version}"),
+            "version": version,
+            "pid": std::process::id(),
+            "features": [],
+        }),
+    )
+}
+
+fn add<T: DeserializeOwned>(body: &[u8], fds: Vec<OwnedFd>, kind: fn(T) -> NewDevice) -> Result<Command, ApiError> {
+    Ok(Command::Add(Box::new(kind(parse(body)?)), fds))
+}
+
+fn remove(body: &[u8]) -> Result<Command, ApiError> {
+    #[derive(Deserialize)]
+    struct Body {
+        id: String,
+    }
+    Ok(Command::Remove(parse::<Body>(body)?.id))
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(body).map_err(|error| ApiError::from_error(Kind::BadRequest, &error))
+}
+
+#[cfg(test)]
+#[path = "routes_test.rs"]
+mod tests;
