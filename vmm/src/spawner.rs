@@ -68,7 +68,7 @@ impl Threads for Spawner {
     }
 
     fn confine(&self, device: u32) -> io::Result<()> {
-        self.seccomp.enter(Role::Device(device)).map_err(io::Error::other)
+        self.seccomp.enter(Role::of_device(device)).map_err(io::Error::other)
     }
 }
 

@@ -8,9 +8,16 @@
 //! A call that is not allowed ends the process, with a message that names thread and call (`violation.rs`). Why so, and how it is
 //! done at little cost, is told in `docs/adr/0013-seccomp.md`; `docs/seccomp.md` is for operators.
 
+mod baked;
+// What filters are made from is compiled into build.rs, and here only to be tested.
+#[cfg(test)]
 mod policy;
+#[cfg(test)]
 mod program;
+#[cfg(test)]
 mod requests;
+mod roles;
+#[cfg(test)]
 mod tables;
 #[cfg(test)]
 mod testing;
@@ -20,8 +27,7 @@ use std::str::FromStr;
 
 use seccompiler::sock_filter;
 
-use policy::{Policy, Rule};
-
+pub use roles::Role;
 pub use violation::EXIT_CODE;
 
 /// Whether calls are filtered: `--seccomp`.
@@ -44,45 +50,6 @@ impl FromStr for Mode {
 
     fn from_str(text: &str) -> Result<Self, String> {
         clap::ValueEnum::from_str(text, false).map_err(|_: String| format!("'{text}': allowed: true, false, log"))
-    }
-}
-
-/// What a thread is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Any of those below, and what builds, changes and attends to machines.
-    Process,
-    /// Runs a vCPU.
-    Vcpu,
-    /// Brings the kernel into RAM.
-    Loader,
-    /// Serves the API's socket.
-    Api,
-    /// Serves a device of this virtio ID (virtio 1.2 §5).
-    Device(u32),
-}
-
-/// virtio IDs (virtio 1.2 §5).
-const BLOCK_DEVICE: u32 = 2;
-/// The same of persistent memory.
-const PMEM_DEVICE: u32 = 27;
-
-impl Role {
-    fn groups(self) -> &'static [&'static [Rule]] {
-        use tables::{BLOCK, CONTROL, EVERY, IO, LOADER, PMEM, SOCKETS, STREAM, THREADS, VCPU};
-        match self {
-            Self::Process => &[EVERY, THREADS, CONTROL, VCPU, LOADER, IO, BLOCK, STREAM, SOCKETS],
-            Self::Vcpu => &[EVERY, VCPU],
-            Self::Loader => &[EVERY, LOADER],
-            Self::Api => &[EVERY, IO, SOCKETS],
-            Self::Device(BLOCK_DEVICE) => &[EVERY, IO, BLOCK],
-            Self::Device(PMEM_DEVICE) => &[EVERY, IO, PMEM],
-            Self::Device(_) => &[EVERY, IO, STREAM],
-        }
-    }
-
-    fn policy(self) -> Policy {
-        Policy::new(self.groups(), tables::REFUSED, std::process::id())
     }
 }
 
@@ -114,12 +81,11 @@ impl Mode {
     }
 
     fn program(self, role: Role) -> Option<Vec<sock_filter>> {
-        let denied = match self {
-            Self::Off => return None,
-            Self::On => libc::SECCOMP_RET_TRAP,
-            Self::Log => libc::SECCOMP_RET_LOG,
-        };
-        Some(program::compile(&role.policy(), denied))
+        match self {
+            Self::Off => None,
+            Self::On => Some(baked::program(role, libc::SECCOMP_RET_TRAP)),
+            Self::Log => Some(baked::program(role, libc::SECCOMP_RET_LOG)),
+        }
     }
 }
 

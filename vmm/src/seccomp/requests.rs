@@ -1,36 +1,30 @@
 //! ioctl request numbers (ioctl(2), asm-generic/ioctl.h) that no crate has as constants.
 
-use kvm_bindings::{
-    kvm_clock_data, kvm_cpuid2, kvm_enable_cap, kvm_ioeventfd, kvm_irq_routing, kvm_irqfd, kvm_mp_state, kvm_msi,
-    kvm_msrs, kvm_regs, kvm_sregs, kvm_userspace_memory_region,
-};
-use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, _IOC_WRITE, ioctl_expr};
+const NONE: u32 = 0;
+const WRITE: u32 = 1;
+const READ: u32 = 2;
 
-/// The kernel takes a request number as an `unsigned int`.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the fields of a request number fill 32 bits"
-)]
-const fn request(direction: u32, kind: u32, number: u32, bytes: usize) -> u32 {
-    ioctl_expr(direction, kind, number, bytes as u32) as u32
+/// The kernel takes a request number as an `unsigned int`: direction, size of what it points to, kind, number.
+const fn request(direction: u32, kind: u32, number: u32, bytes: u32) -> u32 {
+    direction << 30 | bytes << 16 | kind << 8 | number
 }
 
 const KVMIO: u32 = 0xae;
 
 const fn kvm(number: u32) -> u32 {
-    request(_IOC_NONE, KVMIO, number, 0)
+    request(NONE, KVMIO, number, 0)
 }
 
-const fn kvm_read<T>(number: u32) -> u32 {
-    request(_IOC_READ, KVMIO, number, size_of::<T>())
+const fn kvm_read(number: u32, bytes: u32) -> u32 {
+    request(READ, KVMIO, number, bytes)
 }
 
-const fn kvm_write<T>(number: u32) -> u32 {
-    request(_IOC_WRITE, KVMIO, number, size_of::<T>())
+const fn kvm_write(number: u32, bytes: u32) -> u32 {
+    request(WRITE, KVMIO, number, bytes)
 }
 
-const fn kvm_both<T>(number: u32) -> u32 {
-    request(_IOC_READ | _IOC_WRITE, KVMIO, number, size_of::<T>())
+const fn kvm_both(number: u32, bytes: u32) -> u32 {
+    request(READ | WRITE, KVMIO, number, bytes)
 }
 
 // KVM api.rst §4, in the order of their numbers.
@@ -38,27 +32,27 @@ pub(super) const KVM_GET_API_VERSION: u32 = kvm(0x00);
 pub(super) const KVM_CREATE_VM: u32 = kvm(0x01);
 pub(super) const KVM_CHECK_EXTENSION: u32 = kvm(0x03);
 pub(super) const KVM_GET_VCPU_MMAP_SIZE: u32 = kvm(0x04);
-pub(super) const KVM_GET_SUPPORTED_CPUID: u32 = kvm_both::<kvm_cpuid2>(0x05);
+pub(super) const KVM_GET_SUPPORTED_CPUID: u32 = kvm_both(0x05, 8);
 pub(super) const KVM_CREATE_VCPU: u32 = kvm(0x41);
-pub(super) const KVM_SET_USER_MEMORY_REGION: u32 = kvm_write::<kvm_userspace_memory_region>(0x46);
+pub(super) const KVM_SET_USER_MEMORY_REGION: u32 = kvm_write(0x46, 32);
 pub(super) const KVM_SET_TSS_ADDR: u32 = kvm(0x47);
-pub(super) const KVM_SET_GSI_ROUTING: u32 = kvm_write::<kvm_irq_routing>(0x6a);
-pub(super) const KVM_IRQFD: u32 = kvm_write::<kvm_irqfd>(0x76);
-pub(super) const KVM_IOEVENTFD: u32 = kvm_write::<kvm_ioeventfd>(0x79);
-pub(super) const KVM_SET_CLOCK: u32 = kvm_write::<kvm_clock_data>(0x7b);
-pub(super) const KVM_GET_CLOCK: u32 = kvm_read::<kvm_clock_data>(0x7c);
+pub(super) const KVM_SET_GSI_ROUTING: u32 = kvm_write(0x6a, 8);
+pub(super) const KVM_IRQFD: u32 = kvm_write(0x76, 32);
+pub(super) const KVM_IOEVENTFD: u32 = kvm_write(0x79, 64);
+pub(super) const KVM_SET_CLOCK: u32 = kvm_write(0x7b, 48);
+pub(super) const KVM_GET_CLOCK: u32 = kvm_read(0x7c, 48);
 pub(super) const KVM_RUN: u32 = kvm(0x80);
-pub(super) const KVM_GET_REGS: u32 = kvm_read::<kvm_regs>(0x81);
-pub(super) const KVM_SET_REGS: u32 = kvm_write::<kvm_regs>(0x82);
-pub(super) const KVM_GET_SREGS: u32 = kvm_read::<kvm_sregs>(0x83);
-pub(super) const KVM_SET_SREGS: u32 = kvm_write::<kvm_sregs>(0x84);
-pub(super) const KVM_SET_MSRS: u32 = kvm_write::<kvm_msrs>(0x89);
-pub(super) const KVM_SET_CPUID2: u32 = kvm_write::<kvm_cpuid2>(0x90);
-pub(super) const KVM_GET_MP_STATE: u32 = kvm_read::<kvm_mp_state>(0x98);
-pub(super) const KVM_SET_MP_STATE: u32 = kvm_write::<kvm_mp_state>(0x99);
+pub(super) const KVM_GET_REGS: u32 = kvm_read(0x81, 144);
+pub(super) const KVM_SET_REGS: u32 = kvm_write(0x82, 144);
+pub(super) const KVM_GET_SREGS: u32 = kvm_read(0x83, 312);
+pub(super) const KVM_SET_SREGS: u32 = kvm_write(0x84, 312);
+pub(super) const KVM_SET_MSRS: u32 = kvm_write(0x89, 8);
+pub(super) const KVM_SET_CPUID2: u32 = kvm_write(0x90, 8);
+pub(super) const KVM_GET_MP_STATE: u32 = kvm_read(0x98, 4);
+pub(super) const KVM_SET_MP_STATE: u32 = kvm_write(0x99, 4);
 pub(super) const KVM_GET_TSC_KHZ: u32 = kvm(0xa3);
-pub(super) const KVM_ENABLE_CAP: u32 = kvm_write::<kvm_enable_cap>(0xa3);
-pub(super) const KVM_SIGNAL_MSI: u32 = kvm_write::<kvm_msi>(0xa5);
+pub(super) const KVM_ENABLE_CAP: u32 = kvm_write(0xa3, 104);
+pub(super) const KVM_SIGNAL_MSI: u32 = kvm_write(0xa5, 32);
 pub(super) const KVM_KVMCLOCK_CTRL: u32 = kvm(0xad);
 
 // Terminals (ioctl_tty(2)).
@@ -77,19 +71,19 @@ pub(super) const FIONBIO: u32 = 0x5421;
 pub(super) const FIONREAD: u32 = 0x541b;
 
 // Block devices (linux/fs.h).
-pub(super) const BLKGETSIZE64: u32 = request(_IOC_READ, 0x12, 114, size_of::<usize>());
-pub(super) const BLKSSZGET: u32 = request(_IOC_NONE, 0x12, 104, 0);
-pub(super) const BLKIOMIN: u32 = request(_IOC_NONE, 0x12, 120, 0);
-pub(super) const BLKIOOPT: u32 = request(_IOC_NONE, 0x12, 121, 0);
-pub(super) const BLKPBSZGET: u32 = request(_IOC_NONE, 0x12, 123, 0);
+pub(super) const BLKGETSIZE64: u32 = request(READ, 0x12, 114, 8);
+pub(super) const BLKSSZGET: u32 = request(NONE, 0x12, 104, 0);
+pub(super) const BLKIOMIN: u32 = request(NONE, 0x12, 120, 0);
+pub(super) const BLKIOOPT: u32 = request(NONE, 0x12, 121, 0);
+pub(super) const BLKPBSZGET: u32 = request(NONE, 0x12, 123, 0);
 
 // Taps (linux/if_tun.h).
-pub(super) const TUNSETIFF: u32 = request(_IOC_WRITE, 0x54, 202, 4);
-pub(super) const TUNGETFEATURES: u32 = request(_IOC_READ, 0x54, 207, 4);
-pub(super) const TUNSETOFFLOAD: u32 = request(_IOC_WRITE, 0x54, 208, 4);
-pub(super) const TUNGETIFF: u32 = request(_IOC_READ, 0x54, 210, 4);
-pub(super) const TUNSETVNETHDRSZ: u32 = request(_IOC_WRITE, 0x54, 216, 4);
-pub(super) const TUNSETQUEUE: u32 = request(_IOC_WRITE, 0x54, 217, 4);
+pub(super) const TUNSETIFF: u32 = request(WRITE, 0x54, 202, 4);
+pub(super) const TUNGETFEATURES: u32 = request(READ, 0x54, 207, 4);
+pub(super) const TUNSETOFFLOAD: u32 = request(WRITE, 0x54, 208, 4);
+pub(super) const TUNGETIFF: u32 = request(READ, 0x54, 210, 4);
+pub(super) const TUNSETVNETHDRSZ: u32 = request(WRITE, 0x54, 216, 4);
+pub(super) const TUNSETQUEUE: u32 = request(WRITE, 0x54, 217, 4);
 
 #[cfg(test)]
 mod tests {
@@ -111,5 +105,34 @@ mod tests {
         assert_eq!(BLKSSZGET, 0x1268);
         assert_eq!(TUNSETIFF, 0x4004_54ca);
         assert_eq!(TUNSETVNETHDRSZ, 0x4004_54d8);
+    }
+
+    #[test]
+    fn sizes_are_those_of_what_is_passed() {
+        let passed = [
+            (KVM_GET_SUPPORTED_CPUID, size_of::<kvm_bindings::kvm_cpuid2>()),
+            (
+                KVM_SET_USER_MEMORY_REGION,
+                size_of::<kvm_bindings::kvm_userspace_memory_region>(),
+            ),
+            (KVM_SET_GSI_ROUTING, size_of::<kvm_bindings::kvm_irq_routing>()),
+            (KVM_IRQFD, size_of::<kvm_bindings::kvm_irqfd>()),
+            (KVM_IOEVENTFD, size_of::<kvm_bindings::kvm_ioeventfd>()),
+            (KVM_SET_CLOCK, size_of::<kvm_bindings::kvm_clock_data>()),
+            (KVM_GET_CLOCK, size_of::<kvm_bindings::kvm_clock_data>()),
+            (KVM_GET_REGS, size_of::<kvm_bindings::kvm_regs>()),
+            (KVM_SET_REGS, size_of::<kvm_bindings::kvm_regs>()),
+            (KVM_GET_SREGS, size_of::<kvm_bindings::kvm_sregs>()),
+            (KVM_SET_SREGS, size_of::<kvm_bindings::kvm_sregs>()),
+            (KVM_SET_MSRS, size_of::<kvm_bindings::kvm_msrs>()),
+            (KVM_SET_CPUID2, size_of::<kvm_bindings::kvm_cpuid2>()),
+            (KVM_GET_MP_STATE, size_of::<kvm_bindings::kvm_mp_state>()),
+            (KVM_SET_MP_STATE, size_of::<kvm_bindings::kvm_mp_state>()),
+            (KVM_ENABLE_CAP, size_of::<kvm_bindings::kvm_enable_cap>()),
+            (KVM_SIGNAL_MSI, size_of::<kvm_bindings::kvm_msi>()),
+        ];
+        for (request, bytes) in passed {
+            assert_eq!(usize::try_from(request >> 16 & 0x3fff).unwrap(), bytes, "{request:#x}");
+        }
     }
 }

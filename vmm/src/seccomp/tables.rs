@@ -8,8 +8,9 @@ use libc::{
     MADV_MERGEABLE, MADV_POPULATE_WRITE, PR_GET_NAME, PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_VMA,
 };
 
-use super::policy::{Check, Rule, Values, any, one_of, only, without};
+use super::policy::{Check, Policy, Rule, Values, any, one_of, only, without};
 use super::requests as r;
+use super::roles::Role;
 
 /// The kernel takes commands, options and flags as 32-bit numbers.
 #[expect(clippy::cast_sign_loss, reason = "none of these is negative")]
@@ -40,14 +41,42 @@ const OWN: Check = Check {
     values: Values::OwnPid,
 };
 
+/// Every role, in the order of their discriminants.
+pub(super) const ROLES: [Role; 7] = [
+    Role::Process,
+    Role::Vcpu,
+    Role::Loader,
+    Role::Api,
+    Role::Block,
+    Role::Pmem,
+    Role::Stream,
+];
+
+/// What `role` may do in a process with number `pid`.
+pub(super) fn policy(role: Role, pid: u32) -> Policy {
+    Policy::new(groups(role), REFUSED, pid)
+}
+
+fn groups(role: Role) -> &'static [&'static [Rule]] {
+    match role {
+        Role::Process => &[EVERY, THREADS, CONTROL, VCPU, LOADER, IO, BLOCK, PMEM, STREAM, SOCKETS],
+        Role::Vcpu => &[EVERY, VCPU],
+        Role::Loader => &[EVERY, LOADER],
+        Role::Api => &[EVERY, IO, SOCKETS],
+        Role::Block => &[EVERY, IO, BLOCK],
+        Role::Pmem => &[EVERY, IO, PMEM],
+        Role::Stream => &[EVERY, IO, STREAM],
+    }
+}
+
 /// Calls that are answered with an error, since a library that makes them knows another way.
-pub(super) const REFUSED: &[(libc::c_long, libc::c_int)] = &[
+const REFUSED: &[(libc::c_long, libc::c_int)] = &[
     // pthread_create: its flags are in memory, where no filter sees them. It goes on with clone.
     (libc::SYS_clone3, libc::ENOSYS),
 ];
 
 /// What every thread does.
-pub(super) const EVERY: &[Rule] = &[
+const EVERY: &[Rule] = &[
     // malloc.
     any(libc::SYS_brk),
     only(libc::SYS_mmap, &[NOT_EXECUTABLE]),
@@ -93,7 +122,7 @@ pub(super) const EVERY: &[Rule] = &[
 ];
 
 /// What a vCPU does: the guest, and the registers of its devices.
-pub(super) const VCPU: &[Rule] = &[
+const VCPU: &[Rule] = &[
     only(
         libc::SYS_ioctl,
         &[one_of(
@@ -119,7 +148,7 @@ pub(super) const VCPU: &[Rule] = &[
 ];
 
 /// What the thread of every device does, once its handler is set up.
-pub(super) const IO: &[Rule] = &[
+const IO: &[Rule] = &[
     // The loop.
     any(libc::SYS_epoll_wait),
     any(libc::SYS_epoll_pwait),
@@ -130,7 +159,7 @@ pub(super) const IO: &[Rule] = &[
 ];
 
 /// A disk. Its io_uring is made before, and restricted to what a disk does.
-pub(super) const BLOCK: &[Rule] = &[
+const BLOCK: &[Rule] = &[
     any(libc::SYS_io_uring_enter),
     // Without io_uring, and for what its ring refuses.
     any(libc::SYS_preadv),
@@ -144,13 +173,13 @@ pub(super) const BLOCK: &[Rule] = &[
 ];
 
 /// Persistent memory: flushes.
-pub(super) const PMEM: &[Rule] = &[any(libc::SYS_fdatasync)];
+const PMEM: &[Rule] = &[any(libc::SYS_fdatasync)];
 
 /// Entropy, and a console's input: straight into the guest's buffers.
-pub(super) const STREAM: &[Rule] = &[any(libc::SYS_readv)];
+const STREAM: &[Rule] = &[any(libc::SYS_readv)];
 
 /// Kernel and initramfs on their way into RAM.
-pub(super) const LOADER: &[Rule] = &[
+const LOADER: &[Rule] = &[
     any(libc::SYS_pread64),
     any(libc::SYS_preadv),
     any(libc::SYS_lseek),
@@ -161,7 +190,7 @@ pub(super) const LOADER: &[Rule] = &[
 ];
 
 /// Threads: whichever are created, and confine themselves after that.
-pub(super) const THREADS: &[Rule] = &[
+const THREADS: &[Rule] = &[
     // A thread in this process, and no new process or namespace.
     only(
         libc::SYS_clone,
@@ -191,7 +220,7 @@ const NAMESPACES: u32 = n(libc::CLONE_NEWNS
     | libc::CLONE_NEWNET);
 
 /// Building a machine, changing it, and attending to it.
-pub(super) const CONTROL: &[Rule] = &[
+const CONTROL: &[Rule] = &[
     // Kernels, images, logs, /dev/kvm, /dev/net/tun: opened, looked at, made, removed.
     any(libc::SYS_openat),
     any(libc::SYS_fstat),
@@ -311,7 +340,7 @@ const CONTROL_REQUESTS: &[u32] = &[
 ];
 
 /// Sockets in the file system: the API, vsock, vhost-user.
-pub(super) const SOCKETS: &[Rule] = &[
+const SOCKETS: &[Rule] = &[
     only(libc::SYS_socket, &[UNIX]),
     only(libc::SYS_socketpair, &[UNIX]),
     any(libc::SYS_bind),

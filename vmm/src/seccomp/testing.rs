@@ -3,23 +3,6 @@
 use libc::{BPF_ABS, BPF_ALU, BPF_AND, BPF_JA, BPF_JEQ, BPF_JGE, BPF_JGT, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W};
 use seccompiler::sock_filter;
 
-use super::Role;
-
-/// Every role there is, with every kind of device.
-pub(super) const ROLES: [Role; 11] = [
-    Role::Process,
-    Role::Vcpu,
-    Role::Loader,
-    Role::Api,
-    Role::Device(1),
-    Role::Device(2),
-    Role::Device(3),
-    Role::Device(4),
-    Role::Device(19),
-    Role::Device(26),
-    Role::Device(27),
-];
-
 /// A system call as a filter sees it (`struct seccomp_data`).
 #[derive(Clone, Debug)]
 pub(super) struct Call {

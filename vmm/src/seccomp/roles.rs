@@ -1,0 +1,36 @@
+//! Roles, and what stands in a role's compiled filter for what only a running process knows.
+
+/// Stands for the number of the process. No process has it.
+pub(super) const ANY_PID: u32 = 0x8000_5ecc;
+/// Stands for the action that meets a denied call.
+pub(super) const DENIED: u32 = libc::SECCOMP_RET_TRAP;
+
+/// What a thread is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Any of those below, and what builds, changes and attends to machines.
+    Process,
+    /// Runs a vCPU.
+    Vcpu,
+    /// Brings the kernel into RAM.
+    Loader,
+    /// Serves the API's socket.
+    Api,
+    /// Serves a disk.
+    Block,
+    /// Serves persistent memory.
+    Pmem,
+    /// Serves a device that moves bytes between the guest and a file that is open: console, entropy.
+    Stream,
+}
+
+impl Role {
+    /// The role of the threads of a device of virtio ID `device` (virtio 1.2 §5).
+    pub fn of_device(device: u32) -> Self {
+        match device {
+            2 => Self::Block,
+            27 => Self::Pmem,
+            _ => Self::Stream,
+        }
+    }
+}
