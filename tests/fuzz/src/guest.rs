@@ -1,0 +1,373 @@
+//! A hostile driver in front of a device of any kind: it lays out queues, fills them well or badly, and does in between whatever
+//! else a guest can do to its own memory. The device's handlers run here, on the caller's thread, whenever the script says so.
+//!
+//! Guest RAM is 512 KiB, a hole of 256 KiB, and 256 KiB more:
+//!
+//! | address  | content                                                        |
+//! |----------|----------------------------------------------------------------|
+//! | 0x0_1000 | queue 0: descriptors, +0x400 available ring, +0x800 used ring   |
+//! | +0x1000  | the next queue, 15 at most                                      |
+//! | 0x1_0000 | indirect tables, 256 bytes each                                |
+//! | 0x2_0000 | buffers; the regions meet at 0x4_0000                          |
+//! | 0x8_0000 | the hole                                                       |
+//! | 0xc_0000 | more RAM, up to 0x10_0000                                      |
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use husk_devices::memory::{GuestMemory, GuestMemoryMmap};
+use husk_virtio::device::{Activation, Handler, VirtioDevice, Watch};
+use husk_virtio::ring::{Notify, Ring, RingState};
+use virtio_queue::QueueState;
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::op::{Buffer, Op, Place};
+use crate::script::Script;
+
+const QUEUES: u64 = 0x1000;
+const QUEUE_BYTES: usize = 0x1000;
+const AVAILABLE: u64 = 0x400;
+const USED: u64 = 0x800;
+const INDIRECT: u64 = 0x1_0000;
+const DATA: u64 = 0x2_0000;
+/// So that a queue's parts have room in its page.
+const SIZE_MAX: u16 = 64;
+/// Times that a handler may ask to be woken again at once. A guest can make it go on for ever, the script should go on, too.
+const WAKES: usize = 8;
+
+/// Guest RAM, fresh and zero.
+pub fn memory() -> GuestMemory {
+    let ranges = [(0, 0x4_0000), (0x4_0000, 0x4_0000), (0xc_0000, 0x4_0000)];
+    let ranges = ranges.map(|(base, len)| (GuestAddress(base), len));
+    GuestMemory::new(GuestMemoryMmap::from_ranges(&ranges).expect("a MiB can be mapped"))
+}
+
+/// Plays `script` to `device`. `host` does the device-specific part of [`Op::Host`] and reads its own arguments.
+///
+/// # Panics
+/// When the device does what it must not.
+pub fn play<D: VirtioDevice>(device: &mut D, script: &mut Script<'_>, mut host: impl FnMut(&mut D, &mut Script<'_>)) {
+    let mut guest = Guest::new(memory());
+    if guest.start(device, script).is_some() {
+        while let Some(op) = Op::read(script) {
+            match op {
+                Op::Host => host(device, script),
+                Op::Restart => {
+                    guest.stop();
+                    if guest.start(device, script).is_none() {
+                        break;
+                    }
+                }
+                Op::ReadConfig(offset, width) => {
+                    let mut data = [0xee; 8];
+                    let config = device.config();
+                    let config = config.lock().expect("nothing panics with the lock held");
+                    config.read(offset.into(), &mut data[..width]);
+                }
+                Op::WriteConfig(offset, data) => {
+                    let config = device.config();
+                    let mut config = config.lock().expect("nothing panics with the lock held");
+                    config.write(offset.into(), data);
+                }
+                op => guest.carry_out(&op),
+            }
+        }
+    }
+    guest.wake_all();
+    guest.stop();
+}
+
+/// The driver's view of one queue, and the doorbell.
+struct Queue {
+    state: QueueState,
+    kick: Arc<EventFd>,
+    next_descriptor: u16,
+    next_table: u16,
+}
+
+impl Queue {
+    fn table(&self) -> u64 {
+        self.state.desc_table
+    }
+}
+
+/// A handler as its I/O thread would hold it.
+struct Running {
+    handler: Box<dyn Handler>,
+    watched: Watched,
+    failed: bool,
+}
+
+struct Guest {
+    mem: GuestMemory,
+    queues: Vec<Queue>,
+    running: Vec<Running>,
+    interrupts: Arc<AtomicU32>,
+}
+
+impl Guest {
+    fn new(mem: GuestMemory) -> Self {
+        Self {
+            mem,
+            queues: Vec::new(),
+            running: Vec::new(),
+            interrupts: Arc::default(),
+        }
+    }
+
+    /// Lays the queues out as the script says and starts the device. `None` if the script is at its end.
+    ///
+    /// | byte of the script | meaning |
+    /// |---|---|
+    /// | 0, bit 0 | event index |
+    /// | 0, bit 1 | raw queue addresses follow: three for each queue |
+    /// | 0, bit 2 | the last queue is left disabled |
+    /// | 0, bits 4-6 | queue size: the largest, shifted right by this |
+    /// | 1-8 | features that the driver takes, of those that are offered |
+    fn start(&mut self, device: &mut dyn VirtioDevice, script: &mut Script<'_>) -> Option<()> {
+        let (flags, features) = (script.u8()?, script.u64()?);
+        let profile = device.profile();
+        self.queues.clear();
+        for (base, size) in (QUEUES..).step_by(QUEUE_BYTES).zip(&profile.queue_sizes) {
+            let mut state = QueueState {
+                max_size: *size,
+                size: ((*size).min(SIZE_MAX) >> (flags >> 4 & 7)).max(1),
+                ready: true,
+                event_idx_enabled: flags & 1 != 0,
+                desc_table: base,
+                avail_ring: base + AVAILABLE,
+                used_ring: base + USED,
+                ..QueueState::default()
+            };
+            if flags & 2 != 0 {
+                state.desc_table = script.u64()? & !0xf;
+                state.avail_ring = script.u64()? & !1;
+                state.used_ring = script.u64()? & !3;
+            } else {
+                self.write(base, &[0; QUEUE_BYTES]);
+            }
+            self.queues.push(Queue {
+                state,
+                kick: Arc::new(EventFd::new(EFD_NONBLOCK).expect("a descriptor is free: nothing leaks them")),
+                next_descriptor: 0,
+                next_table: 0,
+            });
+        }
+        self.activate(device, profile.features & features, flags & 4 != 0);
+        Some(())
+    }
+
+    fn activate(&mut self, device: &mut dyn VirtioDevice, features: u64, without_last: bool) {
+        let enabled = self.queues.len().saturating_sub(without_last.into());
+        let rings = (0..).zip(&self.queues).map(|(index, queue)| {
+            if usize::from(index) >= enabled {
+                return Ok(None);
+            }
+            let state = RingState {
+                index,
+                queue: queue.state,
+            };
+            let notify = self.notify();
+            Ring::new(state, queue.kick.clone(), notify, self.mem.clone()).map(Some)
+        });
+        let Ok(rings) = rings.collect::<Result<Vec<_>, _>>() else {
+            return;
+        };
+        let started = device.start(Activation {
+            mem: self.mem.clone(),
+            features,
+            rings,
+            config_changed: self.notify(),
+        });
+        for mut handler in started.into_iter().flatten() {
+            let mut watched = Watched::new();
+            let failed = handler.watch(&mut watched).is_err();
+            self.running.push(Running {
+                handler,
+                watched,
+                failed,
+            });
+        }
+    }
+
+    fn notify(&self) -> Notify {
+        let interrupts = self.interrupts.clone();
+        Notify::new(move || {
+            interrupts.fetch_add(1, Ordering::Relaxed);
+        })
+    }
+
+    /// Stops all handlers, as a reset does.
+    fn stop(&mut self) {
+        for Running { handler, failed, .. } in self.running.drain(..) {
+            for RingState { index, queue } in handler.stop() {
+                assert!(
+                    failed || queue.next_avail == queue.next_used,
+                    "queue {index} took {} chains and gave {} back",
+                    queue.next_avail,
+                    queue.next_used
+                );
+            }
+        }
+    }
+
+    fn carry_out(&mut self, op: &Op<'_>) {
+        match op {
+            Op::Chain(queue, buffers) => self.offer_chain(*queue, buffers, false),
+            Op::Indirect(queue, buffers) => self.offer_chain(*queue, buffers, true),
+            Op::Descriptor(queue, index, raw) => {
+                if let Some(queue) = self.queue(*queue) {
+                    let place = queue.table() + 16 * u64::from(*index);
+                    self.write(place, raw);
+                }
+            }
+            Op::Offer(queue, head) => self.offer(*queue, *head),
+            Op::AvailableIndex(queue, value) => self.poke(*queue, |state| state.avail_ring + 2, *value),
+            Op::AvailableFlags(queue, value) => self.poke(*queue, |state| state.avail_ring, *value),
+            Op::UsedEvent(queue, value) => {
+                self.poke(*queue, |state| state.avail_ring + 4 + 2 * u64::from(state.size), *value);
+            }
+            Op::Write(place, bytes) => self.write(u64::from(*place), bytes),
+            Op::Kick(queue) => {
+                if let Some(queue) = self.queue(*queue) {
+                    let _ = queue.kick.write(1);
+                }
+                self.wake_all();
+            }
+            Op::Wake => self.wake_all(),
+            Op::Host | Op::Restart | Op::ReadConfig(..) | Op::WriteConfig(..) => {}
+        }
+    }
+
+    fn queue(&self, index: u8) -> Option<&Queue> {
+        self.queues.get(usize::from(index).checked_rem(self.queues.len())?)
+    }
+
+    /// Writes a chain into the descriptor table, or into a table of its own, and makes it available.
+    fn offer_chain(&mut self, index: u8, buffers: &[Buffer<'_>], indirect: bool) {
+        let count = self.queues.len();
+        let Some(queue) = usize::from(index)
+            .checked_rem(count)
+            .and_then(|index| self.queues.get_mut(index))
+        else {
+            return;
+        };
+        let size = queue.state.size;
+        let (table, first, limit) = if indirect {
+            let table = INDIRECT + 256 * u64::from(queue.next_table);
+            queue.next_table = (queue.next_table + 1) % 64;
+            (table, 0, 16)
+        } else {
+            (queue.table(), queue.next_descriptor, size)
+        };
+        let at = |offset: usize| (first + u16::try_from(offset).unwrap_or(0)) % limit;
+        let mut writes = Vec::new();
+        for (number, buffer) in buffers.iter().enumerate() {
+            let last = number + 1 == buffers.len();
+            let gpa = match buffer.place {
+                Place::Slot(slot) => DATA + 0x1000 * u64::from(slot),
+                Place::Raw(gpa) => gpa,
+            };
+            let raw = descriptor(
+                gpa,
+                buffer.len,
+                u16::from(buffer.write) << 1 | u16::from(!last),
+                at(number + 1),
+            );
+            writes.push((table + 16 * u64::from(at(number)), raw.to_vec()));
+            writes.push((gpa, buffer.payload.to_vec()));
+        }
+        let head = queue.next_descriptor;
+        if indirect {
+            let bytes = u32::try_from(16 * buffers.len()).unwrap_or(u32::MAX);
+            let raw = descriptor(table, bytes, 4, 0);
+            writes.push((queue.table() + 16 * u64::from(head), raw.to_vec()));
+            queue.next_descriptor = (head + 1) % size;
+        } else {
+            queue.next_descriptor = at(buffers.len());
+        }
+        for (gpa, bytes) in writes {
+            self.write(gpa, &bytes);
+        }
+        self.offer(index, head);
+    }
+
+    /// Puts `head` into the available ring.
+    fn offer(&self, index: u8, head: u16) {
+        let Some(queue) = self.queue(index) else { return };
+        let (ring, size) = (queue.state.avail_ring, queue.state.size);
+        let mem = self.mem.memory();
+        let next: u16 = mem.read_obj(GuestAddress(ring + 2)).unwrap_or(0);
+        self.write(ring + 4 + 2 * u64::from(next % size), &head.to_le_bytes());
+        self.write(ring + 2, &next.wrapping_add(1).to_le_bytes());
+    }
+
+    fn poke(&self, index: u8, place: impl FnOnce(&QueueState) -> u64, value: u16) {
+        if let Some(queue) = self.queue(index) {
+            self.write(place(&queue.state), &value.to_le_bytes());
+        }
+    }
+
+    /// Writes as much as there is RAM for.
+    fn write(&self, gpa: u64, bytes: &[u8]) {
+        let _ = self.mem.memory().write(bytes, GuestAddress(gpa));
+    }
+
+    /// Lets every handler do what it has been woken for.
+    fn wake_all(&mut self) {
+        for running in &mut self.running {
+            for _ in 0..WAKES {
+                if running.failed || !running.wake() {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+impl Running {
+    /// Whether there was a reason to wake.
+    fn wake(&mut self) -> bool {
+        let mut events = [EpollEvent::default(); 16];
+        let count = self.watched.0.wait(0, &mut events).unwrap_or(0);
+        for event in &events[..count] {
+            let token = u32::try_from(event.data()).expect("tokens are registered as such");
+            if self.handler.wake(token, &mut self.watched).is_err() {
+                self.failed = true;
+                break;
+            }
+        }
+        count > 0
+    }
+}
+
+fn descriptor(gpa: u64, len: u32, flags: u16, next: u16) -> [u8; 16] {
+    let mut raw = [0; 16];
+    raw[..8].copy_from_slice(&gpa.to_le_bytes());
+    raw[8..12].copy_from_slice(&len.to_le_bytes());
+    raw[12..14].copy_from_slice(&flags.to_le_bytes());
+    raw[14..].copy_from_slice(&next.to_le_bytes());
+    raw
+}
+
+struct Watched(Epoll);
+
+impl Watched {
+    fn new() -> Self {
+        Self(Epoll::new().expect("a descriptor is free: nothing leaks them"))
+    }
+}
+
+impl Watch for Watched {
+    fn readable(&mut self, fd: RawFd, token: u32) -> std::io::Result<()> {
+        let event = EpollEvent::new(EventSet::IN, token.into());
+        self.0.ctl(ControlOperation::Add, fd, event)
+    }
+
+    fn forget(&mut self, fd: RawFd) -> std::io::Result<()> {
+        self.0.ctl(ControlOperation::Delete, fd, EpollEvent::default())
+    }
+}
