@@ -168,7 +168,8 @@ impl Bank {
     /// Carries out an event of the host's; `promise`, if any, is for whoever asked for it.
     pub(crate) fn apply(&mut self, slot: u32, event: Event, promise: Option<Promise>) -> Result<State, BankError> {
         let entry = self.entry(slot)?;
-        if entry.pinned && event == Event::Ask {
+        // What the guest has already let go of has nothing left to keep: there, asking means that nobody wants the slot again.
+        if entry.pinned && event == Event::Ask && !matches!(entry.state, State::Ejected { .. }) {
             return Err(BankError::Pinned { slot });
         }
         entry

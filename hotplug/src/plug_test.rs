@@ -242,6 +242,25 @@ fn a_grow_is_served_when_the_guest_refuses_the_shrink() {
 }
 
 #[test]
+fn a_successor_that_cannot_be_created_leaves_a_slot_empty_even_if_it_was_pinned_meanwhile() {
+    let mut machine = Machine::grown();
+    drop(machine.host.remove(1).unwrap());
+    machine.take();
+    let grow = machine.host.reclaim(1, 99).unwrap();
+    machine.bank.lock().unwrap().pin(1).unwrap();
+    machine.eject(1);
+    machine.host.plug_mut().cannot_create = true;
+    machine.host.ejected().unwrap_err();
+    assert_eq!((machine.there(), machine.state(1)), (vec![(0, 1)], State::Empty));
+    assert_eq!(answer(&grow), Outcome::Withdrawn);
+    assert_eq!(
+        machine.host.ejected().unwrap(),
+        [0_u32; 0],
+        "what is gone is not destroyed again"
+    );
+}
+
+#[test]
 fn a_grow_follows_a_shrink_that_the_guest_carried_out() {
     let mut machine = Machine::grown();
     drop(machine.host.remove(1).unwrap());
