@@ -89,8 +89,14 @@ struct Queue {
 }
 
 impl Queue {
-    fn table(&self) -> u64 {
-        self.state.desc_table
+    /// Where a descriptor is. Rings may be anywhere, also where addresses end.
+    fn descriptor(&self, index: u16) -> u64 {
+        self.state.desc_table.wrapping_add(16 * u64::from(index))
+    }
+
+    /// Where a byte of the available ring is.
+    fn available(&self, offset: u64) -> u64 {
+        self.state.avail_ring.wrapping_add(offset)
     }
 }
 
@@ -220,15 +226,16 @@ impl Guest {
             Op::Indirect(queue, buffers) => self.offer_chain(*queue, buffers, true),
             Op::Descriptor(queue, index, raw) => {
                 if let Some(queue) = self.queue(*queue) {
-                    let place = queue.table() + 16 * u64::from(*index);
+                    let place = queue.descriptor(*index);
                     self.write(place, raw);
                 }
             }
             Op::Offer(queue, head) => self.offer(*queue, *head),
-            Op::AvailableIndex(queue, value) => self.poke(*queue, |state| state.avail_ring + 2, *value),
-            Op::AvailableFlags(queue, value) => self.poke(*queue, |state| state.avail_ring, *value),
-            Op::UsedEvent(queue, value) => {
-                self.poke(*queue, |state| state.avail_ring + 4 + 2 * u64::from(state.size), *value);
+            Op::AvailableIndex(queue, value) => self.poke(*queue, 2, *value),
+            Op::AvailableFlags(queue, value) => self.poke(*queue, 0, *value),
+            Op::UsedEvent(index, value) => {
+                let size = self.queue(*index).map_or(0, |queue| queue.state.size);
+                self.poke(*index, 4 + 2 * u64::from(size), *value);
             }
             Op::Write(place, bytes) => self.write(u64::from(*place), bytes),
             Op::Kick(queue) => {
@@ -261,7 +268,7 @@ impl Guest {
             queue.next_table = (queue.next_table + 1) % 64;
             (table, 0, 16)
         } else {
-            (queue.table(), queue.next_descriptor, size)
+            (queue.descriptor(0), queue.next_descriptor, size)
         };
         let at = |offset: usize| (first + u16::try_from(offset).unwrap_or(0)) % limit;
         let mut writes = Vec::new();
@@ -277,14 +284,14 @@ impl Guest {
                 u16::from(buffer.write) << 1 | u16::from(!last),
                 at(number + 1),
             );
-            writes.push((table + 16 * u64::from(at(number)), raw.to_vec()));
+            writes.push((table.wrapping_add(16 * u64::from(at(number))), raw.to_vec()));
             writes.push((gpa, buffer.payload.to_vec()));
         }
         let head = queue.next_descriptor;
         if indirect {
             let bytes = u32::try_from(16 * buffers.len()).unwrap_or(u32::MAX);
             let raw = descriptor(table, bytes, 4, 0);
-            writes.push((queue.table() + 16 * u64::from(head), raw.to_vec()));
+            writes.push((queue.descriptor(head), raw.to_vec()));
             queue.next_descriptor = (head + 1) % size;
         } else {
             queue.next_descriptor = at(buffers.len());
@@ -298,16 +305,16 @@ impl Guest {
     /// Puts `head` into the available ring.
     fn offer(&self, index: u8, head: u16) {
         let Some(queue) = self.queue(index) else { return };
-        let (ring, size) = (queue.state.avail_ring, queue.state.size);
-        let mem = self.mem.memory();
-        let next: u16 = mem.read_obj(GuestAddress(ring + 2)).unwrap_or(0);
-        self.write(ring + 4 + 2 * u64::from(next % size), &head.to_le_bytes());
-        self.write(ring + 2, &next.wrapping_add(1).to_le_bytes());
+        let place = GuestAddress(queue.available(2));
+        let next: u16 = self.mem.memory().read_obj(place).unwrap_or(0);
+        let entry = 4 + 2 * u64::from(next % queue.state.size);
+        self.write(queue.available(entry), &head.to_le_bytes());
+        self.write(place.0, &next.wrapping_add(1).to_le_bytes());
     }
 
-    fn poke(&self, index: u8, place: impl FnOnce(&QueueState) -> u64, value: u16) {
+    fn poke(&self, index: u8, offset: u64, value: u16) {
         if let Some(queue) = self.queue(index) {
-            self.write(place(&queue.state), &value.to_le_bytes());
+            self.write(queue.available(offset), &value.to_le_bytes());
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -68,18 +68,22 @@ pub fn guest_tests(lab: &Lab) -> Result<Vec<Built>> {
 }
 
 /// Cargo, as the user called it.
-pub fn cargo(lab: &Lab) -> std::process::Command {
+pub fn cargo(lab: &Lab) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut cargo = command(program);
     cargo.current_dir(&lab.workspace);
-    // What `cargo lab` itself was started with is not meant for other packages.
+    forget_this_package(&mut cargo);
+    cargo
+}
+
+/// Keeps from `command` what `cargo lab` itself was started with: it is not meant for other packages.
+pub fn forget_this_package(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let known = name.to_string_lossy();
         if known.starts_with("CARGO_PKG_") || known.starts_with("CARGO_MANIFEST_") || known.starts_with("CARGO_BIN_") {
-            cargo.env_remove(name);
+            command.env_remove(name);
         }
     }
-    cargo
 }
 
 /// Runs cargo with these arguments; the programs it built.
@@ -88,15 +92,23 @@ pub fn cargo(lab: &Lab) -> std::process::Command {
 ///
 /// Something does not compile.
 pub fn build(lab: &Lab, arguments: &[&str]) -> Result<Vec<Built>> {
-    let mut cargo = cargo(lab);
-    cargo.args(arguments).arg("--message-format=json-render-diagnostics");
+    run(cargo(lab).args(arguments))
+}
+
+/// Runs a prepared cargo; the programs it built.
+///
+/// # Errors
+///
+/// Something does not compile.
+pub fn run(cargo: &mut Command) -> Result<Vec<Built>> {
+    cargo.arg("--message-format=json-render-diagnostics");
     // Cargo shows its own progress on standard error.
     let output = cargo
         .stderr(Stdio::inherit())
         .output()
-        .with_context(|| format!("cannot start `{}`", typed(&cargo)))?;
+        .with_context(|| format!("cannot start `{}`", typed(cargo)))?;
     if !output.status.success() {
-        bail!("`{}` failed ({})", typed(&cargo), output.status);
+        bail!("`{}` failed ({})", typed(cargo), output.status);
     }
     Ok(executables(&String::from_utf8_lossy(&output.stdout)))
 }

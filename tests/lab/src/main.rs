@@ -9,6 +9,7 @@ mod build;
 mod command;
 mod demo;
 mod emulator;
+mod fuzz;
 mod host;
 mod images;
 mod interactive;
@@ -57,6 +58,8 @@ enum Task {
     },
     /// Measure husk, and on request its peers; a table and a chart go to target/lab/bench.
     Bench(bench::BenchArgs),
+    /// Give every target of tests/fuzz inputs that nobody thought of.
+    Fuzz(fuzz::FuzzArgs),
     /// Open a shell in the emulated host, with husk and guest kernels at hand.
     Shell,
     /// Run husk with these arguments in the emulated host and pass its exit code on.
@@ -100,6 +103,7 @@ fn perform(arguments: &Arguments) -> Result<ExitCode> {
         Task::Test { guests_only, filter } => {
             test::run(&Lab::open()?, &choice(), *guests_only, filter.as_deref()).map(verdict)
         }
+        Task::Fuzz(arguments) => fuzz::run(&Lab::open()?, arguments).map(verdict),
         Task::Shell => interactive::shell(&Lab::open()?).map(exit_code),
         Task::Run { arguments } => interactive::husk(&Lab::open()?, arguments).map(exit_code),
         Task::Life(arguments) => life::run(arguments).map(|()| ExitCode::SUCCESS),
