@@ -1,16 +1,16 @@
 //! A test guest: does the steps of its command line in order and answers each.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
-use husk_guest::{Answer, MARK_END, Step, step};
+use anyhow::{Context, Result};
+use husk_guest::{Answer, Step, step};
 
-use crate::{disk, facts, option, setup, sys};
+use crate::{agent, option, setup, steps, sys};
 
-/// The console that the answers go to and `echo` reads from.
+/// The console that the answers go to and `echo` reads from: a terminal, or `null` in a guest without one.
 struct Console(File);
 
 /// Runs the guest.
@@ -39,7 +39,9 @@ impl Console {
             .write(true)
             .open(&path)
             .with_context(|| format!("cannot open {path}"))?;
-        sys::set_line(&file, sys::Line::Quiet).with_context(|| format!("cannot configure {path}"))?;
+        if file.is_terminal() {
+            sys::set_line(&file, sys::Line::Quiet).with_context(|| format!("cannot configure {path}"))?;
+        }
         Ok(Self(file))
     }
 
@@ -49,7 +51,15 @@ impl Console {
         (&self.0)
             .write_all(format!("\n{}\n", answer.line()).as_bytes())
             .context("cannot write to the console")?;
-        sys::drain(&self.0).context("cannot drain the console")
+        self.drain()
+    }
+
+    /// Waits until all is sent.
+    fn drain(&self) -> Result<()> {
+        if self.0.is_terminal() {
+            sys::drain(&self.0).context("cannot drain the console")?;
+        }
+        Ok(())
     }
 
     fn fail(&self, asked: &str, error: &anyhow::Error) -> Result<()> {
@@ -73,30 +83,17 @@ impl Console {
 
     /// Does one step. `None` if it has answered already.
     fn perform(&self, step: &Step) -> Result<Option<Answer>> {
-        let answer = match step {
-            Step::Report => Answer::Report(facts::report()?),
-            Step::Topology => Answer::Topology {
-                processors: facts::processors()?,
-            },
-            Step::Pci => Answer::Pci {
-                functions: facts::pci()?,
-            },
-            Step::Interrupts => Answer::Interrupts {
-                rows: facts::interrupts()?,
-            },
-            Step::Disk(name) => Answer::Disk(disk::describe(name)?),
-            Step::Write(range, seed) => disk::write(range, *seed)?,
-            Step::Read(range) => disk::read(range)?,
-            Step::Discard(range) => disk::discard(range)?,
-            Step::Zero(range) => disk::zero(range)?,
-            Step::Parallel(name, jobs) => disk::parallel(name, *jobs)?,
-            Step::Random(length) => random(*length)?,
-            Step::Echo => return self.echo().map(|()| None),
-            Step::Window(changes) => return self.window(*changes).map(|()| None),
-            Step::Mark(byte) => return self.mark(*byte).map(|()| None),
-            Step::Idle | Step::PowerOff | Step::Reset | Step::Panic => return Err(self.end(step)),
-        };
-        Ok(Some(answer))
+        match step {
+            Step::Echo => self.echo().map(|()| None),
+            Step::Window(changes) => self.window(*changes).map(|()| None),
+            Step::Mark(byte) => self.mark(*byte).map(|()| None),
+            Step::Agent => agent::serve().map(|()| None),
+            Step::Idle | Step::PowerOff | Step::Reset | Step::Panic => {
+                self.say(&Answer::Bye { to: step.to_string() })?;
+                Err(steps::end(step))
+            }
+            _ => steps::perform(step).map(Some),
+        }
     }
 
     fn echo(&self) -> Result<()> {
@@ -135,47 +132,6 @@ impl Console {
     /// Writes a byte that whoever watches the console waits for.
     fn mark(&self, byte: u8) -> Result<()> {
         (&self.0).write_all(&[byte]).context("cannot write to the console")?;
-        sys::drain(&self.0).context("cannot drain the console")
+        self.drain()
     }
-
-    /// Ends the guest; an error if it is still there afterwards.
-    fn end(&self, step: &Step) -> anyhow::Error {
-        if let Err(error) = self.say(&Answer::Bye { to: step.to_string() }) {
-            return error;
-        }
-        if *step == Step::Idle {
-            loop {
-                thread::sleep(Duration::from_secs(3600));
-            }
-        }
-        if let Err(error) = sys::mark(MARK_END) {
-            return error.into();
-        }
-        match step {
-            Step::Reset => sys::leave(sys::Leave::Restart).into(),
-            Step::Panic => match fs::write("/proc/sysrq-trigger", "c") {
-                Ok(()) => anyhow!("the kernel survived its own crash"),
-                Err(error) => error.into(),
-            },
-            _ => sys::leave(sys::Leave::PowerOff).into(),
-        }
-    }
-}
-
-fn random(length: usize) -> Result<Answer> {
-    let source = fs::read_to_string("/sys/class/misc/hw_random/rng_current")?
-        .trim()
-        .to_string();
-    let mut bytes = vec![0; length];
-    File::open("/dev/hwrng")?
-        .read_exact(&mut bytes)
-        .context("cannot read /dev/hwrng")?;
-    let mut values = bytes;
-    values.sort_unstable();
-    values.dedup();
-    Ok(Answer::Random {
-        source,
-        bytes: length,
-        distinct: values.len(),
-    })
 }

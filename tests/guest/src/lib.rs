@@ -1,14 +1,17 @@
 //! What a test guest can be asked and what it answers: the language that its init and the harness share.
 //!
 //! The harness writes [`Step`]s on the guest's kernel command line, `husk.do=report,poweroff`; the init does them in order and
-//! prints one [`Answer`] per step as a line of JSON behind [`PREFIX`].
+//! prints one [`Answer`] per step as a line of JSON behind [`PREFIX`]. With the step `agent` it then listens on vsock port
+//! [`AGENT_PORT`] and does what each [`Call`] asks.
 
 pub mod answer;
+pub mod call;
 pub mod job;
 pub mod pattern;
 pub mod step;
 
 pub use answer::Answer;
+pub use call::{AGENT_PORT, Call, Reply};
 pub use job::Job;
 pub use step::Step;
 

@@ -2,11 +2,13 @@
 //!
 //! It is the whole user space: statically linked, started as `/init` of an initramfs that has nothing else but kernel modules.
 
+mod agent;
 mod disk;
 mod facts;
 mod guest;
 mod host;
 mod setup;
+mod steps;
 mod sys;
 
 use std::fs;

@@ -18,6 +18,7 @@
 //! | `echo`                     | answers each input line until the line `end`                            |
 //! | `window:CHANGES`           | console size now, and after each of CHANGES resizes                     |
 //! | `mark:BYTE`                | writes a byte, given in decimal, to the console                         |
+//! | `agent`                    | serves calls over vsock until one of them ends the guest                |
 //! | `idle`                     | sleeps for ever                                                         |
 //! | `poweroff`                 | powers off                                                              |
 //! | `reset`                    | restarts, by the method of the kernel's `reboot=` option                |
@@ -55,6 +56,7 @@ pub enum Step {
     Echo,
     Window(usize),
     Mark(u8),
+    Agent,
     Idle,
     PowerOff,
     Reset,
@@ -138,6 +140,7 @@ impl fmt::Display for Step {
             Self::Echo => f.write_str("echo"),
             Self::Window(changes) => write!(f, "window:{changes}"),
             Self::Mark(byte) => write!(f, "mark:{byte}"),
+            Self::Agent => f.write_str("agent"),
             Self::Idle => f.write_str("idle"),
             Self::PowerOff => f.write_str("poweroff"),
             Self::Reset => f.write_str("reset"),
@@ -171,6 +174,7 @@ fn parse(words: &[&str]) -> Option<Step> {
         ["echo"] => Step::Echo,
         ["window", changes] => Step::Window(changes.parse().ok()?),
         ["mark", byte] => Step::Mark(byte.parse().ok()?),
+        ["agent"] => Step::Agent,
         ["idle"] => Step::Idle,
         ["poweroff"] => Step::PowerOff,
         ["reset"] => Step::Reset,
@@ -213,6 +217,7 @@ mod tests {
             Step::Echo,
             Step::Window(2),
             Step::Mark(2),
+            Step::Agent,
             Step::Idle,
             Step::PowerOff,
             Step::Reset,

@@ -223,3 +223,37 @@ pub fn wait_any() -> io::Result<(u32, i32)> {
     };
     Ok((pid.unsigned_abs(), code))
 }
+
+/// Listens on vsock port `port` for connections from anywhere.
+pub fn vsock_listen(port: u32) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is involved.
+    let fd = check(unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: the call made the descriptor, and nobody else has it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: sockaddr_vm is integers; all zeroes is a value.
+    let mut address: libc::sockaddr_vm = unsafe { MaybeUninit::zeroed().assume_init() };
+    address.svm_family = libc::sa_family_t::try_from(libc::AF_VSOCK).map_err(io::Error::other)?;
+    address.svm_cid = libc::VMADDR_CID_ANY;
+    address.svm_port = port;
+    let length = libc::socklen_t::try_from(size_of_val(&address)).map_err(io::Error::other)?;
+    // SAFETY: pointer and length describe `address`.
+    check(unsafe { libc::bind(fd, (&raw const address).cast(), length) })?;
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::listen(fd, 1024) })?;
+    Ok(socket)
+}
+
+/// The next connection of a listening socket.
+pub fn accept(listener: &OwnedFd) -> io::Result<File> {
+    // SAFETY: no address is asked for.
+    let fd = check(unsafe {
+        libc::accept4(
+            listener.as_raw_fd(),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            libc::SOCK_CLOEXEC,
+        )
+    })?;
+    // SAFETY: the call made the descriptor, and nobody else has it.
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+}

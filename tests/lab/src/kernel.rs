@@ -29,7 +29,14 @@ pub const KERNELS: [Kernel; 2] = [
     Kernel {
         name: "6.12",
         package: Package::Newest("linux-image-6.12-cloud-amd64"),
-        guest_modules: &["virtio_blk", "virtio_rng", "pvpanic_mmio", "virtio_pmem", "nd_pmem"],
+        guest_modules: &[
+            "virtio_blk",
+            "virtio_rng",
+            "pvpanic_mmio",
+            "virtio_pmem",
+            "nd_pmem",
+            "vmw_vsock_virtio_transport",
+        ],
         host_modules: &["virtio_blk", "kvm_amd", "loop"],
     },
     Kernel {
@@ -44,6 +51,7 @@ pub const KERNELS: [Kernel; 2] = [
             "pvpanic_pci",
             "virtio_pmem",
             "nd_pmem",
+            "vmw_vsock_virtio_transport",
         ],
         host_modules: &[],
     },

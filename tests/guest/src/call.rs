@@ -1,0 +1,131 @@
+//! What the agent in a test guest is asked over vsock and what it replies: a line of JSON each way.
+//!
+//! A connection carries any number of calls, one after another. [`Call::Echo`], [`Call::Sink`] and [`Call::Source`] are the last of
+//! theirs: what follows is a stream.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Answer;
+
+/// The vsock port of the agent, as of the one that it stands for.
+pub const AGENT_PORT: u32 = 1024;
+
+/// One thing that the agent does.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(tag = "call", rename_all = "kebab-case")]
+pub enum Call {
+    /// A step, as a command line has it; [`Reply::Answer`].
+    Step {
+        /// For example `report`.
+        step: String,
+    },
+    /// Runs a program to its end; [`Reply::Ran`].
+    Run {
+        /// Program and arguments.
+        command: Vec<String>,
+        /// Its standard input.
+        input: String,
+    },
+    /// Mounts a file system, creating the folder; [`Reply::Done`].
+    Mount {
+        /// What, for example the tag of a share.
+        source: String,
+        /// Where.
+        target: String,
+        /// The file system's name.
+        kind: String,
+    },
+    /// Writes and syncs a file of a [`crate::pattern`]; [`Reply::Data`].
+    Store {
+        /// Where.
+        path: String,
+        /// Of the pattern.
+        seed: u64,
+        /// How long.
+        bytes: u64,
+    },
+    /// Reads a whole file; [`Reply::Data`].
+    Sum {
+        /// Which.
+        path: String,
+    },
+    /// Waits for a block device in a PCI slot; [`Reply::Device`].
+    DiskAt {
+        /// `0000:00:05.0`.
+        bdf: String,
+    },
+    /// Waits until a PCI slot is empty; [`Reply::Done`].
+    Gone {
+        /// `0000:00:05.0`.
+        bdf: String,
+    },
+    /// Sends back what comes, until the end of it.
+    Echo,
+    /// Takes what comes until the end of it; [`Reply::Data`].
+    Sink,
+    /// Sends a [`crate::pattern`] and closes.
+    Source {
+        /// Of the pattern.
+        seed: u64,
+        /// How long.
+        bytes: u64,
+    },
+}
+
+/// What the agent replies.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum Reply {
+    /// Nothing more to say.
+    Done,
+    /// A step's answer.
+    Answer {
+        /// As it would be on a console.
+        answer: Answer,
+    },
+    /// A program has ended.
+    Ran {
+        /// Its exit code, or 128 and the signal.
+        code: i32,
+        /// Its standard output.
+        stdout: String,
+        /// Its standard error.
+        stderr: String,
+    },
+    /// Bytes went by.
+    Data {
+        /// How many.
+        bytes: u64,
+        /// Their [`crate::pattern::Checksum`].
+        checksum: u64,
+    },
+    /// A device was found.
+    Device {
+        /// Its name below `/dev`.
+        name: String,
+        /// Its place below `/sys/devices`.
+        path: String,
+    },
+    /// It could not be done.
+    Failed {
+        /// The chain of errors.
+        error: String,
+        /// The error number, if the kernel gave one.
+        errno: Option<i32>,
+    },
+}
+
+impl Call {
+    /// A step as a call.
+    pub fn step(step: &crate::Step) -> Self {
+        Self::Step { step: step.to_string() }
+    }
+
+    /// A program to run, without input.
+    pub fn run(command: &[&str]) -> Self {
+        Self::Run {
+            command: command.iter().map(ToString::to_string).collect(),
+            input: String::new(),
+        }
+    }
+}

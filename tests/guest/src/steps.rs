@@ -1,0 +1,77 @@
+//! The steps that need no console.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use husk_guest::{Answer, MARK_END, Step};
+
+use crate::{disk, facts, sys};
+
+/// Does one step and answers it.
+///
+/// # Errors
+///
+/// The kernel refused, or the step needs a console.
+pub fn perform(step: &Step) -> Result<Answer> {
+    Ok(match step {
+        Step::Report => Answer::Report(facts::report()?),
+        Step::Topology => Answer::Topology {
+            processors: facts::processors()?,
+        },
+        Step::Pci => Answer::Pci {
+            functions: facts::pci()?,
+        },
+        Step::Interrupts => Answer::Interrupts {
+            rows: facts::interrupts()?,
+        },
+        Step::Disk(name) => Answer::Disk(disk::describe(name)?),
+        Step::Write(range, seed) => disk::write(range, *seed)?,
+        Step::Read(range) => disk::read(range)?,
+        Step::Discard(range) => disk::discard(range)?,
+        Step::Zero(range) => disk::zero(range)?,
+        Step::Parallel(name, jobs) => disk::parallel(name, *jobs)?,
+        Step::Random(length) => random(*length)?,
+        _ => bail!("`{step}` needs a console"),
+    })
+}
+
+/// Ends the guest; an error if it is still there afterwards.
+pub fn end(step: &Step) -> anyhow::Error {
+    if *step == Step::Idle {
+        loop {
+            thread::sleep(Duration::from_secs(3600));
+        }
+    }
+    if let Err(error) = sys::mark(MARK_END) {
+        return error.into();
+    }
+    match step {
+        Step::Reset => sys::leave(sys::Leave::Restart).into(),
+        Step::Panic => match fs::write("/proc/sysrq-trigger", "c") {
+            Ok(()) => anyhow!("the kernel survived its own crash"),
+            Err(error) => error.into(),
+        },
+        _ => sys::leave(sys::Leave::PowerOff).into(),
+    }
+}
+
+fn random(length: usize) -> Result<Answer> {
+    let source = fs::read_to_string("/sys/class/misc/hw_random/rng_current")?
+        .trim()
+        .to_string();
+    let mut bytes = vec![0; length];
+    File::open("/dev/hwrng")?
+        .read_exact(&mut bytes)
+        .context("cannot read /dev/hwrng")?;
+    let mut values = bytes;
+    values.sort_unstable();
+    values.dedup();
+    Ok(Answer::Random {
+        source,
+        bytes: length,
+        distinct: values.len(),
+    })
+}
