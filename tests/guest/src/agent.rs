@@ -1,20 +1,34 @@
-//! The agent: serves [`Call`]s over vsock, each connection on a thread of its own.
+//! The agent of a test pod (the step `agent`): serves [`Call`]s on vsock, any number of connections at once.
+//!
+//! It stands for Kata's agent: it listens on port 1024, and on the port of its log only if the kernel's command line names one
+//! (`agent.log_vport=`). Nothing of it needs a console.
 
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+mod device;
+mod exec;
+mod files;
+mod log;
+
+use std::fs;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use husk_guest::{AGENT_PORT, Call, Reply, Step, pattern};
+use anyhow::{Context, Result, anyhow, ensure};
+use husk_guest::call::MAX_LINE_BYTES;
+use husk_guest::{AGENT_PORT, Answer, Call, Reply, Step};
 
-use crate::{setup, steps, sys};
+use self::log::Log;
+use crate::{option, setup, steps, sys};
 
-/// How long a device may take to come or go.
-const PATIENCE: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(5);
+/// The stack of a connection's thread: a thousand connections fit a small guest.
+const STACK_BYTES: usize = 128 << 10;
+
+/// How long a guest that ends waits for its caller to take the last reply.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Serves until a call ends the guest.
 ///
@@ -22,157 +36,141 @@ const POLL: Duration = Duration::from_millis(5);
 ///
 /// There is no vsock device, or its driver refuses to listen.
 pub fn serve() -> Result<()> {
-    let listener = sys::vsock_listen(AGENT_PORT).context("cannot listen on vsock")?;
+    for folder in ["/tmp", "/run"] {
+        setup::mount("tmpfs", folder, "tmpfs")?;
+    }
+    let log = Arc::new(Log::default());
+    if let Some(port) = option(&fs::read_to_string("/proc/cmdline")?, "agent.log_vport") {
+        let listener = listen(port.parse().context("strange agent.log_vport")?)?;
+        let log = Arc::clone(&log);
+        thread::spawn(move || {
+            while let Ok(follower) = sys::accept(&listener) {
+                log.follow(follower);
+            }
+        });
+    }
+    accept(&listen(AGENT_PORT)?, &log)
+}
+
+fn listen(port: u32) -> Result<OwnedFd> {
+    sys::vsock_listen(port).with_context(|| format!("cannot listen on vsock port {port}"))
+}
+
+/// Serves whoever connects, each on a thread of its own.
+fn accept(listener: &OwnedFd, log: &Arc<Log>) -> Result<()> {
     loop {
-        let stream = sys::accept(&listener).context("cannot accept a vsock connection")?;
-        // A client that breaks off is no reason to end.
-        thread::spawn(move || converse(&stream));
+        let stream = sys::accept(listener).context("cannot accept a vsock connection")?;
+        let log = Arc::clone(log);
+        let service = move || {
+            // A client that breaks off is no reason to end.
+            if let Err(error) = converse(&stream, &log) {
+                log.say(&format!("a connection ended: {error:#}"));
+            }
+        };
+        thread::Builder::new().stack_size(STACK_BYTES).spawn(service)?;
     }
 }
 
-/// Handles the calls of one connection.
-fn converse(stream: &File) -> Result<()> {
+/// Serves one connection to its end.
+///
+/// # Errors
+///
+/// The other side broke off, or sent what is no call.
+fn converse(stream: &UnixStream, log: &Arc<Log>) -> Result<()> {
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
-    while reader.read_line(&mut line)? > 0 {
-        let reply = match serde_json::from_str(&line) {
-            Ok(call) => match handle(&call, &mut reader, stream) {
-                Ok(None) => return Ok(()),
-                Ok(Some(reply)) => reply,
-                Err(error) => failed(&error),
-            },
-            Err(error) => failed(&error.into()),
-        };
-        say(stream, &reply)?;
+    loop {
         line.clear();
+        if reader.by_ref().take(MAX_LINE_BYTES).read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        log.say(line.trim_end());
+        match serde_json::from_str(&line) {
+            Ok(Call::Echo) => return files::echo(&mut reader, stream),
+            Ok(Call::Source { seed, bytes }) => return files::source(stream, seed, bytes),
+            Ok(Call::Sink) => {
+                let taken = files::sink(&mut reader);
+                return reply(stream, taken);
+            }
+            Ok(Call::Exec { command }) => return exec::exec(&mut reader, stream, &command),
+            Ok(Call::Step { step }) => match step.parse::<Step>() {
+                Ok(step) if step.is_last() => return leave(stream, &mut reader, &step),
+                Ok(step) => reply(stream, steps::perform(&step).map(|answer| Reply::Answer { answer }))?,
+                Err(error) => reply(stream, Err(error.into()))?,
+            },
+            Ok(call) => reply(stream, perform(call, log))?,
+            Err(error) => {
+                reply(stream, Err(anyhow!(error).context("not a call")))?;
+                ensure!(line.ends_with('\n'), "a line longer than {MAX_LINE_BYTES} bytes");
+            }
+        }
     }
-    Ok(())
 }
 
-fn say(mut stream: &File, reply: &Reply) -> Result<()> {
-    let mut line = serde_json::to_vec(reply)?;
+fn reply(mut stream: &UnixStream, result: Result<Reply>) -> Result<()> {
+    let reply = result.unwrap_or_else(|error| Reply::Failed {
+        errno: error
+            .chain()
+            .find_map(|cause| cause.downcast_ref::<std::io::Error>()?.raw_os_error()),
+        error: format!("{error:#}"),
+    });
+    let mut line = serde_json::to_vec(&reply)?;
     line.push(b'\n');
     Ok(stream.write_all(&line)?)
 }
 
-fn failed(error: &anyhow::Error) -> Reply {
-    let errno = error
-        .chain()
-        .find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error());
-    Reply::Failed {
-        error: format!("{error:#}"),
-        errno,
-    }
+/// Says good-bye, waits until that was heard, and ends the guest.
+fn leave(stream: &UnixStream, reader: &mut impl Read, step: &Step) -> Result<()> {
+    let answer = Answer::Bye { to: step.to_string() };
+    reply(stream, Ok(Reply::Answer { answer }))?;
+    stream.shutdown(Shutdown::Write)?;
+    stream.set_read_timeout(Some(FAREWELL))?;
+    let _ = reader.read(&mut [0]);
+    Err(steps::end(step))
 }
 
-/// Does what is asked. `None` when the connection has served its purpose.
-fn handle(call: &Call, reader: &mut BufReader<&File>, mut stream: &File) -> Result<Option<Reply>> {
-    Ok(Some(match call {
-        Call::Step { step } => step_of(&step.parse()?, stream)?,
-        Call::Run { command, input } => run(command, input)?,
+fn perform(call: Call, log: &Arc<Log>) -> Result<Reply> {
+    match call {
+        Call::Run { command, input } => exec::run(&command, input),
         Call::Mount { source, target, kind } => {
-            setup::mount(source, target, kind)?;
-            Reply::Done
+            fs::create_dir_all(&target).with_context(|| format!("cannot create {target}"))?;
+            sys::mount(&source, &target, &kind, false)
+                .with_context(|| format!("cannot mount {kind} {source} on {target}"))?;
+            Ok(Reply::Done)
         }
-        Call::Store { path, seed, bytes } => store(path, *seed, *bytes)?,
-        Call::Sum { path } => {
-            let mut file = File::open(path).with_context(|| format!("cannot open {path}"))?;
-            data(pattern::read(&mut file).with_context(|| format!("cannot read {path}"))?)
+        Call::Text { path } => {
+            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+            Ok(Reply::Text { text })
         }
-        Call::DiskAt { bdf } => disk_at(bdf)?,
-        Call::Gone { bdf } => {
-            let path = format!("/sys/bus/pci/devices/{bdf}");
-            within_patience(&format!("{bdf} is still there"), || {
-                (!Path::new(&path).exists()).then_some(Reply::Done)
-            })?
+        Call::Store { path, seed, bytes } => files::store(&path, seed, bytes),
+        Call::Sum { path } => files::sum(&path),
+        Call::DiskAt { bdf } => device::disk_at(&bdf),
+        Call::Gone { bdf } => device::gone(&bdf),
+        Call::Dial { port, text } => dial(port, &text),
+        Call::Listen { port } => {
+            let (listener, log) = (listen(port)?, Arc::clone(log));
+            thread::spawn(move || accept(&listener, &log));
+            Ok(Reply::Done)
         }
-        Call::Echo => {
-            io::copy(reader, &mut stream)?;
-            return Ok(None);
+        // These end their connection, and their caller has seen to them.
+        Call::Step { .. } | Call::Exec { .. } | Call::Echo | Call::Sink | Call::Source { .. } => {
+            Err(anyhow!("{call:?} is not answered by one reply"))
         }
-        Call::Sink => data(pattern::read(reader)?),
-        Call::Source { seed, bytes } => {
-            pattern::write(&mut stream, *seed, *bytes)?;
-            return Ok(None);
-        }
-    }))
-}
-
-fn data((bytes, checksum): (u64, u64)) -> Reply {
-    Reply::Data { bytes, checksum }
-}
-
-fn step_of(step: &Step, stream: &File) -> Result<Reply> {
-    match step {
-        Step::PowerOff | Step::Reset | Step::Panic => {
-            say(stream, &Reply::Done)?;
-            Err(steps::end(step))
-        }
-        step => Ok(Reply::Answer {
-            answer: steps::perform(step)?,
-        }),
     }
 }
 
-fn run(command: &[String], input: &str) -> Result<Reply> {
-    let (program, arguments) = command.split_first().context("an empty command")?;
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start {program}"))?;
-    let mut stdin = child.stdin.take().context("no standard input")?;
-    let input = input.to_string();
-    // A program that does not read must not keep the other pipes from being read. That it ends early is its own affair.
-    let feeder = thread::spawn(move || stdin.write_all(input.as_bytes()));
-    let output = child.wait_with_output().with_context(|| format!("lost {program}"))?;
-    let _ = feeder.join();
-    let signal = std::os::unix::process::ExitStatusExt::signal(&output.status);
-    Ok(Reply::Ran {
-        code: output.status.code().unwrap_or(128 + signal.unwrap_or(0)),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    })
-}
-
-fn store(path: &str, seed: u64, bytes: u64) -> Result<Reply> {
-    let mut file = File::create(path).with_context(|| format!("cannot create {path}"))?;
-    let checksum = pattern::write(&mut file, seed, bytes).with_context(|| format!("cannot write {path}"))?;
-    file.sync_all().with_context(|| format!("cannot sync {path}"))?;
-    Ok(data((bytes, checksum)))
-}
-
-/// Waits for the block device of the virtio function at `bdf`, where Kata's agent looks for it.
-fn disk_at(bdf: &str) -> Result<Reply> {
-    let function = PathBuf::from(format!("/sys/devices/pci0000:00/{bdf}"));
-    within_patience(&format!("no disk at {bdf}"), || {
-        let virtio = only_child(&function, "virtio")?;
-        let block = only_child(&virtio.join("block"), "vd")?;
-        let name = block.file_name()?.to_str()?.to_string();
-        Path::new("/dev").join(&name).exists().then(|| Reply::Device {
-            name,
-            path: block.display().to_string(),
-        })
-    })
-}
-
-fn only_child(folder: &Path, prefix: &str) -> Option<PathBuf> {
-    let mut entries = fs::read_dir(folder).ok()?.flatten();
-    let found = entries.find(|entry| entry.file_name().to_string_lossy().starts_with(prefix))?;
-    Some(found.path())
-}
-
-fn within_patience<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T> {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return Ok(found);
-        }
-        if start.elapsed() > PATIENCE {
-            bail!("{what} after {} s", PATIENCE.as_secs());
-        }
-        thread::sleep(POLL);
+fn dial(port: u32, text: &str) -> Result<Reply> {
+    let mut stream = sys::vsock_connect(port).with_context(|| format!("cannot connect to the host's port {port}"))?;
+    stream.write_all(text.as_bytes())?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut text = String::new();
+    match stream.read_to_string(&mut text) {
+        // Some kernels tell of a close that crosses our own by a reset.
+        Err(error) if error.kind() != ErrorKind::ConnectionReset => Err(error).context("the host broke off"),
+        _ => Ok(Reply::Text { text }),
     }
 }
+
+#[cfg(test)]
+#[path = "agent_test.rs"]
+mod tests;

@@ -1,20 +1,27 @@
 //! What the agent in a test guest is asked over vsock and what it replies: a line of JSON each way.
 //!
-//! A connection carries any number of calls, one after another. [`Call::Echo`], [`Call::Sink`] and [`Call::Source`] are the last of
-//! theirs: what follows is a stream.
+//! A connection carries any number of calls, one after another, and the agent serves any number of connections at once.
+//! [`Call::Echo`], [`Call::Sink`], [`Call::Source`] and [`Call::Exec`] are the last of theirs: what follows is a stream, for `Exec`
+//! one of [frames](crate::frame).
 
 use serde::{Deserialize, Serialize};
 
 use crate::Answer;
 
-/// The vsock port of the agent, as of the one that it stands for.
+/// The vsock port of the agent, which is the one of Kata's.
 pub const AGENT_PORT: u32 = 1024;
+
+/// The vsock port of the agent's log. Nobody listens there unless the kernel's command line has `agent.log_vport=1025`.
+pub const LOG_PORT: u32 = 1025;
+
+/// The longest line that the agent reads.
+pub const MAX_LINE_BYTES: u64 = 1 << 20;
 
 /// One thing that the agent does.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(tag = "call", rename_all = "kebab-case")]
 pub enum Call {
-    /// A step, as a command line has it; [`Reply::Answer`].
+    /// A [`Step`](crate::Step), as a command line has it; [`Reply::Answer`]. What needs a console is refused.
     Step {
         /// For example `report`.
         step: String,
@@ -26,6 +33,11 @@ pub enum Call {
         /// Its standard input.
         input: String,
     },
+    /// Runs a program; its standard streams follow as frames, both ways at once.
+    Exec {
+        /// Program and arguments.
+        command: Vec<String>,
+    },
     /// Mounts a file system, creating the folder; [`Reply::Done`].
     Mount {
         /// What, for example the tag of a share.
@@ -35,7 +47,12 @@ pub enum Call {
         /// The file system's name.
         kind: String,
     },
-    /// Writes and syncs a file of a [`crate::pattern`]; [`Reply::Data`].
+    /// Reads a file that is text; [`Reply::Text`].
+    Text {
+        /// Which.
+        path: String,
+    },
+    /// Writes and syncs a file of a [pattern](crate::pattern); [`Reply::Data`].
     Store {
         /// Where.
         path: String,
@@ -59,11 +76,23 @@ pub enum Call {
         /// `0000:00:05.0`.
         bdf: String,
     },
+    /// Connects to a port of the host, sends a text, and reads to the end; [`Reply::Text`].
+    Dial {
+        /// The host's port.
+        port: u32,
+        /// What to send.
+        text: String,
+    },
+    /// Listens on one more port, with the same service; [`Reply::Done`].
+    Listen {
+        /// The guest's port.
+        port: u32,
+    },
     /// Sends back what comes, until the end of it.
     Echo,
     /// Takes what comes until the end of it; [`Reply::Data`].
     Sink,
-    /// Sends a [`crate::pattern`] and closes.
+    /// Sends a [pattern](crate::pattern) and closes.
     Source {
         /// Of the pattern.
         seed: u64,
@@ -92,11 +121,16 @@ pub enum Reply {
         /// Its standard error.
         stderr: String,
     },
+    /// Words.
+    Text {
+        /// They.
+        text: String,
+    },
     /// Bytes went by.
     Data {
         /// How many.
         bytes: u64,
-        /// Their [`crate::pattern::Checksum`].
+        /// Their [`Checksum`](crate::pattern::Checksum).
         checksum: u64,
     },
     /// A device was found.

@@ -6,6 +6,7 @@
 
 pub mod answer;
 pub mod call;
+pub mod frame;
 pub mod job;
 pub mod pattern;
 pub mod step;

@@ -16,7 +16,7 @@ use crate::progress;
 /// `/init` of the shell image: a guest for a person at the console.
 const SHELL_INIT: &[u8] = include_bytes!("shell-init");
 
-/// Makes everything that guests boot from: `guest/KERNEL/{vmlinuz,vmlinux,initramfs.cpio,shell.cpio}`.
+/// Makes everything that guests boot from: `guest/KERNEL/{vmlinuz,vmlinux,initramfs.cpio,pod.cpio,shell.cpio}`.
 ///
 /// # Errors
 ///
@@ -30,13 +30,17 @@ pub fn ensure_guests(lab: &Lab, guest_init: &Path) -> Result<()> {
         for name in ["vmlinuz", "vmlinux"] {
             link(&kernel.folder(lab).join(name), &folder.join(name))?;
         }
-        let modules = kernel.modules(lab, kernel.guest_modules)?;
-        let mut image = Archive::default();
-        image.file("init", &init)?;
-        // Without a console the kernel starts the init with no standard streams, and Rust's runtime then opens /dev/null.
-        image.character_device("dev/null", 1, 3)?;
+        let modules = kernel.modules(lab, &[kernel.guest_modules])?;
+        let mut image = with_init(&init)?;
         add_modules(&mut image, &modules)?;
         paths::write(&folder.join("initramfs.cpio"), &image.finish()?)?;
+        let mut image = with_init(&init)?;
+        add_shell(lab, &mut image)?;
+        add_modules(
+            &mut image,
+            &kernel.modules(lab, &[kernel.guest_modules, kernel.pod_modules])?,
+        )?;
+        paths::write(&folder.join("pod.cpio"), &image.finish()?)?;
         let mut image = Archive::default();
         image.file("init", SHELL_INIT)?;
         add_shell(lab, &mut image)?;
@@ -56,7 +60,7 @@ pub fn ensure_host(lab: &Lab, guest_init: &Path) -> Result<PathBuf> {
     let mut image = Archive::default();
     image.file("init", &fs::read(guest_init)?)?;
     add_shell(lab, &mut image)?;
-    add_modules(&mut image, &HOST_KERNEL.modules(lab, HOST_KERNEL.host_modules)?)?;
+    add_modules(&mut image, &HOST_KERNEL.modules(lab, &[HOST_KERNEL.host_modules])?)?;
     let path = lab.path("host/initramfs.cpio");
     paths::write(&path, &image.finish()?)?;
     Ok(path)
@@ -110,6 +114,15 @@ pub fn make_disk(folder: &Path, disk: &Path, spare_mib: u64) -> Result<()> {
     output(make.arg(folder).arg(part.path()).arg(format!("{size}M")))?;
     part.persist(disk)?;
     Ok(())
+}
+
+/// An image with the tests' init.
+fn with_init(init: &[u8]) -> Result<Archive> {
+    let mut image = Archive::default();
+    image.file("init", init)?;
+    // Without a console the kernel starts the init with no standard streams, and Rust's runtime then opens /dev/null.
+    image.character_device("dev/null", 1, 3)?;
+    Ok(image)
 }
 
 fn add_modules(image: &mut Archive, modules: &[(String, Vec<u8>)]) -> Result<()> {

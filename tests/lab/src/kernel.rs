@@ -20,6 +20,8 @@ pub struct Kernel {
     package: Package,
     /// Modules that guests of this kernel load, without the ones they depend on. What is built in is not listed.
     pub guest_modules: &'static [&'static str],
+    /// Modules that pods load beside those.
+    pub pod_modules: &'static [&'static str],
     /// Modules that the emulated host loads. Empty if this kernel is not used as a host.
     pub host_modules: &'static [&'static str],
 }
@@ -37,6 +39,7 @@ pub const KERNELS: [Kernel; 2] = [
             "nd_pmem",
             "vmw_vsock_virtio_transport",
         ],
+        pod_modules: &["virtio_net"],
         host_modules: &["virtio_blk", "kvm_amd", "loop"],
     },
     Kernel {
@@ -53,6 +56,7 @@ pub const KERNELS: [Kernel; 2] = [
             "nd_pmem",
             "vmw_vsock_virtio_transport",
         ],
+        pod_modules: &["virtio_net", "virtiofs"],
         host_modules: &[],
     },
 ];
@@ -73,7 +77,10 @@ impl Kernel {
     /// The package cannot be fetched, or does not contain what a kernel package contains.
     pub fn ensure(&self, lab: &Lab) -> Result<()> {
         let folder = self.folder(lab);
-        let recipe = format!("{:?} {:?}\n", self.guest_modules, self.host_modules);
+        let recipe = format!(
+            "{:?} {:?} {:?}\n",
+            self.guest_modules, self.pod_modules, self.host_modules
+        );
         if fs::read_to_string(folder.join("recipe")).is_ok_and(|old| old == recipe) {
             return Ok(());
         }
@@ -104,7 +111,9 @@ impl Kernel {
             .find(|tree| tree.exists())
             .context("the kernel package has no modules")?;
         let tree = only(tree, "")?;
-        let wanted = self.guest_modules.iter().chain(self.host_modules);
+        let wanted = [self.guest_modules, self.pod_modules, self.host_modules]
+            .into_iter()
+            .flatten();
         modules::unpack(&tree, wanted.copied(), &folder.join("modules"))
     }
 
@@ -113,9 +122,9 @@ impl Kernel {
     /// # Errors
     ///
     /// The unpacked kernel is damaged.
-    pub fn modules(&self, lab: &Lab, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+    pub fn modules(&self, lab: &Lab, wanted: &[&[&str]]) -> Result<Vec<(String, Vec<u8>)>> {
         let folder = self.folder(lab).join("modules");
-        modules::in_loading_order(wanted.iter().copied(), &|name| {
+        modules::in_loading_order(wanted.iter().copied().flatten().copied(), &|name| {
             let path = folder.join(format!("{}.ko", plain_name(name)));
             Ok(if path.exists() { Some(fs::read(path)?) } else { None })
         })
