@@ -45,6 +45,7 @@ pub struct Boot {
     input: Input,
     arguments: Vec<OsString>,
     serial: String,
+    adjust: Option<fn(&mut Command)>,
     folder: TempDir,
 }
 
@@ -61,6 +62,7 @@ impl Boot {
             input: Input::Pipes,
             arguments: Vec::new(),
             serial: "stdio".into(),
+            adjust: None,
             folder: tempfile::tempdir().unwrap_or_else(|error| panic!("no temporary folder: {error}")),
         }
     }
@@ -102,6 +104,12 @@ impl Boot {
     /// What else the kernel's command line ends with.
     pub fn cmdline(mut self, text: &str) -> Self {
         self.more_cmdline = format!(" {text}");
+        self
+    }
+
+    /// What else the VMM's process is to have, such as another user.
+    pub fn adjust(mut self, adjust: fn(&mut Command)) -> Self {
+        self.adjust = Some(adjust);
         self
     }
 
@@ -159,6 +167,9 @@ impl Boot {
             .arg(self.full_cmdline())
             .args(&self.arguments);
         command.env(VMM, self.folder.path()).current_dir(self.folder.path());
+        if let Some(adjust) = self.adjust {
+            adjust(&mut command);
+        }
         command
     }
 

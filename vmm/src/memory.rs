@@ -154,7 +154,7 @@ impl Mapping {
         if config.prefault { self.prefault(len) } else { Ok(()) }
     }
 
-    /// Advice that the kernel may ignore: names for smaps, huge pages, merging.
+    /// Advice that the kernel may ignore: names for smaps, core dumps, huge pages, merging.
     fn advise(&self, len: usize, config: &MemoryConfig) {
         let start = self.start.cast::<libc::c_void>();
         if self.file.is_none() {
@@ -170,6 +170,8 @@ impl Mapping {
             };
         }
         let advice = [
+            // What a guest knows is not for core dumps.
+            (true, libc::MADV_DONTDUMP),
             (config.thp, libc::MADV_HUGEPAGE),
             (config.mergeable, libc::MADV_MERGEABLE),
         ];

@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::thread;
 use std::time::Duration;
 
+use io_uring::register::Restriction;
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, Probe, opcode, squeue};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -19,6 +20,14 @@ use super::iovecs::Iovecs;
 
 /// How long to wait for completions where the kernel refuses to wait for us.
 const POLL: Duration = Duration::from_millis(1);
+
+/// All that a ring is asked for, and all that it can do.
+const OPERATIONS: [u8; 4] = [
+    opcode::Readv::CODE,
+    opcode::Writev::CODE,
+    opcode::Fsync::CODE,
+    opcode::Fallocate::CODE,
+];
 
 /// One io_uring, with an eventfd that tells of completions.
 pub(super) struct Uring {
@@ -32,23 +41,22 @@ impl Uring {
     /// A ring for at most `depth` operations at a time. Its completion queue is twice as long and so never overflows.
     ///
     /// # Errors
-    /// When the host has no io_uring, forbids it, or lacks one of the operations.
+    /// When the host has no io_uring, forbids it, lacks one of the operations, or cannot restrict a ring to them (before Linux
+    /// 5.10).
     pub fn new(depth: usize) -> io::Result<Self> {
         let entries = u32::try_from(depth.max(1)).map_err(io::Error::other)?;
-        let ring = IoUring::builder().dontfork().build(entries)?;
+        let ring = IoUring::builder().dontfork().setup_r_disabled().build(entries)?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
-        let needed = [
-            opcode::Readv::CODE,
-            opcode::Writev::CODE,
-            opcode::Fsync::CODE,
-            opcode::Fallocate::CODE,
-        ];
-        if !needed.into_iter().all(|code| probe.is_supported(code)) {
+        if !OPERATIONS.into_iter().all(|code| probe.is_supported(code)) {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
+        // A ring carries out its operations past every seccomp filter, so it must know no others: no opening, no sockets.
+        ring.submitter()
+            .register_restrictions(&mut OPERATIONS.map(Restriction::sqe_op))?;
+        ring.submitter().register_enable_rings()?;
         Ok(Self {
             ring,
             event,

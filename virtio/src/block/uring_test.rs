@@ -107,3 +107,32 @@ fn full_queue_is_emptied_and_nothing_is_lost() {
     slots.sort_unstable();
     assert_eq!(slots, [0, 1, 2, 3, 4, 5, 6]);
 }
+
+#[test]
+fn a_ring_carries_out_nothing_that_a_disk_has_no_need_of() {
+    if !has_uring() {
+        return;
+    }
+    let mut uring = Uring::new(4).unwrap();
+    let path = c"/dev/null";
+    let open = opcode::OpenAt::new(Fd(libc::AT_FDCWD), path.as_ptr())
+        .build()
+        .user_data(3);
+    // SAFETY: the path outlives the ring.
+    unsafe { uring.ring.submission().push(&open) }.unwrap();
+    uring.running += 1;
+    uring.submit().unwrap();
+    uring.wait().unwrap();
+    let mut ended = Vec::new();
+    uring.reap(&mut ended);
+    let [
+        Completion {
+            slot: 3,
+            result: Err(error),
+        },
+    ] = ended.as_slice()
+    else {
+        panic!("the file was opened")
+    };
+    assert_eq!(error.raw_os_error(), Some(libc::EACCES));
+}

@@ -43,7 +43,8 @@ Exit codes:
   2  wrong usage: options, or a machine that cannot be
   3  the guest reset itself
   4  the guest reported a kernel panic (--pvpanic)
-  5  the VM was ended from outside: Ctrl-A x, a signal, or its terminal was closed";
+  5  the VM was ended from outside: Ctrl-A x, a signal, or its terminal was closed
+  159  husk made a system call that it has no need of, and was stopped (--seccomp)";
 
 /// A KVM virtual machine monitor for pods.
 #[derive(Debug, Parser)]

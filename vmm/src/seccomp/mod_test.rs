@@ -113,8 +113,8 @@ fn threads_that_serve_the_guest_open_and_create_nothing() {
             libc::SYS_mprotect,
         ];
         assert_denied(role, &numbers.map(|number| call(number, &[0x3d_0f00])));
-        let sigsys = u64::try_from(libc::SIGUSR1).unwrap();
-        assert_denied(role, &[call(libc::SYS_rt_sigaction, &[sigsys])]);
+        let handlers = [libc::SIGSYS, libc::SIGUSR1].map(|signal| u64::try_from(signal).unwrap());
+        assert_denied(role, &handlers.map(|signal| call(libc::SYS_rt_sigaction, &[signal])));
     }
 }
 

@@ -31,7 +31,6 @@ const FAULTS: Check = one_of(
         n(libc::SIGBUS),
         n(libc::SIGILL),
         n(libc::SIGFPE),
-        n(libc::SIGSYS),
     ],
 );
 /// Only threads of this process.

@@ -1,0 +1,93 @@
+//! The VMM as a process among others: who may run it, where, and what it leaves to others.
+#![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use husk_guest::Step;
+use husk_tests::Boot;
+
+/// A user and a group that own nothing, and a group that `/dev/kvm` is lent to.
+const NOBODY: u32 = 54_321;
+const KVM_GROUP: u32 = 54_322;
+
+/// Whether these tests may become somebody else.
+fn is_root() -> bool {
+    let root = fs::metadata("/proc/self").unwrap().uid() == 0;
+    if !root {
+        println!("skipped: needs root to become another user");
+    }
+    root
+}
+
+fn as_nobody(command: &mut Command) {
+    command.uid(NOBODY).gid(KVM_GROUP);
+}
+
+/// Lends `/dev/kvm` to [`KVM_GROUP`], as distributions do to `kvm`. Root's tests beside this one do not mind.
+fn lend_kvm() {
+    chown("/dev/kvm", Some(0), Some(KVM_GROUP)).unwrap();
+    fs::set_permissions("/dev/kvm", fs::Permissions::from_mode(0o660)).unwrap();
+}
+
+#[test]
+fn a_user_who_may_open_dev_kvm_and_nothing_else_runs_a_vm() {
+    if !is_root() {
+        return;
+    }
+    lend_kvm();
+    let boot = Boot::new([Step::write("vda", 0, 1 << 20, 1), Step::PowerOff]).adjust(as_nobody);
+    let disk = boot.folder().join("disk");
+    fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    chown(&disk, Some(NOBODY), Some(NOBODY)).unwrap();
+    chown(boot.folder(), Some(NOBODY), Some(NOBODY)).unwrap();
+    let ended = boot.disk(&disk, "").run();
+    ended.assert_code(0).assert_nothing_refused();
+}
+
+#[test]
+fn a_user_who_may_not_open_dev_kvm_is_told_so() {
+    if !is_root() {
+        return;
+    }
+    lend_kvm();
+    let boot = Boot::new([Step::PowerOff]).adjust(|command| {
+        command.uid(NOBODY).gid(NOBODY);
+    });
+    chown(boot.folder(), Some(NOBODY), Some(NOBODY)).unwrap();
+    let ended = boot.run();
+    ended.assert_code(1);
+    assert!(
+        ended
+            .errors
+            .contains("cannot open /dev/kvm (try `husk check`): Permission denied"),
+        "{}",
+        ended.errors
+    );
+}
+
+/// The guest's secrets stay out of core dumps: its RAM is marked `dd`, do not dump (proc_pid_smaps(5)).
+#[test]
+fn guest_ram_is_left_out_of_core_dumps() {
+    let mut guest = Boot::new([Step::Idle]).start();
+    guest.answer();
+    let smaps = fs::read_to_string(format!("/proc/{}/smaps", guest.pid())).unwrap();
+    let mut flags = Vec::new();
+    let mut is_ram = false;
+    for line in smaps.lines() {
+        match line.strip_prefix("VmFlags:") {
+            Some(found) if is_ram => flags.push(found.to_owned()),
+            None if line.split_once(' ').is_some_and(|(range, _)| range.contains('-')) => {
+                is_ram = line.contains("guest-ram");
+            }
+            _ => {}
+        }
+    }
+    assert!(!flags.is_empty(), "no mapping is called guest-ram: {smaps}");
+    assert!(
+        flags.iter().all(|flags| flags.split(' ').any(|flag| flag == "dd")),
+        "{flags:?}"
+    );
+}

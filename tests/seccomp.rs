@@ -1,0 +1,94 @@
+//! System call filters as the host sees them, on every thread of a VM that works.
+#![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+
+use husk_guest::{Answer, Step};
+use husk_tests::{Boot, Guest};
+
+const MIB: u64 = 1 << 20;
+
+/// What Linux tells of a thread (proc_pid_status(5)).
+struct Confinement {
+    /// 0 without a filter, 2 with one.
+    mode: u32,
+    /// Filters, each on top of the ones before.
+    filters: u32,
+    no_new_privs: u32,
+}
+
+/// The threads of the VMM by name.
+fn threads(guest: &Guest) -> BTreeMap<String, Confinement> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", guest.pid())).unwrap();
+    let statuses = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap());
+    statuses
+        .map(|status| {
+            let field = |name: &str| {
+                let line = status
+                    .lines()
+                    .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+                line.unwrap_or_else(|| panic!("no {name} in {status}"))
+                    .trim()
+                    .to_owned()
+            };
+            let number = |name| field(name).parse().unwrap();
+            let confinement = Confinement {
+                mode: number("Seccomp"),
+                filters: number("Seccomp_filters"),
+                no_new_privs: number("NoNewPrivs"),
+            };
+            (field("Name"), confinement)
+        })
+        .collect()
+}
+
+/// A guest with two processors, a disk that it has used, entropy, and nothing more to do.
+fn working(arguments: &[&str]) -> Guest {
+    let boot = Boot::new([Step::Random(64), Step::write("vda", 0, MIB, 1), Step::Idle])
+        .cpus(2)
+        .arguments(arguments);
+    let disk = boot.folder().join("disk");
+    File::create(&disk).unwrap().set_len(4 * MIB).unwrap();
+    let mut guest = boot.disk(&disk, "").start();
+    assert!(matches!(guest.answer(), Answer::Random { .. }));
+    guest.answer();
+    assert!(matches!(guest.answer(), Answer::Bye { .. }));
+    guest
+}
+
+#[test]
+fn every_thread_of_a_working_vm_is_confined() {
+    let guest = working(&[]);
+    let threads = threads(&guest);
+    for name in ["husk", "spawner", "vcpu0", "vcpu1", "io-disk0", "io-rng"] {
+        assert!(threads.contains_key(name), "no {name} among {:?}", threads.keys());
+    }
+    for (name, confinement) in &threads {
+        assert_eq!(confinement.mode, 2, "{name}");
+        assert_eq!(confinement.no_new_privs, 1, "{name}");
+        // The process's, and on top of it that of a role.
+        let expected = if ["husk", "spawner"].contains(&name.as_str()) {
+            1
+        } else {
+            2
+        };
+        assert_eq!(confinement.filters, expected, "{name}");
+    }
+}
+
+#[test]
+fn seccomp_false_confines_nothing() {
+    let guest = working(&["--seccomp", "false"]);
+    for (name, confinement) in threads(&guest) {
+        assert_eq!((confinement.mode, confinement.filters), (0, 0), "{name}");
+    }
+}
+
+#[test]
+fn seccomp_log_filters_and_lets_the_vm_work() {
+    let guest = working(&["--seccomp", "log"]);
+    for (name, confinement) in threads(&guest) {
+        assert_eq!(confinement.mode, 2, "{name}");
+    }
+}
