@@ -84,6 +84,8 @@ pub(super) struct Mailbox(Feeder<Answer>);
 pub(super) struct Answer {
     /// Which connection asked.
     pub(super) connection: u64,
+    /// Whether it asked for the end of the process.
+    pub(super) last: bool,
     /// What it is told.
     pub(super) outcome: Outcome,
 }
@@ -119,6 +121,7 @@ impl Outbox {
     pub(super) fn send(&self, command: Command, connection: u64, mailbox: &Mailbox) {
         let respond = Responder {
             connection,
+            last: matches!(command, Command::ShutdownVmm),
             mailbox: mailbox.clone(),
             answered: false,
         };
@@ -150,6 +153,7 @@ pub struct Request {
 /// Takes one answer. Dropped without one, it answers 500: a client never waits in vain.
 pub struct Responder {
     connection: u64,
+    last: bool,
     mailbox: Mailbox,
     answered: bool,
 }
@@ -165,6 +169,7 @@ impl Responder {
         // Nobody reads answers when the API has ended.
         let _ = self.mailbox.0.send(Answer {
             connection: self.connection,
+            last: self.last,
             outcome,
         });
     }

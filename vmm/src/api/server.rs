@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::command::{Command, Reply};
+use super::command::Reply;
 use super::connection::Connection;
 use super::inbox::{self, Answers, Inbox, Mailbox, Outbox, Outcome};
 use super::info::Info;
@@ -95,7 +95,6 @@ impl Server {
             accept_again: None,
             connections: BTreeMap::new(),
             next: 0,
-            last: None,
             outbox,
             mailbox,
             answers,
@@ -136,8 +135,6 @@ struct Desk {
     connections: BTreeMap<u64, Connection>,
     /// The number of the next connection. None is used twice: an answer never reaches the wrong client.
     next: u64,
-    /// Who has asked for the end of the process.
-    last: Option<u64>,
     outbox: Outbox,
     mailbox: Mailbox,
     answers: Answers,
@@ -262,9 +259,6 @@ impl Desk {
                 Routed::Answer(response) => connection.answer(&response),
                 Routed::Command(command) => {
                     log::debug!("{}", message.path);
-                    if matches!(command, Command::ShutdownVmm) {
-                        self.last = Some(number);
-                    }
                     self.outbox.send(command, number, &self.mailbox);
                 }
             }
@@ -279,7 +273,7 @@ impl Desk {
 
     fn pass_answers(&mut self) {
         while let Some(answer) = self.answers.next() {
-            if self.last == Some(answer.connection) && answer.outcome.is_ok() {
+            if answer.last && answer.outcome.is_ok() {
                 // A shim may kill this process as soon as it has read the answer.
                 self.listener.remove_file();
             }

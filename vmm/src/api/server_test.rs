@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use serde_json::{Value, json};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use super::super::command::NewDevice;
+use super::super::command::{Command, NewDevice};
 use super::super::error::{ApiError, Kind};
 use super::super::inbox::Request;
 use super::super::info::{VmInfo, VmState};
@@ -441,6 +441,33 @@ fn the_socket_is_gone_before_the_end_of_the_process_is_promised() {
     client.send(b"PUT /api/v1/vmm.shutdown HTTP/1.1\r\n\r\n");
     bench.command().respond.send(Ok(Reply::Done));
     assert_eq!(client.answer().0, 204);
+    assert!(!bench.folder.path().join("api").exists());
+}
+
+#[test]
+fn the_socket_stays_when_the_end_of_the_process_was_refused() {
+    let bench = Bench::new();
+    let mut client = bench.client();
+    client.send(b"PUT /api/v1/vmm.shutdown HTTP/1.1\r\n\r\n");
+    let error = ApiError::new(Kind::Internal, "not now");
+    bench.command().respond.send(Err(error));
+    assert_eq!(client.answer().0, 500);
+    client.send(BOOT);
+    bench.command().respond.send(Ok(Reply::Done));
+    assert_eq!(client.answer().0, 204);
+    assert!(bench.folder.path().join("api").exists());
+}
+
+#[test]
+fn whoever_asks_first_for_the_end_of_the_process_finds_no_socket_afterwards() {
+    let bench = Bench::new();
+    let (mut first, mut second) = (bench.client(), bench.client());
+    first.send(b"PUT /api/v1/vmm.shutdown HTTP/1.1\r\n\r\n");
+    let shutdown = bench.command();
+    second.send(b"PUT /api/v1/vmm.shutdown HTTP/1.1\r\n\r\n");
+    let _late = bench.command();
+    shutdown.respond.send(Ok(Reply::Done));
+    assert_eq!(first.answer().0, 204);
     assert!(!bench.folder.path().join("api").exists());
 }
 
