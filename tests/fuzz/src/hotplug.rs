@@ -159,7 +159,8 @@ impl Machine {
             _ => self.host.ejected().map(|_| None),
         };
         if let Ok(Some(ticket)) = ticket {
-            assert!(what != 7 || !self.pinned.contains(&slot), "a pinned slot was given up");
+            let kept = self.pinned.contains(&slot) && !matches!(before, Some(State::Ejected { .. }));
+            assert!(what != 7 || !kept, "a pinned slot was given up");
             self.tickets.push(ticket);
         }
         assert!(before.is_some() == (slot < SLOTS.into()));

@@ -9,6 +9,7 @@
     reason = "what a target takes for granted and does not find is a finding"
 )]
 
+mod api;
 mod block;
 mod board;
 mod config;
@@ -17,8 +18,10 @@ mod elf;
 mod file;
 mod guest;
 mod hotplug;
+mod http;
 mod kernel;
 mod op;
+mod pmem;
 mod ring;
 mod rng;
 mod script;
@@ -41,12 +44,15 @@ pub struct Target {
 
 /// All targets.
 pub const TARGETS: &[Target] = &[
+    target("api", api::run, api::seeds),
     target("block", block::run, block::seeds),
     target("board", board::run, board::seeds),
     target("config", config::run, config::seeds),
     target("console", console::run, console::seeds),
     target("hotplug", hotplug::run, hotplug::seeds),
+    target("http", http::run, http::seeds),
     target("kernel", kernel::run, kernel::seeds),
+    target("pmem", pmem::run, pmem::seeds),
     target("ring", ring::run, ring::seeds),
     target("rng", rng::run, rng::seeds),
     target("virtio-pci", virtio_pci::run, virtio_pci::seeds),

@@ -40,6 +40,11 @@ impl<'a> Script<'a> {
         Some(bytes)
     }
 
+    /// Everything that is left.
+    pub fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
+    }
+
     /// The width of a register access, 1 to 8 bytes: mostly those that a processor makes.
     pub fn width(&mut self) -> Option<usize> {
         let choice = self.u8()?;
