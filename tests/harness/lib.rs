@@ -4,12 +4,21 @@
 //! When the VM has ended, [`Ended`] has everything: exit code, answers, what was said on standard error. Whatever goes wrong
 //! panics with the guest's whole transcript.
 //!
+//! A [`Pod`](pod::Pod) is a VM as Kata's shims have one: started with an API socket, described by their requests, used through its
+//! agent. It returns errors instead of panicking.
+//!
 //! Kernels and the VMM are found through `HUSK_LAB_DIR` and `HUSK_BIN`, which `cargo lab test` sets; these tests do not run
 //! without it.
 
+pub mod agent;
+pub mod api;
+pub mod body;
 mod boot;
 mod guest;
+pub mod info;
 mod lab;
+pub mod pod;
+mod process;
 pub mod pty;
 mod trace;
 mod transcript;

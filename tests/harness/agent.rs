@@ -1,0 +1,202 @@
+//! The pod's agent, reached as the shims reach Kata's: through the VMM's hybrid vsock socket.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use husk_guest::frame::{self, Kind};
+use husk_guest::{Call, Reply};
+
+use crate::api::Shim;
+
+/// How long the agent may think. Nothing that it is asked takes a tenth of it.
+const PATIENCE: Duration = Duration::from_secs(100);
+
+/// The longest answer to a handshake.
+const MAX_HANDSHAKE_BYTES: usize = 32;
+
+/// Connects to `port` of the guest. `None` if the connection was closed: nobody listens there, or not yet.
+///
+/// # Errors
+///
+/// There is no such socket, or what comes back is neither `OK <port>` nor the end.
+pub fn dial(socket: &Path, port: u32, shim: Shim) -> Result<Option<UnixStream>> {
+    let mut stream = UnixStream::connect(socket).with_context(|| format!("no vsock at {}", socket.display()))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let verb = match shim {
+        Shim::Rust => "connect",
+        Shim::Go => "CONNECT",
+    };
+    if let Err(error) = stream.write_all(format!("{verb} {port}\n").as_bytes()) {
+        ensure!(error.kind() == io::ErrorKind::BrokenPipe, "cannot dial {port}: {error}");
+        return Ok(None);
+    }
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") {
+        let mut byte = [0];
+        match stream.read(&mut byte) {
+            Ok(0) if line.is_empty() => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            Ok(0) => bail!("a handshake that ends in {:?}", String::from_utf8_lossy(&line)),
+            Ok(_) => line.extend(byte),
+            Err(error) => return Err(error).context("no answer to a handshake"),
+        }
+        ensure!(line.len() < MAX_HANDSHAKE_BYTES, "an endless handshake");
+    }
+    let text = String::from_utf8_lossy(&line).into_owned();
+    let granted = text.strip_prefix("OK ").and_then(|rest| rest.strip_suffix('\n'));
+    ensure!(
+        granted.is_some_and(|port| port.parse::<u32>().is_ok()),
+        "strange handshake {text:?}"
+    );
+    Ok(Some(stream))
+}
+
+/// One connection to the agent.
+#[derive(Debug)]
+pub struct Agent {
+    stream: BufReader<UnixStream>,
+}
+
+/// What a program left on its streams.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// Its exit code, or 128 and the signal.
+    pub code: i32,
+    /// Its standard output.
+    pub output: Vec<u8>,
+    /// Its standard error.
+    pub errors: Vec<u8>,
+}
+
+impl Agent {
+    /// Talks on a connection that [`dial`] made.
+    pub fn new(stream: UnixStream) -> Self {
+        Self {
+            stream: BufReader::new(stream),
+        }
+    }
+
+    /// Asks, and waits for the reply.
+    ///
+    /// # Errors
+    ///
+    /// The agent is gone, or says something strange. That it could not do what was asked is a [`Reply::Failed`].
+    pub fn ask(&mut self, call: &Call) -> Result<Reply> {
+        self.send(call)?;
+        self.reply().with_context(|| format!("{call:?}"))
+    }
+
+    /// Asks for what cannot fail.
+    ///
+    /// # Errors
+    ///
+    /// It failed.
+    pub fn must(&mut self, call: &Call) -> Result<Reply> {
+        match self.ask(call)? {
+            Reply::Failed { error, .. } => bail!("{call:?}: {error}"),
+            reply => Ok(reply),
+        }
+    }
+
+    /// Runs a program that must succeed; what it wrote.
+    ///
+    /// # Errors
+    ///
+    /// It did not start, or did not exit with 0.
+    pub fn run(&mut self, command: &[&str]) -> Result<String> {
+        match self.must(&Call::run(command))? {
+            Reply::Ran { code: 0, stdout, .. } => Ok(stdout),
+            other => bail!("{command:?}: {other:?}"),
+        }
+    }
+
+    /// Sends a call whose reply is a stream, and gives that out.
+    ///
+    /// # Errors
+    ///
+    /// The agent is gone.
+    pub fn stream(mut self, call: &Call) -> Result<UnixStream> {
+        self.send(call)?;
+        ensure!(self.stream.buffer().is_empty(), "the agent spoke before it was asked");
+        Ok(self.stream.into_inner())
+    }
+
+    /// Runs a program with `input` on its standard input, its streams passing while it runs.
+    ///
+    /// # Errors
+    ///
+    /// The agent is gone, or does not keep to the frames.
+    pub fn exec(self, command: &[&str], input: &[u8]) -> Result<Ran> {
+        let stream = self.stream(&Call::Exec {
+            command: command.iter().map(ToString::to_string).collect(),
+        })?;
+        // Beside the reading: a program may write before it has read everything.
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let pieces = input.chunks(frame::MAX_BYTES).chain([[].as_slice()]);
+                pieces
+                    .map(|piece| frame::write(&mut &stream, Kind::Input, piece))
+                    .find(Result::is_err)
+            });
+            collect(&stream)
+        })
+    }
+
+    /// The reply to what was sent before.
+    ///
+    /// # Errors
+    ///
+    /// As [`Agent::ask`].
+    pub fn reply(&mut self) -> Result<Reply> {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).context("the agent does not reply")?;
+        ensure!(!line.is_empty(), "the agent hung up");
+        serde_json::from_str(&line).with_context(|| format!("strange reply {line:?}"))
+    }
+
+    /// Sends the end of a stream.
+    ///
+    /// # Errors
+    ///
+    /// The agent is gone.
+    pub fn close_write(&self) -> io::Result<()> {
+        self.stream.get_ref().shutdown(Shutdown::Write)
+    }
+
+    /// Sends a call without waiting for anything.
+    ///
+    /// # Errors
+    ///
+    /// The agent is gone.
+    pub fn send(&mut self, call: &Call) -> Result<()> {
+        let line = serde_json::to_string(call)? + "\n";
+        self.stream
+            .get_mut()
+            .write_all(line.as_bytes())
+            .context("the agent takes no call")
+    }
+}
+
+/// Reads frames up to the exit code.
+fn collect(mut stream: &UnixStream) -> Result<Ran> {
+    let (mut output, mut errors) = (Vec::new(), Vec::new());
+    loop {
+        match frame::read(&mut stream)?.context("a program without an end")? {
+            (Kind::Output, content) => output.extend(content),
+            (Kind::Errors, content) => errors.extend(content),
+            (Kind::Exit, code) => {
+                let code = code.try_into().ok().context("a strange exit code")?;
+                return Ok(Ran {
+                    code: i32::from_le_bytes(code),
+                    output,
+                    errors,
+                });
+            }
+            (Kind::Input, _) => bail!("input comes back"),
+        }
+    }
+}

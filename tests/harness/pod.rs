@@ -1,0 +1,454 @@
+//! A pod as Kata's shims start, use and stop one: the process, the API calls in their order, the agent behind vsock.
+//!
+//! Nothing here panics: a test unwraps, and the soak and the demo report.
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use husk_guest::AGENT_PORT;
+use serde_json::Value;
+
+use crate::agent::{self, Agent};
+use crate::api::{Api, Shim};
+use crate::body::Shape;
+use crate::info::{PciDevice, State, VmInfo};
+use crate::{husk, process};
+
+/// How long anything of a pod may take: the shims' windows, and as much more as an emulated host on a busy machine needs.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How often the Rust shim looks for the API, and both dial the agent.
+const RUST_POLL: Duration = Duration::from_millis(50);
+const GO_POLL: Duration = Duration::from_millis(10);
+const DIAL_POLL: Duration = Duration::from_millis(10);
+
+/// A running VMM, with the VM that was asked of it. Killed when dropped.
+#[derive(Debug)]
+pub struct Pod {
+    shape: Shape,
+    child: Child,
+    api: Api,
+    folder: PathBuf,
+    output: Arc<Mutex<Vec<u8>>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+/// How a VMM that was told to stop has ended.
+#[derive(Clone, Debug)]
+pub struct Stopped {
+    /// Its status.
+    pub status: ExitStatus,
+    /// How long it took from the answer to `vmm.shutdown`, or from the end of the guest.
+    pub took: Duration,
+    /// Everything on its standard streams.
+    pub output: String,
+}
+
+/// What differs between launches.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Launch {
+    /// `disable_seccomp`.
+    pub without_seccomp: bool,
+    /// The limit of open files.
+    pub nofile: Option<u64>,
+}
+
+impl Pod {
+    /// Starts the VMM with its sockets in `folder` and waits until it answers, as the shim does.
+    ///
+    /// # Errors
+    ///
+    /// It does not start, or does not answer.
+    pub fn launch(shape: Shape, folder: &Path) -> Result<Self> {
+        Self::launch_with(shape, folder, Launch::default())
+    }
+
+    /// As [`Pod::launch`], but not as usual.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pod::launch`].
+    pub fn launch_with(shape: Shape, folder: &Path, launch: Launch) -> Result<Self> {
+        let socket = api_socket(shape.shim, folder);
+        let mut command = command(&shape, folder, launch);
+        let (mut child, sources) = spawn(&mut command, &shape)?;
+        let output = Arc::new(Mutex::new(Vec::new()));
+        let readers: Vec<_> = sources.into_iter().map(|source| read_to(source, &output)).collect();
+        match await_ping(&mut child, &socket, shape.shim) {
+            Ok(api) => Ok(Self {
+                shape,
+                child,
+                api,
+                folder: folder.into(),
+                output,
+                readers,
+            }),
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                for reader in readers {
+                    let _ = reader.join();
+                }
+                Err(error.context(format!("{command:?} said: {}", text(&output))))
+            }
+        }
+    }
+
+    /// The VMM's process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What was asked for.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// The API, for calls of one's own.
+    pub fn api(&mut self) -> &mut Api {
+        &mut self.api
+    }
+
+    /// Where the API listens.
+    pub fn api_socket(&self) -> PathBuf {
+        api_socket(self.shape.shim, &self.folder)
+    }
+
+    /// Where the host's programs reach the guest.
+    pub fn vsock(&self) -> PathBuf {
+        vsock(self.shape.shim, &self.folder)
+    }
+
+    /// What the VMM has said so far.
+    pub fn output(&self) -> String {
+        text(&self.output)
+    }
+
+    /// `vm.create` and what the shim does around it.
+    ///
+    /// # Errors
+    ///
+    /// It is refused, or the VM is not as it should be then.
+    pub fn create(&mut self) -> Result<()> {
+        let body = self.shape.create(&self.vsock());
+        self.api.put("vm.create", Some(&body))?.done()?;
+        if self.shape.shim == Shim::Go {
+            self.expect_state(State::Created)?;
+        }
+        Ok(())
+    }
+
+    /// `vm.boot`. The vCPU threads exist when it is answered, under the names by which a shim finds them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pod::create`].
+    pub fn boot(&mut self) -> Result<()> {
+        self.api.put("vm.boot", None)?.done()?;
+        let vcpus = u32::try_from(vcpu_threads(self.pid())?.len())?;
+        ensure!(
+            vcpus == self.shape.vcpus,
+            "{vcpus} vCPU threads, asked for {}",
+            self.shape.vcpus
+        );
+        if self.shape.shim == Shim::Go {
+            self.expect_state(State::Running)?;
+        }
+        Ok(())
+    }
+
+    /// Creates, boots, and waits for the agent.
+    ///
+    /// # Errors
+    ///
+    /// As the steps.
+    pub fn start(&mut self) -> Result<Agent> {
+        self.create()?;
+        self.boot()?;
+        Ok(self.agent()?.0)
+    }
+
+    /// Dials the agent as the shims do, every 10 ms until it answers; the number of refusals before.
+    ///
+    /// # Errors
+    ///
+    /// It never answers, or the VMM has gone.
+    pub fn agent(&mut self) -> Result<(Agent, u32)> {
+        let start = Instant::now();
+        let mut refused = 0;
+        loop {
+            if let Some(stream) = self.dial(AGENT_PORT)? {
+                return Ok((Agent::new(stream), refused));
+            }
+            refused += 1;
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the VMM has ended ({status}): {}", self.output());
+            }
+            ensure!(
+                start.elapsed() < PATIENCE,
+                "no agent after {refused} tries: {}",
+                self.output()
+            );
+            thread::sleep(DIAL_POLL);
+        }
+    }
+
+    /// Dials a port of the guest once.
+    ///
+    /// # Errors
+    ///
+    /// As [`agent::dial`].
+    pub fn dial(&self, port: u32) -> Result<Option<std::os::unix::net::UnixStream>> {
+        agent::dial(&self.vsock(), port, self.shape.shim)
+    }
+
+    /// A connection to the agent that has answered before.
+    ///
+    /// # Errors
+    ///
+    /// It refuses.
+    pub fn one_more(&self) -> Result<Agent> {
+        let stream = self.dial(AGENT_PORT)?.context("the agent refuses")?;
+        Ok(Agent::new(stream))
+    }
+
+    /// `vm.info`, read as strictly as the Rust shim does.
+    ///
+    /// # Errors
+    ///
+    /// The shim could not read it.
+    pub fn info(&mut self) -> Result<VmInfo> {
+        self.api.get("vm.info")?.json()
+    }
+
+    /// Asserts the state in `vm.info`.
+    ///
+    /// # Errors
+    ///
+    /// It is another one.
+    pub fn expect_state(&mut self, state: State) -> Result<()> {
+        let found = self.info()?.state;
+        ensure!(found == state, "expected {state:?}, the VM is {found:?}");
+        Ok(())
+    }
+
+    /// `vm.add-disk` in a running VM.
+    ///
+    /// # Errors
+    ///
+    /// It is refused, or in a place that no shim can use.
+    pub fn add_disk(&mut self, path: &Path) -> Result<PciDevice> {
+        let body = self.shape.add_disk(path);
+        let device: PciDevice = self.api.put("vm.add-disk", Some(&body))?.json()?;
+        ensure!(device.is_on_bus_0(), "{device:?} is not on bus 0");
+        Ok(device)
+    }
+
+    /// `vm.remove-device`.
+    ///
+    /// # Errors
+    ///
+    /// It is refused.
+    pub fn remove(&mut self, device: &PciDevice) -> Result<()> {
+        let body = serde_json::json!({"id": device.id});
+        self.api.put("vm.remove-device", Some(&body))?.done()
+    }
+
+    /// `vm.resize` to what the VM has already, as the Go shim sends it for each container.
+    ///
+    /// # Errors
+    ///
+    /// It is refused.
+    pub fn resize_to_the_same(&mut self) -> Result<()> {
+        let info = self.info()?;
+        let vcpus = self.shape.resize_vcpus(info.config.cpus.boot_vcpus);
+        self.api.put("vm.resize", Some(&vcpus))?.done()?;
+        let memory = self.shape.resize_memory(info.memory_actual_size);
+        self.api.put("vm.resize", Some(&memory))?.done()
+    }
+
+    /// Stops the VMM as the shim does, and checks that it left neither socket.
+    ///
+    /// # Errors
+    ///
+    /// It does not answer, does not end, or leaves something behind.
+    pub fn stop(mut self) -> Result<Stopped> {
+        if self.shape.shim == Shim::Go {
+            let _: Value = self.api.get("vmm.ping")?.json()?;
+        }
+        self.api.put("vmm.shutdown", None)?.done()?;
+        self.ended()
+    }
+
+    /// Waits until the VMM has ended by itself, and checks that it left neither socket.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pod::stop`].
+    pub fn ended(mut self) -> Result<Stopped> {
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break status;
+            }
+            ensure!(start.elapsed() < PATIENCE, "the VMM does not end: {}", self.output());
+            thread::sleep(Duration::from_millis(1));
+        };
+        let took = start.elapsed();
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
+        }
+        let output = self.output();
+        for socket in [self.api_socket(), self.vsock()] {
+            ensure!(!socket.exists(), "{} is left behind: {output}", socket.display());
+        }
+        Ok(Stopped { status, took, output })
+    }
+
+    /// Kills the VMM, as a shim that has lost patience.
+    ///
+    /// # Errors
+    ///
+    /// There is no such process.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The API socket of a pod with its files in `folder`.
+pub fn api_socket(shim: Shim, folder: &Path) -> PathBuf {
+    folder.join(match shim {
+        Shim::Rust => "ch-api.sock",
+        Shim::Go => "clh-api.sock",
+    })
+}
+
+/// The vsock socket of a pod with its files in `folder`.
+pub fn vsock(shim: Shim, folder: &Path) -> PathBuf {
+    folder.join(match shim {
+        Shim::Rust => "ch-vm.sock",
+        Shim::Go => "clh.sock",
+    })
+}
+
+/// The command that starts the VMM, without its standard output.
+fn command(shape: &Shape, folder: &Path, launch: Launch) -> Command {
+    let mut command = husk();
+    command.arg("--api-socket").arg(api_socket(shape.shim, folder));
+    if shape.debug {
+        command.arg("-v");
+    }
+    if launch.without_seccomp {
+        command.args(["--seccomp", "false"]);
+    }
+    if shape.shim == Shim::Rust || shape.debug {
+        command.env("RUST_BACKTRACE", "full");
+    }
+    if shape.shim == Shim::Rust {
+        command.current_dir("/");
+    }
+    command.stdin(Stdio::null());
+    process::isolate(&mut command, launch.nofile);
+    command
+}
+
+/// Starts the VMM with the standard output that the shim gives it; what to read there.
+fn spawn(command: &mut Command, shape: &Shape) -> Result<(Child, Vec<fs::File>)> {
+    let started = |command: &mut Command| command.spawn().with_context(|| format!("cannot start {command:?}"));
+    match (shape.shim, shape.debug) {
+        (Shim::Rust, _) => {
+            let mut child = started(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
+            let stdout = child.stdout.take().map(OwnedFd::from);
+            let stderr = child.stderr.take().map(OwnedFd::from);
+            Ok((child, stdout.into_iter().chain(stderr).map(fs::File::from).collect()))
+        }
+        (Shim::Go, true) => {
+            // The VMM has the master of a terminal, and the shim reads the other side.
+            let (master, slave) = process::terminal()?;
+            let child = started(command.stdout(master.try_clone()?).stderr(master))?;
+            command.stdout(Stdio::null()).stderr(Stdio::null());
+            Ok((child, vec![slave]))
+        }
+        (Shim::Go, false) => Ok((
+            started(command.stdout(Stdio::null()).stderr(Stdio::null()))?,
+            Vec::new(),
+        )),
+    }
+}
+
+/// Collects what `source` says until its end. A terminal whose other side is closed reads as an error.
+fn read_to(mut source: fs::File, output: &Arc<Mutex<Vec<u8>>>) -> JoinHandle<()> {
+    let output = Arc::clone(output);
+    thread::spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(count @ 1..) = source.read(&mut piece) {
+            let read = piece.get(..count).unwrap_or_default();
+            output
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend_from_slice(read);
+        }
+    })
+}
+
+fn text(output: &Mutex<Vec<u8>>) -> String {
+    String::from_utf8_lossy(&output.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+}
+
+/// Connects and pings until that works. The Rust shim keeps the connection.
+fn await_ping(child: &mut Child, socket: &Path, shim: Shim) -> Result<Api> {
+    let start = Instant::now();
+    loop {
+        let answered = Api::connect(socket, shim).and_then(|mut api| {
+            let ping: Value = api.get("vmm.ping")?.json()?;
+            Ok((api, ping))
+        });
+        match answered {
+            Ok((api, ping)) => {
+                let features = ping.get("features").and_then(Value::as_array);
+                ensure!(features.is_some(), "no list of features in {ping}");
+                return Ok(api);
+            }
+            Err(error) if start.elapsed() > PATIENCE => return Err(error),
+            Err(error) => {
+                if let Some(status) = child.try_wait()? {
+                    return Err(error.context(format!("the VMM has ended ({status})")));
+                }
+            }
+        }
+        thread::sleep(if shim == Shim::Rust { RUST_POLL } else { GO_POLL });
+    }
+}
+
+/// The vCPU threads of a process, in their order, found as the shims find them.
+///
+/// # Errors
+///
+/// There is no such process, or a thread whose name a shim would take for a vCPU's and cannot read.
+pub fn vcpu_threads(pid: u32) -> Result<Vec<u32>> {
+    let mut vcpus = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let name = fs::read_to_string(task?.path().join("comm"))?;
+        if let Some(number) = name.trim_end().strip_prefix("vcpu") {
+            vcpus.push(number.parse().with_context(|| format!("a thread named {name:?}"))?);
+        }
+    }
+    vcpus.sort_unstable();
+    Ok(vcpus)
+}

@@ -1,0 +1,57 @@
+//! What a shim does to a process before it runs the VMM in it. The only unsafe code of the pod's harness.
+#![expect(unsafe_code, reason = "namespaces, limits and pseudo-terminals")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Makes what `command` starts run in a network namespace of its own, if this user may, and with at most `nofile` descriptors.
+pub(crate) fn isolate(command: &mut Command, nofile: Option<u64>) {
+    let hook = move || {
+        // SAFETY: a flag. Without the privilege the process stays where it is, as with a shim that ignores a failing `setns`.
+        let _ = check(unsafe { libc::unshare(libc::CLONE_NEWNET) });
+        if let Some(limit) = nofile {
+            let limit = libc::rlimit {
+                rlim_cur: limit,
+                rlim_max: limit,
+            };
+            // SAFETY: the pointer is to an rlimit that the call reads.
+            check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })?;
+        }
+        Ok(())
+    };
+    // SAFETY: the hook makes two system calls and does not allocate.
+    unsafe { command.pre_exec(hook) };
+}
+
+/// A new pseudo-terminal: its master and its other side, both closed on exec.
+pub(crate) fn terminal() -> io::Result<(OwnedFd, File)> {
+    let (mut master, mut slave) = (-1, -1);
+    // SAFETY: two ints that the call fills; no name, and the default settings and size.
+    check(unsafe {
+        libc::openpty(
+            &raw mut master,
+            &raw mut slave,
+            std::ptr::null_mut(),
+            std::ptr::null(),
+            std::ptr::null(),
+        )
+    })?;
+    // SAFETY: the call above made both descriptors, and nobody else has them.
+    let (master, slave) = unsafe { (OwnedFd::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
+    for fd in [&master, &slave] {
+        // SAFETY: an open descriptor and a flag.
+        check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    }
+    Ok((master, slave.into()))
+}
