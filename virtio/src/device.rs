@@ -122,6 +122,12 @@ pub trait VirtioDevice: Send {
 pub trait Watch {
     /// Calls [`Handler::wake`] with `token` whenever `fd` is readable.
     fn readable(&mut self, fd: RawFd, token: u32) -> std::io::Result<()>;
+    /// Calls [`Handler::wake`] with `token` when `fd` becomes readable or writable, and when its state changes otherwise; not again as
+    /// long as it stays so. Whoever uses this goes on until the descriptor would block. (Where nobody ever waits, as in unit tests, it
+    /// is the same as [`Watch::readable`].)
+    fn edges(&mut self, fd: RawFd, token: u32) -> std::io::Result<()> {
+        self.readable(fd, token)
+    }
     /// Stops watching `fd`.
     fn forget(&mut self, fd: RawFd) -> std::io::Result<()>;
 }

@@ -10,6 +10,8 @@ mod buffers;
 mod chain;
 mod error;
 mod notify;
+mod take;
+mod used;
 
 pub use buffers::{Reader, SplitError, Writer};
 pub use chain::Chain;
@@ -20,9 +22,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use husk_devices::memory::{GuestMemory, GuestMemoryMmap};
-use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryLoadGuard};
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryLoadGuard};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::HandlerError;
@@ -54,8 +55,8 @@ pub struct Ring {
     mem: GuestMemory,
     /// By head: popped and not yet pushed.
     in_flight: Vec<bool>,
-    /// Something was pushed since the driver was last told.
-    unannounced: bool,
+    /// Chains pushed since the driver was last told.
+    unannounced: u16,
 }
 
 impl Ring {
@@ -81,7 +82,7 @@ impl Ring {
             notify,
             mem,
             in_flight,
-            unannounced: false,
+            unannounced: 0,
         })
     }
 
@@ -157,7 +158,7 @@ impl Ring {
                     })
                 })?;
                 match f(&mut reader, &mut writer)? {
-                    Step::Used(len) => self.complete(mem, head, len)?,
+                    Step::Used(len) => self.complete(mem, &[(head, len)])?,
                     Step::Later => {
                         self.queue.go_to_previous_position();
                         return Ok(());
@@ -192,17 +193,28 @@ impl Ring {
     /// # Errors
     /// When `head` is not in flight or the used ring cannot be written.
     pub fn push(&mut self, head: u16, len: u32) -> Result<(), RingError> {
-        match self.in_flight.get_mut(usize::from(head)) {
-            Some(flag) if *flag => *flag = false,
-            _ => {
-                return Err(RingError::NotInFlight {
-                    queue: self.index,
-                    head,
-                });
+        self.push_all(&[(head, len)])
+    }
+
+    /// Returns several chains to the driver, head and length each, which sees all of them at once or none: what belongs together
+    /// must not be seen in part. Does not interrupt: see [`Ring::signal`].
+    ///
+    /// # Errors
+    /// When one is not in flight or the used ring cannot be written. The driver then sees none of them.
+    pub fn push_all(&mut self, chains: &[(u16, u32)]) -> Result<(), RingError> {
+        for &(head, _) in chains {
+            match self.in_flight.get_mut(usize::from(head)) {
+                Some(flag) if *flag => *flag = false,
+                _ => {
+                    return Err(RingError::NotInFlight {
+                        queue: self.index,
+                        head,
+                    });
+                }
             }
         }
         let mem = self.mem.memory();
-        self.complete(&mem, head, len)
+        self.complete(&mem, chains)
     }
 
     /// Interrupts the driver if something was pushed since the last time and the driver wants to know (virtio 1.2 §2.7.7).
@@ -276,39 +288,6 @@ impl Ring {
                 size,
             }),
         }
-    }
-
-    fn complete(&mut self, mem: &GuestMemoryMmap, head: u16, len: u32) -> Result<(), RingError> {
-        self.queue
-            .add_used(mem, head, len)
-            .map_err(|source| RingError::Access {
-                queue: self.index,
-                source,
-            })?;
-        self.unannounced = true;
-        Ok(())
-    }
-
-    fn announce(&mut self, mem: &GuestMemoryMmap) -> Result<(), RingError> {
-        if !std::mem::take(&mut self.unannounced) {
-            return Ok(());
-        }
-        let access = |source| RingError::Access {
-            queue: self.index,
-            source,
-        };
-        // Orders the used index before what the driver says about interrupts, with and without VIRTIO_F_EVENT_IDX.
-        let mut wanted = self.queue.needs_notification(mem).map_err(access)?;
-        if !self.queue.event_idx_enabled() {
-            let flags: u16 = mem
-                .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
-                .map_err(|source| access(virtio_queue::Error::GuestMemory(source)))?;
-            wanted = u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0;
-        }
-        if wanted {
-            self.notify.signal();
-        }
-        Ok(())
     }
 
     fn allow_kicks(&mut self, mem: &GuestMemoryMmap) -> Result<bool, RingError> {

@@ -428,3 +428,63 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn chains_pushed_together_appear_together_and_count_for_the_event_index() {
+    let mut driver = Driver::new(&memory(), BASE, 4);
+    driver.event_idx = true;
+    let mut ring = driver.ring();
+    // The driver wants to hear of the first entry only, and three come at once.
+    driver.set_used_event(0);
+    for _ in 0..3 {
+        driver.add(&[Buf::In(DATA, 16)]);
+    }
+    let mem = ring.memory().into_inner();
+    let heads: Vec<(u16, u32)> = std::iter::from_fn(|| ring.take(&mem, |_, _| ()).unwrap())
+        .map(|head| (head, 16))
+        .collect();
+    assert_eq!(heads.len(), 3);
+
+    ring.push_all(&heads).unwrap();
+    ring.signal().unwrap();
+
+    assert_eq!(driver.interrupts(), 1);
+    for (head, len) in heads {
+        assert_eq!(driver.take_used(), Some((head.into(), len)));
+    }
+    // The next three are past what was asked for.
+    for _ in 0..3 {
+        let head = driver.add(&[Buf::In(DATA, 16)]);
+        assert_eq!(ring.take(&mem, |_, _| ()).unwrap(), Some(head));
+        ring.push_all(&[(head, 1)]).unwrap();
+    }
+    ring.signal().unwrap();
+    assert_eq!(driver.interrupts(), 0);
+}
+
+#[test]
+fn chains_are_pushed_all_or_none() {
+    let mut driver = Driver::new(&memory(), BASE, 4);
+    let mut ring = driver.ring();
+    let head = driver.add(&[Buf::In(DATA, 16)]);
+    let mem = ring.memory().into_inner();
+    ring.take(&mem, |_, _| ()).unwrap();
+    let error = ring.push_all(&[(head, 1), (3, 1)]).unwrap_err();
+    assert!(matches!(error, RingError::NotInFlight { head: 3, .. }), "{error}");
+    assert_eq!(driver.take_used(), None);
+}
+
+#[test]
+fn chains_put_back_come_again_in_their_order() {
+    let mut driver = Driver::new(&memory(), BASE, 4);
+    let mut ring = driver.ring();
+    let (one, two) = (driver.add(&[Buf::In(DATA, 1)]), driver.add(&[Buf::In(DATA, 2)]));
+    let mem = ring.memory().into_inner();
+    for _ in 0..3 {
+        assert_eq!(ring.take(&mem, |_, _| ()).unwrap(), Some(one));
+        assert_eq!(ring.take(&mem, |_, _| ()).unwrap(), Some(two));
+        ring.put_back(two);
+        ring.put_back(one);
+    }
+    assert_eq!(ring.into_state().queue.next_avail, 0);
+}

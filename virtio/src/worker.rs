@@ -240,6 +240,13 @@ impl Watch for Fds<'_, '_> {
             .map_err(io::Error::other)
     }
 
+    fn edges(&mut self, fd: RawFd, token: u32) -> io::Result<()> {
+        let edges = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+        self.0
+            .add(Events::with_data_raw(fd, token, edges))
+            .map_err(io::Error::other)
+    }
+
     fn forget(&mut self, fd: RawFd) -> io::Result<()> {
         self.0.remove(Events::empty_raw(fd)).map_err(io::Error::other)
     }
