@@ -1,0 +1,157 @@
+//! One queue pair on its I/O thread: both directions, and with the first pair the control queue.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::timerfd::TimerFd;
+
+use super::control::{Control, Switches};
+use super::line::{Fault, Line};
+use super::rx::Receive;
+use super::tx::Transmit;
+use crate::device::{Handler, HandlerError, Watch};
+use crate::ring::RingState;
+
+/// [`Watch`] tokens: doorbells, the tap, the timer of the rate limiters.
+const RX_KICK: u32 = 0;
+const TX_KICK: u32 = 1;
+const CONTROL_KICK: u32 = 2;
+const TAP: u32 = 3;
+const TIMER: u32 = 4;
+
+/// The running half of a queue pair.
+pub(super) struct PairHandler {
+    rx: Receive,
+    tx: Transmit,
+    control: Option<Control>,
+    line: Line,
+    beginning: Option<Beginning>,
+    timer: Option<TimerFd>,
+    /// When the timer rings.
+    alarm: Option<Instant>,
+}
+
+/// What the host is told when a driver starts: one pair, and the offloads that it took, whatever the last one had (virtio 1.2
+/// §5.1.6.5.5, §5.1.6.5.6). The host may take its time for this, so it is done on the I/O thread.
+pub(super) struct Beginning {
+    /// What it acts on.
+    pub switches: Arc<dyn Switches>,
+    /// Offloads (`TUN_F_…`).
+    pub offloads: u32,
+}
+
+impl Beginning {
+    fn carry_out(self) -> io::Result<()> {
+        self.switches.set_pairs(1)?;
+        self.switches.set_offloads(self.offloads)
+    }
+}
+
+impl PairHandler {
+    /// Joins both directions with their way out. The first pair has a beginning, and the control queue if there is one.
+    pub fn new(rx: Receive, tx: Transmit, line: Line, beginning: Option<Beginning>, control: Option<Control>) -> Self {
+        Self {
+            rx,
+            tx,
+            control,
+            line,
+            beginning,
+            timer: None,
+            alarm: None,
+        }
+    }
+
+    /// Sets the timer to the first moment at which a direction that waits for its limiter may go on.
+    fn set_alarm(&mut self) -> Result<(), HandlerError> {
+        let Some(timer) = &mut self.timer else { return Ok(()) };
+        let (rx, tx) = (self.rx.pace.until(), self.tx.pace.until());
+        let next = rx.into_iter().chain(tx).min();
+        if next == self.alarm {
+            return Ok(());
+        }
+        self.alarm = next;
+        let Some(next) = next else { return Ok(()) };
+        // Zero would disarm it.
+        let wait = next
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_nanos(1));
+        timer.reset(wait, None).map_err(|source| HandlerError::Host {
+            what: "cannot set the timer of a rate limiter",
+            source: source.into(),
+        })
+    }
+}
+
+impl Handler for PairHandler {
+    fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        match self.beginning.take().map(Beginning::carry_out) {
+            None | Some(Ok(())) => {}
+            Some(Err(error)) if Fault::of(&error) == Fault::Gone => self.line.lose(),
+            Some(Err(source)) => {
+                let what = "cannot set the tap's queues and offloads";
+                return Err(HandlerError::Host { what, source });
+            }
+        }
+        let mut doorbell = |fd: RawFd, token| watch.readable(fd, token).map_err(HandlerError::watch);
+        doorbell(self.rx.ring().kick().as_raw_fd(), RX_KICK)?;
+        doorbell(self.tx.ring().kick().as_raw_fd(), TX_KICK)?;
+        if let Some(control) = &self.control {
+            doorbell(control.ring().kick().as_raw_fd(), CONTROL_KICK)?;
+        }
+        if self.rx.pace.is_limited() || self.tx.pace.is_limited() {
+            let timer = TimerFd::new().map_err(|source| HandlerError::watch(source.into()))?;
+            doorbell(timer.as_raw_fd(), TIMER)?;
+            self.timer = Some(timer);
+        }
+        watch
+            .edges(self.line.tap.as_raw_fd(), TAP)
+            .map_err(HandlerError::watch)?;
+        // For what became available before there was a thread. Fails only when the counter is full, and then the doorbell rings.
+        let _ = self.tx.ring().kick().write(1);
+        Ok(())
+    }
+
+    fn wake(&mut self, token: u32, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        match token {
+            RX_KICK => {
+                self.rx.ring().take_kick();
+                self.rx.run(&self.line)?;
+            }
+            TX_KICK => {
+                self.tx.ring().take_kick();
+                self.tx.run(&self.line)?;
+            }
+            CONTROL_KICK => {
+                if let Some(control) = &mut self.control {
+                    control.run()?;
+                }
+            }
+            TIMER => {
+                if let Some(timer) = &mut self.timer {
+                    // Readable, so this only resets it.
+                    let _ = timer.wait();
+                }
+                self.alarm = None;
+                self.rx.run(&self.line)?;
+                self.tx.run(&self.line)?;
+            }
+            _ => {
+                self.rx.run(&self.line)?;
+                self.tx.unblock(&self.line)?;
+            }
+        }
+        self.set_alarm()
+    }
+
+    fn stop(self: Box<Self>) -> Vec<RingState> {
+        let Self { rx, tx, control, .. } = *self;
+        let control = control.map(Control::stop);
+        [rx.stop(), tx.stop()].into_iter().chain(control).collect()
+    }
+}
+
+#[cfg(test)]
+#[path = "handler_test.rs"]
+mod tests;

@@ -1,0 +1,208 @@
+//! Receiving: from the tap straight into the driver's buffers (virtio 1.2 §5.1.6.3, §5.1.6.4).
+//!
+//! Nobody says how long the next frame is. So it is read into whatever room the driver has given, followed by a buffer of husk's own,
+//! and nothing is ever cut off: what ends up there is copied as soon as the driver gives more room. Mostly there is enough.
+#![expect(unsafe_code, reason = "the kernel writes into guest memory by raw pointers")]
+
+use super::header::{HEADER_BYTES, MAX_FRAME_BYTES, NUM_BUFFERS};
+use super::line::{Fault, Line};
+use super::pace::Pace;
+use super::room::Room;
+use crate::device::HandlerError;
+use crate::ring::{Ring, RingError, RingState};
+
+/// Most bytes of one frame with its header.
+const MAX_BYTES: usize = HEADER_BYTES + MAX_FRAME_BYTES;
+/// Frames after which the thread looks at its other work.
+const BUDGET: usize = 256;
+/// Frames after which the driver is told, so that it need not wait for the last of them.
+const BATCH: usize = 32;
+
+/// The receiving half of a queue pair.
+pub(super) struct Receive {
+    ring: Ring,
+    pub pace: Pace,
+    /// A frame may take several chains (`VIRTIO_NET_F_MRG_RXBUF`).
+    mergeable: bool,
+    room: Room,
+    /// Takes what the room does not.
+    overflow: Box<[u8]>,
+    /// Bytes of a frame that wait in `overflow` for more room; what is before them fills the room.
+    tail: usize,
+    done: Vec<(u16, u32)>,
+}
+
+/// Why receiving has stopped for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pause {
+    /// No frame is there: the tap will tell.
+    NoFrame,
+    /// No room: the driver will kick.
+    NoRoom,
+    /// The limiter: its timer will ring.
+    Throttled,
+    /// There may be more.
+    Budget,
+}
+
+impl Receive {
+    /// Takes the ring of a receive queue.
+    pub fn new(ring: Ring, pace: Pace, mergeable: bool) -> Self {
+        Self {
+            ring,
+            pace,
+            mergeable,
+            room: Room::default(),
+            overflow: vec![0; MAX_BYTES].into_boxed_slice(),
+            tail: 0,
+            done: Vec::new(),
+        }
+    }
+
+    /// The ring.
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// Receives what is there, and tells the driver.
+    ///
+    /// # Errors
+    /// When the driver broke the ring's rules.
+    pub fn run(&mut self, line: &Line) -> Result<(), HandlerError> {
+        let pause = self.receive_frames(line);
+        self.ring.signal()?;
+        match pause? {
+            Pause::NoFrame => {}
+            Pause::NoRoom => line.metrics.rx_starved.inc(),
+            Pause::Throttled => line.metrics.rx_throttled.inc(),
+            // Fails only when the counter is full, and then the doorbell rings anyway.
+            Pause::Budget => drop(self.ring.kick().write(1)),
+        }
+        Ok(())
+    }
+
+    fn receive_frames(&mut self, line: &Line) -> Result<Pause, RingError> {
+        self.ring.disable_kicks()?;
+        for frame in 1..=BUDGET {
+            if line.is_down() {
+                return Ok(Pause::NoFrame);
+            }
+            if !self.pace.allows() {
+                return Ok(Pause::Throttled);
+            }
+            if !self.make_room(line)? {
+                return Ok(Pause::NoRoom);
+            }
+            let spill = match self.room.bytes() {
+                enough if enough >= MAX_BYTES => Default::default(),
+                _ => &mut *self.overflow,
+            };
+            // SAFETY: the room keeps its buffers mapped, the rest is exclusively borrowed; both may be written.
+            let got = self
+                .room
+                .with_buffers(spill, |buffers| unsafe { line.tap.receive(buffers) });
+            match got {
+                Ok(bytes) => self.deliver(bytes, line)?,
+                Err(error) => match Fault::of(&error) {
+                    Fault::Wait => return Ok(Pause::NoFrame),
+                    Fault::Gone => line.lose(),
+                    Fault::Frame => line.metrics.rx_errors.inc(),
+                },
+            }
+            if frame.is_multiple_of(BATCH) {
+                self.ring.signal()?;
+            }
+        }
+        Ok(Pause::Budget)
+    }
+
+    /// Sees to it that the next frame can be read. `false`: the driver has to give more first, and will kick.
+    fn make_room(&mut self, line: &Line) -> Result<bool, RingError> {
+        loop {
+            if self.tail > 0 && self.room.is_stale(&self.ring) {
+                self.drop_frame(line);
+            }
+            let (bytes, chains) = if self.mergeable {
+                (MAX_BYTES, usize::MAX)
+            } else {
+                (MAX_BYTES, 1)
+            };
+            let filled = self.room.bytes();
+            self.room
+                .fill(&mut self.ring, bytes, chains, || line.metrics.rx_malformed.inc())?;
+            if self.tail > 0 {
+                self.finish(filled, line)?;
+            }
+            if self.tail == 0 && self.room.chains() > 0 {
+                return Ok(true);
+            }
+            if self.tail > 0 && self.room.pieces() >= usize::from(self.ring.size() / 2) {
+                // Half of all that the driver can ever give is not enough, and it may be waiting for the other half itself.
+                self.drop_frame(line);
+                continue;
+            }
+            if !self.ring.enable_kicks()? {
+                return Ok(false);
+            }
+            self.ring.disable_kicks()?;
+        }
+    }
+
+    /// A frame of `bytes` with its header has been read.
+    fn deliver(&mut self, bytes: usize, line: &Line) -> Result<(), RingError> {
+        if bytes < HEADER_BYTES {
+            line.metrics.rx_errors.inc();
+            return Ok(());
+        }
+        self.pace.spend(bytes.saturating_sub(HEADER_BYTES));
+        match bytes.checked_sub(self.room.bytes()) {
+            None | Some(0) => self.complete(bytes, line),
+            Some(tail) => {
+                self.tail = tail;
+                if !self.mergeable {
+                    self.drop_frame(line);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Moves on with the frame that fills the first `filled` bytes of the room and goes on in `overflow`.
+    fn finish(&mut self, filled: usize, line: &Line) -> Result<(), RingError> {
+        let bytes = filled.saturating_add(self.tail);
+        let space = self.room.bytes().saturating_sub(filled).min(self.tail);
+        if space == 0 {
+            return Ok(());
+        }
+        self.room.write(filled, self.overflow.get(..space).unwrap_or_default());
+        self.overflow.copy_within(space..self.tail, 0);
+        self.tail = self.tail.saturating_sub(space);
+        if self.tail == 0 {
+            self.complete(bytes, line)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the driver the frame of `bytes` at the beginning of the room, all its chains at once.
+    fn complete(&mut self, bytes: usize, line: &Line) -> Result<(), RingError> {
+        let chains = u16::try_from(self.room.chains_for(bytes)).unwrap_or(u16::MAX);
+        self.room.write(NUM_BUFFERS, &chains.to_le_bytes());
+        self.done.clear();
+        self.room.consume(bytes, &mut self.done);
+        line.metrics.rx_frames.inc();
+        line.metrics.rx_bytes.add(bytes.saturating_sub(HEADER_BYTES) as u64);
+        self.ring.push_all(&self.done)
+    }
+
+    /// Forgets the frame that does not fit. Its chains are the next one's.
+    fn drop_frame(&mut self, line: &Line) {
+        self.tail = 0;
+        line.metrics.rx_dropped.inc();
+    }
+
+    /// Ends receiving. What was taken and not used is the ring's again.
+    pub fn stop(mut self) -> RingState {
+        self.room.give_back(&mut self.ring);
+        self.ring.into_state()
+    }
+}
