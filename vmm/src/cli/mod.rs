@@ -4,6 +4,7 @@ mod cmdline;
 mod console;
 mod disk;
 mod kernel;
+mod net;
 mod pairs;
 mod pmem;
 mod run;

@@ -8,11 +8,12 @@ use super::cmdline::default_cmdline;
 use super::console::parse_console;
 use super::disk::parse_disk;
 use super::kernel::{NoHostKernel, host_kernel};
+use super::net::parse_net;
 use super::pmem::parse_pmem;
 use super::size::parse_size;
 use crate::config::{
-    BootProtocol, ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, Limits, MemoryConfig, PayloadConfig,
-    PmemConfig, RngConfig, RunOptions, VmConfig,
+    BootProtocol, ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, Limits, MemoryConfig, NetConfig,
+    PayloadConfig, PmemConfig, RngConfig, RunOptions, VmConfig,
 };
 use crate::seccomp::Mode;
 
@@ -78,6 +79,25 @@ pub struct RunArgs {
     /// A value with a comma in it is written in double quotes.
     #[arg(short, long = "disk", value_name = "KEYS", value_parser = parse_disk, verbatim_doc_comment, help_heading = "Machine")]
     pub disks: Vec<DiskConfig>,
+
+    /// Add a network device on a tap of the host: tap=NAME,mac=MAC,... or fd=N,...
+    ///
+    /// May be given several times. husk configures no interface: address, state and MTU of the tap are its owner's. Keys:
+    ///
+    ///   tap=NAME         the tap; made, until husk ends, if there is none and this user may
+    ///   fd=N             a tap that is already open; with several queues fd=N:M:...
+    ///   mac=MAC          the guest's address (default: a random one)
+    ///   queues=N         pairs of queues, 1 to 32 (default 1, or one a descriptor)
+    ///   queue_size=N     entries of each, 16 to 1024 (default 256)
+    ///   mtu=N            largest packet that the guest may send, 68 to 65535
+    ///   id=NAME          the device's name
+    ///   csum=off         no offloads at all
+    ///   tso=off          no TCP segments larger than a packet
+    ///   ufo=off          no UDP datagrams larger than a packet
+    ///   bandwidth=N      bytes a second, in each direction
+    ///   ops=N            packets a second, in each direction
+    #[arg(long = "net", value_name = "KEYS", value_parser = parse_net, verbatim_doc_comment, help_heading = "Machine")]
+    pub nets: Vec<NetConfig>,
 
     /// Add persistent memory, a file that the guest reads and writes as memory: file=FILE,size=SIZE,...
     ///
@@ -158,6 +178,7 @@ impl RunArgs {
                 ..PayloadConfig::default()
             },
             disks: self.disks,
+            net: self.nets,
             pmem: self.pmems,
             rng: (!self.no_rng).then(|| RngConfig::from(self.rng)),
             serial: self.serial.unwrap_or(ConsoleConfig::new(usual)),

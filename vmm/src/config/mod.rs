@@ -23,7 +23,7 @@ pub use device::{
 pub use mac::{BadMac, MacAddr};
 pub use options::{BootProtocol, RunOptions};
 pub use rest::Rest;
-pub use validate::{ConfigError, Limits, MAX_DISK_QUEUES, MIN_MEMORY_BYTES, PAGE_BYTES};
+pub use validate::{ConfigError, Limits, MAX_DISK_QUEUES, MAX_NET_PAIRS, MIN_MEMORY_BYTES, PAGE_BYTES};
 
 /// A whole VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{ConsoleConfig, ConsoleMode, DiskConfig, MemoryConfig, VmConfig, unsupported};
+use super::{ConsoleConfig, ConsoleMode, DiskConfig, MemoryConfig, NetConfig, VmConfig, unsupported};
 
 /// The unit of guest RAM.
 pub const PAGE_BYTES: u64 = 4096;
@@ -10,6 +10,11 @@ pub const PAGE_BYTES: u64 = 4096;
 pub const MIN_MEMORY_BYTES: u64 = 2 << 20;
 /// The most virtqueues of a disk.
 pub const MAX_DISK_QUEUES: u16 = 64;
+
+/// The most pairs of virtqueues of a network device.
+pub const MAX_NET_PAIRS: u16 = 32;
+/// The smallest MTU that IP works with (RFC 791).
+const MIN_MTU: u16 = 68;
 
 /// The unit of guest RAM made of reserved huge pages.
 const HUGE_PAGE_BYTES: u64 = 2 << 20;
@@ -99,6 +104,30 @@ pub enum ConfigError {
         /// What was asked for.
         found: u16,
     },
+    /// Virtqueues of a network device that make no pairs, or too few or too many of them.
+    #[error("net {net}: {found} queues asked for, 2 to {} allowed, two for each pair", 2 * MAX_NET_PAIRS)]
+    NetQueues {
+        /// The tap or the MAC address.
+        net: String,
+        /// What was asked for.
+        found: u16,
+    },
+    /// A virtqueue size that virtio or husk does not allow.
+    #[error("net {net}: queue size {found} is not a power of two from {} to {}", QUEUE_SIZES.start(), QUEUE_SIZES.end())]
+    NetQueueSize {
+        /// The tap or the MAC address.
+        net: String,
+        /// What was asked for.
+        found: u16,
+    },
+    /// Packets too small for IP.
+    #[error("net {net}: mtu is {found}, allowed: {MIN_MTU} to 65535")]
+    Mtu {
+        /// The tap or the MAC address.
+        net: String,
+        /// What was asked for.
+        found: u16,
+    },
     /// A console in mode `File` and no file.
     #[error("{0}: mode File needs a file")]
     NoFile(&'static str),
@@ -149,6 +178,7 @@ impl VmConfig {
                 return Err(ConfigError::DuplicateDisk(id.clone()));
             }
         }
+        self.net.iter().try_for_each(NetConfig::validate)?;
         self.serial.validate("serial")?;
         self.console.validate("console")?;
         match (self.serial.mode, self.console.mode) {
@@ -189,6 +219,24 @@ impl DiskConfig {
             });
         }
         Ok(())
+    }
+}
+
+impl NetConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let net = || self.tap.clone().unwrap_or_else(|| self.mac.to_string());
+        let found = self.num_queues;
+        if !found.is_multiple_of(2) || !(1..=MAX_NET_PAIRS).contains(&(found / 2)) {
+            return Err(ConfigError::NetQueues { net: net(), found });
+        }
+        let found = self.queue_size;
+        if !found.is_power_of_two() || !QUEUE_SIZES.contains(&found) {
+            return Err(ConfigError::NetQueueSize { net: net(), found });
+        }
+        match self.mtu.filter(|mtu| *mtu < MIN_MTU) {
+            Some(found) => Err(ConfigError::Mtu { net: net(), found }),
+            None => Ok(()),
+        }
     }
 }
 

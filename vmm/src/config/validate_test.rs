@@ -265,3 +265,28 @@ fn neutral_forms_of_what_husk_lacks_are_accepted() {
         .validate(HOST)
         .unwrap();
 }
+
+#[test]
+fn network_queues_come_in_pairs_of_a_size_that_rings_have() {
+    let message = |net: serde_json::Value| {
+        let config = json!({"payload": {"kernel": "/k"}, "net": [net]});
+        let config: VmConfig = serde_json::from_value(config).unwrap();
+        config.validate(Limits::ARCHITECTURE).map_err(|error| error.to_string())
+    };
+    assert_eq!(
+        message(json!({"tap": "t", "num_queues": 64, "queue_size": 1024})),
+        Ok(())
+    );
+    for queues in [0, 1, 3, 66] {
+        let expected = format!("net t: {queues} queues asked for, 2 to 64 allowed, two for each pair");
+        assert_eq!(message(json!({"tap": "t", "num_queues": queues})), Err(expected));
+    }
+    for size in [0, 8, 255, 2048] {
+        let expected = format!("net t: queue size {size} is not a power of two from 16 to 1024");
+        assert_eq!(message(json!({"tap": "t", "queue_size": size})), Err(expected));
+    }
+    assert_eq!(
+        message(json!({"mac": "02:00:00:00:00:01", "mtu": 67})),
+        Err("net 02:00:00:00:00:01: mtu is 67, allowed: 68 to 65535".into())
+    );
+}

@@ -4,6 +4,7 @@ mod attend;
 pub mod board;
 mod build;
 mod device;
+pub mod net;
 pub mod pmem;
 mod populate;
 

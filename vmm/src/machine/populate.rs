@@ -82,6 +82,10 @@ pub fn populate(
     for (number, disk) in config.disks.iter().enumerate() {
         add_disk(number, disk, devices)?;
     }
+    for (number, net) in config.net.iter().enumerate() {
+        let name = net.id.clone().unwrap_or_else(|| format!("net{number}"));
+        devices.add_virtio(&name, super::net::open(net, &super::net::inherited(net)?)?)?;
+    }
     for (number, pmem) in config.pmem.iter().enumerate() {
         let name = pmem.id.clone().unwrap_or_else(|| format!("pmem{number}"));
         devices.add_virtio(&name, Box::new(super::pmem::open(pmem, pmem_space)?))?;

@@ -159,6 +159,16 @@ fn disks_have_their_calls_and_others_do_not() {
 
 #[test]
 fn persistent_memory_is_flushed_and_no_more() {
+    let tap = |request: u32| call(libc::SYS_ioctl, &[5, request.into(), 0]);
+    assert_allowed(
+        Role::Net,
+        &[
+            call(libc::SYS_readv, &[]),
+            tap(requests::TUNSETOFFLOAD),
+            tap(requests::TUNSETQUEUE),
+        ],
+    );
+    assert_denied(Role::Net, &[tap(requests::TUNSETIFF), call(libc::SYS_pwritev, &[])]);
     assert_allowed(Role::Pmem, &[call(libc::SYS_fdatasync, &[])]);
     assert_denied(Role::Pmem, &[call(libc::SYS_fsync, &[]), call(libc::SYS_pwritev, &[])]);
 }

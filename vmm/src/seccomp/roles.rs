@@ -18,6 +18,8 @@ pub enum Role {
     Api,
     /// Serves a disk.
     Block,
+    /// Serves a network device.
+    Net,
     /// Serves persistent memory.
     Pmem,
     /// Serves a device that moves bytes between the guest and a file that is open: console, entropy.
@@ -28,6 +30,7 @@ impl Role {
     /// The role of the threads of a device of virtio ID `device` (virtio 1.2 §5).
     pub fn of_device(device: u32) -> Self {
         match device {
+            1 => Self::Net,
             2 => Self::Block,
             27 => Self::Pmem,
             _ => Self::Stream,

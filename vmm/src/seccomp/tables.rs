@@ -41,12 +41,13 @@ const OWN: Check = Check {
 };
 
 /// Every role, in the order of their discriminants.
-pub(super) const ROLES: [Role; 7] = [
+pub(super) const ROLES: [Role; 8] = [
     Role::Process,
     Role::Vcpu,
     Role::Loader,
     Role::Api,
     Role::Block,
+    Role::Net,
     Role::Pmem,
     Role::Stream,
 ];
@@ -58,11 +59,14 @@ pub(super) fn policy(role: Role, pid: u32) -> Policy {
 
 fn groups(role: Role) -> &'static [&'static [Rule]] {
     match role {
-        Role::Process => &[EVERY, THREADS, CONTROL, VCPU, LOADER, IO, BLOCK, PMEM, STREAM, SOCKETS],
+        Role::Process => &[
+            EVERY, THREADS, CONTROL, VCPU, LOADER, IO, BLOCK, NET, PMEM, STREAM, SOCKETS,
+        ],
         Role::Vcpu => &[EVERY, VCPU],
         Role::Loader => &[EVERY, LOADER],
         Role::Api => &[EVERY, IO, SOCKETS],
         Role::Block => &[EVERY, IO, BLOCK],
+        Role::Net => &[EVERY, IO, NET],
         Role::Pmem => &[EVERY, IO, PMEM],
         Role::Stream => &[EVERY, IO, STREAM],
     }
@@ -169,6 +173,13 @@ const BLOCK: &[Rule] = &[
     any(libc::SYS_fdatasync),
     any(libc::SYS_fsync),
     any(libc::SYS_fallocate),
+];
+
+/// A network device: frames from and to its tap, and what the driver's commands ask of it.
+const NET: &[Rule] = &[
+    any(libc::SYS_readv),
+    any(libc::SYS_writev),
+    only(libc::SYS_ioctl, &[one_of(1, &[r::TUNSETOFFLOAD, r::TUNSETQUEUE])]),
 ];
 
 /// Persistent memory: flushes.
