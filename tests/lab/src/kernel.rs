@@ -40,7 +40,7 @@ pub const KERNELS: [Kernel; 2] = [
             "vmw_vsock_virtio_transport",
         ],
         pod_modules: &["virtio_net"],
-        host_modules: &["virtio_blk", "kvm_amd", "loop"],
+        host_modules: &["virtio_blk", "kvm_amd", "loop", "tun"],
     },
     Kernel {
         name: "6.1",
