@@ -374,6 +374,12 @@ impl Watch for Watched {
         self.0.ctl(ControlOperation::Add, fd, event)
     }
 
+    fn edges(&mut self, fd: RawFd, token: u32) -> std::io::Result<()> {
+        let events = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+        self.0
+            .ctl(ControlOperation::Add, fd, EpollEvent::new(events, token.into()))
+    }
+
     fn forget(&mut self, fd: RawFd) -> std::io::Result<()> {
         self.0.ctl(ControlOperation::Delete, fd, EpollEvent::default())
     }

@@ -1,7 +1,7 @@
 //! Fuzz targets: everything that reads what a guest or a client wrote, and what must hold whatever that is.
 //!
-//! A target is a function of bytes that panics when something is wrong. It runs on one thread and starts none, so that an input does
-//! the same each time: queues are real, but a target wakes the device's handlers itself. `cargo lab fuzz` drives the targets by
+//! A target is a function of bytes that panics when something is wrong. But for `api`, it runs on one thread and starts none, so that an
+//! input does the same each time: queues are real, but a target wakes the device's handlers itself. `cargo lab fuzz` drives the targets by
 //! libFuzzer; `cargo test` replays the seeds in `seeds/`, which are made by the targets' own `seeds` functions.
 
 #![allow(
@@ -20,6 +20,7 @@ mod guest;
 mod hotplug;
 mod http;
 mod kernel;
+mod net;
 mod op;
 mod pmem;
 mod ring;
@@ -52,6 +53,7 @@ pub const TARGETS: &[Target] = &[
     target("hotplug", hotplug::run, hotplug::seeds),
     target("http", http::run, http::seeds),
     target("kernel", kernel::run, kernel::seeds),
+    target("net", net::run, net::seeds),
     target("pmem", pmem::run, pmem::seeds),
     target("ring", ring::run, ring::seeds),
     target("rng", rng::run, rng::seeds),

@@ -161,6 +161,13 @@ impl Net {
         Ok(Self::new(config, taps))
     }
 
+    /// A device that tests can talk to: on sockets that keep frames apart, one for each queue pair, each in the place of a tap that can
+    /// do everything. They must be non-blocking.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub fn on_sockets(config: NetConfig, sockets: Vec<OwnedFd>) -> Self {
+        Self::new(config, sockets.into_iter().map(Tap::fake).collect())
+    }
+
     fn new(config: NetConfig, taps: Vec<Tap>) -> Self {
         let known = taps.first().map_or(0, Tap::known_offloads);
         let features = features::offered(&config, known);
