@@ -21,6 +21,7 @@ pub mod block;
 pub mod config;
 pub mod console;
 pub mod device;
+mod gate;
 pub mod net;
 pub mod pmem;
 pub mod rate_limit;

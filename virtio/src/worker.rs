@@ -9,6 +9,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::device::{Handler, HandlerError, Watch};
+use crate::gate::Gate;
 use crate::ring::RingState;
 use crate::threads::{Plain, Threads};
 
@@ -21,6 +22,7 @@ pub type OnFailure = Box<dyn FnOnce(HandlerError) + Send>;
 /// A running I/O thread. Dropping it stops the thread and waits, so [`Worker::stop`] it before, away from vCPU threads.
 pub struct Worker {
     stop: Arc<EventFd>,
+    gate: Arc<Gate>,
     outcome: Arc<Outcome>,
 }
 
@@ -51,20 +53,36 @@ impl Worker {
     ) -> io::Result<Self> {
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let outcome = Arc::new(Outcome::default());
-        let (asked, confiner) = (stop.clone(), threads.clone());
+        let gate = Arc::new(Gate::default());
+        let (asked, passed, confiner) = (stop.clone(), gate.clone(), threads.clone());
         let life = Life {
             handler: Some(handler),
             on_failure: Some(on_failure),
             outcome: outcome.clone(),
         };
-        threads.start(name, Box::new(move || life.run(asked, || confiner.confine(device))))?;
-        Ok(Self { stop, outcome })
+        threads.start(
+            name,
+            Box::new(move || life.run(asked, passed, || confiner.confine(device))),
+        )?;
+        Ok(Self { stop, gate, outcome })
     }
 
     /// Asks the thread to stop, and returns at once: see [`Worker::is_stopped`].
     pub fn stop(&self) {
+        self.gate.break_open();
         // Fails only when the counter is full, and then the thread has been asked.
         let _ = self.stop.write(1);
+    }
+
+    /// Keeps the handler from being called until [`Worker::release`], and waits until it is not. What it has begun with the host
+    /// goes on there, and is noticed afterwards.
+    pub fn hold(&self) {
+        self.gate.shut();
+    }
+
+    /// Lets the handler go on after [`Worker::hold`].
+    pub fn release(&self) {
+        self.gate.open();
     }
 
     /// Whether the thread is done with its handler and touches guest memory no more.
@@ -121,9 +139,9 @@ struct Life {
 }
 
 impl Life {
-    fn run(mut self, stop: Arc<EventFd>, confine: impl FnOnce() -> io::Result<()>) {
+    fn run(mut self, stop: Arc<EventFd>, gate: Arc<Gate>, confine: impl FnOnce() -> io::Result<()>) {
         let Some(handler) = self.handler.take() else { return };
-        let (handler, failure) = serve(handler, stop, confine);
+        let (handler, failure) = serve(handler, stop, gate, confine);
         self.finish(handler, failure);
     }
 
@@ -154,6 +172,7 @@ const ONLY_HERE: &str = "only `serve` removes the subscriber that it added";
 fn serve(
     handler: Box<dyn Handler>,
     stop: Arc<EventFd>,
+    gate: Arc<Gate>,
     confine: impl FnOnce() -> io::Result<()>,
 ) -> (Box<dyn Handler>, Option<HandlerError>) {
     let waiting = |error| HandlerError::Host {
@@ -167,6 +186,7 @@ fn serve(
     let id = manager.add_subscriber(Hosted {
         handler,
         stop,
+        gate,
         end: None,
     });
     if let Err(source) = confine() {
@@ -203,6 +223,7 @@ enum End {
 struct Hosted {
     handler: Box<dyn Handler>,
     stop: Arc<EventFd>,
+    gate: Arc<Gate>,
     end: Option<End>,
 }
 
@@ -227,7 +248,9 @@ impl MutEventSubscriber for Hosted {
             self.end = Some(End::Asked);
             return;
         }
-        self.end = self.handler.wake(events.data(), &mut Fds(ops)).err().map(End::Failed);
+        let Self { handler, gate, .. } = self;
+        let woken = gate.pass(|| handler.wake(events.data(), &mut Fds(ops)));
+        self.end = woken.err().map(End::Failed);
     }
 }
 

@@ -308,6 +308,16 @@ impl Core {
         self.running.join()
     }
 
+    /// Keeps the device from doing anything until [`Core::release`], and waits until it does nothing. Not for vCPU threads.
+    pub fn hold(&self) {
+        self.running.hold();
+    }
+
+    /// Lets the device go on after [`Core::hold`].
+    pub fn release(&self) {
+        self.running.release();
+    }
+
     /// Stops the device, waits until no I/O thread touches guest memory, and returns where the rings stood. The device is
     /// reset afterwards. Blocks as long as the host's I/O does: not for vCPU threads.
     pub fn shutdown(&mut self) -> Vec<RingState> {

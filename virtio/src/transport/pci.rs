@@ -97,6 +97,17 @@ impl VirtioPci {
         self.core.failures()
     }
 
+    /// Keeps the device from doing anything until [`VirtioPci::release`], and waits until it does nothing: connections and
+    /// requests stay as they are. For control threads, once no vCPU runs.
+    pub fn hold(&self) {
+        self.core.hold();
+    }
+
+    /// Lets the device go on after [`VirtioPci::hold`].
+    pub fn release(&self) {
+        self.core.release();
+    }
+
     /// Stops the device, waits until no I/O thread touches guest memory, and returns where the rings stood. Blocks as long as
     /// the host's I/O does: for control threads, once no vCPU uses the function. Doorbells stay until [`PciFunction::bar_moved`]
     /// takes them away, or with them the VM.

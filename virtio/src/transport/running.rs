@@ -100,6 +100,16 @@ impl Running {
         self.failures.get()
     }
 
+    /// Keeps the handlers from being called until [`Running::release`].
+    pub fn hold(&self) {
+        self.workers.iter().for_each(Worker::hold);
+    }
+
+    /// Lets the handlers go on.
+    pub fn release(&self) {
+        self.workers.iter().for_each(Worker::release);
+    }
+
     /// Asks the threads to end.
     pub fn stop(&self) {
         self.workers.iter().for_each(Worker::stop);
