@@ -1,9 +1,9 @@
 //! The vCPU threads of one VM, named `vcpu0`, `vcpu1`, …
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use crate::kvm::{Kicker, Vcpu, VcpuExit};
@@ -18,7 +18,7 @@ const STACK_BYTES: usize = 128 << 10;
 #[derive(Debug)]
 pub struct Cpus {
     kicker: Kicker,
-    stop: Arc<AtomicBool>,
+    orders: Arc<Orders>,
     /// Threads that wait for their vCPU.
     seats: Vec<Sender<Vcpu>>,
     threads: Vec<JoinHandle<()>>,
@@ -33,21 +33,22 @@ impl Cpus {
     pub fn prepare(count: u32, board: &Arc<Board>, kicker: Kicker, seccomp: Mode, trace: &Trace) -> io::Result<Self> {
         let mut cpus = Self {
             kicker,
-            stop: Arc::default(),
+            orders: Arc::default(),
             seats: Vec::new(),
             threads: Vec::new(),
         };
         for id in 0..count {
             let (seat, vcpu) = channel::<Vcpu>();
-            let (board, stop, trace) = (board.clone(), cpus.stop.clone(), trace.clone());
+            let (board, orders, trace) = (board.clone(), cpus.orders.clone(), trace.clone());
             let builder = thread::Builder::new().name(format!("vcpu{id}")).stack_size(STACK_BYTES);
             cpus.threads.push(builder.spawn(move || {
+                let _presence = Presence(&orders);
                 if let Err(error) = seccomp.enter(Role::Vcpu) {
                     return board.end(Ending::Failed(format!("vCPU {id}: {error:?}")));
                 }
                 if let Ok(vcpu) = vcpu.recv() {
                     trace.enter_guest();
-                    run(vcpu, &board, &stop);
+                    run(vcpu, &board, &orders);
                 }
             })?);
             cpus.seats.push(seat);
@@ -64,13 +65,34 @@ impl Cpus {
         }
     }
 
-    /// Takes every vCPU out of the guest and waits for its thread. Not to be called on a vCPU thread.
-    pub fn stop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        self.seats.clear();
+    /// Takes every vCPU out of the guest and waits until each is. Their threads stay, for [`Cpus::resume`]. Not to be called on a
+    /// vCPU thread.
+    pub fn pause(&self) {
+        self.orders.paused.store(true, Ordering::Release);
+        // A vCPU that has no thread of its own yet waits for it, which is as good.
+        let running = if self.seats.is_empty() { self.threads.len() } else { 0 };
+        self.kick();
+        self.orders.wait_until(|muster| muster.parked + muster.gone >= running);
+    }
+
+    /// Lets the guest go on after [`Cpus::pause`].
+    pub fn resume(&self) {
+        self.orders.paused.store(false, Ordering::Release);
+        self.orders.announce();
+    }
+
+    fn kick(&self) {
         for thread in &self.threads {
             self.kicker.kick(thread);
         }
+    }
+
+    /// Takes every vCPU out of the guest and waits for its thread. Not to be called on a vCPU thread.
+    pub fn stop(&mut self) {
+        self.orders.stopped.store(true, Ordering::Release);
+        self.orders.announce();
+        self.seats.clear();
+        self.kick();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 log::error!("a vCPU thread panicked");
@@ -85,10 +107,107 @@ impl Drop for Cpus {
     }
 }
 
-fn run(mut vcpu: Vcpu, board: &Board, stop: &AtomicBool) {
-    match vcpu.run(|| stop.load(Ordering::Acquire), |port| board.answer(port)) {
-        VcpuExit::Stopped => {}
-        VcpuExit::TripleFault => board.end(Ending::TripleFault),
-        VcpuExit::Failed(why) => board.end(Ending::Failed(format!("vCPU {}: {why}", vcpu.id()))),
+/// What the vCPU threads are to do, and where they are.
+#[derive(Debug, Default)]
+struct Orders {
+    stopped: AtomicBool,
+    paused: AtomicBool,
+    muster: Mutex<Muster>,
+    changed: Condvar,
+}
+
+/// How many threads are where.
+#[derive(Debug, Default)]
+struct Muster {
+    /// Out of the guest, because of a pause.
+    parked: usize,
+    /// At their end.
+    gone: usize,
+}
+
+impl Orders {
+    /// Whether vCPUs must leave the guest.
+    fn call_out(&self) -> bool {
+        self.stopped.load(Ordering::Acquire) || self.paused.load(Ordering::Acquire)
+    }
+
+    /// Tells the waiting that an order has changed.
+    fn announce(&self) {
+        // Under the lock, so that nobody is between looking at the orders and waiting.
+        drop(self.muster.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_all();
+    }
+
+    fn wait_until(&self, done: impl Fn(&Muster) -> bool) {
+        let mut muster = self.muster.lock().unwrap_or_else(PoisonError::into_inner);
+        while !done(&muster) {
+            muster = self.changed.wait(muster).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Waits out a pause on a vCPU thread. Returns whether the guest goes on.
+    fn park(&self) -> bool {
+        let mut muster = self.muster.lock().unwrap_or_else(PoisonError::into_inner);
+        muster.parked += 1;
+        self.changed.notify_all();
+        while self.paused.load(Ordering::Acquire) && !self.stopped.load(Ordering::Acquire) {
+            muster = self.changed.wait(muster).unwrap_or_else(PoisonError::into_inner);
+        }
+        muster.parked -= 1;
+        !self.stopped.load(Ordering::Acquire)
+    }
+}
+
+/// A vCPU thread counts itself out when it ends, however that comes.
+struct Presence<'a>(&'a Orders);
+
+impl Drop for Presence<'_> {
+    fn drop(&mut self) {
+        self.0.muster.lock().unwrap_or_else(PoisonError::into_inner).gone += 1;
+        self.0.changed.notify_all();
+    }
+}
+
+fn run(mut vcpu: Vcpu, board: &Board, orders: &Orders) {
+    loop {
+        match vcpu.run(|| orders.call_out(), |port| board.answer(port)) {
+            VcpuExit::Stopped if board.ending().is_none() && orders.park() => vcpu.was_held(),
+            VcpuExit::Stopped => return,
+            VcpuExit::TripleFault => return board.end(Ending::TripleFault),
+            VcpuExit::Failed(why) => return board.end(Ending::Failed(format!("vCPU {}: {why}", vcpu.id()))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_waits_for_every_thread_and_ends_with_an_order() {
+        let orders = Arc::new(Orders::default());
+        orders.paused.store(true, Ordering::Release);
+        assert!(orders.call_out());
+        let thread = thread::spawn({
+            let orders = orders.clone();
+            move || {
+                let _presence = Presence(&orders);
+                orders.park()
+            }
+        });
+        orders.wait_until(|muster| muster.parked == 1);
+        orders.paused.store(false, Ordering::Release);
+        orders.announce();
+        assert!(thread.join().unwrap(), "the guest goes on");
+        orders.wait_until(|muster| (muster.parked, muster.gone) == (0, 1));
+        assert!(!orders.call_out());
+    }
+
+    #[test]
+    fn a_stop_ends_a_pause() {
+        let orders = Orders::default();
+        orders.paused.store(true, Ordering::Release);
+        orders.stopped.store(true, Ordering::Release);
+        assert!(!orders.park());
     }
 }

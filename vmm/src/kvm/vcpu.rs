@@ -158,6 +158,15 @@ impl Vcpu {
         Exit::Stopped
     }
 
+    /// Tells KVM that the vCPU was out of the guest for longer than the guest may notice: its clock then says so, and its watchdogs
+    /// stay quiet (KVM api.rst 4.71 `KVM_KVMCLOCK_CTRL`).
+    pub fn was_held(&self) {
+        // EINVAL: the guest does not use the clock, and has no such watchdog.
+        if let Err(errno) = self.fd.kvmclock_ctrl() {
+            log::debug!("vCPU {}: its clock cannot be told of the pause: {errno}", self.id);
+        }
+    }
+
     /// KVM's own account of `KVM_EXIT_INTERNAL_ERROR`, with the place in the guest.
     fn internal_error(&mut self) -> String {
         // SAFETY: `internal` is the member that KVM fills for this exit; all of its bytes are plain integers.

@@ -126,6 +126,20 @@ impl Devices {
         &self.aml
     }
 
+    /// Keeps every device from doing anything until [`Devices::release`]. Only when no vCPU runs.
+    pub fn hold(&self) {
+        for function in &self.virtio {
+            lock(function).hold();
+        }
+    }
+
+    /// Lets the devices go on.
+    pub fn release(&self) {
+        for function in &self.virtio {
+            lock(function).release();
+        }
+    }
+
     /// Stops every device thread: requests in flight are completed, then guest memory is left alone. Not to be called on a vCPU
     /// thread, and only when all of these have stopped.
     pub fn stop(&mut self) {

@@ -83,6 +83,22 @@ impl Machine {
         Ok(())
     }
 
+    /// Takes the vCPUs out of the guest, then holds the devices as they are.
+    pub fn pause(&self) {
+        if let Some(cpus) = &self.cpus {
+            cpus.pause();
+        }
+        self.devices.hold();
+    }
+
+    /// Lets devices and guest go on after [`Machine::pause`].
+    pub fn resume(&self) {
+        self.devices.release();
+        if let Some(cpus) = &self.cpus {
+            cpus.resume();
+        }
+    }
+
     /// Takes the vCPUs out of the guest, then stops the devices: what they have acknowledged is on its disk.
     pub fn stop(&mut self) {
         self.cpus = None;
