@@ -11,6 +11,7 @@
 //!          FFFB_C000   | KVM's own four pages          |  KVM_IDENTITY_MAP, KVM_TSS
 //!          FEE0_0000   | local APICs, MSI              |  LAPIC
 //!          FEC0_0000   | I/O APIC                      |  IOAPIC
+//!          FEB0_0000   | hot-plug registers            |  GED, PCI_BANK
 //!          E800_0000   | PCI configuration space       |  ECAM
 //!          C000_0000   | 32-bit PCI window, 512 MiB    |  PCI32
 //!                      +-------------------------------+  LOW_RAM_END
@@ -83,6 +84,12 @@ pub const PCI32_LEN: u64 = 0x2000_0000;
 pub const ECAM: u64 = 0xe800_0000;
 /// Bytes in [`ECAM`]: one bus.
 pub const ECAM_LEN: u64 = 0x10_0000;
+/// Status of the Generic Event Device.
+pub const GED: u64 = 0xfeb0_0000;
+/// Registers of the PCI slots.
+pub const PCI_BANK: u64 = 0xfeb0_1000;
+/// GSI of the Generic Event Device.
+pub const GED_GSI: u32 = 5;
 /// I/O APIC with 24 pins, GSI 0 to 23.
 pub const IOAPIC: u32 = 0xfec0_0000;
 /// Local APIC of every vCPU.

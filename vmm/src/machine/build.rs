@@ -277,7 +277,7 @@ fn write_tables(
             reset: layout::RESET_PORT,
             reset_value: power::RESET_VALUE,
         },
-        aml: devices.aml(),
+        aml: &devices.aml(),
     };
     let memory = ram.guest().memory();
     let rsdp = acpi::write(&memory, &platform).map_err(LoadError::from)?;

@@ -1,40 +1,59 @@
-//! How a device becomes part of a machine: one function for a device on I/O ports, one for a virtio device of any kind.
+//! How a device becomes part of a machine: one function for a device on I/O ports, one for a virtio device of any kind, and the same
+//! for one that comes while the guest runs.
 
 use std::io;
 use std::sync::{Arc, Mutex};
 
 use husk_devices::ioapic::{self, Ioapic};
 use husk_devices::memory::GuestMemory;
-use husk_devices::pci::{BarAllocator, Bdf, PciFunction, PciRoot, Window};
+use husk_devices::pci::{BarAllocator, Bdf, PciRoot, Window};
 use husk_devices::{BusDevice, Host, Irq};
 use husk_firmware::layout;
+use husk_hotplug::aml::{BankAml, Kind};
+use husk_hotplug::bank::Bank;
+use husk_hotplug::ged::{Bell, Ged, GedAml, GedEvent};
+use husk_hotplug::slot::State;
+use husk_hotplug::ticket::Ticket;
+use husk_hotplug::{Hotplug, HotplugError};
 use husk_virtio::device::VirtioDevice;
 use husk_virtio::threads::Threads;
 use husk_virtio::transport::pci::VirtioPci;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::board::{Board, lock};
-use super::build::BuildError;
+use super::build::{BuildError, host};
+use super::slots::{NewFunction, PciPlug, SLOTS, bdf};
 
 /// The devices of one VM.
 pub struct Devices {
     board: Arc<Board>,
-    host: Arc<dyn Host>,
-    memory: GuestMemory,
-    threads: Arc<dyn Threads>,
-    bars: BarAllocator,
     ioapic: Arc<Mutex<Ioapic>>,
-    virtio: Vec<Arc<Mutex<VirtioPci>>>,
+    slots: Hotplug<PciPlug>,
+    bell: Bell,
+    /// Readable when the guest has let go of a function.
+    let_go: EventFd,
     aml: Vec<Vec<u8>>,
 }
 
+/// No slot is free.
+#[derive(Debug, thiserror::Error)]
+pub enum SlotError {
+    /// All are taken, or about to be.
+    #[error("all PCI slots from 1 to 31 are taken")]
+    Full,
+    /// The slot cannot do what is asked of it.
+    #[error(transparent)]
+    Hotplug(#[from] HotplugError),
+}
+
 impl Devices {
-    /// A machine with nothing but a PCI root and an I/O APIC, whose devices get their threads from `threads`.
+    /// A machine with nothing but a PCI root, an I/O APIC and what tells the guest of changes. Devices get their threads from `threads`.
     ///
     /// # Errors
     /// [`BuildError::Device`].
     pub fn new(
         board: Arc<Board>,
-        host: Arc<dyn Host>,
+        machine: Arc<dyn Host>,
         memory: GuestMemory,
         threads: Arc<dyn Threads>,
     ) -> Result<Self, BuildError> {
@@ -49,21 +68,22 @@ impl Devices {
         let bars = BarAllocator::new(mmio).map_err(|e| BuildError::device("PCI root", e))?;
         let placed = board.mmio().insert(ecam.base, ecam.size, board.pci().clone());
         placed.map_err(|e| BuildError::device("PCI root", e))?;
-        let ioapic = Arc::new(Mutex::new(Ioapic::new(host.clone())));
+        let ioapic = Arc::new(Mutex::new(Ioapic::new(machine.clone())));
         let placed = board
             .mmio()
             .insert(u64::from(layout::IOAPIC), ioapic::SIZE, ioapic.clone());
         placed.map_err(|e| BuildError::device("I/O APIC", e))?;
-        let aml = vec![PciRoot::aml(ecam, mmio, Window { base: 0, size: 0 })];
+        let let_go = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("make an eventfd"))?;
+        let bell = Bell::new(line(&ioapic, layout::GED_GSI).map_err(|e| BuildError::device("GED", e))?);
+        let bank = place_hotplug(&board, &bell, &let_go)?;
+        let plug = PciPlug::new(board.clone(), machine, memory, threads, bars);
         Ok(Self {
             board,
-            host,
-            memory,
-            threads,
-            bars,
             ioapic,
-            virtio: Vec::new(),
-            aml,
+            slots: Hotplug::new(plug, bank, bell.clone(), GedEvent::Pci),
+            bell,
+            let_go,
+            aml: vec![PciRoot::aml(ecam, mmio, Window { base: 0, size: 0 })],
         })
     }
 
@@ -72,7 +92,7 @@ impl Devices {
     /// # Errors
     /// No such pin, or no GSI left.
     pub fn line(&self, gsi: u32) -> io::Result<Irq> {
-        lock(&self.ioapic).line(u8::try_from(gsi).unwrap_or(u8::MAX))
+        line(&self.ioapic, gsi)
     }
 
     /// Puts a device on `len` I/O ports from `base`, and its ACPI description, if it has one, into the DSDT.
@@ -95,56 +115,152 @@ impl Devices {
         Ok(())
     }
 
-    /// Puts a virtio device of any kind into the first free PCI slot, its BAR placed and decoding. `name` is what its threads are
-    /// called, after `io-`.
+    /// Puts a virtio device of any kind into the first free PCI slot, before the guest starts. `name` is what its threads are called,
+    /// after `io-`.
     ///
     /// # Errors
     /// When slots, addresses or interrupts have run out.
     pub fn add_virtio(&mut self, name: &str, device: Box<dyn VirtioDevice>) -> Result<Bdf, BuildError> {
-        let fault = |source: Box<dyn std::error::Error + Send + Sync>| BuildError::device(name, source);
-        let mut function = VirtioPci::new(device, name.into(), self.host.clone(), self.memory.clone())
-            .map_err(|e| fault(Box::new(e)))?;
-        function.set_threads(self.threads.clone());
-        for (index, bar) in function.config().bars() {
-            let base = self.bars.allocate(bar.size()).map_err(|e| fault(Box::new(e)))?;
-            function
-                .config_mut()
-                .place_bar(index, base)
-                .map_err(|e| fault(Box::new(e)))?;
-        }
-        let function = Arc::new(Mutex::new(function));
-        let bdf = lock(self.board.pci())
-            .insert(None, function.clone())
-            .map_err(|e| fault(Box::new(e)))?;
-        self.board.remap(bdf);
-        self.virtio.push(function);
-        Ok(bdf)
+        let (slot, at) = self.vacant().map_err(|e| BuildError::device(name, e))?;
+        let unit = NewFunction {
+            name: name.into(),
+            device,
+        };
+        self.slots
+            .present(slot, unit)
+            .map_err(|e| BuildError::device(name, e))?;
+        Ok(at)
+    }
+
+    /// As [`Devices::add_virtio`], while the guest runs: it is told, and its answer keeps the ticket.
+    ///
+    /// # Errors
+    /// As [`Devices::add_virtio`]; the guest has heard nothing.
+    pub fn offer_virtio(&mut self, name: &str, device: Box<dyn VirtioDevice>) -> Result<(Bdf, Ticket), BuildError> {
+        let (slot, at) = self.vacant().map_err(|e| BuildError::device(name, e))?;
+        let unit = NewFunction {
+            name: name.into(),
+            device,
+        };
+        let ticket = self.slots.add(slot, unit).map_err(|e| BuildError::device(name, e))?;
+        Ok((at, ticket))
+    }
+
+    /// Asks the guest to let go of the function at `at`. The ticket is kept when it has, or has refused.
+    ///
+    /// # Errors
+    /// There is no function there.
+    pub fn ask_back(&mut self, at: Bdf) -> Result<Ticket, SlotError> {
+        Ok(self.slots.remove(u32::from(at.device))?)
+    }
+
+    /// Readable when [`Devices::settle`] has something to do.
+    pub fn let_go(&self) -> &EventFd {
+        &self.let_go
+    }
+
+    /// Takes apart what the guest has let go of, and says where that was.
+    ///
+    /// # Errors
+    /// The first failure of the host; the rest is done all the same.
+    pub fn settle(&mut self) -> Result<Vec<Bdf>, HotplugError> {
+        // Fails only when nothing has happened.
+        let _ = self.let_go.read();
+        let slots = self.slots.ejected()?;
+        Ok(slots
+            .into_iter()
+            .filter_map(|slot| u8::try_from(slot).ok())
+            .map(bdf)
+            .collect())
+    }
+
+    /// Tells the guest again of what it has not asked about yet; whether there is such a thing.
+    pub fn nudge(&self) -> bool {
+        self.bell.nudge()
+    }
+
+    /// Presses the guest's power button (ACPI 6.5 §4.8.2.2.1.2).
+    pub fn press_power_button(&self) {
+        self.bell.ring(GedEvent::PowerButton);
+    }
+
+    fn vacant(&self) -> Result<(u32, Bdf), SlotError> {
+        let vacant = |slot: &u32| {
+            matches!(
+                self.slots.state(*slot),
+                Some(State::Empty | State::Ejected { wanted: false })
+            )
+        };
+        let slot = (1..SLOTS).find(vacant).ok_or(SlotError::Full)?;
+        let device = u8::try_from(slot).map_err(|_| SlotError::Full)?;
+        Ok((slot, bdf(device)))
     }
 
     /// The ACPI descriptions of all devices, for `\_SB`.
-    pub fn aml(&self) -> &[Vec<u8>] {
-        &self.aml
+    pub fn aml(&self) -> Vec<Vec<u8>> {
+        let bank = BankAml {
+            kind: Kind::Pci,
+            address: layout::PCI_BANK,
+            slots: SLOTS,
+            pinned: 1,
+        };
+        let ged = GedAml {
+            address: layout::GED,
+            gsi: layout::GED_GSI,
+            scans: vec![(bank.event(), bank.scan())],
+        };
+        let mut all = self.aml.clone();
+        all.extend([aml_bytes(&bank), aml_bytes(&ged)]);
+        all
+    }
+
+    /// All virtio functions, in the order of their slots.
+    pub fn virtio(&self) -> impl Iterator<Item = &Arc<Mutex<VirtioPci>>> {
+        self.slots.plug().functions()
     }
 
     /// Keeps every device from doing anything until [`Devices::release`]. Only when no vCPU runs.
     pub fn hold(&self) {
-        for function in &self.virtio {
-            lock(function).hold();
-        }
+        self.virtio().for_each(|function| lock(function).hold());
     }
 
     /// Lets the devices go on.
     pub fn release(&self) {
-        for function in &self.virtio {
-            lock(function).release();
-        }
+        self.virtio().for_each(|function| lock(function).release());
     }
 
     /// Stops every device thread: requests in flight are completed, then guest memory is left alone. Not to be called on a vCPU
     /// thread, and only when all of these have stopped.
     pub fn stop(&mut self) {
-        for function in &self.virtio {
-            lock(function).shutdown();
-        }
+        self.virtio().for_each(|function| drop(lock(function).shutdown()));
     }
+}
+
+fn line(ioapic: &Mutex<Ioapic>, gsi: u32) -> io::Result<Irq> {
+    lock(ioapic).line(u8::try_from(gsi).unwrap_or(u8::MAX))
+}
+
+/// Puts the registers of events and PCI slots on the bus.
+fn place_hotplug(board: &Board, bell: &Bell, let_go: &EventFd) -> Result<Arc<Mutex<Bank>>, BuildError> {
+    let let_go = let_go.try_clone().map_err(host("duplicate an eventfd"))?;
+    let on_let_go = move || {
+        // Fails only when the counter is full, and then it is readable all the same.
+        let _ = let_go.write(1);
+    };
+    let mut bank = Bank::new(SLOTS, on_let_go).map_err(|e| BuildError::device("PCI slots", e))?;
+    bank.pin(0).map_err(|e| BuildError::device("PCI slots", e))?;
+    let bytes = bank.window_bytes();
+    let bank = Arc::new(Mutex::new(bank));
+    let placed = board.mmio().insert(layout::PCI_BANK, bytes, bank.clone());
+    placed.map_err(|e| BuildError::device("PCI slots", e))?;
+    let ged = Arc::new(Mutex::new(Ged::new(bell.clone())));
+    let placed = board.mmio().insert(layout::GED, Ged::WINDOW_BYTES, ged);
+    placed.map_err(|e| BuildError::device("GED", e))?;
+    Ok(bank)
+}
+
+fn aml_bytes(aml: &dyn acpi_tables::Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    aml.to_aml_bytes(&mut bytes);
+    bytes
 }

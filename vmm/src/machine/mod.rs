@@ -7,6 +7,7 @@ mod device;
 pub mod net;
 pub mod pmem;
 mod populate;
+mod slots;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};

@@ -1,0 +1,151 @@
+//! The PCI slots: virtio functions that are there at boot, that come while the guest runs, and that go when it lets go of them.
+//!
+//! Slot numbers are PCI device numbers on bus 0. A function is real before the guest is told of it: its BARs are placed and decoded,
+//! so that the guest finds it as firmware would have left it. It is stopped and taken apart when the guest has ejected it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use husk_devices::Host;
+use husk_devices::memory::GuestMemory;
+use husk_devices::pci::{BarAllocator, Bdf, PciFunction};
+use husk_hotplug::{Plug, PlugError};
+use husk_virtio::device::VirtioDevice;
+use husk_virtio::threads::Threads;
+use husk_virtio::transport::pci::VirtioPci;
+
+use super::board::{Board, lock};
+
+/// Slots of bus 0, the host bridge's included.
+pub const SLOTS: u32 = 32;
+
+/// A device on its way into a slot.
+pub struct NewFunction {
+    /// What its threads are called, after `io-`.
+    pub name: String,
+    /// The device.
+    pub device: Box<dyn VirtioDevice>,
+}
+
+/// A device in its slot.
+struct Plugged {
+    function: Arc<Mutex<VirtioPci>>,
+    /// Where its BARs were placed (base, bytes).
+    bars: Vec<(u64, u64)>,
+}
+
+/// What makes virtio functions real.
+pub struct PciPlug {
+    board: Arc<Board>,
+    host: Arc<dyn Host>,
+    memory: GuestMemory,
+    threads: Arc<dyn Threads>,
+    bars: BarAllocator,
+    plugged: BTreeMap<u32, Plugged>,
+}
+
+type Fault = Box<dyn std::error::Error + Send + Sync>;
+
+impl PciPlug {
+    /// No function yet.
+    pub fn new(
+        board: Arc<Board>,
+        host: Arc<dyn Host>,
+        memory: GuestMemory,
+        threads: Arc<dyn Threads>,
+        bars: BarAllocator,
+    ) -> Self {
+        Self {
+            board,
+            host,
+            memory,
+            threads,
+            bars,
+            plugged: BTreeMap::new(),
+        }
+    }
+
+    /// All functions, in the order of their slots.
+    pub fn functions(&self) -> impl Iterator<Item = &Arc<Mutex<VirtioPci>>> {
+        self.plugged.values().map(|plugged| &plugged.function)
+    }
+
+    fn make(&mut self, slot: u32, unit: NewFunction) -> Result<(), Fault> {
+        let mut function = VirtioPci::new(unit.device, unit.name, self.host.clone(), self.memory.clone())?;
+        function.set_threads(self.threads.clone());
+        let mut bars = Vec::new();
+        let placed = self.place(&mut function, &mut bars);
+        let function = Arc::new(Mutex::new(function));
+        let inserted = placed.and_then(|()| {
+            let device = u8::try_from(slot)?;
+            Ok(lock(self.board.pci()).insert(Some(device), function.clone())?)
+        });
+        match inserted {
+            Ok(bdf) => {
+                self.board.remap(bdf);
+                self.plugged.insert(slot, Plugged { function, bars });
+                Ok(())
+            }
+            Err(fault) => {
+                self.free(&bars);
+                Err(fault)
+            }
+        }
+    }
+
+    fn place(&mut self, function: &mut VirtioPci, bars: &mut Vec<(u64, u64)>) -> Result<(), Fault> {
+        for (index, bar) in function.config().bars() {
+            let base = self.bars.allocate(bar.size())?;
+            bars.push((base, bar.size()));
+            function.config_mut().place_bar(index, base)?;
+        }
+        Ok(())
+    }
+
+    fn free(&mut self, bars: &[(u64, u64)]) {
+        for (base, bytes) in bars {
+            if let Err(error) = self.bars.free(*base, *bytes) {
+                log::warn!("cannot free a BAR at {base:#x}: {error}");
+            }
+        }
+    }
+}
+
+impl Plug for PciPlug {
+    type Unit = NewFunction;
+
+    fn create(&mut self, slot: u32, unit: NewFunction) -> Result<(), PlugError> {
+        let what = format!("add {} to PCI slot {slot}", unit.name);
+        self.make(slot, unit).map_err(|source| PlugError { what, source })
+    }
+
+    /// First out of the guest's reach, then stopped: what the device has acknowledged is done by the end of this.
+    fn destroy(&mut self, slot: u32) -> Result<(), PlugError> {
+        let (Some(plugged), Ok(device)) = (self.plugged.remove(&slot), u8::try_from(slot)) else {
+            return Ok(());
+        };
+        let bdf = bdf(device);
+        lock(self.board.pci()).remove(bdf);
+        self.board.remap(bdf);
+        let mut function = lock(&plugged.function);
+        let bars: Vec<u8> = function.config().bars().map(|(index, _)| index).collect();
+        for index in bars {
+            if let Err(error) = function.bar_moved(index, None) {
+                log::warn!("{bdf} BAR {index}: its doorbells stay: {error}");
+            }
+        }
+        function.shutdown();
+        drop(function);
+        self.free(&plugged.bars);
+        Ok(())
+    }
+}
+
+/// The address of function 0 in slot `device` of bus 0.
+pub const fn bdf(device: u8) -> Bdf {
+    Bdf {
+        bus: 0,
+        device,
+        function: 0,
+    }
+}
