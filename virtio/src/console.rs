@@ -114,6 +114,10 @@ impl VirtioDevice for Console {
         }
     }
 
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.metrics().metrics()
+    }
+
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {
         self.shared.config.clone()
     }

@@ -107,6 +107,11 @@ pub trait VirtioDevice: Send {
     /// What the device is. Constant.
     fn profile(&self) -> Profile;
 
+    /// What the device has counted since it was made (name, value).
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
     /// The configuration space. Locked for one access at a time.
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>>;
 

@@ -98,6 +98,10 @@ impl VirtioDevice for Pmem {
         }
     }
 
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.metrics.metrics()
+    }
+
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {
         self.config.clone()
     }

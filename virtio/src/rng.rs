@@ -99,6 +99,10 @@ impl VirtioDevice for Rng {
         }
     }
 
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.metrics.metrics()
+    }
+
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {
         self.config.clone()
     }

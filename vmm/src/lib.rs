@@ -7,6 +7,7 @@ pub mod api;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod cpus;
 pub mod events;
 pub mod kvm;

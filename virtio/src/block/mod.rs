@@ -55,6 +55,7 @@ pub use metrics::BlockMetrics;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use husk_devices::metrics::Metered;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
@@ -217,6 +218,10 @@ impl VirtioDevice for Block {
             features: self.features(),
             queue_sizes: vec![self.config.queue_size; usize::from(self.config.queues)],
         }
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.metrics.metrics()
     }
 
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {

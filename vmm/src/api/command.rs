@@ -6,7 +6,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::error::ApiError;
-use crate::config::{DiskConfig, FsConfig, NetConfig, PmemConfig, VmConfig, VsockConfig};
+use crate::config::VmConfig;
+
+pub use crate::config::NewDevice;
 
 /// A request that changes the machine, or has to look into it. `vmm.ping` and `vm.info` are answered without one.
 #[derive(Debug)]
@@ -37,21 +39,6 @@ pub enum Command {
     Remove(String),
     /// `vmm.shutdown`: end the VM, then the process. Its answer is the last one.
     ShutdownVmm,
-}
-
-/// A device to add.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NewDevice {
-    /// `vm.add-disk`.
-    Disk(DiskConfig),
-    /// `vm.add-net`.
-    Net(NetConfig),
-    /// `vm.add-fs`.
-    Fs(FsConfig),
-    /// `vm.add-vsock`.
-    Vsock(VsockConfig),
-    /// `vm.add-pmem`.
-    Pmem(PmemConfig),
 }
 
 /// The body of `vm.resize`. What is absent stays as it is.

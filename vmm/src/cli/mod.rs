@@ -19,7 +19,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::check;
-use crate::machine::{self, BuildError, Exit};
+use crate::control::{self, Exit};
+use crate::machine::BuildError;
 use crate::trace::{Begin, Phase, Trace};
 
 pub use crate::config::RunOptions;
@@ -170,7 +171,7 @@ fn run(args: RunArgs, begin: Begin) -> Code {
         options.trace = Trace::on_since(begin);
     }
     options.trace.mark(Phase::Args);
-    match machine::run(&config, &options) {
+    match control::run(config, &options) {
         Ok(exit) => exit.into(),
         Err(error) => {
             say(&format!("error: {error:#}"));

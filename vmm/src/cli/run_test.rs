@@ -209,6 +209,6 @@ fn impossible_machines_are_refused_before_anything_starts() {
     );
     assert_eq!(
         unusable(&["--disk", "path=/d,id=x", "--disk", "path=/e,id=x"]),
-        "disks: id 'x' is used by two disks, ids must differ"
+        "id 'x' is used by two devices, ids must differ"
     );
 }

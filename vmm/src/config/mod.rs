@@ -9,6 +9,7 @@ mod device;
 mod mac;
 mod options;
 mod rest;
+mod roster;
 mod unsupported;
 mod validate;
 
@@ -23,6 +24,7 @@ pub use device::{
 pub use mac::{BadMac, MacAddr};
 pub use options::{BootProtocol, RunOptions};
 pub use rest::Rest;
+pub use roster::NewDevice;
 pub use validate::{ConfigError, Limits, MAX_DISK_QUEUES, MAX_NET_PAIRS, MIN_MEMORY_BYTES, PAGE_BYTES};
 
 /// A whole VM.

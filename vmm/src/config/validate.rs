@@ -1,7 +1,5 @@
 //! What makes a [`VmConfig`] one that can be built.
 
-use std::collections::BTreeSet;
-
 use super::{ConsoleConfig, ConsoleMode, DiskConfig, MemoryConfig, NetConfig, VmConfig, unsupported};
 
 /// The unit of guest RAM.
@@ -85,9 +83,9 @@ pub enum ConfigError {
     /// Nothing to boot.
     #[error("payload: no kernel given")]
     NoKernel,
-    /// Two disks of one name.
-    #[error("disks: id '{0}' is used by two disks, ids must differ")]
-    DuplicateDisk(String),
+    /// Two devices of one name.
+    #[error("id '{0}' is used by two devices, ids must differ")]
+    DuplicateId(String),
     /// Too few or too many virtqueues.
     #[error("disk {disk}: {found} queues asked for, 1 to {MAX_DISK_QUEUES} allowed")]
     Queues {
@@ -171,12 +169,9 @@ impl VmConfig {
         if self.payload.kernel.is_none() {
             return Err(ConfigError::NoKernel);
         }
-        let mut ids = BTreeSet::new();
-        for disk in &self.disks {
-            disk.validate()?;
-            if let Some(id) = disk.id.as_ref().filter(|id| !ids.insert(id.as_str())) {
-                return Err(ConfigError::DuplicateDisk(id.clone()));
-            }
+        self.disks.iter().try_for_each(DiskConfig::validate)?;
+        if let Some(id) = self.duplicate_id() {
+            return Err(ConfigError::DuplicateId(id.into()));
         }
         self.net.iter().try_for_each(NetConfig::validate)?;
         self.serial.validate("serial")?;

@@ -130,7 +130,7 @@ fn a_kernel_is_needed() {
 #[test]
 fn disks_differ_in_their_ids_if_they_have_any() {
     let same = |c: &mut VmConfig| c.disks.iter_mut().for_each(|disk| disk.id = Some("root".into()));
-    assert_eq!(error(same), "disks: id 'root' is used by two disks, ids must differ");
+    assert_eq!(error(same), "id 'root' is used by two devices, ids must differ");
 }
 
 #[test]

@@ -26,7 +26,7 @@ use super::Machine;
 use super::board::Board;
 use super::device::Devices;
 use super::pmem::PmemSpace;
-use super::populate::populate;
+use super::populate::{Passed, populate};
 use crate::config::{BootProtocol, ConfigError, Limits, RunOptions, VmConfig};
 use crate::cpus::Cpus;
 use crate::kvm::{Kicker, Kvm, KvmError, Vcpu, Vm};
@@ -73,6 +73,9 @@ pub enum BuildError {
         /// Why.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// The configuration asks for a kind of device that husk does not have.
+    #[error("{0} devices are not supported")]
+    Unsupported(&'static str),
     /// The host refused something small.
     #[error("cannot {what}")]
     Host {
@@ -98,11 +101,17 @@ pub(super) fn host(what: &'static str) -> impl FnOnce(io::Error) -> BuildError {
 }
 
 impl Machine {
-    /// Builds the VM that `config` describes, up to its first instruction. `stdout` takes what a console in mode `Tty` prints.
+    /// Builds the VM that `config` describes, up to its first instruction, with the descriptors in `passed`. `stdout` takes what a
+    /// console in mode `Tty` prints.
     ///
     /// # Errors
     /// See [`BuildError`]. Nothing is left behind.
-    pub fn build(config: &VmConfig, options: &RunOptions, stdout: &StdoutSink) -> Result<Self, BuildError> {
+    pub fn build(
+        config: &VmConfig,
+        passed: &Passed,
+        options: &RunOptions,
+        stdout: &StdoutSink,
+    ) -> Result<Self, BuildError> {
         let (trace, vcpus) = (&options.trace, config.cpus.boot_vcpus);
         prepare_process();
         let spawner = Arc::new(Spawner::new(options.seccomp));
@@ -120,7 +129,7 @@ impl Machine {
         trace.mark(Phase::Ram);
 
         // Nothing that the loader uses may move into the closure: on an error it would be dropped before the loader is joined.
-        let (cpus, parked, devices, board, ended, keyboard) = thread::scope(|scope| -> Result<_, BuildError> {
+        let (cpus, parked, devices, pmem, board, ended, keyboard) = thread::scope(|scope| -> Result<_, BuildError> {
             let memory = ram.guest().memory();
             let load = move || {
                 let _span = trace.span(Phase::KernelLoad);
@@ -139,19 +148,20 @@ impl Machine {
             trace.mark(Phase::Vcpus);
             let mut devices = Devices::new(board.clone(), vm.clone(), ram.guest(), spawner.clone())?;
             let pmem = PmemSpace::new(vm.clone(), ram.guest(), kvm.phys_bits());
-            let keyboard = populate(config, &mut devices, &pmem, stdout, trace)?;
+            let keyboard = populate(config, passed, &mut devices, &pmem, stdout, trace)?;
             trace.mark(Phase::Devices);
 
             let loaded = loading.end()?;
             trace.mark(Phase::KernelWait);
             write_tables(&ram, &devices, vcpus, &loaded, parked.first())?;
             trace.mark(Phase::Tables);
-            Ok((cpus, parked, devices, board, ended, keyboard))
+            Ok((cpus, parked, devices, pmem, board, ended, keyboard))
         })?;
         Ok(Self {
             cpus: Some(cpus),
             parked,
             devices,
+            pmem,
             board,
             ended,
             keyboard,

@@ -1,6 +1,7 @@
 //! How a device becomes part of a machine: one function for a device on I/O ports, one for a virtio device of any kind, and the same
 //! for one that comes while the guest runs.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 
@@ -29,15 +30,20 @@ pub struct Devices {
     board: Arc<Board>,
     ioapic: Arc<Mutex<Ioapic>>,
     slots: Hotplug<PciPlug>,
+    /// Where each virtio device is, by its name.
+    places: BTreeMap<String, Bdf>,
     bell: Bell,
     /// Readable when the guest has let go of a function.
     let_go: EventFd,
     aml: Vec<Vec<u8>>,
 }
 
-/// No slot is free.
+/// Why a slot cannot be had, or given back.
 #[derive(Debug, thiserror::Error)]
 pub enum SlotError {
+    /// There is no device of this name.
+    #[error("there is no device '{0}'")]
+    Unknown(String),
     /// All are taken, or about to be.
     #[error("all PCI slots from 1 to 31 are taken")]
     Full,
@@ -81,6 +87,7 @@ impl Devices {
             board,
             ioapic,
             slots: Hotplug::new(plug, bank, bell.clone(), GedEvent::Pci),
+            places: BTreeMap::new(),
             bell,
             let_go,
             aml: vec![PciRoot::aml(ecam, mmio, Window { base: 0, size: 0 })],
@@ -121,14 +128,11 @@ impl Devices {
     /// # Errors
     /// When slots, addresses or interrupts have run out.
     pub fn add_virtio(&mut self, name: &str, device: Box<dyn VirtioDevice>) -> Result<Bdf, BuildError> {
-        let (slot, at) = self.vacant().map_err(|e| BuildError::device(name, e))?;
-        let unit = NewFunction {
-            name: name.into(),
-            device,
-        };
+        let (slot, at) = self.vacant(name)?;
         self.slots
-            .present(slot, unit)
+            .present(slot, NewFunction::new(name, device))
             .map_err(|e| BuildError::device(name, e))?;
+        self.places.insert(name.into(), at);
         Ok(at)
     }
 
@@ -137,20 +141,19 @@ impl Devices {
     /// # Errors
     /// As [`Devices::add_virtio`]; the guest has heard nothing.
     pub fn offer_virtio(&mut self, name: &str, device: Box<dyn VirtioDevice>) -> Result<(Bdf, Ticket), BuildError> {
-        let (slot, at) = self.vacant().map_err(|e| BuildError::device(name, e))?;
-        let unit = NewFunction {
-            name: name.into(),
-            device,
-        };
-        let ticket = self.slots.add(slot, unit).map_err(|e| BuildError::device(name, e))?;
+        let (slot, at) = self.vacant(name)?;
+        let ticket = self.slots.add(slot, NewFunction::new(name, device));
+        let ticket = ticket.map_err(|e| BuildError::device(name, e))?;
+        self.places.insert(name.into(), at);
         Ok((at, ticket))
     }
 
-    /// Asks the guest to let go of the function at `at`. The ticket is kept when it has, or has refused.
+    /// Asks the guest to let go of the device called `name`. The ticket is kept when it has, or has refused.
     ///
     /// # Errors
-    /// There is no function there.
-    pub fn ask_back(&mut self, at: Bdf) -> Result<Ticket, SlotError> {
+    /// There is no such device.
+    pub fn ask_back(&mut self, name: &str) -> Result<Ticket, SlotError> {
+        let at = self.places.get(name).ok_or_else(|| SlotError::Unknown(name.into()))?;
         Ok(self.slots.remove(u32::from(at.device))?)
     }
 
@@ -159,19 +162,18 @@ impl Devices {
         &self.let_go
     }
 
-    /// Takes apart what the guest has let go of, and says where that was.
+    /// Takes apart what the guest has let go of, and says what that was.
     ///
     /// # Errors
     /// The first failure of the host; the rest is done all the same.
-    pub fn settle(&mut self) -> Result<Vec<Bdf>, HotplugError> {
+    pub fn settle(&mut self) -> Result<Vec<(String, Bdf)>, HotplugError> {
         // Fails only when nothing has happened.
         let _ = self.let_go.read();
         let slots = self.slots.ejected()?;
-        Ok(slots
-            .into_iter()
-            .filter_map(|slot| u8::try_from(slot).ok())
-            .map(bdf)
-            .collect())
+        let gone = self
+            .places
+            .extract_if(.., |_, at| slots.contains(&u32::from(at.device)));
+        Ok(gone.collect())
     }
 
     /// Tells the guest again of what it has not asked about yet; whether there is such a thing.
@@ -184,7 +186,23 @@ impl Devices {
         self.bell.ring(GedEvent::PowerButton);
     }
 
-    fn vacant(&self) -> Result<(u32, Bdf), SlotError> {
+    /// What the devices have counted, by name.
+    pub fn counters(&self) -> BTreeMap<&str, Vec<(&'static str, u64)>> {
+        let count = |at: &Bdf| {
+            let function = lock(self.slots.plug().function(u32::from(at.device))?);
+            let mut counters = function.device().counters();
+            counters.push(("failures", function.failures()));
+            Some(counters)
+        };
+        let counted = self.places.iter().map(|(name, at)| Some((name.as_str(), count(at)?)));
+        counted.flatten().collect()
+    }
+
+    fn vacant(&self, name: &str) -> Result<(u32, Bdf), BuildError> {
+        self.first_vacant().map_err(|e| BuildError::device(name, e))
+    }
+
+    fn first_vacant(&self) -> Result<(u32, Bdf), SlotError> {
         let vacant = |slot: &u32| {
             matches!(
                 self.slots.state(*slot),

@@ -1,6 +1,5 @@
 //! One virtual machine from its description to its end.
 
-mod attend;
 pub mod board;
 mod build;
 mod device;
@@ -9,47 +8,60 @@ pub mod pmem;
 mod populate;
 mod slots;
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-
+use husk_devices::pci::Bdf;
+use husk_hotplug::HotplugError;
+use husk_hotplug::ticket::{Outcome, Ticket};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::config::{RunOptions, VmConfig};
+use crate::config::NewDevice;
 use crate::cpus::Cpus;
 use crate::kvm::{Vcpu, Vm};
 use crate::memory::Ram;
-use crate::seccomp::Role;
 use crate::spawner::Spawner;
-use crate::terminal::{RawMode, Signals, StdoutSink, window_size};
-use crate::trace::Phase;
+use crate::terminal::window_size;
 
 use board::Board;
 use device::Devices;
-use populate::Keyboard;
+use pmem::PmemSpace;
 
-pub use attend::Attended;
 pub use board::Ending;
 pub use build::BuildError;
+pub use device::SlotError;
+pub use populate::{Keyboard, Passed};
 
-/// How long the end of the VM waits for a reader of what the guest has written last.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+/// What the guest has been told of and has not answered yet.
+#[derive(Debug)]
+pub struct Pending {
+    /// The device's name.
+    pub id: String,
+    ticket: Ticket,
+}
 
-/// How a VM that ran has ended.
+/// The guest's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// The guest powered itself off.
-    PowerOff,
-    /// The guest asked for a reset.
-    Reset,
-    /// The guest's kernel panicked.
-    Panic,
-    /// The user ended it: a signal, the escape sequence, or the terminal was closed.
-    Interrupted,
+pub enum Answered {
+    /// It did what was asked, so long after it was.
+    Done(Duration),
+    /// It refused, with this `_OST` status code (ACPI 6.5 §6.3.5).
+    Refused(u32),
+    /// A later request took its place.
+    Withdrawn,
+}
+
+impl Pending {
+    /// The answer, once there is one.
+    pub fn answer(&self) -> Option<Answered> {
+        match self.ticket.wait(Instant::now()) {
+            Outcome::Accepted => Some(Answered::Done(self.ticket.latency().unwrap_or_default())),
+            Outcome::Refused { ost } => Some(Answered::Refused(ost)),
+            Outcome::Withdrawn => Some(Answered::Withdrawn),
+            Outcome::TimedOut => None,
+        }
+    }
 }
 
 /// A virtual machine.
@@ -60,6 +72,7 @@ pub struct Machine {
     /// Ready for their first instruction; their threads wait for them.
     parked: Vec<Vcpu>,
     devices: Devices,
+    pmem: Arc<PmemSpace>,
     board: Arc<Board>,
     ended: EventFd,
     keyboard: Option<Keyboard>,
@@ -73,15 +86,14 @@ impl Machine {
     ///
     /// # Errors
     /// When the host has no thread left.
-    pub fn start(&mut self) -> Result<()> {
+    pub fn start(&mut self) -> Result<(), BuildError> {
         let parked = std::mem::take(&mut self.parked);
         if let Some(cpus) = &mut self.cpus {
             cpus.run(parked);
         }
         self.spawner
             .run()
-            .context("cannot start the thread that starts device threads")?;
-        Ok(())
+            .map_err(build::host("start the thread that starts device threads"))
     }
 
     /// Takes the vCPUs out of the guest, then holds the devices as they are.
@@ -106,6 +118,54 @@ impl Machine {
         self.devices.stop();
     }
 
+    /// Makes `device` real and tells the guest, with the descriptors in `passed`.
+    ///
+    /// # Errors
+    /// It cannot be made; the guest has heard nothing.
+    pub fn add(&mut self, device: &NewDevice, passed: &Passed) -> Result<(Bdf, Pending), BuildError> {
+        let id = device.id().unwrap_or_else(|| device.kind()).to_owned();
+        let opened = populate::open(device, passed, &self.pmem)?;
+        let (at, ticket) = self.devices.offer_virtio(&id, opened)?;
+        Ok((at, Pending { id, ticket }))
+    }
+
+    /// Asks the guest to let go of the device called `id`.
+    ///
+    /// # Errors
+    /// There is none, or it is on its way out already.
+    pub fn remove(&mut self, id: &str) -> Result<Pending, SlotError> {
+        let ticket = self.devices.ask_back(id)?;
+        Ok(Pending { id: id.into(), ticket })
+    }
+
+    /// Readable when [`Machine::settle`] has something to do.
+    pub fn let_go(&self) -> &EventFd {
+        self.devices.let_go()
+    }
+
+    /// Takes apart what the guest has let go of; names and places.
+    ///
+    /// # Errors
+    /// The first failure of the host.
+    pub fn settle(&mut self) -> Result<Vec<(String, Bdf)>, HotplugError> {
+        self.devices.settle()
+    }
+
+    /// Tells the guest again of what it has not asked about yet; whether there is such a thing.
+    pub fn nudge(&self) -> bool {
+        self.devices.nudge()
+    }
+
+    /// Presses the guest's power button.
+    pub fn press_power_button(&self) {
+        self.devices.press_power_button();
+    }
+
+    /// What the devices have counted, by name.
+    pub fn counters(&self) -> BTreeMap<&str, Vec<(&'static str, u64)>> {
+        self.devices.counters()
+    }
+
     /// Why the guest ended, once it has.
     pub fn ending(&self) -> Option<&Ending> {
         self.board.ending()
@@ -117,12 +177,12 @@ impl Machine {
     }
 
     /// What standard input types on, if anything.
-    fn keyboard(&self) -> Option<&Keyboard> {
+    pub fn keyboard(&self) -> Option<&Keyboard> {
         self.keyboard.as_ref()
     }
 
     /// Tells the guest's console the size of the terminal.
-    fn fit_window(&self) {
+    pub fn fit_window(&self) {
         if let (Some(Keyboard::Console(console)), Some(window)) = (&self.keyboard, window_size()) {
             console.resize(window.columns, window.rows);
         }
@@ -133,69 +193,4 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// Builds the VM, runs it until it ends, and takes it apart again.
-///
-/// # Errors
-/// What the user can mend, in one line each. Nothing is left running.
-pub fn run(config: &VmConfig, options: &RunOptions) -> Result<Exit> {
-    let trace = &options.trace;
-    options.seccomp.enter(Role::Process)?;
-    let trace_file = options.boot_trace.as_deref().map(create_trace).transpose()?;
-    let signals = Signals::new().context("cannot divert signals")?;
-    let stdout = StdoutSink::new().context("cannot take standard output")?;
-    let mut machine = Machine::build(config, options, &stdout)?;
-    let raw = if machine.keyboard().is_some() {
-        RawMode::enter().context("cannot make the terminal raw")?
-    } else {
-        None
-    };
-    machine.start()?;
-    let attended = attend::attend(&machine, signals, raw.as_ref(), &stdout);
-    trace.leave_guest();
-    machine.stop();
-    stdout.finish(LAST_WORDS);
-    drop(raw);
-    let exit = match attended.context("the main loop failed")? {
-        Attended::Interrupted => Exit::Interrupted,
-        Attended::Ended => verdict(machine.ending())?,
-    };
-    drop(machine);
-    trace.mark(Phase::Teardown);
-    report(options, trace_file)?;
-    Ok(exit)
-}
-
-fn verdict(ending: Option<&Ending>) -> Result<Exit> {
-    match ending {
-        Some(Ending::PowerOff) => Ok(Exit::PowerOff),
-        Some(Ending::Reset) => Ok(Exit::Reset),
-        Some(Ending::TripleFault) => {
-            log::warn!("the guest ended in a triple fault");
-            Ok(Exit::Reset)
-        }
-        Some(Ending::Panic) => Ok(Exit::Panic),
-        Some(Ending::Failed(why)) => bail!("{why}"),
-        None => bail!("the guest ended without a reason"),
-    }
-}
-
-/// The file that the boot trace goes to. Created before there is a guest: a name that cannot be written costs no run.
-fn create_trace(path: &Path) -> Result<(&Path, File)> {
-    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
-    Ok((path, file))
-}
-
-/// Gives the boot trace to whoever asked for it.
-fn report(options: &RunOptions, trace_file: Option<(&Path, File)>) -> Result<()> {
-    if let Some((path, file)) = trace_file {
-        let mut file = BufWriter::new(file);
-        let written = options.trace.write_json(&mut file).and_then(|()| file.flush());
-        written.with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    if options.verbosity > 0 {
-        eprint!("{}", options.trace.table());
-    }
-    Ok(())
 }

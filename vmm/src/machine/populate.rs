@@ -1,7 +1,9 @@
 //! Which devices a VM has: the list, from what every machine has to what its configuration asks for.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use husk_devices::debug_port::DebugPort;
@@ -12,18 +14,22 @@ use husk_devices::serial::{self, Serial};
 use husk_firmware::layout;
 use husk_virtio::block::{Block, BlockConfig};
 use husk_virtio::console::{Console, ConsoleHandle};
+use husk_virtio::device::VirtioDevice;
 use husk_virtio::rng::Rng;
 
 use super::board::lock;
 use super::build::BuildError;
 use super::device::Devices;
 use super::pmem::PmemSpace;
-use crate::config::{ConsoleConfig, ConsoleMode, DiskConfig, VmConfig};
+use crate::config::{ConsoleConfig, ConsoleMode, DiskConfig, NewDevice, VmConfig};
 use crate::terminal::{StdoutSink, window_size};
 use crate::trace::Trace;
 
 /// Window size of a console that has no terminal.
 const COLUMNS_ROWS: (u16, u16) = (80, 24);
+
+/// Descriptors that clients have passed for devices, by the device's name. They stay for as long as the device is configured.
+pub type Passed = BTreeMap<String, Vec<OwnedFd>>;
 
 /// What standard input types on.
 pub enum Keyboard {
@@ -49,6 +55,7 @@ impl Keyboard {
 /// [`BuildError::Device`], named as the configuration names it.
 pub fn populate(
     config: &VmConfig,
+    passed: &Passed,
     devices: &mut Devices,
     pmem_space: &Arc<PmemSpace>,
     stdout: &StdoutSink,
@@ -79,20 +86,15 @@ pub fn populate(
         )?;
     }
     let serial = add_serial(&config.serial, devices, stdout)?;
-    for (number, disk) in config.disks.iter().enumerate() {
-        add_disk(number, disk, devices)?;
-    }
-    for (number, net) in config.net.iter().enumerate() {
-        let name = net.id.clone().unwrap_or_else(|| format!("net{number}"));
-        devices.add_virtio(&name, super::net::open(net, &super::net::inherited(net)?)?)?;
-    }
-    for (number, pmem) in config.pmem.iter().enumerate() {
-        let name = pmem.id.clone().unwrap_or_else(|| format!("pmem{number}"));
-        devices.add_virtio(&name, Box::new(super::pmem::open(pmem, pmem_space)?))?;
+    for (number, device) in config.devices().enumerate() {
+        let name = device
+            .id()
+            .map_or_else(|| format!("{}{number}", device.kind()), str::to_owned);
+        devices.add_virtio(&name, open(&device, passed, pmem_space)?)?;
     }
     if let Some(rng) = &config.rng {
         let device = Rng::open(&rng.src).map_err(|e| BuildError::device(format!("rng {}", rng.src.display()), e))?;
-        devices.add_virtio("rng", Box::new(device))?;
+        devices.add_virtio("__rng", Box::new(device))?;
     }
     let console = add_console(&config.console, devices, stdout)?;
     Ok(serial.or(console))
@@ -133,7 +135,7 @@ fn add_console(
     };
     let console = Console::new(columns, rows, output).map_err(|e| BuildError::device("console", e))?;
     let handle = console.handle();
-    devices.add_virtio("console", Box::new(console))?;
+    devices.add_virtio("__console", Box::new(console))?;
     Ok((config.mode == ConsoleMode::Tty).then_some(Keyboard::Console(handle)))
 }
 
@@ -160,8 +162,23 @@ fn output(
     }))
 }
 
-fn add_disk(number: usize, config: &DiskConfig, devices: &mut Devices) -> Result<(), BuildError> {
-    let name = config.id.clone().unwrap_or_else(|| format!("disk{number}"));
+/// Makes the device that is asked for, at boot or later. What it needs of `passed` it duplicates.
+///
+/// # Errors
+/// [`BuildError::Device`], named as the configuration names it.
+pub fn open(device: &NewDevice, passed: &Passed, pmem: &Arc<PmemSpace>) -> Result<Box<dyn VirtioDevice>, BuildError> {
+    Ok(match device {
+        NewDevice::Disk(disk) => Box::new(open_disk(disk)?),
+        NewDevice::Net(config) => {
+            let descriptors = config.id.as_ref().and_then(|id| passed.get(id));
+            super::net::open(config, descriptors.map_or(&[], Vec::as_slice))?
+        }
+        NewDevice::Pmem(config) => Box::new(super::pmem::open(config, pmem)?),
+        other => return Err(BuildError::Unsupported(other.kind())),
+    })
+}
+
+fn open_disk(config: &DiskConfig) -> Result<Block, BuildError> {
     let block = Block::open(BlockConfig {
         path: config.path.clone(),
         readonly: config.readonly,
@@ -170,8 +187,7 @@ fn add_disk(number: usize, config: &DiskConfig, devices: &mut Devices) -> Result
         queue_size: config.queue_size,
         discard: config.sparse,
         io_uring: !config.disable_io_uring,
-        serial: config.id.clone().unwrap_or_default(),
+        serial: config.serial.clone().or_else(|| config.id.clone()).unwrap_or_default(),
     });
-    let block = block.map_err(|e| BuildError::device(format!("disk {}", config.path.display()), e))?;
-    devices.add_virtio(&name, Box::new(block)).map(drop)
+    block.map_err(|e| BuildError::device(format!("disk {}", config.path.display()), e))
 }

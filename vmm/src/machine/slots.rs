@@ -27,6 +27,16 @@ pub struct NewFunction {
     pub device: Box<dyn VirtioDevice>,
 }
 
+impl NewFunction {
+    /// A device of a name: the underscores of a generated one are left out of its threads'.
+    pub fn new(name: &str, device: Box<dyn VirtioDevice>) -> Self {
+        Self {
+            name: name.trim_start_matches('_').into(),
+            device,
+        }
+    }
+}
+
 /// A device in its slot.
 struct Plugged {
     function: Arc<Mutex<VirtioPci>>,
@@ -68,6 +78,11 @@ impl PciPlug {
     /// All functions, in the order of their slots.
     pub fn functions(&self) -> impl Iterator<Item = &Arc<Mutex<VirtioPci>>> {
         self.plugged.values().map(|plugged| &plugged.function)
+    }
+
+    /// The function in `slot`.
+    pub fn function(&self, slot: u32) -> Option<&Arc<Mutex<VirtioPci>>> {
+        self.plugged.get(&slot).map(|plugged| &plugged.function)
     }
 
     fn make(&mut self, slot: u32, unit: NewFunction) -> Result<(), Fault> {

@@ -1,0 +1,106 @@
+//! A VM from its description to its end, as `husk run` has it.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::Controller;
+use super::attend::{Ended, attend};
+use crate::api::{Inbox, Info};
+use crate::config::{RunOptions, VmConfig};
+use crate::events::Events;
+use crate::machine::Ending;
+use crate::seccomp::Role;
+use crate::terminal::{Signals, StdoutSink};
+use crate::trace::Phase;
+
+/// How long the end of the VM waits for a reader of what the guest has written last.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// How a VM that ran has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The guest powered itself off.
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// The guest's kernel panicked.
+    Panic,
+    /// The user ended it: a signal, the escape sequence, or the terminal was closed.
+    Interrupted,
+}
+
+/// Builds the VM, runs it until it ends, and takes it apart again.
+///
+/// # Errors
+/// What the user can mend, in one line each. Nothing is left running.
+pub fn run(config: VmConfig, options: &RunOptions) -> Result<Exit> {
+    let trace = &options.trace;
+    options.seccomp.enter(Role::Process)?;
+    let trace_file = options.boot_trace.as_deref().map(create_trace).transpose()?;
+    let signals = Signals::new().context("cannot divert signals")?;
+    let stdout = StdoutSink::new().context("cannot take standard output")?;
+    let mut controller = Controller::new(Info::new(), Events::default(), options.clone(), stdout.clone());
+    controller.start(config)?;
+    let exit = conclude(controller, signals, &stdout, None, options)?;
+    trace.mark(Phase::Teardown);
+    report(options, trace_file)?;
+    Ok(exit)
+}
+
+/// Attends to the VM, and to `inbox` if there is one, until it is over, and takes everything apart.
+///
+/// # Errors
+/// The host cannot go on with the guest, or with the loop.
+pub fn conclude(
+    mut controller: Controller,
+    signals: Signals,
+    stdout: &StdoutSink,
+    inbox: Option<&Inbox>,
+    options: &RunOptions,
+) -> Result<Exit> {
+    let ended = attend(&mut controller, signals, stdout, inbox);
+    options.trace.leave_guest();
+    controller.stop();
+    stdout.finish(LAST_WORDS);
+    match ended.context("the main loop failed")? {
+        Ended::Asked => Ok(Exit::PowerOff),
+        Ended::Interrupted => Ok(Exit::Interrupted),
+        Ended::Guest(ending) => verdict(&ending),
+    }
+}
+
+fn verdict(ending: &Ending) -> Result<Exit> {
+    match ending {
+        Ending::PowerOff => Ok(Exit::PowerOff),
+        Ending::Reset => Ok(Exit::Reset),
+        Ending::TripleFault => {
+            log::warn!("the guest ended in a triple fault");
+            Ok(Exit::Reset)
+        }
+        Ending::Panic => Ok(Exit::Panic),
+        Ending::Failed(why) => bail!("{why}"),
+    }
+}
+
+/// The file that the boot trace goes to. Created before there is a guest: a name that cannot be written costs no run.
+fn create_trace(path: &Path) -> Result<(&Path, File)> {
+    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+    Ok((path, file))
+}
+
+/// Gives the boot trace to whoever asked for it.
+fn report(options: &RunOptions, trace_file: Option<(&Path, File)>) -> Result<()> {
+    if let Some((path, file)) = trace_file {
+        let mut file = BufWriter::new(file);
+        let written = options.trace.write_json(&mut file).and_then(|()| file.flush());
+        written.with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if options.verbosity > 0 {
+        eprint!("{}", options.trace.table());
+    }
+    Ok(())
+}
