@@ -71,23 +71,14 @@ fn a_user_who_may_not_open_dev_kvm_is_told_so() {
 /// The guest's secrets stay out of core dumps: its RAM is marked `dd`, do not dump (proc_pid_smaps(5)).
 #[test]
 fn guest_ram_is_left_out_of_core_dumps() {
-    let mut guest = Boot::new([Step::Idle]).start();
+    let mut guest = Boot::new([Step::Idle]).memory("300M").start();
     guest.answer();
     let smaps = fs::read_to_string(format!("/proc/{}/smaps", guest.pid())).unwrap();
-    let mut flags = Vec::new();
-    let mut is_ram = false;
-    for line in smaps.lines() {
-        match line.strip_prefix("VmFlags:") {
-            Some(found) if is_ram => flags.push(found.to_owned()),
-            None if line.split_once(' ').is_some_and(|(range, _)| range.contains('-')) => {
-                is_ram = line.contains("guest-ram");
-            }
-            _ => {}
-        }
-    }
-    assert!(!flags.is_empty(), "no mapping is called guest-ram: {smaps}");
-    assert!(
-        flags.iter().all(|flags| flags.split(' ').any(|flag| flag == "dd")),
-        "{flags:?}"
-    );
+    // Found by its size: not every kernel shows its name.
+    let after_size = smaps
+        .split("\nSize:")
+        .find(|rest| rest.trim_start().starts_with("307200 kB"));
+    let flags = after_size.and_then(|rest| rest.lines().find_map(|line| line.strip_prefix("VmFlags:")));
+    let flags = flags.unwrap_or_else(|| panic!("no mapping of 300 MiB: {smaps}"));
+    assert!(flags.split(' ').any(|flag| flag == "dd"), "{flags}");
 }

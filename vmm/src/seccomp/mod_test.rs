@@ -158,6 +158,15 @@ fn disks_have_their_calls_and_others_do_not() {
 }
 
 #[test]
+fn devices_with_sockets_have_those_of_the_file_system_only() {
+    let local = call(libc::SYS_socket, &[u64::try_from(libc::AF_UNIX).unwrap()]);
+    assert_allowed(Role::Vsock, &[local.clone(), call(libc::SYS_connect, &[])]);
+    assert_denied(Role::Vsock, &[call(libc::SYS_bind, &[]), call(libc::SYS_listen, &[])]);
+    assert_allowed(Role::Fs, &[call(libc::SYS_sendmsg, &[]), call(libc::SYS_recvmsg, &[])]);
+    assert_denied(Role::Fs, &[local, call(libc::SYS_connect, &[])]);
+}
+
+#[test]
 fn persistent_memory_is_flushed_and_no_more() {
     let tap = |request: u32| call(libc::SYS_ioctl, &[5, request.into(), 0]);
     assert_allowed(

@@ -22,6 +22,10 @@ pub enum Role {
     Net,
     /// Serves persistent memory.
     Pmem,
+    /// Serves vsock.
+    Vsock,
+    /// Serves a share by vhost-user.
+    Fs,
     /// Serves a device that moves bytes between the guest and a file that is open: console, entropy.
     Stream,
 }
@@ -32,6 +36,8 @@ impl Role {
         match device {
             1 => Self::Net,
             2 => Self::Block,
+            19 => Self::Vsock,
+            26 => Self::Fs,
             27 => Self::Pmem,
             _ => Self::Stream,
         }

@@ -41,7 +41,7 @@ const OWN: Check = Check {
 };
 
 /// Every role, in the order of their discriminants.
-pub(super) const ROLES: [Role; 8] = [
+pub(super) const ROLES: [Role; 10] = [
     Role::Process,
     Role::Vcpu,
     Role::Loader,
@@ -49,6 +49,8 @@ pub(super) const ROLES: [Role; 8] = [
     Role::Block,
     Role::Net,
     Role::Pmem,
+    Role::Vsock,
+    Role::Fs,
     Role::Stream,
 ];
 
@@ -60,7 +62,7 @@ pub(super) fn policy(role: Role, pid: u32) -> Policy {
 fn groups(role: Role) -> &'static [&'static [Rule]] {
     match role {
         Role::Process => &[
-            EVERY, THREADS, CONTROL, VCPU, LOADER, IO, BLOCK, NET, PMEM, STREAM, SOCKETS,
+            EVERY, THREADS, CONTROL, VCPU, LOADER, IO, BLOCK, NET, PMEM, VSOCK, FS, STREAM, SOCKETS,
         ],
         Role::Vcpu => &[EVERY, VCPU],
         Role::Loader => &[EVERY, LOADER],
@@ -68,6 +70,8 @@ fn groups(role: Role) -> &'static [&'static [Rule]] {
         Role::Block => &[EVERY, IO, BLOCK],
         Role::Net => &[EVERY, IO, NET],
         Role::Pmem => &[EVERY, IO, PMEM],
+        Role::Vsock => &[EVERY, IO, VSOCK],
+        Role::Fs => &[EVERY, IO, FS],
         Role::Stream => &[EVERY, IO, STREAM],
     }
 }
@@ -180,6 +184,31 @@ const NET: &[Rule] = &[
     any(libc::SYS_readv),
     any(libc::SYS_writev),
     only(libc::SYS_ioctl, &[one_of(1, &[r::TUNSETOFFLOAD, r::TUNSETQUEUE])]),
+];
+
+/// vsock: clients come by its socket; the guest's connections go to sockets beside it.
+const VSOCK: &[Rule] = &[
+    any(libc::SYS_accept4),
+    only(libc::SYS_socket, &[UNIX]),
+    any(libc::SYS_connect),
+    // Bytes, straight from and into the guest's buffers; the first line of a client.
+    any(libc::SYS_recvmsg),
+    any(libc::SYS_sendmsg),
+    any(libc::SYS_recvfrom),
+    any(libc::SYS_sendto),
+    // Either half closed.
+    any(libc::SYS_shutdown),
+];
+
+/// A share: messages, with descriptors, on a connection that exists.
+const FS: &[Rule] = &[
+    any(libc::SYS_sendmsg),
+    any(libc::SYS_recvmsg),
+    any(libc::SYS_recvfrom),
+    any(libc::SYS_sendto),
+    // Limits to how long a backend is waited for.
+    any(libc::SYS_setsockopt),
+    any(libc::SYS_shutdown),
 ];
 
 /// Persistent memory: flushes.
