@@ -1,7 +1,12 @@
 //! The VMM as a process among others: who may run it, where, and what it leaves to others.
 #![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
+#![expect(
+    unsafe_code,
+    reason = "what a process does between fork and exec is a closure that must keep to system calls"
+)]
 
 use std::fs;
+use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -66,6 +71,55 @@ fn a_user_who_may_not_open_dev_kvm_is_told_so() {
         "{}",
         ended.errors
     );
+}
+
+/// A cgroup with room for one VMM.
+const CGROUP: &str = "/sys/fs/cgroup/husk-test";
+
+fn elsewhere(command: &mut Command) {
+    let enter = || {
+        // SAFETY: numbers only.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // 0 is whoever writes it (cgroups(7)).
+        let mut procs = fs::File::options()
+            .write(true)
+            .open("/sys/fs/cgroup/husk-test/cgroup.procs")?;
+        procs.write_all(b"0")
+    };
+    // SAFETY: the closure makes system calls, and allocates nothing.
+    unsafe { command.pre_exec(enter) };
+}
+
+/// As a shim starts it: in the pod's network namespace, and in a cgroup with limits that just suffice.
+#[test]
+fn a_vm_runs_in_another_network_namespace_and_in_a_narrow_cgroup() {
+    if !is_root() {
+        return;
+    }
+    fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+pids +memory").unwrap();
+    fs::create_dir(CGROUP).unwrap();
+    fs::write(format!("{CGROUP}/pids.max"), "16").unwrap();
+    fs::write(format!("{CGROUP}/memory.max"), "400M").unwrap();
+    let boot = Boot::new([Step::write("vda", 0, 1 << 20, 1), Step::Idle])
+        .cpus(2)
+        .adjust(elsewhere);
+    let disk = boot.folder().join("disk");
+    fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    let mut guest = boot.disk(&disk, "").start();
+    guest.answer();
+    guest.answer();
+    let own = |what: &str| format!("/proc/{}/{what}", guest.pid());
+    assert_eq!(fs::read_to_string(own("cgroup")).unwrap().trim(), "0::/husk-test");
+    assert_ne!(
+        fs::read_link(own("ns/net")).unwrap(),
+        fs::read_link("/proc/self/ns/net").unwrap()
+    );
+    guest.signal(libc::SIGTERM);
+    guest.wait().assert_code(5);
+    // Only an empty one can be removed: nothing is left of the VMM.
+    fs::remove_dir(CGROUP).unwrap();
 }
 
 /// The guest's secrets stay out of core dumps: its RAM is marked `dd`, do not dump (proc_pid_smaps(5)).
