@@ -1,11 +1,15 @@
-//! The log: one line an event on standard error, marked with its level in the form that Kata's shims look for.
+//! The log: one line an event on standard error or in a file, marked with its level in the form that Kata's shims look for.
 //!
 //! A reader that stops reading must not stop the VM: a line for which standard error has no room is dropped, and the next one that
 //! gets through is preceded by the number of those that did not. Errors of writing (`EPIPE` after the reader has gone) are ignored.
 
 use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -13,20 +17,37 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use crate::terminal;
 
 /// The process's only logger.
-struct Stderr {
+struct Logger {
     lost: AtomicU64,
+    /// Where lines go in place of standard error.
+    file: OnceLock<File>,
 }
 
-static STDERR: Stderr = Stderr {
+static LOGGER: Logger = Logger {
     lost: AtomicU64::new(0),
+    file: OnceLock::new(),
 };
 
 /// Starts logging: errors and warnings, with `-v` also information, with `-vv` also what helps to debug. A second call only
 /// changes the level.
 pub fn init(verbosity: u8) {
     // Fails only when the logger has been set, by an earlier call.
-    let _ = log::set_logger(&STDERR);
+    let _ = log::set_logger(&LOGGER);
     log::set_max_level(level(verbosity));
+}
+
+/// As [`init`], and lines are appended to the file at `path`, which is made if need be. The first file counts.
+///
+/// # Errors
+/// What opening says.
+pub fn init_to_file(verbosity: u8, path: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o600);
+    let file = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    // Fails only when there is one already.
+    let _ = LOGGER.file.set(file);
+    init(verbosity);
+    Ok(())
 }
 
 fn level(verbosity: u8) -> LevelFilter {
@@ -49,26 +70,36 @@ fn mark(level: Level) -> &'static str {
     }
 }
 
-impl Log for Stderr {
+impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.level() <= log::max_level()
     }
 
     fn log(&self, record: &Record<'_>) {
-        let stderr = io::stderr();
         if !self.enabled(record.metadata()) {
             return;
         }
-        if !terminal::has_room(stderr.as_fd()) {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-            return;
+        match self.file.get() {
+            Some(mut file) => self.say(record, file.as_fd(), "\n", |line| file.write_all(line)),
+            None => self.say(record, io::stderr().as_fd(), terminal::line_end(), |line| {
+                io::stderr().lock().write_all(line)
+            }),
         }
-        let text = compose(record, self.lost.swap(0, Ordering::Relaxed), terminal::line_end());
-        // One write a line, so that lines of two threads do not mix.
-        let _ = stderr.lock().write_all(text.as_bytes());
     }
 
     fn flush(&self) {}
+}
+
+impl Logger {
+    fn say(&self, record: &Record<'_>, fd: BorrowedFd<'_>, end: &str, write: impl FnOnce(&[u8]) -> io::Result<()>) {
+        if !terminal::has_room(fd) {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let text = compose(record, self.lost.swap(0, Ordering::Relaxed), end);
+        // One write a line, so that lines of two threads do not mix.
+        let _ = write(text.as_bytes());
+    }
 }
 
 fn compose(record: &Record<'_>, lost: u64, line_end: &str) -> String {

@@ -1,5 +1,6 @@
 //! Commands on their way to the thread that owns the machine, and the answers on their way back.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::command::{Command, Reply};
 use super::error::{ApiError, Kind};
+use super::listener::SocketFile;
 
 /// What came of a command.
 pub type Outcome = Result<Reply, ApiError>;
@@ -65,8 +67,13 @@ impl<T> Queue<T> {
     }
 }
 
-/// The commands that wait to be carried out, in the order of their arrival.
-pub struct Inbox(Queue<Request>);
+/// The commands that wait to be carried out, in the order of their arrival. Dropped, it refuses them, and no client finds the
+/// socket any more.
+pub struct Inbox {
+    requests: Queue<Request>,
+    /// The name under which clients find the server.
+    file: Cell<Option<SocketFile>>,
+}
 
 /// Where the API puts commands.
 #[derive(Clone)]
@@ -84,16 +91,15 @@ pub(super) struct Mailbox(Feeder<Answer>);
 pub(super) struct Answer {
     /// Which connection asked.
     pub(super) connection: u64,
-    /// Whether it asked for the end of the process.
-    pub(super) last: bool,
     /// What it is told.
     pub(super) outcome: Outcome,
 }
 
 /// A pair of ends for commands.
-pub(super) fn commands() -> io::Result<(Outbox, Inbox)> {
-    let (feeder, queue) = queue()?;
-    Ok((Outbox(feeder), Inbox(queue)))
+pub(super) fn commands(file: Option<SocketFile>) -> io::Result<(Outbox, Inbox)> {
+    let (feeder, requests) = queue()?;
+    let file = Cell::new(file);
+    Ok((Outbox(feeder), Inbox { requests, file }))
 }
 
 /// A pair of ends for answers.
@@ -105,14 +111,19 @@ pub(super) fn answers() -> io::Result<(Mailbox, Answers)> {
 impl Inbox {
     /// The next command, without blocking. Once it has said `None`, the descriptor is quiet until there is another one.
     pub fn next(&self) -> Option<Request> {
-        self.0.next()
+        self.requests.next()
+    }
+
+    /// Removes the socket's file: whoever looks for it from now on finds nothing. Those who are connected stay so.
+    pub fn close(&self) {
+        self.file.set(None);
     }
 }
 
 /// Readable while a command waits.
 impl AsRawFd for Inbox {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.bell.as_raw_fd()
+        self.requests.bell.as_raw_fd()
     }
 }
 
@@ -121,7 +132,6 @@ impl Outbox {
     pub(super) fn send(&self, command: Command, connection: u64, mailbox: &Mailbox) {
         let respond = Responder {
             connection,
-            last: matches!(command, Command::ShutdownVmm),
             mailbox: mailbox.clone(),
             answered: false,
         };
@@ -153,7 +163,6 @@ pub struct Request {
 /// Takes one answer. Dropped without one, it answers 500: a client never waits in vain.
 pub struct Responder {
     connection: u64,
-    last: bool,
     mailbox: Mailbox,
     answered: bool,
 }
@@ -169,7 +178,6 @@ impl Responder {
         // Nobody reads answers when the API has ended.
         let _ = self.mailbox.0.send(Answer {
             connection: self.connection,
-            last: self.last,
             outcome,
         });
     }

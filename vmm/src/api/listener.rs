@@ -58,16 +58,16 @@ pub enum ListenError {
     },
 }
 
-/// A listening socket, and its file, which goes with it.
+/// A listening socket, and its file if it is husk's to remove.
 #[derive(Debug)]
 pub(super) struct Listener {
     pub(super) socket: UnixListener,
-    file: Option<SocketFile>,
+    pub(super) file: Option<SocketFile>,
 }
 
-/// The file of a socket, by name and by identity: somebody else's is not removed.
+/// The file of a socket, by name and by identity. Dropping this removes it, unless it has become somebody else's.
 #[derive(Debug)]
-struct SocketFile {
+pub(super) struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
@@ -123,33 +123,31 @@ impl Listener {
         })?;
         Ok(Self { socket, file: None })
     }
-
-    /// Removes the socket's file: whoever looks for it from now on finds nothing. Those who are connected stay so.
-    pub(super) fn remove_file(&mut self) {
-        if let Some(file) = self.file.take()
-            && SocketFile::of(&file.path).is_ok_and(|now| now.inode == file.inode && now.device == file.device)
-        {
-            // What cannot be removed stays, and is replaced by the next one that starts here.
-            let _ = fs::remove_file(&file.path);
-        }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.remove_file();
-    }
 }
 
 impl SocketFile {
     fn of(path: &Path) -> io::Result<Self> {
-        let metadata = fs::symlink_metadata(path)?;
+        let (device, inode) = identity(path)?;
         Ok(Self {
             path: path.into(),
-            device: metadata.dev(),
-            inode: metadata.ino(),
+            device,
+            inode,
         })
     }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|now| now == (self.device, self.inode)) {
+            // What cannot be removed stays, and is replaced by the next one that starts here.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 /// Locks the folder of `path` until dropped. Without a lock when that is impossible or takes too long.

@@ -113,7 +113,7 @@ fn find(message: &Message, fds: Vec<OwnedFd>, info: &Info) -> Result<Routed, Api
         Endpoint::Ping => Ok(Routed::Answer(pong())),
         Endpoint::Info => match info.get() {
             Some(info) => Ok(Routed::Answer(Response::json(200, info.as_ref()))),
-            None => Err(ApiError::new(Kind::NotFound, "no VM has been created")),
+            None => Err(ApiError::new(Kind::NotFound, "there is no VM: vm.create one first")),
         },
         Plain(_, command) => Ok(Routed::Command(command())),
         Full(command) => command(&message.body, fds)

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -43,8 +43,7 @@ pub struct Server {
     listener: Listener,
 }
 
-/// A running server. When this is dropped, the answers that have been given still go out, then connections are closed and the
-/// socket's file is removed.
+/// A running server. When this is dropped, the answers that have been given still go out, then connections are closed.
 #[derive(Debug)]
 pub struct Running {
     stop: Arc<EventFd>,
@@ -68,8 +67,8 @@ impl Server {
         Listener::adopt(fd).map(|listener| Self { listener })
     }
 
-    /// Starts the thread, which calls `confine` before it looks at the first client. Commands come out of the inbox; `info` is what
-    /// `vm.info` answers.
+    /// Starts the thread, which calls `confine` before it looks at the first client. Commands come out of the inbox, which also
+    /// owns the socket's file; `info` is what `vm.info` answers.
     ///
     /// # Errors
     /// When the host has no thread or no descriptor left.
@@ -78,12 +77,13 @@ impl Server {
         info: Info,
         confine: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> io::Result<(Running, Inbox)> {
-        let (outbox, inbox) = inbox::commands()?;
+        let Listener { socket, file } = self.listener;
+        let (outbox, inbox) = inbox::commands(file)?;
         let (mailbox, answers) = inbox::answers()?;
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let epoll = Epoll::new()?;
         for (fd, token) in [
-            (self.listener.socket.as_raw_fd(), LISTENER),
+            (socket.as_raw_fd(), LISTENER),
             (stop.as_raw_fd(), STOP),
             (answers.as_raw_fd(), ANSWERS),
         ] {
@@ -91,7 +91,7 @@ impl Server {
         }
         let desk = Desk {
             epoll,
-            listener: self.listener,
+            listener: socket,
             accept_again: None,
             connections: BTreeMap::new(),
             next: 0,
@@ -129,7 +129,7 @@ impl Drop for Running {
 /// What the thread works with.
 struct Desk {
     epoll: Epoll,
-    listener: Listener,
+    listener: UnixListener,
     /// When clients are accepted again, while they are not.
     accept_again: Option<Instant>,
     connections: BTreeMap<u64, Connection>,
@@ -192,13 +192,13 @@ impl Desk {
     }
 
     fn watch_listener(&self, events: EventSet) -> io::Result<()> {
-        let fd = self.listener.socket.as_raw_fd();
+        let fd = self.listener.as_raw_fd();
         self.epoll
             .ctl(ControlOperation::Modify, fd, EpollEvent::new(events, LISTENER))
     }
 
     fn accept(&mut self) -> io::Result<()> {
-        match self.listener.socket.accept() {
+        match self.listener.accept() {
             Ok((stream, _)) => {
                 if let Err(error) = self.welcome(stream) {
                     log::warn!("a client could not be taken in: {error}");
@@ -273,10 +273,6 @@ impl Desk {
 
     fn pass_answers(&mut self) {
         while let Some(answer) = self.answers.next() {
-            if answer.last && answer.outcome.is_ok() {
-                // A shim may kill this process as soon as it has read the answer.
-                self.listener.remove_file();
-            }
             if let Some(connection) = self.connections.get_mut(&answer.connection) {
                 connection.answer(&respond(&answer.outcome));
                 self.go_on(answer.connection);
@@ -286,8 +282,6 @@ impl Desk {
 
     /// Sends the answers that have been given, as far as the clients take them in time.
     fn bid_farewell(mut self) {
-        // Nothing more is accepted, and nobody waits in the queue for a connection that never comes.
-        self.listener.remove_file();
         let until = Instant::now() + FAREWELL;
         let mut events = [EpollEvent::default(); 32];
         while let Some(answer) = self.answers.next() {
@@ -346,12 +340,6 @@ fn is_of_the_client(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
     )
-}
-
-impl AsRawFd for Server {
-    fn as_raw_fd(&self) -> RawFd {
-        self.listener.socket.as_raw_fd()
-    }
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ fn page() -> String {
     man.render_name_section(&mut page).unwrap();
     man.render_synopsis_section(&mut page).unwrap();
     man.render_description_section(&mut page).unwrap();
+    man.render_options_section(&mut page).unwrap();
     let mut page = String::from_utf8(page).unwrap();
     for subcommand in command
         .get_subcommands()
@@ -92,7 +93,8 @@ fn the_page_has_every_option() {
     let subcommands = command
         .get_subcommands()
         .filter(|subcommand| subcommand.get_name() != "help");
-    for option in subcommands.flat_map(|subcommand| subcommand.get_arguments().filter_map(clap::Arg::get_long)) {
+    let commands = subcommands.chain([&command]);
+    for option in commands.flat_map(|command| command.get_arguments().filter_map(clap::Arg::get_long)) {
         assert!(page.contains(&format!("--{option}")), "{option}");
     }
 }

@@ -8,6 +8,7 @@ mod net;
 mod pairs;
 mod pmem;
 mod run;
+mod serve;
 mod size;
 
 use std::ffi::OsString;
@@ -23,8 +24,11 @@ use crate::control::{self, Exit};
 use crate::machine::BuildError;
 use crate::trace::{Begin, Phase, Trace};
 
+use serve::Failure;
+
 pub use crate::config::RunOptions;
 pub use run::{RunArgs, UsageError};
+pub use serve::ServeArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,11 +40,13 @@ Examples:
       The first disk is the root file system, the second cannot be written.
   husk run --kernel vmlinux --initramfs initrd.img -v --boot-trace boot.json
       Show where the time went; open boot.json in https://ui.perfetto.dev.
+  husk --api-socket /run/pod/api.sock
+      Serve the REST API for one VM, as a container runtime starts husk.
 ";
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  the guest powered itself off, or the command succeeded
+  0  the guest powered itself off, the API's client ended husk, or the command succeeded
   1  husk failed; the host cannot run pods (check)
   2  wrong usage: options, or a machine that cannot be
   3  the guest reset itself
@@ -49,13 +55,19 @@ Exit codes:
   159  husk made a system call that it has no need of, and was stopped (--seccomp)";
 
 /// A KVM virtual machine monitor for pods.
+///
+/// Runs one VM from the command line (run), or serves the REST API on a socket (--api-socket) for a container runtime.
 #[derive(Debug, Parser)]
-#[command(name = "husk", version, arg_required_else_help = true, subcommand_required = true)]
+#[command(name = "husk", version, arg_required_else_help = true)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(after_help = EXIT_CODES, after_long_help = format!("{EXAMPLES}\n{EXIT_CODES}"))]
 pub struct Cli {
-    /// What to do.
+    /// What to do, unless it is to serve.
     #[command(subcommand)]
-    pub command: Command,
+    pub command: Option<Command>,
+    /// How to serve.
+    #[command(flatten)]
+    pub serve: ServeArgs,
 }
 
 /// What husk can be asked to do.
@@ -125,15 +137,12 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, begin: Begin) -> Code {
         return run(args, begin);
     }
     match Cli::try_parse_from(args) {
-        Ok(Cli {
-            command: Command::Run(args),
-        }) => run(*args, begin),
-        Ok(Cli {
-            command: Command::Check(args),
-        }) => check(args),
-        Ok(Cli {
-            command: Command::Completions { shell },
-        }) => completions(shell),
+        Ok(Cli { command, serve: args }) => match command {
+            Some(Command::Run(args)) => run(*args, begin),
+            Some(Command::Check(args)) => check(args),
+            Some(Command::Completions { shell }) => completions(shell),
+            None => serve(&args),
+        },
         Err(error) if is_help(&error) => {
             // Nobody to tell when the reader has gone.
             let _ = error.print();
@@ -178,6 +187,17 @@ fn run(args: RunArgs, begin: Begin) -> Code {
             // What KVM's limits forbid is as wrong as what the architecture's do.
             let wrong = matches!(error.downcast_ref(), Some(BuildError::Config(_)));
             if wrong { Code::Usage } else { Code::Failure }
+        }
+    }
+}
+
+fn serve(args: &ServeArgs) -> Code {
+    match serve::serve(args) {
+        Ok(exit) => exit.into(),
+        Err(Failure::Usage(what)) => usage(&what),
+        Err(Failure::Other(error)) => {
+            say(&format!("error: {error:#}"));
+            Code::Failure
         }
     }
 }
@@ -265,7 +285,8 @@ mod tests {
     fn the_short_way_reads_run_as_the_whole_tree_does() {
         let line = words("husk run -k /k --disk path=/d,id=a -vv --memory=1G --cmdline --help --no-rng");
         let Ok(Cli {
-            command: Command::Run(whole),
+            command: Some(Command::Run(whole)),
+            ..
         }) = Cli::try_parse_from(&line)
         else {
             panic!("refused")

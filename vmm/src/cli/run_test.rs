@@ -5,7 +5,7 @@ use super::*;
 
 fn args(words: &[&str]) -> Result<RunArgs, clap::Error> {
     match Cli::try_parse_from(["husk", "run"].iter().chain(words))?.command {
-        Command::Run(args) => Ok(*args),
+        Some(Command::Run(args)) => Ok(*args),
         other => panic!("{other:?}"),
     }
 }

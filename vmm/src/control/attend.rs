@@ -159,6 +159,10 @@ impl Attendant<'_> {
         let Some(inbox) = self.inbox else { return Ok(None) };
         while let Some(request) = inbox.next() {
             let outcome = self.controller.execute(request.command);
+            if self.controller.is_leaving() {
+                // Whoever asked may kill the process as soon as it has the answer: nothing may be left to do then.
+                inbox.close();
+            }
             request.respond.send(outcome);
             if self.controller.is_leaving() {
                 return Ok(Some(Ended::Asked));

@@ -14,6 +14,7 @@
 mod attend;
 mod devices;
 mod run;
+mod serve;
 mod vm;
 
 use serde_json::{Value, json};
@@ -26,6 +27,7 @@ use crate::terminal::StdoutSink;
 
 pub use attend::{Ended, attend};
 pub use run::{Exit, conclude, run};
+pub use serve::serve;
 use vm::Vm;
 
 /// Owner of at most one VM.
@@ -101,6 +103,11 @@ impl Controller {
             Ending::Failed(_) => "failed",
         };
         self.events.emit("guest", event);
+    }
+
+    /// Says that the process ends, without having been asked to by a client.
+    pub(super) fn say_goodbye(&self) {
+        self.events.emit("vmm", "shutdown");
     }
 
     fn create(&mut self, config: VmConfig) -> Outcome {

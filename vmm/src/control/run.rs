@@ -64,6 +64,9 @@ pub fn conclude(
 ) -> Result<Exit> {
     let ended = attend(&mut controller, signals, stdout, inbox);
     options.trace.leave_guest();
+    if !matches!(ended, Ok(Ended::Asked)) {
+        controller.say_goodbye();
+    }
     controller.stop();
     stdout.finish(LAST_WORDS);
     match ended.context("the main loop failed")? {

@@ -62,11 +62,11 @@ pub(super) fn policy(role: Role, pid: u32) -> Policy {
 fn groups(role: Role) -> &'static [&'static [Rule]] {
     match role {
         Role::Process => &[
-            EVERY, THREADS, CONTROL, VCPU, LOADER, IO, BLOCK, NET, PMEM, VSOCK, FS, STREAM, SOCKETS,
+            EVERY, THREADS, CONTROL, VCPU, LOADER, IO, BLOCK, NET, PMEM, VSOCK, FS, STREAM, SOCKETS, API,
         ],
         Role::Vcpu => &[EVERY, VCPU],
         Role::Loader => &[EVERY, LOADER],
-        Role::Api => &[EVERY, IO, SOCKETS],
+        Role::Api => &[EVERY, IO, API],
         Role::Block => &[EVERY, IO, BLOCK],
         Role::Net => &[EVERY, IO, NET],
         Role::Pmem => &[EVERY, IO, PMEM],
@@ -110,6 +110,8 @@ const EVERY: &[Rule] = &[
     any(libc::SYS_read),
     any(libc::SYS_write),
     any(libc::SYS_close),
+    // Builds with debug assertions: is a descriptor that is to be closed still open?
+    only(libc::SYS_fcntl, &[one_of(1, &[n(F_GETFD)])]),
     // Messages on standard error: room is asked for first.
     any(libc::SYS_poll),
     any(libc::SYS_writev),
@@ -378,7 +380,20 @@ const CONTROL_REQUESTS: &[u32] = &[
     r::TUNSETQUEUE,
 ];
 
-/// Sockets in the file system: the API, vsock, vhost-user.
+/// The clients of the API: everything that comes and goes does so through sockets that exist.
+const API: &[Rule] = &[
+    any(libc::SYS_accept4),
+    // Requests, with descriptors; answers, and their end.
+    any(libc::SYS_recvmsg),
+    any(libc::SYS_sendto),
+    any(libc::SYS_shutdown),
+    // A new client's socket becomes non-blocking.
+    only(libc::SYS_ioctl, &[one_of(1, &[r::FIONBIO])]),
+    // The end: the last answers are waited for.
+    any(libc::SYS_epoll_create1),
+];
+
+/// Sockets in the file system: the API's own, vsock, vhost-user.
 const SOCKETS: &[Rule] = &[
     only(libc::SYS_socket, &[UNIX]),
     only(libc::SYS_socketpair, &[UNIX]),

@@ -1,0 +1,188 @@
+//! `husk --api-socket …`: the API process, started as Kata's shims start Cloud Hypervisor.
+
+#![expect(
+    unsafe_code,
+    reason = "descriptors that the parent passed are known by their numbers only"
+)]
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{ArgAction, Args};
+
+use crate::api::Server;
+use crate::config::RunOptions;
+use crate::control::{self, Exit};
+use crate::events::Events;
+use crate::seccomp::Mode;
+
+/// The options of the API process.
+#[derive(Args, Clone, Debug)]
+pub struct ServeArgs {
+    /// Serve the REST API on a Unix socket: PATH, path=PATH or fd=N, until told to end
+    ///
+    /// A socket at PATH is made with mode 0600, and removed in the end. One that a killed process left there is replaced; one that
+    /// somebody listens on is an error. With fd=N husk takes a listening socket that it was started with.
+    #[arg(long, value_name = "SOCKET", required = true, help_heading = "Serve the API")]
+    pub api_socket: Option<OsString>,
+
+    /// Confine husk to the system calls that it needs
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = Mode::On, help_heading = "Serve the API")]
+    pub seccomp: Mode,
+
+    /// Write what happens to the VM, a JSON object a line: path=FILE or fd=N
+    #[arg(long, value_name = "WHERE", help_heading = "Serve the API")]
+    pub event_monitor: Option<OsString>,
+
+    /// Append the log to FILE in place of standard error
+    #[arg(long, value_name = "FILE", help_heading = "Serve the API")]
+    pub log_file: Option<PathBuf>,
+
+    /// Log more: -v for information, -vv to debug, -vvv for everything
+    #[arg(short, long = "verbose", action = ArgAction::Count, help_heading = "Serve the API")]
+    pub verbosity: u8,
+}
+
+/// Where a socket or a stream of events is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    Path(PathBuf),
+    Fd(RawFd),
+}
+
+/// Which option cannot be understood, and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{option}: '{found}' is {allowed}")]
+struct BadPlace {
+    option: &'static str,
+    found: String,
+    allowed: &'static str,
+}
+
+/// How serving went wrong.
+pub(super) enum Failure {
+    /// The options.
+    Usage(String),
+    /// Everything else.
+    Other(anyhow::Error),
+}
+
+/// Serves until the end.
+pub(super) fn serve(args: &ServeArgs) -> Result<Exit, Failure> {
+    let socket = args.api_socket.as_deref().unwrap_or_default();
+    let socket = Place::parse("--api-socket", socket, true).map_err(|e| Failure::Usage(e.to_string()))?;
+    let monitor = args.event_monitor.as_deref();
+    let monitor = monitor
+        .map(|place| Place::parse("--event-monitor", place, false))
+        .transpose();
+    let monitor = monitor.map_err(|e| Failure::Usage(e.to_string()))?;
+    let options = RunOptions {
+        verbosity: args.verbosity,
+        seccomp: args.seccomp,
+        ..RunOptions::default()
+    };
+    start(&socket, monitor.as_ref(), args.log_file.as_deref(), &options).map_err(Failure::Other)
+}
+
+/// Listens first: a shim waits for it, and there is nothing before it that takes time.
+fn start(
+    socket: &Place,
+    monitor: Option<&Place>,
+    log_file: Option<&Path>,
+    options: &RunOptions,
+) -> anyhow::Result<Exit> {
+    let server = match socket {
+        Place::Path(path) => Server::bind(path)?,
+        Place::Fd(fd) => Server::adopt(inherited(*fd).with_context(|| format!("api socket fd {fd}"))?)?,
+    };
+    match log_file {
+        Some(path) => crate::log::init_to_file(options.verbosity, path)
+            .with_context(|| format!("log file {} cannot be opened", path.display()))?,
+        None => crate::log::init(options.verbosity),
+    }
+    let events = match monitor {
+        Some(Place::Path(path)) => {
+            Events::to_path(path).with_context(|| format!("event monitor {} cannot be opened", path.display()))?
+        }
+        Some(Place::Fd(fd)) => inherited(*fd)
+            .and_then(Events::to_fd)
+            .with_context(|| format!("event monitor fd {fd}"))?,
+        None => Events::default(),
+    };
+    control::serve(server, options, events)
+}
+
+impl Place {
+    /// `path=…`, `fd=…`, or where `bare` a path as it is.
+    fn parse(option: &'static str, text: &OsStr, bare: bool) -> Result<Self, BadPlace> {
+        let bad = |allowed| BadPlace {
+            option,
+            found: text.to_string_lossy().into_owned(),
+            allowed,
+        };
+        let bytes = text.as_bytes();
+        if let Some(path) = bytes.strip_prefix(b"path=") {
+            return match path {
+                [] => Err(bad("without a path")),
+                path => Ok(Self::Path(OsStr::from_bytes(path).into())),
+            };
+        }
+        if let Some(number) = bytes.strip_prefix(b"fd=") {
+            let number = str::from_utf8(number).ok().and_then(|text| text.parse().ok());
+            let number = number.filter(|fd: &RawFd| *fd >= 0);
+            return number
+                .map(Self::Fd)
+                .ok_or_else(|| bad("not a descriptor, allowed: fd=0, fd=1 and so on"));
+        }
+        match bytes {
+            [] => Err(bad("empty")),
+            path if bare => Ok(Self::Path(OsStr::from_bytes(path).into())),
+            _ => Err(bad("not understood, allowed: path=FILE, fd=N")),
+        }
+    }
+}
+
+/// A copy of a descriptor that this process was started with.
+fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: not -1, and only duplicated at once, which fails for a number that is no open descriptor.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    fd.try_clone_to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str, bare: bool) -> Result<Place, String> {
+        Place::parse("--option", OsStr::new(text), bare).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_place_is_a_path_or_a_descriptor() {
+        assert_eq!(parse("/run/a.sock", true), Ok(Place::Path("/run/a.sock".into())));
+        assert_eq!(
+            parse("path=/run/a=b.sock", true),
+            Ok(Place::Path("/run/a=b.sock".into()))
+        );
+        assert_eq!(parse("fd=3", false), Ok(Place::Fd(3)));
+        for (text, bare, says) in [
+            ("", true, "empty"),
+            ("path=", true, "without a path"),
+            ("fd=-1", true, "not a descriptor"),
+            ("fd=x", false, "not a descriptor"),
+            ("/tmp/events", false, "path=FILE"),
+        ] {
+            let error = parse(text, bare).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_descriptor_that_is_not_open_is_an_error() {
+        assert_eq!(inherited(1_000_000).unwrap_err().raw_os_error(), Some(libc::EBADF));
+    }
+}

@@ -1,0 +1,411 @@
+//! The API process as a shim sees it: how it starts, what it answers, what it leaves behind. No guest runs here.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+const HUSK: &str = env!("CARGO_BIN_EXE_husk");
+
+/// A folder for one process, and the process. Killed at the end, should it still be there.
+struct Husk {
+    folder: TempDir,
+    child: Child,
+}
+
+impl Husk {
+    /// Starts husk as the Rust shim does: working directory `/`, no input, two pipes.
+    fn start(options: &[&str]) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), options)
+    }
+
+    fn start_in(folder: TempDir, options: &[&str]) -> Self {
+        let child = command(&folder.path().join("api.sock"), options).spawn().unwrap();
+        let husk = Self { folder, child };
+        husk.ready();
+        husk
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("api.sock")
+    }
+
+    /// Waits until somebody listens.
+    fn ready(&self) {
+        loop {
+            if UnixStream::connect(self.socket()).is_ok() {
+                return;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    fn client(&self) -> Client {
+        Client(BufReader::new(UnixStream::connect(self.socket()).unwrap()))
+    }
+
+    fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
+    /// Ends it as the shims do, and returns how it ended.
+    fn shut_down(&mut self) -> ExitStatus {
+        assert_eq!(self.client().put("vmm.shutdown", None), (204, Value::Null));
+        self.child.wait().unwrap()
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill")
+            .args([&format!("-{name}"), &self.child.id().to_string()])
+            .status();
+        assert!(sent.unwrap().success());
+    }
+}
+
+impl Drop for Husk {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(socket: &Path, options: &[&str]) -> Command {
+    let mut command = Command::new(HUSK);
+    command.arg("--api-socket").arg(socket).args(options);
+    command.current_dir("/").stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// A connection that stays open, as the shims' do.
+struct Client(BufReader<UnixStream>);
+
+impl Client {
+    /// A request in the pieces in which the Rust shim sends it; descriptors go with the first.
+    fn send(&mut self, method: &str, name: &str, body: Option<&str>, fds: &[RawFd]) {
+        let head = format!("{method} /api/v1/{name} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n");
+        let stream = self.0.get_mut();
+        assert_eq!(stream.send_with_fds(&[head.as_bytes()], fds).unwrap(), head.len());
+        if let Some(body) = body {
+            stream
+                .write_all(format!("Content-Length: {}\r\n", body.len()).as_bytes())
+                .unwrap();
+        }
+        stream.write_all(b"\r\n").unwrap();
+        stream.write_all(body.unwrap_or_default().as_bytes()).unwrap();
+    }
+
+    fn answer(&mut self) -> (u16, Value) {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert_ne!(self.0.read_line(&mut head).unwrap(), 0, "closed after {head:?}");
+        }
+        let line = head.lines().next().unwrap();
+        // What the Rust shim's client takes for the status.
+        let status = line.strip_prefix("HTTP/1.1 ").unwrap().trim().parse().unwrap();
+        let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
+        let Some(length) = length else {
+            return (status, Value::Null);
+        };
+        assert!(head.contains("\r\nContent-Type: application/json\r\n"), "{head}");
+        let mut body = vec![0; length.parse().unwrap()];
+        self.0.read_exact(&mut body).unwrap();
+        assert!(body.is_ascii());
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    fn get(&mut self, name: &str) -> (u16, Value) {
+        self.send("GET", name, None, &[]);
+        self.answer()
+    }
+
+    fn put(&mut self, name: &str, body: Option<Value>) -> (u16, Value) {
+        let body = body.map(|body| serde_json::to_string_pretty(&body).unwrap());
+        self.send("PUT", name, body.as_deref(), &[]);
+        self.answer()
+    }
+}
+
+fn vm() -> Value {
+    json!({
+        "memory": {"size": 64 << 20},
+        "payload": {"kernel": "/nowhere/vmlinux", "firmware": null},
+        "serial": {"mode": "Off"},
+        "console": {"mode": "Off"},
+        "fs": [],
+        "devices": [],
+        "unknown": {"to": ["husk"]},
+    })
+}
+
+#[test]
+fn it_starts_as_the_rust_shim_starts_it_and_ends_when_told() {
+    let mut husk = Husk::start(&["-v", "--seccomp", "true"]);
+    let mode = fs::symlink_metadata(husk.socket()).unwrap().mode();
+    assert_eq!(mode & 0o7777, 0o600);
+    let mut client = husk.client();
+    let (status, pong) = client.get("vmm.ping");
+    assert_eq!((status, pong["pid"].as_u64()), (200, Some(husk.child.id().into())));
+    assert_eq!(client.get("vm.info").0, 404);
+    assert_eq!(client.put("vm.create", Some(vm())), (204, Value::Null));
+    let (status, info) = client.get("vm.info");
+    assert_eq!((status, &info["state"]), (200, &json!("Created")));
+    assert_eq!(info["memory_actual_size"], 64 << 20);
+    assert_eq!(info["config"]["unknown"], json!({"to": ["husk"]}));
+    let status = husk.shut_down();
+    assert_eq!(status.code(), Some(0));
+    assert!(!husk.socket().exists());
+    // Neither pipe had ended before: what is left in them is all there was.
+    let mut out = String::new();
+    husk.child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+    assert_eq!(out, "");
+}
+
+#[test]
+fn it_is_the_same_by_the_name_of_cloud_hypervisor_and_without_any_stdio() {
+    let folder = tempfile::tempdir().unwrap();
+    let name = folder.path().join("cloud-hypervisor");
+    symlink(HUSK, &name).unwrap();
+    let socket = folder.path().join("api.sock");
+    let mut command = Command::new(&name);
+    command
+        .arg(format!("--api-socket=path={}", socket.display()))
+        .args(["-vv", "--seccomp", "false"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = command.spawn().unwrap();
+    let mut husk = Husk { folder, child };
+    husk.ready();
+    assert_eq!(husk.client().get("vmm.ping").0, 200);
+    assert_eq!(husk.shut_down().code(), Some(0));
+    for flag in ["--version", "-V"] {
+        let output = Command::new(&name).arg(flag).output().unwrap();
+        assert!(output.status.success());
+        assert_eq!(
+            output.stdout,
+            format!("husk {}\n", env!("CARGO_PKG_VERSION")).into_bytes()
+        );
+    }
+}
+
+#[test]
+fn what_a_killed_process_leaves_behind_does_not_hinder_the_next() {
+    let husk = Husk::start(&[]);
+    assert_eq!(husk.client().get("vmm.ping").0, 200);
+    husk.signal("KILL");
+    let mut husk = husk;
+    assert_eq!(husk.child.wait().unwrap().signal(), Some(9));
+    assert!(husk.socket().exists());
+    husk.child = command(&husk.socket(), &[]).spawn().unwrap();
+    husk.ready();
+    assert_eq!(husk.client().get("vmm.ping").0, 200);
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
+#[test]
+fn a_socket_that_is_in_use_stays_in_use() {
+    let mut husk = Husk::start(&[]);
+    let second = command(&husk.socket(), &[]).output().unwrap();
+    let complaint = String::from_utf8(second.stderr).unwrap();
+    assert_eq!((second.status.code(), complaint.lines().count()), (Some(1), 1));
+    assert!(complaint.contains("already in use"), "{complaint}");
+    assert_eq!(husk.client().get("vmm.ping").0, 200);
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
+#[test]
+fn a_listening_socket_can_be_passed() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(folder.path().join("api.sock")).unwrap();
+    let child = Command::new(HUSK)
+        .args(["--api-socket", "fd=0"])
+        .stdin(OwnedFd::from(listener))
+        .spawn()
+        .unwrap();
+    let mut husk = Husk { folder, child };
+    assert_eq!(husk.client().get("vmm.ping").0, 200);
+    assert_eq!(husk.shut_down().code(), Some(0));
+    assert!(husk.socket().exists(), "the file is not husk's");
+}
+
+#[test]
+fn what_cannot_be_understood_or_opened_is_said_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("api.sock");
+    let socket = socket.to_str().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    let long = format!("/tmp/{}", "x".repeat(108));
+    for (args, code, says) in [
+        (&["-v"][..], 2, "--api-socket"),
+        (&["--api-socket", ""], 2, "empty"),
+        (&["--api-socket", "fd=x"], 2, "fd=x"),
+        (&["--api-socket", "fd=999"], 1, "Bad file descriptor"),
+        (&["--api-socket", "fd=2"], 1, "not a listening"),
+        (&["--api-socket", &long], 1, "at most 107 allowed"),
+        (&["--api-socket", "/nowhere/api.sock"], 1, "/nowhere/api.sock"),
+        (&["--api-socket", file.to_str().unwrap()], 1, "is not a socket"),
+        (&["--api-socket", socket, "--seccomp", "maybe"], 2, "maybe"),
+        (&["--api-socket", socket, "--event-monitor", "x"], 2, "path=FILE"),
+        (
+            &["--api-socket", socket, "--event-monitor", "path=/nowhere/x"],
+            1,
+            "/nowhere/x",
+        ),
+        (&["--api-socket", socket, "--log-file", "/nowhere/x"], 1, "/nowhere/x"),
+    ] {
+        let output = Command::new(HUSK).args(args).stdin(Stdio::null()).output().unwrap();
+        let complaint = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(
+            (output.status.code(), complaint.lines().count()),
+            (Some(code), 1),
+            "{complaint}"
+        );
+        assert!(complaint.contains(says), "{args:?}: {complaint}");
+    }
+    assert!(!Path::new(socket).exists());
+}
+
+#[test]
+fn a_signal_ends_it_and_the_socket_goes() {
+    for name in ["TERM", "INT"] {
+        let mut husk = Husk::start(&[]);
+        let mut client = husk.client();
+        assert_eq!(client.get("vmm.ping").0, 200);
+        husk.signal(name);
+        assert_eq!(husk.child.wait().unwrap().code(), Some(5));
+        assert!(!husk.socket().exists());
+        assert_eq!(client.0.read_line(&mut String::new()).unwrap(), 0);
+    }
+}
+
+#[test]
+fn events_go_where_they_are_wanted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events");
+    let monitor = format!("path={}", path.display());
+    let mut husk = Husk::start_in(folder, &["--event-monitor", &monitor]);
+    let mut client = husk.client();
+    client.put("vm.create", Some(vm()));
+    assert_eq!(client.put("vm.delete", None).0, 204);
+    husk.shut_down();
+    assert_eq!(
+        events(&fs::read_to_string(path).unwrap()),
+        ["vmm starting", "vm deleted", "vmm shutdown"]
+    );
+
+    let mut husk = Husk::start(&["--event-monitor", "fd=1"]);
+    husk.shut_down();
+    let mut text = String::new();
+    husk.child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(events(&text), ["vmm starting", "vmm shutdown"]);
+}
+
+fn events(text: &str) -> Vec<String> {
+    let parsed = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let named = parsed.map(|event| {
+        format!(
+            "{} {}",
+            event["source"].as_str().unwrap(),
+            event["event"].as_str().unwrap()
+        )
+    });
+    named.collect()
+}
+
+#[test]
+fn the_log_goes_where_it_is_wanted_and_nobody_needs_to_read_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let mut husk = Husk::start_in(folder, &["-v", "--log-file", path.to_str().unwrap()]);
+    assert_eq!(husk.client().get("nowhere").0, 404);
+    husk.shut_down();
+    assert!(
+        fs::read_to_string(path)
+            .unwrap()
+            .starts_with("INFO: /api/v1/nowhere: no such path")
+    );
+
+    // The reader goes, as when the shim dies.
+    let mut husk = Husk::start(&["-v"]);
+    drop((husk.child.stdout.take(), husk.child.stderr.take()));
+    let mut client = husk.client();
+    for _ in 0..10 {
+        assert_eq!(client.get("nowhere").0, 404);
+    }
+    assert_eq!(husk.shut_down().code(), Some(0));
+    // And one that stays and does not read.
+    let mut husk = Husk::start(&["-v"]);
+    let mut client = husk.client();
+    for _ in 0..2000 {
+        assert_eq!(client.get("nowhere").0, 404);
+    }
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
+#[test]
+fn no_descriptor_is_leaked() {
+    let mut husk = Husk::start(&[]);
+    let mut client = husk.client();
+    client.put("vm.create", Some(vm()));
+    assert_eq!(client.get("vmm.ping").0, 200);
+    let before = husk.descriptors();
+    let null = File::open("/dev/null").unwrap();
+    let fds = [null.as_raw_fd(); 3];
+    for _ in 0..100 {
+        let mut other = husk.client();
+        other.send("PUT", "vm.add-net", Some("{"), &fds);
+        assert_eq!(other.answer().0, 400);
+        other.send("GET", "vmm.ping", None, &fds);
+        assert_eq!(other.answer().0, 200);
+        // Never completed.
+        other
+            .0
+            .get_ref()
+            .send_with_fds(&[&b"PUT /api/v1/vm.add-net"[..]], &fds)
+            .unwrap();
+    }
+    assert_eq!(client.get("vmm.ping").0, 200);
+    // The last of those who left may not have been noticed yet: their hang-up comes before what is asked next.
+    let settled = (0..1000).any(|_| client.get("vmm.ping").0 == 200 && husk.descriptors() == before);
+    assert!(settled, "{} descriptors, {before} before", husk.descriptors());
+    husk.shut_down();
+}
+
+#[test]
+fn a_boot_that_fails_is_told_from_top_to_root_and_leaves_nothing() {
+    let mut husk = Husk::start(&[]);
+    let mut client = husk.client();
+    assert_eq!(
+        client.put("vm.boot", None),
+        (404, json!(["there is no VM: vm.create one first"]))
+    );
+    client.put("vm.create", Some(vm()));
+    let before = husk.descriptors();
+    for _ in 0..3 {
+        let (status, body) = client.put("vm.boot", None);
+        // Without KVM, that is what is missing first.
+        let kvm = File::options().read(true).write(true).open("/dev/kvm").is_ok();
+        let (expected, missing) = if kvm {
+            (400, "/nowhere/vmlinux")
+        } else {
+            (500, "/dev/kvm")
+        };
+        assert_eq!((status, &body[0]), (expected, &json!("cannot boot the VM")));
+        assert!(body.to_string().contains(missing), "{body}");
+    }
+    assert_eq!(husk.descriptors(), before);
+    assert_eq!(client.get("vm.info").1["state"], "Created");
+    assert_eq!(client.put("vm.delete", None).0, 204);
+    assert_eq!(client.get("vm.info").0, 404);
+    husk.shut_down();
+}
