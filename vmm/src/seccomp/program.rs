@@ -2,7 +2,7 @@
 //!
 //! What a filter costs is its installation: the kernel checks and translates it, then runs it for each of about 900 numbers to
 //! learn which calls are always allowed. A list of comparisons, which is what seccompiler makes of a policy, costs that the square
-//! of its length. This is a binary search over the numbers, four times as cheap; the tests hold it against seccompiler's.
+//! of its length. This is a binary search over the numbers, four times as cheap to install; the tests hold it against seccompiler's.
 //!
 //! Classic BPF jumps forward only, by at most 255 instructions, so programs are made from their end.
 
@@ -27,6 +27,9 @@ const IF_EQ: u32 = BPF_JMP | BPF_JEQ | BPF_K;
 const IF_GE: u32 = BPF_JMP | BPF_JGE | BPF_K;
 const RETURN: u32 = BPF_RET | BPF_K;
 
+/// The most system calls that are told apart one after another.
+const CHAIN: u32 = 4;
+
 /// The program that lets pass what `policy` allows, and meets everything else with the action `denied` (`SECCOMP_RET_*`).
 ///
 /// Calls in the form of another architecture end the process: their numbers mean something else.
@@ -46,7 +49,7 @@ pub(super) fn compile(policy: &Policy, denied: u32) -> Vec<sock_filter> {
             .fold(fallback, |otherwise, way| code.all(way, allow, otherwise));
         numbers.insert(*call, place);
     }
-    let search = code.find(&numbers, fallback);
+    let search = code.find(&numbers, fallback, CHAIN);
     let search = code.load(NR, search);
     let native = code.branch(IF_EQ, AUDIT_ARCH_X86_64, search, foreign);
     code.load(ARCH, native);
@@ -114,7 +117,7 @@ impl Backwards {
     fn all(&mut self, tests: &[Test], yes: Place, no: Place) -> Place {
         tests.iter().rev().fold(yes, |yes, test| {
             let numbers = test.values.iter().map(|value| (*value, yes)).collect();
-            let found = self.find(&numbers, no);
+            let found = self.find(&numbers, no, u32::MAX);
             let masked = if test.mask == u32::MAX {
                 found
             } else {
@@ -125,34 +128,59 @@ impl Backwards {
         })
     }
 
-    /// Goes on at the place of the accumulator's value, or at `otherwise` when it has none.
-    fn find(&mut self, places: &BTreeMap<u32, Place>, otherwise: Place) -> Place {
-        // Runs of values that lead to the same place, each from its first value on.
-        let mut runs = vec![(0, otherwise)];
+    /// Goes on at the place of the accumulator's value, or at `otherwise` when it has none. Up to `chain` values are compared one
+    /// after another, which takes the fewest instructions; of more, half are left out by each comparison.
+    fn find(&mut self, places: &BTreeMap<u32, Place>, otherwise: Place, chain: u32) -> Place {
+        let mut spans: Vec<Span> = Vec::new();
         for (value, place) in places {
-            extend(&mut runs, *value, *place);
-            if let Some(next) = value.checked_add(1) {
-                extend(&mut runs, next, otherwise);
+            match spans.last_mut() {
+                Some(span) if span.place == *place && span.last.checked_add(1) == Some(*value) => span.last = *value,
+                _ => spans.push(Span {
+                    first: *value,
+                    last: *value,
+                    place: *place,
+                }),
             }
         }
-        self.search(&runs)
+        self.search(&spans, 0, otherwise, chain)
     }
 
-    fn search(&mut self, runs: &[(u32, Place)]) -> Place {
-        match runs {
-            [] => unreachable!("halves of a list of two or more"),
-            [(_, place)] => *place,
-            // A single value amid others takes one comparison.
-            [(_, before), (value, place), (next, after)] if before == after && next - value == 1 => {
-                self.branch(IF_EQ, *value, *place, *before)
+    /// [`Backwards::find`] among values that are at least `from`.
+    fn search(&mut self, spans: &[Span], from: u32, otherwise: Place, chain: u32) -> Place {
+        let further: u32 = spans.iter().map(|span| span.last - span.first).sum();
+        let values = u32::try_from(spans.len()).map_or(u32::MAX, |count| count.saturating_add(further));
+        match spans {
+            [span] if values > 2 => self.within(span, from, otherwise),
+            _ if values <= chain => {
+                let values = spans
+                    .iter()
+                    .flat_map(|span| (span.first..=span.last).map(|value| (value, span.place)));
+                let values: Vec<_> = values.collect();
+                values
+                    .into_iter()
+                    .rev()
+                    .fold(otherwise, |next, (value, place)| self.branch(IF_EQ, value, place, next))
             }
             _ => {
-                let (low, high) = runs.split_at(runs.len() / 2);
-                let from = high.first().map_or(0, |(first, _)| *first);
-                let (high, low) = (self.search(high), self.search(low));
-                self.branch(IF_GE, from, high, low)
+                let (low, high) = spans.split_at(spans.len() / 2);
+                let middle = high.first().map_or(0, |span| span.first);
+                let high = self.search(high, middle, otherwise, chain);
+                let low = self.search(low, from, otherwise, chain);
+                self.branch(IF_GE, middle, high, low)
             }
         }
+    }
+
+    /// Goes on at the span's place if the accumulator, which is at least `from`, is in it.
+    fn within(&mut self, span: &Span, from: u32, otherwise: Place) -> Place {
+        let below_end = match span.last.checked_add(1) {
+            Some(end) => self.branch(IF_GE, end, otherwise, span.place),
+            None => span.place,
+        };
+        if span.first == from {
+            return below_end;
+        }
+        self.branch(IF_GE, span.first, below_end, otherwise)
     }
 
     fn into_program(mut self) -> Vec<sock_filter> {
@@ -161,19 +189,11 @@ impl Backwards {
     }
 }
 
-/// Lets `runs` lead to `place` from `value` on.
-fn extend(runs: &mut Vec<(u32, Place)>, value: u32, place: Place) {
-    match runs.last_mut() {
-        Some(last) if last.0 == value => last.1 = place,
-        Some(last) if last.1 == place => return,
-        _ => runs.push((value, place)),
-    }
-    // Having changed, the last run may have become one with the run before.
-    if let [.., before, last] = runs.as_slice()
-        && before.1 == last.1
-    {
-        runs.pop();
-    }
+/// Values next to each other that lead to the same place.
+struct Span {
+    first: u32,
+    last: u32,
+    place: Place,
 }
 
 fn as_k(distance: usize) -> u32 {

@@ -122,7 +122,7 @@ fn tests() -> impl Strategy<Value = Vec<Test>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(16))]
     #[test]
     fn any_policy_is_filtered_as_seccompiler_would(allowed in btree_map(0..500_u32, vec(tests(), 1..3), 0..60)) {
         assert_equivalent(&Policy::of(allowed));
