@@ -198,6 +198,8 @@ const VSOCK: &[Rule] = &[
     any(libc::SYS_sendmsg),
     any(libc::SYS_recvfrom),
     any(libc::SYS_sendto),
+    // A descriptor to be given up when there are no others.
+    only(libc::SYS_fcntl, &[one_of(1, &[n(F_DUPFD_CLOEXEC)])]),
     // Either half closed.
     any(libc::SYS_shutdown),
 ];
