@@ -1,4 +1,4 @@
-//! Bytes as a file with a path, for what opens files by name.
+//! Files and folders in memory, for what opens things by name.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -8,6 +8,11 @@ use std::path::{Path, PathBuf};
 
 /// Where files live in memory on Linux.
 const MEMORY: &str = "/dev/shm";
+
+/// A folder that goes away with the value, in memory if it can be.
+pub fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in(MEMORY).or_else(|_| tempfile::tempdir()).unwrap()
+}
 
 /// A file without a name in any folder, in memory if it can be.
 #[derive(Debug)]
