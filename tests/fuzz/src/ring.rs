@@ -14,6 +14,8 @@ use crate::script::Script;
 
 /// Chains that the device holds at most.
 const HELD_MAX: usize = 8;
+/// Chains of a batch.
+const BATCH: usize = 4;
 
 pub fn run(input: &[u8]) {
     play(&mut Juggler, &mut Script::new(input), |_, _| {});
@@ -48,10 +50,26 @@ pub fn seeds() -> Seeds {
         Op::Kick(1),
     ])
     .take();
-    vec![("both", both), ("broken", broken), ("looped", looped)]
+    let readonly = || vec![readable(2, b"nothing to write")];
+    let batches = script(&[
+        Op::Chain(2, chain()),
+        Op::Indirect(2, chain()),
+        Op::Chain(2, readonly()),
+        Op::Chain(2, readonly()),
+        Op::Kick(2),
+        Op::Chain(2, chain()),
+        Op::Kick(2),
+    ])
+    .take();
+    vec![
+        ("both", both),
+        ("broken", broken),
+        ("looped", looped),
+        ("batches", batches),
+    ]
 }
 
-/// Queue 0 is drained, queue 1 is popped and pushed.
+/// Queue 0 is drained, queue 1 is popped and pushed, queue 2 is taken from and given back by the batch.
 struct Juggler;
 
 impl VirtioDevice for Juggler {
@@ -60,7 +78,7 @@ impl VirtioDevice for Juggler {
             id: 42,
             class: 0xff_00_00,
             features: u64::MAX >> 40,
-            queue_sizes: vec![32, 32],
+            queue_sizes: vec![32, 32, 16],
         }
     }
 
@@ -74,7 +92,8 @@ impl VirtioDevice for Juggler {
             ring: activation.take_ring(1)?,
             held: Vec::new(),
         };
-        Ok(vec![Box::new(drain), Box::new(hold)])
+        let gather = Gathering(activation.take_ring(2)?);
+        Ok(vec![Box::new(drain), Box::new(hold), Box::new(gather)])
     }
 }
 
@@ -155,5 +174,63 @@ impl Handler for Holding {
     fn stop(mut self: Box<Self>) -> Vec<RingState> {
         let _ = self.give_back(true);
         vec![self.ring.into_state()]
+    }
+}
+
+/// Takes chains by the batch. Those without room, at its end, go back into the ring; nothing more is taken until the next kick then.
+struct Gathering(Ring);
+
+impl Gathering {
+    /// Whether there may be more.
+    fn batch(&mut self) -> Result<bool, HandlerError> {
+        let mem = self.0.memory();
+        let mut batch: Vec<(u16, u32)> = Vec::new();
+        while batch.len() < BATCH {
+            let mut room = 0_u64;
+            let head = self.0.take(&mem, |write, slice| {
+                if write {
+                    slice.copy_from(&[0xa5_u8; 3]);
+                    room += slice.len() as u64;
+                }
+            })?;
+            let Some(head) = head else { break };
+            assert!(
+                batch.iter().all(|(other, _)| *other != head),
+                "head {head} is in flight twice"
+            );
+            batch.push((head, u32::try_from(room.min(64)).unwrap()));
+        }
+        let taken = batch.len();
+        while batch.last().is_some_and(|(_, room)| *room == 0) {
+            let (head, _) = batch.pop().unwrap();
+            self.0.put_back(head);
+        }
+        self.0.push_all(&batch)?;
+        Ok(taken == BATCH && batch.len() == BATCH)
+    }
+}
+
+impl Handler for Gathering {
+    fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        watch
+            .readable(self.0.kick().as_raw_fd(), 2)
+            .map_err(HandlerError::watch)
+    }
+
+    fn wake(&mut self, _: u32, _: &mut dyn Watch) -> Result<(), HandlerError> {
+        self.0.take_kick();
+        self.0.disable_kicks()?;
+        for _ in 0..self.0.size() {
+            if !self.batch()? {
+                break;
+            }
+        }
+        self.0.signal()?;
+        self.0.enable_kicks()?;
+        Ok(())
+    }
+
+    fn stop(self: Box<Self>) -> Vec<RingState> {
+        vec![self.0.into_state()]
     }
 }
