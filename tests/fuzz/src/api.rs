@@ -27,6 +27,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::Seeds;
+use crate::answers::Answers;
 use crate::file::folder;
 use crate::http::messages;
 use crate::script::{Recorder, Script};
@@ -250,7 +251,7 @@ impl Client {
         }
         let mut parser = Parser::new();
         parser.push(&self.sent);
-        let mut answers = Answers(&self.received);
+        let mut answers = Answers::new(&self.received);
         let mut begin = 0;
         for message in messages(&mut parser) {
             let Ok(message) = message else {
@@ -288,46 +289,6 @@ impl Client {
             *taken == mine || !message.path.contains("vm.add-"),
             "{taken:?} instead of {mine:?}"
         );
-    }
-}
-
-/// Answers out of what a client has received.
-struct Answers<'a>(&'a [u8]);
-
-impl Answers<'_> {
-    /// The next final answer: its status and its body, if it may have one.
-    fn next(&mut self, has_body: bool) -> Option<(u16, Value)> {
-        loop {
-            if self.0.is_empty() {
-                return None;
-            }
-            let end = self
-                .0
-                .windows(4)
-                .position(|bytes| bytes == b"\r\n\r\n")
-                .expect("an empty line");
-            let (head, rest) = self.0.split_at(end + 4);
-            let head = std::str::from_utf8(head).expect("ASCII").to_ascii_lowercase();
-            let status = head
-                .split(' ')
-                .nth(1)
-                .and_then(|status| status.parse().ok())
-                .expect("a status");
-            let length = head
-                .split_once("content-length: ")
-                .map_or("0", |(_, after)| after.split_once('\r').expect("a line").0);
-            let length = if has_body { length.parse().expect("a number") } else { 0 };
-            let (body, rest) = rest.split_at(length);
-            self.0 = rest;
-            if status != 100 {
-                let body = if body.is_empty() {
-                    Value::Null
-                } else {
-                    serde_json::from_slice(body).expect("a body is JSON")
-                };
-                return Some((status, body));
-            }
-        }
     }
 }
 

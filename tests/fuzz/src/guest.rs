@@ -19,22 +19,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use husk_devices::memory::{GuestMemory, GuestMemoryMmap};
 use husk_virtio::device::{Activation, Handler, VirtioDevice, Watch};
 use husk_virtio::ring::{Notify, Ring, RingState};
-use virtio_queue::QueueState;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::op::{Buffer, Op, Place};
+use crate::op::Op;
+use crate::queue::{QUEUE_BYTES, Queue, SIZE_MAX};
 use crate::script::Script;
 
 const QUEUES: u64 = 0x1000;
-const QUEUE_BYTES: usize = 0x1000;
-const AVAILABLE: u64 = 0x400;
-const USED: u64 = 0x800;
-const INDIRECT: u64 = 0x1_0000;
-const DATA: u64 = 0x2_0000;
-/// So that a queue's parts have room in its page.
-const SIZE_MAX: u16 = 64;
 /// Times that a handler may ask to be woken again at once. A guest can make it go on for ever, the script should go on, too.
 const WAKES: usize = 8;
 
@@ -80,26 +72,6 @@ pub fn play<D: VirtioDevice>(device: &mut D, script: &mut Script<'_>, mut host: 
     guest.stop();
 }
 
-/// The driver's view of one queue, and the doorbell.
-struct Queue {
-    state: QueueState,
-    kick: Arc<EventFd>,
-    next_descriptor: u16,
-    next_table: u16,
-}
-
-impl Queue {
-    /// Where a descriptor is. Rings may be anywhere, also where addresses end.
-    fn descriptor(&self, index: u16) -> u64 {
-        self.state.desc_table.wrapping_add(16 * u64::from(index))
-    }
-
-    /// Where a byte of the available ring is.
-    fn available(&self, offset: u64) -> u64 {
-        self.state.avail_ring.wrapping_add(offset)
-    }
-}
-
 /// A handler as its I/O thread would hold it.
 struct Running {
     handler: Box<dyn Handler>,
@@ -137,30 +109,16 @@ impl Guest {
         let (flags, features) = (script.u8()?, script.u64()?);
         let profile = device.profile();
         self.queues.clear();
-        for (base, size) in (QUEUES..).step_by(QUEUE_BYTES).zip(&profile.queue_sizes) {
-            let mut state = QueueState {
-                max_size: *size,
-                size: ((*size).min(SIZE_MAX) >> (flags >> 4 & 7)).max(1),
-                ready: true,
-                event_idx_enabled: flags & 1 != 0,
-                desc_table: base,
-                avail_ring: base + AVAILABLE,
-                used_ring: base + USED,
-                ..QueueState::default()
-            };
+        for (base, max_size) in (QUEUES..).step_by(QUEUE_BYTES).zip(profile.queue_sizes) {
+            let size = (max_size.min(SIZE_MAX) >> (flags >> 4 & 7)).max(1);
+            let mut queue = Queue::new(&self.mem, base, max_size, size);
+            queue.state.event_idx_enabled = flags & 1 != 0;
             if flags & 2 != 0 {
-                state.desc_table = script.u64()? & !0xf;
-                state.avail_ring = script.u64()? & !1;
-                state.used_ring = script.u64()? & !3;
-            } else {
-                self.write(base, &[0; QUEUE_BYTES]);
+                queue.state.desc_table = script.u64()? & !0xf;
+                queue.state.avail_ring = script.u64()? & !1;
+                queue.state.used_ring = script.u64()? & !3;
             }
-            self.queues.push(Queue {
-                state,
-                kick: Arc::new(EventFd::new(EFD_NONBLOCK).expect("a descriptor is free: nothing leaks them")),
-                next_descriptor: 0,
-                next_table: 0,
-            });
+            self.queues.push(queue);
         }
         self.activate(device, profile.features & features, flags & 4 != 0);
         Some(())
@@ -222,26 +180,19 @@ impl Guest {
 
     fn carry_out(&mut self, op: &Op<'_>) {
         match op {
-            Op::Chain(queue, buffers) => self.offer_chain(*queue, buffers, false),
-            Op::Indirect(queue, buffers) => self.offer_chain(*queue, buffers, true),
-            Op::Descriptor(queue, index, raw) => {
-                if let Some(queue) = self.queue(*queue) {
-                    let place = queue.descriptor(*index);
-                    self.write(place, raw);
-                }
+            Op::Chain(queue, buffers) => self.on(*queue, |queue| queue.add(buffers, false)),
+            Op::Indirect(queue, buffers) => self.on(*queue, |queue| queue.add(buffers, true)),
+            Op::Descriptor(queue, index, raw) => self.on(*queue, |queue| queue.write_descriptor(*index, raw)),
+            Op::Offer(queue, head) => self.on(*queue, |queue| queue.offer(*head)),
+            Op::AvailableIndex(queue, value) => self.on(*queue, |queue| queue.poke(2, *value)),
+            Op::AvailableFlags(queue, value) => self.on(*queue, |queue| queue.poke(0, *value)),
+            Op::UsedEvent(queue, value) => self.on(*queue, |queue| queue.set_used_event(*value)),
+            Op::Write(place, bytes) => {
+                // As much as there is RAM for.
+                let _ = self.mem.memory().write(bytes, GuestAddress(u64::from(*place)));
             }
-            Op::Offer(queue, head) => self.offer(*queue, *head),
-            Op::AvailableIndex(queue, value) => self.poke(*queue, 2, *value),
-            Op::AvailableFlags(queue, value) => self.poke(*queue, 0, *value),
-            Op::UsedEvent(index, value) => {
-                let size = self.queue(*index).map_or(0, |queue| queue.state.size);
-                self.poke(*index, 4 + 2 * u64::from(size), *value);
-            }
-            Op::Write(place, bytes) => self.write(u64::from(*place), bytes),
             Op::Kick(queue) => {
-                if let Some(queue) = self.queue(*queue) {
-                    let _ = queue.kick.write(1);
-                }
+                self.on(*queue, |queue| queue.kick.write(1).unwrap());
                 self.wake_all();
             }
             Op::Wake => self.wake_all(),
@@ -249,78 +200,12 @@ impl Guest {
         }
     }
 
-    fn queue(&self, index: u8) -> Option<&Queue> {
-        self.queues.get(usize::from(index).checked_rem(self.queues.len())?)
-    }
-
-    /// Writes a chain into the descriptor table, or into a table of its own, and makes it available.
-    fn offer_chain(&mut self, index: u8, buffers: &[Buffer<'_>], indirect: bool) {
-        let count = self.queues.len();
-        let Some(queue) = usize::from(index)
-            .checked_rem(count)
-            .and_then(|index| self.queues.get_mut(index))
-        else {
-            return;
-        };
-        let size = queue.state.size;
-        let (table, first, limit) = if indirect {
-            let table = INDIRECT + 256 * u64::from(queue.next_table);
-            queue.next_table = (queue.next_table + 1) % 64;
-            (table, 0, 16)
-        } else {
-            (queue.descriptor(0), queue.next_descriptor, size)
-        };
-        let at = |offset: usize| (first + u16::try_from(offset).unwrap_or(0)) % limit;
-        let mut writes = Vec::new();
-        for (number, buffer) in buffers.iter().enumerate() {
-            let last = number + 1 == buffers.len();
-            let gpa = match buffer.place {
-                Place::Slot(slot) => DATA + 0x1000 * u64::from(slot),
-                Place::Raw(gpa) => gpa,
-            };
-            let raw = descriptor(
-                gpa,
-                buffer.len,
-                u16::from(buffer.write) << 1 | u16::from(!last),
-                at(number + 1),
-            );
-            writes.push((table.wrapping_add(16 * u64::from(at(number))), raw.to_vec()));
-            writes.push((gpa, buffer.payload.to_vec()));
+    /// Does something with a queue, counted modulo their number. A device that did not start may have none.
+    fn on(&mut self, index: u8, act: impl FnOnce(&mut Queue)) {
+        let index = usize::from(index).checked_rem(self.queues.len());
+        if let Some(queue) = index.and_then(|index| self.queues.get_mut(index)) {
+            act(queue);
         }
-        let head = queue.next_descriptor;
-        if indirect {
-            let bytes = u32::try_from(16 * buffers.len()).unwrap_or(u32::MAX);
-            let raw = descriptor(table, bytes, 4, 0);
-            writes.push((queue.descriptor(head), raw.to_vec()));
-            queue.next_descriptor = (head + 1) % size;
-        } else {
-            queue.next_descriptor = at(buffers.len());
-        }
-        for (gpa, bytes) in writes {
-            self.write(gpa, &bytes);
-        }
-        self.offer(index, head);
-    }
-
-    /// Puts `head` into the available ring.
-    fn offer(&self, index: u8, head: u16) {
-        let Some(queue) = self.queue(index) else { return };
-        let place = GuestAddress(queue.available(2));
-        let next: u16 = self.mem.memory().read_obj(place).unwrap_or(0);
-        let entry = 4 + 2 * u64::from(next % queue.state.size);
-        self.write(queue.available(entry), &head.to_le_bytes());
-        self.write(place.0, &next.wrapping_add(1).to_le_bytes());
-    }
-
-    fn poke(&self, index: u8, offset: u64, value: u16) {
-        if let Some(queue) = self.queue(index) {
-            self.write(queue.available(offset), &value.to_le_bytes());
-        }
-    }
-
-    /// Writes as much as there is RAM for.
-    fn write(&self, gpa: u64, bytes: &[u8]) {
-        let _ = self.mem.memory().write(bytes, GuestAddress(gpa));
     }
 
     /// Lets every handler do what it has been woken for.
@@ -349,15 +234,6 @@ impl Running {
         }
         count > 0
     }
-}
-
-fn descriptor(gpa: u64, len: u32, flags: u16, next: u16) -> [u8; 16] {
-    let mut raw = [0; 16];
-    raw[..8].copy_from_slice(&gpa.to_le_bytes());
-    raw[8..12].copy_from_slice(&len.to_le_bytes());
-    raw[12..14].copy_from_slice(&flags.to_le_bytes());
-    raw[14..].copy_from_slice(&next.to_le_bytes());
-    raw
 }
 
 struct Watched(Epoll);

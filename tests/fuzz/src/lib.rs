@@ -9,6 +9,7 @@
     reason = "what a target takes for granted and does not find is a finding"
 )]
 
+mod answers;
 mod api;
 mod block;
 mod board;
@@ -23,6 +24,7 @@ mod kernel;
 mod net;
 mod op;
 mod pmem;
+mod queue;
 mod ring;
 mod rng;
 mod script;
