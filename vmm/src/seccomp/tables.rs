@@ -226,6 +226,8 @@ const LOADER: &[Rule] = &[
     any(libc::SYS_pread64),
     any(libc::SYS_preadv),
     any(libc::SYS_lseek),
+    // A mapping of a kernel that is not compressed keeps a descriptor of its own.
+    only(libc::SYS_fcntl, &[one_of(1, &[n(F_DUPFD_CLOEXEC)])]),
     // Sizes.
     any(libc::SYS_fstat),
     any(libc::SYS_newfstatat),
