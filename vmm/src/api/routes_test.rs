@@ -135,3 +135,27 @@ fn what_husk_does_not_have_is_told_from_what_does_not_exist() {
         assert_eq!(refused(Method::Get, path, "").0, 404, "{path}");
     }
 }
+
+#[test]
+fn the_description_of_the_api_has_these_paths_and_no_others() {
+    let text = include_str!("../../../docs/openapi.yaml");
+    let mut described = Vec::new();
+    for line in text.lines() {
+        if let Some(path) = line.strip_prefix("  /") {
+            let (name, rest) = path.split_once(':').unwrap();
+            described.push((name, rest.contains("put:").then_some("put")));
+        } else if let (Some((_, method)), "    get:" | "    put:") = (described.last_mut(), line) {
+            *method = Some(line.trim().trim_end_matches(':'));
+        }
+    }
+    described.sort_unstable();
+    let mut served: Vec<_> = ENDPOINTS
+        .iter()
+        .map(|(name, endpoint)| match endpoint {
+            Endpoint::Ping | Endpoint::Info | Plain(Method::Get, _) => (*name, Some("get")),
+            _ => (*name, Some("put")),
+        })
+        .collect();
+    served.sort_unstable();
+    assert_eq!(described, served);
+}
