@@ -29,6 +29,7 @@ pub mod ring;
 pub mod rng;
 pub mod threads;
 pub mod transport;
+pub mod vsock;
 pub mod worker;
 
 #[cfg(test)]

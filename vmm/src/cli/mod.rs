@@ -10,6 +10,7 @@ mod pmem;
 mod run;
 mod serve;
 mod size;
+mod vsock;
 
 use std::ffi::OsString;
 use std::io::{self, Write};

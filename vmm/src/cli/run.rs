@@ -11,9 +11,10 @@ use super::kernel::{NoHostKernel, host_kernel};
 use super::net::parse_net;
 use super::pmem::parse_pmem;
 use super::size::parse_size;
+use super::vsock::parse_vsock;
 use crate::config::{
     BootProtocol, ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, Limits, MemoryConfig, NetConfig,
-    PayloadConfig, PmemConfig, RngConfig, RunOptions, VmConfig,
+    PayloadConfig, PmemConfig, RngConfig, RunOptions, VmConfig, VsockConfig,
 };
 use crate::seccomp::Mode;
 
@@ -112,6 +113,17 @@ pub struct RunArgs {
     #[arg(long = "pmem", value_name = "KEYS", value_parser = parse_pmem, verbatim_doc_comment, help_heading = "Machine")]
     pub pmems: Vec<PmemConfig>,
 
+    /// Connect sockets of the guest with Unix sockets of the host: cid=N,socket=PATH
+    ///
+    /// A program that connects to PATH and writes "connect PORT" and a newline reaches the program of the guest that listens at that
+    /// port; a program of the guest that connects to port P of context 2 reaches whoever listens at PATH_P. Keys:
+    ///
+    ///   cid=N            the guest's context, 3 or more (default 3)
+    ///   socket=PATH      the socket that husk listens at (needed)
+    ///   id=NAME          name of the device
+    #[arg(long, value_name = "KEYS", value_parser = parse_vsock, verbatim_doc_comment, help_heading = "Machine")]
+    pub vsock: Option<VsockConfig>,
+
     /// Serial port ttyS0: stdio, file=PATH, null or off [default: stdio, or off when --console has stdio]
     #[arg(long, value_name = "WHERE", value_parser = parse_console, help_heading = "Machine")]
     pub serial: Option<ConsoleConfig>,
@@ -180,6 +192,7 @@ impl RunArgs {
             disks: self.disks,
             net: self.nets,
             pmem: self.pmems,
+            vsock: self.vsock,
             rng: (!self.no_rng).then(|| RngConfig::from(self.rng)),
             serial: self.serial.unwrap_or(ConsoleConfig::new(usual)),
             console: self.console,

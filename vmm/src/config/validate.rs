@@ -1,6 +1,8 @@
 //! What makes a [`VmConfig`] one that can be built.
 
-use super::{ConsoleConfig, ConsoleMode, DiskConfig, MemoryConfig, NetConfig, VmConfig, unsupported};
+use husk_virtio::vsock::CIDS;
+
+use super::{ConsoleConfig, ConsoleMode, DiskConfig, MemoryConfig, NetConfig, VmConfig, VsockConfig, unsupported};
 
 /// The unit of guest RAM.
 pub const PAGE_BYTES: u64 = 4096;
@@ -126,6 +128,15 @@ pub enum ConfigError {
         /// What was asked for.
         found: u16,
     },
+    /// A context that no guest can have.
+    #[error("vsock: cid {found} is reserved, allowed: {} to {}", CIDS.start(), CIDS.end())]
+    Cid {
+        /// What was asked for.
+        found: u32,
+    },
+    /// A vsock device that nobody could reach.
+    #[error("vsock: no socket given")]
+    NoSocket,
     /// A console in mode `File` and no file.
     #[error("{0}: mode File needs a file")]
     NoFile(&'static str),
@@ -174,6 +185,7 @@ impl VmConfig {
             return Err(ConfigError::DuplicateId(id.into()));
         }
         self.net.iter().try_for_each(NetConfig::validate)?;
+        self.vsock.as_ref().map_or(Ok(()), VsockConfig::validate)?;
         self.serial.validate("serial")?;
         self.console.validate("console")?;
         match (self.serial.mode, self.console.mode) {
@@ -232,6 +244,18 @@ impl NetConfig {
             Some(found) => Err(ConfigError::Mtu { net: net(), found }),
             None => Ok(()),
         }
+    }
+}
+
+impl VsockConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        if !CIDS.contains(&self.cid) {
+            return Err(ConfigError::Cid { found: self.cid });
+        }
+        if self.socket.as_os_str().is_empty() {
+            return Err(ConfigError::NoSocket);
+        }
+        Ok(())
     }
 }
 

@@ -29,6 +29,7 @@ use super::slots::{NewFunction, PciPlug, SLOTS, bdf};
 pub struct Devices {
     board: Arc<Board>,
     ioapic: Arc<Mutex<Ioapic>>,
+    threads: Arc<dyn Threads>,
     slots: Hotplug<PciPlug>,
     /// Where each virtio device is, by its name.
     places: BTreeMap<String, Bdf>,
@@ -82,10 +83,11 @@ impl Devices {
         let let_go = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("make an eventfd"))?;
         let bell = Bell::new(line(&ioapic, layout::GED_GSI).map_err(|e| BuildError::device("GED", e))?);
         let bank = place_hotplug(&board, &bell, &let_go)?;
-        let plug = PciPlug::new(board.clone(), machine, memory, threads, bars);
+        let plug = PciPlug::new(board.clone(), machine, memory, threads.clone(), bars);
         Ok(Self {
             board,
             ioapic,
+            threads,
             slots: Hotplug::new(plug, bank, bell.clone(), GedEvent::Pci),
             places: BTreeMap::new(),
             bell,
@@ -212,6 +214,11 @@ impl Devices {
         let slot = (1..SLOTS).find(vacant).ok_or(SlotError::Full)?;
         let device = u8::try_from(slot).map_err(|_| SlotError::Full)?;
         Ok((slot, bdf(device)))
+    }
+
+    /// Where the threads of devices come from.
+    pub fn threads(&self) -> &Arc<dyn Threads> {
+        &self.threads
     }
 
     /// The ACPI descriptions of all devices, for `\_SB`.

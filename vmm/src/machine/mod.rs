@@ -7,6 +7,7 @@ pub mod net;
 pub mod pmem;
 mod populate;
 mod slots;
+mod vsock;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -124,7 +125,7 @@ impl Machine {
     /// It cannot be made; the guest has heard nothing.
     pub fn add(&mut self, device: &NewDevice, passed: &Passed) -> Result<(Bdf, Pending), BuildError> {
         let id = device.id().unwrap_or_else(|| device.kind()).to_owned();
-        let opened = populate::open(device, passed, &self.pmem)?;
+        let opened = populate::open(device, passed, &self.pmem, self.devices.threads())?;
         let (at, ticket) = self.devices.offer_virtio(&id, opened)?;
         Ok((at, Pending { id, ticket }))
     }

@@ -16,6 +16,7 @@ use husk_virtio::block::{Block, BlockConfig};
 use husk_virtio::console::{Console, ConsoleHandle};
 use husk_virtio::device::VirtioDevice;
 use husk_virtio::rng::Rng;
+use husk_virtio::threads::Threads;
 
 use super::board::lock;
 use super::build::BuildError;
@@ -90,7 +91,8 @@ pub fn populate(
         let name = device
             .id()
             .map_or_else(|| format!("{}{number}", device.kind()), str::to_owned);
-        devices.add_virtio(&name, open(&device, passed, pmem_space)?)?;
+        let device = open(&device, passed, pmem_space, devices.threads())?;
+        devices.add_virtio(&name, device)?;
     }
     if let Some(rng) = &config.rng {
         let device = Rng::open(&rng.src).map_err(|e| BuildError::device(format!("rng {}", rng.src.display()), e))?;
@@ -162,11 +164,17 @@ fn output(
     }))
 }
 
-/// Makes the device that is asked for, at boot or later. What it needs of `passed` it duplicates.
+/// Makes the device that is asked for, at boot or later. What it needs of `passed` it duplicates; what confines its own threads is
+/// `threads`.
 ///
 /// # Errors
 /// [`BuildError::Device`], named as the configuration names it.
-pub fn open(device: &NewDevice, passed: &Passed, pmem: &Arc<PmemSpace>) -> Result<Box<dyn VirtioDevice>, BuildError> {
+pub fn open(
+    device: &NewDevice,
+    passed: &Passed,
+    pmem: &Arc<PmemSpace>,
+    threads: &Arc<dyn Threads>,
+) -> Result<Box<dyn VirtioDevice>, BuildError> {
     Ok(match device {
         NewDevice::Disk(disk) => Box::new(open_disk(disk)?),
         NewDevice::Net(config) => {
@@ -174,6 +182,7 @@ pub fn open(device: &NewDevice, passed: &Passed, pmem: &Arc<PmemSpace>) -> Resul
             super::net::open(config, descriptors.map_or(&[], Vec::as_slice))?
         }
         NewDevice::Pmem(config) => Box::new(super::pmem::open(config, pmem)?),
+        NewDevice::Vsock(config) => Box::new(super::vsock::open(config, threads)?),
         other => return Err(BuildError::Unsupported(other.kind())),
     })
 }

@@ -202,6 +202,8 @@ const VSOCK: &[Rule] = &[
     only(libc::SYS_fcntl, &[one_of(1, &[n(F_DUPFD_CLOEXEC)])]),
     // Either half closed.
     any(libc::SYS_shutdown),
+    // A descriptor in reserve, to be given up when there are no others.
+    only(libc::SYS_fcntl, &[one_of(1, &[n(F_DUPFD_CLOEXEC)])]),
 ];
 
 /// A share: messages, with descriptors, on a connection that exists.

@@ -1,0 +1,209 @@
+//! The running half of the device: three queues, all sockets, one I/O thread.
+//!
+//! Doorbells and sockets are watched by one epoll instance of the handler's own, edge-triggered, so that neither reading a doorbell
+//! nor asking for an event again costs a call. The thread's own loop watches that instance alone.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use vmm_sys_util::epoll::EpollEvent;
+
+use super::host::Host;
+use super::muxer::Muxer;
+use super::receive::{Receive, Served};
+use super::table::Token;
+use super::vectors::Vectors;
+use crate::device::{Handler, HandlerError, Watch};
+use crate::ring::{Ring, RingError, RingState, Step};
+
+/// Events taken in one go.
+const EVENTS: usize = 64;
+/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (virtio 1.2 §5.10.6.7), `struct virtio_vsock_event`.
+const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
+
+/// epoll's numbers of what is no connection; those of connections are far below.
+const RECEIVE: u64 = u64::MAX;
+const TRANSMIT: u64 = u64::MAX - 1;
+const EVENT: u64 = u64::MAX - 2;
+const LISTENER: u64 = u64::MAX - 3;
+const BELL: u64 = u64::MAX - 4;
+
+/// What the thread's loop calls all of these.
+const ANYTHING: u32 = 0;
+
+/// Queues and streams.
+pub(super) struct VsockHandler {
+    receive: Receive,
+    transmit: Ring,
+    event: Option<Ring>,
+    vectors: Vectors,
+    muxer: Muxer,
+    host: Arc<Host>,
+    events: [EpollEvent; EVENTS],
+    /// Packets of the guest were left in the ring because too many answers were waiting.
+    held_up: bool,
+    /// A transport reset is still to be told.
+    reset_due: bool,
+}
+
+impl VsockHandler {
+    /// Takes the queues of a device whose guest is context `cid`.
+    pub fn new(cid: u64, host: Arc<Host>, receive: Ring, transmit: Ring, event: Option<Ring>) -> Self {
+        Self {
+            receive: Receive::new(receive),
+            transmit,
+            event,
+            vectors: Vectors::default(),
+            muxer: Muxer::new(cid, host.clone(), LISTENER),
+            host,
+            events: [EpollEvent::default(); EVENTS],
+            held_up: false,
+            reset_due: false,
+        }
+    }
+
+    fn watch_all(&mut self) -> io::Result<RawFd> {
+        let fd = self.muxer.open()?;
+        let doorbells = [
+            (self.receive.ring.kick().as_raw_fd(), RECEIVE),
+            (self.transmit.kick().as_raw_fd(), TRANSMIT),
+            (self.host.bell.as_raw_fd(), BELL),
+        ];
+        let event = self.event.as_ref().map(|ring| (ring.kick().as_raw_fd(), EVENT));
+        for (fd, number) in doorbells.into_iter().chain(event) {
+            self.muxer.watch_also(fd, number)?;
+        }
+        Ok(fd)
+    }
+
+    fn dispatch(&mut self, number: u64, events: u32, kicked: &mut bool) -> io::Result<()> {
+        match number {
+            TRANSMIT => *kicked = true,
+            // New buffers are found by whoever needs some.
+            RECEIVE | EVENT => {}
+            BELL => self.reset_due |= self.host.reset_wanted.swap(false, Ordering::AcqRel),
+            LISTENER => self.muxer.accept()?,
+            connection => self.muxer.socket_event(Token::from_number(connection), events),
+        }
+        Ok(())
+    }
+
+    /// Takes the guest's packets, at most one ring's worth of them, and gives their buffers back.
+    fn take_packets(&mut self) -> Result<(), RingError> {
+        let mem = self.transmit.memory();
+        let mut budget = self.transmit.size();
+        self.held_up = false;
+        loop {
+            self.transmit.disable_kicks()?;
+            loop {
+                if self.muxer.is_congested() {
+                    self.held_up = true;
+                    return self.transmit.signal();
+                }
+                let Some(mut packet) = self.vectors.outgoing(&mut self.transmit, &mem)? else {
+                    break;
+                };
+                if budget == 0 {
+                    self.transmit.put_back(packet.head());
+                    self.kick_self();
+                    return self.transmit.signal();
+                }
+                budget = budget.saturating_sub(1);
+                self.muxer.packet(&mut packet);
+                self.transmit.push(packet.head(), 0)?;
+            }
+            if !self.transmit.enable_kicks()? {
+                return self.transmit.signal();
+            }
+        }
+    }
+
+    /// Gives the guest what there is for it, and takes more of its packets where that has made room for answers.
+    fn serve(&mut self, kicked: bool) -> Result<(), RingError> {
+        let mut kicked = kicked;
+        loop {
+            if kicked {
+                self.take_packets()?;
+            }
+            let served = self.receive.serve(&mut self.muxer, &self.host.metrics)?;
+            self.receive.ring.signal()?;
+            if served == Served::Enough {
+                self.kick_self();
+            }
+            kicked = self.held_up && !self.muxer.is_congested();
+            if !kicked {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Tells the driver that all its streams are gone (virtio 1.2 §5.10.6.7), once it has a buffer for that.
+    fn tell_reset(&mut self) -> Result<(), HandlerError> {
+        if !self.reset_due {
+            return Ok(());
+        }
+        self.muxer.forget_all();
+        let (Some(event), due) = (&mut self.event, &mut self.reset_due) else {
+            self.reset_due = false;
+            return Ok(());
+        };
+        event.drain(|_, writer| {
+            if !std::mem::take(due) {
+                return Ok(Step::Later);
+            }
+            // A buffer that is too small gets what fits.
+            let _ = writer.write_obj(TRANSPORT_RESET);
+            Ok(Step::Used(u32::try_from(writer.bytes_written()).expect("at most 4")))
+        })
+    }
+
+    fn kick_self(&self) {
+        // Fails only when the counter is full, and then the doorbell rings anyway.
+        let _ = self.transmit.kick().write(1);
+    }
+}
+
+impl Handler for VsockHandler {
+    fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        self.host.attend(true);
+        self.watch_all()
+            .and_then(|fd| watch.readable(fd, ANYTHING))
+            .map_err(HandlerError::watch)?;
+        // For what became available before there was a thread.
+        self.kick_self();
+        Ok(())
+    }
+
+    fn wake(&mut self, _token: u32, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        let failed = |source| HandlerError::Host {
+            what: "cannot wait for sockets",
+            source,
+        };
+        let count = self.muxer.events(&mut self.events).map_err(failed)?;
+        let mut kicked = self.held_up;
+        for n in 0..count {
+            let Some(event) = self.events.get(n).copied() else {
+                break;
+            };
+            self.dispatch(event.data(), event.events(), &mut kicked)
+                .map_err(failed)?;
+        }
+        self.tell_reset()?;
+        self.serve(kicked)?;
+        Ok(())
+    }
+
+    /// All streams end. The listening socket stays, and whoever dials it is sent away.
+    fn stop(self: Box<Self>) -> Vec<RingState> {
+        self.host.attend(false);
+        let rings = [Some(self.receive.ring), Some(self.transmit), self.event];
+        drop(self.muxer);
+        rings.into_iter().flatten().map(Ring::into_state).collect()
+    }
+}
+
+#[cfg(test)]
+#[path = "handler_test.rs"]
+mod tests;

@@ -1,0 +1,141 @@
+//! The device's side that outlives a driver: the listening socket, and a doorman who sends dials away while there is no driver.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::listener::Listener;
+use super::metrics::VsockMetrics;
+use crate::device::{Handler, HandlerError, Watch};
+use crate::ring::RingState;
+use crate::threads::{Body, Plain, Threads};
+
+/// Dials sent away before the doorman looks at his bell.
+const DIALS_PER_TURN: usize = 64;
+
+const DIAL: u32 = 0;
+const BELL: u32 = 1;
+
+/// What device, handler and doorman share.
+pub(super) struct Host {
+    /// The socket that programs of the host dial.
+    pub listener: Listener,
+    /// Counters.
+    pub metrics: Arc<VsockMetrics>,
+    /// A handler takes the dials.
+    attended: AtomicBool,
+    /// Rings for the doorman when `attended` has changed.
+    door: EventFd,
+    /// The driver is to be told that its streams are gone.
+    pub reset_wanted: AtomicBool,
+    /// Rings for the handler when `reset_wanted` was set.
+    pub bell: EventFd,
+}
+
+impl Host {
+    /// The host's side around a listening socket.
+    pub fn new(listener: Listener) -> io::Result<Self> {
+        let bell = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
+        Ok(Self {
+            listener,
+            metrics: Arc::default(),
+            attended: AtomicBool::new(false),
+            door: bell()?,
+            reset_wanted: AtomicBool::new(false),
+            bell: bell()?,
+        })
+    }
+
+    /// Says whether a handler takes the dials.
+    pub fn attend(&self, by_handler: bool) {
+        self.attended.store(by_handler, Ordering::Release);
+        // Fails only when the counter is full, and then the doorman wakes anyway.
+        let _ = self.door.write(1);
+    }
+
+    /// Asks the handler to tell the driver that its streams are gone.
+    pub fn reset_transport(&self) {
+        self.reset_wanted.store(true, Ordering::Release);
+        // Fails only when the counter is full, and then the handler wakes anyway.
+        let _ = self.bell.write(1);
+    }
+}
+
+/// The doorman's thread: started on the spot, because there are dials before anything else of the machine runs.
+pub(super) struct OnTheSpot(pub Arc<dyn Threads>);
+
+impl Threads for OnTheSpot {
+    fn start(&self, name: &str, body: Body) -> io::Result<()> {
+        Plain.start(name, body)
+    }
+
+    fn confine(&self, device: u32) -> io::Result<()> {
+        self.0.confine(device)
+    }
+}
+
+/// Sends dials away at once while no driver is there: a shim that got no answer would wait for ever.
+pub(super) struct Doorman {
+    host: Arc<Host>,
+    watching: bool,
+}
+
+impl Doorman {
+    /// On duty as soon as there is a thread for him.
+    pub fn new(host: Arc<Host>) -> Self {
+        Self { host, watching: false }
+    }
+
+    /// Looks at the door if nobody else does.
+    fn take_post(&mut self, watch: &mut dyn Watch) -> io::Result<()> {
+        let wanted = !self.host.attended.load(Ordering::Acquire);
+        if wanted == self.watching {
+            return Ok(());
+        }
+        self.watching = wanted;
+        let fd = self.host.listener.as_raw_fd();
+        if wanted {
+            watch.readable(fd, DIAL)
+        } else {
+            watch.forget(fd)
+        }
+    }
+
+    fn send_away(&self) {
+        for _ in 0..DIALS_PER_TURN {
+            let Ok(socket) = self.host.listener.accept() else {
+                return;
+            };
+            socket.discard();
+            self.host.metrics.dials_without_driver.inc();
+        }
+    }
+}
+
+impl Handler for Doorman {
+    fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        watch
+            .readable(self.host.door.as_raw_fd(), BELL)
+            .and_then(|()| self.take_post(watch))
+            .map_err(HandlerError::watch)
+    }
+
+    fn wake(&mut self, token: u32, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        if token == BELL {
+            // Readable, so this only resets it.
+            let _ = self.host.door.read();
+        }
+        self.take_post(watch).map_err(HandlerError::watch)?;
+        if self.watching {
+            self.send_away();
+        }
+        Ok(())
+    }
+
+    fn stop(self: Box<Self>) -> Vec<RingState> {
+        Vec::new()
+    }
+}

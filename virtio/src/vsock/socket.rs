@@ -1,0 +1,187 @@
+//! Unix stream sockets that never block and never raise a signal.
+#![expect(unsafe_code, reason = "calls that the standard library does not offer")]
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+/// Longest path of a Unix socket, without its final NUL (`sun_path` has 108 bytes).
+pub(super) const PATH_MAX: usize = 107;
+/// Dials that may wait until they are looked at.
+const BACKLOG: libc::c_int = 1024;
+/// What is still unread when a stream ends is thrown away in pieces of this size, a few at most.
+const DISCARD_BYTES: usize = 16 << 10;
+const DISCARDS_MAX: usize = 32;
+
+/// One end of a connection.
+#[derive(Debug)]
+pub(super) struct Socket(UnixStream);
+
+impl Socket {
+    /// Takes the next dial.
+    pub fn accept(listener: &UnixListener) -> io::Result<Self> {
+        listener.accept().map(|(stream, _)| Self(stream))
+    }
+
+    /// Dials the socket at `path`. Where its backlog is full the answer is an error, not a wait.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        let (address, len) = address(path)?;
+        let socket = new()?;
+        // SAFETY: the address is `len` bytes long and read during the call only.
+        check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) })?;
+        Ok(Self(socket.into()))
+    }
+
+    /// Copies what has arrived, without taking it.
+    pub fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.receive_with(buffer, libc::MSG_PEEK)
+    }
+
+    /// Takes what has arrived, as far as it fits.
+    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.receive_with(buffer, 0)
+    }
+
+    fn receive_with(&self, buffer: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
+        let (to, len) = (buffer.as_mut_ptr().cast(), buffer.len());
+        // SAFETY: the kernel writes at most `len` bytes to the buffer, during the call only.
+        retry(|| unsafe { libc::recv(self.as_raw_fd(), to, len, flags | libc::MSG_DONTWAIT) })
+    }
+
+    /// Sends as much as there is room for.
+    pub fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: the kernel reads the bytes during the call only.
+        retry(|| unsafe { libc::send(self.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) })
+    }
+
+    /// Takes what has arrived into several buffers.
+    ///
+    /// # Safety
+    /// Each of them is memory that may be written to by anybody at any time, and stays mapped during the call.
+    pub unsafe fn receive_vectored(&self, buffers: &[libc::iovec]) -> io::Result<usize> {
+        let mut message = message(buffers);
+        // SAFETY: of the buffers by the caller's promise, of the message because it is a local.
+        retry(|| unsafe { libc::recvmsg(self.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) })
+    }
+
+    /// Sends as much of several buffers as there is room for.
+    ///
+    /// # Safety
+    /// Each of them stays mapped during the call.
+    pub unsafe fn send_vectored(&self, buffers: &[libc::iovec]) -> io::Result<usize> {
+        let message = message(buffers);
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: of the buffers by the caller's promise, of the message because it is a local.
+        retry(|| unsafe { libc::sendmsg(self.as_raw_fd(), &raw const message, flags) })
+    }
+
+    /// Tells the peer that this side sends, or receives, no more.
+    pub fn shutdown(&self, how: Shutdown) {
+        // Fails only when the peer has gone, and then there is nobody to tell.
+        let _ = self.0.shutdown(how);
+    }
+
+    /// Throws away what has arrived: a socket closed with something unread gives its peer an error in place of an end.
+    pub fn discard(&self) {
+        let mut scrap = [0; DISCARD_BYTES];
+        for _ in 0..DISCARDS_MAX {
+            if !matches!(self.receive(&mut scrap), Ok(1..)) {
+                return;
+            }
+        }
+    }
+}
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+impl From<UnixStream> for Socket {
+    fn from(stream: UnixStream) -> Self {
+        Self(stream)
+    }
+}
+
+#[cfg(test)]
+impl From<Socket> for UnixStream {
+    fn from(socket: Socket) -> Self {
+        socket.0
+    }
+}
+
+/// Listens at `path`, which must not exist. Only its owner may dial.
+pub(super) fn listen(path: &Path) -> io::Result<UnixListener> {
+    let (address, len) = address(path)?;
+    let socket = new()?;
+    let fd = socket.as_raw_fd();
+    // Before `bind` this sets the mode that the file is created with.
+    // SAFETY: changes the mode of a socket that belongs to nobody else.
+    check(unsafe { libc::fchmod(fd, 0o600) })?;
+    // SAFETY: the address is `len` bytes long and read during the call only.
+    check(unsafe { libc::bind(fd, (&raw const address).cast(), len) })?;
+    // SAFETY: takes no memory.
+    check(unsafe { libc::listen(fd, BACKLOG) })?;
+    Ok(UnixListener::from(socket))
+}
+
+fn new() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: takes no memory.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
+    check(fd)?;
+    // SAFETY: the descriptor was just made and belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.len() > PATH_MAX || bytes.contains(&0) || bytes.is_empty() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: a structure of numbers, for which all zeroes is a value.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::sa_family_t::try_from(libc::AF_UNIX).expect("it is 1");
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = from.cast_signed();
+    }
+    let len = libc::socklen_t::try_from(size_of_val(&address)).expect("it is 110");
+    Ok((address, len))
+}
+
+fn message(buffers: &[libc::iovec]) -> libc::msghdr {
+    // SAFETY: a structure of numbers and pointers, for which all zeroes is a value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = buffers.as_ptr().cast_mut();
+    message.msg_iovlen = buffers.len();
+    message
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Calls `io` again as long as a signal interrupts it.
+fn retry(mut io: impl FnMut() -> isize) -> io::Result<usize> {
+    loop {
+        match usize::try_from(io()) {
+            Ok(done) => return Ok(done),
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
