@@ -10,6 +10,7 @@ mod host;
 mod setup;
 mod steps;
 mod sys;
+mod vsock;
 
 use std::fs;
 

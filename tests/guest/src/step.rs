@@ -18,6 +18,7 @@
 //! | `echo`                     | answers each input line until the line `end`                            |
 //! | `window:CHANGES`           | console size now, and after each of CHANGES resizes                     |
 //! | `mark:BYTE`                | writes a byte, given in decimal, to the console                         |
+//! | `rebind-vsock`             | takes the vsock driver off its device and puts it back                  |
 //! | `agent`                    | serves calls over vsock until one of them ends the guest                |
 //! | `idle`                     | sleeps for ever                                                         |
 //! | `poweroff`                 | powers off                                                              |
@@ -57,6 +58,7 @@ pub enum Step {
     Window(usize),
     Mark(u8),
     Agent,
+    RebindVsock,
     Idle,
     PowerOff,
     Reset,
@@ -141,6 +143,7 @@ impl fmt::Display for Step {
             Self::Window(changes) => write!(f, "window:{changes}"),
             Self::Mark(byte) => write!(f, "mark:{byte}"),
             Self::Agent => f.write_str("agent"),
+            Self::RebindVsock => f.write_str("rebind-vsock"),
             Self::Idle => f.write_str("idle"),
             Self::PowerOff => f.write_str("poweroff"),
             Self::Reset => f.write_str("reset"),
@@ -175,6 +178,7 @@ fn parse(words: &[&str]) -> Option<Step> {
         ["window", changes] => Step::Window(changes.parse().ok()?),
         ["mark", byte] => Step::Mark(byte.parse().ok()?),
         ["agent"] => Step::Agent,
+        ["rebind-vsock"] => Step::RebindVsock,
         ["idle"] => Step::Idle,
         ["poweroff"] => Step::PowerOff,
         ["reset"] => Step::Reset,
@@ -218,6 +222,7 @@ mod tests {
             Step::Window(2),
             Step::Mark(2),
             Step::Agent,
+            Step::RebindVsock,
             Step::Idle,
             Step::PowerOff,
             Step::Reset,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use husk_guest::{Answer, MARK_END, Step};
 
-use crate::{disk, facts, sys};
+use crate::{disk, facts, sys, vsock};
 
 /// Does one step and answers it.
 ///
@@ -34,6 +34,7 @@ pub fn perform(step: &Step) -> Result<Answer> {
         Step::Zero(range) => disk::zero(range)?,
         Step::Parallel(name, jobs) => disk::parallel(name, *jobs)?,
         Step::Random(length) => random(*length)?,
+        Step::RebindVsock => vsock::rebind()?,
         _ => bail!("`{step}` needs a console"),
     })
 }

@@ -222,6 +222,21 @@ fn prepare_process() {
     }
     // SAFETY: sets a number; whether it is heeded changes no behaviour.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    allow_all_descriptors();
+}
+
+/// Raises the limit on open descriptors as far as the process may: each vsock stream is one. With less, streams are refused earlier.
+fn allow_all_descriptors() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the call fills the structure.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: the call reads the structure.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    }
 }
 
 /// How much there is to load.
