@@ -36,6 +36,8 @@ mod muxer;
 mod outbox;
 mod packet;
 mod receive;
+#[cfg(test)]
+mod rig;
 mod socket;
 mod table;
 mod vectors;

@@ -182,10 +182,15 @@ impl Receive {
                 Taken::NoneLeft => break,
             }
         }
+        if batch.chains() == 0 {
+            return Ok(false);
+        }
         let room = batch.room().min(limit);
         if room == 0 {
-            batch.cancel(&mut self.ring);
-            return Ok(false);
+            // Headers fit, and nothing else: with these in front no data would ever pass.
+            metrics.malformed_chains.add(batch.chains() as u64);
+            batch.discard(&mut self.ring)?;
+            return Ok(true);
         }
         let read = match batch.receive(&connection.socket, room) {
             Ok(read @ 1..) => read,

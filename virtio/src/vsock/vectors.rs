@@ -211,6 +211,14 @@ impl Incoming<'_, '_> {
         Ok(used)
     }
 
+    /// Gives all chains back to the driver unused.
+    pub fn discard(self, ring: &mut Ring) -> Result<(), RingError> {
+        self.vectors
+            .chains
+            .iter()
+            .try_for_each(|piece| ring.push(piece.head, 0))
+    }
+
     /// Puts all chains back.
     pub fn cancel(self, ring: &mut Ring) {
         self.put_back_from(ring, 0);
