@@ -9,6 +9,7 @@ pub mod call;
 pub mod frame;
 pub mod job;
 pub mod pattern;
+pub mod raw;
 pub mod step;
 
 pub use answer::Answer;

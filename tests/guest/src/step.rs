@@ -18,6 +18,7 @@
 //! | `echo`                     | answers each input line until the line `end`                            |
 //! | `window:CHANGES`           | console size now, and after each of CHANGES resizes                     |
 //! | `mark:BYTE`                | writes a byte, given in decimal, to the console                         |
+//! | `raw-streams`              | serves raw vsock streams, for measuring, until the VMM ends             |
 //! | `rebind-vsock`             | takes the vsock driver off its device and puts it back                  |
 //! | `agent`                    | serves calls over vsock until one of them ends the guest                |
 //! | `idle`                     | sleeps for ever                                                         |
@@ -59,6 +60,7 @@ pub enum Step {
     Mark(u8),
     Agent,
     RebindVsock,
+    RawStreams,
     Idle,
     PowerOff,
     Reset,
@@ -144,6 +146,7 @@ impl fmt::Display for Step {
             Self::Mark(byte) => write!(f, "mark:{byte}"),
             Self::Agent => f.write_str("agent"),
             Self::RebindVsock => f.write_str("rebind-vsock"),
+            Self::RawStreams => f.write_str("raw-streams"),
             Self::Idle => f.write_str("idle"),
             Self::PowerOff => f.write_str("poweroff"),
             Self::Reset => f.write_str("reset"),
@@ -179,6 +182,7 @@ fn parse(words: &[&str]) -> Option<Step> {
         ["mark", byte] => Step::Mark(byte.parse().ok()?),
         ["agent"] => Step::Agent,
         ["rebind-vsock"] => Step::RebindVsock,
+        ["raw-streams"] => Step::RawStreams,
         ["idle"] => Step::Idle,
         ["poweroff"] => Step::PowerOff,
         ["reset"] => Step::Reset,
@@ -223,6 +227,7 @@ mod tests {
             Step::Mark(2),
             Step::Agent,
             Step::RebindVsock,
+            Step::RawStreams,
             Step::Idle,
             Step::PowerOff,
             Step::Reset,

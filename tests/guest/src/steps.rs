@@ -35,6 +35,7 @@ pub fn perform(step: &Step) -> Result<Answer> {
         Step::Parallel(name, jobs) => disk::parallel(name, *jobs)?,
         Step::Random(length) => random(*length)?,
         Step::RebindVsock => vsock::rebind()?,
+        Step::RawStreams => vsock::serve_raw()?,
         _ => bail!("`{step}` needs a console"),
     })
 }

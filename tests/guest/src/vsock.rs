@@ -1,11 +1,20 @@
-//! The driver of the vsock device, taken off and put back.
+//! What a guest does with its vsock device beside serving an agent: raw streams to be measured, and a driver that comes and goes.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::thread;
 
 use anyhow::{Context, Result, bail};
 use husk_guest::Answer;
+use husk_guest::raw::{PORT, Wish};
+
+use crate::sys;
 
 const DRIVER: &str = "/sys/bus/virtio/drivers/vmw_vsock_virtio_transport";
+/// Bytes of one read or write.
+const CHUNK: usize = 256 << 10;
 
 /// Takes the driver off its device and puts it back: the device is reset in between.
 ///
@@ -24,4 +33,53 @@ pub fn rebind() -> Result<Answer> {
         fs::write(format!("{DRIVER}/{file}"), &device).with_context(|| format!("cannot {file} {device}"))?;
     }
     Ok(Answer::Data { bytes: 0, checksum: 0 })
+}
+
+/// Serves raw streams for ever.
+///
+/// # Errors
+///
+/// There is no vsock device, or its driver refuses to listen.
+pub fn serve_raw() -> Result<Answer> {
+    let listener: OwnedFd = sys::vsock_listen(PORT).context("cannot listen on vsock")?;
+    loop {
+        let stream = sys::accept(&listener).context("cannot accept a vsock connection")?;
+        // A client that breaks off is no reason to end.
+        thread::spawn(move || raw(stream));
+    }
+}
+
+/// Does what the first bytes of a stream say.
+fn raw(mut stream: UnixStream) -> Result<()> {
+    let wish = Wish::read(&mut stream)?;
+    let mut buffer = vec![0; CHUNK];
+    match wish {
+        Wish::Echo => loop {
+            let count = stream.read(&mut buffer)?;
+            if count == 0 {
+                return Ok(());
+            }
+            stream.write_all(buffer.get(..count).unwrap_or_default())?;
+        },
+        Wish::Take(bytes) => {
+            let mut left = bytes;
+            while left > 0 {
+                let count = stream.read(&mut buffer)?;
+                if count == 0 {
+                    bail!("the stream ended {left} bytes early");
+                }
+                left = left.saturating_sub(count as u64);
+            }
+            stream.write_all(&[1])?;
+        }
+        Wish::Give(bytes) => {
+            let mut left = bytes;
+            while left > 0 {
+                let count = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+                stream.write_all(buffer.get(..count).unwrap_or_default())?;
+                left = left.saturating_sub(count as u64);
+            }
+        }
+    }
+    Ok(())
 }

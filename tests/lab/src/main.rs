@@ -77,6 +77,9 @@ enum Task {
     /// The part of `bench` that runs in the emulated host.
     #[command(hide = true)]
     Measure(bench::MeasureArgs),
+    /// The part of `bench vsock` that runs in the emulated host.
+    #[command(hide = true)]
+    MeasureVsock(bench::MeasureVsockArgs),
 }
 
 /// What a shell reports of a command that Ctrl-C ended.
@@ -109,6 +112,7 @@ fn perform(arguments: &Arguments) -> Result<ExitCode> {
         Task::Life(arguments) => life::run(arguments).map(|()| ExitCode::SUCCESS),
         Task::Suite(arguments) => test::suite(arguments).map(verdict),
         Task::Bench(arguments) => bench::run(&Lab::open()?, arguments).map(verdict),
+        Task::MeasureVsock(arguments) => bench::measure_vsock(arguments).map(|()| ExitCode::SUCCESS),
         Task::Measure(arguments) => bench::measure(arguments).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -162,6 +162,7 @@ fn guest(kind: Kind) -> Guest {
         cmdline: format!("console=ttyS0 quiet reboot=k panic=-1 husk.do={steps}"),
         memory_mib: MEMORY_MIB,
         disk: None,
+        vsock: None,
     }
 }
 

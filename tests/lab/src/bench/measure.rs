@@ -64,6 +64,15 @@ pub fn footprint(start: Start, memory_mib: u32, settle: Duration, limit: Duratio
     })
 }
 
+/// Runs `start` as long as `look` takes. The process is killed afterwards.
+///
+/// # Errors
+///
+/// It cannot be spawned, or `look` fails; its last words are added.
+pub fn during<T>(start: Start, limit: Duration, look: impl FnOnce() -> Result<T>) -> Result<T> {
+    observe(start, limit, |_| look())
+}
+
 struct Run {
     child: Child,
     start: Instant,

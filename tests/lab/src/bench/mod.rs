@@ -5,6 +5,7 @@
 //! | `startup` | this machine's `/dev/kvm`, of any kind    | built-in payload, powers off | `first_instruction_ms`, `exit_ms`           |
 //! | `memory`  | this machine's `/dev/kvm`, of any kind    | built-in payload, halts      | `private_kib`, `page_table_kib`             |
 //! | `boot`    | emulated host, one nanosecond an instruction | stock kernel to its init  | `init_virtual_ms`, `exit_virtual_ms`        |
+//! | `vsock`   | emulated host, one nanosecond an instruction | stock kernel, raw streams | virtual MiB/s, µs, dials/s                  |
 //!
 //! Every subject is seen from outside in the same way: the guest writes a byte to its serial port, and the VMM passes it on.
 
@@ -16,6 +17,7 @@ mod payload;
 mod portable;
 mod rounds;
 mod subject;
+mod vsock;
 
 use std::fs;
 use std::path::PathBuf;
@@ -26,6 +28,7 @@ use clap::ValueEnum;
 pub use boot::{MeasureArgs, measure};
 use figures::Figure;
 use subject::{Kind, Subject};
+pub use vsock::{MeasureArgs as MeasureVsockArgs, measure as measure_vsock};
 
 use crate::paths::{self, Lab};
 use crate::{build, host, progress};
@@ -39,6 +42,8 @@ enum Profile {
     Boot,
     /// Private memory and page tables beside guest RAM.
     Memory,
+    /// Streams between guest and host, in virtual time.
+    Vsock,
 }
 
 /// What to measure, and against whom.
@@ -53,7 +58,7 @@ pub struct BenchArgs {
     /// Write the figures to this file as well.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Runs of each subject, not counting the one that warms up [default: 40 for startup, 5 for memory, 3 for boot].
+    /// Runs of each subject, not counting the one that warms up [default: 40 for startup, 5 for memory, 3 for boot and vsock].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     runs: Option<u32>,
 }
@@ -85,6 +90,7 @@ pub fn run(lab: &Lab, arguments: &BenchArgs) -> Result<bool> {
         let part = match profile {
             Profile::Startup => natively(|| payload::startup(&subjects, arguments.runs.unwrap_or(40)))?,
             Profile::Memory => natively(|| payload::memory(&subjects, arguments.runs.unwrap_or(5)))?,
+            Profile::Vsock => vsock::run(lab, &subjects, arguments.runs.unwrap_or(3))?,
             Profile::Boot => boot::run(lab, &subjects, arguments.runs.unwrap_or(3))?,
         };
         for (kind, why) in &part.failures {

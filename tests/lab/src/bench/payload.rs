@@ -78,5 +78,6 @@ fn guest(scratch: &Path, then: Then) -> Result<Guest> {
         cmdline: "quiet".into(),
         memory_mib: MEMORY_MIB,
         disk: None,
+        vsock: None,
     })
 }

@@ -25,6 +25,8 @@ pub struct Guest {
     pub memory_mib: u32,
     /// A raw disk image, and with it a virtio random number generator.
     pub disk: Option<PathBuf>,
+    /// The socket of a vsock device.
+    pub vsock: Option<PathBuf>,
 }
 
 /// A program that runs guests.
@@ -158,6 +160,9 @@ fn husk(command: &mut Command, guest: &Guest) {
         Some(disk) => command.arg("--disk").arg(joined("path=", disk)),
         None => command.arg("--no-rng"),
     };
+    if let Some(socket) = &guest.vsock {
+        command.arg("--vsock").arg(joined("cid=3,socket=", socket));
+    }
 }
 
 fn cloud_hypervisor(command: &mut Command, guest: &Guest) {
@@ -176,6 +181,9 @@ fn cloud_hypervisor(command: &mut Command, guest: &Guest) {
         disk.push(",image_type=raw");
         command.arg("--disk").arg(disk);
     }
+    if let Some(socket) = &guest.vsock {
+        command.arg("--vsock").arg(joined("cid=3,socket=", socket));
+    }
 }
 
 fn firecracker(command: &mut Command, guest: &Guest, scratch: &Path) -> Result<()> {
@@ -191,6 +199,11 @@ fn firecracker(command: &mut Command, guest: &Guest, scratch: &Path) -> Result<(
         let drive = json!({"drive_id": "disk", "path_on_host": disk, "is_root_device": false, "is_read_only": false});
         config["drives"] = json!([drive]);
         config["entropy"] = json!({});
+    }
+    if let Some(socket) = &guest.vsock {
+        config["vsock"] = json!({"guest_cid": 3, "uds_path": socket});
+        // Stock kernels are told of PCI only.
+        command.arg("--enable-pci");
     }
     let file = scratch.join("firecracker.json");
     fs::write(&file, config.to_string()).with_context(|| format!("cannot write {}", file.display()))?;
