@@ -38,7 +38,7 @@ pub enum Input {
 pub struct Boot {
     kernel: String,
     image: Image,
-    initramfs: bool,
+    initramfs: Option<&'static str>,
     steps: Vec<Step>,
     guest_console: &'static str,
     more_cmdline: String,
@@ -55,7 +55,7 @@ impl Boot {
         Self {
             kernel: "6.12".into(),
             image: Image::BzImage,
-            initramfs: true,
+            initramfs: Some("initramfs.cpio"),
             steps: steps.into_iter().collect(),
             guest_console: "ttyS0",
             more_cmdline: String::new(),
@@ -74,9 +74,15 @@ impl Boot {
         self
     }
 
+    /// With a pod's user space: a shell with its tools, drivers of network and shared folders.
+    pub fn pod_image(mut self) -> Self {
+        self.initramfs = Some("pod.cpio");
+        self
+    }
+
     /// Without user space.
     pub fn no_initramfs(mut self) -> Self {
-        self.initramfs = false;
+        self.initramfs = None;
         self
     }
 
@@ -156,10 +162,8 @@ impl Boot {
         };
         let mut command = husk();
         command.arg("run").arg("--kernel").arg(kernel_file(&self.kernel, image));
-        if self.initramfs {
-            command
-                .arg("--initramfs")
-                .arg(kernel_file(&self.kernel, "initramfs.cpio"));
+        if let Some(image) = self.initramfs {
+            command.arg("--initramfs").arg(kernel_file(&self.kernel, image));
         }
         command
             .args(["--serial", &self.serial])

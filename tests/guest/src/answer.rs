@@ -43,12 +43,19 @@ pub enum Answer {
         /// How many different byte values there were.
         distinct: usize,
     },
-    /// To `echo`, before the first line is read.
+    /// To `echo` and `shell`, before the first line is read.
     Listening,
     /// To one line of `echo`.
     Echo {
         /// The line without its end.
         line: String,
+    },
+    /// To `script`, and to one line of `shell`.
+    Ran {
+        /// The exit code, or -1 if a signal ended it.
+        code: i32,
+        /// What it wrote, errors included.
+        output: String,
     },
     /// To `window`: once at the start, then once per change.
     Window {

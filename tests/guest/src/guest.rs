@@ -85,6 +85,7 @@ impl Console {
     fn perform(&self, step: &Step) -> Result<Option<Answer>> {
         match step {
             Step::Echo => self.echo().map(|()| None),
+            Step::Shell => self.shell().map(|()| None),
             Step::Window(changes) => self.window(*changes).map(|()| None),
             Step::Mark(byte) => self.mark(*byte).map(|()| None),
             Step::Agent => agent::serve().map(|()| None),
@@ -104,6 +105,18 @@ impl Console {
                 break;
             }
             self.say(&Answer::Echo { line })?;
+        }
+        Ok(())
+    }
+
+    fn shell(&self) -> Result<()> {
+        self.say(&Answer::Listening)?;
+        for line in BufReader::new(&self.0).lines() {
+            let line = line.context("cannot read from the console")?;
+            if line == "end" {
+                break;
+            }
+            self.say(&steps::shell(&line)?)?;
         }
         Ok(())
     }

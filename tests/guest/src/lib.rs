@@ -11,6 +11,7 @@ pub mod job;
 pub mod pattern;
 pub mod raw;
 pub mod step;
+pub mod traffic;
 
 pub use answer::Answer;
 pub use call::{AGENT_PORT, Call, Reply};

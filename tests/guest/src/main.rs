@@ -7,6 +7,7 @@ mod disk;
 mod facts;
 mod guest;
 mod host;
+mod net;
 mod setup;
 mod steps;
 mod sys;
@@ -17,6 +18,10 @@ use std::fs;
 use husk_guest::{MARK_INIT, PREFIX};
 
 fn main() {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(("net", words)) = words.split_first().map(|(word, rest)| (word.as_str(), rest)) {
+        tool(net::perform(words));
+    }
     // First of all: this is the moment that boot times are measured to.
     let marked = sys::mark(MARK_INIT);
     let result = setup::kernel_files().and_then(|()| {
@@ -32,6 +37,20 @@ fn main() {
     }
     let refused = sys::leave(sys::Leave::PowerOff);
     println!("{PREFIX}init cannot power off: {refused}");
+}
+
+/// Ends a process that is not the first one, but was started by it.
+fn tool(result: anyhow::Result<String>) -> ! {
+    match result {
+        Ok(text) => {
+            println!("{text}");
+            std::process::exit(0)
+        }
+        Err(error) => {
+            eprintln!("{error:#}");
+            std::process::exit(1)
+        }
+    }
 }
 
 /// The last value of `name=` on a kernel command line. Quotes are not interpreted: no value here contains a space.

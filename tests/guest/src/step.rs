@@ -16,6 +16,8 @@
 //! | `parallel:NAME:JOBS`       | reads from JOBS processors at the same time                             |
 //! | `random:LEN`               | reads `/dev/hwrng`                                                      |
 //! | `echo`                     | answers each input line until the line `end`                            |
+//! | `shell`                    | gives each input line to the shell until the line `end`                 |
+//! | `script`                   | runs `/script`, a shell script of the initramfs                         |
 //! | `window:CHANGES`           | console size now, and after each of CHANGES resizes                     |
 //! | `mark:BYTE`                | writes a byte, given in decimal, to the console                         |
 //! | `raw-streams`              | serves raw vsock streams, for measuring, until the VMM ends             |
@@ -56,6 +58,8 @@ pub enum Step {
     Parallel(String, usize),
     Random(usize),
     Echo,
+    Shell,
+    Script,
     Window(usize),
     Mark(u8),
     Agent,
@@ -142,6 +146,8 @@ impl fmt::Display for Step {
             Self::Parallel(name, jobs) => write!(f, "parallel:{name}:{jobs}"),
             Self::Random(length) => write!(f, "random:{length}"),
             Self::Echo => f.write_str("echo"),
+            Self::Shell => f.write_str("shell"),
+            Self::Script => f.write_str("script"),
             Self::Window(changes) => write!(f, "window:{changes}"),
             Self::Mark(byte) => write!(f, "mark:{byte}"),
             Self::Agent => f.write_str("agent"),
@@ -178,6 +184,8 @@ fn parse(words: &[&str]) -> Option<Step> {
         ["parallel", disk, jobs] => Step::Parallel(disk.into(), jobs.parse().ok()?),
         ["random", length] => Step::Random(length.parse().ok()?),
         ["echo"] => Step::Echo,
+        ["shell"] => Step::Shell,
+        ["script"] => Step::Script,
         ["window", changes] => Step::Window(changes.parse().ok()?),
         ["mark", byte] => Step::Mark(byte.parse().ok()?),
         ["agent"] => Step::Agent,
@@ -223,6 +231,8 @@ mod tests {
             Step::Parallel("vda".into(), 4),
             Step::Random(32),
             Step::Echo,
+            Step::Shell,
+            Step::Script,
             Step::Window(2),
             Step::Mark(2),
             Step::Agent,

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -33,10 +34,28 @@ pub fn perform(step: &Step) -> Result<Answer> {
         Step::Discard(range) => disk::discard(range)?,
         Step::Zero(range) => disk::zero(range)?,
         Step::Parallel(name, jobs) => disk::parallel(name, *jobs)?,
+        Step::Script => shell(". /script")?,
         Step::Random(length) => random(*length)?,
         Step::RebindVsock => vsock::rebind()?,
         Step::RawStreams => vsock::serve_raw()?,
         _ => bail!("`{step}` needs a console"),
+    })
+}
+
+/// Runs a line of shell script.
+///
+/// # Errors
+///
+/// There is no shell.
+pub fn shell(line: &str) -> Result<Answer> {
+    let ran = Command::new("/bin/sh")
+        .args(["-c", &format!("exec 2>&1; {line}")])
+        .env("PATH", "/bin")
+        .output()
+        .context("cannot start the shell")?;
+    Ok(Answer::Ran {
+        code: ran.status.code().unwrap_or(-1),
+        output: String::from_utf8_lossy(&ran.stdout).trim_end().to_string(),
     })
 }
 

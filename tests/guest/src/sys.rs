@@ -276,3 +276,56 @@ pub fn accept(listener: &OwnedFd) -> io::Result<UnixStream> {
     // SAFETY: the call made the descriptor, and nobody else has it.
     Ok(UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
+
+/// Gives the kernel an ethtool command about `device`, and takes its answer.
+pub fn ethtool(device: &str, command: &mut [u32]) -> io::Result<()> {
+    const SIOCETHTOOL: libc::Ioctl = 0x8946;
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    let mut request = interface(device)?;
+    request.ifr_ifru.ifru_data = command.as_mut_ptr().cast();
+    // SAFETY: the request points to a command, which is borrowed and as long as its first word demands.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) })?;
+    Ok(())
+}
+
+/// Sends `frame` on `device` as it is.
+pub fn send_frame(device: &str, frame: &[u8]) -> io::Result<()> {
+    let name = text(device)?;
+    // SAFETY: a C string.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    // SAFETY: no memory is involved.
+    let socket = check(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: just opened, and nobody else's.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: integers, for which zero is a value.
+    let mut address: libc::sockaddr_ll = unsafe { MaybeUninit::zeroed().assume_init() };
+    address.sll_family = u16::try_from(libc::AF_PACKET).expect("a small constant");
+    address.sll_ifindex = i32::try_from(index).map_err(io::Error::other)?;
+    let length = u32::try_from(size_of::<libc::sockaddr_ll>()).expect("20 bytes");
+    // SAFETY: frame and address are borrowed and as long as said.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            frame.as_ptr().cast(),
+            frame.len(),
+            0,
+            (&raw const address).cast(),
+            length,
+        )
+    };
+    if sent < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn interface(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: integers and pointers, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { MaybeUninit::zeroed().assume_init() };
+    let fits = name.len() < request.ifr_name.len();
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    fits.then_some(request)
+        .ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}

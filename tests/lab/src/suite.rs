@@ -13,7 +13,7 @@ pub const HEADING: &str = "lab: testing ";
 /// Tests that run at the same time: each has a guest, and the emulated host two processors.
 const JOBS: &str = "2";
 
-/// Runs `programs` with the test name `filter`; whether all held.
+/// Runs the tests of `programs` whose name contains `filter`, and all of a program that is called so; whether all held.
 ///
 /// # Errors
 ///
@@ -23,6 +23,8 @@ pub fn run(programs: &[PathBuf], filter: Option<&str>) -> Result<bool> {
     for program in programs {
         let name = program.file_name().unwrap_or_default().to_string_lossy();
         println!("{HEADING}{name}");
+        // The name of a program stands for all of its tests.
+        let filter = filter.filter(|filter| *filter != name);
         let mut test = command(program);
         test.args(["--test-threads", JOBS, "--show-output"])
             .args(filter)

@@ -97,6 +97,10 @@ fn emulated(
     let emulator = Emulator::prepare(lab, programs)?;
     let mut request = Request {
         timeout: Some(TIMEOUT),
+        // How large, how long: what a test takes from its environment.
+        env: std::env::vars()
+            .filter(|(name, _)| name.starts_with("HUSK_TEST_"))
+            .collect(),
         ..Request::default()
     };
     request.files.push((std::env::current_exe()?, "bin/husk-lab".into()));
