@@ -80,6 +80,9 @@ enum Task {
     /// The part of `bench vsock` that runs in the emulated host.
     #[command(hide = true)]
     MeasureVsock(bench::MeasureVsockArgs),
+    /// The part of `bench net` that runs in the emulated host.
+    #[command(hide = true)]
+    MeasureNet(bench::MeasureNetArgs),
 }
 
 /// What a shell reports of a command that Ctrl-C ended.
@@ -113,6 +116,7 @@ fn perform(arguments: &Arguments) -> Result<ExitCode> {
         Task::Suite(arguments) => test::suite(arguments).map(verdict),
         Task::Bench(arguments) => bench::run(&Lab::open()?, arguments).map(verdict),
         Task::MeasureVsock(arguments) => bench::measure_vsock(arguments).map(|()| ExitCode::SUCCESS),
+        Task::MeasureNet(arguments) => bench::measure_net(arguments).map(|()| ExitCode::SUCCESS),
         Task::Measure(arguments) => bench::measure(arguments).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -15,7 +15,7 @@ use super::rounds::{self, Extract, Samples};
 use super::subject::{Guest, Kind, Subject};
 use super::{Results, portable};
 use crate::archive::Archive;
-use crate::build::{self, Programs};
+use crate::build::Programs;
 use crate::emulator::{Emulator, Finished, Request, Timing};
 use crate::kernel::HOST_KERNEL;
 use crate::paths::{self, Lab};
@@ -61,11 +61,9 @@ struct Lives {
 pub fn run(lab: &Lab, subjects: &[Subject], runs: u32) -> Result<Results> {
     let subjects: Vec<_> = subjects.iter().filter(|subject| subject.kind != Kind::Floor).collect();
     let husk = subjects.iter().find(|subject| subject.kind == Kind::Husk);
-    progress::say("building the guest's init");
-    let init = build::build(lab, &["build", "--profile", "lab", "--package", "husk-guest", "--bins"])?;
     let programs = Programs {
         husk: husk.context("no husk to boot with")?.program.clone(),
-        guest_init: init.into_iter().next().context("cargo built no init")?.path,
+        guest_init: super::guest_init(lab)?,
     };
     let emulator = Emulator::prepare(lab, &programs)?;
     let request = request(lab, &subjects, runs, &programs.guest_init)?;
@@ -163,6 +161,7 @@ fn guest(kind: Kind) -> Guest {
         memory_mib: MEMORY_MIB,
         disk: None,
         vsock: None,
+        tap: None,
     }
 }
 

@@ -6,6 +6,7 @@
 //! | `memory`  | this machine's `/dev/kvm`, of any kind    | built-in payload, halts      | `private_kib`, `page_table_kib`             |
 //! | `boot`    | emulated host, one nanosecond an instruction | stock kernel to its init  | `init_virtual_ms`, `exit_virtual_ms`        |
 //! | `vsock`   | emulated host, one nanosecond an instruction | stock kernel, raw streams | virtual MiB/s, µs, dials/s                  |
+//! | `net`     | emulated host, one nanosecond an instruction | stock kernel with a network device | virtual µs for a MiB, an exchange, a datagram |
 //!
 //! Every subject is seen from outside in the same way: the guest writes a byte to its serial port, and the VMM passes it on.
 
@@ -13,6 +14,7 @@ mod boot;
 mod figures;
 mod footprint;
 mod measure;
+mod net;
 mod payload;
 mod portable;
 mod rounds;
@@ -27,6 +29,7 @@ use clap::ValueEnum;
 
 pub use boot::{MeasureArgs, measure};
 use figures::Figure;
+pub use net::{MeasureArgs as MeasureNetArgs, measure as measure_net};
 use subject::{Kind, Subject};
 pub use vsock::{MeasureArgs as MeasureVsockArgs, measure as measure_vsock};
 
@@ -44,6 +47,8 @@ enum Profile {
     Memory,
     /// Streams between guest and host, in virtual time.
     Vsock,
+    /// Traffic between guest and host, in virtual time.
+    Net,
 }
 
 /// What to measure, and against whom.
@@ -58,7 +63,10 @@ pub struct BenchArgs {
     /// Write the figures to this file as well.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Runs of each subject, not counting the one that warms up [default: 40 for startup, 5 for memory, 3 for boot and vsock].
+    /// Measure husk as tests have it: built sooner, somewhat slower than what is released.
+    #[arg(long)]
+    quick: bool,
+    /// Runs of each subject, not counting the one that warms up [default: 40 for startup, 5 for memory, 3 for the others].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     runs: Option<u32>,
 }
@@ -80,7 +88,7 @@ pub fn run(lab: &Lab, arguments: &BenchArgs) -> Result<bool> {
         [] => Profile::value_variants(),
         chosen => chosen,
     };
-    let (husk, floor) = programs(lab)?;
+    let (husk, floor) = programs(lab, arguments.quick)?;
     let mut subjects = vec![Subject::new(Kind::Husk, husk), Subject::new(Kind::Floor, floor)];
     if arguments.peers {
         subjects.extend(Subject::peers());
@@ -91,6 +99,7 @@ pub fn run(lab: &Lab, arguments: &BenchArgs) -> Result<bool> {
             Profile::Startup => natively(|| payload::startup(&subjects, arguments.runs.unwrap_or(40)))?,
             Profile::Memory => natively(|| payload::memory(&subjects, arguments.runs.unwrap_or(5)))?,
             Profile::Vsock => vsock::run(lab, &subjects, arguments.runs.unwrap_or(3))?,
+            Profile::Net => net::run(lab, &subjects, arguments.runs.unwrap_or(3), &guest_init(lab)?)?,
             Profile::Boot => boot::run(lab, &subjects, arguments.runs.unwrap_or(3))?,
         };
         for (kind, why) in &part.failures {
@@ -103,14 +112,22 @@ pub fn run(lab: &Lab, arguments: &BenchArgs) -> Result<bool> {
     Ok(!results.failures.iter().any(|(kind, _)| kind.is_ours()))
 }
 
-/// Builds husk as it is released, and the floor.
-fn programs(lab: &Lab) -> Result<(PathBuf, PathBuf)> {
-    progress::say("building husk and the floor as they are released");
+/// Builds the init of guests.
+fn guest_init(lab: &Lab) -> Result<PathBuf> {
+    progress::say("building the guest's init");
+    let init = build::build(lab, &["build", "--profile", "lab", "--package", "husk-guest", "--bins"])?;
+    Ok(init.into_iter().next().context("cargo built no init")?.path)
+}
+
+/// Builds husk and the floor: as they are released, or as tests have them.
+fn programs(lab: &Lab, quick: bool) -> Result<(PathBuf, PathBuf)> {
+    let profile = if quick { "--profile=lab" } else { "--release" };
+    progress::say(&format!("building husk and the floor ({profile})"));
     let built = build::build(
         lab,
         &[
             "build",
-            "--release",
+            profile,
             "--package",
             "husk",
             "--package",

@@ -55,6 +55,7 @@ pub fn memory(subjects: &[Subject], runs: u32) -> Result<Results> {
     File::create(&disk)?.set_len(DISK_BYTES)?;
     let guest = Guest {
         disk: Some(disk),
+        tap: None,
         ..guest(scratch.path(), Then::Halt)?
     };
     let samples = progress::step(&format!("memory: {runs} runs of each subject"), || {
@@ -79,5 +80,6 @@ fn guest(scratch: &Path, then: Then) -> Result<Guest> {
         memory_mib: MEMORY_MIB,
         disk: None,
         vsock: None,
+        tap: None,
     })
 }

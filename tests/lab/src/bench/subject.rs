@@ -27,7 +27,12 @@ pub struct Guest {
     pub disk: Option<PathBuf>,
     /// The socket of a vsock device.
     pub vsock: Option<PathBuf>,
+    /// Name of a tap to make, and with it a network device.
+    pub tap: Option<String>,
 }
+
+/// The guest's address.
+const MAC: &str = "02:00:00:00:00:07";
 
 /// A program that runs guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,6 +161,9 @@ fn husk(command: &mut Command, guest: &Guest) {
     if let Some(initramfs) = &guest.initramfs {
         command.arg("--initramfs").arg(initramfs);
     }
+    if let Some(tap) = &guest.tap {
+        command.arg("--net").arg(format!("tap={tap},mac={MAC}"));
+    }
     match &guest.disk {
         Some(disk) => command.arg("--disk").arg(joined("path=", disk)),
         None => command.arg("--no-rng"),
@@ -175,6 +183,10 @@ fn cloud_hypervisor(command: &mut Command, guest: &Guest) {
     command.arg("--cmdline").arg(&guest.cmdline);
     if let Some(initramfs) = &guest.initramfs {
         command.arg("--initramfs").arg(initramfs);
+    }
+    if let Some(tap) = &guest.tap {
+        let net = format!("tap={tap},mac={MAC},ip=10.0.0.1,mask=255.255.255.0");
+        command.arg("--net").arg(net);
     }
     if let Some(disk) = &guest.disk {
         let mut disk = joined("path=", disk);

@@ -192,6 +192,7 @@ fn guest(socket: &Path) -> Guest {
         cmdline: format!("console=ttyS0 quiet reboot=k panic=-1 husk.do={steps}"),
         memory_mib: MEMORY_MIB,
         disk: None,
+        tap: None,
         vsock: Some(socket.to_owned()),
     }
 }

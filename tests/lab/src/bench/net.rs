@@ -1,0 +1,360 @@
+//! The profile `net`: a guest and its host talk over a tap, in the emulated host, where the clock counts instructions.
+//!
+//! One processor does everything there: guest, VMM, both kernels, and the programs at both ends. So a figure is the work of all of
+//! them for one unit of traffic, and what differs between subjects is the VMM's part and what it makes the others do.
+
+use std::fs;
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use husk_guest::traffic::{self, Content, Traffic};
+use husk_guest::{Answer, PREFIX, Step, step};
+use serde::{Deserialize, Serialize};
+
+use super::rounds::{self, Extract, Samples};
+use super::subject::{Guest, Kind, Subject};
+use super::{Results, portable};
+use crate::archive::Archive;
+use crate::build::Programs;
+use crate::emulator::{Emulator, Finished, Request, Timing};
+use crate::kernel::HOST_KERNEL;
+use crate::paths::{self, Lab};
+use crate::progress;
+
+/// When the emulated host is taken to hang, for each run in it.
+const TIMEOUT_A_RUN: Duration = Duration::from_secs(600);
+/// When an interface is taken not to come, in virtual time.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+const MEMORY_MIB: u32 = 512;
+const TAP: &str = "bench0";
+const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+/// Bytes of a stream.
+const STREAM_MIB: u32 = 64;
+/// Exchanges of one datagram and its answer.
+const EXCHANGES: u32 = 2000;
+/// For how long datagrams are sent as fast as they go, and their bytes.
+const FLOOD_MS: u32 = 500;
+const DATAGRAM: usize = 64;
+
+const PLAN: &str = "net-plan.json";
+const TALKS: &str = "net-talks.json";
+const IMAGE: &str = "net.cpio";
+
+/// What to measure in the emulated host.
+#[derive(clap::Args)]
+pub struct MeasureArgs {
+    /// The plan.
+    plan: PathBuf,
+    /// Where the results go.
+    talks: PathBuf,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Plan {
+    subjects: Vec<Subject>,
+    runs: u32,
+}
+
+/// What one run of a subject cost.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Talk {
+    to_host_us_per_mib: f64,
+    to_guest_us_per_mib: f64,
+    exchange_us: f64,
+    to_host_us_per_datagram: f64,
+    to_guest_us_per_datagram: f64,
+}
+
+/// A subject's runs, or why there are none.
+#[derive(Serialize, Deserialize)]
+struct Talks {
+    kind: Kind,
+    outcome: Result<Vec<Talk>, String>,
+}
+
+/// What the guest does, one command a line. The host does the counterparts in the same order: [`host_side`].
+fn script() -> String {
+    let stream = u64::from(STREAM_MIB) << 20;
+    format!(
+        "set -e\n\
+         ip link set eth0 up\n\
+         ip addr add {GUEST}/24 dev eth0\n\
+         /init net send {HOST} 5001 {stream}\n\
+         /init net receive 5002\n\
+         /init net ping-pong {HOST} 5003 {DATAGRAM} {EXCHANGES}\n\
+         /init net flood {HOST} 5004 {DATAGRAM} {FLOOD_MS}\n\
+         /init net count 5005\n"
+    )
+}
+
+/// Streams both ways, round trips and small datagrams of husk and of Cloud Hypervisor.
+///
+/// # Errors
+///
+/// The emulated host cannot be made, or died.
+pub fn run(lab: &Lab, subjects: &[Subject], runs: u32, guest_init: &Path) -> Result<Results> {
+    let measured = |subject: &&Subject| matches!(subject.kind, Kind::Husk | Kind::CloudHypervisor);
+    let subjects: Vec<_> = subjects.iter().filter(measured).collect();
+    let husk = subjects.iter().find(|subject| subject.kind == Kind::Husk);
+    let programs = Programs {
+        husk: husk.context("no husk to measure")?.program.clone(),
+        guest_init: guest_init.into(),
+    };
+    let emulator = Emulator::prepare(lab, &programs)?;
+    let request = request(lab, &subjects, runs)?;
+    let (mut said, what) = (
+        Vec::new(),
+        format!("net: {runs} runs of each subject in the emulated host"),
+    );
+    let finished = progress::step(&what, || {
+        emulator.run(&request, &mut |bytes| said.extend_from_slice(bytes))
+    })?;
+    let said = String::from_utf8_lossy(&said);
+    ensure!(
+        finished.exit == 0,
+        "cannot measure in the emulated host: {}",
+        said.trim()
+    );
+    summarise(&finished)
+}
+
+fn request(lab: &Lab, subjects: &[&Subject], runs: u32) -> Result<Request> {
+    let folder = lab.path("bench");
+    let mut files = vec![(std::env::current_exe()?, "bin/husk-lab".to_string())];
+    let mut image = fs::read(lab.guest().join(HOST_KERNEL.name).join("pod.cpio"))?;
+    let mut more = Archive::default();
+    more.file("script", script().as_bytes())?;
+    image.extend(more.finish()?);
+    paths::write(&folder.join(IMAGE), &image)?;
+    files.push((folder.join(IMAGE), IMAGE.into()));
+    let mut there = Vec::new();
+    for subject in subjects {
+        there.push(portable::pack(subject, &mut files)?);
+    }
+    let boots = (runs + 1) * u32::try_from(there.len())?;
+    let plan = serde_json::to_vec(&Plan { subjects: there, runs })?;
+    paths::write(&folder.join(PLAN), &plan)?;
+    files.push((folder.join(PLAN), PLAN.into()));
+    let words = ["husk-lab", "measure-net", PLAN, &format!("out/{TALKS}")];
+    Ok(Request {
+        command: words.map(str::to_string).to_vec(),
+        files,
+        timing: Timing::Deterministic,
+        timeout: Some(TIMEOUT_A_RUN * (boots + 1)),
+        ..Request::default()
+    })
+}
+
+fn summarise(finished: &Finished) -> Result<Results> {
+    let file = finished.files.iter().find(|file| file.name == TALKS);
+    let talks: Vec<Talks> = serde_json::from_slice(&file.context("nothing was measured")?.content)?;
+    let samples: Vec<_> = talks
+        .into_iter()
+        .map(|Talks { kind, outcome }| Samples { kind, outcome })
+        .collect();
+    let extracts: [Extract<Talk>; 5] = [
+        ("to_host_us_per_mib", "virtual µs", |talk| talk.to_host_us_per_mib),
+        ("to_guest_us_per_mib", "virtual µs", |talk| talk.to_guest_us_per_mib),
+        ("exchange_us", "virtual µs", |talk| talk.exchange_us),
+        ("to_host_us_per_datagram", "virtual µs", |talk| {
+            talk.to_host_us_per_datagram
+        }),
+        ("to_guest_us_per_datagram", "virtual µs", |talk| {
+            talk.to_guest_us_per_datagram
+        }),
+    ];
+    Ok(rounds::summarise("net", &samples, &extracts))
+}
+
+/// Measures in the emulated host.
+///
+/// # Errors
+///
+/// The plan cannot be read or the results not be written. A subject that fails is a result.
+pub fn measure(arguments: &MeasureArgs) -> Result<()> {
+    let plan: Plan = serde_json::from_slice(&fs::read(&arguments.plan)?).context("a strange plan")?;
+    let scratch = tempfile::tempdir()?;
+    let samples = rounds::interleaved(&plan.subjects, plan.runs, |subject| talk(subject, scratch.path()));
+    let talks: Vec<_> = samples
+        .into_iter()
+        .map(|Samples { kind, outcome }| Talks { kind, outcome })
+        .collect();
+    fs::write(&arguments.talks, serde_json::to_vec(&talks)?)?;
+    Ok(())
+}
+
+fn guest() -> Guest {
+    let steps = step::join(&[Step::Script, Step::PowerOff]);
+    Guest {
+        kernel: Path::new("/lab").join(HOST_KERNEL.name).join("vmlinux"),
+        initramfs: Some(Path::new("/work").join(IMAGE)),
+        cmdline: format!("console=ttyS0 quiet reboot=k panic=-1 husk.do={steps}"),
+        memory_mib: MEMORY_MIB,
+        disk: None,
+        vsock: None,
+        tap: Some(TAP.into()),
+    }
+}
+
+/// One run of one subject.
+fn talk(subject: &Subject, scratch: &Path) -> Result<Talk> {
+    let mut start = subject.start(&guest(), scratch)?;
+    let complaints = fs::File::create(&start.complaints)?;
+    start
+        .command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(complaints);
+    let mut child = Running(start.command.spawn().context("cannot start it")?);
+    let output = child.0.stdout.take().context("no output")?;
+    let reader = thread::spawn(move || {
+        let (mut output, mut text) = (output, Vec::new());
+        let _ = output.read_to_end(&mut text);
+        text
+    });
+    let host = host_side(&mut child.0);
+    let _ = child.0.wait();
+    let said = String::from_utf8_lossy(&reader.join().unwrap_or_default()).into_owned();
+    let complained = fs::read_to_string(&start.complaints).unwrap_or_default();
+    let host = host.with_context(|| format!("{}{complained}", tail(&said)))?;
+    guest_side(&said)
+        .and_then(|guest| figures(&host, &guest))
+        .with_context(|| format!("{}{complained}", tail(&said)))
+}
+
+/// A child that does not outlive its run.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn tail(said: &str) -> &str {
+    let start = said.char_indices().rev().nth(600).map_or(0, |(index, _)| index);
+    said.get(start..).unwrap_or_default()
+}
+
+/// What the host has seen: the stream that it sent, datagrams that it got, and the time in which they came.
+struct HostSide {
+    sent: Traffic,
+    datagrams: u64,
+    flood: Traffic,
+}
+
+/// The host's part of the guest's script, in the same order.
+fn host_side(child: &mut Child) -> Result<HostSide> {
+    let deadline = Instant::now() + PATIENCE;
+    while !Path::new("/sys/class/net").join(TAP).exists() {
+        ensure!(child.try_wait()?.is_none(), "it has ended");
+        ensure!(Instant::now() < deadline, "there is no {TAP}");
+        thread::sleep(Duration::from_millis(2));
+    }
+    // Some subjects have done the one or the other already.
+    let _ = ip(&["addr", "add", &format!("{HOST}/24"), "dev", TAP]);
+    ip(&["link", "set", TAP, "up"])?;
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 5001))?;
+    traffic::receive_from(&listener, false)?;
+    let bytes = u64::from(STREAM_MIB) << 20;
+    let sent = traffic::send((GUEST, 5002), bytes, Content::Plain)?;
+    traffic::answer(5003)?;
+    let (datagrams, flood) = traffic::count(5004)?;
+    traffic::flood((GUEST, 5005), DATAGRAM, Duration::from_millis(FLOOD_MS.into()))?;
+    Ok(HostSide { sent, datagrams, flood })
+}
+
+fn ip(words: &[&str]) -> Result<()> {
+    let ran = Command::new("ip").args(words).output().context("cannot start ip")?;
+    ensure!(
+        ran.status.success(),
+        "ip {words:?}: {}",
+        String::from_utf8_lossy(&ran.stderr)
+    );
+    Ok(())
+}
+
+/// What the guest's script has printed, a line a command.
+fn guest_side(said: &str) -> Result<Vec<String>> {
+    let answers = said.lines().filter_map(Answer::parse).filter_map(Result::ok);
+    for answer in answers {
+        if let Answer::Ran { code, output } = answer {
+            ensure!(code == 0, "the guest's script failed: {output}");
+            return Ok(output.lines().map(str::to_string).collect());
+        }
+    }
+    bail!("no answer of the guest's script ({PREFIX})")
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+fn figures(host: &HostSide, guest: &[String]) -> Result<Talk> {
+    let [up, down, exchange, _flood, count] = guest else {
+        bail!("the guest has said {guest:?}");
+    };
+    let traffic = |text: &str| -> Result<Traffic> { Ok(serde_json::from_str(text)?) };
+    let micros = |traffic: Traffic| traffic.nanos as f64 / 1e3;
+    let (datagrams, counted) = count.split_once(' ').context("no count")?;
+    let received: u64 = datagrams.parse()?;
+    let mib = f64::from(STREAM_MIB);
+    traffic(down)?;
+    Ok(Talk {
+        to_host_us_per_mib: micros(traffic(up)?) / mib,
+        to_guest_us_per_mib: micros(host.sent) / mib,
+        exchange_us: micros(traffic(exchange)?) / f64::from(EXCHANGES),
+        to_host_us_per_datagram: micros(host.flood) / host.datagrams as f64,
+        to_guest_us_per_datagram: micros(traffic(counted)?) / received as f64,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(line: &str) -> String {
+        let output = format!("{line}\n{line}\n{{\"bytes\":1,\"checksum\":0,\"nanos\":4000000}}\n9\n50 {line}");
+        format!("noise\n{}\n", Answer::Ran { code: 0, output }.line())
+    }
+
+    #[test]
+    fn figures_are_time_for_a_unit() {
+        let traffic = Traffic {
+            bytes: 1,
+            checksum: 0,
+            nanos: 64_000_000,
+        };
+        let line = serde_json::to_string(&traffic).unwrap();
+        let host = HostSide {
+            sent: traffic,
+            datagrams: 640,
+            flood: traffic,
+        };
+        let talk = figures(&host, &guest_side(&said(&line)).unwrap()).unwrap();
+        let expected = Talk {
+            to_host_us_per_mib: 1000.0,
+            to_guest_us_per_mib: 1000.0,
+            exchange_us: 2.0,
+            to_host_us_per_datagram: 100.0,
+            to_guest_us_per_datagram: 1280.0,
+        };
+        assert_eq!(talk, expected);
+    }
+
+    #[test]
+    fn a_script_that_failed_is_an_error_with_its_words() {
+        let failed = Answer::Ran {
+            code: 1,
+            output: "no route".into(),
+        };
+        let error = guest_side(&failed.line()).unwrap_err().to_string();
+        assert!(error.contains("no route"), "{error}");
+        assert!(guest_side("nothing").is_err());
+    }
+}
