@@ -69,7 +69,7 @@ fn find(agent: &mut Agent, device: &PciDevice) -> String {
     {
         Reply::Device { name, path } => {
             assert!(
-                path.starts_with(&format!("/sys/devices/pci0000:00/{}/virtio", device.bdf)),
+                path.starts_with(&format!("/pci0000:00/{}/virtio", device.bdf)),
                 "{path}"
             );
             name
