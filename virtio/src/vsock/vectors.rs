@@ -24,6 +24,8 @@ pub(super) struct Vectors {
     headers: Vec<libc::iovec>,
     payload: Vec<libc::iovec>,
     chains: Vec<Piece>,
+    /// Chains on their way back to the driver.
+    used: Vec<(u16, u32)>,
 }
 
 // SAFETY: the pointers are used only by `Incoming` and `Outgoing`, which clear them first and live on one thread.
@@ -80,6 +82,7 @@ impl Vectors {
         self.headers.clear();
         self.payload.clear();
         self.chains.clear();
+        self.used.clear();
     }
 
     /// Appends one buffer, if it has bytes and there is a place for it.
@@ -188,27 +191,31 @@ impl Incoming<'_, '_> {
         bytes: usize,
         mut header: impl FnMut(u32) -> Header,
     ) -> Result<usize, RingError> {
-        let (mut left, mut used, mut first) = (bytes, 0usize, 0usize);
-        for piece in &self.vectors.chains {
-            if left == 0 && used > 0 {
+        let Vectors {
+            headers, chains, used, ..
+        } = &mut *self.vectors;
+        let (mut left, mut first) = (bytes, 0usize);
+        for piece in chains.iter() {
+            if left == 0 && !used.is_empty() {
                 break;
             }
             let len = u32::try_from(piece.room.min(left)).unwrap_or(u32::MAX);
             left = left.saturating_sub(piece.room);
             let bytes = header(len).bytes();
             let mut rest = bytes.as_slice();
-            for vector in self.vectors.headers.get(first..piece.headers).unwrap_or_default() {
+            for vector in headers.get(first..piece.headers).unwrap_or_default() {
                 // SAFETY: the address is of a slice of `mem`, which is borrowed.
                 let slice = unsafe { VolatileSlice::new(vector.iov_base.cast(), vector.iov_len) };
                 slice.copy_from(rest);
                 rest = rest.get(vector.iov_len..).unwrap_or_default();
             }
             first = piece.headers;
-            used = used.saturating_add(1);
-            ring.push(piece.head, len.saturating_add(HEADER_LEN))?;
+            used.push((piece.head, len.saturating_add(HEADER_LEN)));
         }
-        self.put_back_from(ring, used);
-        Ok(used)
+        ring.push_all(used)?;
+        let count = used.len();
+        self.put_back_from(ring, count);
+        Ok(count)
     }
 
     /// Gives all chains back to the driver unused.
