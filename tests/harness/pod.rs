@@ -7,6 +7,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use crate::agent::{self, Agent};
 use crate::api::{Api, Shim};
 use crate::body::Shape;
 use crate::info::{PciDevice, State, VmInfo};
-use crate::{husk, process};
+use crate::{husk, process, pty};
 
 /// How long anything of a pod may take: the shims' windows, and as much more as an emulated host on a busy machine needs.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -29,15 +30,46 @@ const RUST_POLL: Duration = Duration::from_millis(50);
 const GO_POLL: Duration = Duration::from_millis(10);
 const DIAL_POLL: Duration = Duration::from_millis(10);
 
-/// A running VMM, with the VM that was asked of it. Killed when dropped.
+/// A running VMM, with the VM that was asked of it. It is killed when this is dropped.
 #[derive(Debug)]
 pub struct Pod {
     shape: Shape,
-    child: Child,
+    vmm: Vmm,
     api: Api,
     folder: PathBuf,
     output: Arc<Mutex<Vec<u8>>>,
     readers: Vec<JoinHandle<()>>,
+    /// Tells the readers of the output to close their ends.
+    hung_up: Arc<AtomicBool>,
+}
+
+/// A VMM whose shim has died, with everything that was the shim's closed. Killed when dropped.
+#[derive(Debug)]
+pub struct Vmm(Child);
+
+impl Vmm {
+    /// Waits for its end.
+    ///
+    /// # Errors
+    ///
+    /// It does not end.
+    pub fn wait(mut self) -> Result<ExitStatus> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait()? {
+                return Ok(status);
+            }
+            ensure!(start.elapsed() < PATIENCE, "the VMM does not end");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// How a VMM that was told to stop has ended.
@@ -80,15 +112,20 @@ impl Pod {
         let mut command = command(&shape, folder, launch);
         let (mut child, sources) = spawn(&mut command, &shape)?;
         let output = Arc::new(Mutex::new(Vec::new()));
-        let readers: Vec<_> = sources.into_iter().map(|source| read_to(source, &output)).collect();
+        let hung_up = Arc::new(AtomicBool::new(false));
+        let readers: Vec<_> = sources
+            .into_iter()
+            .map(|source| read_to(source, &output, &hung_up))
+            .collect();
         match await_ping(&mut child, &socket, shape.shim) {
             Ok(api) => Ok(Self {
                 shape,
-                child,
+                vmm: Vmm(child),
                 api,
                 folder: folder.into(),
                 output,
                 readers,
+                hung_up,
             }),
             Err(error) => {
                 let _ = child.kill();
@@ -103,7 +140,7 @@ impl Pod {
 
     /// The VMM's process.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.vmm.0.id()
     }
 
     /// What was asked for.
@@ -188,7 +225,7 @@ impl Pod {
                 return Ok((Agent::new(stream), refused));
             }
             refused += 1;
-            if let Some(status) = self.child.try_wait()? {
+            if let Some(status) = self.vmm.0.try_wait()? {
                 bail!("the VMM has ended ({status}): {}", self.output());
             }
             ensure!(
@@ -295,7 +332,7 @@ impl Pod {
     pub fn ended(mut self) -> Result<Stopped> {
         let start = Instant::now();
         let status = loop {
-            if let Some(status) = self.child.try_wait()? {
+            if let Some(status) = self.vmm.0.try_wait()? {
                 break status;
             }
             ensure!(start.elapsed() < PATIENCE, "the VMM does not end: {}", self.output());
@@ -318,16 +355,18 @@ impl Pod {
     ///
     /// There is no such process.
     pub fn kill(&mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
+        self.vmm.0.kill()?;
+        self.vmm.0.wait()?;
         Ok(())
     }
-}
 
-impl Drop for Pod {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    /// Dies as a shim that is killed: everything that it held is closed, and the VMM is on its own.
+    pub fn abandon(self) -> Vmm {
+        self.hung_up.store(true, Ordering::Relaxed);
+        for reader in self.readers {
+            let _ = reader.join();
+        }
+        self.vmm
     }
 }
 
@@ -393,11 +432,17 @@ fn spawn(command: &mut Command, shape: &Shape) -> Result<(Child, Vec<fs::File>)>
 }
 
 /// Collects what `source` says until its end. A terminal whose other side is closed reads as an error.
-fn read_to(mut source: fs::File, output: &Arc<Mutex<Vec<u8>>>) -> JoinHandle<()> {
-    let output = Arc::clone(output);
+fn read_to(mut source: fs::File, output: &Arc<Mutex<Vec<u8>>>, hung_up: &Arc<AtomicBool>) -> JoinHandle<()> {
+    let (output, hung_up) = (Arc::clone(output), Arc::clone(hung_up));
     thread::spawn(move || {
         let mut piece = [0; 4096];
-        while let Ok(count @ 1..) = source.read(&mut piece) {
+        while !hung_up.load(Ordering::Relaxed) {
+            if !pty::readable(&source, Duration::from_millis(50)) {
+                continue;
+            }
+            let Ok(count @ 1..) = source.read(&mut piece) else {
+                return;
+            };
             let read = piece.get(..count).unwrap_or_default();
             output
                 .lock()

@@ -1,6 +1,7 @@
 //! What is booted: initramfs images of guests and of the emulated host, and the host's disk.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -16,7 +17,7 @@ use crate::progress;
 /// `/init` of the shell image: a guest for a person at the console.
 const SHELL_INIT: &[u8] = include_bytes!("shell-init");
 
-/// Makes everything that guests boot from: `guest/KERNEL/{vmlinuz,vmlinux,initramfs.cpio,pod.cpio,shell.cpio}`.
+/// Makes everything that guests boot from: `guest/KERNEL/{vmlinuz,vmlinux,initramfs.cpio,pod.cpio,pod.img,shell.cpio}`.
 ///
 /// # Errors
 ///
@@ -41,6 +42,7 @@ pub fn ensure_guests(lab: &Lab, guest_init: &Path) -> Result<()> {
             &kernel.modules(lab, &[kernel.guest_modules, kernel.pod_modules])?,
         )?;
         paths::write(&folder.join("pod.cpio"), &image.finish()?)?;
+        ensure_pod_image(&folder.join("pod.img"))?;
         let mut image = Archive::default();
         image.file("init", SHELL_INIT)?;
         add_shell(lab, &mut image)?;
@@ -48,6 +50,49 @@ pub fn ensure_guests(lab: &Lab, guest_init: &Path) -> Result<()> {
         paths::write(&folder.join("shell.cpio"), &image.finish()?)?;
     }
     Ok(())
+}
+
+/// Sectors of 512 bytes of a pod's image, and how many of them are before its partition.
+const IMAGE_SECTORS: u32 = 8192;
+const BEFORE_PARTITION: u32 = 2048;
+
+/// Makes the disk of an image pod: one partition with an ext4 file system in it.
+fn ensure_pod_image(path: &Path) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let parent = path.parent().context("a disk needs a folder")?;
+    let content = tempfile::Builder::new().prefix(PART).tempdir_in(parent)?;
+    fs::create_dir(content.path().join("etc"))?;
+    fs::write(content.path().join("etc/image"), "husk pod image\n")?;
+    let part = tempfile::Builder::new().prefix(PART).tempfile_in(parent)?;
+    part.as_file().set_len(u64::from(IMAGE_SECTORS) * 512)?;
+    let mke2fs = find("mke2fs").context("mke2fs is not installed")?;
+    let offset = format!("root_owner=0:0,offset={}", u64::from(BEFORE_PARTITION) * 512);
+    let kib = (IMAGE_SECTORS - BEFORE_PARTITION) / 2;
+    let mut make = command(mke2fs);
+    make.args(["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-E", &offset, "-d"]);
+    output(make.arg(content.path()).arg(part.path()).arg(format!("{kib}k")))?;
+    part.as_file().write_all_at(&partition_table(), 0)?;
+    part.persist(path)?;
+    Ok(())
+}
+
+/// A master boot record with one Linux partition, by block numbers only.
+fn partition_table() -> [u8; 512] {
+    let mut sector = [0; 512];
+    let entry = [
+        [0, 0xfe, 0xff, 0xff],
+        [0x83, 0xfe, 0xff, 0xff],
+        BEFORE_PARTITION.to_le_bytes(),
+        (IMAGE_SECTORS - BEFORE_PARTITION).to_le_bytes(),
+    ];
+    let ends = [0; 48];
+    let content = entry.as_flattened().iter().chain(&ends).chain(&[0x55, 0xaa]);
+    for (byte, value) in sector.iter_mut().skip(446).zip(content) {
+        *byte = *value;
+    }
+    sector
 }
 
 /// Makes the emulated host's initramfs; its path.
