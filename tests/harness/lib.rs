@@ -27,4 +27,5 @@ mod transcript;
 pub use boot::{Boot, Image, Input, VMM};
 pub use guest::{Ended, Guest, PATIENCE};
 pub use lab::{husk, kernel_file};
+pub use process::tap;
 pub use trace::Trace;

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ use husk_guest::AGENT_PORT;
 use serde_json::Value;
 
 use crate::agent::{self, Agent};
-use crate::api::{Api, Shim};
+use crate::api::{Api, Response, Shim};
 use crate::body::Shape;
 use crate::info::{PciDevice, State, VmInfo};
 use crate::{husk, process, pty};
@@ -175,11 +175,21 @@ impl Pod {
     /// It is refused, or the VM is not as it should be then.
     pub fn create(&mut self) -> Result<()> {
         let body = self.shape.create(&self.vsock());
-        self.api.put("vm.create", Some(&body))?.done()?;
+        self.put("vm.create", Some(&body))?.done()?;
         if self.shape.shim == Shim::Go {
             self.expect_state(State::Created)?;
         }
         Ok(())
+    }
+
+    /// `vm.add-net` before the boot, with the descriptor of a tap. The shim may close its own when this is answered.
+    ///
+    /// # Errors
+    ///
+    /// It is refused.
+    pub fn add_net(&mut self, tap: &fs::File) -> Result<()> {
+        let body = self.shape.add_net(tap.as_raw_fd());
+        self.api.put_with_fds("vm.add-net", &body, &[tap.as_raw_fd()])?.done()
     }
 
     /// `vm.boot`. The vCPU threads exist when it is answered, under the names by which a shim finds them.
@@ -188,7 +198,7 @@ impl Pod {
     ///
     /// As [`Pod::create`].
     pub fn boot(&mut self) -> Result<()> {
-        self.api.put("vm.boot", None)?.done()?;
+        self.put("vm.boot", None)?.done()?;
         let vcpus = u32::try_from(vcpu_threads(self.pid())?.len())?;
         ensure!(
             vcpus == self.shape.vcpus,
@@ -265,6 +275,18 @@ impl Pod {
         self.api.get("vm.info")?.json()
     }
 
+    /// A request; that there is no answer is explained by what became of the VMM.
+    fn put(&mut self, name: &str, body: Option<&Value>) -> Result<Response> {
+        let answered = self.api.put(name, body);
+        if answered.is_err() {
+            thread::sleep(Duration::from_millis(200));
+        }
+        answered.with_context(|| match self.vmm.0.try_wait() {
+            Ok(None) => format!("the VMM runs and says: {}", self.output()),
+            ended => format!("the VMM has ended ({ended:?}): {}", self.output()),
+        })
+    }
+
     /// Asserts the state in `vm.info`.
     ///
     /// # Errors
@@ -283,7 +305,7 @@ impl Pod {
     /// It is refused, or in a place that no shim can use.
     pub fn add_disk(&mut self, path: &Path) -> Result<PciDevice> {
         let body = self.shape.add_disk(path);
-        let device: PciDevice = self.api.put("vm.add-disk", Some(&body))?.json()?;
+        let device: PciDevice = self.put("vm.add-disk", Some(&body))?.json()?;
         ensure!(device.is_on_bus_0(), "{device:?} is not on bus 0");
         Ok(device)
     }
@@ -295,7 +317,7 @@ impl Pod {
     /// It is refused.
     pub fn remove(&mut self, device: &PciDevice) -> Result<()> {
         let body = serde_json::json!({"id": device.id});
-        self.api.put("vm.remove-device", Some(&body))?.done()
+        self.put("vm.remove-device", Some(&body))?.done()
     }
 
     /// `vm.resize` to what the VM has already, as the Go shim sends it for each container.
@@ -306,9 +328,9 @@ impl Pod {
     pub fn resize_to_the_same(&mut self) -> Result<()> {
         let info = self.info()?;
         let vcpus = self.shape.resize_vcpus(info.config.cpus.boot_vcpus);
-        self.api.put("vm.resize", Some(&vcpus))?.done()?;
+        self.put("vm.resize", Some(&vcpus))?.done()?;
         let memory = self.shape.resize_memory(info.memory_actual_size);
-        self.api.put("vm.resize", Some(&memory))?.done()
+        self.put("vm.resize", Some(&memory))?.done()
     }
 
     /// Stops the VMM as the shim does, and checks that it left neither socket.
@@ -320,7 +342,7 @@ impl Pod {
         if self.shape.shim == Shim::Go {
             let _: Value = self.api.get("vmm.ping")?.json()?;
         }
-        self.api.put("vmm.shutdown", None)?.done()?;
+        self.put("vmm.shutdown", None)?.done()?;
         self.ended()
     }
 

@@ -34,6 +34,31 @@ pub(crate) fn isolate(command: &mut Command, nofile: Option<u64>) {
     unsafe { command.pre_exec(hook) };
 }
 
+/// `TUNSETIFF`, include/uapi/linux/if_tun.h.
+const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
+
+/// Opens a new tap interface as the Rust shim does, non-blocking and with a vnet header. It is gone with its last descriptor.
+///
+/// # Errors
+///
+/// There is no `/dev/net/tun`, this user may not, or the name is taken.
+pub fn tap(name: &str) -> io::Result<File> {
+    let mut tun = std::fs::OpenOptions::new();
+    tun.read(true).write(true);
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut tun, libc::O_NONBLOCK);
+    let tun = tun.open("/dev/net/tun")?;
+    // SAFETY: a structure of integers; all zeroes is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, byte) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
+        *to = byte.cast_signed();
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = flags.try_into().map_err(io::Error::other)?;
+    // SAFETY: the request reads and fills an ifreq.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETIFF, &raw mut request) })?;
+    Ok(tun)
+}
+
 /// A new pseudo-terminal: its master and its other side, both closed on exec.
 pub(crate) fn terminal() -> io::Result<(OwnedFd, File)> {
     let (mut master, mut slave) = (-1, -1);

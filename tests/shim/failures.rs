@@ -1,6 +1,7 @@
 //! What goes wrong around a pod: an agent that never answers, files and sockets that are not there or taken.
 
 use std::fs::{self, File};
+use std::process::Command;
 use std::time::Duration;
 
 use husk_guest::{AGENT_PORT, Call, Step};
@@ -107,4 +108,34 @@ fn a_vsock_socket_that_is_in_use_stays_with_its_owner() {
     agent.must(&Call::step(&Step::Report)).unwrap();
     first.one_more().unwrap().must(&Call::step(&Step::Report)).unwrap();
     first.stop().unwrap();
+}
+
+#[test]
+fn a_tap_that_goes_away_is_the_guests_loss_only() {
+    const NAME: &str = "husk-gone";
+    let folder = folder();
+    let tap = match husk_tests::tap(NAME) {
+        Ok(tap) => tap,
+        Err(error) => {
+            println!("skipped: needs root and a tun device ({error})");
+            return;
+        }
+    };
+    let mut pod = Pod::launch(initrd(Shim::Rust), folder.path()).unwrap();
+    pod.create().unwrap();
+    pod.add_net(&tap).unwrap();
+    drop(tap);
+    pod.boot().unwrap();
+    let (mut agent, _) = pod.agent().unwrap();
+    let link = "ip link set eth0 up && ip addr add 10.9.8.7/24 dev eth0 && arping -c 1 -w 1 -I eth0 10.9.8.1; true";
+    agent.run(&["sh", "-c", link]).unwrap();
+    let gone = Command::new("ip").args(["link", "delete", NAME]).output().unwrap();
+    assert!(gone.status.success(), "{gone:?}");
+    // The guest goes on sending into nothing, and the rest of the pod does not notice.
+    agent
+        .run(&["sh", "-c", "arping -c 3 -w 3 -I eth0 10.9.8.1; true"])
+        .unwrap();
+    agent.must(&Call::step(&Step::Report)).unwrap();
+    pod.expect_state(State::Running).unwrap();
+    assert!(pod.stop().unwrap().status.success());
 }

@@ -1,244 +1,159 @@
-//! The life of one guest, told as it happens: the part of `cargo lab demo` that runs where guests run.
+//! The life of one pod, told as it happens: the part of `cargo lab demo` that runs where guests run.
 
-use std::cell::Cell;
-use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use husk_guest::answer::Report;
-use husk_guest::{Answer, Step, step};
-
-/// How long the guest may be silent.
-const PATIENCE: Duration = Duration::from_secs(120);
+use husk_guest::{Answer, Call, Reply, Step, pattern};
+use husk_tests::agent::Agent;
+use husk_tests::api::Shim;
+use husk_tests::body::Shape;
+use husk_tests::pod::Pod;
 
 /// What to boot.
 #[derive(clap::Args)]
 pub struct LifeArgs {
-    /// The husk program.
+    /// The folder of the guest's kernel.
     #[arg(long)]
-    husk: PathBuf,
-    /// The guest's kernel.
-    #[arg(long)]
-    kernel: PathBuf,
-    /// The guest's initramfs, with the lab's init.
-    #[arg(long)]
-    initramfs: PathBuf,
-    /// Where to leave the boot trace.
-    #[arg(long)]
-    trace: PathBuf,
+    guest: PathBuf,
 }
 
 const CPUS: u32 = 2;
 const MEMORY_MIB: u64 = 512;
 
-/// Boots a guest, shows its life, and checks that it really lived.
+/// Bytes of the disk that is plugged in, and of what the guest writes there.
+const DISK_BYTES: u64 = 64 << 20;
+const WRITTEN_BYTES: u64 = 1 << 20;
+
+/// Starts a pod through the API, as the Rust shim does, shows its life, and checks that it really lived.
 ///
 /// # Errors
 ///
 /// It did not come up, was not what was asked for, or did not power off.
 pub fn run(arguments: &LifeArgs) -> Result<()> {
-    let steps = step::join(&[Step::Report, Step::Echo, Step::PowerOff]);
-    let mut husk = Command::new(&arguments.husk);
-    husk.arg("run")
-        .arg("--kernel")
-        .arg(&arguments.kernel)
-        .arg("--initramfs")
-        .arg(&arguments.initramfs);
-    husk.args([
-        "--cpus",
-        &CPUS.to_string(),
-        "--memory",
-        &format!("{MEMORY_MIB}M"),
-        "--serial",
-        "stdio",
-        "-v",
-    ]);
-    husk.arg("--cmdline")
-        .arg(format!("console=ttyS0 loglevel=7 husk.do={steps}"));
-    husk.arg("--boot-trace").arg(&arguments.trace);
-    let mut life = Life::begin(husk)?;
-    let result = life.tell();
-    if result.is_err() {
-        let _ = life.husk.kill();
-        let _ = life.husk.wait();
-        print!("{}", life.bill());
-    }
-    result
-}
-
-struct Life {
-    husk: Child,
-    start: Instant,
-    /// When something was last said.
-    said: Cell<Instant>,
-    serial: Receiver<String>,
-    errors: Option<thread::JoinHandle<String>>,
-}
-
-impl Life {
-    fn begin(mut husk: Command) -> Result<Self> {
-        let start = Instant::now();
-        let mut husk = husk
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("cannot start husk")?;
-        let (lines, serial) = mpsc::channel();
-        let output = husk.stdout.take().context("no pipe from husk")?;
-        thread::spawn(move || {
-            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
-                let _ = lines.send(String::from_utf8_lossy(&line).trim_end().to_string());
-            }
-        });
-        let mut errors = husk.stderr.take().context("no pipe from husk")?;
-        let errors = thread::spawn(move || {
-            let mut text = Vec::new();
-            let _ = errors.read_to_end(&mut text);
-            String::from_utf8_lossy(&text).into_owned()
-        });
-        let life = Self {
-            husk,
-            start,
-            said: Cell::new(start),
-            serial,
-            errors: Some(errors),
-        };
-        life.say("husk starts");
-        Ok(life)
-    }
-
-    fn say(&self, what: &str) {
-        self.said.set(Instant::now());
-        println!("{:>8.3} s  {what}", self.start.elapsed().as_secs_f64());
-    }
-
-    fn tell(&mut self) -> Result<()> {
-        let first = self.next()?;
-        let short: String = words(&first).chars().take(60).collect();
-        self.say(&format!("first words: {short}"));
-        let report = self.report(first)?;
-        self.say(&format!("init runs: Linux {} {}", report.kernel, report.build));
-        let online = report.online.as_str();
-        self.say(&format!(
-            "CPUs online: {online}; memory: {} MiB; clock: {}",
-            report.memory_kib / 1024,
-            report.clock
-        ));
-        ensure!(
-            online == format!("0-{}", CPUS - 1),
-            "asked for {CPUS} CPUs, the guest has {online} online"
-        );
-        let plausible = MEMORY_MIB * 1024 * 3 / 4..=MEMORY_MIB * 1024;
-        ensure!(
-            plausible.contains(&report.memory_kib),
-            "asked for {MEMORY_MIB} MiB, the guest has {} KiB",
-            report.memory_kib
-        );
-        while self.answer()? != Answer::Listening {}
-        let private = private_kib(self.husk.id());
-        self.type_line("hello")?;
-        ensure!(
-            self.answer()? == Answer::Echo { line: "hello".into() },
-            "the guest did not repeat what was typed"
-        );
-        self.say("typed hello on the serial console, and the guest repeated it");
-        self.type_line("end")?;
-        ensure!(
-            matches!(self.answer()?, Answer::Bye { .. }),
-            "the guest did not say good-bye"
-        );
-        self.say("the guest powers off");
-        let status = self.wait()?;
-        self.say(&format!("husk has ended: {status}"));
-        ensure!(status.success(), "husk did not end with a clean power-off");
-        println!("\nthe VMM's own bill:\n{}", self.bill().trim_end());
-        match private {
-            Ok(kib) => println!("private memory beside guest RAM: {kib} KiB"),
-            Err(error) => bail!("cannot read husk's memory use: {error:#}"),
-        }
-        Ok(())
-    }
-
-    fn next(&self) -> Result<String> {
-        match self.serial.recv_timeout(PATIENCE) {
-            Ok(line) if line.trim().is_empty() => self.next(),
-            Ok(line) => Ok(line),
-            Err(RecvTimeoutError::Timeout) => bail!("the guest was silent for {} s", PATIENCE.as_secs()),
-            Err(RecvTimeoutError::Disconnected) => bail!("husk ended before the guest was done"),
-        }
-    }
-
-    /// Reads on to the report, passing on a few milestones of the kernel's.
-    fn report(&self, first: String) -> Result<Report> {
-        let milestones = [
-            "Hypervisor detected",
-            "smp: Brought up",
-            "ACPI: Interpreter enabled",
-            "Run /init",
-        ];
-        let mut line = first;
-        loop {
-            match Answer::parse(&line) {
-                Some(Ok(Answer::Report(report))) => return Ok(report),
-                Some(answer) => bail!("the guest answered {answer:?}"),
-                None if milestones.iter().any(|milestone| line.contains(milestone)) => self.say(words(&line)),
-                // Nobody should have to wonder whether it hangs.
-                None if self.said.get().elapsed() > Duration::from_secs(1) => {
-                    self.say(&format!("kernel: {}", words(&line)))
-                }
-                None => {}
-            }
-            line = self.next()?;
-        }
-    }
-
-    fn answer(&self) -> Result<Answer> {
-        loop {
-            if let Some(answer) = Answer::parse(&self.next()?) {
-                return answer.context("a torn answer");
-            }
-        }
-    }
-
-    fn type_line(&mut self, line: &str) -> Result<()> {
-        let input = self.husk.stdin.as_mut().context("no pipe to husk")?;
-        writeln!(input, "{line}")
-            .and_then(|()| input.flush())
-            .context("husk does not read its input")
-    }
-
-    fn wait(&mut self) -> Result<std::process::ExitStatus> {
-        let start = Instant::now();
-        while start.elapsed() < PATIENCE {
-            if let Some(status) = self.husk.try_wait()? {
-                return Ok(status);
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        bail!(
-            "husk did not end within {} s of the guest's power-off",
-            PATIENCE.as_secs()
+    let folder = tempfile::tempdir().context("no folder for the pod")?;
+    let shape = Shape {
+        vcpus: CPUS,
+        memory_mib: MEMORY_MIB,
+        ..Shape::new(
+            Shim::Rust,
+            arguments.guest.join("vmlinux"),
+            arguments.guest.join("pod.cpio"),
         )
+    };
+    let teller = Teller(Instant::now());
+    let mut pod = Pod::launch(shape, folder.path())?;
+    teller.say("husk --api-socket answers vmm.ping");
+    let told = tell(&teller, &mut pod, folder.path());
+    if told.is_err() {
+        print!("{}", pod.output());
     }
+    told?;
+    let stopped = pod.ended()?;
+    teller.say(&format!(
+        "husk has ended: {}; both its sockets are gone",
+        stopped.status
+    ));
+    ensure!(stopped.status.success(), "husk did not end with a clean power-off");
+    Ok(())
+}
 
-    /// What husk wrote to standard error: with `-v`, the table of its boot trace.
-    fn bill(&mut self) -> String {
-        self.errors
-            .take()
-            .and_then(|thread| thread.join().ok())
-            .unwrap_or_default()
+/// Says what happens, and when.
+struct Teller(Instant);
+
+impl Teller {
+    fn say(&self, what: &str) {
+        println!("{:>8.3} s  {what}", self.0.elapsed().as_secs_f64());
     }
 }
 
-/// A kernel message without its time stamp.
-fn words(line: &str) -> &str {
-    line.split_once("] ").map_or(line, |(_, words)| words)
+fn tell(teller: &Teller, pod: &mut Pod, folder: &Path) -> Result<()> {
+    pod.create()?;
+    teller.say(&format!(
+        "vm.create: {CPUS} vCPUs, {MEMORY_MIB} MiB, vsock; the body is the Rust shim's"
+    ));
+    pod.boot()?;
+    teller.say("vm.boot: the vCPUs run");
+    let (mut agent, refused) = pod.agent()?;
+    teller.say(&format!(
+        "the guest's agent answers over vsock, after {refused} refused dials"
+    ));
+    look_around(teller, &mut agent)?;
+    plug_a_disk(teller, pod, &mut agent, folder)?;
+    let private = private_kib(pod.pid())?;
+    teller.say(&format!("husk's private memory beside guest RAM: {private} KiB"));
+    agent.send(&Call::step(&Step::PowerOff))?;
+    let bye = agent.reply()?;
+    ensure!(
+        matches!(
+            bye,
+            Reply::Answer {
+                answer: Answer::Bye { .. }
+            }
+        ),
+        "not a good-bye: {bye:?}"
+    );
+    teller.say("the guest powers off");
+    Ok(())
+}
+
+fn look_around(teller: &Teller, agent: &mut Agent) -> Result<()> {
+    let report = match agent.must(&Call::step(&Step::Report))? {
+        Reply::Answer {
+            answer: Answer::Report(report),
+        } => report,
+        other => bail!("not a report: {other:?}"),
+    };
+    let Report {
+        kernel,
+        online,
+        memory_kib,
+        clock,
+        ..
+    } = &report;
+    teller.say(&format!(
+        "in the guest: Linux {kernel}, CPUs {online}, {} MiB, clock {clock}",
+        memory_kib / 1024
+    ));
+    ensure!(
+        *online == format!("0-{}", CPUS - 1),
+        "asked for {CPUS} CPUs, the guest has {online} online"
+    );
+    let plausible = MEMORY_MIB * 1024 * 3 / 4..=MEMORY_MIB * 1024;
+    ensure!(
+        plausible.contains(memory_kib),
+        "asked for {MEMORY_MIB} MiB, the guest has {memory_kib} KiB"
+    );
+    let said = agent.run(&["uname", "-a"])?;
+    teller.say(&format!("exec uname -a: {}", said.trim_end()));
+    Ok(())
+}
+
+fn plug_a_disk(teller: &Teller, pod: &mut Pod, agent: &mut Agent, folder: &Path) -> Result<()> {
+    let path = folder.join("disk.img");
+    File::create(&path)?.set_len(DISK_BYTES)?;
+    let device = pod.add_disk(&path)?;
+    teller.say(&format!("vm.add-disk: husk says it is at {}", device.bdf));
+    let found = agent.must(&Call::DiskAt {
+        bdf: device.bdf.clone(),
+    })?;
+    let Reply::Device { name, path: place } = found else {
+        bail!("not a device: {found:?}")
+    };
+    teller.say(&format!("the guest has it as /dev/{name}, at {place}"));
+    agent.must(&Call::step(&Step::write(&name, 0, WRITTEN_BYTES, 7)))?;
+    let expected = pattern::bytes(7, usize::try_from(WRITTEN_BYTES)?);
+    ensure!(
+        fs::read(&path)?.starts_with(&expected),
+        "what the guest wrote is not in the file"
+    );
+    teller.say("the guest wrote 1 MiB to it, and the host finds the same bytes in the file");
+    pod.remove(&device)?;
+    agent.must(&Call::Gone { bdf: device.bdf })?;
+    teller.say("vm.remove-device: the guest let it go");
+    Ok(())
 }
 
 /// Private memory of a process in KiB, guest RAM excluded.
@@ -297,14 +212,5 @@ mod tests {
             assert!(is_guest_ram(smaps.lines().next().unwrap()));
             assert_eq!(private_sum(&smaps), 108);
         }
-    }
-
-    #[test]
-    fn kernel_messages_lose_their_time_stamp() {
-        assert_eq!(
-            words("[    0.123456] Hypervisor detected: KVM"),
-            "Hypervisor detected: KVM"
-        );
-        assert_eq!(words("plain"), "plain");
     }
 }

@@ -19,6 +19,7 @@ mod modules;
 mod packages;
 mod paths;
 mod progress;
+mod soak;
 mod suite;
 mod sys;
 mod tally;
@@ -56,6 +57,8 @@ enum Task {
         /// Run only tests whose name contains this.
         filter: Option<String>,
     },
+    /// Let many pods live one after another as Kata's shims would, and look for what they leave behind.
+    Soak(soak::SoakArgs),
     /// Measure husk, and on request its peers; a table and a chart go to target/lab/bench.
     Bench(bench::BenchArgs),
     /// Give every target of tests/fuzz inputs that nobody thought of.
@@ -71,6 +74,9 @@ enum Task {
     /// The part of `demo` that runs where guests run.
     #[command(hide = true)]
     Life(life::LifeArgs),
+    /// The part of `soak` that runs where guests run.
+    #[command(hide = true)]
+    Lives(soak::LivesArgs),
     /// The part of `test` that runs where guests run.
     #[command(hide = true)]
     Suite(test::SuiteArgs),
@@ -113,6 +119,8 @@ fn perform(arguments: &Arguments) -> Result<ExitCode> {
         Task::Shell => interactive::shell(&Lab::open()?).map(exit_code),
         Task::Run { arguments } => interactive::husk(&Lab::open()?, arguments).map(exit_code),
         Task::Life(arguments) => life::run(arguments).map(|()| ExitCode::SUCCESS),
+        Task::Soak(arguments) => soak::run(&Lab::open()?, &choice(), arguments).map(verdict),
+        Task::Lives(arguments) => soak::live(arguments).map(|()| ExitCode::SUCCESS),
         Task::Suite(arguments) => test::suite(arguments).map(verdict),
         Task::Bench(arguments) => bench::run(&Lab::open()?, arguments).map(verdict),
         Task::MeasureVsock(arguments) => bench::measure_vsock(arguments).map(|()| ExitCode::SUCCESS),

@@ -1,0 +1,83 @@
+//! `cargo lab soak`: many pods one after another, and nothing left of them.
+
+mod census;
+mod lives;
+mod phases;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::command::{command, shown};
+use crate::emulator::{Emulator, Request};
+use crate::host::{Choice, Host};
+use crate::kernel::HOST_KERNEL;
+use crate::paths::Lab;
+use crate::{build, images, progress};
+
+pub use lives::{LivesArgs, run as live};
+
+/// What a pod may take at most before the emulated host is taken to hang. Most take a tenth of it.
+const POD_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How much to do.
+#[derive(clap::Args)]
+pub struct SoakArgs {
+    /// How many pods.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pods: u32,
+}
+
+/// Lets pods live one after another; whether all of them did, and left nothing.
+///
+/// # Errors
+///
+/// Something does not compile or cannot be fetched, or the emulated host died.
+pub fn run(lab: &Lab, choice: &Choice, arguments: &SoakArgs) -> Result<bool> {
+    progress::say(&choice.why);
+    progress::say("building husk");
+    let programs = build::programs(lab)?;
+    match choice.host {
+        Host::Native => {
+            images::ensure_guests(lab, &programs.guest_init)?;
+            let mut lives = command(std::env::current_exe()?);
+            lives.args(words(arguments, &lab.guest()));
+            lives.env("HUSK_LAB_DIR", lab.guest()).env("HUSK_BIN", &programs.husk);
+            Ok(shown(&mut lives).is_ok())
+        }
+        Host::Emulated => emulated(&Emulator::prepare(lab, &programs)?, arguments),
+    }
+}
+
+fn emulated(emulator: &Emulator, arguments: &SoakArgs) -> Result<bool> {
+    let mut request = Request {
+        timeout: Some(POD_TIMEOUT * (arguments.pods + 2)),
+        ..Request::default()
+    };
+    request.command.push("husk-lab".into());
+    request.command.extend(words(arguments, Path::new("/lab")));
+    request.files.push((std::env::current_exe()?, "bin/husk-lab".into()));
+    let mut booting = Some(progress::Ticker::start("booting the emulated host"));
+    let finished = emulator.run(&request, &mut |bytes| {
+        if let Some(ticker) = booting.take() {
+            ticker.end("");
+        }
+        let _ = std::io::stdout().write_all(bytes);
+        let _ = std::io::stdout().flush();
+    })?;
+    Ok(finished.exit == 0)
+}
+
+/// Arguments of `husk-lab lives`.
+fn words(arguments: &SoakArgs, guest: &Path) -> Vec<String> {
+    let folder: PathBuf = guest.join(HOST_KERNEL.name);
+    vec![
+        "lives".into(),
+        "--pods".into(),
+        arguments.pods.to_string(),
+        "--guest".into(),
+        folder.to_string_lossy().into_owned(),
+    ]
+}

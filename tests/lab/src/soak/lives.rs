@@ -1,0 +1,161 @@
+//! The part of `cargo lab soak` that runs where guests run: one pod after another, as both shims start them.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use husk_guest::{Answer, Call, Reply, Step, pattern};
+use husk_tests::agent::Agent;
+use husk_tests::api::Shim;
+use husk_tests::body::Shape;
+use husk_tests::pod::Pod;
+
+use super::census::{Census, available_kib, cost_per_pod};
+use super::phases::Phases;
+
+/// What a pod may cost in the end, in KiB of the host's memory, before it is called a leak. One guest page lost a pod would be 4.
+const TOLERABLE_KIB_PER_POD: f64 = 64.0;
+
+/// Fewer pods than this say nothing about memory.
+const PODS_FOR_A_TREND: usize = 20;
+
+/// Pods after which the host's caches and pools are filled.
+const WARM_UP: usize = 3;
+
+/// Bytes of the disk that each pod gets, and of what it writes there.
+const DISK_BYTES: u64 = 16 << 20;
+const WRITTEN_BYTES: u64 = 256 << 10;
+
+/// What to run.
+#[derive(clap::Args)]
+pub struct LivesArgs {
+    /// How many pods.
+    #[arg(long)]
+    pods: u32,
+    /// The folder of the guest's kernel.
+    #[arg(long)]
+    guest: PathBuf,
+}
+
+/// Lets the pods live, prints what it took, and looks for what they left.
+///
+/// # Errors
+///
+/// A pod did not live, or something was left.
+pub fn run(arguments: &LivesArgs) -> Result<()> {
+    let folder = tempfile::tempdir().context("no folder for the pods")?;
+    let mut phases = Phases::default();
+    let mut available = Vec::new();
+    let mut before = None;
+    for number in 0..arguments.pods {
+        let shape = shape(number, &arguments.guest);
+        let described = format!("pod {number} ({:?} shim, debug {})", shape.shim, shape.debug);
+        live(shape, &folder.path().join(number.to_string()), &mut phases).with_context(|| described.clone())?;
+        let free = available_kib()?;
+        println!("{described}: lived; {} MiB available", free / 1024);
+        // The first pod is the one that allocates what this process and the host keep.
+        if before.is_none() {
+            before = Some(Census::take(folder.path())?);
+        }
+        available.push(free);
+    }
+    println!("\n{phases}");
+    let left = left_behind(&before.context("no pod")?, folder.path())?;
+    let cost = cost_per_pod(available.get(WARM_UP..).unwrap_or_default());
+    println!(
+        "memory: {cost:.1} KiB of MemAvailable less for each pod (of {})",
+        available.len()
+    );
+    if !left.is_empty() {
+        bail!("left behind by {} pods: {}", arguments.pods, left.join("; "));
+    }
+    ensure!(
+        available.len() < PODS_FOR_A_TREND || cost < TOLERABLE_KIB_PER_POD,
+        "each pod costs {cost:.1} KiB for ever, more than {TOLERABLE_KIB_PER_POD}"
+    );
+    println!("verdict: {} pods left nothing behind", arguments.pods);
+    Ok(())
+}
+
+/// Every second pod is the other shim's, every fourth has debug on.
+fn shape(number: u32, guest: &Path) -> Shape {
+    let shim = if number.is_multiple_of(2) { Shim::Rust } else { Shim::Go };
+    Shape {
+        debug: number % 4 >= 2,
+        ..Shape::new(shim, guest.join("vmlinux"), guest.join("pod.cpio"))
+    }
+}
+
+/// One life.
+fn live(shape: Shape, folder: &Path, phases: &mut Phases) -> Result<()> {
+    fs::create_dir(folder)?;
+    let mut pod = phases.measure("launch to ping", || Pod::launch(shape, folder))?;
+    phases.measure("vm.create", || pod.create())?;
+    phases.measure("vm.boot", || pod.boot())?;
+    let (mut agent, _) = phases.measure("boot to agent", || pod.agent())?;
+    phases.measure("agent call", || report(&mut agent))?;
+    phases.measure("program with streams", || exec(&pod))?;
+    let path = folder.join("disk.img");
+    File::create(&path)?.set_len(DISK_BYTES)?;
+    let device = phases.measure("vm.add-disk", || pod.add_disk(&path))?;
+    let found = phases.measure("disk in the guest", || {
+        agent.must(&Call::DiskAt {
+            bdf: device.bdf.clone(),
+        })
+    })?;
+    let Reply::Device { name, .. } = found else {
+        bail!("not a device: {found:?}")
+    };
+    phases.measure("256 KiB to the disk", || {
+        agent.must(&Call::step(&Step::write(&name, 0, WRITTEN_BYTES, 1)))
+    })?;
+    phases.measure("vm.remove-device", || {
+        pod.remove(&device)?;
+        agent.must(&Call::Gone {
+            bdf: device.bdf.clone(),
+        })
+    })?;
+    phases.measure("vm.resize, the same", || pod.resize_to_the_same())?;
+    drop(agent);
+    let stopped = phases.measure("vmm.shutdown to end", || pod.stop())?;
+    ensure!(
+        stopped.status.success(),
+        "it ended with {}: {}",
+        stopped.status,
+        stopped.output
+    );
+    let stored = fs::read(&path)?;
+    let expected = pattern::bytes(1, usize::try_from(WRITTEN_BYTES)?);
+    ensure!(stored.starts_with(&expected), "what the guest wrote is not in the file");
+    fs::remove_dir_all(folder)?;
+    Ok(())
+}
+
+fn report(agent: &mut Agent) -> Result<()> {
+    match agent.must(&Call::step(&Step::Report))? {
+        Reply::Answer {
+            answer: Answer::Report(report),
+        } if report.online == "0" => Ok(()),
+        other => bail!("a strange report: {other:?}"),
+    }
+}
+
+fn exec(pod: &Pod) -> Result<()> {
+    let input = pattern::bytes(2, 100_000);
+    let ran = pod.one_more()?.exec(&["cat"], &input)?;
+    ensure!(ran.code == 0 && ran.output == input, "a stream was not what was sent");
+    Ok(())
+}
+
+/// What there is more of than before. Kernels tear some of it down a moment after the process, so this looks again for a while.
+fn left_behind(before: &Census, folder: &Path) -> Result<Vec<String>> {
+    for _ in 0..100 {
+        if Census::take(folder)?.more_than(before).is_empty() {
+            return Ok(Vec::new());
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    Ok(Census::take(folder)?.more_than(before))
+}
