@@ -3,10 +3,10 @@
 //! Each test is a pod or two; what a shim would trip over is asserted where the shim would look.
 #![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
 
-mod failures;
-mod life;
-mod limits;
-mod restart;
+mod shim_failures;
+mod shim_life;
+mod shim_limits;
+mod shim_restart;
 
 use husk_tests::api::Shim;
 use husk_tests::body::Shape;
