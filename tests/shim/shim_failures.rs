@@ -23,7 +23,7 @@ fn an_agent_that_never_answers_is_refused_at_once_each_time() {
     let mut pod = Pod::launch(shape, folder.path()).unwrap();
     pod.create().unwrap();
     pod.boot().unwrap();
-    for tries in 0..500 {
+    for tries in 0..1000 {
         assert!(
             pod.dial(AGENT_PORT).unwrap().is_none(),
             "somebody answers after {tries} tries"
