@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use husk_guest::call::MAX_LINE_BYTES;
-use husk_guest::{AGENT_PORT, Answer, Call, Reply, Step};
+use husk_guest::{AGENT_PORT, Call, Reply, Step};
 
 use self::log::Log;
 use crate::{option, setup, steps, sys};
@@ -121,8 +121,7 @@ fn reply(mut stream: &UnixStream, result: Result<Reply>) -> Result<()> {
 
 /// Says good-bye, waits until that was heard, and ends the guest.
 fn leave(stream: &UnixStream, reader: &mut impl Read, step: &Step) -> Result<()> {
-    let answer = Answer::Bye { to: step.to_string() };
-    reply(stream, Ok(Reply::Answer { answer }))?;
+    reply(stream, Ok(Reply::Done))?;
     stream.shutdown(Shutdown::Write)?;
     stream.set_read_timeout(Some(FAREWELL))?;
     let _ = reader.read(&mut [0]);

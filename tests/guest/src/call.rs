@@ -21,7 +21,8 @@ pub const MAX_LINE_BYTES: u64 = 1 << 20;
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(tag = "call", rename_all = "kebab-case")]
 pub enum Call {
-    /// A [`Step`](crate::Step), as a command line has it; [`Reply::Answer`]. What needs a console is refused.
+    /// A [`Step`](crate::Step), as a command line has it; [`Reply::Answer`], or [`Reply::Done`] before the guest ends. What needs a console is
+    /// refused.
     Step {
         /// For example `report`.
         step: String,

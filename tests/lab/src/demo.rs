@@ -12,7 +12,7 @@ use crate::host::{Choice, Host};
 use crate::kernel::HOST_KERNEL;
 use crate::paths::Lab;
 use crate::test::HOSTS;
-use crate::{build, images, progress};
+use crate::{build, images, progress, sys};
 
 /// When the emulated host is taken to hang.
 const TIMEOUT: Duration = Duration::from_secs(300);
@@ -41,8 +41,10 @@ pub fn run(lab: &Lab, choice: &Choice) -> Result<bool> {
 fn in_a_host_that_lasts(emulator: &Emulator) -> Result<bool> {
     for _ in 1..HOSTS {
         match emulated(emulator) {
-            Err(death) => progress::say(&format!("{death:#}\nlab: the emulated host did not last: once more")),
-            lived => return lived,
+            Err(death) if !sys::interrupted() => {
+                progress::say(&format!("{death:#}\nlab: the emulated host did not last: once more"))
+            }
+            ended => return ended,
         }
     }
     emulated(emulator)

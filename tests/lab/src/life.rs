@@ -86,15 +86,7 @@ fn tell(teller: &Teller, pod: &mut Pod, folder: &Path) -> Result<()> {
     teller.say(&format!("husk's private memory beside guest RAM: {private} KiB"));
     agent.send(&Call::step(&Step::PowerOff))?;
     let bye = agent.reply()?;
-    ensure!(
-        matches!(
-            bye,
-            Reply::Answer {
-                answer: Answer::Bye { .. }
-            }
-        ),
-        "not a good-bye: {bye:?}"
-    );
+    ensure!(bye == Reply::Done, "not a good-bye: {bye:?}");
     teller.say("the guest powers off");
     Ok(())
 }

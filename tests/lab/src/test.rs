@@ -14,7 +14,7 @@ use crate::host::{self, Choice, Host};
 use crate::paths::Lab;
 use crate::progress;
 use crate::tally::{Skip, Tally};
-use crate::{images, suite};
+use crate::{images, suite, sys};
 
 /// When the emulated host is taken to hang. The whole suite takes a fraction of it.
 const TIMEOUT: Duration = Duration::from_secs(20 * 60);
@@ -117,10 +117,10 @@ fn emulated(
     let before = report.tally.clone();
     for _ in 1..HOSTS {
         match in_one_host(&emulator, &request, report) {
-            Err(death) => progress::say(&format!(
+            Err(death) if !sys::interrupted() => progress::say(&format!(
                 "{death:#}\nlab: the emulated host did not last: its tests run again"
             )),
-            held => return held,
+            ended => return ended,
         }
         report.tally = before.clone();
     }
