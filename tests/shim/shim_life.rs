@@ -2,9 +2,10 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use husk_guest::call::LOG_PORT;
 use husk_guest::{Answer, Call, Reply, Step, pattern};
@@ -13,7 +14,7 @@ use husk_tests::api::Shim;
 use husk_tests::body::Shape;
 use husk_tests::info::State;
 use husk_tests::kernel_file;
-use husk_tests::pod::{Pod, vsock};
+use husk_tests::pod::{PATIENCE, Pod, vsock};
 
 use crate::{folder, initrd, of_kernel};
 
@@ -23,17 +24,20 @@ const LOG_DIALS: u32 = 1000;
 /// Programs that run at once.
 const EXECS: usize = 10;
 
-/// Dials the agent's log as the Rust shim does in the background: every 10 ms until it answers, at most 1000 times. How often
-/// it was refused, and the log if there is one.
-fn dial_log(socket: &Path, shim: Shim) -> (u32, Option<BufReader<std::os::unix::net::UnixStream>>) {
-    for refused in 0..LOG_DIALS {
+/// Dials the agent's log as the Rust shim does in the background: every 10 ms until it answers. How often it was refused, and the
+/// log if there is one. `served` says that there will be one, however long the guest takes to boot; else a thousand times are enough.
+fn dial_log(socket: &Path, shim: Shim, served: bool) -> (u32, Option<BufReader<UnixStream>>) {
+    let dials = if served { u32::MAX } else { LOG_DIALS };
+    let start = Instant::now();
+    for refused in 0..dials {
         match dial(socket, LOG_PORT, shim) {
             Ok(Some(log)) => return (refused, Some(BufReader::new(log))),
             Ok(None) => thread::sleep(Duration::from_millis(10)),
             Err(error) => panic!("after {refused} refusals: {error:#}"),
         }
+        assert!(!served || start.elapsed() < PATIENCE, "no log after {refused} refusals");
     }
-    (LOG_DIALS, None)
+    (dials, None)
 }
 
 /// The exchange that a shim has with a fresh agent before the first container.
@@ -147,7 +151,9 @@ fn live(shape: Shape) -> String {
     pod.create().unwrap();
     pod.boot().unwrap();
     let socket = vsock(shim, folder.path());
-    let log = thread::spawn(move || dial_log(&socket, shim));
+    // The port of the log is served in the debug pods of the Rust shim only.
+    let served = debug && shim == Shim::Rust;
+    let log = thread::spawn(move || dial_log(&socket, shim, served));
     let (mut agent, refused) = pod.agent().unwrap();
     println!("the agent answered after {refused} refusals");
     let shape = pod.shape().clone();
@@ -159,16 +165,12 @@ fn live(shape: Shape) -> String {
     pod.resize_to_the_same().unwrap();
     exec_at_once(&pod);
     let (refused, log) = log.join().unwrap();
-    // The port of the log is served in the debug pods of the Rust shim only.
-    match log {
-        Some(mut log) => {
-            assert!(debug && shim == Shim::Rust);
-            agent.run(&["true"]).unwrap();
-            let mut line = String::new();
-            log.read_line(&mut line).unwrap();
-            assert!(line.starts_with("agent: "), "{line:?}");
-        }
-        None => assert_eq!((refused, debug && shim == Shim::Rust), (LOG_DIALS, false)),
+    assert_eq!(log.is_some(), served, "the log, after {refused} refusals");
+    if let Some(mut log) = log {
+        agent.run(&["true"]).unwrap();
+        let mut line = String::new();
+        log.read_line(&mut line).unwrap();
+        assert!(line.starts_with("agent: "), "{line:?}");
     }
     // A thousand refusals and ten streams later nothing of them is left.
     assert!(open_files(pod.pid()) < 100, "{} open files", open_files(pod.pid()));

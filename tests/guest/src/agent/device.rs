@@ -1,6 +1,6 @@
 //! Devices that come and go while the guest runs, found as Kata's agent finds them: by their place on the PCI bus.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,9 +28,10 @@ pub fn disk_at(bdf: &str) -> Result<Reply> {
     let place = place(bdf)?;
     let start = Instant::now();
     loop {
-        if let Some((name, path)) = disk_below(&place) {
-            // The node in /dev comes last.
-            crate::setup::wait_for(format!("/dev/{name}"))?;
+        // The kernel shows a disk, and its node, a moment before it can be opened.
+        if let Some((name, path)) = disk_below(&place)
+            && File::open(format!("/dev/{name}")).is_ok()
+        {
             let path = path.to_string_lossy().trim_start_matches("/sys/devices").to_string();
             return Ok(Reply::Device { name, path });
         }
