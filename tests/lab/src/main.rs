@@ -3,6 +3,7 @@
 //! Guests need VMX or SVM. Where this machine has neither, QEMU emulates one that has SVM, a stock kernel boots there as the host,
 //! and husk runs in it unchanged. Everything the lab fetches and builds stays in `target/lab`.
 
+mod api_fuzz;
 mod archive;
 mod bench;
 mod build;
@@ -63,6 +64,8 @@ enum Task {
     Bench(bench::BenchArgs),
     /// Give every target of tests/fuzz inputs that nobody thought of.
     Fuzz(fuzz::FuzzArgs),
+    /// Send husk's API requests made of its description (docs/openapi.yaml).
+    ApiFuzz(api_fuzz::ApiFuzzArgs),
     /// Open a shell in the emulated host, with husk and guest kernels at hand.
     Shell,
     /// Run husk with these arguments in the emulated host and pass its exit code on.
@@ -116,6 +119,7 @@ fn perform(arguments: &Arguments) -> Result<ExitCode> {
             test::run(&Lab::open()?, &choice(), *guests_only, filter.as_deref()).map(verdict)
         }
         Task::Fuzz(arguments) => fuzz::run(&Lab::open()?, arguments).map(verdict),
+        Task::ApiFuzz(arguments) => api_fuzz::run(&Lab::open()?, arguments).map(verdict),
         Task::Shell => interactive::shell(&Lab::open()?).map(exit_code),
         Task::Run { arguments } => interactive::husk(&Lab::open()?, arguments).map(exit_code),
         Task::Life(arguments) => life::run(arguments).map(|()| ExitCode::SUCCESS),
