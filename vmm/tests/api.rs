@@ -409,3 +409,22 @@ fn a_boot_that_fails_is_told_from_top_to_root_and_leaves_nothing() {
     assert_eq!(client.get("vm.info").0, 404);
     husk.shut_down();
 }
+
+/// Memory that is allocated on a thread of its own comes from another place than the main thread's: confinement must let it grow.
+#[test]
+fn many_clients_with_large_requests_are_served_while_confined() {
+    let mut husk = Husk::start(&["--seccomp", "true"]);
+    let mut clients: Vec<Client> = (0..40).map(|_| husk.client()).collect();
+    let half = "x".repeat(30_000);
+    for client in &mut clients {
+        let head = "PUT /api/v1/vm.remove-device HTTP/1.1\r\nContent-Length: 60009\r\n\r\n{\"id\":\"";
+        client.0.get_mut().write_all(head.as_bytes()).unwrap();
+        client.0.get_mut().write_all(half.as_bytes()).unwrap();
+    }
+    for client in &mut clients {
+        client.0.get_mut().write_all(half.as_bytes()).unwrap();
+        client.0.get_mut().write_all(b"\"}").unwrap();
+        assert_eq!(client.answer().0, 404);
+    }
+    assert_eq!(husk.shut_down().code(), Some(0));
+}

@@ -9,6 +9,7 @@
 //! done at little cost, is told in `docs/adr/0013-seccomp.md`; `docs/seccomp.md` is for operators.
 
 mod baked;
+mod heap;
 // What filters are made from is compiled into build.rs, and here only to be tested.
 #[cfg(test)]
 mod policy;
@@ -71,6 +72,9 @@ impl Mode {
     /// # Errors
     /// What the kernel says. The thread is as it was then.
     pub fn enter(self, role: Role) -> Result<(), SeccompError> {
+        if role == Role::Process {
+            heap::share();
+        }
         let Some(program) = self.program(role) else {
             return Ok(());
         };
