@@ -30,6 +30,7 @@ mod rng;
 mod script;
 mod still;
 mod virtio_pci;
+mod vsock;
 
 /// Inputs to start from, each with a name.
 pub type Seeds = Vec<(&'static str, Vec<u8>)>;
@@ -60,6 +61,7 @@ pub const TARGETS: &[Target] = &[
     target("ring", ring::run, ring::seeds),
     target("rng", rng::run, rng::seeds),
     target("virtio-pci", virtio_pci::run, virtio_pci::seeds),
+    target("vsock", vsock::run, vsock::seeds),
 ];
 
 const fn target(name: &'static str, run: fn(&[u8]), seeds: fn() -> Seeds) -> Target {
