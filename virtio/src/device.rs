@@ -115,12 +115,29 @@ pub trait VirtioDevice: Send {
     /// The configuration space. Locked for one access at a time.
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>>;
 
+    /// Who has to know of changes of guest RAM, if anybody.
+    fn memory_listener(&self) -> Option<Arc<dyn MemoryListener>> {
+        None
+    }
+
     /// Takes the rings and returns what serves them: each handler gets an I/O thread of its own, named
     /// `io-<device>` or `io-<device>-<n>`. Called on a vCPU thread; must not block.
     ///
     /// # Errors
     /// See [`StartError`]. The device stays as it was and may be started again after a reset.
     fn start(&mut self, activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError>;
+}
+
+/// Part of a device that has to know of changes of guest RAM, because it passes memory on to another process.
+///
+/// Apart from the device, so that it can be told without holding up vCPUs that use the device's registers.
+pub trait MemoryListener: Send + Sync {
+    /// Guest RAM has grown or shrunk to `memory`. Called on a control thread, before the guest may use memory that is new, after
+    /// it has let go of what is no longer there. May take seconds when the other process does.
+    ///
+    /// # Errors
+    /// The other process does not take the change. The device stops working then; the VM goes on.
+    fn memory_changed(&self, memory: &GuestMemory) -> std::io::Result<()>;
 }
 
 /// What a handler is waiting for: file descriptors, each with a token of the handler's choosing.

@@ -21,6 +21,7 @@ pub mod block;
 pub mod config;
 pub mod console;
 pub mod device;
+pub mod fs;
 mod gate;
 pub mod net;
 pub mod pmem;
@@ -29,6 +30,7 @@ pub mod ring;
 pub mod rng;
 pub mod threads;
 pub mod transport;
+pub mod vhost_user;
 pub mod vsock;
 pub mod worker;
 

@@ -16,7 +16,7 @@ mod used;
 pub use buffers::{Reader, SplitError, Writer};
 pub use chain::Chain;
 pub use error::RingError;
-pub use notify::Notify;
+pub use notify::{Notify, Signal};
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,6 +44,16 @@ pub struct RingState {
     pub index: u16,
     /// What virtio-queue keeps of it.
     pub queue: QueueState,
+}
+
+/// What a [`Ring`] is made of.
+pub struct RingParts {
+    /// Position and addresses.
+    pub state: RingState,
+    /// The doorbell: readable when the driver kicked.
+    pub kick: Arc<EventFd>,
+    /// How the driver is told.
+    pub notify: Notify,
 }
 
 /// A live virtqueue. Owned by one I/O thread.
@@ -249,6 +259,16 @@ impl Ring {
         RingState {
             index: self.index,
             queue: self.queue.state(),
+        }
+    }
+
+    /// Takes the ring apart, for something else to serve it from the position in its state.
+    pub fn into_parts(self) -> RingParts {
+        let Self { kick, notify, .. } = &self;
+        RingParts {
+            kick: kick.clone(),
+            notify: notify.clone(),
+            state: self.into_state(),
         }
     }
 

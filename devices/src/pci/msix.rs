@@ -21,7 +21,8 @@
 //! A vector that may not send (masked, function masked, MSI-X off, no message yet, or refused by the host) remembers one signal as
 //! its pending bit and sends it once it may. The host is asked for a GSI and a route only when a vector may send for the first time,
 //! or with another message than before: a guest that masks and unmasks to move an interrupt costs one change of route, and one
-//! that leaves vectors unused costs none.
+//! that leaves vectors unused costs none. A vector whose eventfd others write to ([`Vector::share`]) is disconnected from it while
+//! it may not send.
 
 use std::sync::Arc;
 
@@ -201,10 +202,13 @@ impl Msix {
             return;
         };
         // Until the guest has written an address there is nothing to send to; no interrupt controller listens at 0.
-        if masked || !on || message.address == 0 {
-            return entry.vector.mask();
-        }
-        if let Err(error) = entry.connect(&*self.host, message) {
+        let connected = if masked || !on || message.address == 0 {
+            entry.vector.mask();
+            entry.hold_back(&*self.host)
+        } else {
+            entry.connect(&*self.host, message)
+        };
+        if let Err(error) = connected {
             entry.vector.mask();
             self.refused.inc();
             // A guest can provoke this at will: the first one is told, the others are counted.
@@ -216,6 +220,17 @@ impl Msix {
 }
 
 impl Entry {
+    /// Keeps a masked vector from sending what others write to its eventfd.
+    fn hold_back(&mut self, host: &dyn Host) -> std::io::Result<()> {
+        match &self.source {
+            Some(source) if self.routed.is_some() && self.vector.is_shared() => {
+                self.routed = None;
+                host.route(source, None)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Lets the vector send `message`.
     fn connect(&mut self, host: &dyn Host, message: MsiMessage) -> std::io::Result<()> {
         let source = match self.source.take() {

@@ -278,6 +278,85 @@ fn no_signal_is_lost_between_mask_and_unmask() {
     signaller.join().unwrap();
 }
 
+#[test]
+fn a_shared_vector_is_masked_in_the_kernel() {
+    let mut bench = bench(1).live();
+    let shared = bench.msix.vector(0).unwrap().share().unwrap();
+    shared.raise();
+    assert_eq!(bench.host.take_sent(MESSAGE), 1);
+    bench.mask(0, true);
+    assert_eq!(
+        bench.host.routes(),
+        BTreeMap::new(),
+        "nothing that is written now is sent"
+    );
+    assert_eq!(bench.pending(), 0);
+    shared.raise();
+    shared.raise();
+    bench.mask(0, false);
+    // The kernel looks at the eventfd when it is connected again.
+    assert_eq!(bench.host.routes(), BTreeMap::from([(FIRST_MSI, MESSAGE)]));
+    assert_eq!(bench.host.take_sent(MESSAGE), 2);
+}
+
+#[test]
+fn the_pending_bit_of_a_shared_vector_is_what_was_written_while_it_was_masked() {
+    let mut bench = bench(1).live();
+    let shared = bench.msix.vector(0).unwrap().share().unwrap();
+    for mask in [true, false] {
+        if mask {
+            bench.mask(0, true);
+        } else {
+            bench.control(ENABLE | FUNCTION_MASK);
+        }
+        shared.raise();
+        assert_eq!((bench.pending(), bench.pending()), (1, 1));
+        bench.mask(0, false);
+        bench.control(ENABLE);
+        assert_eq!((bench.host.take_sent(MESSAGE), bench.pending()), (1, 0));
+    }
+}
+
+#[test]
+fn a_shared_vector_moves_with_its_message() {
+    let mut bench = bench(1).live();
+    let shared = bench.msix.vector(0).unwrap().share().unwrap();
+    bench.mask(0, true);
+    bench.message(0, OTHER);
+    shared.raise();
+    bench.mask(0, false);
+    assert_eq!(bench.host.take_sent(OTHER), 1);
+    // What this process signals itself goes the same way.
+    bench.signal(0);
+    assert_eq!(bench.host.take_sent(OTHER), 1);
+}
+
+#[test]
+fn a_vector_that_may_not_send_is_not_shared() {
+    let mut bench = bench(2);
+    assert!(bench.msix.vector(0).unwrap().share().is_none(), "no message yet");
+    bench = bench.live();
+    bench.mask(0, true);
+    let calls = bench.host.route_calls();
+    assert!(bench.msix.vector(0).unwrap().share().is_none(), "masked");
+    bench.mask(0, false);
+    bench.mask(0, true);
+    assert_eq!(bench.host.route_calls(), calls, "and masks cost no route");
+}
+
+#[test]
+fn a_host_that_does_not_disconnect_a_shared_vector_is_counted() {
+    let mut bench = bench(1).live();
+    bench.msix.vector(0).unwrap().share().unwrap();
+    bench.host.refuse(true);
+    bench.mask(0, true);
+    assert_eq!(bench.msix.refused(), 1);
+    bench.host.refuse(false);
+    bench.mask(0, false);
+    bench.signal(0);
+    assert_eq!(bench.host.take_sent(MESSAGE), 1);
+}
+
 proptest! {
     #[test]
     fn any_access_to_table_and_pending_bits_is_harmless(

@@ -3,15 +3,45 @@
 use std::fmt;
 use std::sync::Arc;
 
+use husk_devices::Irq;
+use husk_devices::pci::Vector;
+
+/// What carries an interrupt.
+pub trait Signal: Send + Sync {
+    /// Raises the interrupt. Never blocks.
+    fn signal(&self);
+
+    /// See [`Notify::share`].
+    fn share(&self) -> Option<Irq> {
+        None
+    }
+}
+
+impl<F: Fn() + Send + Sync> Signal for F {
+    fn signal(&self) {
+        self();
+    }
+}
+
+impl Signal for Vector {
+    fn signal(&self) {
+        Self::signal(self);
+    }
+
+    fn share(&self) -> Option<Irq> {
+        Self::share(self)
+    }
+}
+
 /// An interrupt that a device raises for one queue or for its configuration. Cheap to clone, usable from any thread.
 ///
 /// Where the driver asked for no interrupt (`VIRTIO_MSI_NO_VECTOR`, virtio 1.2 §4.1.5.1.2) signalling does nothing.
 #[derive(Clone)]
-pub struct Notify(Option<Arc<dyn Fn() + Send + Sync>>);
+pub struct Notify(Option<Arc<dyn Signal>>);
 
 impl Notify {
-    /// An interrupt that is raised by calling `signal`, which must not block.
-    pub fn new(signal: impl Fn() + Send + Sync + 'static) -> Self {
+    /// An interrupt that is raised by calling `signal`, which must not block: a closure, or a [`Vector`].
+    pub fn new(signal: impl Signal + 'static) -> Self {
         Self(Some(Arc::new(signal)))
     }
 
@@ -23,8 +53,15 @@ impl Notify {
     /// Raises the interrupt. Never blocks.
     pub fn signal(&self) {
         if let Some(signal) = &self.0 {
-            signal();
+            signal.signal();
         }
+    }
+
+    /// The eventfd that raises this interrupt when anybody writes to it, for another process to do so without this one; `None`
+    /// when there is no such eventfd, or not yet. To be asked in [`VirtioDevice::start`](crate::device::VirtioDevice::start),
+    /// while nothing can change the interrupt.
+    pub fn share(&self) -> Option<Irq> {
+        self.0.as_ref()?.share()
     }
 }
 

@@ -258,7 +258,7 @@ impl PciFunction for VirtioPci {
 fn notify(msix: &Msix, isr: &Arc<AtomicU8>, source: Source, vector: u16) -> Notify {
     let (vector, isr) = (msix.vector(vector), isr.clone());
     match (source, vector) {
-        (Source::Queue(_), Some(vector)) => Notify::new(move || vector.signal()),
+        (Source::Queue(_), Some(vector)) => Notify::new(vector),
         (Source::Queue(_), None) => Notify::new(move || {
             isr.fetch_or(ISR_QUEUE, Ordering::AcqRel);
         }),

@@ -9,6 +9,8 @@ use crate::host::Irq;
 const MASKED: u8 = 1;
 /// A signal waits for the vector to be unmasked.
 const PENDING: u8 = 2;
+/// Somebody else writes to the eventfd: only the kernel can hold signals back.
+const SHARED: u8 = 4;
 
 /// Raises one MSI-X vector. Cheap to clone, usable from any thread.
 #[derive(Clone, Debug)]
@@ -16,7 +18,7 @@ pub struct Vector(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// [`MASKED`] and [`PENDING`] in one atomic, so that a signal that meets an unmask is sent by exactly one of the two.
+    /// [`MASKED`], [`PENDING`] and [`SHARED`] in one atomic, so that a signal that meets an unmask is sent by exactly one of the two.
     state: AtomicU8,
     /// Set before the vector is unmasked for the first time, and never changed.
     irq: OnceLock<Irq>,
@@ -33,9 +35,33 @@ impl Vector {
         self.leave_pending();
     }
 
-    /// Whether a signal waits.
+    /// The eventfd that sends the message whenever anybody writes to it; `None` while the vector is masked or was never routed.
+    /// To be called under the lock of the vector's function. From then on a mask disconnects the eventfd: what is written to it
+    /// meanwhile waits in it.
+    pub fn share(&self) -> Option<Irq> {
+        if self.0.state.load(Ordering::Acquire) & MASKED != 0 {
+            return None;
+        }
+        let irq = self.0.irq.get()?;
+        self.0.state.fetch_or(SHARED, Ordering::AcqRel);
+        Some(irq.clone())
+    }
+
+    /// Whether others write to the eventfd.
+    pub(super) fn is_shared(&self) -> bool {
+        self.0.state.load(Ordering::Acquire) & SHARED != 0
+    }
+
+    /// Whether a signal waits, of one that is masked also in its eventfd, which nobody else reads then.
     pub fn is_pending(&self) -> bool {
-        self.0.state.load(Ordering::Acquire) & PENDING != 0
+        let state = self.0.state.load(Ordering::Acquire);
+        if state & (MASKED | SHARED) == MASKED | SHARED
+            && self.0.irq.get().is_some_and(|irq| irq.event().read().is_ok())
+        {
+            self.leave_pending();
+            return true;
+        }
+        state & PENDING != 0
     }
 
     /// Holds signals back from now on.
@@ -46,7 +72,7 @@ impl Vector {
     /// Lets signals through to `irq`, the one that waits first.
     pub(super) fn unmask(&self, irq: &Irq) {
         self.0.irq.get_or_init(|| irq.clone());
-        if self.0.state.swap(0, Ordering::AcqRel) & PENDING != 0 {
+        if self.0.state.fetch_and(SHARED, Ordering::AcqRel) & PENDING != 0 {
             self.send();
         }
     }

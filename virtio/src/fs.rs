@@ -1,0 +1,110 @@
+//! File system device (virtio 1.2 §5.11): a folder of the host, served by a vhost-user back-end such as virtiofsd.
+//!
+//! | queue  | carries                                                                      |
+//! |--------|------------------------------------------------------------------------------|
+//! | 0      | `hiprio`: FUSE requests that must not wait, such as `FUSE_FORGET`            |
+//! | 1 to N | FUSE requests                                                                |
+//!
+//! | configuration | field                    | meaning                                     |
+//! |---------------|--------------------------|---------------------------------------------|
+//! | 0x00          | `u8 tag[36]`             | name to mount by, UTF-8, padded with zeroes |
+//! | 0x24          | `le32 num_request_queues`| N                                           |
+//!
+//! The notification queue (`VIRTIO_FS_F_NOTIFICATION`) and the DAX window are not offered. How requests get to the back-end, and
+//! what becomes of them when it is gone, is told in [`vhost_user`](crate::vhost_user).
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::config::ConfigBytes;
+use crate::device::{Activation, ConfigAccess, Handler, MemoryListener, Profile, StartError, VirtioDevice};
+use crate::vhost_user::{BackendError, Link, VhostUserHandler, VhostUserMetrics};
+
+/// virtio device ID (virtio 1.2 §5).
+const VIRTIO_ID_FS: u32 = 26;
+/// "Other mass storage controller": base class 01h, sub-class 80h.
+const PCI_CLASS: u32 = 0x01_80_00;
+/// Bytes of `tag` (virtio 1.2 §5.11.4).
+pub const TAG_BYTES: usize = 36;
+
+/// What a file system device is to be.
+#[derive(Clone, Debug)]
+pub struct FsConfig {
+    /// The name that the guest mounts. Cut to [`TAG_BYTES`].
+    pub tag: String,
+    /// The back-end's listening socket.
+    pub socket: PathBuf,
+    /// Request queues.
+    pub queues: u16,
+    /// Entries of every queue: a power of two up to 32768.
+    pub queue_size: u16,
+    /// How long a back-end that does not listen yet is waited for.
+    pub patience: Duration,
+}
+
+/// A file system device, connected to its back-end.
+pub struct Fs {
+    profile: Profile,
+    config: Arc<Mutex<ConfigBytes>>,
+    link: Arc<Link>,
+}
+
+impl Fs {
+    /// Connects to the back-end and comes to terms with it. Its rings follow when the driver starts the device.
+    ///
+    /// # Errors
+    /// See [`BackendError`].
+    pub fn connect(config: &FsConfig) -> Result<Self, BackendError> {
+        // One for urgent requests.
+        let queues = config.queues.saturating_add(1);
+        let link = Link::connect(&config.socket, queues, config.patience)?;
+        Ok(Self::over(link, config))
+    }
+
+    fn over(link: Arc<Link>, config: &FsConfig) -> Self {
+        let mut fields = config.tag.as_bytes().to_vec();
+        fields.resize(TAG_BYTES, 0);
+        fields.extend_from_slice(&u32::from(config.queues).to_le_bytes());
+        let queues = usize::from(config.queues).saturating_add(1);
+        Self {
+            profile: Profile {
+                id: VIRTIO_ID_FS,
+                class: PCI_CLASS,
+                features: 0,
+                queue_sizes: vec![config.queue_size; queues],
+            },
+            config: Arc::new(Mutex::new(ConfigBytes::new(fields))),
+            link,
+        }
+    }
+
+    /// What the device counts.
+    pub fn metrics(&self) -> Arc<VhostUserMetrics> {
+        self.link.metrics().clone()
+    }
+}
+
+impl VirtioDevice for Fs {
+    fn profile(&self) -> Profile {
+        self.profile.clone()
+    }
+
+    fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {
+        self.config.clone()
+    }
+
+    fn memory_listener(&self) -> Option<Arc<dyn MemoryListener>> {
+        Some(self.link.clone())
+    }
+
+    fn start(&mut self, activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError> {
+        // A driver with fewer processors than request queues leaves the others alone.
+        let handler = VhostUserHandler::new(self.link.clone(), activation, &[0, 1])?;
+        Ok(vec![Box::new(handler)])
+    }
+}
+
+#[cfg(test)]
+#[path = "fs_test.rs"]
+mod tests;

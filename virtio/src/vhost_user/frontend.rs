@@ -1,0 +1,196 @@
+//! What husk says to a back-end: negotiation, memory, rings.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use husk_devices::memory::GuestMemoryMmap;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::QueueState;
+
+use super::channel::Channel;
+use super::error::BackendError;
+use super::memory::{Region, regions, translate};
+use super::message::{
+    F_PROTOCOL_FEATURES, PROTOCOL_F_CONFIGURE_MEM_SLOTS, PROTOCOL_F_MQ, PROTOCOL_F_REPLY_ACK, Request,
+    parse_vring_state, vring_address, vring_state,
+};
+
+/// Virtio features that the transport offers to every driver, so that the back-end has to know them.
+const NEEDED_FEATURES: u64 = (1 << VIRTIO_F_VERSION_1)
+    | (1 << VIRTIO_RING_F_EVENT_IDX)
+    | (1 << VIRTIO_RING_F_INDIRECT_DESC)
+    | F_PROTOCOL_FEATURES;
+const NEEDED_PROTOCOL: u64 = PROTOCOL_F_MQ | PROTOCOL_F_REPLY_ACK;
+/// Regions that fit into a memory table (`VHOST_MEMORY_BASELINE_NREGIONS`).
+const TABLE_REGIONS: u64 = 8;
+
+/// A back-end that has agreed to serve a device.
+#[derive(Debug)]
+pub(super) struct Frontend {
+    channel: Channel,
+    /// Whether memory is told region by region.
+    slots: bool,
+    regions_max: u64,
+    /// What the back-end has been told.
+    regions: Vec<Region>,
+}
+
+/// A ring on its way to the back-end.
+pub(super) struct Vring<'a> {
+    pub index: u16,
+    pub state: &'a QueueState,
+    pub kick: RawFd,
+    pub call: RawFd,
+}
+
+impl Frontend {
+    /// Comes to terms with the back-end at the other end of `socket`, which has to serve `queues` virtqueues.
+    pub fn negotiate(socket: UnixStream, limit: Duration, queues: u16) -> Result<Self, BackendError> {
+        let mut channel = Channel::new(socket, limit)?;
+        channel.command(Request::SetOwner, &[], &[])?;
+        let features = ask_number(&mut channel, Request::GetFeatures)?;
+        let missing = NEEDED_FEATURES & !features;
+        if missing != 0 {
+            return Err(BackendError::Features(missing));
+        }
+        let protocol = ask_number(&mut channel, Request::GetProtocolFeatures)?;
+        let missing = NEEDED_PROTOCOL & !protocol;
+        if missing != 0 {
+            return Err(BackendError::ProtocolFeatures(missing));
+        }
+        let agreed = protocol & (NEEDED_PROTOCOL | PROTOCOL_F_CONFIGURE_MEM_SLOTS);
+        // Acknowledgements begin after this request, not with it.
+        channel.command(Request::SetProtocolFeatures, &agreed.to_ne_bytes(), &[])?;
+        channel.expect_acknowledgements();
+        let found = ask_number(&mut channel, Request::GetQueueNum)?;
+        if found < u64::from(queues) {
+            return Err(BackendError::Queues { found, needed: queues });
+        }
+        let slots = agreed & PROTOCOL_F_CONFIGURE_MEM_SLOTS != 0;
+        let regions_max = match slots {
+            true => ask_number(&mut channel, Request::GetMaxMemSlots)?,
+            false => TABLE_REGIONS,
+        };
+        Ok(Self {
+            channel,
+            slots,
+            regions_max,
+            regions: Vec::new(),
+        })
+    }
+
+    /// Tells which virtio features the driver took. Rings stay disabled until they are enabled one by one.
+    pub fn set_features(&mut self, features: u64) -> Result<(), BackendError> {
+        let features = features | F_PROTOCOL_FEATURES;
+        self.channel.command(Request::SetFeatures, &features.to_ne_bytes(), &[])
+    }
+
+    /// Tells the difference between guest RAM as it is now and as the back-end knows it. Returns whether there was one.
+    pub fn set_memory(&mut self, memory: &GuestMemoryMmap) -> Result<bool, BackendError> {
+        let now = regions(memory)?;
+        if now == self.regions {
+            return Ok(false);
+        }
+        let found = now.len();
+        if u64::try_from(found).is_ok_and(|found| found > self.regions_max) {
+            return Err(BackendError::Regions {
+                found,
+                allowed: self.regions_max,
+            });
+        }
+        if self.slots {
+            self.change_regions(now)
+        } else {
+            self.set_table(now)
+        }?;
+        Ok(true)
+    }
+
+    fn change_regions(&mut self, now: Vec<Region>) -> Result<(), BackendError> {
+        let gone = |region: &Region| !now.contains(region);
+        while let Some(at) = self.regions.iter().position(gone) {
+            let region = self.regions.remove(at);
+            self.channel.command(Request::RemMemReg, &single(&region), &[])?;
+        }
+        for region in now {
+            if !self.regions.contains(&region) {
+                let fd = region.fd();
+                self.channel.command(Request::AddMemReg, &single(&region), &[fd])?;
+                self.regions.push(region);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_table(&mut self, now: Vec<Region>) -> Result<(), BackendError> {
+        // Number of regions, and padding.
+        let count = u32::try_from(now.len()).expect("checked: at most 8");
+        let mut payload = [count.to_ne_bytes(), [0; 4]].concat();
+        now.iter()
+            .for_each(|region| payload.extend_from_slice(&region.describe()));
+        let fds: Vec<RawFd> = now.iter().map(Region::fd).collect();
+        self.channel.command(Request::SetMemTable, &payload, &fds)?;
+        self.regions = now;
+        Ok(())
+    }
+
+    /// Hands a ring over: the back-end serves it from the position that its state has.
+    pub fn start_ring(&mut self, ring: &Vring<'_>) -> Result<(), BackendError> {
+        let Vring { index, state, .. } = *ring;
+        let place = |gpa| translate(&self.regions, gpa).ok_or(BackendError::RingMemory { queue: index, gpa });
+        let (descriptors, used, available) = (
+            place(state.desc_table)?,
+            place(state.used_ring)?,
+            place(state.avail_ring)?,
+        );
+        let state_of = |number: u16| vring_state(index, number.into());
+        // "Bits (0-7) of the payload contain the vring index", and bit 8 says that there is no descriptor.
+        let queue = u64::from(index).to_ne_bytes();
+        let address = vring_address(index, descriptors, used, available);
+        let channel = &mut self.channel;
+        channel.command(Request::SetVringNum, &state_of(state.size), &[])?;
+        channel.command(Request::SetVringAddr, &address, &[])?;
+        channel.command(Request::SetVringBase, &state_of(state.next_avail), &[])?;
+        channel.command(Request::SetVringCall, &queue, &[ring.call])?;
+        channel.command(Request::SetVringKick, &queue, &[ring.kick])?;
+        channel.command(Request::SetVringEnable, &state_of(1), &[])
+    }
+
+    /// Takes a ring back. Returns the position of the next request that the back-end has not begun.
+    pub fn stop_ring(&mut self, index: u16) -> Result<u16, BackendError> {
+        let answer = self.channel.ask(Request::GetVringBase, &vring_state(index, 0))?;
+        let (_, found) = parse_vring_state(answer);
+        u16::try_from(found).map_err(|_| BackendError::Position { queue: index, found })
+    }
+
+    /// Whether the back-end is still there, and silent as it should be while it is asked nothing.
+    pub fn check(&mut self) -> Result<(), BackendError> {
+        self.channel.check()
+    }
+
+    /// Ends the connection: whoever watches it wakes up.
+    pub fn hang_up(&mut self) {
+        self.channel.hang_up();
+    }
+}
+
+impl AsRawFd for Frontend {
+    fn as_raw_fd(&self) -> RawFd {
+        self.channel.as_raw_fd()
+    }
+}
+
+fn ask_number(channel: &mut Channel, request: Request) -> Result<u64, BackendError> {
+    channel.ask(request, &[]).map(u64::from_ne_bytes)
+}
+
+/// "Single memory region description": padding, then the region.
+fn single(region: &Region) -> Vec<u8> {
+    [&[0; 8][..], &region.describe()].concat()
+}
+
+#[cfg(test)]
+#[path = "frontend_test.rs"]
+mod tests;

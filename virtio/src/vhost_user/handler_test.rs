@@ -1,0 +1,334 @@
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
+
+use husk_devices::memory::GuestRegionMmap;
+use vm_memory::FileOffset;
+
+use super::super::channel::REPLY_TIMEOUT;
+use super::super::link::{Link, VhostUserMetrics};
+use super::super::message::Request;
+use super::super::testing::{Deed, Heard, IMPATIENT, regions_of, serve, shared_memory};
+use super::*;
+use crate::device::MemoryListener;
+use crate::ring::{Notify, Ring, Signal};
+use crate::testing::Driver;
+use crate::worker::Worker;
+
+/// A device with two queues of 16 entries, its back-end, and the driver's side.
+struct Bench {
+    mem: GuestMemory,
+    link: Arc<Link>,
+    heard: Arc<Heard>,
+    drivers: [Driver; 2],
+}
+
+fn bench(deed: Option<(Request, Deed)>) -> Bench {
+    let (here, there) = UnixStream::pair().unwrap();
+    let limit = if deed.is_some() { IMPATIENT } else { REPLY_TIMEOUT };
+    let heard = serve(there, deed);
+    let link = Link::over(here, Path::new("/nowhere/fs.sock"), 2, limit).unwrap();
+    heard.take();
+    let mem = shared_memory(&[]);
+    let drivers = [0x1_0000, 0x2_0000].map(|base| Driver::new(&mem, base, 16));
+    Bench {
+        mem,
+        link,
+        heard,
+        drivers,
+    }
+}
+
+impl Bench {
+    fn activation(&self) -> Activation {
+        let rings = self.drivers.iter().map(Driver::ring).zip(0..);
+        let rings = rings.map(|(ring, index)| {
+            let mut parts = ring.into_parts();
+            parts.state.index = index;
+            Ring::new(parts.state, parts.kick, parts.notify, self.mem.clone()).ok()
+        });
+        Activation {
+            mem: self.mem.clone(),
+            features: 1 << 32,
+            rings: rings.collect(),
+            config_changed: Notify::none(),
+        }
+    }
+
+    fn handler(&self) -> Box<VhostUserHandler> {
+        Box::new(VhostUserHandler::new(self.link.clone(), self.activation(), &[0, 1]).unwrap())
+    }
+
+    /// The device at work, and why it stops by itself if it does.
+    fn run(&self) -> (Worker, Receiver<HandlerError>) {
+        let (said, heard) = channel();
+        let tell = Box::new(move |error| said.send(error).unwrap());
+        (Worker::spawn("io-fs", self.handler(), tell).unwrap(), heard)
+    }
+
+    fn started(&self) -> (Worker, Receiver<HandlerError>) {
+        let running = self.run();
+        while self.metrics().starts.get() == 0 {
+            std::thread::yield_now();
+        }
+        running
+    }
+
+    fn metrics(&self) -> &VhostUserMetrics {
+        self.link.metrics()
+    }
+}
+
+fn tempfile_of(bytes: u64) -> std::fs::File {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(bytes).unwrap();
+    file
+}
+
+/// A descriptor's file, to tell whether two are the same.
+fn same_file(one: &EventFd, other: &EventFd) -> bool {
+    one.write(1).unwrap();
+    other.read().is_ok()
+}
+
+fn why(failure: HandlerError) -> String {
+    let source = std::error::Error::source(&failure).map(ToString::to_string);
+    format!("{failure}: {}", source.unwrap_or_default())
+}
+
+#[test]
+fn rings_come_back_where_the_back_end_stopped() {
+    let bench = bench(None);
+    let (worker, _) = bench.started();
+    bench.drivers[1].store(bench.drivers[1].used + 2, 5);
+    let states = worker.join();
+    let positions: Vec<_> = states
+        .iter()
+        .map(|state| (state.queue.next_avail, state.queue.next_used))
+        .collect();
+    assert_eq!(positions, [(7, 0), (7, 5)]);
+    let last: Vec<u32> = bench.heard.requests().into_iter().rev().take(2).collect();
+    assert_eq!(last, [Request::GetVringBase as u32; 2]);
+}
+
+#[test]
+fn a_ring_goes_on_where_it_stopped() {
+    let bench = bench(None);
+    let mut activation = bench.activation();
+    let mut parts = activation.rings[1].take().unwrap().into_parts();
+    (parts.state.queue.next_avail, parts.state.queue.next_used) = (40, 38);
+    activation.rings[1] = Ring::new(parts.state, parts.kick, parts.notify, bench.mem.clone()).ok();
+    let mut handler = VhostUserHandler::new(bench.link.clone(), activation, &[]).unwrap();
+    handler.lend().unwrap();
+    let told = bench.heard.take();
+    let bases = told
+        .iter()
+        .filter(|message| message.request == Request::SetVringBase as u32);
+    let bases: Vec<&[u8]> = bases.map(|message| &message.payload[..]).collect();
+    assert_eq!(bases, [[0, 0, 0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 40, 0, 0, 0]]);
+}
+
+#[test]
+fn the_back_end_gets_the_drivers_own_doorbell() {
+    let bench = bench(None);
+    let (_worker, _) = bench.started();
+    assert!(same_file(
+        &bench.drivers[1].kick,
+        &bench.heard.event(Request::SetVringKick)
+    ));
+}
+
+#[test]
+fn an_interrupt_without_an_eventfd_is_passed_on() {
+    let bench = bench(None);
+    let (_worker, _) = bench.started();
+    bench.heard.event(Request::SetVringCall).write(1).unwrap();
+    while bench.drivers[1].interrupts() == 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(bench.drivers[0].interrupts(), 0);
+}
+
+#[test]
+fn an_interrupt_signalled_right_before_the_stop_is_not_lost() {
+    let bench = bench(None);
+    let mut handler = bench.handler();
+    handler.lend().unwrap();
+    bench.heard.event(Request::SetVringCall).write(1).unwrap();
+    handler.stop();
+    assert_eq!(bench.drivers[1].interrupts(), 1);
+}
+
+#[test]
+fn an_interrupt_with_an_eventfd_is_the_back_ends() {
+    struct Shared(Irq);
+    impl Signal for Shared {
+        fn signal(&self) {
+            self.0.raise();
+        }
+        fn share(&self) -> Option<Irq> {
+            Some(self.0.clone())
+        }
+    }
+    let bench = bench(None);
+    let irq = Irq::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    let mut activation = bench.activation();
+    let parts = activation.rings[1].take().unwrap().into_parts();
+    let notify = Notify::new(Shared(irq.clone()));
+    activation.rings[1] = Ring::new(parts.state, parts.kick, notify, bench.mem.clone()).ok();
+    let mut handler = VhostUserHandler::new(bench.link.clone(), activation, &[]).unwrap();
+    handler.lend().unwrap();
+    assert!(same_file(&bench.heard.event(Request::SetVringCall), irq.event()));
+}
+
+#[test]
+fn a_missing_queue_is_named_unless_it_may_be_missing() {
+    let bench = bench(None);
+    let mut activation = bench.activation();
+    activation.rings[1] = None;
+    let error = VhostUserHandler::new(bench.link.clone(), activation, &[0, 1])
+        .err()
+        .unwrap();
+    assert!(matches!(error, StartError::QueueMissing(1)));
+    let mut activation = bench.activation();
+    activation.rings[0] = None;
+    let mut handler = VhostUserHandler::new(bench.link.clone(), activation, &[1, 1]).unwrap();
+    handler.lend().unwrap();
+    let states = Box::new(handler).stop();
+    assert_eq!(states.iter().map(|state| state.index).collect::<Vec<_>>(), [1]);
+}
+
+#[test]
+fn the_death_of_the_back_end_is_a_failure_of_the_device_only() {
+    let bench = bench(Some((Request::RemMemReg, Deed::Close)));
+    let (worker, failures) = bench.started();
+    // The back-end leaves when it is asked to forget a region: the change fails, and so does the device.
+    let changed = GuestMemory::new(regions_of(&Arc::new(tempfile_of(2 << 20)), &[]));
+    assert!(bench.link.memory_changed(&changed).is_err());
+    let error = why(failures.recv().unwrap());
+    assert_eq!(
+        error,
+        "the vhost-user back-end failed: /nowhere/fs.sock: it closed the connection"
+    );
+    let states = worker.join();
+    assert_eq!(states.len(), 2, "the rings come back all the same");
+    assert_eq!(bench.metrics().backend_failures.get(), 1);
+}
+
+#[test]
+fn a_back_end_that_talks_without_being_asked_is_left() {
+    // The second byte comes when nobody waits for an answer any more.
+    let mut bytes = super::super::testing::answer(Request::SetVringEnable as u32, 0);
+    bytes.push(0);
+    let bench = bench(Some((Request::SetVringEnable, Deed::Say(bytes))));
+    let (_worker, failures) = bench.run();
+    assert!(why(failures.recv().unwrap()).contains("/nowhere/fs.sock: it "));
+    assert_eq!(bench.metrics().backend_failures.get(), 1);
+}
+
+#[test]
+fn every_step_of_the_start_and_of_the_stop_may_go_wrong() {
+    use Request::*;
+    let start = [
+        SetFeatures,
+        AddMemReg,
+        SetVringNum,
+        SetVringAddr,
+        SetVringBase,
+        SetVringCall,
+        SetVringKick,
+        SetVringEnable,
+    ];
+    let deeds = || {
+        [
+            Deed::Refuse(1),
+            Deed::Close,
+            Deed::KeepSilent,
+            Deed::Drip,
+            Deed::Say(vec![0x5a; 600]),
+        ]
+    };
+    for (request, deed) in start.iter().flat_map(|request| deeds().map(|deed| (*request, deed))) {
+        let bench = bench(Some((request, deed)));
+        let (worker, failures) = bench.run();
+        failures.recv().unwrap();
+        assert_eq!(worker.join().len(), 2);
+        assert!(bench.link.lock().present().is_err(), "nobody speaks to it again");
+    }
+    for deed in deeds().into_iter().skip(1) {
+        let bench = bench(Some((GetVringBase, deed)));
+        let (worker, _) = bench.started();
+        let positions: Vec<u16> = worker.join().iter().map(|state| state.queue.next_avail).collect();
+        assert_eq!(positions, [0, 0], "as far as the used rings say");
+    }
+}
+
+#[test]
+fn a_ring_in_memory_of_its_own_fails_the_device_and_not_the_connection() {
+    let bench = bench(None);
+    let mut handler = bench.handler();
+    handler.rings[1].ring.state.queue.desc_table = 32 << 20;
+    let error = handler.lend().unwrap_err();
+    assert!(matches!(error, BackendError::RingMemory { queue: 1, .. }));
+    handler.failed(error);
+    let states = handler.stop();
+    let positions: Vec<u16> = states.iter().map(|state| state.queue.next_avail).collect();
+    assert_eq!(positions, [7, 0], "the first one was already handed over");
+    assert!(bench.link.lock().present().is_ok());
+}
+
+#[test]
+fn new_memory_is_told_while_the_device_works() {
+    let bench = bench(None);
+    let file = Arc::new(tempfile_of(64 << 20));
+    let mem = GuestMemory::new(regions_of(&file, &[]));
+    bench.link.memory_changed(&mem).unwrap();
+    bench.heard.take();
+    let at = FileOffset::from_arc(file, 8 << 20);
+    let more = GuestRegionMmap::from_range(GuestAddress(8 << 20), 1 << 20, Some(at)).unwrap();
+    let grown = mem.memory().insert_region(Arc::new(more));
+    bench.link.memory_changed(&GuestMemory::new(grown.unwrap())).unwrap();
+    assert_eq!(bench.heard.requests(), [Request::AddMemReg as u32], "only what is new");
+    assert_eq!(bench.metrics().memory_updates.get(), 2);
+}
+
+#[test]
+fn the_next_start_connects_to_the_next_back_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let listener = UnixListener::bind(&path).unwrap();
+    let serve_next = move || {
+        drop(serve(
+            listener.accept().unwrap().0,
+            Some((Request::RemMemReg, Deed::Close)),
+        ))
+    };
+    let mut bench = bench(None);
+    let servant = std::thread::spawn(move || {
+        serve_next();
+        serve_next();
+    });
+    bench.link = Link::connect(&path, 2, std::time::Duration::ZERO).unwrap();
+    let (first, failures) = bench.started();
+    let other = GuestMemory::new(regions_of(&Arc::new(tempfile_of(2 << 20)), &[]));
+    assert!(bench.link.memory_changed(&other).is_err());
+    failures.recv().unwrap();
+    first.join();
+    let (second, _) = bench.run();
+    while bench.metrics().starts.get() < 2 {
+        std::thread::yield_now();
+    }
+    assert_eq!(bench.metrics().connects.get(), 2);
+    second.join();
+    servant.join().unwrap();
+}
+
+#[test]
+fn nobody_at_the_socket_is_an_error_that_says_so() {
+    let patience = std::time::Duration::from_millis(25);
+    let error = Link::connect(Path::new("/nowhere/s"), 2, patience).unwrap_err();
+    assert_eq!(
+        chain(&error),
+        "cannot connect to its socket: No such file or directory (os error 2)"
+    );
+}

@@ -1,0 +1,116 @@
+//! Connecting to a back-end's socket, and looking at it, without waiting.
+
+#![expect(unsafe_code, reason = "the standard library has both only with a wait")]
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+/// Connects to the stream socket at `path`. Where it is not there, or its backlog is full, the answer is an error at once.
+pub(super) fn dial(path: &Path) -> io::Result<UnixStream> {
+    let address = address(path)?;
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: takes no memory.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just made and belongs to nobody else.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let len = libc::socklen_t::try_from(size_of_val(&address)).expect("it is 110");
+    // SAFETY: the address is `len` bytes long and read during the call only.
+    if unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// Whether the other end has said something, or left, without taking what it said.
+pub(super) fn peek(socket: &UnixStream) -> io::Result<Heard> {
+    let mut byte = 0_u8;
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: the kernel writes at most one byte to the local, during the call only.
+    match unsafe { libc::recv(socket.as_raw_fd(), (&raw mut byte).cast(), 1, flags) } {
+        0 => Ok(Heard::End),
+        1.. => Ok(Heard::Something),
+        _ => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::WouldBlock => Ok(Heard::Nothing),
+            error => Err(error),
+        },
+    }
+}
+
+/// What waits in a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    Nothing,
+    Something,
+    /// The other end has closed it.
+    End,
+}
+
+fn address(path: &Path) -> io::Result<libc::sockaddr_un> {
+    // SAFETY: a structure of numbers, for which all zeroes is a value.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::sa_family_t::try_from(libc::AF_UNIX).expect("it is 1");
+    let bytes = path.as_os_str().as_bytes();
+    // The last byte stays 0.
+    let room = address.sun_path.len().saturating_sub(1);
+    if bytes.is_empty() || bytes.contains(&0) || bytes.len() > room {
+        let found = format!("a path of {} bytes, 1 to {room} without NUL are allowed", bytes.len());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, found));
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = from.cast_signed();
+    }
+    Ok(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_full_backlog_is_an_error_and_no_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let _listener = UnixListener::bind(&path).unwrap();
+        // However long the backlog is, some dial does not fit.
+        let waiting: Vec<_> = std::iter::repeat_with(|| dial(&path))
+            .take_while(Result::is_ok)
+            .take(10_000)
+            .collect();
+        assert!(!waiting.is_empty());
+        assert_eq!(dial(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn what_waits_is_told_apart_and_stays() {
+        let (here, there) = UnixStream::pair().unwrap();
+        assert_eq!(peek(&here).unwrap(), Heard::Nothing);
+        io::Write::write_all(&mut &there, b"x").unwrap();
+        assert_eq!(peek(&here).unwrap(), Heard::Something);
+        drop(there);
+        assert_eq!(peek(&here).unwrap(), Heard::Something);
+        io::Read::read_exact(&mut &here, &mut [0]).unwrap();
+        assert_eq!(peek(&here).unwrap(), Heard::End);
+    }
+
+    #[test]
+    fn paths_that_no_socket_has_are_refused() {
+        let long = "/".repeat(108);
+        let message = |path: &str| dial(Path::new(path)).unwrap_err().to_string();
+        assert_eq!(message(&long), "a path of 108 bytes, 1 to 107 without NUL are allowed");
+        assert_eq!(message(""), "a path of 0 bytes, 1 to 107 without NUL are allowed");
+        assert_eq!(
+            dial(Path::new("/nowhere/s")).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
+    }
+}

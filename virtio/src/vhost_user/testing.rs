@@ -1,0 +1,187 @@
+//! A back-end for tests: does what the protocol says, or at one request whatever the test wants. And guest RAM to share.
+
+#![expect(unsafe_code, reason = "receiving descriptors")]
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use husk_devices::memory::{GuestMemory, GuestMemoryMmap};
+use vm_memory::{FileOffset, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+use super::message::{HEADER_BYTES, Request};
+
+/// Patience of front-ends in tests that provoke its end. Others have the usual one.
+pub(crate) const IMPATIENT: Duration = Duration::from_millis(30);
+/// `VERSION_1`, `RING_EVENT_IDX`, `RING_INDIRECT_DESC` and `PROTOCOL_FEATURES`.
+pub(crate) const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28;
+/// `MQ`, `REPLY_ACK`, `CONFIGURE_MEM_SLOTS`.
+pub(crate) const PROTOCOL: u64 = 1 << 15 | 1 << 3 | 1;
+
+/// Shared RAM: one region of 2 MiB from 0, and more of 1 MiB each at the addresses given.
+pub(crate) fn shared_memory(more: &[u64]) -> GuestMemory {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(64 << 20).unwrap();
+    GuestMemory::new(regions_of(&Arc::new(file), more))
+}
+
+/// The same, in a file that lasts.
+pub(crate) fn regions_of(file: &Arc<File>, more: &[u64]) -> GuestMemoryMmap {
+    let at = |offset| Some(FileOffset::from_arc(file.clone(), offset));
+    let mut ranges = vec![(GuestAddress(0), 2 << 20, at(0))];
+    ranges.extend(more.iter().map(|gpa| (GuestAddress(*gpa), 1 << 20, at(*gpa))));
+    GuestMemoryMmap::from_ranges_with_files(ranges).unwrap()
+}
+
+/// What a back-end does in place of answering.
+#[derive(Clone, Debug)]
+pub(crate) enum Deed {
+    /// Says that it failed.
+    Refuse(u64),
+    /// Another number than the usual one.
+    Number(u64),
+    /// Leaves.
+    Close,
+    /// Waits for the front-end to leave.
+    KeepSilent,
+    /// Bytes of its own invention.
+    Say(Vec<u8>),
+    /// The right answer, byte by byte, each as late as possible.
+    Drip,
+}
+
+/// A message as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Message {
+    pub request: u32,
+    pub payload: Vec<u8>,
+    pub fds: usize,
+}
+
+/// What a back-end has heard, and what it was given.
+#[derive(Debug, Default)]
+pub(crate) struct Heard {
+    pub messages: Mutex<Vec<Message>>,
+    /// By kick or call request and queue.
+    pub events: Mutex<Vec<(u32, EventFd)>>,
+}
+
+impl Heard {
+    pub fn requests(&self) -> Vec<u32> {
+        self.messages
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|message| message.request)
+            .collect()
+    }
+
+    /// Forgets and returns the messages.
+    pub fn take(&self) -> Vec<Message> {
+        std::mem::take(&mut self.messages.lock().unwrap())
+    }
+
+    /// The descriptor that came last with `request`.
+    pub fn event(&self, request: Request) -> EventFd {
+        let events = self.events.lock().unwrap();
+        let found = events.iter().rev().find(|(known, _)| *known == request as u32);
+        found.unwrap().1.try_clone().unwrap()
+    }
+}
+
+/// Serves `socket` on a thread of its own until the other end leaves.
+pub(crate) fn serve(mut socket: UnixStream, deed: Option<(Request, Deed)>) -> Arc<Heard> {
+    let heard = Arc::<Heard>::default();
+    let ears = heard.clone();
+    thread::spawn(move || {
+        while let Some((wants_answer, message)) = receive(&mut socket, &ears) {
+            let request = message.request;
+            let usual = answer_to(&message).or(wants_answer.then_some(0));
+            ears.messages.lock().unwrap().push(message);
+            let mut deed = deed
+                .as_ref()
+                .filter(|(at, _)| *at as u32 == request)
+                .map(|(_, deed)| deed.clone());
+            match deed.take() {
+                None => usual.into_iter().for_each(|number| say(&mut socket, request, number)),
+                Some(Deed::Refuse(number) | Deed::Number(number)) => say(&mut socket, request, number),
+                Some(Deed::Close) => return,
+                Some(Deed::Say(bytes)) => socket.write_all(&bytes).unwrap(),
+                Some(Deed::Drip) => {
+                    for byte in answer(request, usual.unwrap_or(0)) {
+                        thread::sleep(IMPATIENT / 4);
+                        let _ = socket.write_all(&[byte]);
+                    }
+                }
+                Some(Deed::KeepSilent) => {}
+            }
+        }
+    });
+    heard
+}
+
+fn receive(socket: &mut UnixStream, heard: &Heard) -> Option<(bool, Message)> {
+    let mut header = [0; HEADER_BYTES];
+    let mut fds = [-1; 8];
+    let mut iovecs = [libc::iovec {
+        iov_base: header.as_mut_ptr().cast(),
+        iov_len: header.len(),
+    }];
+    // SAFETY: the kernel writes at most the header's length to it, during the call only.
+    let (bytes, count) = unsafe { socket.recv_with_fds(&mut iovecs, &mut fds) }.ok()?;
+    // SAFETY: the descriptors were just received and belong to nobody else.
+    let files: Vec<File> = fds[..count]
+        .iter()
+        .map(|fd| unsafe { File::from_raw_fd(*fd) })
+        .collect();
+    if bytes < HEADER_BYTES {
+        return None;
+    }
+    let word = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().unwrap());
+    let mut payload = vec![0; usize::try_from(word(8)).unwrap()];
+    socket.read_exact(&mut payload).ok()?;
+    let request = word(0);
+    if [Request::SetVringKick as u32, Request::SetVringCall as u32].contains(&request) {
+        // SAFETY: the file gives its descriptor up.
+        let events = files
+            .iter()
+            .map(|file| (request, unsafe { EventFd::from_raw_fd(libc::dup(file.as_raw_fd())) }));
+        heard.events.lock().unwrap().extend(events);
+    }
+    let message = Message {
+        request,
+        payload,
+        fds: count,
+    };
+    Some((word(4) & 8 != 0, message))
+}
+
+fn answer_to(message: &Message) -> Option<u64> {
+    let is = |request: Request| message.request == request as u32;
+    match () {
+        () if is(Request::GetFeatures) => Some(FEATURES),
+        () if is(Request::GetProtocolFeatures) => Some(PROTOCOL),
+        () if is(Request::GetQueueNum) => Some(4),
+        () if is(Request::GetMaxMemSlots) => Some(32),
+        // The ring's index, and 7 requests taken.
+        () if is(Request::GetVringBase) => Some(u64::from_ne_bytes(message.payload[..].try_into().unwrap()) | 7 << 32),
+        () => None,
+    }
+}
+
+fn say(socket: &mut UnixStream, request: u32, number: u64) {
+    // A front-end that has left does not mind.
+    let _ = socket.write_all(&answer(request, number));
+}
+
+/// An answer as it should be.
+pub(crate) fn answer(request: u32, number: u64) -> Vec<u8> {
+    let words = [request, 5, 8].map(u32::to_ne_bytes).concat();
+    [&words[..], &number.to_ne_bytes()].concat()
+}
