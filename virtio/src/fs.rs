@@ -17,6 +17,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use husk_devices::metrics::Metered;
+
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, MemoryListener, Profile, StartError, VirtioDevice};
 use crate::vhost_user::{BackendError, Link, VhostUserHandler, VhostUserMetrics};
@@ -88,6 +90,10 @@ impl Fs {
 impl VirtioDevice for Fs {
     fn profile(&self) -> Profile {
         self.profile.clone()
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.link.metrics().metrics()
     }
 
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {

@@ -31,8 +31,6 @@ pub struct VhostUserMetrics {
     pub backend_failures: Counter,
     /// Changes of guest RAM that the back-end was told while it served rings.
     pub memory_updates: Counter,
-    /// Requests answered with an error because the back-end was gone.
-    pub orphaned_requests: Counter,
 }
 
 impl Metered for VhostUserMetrics {
@@ -42,7 +40,6 @@ impl Metered for VhostUserMetrics {
             ("starts", self.starts.get()),
             ("backend_failures", self.backend_failures.get()),
             ("memory_updates", self.memory_updates.get()),
-            ("orphaned_requests", self.orphaned_requests.get()),
         ]
     }
 }

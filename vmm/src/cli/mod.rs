@@ -3,6 +3,7 @@
 mod cmdline;
 mod console;
 mod disk;
+mod fs;
 mod kernel;
 mod net;
 mod pairs;

@@ -7,14 +7,15 @@ use clap::{ArgAction, Args};
 use super::cmdline::default_cmdline;
 use super::console::parse_console;
 use super::disk::parse_disk;
+use super::fs::parse_fs;
 use super::kernel::{NoHostKernel, host_kernel};
 use super::net::parse_net;
 use super::pmem::parse_pmem;
 use super::size::parse_size;
 use super::vsock::parse_vsock;
 use crate::config::{
-    BootProtocol, ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, Limits, MemoryConfig, NetConfig,
-    PayloadConfig, PmemConfig, RngConfig, RunOptions, VmConfig, VsockConfig,
+    BootProtocol, ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, FsConfig, Limits, MemoryConfig,
+    NetConfig, PayloadConfig, PmemConfig, RngConfig, RunOptions, VmConfig, VsockConfig,
 };
 use crate::seccomp::Mode;
 
@@ -100,6 +101,21 @@ pub struct RunArgs {
     #[arg(long = "net", value_name = "KEYS", value_parser = parse_net, verbatim_doc_comment, help_heading = "Machine")]
     pub nets: Vec<NetConfig>,
 
+    /// Add a folder of the host that a vhost-user process such as virtiofsd serves: tag=NAME,socket=PATH,...
+    ///
+    /// May be given several times. Mounted in the guest by `mount -t virtiofs NAME DIR`. The process maps the guest's memory: with
+    /// this option, that is a file it can map. It listens already, or begins to within a second. Keys:
+    ///
+    ///   tag=NAME         the name to mount by, up to 36 bytes (needed)
+    ///   socket=PATH      where the process listens (needed)
+    ///   queues=N         request queues, 1 to 64 (default 1; virtiofsd has one)
+    ///   queue_size=N     entries of each, 16 to 1024 (default 1024)
+    ///   id=NAME          the device's name
+    ///
+    /// A value with a comma in it is written in double quotes.
+    #[arg(long = "fs", value_name = "KEYS", value_parser = parse_fs, verbatim_doc_comment, help_heading = "Machine")]
+    pub shares: Vec<FsConfig>,
+
     /// Add persistent memory, a file that the guest reads and writes as memory: file=FILE,size=SIZE,...
     ///
     /// May be given several times: the devices are /dev/pmem0, /dev/pmem1 and so on. Keys:
@@ -181,6 +197,7 @@ impl RunArgs {
             cpus: CpusConfig::fixed(self.cpus),
             memory: MemoryConfig {
                 size: self.memory,
+                shared: !self.shares.is_empty(),
                 ..MemoryConfig::default()
             },
             payload: PayloadConfig {
@@ -191,6 +208,7 @@ impl RunArgs {
             },
             disks: self.disks,
             net: self.nets,
+            fs: self.shares,
             pmem: self.pmems,
             vsock: self.vsock,
             rng: (!self.no_rng).then(|| RngConfig::from(self.rng)),

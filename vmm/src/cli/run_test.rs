@@ -123,6 +123,15 @@ fn a_console_on_stdio_takes_it_from_the_serial_port() {
 }
 
 #[test]
+fn memory_is_shared_with_whoever_serves_a_folder() {
+    let config = config(&["--fs", "tag=a,socket=/s", "--fs", "tag=b,socket=/t"]);
+    assert!(config.memory.shared);
+    assert_eq!(config.fs, [FsConfig::new("a", "/s"), FsConfig::new("b", "/t")]);
+    let twice = unusable(&["--fs", "tag=a,socket=/s", "--fs", "tag=a,socket=/t"]);
+    assert_eq!(twice, "fs: tag 'a' is used by two devices, tags must differ");
+}
+
+#[test]
 fn no_rng_excludes_a_source() {
     assert_eq!(config(&["--no-rng"]).rng, None);
     assert_eq!(

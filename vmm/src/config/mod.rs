@@ -10,6 +10,7 @@ mod mac;
 mod options;
 mod rest;
 mod roster;
+mod share;
 mod unsupported;
 mod validate;
 
@@ -25,6 +26,7 @@ pub use mac::{BadMac, MacAddr};
 pub use options::{BootProtocol, RunOptions};
 pub use rest::Rest;
 pub use roster::NewDevice;
+pub use share::{MAX_FS_QUEUES, ShareError};
 pub use validate::{ConfigError, Limits, MAX_DISK_QUEUES, MAX_NET_PAIRS, MIN_MEMORY_BYTES, PAGE_BYTES};
 
 /// A whole VM.

@@ -2,6 +2,7 @@
 
 use husk_virtio::vsock::CIDS;
 
+use super::share::ShareError;
 use super::{ConsoleConfig, ConsoleMode, DiskConfig, MemoryConfig, NetConfig, VmConfig, VsockConfig, unsupported};
 
 /// The unit of guest RAM.
@@ -20,7 +21,7 @@ const MIN_MTU: u16 = 68;
 const HUGE_PAGE_BYTES: u64 = 2 << 20;
 /// The least and the most entries of a disk's virtqueue. A shorter one could not hold a request of usual length; a longer one
 /// only adds latency.
-const QUEUE_SIZES: std::ops::RangeInclusive<u16> = 16..=1024;
+pub(super) const QUEUE_SIZES: std::ops::RangeInclusive<u16> = 16..=1024;
 
 /// What the host, or the architecture, can give a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +138,9 @@ pub enum ConfigError {
     /// A vsock device that nobody could reach.
     #[error("vsock: no socket given")]
     NoSocket,
+    /// A folder of the host.
+    #[error(transparent)]
+    Share(#[from] ShareError),
     /// A console in mode `File` and no file.
     #[error("{0}: mode File needs a file")]
     NoFile(&'static str),
@@ -186,6 +190,7 @@ impl VmConfig {
         }
         self.net.iter().try_for_each(NetConfig::validate)?;
         self.vsock.as_ref().map_or(Ok(()), VsockConfig::validate)?;
+        self.validate_shares()?;
         self.serial.validate("serial")?;
         self.console.validate("console")?;
         match (self.serial.mode, self.console.mode) {

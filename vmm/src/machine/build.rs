@@ -167,7 +167,7 @@ impl Machine {
             keyboard,
             spawner,
             _vm: vm,
-            _ram: ram,
+            ram,
         })
     }
 }

@@ -3,6 +3,7 @@
 pub mod board;
 mod build;
 mod device;
+mod fs;
 pub mod net;
 pub mod pmem;
 mod populate;
@@ -79,7 +80,7 @@ pub struct Machine {
     keyboard: Option<Keyboard>,
     spawner: Arc<Spawner>,
     _vm: Arc<Vm>,
-    _ram: Ram,
+    ram: Ram,
 }
 
 impl Machine {
@@ -126,6 +127,9 @@ impl Machine {
     pub fn add(&mut self, device: &NewDevice, passed: &Passed) -> Result<(Bdf, Pending), BuildError> {
         let id = device.id().unwrap_or_else(|| device.kind()).to_owned();
         let opened = populate::open(device, passed, &self.pmem, self.devices.threads())?;
+        if matches!(device, NewDevice::Pmem(_)) {
+            self.devices.memory_changed(&self.ram.guest());
+        }
         let (at, ticket) = self.devices.offer_virtio(&id, opened)?;
         Ok((at, Pending { id, ticket }))
     }
@@ -149,7 +153,11 @@ impl Machine {
     /// # Errors
     /// The first failure of the host.
     pub fn settle(&mut self) -> Result<Vec<(String, Bdf)>, HotplugError> {
-        self.devices.settle()
+        let gone = self.devices.settle()?;
+        if !gone.is_empty() {
+            self.devices.memory_changed(&self.ram.guest());
+        }
+        Ok(gone)
     }
 
     /// Tells the guest again of what it has not asked about yet; whether there is such a thing.
