@@ -299,7 +299,6 @@ fn bad_request(error: &(dyn std::error::Error + 'static)) -> ApiError {
 /// What the client can mend is its fault, what the host refuses is not.
 fn of_build(error: BuildError) -> ApiError {
     let kind = match &error {
-        BuildError::Unsupported(_) => Kind::NotImplemented,
         BuildError::NoKernel
         | BuildError::Config(_)
         | BuildError::Load(_)

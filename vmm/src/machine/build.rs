@@ -73,9 +73,6 @@ pub enum BuildError {
         /// Why.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The configuration asks for a kind of device that husk does not have.
-    #[error("{0} devices are not supported")]
-    Unsupported(&'static str),
     /// The host refused something small.
     #[error("cannot {what}")]
     Host {

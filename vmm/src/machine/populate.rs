@@ -184,7 +184,6 @@ pub fn open(
         NewDevice::Fs(config) => Box::new(super::fs::open(config)?),
         NewDevice::Pmem(config) => Box::new(super::pmem::open(config, pmem)?),
         NewDevice::Vsock(config) => Box::new(super::vsock::open(config, threads)?),
-        other => return Err(BuildError::Unsupported(other.kind())),
     })
 }
 
