@@ -6,6 +6,12 @@
 //!
 //! A limiter belongs to a device and is shared by its queues. It is looked at on I/O threads only, and only where one is configured.
 
+mod alarm;
+mod pace;
+
+pub(crate) use alarm::Alarm;
+pub(crate) use pace::Pace;
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 

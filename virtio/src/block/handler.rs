@@ -18,6 +18,7 @@ use super::metrics::BlockMetrics;
 use super::request::{self, Limits, Status};
 use super::scratch::Scratch;
 use crate::device::{Handler, HandlerError, Watch};
+use crate::rate_limit::{Alarm, Limiter, Pace};
 use crate::ring::{Chain, Ring, RingError, RingState};
 
 /// Most requests under way in one queue. Enough to keep a fast disk busy; what is beyond waits in the ring, where it
@@ -28,6 +29,8 @@ const MAX_DEPTH: u16 = 128;
 const KICKED: u32 = 0;
 /// [`Watch`] token of the engine's event.
 const COMPLETED: u32 = 1;
+/// [`Watch`] token of the rate limiter's timer.
+const TIMER: u32 = 2;
 
 /// What all queues of a disk share.
 pub(super) struct Disk {
@@ -37,6 +40,8 @@ pub(super) struct Disk {
     pub id: [u8; ID_BYTES],
     /// Cache mode as it is now.
     pub writeback: Writeback,
+    /// Rate limits.
+    pub limiter: Option<Arc<Limiter>>,
     /// Counters.
     pub metrics: Arc<BlockMetrics>,
 }
@@ -52,6 +57,8 @@ pub(super) struct QueueHandler {
     scratch: Scratch,
     disk: Disk,
     ring: Ring,
+    pace: Pace,
+    alarm: Option<Alarm>,
     want_uring: bool,
 }
 
@@ -64,6 +71,8 @@ impl QueueHandler {
             waiting: VecDeque::new(),
             ended: Vec::new(),
             scratch: Scratch::new(disk.metrics.clone()),
+            pace: Pace::new(disk.limiter.clone()),
+            alarm: None,
             disk,
             ring,
             want_uring,
@@ -113,6 +122,10 @@ impl QueueHandler {
                     self.kick_self();
                     return Ok(());
                 };
+                // No kick is wanted here either: the timer leads here again.
+                if !self.pace.allows(&self.disk.metrics.throttled) {
+                    return Ok(());
+                }
                 let Some(chain) = self.ring.pop()? else { break };
                 budget = left;
                 self.begin(chain)?;
@@ -131,8 +144,14 @@ impl QueueHandler {
         }
         let image = &self.disk.image;
         let job = match request::parse(&chain, Limits::of(image)) {
-            Ok(request) => Job::new(chain, request, image, !self.disk.writeback.is_on(), &self.disk.id),
-            Err(status) => Job::refused(chain, status),
+            Ok(request) => {
+                self.pace.spend(request.bytes());
+                Job::new(chain, request, image, !self.disk.writeback.is_on(), &self.disk.id)
+            }
+            Err(status) => {
+                self.pace.spend(0);
+                Job::refused(chain, status)
+            }
         };
         let slot = self.jobs.insert(job);
         self.advance(slot)
@@ -194,16 +213,28 @@ impl Handler for QueueHandler {
         if let Some(event) = self.engine.event() {
             watch.readable(event, COMPLETED).map_err(failed)?;
         }
+        if self.pace.is_limited() {
+            let alarm = Alarm::new().map_err(failed)?;
+            watch.readable(alarm.as_raw_fd(), TIMER).map_err(failed)?;
+            self.alarm = Some(alarm);
+        }
         // For what became available before there was a thread.
         self.kick_self();
         Ok(())
     }
 
     fn wake(&mut self, token: u32, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        if token == KICKED {
-            self.ring.take_kick();
+        match (token, &mut self.alarm) {
+            (KICKED, _) => self.ring.take_kick(),
+            (TIMER, Some(alarm)) => alarm.rang(),
+            _ => {}
         }
-        self.serve()
+        self.serve()?;
+        let Some(alarm) = &mut self.alarm else { return Ok(()) };
+        alarm.set(self.pace.until()).map_err(|source| HandlerError::Host {
+            what: "cannot set the timer of a rate limiter",
+            source,
+        })
     }
 
     /// Requests under way are finished, those still in the ring are not begun.
@@ -240,3 +271,7 @@ mod flight_tests;
 #[cfg(test)]
 #[path = "handler_model_test.rs"]
 mod model_tests;
+
+#[cfg(test)]
+#[path = "handler_pace_test.rs"]
+mod pace_tests;

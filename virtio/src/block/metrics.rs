@@ -21,6 +21,8 @@ pub struct BlockMetrics {
     pub(super) zeroes: Counter,
     /// Requests whose data took a detour because direct I/O could not use the guest's buffers.
     pub(super) bounces: Counter,
+    /// Times that requests waited for the rate limiter.
+    pub(super) throttled: Counter,
     /// Requests answered with `VIRTIO_BLK_S_IOERR`.
     pub(super) errors: Counter,
     /// Requests answered with `VIRTIO_BLK_S_UNSUPP`.
@@ -40,6 +42,7 @@ impl Metered for BlockMetrics {
             ("discard_requests", &self.discards),
             ("write_zeroes_requests", &self.zeroes),
             ("bounced_requests", &self.bounces),
+            ("throttled_waits", &self.throttled),
             ("failed_requests", &self.errors),
             ("unsupported_requests", &self.unsupported),
             ("malformed_chains", &self.malformed),

@@ -54,6 +54,7 @@ pub use metrics::BlockMetrics;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use husk_devices::metrics::Metered;
 use virtio_bindings::virtio_blk::{
@@ -63,6 +64,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use crate::device::{Activation, ConfigAccess, Handler, Profile, StartError, VirtioDevice};
+use crate::rate_limit::{Limiter, LimiterConfig};
 use config_space::{ConfigSpace, Writeback};
 use handler::QueueHandler;
 use image::Image;
@@ -95,6 +97,8 @@ pub struct BlockConfig {
     pub discard: bool,
     /// Use io_uring where the host has it. Otherwise, and where it refuses, plain system calls do the work.
     pub io_uring: bool,
+    /// How fast the guest may use the disk, over all its queues: bytes read and written, requests of any kind.
+    pub limits: LimiterConfig,
     /// What the guest sees as the disk's serial number: at most 20 printable ASCII characters.
     pub serial: String,
 }
@@ -111,6 +115,7 @@ impl BlockConfig {
             queue_size: 128,
             discard: true,
             io_uring: true,
+            limits: LimiterConfig::default(),
             serial: String::new(),
         }
     }
@@ -144,6 +149,7 @@ pub struct Block {
     image: Arc<Image>,
     writeback: Writeback,
     space: Arc<Mutex<ConfigSpace>>,
+    limiter: Option<Arc<Limiter>>,
     metrics: Arc<BlockMetrics>,
 }
 
@@ -158,11 +164,13 @@ impl Block {
         let image = Arc::new(Image::open(&config)?);
         let writeback = Writeback::new(true);
         let space = ConfigSpace::new(&config, &image, writeback.clone());
+        let limiter = Limiter::new(config.limits, Instant::now()).map(Arc::new);
         Ok(Self {
             config,
             image,
             writeback,
             space: Arc::new(Mutex::new(space)),
+            limiter,
             metrics: Arc::default(),
         })
     }
@@ -241,6 +249,7 @@ impl VirtioDevice for Block {
                     image: self.image.clone(),
                     id: self.config.id(),
                     writeback: writeback.clone(),
+                    limiter: self.limiter.clone(),
                     metrics: self.metrics.clone(),
                 };
                 Box::new(QueueHandler::new(ring, disk, self.config.io_uring)) as Box<dyn Handler>

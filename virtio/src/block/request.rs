@@ -92,6 +92,16 @@ pub(super) enum Request {
     WriteZeroes(Vec<ZeroExtent>),
 }
 
+impl Request {
+    /// Bytes of the image that are read or written. Ranges that are discarded or zeroed move none.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Read(extent) | Self::Write(extent) => extent.len,
+            _ => 0,
+        }
+    }
+}
+
 /// What a request is checked against.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {

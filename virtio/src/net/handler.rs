@@ -3,15 +3,13 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use vmm_sys_util::timerfd::TimerFd;
 
 use super::control::{Control, Switches};
 use super::line::{Fault, Line};
 use super::rx::Receive;
 use super::tx::Transmit;
 use crate::device::{Handler, HandlerError, Watch};
+use crate::rate_limit::Alarm;
 use crate::ring::RingState;
 
 /// [`Watch`] tokens: doorbells, the tap, the timer of the rate limiters.
@@ -28,9 +26,8 @@ pub(super) struct PairHandler {
     control: Option<Control>,
     line: Line,
     beginning: Option<Beginning>,
-    timer: Option<TimerFd>,
-    /// When the timer rings.
-    alarm: Option<Instant>,
+    /// For rate limiters, if there are any.
+    alarm: Option<Alarm>,
 }
 
 /// What the host is told when a driver starts: one pair, and the offloads that it took, whatever the last one had (virtio 1.2
@@ -58,29 +55,20 @@ impl PairHandler {
             control,
             line,
             beginning,
-            timer: None,
             alarm: None,
         }
     }
 
-    /// Sets the timer to the first moment at which a direction that waits for its limiter may go on.
+    /// Sets the alarm to the first moment at which a direction that waits for its limiter may go on.
     fn set_alarm(&mut self) -> Result<(), HandlerError> {
-        let Some(timer) = &mut self.timer else { return Ok(()) };
+        let Some(alarm) = &mut self.alarm else { return Ok(()) };
         let (rx, tx) = (self.rx.pace.until(), self.tx.pace.until());
-        let next = rx.into_iter().chain(tx).min();
-        if next == self.alarm {
-            return Ok(());
-        }
-        self.alarm = next;
-        let Some(next) = next else { return Ok(()) };
-        // Zero would disarm it.
-        let wait = next
-            .saturating_duration_since(Instant::now())
-            .max(Duration::from_nanos(1));
-        timer.reset(wait, None).map_err(|source| HandlerError::Host {
-            what: "cannot set the timer of a rate limiter",
-            source: source.into(),
-        })
+        alarm
+            .set(rx.into_iter().chain(tx).min())
+            .map_err(|source| HandlerError::Host {
+                what: "cannot set the timer of a rate limiter",
+                source,
+            })
     }
 }
 
@@ -101,9 +89,9 @@ impl Handler for PairHandler {
             doorbell(control.ring().kick().as_raw_fd(), CONTROL_KICK)?;
         }
         if self.rx.pace.is_limited() || self.tx.pace.is_limited() {
-            let timer = TimerFd::new().map_err(|source| HandlerError::watch(source.into()))?;
-            doorbell(timer.as_raw_fd(), TIMER)?;
-            self.timer = Some(timer);
+            let alarm = Alarm::new().map_err(HandlerError::watch)?;
+            doorbell(alarm.as_raw_fd(), TIMER)?;
+            self.alarm = Some(alarm);
         }
         watch
             .edges(self.line.tap.as_raw_fd(), TAP)
@@ -129,11 +117,9 @@ impl Handler for PairHandler {
                 }
             }
             TIMER => {
-                if let Some(timer) = &mut self.timer {
-                    // Readable, so this only resets it.
-                    let _ = timer.wait();
+                if let Some(alarm) = &mut self.alarm {
+                    alarm.rang();
                 }
-                self.alarm = None;
                 self.rx.run(&self.line)?;
                 self.tx.run(&self.line)?;
             }

@@ -25,7 +25,6 @@
 //! | `tx` | sending |
 //! | `control` | commands |
 //! | `line` | the tap as long as there is one |
-//! | `pace` | rate limits |
 //! | `handler` | one pair |
 //!
 //! Once it runs, a handler makes these system calls and no other: `readv`, `writev` and `ioctl` (`TUNSETOFFLOAD`, `TUNSETQUEUE`, on
@@ -45,7 +44,6 @@ mod handler;
 pub mod header;
 mod line;
 mod metrics;
-mod pace;
 mod room;
 mod rx;
 mod tap;
@@ -64,12 +62,11 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ, VIRTIO_
 
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, Profile, StartError, VirtioDevice};
-use crate::rate_limit::{Limiter, LimiterConfig};
+use crate::rate_limit::{Limiter, LimiterConfig, Pace};
 use control::{Commands, Control, Switches};
 use features::has;
 use handler::{Beginning, PairHandler};
 use line::{Line, Link};
-use pace::Pace;
 use rx::Receive;
 use tap::Tap;
 use tx::Transmit;

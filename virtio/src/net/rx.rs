@@ -6,9 +6,9 @@
 
 use super::header::{HEADER_BYTES, MAX_FRAME_BYTES, NUM_BUFFERS};
 use super::line::{Fault, Line};
-use super::pace::Pace;
 use super::room::Room;
 use crate::device::HandlerError;
+use crate::rate_limit::Pace;
 use crate::ring::{Ring, RingError, RingState};
 
 /// Most bytes of one frame with its header.
@@ -72,9 +72,8 @@ impl Receive {
         let pause = self.receive_frames(line);
         self.ring.signal()?;
         match pause? {
-            Pause::NoFrame => {}
+            Pause::NoFrame | Pause::Throttled => {}
             Pause::NoRoom => line.metrics.rx_starved.inc(),
-            Pause::Throttled => line.metrics.rx_throttled.inc(),
             // Fails only when the counter is full, and then the doorbell rings anyway.
             Pause::Budget => drop(self.ring.kick().write(1)),
         }
@@ -87,7 +86,7 @@ impl Receive {
             if line.is_down() {
                 return Ok(Pause::NoFrame);
             }
-            if !self.pace.allows() {
+            if !self.pace.allows(&line.metrics.rx_throttled) {
                 return Ok(Pause::Throttled);
             }
             if !self.make_room(line)? {
@@ -154,7 +153,7 @@ impl Receive {
             line.metrics.rx_errors.inc();
             return Ok(());
         }
-        self.pace.spend(bytes.saturating_sub(HEADER_BYTES));
+        self.pace.spend(bytes.saturating_sub(HEADER_BYTES) as u64);
         match bytes.checked_sub(self.room.bytes()) {
             None | Some(0) => self.complete(bytes, line),
             Some(tail) => {

@@ -5,9 +5,9 @@ use vm_memory::VolatileSlice;
 
 use super::header::{self, HEADER_BYTES};
 use super::line::{Fault, Line};
-use super::pace::Pace;
 use super::room::{MAX_IOVECS, as_iovec};
 use crate::device::HandlerError;
+use crate::rate_limit::Pace;
 use crate::ring::{Ring, RingError, RingState};
 
 /// Frames after which the driver gets its buffers back, so that it never waits for the last of them.
@@ -146,8 +146,7 @@ impl Transmit {
         loop {
             self.ring.disable_kicks()?;
             loop {
-                if !self.pace.allows() {
-                    line.metrics.tx_throttled.inc();
+                if !self.pace.allows(&line.metrics.tx_throttled) {
                     return Ok(());
                 }
                 self.frame.clear();
@@ -208,7 +207,7 @@ impl Transmit {
                 }
             },
         }
-        self.pace.spend(self.frame.bytes);
+        self.pace.spend(self.frame.bytes as u64);
         Sent::Done
     }
 

@@ -1,0 +1,82 @@
+use std::time::Duration;
+
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH as FLUSH, VIRTIO_BLK_T_IN as IN};
+
+use crate::block::BlockConfig;
+use crate::block::testing::{
+    DATA, Guest, HEADER, KIB, OK, STATUS, config, counter, image, pattern, plain_reply, with_both_engines,
+};
+use crate::rate_limit::{BucketConfig, LimiterConfig};
+use crate::testing::Buf;
+
+with_both_engines! {
+    requests_beyond_the_rate_wait_in_the_ring
+    requests_that_wait_go_on_when_the_timer_rings
+    bytes_are_paid_for_after_the_request_that_moves_them
+}
+
+fn bucket(size: u64, refill: Duration) -> Option<BucketConfig> {
+    Some(BucketConfig {
+        size,
+        one_time_burst: 0,
+        refill,
+    })
+}
+
+fn disk(io_uring: bool, limits: LimiterConfig) -> (tempfile::NamedTempFile, Guest) {
+    let file = image(&pattern(16 * KIB, 1));
+    let config = BlockConfig {
+        limits,
+        ..config(file.path(), io_uring)
+    };
+    let guest = Guest::new(config, 64);
+    (file, guest)
+}
+
+/// Makes `count` reads of a sector available, all at once.
+fn offer_reads(guest: &mut Guest, count: u64) {
+    guest.driver.write(HEADER, &Guest::header(IN, 0));
+    for number in 0..count {
+        guest.driver.add(&[
+            Buf::Out(HEADER, 16),
+            Buf::In(DATA + 512 * number, 512),
+            Buf::In(STATUS, 1),
+        ]);
+    }
+    guest.kick();
+}
+
+fn requests_beyond_the_rate_wait_in_the_ring(io_uring: bool) {
+    let ops = bucket(3, Duration::from_secs(3600));
+    let limits = LimiterConfig { ops, bandwidth: None };
+    let (_file, mut guest) = disk(io_uring, limits);
+    offer_reads(&mut guest, 5);
+    assert_eq!(guest.settle(3).len(), 3);
+    assert_eq!(guest.driver.used_flags(), 1, "no kick can help");
+    assert_eq!(counter(&guest, "throttled_waits"), 1);
+    let states = guest.stop();
+    assert_eq!(states[0].queue.next_avail, 3, "the others are still the driver's");
+}
+
+fn requests_that_wait_go_on_when_the_timer_rings(io_uring: bool) {
+    let ops = bucket(1, Duration::from_millis(1));
+    let limits = LimiterConfig { ops, bandwidth: None };
+    let (_file, mut guest) = disk(io_uring, limits);
+    offer_reads(&mut guest, 5);
+    assert_eq!(guest.settle(5).len(), 5);
+    assert_eq!(guest.driver.read(STATUS, 1), [OK]);
+}
+
+fn bytes_are_paid_for_after_the_request_that_moves_them(io_uring: bool) {
+    let bandwidth = bucket(512, Duration::from_secs(3600));
+    let limits = LimiterConfig { bandwidth, ops: None };
+    let (_file, mut guest) = disk(io_uring, limits);
+    for _ in 0..20 {
+        assert_eq!(guest.ask(FLUSH, 0, &[], 0), plain_reply(OK), "it moves no bytes");
+    }
+    assert_eq!(guest.ask(IN, 0, &[], 4096).status, OK, "larger than the bucket");
+    offer_reads(&mut guest, 1);
+    guest.wake().unwrap();
+    assert_eq!(guest.driver.take_used(), None);
+    assert_eq!(counter(&guest, "throttled_waits"), 1);
+}

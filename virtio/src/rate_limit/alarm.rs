@@ -1,0 +1,60 @@
+//! The timer that wakes a thread whose queues wait for a rate limiter.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::timerfd::TimerFd;
+
+/// A timer that is set to the first of several moments. Readable when it rings.
+pub(crate) struct Alarm {
+    timer: TimerFd,
+    at: Option<Instant>,
+}
+
+impl Alarm {
+    /// A timer that is not set.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn new() -> io::Result<Self> {
+        let timer = TimerFd::new()?;
+        Ok(Self { timer, at: None })
+    }
+
+    /// Sets it to `at`. A timer that nobody waits for any more may still ring.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn set(&mut self, at: Option<Instant>) -> io::Result<()> {
+        if at == self.at {
+            return Ok(());
+        }
+        self.at = at;
+        let Some(at) = at else { return Ok(()) };
+        // Zero would disarm it.
+        let wait = at
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_nanos(1));
+        Ok(self.timer.reset(wait, None)?)
+    }
+
+    /// It has rung: makes it quiet.
+    pub fn rang(&mut self) {
+        // Readable, so this only resets it.
+        let _ = self.timer.wait();
+        self.at = None;
+    }
+
+    /// When it will ring.
+    #[cfg(test)]
+    pub fn at(&self) -> Option<Instant> {
+        self.at
+    }
+}
+
+impl AsRawFd for Alarm {
+    fn as_raw_fd(&self) -> RawFd {
+        self.timer.as_raw_fd()
+    }
+}
