@@ -5,13 +5,15 @@
 //! dropped and counted. Nothing here blocks, panics or fails.
 //!
 //! The descriptor's flags are never changed: a terminal or pipe is shared with other processes, and `O_NONBLOCK` would hit them too.
-//! A terminal is opened a second time instead; a pipe is asked first, which suffices for writes of up to `PIPE_BUF` bytes.
+//! A terminal is opened a second time instead; a pipe is asked first, which suffices for writes of up to `PIPE_BUF` bytes. The master of
+//! a pseudo-terminal, which the Go shim gives as standard output, cannot be opened a second time: that would be another one. It is
+//! asked first, too, and its answer is good for one byte.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,8 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 const BACKLOG_BYTES: usize = 256 << 10;
 /// The most bytes of one write (`PIPE_BUF`).
 const CHUNK: usize = 4096;
+/// The device that is every pseudo-terminal's master (Linux admin-guide/devices.txt, 5 char).
+const PTMX: u64 = libc::makedev(5, 2);
 
 /// Standard output as a device's `Write`. Clones share it.
 ///
@@ -42,6 +46,8 @@ struct State {
     file: Option<File>,
     /// Whether a write that has no room says so instead of blocking.
     nonblocking: bool,
+    /// The most bytes of one write.
+    chunk: usize,
     backlog: VecDeque<u8>,
     dropped: u64,
 }
@@ -60,11 +66,14 @@ impl StdoutSink {
     }
 
     fn over(file: Option<File>) -> io::Result<Self> {
-        let second = file.as_ref().filter(|file| file.is_terminal()).and_then(open_again);
+        let terminal = file.as_ref().filter(|file| file.is_terminal());
+        let second = terminal.and_then(open_again);
         let nonblocking = second.is_some();
+        let chunk = if terminal.is_some() && !nonblocking { 1 } else { CHUNK };
         let state = State {
             file: second.or(file),
             nonblocking,
+            chunk,
             backlog: VecDeque::new(),
             dropped: 0,
         };
@@ -182,7 +191,7 @@ impl State {
             if !self.nonblocking && !writable_within(file.as_fd(), 0) {
                 break;
             }
-            match file.write(rest.get(..CHUNK).unwrap_or(rest)) {
+            match file.write(rest.get(..self.chunk).unwrap_or(rest)) {
                 Ok(0) => break,
                 Ok(count) => sent += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -198,8 +207,11 @@ impl State {
     }
 }
 
-/// The same terminal with a file description of husk's own.
+/// The same terminal with a file description of husk's own; `None` of a master.
 fn open_again(file: &File) -> Option<File> {
+    if file.metadata().ok()?.rdev() == PTMX {
+        return None;
+    }
     OpenOptions::new()
         .write(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)

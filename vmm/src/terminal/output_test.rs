@@ -1,5 +1,5 @@
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 use super::*;
 
@@ -9,6 +9,28 @@ fn pipe() -> (io::PipeReader, StdoutSink) {
         reader,
         StdoutSink::over(Some(File::from(OwnedFd::from(writer)))).unwrap(),
     )
+}
+
+/// A pseudo-terminal: its master, and the other side in raw mode.
+fn pty() -> (File, File) {
+    let (mut master, mut slave) = (-1, -1);
+    // SAFETY: all zeroes is a termios, which is filled before it is used.
+    let mut raw: libc::termios = unsafe { std::mem::zeroed() };
+    // SAFETY: changes the structure and nothing else.
+    unsafe { libc::cfmakeraw(&raw mut raw) };
+    // SAFETY: two places for descriptors, and settings to read.
+    let made = unsafe {
+        libc::openpty(
+            &raw mut master,
+            &raw mut slave,
+            std::ptr::null_mut(),
+            &raw const raw,
+            std::ptr::null(),
+        )
+    };
+    assert_eq!(made, 0, "{}", io::Error::last_os_error());
+    // SAFETY: two descriptors that nobody else owns.
+    unsafe { (File::from_raw_fd(master), File::from_raw_fd(slave)) }
 }
 
 fn read(reader: &mut io::PipeReader, count: usize) -> Vec<u8> {
@@ -113,6 +135,19 @@ fn the_end_waits_for_a_reader_that_reads_but_not_for_one_that_does_not() {
     sink.finish(Duration::from_secs(60));
     assert!(sink.locked().backlog.is_empty());
     assert!(reading.join().unwrap() == pattern(100_000));
+}
+
+#[test]
+fn the_master_of_a_terminal_is_written_and_never_blocks() {
+    let (master, slave) = pty();
+    let mut sink = StdoutSink::over(Some(master)).unwrap();
+    sink.write_all(b"to the other side\n").unwrap();
+    let mut line = [0; 18];
+    (&slave).read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"to the other side\n");
+    // Far more than a terminal holds while nobody reads.
+    sink.write_all(&[b'x'; 200_000]).unwrap();
+    assert!(!sink.locked().backlog.is_empty());
 }
 
 #[test]
