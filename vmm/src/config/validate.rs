@@ -3,7 +3,10 @@
 use husk_virtio::vsock::CIDS;
 
 use super::share::ShareError;
-use super::{ConsoleConfig, ConsoleMode, DiskConfig, MemoryConfig, NetConfig, VmConfig, VsockConfig, unsupported};
+use super::{
+    ConsoleConfig, ConsoleMode, DiskConfig, MemoryConfig, NetConfig, PmemConfig, VmConfig, VsockConfig, unsupported,
+};
+use crate::machine::pmem::PMEM_UNIT_BYTES;
 
 /// The unit of guest RAM.
 pub const PAGE_BYTES: u64 = 4096;
@@ -141,6 +144,17 @@ pub enum ConfigError {
     /// A folder of the host.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// Persistent memory of nothing.
+    #[error("pmem: no file given")]
+    NoPmemFile,
+    /// Persistent memory that no guest could map by huge pages.
+    #[error("pmem {file}: {found} bytes are not a multiple of {PMEM_UNIT_BYTES}, and at least that")]
+    PmemSize {
+        /// The file.
+        file: String,
+        /// What was asked for.
+        found: u64,
+    },
     /// A console in mode `File` and no file.
     #[error("{0}: mode File needs a file")]
     NoFile(&'static str),
@@ -191,6 +205,7 @@ impl VmConfig {
         self.net.iter().try_for_each(NetConfig::validate)?;
         self.vsock.as_ref().map_or(Ok(()), VsockConfig::validate)?;
         self.validate_shares()?;
+        self.pmem.iter().try_for_each(PmemConfig::validate)?;
         self.serial.validate("serial")?;
         self.console.validate("console")?;
         match (self.serial.mode, self.console.mode) {
@@ -261,6 +276,24 @@ impl VsockConfig {
             return Err(ConfigError::NoSocket);
         }
         Ok(())
+    }
+}
+
+impl PmemConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        if self.file.as_os_str().is_empty() {
+            return Err(ConfigError::NoPmemFile);
+        }
+        match self
+            .size
+            .filter(|size| *size == 0 || !size.is_multiple_of(PMEM_UNIT_BYTES))
+        {
+            Some(found) => Err(ConfigError::PmemSize {
+                file: self.file.display().to_string(),
+                found,
+            }),
+            None => Ok(()),
+        }
     }
 }
 

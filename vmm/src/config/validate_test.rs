@@ -290,3 +290,19 @@ fn network_queues_come_in_pairs_of_a_size_that_rings_have() {
         Err("net 02:00:00:00:00:01: mtu is 67, allowed: 68 to 65535".into())
     );
 }
+
+#[test]
+fn persistent_memory_is_a_file_and_whole_huge_pages() {
+    let message = |pmem: serde_json::Value| {
+        let config = json!({"payload": {"kernel": "/k"}, "pmem": [pmem]});
+        let config: VmConfig = serde_json::from_value(config).unwrap();
+        config.validate(Limits::ARCHITECTURE).map_err(|error| error.to_string())
+    };
+    assert_eq!(message(json!({"file": "/f"})), Ok(()));
+    assert_eq!(message(json!({"file": "/f", "size": 4 << 20})), Ok(()));
+    assert_eq!(message(json!({"file": ""})), Err("pmem: no file given".into()));
+    for size in [0, 1, 4096, (2 << 20) + 1] {
+        let expected = format!("pmem /f: {size} bytes are not a multiple of 2097152, and at least that");
+        assert_eq!(message(json!({"file": "/f", "size": size})), Err(expected));
+    }
+}

@@ -70,34 +70,36 @@ impl Husk {
         Ok((status.context("no status")?, body.into()))
     }
 
-    /// How many descriptors it has open.
+    /// What its open descriptors lead to, in order.
     ///
     /// # Errors
     ///
     /// It is gone.
-    pub fn descriptors(&self) -> Result<usize> {
+    pub fn descriptors(&self) -> Result<Vec<String>> {
         let folder = format!("/proc/{}/fd", self.child.id());
         let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {folder}: husk has ended"))?;
-        Ok(entries.count())
+        // One may be closed before it is looked at.
+        let targets = entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+        let mut targets: Vec<String> = targets.map(|target| target.display().to_string()).collect();
+        targets.sort();
+        Ok(targets)
     }
 
-    /// Waits until no more than `count` descriptors are open, and those of devices that requests have added. Clients leave
-    /// unannounced.
+    /// Has it forget its VM, and waits until no more descriptors are open than `before`: clients leave unannounced.
     ///
     /// # Errors
     ///
     /// More stay open.
-    pub fn settle(&self, count: usize) -> Result<()> {
-        // What a request added to a running VM is open by right: it is asked back first.
+    pub fn settle(&self, before: &[String]) -> Result<()> {
         self.ask("PUT", "vm.delete", "")?;
         let deadline = Instant::now() + PATIENCE;
         loop {
             let now = self.descriptors()?;
-            if now <= count {
+            if now.len() <= before.len() {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                bail!("{now} descriptors are open, there were {count} before the requests");
+                bail!("descriptors were left open: {before:?} before the requests, {now:?} now");
             }
             thread::sleep(Duration::from_millis(20));
         }

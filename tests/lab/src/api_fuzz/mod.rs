@@ -144,7 +144,7 @@ impl Fuzz<'_> {
             "husk does not answer any more"
         );
         let summary = found?;
-        husk.settle(before)?;
+        husk.settle(&before)?;
         husk.end()?;
         Ok(summary)
     }
