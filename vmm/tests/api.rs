@@ -80,7 +80,9 @@ impl Drop for Husk {
 }
 
 fn command(socket: &Path, options: &[&str]) -> Command {
-    let mut command = Command::new(HUSK);
+    // A signal that the tests' own parent ignores would stay ignored: `env` becomes husk after it has made that undone.
+    let mut command = Command::new("env");
+    command.args(["--default-signal", HUSK]);
     command.arg("--api-socket").arg(socket).args(options);
     command.current_dir("/").stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
