@@ -67,8 +67,9 @@ fn every_thread_of_a_working_vm_is_confined() {
     for (name, confinement) in &threads {
         assert_eq!(confinement.mode, 2, "{name}");
         assert_eq!(confinement.no_new_privs, 1, "{name}");
-        // The process's, and on top of it that of a role. (KVM itself may add a thread, which inherits the process's.)
-        let has_role = ["vcpu", "io-"].iter().any(|kind| name.starts_with(kind));
+        // The process's, and on top of it that of a role. (KVM itself may add a thread, which inherits the process's, and io_uring one that
+        // inherits its device's.)
+        let has_role = ["vcpu", "io-", "iou-"].iter().any(|kind| name.starts_with(kind));
         let expected = if has_role { 2 } else { 1 };
         assert_eq!(confinement.filters, expected, "{name}");
     }

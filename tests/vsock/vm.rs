@@ -75,7 +75,7 @@ impl Vm {
     /// Ends the guest, and with it the VM, which must have had nothing to say.
     pub fn power_off(self) -> Ended {
         let bye = call(&mut self.agent(), &Call::step(&Step::PowerOff));
-        assert!(matches!(bye, Reply::Answer { .. }), "{bye:?}");
+        assert_eq!(bye, Reply::Done);
         let ended = self.guest.wait();
         ended.assert_code(0);
         assert_eq!(ended.errors, "", "nothing that a guest or client does is worth a line");
