@@ -17,7 +17,7 @@ use crate::tally::{Skip, Tally};
 use crate::{images, suite, sys};
 
 /// When the emulated host is taken to hang. The whole suite takes a fraction of it.
-const TIMEOUT: Duration = Duration::from_secs(20 * 60);
+const TIMEOUT: Duration = Duration::from_secs(40 * 60);
 
 /// Emulated hosts that may be tried: QEMU's threads do not always agree in time on code that a kernel rewrites while it runs, and the
 /// host dies of it, mostly within its first seconds.

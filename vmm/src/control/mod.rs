@@ -9,7 +9,7 @@
 //! | `Shutdown` | yes | no | `vm.shutdown` |
 //!
 //! A command either succeeds, or leaves everything as it was and says why. A guest that ends by itself ends the process, in
-//! [`attend`](mod@attend); a reboot by command builds the machine anew.
+//! `attend.rs`; a reboot by command builds the machine anew.
 
 mod attend;
 mod devices;
