@@ -24,6 +24,13 @@ const APIC_TIMER_KHZ: u32 = 1_000_000;
 /// `KVM_FEATURE_MSI_EXT_DEST_ID`: messages may name 15-bit APIC IDs.
 const KVM_FEATURE_MSI_EXT_DEST_ID: u32 = 15;
 
+/// What SVM can do (AMD APM vol. 3 appendix E).
+const SVM_FEATURES: u32 = 0x8000_000a;
+
+/// Leaf 0x1, ECX.
+const FEATURE_VMX: u32 = 1 << 5;
+/// Leaf 0x8000_0001, ECX.
+const FEATURE_SVM: u32 = 1 << 2;
 const FEATURE_TSC_DEADLINE: u32 = 1 << 24;
 const FEATURE_HYPERVISOR: u32 = 1 << 31;
 const FEATURE_HTT: u32 = 1 << 28;
@@ -53,6 +60,20 @@ impl Topology {
             share(entry, vcpus, tsc_deadline);
         }
         Self { entries, vcpus }
+    }
+
+    /// The same without VMX and SVM: the guest cannot run guests of its own.
+    #[must_use]
+    pub fn without_nesting(mut self) -> Self {
+        for entry in &mut self.entries {
+            match entry.function {
+                0x1 => entry.ecx &= !FEATURE_VMX,
+                0x8000_0001 => entry.ecx &= !FEATURE_SVM,
+                SVM_FEATURES => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
+                _ => {}
+            }
+        }
+        self
     }
 
     /// CPUID of vCPU `id`, whose TSC runs at `tsc_khz`.

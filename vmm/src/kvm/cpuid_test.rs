@@ -102,3 +102,29 @@ proptest! {
         prop_assert!(core.eax == 0 || 1_u64 << (core.eax - 1) < u64::from(vcpus));
     }
 }
+
+#[test]
+fn without_nesting_there_is_neither_vmx_nor_svm() {
+    let leaf = |function, ecx| kvm_cpuid_entry2 {
+        function,
+        ecx,
+        eax: u32::from(function == SVM_FEATURES),
+        ..Default::default()
+    };
+    let leaves = [
+        leaf(1, FEATURE_VMX | 1),
+        leaf(0x8000_0001, FEATURE_SVM | 1),
+        leaf(SVM_FEATURES, 7),
+    ];
+    let host = CpuId::from_entries(&leaves).unwrap();
+    let with = Topology::new(&host, 1, true).cpuid(0, None);
+    assert_ne!(find(&with, 1, 0).ecx & FEATURE_VMX, 0);
+    assert_ne!(find(&with, 0x8000_0001, 0).ecx & FEATURE_SVM, 0);
+    let without = Topology::new(&host, 1, true).without_nesting().cpuid(0, None);
+    assert_eq!(find(&without, 1, 0).ecx & (FEATURE_VMX | 1), 1);
+    assert_eq!(find(&without, 0x8000_0001, 0).ecx & (FEATURE_SVM | 1), 1);
+    assert_eq!(
+        (find(&without, SVM_FEATURES, 0).eax, find(&without, SVM_FEATURES, 0).ecx),
+        (0, 0)
+    );
+}

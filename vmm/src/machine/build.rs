@@ -27,7 +27,7 @@ use super::board::Board;
 use super::device::Devices;
 use super::pmem::PmemSpace;
 use super::populate::{Passed, populate};
-use crate::config::{BootProtocol, ConfigError, Limits, RunOptions, VmConfig};
+use crate::config::{BootProtocol, ConfigError, CpusConfig, Limits, RunOptions, VmConfig};
 use crate::cpus::Cpus;
 use crate::kvm::{Kicker, Kvm, KvmError, Vcpu, Vm};
 use crate::memory::{Ram, RamError};
@@ -141,7 +141,7 @@ impl Machine {
 
             vm.create_irqchip(vcpus, layout::KVM_TSS)?;
             trace.mark(Phase::Irqchip);
-            let parked = create_vcpus(&kvm, &vm, vcpus)?;
+            let parked = create_vcpus(&kvm, &vm, &config.cpus)?;
             trace.mark(Phase::Vcpus);
             let mut devices = Devices::new(board.clone(), vm.clone(), ram.guest(), spawner.clone())?;
             let pmem = PmemSpace::new(vm.clone(), ram.guest(), kvm.phys_bits());
@@ -266,8 +266,13 @@ fn open_payload(config: &VmConfig, options: &RunOptions) -> Result<Payload, Buil
     })
 }
 
-fn create_vcpus(kvm: &Kvm, vm: &Vm, count: u32) -> Result<Vec<Vcpu>, KvmError> {
-    let topology = kvm.topology(count);
+fn create_vcpus(kvm: &Kvm, vm: &Vm, cpus: &CpusConfig) -> Result<Vec<Vcpu>, KvmError> {
+    let (count, topology) = (cpus.boot_vcpus, kvm.topology(cpus.boot_vcpus));
+    let topology = if cpus.nested {
+        topology
+    } else {
+        topology.without_nesting()
+    };
     let create = |id| {
         let vcpu = vm.create_vcpu(id)?;
         vcpu.configure(&topology)?;
