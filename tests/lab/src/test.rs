@@ -21,7 +21,7 @@ const TIMEOUT: Duration = Duration::from_secs(40 * 60);
 
 /// Emulated hosts that may be tried: QEMU's threads do not always agree in time on code that a kernel rewrites while it runs, and the
 /// host dies of it, mostly within its first seconds.
-pub const HOSTS: u32 = 3;
+pub const HOSTS: u32 = 5;
 
 /// Runs all tests, or those with a guest, or those whose name contains `filter`; whether they held.
 ///
@@ -108,15 +108,27 @@ fn emulated(
     request
         .command
         .extend(filter.map(|filter| format!("--filter={filter}")));
-    for test in tests {
-        let place = format!("tests/{}", test.name);
-        request.files.push((test.path.clone(), place.clone()));
-        request.command.push(format!("/work/{place}"));
+    // A host of its own for each program, unless a filter leaves little to do: one that dies takes the less with it.
+    let per_host = if filter.is_some() { tests.len().max(1) } else { 1 };
+    let mut held = true;
+    for tests in tests.chunks(per_host) {
+        let mut request = request.clone();
+        for test in tests {
+            let place = format!("tests/{}", test.name);
+            request.files.push((test.path.clone(), place.clone()));
+            request.command.push(format!("/work/{place}"));
+        }
+        held &= in_some_host(&emulator, &request, report)?;
     }
-    // An emulated host that dies takes all tests with it and says nothing of them: they get another one, and the user is told.
+    Ok(held)
+}
+
+/// Whether all tests of `request` held. An emulated host that dies takes its tests with it and says nothing of them: they get another
+/// one, and the user is told.
+fn in_some_host(emulator: &Emulator, request: &Request, report: &mut Report) -> Result<bool> {
     let before = report.tally.clone();
     for _ in 1..HOSTS {
-        match in_one_host(&emulator, &request, report) {
+        match in_one_host(emulator, request, report) {
             Err(death) if !sys::interrupted() => progress::say(&format!(
                 "{death:#}\nlab: the emulated host did not last: its tests run again"
             )),
@@ -124,7 +136,7 @@ fn emulated(
         }
         report.tally = before.clone();
     }
-    in_one_host(&emulator, &request, report)
+    in_one_host(emulator, request, report)
 }
 
 /// Whether all tests of `request` held in one boot of the emulated host.
