@@ -11,6 +11,8 @@ use crate::machine::{Answered, Passed};
 impl Controller {
     /// Before the boot a device joins the configuration; afterwards it is real at once, and the guest is told.
     pub(super) fn add(&mut self, mut device: NewDevice, descriptors: Vec<OwnedFd>) -> Outcome {
+        // What the guest has let go of gives its slot and its name back first.
+        self.settle();
         let vm = existing(&mut self.vm)?;
         let mut config = vm.config().clone();
         if let Some(id) = device.id().filter(|id| config.ids().any(|taken| taken == *id)) {

@@ -171,10 +171,12 @@ impl Devices {
     pub fn settle(&mut self) -> Result<Vec<(String, Bdf)>, HotplugError> {
         // Fails only when nothing has happened.
         let _ = self.let_go.read();
-        let slots = self.slots.ejected()?;
+        self.slots.ejected()?;
+        // Not by what was ejected just now: what the guest had never heard of went when it was asked back.
+        let plug = self.slots.plug();
         let gone = self
             .places
-            .extract_if(.., |_, at| slots.contains(&u32::from(at.device)));
+            .extract_if(.., |_, at| plug.function(u32::from(at.device)).is_none());
         Ok(gone.collect())
     }
 
@@ -205,12 +207,8 @@ impl Devices {
     }
 
     fn first_vacant(&self) -> Result<(u32, Bdf), SlotError> {
-        let vacant = |slot: &u32| {
-            matches!(
-                self.slots.state(*slot),
-                Some(State::Empty | State::Ejected { wanted: false })
-            )
-        };
+        // One that the guest has just let go of waits for `settle`, which knows whose name goes with it.
+        let vacant = |slot: &u32| self.slots.state(*slot) == Some(State::Empty);
         let slot = (1..SLOTS).find(vacant).ok_or(SlotError::Full)?;
         let device = u8::try_from(slot).map_err(|_| SlotError::Full)?;
         Ok((slot, bdf(device)))
@@ -302,3 +300,7 @@ fn aml_bytes(aml: &dyn acpi_tables::Aml) -> Vec<u8> {
     aml.to_aml_bytes(&mut bytes);
     bytes
 }
+
+#[cfg(test)]
+#[path = "device_test.rs"]
+mod tests;

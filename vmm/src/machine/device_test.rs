@@ -1,0 +1,87 @@
+use std::path::Path;
+use std::time::Instant;
+
+use husk_devices::Effect;
+use husk_devices::host::fake::FakeHost;
+use husk_devices::memory::GuestMemoryMmap;
+use husk_hotplug::ticket::Outcome;
+use husk_virtio::rng::Rng;
+use husk_virtio::threads::Plain;
+use vm_memory::GuestAddress;
+
+use super::*;
+
+/// What the AML of a slot writes to let go of it (the register map is in husk-hotplug's `bank`).
+const EJECT: u64 = 4;
+
+fn devices() -> (Devices, Arc<Board>) {
+    let board = Arc::new(Board::new(EventFd::new(EFD_NONBLOCK).unwrap()));
+    let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+    let memory = GuestMemory::new(ram);
+    let devices = Devices::new(board.clone(), FakeHost::new(), memory, Arc::new(Plain)).unwrap();
+    (devices, board)
+}
+
+fn device() -> Box<dyn VirtioDevice> {
+    Box::new(Rng::open(Path::new("/dev/zero")).unwrap())
+}
+
+/// The guest takes the next event: slot in bits 0-15, what to notify it of above.
+fn take(board: &Board) -> u32 {
+    let mut event = [0; 4];
+    board.mmio().read(layout::PCI_BANK, &mut event);
+    u32::from_le_bytes(event)
+}
+
+/// The guest takes the question and lets go of what is at `at`.
+fn eject(board: &Board, at: Bdf) {
+    assert_eq!(take(board), 3 << 16 | u32::from(at.device));
+    let record = layout::PCI_BANK + 0x20 * (u64::from(at.device) + 1);
+    assert!(matches!(
+        board.mmio().write(record + EJECT, &1_u32.to_le_bytes()),
+        Effect::None
+    ));
+}
+
+fn names(devices: &Devices) -> Vec<&str> {
+    devices.counters().into_keys().collect()
+}
+
+#[test]
+fn a_device_that_the_guest_lets_go_of_is_gone_with_its_name() {
+    let (mut devices, board) = devices();
+    let at = devices.add_virtio("a", device()).unwrap();
+    let ticket = devices.ask_back("a").unwrap();
+    assert!(devices.settle().unwrap().is_empty());
+    eject(&board, at);
+    assert_eq!(devices.settle().unwrap(), [("a".to_owned(), at)]);
+    assert_eq!(ticket.wait(Instant::now()), Outcome::Accepted);
+    assert!(matches!(devices.ask_back("a"), Err(SlotError::Unknown(_))));
+    assert!(lock(board.pci()).function(at).is_none());
+    assert_eq!(devices.add_virtio("b", device()).unwrap(), at, "its slot is free");
+}
+
+#[test]
+fn a_device_that_the_guest_has_not_heard_of_is_gone_at_once_with_its_name() {
+    let (mut devices, board) = devices();
+    let (at, _) = devices.offer_virtio("a", device()).unwrap();
+    devices.ask_back("a").unwrap();
+    assert_eq!(devices.settle().unwrap(), [("a".to_owned(), at)]);
+    assert!(names(&devices).is_empty());
+    assert_eq!(take(&board), 0, "the guest never hears of it");
+    assert!(matches!(devices.ask_back("a"), Err(SlotError::Unknown(_))));
+}
+
+#[test]
+fn a_device_that_comes_while_another_one_goes_is_not_taken_for_it() {
+    let (mut devices, board) = devices();
+    let at = devices.add_virtio("a", device()).unwrap();
+    devices.ask_back("a").unwrap();
+    eject(&board, at);
+    // Before the main thread has seen that the guest let go.
+    let (next, _) = devices.offer_virtio("b", device()).unwrap();
+    assert_ne!(next, at);
+    assert_eq!(devices.settle().unwrap(), [("a".to_owned(), at)]);
+    assert_eq!(names(&devices), ["b"]);
+    assert!(lock(board.pci()).function(next).is_some());
+}
