@@ -92,6 +92,9 @@ pub enum ConfigError {
     /// Two devices of one name.
     #[error("id '{0}' is used by two devices, ids must differ")]
     DuplicateId(String),
+    /// A name that one of the machine's own devices may have: those are not the client's to remove.
+    #[error("id '{0}' begins with '__', which the machine's own devices do")]
+    ReservedId(String),
     /// Too few or too many virtqueues.
     #[error("disk {disk}: {found} queues asked for, 1 to {MAX_DISK_QUEUES} allowed")]
     Queues {
@@ -201,6 +204,9 @@ impl VmConfig {
         self.disks.iter().try_for_each(DiskConfig::validate)?;
         if let Some(id) = self.duplicate_id() {
             return Err(ConfigError::DuplicateId(id.into()));
+        }
+        if let Some(id) = self.ids().find(|id| id.starts_with("__")) {
+            return Err(ConfigError::ReservedId(id.into()));
         }
         self.net.iter().try_for_each(NetConfig::validate)?;
         self.vsock.as_ref().map_or(Ok(()), VsockConfig::validate)?;

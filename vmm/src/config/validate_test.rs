@@ -29,6 +29,14 @@ fn a_good_configuration_passes() {
 }
 
 #[test]
+fn names_of_the_machines_own_devices_are_not_the_clients() {
+    assert_eq!(
+        error(|c| c.disks[1].id = Some("__rng".into())),
+        "id '__rng' begins with '__', which the machine's own devices do"
+    );
+}
+
+#[test]
 fn cpus_are_bounded_by_kvm() {
     assert_eq!(
         error(|c| c.cpus = CpusConfig::fixed(0)),
