@@ -32,7 +32,8 @@ pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// What vCPU threads share.
 ///
-/// No two of its locks are ever held at once by a thread.
+/// No two of its locks are ever held at once by a thread, but for [`Board::remap`]: that takes `windows` first and the others, one at
+/// a time, under it. Nobody else takes `windows`.
 pub struct Board {
     ports: Bus,
     mmio: Bus,
@@ -122,12 +123,16 @@ impl Board {
 impl Board {
     /// Makes the memory bus agree with what function `bdf` decodes now. A window that would overlap another is left out and logged:
     /// the guest asked for it, so the guest lives with reads of all ones there.
+    ///
+    /// One at a time: of two threads that both remap a function, or of which one takes it away, the later one sees what the other
+    /// has done. Not to be called with a lock held.
     pub fn remap(&self, bdf: Bdf) {
+        let mut windows = lock(&self.windows);
         let function = lock(&self.pci).function(bdf);
         let wanted = function
             .as_ref()
             .map_or_else(Vec::new, |function| lock(function).decoded());
-        let old = lock(&self.windows).remove(&bdf).unwrap_or_default();
+        let old = windows.remove(&bdf).unwrap_or_default();
         let (mut kept, gone): (Vec<_>, Vec<_>) = old.into_iter().partition(|window| wanted.contains(window));
         for window in &gone {
             self.mmio.remove(window.base);
@@ -141,7 +146,7 @@ impl Board {
                 kept.push(window);
             }
         }
-        lock(&self.windows).insert(bdf, kept);
+        windows.insert(bdf, kept);
     }
 
     fn place(&self, function: &Arc<Mutex<dyn PciFunction>>, bdf: Bdf, window: BarRange) -> bool {

@@ -1,4 +1,6 @@
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Instant;
 
 use husk_devices::Effect;
@@ -10,6 +12,7 @@ use husk_virtio::threads::Plain;
 use vm_memory::GuestAddress;
 
 use super::*;
+use crate::kvm::Port;
 
 /// What the AML of a slot writes to let go of it (the register map is in husk-hotplug's `bank`).
 const EJECT: u64 = 4;
@@ -84,4 +87,37 @@ fn a_device_that_comes_while_another_one_goes_is_not_taken_for_it() {
     assert_eq!(devices.settle().unwrap(), [("a".to_owned(), at)]);
     assert_eq!(names(&devices), ["b"]);
     assert!(lock(board.pci()).function(next).is_some());
+}
+
+/// A vCPU switches the decoding of what is in slot 1 on and off (PCIe 5.0 §7.5.1.1.3, Memory Space Enable) until `over`.
+fn switch_decoding(board: &Board, over: &AtomicBool) {
+    let command = layout::ECAM + (1 << 15) + 4;
+    while !over.load(Ordering::Relaxed) {
+        for value in [2, 0] {
+            assert!(board.answer(Port::Store(command, &[value, 0])));
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_maps_a_device_while_it_goes_keeps_nothing_of_it() {
+    let (mut devices, board) = devices();
+    let over = Arc::new(AtomicBool::new(false));
+    let vcpus = [(); 2].map(|()| {
+        let (board, over) = (board.clone(), over.clone());
+        thread::spawn(move || switch_decoding(&board, &over))
+    });
+    let mut left = 0;
+    for _ in 0..2000 {
+        let (at, _) = devices.offer_virtio("a", device()).unwrap();
+        assert_eq!(at, bdf(1));
+        devices.ask_back("a").unwrap();
+        assert_eq!(devices.settle().unwrap().len(), 1);
+        left += usize::from(board.mmio().remove(layout::PCI32).is_some());
+    }
+    over.store(true, Ordering::Relaxed);
+    for vcpu in vcpus {
+        vcpu.join().unwrap();
+    }
+    assert_eq!(left, 0, "BARs of devices that are gone are on the bus");
 }

@@ -1,7 +1,7 @@
 //! The PCI slots: virtio functions that are there at boot, that come while the guest runs, and that go when it lets go of them.
 //!
-//! Slot numbers are PCI device numbers on bus 0. A function is real before the guest is told of it: its BARs are placed and decoded,
-//! so that the guest finds it as firmware would have left it. It is stopped and taken apart when the guest has ejected it.
+//! Slot numbers are PCI device numbers on bus 0. A function is real before the guest is told of it, and its BARs are placed, so that
+//! the guest finds it as firmware would have left it. It is stopped and taken apart when the guest has ejected it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
