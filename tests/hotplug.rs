@@ -294,6 +294,26 @@ fn a_vm_is_paused_and_goes_on() {
 }
 
 #[test]
+fn a_device_that_the_guest_never_heard_of_goes_at_once() {
+    let (mut lab, mut agent) = Lab::start("6.12");
+    lab.put("vm.pause", None);
+    let image = lab.image("disk");
+    let named = json!({"path": image, "id": "mine"});
+    for _ in 0..2 {
+        let device: PciDevice = lab.pod.api().put("vm.add-disk", Some(&named)).unwrap().json().unwrap();
+        lab.pod.remove(&device).unwrap();
+        assert!(lab.disks().is_empty(), "gone when it is answered, and its name is free");
+    }
+    lab.refused("vm.remove-device", Some(&json!({"id": "mine"})), 404);
+    lab.put("vm.resume", None);
+    // The slot is as good as new.
+    let device = lab.pod.add_disk(&image).unwrap();
+    let disk = find(&mut agent, &device);
+    writes_through(&mut agent, &disk, &image, 21);
+    lab.pod.stop().unwrap();
+}
+
+#[test]
 fn a_vm_is_shut_down_booted_again_rebooted_and_deleted() {
     let mut lab = Lab::launch("6.12");
     lab.refused("vm.boot", None, 404);
