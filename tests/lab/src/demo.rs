@@ -11,7 +11,7 @@ use crate::emulator::{Emulator, Request};
 use crate::host::{Choice, Host};
 use crate::kernel::HOST_KERNEL;
 use crate::paths::Lab;
-use crate::test::HOSTS;
+use crate::pool::HOSTS;
 use crate::{build, images, progress, sys};
 
 /// When the emulated host is taken to hang.

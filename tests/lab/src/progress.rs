@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+/// The longest that a step under way says nothing.
+const LONGEST_PERIOD: Duration = Duration::from_secs(60);
+
 /// Runs `work` as a visible step.
 ///
 /// # Errors
@@ -24,7 +27,15 @@ pub fn say(text: &str) {
     eprintln!("lab: {text}");
 }
 
-/// A step under way. On a terminal its line counts seconds; elsewhere a line appears every few seconds.
+/// Takes the line of a step under way off the terminal, to make room for something else. It comes back by itself.
+pub fn interrupt() {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r\x1b[K");
+    }
+}
+
+/// A step under way. On a terminal its line counts seconds; elsewhere a line appears after five seconds, ten, twenty, and so on, and then
+/// every minute.
 pub struct Ticker {
     what: String,
     start: Instant,
@@ -36,7 +47,7 @@ impl Ticker {
     pub fn start(what: &str) -> Self {
         let (stop, stopped) = mpsc::channel();
         let terminal = std::io::stderr().is_terminal();
-        let period = Duration::from_millis(if terminal { 200 } else { 5000 });
+        let mut period = Duration::from_millis(if terminal { 200 } else { 5000 });
         let start = Instant::now();
         let line = what.to_string();
         if terminal {
@@ -52,6 +63,7 @@ impl Ticker {
                     let _ = std::io::stderr().flush();
                 } else {
                     eprintln!("lab: {line} ... {seconds} s so far");
+                    period = LONGEST_PERIOD.min(start.elapsed());
                 }
             }
         });

@@ -67,10 +67,18 @@ impl Tally {
         if let Some(counts) = line.strip_prefix("test result: ") {
             let read = program.clone();
             self.program = None;
-            self.add(read, counts);
+            self.end(read, counts);
             return true;
         }
         program.line(line)
+    }
+
+    /// Adds what was counted elsewhere, to its end.
+    pub fn add(&mut self, mut other: Self) {
+        other.close();
+        self.passed += other.passed;
+        self.failures.extend(other.failures);
+        self.skips.extend(other.skips);
     }
 
     /// The output has ended: a test program without a summary has died.
@@ -87,7 +95,7 @@ impl Tally {
         }
     }
 
-    fn add(&mut self, program: Program, counts: &str) {
+    fn end(&mut self, program: Program, counts: &str) {
         // A test that skipped itself has passed in the runner's eyes.
         let ignored = count(counts, "ignored");
         let own_skips = program.skips.len().saturating_sub(ignored);

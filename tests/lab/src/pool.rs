@@ -1,0 +1,167 @@
+//! Test programs in emulated hosts: several hosts at a time, one program in each.
+//!
+//! A host has one processor and QEMU one thread for it, since QEMU's threads do not always agree in time on code that a kernel rewrites
+//! while it runs. So as many hosts as this machine has processors share the work, and a program can have no other program's
+//! remains before it. What a program prints is shown in one piece when it has ended.
+
+use std::io::{self, Stdout, Write};
+use std::num::NonZeroUsize;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::build::Built;
+use crate::command::{command, output};
+use crate::emulator::{Emulator, Request};
+use crate::progress::{self, Ticker};
+use crate::report::Report;
+use crate::sys;
+
+/// When an emulated host is taken to hang. The largest test program takes a fraction of it.
+const TIMEOUT: Duration = Duration::from_secs(40 * 60);
+
+/// Emulated hosts that may be tried for one piece of work, should they die.
+pub const HOSTS: u32 = 3;
+
+/// The most hosts at a time: each takes up to 5 GiB of memory.
+const MOST: usize = 4;
+
+/// Runs the tests of `programs`, or those whose name contains `filter`, and adds them to `report`; whether all held.
+///
+/// # Errors
+///
+/// The emulated host of filtered tests died. Without a filter, that is a failure of the program that ran there.
+pub fn run(emulator: &Emulator, programs: &[Built], filter: Option<&str>, report: &mut Report<Stdout>) -> Result<bool> {
+    // A filter leaves little to do: all of it in one host, and shown as it comes.
+    if filter.is_some() {
+        let request = request(programs.iter(), filter)?;
+        let (part, held) = in_some_host(emulator, &request, io::stdout)?;
+        report.tally.add(part.tally);
+        return Ok(held);
+    }
+    let mut waiting: Vec<&Built> = programs.iter().collect();
+    waiting.sort_by_key(|program| tests_in(program));
+    let hosts = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MOST);
+    let ticker = Ticker::start(&format!(
+        "{} test programs in emulated hosts, {hosts} at a time",
+        programs.len()
+    ));
+    let waiting = Mutex::new(waiting);
+    let all = Mutex::new((report, true));
+    thread::scope(|scope| {
+        for _ in 0..hosts {
+            scope.spawn(|| {
+                while let Some(program) = next(&waiting) {
+                    let ended = beyond_doubt(emulator, program);
+                    let (report, held) = &mut *lock(&all);
+                    *held &= conclude(program, ended, report);
+                }
+            });
+        }
+    });
+    ticker.end("");
+    Ok(lock(&all).1)
+}
+
+/// What is left to do, the largest first: the others fill the gaps at the end.
+fn next<'a>(waiting: &Mutex<Vec<&'a Built>>) -> Option<&'a Built> {
+    if sys::interrupted() {
+        return None;
+    }
+    lock(waiting).pop()
+}
+
+/// How many tests a program has; 0 if it does not say.
+fn tests_in(program: &Built) -> usize {
+    let listed = output(command(&program.path).args(["--list", "--format", "terse"]));
+    listed.map_or(0, |list| list.lines().count())
+}
+
+/// Shows and counts how a program ended; whether its tests held.
+fn conclude(program: &Built, ended: Result<(Report<Vec<u8>>, bool)>, report: &mut Report<Stdout>) -> bool {
+    progress::interrupt();
+    match ended {
+        Ok((part, held)) => {
+            let _ = report.out.write_all(&part.out).and_then(|()| report.out.flush());
+            report.tally.add(part.tally);
+            held
+        }
+        Err(error) => {
+            let failure = format!("{}: {error:#}", program.name);
+            progress::say(&failure);
+            report.tally.failures.push(failure);
+            false
+        }
+    }
+}
+
+/// What the tests of `program` printed in the first host or, if they did not hold there, in a second one; and whether they held. What
+/// kills an emulated host can also kill a guest in it, and then a test fails that has found nothing: what fails twice has.
+fn beyond_doubt(emulator: &Emulator, program: &Built) -> Result<(Report<Vec<u8>>, bool)> {
+    let request = request([program].into_iter(), None)?;
+    let (first, held) = in_some_host(emulator, &request, Vec::new)?;
+    if held || sys::interrupted() {
+        return Ok((first, held));
+    }
+    progress::interrupt();
+    io::stdout().write_all(&first.out)?;
+    progress::say(&format!(
+        "failed in this emulated host: {}; what fails in another one, too, has failed",
+        first.tally.failures.join(", ")
+    ));
+    in_some_host(emulator, &request, Vec::new)
+}
+
+/// What the lab itself runs in the host to run `programs` there.
+fn request<'a>(programs: impl Iterator<Item = &'a Built>, filter: Option<&str>) -> Result<Request> {
+    let mut request = Request {
+        timeout: Some(TIMEOUT),
+        // How large, how long: what a test takes from its environment.
+        env: std::env::vars()
+            .filter(|(name, _)| name.starts_with("HUSK_TEST_"))
+            .collect(),
+        ..Request::default()
+    };
+    request.files.push((std::env::current_exe()?, "bin/husk-lab".into()));
+    request.command.extend(["husk-lab".into(), "suite".into()]);
+    request
+        .command
+        .extend(filter.map(|filter| format!("--filter={filter}")));
+    for program in programs {
+        let place = format!("tests/{}", program.name);
+        request.files.push((program.path.clone(), place.clone()));
+        request.command.push(format!("/work/{place}"));
+    }
+    Ok(request)
+}
+
+/// What `request` printed, and whether all tests held, in the first emulated host that lives to its end. One that dies is started again
+/// with what it was to run, and the user is told.
+fn in_some_host<W: Write>(emulator: &Emulator, request: &Request, out: impl Fn() -> W) -> Result<(Report<W>, bool)> {
+    for _ in 1..HOSTS {
+        match in_one_host(emulator, request, out()) {
+            Err(death) if !sys::interrupted() => {
+                progress::interrupt();
+                progress::say(&format!(
+                    "{death:#}\nlab: the emulated host did not last: its tests run again"
+                ));
+            }
+            ended => return ended,
+        }
+    }
+    in_one_host(emulator, request, out())
+}
+
+/// What `request` printed, and whether all tests held, in one boot of the emulated host.
+fn in_one_host<W: Write>(emulator: &Emulator, request: &Request, out: W) -> Result<(Report<W>, bool)> {
+    let mut report = Report::new(out);
+    let finished = emulator.run(request, &mut |bytes| report.bytes(bytes))?;
+    report.tally.close();
+    Ok((report, finished.exit == 0))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
