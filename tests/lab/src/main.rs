@@ -88,12 +88,6 @@ enum Task {
     /// The part of `bench` that runs in the emulated host.
     #[command(hide = true)]
     Measure(bench::MeasureArgs),
-    /// The part of `bench vsock` that runs in the emulated host.
-    #[command(hide = true)]
-    MeasureVsock(bench::MeasureVsockArgs),
-    /// The part of `bench net` that runs in the emulated host.
-    #[command(hide = true)]
-    MeasureNet(bench::MeasureNetArgs),
 }
 
 /// What a shell reports of a command that Ctrl-C ended.
@@ -129,8 +123,6 @@ fn perform(arguments: &Arguments) -> Result<ExitCode> {
         Task::Lives(arguments) => soak::live(arguments).map(|()| ExitCode::SUCCESS),
         Task::Suite(arguments) => test::suite(arguments).map(verdict),
         Task::Bench(arguments) => bench::run(&Lab::open()?, arguments).map(verdict),
-        Task::MeasureVsock(arguments) => bench::measure_vsock(arguments).map(|()| ExitCode::SUCCESS),
-        Task::MeasureNet(arguments) => bench::measure_net(arguments).map(|()| ExitCode::SUCCESS),
         Task::Measure(arguments) => bench::measure(arguments).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -24,7 +24,13 @@ pub fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
 
 /// Says something that is not a step.
 pub fn say(text: &str) {
-    eprintln!("lab: {text}");
+    // A step may be under way on this line.
+    let clear = if std::io::stderr().is_terminal() {
+        "\r\x1b[K"
+    } else {
+        ""
+    };
+    eprintln!("{clear}lab: {text}");
 }
 
 /// Takes the line of a step under way off the terminal, to make room for something else. It comes back by itself.

@@ -11,6 +11,7 @@
 //! Every subject is seen from outside in the same way: the guest writes a byte to its serial port, and the VMM passes it on.
 
 mod boot;
+mod emulated;
 mod figures;
 mod footprint;
 mod measure;
@@ -27,11 +28,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-pub use boot::{MeasureArgs, measure};
+pub use emulated::{MeasureArgs, measure};
 use figures::Figure;
-pub use net::{MeasureArgs as MeasureNetArgs, measure as measure_net};
 use subject::{Kind, Subject};
-pub use vsock::{MeasureArgs as MeasureVsockArgs, measure as measure_vsock};
 
 use crate::paths::{self, Lab};
 use crate::{build, host, progress};
@@ -89,7 +88,11 @@ pub fn run(lab: &Lab, arguments: &BenchArgs) -> Result<bool> {
         chosen => chosen,
     };
     let (husk, floor) = programs(lab, arguments.quick)?;
-    let mut subjects = vec![Subject::new(Kind::Husk, husk), Subject::new(Kind::Floor, floor)];
+    let mut subjects = vec![
+        Subject::new(Kind::Husk, husk.clone()),
+        Subject::new(Kind::HuskUnfiltered, husk),
+        Subject::new(Kind::Floor, floor),
+    ];
     if arguments.peers {
         subjects.extend(Subject::peers());
     }
@@ -99,7 +102,7 @@ pub fn run(lab: &Lab, arguments: &BenchArgs) -> Result<bool> {
             Profile::Startup => natively(|| payload::startup(&subjects, arguments.runs.unwrap_or(40)))?,
             Profile::Memory => natively(|| payload::memory(&subjects, arguments.runs.unwrap_or(5)))?,
             Profile::Vsock => vsock::run(lab, &subjects, arguments.runs.unwrap_or(3))?,
-            Profile::Net => net::run(lab, &subjects, arguments.runs.unwrap_or(3), &guest_init(lab)?)?,
+            Profile::Net => net::run(lab, &subjects, arguments.runs.unwrap_or(3))?,
             Profile::Boot => boot::run(lab, &subjects, arguments.runs.unwrap_or(3))?,
         };
         for (kind, why) in &part.failures {

@@ -6,7 +6,7 @@
 use std::fs;
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,18 +16,15 @@ use husk_guest::traffic::{self, Content, Traffic};
 use husk_guest::{Answer, PREFIX, Step, step};
 use serde::{Deserialize, Serialize};
 
-use super::rounds::{self, Extract, Samples};
+use super::Results;
+use super::emulated::{Profile, Session};
+use super::rounds::Extract;
 use super::subject::{Guest, Kind, Subject};
-use super::{Results, portable};
 use crate::archive::Archive;
-use crate::build::Programs;
-use crate::emulator::{Emulator, Finished, Request, Timing};
+use crate::images;
 use crate::kernel::HOST_KERNEL;
 use crate::paths::{self, Lab};
-use crate::progress;
 
-/// When the emulated host is taken to hang, for each run in it.
-const TIMEOUT_A_RUN: Duration = Duration::from_secs(600);
 /// When an interface is taken not to come, in virtual time.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -43,28 +40,11 @@ const EXCHANGES: u32 = 2000;
 const FLOOD_MS: u32 = 500;
 const DATAGRAM: usize = 64;
 
-const PLAN: &str = "net-plan.json";
-const TALKS: &str = "net-talks.json";
 const IMAGE: &str = "net.cpio";
-
-/// What to measure in the emulated host.
-#[derive(clap::Args)]
-pub struct MeasureArgs {
-    /// The plan.
-    plan: PathBuf,
-    /// Where the results go.
-    talks: PathBuf,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Plan {
-    subjects: Vec<Subject>,
-    runs: u32,
-}
 
 /// What one run of a subject cost.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-struct Talk {
+pub struct Talk {
     to_host_us_per_mib: f64,
     to_guest_us_per_mib: f64,
     exchange_us: f64,
@@ -72,12 +52,17 @@ struct Talk {
     to_guest_us_per_datagram: f64,
 }
 
-/// A subject's runs, or why there are none.
-#[derive(Serialize, Deserialize)]
-struct Talks {
-    kind: Kind,
-    outcome: Result<Vec<Talk>, String>,
-}
+const FIGURES: [Extract<Talk>; 5] = [
+    ("to_host_us_per_mib", "virtual µs", |talk| talk.to_host_us_per_mib),
+    ("to_guest_us_per_mib", "virtual µs", |talk| talk.to_guest_us_per_mib),
+    ("exchange_us", "virtual µs", |talk| talk.exchange_us),
+    ("to_host_us_per_datagram", "virtual µs", |talk| {
+        talk.to_host_us_per_datagram
+    }),
+    ("to_guest_us_per_datagram", "virtual µs", |talk| {
+        talk.to_guest_us_per_datagram
+    }),
+];
 
 /// What the guest does, one command a line. The host does the counterparts in the same order: [`host_side`].
 fn script() -> String {
@@ -99,95 +84,25 @@ fn script() -> String {
 /// # Errors
 ///
 /// The emulated host cannot be made, or died.
-pub fn run(lab: &Lab, subjects: &[Subject], runs: u32, guest_init: &Path) -> Result<Results> {
+pub fn run(lab: &Lab, subjects: &[Subject], runs: u32) -> Result<Results> {
     let measured = |subject: &&Subject| matches!(subject.kind, Kind::Husk | Kind::CloudHypervisor);
-    let subjects: Vec<_> = subjects.iter().filter(measured).collect();
-    let husk = subjects.iter().find(|subject| subject.kind == Kind::Husk);
-    let programs = Programs {
-        husk: husk.context("no husk to measure")?.program.clone(),
-        guest_init: guest_init.into(),
-    };
-    let emulator = Emulator::prepare(lab, &programs)?;
-    let request = request(lab, &subjects, runs)?;
-    let (mut said, what) = (
-        Vec::new(),
-        format!("net: {runs} runs of each subject in the emulated host"),
-    );
-    let finished = progress::step(&what, || {
-        emulator.run(&request, &mut |bytes| said.extend_from_slice(bytes))
-    })?;
-    let said = String::from_utf8_lossy(&said);
-    ensure!(
-        finished.exit == 0,
-        "cannot measure in the emulated host: {}",
-        said.trim()
-    );
-    summarise(&finished)
-}
-
-fn request(lab: &Lab, subjects: &[&Subject], runs: u32) -> Result<Request> {
-    let folder = lab.path("bench");
-    let mut files = vec![(std::env::current_exe()?, "bin/husk-lab".to_string())];
+    let guest_init = super::guest_init(lab)?;
+    images::ensure_guests(lab, &guest_init)?;
     let mut image = fs::read(lab.guest().join(HOST_KERNEL.name).join("pod.cpio"))?;
     let mut more = Archive::default();
     more.file("script", script().as_bytes())?;
     image.extend(more.finish()?);
-    paths::write(&folder.join(IMAGE), &image)?;
-    files.push((folder.join(IMAGE), IMAGE.into()));
-    let mut there = Vec::new();
-    for subject in subjects {
-        there.push(portable::pack(subject, &mut files)?);
-    }
-    let boots = (runs + 1) * u32::try_from(there.len())?;
-    let plan = serde_json::to_vec(&Plan { subjects: there, runs })?;
-    paths::write(&folder.join(PLAN), &plan)?;
-    files.push((folder.join(PLAN), PLAN.into()));
-    let words = ["husk-lab", "measure-net", PLAN, &format!("out/{TALKS}")];
-    Ok(Request {
-        command: words.map(str::to_string).to_vec(),
-        files,
-        timing: Timing::Deterministic,
-        timeout: Some(TIMEOUT_A_RUN * (boots + 1)),
-        ..Request::default()
-    })
-}
-
-fn summarise(finished: &Finished) -> Result<Results> {
-    let file = finished.files.iter().find(|file| file.name == TALKS);
-    let talks: Vec<Talks> = serde_json::from_slice(&file.context("nothing was measured")?.content)?;
-    let samples: Vec<_> = talks
-        .into_iter()
-        .map(|Talks { kind, outcome }| Samples { kind, outcome })
-        .collect();
-    let extracts: [Extract<Talk>; 5] = [
-        ("to_host_us_per_mib", "virtual µs", |talk| talk.to_host_us_per_mib),
-        ("to_guest_us_per_mib", "virtual µs", |talk| talk.to_guest_us_per_mib),
-        ("exchange_us", "virtual µs", |talk| talk.exchange_us),
-        ("to_host_us_per_datagram", "virtual µs", |talk| {
-            talk.to_host_us_per_datagram
-        }),
-        ("to_guest_us_per_datagram", "virtual µs", |talk| {
-            talk.to_guest_us_per_datagram
-        }),
-    ];
-    Ok(rounds::summarise("net", &samples, &extracts))
-}
-
-/// Measures in the emulated host.
-///
-/// # Errors
-///
-/// The plan cannot be read or the results not be written. A subject that fails is a result.
-pub fn measure(arguments: &MeasureArgs) -> Result<()> {
-    let plan: Plan = serde_json::from_slice(&fs::read(&arguments.plan)?).context("a strange plan")?;
-    let scratch = tempfile::tempdir()?;
-    let samples = rounds::interleaved(&plan.subjects, plan.runs, |subject| talk(subject, scratch.path()));
-    let talks: Vec<_> = samples
-        .into_iter()
-        .map(|Samples { kind, outcome }| Talks { kind, outcome })
-        .collect();
-    fs::write(&arguments.talks, serde_json::to_vec(&talks)?)?;
-    Ok(())
+    let file = lab.path("bench").join(IMAGE);
+    paths::write(&file, &image)?;
+    let session = Session {
+        profile: Profile::Net,
+        subjects: subjects.iter().filter(measured).collect(),
+        runs,
+        guest_init,
+        files: vec![(file, IMAGE.into())],
+        extracts: &FIGURES,
+    };
+    session.run(lab)
 }
 
 fn guest() -> Guest {
@@ -204,7 +119,7 @@ fn guest() -> Guest {
 }
 
 /// One run of one subject.
-fn talk(subject: &Subject, scratch: &Path) -> Result<Talk> {
+pub fn sample(subject: &Subject, scratch: &Path) -> Result<Talk> {
     let mut start = subject.start(&guest(), scratch)?;
     let complaints = fs::File::create(&start.complaints)?;
     start

@@ -40,6 +40,8 @@ const MAC: &str = "02:00:00:00:00:07";
 pub enum Kind {
     /// This project.
     Husk,
+    /// The same without seccomp filters.
+    HuskUnfiltered,
     /// The bare KVM calls; knows the tiny payload only.
     Floor,
     /// Cloud Hypervisor.
@@ -65,6 +67,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Husk => "husk",
+            Self::HuskUnfiltered => "husk-unfiltered",
             Self::Floor => "floor",
             Self::CloudHypervisor => "cloud-hypervisor",
             Self::Firecracker => "firecracker",
@@ -75,7 +78,12 @@ impl Kind {
 
     /// Whether it is built here. A peer that cannot be measured is not an error.
     pub fn is_ours(self) -> bool {
-        matches!(self, Self::Husk | Self::Floor)
+        matches!(self, Self::Husk | Self::HuskUnfiltered | Self::Floor)
+    }
+
+    /// Whether it is measured with guests of a stock kernel.
+    pub fn boots(self) -> bool {
+        !matches!(self, Self::HuskUnfiltered | Self::Floor)
     }
 
     /// Whether it is QEMU, which needs more files than its own.
@@ -131,6 +139,10 @@ impl Subject {
         command.args(&self.first);
         match self.kind {
             Kind::Husk => husk(&mut command, guest),
+            Kind::HuskUnfiltered => {
+                husk(&mut command, guest);
+                command.args(["--seccomp", "false"]);
+            }
             Kind::Floor => {
                 command.arg(&guest.kernel).arg(guest.memory_mib.to_string());
             }

@@ -14,18 +14,14 @@ use husk_guest::raw::{PORT, Wish};
 use husk_guest::{Step, step};
 use serde::{Deserialize, Serialize};
 
+use super::Results;
+use super::emulated::{Profile, Session};
 use super::measure::during;
-use super::rounds::{self, Extract, Samples};
+use super::rounds::Extract;
 use super::subject::{Guest, Kind, Subject};
-use super::{Results, portable};
-use crate::build::{self, Programs};
-use crate::emulator::{Emulator, Finished, Request, Timing};
 use crate::kernel::HOST_KERNEL;
-use crate::paths::{self, Lab};
-use crate::progress;
+use crate::paths::Lab;
 
-/// When the emulated host is taken to hang, for each run in it.
-const TIMEOUT_A_RUN: Duration = Duration::from_secs(600);
 /// When a subject is taken to hang, in virtual time.
 const LIMIT: Duration = Duration::from_secs(120);
 const PACE: Duration = Duration::from_millis(10);
@@ -41,34 +37,10 @@ const DIALS: u32 = 200;
 const STREAMS: usize = 16;
 
 const MEMORY_MIB: u32 = 512;
-const PLAN: &str = "vsock-plan.json";
-const LIVES: &str = "vsock-lives.json";
-
-/// What to measure in the emulated host.
-#[derive(clap::Args)]
-pub struct MeasureArgs {
-    /// The plan.
-    plan: PathBuf,
-    /// Where the results go.
-    lives: PathBuf,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Plan {
-    subjects: Vec<Subject>,
-    runs: u32,
-}
-
-/// A subject's rates, or why there are none.
-#[derive(Serialize, Deserialize)]
-struct Lives {
-    kind: Kind,
-    outcome: Result<Vec<Rates>, String>,
-}
 
 /// What one life of a subject came to.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-struct Rates {
+pub struct Rates {
     to_guest: f64,
     from_guest: f64,
     from_guest_by_many: f64,
@@ -77,11 +49,11 @@ struct Rates {
 }
 
 const FIGURES: [Extract<Rates>; 5] = [
-    ("to_guest", "MiB/s", |rates| rates.to_guest),
-    ("from_guest", "MiB/s", |rates| rates.from_guest),
-    ("from_guest_16_streams", "MiB/s", |rates| rates.from_guest_by_many),
-    ("round_trip", "us", |rates| rates.round_trip),
-    ("dials", "1/s", |rates| rates.dials),
+    ("to_guest_mib_s", "MiB/s", |rates| rates.to_guest),
+    ("from_guest_mib_s", "MiB/s", |rates| rates.from_guest),
+    ("from_guest_by_16_mib_s", "MiB/s", |rates| rates.from_guest_by_many),
+    ("round_trip_us", "virtual µs", |rates| rates.round_trip),
+    ("dials_per_s", "1/s", |rates| rates.dials),
 ];
 
 /// Whether a subject has vsock without help of the host's kernel.
@@ -95,80 +67,19 @@ fn has_vsock(kind: Kind) -> bool {
 ///
 /// The emulated host cannot be made, or died.
 pub fn run(lab: &Lab, subjects: &[Subject], runs: u32) -> Result<Results> {
-    let subjects: Vec<_> = subjects.iter().filter(|subject| has_vsock(subject.kind)).collect();
-    let husk = subjects.iter().find(|subject| subject.kind == Kind::Husk);
-    progress::say("building the guest's init");
-    let init = build::build(lab, &["build", "--profile", "lab", "--package", "husk-guest", "--bins"])?;
-    let programs = Programs {
-        husk: husk.context("no husk to measure")?.program.clone(),
-        guest_init: init.into_iter().next().context("cargo built no init")?.path,
+    let session = Session {
+        profile: Profile::Vsock,
+        subjects: subjects.iter().filter(|subject| has_vsock(subject.kind)).collect(),
+        runs,
+        guest_init: super::guest_init(lab)?,
+        files: Vec::new(),
+        extracts: &FIGURES,
     };
-    let emulator = Emulator::prepare(lab, &programs)?;
-    let request = request(lab, &subjects, runs)?;
-    let mut said = Vec::new();
-    let what = format!("vsock: {runs} runs of each subject in the emulated host");
-    let finished = progress::step(&what, || {
-        emulator.run(&request, &mut |bytes| said.extend_from_slice(bytes))
-    })?;
-    let said = String::from_utf8_lossy(&said);
-    ensure!(
-        finished.exit == 0,
-        "cannot measure in the emulated host: {}",
-        said.trim()
-    );
-    summarise(&finished)
-}
-
-fn request(lab: &Lab, subjects: &[&Subject], runs: u32) -> Result<Request> {
-    let folder = lab.path("bench");
-    let mut files = vec![(std::env::current_exe()?, "bin/husk-lab".to_string())];
-    let mut there = Vec::new();
-    for subject in subjects {
-        there.push(portable::pack(subject, &mut files)?);
-    }
-    let boots = (runs + 1) * u32::try_from(there.len())?;
-    let plan = serde_json::to_vec(&Plan { subjects: there, runs })?;
-    paths::write(&folder.join(PLAN), &plan)?;
-    files.push((folder.join(PLAN), PLAN.into()));
-    let words = ["husk-lab", "measure-vsock", PLAN, &format!("out/{LIVES}")];
-    Ok(Request {
-        command: words.map(str::to_string).to_vec(),
-        files,
-        timing: Timing::Deterministic,
-        timeout: Some(TIMEOUT_A_RUN * (boots + 1)),
-        ..Request::default()
-    })
-}
-
-fn summarise(finished: &Finished) -> Result<Results> {
-    let file = finished.files.iter().find(|file| file.name == LIVES);
-    let lives: Vec<Lives> = serde_json::from_slice(&file.context("nothing was measured")?.content)?;
-    let samples: Vec<_> = lives
-        .into_iter()
-        .map(|Lives { kind, outcome }| Samples { kind, outcome })
-        .collect();
-    Ok(rounds::summarise("vsock", &samples, &FIGURES))
-}
-
-/// Measures in the emulated host.
-///
-/// # Errors
-///
-/// The plan cannot be read or the results not be written. A subject that fails is a result.
-pub fn measure(arguments: &MeasureArgs) -> Result<()> {
-    let plan: Plan = serde_json::from_slice(&fs::read(&arguments.plan)?).context("a strange plan")?;
-    let scratch = tempfile::tempdir()?;
-    let samples = rounds::interleaved(&plan.subjects, plan.runs, |subject| rates(subject, scratch.path()));
-    let lives: Vec<_> = samples
-        .into_iter()
-        .map(|Samples { kind, outcome }| Lives { kind, outcome })
-        .collect();
-    fs::write(&arguments.lives, serde_json::to_vec(&lives)?)?;
-    Ok(())
+    session.run(lab)
 }
 
 /// One life of `subject`, in the emulated host.
-fn rates(subject: &Subject, scratch: &Path) -> Result<Rates> {
+pub fn sample(subject: &Subject, scratch: &Path) -> Result<Rates> {
     let socket = scratch.join("v.sock");
     let _ = fs::remove_file(&socket);
     during(subject.start(&guest(&socket), scratch)?, LIMIT, || {
@@ -308,36 +219,6 @@ fn dials(socket: &Path) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::archive::FileBack;
-
-    #[test]
-    fn rates_survive_the_way_out_of_the_emulated_host() {
-        let rates = Rates {
-            to_guest: 1.0,
-            from_guest: 2.0,
-            from_guest_by_many: 3.0,
-            round_trip: 4.0,
-            dials: 5.0,
-        };
-        let lives = [
-            Lives {
-                kind: Kind::Husk,
-                outcome: Ok(vec![rates]),
-            },
-            Lives {
-                kind: Kind::Firecracker,
-                outcome: Err("no KVM".into()),
-            },
-        ];
-        let files = vec![FileBack {
-            name: LIVES.into(),
-            content: serde_json::to_vec(&lives).unwrap(),
-        }];
-        let results = summarise(&Finished { exit: 0, files }).unwrap();
-        assert_eq!(results.failures, [(Kind::Firecracker, "no KVM".to_string())]);
-        let medians: Vec<_> = results.figures.iter().map(|figure| figure.median).collect();
-        assert_eq!(medians, [1.0, 2.0, 3.0, 4.0, 5.0]);
-    }
 
     #[test]
     fn only_those_with_a_vsock_of_their_own_are_asked() {
