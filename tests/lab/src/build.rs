@@ -46,16 +46,22 @@ pub fn programs(lab: &Lab) -> Result<Programs> {
             "--bins",
         ],
     )?;
-    let find = |name: &str| {
-        let program = built.iter().find(|program| program.name == name);
-        program
-            .map(|program| program.path.clone())
-            .with_context(|| format!("cargo built no program {name}"))
-    };
     Ok(Programs {
-        husk: find("husk")?,
-        guest_init: find("husk-guest")?,
+        husk: named(&built, "husk")?,
+        guest_init: named(&built, "husk-guest")?,
     })
+}
+
+/// The path of the program `name`.
+///
+/// # Errors
+///
+/// Cargo built none of that name.
+pub fn named(built: &[Built], name: &str) -> Result<PathBuf> {
+    let program = built.iter().find(|program| program.name == name);
+    program
+        .map(|program| program.path.clone())
+        .with_context(|| format!("cargo built no program {name}"))
 }
 
 /// Builds the guest-driven tests.

@@ -30,7 +30,9 @@ pub fn run(lab: &Lab, choice: &Choice, guests_only: bool, filter: Option<&str>) 
     let tests = build::guest_tests(lab)?;
     let guests = match choice.host {
         Host::Native => natively(lab, &programs, &tests, filter, &mut report),
-        Host::Emulated => emulated(lab, &programs, &tests, filter, &mut report),
+        Host::Emulated => {
+            Emulator::prepare(lab, &programs).and_then(|emulator| pool::run(&emulator, &tests, filter, &mut report))
+        }
     };
     if let Err(error) = &guests {
         report.tally.failures.push(format!("guest-driven tests: {error:#}"));
@@ -78,16 +80,6 @@ fn natively(
     let held = report.watch(&mut inside)?;
     report.tally.close();
     Ok(held)
-}
-
-fn emulated(
-    lab: &Lab,
-    programs: &Programs,
-    tests: &[Built],
-    filter: Option<&str>,
-    report: &mut Report<Stdout>,
-) -> Result<bool> {
-    pool::run(&Emulator::prepare(lab, programs)?, tests, filter, report)
 }
 
 /// The test programs as the suite takes them.

@@ -138,13 +138,7 @@ fn programs(lab: &Lab, quick: bool) -> Result<(PathBuf, PathBuf)> {
             "--bins",
         ],
     )?;
-    let find = |name: &str| {
-        let program = built.iter().find(|program| program.name == name);
-        program
-            .map(|program| program.path.clone())
-            .with_context(|| format!("cargo built no program {name}"))
-    };
-    Ok((find("husk")?, find("husk-floor")?))
+    Ok((build::named(&built, "husk")?, build::named(&built, "husk-floor")?))
 }
 
 fn natively(profile: impl FnOnce() -> Result<Results>) -> Result<Results> {
