@@ -12,7 +12,7 @@ use husk_tests::{husk, kernel_file};
 use tempfile::TempDir;
 
 /// No wrong input takes longer to be refused.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 const USAGE: i32 = 2;
 const FAILURE: i32 = 1;

@@ -13,7 +13,7 @@ use husk_guest::{Call, Reply};
 use crate::api::Shim;
 
 /// How long the agent may think. Nothing that it is asked takes a tenth of it.
-const PATIENCE: Duration = Duration::from_secs(100);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// The longest answer to a handshake.
 const MAX_HANDSHAKE_BYTES: usize = 32;

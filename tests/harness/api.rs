@@ -16,7 +16,7 @@ use serde_json::Value;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 /// How long an answer may take: a hundred times what the shims allow, since the host may be emulated.
-const PATIENCE: Duration = Duration::from_secs(100);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// The longest answer.
 const MAX_BODY_BYTES: usize = 4 << 20;

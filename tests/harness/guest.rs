@@ -20,7 +20,7 @@ use crate::pty;
 use crate::transcript::Transcript;
 
 /// How long a guest may be silent: ten times what bare metal needs for a boot, and as much again for a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(240);
 
 /// The test's ends of the VMM's standard streams.
 pub(crate) struct Streams {

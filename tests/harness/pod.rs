@@ -23,7 +23,7 @@ use crate::info::{PciDevice, State, VmInfo};
 use crate::{husk, process, pty};
 
 /// How long anything of a pod may take: the shims' windows, and as much more as an emulated host on a busy machine needs.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// How often the Rust shim looks for the API, and both dial the agent.
 const RUST_POLL: Duration = Duration::from_millis(50);
