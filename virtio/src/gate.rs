@@ -29,8 +29,14 @@ impl Gate {
         state.inside = true;
         drop(state);
         let done = work();
-        self.state().inside = false;
-        self.changed.notify_all();
+        let mut state = self.state();
+        state.inside = false;
+        // A notification is a system call, whether somebody waits or not; who waits has shut the gate before.
+        let awaited = state.shut;
+        drop(state);
+        if awaited {
+            self.changed.notify_all();
+        }
         done
     }
 

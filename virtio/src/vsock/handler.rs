@@ -1,10 +1,10 @@
 //! The running half of the device: three queues, all sockets, one I/O thread.
 //!
-//! Doorbells and sockets are watched by one epoll instance of the handler's own, edge-triggered, so that neither reading a doorbell
-//! nor asking for an event again costs a call. The thread's own loop watches that instance alone.
+//! Sockets are watched by an epoll instance of the handler's own, which the thread's loop watches beside the doorbells. All of it
+//! is edge-triggered, so that neither reading a doorbell nor asking for an event again costs a call.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -23,15 +23,15 @@ const EVENTS: usize = 64;
 /// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (virtio 1.2 §5.10.6.7), `struct virtio_vsock_event`.
 const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
 
-/// epoll's numbers of what is no connection; those of connections are far below.
-const RECEIVE: u64 = u64::MAX;
-const TRANSMIT: u64 = u64::MAX - 1;
-const EVENT: u64 = u64::MAX - 2;
-const LISTENER: u64 = u64::MAX - 3;
-const BELL: u64 = u64::MAX - 4;
+/// epoll's number of the listening socket; those of connections are far below.
+const LISTENER: u64 = u64::MAX;
 
-/// What the thread's loop calls all of these.
-const ANYTHING: u32 = 0;
+/// [`Watch`] tokens: doorbells, the bell of the device, all sockets.
+const RECEIVE: u32 = 0;
+const TRANSMIT: u32 = 1;
+const EVENT: u32 = 2;
+const BELL: u32 = 3;
+const SOCKETS: u32 = 4;
 
 /// Queues and streams.
 pub(super) struct VsockHandler {
@@ -64,28 +64,30 @@ impl VsockHandler {
         }
     }
 
-    fn watch_all(&mut self) -> io::Result<RawFd> {
-        let fd = self.muxer.open()?;
+    fn watch_all(&mut self, watch: &mut dyn Watch) -> io::Result<()> {
         let doorbells = [
             (self.receive.ring.kick().as_raw_fd(), RECEIVE),
             (self.transmit.kick().as_raw_fd(), TRANSMIT),
             (self.host.bell.as_raw_fd(), BELL),
         ];
         let event = self.event.as_ref().map(|ring| (ring.kick().as_raw_fd(), EVENT));
-        for (fd, number) in doorbells.into_iter().chain(event) {
-            self.muxer.watch_also(fd, number)?;
+        for (fd, token) in doorbells.into_iter().chain(event) {
+            watch.edges(fd, token)?;
         }
-        Ok(fd)
+        watch.readable(self.muxer.open()?, SOCKETS)
     }
 
-    fn dispatch(&mut self, number: u64, events: u32, kicked: &mut bool) -> io::Result<()> {
-        match number {
-            TRANSMIT => *kicked = true,
-            // New buffers are found by whoever needs some.
-            RECEIVE | EVENT => {}
-            BELL => self.reset_due |= self.host.reset_wanted.swap(false, Ordering::AcqRel),
-            LISTENER => self.muxer.accept()?,
-            connection => self.muxer.socket_event(Token::from_number(connection), events),
+    /// Takes what has happened at sockets.
+    fn look_at_sockets(&mut self) -> io::Result<()> {
+        let count = self.muxer.events(&mut self.events)?;
+        for n in 0..count {
+            let Some(event) = self.events.get(n).copied() else {
+                break;
+            };
+            match event.data() {
+                LISTENER => self.muxer.accept()?,
+                connection => self.muxer.socket_event(Token::from_number(connection), event.events()),
+            }
         }
         Ok(())
     }
@@ -168,30 +170,24 @@ impl VsockHandler {
 impl Handler for VsockHandler {
     fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
         self.host.attend(true);
-        self.watch_all()
-            .and_then(|fd| watch.readable(fd, ANYTHING))
-            .map_err(HandlerError::watch)?;
+        self.watch_all(watch).map_err(HandlerError::watch)?;
         // For what became available before there was a thread.
         self.kick_self();
         Ok(())
     }
 
-    fn wake(&mut self, _token: u32, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        let failed = |source| HandlerError::Host {
-            what: "cannot wait for sockets",
-            source,
-        };
-        let count = self.muxer.events(&mut self.events).map_err(failed)?;
-        let mut kicked = self.held_up;
-        for n in 0..count {
-            let Some(event) = self.events.get(n).copied() else {
-                break;
-            };
-            self.dispatch(event.data(), event.events(), &mut kicked)
-                .map_err(failed)?;
+    fn wake(&mut self, token: u32, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        match token {
+            SOCKETS => self.look_at_sockets().map_err(|source| HandlerError::Host {
+                what: "cannot wait for sockets",
+                source,
+            })?,
+            BELL => self.reset_due |= self.host.reset_wanted.swap(false, Ordering::AcqRel),
+            // New buffers are found by whoever needs some.
+            _ => {}
         }
         self.tell_reset()?;
-        self.serve(kicked)?;
+        self.serve(token == TRANSMIT || self.held_up)?;
         Ok(())
     }
 

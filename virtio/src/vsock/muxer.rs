@@ -88,12 +88,6 @@ impl Muxer {
         Ok(fd)
     }
 
-    /// Has `fd` be watched beside the sockets: an event of number `number` for each time that it becomes readable.
-    pub fn watch_also(&self, fd: RawFd, number: u64) -> io::Result<()> {
-        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, number);
-        self.control(ControlOperation::Add, fd, event)
-    }
-
     /// What has happened since the last time. Does not wait.
     pub fn events(&self, events: &mut [EpollEvent]) -> io::Result<usize> {
         match self.epoll.as_ref().map_or(Ok(0), |epoll| epoll.wait(0, events)) {

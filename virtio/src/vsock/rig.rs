@@ -1,6 +1,5 @@
 //! A handler with a guest's driver on one side and programs of the host on the other, for unit tests.
 
-use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
@@ -8,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tempfile::TempDir;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::handler::VsockHandler;
 use super::host::Host;
@@ -32,19 +32,39 @@ const RECEIVE_STRIDE: u64 = 0x2000;
 const TRANSMIT_BUFFERS: u64 = 0x10_0000;
 const TRANSMIT_STRIDE: u64 = 0x1_1000;
 
-/// Remembers what is watched.
-#[derive(Default)]
-pub struct Watched(pub BTreeSet<RawFd>);
+/// The thread's loop, one turn at a time.
+pub struct Turns(Epoll);
 
-impl Watch for Watched {
-    fn readable(&mut self, fd: RawFd, _token: u32) -> io::Result<()> {
-        assert!(self.0.insert(fd), "watched twice");
-        Ok(())
+impl Turns {
+    pub fn new() -> Self {
+        Self(Epoll::new().unwrap())
+    }
+
+    /// What has happened, by token.
+    pub fn events(&self) -> Vec<u32> {
+        let mut events = [EpollEvent::default(); 16];
+        let count = self.0.wait(0, &mut events).unwrap();
+        let tokens = events[..count].iter().map(|event| event.data());
+        tokens.map(|token| u32::try_from(token).unwrap()).collect()
+    }
+
+    fn add(&self, fd: RawFd, events: EventSet, token: u32) -> io::Result<()> {
+        self.0
+            .ctl(ControlOperation::Add, fd, EpollEvent::new(events, token.into()))
+    }
+}
+
+impl Watch for Turns {
+    fn readable(&mut self, fd: RawFd, token: u32) -> io::Result<()> {
+        self.add(fd, EventSet::IN, token)
+    }
+
+    fn edges(&mut self, fd: RawFd, token: u32) -> io::Result<()> {
+        self.add(fd, EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED, token)
     }
 
     fn forget(&mut self, fd: RawFd) -> io::Result<()> {
-        assert!(self.0.remove(&fd), "not watched");
-        Ok(())
+        self.0.ctl(ControlOperation::Delete, fd, EpollEvent::default())
     }
 }
 
@@ -67,6 +87,7 @@ pub struct Rig {
     pub transmit: Driver,
     pub event: Driver,
     pub handler: Box<VsockHandler>,
+    pub turns: Turns,
     pub host: Arc<Host>,
     pub folder: TempDir,
     _file: SocketFile,
@@ -92,12 +113,14 @@ impl Rig {
         let host = Arc::new(Host::new(listener).unwrap());
         let event_ring = Some(event.ring());
         let mut handler = VsockHandler::new(CID, host.clone(), receive.ring(), transmit.ring(), event_ring);
-        handler.watch(&mut Watched::default()).unwrap();
+        let mut turns = Turns::new();
+        handler.watch(&mut turns).unwrap();
         Self {
             receive,
             transmit,
             event,
             handler: Box::new(handler),
+            turns,
             host,
             folder,
             _file: file,
@@ -129,7 +152,15 @@ impl Rig {
     }
 
     pub fn try_run(&mut self) -> Result<(), HandlerError> {
-        (0..8).try_for_each(|_| self.handler.wake(0, &mut Watched::default()))
+        loop {
+            let events = self.turns.events();
+            if events.is_empty() {
+                return Ok(());
+            }
+            for token in events {
+                self.handler.wake(token, &mut self.turns)?;
+            }
+        }
     }
 
     /// Runs the handler and returns what the guest got. The buffers go back into the queue.
