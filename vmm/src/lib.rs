@@ -18,3 +18,4 @@ pub mod seccomp;
 pub mod spawner;
 pub mod terminal;
 pub mod trace;
+mod trim;

@@ -75,7 +75,15 @@ pub fn receive(port: u16, look: bool) -> io::Result<Traffic> {
 ///
 /// The connection broke.
 pub fn receive_from(listener: &TcpListener, look: bool) -> io::Result<Traffic> {
-    let (mut stream, _) = listener.accept()?;
+    receive_on(listener.accept()?.0, look)
+}
+
+/// Receives what comes by `stream` until its end; with a checksum if somebody will `look` at it.
+///
+/// # Errors
+///
+/// The connection broke.
+pub fn receive_on(mut stream: TcpStream, look: bool) -> io::Result<Traffic> {
     let start = Instant::now();
     let (bytes, checksum) = if look {
         pattern::read(&mut stream)?
@@ -114,7 +122,15 @@ pub fn flood(to: (Ipv4Addr, u16), size: usize, time: Duration) -> io::Result<u64
 ///
 /// The port is taken, or nothing comes.
 pub fn count(port: u16) -> io::Result<(u64, Traffic)> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    count_on(&UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?)
+}
+
+/// As [`count`], by a socket that was there before.
+///
+/// # Errors
+///
+/// Nothing comes.
+pub fn count_on(socket: &UdpSocket) -> io::Result<(u64, Traffic)> {
     socket.set_read_timeout(Some(PATIENCE))?;
     let mut buffer = vec![0; 65536];
     let mut bytes = socket.recv(&mut buffer)? as u64;
@@ -143,7 +159,8 @@ pub fn count(port: u16) -> io::Result<(u64, Traffic)> {
     }
 }
 
-/// Sends `count` datagrams of `size` bytes, each when the answer to the one before has come. Lost ones are sent again.
+/// Sends `count` datagrams of `size` bytes, each when the answer to the one before has come. Lost ones are sent again. An empty
+/// one says that it was the last.
 ///
 /// # Errors
 ///
@@ -168,24 +185,35 @@ pub fn ping_pong(to: (Ipv4Addr, u16), size: usize, count: u64) -> io::Result<Tra
             start = Instant::now();
         }
     }
+    let nanos = nanos(start);
+    socket.send(&[])?;
     Ok(Traffic {
         bytes: count * size as u64,
         checksum: 0,
-        nanos: nanos(start),
+        nanos,
     })
 }
 
-/// Answers datagrams until none has come for a while.
+/// Answers datagrams until an empty one comes, or none for a while.
 ///
 /// # Errors
 ///
 /// The port is taken, or nothing comes.
 pub fn answer(port: u16) -> io::Result<()> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    answer_on(&UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?)
+}
+
+/// As [`answer`], by a socket that was there before.
+///
+/// # Errors
+///
+/// Nothing comes.
+pub fn answer_on(socket: &UdpSocket) -> io::Result<()> {
     socket.set_read_timeout(Some(PATIENCE))?;
     let mut buffer = vec![0; 65536];
     loop {
         match socket.recv_from(&mut buffer) {
+            Ok((0, _)) => return Ok(()),
             Ok((length, from)) => {
                 socket.send_to(buffer.get(..length).unwrap_or_default(), from)?;
             }

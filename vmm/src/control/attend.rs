@@ -9,6 +9,7 @@ use super::Controller;
 use crate::api::{Execute, Inbox};
 use crate::machine::Ending;
 use crate::terminal::{self, Arrival, Input, RawMode, Signal, Signals, StdoutSink};
+use crate::trim;
 
 const ENDED: u64 = 0;
 const SIGNAL: u64 = 1;
@@ -23,6 +24,9 @@ const BACKLOG_BYTES: usize = 4096;
 const RETRY_MS: i32 = 20;
 /// How soon, and at the latest how often, the guest is reminded of what it has been told.
 const REMIND_MS: std::ops::RangeInclusive<i32> = 20..=5000;
+
+/// How long nothing has happened before what the start needed is given back.
+const QUIET_MS: i32 = 1000;
 
 /// Why the main thread stopped attending.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +64,7 @@ pub fn attend(
         watched: None,
         keys: None,
         remind_ms: None,
+        untrimmed: false,
     };
     attendant.meet()?;
     attendant.run()
@@ -80,6 +85,8 @@ struct Attendant<'a> {
     keys: Option<Keys>,
     /// When to follow up on what the guest has been told.
     remind_ms: Option<i32>,
+    /// Memory that only the start needed is still mapped.
+    untrimmed: bool,
 }
 
 impl Attendant<'_> {
@@ -93,6 +100,9 @@ impl Attendant<'_> {
             self.offer_keys();
             if ready == 0 {
                 self.remind();
+                if std::mem::take(&mut self.untrimmed) {
+                    trim::trim();
+                }
             }
             for event in events.iter().take(ready) {
                 let done = match event.data() {
@@ -125,6 +135,7 @@ impl Attendant<'_> {
         watch(&self.epoll, machine.ended().as_raw_fd(), ENDED)?;
         watch(&self.epoll, machine.let_go().as_raw_fd(), LET_GO)?;
         self.watched = number;
+        self.untrimmed = true;
         if machine.keyboard().is_some() && self.keys.is_none() {
             let keys = Keys::new()?;
             if let Some(input) = &keys.input {
@@ -137,7 +148,8 @@ impl Attendant<'_> {
 
     fn timeout(&self) -> i32 {
         let keys = self.keys.as_ref().filter(|keys| !keys.backlog.is_empty());
-        let waits = [keys.map(|_| RETRY_MS), self.remind_ms];
+        let trim = self.untrimmed.then_some(QUIET_MS);
+        let waits = [keys.map(|_| RETRY_MS), self.remind_ms, trim];
         waits.into_iter().flatten().min().unwrap_or(-1)
     }
 

@@ -2,6 +2,7 @@
 //!
 //! The measuring is done in there, by this same program: a clock outside would measure the emulation.
 
+use std::fmt::Debug;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -193,7 +194,7 @@ pub fn measure(arguments: &MeasureArgs) -> Result<()> {
     Ok(())
 }
 
-fn sample<T: Serialize>(arguments: &MeasureArgs, once: fn(&Subject, &Path) -> Result<T>) -> Result<Vec<u8>> {
+fn sample<T: Serialize + Debug>(arguments: &MeasureArgs, once: fn(&Subject, &Path) -> Result<T>) -> Result<Vec<u8>> {
     let plan: Plan = serde_json::from_slice(&fs::read(&arguments.plan)?).context("a strange plan")?;
     let scratch = tempfile::tempdir()?;
     let all = (plan.runs + 1) * u32::try_from(plan.subjects.len())?;
@@ -201,8 +202,11 @@ fn sample<T: Serialize>(arguments: &MeasureArgs, once: fn(&Subject, &Path) -> Re
     let samples = rounds::interleaved(&plan.subjects, plan.runs, |subject| {
         let result = once(subject, scratch.path());
         done += 1;
-        let how = if result.is_ok() { "measured" } else { "failed" };
-        println!("{done} of {all}: {}: {how}", subject.kind.name());
+        let name = subject.kind.name();
+        match &result {
+            Ok(sample) => println!("{done} of {all}: {name}: {sample:?}"),
+            Err(error) => println!("{done} of {all}: {name}: failed: {error:#}"),
+        }
         result
     });
     let outcomes: Vec<_> = samples

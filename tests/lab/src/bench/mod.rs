@@ -16,6 +16,7 @@ mod figures;
 mod footprint;
 mod measure;
 mod net;
+mod net_host;
 mod payload;
 mod portable;
 mod rounds;

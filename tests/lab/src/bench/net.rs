@@ -5,19 +5,19 @@
 
 use std::fs;
 use std::io::Read;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use husk_guest::traffic::{self, Content, Traffic};
+use husk_guest::traffic::Traffic;
 use husk_guest::{Answer, PREFIX, Step, step};
 use serde::{Deserialize, Serialize};
 
 use super::Results;
 use super::emulated::{Profile, Session};
+use super::net_host::{HostSide, host_side};
 use super::rounds::Extract;
 use super::subject::{Guest, Kind, Subject};
 use crate::archive::Archive;
@@ -25,20 +25,21 @@ use crate::images;
 use crate::kernel::HOST_KERNEL;
 use crate::paths::{self, Lab};
 
-/// When an interface is taken not to come, in virtual time.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 const MEMORY_MIB: u32 = 512;
-const TAP: &str = "bench0";
-const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
-const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+/// The tap.
+pub const TAP: &str = "bench0";
+/// The host.
+pub const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+/// The guest.
+pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 /// Bytes of a stream.
-const STREAM_MIB: u32 = 64;
+pub const STREAM_MIB: u32 = 64;
 /// Exchanges of one datagram and its answer.
 const EXCHANGES: u32 = 2000;
-/// For how long datagrams are sent as fast as they go, and their bytes.
-const FLOOD_MS: u32 = 500;
-const DATAGRAM: usize = 64;
+/// For how long datagrams are sent as fast as they go.
+pub const FLOOD_MS: u32 = 500;
+/// Bytes of a datagram.
+pub const DATAGRAM: usize = 64;
 
 const IMAGE: &str = "net.cpio";
 
@@ -64,7 +65,7 @@ const FIGURES: [Extract<Talk>; 5] = [
     }),
 ];
 
-/// What the guest does, one command a line. The host does the counterparts in the same order: [`host_side`].
+/// What the guest does, one command a line. The host does the counterparts in the same order: [`super::net_host`].
 fn script() -> String {
     let stream = u64::from(STREAM_MIB) << 20;
     format!(
@@ -135,6 +136,9 @@ pub fn sample(subject: &Subject, scratch: &Path) -> Result<Talk> {
         text
     });
     let host = host_side(&mut child.0);
+    if host.is_err() {
+        let _ = child.0.kill();
+    }
     let _ = child.0.wait();
     let said = String::from_utf8_lossy(&reader.join().unwrap_or_default()).into_owned();
     let complained = fs::read_to_string(&start.complaints).unwrap_or_default();
@@ -157,44 +161,6 @@ impl Drop for Running {
 fn tail(said: &str) -> &str {
     let start = said.char_indices().rev().nth(600).map_or(0, |(index, _)| index);
     said.get(start..).unwrap_or_default()
-}
-
-/// What the host has seen: the stream that it sent, datagrams that it got, and the time in which they came.
-struct HostSide {
-    sent: Traffic,
-    datagrams: u64,
-    flood: Traffic,
-}
-
-/// The host's part of the guest's script, in the same order.
-fn host_side(child: &mut Child) -> Result<HostSide> {
-    let deadline = Instant::now() + PATIENCE;
-    while !Path::new("/sys/class/net").join(TAP).exists() {
-        ensure!(child.try_wait()?.is_none(), "it has ended");
-        ensure!(Instant::now() < deadline, "there is no {TAP}");
-        thread::sleep(Duration::from_millis(2));
-    }
-    // Some subjects have done the one or the other already.
-    let _ = ip(&["addr", "add", &format!("{HOST}/24"), "dev", TAP]);
-    ip(&["link", "set", TAP, "up"])?;
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 5001))?;
-    traffic::receive_from(&listener, false)?;
-    let bytes = u64::from(STREAM_MIB) << 20;
-    let sent = traffic::send((GUEST, 5002), bytes, Content::Plain)?;
-    traffic::answer(5003)?;
-    let (datagrams, flood) = traffic::count(5004)?;
-    traffic::flood((GUEST, 5005), DATAGRAM, Duration::from_millis(FLOOD_MS.into()))?;
-    Ok(HostSide { sent, datagrams, flood })
-}
-
-fn ip(words: &[&str]) -> Result<()> {
-    let ran = Command::new("ip").args(words).output().context("cannot start ip")?;
-    ensure!(
-        ran.status.success(),
-        "ip {words:?}: {}",
-        String::from_utf8_lossy(&ran.stderr)
-    );
-    Ok(())
 }
 
 /// What the guest's script has printed, a line a command.

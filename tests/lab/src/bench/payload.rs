@@ -18,8 +18,8 @@ const MEMORY_MIB: u32 = 512;
 /// When a run is taken to hang: thousands of times what it takes.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// From the guest's first instruction to the look at the process.
-const SETTLE: Duration = Duration::from_millis(300);
+/// From the guest's first instruction to the look at the process: husk gives back what the start needed after a second of quiet.
+const SETTLE: Duration = Duration::from_millis(2000);
 
 /// The disk of the `memory` profile. Nobody reads it.
 const DISK_BYTES: u64 = 64 << 20;

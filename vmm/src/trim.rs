@@ -1,0 +1,103 @@
+//! What only the start needed, given back to the host once the guest runs.
+//!
+//! Options, kernel loaders and the machine's construction are most of the program, and most of a pod's own memory is pages of the
+//! program. They are in the page cache in any case: mapped, they count as the pod's and the host is slow to reclaim them; unmapped,
+//! they are the cache's alone, and what is needed again comes back by a minor fault. The heap's free pages go as well.
+#![expect(
+    unsafe_code,
+    reason = "madvise(2) and malloc_trim(3) have no safe wrapper, and loaded segments are known by address"
+)]
+
+use std::ffi::{c_int, c_void};
+
+/// `PF_W` (ELF-64 object file format, program header): a segment that may be written to.
+const PF_W: u32 = 2;
+const PAGE_BYTES: u64 = 4096;
+/// What ends `dl_iterate_phdr`: the first object is the program, what follows is the kernel's.
+const ENOUGH: c_int = 1;
+
+/// Unmaps the program's pages that cannot have been written to, and returns free pages of the heap. Any thread may be in the middle
+/// of them: it takes a page fault.
+pub fn trim() {
+    // SAFETY: the callback is called during this call only, with the program's own headers.
+    unsafe { libc::dl_iterate_phdr(Some(forget), std::ptr::null_mut()) };
+    // SAFETY: a number only; malloc takes its own lock.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Forgets the read-only segments of the program, which are its file as it is. Relocations are applied to writable ones.
+unsafe extern "C" fn forget(info: *mut libc::dl_phdr_info, _size: usize, _data: *mut c_void) -> c_int {
+    // SAFETY: the loader passes a structure that is valid during the call.
+    let info = unsafe { &*info };
+    if info.dlpi_phdr.is_null() {
+        return ENOUGH;
+    }
+    // SAFETY: the loader says where the headers are and how many.
+    let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
+    for header in headers.iter().filter(|header| is_read_only(header)) {
+        let Some((start, len)) = pages(info.dlpi_addr, header) else {
+            continue;
+        };
+        // SAFETY: these pages are private, of a file, and never written to: what is read there next is what was read before.
+        // Where the host refuses, they stay.
+        unsafe { libc::madvise(start as *mut c_void, len, libc::MADV_DONTNEED) };
+    }
+    ENOUGH
+}
+
+fn is_read_only(header: &libc::Elf64_Phdr) -> bool {
+    header.p_type == libc::PT_LOAD && header.p_flags & PF_W == 0
+}
+
+/// Start and length of the whole pages of a segment. One that it shares with its neighbour stays.
+fn pages(base: u64, header: &libc::Elf64_Phdr) -> Option<(usize, usize)> {
+    let start = base.checked_add(header.p_vaddr)?;
+    let end = start
+        .checked_add(header.p_filesz)?
+        .checked_div(PAGE_BYTES)?
+        .checked_mul(PAGE_BYTES)?;
+    let start = start.checked_next_multiple_of(PAGE_BYTES)?;
+    let len = end.checked_sub(start).filter(|len| *len > 0)?;
+    Some((usize::try_from(start).ok()?, usize::try_from(len).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segment(p_vaddr: u64, p_filesz: u64, p_flags: u32) -> libc::Elf64_Phdr {
+        libc::Elf64_Phdr {
+            p_type: libc::PT_LOAD,
+            p_flags,
+            p_offset: 0,
+            p_vaddr,
+            p_paddr: 0,
+            p_filesz,
+            p_memsz: p_filesz,
+            p_align: 4096,
+        }
+    }
+
+    #[test]
+    fn only_whole_pages_of_a_segment_are_its_own() {
+        let whole = |vaddr, size| pages(0x10000, &segment(vaddr, size, 0));
+        assert_eq!(whole(0, 0x3000), Some((0x10000, 0x3000)));
+        assert_eq!(whole(0x10, 0x3000), Some((0x11000, 0x2000)));
+        assert_eq!(whole(0x10, 0x1fef), None);
+        assert_eq!(whole(0, 0xfff), None);
+        assert_eq!(pages(u64::MAX, &segment(1, 1, 0)), None);
+    }
+
+    #[test]
+    fn what_relocations_write_to_is_left_alone() {
+        assert!(is_read_only(&segment(0, 1, !PF_W)));
+        assert!(!is_read_only(&segment(0, 1, PF_W)));
+    }
+
+    #[test]
+    fn the_program_goes_on_after_it_was_trimmed() {
+        let text = format!("{:?}", std::thread::current().id());
+        trim();
+        assert_eq!(format!("{:?}", std::thread::current().id()), text);
+    }
+}
