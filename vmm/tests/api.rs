@@ -291,6 +291,23 @@ fn a_signal_ends_it_and_the_socket_goes() {
 }
 
 #[test]
+fn sigterm_ends_it_even_if_its_parent_ignores_that() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ignoring = Command::new("env");
+    ignoring.args(["--ignore-signal=TERM", HUSK, "--api-socket"]);
+    ignoring.arg(folder.path().join("api.sock"));
+    ignoring
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let child = ignoring.spawn().unwrap();
+    let mut husk = Husk { folder, child };
+    husk.ready();
+    husk.signal("TERM");
+    assert_eq!(husk.child.wait().unwrap().code(), Some(5));
+}
+
+#[test]
 fn events_go_where_they_are_wanted() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("events");

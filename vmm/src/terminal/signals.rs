@@ -47,12 +47,17 @@ impl Signals {
     /// Diverts the signals of the whole process, from now until it ends: a signal that arrives while husk is already on its way out
     /// must not cut that short. To be called before any thread is started, because threads inherit the mask.
     ///
-    /// A signal that the parent had ignored (`nohup`, a shell's `&`) stays ignored.
+    /// A signal that the parent had ignored (`nohup`, a shell's `&`) stays ignored, but for SIGTERM: Kata's Rust shim ignores that for
+    /// itself and its children inherit it, and a VM that cannot be asked to end can only be killed. A blocked signal waits even if it is
+    /// ignored.
     ///
     /// # Errors
     /// What the host says.
     pub fn new() -> io::Result<Self> {
-        let wanted: Vec<libc::c_int> = WATCHED.into_iter().filter(|signal| !is_ignored(*signal)).collect();
+        let wanted: Vec<libc::c_int> = WATCHED
+            .into_iter()
+            .filter(|signal| *signal == libc::SIGTERM || !is_ignored(*signal))
+            .collect();
         let set = create_sigset(&wanted).map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
         // SAFETY: reads the set.
         let blocked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) };
