@@ -35,8 +35,8 @@ const MOST: usize = 4;
 /// The emulated host of filtered tests died. Without a filter, that is a failure of the program that ran there.
 pub fn run(emulator: &Emulator, programs: &[Built], filter: Option<&str>, report: &mut Report<Stdout>) -> Result<bool> {
     // A filter leaves little to do: all of it in one host, and shown as it comes.
-    if filter.is_some() {
-        let request = request(programs.iter(), filter)?;
+    if let Some(filter) = filter {
+        let request = request(programs.iter(), &[format!("--filter={filter}")])?;
         let (part, held) = in_some_host(emulator, &request, io::stdout)?;
         report.tally.add(part.tally);
         return Ok(held);
@@ -97,25 +97,49 @@ fn conclude(program: &Built, ended: Result<(Report<Vec<u8>>, bool)>, report: &mu
     }
 }
 
-/// What the tests of `program` printed in the first host or, if they did not hold there, in a second one; and whether they held. What
-/// kills an emulated host can also kill a guest in it, and then a test fails that has found nothing: what fails twice has.
+/// What the tests of `program` printed and whether they held, those that did not in another host once more, and in a third one. What kills
+/// an emulated host can also kill a guest in it, and then a test fails that has found nothing; what fails each time has.
 fn beyond_doubt(emulator: &Emulator, program: &Built) -> Result<(Report<Vec<u8>>, bool)> {
-    let request = request([program].into_iter(), None)?;
-    let (first, held) = in_some_host(emulator, &request, Vec::new)?;
-    if held || sys::interrupted() {
-        return Ok((first, held));
+    let whole = request([program].into_iter(), &[])?;
+    let (mut report, mut held) = in_some_host(emulator, &whole, Vec::new)?;
+    for _ in 1..HOSTS {
+        if held || sys::interrupted() {
+            break;
+        }
+        let failed = std::mem::take(&mut report.tally.failures);
+        progress::interrupt();
+        progress::say(&format!("failed in this emulated host: {}", failed.join(", ")));
+        writeln!(
+            report.out,
+            "lab: in another emulated host, once more: {}",
+            failed.join(", ")
+        )?;
+        let tests: Option<Vec<&str>> = failed.iter().map(|failure| test_name(program, failure)).collect();
+        let Some(tests) = tests else {
+            // The program died, and said nothing of its other tests.
+            let again;
+            (again, held) = in_some_host(emulator, &whole, Vec::new)?;
+            report.out.extend(again.out);
+            report.tally = again.tally;
+            continue;
+        };
+        let exact: Vec<String> = tests.iter().map(|test| format!("--exact={test}")).collect();
+        let again;
+        (again, held) = in_some_host(emulator, &request([program].into_iter(), &exact)?, Vec::new)?;
+        report.out.extend(again.out);
+        report.tally.add(again.tally);
     }
-    progress::interrupt();
-    io::stdout().write_all(&first.out)?;
-    progress::say(&format!(
-        "failed in this emulated host: {}; what fails in another one, too, has failed",
-        first.tally.failures.join(", ")
-    ));
-    in_some_host(emulator, &request, Vec::new)
+    Ok((report, held))
 }
 
-/// What the lab itself runs in the host to run `programs` there.
-fn request<'a>(programs: impl Iterator<Item = &'a Built>, filter: Option<&str>) -> Result<Request> {
+/// The name of the test that a failure of `program` is about; `None` of the program itself.
+fn test_name<'a>(program: &Built, failure: &'a str) -> Option<&'a str> {
+    let test = failure.strip_prefix(&program.name)?.strip_prefix(": ")?;
+    (!test.contains(' ')).then_some(test)
+}
+
+/// What the lab itself runs in the host to run `programs` there, with these options.
+fn request<'a>(programs: impl Iterator<Item = &'a Built>, options: &[String]) -> Result<Request> {
     let mut request = Request {
         timeout: Some(TIMEOUT),
         // How large, how long: what a test takes from its environment.
@@ -126,9 +150,7 @@ fn request<'a>(programs: impl Iterator<Item = &'a Built>, filter: Option<&str>) 
     };
     request.files.push((std::env::current_exe()?, "bin/husk-lab".into()));
     request.command.extend(["husk-lab".into(), "suite".into()]);
-    request
-        .command
-        .extend(filter.map(|filter| format!("--filter={filter}")));
+    request.command.extend_from_slice(options);
     for program in programs {
         let place = format!("tests/{}", program.name);
         request.files.push((program.path.clone(), place.clone()));
@@ -164,4 +186,20 @@ fn in_one_host<W: Write>(emulator: &Emulator, request: &Request, out: W) -> Resu
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_names_a_test_or_the_program() {
+        let program = Built {
+            name: "boot".into(),
+            path: "/boot".into(),
+        };
+        assert_eq!(test_name(&program, "boot: it::boots"), Some("it::boots"));
+        assert_eq!(test_name(&program, "boot (died before its summary)"), None);
+        assert_eq!(test_name(&program, "boot (a test without a name)"), None);
+    }
 }

@@ -13,23 +13,34 @@ pub const HEADING: &str = "lab: testing ";
 /// Tests that run at the same time: each has a guest, and the emulated host two processors.
 const JOBS: &str = "2";
 
-/// Runs the tests of `programs` whose name contains `filter`, and all of a program that is called so; whether all held.
+/// Which tests to run.
+#[derive(Clone, Copy, Debug)]
+pub enum Selection<'a> {
+    /// Those whose name contains this, and all of a program that is called so.
+    Containing(&'a str),
+    /// Those of these names, or all if there is none.
+    Exact(&'a [String]),
+}
+
+/// Runs tests of `programs`; whether all held.
 ///
 /// # Errors
 ///
 /// A program did not start.
-pub fn run(programs: &[PathBuf], filter: Option<&str>) -> Result<bool> {
+pub fn run(programs: &[PathBuf], selection: Selection) -> Result<bool> {
     let mut held = true;
     for program in programs {
         let name = program.file_name().unwrap_or_default().to_string_lossy();
         println!("{HEADING}{name}");
-        // The name of a program stands for all of its tests.
-        let filter = filter.filter(|filter| *filter != name);
         let mut test = command(program);
         test.args(["--test-threads", JOBS, "--show-output"])
-            .args(filter)
             .stdout(Stdio::inherit())
             .env("RUST_BACKTRACE", "0");
+        match selection {
+            Selection::Containing(filter) if filter != name => drop(test.arg(filter)),
+            Selection::Exact(names @ [_, ..]) => drop(test.arg("--exact").args(names)),
+            Selection::Containing(_) | Selection::Exact([]) => {}
+        }
         let status = test.status().with_context(|| format!("cannot start {name}"))?;
         held &= status.success();
     }

@@ -13,7 +13,8 @@ use crate::host::{Choice, Host};
 use crate::paths::Lab;
 use crate::progress;
 use crate::report::Report;
-use crate::{images, pool, suite};
+use crate::suite::{self, Selection};
+use crate::{images, pool};
 
 /// Runs all tests, or those with a guest, or those whose name contains `filter`; whether they held.
 ///
@@ -88,6 +89,9 @@ pub struct SuiteArgs {
     /// Run only tests whose name contains this.
     #[arg(long)]
     filter: Option<String>,
+    /// Run only the tests of these names.
+    #[arg(long, conflicts_with = "filter")]
+    exact: Vec<String>,
     /// Test programs.
     programs: Vec<PathBuf>,
 }
@@ -98,5 +102,9 @@ pub struct SuiteArgs {
 ///
 /// A test program did not start.
 pub fn suite(arguments: &SuiteArgs) -> Result<bool> {
-    suite::run(&arguments.programs, arguments.filter.as_deref())
+    let selection = match &arguments.filter {
+        Some(filter) => Selection::Containing(filter),
+        None => Selection::Exact(&arguments.exact),
+    };
+    suite::run(&arguments.programs, selection)
 }
