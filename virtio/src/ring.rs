@@ -236,6 +236,11 @@ impl Ring {
         self.announce(&mem)
     }
 
+    /// Chains pushed since [`Ring::signal`].
+    pub fn unannounced(&self) -> u16 {
+        self.unannounced
+    }
+
     /// Asks the driver for kicks. `true` when chains became available meanwhile: they come without a kick (virtio 1.2 §2.7.10).
     ///
     /// # Errors

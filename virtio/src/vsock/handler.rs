@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use vmm_sys_util::epoll::EpollEvent;
 
 use super::host::Host;
+use super::moderation::Moderation;
 use super::muxer::Muxer;
 use super::receive::{Receive, Served};
 use super::table::Token;
@@ -26,12 +27,13 @@ const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
 /// epoll's number of the listening socket; those of connections are far below.
 const LISTENER: u64 = u64::MAX;
 
-/// [`Watch`] tokens: doorbells, the bell of the device, all sockets.
+/// [`Watch`] tokens: doorbells, the bell of the device, all sockets, news for the driver.
 const RECEIVE: u32 = 0;
 const TRANSMIT: u32 = 1;
 const EVENT: u32 = 2;
 const BELL: u32 = 3;
 const SOCKETS: u32 = 4;
+const NEWS: u32 = 5;
 
 /// Queues and streams.
 pub(super) struct VsockHandler {
@@ -46,6 +48,8 @@ pub(super) struct VsockHandler {
     held_up: bool,
     /// A transport reset is still to be told.
     reset_due: bool,
+    /// News for the driver that wait; none before there is a thread.
+    moderation: Option<Moderation>,
 }
 
 impl VsockHandler {
@@ -61,6 +65,7 @@ impl VsockHandler {
             events: [EpollEvent::default(); EVENTS],
             held_up: false,
             reset_due: false,
+            moderation: None,
         }
     }
 
@@ -74,6 +79,8 @@ impl VsockHandler {
         for (fd, token) in doorbells.into_iter().chain(event) {
             watch.edges(fd, token)?;
         }
+        let moderation = self.moderation.insert(Moderation::new()?);
+        watch.readable(moderation.as_raw_fd(), NEWS)?;
         watch.readable(self.muxer.open()?, SOCKETS)
     }
 
@@ -92,7 +99,7 @@ impl VsockHandler {
         Ok(())
     }
 
-    /// Takes the guest's packets, at most one ring's worth of them, and gives their buffers back.
+    /// Takes the guest's packets, at most one ring's worth of them, and gives their buffers back. The driver hears of it later.
     fn take_packets(&mut self) -> Result<(), RingError> {
         let mem = self.transmit.memory();
         let mut budget = self.transmit.size();
@@ -102,7 +109,7 @@ impl VsockHandler {
             loop {
                 if self.muxer.is_congested() {
                     self.held_up = true;
-                    return self.transmit.signal();
+                    return Ok(());
                 }
                 let Some(mut packet) = self.vectors.outgoing(&mut self.transmit, &mem)? else {
                     break;
@@ -110,14 +117,14 @@ impl VsockHandler {
                 if budget == 0 {
                     self.transmit.put_back(packet.head());
                     self.kick_self();
-                    return self.transmit.signal();
+                    return Ok(());
                 }
                 budget = budget.saturating_sub(1);
                 self.muxer.packet(&mut packet);
                 self.transmit.push(packet.head(), 0)?;
             }
             if !self.transmit.enable_kicks()? {
-                return self.transmit.signal();
+                return Ok(());
             }
         }
     }
@@ -138,6 +145,15 @@ impl VsockHandler {
             if !kicked {
                 return Ok(());
             }
+        }
+    }
+
+    /// Tells the driver what became of its packets: when it is interrupted anyway, or when that is `due`.
+    fn tell_taken(&mut self, due: bool) -> Result<(), RingError> {
+        let now = std::mem::take(&mut self.receive.gave) || due;
+        match &mut self.moderation {
+            Some(moderation) => moderation.settle(&mut self.transmit, now),
+            None => self.transmit.signal(),
         }
     }
 
@@ -187,13 +203,19 @@ impl Handler for VsockHandler {
             _ => {}
         }
         self.tell_reset()?;
+        if let (NEWS, Some(moderation)) = (token, &mut self.moderation) {
+            moderation.rang();
+        }
         self.serve(token == TRANSMIT || self.held_up)?;
+        self.tell_taken(token == NEWS)?;
         Ok(())
     }
 
     /// All streams end. The listening socket stays, and whoever dials it is sent away.
-    fn stop(self: Box<Self>) -> Vec<RingState> {
+    fn stop(mut self: Box<Self>) -> Vec<RingState> {
         self.host.attend(false);
+        // Rings that cannot be read any more have nobody to tell.
+        let _ = self.transmit.signal();
         let rings = [Some(self.receive.ring), Some(self.transmit), self.event];
         drop(self.muxer);
         rings.into_iter().flatten().map(Ring::into_state).collect()

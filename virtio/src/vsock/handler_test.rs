@@ -1,6 +1,6 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use proptest::prelude::*;
 
@@ -615,7 +615,7 @@ fn a_reset_of_the_device_ends_streams_and_keeps_the_socket() {
     let states = rig.handler.stop();
     assert_eq!(states.len(), 3);
     assert!(is_at_end(&mut client) && is_at_end(&mut silent));
-    assert!(std::os::unix::net::UnixStream::connect(rig.folder.path().join("v.sock")).is_ok());
+    assert!(UnixStream::connect(rig.folder.path().join("v.sock")).is_ok());
 }
 
 #[test]
@@ -646,6 +646,55 @@ fn nothing_to_do_wakes_nobody_a_second_time() {
     rig.data(port, b"hello");
     assert_eq!(said(&mut client), b"hello");
     assert!(rig.turns.events().is_empty(), "an edge is taken once");
+}
+
+/// An open stream of a driver that has been told everything, and forgot how often.
+fn open_and_told(rig: &mut Rig) -> (UnixStream, u32) {
+    let opened = rig.open();
+    while rig.handler.moderation.as_ref().is_some_and(Moderation::is_armed) {
+        rig.run_once_more();
+    }
+    rig.transmit.interrupts();
+    opened
+}
+
+#[test]
+fn the_driver_hears_of_its_packets_with_the_next_that_it_gets() {
+    let mut rig = Rig::new();
+    let (mut client, port) = open_and_told(&mut rig);
+    rig.queue(Rig::header(port, PORT, Op::CreditUpdate), &[]);
+    rig.handler.wake(TRANSMIT, &mut rig.turns).unwrap();
+    while rig.transmit.take_used().is_some() {}
+    assert_eq!(rig.transmit.interrupts(), 0, "used, and not told");
+    client.write_all(b"y").unwrap();
+    rig.handler.wake(SOCKETS, &mut rig.turns).unwrap();
+    assert_eq!(rig.transmit.interrupts(), 1);
+}
+
+#[test]
+fn the_driver_hears_of_many_packets_at_once_and_of_few_soon() {
+    let mut rig = Rig::new();
+    let (_client, port) = open_and_told(&mut rig);
+    for _ in 0..8 {
+        rig.queue(Rig::header(port, PORT, Op::CreditUpdate), &[]);
+    }
+    rig.handler.wake(TRANSMIT, &mut rig.turns).unwrap();
+    assert_eq!(rig.transmit.interrupts(), 1, "of eight at once");
+    rig.queue(Rig::header(port, PORT, Op::CreditUpdate), &[]);
+    rig.handler.wake(TRANSMIT, &mut rig.turns).unwrap();
+    assert_eq!(rig.transmit.interrupts(), 0, "of one not yet");
+    rig.run_once_more();
+    assert_eq!(rig.transmit.interrupts(), 1, "but when the timer rings");
+}
+
+#[test]
+fn a_device_that_stops_has_told_everything() {
+    let mut rig = Rig::new();
+    let (_client, port) = open_and_told(&mut rig);
+    rig.queue(Rig::header(port, PORT, Op::CreditUpdate), &[]);
+    rig.handler.wake(TRANSMIT, &mut rig.turns).unwrap();
+    rig.handler.stop();
+    assert_eq!(rig.transmit.interrupts(), 1);
 }
 
 fn any_header() -> impl Strategy<Value = Header> {

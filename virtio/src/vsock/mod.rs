@@ -23,6 +23,7 @@
 //! | `connection`, `outbox`, `table` | one stream; what its reader has not taken yet; all streams |
 //! | `muxer` | what becomes of packets and of events at sockets |
 //! | `receive`, `vectors` | turns on the way to the guest; guest buffers as `iovec`s |
+//! | `moderation` | when the driver hears that its packets have been taken |
 //! | `handler` | queues and sockets on one I/O thread |
 
 mod command;
@@ -32,6 +33,7 @@ mod handler;
 mod host;
 mod listener;
 mod metrics;
+mod moderation;
 mod muxer;
 mod outbox;
 mod packet;

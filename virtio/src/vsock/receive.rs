@@ -44,6 +44,8 @@ pub(super) struct Receive {
     vectors: Vectors,
     /// Whether the driver kicks when it adds buffers.
     kicks: bool,
+    /// The guest has got a packet since somebody asked last.
+    pub gave: bool,
 }
 
 impl Receive {
@@ -53,6 +55,7 @@ impl Receive {
             ring,
             vectors: Vectors::default(),
             kicks: true,
+            gave: false,
         }
     }
 
@@ -207,6 +210,7 @@ impl Receive {
             }
         };
         let used = batch.finish(&mut self.ring, read, |len| connection.header(cid, Op::Data, len))?;
+        self.gave = true;
         // So that the guest works on these while the next are read.
         self.ring.signal()?;
         let count = u32::try_from(read).expect("at most TURN_BYTES");
@@ -240,6 +244,7 @@ impl Receive {
             }
         }
         batch.finish(&mut self.ring, 0, header)?;
+        self.gave = true;
         metrics.rx_packets.inc();
         Ok(true)
     }

@@ -42,8 +42,13 @@ impl Turns {
 
     /// What has happened, by token.
     pub fn events(&self) -> Vec<u32> {
+        self.wait(0)
+    }
+
+    /// What has happened, or happens within `timeout` milliseconds, -1 for ever.
+    fn wait(&self, timeout: i32) -> Vec<u32> {
         let mut events = [EpollEvent::default(); 16];
-        let count = self.0.wait(0, &mut events).unwrap();
+        let count = self.0.wait(timeout, &mut events).unwrap();
         let tokens = events[..count].iter().map(|event| event.data());
         tokens.map(|token| u32::try_from(token).unwrap()).collect()
     }
@@ -161,6 +166,14 @@ impl Rig {
                 self.handler.wake(token, &mut self.turns)?;
             }
         }
+    }
+
+    /// Waits for something to happen, and lets the handler do what there is to do then.
+    pub fn run_once_more(&mut self) {
+        for token in self.turns.wait(-1) {
+            self.handler.wake(token, &mut self.turns).unwrap();
+        }
+        self.run();
     }
 
     /// Runs the handler and returns what the guest got. The buffers go back into the queue.

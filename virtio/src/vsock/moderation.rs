@@ -1,0 +1,74 @@
+//! When the driver hears that its packets have been taken: with the next packet that it gets, or soon.
+//!
+//! All that a driver does then is free memory, and an interrupt for it costs a guest as much as the packet itself. Used buffers are
+//! in the used ring at once (virtio 1.2 §2.7.8); what waits is the notification, as long as there are few of them, and not for long.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
+
+use vmm_sys_util::timerfd::TimerFd;
+
+use crate::ring::{Ring, RingError};
+
+/// Buffers after which it is told at once. A driver whose queue is full waits for some of them: the longest packets of Linux take 18
+/// descriptors, so that a queue of 256 holds more than that.
+const PATIENT_CHAINS: u16 = 8;
+/// How long it waits for its news at most.
+const PATIENCE: Duration = Duration::from_millis(1);
+
+/// The timer of news that wait.
+pub(super) struct Moderation {
+    timer: TimerFd,
+    /// It will ring.
+    armed: bool,
+}
+
+impl Moderation {
+    /// Nothing waits.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn new() -> io::Result<Self> {
+        let timer = TimerFd::new()?;
+        Ok(Self { timer, armed: false })
+    }
+
+    /// Tells the driver of `ring` what there is to tell: `now`, or when the timer rings.
+    ///
+    /// # Errors
+    /// When the available ring cannot be read.
+    pub fn settle(&mut self, ring: &mut Ring, now: bool) -> Result<(), RingError> {
+        let waiting = ring.unannounced();
+        if now || waiting >= PATIENT_CHAINS {
+            return ring.signal();
+        }
+        if waiting > 0 && !self.armed {
+            // A timer that is running is left alone, whatever it was for: setting it costs as much as letting it ring.
+            self.armed = self.timer.reset(PATIENCE, None).is_ok();
+            if !self.armed {
+                return ring.signal();
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it will ring.
+    #[cfg(test)]
+    pub fn is_armed(&self) -> bool {
+        self.armed
+    }
+
+    /// It has rung: makes it quiet.
+    pub fn rang(&mut self) {
+        // Readable, so this only resets it.
+        let _ = self.timer.wait();
+        self.armed = false;
+    }
+}
+
+impl AsRawFd for Moderation {
+    fn as_raw_fd(&self) -> RawFd {
+        self.timer.as_raw_fd()
+    }
+}
