@@ -76,7 +76,8 @@ pub enum StartError {
     },
 }
 
-/// Why a handler gave up. The worker stops calling it and the transport sets `DEVICE_NEEDS_RESET` (virtio 1.2 §2.1.2).
+/// Why a handler gave up. The transport sets `DEVICE_NEEDS_RESET` (virtio 1.2 §2.1.2), and the worker stops calling the handler
+/// unless it survives ([`Handler::survive`]).
 #[derive(Debug, thiserror::Error)]
 pub enum HandlerError {
     /// The driver broke the ring's rules.
@@ -161,6 +162,14 @@ pub trait Handler: Send {
 
     /// Something became readable. Handles all of it, signals the driver, returns. May change what is watched.
     fn wake(&mut self, token: u32, watch: &mut dyn Watch) -> Result<(), HandlerError>;
+
+    /// Asked after `watch` or `wake` gave up: whether to go on all the same, until the driver resets the device. The failure is
+    /// reported in either case, but only the first one.
+    ///
+    /// For a handler that can still tell the driver no: requests that nobody answers would hold the guest's processes for ever.
+    fn survive(&mut self, _watch: &mut dyn Watch) -> bool {
+        false
+    }
 
     /// Waits for requests in flight, then gives the rings' positions back. Nothing touches guest memory afterwards.
     fn stop(self: Box<Self>) -> Vec<RingState>;

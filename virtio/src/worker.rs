@@ -39,8 +39,8 @@ impl Worker {
     /// Has `threads` start a thread called `name` (cut to 15 bytes), which serves `handler` of a device of virtio ID `device`
     /// until told to stop. Returns at once.
     ///
-    /// If the handler gives up, `on_failure` is called on the I/O thread, the handler is stopped and the thread ends. If there
-    /// turns out to be no thread, the same happens elsewhere.
+    /// If the handler gives up, `on_failure` is called on the I/O thread, once; unless it survives, the handler is stopped and the
+    /// thread ends. If there turns out to be no thread, the same happens elsewhere.
     ///
     /// # Errors
     /// When the host refuses an eventfd or a thread.
@@ -141,8 +141,16 @@ struct Life {
 impl Life {
     fn run(mut self, stop: Arc<EventFd>, gate: Arc<Gate>, confine: impl FnOnce() -> io::Result<()>) {
         let Some(handler) = self.handler.take() else { return };
-        let (handler, failure) = serve(handler, stop, gate, confine);
-        self.finish(handler, failure);
+        let hosted = Hosted {
+            handler,
+            on_failure: self.on_failure.take(),
+            stop,
+            gate,
+            end: None,
+        };
+        let (hosted, failure) = serve(hosted, confine);
+        self.on_failure = hosted.on_failure;
+        self.finish(hosted.handler, failure);
     }
 
     fn finish(&mut self, handler: Box<dyn Handler>, failure: Option<HandlerError>) {
@@ -168,27 +176,17 @@ impl Drop for Life {
 /// Why a look-up of the subscriber cannot fail.
 const ONLY_HERE: &str = "only `serve` removes the subscriber that it added";
 
-/// The epoll loop, confined as soon as the handler has set itself up. Returns the handler, and why it gave up if it did.
-fn serve(
-    handler: Box<dyn Handler>,
-    stop: Arc<EventFd>,
-    gate: Arc<Gate>,
-    confine: impl FnOnce() -> io::Result<()>,
-) -> (Box<dyn Handler>, Option<HandlerError>) {
+/// The epoll loop, confined as soon as the handler has set itself up. Returns what it hosted, and why it gave up if it did.
+fn serve(hosted: Hosted, confine: impl FnOnce() -> io::Result<()>) -> (Hosted, Option<HandlerError>) {
     let waiting = |error| HandlerError::Host {
         what: "cannot wait for events",
         source: io::Error::other(error),
     };
     let mut manager = match EventManager::new_with_capacity(EVENTS_PER_WAIT) {
         Ok(manager) => manager,
-        Err(error) => return (handler, Some(waiting(error))),
+        Err(error) => return (hosted, Some(waiting(error))),
     };
-    let id = manager.add_subscriber(Hosted {
-        handler,
-        stop,
-        gate,
-        end: None,
-    });
+    let id = manager.add_subscriber(hosted);
     if let Err(source) = confine() {
         let what = "cannot confine an I/O thread";
         let hosted = manager.subscriber_mut(id).expect(ONLY_HERE);
@@ -206,10 +204,10 @@ fn serve(
             hosted.end.get_or_insert(End::Failed(waiting(error)));
         }
     }
-    let hosted = manager.remove_subscriber(id).expect(ONLY_HERE);
-    match hosted.end {
-        Some(End::Failed(error)) => (hosted.handler, Some(error)),
-        _ => (hosted.handler, None),
+    let mut hosted = manager.remove_subscriber(id).expect(ONLY_HERE);
+    match hosted.end.take() {
+        Some(End::Failed(error)) => (hosted, Some(error)),
+        _ => (hosted, None),
     }
 }
 
@@ -222,9 +220,24 @@ enum End {
 /// A handler as event-manager sees it.
 struct Hosted {
     handler: Box<dyn Handler>,
+    on_failure: Option<OnFailure>,
     stop: Arc<EventFd>,
     gate: Arc<Gate>,
     end: Option<End>,
+}
+
+impl Hosted {
+    /// What an error of the handler means: its end, unless it survives.
+    fn judge(&mut self, done: Result<(), HandlerError>, watch: &mut dyn Watch) -> Option<End> {
+        let error = done.err()?;
+        if !self.handler.survive(watch) {
+            return Some(End::Failed(error));
+        }
+        if let Some(on_failure) = self.on_failure.take() {
+            on_failure(error);
+        }
+        None
+    }
 }
 
 impl MutEventSubscriber for Hosted {
@@ -237,7 +250,7 @@ impl MutEventSubscriber for Hosted {
                 source,
             })
             .and_then(|()| self.handler.watch(&mut watch));
-        self.end = watched.err().map(End::Failed);
+        self.end = self.judge(watched, &mut watch);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
@@ -248,9 +261,11 @@ impl MutEventSubscriber for Hosted {
             self.end = Some(End::Asked);
             return;
         }
-        let Self { handler, gate, .. } = self;
-        let woken = gate.pass(|| handler.wake(events.data(), &mut Fds(ops)));
-        self.end = woken.err().map(End::Failed);
+        let (gate, mut watch) = (self.gate.clone(), Fds(ops));
+        self.end = gate.pass(|| {
+            let woken = self.handler.wake(events.data(), &mut watch);
+            self.judge(woken, &mut watch)
+        });
     }
 }
 

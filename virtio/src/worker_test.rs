@@ -200,3 +200,37 @@ fn confinement_follows_the_set_up_and_its_failure_keeps_requests_from_being_serv
     assert_eq!(worker.join().len(), 1);
     assert_eq!(driver.take_used(), None);
 }
+
+#[test]
+fn a_handler_that_survives_goes_on_and_its_failure_is_reported_once() {
+    /// Fails at every doorbell; survives twice.
+    struct Tough(Arc<EventFd>, Vec<()>);
+    impl Handler for Tough {
+        fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+            watch.readable(self.0.as_raw_fd(), 1).map_err(HandlerError::watch)
+        }
+        fn wake(&mut self, _: u32, _: &mut dyn Watch) -> Result<(), HandlerError> {
+            let _ = self.0.read();
+            let source = io::ErrorKind::BrokenPipe.into();
+            Err(HandlerError::Host { what: "hurt", source })
+        }
+        fn survive(&mut self, _: &mut dyn Watch) -> bool {
+            self.1.pop().is_some()
+        }
+        fn stop(self: Box<Self>) -> Vec<RingState> {
+            Vec::new()
+        }
+    }
+    let bell = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    let (failed, failure) = channel();
+    let tell = Box::new(move |error: HandlerError| failed.send(error.to_string()).unwrap());
+    let worker = Worker::spawn("tough", Box::new(Tough(bell.clone(), vec![(); 2])), tell).unwrap();
+    bell.write(1).unwrap();
+    assert_eq!(next(&failure), "hurt");
+    assert!(!worker.is_stopped());
+    while !worker.is_stopped() {
+        bell.write(1).unwrap();
+        std::thread::yield_now();
+    }
+    assert!(failure.recv().is_err(), "reported a second time");
+}
