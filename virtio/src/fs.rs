@@ -13,6 +13,8 @@
 //! The notification queue (`VIRTIO_FS_F_NOTIFICATION`) and the DAX window are not offered. How requests get to the back-end, and
 //! what becomes of them when it is gone, is told in [`vhost_user`](crate::vhost_user).
 
+mod fuse;
+
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -106,7 +108,7 @@ impl VirtioDevice for Fs {
 
     fn start(&mut self, activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError> {
         // A driver with fewer processors than request queues leaves the others alone.
-        let handler = VhostUserHandler::new(self.link.clone(), activation, &[0, 1])?;
+        let handler = VhostUserHandler::new(self.link.clone(), activation, &[0, 1], &fuse::Fuse)?;
         Ok(vec![Box::new(handler)])
     }
 }

@@ -10,6 +10,7 @@ mod buffers;
 mod chain;
 mod error;
 mod notify;
+mod orphans;
 mod take;
 mod used;
 
@@ -17,6 +18,7 @@ pub use buffers::{Reader, SplitError, Writer};
 pub use chain::Chain;
 pub use error::RingError;
 pub use notify::{Notify, Signal};
+pub use orphans::{Adopted, Protocol, Trace};
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

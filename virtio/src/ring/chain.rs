@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use husk_devices::memory::GuestMemoryMmap;
-use virtio_queue::DescriptorChain;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
+use virtio_queue::{DescriptorChain, QueueState};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use super::{Reader, RingError, Writer};
 
@@ -19,6 +19,9 @@ pub struct Chain {
     readable: Vec<Buffer>,
     writable: Vec<Buffer>,
 }
+
+/// Bytes of a descriptor (virtio 1.2 §2.7.5).
+const DESCRIPTOR: u32 = 16;
 
 #[derive(Clone, Copy)]
 struct Buffer {
@@ -59,6 +62,50 @@ impl Chain {
         }))
     }
 
+    /// The chain that the table has at `head`, whether or not it was ever made available. `None` if there is none that keeps the
+    /// rules, or the walk would read more descriptors than `budget` has left.
+    pub(super) fn at(mem: &Arc<GuestMemoryMmap>, queue: &QueueState, head: u16, budget: &mut u32) -> Option<Self> {
+        let (mut table, mut entries, mut index) = (queue.desc_table, u32::from(queue.size), u32::from(head));
+        let (mut readable, mut writable) = (Vec::new(), Vec::new());
+        let (mut bytes, mut nested) = (0u32, false);
+        // As many as the device accepts, and one that leads to an indirect table.
+        for _ in 0..=queue.max_size {
+            *budget = budget.checked_sub(1)?;
+            let offset = Some(index).filter(|index| *index < entries)?.checked_mul(DESCRIPTOR)?;
+            let at = table.checked_add(offset.into())?;
+            let descriptor: Descriptor = mem.read_obj(GuestAddress(at)).ok()?;
+            if descriptor.refers_to_indirect_table() {
+                if std::mem::replace(&mut nested, true) {
+                    return None;
+                }
+                (table, entries, index) = (descriptor.addr().0, descriptor.len().checked_div(DESCRIPTOR)?, 0);
+                continue;
+            }
+            let (addr, len) = (descriptor.addr(), length(&descriptor));
+            bytes = bytes.checked_add(descriptor.len())?;
+            if !mem.check_range(addr, len) || !descriptor.is_write_only() && !writable.is_empty() {
+                return None;
+            }
+            let buffers = if descriptor.is_write_only() {
+                &mut writable
+            } else {
+                &mut readable
+            };
+            buffers.push(Buffer { addr, len });
+            if !descriptor.has_next() {
+                let mem = mem.clone();
+                return Some(Self {
+                    head,
+                    mem,
+                    readable,
+                    writable,
+                });
+            }
+            index = descriptor.next().into();
+        }
+        None
+    }
+
     /// Index of the first descriptor: the chain's name in the used ring.
     pub fn head(&self) -> u16 {
         self.head
@@ -76,6 +123,18 @@ impl Chain {
         let mut writer = Writer::default();
         self.writable().for_each(|slice| writer.push(slice));
         writer
+    }
+
+    /// What the device-writable bytes are at present.
+    pub(crate) fn written(&self) -> Reader<'_> {
+        let mut reader = Reader::default();
+        self.writable().for_each(|slice| reader.push(slice));
+        reader
+    }
+
+    /// Where the device-writable bytes begin, if there are any.
+    pub(super) fn room(&self) -> Option<GuestAddress> {
+        self.writable.first().map(|buffer| buffer.addr)
     }
 
     /// The device-readable buffers as host slices, in order. They stay valid as long as the chain.

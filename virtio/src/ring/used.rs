@@ -21,11 +21,11 @@ use super::{Ring, RingError};
 /// Offset of `idx`, and of the available ring's own.
 const IDX: u64 = 2;
 /// Offset of the first entry, in both rings.
-const ENTRIES: u64 = 4;
+pub(super) const ENTRIES: u64 = 4;
 /// Bytes of an entry of the used ring.
 const USED_ENTRY: u64 = 8;
 /// Bytes of an entry of the available ring.
-const AVAIL_ENTRY: u64 = 2;
+pub(super) const AVAIL_ENTRY: u64 = 2;
 
 impl Ring {
     /// Writes entries for `chains`, then shows all of them to the driver at once.

@@ -1,4 +1,5 @@
-//! The running half of a vhost-user device: hands its rings over, waits for the end, takes them back.
+//! The running half of a vhost-user device: hands its rings over, waits for the end, takes them back; and where the end comes from
+//! the back-end, says no in its place.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -13,20 +14,28 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::error::BackendError;
 use super::frontend::Vring;
 use super::link::Link;
+use super::refuser::Refuser;
 use crate::device::{Activation, Handler, HandlerError, StartError, Watch};
-use crate::ring::{RingParts, RingState};
+use crate::ring::{Protocol, RingParts, RingState};
 
-/// Token of the connection. A ring whose interrupts are passed on has its index, plus 1.
+/// Token of the connection. A ring whose interrupts are passed on has its number, plus 1.
 const CONNECTION: u32 = 0;
+/// Tokens of the doorbells, once they are this process's to answer: above those of all queues that a device can have.
+const DOORBELLS: u32 = 1 << 16;
 
-/// Serves no request itself.
+/// Serves no request itself as long as somebody else does.
 pub struct VhostUserHandler {
     link: Arc<Link>,
     mem: GuestMemory,
     features: u64,
+    protocol: &'static dyn Protocol,
     rings: Vec<Lent>,
     /// Rings at the beginning of `rings` that the back-end has.
     lent: usize,
+    /// What is watched of the connection.
+    connection: Option<RawFd>,
+    /// Has the rings once the back-end is gone.
+    refuser: Option<Refuser>,
 }
 
 /// A ring for the back-end.
@@ -44,11 +53,17 @@ enum Call {
 }
 
 impl VhostUserHandler {
-    /// Takes the rings of `activation`, of which `needed` have to be there. Called on a vCPU thread: speaks to nobody.
+    /// Takes the rings of `activation`, of which `needed` have to be there. By `protocol` their requests are answered when the
+    /// back-end is gone. Called on a vCPU thread: speaks to nobody.
     ///
     /// # Errors
     /// [`StartError`].
-    pub fn new(link: Arc<Link>, mut activation: Activation, needed: &[u16]) -> Result<Self, StartError> {
+    pub fn new(
+        link: Arc<Link>,
+        mut activation: Activation,
+        needed: &[u16],
+        protocol: &'static dyn Protocol,
+    ) -> Result<Self, StartError> {
         if let Some(missing) = needed.iter().find(|queue| {
             let ring = activation.rings.get(usize::from(**queue));
             !ring.is_some_and(Option::is_some)
@@ -65,7 +80,10 @@ impl VhostUserHandler {
             link,
             mem: activation.mem,
             features: activation.features,
+            protocol,
             lent: 0,
+            connection: None,
+            refuser: None,
         })
     }
 
@@ -102,47 +120,25 @@ impl VhostUserHandler {
     }
 }
 
-impl Handler for VhostUserHandler {
-    fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        let connection = self.lend().map_err(|error| self.failed(error))?;
-        watch.readable(connection, CONNECTION).map_err(HandlerError::watch)?;
-        for (token, lent) in (CONNECTION..).skip(1).zip(&self.rings) {
-            if let Call::PassedOn(event) = &lent.call {
-                watch.readable(event.as_raw_fd(), token).map_err(HandlerError::watch)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn wake(&mut self, token: u32, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        let ring = token.checked_sub(1).and_then(|index| usize::try_from(index).ok());
-        if let Some(lent) = ring.and_then(|index| self.rings.get(index)) {
-            lent.pass_on();
-            return Ok(());
-        }
-        // Another thread may be in the middle of an exchange: then this one waits, and finds nothing.
-        let checked = self.link.lock().present().and_then(|frontend| frontend.check());
-        checked.map_err(|error| self.failed(error))
-    }
-
-    fn stop(mut self: Box<Self>) -> Vec<RingState> {
+impl VhostUserHandler {
+    /// Asks for all rings back. The position of one that is not given is a guess.
+    fn take_back(&mut self) {
         let mut connection = self.link.lock();
         let mut stopped: Result<(), BackendError> = Ok(());
-        let lent = self.lent;
-        for (number, Lent { ring, .. }) in self.rings.iter_mut().enumerate() {
+        let lent = std::mem::take(&mut self.lent);
+        for Lent { ring, .. } in self.rings.iter_mut().take(lent) {
             let queue = &mut ring.state.queue;
             let used = used_index(&self.mem.memory(), queue.used_ring);
-            let position = match (&stopped, number < lent) {
-                (_, false) => Ok(queue.next_avail),
-                (Err(_), true) => Ok(used),
-                (Ok(()), true) => connection
+            let position = match &stopped {
+                Err(_) => Err(BackendError::Gone(None)),
+                Ok(()) => connection
                     .present()
                     .and_then(|frontend| frontend.stop_ring(ring.state.index)),
             };
             (queue.next_avail, queue.next_used) = match position {
                 Ok(position) => (position, used),
                 Err(error) => {
-                    stopped = Err(error);
+                    stopped = stopped.and(Err(error));
                     (used, used)
                 }
             };
@@ -158,6 +154,73 @@ impl Handler for VhostUserHandler {
         }
         drop(connection);
         self.rings.iter().for_each(Lent::pass_on);
+    }
+
+    /// Whose ring a token stands for, counted from `first`.
+    fn number(token: u32, first: u32) -> Option<usize> {
+        token.checked_sub(first).and_then(|number| usize::try_from(number).ok())
+    }
+}
+
+impl Handler for VhostUserHandler {
+    fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        let connection = self.lend().map_err(|error| self.failed(error))?;
+        watch.readable(connection, CONNECTION).map_err(HandlerError::watch)?;
+        self.connection = Some(connection);
+        for (token, lent) in (CONNECTION..).skip(1).zip(&self.rings) {
+            if let Call::PassedOn(event) = &lent.call {
+                watch.readable(event.as_raw_fd(), token).map_err(HandlerError::watch)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn wake(&mut self, token: u32, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        if let (Some(number), Some(refuser)) = (Self::number(token, DOORBELLS), &mut self.refuser) {
+            return refuser.wake(number, self.link.metrics());
+        }
+        if let Some(number) = Self::number(token, 1) {
+            self.rings.get(number).into_iter().for_each(Lent::pass_on);
+            return Ok(());
+        }
+        // Another thread may be in the middle of an exchange: then this one waits, and finds nothing.
+        let checked = self.link.lock().present().and_then(|frontend| frontend.check());
+        checked.map_err(|error| {
+            // Before the descriptor is closed, and its number somebody else's.
+            if let Some(connection) = self.connection.take() {
+                let _ = watch.forget(connection);
+            }
+            self.failed(error)
+        })
+    }
+
+    fn survive(&mut self, watch: &mut dyn Watch) -> bool {
+        if self.refuser.is_some() {
+            return false;
+        }
+        if let Some(connection) = self.connection.take() {
+            let _ = watch.forget(connection);
+        }
+        let lent = self.lent;
+        self.take_back();
+        let mut refuser = Refuser::new(self.protocol);
+        for (number, Lent { ring, call }) in self.rings.drain(..).enumerate() {
+            if let Call::PassedOn(event) = call {
+                // Fails when it was not watched yet.
+                let _ = watch.forget(event.as_raw_fd());
+            }
+            refuser.take(ring, self.mem.clone(), number < lent, self.link.metrics());
+        }
+        let watched = refuser.watch(watch, DOORBELLS);
+        self.refuser = Some(refuser);
+        watched.is_ok()
+    }
+
+    fn stop(mut self: Box<Self>) -> Vec<RingState> {
+        if let Some(refuser) = self.refuser {
+            return refuser.into_states();
+        }
+        self.take_back();
         self.rings.into_iter().map(|lent| lent.ring.state).collect()
     }
 }

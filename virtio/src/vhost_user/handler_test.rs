@@ -11,9 +11,26 @@ use super::super::message::Request;
 use super::super::testing::{Deed, Heard, IMPATIENT, regions_of, serve, shared_memory};
 use super::*;
 use crate::device::MemoryListener;
-use crate::ring::{Notify, Ring, Signal};
-use crate::testing::Driver;
+use crate::ring::{Notify, Reader, Ring, Signal, Trace, Writer};
+use crate::testing::{Buf, Driver};
 use crate::worker::Worker;
+
+/// A request is a byte, and its reply has bit 7 set in addition; 0xff means no.
+struct Bytewise;
+
+impl Protocol for Bytewise {
+    fn trace(&self, request: &mut Reader<'_>, reply: &mut Reader<'_>) -> Trace {
+        match (request.read_obj::<u8>(), reply.read_obj::<u8>()) {
+            (Ok(asked), Ok(said)) if asked | 0x80 == said => Trace::Answered(1),
+            (Ok(_), Ok(_)) => Trace::Waiting,
+            _ => Trace::None,
+        }
+    }
+
+    fn refuse(&self, _: &mut Reader<'_>, reply: &mut Writer<'_>) -> u32 {
+        reply.write_obj(0xff_u8).map_or(0, |()| 1)
+    }
+}
 
 /// A device with two queues of 16 entries, its back-end, and the driver's side.
 struct Bench {
@@ -56,7 +73,7 @@ impl Bench {
     }
 
     fn handler(&self) -> Box<VhostUserHandler> {
-        Box::new(VhostUserHandler::new(self.link.clone(), self.activation(), &[0, 1]).unwrap())
+        Box::new(VhostUserHandler::new(self.link.clone(), self.activation(), &[0, 1], &Bytewise).unwrap())
     }
 
     /// The device at work, and why it stops by itself if it does.
@@ -118,7 +135,7 @@ fn a_ring_goes_on_where_it_stopped() {
     let mut parts = activation.rings[1].take().unwrap().into_parts();
     (parts.state.queue.next_avail, parts.state.queue.next_used) = (40, 38);
     activation.rings[1] = Ring::new(parts.state, parts.kick, parts.notify, bench.mem.clone()).ok();
-    let mut handler = VhostUserHandler::new(bench.link.clone(), activation, &[]).unwrap();
+    let mut handler = VhostUserHandler::new(bench.link.clone(), activation, &[], &Bytewise).unwrap();
     handler.lend().unwrap();
     let told = bench.heard.take();
     let bases = told
@@ -176,7 +193,7 @@ fn an_interrupt_with_an_eventfd_is_the_back_ends() {
     let parts = activation.rings[1].take().unwrap().into_parts();
     let notify = Notify::new(Shared(irq.clone()));
     activation.rings[1] = Ring::new(parts.state, parts.kick, notify, bench.mem.clone()).ok();
-    let mut handler = VhostUserHandler::new(bench.link.clone(), activation, &[]).unwrap();
+    let mut handler = VhostUserHandler::new(bench.link.clone(), activation, &[], &Bytewise).unwrap();
     handler.lend().unwrap();
     assert!(same_file(&bench.heard.event(Request::SetVringCall), irq.event()));
 }
@@ -186,13 +203,13 @@ fn a_missing_queue_is_named_unless_it_may_be_missing() {
     let bench = bench(None);
     let mut activation = bench.activation();
     activation.rings[1] = None;
-    let error = VhostUserHandler::new(bench.link.clone(), activation, &[0, 1])
+    let error = VhostUserHandler::new(bench.link.clone(), activation, &[0, 1], &Bytewise)
         .err()
         .unwrap();
     assert!(matches!(error, StartError::QueueMissing(1)));
     let mut activation = bench.activation();
     activation.rings[0] = None;
-    let mut handler = VhostUserHandler::new(bench.link.clone(), activation, &[1, 1]).unwrap();
+    let mut handler = VhostUserHandler::new(bench.link.clone(), activation, &[1, 1], &Bytewise).unwrap();
     handler.lend().unwrap();
     let states = Box::new(handler).stop();
     assert_eq!(states.iter().map(|state| state.index).collect::<Vec<_>>(), [1]);
@@ -331,4 +348,86 @@ fn nobody_at_the_socket_is_an_error_that_says_so() {
         chain(&error),
         "cannot connect to its socket: No such file or directory (os error 2)"
     );
+}
+
+/// A request at `at`, its reply behind it. Returns its head.
+fn ask(driver: &mut Driver, at: u64) -> u32 {
+    driver.write(at, &[1, 0]);
+    driver.add(&[Buf::Out(at, 1), Buf::In(at + 1, 1)]).into()
+}
+
+fn answer_of(driver: &mut Driver) -> (u32, u32) {
+    loop {
+        match driver.take_used() {
+            Some(used) => break used,
+            None => std::thread::yield_now(),
+        }
+    }
+}
+
+#[test]
+fn what_a_dead_back_end_owes_is_refused_and_so_is_what_comes_later() {
+    let mut bench = bench(Some((Request::RemMemReg, Deed::Close)));
+    let (worker, failures) = bench.started();
+    let owed = [(0, 0x8_0000), (1, 0x8_1000)].map(|(queue, at)| ask(&mut bench.drivers[queue], at));
+    let changed = GuestMemory::new(regions_of(&Arc::new(tempfile_of(2 << 20)), &[]));
+    assert!(bench.link.memory_changed(&changed).is_err());
+    failures.recv().unwrap();
+    for (driver, head) in bench.drivers.iter_mut().zip(owed) {
+        assert_eq!(answer_of(driver), (head, 1));
+    }
+    assert_eq!(bench.drivers[0].read(0x8_0000, 2), [1, 0xff]);
+    let later = ask(&mut bench.drivers[1], 0x8_2000);
+    bench.drivers[1].kick.write(1).unwrap();
+    assert_eq!(answer_of(&mut bench.drivers[1]), (later, 1));
+    assert!(bench.drivers[1].interrupts() > 0);
+    let states = worker.join();
+    let positions: Vec<_> = states
+        .iter()
+        .map(|state| (state.queue.next_avail, state.queue.next_used))
+        .collect();
+    assert_eq!(positions, [(1, 1), (2, 2)]);
+    let metrics = bench.metrics();
+    assert_eq!((metrics.refused_requests.get(), metrics.lost_requests.get()), (3, 0));
+}
+
+#[test]
+fn a_start_that_fails_is_a_device_that_refuses() {
+    for deed in [Deed::Close, Deed::Refuse(1), Deed::Say(vec![0x5a; 600])] {
+        for step in [Request::SetFeatures, Request::AddMemReg, Request::SetVringEnable] {
+            let mut bench = bench(Some((step, deed.clone())));
+            let head = ask(&mut bench.drivers[1], 0x8_0000);
+            let (worker, failures) = bench.run();
+            assert_eq!(answer_of(&mut bench.drivers[1]), (head, 1));
+            failures.recv().unwrap();
+            worker.join();
+            assert_eq!(bench.metrics().refused_requests.get(), 1);
+        }
+    }
+}
+
+#[test]
+fn a_back_end_that_ruined_a_ring_costs_that_ring_only() {
+    let mut bench = bench(Some((Request::RemMemReg, Deed::Close)));
+    let (worker, failures) = bench.started();
+    bench.drivers[0].store(bench.drivers[0].used + 2, 0x1234);
+    let owed = ask(&mut bench.drivers[1], 0x8_0000);
+    let changed = GuestMemory::new(regions_of(&Arc::new(tempfile_of(2 << 20)), &[]));
+    assert!(bench.link.memory_changed(&changed).is_err());
+    failures.recv().unwrap();
+    assert_eq!(answer_of(&mut bench.drivers[1]), (owed, 1));
+    assert_eq!(worker.join().len(), 2, "the ruined one comes back, too");
+}
+
+#[test]
+fn a_driver_that_breaks_the_rules_ends_a_device_that_refuses() {
+    let bench = bench(Some((Request::SetFeatures, Deed::Close)));
+    let (worker, failures) = bench.run();
+    failures.recv().unwrap();
+    bench.drivers[0].store(bench.drivers[0].avail + 2, 0x1234);
+    bench.drivers[0].kick.write(1).unwrap();
+    while !worker.is_stopped() {
+        std::thread::yield_now();
+    }
+    assert_eq!(bench.metrics().backend_failures.get(), 1);
 }

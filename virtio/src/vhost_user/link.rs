@@ -29,6 +29,10 @@ pub struct VhostUserMetrics {
     pub starts: Counter,
     /// Times that the back-end left, refused, kept silent or talked nonsense.
     pub backend_failures: Counter,
+    /// Requests answered with an error because there was no back-end: those it owed, and those that came later.
+    pub refused_requests: Counter,
+    /// Requests that a back-end owed when it left, and that could not be found.
+    pub lost_requests: Counter,
     /// Changes of guest RAM that the back-end was told while it served rings.
     pub memory_updates: Counter,
 }
@@ -39,6 +43,8 @@ impl Metered for VhostUserMetrics {
             ("connects", self.connects.get()),
             ("starts", self.starts.get()),
             ("backend_failures", self.backend_failures.get()),
+            ("refused_requests", self.refused_requests.get()),
+            ("lost_requests", self.lost_requests.get()),
             ("memory_updates", self.memory_updates.get()),
         ]
     }

@@ -14,6 +14,12 @@
 //! exactly the one asked for, and descriptors that come with one are dropped. The channel for a back-end's own requests is not
 //! offered.
 //!
+//! **The end.** A driver does not give up on a request: what a lost back-end owed would hold the guest's processes for ever. So the
+//! handler survives its back-end: it hangs up, which makes one that still lives let go of the rings, finds out what is owed
+//! ([`Ring::adopt`](crate::ring::Ring::adopt)), answers it and all that comes with the error of the device's
+//! [`Protocol`](crate::ring::Protocol), and needs a reset. Nothing is given to a new back-end before that: it would not know the
+//! driver's session. A back-end that goes on writing although it was left can spoil the guest's rings, as it always could.
+//!
 //! **Masked interrupts.** The kernel turns a write to the call eventfd into an interrupt without asking this process, so a mask in
 //! the MSI-X table has to be the kernel's as well: a vector given away ([`Notify::share`](crate::ring::Notify::share)) is
 //! disconnected from its eventfd as long as it is masked. What the back-end signals meanwhile stays in the eventfd, reads as the
@@ -27,6 +33,7 @@ mod handler;
 mod link;
 mod memory;
 mod message;
+mod refuser;
 mod socket;
 #[cfg(test)]
 pub(crate) mod testing;

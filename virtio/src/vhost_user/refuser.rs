@@ -1,0 +1,100 @@
+//! A device whose back-end is gone: answers every request with an error, until the driver resets it.
+
+use std::os::fd::AsRawFd;
+
+use husk_devices::memory::GuestMemory;
+
+use super::link::VhostUserMetrics;
+use crate::device::{HandlerError, Watch};
+use crate::ring::{Protocol, Ring, RingError, RingParts, RingState, Step};
+
+/// Serves rings in the place of a back-end.
+pub(super) struct Refuser {
+    protocol: &'static dyn Protocol,
+    rings: Vec<Taken>,
+}
+
+/// A ring that came back.
+enum Taken {
+    Served(Box<Ring>),
+    /// What is in it makes no sense.
+    Broken(RingState),
+}
+
+impl Refuser {
+    /// With no rings yet.
+    pub fn new(protocol: &'static dyn Protocol) -> Self {
+        Self {
+            protocol,
+            rings: Vec::new(),
+        }
+    }
+
+    /// Takes a ring; `owed` says that somebody else served it until now. Its doorbell rings at once: there may be requests.
+    pub fn take(&mut self, parts: RingParts, mem: GuestMemory, owed: bool, metrics: &VhostUserMetrics) {
+        let state = parts.state;
+        let taken = match self.adopt(parts, mem, owed, metrics) {
+            Ok(ring) => Taken::Served(Box::new(ring)),
+            Err(error) => {
+                log::debug!("a ring that nobody can serve: {error}");
+                Taken::Broken(state)
+            }
+        };
+        self.rings.push(taken);
+    }
+
+    fn adopt(
+        &self,
+        parts: RingParts,
+        mem: GuestMemory,
+        owed: bool,
+        metrics: &VhostUserMetrics,
+    ) -> Result<Ring, RingError> {
+        let RingParts { state, kick, notify } = parts;
+        let mut ring = Ring::new(state, kick, notify, mem)?;
+        if owed {
+            let adopted = ring.adopt(self.protocol)?;
+            metrics.refused_requests.add(adopted.refused.into());
+            metrics.lost_requests.add(adopted.lost.into());
+        }
+        // Fails only when the counter is full, and then it rings anyway.
+        let _ = ring.kick().write(1);
+        Ok(ring)
+    }
+
+    /// Watches all doorbells, with tokens from `first` on.
+    pub fn watch(&self, watch: &mut dyn Watch, first: u32) -> Result<(), HandlerError> {
+        for (token, ring) in (first..).zip(&self.rings) {
+            if let Taken::Served(ring) = ring {
+                watch
+                    .readable(ring.kick().as_raw_fd(), token)
+                    .map_err(HandlerError::watch)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses whatever waits in a ring, by its number.
+    pub fn wake(&mut self, number: usize, metrics: &VhostUserMetrics) -> Result<(), HandlerError> {
+        let Some(Taken::Served(ring)) = self.rings.get_mut(number) else {
+            return Ok(());
+        };
+        let protocol = self.protocol;
+        ring.drain(|request, reply| {
+            let len = protocol.refuse(request, reply);
+            if len > 0 {
+                metrics.refused_requests.inc();
+            }
+            Ok(Step::Used(len))
+        })
+    }
+
+    /// Where the rings stand.
+    pub fn into_states(self) -> Vec<RingState> {
+        let state = |taken| match taken {
+            Taken::Served(ring) => ring.into_state(),
+            Taken::Broken(state) => state,
+        };
+        self.rings.into_iter().map(state).collect()
+    }
+}
