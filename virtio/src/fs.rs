@@ -15,6 +15,8 @@
 
 mod fuse;
 
+#[cfg(any(test, feature = "test-utils"))]
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -63,6 +65,17 @@ impl Fs {
         // One for urgent requests.
         let queues = config.queues.saturating_add(1);
         let link = Link::connect(&config.socket, queues, config.patience)?;
+        Ok(Self::over(link, config))
+    }
+
+    /// The same over a connection that is already made; `config.socket` is where the next one would be.
+    ///
+    /// # Errors
+    /// See [`BackendError`].
+    #[cfg(any(test, feature = "test-utils"))]
+    pub fn on_socket(config: &FsConfig, stream: UnixStream) -> Result<Self, BackendError> {
+        let queues = config.queues.saturating_add(1);
+        let link = Link::over(stream, &config.socket, queues, crate::vhost_user::REPLY_TIMEOUT)?;
         Ok(Self::over(link, config))
     }
 

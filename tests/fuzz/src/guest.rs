@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use husk_devices::memory::{GuestMemory, GuestMemoryMmap};
 use husk_virtio::device::{Activation, Handler, VirtioDevice, Watch};
 use husk_virtio::ring::{Notify, Ring, RingState};
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestAddressSpace};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::op::Op;
@@ -37,12 +37,34 @@ pub fn memory() -> GuestMemory {
     GuestMemory::new(GuestMemoryMmap::from_ranges(&ranges).expect("a MiB can be mapped"))
 }
 
+/// The same in a file, which other processes can map.
+pub fn shared_memory() -> GuestMemory {
+    let file = Arc::new(tempfile::tempfile().expect("there is room for a MiB"));
+    file.set_len(0x10_0000).expect("there is room for a MiB");
+    let ranges = [(0, 0x4_0000), (0x4_0000, 0x4_0000), (0xc_0000, 0x4_0000)];
+    let ranges = ranges.map(|(base, len)| {
+        let at = FileOffset::from_arc(file.clone(), base);
+        (GuestAddress(base), len, Some(at))
+    });
+    GuestMemory::new(GuestMemoryMmap::from_ranges_with_files(ranges).expect("a MiB can be mapped"))
+}
+
 /// Plays `script` to `device`. `host` does the device-specific part of [`Op::Host`] and reads its own arguments.
 ///
 /// # Panics
 /// When the device does what it must not.
-pub fn play<D: VirtioDevice>(device: &mut D, script: &mut Script<'_>, mut host: impl FnMut(&mut D, &mut Script<'_>)) {
-    let mut guest = Guest::new(memory());
+pub fn play<D: VirtioDevice>(device: &mut D, script: &mut Script<'_>, host: impl FnMut(&mut D, &mut Script<'_>)) {
+    play_in(memory(), device, script, host);
+}
+
+/// The same in a `memory` that is laid out like [`memory`].
+pub fn play_in<D: VirtioDevice>(
+    memory: GuestMemory,
+    device: &mut D,
+    script: &mut Script<'_>,
+    mut host: impl FnMut(&mut D, &mut Script<'_>),
+) {
+    let mut guest = Guest::new(memory);
     if guest.start(device, script).is_some() {
         while let Some(op) = Op::read(script) {
             match op {
@@ -77,6 +99,8 @@ struct Running {
     handler: Box<dyn Handler>,
     watched: Watched,
     failed: bool,
+    /// Failed and went on: what it took before is not all its own to give back.
+    survived: bool,
 }
 
 struct Guest {
@@ -148,11 +172,13 @@ impl Guest {
         });
         for mut handler in started.into_iter().flatten() {
             let mut watched = Watched::new();
-            let failed = handler.watch(&mut watched).is_err();
+            let hurt = handler.watch(&mut watched).is_err();
+            let survived = hurt && handler.survive(&mut watched);
             self.running.push(Running {
                 handler,
                 watched,
-                failed,
+                failed: hurt && !survived,
+                survived,
             });
         }
     }
@@ -166,10 +192,16 @@ impl Guest {
 
     /// Stops all handlers, as a reset does.
     fn stop(&mut self) {
-        for Running { handler, failed, .. } in self.running.drain(..) {
+        for running in self.running.drain(..) {
+            let Running {
+                handler,
+                failed,
+                survived,
+                ..
+            } = running;
             for RingState { index, queue } in handler.stop() {
                 assert!(
-                    failed || queue.next_avail == queue.next_used,
+                    failed || survived || queue.next_avail == queue.next_used,
                     "queue {index} took {} chains and gave {} back",
                     queue.next_avail,
                     queue.next_used
@@ -228,7 +260,8 @@ impl Running {
         for event in &events[..count] {
             let token = u32::try_from(event.data()).expect("tokens are registered as such");
             if self.handler.wake(token, &mut self.watched).is_err() {
-                self.failed = true;
+                self.survived = self.handler.survive(&mut self.watched);
+                self.failed = !self.survived;
                 break;
             }
         }

@@ -1,6 +1,6 @@
 //! Fuzz targets: everything that reads what a guest or a client wrote, and what must hold whatever that is.
 //!
-//! A target is a function of bytes that panics when something is wrong. But for `api`, it runs on one thread and starts none, so that an
+//! A target is a function of bytes that panics when something is wrong. But for `api` and the back-end of `fs`, it runs on one thread and starts none, so that an
 //! input does the same each time: queues are real, but a target wakes the device's handlers itself. `cargo lab fuzz` drives the targets by
 //! libFuzzer; `cargo test` replays the seeds in `seeds/`, which are made by the targets' own `seeds` functions.
 
@@ -17,6 +17,7 @@ mod config;
 mod console;
 mod elf;
 mod file;
+mod fs;
 mod guest;
 mod hotplug;
 mod http;
@@ -53,6 +54,7 @@ pub const TARGETS: &[Target] = &[
     target("board", board::run, board::seeds),
     target("config", config::run, config::seeds),
     target("console", console::run, console::seeds),
+    target("fs", fs::run, fs::seeds),
     target("hotplug", hotplug::run, hotplug::seeds),
     target("http", http::run, http::seeds),
     target("kernel", kernel::run, kernel::seeds),

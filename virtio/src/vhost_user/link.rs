@@ -80,7 +80,7 @@ impl Link {
     }
 
     /// Comes to terms with a back-end over a connection that is already made.
-    pub(super) fn over(
+    pub(crate) fn over(
         stream: UnixStream,
         socket: &Path,
         queues: u16,
