@@ -3,4 +3,5 @@
 
 mod vm;
 mod vsock_dials;
+mod vsock_pause;
 mod vsock_streams;

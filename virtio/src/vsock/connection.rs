@@ -60,6 +60,9 @@ pub(super) struct Connection {
     pub queued: bool,
     /// Is told when the socket has room again.
     pub awaits_room: bool,
+    /// `OK` was sent, and the host's program may not have read it. Nothing may follow before that: shims take what comes in one piece
+    /// with the line for a part of it.
+    pub greeting: bool,
     /// `REQUEST` or `RESPONSE`, to be sent before anything else.
     pub opening: Option<Op>,
     /// The guest wants to know our credit.
@@ -94,6 +97,7 @@ impl Connection {
             burst: 1,
             queued: false,
             awaits_room: false,
+            greeting: false,
             opening: None,
             credit_wanted: false,
             credit_asked: false,
@@ -177,7 +181,7 @@ impl Connection {
         }
         let whole = usize::try_from(len).expect("usize has 64 bits");
         let mut sent = 0;
-        if self.outbox.is_empty() && !self.deaf {
+        if self.outbox.is_empty() && !self.deaf && !self.is_greeting() {
             match packet.send(&self.socket, whole) {
                 Ok(done) => sent = done,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -195,6 +199,9 @@ impl Connection {
 
     /// Moves what is in the outbox on.
     pub fn flush(&mut self) {
+        if self.is_greeting() {
+            return;
+        }
         match self.outbox.flush(&self.socket) {
             Ok(sent) => self.forwarded(sent),
             Err(_) => {
@@ -204,6 +211,12 @@ impl Connection {
             }
         }
         self.pass_shutdown_on();
+    }
+
+    /// Whether the host's program must read its `OK` before it is sent more.
+    fn is_greeting(&mut self) -> bool {
+        self.greeting = self.greeting && !self.socket.is_drained();
+        self.greeting
     }
 
     /// Takes the guest's `SHUTDOWN`.

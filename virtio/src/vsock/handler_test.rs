@@ -31,6 +31,33 @@ fn a_dial_becomes_a_request_and_its_response_an_ok() {
 }
 
 #[test]
+fn a_guest_that_speaks_first_waits_until_the_ok_has_been_read() {
+    let mut rig = Rig::new();
+    let (mut client, port) = rig.dial();
+    let response = Rig::header(port, PORT, Op::Response);
+    let data = Header {
+        len: 4,
+        ..Rig::header(port, PORT, Op::Data)
+    };
+    rig.queue(response, &[]);
+    rig.queue(data, b"log:");
+    rig.queue(data, b"line");
+    rig.transmit.kick.write(1).unwrap();
+    rig.run();
+    let mut line = [0; 100];
+    let count = client.read(&mut line).unwrap();
+    assert_eq!(
+        &line[..count],
+        format!("OK {port}\n").as_bytes(),
+        "in one piece, and alone"
+    );
+    rig.run();
+    assert_eq!(said(&mut client), b"log:line");
+    rig.data(port, b"more");
+    assert_eq!(said(&mut client), b"more");
+}
+
+#[test]
 fn request_tells_who_asks_and_what_room_there_is() {
     let mut rig = Rig::new();
     let mut client = rig.connect();

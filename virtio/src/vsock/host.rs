@@ -4,10 +4,12 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::listener::Listener;
+use super::listener::{Listener, Reserve, is_shortage};
 use super::metrics::VsockMetrics;
 use crate::device::{Handler, HandlerError, Watch};
 use crate::ring::RingState;
@@ -15,6 +17,9 @@ use crate::threads::{Body, Plain, Threads};
 
 /// Dials sent away before the doorman looks at his bell.
 const DIALS_PER_TURN: usize = 64;
+
+/// How long a dial waits when not even one descriptor can be had.
+const SHORTAGE: Duration = Duration::from_millis(10);
 
 const DIAL: u32 = 0;
 const BELL: u32 = 1;
@@ -79,6 +84,7 @@ impl Threads for OnTheSpot {
 
 /// Sends dials away at once while no driver is there: a shim that got no answer would wait for ever.
 pub(super) struct Doorman {
+    reserve: Reserve,
     host: Arc<Host>,
     watching: bool,
 }
@@ -86,7 +92,11 @@ pub(super) struct Doorman {
 impl Doorman {
     /// On duty as soon as there is a thread for him.
     pub fn new(host: Arc<Host>) -> Self {
-        Self { host, watching: false }
+        Self {
+            reserve: Reserve::new(&host.listener),
+            host,
+            watching: false,
+        }
     }
 
     /// Looks at the door if nobody else does.
@@ -104,12 +114,17 @@ impl Doorman {
         }
     }
 
-    fn send_away(&self) {
+    fn send_away(&mut self) {
         for _ in 0..DIALS_PER_TURN {
-            let Ok(socket) = self.host.listener.accept() else {
-                return;
-            };
-            socket.discard();
+            match self.host.listener.accept() {
+                Ok(socket) => socket.discard(),
+                Err(error) if is_shortage(&error) => {
+                    if !self.reserve.shed(&self.host.listener) {
+                        return thread::sleep(SHORTAGE);
+                    }
+                }
+                Err(_) => return,
+            }
             self.host.metrics.dials_without_driver.inc();
         }
     }

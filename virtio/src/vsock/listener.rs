@@ -96,11 +96,6 @@ impl Listener {
         Socket::accept(&self.socket)
     }
 
-    /// A descriptor to be given up when there are no others.
-    pub fn spare(&self) -> Option<OwnedFd> {
-        self.socket.as_fd().try_clone_to_owned().ok()
-    }
-
     /// The socket of a program of the host that serves `port` to the guest.
     pub fn path_of_port(&self, port: u32) -> PathBuf {
         let mut path = self.path.clone().into_os_string();
@@ -113,6 +108,36 @@ impl AsRawFd for Listener {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
+}
+
+/// A descriptor in reserve: given up for a moment when there are no others, so that a dial can be taken and closed. Left alone, it
+/// would wait without an answer.
+#[derive(Debug)]
+pub(super) struct Reserve(Option<OwnedFd>);
+
+impl Reserve {
+    /// Puts one aside, if there is one.
+    pub fn new(listener: &Listener) -> Self {
+        Self(listener.socket.as_fd().try_clone_to_owned().ok())
+    }
+
+    /// Closes the next dial. `false` if there is no reserve.
+    pub fn shed(&mut self, listener: &Listener) -> bool {
+        if self.0.take().is_none() {
+            return false;
+        }
+        drop(listener.accept());
+        *self = Self::new(listener);
+        true
+    }
+}
+
+/// Whether a dial could not be taken because the process or the host has run out of something.
+pub(super) fn is_shortage(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+    )
 }
 
 impl Drop for SocketFile {

@@ -167,3 +167,7 @@ impl VirtioDevice for Vsock {
         Ok(vec![Box::new(handler)])
     }
 }
+
+#[cfg(test)]
+#[path = "mod_test.rs"]
+mod tests;

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use husk_devices::metrics::Counter;
@@ -15,6 +15,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::command::{Command, Progress};
 use super::connection::{Breach, Connection, State};
 use super::host::Host;
+use super::listener::{Reserve, is_shortage};
 use super::packet::{HOST_CID, Header, Op, SHUTDOWN_BOTH, TYPE_STREAM};
 use super::socket::Socket;
 use super::table::{Name, Table, Token};
@@ -55,8 +56,7 @@ pub(super) struct Muxer {
     /// Dials that the guest has not answered.
     requested: usize,
     next_port: u32,
-    /// Given up for a moment when there are no descriptors left, so that a dial can be taken and closed.
-    spare: Option<OwnedFd>,
+    reserve: Reserve,
     /// Dials wait until a descriptor becomes free.
     starved: bool,
 }
@@ -66,6 +66,7 @@ impl Muxer {
     pub fn new(cid: u64, host: Arc<Host>, listener: u64) -> Self {
         Self {
             cid,
+            reserve: Reserve::new(&host.listener),
             host,
             epoll: None,
             listener,
@@ -75,14 +76,12 @@ impl Muxer {
             commands: VecDeque::new(),
             requested: 0,
             next_port: FIRST_PORT,
-            spare: None,
             starved: false,
         }
     }
 
     /// Begins to take dials. Returns what is readable when something has happened at a socket.
     pub fn open(&mut self) -> io::Result<RawFd> {
-        self.spare = self.host.listener.spare();
         let fd = self.epoll.insert(Epoll::new()?).as_raw_fd();
         self.watch_listener(ControlOperation::Add)?;
         Ok(fd)
@@ -155,19 +154,14 @@ impl Muxer {
         self.watch_listener(ControlOperation::Modify)
     }
 
-    /// Closes the next dial by means of the spare descriptor, or makes room. `false` if neither can be done.
+    /// Makes room for the next dial, or closes it. `false` if neither can be done.
     fn shed(&mut self) -> bool {
         self.host.metrics.dials_dropped.inc();
         if let Some(oldest) = self.commands.front().copied() {
             self.end(oldest);
             return true;
         }
-        if self.spare.take().is_none() {
-            return false;
-        }
-        drop(self.host.listener.accept());
-        self.spare = self.host.listener.spare();
-        true
+        self.reserve.shed(&self.host.listener)
     }
 
     fn admit(&mut self, socket: Socket) {
@@ -398,6 +392,7 @@ impl Muxer {
             return Ok(());
         }
         connection.state = State::Open;
+        connection.greeting = true;
         self.requested = self.requested.saturating_sub(1);
         self.host.metrics.host_streams.inc();
         Ok(())
@@ -533,12 +528,4 @@ fn name_of(header: &Header) -> Name {
         host: header.dst_port,
         guest: header.src_port,
     }
-}
-
-/// Whether a descriptor could not be had.
-fn is_shortage(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
-    )
 }

@@ -12,6 +12,8 @@ use std::path::Path;
 pub(super) const PATH_MAX: usize = 107;
 /// Dials that may wait until they are looked at.
 const BACKLOG: libc::c_int = 1024;
+/// No buffer of a socket counts less than this in `SIOCOUTQ`.
+const LEAST_BUFFER: libc::c_int = 64;
 /// What is still unread when a stream ends is thrown away in pieces of this size, a few at most.
 const DISCARD_BYTES: usize = 16 << 10;
 const DISCARDS_MAX: usize = 32;
@@ -77,6 +79,15 @@ impl Socket {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         // SAFETY: of the buffers by the caller's promise, of the message because it is a local.
         retry(|| unsafe { libc::sendmsg(self.as_raw_fd(), &raw const message, flags) })
+    }
+
+    /// Whether the peer has read everything that was sent.
+    pub fn is_drained(&self) -> bool {
+        let mut unread: libc::c_int = 0;
+        // SAFETY: the kernel writes a number, during the call only.
+        let result = unsafe { libc::ioctl(self.as_raw_fd(), libc::TIOCOUTQ, &raw mut unread) };
+        // The kernel counts buffers with their administration, and the last byte of it a moment longer than it tells us of room.
+        result < 0 || unread < LEAST_BUFFER
     }
 
     /// Tells the peer that this side sends, or receives, no more.

@@ -69,6 +69,7 @@ pub(super) const TCSETS2: u32 = 0x402c_542b;
 /// Files of any kind (ioctl(2)).
 pub(super) const FIONBIO: u32 = 0x5421;
 pub(super) const FIONREAD: u32 = 0x541b;
+pub(super) const SIOCOUTQ: u32 = 0x5411;
 
 // Block devices (linux/fs.h).
 pub(super) const BLKGETSIZE64: u32 = request(READ, 0x12, 114, 8);
