@@ -116,16 +116,20 @@ impl Doorman {
 
     fn send_away(&mut self) {
         for _ in 0..DIALS_PER_TURN {
-            match self.host.listener.accept() {
-                Ok(socket) => socket.discard(),
+            let Host { listener, metrics, .. } = &*self.host;
+            match listener.accept() {
+                Ok(socket) => {
+                    metrics.dials_without_driver.inc();
+                    socket.discard();
+                }
                 Err(error) if is_shortage(&error) => {
-                    if !self.reserve.shed(&self.host.listener) {
+                    metrics.dials_dropped.inc();
+                    if !self.reserve.shed(listener) {
                         return thread::sleep(SHORTAGE);
                     }
                 }
                 Err(_) => return,
             }
-            self.host.metrics.dials_without_driver.inc();
         }
     }
 }
