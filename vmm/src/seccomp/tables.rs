@@ -204,8 +204,6 @@ const VSOCK: &[Rule] = &[
     any(libc::SYS_shutdown),
     // Whether a client has read the answer to its first line.
     only(libc::SYS_ioctl, &[one_of(1, &[r::SIOCOUTQ])]),
-    // A descriptor in reserve, to be given up when there are no others.
-    only(libc::SYS_fcntl, &[one_of(1, &[n(F_DUPFD_CLOEXEC)])]),
 ];
 
 /// A share: messages, with descriptors, on a connection that exists.
