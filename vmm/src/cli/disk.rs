@@ -1,10 +1,11 @@
 //! The value of `--disk`.
 
 use super::pairs::{PairsError, parse_pairs};
-use crate::config::DiskConfig;
+use super::rate::{BadRate, per_second};
+use crate::config::{DiskConfig, RateLimiterConfig};
 
 /// Every key, in the order in which help and errors list them.
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 10] = [
     "path",
     "readonly",
     "direct",
@@ -13,6 +14,8 @@ const KEYS: [&str; 8] = [
     "id",
     "discard",
     "io_uring",
+    "bandwidth",
+    "ops",
 ];
 
 /// Why a text describes no disk.
@@ -24,6 +27,9 @@ pub enum DiskError {
     /// No path, or an empty one.
     #[error("path=FILE is missing")]
     NoPath,
+    /// No rate.
+    #[error(transparent)]
+    Rate(#[from] BadRate),
     /// A switch with a third position.
     #[error("{key} is '{found}', allowed: on, off")]
     Switch {
@@ -48,6 +54,7 @@ pub fn parse_disk(text: &str) -> Result<DiskConfig, DiskError> {
         sparse: false,
         ..DiskConfig::new("")
     };
+    let mut limits = RateLimiterConfig::default();
     for (key, value) in parse_pairs(text, &KEYS)? {
         match key {
             "path" => disk.path = value.into(),
@@ -57,9 +64,12 @@ pub fn parse_disk(text: &str) -> Result<DiskConfig, DiskError> {
             "queue_size" => disk.queue_size = number(key, value)?,
             "id" => disk.id = Some(value),
             "discard" => disk.sparse = switch(key, value)?,
-            _ => disk.disable_io_uring = !switch("io_uring", value)?,
+            "io_uring" => disk.disable_io_uring = !switch(key, value)?,
+            "bandwidth" => limits.bandwidth = Some(per_second(key, value)?),
+            _ => limits.ops = Some(per_second("ops", value)?),
         }
     }
+    disk.rate_limiter_config = (limits != RateLimiterConfig::default()).then_some(limits);
     if disk.path.as_os_str().is_empty() {
         Err(DiskError::NoPath)
     } else {
@@ -82,6 +92,7 @@ fn number(key: &'static str, found: String) -> Result<u16, DiskError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::TokenBucketConfig;
 
     #[test]
     fn a_path_is_enough() {
@@ -96,7 +107,12 @@ mod tests {
 
     #[test]
     fn every_key_sets_its_field() {
-        let text = "path=/d,readonly=on,direct=true,queues=4,queue_size=256,id=root,discard=on,io_uring=off";
+        let text = "path=/d,readonly=on,direct=true,queues=4,queue_size=256,id=root,discard=on,io_uring=off,bandwidth=1000,ops=10";
+        let bucket = |size| TokenBucketConfig {
+            size,
+            one_time_burst: None,
+            refill_time: 1000,
+        };
         let expected = DiskConfig {
             path: "/d".into(),
             readonly: true,
@@ -106,6 +122,10 @@ mod tests {
             id: Some("root".into()),
             sparse: true,
             disable_io_uring: true,
+            rate_limiter_config: Some(RateLimiterConfig {
+                bandwidth: Some(bucket(1000)),
+                ops: Some(bucket(10)),
+            }),
             ..DiskConfig::new("")
         };
         assert_eq!(parse_disk(text).unwrap(), expected);
@@ -127,8 +147,12 @@ mod tests {
             "queues is '-1', allowed: a whole number up to 65535"
         );
         assert_eq!(
+            message("path=/d,bandwidth=0"),
+            "bandwidth is '0', allowed: how many a second, 1 or more"
+        );
+        assert_eq!(
             message("path=/d,ro=on"),
-            "unknown key 'ro', allowed: path, readonly, direct, queues, queue_size, id, discard, io_uring"
+            "unknown key 'ro', allowed: path, readonly, direct, queues, queue_size, id, discard, io_uring, bandwidth, ops"
         );
     }
 }

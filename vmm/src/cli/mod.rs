@@ -8,6 +8,7 @@ mod kernel;
 mod net;
 mod pairs;
 mod pmem;
+mod rate;
 mod run;
 mod serve;
 mod size;

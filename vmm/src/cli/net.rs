@@ -1,7 +1,8 @@
 //! The value of `--net`.
 
 use super::pairs::{PairsError, parse_pairs};
-use crate::config::{BadMac, MAX_NET_PAIRS, NetConfig, RateLimiterConfig, TokenBucketConfig};
+use super::rate::{BadRate, per_second};
+use crate::config::{BadMac, MAX_NET_PAIRS, NetConfig, RateLimiterConfig};
 
 /// Every key, in the order in which help and errors list them.
 const KEYS: [&str; 12] = [
@@ -34,6 +35,9 @@ pub enum NetArgError {
     /// Not a MAC address.
     #[error(transparent)]
     Mac(#[from] BadMac),
+    /// No rate.
+    #[error(transparent)]
+    Rate(#[from] BadRate),
     /// A switch with a third position.
     #[error("{key} is '{found}', allowed: on, off")]
     Switch {
@@ -114,22 +118,10 @@ fn number(key: &'static str, found: String) -> Result<u16, NetArgError> {
     found.parse().map_err(|_| NetArgError::Number { key, found, allowed })
 }
 
-/// A bucket that holds a second's worth.
-fn per_second(key: &'static str, found: String) -> Result<TokenBucketConfig, NetArgError> {
-    let allowed = "how many a second, 1 or more";
-    match found.parse() {
-        Ok(size) if size > 0 => Ok(TokenBucketConfig {
-            size,
-            one_time_burst: None,
-            refill_time: 1000,
-        }),
-        _ => Err(NetArgError::Number { key, found, allowed }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::TokenBucketConfig;
 
     #[test]
     fn a_tap_is_enough_and_has_a_random_address() {

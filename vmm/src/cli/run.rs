@@ -77,6 +77,8 @@ pub struct RunArgs {
     ///   id=NAME          serial number that the guest reads
     ///   discard=on       let the guest give space back to the host
     ///   io_uring=off     use plain reads and writes
+    ///   bandwidth=N      bytes a second, read and written together
+    ///   ops=N            requests a second
     ///
     /// A value with a comma in it is written in double quotes.
     #[arg(short, long = "disk", value_name = "KEYS", value_parser = parse_disk, verbatim_doc_comment, help_heading = "Machine")]

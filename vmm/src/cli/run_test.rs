@@ -181,7 +181,7 @@ fn wrong_values_are_named_in_one_line() {
         (
             &["--disk", "path=/d,ro=on"],
             "invalid value 'path=/d,ro=on' for '--disk <KEYS>': unknown key 'ro', allowed: path, readonly, \
-                                        direct, queues, queue_size, id, discard, io_uring",
+                                        direct, queues, queue_size, id, discard, io_uring, bandwidth, ops",
         ),
         (
             &["--protocol", "uefi"],
