@@ -21,6 +21,8 @@ mod packages;
 mod paths;
 mod pool;
 mod progress;
+#[cfg(test)]
+mod readme_test;
 mod report;
 mod soak;
 mod suite;
