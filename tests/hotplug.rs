@@ -151,7 +151,7 @@ fn every_slot_is_used_and_used_again() {
     assert_eq!(bdfs.len(), 29);
     let one_more = lab.image("one-more");
     let body = lab.pod.shape().add_disk(&one_more);
-    let refusal = lab.refused("vm.add-disk", Some(&body), 400);
+    let refusal = lab.refused("vm.add-disk", Some(&body), 409);
     assert!(refusal.iter().any(|line| line.contains("slots")), "{refusal:?}");
     let (last, image) = there.last().unwrap();
     let disk = find(&mut agent, last);

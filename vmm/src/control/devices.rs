@@ -1,12 +1,14 @@
 //! Devices that come and go.
 
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use super::{ApiError, Controller, Kind, Outcome, Reply, bad_request, conflict, existing, of_build};
 use crate::config::{Limits, NewDevice};
-use crate::machine::{Answered, Passed};
+use crate::events::Events;
+use crate::machine::{News, Passed, Pending};
 
 impl Controller {
     /// Before the boot a device joins the configuration; afterwards it is real at once, and the guest is told.
@@ -87,12 +89,12 @@ impl Controller {
     pub(super) fn follow_up(&mut self) -> bool {
         let Some(vm) = &mut self.vm else { return false };
         let mut pending = std::mem::take(&mut vm.pending);
-        pending.retain(|pending| match pending.answer() {
-            None => true,
-            Some(answer) => {
-                report(&pending.id, &answer);
-                false
-            }
+        let (events, now) = (&self.events, Instant::now());
+        pending.retain_mut(|pending| {
+            pending.news(now).is_none_or(|news| {
+                report(events, pending, news);
+                !news.is_last()
+            })
         });
         vm.pending = pending;
         let reminded = vm.machine().is_some_and(crate::machine::Machine::nudge);
@@ -100,11 +102,24 @@ impl Controller {
     }
 }
 
-fn report(id: &str, answer: &Answered) {
-    match answer {
-        Answered::Done(latency) => log::info!("{id}: the guest took {} ms", latency.as_millis()),
-        Answered::Refused(code) => log::warn!("{id}: the guest refused, with code {code:#x}"),
-        Answered::Withdrawn => log::debug!("{id}: overtaken by a later request"),
+/// Says what became of a request: all of it in the log, and what a client cannot see otherwise as an event.
+fn report(events: &Events, of: &Pending, news: News) {
+    let (id, request) = (of.id.as_str(), of.request.name());
+    let say = |event, what: Option<(&str, Value)>| {
+        let properties = [("id", id.into()), ("request", request.into())];
+        events.emit_with("guest", event, properties.into_iter().chain(what));
+    };
+    match news {
+        News::Done(latency) => log::info!("{request} {id}: the guest took {} ms", latency.as_millis()),
+        News::Refused(code) => {
+            log::warn!("{request} {id}: the guest refused, with code {code:#x}");
+            say("device-refused", Some(("code", code.into())));
+        }
+        News::Overdue(waited) => {
+            log::warn!("{request} {id}: no answer of the guest for {} s", waited.as_secs());
+            say("device-unanswered", None);
+        }
+        News::Withdrawn => log::debug!("{request} {id}: overtaken by a later request"),
     }
 }
 

@@ -304,6 +304,7 @@ fn of_build(error: BuildError) -> ApiError {
         | BuildError::Load(_)
         | BuildError::CommandLine(_)
         | BuildError::Device { .. } => Kind::BadRequest,
+        BuildError::Full { .. } => Kind::Conflict,
         _ => Kind::Internal,
     };
     ApiError::from_error(kind, &error)

@@ -24,7 +24,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Machine;
 use super::board::Board;
-use super::device::Devices;
+use super::device::{Devices, SlotError};
 use super::pmem::PmemSpace;
 use super::populate::{Passed, populate};
 use crate::config::{BootProtocol, ConfigError, CpusConfig, Limits, RunOptions, VmConfig};
@@ -72,6 +72,14 @@ pub enum BuildError {
         device: String,
         /// Why.
         source: Box<dyn Error + Send + Sync>,
+    },
+    /// There is no PCI slot for a device.
+    #[error("{device}")]
+    Full {
+        /// Which one, as the configuration calls it.
+        device: String,
+        /// Which slots there are.
+        source: SlotError,
     },
     /// The host refused something small.
     #[error("cannot {what}")]

@@ -25,6 +25,9 @@ use super::board::{Board, lock};
 use super::build::{BuildError, host};
 use super::slots::{NewFunction, PciPlug, SLOTS, bdf};
 
+/// What the registers of hot-plug are called among the counters.
+const HOTPLUG: &str = "__hotplug";
+
 /// The devices of one VM.
 pub struct Devices {
     board: Arc<Board>,
@@ -190,7 +193,7 @@ impl Devices {
         self.bell.ring(GedEvent::PowerButton);
     }
 
-    /// What the devices have counted, by name.
+    /// What the devices have counted, by name, and the registers of hot-plug, which have a name that no device can be given.
     pub fn counters(&self) -> BTreeMap<&str, Vec<(&'static str, u64)>> {
         let count = |at: &Bdf| {
             let function = lock(self.slots.plug().function(u32::from(at.device))?);
@@ -199,11 +202,15 @@ impl Devices {
             Some(counters)
         };
         let counted = self.places.iter().map(|(name, at)| Some((name.as_str(), count(at)?)));
-        counted.flatten().collect()
+        let hotplug = (HOTPLUG, vec![("ignored_writes", self.slots.ignored())]);
+        counted.flatten().chain([hotplug]).collect()
     }
 
     fn vacant(&self, name: &str) -> Result<(u32, Bdf), BuildError> {
-        self.first_vacant().map_err(|e| BuildError::device(name, e))
+        self.first_vacant().map_err(|source| BuildError::Full {
+            device: name.into(),
+            source,
+        })
     }
 
     fn first_vacant(&self) -> Result<(u32, Bdf), SlotError> {

@@ -14,8 +14,10 @@ use vm_memory::GuestAddress;
 use super::*;
 use crate::kvm::Port;
 
-/// What the AML of a slot writes to let go of it (the register map is in husk-hotplug's `bank`).
-const EJECT: u64 = 4;
+/// Registers of a slot that its AML writes (the map is in husk-hotplug's `bank`): to let go of it, and to report.
+const EJECT: u64 = 0x04;
+const OST_EVENT: u64 = 0x08;
+const OST_STATUS: u64 = 0x0c;
 
 fn devices() -> (Devices, Arc<Board>) {
     let board = Arc::new(Board::new(EventFd::new(EFD_NONBLOCK).unwrap()));
@@ -36,18 +38,30 @@ fn take(board: &Board) -> u32 {
     u32::from_le_bytes(event)
 }
 
-/// The guest takes the question and lets go of what is at `at`.
-fn eject(board: &Board, at: Bdf) {
-    assert_eq!(take(board), 3 << 16 | u32::from(at.device));
+/// The guest writes a register of the slot at `at`.
+fn write(board: &Board, at: Bdf, register: u64, value: u32) {
     let record = layout::PCI_BANK + 0x20 * (u64::from(at.device) + 1);
     assert!(matches!(
-        board.mmio().write(record + EJECT, &1_u32.to_le_bytes()),
+        board.mmio().write(record + register, &value.to_le_bytes()),
         Effect::None
     ));
 }
 
+/// The guest takes the news of a device at `at` and has a driver for it.
+fn insert(board: &Board, at: Bdf) {
+    assert_eq!(take(board), 1 << 16 | u32::from(at.device));
+    write(board, at, OST_EVENT, 1);
+    write(board, at, OST_STATUS, 0);
+}
+
+/// The guest takes the question and lets go of what is at `at`.
+fn eject(board: &Board, at: Bdf) {
+    assert_eq!(take(board), 3 << 16 | u32::from(at.device));
+    write(board, at, EJECT, 1);
+}
+
 fn names(devices: &Devices) -> Vec<&str> {
-    devices.counters().into_keys().collect()
+    devices.counters().into_keys().filter(|name| *name != HOTPLUG).collect()
 }
 
 #[test]
@@ -73,6 +87,52 @@ fn a_device_that_the_guest_has_not_heard_of_is_gone_at_once_with_its_name() {
     assert!(names(&devices).is_empty());
     assert_eq!(take(&board), 0, "the guest never hears of it");
     assert!(matches!(devices.ask_back("a"), Err(SlotError::Unknown(_))));
+}
+
+#[test]
+fn slots_are_used_again_and_again() {
+    let (mut devices, board) = devices();
+    let names: Vec<String> = (1..SLOTS).map(|slot| format!("d{slot}")).collect();
+    for round in 0..40 {
+        for (name, slot) in names.iter().zip(1..) {
+            let (at, ticket) = devices.offer_virtio(name, device()).unwrap();
+            assert_eq!(at, bdf(slot), "round {round}");
+            insert(&board, at);
+            assert_eq!(ticket.wait(Instant::now()), Outcome::Accepted);
+        }
+        let one_more = devices.offer_virtio("d0", device()).unwrap_err();
+        assert!(matches!(
+            one_more,
+            BuildError::Full {
+                source: SlotError::Full,
+                ..
+            }
+        ));
+        for (name, slot) in names.iter().zip(1..) {
+            let ticket = devices.ask_back(name).unwrap();
+            eject(&board, bdf(slot));
+            assert_eq!(devices.settle().unwrap(), [(name.clone(), bdf(slot))]);
+            assert_eq!(ticket.wait(Instant::now()), Outcome::Accepted);
+        }
+    }
+    assert_eq!(devices.counters()[HOTPLUG], [("ignored_writes", 0)]);
+}
+
+#[test]
+fn stray_writes_to_the_slots_are_counted_and_change_nothing() {
+    let (mut devices, board) = devices();
+    let at = devices.add_virtio("a", device()).unwrap();
+    write(&board, at, EJECT, 1);
+    write(&board, at, 0, 0xffff_ffff);
+    write(&board, bdf(0), EJECT, 1);
+    write(&board, bdf(7), EJECT, 1);
+    assert!(matches!(board.mmio().write(layout::PCI_BANK, &[0xff; 8]), Effect::None));
+    assert_eq!(devices.counters()[HOTPLUG], [("ignored_writes", 5)]);
+    assert!(devices.settle().unwrap().is_empty());
+    assert_eq!(names(&devices), ["a"]);
+    devices.ask_back("a").unwrap();
+    eject(&board, at);
+    assert_eq!(devices.settle().unwrap(), [("a".to_owned(), at)]);
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod build;
 mod device;
 mod fs;
 pub mod net;
+mod pending;
 pub mod pmem;
 mod populate;
 mod slots;
@@ -12,11 +13,9 @@ mod vsock;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use husk_devices::pci::Bdf;
 use husk_hotplug::HotplugError;
-use husk_hotplug::ticket::{Outcome, Ticket};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::NewDevice;
@@ -33,38 +32,8 @@ use pmem::PmemSpace;
 pub use board::Ending;
 pub use build::BuildError;
 pub use device::SlotError;
+pub use pending::{News, Pending, Request};
 pub use populate::{Keyboard, Passed};
-
-/// What the guest has been told of and has not answered yet.
-#[derive(Debug)]
-pub struct Pending {
-    /// The device's name.
-    pub id: String,
-    ticket: Ticket,
-}
-
-/// The guest's answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answered {
-    /// It did what was asked, so long after it was.
-    Done(Duration),
-    /// It refused, with this `_OST` status code (ACPI 6.5 §6.3.5).
-    Refused(u32),
-    /// A later request took its place.
-    Withdrawn,
-}
-
-impl Pending {
-    /// The answer, once there is one.
-    pub fn answer(&self) -> Option<Answered> {
-        match self.ticket.wait(Instant::now()) {
-            Outcome::Accepted => Some(Answered::Done(self.ticket.latency().unwrap_or_default())),
-            Outcome::Refused { ost } => Some(Answered::Refused(ost)),
-            Outcome::Withdrawn => Some(Answered::Withdrawn),
-            Outcome::TimedOut => None,
-        }
-    }
-}
 
 /// A virtual machine.
 ///
@@ -131,7 +100,7 @@ impl Machine {
             self.devices.memory_changed(&self.ram.guest());
         }
         let (at, ticket) = self.devices.offer_virtio(&id, opened)?;
-        Ok((at, Pending { id, ticket }))
+        Ok((at, Pending::new(id, Request::Add, ticket)))
     }
 
     /// Asks the guest to let go of the device called `id`.
@@ -140,7 +109,7 @@ impl Machine {
     /// There is none, or it is on its way out already.
     pub fn remove(&mut self, id: &str) -> Result<Pending, SlotError> {
         let ticket = self.devices.ask_back(id)?;
-        Ok(Pending { id: id.into(), ticket })
+        Ok(Pending::new(id, Request::Remove, ticket))
     }
 
     /// Readable when [`Machine::settle`] has something to do.
