@@ -7,6 +7,7 @@ mod device;
 mod exec;
 mod files;
 mod log;
+mod share;
 
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -19,7 +20,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use husk_guest::call::MAX_LINE_BYTES;
-use husk_guest::{AGENT_PORT, Call, Reply, Step};
+use husk_guest::{AGENT_PORT, Call, Reply, Step, tree};
 
 use self::log::Log;
 use crate::{option, setup, steps, sys};
@@ -143,6 +144,21 @@ fn perform(call: Call, log: &Arc<Log>) -> Result<Reply> {
         }
         Call::Store { path, seed, bytes } => files::store(&path, seed, bytes),
         Call::Sum { path } => files::sum(&path),
+        Call::Plant { path, plan } => {
+            tree::plant(path.as_ref(), &plan).with_context(|| format!("cannot plant {path}"))?;
+            Ok(Reply::Done)
+        }
+        Call::Survey { path, contents } => {
+            let survey = tree::survey(path.as_ref(), contents).with_context(|| format!("cannot survey {path}"))?;
+            Ok(Reply::Surveyed { survey })
+        }
+        Call::Map {
+            path,
+            seed,
+            bytes,
+            shared,
+        } => share::map(&path, seed, bytes, shared),
+        Call::Storm { path, threads, rounds } => share::storm(&path, threads, rounds),
         Call::DiskAt { bdf } => device::disk_at(&bdf),
         Call::Gone { bdf } => device::gone(&bdf),
         Call::Dial { port, text } => dial(port, &text),

@@ -180,3 +180,60 @@ fn the_log_has_a_line_a_call() {
     BufReader::new(reader).read_line(&mut line).unwrap();
     assert!(line.starts_with("agent: ") && line.contains("true"), "{line}");
 }
+
+#[test]
+fn a_folder_is_planted_surveyed_mapped_and_stormed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let stream = connect();
+    let plan = tree::Plan {
+        seed: 3,
+        files: 20,
+        per_folder: 10,
+        empty: false,
+    };
+    let tree_path = path("tree");
+    assert_eq!(
+        ask(
+            &stream,
+            &Call::Plant {
+                path: tree_path.clone(),
+                plan
+            }
+        ),
+        Reply::Done
+    );
+    let survey = tree::survey(tree_path.as_ref(), true).unwrap();
+    let call = Call::Survey {
+        path: tree_path,
+        contents: true,
+    };
+    assert_eq!(ask(&stream, &call), Reply::Surveyed { survey });
+
+    let file = path("file");
+    fs::write(&file, pattern::bytes(1, 10_000)).unwrap();
+    for (seed, shared, after) in [(2, false, 1), (3, true, 3)] {
+        let call = Call::Map {
+            path: file.clone(),
+            seed,
+            bytes: 10_000,
+            shared,
+        };
+        let before = pattern::checksum(&pattern::bytes(1, 10_000));
+        assert_eq!(
+            ask(&stream, &call),
+            Reply::Data {
+                bytes: 10_000,
+                checksum: before
+            }
+        );
+        assert!(fs::read(&file).unwrap() == pattern::bytes(after, 10_000));
+    }
+
+    let call = Call::Storm {
+        path: path(""),
+        threads: 4,
+        rounds: 50,
+    };
+    assert_eq!(ask(&stream, &call), Reply::Text { text: "200".into() });
+}

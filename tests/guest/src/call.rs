@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Answer;
+use crate::tree::{Plan, Survey};
 
 /// The vsock port of the agent, which is the one of Kata's.
 pub const AGENT_PORT: u32 = 1024;
@@ -66,6 +67,40 @@ pub enum Call {
     Sum {
         /// Which.
         path: String,
+    },
+    /// Plants a [tree](crate::tree); [`Reply::Done`].
+    Plant {
+        /// Its root, which is created.
+        path: String,
+        /// What to plant.
+        plan: Plan,
+    },
+    /// Surveys a tree; [`Reply::Surveyed`].
+    Survey {
+        /// Its root.
+        path: String,
+        /// Whether files are read.
+        contents: bool,
+    },
+    /// Writes a [pattern](crate::pattern) over the beginning of a file through a mapping; [`Reply::Data`] of what was there.
+    Map {
+        /// Which file.
+        path: String,
+        /// Of the pattern.
+        seed: u64,
+        /// How long: not longer than the file.
+        bytes: u64,
+        /// Whether the file is to change.
+        shared: bool,
+    },
+    /// Threads that replace a file by renaming, read it, and count under a lock; [`Reply::Text`] with the last count.
+    Storm {
+        /// The folder.
+        path: String,
+        /// How many threads.
+        threads: u64,
+        /// What each does so often.
+        rounds: u64,
     },
     /// Waits for a block device in a PCI slot; [`Reply::Device`].
     DiskAt {
@@ -133,6 +168,11 @@ pub enum Reply {
         bytes: u64,
         /// Their [`Checksum`](crate::pattern::Checksum).
         checksum: u64,
+    },
+    /// A tree was surveyed.
+    Surveyed {
+        /// What it holds.
+        survey: Survey,
     },
     /// A device was found.
     Device {

@@ -12,6 +12,7 @@ pub mod pattern;
 pub mod raw;
 pub mod step;
 pub mod traffic;
+pub mod tree;
 
 pub use answer::Answer;
 pub use call::{AGENT_PORT, Call, Reply};
