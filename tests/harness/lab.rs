@@ -18,7 +18,12 @@ pub fn husk() -> Command {
 
 /// A file of `kernel`, for example `vmlinuz` of `6.12`.
 pub fn kernel_file(kernel: &str, name: &str) -> PathBuf {
-    let path = variable("HUSK_LAB_DIR").join(kernel).join(name);
+    lab_file(&format!("{kernel}/{name}"))
+}
+
+/// A file that the lab has made.
+pub(crate) fn lab_file(name: &str) -> PathBuf {
+    let path = variable("HUSK_LAB_DIR").join(name);
     assert!(
         path.exists(),
         "{} is missing: `cargo lab test` makes it",

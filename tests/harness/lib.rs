@@ -20,6 +20,7 @@ mod lab;
 pub mod pod;
 mod process;
 pub mod pty;
+pub mod share;
 pub mod tap;
 mod trace;
 mod transcript;

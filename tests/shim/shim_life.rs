@@ -11,10 +11,11 @@ use husk_guest::call::LOG_PORT;
 use husk_guest::{Answer, Call, Reply, Step, pattern};
 use husk_tests::agent::{Agent, dial};
 use husk_tests::api::Shim;
-use husk_tests::body::Shape;
+use husk_tests::body::{SHARE, Shape};
 use husk_tests::info::State;
 use husk_tests::kernel_file;
 use husk_tests::pod::{PATIENCE, Pod, vsock};
+use husk_tests::share::FileServer;
 
 use crate::{folder, initrd, of_kernel};
 
@@ -143,10 +144,28 @@ fn open_files(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }
 
+/// The agent's share of container files, used both ways.
+fn use_the_share(agent: &mut Agent, shared: &Path) {
+    fs::write(shared.join("from-host"), "hello, guest\n").unwrap();
+    let mount = Call::Mount {
+        source: SHARE.into(),
+        target: "/run/kata-containers/shared/containers".into(),
+        kind: "virtiofs".into(),
+    };
+    agent.must(&mount).unwrap();
+    let script = "cd /run/kata-containers/shared/containers && echo hello, host > from-guest && cat from-host";
+    assert_eq!(agent.run(&["sh", "-c", script]).unwrap(), "hello, guest\n");
+    assert_eq!(fs::read_to_string(shared.join("from-guest")).unwrap(), "hello, host\n");
+}
+
 /// A pod's life, with everything that a shim does in one.
-fn live(shape: Shape) -> String {
+fn live(mut shape: Shape) -> String {
     let folder = folder();
     let (shim, debug, image) = (shape.shim, shape.debug, shape.image.is_some());
+    let shared = folder.path().join("shared");
+    fs::create_dir(&shared).unwrap();
+    let server = FileServer::start_as(shim, &shared, &folder.path().join("virtiofsd.sock"), &[]).unwrap();
+    shape.share = Some(server.socket().into());
     let mut pod = Pod::launch(shape, folder.path()).unwrap();
     pod.create().unwrap();
     pod.boot().unwrap();
@@ -161,6 +180,7 @@ fn live(shape: Shape) -> String {
     if image {
         assert_root_is_the_image(&mut agent);
     }
+    use_the_share(&mut agent, &shared);
     hot_plug(&mut pod, &mut agent, folder.path());
     pod.resize_to_the_same().unwrap();
     exec_at_once(&pod);
@@ -178,6 +198,7 @@ fn live(shape: Shape) -> String {
     let stopped = pod.stop().unwrap();
     println!("stopped within {:?}", stopped.took);
     assert!(stopped.status.success(), "{stopped:?}");
+    server.ended().unwrap();
     stopped.output
 }
 

@@ -148,8 +148,8 @@ fn perform(call: Call, log: &Arc<Log>) -> Result<Reply> {
             tree::plant(path.as_ref(), &plan).with_context(|| format!("cannot plant {path}"))?;
             Ok(Reply::Done)
         }
-        Call::Survey { path, contents } => {
-            let survey = tree::survey(path.as_ref(), contents).with_context(|| format!("cannot survey {path}"))?;
+        Call::Survey { path, depth } => {
+            let survey = tree::survey(path.as_ref(), depth).with_context(|| format!("cannot survey {path}"))?;
             Ok(Reply::Surveyed { survey })
         }
         Call::Map {

@@ -203,10 +203,10 @@ fn a_folder_is_planted_surveyed_mapped_and_stormed() {
         ),
         Reply::Done
     );
-    let survey = tree::survey(tree_path.as_ref(), true).unwrap();
+    let survey = tree::survey(tree_path.as_ref(), tree::Depth::Contents).unwrap();
     let call = Call::Survey {
         path: tree_path,
-        contents: true,
+        depth: tree::Depth::Contents,
     };
     assert_eq!(ask(&stream, &call), Reply::Surveyed { survey });
 

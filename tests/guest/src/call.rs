@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Answer;
-use crate::tree::{Plan, Survey};
+use crate::tree::{Depth, Plan, Survey};
 
 /// The vsock port of the agent, which is the one of Kata's.
 pub const AGENT_PORT: u32 = 1024;
@@ -79,8 +79,8 @@ pub enum Call {
     Survey {
         /// Its root.
         path: String,
-        /// Whether files are read.
-        contents: bool,
+        /// How closely.
+        depth: Depth,
     },
     /// Writes a [pattern](crate::pattern) over the beginning of a file through a mapping; [`Reply::Data`] of what was there.
     Map {

@@ -43,6 +43,19 @@ pub struct Plan {
     pub empty: bool,
 }
 
+/// How closely a tree is looked at.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Depth {
+    /// The names, and which of them are folders: as much as reading folders tells.
+    Names,
+    /// Modes, sizes and links too.
+    #[default]
+    Metadata,
+    /// And what is in the files.
+    Contents,
+}
+
 /// Plants files, symbolic and hard links below `root`.
 ///
 /// # Errors
@@ -88,14 +101,14 @@ fn plant_one(folder: &Path, number: u64, plan: &Plan) -> io::Result<()> {
     Ok(())
 }
 
-/// Surveys everything below `root`. Times and owners do not count, and contents only if asked for.
+/// Surveys everything below `root`. Times and owners do not count.
 ///
 /// # Errors
 ///
 /// What the file system says.
-pub fn survey(root: &Path, contents: bool) -> io::Result<Survey> {
+pub fn survey(root: &Path, depth: Depth) -> io::Result<Survey> {
     let mut surveyor = Surveyor {
-        contents,
+        depth,
         ..Surveyor::default()
     };
     surveyor.folder(root, Path::new(""))?;
@@ -105,7 +118,7 @@ pub fn survey(root: &Path, contents: bool) -> io::Result<Survey> {
 
 #[derive(Default)]
 struct Surveyor {
-    contents: bool,
+    depth: Depth,
     survey: Survey,
     checksum: Checksum,
 }
@@ -113,25 +126,29 @@ struct Surveyor {
 impl Surveyor {
     /// Takes in the content of `root/below` in the order of its names.
     fn folder(&mut self, root: &Path, below: &Path) -> io::Result<()> {
-        let entries: io::Result<Vec<_>> = fs::read_dir(root.join(below))?
-            .map(|entry| entry.map(|entry| entry.file_name()))
-            .collect();
-        let mut names = entries?;
+        let entries = fs::read_dir(root.join(below))?.map(|entry| {
+            let entry = entry?;
+            Ok((entry.file_name(), entry.file_type()?.is_dir()))
+        });
+        let mut names: Vec<_> = entries.collect::<io::Result<_>>()?;
         names.sort_unstable();
-        for name in names {
+        for (name, is_folder) in names {
             let path = below.join(name);
-            let data = root.join(&path).symlink_metadata()?;
-            self.entry(root, &path, &data)?;
-            if data.is_dir() {
+            self.survey.entries += 1;
+            self.checksum.update(path.as_os_str().as_bytes());
+            self.checksum.update(&[u8::from(is_folder)]);
+            if self.depth >= Depth::Metadata {
+                self.entry(root, &path)?;
+            }
+            if is_folder {
                 self.folder(root, &path)?;
             }
         }
         Ok(())
     }
 
-    fn entry(&mut self, root: &Path, path: &Path, data: &fs::Metadata) -> io::Result<()> {
-        self.survey.entries += 1;
-        self.checksum.update(path.as_os_str().as_bytes());
+    fn entry(&mut self, root: &Path, path: &Path) -> io::Result<()> {
+        let data = root.join(path).symlink_metadata()?;
         self.checksum.update(&data.mode().to_le_bytes());
         if data.is_symlink() {
             self.checksum
@@ -142,7 +159,7 @@ impl Surveyor {
             self.survey.bytes += data.len();
             self.checksum.update(&data.nlink().to_le_bytes());
             self.checksum.update(&data.len().to_le_bytes());
-            if self.contents {
+            if self.depth == Depth::Contents {
                 let (_, sum) = pattern::read(&mut File::open(root.join(path))?)?;
                 self.checksum.update(&sum.to_le_bytes());
             }
@@ -167,9 +184,12 @@ mod tests {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         plant(one.path(), &PLAN).unwrap();
         plant(two.path(), &PLAN).unwrap();
-        let first = survey(one.path(), true).unwrap();
+        let first = survey(one.path(), Depth::Contents).unwrap();
         // 300 files, ten units, one part.
-        assert_eq!((first, first.entries), (survey(two.path(), true).unwrap(), 311));
+        assert_eq!(
+            (first, first.entries),
+            (survey(two.path(), Depth::Contents).unwrap(), 311)
+        );
         let unit = two.path().join("part0/unit0");
         assert!(unit.join("file1.c").symlink_metadata().unwrap().is_file());
         let changes: [&dyn Fn(&Path); 5] = [
@@ -182,7 +202,7 @@ mod tests {
         let mut last = first;
         for change in changes {
             change(&unit);
-            let now = survey(two.path(), true).unwrap();
+            let now = survey(two.path(), Depth::Contents).unwrap();
             assert_ne!(now.checksum, last.checksum);
             last = now;
         }
@@ -198,6 +218,6 @@ mod tests {
         assert_eq!(unit(1, 40).metadata().unwrap().mode() & 0o777, 0o755);
         let empty = tempfile::tempdir().unwrap();
         plant(empty.path(), &Plan { empty: true, ..PLAN }).unwrap();
-        assert_eq!(survey(empty.path(), true).unwrap().bytes, 0);
+        assert_eq!(survey(empty.path(), Depth::Contents).unwrap().bytes, 0);
     }
 }

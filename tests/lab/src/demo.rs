@@ -30,7 +30,8 @@ pub fn run(lab: &Lab, choice: &Choice) -> Result<bool> {
         Host::Native => {
             images::ensure_guests(lab, &programs.guest_init)?;
             let mut life = command(std::env::current_exe()?);
-            life.args(words(&lab.guest())).env("HUSK_BIN", &programs.husk);
+            life.args(words(&lab.guest()));
+            life.env("HUSK_LAB_DIR", lab.guest()).env("HUSK_BIN", &programs.husk);
             Ok(shown(&mut life).is_ok())
         }
         Host::Emulated => in_a_host_that_lasts(&Emulator::prepare(lab, &programs)?),

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::archive::Archive;
 use crate::command::{command, find, mebibytes, output};
+use crate::file_server;
 use crate::kernel::{HOST_KERNEL, KERNELS};
 use crate::packages::{self, Package};
 use crate::paths::{self, Lab, PART};
@@ -17,13 +18,16 @@ use crate::progress;
 /// `/init` of the shell image: a guest for a person at the console.
 const SHELL_INIT: &[u8] = include_bytes!("shell-init");
 
-/// Makes everything that guests boot from: `guest/KERNEL/{vmlinuz,vmlinux,initramfs.cpio,pod.cpio,pod.img,shell.cpio}`.
+/// Makes everything that guests boot from, `guest/KERNEL/{vmlinuz,vmlinux,initramfs.cpio,pod.cpio,pod.img,shell.cpio}`, and the
+/// server of what they share, `guest/virtiofsd`.
 ///
 /// # Errors
 ///
 /// A package cannot be fetched, or a file not written.
 pub fn ensure_guests(lab: &Lab, guest_init: &Path) -> Result<()> {
     let init = fs::read(guest_init).with_context(|| format!("cannot read {}", guest_init.display()))?;
+    fs::create_dir_all(lab.guest())?;
+    link(&file_server::ensure(lab)?, &lab.guest().join("virtiofsd"))?;
     for kernel in &KERNELS {
         kernel.ensure(lab)?;
         let folder = lab.guest().join(kernel.name);

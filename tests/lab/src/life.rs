@@ -9,8 +9,9 @@ use husk_guest::answer::Report;
 use husk_guest::{Answer, Call, Reply, Step, pattern};
 use husk_tests::agent::Agent;
 use husk_tests::api::Shim;
-use husk_tests::body::Shape;
+use husk_tests::body::{SHARE, Shape};
 use husk_tests::pod::Pod;
+use husk_tests::share::FileServer;
 
 /// What to boot.
 #[derive(clap::Args)]
@@ -34,7 +35,13 @@ const WRITTEN_BYTES: u64 = 1 << 20;
 /// It did not come up, was not what was asked for, or did not power off.
 pub fn run(arguments: &LifeArgs) -> Result<()> {
     let folder = tempfile::tempdir().context("no folder for the pod")?;
+    let shared = folder.path().join("shared");
+    fs::create_dir(&shared)?;
+    let teller = Teller(Instant::now());
+    let server = FileServer::start(&shared, &folder.path().join("virtiofsd.sock"))?;
+    teller.say("virtiofsd serves a folder");
     let shape = Shape {
+        share: Some(server.socket().into()),
         vcpus: CPUS,
         memory_mib: MEMORY_MIB,
         ..Shape::new(
@@ -43,7 +50,6 @@ pub fn run(arguments: &LifeArgs) -> Result<()> {
             arguments.guest.join("pod.cpio"),
         )
     };
-    let teller = Teller(Instant::now());
     let mut pod = Pod::launch(shape, folder.path())?;
     teller.say("husk --api-socket answers vmm.ping");
     let told = tell(&teller, &mut pod, folder.path());
@@ -52,6 +58,7 @@ pub fn run(arguments: &LifeArgs) -> Result<()> {
     }
     told?;
     let stopped = pod.ended()?;
+    server.ended()?;
     teller.say(&format!(
         "husk has ended: {}; both its sockets are gone",
         stopped.status
@@ -72,7 +79,7 @@ impl Teller {
 fn tell(teller: &Teller, pod: &mut Pod, folder: &Path) -> Result<()> {
     pod.create()?;
     teller.say(&format!(
-        "vm.create: {CPUS} vCPUs, {MEMORY_MIB} MiB, vsock; the body is the Rust shim's"
+        "vm.create: {CPUS} vCPUs, {MEMORY_MIB} MiB, vsock, a share; the body is the Rust shim's"
     ));
     pod.boot()?;
     teller.say("vm.boot: the vCPUs run");
@@ -81,6 +88,7 @@ fn tell(teller: &Teller, pod: &mut Pod, folder: &Path) -> Result<()> {
         "the guest's agent answers over vsock, after {refused} refused dials"
     ));
     look_around(teller, &mut agent)?;
+    share_a_folder(teller, &mut agent, &folder.join("shared"))?;
     plug_a_disk(teller, pod, &mut agent, folder)?;
     let private = private_kib(pod.pid())?;
     teller.say(&format!("husk's private memory beside guest RAM: {private} KiB"));
@@ -120,6 +128,26 @@ fn look_around(teller: &Teller, agent: &mut Agent) -> Result<()> {
     );
     let said = agent.run(&["uname", "-a"])?;
     teller.say(&format!("exec uname -a: {}", said.trim_end()));
+    Ok(())
+}
+
+fn share_a_folder(teller: &Teller, agent: &mut Agent, shared: &Path) -> Result<()> {
+    fs::write(shared.join("from-host"), "hello from the host")?;
+    agent.must(&Call::Mount {
+        source: SHARE.into(),
+        target: "/share".into(),
+        kind: "virtiofs".into(),
+    })?;
+    let read = agent.run(&["cat", "/share/from-host"])?;
+    ensure!(read == "hello from the host", "the guest reads {read:?} from the share");
+    let script = "echo hello from the guest > /share/from-guest";
+    agent.run(&["sh", "-c", script])?;
+    let written = fs::read_to_string(shared.join("from-guest"))?;
+    ensure!(
+        written == "hello from the guest\n",
+        "the guest wrote {written:?} to the share"
+    );
+    teller.say("the guest mounts the folder, reads what the host wrote, and the host what the guest did");
     Ok(())
 }
 

@@ -10,6 +10,7 @@ mod build;
 mod command;
 mod demo;
 mod emulator;
+mod file_server;
 mod fuzz;
 mod host;
 mod images;

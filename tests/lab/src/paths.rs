@@ -101,7 +101,7 @@ impl Lab {
     fn remove_stale_parts(&self) {
         let guests = fs::read_dir(self.guest()).into_iter().flatten().flatten();
         let mut folders: Vec<PathBuf> = guests.map(|entry| entry.path()).collect();
-        folders.extend(["", "packages", "unpacked", "host"].map(|folder| self.path(folder)));
+        folders.extend(["", "packages", "unpacked", "host", "tools"].map(|folder| self.path(folder)));
         for entry in folders.iter().flat_map(fs::read_dir).flatten().flatten() {
             let part = entry.file_name().to_string_lossy().starts_with(PART);
             let age = entry

@@ -9,8 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 use husk_guest::{Answer, Call, Reply, Step, pattern};
 use husk_tests::agent::Agent;
 use husk_tests::api::Shim;
-use husk_tests::body::Shape;
+use husk_tests::body::{SHARE, Shape};
 use husk_tests::pod::Pod;
+use husk_tests::share::FileServer;
 
 use super::census::{Census, available_kib, cost_per_pod};
 use super::phases::Phases;
@@ -93,8 +94,12 @@ fn shape(number: u32, guest: &Path) -> Shape {
 }
 
 /// One life.
-fn live(shape: Shape, folder: &Path, phases: &mut Phases) -> Result<()> {
-    fs::create_dir(folder)?;
+fn live(mut shape: Shape, folder: &Path, phases: &mut Phases) -> Result<()> {
+    let shared = folder.join("shared");
+    fs::create_dir_all(&shared)?;
+    let socket = folder.join("virtiofsd.sock");
+    let server = phases.measure("virtiofsd", || FileServer::start_as(shape.shim, &shared, &socket, &[]))?;
+    shape.share = Some(socket);
     let mut pod = phases.measure("launch to ping", || Pod::launch(shape, folder))?;
     phases.measure("vm.create", || pod.create())?;
     // As a shim: the VMM has descriptors of its own when the answer comes.
@@ -112,6 +117,7 @@ fn live(shape: Shape, folder: &Path, phases: &mut Phases) -> Result<()> {
         ensure!(address.trim() == MAC, "the guest's interface is {address}");
     }
     phases.measure("program with streams", || exec(&pod))?;
+    phases.measure("share", || share(&mut agent, &shared))?;
     let path = folder.join("disk.img");
     File::create(&path)?.set_len(DISK_BYTES)?;
     let device = phases.measure("vm.add-disk", || pod.add_disk(&path))?;
@@ -141,6 +147,7 @@ fn live(shape: Shape, folder: &Path, phases: &mut Phases) -> Result<()> {
         stopped.status,
         stopped.output
     );
+    server.ended()?;
     let stored = fs::read(&path)?;
     let expected = pattern::bytes(1, usize::try_from(WRITTEN_BYTES)?);
     ensure!(stored.starts_with(&expected), "what the guest wrote is not in the file");
@@ -155,6 +162,25 @@ fn report(agent: &mut Agent) -> Result<()> {
         } if report.online == "0" => Ok(()),
         other => bail!("a strange report: {other:?}"),
     }
+}
+
+fn share(agent: &mut Agent, shared: &Path) -> Result<()> {
+    agent.must(&Call::Mount {
+        source: SHARE.into(),
+        target: "/share".into(),
+        kind: "virtiofs".into(),
+    })?;
+    let stored = agent.must(&Call::Store {
+        path: "/share/file".into(),
+        seed: 3,
+        bytes: WRITTEN_BYTES,
+    })?;
+    let (bytes, checksum) = pattern::read(&mut File::open(shared.join("file"))?)?;
+    ensure!(
+        stored == Reply::Data { bytes, checksum },
+        "the share has {bytes} bytes of what was stored: {stored:?}"
+    );
+    Ok(())
 }
 
 fn exec(pod: &Pod) -> Result<()> {

@@ -1,0 +1,105 @@
+//! Servers that are absent, that die, that talk nonsense, and one that comes while the guest runs.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+use std::thread;
+
+use husk_guest::{Call, Reply};
+use husk_tests::api::Shim;
+use husk_tests::body::SHARE;
+use husk_tests::info::{PciDevice, State};
+use husk_tests::pod::Pod;
+use husk_tests::share::FileServer;
+use serde_json::{Value, json};
+
+use crate::{Lab, mount, sh, shape};
+
+/// What is left of a share when its server was killed: errors, and a VM that goes on.
+#[test]
+fn a_server_that_is_killed_takes_its_share_only() {
+    let (lab, mut agent) = Lab::start();
+    let Lab {
+        mut pod,
+        server,
+        folder,
+    } = lab;
+    fs::write(folder.path().join("shared/before"), "before\n").unwrap();
+    assert_eq!(sh(&mut agent, "cat /share/before"), "before\n");
+    server.kill().unwrap();
+    // Another connection asks the share, and might have to wait for ever.
+    let mut asker = pod.one_more().unwrap();
+    let asked = thread::spawn(move || asker.ask(&Call::run(&["cat", "/share/after"])));
+    assert_eq!(sh(&mut agent, "echo alive"), "alive\n");
+    pod.expect_state(State::Running).unwrap();
+    let disk = folder.path().join("disk");
+    fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    let device = pod.add_disk(&disk).unwrap();
+    agent.must(&Call::DiskAt { bdf: device.bdf }).unwrap();
+    let reply = asked.join().unwrap().unwrap();
+    assert!(matches!(reply, Reply::Ran { code: 1, .. }), "{reply:?}");
+    let counters: Value = pod.api().get("vm.counters").unwrap().json().unwrap();
+    assert_eq!(counters["_fs0"]["backend_failures"], 1, "{counters}");
+    assert!(pod.stop().unwrap().status.success());
+}
+
+/// A pod whose server is not what it should be: refused with words about the socket, and the VMM ends in order.
+fn is_refused(folder: &tempfile::TempDir, words: &str) {
+    let mut shape = shape(Shim::Rust, "6.12");
+    let socket = folder.path().join("virtiofsd.sock");
+    shape.share = Some(socket.clone());
+    let mut pod = Pod::launch(shape, folder.path()).unwrap();
+    let body = pod.shape().create(&pod.vsock());
+    pod.api().put("vm.create", Some(&body)).unwrap().done().unwrap();
+    let causes = pod.api().put("vm.boot", None).unwrap().failure(500).unwrap().join(": ");
+    let name = socket.display().to_string();
+    assert!(causes.contains(&name) && causes.contains(words), "{causes}");
+    assert!(pod.stop().unwrap().status.success());
+}
+
+#[test]
+fn an_absent_server_is_named() {
+    is_refused(&tempfile::tempdir().unwrap(), "No such file");
+}
+
+#[test]
+fn a_server_that_talks_nonsense_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(folder.path().join("virtiofsd.sock")).unwrap();
+    let nonsense = thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut question = [0; 12];
+        client.read_exact(&mut question).unwrap();
+        // Whoever hangs up first.
+        let _ = client.write_all(&[0x5a; 4096]);
+    });
+    is_refused(&folder, "");
+    nonsense.join().unwrap();
+}
+
+#[test]
+fn a_share_comes_while_the_guest_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let shared = folder.path().join("shared");
+    fs::create_dir(&shared).unwrap();
+    let mut pod = Pod::launch(shape(Shim::Rust, "6.12"), folder.path()).unwrap();
+    let mut agent = pod.start().unwrap();
+    let server = FileServer::start(&shared, &folder.path().join("virtiofsd.sock")).unwrap();
+    let body = json!({"tag": SHARE, "socket": server.socket(), "num_queues": 1, "queue_size": 1024, "id": "share"});
+    let device: PciDevice = pod.api().put("vm.add-fs", Some(&body)).unwrap().json().unwrap();
+    assert!(device.is_on_bus_0(), "{device:?}");
+    // The driver binds when the guest has scanned the slot.
+    let start = std::time::Instant::now();
+    while let Err(error) = mount(&mut agent) {
+        assert!(start.elapsed() < husk_tests::pod::PATIENCE, "{error:#}");
+        thread::sleep(std::time::Duration::from_millis(50));
+    }
+    sh(&mut agent, "echo from the guest > /share/file");
+    assert_eq!(fs::read_to_string(shared.join("file")).unwrap(), "from the guest\n");
+    // And it goes again.
+    sh(&mut agent, "umount /share");
+    pod.remove(&device).unwrap();
+    agent.must(&Call::Gone { bdf: device.bdf }).unwrap();
+    server.ended().unwrap();
+    assert!(pod.stop().unwrap().status.success());
+}

@@ -1,0 +1,102 @@
+//! Shares by virtio-fs: a real guest, a real virtiofsd, and both sides asked what is there.
+#![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
+
+mod fs_failures;
+mod fs_files;
+mod fs_sharing;
+
+use std::fs;
+use std::path::PathBuf;
+
+use husk_guest::tree::{self, Depth, Survey};
+use husk_guest::{Call, Reply};
+use husk_tests::agent::Agent;
+use husk_tests::api::Shim;
+use husk_tests::body::{SHARE, Shape};
+use husk_tests::kernel_file;
+use husk_tests::pod::Pod;
+use husk_tests::share::FileServer;
+use tempfile::TempDir;
+
+/// Where guests have the share.
+const MOUNT: &str = "/share";
+
+/// A pod with a share. What ends first comes first.
+struct Lab {
+    pod: Pod,
+    server: FileServer,
+    folder: TempDir,
+}
+
+impl Lab {
+    /// A pod of the Rust shim on the kernel 6.12 that has mounted its share.
+    fn start() -> (Self, Agent) {
+        Self::start_as(Shim::Rust, "6.12")
+    }
+
+    fn start_as(shim: Shim, kernel: &str) -> (Self, Agent) {
+        let folder = tempfile::tempdir().unwrap();
+        let shared = folder.path().join("shared");
+        fs::create_dir(&shared).unwrap();
+        let server = FileServer::start_as(shim, &shared, &folder.path().join("virtiofsd.sock"), &[]).unwrap();
+        let mut shape = shape(shim, kernel);
+        shape.share = Some(server.socket().into());
+        let mut pod = Pod::launch(shape, folder.path()).unwrap();
+        let mut agent = pod.start().unwrap();
+        mount(&mut agent).unwrap();
+        (Self { pod, server, folder }, agent)
+    }
+
+    /// A path in the share on the host.
+    fn host(&self, name: &str) -> PathBuf {
+        self.folder.path().join("shared").join(name)
+    }
+
+    /// Ends the pod, and with it the server, as the server's own choice.
+    fn end(self) {
+        assert!(self.pod.stop().unwrap().status.success());
+        self.server.ended().unwrap();
+    }
+}
+
+fn shape(shim: Shim, kernel: &str) -> Shape {
+    Shape::new(shim, kernel_file(kernel, "vmlinux"), kernel_file(kernel, "pod.cpio"))
+}
+
+fn mount(agent: &mut Agent) -> anyhow::Result<Reply> {
+    agent.must(&Call::Mount {
+        source: SHARE.into(),
+        target: MOUNT.into(),
+        kind: "virtiofs".into(),
+    })
+}
+
+/// A path in the share in the guest.
+fn guest(name: &str) -> String {
+    format!("{MOUNT}/{name}")
+}
+
+/// Runs a script in the guest that must succeed; what it printed.
+fn sh(agent: &mut Agent, script: &str) -> String {
+    agent.run(&["sh", "-euc", script]).unwrap()
+}
+
+/// The survey of a folder of the share, which is the same on both sides.
+fn survey(lab: &Lab, agent: &mut Agent, name: &str, depth: Depth) -> Survey {
+    let reply = agent
+        .must(&Call::Survey {
+            path: guest(name),
+            depth,
+        })
+        .unwrap();
+    let Reply::Surveyed { survey } = reply else {
+        panic!("{reply:?}")
+    };
+    assert_eq!(survey, tree::survey(&lab.host(name), depth).unwrap(), "in {name}");
+    survey
+}
+
+/// How much to do: a number from the environment, or what an emulated host does in some seconds.
+fn amount(variable: &str, usual: u64) -> u64 {
+    std::env::var(variable).map_or(usual, |text| text.parse().unwrap())
+}

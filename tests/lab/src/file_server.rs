@@ -1,0 +1,75 @@
+//! virtiofsd, the file server of pods' shares: built from crates.io, since Debian 12 has no package of it.
+
+use std::env::consts::ARCH;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::command::{command, shown};
+use crate::packages::{self, Package};
+use crate::paths::{Lab, PART};
+use crate::{build, progress};
+
+/// The version that Kata 4.1 has.
+const VERSION: &str = "virtiofsd@1.14.0";
+
+/// Debian packages with the static libraries that it is linked with, and the variables by which the build finds them.
+const LIBRARIES: [(&str, &str); 2] = [("libcap-ng-dev", "LIBCAPNG"), ("libseccomp-dev", "LIBSECCOMP")];
+
+/// Builds virtiofsd unless that was done before, linked statically as everything that goes into the emulated host; its path.
+///
+/// # Errors
+///
+/// A package or a crate cannot be fetched, or it does not compile.
+pub fn ensure(lab: &Lab) -> Result<PathBuf> {
+    let tools = lab.path("tools");
+    let program = tools.join("bin/virtiofsd");
+    if program.exists() {
+        return Ok(program);
+    }
+    progress::say(&format!("building {VERSION}"));
+    fs::create_dir_all(&tools)?;
+    let scratch = tempfile::Builder::new().prefix(PART).tempdir_in(&tools)?;
+    let libraries = unpack_libraries(lab, scratch.path())?;
+    // Outside the workspace, whose configuration is not meant for it.
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let mut install = command(cargo);
+    build::forget_this_package(&mut install);
+    install
+        .current_dir("/")
+        .args(["install", "--locked", VERSION, "--root"])
+        .arg(&tools)
+        .arg("--target-dir")
+        .arg(scratch.path().join("build"))
+        .arg(format!("--target={ARCH}-unknown-linux-gnu"))
+        .env("RUSTFLAGS", "-C target-feature=+crt-static");
+    for (_, variable) in LIBRARIES {
+        install
+            .env(format!("{variable}_LINK_TYPE"), "static")
+            .env(format!("{variable}_LIB_PATH"), &libraries);
+    }
+    shown(&mut install)?;
+    Ok(program)
+}
+
+/// Unpacks the packages of [`LIBRARIES`] without installing them; the folder of their libraries.
+fn unpack_libraries(lab: &Lab, target: &Path) -> Result<PathBuf> {
+    for (package, _) in LIBRARIES {
+        let deb = packages::fetch(lab, package, Package::Named(package))?;
+        packages::unpack(&deb, target)?;
+    }
+    let libraries = target.join(format!("usr/lib/{ARCH}-linux-gnu"));
+    let found = LIBRARIES.len();
+    let archives = fs::read_dir(&libraries)
+        .with_context(|| format!("no libraries in {}", libraries.display()))?
+        .flatten()
+        .filter(|entry| entry.path().extension().is_some_and(|ending| ending == "a"))
+        .count();
+    anyhow::ensure!(
+        archives >= found,
+        "the packages have {archives} static libraries, not {found}"
+    );
+    Ok(libraries)
+}
