@@ -51,7 +51,7 @@ fn is_refused(folder: &tempfile::TempDir, words: &str) {
     let mut pod = Pod::launch(shape, folder.path()).unwrap();
     let body = pod.shape().create(&pod.vsock());
     pod.api().put("vm.create", Some(&body)).unwrap().done().unwrap();
-    let causes = pod.api().put("vm.boot", None).unwrap().failure(500).unwrap().join(": ");
+    let causes = pod.api().put("vm.boot", None).unwrap().failure(400).unwrap().join(": ");
     let name = socket.display().to_string();
     assert!(causes.contains(&name) && causes.contains(words), "{causes}");
     assert!(pod.stop().unwrap().status.success());
