@@ -128,6 +128,9 @@ impl Attendant<'_> {
 
     /// Watches the machine that there is now. Descriptors of one that is gone have left the set by themselves.
     fn meet(&mut self) -> io::Result<()> {
+        if self.controller.machine().is_none() {
+            self.leave_keys()?;
+        }
         let number = Some(self.controller.boots());
         let Some(machine) = self.controller.machine().filter(|_| self.watched != number) else {
             return Ok(());
@@ -144,6 +147,16 @@ impl Attendant<'_> {
             self.keys = Some(keys);
         }
         Ok(())
+    }
+
+    /// What is typed while there is no machine stays with the terminal, which is as it was.
+    fn leave_keys(&mut self) -> io::Result<()> {
+        let Some(input) = self.keys.take().and_then(|keys| keys.input) else {
+            return Ok(());
+        };
+        // Standard input stays open, so closing this duplicate of it would not take it out of the set.
+        self.epoll
+            .ctl(ControlOperation::Delete, input.as_raw_fd(), EpollEvent::default())
     }
 
     fn timeout(&self) -> i32 {

@@ -33,7 +33,8 @@ impl Husk {
         let mut husk = command(program);
         sys::die_with_parent(&mut husk);
         husk.arg("--api-socket").arg(&socket).current_dir(folder);
-        husk.stdout(Stdio::null());
+        // Standard input stays open and silent, as a shim's may.
+        husk.stdin(Stdio::piped()).stdout(Stdio::null());
         let child = husk.spawn().context("cannot start husk")?;
         let husk = Self { child, socket };
         let deadline = Instant::now() + PATIENCE;

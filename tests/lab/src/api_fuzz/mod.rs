@@ -202,7 +202,7 @@ fn prepare(husk: &Husk, round: Round, folder: &Path) -> Result<Option<String>> {
     let kernel = folder.join("payload.elf");
     fs::write(&kernel, husk_benches::elf(Then::Halt)).with_context(|| format!("cannot write {}", kernel.display()))?;
     let vm = serde_json::json!({
-        "payload": {"kernel": kernel}, "memory": {"size": 64 << 20}, "serial": {"mode": "Null"}, "console": {"mode": "Off"},
+        "payload": {"kernel": kernel}, "memory": {"size": 64 << 20}, "serial": {"mode": "Tty"}, "console": {"mode": "Off"},
     });
     let (status, body) = husk.ask("PUT", "vm.create", &vm.to_string())?;
     ensure!(status == 204, "vm.create was answered {status}: {body}");
