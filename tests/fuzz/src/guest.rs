@@ -54,44 +54,20 @@ pub fn shared_memory() -> GuestMemory {
 /// # Panics
 /// When the device does what it must not.
 pub fn play<D: VirtioDevice>(device: &mut D, script: &mut Script<'_>, host: impl FnMut(&mut D, &mut Script<'_>)) {
-    play_in(memory(), device, script, host);
+    Guest::new(memory()).play(device, script, host);
 }
 
-/// The same in a `memory` that is laid out like [`memory`].
-pub fn play_in<D: VirtioDevice>(
+/// The same in a `memory` that is laid out like [`memory`], to a device that lends its rings: where they stand is what somebody else
+/// says.
+pub fn play_lent<D: VirtioDevice>(
     memory: GuestMemory,
     device: &mut D,
     script: &mut Script<'_>,
-    mut host: impl FnMut(&mut D, &mut Script<'_>),
+    host: impl FnMut(&mut D, &mut Script<'_>),
 ) {
     let mut guest = Guest::new(memory);
-    if guest.start(device, script).is_some() {
-        while let Some(op) = Op::read(script) {
-            match op {
-                Op::Host => host(device, script),
-                Op::Restart => {
-                    guest.stop();
-                    if guest.start(device, script).is_none() {
-                        break;
-                    }
-                }
-                Op::ReadConfig(offset, width) => {
-                    let mut data = [0xee; 8];
-                    let config = device.config();
-                    let config = config.lock().expect("nothing panics with the lock held");
-                    config.read(offset.into(), &mut data[..width]);
-                }
-                Op::WriteConfig(offset, data) => {
-                    let config = device.config();
-                    let mut config = config.lock().expect("nothing panics with the lock held");
-                    config.write(offset.into(), data);
-                }
-                op => guest.carry_out(&op),
-            }
-        }
-    }
-    guest.wake_all();
-    guest.stop();
+    guest.lends = true;
+    guest.play(device, script, host);
 }
 
 /// A handler as its I/O thread would hold it.
@@ -99,8 +75,6 @@ struct Running {
     handler: Box<dyn Handler>,
     watched: Watched,
     failed: bool,
-    /// Failed and went on: what it took before is not all its own to give back.
-    survived: bool,
 }
 
 struct Guest {
@@ -108,6 +82,8 @@ struct Guest {
     queues: Vec<Queue>,
     running: Vec<Running>,
     interrupts: Arc<AtomicU32>,
+    /// Somebody else says where the rings stand.
+    lends: bool,
 }
 
 impl Guest {
@@ -117,7 +93,43 @@ impl Guest {
             queues: Vec::new(),
             running: Vec::new(),
             interrupts: Arc::default(),
+            lends: false,
         }
+    }
+
+    fn play<D: VirtioDevice>(
+        mut self,
+        device: &mut D,
+        script: &mut Script<'_>,
+        mut host: impl FnMut(&mut D, &mut Script<'_>),
+    ) {
+        if self.start(device, script).is_some() {
+            while let Some(op) = Op::read(script) {
+                match op {
+                    Op::Host => host(device, script),
+                    Op::Restart => {
+                        self.stop();
+                        if self.start(device, script).is_none() {
+                            break;
+                        }
+                    }
+                    Op::ReadConfig(offset, width) => {
+                        let mut data = [0xee; 8];
+                        let config = device.config();
+                        let config = config.lock().expect("nothing panics with the lock held");
+                        config.read(offset.into(), &mut data[..width]);
+                    }
+                    Op::WriteConfig(offset, data) => {
+                        let config = device.config();
+                        let mut config = config.lock().expect("nothing panics with the lock held");
+                        config.write(offset.into(), data);
+                    }
+                    op => self.carry_out(&op),
+                }
+            }
+        }
+        self.wake_all();
+        self.stop();
     }
 
     /// Lays the queues out as the script says and starts the device. `None` if the script is at its end.
@@ -173,12 +185,11 @@ impl Guest {
         for mut handler in started.into_iter().flatten() {
             let mut watched = Watched::new();
             let hurt = handler.watch(&mut watched).is_err();
-            let survived = hurt && handler.survive(&mut watched);
+            let failed = hurt && !handler.survive(&mut watched);
             self.running.push(Running {
                 handler,
                 watched,
-                failed: hurt && !survived,
-                survived,
+                failed,
             });
         }
     }
@@ -193,15 +204,10 @@ impl Guest {
     /// Stops all handlers, as a reset does.
     fn stop(&mut self) {
         for running in self.running.drain(..) {
-            let Running {
-                handler,
-                failed,
-                survived,
-                ..
-            } = running;
+            let Running { handler, failed, .. } = running;
             for RingState { index, queue } in handler.stop() {
                 assert!(
-                    failed || survived || queue.next_avail == queue.next_used,
+                    failed || self.lends || queue.next_avail == queue.next_used,
                     "queue {index} took {} chains and gave {} back",
                     queue.next_avail,
                     queue.next_used
@@ -260,8 +266,7 @@ impl Running {
         for event in &events[..count] {
             let token = u32::try_from(event.data()).expect("tokens are registered as such");
             if self.handler.wake(token, &mut self.watched).is_err() {
-                self.survived = self.handler.survive(&mut self.watched);
-                self.failed = !self.survived;
+                self.failed = !self.handler.survive(&mut self.watched);
                 break;
             }
         }
