@@ -1,13 +1,12 @@
 //! virtiofsd, the file server of pods' shares: built from crates.io, since Debian 12 has no package of it.
 
 use std::env::consts::ARCH;
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::command::{command, shown};
+use crate::command::shown;
 use crate::packages::{self, Package};
 use crate::paths::{Lab, PART};
 use crate::{build, progress};
@@ -34,9 +33,7 @@ pub fn ensure(lab: &Lab) -> Result<PathBuf> {
     let scratch = tempfile::Builder::new().prefix(PART).tempdir_in(&tools)?;
     let libraries = unpack_libraries(lab, scratch.path())?;
     // Outside the workspace, whose configuration is not meant for it.
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-    let mut install = command(cargo);
-    build::forget_this_package(&mut install);
+    let mut install = build::cargo(lab);
     install
         .current_dir("/")
         .args(["install", "--locked", VERSION, "--root"])

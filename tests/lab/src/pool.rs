@@ -18,6 +18,7 @@ use crate::emulator::{Emulator, Request};
 use crate::progress::{self, Ticker};
 use crate::report::Report;
 use crate::sys;
+use crate::tally::Tally;
 
 /// When an emulated host is taken to hang. The largest test program takes a fraction of it.
 const TIMEOUT: Duration = Duration::from_secs(40 * 60);
@@ -42,7 +43,7 @@ pub fn run(emulator: &Emulator, programs: &[Built], filter: Option<&str>, report
         return Ok(held);
     }
     let mut waiting: Vec<&Built> = programs.iter().collect();
-    waiting.sort_by_key(|program| tests_in(program));
+    waiting.sort_by_cached_key(|program| tests_in(program));
     let hosts = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MOST);
     let ticker = Ticker::start(&format!(
         "{} test programs in emulated hosts, {hosts} at a time",
@@ -114,18 +115,17 @@ fn beyond_doubt(emulator: &Emulator, program: &Built) -> Result<(Report<Vec<u8>>
             "lab: in another emulated host, once more: {}",
             failed.join(", ")
         )?;
-        let tests: Option<Vec<&str>> = failed.iter().map(|failure| test_name(program, failure)).collect();
-        let Some(tests) = tests else {
-            // The program died, and said nothing of its other tests.
-            let again;
-            (again, held) = in_some_host(emulator, &whole, Vec::new)?;
-            report.out.extend(again.out);
-            report.tally = again.tally;
-            continue;
-        };
-        let exact: Vec<String> = tests.iter().map(|test| format!("--exact={test}")).collect();
+        let exact: Option<Vec<String>> = failed
+            .iter()
+            .map(|failure| Some(format!("--exact={}", test_name(program, failure)?)))
+            .collect();
+        if exact.is_none() {
+            // The program died, and said nothing of its other tests: all of them again.
+            report.tally = Tally::default();
+        }
+        let request = request([program].into_iter(), &exact.unwrap_or_default())?;
         let again;
-        (again, held) = in_some_host(emulator, &request([program].into_iter(), &exact)?, Vec::new)?;
+        (again, held) = in_some_host(emulator, &request, Vec::new)?;
         report.out.extend(again.out);
         report.tally.add(again.tally);
     }
