@@ -12,7 +12,7 @@ use husk_guest::tree::{self, Depth, Survey};
 use husk_guest::{Call, Reply};
 use husk_tests::agent::Agent;
 use husk_tests::api::Shim;
-use husk_tests::body::{SHARE, Shape};
+use husk_tests::body::Shape;
 use husk_tests::kernel_file;
 use husk_tests::pod::Pod;
 use husk_tests::share::FileServer;
@@ -63,12 +63,8 @@ fn shape(shim: Shim, kernel: &str) -> Shape {
     Shape::new(shim, kernel_file(kernel, "vmlinux"), kernel_file(kernel, "pod.cpio"))
 }
 
-fn mount(agent: &mut Agent) -> anyhow::Result<Reply> {
-    agent.must(&Call::Mount {
-        source: SHARE.into(),
-        target: MOUNT.into(),
-        kind: "virtiofs".into(),
-    })
+fn mount(agent: &mut Agent) -> anyhow::Result<()> {
+    agent.mount_share(MOUNT)
 }
 
 /// A path in the share in the guest.

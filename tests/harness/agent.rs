@@ -11,6 +11,7 @@ use husk_guest::frame::{self, Kind};
 use husk_guest::{Call, Reply};
 
 use crate::api::Shim;
+use crate::body::SHARE;
 
 /// How long the agent may think. Nothing that it is asked takes a tenth of it.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -100,6 +101,20 @@ impl Agent {
             Reply::Failed { error, .. } => bail!("{call:?}: {error}"),
             reply => Ok(reply),
         }
+    }
+
+    /// Mounts the pod's share on `target`.
+    ///
+    /// # Errors
+    ///
+    /// There is none, or nobody serves it.
+    pub fn mount_share(&mut self, target: &str) -> Result<()> {
+        let call = Call::Mount {
+            source: SHARE.into(),
+            target: target.into(),
+            kind: "virtiofs".into(),
+        };
+        self.must(&call).map(drop)
     }
 
     /// Runs a program that must succeed; what it wrote.

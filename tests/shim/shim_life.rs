@@ -11,7 +11,7 @@ use husk_guest::call::LOG_PORT;
 use husk_guest::{Answer, Call, Reply, Step, pattern};
 use husk_tests::agent::{Agent, dial};
 use husk_tests::api::Shim;
-use husk_tests::body::{SHARE, Shape};
+use husk_tests::body::Shape;
 use husk_tests::info::State;
 use husk_tests::kernel_file;
 use husk_tests::pod::{PATIENCE, Pod, vsock};
@@ -147,12 +147,7 @@ fn open_files(pid: u32) -> usize {
 /// The agent's share of container files, used both ways.
 fn use_the_share(agent: &mut Agent, shared: &Path) {
     fs::write(shared.join("from-host"), "hello, guest\n").unwrap();
-    let mount = Call::Mount {
-        source: SHARE.into(),
-        target: "/run/kata-containers/shared/containers".into(),
-        kind: "virtiofs".into(),
-    };
-    agent.must(&mount).unwrap();
+    agent.mount_share("/run/kata-containers/shared/containers").unwrap();
     let script = "cd /run/kata-containers/shared/containers && echo hello, host > from-guest && cat from-host";
     assert_eq!(agent.run(&["sh", "-c", script]).unwrap(), "hello, guest\n");
     assert_eq!(fs::read_to_string(shared.join("from-guest")).unwrap(), "hello, host\n");

@@ -9,7 +9,7 @@ use husk_guest::answer::Report;
 use husk_guest::{Answer, Call, Reply, Step, pattern};
 use husk_tests::agent::Agent;
 use husk_tests::api::Shim;
-use husk_tests::body::{SHARE, Shape};
+use husk_tests::body::Shape;
 use husk_tests::pod::Pod;
 use husk_tests::share::FileServer;
 
@@ -133,11 +133,7 @@ fn look_around(teller: &Teller, agent: &mut Agent) -> Result<()> {
 
 fn share_a_folder(teller: &Teller, agent: &mut Agent, shared: &Path) -> Result<()> {
     fs::write(shared.join("from-host"), "hello from the host")?;
-    agent.must(&Call::Mount {
-        source: SHARE.into(),
-        target: "/share".into(),
-        kind: "virtiofs".into(),
-    })?;
+    agent.mount_share("/share")?;
     let read = agent.run(&["cat", "/share/from-host"])?;
     ensure!(read == "hello from the host", "the guest reads {read:?} from the share");
     let script = "echo hello from the guest > /share/from-guest";

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use husk_guest::{Answer, Call, Reply, Step, pattern};
 use husk_tests::agent::Agent;
 use husk_tests::api::Shim;
-use husk_tests::body::{SHARE, Shape};
+use husk_tests::body::Shape;
 use husk_tests::pod::Pod;
 use husk_tests::share::FileServer;
 
@@ -165,11 +165,7 @@ fn report(agent: &mut Agent) -> Result<()> {
 }
 
 fn share(agent: &mut Agent, shared: &Path) -> Result<()> {
-    agent.must(&Call::Mount {
-        source: SHARE.into(),
-        target: "/share".into(),
-        kind: "virtiofs".into(),
-    })?;
+    agent.mount_share("/share")?;
     let stored = agent.must(&Call::Store {
         path: "/share/file".into(),
         seed: 3,
