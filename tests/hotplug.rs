@@ -260,6 +260,9 @@ fn a_device_is_known_by_its_name_and_by_nothing_else() {
         fs::read_dir(format!("/proc/{}/fd", lab.pod.pid())).unwrap().count(),
         there
     );
+    // A writable image is one disk's, and the answer says whose.
+    let taken = lab.refused("vm.add-disk", Some(&json!({"path": image})), 409);
+    assert_eq!(taken[0], "cannot add _disk0: its image is mine's");
     // A device that was there at boot goes as well as one that came later.
     let functions = |agent: &mut Agent| match step(agent, &Step::Pci) {
         Answer::Pci { functions } => functions.len(),
@@ -269,6 +272,8 @@ fn a_device_is_known_by_its_name_and_by_nothing_else() {
     lab.put("vm.remove-device", Some(&json!({"id": "mine"})));
     until(|| lab.disks().is_empty());
     assert_eq!(functions(&mut agent), before - 1);
+    // Its image is free again.
+    lab.pod.add_disk(&image).unwrap();
     lab.pod.stop().unwrap();
 }
 

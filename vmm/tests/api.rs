@@ -400,6 +400,27 @@ fn no_descriptor_is_leaked() {
     husk.shut_down();
 }
 
+/// The Go shim sends every network device again when it adds another.
+#[test]
+fn a_network_device_that_is_sent_twice_is_two() {
+    let mut husk = Husk::start(&[]);
+    let mut client = husk.client();
+    client.put("vm.create", Some(vm()));
+    let null = File::open("/dev/null").unwrap();
+    let body =
+        json!({"mac": "02:42:ac:11:00:02", "num_queues": 2, "queue_size": 256, "vhost_mode": "Client"}).to_string();
+    for _ in 0..2 {
+        client.send("PUT", "vm.add-net", Some(&body), &[null.as_raw_fd()]);
+        assert_eq!(client.answer(), (204, Value::Null));
+    }
+    let (_, info) = client.get("vm.info");
+    let nets = info["config"]["net"].as_array().unwrap();
+    let named: Vec<_> = nets.iter().map(|net| (&net["id"], &net["mac"])).collect();
+    let mac = &json!("02:42:ac:11:00:02");
+    assert_eq!(named, [(&json!("_net0"), mac), (&json!("_net1"), mac)]);
+    husk.shut_down();
+}
+
 #[test]
 fn a_boot_that_fails_is_told_from_top_to_root_and_leaves_nothing() {
     let mut husk = Husk::start(&[]);

@@ -48,7 +48,7 @@ pub enum BlockError {
         path: PathBuf,
     },
     /// Another process, or another disk of this one, holds a lock that excludes the one wanted.
-    #[error("disk image {path} is in use elsewhere: a writable disk excludes all others, read-only disks can share it")]
+    #[error("disk image {path} is in use already: a writable disk excludes all others, read-only disks can share it")]
     Busy {
         /// The image.
         path: PathBuf,

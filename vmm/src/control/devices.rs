@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::{ApiError, Controller, Kind, Outcome, Reply, bad_request, conflict, existing, of_build};
+use super::{ApiError, Controller, Kind, Outcome, Reply, bad_request, conflict, existing, image, of_build};
 use crate::config::{Limits, NewDevice};
 use crate::events::Events;
 use crate::machine::{News, Passed, Pending};
@@ -33,9 +33,12 @@ impl Controller {
             return Ok(Reply::Done);
         };
         let passed = Passed::from([(id.clone(), descriptors)]);
-        let (at, pending) = machine
-            .add(&device, &passed)
-            .map_err(|e| of_build(e).context(format!("cannot add {id}")))?;
+        let (at, pending) = machine.add(&device, &passed).map_err(|error| {
+            let rival = image::rival(&error, vm.config(), &device);
+            let leaving = rival.is_some_and(|rival| vm.pending.iter().any(|pending| pending.is_removal_of(rival)));
+            let why = rival.map_or_else(String::new, |rival| image::reason(rival, leaving));
+            of_build(error).context(format!("cannot add {id}{why}"))
+        })?;
         vm.pending.push(pending);
         vm.insert(device, passed.into_values().flatten().collect());
         let bdf = at.to_string();

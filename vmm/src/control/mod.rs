@@ -13,6 +13,7 @@
 
 mod attend;
 mod devices;
+mod image;
 mod run;
 mod serve;
 mod vm;
@@ -299,6 +300,7 @@ fn bad_request(error: &(dyn std::error::Error + 'static)) -> ApiError {
 /// What the client can mend is its fault, what the host refuses is not.
 fn of_build(error: BuildError) -> ApiError {
     let kind = match &error {
+        error if image::is_taken(error) => Kind::Conflict,
         BuildError::NoKernel
         | BuildError::Config(_)
         | BuildError::Load(_)

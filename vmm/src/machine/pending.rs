@@ -70,6 +70,11 @@ impl Pending {
         }
     }
 
+    /// Whether the guest was asked to let go of the device called `id`.
+    pub fn is_removal_of(&self, id: &str) -> bool {
+        self.request == Request::Remove && self.id == id
+    }
+
     /// What has become of it by `now`, if that is new.
     pub fn news(&mut self, now: Instant) -> Option<News> {
         match self.ticket.wait(Instant::now()) {

@@ -1,0 +1,55 @@
+//! Disks that want one image: which disk of the VM has it already.
+//!
+//! The lock on the image decides whether it is taken ([`husk_virtio::block`]), for a lock knows of other processes too. This module only
+//! says who of this VM holds it.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use husk_virtio::block::BlockError;
+
+use crate::config::{NewDevice, VmConfig};
+use crate::machine::BuildError;
+
+/// Whether `error` is that the image of a disk is taken.
+pub(super) fn is_taken(error: &BuildError) -> bool {
+    let BuildError::Device { source, .. } = error else {
+        return false;
+    };
+    matches!(source.downcast_ref(), Some(BlockError::Busy { .. }))
+}
+
+/// The disk of `config` whose image `device` could not have, if that is why it failed.
+pub(super) fn rival<'a>(error: &BuildError, config: &'a VmConfig, device: &NewDevice) -> Option<&'a str> {
+    let NewDevice::Disk(wanted) = device else { return None };
+    if !is_taken(error) {
+        return None;
+    }
+    let wanted = identity(&wanted.path)?;
+    let holder = config.disks.iter().find(|disk| identity(&disk.path) == Some(wanted))?;
+    holder.id.as_deref()
+}
+
+/// Why a disk cannot be added, after `cannot add ID`.
+pub(super) fn reason(rival: &str, leaving: bool) -> String {
+    let until = if leaving {
+        ", until the guest has let go of it"
+    } else {
+        ""
+    };
+    format!(": its image is {rival}'s{until}")
+}
+
+/// What two paths to one image have in common: the device, for a block device has many nodes, or the file.
+fn identity(path: &Path) -> Option<(bool, u64, u64)> {
+    let metadata = fs::metadata(path).ok()?;
+    Some(match metadata.file_type().is_block_device() {
+        true => (true, metadata.rdev(), 0),
+        false => (false, metadata.dev(), metadata.ino()),
+    })
+}
+
+#[cfg(test)]
+#[path = "image_test.rs"]
+mod tests;
