@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
 
 mod shim_failures;
+mod shim_late;
 mod shim_life;
 mod shim_limits;
 mod shim_restart;
