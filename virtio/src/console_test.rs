@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::ring::Notify;
-use crate::testing::{Buf, Driver, memory};
+use crate::testing::{ABUSES, Buf, Driver, memory};
 
 const DATA: u64 = 0x8_0000;
 
@@ -209,4 +209,64 @@ fn everything_readable_is_watched() {
     let mut tokens = Tokens(BTreeSet::new());
     bench.start(0).watch(&mut tokens).unwrap();
     assert_eq!(tokens.0.into_iter().collect::<Vec<_>>(), [RECEIVE, TRANSMIT, INPUT]);
+}
+
+#[test]
+fn abused_output_ends_the_handler_and_shows_nothing() {
+    let mut bench = bench();
+    let mem = bench.transmit.mem.clone();
+    for (number, (name, abuse)) in (1..).zip(ABUSES) {
+        bench.transmit = Driver::new(&mem, 0x2000, 16);
+        let mut handler = bench.start(0);
+        abuse(&bench.transmit);
+        let end = handler.wake(TRANSMIT, &mut Ignore);
+        assert!(matches!(end, Err(HandlerError::Ring(_))), "{name}: {end:?}");
+        assert_eq!(handler.stop().len(), 2);
+
+        bench.transmit = Driver::new(&mem, 0x2000, 16);
+        bench.transmit.write(DATA, b".");
+        bench.transmit.add(&[Buf::Out(DATA, 1)]);
+        bench.start(0).wake(TRANSMIT, &mut Ignore).unwrap();
+        assert_eq!(bench.transmit.take_used(), Some((0, 0)), "after {name}");
+        let metrics = bench.console.metrics();
+        assert_eq!((metrics.tx_requests.get(), metrics.tx_bytes.get()), (number, number));
+    }
+    assert_eq!(bench.screen.0.lock().unwrap().len(), ABUSES.len());
+}
+
+#[test]
+fn abused_input_ends_the_handler_and_loses_nothing_that_was_typed() {
+    let mut bench = bench();
+    let mem = bench.receive.mem.clone();
+    let handle = bench.console.handle();
+    for (name, abuse) in ABUSES {
+        assert_eq!(handle.input(b"typed"), 5);
+        bench.receive = Driver::new(&mem, 0x1000, 16);
+        let mut handler = bench.start(0);
+        abuse(&bench.receive);
+        let end = handler.wake(INPUT, &mut Ignore);
+        assert!(matches!(end, Err(HandlerError::Ring(_))), "{name}: {end:?}");
+        assert_eq!(handler.stop().len(), 2);
+
+        bench.receive = Driver::new(&mem, 0x1000, 16);
+        bench.receive.add(&[Buf::In(DATA, 16)]);
+        bench.start(0).wake(RECEIVE, &mut Ignore).unwrap();
+        assert_eq!(bench.receive.take_used(), Some((0, 5)), "after {name}");
+        assert_eq!(bench.receive.read(DATA, 5), b"typed", "after {name}");
+    }
+    assert_eq!(bench.console.metrics().rx_dropped_bytes.get(), 0);
+}
+
+#[test]
+fn a_reset_leaves_buffers_that_wait_for_input_to_the_next_driver() {
+    let mut bench = bench();
+    let mut handler = bench.start(0);
+    bench.receive.add(&[Buf::In(DATA, 16)]);
+    handler.wake(RECEIVE, &mut Ignore).unwrap();
+    assert_eq!(handler.stop()[0].queue.next_avail, 0, "the buffer is the ring's");
+    assert_eq!(bench.console.handle().input(b"late"), 4);
+    assert_eq!(
+        (bench.receive.take_used(), bench.receive.read(DATA, 4)),
+        (None, vec![0; 4])
+    );
 }

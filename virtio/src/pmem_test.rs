@@ -2,7 +2,7 @@ use std::os::fd::RawFd;
 
 use super::*;
 use crate::ring::Notify;
-use crate::testing::{Buf, Driver, memory};
+use crate::testing::{ABUSES, Buf, Driver, memory};
 
 const REQUEST: u64 = 0x8_0000;
 const RESPONSE: u64 = 0x9_0000;
@@ -23,19 +23,23 @@ fn pmem(file: Option<File>) -> Pmem {
     Pmem::new(0x1_2340_0000, 4 << 20, file, Box::new(()))
 }
 
-/// Sends one request and returns the used length and the answer.
-fn ask(pmem: &mut Pmem, request: &[u8], buffers: &[Buf]) -> (u32, u32) {
-    let mut driver = Driver::new(&memory(), 0x1000, 8);
-    driver.write(REQUEST, request);
-    driver.write(RESPONSE, &[0xee; 8]);
-    driver.add(buffers);
+fn start(pmem: &mut Pmem, driver: &Driver) -> Box<dyn Handler> {
     let activation = Activation {
         mem: driver.mem.clone(),
         features: 0,
         rings: vec![Some(driver.ring())],
         config_changed: Notify::none(),
     };
-    let mut handler = pmem.start(activation).unwrap().remove(0);
+    pmem.start(activation).unwrap().remove(0)
+}
+
+/// Sends one request and returns the used length and the answer.
+fn ask(pmem: &mut Pmem, request: &[u8], buffers: &[Buf]) -> (u32, u32) {
+    let mut driver = Driver::new(&memory(), 0x1000, 8);
+    driver.write(REQUEST, request);
+    driver.write(RESPONSE, &[0xee; 8]);
+    driver.add(buffers);
+    let mut handler = start(pmem, &driver);
     handler.wake(KICK, &mut Unwatched).unwrap();
     let (_, used) = driver.take_used().unwrap();
     assert_eq!(driver.take_used(), None);
@@ -103,4 +107,35 @@ fn the_mapping_goes_with_the_device() {
     assert_eq!(Arc::strong_count(&mapping), 2);
     drop(device);
     assert_eq!(Arc::strong_count(&mapping), 1);
+}
+
+#[test]
+fn an_abused_ring_ends_its_handler_and_the_next_driver_is_served() {
+    let mut pmem = pmem(Some(tempfile::tempfile().unwrap()));
+    for (number, (name, abuse)) in (1..).zip(ABUSES) {
+        let driver = Driver::new(&memory(), 0x1000, 8);
+        let mut handler = start(&mut pmem, &driver);
+        abuse(&driver);
+        let end = handler.wake(KICK, &mut Unwatched);
+        assert!(matches!(end, Err(HandlerError::Ring(_))), "{name}: {end:?}");
+        assert_eq!(handler.stop().len(), 1);
+        assert_eq!(ask(&mut pmem, &[0; 4], &FLUSH), (4, RESPONSE_OK), "after {name}");
+        assert_eq!(
+            (pmem.metrics().flushes.get(), pmem.metrics().bad_requests.get()),
+            (number, 0)
+        );
+    }
+}
+
+#[test]
+fn a_head_offered_again_and_again_is_a_request_each_time_and_no_more() {
+    let mut pmem = pmem(None);
+    let mut driver = Driver::new(&memory(), 0x1000, 8);
+    let head = driver.add(&FLUSH);
+    (1..8).for_each(|_| driver.offer(head));
+    let mut handler = start(&mut pmem, &driver);
+    handler.wake(KICK, &mut Unwatched).unwrap();
+    let used: Vec<_> = std::iter::from_fn(|| driver.take_used()).collect();
+    assert_eq!(used, [(head.into(), 4); 8]);
+    assert_eq!(pmem.metrics().flushes.get(), 8);
 }

@@ -3,7 +3,7 @@ use std::os::fd::RawFd;
 
 use super::*;
 use crate::ring::Notify;
-use crate::testing::{Buf, Driver, memory};
+use crate::testing::{ABUSES, Buf, Driver, memory};
 
 const DATA: u64 = 0x8_0000;
 
@@ -106,4 +106,40 @@ fn device_needs_its_queue() {
     };
     let mut rng = Rng::open(Path::new("/dev/zero")).unwrap();
     assert!(matches!(rng.start(activation), Err(StartError::QueueMissing(0))));
+}
+
+#[test]
+fn an_abused_ring_ends_its_handler_and_the_next_driver_is_served() {
+    let mut rng = Rng::open(Path::new("/dev/urandom")).unwrap();
+    for (number, (name, abuse)) in (1..).zip(ABUSES) {
+        let driver = Driver::new(&memory(), 0x1000, 8);
+        let mut handler = start(&mut rng, &driver);
+        abuse(&driver);
+        let end = handler.wake(KICK, &mut Watched::default());
+        assert!(matches!(end, Err(HandlerError::Ring(_))), "{name}: {end:?}");
+        assert_eq!(handler.stop().len(), 1);
+        assert_eq!(rng.metrics.requests.get(), number - 1, "{name} is no request");
+
+        let mut next = Driver::new(&memory(), 0x1000, 8);
+        next.add(&[Buf::In(DATA, 16)]);
+        start(&mut rng, &next).wake(KICK, &mut Watched::default()).unwrap();
+        assert_eq!(next.take_used(), Some((0, 16)), "after {name}");
+        assert_eq!(rng.metrics.requests.get(), number);
+    }
+}
+
+#[test]
+fn a_reset_leaves_a_request_that_waits_for_the_source_to_the_next_driver() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut driver = Driver::new(&memory(), 0x1000, 8);
+    let mut rng = Rng::open(file.path()).unwrap();
+    let mut handler = start(&mut rng, &driver);
+    driver.add(&[Buf::In(DATA, 8)]);
+    handler.wake(KICK, &mut Watched::default()).unwrap();
+    // The source has something now, and nobody may write it to the old driver's buffer any more.
+    std::fs::write(file.path(), b"entropy!").unwrap();
+    let states = handler.stop();
+    assert_eq!(states[0].queue.next_avail, 0, "the request is the ring's");
+    assert_eq!((driver.take_used(), driver.read(DATA, 8)), (None, vec![0; 8]));
+    assert_eq!(rng.metrics.bytes.get(), 0);
 }

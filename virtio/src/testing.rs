@@ -11,8 +11,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::ring::{Notify, Ring, RingState};
 
+mod abuse;
 mod device;
 
+pub(crate) use abuse::ABUSES;
 pub(crate) use device::{Echo, EchoControl};
 
 pub(crate) const F_NEXT: u16 = 1;
