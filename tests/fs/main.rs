@@ -64,7 +64,7 @@ fn shape(shim: Shim, kernel: &str) -> Shape {
 }
 
 fn mount(agent: &mut Agent) -> anyhow::Result<()> {
-    agent.mount_share(MOUNT)
+    agent.mount_share(MOUNT).map(drop)
 }
 
 /// A path in the share in the guest.

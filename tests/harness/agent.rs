@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use husk_guest::frame::{self, Kind};
@@ -103,18 +103,36 @@ impl Agent {
         }
     }
 
-    /// Mounts the pod's share on `target`.
+    /// Asks for what cannot fail, and how long the guest took for it by its own clock, which this side's cannot contradict.
+    ///
+    /// # Errors
+    ///
+    /// It failed, took no time at all, or more than has passed here.
+    pub fn time(&mut self, call: Call) -> Result<(Duration, Reply)> {
+        let start = Instant::now();
+        let reply = self.must(&Call::Time { of: Box::new(call) })?;
+        let around = start.elapsed();
+        let Reply::Timed { nanoseconds, result } = reply else {
+            bail!("no time: {reply:?}")
+        };
+        let took = Duration::from_nanos(nanoseconds);
+        ensure!(!took.is_zero(), "the guest's clock stands still");
+        ensure!(took <= around, "{took:?} in the guest, {around:?} here");
+        Ok((took, *result))
+    }
+
+    /// Mounts the pod's share on `target`; how long that took in the guest.
     ///
     /// # Errors
     ///
     /// There is none, or nobody serves it.
-    pub fn mount_share(&mut self, target: &str) -> Result<()> {
+    pub fn mount_share(&mut self, target: &str) -> Result<Duration> {
         let call = Call::Mount {
             source: SHARE.into(),
             target: target.into(),
             kind: "virtiofs".into(),
         };
-        self.must(&call).map(drop)
+        Ok(self.time(call)?.0)
     }
 
     /// Runs a program that must succeed; what it wrote.

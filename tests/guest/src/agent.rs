@@ -16,7 +16,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use husk_guest::call::MAX_LINE_BYTES;
@@ -94,12 +94,10 @@ fn converse(stream: &UnixStream, log: &Arc<Log>) -> Result<()> {
                 return reply(stream, taken);
             }
             Ok(Call::Exec { command }) => return exec::exec(&mut reader, stream, &command),
-            Ok(Call::Step { step }) => match step.parse::<Step>() {
-                Ok(step) if step.is_last() => return leave(stream, &mut reader, &step),
-                Ok(step) => reply(stream, steps::perform(&step).map(|answer| Reply::Answer { answer }))?,
-                Err(error) => reply(stream, Err(error.into()))?,
+            Ok(call) => match last_step(&call) {
+                Some(step) => return leave(stream, &mut reader, &step),
+                None => reply(stream, perform(call, log))?,
             },
-            Ok(call) => reply(stream, perform(call, log))?,
             Err(error) => {
                 reply(stream, Err(anyhow!(error).context("not a call")))?;
                 ensure!(line.ends_with('\n'), "a line longer than {MAX_LINE_BYTES} bytes");
@@ -120,6 +118,12 @@ fn reply(mut stream: &UnixStream, result: Result<Reply>) -> Result<()> {
     Ok(stream.write_all(&line)?)
 }
 
+/// The step of a call that ends the guest.
+fn last_step(call: &Call) -> Option<Step> {
+    let Call::Step { step } = call else { return None };
+    step.parse().ok().filter(Step::is_last)
+}
+
 /// Says good-bye, waits until that was heard, and ends the guest.
 fn leave(stream: &UnixStream, reader: &mut impl Read, step: &Step) -> Result<()> {
     reply(stream, Ok(Reply::Done))?;
@@ -131,6 +135,7 @@ fn leave(stream: &UnixStream, reader: &mut impl Read, step: &Step) -> Result<()>
 
 fn perform(call: Call, log: &Arc<Log>) -> Result<Reply> {
     match call {
+        Call::Step { step } => perform_step(&step.parse()?),
         Call::Run { command, input } => exec::run(&command, input),
         Call::Mount { source, target, kind } => {
             fs::create_dir_all(&target).with_context(|| format!("cannot create {target}"))?;
@@ -167,11 +172,26 @@ fn perform(call: Call, log: &Arc<Log>) -> Result<Reply> {
             thread::spawn(move || accept(&listener, &log));
             Ok(Reply::Done)
         }
+        Call::Time { of } => time(*of, log),
         // These end their connection, and their caller has seen to them.
-        Call::Step { .. } | Call::Exec { .. } | Call::Echo | Call::Sink | Call::Source { .. } => {
+        Call::Exec { .. } | Call::Echo | Call::Sink | Call::Source { .. } => {
             Err(anyhow!("{call:?} is not answered by one reply"))
         }
     }
+}
+
+fn perform_step(step: &Step) -> Result<Reply> {
+    ensure!(!step.is_last(), "nobody would hear when `{step}` is done");
+    let answer = steps::perform(step)?;
+    Ok(Reply::Answer { answer })
+}
+
+/// Does what is asked by the guest's monotonic clock.
+fn time(call: Call, log: &Arc<Log>) -> Result<Reply> {
+    let start = Instant::now();
+    let result = Box::new(perform(call, log)?);
+    let nanoseconds = u64::try_from(start.elapsed().as_nanos())?;
+    Ok(Reply::Timed { nanoseconds, result })
 }
 
 fn dial(port: u32, text: &str) -> Result<Reply> {

@@ -74,6 +74,29 @@ fn a_failure_has_its_error_number() {
 }
 
 #[test]
+fn a_timed_call_is_replied_as_usual_and_with_its_time() {
+    let time = |call| Call::Time { of: Box::new(call) };
+    let asked = Instant::now();
+    let Reply::Timed { nanoseconds, result } = ask(&connect(), &time(Call::run(&["echo", "timed"]))) else {
+        panic!("no time")
+    };
+    let around = asked.elapsed();
+    assert!(
+        (1..=around.as_nanos()).contains(&nanoseconds.into()),
+        "{nanoseconds} ns in {around:?}"
+    );
+    assert!(
+        matches!(&*result, Reply::Ran { code: 0, stdout, .. } if stdout == "timed\n"),
+        "{result:?}"
+    );
+    // What fails took no time that would mean anything, and what has no reply takes none.
+    for call in [Call::run(&["/no/such"]), Call::Echo, Call::step(&Step::PowerOff)] {
+        let refused = ask(&connect(), &time(call));
+        assert!(matches!(refused, Reply::Failed { .. }), "{refused:?}");
+    }
+}
+
+#[test]
 fn stored_sourced_sunk_and_summed_bytes_are_the_pattern() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("f").to_string_lossy().into_owned();

@@ -124,6 +124,12 @@ pub enum Call {
         /// The guest's port.
         port: u32,
     },
+    /// Does one of the calls above and looks at the guest's monotonic clock before and after; [`Reply::Timed`], unless it could
+    /// not be done.
+    Time {
+        /// Which.
+        of: Box<Call>,
+    },
     /// Sends back what comes, until the end of it.
     Echo,
     /// Takes what comes until the end of it; [`Reply::Data`].
@@ -180,6 +186,13 @@ pub enum Reply {
         name: String,
         /// Its place below `/sys/devices`.
         path: String,
+    },
+    /// A call was timed.
+    Timed {
+        /// How long it took.
+        nanoseconds: u64,
+        /// What the call is replied by itself.
+        result: Box<Reply>,
     },
     /// It could not be done.
     Failed {

@@ -28,6 +28,9 @@ const MEMORY_MIB: u64 = 512;
 const DISK_BYTES: u64 = 64 << 20;
 const WRITTEN_BYTES: u64 = 1 << 20;
 
+/// Bytes of the shared file that the guest reads by its clock.
+const READ_BYTES: usize = 4 << 20;
+
 /// Starts a pod through the API, as the Rust shim does, shows its life, and checks that it really lived.
 ///
 /// # Errors
@@ -133,7 +136,7 @@ fn look_around(teller: &Teller, agent: &mut Agent) -> Result<()> {
 
 fn share_a_folder(teller: &Teller, agent: &mut Agent, shared: &Path) -> Result<()> {
     fs::write(shared.join("from-host"), "hello from the host")?;
-    agent.mount_share("/share")?;
+    let mounting = agent.mount_share("/share")?;
     let read = agent.run(&["cat", "/share/from-host"])?;
     ensure!(read == "hello from the host", "the guest reads {read:?} from the share");
     let script = "echo hello from the guest > /share/from-guest";
@@ -144,6 +147,18 @@ fn share_a_folder(teller: &Teller, agent: &mut Agent, shared: &Path) -> Result<(
         "the guest wrote {written:?} to the share"
     );
     teller.say("the guest mounts the folder, reads what the host wrote, and the host what the guest did");
+    fs::write(shared.join("large"), pattern::bytes(9, READ_BYTES))?;
+    let path = "/share/large".into();
+    let (reading, reply) = agent.time(Call::Sum { path })?;
+    let checksum = pattern::checksum(&pattern::bytes(9, READ_BYTES));
+    let bytes = u64::try_from(READ_BYTES)?;
+    ensure!(reply == Reply::Data { bytes, checksum }, "the guest read {reply:?}");
+    teller.say(&format!(
+        "by the guest's clock mounting took {:.1} ms, reading and summing {} MiB of it {:.1} ms",
+        mounting.as_secs_f64() * 1000.0,
+        READ_BYTES >> 20,
+        reading.as_secs_f64() * 1000.0
+    ));
     Ok(())
 }
 
