@@ -1,6 +1,7 @@
 //! The system calls that the standard library does not offer. The only unsafe code of the lab.
 #![expect(unsafe_code, reason = "signals, terminal settings and size")]
 
+use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::unix::process::CommandExt;
@@ -42,6 +43,18 @@ pub fn watch_interrupts() {
 /// Whether the user asked the lab to end since [`watch_interrupts`].
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Kills what this process has started. Who waits for it finds that out.
+pub fn kill_children() {
+    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    for task in tasks {
+        let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        for child in children.split_whitespace().filter_map(|child| child.parse().ok()) {
+            // SAFETY: numbers only; until somebody waits for it the number is the child's.
+            unsafe { libc::kill(child, libc::SIGKILL) };
+        }
+    }
 }
 
 /// Rows and columns of the terminal on standard output.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::rounds::{self, Extract, Samples};
 use super::subject::{Kind, Subject};
-use super::{Results, boot, net, portable, vsock};
+use super::{Results, boot, net, portable, standstill, vsock};
 use crate::build::Programs;
 use crate::emulator::{Emulator, Finished, Request, Timing};
 use crate::paths::{self, Lab};
@@ -200,9 +200,9 @@ fn sample<T: Serialize + Debug>(arguments: &MeasureArgs, once: fn(&Subject, &Pat
     let all = (plan.runs + 1) * u32::try_from(plan.subjects.len())?;
     let mut done = 0;
     let samples = rounds::interleaved(&plan.subjects, plan.runs, |subject| {
-        let result = once(subject, scratch.path());
-        done += 1;
         let name = subject.kind.name();
+        let result = standstill::avoided(name, || once(subject, scratch.path()));
+        done += 1;
         match &result {
             Ok(sample) => println!("{done} of {all}: {name}: {sample:?}"),
             Err(error) => println!("{done} of {all}: {name}: failed: {error:#}"),

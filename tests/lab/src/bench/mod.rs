@@ -20,6 +20,7 @@ mod net_host;
 mod payload;
 mod portable;
 mod rounds;
+mod standstill;
 mod subject;
 mod vsock;
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Results;
 use super::emulated::{Profile, Session};
-use super::net_host::{HostSide, host_side};
+use super::net_host::{HostSide, ended, host_side};
 use super::rounds::Extract;
 use super::subject::{Guest, Kind, Subject};
 use crate::archive::Archive;
@@ -135,11 +135,8 @@ pub fn sample(subject: &Subject, scratch: &Path) -> Result<Talk> {
         let _ = output.read_to_end(&mut text);
         text
     });
-    let host = host_side(&mut child.0);
-    if host.is_err() {
-        let _ = child.0.kill();
-    }
-    let _ = child.0.wait();
+    let host = host_side(&mut child.0).and_then(|host| ended(&mut child.0).map(|()| host));
+    drop(child);
     let said = String::from_utf8_lossy(&reader.join().unwrap_or_default()).into_owned();
     let complained = fs::read_to_string(&start.complaints).unwrap_or_default();
     let host = host.with_context(|| format!("{}{complained}", tail(&said)))?;

@@ -66,6 +66,20 @@ pub fn host_side(child: &mut Child) -> Result<HostSide> {
     }
 }
 
+/// Waits until the VMM has ended, as it does when its guest powers off.
+///
+/// # Errors
+///
+/// It does not end.
+pub fn ended(child: &mut Child) -> Result<()> {
+    let start = Instant::now();
+    while child.try_wait()?.is_none() {
+        ensure!(start.elapsed() < LIMIT, "it does not end");
+        thread::sleep(PACE);
+    }
+    Ok(())
+}
+
 /// Waits for the tap, and gives it the host's address.
 fn set_up(child: &mut Child) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
