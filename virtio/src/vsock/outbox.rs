@@ -1,5 +1,10 @@
 //! What the guest has sent and the host's program has not taken yet. Bounded by the credit that the guest was given.
 
+#![expect(
+    unsafe_code,
+    reason = "guest memory is copied into a buffer that is not initialised before"
+)]
+
 use std::collections::VecDeque;
 use std::io;
 
@@ -77,10 +82,15 @@ impl Outbox {
     }
 }
 
+/// Copies `slice` into what `piece` has allocated and not used yet, as far as it fits.
 fn append(piece: &mut Vec<u8>, slice: VolatileSlice<'_>) {
-    let at = piece.len();
-    piece.resize(at.saturating_add(slice.len()), 0);
-    slice.copy_to(piece.get_mut(at..).unwrap_or_default());
+    let spare = piece.spare_capacity_mut();
+    let count = slice.len().min(spare.len());
+    // SAFETY: the bytes are allocated and borrowed from the piece; nothing reads them before they are written.
+    let to = unsafe { VolatileSlice::new(spare.as_mut_ptr().cast(), count) };
+    slice.copy_to_volatile_slice(to);
+    // SAFETY: within the capacity, and these bytes have just been written.
+    unsafe { piece.set_len(piece.len().saturating_add(count)) };
 }
 
 #[cfg(test)]

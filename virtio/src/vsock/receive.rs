@@ -13,9 +13,9 @@ use super::vectors::{Taken, Vectors};
 use crate::ring::{Ring, RingError};
 
 /// Most bytes of one connection before others have their turn.
-const TURN_BYTES: usize = 64 << 10;
+const TURN_BYTES: usize = 32 << 10;
 /// Most chains of one read.
-const BURST_MAX: usize = 32;
+const BURST_MAX: usize = 16;
 
 /// Why the turns have come to an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
