@@ -422,6 +422,40 @@ fn a_network_device_that_is_sent_twice_is_two() {
 }
 
 #[test]
+fn the_size_that_a_vm_has_is_granted_and_another_is_named_with_it() {
+    let mut husk = Husk::start(&[]);
+    let mut client = husk.client();
+    let nothing = json!({"desired_vcpus": null, "desired_ram": null, "desired_balloon": null});
+    assert_eq!(client.put("vm.resize", Some(nothing.clone())).0, 404);
+    client.put("vm.create", Some(vm()));
+    for same in [
+        nothing,
+        json!({"desired_vcpus": 1}),
+        json!({"desired_ram": 64 << 20}),
+        json!({"desired_vcpus": 1, "desired_ram": 64 << 20, "desired_balloon": null}),
+    ] {
+        assert_eq!(client.put("vm.resize", Some(same)), (204, Value::Null));
+    }
+    for (other, says) in [
+        (json!({"desired_vcpus": 3}), "desired_vcpus: 3 asked for, the VM has 1"),
+        (
+            json!({"desired_ram": 805_306_368}),
+            "desired_ram: 805306368 asked for, the VM has 67108864",
+        ),
+    ] {
+        let (status, body) = client.put("vm.resize", Some(other));
+        assert_eq!(status, 501);
+        assert!(body[0].as_str().unwrap().starts_with(says), "{body}");
+    }
+    let (_, info) = client.get("vm.info");
+    assert_eq!(
+        (&info["config"]["cpus"]["boot_vcpus"], &info["config"]["memory"]["size"]),
+        (&json!(1), &json!(64 << 20))
+    );
+    husk.shut_down();
+}
+
+#[test]
 fn a_boot_that_fails_is_told_from_top_to_root_and_leaves_nothing() {
     let mut husk = Husk::start(&[]);
     let mut client = husk.client();
