@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::thread;
+use std::time::Duration;
 
 use husk_guest::{Call, Reply};
 use husk_tests::api::Shim;
@@ -14,6 +15,9 @@ use husk_tests::share::FileServer;
 use serde_json::{Value, json};
 
 use crate::{Lab, mount, sh, shape};
+
+/// When a late socket appears: well within the second that husk waits for one.
+const LATE: Duration = Duration::from_millis(200);
 
 /// What is left of a share when its server was killed: errors, and a VM that goes on.
 #[test]
@@ -62,6 +66,35 @@ fn an_absent_server_is_named() {
     is_refused(&tempfile::tempdir().unwrap(), "No such file");
 }
 
+/// `vm.create` is answered before there is a socket, `vm.boot` waits until there is one.
+#[test]
+fn a_socket_that_appears_while_the_vm_is_built_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let shared = folder.path().join("shared");
+    fs::create_dir(&shared).unwrap();
+    fs::write(shared.join("file"), "here\n").unwrap();
+    // A server that is ready costs no time when it appears, however slow this host is.
+    let early = folder.path().join("early.sock");
+    let server = FileServer::start(&shared, &early).unwrap();
+    let socket = folder.path().join("virtiofsd.sock");
+    let mut shape = shape(Shim::Rust, "6.12");
+    shape.share = Some(socket.clone());
+    let mut pod = Pod::launch(shape, folder.path()).unwrap();
+    pod.create().unwrap();
+    assert!(!socket.exists());
+    let late = thread::spawn(move || {
+        thread::sleep(LATE);
+        fs::rename(early, socket).unwrap();
+    });
+    pod.boot().unwrap();
+    late.join().unwrap();
+    let mut agent = pod.agent().unwrap().0;
+    mount(&mut agent).unwrap();
+    assert_eq!(sh(&mut agent, "cat /share/file"), "here\n");
+    assert!(pod.stop().unwrap().status.success());
+    server.ended().unwrap();
+}
+
 #[test]
 fn a_server_that_talks_nonsense_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -92,7 +125,7 @@ fn a_share_comes_while_the_guest_runs() {
     let start = std::time::Instant::now();
     while let Err(error) = mount(&mut agent) {
         assert!(start.elapsed() < husk_tests::pod::PATIENCE, "{error:#}");
-        thread::sleep(std::time::Duration::from_millis(50));
+        thread::sleep(Duration::from_millis(50));
     }
     sh(&mut agent, "echo from the guest > /share/file");
     assert_eq!(fs::read_to_string(shared.join("file")).unwrap(), "from the guest\n");
