@@ -3,7 +3,9 @@
 
 mod fs_failures;
 mod fs_files;
+mod fs_queues;
 mod fs_sharing;
+mod server;
 
 use std::fs;
 use std::path::PathBuf;
