@@ -5,6 +5,8 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use husk_guest::{Answer, Call, Reply, Step, pattern};
 use husk_tests::agent::Agent;
@@ -12,8 +14,8 @@ use husk_tests::api::Shim;
 use husk_tests::body::Shape;
 use husk_tests::info::PciDevice;
 use husk_tests::kernel_file;
-use husk_tests::pod::Pod;
-use serde_json::Value;
+use husk_tests::pod::{self, Launch, PATIENCE, Pod};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
@@ -46,14 +48,31 @@ struct Lab {
 impl Lab {
     /// A pod whose kernel lets root write where a driver works.
     fn start() -> Self {
+        Self::with_disks(&[], "")
+    }
+
+    /// The same with disks of these names from the start, and more on the kernel's command line.
+    fn with_disks(names: &[&str], params: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (kernel, initramfs) = (kernel_file("6.12", "vmlinux"), kernel_file("6.12", "pod.cpio"));
         let shape = Shape {
-            kernel_params: "iomem=relaxed".into(),
+            kernel_params: format!("iomem=relaxed {params}"),
             ..Shape::new(Shim::Rust, kernel, initramfs)
         };
-        let mut pod = Pod::launch(shape, folder.path()).unwrap();
-        let agent = pod.start().unwrap();
+        let launch = Launch {
+            with_events: true,
+            ..Launch::default()
+        };
+        let mut pod = Pod::launch_with(shape, folder.path(), launch).unwrap();
+        pod.create().unwrap();
+        for name in names {
+            let image = folder.path().join(name);
+            File::create(&image).unwrap().set_len(4 * MIB).unwrap();
+            let body = json!({"path": image, "id": name});
+            pod.api().put("vm.add-disk", Some(&body)).unwrap().done().unwrap();
+        }
+        pod.boot().unwrap();
+        let agent = pod.agent().unwrap().0;
         Self { folder, pod, agent }
     }
 
@@ -232,5 +251,75 @@ fn a_hostile_guest_ruins_one_device_and_no_other() {
     lab.works(&whole, 3);
     assert_eq!(lab.counter(&whole, "failures"), 0);
     lab.pod.one_more().unwrap();
+    lab.pod.stop().unwrap();
+}
+
+/// Registers of a slot of the PCI bank, from the beginning of its record (`hotplug/src/bank.rs`).
+const EJCT: u64 = 0x04;
+const OSTE: u64 = 0x08;
+const OSTS: u64 = 0x0c;
+/// The bank (`firmware/src/layout.rs`).
+const PCI_BANK: u64 = 0xfeb0_1000;
+/// `Device in use by application` (ACPI 6.5 §6.3.5.2), an answer to an ejection request.
+const DEVICE_BUSY: u64 = 0x82;
+const EJECT_REQUEST: u64 = 3;
+
+/// The PCI slot of a disk that the guest has had since its start.
+fn slot_of(lab: &mut Lab, disk: &str) -> u64 {
+    let path = lab.sh(&format!("readlink -f /sys/block/{disk}/device"));
+    let (_, place) = path.split_once("/pci0000:00/0000:00:").expect("it is on bus 0");
+    u64::from_str_radix(&place[..2], 16).unwrap()
+}
+
+fn tell_slot(lab: &mut Lab, slot: u64, register: u64, value: u64) {
+    let address = PCI_BANK + 0x20 * (slot + 1) + register;
+    lab.sh(&format!("devmem {address:#x} 32 {value:#x}"));
+}
+
+/// Waits until the VMM has told of something about a device; what else it says of that.
+fn told(lab: &Lab, event: &str, id: &str) -> Value {
+    let start = Instant::now();
+    loop {
+        let events = pod::events(lab.folder.path()).unwrap();
+        let of = |of: &&Value| of["event"] == event && of["properties"]["id"] == id;
+        if let Some(found) = events.iter().find(of) {
+            return found["properties"].clone();
+        }
+        assert!(start.elapsed() < PATIENCE, "no {event} of {id}: {events:#?}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_removal_that_the_guest_refuses_or_ignores_is_told_and_may_still_be_answered() {
+    // Without its hot-plug driver the guest has nobody who would answer, but root, whom page attributes would keep from the registers.
+    let mut lab = Lab::with_disks(&["refused", "ignored"], "acpiphp.disable=1 nopat");
+    let [refused, ignored] = ["vda", "vdb"].map(|disk| slot_of(&mut lab, disk));
+    for id in ["refused", "ignored"] {
+        let body = json!({"id": id});
+        lab.pod
+            .api()
+            .put("vm.remove-device", Some(&body))
+            .unwrap()
+            .done()
+            .unwrap();
+    }
+    tell_slot(&mut lab, refused, OSTE, EJECT_REQUEST);
+    tell_slot(&mut lab, refused, OSTS, DEVICE_BUSY);
+    let properties = told(&lab, "device-refused", "refused");
+    assert_eq!(properties["request"], "remove");
+    assert_eq!(properties["code"], DEVICE_BUSY);
+    let properties = told(&lab, "device-unanswered", "ignored");
+    assert_eq!(properties["request"], "remove");
+    // Both are still there, and work.
+    let read = "dd if=/dev/vda of=/dev/null bs=64k iflag=direct && dd if=/dev/vdb of=/dev/null bs=64k iflag=direct";
+    lab.sh(read);
+    // Late, but an answer.
+    tell_slot(&mut lab, ignored, EJCT, 1);
+    told(&lab, "device-removed", "ignored");
+    let events = pod::events(lab.folder.path()).unwrap();
+    let count = |event: &str| events.iter().filter(|of| of["event"] == event).count();
+    let counts = ["device-refused", "device-unanswered", "device-removed"].map(count);
+    assert_eq!(counts, [1, 1, 1], "{events:#?}");
     lab.pod.stop().unwrap();
 }

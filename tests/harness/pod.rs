@@ -2,6 +2,7 @@
 //!
 //! Nothing here panics: a test unwraps, and the soak and the demo report.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -29,6 +30,9 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 const RUST_POLL: Duration = Duration::from_millis(50);
 const GO_POLL: Duration = Duration::from_millis(10);
 const DIAL_POLL: Duration = Duration::from_millis(10);
+
+/// The file of a pod's events.
+const EVENTS: &str = "events";
 
 /// A running VMM, with the VM that was asked of it. It is killed when this is dropped.
 #[derive(Debug)]
@@ -90,6 +94,8 @@ pub struct Launch {
     pub without_seccomp: bool,
     /// The limit of open files.
     pub nofile: Option<u64>,
+    /// What happens is told to the file that [`events`] reads.
+    pub with_events: bool,
 }
 
 impl Pod {
@@ -392,6 +398,20 @@ impl Pod {
     }
 }
 
+/// What a VMM with its files in `folder`, launched [with events](Launch::with_events), has told so far.
+///
+/// # Errors
+///
+/// There is no such file, or a line of it is no event.
+pub fn events(folder: &Path) -> Result<Vec<Value>> {
+    let text = fs::read_to_string(folder.join(EVENTS))?;
+    // A line without its end is still being written.
+    let lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    lines
+        .map(|line| serde_json::from_str(line).with_context(|| format!("strange event {line:?}")))
+        .collect()
+}
+
 /// The API socket of a pod with its files in `folder`.
 pub fn api_socket(shim: Shim, folder: &Path) -> PathBuf {
     folder.join(match shim {
@@ -417,6 +437,11 @@ fn command(shape: &Shape, folder: &Path, launch: Launch) -> Command {
     }
     if launch.without_seccomp {
         command.args(["--seccomp", "false"]);
+    }
+    if launch.with_events {
+        let mut monitor = OsString::from("path=");
+        monitor.push(folder.join(EVENTS));
+        command.arg("--event-monitor").arg(monitor);
     }
     if shape.shim == Shim::Rust || shape.debug {
         command.env("RUST_BACKTRACE", "full");
