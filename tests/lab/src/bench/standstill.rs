@@ -21,8 +21,8 @@ const PACE: Duration = Duration::from_millis(50);
 const CLOCK: &str = "/sys/class/rtc/rtc0/since_epoch";
 /// How long is looked at, on the real-time clock.
 const SPAN_SECONDS: u64 = 20;
-/// Counted time that passes in such a span at least: a guest that works comes to two seconds, one that spins to a third of one.
-const LEAST: Duration = Duration::from_millis(500);
+/// Counted time that passes in such a span at least: a guest that works comes to two seconds, one that spins to 300 ms.
+const LEAST: Duration = Duration::from_millis(400);
 
 /// Does `once`, and does it again when the emulation has broken the guest that it was done with.
 ///

@@ -122,6 +122,7 @@ fn await_guest(socket: &Path) -> Result<()> {
 fn dial(socket: &Path) -> Result<UnixStream> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(LIMIT))?;
+    stream.set_write_timeout(Some(LIMIT))?;
     stream.write_all(format!("CONNECT {PORT}\n").as_bytes())?;
     let (mut byte, mut line) = ([0], Vec::new());
     while byte != *b"\n" {
