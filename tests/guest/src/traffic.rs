@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::pattern;
 
-/// How long to wait for the other side to be there.
+/// How long to wait for the other side to be there, or to go on.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a receiver waits for the next datagram before it takes the last for the last.
 const SILENCE: Duration = Duration::from_millis(500);
@@ -43,6 +43,8 @@ pub enum Content {
 /// Nobody listens, or the connection broke.
 pub fn send(to: (Ipv4Addr, u16), bytes: u64, content: Content) -> io::Result<Traffic> {
     let mut stream = connect(to)?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     let start = Instant::now();
     let checksum = match content {
         Content::Pattern(seed) => pattern::write(&mut stream, seed, bytes)?,

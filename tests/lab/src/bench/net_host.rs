@@ -5,7 +5,7 @@
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -49,7 +49,18 @@ pub fn host_side(child: &mut Child) -> Result<HostSide> {
         flood: UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 5004))?,
     };
     let (done, result) = mpsc::channel();
-    thread::spawn(move || done.send(talk(&ends)));
+    let talker = thread::spawn(move || done.send(talk(&ends)));
+    let seen = watch(child, &result);
+    if seen.is_err() {
+        // Whoever talks holds the ports. Without a VMM it comes to its own end, soon in counted time.
+        let _ = child.kill();
+        let _ = talker.join();
+    }
+    seen
+}
+
+/// Waits for what the talk comes to, as long as the VMM lives.
+fn watch(child: &mut Child, result: &Receiver<Result<HostSide>>) -> Result<HostSide> {
     let start = Instant::now();
     loop {
         match result.recv_timeout(PACE) {
