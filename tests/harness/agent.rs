@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use husk_guest::frame::{self, Kind};
@@ -103,21 +103,19 @@ impl Agent {
         }
     }
 
-    /// Asks for what cannot fail, and how long the guest took for it by its own clock, which this side's cannot contradict.
+    /// Asks for what cannot fail, and how long the guest took for it by its own clock. That need not agree with this side's to the
+    /// last percent.
     ///
     /// # Errors
     ///
-    /// It failed, took no time at all, or more than has passed here.
+    /// It failed, or took no time at all.
     pub fn time(&mut self, call: Call) -> Result<(Duration, Reply)> {
-        let start = Instant::now();
         let reply = self.must(&Call::Time { of: Box::new(call) })?;
-        let around = start.elapsed();
         let Reply::Timed { nanoseconds, result } = reply else {
             bail!("no time: {reply:?}")
         };
         let took = Duration::from_nanos(nanoseconds);
         ensure!(!took.is_zero(), "the guest's clock stands still");
-        ensure!(took <= around, "{took:?} in the guest, {around:?} here");
         Ok((took, *result))
     }
 
