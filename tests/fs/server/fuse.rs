@@ -37,7 +37,8 @@ const SYMLINK: u32 = 6;
 const MKDIR: u32 = 9;
 const LINK: u32 = 13;
 const OPEN: u32 = 14;
-const READ: u32 = 15;
+/// The request by which a file's content is asked for.
+pub const READ: u32 = 15;
 const WRITE: u32 = 16;
 const STATFS: u32 = 17;
 const RELEASE: u32 = 18;
@@ -56,6 +57,11 @@ const BATCH_FORGET: u32 = 42;
 pub struct Folder {
     /// By node, less one.
     nodes: Mutex<Vec<PathBuf>>,
+}
+
+/// What a request asks for.
+pub fn opcode(request: &[u8]) -> Option<u32> {
+    Fields(request.get(4..)?).u32().ok()
 }
 
 impl Folder {

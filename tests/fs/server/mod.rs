@@ -1,18 +1,19 @@
 //! A file server with several request queues, each with a thread of its own: what virtiofsd, which has one, cannot show.
 //!
-//! It lives in the test's process, so the test reads its counts.
+//! It lives in the test's process, so the test reads its counts, and decides when two requests must be in progress at once.
 
 mod fuse;
 
 use std::io::{self, Read, Write};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use vhost::vhost_user::Listener;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use vhost_user_backend::{Error, VhostUserBackend, VhostUserDaemon, VringRwLock, VringT};
+use vhost_user_backend::{Error, ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringRwLock, VringT};
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
@@ -24,7 +25,21 @@ use fuse::Folder;
 const FEATURES: u64 = 1 << 28 | 1 << 29 | 1 << 32;
 const QUEUE_SIZE: usize = 1024;
 
+/// How long a request waits for one on the other queue.
+const ALONE: Duration = Duration::from_secs(60);
+
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+
+/// What becomes of a request for a file's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// An answer.
+    Prompt,
+    /// An answer as soon as each request queue has one in progress.
+    Together,
+    /// No answer: the server leaves as soon as each request queue has one in progress.
+    Leave,
+}
 
 /// A server, for one connection.
 pub struct QueuesServer {
@@ -37,6 +52,15 @@ struct Service {
     /// Requests so far, by queue; the first is for what is urgent.
     requests: Vec<AtomicU64>,
     memory: Memory,
+    meeting: Mutex<Meeting>,
+    changed: Condvar,
+    way_out: OnceLock<ShutdownHandle>,
+}
+
+struct Meeting {
+    manner: Manner,
+    /// The queues that have a request in progress.
+    here: Vec<usize>,
 }
 
 impl QueuesServer {
@@ -47,11 +71,21 @@ impl QueuesServer {
             folder: Folder::new(folder),
             requests: (0..=queues).map(|_| AtomicU64::new(0)).collect(),
             memory: memory.clone(),
+            meeting: Mutex::new(Meeting {
+                manner: Manner::Prompt,
+                here: Vec::new(),
+            }),
+            changed: Condvar::new(),
+            way_out: OnceLock::new(),
         });
         let mut listener = Listener::new(socket, true).unwrap();
         let mut daemon = VhostUserDaemon::new("file server".into(), service.clone(), memory).unwrap();
+        let known = service.clone();
         let thread = thread::spawn(move || {
             daemon.start(&mut listener)?;
+            if let Some(handle) = daemon.shutdown_handle() {
+                let _ = known.way_out.set(handle);
+            }
             daemon.wait()
         });
         Self { service, thread }
@@ -66,7 +100,21 @@ impl QueuesServer {
             .collect()
     }
 
-    /// Waits until the other end has left.
+    /// Whether each request queue has had a request for content in progress while the others had.
+    pub fn met(&self) -> bool {
+        self.service.meeting().here.len() + 1 == self.service.requests.len()
+    }
+
+    /// From now on.
+    pub fn behave(&self, manner: Manner) {
+        let mut meeting = self.service.meeting();
+        *meeting = Meeting {
+            manner,
+            here: Vec::new(),
+        };
+    }
+
+    /// Waits until the other end, or the server itself, has left.
     pub fn ended(self) {
         match self.thread.join().unwrap() {
             Ok(()) | Err(Error::HandleRequest(vhost::vhost_user::Error::Disconnected)) => {}
@@ -76,6 +124,10 @@ impl QueuesServer {
 }
 
 impl Service {
+    fn meeting(&self) -> std::sync::MutexGuard<'_, Meeting> {
+        self.meeting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Answers all that waits in a queue.
     fn drain(&self, queue: usize, vring: &VringRwLock) -> io::Result<()> {
         loop {
@@ -93,6 +145,9 @@ impl Service {
                     .map_err(io::Error::other)?
                     .read_to_end(&mut request)?;
                 self.requests[queue].fetch_add(1, Ordering::Relaxed);
+                if fuse::opcode(&request) == Some(fuse::READ) {
+                    self.meet(queue)?;
+                }
                 let reply = self.folder.answer(&request).unwrap_or_default();
                 let mut writer = chain.writer(&memory).map_err(io::Error::other)?;
                 writer.write_all(&reply)?;
@@ -106,6 +161,32 @@ impl Service {
                 return Ok(());
             }
         }
+    }
+
+    /// Does with a request for content what the [`Manner`] asks for.
+    fn meet(&self, queue: usize) -> io::Result<()> {
+        let mut meeting = self.meeting();
+        if meeting.manner == Manner::Prompt {
+            return Ok(());
+        }
+        if !meeting.here.contains(&queue) {
+            meeting.here.push(queue);
+        }
+        let all = self.requests.len() - 1;
+        self.changed.notify_all();
+        let waited = self
+            .changed
+            .wait_timeout_while(meeting, ALONE, |meeting| meeting.here.len() < all);
+        let (mut meeting, late) = waited.unwrap_or_else(PoisonError::into_inner);
+        if late.timed_out() {
+            meeting.here.retain(|here| *here != queue);
+            return Ok(());
+        }
+        if meeting.manner == Manner::Leave {
+            self.way_out.get().into_iter().for_each(ShutdownHandle::shutdown);
+            return Err(io::Error::other("leaving"));
+        }
+        Ok(())
     }
 }
 
