@@ -6,9 +6,9 @@ use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use husk_tests::{husk, kernel_file};
+use husk_tests::{end_of, husk, kernel_file};
 use tempfile::TempDir;
 
 /// No wrong input takes longer to be refused.
@@ -30,13 +30,9 @@ fn run(arguments: &[&str]) -> Output {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    let start = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        if start.elapsed() > PATIENCE {
-            child.kill().unwrap();
-            panic!("still running after {PATIENCE:?}: {arguments:?}");
-        }
-        std::thread::sleep(Duration::from_millis(5));
+    if end_of(&mut child, PATIENCE).unwrap().is_none() {
+        child.kill().unwrap();
+        panic!("still running after {PATIENCE:?}: {arguments:?}");
     }
     child.wait_with_output().unwrap()
 }

@@ -14,6 +14,7 @@ pub mod agent;
 pub mod api;
 pub mod body;
 mod boot;
+mod end;
 mod guest;
 pub mod info;
 mod lab;
@@ -26,6 +27,7 @@ mod trace;
 mod transcript;
 
 pub use boot::{Boot, Image, Input, VMM};
+pub use end::end_of;
 pub use guest::{Ended, Guest, PATIENCE};
 pub use lab::{husk, kernel_file};
 pub use process::tap;

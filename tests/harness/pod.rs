@@ -21,7 +21,7 @@ use crate::agent::{self, Agent};
 use crate::api::{Api, Response, Shim};
 use crate::body::Shape;
 use crate::info::{PciDevice, State, VmInfo};
-use crate::{husk, process, pty};
+use crate::{end_of, husk, process, pty};
 
 /// How long anything of a pod may take: the shims' windows, and as much more as an emulated host on a busy machine needs.
 pub const PATIENCE: Duration = Duration::from_secs(300);
@@ -58,14 +58,7 @@ impl Vmm {
     ///
     /// It does not end.
     pub fn wait(mut self) -> Result<ExitStatus> {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.0.try_wait()? {
-                return Ok(status);
-            }
-            ensure!(start.elapsed() < PATIENCE, "the VMM does not end");
-            thread::sleep(Duration::from_millis(5));
-        }
+        end_of(&mut self.0, PATIENCE)?.context("the VMM does not end")
     }
 }
 
@@ -359,13 +352,8 @@ impl Pod {
     /// As [`Pod::stop`].
     pub fn ended(mut self) -> Result<Stopped> {
         let start = Instant::now();
-        let status = loop {
-            if let Some(status) = self.vmm.0.try_wait()? {
-                break status;
-            }
-            ensure!(start.elapsed() < PATIENCE, "the VMM does not end: {}", self.output());
-            thread::sleep(Duration::from_millis(1));
-        };
+        let status = end_of(&mut self.vmm.0, PATIENCE)?;
+        let status = status.with_context(|| format!("the VMM does not end: {}", self.output()))?;
         let took = start.elapsed();
         for reader in self.readers.drain(..) {
             let _ = reader.join();

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::api::Shim;
+use crate::end_of;
 use crate::lab::lab_file;
 use crate::pod::PATIENCE;
 
@@ -124,11 +125,8 @@ impl FileServer {
     ///
     /// It does not.
     pub fn ended(mut self) -> Result<()> {
-        let start = Instant::now();
-        while self.child.try_wait()?.is_none() {
-            ensure!(start.elapsed() < PATIENCE, "virtiofsd does not end: {}", self.said());
-            thread::sleep(Duration::from_millis(5));
-        }
+        let status = end_of(&mut self.child, PATIENCE)?;
+        ensure!(status.is_some(), "virtiofsd does not end: {}", self.said());
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use husk_tests::end_of;
 
 use crate::command::command;
 use crate::sys;
@@ -114,15 +115,9 @@ impl Husk {
     pub fn end(&mut self) -> Result<()> {
         let (status, body) = self.ask("PUT", "vmm.shutdown", "")?;
         ensure!(status == 204, "vmm.shutdown was answered {status}: {body}");
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                ensure!(status.success(), "husk ended with {status}");
-                return Ok(());
-            }
-            ensure!(Instant::now() < deadline, "husk does not end");
-            thread::sleep(Duration::from_millis(5));
-        }
+        let status = end_of(&mut self.child, PATIENCE)?.context("husk does not end")?;
+        ensure!(status.success(), "husk ended with {status}");
+        Ok(())
     }
 }
 

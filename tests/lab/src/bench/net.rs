@@ -13,11 +13,12 @@ use std::thread;
 use anyhow::{Context, Result, bail, ensure};
 use husk_guest::traffic::Traffic;
 use husk_guest::{Answer, PREFIX, Step, step};
+use husk_tests::end_of;
 use serde::{Deserialize, Serialize};
 
 use super::Results;
 use super::emulated::{Profile, Session};
-use super::net_host::{HostSide, ended, host_side};
+use super::net_host::{HostSide, LIMIT, host_side};
 use super::rounds::Extract;
 use super::subject::{Guest, Kind, Subject};
 use crate::archive::Archive;
@@ -135,7 +136,10 @@ pub fn sample(subject: &Subject, scratch: &Path) -> Result<Talk> {
         let _ = output.read_to_end(&mut text);
         text
     });
-    let host = host_side(&mut child.0).and_then(|host| ended(&mut child.0).map(|()| host));
+    let host = host_side(&mut child.0).and_then(|host| {
+        end_of(&mut child.0, LIMIT)?.context("it does not end")?;
+        Ok(host)
+    });
     drop(child);
     let said = String::from_utf8_lossy(&reader.join().unwrap_or_default()).into_owned();
     let complained = fs::read_to_string(&start.complaints).unwrap_or_default();

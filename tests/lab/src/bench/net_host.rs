@@ -17,7 +17,7 @@ use super::net::{DATAGRAM, FLOOD_MS, GUEST, HOST, STREAM_MIB, TAP};
 /// When an interface, or a guest's first word, is taken not to come, in virtual time.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// When the talk is taken to hang, in virtual time: several times what the slowest takes.
-const LIMIT: Duration = Duration::from_secs(40);
+pub const LIMIT: Duration = Duration::from_secs(40);
 /// How often to look whether the VMM lives, and how long to listen on after it has ended.
 const PACE: Duration = Duration::from_millis(100);
 const GRACE: Duration = Duration::from_secs(1);
@@ -75,20 +75,6 @@ fn watch(child: &mut Child, result: &Receiver<Result<HostSide>>) -> Result<HostS
         }
         ensure!(start.elapsed() < LIMIT, "its guest was not done in time");
     }
-}
-
-/// Waits until the VMM has ended, as it does when its guest powers off.
-///
-/// # Errors
-///
-/// It does not end.
-pub fn ended(child: &mut Child) -> Result<()> {
-    let start = Instant::now();
-    while child.try_wait()?.is_none() {
-        ensure!(start.elapsed() < LIMIT, "it does not end");
-        thread::sleep(PACE);
-    }
-    Ok(())
 }
 
 /// Waits for the tap, and gives it the host's address.
