@@ -1,7 +1,6 @@
 //! Several request queues: a guest with a queue for each processor, and a server of the tests' own that serves them side by side.
 
 use std::fs;
-use std::thread;
 
 use husk_guest::tree::{self, Depth, Plan};
 use husk_guest::{Call, Reply};
@@ -115,9 +114,7 @@ fn what_a_server_owes_on_two_queues_is_an_error_on_both() {
     let (mut lab, mut agent) = Lab::start();
     lab.write_two();
     lab.server.behave(Manner::Leave);
-    let mut asker = lab.pod.one_more().unwrap();
-    let asked = thread::spawn(move || asker.ask(&Call::run(&["sh", "-c", READ_TWO])));
-    let reply = asked.join().unwrap().unwrap();
+    let reply = agent.ask(&Call::run(&["sh", "-c", READ_TWO])).unwrap();
     let Reply::Ran { stdout, stderr, .. } = &reply else {
         panic!("{reply:?}")
     };

@@ -147,11 +147,11 @@ fn share_a_folder(teller: &Teller, agent: &mut Agent, shared: &Path) -> Result<(
         "the guest wrote {written:?} to the share"
     );
     teller.say("the guest mounts the folder, reads what the host wrote, and the host what the guest did");
-    fs::write(shared.join("large"), pattern::bytes(9, READ_BYTES))?;
+    let large = pattern::bytes(9, READ_BYTES);
+    fs::write(shared.join("large"), &large)?;
     let path = "/share/large".into();
     let (reading, reply) = agent.time(Call::Sum { path })?;
-    let checksum = pattern::checksum(&pattern::bytes(9, READ_BYTES));
-    let bytes = u64::try_from(READ_BYTES)?;
+    let (bytes, checksum) = (u64::try_from(large.len())?, pattern::checksum(&large));
     ensure!(reply == Reply::Data { bytes, checksum }, "the guest read {reply:?}");
     teller.say(&format!(
         "by the guest's clock mounting took {:.1} ms, reading and summing {} MiB of it {:.1} ms",
