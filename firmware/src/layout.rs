@@ -11,7 +11,7 @@
 //!          FFFB_C000   | KVM's own four pages          |  KVM_IDENTITY_MAP, KVM_TSS
 //!          FEE0_0000   | local APICs, MSI              |  LAPIC
 //!          FEC0_0000   | I/O APIC                      |  IOAPIC
-//!          FEB0_0000   | hot-plug registers            |  GED, PCI_BANK
+//!          FEB0_0000   | hot-plug registers            |  GED, PCI_BANK, CPU_BANK, MEMORY_BANK
 //!          E800_0000   | PCI configuration space       |  ECAM
 //!          C000_0000   | 32-bit PCI window, 512 MiB    |  PCI32
 //!                      +-------------------------------+  LOW_RAM_END
@@ -88,6 +88,10 @@ pub const ECAM_LEN: u64 = 0x10_0000;
 pub const GED: u64 = 0xfeb0_0000;
 /// Registers of the PCI slots.
 pub const PCI_BANK: u64 = 0xfeb0_1000;
+/// Registers of the vCPU slots.
+pub const CPU_BANK: u64 = 0xfeb0_2000;
+/// Registers of the memory slots: up to 4 KiB.
+pub const MEMORY_BANK: u64 = 0xfeb0_3000;
 /// GSI of the Generic Event Device.
 pub const GED_GSI: u32 = 5;
 /// I/O APIC with 24 pins, GSI 0 to 23.
@@ -204,6 +208,10 @@ mod tests {
             (ACPI, ACPI_LEN),
             (KERNEL_MIN, 0),
             (ECAM, ECAM_LEN),
+            (GED, 4),
+            (PCI_BANK, 0x400),
+            (CPU_BANK, 0x400),
+            (MEMORY_BANK, 0x1000),
             (u64::from(IOAPIC), 0x1000),
             (u64::from(LAPIC), 0x1000),
             (KVM_IDENTITY_MAP, KVM_PAGES_LEN),

@@ -1,41 +1,36 @@
-//! The AML that drives a bank: the same registers and scan method for CPUs, memory and PCI functions.
+//! The AML that drives a bank: the same registers and methods for processors, memory and PCI functions.
 //!
 //! ```text
-//! Device (\_SB.HCPU)                          one controller per bank
-//!   OperationRegion BREG, Field { TAKE }
+//! Device (\_SB.HCPU)                          or \_SB.HMEM, or Scope (\_SB.PCI0)
+//!   OperationRegion BREG, Field { TAKE, EJCT, SIGN, OSTR, SMAP }
 //!   Method SCAN ()                            called by the GED: while (TAKE) NTFY (slot, value)
 //!   Method NTFY (slot, value)                 a binary tree of If/Else down to one Notify
+//!   Method HSTA (slot)                        a bit of SMAP, which is read once after each event
+//!   Method HEJ0 (slot), HOST (slot, source, status), HSUN (slot), HMAT (slot)
 //!   Device (C001)                             one per slot
-//!     Field (BREG) { STAT, EJCT, OSTE, OSTS }
-//!     _STA -> STAT   _EJ0 -> EJCT   _OST -> OSTE, OSTS   and _MAT, _CRS or _ADR
+//!     _STA -> HSTA (1)   _EJ0 -> HEJ0 (1)   _OST -> HOST (1, …)   _SUN -> HSUN (1)   _MAT -> HMAT (1)
 //! ```
+//!
+//! A guest pays for a slot at its start, whether it is ever filled or not. So a slot has no registers of its own, and asking for the
+//! `_STA` of all of them costs one access for 32 slots. Why no other way: ADR 18.
 //!
 //! The DSDT must have revision 2 or higher, so that integers have 64 bits (ACPI 6.5 §19.3.5.7), and the PCI bank's fragment must
 //! come after the one that defines `\_SB_.PCI0`.
 
 use acpi_tables::{Aml, AmlSink, aml};
 
-use crate::bank::{self, RECORD_BYTES};
+use crate::bank::{self, Kind, RECORD_BYTES, RECORDS};
 use crate::ged::GedEvent;
 
-/// What sits in the slots of a bank.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Processors `\_SB_.HCPU.Cxxx` (ACPI0007), where slot and `_UID` are the same.
-    Cpu {
-        /// The local APIC ID of each slot; where the list ends, the slot's number.
-        apic_ids: Vec<u32>,
-    },
-    /// Memory devices `\_SB_.HMEM.Mxxx` (PNP0C80).
-    Memory,
-    /// Functions 0 of bus 0, `\_SB_.PCI0.Sxxx`, where slot and device number are the same.
-    Pci,
-}
+/// Local APIC IDs and processor UIDs from this on have no room in a Processor Local APIC structure: 0xff is the broadcast ID.
+const X2APIC_FROM: u32 = 0xff;
 
 /// The AML of one bank.
 #[derive(Clone, Debug)]
 pub struct BankAml {
-    /// What sits in the slots.
+    /// What sits in the slots. Processors are `\_SB_.HCPU.Cxxx` (ACPI0007), where slot, `_UID` and local APIC ID are the same; memory
+    /// devices are `\_SB_.HMEM.Mxxx` (PNP0C80); functions 0 of bus 0 are `\_SB_.PCI0.Sxxx`, where slot and device number are the
+    /// same.
     pub kind: Kind,
     /// Guest-physical address of the bank's register window.
     pub address: u64,
@@ -49,46 +44,30 @@ pub struct BankAml {
 impl BankAml {
     /// The GED event that announces a change in this bank.
     pub fn event(&self) -> GedEvent {
-        match self.kind {
-            Kind::Cpu { .. } => GedEvent::Cpu,
-            Kind::Memory => GedEvent::Memory,
-            Kind::Pci => GedEvent::Pci,
-        }
+        self.kind.event()
     }
 
     /// The method to call on that event.
     pub fn scan(&self) -> &'static str {
         match self.kind {
-            Kind::Cpu { .. } => "\\_SB_.HCPU.SCAN",
+            Kind::Cpu => "\\_SB_.HCPU.SCAN",
             Kind::Memory => "\\_SB_.HMEM.SCAN",
-            Kind::Pci => "\\_SB_.HPCI.SCAN",
+            Kind::Pci => "\\_SB_.PCI0.SCAN",
         }
     }
 
-    fn controller(&self) -> &'static str {
-        match self.kind {
-            Kind::Cpu { .. } => "\\_SB_.HCPU",
-            Kind::Memory => "\\_SB_.HMEM",
-            Kind::Pci => "\\_SB_.HPCI",
-        }
-    }
-
-    fn region(&self) -> aml::Path {
-        aml::Path::new(&format!("{}.BREG", self.controller()))
-    }
-
-    /// The full path of a slot's device.
+    /// The name of a slot's device, beside the methods.
     fn device(&self, slot: u32) -> aml::Path {
-        let (parent, letter) = match self.kind {
-            Kind::Cpu { .. } => ("\\_SB_.HCPU", 'C'),
-            Kind::Memory => ("\\_SB_.HMEM", 'M'),
-            Kind::Pci => ("\\_SB_.PCI0", 'S'),
+        let letter = match self.kind {
+            Kind::Cpu => 'C',
+            Kind::Memory => 'M',
+            Kind::Pci => 'S',
         };
-        aml::Path::new(&format!("{parent}.{letter}{:03X}", slot & 0xfff))
+        aml::Path::new(&format!("{letter}{:03X}", slot & 0xfff))
     }
 
     fn window_bytes(&self) -> u64 {
-        bank::window_bytes(self.slots)
+        bank::window_bytes(self.kind, self.slots)
     }
 
     /// The slots that can be notified.
@@ -99,121 +78,172 @@ impl BankAml {
 
 impl Aml for BankAml {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        self.controller_device(sink);
-        let first = if matches!(self.kind, Kind::Cpu { .. }) {
-            0
-        } else {
-            self.movable().start
-        };
-        for slot in first..self.slots {
-            self.slot_device(slot, sink);
+        let body = Raw(self.body());
+        match self.kind {
+            Kind::Cpu => {
+                let hid = aml::Name::new("_HID".into(), &"ACPI0010");
+                aml::Device::new("\\_SB_.HCPU".into(), vec![&hid, &body]).to_aml_bytes(sink);
+            }
+            Kind::Memory => {
+                let hid = aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0A06"));
+                aml::Device::new("\\_SB_.HMEM".into(), vec![&hid, &body]).to_aml_bytes(sink);
+            }
+            Kind::Pci => aml::Scope::new("\\_SB_.PCI0".into(), vec![&body]).to_aml_bytes(sink),
         }
     }
 }
 
 impl BankAml {
-    fn controller_device(&self, sink: &mut dyn AmlSink) {
-        let last = self.address.saturating_add(self.window_bytes()).saturating_sub(1);
-        let cacheable = aml::AddressSpaceCacheable::NotCacheable;
-        let window = aml::AddressSpace::<u64>::new_memory(cacheable, true, self.address, last, None);
-        let hid = aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0A06"));
-        let uid = aml::Name::new("_UID".into(), &self.event().bit());
-        let crs = aml::Name::new("_CRS".into(), &aml::ResourceTemplate::new(vec![&window]));
-        let (space, length) = (aml::OpRegionSpace::SystemMemory, self.window_bytes());
-        let region = aml::OpRegion::new("BREG".into(), space, &self.address, &length);
-        let take = field("BREG".into(), vec![aml::FieldEntry::Named(*b"TAKE", 32)]);
-        let notify = NotifyMethod(self);
-        let mut children: Vec<&dyn Aml> = vec![&hid, &uid, &crs, &region, &take, &ScanMethod, &notify];
-        if self.kind == Kind::Memory {
-            children.push(&RangeMethod);
+    fn body(&self) -> Vec<u8> {
+        let mut body = Vec::new();
+        self.registers(&mut body);
+        scan(&mut body);
+        NotifyMethod(self).to_aml_bytes(&mut body);
+        status(&mut body, bank::map_bits(self.slots));
+        reports(&mut body);
+        match self.kind {
+            Kind::Cpu => {
+                sign(&mut body);
+                self.interrupt_controllers(&mut body);
+            }
+            Kind::Memory => range(&mut body),
+            Kind::Pci => {}
         }
-        aml::Device::new(self.controller().into(), children).to_aml_bytes(sink);
+        let first = if self.kind == Kind::Cpu {
+            0
+        } else {
+            self.movable().start
+        };
+        for slot in first..self.slots {
+            self.slot_device(slot, &mut body);
+        }
+        body
+    }
+
+    fn registers(&self, sink: &mut dyn AmlSink) {
+        let (space, length) = (aml::OpRegionSpace::SystemMemory, self.window_bytes());
+        aml::OpRegion::new("BREG".into(), space, &self.address, &length).to_aml_bytes(sink);
+        let map = usize::try_from(bank::map_bits(self.slots)).unwrap_or(usize::MAX);
+        let words = [
+            at(bank::TAKE, 0, b"TAKE", 32),
+            at(bank::EJCT, 4, b"EJCT", 32),
+            at(bank::SIGN, 8, b"SIGN", 32),
+            at(bank::SMAP, 12, b"SMAP", map),
+        ];
+        field(aml::FieldAccessType::DWord, words.concat()).to_aml_bytes(sink);
+        field(aml::FieldAccessType::QWord, at(bank::OSTR, 0, b"OSTR", 64)).to_aml_bytes(sink);
     }
 
     fn slot_device(&self, slot: u32, sink: &mut dyn AmlSink) {
         let mut body = Vec::new();
-        let name = |name: &str, value: &dyn Aml| aml::Name::new(name.into(), value);
-        match &self.kind {
-            Kind::Cpu { apic_ids } => {
-                name("_HID", &"ACPI0007").to_aml_bytes(&mut body);
-                name("_UID", &slot).to_aml_bytes(&mut body);
-                let apic_id = usize::try_from(slot)
-                    .ok()
-                    .and_then(|slot| apic_ids.get(slot))
-                    .copied()
-                    .unwrap_or(slot);
-                name("_MAT", &aml::BufferData::new(madt_entry(slot, apic_id))).to_aml_bytes(&mut body);
+        match self.kind {
+            Kind::Cpu => {
+                name("_HID", &"ACPI0007", &mut body);
+                name("_UID", &slot, &mut body);
+                forward("_MAT", 0, "HMAT", slot, &mut body);
+                forward("_SUN", 0, "HSUN", slot, &mut body);
             }
             Kind::Memory => {
-                name("_HID", &aml::EISAName::new("PNP0C80")).to_aml_bytes(&mut body);
-                name("_UID", &slot).to_aml_bytes(&mut body);
+                name("_HID", &aml::EISAName::new("PNP0C80"), &mut body);
+                name("_UID", &slot, &mut body);
+                let record = RECORD_BYTES.saturating_mul(slot.into()).saturating_add(RECORDS);
+                let extent = [at(record, 0, b"BASE", 64), vec![aml::FieldEntry::Named(*b"SIZE", 64)]];
+                field(aml::FieldAccessType::QWord, extent.concat()).to_aml_bytes(&mut body);
+                let (base, size) = (aml::Path::new("BASE"), aml::Path::new("SIZE"));
+                let range = aml::MethodCall::new("MRNG".into(), vec![&base, &size]);
+                aml::Method::new("_CRS".into(), 0, true, vec![&aml::Return::new(&range)]).to_aml_bytes(&mut body);
             }
             Kind::Pci => {
-                name("_ADR", &(slot << 16)).to_aml_bytes(&mut body);
-                name("_SUN", &slot).to_aml_bytes(&mut body);
+                name("_ADR", &(slot << 16), &mut body);
+                name("_SUN", &slot, &mut body);
             }
         }
         if self.movable().contains(&slot) {
-            self.slot_methods(slot, &mut body);
+            forward("_STA", 0, "HSTA", slot, &mut body);
+            forward("_EJ0", 1, "HEJ0", slot, &mut body);
+            forward("_OST", 3, "HOST", slot, &mut body);
         }
         aml::Device::new(self.device(slot), vec![&Raw(body)]).to_aml_bytes(sink);
     }
 
-    /// `_STA`, `_EJ0` and `_OST` (ACPI 6.5 §6.3.7, §6.3.3, §6.3.5), and `_CRS` of memory, on the slot's record.
-    fn slot_methods(&self, slot: u32, sink: &mut dyn AmlSink) {
-        let record_bits = RECORD_BYTES
-            .saturating_mul(u64::from(slot).saturating_add(1))
-            .saturating_mul(8);
-        let named = |name: &[u8; 4], bits| aml::FieldEntry::Named(*name, bits);
-        let mut entries = vec![aml::FieldEntry::Reserved(
-            usize::try_from(record_bits).unwrap_or(usize::MAX),
-        )];
-        entries.extend([b"STAT", b"EJCT", b"OSTE", b"OSTS"].map(|name| named(name, 32)));
-        if self.kind == Kind::Memory {
-            entries.extend([b"BASE", b"SIZE"].map(|name| named(name, 64)));
-        }
-        field(self.region(), entries).to_aml_bytes(sink);
-
-        let [stat, eject, event, status] = ["STAT", "EJCT", "OSTE", "OSTS"].map(aml::Path::new);
-        aml::Method::new("_STA".into(), 0, false, vec![&aml::Return::new(&stat)]).to_aml_bytes(sink);
-        aml::Method::new("_EJ0".into(), 1, true, vec![&aml::Store::new(&eject, &aml::ONE)]).to_aml_bytes(sink);
-        let (event, status) = (
-            aml::Store::new(&event, &aml::Arg(0)),
-            aml::Store::new(&status, &aml::Arg(1)),
-        );
-        aml::Method::new("_OST".into(), 3, true, vec![&event, &status]).to_aml_bytes(sink);
-        if self.kind == Kind::Memory {
-            let (base, size) = (aml::Path::new("BASE"), aml::Path::new("SIZE"));
-            let range = aml::MethodCall::new("\\_SB_.HMEM.MRNG".into(), vec![&base, &size]);
-            aml::Method::new("_CRS".into(), 0, true, vec![&aml::Return::new(&range)]).to_aml_bytes(sink);
-        }
+    /// `HMAT (slot)`: the interrupt controller structure of an enabled processor (ACPI 6.5 §6.2.10): Processor Local APIC (§5.2.12.2)
+    /// where the numbers fit, else Processor Local x2APIC (§5.2.12.12).
+    fn interrupt_controllers(&self, sink: &mut dyn AmlSink) {
+        const LOCAL_APIC: [u8; 8] = [0, 8, 0, 0, 1, 0, 0, 0];
+        const LOCAL_X2APIC: [u8; 16] = [9, 16, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+        let low = Filled {
+            template: &LOCAL_APIC,
+            low: &[2, 3],
+            high: &[],
+        };
+        let high = Filled {
+            template: &LOCAL_X2APIC,
+            low: &[4, 12],
+            high: &[5, 13],
+        };
+        let fits = aml::LessThan::new(&aml::Arg(0), &X2APIC_FROM);
+        let choice = aml::If::new(&fits, vec![&low]);
+        let body: Vec<&dyn Aml> = if self.slots > X2APIC_FROM {
+            vec![&choice, &high]
+        } else {
+            vec![&low]
+        };
+        aml::Method::new("HMAT".into(), 1, true, body).to_aml_bytes(sink);
     }
 }
 
-/// Fields on the registers: 32 bits at a time, nothing read back before a write.
-fn field(region: aml::Path, entries: Vec<aml::FieldEntry>) -> aml::Field {
-    let (access, rule) = (aml::FieldAccessType::DWord, aml::FieldUpdateRule::WriteAsZeroes);
-    aml::Field::new(region, access, aml::FieldLockRule::NoLock, rule, entries)
+/// Returns a buffer like `template` in which `low` have the low byte of the argument and `high` the one above.
+struct Filled {
+    template: &'static [u8],
+    low: &'static [u8],
+    high: &'static [u8],
 }
 
-/// The interrupt controller structure that `_MAT` gives of an enabled processor (ACPI 6.5 §6.2.10): Processor Local APIC
-/// (§5.2.12.2) where the IDs fit, else Processor Local x2APIC (§5.2.12.12).
-fn madt_entry(uid: u32, apic_id: u32) -> Vec<u8> {
-    const LOCAL_APIC: u8 = 0;
-    const LOCAL_X2APIC: u8 = 9;
-    const ENABLED: u32 = 1;
-    let flags = ENABLED.to_le_bytes();
-    match (u8::try_from(uid), u8::try_from(apic_id)) {
-        // 0xff is the broadcast ID, in both fields.
-        (Ok(uid @ ..=0xfe), Ok(apic_id @ ..=0xfe)) => [&[LOCAL_APIC, 8, uid, apic_id][..], &flags].concat(),
-        _ => [
-            &[LOCAL_X2APIC, 16, 0, 0][..],
-            &apic_id.to_le_bytes(),
-            &flags,
-            &uid.to_le_bytes(),
-        ]
-        .concat(),
+impl Aml for Filled {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let (buffer, slot) = (aml::Local(0), aml::Arg(0));
+        aml::Store::new(&buffer, &aml::BufferData::new(self.template.to_vec())).to_aml_bytes(sink);
+        let above = aml::ShiftRight::new(&aml::ZERO, &slot, &8_u8);
+        let low = self.low.iter().map(|at| (at, &slot as &dyn Aml));
+        let high = self.high.iter().map(|at| (at, &above as &dyn Aml));
+        for (at, value) in low.chain(high) {
+            aml::Store::new(&aml::Index::new(&aml::ZERO, &buffer, at), value).to_aml_bytes(sink);
+        }
+        aml::Return::new(&buffer).to_aml_bytes(sink);
     }
+}
+
+fn name(name: &str, value: &dyn Aml, sink: &mut dyn AmlSink) {
+    aml::Name::new(name.into(), value).to_aml_bytes(sink);
+}
+
+/// The field at byte `offset`, where the one before has ended at byte `end`.
+fn at(offset: u64, end: u64, name: &[u8; 4], bits: usize) -> Vec<aml::FieldEntry> {
+    let skipped = offset.saturating_sub(end).saturating_mul(8);
+    let named = aml::FieldEntry::Named(*name, bits);
+    match usize::try_from(skipped) {
+        Ok(0) => vec![named],
+        skipped => vec![aml::FieldEntry::Reserved(skipped.unwrap_or(usize::MAX)), named],
+    }
+}
+
+/// Fields on the registers: nothing is read back before a write.
+fn field(access: aml::FieldAccessType, entries: Vec<aml::FieldEntry>) -> aml::Field {
+    let rule = aml::FieldUpdateRule::WriteAsZeroes;
+    aml::Field::new("BREG".into(), access, aml::FieldLockRule::NoLock, rule, entries)
+}
+
+/// A method of a slot's device that leaves the work to `shared`, with the slot's number and the first two of its `args` arguments.
+fn forward(name: &str, args: u8, shared: &str, slot: u32, sink: &mut dyn AmlSink) {
+    let (source, status) = (aml::Arg(0), aml::Arg(1));
+    let mut passed: Vec<&dyn Aml> = vec![&slot];
+    if args > 1 {
+        passed.extend([&source as &dyn Aml, &status]);
+    }
+    let call = aml::MethodCall::new(shared.into(), passed);
+    let returned = aml::Return::new(&call);
+    let body: &dyn Aml = if args == 0 { &returned } else { &call };
+    aml::Method::new(name.into(), args, true, vec![body]).to_aml_bytes(sink);
 }
 
 /// AML that has been written already.
@@ -225,21 +255,65 @@ impl Aml for Raw {
     }
 }
 
-/// `SCAN`: takes events until there are no more and passes each on. As many register reads as events, and one.
-struct ScanMethod;
-
-impl Aml for ScanMethod {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        let (event, take) = (aml::Local(0), aml::Path::new("TAKE"));
-        let next = aml::Store::new(&event, &take);
-        let slot = aml::And::new(&aml::ZERO, &event, &0xffff_u16);
-        let value = aml::ShiftRight::new(&aml::ZERO, &event, &16_u8);
-        let notify = aml::MethodCall::new("NTFY".into(), vec![&slot, &value]);
-        let more = aml::While::new(&event, vec![&notify, &next]);
-        aml::Method::new("SCAN".into(), 0, true, vec![&next, &more]).to_aml_bytes(sink);
-    }
+/// `SCAN`: takes events until there are no more and passes each on. As many register reads as events, and one. The map that is
+/// known does not hold any more.
+fn scan(sink: &mut dyn AmlSink) {
+    let (event, take, known) = (aml::Local(0), aml::Path::new("TAKE"), aml::Path::new("KNWN"));
+    let next = aml::Store::new(&event, &take);
+    let forget = aml::Store::new(&known, &aml::ZERO);
+    let slot = aml::And::new(&aml::ZERO, &event, &0xffff_u16);
+    let value = aml::ShiftRight::new(&aml::ZERO, &event, &16_u8);
+    let notify = aml::MethodCall::new("NTFY".into(), vec![&slot, &value]);
+    let more = aml::While::new(&event, vec![&notify, &next, &forget]);
+    aml::Method::new("SCAN".into(), 0, true, vec![&next, &forget, &more]).to_aml_bytes(sink);
 }
 
+/// `HSTA (slot)`: `_STA`, by the map in `HMAP`, which is read when it is not known.
+fn status(sink: &mut dyn AmlSink, map_bits: u32) {
+    let empty = vec![0; usize::try_from(map_bits / 8).unwrap_or_default()];
+    name("HMAP", &aml::BufferData::new(empty), sink);
+    name("KNWN", &aml::ZERO, sink);
+    let (map, known, shown) = (aml::Path::new("HMAP"), aml::Path::new("KNWN"), aml::Path::new("SMAP"));
+    let read = aml::Store::new(&map, &shown);
+    let remember = aml::Store::new(&known, &aml::ONE);
+    let unknown = aml::Equal::new(&known, &aml::ZERO);
+    let learn = aml::If::new(&unknown, vec![&read, &remember]);
+    let place = aml::ShiftRight::new(&aml::ZERO, &aml::Arg(0), &3_u8);
+    let index = aml::Index::new(&aml::ZERO, &map, &place);
+    let byte = aml::DeRefOf::new(&index);
+    let bit = aml::And::new(&aml::ZERO, &aml::Arg(0), &7_u8);
+    let shifted = aml::ShiftRight::new(&aml::ZERO, &byte, &bit);
+    let lowest = aml::And::new(&aml::ZERO, &shifted, &aml::ONE);
+    // Present, enabled, shown, functioning, or nothing of it (ACPI 6.5 §6.3.7).
+    let value = aml::Multiply::new(&aml::ZERO, &lowest, &0xf_u8);
+    aml::Method::new("HSTA".into(), 1, true, vec![&learn, &aml::Return::new(&value)]).to_aml_bytes(sink);
+}
+
+/// `HEJ0 (slot)` and `HOST (slot, source, status)`: `_EJ0` and `_OST` (ACPI 6.5 §6.3.3, §6.3.5), one write each. Either may change what
+/// `_STA` has to say, at once.
+fn reports(sink: &mut dyn AmlSink) {
+    let known = aml::Path::new("KNWN");
+    let forget = aml::Store::new(&known, &aml::ZERO);
+    let (slot, eject, report) = (aml::Arg(0), aml::Path::new("EJCT"), aml::Path::new("OSTR"));
+    let ejected = aml::Store::new(&eject, &slot);
+    aml::Method::new("HEJ0".into(), 1, true, vec![&ejected, &forget]).to_aml_bytes(sink);
+
+    let source = aml::And::new(&aml::ZERO, &aml::Arg(1), &0xffff_u16);
+    let source = aml::ShiftLeft::new(&aml::ZERO, &source, &16_u8);
+    let status = aml::ShiftLeft::new(&aml::ZERO, &aml::Arg(2), &32_u8);
+    let low = aml::Or::new(&aml::ZERO, &slot, &source);
+    let whole = aml::Or::new(&aml::ZERO, &low, &status);
+    let reported = aml::Store::new(&report, &whole);
+    aml::Method::new("HOST".into(), 3, true, vec![&reported, &forget]).to_aml_bytes(sink);
+}
+
+/// `HSUN (slot)`: `_SUN` (ACPI 6.5 §6.1.11), the slot's number, and the bank learns that it was asked for.
+fn sign(sink: &mut dyn AmlSink) {
+    let sign = aml::Path::new("SIGN");
+    let signed = aml::Store::new(&sign, &aml::Arg(0));
+    let answer = aml::Return::new(&aml::Arg(0));
+    aml::Method::new("HSUN".into(), 1, true, vec![&signed, &answer]).to_aml_bytes(sink);
+}
 /// `NTFY (slot, value)`: notifies the slot's device. A tree and not a list of comparisons, because the interpreter is slow and a
 /// machine may have hundreds of slots.
 struct NotifyMethod<'a>(&'a BankAml);
@@ -273,36 +347,32 @@ impl NotifyMethod<'_> {
 }
 
 /// `MRNG (base, size)`: the resource template of a memory slot.
-struct RangeMethod;
-
-impl Aml for RangeMethod {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        // Offsets in the QWord Address Space Descriptor (ACPI 6.5 §6.4.3.5.1).
-        const MIN: u8 = 14;
-        const MAX: u8 = 22;
-        const LENGTH: u8 = 38;
-        let cacheable = aml::AddressSpaceCacheable::Cacheable;
-        let template = aml::AddressSpace::<u64>::new_memory(cacheable, true, 0, u64::MAX - 1, None);
-        let (base, size) = (aml::Arg(0), aml::Arg(1));
-        let [buffer, min, max, length] = ["RBUF", "RMIN", "RMAX", "RLEN"].map(aml::Path::new);
-        let end = aml::Add::new(&aml::ZERO, &base, &size);
-        aml::Method::new(
-            "MRNG".into(),
-            2,
-            true,
-            vec![
-                &aml::Name::new("RBUF".into(), &aml::ResourceTemplate::new(vec![&template])),
-                &aml::CreateQWordField::new(&min, &buffer, &MIN),
-                &aml::CreateQWordField::new(&max, &buffer, &MAX),
-                &aml::CreateQWordField::new(&length, &buffer, &LENGTH),
-                &aml::Store::new(&min, &base),
-                &aml::Store::new(&length, &size),
-                &aml::Subtract::new(&max, &end, &aml::ONE),
-                &aml::Return::new(&buffer),
-            ],
-        )
-        .to_aml_bytes(sink);
-    }
+fn range(sink: &mut dyn AmlSink) {
+    // Offsets in the QWord Address Space Descriptor (ACPI 6.5 §6.4.3.5.1).
+    const MIN: u8 = 14;
+    const MAX: u8 = 22;
+    const LENGTH: u8 = 38;
+    let cacheable = aml::AddressSpaceCacheable::Cacheable;
+    let template = aml::AddressSpace::<u64>::new_memory(cacheable, true, 0, u64::MAX - 1, None);
+    let (base, size) = (aml::Arg(0), aml::Arg(1));
+    let [buffer, min, max, length] = ["RBUF", "RMIN", "RMAX", "RLEN"].map(aml::Path::new);
+    let end = aml::Add::new(&aml::ZERO, &base, &size);
+    aml::Method::new(
+        "MRNG".into(),
+        2,
+        true,
+        vec![
+            &aml::Name::new("RBUF".into(), &aml::ResourceTemplate::new(vec![&template])),
+            &aml::CreateQWordField::new(&min, &buffer, &MIN),
+            &aml::CreateQWordField::new(&max, &buffer, &MAX),
+            &aml::CreateQWordField::new(&length, &buffer, &LENGTH),
+            &aml::Store::new(&min, &base),
+            &aml::Store::new(&length, &size),
+            &aml::Subtract::new(&max, &end, &aml::ONE),
+            &aml::Return::new(&buffer),
+        ],
+    )
+    .to_aml_bytes(sink);
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use super::*;
 use crate::bank::{Bank, Extent};
 use crate::ged::{Bell, Ged, GedAml};
 use crate::guest_test::{Guest, Value};
-use crate::slot::Event;
+use crate::slot::{Event, State};
 use crate::ticket::{Outcome, Ticket};
 
 const BANK: u64 = 0xfec0_1000;
@@ -23,6 +23,12 @@ impl Aml for Root {
     }
 }
 
+fn aml_bytes(aml: &dyn Aml) -> usize {
+    let mut bytes = Vec::new();
+    aml.to_aml_bytes(&mut bytes);
+    bytes.len()
+}
+
 /// One bank, its GED, and the guest that has loaded the AML of both.
 struct Machine {
     bank: Arc<Mutex<Bank>>,
@@ -32,11 +38,11 @@ struct Machine {
 }
 
 fn machine(kind: Kind, slots: u32, pinned: u32) -> Machine {
-    let mut bank = Bank::new(slots, || ()).unwrap();
+    let bell = Bell::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
+    let mut bank = Bank::new(kind, slots, bell.clone(), || ()).unwrap();
     (0..pinned).for_each(|slot| bank.pin(slot).unwrap());
     let window_bytes = bank.window_bytes();
     let bank = Arc::new(Mutex::new(bank));
-    let bell = Bell::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
     let aml = BankAml {
         kind,
         address: BANK,
@@ -80,15 +86,9 @@ impl Machine {
     }
 }
 
-fn cpus(slots: u32) -> Kind {
-    Kind::Cpu {
-        apic_ids: (0..slots).map(|slot| slot * 2).collect(),
-    }
-}
-
 #[test]
 fn a_processor_comes_and_goes() {
-    let mut machine = machine(cpus(4), 4, 1);
+    let mut machine = machine(Kind::Cpu, 4, 1);
     let add = machine.apply(2, Event::Offer);
     assert_eq!(machine.sta("\\_SB_.HCPU.C002"), 0);
     assert_eq!(machine.interrupt(), [("\\_SB_.HCPU.C002".to_owned(), 1)]);
@@ -117,8 +117,8 @@ fn a_refusal_reaches_its_own_slot() {
 #[test]
 fn every_slot_of_every_kind_is_notified_itself() {
     for (kind, slots, pinned, name) in [
-        (cpus(300), 300, 1, "\\_SB_.HCPU.C"),
-        (cpus(2), 2, 1, "\\_SB_.HCPU.C"),
+        (Kind::Cpu, 300, 1, "\\_SB_.HCPU.C"),
+        (Kind::Cpu, 2, 1, "\\_SB_.HCPU.C"),
         (Kind::Memory, 64, 0, "\\_SB_.HMEM.M"),
         (Kind::Memory, 1, 0, "\\_SB_.HMEM.M"),
         (Kind::Pci, 32, 1, "\\_SB_.PCI0.S"),
@@ -134,7 +134,7 @@ fn every_slot_of_every_kind_is_notified_itself() {
 
 #[test]
 fn a_scan_costs_one_access_per_event_and_one() {
-    let mut machine = machine(cpus(256), 256, 1);
+    let mut machine = machine(Kind::Cpu, 256, 1);
     machine.interrupt();
     machine.guest.accesses = 0;
     drop([100, 200].map(|slot| machine.apply(slot, Event::Offer)));
@@ -148,7 +148,7 @@ fn a_scan_costs_one_access_per_event_and_one() {
 
 #[test]
 fn an_event_of_another_bank_does_not_scan_this_one() {
-    let mut machine = machine(cpus(2), 2, 1);
+    let mut machine = machine(Kind::Cpu, 2, 1);
     machine.apply(1, Event::Offer);
     machine.interrupt();
     machine.guest.accesses = 0;
@@ -158,7 +158,7 @@ fn an_event_of_another_bank_does_not_scan_this_one() {
 
 #[test]
 fn the_power_button_is_notified() {
-    let mut machine = machine(cpus(2), 2, 1);
+    let mut machine = machine(Kind::Cpu, 2, 1);
     machine.bell.ring(GedEvent::PowerButton);
     assert_eq!(machine.interrupt(), [("\\_SB_.PWRB".to_owned(), 0x80)]);
     assert_eq!(machine.interrupt(), []);
@@ -166,7 +166,7 @@ fn the_power_button_is_notified() {
 
 #[test]
 fn a_pinned_processor_is_there_and_cannot_be_ejected() {
-    let machine = machine(cpus(3), 3, 2);
+    let machine = machine(Kind::Cpu, 3, 2);
     for (slot, movable) in [(0, false), (1, false), (2, true)] {
         assert!(machine.guest.exists(&format!("\\_SB_.HCPU.C{slot:03X}._MAT")));
         for method in ["_STA", "_EJ0", "_OST"] {
@@ -180,30 +180,120 @@ fn a_pinned_processor_is_there_and_cannot_be_ejected() {
 
 #[test]
 fn a_processor_names_its_apic() {
-    let mut small = machine(cpus(2), 2, 1).guest;
-    assert_eq!(
-        small.evaluate("\\_SB_.HCPU.C001._MAT", &[]),
-        Value::Bytes(vec![0, 8, 1, 2, 1, 0, 0, 0])
-    );
-    assert_eq!(small.evaluate("\\_SB_.HCPU.C001._UID", &[]), Value::Int(1));
-    let mut large = machine(cpus(300), 300, 1).guest;
-    let x2apic = |slot: u8, apic: u16| {
-        let [low, high] = apic.to_le_bytes();
-        Value::Bytes(vec![9, 16, 0, 0, low, high, 0, 0, 1, 0, 0, 0, slot, 0, 0, 0])
+    let mut small = machine(Kind::Cpu, 3, 1).guest;
+    let mut large = machine(Kind::Cpu, 300, 1).guest;
+    let local = |slot| Value::Bytes(vec![0, 8, slot, slot, 1, 0, 0, 0]);
+    let x2apic = |low, high| Value::Bytes(vec![9, 16, 0, 0, low, high, 0, 0, 1, 0, 0, 0, low, high, 0, 0]);
+    assert_eq!(small.evaluate("\\_SB_.HCPU.C002._MAT", &[]), local(2));
+    assert_eq!(small.evaluate("\\_SB_.HCPU.C002._UID", &[]), Value::Int(2));
+    for _ in 0..2 {
+        assert_eq!(large.evaluate("\\_SB_.HCPU.C000._MAT", &[]), local(0));
+        assert_eq!(large.evaluate("\\_SB_.HCPU.C0FE._MAT", &[]), local(0xfe));
+        assert_eq!(
+            large.evaluate("\\_SB_.HCPU.C0FF._MAT", &[]),
+            x2apic(0xff, 0),
+            "0xff is everybody"
+        );
+        assert_eq!(large.evaluate("\\_SB_.HCPU.C12B._MAT", &[]), x2apic(0x2b, 1));
+    }
+}
+
+#[test]
+fn asking_for_every_status_costs_one_access_for_32_slots() {
+    let mut machine = machine(Kind::Cpu, 256, 1);
+    machine.bank.lock().unwrap().apply(77, Event::Boot, None).unwrap();
+    let every = |machine: &mut Machine| -> Vec<u64> {
+        (1..256)
+            .map(|slot| machine.sta(&format!("\\_SB_.HCPU.C{slot:03X}")))
+            .collect()
     };
-    assert_eq!(
-        large.evaluate("\\_SB_.HCPU.C07F._MAT", &[]),
-        Value::Bytes(vec![0, 8, 127, 254, 1, 0, 0, 0])
-    );
-    assert_eq!(large.evaluate("\\_SB_.HCPU.C080._MAT", &[]), x2apic(128, 256));
-    assert_eq!(
-        madt_entry(0, 0xff),
-        [9, 16, 0, 0, 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0],
-        "0xff is everybody"
-    );
-    assert_eq!(
-        madt_entry(0xff, 3),
-        [9, 16, 0, 0, 3, 0, 0, 0, 1, 0, 0, 0, 0xff, 0, 0, 0]
+    for _ in 0..2 {
+        let shown = every(&mut machine);
+        assert_eq!((shown[76], shown.iter().sum::<u64>()), (0xf, 0xf));
+    }
+    assert_eq!(machine.guest.accesses, 8);
+    machine.bell.ring(machine.event);
+    machine.interrupt();
+    machine.guest.accesses = 0;
+    every(&mut machine);
+    assert_eq!(machine.guest.accesses, 8, "an event makes the guest look again");
+}
+
+#[test]
+fn sun_reaches_the_bank() {
+    let mut machine = machine(Kind::Cpu, 3, 1);
+    machine.bank.lock().unwrap().apply(0, Event::Boot, None).unwrap();
+    assert_eq!(machine.guest.evaluate("\\_SB_.HCPU.C000._SUN", &[]), Value::Int(0));
+    let tickets = [1, 2].map(|slot| machine.apply(slot, Event::Offer));
+    machine.interrupt();
+    machine.guest.evaluate("\\_SB_.HCPU.C002._SUN", &[]);
+    for slot in [1, 2] {
+        machine
+            .guest
+            .evaluate(&format!("\\_SB_.HCPU.C00{slot}._OST"), &[1, 0, 0]);
+    }
+    assert_eq!(tickets[0].wait(Instant::now()), Outcome::Unproven);
+    assert_eq!(tickets[1].wait(Instant::now()), Outcome::Accepted);
+    assert_eq!(machine.sta("\\_SB_.HCPU.C001"), 0, "withdrawn at once");
+}
+
+#[test]
+fn memory_is_asked_about_twice() {
+    let mut machine = machine(Kind::Memory, 4, 0);
+    let ticket = machine.apply(3, Event::Offer);
+    let device = "\\_SB_.HMEM.M003";
+    assert_eq!(machine.interrupt(), [(device.to_owned(), 1)]);
+    machine.guest.evaluate(&format!("{device}._CRS"), &[]);
+    machine.guest.evaluate(&format!("{device}._OST"), &[1, 0, 0]);
+    assert_eq!(ticket.wait(Instant::now()), Outcome::TimedOut);
+    assert_eq!(machine.interrupt(), [(device.to_owned(), 1)]);
+    machine.guest.evaluate(&format!("{device}._OST"), &[1, 1, 0]);
+    assert_eq!(ticket.wait(Instant::now()), Outcome::Accepted);
+}
+
+#[test]
+fn a_report_of_any_size_reaches_one_slot_only() {
+    let mut machine = machine(Kind::Pci, 32, 1);
+    for args in [[u64::MAX; 3], [0x1_0001, 1 << 40, 0], [3, u64::MAX, 0]] {
+        machine.guest.evaluate("\\_SB_.PCI0.S005._OST", &args);
+    }
+    let quiet = machine
+        .bank
+        .lock()
+        .unwrap()
+        .states()
+        .all(|(_, state)| state == State::Empty);
+    assert!(quiet);
+}
+
+/// What a slot costs each guest at its start.
+#[test]
+fn a_bank_is_small() {
+    let size = |kind, slots| {
+        let (address, pinned) = (BANK, 1);
+        aml_bytes(&BankAml {
+            kind,
+            address,
+            slots,
+            pinned,
+        })
+    };
+    let per_slot =
+        |kind, few, many| (size(kind, many) - size(kind, few)).div_ceil(usize::try_from(many - few).unwrap());
+    let costs = [
+        per_slot(Kind::Cpu, 64, 128),
+        per_slot(Kind::Memory, 16, 64),
+        per_slot(Kind::Pci, 16, 32),
+    ];
+    eprintln!(
+        "{costs:?} {:?}",
+        [
+            size(Kind::Cpu, 2),
+            size(Kind::Cpu, 128),
+            size(Kind::Cpu, 256),
+            size(Kind::Memory, 64),
+            size(Kind::Pci, 32)
+        ]
     );
 }
 
@@ -241,7 +331,7 @@ fn a_pci_slot_is_function_0_of_its_device() {
 
 #[test]
 fn the_ged_is_on_its_line() {
-    let mut guest = machine(cpus(1), 1, 1).guest;
+    let mut guest = machine(Kind::Cpu, 1, 1).guest;
     let interrupt = [0x89, 6, 0, 0b11, 1, 9, 0, 0, 0, 0x79, 0];
     assert_eq!(
         guest.evaluate("\\_SB_.GED_._CRS", &[]),

@@ -1,43 +1,80 @@
 //! Many slots behind a few registers: what the guest's AML reads and writes.
 //!
-//! Register map, in a window of [`Bank::window_bytes`]. All registers are little-endian; slot *n* owns the record at
-//! `0x20 * (n + 1)`. Nothing has to be selected first, so the AML needs no lock and the bank keeps no cursor.
+//! Register map, in a window of [`Bank::window_bytes`]. All registers are little-endian. Whoever writes names the slot in the value,
+//! and one write is one report: nothing has to be selected first, so the AML needs no lock and the bank keeps no cursor.
 //!
 //! | offset | width | access | meaning |
 //! |---|---|---|---|
 //! | 0x00 | 4 | R | `TAKE`: takes the next waiting event: slot in bits 0-15, Notify value in bits 16-23; 0 = no event |
-//! | 0x04 | 4 | R | `SLTS`: number of slots |
-//! | record + 0x00 | 4 | R | `STAT`: the value of `_STA`, 0 or 0xf (ACPI 6.5 §6.3.7) |
-//! | record + 0x04 | 4 | W | `EJCT`: 1 = `_EJ0`, the guest has let go (ACPI 6.5 §6.3.3) |
-//! | record + 0x08 | 4 | W | `OSTE`: source event of `_OST` (ACPI 6.5 §6.3.5) |
-//! | record + 0x0c | 4 | W | `OSTS`: status code of `_OST`; the write completes the report |
-//! | record + 0x10 | 8 | R | `BASE`: guest-physical address of a memory slot |
-//! | record + 0x18 | 8 | R | `SIZE`: its length in bytes |
+//! | 0x04 | 4 | W | `EJCT`: `_EJ0` of this slot: the guest has let go (ACPI 6.5 §6.3.3) |
+//! | 0x08 | 4 | W | `SIGN`: `_SUN` of this slot was evaluated (ACPI 6.5 §6.1.11) |
+//! | 0x0c | 4 | R | `SLTS`: number of slots |
+//! | 0x10 | 8 | W | `OSTR`: `_OST` of a slot: slot in bits 0-15, source event in bits 16-31, status in bits 32-63 (ACPI 6.5 §6.3.5) |
+//! | 0x40 | 4 each | R | `SMAP`: one bit a slot, set where `_STA` is 0xf and not 0 (ACPI 6.5 §6.3.7); at least 128 bits, in whole words |
+//! | 0x400 + 0x10 * slot | 8 | R | `BASE`: guest-physical address of a memory slot |
+//! | 0x408 + 0x10 * slot | 8 | R | `SIZE`: its length in bytes |
 //!
-//! Taking and writing need aligned 4-byte accesses. Reads of any other width or offset are harmless: they see the registers
-//! without taking anything (`TAKE` then reads as 0), and bytes that are not readable as ones. Other writes do nothing.
+//! Taking and writing need aligned accesses of the full width. Reads of any other width or offset are harmless: they see the
+//! registers without taking anything (`TAKE` then reads as 0), and bytes that are not readable as ones. Other writes do nothing.
+//!
+//! # Proofs
+//!
+//! That a guest evaluates `_OST` with "success" does not prove that it has the unit: Linux 6.1 and 6.12 say so, too, when a
+//! processor could not be mapped or memory could not be added. So there is a second sign for each kind ([`Kind`]), and without it an
+//! insertion ends [`Outcome::Unproven`] and the slot is withdrawn.
 
 use husk_devices::{BusDevice, Effect};
 
+use crate::ged::{Bell, GedEvent};
 use crate::slot::{Event, NotAllowed, State};
 use crate::ticket::{Outcome, Promise};
 
 /// Offset of the register that takes the next event.
 pub(crate) const TAKE: u64 = 0x00;
-const SLTS: u64 = 0x04;
-/// Length of a slot's record; the header is as long.
-pub(crate) const RECORD_BYTES: u64 = 0x20;
-const STAT: u64 = 0x00;
-const EJCT: u64 = 0x04;
-const OSTE: u64 = 0x08;
-const OSTS: u64 = 0x0c;
-const BASE: u64 = 0x10;
-const BASE_HIGH: u64 = 0x14;
-const SIZE: u64 = 0x18;
-const SIZE_HIGH: u64 = 0x1c;
+/// Offset of the register that takes `_EJ0`.
+pub(crate) const EJCT: u64 = 0x04;
+/// Offset of the register that takes the second sign of a processor.
+pub(crate) const SIGN: u64 = 0x08;
+const SLTS: u64 = 0x0c;
+/// Offset of the register that takes an `_OST` report.
+pub(crate) const OSTR: u64 = 0x10;
+/// Offset of the map of `_STA`.
+pub(crate) const SMAP: u64 = 0x40;
+/// Offset of the first memory slot's record.
+pub(crate) const RECORDS: u64 = 0x400;
+/// Length of a memory slot's record.
+pub(crate) const RECORD_BYTES: u64 = 0x10;
 
-/// Present, enabled, shown, functioning (ACPI 6.5 §6.3.7).
-const STA_ENABLED: u32 = 0xf;
+/// An AML field of up to 64 bits is an integer, a longer one a buffer: the map is always a buffer (ACPI 6.5 §19.6.47).
+const MAP_BITS_MIN: u32 = 128;
+/// How often a guest is told again of memory that it says it has, before it is not believed. Each time it tries to add what is missing,
+/// so the second attempt may succeed and the third event then prove it.
+const CHECKS: u8 = 3;
+
+/// What sits in the slots of a bank, and with it how the guest's word is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Processors. The second sign is `_SUN`, which Linux evaluates once a processor's local APIC has been given a logical
+    /// number, and before `_OST`. A guest that did not evaluate it for a processor that was there at its start is one that never does,
+    /// and is believed without.
+    Cpu,
+    /// Memory. The guest is told of the slot a second time: one that has the memory answers without looking at `_CRS` again, one
+    /// that has not starts anew and reads it.
+    Memory,
+    /// PCI functions, which show themselves in configuration space: `_OST` is enough.
+    Pci,
+}
+
+impl Kind {
+    /// The GED event that announces a change.
+    pub const fn event(self) -> GedEvent {
+        match self {
+            Self::Cpu => GedEvent::Cpu,
+            Self::Memory => GedEvent::Memory,
+            Self::Pci => GedEvent::Pci,
+        }
+    }
+}
 
 /// The guest-physical range behind a memory slot. Other kinds of slots have none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,8 +120,12 @@ pub enum BankError {
 
 /// The slots of one kind. On the bus it serves vCPU threads; [`Hotplug`](crate::Hotplug) works on it from the control thread.
 pub struct Bank {
+    kind: Kind,
     entries: Vec<Entry>,
+    bell: Bell,
     on_let_go: Box<dyn Fn() + Send>,
+    /// The guest has evaluated `_SUN` of a processor that it started with.
+    signs: bool,
     ignored: u64,
 }
 
@@ -92,7 +133,12 @@ struct Entry {
     state: State,
     pinned: bool,
     extent: Extent,
-    ost_source: u32,
+    /// `_SUN` has been evaluated since the slot was offered.
+    signed: bool,
+    /// `_CRS` has been evaluated since the guest was last told of the slot.
+    looked_at: bool,
+    /// How often the guest has been told again.
+    checks: u8,
     add: Option<Promise>,
     remove: Option<Promise>,
 }
@@ -101,25 +147,33 @@ impl Bank {
     /// Slot numbers have three hexadecimal digits in AML names.
     pub const MAX_SLOTS: u32 = 0x1000;
 
-    /// `slots` empty slots. `on_let_go` is called, on a vCPU thread and with the bank locked, each time the guest has let go of a
+    /// `slots` empty slots for `kind`. The guest is told again by `bell` of what has to be checked. `on_let_go` is called, on a vCPU thread and with the bank locked, each time the guest has let go of a
     /// slot: it should wake the control thread, which calls [`Hotplug::ejected`](crate::Hotplug::ejected), and do no more.
     ///
     /// # Errors
     /// More than [`Bank::MAX_SLOTS`].
-    pub fn new(slots: u32, on_let_go: impl Fn() + Send + 'static) -> Result<Self, BankError> {
+    pub fn new(kind: Kind, slots: u32, bell: Bell, on_let_go: impl Fn() + Send + 'static) -> Result<Self, BankError> {
         if slots > Self::MAX_SLOTS {
             return Err(BankError::TooManySlots { found: slots });
         }
         Ok(Self {
+            kind,
             entries: (0..slots).map(|_| Entry::new()).collect(),
+            bell,
             on_let_go: Box::new(on_let_go),
+            signs: false,
             ignored: 0,
         })
     }
 
+    /// What sits in the slots.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// Size of the register window.
     pub fn window_bytes(&self) -> u64 {
-        window_bytes(self.slots())
+        window_bytes(self.kind, self.slots())
     }
 
     /// How many slots there are.
@@ -191,25 +245,62 @@ impl Bank {
 
     /// The next waiting event as `TAKE` shows it. The event is gone, and the slot seen, in one step: the host either withdraws
     /// an event before or knows that the guest has it.
+    ///
+    /// What comes is told in ascending order and before what goes, which is told in descending order: Linux 6.1 numbers processors in
+    /// the order of their coming.
     fn take(&mut self) -> u32 {
-        for (slot, entry) in (0..).zip(&mut self.entries) {
-            if let Some(notify) = entry.state.notification()
-                && entry.step(Event::Take, None).is_ok()
-            {
-                return slot | u32::from(notify) << 16;
-            }
+        let waits = |notify| move |entry: &Entry| entry.state.notification() == Some(notify);
+        let comes = self.entries.iter().position(waits(1));
+        let next = comes.or_else(|| self.entries.iter().rposition(waits(3)));
+        let Some((index, entry)) = next.and_then(|index| Some((index, self.entries.get_mut(index)?))) else {
+            return 0;
+        };
+        let (Ok(slot), Some(notify)) = (u32::try_from(index), entry.state.notification()) else {
+            return 0;
+        };
+        // What waits can be taken.
+        if entry.step(Event::Take, None).is_err() {
+            return 0;
         }
-        0
+        entry.looked_at = false;
+        slot | u32::from(notify) << 16
     }
 
     /// The readable register at `offset`, a multiple of 4.
     fn register(&self, offset: u64) -> Option<u32> {
-        match (offset / RECORD_BYTES).checked_sub(1) {
-            None if offset == TAKE => Some(0),
-            None if offset == SLTS => Some(self.slots()),
-            None => None,
-            Some(slot) => self.find(u32::try_from(slot).ok()?)?.register(offset % RECORD_BYTES),
+        match offset {
+            TAKE => Some(0),
+            SLTS => Some(self.slots()),
+            SMAP..RECORDS => self.map_word(offset.checked_sub(SMAP)? / 4),
+            RECORDS.. => {
+                let (entry, offset) = self.record(offset)?;
+                entry.extent.register(offset)
+            }
+            _ => None,
         }
+    }
+
+    /// The bits of slots 32 * `word` and up, if the map goes so far.
+    fn map_word(&self, word: u64) -> Option<u32> {
+        if word >= u64::from(map_bits(self.slots()) / 32) {
+            return None;
+        }
+        let skipped = usize::try_from(word.saturating_mul(32)).ok()?;
+        let shown = self.entries.iter().skip(skipped).take(32);
+        Some((0..).zip(shown).fold(0, |bits, (bit, entry)| {
+            bits | u32::from(entry.state.enabled()).checked_shl(bit).unwrap_or(0)
+        }))
+    }
+
+    /// The memory slot whose record has the byte at `offset`, and where in it that is.
+    fn record(&self, offset: u64) -> Option<(&Entry, u64)> {
+        let slot = self.slot_of(offset)?;
+        Some((self.entries.get(slot)?, offset % RECORD_BYTES))
+    }
+
+    fn slot_of(&self, offset: u64) -> Option<usize> {
+        let offset = offset.checked_sub(RECORDS).filter(|_| self.kind == Kind::Memory)?;
+        usize::try_from(offset / RECORD_BYTES).ok()
     }
 
     fn byte(&self, offset: u64) -> u8 {
@@ -218,48 +309,109 @@ impl Bank {
     }
 
     /// Carries out a write of the guest's, and says whether it meant anything.
-    fn store(&mut self, offset: u64, value: u32) -> bool {
-        let slot = (offset / RECORD_BYTES)
-            .checked_sub(1)
-            .and_then(|slot| usize::try_from(slot).ok());
-        let Some(entry) = slot.and_then(|slot| self.entries.get_mut(slot)) else {
+    fn store(&mut self, offset: u64, data: &[u8]) -> bool {
+        match (offset, data.len()) {
+            (EJCT, 4) => self.answer(word(data, 0), Event::Eject),
+            (SIGN, 4) => self.sign(word(data, 0)),
+            (OSTR, 8) => {
+                let (slot, source, status) = (word(data, 0) & 0xffff, word(data, 0) >> 16, word(data, 4));
+                match Event::from_ost(source, status) {
+                    Some(event) => self.answer(slot, event),
+                    None => self.entry(slot).is_ok(),
+                }
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes what the guest says of `slot` for what it is worth.
+    fn answer(&mut self, slot: u32, event: Event) -> bool {
+        let (kind, signs) = (self.kind, self.signs);
+        let Ok(entry) = self.entry(slot) else { return false };
+        let event = entry.judge(kind, signs, event);
+        let Ok(state) = entry.step(event, None) else {
             return false;
         };
-        let event = match offset % RECORD_BYTES {
-            EJCT if value == 1 => Some(Event::Eject),
-            OSTE => {
-                entry.ost_source = value;
-                return true;
-            }
-            OSTS => match Event::from_ost(entry.ost_source, value) {
-                None => return true,
-                event => event,
-            },
-            _ => None,
-        };
-        let done = event.is_some_and(|event| entry.step(event, None).is_ok());
-        if done && matches!(entry.state, State::Ejected { .. }) {
+        if matches!(state, State::Ejected { .. }) {
             (self.on_let_go)();
         }
-        done
+        if state.notification().is_some() {
+            self.bell.ring(kind.event());
+        }
+        true
+    }
+
+    /// The guest has evaluated `_SUN` of `slot`.
+    fn sign(&mut self, slot: u32) -> bool {
+        let Ok(entry) = self.entry(slot) else { return false };
+        let (shown, from_the_start) = (entry.state.enabled(), entry.state == State::Present);
+        entry.signed |= shown;
+        self.signs |= from_the_start;
+        shown
     }
 }
 
-/// Size of the register window of a bank of `slots` slots.
-pub(crate) fn window_bytes(slots: u32) -> u64 {
-    RECORD_BYTES.saturating_mul(u64::from(slots).saturating_add(1))
+/// The number of the four bytes from `at` on.
+fn word(data: &[u8], at: usize) -> u32 {
+    let bytes = data.get(at..).and_then(|rest| rest.first_chunk());
+    bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
+}
+
+/// How many bits the map of `_STA` has in a bank of `slots` slots: a multiple of 32, one for each slot, and some that are always 0.
+pub(crate) fn map_bits(slots: u32) -> u32 {
+    slots.next_multiple_of(32).max(MAP_BITS_MIN)
+}
+
+/// Size of the register window of a bank of `slots` slots for `kind`.
+pub(crate) fn window_bytes(kind: Kind, slots: u32) -> u64 {
+    let records = if kind == Kind::Memory { u64::from(slots) } else { 0 };
+    RECORDS.saturating_add(RECORD_BYTES.saturating_mul(records))
+}
+
+impl Extent {
+    /// The register at `offset` of a memory slot's record.
+    fn register(&self, offset: u64) -> Option<u32> {
+        let low = |value: u64| u32::try_from(value & u64::from(u32::MAX)).ok();
+        match offset {
+            0x0 => low(self.base),
+            0x4 => low(self.base >> 32),
+            0x8 => low(self.size_bytes),
+            0xc => low(self.size_bytes >> 32),
+            _ => None,
+        }
+    }
 }
 
 impl Entry {
     fn new() -> Self {
-        let state = State::Empty;
         Self {
-            state,
+            state: State::Empty,
             pinned: false,
             extent: Extent::default(),
-            ost_source: 0,
+            signed: false,
+            looked_at: false,
+            checks: 0,
             add: None,
             remove: None,
+        }
+    }
+
+    /// What an answer of the guest's is worth: see [`Kind`]. `signs` tells whether it is one that evaluates `_SUN`.
+    fn judge(&mut self, kind: Kind, signs: bool, event: Event) -> Event {
+        match (kind, self.state, event) {
+            (Kind::Cpu, _, Event::Inserted) if signs && !self.signed => Event::InsertUnproven,
+            (Kind::Memory, State::Offered { seen: true }, Event::Inserted) => Event::Reported,
+            (Kind::Memory, State::Reported { seen: true }, Event::Inserted | Event::InsertRefused { .. }) => {
+                // Linux 6.1 refuses what it has already, 6.12 takes it for done.
+                if !self.looked_at {
+                    Event::Inserted
+                } else if self.checks < CHECKS {
+                    Event::Reported
+                } else {
+                    Event::InsertUnproven
+                }
+            }
+            (_, _, event) => event,
         }
     }
 
@@ -272,22 +424,18 @@ impl Entry {
                 _ => self.add = Some(promise),
             }
         }
+        match (self.state, step.state) {
+            (State::Offered { .. }, State::Reported { .. }) => self.checks = 1,
+            (State::Reported { seen: true }, State::Reported { seen: false }) => {
+                self.checks = self.checks.saturating_add(1);
+            }
+            (_, State::Offered { seen: false }) => self.signed = false,
+            _ => {}
+        }
         keep(&mut self.add, step.add);
         keep(&mut self.remove, step.remove);
         self.state = step.state;
         Ok(step.state)
-    }
-
-    fn register(&self, offset: u64) -> Option<u32> {
-        let low = |value: u64| u32::try_from(value & u64::from(u32::MAX)).ok();
-        match offset {
-            STAT => Some(if self.state.enabled() { STA_ENABLED } else { 0 }),
-            BASE => low(self.extent.base),
-            BASE_HIGH => low(self.extent.base >> 32),
-            SIZE => low(self.extent.size_bytes),
-            SIZE_HIGH => low(self.extent.size_bytes >> 32),
-            _ => None,
-        }
     }
 }
 
@@ -305,17 +453,16 @@ impl BusDevice for Bank {
             data.copy_from_slice(&self.take().to_le_bytes());
             return;
         }
+        if let Some(entry) = self.slot_of(offset).and_then(|slot| self.entries.get_mut(slot)) {
+            entry.looked_at = true;
+        }
         for (byte, distance) in data.iter_mut().zip(0..) {
             *byte = offset.checked_add(distance).map_or(u8::MAX, |offset| self.byte(offset));
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
-        let value = <[u8; 4]>::try_from(data)
-            .ok()
-            .filter(|_| offset.is_multiple_of(4))
-            .map(u32::from_le_bytes);
-        if !value.is_some_and(|value| self.store(offset, value)) {
+        if !self.store(offset, data) {
             if self.ignored == 0 {
                 log::warn!(
                     "hot-plug bank ignores a write of {} bytes to {offset:#x}; further ones are only counted",

@@ -37,10 +37,24 @@ impl Value {
 enum Node {
     Device,
     Value(Value),
-    Region { address: u64, length: u64 },
-    Field { region: String, offset: u64, bits: u64 },
-    QWord { buffer: String, index: usize },
-    Method { args: u8, body: Vec<u8> },
+    Region {
+        address: u64,
+        length: u64,
+    },
+    Field {
+        region: String,
+        offset: u64,
+        bits: u64,
+        unit: u64,
+    },
+    QWord {
+        buffer: String,
+        index: usize,
+    },
+    Method {
+        args: u8,
+        body: Vec<u8>,
+    },
 }
 
 /// A namespace, the buses beneath it, and what it was notified of.
@@ -57,7 +71,23 @@ pub struct Guest {
 struct Frame {
     scope: String,
     args: Vec<Value>,
-    locals: [u64; 8],
+    locals: [Value; 8],
+}
+
+impl Frame {
+    fn new(scope: &str, args: Vec<Value>) -> Self {
+        Self {
+            scope: scope.to_owned(),
+            args,
+            locals: std::array::from_fn(|_| Value::Int(0)),
+        }
+    }
+}
+
+/// A byte of a buffer, as `Index` names it.
+enum Place {
+    Local(usize),
+    Name(String),
 }
 
 /// A place in a stretch of AML.
@@ -155,11 +185,7 @@ impl Guest {
     }
 
     fn call(&mut self, path: &str, args: Vec<Value>, body: &[u8]) -> Value {
-        let mut frame = Frame {
-            scope: path.to_owned(),
-            args,
-            locals: [0; 8],
-        };
+        let mut frame = Frame::new(path, args);
         self.run(&mut frame, &mut Code(body)).unwrap_or(Value::Int(0))
     }
 
@@ -198,6 +224,12 @@ impl Guest {
             match code.byte() {
                 0x5b => self.define_extended(scope, code),
                 0x08 => self.define_name(scope, code),
+                0x10 => {
+                    let mut body = code.package();
+                    let path = self.resolve(scope, &body.name());
+                    assert!(matches!(self.nodes[&path], Node::Device), "{path} is no device");
+                    self.define(&path, &mut body);
+                }
                 0x14 => {
                     let mut body = code.package();
                     let name = body.name();
@@ -217,11 +249,7 @@ impl Guest {
     }
 
     fn define_extended(&mut self, scope: &str, code: &mut Code) {
-        let mut frame = Frame {
-            scope: scope.to_owned(),
-            args: Vec::new(),
-            locals: [0; 8],
-        };
+        let mut frame = Frame::new(scope, Vec::new());
         match code.byte() {
             0x82 => {
                 let mut body = code.package();
@@ -238,7 +266,11 @@ impl Guest {
             0x81 => {
                 let mut body = code.package();
                 let region = self.resolve(scope, &body.name());
-                assert_eq!(body.byte() & 0xf, 3, "DWordAcc");
+                let unit = match body.byte() & 0xf {
+                    3 => 4,
+                    4 => 8,
+                    access => panic!("access type {access}"),
+                };
                 let mut offset = 0;
                 while !body.0.is_empty() {
                     let name = if body.0[0] == 0 { body.bytes(1) } else { body.bytes(4) };
@@ -248,6 +280,7 @@ impl Guest {
                             region: region.clone(),
                             offset: offset / 8,
                             bits,
+                            unit,
                         };
                         self.insert(scope, std::str::from_utf8(name).unwrap(), node);
                     }
@@ -260,11 +293,7 @@ impl Guest {
 
     fn define_name(&mut self, scope: &str, code: &mut Code) {
         let name = code.name();
-        let mut frame = Frame {
-            scope: scope.to_owned(),
-            args: Vec::new(),
-            locals: [0; 8],
-        };
+        let mut frame = Frame::new(scope, Vec::new());
         let value = self.term(&mut frame, code);
         self.insert(scope, &name, Node::Value(value));
     }
@@ -340,21 +369,36 @@ impl Guest {
                 bytes.resize(length, 0);
                 Value::Bytes(bytes)
             }
-            0x60..=0x67 => Value::Int(frame.locals[usize::from(opcode - 0x60)]),
+            0x60..=0x67 => frame.locals[usize::from(opcode - 0x60)].clone(),
             0x68..=0x6e => frame.args[usize::from(opcode - 0x68)].clone(),
             0x70 => {
                 let value = self.term(frame, code);
                 self.assign(frame, code, value)
             }
-            0x72 | 0x74 | 0x7a | 0x7b => {
+            0x72 | 0x74 | 0x77 | 0x79..=0x7b | 0x7d => {
                 let (a, b) = (self.term(frame, code).int(), self.term(frame, code).int());
                 let value = match opcode {
                     0x72 => a.wrapping_add(b),
                     0x74 => a.wrapping_sub(b),
+                    0x77 => a.wrapping_mul(b),
+                    0x79 => a << b,
                     0x7a => a >> b,
-                    _ => a & b,
+                    0x7b => a & b,
+                    _ => a | b,
                 };
                 self.assign(frame, code, Value::Int(value))
+            }
+            0x83 => {
+                assert_eq!(code.byte(), 0x88, "only a byte of a buffer is dereferenced");
+                let (place, index) = self.index(frame, code);
+                let byte = match place {
+                    Place::Local(local) => frame.locals[local].bytes()[index],
+                    Place::Name(path) => match &self.nodes[&path] {
+                        Node::Value(value) => value.bytes()[index],
+                        node => panic!("{path} is {node:?}"),
+                    },
+                };
+                Value::Int(byte.into())
             }
             0x86 => {
                 let device = self.resolve(&frame.scope, &code.name());
@@ -370,6 +414,10 @@ impl Guest {
                 self.insert(&frame.scope.clone(), &name, Node::QWord { buffer, index });
                 Value::Int(0)
             }
+            0x93 => {
+                let (a, b) = (self.term(frame, code).int(), self.term(frame, code).int());
+                Value::Int(if a == b { u64::MAX } else { 0 })
+            }
             0x95 => {
                 let (a, b) = (self.term(frame, code).int(), self.term(frame, code).int());
                 Value::Int(if a < b { u64::MAX } else { 0 })
@@ -381,7 +429,12 @@ impl Guest {
     fn load_name(&mut self, frame: &mut Frame, code: &mut Code, path: &str) -> Value {
         match self.nodes[path].clone() {
             Node::Value(value) => value,
-            Node::Field { region, offset, bits } => Value::Int(self.read(&region, offset, bits)),
+            Node::Field {
+                region,
+                offset,
+                bits,
+                unit,
+            } => self.read(&region, offset, bits, unit),
             Node::Method { args, body } => {
                 let args = (0..args).map(|_| self.term(frame, code)).collect();
                 self.call(path, args, &body)
@@ -396,7 +449,19 @@ impl Guest {
             0x00 => drop(code.byte()),
             local @ 0x60..=0x67 => {
                 code.byte();
-                frame.locals[usize::from(local - 0x60)] = value.int();
+                frame.locals[usize::from(local - 0x60)] = value.clone();
+            }
+            0x88 => {
+                code.byte();
+                let (place, index) = self.index(frame, code);
+                let byte = value.int() as u8;
+                match place {
+                    Place::Local(local) => match &mut frame.locals[local] {
+                        Value::Bytes(bytes) => bytes[index] = byte,
+                        Value::Int(_) => panic!("Local{local} is not a buffer"),
+                    },
+                    Place::Name(path) => panic!("store into {path}"),
+                }
             }
             _ => {
                 let path = self.resolve(&frame.scope, &code.name());
@@ -404,8 +469,19 @@ impl Guest {
                     Node::Field {
                         region,
                         offset,
-                        bits: 32,
-                    } => self.write(&region, offset, value.int()),
+                        bits,
+                        unit,
+                    } => {
+                        assert_eq!(bits, unit * 8, "a whole register is written");
+                        self.write(&region, offset, value.int(), unit);
+                    }
+                    Node::Value(Value::Bytes(old)) => {
+                        assert_eq!(old.len(), value.bytes().len(), "{path} keeps its length");
+                        self.nodes.insert(path, Node::Value(value.clone()));
+                    }
+                    Node::Value(Value::Int(_)) => {
+                        self.nodes.insert(path, Node::Value(Value::Int(value.int())));
+                    }
                     Node::QWord { buffer, index } => {
                         let Some(Node::Value(Value::Bytes(bytes))) = self.nodes.get_mut(&buffer) else {
                             panic!("{buffer}")
@@ -419,11 +495,26 @@ impl Guest {
         value
     }
 
-    fn device(&mut self, region: &str, offset: u64) -> (u64, Arc<Mutex<dyn BusDevice>>) {
+    /// The operands of `Index` (§19.6.63), whose target nobody needs.
+    fn index(&mut self, frame: &mut Frame, code: &mut Code) -> (Place, usize) {
+        let place = match code.0[0] {
+            local @ 0x60..=0x67 => {
+                code.byte();
+                Place::Local(usize::from(local - 0x60))
+            }
+            _ => Place::Name(self.resolve(&frame.scope, &code.name())),
+        };
+        let index = self.term(frame, code).int() as usize;
+        assert_eq!(code.byte(), 0, "no target");
+        (place, index)
+    }
+
+    fn device(&mut self, region: &str, offset: u64, unit: u64) -> (u64, Arc<Mutex<dyn BusDevice>>) {
         let Node::Region { address, length } = self.nodes[region] else {
             panic!("{region} is no region")
         };
-        assert!(offset + 4 <= length, "access beyond the end of {region}");
+        assert!(offset + unit <= length, "access beyond the end of {region}");
+        assert_eq!(offset % unit, 0, "unaligned access");
         self.accesses += 1;
         let at = address + offset;
         let (window, device) = self
@@ -434,21 +525,26 @@ impl Guest {
         (at - window.start, Arc::clone(device))
     }
 
-    fn read(&mut self, region: &str, offset: u64, bits: u64) -> u64 {
-        (0..bits / 32).fold(0, |value, word| {
-            let (offset, device) = self.device(region, offset + word * 4);
-            let mut data = [0; 4];
-            device.lock().unwrap().read(offset, &mut data);
-            value | u64::from(u32::from_le_bytes(data)) << (word * 32)
-        })
+    /// §19.6.47: up to 64 bits are an integer, more are a buffer.
+    fn read(&mut self, region: &str, offset: u64, bits: u64, unit: u64) -> Value {
+        assert_eq!(bits % (unit * 8), 0);
+        let mut bytes = Vec::new();
+        for at in (offset..offset + bits / 8).step_by(unit as usize) {
+            let (at, device) = self.device(region, at, unit);
+            let mut data = vec![0; unit as usize];
+            device.lock().unwrap().read(at, &mut data);
+            bytes.extend(data);
+        }
+        if bits > 64 {
+            return Value::Bytes(bytes);
+        }
+        Value::Int(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
     }
 
-    fn write(&mut self, region: &str, offset: u64, value: u64) {
-        let (offset, device) = self.device(region, offset);
-        assert_eq!(
-            device.lock().unwrap().write(offset, &(value as u32).to_le_bytes()),
-            Effect::None
-        );
+    fn write(&mut self, region: &str, offset: u64, value: u64, unit: u64) {
+        let (offset, device) = self.device(region, offset, unit);
+        let data = &value.to_le_bytes()[..unit as usize];
+        assert_eq!(device.lock().unwrap().write(offset, data), Effect::None);
     }
 }
 

@@ -5,7 +5,7 @@ use std::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bank::{Bank, BankError, Extent};
-use crate::ged::{Bell, GedEvent};
+use crate::ged::Bell;
 use crate::slot::{Event, State};
 use crate::ticket::Ticket;
 
@@ -64,19 +64,17 @@ pub struct Hotplug<P: Plug> {
     plug: P,
     bank: Arc<Mutex<Bank>>,
     bell: Bell,
-    event: GedEvent,
     /// What to create in wanted slots once the guest has let go of what is there.
     successors: BTreeMap<u32, P::Unit>,
 }
 
 impl<P: Plug> Hotplug<P> {
-    /// Drives `bank`, which is also on the bus, and rings `bell` for `event`.
-    pub fn new(plug: P, bank: Arc<Mutex<Bank>>, bell: Bell, event: GedEvent) -> Self {
+    /// Drives `bank`, which is also on the bus, and rings `bell` for the event of its kind.
+    pub fn new(plug: P, bank: Arc<Mutex<Bank>>, bell: Bell) -> Self {
         Self {
             plug,
             bank,
             bell,
-            event,
             successors: BTreeMap::new(),
         }
     }
@@ -238,7 +236,8 @@ impl<P: Plug> Hotplug<P> {
 
     fn ring(&self, state: State) {
         if state.notification().is_some() {
-            self.bell.ring(self.event);
+            let event = self.bank().kind().event();
+            self.bell.ring(event);
         }
     }
 

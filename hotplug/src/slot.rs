@@ -1,22 +1,26 @@
 //! The life of one hot-plug slot: a pure state machine without lock, clock or device.
 //!
-//! `Empty -offer-> Offered -_OST ok-> Present -ask-> Asked -_EJ0-> Ejected -destroy-> Empty`, and what may go otherwise. A dash
-//! is an event that the state refuses: an error for the host, a shrug for the guest.
+//! `Empty -offer-> Offered -_OST ok-> Present -ask-> Asked -_EJ0-> Ejected -destroy-> Empty`, and what may go otherwise. Where
+//! `_OST` proves nothing by itself, `Reported` lies between `Offered` and `Present` ([`Kind`](crate::bank::Kind) says which). A
+//! dash is an event that the state refuses: an error for the host, a shrug for the guest.
 //!
-//! | state | offer | ask | reclaim | expire | destroyed | take | inserted | insert refused | eject refused | eject |
-//! |---|---|---|---|---|---|---|---|---|---|---|
-//! | `Empty` | `Offered` | - | - | same | - | - | - | - | - | - |
-//! | `Offered` unseen | - | `Ejected` | same | `Ejected` | - | seen | - | - | - | - |
-//! | `Offered` seen | - | `Asked` unconfirmed | same | same | - | - | `Present` | `Ejected` | - | - |
-//! | `Present` | - | `Asked` | same | same | - | - | - | - | - | - |
-//! | `Asked` unseen | - | same | `Present` | `Present` | - | seen | confirmed | `Ejected` (1) | - | `Ejected` |
-//! | `Asked` seen | - | same | wanted | same | - | - | confirmed | `Ejected` (1) | `Present` | `Ejected` |
-//! | `Asked` wanted | - | seen | same | seen | - | - | confirmed | `Ejected` wanted (1) | `Present` | `Ejected` wanted |
-//! | `Ejected` | - | same | wanted | same | `Empty` | - | - | - | - | - |
-//! | `Ejected` wanted | - | not wanted | same | not wanted | `Offered` | - | - | - | - | - |
+//! | state | offer | ask | reclaim | expire | destroyed | take | reported | inserted | insert refused (2) | eject refused | eject |
+//! |---|---|---|---|---|---|---|---|---|---|---|---|
+//! | `Empty` | `Offered` | - | - | same | - | - | - | - | - | - | - |
+//! | `Offered` unseen | - | `Ejected` | same | `Ejected` | - | seen | - | - | - | - | - |
+//! | `Offered` seen | - | `Asked` unconfirmed | same | same | - | - | `Reported` | `Present` | `Ejected` | - | - |
+//! | `Reported` unseen | - | `Asked` unconfirmed | same | same | - | seen | - | - | - | - | - |
+//! | `Reported` seen | - | `Asked` unconfirmed | same | same | - | - | unseen | `Present` | `Ejected` | - | - |
+//! | `Present` | - | `Asked` | same | same | - | - | - | - | - | - | - |
+//! | `Asked` unseen | - | same | `Present` | `Present` | - | seen | - | confirmed | `Ejected` (1) | - | `Ejected` |
+//! | `Asked` seen | - | same | wanted | same | - | - | - | confirmed | `Ejected` (1) | `Present` | `Ejected` |
+//! | `Asked` wanted | - | seen | same | seen | - | - | - | confirmed | `Ejected` wanted (1) | `Present` | `Ejected` wanted |
+//! | `Ejected` | - | same | wanted | same | `Empty` | - | - | - | - | - | - |
+//! | `Ejected` wanted | - | not wanted | same | not wanted | `Offered` | - | - | - | - | - | - |
 //!
 //! (1) only while unconfirmed: the insertion itself is still unanswered. From an unconfirmed `Asked`, `Present` in the table
-//! means `Offered` seen. `Boot` leads from `Empty` to `Present` and nowhere else.
+//! means `Offered` seen. (2) also when success was reported and nothing else shows it. `Boot` leads from `Empty` to `Present` and
+//! nowhere else.
 //!
 //! Three rules made the table. *What the guest has not seen can be withdrawn* without its ever knowing, so a time-out undoes
 //! it; what it has seen it may still finish, late. *The guest lets go only of what it was asked for*: `_EJ0` counts in `Asked`
@@ -33,6 +37,11 @@ pub enum State {
     /// The host created a unit and offers it; the guest has not answered.
     Offered {
         /// The guest has taken the event.
+        seen: bool,
+    },
+    /// The guest says that it has the unit, and is told of it once more: how it takes that shows whether it does.
+    Reported {
+        /// The guest has taken the second event.
         seen: bool,
     },
     /// The guest has it, and nobody wants it back.
@@ -70,8 +79,12 @@ pub enum Event {
     Destroyed,
     /// Guest: its scan method has taken the waiting event.
     Take,
-    /// Guest: `_OST` reports that the insertion succeeded.
+    /// Guest: `_OST` reports that the insertion succeeded, which has to be checked.
+    Reported,
+    /// Guest: `_OST` reports that the insertion succeeded, and that is proof enough, or the second sign is there.
     Inserted,
+    /// Guest: `_OST` reports that the insertion succeeded, but the second sign is missing.
+    InsertUnproven,
     /// Guest: `_OST` reports that the insertion failed.
     InsertRefused {
         /// The status code.
@@ -173,6 +186,7 @@ impl State {
         let step = match self {
             Self::Empty => empty(event),
             Self::Offered { seen } => offered(seen, event),
+            Self::Reported { seen } => reported(seen, event),
             Self::Present => present(event),
             Self::Asked {
                 seen,
@@ -187,7 +201,7 @@ impl State {
     /// What the scan method shall notify the slot's device of (ACPI 6.5 §5.6.6): 1, device check, or 3, eject request.
     pub fn notification(self) -> Option<u8> {
         match self {
-            Self::Offered { seen: false } => Some(1),
+            Self::Offered { seen: false } | Self::Reported { seen: false } => Some(1),
             Self::Asked { seen: false, .. } => Some(3),
             _ => None,
         }
@@ -196,7 +210,7 @@ impl State {
     /// Whether `_STA` shows the unit. An offer is hidden until the guest takes the event: a guest that enumerates its
     /// namespace in between would find the unit by itself and then refuse the event as old news, without any fault.
     pub fn enabled(self) -> bool {
-        matches!(self, Self::Offered { seen: true } | Self::Present | Self::Asked { .. })
+        !matches!(self, Self::Empty | Self::Offered { seen: false } | Self::Ejected { .. })
     }
 
     /// Whether the guest has said that it has the unit, or started with it.
@@ -204,10 +218,21 @@ impl State {
         matches!(self, Self::Present | Self::Asked { confirmed: true, .. })
     }
 
+    /// The state in one word, for those who watch from outside.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Empty => "absent",
+            Self::Offered { .. } | Self::Reported { .. } => "offered",
+            Self::Present => "present",
+            Self::Asked { .. } => "asked",
+            Self::Ejected { .. } => "ejected",
+        }
+    }
+
     /// Whether the slot will be filled once everything asked for has been answered well.
     pub fn settles_filled(self) -> bool {
         match self {
-            Self::Offered { .. } | Self::Present => true,
+            Self::Offered { .. } | Self::Reported { .. } | Self::Present => true,
             Self::Asked { wanted, .. } | Self::Ejected { wanted } => wanted,
             Self::Empty => false,
         }
@@ -223,25 +248,44 @@ fn empty(event: Event) -> Option<Step> {
     }
 }
 
+/// The guest has to let go of what it may not even have.
+fn asked_early() -> Step {
+    let asked = State::Asked {
+        seen: false,
+        wanted: false,
+        confirmed: false,
+    };
+    Step::to(asked).add(Outcome::Withdrawn)
+}
+
 fn offered(seen: bool, event: Event) -> Option<Step> {
     let same = Step::to(State::Offered { seen });
     let let_go = Step::to(State::Ejected { wanted: false });
     match event {
-        Event::Ask if seen => {
-            let asked = State::Asked {
-                seen: false,
-                wanted: false,
-                confirmed: false,
-            };
-            Some(Step::to(asked).add(Outcome::Withdrawn))
-        }
+        Event::Ask if seen => Some(asked_early()),
         Event::Ask => Some(let_go.add(Outcome::Withdrawn).remove(Outcome::Accepted)),
         Event::Reclaim => Some(same),
         Event::Expire if seen => Some(same),
         Event::Expire => Some(let_go.add(Outcome::TimedOut)),
         Event::Take if !seen => Some(Step::to(State::Offered { seen: true })),
+        Event::Reported if seen => Some(Step::to(State::Reported { seen: false })),
         Event::Inserted if seen => Some(Step::to(State::Present).add(Outcome::Accepted)),
         Event::InsertRefused { ost } if seen => Some(let_go.add(Outcome::Refused { ost })),
+        Event::InsertUnproven if seen => Some(let_go.add(Outcome::Unproven)),
+        _ => None,
+    }
+}
+
+fn reported(seen: bool, event: Event) -> Option<Step> {
+    let let_go = Step::to(State::Ejected { wanted: false });
+    match event {
+        Event::Ask => Some(asked_early()),
+        Event::Reclaim | Event::Expire => Some(Step::to(State::Reported { seen })),
+        Event::Take if !seen => Some(Step::to(State::Reported { seen: true })),
+        Event::Reported if seen => Some(Step::to(State::Reported { seen: false })),
+        Event::Inserted if seen => Some(Step::to(State::Present).add(Outcome::Accepted)),
+        Event::InsertRefused { ost } if seen => Some(let_go.add(Outcome::Refused { ost })),
+        Event::InsertUnproven if seen => Some(let_go.add(Outcome::Unproven)),
         _ => None,
     }
 }
@@ -286,7 +330,7 @@ fn asked(seen: bool, wanted: bool, confirmed: bool, event: Event) -> Option<Step
             wanted,
             confirmed: true,
         })),
-        Event::InsertRefused { .. } if !confirmed => Some(gone(wanted)),
+        Event::InsertRefused { .. } | Event::InsertUnproven if !confirmed => Some(gone(wanted)),
         Event::EjectRefused { .. } if wanted => Some(regained(confirmed)),
         Event::EjectRefused { ost } if seen => Some(kept(confirmed).remove(Outcome::Refused { ost })),
         Event::Eject => Some(gone(wanted)),

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const EVENTS: [Event; 11] = [
+const EVENTS: [Event; 13] = [
     Event::Boot,
     Event::Offer,
     Event::Ask,
@@ -10,8 +10,10 @@ const EVENTS: [Event; 11] = [
     Event::Expire,
     Event::Destroyed,
     Event::Take,
+    Event::Reported,
     Event::Inserted,
     Event::InsertRefused { ost: 0x81 },
+    Event::InsertUnproven,
     Event::EjectRefused { ost: 0x82 },
     Event::Eject,
 ];
@@ -22,6 +24,7 @@ fn short(state: State) -> String {
     match state {
         State::Empty => "-".to_owned(),
         State::Offered { seen } => format!("O{}", mark(seen, "+")),
+        State::Reported { seen } => format!("R{}", mark(seen, "+")),
         State::Present => "P".to_owned(),
         State::Asked {
             seen,
@@ -43,6 +46,7 @@ fn outcome(state: State, event: Event) -> String {
         None => String::new(),
         Some(Outcome::Accepted) => format!(" {who}=ok"),
         Some(Outcome::Refused { ost }) => format!(" {who}={ost:x}"),
+        Some(Outcome::Unproven) => format!(" {who}=lie"),
         Some(Outcome::TimedOut) => format!(" {who}=late"),
         Some(Outcome::Withdrawn) => format!(" {who}=off"),
     };
@@ -54,6 +58,8 @@ fn every_state() -> Vec<State> {
         State::Empty,
         State::Offered { seen: false },
         State::Offered { seen: true },
+        State::Reported { seen: false },
+        State::Reported { seen: true },
         State::Present,
     ];
     for confirmed in [false, true] {
@@ -72,20 +78,22 @@ fn every_state() -> Vec<State> {
 #[test]
 fn every_event_in_every_state_does_what_the_table_says() {
     #[rustfmt::skip]
-    let table: [(&str, [&str; 11]); 12] = [
-        //        boot offer ask            reclaim        expire       destr take   inserted  ins. refused  eject refused eject
-        ("-",    ["P", "O",  ".",           ".",           "-",         ".",  ".",   ".",      ".",          ".",          "."]),
-        ("O",    [".", ".",  "E a=off r=ok","O",           "E a=late",  ".",  "O+",  ".",      ".",          ".",          "."]),
-        ("O+",   [".", ".",  "A? a=off",    "O+",          "O+",        ".",  ".",   "P a=ok", "E a=81",     ".",          "."]),
-        ("P",    [".", ".",  "A",           "P a=ok",      "P",         ".",  ".",   ".",      ".",          ".",          "."]),
-        ("A?",   [".", ".",  "A?",          "O+ r=off",    "O+ r=late", ".",  "A+?", "A",      "E r=ok",     ".",          "E r=ok"]),
-        ("A+?",  [".", ".",  "A+?",         "A+*? r=off",  "A+?",       ".",  ".",   "A+",     "E r=ok",     "O+ r=82",    "E r=ok"]),
-        ("A+*?", [".", ".",  "A+? a=off",   "A+*?",        "A+? a=late",".",  ".",   "A+*",    "E*",         "O+",         "E*"]),
-        ("A",    [".", ".",  "A",           "P a=ok r=off","P r=late",  ".",  "A+",  ".",      ".",          ".",          "E r=ok"]),
-        ("A+",   [".", ".",  "A+",          "A+* r=off",   "A+",        ".",  ".",   ".",      ".",          "P r=82",     "E r=ok"]),
-        ("A+*",  [".", ".",  "A+ a=off",    "A+*",         "A+ a=late", ".",  ".",   ".",      ".",          "P a=ok",     "E*"]),
-        ("E",    [".", ".",  "E r=ok",      "E*",          "E",         "-",  ".",   ".",      ".",          ".",          "."]),
-        ("E*",   [".", ".",  "E a=off r=ok","E*",          "E a=late",  "O",  ".",   ".",      ".",          ".",          "."]),
+    let table: [(&str, [&str; 13]); 14] = [
+        //        boot offer ask            reclaim        expire       destr take   report inserted  ins. refused  unproven  eject refused eject
+        ("-",    ["P", "O",  ".",           ".",           "-",         ".",  ".",   ".",   ".",      ".",          ".",      ".",          "."]),
+        ("O",    [".", ".",  "E a=off r=ok","O",           "E a=late",  ".",  "O+",  ".",   ".",      ".",          ".",      ".",          "."]),
+        ("O+",   [".", ".",  "A? a=off",    "O+",          "O+",        ".",  ".",   "R",   "P a=ok", "E a=81",     "E a=lie",".",          "."]),
+        ("R",    [".", ".",  "A? a=off",    "R",           "R",         ".",  "R+",  ".",   ".",      ".",          ".",      ".",          "."]),
+        ("R+",   [".", ".",  "A? a=off",    "R+",          "R+",        ".",  ".",   "R",   "P a=ok", "E a=81",     "E a=lie",".",          "."]),
+        ("P",    [".", ".",  "A",           "P a=ok",      "P",         ".",  ".",   ".",   ".",      ".",          ".",      ".",          "."]),
+        ("A?",   [".", ".",  "A?",          "O+ r=off",    "O+ r=late", ".",  "A+?", ".",   "A",      "E r=ok",     "E r=ok", ".",          "E r=ok"]),
+        ("A+?",  [".", ".",  "A+?",         "A+*? r=off",  "A+?",       ".",  ".",   ".",   "A+",     "E r=ok",     "E r=ok", "O+ r=82",    "E r=ok"]),
+        ("A+*?", [".", ".",  "A+? a=off",   "A+*?",        "A+? a=late",".",  ".",   ".",   "A+*",    "E*",         "E*",     "O+",         "E*"]),
+        ("A",    [".", ".",  "A",           "P a=ok r=off","P r=late",  ".",  "A+",  ".",   ".",      ".",          ".",      ".",          "E r=ok"]),
+        ("A+",   [".", ".",  "A+",          "A+* r=off",   "A+",        ".",  ".",   ".",   ".",      ".",          ".",      "P r=82",     "E r=ok"]),
+        ("A+*",  [".", ".",  "A+ a=off",    "A+*",         "A+ a=late", ".",  ".",   ".",   ".",      ".",          ".",      "P a=ok",     "E*"]),
+        ("E",    [".", ".",  "E r=ok",      "E*",          "E",         "-",  ".",   ".",   ".",      ".",          ".",      ".",          "."]),
+        ("E*",   [".", ".",  "E a=off r=ok","E*",          "E a=late",  "O",  ".",   ".",   ".",      ".",          ".",      ".",          "."]),
     ];
     let states = every_state();
     assert_eq!(states.len(), table.len());
@@ -133,16 +141,16 @@ fn only_an_unseen_offer_hides_from_sta() {
         .filter(|state| state.enabled())
         .map(short)
         .collect();
-    assert_eq!(shown, ["O+", "P", "A?", "A+?", "A+*?", "A", "A+", "A+*"]);
+    assert_eq!(shown, ["O+", "R", "R+", "P", "A?", "A+?", "A+*?", "A", "A+", "A+*"]);
 }
 
 #[test]
 fn the_scan_is_told_of_unseen_events_only() {
-    let told: Vec<(String, u8)> = every_state()
+    let told: Vec<String> = every_state()
         .into_iter()
-        .filter_map(|state| Some((short(state), state.notification()?)))
+        .filter_map(|state| Some(format!("{}{}", short(state), state.notification()?)))
         .collect();
-    assert_eq!(told, [("O".to_owned(), 1), ("A?".to_owned(), 3), ("A".to_owned(), 3)]);
+    assert_eq!(told, ["O1", "R1", "A?3", "A3"]);
 }
 
 proptest! {
@@ -159,7 +167,7 @@ proptest! {
             adds &= step.add.is_none();
             removes &= step.remove.is_none();
             state = step.state;
-            let wants = matches!(state, State::Offered { .. })
+            let wants = matches!(state, State::Offered { .. } | State::Reported { .. })
                 || matches!(state, State::Asked { wanted: true, .. } | State::Ejected { wanted: true });
             prop_assert!(wants || !adds, "an add waits for ever in {state:?}");
             prop_assert!(matches!(state, State::Asked { wanted: false, .. }) || !removes, "a remove waits for ever in {state:?}");
@@ -170,7 +178,7 @@ proptest! {
 
     /// The guest alone neither fills an empty slot nor empties one that it was not asked for.
     #[test]
-    fn the_guest_alone_moves_nothing(start in 0..12_usize, choices in proptest::collection::vec(6..EVENTS.len(), 1..50)) {
+    fn the_guest_alone_moves_nothing(start in 0..14_usize, choices in proptest::collection::vec(6..EVENTS.len(), 1..50)) {
         let start = every_state()[start];
         let mut state = start;
         for choice in choices {
@@ -180,7 +188,7 @@ proptest! {
         }
         match start {
             State::Empty | State::Present | State::Ejected { .. } => prop_assert_eq!(state, start),
-            State::Offered { .. } => {
+            State::Offered { .. } | State::Reported { .. } => {
                 let moved = matches!(state, State::Empty | State::Asked { .. });
                 prop_assert!(!moved, "from {start:?} to {state:?}");
             }

@@ -14,6 +14,8 @@ pub enum Outcome {
         /// The `_OST` status code (ACPI 6.5 §6.3.5).
         ost: u32,
     },
+    /// The guest said that it did it, and nothing else shows that it has: Linux reports success for some insertions that failed.
+    Unproven,
     /// The guest has not answered in time.
     TimedOut,
     /// A later operation on the same slot took its place, or the host could not go on with it: no answer will come.
@@ -21,13 +23,15 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The one that speaks for both: a refusal before a time-out before a withdrawal before success.
+    /// The one that speaks for both: a refusal before a success without proof before a time-out before a withdrawal before
+    /// success.
     fn and(self, other: Self) -> Self {
         let weight = |outcome| match outcome {
             Self::Accepted => 0,
             Self::Withdrawn => 1,
             Self::TimedOut => 2,
-            Self::Refused { .. } => 3,
+            Self::Unproven => 3,
+            Self::Refused { .. } => 4,
         };
         if weight(other) > weight(self) { other } else { self }
     }

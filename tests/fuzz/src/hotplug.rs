@@ -11,14 +11,17 @@
 //! | 11 | flags | creating or destroying fails from now on, or no longer |
 //! | 12 | offset, width | the guest reads the event device |
 //! | 13 | slot | the host makes a slot permanent |
+//! | 14 | slot | the guest evaluates `_SUN` |
+//!
+//! The first byte chooses what sits in the slots.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use husk_devices::{BusDevice, Effect, Irq};
-use husk_hotplug::bank::{Bank, Extent};
-use husk_hotplug::ged::{Bell, Ged, GedEvent};
+use husk_hotplug::bank::{Bank, Extent, Kind};
+use husk_hotplug::ged::{Bell, Ged};
 use husk_hotplug::slot::State;
 use husk_hotplug::ticket::Ticket;
 use husk_hotplug::{Hotplug, Plug, PlugError};
@@ -30,8 +33,12 @@ use crate::script::{Recorder, Script};
 const SLOTS: u8 = 6;
 
 pub fn run(input: &[u8]) {
-    let mut machine = Machine::new();
     let mut script = Script::new(input);
+    let kinds = [Kind::Pci, Kind::Cpu, Kind::Memory];
+    let Some(kind) = script.u8().map(|byte| kinds[usize::from(byte) % kinds.len()]) else {
+        return;
+    };
+    let mut machine = Machine::new(kind);
     while machine.step(&mut script).is_some() {
         machine.check();
     }
@@ -94,11 +101,12 @@ struct Machine {
 }
 
 impl Machine {
-    fn new() -> Self {
-        let bank = Arc::new(Mutex::new(Bank::new(SLOTS.into(), || ()).unwrap()));
+    fn new(kind: Kind) -> Self {
         let bell = Bell::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
+        let bank = Bank::new(kind, SLOTS.into(), bell.clone(), || ()).unwrap();
+        let bank = Arc::new(Mutex::new(bank));
         Self {
-            host: Hotplug::new(Units::default(), bank.clone(), bell.clone(), GedEvent::Pci),
+            host: Hotplug::new(Units::default(), bank.clone(), bell.clone()),
             bank,
             ged: Ged::new(bell),
             tickets: Vec::new(),
@@ -108,7 +116,7 @@ impl Machine {
 
     fn step(&mut self, script: &mut Script<'_>) -> Option<()> {
         let mut data = [0xee; 8];
-        match script.u8()? % 14 {
+        match script.u8()? % 15 {
             0 => {
                 let (offset, width) = (script.u16()?, script.width()?);
                 self.bank.lock().unwrap().read(offset.into(), &mut data[..width]);
@@ -125,10 +133,10 @@ impl Machine {
             2 => self.take(),
             3 => {
                 let (slot, source, status) = (script.u8()?, script.u16()?, script.u8()?);
-                self.write(slot, 0x08, source.into());
-                self.write(slot, 0x0c, status.into());
+                let report = u64::from(slot % SLOTS) | u64::from(source) << 16 | u64::from(status) << 32;
+                self.write(0x10, &report.to_le_bytes());
             }
-            4 => self.write(script.u8()?, 0x04, 1),
+            4 => self.name(0x04, script.u8()?),
             host @ 5..=10 => self.ask(host, u32::from(script.u8()? % (SLOTS + 1))),
             11 => {
                 let flags = script.u8()?;
@@ -139,11 +147,12 @@ impl Machine {
                 let (offset, width) = (script.u8()?, script.width()?);
                 self.ged.read((offset & 7).into(), &mut data[..width]);
             }
-            _ => {
+            13 => {
                 let slot = u32::from(script.u8()? % SLOTS);
                 self.bank.lock().unwrap().pin(slot).unwrap();
                 self.pinned.insert(slot);
             }
+            _ => self.name(0x08, script.u8()?),
         }
         Some(())
     }
@@ -175,9 +184,13 @@ impl Machine {
         assert!(matches!(event >> 16, 0 | 1 | 3), "Notify value {:#x}", event >> 16);
     }
 
-    fn write(&mut self, slot: u8, register: u64, value: u32) {
-        let record = 0x20 * (u64::from(slot % SLOTS) + 1);
-        let _ = self.bank.lock().unwrap().write(record + register, &value.to_le_bytes());
+    /// Writes a slot's number to a register.
+    fn name(&mut self, register: u64, slot: u8) {
+        self.write(register, &u32::from(slot % SLOTS).to_le_bytes());
+    }
+
+    fn write(&mut self, register: u64, data: &[u8]) {
+        let _ = self.bank.lock().unwrap().write(register, data);
     }
 
     /// A unit is there exactly as long as its slot is not empty, and the guest has no more than there is.
@@ -198,13 +211,19 @@ impl Machine {
 
 pub fn seeds() -> Seeds {
     // Added, taken, accepted; asked for, taken, let go; destroyed.
-    let life = [6, 1, 2, 3, 1, 1, 0, 0, 7, 1, 2, 4, 1, 10, 0];
+    let life = [0, 6, 1, 2, 3, 1, 1, 0, 0, 7, 1, 2, 4, 1, 10, 0];
     // Present, asked for, wanted back by the guest that refuses.
-    let refused = [5, 0, 7, 0, 2, 3, 0, 3, 0, 0x80, 13, 0, 7, 0];
+    let refused = [0, 5, 0, 7, 0, 2, 3, 0, 3, 0, 0x80, 13, 0, 7, 0];
     // Wanted again after the guest was asked; the host cannot.
-    let wanted = [5, 2, 7, 2, 2, 8, 2, 11, 3, 4, 2, 10, 0, 11, 0, 10, 0, 9, 2];
+    let wanted = [0, 5, 2, 7, 2, 2, 8, 2, 11, 3, 4, 2, 10, 0, 11, 0, 10, 0, 9, 2];
+    // A processor that signs and one that does not; memory that is told again, and looked at.
+    let signed = [
+        1, 5, 0, 14, 0, 6, 1, 6, 2, 2, 2, 14, 1, 3, 1, 1, 0, 0, 3, 2, 1, 0, 0, 10, 0,
+    ];
+    let told_again = [2, 6, 1, 2, 0, 0x10, 4, 4, 3, 1, 1, 0, 0, 2, 3, 1, 1, 0, 0];
     let mut odd = Recorder::default();
-    for offset in [0, 1, 4, 0x20, 0x24, 0x30, 0x38, 0xe0, u16::MAX] {
+    odd.u8(1);
+    for offset in [0, 1, 4, 0x08, 0x0c, 0x10, 0x40, 0x50, 0x400, u16::MAX] {
         odd.u8(0).u16(offset).u8(2).u8(1).u16(offset).bytes(&[1, 0, 0, 0]);
     }
     odd.u8(12).u8(0).u8(2).u8(12).u8(1).u8(3);
@@ -212,6 +231,8 @@ pub fn seeds() -> Seeds {
         ("life", life.to_vec()),
         ("refused", refused.to_vec()),
         ("wanted", wanted.to_vec()),
+        ("signed", signed.to_vec()),
+        ("told-again", told_again.to_vec()),
         ("odd", odd.take()),
     ]
 }

@@ -118,6 +118,10 @@ fn report(events: &Events, of: &Pending, news: News) {
             log::warn!("{request} {id}: the guest refused, with code {code:#x}");
             say("device-refused", Some(("code", code.into())));
         }
+        News::Unproven => {
+            log::warn!("{request} {id}: the guest reported success, but does not have it");
+            say("device-refused", None);
+        }
         News::Overdue(waited) => {
             log::warn!("{request} {id}: no answer of the guest for {} s", waited.as_secs());
             say("device-unanswered", None);

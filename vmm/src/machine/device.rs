@@ -10,8 +10,8 @@ use husk_devices::memory::GuestMemory;
 use husk_devices::pci::{BarAllocator, Bdf, PciRoot, Window};
 use husk_devices::{BusDevice, Host, Irq};
 use husk_firmware::layout;
-use husk_hotplug::aml::{BankAml, Kind};
-use husk_hotplug::bank::Bank;
+use husk_hotplug::aml::BankAml;
+use husk_hotplug::bank::{Bank, Kind};
 use husk_hotplug::ged::{Bell, Ged, GedAml, GedEvent};
 use husk_hotplug::slot::State;
 use husk_hotplug::ticket::Ticket;
@@ -91,7 +91,7 @@ impl Devices {
             board,
             ioapic,
             threads,
-            slots: Hotplug::new(plug, bank, bell.clone(), GedEvent::Pci),
+            slots: Hotplug::new(plug, bank, bell.clone()),
             places: BTreeMap::new(),
             bell,
             let_go,
@@ -290,7 +290,8 @@ fn place_hotplug(board: &Board, bell: &Bell, let_go: &EventFd) -> Result<Arc<Mut
         // Fails only when the counter is full, and then it is readable all the same.
         let _ = let_go.write(1);
     };
-    let mut bank = Bank::new(SLOTS, on_let_go).map_err(|e| BuildError::device("PCI slots", e))?;
+    let mut bank =
+        Bank::new(Kind::Pci, SLOTS, bell.clone(), on_let_go).map_err(|e| BuildError::device("PCI slots", e))?;
     bank.pin(0).map_err(|e| BuildError::device("PCI slots", e))?;
     let bytes = bank.window_bytes();
     let bank = Arc::new(Mutex::new(bank));

@@ -33,6 +33,8 @@ pub enum News {
     Done(Duration),
     /// It refused, with this `_OST` status code (ACPI 6.5 §6.3.5).
     Refused(u32),
+    /// It said that it did, and nothing shows that it has.
+    Unproven,
     /// A later request took its place.
     Withdrawn,
     /// It has not answered for long. It still may.
@@ -80,6 +82,7 @@ impl Pending {
         match self.ticket.wait(Instant::now()) {
             Outcome::Accepted => Some(News::Done(self.ticket.latency().unwrap_or_default())),
             Outcome::Refused { ost } => Some(News::Refused(ost)),
+            Outcome::Unproven => Some(News::Unproven),
             Outcome::Withdrawn => Some(News::Withdrawn),
             Outcome::TimedOut => {
                 let waited = now.saturating_duration_since(self.since);
