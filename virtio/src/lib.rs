@@ -23,6 +23,7 @@ pub mod console;
 pub mod device;
 pub mod fs;
 mod gate;
+pub mod mem;
 pub mod net;
 pub mod pmem;
 pub mod rate_limit;

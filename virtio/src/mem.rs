@@ -1,0 +1,510 @@
+//! Memory device (virtio 1.2 §5.15): guest RAM that comes and goes in small blocks, each with the guest's word for it.
+//!
+//! | queue | carries                                                              |
+//! |-------|----------------------------------------------------------------------|
+//! | 0     | guest requests: 24 bytes readable, 10 bytes writable                 |
+//!
+//! | offset | width | R/W | configuration field (§5.15.4)                   |
+//! |--------|-------|-----|-------------------------------------------------|
+//! | 0x00   | 8     | R   | `block_size`                                    |
+//! | 0x08   | 2     | R   | `node_id`: 0, `VIRTIO_MEM_F_ACPI_PXM` is not offered |
+//! | 0x10   | 8     | R   | `addr`                                          |
+//! | 0x18   | 8     | R   | `region_size`                                   |
+//! | 0x20   | 8     | R   | `usable_region_size`: all of it                 |
+//! | 0x28   | 8     | R   | `plugged_size`                                  |
+//! | 0x30   | 8     | R   | `requested_size`                                |
+//!
+//! The host says how much the guest should have ([`MemHandle::request`]); the driver plugs and unplugs blocks until that is so. An
+//! answer "yes" to a request is the proof that the guest has the memory or let go of it: no other sign is needed.
+//!
+//! What is not plugged is not there: `VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE` is offered, and a driver that does not take it is not served,
+//! since it would read such memory (§5.15.3). What makes memory appear and disappear is the machine's affair ([`Backing`]).
+//!
+//! The answers are those that keep a driver alive. Linux takes `ERROR` for its own fault and gives the device up for good, so that is
+//! for requests that make no sense. `NACK` says that there has been a newer request of the host's; `BUSY` that the host cannot at
+//! present, which ends with the next configuration interrupt ([`MemHandle::retry`]).
+
+mod region;
+
+pub use region::{MemConfig, MemConfigError};
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use husk_devices::metrics::{Counter, Metered};
+
+use crate::config::ConfigBytes;
+use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
+use crate::ring::{Notify, Reader, Ring, RingState, Step, Writer};
+use region::{BlockState, CONFIG_BYTES, Denied, PLUGGED_SIZE, REQUESTED_SIZE, Region};
+
+/// virtio device ID (virtio 1.2 §5).
+const VIRTIO_ID_MEM: u32 = 24;
+/// "Other memory controller": base class 05h.
+const PCI_CLASS: u32 = 0x05_80_00;
+/// Linux has one request under way at a time.
+const QUEUE_SIZE: u16 = 16;
+/// What is not plugged must not be touched (virtio 1.2 §5.15.3).
+const VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE: u64 = 1 << 1;
+
+/// Request types (virtio 1.2 §5.15.6).
+const REQ_PLUG: u16 = 0;
+const REQ_UNPLUG: u16 = 1;
+const REQ_UNPLUG_ALL: u16 = 2;
+const REQ_STATE: u16 = 3;
+/// Response types (virtio 1.2 §5.15.6).
+const RESP_ACK: u16 = 0;
+const RESP_NACK: u16 = 1;
+const RESP_BUSY: u16 = 2;
+const RESP_ERROR: u16 = 3;
+/// States of blocks in a response (virtio 1.2 §5.15.6.4).
+const STATE_PLUGGED: u16 = 0;
+const STATE_UNPLUGGED: u16 = 1;
+const STATE_MIXED: u16 = 2;
+
+const KICK: u32 = 0;
+
+/// Length of `struct virtio_mem_req` (virtio 1.2 §5.15.6).
+const REQUEST_BYTES: usize = 24;
+/// Length of `struct virtio_mem_resp`, whose last two bytes are meant for one kind of request only.
+const RESPONSE_BYTES: usize = 10;
+
+/// `struct virtio_mem_req` without its padding.
+#[derive(Clone, Copy, Debug)]
+struct Request {
+    kind: u16,
+    addr: u64,
+    nb_blocks: u16,
+}
+
+impl Request {
+    fn parse(bytes: [u8; REQUEST_BYTES]) -> Self {
+        let [k0, k1, _, _, _, _, _, _, addr @ .., n0, n1, _, _, _, _, _, _] = bytes;
+        Self {
+            kind: u16::from_le_bytes([k0, k1]),
+            addr: u64::from_le_bytes(addr),
+            nb_blocks: u16::from_le_bytes([n0, n1]),
+        }
+    }
+}
+
+/// The bytes of a `struct virtio_mem_resp`.
+fn response_bytes(kind: u16, state: u16) -> [u8; RESPONSE_BYTES] {
+    let ([k0, k1], [s0, s1]) = (kind.to_le_bytes(), state.to_le_bytes());
+    [k0, k1, 0, 0, 0, 0, 0, 0, s0, s1]
+}
+
+/// What makes the memory of a device appear and disappear. Called on the device's thread.
+pub trait Backing: Send {
+    /// Makes `bytes` bytes at `offset` of the region the guest's, none of which are.
+    ///
+    /// # Errors
+    /// The host cannot at present. Nothing has changed.
+    fn plug(&mut self, offset: u64, bytes: u64) -> io::Result<()>;
+
+    /// Takes `bytes` bytes at `offset` of the region from the guest, all of which it has, and gives their pages back to the host.
+    ///
+    /// # Errors
+    /// The host cannot at present. Nothing has changed.
+    fn unplug(&mut self, offset: u64, bytes: u64) -> io::Result<()>;
+}
+
+/// What a memory device has done since it was made.
+#[derive(Debug, Default)]
+pub struct MemMetrics {
+    /// Requests to plug or unplug that were carried out.
+    pub requests: Counter,
+    /// Requests turned down because there is a newer wish of the host's.
+    pub nacks: Counter,
+    /// Requests put off because the host could not.
+    pub busy: Counter,
+    /// Requests that make no sense, or without room for the answer.
+    pub bad_requests: Counter,
+}
+
+impl Metered for MemMetrics {
+    fn metrics(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("requests", self.requests.get()),
+            ("nacks", self.nacks.get()),
+            ("busy", self.busy.get()),
+            ("bad_requests", self.bad_requests.get()),
+        ]
+    }
+}
+
+/// How large the device's memory is, should be and can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemSize {
+    /// What the guest has, in bytes.
+    pub plugged_bytes: u64,
+    /// What it should have.
+    pub requested_bytes: u64,
+    /// The end of what it may use: the whole region.
+    pub usable_bytes: u64,
+    /// Unit of all of them.
+    pub block_bytes: u64,
+    /// A driver has taken the device.
+    pub driver: bool,
+}
+
+/// What is known on either side. Locked for one request or one register access.
+struct Shared {
+    region: Region,
+    config: ConfigBytes,
+    /// How the driver is told that it should look again; none while there is no driver.
+    config_changed: Option<Notify>,
+}
+
+impl Shared {
+    fn publish(&mut self) {
+        let bytes = self.region.config_bytes();
+        debug_assert_eq!(bytes.len(), CONFIG_BYTES);
+        for field in [PLUGGED_SIZE, REQUESTED_SIZE] {
+            if let Some(value) = bytes.get(field..).and_then(|rest| rest.get(..8)) {
+                self.config.update(field, value);
+            }
+        }
+    }
+}
+
+impl ConfigAccess for Shared {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.config.read(offset, data);
+    }
+
+    fn write(&mut self, _offset: u64, _data: &[u8]) {}
+
+    fn generation(&self) -> u8 {
+        self.config.generation()
+    }
+}
+
+/// The host's end of a memory device: asks for more or less, and sees what came of it. From any thread, never blocks for long.
+#[derive(Clone)]
+pub struct MemHandle(Arc<Mutex<Shared>>);
+
+impl MemHandle {
+    /// Says how much the guest should have, in bytes. It hears of it at once if it has a driver, else when it gets one.
+    ///
+    /// # Errors
+    /// Not whole blocks, or more than the region has: nothing has changed.
+    pub fn request(&self, bytes: u64) -> Result<(), MemRequestError> {
+        let mut shared = locked(&self.0);
+        let MemConfig {
+            region_bytes,
+            block_bytes,
+            ..
+        } = shared.region.config();
+        if bytes > region_bytes || !bytes.is_multiple_of(block_bytes) {
+            return Err(MemRequestError {
+                bytes,
+                region_bytes,
+                block_bytes,
+            });
+        }
+        shared.region.request(bytes);
+        shared.publish();
+        tell(&shared);
+        Ok(())
+    }
+
+    /// Lets a driver that was told `BUSY` try again now.
+    pub fn retry(&self) {
+        tell(&locked(&self.0));
+    }
+
+    /// How large the memory is now.
+    pub fn size(&self) -> MemSize {
+        let shared = locked(&self.0);
+        let MemConfig {
+            region_bytes,
+            block_bytes,
+            ..
+        } = shared.region.config();
+        MemSize {
+            plugged_bytes: shared.region.plugged_bytes(),
+            requested_bytes: shared.region.requested_bytes(),
+            usable_bytes: region_bytes,
+            block_bytes,
+            driver: shared.config_changed.is_some(),
+        }
+    }
+}
+
+/// A size that the device cannot have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{bytes} bytes are not whole blocks of {block_bytes} bytes, {region_bytes} bytes at most")]
+pub struct MemRequestError {
+    bytes: u64,
+    region_bytes: u64,
+    block_bytes: u64,
+}
+
+fn tell(shared: &Shared) {
+    if let Some(notify) = &shared.config_changed {
+        notify.signal();
+    }
+}
+
+fn locked(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A memory device.
+pub struct Mem {
+    shared: Arc<Mutex<Shared>>,
+    backing: Arc<Mutex<dyn Backing>>,
+    on_change: Arc<dyn Fn() + Send + Sync>,
+    metrics: Arc<MemMetrics>,
+}
+
+impl Mem {
+    /// A device of nothing plugged and nothing requested. `on_change` is called on its thread when what is plugged has changed: it should
+    /// wake who waits for that, and do no more.
+    ///
+    /// # Errors
+    /// [`MemConfigError`].
+    pub fn new(
+        config: MemConfig,
+        backing: impl Backing + 'static,
+        on_change: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Self, MemConfigError> {
+        let region = Region::new(config)?;
+        let shared = Shared {
+            config: ConfigBytes::new(region.config_bytes()),
+            region,
+            config_changed: None,
+        };
+        Ok(Self {
+            shared: Arc::new(Mutex::new(shared)),
+            backing: Arc::new(Mutex::new(backing)),
+            on_change: Arc::new(on_change),
+            metrics: Arc::default(),
+        })
+    }
+
+    /// The host's end.
+    pub fn handle(&self) -> MemHandle {
+        MemHandle(self.shared.clone())
+    }
+
+    /// The device's metrics.
+    pub fn metrics(&self) -> Arc<MemMetrics> {
+        self.metrics.clone()
+    }
+}
+
+impl VirtioDevice for Mem {
+    fn profile(&self) -> Profile {
+        Profile {
+            id: VIRTIO_ID_MEM,
+            class: PCI_CLASS,
+            features: VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE,
+            queue_sizes: vec![QUEUE_SIZE],
+        }
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let size = self.handle().size();
+        let sizes = [
+            ("plugged_bytes", size.plugged_bytes),
+            ("requested_bytes", size.requested_bytes),
+            ("usable_bytes", size.usable_bytes),
+        ];
+        sizes.into_iter().chain(self.metrics.metrics()).collect()
+    }
+
+    fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {
+        self.shared.clone()
+    }
+
+    fn start(&mut self, mut activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError> {
+        if activation.features & VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE == 0 {
+            return Err(StartError::Host {
+                what: "serve a driver that reads memory which is not plugged",
+                source: io::ErrorKind::Unsupported.into(),
+            });
+        }
+        let ring = activation.take_ring(0)?;
+        locked(&self.shared).config_changed = Some(activation.config_changed);
+        (self.on_change)();
+        Ok(vec![Box::new(MemHandler {
+            ring,
+            shared: self.shared.clone(),
+            backing: self.backing.clone(),
+            on_change: self.on_change.clone(),
+            metrics: self.metrics.clone(),
+        })])
+    }
+}
+
+struct MemHandler {
+    ring: Ring,
+    shared: Arc<Mutex<Shared>>,
+    backing: Arc<Mutex<dyn Backing>>,
+    on_change: Arc<dyn Fn() + Send + Sync>,
+    metrics: Arc<MemMetrics>,
+}
+
+/// Who carries requests out.
+struct Desk<'a> {
+    shared: &'a Mutex<Shared>,
+    backing: &'a Mutex<dyn Backing>,
+    metrics: &'a MemMetrics,
+    changed: bool,
+}
+
+impl Desk<'_> {
+    /// Answers one request; returns how many bytes of answer there are.
+    fn answer(&mut self, reader: &mut Reader<'_>, writer: &mut Writer<'_>) -> u32 {
+        let request = reader.read_obj::<[u8; REQUEST_BYTES]>().map(Request::parse);
+        let has_room = writer.available_bytes() >= RESPONSE_BYTES;
+        let (kind, state) = match request {
+            Ok(request) if has_room => self.carry_out(request),
+            _ => (RESP_ERROR, 0),
+        };
+        match kind {
+            RESP_NACK => self.metrics.nacks.inc(),
+            RESP_BUSY => self.metrics.busy.inc(),
+            RESP_ERROR => self.metrics.bad_requests.inc(),
+            _ => {}
+        }
+        if !has_room || writer.write_obj(response_bytes(kind, state)).is_err() {
+            return 0;
+        }
+        u32::try_from(RESPONSE_BYTES).expect("ten bytes")
+    }
+
+    /// The response type, and the state that was asked for.
+    fn carry_out(&mut self, request: Request) -> (u16, u16) {
+        let Request { kind, addr, nb_blocks } = request;
+        let done = match kind {
+            REQ_PLUG => self.plug(addr, nb_blocks),
+            REQ_UNPLUG => self.unplug(addr, nb_blocks),
+            REQ_UNPLUG_ALL => self.unplug_all(),
+            REQ_STATE => return self.state(addr, nb_blocks),
+            _ => Err(RESP_ERROR),
+        };
+        match done {
+            Ok(()) => {
+                self.metrics.requests.inc();
+                (RESP_ACK, 0)
+            }
+            Err(response) => (response, 0),
+        }
+    }
+
+    fn plug(&mut self, addr: u64, count: u16) -> Result<(), u16> {
+        let (blocks, (offset, bytes)) = {
+            let shared = locked(self.shared);
+            let blocks = shared.region.blocks(addr, count).ok_or(RESP_ERROR)?;
+            shared.region.may_plug(&blocks).map_err(response)?;
+            let bytes = shared.region.bytes(&blocks);
+            (blocks, bytes)
+        };
+        // Not under the lock: registers are served meanwhile. Blocks change on this thread only.
+        let done = self.backing().plug(offset, bytes);
+        done.map_err(|error| put_off("plug", &error))?;
+        self.record(&blocks, true);
+        Ok(())
+    }
+
+    fn unplug(&mut self, addr: u64, count: u16) -> Result<(), u16> {
+        let blocks = {
+            let shared = locked(self.shared);
+            let blocks = shared.region.blocks(addr, count).ok_or(RESP_ERROR)?;
+            shared.region.may_unplug(&blocks).map_err(response)?;
+            blocks
+        };
+        self.give_back(&blocks)
+    }
+
+    fn unplug_all(&mut self) -> Result<(), u16> {
+        let next = |shared: &Mutex<Shared>, from| locked(shared).region.next_plugged(from);
+        let mut from = 0;
+        while let Some(blocks) = next(self.shared, from) {
+            self.give_back(&blocks)?;
+            from = blocks.end;
+        }
+        Ok(())
+    }
+
+    fn give_back(&mut self, blocks: &std::ops::Range<u64>) -> Result<(), u16> {
+        let (offset, bytes) = locked(self.shared).region.bytes(blocks);
+        let done = self.backing().unplug(offset, bytes);
+        done.map_err(|error| put_off("unplug", &error))?;
+        self.record(blocks, false);
+        Ok(())
+    }
+
+    fn state(&self, addr: u64, count: u16) -> (u16, u16) {
+        let shared = locked(self.shared);
+        let Some(blocks) = shared.region.blocks(addr, count) else {
+            return (RESP_ERROR, 0);
+        };
+        let state = match shared.region.state(&blocks) {
+            BlockState::Plugged => STATE_PLUGGED,
+            BlockState::Unplugged => STATE_UNPLUGGED,
+            BlockState::Mixed => STATE_MIXED,
+        };
+        (RESP_ACK, state)
+    }
+
+    fn backing(&self) -> MutexGuard<'_, dyn Backing + 'static> {
+        self.backing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn record(&mut self, blocks: &std::ops::Range<u64>, plugged: bool) {
+        let mut shared = locked(self.shared);
+        shared.region.set(blocks, plugged);
+        shared.publish();
+        self.changed = true;
+    }
+}
+
+fn response(denied: Denied) -> u16 {
+    match denied {
+        Denied::Nack => RESP_NACK,
+        Denied::Error => RESP_ERROR,
+    }
+}
+
+fn put_off(what: &str, error: &io::Error) -> u16 {
+    log::warn!("memory device: the host cannot {what} memory now: {error}");
+    RESP_BUSY
+}
+
+impl Handler for MemHandler {
+    fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        watch
+            .readable(self.ring.kick().as_raw_fd(), KICK)
+            .map_err(HandlerError::watch)
+    }
+
+    fn wake(&mut self, _token: u32, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        let mut desk = Desk {
+            shared: &self.shared,
+            backing: &*self.backing,
+            metrics: &self.metrics,
+            changed: false,
+        };
+        let done = self
+            .ring
+            .drain(|reader, writer| Ok(Step::Used(desk.answer(reader, writer))));
+        if desk.changed {
+            (self.on_change)();
+        }
+        done
+    }
+
+    fn stop(self: Box<Self>) -> Vec<RingState> {
+        locked(&self.shared).config_changed = None;
+        vec![self.ring.into_state()]
+    }
+}
+
+#[cfg(test)]
+#[path = "mem_test.rs"]
+mod tests;
