@@ -17,6 +17,7 @@
     )
 )]
 
+pub mod balloon;
 pub mod block;
 pub mod config;
 pub mod console;

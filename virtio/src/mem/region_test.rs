@@ -109,7 +109,7 @@ proptest! {
             let there = model.iter().filter(|plugged| **plugged).count() as u64;
             prop_assert_eq!(region.plugged_bytes(), there * UNIT);
         }
-        let mut runs = vec![false; 200];
+        let mut runs = [false; 200];
         let mut from = 0;
         while let Some(run) = region.next_plugged(from) {
             prop_assert!(run.start >= from && !run.is_empty());

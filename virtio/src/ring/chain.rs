@@ -147,6 +147,12 @@ impl Chain {
         self.slices(&self.writable)
     }
 
+    /// Where the device-writable buffers are in guest RAM (first address, bytes), in order: for devices to which buffers are not places
+    /// for data, but memory to be dealt with.
+    pub fn writable_ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.writable.iter().map(|buffer| (buffer.addr.0, buffer.len as u64))
+    }
+
     /// The guest memory that the chain lies in.
     pub fn memory(&self) -> &Arc<GuestMemoryMmap> {
         &self.mem

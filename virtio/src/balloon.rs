@@ -1,0 +1,465 @@
+//! Memory balloon (virtio 1.2 §5.5): memory that the guest gives back, when asked and of its own accord.
+//!
+//! | queue | carries                                                                          |
+//! |-------|----------------------------------------------------------------------------------|
+//! | 0     | inflateq: numbers of pages that the guest does not use any more                  |
+//! | 1     | deflateq: numbers of pages that it uses again                                    |
+//! | next  | statsq, with `VIRTIO_BALLOON_F_STATS_VQ`: a buffer with statistics               |
+//! | next  | reporting_vq, with `VIRTIO_BALLOON_F_PAGE_REPORTING`: free pages, as buffers     |
+//!
+//! | offset | width | R/W | configuration field (§5.5.4)                              |
+//! |--------|-------|-----|-----------------------------------------------------------|
+//! | 0x00   | 4     | R   | `num_pages`: how large the balloon should be, in 4 KiB    |
+//! | 0x04   | 4     | RW  | `actual`: how large it is, by the driver's word           |
+//!
+//! Queues of features that were not negotiated are left out, and those behind them move up, as Linux and QEMU have it.
+//!
+//! Pages in the balloon, and pages that are reported free, are given back to the host at once ([`Discard`]). The guest gets a page again by
+//! touching it: the host then has to find one. What it reports free has to be so when it says it: the driver keeps such pages aside until
+//! their request is answered.
+
+mod pages;
+mod stats;
+
+pub use stats::BalloonStats;
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use husk_devices::metrics::{Counter, Metered};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::config::ConfigBytes;
+use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
+use crate::ring::{Notify, Ring, RingState, Step};
+use pages::PAGE_BYTES;
+
+/// virtio device ID (virtio 1.2 §5).
+const VIRTIO_ID_BALLOON: u32 = 5;
+/// "Other memory controller": base class 05h.
+const PCI_CLASS: u32 = 0x05_80_00;
+/// Linux has one request under way in each queue, of one buffer; a report of free pages has 32.
+const QUEUE_SIZES: [u16; 4] = [64, 64, 16, 64];
+
+/// Feature bits (virtio 1.2 §5.5.3).
+const VIRTIO_BALLOON_F_STATS_VQ: u64 = 1 << 1;
+const VIRTIO_BALLOON_F_DEFLATE_ON_OOM: u64 = 1 << 2;
+const VIRTIO_BALLOON_F_PAGE_REPORTING: u64 = 1 << 5;
+
+const ACTUAL: usize = 4;
+const CONFIG_BYTES: usize = 8;
+
+const INFLATE: u32 = 0;
+const DEFLATE: u32 = 1;
+const STATS: u32 = 2;
+const REPORTING: u32 = 3;
+const REFRESH: u32 = 4;
+
+/// What gives pages of guest RAM back to the host.
+pub trait Discard: Send + Sync {
+    /// Gives the whole pages among `bytes` bytes of RAM from guest-physical `gpa` on back. What the guest reads there next is zero. Ranges
+    /// without RAM, or in part, are cut to what there is.
+    ///
+    /// # Errors
+    /// The host refuses; the pages are as they were.
+    fn discard(&self, gpa: u64, bytes: u64) -> io::Result<()>;
+}
+
+/// What a balloon has done since it was made.
+#[derive(Debug, Default)]
+pub struct BalloonMetrics {
+    /// Pages of 4 KiB that went into the balloon.
+    pub inflated_pages: Counter,
+    /// Pages of 4 KiB that came out again.
+    pub deflated_pages: Counter,
+    /// Bytes that the guest reported free.
+    pub reported_bytes: Counter,
+    /// Ranges that the host would not take back.
+    pub discard_failures: Counter,
+    /// Requests that make no sense.
+    pub bad_requests: Counter,
+}
+
+impl Metered for BalloonMetrics {
+    fn metrics(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("inflated_pages", self.inflated_pages.get()),
+            ("deflated_pages", self.deflated_pages.get()),
+            ("reported_bytes", self.reported_bytes.get()),
+            ("discard_failures", self.discard_failures.get()),
+            ("bad_requests", self.bad_requests.get()),
+        ]
+    }
+}
+
+/// What a balloon should do beside inflating and deflating.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BalloonConfig {
+    /// The guest may take pages out by itself before it kills a process for want of memory.
+    pub deflate_on_oom: bool,
+    /// The guest reports pages that are free.
+    pub free_page_reporting: bool,
+}
+
+/// How large a balloon is and should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BalloonSize {
+    /// By the driver's word, in bytes.
+    pub actual_bytes: u64,
+    /// What was asked for, in bytes.
+    pub target_bytes: u64,
+    /// A driver has taken the device.
+    pub driver: bool,
+}
+
+struct Shared {
+    target_pages: u32,
+    config: ConfigBytes,
+    actual: [u8; 4],
+    stats: BalloonStats,
+    config_changed: Option<Notify>,
+    on_change: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Shared {
+    fn set_actual(&mut self, actual: [u8; 4]) {
+        self.actual = actual;
+        self.config.update(ACTUAL, &actual);
+        (self.on_change)();
+    }
+}
+
+impl ConfigAccess for Shared {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.config.read(offset, data);
+    }
+
+    /// The driver may write `actual`, and nothing else (virtio 1.2 §5.5.6).
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        let mut actual = self.actual;
+        for (distance, byte) in (0..).zip(data) {
+            let at = offset.checked_add(distance);
+            let place = at.and_then(|at| at.checked_sub(ACTUAL as u64));
+            let place = place.and_then(|place| usize::try_from(place).ok());
+            if let Some(place) = place.and_then(|place| actual.get_mut(place)) {
+                *place = *byte;
+            }
+        }
+        if actual != self.actual {
+            self.set_actual(actual);
+        }
+    }
+
+    fn generation(&self) -> u8 {
+        self.config.generation()
+    }
+}
+
+/// The host's end of a balloon. From any thread, never blocks for long.
+#[derive(Clone)]
+pub struct BalloonHandle {
+    shared: Arc<Mutex<Shared>>,
+    refresh: Arc<EventFd>,
+}
+
+impl BalloonHandle {
+    /// Says how large the balloon should be, in bytes. The guest hears of it at once if it has a driver, else when it gets one.
+    ///
+    /// # Errors
+    /// Not whole pages of 4 KiB, or 16 TiB or more: nothing has changed.
+    pub fn set_target(&self, bytes: u64) -> Result<(), BalloonSizeError> {
+        let whole = Some(bytes).filter(|bytes| bytes.is_multiple_of(PAGE_BYTES));
+        let pages = whole.and_then(|bytes| u32::try_from(bytes / PAGE_BYTES).ok());
+        let pages = pages.ok_or(BalloonSizeError(bytes))?;
+        let mut shared = locked(&self.shared);
+        shared.target_pages = pages;
+        shared.config.update(0, &pages.to_le_bytes());
+        if let Some(notify) = &shared.config_changed {
+            notify.signal();
+        }
+        Ok(())
+    }
+
+    /// How large it is now.
+    pub fn size(&self) -> BalloonSize {
+        let shared = locked(&self.shared);
+        let bytes = |pages: u32| u64::from(pages).saturating_mul(PAGE_BYTES);
+        BalloonSize {
+            actual_bytes: bytes(u32::from_le_bytes(shared.actual)),
+            target_bytes: bytes(shared.target_pages),
+            driver: shared.config_changed.is_some(),
+        }
+    }
+
+    /// Asks the guest for new statistics. They come later, if at all.
+    pub fn refresh(&self) {
+        // Fails only when the counter is full, and then it is readable all the same.
+        let _ = self.refresh.write(1);
+    }
+
+    /// What the guest has said last.
+    pub fn stats(&self) -> BalloonStats {
+        locked(&self.shared).stats
+    }
+}
+
+/// A size that no balloon can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a balloon of {0} bytes: whole pages of 4096 bytes, less than 16 TiB")]
+pub struct BalloonSizeError(u64);
+
+fn locked(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A memory balloon.
+pub struct Balloon {
+    config: BalloonConfig,
+    handle: BalloonHandle,
+    memory: Arc<dyn Discard>,
+    metrics: Arc<BalloonMetrics>,
+}
+
+impl Balloon {
+    /// An empty balloon, whose pages go back to the host through `memory`. `on_change` is called when its size or its driver has changed, on
+    /// any thread: it should wake who waits for that, and do no more.
+    ///
+    /// # Errors
+    /// When the host refuses an eventfd.
+    pub fn new(
+        config: BalloonConfig,
+        memory: Arc<dyn Discard>,
+        on_change: impl Fn() + Send + Sync + 'static,
+    ) -> io::Result<Self> {
+        let shared = Shared {
+            target_pages: 0,
+            config: ConfigBytes::new([0; CONFIG_BYTES]),
+            actual: [0; 4],
+            stats: BalloonStats::default(),
+            config_changed: None,
+            on_change: Arc::new(on_change),
+        };
+        Ok(Self {
+            config,
+            handle: BalloonHandle {
+                shared: Arc::new(Mutex::new(shared)),
+                refresh: Arc::new(EventFd::new(EFD_NONBLOCK)?),
+            },
+            memory,
+            metrics: Arc::default(),
+        })
+    }
+
+    /// The host's end.
+    pub fn handle(&self) -> BalloonHandle {
+        self.handle.clone()
+    }
+
+    /// The device's metrics.
+    pub fn metrics(&self) -> Arc<BalloonMetrics> {
+        self.metrics.clone()
+    }
+}
+
+impl VirtioDevice for Balloon {
+    fn profile(&self) -> Profile {
+        let when = |on, feature| if on { feature } else { 0 };
+        let features = VIRTIO_BALLOON_F_STATS_VQ
+            | when(self.config.deflate_on_oom, VIRTIO_BALLOON_F_DEFLATE_ON_OOM)
+            | when(self.config.free_page_reporting, VIRTIO_BALLOON_F_PAGE_REPORTING);
+        let queues = if self.config.free_page_reporting { 4 } else { 3 };
+        Profile {
+            id: VIRTIO_ID_BALLOON,
+            class: PCI_CLASS,
+            features,
+            queue_sizes: QUEUE_SIZES.into_iter().take(queues).collect(),
+        }
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let size = self.handle.size();
+        let sizes = [("actual_bytes", size.actual_bytes), ("target_bytes", size.target_bytes)];
+        sizes.into_iter().chain(self.metrics.metrics()).collect()
+    }
+
+    fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {
+        self.handle.shared.clone()
+    }
+
+    fn start(&mut self, mut activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError> {
+        let features = activation.features;
+        let (inflate, deflate) = (activation.take_ring(0)?, activation.take_ring(1)?);
+        let mut next = 2;
+        let mut optional = |feature| -> Result<Option<Ring>, StartError> {
+            if features & feature == 0 {
+                return Ok(None);
+            }
+            let ring = activation.take_ring(next)?;
+            next = next.saturating_add(1);
+            Ok(Some(ring))
+        };
+        let stats = optional(VIRTIO_BALLOON_F_STATS_VQ)?;
+        let reporting = optional(VIRTIO_BALLOON_F_PAGE_REPORTING)?;
+        let on_change = {
+            let mut shared = locked(&self.handle.shared);
+            shared.config_changed = Some(activation.config_changed);
+            shared.on_change.clone()
+        };
+        on_change();
+        Ok(vec![Box::new(BalloonHandler {
+            inflate,
+            deflate,
+            stats,
+            reporting,
+            held: None,
+            handle: self.handle.clone(),
+            memory: self.memory.clone(),
+            metrics: self.metrics.clone(),
+        })])
+    }
+}
+
+struct BalloonHandler {
+    inflate: Ring,
+    deflate: Ring,
+    stats: Option<Ring>,
+    reporting: Option<Ring>,
+    /// The head of the buffer with which the driver can be asked for statistics.
+    held: Option<u16>,
+    handle: BalloonHandle,
+    memory: Arc<dyn Discard>,
+    metrics: Arc<BalloonMetrics>,
+}
+
+impl BalloonHandler {
+    fn inflate(&mut self) -> Result<(), HandlerError> {
+        let (memory, metrics) = (&*self.memory, &*self.metrics);
+        self.inflate.drain(|reader, _| {
+            match pages::ranges(reader, |gpa, bytes| discard(memory, metrics, gpa, bytes)) {
+                Ok(count) => metrics.inflated_pages.add(count as u64),
+                Err(_) => metrics.bad_requests.inc(),
+            }
+            Ok(Step::Used(0))
+        })
+    }
+
+    fn deflate(&mut self) -> Result<(), HandlerError> {
+        let metrics = &*self.metrics;
+        self.deflate.drain(|reader, _| {
+            match pages::ranges(reader, |_, _| ()) {
+                Ok(count) => metrics.deflated_pages.add(count as u64),
+                Err(_) => metrics.bad_requests.inc(),
+            }
+            Ok(Step::Used(0))
+        })
+    }
+
+    /// Keeps the buffer that came last, after a look into it. An earlier one that is still here goes back.
+    fn read_stats(&mut self) -> Result<(), HandlerError> {
+        let Some(ring) = &mut self.stats else { return Ok(()) };
+        ring.take_kick();
+        loop {
+            while let Some(chain) = ring.pop()? {
+                let mut shared = locked(&self.handle.shared);
+                shared.stats.read(&mut chain.reader(), Instant::now());
+                (shared.on_change)();
+                drop(shared);
+                if let Some(earlier) = self.held.replace(chain.head()) {
+                    ring.push(earlier, 0)?;
+                }
+            }
+            if !ring.enable_kicks()? {
+                break;
+            }
+        }
+        Ok(ring.signal()?)
+    }
+
+    /// Gives the buffer back, which asks for it to be filled again (virtio 1.2 §5.5.6.3).
+    fn ask_for_stats(&mut self) -> Result<(), HandlerError> {
+        // Fails only when nobody has asked.
+        let _ = self.handle.refresh.read();
+        if let (Some(ring), Some(head)) = (&mut self.stats, self.held.take()) {
+            ring.push(head, 0)?;
+            ring.signal()?;
+        }
+        Ok(())
+    }
+
+    /// Each buffer is memory that is free.
+    fn take_report(&mut self) -> Result<(), HandlerError> {
+        let Some(ring) = &mut self.reporting else { return Ok(()) };
+        ring.take_kick();
+        loop {
+            while let Some(chain) = ring.pop()? {
+                for (gpa, bytes) in chain.writable_ranges() {
+                    self.metrics.reported_bytes.add(bytes);
+                    discard(&*self.memory, &self.metrics, gpa, bytes);
+                }
+                ring.push(chain.head(), 0)?;
+            }
+            if !ring.enable_kicks()? {
+                break;
+            }
+        }
+        Ok(ring.signal()?)
+    }
+}
+
+fn discard(memory: &dyn Discard, metrics: &BalloonMetrics, gpa: u64, bytes: u64) {
+    if memory.discard(gpa, bytes).is_err() {
+        metrics.discard_failures.inc();
+    }
+}
+
+impl Handler for BalloonHandler {
+    fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        let rings = [
+            (Some(&self.inflate), INFLATE),
+            (Some(&self.deflate), DEFLATE),
+            (self.stats.as_ref(), STATS),
+            (self.reporting.as_ref(), REPORTING),
+        ];
+        for (ring, token) in rings {
+            if let Some(ring) = ring {
+                watch
+                    .readable(ring.kick().as_raw_fd(), token)
+                    .map_err(HandlerError::watch)?;
+            }
+        }
+        watch
+            .readable(self.handle.refresh.as_raw_fd(), REFRESH)
+            .map_err(HandlerError::watch)
+    }
+
+    fn wake(&mut self, token: u32, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        match token {
+            INFLATE => self.inflate(),
+            DEFLATE => self.deflate(),
+            STATS => self.read_stats(),
+            REPORTING => self.take_report(),
+            _ => self.ask_for_stats(),
+        }
+    }
+
+    /// A driver that is gone has forgotten its balloon: whatever was in it is the guest's again.
+    fn stop(self: Box<Self>) -> Vec<RingState> {
+        let mut this = *self;
+        if let (Some(ring), Some(head)) = (&mut this.stats, this.held.take()) {
+            // The ring ends; the driver need not hear of it.
+            let _ = ring.push(head, 0);
+        }
+        let mut shared = locked(&this.handle.shared);
+        shared.config_changed = None;
+        shared.set_actual([0; 4]);
+        drop(shared);
+        let rings = [Some(this.inflate), Some(this.deflate), this.stats, this.reporting];
+        rings.into_iter().flatten().map(Ring::into_state).collect()
+    }
+}
+
+#[cfg(test)]
+#[path = "balloon_test.rs"]
+mod tests;
