@@ -6,6 +6,8 @@
 //!                      +-------------------------------+
 //!                      | 64-bit PCI window             |  pci_window64()
 //!                      +-------------------------------+
+//!                      | memory that may come later    |  hotplug_base(), from a multiple of 2 GiB on
+//!                      +-------------------------------+
 //!                      | RAM above 4 GiB               |
 //!        1_0000_0000   +-------------------------------+  HIGH_RAM
 //!          FFFB_C000   | KVM's own four pages          |  KVM_IDENTITY_MAP, KVM_TSS
@@ -126,6 +128,12 @@ pub const SLEEP_STATUS_PORT: u16 = 0x601;
 /// ACPI reset register.
 pub const RESET_PORT: u16 = 0x602;
 
+/// Linux' `MIN_MEMORY_BLOCK_SIZE` on x86-64.
+const MEMORY_BLOCK_MIN: u64 = 128 << 20;
+/// Linux' `MAX_BLOCK_SIZE`.
+const MEMORY_BLOCK_MAX: u64 = 2 << 30;
+/// Linux' `MEM_SIZE_FOR_LARGE_BLOCK`.
+const LARGE_MEMORY: u64 = 64 << 30;
 /// The largest 64-bit PCI window that is worth describing.
 const PCI64_MAX: u64 = 1 << 40;
 /// The 64-bit PCI window starts on a multiple of this.
@@ -137,6 +145,28 @@ pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {
         None | Some(0) => vec![(0, size)],
         Some(rest) => vec![(0, LOW_RAM_END), (HIGH_RAM, rest)],
     }
+}
+
+/// Where RAM of these ranges ends; 0 for none.
+pub fn ram_end(ranges: &[(u64, u64)]) -> u64 {
+    ranges.last().map_or(0, |(base, bytes)| base.saturating_add(*bytes))
+}
+
+/// Where memory begins that comes while the guest runs, above RAM that ends at `ram_end`: aligned for the largest block that Linux
+/// adds at once. `None` when nothing is left.
+pub fn hotplug_base(ram_end: u64) -> Option<u64> {
+    ram_end.max(HIGH_RAM).checked_next_multiple_of(MEMORY_BLOCK_MAX)
+}
+
+/// What memory is added in by a Linux guest whose RAM ends at `ram_end`: 128 MiB, and from 64 GiB on, in a VM, the largest power of
+/// two up to 2 GiB that divides the end (Linux `arch/x86/mm/init_64.c`, `probe_memory_block_size`). What is no whole number of
+/// these at a multiple of it, Linux does not take, and says that it has.
+pub fn memory_block(ram_end: u64) -> u64 {
+    if ram_end < LARGE_MEMORY {
+        return MEMORY_BLOCK_MIN;
+    }
+    let alignment = 1 << ram_end.trailing_zeros().min(63);
+    MEMORY_BLOCK_MAX.min(alignment).max(MEMORY_BLOCK_MIN)
 }
 
 /// The 64-bit PCI window (base, bytes) of a machine whose RAM, with all that may be added later, ends at `ram_end`, and whose
@@ -170,6 +200,26 @@ mod tests {
     fn ram_beyond_the_hole_goes_on_at_four_gib() {
         assert_eq!(ram_ranges(5 << 30), [(0, 3 << 30), (4 << 30, 2 << 30)]);
         assert_eq!(ram_ranges(LOW_RAM_END + 4096), [(0, LOW_RAM_END), (HIGH_RAM, 4096)]);
+    }
+
+    #[test]
+    fn memory_that_comes_later_fits_the_blocks_of_the_guest() {
+        for (ram, base, block) in [
+            (128 << 20, HIGH_RAM, 128 << 20),
+            (LOW_RAM_END, HIGH_RAM, 128 << 20),
+            ((3 << 30) + 4096, 6 << 30, 128 << 20),
+            ((63 << 30) - 4096, 64 << 30, 128 << 20),
+            (63 << 30, 64 << 30, 2 << 30),
+            (64 << 30, 66 << 30, 1 << 30),
+            ((64 << 30) + (512 << 20), 66 << 30, 512 << 20),
+            ((64 << 30) + 4096, 66 << 30, 128 << 20),
+            (127 << 30, 128 << 30, 2 << 30),
+        ] {
+            let end = ram_end(&ram_ranges(ram));
+            assert_eq!((hotplug_base(end), memory_block(end)), (Some(base), block), "{ram:#x}");
+            assert!(base >= end && base.is_multiple_of(block));
+        }
+        assert_eq!(hotplug_base(u64::MAX), None);
     }
 
     #[test]

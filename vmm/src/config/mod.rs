@@ -11,6 +11,7 @@ mod options;
 mod rest;
 mod roster;
 mod share;
+mod size;
 mod unsupported;
 mod validate;
 
@@ -27,7 +28,10 @@ pub use options::{BootProtocol, RunOptions};
 pub use rest::Rest;
 pub use roster::NewDevice;
 pub use share::{MAX_FS_QUEUES, ShareError};
-pub use validate::{ConfigError, Limits, MAX_DISK_QUEUES, MAX_NET_PAIRS, MIN_MEMORY_BYTES, PAGE_BYTES};
+pub use size::Size;
+pub use validate::{
+    ConfigError, HUGE_PAGE_BYTES, Limits, MAX_DISK_QUEUES, MAX_NET_PAIRS, MIN_MEMORY_BYTES, PAGE_BYTES,
+};
 
 /// A whole VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -200,6 +204,9 @@ pub struct MemoryConfig {
     /// Whether RAM comes from the host's reserved huge pages.
     #[serde(default, deserialize_with = "null_is_default")]
     pub hugepages: bool,
+    /// Bytes of such a page: 2 MiB or 1 GiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hugepage_size: Option<u64>,
     /// Whether every page is allocated before the guest starts.
     #[serde(default, deserialize_with = "null_is_default")]
     pub prefault: bool,
@@ -214,6 +221,16 @@ pub struct MemoryConfig {
     pub rest: Rest,
 }
 
+impl MemoryConfig {
+    /// Bytes of the host's page behind it.
+    pub fn page_bytes(&self) -> u64 {
+        match self.hugepages {
+            true => self.hugepage_size.unwrap_or(HUGE_PAGE_BYTES[0]),
+            false => PAGE_BYTES,
+        }
+    }
+}
+
 impl Default for MemoryConfig {
     fn default() -> Self {
         Self {
@@ -221,6 +238,7 @@ impl Default for MemoryConfig {
             mergeable: false,
             shared: false,
             hugepages: false,
+            hugepage_size: None,
             prefault: false,
             thp: true,
             hotplug_size: None,

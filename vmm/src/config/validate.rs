@@ -3,10 +3,11 @@
 use husk_virtio::vsock::CIDS;
 
 use super::share::ShareError;
+use super::size::Size;
 use super::{
     ConsoleConfig, ConsoleMode, DiskConfig, MemoryConfig, NetConfig, PmemConfig, VmConfig, VsockConfig, unsupported,
 };
-use crate::machine::pmem::PMEM_UNIT_BYTES;
+use crate::memory::BLOCK_BYTES as PMEM_UNIT_BYTES;
 
 /// The unit of guest RAM.
 pub const PAGE_BYTES: u64 = 4096;
@@ -20,8 +21,8 @@ pub const MAX_NET_PAIRS: u16 = 32;
 /// The smallest MTU that IP works with (RFC 791).
 const MIN_MTU: u16 = 68;
 
-/// The unit of guest RAM made of reserved huge pages.
-const HUGE_PAGE_BYTES: u64 = 2 << 20;
+/// What reserved huge pages of x86-64 can be, the usual ones first.
+pub const HUGE_PAGE_BYTES: [u64; 2] = [2 << 20, 1 << 30];
 /// The least and the most entries of a disk's virtqueue. A shorter one could not hold a request of usual length; a longer one
 /// only adds latency.
 pub(super) const QUEUE_SIZES: std::ops::RangeInclusive<u16> = 16..=1024;
@@ -78,6 +79,27 @@ pub enum ConfigError {
         /// The most that this host's address space holds.
         max: u64,
     },
+    /// More than the address space holds, once all has come.
+    #[error(
+        "memory: {} at the start and {} more later asked for, {} allowed together",
+        Size(*size),
+        Size(*more),
+        Size(*max)
+    )]
+    Hotplug {
+        /// What the guest starts with.
+        size: u64,
+        /// What may come.
+        more: u64,
+        /// The most that this host's address space holds.
+        max: u64,
+    },
+    /// Pages that x86-64 does not have.
+    #[error("memory: hugepage_size is {}, allowed: 2 MiB, 1 GiB", Size(*.0))]
+    HugePage(u64),
+    /// A size of pages that are not asked for.
+    #[error("memory: hugepage_size is given, hugepages is off: pages of that size need it on")]
+    NoHugePages,
     /// RAM that is no whole number of pages.
     #[error("memory: {found} bytes is not a multiple of the {page}-byte page")]
     MemoryUnit {
@@ -227,11 +249,22 @@ impl MemoryConfig {
         if !(MIN_MEMORY_BYTES..=max).contains(&found) {
             return Err(ConfigError::Memory { found, max });
         }
-        let page = if self.hugepages { HUGE_PAGE_BYTES } else { PAGE_BYTES };
-        if found.is_multiple_of(page) {
-            Ok(())
-        } else {
-            Err(ConfigError::MemoryUnit { found, page })
+        if let Some(bytes) = self.hugepage_size {
+            if !self.hugepages {
+                return Err(ConfigError::NoHugePages);
+            }
+            if !HUGE_PAGE_BYTES.contains(&bytes) {
+                return Err(ConfigError::HugePage(bytes));
+            }
+        }
+        let page = self.page_bytes();
+        if !found.is_multiple_of(page) {
+            return Err(ConfigError::MemoryUnit { found, page });
+        }
+        let more = self.hotplug_size.unwrap_or_default();
+        match found.checked_add(more).filter(|all| *all <= max) {
+            Some(_) => Ok(()),
+            None => Err(ConfigError::Hotplug { size: found, more, max }),
         }
     }
 }
@@ -308,22 +341,6 @@ impl ConsoleConfig {
         match (self.mode, &self.file) {
             (ConsoleMode::File, None) => Err(ConfigError::NoFile(name)),
             _ => Ok(()),
-        }
-    }
-}
-
-/// A number of bytes as people write it: the largest binary unit that divides it.
-struct Size(u64);
-
-impl std::fmt::Display for Size {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
-        match units
-            .into_iter()
-            .find(|(shift, _)| self.0 != 0 && self.0.trailing_zeros() >= *shift)
-        {
-            Some((shift, unit)) => write!(f, "{} {unit}", self.0 >> shift),
-            None => write!(f, "{} B", self.0),
         }
     }
 }

@@ -25,12 +25,11 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::Machine;
 use super::board::Board;
 use super::device::{Devices, SlotError};
-use super::pmem::PmemSpace;
 use super::populate::{Passed, populate};
 use crate::config::{BootProtocol, ConfigError, CpusConfig, Limits, RunOptions, VmConfig};
 use crate::cpus::Cpus;
 use crate::kvm::{Kicker, Kvm, KvmError, Vcpu, Vm};
-use crate::memory::{Ram, RamError};
+use crate::memory::{AddressSpace, MemoryError};
 use crate::seccomp::{Mode, Role, SeccompError};
 use crate::spawner::Spawner;
 use crate::terminal::StdoutSink;
@@ -53,9 +52,9 @@ pub enum BuildError {
     /// KVM.
     #[error(transparent)]
     Kvm(#[from] KvmError),
-    /// Guest RAM.
+    /// Guest memory.
     #[error(transparent)]
-    Ram(#[from] RamError),
+    Memory(#[from] MemoryError),
     /// Kernel, initramfs, command line or tables.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -129,16 +128,15 @@ impl Machine {
         trace.mark(Phase::KvmOpen);
         let vm = Arc::new(kvm.create_vm()?);
         trace.mark(Phase::VmCreate);
-        let ram = Ram::new(&config.memory, layout::ram_ranges(config.memory.size))?;
-        ram.map_into(&vm)?;
+        let memory = AddressSpace::new(&config.memory, vm.clone(), kvm.phys_bits())?;
         trace.mark(Phase::Ram);
 
         // Nothing that the loader uses may move into the closure: on an error it would be dropped before the loader is joined.
-        let (cpus, parked, devices, pmem, board, ended, keyboard) = thread::scope(|scope| -> Result<_, BuildError> {
-            let memory = ram.guest().memory();
+        let (cpus, parked, devices, board, ended, keyboard) = thread::scope(|scope| -> Result<_, BuildError> {
+            let ram = memory.guest().memory();
             let load = move || {
                 let _span = trace.span(Phase::KernelLoad);
-                payload.load(&memory)
+                payload.load(&ram)
             };
             let loading = Loading::begin(scope, bytes, options.seccomp, load)?;
             let ended = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("make an eventfd"))?;
@@ -151,28 +149,26 @@ impl Machine {
             trace.mark(Phase::Irqchip);
             let parked = create_vcpus(&kvm, &vm, &config.cpus)?;
             trace.mark(Phase::Vcpus);
-            let mut devices = Devices::new(board.clone(), vm.clone(), ram.guest(), spawner.clone())?;
-            let pmem = PmemSpace::new(vm.clone(), ram.guest(), kvm.phys_bits());
-            let keyboard = populate(config, passed, &mut devices, &pmem, stdout, trace)?;
+            let mut devices = Devices::new(board.clone(), vm.clone(), memory.guest(), spawner.clone())?;
+            let keyboard = populate(config, passed, &mut devices, &memory, stdout, trace)?;
             trace.mark(Phase::Devices);
 
             let loaded = loading.end()?;
             trace.mark(Phase::KernelWait);
-            write_tables(&ram, &devices, vcpus, &loaded, parked.first())?;
+            write_tables(&memory, &devices, vcpus, &loaded, parked.first())?;
             trace.mark(Phase::Tables);
-            Ok((cpus, parked, devices, pmem, board, ended, keyboard))
+            Ok((cpus, parked, devices, board, ended, keyboard))
         })?;
         Ok(Self {
             cpus: Some(cpus),
             parked,
             devices,
-            pmem,
             board,
             ended,
             keyboard,
             spawner,
             _vm: vm,
-            ram,
+            memory,
         })
     }
 }
@@ -291,7 +287,7 @@ fn create_vcpus(kvm: &Kvm, vm: &Vm, cpus: &CpusConfig) -> Result<Vec<Vcpu>, KvmE
 
 /// What the guest finds in RAM beside its kernel, and the first vCPU's registers.
 fn write_tables(
-    ram: &Ram,
+    memory: &AddressSpace,
     devices: &Devices,
     vcpus: u32,
     loaded: &Loaded,
@@ -299,7 +295,7 @@ fn write_tables(
 ) -> Result<(), BuildError> {
     let apic_ids: Vec<u32> = (0..vcpus).collect();
     let platform = Platform {
-        ram: ram.ranges(),
+        ram: memory.boot_ranges(),
         apic_ids: &apic_ids,
         spare_apic_ids: &[],
         ecam: Some(Ecam {
@@ -314,7 +310,7 @@ fn write_tables(
         },
         aml: &devices.aml(),
     };
-    let memory = ram.guest().memory();
+    let memory = memory.guest().memory();
     let rsdp = acpi::write(&memory, &platform).map_err(LoadError::from)?;
     let entry = husk_firmware::describe(&memory, &platform, loaded, rsdp)?;
     let first = first.expect("validated: at least one vCPU");

@@ -249,19 +249,6 @@ impl Devices {
         self.slots.plug().functions()
     }
 
-    /// Tells the devices that pass memory on to other processes that guest RAM is now `memory`. One that cannot take the
-    /// change fails by itself.
-    pub fn memory_changed(&self, memory: &GuestMemory) {
-        for function in self.virtio() {
-            // Not under the lock, which vCPUs wait for.
-            let listener = lock(function).device().memory_listener();
-            let told = listener.map_or(Ok(()), |listener| listener.memory_changed(memory));
-            if let Err(error) = told {
-                log::warn!("{}: cannot be told of new memory: {error}", lock(function).name());
-            }
-        }
-    }
-
     /// Keeps every device from doing anything until [`Devices::release`]. Only when no vCPU runs.
     pub fn hold(&self) {
         self.virtio().for_each(|function| lock(function).hold());

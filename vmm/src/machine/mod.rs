@@ -21,13 +21,12 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::config::NewDevice;
 use crate::cpus::Cpus;
 use crate::kvm::{Vcpu, Vm};
-use crate::memory::Ram;
+use crate::memory::AddressSpace;
 use crate::spawner::Spawner;
 use crate::terminal::window_size;
 
 use board::Board;
 use device::Devices;
-use pmem::PmemSpace;
 
 pub use board::Ending;
 pub use build::BuildError;
@@ -43,13 +42,12 @@ pub struct Machine {
     /// Ready for their first instruction; their threads wait for them.
     parked: Vec<Vcpu>,
     devices: Devices,
-    pmem: Arc<PmemSpace>,
     board: Arc<Board>,
     ended: EventFd,
     keyboard: Option<Keyboard>,
     spawner: Arc<Spawner>,
     _vm: Arc<Vm>,
-    ram: Ram,
+    memory: Arc<AddressSpace>,
 }
 
 impl Machine {
@@ -95,10 +93,7 @@ impl Machine {
     /// It cannot be made; the guest has heard nothing.
     pub fn add(&mut self, device: &NewDevice, passed: &Passed) -> Result<(Bdf, Pending), BuildError> {
         let id = device.id().unwrap_or_else(|| device.kind()).to_owned();
-        let opened = populate::open(device, passed, &self.pmem, self.devices.threads())?;
-        if matches!(device, NewDevice::Pmem(_)) {
-            self.devices.memory_changed(&self.ram.guest());
-        }
+        let opened = populate::open(device, passed, &self.memory, self.devices.threads())?;
         let (at, ticket) = self.devices.offer_virtio(&id, opened)?;
         Ok((at, Pending::new(id, Request::Add, ticket)))
     }
@@ -122,11 +117,7 @@ impl Machine {
     /// # Errors
     /// The first failure of the host.
     pub fn settle(&mut self) -> Result<Vec<(String, Bdf)>, HotplugError> {
-        let gone = self.devices.settle()?;
-        if !gone.is_empty() {
-            self.devices.memory_changed(&self.ram.guest());
-        }
-        Ok(gone)
+        self.devices.settle()
     }
 
     /// Tells the guest again of what it has not asked about yet; whether there is such a thing.

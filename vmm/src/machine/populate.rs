@@ -21,8 +21,8 @@ use husk_virtio::threads::Threads;
 use super::board::lock;
 use super::build::BuildError;
 use super::device::Devices;
-use super::pmem::PmemSpace;
 use crate::config::{ConsoleConfig, ConsoleMode, DiskConfig, NewDevice, VmConfig};
+use crate::memory::AddressSpace;
 use crate::terminal::{StdoutSink, window_size};
 use crate::trace::Trace;
 
@@ -58,7 +58,7 @@ pub fn populate(
     config: &VmConfig,
     passed: &Passed,
     devices: &mut Devices,
-    pmem_space: &Arc<PmemSpace>,
+    memory: &Arc<AddressSpace>,
     stdout: &StdoutSink,
     trace: &Trace,
 ) -> Result<Option<Keyboard>, BuildError> {
@@ -91,7 +91,7 @@ pub fn populate(
         let name = device
             .id()
             .map_or_else(|| format!("{}{number}", device.kind()), str::to_owned);
-        let device = open(&device, passed, pmem_space, devices.threads())?;
+        let device = open(&device, passed, memory, devices.threads())?;
         devices.add_virtio(&name, device)?;
     }
     if let Some(rng) = &config.rng {
@@ -172,19 +172,23 @@ fn output(
 pub fn open(
     device: &NewDevice,
     passed: &Passed,
-    pmem: &Arc<PmemSpace>,
+    memory: &Arc<AddressSpace>,
     threads: &Arc<dyn Threads>,
 ) -> Result<Box<dyn VirtioDevice>, BuildError> {
-    Ok(match device {
+    let device: Box<dyn VirtioDevice> = match device {
         NewDevice::Disk(disk) => Box::new(open_disk(disk)?),
         NewDevice::Net(config) => {
             let descriptors = config.id.as_ref().and_then(|id| passed.get(id));
             super::net::open(config, descriptors.map_or(&[], Vec::as_slice))?
         }
         NewDevice::Fs(config) => Box::new(super::fs::open(config)?),
-        NewDevice::Pmem(config) => Box::new(super::pmem::open(config, pmem)?),
+        NewDevice::Pmem(config) => Box::new(super::pmem::open(config, memory)?),
         NewDevice::Vsock(config) => Box::new(super::vsock::open(config, threads)?),
-    })
+    };
+    if let Some(listener) = device.memory_listener() {
+        memory.listen(&listener);
+    }
+    Ok(device)
 }
 
 fn open_disk(config: &DiskConfig) -> Result<Block, BuildError> {

@@ -1,0 +1,199 @@
+//! How memory comes and goes: each step of [`Step`] forward, and back.
+
+use std::ops::Range;
+use std::sync::{Arc, MutexGuard, PoisonError, Weak};
+
+use husk_virtio::device::MemoryListener;
+
+use super::host::Asked;
+use super::mapping::Mapping;
+use super::places::Place;
+use super::steps::{Fault, Parts, Step, hide, show};
+use super::{AddressSpace, HostError, Kind, MemoryError, RegionInfo};
+
+impl AddressSpace {
+    /// Takes all steps, or none.
+    pub(super) fn add(&self, parts: Parts, place: Place) -> Result<Parts, MemoryError> {
+        let _one = self.change();
+        self.collect_left();
+        let added = self.carry_on(parts, place);
+        self.collect_left();
+        added
+    }
+
+    /// Takes the steps that `parts` has not taken yet. On an error those that it has are taken back.
+    pub(super) fn carry_on(&self, mut parts: Parts, place: Place) -> Result<Parts, MemoryError> {
+        let reached = parts.reached;
+        for step in Step::ALL.into_iter().filter(|step| Some(*step) > reached) {
+            if let Err(source) = self.forward(&mut parts, step, place) {
+                let (kind, bytes) = (parts.info.kind, parts.info.bytes);
+                if let Err((parts, error)) = self.back(parts) {
+                    self.keep(parts, &error);
+                }
+                return Err(MemoryError::Add {
+                    kind,
+                    bytes,
+                    step,
+                    source,
+                });
+            }
+            parts.reached = Some(step);
+        }
+        self.places().regions.push(parts.info.clone());
+        Ok(parts)
+    }
+
+    /// Takes `parts` back from the guest.
+    ///
+    /// # Errors
+    /// KVM does not give it back: everything is as it was.
+    pub(super) fn remove(&self, parts: Parts) -> Result<(), (Parts, MemoryError)> {
+        let _one = self.change();
+        let info = parts.info.clone();
+        // First of all, so that an access of the guest that comes too late is one to nowhere.
+        self.places().regions.retain(|region| *region != info);
+        let removed = self.back(parts).map_err(|(parts, source)| {
+            let (kind, bytes) = (info.kind, info.bytes);
+            self.places().regions.push(info);
+            (parts, MemoryError::Remove { kind, bytes, source })
+        });
+        self.collect_left();
+        removed
+    }
+
+    /// What cannot be removed and has no owner any more stays as it is.
+    pub(super) fn keep(&self, parts: Parts, why: &dyn std::fmt::Display) {
+        log::error!("{} at {:#x} stays: {why}", parts.info.kind, parts.info.gpa);
+        self.places().kept.push(parts);
+    }
+
+    /// Takes apart what has left, as far as nobody uses it any more.
+    pub(super) fn collect_left(&self) {
+        let left = self.places().left();
+        left.into_iter().for_each(super::places::Leaving::take_apart);
+    }
+
+    fn forward(&self, parts: &mut Parts, step: Step, place: Place) -> Result<(), Fault> {
+        match step {
+            Step::Place => {
+                parts.info.gpa = self.places().take(place, parts.info.bytes)?;
+                if let (Place::At(_) | Place::Reserve(_), Some(reserve)) = (place, self.reserve()) {
+                    let offset = parts.info.gpa.saturating_sub(reserve.base);
+                    parts.part = offset..offset.saturating_add(parts.info.bytes);
+                }
+                Ok(())
+            }
+            Step::Host => {
+                self.places().reuse(&parts.mapping, &parts.part);
+                Ok(self.take_from_host(parts.info.kind, &parts.mapping, &parts.part)?)
+            }
+            Step::Backends => {
+                let region = parts.mapping.region(&parts.part, parts.info.gpa);
+                let region = parts.memory.insert(region.ok_or("it is no range of addresses")?);
+                if is_in_reserve(parts.info.kind) {
+                    return Ok(());
+                }
+                show(&self.backends, region)?;
+                self.tell()
+                    .inspect_err(|_| self.forget(parts.info.gpa, parts.info.bytes))
+            }
+            Step::Slot => {
+                let region = parts.memory.as_ref().ok_or("it has no memory")?;
+                parts.slot = self.places().take_slot();
+                let mapped = self.vm.map(parts.slot, region);
+                Ok(mapped.inspect_err(|_| self.places().free_slot(parts.slot))?)
+            }
+            Step::Devices => show(&self.devices, parts.memory.as_ref().ok_or("it has no memory")?),
+        }
+    }
+
+    /// Takes back the steps that `parts` has taken, the last one first.
+    fn back(&self, parts: Parts) -> Result<(), (Parts, Fault)> {
+        let RegionInfo { kind, gpa, bytes, .. } = parts.info;
+        if parts.reached >= Some(Step::Devices)
+            && let Err(source) = hide(&self.devices, gpa, bytes)
+        {
+            return Err((parts, source));
+        }
+        if parts.reached >= Some(Step::Slot) {
+            if let Err(error) = self.vm.unmap(parts.slot) {
+                let region = parts.memory.as_ref().filter(|_| parts.reached >= Some(Step::Devices));
+                if let Some(Err(again)) = region.map(|region| show(&self.devices, region)) {
+                    log::error!("{kind} at {gpa:#x} is lost to devices: {again}");
+                }
+                return Err((parts, error.into()));
+            }
+            self.places().free_slot(parts.slot);
+        }
+        if parts.reached >= Some(Step::Backends) && !is_in_reserve(kind) {
+            self.forget(gpa, bytes);
+        }
+        if parts.reached >= Some(Step::Place) {
+            self.places().free(&parts.info);
+        }
+        if parts.reached >= Some(Step::Host) {
+            // At once, whoever still uses it. For good when nobody does.
+            if kind != Kind::Pmem
+                && let Err(error) = parts.mapping.discard(&parts.part)
+            {
+                log::warn!("{kind} at {gpa:#x} is not given back to the host: {error}");
+            }
+            self.places().leave(parts);
+        }
+        Ok(())
+    }
+
+    /// Asks the host for `part` of `mapping`.
+    pub(super) fn take_from_host(&self, kind: Kind, mapping: &Mapping, part: &Range<u64>) -> Result<(), HostError> {
+        let bytes = part.end.saturating_sub(part.start);
+        let pages = mapping.backing().pages;
+        let explain = |asked| move |error| self.host.explain(pages, bytes, asked, error);
+        self.host.check(mapping.backing(), bytes)?;
+        mapping.commit(part).map_err(explain(Asked::Mapping))?;
+        if !self.config.prefault || kind == Kind::Pmem {
+            return Ok(());
+        }
+        mapping.prefault(part).map_err(|error| {
+            // Explained first: what is given back would be counted as free.
+            let why = explain(Asked::Prefault)(error);
+            if let Err(error) = mapping.decommit(part) {
+                log::warn!("{kind} is not given back to the host: {error}");
+            }
+            why
+        })
+    }
+
+    /// Tells all back-ends what there is.
+    fn tell(&self) -> Result<(), Fault> {
+        for listener in self.listeners() {
+            listener.memory_changed(&self.backends)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a region from what back-ends have. One that does not follow learns of it with the next change.
+    fn forget(&self, gpa: u64, bytes: u64) {
+        if let Err(error) = hide(&self.backends, gpa, bytes) {
+            log::error!("memory at {gpa:#x} cannot be taken from back-ends: {error}");
+        }
+        for listener in self.listeners() {
+            if let Err(error) = listener.memory_changed(&self.backends) {
+                log::warn!("a vhost-user back-end does not give memory at {gpa:#x} back: {error}");
+            }
+        }
+    }
+
+    fn listeners(&self) -> Vec<Arc<dyn MemoryListener>> {
+        let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    pub(super) fn change(&self) -> MutexGuard<'_, ()> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether back-ends have it from the start, as a part of the reserve.
+fn is_in_reserve(kind: Kind) -> bool {
+    matches!(kind, Kind::Dimm | Kind::VirtioMem)
+}

@@ -1,0 +1,213 @@
+//! What the host can give: huge pages, its promise of memory, the limit of the control group, in words a user can act on.
+//!
+//! The kernel decides; this is asked beforehand only where it would say yes and then break its word.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::backing::{Backing, Pages, Source};
+use crate::config::Size;
+
+/// Why the host does not give memory.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// Too few huge pages.
+    #[error("{needed} huge pages of {} needed, {free} of {total} free (see {pool}/nr_hugepages)", Size(*page))]
+    HugePages {
+        /// How many.
+        needed: u64,
+        /// Bytes of one.
+        page: u64,
+        /// How many nobody has, nor was promised.
+        free: u64,
+        /// How many there are.
+        total: u64,
+        /// The folder that describes them.
+        pool: String,
+    },
+    /// A size of page that this host does not have.
+    #[error("this host has no huge pages of {} (no {pool})", Size(*page))]
+    NoSuchPage {
+        /// Bytes of one.
+        page: u64,
+        /// The folder that would describe them.
+        pool: String,
+    },
+    /// The host promises no more than it has, and has promised the rest to others.
+    #[error(
+        "{} needed, the host may promise {} more (vm.overcommit_memory is 2, see CommitLimit in /proc/meminfo)",
+        Size(*needed),
+        Size(*left)
+    )]
+    Commit {
+        /// Bytes.
+        needed: u64,
+        /// Bytes.
+        left: u64,
+    },
+    /// It ran out while pages were touched.
+    #[error("out of memory: {} needed, {} available on the host", Size(*needed), Size(*available))]
+    OutOfMemory {
+        /// Bytes.
+        needed: u64,
+        /// Bytes.
+        available: u64,
+        /// The host's answer.
+        source: io::Error,
+    },
+    /// Anything else.
+    #[error(transparent)]
+    Other(#[from] io::Error),
+}
+
+/// What was asked of the host when it refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// Addresses, a file, a mapping.
+    Mapping,
+    /// Every page.
+    Prefault,
+}
+
+/// The host as its files under `root` describe it: `/`, or a folder of a test.
+#[derive(Clone, Debug)]
+pub(super) struct Host {
+    root: PathBuf,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self::at("/")
+    }
+}
+
+impl Host {
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Refuses what the kernel would let pass now and fail on later: a memfd is promised page by page.
+    pub fn check(&self, backing: &Backing, bytes: u64) -> Result<(), HostError> {
+        let by_page = matches!((&backing.source, backing.pages), (Source::Shared(_), Pages::Usual));
+        match self.commit_left().filter(|left| by_page && bytes > *left) {
+            Some(left) => Err(HostError::Commit { needed: bytes, left }),
+            None => Ok(()),
+        }
+    }
+
+    /// Says why the host refused `bytes` bytes with `error`.
+    pub fn explain(&self, pages: Pages, bytes: u64, asked: Asked, error: io::Error) -> HostError {
+        if let Pages::Huge { bytes: page } = pages {
+            return self.explain_huge(bytes.div_ceil(page), page, error);
+        }
+        let left = self.commit_left();
+        match error.raw_os_error() {
+            Some(libc::ENOMEM) if left.is_some() => HostError::Commit {
+                needed: bytes,
+                left: left.unwrap_or_default(),
+            },
+            // What populating a mapping says when no page is left (madvise(2)).
+            Some(libc::ENOMEM | libc::EFAULT) if asked == Asked::Prefault => HostError::OutOfMemory {
+                needed: bytes,
+                available: self.meminfo("MemAvailable:").unwrap_or_default(),
+                source: error,
+            },
+            _ => error.into(),
+        }
+    }
+
+    fn explain_huge(&self, needed: u64, page: u64, error: io::Error) -> HostError {
+        let pool = format!("/sys/kernel/mm/hugepages/hugepages-{}kB", page >> 10);
+        let count = |name| self.number(&format!("{pool}/{name}"));
+        let Some(total) = count("nr_hugepages") else {
+            return HostError::NoSuchPage { page, pool };
+        };
+        let free = count("free_hugepages").unwrap_or_default();
+        // What is free may be spoken for.
+        let free = free.saturating_sub(count("resv_hugepages").unwrap_or_default());
+        match error.raw_os_error() {
+            Some(libc::ENOMEM | libc::EFAULT) => HostError::HugePages {
+                needed,
+                page,
+                free,
+                total,
+                pool,
+            },
+            _ => error.into(),
+        }
+    }
+
+    /// What may still be promised, where the host promises no more than it has (`vm.overcommit_memory=2`).
+    fn commit_left(&self) -> Option<u64> {
+        if self.number("/proc/sys/vm/overcommit_memory")? != 2 {
+            return None;
+        }
+        let (limit, promised) = (self.meminfo("CommitLimit:")?, self.meminfo("Committed_AS:")?);
+        Some(limit.saturating_sub(promised))
+    }
+
+    /// The least of the limits that the control groups of this process set, if it is below `bytes`.
+    pub fn group_limit_below(&self, bytes: u64) -> Option<GroupLimit> {
+        let groups = self.read("/proc/self/cgroup")?;
+        let folders = groups.lines().filter_map(group_folder);
+        let limits = folders.flat_map(|(root, group, file)| {
+            let up = Path::new(group).ancestors().map(Path::to_owned).collect::<Vec<_>>();
+            up.into_iter().filter_map(move |group| {
+                let group = group.strip_prefix("/").ok()?.to_owned();
+                let path = Path::new(root).join(group).join(file);
+                Some(GroupLimit {
+                    bytes: self.number(path.to_str()?)?,
+                    file: path.to_str()?.into(),
+                })
+            })
+        });
+        limits
+            .filter(|limit| limit.bytes < bytes)
+            .min_by_key(|limit| limit.bytes)
+    }
+
+    fn meminfo(&self, name: &str) -> Option<u64> {
+        let info = self.read("/proc/meminfo")?;
+        let line = info.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+    }
+
+    fn number(&self, path: &str) -> Option<u64> {
+        self.read(path)?.trim().parse().ok()
+    }
+
+    fn read(&self, path: &str) -> Option<String> {
+        std::fs::read_to_string(self.root.join(path.strip_prefix('/')?)).ok()
+    }
+}
+
+/// Root, group and the limit's file of a line of `/proc/self/cgroup` (cgroups(7)), if it limits memory.
+fn group_folder(line: &str) -> Option<(&'static str, &str, &'static str)> {
+    let mut fields = line.splitn(3, ':');
+    let (controllers, group) = (fields.nth(1)?, fields.next()?);
+    match controllers {
+        "" => Some(("/sys/fs/cgroup", group, "memory.max")),
+        _ if controllers.split(',').any(|name| name == "memory") => {
+            Some(("/sys/fs/cgroup/memory", group, "memory.limit_in_bytes"))
+        }
+        _ => None,
+    }
+}
+
+/// A limit of a control group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct GroupLimit {
+    bytes: u64,
+    file: String,
+}
+
+impl fmt::Display for GroupLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the control group allows {} bytes ({})", self.bytes, self.file)
+    }
+}
+
+#[cfg(test)]
+#[path = "host_test.rs"]
+mod tests;

@@ -1,0 +1,135 @@
+use std::fs;
+
+use super::*;
+
+/// A host whose files are these.
+fn host(files: &[(&str, &str)]) -> (tempfile::TempDir, Host) {
+    let root = tempfile::tempdir().unwrap();
+    for (path, text) in files {
+        let path = root.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    let host = Host::at(root.path());
+    (root, host)
+}
+
+fn oom() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENOMEM)
+}
+
+const HUGE: Pages = Pages::Huge { bytes: 2 << 20 };
+const MEMINFO: (&str, &str) = (
+    "proc/meminfo",
+    "MemTotal:  100 kB\nMemAvailable:  2048 kB\nCommitLimit:  5120 kB\nCommitted_AS:  2048 kB\n",
+);
+
+#[test]
+fn huge_pages_that_are_promised_to_others_are_not_free() {
+    let pool = "sys/kernel/mm/hugepages/hugepages-2048kB";
+    let files = [
+        ("nr_hugepages", "8\n"),
+        ("free_hugepages", "6\n"),
+        ("resv_hugepages", "4\n"),
+    ];
+    let files = files.map(|(name, text)| (format!("{pool}/{name}"), text));
+    let files: Vec<_> = files.iter().map(|(path, text)| (path.as_str(), *text)).collect();
+    let (_root, host) = host(&files);
+    let error = host.explain(HUGE, 7 << 20, Asked::Mapping, oom());
+    assert_eq!(
+        error.to_string(),
+        "4 huge pages of 2 MiB needed, 2 of 8 free (see /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages)"
+    );
+    // What populating says when a control group limits huge pages.
+    let error = host.explain(
+        HUGE,
+        7 << 20,
+        Asked::Prefault,
+        io::Error::from_raw_os_error(libc::EFAULT),
+    );
+    assert!(error.to_string().starts_with("4 huge pages"), "{error}");
+}
+
+#[test]
+fn a_page_size_that_the_host_does_not_have_is_named() {
+    let (_root, host) = host(&[]);
+    let error = host.explain(Pages::Huge { bytes: 1 << 30 }, 1 << 30, Asked::Mapping, oom());
+    assert_eq!(
+        error.to_string(),
+        "this host has no huge pages of 1 GiB (no /sys/kernel/mm/hugepages/hugepages-1048576kB)"
+    );
+}
+
+#[test]
+fn a_host_that_promises_no_more_than_it_has_is_named_with_what_is_left() {
+    let (_root, host) = host(&[("proc/sys/vm/overcommit_memory", "2\n"), MEMINFO]);
+    let error = host.explain(Pages::Usual, 4 << 20, Asked::Mapping, oom());
+    assert_eq!(
+        error.to_string(),
+        "4 MiB needed, the host may promise 3 MiB more (vm.overcommit_memory is 2, see CommitLimit in /proc/meminfo)"
+    );
+}
+
+#[test]
+fn shared_memory_is_checked_before_since_the_kernel_promises_it_page_by_page() {
+    let backing = |shared| {
+        let config = crate::config::MemoryConfig {
+            shared,
+            ..Default::default()
+        };
+        Backing::new(&config, 4 << 20, c"test").unwrap()
+    };
+    let (_root, strict) = host(&[("proc/sys/vm/overcommit_memory", "2\n"), MEMINFO]);
+    assert!(strict.check(&backing(true), 4 << 20).is_err());
+    strict.check(&backing(true), 3 << 20).unwrap();
+    strict.check(&backing(false), 4 << 20).unwrap();
+    let (_root, generous) = host(&[("proc/sys/vm/overcommit_memory", "0\n"), MEMINFO]);
+    generous.check(&backing(true), 4 << 20).unwrap();
+}
+
+#[test]
+fn running_out_while_pages_are_touched_is_no_bad_address() {
+    let (_root, host) = host(&[("proc/sys/vm/overcommit_memory", "0\n"), MEMINFO]);
+    for code in [libc::EFAULT, libc::ENOMEM] {
+        let error = host.explain(
+            Pages::Usual,
+            4 << 20,
+            Asked::Prefault,
+            io::Error::from_raw_os_error(code),
+        );
+        assert_eq!(
+            error.to_string(),
+            "out of memory: 4 MiB needed, 2 MiB available on the host"
+        );
+    }
+    let error = host.explain(
+        Pages::Usual,
+        4 << 20,
+        Asked::Mapping,
+        io::Error::from_raw_os_error(libc::EINVAL),
+    );
+    assert!(matches!(error, HostError::Other(_)));
+}
+
+#[test]
+fn the_least_limit_above_a_group_counts_in_both_hierarchies() {
+    let (_root, v2) = host(&[
+        ("proc/self/cgroup", "0::/pods/pod1/vmm\n"),
+        ("sys/fs/cgroup/pods/pod1/vmm/memory.max", "max\n"),
+        ("sys/fs/cgroup/pods/pod1/memory.max", "1000\n"),
+        ("sys/fs/cgroup/pods/memory.max", "2000\n"),
+    ]);
+    let limit = v2.group_limit_below(1500).unwrap();
+    assert_eq!(
+        limit.to_string(),
+        "the control group allows 1000 bytes (/sys/fs/cgroup/pods/pod1/memory.max)"
+    );
+    assert_eq!(v2.group_limit_below(1000), None);
+    let (_root, v1) = host(&[
+        ("proc/self/cgroup", "9:cpu:/x\n4:memory:/y\n0::/\n"),
+        ("sys/fs/cgroup/memory/y/memory.limit_in_bytes", "500\n"),
+    ]);
+    assert_eq!(v1.group_limit_below(501).unwrap().bytes, 500);
+    let (_root, bare) = host(&[]);
+    assert_eq!(bare.group_limit_below(u64::MAX), None);
+}

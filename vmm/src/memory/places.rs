@@ -1,0 +1,174 @@
+//! What is taken of a VM's guest-physical addresses and memory slots, and what is on its way out.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::{Arc, Weak};
+
+use husk_devices::memory::GuestRegionMmap;
+use husk_firmware::layout;
+use vm_allocator::{AddressAllocator, AllocPolicy, RangeInclusive};
+
+use super::mapping::Mapping;
+use super::reserve::Reserved;
+use super::steps::{Fault, Parts};
+use super::{BLOCK_BYTES, Kind, RegionInfo};
+use crate::config::Size;
+
+/// Where a region is to be.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Place {
+    /// In the reserve, here.
+    At(u64),
+    /// In the reserve, at a multiple of this.
+    Reserve(u64),
+    /// In the window of persistent memory.
+    Pmem,
+}
+
+/// The books of an address space.
+#[derive(Debug)]
+pub(super) struct Places {
+    slots: BTreeSet<u32>,
+    /// `None` when addresses are too narrow for any.
+    pmem: Option<AddressAllocator>,
+    /// `None` without a reserve.
+    reserve: Option<AddressAllocator>,
+    /// What the guest can reach.
+    pub regions: Vec<RegionInfo>,
+    /// What requests used that were in flight when it was removed.
+    leaving: Vec<Leaving>,
+    /// What is never removed: RAM of the start, and what KVM would not give back.
+    pub kept: Vec<Parts>,
+}
+
+/// Memory that is no longer the guest's.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    kind: Kind,
+    mapping: Arc<Mapping>,
+    part: Range<u64>,
+    users: Weak<GuestRegionMmap>,
+}
+
+impl Places {
+    /// Nothing is taken. Addresses have `phys_bits` bits.
+    pub fn new(phys_bits: u8, reserve: Option<Reserved>) -> Self {
+        let allocator = |(base, bytes)| AddressAllocator::new(base, bytes).ok();
+        Self {
+            slots: BTreeSet::new(),
+            pmem: layout::pmem_window(u32::from(phys_bits)).and_then(allocator),
+            reserve: reserve.and_then(|reserve| allocator((reserve.base, reserve.bytes))),
+            regions: Vec::new(),
+            leaving: Vec::new(),
+            kept: Vec::new(),
+        }
+    }
+
+    /// Takes `bytes` bytes of addresses; where they begin.
+    pub fn take(&mut self, place: Place, bytes: u64) -> Result<u64, Fault> {
+        let (places, align, policy, of) = match place {
+            Place::Pmem => (
+                &mut self.pmem,
+                BLOCK_BYTES,
+                AllocPolicy::FirstMatch,
+                "for persistent memory",
+            ),
+            Place::Reserve(unit) => (
+                &mut self.reserve,
+                unit,
+                AllocPolicy::FirstMatch,
+                "in the hot-plug reserve",
+            ),
+            Place::At(gpa) => (
+                &mut self.reserve,
+                BLOCK_BYTES,
+                AllocPolicy::ExactMatch(gpa),
+                "there in the hot-plug reserve",
+            ),
+        };
+        let none = || format!("no {} of addresses are free {of}", Size(bytes));
+        let places = places.as_mut().ok_or_else(none)?;
+        let range = places.allocate(bytes, align, policy).map_err(|_| none())?;
+        Ok(range.start())
+    }
+
+    /// Gives back what [`Places::take`] has taken.
+    pub fn free(&mut self, info: &RegionInfo) {
+        let places = match info.kind {
+            Kind::Boot => return,
+            Kind::Dimm | Kind::VirtioMem => &mut self.reserve,
+            Kind::Pmem => &mut self.pmem,
+        };
+        let range = RangeInclusive::new(info.gpa, info.gpa.saturating_add(info.bytes.saturating_sub(1)));
+        let freed = match (places, range) {
+            (Some(places), Ok(range)) => places.free(&range),
+            _ => Ok(()),
+        };
+        if let Err(error) = freed {
+            log::warn!("{} at {:#x}: {error}", info.kind, info.gpa);
+        }
+    }
+
+    /// The first free number of a memory slot, taken.
+    pub fn take_slot(&mut self) -> u32 {
+        let slot = (0..).find(|slot| !self.slots.contains(slot)).unwrap_or(u32::MAX);
+        self.slots.insert(slot);
+        slot
+    }
+
+    /// Gives a slot's number back.
+    pub fn free_slot(&mut self, slot: u32) {
+        self.slots.remove(&slot);
+    }
+
+    /// `region` is the guest's no longer, but requests in flight may still use it.
+    pub fn leave(&mut self, region: Parts) {
+        self.leaving.push(Leaving {
+            kind: region.info.kind,
+            users: region.memory.as_ref().map(Arc::downgrade).unwrap_or_default(),
+            mapping: region.mapping,
+            part: region.part,
+        });
+    }
+
+    /// `part` of `mapping` is used again: it is not to be taken apart when the last request of its former life is done.
+    pub fn reuse(&mut self, mapping: &Arc<Mapping>, part: &Range<u64>) {
+        for old in std::mem::take(&mut self.leaving) {
+            if !Arc::ptr_eq(&old.mapping, mapping) || old.part.end <= part.start || part.end <= old.part.start {
+                self.leaving.push(old);
+                continue;
+            }
+            for rest in [old.part.start..part.start, part.end..old.part.end] {
+                if rest.start < rest.end {
+                    self.leaving.push(Leaving {
+                        kind: old.kind,
+                        mapping: old.mapping.clone(),
+                        part: rest,
+                        users: old.users.clone(),
+                    });
+                }
+            }
+        }
+    }
+
+    /// What has left and is not used by anyone any more.
+    pub fn left(&mut self) -> Vec<Leaving> {
+        let (left, leaving) = std::mem::take(&mut self.leaving)
+            .into_iter()
+            .partition(|leaving| leaving.users.strong_count() == 0);
+        self.leaving = leaving;
+        left
+    }
+}
+
+impl Leaving {
+    /// Takes it apart.
+    pub fn take_apart(self) {
+        // A file's mapping ends with its last user.
+        if self.kind != Kind::Pmem
+            && let Err(error) = self.mapping.decommit(&self.part)
+        {
+            log::warn!("{} is not given back to the host: {error}", self.kind);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! A region in the hands of its owner: a DIMM, blocks of virtio-mem, a device of persistent memory.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::steps::Parts;
+use super::{AddressSpace, HostError, MemoryError, RegionInfo};
+
+/// Memory that the guest can reach. Dropping it takes it back, so the guest must have let go of it.
+pub struct Region {
+    space: Arc<AddressSpace>,
+    /// `None` once it is removed.
+    parts: Option<Parts>,
+}
+
+/// A region that KVM does not give back. It is as it was.
+#[derive(Debug, thiserror::Error)]
+#[error("{} at {:#x} stays", region.info().kind, region.info().gpa)]
+pub struct RemoveError {
+    /// The region.
+    pub region: Box<Region>,
+    /// Why.
+    source: Box<MemoryError>,
+}
+
+impl Region {
+    pub(super) fn new(space: Arc<AddressSpace>, parts: Parts) -> Self {
+        Self {
+            space,
+            parts: Some(parts),
+        }
+    }
+
+    /// What it is and where.
+    pub fn info(&self) -> &RegionInfo {
+        &self.parts().info
+    }
+
+    /// Gives the pages of `range`, counted from the region's start, back to the host. The guest reads zeroes there, and has new
+    /// pages when it writes; with huge pages it must not before [`Region::restore`]. Not for files.
+    ///
+    /// # Errors
+    /// [`MemoryError::Outside`], [`MemoryError::Unit`] for what is no whole pages, or the host refuses.
+    pub fn discard(&self, range: &Range<u64>) -> Result<(), MemoryError> {
+        let part = self.part(range)?;
+        let discarded = self.parts().mapping.discard(&part);
+        discarded.map_err(|error| self.refused("give back", range, error.into()))
+    }
+
+    /// Has the host promise pages for `range` again after [`Region::discard`]: huge ones are set aside, with `prefault` all are there.
+    ///
+    /// # Errors
+    /// As [`Region::discard`]; the host's refusal has figures.
+    pub fn restore(&self, range: &Range<u64>) -> Result<(), MemoryError> {
+        let part = self.part(range)?;
+        let Parts { mapping, info, .. } = self.parts();
+        let restored = self.space.take_from_host(info.kind, mapping, &part);
+        restored.map_err(|why| self.refused("reserve", range, why))
+    }
+
+    /// Takes it from the guest, which has let go of it, and gives it back to the host. Requests in flight keep their pages until they
+    /// are done.
+    ///
+    /// # Errors
+    /// KVM does not give it back: it is in the error, as it was.
+    pub fn remove(mut self) -> Result<(), RemoveError> {
+        let Some(parts) = self.parts.take() else { return Ok(()) };
+        self.space.clone().remove(parts).map_err(|(parts, source)| {
+            self.parts = Some(parts);
+            RemoveError {
+                region: Box::new(self),
+                source: Box::new(source),
+            }
+        })
+    }
+
+    fn parts(&self) -> &Parts {
+        self.parts.as_ref().expect("taken by `remove` and `drop` alone")
+    }
+
+    /// Where `range` is in the mapping.
+    fn part(&self, range: &Range<u64>) -> Result<Range<u64>, MemoryError> {
+        let Parts { part, info, .. } = self.parts();
+        let bytes = range.end.saturating_sub(range.start);
+        if range.start > range.end || range.end > info.bytes {
+            return Err(MemoryError::Outside {
+                offset: range.start,
+                bytes,
+                of: info.bytes,
+            });
+        }
+        let unit = info.page_bytes;
+        if !range.start.is_multiple_of(unit) || !bytes.is_multiple_of(unit) {
+            let gpa = info.gpa.saturating_add(range.start);
+            return Err(MemoryError::Unit { gpa, bytes, unit });
+        }
+        Ok(part.start.saturating_add(range.start)..part.start.saturating_add(range.end))
+    }
+
+    fn refused(&self, what: &'static str, range: &Range<u64>, source: HostError) -> MemoryError {
+        MemoryError::Host {
+            what,
+            kind: self.info().kind,
+            bytes: range.end.saturating_sub(range.start),
+            source,
+        }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        if let Some(parts) = self.parts.take()
+            && let Err((parts, error)) = self.space.remove(parts)
+        {
+            self.space.keep(parts, &error);
+        }
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Region")
+            .field("parts", &self.parts)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,247 @@
+//! A VM's guest-physical memory, as the rest of husk has it.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use husk_devices::memory::{GuestMemory, GuestMemoryMmap};
+use husk_firmware::layout;
+use husk_virtio::device::MemoryListener;
+
+use super::backing::{Backing, Pages};
+use super::host::{Asked, Host, HostError};
+use super::mapping::Mapping;
+use super::places::{Place, Places};
+use super::region::Region;
+use super::reserve::Reserved;
+use super::steps::{Parts, Slots, Step, show};
+use super::{BLOCK_BYTES, Kind, MemoryError, RAM_NAME, RegionInfo};
+use crate::config::{MemoryConfig, Size};
+
+/// A file's mapping is called by the file in `/proc/<pid>/smaps`, whatever is said.
+const PMEM_NAME: &CStr = c"guest-pmem";
+
+/// All guest-physical memory of one VM.
+///
+/// Memory comes and goes on the thread that controls the VM; what is where may be asked anywhere, vCPU threads included. Lock order:
+/// `changes`, then `places`; back-ends are spoken to with `changes` alone.
+pub struct AddressSpace {
+    pub(super) vm: Arc<dyn Slots>,
+    pub(super) config: MemoryConfig,
+    pub(super) host: Host,
+    /// What devices reach.
+    pub(super) devices: GuestMemory,
+    /// What back-ends are told: the reserve is one region of it, however much of it is used.
+    pub(super) backends: GuestMemory,
+    pub(super) listeners: Mutex<Vec<Weak<dyn MemoryListener>>>,
+    /// One change at a time.
+    pub(super) changes: Mutex<()>,
+    reserve: Option<(Reserved, Arc<Mapping>)>,
+    boot: Vec<(u64, u64)>,
+    places: Mutex<Places>,
+}
+
+impl AddressSpace {
+    /// RAM as `config` wants it, the guest's already, and the reserve. `phys_bits` is the width of guest-physical addresses. To be
+    /// called before the VM has an interrupt controller: slots are cheapest then.
+    ///
+    /// # Errors
+    /// The host does not have it, or KVM refuses it.
+    pub fn new(config: &MemoryConfig, vm: Arc<dyn Slots>, phys_bits: u8) -> Result<Arc<Self>, MemoryError> {
+        Self::on(Host::default(), config, vm, phys_bits)
+    }
+
+    /// As [`AddressSpace::new`], on a host of a test.
+    pub(super) fn on(
+        host: Host,
+        config: &MemoryConfig,
+        vm: Arc<dyn Slots>,
+        phys_bits: u8,
+    ) -> Result<Arc<Self>, MemoryError> {
+        let boot = layout::ram_ranges(config.size);
+        let reserve = Reserved::new(config, layout::ram_end(&boot));
+        if let Some(limit) = host.group_limit_below(config.size) {
+            log::warn!("memory: the guest may use {}, {limit}", Size(config.size));
+        }
+        let mapped =
+            reserve.map(|reserve| map(&host, config, reserve.bytes, Kind::Dimm).map(|mapping| (reserve, mapping)));
+        let space = Self {
+            vm,
+            config: config.clone(),
+            host,
+            devices: GuestMemory::new(GuestMemoryMmap::new()),
+            backends: GuestMemory::new(GuestMemoryMmap::new()),
+            listeners: Mutex::default(),
+            changes: Mutex::default(),
+            reserve: mapped.transpose()?,
+            boot,
+            places: Mutex::new(Places::new(phys_bits, reserve)),
+        };
+        space.add_boot_ram()?;
+        space.show_reserve()?;
+        Ok(Arc::new(space))
+    }
+
+    /// What devices reach: `memory()` yields it as it is at present.
+    pub fn guest(&self) -> GuestMemory {
+        self.devices.clone()
+    }
+
+    /// What vhost-user back-ends are to be told. It has the whole of the reserve from the start, so that memory that comes later
+    /// changes nothing for them.
+    pub fn shared(&self) -> GuestMemory {
+        self.backends.clone()
+    }
+
+    /// RAM that the guest starts with (base, bytes), lowest first.
+    pub fn boot_ranges(&self) -> &[(u64, u64)] {
+        &self.boot
+    }
+
+    /// Where memory goes that comes later, if any may.
+    pub fn reserve(&self) -> Option<Reserved> {
+        self.reserve.as_ref().map(|(reserve, _)| *reserve)
+    }
+
+    /// What the guest can reach, lowest first.
+    pub fn regions(&self) -> Vec<RegionInfo> {
+        let mut regions = self.places().regions.clone();
+        regions.sort_by_key(|region| region.gpa);
+        regions
+    }
+
+    /// The region that `gpa` is in.
+    pub fn find(&self, gpa: u64) -> Option<RegionInfo> {
+        let places = self.places();
+        places.regions.iter().find(|region| region.contains(gpa)).cloned()
+    }
+
+    /// Tells `listener` of memory that comes and goes from now on, for as long as it lives.
+    pub fn listen(&self, listener: &Arc<dyn MemoryListener>) {
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.retain(|listener| listener.strong_count() > 0);
+        listeners.push(Arc::downgrade(listener));
+    }
+
+    /// Adds `bytes` bytes of memory, wherever there is room in the reserve. The guest can reach it, and knows nothing of it:
+    /// whoever has the region tells it, and drops the region if that fails.
+    ///
+    /// # Errors
+    /// [`MemoryError::Unit`], or [`MemoryError::Add`] with the step that failed; everything is as before.
+    pub fn grow(self: &Arc<Self>, kind: Kind, bytes: u64) -> Result<Region, MemoryError> {
+        let (base, unit) = self
+            .reserve()
+            .map_or((0, BLOCK_BYTES), |reserve| (reserve.base, reserve.unit));
+        self.grow_in_reserve(kind, Place::Reserve(unit), base, bytes, unit)
+    }
+
+    /// As [`AddressSpace::grow`], at `gpa`, and in blocks of 2 MiB or of the page size if that is larger.
+    ///
+    /// # Errors
+    /// As [`AddressSpace::grow`].
+    pub fn grow_at(self: &Arc<Self>, kind: Kind, gpa: u64, bytes: u64) -> Result<Region, MemoryError> {
+        let unit = BLOCK_BYTES.max(self.config.page_bytes());
+        self.grow_in_reserve(kind, Place::At(gpa), gpa, bytes, unit)
+    }
+
+    /// Adds the first `bytes` bytes of `file`, a multiple of [`BLOCK_BYTES`], called `name`; what is written reaches the file if it is
+    /// `kept`.
+    ///
+    /// # Errors
+    /// [`MemoryError::Add`] with the step that failed; everything is as before.
+    pub fn add_file(self: &Arc<Self>, file: File, name: &str, bytes: u64, kept: bool) -> Result<Region, MemoryError> {
+        let kind = Kind::Pmem;
+        let mapping = Mapping::reserve(Backing::file(file, kept, PMEM_NAME), bytes);
+        let mapping = mapping.map_err(|error| refused(kind, bytes, error.into()))?;
+        let parts = Parts::new(kind, Some(name.into()), Arc::new(mapping), 0..bytes);
+        Ok(Region::new(self.clone(), self.add(parts, Place::Pmem)?))
+    }
+
+    /// Gives back what was removed while requests used it and is used no longer. Whatever changes memory does so as well.
+    pub fn collect(&self) {
+        let _one = self.change();
+        self.collect_left();
+    }
+
+    fn grow_in_reserve(
+        self: &Arc<Self>,
+        kind: Kind,
+        place: Place,
+        gpa: u64,
+        bytes: u64,
+        unit: u64,
+    ) -> Result<Region, MemoryError> {
+        let Some((_, mapping)) = &self.reserve else {
+            return Err(MemoryError::Add {
+                kind,
+                bytes,
+                step: Step::Place,
+                source: "the VM has no hot-plug reserve (memory.hotplug_size)".into(),
+            });
+        };
+        if bytes == 0 || !bytes.is_multiple_of(unit) || !gpa.is_multiple_of(unit) {
+            return Err(MemoryError::Unit { gpa, bytes, unit });
+        }
+        // Which part of the mapping it is, is known with the place.
+        let parts = Parts::new(kind, None, mapping.clone(), 0..bytes);
+        Ok(Region::new(self.clone(), self.add(parts, place)?))
+    }
+
+    /// RAM of the start: one mapping, a slot for each range.
+    fn add_boot_ram(&self) -> Result<(), MemoryError> {
+        let bytes = self.config.size;
+        let mapping = map(&self.host, &self.config, bytes, Kind::Boot)?;
+        let taken = self.take_from_host(Kind::Boot, &mapping, &(0..bytes));
+        taken.map_err(|why| refused(Kind::Boot, bytes, why))?;
+        let mut offset = 0;
+        for (base, len) in &self.boot {
+            let end = offset + len;
+            let mut parts = Parts::new(Kind::Boot, None, mapping.clone(), offset..end);
+            parts.info.gpa = *base;
+            parts.reached = Some(Step::Host);
+            let parts = self.carry_on(parts, Place::At(*base))?;
+            self.places().kept.push(parts);
+            offset = end;
+        }
+        Ok(())
+    }
+
+    /// Back-ends see the reserve as one region: it is theirs to map, once.
+    fn show_reserve(&self) -> Result<(), MemoryError> {
+        let Some((reserve, mapping)) = &self.reserve else {
+            return Ok(());
+        };
+        let layout = || MemoryError::Layout(self.config.size);
+        let region = mapping.region(&(0..reserve.bytes), reserve.base).ok_or_else(layout)?;
+        show(&self.backends, &region).map_err(|_| layout())
+    }
+
+    pub(super) fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Addresses of the host for `bytes` bytes of memory as `config` wants it.
+fn map(host: &Host, config: &MemoryConfig, bytes: u64, kind: Kind) -> Result<Arc<Mapping>, MemoryError> {
+    let name = match kind {
+        Kind::Boot => RAM_NAME,
+        _ => super::RESERVE_NAME,
+    };
+    let backing = Backing::new(config, bytes, name);
+    let mapping = backing.and_then(|backing| Mapping::reserve(backing, bytes));
+    let explained = mapping.map_err(|error| host.explain(Pages::of(config), bytes, Asked::Mapping, error));
+    explained.map(Arc::new).map_err(|why| refused(kind, bytes, why))
+}
+
+fn refused(kind: Kind, bytes: u64, why: HostError) -> MemoryError {
+    MemoryError::Add {
+        kind,
+        bytes,
+        step: Step::Host,
+        source: why.into(),
+    }
+}
+
+#[cfg(test)]
+#[path = "space_test.rs"]
+mod tests;

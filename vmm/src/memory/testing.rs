@@ -1,0 +1,108 @@
+//! What stands for KVM and for vhost-user back-ends in tests of memory.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use husk_devices::memory::{GuestMemory, GuestRegionMmap};
+use husk_virtio::device::MemoryListener;
+use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::steps::Slots;
+use super::{AddressSpace, MemoryError};
+use crate::config::MemoryConfig;
+use crate::kvm::KvmError;
+
+/// Width of addresses.
+pub(crate) const PHYS_BITS: u8 = 40;
+
+/// Knows which slots are taken, as KVM does, and refuses when it is told to.
+#[derive(Default)]
+pub(crate) struct FakeSlots {
+    taken: Mutex<BTreeMap<u32, (u64, u64)>>,
+    refuse_map: AtomicBool,
+    refuse_unmap: AtomicBool,
+}
+
+impl FakeSlots {
+    /// What the guest can reach (address, bytes), by slot.
+    pub fn taken(&self) -> BTreeMap<u32, (u64, u64)> {
+        self.taken.lock().unwrap().clone()
+    }
+
+    /// Whether slots are refused, and whether they are kept, from now on.
+    pub fn refuse(&self, map: bool, unmap: bool) {
+        self.refuse_map.store(map, Ordering::Relaxed);
+        self.refuse_unmap.store(unmap, Ordering::Relaxed);
+    }
+}
+
+fn refusal(refused: &AtomicBool, what: &str) -> Result<(), KvmError> {
+    match refused.load(Ordering::Relaxed) {
+        true => Err(KvmError::Refused {
+            what: what.into(),
+            source: io::Error::from_raw_os_error(libc::ENOMEM),
+        }),
+        false => Ok(()),
+    }
+}
+
+impl Slots for FakeSlots {
+    fn map(&self, slot: u32, region: &Arc<GuestRegionMmap>) -> Result<(), KvmError> {
+        refusal(&self.refuse_map, "map a slot")?;
+        let range = (region.start_addr().0, region.len());
+        let before = self.taken.lock().unwrap().insert(slot, range);
+        assert_eq!(before, None, "slot {slot} is taken");
+        Ok(())
+    }
+
+    fn unmap(&self, slot: u32) -> Result<(), KvmError> {
+        refusal(&self.refuse_unmap, "take a slot back")?;
+        self.taken.lock().unwrap().remove(&slot).expect("a slot in use");
+        Ok(())
+    }
+}
+
+/// A back-end: what it has been told last, and whether it takes more than it has.
+#[derive(Default)]
+pub(crate) struct FakeBackend {
+    told: Mutex<Vec<Vec<u64>>>,
+    refuse_more: AtomicBool,
+}
+
+impl FakeBackend {
+    /// Where the regions begin of each memory it was told of.
+    pub fn told(&self) -> Vec<Vec<u64>> {
+        self.told.lock().unwrap().clone()
+    }
+
+    /// It takes no further region from now on.
+    pub fn refuse_more(&self) {
+        self.refuse_more.store(true, Ordering::Relaxed);
+    }
+}
+
+impl MemoryListener for FakeBackend {
+    fn memory_changed(&self, memory: &GuestMemory) -> io::Result<()> {
+        let regions: Vec<u64> = memory.memory().iter().map(|region| region.start_addr().0).collect();
+        let mut told = self.told.lock().unwrap();
+        if self.refuse_more.load(Ordering::Relaxed) && told.last().is_none_or(|last| last.len() < regions.len()) {
+            return Err(io::Error::other("it takes no more regions"));
+        }
+        told.push(regions);
+        Ok(())
+    }
+}
+
+/// An address space on a fake KVM.
+pub(crate) fn space(config: &MemoryConfig) -> Result<(Arc<AddressSpace>, Arc<FakeSlots>), MemoryError> {
+    let slots = Arc::<FakeSlots>::default();
+    Ok((AddressSpace::new(config, slots.clone(), PHYS_BITS)?, slots))
+}
+
+/// `error` and why, as a user reads it.
+pub(crate) fn lines(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
