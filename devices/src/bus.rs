@@ -113,6 +113,11 @@ impl Bus {
         Some(windows.remove(place).device)
     }
 
+    /// Whether a window covers `addr`.
+    pub fn covers(&self, addr: u64) -> bool {
+        self.find(addr).is_some()
+    }
+
     /// Answers a guest's read. What no window covers reads as all ones, and so does the rest of an access that leaves the window in
     /// which it begins.
     pub fn read(&self, addr: u64, data: &mut [u8]) {

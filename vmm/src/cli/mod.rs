@@ -5,6 +5,7 @@ mod console;
 mod disk;
 mod fs;
 mod kernel;
+mod memory;
 mod net;
 mod pairs;
 mod pmem;

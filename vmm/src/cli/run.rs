@@ -9,9 +9,9 @@ use super::console::parse_console;
 use super::disk::parse_disk;
 use super::fs::parse_fs;
 use super::kernel::{NoHostKernel, host_kernel};
+use super::memory::parse_memory;
 use super::net::parse_net;
 use super::pmem::parse_pmem;
-use super::size::parse_size;
 use super::vsock::parse_vsock;
 use crate::config::{
     BootProtocol, ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, FsConfig, Limits, MemoryConfig,
@@ -60,10 +60,21 @@ pub struct RunArgs {
     #[arg(allow_negative_numbers = true)]
     pub cpus: u32,
 
-    /// Guest memory, such as 512M, 2G or 1536MiB
-    #[arg(short, long, value_name = "SIZE", default_value = "512M", value_parser = parse_size, help_heading = "Machine")]
+    /// Guest memory, such as 512M, 2G or 1536MiB, or size=SIZE,hotplug=SIZE,...
+    ///
+    /// Keys:
+    ///
+    ///   size=SIZE           what the guest starts with (default 512M)
+    ///   hotplug=SIZE        what may be added while it runs (default: nothing); costs nothing until then
+    ///   shared=on           a file that other processes can map; --fs turns it on
+    ///   hugepages=on        from the host's reserved huge pages, set aside at the start
+    ///   hugepage_size=SIZE  which of them, 2M or 1G (default 2M)
+    ///   thp=off             no transparent huge pages
+    ///   prefault=on         every page is allocated at the start
+    ///   mergeable=on        equal pages may be merged with those of other processes (KSM)
+    #[arg(short, long, value_name = "SIZE", default_value = "512M", value_parser = parse_memory, verbatim_doc_comment, help_heading = "Machine")]
     #[arg(allow_negative_numbers = true)]
-    pub memory: u64,
+    pub memory: MemoryConfig,
 
     /// Add a virtio disk, a raw image or a block device: path=FILE,readonly=on,...
     ///
@@ -198,9 +209,8 @@ impl RunArgs {
         let mut config = VmConfig {
             cpus: CpusConfig::fixed(self.cpus),
             memory: MemoryConfig {
-                size: self.memory,
-                shared: !self.shares.is_empty(),
-                ..MemoryConfig::default()
+                shared: self.memory.shared || !self.shares.is_empty(),
+                ..self.memory
             },
             payload: PayloadConfig {
                 kernel: Some(kernel),

@@ -103,6 +103,51 @@ fn memory_is_whole_pages_of_the_kind_asked_for() {
 }
 
 #[test]
+fn huge_pages_are_of_a_size_that_there_is() {
+    let huge = |size, bytes| {
+        move |c: &mut VmConfig| {
+            c.memory.size = size;
+            c.memory.hugepages = true;
+            c.memory.hugepage_size = Some(bytes);
+        }
+    };
+    assert_eq!(
+        error(huge(1 << 30, 4 << 20)),
+        "memory: hugepage_size is 4 MiB, allowed: 2 MiB, 1 GiB"
+    );
+    assert_eq!(
+        error(huge((1 << 30) + (2 << 20), 1 << 30)),
+        "memory: 1075838976 bytes is not a multiple of the 1073741824-byte page"
+    );
+    assert_eq!(
+        error(|c| c.memory.hugepage_size = Some(2 << 20)),
+        "memory: hugepage_size is given, hugepages is off: pages of that size need it on"
+    );
+    for bytes in HUGE_PAGE_BYTES {
+        let mut config = good();
+        huge(2 << 30, bytes)(&mut config);
+        config.validate(HOST).unwrap();
+        assert_eq!(config.memory.page_bytes(), bytes);
+    }
+}
+
+#[test]
+fn memory_that_may_come_fits_the_address_space_too() {
+    assert_eq!(
+        error(|c| {
+            c.memory.size = 1 << 30;
+            c.memory.hotplug_size = Some(512 << 30);
+        }),
+        "memory: 1 GiB at the start and 512 GiB more later asked for, 512 GiB allowed together"
+    );
+    assert!(error(|c| c.memory.hotplug_size = Some(u64::MAX)).contains("more later asked for"));
+    let mut config = good();
+    config.memory.size = 1 << 30;
+    config.memory.hotplug_size = Some(511 << 30);
+    config.validate(HOST).unwrap();
+}
+
+#[test]
 fn an_absurd_address_width_does_not_overflow() {
     assert_eq!(
         Limits {

@@ -32,6 +32,8 @@ pub enum Port<'a> {
     Load(u64, &'a mut [u8]),
     /// Store to an address that is not RAM.
     Store(u64, &'a [u8]),
+    /// Any access to guest memory that the host has no page for. KVM does not always say where.
+    Missing(Option<u64>),
 }
 
 /// Why [`Vcpu::run`] came back.
@@ -132,6 +134,7 @@ impl Vcpu {
                     .all(|element| answer(Port::Out(port, element))),
                 Ok(VcpuExit::MmioRead(gpa, data)) => answer(Port::Load(gpa, data)),
                 Ok(VcpuExit::MmioWrite(gpa, data)) => answer(Port::Store(gpa, data)),
+                Ok(VcpuExit::MemoryFault { gpa, .. }) => answer(Port::Missing(Some(gpa))),
                 Ok(VcpuExit::Shutdown) => return Exit::TripleFault,
                 Ok(VcpuExit::Intr) => true,
                 Ok(VcpuExit::InternalError) => return Exit::Failed(self.internal_error()),
@@ -146,6 +149,8 @@ impl Vcpu {
                     true
                 }
                 Err(errno) if errno.errno() == libc::EAGAIN => true,
+                // Linux before 6.8 does not say where (KVM api.rst, KVM_EXIT_MEMORY_FAULT).
+                Err(errno) if errno.errno() == libc::EFAULT => answer(Port::Missing(None)),
                 Err(errno) => {
                     let error = io::Error::from_raw_os_error(errno.errno());
                     return Exit::Failed(format!("KVM_RUN: {error}"));

@@ -9,6 +9,7 @@ use husk_devices::pci::{BarRange, BarWindow, Bdf, PciFunction, PciRoot};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::kvm::Port;
+use crate::memory::AddressSpace;
 
 /// Why a VM ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub struct Board {
     pci: Arc<Mutex<PciRoot>>,
     /// Where each function's BARs stand on the memory bus.
     windows: Mutex<BTreeMap<Bdf, Vec<BarRange>>>,
+    /// What is memory, and so has to have a page of the host behind it.
+    memory: OnceLock<Arc<AddressSpace>>,
     ending: OnceLock<Ending>,
     ended: EventFd,
 }
@@ -61,9 +64,15 @@ impl Board {
             mmio: Bus::default(),
             pci,
             windows: Mutex::default(),
+            memory: OnceLock::new(),
             ending: OnceLock::new(),
             ended,
         }
+    }
+
+    /// Says what is memory. Once.
+    pub fn set_memory(&self, memory: Arc<AddressSpace>) {
+        let _ = self.memory.set(memory);
     }
 
     /// The I/O port bus.
@@ -97,12 +106,29 @@ impl Board {
     /// Serves one vCPU exit. Returns whether the guest goes on.
     pub fn answer(&self, port: Port<'_>) -> bool {
         match port {
+            // An access that KVM emulates comes as one to a device when there is no page.
+            Port::Load(gpa, _) | Port::Store(gpa, _) if self.is_missing(gpa) => return self.end_without(Some(gpa)),
+            Port::Missing(gpa) => return self.end_without(gpa),
             Port::In(port, data) => self.ports.read(u64::from(port), data),
             Port::Load(gpa, data) => self.mmio.read(gpa, data),
             Port::Out(port, data) => return self.carry_out(self.ports.write(u64::from(port), data)),
             Port::Store(gpa, data) => return self.carry_out(self.mmio.write(gpa, data)),
         }
         true
+    }
+
+    /// Whether `gpa` is memory, although KVM takes it for a device.
+    fn is_missing(&self, gpa: u64) -> bool {
+        let is_memory = || Some(self.memory.get()?.find(gpa).is_some());
+        !self.mmio.covers(gpa) && is_memory().unwrap_or(false)
+    }
+
+    /// The guest cannot go on: the host has no page for memory at `gpa`.
+    fn end_without(&self, gpa: Option<u64>) -> bool {
+        let memory = self.memory.get();
+        let why = memory.map_or_else(|| "guest memory is missing".into(), |memory| memory.missing(gpa));
+        self.end(Ending::Failed(why));
+        false
     }
 
     fn carry_out(&self, effect: Effect) -> bool {
@@ -166,3 +192,7 @@ fn follow(function: &Mutex<dyn PciFunction>, bdf: Bdf, bar: u8, to: Option<u64>)
         log::warn!("{bdf} BAR {bar}: its doorbells cannot follow it: {error}");
     }
 }
+
+#[cfg(test)]
+#[path = "board_test.rs"]
+mod tests;

@@ -141,6 +141,7 @@ impl Machine {
             let loading = Loading::begin(scope, bytes, options.seccomp, load)?;
             let ended = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("make an eventfd"))?;
             let board = Arc::new(Board::new(ended.try_clone().map_err(host("duplicate an eventfd"))?));
+            board.set_memory(memory.clone());
             let kicker = Kicker::install().map_err(host("install the signal that interrupts vCPUs"))?;
             let cpus =
                 Cpus::prepare(vcpus, &board, kicker, options.seccomp, trace).map_err(host("start the vCPU threads"))?;

@@ -116,6 +116,27 @@ impl AddressSpace {
         places.regions.iter().find(|region| region.contains(gpa)).cloned()
     }
 
+    /// What to say of a guest that has touched memory at `gpa` and found nothing, because the host has no page for it.
+    pub fn missing(&self, gpa: Option<u64>) -> String {
+        let Some(gpa) = gpa else {
+            return "the guest touched memory that the host has no page for".into();
+        };
+        match self.find(gpa) {
+            Some(RegionInfo {
+                kind: kind @ Kind::Pmem,
+                gpa: base,
+                of,
+                ..
+            }) => format!(
+                "{kind} {}: byte {} (guest address {gpa:#x}) has nothing behind it: the file was shortened, or its file system is full",
+                of.unwrap_or_default(),
+                gpa.saturating_sub(base)
+            ),
+            Some(region) => format!("{} at {gpa:#x}: the host has no page for it", region.kind),
+            None => format!("no memory at {gpa:#x}"),
+        }
+    }
+
     /// Tells `listener` of memory that comes and goes from now on, for as long as it lives.
     pub fn listen(&self, listener: &Arc<dyn MemoryListener>) {
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);

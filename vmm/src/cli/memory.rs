@@ -1,0 +1,126 @@
+//! The value of `--memory`.
+
+use super::pairs::{PairsError, parse_pairs};
+use super::size::{SizeError, parse_size};
+use crate::config::MemoryConfig;
+
+/// Every key, in the order in which help and errors list them.
+const KEYS: [&str; 8] = [
+    "size",
+    "hotplug",
+    "shared",
+    "hugepages",
+    "hugepage_size",
+    "thp",
+    "prefault",
+    "mergeable",
+];
+
+/// Why a text describes no memory.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MemoryArgError {
+    /// Neither a size nor a list of pairs.
+    #[error(transparent)]
+    Alone(SizeError),
+    /// Not a list of known pairs.
+    #[error(transparent)]
+    Pairs(#[from] PairsError),
+    /// Not a size.
+    #[error("{key} is '{found}': {source}")]
+    Size {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// Why it is none.
+        source: SizeError,
+    },
+    /// A switch with a third position.
+    #[error("{key} is '{found}', allowed: on, off")]
+    Switch {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        found: String,
+    },
+}
+
+/// Reads `SIZE`, or `size=SIZE,hotplug=SIZE,…`.
+pub fn parse_memory(text: &str) -> Result<MemoryConfig, MemoryArgError> {
+    let mut memory = MemoryConfig::default();
+    if !text.contains('=') {
+        memory.size = parse_size(text).map_err(MemoryArgError::Alone)?;
+        return Ok(memory);
+    }
+    for (key, value) in parse_pairs(text, &KEYS)? {
+        match key {
+            "size" => memory.size = size(key, value)?,
+            "hotplug" => memory.hotplug_size = Some(size(key, value)?),
+            "hugepage_size" => memory.hugepage_size = Some(size(key, value)?),
+            "shared" => memory.shared = switch(key, value)?,
+            "hugepages" => memory.hugepages = switch(key, value)?,
+            "thp" => memory.thp = switch(key, value)?,
+            "prefault" => memory.prefault = switch(key, value)?,
+            _ => memory.mergeable = switch(key, value)?,
+        }
+    }
+    Ok(memory)
+}
+
+fn size(key: &'static str, found: String) -> Result<u64, MemoryArgError> {
+    parse_size(&found).map_err(|source| MemoryArgError::Size { key, found, source })
+}
+
+fn switch(key: &'static str, found: String) -> Result<bool, MemoryArgError> {
+    match found.as_str() {
+        "on" | "true" => Ok(true),
+        "off" | "false" => Ok(false),
+        _ => Err(MemoryArgError::Switch { key, found }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_alone_is_all_there_is() {
+        let expected = MemoryConfig {
+            size: 2 << 30,
+            ..Default::default()
+        };
+        assert_eq!(parse_memory("2G").unwrap(), expected);
+        assert_eq!(parse_memory("size=2G").unwrap(), expected);
+    }
+
+    #[test]
+    fn every_key_sets_its_field() {
+        let text = "size=1G,hotplug=8G,shared=on,hugepages=on,hugepage_size=1G,thp=off,prefault=on,mergeable=on";
+        let expected = MemoryConfig {
+            size: 1 << 30,
+            hotplug_size: Some(8 << 30),
+            shared: true,
+            hugepages: true,
+            hugepage_size: Some(1 << 30),
+            thp: false,
+            prefault: true,
+            mergeable: true,
+            ..Default::default()
+        };
+        assert_eq!(parse_memory(text).unwrap(), expected);
+        assert_eq!(parse_memory("hotplug=1G").unwrap().size, MemoryConfig::default().size);
+    }
+
+    #[test]
+    fn errors_name_the_key() {
+        let message = |text| parse_memory(text).unwrap_err().to_string();
+        assert!(message("lots").starts_with("a size is a whole number"));
+        assert!(message("").starts_with("a size is a whole number"));
+        assert!(message("size=12Q").starts_with("size is '12Q': unknown unit 'Q'"));
+        assert!(message("hotplug=").starts_with("hotplug is '': a size is"));
+        assert_eq!(message("shared=maybe"), "shared is 'maybe', allowed: on, off");
+        assert_eq!(message("size=1G,size=2G"), "key 'size' is given twice");
+        assert!(message("sice=1G").starts_with("unknown key 'sice', allowed: size, hotplug, shared"));
+        assert!(message("1G,hotplug=8G").starts_with("'1G' has no value, write it as key=value"));
+    }
+}
