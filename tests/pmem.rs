@@ -67,3 +67,33 @@ fn discarded_writes_are_the_guests_alone() {
     assert_read_back(&ended);
     assert!(stored.iter().all(|byte| *byte == 0));
 }
+
+/// The file is shortened under a guest that then touches what is gone: in the kernel, with interrupts on.
+fn touches_what_is_gone(touch: Step) {
+    let near = Step::read("pmem0", 0, LENGTH);
+    let boot = Boot::new([near, Step::Echo, touch, Step::PowerOff]);
+    let path = boot.folder().join("pmem");
+    let file = File::create_new(&path).unwrap();
+    file.set_len(4 * MIB).unwrap();
+    let pmem = format!("file={}", path.display());
+    let mut guest = boot.arguments(["--pmem", &pmem]).start();
+    assert!(matches!(guest.answer(), Answer::Data { .. }));
+    file.set_len(MIB).unwrap();
+    guest.type_text("go\n");
+    let ended = guest.wait();
+    ended.assert_code(1);
+    let said = &ended.errors;
+    for word in [path.to_str().unwrap(), "has nothing behind it", "guest address 0x"] {
+        assert!(said.contains(word), "no {word:?} in {said}");
+    }
+}
+
+#[test]
+fn a_guest_that_writes_where_the_file_has_ended_is_told_of_and_ends() {
+    touches_what_is_gone(Step::write("pmem0", AT, LENGTH, SEED));
+}
+
+#[test]
+fn a_guest_that_reads_where_the_file_has_ended_is_told_of_and_ends() {
+    touches_what_is_gone(Step::read("pmem0", AT, LENGTH));
+}

@@ -7,6 +7,7 @@ mod cpuid;
 mod irq;
 mod kick;
 pub mod probe;
+mod stuck;
 mod vcpu;
 mod vm;
 

@@ -12,7 +12,7 @@ use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_regs, kvm_run
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::kick::Armed;
-use super::{Context, KvmError, Topology};
+use super::{Context, KvmError, Topology, stuck};
 
 /// IA32_MISC_ENABLE and its bit "fast strings" (Intel SDM vol. 4).
 const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
@@ -122,6 +122,7 @@ impl Vcpu {
     /// entering, so whoever makes `stop` true and then kicks is not missed.
     pub fn run(&mut self, stop: impl Fn() -> bool, mut answer: impl FnMut(Port<'_>) -> bool) -> Exit {
         let armed = Armed::new(&mut self.fd);
+        let _reminder = stuck::Reminder::new();
         let shared = ptr::from_mut(self.fd.get_kvm_run());
         while !stop() {
             let go_on = match self.fd.run() {
@@ -136,7 +137,10 @@ impl Vcpu {
                 Ok(VcpuExit::MmioWrite(gpa, data)) => answer(Port::Store(gpa, data)),
                 Ok(VcpuExit::MemoryFault { gpa, .. }) => answer(Port::Missing(Some(gpa))),
                 Ok(VcpuExit::Shutdown) => return Exit::TripleFault,
-                Ok(VcpuExit::Intr) => true,
+                Ok(VcpuExit::Intr) => {
+                    stuck::look(&self.fd);
+                    true
+                }
                 Ok(VcpuExit::InternalError) => return Exit::Failed(self.internal_error()),
                 Ok(VcpuExit::FailEntry(reason, cpu)) => {
                     return Exit::Failed(format!(
@@ -146,6 +150,7 @@ impl Vcpu {
                 Ok(other) => return Exit::Failed(format!("unexpected exit {other:?}")),
                 Err(errno) if errno.errno() == libc::EINTR => {
                     armed.clear();
+                    stuck::look(&self.fd);
                     true
                 }
                 Err(errno) if errno.errno() == libc::EAGAIN => true,

@@ -60,6 +60,8 @@ impl Machine {
         if let Some(cpus) = &mut self.cpus {
             cpus.run(parked);
         }
+        // The guest runs: what is only said is said now.
+        self.memory.warn_of_limits();
         self.spawner
             .run()
             .map_err(build::host("start the thread that starts device threads"))

@@ -96,6 +96,38 @@ fn files_that_cannot_be_are_named() {
 }
 
 #[test]
+fn a_device_that_gets_no_slot_leaves_back_ends_as_they_were() {
+    let space = space();
+    let backend = Arc::<testing::FakeBackend>::default();
+    let listener: Arc<dyn husk_virtio::device::MemoryListener> = backend.clone();
+    space.listen(&listener);
+    let file = file(BLOCK_BYTES);
+    // Whoever cannot put the device into a slot drops it.
+    drop(open(&config(file.path()), &space).unwrap());
+    let told = backend.told();
+    assert_eq!((told.len(), told.last()), (2, Some(&vec![0])));
+    assert_eq!(space.regions().len(), 1);
+}
+
+#[test]
+fn a_back_end_that_does_not_take_it_refuses_the_device_and_is_named_as_the_reason() {
+    let space = space();
+    let backend = Arc::<testing::FakeBackend>::default();
+    let listener: Arc<dyn husk_virtio::device::MemoryListener> = backend.clone();
+    space.listen(&listener);
+    backend.refuse_more();
+    let file = file(BLOCK_BYTES);
+    let error = open(&config(file.path()), &space).err().unwrap();
+    let text = testing::lines(&error);
+    assert!(
+        text.ends_with(
+            "cannot add 2 MiB of persistent memory: a vhost-user back-end does not take it: it takes no more regions"
+        ),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_path_that_is_no_file_is_refused_without_waiting() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("fifo");

@@ -13,22 +13,22 @@ use super::{AddressSpace, HostError, Kind, MemoryError, RegionInfo};
 
 impl AddressSpace {
     /// Takes all steps, or none.
-    pub(super) fn add(&self, parts: Parts, place: Place) -> Result<Parts, MemoryError> {
+    pub(super) fn add(&self, parts: Parts, place: Place) -> Result<Box<Parts>, MemoryError> {
         let _one = self.change();
         self.collect_left();
-        let added = self.carry_on(parts, place);
+        let added = self.carry_on(Box::new(parts), place);
         self.collect_left();
         added
     }
 
     /// Takes the steps that `parts` has not taken yet. On an error those that it has are taken back.
-    pub(super) fn carry_on(&self, mut parts: Parts, place: Place) -> Result<Parts, MemoryError> {
+    pub(super) fn carry_on(&self, mut parts: Box<Parts>, place: Place) -> Result<Box<Parts>, MemoryError> {
         let reached = parts.reached;
         for step in Step::ALL.into_iter().filter(|step| Some(*step) > reached) {
             if let Err(source) = self.forward(&mut parts, step, place) {
                 let (kind, bytes) = (parts.info.kind, parts.info.bytes);
                 if let Err((parts, error)) = self.back(parts) {
-                    self.keep(parts, &error);
+                    self.keep(*parts, &error);
                 }
                 return Err(MemoryError::Add {
                     kind,
@@ -39,7 +39,7 @@ impl AddressSpace {
             }
             parts.reached = Some(step);
         }
-        self.places().regions.push(parts.info.clone());
+        self.places().enter(&parts);
         Ok(parts)
     }
 
@@ -47,14 +47,13 @@ impl AddressSpace {
     ///
     /// # Errors
     /// KVM does not give it back: everything is as it was.
-    pub(super) fn remove(&self, parts: Parts) -> Result<(), (Parts, MemoryError)> {
+    pub(super) fn remove(&self, parts: Box<Parts>) -> Result<(), (Box<Parts>, MemoryError)> {
         let _one = self.change();
-        let info = parts.info.clone();
         // First of all, so that an access of the guest that comes too late is one to nowhere.
-        self.places().regions.retain(|region| *region != info);
+        self.places().withdraw(&parts);
         let removed = self.back(parts).map_err(|(parts, source)| {
-            let (kind, bytes) = (info.kind, info.bytes);
-            self.places().regions.push(info);
+            let (kind, bytes) = (parts.info.kind, parts.info.bytes);
+            self.places().enter(&parts);
             (parts, MemoryError::Remove { kind, bytes, source })
         });
         self.collect_left();
@@ -108,7 +107,7 @@ impl AddressSpace {
     }
 
     /// Takes back the steps that `parts` has taken, the last one first.
-    fn back(&self, parts: Parts) -> Result<(), (Parts, Fault)> {
+    fn back(&self, parts: Box<Parts>) -> Result<(), (Box<Parts>, Fault)> {
         let RegionInfo { kind, gpa, bytes, .. } = parts.info;
         if parts.reached >= Some(Step::Devices)
             && let Err(source) = hide(&self.devices, gpa, bytes)
@@ -138,7 +137,7 @@ impl AddressSpace {
             {
                 log::warn!("{kind} at {gpa:#x} is not given back to the host: {error}");
             }
-            self.places().leave(parts);
+            self.places().leave(*parts);
         }
         Ok(())
     }

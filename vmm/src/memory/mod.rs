@@ -135,6 +135,14 @@ pub enum MemoryError {
         /// The unit, which is the guest's and the page's.
         unit: u64,
     },
+    /// Addresses that are not, or not all, RAM whose pages can be given back.
+    #[error("{} at {gpa:#x} are not RAM that can be given back", Size(*bytes))]
+    NoRam {
+        /// Where.
+        gpa: u64,
+        /// How much.
+        bytes: u64,
+    },
     /// A range that is not in the region.
     #[error("{bytes} bytes at {offset:#x} are not in a region of {of} bytes")]
     Outside {

@@ -34,11 +34,20 @@ pub(super) struct Places {
     /// `None` without a reserve.
     reserve: Option<AddressAllocator>,
     /// What the guest can reach.
-    pub regions: Vec<RegionInfo>,
+    regions: Vec<Present>,
     /// What requests used that were in flight when it was removed.
     leaving: Vec<Leaving>,
     /// What is never removed: RAM of the start, and what KVM would not give back.
     pub kept: Vec<Parts>,
+}
+
+/// Memory that the guest can reach.
+#[derive(Clone, Debug)]
+pub(super) struct Present {
+    pub info: RegionInfo,
+    pub mapping: Arc<Mapping>,
+    /// Where it is in the mapping.
+    pub part: Range<u64>,
 }
 
 /// Memory that is no longer the guest's.
@@ -107,6 +116,25 @@ impl Places {
         if let Err(error) = freed {
             log::warn!("{} at {:#x}: {error}", info.kind, info.gpa);
         }
+    }
+
+    /// The guest can reach `region` from now on.
+    pub fn enter(&mut self, region: &Parts) {
+        self.regions.push(Present {
+            info: region.info.clone(),
+            mapping: region.mapping.clone(),
+            part: region.part.clone(),
+        });
+    }
+
+    /// It cannot any more.
+    pub fn withdraw(&mut self, region: &Parts) {
+        self.regions.retain(|present| present.info.gpa != region.info.gpa);
+    }
+
+    /// What the guest can reach, in no order.
+    pub fn present(&self) -> impl Iterator<Item = &Present> {
+        self.regions.iter()
     }
 
     /// The first free number of a memory slot, taken.

@@ -11,7 +11,7 @@ use super::{AddressSpace, HostError, MemoryError, RegionInfo};
 pub struct Region {
     space: Arc<AddressSpace>,
     /// `None` once it is removed.
-    parts: Option<Parts>,
+    parts: Option<Box<Parts>>,
 }
 
 /// A region that KVM does not give back. It is as it was.
@@ -25,7 +25,7 @@ pub struct RemoveError {
 }
 
 impl Region {
-    pub(super) fn new(space: Arc<AddressSpace>, parts: Parts) -> Self {
+    pub(super) fn new(space: Arc<AddressSpace>, parts: Box<Parts>) -> Self {
         Self {
             space,
             parts: Some(parts),
@@ -113,7 +113,7 @@ impl Drop for Region {
         if let Some(parts) = self.parts.take()
             && let Err((parts, error)) = self.space.remove(parts)
         {
-            self.space.keep(parts, &error);
+            self.space.keep(*parts, &error);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::fs::File;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use husk_devices::memory::{GuestMemory, GuestMemoryMmap};
@@ -11,12 +12,12 @@ use husk_virtio::device::MemoryListener;
 use super::backing::{Backing, Pages};
 use super::host::{Asked, Host, HostError};
 use super::mapping::Mapping;
-use super::places::{Place, Places};
+use super::places::{Place, Places, Present};
 use super::region::Region;
 use super::reserve::Reserved;
 use super::steps::{Parts, Slots, Step, show};
 use super::{BLOCK_BYTES, Kind, MemoryError, RAM_NAME, RegionInfo};
-use crate::config::{MemoryConfig, Size};
+use crate::config::{MemoryConfig, PAGE_BYTES, Size};
 
 /// A file's mapping is called by the file in `/proc/<pid>/smaps`, whatever is said.
 const PMEM_NAME: &CStr = c"guest-pmem";
@@ -60,9 +61,6 @@ impl AddressSpace {
     ) -> Result<Arc<Self>, MemoryError> {
         let boot = layout::ram_ranges(config.size);
         let reserve = Reserved::new(config, layout::ram_end(&boot));
-        if let Some(limit) = host.group_limit_below(config.size) {
-            log::warn!("memory: the guest may use {}, {limit}", Size(config.size));
-        }
         let mapped =
             reserve.map(|reserve| map(&host, config, reserve.bytes, Kind::Dimm).map(|mapping| (reserve, mapping)));
         let space = Self {
@@ -105,7 +103,7 @@ impl AddressSpace {
 
     /// What the guest can reach, lowest first.
     pub fn regions(&self) -> Vec<RegionInfo> {
-        let mut regions = self.places().regions.clone();
+        let mut regions: Vec<_> = self.places().present().map(|present| present.info.clone()).collect();
         regions.sort_by_key(|region| region.gpa);
         regions
     }
@@ -113,7 +111,52 @@ impl AddressSpace {
     /// The region that `gpa` is in.
     pub fn find(&self, gpa: u64) -> Option<RegionInfo> {
         let places = self.places();
-        places.regions.iter().find(|region| region.contains(gpa)).cloned()
+        let found = places.present().find(|present| present.info.contains(gpa))?;
+        Some(found.info.clone())
+    }
+
+    /// Gives the pages of `range`, guest-physical addresses in RAM, back to the host: the guest reads zeroes there and has new pages
+    /// when it writes. For a guest that says what it does not use (balloon, free page reporting); any thread may call it.
+    ///
+    /// # Errors
+    /// A part of it is no RAM, is no whole pages, or is of huge pages, which the host would not have to give again. Nothing is done
+    /// then. Or the host refuses.
+    pub fn discard(&self, range: &Range<u64>) -> Result<(), MemoryError> {
+        let bytes = range.end.saturating_sub(range.start);
+        let found: Vec<_> = self
+            .places()
+            .present()
+            .filter_map(|present| within(present, range))
+            .collect();
+        let covered: u64 = found.iter().map(|(_, part)| part.end - part.start).sum();
+        if covered != bytes {
+            return Err(MemoryError::NoRam {
+                gpa: range.start,
+                bytes,
+            });
+        }
+        let unit = PAGE_BYTES;
+        if !range.start.is_multiple_of(unit) || !bytes.is_multiple_of(unit) {
+            let gpa = range.start;
+            return Err(MemoryError::Unit { gpa, bytes, unit });
+        }
+        for (present, part) in found {
+            let discarded = present.mapping.discard(&part);
+            discarded.map_err(|error| MemoryError::Host {
+                what: "give back",
+                kind: present.info.kind,
+                bytes: part.end - part.start,
+                source: error.into(),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Says in the log what may end this VM later: a limit of the control group that is below its size.
+    pub fn warn_of_limits(&self) {
+        if let Some(limit) = self.host.group_limit_below(self.config.size) {
+            log::warn!("memory: the guest may use {}, {limit}", Size(self.config.size));
+        }
     }
 
     /// What to say of a guest that has touched memory at `gpa` and found nothing, because the host has no page for it.
@@ -220,8 +263,8 @@ impl AddressSpace {
             let mut parts = Parts::new(Kind::Boot, None, mapping.clone(), offset..end);
             parts.info.gpa = *base;
             parts.reached = Some(Step::Host);
-            let parts = self.carry_on(parts, Place::At(*base))?;
-            self.places().kept.push(parts);
+            let parts = self.carry_on(Box::new(parts), Place::At(*base))?;
+            self.places().kept.push(*parts);
             offset = end;
         }
         Ok(())
@@ -240,6 +283,18 @@ impl AddressSpace {
     pub(super) fn places(&self) -> MutexGuard<'_, Places> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What of `range` is in RAM of usual pages, and where in its mapping.
+fn within(present: &Present, range: &Range<u64>) -> Option<(Present, Range<u64>)> {
+    let (info, part) = (&present.info, &present.part);
+    if info.kind == Kind::Pmem || info.page_bytes != PAGE_BYTES {
+        return None;
+    }
+    let start = range.start.max(info.gpa);
+    let end = range.end.min(info.gpa.saturating_add(info.bytes));
+    let offset = part.start.checked_add(start.checked_sub(info.gpa)?)?;
+    (start < end).then(|| (present.clone(), offset..offset.saturating_add(end - start)))
 }
 
 /// Addresses of the host for `bytes` bytes of memory as `config` wants it.

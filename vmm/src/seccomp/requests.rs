@@ -50,6 +50,8 @@ pub(super) const KVM_SET_MSRS: u32 = kvm_write(0x89, 8);
 pub(super) const KVM_SET_CPUID2: u32 = kvm_write(0x90, 8);
 pub(super) const KVM_GET_MP_STATE: u32 = kvm_read(0x98, 4);
 pub(super) const KVM_SET_MP_STATE: u32 = kvm_write(0x99, 4);
+pub(super) const KVM_GET_VCPU_EVENTS: u32 = kvm_read(0x9f, 64);
+pub(super) const KVM_SET_VCPU_EVENTS: u32 = kvm_write(0xa0, 64);
 pub(super) const KVM_GET_TSC_KHZ: u32 = kvm(0xa3);
 pub(super) const KVM_ENABLE_CAP: u32 = kvm_write(0xa3, 104);
 pub(super) const KVM_SIGNAL_MSI: u32 = kvm_write(0xa5, 32);
@@ -129,6 +131,8 @@ mod tests {
             (KVM_SET_CPUID2, size_of::<kvm_bindings::kvm_cpuid2>()),
             (KVM_GET_MP_STATE, size_of::<kvm_bindings::kvm_mp_state>()),
             (KVM_SET_MP_STATE, size_of::<kvm_bindings::kvm_mp_state>()),
+            (KVM_GET_VCPU_EVENTS, size_of::<kvm_bindings::kvm_vcpu_events>()),
+            (KVM_SET_VCPU_EVENTS, size_of::<kvm_bindings::kvm_vcpu_events>()),
             (KVM_ENABLE_CAP, size_of::<kvm_bindings::kvm_enable_cap>()),
             (KVM_SIGNAL_MSI, size_of::<kvm_bindings::kvm_msi>()),
         ];

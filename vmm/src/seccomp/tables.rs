@@ -132,6 +132,10 @@ const EVERY: &[Rule] = &[
 
 /// What a vCPU does: the guest, and the registers of its devices.
 const VCPU: &[Rule] = &[
+    // A look at it for each second of its time.
+    any(libc::SYS_timer_create),
+    any(libc::SYS_timer_settime),
+    any(libc::SYS_timer_delete),
     only(
         libc::SYS_ioctl,
         &[one_of(
@@ -141,6 +145,10 @@ const VCPU: &[Rule] = &[
                 r::KVM_RUN,
                 r::KVM_GET_REGS,
                 r::KVM_KVMCLOCK_CTRL,
+                // Whether it waits for a page that will never come (kvm/stuck.rs).
+                r::KVM_GET_MP_STATE,
+                r::KVM_GET_VCPU_EVENTS,
+                r::KVM_SET_VCPU_EVENTS,
                 // MSI-X tables and the I/O APIC: a message, and the event that sends it.
                 r::KVM_SET_GSI_ROUTING,
                 r::KVM_IRQFD,
