@@ -39,6 +39,8 @@ const VIRTIO_CONSOLE_F_SIZE: u64 = 1 << 0;
 const QUEUE_SIZES: [u16; 2] = [16, 16];
 /// Output is moved in pieces of this size.
 const COPY_BYTES: usize = 4096;
+/// Most output that is moved before the thread looks at its other work: a chain may hold 4 GiB.
+const TURN_BYTES: usize = 256 << 10;
 
 const RECEIVE: u32 = 0;
 const TRANSMIT: u32 = 1;
@@ -130,6 +132,7 @@ impl VirtioDevice for Console {
         Ok(vec![Box::new(ConsoleHandler {
             receive,
             transmit,
+            printed: 0,
             shared: self.shared.clone(),
             sink: self.sink.clone(),
         })])
@@ -139,19 +142,34 @@ impl VirtioDevice for Console {
 struct ConsoleHandler {
     receive: Ring,
     transmit: Ring,
+    /// Bytes of the first request in `transmit` that have been printed: it was too long for one turn.
+    printed: usize,
     shared: Arc<Shared>,
     sink: Sink,
 }
 
 impl ConsoleHandler {
     fn print(&mut self) -> Result<(), HandlerError> {
-        let metrics = &self.shared.metrics;
+        let (metrics, printed) = (&self.shared.metrics, &mut self.printed);
         let mut sink = lock(&self.sink);
+        let (mut left, mut unfinished) = (TURN_BYTES, false);
         self.transmit.drain(|reader, _| {
+            // A driver that has shortened its request meanwhile has nothing more to say.
+            let mut rest = reader.split_at(*printed).unwrap_or_default();
+            let moved = copy(&mut rest, left, &mut *sink, metrics);
+            left = left.saturating_sub(moved);
+            if rest.available_bytes() > 0 {
+                *printed = printed.saturating_add(moved);
+                unfinished = true;
+                return Ok(Step::Later);
+            }
+            *printed = 0;
             metrics.tx_requests.inc();
-            copy(reader, &mut *sink, metrics);
             Ok(Step::Used(0))
         })?;
+        if unfinished {
+            self.transmit.kick_self();
+        }
         // A sink that cannot flush drops at its next write, where it is counted.
         let _ = sink.flush();
         Ok(())
@@ -197,9 +215,11 @@ impl Handler for ConsoleHandler {
     }
 }
 
-/// Moves all of `reader` to `sink`, or counts what could not be moved.
-fn copy(reader: &mut Reader<'_>, sink: &mut dyn Write, metrics: &ConsoleMetrics) {
+/// Moves at most `limit` bytes of `reader` to `sink`, or counts what could not be moved. Returns how many are dealt with.
+fn copy(reader: &mut Reader<'_>, limit: usize, sink: &mut dyn Write, metrics: &ConsoleMetrics) -> usize {
     let mut piece = [0; COPY_BYTES];
+    let before = reader.bytes_read();
+    let mut reader = reader.take(limit as u64);
     while let Ok(len @ 1..) = reader.read(&mut piece) {
         let counter = match sink.write_all(piece.get(..len).unwrap_or_default()) {
             Ok(()) => &metrics.tx_bytes,
@@ -207,6 +227,7 @@ fn copy(reader: &mut Reader<'_>, sink: &mut dyn Write, metrics: &ConsoleMetrics)
         };
         counter.add(len as u64);
     }
+    reader.into_inner().bytes_read().saturating_sub(before)
 }
 
 /// A thread that panicked leaves bytes behind, not broken invariants.

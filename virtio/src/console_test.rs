@@ -270,3 +270,50 @@ fn a_reset_leaves_buffers_that_wait_for_input_to_the_next_driver() {
         (None, vec![0; 4])
     );
 }
+
+#[test]
+fn a_driver_that_is_always_at_work_does_not_keep_the_thread() {
+    let mut bench = bench();
+    bench.receive.add(&[Buf::Out(DATA, 4)]);
+    bench.transmit.add(&[Buf::In(DATA, 4)]);
+    (bench.receive.busy_heads, bench.transmit.busy_heads) = (1, 1);
+    let mut handler = bench.start(0);
+    assert_eq!(bench.console.handle().input(&[0; 100]), 100);
+    for (token, driver) in [
+        (TRANSMIT, &bench.transmit),
+        (RECEIVE, &bench.receive),
+        (INPUT, &bench.receive),
+    ] {
+        handler.wake(token, &mut Ignore).unwrap();
+        assert!(driver.kick.read().is_ok(), "it comes back by itself");
+    }
+    assert_eq!(bench.console.metrics().tx_requests.get(), 16);
+}
+
+#[test]
+fn output_too_long_for_one_turn_is_printed_in_several() {
+    let mut bench = bench();
+    let mut handler = bench.start(0);
+    let data: Vec<u8> = (0..0x10_0000u32).map(|n| (n % 251).to_le_bytes()[0]).collect();
+    bench.transmit.write(DATA, &data);
+    let len = u32::try_from(data.len()).unwrap();
+    bench.transmit.add(&[Buf::Out(DATA, len), Buf::Out(DATA, len - 7)]);
+    bench.transmit.add(&[Buf::Out(DATA, 3)]);
+    let expected = [&data[..], &data[..data.len() - 7], &data[..3]].concat();
+
+    let mut turns = 0;
+    bench.transmit.kick.write(1).unwrap();
+    while bench.transmit.kick.read().is_ok() {
+        let before = bench.screen.0.lock().unwrap().len();
+        // The doorbell was read above, as by no real thread: it rings again.
+        bench.transmit.kick.write(1).unwrap();
+        handler.wake(TRANSMIT, &mut Ignore).unwrap();
+        turns += 1;
+        assert!(bench.screen.0.lock().unwrap().len() - before <= TURN_BYTES);
+    }
+
+    assert!(*bench.screen.0.lock().unwrap() == expected);
+    assert!(turns >= 2 * data.len() / TURN_BYTES, "{turns}");
+    assert_eq!(std::iter::from_fn(|| bench.transmit.take_used()).count(), 2);
+    assert_eq!(bench.console.metrics().tx_requests.get(), 2);
+}

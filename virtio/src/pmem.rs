@@ -10,9 +10,11 @@
 //! | 0x08          | `le64 size` | its length in bytes                                   |
 //!
 //! The memory itself is the machine's affair: it maps the file into the guest and hands the device what keeps it there. The one
-//! request, a flush, is answered when the host has written the file to its storage.
+//! request, a flush, is answered when the host has written the file to its storage: once for all that wait, since it begins after the
+//! last of them was made.
 
 use std::any::Any;
+use std::cell::LazyCell;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
@@ -121,23 +123,24 @@ struct PmemHandler {
     metrics: Arc<PmemMetrics>,
 }
 
-/// Answers one request; returns how many bytes of answer there are.
-fn answer(file: Option<&File>, metrics: &PmemMetrics, reader: &mut Reader<'_>, writer: &mut Writer<'_>) -> u32 {
+/// Answers one request; returns how many bytes of answer there are. `flush` writes the file to its storage, or has done so.
+fn answer(
+    flush: impl FnOnce() -> bool,
+    metrics: &PmemMetrics,
+    reader: &mut Reader<'_>,
+    writer: &mut Writer<'_>,
+) -> u32 {
     let asked = reader.read_obj::<u32>().map(u32::from_le);
     if !matches!(asked, Ok(REQUEST_FLUSH)) || writer.available_bytes() < RESPONSE_BYTES as usize {
         metrics.bad_requests.inc();
         return respond(writer, RESPONSE_EIO);
     }
-    match file.map_or(Ok(()), File::sync_data) {
-        Ok(()) => {
-            metrics.flushes.inc();
-            respond(writer, RESPONSE_OK)
-        }
-        Err(_) => {
-            metrics.flush_errors.inc();
-            respond(writer, RESPONSE_EIO)
-        }
-    }
+    let (counter, response) = match flush() {
+        true => (&metrics.flushes, RESPONSE_OK),
+        false => (&metrics.flush_errors, RESPONSE_EIO),
+    };
+    counter.inc();
+    respond(writer, response)
 }
 
 /// Writes the answer where there is room for it; returns its length.
@@ -157,7 +160,22 @@ impl Handler for PmemHandler {
 
     fn wake(&mut self, _token: u32, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
         let Self { ring, file, metrics } = self;
-        ring.drain(|reader, writer| Ok(Step::Used(answer(file.as_deref(), metrics, reader, writer))))
+        // Those that come later have to wait for another flush, and other work comes before that.
+        let mut left = ring.backlog()?;
+        let flushed = LazyCell::new(|| file.as_deref().is_none_or(|file| file.sync_data().is_ok()));
+        let mut unfinished = false;
+        ring.drain(|reader, writer| {
+            let Some(fewer) = left.checked_sub(1) else {
+                unfinished = true;
+                return Ok(Step::Later);
+            };
+            left = fewer;
+            Ok(Step::Used(answer(|| *flushed, metrics, reader, writer)))
+        })?;
+        if unfinished {
+            ring.kick_self();
+        }
+        Ok(())
     }
 
     fn stop(self: Box<Self>) -> Vec<RingState> {

@@ -139,3 +139,19 @@ fn a_head_offered_again_and_again_is_a_request_each_time_and_no_more() {
     assert_eq!(used, [(head.into(), 4); 8]);
     assert_eq!(pmem.metrics().flushes.get(), 8);
 }
+
+#[test]
+fn a_driver_that_is_always_at_work_does_not_keep_the_thread() {
+    let mut pmem = pmem(None);
+    let mut driver = Driver::new(&memory(), 0x1000, 8);
+    driver.add(&FLUSH);
+    driver.busy_heads = 1;
+    let mut handler = start(&mut pmem, &driver);
+    handler.wake(KICK, &mut Unwatched).unwrap();
+    assert_eq!(
+        pmem.metrics().flushes.get(),
+        1,
+        "a later request may be of a later store: the next turn has another flush for it"
+    );
+    assert!(driver.kick.read().is_ok(), "it comes back by itself");
+}

@@ -6,6 +6,7 @@
 //! The driver is not trusted: every index, address and chain is checked, chains in flight are tracked, and what breaks the
 //! rules is a [`RingError`] that ends in `DEVICE_NEEDS_RESET`, not in a panic or in a silent loss.
 
+mod budget;
 mod buffers;
 mod chain;
 mod error;
@@ -29,6 +30,7 @@ use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemory
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::HandlerError;
+use budget::{Budget, Look};
 
 /// What became of a chain in [`Ring::drain`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +71,10 @@ pub struct Ring {
     in_flight: Vec<bool>,
     /// Chains pushed since the driver was last told.
     unannounced: u16,
+    budget: Budget,
+    /// Called before each look at the available ring: a driver that is always at work, for tests.
+    #[cfg(test)]
+    pub(crate) busy_driver: Option<Box<dyn FnMut() + Send>>,
 }
 
 impl Ring {
@@ -86,15 +92,17 @@ impl Ring {
             });
         }
         check_placement(index, &state, &mem.memory())?;
-        let in_flight = vec![false; usize::from(queue.size())];
         Ok(Self {
             index,
-            queue,
             kick,
             notify,
             mem,
-            in_flight,
+            in_flight: vec![false; usize::from(queue.size())],
             unannounced: 0,
+            budget: Budget::new(queue.size()),
+            queue,
+            #[cfg(test)]
+            busy_driver: None,
         })
     }
 
@@ -108,15 +116,34 @@ impl Ring {
         self.queue.size()
     }
 
-    /// The doorbell: readable when the driver kicked. [`Ring::drain`] and [`Ring::take_kick`] reset it.
+    /// The doorbell: readable when the driver kicked, or when the ring's turn is over and there is more. [`Ring::drain`] and
+    /// [`Ring::take_kick`] reset it.
     pub fn kick(&self) -> &EventFd {
         &self.kick
     }
 
-    /// Resets the doorbell.
-    pub fn take_kick(&self) {
+    /// Resets the doorbell and begins another turn: as many chains as the ring has entries may be taken.
+    pub fn take_kick(&mut self) {
         // Fails only when nobody has kicked.
         let _ = self.kick.read();
+        self.note_kick();
+    }
+
+    /// Begins another turn because the doorbell rang, and leaves it as it is: for those who watch its edges.
+    pub fn note_kick(&mut self) {
+        self.budget.refill();
+    }
+
+    /// Rings the doorbell on the device's own behalf, to be called again after whatever else waits.
+    pub fn kick_self(&self) {
+        // Fails only when the counter is full, and then the doorbell rings anyway.
+        let _ = self.kick.write(1);
+    }
+
+    /// Whether there may be more, but the turn is over. The ring has rung its own doorbell then, gives no more chains and asks for no
+    /// kicks until [`Ring::take_kick`] or [`Ring::note_kick`].
+    pub fn is_spent(&self) -> bool {
+        self.budget.is_spent()
     }
 
     /// Guest RAM as it is now.
@@ -127,7 +154,7 @@ impl Ring {
     /// Handles every available chain with `f`, fills the used ring and interrupts the driver at most once.
     ///
     /// Takes the doorbell, so call it on every kick. At most one ring's worth of chains is handled; when more are waiting the
-    /// ring kicks itself, so that a busy driver cannot keep the thread from its other work.
+    /// ring has kicked itself.
     ///
     /// # Errors
     /// When the driver broke the rules or `f` gave up. Chains handled before are announced all the same.
@@ -149,18 +176,10 @@ impl Ring {
     ) -> Result<(), HandlerError> {
         let (mut reader, mut writer) = (Reader::default(), Writer::default());
         let (queue, limit) = (self.index, self.queue.max_size());
-        let mut budget = self.queue.size();
         loop {
             self.suppress_kicks(mem)?;
             while let Some(chain) = self.next_chain(mem)? {
                 let head = chain.head_index();
-                if budget == 0 {
-                    self.queue.go_to_previous_position();
-                    // Fails only when the counter is full, and then the doorbell rings anyway.
-                    let _ = self.kick.write(1);
-                    return Ok(());
-                }
-                budget = budget.saturating_sub(1);
                 reader.clear();
                 writer.clear();
                 chain::for_each_descriptor(queue, limit, chain, |descriptor| {
@@ -183,7 +202,8 @@ impl Ring {
         }
     }
 
-    /// Takes the next available chain, for a request that completes later.
+    /// Takes the next available chain, for a request that completes later. `None` when there is none, or the turn is over: see
+    /// [`Ring::is_spent`].
     ///
     /// # Errors
     /// When the driver broke the rules. At most the queue size of chains is ever in flight.
@@ -238,12 +258,24 @@ impl Ring {
         self.announce(&mem)
     }
 
+    /// Chains that are available now.
+    ///
+    /// # Errors
+    /// When the available ring cannot be read.
+    pub fn backlog(&self) -> Result<u16, RingError> {
+        let queue = self.index;
+        let found = self.queue.avail_idx(&*self.mem.memory(), Ordering::Acquire);
+        let found = found.map_err(|source| RingError::Access { queue, source })?.0;
+        Ok(found.wrapping_sub(self.queue.next_avail()))
+    }
+
     /// Chains pushed since [`Ring::signal`].
     pub fn unannounced(&self) -> u16 {
         self.unannounced
     }
 
     /// Asks the driver for kicks. `true` when chains became available meanwhile: they come without a kick (virtio 1.2 §2.7.10).
+    /// `false` also when the turn is over: the ring's own kick is on its way.
     ///
     /// # Errors
     /// When the rings cannot be accessed.
@@ -285,8 +317,10 @@ impl Ring {
     ) -> Result<Option<DescriptorChain<&'m GuestMemoryMmap>>, RingError> {
         let (queue, size, next) = (self.index, self.queue.size(), self.queue.next_avail());
         let access = |source| RingError::Access { queue, source };
+        #[cfg(test)]
+        self.busy_driver.iter_mut().for_each(|work| work());
         let found = self.queue.avail_idx(mem, Ordering::Acquire).map_err(access)?.0;
-        if found == next {
+        if found == next || !self.may_look() {
             return Ok(None);
         }
         let chain = match self.queue.iter(mem) {
@@ -317,11 +351,27 @@ impl Ring {
         }
     }
 
+    /// Pays for one look at what the driver has made available. The look that cannot be paid for ends the turn.
+    fn may_look(&mut self) -> bool {
+        let look = self.budget.pay();
+        if look == Look::Over {
+            self.kick_self();
+        }
+        look == Look::Allowed
+    }
+
     fn allow_kicks(&mut self, mem: &GuestMemoryMmap) -> Result<bool, RingError> {
-        self.queue.enable_notification(mem).map_err(|source| RingError::Access {
+        if self.is_spent() {
+            return Ok(false);
+        }
+        #[cfg(test)]
+        self.busy_driver.iter_mut().for_each(|work| work());
+        let more = self.queue.enable_notification(mem);
+        let more = more.map_err(|source| RingError::Access {
             queue: self.index,
             source,
-        })
+        })?;
+        Ok(more && self.may_look())
     }
 
     fn suppress_kicks(&mut self, mem: &GuestMemoryMmap) -> Result<(), RingError> {

@@ -124,6 +124,97 @@ fn busy_driver_cannot_keep_the_thread() {
 }
 
 #[test]
+fn a_turn_gives_as_many_chains_as_there_are_entries_however_they_are_taken() {
+    let takes: [(&str, fn(&mut Ring) -> Option<u16>); 2] = [
+        ("take", |ring| {
+            let mem = ring.memory().into_inner();
+            ring.take(&mem, |_, _| ()).unwrap()
+        }),
+        ("pop", |ring| ring.pop().unwrap().map(|chain| chain.head())),
+    ];
+    for (name, take) in takes {
+        let mut driver = Driver::new(&memory(), BASE, 8);
+        driver.add(&[Buf::In(DATA, 4)]);
+        let mut ring = driver.ring();
+        ring.busy_driver = Some(driver.busy(1));
+        for turn in 0..3 {
+            for _ in 0..8 {
+                let head = take(&mut ring).unwrap();
+                ring.push(head, 0).unwrap();
+            }
+            assert!(!ring.is_spent(), "{name}, turn {turn}");
+            assert_eq!(take(&mut ring), None, "{name}, turn {turn}");
+            assert!(ring.is_spent(), "{name}, turn {turn}");
+            assert!(!ring.enable_kicks().unwrap(), "another look is not worth it");
+            assert_eq!(take(&mut ring), None, "{name}, turn {turn}");
+            assert_eq!(driver.kick.read().unwrap(), 1, "it has kicked itself, once");
+            ring.take_kick();
+        }
+    }
+}
+
+#[test]
+fn chains_that_are_put_back_cost_as_much_as_others() {
+    let mut driver = Driver::new(&memory(), BASE, 4);
+    driver.add(&[Buf::In(DATA, 4)]);
+    let mut ring = driver.ring();
+    let mem = ring.memory().into_inner();
+    for _ in 0..4 {
+        let head = ring.take(&mem, |_, _| ()).unwrap().unwrap();
+        ring.put_back(head);
+    }
+    assert_eq!(ring.take(&mem, |_, _| ()).unwrap(), None);
+    ring.note_kick();
+    assert_eq!(ring.take(&mem, |_, _| ()).unwrap(), Some(0));
+    assert_eq!(driver.kick.read().unwrap(), 1, "noted, and left as it was");
+}
+
+#[test]
+fn a_turn_that_ends_with_the_last_chain_asks_for_kicks_and_not_for_another() {
+    let mut driver = Driver::new(&memory(), BASE, 4);
+    driver.event_idx = true;
+    let mut ring = driver.ring();
+    for _ in 0..4 {
+        driver.add(&[Buf::In(DATA, 4)]);
+    }
+    ring.drain(|_, _| Ok(Step::Used(0))).unwrap();
+    assert!(!ring.is_spent());
+    assert!(driver.kick.read().is_err());
+    assert_eq!(driver.avail_event(), 4);
+}
+
+#[test]
+fn a_driver_that_takes_back_what_it_offered_cannot_keep_the_thread() {
+    let driver = Driver::new(&memory(), BASE, 4);
+    let mut ring = driver.ring();
+    // Every second look finds a chain, and the ones in between find none.
+    let (mem, avail) = (driver.mem.clone(), driver.avail + 2);
+    let mut looks = 0u16;
+    ring.busy_driver = Some(Box::new(move || {
+        looks += 1;
+        assert!(looks < 1000, "the thread is never let go");
+        let mem = mem.memory();
+        vm_memory::Bytes::store(&*mem, (looks + 1) % 2, GuestAddress(avail), Ordering::Release).unwrap();
+    }));
+    ring.drain(|_, _| panic!("there is none")).unwrap();
+    assert!(ring.is_spent());
+    assert_eq!(driver.kick.read().unwrap(), 1);
+}
+
+#[test]
+fn the_backlog_is_what_is_available() {
+    let mut driver = Driver::new(&memory(), BASE, 4);
+    let mut ring = driver.ring();
+    assert_eq!(ring.backlog().unwrap(), 0);
+    for _ in 0..3 {
+        driver.add(&[Buf::In(DATA, 4)]);
+    }
+    assert_eq!(ring.backlog().unwrap(), 3);
+    ring.pop().unwrap();
+    assert_eq!(ring.backlog().unwrap(), 2);
+}
+
+#[test]
 fn completed_chains_are_announced_although_a_later_one_fails() {
     let mut driver = Driver::new(&memory(), BASE, 4);
     driver.add(&[Buf::In(DATA, 4)]);
@@ -453,6 +544,7 @@ fn chains_pushed_together_appear_together_and_count_for_the_event_index() {
         assert_eq!(driver.take_used(), Some((head.into(), len)));
     }
     // The next three are past what was asked for.
+    ring.note_kick();
     for _ in 0..3 {
         let head = driver.add(&[Buf::In(DATA, 16)]);
         assert_eq!(ring.take(&mem, |_, _| ()).unwrap(), Some(head));
@@ -481,6 +573,7 @@ fn chains_put_back_come_again_in_their_order() {
     let (one, two) = (driver.add(&[Buf::In(DATA, 1)]), driver.add(&[Buf::In(DATA, 2)]));
     let mem = ring.memory().into_inner();
     for _ in 0..3 {
+        ring.note_kick();
         assert_eq!(ring.take(&mem, |_, _| ()).unwrap(), Some(one));
         assert_eq!(ring.take(&mem, |_, _| ()).unwrap(), Some(two));
         ring.put_back(two);

@@ -143,3 +143,15 @@ fn a_reset_leaves_a_request_that_waits_for_the_source_to_the_next_driver() {
     assert_eq!((driver.take_used(), driver.read(DATA, 8)), (None, vec![0; 8]));
     assert_eq!(rng.metrics.bytes.get(), 0);
 }
+
+#[test]
+fn a_driver_that_is_always_at_work_does_not_keep_the_thread() {
+    let mut driver = Driver::new(&memory(), 0x1000, 8);
+    let mut rng = Rng::open(Path::new("/dev/zero")).unwrap();
+    driver.add(&[Buf::In(DATA, 0)]);
+    driver.busy_heads = 1;
+    let mut handler = start(&mut rng, &driver);
+    handler.wake(KICK, &mut Watched::default()).unwrap();
+    assert_eq!(rng.metrics.requests.get(), 8);
+    assert!(driver.kick.read().is_ok(), "it comes back by itself");
+}

@@ -48,6 +48,8 @@ pub(crate) struct Driver {
     pub avail: u64,
     pub used: u64,
     pub event_idx: bool,
+    /// The next ring's driver is always at work: see [`Driver::busy`].
+    pub busy_heads: u16,
     pub kick: Arc<EventFd>,
     interrupts: Arc<AtomicUsize>,
     next_desc: u16,
@@ -69,6 +71,7 @@ impl Driver {
             avail,
             used,
             event_idx: false,
+            busy_heads: 0,
             kick,
             interrupts: Arc::default(),
             next_desc: 0,
@@ -96,7 +99,9 @@ impl Driver {
         let notify = Notify::new(move || {
             interrupts.fetch_add(1, Ordering::SeqCst);
         });
-        Ring::new(self.state(), self.kick.clone(), notify, self.mem.clone()).unwrap()
+        let mut ring = Ring::new(self.state(), self.kick.clone(), notify, self.mem.clone()).unwrap();
+        ring.busy_driver = (self.busy_heads > 0).then(|| self.busy(self.busy_heads));
+        ring
     }
 
     /// Interrupts since the last call.
@@ -145,6 +150,24 @@ impl Driver {
         self.next_desc = at(bufs.len());
         self.offer(head);
         head
+    }
+
+    /// A driver that makes its first `heads` chains available again as fast as they are used, for [`Ring::busy_driver`]. Ends the test
+    /// if it is asked more often than any turn of a thread may.
+    pub fn busy(&self, heads: u16) -> Box<dyn FnMut() + Send> {
+        for entry in 0..self.size {
+            self.store(self.avail + 4 + 2 * u64::from(entry), entry % heads);
+        }
+        let (mem, avail, used) = (self.mem.clone(), self.avail, self.used);
+        let mut looks = 0;
+        Box::new(move || {
+            looks += 1;
+            assert!(looks < 50_000, "the thread is never let go");
+            let mem = mem.memory();
+            let taken: u16 = mem.load(GuestAddress(used + 2), Ordering::Acquire).unwrap();
+            mem.store(taken.wrapping_add(heads), GuestAddress(avail + 2), Ordering::Release)
+                .unwrap();
+        })
     }
 
     /// Puts `head` into the available ring as it is.

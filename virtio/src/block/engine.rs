@@ -12,6 +12,9 @@ use super::iovecs::Iovecs;
 use super::plain;
 use super::uring::Uring;
 
+/// Most bytes that one operation moves: more than any request of Linux has. Nothing can stop an operation that has begun.
+pub(super) const OP_BYTES: usize = 2 << 20;
+
 /// One system call's worth of work on an image.
 #[derive(Clone, Copy)]
 pub(super) enum Op<'a> {
@@ -51,6 +54,16 @@ pub(super) enum Op<'a> {
     },
 }
 
+impl Op<'_> {
+    /// What it costs the host at most, in bytes moved. One that moves none may take long all the same.
+    pub fn cost(&self) -> usize {
+        match self {
+            Self::Read { buffers, .. } | Self::Write { buffers, .. } => buffers.bytes(),
+            Self::Sync { .. } | Self::Allocate { .. } => OP_BYTES,
+        }
+    }
+}
+
 /// What became of an operation that [`Engine::run`] left running.
 pub(super) struct Completion {
     /// The slot it was started for.
@@ -76,6 +89,15 @@ impl Engine {
                 log::debug!("no io_uring, block device goes on with plain system calls: {error}");
                 Self::Plain
             }
+        }
+    }
+
+    /// Most cost of operations before others may begin: with plain calls of one turn, and otherwise of all that run. It is what a stop
+    /// of the queue may have to wait for.
+    pub fn limit(&self) -> usize {
+        match self {
+            Self::Plain => OP_BYTES.saturating_mul(4),
+            Self::Uring(_) => OP_BYTES.saturating_mul(16),
         }
     }
 

@@ -51,8 +51,12 @@ pub(super) struct QueueHandler {
     // The engine is dropped first: that waits for the kernel to let go of what the other fields hold.
     engine: Engine,
     jobs: InFlight,
-    /// Jobs that wait for a bounce buffer.
+    /// Jobs that wait: for a bounce buffer, or until the host has less to do.
     waiting: VecDeque<usize>,
+    /// Cost of the operations that plain calls have carried out in this turn.
+    done: usize,
+    /// The queue ends: nothing is begun any more.
+    ending: bool,
     ended: Vec<Completion>,
     scratch: Scratch,
     disk: Disk,
@@ -69,6 +73,8 @@ impl QueueHandler {
             engine: Engine::Plain,
             jobs: InFlight::new(usize::from(ring.size().min(MAX_DEPTH))),
             waiting: VecDeque::new(),
+            done: 0,
+            ending: false,
             ended: Vec::new(),
             scratch: Scratch::new(disk.metrics.clone()),
             pace: Pace::new(disk.limiter.clone()),
@@ -81,14 +87,16 @@ impl QueueHandler {
 
     /// Does all that can be done now: finishes what has ended, begins what is new, tells the driver.
     fn serve(&mut self) -> Result<(), HandlerError> {
+        self.done = 0;
         self.proceed()?;
         self.admit()?;
         let all = self.engine.submit().map_err(|source| HandlerError::Host {
             what: "cannot submit block requests",
             source,
         })?;
-        if !all {
-            self.kick_self();
+        // Of what the host has begun it tells by itself.
+        if !all || (self.is_at_limit() && self.jobs.cost() == 0) {
+            self.ring.kick_self();
         }
         self.ring.signal()?;
         Ok(())
@@ -99,6 +107,7 @@ impl QueueHandler {
         let mut ended = std::mem::take(&mut self.ended);
         self.engine.reap(&mut ended);
         for Completion { slot, result } in ended.drain(..) {
+            self.jobs.end(slot);
             if let Some(job) = self.jobs.get_mut(slot) {
                 job.complete(&self.disk.image, result);
             }
@@ -106,35 +115,42 @@ impl QueueHandler {
         }
         self.ended = ended;
         for slot in std::mem::take(&mut self.waiting) {
-            self.advance(slot)?;
+            if self.is_at_limit() && !self.ending {
+                self.waiting.push_back(slot);
+            } else {
+                self.advance(slot)?;
+            }
         }
         Ok(())
     }
 
-    /// Takes new requests as long as there is room. At most one ring's worth: a driver that never pauses must not keep
-    /// the thread from being stopped.
+    /// Takes new requests as long as there is room.
     fn admit(&mut self) -> Result<(), RingError> {
-        let mut budget = self.ring.size();
         loop {
             self.ring.disable_kicks()?;
-            while self.jobs.has_room() {
-                let Some(left) = budget.checked_sub(1) else {
-                    self.kick_self();
-                    return Ok(());
-                };
+            while self.has_room() {
                 // No kick is wanted here either: the timer leads here again.
                 if !self.pace.allows(&self.disk.metrics.throttled) {
                     return Ok(());
                 }
                 let Some(chain) = self.ring.pop()? else { break };
-                budget = left;
                 self.begin(chain)?;
             }
-            // Without room no kick is wanted: the next completion leads here again.
-            if !self.jobs.has_room() || !self.ring.enable_kicks()? {
+            // Without room no kick is wanted: the next completion leads here again, or the next turn.
+            if !self.has_room() || !self.ring.enable_kicks()? {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether another request may come in.
+    fn has_room(&self) -> bool {
+        self.jobs.has_room() && !self.is_at_limit()
+    }
+
+    /// Whether the host has enough to do, so that no operation should begin now.
+    fn is_at_limit(&self) -> bool {
+        self.done.saturating_add(self.jobs.cost()) >= self.engine.limit()
     }
 
     fn begin(&mut self, chain: Chain) -> Result<(), RingError> {
@@ -157,31 +173,38 @@ impl QueueHandler {
         self.advance(slot)
     }
 
-    /// Takes one request as far as it goes without waiting.
+    /// Takes one request as far as it goes without waiting. Once the queue ends, what would need the host again has failed.
     fn advance(&mut self, slot: usize) -> Result<(), RingError> {
-        while let Some(job) = self.jobs.get_mut(slot) {
-            match job.step(&self.disk.image, &mut self.scratch) {
-                Step::Run(op) => {
+        loop {
+            let at_limit = self.is_at_limit();
+            let Some(job) = self.jobs.get_mut(slot) else {
+                return Ok(());
+            };
+            let status = match job.step(&self.disk.image, &mut self.scratch) {
+                Step::Done(status) => status,
+                Step::Run(_) | Step::Wait if self.ending => Status::IoError,
+                Step::Run(op) if !at_limit => {
+                    let cost = op.cost();
                     // SAFETY: file and bounce buffers, the array of buffers and, through its chain, guest memory belong
                     // to `disk`, `scratch` and the job. The job stays in its slot, untouched, until the operation's
                     // result has been told; on every way out of here the engine is dropped before any of them.
-                    match unsafe { self.engine.run(slot, op) } {
-                        Some(result) => job.complete(&self.disk.image, result),
-                        None => return Ok(()),
-                    }
+                    let Some(result) = (unsafe { self.engine.run(slot, op) }) else {
+                        self.jobs.begin(slot, cost);
+                        return Ok(());
+                    };
+                    job.complete(&self.disk.image, result);
+                    self.done = self.done.saturating_add(cost);
+                    continue;
                 }
-                Step::Wait => {
+                Step::Run(_) | Step::Wait => {
                     self.waiting.push_back(slot);
                     return Ok(());
                 }
-                Step::Done(status) => {
-                    if let Some(job) = self.jobs.remove(slot) {
-                        self.answer(job, status)?;
-                    }
-                }
+            };
+            if let Some(job) = self.jobs.remove(slot) {
+                self.answer(job, status)?;
             }
         }
-        Ok(())
     }
 
     fn answer(&mut self, job: Job, status: Status) -> Result<(), RingError> {
@@ -192,11 +215,6 @@ impl QueueHandler {
             self.ring.signal()?;
         }
         Ok(())
-    }
-
-    fn kick_self(&self) {
-        // Fails only when the counter is full, and then the doorbell rings anyway.
-        let _ = self.ring.kick().write(1);
     }
 }
 
@@ -219,7 +237,7 @@ impl Handler for QueueHandler {
             self.alarm = Some(alarm);
         }
         // For what became available before there was a thread.
-        self.kick_self();
+        self.ring.kick_self();
         Ok(())
     }
 
@@ -237,9 +255,11 @@ impl Handler for QueueHandler {
         })
     }
 
-    /// Requests under way are finished, those still in the ring are not begun.
+    /// What the host has begun is finished. Requests that need more of it have failed: how many the driver has made, and how long
+    /// they are, is no measure for whoever waits. Each request that was taken is answered, those still in the ring are not taken.
     fn stop(mut self: Box<Self>) -> Vec<RingState> {
-        while !self.jobs.is_empty() && self.engine.wait().is_ok() && self.proceed().is_ok() {}
+        self.ending = true;
+        while self.engine.wait().is_ok() && self.proceed().is_ok() {}
         let Self {
             engine,
             jobs,
@@ -249,7 +269,7 @@ impl Handler for QueueHandler {
             ..
         } = *self;
         drop(engine);
-        // Only if the host or the ring failed: the kernel has let go of them, and nobody can say what became of them.
+        // None of them is with the kernel any more.
         for job in jobs.into_jobs() {
             let Answer { head, written } = job.finish(Status::IoError, &mut scratch, &disk.metrics);
             // A ring that failed before fails again.

@@ -5,15 +5,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH as FLUSH, VIRTIO_BLK_T_IN as IN, VIRTIO_BLK_T_OUT as OUT};
+use virtio_queue::desc::split::Descriptor;
 
 use crate::block::testing::{
-    DATA, Guest, HEADER, KIB, OK, STATUS, UNANSWERED, Watched, activation, config, counter, has_uring, image, pattern,
-    plain_reply, with_both_engines,
+    DATA, Guest, HEADER, IO_ERROR, KIB, OK, STATUS, UNANSWERED, Watched, activation, config, counter, has_uring, image,
+    pattern, plain_reply, with_both_engines,
 };
 use crate::block::{Block, BlockConfig};
 use crate::device::{HandlerError, VirtioDevice};
 use crate::ring::{Notify, Ring, RingError};
-use crate::testing::{Buf, Driver, memory};
+use crate::testing::{Buf, Driver, F_INDIRECT, F_NEXT, F_WRITE, SECOND, memory};
 
 with_both_engines! {
     direct_io_takes_odd_buffers
@@ -23,6 +24,11 @@ with_both_engines! {
     more_buffers_than_one_call_takes
     stop_leaves_guest_memory_alone
     stopped_queue_goes_on_where_it_was
+    stop_waits_for_no_more_than_the_host_has_begun
+    one_turn_moves_no_more_than_its_share
+    long_requests_come_to_their_end_all_the_same
+    a_turn_of_flushes_is_short
+    a_driver_that_is_always_at_work_does_not_keep_the_thread
 }
 
 /// Sends `count` reads of `len` bytes into the buffers that `at` names, and gives the heads.
@@ -225,6 +231,120 @@ fn stopped_queue_goes_on_where_it_was(io_uring: bool) {
     used.sort_unstable();
     assert_eq!(used, heads);
     assert_eq!(guest.driver.read(DATA, 2048), content[..2048]);
+}
+
+/// Offers `count` reads, all of one table: 1022 times the same MiB.
+fn offer_long_reads(guest: &mut Guest, count: u16) {
+    let table = 0x4_0000;
+    let put = |index: u16, address: u64, len: u32, flags: u16| {
+        let descriptor = Descriptor::new(address, len, flags, index + 1);
+        guest.driver.put(table, index, descriptor);
+    };
+    guest.driver.write(HEADER, &Guest::header(IN, 0));
+    put(0, HEADER, 16, F_NEXT);
+    (1..=1022).for_each(|index| put(index, SECOND, 0x10_0000, F_NEXT | F_WRITE));
+    put(1023, STATUS, 1, F_WRITE);
+    for head in 0..count {
+        let descriptor = Descriptor::new(table, 1024 * 16, F_INDIRECT, 0);
+        guest.driver.put(guest.driver.desc, head, descriptor);
+        guest.driver.offer(head);
+    }
+    guest.kick();
+}
+
+/// A queue of a disk of 1 GiB without content.
+fn large_disk(io_uring: bool) -> (tempfile::NamedTempFile, Guest) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 30).unwrap();
+    let config = BlockConfig {
+        queue_size: 1024,
+        ..config(file.path(), io_uring)
+    };
+    let guest = Guest::new(config, 1024);
+    (file, guest)
+}
+
+fn stop_waits_for_no_more_than_the_host_has_begun(io_uring: bool) {
+    let (_file, mut guest) = large_disk(io_uring);
+    offer_long_reads(&mut guest, 16);
+    guest.wake().unwrap();
+    let state = guest.stop()[0].queue;
+    assert_eq!(
+        (counter(&guest, "read_requests"), counter(&guest, "failed_requests")),
+        (0, u64::from(state.next_avail))
+    );
+    assert_eq!(state.next_used, state.next_avail, "what was taken was answered");
+    let used: Vec<_> = std::iter::from_fn(|| guest.driver.take_used()).collect();
+    assert_eq!(used.len(), usize::from(state.next_avail));
+    assert!((1..=16).contains(&used.len()));
+    assert_eq!(guest.driver.read(STATUS, 1), [IO_ERROR]);
+}
+
+fn one_turn_moves_no_more_than_its_share(io_uring: bool) {
+    let (_file, mut guest) = large_disk(io_uring);
+    offer_long_reads(&mut guest, 4);
+    for _ in 0..10 {
+        guest.wake().unwrap();
+        assert_eq!(guest.driver.take_used(), None, "none of a GiB is done after ten turns");
+    }
+    guest.stop();
+}
+
+fn long_requests_come_to_their_end_all_the_same(io_uring: bool) {
+    let content = pattern(1024 * KIB, 5);
+    let file = image(&content.repeat(20));
+    let mut guest = Guest::new(config(file.path(), io_uring), 64);
+    guest.driver.write(HEADER, &Guest::header(IN, 0));
+    // Each reads the same MiB twenty times, and the next one the same.
+    let mut bufs = vec![Buf::Out(HEADER, 16)];
+    bufs.extend([Buf::In(SECOND, 1024 * KIB as u32); 20]);
+    bufs.push(Buf::In(STATUS, 1));
+    for _ in 0..2 {
+        guest.driver.add(&bufs);
+    }
+    guest.kick();
+    let used = guest.settle(2);
+    assert!(used.iter().all(|(_, len)| *len == 20 * 1024 * KIB as u32 + 1));
+    assert_eq!(guest.driver.read(STATUS, 1), [OK]);
+    assert!(guest.driver.read(SECOND, content.len()) == content);
+    assert_eq!(guest.ask(FLUSH, 0, &[], 0), plain_reply(OK), "kicks are wanted again");
+}
+
+fn a_turn_of_flushes_is_short(io_uring: bool) {
+    let file = image(&pattern(64 * KIB, 1));
+    let mut guest = Guest::new(config(file.path(), io_uring), 256);
+    guest.driver.write(HEADER, &Guest::header(FLUSH, 0));
+    for _ in 0..100 {
+        guest.driver.add(&[Buf::Out(HEADER, 16), Buf::In(STATUS, 1)]);
+    }
+    guest.kick();
+    guest.wake().unwrap();
+    let first = std::iter::from_fn(|| guest.driver.take_used()).count();
+    assert!(first <= 4, "{first} flushes in one turn");
+    assert_eq!(guest.settle(100 - first).len(), 100 - first);
+    assert_eq!(counter(&guest, "flush_requests"), 100);
+}
+
+fn a_driver_that_is_always_at_work_does_not_keep_the_thread(io_uring: bool) {
+    // Without room for a status; nothing to do; not allowed.
+    for (bufs, name) in [
+        (&[Buf::Out(HEADER, 16)][..], "malformed_chains"),
+        (&[Buf::Out(HEADER, 15), Buf::In(STATUS, 1)], "failed_requests"),
+        (&[Buf::Out(HEADER, 16), Buf::In(STATUS, 1)], "unsupported_requests"),
+    ] {
+        let file = image(&pattern(64 * KIB, 1));
+        let mut block = Block::open(config(file.path(), io_uring)).unwrap();
+        let mut driver = Driver::new(&memory(), 0x1000, 16);
+        driver.write(HEADER, &Guest::header(99, 0));
+        driver.add(bufs);
+        driver.busy_heads = 1;
+        let mut handlers = block.start(activation(&driver.mem, 0, &[&driver])).unwrap();
+        let mut guest = Guest::run_by_hand(driver, handlers.remove(0), block.metrics());
+        for turn in 1..4 {
+            guest.wake().unwrap();
+            assert_eq!(counter(&guest, name), 16 * turn, "as many as the ring has entries");
+        }
+    }
 }
 
 #[test]

@@ -8,6 +8,10 @@ pub(super) struct InFlight {
     /// Grows with the most jobs that there ever were at a time.
     slots: Vec<Option<Job>>,
     free: Vec<usize>,
+    /// What the host has begun, by slot: the cost of it.
+    begun: Vec<usize>,
+    /// The sum of that.
+    cost: usize,
 }
 
 impl InFlight {
@@ -17,6 +21,8 @@ impl InFlight {
             depth,
             slots: Vec::new(),
             free: Vec::new(),
+            begun: vec![0; depth],
+            cost: 0,
         }
     }
 
@@ -28,11 +34,6 @@ impl InFlight {
     /// Whether another job may come in.
     pub fn has_room(&self) -> bool {
         !self.free.is_empty() || self.slots.len() < self.depth
-    }
-
-    /// Whether there is no job.
-    pub fn is_empty(&self) -> bool {
-        self.free.len() == self.slots.len()
     }
 
     /// Takes a job in and names its slot. Ask [`InFlight::has_room`] first.
@@ -60,6 +61,26 @@ impl InFlight {
         let job = self.slots.get_mut(slot)?.take()?;
         self.free.push(slot);
         Some(job)
+    }
+
+    /// The host has begun an operation of the job in `slot` that costs so much.
+    pub fn begin(&mut self, slot: usize, cost: usize) {
+        if let Some(begun) = self.begun.get_mut(slot) {
+            *begun = cost;
+            self.cost = self.cost.saturating_add(cost);
+        }
+    }
+
+    /// The host has ended the operation of the job in `slot`.
+    pub fn end(&mut self, slot: usize) {
+        if let Some(begun) = self.begun.get_mut(slot) {
+            self.cost = self.cost.saturating_sub(std::mem::take(begun));
+        }
+    }
+
+    /// What all operations cost that the host has begun.
+    pub fn cost(&self) -> usize {
+        self.cost
     }
 
     /// All jobs that are left.

@@ -45,9 +45,12 @@ impl Iovecs {
             iov_base: slice.ptr_guard_mut().as_ptr().cast(),
             iov_len: slice.len(),
         }));
-        self.0
-            .iter()
-            .fold(0, |bytes: usize, entry| bytes.saturating_add(entry.iov_len))
+        self.bytes()
+    }
+
+    /// How many bytes they hold.
+    pub fn bytes(&self) -> usize {
+        self.0.iter().map(|entry| entry.iov_len).fold(0, usize::saturating_add)
     }
 
     /// Whether direct I/O takes every buffer as it is.

@@ -3,7 +3,7 @@
 use std::io;
 use std::iter;
 
-use super::engine::Op;
+use super::engine::{OP_BYTES, Op};
 use super::image::{Image, Route};
 use super::iovecs::{Iovecs, pieces};
 use super::job::Step;
@@ -80,9 +80,10 @@ impl Transfer {
                 false => Step::Done(Status::Ok),
             };
         }
+        let len = self.left.min(OP_BYTES);
         match self.direction {
-            Direction::Read => buffers.fill(pieces(chain.writable(), self.at, self.left)),
-            Direction::Write => buffers.fill(self.readable(chain, self.left)),
+            Direction::Read => buffers.fill(pieces(chain.writable(), self.at, len)),
+            Direction::Write => buffers.fill(self.readable(chain, len)),
         };
         self.bouncing = false;
         let file = match image.route(self.offset, self.left) {

@@ -12,7 +12,7 @@ use std::iter;
 
 use libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE};
 
-use super::engine::Op;
+use super::engine::{OP_BYTES, Op};
 use super::image::{Image, Route};
 use super::iovecs::{Iovecs, pieces};
 use super::job::Step;
@@ -131,7 +131,7 @@ fn write<'a>(extent: Extent, image: &'a Image, scratch: &mut Scratch, buffers: &
         return Step::Done(Status::IoError);
     };
     let Extent { offset, len } = extent;
-    let len = usize::try_from(len).expect("usize has 64 bits");
+    let len = usize::try_from(len).expect("usize has 64 bits").min(OP_BYTES);
     buffers.fill(pieces(iter::repeat_n(zeros, len.div_ceil(zeros.len().max(1))), 0, len));
     // The zeros keep any alignment, so either route will do.
     let (Route::Cached(file) | Route::Direct(file, _)) = image.route(offset, len);

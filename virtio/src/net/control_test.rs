@@ -159,3 +159,13 @@ fn nonsense_is_answered_or_at_least_taken() {
     assert_eq!(bench.driver.take_used().map(|(_, len)| len), Some(0));
     assert_eq!(bench.refused(), 10);
 }
+
+#[test]
+fn a_driver_that_is_always_at_work_does_not_keep_the_thread() {
+    let mut bench = bench(ALL);
+    bench.driver.add(&[Buf::In(ACK, 1)]);
+    bench.control.ring.busy_driver = Some(bench.driver.busy(1));
+    bench.control.run().unwrap();
+    assert_eq!(bench.refused(), 8);
+    assert!(bench.driver.kick.read().is_ok(), "it comes back by itself");
+}

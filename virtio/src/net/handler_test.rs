@@ -591,3 +591,30 @@ proptest! {
         prop_assert!(bench.stop()[0].queue.next_avail <= 140);
     }
 }
+
+#[test]
+fn a_driver_that_is_always_at_work_does_not_keep_the_thread() {
+    for token in [RX_KICK, TX_KICK, TAP, TIMER] {
+        for (receive, send) in [(4, 12), (1536, 12), (4, 12 + 60), (1536, 12 + 60)] {
+            let mut bench = Bench::new(&USUAL);
+            bench.rx.add(&[Buf::In(RX_DATA, receive)]);
+            bench.tx.add(&[Buf::Out(TX_DATA, send)]);
+            let handler = bench.handler.as_mut().unwrap();
+            handler.rx.ring().busy_driver = Some(bench.rx.busy(1));
+            handler.tx.ring().busy_driver = Some(bench.tx.busy(1));
+            let useless = receive < HEADER_BYTES as u32;
+            for token in [token, RX_KICK, TX_KICK] {
+                bench.arrive(&pattern(60));
+                bench.wake(token).unwrap();
+                if useless && token != TX_KICK {
+                    assert!(bench.handler.as_mut().unwrap().rx.ring().is_spent());
+                    assert!(bench.rx.kick.read().is_ok(), "it comes back by itself");
+                }
+                while bench.left().is_some() {}
+            }
+            assert!(bench.metrics.rx_malformed.get() <= 3 * 256);
+            assert!(bench.metrics.tx_malformed.get() <= 3 * 256);
+            assert_eq!(bench.metrics.rx_starved.get(), 0, "the driver has buffers");
+        }
+    }
+}

@@ -60,8 +60,8 @@ impl Receive {
     }
 
     /// The ring.
-    pub fn ring(&self) -> &Ring {
-        &self.ring
+    pub fn ring(&mut self) -> &mut Ring {
+        &mut self.ring
     }
 
     /// Receives what is there, and tells the driver.
@@ -73,9 +73,10 @@ impl Receive {
         self.ring.signal()?;
         match pause? {
             Pause::NoFrame | Pause::Throttled => {}
+            // Its turn is over, and not the driver's buffers.
+            Pause::NoRoom if self.ring.is_spent() => {}
             Pause::NoRoom => line.metrics.rx_starved.inc(),
-            // Fails only when the counter is full, and then the doorbell rings anyway.
-            Pause::Budget => drop(self.ring.kick().write(1)),
+            Pause::Budget => self.ring.kick_self(),
         }
         Ok(())
     }

@@ -112,8 +112,8 @@ impl Transmit {
     }
 
     /// The ring.
-    pub fn ring(&self) -> &Ring {
-        &self.ring
+    pub fn ring(&mut self) -> &mut Ring {
+        &mut self.ring
     }
 
     /// Goes on if it was the tap that had no room.
@@ -127,8 +127,7 @@ impl Transmit {
         self.run(line)
     }
 
-    /// Sends what is there, and tells the driver. At most one ring's worth: a driver that never pauses must not keep the thread from
-    /// its other work.
+    /// Sends what is there, and tells the driver.
     ///
     /// # Errors
     /// When the driver broke the ring's rules.
@@ -142,7 +141,6 @@ impl Transmit {
 
     fn send_frames(&mut self, line: &Line) -> Result<(), RingError> {
         let mem = self.ring.memory().into_inner();
-        let mut budget = self.ring.size();
         loop {
             self.ring.disable_kicks()?;
             loop {
@@ -157,13 +155,6 @@ impl Transmit {
                     }
                 })?;
                 let Some(head) = taken else { break };
-                if budget == 0 {
-                    self.ring.put_back(head);
-                    // Fails only when the counter is full, and then the doorbell rings anyway.
-                    let _ = self.ring.kick().write(1);
-                    return Ok(());
-                }
-                budget = budget.saturating_sub(1);
                 self.blocked = self.send(line) == Sent::Blocked;
                 if self.blocked {
                     self.ring.put_back(head);

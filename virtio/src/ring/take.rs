@@ -10,7 +10,8 @@ use super::{Ring, RingError};
 
 impl Ring {
     /// Takes the next available chain and calls `each` for its host slices in order: whether the device may write to it, and the
-    /// slice. Allocates nothing. Returns the head, which is in flight until [`Ring::push`] or [`Ring::put_back`].
+    /// slice. Allocates nothing. Returns the head, which is in flight until [`Ring::push`] or [`Ring::put_back`]; `None` when there is
+    /// none, or the turn is over: see [`Ring::is_spent`].
     ///
     /// # Errors
     /// When the driver broke the rules.

@@ -13,7 +13,7 @@ use vmm_sys_util::epoll::EpollEvent;
 use super::host::Host;
 use super::moderation::Moderation;
 use super::muxer::Muxer;
-use super::receive::{Receive, Served};
+use super::receive::Receive;
 use super::table::Token;
 use super::vectors::Vectors;
 use crate::device::{Handler, HandlerError, Watch};
@@ -99,10 +99,9 @@ impl VsockHandler {
         Ok(())
     }
 
-    /// Takes the guest's packets, at most one ring's worth of them, and gives their buffers back. The driver hears of it later.
+    /// Takes the guest's packets and gives their buffers back. The driver hears of it later.
     fn take_packets(&mut self) -> Result<(), RingError> {
         let mem = self.transmit.memory();
-        let mut budget = self.transmit.size();
         self.held_up = false;
         loop {
             self.transmit.disable_kicks()?;
@@ -114,12 +113,6 @@ impl VsockHandler {
                 let Some(mut packet) = self.vectors.outgoing(&mut self.transmit, &mem)? else {
                     break;
                 };
-                if budget == 0 {
-                    self.transmit.put_back(packet.head());
-                    self.kick_self();
-                    return Ok(());
-                }
-                budget = budget.saturating_sub(1);
                 self.muxer.packet(&mut packet);
                 self.transmit.push(packet.head(), 0)?;
             }
@@ -136,11 +129,8 @@ impl VsockHandler {
             if kicked {
                 self.take_packets()?;
             }
-            let served = self.receive.serve(&mut self.muxer, &self.host.metrics)?;
+            self.receive.serve(&mut self.muxer, &self.host.metrics)?;
             self.receive.ring.signal()?;
-            if served == Served::Enough {
-                self.kick_self();
-            }
             kicked = self.held_up && !self.muxer.is_congested();
             if !kicked {
                 return Ok(());
@@ -176,11 +166,6 @@ impl VsockHandler {
             Ok(Step::Used(u32::try_from(writer.bytes_written()).expect("at most 4")))
         })
     }
-
-    fn kick_self(&self) {
-        // Fails only when the counter is full, and then the doorbell rings anyway.
-        let _ = self.transmit.kick().write(1);
-    }
 }
 
 impl Handler for VsockHandler {
@@ -188,7 +173,7 @@ impl Handler for VsockHandler {
         self.host.attend(true);
         self.watch_all(watch).map_err(HandlerError::watch)?;
         // For what became available before there was a thread.
-        self.kick_self();
+        self.transmit.kick_self();
         Ok(())
     }
 
@@ -200,6 +185,8 @@ impl Handler for VsockHandler {
             })?,
             BELL => self.reset_due |= self.host.reset_wanted.swap(false, Ordering::AcqRel),
             // New buffers are found by whoever needs some.
+            RECEIVE => self.receive.ring.note_kick(),
+            TRANSMIT => self.transmit.note_kick(),
             _ => {}
         }
         self.tell_reset()?;

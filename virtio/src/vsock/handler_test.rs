@@ -724,6 +724,62 @@ fn a_device_that_stops_has_told_everything() {
     assert_eq!(rig.transmit.interrupts(), 1);
 }
 
+/// Wakes the handler once for `token`, with drivers of both queues that are always at work.
+fn wake_busy(rig: &mut Rig, token: u32) {
+    rig.handler.receive.ring.busy_driver = Some(rig.receive.busy(1));
+    rig.handler.transmit.busy_driver = Some(rig.transmit.busy(1));
+    rig.handler.wake(token, &mut rig.turns).unwrap();
+}
+
+#[test]
+fn buffers_that_are_too_small_do_not_keep_the_thread() {
+    let mut rig = Rig::without_buffers();
+    rig.run();
+    // Something for the guest: a stray packet is answered by RST.
+    rig.send(Rig::header(77, 77, Op::Data), &[]);
+    rig.receive.add(&[Buf::In(0x4_0000, 4)]);
+    for token in [RECEIVE, TRANSMIT, SOCKETS, NEWS, BELL] {
+        let before = rig.metrics().malformed_chains.get();
+        wake_busy(&mut rig, token);
+        assert!(rig.metrics().malformed_chains.get() - before <= 64, "{token}");
+        assert!(rig.handler.receive.ring.is_spent(), "{token}");
+    }
+    assert!(rig.turns.events().contains(&RECEIVE), "it comes back by itself");
+}
+
+#[test]
+fn stray_packets_and_their_answers_do_not_keep_the_thread() {
+    let mut rig = Rig::without_buffers();
+    rig.run();
+    let stray = Rig::header(77, 77, Op::Data);
+    for _ in 0..REPLIES_MAX {
+        rig.send(stray, &[]);
+    }
+    rig.queue(stray, &[]);
+    rig.transmit.kick.write(1).unwrap();
+    rig.run();
+    assert!(rig.handler.held_up);
+    rig.receive.add(&[Buf::In(0x4_0000, 4096)]);
+    let before = rig.metrics().tx_packets.get();
+    for wake in 1..5 {
+        wake_busy(&mut rig, RECEIVE);
+        assert!(rig.metrics().tx_packets.get() - before <= wake * 64);
+    }
+}
+
+#[test]
+fn streams_that_come_and_go_without_buffers_leave_nothing_behind() {
+    let mut rig = Rig::without_buffers();
+    let _listener = UnixListener::bind(rig.folder.path().join("v.sock_80")).unwrap();
+    for _ in 0..200 {
+        rig.send(Rig::header(80, 5000, Op::Request), &[]);
+        rig.send(Rig::header(80, 5000, Op::Reset), &[]);
+        let _ = _listener.accept().unwrap();
+    }
+    assert!(rig.handler.muxer.ready().is_empty());
+    assert_eq!(rig.metrics().guest_streams.get(), 200);
+}
+
 fn any_header() -> impl Strategy<Value = Header> {
     let cid = prop_oneof![8 => Just(CID), 1 => any::<u64>()];
     let host = prop_oneof![8 => Just(HOST_CID), 1 => any::<u64>()];

@@ -481,6 +481,10 @@ impl Muxer {
             State::Requested { .. } => self.requested = self.requested.saturating_sub(1),
             State::Open | State::Lingering => {}
         }
+        if connection.queued {
+            // A guest without buffers could otherwise make the queue as long as it likes.
+            self.ready.retain(|waiting| *waiting != token);
+        }
         if connection.readable {
             connection.socket.discard();
         }

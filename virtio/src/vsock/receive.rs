@@ -17,17 +17,6 @@ const TURN_BYTES: usize = 32 << 10;
 /// Most chains of one read.
 const BURST_MAX: usize = 16;
 
-/// Why the turns have come to an end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Served {
-    /// Nobody has anything for the guest.
-    All,
-    /// The driver has no buffers left, and will kick when it has.
-    NoBuffers,
-    /// There is more to do, but other things should be looked at first.
-    Enough,
-}
-
 /// What a connection's turn has come to.
 enum Turn {
     /// It is done for now.
@@ -59,28 +48,24 @@ impl Receive {
         }
     }
 
-    /// Gives the connections of `muxer` their turns.
-    pub fn serve(&mut self, muxer: &mut Muxer, metrics: &VsockMetrics) -> Result<Served, RingError> {
+    /// Gives the connections of `muxer` their turns, until nobody has anything for the guest, or there are no buffers for it: the
+    /// driver kicks when it has some, and the ring itself when its turn is over.
+    pub fn serve(&mut self, muxer: &mut Muxer, metrics: &VsockMetrics) -> Result<(), RingError> {
         let mem = self.ring.memory();
-        let mut turns = self.ring.size();
         while !(muxer.replies().is_empty() && muxer.ready().is_empty()) {
-            if turns == 0 {
-                return Ok(Served::Enough);
-            }
-            turns = turns.saturating_sub(1);
             if self.turn(muxer, &mem, metrics)? {
                 continue;
             }
             // No buffers: ask to be told of new ones, unless some came just now.
             self.kicks = true;
             if !self.ring.enable_kicks()? {
-                return Ok(Served::NoBuffers);
+                return Ok(());
             }
         }
         if std::mem::take(&mut self.kicks) {
             self.ring.disable_kicks()?;
         }
-        Ok(Served::All)
+        Ok(())
     }
 
     /// Sends the next `RST`, or gives the next connection its turn. `false` if there was no buffer.
