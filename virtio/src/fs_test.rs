@@ -124,6 +124,7 @@ impl Vectors {
         let (mut space, mut msix) = (ConfigSpace::new(&Identity::default()), Msix::new(host.clone(), 1));
         let place = BarPlace { bar: 0, offset: 0 };
         msix.add_capability(&mut space, place, place).unwrap();
+        let _ = space.write(4, &[4]);
         let _ = space.write(space.u16_at(0x34) + 2, &0x8000_u16.to_le_bytes());
         msix.config_written(&space);
         msix.write_table(0, &MESSAGE.address.to_le_bytes());

@@ -219,6 +219,11 @@ impl ConfigSpace {
         self.decoded_bars().into_iter().flatten().collect()
     }
 
+    /// Whether the function may issue memory requests: read and write memory, and send messages (PCIe 5.0 §7.5.1.1.3). Not after reset.
+    pub fn is_bus_master(&self) -> bool {
+        self.registers.u16(COMMAND) & COMMAND_MASTER != 0
+    }
+
     /// Where the function sits.
     pub fn bdf(&self) -> Bdf {
         self.bdf

@@ -18,8 +18,8 @@
 //!
 //! Pending bit array: bit `n` of the array, read-only, belongs to vector `n`. It is padded to 8 bytes.
 //!
-//! A vector that may not send (masked, function masked, MSI-X off, no message yet, or refused by the host) remembers one signal as
-//! its pending bit and sends it once it may. The host is asked for a GSI and a route only when a vector may send for the first time,
+//! A vector that may not send (masked, function masked, MSI-X off, bus mastering off, no message yet, or refused by the host) remembers
+//! one signal as its pending bit and sends it once it may. The host is asked for a GSI and a route only when a vector may send for the first time,
 //! or with another message than before: a guest that masks and unmasks to move an interrupt costs one change of route, and one
 //! that leaves vectors unused costs none. A vector whose eventfd others write to ([`Vector::share`]) is disconnected from it while
 //! it may not send.
@@ -66,6 +66,8 @@ pub struct Msix {
     host: Arc<dyn Host>,
     capability: u16,
     control: u16,
+    /// The function may write to memory, which is what a message does.
+    master: bool,
     table: Registers,
     entries: Vec<Entry>,
     refused: Counter,
@@ -95,6 +97,7 @@ impl Msix {
             host,
             capability: 0,
             control: 0,
+            master: false,
             table,
             entries,
             refused: Counter::new(),
@@ -123,11 +126,12 @@ impl Msix {
         Ok(())
     }
 
-    /// Follows message control after the guest wrote to `config`.
+    /// Follows message control and the right to be bus master after the guest wrote to `config`.
     pub fn config_written(&mut self, config: &ConfigSpace) {
         let control = config.u16_at(self.capability.saturating_add(CONTROL));
-        if self.capability != 0 && control != self.control {
-            self.control = control;
+        let now = (control, config.is_bus_master());
+        if self.capability != 0 && now != (self.control, self.master) {
+            (self.control, self.master) = now;
             (0..self.entries.len()).for_each(|index| self.refresh(index));
         }
     }
@@ -197,7 +201,7 @@ impl Msix {
             data: self.table.u32(at.saturating_add(ENTRY_DATA)),
         };
         let masked = self.table.u32(at.saturating_add(ENTRY_CONTROL)) & ENTRY_MASKED != 0;
-        let on = self.control & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK) == CONTROL_ENABLE;
+        let on = self.master && self.control & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK) == CONTROL_ENABLE;
         let Some(entry) = self.entries.get_mut(index) else {
             return;
         };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::{ENABLE, FUNCTION_MASK, bench};
+use super::{Bench, ENABLE, FUNCTION_MASK, bench};
 use crate::host::MsiMessage;
 use crate::host::fake::FIRST_MSI;
 
@@ -35,6 +35,15 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(offset, data)| Step::Write(offset, data)),
         1 => (0_u16..0x60, prop::collection::vec(any::<u8>(), 1..9)).prop_map(|(at, data)| Step::ConfigWrite(at, data)),
     ]
+}
+
+/// Stands in message control, where nothing is, for a function that is not bus master.
+const NO_MASTER: u16 = 1 << 11;
+
+/// Message control, and whether anything may be sent at all.
+fn control(bench: &Bench) -> u16 {
+    let no_master = bench.config.u16_at(4) & 4 == 0;
+    bench.config.u16_at(bench.capability + 2) | if no_master { NO_MASTER } else { 0 }
 }
 
 /// A table of bytes, what is pending, what has been sent.
@@ -75,7 +84,9 @@ impl Model {
     }
 
     fn is_live(&self, vector: usize, control: u16) -> bool {
-        control & (ENABLE | FUNCTION_MASK) == ENABLE && self.table[vector][12] == 0 && self.message(vector).address != 0
+        control & (ENABLE | FUNCTION_MASK | NO_MASTER) == ENABLE
+            && self.table[vector][12] == 0
+            && self.message(vector).address != 0
     }
 
     /// Connects and sends what has become possible after a write.
@@ -104,7 +115,7 @@ proptest! {
             match step {
                 Step::Signal(vector) => {
                     bench.signal(vector);
-                    model.signal(usize::from(vector), bench.config.u16_at(bench.capability + 2));
+                    model.signal(usize::from(vector), control(&bench));
                 }
                 Step::Control(control) => bench.control(control),
                 Step::Mask(vector, masked) => {
@@ -115,7 +126,7 @@ proptest! {
                     bench.message(vector, message);
                     // Two writes, each of which may reach a live vector.
                     model.write(vector * 16, &message.address.to_le_bytes());
-                    model.settle(bench.config.u16_at(bench.capability + 2));
+                    model.settle(control(&bench));
                     model.write(vector * 16 + 8, &message.data.to_le_bytes());
                 }
                 Step::Write(offset, data) => {
@@ -127,7 +138,7 @@ proptest! {
                     bench.msix.config_written(&bench.config);
                 }
             }
-            model.settle(bench.config.u16_at(bench.capability + 2));
+            model.settle(control(&bench));
             let mut table = [0; VECTORS as usize * 16];
             bench.msix.read_table(0, &mut table);
             prop_assert_eq!(&table[..], model.table.as_flattened());

@@ -34,15 +34,22 @@ fn bench(vectors: u16) -> Bench {
     let (table, pba) = (BarPlace { bar: 2, offset: 0x1000 }, BarPlace { bar: 4, offset: 0x2000 });
     msix.add_capability(&mut config, table, pba).unwrap();
     let capability = config.u16_at(0x34);
-    Bench {
+    let mut bench = Bench {
         host,
         config,
         msix,
         capability,
-    }
+    };
+    bench.master(true);
+    bench
 }
 
 impl Bench {
+    fn master(&mut self, on: bool) {
+        let _ = self.config.write(4, &[u8::from(on) << 2]);
+        self.msix.config_written(&self.config);
+    }
+
     fn control(&mut self, control: u16) {
         let _ = self.config.write(self.capability + 2, &control.to_le_bytes());
         self.msix.config_written(&self.config);
@@ -376,3 +383,34 @@ proptest! {
 
 #[path = "msix_model_test.rs"]
 mod model;
+
+#[test]
+fn without_bus_mastering_a_signal_waits() {
+    let mut bench = bench(2).live();
+    bench.master(false);
+    bench.signal(0);
+    bench.signal(0);
+    assert_eq!((bench.host.take_sent(MESSAGE), bench.pending()), (0, 1));
+    // Neither the mask nor MSI-X decides now.
+    bench.mask(0, true);
+    bench.mask(0, false);
+    bench.control(0);
+    bench.control(ENABLE);
+    assert_eq!((bench.host.take_sent(MESSAGE), bench.pending()), (0, 1));
+    let routes = bench.host.route_calls();
+    bench.master(true);
+    assert_eq!((bench.host.take_sent(MESSAGE), bench.pending()), (1, 0));
+    assert_eq!(bench.host.route_calls(), routes, "its route had stayed");
+}
+
+#[test]
+fn what_others_write_to_a_shared_vector_waits_for_bus_mastering() {
+    let mut bench = bench(1).live();
+    let irq = bench.msix.vector(0).unwrap().share().unwrap();
+    bench.master(false);
+    assert!(bench.host.routes().is_empty(), "disconnected");
+    irq.raise();
+    assert_eq!(bench.pending(), 1);
+    bench.master(true);
+    assert_eq!(bench.host.take_sent(MESSAGE), 1);
+}

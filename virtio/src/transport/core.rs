@@ -318,6 +318,12 @@ impl Core {
         self.running.release();
     }
 
+    /// Gives the device the right to read and write memory, or takes it away until it is given again. For buses that have such a
+    /// right; without this the device has it. Waits for nobody.
+    pub fn allow_mastering(&self, allowed: bool) {
+        self.running.allow_mastering(allowed);
+    }
+
     /// Stops the device, waits until no I/O thread touches guest memory, and returns where the rings stood. The device is
     /// reset afterwards. Blocks as long as the host's I/O does: not for vCPU threads.
     pub fn shutdown(&mut self) -> Vec<RingState> {

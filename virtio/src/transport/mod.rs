@@ -2,6 +2,7 @@
 
 pub mod core;
 mod features;
+mod mastering;
 pub mod pci;
 mod profile;
 mod queue;

@@ -58,6 +58,8 @@ impl VirtioPci {
     ) -> Result<Self, VirtioPciError> {
         let device_config = device.config();
         let core = Core::new(device, name, mem, QUEUES_MAX)?;
+        // Until the driver sets the bit, which is clear after reset.
+        core.allow_mastering(false);
         let queues = core.queue_count();
         let mut msix = Msix::new(host.clone(), queues.saturating_add(1));
         let mut space = ConfigSpace::new(&layout::identity(core.profile(), core.name())?);
@@ -218,6 +220,7 @@ impl PciFunction for VirtioPci {
     fn write_config(&mut self, offset: u16, data: &[u8]) -> Effect {
         let effect = self.space.write(offset, data);
         self.msix.config_written(&self.space);
+        self.core.allow_mastering(self.space.is_bus_master());
         if self.window.is_touched(offset, data.len())
             && let Some((target, width)) = self.window_target()
         {

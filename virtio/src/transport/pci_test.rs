@@ -4,7 +4,7 @@ use husk_devices::pci::{Bdf, CAP_VENDOR};
 use super::guest::*;
 use super::layout::BAR_BYTES;
 use super::*;
-use crate::testing::{Echo, memory};
+use crate::testing::{Buf, Echo, memory};
 
 #[test]
 fn function_says_what_it_is() {
@@ -187,6 +187,54 @@ fn aim(guest: &mut Guest, bar: u32, offset: u32, length: u32) -> u16 {
     guest.config_set(at + 8, 4, offset);
     guest.config_set(at + 12, 4, length);
     at + 16
+}
+
+/// Long enough for a thread that was kicked to have done its work.
+const WHILE: std::time::Duration = std::time::Duration::from_millis(50);
+
+#[test]
+fn without_bus_mastering_nothing_is_used_or_sent_and_afterwards_all_of_it() {
+    let mut guest = guest();
+    guest.bring_up();
+    guest.echo(0);
+    assert_eq!(guest.host.take_sent(Guest::message(1)), 1);
+    guest.set_master(false);
+    guest.drivers[0].add(&[Buf::In(DATA, 4)]);
+    guest.set(DOORBELL_0 - BASE, 2, 0);
+    guest.config.lock().unwrap().update(0, &[9]);
+    std::thread::sleep(WHILE);
+    assert_eq!(guest.drivers[0].take_used(), None);
+    assert_eq!(guest.host.take_sent(Guest::message(1)), 0);
+    guest.set_master(true);
+    guest.until(|guest| guest.drivers[0].take_used().is_some());
+    guest.until(|guest| guest.host.take_sent(Guest::message(1)) == 1);
+    guest.echo(0);
+}
+
+#[test]
+fn a_device_that_starts_without_bus_mastering_waits_for_it() {
+    let mut guest = guest();
+    guest.set_master(false);
+    guest.drivers[0].add(&[Buf::In(DATA, 4)]);
+    guest.bring_up();
+    std::thread::sleep(WHILE);
+    assert_eq!(guest.drivers[0].take_used(), None);
+    guest.set_master(true);
+    guest.until(|guest| guest.drivers[0].take_used().is_some());
+}
+
+#[test]
+fn a_device_without_bus_mastering_can_be_reset_and_held() {
+    let mut guest = guest();
+    guest.bring_up();
+    guest.set_master(false);
+    guest.set(DOORBELL_0 - BASE, 2, 0);
+    guest.function.hold();
+    guest.function.release();
+    guest.reset();
+    guest.set_master(true);
+    guest.bring_up();
+    guest.echo(0);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use husk_devices::metrics::Counter;
 
+use super::mastering::Mastering;
 use crate::device::{Handler, HandlerError, StartError};
 use crate::ring::{Notify, RingState};
 use crate::threads::{Plain, Threads};
@@ -17,6 +18,7 @@ pub(super) struct Running {
     device: u32,
     threads: Arc<dyn Threads>,
     workers: Vec<Worker>,
+    mastering: Mastering,
     needs_reset: Arc<AtomicBool>,
     failures: Arc<Counter>,
 }
@@ -28,6 +30,7 @@ impl Running {
             device,
             threads: Arc::new(Plain),
             workers: Vec::new(),
+            mastering: Mastering::new(),
             needs_reset: Arc::default(),
             failures: Arc::default(),
         }
@@ -64,7 +67,10 @@ impl Running {
             } else {
                 format!("io-{name}")
             };
-            let worker = Worker::spawn_on(&self.threads, self.device, &thread, handler, on_failure);
+            let worker = self
+                .mastering
+                .guard(handler)
+                .and_then(|handler| Worker::spawn_on(&self.threads, self.device, &thread, handler, on_failure));
             self.workers.push(worker.map_err(|source| StartError::Host {
                 what: "start an I/O thread",
                 source,
@@ -110,6 +116,11 @@ impl Running {
         self.workers.iter().for_each(Worker::release);
     }
 
+    /// Gives or takes the right to read and write memory. Waits for nobody: see [`Mastering`].
+    pub fn allow_mastering(&self, allowed: bool) {
+        self.mastering.allow(allowed);
+    }
+
     /// Asks the threads to end.
     pub fn stop(&self) {
         self.workers.iter().for_each(Worker::stop);
@@ -123,6 +134,7 @@ impl Running {
     /// Waits for the threads and forgets them and their failure. Returns where the rings stood.
     pub fn join(&mut self) -> Vec<RingState> {
         let states = self.workers.drain(..).flat_map(Worker::join).collect();
+        self.mastering.forget();
         self.needs_reset = Arc::default();
         states
     }

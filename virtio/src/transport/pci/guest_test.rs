@@ -45,13 +45,15 @@ pub(crate) fn guest() -> Guest {
         function: 0,
     });
     let drivers = vec![Driver::new(&mem, 0x1000, 8), Driver::new(&mem, 0x2000, 4)];
-    Guest {
+    let mut guest = Guest {
         function,
         host,
         control,
         config,
         drivers,
-    }
+    };
+    guest.set_master(true);
+    guest
 }
 
 impl Guest {
@@ -77,6 +79,11 @@ impl Guest {
     pub fn config_set(&mut self, at: u16, width: usize, value: u32) {
         let effect = self.function.write_config(at, &value.to_le_bytes()[..width]);
         assert_eq!(effect, Effect::None);
+    }
+
+    /// Sets or clears the Bus Master bit, as a driver sets it before all else.
+    pub fn set_master(&mut self, on: bool) {
+        self.config_set(4, 2, u32::from(on) << 2);
     }
 
     /// Offset and bytes of every capability.

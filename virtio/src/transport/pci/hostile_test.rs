@@ -168,6 +168,7 @@ proptest! {
         control.hold_stop.store(false, Ordering::SeqCst);
         // Whatever happened, a driver that begins anew gets a working device.
         control.fail_start.store(false, Ordering::SeqCst);
+        let _ = guest.function.write_config(4, &[4, 0]);
         guest.reset();
         guest.bring_up();
         guest.echo(0);
