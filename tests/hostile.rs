@@ -191,6 +191,26 @@ fn a_hostile_guest_cannot_change_a_queue_that_runs() {
 }
 
 #[test]
+fn a_disk_that_is_not_bus_master_waits_and_goes_on() {
+    let mut lab = Lab::start();
+    let disk = lab.disk("disk");
+    lab.works(&disk, 1);
+    let command = format!("/sys/bus/pci/devices/{}/config", disk.device.bdf);
+    let set = |value: u8| format!("printf '\\{value:03o}' | dd of={command} bs=1 seek=4 conv=notrunc 2>/dev/null");
+    let found = lab.sh(&format!(
+        "{clear}; dd if=/dev/{name} of=/dev/null bs=64k count=1 iflag=direct 2>/dev/null & reader=$!; \
+         sleep 1; kill -0 $reader && echo waits; {set}; wait $reader && echo goes on",
+        clear = set(2),
+        set = set(6),
+        name = disk.name,
+    ));
+    assert_eq!(found, "waits\ngoes on\n");
+    lab.works(&disk, 2);
+    assert_eq!(lab.counter(&disk, "failures"), 0);
+    lab.pod.stop().unwrap();
+}
+
+#[test]
 fn a_hostile_guest_ruins_one_device_and_no_other() {
     let mut lab = Lab::start();
     let (ruined, whole) = (lab.disk("ruined"), lab.disk("whole"));

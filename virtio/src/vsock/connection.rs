@@ -3,6 +3,7 @@
 use std::io;
 use std::net::Shutdown;
 
+use super::allowance::Pool;
 use super::command::Command;
 use super::credit::{Credit, Lie};
 use super::outbox::Outbox;
@@ -86,13 +87,13 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// A dial of the host, with a buffer of `buf_alloc` bytes for what the guest will send.
-    pub fn new(socket: Socket, buf_alloc: u32) -> Self {
+    /// A dial of the host, with a part of `pool` for what the guest will send.
+    pub fn new(socket: Socket, pool: Pool) -> Self {
         Self {
             socket,
             name: Name::default(),
             state: State::Command(Command::default()),
-            credit: Credit::new(buf_alloc),
+            credit: Credit::new(pool),
             outbox: Outbox::default(),
             burst: 1,
             queued: false,

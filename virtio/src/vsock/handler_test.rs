@@ -4,14 +4,15 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use proptest::prelude::*;
 
+use super::super::allowance::{SHARED, STREAM_FIRST, STREAM_MAX, STREAM_MIN};
 use super::super::muxer::{COMMANDS_MAX, REPLIES_MAX, REQUESTS_MAX};
 use super::super::packet::{HEADER_BYTES, HOST_CID, Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::super::rig::{CID, GUEST_BUFFER, PORT, ROOM, Rig, is_at_end, said};
 use super::*;
 use crate::testing::Buf;
 
-/// What the device offers for a stream's data.
-const BUFFER: usize = 256 << 10;
+/// What the device offers for the data of a stream that has not been used.
+const BUFFER: usize = STREAM_FIRST as usize;
 
 fn ops(rig: &mut Rig) -> Vec<Op> {
     rig.received().iter().map(|packet| packet.op()).collect()
@@ -249,18 +250,21 @@ fn credit_is_told_when_asked_for() {
 fn a_program_that_does_not_read_is_buffered_for_up_to_its_credit() {
     let mut rig = Rig::new();
     let (mut client, port) = rig.open();
-    let chunk = 32 << 10;
-    let mut sent = 0;
-    let mut told = 0;
+    let (mut sent, mut told, mut limit) = (0, 0, BUFFER);
     // The socket takes some of it, and its share is credited again.
-    while sent + chunk <= told + BUFFER {
+    while sent < limit {
+        let chunk = (limit - sent).min(32 << 10);
         rig.data(port, &vec![7; chunk]);
         sent += chunk;
         for packet in rig.received() {
             told = packet.header.fwd_cnt as usize;
+            limit = told + packet.header.buf_alloc as usize;
         }
     }
-    assert!(sent >= BUFFER, "{sent}");
+    assert!(
+        sent > STREAM_MAX as usize,
+        "{sent}: more and more is offered to one that is read"
+    );
     assert_eq!(rig.metrics().credit_lies.get(), 0);
     assert_eq!(rig.received(), [], "no more credit before the program reads");
 
@@ -275,7 +279,7 @@ fn a_program_that_does_not_read_is_buffered_for_up_to_its_credit() {
         }
     }
     assert_eq!(read, sent);
-    assert!(sent - told < BUFFER / 2, "the guest knows of the room");
+    assert!(sent - told < STREAM_MAX as usize / 2, "the guest knows of the room");
     rig.data(port, b"end");
     assert_eq!(said(&mut client), b"end");
 }
@@ -284,13 +288,11 @@ fn a_program_that_does_not_read_is_buffered_for_up_to_its_credit() {
 fn more_data_than_credit_is_the_end_of_the_stream() {
     let mut rig = Rig::new();
     let (mut client, port) = rig.open();
-    for _ in 0..BUFFER / 65536 {
-        let header = Header {
-            len: 65536,
-            ..Rig::header(port, PORT, Op::Data)
-        };
-        rig.queue(header, &[0; 65536]);
-    }
+    let header = Header {
+        len: STREAM_FIRST,
+        ..Rig::header(port, PORT, Op::Data)
+    };
+    rig.queue(header, &[0; BUFFER]);
     let header = Header {
         len: 1,
         ..Rig::header(port, PORT, Op::Data)
@@ -418,8 +420,8 @@ fn what_the_guest_sent_before_it_closed_is_delivered_in_its_absence() {
 
 /// Sends until the socket is full, which shows in credit that does not come back. Whether there may be more.
 fn said_nothing_of(rig: &mut Rig, port: u32, sent: &mut usize) -> bool {
-    rig.data(port, &[5; 60_000]);
-    *sent += 60_000;
+    rig.data(port, &[5; BUFFER]);
+    *sent += BUFFER;
     rig.send(Rig::header(port, PORT, Op::CreditRequest), &[]);
     let told = rig.received().last().unwrap().header.fwd_cnt as usize;
     told == *sent
@@ -765,6 +767,59 @@ fn stray_packets_and_their_answers_do_not_keep_the_thread() {
         wake_busy(&mut rig, RECEIVE);
         assert!(rig.metrics().tx_packets.get() - before <= wake * 64);
     }
+}
+
+#[test]
+fn programs_that_do_not_read_cost_little_together_and_stall_nobody_else() {
+    let mut rig = Rig::new();
+    let listener = UnixListener::bind(rig.folder.path().join("v.sock_80")).unwrap();
+    let (mut deaf, mut kept) = (Vec::new(), 0);
+    for guest in 5000..5030 {
+        rig.send(Rig::header(80, guest, Op::Request), &[]);
+        let mut told = rig.one().header;
+        deaf.push(listener.accept().unwrap().0);
+        let mut sent = 0;
+        loop {
+            let len = (told.fwd_cnt + told.buf_alloc - sent).min(32 << 10);
+            if len == 0 {
+                break;
+            }
+            sent += len;
+            let data = Header {
+                len,
+                ..Rig::header(80, guest, Op::Data)
+            };
+            rig.send(data, &vec![1; len as usize]);
+            told = rig.received().last().map_or(told, |packet| packet.header);
+        }
+        rig.send(Rig::header(80, guest, Op::CreditRequest), &[]);
+        kept += sent - rig.received().last().unwrap().header.fwd_cnt;
+    }
+    assert!(kept <= SHARED + 30 * STREAM_MIN, "{kept}");
+    assert!(kept > SHARED / 2, "{kept}: there was no need");
+    assert_eq!(rig.metrics().credit_lies.get(), 0);
+
+    // The next one begins with less, and goes on all the same.
+    let (mut client, port) = rig.open();
+    rig.send(Rig::header(port, PORT, Op::CreditRequest), &[]);
+    let room = rig.one().header.buf_alloc;
+    assert!((STREAM_MIN..STREAM_MAX).contains(&room), "{room}");
+    let mut told = 0;
+    for sent in 0..2000 {
+        assert!(
+            sent * 200 - told + 200 <= room,
+            "no credit after {sent} packets that were read"
+        );
+        rig.data(port, &[9; 200]);
+        assert_eq!(said(&mut client), [9; 200]);
+        told = rig.received().last().map_or(told, |packet| packet.header.fwd_cnt);
+    }
+    // What is not read any more is the others' again when its stream ends.
+    for guest in 5000..5030 {
+        rig.send(Rig::header(80, guest, Op::Reset), &[]);
+    }
+    rig.send(Rig::header(port, PORT, Op::CreditRequest), &[]);
+    assert!(rig.received().last().unwrap().header.buf_alloc > room);
 }
 
 #[test]

@@ -19,13 +19,14 @@
 //! | `listener`, `socket` | the socket in the file system; sockets that never block |
 //! | `host` | what outlives a driver, and the doorman who sends dials away while there is none |
 //! | `command` | the line that a program of the host begins with |
-//! | `packet`, `credit` | the wire format; flow control |
+//! | `packet`, `credit`, `allowance` | the wire format; flow control; what all streams may have the guest send |
 //! | `connection`, `outbox`, `table` | one stream; what its reader has not taken yet; all streams |
 //! | `muxer` | what becomes of packets and of events at sockets |
 //! | `receive`, `vectors` | turns on the way to the guest; guest buffers as `iovec`s |
 //! | `moderation` | when the driver hears that its packets have been taken |
 //! | `handler` | queues and sockets on one I/O thread |
 
+mod allowance;
 mod command;
 mod connection;
 mod credit;

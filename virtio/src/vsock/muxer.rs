@@ -12,6 +12,7 @@ use std::sync::Arc;
 use husk_devices::metrics::Counter;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use super::allowance::Pool;
 use super::command::{Command, Progress};
 use super::connection::{Breach, Connection, State};
 use super::host::Host;
@@ -31,10 +32,6 @@ pub(super) const REQUESTS_MAX: usize = 1024;
 pub(super) const REPLIES_MAX: usize = 1024;
 /// Dials taken before other events are looked at again.
 const DIALS_PER_TURN: usize = 64;
-/// Buffer for the guest's data per stream, and per stream while there are many.
-const BUFFER_BYTES: u32 = 256 << 10;
-const BUFFER_BYTES_OF_MANY: u32 = 64 << 10;
-const MANY: usize = 256;
 /// Ports of the host's side of streams that it opens are counted up from here: above those that programs choose.
 const FIRST_PORT: u32 = 1 << 30;
 
@@ -47,6 +44,8 @@ pub(super) struct Muxer {
     /// epoll's number of the listening socket.
     listener: u64,
     table: Table,
+    /// What streams may have the guest send.
+    pool: Pool,
     /// Connections with something for the guest, in the order of their turns.
     ready: VecDeque<Token>,
     /// `RST` packets on their way to the guest.
@@ -71,6 +70,7 @@ impl Muxer {
             epoll: None,
             listener,
             table: Table::default(),
+            pool: Pool::new(),
             ready: VecDeque::new(),
             replies: VecDeque::new(),
             commands: VecDeque::new(),
@@ -183,12 +183,7 @@ impl Muxer {
     /// Puts a socket into the table and under watch.
     fn insert(&mut self, socket: Socket) -> Option<Token> {
         let fd = socket.as_raw_fd();
-        let buf_alloc = if self.table.len() < MANY {
-            BUFFER_BYTES
-        } else {
-            BUFFER_BYTES_OF_MANY
-        };
-        let token = self.table.insert(Connection::new(socket, buf_alloc));
+        let token = self.table.insert(Connection::new(socket, self.pool.clone()));
         if self.watch(ControlOperation::Add, fd, token, false).is_err() {
             self.host.metrics.dials_dropped.inc();
             self.table.remove(token);

@@ -1,10 +1,5 @@
 //! What the guest has sent and the host's program has not taken yet. Bounded by the credit that the guest was given.
 
-#![expect(
-    unsafe_code,
-    reason = "guest memory is copied into a buffer that is not initialised before"
-)]
-
 use std::collections::VecDeque;
 use std::io;
 
@@ -12,39 +7,34 @@ use vm_memory::VolatileSlice;
 
 use super::socket::Socket;
 
-/// Least size of a piece, so that many small packets do not become many small pieces.
-const PIECE_BYTES: usize = 16 << 10;
+/// Guest memory is copied in pieces of this size.
+const COPY_BYTES: usize = 4096;
 
-/// A queue of bytes in pieces; empty, it holds no memory.
+/// A queue of bytes. Never has memory for more than twice of what it holds at most; empty, it has none.
 #[derive(Debug, Default)]
-pub(super) struct Outbox {
-    pieces: VecDeque<Vec<u8>>,
-    /// Bytes of the first piece that have gone.
-    gone: usize,
-}
+pub(super) struct Outbox(VecDeque<u8>);
 
 impl Outbox {
     /// Whether everything has gone.
     pub fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        self.0.is_empty()
+    }
+
+    /// Bytes of memory that it has.
+    #[cfg(test)]
+    pub fn capacity(&self) -> usize {
+        self.0.capacity()
     }
 
     /// Appends a copy of guest memory.
     pub fn push(&mut self, slice: VolatileSlice<'_>) {
-        let room = self
-            .pieces
-            .back()
-            .map_or(0, |piece| piece.capacity().saturating_sub(piece.len()));
-        let Ok((first, rest)) = slice.split_at(room.min(slice.len())) else {
-            return;
-        };
-        if let Some(piece) = self.pieces.back_mut() {
-            append(piece, first);
-        }
-        if !rest.is_empty() {
-            let mut piece = Vec::with_capacity(rest.len().max(PIECE_BYTES));
-            append(&mut piece, rest);
-            self.pieces.push_back(piece);
+        let mut rest = slice;
+        let mut piece = [0; COPY_BYTES];
+        while !rest.is_empty() {
+            let copied = rest.copy_to(&mut piece);
+            self.0.extend(piece.get(..copied).unwrap_or_default());
+            let Ok(behind) = rest.offset(copied) else { return };
+            rest = behind;
         }
     }
 
@@ -54,43 +44,28 @@ impl Outbox {
     /// When the socket takes no more, ever.
     pub fn flush(&mut self, socket: &Socket) -> io::Result<usize> {
         let mut total = 0usize;
-        while let Some(piece) = self.pieces.front() {
-            let rest = piece.get(self.gone..).unwrap_or_default();
-            match socket.send(rest) {
+        while !self.0.is_empty() {
+            let (front, _) = self.0.as_slices();
+            match socket.send(front) {
                 Ok(sent) => {
                     total = total.saturating_add(sent);
-                    self.gone = self.gone.saturating_add(sent);
-                    if sent < rest.len() {
-                        continue;
-                    }
+                    self.0.drain(..sent.min(self.0.len()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             }
-            self.pieces.pop_front();
-            self.gone = 0;
+        }
+        if self.0.len() <= self.0.capacity() >> 1 {
+            // With room to grow, so that it need not move for every few bytes.
+            self.0.shrink_to(self.0.len().saturating_add(self.0.len() >> 1));
         }
         Ok(total)
     }
 
     /// Forgets everything and says how much it was.
     pub fn clear(&mut self) -> usize {
-        let held = self.pieces.iter().map(Vec::len).fold(0, usize::saturating_add);
-        let left = held.saturating_sub(self.gone);
-        *self = Self::default();
-        left
+        std::mem::take(&mut self.0).len()
     }
-}
-
-/// Copies `slice` into what `piece` has allocated and not used yet, as far as it fits.
-fn append(piece: &mut Vec<u8>, slice: VolatileSlice<'_>) {
-    let spare = piece.spare_capacity_mut();
-    let count = slice.len().min(spare.len());
-    // SAFETY: the bytes are allocated and borrowed from the piece; nothing reads them before they are written.
-    let to = unsafe { VolatileSlice::new(spare.as_mut_ptr().cast(), count) };
-    slice.copy_to_volatile_slice(to);
-    // SAFETY: within the capacity, and these bytes have just been written.
-    unsafe { piece.set_len(piece.len().saturating_add(count)) };
 }
 
 #[cfg(test)]
@@ -130,14 +105,19 @@ mod tests {
     }
 
     #[test]
-    fn small_packets_share_a_piece() {
+    fn small_packets_take_little_memory_and_none_when_they_have_gone() {
+        let (mut client, ours) = UnixStream::pair().unwrap();
+        let socket = Socket::from(ours);
         let mut outbox = Outbox::default();
-        for _ in 0..PIECE_BYTES {
+        for held in 1..1000 {
             push(&mut outbox, &mut [1]);
+            assert!(outbox.capacity() <= 2 * held + 16, "{} for {held}", outbox.capacity());
         }
-        assert_eq!(outbox.pieces.len(), 1);
-        assert_eq!(outbox.clear(), PIECE_BYTES);
-        assert!(outbox.is_empty());
+        assert_eq!(outbox.flush(&socket).unwrap(), 999);
+        assert_eq!(outbox.capacity(), 0);
+        client.read_exact(&mut [0; 999]).unwrap();
+        push(&mut outbox, &mut [1]);
+        assert_eq!((outbox.clear(), outbox.capacity()), (1, 0));
     }
 
     #[test]

@@ -119,9 +119,10 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+    use crate::vsock::allowance::Pool;
 
     fn connection() -> Connection {
-        Connection::new(UnixStream::pair().unwrap().0.into(), 0)
+        Connection::new(UnixStream::pair().unwrap().0.into(), Pool::new())
     }
 
     #[test]
