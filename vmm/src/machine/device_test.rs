@@ -14,10 +14,9 @@ use vm_memory::GuestAddress;
 use super::*;
 use crate::kvm::Port;
 
-/// Registers of a slot that its AML writes (the map is in husk-hotplug's `bank`): to let go of it, and to report.
+/// Registers that the AML of the slots writes (the map is in husk-hotplug's `bank`): to let go of one, and to report.
 const EJECT: u64 = 0x04;
-const OST_EVENT: u64 = 0x08;
-const OST_STATUS: u64 = 0x0c;
+const REPORT: u64 = 0x10;
 
 fn devices() -> (Devices, Arc<Board>) {
     let board = Arc::new(Board::new(EventFd::new(EFD_NONBLOCK).unwrap()));
@@ -38,26 +37,29 @@ fn take(board: &Board) -> u32 {
     u32::from_le_bytes(event)
 }
 
-/// The guest writes a register of the slot at `at`.
-fn write(board: &Board, at: Bdf, register: u64, value: u32) {
-    let record = layout::PCI_BANK + 0x20 * (u64::from(at.device) + 1);
+/// The guest writes a register of the slots.
+fn write(board: &Board, register: u64, value: &[u8]) {
     assert!(matches!(
-        board.mmio().write(record + register, &value.to_le_bytes()),
+        board.mmio().write(layout::PCI_BANK + register, value),
         Effect::None
     ));
 }
 
-/// The guest takes the news of a device at `at` and has a driver for it.
+/// The guest takes the news of a device at `at` and has a driver for it: `_OST` with source event 1 and status 0.
 fn insert(board: &Board, at: Bdf) {
     assert_eq!(take(board), 1 << 16 | u32::from(at.device));
-    write(board, at, OST_EVENT, 1);
-    write(board, at, OST_STATUS, 0);
+    write(board, REPORT, &(1 << 16 | u64::from(at.device)).to_le_bytes());
+}
+
+/// The guest lets go of what is at `at`, asked or not.
+fn let_go(board: &Board, at: Bdf) {
+    write(board, EJECT, &u32::from(at.device).to_le_bytes());
 }
 
 /// The guest takes the question and lets go of what is at `at`.
 fn eject(board: &Board, at: Bdf) {
     assert_eq!(take(board), 3 << 16 | u32::from(at.device));
-    write(board, at, EJECT, 1);
+    let_go(board, at);
 }
 
 fn names(devices: &Devices) -> Vec<&str> {
@@ -122,11 +124,11 @@ fn slots_are_used_again_and_again() {
 fn stray_writes_to_the_slots_are_counted_and_change_nothing() {
     let (mut devices, board) = devices();
     let at = devices.add_virtio("a", device()).unwrap();
-    write(&board, at, EJECT, 1);
-    write(&board, at, 0, 0xffff_ffff);
-    write(&board, bdf(0), EJECT, 1);
-    write(&board, bdf(7), EJECT, 1);
-    assert!(matches!(board.mmio().write(layout::PCI_BANK, &[0xff; 8]), Effect::None));
+    let_go(&board, at);
+    write(&board, 0x40, &[0xff; 4]);
+    let_go(&board, bdf(0));
+    let_go(&board, bdf(7));
+    write(&board, 0, &[0xff; 8]);
     assert_eq!(devices.counters()[HOTPLUG], [("ignored_writes", 5)]);
     assert!(devices.settle().unwrap().is_empty());
     assert_eq!(names(&devices), ["a"]);
