@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 
 use crate::bank::{Bank, BankError, Extent};
 use crate::ged::Bell;
@@ -20,7 +21,13 @@ pub trait Plug: Send {
     /// The host refused. Nothing may be left of the unit.
     fn create(&mut self, slot: u32, unit: Self::Unit) -> Result<(), PlugError>;
 
-    /// Takes the unit away, after the guest let go.
+    /// Begins to take the unit away, after the guest let go: out of the guest's reach, its threads asked to stop. Whether
+    /// [`Plug::destroy`] would wait for nothing. Called again by each [`Hotplug::ejected`] until it does; must not wait itself.
+    fn retire(&mut self, _slot: u32) -> bool {
+        true
+    }
+
+    /// Takes the unit away, once it is [retired](Plug::retire).
     ///
     /// # Errors
     /// The host refused. The slot stays taken, and a later [`Hotplug::ejected`] tries again.
@@ -64,6 +71,8 @@ pub struct Hotplug<P: Plug> {
     plug: P,
     bank: Arc<Mutex<Bank>>,
     bell: Bell,
+    /// Woken by every promise.
+    waker: Waker,
     /// What to create in wanted slots once the guest has let go of what is there.
     successors: BTreeMap<u32, P::Unit>,
 }
@@ -75,8 +84,14 @@ impl<P: Plug> Hotplug<P> {
             plug,
             bank,
             bell,
+            waker: Waker::noop().clone(),
             successors: BTreeMap::new(),
         }
+    }
+
+    /// From now on `waker` is woken by every answer of the guest ([`Ticket::with`]).
+    pub fn notify(&mut self, waker: Waker) {
+        self.waker = waker;
     }
 
     /// Fills an empty slot before the guest starts: no event, no answer.
@@ -99,7 +114,7 @@ impl<P: Plug> Hotplug<P> {
             self.settle(slot)?;
         }
         self.create(slot, unit, Event::Offer)?;
-        let (promise, ticket) = Ticket::new();
+        let (promise, ticket) = Ticket::with(self.waker.clone());
         let state = self.bank().apply(slot, Event::Offer, Some(promise))?;
         self.ring(state);
         Ok(ticket)
@@ -111,7 +126,7 @@ impl<P: Plug> Hotplug<P> {
     /// # Errors
     /// The slot is empty, or the successor could not be created at once.
     pub fn reclaim(&mut self, slot: u32, unit: P::Unit) -> Result<Ticket, HotplugError> {
-        let (promise, ticket) = Ticket::new();
+        let (promise, ticket) = Ticket::with(self.waker.clone());
         let state = self.bank().apply(slot, Event::Reclaim, Some(promise))?;
         if wanted(state) {
             self.successors.insert(slot, unit);
@@ -128,7 +143,7 @@ impl<P: Plug> Hotplug<P> {
     /// # Errors
     /// The slot is empty or pinned.
     pub fn remove(&mut self, slot: u32) -> Result<Ticket, HotplugError> {
-        let (promise, ticket) = Ticket::new();
+        let (promise, ticket) = Ticket::with(self.waker.clone());
         let state = self.bank().apply(slot, Event::Ask, Some(promise))?;
         self.successors.remove(&slot);
         if matches!(state, State::Ejected { .. }) {
@@ -151,8 +166,9 @@ impl<P: Plug> Hotplug<P> {
         Ok(self.state(slot).unwrap_or(state))
     }
 
-    /// Destroys what the guest let go of, offers anew what is wanted again, and says which slots those were. To be called when
-    /// the bank's `on_let_go` has spoken.
+    /// Destroys what the guest let go of, offers anew what is wanted again, and says which slots those were; what is not yet
+    /// [retired](Plug::retire) is left to a later call. To be called when the bank's `on_let_go` has spoken, and whenever a unit may
+    /// have become ready.
     ///
     /// # Errors
     /// The first failure of the host; the other slots are served all the same, and those that failed will be tried again.
@@ -162,7 +178,8 @@ impl<P: Plug> Hotplug<P> {
         let mut settled = Vec::new();
         for slot in slots {
             match self.settle(slot) {
-                Ok(()) => settled.push(slot),
+                Ok(true) => settled.push(slot),
+                Ok(false) => {}
                 Err(error) => failure = failure.or(Some(error)),
             }
         }
@@ -252,8 +269,11 @@ impl<P: Plug> Hotplug<P> {
         Ok(())
     }
 
-    /// Destroys an ejected unit and, if the slot is wanted, creates and offers its successor.
-    fn settle(&mut self, slot: u32) -> Result<(), HotplugError> {
+    /// Destroys an ejected unit and, if the slot is wanted, creates and offers its successor. Whether the unit was ready for that.
+    fn settle(&mut self, slot: u32) -> Result<bool, HotplugError> {
+        if !self.plug.retire(slot) {
+            return Ok(false);
+        }
         self.plug
             .destroy(slot)
             .map_err(|source| HotplugError::Plug { slot, source })?;
@@ -269,7 +289,7 @@ impl<P: Plug> Hotplug<P> {
         }
         let state = self.bank().apply(slot, Event::Destroyed, None)?;
         self.ring(state);
-        created
+        created.map(|()| true)
     }
 }
 

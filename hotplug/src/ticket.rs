@@ -2,6 +2,7 @@
 
 use std::cell::OnceCell;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 /// How an operation ended.
@@ -40,15 +41,30 @@ impl Outcome {
 /// An answer and when it came.
 type Answer = (Outcome, Instant);
 
-/// The answering end. Dropping it unkept withdraws the operation, so nobody waits for what can no longer come.
+/// The answering end. Dropping it unkept withdraws the operation, so nobody waits for what can no longer come. Either way the
+/// ticket's waker is woken, once the answer can be seen.
 #[derive(Debug)]
-pub struct Promise(SyncSender<Answer>);
+pub struct Promise {
+    /// Taken when the promise ends.
+    answer: Option<SyncSender<Answer>>,
+    waker: Waker,
+}
 
 impl Promise {
     /// Answers. Called on vCPU threads: takes no lock that a waiter holds, allocates nothing and never blocks.
     pub fn keep(self, outcome: Outcome) {
-        // The channel has room for the only answer there will be; a waiter that has gone does not want it.
-        let _ = self.0.try_send((outcome, Instant::now()));
+        if let Some(answer) = &self.answer {
+            // The channel has room for the only answer there will be; a waiter that has gone does not want it.
+            let _ = answer.try_send((outcome, Instant::now()));
+        }
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        // First: whoever wakes must find that no answer will come any more.
+        drop(self.answer.take());
+        self.waker.wake_by_ref();
     }
 }
 
@@ -66,9 +82,17 @@ struct Line {
 impl Ticket {
     /// A promise and the ticket that waits for it. The clock starts here.
     pub fn new() -> (Promise, Self) {
+        Self::with(Waker::noop().clone())
+    }
+
+    /// As [`Ticket::new`], and `waker` is woken when the promise is kept or dropped: on a vCPU thread, so it must not block.
+    pub fn with(waker: Waker) -> (Promise, Self) {
         let (sender, answers) = sync_channel(1);
         (
-            Promise(sender),
+            Promise {
+                answer: Some(sender),
+                waker,
+            },
             Self(vec![Line {
                 asked: Instant::now(),
                 answers,

@@ -1,3 +1,6 @@
+use std::sync::{Arc, Mutex};
+use std::task::Wake;
+
 use super::*;
 
 fn now() -> Instant {
@@ -12,6 +15,44 @@ fn kept(outcome: Outcome) -> Ticket {
     let (promise, ticket) = Ticket::new();
     promise.keep(outcome);
     ticket
+}
+
+/// Counts how often it is woken, and what could be seen of a ticket then.
+struct Watcher {
+    ticket: Mutex<Option<Ticket>>,
+    seen: Mutex<Vec<Outcome>>,
+}
+
+impl Wake for Watcher {
+    fn wake(self: Arc<Self>) {
+        if let Some(ticket) = &*self.ticket.lock().unwrap() {
+            self.seen.lock().unwrap().push(ticket.wait(Instant::now()));
+        }
+    }
+}
+
+fn watched() -> (Promise, Arc<Watcher>) {
+    let watcher = Arc::new(Watcher {
+        ticket: Mutex::default(),
+        seen: Mutex::default(),
+    });
+    let (promise, ticket) = Ticket::with(watcher.clone().into());
+    *watcher.ticket.lock().unwrap() = Some(ticket);
+    (promise, watcher)
+}
+
+#[test]
+fn who_is_woken_by_a_promise_finds_the_answer() {
+    let (promise, watcher) = watched();
+    promise.keep(Outcome::Refused { ost: 0x81 });
+    assert_eq!(*watcher.seen.lock().unwrap(), [Outcome::Refused { ost: 0x81 }]);
+}
+
+#[test]
+fn who_is_woken_by_a_dropped_promise_finds_it_withdrawn() {
+    let (promise, watcher) = watched();
+    drop(promise);
+    assert_eq!(*watcher.seen.lock().unwrap(), [Outcome::Withdrawn]);
 }
 
 #[test]

@@ -1,12 +1,15 @@
 //! A gate that an I/O thread passes before each piece of work, so that a pause can hold it with everything it has.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 
 /// A gate. Open at first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Gate {
     state: Mutex<State>,
     changed: Condvar,
+    /// Woken when somebody comes out while the gate is shut.
+    waker: Waker,
 }
 
 #[derive(Debug, Default)]
@@ -20,6 +23,15 @@ struct State {
 }
 
 impl Gate {
+    /// An open gate. `waker` is woken when [`Gate::is_clear`] has become true.
+    pub fn new(waker: Waker) -> Self {
+        Self {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            waker,
+        }
+    }
+
     /// Does `work` inside, waiting first while the gate is shut.
     pub fn pass<T>(&self, work: impl FnOnce() -> T) -> T {
         let mut state = self.state();
@@ -35,18 +47,20 @@ impl Gate {
         let awaited = state.shut;
         drop(state);
         if awaited {
-            self.changed.notify_all();
+            self.waker.wake_by_ref();
         }
         done
     }
 
-    /// Shuts the gate and waits until nobody is inside.
+    /// Shuts the gate: whoever is inside comes out, and nobody goes in any more. Waits for neither: see [`Gate::is_clear`].
     pub fn shut(&self) {
-        let mut state = self.state();
-        state.shut = true;
-        while state.inside && !state.broken {
-            state = self.wait(state);
-        }
+        self.state().shut = true;
+    }
+
+    /// Whether nobody is inside, nor will be before the gate opens.
+    pub fn is_clear(&self) -> bool {
+        let state = self.state();
+        state.shut && !state.inside && !state.broken
     }
 
     /// Opens the gate.
@@ -73,15 +87,17 @@ impl Gate {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::mpsc::channel;
+    use std::sync::mpsc::{Sender, channel};
+    use std::task::Wake;
     use std::thread;
 
     use super::*;
 
     #[test]
     fn a_shut_gate_holds_whoever_comes_until_it_opens() {
-        let gate = Arc::new(Gate::default());
+        let gate = Arc::new(Gate::new(Waker::noop().clone()));
         gate.shut();
+        assert!(gate.is_clear());
         let (done, seen) = channel();
         let thread = thread::spawn({
             let gate = gate.clone();
@@ -95,8 +111,15 @@ mod tests {
     }
 
     #[test]
-    fn shutting_waits_for_who_is_inside() {
-        let gate = Arc::new(Gate::default());
+    fn a_shut_gate_is_clear_once_who_was_inside_has_come_out() {
+        struct Bell(Mutex<Sender<()>>);
+        impl Wake for Bell {
+            fn wake(self: Arc<Self>) {
+                self.0.lock().unwrap().send(()).unwrap();
+            }
+        }
+        let (rung, rings) = channel();
+        let gate = Arc::new(Gate::new(Arc::new(Bell(Mutex::new(rung))).into()));
         let (entered, inside) = channel();
         let (leave, told) = channel::<()>();
         let worker = thread::spawn({
@@ -109,27 +132,23 @@ mod tests {
             }
         });
         inside.recv().unwrap();
-        let (shut, is_shut) = channel();
-        let shutter = thread::spawn({
-            let gate = gate.clone();
-            move || {
-                gate.shut();
-                shut.send(()).unwrap();
-            }
-        });
-        thread::yield_now();
-        assert!(is_shut.try_recv().is_err());
+        gate.shut();
+        assert!(!gate.is_clear());
+        assert!(rings.try_recv().is_err());
         leave.send(()).unwrap();
-        is_shut.recv().unwrap();
+        rings.recv().unwrap();
+        assert!(gate.is_clear());
         worker.join().unwrap();
-        shutter.join().unwrap();
+        gate.open();
+        assert!(!gate.is_clear(), "an open gate holds nobody");
     }
 
     #[test]
     fn a_broken_gate_holds_nobody() {
-        let gate = Gate::default();
+        let gate = Gate::new(Waker::noop().clone());
         gate.shut();
         gate.break_open();
+        assert!(!gate.is_clear());
         assert_eq!(gate.pass(|| 7), 7);
         gate.shut();
         assert_eq!(gate.pass(|| 8), 8);

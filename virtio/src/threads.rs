@@ -4,6 +4,7 @@
 //! a vCPU should be able to do little. So the transport asks a [`Threads`], which may create them elsewhere; [`Plain`] does not.
 
 use std::io;
+use std::task::Waker;
 use std::thread::Builder;
 
 /// Stack of a device's thread. Requests live on the heap; what is not touched is not resident.
@@ -29,6 +30,11 @@ pub trait Threads: Send + Sync {
     /// # Errors
     /// When the host refuses. The thread must not go on then.
     fn confine(&self, device: u32) -> io::Result<()>;
+
+    /// Woken when a thread is done with what it was asked for, to stop or to hold. Whoever asked looks again then: nobody waits.
+    fn waker(&self) -> Waker {
+        Waker::noop().clone()
+    }
 }
 
 /// Threads without confinement, created where they are asked for.

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::task::Waker;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -52,8 +53,8 @@ impl Worker {
         on_failure: OnFailure,
     ) -> io::Result<Self> {
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK)?);
-        let outcome = Arc::new(Outcome::default());
-        let gate = Arc::new(Gate::default());
+        let outcome = Arc::new(Outcome::new(threads.waker()));
+        let gate = Arc::new(Gate::new(threads.waker()));
         let (asked, passed, confiner) = (stop.clone(), gate.clone(), threads.clone());
         let life = Life {
             handler: Some(handler),
@@ -67,17 +68,22 @@ impl Worker {
         Ok(Self { stop, gate, outcome })
     }
 
-    /// Asks the thread to stop, and returns at once: see [`Worker::is_stopped`].
+    /// Asks the thread to stop, and returns at once: see [`Worker::is_stopped`]. The waker of its [`Threads`] is woken when it has.
     pub fn stop(&self) {
         self.gate.break_open();
         // Fails only when the counter is full, and then the thread has been asked.
         let _ = self.stop.write(1);
     }
 
-    /// Keeps the handler from being called until [`Worker::release`], and waits until it is not. What it has begun with the host
-    /// goes on there, and is noticed afterwards.
+    /// Keeps the handler from being called until [`Worker::release`], and returns at once: see [`Worker::is_held`]. What it has
+    /// begun with the host goes on there, and is noticed afterwards.
     pub fn hold(&self) {
         self.gate.shut();
+    }
+
+    /// Whether the handler is not called any more after [`Worker::hold`]. The waker of its [`Threads`] is woken when that becomes true.
+    pub fn is_held(&self) -> bool {
+        self.gate.is_clear() || self.is_stopped()
     }
 
     /// Lets the handler go on after [`Worker::hold`].
@@ -105,16 +111,25 @@ impl Drop for Worker {
 }
 
 /// What a thread leaves behind.
-#[derive(Default)]
 struct Outcome {
     /// Set last, once the handler is gone.
     ended: AtomicBool,
     /// Empty also when the handler panicked: its rings died with it.
     rings: Mutex<Vec<RingState>>,
     changed: Condvar,
+    waker: Waker,
 }
 
 impl Outcome {
+    fn new(waker: Waker) -> Self {
+        Self {
+            ended: AtomicBool::new(false),
+            rings: Mutex::default(),
+            changed: Condvar::new(),
+            waker,
+        }
+    }
+
     fn wait(&self) -> Vec<RingState> {
         let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
         while !self.ended.load(Ordering::Acquire) {
@@ -123,15 +138,17 @@ impl Outcome {
         std::mem::take(&mut rings)
     }
 
-    fn settle(&self, left: Vec<RingState>) {
+    fn end(&self, left: Vec<RingState>) {
         let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
         rings.extend(left);
         self.ended.store(true, Ordering::Release);
+        drop(rings);
         self.changed.notify_all();
+        self.waker.wake_by_ref();
     }
 }
 
-/// A handler on its way through its thread. However that ends, the outcome is settled.
+/// A handler on its way through its thread. However that ends, there is an outcome.
 struct Life {
     handler: Option<Box<dyn Handler>>,
     on_failure: Option<OnFailure>,
@@ -157,7 +174,7 @@ impl Life {
         if let (Some(error), Some(on_failure)) = (failure, self.on_failure.take()) {
             on_failure(error);
         }
-        self.outcome.settle(handler.stop());
+        self.outcome.end(handler.stop());
     }
 }
 
@@ -168,7 +185,7 @@ impl Drop for Life {
             let what = "cannot start an I/O thread";
             self.finish(handler, Some(HandlerError::Host { what, source }));
         } else if !self.outcome.ended.load(Ordering::Acquire) {
-            self.outcome.settle(Vec::new());
+            self.outcome.end(Vec::new());
         }
     }
 }

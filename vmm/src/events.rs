@@ -9,7 +9,9 @@
 //! | `vmm` | `starting`, `shutdown` | |
 //! | `vm` | `booting`, `booted`, `pausing`, `paused`, `resuming`, `resumed`, `rebooting`, `shutdown`, `deleted` | |
 //! | `vm` | `device-added`, `device-removed` | `id`, `bdf` |
+//! | `vm` | `device-stuck` | `id` |
 //! | `guest` | `power-off`, `reset`, `panic`, `failed` | |
+//! | `guest` | `device-refused`, `device-unanswered` | `id`, `request`, and `code` of a refusal |
 //!
 //! Time is that since husk started. Whoever reads the events must not be able to stop the VM: when the reader falls behind by more
 //! than 64 KiB, whole events are left out, and the next one that fits has their number in `properties.dropped`.

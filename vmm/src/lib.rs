@@ -14,6 +14,7 @@ pub mod kvm;
 pub mod log;
 pub mod machine;
 pub mod memory;
+pub mod news;
 pub mod seccomp;
 pub mod spawner;
 pub mod terminal;

@@ -7,6 +7,7 @@
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
+use std::task::Waker;
 use std::thread;
 
 use husk_virtio::threads::{Body, Threads, builder};
@@ -22,17 +23,20 @@ struct Order {
 /// Starts and confines the threads of one machine's devices.
 pub struct Spawner {
     seccomp: Mode,
+    waker: Waker,
     orders: Sender<Order>,
     /// The other end, until there is a thread for it.
     idle: Mutex<Option<Receiver<Order>>>,
 }
 
 impl Spawner {
-    /// A spawner whose threads confine themselves as `seccomp` says. Orders wait until [`Spawner::run`].
-    pub fn new(seccomp: Mode) -> Self {
+    /// A spawner whose threads confine themselves as `seccomp` says, and wake `waker` when they have done what they were asked for.
+    /// Orders wait until [`Spawner::run`].
+    pub fn new(seccomp: Mode, waker: Waker) -> Self {
         let (orders, idle) = channel();
         Self {
             seccomp,
+            waker,
             orders,
             idle: Mutex::new(Some(idle)),
         }
@@ -70,6 +74,10 @@ impl Threads for Spawner {
     fn confine(&self, device: u32) -> io::Result<()> {
         self.seccomp.enter(Role::of_device(device)).map_err(io::Error::other)
     }
+
+    fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
 }
 
 #[cfg(test)]
@@ -78,7 +86,7 @@ mod tests {
 
     #[test]
     fn orders_wait_for_the_thread_that_carries_them_out() {
-        let spawner = Spawner::new(Mode::Off);
+        let spawner = Spawner::new(Mode::Off, Waker::noop().clone());
         let (said, heard) = channel();
         for name in ["io-a", "io-a-name-beyond-measure"] {
             let said = said.clone();
@@ -99,7 +107,7 @@ mod tests {
 
     #[test]
     fn an_order_that_nobody_will_carry_out_is_dropped_with_the_spawner() {
-        let spawner = Spawner::new(Mode::Off);
+        let spawner = Spawner::new(Mode::Off, Waker::noop().clone());
         let (said, heard) = channel::<()>();
         spawner.start("io-a", Box::new(move || drop(said))).unwrap();
         drop(spawner);

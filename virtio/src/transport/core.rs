@@ -64,6 +64,8 @@ pub struct Core {
     queues: Vec<QueueRegisters>,
     running: Running,
     resetting: bool,
+    /// No driver can start the device any more.
+    retired: bool,
     resets: u64,
 }
 
@@ -91,6 +93,7 @@ impl Core {
             running: Running::new(profile.id),
             profile,
             resetting: false,
+            retired: false,
             resets: 0,
         })
     }
@@ -158,7 +161,7 @@ impl Core {
             return self.begin_reset();
         }
         // A driver must not clear bits (virtio 1.2 §2.1.1); NEEDS_RESET is not its to write.
-        if self.resetting || self.status & !value != 0 {
+        if self.resetting || self.retired || self.status & !value != 0 {
             return;
         }
         for bit in [ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK, FAILED] {
@@ -308,9 +311,14 @@ impl Core {
         self.running.join()
     }
 
-    /// Keeps the device from doing anything until [`Core::release`], and waits until it does nothing. Not for vCPU threads.
+    /// Keeps the device from doing anything until [`Core::release`]. Does not wait: see [`Core::is_held`].
     pub fn hold(&self) {
         self.running.hold();
+    }
+
+    /// Whether the device does nothing any more, after [`Core::hold`].
+    pub fn is_held(&self) -> bool {
+        self.running.is_held()
     }
 
     /// Lets the device go on after [`Core::hold`].
@@ -324,8 +332,19 @@ impl Core {
         self.running.allow_mastering(allowed);
     }
 
+    /// Asks the device to stop, for good: whatever a driver still writes does not start it again. Returns at once.
+    pub fn retire(&mut self) {
+        self.retired = true;
+        self.running.stop();
+    }
+
+    /// Whether no I/O thread touches guest memory any more, after [`Core::retire`] or before the first `DRIVER_OK`.
+    pub fn is_stopped(&self) -> bool {
+        self.running.is_stopped()
+    }
+
     /// Stops the device, waits until no I/O thread touches guest memory, and returns where the rings stood. The device is
-    /// reset afterwards. Blocks as long as the host's I/O does: not for vCPU threads.
+    /// reset afterwards. Blocks as long as the host's I/O does unless [`Core::is_stopped`]: not for vCPU threads.
     pub fn shutdown(&mut self) -> Vec<RingState> {
         self.running.stop();
         self.clear()

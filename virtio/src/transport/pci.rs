@@ -99,10 +99,16 @@ impl VirtioPci {
         self.core.failures()
     }
 
-    /// Keeps the device from doing anything until [`VirtioPci::release`], and waits until it does nothing: connections and
-    /// requests stay as they are. For control threads, once no vCPU runs.
+    /// Keeps the device from doing anything until [`VirtioPci::release`]: connections and requests stay as they are. Returns at
+    /// once; the waker of the device's [`Threads`] is woken when [`VirtioPci::is_held`] may have become true. For control threads,
+    /// once no vCPU runs.
     pub fn hold(&self) {
         self.core.hold();
+    }
+
+    /// Whether the device does nothing any more, after [`VirtioPci::hold`].
+    pub fn is_held(&self) -> bool {
+        self.core.is_held()
     }
 
     /// Lets the device go on after [`VirtioPci::hold`].
@@ -110,8 +116,19 @@ impl VirtioPci {
         self.core.release();
     }
 
+    /// Asks the device to stop, for good: whatever a driver still writes does not start it again. Returns at once; the waker of the
+    /// device's [`Threads`] is woken when [`VirtioPci::is_stopped`] may have become true.
+    pub fn retire(&mut self) {
+        self.core.retire();
+    }
+
+    /// Whether no I/O thread touches guest memory any more. Final after [`VirtioPci::retire`].
+    pub fn is_stopped(&self) -> bool {
+        self.core.is_stopped()
+    }
+
     /// Stops the device, waits until no I/O thread touches guest memory, and returns where the rings stood. Blocks as long as
-    /// the host's I/O does: for control threads, once no vCPU uses the function. Doorbells stay until [`PciFunction::bar_moved`]
+    /// the host's I/O does, unless [`VirtioPci::is_stopped`]: for control threads, once no vCPU uses the function. Doorbells stay until [`PciFunction::bar_moved`]
     /// takes them away, or with them the VM.
     pub fn shutdown(&mut self) -> Vec<RingState> {
         self.core.shutdown()

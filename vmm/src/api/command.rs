@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::error::ApiError;
+use super::inbox::Outcome;
 use crate::config::VmConfig;
 
 pub use crate::config::NewDevice;
@@ -41,6 +41,27 @@ pub enum Command {
     ShutdownVmm,
 }
 
+impl Command {
+    /// The command as clients write it; `vm.add-*` is one.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Create(_) => "vm.create",
+            Self::Boot => "vm.boot",
+            Self::Shutdown => "vm.shutdown",
+            Self::Delete => "vm.delete",
+            Self::Reboot => "vm.reboot",
+            Self::PowerButton => "vm.power-button",
+            Self::Pause => "vm.pause",
+            Self::Resume => "vm.resume",
+            Self::Counters => "vm.counters",
+            Self::Resize(_) => "vm.resize",
+            Self::Add(..) => "vm.add-*",
+            Self::Remove(_) => "vm.remove-device",
+            Self::ShutdownVmm => "vmm.shutdown",
+        }
+    }
+}
+
 /// The body of `vm.resize`. What is absent stays as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Resize {
@@ -61,11 +82,22 @@ pub enum Reply {
     Json(Value),
 }
 
-/// Carries commands out, one at a time, in the order of their arrival.
+/// How far a command has come.
+#[derive(Debug)]
+pub enum Progress<Id> {
+    /// It is done, or will not be: this is the answer.
+    Done(Outcome),
+    /// It is being carried out: whoever keeps its [`Responder`](super::Responder) for this operation answers at its end.
+    Later(Id),
+}
+
+/// Carries commands out, in the order of their arrival. One that takes its time is carried out beside those that follow.
 pub trait Execute {
-    /// Carries `command` out.
+    /// Tells one command in progress from the others.
+    type Id;
+
+    /// Carries `command` out, or begins to. Never waits for the guest, nor for a device.
     ///
-    /// # Errors
-    /// What the client is told; nothing half-done is left behind.
-    fn execute(&mut self, command: Command) -> Result<Reply, ApiError>;
+    /// An error is what the client is told; nothing half-done is left behind.
+    fn execute(&mut self, command: Command) -> Progress<Self::Id>;
 }

@@ -1,32 +1,37 @@
-//! The main thread in between: commands, signals, the keyboard, what the guest lets go of, and its end.
+//! The main thread's loop: commands, signals, the keyboard, news, timers, and the guest's end.
+//!
+//! Each round serves everything that is ready, the most urgent first, and of each a piece that is bounded: one command, one signal, one
+//! read of keys. So nothing that never ceases keeps the rest from its turn, and timers are looked at in every round.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::Controller;
+use super::{Controller, Due, Progress};
 use crate::api::{Execute, Inbox};
 use crate::machine::Ending;
+use crate::news::whole_millis;
 use crate::terminal::{self, Arrival, Input, RawMode, Signal, Signals, StdoutSink};
 use crate::trim;
 
+/// What can be ready, in the order in which it is served.
 const ENDED: u64 = 0;
 const SIGNAL: u64 = 1;
-const KEYS: u64 = 2;
-const OUTPUT: u64 = 3;
-const COMMANDS: u64 = 4;
-const LET_GO: u64 = 5;
+const NEWS: u64 = 2;
+const COMMANDS: u64 = 3;
+const KEYS: u64 = 4;
+const OUTPUT: u64 = 5;
+/// How many there are: a round hears of all.
+const SOURCES: usize = 6;
 
 /// Keys read ahead of a guest that does not read them. More stay with the terminal.
 const BACKLOG_BYTES: usize = 4096;
 /// How often a guest with a full FIFO is offered the backlog again.
-const RETRY_MS: i32 = 20;
-/// How soon, and at the latest how often, the guest is reminded of what it has been told.
-const REMIND_MS: std::ops::RangeInclusive<i32> = 20..=5000;
-
-/// How long nothing has happened before what the start needed is given back.
-const QUIET_MS: i32 = 1000;
+const RETRY: Duration = Duration::from_millis(20);
+/// How long after a start, or after a command, what it needed is given back.
+const TRIM: Duration = Duration::from_secs(1);
 
 /// Why the main thread stopped attending.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +57,7 @@ pub fn attend(
     let epoll = Epoll::new()?;
     watch(&epoll, signals.as_raw_fd(), SIGNAL)?;
     watch(&epoll, out.as_raw_fd(), OUTPUT)?;
+    watch(&epoll, controller.news().as_raw_fd(), NEWS)?;
     if let Some(inbox) = inbox {
         watch(&epoll, inbox.as_raw_fd(), COMMANDS)?;
     }
@@ -63,10 +69,8 @@ pub fn attend(
         epoll,
         watched: None,
         keys: None,
-        remind_ms: None,
-        untrimmed: false,
     };
-    attendant.meet()?;
+    attendant.watch_machine()?;
     attendant.run()
 }
 
@@ -83,51 +87,46 @@ struct Attendant<'a> {
     /// Which of the controller's machines is being watched.
     watched: Option<u64>,
     keys: Option<Keys>,
-    /// When to follow up on what the guest has been told.
-    remind_ms: Option<i32>,
-    /// Memory that only the start needed is still mapped.
-    untrimmed: bool,
 }
 
 impl Attendant<'_> {
     fn run(mut self) -> io::Result<Ended> {
-        let mut events = [EpollEvent::default(); 8];
+        let mut events = [EpollEvent::default(); SOURCES];
         loop {
             let ready = match self.epoll.wait(self.timeout(), &mut events) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
                 ready => ready?,
             };
-            self.offer_keys();
-            if ready == 0 {
-                self.remind();
-                if std::mem::take(&mut self.untrimmed) {
-                    trim::trim();
+            self.on_time();
+            let mut ready: Vec<u64> = events.iter().take(ready).map(EpollEvent::data).collect();
+            ready.sort_unstable();
+            for source in ready {
+                if let Some(ended) = self.serve(source)? {
+                    return Ok(ended);
                 }
             }
-            for event in events.iter().take(ready) {
-                let done = match event.data() {
-                    ENDED => self.on_end(),
-                    SIGNAL => self.on_signals()?,
-                    KEYS => self.on_keys()?,
-                    COMMANDS => self.on_commands()?,
-                    LET_GO => {
-                        self.controller.settle();
-                        None
-                    }
-                    _ => {
-                        self.out.drain();
-                        None
-                    }
-                };
-                if let Some(done) = done {
-                    return Ok(done);
-                }
+            if let Some(ended) = self.answer() {
+                return Ok(ended);
             }
+            self.watch_machine()?;
         }
     }
 
+    /// Serves a piece of what is ready.
+    fn serve(&mut self, source: u64) -> io::Result<Option<Ended>> {
+        match source {
+            ENDED => return Ok(self.on_end()),
+            SIGNAL => return self.on_signal(),
+            KEYS => return self.on_keys(),
+            NEWS => self.controller.on_news(),
+            COMMANDS => self.on_command(),
+            _ => self.out.drain(),
+        }
+        Ok(None)
+    }
+
     /// Watches the machine that there is now. Descriptors of one that is gone have left the set by themselves.
-    fn meet(&mut self) -> io::Result<()> {
+    fn watch_machine(&mut self) -> io::Result<()> {
         if self.controller.machine().is_none() {
             self.leave_keys()?;
         }
@@ -136,9 +135,7 @@ impl Attendant<'_> {
             return Ok(());
         };
         watch(&self.epoll, machine.ended().as_raw_fd(), ENDED)?;
-        watch(&self.epoll, machine.let_go().as_raw_fd(), LET_GO)?;
         self.watched = number;
-        self.untrimmed = true;
         if machine.keyboard().is_some() && self.keys.is_none() {
             let keys = Keys::new()?;
             if let Some(input) = &keys.input {
@@ -146,6 +143,7 @@ impl Attendant<'_> {
             }
             self.keys = Some(keys);
         }
+        self.trim_soon();
         Ok(())
     }
 
@@ -159,57 +157,67 @@ impl Attendant<'_> {
             .ctl(ControlOperation::Delete, input.as_raw_fd(), EpollEvent::default())
     }
 
+    /// Milliseconds until a timer is due.
     fn timeout(&self) -> i32 {
-        let keys = self.keys.as_ref().filter(|keys| !keys.backlog.is_empty());
-        let trim = self.untrimmed.then_some(QUIET_MS);
-        let waits = [keys.map(|_| RETRY_MS), self.remind_ms, trim];
-        waits.into_iter().flatten().min().unwrap_or(-1)
+        let left = self.controller.timers.until_next(Instant::now());
+        left.map_or(-1, whole_millis)
     }
 
-    /// Reminds the guest, more and more seldom, until it has answered everything.
-    fn remind(&mut self) {
-        if let Some(last) = self.remind_ms {
-            let next = last.saturating_mul(2).min(*REMIND_MS.end());
-            self.remind_ms = self.controller.follow_up().then_some(next);
+    fn on_time(&mut self) {
+        for due in self.controller.on_time(Instant::now()) {
+            match due {
+                Due::Trim => trim::trim(),
+                _ => self.offer_keys(),
+            }
         }
     }
 
+    fn trim_soon(&mut self) {
+        if self.controller.machine().is_none() {
+            return;
+        }
+        self.controller.timers.set_if_idle(Due::Trim, Instant::now() + TRIM);
+    }
+
+    /// The guest has ended; also in the middle of what a client has asked for, unless that is the end.
     fn on_end(&mut self) -> Option<Ended> {
-        let ending = self.controller.machine()?.ending()?.clone();
-        self.controller.say_how(&ending);
+        let machine = self.controller.machine()?;
+        // Fails only when it has been read: what has ended stays so.
+        let _ = machine.ended().read();
+        let ending = machine.ending()?.clone();
+        if self.controller.is_stopping() {
+            return None;
+        }
+        self.controller.tell_ending(&ending);
         Some(Ended::Guest(ending))
     }
 
-    fn on_commands(&mut self) -> io::Result<Option<Ended>> {
-        let Some(inbox) = self.inbox else { return Ok(None) };
-        while let Some(request) = inbox.next() {
-            let outcome = self.controller.execute(request.command);
-            if self.controller.is_leaving() {
-                // Whoever asked may kill the process as soon as it has the answer: nothing may be left to do then.
-                inbox.close();
-            }
-            request.respond.send(outcome);
-            if self.controller.is_leaving() {
-                return Ok(Some(Ended::Asked));
-            }
-            self.meet()?;
-            // One command at a time, but the guest may have ended by it.
-            if self
-                .controller
-                .machine()
-                .is_some_and(|machine| machine.ending().is_some())
-            {
-                break;
-            }
+    fn on_command(&mut self) {
+        let Some(request) = self.inbox.and_then(Inbox::next) else {
+            return;
+        };
+        match self.controller.execute(request.command) {
+            Progress::Done(outcome) => self.controller.answers.push((request.respond, outcome)),
+            Progress::Later(id) => self.controller.keep(id, request.respond),
         }
-        if self.controller.follow_up() {
-            self.remind_ms = Some(*REMIND_MS.start());
-        }
-        Ok(None)
+        self.trim_soon();
     }
 
-    fn on_signals(&mut self) -> io::Result<Option<Ended>> {
-        while let Some(signal) = self.signals.next()? {
+    /// Gives the answers that are ready. The end, if one of them was the last.
+    fn answer(&mut self) -> Option<Ended> {
+        let leaving = self.controller.is_leaving();
+        if let (true, Some(inbox)) = (leaving, self.inbox) {
+            // Whoever asked may kill the process as soon as it has the answer: nothing may be left to do then.
+            inbox.close();
+        }
+        for (respond, outcome) in self.controller.take_answers() {
+            respond.send(outcome);
+        }
+        leaving.then_some(Ended::Asked)
+    }
+
+    fn on_signal(&mut self) -> io::Result<Option<Ended>> {
+        if let Some(signal) = self.signals.next()? {
             let raw = self.keys.as_ref().and_then(|keys| keys.raw.as_ref());
             match (signal, raw) {
                 (Signal::Terminate | Signal::Hangup, _) => return Ok(Some(Ended::Interrupted)),
@@ -251,6 +259,9 @@ impl Attendant<'_> {
         if let Some(keyboard) = self.controller.machine().and_then(|machine| machine.keyboard()) {
             let taken = keyboard.press(&keys.backlog);
             keys.backlog.drain(..taken.min(keys.backlog.len()));
+        }
+        if !keys.backlog.is_empty() {
+            self.controller.timers.set(Due::Keys, Instant::now() + RETRY);
         }
     }
 }

@@ -1,20 +1,25 @@
 //! Devices that come and go.
 
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{ApiError, Controller, Kind, Outcome, Reply, bad_request, conflict, existing, image, of_build};
+use super::{ApiError, Controller, Due, Kind, Outcome, Reply, bad_request, conflict, existing, image, of_build};
 use crate::config::{Limits, NewDevice};
 use crate::events::Events;
-use crate::machine::{News, Passed, Pending};
+use crate::machine::{Machine, Passed, Pending, STOP_DEADLINE, Update};
+
+/// How soon, and at the latest how often, a guest that does not listen yet is reminded of what it has been told.
+const REMIND: std::ops::RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_secs(1);
+/// When a device that could not be taken apart is tried again: what the host refuses for the moment, it grants a moment later.
+const RETRY: Duration = Duration::from_secs(1);
 
 impl Controller {
     /// Before the boot a device joins the configuration; afterwards it is real at once, and the guest is told.
     pub(super) fn add(&mut self, mut device: NewDevice, descriptors: Vec<OwnedFd>) -> Outcome {
         // What the guest has let go of gives its slot and its name back first.
-        self.settle();
+        self.collect();
         let vm = existing(&mut self.vm)?;
         let mut config = vm.config().clone();
         if let Some(id) = device.id().filter(|id| config.ids().any(|taken| taken == *id)) {
@@ -44,6 +49,7 @@ impl Controller {
         let bdf = at.to_string();
         self.events.emit_with("vm", "device-added", properties(&id, &bdf));
         self.publish();
+        self.remind_soon();
         Ok(Reply::Json(json!({"id": id, "bdf": bdf})))
     }
 
@@ -64,69 +70,111 @@ impl Controller {
                     .remove(id)
                     .map_err(|e| ApiError::from_error(Kind::Conflict, &e).context(format!("cannot remove {id}")))?;
                 vm.pending.push(pending);
-                self.settle();
+                self.collect();
+                self.remind_soon();
             }
         }
         Ok(Reply::Done)
     }
 
-    /// Takes apart what the guest has let go of, and tells the world.
-    pub(super) fn settle(&mut self) {
+    /// Takes apart what the guest has let go of, as far as it has stopped, and tells the world.
+    pub(super) fn collect(&mut self) {
         let Some(vm) = &mut self.vm else { return };
         let Some(machine) = vm.machine_mut() else { return };
-        let gone = machine.settle().unwrap_or_else(|error| {
-            log::error!("a removed device cannot be taken apart: {error}");
-            Vec::new()
-        });
-        for (id, at) in &gone {
+        let collected = machine.collect();
+        let stopping: Vec<String> = machine.stopping().into_iter().map(Into::into).collect();
+        if let Some(error) = collected.failure {
+            log::error!("a removed device cannot be taken apart yet: {error}");
+            self.timers.set_if_idle(Due::Retry, Instant::now() + RETRY);
+        }
+        vm.stopping.retain(|id, _| stopping.contains(id));
+        for id in stopping {
+            let deadline = Instant::now() + STOP_DEADLINE;
+            vm.stopping.entry(id).or_insert(Some(deadline));
+            self.timers.set_if_idle(Due::Stuck, deadline);
+        }
+        for (id, at) in &collected.gone {
             vm.forget(id);
             self.events
                 .emit_with("vm", "device-removed", properties(id, &at.to_string()));
         }
-        if !gone.is_empty() {
+        if !collected.gone.is_empty() {
             self.publish();
         }
     }
 
-    /// Looks after what the guest has been told of: reminds it, and says what it answered. Whether there is more to wait for.
-    pub(super) fn follow_up(&mut self) -> bool {
-        let Some(vm) = &mut self.vm else { return false };
-        let mut pending = std::mem::take(&mut vm.pending);
+    /// Tells of devices that have not stopped in time. They are watched further, and collected should they stop after all.
+    pub(super) fn look_for_stuck(&mut self, now: Instant) {
+        let Some(vm) = &mut self.vm else { return };
+        let late = |deadline: &mut Option<Instant>| deadline.take_if(|deadline| *deadline <= now).is_some();
+        let stuck = vm
+            .stopping
+            .iter_mut()
+            .filter_map(|(id, deadline)| late(deadline).then(|| id.clone()));
+        let stuck: Vec<String> = stuck.collect();
+        if let Some(next) = vm.stopping.values().flatten().min() {
+            self.timers.set(Due::Stuck, *next);
+        }
+        self.tell_stuck(&stuck);
+    }
+
+    /// Says what the guest has answered, or that it has not for long.
+    pub(super) fn hear(&mut self) {
+        let Some(vm) = &mut self.vm else { return };
         let (events, now) = (&self.events, Instant::now());
-        pending.retain_mut(|pending| {
-            pending.news(now).is_none_or(|news| {
-                report(events, pending, news);
-                !news.is_last()
+        vm.pending.retain_mut(|pending| {
+            pending.update(now).is_none_or(|update| {
+                report(events, pending, update);
+                !update.is_last()
             })
         });
-        vm.pending = pending;
-        let reminded = vm.machine().is_some_and(crate::machine::Machine::nudge);
-        reminded || !vm.pending.is_empty()
+        match vm.pending.iter().filter_map(Pending::deadline).min() {
+            Some(next) => self.timers.set(Due::Patience, next),
+            None => self.timers.cancel(Due::Patience),
+        }
+    }
+
+    /// The guest has been told something: it is reminded should it not have heard.
+    pub(super) fn remind_soon(&mut self) {
+        if let Some(vm) = &mut self.vm {
+            vm.patience = *REMIND.start();
+            self.timers.set(Due::Remind, Instant::now() + vm.patience);
+        }
+        self.hear();
+    }
+
+    /// Tells the guest again, more and more seldom, until it has heard.
+    pub(super) fn remind(&mut self, now: Instant) {
+        let Some(vm) = &mut self.vm else { return };
+        if vm.machine().is_some_and(Machine::remind) {
+            vm.patience = vm.patience.saturating_mul(2).min(*REMIND.end());
+            self.timers.set(Due::Remind, now + vm.patience);
+        }
     }
 }
 
 /// Says what became of a request: all of it in the log, and what a client cannot see otherwise as an event.
-fn report(events: &Events, of: &Pending, news: News) {
+fn report(events: &Events, of: &Pending, update: Update) {
     let (id, request) = (of.id.as_str(), of.request.name());
     let say = |event, what: Option<(&str, Value)>| {
         let properties = [("id", id.into()), ("request", request.into())];
         events.emit_with("guest", event, properties.into_iter().chain(what));
     };
-    match news {
-        News::Done(latency) => log::info!("{request} {id}: the guest took {} ms", latency.as_millis()),
-        News::Refused(code) => {
+    match update {
+        Update::Done(latency) => log::info!("{request} {id}: the guest took {} ms", latency.as_millis()),
+        Update::Refused(code) => {
             log::warn!("{request} {id}: the guest refused, with code {code:#x}");
             say("device-refused", Some(("code", code.into())));
         }
-        News::Unproven => {
+        Update::Unproven => {
             log::warn!("{request} {id}: the guest reported success, but does not have it");
             say("device-refused", None);
         }
-        News::Overdue(waited) => {
+        Update::Overdue(waited) => {
             log::warn!("{request} {id}: no answer of the guest for {} s", waited.as_secs());
             say("device-unanswered", None);
         }
-        News::Withdrawn => log::debug!("{request} {id}: overtaken by a later request"),
+        Update::Withdrawn => log::debug!("{request} {id}: overtaken by a later request"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The thread that owns the VM: it carries commands out, one after another, and attends to the guest in between.
+//! The thread that owns the VM: it carries commands out, attends to the guest in between, and waits for nobody.
 //!
 //! | state | a configuration | a machine | entered by |
 //! |---|---|---|---|
@@ -8,27 +8,38 @@
 //! | `Paused` | yes | yes | `vm.pause` |
 //! | `Shutdown` | yes | no | `vm.shutdown` |
 //!
-//! A command either succeeds, or leaves everything as it was and says why. A guest that ends by itself ends the process, in
+//! A command either succeeds, or leaves everything as it was and says why. One that depends on others, devices or the guest, is an
+//! operation in progress (`operation.rs`) that news and timers drive on, until it is answered. A guest that ends by itself ends the process, in
 //! `attend.rs`; a reboot by command builds the machine anew.
 
 mod attend;
 mod devices;
 mod image;
+mod lifecycle;
+mod operation;
 mod run;
 mod serve;
+mod timers;
 mod vm;
+
+use std::io;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::api::{ApiError, Command, Execute, Info, Kind, Reply, Resize, VmInfo, VmState};
+use crate::api::{self, ApiError, Command, Execute, Info, Kind, Outcome, Reply, Resize, Responder, VmInfo};
 use crate::config::{Limits, RunOptions, VmConfig};
 use crate::events::Events;
-use crate::machine::{BuildError, Ending, Machine};
+use crate::machine::{BuildError, Ending, Machine, STOP_DEADLINE};
+use crate::news::News;
 use crate::terminal::StdoutSink;
 
 pub use attend::{Ended, attend};
+pub use operation::OperationId;
+use operation::{Answers, Operations};
 pub use run::{Exit, conclude, run};
 pub use serve::serve;
+use timers::Timers;
 use vm::Vm;
 
 /// Owner of at most one VM.
@@ -37,27 +48,68 @@ pub struct Controller {
     events: Events,
     options: RunOptions,
     stdout: StdoutSink,
+    news: News,
+    timers: Timers<Due>,
+    operations: Operations<Controller>,
+    /// Of commands that have been carried out, to be sent.
+    answers: Answers,
     vm: Option<Vm>,
+    /// Machines that have ended, but for devices that did not stop.
+    abandoned: Vec<Machine>,
     /// How many machines have been built.
     boots: u64,
     /// The next answer is the last one.
     leaving: bool,
 }
 
-type Outcome = Result<Reply, ApiError>;
+/// What the main thread has to do at a certain time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Due {
+    /// Keys wait for a guest that had no room for them.
+    Keys,
+    /// An operation's deadline has come.
+    Operation,
+    /// A device that the guest let go of has not stopped in time.
+    Stuck,
+    /// A device that could not be taken apart is tried again.
+    Retry,
+    /// The guest has not answered for long.
+    Patience,
+    /// The guest may not have heard what it was told.
+    Remind,
+    /// What the start needed can go.
+    Trim,
+}
+
+/// How far a command has come.
+type Progress = api::Progress<OperationId>;
+
+impl From<ApiError> for Progress {
+    fn from(error: ApiError) -> Self {
+        Self::Done(Err(error))
+    }
+}
 
 impl Controller {
     /// No VM yet. `info` and `events` are kept up to date; `stdout` is what a console in mode `Tty` prints on.
-    pub fn new(info: Info, events: Events, options: RunOptions, stdout: StdoutSink) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// When the host has no descriptor left.
+    pub fn new(info: Info, events: Events, options: RunOptions, stdout: StdoutSink) -> io::Result<Self> {
+        Ok(Self {
             info,
             events,
             options,
             stdout,
+            news: News::new()?,
+            timers: Timers::new(),
+            operations: Operations::default(),
+            answers: Answers::new(),
             vm: None,
+            abandoned: Vec::new(),
             boots: 0,
             leaving: false,
-        }
+        })
     }
 
     /// The machine, while there is one.
@@ -72,17 +124,73 @@ impl Controller {
     pub fn start(&mut self, config: VmConfig) -> Result<(), anyhow::Error> {
         let mut vm = Vm::new(config);
         vm.inherit()?;
-        vm.boot(&self.options, &self.stdout)?;
+        vm.boot(&self.options, &self.stdout, &self.news.waker())?;
         self.boots += 1;
         self.vm = Some(vm);
         self.publish();
         Ok(())
     }
 
-    /// Ends the VM, devices first stopped, and forgets it.
+    /// Ends the VM within [`STOP_DEADLINE`], and forgets it. Commands in progress are answered that husk is ending. For the end of the
+    /// process: this waits.
     pub fn stop(&mut self) {
+        self.operations = Operations::default();
+        let asked = self.vm.as_mut().and_then(|vm| vm.stop());
+        if let (Some(asked), Some(machine)) = (asked, self.vm.as_mut().and_then(|vm| vm.take_machine())) {
+            let stuck = machine.stop_by(&self.news, asked + STOP_DEADLINE);
+            self.tell_stuck(&stuck);
+        }
         self.vm = None;
+        self.collect_abandoned();
+        self.abandoned.drain(..).for_each(Machine::abandon);
         self.info.set(None);
+    }
+
+    /// Readable when [`Controller::on_news`] has something to do.
+    pub(super) fn news(&self) -> &News {
+        &self.news
+    }
+
+    /// Answers that are ready, with whom to give them to.
+    pub(super) fn take_answers(&mut self) -> Answers {
+        std::mem::take(&mut self.answers)
+    }
+
+    /// Has the operation `id` answer by `respond`.
+    pub(super) fn keep(&mut self, id: OperationId, respond: Responder) {
+        self.operations.keep(id, respond);
+        // What has nobody to wait for is done at once.
+        self.advance();
+    }
+
+    /// Looks after everything that others may have changed.
+    pub(super) fn on_news(&mut self) {
+        self.news.take();
+        self.collect();
+        self.collect_abandoned();
+        self.hear();
+        self.advance();
+    }
+
+    /// Does what is due, and says what of it is not the controller's.
+    fn on_time(&mut self, now: Instant) -> Vec<Due> {
+        let mut others = Vec::new();
+        for due in self.timers.take_due(now) {
+            match due {
+                Due::Operation => self.advance(),
+                Due::Stuck => self.look_for_stuck(now),
+                Due::Retry => self.collect(),
+                Due::Patience => self.hear(),
+                Due::Remind => self.remind(now),
+                Due::Keys | Due::Trim => others.push(due),
+            }
+        }
+        others
+    }
+
+    /// Whether the guest's end is what a client has asked for.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.vm.as_ref().is_some_and(Vm::is_stopping)
     }
 
     /// How many machines there have been: tells one from the next.
@@ -96,7 +204,7 @@ impl Controller {
     }
 
     /// Says how the guest ended to whoever listens.
-    pub(super) fn say_how(&self, ending: &Ending) {
+    pub(super) fn tell_ending(&self, ending: &Ending) {
         let event = match ending {
             Ending::PowerOff => "power-off",
             Ending::Reset | Ending::TripleFault => "reset",
@@ -107,7 +215,7 @@ impl Controller {
     }
 
     /// Says that the process ends, without having been asked to by a client.
-    pub(super) fn say_goodbye(&self) {
+    pub(super) fn tell_end(&self) {
         self.events.emit("vmm", "shutdown");
     }
 
@@ -132,7 +240,7 @@ impl Controller {
             return Err(conflict("the VM runs already"));
         }
         self.events.emit("vm", "booting");
-        vm.boot(&self.options, &self.stdout)
+        vm.boot(&self.options, &self.stdout, &self.news.waker())
             .map_err(|e| of_build(e).context("cannot boot the VM"))?;
         self.boots += 1;
         self.events.emit("vm", "booted");
@@ -140,60 +248,9 @@ impl Controller {
         Ok(Reply::Done)
     }
 
-    fn shutdown(&mut self) -> Outcome {
-        let vm = running(&mut self.vm)?;
-        vm.shutdown();
-        self.events.emit("vm", "shutdown");
-        self.publish();
-        Ok(Reply::Done)
-    }
-
-    fn delete(&mut self) -> Outcome {
-        if self.vm.take().is_some() {
-            self.events.emit("vm", "deleted");
-            self.publish();
-        }
-        Ok(Reply::Done)
-    }
-
-    fn reboot(&mut self) -> Outcome {
-        let vm = running(&mut self.vm)?;
-        self.events.emit("vm", "rebooting");
-        vm.shutdown();
-        let booted = vm.boot(&self.options, &self.stdout);
-        self.boots += 1;
-        self.publish();
-        booted.map_err(|e| of_build(e).context("cannot boot the VM again: it is shut down"))?;
-        self.events.emit("vm", "booted");
-        Ok(Reply::Done)
-    }
-
     fn press_power_button(&mut self) -> Outcome {
         running(&mut self.vm)?.with_machine(|machine| machine.press_power_button());
-        Ok(Reply::Done)
-    }
-
-    fn pause(&mut self) -> Outcome {
-        let vm = running(&mut self.vm)?;
-        if vm.state() == VmState::Paused {
-            return Err(conflict("the VM is paused already"));
-        }
-        self.events.emit("vm", "pausing");
-        vm.pause();
-        self.events.emit("vm", "paused");
-        self.publish();
-        Ok(Reply::Done)
-    }
-
-    fn resume(&mut self) -> Outcome {
-        let vm = running(&mut self.vm)?;
-        if vm.state() != VmState::Paused {
-            return Err(conflict("the VM is not paused"));
-        }
-        self.events.emit("vm", "resuming");
-        vm.resume();
-        self.events.emit("vm", "resumed");
-        self.publish();
+        self.remind_soon();
         Ok(Reply::Done)
     }
 
@@ -238,14 +295,6 @@ impl Controller {
         }
     }
 
-    /// Stops everything before the answer: whoever asked may kill the process as soon as it has come.
-    fn shutdown_vmm(&mut self) -> Outcome {
-        self.stop();
-        self.events.emit("vmm", "shutdown");
-        self.leaving = true;
-        Ok(Reply::Done)
-    }
-
     /// Shows the VM as it is to `vm.info`.
     fn publish(&self) {
         self.info.set(self.vm.as_ref().map(|vm| VmInfo {
@@ -257,22 +306,28 @@ impl Controller {
 }
 
 impl Execute for Controller {
-    fn execute(&mut self, command: Command) -> Outcome {
-        match command {
+    type Id = OperationId;
+
+    fn execute(&mut self, command: Command) -> Progress {
+        if let Some(refusal) = self.operations.refusal(&command) {
+            return refusal.into();
+        }
+        let now = match command {
+            Command::Pause => return self.pause(),
+            Command::Shutdown => return self.shutdown(),
+            Command::Delete => return self.delete(),
+            Command::Reboot => return self.reboot(),
+            Command::ShutdownVmm => return self.shutdown_vmm(),
             Command::Create(config) => self.create(*config),
             Command::Boot => self.boot(),
-            Command::Shutdown => self.shutdown(),
-            Command::Delete => self.delete(),
-            Command::Reboot => self.reboot(),
             Command::PowerButton => self.press_power_button(),
-            Command::Pause => self.pause(),
             Command::Resume => self.resume(),
             Command::Counters => self.counters(),
             Command::Resize(wanted) => self.resize(wanted),
             Command::Add(device, descriptors) => self.add(*device, descriptors),
             Command::Remove(id) => self.remove(&id),
-            Command::ShutdownVmm => self.shutdown_vmm(),
-        }
+        };
+        Progress::Done(now)
     }
 }
 

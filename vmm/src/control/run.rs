@@ -43,7 +43,8 @@ pub fn run(config: VmConfig, options: &RunOptions) -> Result<Exit> {
     let trace_file = options.boot_trace.as_deref().map(create_trace).transpose()?;
     let signals = Signals::new().context("cannot divert signals")?;
     let stdout = StdoutSink::new().context("cannot take standard output")?;
-    let mut controller = Controller::new(Info::new(), Events::default(), options.clone(), stdout.clone());
+    let mut controller = Controller::new(Info::new(), Events::default(), options.clone(), stdout.clone())
+        .context("cannot make an eventfd")?;
     controller.start(config)?;
     let exit = conclude(controller, signals, &stdout, None, options)?;
     trace.mark(Phase::Teardown);
@@ -65,7 +66,7 @@ pub fn conclude(
     let ended = attend(&mut controller, signals, stdout, inbox);
     options.trace.leave_guest();
     if !matches!(ended, Ok(Ended::Asked)) {
-        controller.say_goodbye();
+        controller.tell_end();
     }
     controller.stop();
     stdout.finish(LAST_WORDS);

@@ -24,7 +24,8 @@ pub fn serve(server: Server, options: &RunOptions, events: Events) -> Result<Exi
     let confine = move || seccomp.enter(Role::Api).map_err(io::Error::other);
     let (running, inbox) = server.spawn(info.clone(), confine).context("cannot start the API")?;
     events.emit("vmm", "starting");
-    let controller = Controller::new(info, events, options.clone(), stdout.clone());
+    let controller =
+        Controller::new(info, events, options.clone(), stdout.clone()).context("cannot make an eventfd")?;
     let exit = conclude(controller, signals, &stdout, Some(&inbox), options);
     // In this order: commands that wait are refused, then all that has been answered goes out.
     drop(inbox);

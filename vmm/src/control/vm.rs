@@ -1,6 +1,9 @@
 //! The VM that a controller owns: its configuration, what clients passed for it, and its machine while it runs.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::task::Waker;
+use std::time::{Duration, Instant};
 
 use crate::api::VmState;
 use crate::config::{NewDevice, RunOptions, VmConfig};
@@ -15,6 +18,12 @@ pub(super) struct Vm {
     machine: Option<Machine>,
     /// What the guest has not answered yet.
     pub(super) pending: Vec<Pending>,
+    /// Devices that have been asked to stop: when that will be told as too late, unless it has been.
+    pub(super) stopping: BTreeMap<String, Option<Instant>>,
+    /// How long the guest is given before it is reminded again.
+    pub(super) patience: Duration,
+    /// When everything was asked to stop.
+    stopped: Option<Instant>,
 }
 
 impl Vm {
@@ -25,6 +34,9 @@ impl Vm {
             state: VmState::Created,
             machine: None,
             pending: Vec::new(),
+            stopping: BTreeMap::new(),
+            patience: Duration::ZERO,
+            stopped: None,
         }
     }
 
@@ -70,23 +82,39 @@ impl Vm {
     }
 
     /// Builds the machine and lets the guest run. On an error nothing has changed.
-    pub(super) fn boot(&mut self, options: &RunOptions, stdout: &StdoutSink) -> Result<(), BuildError> {
-        let mut machine = Machine::build(&self.config, &self.passed, options, stdout)?;
+    pub(super) fn boot(&mut self, options: &RunOptions, stdout: &StdoutSink, waker: &Waker) -> Result<(), BuildError> {
+        let mut machine = Machine::build(&self.config, &self.passed, options, stdout, waker)?;
         machine.start()?;
         self.machine = Some(machine);
         self.state = VmState::Running;
         Ok(())
     }
 
-    /// Ends the guest and takes the machine apart.
-    pub(super) fn shutdown(&mut self) {
-        self.machine = None;
-        self.pending.clear();
-        self.state = VmState::Shutdown;
+    /// Asks everything to stop; since when it has been, if there is a machine.
+    pub(super) fn stop(&mut self) -> Option<Instant> {
+        self.machine.as_mut()?.stop();
+        Some(*self.stopped.get_or_insert_with(Instant::now))
     }
 
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopped.is_some()
+    }
+
+    /// Parts with the machine, which has stopped or is left behind.
+    pub(super) fn take_machine(&mut self) -> Option<Machine> {
+        self.pending.clear();
+        self.stopping.clear();
+        self.stopped = None;
+        self.state = VmState::Shutdown;
+        self.machine.take()
+    }
+
+    /// Asks everything to hold: it is [paused](Self::paused) when it does.
     pub(super) fn pause(&mut self) {
         self.with_machine(Machine::pause);
+    }
+
+    pub(super) fn paused(&mut self) {
         self.state = VmState::Paused;
     }
 

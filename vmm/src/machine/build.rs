@@ -12,6 +12,7 @@ use std::error::Error;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::task::Waker;
 use std::thread::{self, Scope, ScopedJoinHandle};
 
 use husk_devices::power;
@@ -106,7 +107,7 @@ pub(super) fn host(what: &'static str) -> impl FnOnce(io::Error) -> BuildError {
 
 impl Machine {
     /// Builds the VM that `config` describes, up to its first instruction, with the descriptors in `passed`. `stdout` takes what a
-    /// console in mode `Tty` prints.
+    /// console in mode `Tty` prints; `waker` is woken whenever the machine's owner should look after it.
     ///
     /// # Errors
     /// See [`BuildError`]. Nothing is left behind.
@@ -115,10 +116,11 @@ impl Machine {
         passed: &Passed,
         options: &RunOptions,
         stdout: &StdoutSink,
+        waker: &Waker,
     ) -> Result<Self, BuildError> {
         let (trace, vcpus) = (&options.trace, config.cpus.boot_vcpus);
         prepare_process();
-        let spawner = Arc::new(Spawner::new(options.seccomp));
+        let spawner = Arc::new(Spawner::new(options.seccomp, waker.clone()));
         let kvm = Kvm::open()?;
         config.validate(Limits {
             max_vcpus: kvm.max_vcpus(),

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::task::Waker;
 
 use husk_devices::ioapic::{self, Ioapic};
 use husk_devices::memory::GuestMemory;
@@ -19,10 +20,9 @@ use husk_hotplug::{Hotplug, HotplugError};
 use husk_virtio::device::VirtioDevice;
 use husk_virtio::threads::Threads;
 use husk_virtio::transport::pci::VirtioPci;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::board::{Board, lock};
-use super::build::{BuildError, host};
+use super::build::BuildError;
 use super::slots::{NewFunction, PciPlug, SLOTS, bdf};
 
 /// What the registers of hot-plug are called among the counters.
@@ -37,9 +37,16 @@ pub struct Devices {
     /// Where each virtio device is, by its name.
     places: BTreeMap<String, Bdf>,
     bell: Bell,
-    /// Readable when the guest has let go of a function.
-    let_go: EventFd,
     aml: Vec<Vec<u8>>,
+}
+
+/// What became of the functions that the guest has let go of.
+#[derive(Debug)]
+pub struct Collected {
+    /// Those that are gone, by name, and where they were.
+    pub gone: Vec<(String, Bdf)>,
+    /// Why another one is not, first of all: it will be tried again.
+    pub failure: Option<HotplugError>,
 }
 
 /// Why a slot cannot be had, or given back.
@@ -83,18 +90,18 @@ impl Devices {
             .mmio()
             .insert(u64::from(layout::IOAPIC), ioapic::SIZE, ioapic.clone());
         placed.map_err(|e| BuildError::device("I/O APIC", e))?;
-        let let_go = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("make an eventfd"))?;
         let bell = Bell::new(line(&ioapic, layout::GED_GSI).map_err(|e| BuildError::device("GED", e))?);
-        let bank = place_hotplug(&board, &bell, &let_go)?;
+        let bank = place_hotplug(&board, &bell, threads.waker())?;
         let plug = PciPlug::new(board.clone(), machine, memory, threads.clone(), bars);
+        let mut slots = Hotplug::new(plug, bank, bell.clone());
+        slots.notify(threads.waker());
         Ok(Self {
             board,
             ioapic,
             threads,
-            slots: Hotplug::new(plug, bank, bell.clone()),
+            slots,
             places: BTreeMap::new(),
             bell,
-            let_go,
             aml: vec![PciRoot::aml(ecam, mmio, Window { base: 0, size: 0 })],
         })
     }
@@ -162,29 +169,33 @@ impl Devices {
         Ok(self.slots.remove(u32::from(at.device))?)
     }
 
-    /// Readable when [`Devices::settle`] has something to do.
-    pub fn let_go(&self) -> &EventFd {
-        &self.let_go
-    }
-
-    /// Takes apart what the guest has let go of, and says what that was.
-    ///
-    /// # Errors
-    /// The first failure of the host; the rest is done all the same.
-    pub fn settle(&mut self) -> Result<Vec<(String, Bdf)>, HotplugError> {
-        // Fails only when nothing has happened.
-        let _ = self.let_go.read();
-        self.slots.ejected()?;
+    /// Takes apart what the guest has let go of, as far as it has stopped. Never waits: to be called again when a thread has ended, and
+    /// after a failure.
+    pub fn collect(&mut self) -> Collected {
+        let failure = self.slots.ejected().err();
         // Not by what was ejected just now: what the guest had never heard of went when it was asked back.
         let plug = self.slots.plug();
         let gone = self
             .places
             .extract_if(.., |_, at| plug.function(u32::from(at.device)).is_none());
-        Ok(gone.collect())
+        Collected {
+            gone: gone.collect(),
+            failure,
+        }
+    }
+
+    /// Devices that the guest has let go of and whose threads have yet to stop.
+    pub fn stopping(&self) -> Vec<&str> {
+        let plug = self.slots.plug();
+        let stopping = self
+            .places
+            .iter()
+            .filter(|(_, at)| plug.is_stopping(u32::from(at.device)));
+        stopping.map(|(name, _)| name.as_str()).collect()
     }
 
     /// Tells the guest again of what it has not asked about yet; whether there is such a thing.
-    pub fn nudge(&self) -> bool {
+    pub fn remind(&self) -> bool {
         self.bell.nudge()
     }
 
@@ -214,7 +225,7 @@ impl Devices {
     }
 
     fn first_vacant(&self) -> Result<(u32, Bdf), SlotError> {
-        // One that the guest has just let go of waits for `settle`, which knows whose name goes with it.
+        // One that the guest has just let go of waits for `collect`, which knows whose name goes with it.
         let vacant = |slot: &u32| self.slots.state(*slot) == Some(State::Empty);
         let slot = (1..SLOTS).find(vacant).ok_or(SlotError::Full)?;
         let device = u8::try_from(slot).map_err(|_| SlotError::Full)?;
@@ -249,9 +260,15 @@ impl Devices {
         self.slots.plug().functions()
     }
 
-    /// Keeps every device from doing anything until [`Devices::release`]. Only when no vCPU runs.
+    /// Keeps every device from doing anything until [`Devices::release`]. Only when no vCPU runs. Does not wait: see
+    /// [`Devices::unheld`].
     pub fn hold(&self) {
         self.virtio().for_each(|function| lock(function).hold());
+    }
+
+    /// The devices that still do something after [`Devices::hold`].
+    pub fn unheld(&self) -> Vec<&str> {
+        self.names_where(|function| !function.is_held())
     }
 
     /// Lets the devices go on.
@@ -259,10 +276,23 @@ impl Devices {
         self.virtio().for_each(|function| lock(function).release());
     }
 
-    /// Stops every device thread: requests in flight are completed, then guest memory is left alone. Not to be called on a vCPU
-    /// thread, and only when all of these have stopped.
-    pub fn stop(&mut self) {
-        self.virtio().for_each(|function| drop(lock(function).shutdown()));
+    /// Asks every device to stop, for good: requests in flight are completed, then guest memory is left alone. Only when no vCPU runs.
+    /// Does not wait: see [`Devices::unstopped`].
+    pub fn stop(&self) {
+        self.virtio().for_each(|function| lock(function).retire());
+    }
+
+    /// The devices whose threads may still touch guest memory after [`Devices::stop`].
+    pub fn unstopped(&self) -> Vec<&str> {
+        self.names_where(|function| !function.is_stopped())
+    }
+
+    fn names_where(&self, wanted: impl Fn(&VirtioPci) -> bool) -> Vec<&str> {
+        let plug = self.slots.plug();
+        let function = |at: &Bdf| plug.function(u32::from(at.device));
+        let fits = |at: &Bdf| function(at).is_some_and(|function| wanted(&lock(function)));
+        let found = self.places.iter().filter(|(_, at)| fits(at));
+        found.map(|(name, _)| name.as_str()).collect()
     }
 }
 
@@ -271,12 +301,8 @@ fn line(ioapic: &Mutex<Ioapic>, gsi: u32) -> io::Result<Irq> {
 }
 
 /// Puts the registers of events and PCI slots on the bus.
-fn place_hotplug(board: &Board, bell: &Bell, let_go: &EventFd) -> Result<Arc<Mutex<Bank>>, BuildError> {
-    let let_go = let_go.try_clone().map_err(host("duplicate an eventfd"))?;
-    let on_let_go = move || {
-        // Fails only when the counter is full, and then it is readable all the same.
-        let _ = let_go.write(1);
-    };
+fn place_hotplug(board: &Board, bell: &Bell, waker: Waker) -> Result<Arc<Mutex<Bank>>, BuildError> {
+    let on_let_go = move || waker.wake_by_ref();
     let mut bank =
         Bank::new(Kind::Pci, SLOTS, bell.clone(), on_let_go).map_err(|e| BuildError::device("PCI slots", e))?;
     bank.pin(0).map_err(|e| BuildError::device("PCI slots", e))?;

@@ -9,13 +9,13 @@ mod pending;
 pub mod pmem;
 mod populate;
 mod slots;
+mod stop;
 mod vsock;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use husk_devices::pci::Bdf;
-use husk_hotplug::HotplugError;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::NewDevice;
@@ -30,9 +30,10 @@ use device::Devices;
 
 pub use board::Ending;
 pub use build::BuildError;
-pub use device::SlotError;
-pub use pending::{News, Pending, Request};
+pub use device::{Collected, SlotError};
+pub use pending::{Pending, Request, Update};
 pub use populate::{Keyboard, Passed};
+pub use stop::STOP_DEADLINE;
 
 /// A virtual machine.
 ///
@@ -67,12 +68,17 @@ impl Machine {
             .map_err(build::host("start the thread that starts device threads"))
     }
 
-    /// Takes the vCPUs out of the guest, then holds the devices as they are.
+    /// Takes the vCPUs out of the guest, then asks the devices to hold as they are: see [`Machine::unheld`].
     pub fn pause(&self) {
         if let Some(cpus) = &self.cpus {
             cpus.pause();
         }
         self.devices.hold();
+    }
+
+    /// The devices that still do something after [`Machine::pause`].
+    pub fn unheld(&self) -> Vec<&str> {
+        self.devices.unheld()
     }
 
     /// Lets devices and guest go on after [`Machine::pause`].
@@ -81,12 +87,6 @@ impl Machine {
         if let Some(cpus) = &self.cpus {
             cpus.resume();
         }
-    }
-
-    /// Takes the vCPUs out of the guest, then stops the devices: what they have acknowledged is on its disk.
-    pub fn stop(&mut self) {
-        self.cpus = None;
-        self.devices.stop();
     }
 
     /// Makes `device` real and tells the guest, with the descriptors in `passed`.
@@ -109,22 +109,20 @@ impl Machine {
         Ok(Pending::new(id, Request::Remove, ticket))
     }
 
-    /// Readable when [`Machine::settle`] has something to do.
-    pub fn let_go(&self) -> &EventFd {
-        self.devices.let_go()
+    /// Takes apart what the guest has let go of, as far as it has stopped. Never waits: to be called again when there is news, and after
+    /// a failure.
+    pub fn collect(&mut self) -> Collected {
+        self.devices.collect()
     }
 
-    /// Takes apart what the guest has let go of; names and places.
-    ///
-    /// # Errors
-    /// The first failure of the host.
-    pub fn settle(&mut self) -> Result<Vec<(String, Bdf)>, HotplugError> {
-        self.devices.settle()
+    /// Devices that the guest has let go of and whose threads have yet to stop.
+    pub fn stopping(&self) -> Vec<&str> {
+        self.devices.stopping()
     }
 
     /// Tells the guest again of what it has not asked about yet; whether there is such a thing.
-    pub fn nudge(&self) -> bool {
-        self.devices.nudge()
+    pub fn remind(&self) -> bool {
+        self.devices.remind()
     }
 
     /// Presses the guest's power button.
@@ -157,11 +155,5 @@ impl Machine {
         if let (Some(Keyboard::Console(console)), Some(window)) = (&self.keyboard, window_size()) {
             console.resize(window.columns, window.rows);
         }
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        self.stop();
     }
 }

@@ -28,7 +28,7 @@ impl Request {
 
 /// What is new of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum News {
+pub enum Update {
     /// The guest did what was asked, so long after it was.
     Done(Duration),
     /// It refused, with this `_OST` status code (ACPI 6.5 §6.3.5).
@@ -41,7 +41,7 @@ pub enum News {
     Overdue(Duration),
 }
 
-impl News {
+impl Update {
     /// Whether nothing will follow.
     pub const fn is_last(self) -> bool {
         !matches!(self, Self::Overdue(_))
@@ -77,18 +77,23 @@ impl Pending {
         self.request == Request::Remove && self.id == id
     }
 
+    /// When silence will be told of, unless it has been.
+    pub fn deadline(&self) -> Option<Instant> {
+        (!self.overdue).then_some(self.since + PATIENCE)
+    }
+
     /// What has become of it by `now`, if that is new.
-    pub fn news(&mut self, now: Instant) -> Option<News> {
+    pub fn update(&mut self, now: Instant) -> Option<Update> {
         match self.ticket.wait(Instant::now()) {
-            Outcome::Accepted => Some(News::Done(self.ticket.latency().unwrap_or_default())),
-            Outcome::Refused { ost } => Some(News::Refused(ost)),
-            Outcome::Unproven => Some(News::Unproven),
-            Outcome::Withdrawn => Some(News::Withdrawn),
+            Outcome::Accepted => Some(Update::Done(self.ticket.latency().unwrap_or_default())),
+            Outcome::Refused { ost } => Some(Update::Refused(ost)),
+            Outcome::Unproven => Some(Update::Unproven),
+            Outcome::Withdrawn => Some(Update::Withdrawn),
             Outcome::TimedOut => {
                 let waited = now.saturating_duration_since(self.since);
-                let news = !self.overdue && waited >= PATIENCE;
-                self.overdue |= news;
-                news.then_some(News::Overdue(waited))
+                let first = !self.overdue && waited >= PATIENCE;
+                self.overdue |= first;
+                first.then_some(Update::Overdue(waited))
             }
         }
     }
@@ -108,30 +113,30 @@ mod tests {
     #[test]
     fn a_refusal_comes_with_its_code() {
         let (promise, mut pending) = pending();
-        assert_eq!(pending.news(Instant::now()), None);
+        assert_eq!(pending.update(Instant::now()), None);
         promise.keep(Outcome::Refused { ost: 0x81 });
-        let news = pending.news(Instant::now()).unwrap();
-        assert_eq!(news, News::Refused(0x81));
-        assert!(news.is_last());
+        let update = pending.update(Instant::now()).unwrap();
+        assert_eq!(update, Update::Refused(0x81));
+        assert!(update.is_last());
     }
 
     #[test]
     fn silence_is_told_once_and_does_not_hide_the_answer() {
         let (promise, mut pending) = pending();
         let late = pending.since + PATIENCE;
-        assert_eq!(pending.news(late - Duration::from_millis(1)), None);
-        let news = pending.news(late).unwrap();
-        assert_eq!(news, News::Overdue(PATIENCE));
-        assert!(!news.is_last());
-        assert_eq!(pending.news(late + PATIENCE), None);
+        assert_eq!(pending.update(late - Duration::from_millis(1)), None);
+        let update = pending.update(late).unwrap();
+        assert_eq!(update, Update::Overdue(PATIENCE));
+        assert!(!update.is_last());
+        assert_eq!(pending.update(late + PATIENCE), None);
         promise.keep(Outcome::Accepted);
-        assert!(matches!(pending.news(late + PATIENCE), Some(News::Done(_))));
+        assert!(matches!(pending.update(late + PATIENCE), Some(Update::Done(_))));
     }
 
     #[test]
     fn what_nobody_can_answer_any_more_is_withdrawn() {
         let (promise, mut pending) = pending();
         drop(promise);
-        assert_eq!(pending.news(Instant::now()), Some(News::Withdrawn));
+        assert_eq!(pending.update(Instant::now()), Some(Update::Withdrawn));
     }
 }

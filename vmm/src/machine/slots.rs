@@ -42,6 +42,8 @@ struct Plugged {
     function: Arc<Mutex<VirtioPci>>,
     /// Where its BARs were placed (base, bytes).
     bars: Vec<(u64, u64)>,
+    /// Out of the guest's reach, and asked to stop.
+    retired: bool,
 }
 
 /// What makes virtio functions real.
@@ -85,6 +87,12 @@ impl PciPlug {
         self.plugged.get(&slot).map(|plugged| &plugged.function)
     }
 
+    /// Whether the function in `slot` is on its way out, and its threads have yet to stop.
+    pub fn is_stopping(&self, slot: u32) -> bool {
+        let plugged = self.plugged.get(&slot);
+        plugged.is_some_and(|plugged| plugged.retired && !lock(&plugged.function).is_stopped())
+    }
+
     fn make(&mut self, slot: u32, unit: NewFunction) -> Result<(), Fault> {
         let mut function = VirtioPci::new(unit.device, unit.name, self.host.clone(), self.memory.clone())?;
         function.set_threads(self.threads.clone());
@@ -98,7 +106,12 @@ impl PciPlug {
         match inserted {
             Ok(bdf) => {
                 self.board.remap(bdf);
-                self.plugged.insert(slot, Plugged { function, bars });
+                let plugged = Plugged {
+                    function,
+                    bars,
+                    retired: false,
+                };
+                self.plugged.insert(slot, plugged);
                 Ok(())
             }
             Err(fault) => {
@@ -134,24 +147,39 @@ impl Plug for PciPlug {
         self.make(slot, unit).map_err(|source| PlugError { what, source })
     }
 
-    /// First out of the guest's reach, then stopped: what the device has acknowledged is done by the end of this.
+    /// First out of the guest's reach, then asked to stop.
+    fn retire(&mut self, slot: u32) -> bool {
+        let (Some(plugged), Ok(device)) = (self.plugged.get_mut(&slot), u8::try_from(slot)) else {
+            return true;
+        };
+        if !plugged.retired {
+            plugged.retired = true;
+            lock(self.board.pci()).remove(bdf(device));
+            self.board.remap(bdf(device));
+            lock(&plugged.function).retire();
+        }
+        lock(&plugged.function).is_stopped()
+    }
+
+    /// What the device has acknowledged is done by the end of this. Addresses are free again once no doorbell answers there.
     fn destroy(&mut self, slot: u32) -> Result<(), PlugError> {
-        let (Some(plugged), Ok(device)) = (self.plugged.remove(&slot), u8::try_from(slot)) else {
+        self.retire(slot);
+        let Some(plugged) = self.plugged.get(&slot) else {
             return Ok(());
         };
-        let bdf = bdf(device);
-        lock(self.board.pci()).remove(bdf);
-        self.board.remap(bdf);
         let mut function = lock(&plugged.function);
         let bars: Vec<u8> = function.config().bars().map(|(index, _)| index).collect();
         for index in bars {
-            if let Err(error) = function.bar_moved(index, None) {
-                log::warn!("{bdf} BAR {index}: its doorbells stay: {error}");
-            }
+            function.bar_moved(index, None).map_err(|source| PlugError {
+                what: format!("take back the doorbells of {}", function.name()),
+                source: source.into(),
+            })?;
         }
         function.shutdown();
         drop(function);
-        self.free(&plugged.bars);
+        if let Some(plugged) = self.plugged.remove(&slot) {
+            self.free(&plugged.bars);
+        }
         Ok(())
     }
 }

@@ -81,14 +81,15 @@ impl Slot {
         if self.connected == target {
             return Ok(());
         }
-        let taken_away = match self.connected.take() {
-            Some(old) => host.doorbell(old, kick, false),
-            None => Ok(()),
-        };
+        if let Some(old) = self.connected {
+            // What the host keeps stays known, so that it can be tried again.
+            host.doorbell(old, kick, false)?;
+            self.connected = None;
+        }
         if let Some(new) = target {
             host.doorbell(new, kick, true)?;
             self.connected = Some(new);
         }
-        taken_away
+        Ok(())
     }
 }

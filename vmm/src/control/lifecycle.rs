@@ -1,0 +1,276 @@
+//! `vm.pause`, `vm.shutdown`, `vm.reboot`, `vm.delete` and `vmm.shutdown`: everybody is asked, watched and collected, and nobody is waited
+//! for.
+
+use std::time::{Duration, Instant};
+
+use super::operation::{GiveUp, Operation, Work, superseded};
+use super::{Controller, Due, Progress, conflict, of_build, running};
+use crate::api::{ApiError, Command, Kind, Outcome, Reply, VmState};
+use crate::machine::STOP_DEADLINE;
+
+/// How long a pause may take. What a device has to finish first is bounded (a disk: the requests that its host has), and a busy disk
+/// does that in seconds; a client that gives up sooner finds the VM paused or running, never between.
+const PAUSE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Everything comes to rest.
+struct Pause;
+
+/// Everything comes to its end, and what follows.
+struct Stop {
+    then: Then,
+}
+
+/// What the end of the machine is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    Keep,
+    Forget,
+    Reboot,
+    Leave,
+}
+
+impl Controller {
+    pub(super) fn pause(&mut self) -> Progress {
+        let vm = match running(&mut self.vm) {
+            Ok(vm) if vm.state() == VmState::Paused => return conflict("the VM is paused already").into(),
+            Ok(vm) => vm,
+            Err(error) => return error.into(),
+        };
+        vm.pause();
+        self.events.emit("vm", "pausing");
+        self.begin(Box::new(Pause), PAUSE_DEADLINE)
+    }
+
+    pub(super) fn resume(&mut self) -> Outcome {
+        let vm = running(&mut self.vm)?;
+        if vm.state() == VmState::Running && !self.operations.any(|operation| operation == Operation::Pause) {
+            return Err(conflict("the VM is not paused"));
+        }
+        self.events.emit("vm", "resuming");
+        self.supersede(&Command::Resume);
+        self.let_go_on();
+        Ok(Reply::Done)
+    }
+
+    fn let_go_on(&mut self) {
+        if let Some(vm) = &mut self.vm {
+            vm.resume();
+        }
+        self.events.emit("vm", "resumed");
+        self.publish();
+    }
+
+    pub(super) fn shutdown(&mut self) -> Progress {
+        match running(&mut self.vm) {
+            Ok(_) => self.stop_then(Then::Keep, &Command::Shutdown),
+            Err(error) => error.into(),
+        }
+    }
+
+    pub(super) fn reboot(&mut self) -> Progress {
+        match running(&mut self.vm) {
+            Ok(_) => {
+                self.events.emit("vm", "rebooting");
+                self.stop_then(Then::Reboot, &Command::Reboot)
+            }
+            Err(error) => error.into(),
+        }
+    }
+
+    pub(super) fn delete(&mut self) -> Progress {
+        self.stop_then(Then::Forget, &Command::Delete)
+    }
+
+    /// Stops everything before the answer: whoever asked may kill the process as soon as it has come.
+    pub(super) fn shutdown_vmm(&mut self) -> Progress {
+        self.stop_then(Then::Leave, &Command::ShutdownVmm)
+    }
+
+    fn stop_then(&mut self, then: Then, command: &Command) -> Progress {
+        self.supersede(command);
+        let asked = self.vm.as_mut().and_then(|vm| vm.stop());
+        let Some(asked) = asked else {
+            return Progress::Done(self.go_on(then));
+        };
+        // One deadline for the whole: what another command has asked to stop already gets no more time by this one.
+        let deadline = asked + STOP_DEADLINE;
+        self.begin_until(Box::new(Stop { then }), deadline)
+    }
+
+    /// What the machine was stopped for.
+    fn go_on(&mut self, then: Then) -> Outcome {
+        match then {
+            Then::Keep => self.events.emit("vm", "shutdown"),
+            Then::Forget => {
+                if self.vm.take().is_some() {
+                    self.events.emit("vm", "deleted");
+                }
+            }
+            Then::Reboot => {
+                self.publish();
+                return self.boot_again();
+            }
+            Then::Leave => {
+                self.vm = None;
+                self.events.emit("vmm", "shutdown");
+                self.leaving = true;
+            }
+        }
+        self.publish();
+        Ok(Reply::Done)
+    }
+
+    fn boot_again(&mut self) -> Outcome {
+        let Some(vm) = &mut self.vm else {
+            return Ok(Reply::Done);
+        };
+        let booted = vm.boot(&self.options, &self.stdout, &self.news.waker());
+        self.boots += 1;
+        self.publish();
+        booted.map_err(|e| of_build(e).context("cannot boot the VM again: it is shut down"))?;
+        self.events.emit("vm", "booted");
+        Ok(Reply::Done)
+    }
+
+    /// Says which devices did not stop in time.
+    pub(super) fn tell_stuck(&self, names: &[String]) {
+        for name in names {
+            log::error!("{name} has not stopped within {} s", STOP_DEADLINE.as_secs());
+            self.events
+                .emit_with("vm", "device-stuck", [("id", name.as_str().into())]);
+        }
+    }
+
+    /// Takes machines apart that were left behind, once nobody uses them any more.
+    pub(super) fn collect_abandoned(&mut self) {
+        self.abandoned.retain(|machine| !machine.unstopped().is_empty());
+    }
+}
+
+impl Work<Controller> for Pause {
+    fn operation(&self) -> Operation {
+        Operation::Pause
+    }
+
+    fn command(&self) -> &'static str {
+        Command::Pause.name()
+    }
+
+    fn advance(&mut self, owner: &mut Controller) -> Option<Outcome> {
+        let vm = owner.vm.as_mut()?;
+        if !vm.machine().is_none_or(|machine| machine.unheld().is_empty()) {
+            return None;
+        }
+        vm.paused();
+        owner.events.emit("vm", "paused");
+        owner.publish();
+        Some(Ok(Reply::Done))
+    }
+
+    /// Everything goes on as if nobody had asked. Before a stop it does not matter, and before a resume it is what comes next.
+    fn give_up(&mut self, owner: &mut Controller, why: GiveUp<'_>) -> Outcome {
+        let by = match why {
+            GiveUp::Superseded(by) => return Err(superseded(self.command(), by)),
+            GiveUp::Late => owner.machine().map(|machine| machine.unheld().join(", ")),
+        };
+        owner.let_go_on();
+        let seconds = PAUSE_DEADLINE.as_secs();
+        let names = by.unwrap_or_default();
+        let what = format!("{names} did not come to rest within {seconds} s: the VM runs on");
+        Err(ApiError::new(Kind::Internal, what).context("cannot pause the VM"))
+    }
+}
+
+impl Work<Controller> for Stop {
+    fn operation(&self) -> Operation {
+        match self.then {
+            Then::Leave => Operation::Leave,
+            Then::Keep | Then::Forget | Then::Reboot => Operation::Stop,
+        }
+    }
+
+    fn command(&self) -> &'static str {
+        let command = match self.then {
+            Then::Keep => Command::Shutdown,
+            Then::Forget => Command::Delete,
+            Then::Reboot => Command::Reboot,
+            Then::Leave => Command::ShutdownVmm,
+        };
+        command.name()
+    }
+
+    fn advance(&mut self, owner: &mut Controller) -> Option<Outcome> {
+        let unstopped = owner.machine().is_some_and(|machine| !machine.unstopped().is_empty());
+        if unstopped {
+            return None;
+        }
+        if let Some(vm) = &mut owner.vm {
+            drop(vm.take_machine());
+        }
+        Some(owner.go_on(self.then))
+    }
+
+    /// The machine is left behind, which ends the VM all the same: but the client has to know that something was not finished.
+    fn give_up(&mut self, owner: &mut Controller, why: GiveUp<'_>) -> Outcome {
+        if let GiveUp::Superseded(by) = why {
+            return Err(superseded(self.command(), by));
+        }
+        let machine = owner.vm.as_mut().and_then(|vm| vm.take_machine());
+        let names: Vec<String> = machine
+            .iter()
+            .flat_map(|machine| machine.unstopped())
+            .map(Into::into)
+            .collect();
+        owner.abandoned.extend(machine);
+        owner.tell_stuck(&names);
+        let then = match self.then {
+            Then::Reboot => Then::Keep,
+            then => then,
+        };
+        owner.go_on(then)?;
+        let (names, seconds) = (names.join(", "), STOP_DEADLINE.as_secs());
+        Err(ApiError::new(
+            Kind::Internal,
+            format!("{names} did not stop within {seconds} s and was left behind: the VM has ended all the same"),
+        ))
+    }
+}
+
+impl Controller {
+    /// Begins an operation that may take `limit`.
+    pub(super) fn begin(&mut self, work: Box<dyn Work<Self>>, limit: Duration) -> Progress {
+        self.begin_until(work, Instant::now() + limit)
+    }
+
+    fn begin_until(&mut self, work: Box<dyn Work<Self>>, deadline: Instant) -> Progress {
+        let id = self.operations.begin(work, deadline);
+        self.watch_operations();
+        Progress::Later(id)
+    }
+
+    /// Ends what `command` takes the place of. To be called once nothing can keep `command` from being carried out.
+    pub(super) fn supersede(&mut self, command: &Command) {
+        self.with_operations(|operations, owner| operations.supersede(owner, command));
+    }
+
+    /// Lets the operations in progress go on; the answers of those that have ended wait in [`Controller::take_answers`].
+    pub(super) fn advance(&mut self) {
+        self.with_operations(|operations, owner| operations.advance(owner, Instant::now()));
+    }
+
+    fn with_operations(&mut self, act: impl FnOnce(&mut super::Operations<Self>, &mut Self) -> super::Answers) {
+        let mut operations = std::mem::take(&mut self.operations);
+        let answers = act(&mut operations, self);
+        self.answers.extend(answers);
+        operations.extend(std::mem::take(&mut self.operations));
+        self.operations = operations;
+        self.watch_operations();
+    }
+
+    fn watch_operations(&mut self) {
+        match self.operations.deadline() {
+            Some(deadline) => self.timers.set(Due::Operation, deadline),
+            None => self.timers.cancel(Due::Operation),
+        }
+    }
+}

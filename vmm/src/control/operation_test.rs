@@ -1,0 +1,184 @@
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::*;
+use crate::api::{Reply, Resize};
+use crate::config::{NewDevice, VmConfig};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What the fakes do their work to: what has happened, and which of them may end.
+#[derive(Default)]
+struct Log {
+    lines: Vec<String>,
+    ready: Vec<&'static str>,
+}
+
+/// Work that is done when its owner says so.
+struct Fake {
+    operation: Operation,
+    command: &'static str,
+}
+
+impl Work<Log> for Fake {
+    fn operation(&self) -> Operation {
+        self.operation
+    }
+
+    fn command(&self) -> &'static str {
+        self.command
+    }
+
+    fn advance(&mut self, owner: &mut Log) -> Option<Outcome> {
+        owner.ready.contains(&self.command).then_some(Ok(Reply::Done))
+    }
+
+    fn give_up(&mut self, owner: &mut Log, why: GiveUp<'_>) -> Outcome {
+        owner.lines.push(format!("{} gives up: {why:?}", self.command));
+        Err(superseded(self.command, "time"))
+    }
+}
+
+fn fake(operation: Operation, command: &'static str) -> Box<Fake> {
+    Box::new(Fake { operation, command })
+}
+
+fn replies(answers: &Answers<u32>) -> Vec<(u32, bool)> {
+    answers
+        .iter()
+        .map(|(reply, outcome)| (*reply, outcome.is_ok()))
+        .collect()
+}
+
+#[test]
+fn an_operation_is_answered_once_it_is_done_and_not_before() {
+    let (mut operations, mut owner, now) = (Operations::default(), Log::default(), Instant::now());
+    let id = operations.begin(fake(Operation::Pause, "vm.pause"), now + SECOND);
+    operations.keep(id, 7);
+    assert!(operations.advance(&mut owner, now).is_empty());
+    owner.ready.push("vm.pause");
+    assert_eq!(replies(&operations.advance(&mut owner, now)), [(7, true)]);
+    assert!(operations.advance(&mut owner, now + 2 * SECOND).is_empty());
+    assert!(owner.lines.is_empty());
+}
+
+#[test]
+fn what_never_comes_to_an_end_is_given_up_at_its_deadline() {
+    let (mut operations, mut owner, now) = (Operations::default(), Log::default(), Instant::now());
+    let pause = operations.begin(fake(Operation::Pause, "vm.pause"), now + 2 * SECOND);
+    operations.keep(pause, 1);
+    assert_eq!(operations.deadline(), Some(now + 2 * SECOND));
+    let stop = operations.begin(fake(Operation::Stop, "vm.delete"), now + SECOND);
+    operations.keep(stop, 2);
+    assert_eq!(operations.deadline(), Some(now + SECOND), "the next one counts");
+    assert_eq!(replies(&operations.advance(&mut owner, now + SECOND)), [(2, false)]);
+    assert_eq!(owner.lines, ["vm.delete gives up: Late"]);
+    assert_eq!(operations.deadline(), Some(now + 2 * SECOND));
+    assert_eq!(replies(&operations.advance(&mut owner, now + 9 * SECOND)), [(1, false)]);
+    assert_eq!(operations.deadline(), None);
+}
+
+#[test]
+fn what_is_done_at_its_deadline_is_done() {
+    let (mut operations, mut owner, now) = (Operations::default(), Log::default(), Instant::now());
+    let id = operations.begin(fake(Operation::Pause, "vm.pause"), now);
+    operations.keep(id, 1);
+    owner.ready.push("vm.pause");
+    assert_eq!(replies(&operations.advance(&mut owner, now + SECOND)), [(1, true)]);
+    assert!(owner.lines.is_empty());
+}
+
+#[test]
+fn a_command_that_takes_the_place_of_another_ends_that_one_alone() {
+    let (mut operations, mut owner, now) = (Operations::default(), Log::default(), Instant::now());
+    for (reply, work) in [
+        (1, fake(Operation::Pause, "vm.pause")),
+        (2, fake(Operation::Stop, "vm.delete")),
+    ] {
+        let id = operations.begin(work, now + SECOND);
+        operations.keep(id, reply);
+    }
+    assert_eq!(replies(&operations.supersede(&mut owner, &Command::Counters)), []);
+    assert_eq!(
+        replies(&operations.supersede(&mut owner, &Command::Resume)),
+        [(1, false)]
+    );
+    assert_eq!(owner.lines, ["vm.pause gives up: Superseded(\"vm.resume\")"]);
+    assert!(operations.any(|operation| operation == Operation::Stop));
+}
+
+#[test]
+fn a_refusal_names_both_commands() {
+    let (mut operations, now) = (Operations::<Log, u32>::default(), Instant::now());
+    assert_eq!(operations.refusal(&Command::Boot), None);
+    operations.begin(fake(Operation::Stop, "vm.reboot"), now + SECOND);
+    let refusal = operations.refusal(&Command::Boot).unwrap();
+    assert_eq!(refusal.kind, Kind::Conflict);
+    assert_eq!(
+        refusal.to_string(),
+        "vm.reboot is being carried out, vm.boot has to wait for its end"
+    );
+    assert_eq!(operations.refusal(&Command::PowerButton), None);
+}
+
+/// One of each, in the order of the columns in docs/api.md.
+fn columns() -> Vec<(&'static str, Vec<Command>)> {
+    let disk = || NewDevice::Disk(serde_json::from_value(json!({"path": "/d"})).unwrap());
+    vec![
+        (
+            "vm.counters, vm.power-button",
+            vec![Command::Counters, Command::PowerButton],
+        ),
+        (
+            "vm.add-*, vm.remove-device",
+            vec![Command::Add(Box::new(disk()), Vec::new()), Command::Remove("d".into())],
+        ),
+        ("vm.resize", vec![Command::Resize(Resize::default())]),
+        ("vm.pause", vec![Command::Pause]),
+        ("vm.resume", vec![Command::Resume]),
+        (
+            "vm.create, vm.boot",
+            vec![Command::Create(Box::new(VmConfig::default())), Command::Boot],
+        ),
+        (
+            "vm.shutdown, vm.reboot, vm.delete",
+            vec![Command::Shutdown, Command::Reboot, Command::Delete],
+        ),
+        ("vmm.shutdown", vec![Command::ShutdownVmm]),
+    ]
+}
+
+#[test]
+fn the_documented_table_is_what_happens() {
+    let rows = [
+        ("vm.pause", Operation::Pause),
+        ("vm.shutdown, vm.reboot, vm.delete", Operation::Stop),
+        ("vmm.shutdown", Operation::Leave),
+    ];
+    let docs = include_str!("../../../docs/api.md");
+    let heads = columns()
+        .iter()
+        .map(|(head, _)| format!("`{}`", head.replace(", ", "`, `")))
+        .collect::<Vec<_>>();
+    let head = format!("| in progress | {} |", heads.join(" | "));
+    assert!(docs.contains(&head), "{head}");
+    for (name, operation) in rows {
+        let cells = columns().into_iter().map(|(_, commands)| {
+            let mut relations: Vec<Relation> = commands.iter().map(|command| relation(operation, command)).collect();
+            relations.dedup();
+            match relations[..] {
+                [Relation::Beside] => "meanwhile",
+                [Relation::Refused] => "409",
+                [Relation::Supersedes] => "takes its place",
+                _ => panic!("{name}: the columns do not fit {commands:?}"),
+            }
+        });
+        let row = format!(
+            "| `{}` | {} |",
+            name.replace(", ", "`, `"),
+            cells.collect::<Vec<_>>().join(" | ")
+        );
+        assert!(docs.contains(&row), "{row}");
+    }
+}
