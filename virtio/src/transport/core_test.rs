@@ -364,3 +364,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_retired_device_cannot_be_started_again() {
+    let mut bench = bench();
+    bench.negotiate();
+    bench.set_up(0);
+    bench.go();
+    bench.core.retire();
+    while !bench.core.is_stopped() {
+        std::thread::yield_now();
+    }
+    bench.status(0);
+    assert_eq!(bench.status(ACKNOWLEDGE), 0);
+    assert!(!bench.core.is_live());
+    assert!(bench.core.is_stopped());
+    assert_eq!(bench.core.shutdown().len(), 0, "a reset has collected them");
+}

@@ -51,3 +51,7 @@ impl Drop for Machine {
         self.stop();
     }
 }
+
+#[cfg(test)]
+#[path = "stop_test.rs"]
+mod tests;
