@@ -2,141 +2,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod process;
+
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::io::{BufRead, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, symlink};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
+use process::{Client, HUSK, Husk, command};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
-
-const HUSK: &str = env!("CARGO_BIN_EXE_husk");
-
-/// A folder for one process, and the process. Killed at the end, should it still be there.
-struct Husk {
-    folder: TempDir,
-    child: Child,
-}
-
-impl Husk {
-    /// Starts husk as the Rust shim does: working directory `/`, no input, two pipes.
-    fn start(options: &[&str]) -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), options)
-    }
-
-    fn start_in(folder: TempDir, options: &[&str]) -> Self {
-        let child = command(&folder.path().join("api.sock"), options).spawn().unwrap();
-        let husk = Self { folder, child };
-        husk.ready();
-        husk
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.folder.path().join("api.sock")
-    }
-
-    /// Waits until somebody listens.
-    fn ready(&self) {
-        loop {
-            if UnixStream::connect(self.socket()).is_ok() {
-                return;
-            }
-            std::thread::yield_now();
-        }
-    }
-
-    fn client(&self) -> Client {
-        Client(BufReader::new(UnixStream::connect(self.socket()).unwrap()))
-    }
-
-    fn descriptors(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
-    }
-
-    /// Ends it as the shims do, and returns how it ended.
-    fn shut_down(&mut self) -> ExitStatus {
-        assert_eq!(self.client().put("vmm.shutdown", None), (204, Value::Null));
-        self.child.wait().unwrap()
-    }
-
-    fn signal(&self, name: &str) {
-        let sent = Command::new("kill")
-            .args([&format!("-{name}"), &self.child.id().to_string()])
-            .status();
-        assert!(sent.unwrap().success());
-    }
-}
-
-impl Drop for Husk {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn command(socket: &Path, options: &[&str]) -> Command {
-    // A signal that the tests' own parent ignores would stay ignored: `env` becomes husk after it has made that undone.
-    let mut command = Command::new("env");
-    command.args(["--default-signal", HUSK]);
-    command.arg("--api-socket").arg(socket).args(options);
-    command.current_dir("/").stdin(Stdio::null());
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-/// A connection that stays open, as the shims' do.
-struct Client(BufReader<UnixStream>);
-
-impl Client {
-    /// A request in the pieces in which the Rust shim sends it; descriptors go with the first.
-    fn send(&mut self, method: &str, name: &str, body: Option<&str>, fds: &[RawFd]) {
-        let head = format!("{method} /api/v1/{name} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n");
-        let stream = self.0.get_mut();
-        assert_eq!(stream.send_with_fds(&[head.as_bytes()], fds).unwrap(), head.len());
-        if let Some(body) = body {
-            stream
-                .write_all(format!("Content-Length: {}\r\n", body.len()).as_bytes())
-                .unwrap();
-        }
-        stream.write_all(b"\r\n").unwrap();
-        stream.write_all(body.unwrap_or_default().as_bytes()).unwrap();
-    }
-
-    fn answer(&mut self) -> (u16, Value) {
-        let mut head = String::new();
-        while !head.ends_with("\r\n\r\n") {
-            assert_ne!(self.0.read_line(&mut head).unwrap(), 0, "closed after {head:?}");
-        }
-        let line = head.lines().next().unwrap();
-        // What the Rust shim's client takes for the status.
-        let status = line.strip_prefix("HTTP/1.1 ").unwrap().trim().parse().unwrap();
-        let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
-        let Some(length) = length else {
-            return (status, Value::Null);
-        };
-        assert!(head.contains("\r\nContent-Type: application/json\r\n"), "{head}");
-        let mut body = vec![0; length.parse().unwrap()];
-        self.0.read_exact(&mut body).unwrap();
-        assert!(body.is_ascii());
-        (status, serde_json::from_slice(&body).unwrap())
-    }
-
-    fn get(&mut self, name: &str) -> (u16, Value) {
-        self.send("GET", name, None, &[]);
-        self.answer()
-    }
-
-    fn put(&mut self, name: &str, body: Option<Value>) -> (u16, Value) {
-        let body = body.map(|body| serde_json::to_string_pretty(&body).unwrap());
-        self.send("PUT", name, body.as_deref(), &[]);
-        self.answer()
-    }
-}
 
 fn vm() -> Value {
     json!({

@@ -1,0 +1,275 @@
+//! Commands that take their time, on a guest of a few instructions: what is served meanwhile, and how a thread that never stops is
+//! survived. Needs `/dev/kvm`.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(
+    unsafe_code,
+    reason = "ptrace(2) stops one thread of a process and lets the others go on"
+)]
+
+mod process;
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::thread;
+
+use process::{Client, Husk};
+use serde_json::{Value, json};
+
+/// Whether a guest can run here.
+fn has_kvm() -> bool {
+    let kvm = File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    if !kvm {
+        println!("skipped: needs /dev/kvm");
+    }
+    kvm
+}
+
+/// A store of `value`, of as many bytes as it has, to a guest-physical address (32-bit mode, no paging: PVH).
+fn store(code: &mut Vec<u8>, gpa: u32, value: &[u8]) {
+    match value.len() {
+        1 => code.extend([0xc6, 0x05]),       // mov byte [gpa], imm8
+        2 => code.extend([0x66, 0xc7, 0x05]), // mov word [gpa], imm16
+        _ => code.extend([0xc7, 0x05]),       // mov dword [gpa], imm32
+    }
+    code.extend(gpa.to_le_bytes());
+    code.extend(value);
+}
+
+/// A guest that starts the device in PCI slot 1 with its first queue, as a driver does (virtio 1.2 §3.1.1), says so on the serial port,
+/// and halts.
+fn kernel(folder: &Path) -> Value {
+    const CONFIG: u32 = 0xe800_0000 + (1 << 15);
+    const BAR: u32 = 0xc000_0000;
+    let mut code = Vec::new();
+    store(&mut code, CONFIG + 4, &[2, 0]); // Memory Space Enable
+    for (register, value) in [
+        (0x14, &[1][..]),                     // ACKNOWLEDGE
+        (0x14, &[3]),                         // DRIVER
+        (0x08, &1_u32.to_le_bytes()),         // the upper features
+        (0x0c, &1_u32.to_le_bytes()),         // VIRTIO_F_VERSION_1
+        (0x14, &[11]),                        // FEATURES_OK
+        (0x20, &0x20_0000_u32.to_le_bytes()), // the queue: descriptors, available ring, used ring
+        (0x28, &0x20_2000_u32.to_le_bytes()),
+        (0x30, &0x20_3000_u32.to_le_bytes()),
+        (0x1c, &[1, 0]), // enabled
+        (0x14, &[15]),   // DRIVER_OK
+    ] {
+        store(&mut code, BAR + register, value);
+    }
+    code.extend(husk_benches::code(husk_benches::Then::Halt));
+    let path = folder.join("vmlinux");
+    fs::write(&path, husk_benches::elf_of(&code)).unwrap();
+    json!(path)
+}
+
+/// husk with a running guest, whose first device is `rng` with the thread `io-rng`.
+fn running() -> (Husk, Client) {
+    let husk = Husk::start(&[]);
+    let kernel = kernel(husk.folder.path());
+    let mut client = husk.client();
+    let vm = json!({
+        "memory": {"size": 64 << 20},
+        "payload": {"kernel": kernel},
+        "serial": {"mode": "Off"},
+        "console": {"mode": "Off"},
+    });
+    assert_eq!(client.put("vm.create", Some(vm)), (204, Value::Null));
+    assert_eq!(client.put("vm.boot", None), (204, Value::Null));
+    (husk, client)
+}
+
+fn done(client: &mut Client, command: &str) {
+    assert_eq!(client.put(command, None), (204, Value::Null), "{command}");
+}
+
+fn state(client: &mut Client) -> Value {
+    client.get("vm.info").1["state"].clone()
+}
+
+/// The thread of the process `pid` that is called `name`, once there is one.
+fn thread_of(pid: u32, name: &str) -> libc::pid_t {
+    loop {
+        for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
+            let comm = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+            if comm.trim_end() == name {
+                return task.file_name().to_str().unwrap().parse().unwrap();
+            }
+        }
+        thread::yield_now();
+    }
+}
+
+/// A thread that does nothing any more, whatever it is asked. Only the thread that made this may end it.
+struct Stuck(libc::pid_t);
+
+impl Stuck {
+    fn new(husk: &Husk, name: &str) -> Self {
+        let thread = thread_of(husk.child.id(), name);
+        let none = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: numbers only; the tracee is a thread of a child.
+        let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, thread, none, none) };
+        assert_eq!(seized, 0, "{}", io::Error::last_os_error());
+        // SAFETY: as above.
+        let stopped = unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, thread, none, none) };
+        assert_eq!(stopped, 0, "{}", io::Error::last_os_error());
+        let stuck = Self(thread);
+        assert!(libc::WIFSTOPPED(stuck.wait()));
+        stuck
+    }
+
+    /// Waits until the thread has stopped, or has ended with its process.
+    fn wait(&self) -> libc::c_int {
+        let mut status = 0;
+        // SAFETY: the call fills a number.
+        let waited = unsafe { libc::waitpid(self.0, &raw mut status, libc::__WALL) };
+        assert_eq!(waited, self.0, "{}", io::Error::last_os_error());
+        status
+    }
+
+    /// Lets it go on.
+    fn release(self) {
+        let none = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: numbers only.
+        let released = unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, none, none) };
+        assert_eq!(released, 0, "{}", io::Error::last_os_error());
+    }
+}
+
+/// What a client is told of a stop that came to no end.
+fn assert_stuck((status, body): &(u16, Value)) {
+    assert_eq!(*status, 500, "{body}");
+    let text = body.to_string();
+    assert!(text.contains("__rng did not stop within 2 s"), "{text}");
+}
+
+#[test]
+fn a_vm_goes_through_its_life_by_command() {
+    if !has_kvm() {
+        return;
+    }
+    let (mut husk, mut client) = running();
+    for _ in 0..3 {
+        done(&mut client, "vm.pause");
+        assert_eq!(state(&mut client), "Paused");
+        assert_eq!(client.put("vm.pause", None).0, 409);
+        done(&mut client, "vm.resume");
+        assert_eq!(state(&mut client), "Running");
+        assert_eq!(client.put("vm.resume", None).0, 409);
+        done(&mut client, "vm.reboot");
+        assert_eq!(state(&mut client), "Running");
+    }
+    done(&mut client, "vm.pause");
+    done(&mut client, "vm.shutdown");
+    assert_eq!(state(&mut client), "Shutdown");
+    done(&mut client, "vm.boot");
+    done(&mut client, "vm.delete");
+    assert_eq!(client.get("vm.info").0, 404);
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
+#[test]
+fn clients_are_served_while_a_device_does_not_stop_and_the_vm_ends_without_it() {
+    if !has_kvm() {
+        return;
+    }
+    let (mut husk, mut client) = running();
+    let stuck = Stuck::new(&husk, "io-rng");
+    let mut other = husk.client();
+    client.send("PUT", "vm.shutdown", None, &[]);
+    // Whether it has begun by now or not, nothing waits for it.
+    loop {
+        assert_eq!(other.get("vmm.ping").0, 200);
+        assert_eq!(other.get("vm.counters").0, 200);
+        let (status, body) = other.put("vm.resume", None);
+        assert_eq!(status, 409);
+        if body[0] == "vm.shutdown is being carried out, vm.resume has to wait for its end" {
+            break;
+        }
+    }
+    assert_eq!(other.put("vm.delete", None).0, 409);
+    assert_stuck(&client.answer());
+    assert_eq!(state(&mut client), "Shutdown");
+    // What was left behind is in nobody's way, and is taken apart when it comes to its end after all.
+    let before = husk.descriptors();
+    stuck.release();
+    while husk.descriptors() >= before {
+        assert_eq!(client.get("vmm.ping").0, 200);
+    }
+    done(&mut client, "vm.boot");
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
+#[test]
+fn a_shutdown_of_the_process_takes_the_place_of_one_of_the_vm() {
+    if !has_kvm() {
+        return;
+    }
+    let (mut husk, mut client) = running();
+    let stuck = Stuck::new(&husk, "io-rng");
+    client.send("PUT", "vm.delete", None, &[]);
+    let mut other = husk.client();
+    while other.put("vm.pause", None).1[0] != "vm.delete is being carried out, vm.pause has to wait for its end" {}
+    other.send("PUT", "vmm.shutdown", None, &[]);
+    let taken = json!(["vmm.shutdown has taken the place of vm.delete"]);
+    assert_eq!(client.answer(), (409, taken));
+    assert_stuck(&other.answer());
+    stuck.wait();
+    assert_eq!(husk.child.wait().unwrap().code(), Some(0));
+    assert!(!husk.socket().exists());
+}
+
+#[test]
+fn a_signal_ends_the_process_although_a_device_does_not_stop() {
+    if !has_kvm() {
+        return;
+    }
+    for during in [None, Some("vm.delete")] {
+        let (mut husk, mut client) = running();
+        let stuck = Stuck::new(&husk, "io-rng");
+        if let Some(command) = during {
+            client.send("PUT", command, None, &[]);
+        }
+        husk.signal("TERM");
+        stuck.wait();
+        assert_eq!(husk.child.wait().unwrap().code(), Some(5));
+        if during.is_some() {
+            let (status, body) = client.answer();
+            assert_eq!(status, 500, "{body}");
+        }
+    }
+}
+
+/// A client that asks and asks, and does not care for answers, until the connection ends.
+fn hammer(client: Client) {
+    let mut stream = client.0.into_inner();
+    let mut answers = [0; 4096];
+    let requests = b"GET /api/v1/vm.counters HTTP/1.1\r\n\r\n".repeat(16);
+    while stream.write_all(&requests).is_ok() && stream.read(&mut answers).is_ok_and(|bytes| bytes > 0) {}
+}
+
+#[test]
+fn a_flood_of_commands_keeps_neither_timers_nor_signals_from_their_turn() {
+    if !has_kvm() {
+        return;
+    }
+    let (mut husk, mut client) = running();
+    let floods: Vec<_> = (0..8)
+        .map(|_| {
+            let client = husk.client();
+            thread::spawn(|| hammer(client))
+        })
+        .collect();
+    let stuck = Stuck::new(&husk, "io-rng");
+    // Its deadline is a timer.
+    client.send("PUT", "vm.reboot", None, &[]);
+    assert_stuck(&client.answer());
+    assert_eq!(state(&mut client), "Shutdown");
+    husk.signal("TERM");
+    stuck.wait();
+    assert_eq!(husk.child.wait().unwrap().code(), Some(5));
+    for flood in floods {
+        flood.join().unwrap();
+    }
+}
