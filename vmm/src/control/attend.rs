@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::{Controller, Due, Progress};
 use crate::api::{Execute, Inbox};
@@ -84,8 +85,7 @@ struct Attendant<'a> {
     out: &'a StdoutSink,
     inbox: Option<&'a Inbox>,
     epoll: Epoll,
-    /// Which of the controller's machines is being watched.
-    watched: Option<u64>,
+    watched: Option<Watched>,
     keys: Option<Keys>,
 }
 
@@ -125,17 +125,26 @@ impl Attendant<'_> {
         Ok(None)
     }
 
-    /// Watches the machine that there is now. Descriptors of one that is gone have left the set by themselves.
+    /// Watches the machine that there is now, and no other.
     fn watch_machine(&mut self) -> io::Result<()> {
         if self.controller.machine().is_none() {
             self.leave_keys()?;
         }
-        let number = Some(self.controller.boots());
-        let Some(machine) = self.controller.machine().filter(|_| self.watched != number) else {
+        let number = self.controller.machine().map(|_| self.controller.boots());
+        if self.watched.as_ref().map(|watched| watched.number) == number {
+            return Ok(());
+        }
+        if let Some(Watched { ended, .. }) = self.watched.take() {
+            // A machine that was left behind keeps its own descriptor of this: closing ours would not take it out of the set.
+            self.epoll
+                .ctl(ControlOperation::Delete, ended.as_raw_fd(), EpollEvent::default())?;
+        }
+        let (Some(machine), Some(number)) = (self.controller.machine(), number) else {
             return Ok(());
         };
-        watch(&self.epoll, machine.ended().as_raw_fd(), ENDED)?;
-        self.watched = number;
+        let ended = machine.ended().try_clone()?;
+        watch(&self.epoll, ended.as_raw_fd(), ENDED)?;
+        self.watched = Some(Watched { number, ended });
         if machine.keyboard().is_some() && self.keys.is_none() {
             let keys = Keys::new()?;
             if let Some(input) = &keys.input {
@@ -181,10 +190,9 @@ impl Attendant<'_> {
 
     /// The guest has ended; also in the middle of what a client has asked for, unless that is the end.
     fn on_end(&mut self) -> Option<Ended> {
-        let machine = self.controller.machine()?;
         // Fails only when it has been read: what has ended stays so.
-        let _ = machine.ended().read();
-        let ending = machine.ending()?.clone();
+        let _ = self.watched.as_ref()?.ended.read();
+        let ending = self.controller.machine()?.ending()?.clone();
         if self.controller.is_stopping() {
             return None;
         }
@@ -264,6 +272,14 @@ impl Attendant<'_> {
             self.controller.timers.set(Due::Keys, Instant::now() + RETRY);
         }
     }
+}
+
+/// The machine whose end is waited for.
+struct Watched {
+    /// Which of the controller's it is.
+    number: u64,
+    /// Readable when it has ended.
+    ended: EventFd,
 }
 
 /// Standard input on its way to the guest, and the terminal's settings while it is.

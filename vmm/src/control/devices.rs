@@ -87,11 +87,9 @@ impl Controller {
             log::error!("a removed device cannot be taken apart yet: {error}");
             self.timers.set_if_idle(Due::Retry, Instant::now() + RETRY);
         }
-        vm.stopping.retain(|id, _| stopping.contains(id));
-        for id in stopping {
-            let deadline = Instant::now() + STOP_DEADLINE;
-            vm.stopping.entry(id).or_insert(Some(deadline));
-            self.timers.set_if_idle(Due::Stuck, deadline);
+        vm.stopping.update(stopping, Instant::now(), STOP_DEADLINE);
+        if let Some(deadline) = vm.stopping.deadline() {
+            self.timers.set(Due::Stuck, deadline);
         }
         for (id, at) in &collected.gone {
             vm.forget(id);
@@ -106,14 +104,9 @@ impl Controller {
     /// Tells of devices that have not stopped in time. They are watched further, and collected should they stop after all.
     pub(super) fn look_for_stuck(&mut self, now: Instant) {
         let Some(vm) = &mut self.vm else { return };
-        let late = |deadline: &mut Option<Instant>| deadline.take_if(|deadline| *deadline <= now).is_some();
-        let stuck = vm
-            .stopping
-            .iter_mut()
-            .filter_map(|(id, deadline)| late(deadline).then(|| id.clone()));
-        let stuck: Vec<String> = stuck.collect();
-        if let Some(next) = vm.stopping.values().flatten().min() {
-            self.timers.set(Due::Stuck, *next);
+        let stuck = vm.stopping.take_late(now);
+        if let Some(next) = vm.stopping.deadline() {
+            self.timers.set(Due::Stuck, next);
         }
         self.tell_stuck(&stuck);
     }

@@ -19,6 +19,7 @@ mod lifecycle;
 mod operation;
 mod run;
 mod serve;
+mod stopping;
 mod timers;
 mod vm;
 

@@ -1,10 +1,10 @@
 //! The VM that a controller owns: its configuration, what clients passed for it, and its machine while it runs.
 
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use super::stopping::Stopping;
 use crate::api::VmState;
 use crate::config::{NewDevice, RunOptions, VmConfig};
 use crate::machine::{BuildError, Machine, Passed, Pending, net};
@@ -18,8 +18,8 @@ pub(super) struct Vm {
     machine: Option<Machine>,
     /// What the guest has not answered yet.
     pub(super) pending: Vec<Pending>,
-    /// Devices that have been asked to stop: when that will be told as too late, unless it has been.
-    pub(super) stopping: BTreeMap<String, Option<Instant>>,
+    /// Devices that the guest has let go of, until they have stopped.
+    pub(super) stopping: Stopping,
     /// How long the guest is given before it is reminded again.
     pub(super) patience: Duration,
     /// When everything was asked to stop.
@@ -34,7 +34,7 @@ impl Vm {
             state: VmState::Created,
             machine: None,
             pending: Vec::new(),
-            stopping: BTreeMap::new(),
+            stopping: Stopping::default(),
             patience: Duration::ZERO,
             stopped: None,
         }
@@ -103,7 +103,7 @@ impl Vm {
     /// Parts with the machine, which has stopped or is left behind.
     pub(super) fn take_machine(&mut self) -> Option<Machine> {
         self.pending.clear();
-        self.stopping.clear();
+        self.stopping = Stopping::default();
         self.stopped = None;
         self.state = VmState::Shutdown;
         self.machine.take()
