@@ -4,6 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::task::Waker;
 use std::thread::{self, JoinHandle};
 
 use crate::kvm::{Kicker, Vcpu, VcpuExit};
@@ -26,14 +27,22 @@ pub struct Cpus {
 
 impl Cpus {
     /// Starts a thread for each of `count` vCPUs, confined as `seccomp` says, while the rest of the machine is still being built:
-    /// neither the thread nor its filter is waited for when the guest can run.
+    /// neither the thread nor its filter is waited for when the guest can run. `waker` is woken when one of them has come where it was
+    /// asked to.
     ///
     /// # Errors
     /// What the host says when it has no thread left; those already started end.
-    pub fn prepare(count: u32, board: &Arc<Board>, kicker: Kicker, seccomp: Mode, trace: &Trace) -> io::Result<Self> {
+    pub fn prepare(
+        count: u32,
+        board: &Arc<Board>,
+        kicker: Kicker,
+        seccomp: Mode,
+        trace: &Trace,
+        waker: &Waker,
+    ) -> io::Result<Self> {
         let mut cpus = Self {
             kicker,
-            orders: Arc::default(),
+            orders: Arc::new(Orders::new(waker.clone())),
             seats: Vec::new(),
             threads: Vec::new(),
         };
@@ -65,14 +74,17 @@ impl Cpus {
         }
     }
 
-    /// Takes every vCPU out of the guest and waits until each is. Their threads stay, for [`Cpus::resume`]. Not to be called on a
-    /// vCPU thread.
+    /// Asks every vCPU out of the guest, and returns at once: see [`Cpus::is_paused`]. Their threads stay, for [`Cpus::resume`].
     pub fn pause(&self) {
         self.orders.paused.store(true, Ordering::Release);
+        self.kick();
+    }
+
+    /// Whether every vCPU is out of the guest, after [`Cpus::pause`].
+    pub fn is_paused(&self) -> bool {
         // A vCPU that has no thread of its own yet waits for it, which is as good.
         let running = if self.seats.is_empty() { self.threads.len() } else { 0 };
-        self.kick();
-        self.orders.wait_until(|muster| muster.parked + muster.gone >= running);
+        self.orders.are(|muster| muster.parked + muster.gone >= running)
     }
 
     /// Lets the guest go on after [`Cpus::pause`].
@@ -87,12 +99,24 @@ impl Cpus {
         }
     }
 
-    /// Takes every vCPU out of the guest and waits for its thread. Not to be called on a vCPU thread.
+    /// Asks every vCPU out of the guest, for good, and returns at once: see [`Cpus::is_stopped`].
     pub fn stop(&mut self) {
         self.orders.stopped.store(true, Ordering::Release);
         self.orders.announce();
         self.seats.clear();
         self.kick();
+    }
+
+    /// Whether every vCPU's thread is at its end, after [`Cpus::stop`].
+    pub fn is_stopped(&self) -> bool {
+        self.orders.are(|muster| muster.gone >= self.threads.len())
+    }
+}
+
+/// Waits for the threads. Not to be dropped on a vCPU thread.
+impl Drop for Cpus {
+    fn drop(&mut self) {
+        self.stop();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 log::error!("a vCPU thread panicked");
@@ -101,19 +125,15 @@ impl Cpus {
     }
 }
 
-impl Drop for Cpus {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
 /// What the vCPU threads are to do, and where they are.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Orders {
     stopped: AtomicBool,
     paused: AtomicBool,
     muster: Mutex<Muster>,
     changed: Condvar,
+    /// Woken by every thread that has come where it was asked to.
+    waker: Waker,
 }
 
 /// How many threads are where.
@@ -126,6 +146,16 @@ struct Muster {
 }
 
 impl Orders {
+    fn new(waker: Waker) -> Self {
+        Self {
+            stopped: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            muster: Mutex::default(),
+            changed: Condvar::new(),
+            waker,
+        }
+    }
+
     /// Whether vCPUs must leave the guest.
     fn call_out(&self) -> bool {
         self.stopped.load(Ordering::Acquire) || self.paused.load(Ordering::Acquire)
@@ -138,18 +168,15 @@ impl Orders {
         self.changed.notify_all();
     }
 
-    fn wait_until(&self, done: impl Fn(&Muster) -> bool) {
-        let mut muster = self.muster.lock().unwrap_or_else(PoisonError::into_inner);
-        while !done(&muster) {
-            muster = self.changed.wait(muster).unwrap_or_else(PoisonError::into_inner);
-        }
+    fn are(&self, wanted: impl Fn(&Muster) -> bool) -> bool {
+        wanted(&self.muster.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Waits out a pause on a vCPU thread. Returns whether the guest goes on.
     fn park(&self) -> bool {
         let mut muster = self.muster.lock().unwrap_or_else(PoisonError::into_inner);
         muster.parked += 1;
-        self.changed.notify_all();
+        self.waker.wake_by_ref();
         while self.paused.load(Ordering::Acquire) && !self.stopped.load(Ordering::Acquire) {
             muster = self.changed.wait(muster).unwrap_or_else(PoisonError::into_inner);
         }
@@ -164,7 +191,7 @@ struct Presence<'a>(&'a Orders);
 impl Drop for Presence<'_> {
     fn drop(&mut self) {
         self.0.muster.lock().unwrap_or_else(PoisonError::into_inner).gone += 1;
-        self.0.changed.notify_all();
+        self.0.waker.wake_by_ref();
     }
 }
 
@@ -181,11 +208,21 @@ fn run(mut vcpu: Vcpu, board: &Board, orders: &Orders) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
+    use crate::news::News;
+
+    /// Nothing here takes this long.
+    const NEVER: Duration = Duration::from_secs(600);
 
     #[test]
-    fn a_pause_waits_for_every_thread_and_ends_with_an_order() {
-        let orders = Arc::new(Orders::default());
+    fn a_pause_is_told_of_every_thread_and_ends_with_an_order() {
+        let news = News::new().unwrap();
+        let orders = Arc::new(Orders::new(news.waker()));
+        let until = |done: fn(&Muster) -> bool| {
+            assert!(news.wait_until(Instant::now() + NEVER, || orders.are(done)));
+        };
         orders.paused.store(true, Ordering::Release);
         assert!(orders.call_out());
         let thread = thread::spawn({
@@ -195,17 +232,17 @@ mod tests {
                 orders.park()
             }
         });
-        orders.wait_until(|muster| muster.parked == 1);
+        until(|muster| muster.parked == 1);
         orders.paused.store(false, Ordering::Release);
         orders.announce();
         assert!(thread.join().unwrap(), "the guest goes on");
-        orders.wait_until(|muster| (muster.parked, muster.gone) == (0, 1));
+        until(|muster| (muster.parked, muster.gone) == (0, 1));
         assert!(!orders.call_out());
     }
 
     #[test]
     fn a_stop_ends_a_pause() {
-        let orders = Orders::default();
+        let orders = Orders::new(Waker::noop().clone());
         orders.paused.store(true, Ordering::Release);
         orders.stopped.store(true, Ordering::Release);
         assert!(!orders.park());

@@ -273,3 +273,50 @@ fn a_flood_of_commands_keeps_neither_timers_nor_signals_from_their_turn() {
         flood.join().unwrap();
     }
 }
+
+#[test]
+fn a_pause_that_comes_to_no_end_is_refused_by_name_and_the_vm_runs_on() {
+    if !has_kvm() {
+        return;
+    }
+    let (mut husk, mut client) = running();
+    let stuck = Stuck::new(&husk, "vcpu0");
+    let mut other = husk.client();
+    client.send("PUT", "vm.pause", None, &[]);
+    while other.put("vm.boot", None).1[0] == "the VM runs already" {}
+    assert_eq!(other.put("vm.pause", None).0, 409);
+    assert_eq!(state(&mut other), "Running");
+    let late = json!([
+        "cannot pause the VM",
+        "__vcpus did not come to rest within 5 s: the VM runs on"
+    ]);
+    assert_eq!(client.answer(), (500, late));
+    assert_eq!(state(&mut client), "Running");
+
+    client.send("PUT", "vm.pause", None, &[]);
+    while other.put("vm.boot", None).1[0] == "the VM runs already" {}
+    done(&mut other, "vm.resume");
+    assert_eq!(
+        client.answer(),
+        (409, json!(["vm.resume has taken the place of vm.pause"]))
+    );
+
+    stuck.release();
+    done(&mut client, "vm.pause");
+    assert_eq!(state(&mut client), "Paused");
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
+#[test]
+fn a_vcpu_that_does_not_come_keeps_the_process_from_nothing() {
+    if !has_kvm() {
+        return;
+    }
+    let (mut husk, mut client) = running();
+    let stuck = Stuck::new(&husk, "vcpu0");
+    let (status, body) = client.put("vmm.shutdown", None);
+    assert_eq!(status, 500);
+    assert!(body.to_string().contains("__vcpus did not stop within 2 s"), "{body}");
+    stuck.wait();
+    assert_eq!(husk.child.wait().unwrap().code(), Some(0));
+}

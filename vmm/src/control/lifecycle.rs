@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::operation::{GiveUp, Operation, Work, superseded};
 use super::{Controller, Due, Progress, conflict, of_build, running};
 use crate::api::{ApiError, Command, Kind, Outcome, Reply, VmState};
-use crate::machine::STOP_DEADLINE;
+use crate::machine::{Machine, STOP_DEADLINE};
 
 /// How long a pause may take. What a device has to finish first is bounded (a disk: the requests that its host has), and a busy disk
 /// does that in seconds; a client that gives up sooner finds the VM paused or running, never between.
@@ -143,7 +143,7 @@ impl Controller {
 
     /// Takes machines apart that were left behind, once nobody uses them any more.
     pub(super) fn collect_abandoned(&mut self) {
-        self.abandoned.retain(|machine| !machine.unstopped().is_empty());
+        self.abandoned.retain_mut(|machine| !machine.unstopped().is_empty());
     }
 }
 
@@ -158,7 +158,7 @@ impl Work<Controller> for Pause {
 
     fn advance(&mut self, owner: &mut Controller) -> Option<Outcome> {
         let vm = owner.vm.as_mut()?;
-        if !vm.machine().is_none_or(|machine| machine.unheld().is_empty()) {
+        if vm.machine_mut().is_some_and(|machine| !machine.unheld().is_empty()) {
             return None;
         }
         vm.paused();
@@ -169,13 +169,14 @@ impl Work<Controller> for Pause {
 
     /// Everything goes on as if nobody had asked. Before a stop it does not matter, and before a resume it is what comes next.
     fn give_up(&mut self, owner: &mut Controller, why: GiveUp<'_>) -> Outcome {
-        let by = match why {
+        match why {
             GiveUp::Superseded(by) => return Err(superseded(self.command(), by)),
-            GiveUp::Late => owner.machine().map(|machine| machine.unheld().join(", ")),
-        };
+            GiveUp::Late => {}
+        }
+        let machine = owner.vm.as_mut().and_then(|vm| vm.machine_mut());
+        let names = machine.map(Machine::unheld).unwrap_or_default().join(", ");
         owner.let_go_on();
         let seconds = PAUSE_DEADLINE.as_secs();
-        let names = by.unwrap_or_default();
         let what = format!("{names} did not come to rest within {seconds} s: the VM runs on");
         Err(ApiError::new(Kind::Internal, what).context("cannot pause the VM"))
     }
@@ -200,8 +201,8 @@ impl Work<Controller> for Stop {
     }
 
     fn advance(&mut self, owner: &mut Controller) -> Option<Outcome> {
-        let unstopped = owner.machine().is_some_and(|machine| !machine.unstopped().is_empty());
-        if unstopped {
+        let machine = owner.vm.as_mut().and_then(|vm| vm.machine_mut());
+        if machine.is_some_and(|machine| !machine.unstopped().is_empty()) {
             return None;
         }
         if let Some(vm) = &mut owner.vm {
@@ -215,12 +216,8 @@ impl Work<Controller> for Stop {
         if let GiveUp::Superseded(by) = why {
             return Err(superseded(self.command(), by));
         }
-        let machine = owner.vm.as_mut().and_then(|vm| vm.take_machine());
-        let names: Vec<String> = machine
-            .iter()
-            .flat_map(|machine| machine.unstopped())
-            .map(Into::into)
-            .collect();
+        let mut machine = owner.vm.as_mut().and_then(|vm| vm.take_machine());
+        let names = machine.as_mut().map(Machine::unstopped).unwrap_or_default();
         owner.abandoned.extend(machine);
         owner.tell_stuck(&names);
         let then = match self.then {

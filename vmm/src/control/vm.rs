@@ -111,7 +111,9 @@ impl Vm {
 
     /// Asks everything to hold: it is [paused](Self::paused) when it does.
     pub(super) fn pause(&mut self) {
-        self.with_machine(Machine::pause);
+        if let Some(machine) = &mut self.machine {
+            machine.pause();
+        }
     }
 
     pub(super) fn paused(&mut self) {
@@ -119,7 +121,9 @@ impl Vm {
     }
 
     pub(super) fn resume(&mut self) {
-        self.with_machine(Machine::resume);
+        if let Some(machine) = &mut self.machine {
+            machine.resume();
+        }
         self.state = VmState::Running;
     }
 

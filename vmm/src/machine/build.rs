@@ -27,6 +27,7 @@ use super::Machine;
 use super::board::Board;
 use super::device::{Devices, SlotError};
 use super::populate::{Passed, populate};
+use super::stop::Asked;
 use crate::config::{BootProtocol, ConfigError, CpusConfig, Limits, RunOptions, VmConfig};
 use crate::cpus::Cpus;
 use crate::kvm::{Kicker, Kvm, KvmError, Vcpu, Vm};
@@ -145,8 +146,8 @@ impl Machine {
             let board = Arc::new(Board::new(ended.try_clone().map_err(host("duplicate an eventfd"))?));
             board.set_memory(memory.clone());
             let kicker = Kicker::install().map_err(host("install the signal that interrupts vCPUs"))?;
-            let cpus =
-                Cpus::prepare(vcpus, &board, kicker, options.seccomp, trace).map_err(host("start the vCPU threads"))?;
+            let cpus = Cpus::prepare(vcpus, &board, kicker, options.seccomp, trace, waker)
+                .map_err(host("start the vCPU threads"))?;
 
             vm.create_irqchip(vcpus, layout::KVM_TSS)?;
             trace.mark(Phase::Irqchip);
@@ -164,6 +165,7 @@ impl Machine {
         })?;
         Ok(Self {
             cpus: Some(cpus),
+            asked: Asked::Nothing,
             parked,
             devices,
             board,

@@ -27,6 +27,7 @@ use crate::terminal::window_size;
 
 use board::Board;
 use device::Devices;
+use stop::Asked;
 
 pub use board::Ending;
 pub use build::BuildError;
@@ -40,6 +41,8 @@ pub use stop::STOP_DEADLINE;
 /// vCPUs leave the guest, then devices let go of RAM, then RAM goes: fields are dropped in this order.
 pub struct Machine {
     cpus: Option<Cpus>,
+    /// What the devices have been asked for.
+    asked: Asked,
     /// Ready for their first instruction; their threads wait for them.
     parked: Vec<Vcpu>,
     devices: Devices,
@@ -66,27 +69,6 @@ impl Machine {
         self.spawner
             .run()
             .map_err(build::host("start the thread that starts device threads"))
-    }
-
-    /// Takes the vCPUs out of the guest, then asks the devices to hold as they are: see [`Machine::unheld`].
-    pub fn pause(&self) {
-        if let Some(cpus) = &self.cpus {
-            cpus.pause();
-        }
-        self.devices.hold();
-    }
-
-    /// The devices that still do something after [`Machine::pause`].
-    pub fn unheld(&self) -> Vec<&str> {
-        self.devices.unheld()
-    }
-
-    /// Lets devices and guest go on after [`Machine::pause`].
-    pub fn resume(&self) {
-        self.devices.release();
-        if let Some(cpus) = &self.cpus {
-            cpus.resume();
-        }
     }
 
     /// Makes `device` real and tells the guest, with the descriptors in `passed`.

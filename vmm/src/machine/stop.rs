@@ -1,30 +1,79 @@
-//! The end of a machine: everybody is asked to stop, watched, and collected, with one deadline for the whole.
+//! A machine that comes to rest, or to its end: vCPUs first, then devices. Everybody is asked, watched and collected.
 //!
-//! A device whose threads do not come in time is left behind together with the machine it belongs to: threads, handlers, descriptors,
-//! and the guest memory that they may still write. Nothing of that is unmapped or closed while they live.
+//! All of them together have one deadline. A device whose threads do not come in time is left behind together with the machine it belongs
+//! to: threads, handlers, descriptors, and the guest memory that they may still write. Nothing of that is unmapped or closed while
+//! they live.
 
 use std::time::{Duration, Instant};
 
 use super::Machine;
 use crate::news::News;
 
-/// How long all devices together may take to stop, and a single one to be taken apart. Kata's Go shim kills a process that is there 3
+/// How long everything together may take to stop, and a single device to be taken apart. Kata's Go shim kills a process that is there 3
 /// seconds after `vmm.shutdown`: the rest of them is for the answer and for what the end of a process takes. A request that is not
 /// done by then was not acknowledged.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(2);
 
+/// What vCPUs that have not come are called, among devices.
+const VCPUS: &str = "__vcpus";
+
+/// What a machine's devices have been asked for, since no vCPU runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    Nothing,
+    Hold,
+    Stop,
+}
+
 impl Machine {
-    /// Takes the vCPUs out of the guest, then asks the devices to stop: what they have acknowledged is on its disk once
-    /// [`Machine::unstopped`] has nothing to say. Does not wait for them. A second call does nothing.
-    pub fn stop(&mut self) {
-        if self.cpus.take().is_some() {
-            self.devices.stop();
+    /// Asks everything to come to rest, and returns at once: see [`Machine::unheld`].
+    pub fn pause(&mut self) {
+        if let Some(cpus) = &self.cpus {
+            cpus.pause();
         }
     }
 
-    /// The devices whose threads may still touch guest memory after [`Machine::stop`].
-    pub fn unstopped(&self) -> Vec<&str> {
-        self.devices.unstopped()
+    /// Holds the devices as they are once no vCPU runs, and says who has still to come after [`Machine::pause`].
+    pub fn unheld(&mut self) -> Vec<String> {
+        if self.cpus.as_ref().is_some_and(|cpus| !cpus.is_paused()) {
+            return vec![VCPUS.into()];
+        }
+        if self.asked == Asked::Nothing {
+            self.asked = Asked::Hold;
+            self.devices.hold();
+        }
+        owned(self.devices.unheld())
+    }
+
+    /// Lets devices and guest go on after [`Machine::pause`], however far that has come.
+    pub fn resume(&mut self) {
+        if self.asked == Asked::Hold {
+            self.asked = Asked::Nothing;
+            self.devices.release();
+        }
+        if let Some(cpus) = &self.cpus {
+            cpus.resume();
+        }
+    }
+
+    /// Asks everything to stop, for good, and returns at once: see [`Machine::unstopped`].
+    pub fn stop(&mut self) {
+        if let Some(cpus) = &mut self.cpus {
+            cpus.stop();
+        }
+    }
+
+    /// Stops the devices once no vCPU runs, and says who has still to come after [`Machine::stop`]. Once that is nobody, what the
+    /// devices have acknowledged is on its disk, and the machine can be dropped without waiting.
+    pub fn unstopped(&mut self) -> Vec<String> {
+        if self.cpus.as_ref().is_some_and(|cpus| !cpus.is_stopped()) {
+            return vec![VCPUS.into()];
+        }
+        if self.asked != Asked::Stop {
+            self.asked = Asked::Stop;
+            self.devices.stop();
+        }
+        owned(self.devices.unstopped())
     }
 
     /// Stops the machine and takes it apart, or leaves it behind at `deadline`: then the names of those that did not stop. `news` is
@@ -32,7 +81,7 @@ impl Machine {
     pub fn stop_by(mut self, news: &News, deadline: Instant) -> Vec<String> {
         self.stop();
         news.wait_until(deadline, || self.unstopped().is_empty());
-        let unstopped: Vec<String> = self.unstopped().into_iter().map(Into::into).collect();
+        let unstopped = self.unstopped();
         if !unstopped.is_empty() {
             self.abandon();
         }
@@ -45,10 +94,15 @@ impl Machine {
     }
 }
 
+fn owned(names: Vec<&str>) -> Vec<String> {
+    names.into_iter().map(Into::into).collect()
+}
+
 /// A machine that never ran, or that has stopped. Of any other, each thread is waited for.
 impl Drop for Machine {
     fn drop(&mut self) {
-        self.stop();
+        self.cpus = None;
+        self.devices.stop();
     }
 }
 
