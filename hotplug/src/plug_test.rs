@@ -15,6 +15,7 @@ struct Blocks {
     there: BTreeMap<u32, u64>,
     cannot_create: bool,
     cannot_destroy: bool,
+    is_busy: bool,
 }
 
 fn unless(broken: bool, what: &str) -> Result<(), PlugError> {
@@ -32,6 +33,10 @@ impl Plug for Blocks {
         unless(self.cannot_create, "create a block")?;
         assert_eq!(self.there.insert(slot, size), None, "a slot is filled once");
         Ok(())
+    }
+
+    fn retire(&mut self, _slot: u32) -> bool {
+        !self.is_busy
     }
 
     fn destroy(&mut self, slot: u32) -> Result<(), PlugError> {
@@ -209,6 +214,21 @@ fn a_unit_is_destroyed_after_the_guest_let_go_and_not_before() {
     machine.eject(1);
     assert_eq!(answer(&ticket), Outcome::Accepted);
     assert_eq!(machine.there().len(), 2);
+    assert_eq!(machine.host.ejected().unwrap(), [1]);
+    assert_eq!((machine.there(), machine.state(1)), (vec![(0, 1)], State::Empty));
+}
+
+#[test]
+fn a_unit_that_is_busy_keeps_its_slot_until_it_is_not() {
+    let mut machine = Machine::grown();
+    machine.host.remove(1).unwrap();
+    machine.host.plug_mut().is_busy = true;
+    machine.take();
+    machine.eject(1);
+    assert_eq!(machine.host.ejected().unwrap(), [0_u32; 0]);
+    assert_eq!(machine.there().len(), 2);
+    assert_eq!(machine.state(1), State::Ejected { wanted: false });
+    machine.host.plug_mut().is_busy = false;
     assert_eq!(machine.host.ejected().unwrap(), [1]);
     assert_eq!((machine.there(), machine.state(1)), (vec![(0, 1)], State::Empty));
 }

@@ -40,7 +40,9 @@ impl Controller {
         let passed = Passed::from([(id.clone(), descriptors)]);
         let (at, pending) = machine.add(&device, &passed).map_err(|error| {
             let rival = image::rival(&error, vm.config(), &device);
-            let leaving = rival.is_some_and(|rival| vm.pending.iter().any(|pending| pending.is_removal_of(rival)));
+            let asked = |rival| vm.pending.iter().any(|pending| pending.is_removal_of(rival));
+            let stopping = |rival| vm.machine().is_some_and(|machine| machine.stopping().contains(&rival));
+            let leaving = rival.is_some_and(|rival| asked(rival) || stopping(rival));
             let why = rival.map_or_else(String::new, |rival| image::reason(rival, leaving));
             of_build(error).context(format!("cannot add {id}{why}"))
         })?;

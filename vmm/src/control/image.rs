@@ -34,7 +34,7 @@ pub(super) fn rival<'a>(error: &BuildError, config: &'a VmConfig, device: &NewDe
 /// Why a disk cannot be added, after `cannot add ID`.
 pub(super) fn reason(rival: &str, leaving: bool) -> String {
     let until = if leaving {
-        ", until the guest has let go of it"
+        ", which is on its way out"
     } else {
         ""
     };

@@ -73,6 +73,6 @@ fn a_disk_on_its_way_out_is_told_from_one_that_stays() {
     assert_eq!(reason("_disk0", false), ": its image is _disk0's");
     assert_eq!(
         reason("_disk0", true),
-        ": its image is _disk0's, until the guest has let go of it"
+        ": its image is _disk0's, which is on its way out"
     );
 }

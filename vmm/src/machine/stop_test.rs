@@ -169,8 +169,8 @@ impl Guest {
         let mut event = [0; 4];
         self.board.mmio().read(layout::PCI_BANK, &mut event);
         assert_eq!(u32::from_le_bytes(event), 3 << 16 | u32::from(at.device));
-        let record = layout::PCI_BANK + 0x20 * (u64::from(at.device) + 1);
-        let written = self.board.mmio().write(record + 4, &1_u32.to_le_bytes());
+        let slot = u32::from(at.device).to_le_bytes();
+        let written = self.board.mmio().write(layout::PCI_BANK + 4, &slot); // EJCT
         assert_eq!(written, Effect::None);
     }
 
