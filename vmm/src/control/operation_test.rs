@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::api::{Reply, Resize};
-use crate::config::{NewDevice, VmConfig};
+use crate::config::NewDevice;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -139,7 +139,7 @@ fn columns() -> Vec<(&'static str, Vec<Command>)> {
         ("vm.resume", vec![Command::Resume]),
         (
             "vm.create, vm.boot",
-            vec![Command::Create(Box::new(VmConfig::default())), Command::Boot],
+            vec![Command::Create(Box::default()), Command::Boot],
         ),
         (
             "vm.shutdown, vm.reboot, vm.delete",
