@@ -78,7 +78,7 @@ impl Connection {
     }
 
     /// Tells a client that there is no room for it, and forgets it.
-    pub(super) fn turn_away(mut self, limit: usize) {
+    pub(super) fn reject(mut self, limit: usize) {
         let response = Response::json(503, &[format!("{limit} connections are open, no more are allowed")]);
         self.put(
             &response,

@@ -29,7 +29,7 @@ pub const CONNECTIONS: usize = 64;
 /// Bytes read at a time from one connection.
 const CHUNK_BYTES: usize = 64 << 10;
 /// How long the last answers may take to go out.
-const FAREWELL: Duration = Duration::from_millis(500);
+const FLUSH_LIMIT: Duration = Duration::from_millis(500);
 /// How long nobody is accepted when the host has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -147,7 +147,7 @@ impl Desk {
         if let Err(error) = self.serve() {
             log::error!("the API has failed: {error}");
         }
-        self.bid_farewell();
+        self.flush_answers();
     }
 
     /// Serves until it is told to stop.
@@ -162,11 +162,11 @@ impl Desk {
                 match event.data() {
                     STOP => return Ok(()),
                     LISTENER => self.accept()?,
-                    ANSWERS => self.pass_answers(),
+                    ANSWERS => self.deliver_answers(),
                     number => self.attend(number, event.event_set()),
                 }
             }
-            self.look_at_the_clock()?;
+            self.expire()?;
         }
     }
 
@@ -180,7 +180,7 @@ impl Desk {
         i32::try_from(left).map_or(i32::MAX, |left| left.saturating_add(1))
     }
 
-    fn look_at_the_clock(&mut self) -> io::Result<()> {
+    fn expire(&mut self) -> io::Result<()> {
         let now = Instant::now();
         // Dropping a connection closes its socket, which takes it out of the epoll.
         self.connections.retain(|_, connection| !connection.is_over(now));
@@ -200,7 +200,7 @@ impl Desk {
     fn accept(&mut self) -> io::Result<()> {
         match self.listener.accept() {
             Ok((stream, _)) => {
-                if let Err(error) = self.welcome(stream) {
+                if let Err(error) = self.add_connection(stream) {
                     log::warn!("a client could not be taken in: {error}");
                 }
                 Ok(())
@@ -214,11 +214,11 @@ impl Desk {
         }
     }
 
-    fn welcome(&mut self, stream: UnixStream) -> io::Result<()> {
+    fn add_connection(&mut self, stream: UnixStream) -> io::Result<()> {
         let mut connection = Connection::new(stream)?;
         if self.connections.len() >= CONNECTIONS {
             log::warn!("a client was turned away: {CONNECTIONS} are connected");
-            connection.turn_away(CONNECTIONS);
+            connection.reject(CONNECTIONS);
             return Ok(());
         }
         connection.watched = connection.interest();
@@ -242,14 +242,14 @@ impl Desk {
         } else if events.contains(EventSet::IN) {
             connection.receive(&mut self.buffer);
         }
-        self.go_on(number);
+        self.serve_connection(number);
         if left {
             self.connections.remove(&number);
         }
     }
 
     /// Answers or passes on whatever requests a connection has, and sends what it is owed.
-    fn go_on(&mut self, number: u64) {
+    fn serve_connection(&mut self, number: u64) {
         let Some(connection) = self.connections.get_mut(&number) else {
             return;
         };
@@ -271,18 +271,18 @@ impl Desk {
         }
     }
 
-    fn pass_answers(&mut self) {
+    fn deliver_answers(&mut self) {
         while let Some(answer) = self.answers.next() {
             if let Some(connection) = self.connections.get_mut(&answer.connection) {
                 connection.answer(&respond(&answer.outcome));
-                self.go_on(answer.connection);
+                self.serve_connection(answer.connection);
             }
         }
     }
 
     /// Sends the answers that have been given, as far as the clients take them in time.
-    fn bid_farewell(mut self) {
-        let until = Instant::now() + FAREWELL;
+    fn flush_answers(mut self) {
+        let until = Instant::now() + FLUSH_LIMIT;
         let mut events = [EpollEvent::default(); 32];
         while let Some(answer) = self.answers.next() {
             if let Some(connection) = self.connections.get_mut(&answer.connection) {

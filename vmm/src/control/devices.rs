@@ -114,7 +114,7 @@ impl Controller {
     }
 
     /// Says what the guest has answered, or that it has not for long.
-    pub(super) fn hear(&mut self) {
+    pub(super) fn report_answers(&mut self) {
         let Some(vm) = &mut self.vm else { return };
         let (events, now) = (&self.events, Instant::now());
         vm.pending.retain_mut(|pending| {
@@ -135,7 +135,7 @@ impl Controller {
             vm.patience = *REMIND.start();
             self.timers.set(Due::Remind, Instant::now() + vm.patience);
         }
-        self.hear();
+        self.report_answers();
     }
 
     /// Tells the guest again, more and more seldom, until it has heard.

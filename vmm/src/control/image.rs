@@ -33,11 +33,7 @@ pub(super) fn rival<'a>(error: &BuildError, config: &'a VmConfig, device: &NewDe
 
 /// Why a disk cannot be added, after `cannot add ID`.
 pub(super) fn reason(rival: &str, leaving: bool) -> String {
-    let until = if leaving {
-        ", which is on its way out"
-    } else {
-        ""
-    };
+    let until = if leaving { ", which is on its way out" } else { "" };
     format!(": its image is {rival}'s{until}")
 }
 

@@ -48,11 +48,11 @@ impl Controller {
         }
         self.events.emit("vm", "resuming");
         self.supersede(&Command::Resume);
-        self.let_go_on();
+        self.release();
         Ok(Reply::Done)
     }
 
-    fn let_go_on(&mut self) {
+    fn release(&mut self) {
         if let Some(vm) = &mut self.vm {
             vm.resume();
         }
@@ -90,7 +90,7 @@ impl Controller {
         self.supersede(command);
         let asked = self.vm.as_mut().and_then(|vm| vm.stop());
         let Some(asked) = asked else {
-            return Progress::Done(self.go_on(then));
+            return Progress::Done(self.finish(then));
         };
         // One deadline for the whole: what another command has asked to stop already gets no more time by this one.
         let deadline = asked + STOP_DEADLINE;
@@ -98,7 +98,7 @@ impl Controller {
     }
 
     /// What the machine was stopped for.
-    fn go_on(&mut self, then: Then) -> Outcome {
+    fn finish(&mut self, then: Then) -> Outcome {
         match then {
             Then::Keep => self.events.emit("vm", "shutdown"),
             Then::Forget => {
@@ -175,7 +175,7 @@ impl Work<Controller> for Pause {
         }
         let machine = owner.vm.as_mut().and_then(|vm| vm.machine_mut());
         let names = machine.map(Machine::unheld).unwrap_or_default().join(", ");
-        owner.let_go_on();
+        owner.release();
         let seconds = PAUSE_DEADLINE.as_secs();
         let what = format!("{names} did not come to rest within {seconds} s: the VM runs on");
         Err(ApiError::new(Kind::Internal, what).context("cannot pause the VM"))
@@ -208,7 +208,7 @@ impl Work<Controller> for Stop {
         if let Some(vm) = &mut owner.vm {
             drop(vm.take_machine());
         }
-        Some(owner.go_on(self.then))
+        Some(owner.finish(self.then))
     }
 
     /// The machine is left behind, which ends the VM all the same: but the client has to know that something was not finished.
@@ -224,7 +224,7 @@ impl Work<Controller> for Stop {
             Then::Reboot => Then::Keep,
             then => then,
         };
-        owner.go_on(then)?;
+        owner.finish(then)?;
         let (names, seconds) = (names.join(", "), STOP_DEADLINE.as_secs());
         Err(ApiError::new(
             Kind::Internal,

@@ -169,7 +169,7 @@ impl Controller {
         self.news.take();
         self.collect();
         self.collect_abandoned();
-        self.hear();
+        self.report_answers();
         self.advance();
     }
 
@@ -181,7 +181,7 @@ impl Controller {
                 Due::Operation => self.advance(),
                 Due::Stuck => self.look_for_stuck(now),
                 Due::Retry => self.collect(),
-                Due::Patience => self.hear(),
+                Due::Patience => self.report_answers(),
                 Due::Remind => self.remind(now),
                 Due::Keys | Due::Trim => others.push(due),
             }
