@@ -1,4 +1,15 @@
-//! The lock that keeps two virtual machines from writing one image.
+//! The locks that keep two virtual machines from writing one image, in the bytes that QEMU locks (`block/file-posix.c` of QEMU 7.2).
+//!
+//! | byte | a read lock on it says |
+//! |---|---|
+//! | 100 + p | somebody does p |
+//! | 200 + p | somebody does not let others do p |
+//!
+//! where p is 0 to read consistent data, 1 to write, 2 to rewrite what is there with the same, 3 to resize. Whoever opens an image locks
+//! its bytes first, and looks at those of others afterwards: nobody may do what it does not allow, or not allow what it does.
+//!
+//! Other VMMs lock the whole file instead, as one reader of many or as the only writer. A read lock over the whole file is known by
+//! where it begins, and is a reader. To such a reader a writer is known by a write lock on the bytes behind QEMU's.
 #![expect(
     unsafe_code,
     reason = "fcntl(F_OFD_SETLK) has no safe wrapper in the standard library"
@@ -8,6 +19,34 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
+/// First of the bytes that no version of QEMU locks.
+const BEHIND: i64 = 300;
+
+/// The bytes of one thing that can be done with an image.
+#[derive(Clone, Copy, Debug)]
+struct Bytes {
+    /// Locked by whoever does it.
+    does: i64,
+    /// Locked by whoever lets nobody else do it.
+    forbids: i64,
+}
+
+const READ: Bytes = Bytes {
+    does: 100,
+    forbids: 200,
+};
+const WRITE: Bytes = Bytes {
+    does: 101,
+    forbids: 201,
+};
+const RESIZE: Bytes = Bytes {
+    does: 103,
+    forbids: 203,
+};
+
+/// What nobody lets others do.
+const FORBIDDEN: [Bytes; 2] = [WRITE, RESIZE];
+
 /// How an image is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hold {
@@ -15,6 +54,16 @@ pub(super) enum Hold {
     Shared,
     /// One writer.
     Exclusive,
+}
+
+impl Hold {
+    /// What whoever holds it so does. A writer resizes: its first write to an incomplete last sector makes it whole.
+    fn does(self) -> &'static [Bytes] {
+        match self {
+            Self::Shared => &[READ],
+            Self::Exclusive => &[READ, WRITE, RESIZE],
+        }
+    }
 }
 
 /// What came of asking for a lock.
@@ -28,34 +77,75 @@ pub(super) enum Locked {
     Unsupported,
 }
 
-/// Asks for an open-file-description lock on the whole file (fcntl_locking(2)), without waiting.
+/// Takes the open-file-description locks of `hold` (fcntl_locking(2)), without waiting. Some of them may be held when it fails: they go
+/// with `file`.
 ///
-/// Not `flock(2)`: other VMMs use this kind on disk images, so the two exclude each other; and udev takes `flock` on
-/// block devices for moments of its own, which would refuse a disk by chance.
+/// Not `flock(2)`: other VMMs use this kind on disk images; and udev takes `flock` on block devices for moments of its own, which
+/// would refuse a disk by chance.
 ///
 /// # Errors
-/// What the host answered, if it was neither of the outcomes above.
+/// What the host answered, if it was none of the outcomes above.
 pub(super) fn lock(file: &File, hold: Hold) -> io::Result<Locked> {
-    let kind = match hold {
-        Hold::Shared => libc::F_RDLCK,
-        Hold::Exclusive => libc::F_WRLCK,
-    };
-    let range = libc::flock {
+    // First of all, so that of two writers that come at once one goes on.
+    let behind = (hold == Hold::Exclusive).then(|| range(libc::F_WRLCK, BEHIND, 0));
+    let does = hold.does().iter().map(|bytes| bytes.does);
+    let forbids = FORBIDDEN.iter().map(|bytes| bytes.forbids);
+    let bytes = does.chain(forbids).map(|byte| range(libc::F_RDLCK, byte, 1));
+    for mut own in behind.into_iter().chain(bytes) {
+        match outcome(fcntl(file, libc::F_OFD_SETLK, &mut own))? {
+            Locked::Held => {}
+            other => return Ok(other),
+        }
+    }
+    let forbidden = hold.does().iter().map(|bytes| bytes.forbids);
+    let done = FORBIDDEN.iter().map(|bytes| bytes.does);
+    for byte in forbidden.chain(done) {
+        if is_locked(file, byte, hold)? {
+            return Ok(Locked::Busy);
+        }
+    }
+    Ok(Locked::Held)
+}
+
+/// Whether somebody else has locked `byte` in a way that excludes `hold`.
+fn is_locked(file: &File, byte: i64, hold: Hold) -> io::Result<bool> {
+    let mut found = range(libc::F_WRLCK, byte, 1);
+    fcntl(file, libc::F_OFD_GETLK, &mut found)?;
+    let kind = i32::from(found.l_type);
+    // The kernel joins neighbouring bytes of one holder, so that the length tells nothing.
+    let whole_file_reader = kind == libc::F_RDLCK && found.l_start < READ.does;
+    Ok(kind != libc::F_UNLCK && !(whole_file_reader && hold == Hold::Shared))
+}
+
+fn range(kind: libc::c_int, start: i64, len: i64) -> libc::flock {
+    libc::flock {
         l_type: i16::try_from(kind).expect("lock types are 0 to 2"),
         l_whence: i16::try_from(libc::SEEK_SET).expect("SEEK_SET is 0"),
-        l_start: 0,
-        l_len: 0,
+        l_start: start,
+        l_len: len,
         l_pid: 0,
-    };
-    // SAFETY: the descriptor is open as `file` is borrowed, and the kernel only reads `range`, which outlives the call.
-    let answer = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) };
-    if answer == 0 {
-        return Ok(Locked::Held);
-    }
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::EAGAIN | libc::EACCES) => Ok(Locked::Busy),
-        Some(libc::EINVAL | libc::ENOLCK | libc::ENOSYS | libc::EOPNOTSUPP) => Ok(Locked::Unsupported),
-        _ => Err(error),
     }
 }
+
+fn fcntl(file: &File, command: libc::c_int, range: &mut libc::flock) -> io::Result<()> {
+    // SAFETY: the descriptor is open as `file` is borrowed, and the kernel reads and writes `range`, which outlives the call.
+    match unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut *range) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn outcome(answer: io::Result<()>) -> io::Result<Locked> {
+    match answer {
+        Ok(()) => Ok(Locked::Held),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::EACCES) => Ok(Locked::Busy),
+            Some(libc::EINVAL | libc::ENOLCK | libc::ENOSYS | libc::EOPNOTSUPP) => Ok(Locked::Unsupported),
+            _ => Err(error),
+        },
+    }
+}
+
+#[cfg(test)]
+#[path = "lock_test.rs"]
+mod tests;
