@@ -33,6 +33,14 @@ pub enum BlockError {
         /// The host's answer.
         source: io::Error,
     },
+    /// To be written, where the host lets nobody write.
+    #[error("disk image {path} cannot be written, with readonly=on it can be read")]
+    NotWritable {
+        /// The image.
+        path: PathBuf,
+        /// The host's answer.
+        source: io::Error,
+    },
     /// Not something that holds sectors.
     #[error("disk image {path} is a {found}: only regular files and block devices are allowed")]
     Kind {
@@ -126,6 +134,10 @@ impl Image {
             Locked::Unsupported => log::warn!("disk image {}: no locks on this file system", path.display()),
         }
         let is_device = expected.file_type().is_block_device();
+        if is_device && !config.readonly {
+            let readonly = limits::is_readonly(&file).map_err(|source| unknown(path, "the mode", source))?;
+            check_writable(path, readonly)?;
+        }
         let bytes = (&file)
             .seek(SeekFrom::End(0))
             .map_err(|source| unknown(path, "the size", source))?;
@@ -226,6 +238,10 @@ fn open(config: &BlockConfig, flags: i32, expected: &Metadata) -> Result<File, B
         .open(path)
         .map_err(|source| match source.raw_os_error() {
             Some(libc::EINVAL) if flags & libc::O_DIRECT != 0 => BlockError::NoDirectIo { path: path.into() },
+            // A permission, an immutable file; a file system that is mounted read-only; a program that runs.
+            Some(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY) if !config.readonly => {
+                not_writable(path, source)
+            }
             _ => cannot_open(path, source),
         })?;
     let found = file.metadata().map_err(|source| unknown(path, "the kind", source))?;
@@ -233,6 +249,14 @@ fn open(config: &BlockConfig, flags: i32, expected: &Metadata) -> Result<File, B
         return Err(BlockError::Replaced { path: path.into() });
     }
     Ok(file)
+}
+
+/// A block device that is read-only can be opened for writing all the same, and loses what is written to its cache.
+fn check_writable(path: &Path, readonly: bool) -> Result<(), BlockError> {
+    match readonly {
+        true => Err(not_writable(path, io::Error::from_raw_os_error(libc::EROFS))),
+        false => Ok(()),
+    }
 }
 
 fn check_kind(path: &Path, metadata: &Metadata) -> Result<(), BlockError> {
@@ -270,6 +294,13 @@ fn file_sizes(metadata: &Metadata, direct: Option<&Direct>) -> BlockSizes {
 
 fn cannot_open(path: &Path, source: io::Error) -> BlockError {
     BlockError::Open {
+        path: path.into(),
+        source,
+    }
+}
+
+fn not_writable(path: &Path, source: io::Error) -> BlockError {
+    BlockError::NotWritable {
         path: path.into(),
         source,
     }

@@ -132,6 +132,64 @@ fn read_only_image_has_no_writable_descriptor() {
     }
 }
 
+fn cannot_be_written(path: &Path) {
+    let error = Image::open(&config(path)).unwrap_err();
+    assert!(matches!(error, BlockError::NotWritable { .. }), "{error:?}");
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "disk image {} cannot be written, with readonly=on it can be read",
+            path.display()
+        )
+    );
+    assert!(Image::open(&readonly(path)).is_ok());
+}
+
+/// A loop device that is read-only, detached when dropped.
+struct ReadOnlyLoop(PathBuf);
+
+impl ReadOnlyLoop {
+    fn attach(file: &Path) -> Option<Self> {
+        let mut losetup = Command::new("losetup");
+        let attached = losetup
+            .args(["--find", "--show", "--read-only"])
+            .arg(file)
+            .output()
+            .ok()?;
+        let device = String::from_utf8(attached.stdout).ok()?.trim().to_owned();
+        attached.status.success().then(|| Self(device.into()))
+    }
+}
+
+impl Drop for ReadOnlyLoop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_device_that_is_read_only_is_no_writable_disk() {
+    let file = image(&[1; 4096]);
+    match ReadOnlyLoop::attach(file.path()) {
+        Some(device) => cannot_be_written(&device.0),
+        None => println!("skipped: needs root and loop devices"),
+    }
+}
+
+#[test]
+fn what_the_host_says_of_a_device_decides() {
+    assert!(check_writable(Path::new("/dev/x"), false).is_ok());
+    let error = check_writable(Path::new("/dev/x"), true).unwrap_err();
+    let why = std::error::Error::source(&error).unwrap().to_string();
+    assert!(why.contains("Read-only file system"), "{why}");
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_no_writable_disk() {
+    // A program that runs: not even root may write it.
+    cannot_be_written(&std::env::current_exe().unwrap());
+}
+
 #[test]
 fn direct_io_is_for_whole_units() {
     let file = image(&pattern(64 << 10, 1));

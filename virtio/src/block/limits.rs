@@ -11,6 +11,9 @@ use std::os::fd::AsRawFd;
 
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 
+/// `_IO(0x12, 94)` (linux/fs.h).
+const BLKROGET: libc::Ioctl = 0x125e;
+
 /// What direct I/O asks of a request; powers of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Alignment {
@@ -82,9 +85,14 @@ pub(super) fn block_sizes(device: &File) -> io::Result<BlockSizes> {
     })
 }
 
+/// Whether a block device takes no writes (`BLKROGET`).
+pub(super) fn is_readonly(device: &File) -> io::Result<bool> {
+    Ok(ask(device, BLKROGET)? != 0)
+}
+
 fn ask(device: &File, request: libc::Ioctl) -> io::Result<u32> {
     let mut value: libc::c_uint = 0;
-    // SAFETY: each of the four requests writes one int or unsigned int through its argument (linux/fs.h).
+    // SAFETY: each of the requests writes one int or unsigned int through its argument (linux/fs.h).
     let answer = unsafe { ioctl_with_mut_ref(device, request, &mut value) };
     if answer < 0 {
         return Err(io::Error::last_os_error());

@@ -75,6 +75,7 @@ pub(super) const SIOCOUTQ: u32 = 0x5411;
 
 // Block devices (linux/fs.h).
 pub(super) const BLKGETSIZE64: u32 = request(READ, 0x12, 114, 8);
+pub(super) const BLKROGET: u32 = request(NONE, 0x12, 94, 0);
 pub(super) const BLKSSZGET: u32 = request(NONE, 0x12, 104, 0);
 pub(super) const BLKIOMIN: u32 = request(NONE, 0x12, 120, 0);
 pub(super) const BLKIOOPT: u32 = request(NONE, 0x12, 121, 0);
@@ -105,6 +106,7 @@ mod tests {
         assert_eq!(KVM_SET_SREGS, 0x4138_ae84);
         assert_eq!(KVM_ENABLE_CAP, 0x4068_aea3);
         assert_eq!(BLKGETSIZE64, 0x8008_1272);
+        assert_eq!(BLKROGET, 0x125e);
         assert_eq!(BLKSSZGET, 0x1268);
         assert_eq!(TUNSETIFF, 0x4004_54ca);
         assert_eq!(TUNSETVNETHDRSZ, 0x4004_54d8);

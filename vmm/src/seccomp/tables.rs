@@ -380,8 +380,9 @@ const CONTROL_REQUESTS: &[u32] = &[
     r::TCSETSF,
     r::TIOCGWINSZ,
     r::FIONBIO,
-    // Disks that are block devices: size and units.
+    // Disks that are block devices: size and units, whether they can be written.
     r::BLKGETSIZE64,
+    r::BLKROGET,
     r::BLKSSZGET,
     r::BLKPBSZGET,
     r::BLKIOMIN,
