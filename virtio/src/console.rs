@@ -12,7 +12,7 @@
 //! | 4      | 4     | R   | `max_nr_ports`: 0, no multiport         |
 //! | 8      | 4     | -   | `emerg_wr`: ignored, not offered        |
 //!
-//! Output goes to a sink that the machine provides; if it fails, the output is dropped and counted, and the guest goes on. Input
+//! Output goes to a sink that the machine provides; what it does not take is dropped and counted, and the guest goes on. Input
 //! and the window's size come through a [`ConsoleHandle`] from any thread.
 
 mod handle;
@@ -84,7 +84,7 @@ pub struct Console {
 impl Console {
     /// A console of `cols` by `rows` characters that prints to `sink`.
     ///
-    /// The sink is called on the I/O thread. While it blocks, so do the guest's output and a reset of the device.
+    /// The sink is called on the I/O thread, and must not wait: it is to fail with `WouldBlock`, or take less, when there is no room.
     ///
     /// # Errors
     /// When the host refuses an eventfd.
@@ -215,19 +215,32 @@ impl Handler for ConsoleHandler {
     }
 }
 
-/// Moves at most `limit` bytes of `reader` to `sink`, or counts what could not be moved. Returns how many are dealt with.
+/// Moves at most `limit` bytes of `reader` to `sink`, and counts what the sink took and what it did not. Returns how many are dealt
+/// with.
 fn copy(reader: &mut Reader<'_>, limit: usize, sink: &mut dyn Write, metrics: &ConsoleMetrics) -> usize {
     let mut piece = [0; COPY_BYTES];
     let before = reader.bytes_read();
     let mut reader = reader.take(limit as u64);
     while let Ok(len @ 1..) = reader.read(&mut piece) {
-        let counter = match sink.write_all(piece.get(..len).unwrap_or_default()) {
-            Ok(()) => &metrics.tx_bytes,
-            Err(_) => &metrics.tx_dropped_bytes,
-        };
-        counter.add(len as u64);
+        let piece = piece.get(..len).unwrap_or_default();
+        let taken = write(sink, piece);
+        metrics.tx_bytes.add(taken as u64);
+        metrics.tx_dropped_bytes.add(len.saturating_sub(taken) as u64);
     }
     reader.into_inner().bytes_read().saturating_sub(before)
+}
+
+/// Writes the head of `bytes`, as much as `sink` takes, and says how many bytes that was.
+fn write(sink: &mut dyn Write, bytes: &[u8]) -> usize {
+    let mut taken = 0_usize;
+    while let Some(rest) = bytes.get(taken..).filter(|rest| !rest.is_empty()) {
+        match sink.write(rest) {
+            Ok(count @ 1..) => taken = taken.saturating_add(count).min(bytes.len()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            _ => break,
+        }
+    }
+    taken
 }
 
 /// A thread that panicked leaves bytes behind, not broken invariants.

@@ -113,6 +113,37 @@ fn broken_sink_drops_output_but_not_the_guest() {
     assert_eq!(bench.console.metrics().tx_dropped_bytes.get(), 6);
 }
 
+/// Takes so many bytes in all, and is full after that.
+struct Narrow(usize);
+
+impl Write for Narrow {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(self.0);
+        self.0 -= taken;
+        if taken == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn what_a_full_sink_does_not_take_is_counted_to_the_byte_and_told() {
+    let mut bench = bench();
+    bench.console = Console::new(80, 25, Box::new(Narrow(4500))).unwrap();
+    let mut handler = bench.start(0);
+    bench.transmit.add(&[Buf::Out(DATA, 10_000)]);
+    handler.wake(TRANSMIT, &mut Ignore).unwrap();
+    assert_eq!(bench.transmit.take_used(), Some((0, 0)), "the guest goes on");
+    let counters = bench.console.counters();
+    assert!(counters.contains(&("tx_bytes", 4500)), "{counters:?}");
+    assert!(counters.contains(&("tx_dropped_bytes", 5500)), "{counters:?}");
+}
+
 #[test]
 fn typed_bytes_fill_the_drivers_buffers() {
     let mut bench = bench();

@@ -16,10 +16,10 @@
 //! Time is that since husk started. Whoever reads the events must not be able to stop the VM: when the reader falls behind by more
 //! than 64 KiB, whole events are left out, and the next one that fits has their number in `properties.dropped`.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,12 +28,12 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::terminal;
+use crate::terminal::{Outlet, OutletError};
 
 /// Bytes of events that wait for their reader.
 const BACKLOG_BYTES: usize = 64 << 10;
-/// Bytes of one write (`PIPE_BUF`).
-const WRITE_BYTES: usize = 4096;
+/// Permissions of a file that is made.
+const MODE: u32 = 0o600;
 
 /// Where events go. Clones share it; the default goes nowhere.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +41,7 @@ pub struct Events(Option<Arc<Mutex<Monitor>>>);
 
 #[derive(Debug)]
 struct Monitor {
-    sink: File,
+    sink: Outlet,
     start: Instant,
     backlog: Vec<u8>,
     dropped: u64,
@@ -62,15 +62,13 @@ struct Timestamp {
 }
 
 impl Events {
-    /// Events go to the file at `path`, which is emptied, or made and readable by its owner alone.
+    /// Events go to the file at `path`, which is emptied, or made and readable by its owner alone; or to a FIFO, whose reader may come
+    /// later, or a terminal.
     ///
     /// # Errors
-    /// What opening says: a FIFO without a reader is refused.
-    pub fn to_path(path: &Path) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let sink = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
-        Ok(Self::to_file(sink))
+    /// Nothing can be written there.
+    pub fn to_path(path: &Path) -> Result<Self, OutletError> {
+        Ok(Self::to_outlet(Outlet::create(path, MODE)?))
     }
 
     /// Events go to `fd`: a pipe, a file, a terminal, or a connected socket, which becomes non-blocking.
@@ -80,14 +78,14 @@ impl Events {
     pub fn to_fd(fd: OwnedFd) -> io::Result<Self> {
         let file = File::from(fd);
         if !file.metadata()?.file_type().is_socket() {
-            return Ok(Self::to_file(file));
+            return Ok(Self::to_outlet(Outlet::inherit(file)));
         }
         let stream = UnixStream::from(OwnedFd::from(file));
         stream.set_nonblocking(true)?;
-        Ok(Self::to_file(File::from(OwnedFd::from(stream))))
+        Ok(Self::to_outlet(Outlet::inherit(File::from(OwnedFd::from(stream)))))
     }
 
-    fn to_file(sink: File) -> Self {
+    fn to_outlet(sink: Outlet) -> Self {
         Self(Some(Arc::new(Mutex::new(Monitor {
             sink,
             start: Instant::now(),
@@ -140,11 +138,9 @@ impl Monitor {
 
     /// Writes what waits, as far as there is room. When nobody can read any more, nothing waits.
     fn send(&mut self) {
-        while !self.backlog.is_empty() && terminal::has_room(self.sink.as_fd()) {
-            let chunk = self.backlog.get(..WRITE_BYTES).unwrap_or(&self.backlog);
-            match self.sink.write(chunk) {
+        while !self.backlog.is_empty() {
+            match self.sink.write(&self.backlog) {
                 Ok(written) => drop(self.backlog.drain(..written.min(self.backlog.len()))),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => self.backlog.clear(),
             }
@@ -180,6 +176,24 @@ mod tests {
         assert!(lines[0]["timestamp"]["secs"].is_u64() && lines[0]["timestamp"]["nanos"].is_u64());
         assert!(lines[0]["properties"].is_null());
         assert_eq!(lines[1]["properties"]["id"], "_disk0");
+    }
+
+    #[test]
+    fn a_fifo_has_events_for_a_reader_that_comes_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fifo");
+        assert!(
+            std::process::Command::new("mkfifo")
+                .arg(&path)
+                .status()
+                .unwrap()
+                .success()
+        );
+        let events = Events::to_path(&path).unwrap();
+        events.emit("vm", "booting");
+        let mut line = String::new();
+        BufReader::new(File::open(&path).unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(parsed(&line)["event"], "booting");
     }
 
     #[test]

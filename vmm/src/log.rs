@@ -4,33 +4,45 @@
 //! gets through is preceded by the number of those that did not. Errors of writing (`EPIPE` after the reader has gone) are ignored.
 
 use std::fmt::Write as _;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-use crate::terminal;
+use crate::terminal::{self, Outlet, OutletError};
+
+/// Permissions of a log file that is made.
+const MODE: u32 = 0o600;
+/// How long a reader of the last words is waited for.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The process's only logger.
 struct Logger {
     lost: AtomicU64,
-    /// Where lines go in place of standard error.
-    file: OnceLock<File>,
+    /// Standard error, unless it was closed.
+    stderr: OnceLock<Outlet>,
+    /// Where lines go in place of it.
+    file: OnceLock<Outlet>,
 }
 
 static LOGGER: Logger = Logger {
     lost: AtomicU64::new(0),
+    stderr: OnceLock::new(),
     file: OnceLock::new(),
 };
 
 /// Starts logging: errors and warnings, with `-v` also information, with `-vv` also what helps to debug. A second call only
 /// changes the level.
 pub fn init(verbosity: u8) {
+    if let Ok(stderr) = io::stderr().as_fd().try_clone_to_owned() {
+        // Fails only when there is one already.
+        let _ = LOGGER.stderr.set(Outlet::inherit(File::from(stderr)));
+    }
     // Fails only when the logger has been set, by an earlier call.
     let _ = log::set_logger(&LOGGER);
     log::set_max_level(level(verbosity));
@@ -39,15 +51,21 @@ pub fn init(verbosity: u8) {
 /// As [`init`], and lines are appended to the file at `path`, which is made if need be. The first file counts.
 ///
 /// # Errors
-/// What opening says.
-pub fn init_to_file(verbosity: u8, path: &Path) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o600);
-    let file = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+/// Nothing can be written there.
+pub fn init_to_file(verbosity: u8, path: &Path) -> Result<(), OutletError> {
     // Fails only when there is one already.
-    let _ = LOGGER.file.set(file);
+    let _ = LOGGER.file.set(Outlet::append(path, MODE)?);
     init(verbosity);
     Ok(())
+}
+
+/// Writes `text` on standard error for whoever started this process, and gives them a moment to make room for it.
+pub fn tell(text: &str) {
+    // When nobody hears it, there is nobody else to tell.
+    let _ = match LOGGER.stderr.get() {
+        Some(stderr) => stderr.write_all_within(text.as_bytes(), PATIENCE),
+        None => io::stderr().write_all(text.as_bytes()),
+    };
 }
 
 fn level(verbosity: u8) -> LevelFilter {
@@ -79,11 +97,10 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        match self.file.get() {
-            Some(mut file) => self.say(record, file.as_fd(), "\n", |line| file.write_all(line)),
-            None => self.say(record, io::stderr().as_fd(), terminal::line_end(), |line| {
-                io::stderr().lock().write_all(line)
-            }),
+        match (self.file.get(), self.stderr.get()) {
+            (Some(file), _) => self.say(record, file, "\n"),
+            (None, Some(stderr)) => self.say(record, stderr, terminal::line_end()),
+            (None, None) => {}
         }
     }
 
@@ -91,14 +108,16 @@ impl Log for Logger {
 }
 
 impl Logger {
-    fn say(&self, record: &Record<'_>, fd: BorrowedFd<'_>, end: &str, write: impl FnOnce(&[u8]) -> io::Result<()>) {
-        if !terminal::has_room(fd) {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-            return;
+    fn say(&self, record: &Record<'_>, to: &Outlet, end: &str) {
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        let text = compose(record, lost, end);
+        // One write a line, so that lines of two threads do not mix. When the reader has gone, nobody misses it.
+        if to
+            .write(text.as_bytes())
+            .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        {
+            self.lost.fetch_add(lost.saturating_add(1), Ordering::Relaxed);
         }
-        let text = compose(record, self.lost.swap(0, Ordering::Relaxed), end);
-        // One write a line, so that lines of two threads do not mix.
-        let _ = write(text.as_bytes());
     }
 }
 

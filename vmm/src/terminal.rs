@@ -1,7 +1,8 @@
 //! husk's own standard input and output as a guest's terminal.
 //!
 //! [`RawMode`] hands every key to the guest and puts the terminal back whatever happens. [`Input`] reads it, with a way out
-//! ([`Escape`]); [`StdoutSink`] writes without ever holding up a vCPU; [`Signals`] turns signals into events of the main loop.
+//! ([`Escape`]); [`StdoutSink`], and a [`Sink`] for each path that takes a guest's output, write to an [`Outlet`] without ever holding
+//! up a vCPU; [`Signals`] turns signals into events of the main loop.
 //!
 //! | how husk ends | who restores the terminal |
 //! |---|---|
@@ -16,10 +17,12 @@
 
 mod escape;
 mod input;
+mod outlet;
 mod output;
 mod signals;
+mod sink;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::ptr;
@@ -28,8 +31,10 @@ use std::sync::{Once, OnceLock};
 
 pub use escape::{Escape, Quit};
 pub use input::{Arrival, Input};
+pub use outlet::{Outlet, OutletError};
 pub use output::StdoutSink;
 pub use signals::{Signal, Signals};
+pub use sink::Sink;
 
 /// Printed when the terminal becomes the guest's.
 pub const ESCAPE_HINT: &str = "Ctrl-A x ends the VM, Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
@@ -73,8 +78,7 @@ impl RawMode {
         if !stdin.is_terminal() {
             return Ok(None);
         }
-        // Without standard error the hint has nowhere to go.
-        let _ = writeln!(io::stderr(), "husk: {ESCAPE_HINT}");
+        crate::log::tell(&format!("husk: {ESCAPE_HINT}\n"));
         Self::enter_on(stdin.as_fd()).map(Some)
     }
 
@@ -137,7 +141,18 @@ pub fn line_end() -> &'static str {
 /// Whether `fd` takes a short write (up to `PIPE_BUF` bytes into a pipe) without blocking. Also true of what is broken: the write
 /// will say so.
 pub fn has_room(fd: BorrowedFd<'_>) -> bool {
-    output::writable_within(fd, 0)
+    writable_within(fd, 0)
+}
+
+/// Whether `fd` takes a write within `timeout_ms`; also true of a descriptor that is broken.
+fn writable_within(fd: BorrowedFd<'_>, timeout_ms: i32) -> bool {
+    let mut poll = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: one pollfd, as the count says.
+    unsafe { libc::poll(&raw mut poll, 1, timeout_ms) > 0 }
 }
 
 /// Columns and rows of a terminal.

@@ -249,7 +249,7 @@ fn usage(message: &str) -> Code {
 
 /// One line on standard error, if anybody reads it.
 fn say(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+    crate::log::tell(&format!("{line}\n"));
 }
 
 fn is_help(error: &clap::Error) -> bool {

@@ -1,7 +1,5 @@
 //! A VM from its description to its end, as `husk run` has it.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,11 +12,13 @@ use crate::config::{RunOptions, VmConfig};
 use crate::events::Events;
 use crate::machine::Ending;
 use crate::seccomp::Role;
-use crate::terminal::{Signals, StdoutSink};
+use crate::terminal::{Outlet, Signals, StdoutSink};
 use crate::trace::Phase;
 
 /// How long the end of the VM waits for a reader of what the guest has written last.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+/// Permissions of the boot trace's file, less the user's mask.
+const TRACE_MODE: u32 = 0o666;
 
 /// How a VM that ran has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,21 +90,23 @@ fn verdict(ending: &Ending) -> Result<Exit> {
     }
 }
 
-/// The file that the boot trace goes to. Created before there is a guest: a name that cannot be written costs no run.
-fn create_trace(path: &Path) -> Result<(&Path, File)> {
-    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+/// What the boot trace goes to. Opened before there is a guest: a name that cannot be written costs no run.
+fn create_trace(path: &Path) -> Result<(&Path, Outlet)> {
+    let file = Outlet::create(path, TRACE_MODE).with_context(|| format!("cannot create {}", path.display()))?;
     Ok((path, file))
 }
 
 /// Gives the boot trace to whoever asked for it.
-fn report(options: &RunOptions, trace_file: Option<(&Path, File)>) -> Result<()> {
+fn report(options: &RunOptions, trace_file: Option<(&Path, Outlet)>) -> Result<()> {
     if let Some((path, file)) = trace_file {
-        let mut file = BufWriter::new(file);
-        let written = options.trace.write_json(&mut file).and_then(|()| file.flush());
-        written.with_context(|| format!("cannot write {}", path.display()))?;
+        let mut json = Vec::new();
+        let written = options.trace.write_json(&mut json);
+        written
+            .and_then(|()| file.write_all_within(&json, LAST_WORDS))
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     if options.verbosity > 0 {
-        eprint!("{}", options.trace.table());
+        crate::log::tell(&options.trace.table());
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ mod build;
 mod device;
 mod fs;
 pub mod net;
+mod output;
 mod pending;
 pub mod pmem;
 mod populate;

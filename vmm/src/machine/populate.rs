@@ -1,8 +1,6 @@
 //! Which devices a VM has: the list, from what every machine has to what its configuration asks for.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
@@ -21,6 +19,7 @@ use husk_virtio::threads::Threads;
 use super::board::lock;
 use super::build::BuildError;
 use super::device::Devices;
+use super::output::output;
 use crate::config::{ConsoleConfig, ConsoleMode, DiskConfig, NewDevice, VmConfig};
 use crate::memory::AddressSpace;
 use crate::terminal::{StdoutSink, window_size};
@@ -139,29 +138,6 @@ fn add_console(
     let handle = console.handle();
     devices.add_virtio("__console", Box::new(console))?;
     Ok((config.mode == ConsoleMode::Tty).then_some(Keyboard::Console(handle)))
-}
-
-/// Where a port's output goes; `None` when there is to be no such device.
-fn output(
-    name: &str,
-    config: &ConsoleConfig,
-    stdout: &StdoutSink,
-) -> Result<Option<Box<dyn Write + Send>>, BuildError> {
-    Ok(Some(match (config.mode, &config.file) {
-        (ConsoleMode::Off, _) => return Ok(None),
-        (ConsoleMode::Null, _) => Box::new(io::sink()),
-        (ConsoleMode::Tty, _) => Box::new(stdout.clone()),
-        (ConsoleMode::File, Some(path)) => {
-            Box::new(File::create(path).map_err(|e| BuildError::device(format!("{name} {}", path.display()), e))?)
-        }
-        (ConsoleMode::File, None) => return Err(BuildError::device(name, "mode File without a file")),
-        (ConsoleMode::Pty, _) => {
-            return Err(BuildError::device(
-                name,
-                "mode Pty is not supported: use Tty, File, Null or Off",
-            ));
-        }
-    }))
 }
 
 /// Makes the device that is asked for, at boot or later. What it needs of `passed` it duplicates; what confines its own threads is

@@ -1,0 +1,39 @@
+//! Where the output of serial port and console goes.
+
+use std::io::{self, Write};
+
+use super::build::BuildError;
+use crate::config::{ConsoleConfig, ConsoleMode};
+use crate::terminal::StdoutSink;
+
+/// Takes the output of the port called `name`, and never waits; `None` when there is to be no such port. Two ports may have one file: it
+/// gets the writes of both, none over another.
+///
+/// # Errors
+/// [`BuildError::Device`], with the path.
+pub(super) fn output(
+    name: &str,
+    config: &ConsoleConfig,
+    stdout: &StdoutSink,
+) -> Result<Option<Box<dyn Write + Send>>, BuildError> {
+    Ok(Some(match (config.mode, &config.file) {
+        (ConsoleMode::Off, _) => return Ok(None),
+        (ConsoleMode::Null, _) => Box::new(io::sink()),
+        (ConsoleMode::Tty, _) => Box::new(stdout.clone()),
+        (ConsoleMode::File, Some(path)) => {
+            let sink = stdout.open(path);
+            Box::new(sink.map_err(|e| BuildError::device(format!("{name} {}", path.display()), e))?)
+        }
+        (ConsoleMode::File, None) => return Err(BuildError::device(name, "mode File without a file")),
+        (ConsoleMode::Pty, _) => {
+            return Err(BuildError::device(
+                name,
+                "mode Pty is not supported: use Tty, File, Null or Off",
+            ));
+        }
+    }))
+}
+
+#[cfg(test)]
+#[path = "output_test.rs"]
+mod tests;

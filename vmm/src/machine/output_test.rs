@@ -1,0 +1,101 @@
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use husk_devices::metrics::Metered;
+use husk_devices::serial::Serial;
+use husk_devices::{BusDevice, Effect, Irq};
+use tempfile::TempDir;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::*;
+
+/// More than a pipe and a sink hold.
+const MUCH: usize = 1 << 20;
+
+fn fifo(folder: &TempDir) -> PathBuf {
+    let path = folder.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    path
+}
+
+fn open(path: &Path, stdout: &StdoutSink) -> Box<dyn Write + Send> {
+    output("serial", &ConsoleConfig::file(path), stdout).unwrap().unwrap()
+}
+
+/// A serial port whose output goes to `path`.
+fn serial(path: &Path, stdout: &StdoutSink) -> Serial {
+    Serial::new(Irq::new(EventFd::new(0).unwrap()), open(path, stdout))
+}
+
+fn print(serial: &mut Serial, text: &[u8]) {
+    for byte in text {
+        assert_eq!(serial.write(0, &[*byte]), Effect::None);
+    }
+}
+
+fn counter(serial: &Serial, name: &str) -> u64 {
+    serial
+        .metrics()
+        .into_iter()
+        .find(|(known, _)| *known == name)
+        .unwrap()
+        .1
+}
+
+#[test]
+fn a_port_whose_reader_never_comes_holds_up_nobody_and_counts_what_it_loses() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = fifo(&folder);
+    let stdout = StdoutSink::new().unwrap();
+    let mut serial = serial(&path, &stdout);
+    print(&mut serial, &vec![b'x'; MUCH]);
+    let (sent, lost) = (
+        counter(&serial, "serial_tx_bytes"),
+        counter(&serial, "serial_tx_lost_bytes"),
+    );
+    assert!(sent > 0 && lost > 0);
+    assert_eq!(sent + lost, MUCH as u64);
+    // The reader comes, and the port goes on.
+    let mut reader = File::open(&path).unwrap();
+    let mut bytes = vec![0; usize::try_from(sent).unwrap()];
+    let mut got = 0;
+    while got < bytes.len() {
+        got += reader.read(&mut bytes[got..]).unwrap();
+        stdout.drain();
+    }
+    print(&mut serial, b"again");
+    let mut bytes = [0; 5];
+    reader.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"again");
+    assert_eq!(counter(&serial, "serial_tx_lost_bytes"), lost);
+}
+
+#[test]
+fn two_ports_in_one_file_lose_nothing_of_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    fs::write(&path, "of an earlier run").unwrap();
+    let stdout = StdoutSink::new().unwrap();
+    let (mut one, mut two) = (open(&path, &stdout), open(&path, &stdout));
+    one.write_all(b"one ").unwrap();
+    two.write_all(b"two ").unwrap();
+    one.write_all(b"one again").unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "one two one again");
+}
+
+#[test]
+fn what_cannot_be_written_to_is_named_with_its_port_and_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let stdout = StdoutSink::new().unwrap();
+    for (path, kind) in [(folder.path(), "directory"), (&socket, "socket")] {
+        let error = output("console", &ConsoleConfig::file(path), &stdout).err().unwrap();
+        let why = std::error::Error::source(&error).unwrap().to_string();
+        assert_eq!(error.to_string(), format!("console {}", path.display()));
+        assert!(why.starts_with(&format!("it is a {kind}, allowed:")), "{why}");
+    }
+}

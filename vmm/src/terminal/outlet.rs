@@ -1,0 +1,186 @@
+//! A descriptor that is written to and never waited for, whatever is behind it.
+//!
+//! | what the user names | how it is opened | a write without room |
+//! |---|---|---|
+//! | a regular file | for appending, so that it goes on at its end when somebody has shortened it | fails as the file system says |
+//! | a FIFO | at both ends, so that its reader may come, go and come again | `WouldBlock` |
+//! | a terminal, another character device | as it is | `WouldBlock` |
+//! | a directory, a socket, a block device | not at all | |
+//!
+//! What husk was started with is shared with other processes, which `O_NONBLOCK` would hit too: its flags are never changed. A
+//! terminal or pipe is opened a second time instead. The master of a pseudo-terminal, which the Go shim gives as standard output,
+//! cannot be: that would be another one. It is asked first, and its answer is good for one byte; so is a socket, whose answer is good
+//! for a short write.
+
+use std::fs::{File, FileType, OpenOptions};
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::writable_within;
+
+/// The most bytes of one write (`PIPE_BUF`).
+const CHUNK: usize = 4096;
+/// The device that is every pseudo-terminal's master (Linux admin-guide/devices.txt, 5 char).
+const PTMX: u64 = libc::makedev(5, 2);
+
+/// Why nothing can be written at a path.
+#[derive(Debug, thiserror::Error)]
+pub enum OutletError {
+    /// Not something that is written to byte by byte.
+    #[error("it is a {0}, allowed: a regular file, a FIFO, a terminal or another character device")]
+    Kind(&'static str),
+    /// The host does not let us have it.
+    #[error("cannot open it")]
+    Open(#[from] io::Error),
+}
+
+/// Takes bytes as far as there is room. Usable from any thread.
+#[derive(Debug)]
+pub struct Outlet {
+    file: File,
+    /// Whether a write that has no room says so instead of blocking.
+    nonblocking: bool,
+    /// The most bytes of one write.
+    chunk: usize,
+}
+
+impl Outlet {
+    /// Opens what is at `path`, a regular file emptied, or made with the permissions `mode`.
+    ///
+    /// # Errors
+    /// Nothing can be written there.
+    pub fn create(path: &Path, mode: u32) -> Result<Self, OutletError> {
+        let outlet = Self::append(path, mode)?;
+        if outlet.file.metadata()?.is_file() {
+            outlet.file.set_len(0)?;
+        }
+        Ok(outlet)
+    }
+
+    /// Opens what is at `path`, or makes a regular file with the permissions `mode`. What a file has stays.
+    ///
+    /// # Errors
+    /// Nothing can be written there.
+    pub fn append(path: &Path, mode: u32) -> Result<Self, OutletError> {
+        let file = open(path, mode)?;
+        check_kind(file.metadata()?.file_type())?;
+        Ok(Self {
+            file,
+            nonblocking: true,
+            chunk: CHUNK,
+        })
+    }
+
+    /// Takes a descriptor that the process was started with.
+    pub fn inherit(file: File) -> Self {
+        let terminal = file.is_terminal();
+        let second = open_again(&file, terminal);
+        let nonblocking = second.is_some();
+        let chunk = if terminal && !nonblocking { 1 } else { CHUNK };
+        Self {
+            file: second.unwrap_or(file),
+            nonblocking,
+            chunk,
+        }
+    }
+
+    /// Writes the head of `bytes`, and says how many bytes that was.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is no room; what the host says otherwise. There may be room later in both cases.
+    pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            if !self.nonblocking && !writable_within(self.file.as_fd(), 0) {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            match (&self.file).write(bytes.get(..self.chunk).unwrap_or(bytes)) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                written => return written,
+            }
+        }
+    }
+
+    /// Writes all of `bytes`, and waits for room up to `limit`. For a process that has nothing else to do any more.
+    ///
+    /// # Errors
+    /// `TimedOut` when there was no room for the rest; what the host says otherwise.
+    pub fn write_all_within(&self, mut bytes: &[u8], limit: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + limit;
+        while !bytes.is_empty() {
+            match self.write(bytes) {
+                Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+                Err(_) if !self.has_room_by(deadline) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for room until `deadline`; whether there is some. Also true of what is broken: the write will say so.
+    pub(super) fn has_room_by(&self, deadline: Instant) -> bool {
+        let left = deadline.saturating_duration_since(Instant::now()).as_micros();
+        let left = i32::try_from(left.div_ceil(1000)).unwrap_or(i32::MAX);
+        writable_within(self.file.as_fd(), left)
+    }
+}
+
+impl AsFd for Outlet {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl AsRawFd for Outlet {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+/// Opens `path` for appending. Looks at it first: only a FIFO is opened at both ends, and opening a device may have effects.
+fn open(path: &Path, mode: u32) -> Result<File, OutletError> {
+    let mut options = OpenOptions::new();
+    options.append(true).mode(mode);
+    options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    let found = path.metadata().map(|found| found.file_type());
+    if let Ok(found) = found {
+        check_kind(found)?;
+    }
+    if !found.is_ok_and(|found| found.is_fifo()) {
+        return Ok(options.create(true).open(path)?);
+    }
+    match options.read(true).open(path) {
+        // It is there to be written to only: then somebody has to read already.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(options.read(false).open(path)?),
+        opened => Ok(opened?),
+    }
+}
+
+fn check_kind(kind: FileType) -> Result<(), OutletError> {
+    Err(OutletError::Kind(match () {
+        () if kind.is_dir() => "directory",
+        () if kind.is_socket() => "socket",
+        () if kind.is_block_device() => "block device",
+        () => return Ok(()),
+    }))
+}
+
+/// The same terminal or pipe with a file description of husk's own; `None` of a master, and of what is neither.
+fn open_again(file: &File, terminal: bool) -> Option<File> {
+    let found = file.metadata().ok()?;
+    if found.rdev() == PTMX || !(terminal || found.file_type().is_fifo()) {
+        return None;
+    }
+    OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+        .ok()
+}
+
+#[cfg(test)]
+#[path = "outlet_test.rs"]
+mod tests;

@@ -1,0 +1,146 @@
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use super::*;
+
+const MODE: u32 = 0o640;
+
+fn fifo(folder: &TempDir) -> PathBuf {
+    let path = folder.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    path
+}
+
+fn fill(outlet: &Outlet) -> usize {
+    let mut written = 0;
+    loop {
+        match outlet.write(&[b'x'; 1000]) {
+            Ok(count) => written += count,
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                return written;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_is_emptied_or_not_and_made_with_its_permissions() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    Outlet::create(&path, MODE).unwrap().write(b"first").unwrap();
+    assert_eq!(
+        fs::metadata(&path).unwrap().permissions().mode() & 0o777 & !0o040,
+        0o600
+    );
+    Outlet::append(&path, MODE).unwrap().write(b" second").unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"first second");
+    Outlet::create(&path, MODE).unwrap().write(b"third").unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"third");
+}
+
+#[test]
+fn a_file_that_a_log_rotator_shortens_goes_on_without_a_hole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    let outlet = Outlet::create(&path, MODE).unwrap();
+    outlet.write(b"before").unwrap();
+    File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
+    outlet.write(b"after").unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"after");
+}
+
+#[test]
+fn two_outlets_of_one_file_do_not_overwrite_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    let (one, two) = (
+        Outlet::create(&path, MODE).unwrap(),
+        Outlet::create(&path, MODE).unwrap(),
+    );
+    for (outlet, text) in [(&one, "a1 "), (&two, "b1 "), (&one, "a2 "), (&two, "b2")] {
+        outlet.write(text.as_bytes()).unwrap();
+    }
+    assert_eq!(fs::read(&path).unwrap(), b"a1 b1 a2 b2");
+}
+
+#[test]
+fn a_fifo_without_a_reader_is_opened_and_filled_without_waiting_and_read_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = fifo(&folder);
+    let outlet = Outlet::create(&path, MODE).unwrap();
+    let written = fill(&outlet);
+    let mut reader = File::open(&path).unwrap();
+    let mut bytes = vec![0; written];
+    reader.read_exact(&mut bytes).unwrap();
+    assert!(bytes == vec![b'x'; written]);
+    outlet.write(b"more").unwrap();
+    drop(reader);
+    outlet.write(b" and more").unwrap();
+    let mut again = [0; 13];
+    File::open(&path).unwrap().read_exact(&mut again).unwrap();
+    assert_eq!(&again, b"more and more", "a reader may come again");
+}
+
+#[test]
+fn what_is_not_written_byte_by_byte_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let refusal = |path: &Path| Outlet::create(path, MODE).unwrap_err().to_string();
+    let allowed = "allowed: a regular file, a FIFO, a terminal or another character device";
+    assert_eq!(refusal(folder.path()), format!("it is a directory, {allowed}"));
+    assert_eq!(refusal(&socket), format!("it is a socket, {allowed}"));
+    assert_eq!(refusal(&folder.path().join("no/file")), "cannot open it");
+}
+
+#[test]
+fn character_devices_are_written_and_their_errors_told_each_time() {
+    assert_eq!(
+        Outlet::create(Path::new("/dev/null"), MODE)
+            .unwrap()
+            .write(b"abc")
+            .unwrap(),
+        3
+    );
+    let full = Outlet::create(Path::new("/dev/full"), MODE).unwrap();
+    for _ in 0..2 {
+        assert_eq!(full.write(b"abc").unwrap_err().kind(), io::ErrorKind::StorageFull);
+    }
+}
+
+#[test]
+fn a_pipe_that_others_share_is_not_made_non_blocking_and_never_waited_for() {
+    let (_reader, writer) = io::pipe().unwrap();
+    let theirs = File::from(std::os::fd::OwnedFd::from(writer));
+    let outlet = Outlet::inherit(theirs.try_clone().unwrap());
+    assert!(outlet.nonblocking, "it has a file description of its own");
+    fill(&outlet);
+    assert!(!writable_within(theirs.as_fd(), 0));
+    let link = fs::read_to_string(format!("/proc/self/fdinfo/{}", theirs.as_raw_fd())).unwrap();
+    let flags = link
+        .lines()
+        .find_map(|line| line.strip_prefix("flags:"))
+        .unwrap()
+        .trim();
+    assert_eq!(i32::from_str_radix(flags, 8).unwrap() & libc::O_NONBLOCK, 0);
+}
+
+#[test]
+fn the_last_words_wait_for_room_but_not_for_ever() {
+    let (mut reader, writer) = io::pipe().unwrap();
+    let outlet = Outlet::inherit(File::from(std::os::fd::OwnedFd::from(writer)));
+    let long = vec![b'x'; 300_000];
+    let error = outlet.write_all_within(&long, Duration::from_millis(10)).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    let reading = std::thread::spawn(move || io::copy(&mut reader, &mut io::sink()).unwrap());
+    outlet.write_all_within(&long, Duration::from_secs(60)).unwrap();
+    drop(outlet);
+    assert!(reading.join().unwrap() > 300_000);
+}

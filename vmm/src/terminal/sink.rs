@@ -1,0 +1,181 @@
+//! A guest's output on its way to an [`Outlet`], without ever holding up the guest.
+//!
+//! Policy: bytes go out at once while the outlet takes them. When it has no room (a full pipe, a terminal that was stopped) they wait, up
+//! to [`BACKLOG_BYTES`]; beyond that the newest are refused. When the outlet fails (`EPIPE`, `EIO`, a full file system) what waits is
+//! dropped and what comes is refused, each time anew: a reader that comes back, or room in the file system, is found by the next
+//! write. Whoever writes counts what is refused.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::Outlet;
+
+/// The most bytes that wait for a reader: a boot's worth of kernel messages.
+const BACKLOG_BYTES: usize = 256 << 10;
+
+/// An outlet as a device's `Write`. Clones share it.
+///
+/// Its lock is a leaf: it is taken with a device locked, and nothing is locked under it. Nothing here blocks or panics.
+#[derive(Clone, Debug)]
+pub struct Sink(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// Readable while bytes wait and the outlet has room for some.
+    wakeup: Epoll,
+}
+
+#[derive(Debug)]
+struct State {
+    /// `None` where there never was one.
+    outlet: Option<Outlet>,
+    backlog: VecDeque<u8>,
+}
+
+impl Sink {
+    /// A sink with nothing in it. Without an outlet it refuses everything.
+    ///
+    /// # Errors
+    /// What the host says when it has no descriptor left.
+    pub fn over(outlet: Option<Outlet>) -> io::Result<Self> {
+        let backlog = VecDeque::new();
+        Ok(Self(Arc::new(Shared {
+            state: Mutex::new(State { outlet, backlog }),
+            wakeup: Epoll::new()?,
+        })))
+    }
+
+    /// Writes what waits, as far as there is room. To be called when the sink's descriptor is readable.
+    pub fn drain(&self) {
+        let mut state = self.locked();
+        let waited = !state.backlog.is_empty();
+        state.send_backlog();
+        if waited && state.backlog.is_empty() {
+            self.watch(&state, ControlOperation::Delete);
+        }
+    }
+
+    /// Gives what waits until `deadline` to be read. For the end of the VM.
+    pub fn finish(&self, deadline: Instant) {
+        let mut state = self.locked();
+        while !state.backlog.is_empty() {
+            let outlet = state.outlet.as_ref();
+            let writable = outlet.is_some_and(|outlet| outlet.has_room_by(deadline));
+            state.send_backlog();
+            if !writable {
+                return;
+            }
+        }
+    }
+
+    /// Whether nobody else has this sink.
+    pub(super) fn is_only_one(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+
+    fn locked(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn watch(&self, state: &State, operation: ControlOperation) {
+        if let Some(outlet) = &state.outlet {
+            // Regular files are refused, and never have a backlog. Anything else waits for the next write instead.
+            let _ = self
+                .0
+                .wakeup
+                .ctl(operation, outlet.as_raw_fd(), EpollEvent::new(EventSet::OUT, 0));
+        }
+    }
+}
+
+impl Write for Sink {
+    /// Takes what goes out or can wait.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut state = self.locked();
+        let waited = !state.backlog.is_empty();
+        let taken = state.put(bytes);
+        match (waited, !state.backlog.is_empty()) {
+            (false, true) => self.watch(&state, ControlOperation::Add),
+            (true, false) => self.watch(&state, ControlOperation::Delete),
+            _ => {}
+        }
+        taken
+    }
+
+    /// Nothing to do: see [`Sink::finish`].
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl AsRawFd for Sink {
+    /// A descriptor to watch for reading, level-triggered: readable when [`Sink::drain`] has something to do.
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.wakeup.as_raw_fd()
+    }
+}
+
+impl State {
+    fn put(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.send_backlog();
+        let (sent, end) = match self.backlog.is_empty() {
+            true => self.send(bytes),
+            false => (0, Err(io::ErrorKind::WouldBlock.into())),
+        };
+        let kept = match &end {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.keep(bytes.get(sent..).unwrap_or_default()),
+            _ => 0,
+        };
+        match sent.saturating_add(kept) {
+            0 => end.map(|()| 0),
+            taken => Ok(taken),
+        }
+    }
+
+    /// Has the head of `bytes` wait, and says how many bytes that is.
+    fn keep(&mut self, bytes: &[u8]) -> usize {
+        let room = BACKLOG_BYTES.saturating_sub(self.backlog.len()).min(bytes.len());
+        self.backlog.extend(bytes.iter().take(room));
+        room
+    }
+
+    fn send_backlog(&mut self) {
+        let mut waiting = std::mem::take(&mut self.backlog);
+        while !waiting.is_empty() {
+            let (sent, end) = self.send(waiting.as_slices().0);
+            waiting.drain(..sent);
+            match end {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => waiting.clear(),
+            }
+        }
+        self.backlog = waiting;
+    }
+
+    /// Writes the head of `bytes`; how many bytes that was, and why no more.
+    fn send(&self, bytes: &[u8]) -> (usize, io::Result<()>) {
+        let Some(outlet) = &self.outlet else {
+            return (0, Err(io::ErrorKind::BrokenPipe.into()));
+        };
+        let mut sent = 0;
+        while let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty()) {
+            match outlet.write(rest) {
+                Ok(0) => return (sent, Err(io::ErrorKind::WriteZero.into())),
+                Ok(count) => sent = sent.saturating_add(count),
+                Err(error) => return (sent, Err(error)),
+            }
+        }
+        (sent, Ok(()))
+    }
+}
+
+#[cfg(test)]
+#[path = "sink_test.rs"]
+mod tests;

@@ -1,0 +1,172 @@
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use super::*;
+
+fn pipe() -> (io::PipeReader, Sink) {
+    let (reader, writer) = io::pipe().unwrap();
+    (
+        reader,
+        Sink::over(Some(Outlet::inherit(File::from(OwnedFd::from(writer))))).unwrap(),
+    )
+}
+
+/// A pseudo-terminal: its master, and the other side in raw mode.
+fn pty() -> (File, File) {
+    let (mut master, mut slave) = (-1, -1);
+    // SAFETY: all zeroes is a termios, which is filled before it is used.
+    let mut raw: libc::termios = unsafe { std::mem::zeroed() };
+    // SAFETY: changes the structure and nothing else.
+    unsafe { libc::cfmakeraw(&raw mut raw) };
+    // SAFETY: two places for descriptors, and settings to read.
+    let made = unsafe {
+        libc::openpty(
+            &raw mut master,
+            &raw mut slave,
+            std::ptr::null_mut(),
+            &raw const raw,
+            std::ptr::null(),
+        )
+    };
+    assert_eq!(made, 0, "{}", io::Error::last_os_error());
+    // SAFETY: two descriptors that nobody else owns.
+    unsafe { (File::from_raw_fd(master), File::from_raw_fd(slave)) }
+}
+
+fn read(reader: &mut io::PipeReader, count: usize) -> Vec<u8> {
+    let mut bytes = vec![0; count];
+    reader.read_exact(&mut bytes).unwrap();
+    bytes
+}
+
+fn wants_drain(sink: &Sink) -> bool {
+    let outer = Epoll::new().unwrap();
+    outer
+        .ctl(
+            ControlOperation::Add,
+            sink.as_raw_fd(),
+            EpollEvent::new(EventSet::IN, 0),
+        )
+        .unwrap();
+    outer.wait(0, &mut [EpollEvent::default()]).unwrap() == 1
+}
+
+/// Bytes that differ from their neighbours 256 and 65536 bytes away.
+fn pattern(count: usize) -> Vec<u8> {
+    (0..count)
+        .map(|i| u8::try_from((i ^ (i >> 8) ^ (i >> 16)) & 0xff).unwrap())
+        .collect()
+}
+
+#[test]
+fn bytes_go_out_at_once_while_there_is_room() {
+    let (mut reader, mut sink) = pipe();
+    sink.write_all(b"ok").unwrap();
+    assert_eq!(read(&mut reader, 2), b"ok");
+    assert!(!wants_drain(&sink));
+}
+
+#[test]
+fn a_full_pipe_delays_bytes_without_blocking_or_reordering_them() {
+    let (mut reader, mut sink) = pipe();
+    let sent = pattern(200_000);
+    sent.chunks(1000).for_each(|chunk| sink.write_all(chunk).unwrap());
+    assert!(!wants_drain(&sink), "nothing to do before the reader reads");
+    let mut received = Vec::new();
+    while received.len() < sent.len() {
+        received.extend(read(&mut reader, 4096.min(sent.len() - received.len())));
+        if wants_drain(&sink) {
+            sink.drain();
+        }
+    }
+    assert!(received == sent);
+    assert!(!wants_drain(&sink), "an empty backlog does not wake the main loop");
+}
+
+#[test]
+fn a_reader_that_never_reads_costs_a_bounded_backlog() {
+    let (mut reader, mut sink) = pipe();
+    let sent = pattern(BACKLOG_BYTES * 2);
+    let kept = sink.write(&sent).unwrap();
+    assert!(kept > BACKLOG_BYTES && kept < sent.len(), "{kept}");
+    let error = sink.write(b"more").unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "what is refused is told");
+    let mut received = Vec::new();
+    while received.len() < kept {
+        received.extend(read(&mut reader, 4096.min(kept - received.len())));
+        sink.drain();
+    }
+    assert!(received == sent[..kept], "the oldest bytes are kept");
+}
+
+#[test]
+fn a_reader_that_has_gone_loses_the_bytes_and_nothing_else() {
+    let (reader, mut sink) = pipe();
+    drop(reader);
+    for _ in 0..2 {
+        let error = sink.write(b"abc").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        sink.drain();
+        sink.finish(Instant::now() + Duration::from_secs(60));
+    }
+}
+
+#[test]
+fn a_reader_that_goes_with_a_backlog_leaves_none_behind() {
+    let (reader, mut sink) = pipe();
+    sink.write_all(&pattern(100_000)).unwrap();
+    drop(reader);
+    assert!(wants_drain(&sink), "a broken pipe wakes the main loop");
+    sink.drain();
+    assert!(!wants_drain(&sink));
+    assert!(sink.locked().backlog.is_empty());
+}
+
+#[test]
+fn the_end_waits_for_a_reader_that_reads_but_not_for_one_that_does_not() {
+    let (mut reader, mut sink) = pipe();
+    sink.write_all(&pattern(100_000)).unwrap();
+    let begun = Instant::now();
+    sink.finish(begun + Duration::from_millis(20));
+    assert!(begun.elapsed() >= Duration::from_millis(20));
+    let reading = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(20));
+        read(&mut reader, 100_000)
+    });
+    sink.finish(Instant::now() + Duration::from_secs(60));
+    assert!(sink.locked().backlog.is_empty());
+    assert!(reading.join().unwrap() == pattern(100_000));
+}
+
+#[test]
+fn the_master_of_a_terminal_is_written_and_never_blocks() {
+    let (master, slave) = pty();
+    let mut sink = Sink::over(Some(Outlet::inherit(master))).unwrap();
+    sink.write_all(b"to the other side\n").unwrap();
+    let mut line = [0; 18];
+    (&slave).read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"to the other side\n");
+    // Far more than a terminal holds while nobody reads.
+    sink.write_all(&[b'x'; 200_000]).unwrap();
+    assert!(!sink.locked().backlog.is_empty());
+}
+
+#[test]
+fn a_file_takes_everything_where_the_writer_stood() {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(b"before ").unwrap();
+    let mut sink = Sink::over(Some(Outlet::inherit(file.try_clone().unwrap()))).unwrap();
+    sink.write_all(b"after").unwrap();
+    let mut text = String::new();
+    io::Seek::rewind(&mut file).unwrap();
+    file.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "before after");
+}
+
+#[test]
+fn a_closed_standard_output_refuses_everything() {
+    let mut sink = Sink::over(None).unwrap();
+    sink.write(b"abc").unwrap_err();
+}
