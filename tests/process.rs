@@ -11,7 +11,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use husk_guest::Step;
+use husk_guest::{Answer, Step};
 use husk_tests::Boot;
 
 /// A user and a group that own nothing, and a group that `/dev/kvm` is lent to.
@@ -135,4 +135,40 @@ fn guest_ram_is_left_out_of_core_dumps() {
     let flags = after_size.and_then(|rest| rest.lines().find_map(|line| line.strip_prefix("VmFlags:")));
     let flags = flags.unwrap_or_else(|| panic!("no mapping of 300 MiB: {smaps}"));
     assert!(flags.split(' ').any(|flag| flag == "dd"), "{flags}");
+}
+
+/// Half a mebibyte for any file that is written.
+fn with_short_files(command: &mut Command) {
+    let limit = || {
+        let limit = libc::rlimit {
+            rlim_cur: 512 << 10,
+            rlim_max: 512 << 10,
+        };
+        // SAFETY: reads the structure.
+        match unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: the closure makes one system call, and allocates nothing.
+    unsafe { command.pre_exec(limit) };
+}
+
+#[test]
+fn a_write_beyond_the_limit_of_file_sizes_is_an_error_of_the_disk() {
+    for options in ["", ",io_uring=off"] {
+        let steps = [
+            Step::write("vda", 0, 4096, 1),
+            Step::write("vda", 768 << 10, 4096, 1),
+            Step::PowerOff,
+        ];
+        let boot = Boot::new(steps).adjust(with_short_files);
+        let disk = boot.folder().join("disk");
+        fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+        let ended = boot.disk(&disk, options).run();
+        ended.assert_code(0);
+        let answers = &ended.answers;
+        assert!(matches!(answers[0], Answer::Data { .. }), "{answers:?}");
+        assert!(matches!(answers[1], Answer::Failed { .. }), "{answers:?}");
+    }
 }

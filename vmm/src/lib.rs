@@ -10,6 +10,7 @@ pub mod config;
 pub mod control;
 pub mod cpus;
 pub mod events;
+pub mod fatal;
 pub mod kvm;
 pub mod log;
 pub mod machine;

@@ -9,11 +9,11 @@
 //! | the VM ends; SIGTERM, SIGHUP, SIGINT, SIGQUIT (events, see [`Signals`]) | [`RawMode`]'s drop |
 //! | `exit` | an `atexit` function |
 //! | a panic, also with `panic = "abort"` | a panic hook, before the message |
-//! | SIGABRT, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGSYS | a signal handler, which then lets the signal take its course |
+//! | any other signal that ends a process | its handler ([`fatal`](crate::fatal)), which then lets the signal take its course |
 //! | SIGTSTP, SIGCONT | [`RawMode::suspend`] and [`RawMode::resume`] |
 //! | SIGKILL | nobody can |
 
-#![expect(unsafe_code, reason = "termios, poll and signal handlers of libc")]
+#![expect(unsafe_code, reason = "termios and poll of libc")]
 
 mod escape;
 mod input;
@@ -26,8 +26,8 @@ use std::io::{self, IsTerminal};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::ptr;
+use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, Ordering};
-use std::sync::{Once, OnceLock};
 
 pub use escape::{Escape, Quit};
 pub use input::{Arrival, Input};
@@ -39,16 +39,6 @@ pub use sink::Sink;
 /// Printed when the terminal becomes the guest's.
 pub const ESCAPE_HINT: &str = "Ctrl-A x ends the VM, Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
 
-/// Signals that end a process on the spot, by a fault of its own or on demand.
-const FATAL: [libc::c_int; 6] = [
-    libc::SIGABRT,
-    libc::SIGSEGV,
-    libc::SIGBUS,
-    libc::SIGILL,
-    libc::SIGFPE,
-    libc::SIGSYS,
-];
-
 /// What [`restore`] puts back. Never freed once published, because a signal handler may be reading it.
 struct Saved {
     fd: RawFd,
@@ -57,8 +47,6 @@ struct Saved {
 
 /// The terminal that is raw at present, or null.
 static RAW: AtomicPtr<Saved> = AtomicPtr::new(ptr::null_mut());
-/// What the handlers of [`FATAL`] replaced.
-static REPLACED: [OnceLock<libc::sigaction>; FATAL.len()] = [const { OnceLock::new() }; FATAL.len()];
 static GUARDS: Once = Once::new();
 
 /// While it lives, the terminal passes every key on. One at a time in a process.
@@ -236,43 +224,11 @@ fn install_guards() {
     }));
     // SAFETY: a function that may run at any time before the process ends.
     unsafe { libc::atexit(at_exit) };
-    for (signal, replaced) in FATAL.into_iter().zip(&REPLACED) {
-        let mut action = MaybeUninit::<libc::sigaction>::zeroed();
-        // SAFETY: all zeroes is a sigaction with an empty mask; the query fills it.
-        let old = unsafe {
-            libc::sigaction(signal, ptr::null(), action.as_mut_ptr());
-            action.assume_init()
-        };
-        // The handler of a forbidden system call restores the terminal itself, and does not come back here.
-        let handled = signal == libc::SIGSYS && old.sa_sigaction != libc::SIG_DFL;
-        if !handled && replaced.set(old).is_ok() {
-            let mut action = old;
-            action.sa_sigaction = on_fatal as *const () as libc::sighandler_t;
-            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-            // SAFETY: the handler keeps to signal-safe functions.
-            unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) };
-        }
-    }
+    crate::fatal::install();
 }
 
 extern "C" fn at_exit() {
     restore();
-}
-
-/// Restores the terminal, then gives the signal to whoever had it before.
-extern "C" fn on_fatal(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    restore();
-    let index = FATAL.iter().position(|fatal| *fatal == signal);
-    if let Some(old) = index.and_then(|index| REPLACED.get(index)).and_then(OnceLock::get) {
-        // SAFETY: reinstates what was there.
-        unsafe { libc::sigaction(signal, old, ptr::null_mut()) };
-    }
-    // A fault happens again when the handler returns (si_code > 0: from the kernel); what was sent must be sent again.
-    // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler.
-    if unsafe { (*info).si_code } <= 0 {
-        // SAFETY: numbers only; the signal is blocked until the handler has returned.
-        unsafe { libc::raise(signal) };
-    }
 }
 
 #[cfg(test)]

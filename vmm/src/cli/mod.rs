@@ -168,6 +168,7 @@ fn parse_run(args: &[OsString]) -> Option<RunArgs> {
 }
 
 fn run(args: RunArgs, begin: Begin) -> Code {
+    crate::fatal::install();
     crate::log::init(args.verbosity);
     let own_kernel = args.kernel.is_none();
     let (config, mut options) = match args.into_config() {
@@ -196,6 +197,7 @@ fn run(args: RunArgs, begin: Begin) -> Code {
 }
 
 fn serve(args: &ServeArgs) -> Code {
+    crate::fatal::install();
     match serve::serve(args) {
         Ok(exit) => exit.into(),
         Err(Failure::Usage(what)) => usage(&what),

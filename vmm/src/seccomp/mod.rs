@@ -29,7 +29,7 @@ use std::str::FromStr;
 use seccompiler::sock_filter;
 
 pub use roles::Role;
-pub use violation::EXIT_CODE;
+pub use violation::{EXIT_CODE, end_on_violation, is_violation};
 
 /// Whether calls are filtered: `--seccomp`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -79,7 +79,7 @@ impl Mode {
             return Ok(());
         };
         if self == Self::On {
-            violation::report();
+            crate::fatal::install();
         }
         seccompiler::apply_filter(&program).map_err(|source| SeccompError { role, source })
     }

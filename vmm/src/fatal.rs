@@ -1,0 +1,201 @@
+//! The end of husk by a signal that it did not expect: one line on standard error that says which, then the death that the signal
+//! stands for, so that the parent sees it.
+//!
+//! | signal | what comes of it |
+//! |---|---|
+//! | SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT, SIGSYS | a line, then the signal's default action; from a fault or from a sender alike |
+//! | SIGXCPU, SIGUSR1 and others that end a process by default | the same, unless whoever started husk has them ignored |
+//! | SIGSYS from a system call filter | `seccomp/violation.rs` |
+//! | SIGPIPE, SIGXFSZ | ignored: the write fails with `EPIPE`, `EFBIG`, and its caller knows what to do |
+//! | SIGTERM, SIGHUP, SIGINT, SIGQUIT and those of a terminal | events of the main loop ([`Signals`](crate::terminal::Signals)) |
+//!
+//! The standard library's own handler of SIGSEGV and SIGBUS is replaced: it takes a signal that somebody has sent for a fault that
+//! will happen again, and lets the process live.
+
+#![expect(unsafe_code, reason = "signal handlers, which keep to signal-safe functions")]
+
+mod line;
+
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub use line::Line;
+
+use crate::seccomp;
+use crate::terminal;
+
+/// What a fault of the process's own raises. Their handlers stay until the process ends: two threads may have a fault at once.
+const FAULTS: [libc::c_int; 5] = [libc::SIGABRT, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
+/// What else ends a process by default. A confined thread may not change what these do, so that the kernel resets their handlers.
+const OTHERS: [libc::c_int; 11] = [
+    libc::SIGSYS,
+    libc::SIGTRAP,
+    libc::SIGXCPU,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGIO,
+    libc::SIGPWR,
+    libc::SIGSTKFLT,
+];
+/// What tells of a write that fails, which the write does by itself.
+const IGNORED: [libc::c_int; 2] = [libc::SIGPIPE, libc::SIGXFSZ];
+/// How long a second thread lets the first one finish its line.
+const TURN_MS: libc::c_long = 10;
+const TURNS: u32 = 100;
+
+/// From now on an unexpected signal ends the process with a line, and a write beyond a limit fails. A second call does nothing.
+pub fn install() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        let handler = on_fatal as *const () as libc::sighandler_t;
+        let flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        for signal in FAULTS {
+            set(signal, handler, flags);
+        }
+        for signal in OTHERS {
+            if signal == libc::SIGSYS || !is_ignored(signal) {
+                set(signal, handler, flags | libc::SA_RESETHAND);
+            }
+        }
+        for signal in IGNORED {
+            set(signal, libc::SIG_IGN, 0);
+        }
+    });
+}
+
+fn set(signal: libc::c_int, handler: libc::sighandler_t, flags: libc::c_int) {
+    // SAFETY: all zeroes is a sigaction with an empty mask.
+    let mut action = unsafe { MaybeUninit::<libc::sigaction>::zeroed().assume_init() };
+    action.sa_sigaction = handler;
+    action.sa_flags = flags;
+    // SAFETY: a handler of the form that the flags say, or none. It cannot fail for these signals.
+    unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) };
+}
+
+fn is_ignored(signal: libc::c_int) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: a query; all zeroes is the default action should it fail.
+    let action = unsafe {
+        libc::sigaction(signal, ptr::null(), action.as_mut_ptr());
+        action.assume_init()
+    };
+    action.sa_sigaction == libc::SIG_IGN
+}
+
+extern "C" fn on_fatal(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    static SPOKEN: AtomicBool = AtomicBool::new(false);
+    terminal::restore();
+    // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler; every field is a number, whoever sent the signal.
+    let info = unsafe { &*info };
+    if seccomp::is_violation(signal, info) {
+        seccomp::end_on_violation(info);
+    }
+    if SPOKEN.swap(true, Ordering::AcqRel) {
+        wait_for_the_first();
+    } else {
+        let mut line = Line::default();
+        compose(&mut line, signal, cause(signal, info));
+        line.say();
+    }
+    if FAULTS.contains(&signal) {
+        set(signal, libc::SIG_DFL, 0);
+    }
+    // SAFETY: numbers only; the signal is blocked until the handler has returned, and then does what it does by default.
+    unsafe { libc::raise(signal) };
+}
+
+/// Lets the thread that speaks end the process.
+fn wait_for_the_first() {
+    let turn = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: TURN_MS * 1_000_000,
+    };
+    for _ in 0..TURNS {
+        // SAFETY: reads the time.
+        unsafe { libc::clock_nanosleep(libc::CLOCK_MONOTONIC, 0, &raw const turn, ptr::null_mut()) };
+    }
+}
+
+/// Where a signal came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// An instruction, at or on an address.
+    Address(usize),
+    /// Another process.
+    Sender(libc::pid_t),
+    /// This process, or the kernel without saying more.
+    Unknown,
+}
+
+fn cause(signal: libc::c_int, info: &libc::siginfo_t) -> Cause {
+    /// The kernel, without an address (asm-generic/siginfo.h).
+    const SI_KERNEL: libc::c_int = 0x80;
+    match info.si_code {
+        SI_KERNEL => Cause::Unknown,
+        1.. if FAULTS.contains(&signal) || signal == libc::SIGTRAP => {
+            // SAFETY: a fault's siginfo has an address.
+            Cause::Address(unsafe { info.si_addr() }.addr())
+        }
+        libc::SI_USER | libc::SI_QUEUE | libc::SI_TKILL => {
+            // SAFETY: the siginfo of a signal that was sent has a sender.
+            let sender = unsafe { info.si_pid() };
+            // SAFETY: a number.
+            match sender == unsafe { libc::getpid() } {
+                true => Cause::Unknown,
+                false => Cause::Sender(sender),
+            }
+        }
+        _ => Cause::Unknown,
+    }
+}
+
+fn compose(line: &mut Line, signal: libc::c_int, cause: Cause) {
+    line.push(b"ERRO: ");
+    line.push(name(signal));
+    match cause {
+        Cause::Address(address) => {
+            line.push(b" at address ");
+            line.push_hex(address);
+        }
+        Cause::Sender(pid) => {
+            line.push(b" sent by process ");
+            line.push_number(pid);
+            line.push(b",");
+        }
+        Cause::Unknown => {}
+    }
+    line.push(b" in thread ");
+    line.push_thread();
+    line.push(b"; husk ends here");
+}
+
+fn name(signal: libc::c_int) -> &'static [u8] {
+    match signal {
+        libc::SIGABRT => b"SIGABRT",
+        libc::SIGSEGV => b"SIGSEGV",
+        libc::SIGBUS => b"SIGBUS",
+        libc::SIGILL => b"SIGILL",
+        libc::SIGFPE => b"SIGFPE",
+        libc::SIGSYS => b"SIGSYS",
+        libc::SIGTRAP => b"SIGTRAP",
+        libc::SIGXCPU => b"SIGXCPU (the limit of processor time)",
+        libc::SIGUSR1 => b"SIGUSR1",
+        libc::SIGUSR2 => b"SIGUSR2",
+        libc::SIGALRM => b"SIGALRM",
+        libc::SIGVTALRM => b"SIGVTALRM",
+        libc::SIGPROF => b"SIGPROF",
+        libc::SIGIO => b"SIGIO",
+        libc::SIGPWR => b"SIGPWR",
+        libc::SIGSTKFLT => b"SIGSTKFLT",
+        _ => b"a signal",
+    }
+}
+
+#[cfg(test)]
+#[path = "fatal_test.rs"]
+mod tests;

@@ -1,0 +1,136 @@
+use std::arch::asm;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Output};
+
+use super::*;
+use crate::seccomp::{Mode, Role};
+
+/// Tells a child process of a test what to die of.
+const DIE_OF: &str = "HUSK_TEST_DIE_OF";
+
+fn name_of(signal: libc::c_int) -> String {
+    String::from_utf8_lossy(name(signal)).into_owned()
+}
+
+/// A fault of the kind that `what` says, or a signal of that number.
+fn die(what: &str) {
+    match what {
+        "read" => {
+            // SAFETY: not at all, which is what it is for.
+            std::hint::black_box(unsafe { ptr::read_volatile(ptr::without_provenance::<u64>(0x1238)) });
+        }
+        "beyond" => {
+            let file = tempfile::tempfile().unwrap();
+            let kind = libc::MAP_SHARED;
+            // SAFETY: a mapping of a file that has nothing to map.
+            let page = unsafe { libc::mmap(ptr::null_mut(), 4096, libc::PROT_READ, kind, file.as_raw_fd(), 0) };
+            // SAFETY: mapped, and yet there is nothing.
+            std::hint::black_box(unsafe { ptr::read_volatile(page.cast::<u64>()) });
+        }
+        // SAFETY: an instruction that there is not.
+        "illegal" => unsafe { asm!("ud2") },
+        // SAFETY: a division by zero.
+        "divide" => unsafe {
+            asm!("xor ecx, ecx", "xor edx, edx", "mov eax, 1", "div ecx", out("ecx") _, out("eax") _, out("edx") _)
+        },
+        "abort" => std::process::abort(),
+        number => {
+            let signal = number.parse().unwrap();
+            // SAFETY: numbers only.
+            unsafe { libc::raise(signal) };
+        }
+    }
+    std::process::exit(77);
+}
+
+/// Not a test by itself: run by those below, in a process of its own. As in husk, a thread with a role's filter has the fault.
+#[test]
+fn victim() {
+    let Ok(what) = std::env::var(DIE_OF) else { return };
+    install();
+    let thread = std::thread::Builder::new().name("vcpu7".into()).spawn(move || {
+        // No vCPU could make a file.
+        if what != "beyond" {
+            Mode::On.enter(Role::Process).unwrap();
+            Mode::On.enter(Role::Vcpu).unwrap();
+        }
+        die(&what);
+    });
+    thread.unwrap().join().unwrap();
+}
+
+fn victim_of(what: &str) -> Output {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "fatal::tests::victim", "--nocapture"])
+        .env(DIE_OF, what);
+    command.output().unwrap()
+}
+
+/// The line of a process that died of `signal`.
+#[track_caller]
+fn last_words(what: &str, signal: libc::c_int) -> String {
+    let ended = victim_of(what);
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(
+        ended.status.signal(),
+        Some(signal),
+        "{what}: {:?}: {said}",
+        ended.status
+    );
+    let mut lines = said.lines().filter(|line| line.starts_with("ERRO: "));
+    let line = lines.next().unwrap_or_else(|| panic!("{what}: {said}")).to_owned();
+    assert_eq!(lines.next(), None, "{what}: {said}");
+    line
+}
+
+#[test]
+fn a_fault_kills_at_once_and_says_where() {
+    let at = "ERRO: SIGSEGV at address 0x1238 in thread vcpu7; husk ends here";
+    assert_eq!(last_words("read", libc::SIGSEGV), at);
+    for (what, signal) in [
+        ("beyond", libc::SIGBUS),
+        ("illegal", libc::SIGILL),
+        ("divide", libc::SIGFPE),
+    ] {
+        let line = last_words(what, signal);
+        let begin = format!("ERRO: {} at address 0x", name_of(signal));
+        assert!(
+            line.starts_with(&begin) && line.ends_with(" in thread vcpu7; husk ends here"),
+            "{line}"
+        );
+    }
+    let line = last_words("abort", libc::SIGABRT);
+    assert_eq!(line, "ERRO: SIGABRT in thread vcpu7; husk ends here");
+}
+
+#[test]
+fn a_signal_that_was_sent_kills_the_first_time() {
+    for signal in FAULTS.into_iter().chain(OTHERS) {
+        let line = last_words(&signal.to_string(), signal);
+        assert_eq!(
+            line,
+            format!("ERRO: {} in thread vcpu7; husk ends here", name_of(signal))
+        );
+    }
+}
+
+#[test]
+fn writes_that_cannot_be_kill_nobody() {
+    for signal in IGNORED {
+        let ended = victim_of(&signal.to_string());
+        assert_eq!(ended.status.code(), Some(77), "signal {signal}");
+    }
+}
+
+#[test]
+fn a_sender_is_named() {
+    let mut line = Line::default();
+    compose(&mut line, libc::SIGBUS, Cause::Sender(4711));
+    let text = line.text();
+    assert!(
+        text.starts_with("ERRO: SIGBUS sent by process 4711, in thread "),
+        "{text}"
+    );
+}

@@ -1,0 +1,120 @@
+//! The API process and signals: what it dies of, what it says, and what does not kill it. No guest runs here.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// No step of these tests takes longer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Husk {
+    child: Child,
+    folder: TempDir,
+}
+
+impl Husk {
+    /// A process that listens, started by a shell that does `first` before.
+    fn start(first: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let script = format!(
+            "{first} exec {} --api-socket api.sock --event-monitor path=events",
+            env!("CARGO_BIN_EXE_husk")
+        );
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]).current_dir(&folder);
+        let child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let husk = Self { child, folder };
+        let begun = Instant::now();
+        while UnixStream::connect(husk.path("api.sock")).is_err() {
+            assert!(begun.elapsed() < PATIENCE, "husk does not listen");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        husk
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-s", name, &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+
+    /// How it ends, and what it has said.
+    fn end(mut self) -> (ExitStatus, String) {
+        let begun = Instant::now();
+        let status = loop {
+            match self.child.try_wait().unwrap() {
+                Some(status) => break status,
+                None => assert!(begun.elapsed() < PATIENCE, "husk lives on"),
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let mut said = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        (status, said)
+    }
+}
+
+impl Drop for Husk {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn one_fatal_signal_is_enough_and_is_what_the_parent_sees() {
+    for (name, number) in [
+        ("SEGV", libc::SIGSEGV),
+        ("BUS", libc::SIGBUS),
+        ("ABRT", libc::SIGABRT),
+        ("SYS", libc::SIGSYS),
+        ("XCPU", libc::SIGXCPU),
+        ("USR1", libc::SIGUSR1),
+    ] {
+        let husk = Husk::start("");
+        husk.signal(name);
+        let (status, said) = husk.end();
+        assert_eq!(status.signal(), Some(number), "{name}: {status:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        let begin = format!("ERRO: SIG{name}");
+        assert!(said.starts_with(&begin) && said.contains(" sent by process "), "{said}");
+    }
+}
+
+#[test]
+fn a_limit_of_file_sizes_costs_what_would_be_written_and_no_more() {
+    let husk = Husk::start("ulimit -f 0;");
+    assert_eq!(
+        std::fs::metadata(husk.path("events")).unwrap().len(),
+        0,
+        "no event fits"
+    );
+    UnixStream::connect(husk.path("api.sock")).unwrap();
+    husk.signal("TERM");
+    let (status, said) = husk.end();
+    assert_eq!(status.code(), Some(5), "{status:?}: {said}");
+}
+
+#[test]
+fn what_the_parent_ignores_stays_ignored() {
+    let husk = Husk::start("trap '' USR1;");
+    husk.signal("USR1");
+    husk.signal("TERM");
+    assert_eq!(husk.end().0.code(), Some(5));
+}
