@@ -222,7 +222,7 @@ fn unknown_options_and_keys_are_named_with_what_is_allowed() {
 
 #[test]
 fn a_command_line_that_is_too_long_is_named() {
-    refused(&["--cmdline", &"x".repeat(2048)], FAILURE, &["2048", "2047"]);
+    refused(&["--cmdline", &"x".repeat(2048)], USAGE, &["2048", "2047"]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::layout::CMDLINE_MAX;
 
 /// Why a command line cannot be passed.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CommandLineError {
     /// Linux would cut it off.
     #[error("command line has {found} bytes; at most {} are allowed", CMDLINE_MAX - 1)]

@@ -77,8 +77,24 @@ const MAX_QUEUES: u16 = 64;
 const MIN_QUEUE_SIZE: u16 = 4;
 /// Largest queue (virtio 1.2 §2.7).
 const MAX_QUEUE_SIZE: u16 = 32768;
-/// Bytes of the identification string, as an index.
-const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
+/// The most bytes of a disk's serial number (virtio 1.2 §5.2.6).
+pub const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
+
+/// Whether a guest can be told `text` as its disk's serial number: at most [`ID_BYTES`] printable ASCII characters.
+pub fn is_serial(text: &str) -> bool {
+    text.len() <= ID_BYTES && text.bytes().all(is_printable)
+}
+
+/// The serial number of a disk that is known by `name`: its beginning, with `_` for what is not printable ASCII.
+pub fn serial_of_name(name: &str) -> String {
+    let printable = |char: char| u8::try_from(char).is_ok_and(is_printable);
+    let chars = name.chars().map(|char| if printable(char) { char } else { '_' });
+    chars.take(ID_BYTES).collect()
+}
+
+fn is_printable(byte: u8) -> bool {
+    (b' '..=b'~').contains(&byte)
+}
 
 /// What a disk shall be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,7 +143,7 @@ impl BlockConfig {
         if !(MIN_QUEUE_SIZE..=MAX_QUEUE_SIZE).contains(&self.queue_size) || !self.queue_size.is_power_of_two() {
             return Err(BlockError::QueueSize(self.queue_size));
         }
-        if self.serial.len() > ID_BYTES || !self.serial.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        if !is_serial(&self.serial) {
             return Err(BlockError::Serial(self.serial.clone()));
         }
         Ok(())

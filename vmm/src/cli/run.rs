@@ -85,7 +85,7 @@ pub struct RunArgs {
     ///   direct=on        bypass the host's page cache (O_DIRECT)
     ///   queues=N         virtqueues, 1 to 64 (default 1)
     ///   queue_size=N     entries of each, 16 to 1024 (default 128)
-    ///   id=NAME          serial number that the guest reads
+    ///   id=NAME          name; the guest reads 20 characters of it as serial number
     ///   discard=on       let the guest give space back to the host
     ///   io_uring=off     use plain reads and writes
     ///   bandwidth=N      bytes a second, read and written together

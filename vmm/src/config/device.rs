@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use husk_virtio::block::serial_of_name;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::mac::MacAddr;
@@ -25,7 +26,7 @@ pub struct DiskConfig {
     /// Entries of each virtqueue, a power of two.
     #[serde(default = "DiskConfig::usual_queue_size")]
     pub queue_size: u16,
-    /// The device's name; the guest reads it as the disk's serial number.
+    /// The device's name. Unless there is a `serial`, the guest reads its first 20 characters as the disk's serial number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// Whether the guest may give space back (discard).
@@ -34,7 +35,7 @@ pub struct DiskConfig {
     /// Whether io_uring is left unused even where the host has it.
     #[serde(default, deserialize_with = "null_is_default")]
     pub disable_io_uring: bool,
-    /// Serial number that the guest reads, in place of `id`.
+    /// Serial number that the guest reads, in place of `id`: up to 20 printable ASCII characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
     /// How fast the guest may read and write.
@@ -60,6 +61,15 @@ impl DiskConfig {
             serial: None,
             rate_limiter_config: None,
             rest: Rest::default(),
+        }
+    }
+
+    /// What the guest reads as the disk's serial number.
+    pub fn serial_number(&self) -> String {
+        match (&self.serial, &self.id) {
+            (Some(serial), _) => serial.clone(),
+            (None, Some(id)) => serial_of_name(id),
+            (None, None) => String::new(),
         }
     }
 

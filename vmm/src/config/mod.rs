@@ -8,6 +8,7 @@ mod console;
 mod device;
 mod mac;
 mod options;
+mod path;
 mod rest;
 mod roster;
 mod share;
@@ -25,6 +26,7 @@ pub use device::{
 };
 pub use mac::{BadMac, MacAddr};
 pub use options::{BootProtocol, RunOptions};
+pub use path::PathError;
 pub use rest::Rest;
 pub use roster::NewDevice;
 pub use share::{MAX_FS_QUEUES, ShareError};

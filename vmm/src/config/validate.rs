@@ -1,11 +1,15 @@
 //! What makes a [`VmConfig`] one that can be built.
 
+use husk_firmware::CommandLine;
+use husk_virtio::block::{ID_BYTES, is_serial};
 use husk_virtio::vsock::CIDS;
 
+use super::path::{self, PathError};
 use super::share::ShareError;
 use super::size::Size;
 use super::{
-    ConsoleConfig, ConsoleMode, DiskConfig, MemoryConfig, NetConfig, PmemConfig, VmConfig, VsockConfig, unsupported,
+    ConsoleConfig, ConsoleMode, DiskConfig, MemoryConfig, NetConfig, PayloadConfig, PmemConfig, VmConfig, VsockConfig,
+    unsupported,
 };
 use crate::memory::BLOCK_BYTES as PMEM_UNIT_BYTES;
 
@@ -125,6 +129,14 @@ pub enum ConfigError {
         /// What was asked for.
         found: u16,
     },
+    /// A serial number that the guest could not be told (virtio 1.2 §5.2.6).
+    #[error("disk {disk}: serial '{found}' has {} bytes, up to {ID_BYTES} of printable ASCII are allowed", found.len())]
+    Serial {
+        /// The disk's path.
+        disk: String,
+        /// What was asked for.
+        found: String,
+    },
     /// A virtqueue size that virtio or husk does not allow.
     #[error("disk {disk}: queue size {found} is not a power of two from {} to {}", QUEUE_SIZES.start(), QUEUE_SIZES.end())]
     QueueSize {
@@ -180,6 +192,12 @@ pub enum ConfigError {
         /// What was asked for.
         found: u64,
     },
+    /// A path that leads nowhere.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// A kernel command line that the guest could not be given.
+    #[error(transparent)]
+    CommandLine(#[from] husk_firmware::CommandLineError),
     /// A console in mode `File` and no file.
     #[error("{0}: mode File needs a file")]
     NoFile(&'static str),
@@ -220,9 +238,7 @@ impl VmConfig {
         };
         unsupported::refuse(self)?;
         self.memory.validate(limits)?;
-        if self.payload.kernel.is_none() {
-            return Err(ConfigError::NoKernel);
-        }
+        self.payload.validate()?;
         self.disks.iter().try_for_each(DiskConfig::validate)?;
         if let Some(id) = self.duplicate_id() {
             return Err(ConfigError::DuplicateId(id.into()));
@@ -233,7 +249,11 @@ impl VmConfig {
         self.net.iter().try_for_each(NetConfig::validate)?;
         self.vsock.as_ref().map_or(Ok(()), VsockConfig::validate)?;
         self.validate_shares()?;
+        self.fs
+            .iter()
+            .try_for_each(|fs| path::socket(&format!("fs {}", fs.tag), &fs.socket))?;
         self.pmem.iter().try_for_each(PmemConfig::validate)?;
+        self.rng.as_ref().map_or(Ok(()), |rng| path::file("rng", &rng.src))?;
         self.serial.validate("serial")?;
         self.console.validate("console")?;
         match (self.serial.mode, self.console.mode) {
@@ -269,9 +289,27 @@ impl MemoryConfig {
     }
 }
 
+impl PayloadConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        path::file("kernel", self.kernel.as_ref().ok_or(ConfigError::NoKernel)?)?;
+        if let Some(initramfs) = &self.initramfs {
+            path::file("initramfs", initramfs)?;
+        }
+        CommandLine::new(self.cmdline.clone().unwrap_or_default())?;
+        Ok(())
+    }
+}
+
 impl DiskConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         let disk = || self.path.display().to_string();
+        path::file("disk", &self.path)?;
+        if let Some(found) = self.serial.as_ref().filter(|serial| !is_serial(serial)) {
+            return Err(ConfigError::Serial {
+                disk: disk(),
+                found: found.escape_debug().to_string(),
+            });
+        }
         if !(1..=MAX_DISK_QUEUES).contains(&self.num_queues) {
             return Err(ConfigError::Queues {
                 disk: disk(),
@@ -314,7 +352,7 @@ impl VsockConfig {
         if self.socket.as_os_str().is_empty() {
             return Err(ConfigError::NoSocket);
         }
-        Ok(())
+        Ok(path::socket("vsock", &self.socket)?)
     }
 }
 
@@ -323,6 +361,7 @@ impl PmemConfig {
         if self.file.as_os_str().is_empty() {
             return Err(ConfigError::NoPmemFile);
         }
+        path::file("pmem", &self.file)?;
         match self
             .size
             .filter(|size| *size == 0 || !size.is_multiple_of(PMEM_UNIT_BYTES))
@@ -340,6 +379,12 @@ impl ConsoleConfig {
     fn validate(&self, name: &'static str) -> Result<(), ConfigError> {
         match (self.mode, &self.file) {
             (ConsoleMode::File, None) => Err(ConfigError::NoFile(name)),
+            (ConsoleMode::File, Some(file)) => Ok(path::file(name, file)?),
+            (ConsoleMode::Pty, _) => Err(ConfigError::Unsupported {
+                field: format!("{name}.mode"),
+                found: "Pty".into(),
+                allowed: "allowed: Tty, File, Null, Off".into(),
+            }),
             _ => Ok(()),
         }
     }

@@ -205,6 +205,67 @@ fn disk_queues_are_bounded() {
 }
 
 #[test]
+fn any_name_is_a_disks_and_a_serial_number_is_bounded() {
+    let mut config = good();
+    let uuid = "6ba7b810-9dad-11d1-80b4-00c04fd430c8";
+    config.disks[0].id = Some(uuid.into());
+    config.disks[1].id = Some("naïve\n".repeat(40));
+    config.validate(HOST).unwrap();
+    assert_eq!(config.disks[0].serial_number(), "6ba7b810-9dad-11d1-8");
+    assert_eq!(config.disks[1].serial_number(), "na_ve_na_ve_na_ve_na");
+    config.disks[0].serial = Some("0123456789abcdefghij".into());
+    config.validate(HOST).unwrap();
+    assert_eq!(config.disks[0].serial_number(), "0123456789abcdefghij");
+    assert_eq!(
+        error(|c| c.disks[1].serial = Some(uuid.into())),
+        format!("disk /b: serial '{uuid}' has 36 bytes, up to 20 of printable ASCII are allowed")
+    );
+    assert_eq!(
+        error(|c| c.disks[0].serial = Some("a\tb".into())),
+        "disk /a: serial 'a\\tb' has 4 bytes, up to 20 of printable ASCII are allowed"
+    );
+}
+
+#[test]
+fn paths_that_lead_nowhere_are_refused_before_the_boot() {
+    assert_eq!(error(|c| c.payload.kernel = Some("".into())), "kernel: no path given");
+    assert_eq!(
+        error(|c| c.payload.initramfs = Some("".into())),
+        "initramfs: no path given"
+    );
+    assert_eq!(error(|c| c.disks[1].path = "".into()), "disk: no path given");
+    assert_eq!(error(|c| c.rng.as_mut().unwrap().src = "".into()), "rng: no path given");
+    assert_eq!(error(|c| c.serial = ConsoleConfig::file("")), "serial: no path given");
+    assert!(error(|c| c.disks[0].path = "/a\0b".into()).starts_with("disk: the path has a NUL byte"));
+    let long = "/".repeat(108);
+    assert_eq!(
+        error(|c| c.vsock = Some(VsockConfig::new(3, &long))),
+        "vsock: the path has 108 bytes, allowed: up to 107"
+    );
+    let share = |c: &mut VmConfig| {
+        c.memory.shared = true;
+        c.fs = vec![crate::config::FsConfig::new("t", &long)];
+    };
+    assert_eq!(error(share), "fs t: the path has 108 bytes, allowed: up to 107");
+}
+
+#[test]
+fn a_command_line_that_the_guest_could_not_get_is_refused_before_the_boot() {
+    assert_eq!(
+        error(|c| c.payload.cmdline = Some("x".repeat(2048))),
+        "command line has 2048 bytes; at most 2047 are allowed"
+    );
+}
+
+#[test]
+fn a_pseudo_terminal_is_refused_before_the_boot() {
+    assert_eq!(
+        error(|c| c.console = ConsoleConfig::new(ConsoleMode::Pty)),
+        "console.mode: Pty is not supported, allowed: Tty, File, Null, Off"
+    );
+}
+
+#[test]
 fn consoles_need_their_files_and_only_one_has_stdio() {
     assert_eq!(
         error(|c| c.serial.mode = ConsoleMode::File),

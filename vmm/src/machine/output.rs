@@ -24,12 +24,9 @@ pub(super) fn output(
             let sink = stdout.open(path);
             Box::new(sink.map_err(|e| BuildError::device(format!("{name} {}", path.display()), e))?)
         }
-        (ConsoleMode::File, None) => return Err(BuildError::device(name, "mode File without a file")),
-        (ConsoleMode::Pty, _) => {
-            return Err(BuildError::device(
-                name,
-                "mode Pty is not supported: use Tty, File, Null or Off",
-            ));
+        // Validated: neither is ever configured.
+        (ConsoleMode::File, None) | (ConsoleMode::Pty, _) => {
+            return Err(BuildError::device(name, "allowed: Tty, File with a file, Null, Off"));
         }
     }))
 }

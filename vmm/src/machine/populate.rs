@@ -177,7 +177,7 @@ fn open_disk(config: &DiskConfig) -> Result<Block, BuildError> {
         discard: config.sparse,
         io_uring: !config.disable_io_uring,
         limits: config.rate_limiter_config.map(super::net::limits).unwrap_or_default(),
-        serial: config.serial.clone().or_else(|| config.id.clone()).unwrap_or_default(),
+        serial: config.serial_number(),
     });
     block.map_err(|e| BuildError::device(format!("disk {}", config.path.display()), e))
 }
