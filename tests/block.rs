@@ -281,14 +281,36 @@ fn a_block_device_is_a_disk() {
     assert_eq!(slice(&fs::read(&path).unwrap(), 4096, 4096), pattern::bytes(21, 4096));
 }
 
+#[test]
+fn a_block_device_that_is_read_only_is_a_read_only_disk_or_none() {
+    let boot = Boot::new([Step::Disk("vda".into()), Step::read("vda", 0, 8192), Step::PowerOff]);
+    let path = image(&boot, "disk", 1);
+    let Some(device) = Loop::attach_with(&path, &["--read-only"]) else {
+        println!("skipped: needs root and loop devices");
+        return;
+    };
+    let refused = Boot::new([Step::PowerOff]).disk(Path::new(&device.0), "").run();
+    refused.assert_code(1);
+    let why = format!("{} cannot be written, with readonly=on it can be read", device.0);
+    assert!(refused.errors.contains(&why), "{}", refused.errors);
+    let ended = boot.disk(Path::new(&device.0), ",readonly=on").run();
+    ended.assert_code(0).assert_nothing_refused();
+    assert!(disk(&ended).read_only);
+}
+
 /// A loop device, detached when dropped.
 struct Loop(String);
 
 impl Loop {
     fn attach(path: &Path) -> Option<Self> {
+        Self::attach_with(path, &[])
+    }
+
+    fn attach_with(path: &Path, options: &[&str]) -> Option<Self> {
         let free = std::process::Command::new("losetup").arg("-f").output().ok()?;
         let device = String::from_utf8(free.stdout).ok()?.trim().to_string();
         let attached = std::process::Command::new("losetup")
+            .args(options)
             .arg(&device)
             .arg(path)
             .status()

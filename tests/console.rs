@@ -1,7 +1,10 @@
 //! Consoles: what is typed reaches the guest, what it says comes back, and the terminal stays usable.
 #![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::Command;
 
 use husk_guest::{Answer, Step};
 use husk_tests::pty::{self, Pty};
@@ -52,6 +55,77 @@ fn the_serial_port_can_be_a_file() {
             .any(|line| matches!(Answer::parse(line), Some(Ok(Answer::Report(_))))),
         "{said}"
     );
+}
+
+/// A FIFO in the test's folder.
+fn fifo(boot: &Boot) -> PathBuf {
+    let path = boot.folder().join("fifo");
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    path
+}
+
+/// A FIFO that is full, and the end of it that keeps it so.
+fn full_fifo(boot: &Boot) -> (String, File) {
+    let path = fifo(boot);
+    let mut options = File::options();
+    options.read(true).write(true);
+    let mut file = std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK)
+        .open(&path)
+        .unwrap();
+    while file.write(&[b'x'; 4096]).is_ok() {}
+    (format!("file={}", path.display()), file)
+}
+
+#[test]
+fn a_port_whose_reader_stalls_does_not_hold_up_the_guest() {
+    let boot = Boot::new([Step::Report, Step::PowerOff]).cmdline("ignore_loglevel");
+    let (place, _reader) = full_fifo(&boot);
+    boot.serial(&place).run().assert_code(0);
+}
+
+#[test]
+fn a_virtio_console_whose_reader_stalls_does_not_hold_up_the_guest() {
+    let boot = Boot::new([Step::Report, Step::PowerOff]).cmdline("ignore_loglevel console=hvc0 console=ttyS0");
+    let (place, _reader) = full_fifo(&boot);
+    let ended = boot.arguments(["--console", &place]).run();
+    ended.assert_code(0).report();
+}
+
+#[test]
+fn a_reader_that_comes_late_reads_what_there_was_from_the_beginning() {
+    let boot = Boot::new([Step::Report, Step::PowerOff]);
+    let path = fifo(&boot);
+    // Kept open, so that what is said outlives the VMM.
+    let mut reader = File::options().read(true).write(true).open(&path).unwrap();
+    boot.serial(&format!("file={}", path.display())).run().assert_code(0);
+    let mut said = vec![0; 64 << 10];
+    let length = reader.read(&mut said).unwrap();
+    let said = String::from_utf8_lossy(&said[..length]).into_owned();
+    assert!(
+        said.lines()
+            .any(|line| matches!(Answer::parse(line), Some(Ok(Answer::Report(_))))),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_file_that_a_log_rotator_shortens_goes_on_without_a_hole() {
+    let boot = Boot::new(echo_steps()).cmdline("ignore_loglevel console=hvc0 console=ttyS0");
+    let mut guest = boot.arguments(["--console", "file=log"]).start();
+    let log = guest.folder().join("log");
+    assert_eq!(guest.answer(), Answer::Listening);
+    assert!(
+        fs::metadata(&log).unwrap().len() > 1000,
+        "the kernel has said something"
+    );
+    File::options().write(true).open(&log).unwrap().set_len(0).unwrap();
+    guest.type_text("end\n");
+    let ended = guest.wait();
+    ended.assert_code(0);
+    let said = fs::read(ended.folder.path().join("log")).unwrap();
+    let text = String::from_utf8_lossy(&said);
+    assert!(text.contains("Power down"), "{text}");
+    assert!(!said.contains(&0), "{text}");
 }
 
 #[test]
