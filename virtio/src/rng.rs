@@ -11,7 +11,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -66,15 +66,21 @@ pub struct Rng {
 }
 
 impl Rng {
-    /// A device that reads from the file at `path`, such as `/dev/urandom`.
+    /// A device that reads from the file at `path`, such as `/dev/urandom`. It may be a FIFO that nobody writes to yet.
     ///
     /// # Errors
-    /// When the file cannot be opened for reading.
+    /// When there is nothing to be read.
     pub fn open(path: &Path) -> io::Result<Self> {
+        let refused = |found| Err(io::Error::other(format!("it is a {found}, nothing can be read of it")));
+        match path.metadata()?.file_type() {
+            kind if kind.is_dir() => return refused("directory"),
+            kind if kind.is_socket() => return refused("socket"),
+            _ => {}
+        }
         // Non-blocking, so that a source which runs dry (a FIFO, a hardware generator) does not hold up a reset.
         let source = OpenOptions::new()
             .read(true)
-            .custom_flags(libc::O_NONBLOCK)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)?;
         Ok(Self {
             source: Arc::new(source),

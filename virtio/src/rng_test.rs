@@ -96,6 +96,40 @@ fn dry_source_leaves_the_request_and_is_tried_again() {
 }
 
 #[test]
+fn a_fifo_may_have_no_writer_yet_and_is_read_when_it_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fifo");
+    let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+    assert!(made.success());
+    let mut driver = Driver::new(&memory(), 0x1000, 8);
+    let mut rng = Rng::open(&path).unwrap();
+    let mut handler = start(&mut rng, &driver);
+    let mut watched = Watched::default();
+    driver.add(&[Buf::In(DATA, 8)]);
+    handler.wake(KICK, &mut watched).unwrap();
+    assert_eq!(driver.take_used(), None);
+
+    let mut writer = OpenOptions::new().write(true).open(&path).unwrap();
+    handler.wake(TIMER, &mut watched).unwrap();
+    assert_eq!(driver.take_used(), None, "a writer that has nothing yet");
+    io::Write::write_all(&mut writer, b"entropy!").unwrap();
+    handler.wake(TIMER, &mut watched).unwrap();
+    assert_eq!(driver.take_used(), Some((0, 8)));
+    assert_eq!(driver.read(DATA, 8), b"entropy!");
+}
+
+#[test]
+fn what_nothing_can_be_read_of_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    for (path, kind) in [(folder.path(), "directory"), (&socket, "socket")] {
+        let error = Rng::open(path).err().unwrap().to_string();
+        assert_eq!(error, format!("it is a {kind}, nothing can be read of it"));
+    }
+}
+
+#[test]
 fn device_needs_its_queue() {
     let mem = memory();
     let activation = Activation {

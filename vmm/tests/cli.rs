@@ -76,6 +76,18 @@ fn a_kernel_that_is_not_there_is_a_failure_that_names_it() {
 }
 
 #[test]
+fn a_fifo_that_nobody_is_at_the_other_end_of_holds_up_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let fifo = fifo.to_str().unwrap();
+    let line = complaint(&["run", "--kernel", "/nowhere/vmlinux", "--boot-trace", fifo], 1);
+    assert!(line.contains("/nowhere/vmlinux"), "{line}");
+    let line = complaint(&["run", "--kernel", fifo], 1);
+    assert!(line.contains("it is a FIFO; it must be a regular file"), "{line}");
+}
+
+#[test]
 fn help_and_version_go_to_standard_output() {
     for (args, text) in [
         (&["--help"][..], "Exit codes:"),

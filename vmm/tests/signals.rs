@@ -24,7 +24,7 @@ impl Husk {
     fn start(first: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let script = format!(
-            "{first} exec {} --api-socket api.sock --event-monitor path=events",
+            "{first} exec {} --api-socket api.sock --event-monitor path=events --log-file log -vv",
             env!("CARGO_BIN_EXE_husk")
         );
         let mut command = Command::new("sh");
@@ -109,6 +109,14 @@ fn a_limit_of_file_sizes_costs_what_would_be_written_and_no_more() {
     husk.signal("TERM");
     let (status, said) = husk.end();
     assert_eq!(status.code(), Some(5), "{status:?}: {said}");
+}
+
+#[test]
+fn events_and_log_may_be_fifos_that_nobody_reads() {
+    let husk = Husk::start("mkfifo events log;");
+    husk.signal("TERM");
+    let (status, said) = husk.end();
+    assert_eq!((status.code(), said.as_str()), (Some(5), ""));
 }
 
 #[test]
