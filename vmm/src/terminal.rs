@@ -1,7 +1,7 @@
 //! husk's own standard input and output as a guest's terminal.
 //!
 //! [`RawMode`] hands every key to the guest and puts the terminal back whatever happens. [`Input`] reads it, with a way out
-//! ([`Escape`]); [`StdoutSink`], and a [`Sink`] for each path that takes a guest's output, write to an [`Outlet`] without ever holding
+//! ([`Escape`]); [`StdoutSink`], and a [`PortSink`] for each path that takes a guest's output, write to an [`Outlet`] without ever holding
 //! up a vCPU; [`Signals`] turns signals into events of the main loop.
 //!
 //! | how husk ends | who restores the terminal |
@@ -32,9 +32,9 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 pub use escape::{Escape, Quit};
 pub use input::{Arrival, Input};
 pub use outlet::{Outlet, OutletError};
-pub use output::StdoutSink;
+pub use output::{PortSink, StdoutSink};
 pub use signals::{Signal, Signals};
-pub use sink::Sink;
+use sink::Sink;
 
 /// Printed when the terminal becomes the guest's.
 pub const ESCAPE_HINT: &str = "Ctrl-A x ends the VM, Ctrl-A Ctrl-A sends one Ctrl-A to the guest";

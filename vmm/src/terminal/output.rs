@@ -26,8 +26,16 @@ pub struct StdoutSink {
 struct Others {
     /// Readable while one of the sinks is.
     wakeup: Epoll,
-    /// Locked by the main thread alone, and outside the sinks' own locks.
+    /// Those that ports have, and those of ports that are gone for which bytes still wait. No vCPU locks it; the sinks' own locks are
+    /// taken under it.
     sinks: Mutex<Vec<Sink>>,
+}
+
+/// What is at a path, as a device's `Write`. It is closed with the device, or when what waits then has gone out.
+#[derive(Debug)]
+pub struct PortSink {
+    sink: Sink,
+    others: Arc<Others>,
 }
 
 impl StdoutSink {
@@ -55,31 +63,36 @@ impl StdoutSink {
     ///
     /// # Errors
     /// Nothing can be written there.
-    pub fn open(&self, path: &Path) -> Result<Sink, OutletError> {
+    pub fn open(&self, path: &Path) -> Result<PortSink, OutletError> {
         let sink = Sink::over(Some(Outlet::create(path, LOG_MODE)?))?;
         watch(&self.others.wakeup, &sink)?;
-        let mut sinks = self.others();
+        let mut sinks = self.others.locked();
         // Those of a machine that is gone have had their time.
         sinks.retain(|sink| !sink.is_only_one());
         sinks.push(sink.clone());
-        Ok(sink)
+        let others = self.others.clone();
+        Ok(PortSink { sink, others })
     }
 
     /// Writes what waits, as far as there is room. To be called when the descriptor is readable.
     pub fn drain(&self) {
         self.stdout.drain();
-        self.others().iter().for_each(Sink::drain);
+        let mut sinks = self.others.locked();
+        sinks.iter().for_each(Sink::drain);
+        sinks.retain(|sink| !sink.is_only_one() || sink.has_backlog());
     }
 
     /// Gives what waits up to `limit` to be read, all in all. For the end of the VM.
     pub fn finish(&self, limit: Duration) {
         let deadline = Instant::now() + limit;
         self.stdout.finish(deadline);
-        self.others().iter().for_each(|sink| sink.finish(deadline));
+        self.others.locked().iter().for_each(|sink| sink.finish(deadline));
     }
+}
 
-    fn others(&self) -> MutexGuard<'_, Vec<Sink>> {
-        self.others.sinks.lock().unwrap_or_else(PoisonError::into_inner)
+impl Others {
+    fn locked(&self) -> MutexGuard<'_, Vec<Sink>> {
+        self.sinks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -98,6 +111,24 @@ impl Write for StdoutSink {
 
     fn flush(&mut self) -> io::Result<()> {
         self.stdout.flush()
+    }
+}
+
+impl Write for PortSink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.sink.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.sink.flush()
+    }
+}
+
+impl Drop for PortSink {
+    fn drop(&mut self) {
+        self.others
+            .locked()
+            .retain(|sink| !sink.is(&self.sink) || sink.has_backlog());
     }
 }
 

@@ -59,11 +59,24 @@ fn the_end_waits_for_every_reader_also_of_a_port_that_is_gone() {
 }
 
 #[test]
-fn sinks_of_machines_that_are_gone_are_not_kept() {
+fn what_is_at_a_path_is_closed_with_its_port_unless_something_waits() {
     let folder = tempfile::tempdir().unwrap();
     let outputs = StdoutSink::over(None).unwrap();
-    for _ in 0..5 {
-        outputs.open(&folder.path().join("log")).unwrap();
+    drop(outputs.open(&folder.path().join("log")).unwrap());
+    assert_eq!(outputs.others.locked().len(), 0);
+    let path = fifo(&folder);
+    let mut sink = outputs.open(&path).unwrap();
+    sink.write_all(&[b'x'; 100_000]).unwrap();
+    drop(sink);
+    assert_eq!(outputs.others.locked().len(), 1);
+    let mut reader = OpenOptions::new().read(true).open(&path).unwrap();
+    let mut received: Vec<u8> = Vec::new();
+    let mut piece = [0; 4096];
+    while received.len() < 100_000 {
+        let count = reader.read(&mut piece).unwrap();
+        received.extend(&piece[..count]);
+        outputs.drain();
     }
-    assert_eq!(outputs.others().len(), 1);
+    assert_eq!(outputs.others.locked().len(), 0);
+    assert_eq!(reader.read(&mut piece).unwrap(), 0, "nobody writes any more");
 }

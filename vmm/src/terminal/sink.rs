@@ -74,6 +74,16 @@ impl Sink {
         }
     }
 
+    /// Whether bytes wait.
+    pub(super) fn has_backlog(&self) -> bool {
+        !self.locked().backlog.is_empty()
+    }
+
+    /// Whether both are one.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Whether nobody else has this sink.
     pub(super) fn is_only_one(&self) -> bool {
         Arc::strong_count(&self.0) == 1
