@@ -102,8 +102,14 @@ fn excused(skip: &Skip, host: Host) -> bool {
         reason if reason.contains("needs a native host") => host == Host::Emulated,
         reason if reason.contains("needs /dev/kvm") => host::open_kvm().is_err(),
         reason if reason.contains("needs root") => !root(),
+        reason if reason.contains("needs qemu-system-x86_64") => crate::command::find("qemu-system-x86_64").is_none(),
+        reason if reason.contains("needs a loop device") => !can_open("/dev/loop-control"),
         _ => false,
     }
+}
+
+fn can_open(path: &str) -> bool {
+    std::fs::File::options().read(true).write(true).open(path).is_ok()
 }
 
 #[cfg(test)]
@@ -124,6 +130,11 @@ mod tests {
             excused(&skip("needs /dev/kvm"), Host::Native),
             host::open_kvm().is_err()
         );
+        let qemu = crate::command::find("qemu-system-x86_64").is_some();
+        assert_eq!(excused(&skip("needs qemu-system-x86_64"), Host::Native), !qemu);
+        let loops = can_open("/dev/loop-control");
+        assert_eq!(excused(&skip("needs a loop device"), Host::Native), !loops);
+        assert!(can_open("/dev/null") && !can_open("/nowhere"));
     }
 
     #[test]

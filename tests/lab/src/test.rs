@@ -14,7 +14,7 @@ use crate::paths::Lab;
 use crate::progress;
 use crate::report::Report;
 use crate::suite::{self, Selection};
-use crate::{images, pool};
+use crate::{images, packages, pool};
 
 /// Runs all tests, or those with a guest, or those whose name contains `filter`; whether they held.
 ///
@@ -25,6 +25,10 @@ pub fn run(lab: &Lab, choice: &Choice, guests_only: bool, filter: Option<&str>) 
     let start = Instant::now();
     progress::say(&choice.why);
     let mut report = Report::new(std::io::stdout());
+    if choice.host == Host::Emulated {
+        // Some of the tests without a guest of husk's have a QEMU of their own.
+        packages::ensure_tools()?;
+    }
     let units = guests_only || unit_tests(lab, filter, &mut report)?;
     progress::say("building what guests run");
     let programs = build::programs(lab)?;

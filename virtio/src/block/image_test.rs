@@ -172,7 +172,7 @@ fn a_device_that_is_read_only_is_no_writable_disk() {
     let file = image(&[1; 4096]);
     match ReadOnlyLoop::attach(file.path()) {
         Some(device) => cannot_be_written(&device.0),
-        None => println!("skipped: needs root and loop devices"),
+        None => println!("skipped: needs a loop device, and root to attach it"),
     }
 }
 
