@@ -181,14 +181,7 @@ mod tests {
     #[test]
     fn a_fifo_has_events_for_a_reader_that_comes_later() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("fifo");
-        assert!(
-            std::process::Command::new("mkfifo")
-                .arg(&path)
-                .status()
-                .unwrap()
-                .success()
-        );
+        let path = crate::terminal::testing::fifo(&folder);
         let events = Events::to_path(&path).unwrap();
         events.emit("vm", "booting");
         let mut line = String::new();

@@ -77,7 +77,8 @@ fn set(signal: libc::c_int, handler: libc::sighandler_t, flags: libc::c_int) {
     unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) };
 }
 
-fn is_ignored(signal: libc::c_int) -> bool {
+/// Whether the process, or whoever started it, has `signal` ignored.
+pub fn is_ignored(signal: libc::c_int) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: a query; all zeroes is the default action should it fail.
     let action = unsafe {

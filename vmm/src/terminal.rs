@@ -21,6 +21,8 @@ mod outlet;
 mod output;
 mod signals;
 mod sink;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::io::{self, IsTerminal};
 use std::mem::MaybeUninit;

@@ -1,25 +1,18 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use husk_devices::metrics::Metered;
 use husk_devices::serial::Serial;
 use husk_devices::{BusDevice, Effect, Irq};
-use tempfile::TempDir;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
+use crate::terminal::testing::fifo;
 
 /// More than a pipe and a sink hold.
 const MUCH: usize = 1 << 20;
-
-fn fifo(folder: &TempDir) -> PathBuf {
-    let path = folder.path().join("fifo");
-    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
-    path
-}
 
 fn open(path: &Path, stdout: &StdoutSink) -> Box<dyn Write + Send> {
     output("serial", &ConsoleConfig::file(path), stdout).unwrap().unwrap()

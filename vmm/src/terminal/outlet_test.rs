@@ -2,20 +2,11 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
-use std::process::Command;
-
-use tempfile::TempDir;
 
 use super::*;
+use crate::terminal::testing::fifo;
 
 const MODE: u32 = 0o640;
-
-fn fifo(folder: &TempDir) -> PathBuf {
-    let path = folder.path().join("fifo");
-    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
-    path
-}
 
 fn fill(outlet: &Outlet) -> usize {
     let mut written = 0;

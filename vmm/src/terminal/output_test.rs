@@ -1,17 +1,8 @@
 use std::fs::OpenOptions;
 use std::io::Read;
-use std::path::PathBuf;
-use std::process::Command;
-
-use tempfile::TempDir;
 
 use super::*;
-
-fn fifo(folder: &TempDir) -> PathBuf {
-    let path = folder.path().join("fifo");
-    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
-    path
-}
+use crate::terminal::testing::fifo;
 
 fn wants_drain(outputs: &StdoutSink) -> bool {
     let outer = Epoll::new().unwrap();

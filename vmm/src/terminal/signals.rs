@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::ptr;
 
 use vmm_sys_util::signal::create_sigset;
+
+use crate::fatal::is_ignored;
 
 /// What is delivered as an event, in place of its default action.
 const WATCHED: [libc::c_int; 7] = [
@@ -108,16 +109,6 @@ fn decode(number: u32) -> Option<Signal> {
         libc::SIGCONT => Some(Signal::Continue),
         _ => None,
     }
-}
-
-fn is_ignored(signal: libc::c_int) -> bool {
-    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: a query; all zeroes is the default action should it fail.
-    let action = unsafe {
-        libc::sigaction(signal, ptr::null(), action.as_mut_ptr());
-        action.assume_init()
-    };
-    action.sa_sigaction == libc::SIG_IGN
 }
 
 #[cfg(test)]
