@@ -13,6 +13,12 @@ fn name_of(signal: libc::c_int) -> String {
     String::from_utf8_lossy(name(signal)).into_owned()
 }
 
+/// Needs more stack than there is.
+fn deeper(depth: u64) -> u64 {
+    let room = std::hint::black_box([depth; 64]);
+    if depth == 0 { 0 } else { deeper(depth + 1) + room[7] }
+}
+
 /// A fault of the kind that `what` says, or a signal of that number.
 fn die(what: &str) {
     match what {
@@ -34,6 +40,9 @@ fn die(what: &str) {
         "divide" => unsafe {
             asm!("xor ecx, ecx", "xor edx, edx", "mov eax, 1", "div ecx", out("ecx") _, out("eax") _, out("edx") _)
         },
+        "overflow" => {
+            std::hint::black_box(deeper(1));
+        }
         "abort" => std::process::abort(),
         number => {
             let signal = number.parse().unwrap();
@@ -90,6 +99,7 @@ fn a_fault_kills_at_once_and_says_where() {
     let at = "ERRO: SIGSEGV at address 0x1238 in thread vcpu7; husk ends here";
     assert_eq!(last_words("read", libc::SIGSEGV), at);
     for (what, signal) in [
+        ("overflow", libc::SIGSEGV),
         ("beyond", libc::SIGBUS),
         ("illegal", libc::SIGILL),
         ("divide", libc::SIGFPE),
