@@ -1,6 +1,9 @@
 //! The machine as the guest finds it: processors, memory, PCI, and the ways out.
 #![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
 
+use std::fs;
+use std::path::Path;
+
 use husk_guest::answer::{Interrupt, PciFunction};
 use husk_guest::{Answer, Step};
 use husk_tests::{Boot, Ended, Image};
@@ -90,6 +93,46 @@ fn memory_that_goes_on_above_the_32_bit_hole() {
     boots_with_memory("5G", 5120, "6.12");
 }
 
+/// What the host says of its huge pages of 2 MiB.
+fn huge_pages(name: &str) -> u64 {
+    let text = fs::read_to_string(Path::new(HUGE_PAGES).join(name)).unwrap();
+    text.trim().parse().unwrap()
+}
+
+const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+
+#[test]
+fn huge_pages_back_ram_and_too_few_are_refused_before_the_guest_starts() {
+    let pool = Path::new(HUGE_PAGES).join("nr_hugepages");
+    fs::write(&pool, "160").unwrap();
+    assert_eq!(huge_pages("free_hugepages"), 160, "the host has room for them");
+    for more in ["", ",shared=on", ",prefault=on", ",shared=on,prefault=on"] {
+        let memory = format!("size=256M,hugepages=on{more}");
+        let boot = || Boot::new([Step::Report, Step::Echo, Step::PowerOff]).memory(&memory);
+        let mut guest = boot().start();
+        assert!(matches!(guest.answer(), Answer::Report(_)));
+        // Those that the guest has not touched yet are set aside.
+        assert_eq!(
+            huge_pages("free_hugepages") - huge_pages("resv_hugepages"),
+            32,
+            "{memory}"
+        );
+        let second = boot().run();
+        second.assert_code(1);
+        assert!(
+            second
+                .errors
+                .contains("huge pages of 2 MiB: 128 needed, 32 of 160 free"),
+            "{}",
+            second.errors
+        );
+        guest.type_text("go\n");
+        guest.wait().assert_code(0);
+        assert_eq!(huge_pages("free_hugepages"), 160, "{memory}: all are given back");
+    }
+    fs::write(&pool, "0").unwrap();
+}
+
 #[test]
 fn devices_are_on_pci_with_their_own_interrupts() {
     let boot = Boot::new([
@@ -101,7 +144,7 @@ fn devices_are_on_pci_with_their_own_interrupts() {
     ])
     .cpus(2);
     let disk = boot.folder().join("disk");
-    std::fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
     let ended = boot.disk(&disk, "").run();
     ended.assert_code(0).assert_nothing_refused();
     let [

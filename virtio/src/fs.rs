@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use husk_devices::memory::GuestMemory;
 use husk_devices::metrics::Metered;
 
 use crate::config::ConfigBytes;
@@ -57,14 +58,16 @@ pub struct Fs {
 }
 
 impl Fs {
-    /// Connects to the back-end and comes to terms with it. Its rings follow when the driver starts the device.
+    /// Connects to the back-end and comes to terms with it. Its rings follow when the driver starts the device, and with them
+    /// `memory`: all that the back-end may be asked to reach, more perhaps than the device does by then.
     ///
     /// # Errors
     /// See [`BackendError`].
-    pub fn connect(config: &FsConfig) -> Result<Self, BackendError> {
+    pub fn connect(config: &FsConfig, memory: GuestMemory) -> Result<Self, BackendError> {
         // One for urgent requests.
         let queues = config.queues.saturating_add(1);
         let link = Link::connect(&config.socket, queues, config.patience)?;
+        link.share(memory);
         Ok(Self::over(link, config))
     }
 

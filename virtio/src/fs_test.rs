@@ -181,8 +181,8 @@ fn ask(drivers: &mut [Driver]) {
 fn requests_of_every_queue_are_answered_without_this_process() {
     let folder = tempfile::tempdir().unwrap();
     let servant = serve(&folder.path().join("s"), 1);
-    let mut fs = Fs::connect(&config(folder.path())).unwrap();
     let mem = shared_memory(&[4 << 20]);
+    let mut fs = Fs::connect(&config(folder.path()), mem.clone()).unwrap();
     let mut drivers = [0x1_0000, 0x2_0000, 0x3_0000].map(|base| Driver::new(&mem, base, 16));
     let vectors = Vectors::new();
     let notify = Notify::new(vectors.vector());
@@ -207,9 +207,9 @@ fn requests_of_every_queue_are_answered_without_this_process() {
 fn a_device_that_was_reset_is_served_from_the_beginning() {
     let folder = tempfile::tempdir().unwrap();
     let servant = serve(&folder.path().join("s"), 1);
-    let mut fs = Fs::connect(&config(folder.path())).unwrap();
+    let mem = shared_memory(&[]);
+    let mut fs = Fs::connect(&config(folder.path()), mem.clone()).unwrap();
     for base in [0x1_0000, 0x4_0000] {
-        let mem = shared_memory(&[]);
         let mut drivers = [0, 0x1_0000, 0x2_0000].map(|at| Driver::new(&mem, base + at, 16));
         let worker = run(&mut fs, activation(&drivers, &mem, &Notify::none(), None));
         ask(&mut drivers);
@@ -223,10 +223,11 @@ fn a_device_that_was_reset_is_served_from_the_beginning() {
 fn a_back_end_with_too_few_queues_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let servant = serve(&folder.path().join("s"), 1);
-    let error = Fs::connect(&FsConfig {
+    let three = FsConfig {
         queues: 3,
         ..config(folder.path())
-    });
+    };
+    let error = Fs::connect(&three, shared_memory(&[]));
     let message = error.err().unwrap().to_string();
     assert_eq!(message, "it serves 3 virtqueues, the device has 4");
     servant.join().unwrap();
@@ -244,7 +245,7 @@ fn a_back_end_that_comes_late_is_waited_for() {
         patience: Duration::from_secs(60),
         ..config(folder.path())
     };
-    drop(Fs::connect(&patient).unwrap());
+    drop(Fs::connect(&patient, shared_memory(&[])).unwrap());
     late.join().unwrap().join().unwrap();
 }
 
@@ -252,7 +253,7 @@ fn a_back_end_that_comes_late_is_waited_for() {
 fn the_configuration_has_tag_and_queues() {
     let folder = tempfile::tempdir().unwrap();
     let servant = serve(&folder.path().join("s"), 1);
-    let fs = Fs::connect(&config(folder.path())).unwrap();
+    let fs = Fs::connect(&config(folder.path()), shared_memory(&[])).unwrap();
     let mut bytes = [0xff; 44];
     fs.config().lock().unwrap().read(0, &mut bytes);
     assert_eq!(&bytes[..6], b"share\0");

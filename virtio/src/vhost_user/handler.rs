@@ -92,7 +92,7 @@ impl VhostUserHandler {
         let mut connection = self.link.lock();
         let frontend = connection.ready()?;
         frontend.set_features(self.features)?;
-        frontend.set_memory(&self.mem.memory())?;
+        frontend.set_memory(&self.link.shared().unwrap_or(&self.mem).memory())?;
         for lent in &self.rings {
             frontend.start_ring(&Vring {
                 index: lent.ring.state.index,

@@ -310,6 +310,23 @@ fn new_memory_is_told_while_the_device_works() {
 }
 
 #[test]
+fn a_back_end_is_told_of_memory_that_the_device_reaches_later() {
+    let bench = bench(None);
+    // As large as it will ever be: what comes into it changes nothing.
+    bench.link.share(shared_memory(&[8 << 20]));
+    let (worker, _) = bench.started();
+    assert_eq!(regions_told(&bench.heard.requests()), 2);
+    drop(worker);
+}
+
+fn regions_told(requests: &[u32]) -> usize {
+    requests
+        .iter()
+        .filter(|request| **request == Request::AddMemReg as u32)
+        .count()
+}
+
+#[test]
 fn the_next_start_connects_to_the_next_back_end() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -58,6 +58,8 @@ pub struct Link {
     limit: Duration,
     metrics: Arc<VhostUserMetrics>,
     frontend: Mutex<Option<Frontend>>,
+    /// What the back-end is told, where that is not what the device reaches.
+    shared: OnceLock<GuestMemory>,
 }
 
 impl Link {
@@ -95,12 +97,23 @@ impl Link {
             limit,
             metrics,
             frontend: Mutex::new(Some(frontend)),
+            shared: OnceLock::new(),
         }))
     }
 
     /// What the device counts.
     pub fn metrics(&self) -> &Arc<VhostUserMetrics> {
         &self.metrics
+    }
+
+    /// Has the back-end told of `memory` whenever rings are handed over, in place of what the device reaches. Once.
+    pub fn share(&self, memory: GuestMemory) {
+        let _ = self.shared.set(memory);
+    }
+
+    /// What the back-end is told of, if it was said.
+    pub(super) fn shared(&self) -> Option<&GuestMemory> {
+        self.shared.get()
     }
 
     /// The socket's path.

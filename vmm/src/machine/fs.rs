@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use husk_devices::memory::GuestMemory;
 use husk_virtio::fs;
 
 use super::build::BuildError;
@@ -11,11 +12,11 @@ use crate::config::FsConfig;
 /// who start both at once.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Connects to the back-end of the device that `config` describes.
+/// Connects to the back-end of the device that `config` describes, which reaches `memory`.
 ///
 /// # Errors
 /// [`BuildError::Device`], with tag and socket.
-pub fn open(config: &FsConfig) -> Result<fs::Fs, BuildError> {
+pub fn open(config: &FsConfig, memory: GuestMemory) -> Result<fs::Fs, BuildError> {
     let device = fs::FsConfig {
         tag: config.tag.clone(),
         socket: config.socket.clone(),
@@ -23,6 +24,6 @@ pub fn open(config: &FsConfig) -> Result<fs::Fs, BuildError> {
         queue_size: config.queue_size,
         patience: PATIENCE,
     };
-    fs::Fs::connect(&device)
+    fs::Fs::connect(&device, memory)
         .map_err(|e| BuildError::device(format!("fs {}: back-end at {}", config.tag, config.socket.display()), e))
 }

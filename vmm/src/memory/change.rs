@@ -5,6 +5,7 @@ use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
 use husk_virtio::device::MemoryListener;
 
+use super::backing::Pages;
 use super::host::Asked;
 use super::mapping::Mapping;
 use super::places::Place;
@@ -149,7 +150,8 @@ impl AddressSpace {
         let explain = |asked| move |error| self.host.explain(pages, bytes, asked, error);
         self.host.check(mapping.backing(), bytes)?;
         mapping.commit(part).map_err(explain(Asked::Mapping))?;
-        if !self.config.prefault || kind == Kind::Pmem {
+        // Blocks of virtio-mem are touched as they are plugged (`promise`).
+        if !self.config.prefault || matches!(kind, Kind::Pmem | Kind::VirtioMem) {
             return Ok(());
         }
         mapping.prefault(part).map_err(|error| {
@@ -160,6 +162,21 @@ impl AddressSpace {
             }
             why
         })
+    }
+
+    /// Asks the host for `part` of `mapping` again, which is committed and was discarded.
+    pub(super) fn promise(&self, mapping: &Mapping, part: &Range<u64>) -> Result<(), HostError> {
+        let bytes = part.end.saturating_sub(part.start);
+        let pages = mapping.backing().pages;
+        let explain = |asked| move |error| self.host.explain(pages, bytes, asked, error);
+        self.host.check(mapping.backing(), bytes)?;
+        if pages != Pages::Usual {
+            mapping.commit(part).map_err(explain(Asked::Mapping))?;
+        }
+        match self.config.prefault {
+            true => mapping.prefault(part).map_err(explain(Asked::Prefault)),
+            false => Ok(()),
+        }
     }
 
     /// Tells all back-ends what there is.

@@ -13,7 +13,7 @@ use crate::config::Size;
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// Too few huge pages.
-    #[error("{needed} huge pages of {} needed, {free} of {total} free (see {pool}/nr_hugepages)", Size(*page))]
+    #[error("huge pages of {}: {needed} needed, {free} of {total} free (see {pool}/nr_hugepages)", Size(*page))]
     HugePages {
         /// How many.
         needed: u64,

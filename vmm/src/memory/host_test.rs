@@ -38,7 +38,7 @@ fn huge_pages_that_are_promised_to_others_are_not_free() {
     let error = host.explain(HUGE, 7 << 20, Asked::Mapping, oom());
     assert_eq!(
         error.to_string(),
-        "4 huge pages of 2 MiB needed, 2 of 8 free (see /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages)"
+        "huge pages of 2 MiB: 4 needed, 2 of 8 free (see /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages)"
     );
     // What populating says when a control group limits huge pages.
     let error = host.explain(
@@ -47,7 +47,10 @@ fn huge_pages_that_are_promised_to_others_are_not_free() {
         Asked::Prefault,
         io::Error::from_raw_os_error(libc::EFAULT),
     );
-    assert!(error.to_string().starts_with("4 huge pages"), "{error}");
+    assert!(
+        error.to_string().starts_with("huge pages of 2 MiB: 4 needed"),
+        "{error}"
+    );
 }
 
 #[test]

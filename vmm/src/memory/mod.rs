@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `space.rs` | what the rest of husk sees |
 //! | `region.rs` | a region in the hands of its owner |
+//! | `blocks.rs` | the blocks of a virtio-mem device, on few regions |
 //! | `steps.rs`, `change.rs` | the steps by which memory comes and goes, forward and back |
 //! | `places.rs` | what is taken, and what is on its way out |
 //! | `reserve.rs` | addresses for memory that comes later |
@@ -16,6 +17,7 @@
 //! | `host.rs` | what the host can give, in words |
 
 mod backing;
+mod blocks;
 mod change;
 mod host;
 mod mapping;
@@ -33,6 +35,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+pub use blocks::Blocks;
 pub use host::HostError;
 pub use region::{Region, RemoveError};
 pub use reserve::Reserved;

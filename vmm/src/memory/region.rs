@@ -54,8 +54,8 @@ impl Region {
     /// As [`Region::discard`]; the host's refusal has figures.
     pub fn restore(&self, range: &Range<u64>) -> Result<(), MemoryError> {
         let part = self.part(range)?;
-        let Parts { mapping, info, .. } = self.parts();
-        let restored = self.space.take_from_host(info.kind, mapping, &part);
+        let mapping = &self.parts().mapping;
+        let restored = self.space.promise(mapping, &part);
         restored.map_err(|why| self.refused("reserve", range, why))
     }
 

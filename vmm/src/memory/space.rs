@@ -1,6 +1,7 @@
 //! A VM's guest-physical memory, as the rest of husk has it.
 
 use std::ffi::CStr;
+use std::fmt;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -40,6 +41,14 @@ pub struct AddressSpace {
     reserve: Option<(Reserved, Arc<Mapping>)>,
     boot: Vec<(u64, u64)>,
     places: Mutex<Places>,
+}
+
+impl fmt::Debug for AddressSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AddressSpace")
+            .field("regions", &self.regions())
+            .finish_non_exhaustive()
+    }
 }
 
 impl AddressSpace {
@@ -204,8 +213,12 @@ impl AddressSpace {
     /// # Errors
     /// As [`AddressSpace::grow`].
     pub fn grow_at(self: &Arc<Self>, kind: Kind, gpa: u64, bytes: u64) -> Result<Region, MemoryError> {
-        let unit = BLOCK_BYTES.max(self.config.page_bytes());
-        self.grow_in_reserve(kind, Place::At(gpa), gpa, bytes, unit)
+        self.grow_in_reserve(kind, Place::At(gpa), gpa, bytes, self.block_bytes())
+    }
+
+    /// The least that [`AddressSpace::grow_at`] adds.
+    pub fn block_bytes(&self) -> u64 {
+        BLOCK_BYTES.max(self.config.page_bytes())
     }
 
     /// Adds the first `bytes` bytes of `file`, a multiple of [`BLOCK_BYTES`], called `name`; what is written reaches the file if it is

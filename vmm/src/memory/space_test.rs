@@ -616,7 +616,7 @@ fn huge_pages_that_are_not_there_are_refused_with_figures() {
         });
         let text = lines(&error.map(drop).unwrap_err());
         let end = format!(
-            "524288 huge pages of 2 MiB needed, {} of {} free (see /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages)",
+            "huge pages of 2 MiB: 524288 needed, {} of {} free (see /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages)",
             free.trim(),
             total.trim()
         );

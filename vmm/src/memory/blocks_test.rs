@@ -1,0 +1,138 @@
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
+
+use super::super::testing::{FakeSlots, space};
+use super::*;
+use crate::config::MemoryConfig;
+
+const MIB: u64 = 1 << 20;
+const BASE: u64 = 4 << 30;
+const BLOCK: u64 = 2 * MIB;
+const WINDOW: u64 = 1 << 30;
+
+fn blocks(shared: bool) -> (Blocks, Arc<AddressSpace>, Arc<FakeSlots>) {
+    let config = MemoryConfig {
+        size: 8 * MIB,
+        shared,
+        hotplug_size: Some(WINDOW),
+        ..Default::default()
+    };
+    let (space, slots) = space(&config).unwrap();
+    let blocks = Blocks::new(space.clone(), BASE..BASE + WINDOW, BLOCK).unwrap();
+    (blocks, space, slots)
+}
+
+fn write(space: &AddressSpace, offset: u64) -> bool {
+    space
+        .guest()
+        .memory()
+        .write_obj(1_u8, GuestAddress(BASE + offset))
+        .is_ok()
+}
+
+fn read(space: &AddressSpace, offset: u64) -> Option<u8> {
+    space.guest().memory().read_obj(GuestAddress(BASE + offset)).ok()
+}
+
+#[test]
+fn a_chunk_is_there_while_a_block_of_it_is() {
+    for shared in [false, true] {
+        let (mut blocks, space, slots) = blocks(shared);
+        assert!(!write(&space, 0));
+        blocks.plug(&(126 * MIB..130 * MIB)).unwrap();
+        assert_eq!(blocks.plugged_bytes(), 4 * MIB);
+        assert_eq!(slots.taken().len(), 3, "RAM and two chunks");
+        assert!(write(&space, 126 * MIB) && write(&space, 128 * MIB) && !write(&space, 256 * MIB));
+        blocks.unplug(&(126 * MIB..128 * MIB)).unwrap();
+        assert_eq!(
+            (slots.taken().len(), read(&space, 126 * MIB), read(&space, 128 * MIB)),
+            (2, None, Some(1))
+        );
+        blocks.unplug(&(0..WINDOW)).unwrap();
+        assert_eq!((slots.taken().len(), blocks.plugged_bytes()), (1, 0));
+    }
+}
+
+#[test]
+fn a_block_that_comes_again_is_empty_and_its_neighbours_are_not() {
+    for shared in [false, true] {
+        let (mut blocks, space, _) = blocks(shared);
+        blocks.plug(&(0..8 * MIB)).unwrap();
+        for offset in (0..8 * MIB).step_by(2 << 20) {
+            write(&space, offset);
+        }
+        blocks.unplug(&(2 * MIB..4 * MIB)).unwrap();
+        assert_eq!(read(&space, 2 * MIB), Some(0), "harmless, and nothing");
+        blocks.plug(&(2 * MIB..4 * MIB)).unwrap();
+        assert_eq!(
+            [0, 2, 4, 6].map(|mib| read(&space, mib * MIB)),
+            [Some(1), Some(0), Some(1), Some(1)]
+        );
+    }
+}
+
+#[test]
+fn plugging_is_all_or_nothing() {
+    let (mut blocks, space, slots) = blocks(false);
+    blocks.plug(&(0..BLOCK)).unwrap();
+    // Somebody else has the third chunk.
+    let other = space.grow_at(Kind::Dimm, BASE + 256 * MIB, 128 * MIB).unwrap();
+    blocks.plug(&(64 * MIB..320 * MIB)).unwrap_err();
+    assert_eq!((blocks.plugged_bytes(), slots.taken().len()), (BLOCK, 3));
+    drop(other);
+    blocks.plug(&(64 * MIB..320 * MIB)).unwrap();
+    slots.refuse(true, false);
+    blocks.plug(&(320 * MIB..WINDOW)).unwrap_err();
+    assert_eq!(blocks.plugged_bytes(), BLOCK + 256 * MIB);
+}
+
+#[test]
+fn a_chunk_that_kvm_keeps_is_used_again() {
+    let (mut blocks, space, slots) = blocks(false);
+    blocks.plug(&(0..BLOCK)).unwrap();
+    slots.refuse(false, true);
+    blocks.unplug(&(0..BLOCK)).unwrap();
+    assert_eq!((blocks.plugged_bytes(), slots.taken().len()), (0, 2));
+    slots.refuse(false, false);
+    blocks.plug(&(0..BLOCK)).unwrap();
+    assert!(write(&space, 0));
+    blocks.unplug(&(0..BLOCK)).unwrap();
+    assert_eq!(slots.taken().len(), 1);
+}
+
+#[test]
+fn what_is_no_block_of_the_device_is_refused() {
+    let (mut blocks, space, slots) = blocks(false);
+    for (start, end) in [(0, MIB), (MIB, 3 * MIB), (0, WINDOW + BLOCK), (BLOCK, 0), (0, u64::MAX)] {
+        let range = Range { start, end };
+        assert!(
+            blocks.plug(&range).is_err() && blocks.unplug(&range).is_err(),
+            "{range:?}"
+        );
+    }
+    assert_eq!(slots.taken().len(), 1);
+    for (window, block) in [
+        (BASE..BASE + WINDOW, MIB),
+        (BASE..BASE + WINDOW, 3 * MIB),
+        (BASE..BASE + WINDOW, 0),
+        (BASE..BASE, BLOCK),
+        (BASE + MIB..BASE + WINDOW, BLOCK),
+        (BASE..BASE + MIB, BLOCK),
+    ] {
+        assert!(
+            Blocks::new(space.clone(), window.clone(), block).is_err(),
+            "{window:?} {block}"
+        );
+    }
+}
+
+#[test]
+fn a_large_device_has_few_slots() {
+    let (space, _) = space(&MemoryConfig {
+        size: 8 * MIB,
+        hotplug_size: Some(1 << 40),
+        ..Default::default()
+    })
+    .unwrap();
+    let window = BASE..BASE + (1 << 40);
+    assert_eq!(Blocks::new(space, window, BLOCK).unwrap().chunk, 4 << 30);
+}
