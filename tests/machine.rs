@@ -134,6 +134,28 @@ fn huge_pages_back_ram_and_too_few_are_refused_before_the_guest_starts() {
 }
 
 #[test]
+fn what_the_host_may_not_promise_is_refused_with_figures() {
+    let strictness = Path::new("/proc/sys/vm/overcommit_memory");
+    let before = fs::read_to_string(strictness).unwrap();
+    for memory in ["64G", "size=64G,shared=on", "size=256M,hotplug=64G,shared=on"] {
+        fs::write(strictness, "2").unwrap();
+        let ended = Boot::new([Step::Report, Step::PowerOff]).memory(memory).run();
+        fs::write(strictness, &before).unwrap();
+        // A reserve is no promise.
+        if memory.contains("hotplug") {
+            ended.assert_code(0);
+            continue;
+        }
+        ended.assert_code(1);
+        assert!(
+            ended.errors.contains("64 GiB needed, the host may promise "),
+            "{memory}: {}",
+            ended.errors
+        );
+    }
+}
+
+#[test]
 fn devices_are_on_pci_with_their_own_interrupts() {
     let boot = Boot::new([
         Step::Report,

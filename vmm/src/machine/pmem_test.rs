@@ -98,9 +98,7 @@ fn files_that_cannot_be_are_named() {
 #[test]
 fn a_device_that_gets_no_slot_leaves_back_ends_as_they_were() {
     let space = space();
-    let backend = Arc::<testing::FakeBackend>::default();
-    let listener: Arc<dyn husk_virtio::device::MemoryListener> = backend.clone();
-    space.listen(&listener);
+    let (backend, _listener) = testing::listen(&space);
     let file = file(BLOCK_BYTES);
     // Whoever cannot put the device into a slot drops it.
     drop(open(&config(file.path()), &space).unwrap());
@@ -112,9 +110,7 @@ fn a_device_that_gets_no_slot_leaves_back_ends_as_they_were() {
 #[test]
 fn a_back_end_that_does_not_take_it_refuses_the_device_and_is_named_as_the_reason() {
     let space = space();
-    let backend = Arc::<testing::FakeBackend>::default();
-    let listener: Arc<dyn husk_virtio::device::MemoryListener> = backend.clone();
-    space.listen(&listener);
+    let (backend, _listener) = testing::listen(&space);
     backend.refuse_more();
     let file = file(BLOCK_BYTES);
     let error = open(&config(file.path()), &space).err().unwrap();

@@ -1,7 +1,7 @@
 use husk_devices::memory::GuestRegionMmap;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::super::testing::{FakeBackend, FakeSlots, lines, space};
+use super::super::testing::{FakeBackend, FakeSlots, lines, listen, space};
 use super::*;
 
 const MIB: u64 = 1 << 20;
@@ -22,13 +22,6 @@ fn config(shared: bool) -> MemoryConfig {
 
 fn growing() -> (Arc<AddressSpace>, Arc<FakeSlots>) {
     space(&config(false)).unwrap()
-}
-
-fn listen(space: &AddressSpace) -> (Arc<FakeBackend>, Arc<dyn MemoryListener>) {
-    let backend = Arc::<FakeBackend>::default();
-    let listener: Arc<dyn MemoryListener> = backend.clone();
-    space.listen(&listener);
-    (backend, listener)
 }
 
 /// All that can be seen of a space from outside.

@@ -101,6 +101,14 @@ pub(crate) fn space(config: &MemoryConfig) -> Result<(Arc<AddressSpace>, Arc<Fak
     Ok((AddressSpace::new(config, slots.clone(), PHYS_BITS)?, slots))
 }
 
+/// A back-end that hears of changes for as long as the listener lives.
+pub(crate) fn listen(space: &AddressSpace) -> (Arc<FakeBackend>, Arc<dyn MemoryListener>) {
+    let backend = Arc::<FakeBackend>::default();
+    let listener: Arc<dyn MemoryListener> = backend.clone();
+    space.listen(&listener);
+    (backend, listener)
+}
+
 /// `error` and why, as a user reads it.
 pub(crate) fn lines(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
