@@ -10,7 +10,8 @@
 //! | `vm` | `booting`, `booted`, `pausing`, `paused`, `resuming`, `resumed`, `rebooting`, `shutdown`, `deleted` | |
 //! | `vm` | `device-added`, `device-removed` | `id`, `bdf` |
 //! | `vm` | `device-stuck` | `id` |
-//! | `guest` | `power-off`, `reset`, `panic`, `failed` | |
+//! | `guest` | `power-off`, `reset`, `panic` | |
+//! | `guest` | `failed` | `reason` |
 //! | `guest` | `device-refused`, `device-unanswered` | `id`, `request`, and `code` of a refusal |
 //!
 //! Time is that since husk started. Whoever reads the events must not be able to stop the VM: when the reader falls behind by more

@@ -206,13 +206,13 @@ impl Controller {
 
     /// Says how the guest ended to whoever listens.
     pub(super) fn tell_ending(&self, ending: &Ending) {
-        let event = match ending {
-            Ending::PowerOff => "power-off",
-            Ending::Reset | Ending::TripleFault => "reset",
-            Ending::Panic => "panic",
-            Ending::Failed(_) => "failed",
+        let (event, reason) = match ending {
+            Ending::PowerOff => ("power-off", None),
+            Ending::Reset | Ending::TripleFault => ("reset", None),
+            Ending::Panic => ("panic", None),
+            Ending::Failed(why) => ("failed", Some(("reason", Value::from(why.as_str())))),
         };
-        self.events.emit("guest", event);
+        self.events.emit_with("guest", event, reason);
     }
 
     /// Says that the process ends, without having been asked to by a client.
