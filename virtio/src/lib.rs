@@ -24,6 +24,7 @@ pub mod console;
 pub mod device;
 pub mod fs;
 mod gate;
+mod iovecs;
 pub mod mem;
 pub mod net;
 pub mod pmem;

@@ -8,9 +8,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
 
-use super::iovecs::Iovecs;
 use super::plain;
 use super::uring::Uring;
+use crate::iovecs::Iovecs;
 
 /// Most bytes that one operation moves: more than any request of Linux has. Nothing can stop an operation that has begun.
 pub(super) const OP_BYTES: usize = 2 << 20;

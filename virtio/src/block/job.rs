@@ -8,12 +8,12 @@ use std::io;
 use super::ID_BYTES;
 use super::engine::Op;
 use super::image::Image;
-use super::iovecs::Iovecs;
 use super::metrics::BlockMetrics;
 use super::request::{Request, STATUS_BYTES, Status};
 use super::scratch::Scratch;
 use super::transfer::{Direction, Transfer};
 use super::zeroing::Zeroing;
+use crate::iovecs::Iovecs;
 use crate::ring::Chain;
 
 /// What a job needs next.

@@ -34,7 +34,6 @@ mod engine;
 mod handler;
 mod image;
 mod in_flight;
-mod iovecs;
 mod job;
 mod limits;
 mod lock;

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use super::engine::Op;
-use super::iovecs::Iovecs;
+use crate::iovecs::Iovecs;
 
 /// Carries `op` out, again when a signal interrupts it.
 ///

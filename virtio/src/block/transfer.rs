@@ -5,10 +5,10 @@ use std::iter;
 
 use super::engine::{OP_BYTES, Op};
 use super::image::{Image, Route};
-use super::iovecs::{Iovecs, pieces};
 use super::job::Step;
 use super::request::{Extent, HEADER_BYTES, Status};
 use super::scratch::{BOUNCE_BYTES, Bounce, Scratch};
+use crate::iovecs::{Iovecs, pieces};
 use crate::ring::Chain;
 
 /// Which way data moves.
@@ -89,7 +89,7 @@ impl Transfer {
         let file = match image.route(self.offset, self.left) {
             Route::Cached(file) => file,
             Route::Direct(file, alignment) => {
-                if !buffers.is_aligned(alignment) {
+                if !buffers.is_aligned(alignment.memory, alignment.offset) {
                     match self.bounce(chain, scratch, buffers) {
                         Ok(true) => {}
                         Ok(false) => return Step::Wait,

@@ -16,7 +16,7 @@ use io_uring::{IoUring, Probe, opcode, squeue};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::engine::{Completion, Op};
-use super::iovecs::Iovecs;
+use crate::iovecs::Iovecs;
 
 /// How long to wait for completions where the kernel refuses to wait for us.
 const POLL: Duration = Duration::from_millis(1);

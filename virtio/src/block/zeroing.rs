@@ -14,10 +14,10 @@ use libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE};
 
 use super::engine::{OP_BYTES, Op};
 use super::image::{Image, Route};
-use super::iovecs::{Iovecs, pieces};
 use super::job::Step;
 use super::request::{Extent, Status, ZeroExtent};
 use super::scratch::Scratch;
+use crate::iovecs::{Iovecs, pieces};
 
 /// How a range is made to read as zeros, or forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

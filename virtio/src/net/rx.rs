@@ -2,7 +2,6 @@
 //!
 //! Nobody says how long the next frame is. So it is read into whatever room the driver has given, followed by a buffer of husk's own,
 //! and nothing is ever cut off: what ends up there is copied as soon as the driver gives more room. Mostly there is enough.
-#![expect(unsafe_code, reason = "the kernel writes into guest memory by raw pointers")]
 
 use super::header::{HEADER_BYTES, MAX_FRAME_BYTES, NUM_BUFFERS};
 use super::line::{Fault, Line};
@@ -97,10 +96,9 @@ impl Receive {
                 enough if enough >= MAX_BYTES => Default::default(),
                 _ => &mut *self.overflow,
             };
-            // SAFETY: the room keeps its buffers mapped, the rest is exclusively borrowed; both may be written.
-            let got = self
-                .room
-                .with_buffers(spill, |buffers| unsafe { line.tap.receive(buffers) });
+            let Some(got) = self.room.with_buffers(spill, |buffers| line.tap.receive(buffers)) else {
+                return Ok(Pause::NoRoom);
+            };
             match got {
                 Ok(bytes) => self.deliver(bytes, line)?,
                 Err(error) => match Fault::of(&error) {

@@ -14,6 +14,7 @@ use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 
 use super::features::{TUN_WITH_USO, TUN_WITHOUT_USO};
 use super::header::HEADER_BYTES;
+use crate::iovecs::Buffers;
 
 /// Where taps come from.
 const CLONE_DEVICE: &str = "/dev/net/tun";
@@ -263,13 +264,11 @@ impl Tap {
     ///
     /// # Errors
     /// What the host says; `WouldBlock` when there is none.
-    ///
-    /// # Safety
-    /// The memory that `buffers` point to must be mapped and may be written.
-    pub unsafe fn receive(&self, buffers: &[libc::iovec]) -> io::Result<usize> {
+    pub fn receive(&self, buffers: Buffers<'_>) -> io::Result<usize> {
+        let buffers = buffers.as_slice();
         retry(|| {
             let count = libc::c_int::try_from(buffers.len()).unwrap_or(libc::c_int::MAX);
-            // SAFETY: the array is borrowed; its buffers are as the caller promises.
+            // SAFETY: the array is borrowed, and `Buffers` are mapped and may be written.
             unsafe { libc::readv(self.file.as_raw_fd(), buffers.as_ptr(), count) }
         })
     }
@@ -278,13 +277,11 @@ impl Tap {
     ///
     /// # Errors
     /// What the host says; `WouldBlock` when it has no room.
-    ///
-    /// # Safety
-    /// The memory that `buffers` point to must be mapped.
-    pub unsafe fn send(&self, buffers: &[libc::iovec]) -> io::Result<usize> {
+    pub fn send(&self, buffers: Buffers<'_>) -> io::Result<usize> {
+        let buffers = buffers.as_slice();
         retry(|| {
             let count = libc::c_int::try_from(buffers.len()).unwrap_or(libc::c_int::MAX);
-            // SAFETY: the array is borrowed; its buffers are as the caller promises, and the kernel only reads them.
+            // SAFETY: the array is borrowed, and `Buffers` are mapped; the kernel only reads them.
             unsafe { libc::writev(self.file.as_raw_fd(), buffers.as_ptr(), count) }
         })
     }

@@ -1,12 +1,11 @@
 //! Sending: from the driver's buffers straight to the tap (virtio 1.2 §5.1.6.2).
-#![expect(unsafe_code, reason = "the kernel reads guest memory by raw pointers")]
 
 use vm_memory::VolatileSlice;
 
 use super::header::{self, HEADER_BYTES};
 use super::line::{Fault, Line};
-use super::room::{MAX_IOVECS, as_iovec};
 use crate::device::HandlerError;
+use crate::iovecs::{Iovecs, Live, MAX_IOVECS};
 use crate::rate_limit::Pace;
 use crate::ring::{Ring, RingError, RingState};
 
@@ -19,24 +18,20 @@ pub(super) struct Transmit {
     pub pace: Pace,
     /// Features agreed on.
     features: u64,
-    frame: Frame,
+    iovecs: Iovecs,
     /// The tap had no room for the next frame.
     blocked: bool,
     done: Vec<(u16, u32)>,
 }
 
-/// A frame on its way. The header is a copy: what was checked is what is sent.
-struct Frame {
+/// A frame on its way: its header, copied, and its buffers.
+struct Frame<'a, 'm> {
     header: [u8; HEADER_BYTES],
     /// Bytes of the header that have been found.
     found: usize,
     bytes: usize,
-    /// The first is for the header.
-    iovecs: Vec<libc::iovec>,
+    buffers: Live<'a, 'm>,
 }
-
-// SAFETY: the pointers are only used within one call of `Transmit::send`, on whatever thread; they are stale in between.
-unsafe impl Send for Frame {}
 
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,18 +42,9 @@ enum Sent {
     Blocked,
 }
 
-impl Frame {
-    fn clear(&mut self) {
-        self.iovecs.clear();
-        self.iovecs.push(libc::iovec {
-            iov_base: std::ptr::null_mut(),
-            iov_len: 0,
-        });
-        (self.found, self.bytes) = (0, 0);
-    }
-
+impl<'m> Frame<'_, 'm> {
     /// Takes the chain's next buffer: the first bytes are the header, wherever they lie.
-    fn push(&mut self, slice: VolatileSlice<'_>) {
+    fn push(&mut self, slice: VolatileSlice<'m>) {
         let mut rest = slice;
         if let Some(missing) = self.header.get_mut(self.found..).filter(|missing| !missing.is_empty()) {
             let count = slice.copy_to(missing);
@@ -70,25 +56,20 @@ impl Frame {
         }
         if !rest.is_empty() {
             self.bytes = self.bytes.saturating_add(rest.len());
-            self.iovecs.push(as_iovec(&rest));
+            self.buffers.push(rest);
         }
     }
 
-    /// Whether it may be sent, and if so how.
-    fn check(&mut self, features: u64) -> bool {
-        if self.found < HEADER_BYTES || self.iovecs.len() > MAX_IOVECS {
+    /// Whether it may be sent. If so, `header` is the first of its buffers: what was checked is what is sent.
+    fn check(&mut self, header: &'m mut [u8; HEADER_BYTES], features: u64) -> bool {
+        if self.found < HEADER_BYTES || self.buffers.len() >= MAX_IOVECS {
             return false;
         }
-        let Ok(header) = header::check(self.header, self.bytes, features) else {
+        let Ok(checked) = header::check(self.header, self.bytes, features) else {
             return false;
         };
-        self.header = header;
-        if let Some(first) = self.iovecs.first_mut() {
-            *first = libc::iovec {
-                iov_base: self.header.as_mut_ptr().cast(),
-                iov_len: HEADER_BYTES,
-            };
-        }
+        *header = checked;
+        self.buffers.push_front(VolatileSlice::from(header.as_mut_slice()));
         true
     }
 }
@@ -100,12 +81,7 @@ impl Transmit {
             ring,
             pace,
             features,
-            frame: Frame {
-                header: [0; HEADER_BYTES],
-                found: 0,
-                bytes: 0,
-                iovecs: Vec::new(),
-            },
+            iovecs: Iovecs::default(),
             blocked: false,
             done: Vec::new(),
         }
@@ -147,15 +123,21 @@ impl Transmit {
                 if !self.pace.allows(&line.metrics.tx_throttled) {
                     return Ok(());
                 }
-                self.frame.clear();
-                let frame = &mut self.frame;
+                let mut header = [0; HEADER_BYTES];
+                let mut frame = Frame {
+                    header,
+                    found: 0,
+                    bytes: 0,
+                    buffers: self.iovecs.begin(),
+                };
                 let taken = self.ring.take(&mem, |writable, slice| {
                     if !writable {
                         frame.push(slice);
                     }
                 })?;
                 let Some(head) = taken else { break };
-                self.blocked = self.send(line) == Sent::Blocked;
+                let sensible = frame.check(&mut header, self.features);
+                self.blocked = send(&frame, sensible, &self.pace, line) == Sent::Blocked;
                 if self.blocked {
                     self.ring.put_back(head);
                     line.metrics.tx_blocked.inc();
@@ -173,35 +155,6 @@ impl Transmit {
         }
     }
 
-    /// Sends the frame, or finds that it cannot be sent.
-    fn send(&mut self, line: &Line) -> Sent {
-        if !self.frame.check(self.features) {
-            line.metrics.tx_malformed.inc();
-            return Sent::Done;
-        }
-        if line.is_down() {
-            line.metrics.tx_refused.inc();
-            return Sent::Done;
-        }
-        // SAFETY: the first buffer is the frame's own header; the others lie in guest memory, which `send_frames` keeps mapped.
-        match unsafe { line.tap.send(&self.frame.iovecs) } {
-            Ok(_) => {
-                line.metrics.tx_frames.inc();
-                line.metrics.tx_bytes.add(self.frame.bytes as u64);
-            }
-            Err(error) => match Fault::of(&error) {
-                Fault::Wait => return Sent::Blocked,
-                Fault::Frame => line.metrics.tx_refused.inc(),
-                Fault::Gone => {
-                    line.metrics.tx_refused.inc();
-                    line.lose();
-                }
-            },
-        }
-        self.pace.spend(self.frame.bytes as u64);
-        Sent::Done
-    }
-
     fn give_back(&mut self) -> Result<(), RingError> {
         if self.done.is_empty() {
             return Ok(());
@@ -215,4 +168,32 @@ impl Transmit {
     pub fn stop(self) -> RingState {
         self.ring.into_state()
     }
+}
+
+/// Sends a frame, if it is `sensible`.
+fn send(frame: &Frame<'_, '_>, sensible: bool, pace: &Pace, line: &Line) -> Sent {
+    if !sensible {
+        line.metrics.tx_malformed.inc();
+        return Sent::Done;
+    }
+    if line.is_down() {
+        line.metrics.tx_refused.inc();
+        return Sent::Done;
+    }
+    match line.tap.send(frame.buffers.buffers()) {
+        Ok(_) => {
+            line.metrics.tx_frames.inc();
+            line.metrics.tx_bytes.add(frame.bytes as u64);
+        }
+        Err(error) => match Fault::of(&error) {
+            Fault::Wait => return Sent::Blocked,
+            Fault::Frame => line.metrics.tx_refused.inc(),
+            Fault::Gone => {
+                line.metrics.tx_refused.inc();
+                line.lose();
+            }
+        },
+    }
+    pace.spend(frame.bytes as u64);
+    Sent::Done
 }

@@ -8,6 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use crate::iovecs::Buffers;
+
 /// Longest path of a Unix socket, without its final NUL (`sun_path` has 108 bytes).
 pub(super) const PATH_MAX: usize = 107;
 /// Dials that may wait until they are looked at.
@@ -61,23 +63,17 @@ impl Socket {
     }
 
     /// Takes what has arrived into several buffers.
-    ///
-    /// # Safety
-    /// Each of them is memory that may be written to by anybody at any time, and stays mapped during the call.
-    pub unsafe fn receive_vectored(&self, buffers: &[libc::iovec]) -> io::Result<usize> {
+    pub fn receive_vectored(&self, buffers: Buffers<'_>) -> io::Result<usize> {
         let mut message = message(buffers);
-        // SAFETY: of the buffers by the caller's promise, of the message because it is a local.
+        // SAFETY: the message is a local, and `Buffers` are mapped and may be written.
         retry(|| unsafe { libc::recvmsg(self.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) })
     }
 
     /// Sends as much of several buffers as there is room for.
-    ///
-    /// # Safety
-    /// Each of them stays mapped during the call.
-    pub unsafe fn send_vectored(&self, buffers: &[libc::iovec]) -> io::Result<usize> {
+    pub fn send_vectored(&self, buffers: Buffers<'_>) -> io::Result<usize> {
         let message = message(buffers);
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        // SAFETY: of the buffers by the caller's promise, of the message because it is a local.
+        // SAFETY: the message is a local, and `Buffers` are mapped; the kernel only reads them.
         retry(|| unsafe { libc::sendmsg(self.as_raw_fd(), &raw const message, flags) })
     }
 
@@ -166,7 +162,8 @@ fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
     Ok((address, len))
 }
 
-fn message(buffers: &[libc::iovec]) -> libc::msghdr {
+fn message(buffers: Buffers<'_>) -> libc::msghdr {
+    let buffers = buffers.as_slice();
     // SAFETY: a structure of numbers and pointers, for which all zeroes is a value.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = buffers.as_ptr().cast_mut();
