@@ -125,14 +125,13 @@ fn busy_driver_cannot_keep_the_thread() {
 
 #[test]
 fn a_turn_gives_as_many_chains_as_there_are_entries_however_they_are_taken() {
-    let takes: [(&str, fn(&mut Ring) -> Option<u16>); 2] = [
-        ("take", |ring| {
-            let mem = ring.memory().into_inner();
-            ring.take(&mem, |_, _| ()).unwrap()
-        }),
-        ("pop", |ring| ring.pop().unwrap().map(|chain| chain.head())),
-    ];
-    for (name, take) in takes {
+    type Take = fn(&mut Ring) -> Option<u16>;
+    let take: Take = |ring| {
+        let mem = ring.memory().into_inner();
+        ring.take(&mem, |_, _| ()).unwrap()
+    };
+    let pop: Take = |ring| ring.pop().unwrap().map(|chain| chain.head());
+    for (name, take) in [("take", take), ("pop", pop)] {
         let mut driver = Driver::new(&memory(), BASE, 8);
         driver.add(&[Buf::In(DATA, 4)]);
         let mut ring = driver.ring();
