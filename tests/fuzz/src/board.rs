@@ -165,6 +165,8 @@ impl Machine {
         let mut function = VirtioPci::new(Box::new(Still::new()), "still".into(), host, self.memory.clone()).unwrap();
         let base = layout::PCI32 + u64::from(device) * BAR_BYTES;
         function.config_mut().place_bar(0, base).unwrap();
+        // As a driver does first: without bus mastering the device would do nothing.
+        let _ = function.write_config(4, &[4, 0]);
         let function = Arc::new(Mutex::new(function));
         let placed = self.board.pci().lock().unwrap().insert(Some(device), function);
         if let Ok(bdf) = placed {

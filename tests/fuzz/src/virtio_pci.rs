@@ -69,6 +69,8 @@ pub fn run(input: &[u8]) {
         base: None,
         refused: false,
     };
+    // As a driver does first: without bus mastering the device would do nothing.
+    let _ = guest.function.write_config(4, &[4, 0]);
     let mut script = Script::new(input);
     while guest.step(&mut script).is_some() {
         guest.check();
