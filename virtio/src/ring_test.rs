@@ -554,6 +554,34 @@ fn chains_pushed_together_appear_together_and_count_for_the_event_index() {
 }
 
 #[test]
+fn the_entry_that_the_driver_asked_for_interrupts_once_and_the_next_one_does_not() {
+    let mut driver = Driver::new(&memory(), BASE, 8);
+    driver.event_idx = true;
+    let mut ring = driver.ring();
+    for (asked_for, batch, interrupts) in [
+        (0, 1, 1),
+        (0, 1, 0),
+        (0, 2, 0),
+        (5, 1, 0),
+        (5, 1, 1),
+        (5, 1, 0),
+        (9, 2, 0),
+        (9, 2, 1),
+    ] {
+        driver.set_used_event(asked_for);
+        for _ in 0..batch {
+            driver.add(&[Buf::In(DATA, 16)]);
+        }
+        ring.drain(|_, _| Ok(Step::Used(0))).unwrap();
+        assert_eq!(
+            driver.interrupts(),
+            interrupts,
+            "{batch} more, entry {asked_for} asked for"
+        );
+    }
+}
+
+#[test]
 fn chains_are_pushed_all_or_none() {
     let mut driver = Driver::new(&memory(), BASE, 4);
     let mut ring = driver.ring();
