@@ -7,7 +7,7 @@
 //!
 //! So for every second of processor time that a vCPU's thread has used, its next instruction is run in the shadow of an STI, as it
 //! were: interrupts wait for one instruction. If that is the one that cannot go on, `KVM_RUN` says so. An idle guest uses no time, a
-//! busy one leaves KVM once a second.
+//! busy one leaves KVM once a second. (QEMU's emulation of AMD-V forgets the shadow when it enters a guest: there this finds nothing.)
 
 #![expect(unsafe_code, reason = "POSIX timers have no safe wrapper in the standard library")]
 

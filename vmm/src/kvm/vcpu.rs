@@ -34,6 +34,8 @@ pub enum Port<'a> {
     Store(u64, &'a [u8]),
     /// Any access to guest memory that the host has no page for. KVM does not always say where.
     Missing(Option<u64>),
+    /// No access: the vCPU has used a second of processor time, or was kicked. What may keep it for ever can be looked for.
+    Look,
 }
 
 /// Why [`Vcpu::run`] came back.
@@ -139,7 +141,7 @@ impl Vcpu {
                 Ok(VcpuExit::Shutdown) => return Exit::TripleFault,
                 Ok(VcpuExit::Intr) => {
                     stuck::look(&self.fd);
-                    true
+                    answer(Port::Look)
                 }
                 Ok(VcpuExit::InternalError) => return Exit::Failed(self.internal_error()),
                 Ok(VcpuExit::FailEntry(reason, cpu)) => {
@@ -151,7 +153,7 @@ impl Vcpu {
                 Err(errno) if errno.errno() == libc::EINTR => {
                     armed.clear();
                     stuck::look(&self.fd);
-                    true
+                    answer(Port::Look)
                 }
                 Err(errno) if errno.errno() == libc::EAGAIN => true,
                 // Linux before 6.8 does not say where (KVM api.rst, KVM_EXIT_MEMORY_FAULT).

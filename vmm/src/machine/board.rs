@@ -109,6 +109,10 @@ impl Board {
             // An access that KVM emulates comes as one to a device when there is no page.
             Port::Load(gpa, _) | Port::Store(gpa, _) if self.is_missing(gpa) => return self.end_without(Some(gpa)),
             Port::Missing(gpa) => return self.end_without(gpa),
+            Port::Look => {
+                let shortened = self.memory.get().and_then(|memory| memory.shortened());
+                return shortened.is_none_or(|gpa| self.end_without(Some(gpa)));
+            }
             Port::In(port, data) => self.ports.read(u64::from(port), data),
             Port::Load(gpa, data) => self.mmio.read(gpa, data),
             Port::Out(port, data) => return self.carry_out(self.ports.write(u64::from(port), data)),

@@ -61,6 +61,25 @@ fn a_file_that_has_no_page_there_ends_the_vm_with_its_name_and_place() {
 }
 
 #[test]
+fn a_file_that_was_shortened_ends_the_vm_whoever_waits_for_it() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(4 * MIB).unwrap();
+    let (board, memory) = board();
+    let region = memory
+        .add_file(file.reopen().unwrap(), "/data/store", 4 * MIB, true)
+        .unwrap();
+    assert!(board.answer(Port::Look));
+    file.as_file().set_len(4 * MIB - 4095).unwrap();
+    assert!(board.answer(Port::Look), "every page is there, the last one in part");
+    file.as_file().set_len(MIB + 1).unwrap();
+    assert!(!board.answer(Port::Look));
+    let gpa = region.info().gpa + MIB + 4096;
+    let expected =
+        format!("persistent memory /data/store: byte 1052672 (guest address {gpa:#x}) has nothing behind it");
+    assert!(why(&board).starts_with(&expected), "{}", why(&board));
+}
+
+#[test]
 fn ram_that_the_host_has_no_page_for_ends_the_vm_with_its_place() {
     let (board, memory) = board();
     let _region = memory.grow(Kind::Dimm, 128 * MIB).unwrap();

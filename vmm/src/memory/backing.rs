@@ -106,6 +106,15 @@ impl Backing {
         }
     }
 
+    /// Where the file ends now; `None` for what is no file, or a device, whose size is fixed.
+    pub fn file_end(&self) -> Option<u64> {
+        let Source::File { file, .. } = &self.source else {
+            return None;
+        };
+        let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+        Some(metadata.len())
+    }
+
     /// Whether other processes can map it.
     pub fn is_shared(&self) -> bool {
         matches!(self.source, Source::Shared(_) | Source::File { kept: true, .. })

@@ -168,6 +168,22 @@ impl AddressSpace {
         }
     }
 
+    /// Where the first file ends that was shortened since it was added, as a guest-physical address. Any thread may ask.
+    pub fn shortened(&self) -> Option<u64> {
+        let files: Vec<_> = self
+            .places()
+            .present()
+            .filter(|present| present.info.kind == Kind::Pmem)
+            .cloned()
+            .collect();
+        files.iter().find_map(|file| {
+            let end = file.mapping.backing().file_end()?;
+            // The last page that is there has all of its bytes.
+            let end = end.checked_next_multiple_of(PAGE_BYTES)?;
+            (end < file.info.bytes).then(|| file.info.gpa.saturating_add(end))
+        })
+    }
+
     /// What to say of a guest that has touched memory at `gpa` and found nothing, because the host has no page for it.
     pub fn missing(&self, gpa: Option<u64>) -> String {
         let Some(gpa) = gpa else {
