@@ -3,7 +3,7 @@
 //! What was allowed once cannot be taken back: a driver computes what it may send from the two counts that it was told last, and one
 //! that is told less than it has under way computes nonsense. So each stream begins with little, is allowed more as it uses what it
 //! has, up to [`STREAM_MAX`], and what it has sent and the host's program has taken is nobody's again. No stream is allowed more
-//! than a quarter of what is left over, so something always is; and [`STREAM_MIN`] is every stream's own, so that a stream whose
+//! than an eighth of what is left over, so something always is, also behind streams that were busy once and are idle now; and [`STREAM_MIN`] is every stream's own, so that a stream whose
 //! reader reads goes on, whatever the others do.
 
 use std::sync::Arc;
@@ -14,7 +14,7 @@ pub(super) const SHARED: u32 = 2 << 20;
 /// Most of one stream.
 pub(super) const STREAM_MAX: u32 = 256 << 10;
 /// Of one stream that has not been used yet.
-pub(super) const STREAM_FIRST: u32 = 16 << 10;
+pub(super) const STREAM_FIRST: u32 = 4 << 10;
 /// Least of one stream.
 pub(super) const STREAM_MIN: u32 = 512;
 
@@ -61,7 +61,7 @@ impl Allowance {
 
     /// What it would be if it were raised now.
     pub fn raised(&self) -> u32 {
-        let fair = STREAM_MIN.saturating_add(self.pool.left() >> 2);
+        let fair = STREAM_MIN.saturating_add(self.pool.left() >> 3);
         self.bytes.max(self.wanted.min(fair))
     }
 
@@ -102,12 +102,12 @@ mod tests {
     fn a_stream_that_uses_what_it_has_is_allowed_more_and_more() {
         let mut stream = Allowance::new(Pool::new());
         let mut seen = Vec::new();
-        for _ in 0..7 {
+        for _ in 0..9 {
             stream.raise();
             seen.push(stream.bytes() >> 10);
             stream.lower(stream.bytes() - 1);
         }
-        assert_eq!(seen, [16, 32, 64, 128, 256, 256, 256]);
+        assert_eq!(seen, [4, 8, 16, 32, 64, 128, 256, 256, 256]);
     }
 
     #[test]

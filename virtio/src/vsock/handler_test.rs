@@ -796,7 +796,7 @@ fn programs_that_do_not_read_cost_little_together_and_stall_nobody_else() {
         kept += sent - rig.received().last().unwrap().header.fwd_cnt;
     }
     assert!(kept <= SHARED + 30 * STREAM_MIN, "{kept}");
-    assert!(kept > SHARED / 2, "{kept}: there was no need");
+    assert!(kept > SHARED / 4, "{kept}: there was no need");
     assert_eq!(rig.metrics().credit_lies.get(), 0);
 
     // The next one begins with less, and goes on all the same.
