@@ -44,6 +44,28 @@ fn drain_answers_every_chain_and_interrupts_once() {
 }
 
 #[test]
+fn what_was_left_of_one_chain_is_not_found_in_the_next() {
+    let mut driver = Driver::new(&memory(), BASE, 8);
+    for (out, room) in [(5, 7), (3, 2)] {
+        driver.add(&[Buf::Out(DATA, out), Buf::In(DATA + 0x100, room)]);
+    }
+    let mut seen = Vec::new();
+    let look = |reader: &mut Reader<'_>, writer: &mut Writer<'_>| {
+        seen.push((
+            reader.available_bytes(),
+            reader.bytes_read(),
+            writer.available_bytes(),
+            writer.bytes_written(),
+        ));
+        reader.read_obj::<u8>().unwrap();
+        writer.write_obj(1_u8).unwrap();
+        Ok(Step::Used(1))
+    };
+    driver.ring().drain(look).unwrap();
+    assert_eq!(seen, [(5, 0, 7, 0), (3, 0, 2, 0)]);
+}
+
+#[test]
 fn ring_survives_its_index_wrapping_around() {
     let mut driver = Driver::new(&memory(), BASE, 4);
     let mut ring = driver.ring();
