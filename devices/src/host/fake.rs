@@ -65,15 +65,11 @@ impl FakeHost {
         irq.and_then(|irq| irq.event().read().ok()).unwrap_or(0)
     }
 
-    /// How often the GSI that is routed to `message` was raised since this was last asked; 0 if there is none.
+    /// How often the GSIs that are routed to `message` were raised since this was last asked; 0 if there are none.
     pub fn take_sent(&self, message: MsiMessage) -> u64 {
-        let gsi = self
-            .lock()
-            .routes
-            .iter()
-            .find(|(_, routed)| **routed == message)
-            .map(|(gsi, _)| *gsi);
-        gsi.map_or(0, |gsi| self.take_raised(gsi))
+        let routed = |(gsi, routed): (u32, MsiMessage)| (routed == message).then_some(gsi);
+        let gsis = self.routes().into_iter().filter_map(routed);
+        gsis.map(|gsi| self.take_raised(gsi)).fold(0, u64::saturating_add)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -21,8 +21,8 @@
 //! A vector that may not send (masked, function masked, MSI-X off, bus mastering off, no message yet, or refused by the host) remembers
 //! one signal as its pending bit and sends it once it may. The host is asked for a GSI and a route only when a vector may send for the first time,
 //! or with another message than before: a guest that masks and unmasks to move an interrupt costs one change of route, and one
-//! that leaves vectors unused costs none. A vector whose eventfd others write to ([`Vector::share`]) is disconnected from it while
-//! it may not send.
+//! that leaves vectors unused costs none. A vector that another process signals as well ([`Vector::share`]) has an eventfd and a GSI for
+//! it, and is disconnected from them while it may not send.
 
 use std::sync::Arc;
 
@@ -31,6 +31,7 @@ use super::{ConfigError, ConfigSpace};
 use crate::host::{Host, MsiMessage, MsiVector};
 use crate::metrics::Counter;
 
+mod readable;
 mod vector;
 
 pub use vector::Vector;
@@ -208,9 +209,9 @@ impl Msix {
         // Until the guest has written an address there is nothing to send to; no interrupt controller listens at 0.
         let connected = if masked || !on || message.address == 0 {
             entry.vector.mask();
-            entry.hold_back(&*self.host)
+            entry.vector.disconnect(&*self.host)
         } else {
-            entry.connect(&*self.host, message)
+            entry.connect(&self.host, message)
         };
         if let Err(error) = connected {
             entry.vector.mask();
@@ -224,19 +225,8 @@ impl Msix {
 }
 
 impl Entry {
-    /// Keeps a masked vector from sending what others write to its eventfd.
-    fn hold_back(&mut self, host: &dyn Host) -> std::io::Result<()> {
-        match &self.source {
-            Some(source) if self.routed.is_some() && self.vector.is_shared() => {
-                self.routed = None;
-                host.route(source, None)
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Lets the vector send `message`.
-    fn connect(&mut self, host: &dyn Host, message: MsiMessage) -> std::io::Result<()> {
+    fn connect(&mut self, host: &Arc<dyn Host>, message: MsiMessage) -> std::io::Result<()> {
         let source = match self.source.take() {
             Some(source) => source,
             None => host.msi()?,
@@ -248,6 +238,7 @@ impl Entry {
             host.route(source, Some(message))?;
             self.routed = Some(message);
         }
+        self.vector.connect(host, message)?;
         self.vector.unmask(&source.irq);
         Ok(())
     }
@@ -257,6 +248,7 @@ impl Drop for Msix {
     fn drop(&mut self) {
         for entry in &mut self.entries {
             entry.vector.mask();
+            entry.vector.release(&*self.host);
             if let Some(source) = entry.source.take() {
                 self.host.release(&source);
             }

@@ -1,3 +1,5 @@
+#![expect(unsafe_code, reason = "doing to a descriptor what another process could")]
+
 use std::collections::BTreeMap;
 use std::sync::Barrier;
 use std::thread;
@@ -294,16 +296,50 @@ fn a_shared_vector_is_masked_in_the_kernel() {
     bench.mask(0, true);
     assert_eq!(
         bench.host.routes(),
-        BTreeMap::new(),
-        "nothing that is written now is sent"
+        BTreeMap::from([(FIRST_MSI, MESSAGE)]),
+        "nothing that is written to it now is sent"
     );
     assert_eq!(bench.pending(), 0);
     shared.raise();
     shared.raise();
     bench.mask(0, false);
     // The kernel looks at the eventfd when it is connected again.
-    assert_eq!(bench.host.routes(), BTreeMap::from([(FIRST_MSI, MESSAGE)]));
+    let both = [FIRST_MSI, FIRST_MSI + 1].map(|gsi| (gsi, MESSAGE));
+    assert_eq!(bench.host.routes(), BTreeMap::from(both));
     assert_eq!(bench.host.take_sent(MESSAGE), 2);
+}
+
+/// The other process has the same open file description: it can make it blocking, and fill or empty the counter.
+#[test]
+fn an_eventfd_that_another_process_has_spoiled_holds_nobody_up() {
+    let mut bench = bench(1).live();
+    let vector = bench.msix.vector(0).unwrap();
+    let shared = vector.share().unwrap();
+    let spoil = |counter: u64| {
+        // What is in it was not taken by anybody here.
+        shared.raise();
+        shared.event().read().unwrap();
+        // SAFETY: takes no memory.
+        let cleared = unsafe { libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(shared.event()), libc::F_SETFL, 0) };
+        assert_eq!(cleared, 0);
+        if counter > 0 {
+            shared.event().write(counter).unwrap();
+        }
+    };
+    for (counter, pending) in [(0, 0), (u64::MAX - 1, 1)] {
+        spoil(counter);
+        bench.mask(0, true);
+        assert_eq!(bench.pending(), pending);
+        vector.signal();
+        assert_eq!(bench.pending(), 1, "what this process signals has a bit of its own");
+        bench.mask(0, false);
+        vector.signal();
+        assert_eq!(bench.host.take_raised(FIRST_MSI), 2, "and goes its own way");
+    }
+    assert!(vector.share().is_some(), "again the same");
+    assert_eq!(bench.host.gsis(), [FIRST_MSI, FIRST_MSI + 1]);
+    drop(bench.msix);
+    assert_eq!(bench.host.gsis(), [] as [u32; 0], "both are given back");
 }
 
 #[test]

@@ -1,27 +1,48 @@
 //! One MSI-X vector as a device holds it: raise it from any thread, without a lock.
 
+use std::fmt;
+use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::host::Irq;
+use super::readable::is_readable;
+use crate::host::{Host, Irq, MsiMessage, MsiVector};
 
 /// The vector may not send.
 const MASKED: u8 = 1;
 /// A signal waits for the vector to be unmasked.
 const PENDING: u8 = 2;
-/// Somebody else writes to the eventfd: only the kernel can hold signals back.
+/// Another process signals the vector, too, by an eventfd of its own: only the kernel can hold those signals back.
 const SHARED: u8 = 4;
 
 /// Raises one MSI-X vector. Cheap to clone, usable from any thread.
 #[derive(Clone, Debug)]
 pub struct Vector(Arc<Shared>);
 
-#[derive(Debug)]
 struct Shared {
     /// [`MASKED`], [`PENDING`] and [`SHARED`] in one atomic, so that a signal that meets an unmask is sent by exactly one of the two.
     state: AtomicU8,
     /// Set before the vector is unmasked for the first time, and never changed.
     irq: OnceLock<Irq>,
+    /// Only used under the lock of the vector's function.
+    route: Mutex<Route>,
+}
+
+/// Where the vector's messages go, and what else sends them.
+#[derive(Default)]
+struct Route {
+    host: Option<Arc<dyn Host>>,
+    /// The message, while the vector may send.
+    message: Option<MsiMessage>,
+    /// The other process's eventfd.
+    lent: Option<Lent>,
+}
+
+/// An eventfd that another process has as well: it can fill and empty the counter, and make the next read or write of it wait. So nobody
+/// here reads or writes it: KVM takes what is written, and keeps it from a vector that is disconnected.
+struct Lent {
+    source: MsiVector,
+    routed: Option<MsiMessage>,
 }
 
 impl Vector {
@@ -35,33 +56,60 @@ impl Vector {
         self.leave_pending();
     }
 
-    /// The eventfd that sends the message whenever anybody writes to it; `None` while the vector is masked or was never routed.
-    /// To be called under the lock of the vector's function. From then on a mask disconnects the eventfd: what is written to it
-    /// meanwhile waits in it.
+    /// An eventfd for another process, which sends the message whenever anybody writes to it: always the same one. `None` while the
+    /// vector is masked or was never routed, or where the host has no GSI left. To be called under the lock of the vector's function.
+    /// From then on a mask disconnects the eventfd: what is written to it meanwhile waits in it.
     pub fn share(&self) -> Option<Irq> {
-        if self.0.state.load(Ordering::Acquire) & MASKED != 0 {
-            return None;
+        let mut route = self.route();
+        let message = route.message?;
+        match route.lend(message) {
+            Ok(irq) => {
+                self.0.state.fetch_or(SHARED, Ordering::AcqRel);
+                Some(irq)
+            }
+            Err(error) => {
+                log::debug!("an MSI-X vector cannot be shared: {error}");
+                None
+            }
         }
-        let irq = self.0.irq.get()?;
-        self.0.state.fetch_or(SHARED, Ordering::AcqRel);
-        Some(irq.clone())
     }
 
-    /// Whether others write to the eventfd.
-    pub(super) fn is_shared(&self) -> bool {
-        self.0.state.load(Ordering::Acquire) & SHARED != 0
-    }
-
-    /// Whether a signal waits, of one that is masked also in its eventfd, which nobody else reads then.
+    /// Whether a signal waits: also one of another process, in its eventfd, which nobody reads while the vector is masked.
     pub fn is_pending(&self) -> bool {
         let state = self.0.state.load(Ordering::Acquire);
-        if state & (MASKED | SHARED) == MASKED | SHARED
-            && self.0.irq.get().is_some_and(|irq| irq.event().read().is_ok())
-        {
-            self.leave_pending();
-            return true;
+        let lent = || {
+            let route = self.route();
+            route
+                .lent
+                .as_ref()
+                .is_some_and(|lent| is_readable(lent.source.irq.event()))
+        };
+        state & PENDING != 0 || state & (MASKED | SHARED) == MASKED | SHARED && lent()
+    }
+
+    /// Keeps another process's signals from being sent, and the vector from being shared.
+    pub(super) fn disconnect(&self, host: &dyn Host) -> io::Result<()> {
+        let mut route = self.route();
+        route.message = None;
+        route.lent.as_mut().map_or(Ok(()), |lent| lent.route(host, None))
+    }
+
+    /// Has another process's signals sent as `message`, if there is one.
+    pub(super) fn connect(&self, host: &Arc<dyn Host>, message: MsiMessage) -> io::Result<()> {
+        let mut route = self.route();
+        route.host.get_or_insert_with(|| host.clone());
+        if let Some(lent) = &mut route.lent {
+            lent.route(host.as_ref(), Some(message))?;
         }
-        state & PENDING != 0
+        route.message = Some(message);
+        Ok(())
+    }
+
+    /// Gives the GSI of another process's signals back.
+    pub(super) fn release(&self, host: &dyn Host) {
+        if let Some(lent) = std::mem::take(&mut *self.route()).lent {
+            host.release(&lent.source);
+        }
     }
 
     /// Holds signals back from now on.
@@ -91,6 +139,52 @@ impl Vector {
             irq.raise();
         }
     }
+
+    fn route(&self) -> MutexGuard<'_, Route> {
+        self.0.route.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Route {
+    /// The eventfd for another process, connected to `message`.
+    fn lend(&mut self, message: MsiMessage) -> io::Result<Irq> {
+        let host = self.host.clone().ok_or(io::ErrorKind::NotConnected)?;
+        let mut lent = match self.lent.take() {
+            Some(lent) => lent,
+            None => Lent {
+                source: host.msi()?,
+                routed: None,
+            },
+        };
+        let routed = lent.route(host.as_ref(), Some(message));
+        let irq = lent.source.irq.clone();
+        self.lent = Some(lent);
+        routed.map(|()| irq)
+    }
+}
+
+impl Lent {
+    fn route(&mut self, host: &dyn Host, message: Option<MsiMessage>) -> io::Result<()> {
+        if self.routed == message {
+            return Ok(());
+        }
+        if message.is_some() {
+            // After a failure it is unknown which message the route holds.
+            self.routed = None;
+        }
+        host.route(&self.source, message)?;
+        self.routed = message;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("state", &self.state)
+            .field("irq", &self.irq)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for Vector {
@@ -99,6 +193,7 @@ impl Default for Vector {
         Self(Arc::new(Shared {
             state: AtomicU8::new(MASKED),
             irq: OnceLock::new(),
+            route: Mutex::default(),
         }))
     }
 }
