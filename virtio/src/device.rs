@@ -163,7 +163,24 @@ pub trait Handler: Send {
     /// Something became readable. Handles all of it, signals the driver, returns. May change what is watched.
     fn wake(&mut self, token: u32, watch: &mut dyn Watch) -> Result<(), HandlerError>;
 
-    /// Asked after `watch` or `wake` gave up: whether to go on all the same, until the driver resets the device. The failure is
+    /// Ends what has been begun, here and elsewhere, and begins nothing more: once this returns, nothing of the device writes guest
+    /// memory until [`Handler::release`], and nothing else is called but that or [`Handler::stop`]. May wait for the host.
+    ///
+    /// # Errors
+    /// The handler gave up; it is not held.
+    fn hold(&mut self, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        Ok(())
+    }
+
+    /// Goes on after [`Handler::hold`].
+    ///
+    /// # Errors
+    /// As [`Handler::wake`].
+    fn release(&mut self, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        Ok(())
+    }
+
+    /// Asked after any of these gave up: whether to go on all the same, until the driver resets the device. The failure is
     /// reported in either case, but only the first one.
     ///
     /// For a handler that can still tell the driver no: requests that nobody answers would hold the guest's processes for ever.

@@ -1,4 +1,4 @@
-//! A gate that an I/O thread passes before each piece of work, so that a pause can hold it with everything it has.
+//! Where an I/O thread is held: asked by a control thread, which does not wait for it, and arrived at by the I/O thread itself.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -8,149 +8,195 @@ use std::task::Waker;
 pub(crate) struct Gate {
     state: Mutex<State>,
     changed: Condvar,
-    /// Woken when somebody comes out while the gate is shut.
+    /// Woken when the thread has arrived at the shut gate.
     waker: Waker,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    /// Nobody may pass.
-    shut: bool,
-    /// Nobody is held any more, shut or not.
-    broken: bool,
-    /// Somebody has passed and not come back.
-    inside: bool,
+/// All that there is to know of a gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// The thread goes on.
+    Open,
+    /// The thread is to come and wait.
+    Shut,
+    /// It has come, and waits.
+    Held,
+    /// The thread is to end, now and for ever.
+    Broken,
 }
 
 impl Gate {
-    /// An open gate. `waker` is woken when [`Gate::is_clear`] has become true.
+    /// An open gate. `waker` is woken when [`Gate::state`] has become [`State::Held`].
     pub fn new(waker: Waker) -> Self {
         Self {
-            state: Mutex::default(),
+            state: Mutex::new(State::Open),
             changed: Condvar::new(),
             waker,
         }
     }
 
-    /// Does `work` inside, waiting first while the gate is shut.
-    pub fn pass<T>(&self, work: impl FnOnce() -> T) -> T {
-        let mut state = self.state();
-        while state.shut && !state.broken {
-            state = self.wait(state);
-        }
-        state.inside = true;
-        drop(state);
-        let done = work();
-        let mut state = self.state();
-        state.inside = false;
-        // A notification is a system call, whether somebody waits or not; who waits has shut the gate before.
-        let awaited = state.shut;
-        drop(state);
-        if awaited {
-            self.waker.wake_by_ref();
-        }
-        done
+    /// How it stands.
+    pub fn state(&self) -> State {
+        *self.lock()
     }
 
-    /// Shuts the gate: whoever is inside comes out, and nobody goes in any more. Waits for neither: see [`Gate::is_clear`].
+    /// Asks the thread to come. Waits for nobody.
     pub fn shut(&self) {
-        self.state().shut = true;
+        self.change(|state| match state {
+            State::Open => State::Shut,
+            other => other,
+        });
     }
 
-    /// Whether nobody is inside, nor will be before the gate opens.
-    pub fn is_clear(&self) -> bool {
-        let state = self.state();
-        state.shut && !state.inside && !state.broken
-    }
-
-    /// Opens the gate.
+    /// Lets the thread go on.
     pub fn open(&self) {
-        self.state().shut = false;
-        self.changed.notify_all();
+        self.change(|state| match state {
+            State::Shut | State::Held => State::Open,
+            other => other,
+        });
     }
 
-    /// Lets everybody through, now and for ever: the thread has to end.
+    /// Lets the thread go to its end.
     pub fn break_open(&self) {
-        self.state().broken = true;
+        self.change(|_| State::Broken);
+    }
+
+    /// The thread is there. Waits as long as the gate is shut, and returns how it stands then: open or broken.
+    pub fn arrive(&self) -> State {
+        let mut state = self.lock();
+        loop {
+            match *state {
+                State::Shut => {
+                    *state = State::Held;
+                    self.waker.wake_by_ref();
+                }
+                State::Held => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                open_or_broken => return open_or_broken,
+            }
+        }
+    }
+
+    fn change(&self, to: impl FnOnce(State) -> State) {
+        let mut state = self.lock();
+        *state = to(*state);
+        drop(state);
         self.changed.notify_all();
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::mpsc::{Sender, channel};
+    use std::sync::mpsc::{Receiver, Sender, channel};
     use std::task::Wake;
     use std::thread;
+    use std::time::Duration;
 
     use super::*;
 
-    #[test]
-    fn a_shut_gate_holds_whoever_comes_until_it_opens() {
-        let gate = Arc::new(Gate::new(Waker::noop().clone()));
-        gate.shut();
-        assert!(gate.is_clear());
-        let (done, seen) = channel();
-        let thread = thread::spawn({
-            let gate = gate.clone();
-            move || gate.pass(|| done.send(()).unwrap())
-        });
-        thread::yield_now();
-        assert!(seen.try_recv().is_err());
-        gate.open();
-        seen.recv().unwrap();
-        thread.join().unwrap();
+    /// Longer than anything here takes. Only a broken gate waits so long.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    struct Bell(Mutex<Sender<()>>);
+
+    impl Wake for Bell {
+        fn wake(self: Arc<Self>) {
+            self.0.lock().unwrap().send(()).unwrap();
+        }
+    }
+
+    fn gate() -> (Arc<Gate>, Receiver<()>) {
+        let (ring, rings) = channel();
+        let bell = Arc::new(Bell(Mutex::new(ring)));
+        (Arc::new(Gate::new(bell.into())), rings)
+    }
+
+    /// A thread that arrives, and how the gate stood when it left.
+    fn arriving(gate: &Arc<Gate>) -> Receiver<State> {
+        let (left, seen) = channel();
+        let gate = gate.clone();
+        thread::spawn(move || left.send(gate.arrive()).unwrap());
+        seen
     }
 
     #[test]
-    fn a_shut_gate_is_clear_once_who_was_inside_has_come_out() {
-        struct Bell(Mutex<Sender<()>>);
-        impl Wake for Bell {
-            fn wake(self: Arc<Self>) {
-                self.0.lock().unwrap().send(()).unwrap();
+    fn every_request_leads_from_every_state_to_the_one_it_should() {
+        use State::{Broken, Held, Open, Shut};
+        type Ask = fn(&Gate);
+        let table: [(Ask, [(State, State); 4]); 3] = [
+            (Gate::shut, [(Open, Shut), (Shut, Shut), (Held, Held), (Broken, Broken)]),
+            (Gate::open, [(Open, Open), (Shut, Open), (Held, Open), (Broken, Broken)]),
+            (
+                Gate::break_open,
+                [(Open, Broken), (Shut, Broken), (Held, Broken), (Broken, Broken)],
+            ),
+        ];
+        for (number, (ask, rows)) in table.into_iter().enumerate() {
+            for (before, after) in rows {
+                let (gate, rings) = gate();
+                *gate.lock() = before;
+                ask(&gate);
+                assert_eq!(gate.state(), after, "request {number} in state {before:?}");
+                assert!(rings.try_recv().is_err(), "only an arrival is news");
             }
         }
-        let (rung, rings) = channel();
-        let gate = Arc::new(Gate::new(Arc::new(Bell(Mutex::new(rung))).into()));
-        let (entered, inside) = channel();
-        let (leave, told) = channel::<()>();
-        let worker = thread::spawn({
-            let gate = gate.clone();
-            move || {
-                gate.pass(|| {
-                    entered.send(()).unwrap();
-                    told.recv().unwrap();
-                });
-            }
-        });
-        inside.recv().unwrap();
-        gate.shut();
-        assert!(!gate.is_clear());
+    }
+
+    #[test]
+    fn a_gate_is_open_at_first_and_lets_through_whoever_arrives() {
+        let (gate, rings) = gate();
+        assert_eq!(gate.state(), State::Open);
+        assert_eq!(gate.arrive(), State::Open);
+        assert_eq!(gate.state(), State::Open);
         assert!(rings.try_recv().is_err());
-        leave.send(()).unwrap();
-        rings.recv().unwrap();
-        assert!(gate.is_clear());
-        worker.join().unwrap();
+    }
+
+    #[test]
+    fn whoever_arrives_at_a_shut_gate_says_so_once_and_stays_until_it_opens_or_breaks() {
+        for (ask, after) in [
+            (Gate::open as fn(&Gate), State::Open),
+            (Gate::break_open, State::Broken),
+        ] {
+            let (gate, rings) = gate();
+            gate.shut();
+            let left = arriving(&gate);
+            rings.recv_timeout(PATIENCE).unwrap();
+            assert_eq!(gate.state(), State::Held);
+            // Neither a second request nor a wake-up without a reason lets it go.
+            gate.shut();
+            assert_eq!(gate.state(), State::Held);
+            assert!(left.try_recv().is_err());
+            ask(&gate);
+            assert_eq!(left.recv_timeout(PATIENCE).unwrap(), after);
+            assert!(rings.try_recv().is_err());
+        }
+    }
+
+    #[test]
+    fn a_gate_that_shuts_again_before_its_thread_has_left_holds_it_a_second_time() {
+        let (gate, rings) = gate();
+        gate.shut();
+        let left = arriving(&gate);
+        rings.recv_timeout(PATIENCE).unwrap();
+        // Under one lock, so that the thread cannot get away in between.
+        *gate.lock() = State::Shut;
+        gate.changed.notify_all();
+        rings.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(gate.state(), State::Held);
         gate.open();
-        assert!(!gate.is_clear(), "an open gate holds nobody");
+        assert_eq!(left.recv_timeout(PATIENCE).unwrap(), State::Open);
     }
 
     #[test]
     fn a_broken_gate_holds_nobody() {
-        let gate = Gate::new(Waker::noop().clone());
-        gate.shut();
+        let (gate, rings) = gate();
         gate.break_open();
-        assert!(!gate.is_clear());
-        assert_eq!(gate.pass(|| 7), 7);
         gate.shut();
-        assert_eq!(gate.pass(|| 8), 8);
+        assert_eq!(gate.arrive(), State::Broken);
+        assert!(rings.try_recv().is_err());
     }
 }

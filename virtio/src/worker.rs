@@ -10,7 +10,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::device::{Handler, HandlerError, Watch};
-use crate::gate::Gate;
+use crate::gate::{Gate, State};
 use crate::ring::RingState;
 use crate::threads::{Plain, Threads};
 
@@ -22,7 +22,8 @@ pub type OnFailure = Box<dyn FnOnce(HandlerError) + Send>;
 
 /// A running I/O thread. Dropping it stops the thread and waits, so [`Worker::stop`] it before, away from vCPU threads.
 pub struct Worker {
-    stop: Arc<EventFd>,
+    /// Rings whenever the gate has changed.
+    bell: Arc<EventFd>,
     gate: Arc<Gate>,
     outcome: Arc<Outcome>,
 }
@@ -52,10 +53,10 @@ impl Worker {
         handler: Box<dyn Handler>,
         on_failure: OnFailure,
     ) -> io::Result<Self> {
-        let stop = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let bell = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let outcome = Arc::new(Outcome::new(threads.waker()));
         let gate = Arc::new(Gate::new(threads.waker()));
-        let (asked, passed, confiner) = (stop.clone(), gate.clone(), threads.clone());
+        let (rung, passed, confiner) = (bell.clone(), gate.clone(), threads.clone());
         let life = Life {
             handler: Some(handler),
             on_failure: Some(on_failure),
@@ -63,32 +64,38 @@ impl Worker {
         };
         threads.start(
             name,
-            Box::new(move || life.run(asked, passed, || confiner.confine(device))),
+            Box::new(move || life.run(rung, passed, || confiner.confine(device))),
         )?;
-        Ok(Self { stop, gate, outcome })
+        Ok(Self { bell, gate, outcome })
     }
 
     /// Asks the thread to stop, and returns at once: see [`Worker::is_stopped`]. The waker of its [`Threads`] is woken when it has.
     pub fn stop(&self) {
         self.gate.break_open();
-        // Fails only when the counter is full, and then the thread has been asked.
-        let _ = self.stop.write(1);
+        self.ring();
     }
 
-    /// Keeps the handler from being called until [`Worker::release`], and returns at once: see [`Worker::is_held`]. What it has
-    /// begun with the host goes on there, and is noticed afterwards.
+    /// Asks the thread to finish what its handler has begun, here and elsewhere, and to begin nothing more until [`Worker::release`].
+    /// Returns at once: see [`Worker::is_held`].
     pub fn hold(&self) {
         self.gate.shut();
+        self.ring();
     }
 
-    /// Whether the handler is not called any more after [`Worker::hold`]. The waker of its [`Threads`] is woken when that becomes true.
+    /// Whether nothing of the handler writes guest memory any more after [`Worker::hold`]. The waker of its [`Threads`] is woken when
+    /// that becomes true. It does not if the handler gives up instead.
     pub fn is_held(&self) -> bool {
-        self.gate.is_clear() || self.is_stopped()
+        self.gate.state() == State::Held || self.is_stopped()
     }
 
-    /// Lets the handler go on after [`Worker::hold`].
+    /// Lets the handler go on after [`Worker::hold`], whether or not it is held yet.
     pub fn release(&self) {
         self.gate.open();
+    }
+
+    fn ring(&self) {
+        // Fails only when the counter is full, and then it rings anyway.
+        let _ = self.bell.write(1);
     }
 
     /// Whether the thread is done with its handler and touches guest memory no more.
@@ -156,12 +163,12 @@ struct Life {
 }
 
 impl Life {
-    fn run(mut self, stop: Arc<EventFd>, gate: Arc<Gate>, confine: impl FnOnce() -> io::Result<()>) {
+    fn run(mut self, bell: Arc<EventFd>, gate: Arc<Gate>, confine: impl FnOnce() -> io::Result<()>) {
         let Some(handler) = self.handler.take() else { return };
         let hosted = Hosted {
             handler,
             on_failure: self.on_failure.take(),
-            stop,
+            bell,
             gate,
             end: None,
         };
@@ -238,12 +245,27 @@ enum End {
 struct Hosted {
     handler: Box<dyn Handler>,
     on_failure: Option<OnFailure>,
-    stop: Arc<EventFd>,
+    bell: Arc<EventFd>,
     gate: Arc<Gate>,
     end: Option<End>,
 }
 
 impl Hosted {
+    /// Does what the gate says. A handler that gives up while it is asked to hold is not held: whoever asked learns that it does not come.
+    fn look(&mut self, watch: &mut dyn Watch) -> Option<End> {
+        if self.gate.state() == State::Shut {
+            let held = self.handler.hold(watch);
+            if held.is_err() {
+                return self.judge(held, watch);
+            }
+            if self.gate.arrive() == State::Open {
+                let released = self.handler.release(watch);
+                return self.judge(released, watch);
+            }
+        }
+        (self.gate.state() == State::Broken).then_some(End::Asked)
+    }
+
     /// What an error of the handler means: its end, unless it survives.
     fn judge(&mut self, done: Result<(), HandlerError>, watch: &mut dyn Watch) -> Option<End> {
         let error = done.err()?;
@@ -261,9 +283,9 @@ impl MutEventSubscriber for Hosted {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let mut watch = Fds(ops);
         let watched = watch
-            .readable(self.stop.as_raw_fd(), 0)
+            .readable(self.bell.as_raw_fd(), 0)
             .map_err(|source| HandlerError::Host {
-                what: "cannot watch the stop event",
+                what: "cannot watch for requests to stop",
                 source,
             })
             .and_then(|()| self.handler.watch(&mut watch));
@@ -274,15 +296,14 @@ impl MutEventSubscriber for Hosted {
         if self.end.is_some() {
             return;
         }
-        if events.fd() == self.stop.as_raw_fd() {
-            self.end = Some(End::Asked);
-            return;
+        let mut watch = Fds(ops);
+        if events.fd() == self.bell.as_raw_fd() {
+            // Before looking at the gate: a change after that rings again.
+            let _ = self.bell.read();
+            return self.end = self.look(&mut watch);
         }
-        let (gate, mut watch) = (self.gate.clone(), Fds(ops));
-        self.end = gate.pass(|| {
-            let woken = self.handler.wake(events.data(), &mut watch);
-            self.judge(woken, &mut watch)
-        });
+        let woken = self.handler.wake(events.data(), &mut watch);
+        self.end = self.judge(woken, &mut watch);
     }
 }
 

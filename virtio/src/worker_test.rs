@@ -28,9 +28,128 @@ impl Handler for Probe {
         drained
     }
 
+    fn hold(&mut self, _: &mut dyn Watch) -> Result<(), HandlerError> {
+        self.log.send("hold".into()).unwrap();
+        Ok(())
+    }
+
+    fn release(&mut self, _: &mut dyn Watch) -> Result<(), HandlerError> {
+        self.log.send("release".into()).unwrap();
+        Ok(())
+    }
+
     fn stop(self: Box<Self>) -> Vec<RingState> {
         self.log.send("stop".into()).unwrap();
         vec![self.ring.into_state()]
+    }
+}
+
+/// Threads whose end, or rest, is heard of.
+struct Watched(Mutex<Sender<()>>);
+
+impl Threads for Arc<Watched> {
+    fn start(&self, name: &str, body: crate::threads::Body) -> io::Result<()> {
+        Plain.start(name, body)
+    }
+
+    fn confine(&self, _: u32) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn waker(&self) -> Waker {
+        self.clone().into()
+    }
+}
+
+impl std::task::Wake for Watched {
+    fn wake(self: Arc<Self>) {
+        // A test that has seen enough does not mind.
+        let _ = self.0.lock().unwrap().send(());
+    }
+}
+
+/// A worker, and news of it.
+fn watched(handler: Box<dyn Handler>) -> (Worker, Receiver<()>) {
+    let (tell, news) = channel();
+    let threads: Arc<dyn Threads> = Arc::new(Arc::new(Watched(Mutex::new(tell))));
+    let worker = Worker::spawn_on(&threads, 0, "io-probe", handler, Box::new(|_| ())).unwrap();
+    (worker, news)
+}
+
+#[test]
+fn a_held_worker_says_so_and_does_nothing_until_it_is_released() {
+    let mut driver = Driver::new(&memory(), 0x1000, 4);
+    let (handler, seen) = probe(&driver);
+    let (worker, news) = watched(handler);
+    assert_eq!(next(&seen), "io-probe");
+    assert!(!worker.is_held());
+    worker.hold();
+    assert_eq!(next(&seen), "hold");
+    while !worker.is_held() {
+        news.recv_timeout(Duration::from_secs(60)).unwrap();
+    }
+    driver.add(&[Buf::In(0x2_0000, 4)]);
+    driver.kick.write(1).unwrap();
+    worker.release();
+    assert!(!worker.is_held());
+    // In this order: nothing was looked at in between.
+    assert_eq!([next(&seen), next(&seen)], ["release", "wake 7"]);
+    // And once more.
+    worker.hold();
+    assert_eq!(next(&seen), "hold");
+    worker.release();
+    assert_eq!(next(&seen), "release");
+}
+
+#[test]
+fn a_held_worker_stops_without_going_on_first() {
+    let driver = Driver::new(&memory(), 0x1000, 4);
+    let (handler, seen) = probe(&driver);
+    let (worker, news) = watched(handler);
+    worker.hold();
+    while !worker.is_held() {
+        news.recv_timeout(Duration::from_secs(60)).unwrap();
+    }
+    assert_eq!(worker.join().len(), 1);
+    assert_eq!(seen.iter().collect::<Vec<_>>(), ["io-probe", "hold", "stop"]);
+    news.recv_timeout(Duration::from_secs(60)).unwrap();
+}
+
+#[test]
+fn a_handler_that_gives_up_while_it_is_to_hold_is_not_held_as_long_as_it_lives() {
+    /// Cannot be held the first time.
+    struct Unruly(bool);
+    impl Handler for Unruly {
+        fn watch(&mut self, _: &mut dyn Watch) -> Result<(), HandlerError> {
+            Ok(())
+        }
+        fn wake(&mut self, _: u32, _: &mut dyn Watch) -> Result<(), HandlerError> {
+            unreachable!("nothing is watched")
+        }
+        fn hold(&mut self, _: &mut dyn Watch) -> Result<(), HandlerError> {
+            let source = io::ErrorKind::TimedOut.into();
+            match std::mem::replace(&mut self.0, true) {
+                true => Ok(()),
+                false => Err(HandlerError::Host { what: "no", source }),
+            }
+        }
+        fn survive(&mut self, _: &mut dyn Watch) -> bool {
+            true
+        }
+        fn stop(self: Box<Self>) -> Vec<RingState> {
+            Vec::new()
+        }
+    }
+    let (failed, failure) = channel();
+    let tell = Box::new(move |error: HandlerError| failed.send(error.to_string()).unwrap());
+    let worker = Worker::spawn("unruly", Box::new(Unruly(false)), tell).unwrap();
+    worker.hold();
+    assert_eq!(next(&failure), "no");
+    assert!(!worker.is_held());
+    worker.release();
+    worker.hold();
+    while !worker.is_held() {
+        std::thread::yield_now();
     }
 }
 

@@ -135,6 +135,14 @@ impl Engine {
         }
     }
 
+    /// Whether something is running.
+    pub fn is_busy(&self) -> bool {
+        match self {
+            Self::Plain => false,
+            Self::Uring(uring) => uring.is_busy(),
+        }
+    }
+
     /// Appends what has ended. Resets the event.
     pub fn reap(&mut self, ended: &mut Vec<Completion>) {
         if let Self::Uring(uring) = self {

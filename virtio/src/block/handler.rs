@@ -57,6 +57,8 @@ pub(super) struct QueueHandler {
     done: usize,
     /// The queue ends: nothing is begun any more.
     ending: bool,
+    /// The queue is held: nothing is begun for now.
+    held: bool,
     ended: Vec<Completion>,
     scratch: Scratch,
     disk: Disk,
@@ -75,6 +77,7 @@ impl QueueHandler {
             waiting: VecDeque::new(),
             done: 0,
             ending: false,
+            held: false,
             ended: Vec::new(),
             scratch: Scratch::new(disk.metrics.clone()),
             pace: Pace::new(disk.limiter.clone()),
@@ -150,7 +153,7 @@ impl QueueHandler {
 
     /// Whether the host has enough to do, so that no operation should begin now.
     fn is_at_limit(&self) -> bool {
-        self.done.saturating_add(self.jobs.cost()) >= self.engine.limit()
+        self.held || self.done.saturating_add(self.jobs.cost()) >= self.engine.limit()
     }
 
     fn begin(&mut self, chain: Chain) -> Result<(), RingError> {
@@ -253,6 +256,27 @@ impl Handler for QueueHandler {
             what: "cannot set the timer of a rate limiter",
             source,
         })
+    }
+
+    /// What the host has begun is finished. Requests that need more of it wait, as those still in the ring do: how much the driver has
+    /// queued is no measure for a pause.
+    fn hold(&mut self, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        self.held = true;
+        while self.engine.is_busy() {
+            self.engine.wait().map_err(|source| HandlerError::Host {
+                what: "cannot wait for block requests",
+                source,
+            })?;
+            self.proceed()?;
+        }
+        Ok(self.ring.signal()?)
+    }
+
+    fn release(&mut self, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        self.held = false;
+        // The completion that would have led back to the ring has been seen.
+        self.ring.kick_self();
+        Ok(())
     }
 
     /// What the host has begun is finished. Requests that need more of it have failed: how many the driver has made, and how long

@@ -22,6 +22,7 @@ with_both_engines! {
     more_odd_requests_than_bounce_buffers
     more_requests_than_fit_in_flight
     more_buffers_than_one_call_takes
+    a_held_queue_has_given_back_whatever_it_took_and_goes_on_with_the_rest
     stop_leaves_guest_memory_alone
     stopped_queue_goes_on_where_it_was
     stop_waits_for_no_more_than_the_host_has_begun
@@ -46,6 +47,23 @@ fn send_reads(guest: &mut Guest, count: u16, len: u32, at: impl Fn(u16) -> u64) 
     let heads = heads.collect();
     guest.kick();
     heads
+}
+
+fn a_held_queue_has_given_back_whatever_it_took_and_goes_on_with_the_rest(io_uring: bool) {
+    let file = image(&pattern(256 * KIB, 5));
+    let mut guest = Guest::new(config(file.path(), io_uring), 1024);
+    send_reads(&mut guest, 200, 512, |n| DATA + 512 * u64::from(n));
+    guest.wake().unwrap();
+    guest.hold();
+    let given = std::iter::from_fn(|| guest.driver.take_used()).count();
+    assert_eq!(given, if io_uring { 128 } else { 200 }, "of those that it took");
+    // No kick is coming: the driver was told that none is wanted.
+    guest.release();
+    assert_eq!(given + guest.settle(200 - given).len(), 200);
+    // With nothing to do.
+    guest.hold();
+    guest.release();
+    assert_eq!(guest.ask(IN, 0, &[], 512).status, OK);
 }
 
 fn direct_io_takes_odd_buffers(io_uring: bool) {

@@ -242,6 +242,14 @@ impl Guest {
         Self::run_by_hand(self.driver, handlers.remove(0), block.metrics())
     }
 
+    pub fn hold(&mut self) {
+        self.handler.as_mut().unwrap().hold(&mut self.watched).unwrap();
+    }
+
+    pub fn release(&mut self) {
+        self.handler.as_mut().unwrap().release(&mut self.watched).unwrap();
+    }
+
     pub fn stop(&mut self) -> Vec<RingState> {
         self.handler.take().unwrap().stop()
     }

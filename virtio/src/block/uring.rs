@@ -107,6 +107,11 @@ impl Uring {
         Ok(true)
     }
 
+    /// Whether something was pushed and has not been reaped.
+    pub fn is_busy(&self) -> bool {
+        self.running > 0
+    }
+
     /// Appends what has completed, and resets the event.
     pub fn reap(&mut self, ended: &mut Vec<Completion>) {
         // Before looking: a completion that comes in between rings again. Fails only when nothing has rung.

@@ -106,12 +106,13 @@ impl Running {
         self.failures.get()
     }
 
-    /// Keeps the handlers from being called until [`Running::release`]. Does not wait: see [`Running::is_held`].
+    /// Asks the handlers to finish what they have begun, and to begin nothing until [`Running::release`]. Does not wait: see
+    /// [`Running::is_held`].
     pub fn hold(&self) {
         self.workers.iter().for_each(Worker::hold);
     }
 
-    /// Whether no handler is being called any more, after [`Running::hold`].
+    /// Whether nothing of any handler writes guest memory any more, after [`Running::hold`].
     pub fn is_held(&self) -> bool {
         self.workers.iter().all(Worker::is_held)
     }
