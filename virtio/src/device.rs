@@ -6,8 +6,10 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::time::Instant;
 
 use husk_devices::memory::GuestMemory;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::ring::{Notify, Ring, RingState};
 
@@ -121,6 +123,17 @@ pub trait VirtioDevice: Send {
         None
     }
 
+    /// What the kernel is to signal when the driver rings the doorbell of `queue`, in place of the queue's own kick, which remains for
+    /// doorbells that the kernel does not catch. For a device that has started and whose rings another process serves. Never changes
+    /// once it is there.
+    fn doorbell(&self, _queue: u16) -> Option<Arc<EventFd>> {
+        None
+    }
+
+    /// The device will not be started again. Called before its handlers are asked to stop, on any thread; must not block. A device that
+    /// waits for another process stops waiting.
+    fn retire(&mut self) {}
+
     /// Takes the rings and returns what serves them: each handler gets an I/O thread of its own, named
     /// `io-<device>` or `io-<device>-<n>`. Called on a vCPU thread; must not block.
     ///
@@ -133,12 +146,14 @@ pub trait VirtioDevice: Send {
 ///
 /// Apart from the device, so that it can be told without holding up vCPUs that use the device's registers.
 pub trait MemoryListener: Send + Sync {
-    /// Guest RAM has grown or shrunk to `memory`. Called on a control thread, before the guest may use memory that is new, after
-    /// it has let go of what is no longer there. May take seconds when the other process does.
+    /// Guest RAM is to grow, or has shrunk, to `memory`. Called on a control thread, before the guest may use memory that is new, and
+    /// after it has let go of what is no longer there. Returns by `deadline`; whoever tells several gives all of them the same one.
     ///
     /// # Errors
-    /// The other process does not take the change. The device stops working then; the VM goes on.
-    fn memory_changed(&self, memory: &GuestMemory) -> std::io::Result<()>;
+    /// The other process does not take the change. It has nothing of what is new then, as before, and the device goes on: the caller
+    /// gives the change up, and tells the listeners that took it of the memory that stays. What is gone and not given back is asked for
+    /// again with the next change. Only a process that does not answer, or not to the point, is left, and its device fails.
+    fn memory_changed(&self, memory: &GuestMemory, deadline: Instant) -> std::io::Result<()>;
 }
 
 /// What a handler is waiting for: file descriptors, each with a token of the handler's choosing.

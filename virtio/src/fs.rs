@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use husk_devices::memory::GuestMemory;
 use husk_devices::metrics::Metered;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, MemoryListener, Profile, StartError, VirtioDevice};
@@ -120,6 +121,14 @@ impl VirtioDevice for Fs {
 
     fn memory_listener(&self) -> Option<Arc<dyn MemoryListener>> {
         Some(self.link.clone())
+    }
+
+    fn doorbell(&self, queue: u16) -> Option<Arc<EventFd>> {
+        self.link.doorbell(queue).map(|doorbell| doorbell.event().clone())
+    }
+
+    fn retire(&mut self) {
+        self.link.retire();
     }
 
     fn start(&mut self, activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError> {

@@ -2,8 +2,10 @@
 
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
+
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
@@ -22,6 +24,10 @@ pub(crate) struct EchoControl {
     pub alive: AtomicUsize,
     /// Features of the last start.
     pub features: Mutex<u64>,
+    /// What the kernel is to signal for every queue, if not the queue's own kick.
+    pub doorbell: OnceLock<Arc<EventFd>>,
+    /// It was told that it will not be started again.
+    pub retired: AtomicBool,
 }
 
 /// One handler per enabled queue.
@@ -53,6 +59,14 @@ impl VirtioDevice for Echo {
 
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {
         self.config.clone()
+    }
+
+    fn doorbell(&self, _queue: u16) -> Option<Arc<EventFd>> {
+        self.control.doorbell.get().cloned()
+    }
+
+    fn retire(&mut self) {
+        self.control.retired.store(true, Ordering::SeqCst);
     }
 
     fn start(&mut self, activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError> {

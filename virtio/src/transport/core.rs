@@ -257,9 +257,15 @@ impl Core {
         self.queues.get_mut(usize::from(queue)).filter(|queue| !queue.enabled)
     }
 
-    /// The doorbell of a queue that has been live; it stays the same from then on, over resets too.
+    /// The kick of a queue that has been live, which its handler reads; it stays the same from then on, over resets too.
     pub fn kick(&self, queue: u16) -> Option<&Arc<EventFd>> {
         self.queues.get(usize::from(queue)).and_then(QueueRegisters::kick)
+    }
+
+    /// What the kernel is to signal for a queue that has been live: its kick, unless another process serves it.
+    pub fn doorbell(&self, queue: u16) -> Option<Arc<EventFd>> {
+        let kick = self.kick(queue)?;
+        Some(self.device.doorbell(queue).unwrap_or_else(|| kick.clone()))
     }
 
     fn start(&mut self, notify: &dyn Fn(Source) -> Notify) {
@@ -311,12 +317,12 @@ impl Core {
         self.running.join()
     }
 
-    /// Keeps the device from doing anything until [`Core::release`]. Does not wait: see [`Core::is_held`].
+    /// Asks the device to finish what it has begun, and to begin nothing until [`Core::release`]. Does not wait: see [`Core::is_held`].
     pub fn hold(&self) {
         self.running.hold();
     }
 
-    /// Whether the device does nothing any more, after [`Core::hold`].
+    /// Whether nothing of the device writes guest memory any more, after [`Core::hold`].
     pub fn is_held(&self) -> bool {
         self.running.is_held()
     }
@@ -335,6 +341,7 @@ impl Core {
     /// Asks the device to stop, for good: whatever a driver still writes does not start it again. Returns at once.
     pub fn retire(&mut self) {
         self.retired = true;
+        self.device.retire();
         self.running.stop();
     }
 

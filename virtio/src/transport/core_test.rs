@@ -381,3 +381,16 @@ fn a_retired_device_cannot_be_started_again() {
     assert!(bench.core.is_stopped());
     assert_eq!(bench.core.shutdown().len(), 0, "a reset has collected them");
 }
+
+#[test]
+fn a_device_that_goes_for_good_is_told_before_its_threads_are_waited_for() {
+    let mut bench = bench();
+    bench.bring_up();
+    bench.control.hold_stop.store(true, Ordering::SeqCst);
+    bench.status(0);
+    assert!(!bench.control.retired.load(Ordering::SeqCst), "a reset is no end");
+    bench.core.retire();
+    assert!(bench.control.retired.load(Ordering::SeqCst));
+    bench.control.hold_stop.store(false, Ordering::SeqCst);
+    bench.core.shutdown();
+}

@@ -99,14 +99,14 @@ impl VirtioPci {
         self.core.failures()
     }
 
-    /// Keeps the device from doing anything until [`VirtioPci::release`]: connections and requests stay as they are. Returns at
-    /// once; the waker of the device's [`Threads`] is woken when [`VirtioPci::is_held`] may have become true. For control threads,
+    /// Asks the device to finish what it has begun, here, in the kernel and in other processes, and to begin nothing until
+    /// [`VirtioPci::release`]: connections, and requests that it has not begun, stay as they are. Returns at once; the waker of the device's [`Threads`] is woken when [`VirtioPci::is_held`] may have become true. For control threads,
     /// once no vCPU runs.
     pub fn hold(&self) {
         self.core.hold();
     }
 
-    /// Whether the device does nothing any more, after [`VirtioPci::hold`].
+    /// Whether nothing of the device writes guest memory any more, after [`VirtioPci::hold`].
     pub fn is_held(&self) -> bool {
         self.core.is_held()
     }
@@ -176,8 +176,10 @@ impl VirtioPci {
 
     fn connect_doorbells(&mut self) {
         for queue in 0..self.core.queue_count() {
-            let Some(kick) = self.core.kick(queue) else { continue };
-            if let Err(error) = self.doorbells.live(queue, kick) {
+            let Some(doorbell) = self.core.doorbell(queue) else {
+                continue;
+            };
+            if let Err(error) = self.doorbells.live(queue, &doorbell) {
                 log::debug!(
                     "{}: no doorbell for queue {queue}, kicks go through exits: {error}",
                     self.core.name()

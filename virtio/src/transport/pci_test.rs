@@ -1,5 +1,8 @@
+use std::os::fd::AsRawFd;
+
 use husk_devices::host::fake::FakeHost;
 use husk_devices::pci::{Bdf, CAP_VENDOR};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::guest::*;
 use super::layout::BAR_BYTES;
@@ -103,6 +106,23 @@ fn doorbells_follow_the_bar_and_outlive_a_reset() {
     guest.echo(0);
     guest.function.bar_moved(BAR, Some(BASE)).unwrap();
     assert_eq!(connected(&guest), both(DOORBELL_0));
+}
+
+#[test]
+fn the_kernel_signals_what_the_device_says_and_other_kicks_stay_in_this_process() {
+    let mut guest = guest();
+    let lent = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    guest.control.doorbell.set(lent.clone()).unwrap();
+    guest.function.bar_moved(BAR, Some(BASE)).unwrap();
+    guest.bring_up();
+    assert_eq!(
+        guest.host.doorbells().into_values().collect::<Vec<_>>(),
+        [lent.as_raw_fd(); 2]
+    );
+    // By exits.
+    guest.echo(0);
+    guest.echo(1);
+    assert!(lent.read().is_err(), "nobody here writes to it");
 }
 
 #[test]

@@ -4,22 +4,26 @@ use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
+use super::deadline::Deadline;
 use super::error::BackendError;
 use super::message::{ANSWER_BYTES, Answer, HEADER_BYTES, Request, header};
-use super::socket::{Heard, peek};
+use super::socket::{Heard, is_ready, peek};
 
-/// How long a back-end may take for an answer. What it is asked takes microseconds, unless the host is short of everything.
+/// How long a back-end may take for everything that it is asked on one occasion: to agree, to take all rings or give them back, to
+/// follow a change of memory. Each question takes it microseconds, unless the host is short of everything.
 pub const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The connection to a back-end. Used by one thread at a time; an exchange takes at most twice the time limit.
+/// The connection to a back-end. Used by one thread at a time. All exchanges together end by the deadline that was set last.
 #[derive(Debug)]
 pub(super) struct Channel {
-    socket: UnixStream,
-    limit: Duration,
+    /// Non-blocking. Others have it, too, to hang up while somebody waits here.
+    socket: Arc<UnixStream>,
+    deadline: Deadline,
     /// Whether the back-end answers requests that ask for nothing but success (`REPLY_ACK`).
     acknowledges: bool,
     /// Questions and answers have lost step: nothing that comes would be understood.
@@ -27,18 +31,25 @@ pub(super) struct Channel {
 }
 
 impl Channel {
-    /// Speaks over `socket`, with patience for `limit` at a time.
-    pub fn new(socket: UnixStream, limit: Duration) -> Result<Self, BackendError> {
-        let limited = socket
-            .set_read_timeout(Some(limit))
-            .and_then(|()| socket.set_write_timeout(Some(limit)));
-        limited.map_err(BackendError::Setup)?;
+    /// Speaks over `socket` until `deadline`.
+    pub fn new(socket: Arc<UnixStream>, deadline: Deadline) -> Result<Self, BackendError> {
+        socket.set_nonblocking(true).map_err(BackendError::Setup)?;
         Ok(Self {
             socket,
-            limit,
+            deadline,
             acknowledges: false,
             lost: false,
         })
+    }
+
+    /// Sets the end of all exchanges that follow.
+    pub fn set_deadline(&mut self, deadline: Deadline) {
+        self.deadline = deadline;
+    }
+
+    /// Whether nothing more can be said: questions and answers have lost step, or the connection has ended.
+    pub fn is_lost(&self) -> bool {
+        self.lost
     }
 
     /// From now on every request is acknowledged.
@@ -102,7 +113,6 @@ impl Channel {
     }
 
     fn send(&self, request: Request, message: &[u8], fds: &[RawFd]) -> Result<(), BackendError> {
-        let deadline = Instant::now().checked_add(self.limit);
         let (mut rest, mut fds) = (message, fds);
         while !rest.is_empty() {
             match self.socket.send_with_fds(&[rest], fds) {
@@ -111,16 +121,18 @@ impl Channel {
                     // They went with the first byte.
                     fds = &[];
                 }
-                Err(error) => self.judge(request, io::Error::from_raw_os_error(error.errno()), deadline)?,
+                Err(error) => {
+                    let error = io::Error::from_raw_os_error(error.errno());
+                    self.wait_after(request, error, libc::POLLOUT)?;
+                }
             }
         }
         Ok(())
     }
 
     fn receive(&self, request: Request) -> Result<[u8; ANSWER_BYTES], BackendError> {
-        let deadline = Instant::now().checked_add(self.limit);
         let (mut header, mut body) = ([0; HEADER_BYTES], [0; ANSWER_BYTES]);
-        self.fill(request, &mut header, deadline)?;
+        self.fill(request, &mut header)?;
         let answer = Answer::parse(&header);
         if !answer.is_to(request) {
             let Answer {
@@ -135,48 +147,43 @@ impl Channel {
                 size,
             });
         }
-        self.fill(request, &mut body, deadline)?;
+        self.fill(request, &mut body)?;
         Ok(body)
     }
 
     /// Reads until `buffer` is full. Plain reads: the kernel closes any descriptor that comes along.
-    fn fill(&self, request: Request, mut buffer: &mut [u8], deadline: Option<Instant>) -> Result<(), BackendError> {
+    fn fill(&self, request: Request, mut buffer: &mut [u8]) -> Result<(), BackendError> {
         while !buffer.is_empty() {
-            match (&self.socket).read(buffer) {
+            match (&*self.socket).read(buffer) {
                 Ok(0) => return Err(BackendError::Gone(Some(request))),
-                Ok(count) => {
-                    buffer = buffer.get_mut(count..).unwrap_or_default();
-                    // Neither may one byte at a time take for ever.
-                    if !buffer.is_empty() && is_over(deadline) {
-                        return Err(self.silent(request));
-                    }
-                }
-                Err(error) => self.judge(request, error, deadline)?,
+                Ok(count) => buffer = buffer.get_mut(count..).unwrap_or_default(),
+                Err(error) => self.wait_after(request, error, libc::POLLIN)?,
             }
         }
         Ok(())
     }
 
-    /// Whether to try again after `error`.
-    fn judge(&self, request: Request, error: io::Error, deadline: Option<Instant>) -> Result<(), BackendError> {
+    /// Waits until it is worth trying again after `error`, for the socket to be ready for `events` if that was missing.
+    fn wait_after(&self, request: Request, error: io::Error, events: i16) -> Result<(), BackendError> {
+        let broken = |source| BackendError::Broken { request, source };
         match error.kind() {
-            io::ErrorKind::Interrupted if !is_over(deadline) => Ok(()),
-            io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => Err(self.silent(request)),
+            io::ErrorKind::Interrupted => Ok(()),
             io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Err(BackendError::Gone(Some(request))),
-            _ => Err(BackendError::Broken { request, source: error }),
+            io::ErrorKind::WouldBlock => {
+                let silent = || BackendError::Silent {
+                    request,
+                    limit: self.deadline.limit(),
+                };
+                let left = self.deadline.left().ok_or_else(silent)?;
+                match is_ready(self.socket.as_raw_fd(), events, left) {
+                    Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(broken(error)),
+                    // If time has run out, the next look at the clock says so.
+                    _ => Ok(()),
+                }
+            }
+            _ => Err(broken(error)),
         }
     }
-
-    fn silent(&self, request: Request) -> BackendError {
-        BackendError::Silent {
-            request,
-            limit: self.limit,
-        }
-    }
-}
-
-fn is_over(deadline: Option<Instant>) -> bool {
-    deadline.is_none_or(|deadline| Instant::now() >= deadline)
 }
 
 impl AsRawFd for Channel {

@@ -8,7 +8,7 @@ const NUMBER: Request = Request::GetQueueNum;
 fn channel(deed: Option<Deed>) -> Channel {
     let (here, there) = UnixStream::pair().unwrap();
     serve(there, deed.map(|deed| (NUMBER, deed)));
-    Channel::new(here, IMPATIENT).unwrap()
+    Channel::new(here.into(), Deadline::after(IMPATIENT)).unwrap()
 }
 
 /// Asks a back-end that answers with `bytes`.
@@ -66,9 +66,41 @@ fn silence_and_half_an_answer_end_at_the_limit() {
 }
 
 #[test]
+fn all_exchanges_together_have_one_limit() {
+    let mut channel = channel(Some(Deed::Dawdle));
+    let answers = (0..100).take_while(|_| channel.ask(NUMBER, &[]).is_ok()).count();
+    assert!(answers < 2, "{answers} answers, each within the limit, were waited for");
+    assert!(channel.is_lost());
+}
+
+#[test]
+fn a_new_deadline_is_a_new_limit() {
+    let mut channel = channel(None);
+    channel.set_deadline(Deadline::at(std::time::Instant::now()));
+    let (here, _there) = UnixStream::pair().unwrap();
+    let mut deaf = Channel::new(here.into(), Deadline::at(std::time::Instant::now())).unwrap();
+    let error = deaf.ask(NUMBER, &[]).unwrap_err();
+    assert!(matches!(error, BackendError::Silent { .. }), "{error}");
+    channel.set_deadline(Deadline::after(IMPATIENT));
+    assert_eq!(channel.ask(NUMBER, &[]).unwrap(), 4_u64.to_ne_bytes());
+}
+
+#[test]
+fn whoever_waits_for_an_answer_returns_when_somebody_else_hangs_up() {
+    let (here, there) = UnixStream::pair().unwrap();
+    let socket = Arc::new(here);
+    let mut channel = Channel::new(socket.clone(), Deadline::after(Duration::MAX)).unwrap();
+    let asker = std::thread::spawn(move || channel.ask(NUMBER, &[]).unwrap_err());
+    // It has asked, and so it waits, or is about to.
+    (&there).read_exact(&mut [0; HEADER_BYTES]).unwrap();
+    socket.shutdown(Shutdown::Both).unwrap();
+    assert!(matches!(asker.join().unwrap(), BackendError::Gone(Some(NUMBER))));
+}
+
+#[test]
 fn a_back_end_that_does_not_read_is_given_up() {
     let (here, _there) = UnixStream::pair().unwrap();
-    let mut channel = Channel::new(here, IMPATIENT).unwrap();
+    let mut channel = Channel::new(here.into(), Deadline::after(IMPATIENT)).unwrap();
     let error = (0..100_000).find_map(|_| channel.command(Request::SetOwner, &[0; 512], &[]).err());
     assert!(matches!(error, Some(BackendError::Silent { .. })), "{error:?}");
 }
@@ -95,7 +127,7 @@ fn descriptors_that_come_with_an_answer_are_closed() {
     let fds = [passed.as_raw_fd(); 8];
     there.send_with_fds(&[&answer(NUMBER as u32, 4)[..]], &fds).unwrap();
     drop(passed);
-    let mut channel = Channel::new(here, IMPATIENT).unwrap();
+    let mut channel = Channel::new(here.into(), Deadline::after(IMPATIENT)).unwrap();
     channel.ask(NUMBER, &[]).unwrap();
     assert_eq!(probe.read(&mut [0]).unwrap(), 0, "nobody has the other end");
 }
@@ -103,7 +135,7 @@ fn descriptors_that_come_with_an_answer_are_closed() {
 #[test]
 fn what_nobody_asked_for_is_noticed() {
     let (here, mut there) = UnixStream::pair().unwrap();
-    let mut channel = Channel::new(here, IMPATIENT).unwrap();
+    let mut channel = Channel::new(here.into(), Deadline::after(IMPATIENT)).unwrap();
     channel.check().unwrap();
     there.write_all(&[0]).unwrap();
     assert!(matches!(channel.check(), Err(BackendError::Unasked)));

@@ -25,12 +25,18 @@ pub enum BackendError {
         /// The host's answer.
         source: io::Error,
     },
-    /// No answer, or not all of it.
-    #[error("it has not answered {request:?} within {} ms", limit.as_millis())]
+    /// No answer, or not all of it, or too late after answers that took long.
+    #[error("it has not answered {request:?} within {} ms, with all that was asked before", limit.as_millis())]
     Silent {
         /// What was asked.
         request: Request,
-        /// How long it had.
+        /// How long it had, for all that it was asked on this occasion.
+        limit: Duration,
+    },
+    /// Somebody else was still speaking to it.
+    #[error("it was busy with something else for {} ms", limit.as_millis())]
+    Busy {
+        /// How long that was waited for.
         limit: Duration,
     },
     /// An answer, but not to what was asked.
@@ -116,7 +122,18 @@ impl BackendError {
     pub(super) fn is_local(&self) -> bool {
         matches!(
             self,
-            Self::Regions { .. } | Self::PrivateMemory | Self::RingMemory { .. }
+            Self::Regions { .. } | Self::PrivateMemory | Self::RingMemory { .. } | Self::Busy { .. }
         )
     }
+}
+
+/// An error with its causes, on one line.
+pub(super) fn chain(error: &BackendError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::sync::Arc;
 
 use husk_devices::memory::GuestMemoryMmap;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -10,6 +10,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::QueueState;
 
 use super::channel::Channel;
+use super::deadline::Deadline;
 use super::error::BackendError;
 use super::memory::{Region, regions, translate};
 use super::message::{
@@ -46,9 +47,9 @@ pub(super) struct Vring<'a> {
 }
 
 impl Frontend {
-    /// Comes to terms with the back-end at the other end of `socket`, which has to serve `queues` virtqueues.
-    pub fn negotiate(socket: UnixStream, limit: Duration, queues: u16) -> Result<Self, BackendError> {
-        let mut channel = Channel::new(socket, limit)?;
+    /// Comes to terms with the back-end at the other end of `socket`, which has to serve `queues` virtqueues, by `deadline`.
+    pub fn negotiate(socket: Arc<UnixStream>, deadline: Deadline, queues: u16) -> Result<Self, BackendError> {
+        let mut channel = Channel::new(socket, deadline)?;
         channel.command(Request::SetOwner, &[], &[])?;
         let features = ask_number(&mut channel, Request::GetFeatures)?;
         let missing = NEEDED_FEATURES & !features;
@@ -81,6 +82,16 @@ impl Frontend {
         })
     }
 
+    /// Sets the end of everything that follows, however many exchanges that takes.
+    pub fn set_deadline(&mut self, deadline: Deadline) {
+        self.channel.set_deadline(deadline);
+    }
+
+    /// Whether it can be spoken to no more.
+    pub fn is_lost(&self) -> bool {
+        self.channel.is_lost()
+    }
+
     /// Tells which virtio features the driver took. Rings stay disabled until they are enabled one by one.
     pub fn set_features(&mut self, features: u64) -> Result<(), BackendError> {
         let features = features | F_PROTOCOL_FEATURES;
@@ -88,6 +99,12 @@ impl Frontend {
     }
 
     /// Tells the difference between guest RAM as it is now and as the back-end knows it. Returns whether there was one.
+    ///
+    /// All of what is new, or nothing: where the back-end refuses a part, it is asked to give back what it took before, and the
+    /// connection lives on. What it refuses to give back counts as known, and is asked for again with the next change.
+    ///
+    /// # Errors
+    /// It has nothing of what is new; or nothing is new, and it keeps what is gone.
     pub fn set_memory(&mut self, memory: &GuestMemoryMmap) -> Result<bool, BackendError> {
         let now = regions(memory)?;
         if now == self.regions {
@@ -103,37 +120,80 @@ impl Frontend {
         if self.slots {
             self.change_regions(now)
         } else {
-            self.set_table(now)
+            self.change_table(now)
         }?;
         Ok(true)
     }
 
     fn change_regions(&mut self, now: Vec<Region>) -> Result<(), BackendError> {
-        let gone = |region: &Region| !now.contains(region);
-        while let Some(at) = self.regions.iter().position(gone) {
-            let region = self.regions.remove(at);
-            self.channel.command(Request::RemMemReg, &single(&region), &[])?;
+        let given_back = self.remove_regions(|region| !now.contains(region));
+        if self.is_lost() {
+            return given_back;
         }
-        for region in now {
-            if !self.regions.contains(&region) {
-                let fd = region.fd();
-                self.channel.command(Request::AddMemReg, &single(&region), &[fd])?;
-                self.regions.push(region);
+        let new: Vec<Region> = now
+            .into_iter()
+            .filter(|region| !self.regions.contains(region))
+            .collect();
+        if new.is_empty() {
+            return given_back;
+        }
+        let known = self.regions.len();
+        for region in new {
+            let fd = region.fd();
+            if let Err(error) = self.channel.command(Request::AddMemReg, &single(&region), &[fd]) {
+                let taken = self.regions.get(known..).unwrap_or_default().to_vec();
+                // What it does not give back either it has too much; it is tried again.
+                let _ = self.remove_regions(|region| taken.contains(region));
+                return Err(error);
             }
+            self.regions.push(region);
         }
+        // As they come, so that what is the same looks the same.
+        self.regions.sort_by_key(Region::gpa);
         Ok(())
     }
 
-    fn set_table(&mut self, now: Vec<Region>) -> Result<(), BackendError> {
+    /// Asks for all regions of which `is_gone` says so. The first error, after all have been tried.
+    fn remove_regions(&mut self, is_gone: impl Fn(&Region) -> bool) -> Result<(), BackendError> {
+        let mut result = Ok(());
+        for region in std::mem::take(&mut self.regions) {
+            if is_gone(&region)
+                && let Err(error) = self.channel.command(Request::RemMemReg, &single(&region), &[])
+            {
+                result = result.and(Err(error));
+            } else if is_gone(&region) {
+                continue;
+            }
+            self.regions.push(region);
+        }
+        result
+    }
+
+    fn change_table(&mut self, now: Vec<Region>) -> Result<(), BackendError> {
+        let Err(error) = self.send_table(&now) else {
+            self.regions = now;
+            return Ok(());
+        };
+        // The protocol does not say whether a table that was refused has cost the back-end the one before.
+        if !self.is_lost() && !self.regions.is_empty() {
+            let before = std::mem::take(&mut self.regions);
+            if self.send_table(&before).is_err() {
+                self.hang_up();
+            }
+            self.regions = before;
+        }
+        Err(error)
+    }
+
+    fn send_table(&mut self, regions: &[Region]) -> Result<(), BackendError> {
         // Number of regions, and padding.
-        let count = u32::try_from(now.len()).expect("checked: at most 8");
+        let count = u32::try_from(regions.len()).expect("checked: at most 8");
         let mut payload = [count.to_ne_bytes(), [0; 4]].concat();
-        now.iter()
+        regions
+            .iter()
             .for_each(|region| payload.extend_from_slice(&region.describe()));
-        let fds: Vec<RawFd> = now.iter().map(Region::fd).collect();
-        self.channel.command(Request::SetMemTable, &payload, &fds)?;
-        self.regions = now;
-        Ok(())
+        let fds: Vec<RawFd> = regions.iter().map(Region::fd).collect();
+        self.channel.command(Request::SetMemTable, &payload, &fds)
     }
 
     /// Hands a ring over: the back-end serves it from the position that its state has.

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
-use vm_memory::GuestAddressSpace;
+use husk_devices::memory::GuestRegionMmap;
+use vm_memory::{FileOffset, GuestAddress, GuestAddressSpace};
 
 use super::super::channel::REPLY_TIMEOUT;
 use super::super::testing::{Deed, FEATURES, Heard, IMPATIENT, PROTOCOL, regions_of, serve, shared_memory};
@@ -9,9 +10,10 @@ use crate::testing::memory;
 
 fn negotiated(deed: Option<(Request, Deed)>) -> (Result<Frontend, BackendError>, Arc<Heard>) {
     let (here, there) = UnixStream::pair().unwrap();
-    let limit = if deed.is_some() { IMPATIENT } else { REPLY_TIMEOUT };
+    let is_slow = deed.as_ref().is_some_and(|(_, deed)| deed.is_slow());
+    let limit = if is_slow { IMPATIENT } else { REPLY_TIMEOUT };
     let heard = serve(there, deed);
-    (Frontend::negotiate(here, limit, 3), heard)
+    (Frontend::negotiate(here.into(), Deadline::after(limit), 3), heard)
 }
 
 fn frontend() -> (Frontend, Arc<Heard>) {
@@ -123,7 +125,7 @@ fn without_memory_slots_the_whole_table_is_told() {
     let (here, there) = UnixStream::pair().unwrap();
     let few = Some((Request::GetProtocolFeatures, Deed::Number(PROTOCOL & 9)));
     let heard = serve(there, few);
-    let mut frontend = Frontend::negotiate(here, REPLY_TIMEOUT, 3).unwrap();
+    let mut frontend = Frontend::negotiate(here.into(), Deadline::after(REPLY_TIMEOUT), 3).unwrap();
     heard.take();
     frontend.set_memory(&shared_memory(&[8 << 20]).memory()).unwrap();
     let told = heard.take();
@@ -132,6 +134,87 @@ fn without_memory_slots_the_whole_table_is_told() {
     let many: Vec<u64> = (1..=8).map(|n| n << 22).collect();
     let error = frontend.set_memory(&shared_memory(&many).memory()).unwrap_err();
     assert_eq!(error.to_string(), "it takes 8 memory regions, guest RAM has 9");
+}
+
+/// Memory tables in one file.
+struct Tables(Arc<std::fs::File>);
+
+impl Tables {
+    fn new() -> Self {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(64 << 20).unwrap();
+        Self(Arc::new(file))
+    }
+
+    /// `base` with a region of 1 MiB more at `gpa`.
+    fn grown(&self, base: &GuestMemoryMmap, gpa: u64) -> GuestMemoryMmap {
+        let at = Some(FileOffset::from_arc(self.0.clone(), gpa));
+        let region = GuestRegionMmap::from_range(GuestAddress(gpa), 1 << 20, at).unwrap();
+        base.insert_region(Arc::new(region)).unwrap()
+    }
+}
+
+#[test]
+fn memory_that_is_refused_costs_the_back_end_nothing_that_it_had() {
+    let (frontend, heard) = negotiated(Some((Request::AddMemReg, Deed::RefuseLater(7))));
+    let mut frontend = frontend.unwrap();
+    let tables = Tables::new();
+    let before = regions_of(&tables.0, &[]);
+    frontend.set_memory(&before).unwrap();
+    heard.take();
+    let after = tables.grown(&before, 8 << 20);
+    let error = frontend.set_memory(&after).unwrap_err();
+    assert_eq!(error.to_string(), "it refused AddMemReg with code 7");
+    assert!(!frontend.is_lost());
+    frontend.set_memory(&before).unwrap();
+    assert_eq!(heard.requests(), [Request::AddMemReg as u32], "it has what it had");
+}
+
+#[test]
+fn of_several_new_regions_all_are_taken_or_none() {
+    let (frontend, heard) = negotiated(Some((Request::AddMemReg, Deed::RefuseLater(1))));
+    let mut frontend = frontend.unwrap();
+    let tables = Tables::new();
+    // The first is taken, the second is not.
+    let error = frontend.set_memory(&regions_of(&tables.0, &[8 << 20])).unwrap_err();
+    assert!(matches!(error, BackendError::Refused { .. }), "{error}");
+    let told = heard.take();
+    let last = told.last().unwrap();
+    assert_eq!(last.request, Request::RemMemReg as u32);
+    assert_eq!(number(&last.payload, 8), 0, "the one that was taken");
+    assert_eq!(frontend.regions, []);
+}
+
+#[test]
+fn a_region_that_is_not_given_back_is_asked_for_again_and_hampers_no_other() {
+    let (frontend, heard) = negotiated(Some((Request::RemMemReg, Deed::Refuse(1))));
+    let mut frontend = frontend.unwrap();
+    let tables = Tables::new();
+    let base = regions_of(&tables.0, &[]);
+    frontend.set_memory(&tables.grown(&base, 8 << 20)).unwrap();
+    heard.take();
+    assert!(frontend.set_memory(&base).is_err(), "it keeps what is gone");
+    assert!(frontend.set_memory(&tables.grown(&base, 16 << 20)).unwrap());
+    let (add, remove) = (Request::AddMemReg as u32, Request::RemMemReg as u32);
+    assert_eq!(heard.requests(), [remove, remove, add]);
+    assert!(!frontend.is_lost());
+}
+
+#[test]
+fn a_table_that_is_refused_is_followed_by_the_one_before() {
+    let (here, there) = UnixStream::pair().unwrap();
+    let heard = serve(there, Some((Request::SetMemTable, Deed::RefuseLater(1))));
+    let mut frontend = Frontend::negotiate(here.into(), Deadline::after(REPLY_TIMEOUT), 3).unwrap();
+    frontend.slots = false;
+    let tables = Tables::new();
+    let base = regions_of(&tables.0, &[]);
+    frontend.set_memory(&base).unwrap();
+    heard.take();
+    assert!(frontend.set_memory(&tables.grown(&base, 8 << 20)).is_err());
+    let told = heard.take();
+    assert_eq!(told.iter().map(|message| message.fds).collect::<Vec<_>>(), [2, 1]);
+    // This one refuses the old one, too: what it has now is unknown.
+    assert!(frontend.is_lost());
 }
 
 #[test]

@@ -5,23 +5,27 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use husk_devices::Irq;
 use husk_devices::memory::{GuestMemory, GuestMemoryMmap};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::error::BackendError;
-use super::frontend::Vring;
-use super::link::Link;
+use super::doorbell::Doorbell;
+use super::error::{BackendError, chain};
+use super::frontend::{Frontend, Vring};
+use super::link::{Connection, Link};
 use super::refuser::Refuser;
+use super::socket::is_ready;
 use crate::device::{Activation, Handler, HandlerError, StartError, Watch};
 use crate::ring::{Protocol, RingParts, RingState};
 
 /// Token of the connection. A ring whose interrupts are passed on has its number, plus 1.
 const CONNECTION: u32 = 0;
-/// Tokens of the doorbells, once they are this process's to answer: above those of all queues that a device can have.
-const DOORBELLS: u32 = 1 << 16;
+/// Tokens of kicks that the kernel did not catch, and of all kicks once they are this process's to answer: above those of all queues
+/// that a device can have.
+const KICKS: u32 = 1 << 16;
 
 /// Serves no request itself as long as somebody else does.
 pub struct VhostUserHandler {
@@ -32,23 +36,29 @@ pub struct VhostUserHandler {
     rings: Vec<Lent>,
     /// Rings at the beginning of `rings` that the back-end has.
     lent: usize,
+    /// Those that it has ever had since the device started: requests in them may be owed.
+    served: usize,
     /// What is watched of the connection.
     connection: Option<RawFd>,
     /// Has the rings once the back-end is gone.
     refuser: Option<Refuser>,
 }
 
+/// How the connection is taken: with how much patience.
+type Talk<'a> = fn(&'a Link) -> Result<Connection<'a>, BackendError>;
+
 /// A ring for the back-end.
 struct Lent {
     ring: RingParts,
+    doorbell: Doorbell,
     call: Call,
 }
 
 /// How the back-end interrupts.
 enum Call {
-    /// By the eventfd of the MSI-X vector itself.
+    /// By an eventfd that is connected to the MSI-X vector.
     Direct(Irq),
-    /// By an eventfd that this process reads: there is no message, or not yet.
+    /// By an eventfd that this process watches, and never reads: there is no message, or not yet.
     PassedOn(EventFd),
 }
 
@@ -74,7 +84,7 @@ impl VhostUserHandler {
             .rings
             .drain(..)
             .flatten()
-            .map(|ring| Lent::new(ring.into_parts()));
+            .map(|ring| Lent::new(&link, ring.into_parts()));
         Ok(Self {
             rings: rings.collect::<Result<_, _>>()?,
             link,
@@ -82,34 +92,55 @@ impl VhostUserHandler {
             features: activation.features,
             protocol,
             lent: 0,
+            served: 0,
             connection: None,
             refuser: None,
         })
     }
 
-    /// Hands everything over. Returns what ends with the connection.
+    /// Hands everything over, to the back-end that is there when the device starts. Returns what ends with the connection.
     fn lend(&mut self) -> Result<RawFd, BackendError> {
-        let mut connection = self.link.lock();
+        let link = self.link.clone();
+        let mut connection = link.talk()?;
         let frontend = connection.ready()?;
         frontend.set_features(self.features)?;
-        frontend.set_memory(&self.link.shared().unwrap_or(&self.mem).memory())?;
+        frontend.set_memory(&link.shared().unwrap_or(&self.mem).memory())?;
+        self.start_rings(frontend)?;
+        link.metrics().starts.inc();
+        Ok(frontend.as_raw_fd())
+    }
+
+    /// Hands the rings over where they stand, to the back-end that had them before: another one would not know the driver's session.
+    fn lend_again(&mut self) -> Result<(), BackendError> {
+        let link = self.link.clone();
+        let mut connection = link.talk()?;
+        let frontend = connection.present()?;
+        frontend.check()?;
+        self.start_rings(frontend)
+    }
+
+    fn start_rings(&mut self, frontend: &mut Frontend) -> Result<(), BackendError> {
         for lent in &self.rings {
             frontend.start_ring(&Vring {
                 index: lent.ring.state.index,
                 state: &lent.ring.state.queue,
-                kick: lent.ring.kick.as_raw_fd(),
+                kick: lent.doorbell.as_raw_fd(),
                 call: lent.call.fd(),
             })?;
             self.lent = self.lent.saturating_add(1);
+            self.served = self.served.max(self.lent);
         }
-        self.link.metrics().starts.inc();
-        Ok(frontend.as_raw_fd())
+        Ok(())
     }
 
     /// Counts a failure of the back-end, and says whose it is. One that was half-way through something is left.
     fn failed(&self, error: BackendError) -> HandlerError {
         if !error.is_local() {
-            self.link.lock().close();
+            match self.link.talk() {
+                Ok(mut connection) => connection.close(),
+                // Whoever has it finds that it has ended, and so does whoever comes next.
+                Err(_) => self.link.hang_up(),
+            }
         }
         self.link.metrics().backend_failures.inc();
         let socket = self.link.socket().display();
@@ -121,19 +152,27 @@ impl VhostUserHandler {
 }
 
 impl VhostUserHandler {
-    /// Asks for all rings back. The position of one that is not given is a guess.
-    fn take_back(&mut self) {
-        let mut connection = self.link.lock();
-        let mut stopped: Result<(), BackendError> = Ok(());
+    /// Asks for all rings back: a back-end that gives one back is done with it, and with guest memory on its account. The position of one
+    /// that is not given back is a guess.
+    ///
+    /// # Errors
+    /// Not all are given back in time. The back-end has been left: one that lost its front-end lets go of guest memory, and there is no
+    /// other way to make it.
+    fn take_back<'a>(&mut self, link: &'a Link, talk: Talk<'a>) -> Result<(), BackendError> {
         let lent = std::mem::take(&mut self.lent);
+        let mut connection = match lent {
+            0 => Err(BackendError::Gone(None)),
+            _ => talk(link),
+        };
+        let mut stopped: Result<(), BackendError> = Ok(());
         for Lent { ring, .. } in self.rings.iter_mut().take(lent) {
             let queue = &mut ring.state.queue;
             let used = used_index(&self.mem.memory(), queue.used_ring);
-            let position = match &stopped {
-                Err(_) => Err(BackendError::Gone(None)),
-                Ok(()) => connection
+            let position = match (&stopped, &mut connection) {
+                (Ok(()), Ok(connection)) => connection
                     .present()
                     .and_then(|frontend| frontend.stop_ring(ring.state.index)),
+                _ => Err(BackendError::Gone(None)),
             };
             (queue.next_avail, queue.next_used) = match position {
                 Ok(position) => (position, used),
@@ -143,17 +182,30 @@ impl VhostUserHandler {
                 }
             };
         }
-        if let Err(error) = stopped {
-            log::debug!(
-                "{}: not stopped in order: {}",
-                self.link.socket().display(),
-                chain(&error)
-            );
-            // A back-end that lost its front-end lets go of guest memory. There is no other way to make it.
-            connection.close();
+        if let Err(error) = &stopped {
+            log::debug!("{}: not stopped in order: {}", link.socket().display(), chain(error));
+            match &mut connection {
+                Ok(connection) => connection.close(),
+                Err(_) => link.hang_up(),
+            }
         }
         drop(connection);
         self.rings.iter().for_each(Lent::pass_on);
+        stopped
+    }
+
+    /// Stops watching what the back-end had its part in.
+    fn forget(&mut self, watch: &mut dyn Watch) {
+        // Fails for what was not watched yet.
+        if let Some(connection) = self.connection.take() {
+            let _ = watch.forget(connection);
+        }
+        for Lent { ring, call, .. } in &self.rings {
+            let _ = watch.forget(ring.kick.as_raw_fd());
+            if let Call::PassedOn(event) = call {
+                let _ = watch.forget(event.as_raw_fd());
+            }
+        }
     }
 
     /// Whose ring a token stands for, counted from `first`.
@@ -167,51 +219,82 @@ impl Handler for VhostUserHandler {
         let connection = self.lend().map_err(|error| self.failed(error))?;
         watch.readable(connection, CONNECTION).map_err(HandlerError::watch)?;
         self.connection = Some(connection);
-        for (token, lent) in (CONNECTION..).skip(1).zip(&self.rings) {
-            if let Call::PassedOn(event) = &lent.call {
-                watch.readable(event.as_raw_fd(), token).map_err(HandlerError::watch)?;
+        for (number, Lent { ring, call, .. }) in (0..).zip(&self.rings) {
+            let kick = ring.kick.as_raw_fd();
+            watch
+                .readable(kick, KICKS.saturating_add(number))
+                .map_err(HandlerError::watch)?;
+            if let Call::PassedOn(event) = call {
+                let token = CONNECTION.saturating_add(1).saturating_add(number);
+                watch.edges(event.as_raw_fd(), token).map_err(HandlerError::watch)?;
             }
         }
         Ok(())
     }
 
     fn wake(&mut self, token: u32, watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        if let (Some(number), Some(refuser)) = (Self::number(token, DOORBELLS), &mut self.refuser) {
-            return refuser.wake(number, self.link.metrics());
+        if let Some(number) = Self::number(token, KICKS) {
+            if let Some(refuser) = &mut self.refuser {
+                return refuser.wake(number, self.link.metrics());
+            }
+            self.rings.get(number).into_iter().for_each(Lent::relay_kick);
+            return Ok(());
         }
         if let Some(number) = Self::number(token, 1) {
             self.rings.get(number).into_iter().for_each(Lent::pass_on);
             return Ok(());
         }
         // Another thread may be in the middle of an exchange: then this one waits, and finds nothing.
-        let checked = self.link.lock().present().and_then(|frontend| frontend.check());
+        let checked = match self.link.talk() {
+            Ok(mut connection) => connection.present().and_then(Frontend::check),
+            Err(_) => return Ok(()),
+        };
         checked.map_err(|error| {
             // Before the descriptor is closed, and its number somebody else's.
-            if let Some(connection) = self.connection.take() {
-                let _ = watch.forget(connection);
-            }
+            self.forget(watch);
             self.failed(error)
         })
+    }
+
+    /// What the back-end holds it gives back, as for a reset.
+    fn hold(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        if self.refuser.is_some() {
+            return Ok(());
+        }
+        let link = self.link.clone();
+        self.take_back(&link, Link::talk_patiently).map_err(|error| {
+            self.forget(watch);
+            self.failed(error)
+        })
+    }
+
+    fn release(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        if self.refuser.is_some() {
+            return Ok(());
+        }
+        self.lend_again().map_err(|error| {
+            self.forget(watch);
+            self.failed(error)
+        })?;
+        // What became available meanwhile came without a kick that anybody heard.
+        self.rings.iter().for_each(|lent| lent.doorbell.ring());
+        Ok(())
     }
 
     fn survive(&mut self, watch: &mut dyn Watch) -> bool {
         if self.refuser.is_some() {
             return false;
         }
-        if let Some(connection) = self.connection.take() {
-            let _ = watch.forget(connection);
-        }
-        let lent = self.lent;
-        self.take_back();
+        self.forget(watch);
+        let link = self.link.clone();
+        // An error is what led here.
+        let _ = self.take_back(&link, Link::talk);
         let mut refuser = Refuser::new(self.protocol);
-        for (number, Lent { ring, call }) in self.rings.drain(..).enumerate() {
-            if let Call::PassedOn(event) = call {
-                // Fails when it was not watched yet.
-                let _ = watch.forget(event.as_raw_fd());
-            }
-            refuser.take(ring, self.mem.clone(), number < lent, self.link.metrics());
+        for (number, Lent { ring, doorbell, .. }) in self.rings.drain(..).enumerate() {
+            let owed = number < self.served;
+            refuser.take(ring, doorbell, self.mem.clone(), owed, self.link.metrics());
         }
-        let watched = refuser.watch(watch, DOORBELLS);
+        let watched = refuser.watch(watch, KICKS);
         self.refuser = Some(refuser);
         watched.is_ok()
     }
@@ -220,27 +303,39 @@ impl Handler for VhostUserHandler {
         if let Some(refuser) = self.refuser {
             return refuser.into_states();
         }
-        self.take_back();
+        let link = self.link.clone();
+        // The rings come back in any case.
+        let _ = self.take_back(&link, Link::talk);
         self.rings.into_iter().map(|lent| lent.ring.state).collect()
     }
 }
 
 impl Lent {
-    fn new(ring: RingParts) -> Result<Self, StartError> {
+    fn new(link: &Link, ring: RingParts) -> Result<Self, StartError> {
+        let event = |source| StartError::Host {
+            what: "make an eventfd",
+            source,
+        };
         let call = match ring.notify.share() {
             Some(irq) => Call::Direct(irq),
-            None => Call::PassedOn(EventFd::new(EFD_NONBLOCK).map_err(|source| StartError::Host {
-                what: "make an eventfd",
-                source,
-            })?),
+            None => Call::PassedOn(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(event)?),
         };
-        Ok(Self { ring, call })
+        let doorbell = link.make_doorbell(ring.state.index).map_err(event)?;
+        Ok(Self { ring, doorbell, call })
     }
 
-    /// Passes an interrupt of the back-end on, if there is one.
+    /// Passes a kick on that the kernel did not catch.
+    fn relay_kick(&self) {
+        if self.ring.kick.read().is_ok() {
+            self.doorbell.ring();
+        }
+    }
+
+    /// Passes an interrupt of the back-end on, if there was one. It is not read, since it is the back-end's: one interrupt too many is
+    /// harmless.
     fn pass_on(&self) {
         if let Call::PassedOn(event) = &self.call
-            && event.read().is_ok()
+            && let Ok(true) = is_ready(event.as_raw_fd(), libc::POLLIN, Duration::ZERO)
         {
             self.ring.notify.signal();
         }
@@ -261,17 +356,6 @@ fn used_index(mem: &GuestMemoryMmap, used_ring: u64) -> u16 {
     let at = used_ring.checked_add(2).map(GuestAddress);
     let index = at.and_then(|at| mem.load::<u16>(at, Ordering::Acquire).ok());
     u16::from_le(index.unwrap_or_default())
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &BackendError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

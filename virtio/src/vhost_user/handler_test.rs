@@ -1,6 +1,7 @@
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Instant;
 
 use husk_devices::memory::GuestRegionMmap;
 use vm_memory::FileOffset;
@@ -8,7 +9,7 @@ use vm_memory::FileOffset;
 use super::super::channel::REPLY_TIMEOUT;
 use super::super::link::{Link, VhostUserMetrics};
 use super::super::message::Request;
-use super::super::testing::{Deed, Heard, IMPATIENT, regions_of, serve, shared_memory};
+use super::super::testing::{Deed, Heard, IMPATIENT, regions_of, serve, shared_memory, spoil};
 use super::*;
 use crate::device::MemoryListener;
 use crate::ring::{Notify, Reader, Ring, Signal, Trace, Writer};
@@ -42,7 +43,8 @@ struct Bench {
 
 fn bench(deed: Option<(Request, Deed)>) -> Bench {
     let (here, there) = UnixStream::pair().unwrap();
-    let limit = if deed.is_some() { IMPATIENT } else { REPLY_TIMEOUT };
+    let is_slow = deed.as_ref().is_some_and(|(_, deed)| deed.is_slow());
+    let limit = if is_slow { IMPATIENT } else { REPLY_TIMEOUT };
     let heard = serve(there, deed);
     let link = Link::over(here, Path::new("/nowhere/fs.sock"), 2, limit).unwrap();
     heard.take();
@@ -91,9 +93,28 @@ impl Bench {
         running
     }
 
+    /// Has a back-end leave that closes when it is asked to forget a region.
+    fn leave(&self) {
+        let changed = GuestMemory::new(regions_of(&Arc::new(tempfile_of(2 << 20)), &[]));
+        assert!(self.link.memory_changed(&changed, soon()).is_err());
+    }
+
+    /// The device held, as a pause does it.
+    fn hold(&self, worker: &Worker) {
+        worker.hold();
+        while !worker.is_held() {
+            std::thread::yield_now();
+        }
+    }
+
     fn metrics(&self) -> &VhostUserMetrics {
         self.link.metrics()
     }
+}
+
+/// When a change of memory has to be taken.
+fn soon() -> Instant {
+    Instant::now() + REPLY_TIMEOUT
 }
 
 fn tempfile_of(bytes: u64) -> std::fs::File {
@@ -146,13 +167,46 @@ fn a_ring_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn the_back_end_gets_the_drivers_own_doorbell() {
+fn the_back_end_gets_the_doorbell_that_the_kernel_signals_and_no_descriptor_that_this_process_needs() {
     let bench = bench(None);
     let (_worker, _) = bench.started();
-    assert!(same_file(
-        &bench.drivers[1].kick,
-        &bench.heard.event(Request::SetVringKick)
-    ));
+    let given = bench.heard.event(Request::SetVringKick);
+    let doorbell = bench.link.doorbell(1).unwrap().event().clone();
+    assert!(same_file(&doorbell, &given));
+    // A kick that the kernel did not catch gets there all the same.
+    bench.drivers[1].kick.write(1).unwrap();
+    while given.read().is_err() {
+        std::thread::yield_now();
+    }
+    assert!(!same_file(&given, &bench.drivers[1].kick));
+}
+
+#[test]
+fn a_back_end_that_spoils_its_eventfds_holds_up_neither_kicks_nor_the_stop_nor_its_successor() {
+    let mut bench = bench(Some((Request::RemMemReg, Deed::Close)));
+    let (worker, failures) = bench.started();
+    for queue in [0, 1] {
+        spoil(bench.link.doorbell(queue).unwrap().event());
+    }
+    spoil(&bench.heard.event(Request::SetVringCall));
+    for _ in 0..3 {
+        bench.drivers[1].kick.write(1).unwrap();
+    }
+    while bench.drivers[1].kick.read().is_ok() {
+        bench.drivers[1].kick.write(1).unwrap();
+        std::thread::yield_now();
+    }
+    bench.leave();
+    failures.recv().unwrap();
+    let head = ask(&mut bench.drivers[1], 0x8_0000);
+    bench.drivers[1].kick.write(1).unwrap();
+    assert_eq!(answer_of(&mut bench.drivers[1]), (head, 1));
+    // The kernel's signals arrive as well, and are not read: the old back-end may do that.
+    let head = ask(&mut bench.drivers[1], 0x8_1000);
+    bench.link.doorbell(1).unwrap().event().read().unwrap();
+    bench.link.doorbell(1).unwrap().event().write(1).unwrap();
+    assert_eq!(answer_of(&mut bench.drivers[1]), (head, 1));
+    assert_eq!(worker.join().len(), 2);
 }
 
 #[test]
@@ -220,8 +274,7 @@ fn the_death_of_the_back_end_is_a_failure_of_the_device_only() {
     let bench = bench(Some((Request::RemMemReg, Deed::Close)));
     let (worker, failures) = bench.started();
     // The back-end leaves when it is asked to forget a region: the change fails, and so does the device.
-    let changed = GuestMemory::new(regions_of(&Arc::new(tempfile_of(2 << 20)), &[]));
-    assert!(bench.link.memory_changed(&changed).is_err());
+    bench.leave();
     let error = why(failures.recv().unwrap());
     assert_eq!(
         error,
@@ -262,6 +315,7 @@ fn every_step_of_the_start_and_of_the_stop_may_go_wrong() {
             Deed::Close,
             Deed::KeepSilent,
             Deed::Drip,
+            Deed::Dawdle,
             Deed::Say(vec![0x5a; 600]),
         ]
     };
@@ -270,9 +324,12 @@ fn every_step_of_the_start_and_of_the_stop_may_go_wrong() {
         let (worker, failures) = bench.run();
         failures.recv().unwrap();
         assert_eq!(worker.join().len(), 2);
-        assert!(bench.link.lock().present().is_err(), "nobody speaks to it again");
+        assert!(
+            bench.link.talk().unwrap().present().is_err(),
+            "nobody speaks to it again"
+        );
     }
-    for deed in deeds().into_iter().skip(1) {
+    for deed in [Deed::Close, Deed::KeepSilent, Deed::Drip, Deed::Say(vec![0x5a; 600])] {
         let bench = bench(Some((GetVringBase, deed)));
         let (worker, _) = bench.started();
         let positions: Vec<u16> = worker.join().iter().map(|state| state.queue.next_avail).collect();
@@ -291,7 +348,7 @@ fn a_ring_in_memory_of_its_own_fails_the_device_and_not_the_connection() {
     let states = handler.stop();
     let positions: Vec<u16> = states.iter().map(|state| state.queue.next_avail).collect();
     assert_eq!(positions, [7, 0], "the first one was already handed over");
-    assert!(bench.link.lock().present().is_ok());
+    assert!(bench.link.talk().unwrap().present().is_ok());
 }
 
 #[test]
@@ -299,12 +356,15 @@ fn new_memory_is_told_while_the_device_works() {
     let bench = bench(None);
     let file = Arc::new(tempfile_of(64 << 20));
     let mem = GuestMemory::new(regions_of(&file, &[]));
-    bench.link.memory_changed(&mem).unwrap();
+    bench.link.memory_changed(&mem, soon()).unwrap();
     bench.heard.take();
     let at = FileOffset::from_arc(file, 8 << 20);
     let more = GuestRegionMmap::from_range(GuestAddress(8 << 20), 1 << 20, Some(at)).unwrap();
     let grown = mem.memory().insert_region(Arc::new(more));
-    bench.link.memory_changed(&GuestMemory::new(grown.unwrap())).unwrap();
+    bench
+        .link
+        .memory_changed(&GuestMemory::new(grown.unwrap()), soon())
+        .unwrap();
     assert_eq!(bench.heard.requests(), [Request::AddMemReg as u32], "only what is new");
     assert_eq!(bench.metrics().memory_updates.get(), 2);
 }
@@ -342,10 +402,10 @@ fn the_next_start_connects_to_the_next_back_end() {
         serve_next();
         serve_next();
     });
-    bench.link = Link::connect(&path, 2, std::time::Duration::ZERO).unwrap();
+    bench.link = Link::connect(&path, 2, Duration::ZERO).unwrap();
     let (first, failures) = bench.started();
     let other = GuestMemory::new(regions_of(&Arc::new(tempfile_of(2 << 20)), &[]));
-    assert!(bench.link.memory_changed(&other).is_err());
+    assert!(bench.link.memory_changed(&other, soon()).is_err());
     failures.recv().unwrap();
     first.join();
     let (second, _) = bench.run();
@@ -359,7 +419,7 @@ fn the_next_start_connects_to_the_next_back_end() {
 
 #[test]
 fn nobody_at_the_socket_is_an_error_that_says_so() {
-    let patience = std::time::Duration::from_millis(25);
+    let patience = Duration::from_millis(25);
     let error = Link::connect(Path::new("/nowhere/s"), 2, patience).unwrap_err();
     assert_eq!(
         chain(&error),
@@ -387,8 +447,7 @@ fn what_a_dead_back_end_owes_is_refused_and_so_is_what_comes_later() {
     let mut bench = bench(Some((Request::RemMemReg, Deed::Close)));
     let (worker, failures) = bench.started();
     let owed = [(0, 0x8_0000), (1, 0x8_1000)].map(|(queue, at)| ask(&mut bench.drivers[queue], at));
-    let changed = GuestMemory::new(regions_of(&Arc::new(tempfile_of(2 << 20)), &[]));
-    assert!(bench.link.memory_changed(&changed).is_err());
+    bench.leave();
     failures.recv().unwrap();
     for (driver, head) in bench.drivers.iter_mut().zip(owed) {
         assert_eq!(answer_of(driver), (head, 1));
@@ -429,8 +488,7 @@ fn a_back_end_that_ruined_a_ring_costs_that_ring_only() {
     let (worker, failures) = bench.started();
     bench.drivers[0].store(bench.drivers[0].used + 2, 0x1234);
     let owed = ask(&mut bench.drivers[1], 0x8_0000);
-    let changed = GuestMemory::new(regions_of(&Arc::new(tempfile_of(2 << 20)), &[]));
-    assert!(bench.link.memory_changed(&changed).is_err());
+    bench.leave();
     failures.recv().unwrap();
     assert_eq!(answer_of(&mut bench.drivers[1]), (owed, 1));
     assert_eq!(worker.join().len(), 2, "the ruined one comes back, too");
@@ -447,4 +505,155 @@ fn a_driver_that_breaks_the_rules_ends_a_device_that_refuses() {
         std::thread::yield_now();
     }
     assert_eq!(bench.metrics().backend_failures.get(), 1);
+}
+
+#[test]
+fn all_rings_together_are_handed_over_and_taken_back_within_one_limit() {
+    let bench = bench(Some((Request::SetFeatures, Deed::Dawdle)));
+    let (worker, failures) = bench.run();
+    assert!(why(failures.recv().unwrap()).contains("within 100 ms, with all that was asked before"));
+    assert!(bench.heard.requests().len() <= 2, "{:?}", bench.heard.requests());
+    worker.join();
+    let bench = self::bench(Some((Request::GetVringBase, Deed::Dawdle)));
+    let (worker, _) = bench.started();
+    bench.heard.take();
+    worker.join();
+    assert!(bench.heard.requests().len() <= 2, "{:?}", bench.heard.requests());
+}
+
+#[test]
+fn a_device_on_its_way_out_waits_for_no_answer_and_connects_to_nobody() {
+    for step in [
+        Request::SetFeatures,
+        Request::AddMemReg,
+        Request::SetVringEnable,
+        Request::GetVringBase,
+    ] {
+        let mut bench = bench(None);
+        let (here, there) = UnixStream::pair().unwrap();
+        bench.heard = serve(there, Some((step, Deed::KeepSilent)));
+        // Nobody would live to see this limit.
+        let limit = Duration::from_secs(1 << 30);
+        bench.link = Link::over(here, Path::new("/nowhere/s"), 2, limit).unwrap();
+        let (worker, _failures) = bench.run();
+        if step == Request::GetVringBase {
+            while bench.metrics().starts.get() == 0 {
+                std::thread::yield_now();
+            }
+            worker.hold();
+        }
+        while !bench.heard.requests().contains(&(step as u32)) {
+            std::thread::yield_now();
+        }
+        // Whoever changes memory meanwhile waits for the connection until its own deadline, and no longer.
+        let busy = bench.link.memory_changed(&bench.mem, Instant::now());
+        assert_eq!(
+            busy.unwrap_err().to_string(),
+            "/nowhere/s: it was busy with something else for 0 ms"
+        );
+        bench.link.retire();
+        assert_eq!(worker.join().len(), 2, "at {step:?}");
+        let error = bench.link.talk().unwrap().ready().unwrap_err();
+        assert!(matches!(error, BackendError::Gone(None)), "{error}");
+    }
+}
+
+#[test]
+fn memory_that_the_back_end_refuses_is_an_error_of_the_change_and_not_the_end_of_the_share() {
+    let bench = bench(Some((Request::AddMemReg, Deed::RefuseLater(1))));
+    let (worker, failures) = bench.started();
+    let at = FileOffset::new(tempfile_of(1 << 20), 0);
+    let more = GuestRegionMmap::from_range(GuestAddress(8 << 20), 1 << 20, Some(at)).unwrap();
+    let grown = GuestMemory::new(bench.mem.memory().insert_region(Arc::new(more)).unwrap());
+    let error = bench.link.memory_changed(&grown, soon()).unwrap_err().to_string();
+    assert_eq!(error, "/nowhere/fs.sock: it refused AddMemReg with code 1");
+    bench.heard.take();
+    bench.link.memory_changed(&bench.mem, soon()).unwrap();
+    assert_eq!(bench.heard.requests(), [] as [u32; 0], "it has what it had");
+    assert_eq!(
+        worker.join()[0].queue.next_avail,
+        7,
+        "and gives its rings back in order"
+    );
+    assert!(failures.try_recv().is_err());
+}
+
+#[test]
+fn a_held_device_has_its_rings_back_and_goes_on_where_they_stopped() {
+    let bench = bench(None);
+    let (worker, _failures) = bench.started();
+    bench.heard.take();
+    bench.hold(&worker);
+    assert_eq!(bench.heard.requests(), [Request::GetVringBase as u32; 2]);
+    bench.heard.take();
+    let doorbell = bench.link.doorbell(1).unwrap().event().clone();
+    while doorbell.read().is_ok() {}
+    worker.release();
+    while doorbell.read().is_err() {
+        std::thread::yield_now();
+    }
+    let told = bench.heard.take();
+    let bases = told
+        .iter()
+        .filter(|message| message.request == Request::SetVringBase as u32);
+    let bases: Vec<&[u8]> = bases.map(|message| &message.payload[..]).collect();
+    assert_eq!(bases, [[0, 0, 0, 0, 7, 0, 0, 0], [1, 0, 0, 0, 7, 0, 0, 0]]);
+    assert!(
+        !told
+            .iter()
+            .any(|message| message.request == Request::SetFeatures as u32)
+    );
+    assert_eq!(worker.join().len(), 2);
+}
+
+#[test]
+fn a_pause_that_is_given_up_leaves_a_slow_back_end_at_work() {
+    // Each ring comes back after most of the limit for both.
+    let bench = bench(Some((Request::GetVringBase, Deed::Dawdle)));
+    let (worker, failures) = bench.started();
+    bench.heard.take();
+    worker.hold();
+    while bench.heard.requests().is_empty() {
+        std::thread::yield_now();
+    }
+    worker.release();
+    while bench.heard.requests().len() < 2 {
+        std::thread::yield_now();
+    }
+    assert!(failures.try_recv().is_err(), "it has its time");
+    bench.link.retire();
+    worker.join();
+}
+
+#[test]
+fn a_back_end_that_does_not_let_go_is_not_held_and_refuses_what_it_owes() {
+    let mut bench = bench(Some((Request::GetVringBase, Deed::Close)));
+    let (worker, failures) = bench.started();
+    let owed = ask(&mut bench.drivers[1], 0x8_0000);
+    worker.hold();
+    failures.recv().unwrap();
+    assert_eq!(answer_of(&mut bench.drivers[1]), (owed, 1));
+    assert!(!worker.is_held());
+    worker.release();
+    // A device that serves itself is held like any other.
+    bench.hold(&worker);
+    let later = ask(&mut bench.drivers[1], 0x8_1000);
+    bench.drivers[1].kick.write(1).unwrap();
+    worker.release();
+    assert_eq!(answer_of(&mut bench.drivers[1]), (later, 1));
+    worker.join();
+}
+
+#[test]
+fn a_back_end_that_left_while_the_device_was_held_is_replaced_by_nobody() {
+    let mut bench = bench(Some((Request::RemMemReg, Deed::Close)));
+    let (worker, failures) = bench.started();
+    bench.hold(&worker);
+    bench.leave();
+    let owed = ask(&mut bench.drivers[0], 0x8_0000);
+    worker.release();
+    failures.recv().unwrap();
+    assert_eq!(answer_of(&mut bench.drivers[0]), (owed, 1));
+    assert_eq!(bench.metrics().connects.get(), 1);
+    worker.join();
 }

@@ -1,9 +1,14 @@
 //! A device's connection to its back-end, over the device's whole life.
+//!
+//! Whoever speaks to the back-end takes the connection for that time, with one deadline for all exchanges. The lock is held for moments
+//! only: others wait for the connection until deadlines of their own, or end it, and then whoever is in the middle of an exchange
+//! returns at once.
 
 use std::io;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,13 +17,18 @@ use husk_devices::metrics::{Counter, Metered};
 use vm_memory::GuestAddressSpace;
 
 use super::channel::REPLY_TIMEOUT;
-use super::error::BackendError;
+use super::deadline::Deadline;
+use super::doorbell::Doorbell;
+use super::error::{BackendError, chain};
 use super::frontend::Frontend;
 use super::socket::dial;
 use crate::device::MemoryListener;
 
 /// How often a socket that nobody listens at yet is tried.
 const RETRY: Duration = Duration::from_millis(10);
+
+/// How many times the usual limit a back-end may take to finish what it has begun.
+const DRAIN_LIMITS: u32 = 12;
 
 /// What a vhost-user device has done since it was made.
 #[derive(Debug, Default)]
@@ -50,16 +60,33 @@ impl Metered for VhostUserMetrics {
     }
 }
 
-/// The connection. Used by the device's I/O thread, and by the thread that changes guest RAM; never by a vCPU.
+/// The connection. Used by the device's I/O thread, and by the thread that changes guest RAM; a vCPU may end it, and speaks to nobody.
 #[derive(Debug)]
 pub struct Link {
     socket: PathBuf,
     queues: u16,
     limit: Duration,
     metrics: Arc<VhostUserMetrics>,
-    frontend: Mutex<Option<Frontend>>,
     /// What the back-end is told, where that is not what the device reaches.
     shared: OnceLock<GuestMemory>,
+    line: Mutex<Line>,
+    /// The connection has come back.
+    free: Condvar,
+    /// By queue, once it has been handed over.
+    doorbells: Vec<OnceLock<Doorbell>>,
+}
+
+/// Who has the connection.
+#[derive(Debug, Default)]
+struct Line {
+    /// The back-end while nobody speaks to it, if there is one.
+    frontend: Option<Frontend>,
+    /// Somebody speaks to it.
+    busy: bool,
+    /// What can be hung up meanwhile.
+    stream: Option<Arc<UnixStream>>,
+    /// The device is on its way out: there is no other connection after this one.
+    retired: bool,
 }
 
 impl Link {
@@ -89,15 +116,22 @@ impl Link {
         limit: Duration,
     ) -> Result<Arc<Self>, BackendError> {
         let metrics = Arc::<VhostUserMetrics>::default();
-        let frontend = Frontend::negotiate(stream, limit, queues)?;
+        let stream = Arc::new(stream);
+        let frontend = Frontend::negotiate(stream.clone(), Deadline::after(limit), queues)?;
         metrics.connects.inc();
         Ok(Arc::new(Self {
             socket: socket.to_owned(),
             queues,
             limit,
             metrics,
-            frontend: Mutex::new(Some(frontend)),
             shared: OnceLock::new(),
+            line: Mutex::new(Line {
+                frontend: Some(frontend),
+                stream: Some(stream),
+                ..Line::default()
+            }),
+            free: Condvar::new(),
+            doorbells: vec![OnceLock::new(); queues.into()],
         }))
     }
 
@@ -121,12 +155,92 @@ impl Link {
         &self.socket
     }
 
-    /// The connection for one exchange or a few, each bounded in time.
-    pub(super) fn lock(&self) -> Connection<'_> {
-        // A connection that somebody panicked with is one whose next answer does not fit.
-        Connection {
+    /// The doorbell of `queue`, if it was ever handed over.
+    pub(crate) fn doorbell(&self, queue: u16) -> Option<&Doorbell> {
+        self.doorbells.get(usize::from(queue))?.get()
+    }
+
+    /// The same, made when first needed.
+    pub(super) fn make_doorbell(&self, queue: u16) -> io::Result<Doorbell> {
+        let place = self.doorbells.get(usize::from(queue));
+        let place = place.ok_or_else(|| io::Error::other(format!("the device has no queue {queue}")))?;
+        if let Some(doorbell) = place.get() {
+            return Ok(doorbell.clone());
+        }
+        let made = Doorbell::new()?;
+        Ok(place.get_or_init(|| made).clone())
+    }
+
+    /// Ends the connection for good: whoever speaks over it returns at once, and there will be no other. Waits for nobody.
+    pub fn retire(&self) {
+        let mut line = self.line();
+        line.retired = true;
+        line.hang_up();
+    }
+
+    /// Ends this connection, whoever has it.
+    pub(super) fn hang_up(&self) {
+        self.line().hang_up();
+    }
+
+    /// The connection for all that is to be said now, which has the usual time in all.
+    pub(super) fn talk(&self) -> Result<Connection<'_>, BackendError> {
+        self.talk_until(Deadline::after(self.limit))
+    }
+
+    /// The connection for taking rings back that are going to be handed over again: a back-end first finishes the requests that it has
+    /// begun, whatever that waits for. Whoever asks for a pause gives up sooner; the share goes on then, as soon as it can.
+    pub(super) fn talk_patiently(&self) -> Result<Connection<'_>, BackendError> {
+        self.talk_until(Deadline::after(self.limit.saturating_mul(DRAIN_LIMITS)))
+    }
+
+    /// The connection, when nobody else has it any more, for all that can be said until `deadline`.
+    fn talk_until(&self, deadline: Deadline) -> Result<Connection<'_>, BackendError> {
+        let mut line = self.line();
+        while line.busy {
+            let Some(left) = deadline.left() else {
+                let limit = deadline.limit();
+                return Err(BackendError::Busy { limit });
+            };
+            let waited = self.free.wait_timeout(line, left);
+            (line, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        line.busy = true;
+        let mut frontend = line.frontend.take();
+        if let Some(frontend) = &mut frontend {
+            frontend.set_deadline(deadline);
+        }
+        Ok(Connection {
             link: self,
-            frontend: self.frontend.lock().unwrap_or_else(PoisonError::into_inner),
+            deadline,
+            frontend,
+        })
+    }
+
+    /// A new connection, unless the device is on its way out.
+    fn dial(&self) -> Result<Arc<UnixStream>, BackendError> {
+        if self.line().retired {
+            return Err(BackendError::Gone(None));
+        }
+        let stream = Arc::new(dial(&self.socket).map_err(BackendError::Connect)?);
+        let mut line = self.line();
+        line.stream = Some(stream.clone());
+        if line.retired {
+            line.hang_up();
+        }
+        Ok(stream)
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Line {
+    fn hang_up(&self) {
+        if let Some(stream) = &self.stream {
+            // Fails only when the other end has gone already.
+            let _ = stream.shutdown(Shutdown::Both);
         }
     }
 }
@@ -134,7 +248,8 @@ impl Link {
 /// A link that is in use.
 pub(super) struct Connection<'a> {
     link: &'a Link,
-    frontend: MutexGuard<'a, Option<Frontend>>,
+    deadline: Deadline,
+    frontend: Option<Frontend>,
 }
 
 impl Connection<'_> {
@@ -142,11 +257,16 @@ impl Connection<'_> {
     pub fn ready(&mut self) -> Result<&mut Frontend, BackendError> {
         let usable = self.frontend.as_mut().is_some_and(|frontend| frontend.check().is_ok());
         if !usable {
-            *self.frontend = None;
-            let stream = dial(&self.link.socket).map_err(BackendError::Connect)?;
-            let frontend = Frontend::negotiate(stream, self.link.limit, self.link.queues)?;
+            self.close();
+            let dialled = self.link.dial();
+            match dialled.and_then(|stream| Frontend::negotiate(stream, self.deadline, self.link.queues)) {
+                Ok(frontend) => self.frontend = Some(frontend),
+                Err(error) => {
+                    self.close();
+                    return Err(error);
+                }
+            }
             self.link.metrics.connects.inc();
-            *self.frontend = Some(frontend);
         }
         self.present()
     }
@@ -158,30 +278,44 @@ impl Connection<'_> {
 
     /// Ends the connection.
     pub fn close(&mut self) {
-        *self.frontend = None;
+        self.frontend = None;
+        self.link.line().stream = None;
+    }
+}
+
+impl Drop for Connection<'_> {
+    fn drop(&mut self) {
+        let mut line = self.link.line();
+        line.frontend = self.frontend.take();
+        line.busy = false;
+        drop(line);
+        self.link.free.notify_one();
     }
 }
 
 impl MemoryListener for Link {
-    fn memory_changed(&self, memory: &GuestMemory) -> io::Result<()> {
-        let mut connection = self.lock();
-        // One that is not there is told everything when it comes.
-        let Ok(frontend) = connection.present() else {
-            return Ok(());
-        };
-        match frontend.set_memory(&memory.memory()) {
-            Ok(changed) => {
-                if changed {
-                    self.metrics.memory_updates.inc();
-                }
-                Ok(())
-            }
-            Err(error) => {
-                // Without that memory it would fail later, and in a worse place. The I/O thread hears of it and does the rest.
+    fn memory_changed(&self, memory: &GuestMemory, deadline: Instant) -> io::Result<()> {
+        let changed = self.talk_until(Deadline::at(deadline)).and_then(|mut connection| {
+            // One that is not there is told everything when it comes.
+            let Ok(frontend) = connection.present() else {
+                return Ok(false);
+            };
+            let changed = frontend.set_memory(&memory.memory());
+            if frontend.is_lost() {
+                // The I/O thread hears of it and does the rest.
                 frontend.hang_up();
-                Err(io::Error::other(error))
+            }
+            changed
+        });
+        match changed {
+            Ok(true) => self.metrics.memory_updates.inc(),
+            Ok(false) => {}
+            Err(error) => {
+                let socket = self.socket.display();
+                return Err(io::Error::other(format!("{socket}: {}", chain(&error))));
             }
         }
+        Ok(())
     }
 }
 

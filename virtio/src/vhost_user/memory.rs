@@ -38,6 +38,11 @@ impl Region {
         })
     }
 
+    /// Guest-physical address.
+    pub fn gpa(&self) -> u64 {
+        self.gpa
+    }
+
     /// The description, 32 bytes.
     pub fn describe(&self) -> [u8; 32] {
         let mut bytes = [0; 32];

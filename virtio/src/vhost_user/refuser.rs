@@ -4,6 +4,7 @@ use std::os::fd::AsRawFd;
 
 use husk_devices::memory::GuestMemory;
 
+use super::doorbell::Doorbell;
 use super::link::VhostUserMetrics;
 use crate::device::{HandlerError, Watch};
 use crate::ring::{Protocol, Ring, RingError, RingParts, RingState, Step};
@@ -11,7 +12,7 @@ use crate::ring::{Protocol, Ring, RingError, RingParts, RingState, Step};
 /// Serves rings in the place of a back-end.
 pub(super) struct Refuser {
     protocol: &'static dyn Protocol,
-    rings: Vec<Taken>,
+    rings: Vec<(Taken, Doorbell)>,
 }
 
 /// A ring that came back.
@@ -30,8 +31,15 @@ impl Refuser {
         }
     }
 
-    /// Takes a ring; `owed` says that somebody else served it until now. Its doorbell rings at once: there may be requests.
-    pub fn take(&mut self, parts: RingParts, mem: GuestMemory, owed: bool, metrics: &VhostUserMetrics) {
+    /// Takes a ring; `owed` says that somebody else served it until now. It is kicked at once: there may be requests.
+    pub fn take(
+        &mut self,
+        parts: RingParts,
+        doorbell: Doorbell,
+        mem: GuestMemory,
+        owed: bool,
+        metrics: &VhostUserMetrics,
+    ) {
         let state = parts.state;
         let taken = match self.adopt(parts, mem, owed, metrics) {
             Ok(ring) => Taken::Served(Box::new(ring)),
@@ -40,7 +48,7 @@ impl Refuser {
                 Taken::Broken(state)
             }
         };
-        self.rings.push(taken);
+        self.rings.push((taken, doorbell));
     }
 
     fn adopt(
@@ -62,12 +70,13 @@ impl Refuser {
         Ok(ring)
     }
 
-    /// Watches all doorbells, with tokens from `first` on.
+    /// Watches all kicks, with tokens from `first` on: those that the kernel catches, and those that it does not. The former's eventfd
+    /// is in the hands of the old back-end as well, and so is not read.
     pub fn watch(&self, watch: &mut dyn Watch, first: u32) -> Result<(), HandlerError> {
-        for (token, ring) in (first..).zip(&self.rings) {
+        for (token, (ring, doorbell)) in (first..).zip(&self.rings) {
             if let Taken::Served(ring) = ring {
-                watch
-                    .readable(ring.kick().as_raw_fd(), token)
+                let kick = watch.readable(ring.kick().as_raw_fd(), token);
+                kick.and_then(|()| watch.edges(doorbell.as_raw_fd(), token))
                     .map_err(HandlerError::watch)?;
             }
         }
@@ -76,7 +85,7 @@ impl Refuser {
 
     /// Refuses whatever waits in a ring, by its number.
     pub fn wake(&mut self, number: usize, metrics: &VhostUserMetrics) -> Result<(), HandlerError> {
-        let Some(Taken::Served(ring)) = self.rings.get_mut(number) else {
+        let Some((Taken::Served(ring), _)) = self.rings.get_mut(number) else {
             return Ok(());
         };
         let protocol = self.protocol;
@@ -91,7 +100,7 @@ impl Refuser {
 
     /// Where the rings stand.
     pub fn into_states(self) -> Vec<RingState> {
-        let state = |taken| match taken {
+        let state = |(taken, _)| match taken {
             Taken::Served(ring) => ring.into_state(),
             Taken::Broken(state) => state,
         };

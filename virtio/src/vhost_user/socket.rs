@@ -1,14 +1,19 @@
-//! Connecting to a back-end's socket, and looking at it, without waiting.
+//! Connecting to a back-end's socket and looking at it without waiting, and waiting for no longer than is said.
 
-#![expect(unsafe_code, reason = "the standard library has both only with a wait")]
+#![expect(
+    unsafe_code,
+    reason = "the standard library has these only with a wait, or not at all"
+)]
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
-/// Connects to the stream socket at `path`. Where it is not there, or its backlog is full, the answer is an error at once.
+/// Connects to the stream socket at `path`, without ever blocking: where it is not there, or its backlog is full, the answer is an
+/// error at once.
 pub(super) fn dial(path: &Path) -> io::Result<UnixStream> {
     let address = address(path)?;
     let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
@@ -24,9 +29,23 @@ pub(super) fn dial(path: &Path) -> io::Result<UnixStream> {
     if unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    let stream = UnixStream::from(socket);
-    stream.set_nonblocking(false)?;
-    Ok(stream)
+    Ok(UnixStream::from(socket))
+}
+
+/// Waits until `fd` is ready for one of `events` (poll(2)), at most for `patience`. A patience of zero looks, and does not wait.
+///
+/// # Errors
+/// What poll(2) says, an interruption included.
+pub(super) fn is_ready(fd: RawFd, events: i16, patience: Duration) -> io::Result<bool> {
+    // Rounded up: what is left of a deadline must not become a busy loop.
+    let patience = patience.as_micros().div_ceil(1000);
+    let mut polled = libc::pollfd { fd, events, revents: 0 };
+    // SAFETY: the kernel writes to the local alone, during the call only.
+    match unsafe { libc::poll(&raw mut polled, 1, i32::try_from(patience).unwrap_or(i32::MAX)) } {
+        0 => Ok(false),
+        1.. => Ok(true),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Whether the other end has said something, or left, without taking what it said.
@@ -88,6 +107,16 @@ mod tests {
             .collect();
         assert!(!waiting.is_empty());
         assert_eq!(dial(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn readiness_is_looked_at_without_waiting_for_it() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let is_readable = || is_ready(here.as_raw_fd(), libc::POLLIN, Duration::ZERO).unwrap();
+        assert!(!is_readable());
+        io::Write::write_all(&mut &there, b"x").unwrap();
+        assert!(is_readable());
+        assert!(is_ready(here.as_raw_fd(), libc::POLLOUT, Duration::from_secs(60)).unwrap());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use super::message::{HEADER_BYTES, Request};
 
 /// Patience of front-ends in tests that provoke its end. Others have the usual one.
-pub(crate) const IMPATIENT: Duration = Duration::from_millis(30);
+pub(crate) const IMPATIENT: Duration = Duration::from_millis(100);
 /// `VERSION_1`, `RING_EVENT_IDX`, `RING_INDIRECT_DESC` and `PROTOCOL_FEATURES`.
 pub(crate) const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28;
 /// `MQ`, `REPLY_ACK`, `CONFIGURE_MEM_SLOTS`.
@@ -54,6 +54,24 @@ pub(crate) enum Deed {
     Say(Vec<u8>),
     /// The right answer, byte by byte, each as late as possible.
     Drip,
+    /// The right answer, to this request and all that follow, each after most of the time that there is for all of them.
+    Dawdle,
+    /// Says that it failed, from the second time on.
+    RefuseLater(u64),
+}
+
+impl Deed {
+    /// Whether only a limit in time ends it.
+    pub fn is_slow(&self) -> bool {
+        matches!(self, Self::KeepSilent | Self::Drip | Self::Dawdle)
+    }
+}
+
+/// What a back-end can do to an eventfd that it shares: the next write blocks, and so would a read once it has been emptied.
+pub(crate) fn spoil(event: &EventFd) {
+    // SAFETY: takes no memory.
+    assert_eq!(unsafe { libc::fcntl(event.as_raw_fd(), libc::F_SETFL, 0) }, 0);
+    event.write(u64::MAX - 1).unwrap();
 }
 
 /// A message as it came.
@@ -100,16 +118,22 @@ pub(crate) fn serve(mut socket: UnixStream, deed: Option<(Request, Deed)>) -> Ar
     let heard = Arc::<Heard>::default();
     let ears = heard.clone();
     thread::spawn(move || {
+        let (mut dawdles, mut times) = (false, 0);
         while let Some((wants_answer, message)) = receive(&mut socket, &ears) {
             let request = message.request;
             let usual = answer_to(&message).or(wants_answer.then_some(0));
             ears.messages.lock().unwrap().push(message);
-            let mut deed = deed
-                .as_ref()
-                .filter(|(at, _)| *at as u32 == request)
-                .map(|(_, deed)| deed.clone());
-            match deed.take() {
-                None => usual.into_iter().for_each(|number| say(&mut socket, request, number)),
+            let now = deed.as_ref().filter(|(at, _)| *at as u32 == request);
+            times += usize::from(now.is_some());
+            dawdles |= now.is_some_and(|(_, deed)| matches!(deed, Deed::Dawdle));
+            if dawdles {
+                thread::sleep(IMPATIENT * 4 / 5);
+            }
+            match now.map(|(_, deed)| deed.clone()) {
+                Some(Deed::RefuseLater(number)) if times > 1 => say(&mut socket, request, number),
+                None | Some(Deed::Dawdle | Deed::RefuseLater(_)) => {
+                    usual.into_iter().for_each(|number| say(&mut socket, request, number))
+                }
                 Some(Deed::Refuse(number) | Deed::Number(number)) => say(&mut socket, request, number),
                 Some(Deed::Close) => return,
                 Some(Deed::Say(bytes)) => socket.write_all(&bytes).unwrap(),

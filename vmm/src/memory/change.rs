@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 use std::sync::{Arc, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
 
 use husk_virtio::device::MemoryListener;
+use husk_virtio::vhost_user::REPLY_TIMEOUT;
 
 use super::backing::Pages;
 use super::host::Asked;
@@ -181,8 +183,10 @@ impl AddressSpace {
 
     /// Tells all back-ends what there is.
     fn tell(&self) -> Result<(), Fault> {
+        // One for all.
+        let deadline = Instant::now() + REPLY_TIMEOUT;
         for listener in self.listeners() {
-            listener.memory_changed(&self.backends)?;
+            listener.memory_changed(&self.backends, deadline)?;
         }
         Ok(())
     }
@@ -192,8 +196,9 @@ impl AddressSpace {
         if let Err(error) = hide(&self.backends, gpa, bytes) {
             log::error!("memory at {gpa:#x} cannot be taken from back-ends: {error}");
         }
+        let deadline = Instant::now() + REPLY_TIMEOUT;
         for listener in self.listeners() {
-            if let Err(error) = listener.memory_changed(&self.backends) {
+            if let Err(error) = listener.memory_changed(&self.backends, deadline) {
                 log::warn!("a vhost-user back-end does not give memory at {gpa:#x} back: {error}");
             }
         }

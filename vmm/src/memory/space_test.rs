@@ -522,7 +522,7 @@ fn a_back_end_that_refuses_does_not_lose_what_it_has_and_others_forget_the_rest(
 fn back_ends_see_new_memory_before_the_guest_does() {
     struct Order(Arc<FakeSlots>, Mutex<Vec<(usize, usize)>>);
     impl MemoryListener for Order {
-        fn memory_changed(&self, memory: &GuestMemory) -> std::io::Result<()> {
+        fn memory_changed(&self, memory: &GuestMemory, _: std::time::Instant) -> std::io::Result<()> {
             let told = memory.memory().iter().count();
             self.1.lock().unwrap().push((told, self.0.taken().len()));
             Ok(())

@@ -84,7 +84,7 @@ impl FakeBackend {
 }
 
 impl MemoryListener for FakeBackend {
-    fn memory_changed(&self, memory: &GuestMemory) -> io::Result<()> {
+    fn memory_changed(&self, memory: &GuestMemory, _: std::time::Instant) -> io::Result<()> {
         let regions: Vec<u64> = memory.memory().iter().map(|region| region.start_addr().0).collect();
         let mut told = self.told.lock().unwrap();
         if self.refuse_more.load(Ordering::Relaxed) && told.last().is_none_or(|last| last.len() < regions.len()) {

@@ -222,8 +222,6 @@ const FS: &[Rule] = &[
     any(libc::SYS_recvmsg),
     any(libc::SYS_recvfrom),
     any(libc::SYS_sendto),
-    // Limits to how long a backend is waited for.
-    any(libc::SYS_setsockopt),
     any(libc::SYS_shutdown),
 ];
 
