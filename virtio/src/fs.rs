@@ -124,7 +124,9 @@ impl VirtioDevice for Fs {
     }
 
     fn doorbell(&self, queue: u16) -> Option<Arc<EventFd>> {
-        self.link.doorbell(queue).map(|doorbell| doorbell.event().clone())
+        let doorbell = self.link.doorbell(queue);
+        // Without one, kicks arrive at the queue's own eventfd, and are passed on.
+        doorbell.ok().map(|doorbell| doorbell.event().clone())
     }
 
     fn retire(&mut self) {

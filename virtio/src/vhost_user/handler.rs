@@ -136,11 +136,7 @@ impl VhostUserHandler {
     /// Counts a failure of the back-end, and says whose it is. One that was half-way through something is left.
     fn failed(&self, error: BackendError) -> HandlerError {
         if !error.is_local() {
-            match self.link.talk() {
-                Ok(mut connection) => connection.close(),
-                // Whoever has it finds that it has ended, and so does whoever comes next.
-                Err(_) => self.link.hang_up(),
-            }
+            self.link.close();
         }
         self.link.metrics().backend_failures.inc();
         let socket = self.link.socket().display();
@@ -156,8 +152,8 @@ impl VhostUserHandler {
     /// that is not given back is a guess.
     ///
     /// # Errors
-    /// Not all are given back in time. The back-end has been left: one that lost its front-end lets go of guest memory, and there is no
-    /// other way to make it.
+    /// Not all are given back in time. The back-end has been hung up on: one that lost its front-end lets go of guest memory, and there is
+    /// no other way to make it.
     fn take_back<'a>(&mut self, link: &'a Link, talk: Talk<'a>) -> Result<(), BackendError> {
         let lent = std::mem::take(&mut self.lent);
         let mut connection = match lent {
@@ -184,10 +180,7 @@ impl VhostUserHandler {
         }
         if let Err(error) = &stopped {
             log::debug!("{}: not stopped in order: {}", link.socket().display(), chain(error));
-            match &mut connection {
-                Ok(connection) => connection.close(),
-                Err(_) => link.hang_up(),
-            }
+            link.hang_up();
         }
         drop(connection);
         self.rings.iter().for_each(Lent::pass_on);
@@ -244,6 +237,11 @@ impl Handler for VhostUserHandler {
             self.rings.get(number).into_iter().for_each(Lent::pass_on);
             return Ok(());
         }
+        if self.link.is_retired() {
+            // It was hung up on, and the request to stop is on its way.
+            self.forget(watch);
+            return Ok(());
+        }
         // Another thread may be in the middle of an exchange: then this one waits, and finds nothing.
         let checked = match self.link.talk() {
             Ok(mut connection) => connection.present().and_then(Frontend::check),
@@ -287,8 +285,9 @@ impl Handler for VhostUserHandler {
         }
         self.forget(watch);
         let link = self.link.clone();
-        // An error is what led here.
-        let _ = self.take_back(&link, Link::talk);
+        if self.take_back(&link, Link::talk).is_err() {
+            link.close();
+        }
         let mut refuser = Refuser::new(self.protocol);
         for (number, Lent { ring, doorbell, .. }) in self.rings.drain(..).enumerate() {
             let owed = number < self.served;
@@ -304,8 +303,9 @@ impl Handler for VhostUserHandler {
             return refuser.into_states();
         }
         let link = self.link.clone();
-        // The rings come back in any case.
-        let _ = self.take_back(&link, Link::talk);
+        if self.take_back(&link, Link::talk).is_err() {
+            link.close();
+        }
         self.rings.into_iter().map(|lent| lent.ring.state).collect()
     }
 }
@@ -320,7 +320,7 @@ impl Lent {
             Some(irq) => Call::Direct(irq),
             None => Call::PassedOn(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(event)?),
         };
-        let doorbell = link.make_doorbell(ring.state.index).map_err(event)?;
+        let doorbell = link.doorbell(ring.state.index).map_err(event)?;
         Ok(Self { ring, doorbell, call })
     }
 

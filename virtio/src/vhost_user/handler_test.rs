@@ -657,3 +657,38 @@ fn a_back_end_that_left_while_the_device_was_held_is_replaced_by_nobody() {
     assert_eq!(bench.metrics().connects.get(), 1);
     worker.join();
 }
+
+#[test]
+fn the_end_of_a_device_is_no_failure_of_its_back_end() {
+    struct Blind;
+    impl Watch for Blind {
+        fn readable(&mut self, _: RawFd, _: u32) -> io::Result<()> {
+            Ok(())
+        }
+        fn forget(&mut self, _: RawFd) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let bench = bench(None);
+    let mut handler = bench.handler();
+    handler.watch(&mut Blind).unwrap();
+    bench.link.retire();
+    handler.wake(CONNECTION, &mut Blind).unwrap();
+    assert_eq!(handler.stop().len(), 2);
+    assert_eq!(bench.metrics().backend_failures.get(), 0);
+}
+
+#[test]
+fn a_back_end_that_is_gone_keeps_nobody_from_changing_memory() {
+    // While the device does not run, nobody else notices.
+    let (here, there) = UnixStream::pair().unwrap();
+    serve(there.try_clone().unwrap(), None);
+    let link = Link::over(here, Path::new("/nowhere/s"), 2, REPLY_TIMEOUT).unwrap();
+    there.shutdown(std::net::Shutdown::Both).unwrap();
+    link.memory_changed(&shared_memory(&[]), soon()).unwrap();
+    // The same after a stop that it did not answer.
+    let bench = bench(Some((Request::GetVringBase, Deed::Close)));
+    let (worker, _) = bench.started();
+    worker.join();
+    bench.link.memory_changed(&shared_memory(&[]), soon()).unwrap();
+}

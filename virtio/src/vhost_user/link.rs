@@ -72,7 +72,7 @@ pub struct Link {
     line: Mutex<Line>,
     /// The connection has come back.
     free: Condvar,
-    /// By queue, once it has been handed over.
+    /// By queue, once it is needed.
     doorbells: Vec<OnceLock<Doorbell>>,
 }
 
@@ -155,13 +155,8 @@ impl Link {
         &self.socket
     }
 
-    /// The doorbell of `queue`, if it was ever handed over.
-    pub(crate) fn doorbell(&self, queue: u16) -> Option<&Doorbell> {
-        self.doorbells.get(usize::from(queue))?.get()
-    }
-
-    /// The same, made when first needed.
-    pub(super) fn make_doorbell(&self, queue: u16) -> io::Result<Doorbell> {
+    /// The doorbell of `queue`, always the same one. Made when first needed.
+    pub(crate) fn doorbell(&self, queue: u16) -> io::Result<Doorbell> {
         let place = self.doorbells.get(usize::from(queue));
         let place = place.ok_or_else(|| io::Error::other(format!("the device has no queue {queue}")))?;
         if let Some(doorbell) = place.get() {
@@ -178,9 +173,22 @@ impl Link {
         line.hang_up();
     }
 
+    /// Whether [`Link::retire`] was called.
+    pub(super) fn is_retired(&self) -> bool {
+        self.line().retired
+    }
+
     /// Ends this connection, whoever has it.
     pub(super) fn hang_up(&self) {
         self.line().hang_up();
+    }
+
+    /// Ends this connection and closes it, or leaves that to whoever has it.
+    pub(super) fn close(&self) {
+        match self.talk() {
+            Ok(mut connection) => connection.close(),
+            Err(_) => self.hang_up(),
+        }
     }
 
     /// The connection for all that is to be said now, which has the usual time in all.
@@ -300,6 +308,11 @@ impl MemoryListener for Link {
             let Ok(frontend) = connection.present() else {
                 return Ok(false);
             };
+            if frontend.check().is_err() {
+                // Whoever serves the device's rings, if there are any, sees it, too.
+                frontend.hang_up();
+                return Ok(false);
+            }
             let changed = frontend.set_memory(&memory.memory());
             if frontend.is_lost() {
                 // The I/O thread hears of it and does the rest.
