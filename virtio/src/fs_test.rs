@@ -204,6 +204,35 @@ fn requests_of_every_queue_are_answered_without_this_process() {
 }
 
 #[test]
+fn a_paused_device_is_served_from_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let servant = serve(&folder.path().join("s"), 1);
+    let mut fs = Fs::connect(&config(folder.path())).unwrap();
+    let mem = shared_memory(&[]);
+    let mut drivers = [0x1_0000, 0x2_0000, 0x3_0000].map(|base| Driver::new(&mem, base, 16));
+    let worker = run(&mut fs, activation(&drivers, &mem, &Notify::none(), None));
+    for _ in 0..20 {
+        ask(&mut drivers);
+        worker.hold();
+        while !worker.is_held() {
+            thread::yield_now();
+        }
+        // Requests that come while nobody looks.
+        let [driver, ..] = &mut drivers;
+        driver.add(&[Buf::Out(0x8_0000, 7), Buf::In(0x8_0100, 7)]);
+        worker.release();
+        while driver.take_used().is_none() {
+            thread::yield_now();
+        }
+    }
+    worker.join();
+    let metrics = fs.metrics();
+    assert_eq!((metrics.starts.get(), metrics.backend_failures.get()), (1, 0));
+    drop(fs);
+    servant.join().unwrap();
+}
+
+#[test]
 fn a_device_that_was_reset_is_served_from_the_beginning() {
     let folder = tempfile::tempdir().unwrap();
     let servant = serve(&folder.path().join("s"), 1);
