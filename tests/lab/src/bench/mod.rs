@@ -11,6 +11,7 @@
 //! Every subject is seen from outside in the same way: the guest writes a byte to its serial port, and the VMM passes it on.
 
 mod boot;
+mod elf;
 mod emulated;
 mod figures;
 mod footprint;
