@@ -10,6 +10,11 @@
 //! | 0x8000_0008 | ECX 7:0, 15:12 | N - 1; bits of an APIC ID |
 //! | 0x8000_001e | EAX; EBX; ECX | APIC ID; core ID; node 0 |
 //! | 0x8000_0026 | | absent |
+//!
+//! KVM lists the leaves of the processor's name, 0x8000_0002 to 0x8000_0004, as zero, and a guest then makes one up of its family: they
+//! are the host's.
+
+use std::arch::x86_64::{__cpuid, CpuidResult};
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
@@ -26,6 +31,11 @@ const KVM_FEATURE_MSI_EXT_DEST_ID: u32 = 15;
 
 /// What SVM can do (AMD APM vol. 3 appendix E).
 const SVM_FEATURES: u32 = 0x8000_000a;
+
+/// The highest extended leaf.
+const EXTENDED: u32 = 0x8000_0000;
+/// The processor's name: 48 characters, 16 a leaf (AMD APM vol. 3 §E.4.3).
+const BRAND: [u32; 3] = [0x8000_0002, 0x8000_0003, 0x8000_0004];
 
 /// Leaf 0x1, ECX.
 const FEATURE_VMX: u32 = 1 << 5;
@@ -76,6 +86,23 @@ impl Topology {
         self
     }
 
+    /// The same with the processor's name.
+    #[must_use]
+    pub(super) fn with_brand(mut self, brand: [CpuidResult; 3]) -> Self {
+        self.entries.retain(|entry| !BRAND.contains(&entry.function));
+        for (function, CpuidResult { eax, ebx, ecx, edx }) in BRAND.into_iter().zip(brand) {
+            self.entries.push(kvm_cpuid_entry2 {
+                function,
+                eax,
+                ebx,
+                ecx,
+                edx,
+                ..Default::default()
+            });
+        }
+        self
+    }
+
     /// CPUID of vCPU `id`, whose TSC runs at `tsc_khz`.
     ///
     /// # Panics
@@ -88,13 +115,20 @@ impl Topology {
         if let Some(khz) = tsc_khz {
             publish_frequency(&mut entries, khz);
         }
-        CpuId::from_entries(&entries).expect("at most four entries more than KVM gave, whose number has a limit of 256")
+        CpuId::from_entries(&entries)
+            .expect("at most seven entries more than KVM gave, whose number has a limit of 256")
     }
 
     /// How many vCPUs the topology describes.
     pub fn vcpus(&self) -> u32 {
         self.vcpus
     }
+}
+
+/// The name of this machine's processor; `None` if it has none.
+pub(super) fn host_brand() -> Option<[CpuidResult; 3]> {
+    let has_brand = BRAND.into_iter().all(|leaf| leaf <= __cpuid(EXTENDED).eax);
+    has_brand.then(|| BRAND.map(__cpuid))
 }
 
 /// Bits that number `count` things: 0 for one, 3 for eight, 4 for nine.

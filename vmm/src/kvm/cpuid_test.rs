@@ -91,6 +91,34 @@ fn frequencies_are_published_where_the_guest_looks() {
     assert_eq!(find(&cpuid, 0x15, 0).ecx, 2_900_000_000);
 }
 
+/// The name in the leaves of `cpuid`.
+fn brand(cpuid: &CpuId) -> String {
+    let words = BRAND.into_iter().flat_map(|leaf| {
+        let kvm_cpuid_entry2 { eax, ebx, ecx, edx, .. } = find(cpuid, leaf, 0);
+        [eax, ebx, ecx, edx]
+    });
+    let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
+    String::from_utf8_lossy(&bytes).trim_matches(['\0', ' ']).to_string()
+}
+
+#[test]
+fn the_guest_sees_the_name_of_the_hosts_processor_whatever_kvm_lists() {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    let (_, name) = text.lines().find_map(|line| line.split_once("model name\t: ")).unwrap();
+    let of_host = host_brand().unwrap();
+    let mut listed = host().as_slice().to_vec();
+    listed.extend(BRAND.map(|function| kvm_cpuid_entry2 {
+        function,
+        ..Default::default()
+    }));
+    for supported in [host(), CpuId::from_entries(&listed).unwrap()] {
+        let cpuid = Topology::new(&supported, 2, true).with_brand(of_host).cpuid(1, None);
+        assert_eq!(brand(&cpuid), name.trim());
+        let leaves = cpuid.as_slice().iter().filter(|entry| BRAND.contains(&entry.function));
+        assert_eq!(leaves.count(), 3);
+    }
+}
+
 proptest! {
     #[test]
     fn any_count_gives_every_vcpu_an_id_that_fits(vcpus in 1_u32..4096) {

@@ -123,7 +123,11 @@ impl Kvm {
 
     /// CPUID for the `vcpus` vCPUs of one VM.
     pub fn topology(&self, vcpus: u32) -> Topology {
-        Topology::new(&self.supported, vcpus, self.kvm.check_extension(Cap::TscDeadlineTimer))
+        let topology = Topology::new(&self.supported, vcpus, self.kvm.check_extension(Cap::TscDeadlineTimer));
+        match cpuid::host_brand() {
+            Some(brand) => topology.with_brand(brand),
+            None => topology,
+        }
     }
 
     /// Creates a VM without memory, interrupt controller or vCPUs.
