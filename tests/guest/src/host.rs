@@ -1,27 +1,23 @@
 //! The emulated host: prepares a small Linux and runs one [`Job`] in it.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::fs::{self, OpenOptions};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
-use cpio::newc;
 use husk_guest::job::{HEADER_BYTES, JOB_FILE, Job, Outcome};
 
 use crate::{setup, sys};
 
 const PATH: &str = "/work/bin:/bin";
 
-/// Where a job leaves the files that the user gets back.
-const OUT: &str = "/work/out";
-
 /// Runs the job and saves its outcome.
 ///
 /// # Errors
 ///
-/// The results disk cannot be written. Every other failure is in the outcome.
+/// The disk for it cannot be written. Every other failure is in the outcome.
 pub fn run() -> Result<()> {
     let outcome = match prepare().and_then(|_idle_vm| run_job()) {
         Ok(exit) => Outcome { exit, error: None },
@@ -30,7 +26,7 @@ pub fn run() -> Result<()> {
             error: Some(format!("{error:#}")),
         },
     };
-    save(outcome).context("cannot save the results")
+    save(&outcome).context("cannot save the outcome")
 }
 
 fn prepare() -> Result<[OwnedFd; 2]> {
@@ -48,7 +44,6 @@ fn prepare() -> Result<[OwnedFd; 2]> {
         fs::create_dir_all(target)?;
         sys::mount(device, target, "ext4", target == "/lab").with_context(|| format!("cannot mount {target}"))?;
     }
-    fs::create_dir_all(OUT)?;
     Command::new("/bin/busybox")
         .args(["ip", "link", "set", "lo", "up"])
         .status()
@@ -101,48 +96,12 @@ fn run_job() -> Result<i32> {
     }
 }
 
-fn save(mut outcome: Outcome) -> Result<()> {
+fn save(outcome: &Outcome) -> Result<()> {
     setup::wait_for("/dev/vdc")?;
     let disk = OpenOptions::new().write(true).open("/dev/vdc")?;
-    let mut out = BufWriter::with_capacity(1 << 20, &disk);
-    // The files first: a header is proof that everything behind it is complete.
-    out.write_all(&[0; HEADER_BYTES])?;
-    if let Err(error) = archive(&mut out) {
-        outcome.error.get_or_insert(format!("cannot save files: {error:#}"));
-    }
-    out.flush()?;
-    drop(out);
-    disk.sync_all()?;
-    let mut header = serde_json::to_vec(&outcome)?;
+    let mut header = serde_json::to_vec(outcome)?;
     header.resize(HEADER_BYTES, 0);
-    std::os::unix::fs::FileExt::write_all_at(&disk, &header, 0)?;
+    disk.write_all_at(&header, 0)?;
     disk.sync_all()?;
     Ok(())
-}
-
-/// Writes the files below [`OUT`] as a newc archive.
-fn archive(out: &mut impl Write) -> Result<()> {
-    for path in files(Path::new(OUT))? {
-        let name = path.strip_prefix(OUT)?.to_string_lossy().into_owned();
-        let mut file = File::open(&path)?;
-        let length = u32::try_from(file.metadata()?.len()).with_context(|| format!("{name} is too large"))?;
-        let mut entry = newc::Builder::new(&name).mode(0o100_644).write(&mut *out, length);
-        io::copy(&mut file, &mut entry)?;
-        entry.finish()?;
-    }
-    newc::trailer(out)?;
-    Ok(())
-}
-
-fn files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(folder).into_iter().flatten() {
-        let entry = entry?;
-        match entry.file_type()? {
-            kind if kind.is_dir() => all.extend(files(&entry.path())?),
-            kind if kind.is_file() => all.push(entry.path()),
-            _ => {}
-        }
-    }
-    Ok(all)
 }

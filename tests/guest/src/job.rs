@@ -1,4 +1,4 @@
-//! What the emulated host is asked to run, and how its results come back.
+//! What the emulated host is asked to run, and how it says that this ended.
 //!
 //! The lab gives the emulated host three disks:
 //!
@@ -6,17 +6,17 @@
 //! |--------|------------------------------------------------|---------------------------------|
 //! | `vda`  | ext4: kernels, guest images                    | `/lab`, read-only               |
 //! | `vdb`  | ext4: this run's binaries, [`JOB_FILE`]        | `/work`, writable               |
-//! | `vdc`  | raw, initially zero                            | results: [`Outcome`] and files  |
+//! | `vdc`  | raw, initially zero                            | the [`Outcome`]                 |
 //!
-//! The first [`HEADER_BYTES`] of `vdc` hold the [`Outcome`] as JSON padded with zeroes, and behind it is a newc archive of
-//! everything below `/work/out`. The command's terminal is the second serial port; the first is the kernel's.
+//! The [`HEADER_BYTES`] of `vdc` hold the [`Outcome`] as JSON padded with zeroes. The command's terminal is the second serial port; the
+//! first is the kernel's.
 
 use serde::{Deserialize, Serialize};
 
 /// Where the emulated host finds its [`Job`], below `/work`.
 pub const JOB_FILE: &str = "job.json";
 
-/// Space for the [`Outcome`] at the start of the results disk.
+/// Space for the [`Outcome`] on its disk.
 pub const HEADER_BYTES: usize = 4096;
 
 /// A command for the emulated host.
@@ -35,6 +35,6 @@ pub struct Job {
 pub struct Outcome {
     /// Exit code, or 128 plus the signal that killed the command.
     pub exit: i32,
-    /// Why the command did not start or its files could not be saved.
+    /// Why the command did not start.
     pub error: Option<String>,
 }

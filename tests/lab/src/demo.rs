@@ -60,7 +60,7 @@ fn emulated(emulator: &Emulator) -> Result<bool> {
     request.command.extend(words(Path::new("/lab")));
     request.files.push((std::env::current_exe()?, "bin/husk-lab".into()));
     let mut booting = Some(progress::Ticker::start("booting the emulated host"));
-    let finished = emulator.run(&request, &mut |bytes| {
+    let exit = emulator.run(&request, &mut |bytes| {
         if let Some(ticker) = booting.take() {
             ticker.end("");
             progress::say(
@@ -70,7 +70,7 @@ fn emulated(emulator: &Emulator) -> Result<bool> {
         let _ = std::io::stdout().write_all(bytes);
         let _ = std::io::stdout().flush();
     })?;
-    Ok(finished.exit == 0)
+    Ok(exit == 0)
 }
 
 /// Arguments of `husk-lab life`.

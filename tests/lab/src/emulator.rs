@@ -1,27 +1,28 @@
 //! The emulated host: QEMU emulates a machine with SVM in software, a stock kernel boots in it, and a command runs there.
 //!
 //! The kernel's console is the first serial port and goes to a file; the command's terminal is the second, and is passed on as it
-//! comes. Results come back on a disk of their own ([`husk_guest::job`]).
+//! comes. How it ended comes back on a disk of its own ([`husk_guest::job`]).
 
+use std::error::Error;
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use husk_guest::job::{HEADER_BYTES, JOB_FILE, Job, Outcome};
 
-use crate::archive::{self, FileBack};
 use crate::build::Programs;
 use crate::command::find;
 use crate::kernel::HOST_KERNEL;
 use crate::paths::Lab;
-use crate::{images, packages, sys, watched};
-
-/// Room for the files that come back.
-const RESULTS_BYTES: u64 = 64 << 20;
+use crate::pulse::Pulse;
+use crate::watched::{self, Limits};
+use crate::{images, packages, sys};
 
 /// Free space on the command's writable disk.
 const SCRATCH_MIB: u64 = 512;
@@ -75,16 +76,33 @@ pub struct Request {
     pub terminal: Terminal,
     /// When to give up.
     pub timeout: Option<Duration>,
+    /// What shows that the host gets on, for who wants it given up when it does not.
+    pub pulse: Option<Arc<Pulse>>,
 }
 
-/// What came back from the emulated host.
-#[derive(Clone, Debug)]
-pub struct Finished {
-    /// The command's exit code.
-    pub exit: i32,
-    /// What the command left in `/work/out`.
-    pub files: Vec<FileBack>,
+/// An emulated host that did not live to the end of its command.
+#[derive(Debug)]
+pub struct Lost {
+    /// Why, in a line.
+    pub why: String,
+    /// The end of its console, and where all of it is.
+    console: String,
 }
+
+impl Lost {
+    /// Lost for this reason; `console` follows it in messages.
+    pub fn new(why: String, console: String) -> Self {
+        Self { why, console }
+    }
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.why, self.console)
+    }
+}
+
+impl Error for Lost {}
 
 /// Everything that booting the host takes, ready to use any number of times.
 pub struct Emulator {
@@ -113,16 +131,16 @@ impl Emulator {
         })
     }
 
-    /// Boots the host, runs the command, and powers the host off. `output` gets what the command writes, as it comes.
+    /// Boots the host, runs the command, and powers the host off; the command's exit code. `output` gets what the command writes, as it comes.
     ///
     /// # Errors
     ///
-    /// The host did not come up, died, or did not end in time; the message has the end of its console.
-    pub fn run(&self, request: &Request, output: &mut dyn FnMut(&[u8])) -> Result<Finished> {
+    /// The host did not come up, died, stood still, or did not end in time: it is [`Lost`].
+    pub fn run(&self, request: &Request, output: &mut dyn FnMut(&[u8])) -> Result<i32> {
         let folder = self.lab.new_run()?;
         let console = folder.path().join("console.log");
         let results = folder.path().join("results.img");
-        File::create(&results)?.set_len(RESULTS_BYTES)?;
+        File::create(&results)?.set_len(HEADER_BYTES as u64)?;
         File::create(&console)?;
         let kept = (File::open(&results)?, File::open(&console)?);
         self.make_work_disk(request, folder.path())?;
@@ -133,12 +151,12 @@ impl Emulator {
             drop(folder.take());
             output(bytes);
         };
-        let ended = watched::run(
-            &mut qemu,
-            request.terminal == Terminal::Captured,
-            request.timeout,
-            &mut remove_then_pass,
-        );
+        let limits = Limits {
+            timeout: request.timeout,
+            pulse: request.pulse.clone(),
+        };
+        let captured = request.terminal == Terminal::Captured;
+        let ended = watched::run(&mut qemu, captured, &limits, &mut remove_then_pass);
         finish(ended, kept, &self.lab.path("host/last-console.log"))
             .with_context(|| format!("emulated host (`{}`)", request.command.join(" ")))
     }
@@ -225,7 +243,7 @@ fn with_path(before: &str, path: &Path, after: &str) -> OsString {
 }
 
 /// Reads the results disk, or explains its absence by the host's console.
-fn finish(ended: Result<()>, (mut results, console): (File, File), kept_console: &Path) -> Result<Finished> {
+fn finish(ended: Result<()>, (mut results, console): (File, File), kept_console: &Path) -> Result<i32> {
     let mut header = vec![0; HEADER_BYTES];
     results.read_exact(&mut header)?;
     let text = header.split(|byte| *byte == 0).next().unwrap_or_default();
@@ -238,20 +256,15 @@ fn finish(ended: Result<()>, (mut results, console): (File, File), kept_console:
         let why = ended
             .err()
             .map_or_else(|| "died before the command ended".into(), |error| format!("{error:#}"));
-        bail!(
-            "{why}; the end of its console (all of it: {}):\n{}",
+        let console = format!(
+            "the end of its console (all of it: {}):\n{}",
             kept_console.display(),
             tail.join("\n")
         );
+        return Err(Lost::new(why, console).into());
     };
     if let Some(error) = outcome.error {
         bail!("{error}");
     }
-    results.seek(SeekFrom::Start(HEADER_BYTES as u64))?;
-    let mut bytes = Vec::new();
-    results.read_to_end(&mut bytes)?;
-    Ok(Finished {
-        exit: outcome.exit,
-        files: archive::read(&bytes)?,
-    })
+    Ok(outcome.exit)
 }

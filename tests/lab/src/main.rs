@@ -22,6 +22,7 @@ mod packages;
 mod paths;
 mod pool;
 mod progress;
+mod pulse;
 #[cfg(test)]
 mod readme_test;
 mod report;

@@ -179,9 +179,9 @@ fn in_some_host<W: Write>(emulator: &Emulator, request: &Request, out: impl Fn()
 /// What `request` printed, and whether all tests held, in one boot of the emulated host.
 fn in_one_host<W: Write>(emulator: &Emulator, request: &Request, out: W) -> Result<(Report<W>, bool)> {
     let mut report = Report::new(out);
-    let finished = emulator.run(request, &mut |bytes| report.bytes(bytes))?;
+    let exit = emulator.run(request, &mut |bytes| report.bytes(bytes))?;
     report.tally.close();
-    Ok((report, finished.exit == 0))
+    Ok((report, exit == 0))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,6 +1,8 @@
 //! Steps that the user sees: what is being done, for how long already, and how long it took.
 
 use std::io::{IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -18,6 +20,24 @@ const LONGEST_PERIOD: Duration = Duration::from_secs(60);
 pub fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let ticker = Ticker::start(what);
     let result = work();
+    ticker.end(if result.is_ok() { "" } else { ", failed" });
+    result
+}
+
+/// Runs `work`, which does the same `all` times, as a visible step that says how far it is; `work` tells of each time that is done.
+///
+/// # Errors
+///
+/// What `work` returned.
+pub fn counted<T>(what: &str, all: usize, work: impl FnOnce(&dyn Fn()) -> Result<T>) -> Result<T> {
+    let done = Arc::new(AtomicUsize::new(0));
+    let ticker = Ticker::with(what, {
+        let done = Arc::clone(&done);
+        move || format!(", {} of {all}", done.load(Ordering::Relaxed))
+    });
+    let result = work(&|| {
+        done.fetch_add(1, Ordering::Relaxed);
+    });
     ticker.end(if result.is_ok() { "" } else { ", failed" });
     result
 }
@@ -51,6 +71,11 @@ pub struct Ticker {
 impl Ticker {
     /// Shows the step.
     pub fn start(what: &str) -> Self {
+        Self::with(what, String::new)
+    }
+
+    /// Shows the step, and behind its seconds how far it is.
+    fn with(what: &str, how_far: impl Fn() -> String + Send + 'static) -> Self {
         let (stop, stopped) = mpsc::channel();
         let terminal = std::io::stderr().is_terminal();
         let mut period = Duration::from_millis(if terminal { 200 } else { 5000 });
@@ -63,12 +88,12 @@ impl Ticker {
         }
         let thread = thread::spawn(move || {
             while stopped.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
-                let seconds = start.elapsed().as_secs();
+                let (seconds, how_far) = (start.elapsed().as_secs(), how_far());
                 if terminal {
-                    eprint!("\rlab: {line} ... {seconds} s");
+                    eprint!("\rlab: {line} ... {seconds} s{how_far}");
                     let _ = std::io::stderr().flush();
                 } else {
-                    eprintln!("lab: {line} ... {seconds} s so far");
+                    eprintln!("lab: {line} ... {seconds} s so far{how_far}");
                     period = LONGEST_PERIOD.min(start.elapsed());
                 }
             }

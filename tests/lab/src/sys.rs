@@ -45,16 +45,26 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
-/// Kills what this process has started. Who waits for it finds that out.
-pub fn kill_children() {
-    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    for task in tasks {
-        let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        for child in children.split_whitespace().filter_map(|child| child.parse().ok()) {
-            // SAFETY: numbers only; until somebody waits for it the number is the child's.
-            unsafe { libc::kill(child, libc::SIGKILL) };
-        }
+/// Kills `process` and everything that it has started, as far as that is not orphaned. Nobody must have waited for it yet: until then
+/// the number is its own.
+pub fn kill_tree(process: u32) {
+    let tasks = fs::read_dir(format!("/proc/{process}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let children = tasks.map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default());
+    let children: Vec<u32> = children
+        .flat_map(|list| {
+            list.split_whitespace()
+                .filter_map(|child| child.parse().ok())
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    if let Ok(process) = libc::pid_t::try_from(process) {
+        // SAFETY: numbers only.
+        unsafe { libc::kill(process, libc::SIGKILL) };
     }
+    children.into_iter().for_each(kill_tree);
 }
 
 /// Rows and columns of the terminal on standard output.

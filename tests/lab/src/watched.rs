@@ -10,30 +10,36 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::command::typed;
+use crate::pulse::{Pulse, Watch};
 use crate::sys;
 
 /// How often the watchdog looks.
 const PERIOD: Duration = Duration::from_millis(100);
 
 /// Why the watchdog killed the process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Verdict {
-    Late,
+    Late(Duration),
+    Still(String),
     Interrupted,
 }
 
-/// Runs `command` until it ends by itself, time is up, or the user interrupts the lab. If `captured`, it reads nothing and `output`
+/// When a process is given up.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    /// After this time.
+    pub timeout: Option<Duration>,
+    /// When it shows no progress any more, if it shows any at all.
+    pub pulse: Option<Arc<Pulse>>,
+}
+
+/// Runs `command` until it ends by itself, is given up, or the user interrupts the lab. If `captured`, it reads nothing and `output`
 /// gets what it writes; if not, it has the user's terminal.
 ///
 /// # Errors
 ///
-/// It did not start, failed, was late or was interrupted. It does not run any more then.
-pub fn run(
-    command: &mut Command,
-    captured: bool,
-    timeout: Option<Duration>,
-    output: &mut dyn FnMut(&[u8]),
-) -> Result<()> {
+/// It did not start, failed, was late, stood still or was interrupted. It does not run any more then.
+pub fn run(command: &mut Command, captured: bool, limits: &Limits, output: &mut dyn FnMut(&[u8])) -> Result<()> {
     sys::die_with_parent(command);
     sys::watch_interrupts();
     if captured {
@@ -47,8 +53,8 @@ pub fn run(
     let child = Arc::new(Mutex::new(child));
     let (ended, watch) = mpsc::channel::<()>();
     let watchdog = thread::spawn({
-        let child = Arc::clone(&child);
-        move || watch_over(&child, timeout, &watch)
+        let (child, limits) = (Arc::clone(&child), limits.clone());
+        move || watch_over(&child, &limits, &watch)
     });
     if let Some(mut stdout) = stdout {
         pass_on(&mut stdout, output);
@@ -59,10 +65,8 @@ pub fn run(
     let complaints = complaints.join().unwrap_or_default();
     match watchdog.join().unwrap_or_default() {
         _ if sys::interrupted() => bail!("interrupted"),
-        Some(Verdict::Late) => bail!(
-            "killed after {} s without an end",
-            timeout.unwrap_or_default().as_secs()
-        ),
+        Some(Verdict::Late(timeout)) => bail!("killed after {} s without an end", timeout.as_secs()),
+        Some(Verdict::Still(how)) => bail!("{how}; killed"),
         _ if !status.success() => bail!("it failed ({status}): {}", complaints.trim()),
         _ => Ok(()),
     }
@@ -78,9 +82,16 @@ fn wait(child: &Mutex<Child>) -> Result<ExitStatus> {
     }
 }
 
-/// Kills the process when time is up or the lab is interrupted; why, if it did.
-fn watch_over(child: &Mutex<Child>, timeout: Option<Duration>, ended: &Receiver<()>) -> Option<Verdict> {
+/// Kills the process when it is to be given up or the lab is interrupted; why, if it did.
+fn watch_over(child: &Mutex<Child>, limits: &Limits, ended: &Receiver<()>) -> Option<Verdict> {
     let start = Instant::now();
+    let pid = child.lock().unwrap_or_else(PoisonError::into_inner).id();
+    let look = || limits.pulse.as_ref()?.look(pid).ok();
+    let mut watch = limits
+        .pulse
+        .as_ref()
+        .zip(look())
+        .map(|(pulse, first)| Watch::new(pulse, first));
     let verdict = loop {
         if ended.recv_timeout(PERIOD) != Err(RecvTimeoutError::Timeout) {
             return None;
@@ -88,11 +99,20 @@ fn watch_over(child: &Mutex<Child>, timeout: Option<Duration>, ended: &Receiver<
         if sys::interrupted() {
             break Verdict::Interrupted;
         }
-        if timeout.is_some_and(|timeout| start.elapsed() > timeout) {
-            break Verdict::Late;
+        if let Some(timeout) = limits.timeout.filter(|timeout| start.elapsed() > *timeout) {
+            break Verdict::Late(timeout);
+        }
+        if let Some((watch, now)) = watch.as_mut().zip(look())
+            && let Some(standstill) = watch.standstill(now)
+        {
+            break Verdict::Still(watch.told(standstill));
         }
     };
-    let _ = child.lock().unwrap_or_else(PoisonError::into_inner).kill();
+    let mut child = child.lock().unwrap_or_else(PoisonError::into_inner);
+    // Whoever is left of what it has started would hold its output open.
+    if matches!(child.try_wait(), Ok(None)) {
+        sys::kill_tree(pid);
+    }
     Some(verdict)
 }
 
@@ -127,21 +147,56 @@ mod tests {
     #[test]
     fn output_is_passed_on_and_failure_has_its_words() {
         let mut said = Vec::new();
-        run(&mut shell("echo one; echo two"), true, None, &mut |bytes| {
-            said.extend_from_slice(bytes)
-        })
+        run(
+            &mut shell("echo one; echo two"),
+            true,
+            &Limits::default(),
+            &mut |bytes| said.extend_from_slice(bytes),
+        )
         .unwrap();
         assert_eq!(said, b"one\ntwo\n");
-        let error = run(&mut shell("echo why >&2; exit 3"), true, None, &mut |_| {}).unwrap_err();
+        let error = run(
+            &mut shell("echo why >&2; exit 3"),
+            true,
+            &Limits::default(),
+            &mut |_| {},
+        )
+        .unwrap_err();
         assert!(error.to_string().contains("why"), "{error}");
     }
 
     #[test]
     fn what_does_not_end_is_killed() {
         let start = Instant::now();
-        let limit = Some(Duration::from_millis(200));
-        let error = run(&mut shell("exec sleep 100"), true, limit, &mut |_| {}).unwrap_err();
+        let limits = Limits {
+            timeout: Some(Duration::from_millis(200)),
+            pulse: None,
+        };
+        let error = run(&mut shell("exec sleep 100"), true, &limits, &mut |_| {}).unwrap_err();
         assert!(error.to_string().contains("killed after"), "{error}");
         assert!(start.elapsed() < Duration::from_secs(50));
+    }
+
+    /// Why `script` was given up, which has `patience` to say something.
+    fn given_up(script: &str, patience: Duration) -> String {
+        let pulse = Arc::new(Pulse::new(patience));
+        let limits = Limits {
+            timeout: None,
+            pulse: Some(Arc::clone(&pulse)),
+        };
+        let ended = run(&mut shell(script), true, &limits, &mut |_| pulse.line());
+        ended.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_spins_and_what_sleeps_is_given_up() {
+        let patience = Duration::from_secs(2);
+        let error = given_up("echo begun; while :; do :; done", patience);
+        assert_eq!(
+            error,
+            "stands still: it has come to nothing in 2 s of processor time; killed"
+        );
+        let error = given_up("echo begun; sleep 1000; true", patience);
+        assert_eq!(error, "stands still: it has slept for 2 s; killed");
     }
 }

@@ -10,7 +10,7 @@ use anyhow::Result;
 use husk_guest::{Step, step};
 
 use super::Results;
-use super::emulated::{Profile, Session};
+use super::emulated::{Extent, Profile, Session};
 use super::measure;
 use super::rounds::Extract;
 use super::subject::{Guest, Kind, Subject};
@@ -31,12 +31,12 @@ const FIGURES: [Extract<Times>; 2] = [
     ("exit_virtual_ms", "ms", |times| times.1),
 ];
 
-/// From exec to a stock kernel's init, and to the exit, in virtual time. There is no floor: it runs no kernel.
+/// From exec to a stock kernel's init, and to the exit, in virtual time.
 ///
 /// # Errors
 ///
-/// The emulated host cannot be made, or died.
-pub fn run(lab: &Lab, subjects: &[Subject], runs: u32) -> Result<Results> {
+/// An emulated host cannot be made.
+pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent) -> Result<Results> {
     let guest_init = super::guest_init(lab)?;
     let mut image = Archive::default();
     image.file("init", &fs::read(&guest_init)?)?;
@@ -45,8 +45,8 @@ pub fn run(lab: &Lab, subjects: &[Subject], runs: u32) -> Result<Results> {
     paths::write(&file, &image.finish()?)?;
     let session = Session {
         profile: Profile::Boot,
-        subjects: subjects.iter().filter(|subject| subject.kind.boots()).collect(),
-        runs,
+        subjects,
+        extent,
         guest_init,
         files: vec![(file, "initramfs.cpio".into())],
         extracts: &FIGURES,

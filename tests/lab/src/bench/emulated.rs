@@ -1,30 +1,35 @@
-//! Measuring in the emulated host with deterministic time: a plan goes in, the samples of each subject come out.
+//! Measuring in emulated hosts with deterministic time: lives go in, the sample of each comes out as soon as it is there.
 //!
-//! The measuring is done in there, by this same program: a clock outside would measure the emulation.
+//! A host is watched from outside. One that is lost, or does not get on any more, costs the life that was under way: its samples are
+//! here already, and the rest is measured in a new one.
 
-use std::fmt::Debug;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
-use super::rounds::{self, Extract, Samples};
+pub use super::inside::{MeasureArgs, measure};
+
+use super::inside::Plan;
+use super::ledger::{Ledger, Life};
+use super::rounds::{self, Extract};
 use super::subject::{Kind, Subject};
-use super::{Results, boot, net, portable, standstill, vsock};
+use super::wire::{Line, Lines};
+use super::{Results, forecast, portable};
 use crate::build::Programs;
-use crate::emulator::{Emulator, Finished, Request, Timing};
+use crate::emulator::{Emulator, Lost, Request, Timing};
 use crate::paths::{self, Lab};
 use crate::progress;
+use crate::pulse::Pulse;
+use crate::sys;
 
-/// When the emulated host is taken to hang, for each run in it: ten times what one takes.
-const TIMEOUT_A_RUN: Duration = Duration::from_secs(600);
+/// When an emulated host is given up at last, for each life in it: ten times what one takes.
+const TIMEOUT_A_LIFE: Duration = Duration::from_secs(600);
 
 const PLAN: &str = "plan.json";
-const SAMPLES: &str = "samples.json";
 
 /// What can be measured in the emulated host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -39,7 +44,7 @@ pub enum Profile {
 
 impl Profile {
     /// Its name in results.
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Boot => "boot",
             Self::Vsock => "vsock",
@@ -48,29 +53,13 @@ impl Profile {
     }
 }
 
-/// What to measure in the emulated host.
-#[derive(clap::Args)]
-pub struct MeasureArgs {
-    /// What.
-    #[arg(value_enum)]
-    profile: Profile,
-    /// The plan.
-    plan: PathBuf,
-    /// Where the samples go.
-    samples: PathBuf,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Plan {
-    subjects: Vec<Subject>,
-    runs: u32,
-}
-
-/// A subject's samples, or why there are none, on their way out.
-#[derive(Serialize, Deserialize)]
-struct Outcome<T> {
-    kind: Kind,
-    outcome: Result<Vec<T>, String>,
+/// How much of it, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    /// Lives of each subject that count.
+    pub runs: u32,
+    /// Processor time in which an emulated host has to get on.
+    pub patience: Duration,
 }
 
 /// A profile's part in it.
@@ -79,8 +68,8 @@ pub struct Session<'a, T: 'static> {
     pub profile: Profile,
     /// Who is measured.
     pub subjects: Vec<&'a Subject>,
-    /// How often.
-    pub runs: u32,
+    /// How much of it.
+    pub extent: Extent,
     /// The init of guests.
     pub guest_init: PathBuf,
     /// Files to take along beside the subjects: path here, path below `/work`.
@@ -90,170 +79,197 @@ pub struct Session<'a, T: 'static> {
 }
 
 impl<T: DeserializeOwned> Session<'_, T> {
-    /// Boots the emulated host and measures there.
+    /// Boots emulated hosts, and measures there.
     ///
     /// # Errors
     ///
-    /// The emulated host cannot be made, or died.
+    /// An emulated host cannot be made.
     pub fn run(self, lab: &Lab) -> Result<Results> {
         let husk = self.subjects.iter().find(|subject| subject.kind == Kind::Husk);
         let programs = Programs {
             husk: husk.context("no husk to measure")?.program.clone(),
             guest_init: self.guest_init.clone(),
         };
-        let emulator = Emulator::prepare(lab, &programs)?;
-        let request = self.request(lab)?;
         let name = self.profile.name();
-        let what = format!("{name}: {} runs of each subject in the emulated host", self.runs);
-        let mut said = Said::default();
-        let finished = progress::step(&what, || emulator.run(&request, &mut |bytes| said.more(bytes)))?;
-        ensure!(
-            finished.exit == 0,
-            "cannot measure in the emulated host: {}",
-            said.last_line
-        );
-        summarise(name, &finished, self.extracts)
-    }
-
-    fn request(&self, lab: &Lab) -> Result<Request> {
         let mut files = self.files.clone();
         files.push((std::env::current_exe()?, "bin/husk-lab".to_string()));
-        let mut there = Vec::new();
-        for subject in &self.subjects {
-            there.push(portable::pack(subject, &mut files)?);
+        let (there, mut failures) = pack(&self.subjects, &mut files);
+        for (kind, why) in &failures {
+            progress::say(&format!("{name}: {}: left out: {why}", kind.name()));
         }
-        // One round more than is counted, and the host's own boot.
-        let lives = (self.runs + 1) * u32::try_from(there.len())? + 1;
-        let plan = serde_json::to_vec(&Plan {
-            subjects: there,
-            runs: self.runs,
+        let emulator = Emulator::prepare(lab, &programs)?;
+        let mut measuring = Measuring::new(name, &there, self.extent, self.extracts);
+        let what = format!("{name}: {} lives in emulated hosts", measuring.ledger.all());
+        progress::step(&what, || {
+            measuring.carry_out(&mut |lives, given_up, pulse, output| {
+                let plan = Plan {
+                    subjects: there.clone(),
+                    lives,
+                    given_up,
+                };
+                emulator.run(&request(lab, self.profile, &plan, &files, pulse)?, output)
+            })
         })?;
-        let file = lab.path("bench").join(PLAN);
-        paths::write(&file, &plan)?;
-        files.push((file, PLAN.into()));
-        let words = ["husk-lab", "measure", self.profile.name(), PLAN];
-        let mut command = words.map(str::to_string).to_vec();
-        command.push(format!("out/{SAMPLES}"));
-        Ok(Request {
-            command,
-            files,
-            timing: Timing::Deterministic,
-            timeout: Some(TIMEOUT_A_RUN * lives),
-            ..Request::default()
-        })
+        let mut results = measuring.results();
+        failures.append(&mut results.failures);
+        results.failures = failures;
+        Ok(results)
     }
 }
 
-/// What the program in the emulated host says, shown line by line as it comes.
-#[derive(Default)]
-struct Said {
-    open: Vec<u8>,
-    last_line: String,
-}
-
-impl Said {
-    fn more(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            if *byte != b'\n' {
-                self.open.push(*byte);
-                continue;
-            }
-            let line = String::from_utf8_lossy(&std::mem::take(&mut self.open))
-                .trim()
-                .to_string();
-            if !line.is_empty() {
-                progress::say(line.trim_start_matches("lab: "));
-                self.last_line = line;
+/// The subjects as they are started in the emulated host, and why some cannot be; what they need is added to `files`.
+fn pack(subjects: &[&Subject], files: &mut Vec<(PathBuf, String)>) -> (Vec<Subject>, Vec<(Kind, String)>) {
+    let (mut there, mut failures) = (Vec::new(), Vec::new());
+    for subject in subjects {
+        let known = files.len();
+        match portable::pack(subject, files) {
+            Ok(subject) => there.push(subject),
+            Err(error) => {
+                files.truncate(known);
+                failures.push((subject.kind, format!("{error:#}")));
             }
         }
     }
+    (there, failures)
 }
 
-fn summarise<T: DeserializeOwned>(name: &str, finished: &Finished, extracts: &[Extract<T>]) -> Result<Results> {
-    let file = finished.files.iter().find(|file| file.name == SAMPLES);
-    let outcomes: Vec<Outcome<T>> = serde_json::from_slice(&file.context("nothing was measured")?.content)?;
-    let samples: Vec<_> = outcomes
-        .into_iter()
-        .map(|Outcome { kind, outcome }| Samples { kind, outcome })
-        .collect();
-    Ok(rounds::summarise(name, &samples, extracts))
+fn request(
+    lab: &Lab,
+    profile: Profile,
+    plan: &Plan,
+    files: &[(PathBuf, String)],
+    pulse: &Arc<Pulse>,
+) -> Result<Request> {
+    let file = lab.path("bench").join(PLAN);
+    paths::write(&file, &serde_json::to_vec(plan)?)?;
+    let mut files = files.to_vec();
+    files.push((file, PLAN.into()));
+    let words = ["husk-lab", "measure", profile.name(), PLAN];
+    Ok(Request {
+        command: words.map(str::to_string).to_vec(),
+        files,
+        timing: Timing::Deterministic,
+        // And one for the host's own boot.
+        timeout: Some(TIMEOUT_A_LIFE * (u32::try_from(plan.lives.len())? + 1)),
+        pulse: Some(Arc::clone(pulse)),
+        ..Request::default()
+    })
 }
 
-/// Measures in the emulated host.
-///
-/// # Errors
-///
-/// The plan cannot be read or the samples not be written. A subject that fails is a result.
-pub fn measure(arguments: &MeasureArgs) -> Result<()> {
-    let samples = match arguments.profile {
-        Profile::Boot => sample(arguments, boot::sample)?,
-        Profile::Vsock => sample(arguments, vsock::sample)?,
-        Profile::Net => sample(arguments, net::sample)?,
-    };
-    fs::write(&arguments.samples, samples)?;
-    Ok(())
+/// Has an emulated host measure these lives, after so many guests were given up, and passes on what it says.
+type Host<'a> = dyn FnMut(Vec<Life>, u32, &Arc<Pulse>, &mut dyn FnMut(&[u8])) -> Result<i32> + 'a;
+
+/// A profile that is being measured.
+struct Measuring<T: 'static> {
+    name: &'static str,
+    patience: Duration,
+    extracts: &'static [Extract<T>],
+    ledger: Ledger<T>,
+    begun: Instant,
 }
 
-fn sample<T: Serialize + Debug>(arguments: &MeasureArgs, once: fn(&Subject, &Path) -> Result<T>) -> Result<Vec<u8>> {
-    let plan: Plan = serde_json::from_slice(&fs::read(&arguments.plan)?).context("a strange plan")?;
-    let scratch = tempfile::tempdir()?;
-    let all = (plan.runs + 1) * u32::try_from(plan.subjects.len())?;
-    let mut done = 0;
-    let samples = rounds::interleaved(&plan.subjects, plan.runs, |subject| {
-        let name = subject.kind.name();
-        let result = standstill::avoided(name, || once(subject, scratch.path()));
-        done += 1;
-        match &result {
-            Ok(sample) => println!("{done} of {all}: {name}: {sample:?}"),
-            Err(error) => println!("{done} of {all}: {name}: failed: {error:#}"),
+impl<T: DeserializeOwned> Measuring<T> {
+    fn new(name: &'static str, subjects: &[Subject], extent: Extent, extracts: &'static [Extract<T>]) -> Self {
+        Self {
+            name,
+            patience: extent.patience,
+            extracts,
+            ledger: Ledger::new(subjects.iter().map(|subject| subject.kind), extent.runs),
+            begun: Instant::now(),
         }
-        result
-    });
-    let outcomes: Vec<_> = samples
-        .into_iter()
-        .map(|Samples { kind, outcome }| Outcome { kind, outcome })
-        .collect();
-    Ok(serde_json::to_vec(&outcomes)?)
+    }
+
+    /// Gives hosts what is left to measure until nothing is.
+    fn carry_out(&mut self, host: &mut Host) -> Result<()> {
+        loop {
+            let lives = self.ledger.rest();
+            if lives.is_empty() {
+                return Ok(());
+            }
+            let pulse = Arc::new(Pulse::new(self.patience));
+            let given_up = u32::try_from(self.ledger.given_up().len())?;
+            let (mut lines, mut last_line) = (Lines::default(), String::new());
+            let ended = host(lives, given_up, &pulse, &mut |bytes| {
+                lines.more(bytes, |line| {
+                    if !self.hear(line, &pulse) {
+                        line.clone_into(&mut last_line);
+                    }
+                });
+            });
+            match ended {
+                Ok(_) if self.ledger.rest().is_empty() => {}
+                Ok(exit) => self.lose(&format!("ended before its lives did, with {exit}: {last_line}")),
+                Err(error) => match error.downcast_ref::<Lost>() {
+                    Some(lost) if !sys::interrupted() => {
+                        progress::say(&format!("{}: the emulated host was lost: {error:#}", self.name));
+                        self.lose(&lost.why);
+                    }
+                    _ => return Err(error),
+                },
+            }
+        }
+    }
+
+    /// Takes note of a line of the host, and tells the user what there is to tell; whether it was one for the lab.
+    fn hear(&mut self, line: &str, pulse: &Pulse) -> bool {
+        let name = self.name;
+        let heard = Line::<T>::parse(line);
+        let is_for_lab = heard.is_some();
+        let said = match heard {
+            Some(Line::CountedMs(ms)) => {
+                pulse.counted(ms);
+                return true;
+            }
+            Some(Line::Begins(life)) => {
+                self.ledger.begins(life);
+                None
+            }
+            Some(Line::Broken(life, why)) => {
+                let kind = self.ledger.broken(life, why.clone());
+                kind.map(|kind| format!("{}: the emulation has broken its guest: {why}; once more", kind.name()))
+            }
+            Some(Line::Ended(life, outcome)) => {
+                let what = match &outcome {
+                    Ok(sample) => rounds::told(sample, self.extracts),
+                    Err(why) => format!("failed: {why}"),
+                };
+                let kind = self.ledger.ended(life, outcome);
+                kind.map(|kind| format!("{}: {what}; {}", kind.name(), self.how_far()))
+            }
+            None => Some(line.trim_start_matches("lab: ").to_string()),
+        };
+        pulse.line();
+        if let Some(said) = said {
+            progress::say(&format!("{name}: {said}"));
+        }
+        is_for_lab
+    }
+
+    fn lose(&mut self, why: &str) {
+        self.ledger.host_lost(why);
+        let (left, all) = (self.ledger.rest().len(), self.ledger.all());
+        if left > 0 {
+            progress::say(&format!(
+                "{}: what is left, {left} of {all} lives, goes on in a new one",
+                self.name
+            ));
+        }
+    }
+
+    /// How many lives are done, and about how long the others take.
+    fn how_far(&self) -> String {
+        let (left, all) = (self.ledger.rest().len(), self.ledger.all());
+        forecast::how_far(all.saturating_sub(left), left, self.begun.elapsed())
+    }
+
+    fn results(self) -> Results {
+        let (samples, given_up) = self.ledger.into_parts();
+        let mut results = rounds::summarise(self.name, &samples, self.extracts);
+        results.given_up = given_up;
+        results
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::archive::FileBack;
-
-    #[test]
-    fn samples_survive_the_way_out_of_the_emulated_host() {
-        let outcomes = [
-            Outcome {
-                kind: Kind::Husk,
-                outcome: Ok(vec![(1.5, 2.5)]),
-            },
-            Outcome {
-                kind: Kind::QemuQ35,
-                outcome: Err("no KVM".into()),
-            },
-        ];
-        let files = vec![FileBack {
-            name: SAMPLES.into(),
-            content: serde_json::to_vec(&outcomes).unwrap(),
-        }];
-        let extracts: [Extract<(f64, f64)>; 2] = [("a_ms", "ms", |sample| sample.0), ("b_ms", "ms", |sample| sample.1)];
-        let results = summarise("boot", &Finished { exit: 0, files }, &extracts).unwrap();
-        assert_eq!(results.failures, [(Kind::QemuQ35, "no KVM".to_string())]);
-        let medians: Vec<_> = results
-            .figures
-            .iter()
-            .map(|figure| (figure.figure.as_str(), figure.median))
-            .collect();
-        assert_eq!(medians, [("a_ms", 1.5), ("b_ms", 2.5)]);
-    }
-
-    #[test]
-    fn the_last_whole_line_is_kept_however_it_comes() {
-        let mut said = Said::default();
-        for bytes in [&b"lab: fir"[..], b"st\r\nlab: sec", b"ond\r\n", b"\r\nrest"] {
-            said.more(bytes);
-        }
-        assert_eq!(said.last_line, "lab: second");
-    }
-}
+#[path = "emulated_test.rs"]
+mod tests;

@@ -8,15 +8,23 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use husk_benches::MARK;
 
+use super::broken::Panicked;
 use super::footprint;
 pub use super::footprint::Footprint;
 use crate::command::typed;
+use crate::sys;
+
+/// Bytes of output that are kept: a kernel's last words, and those of one that came after it.
+const KEPT: usize = 64 << 10;
+
+/// How long output may stay open when its process has ended.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// A command that has not been started, and where it may complain.
 #[derive(Debug)]
@@ -95,7 +103,7 @@ fn observe<T>(start: Start, limit: Duration, look: impl FnOnce(&mut Run) -> Resu
         .with_context(|| format!("cannot start `{}`", typed(&command)))?;
     let (mark, marks) = mpsc::channel();
     let output = child.stdout.take();
-    let reader = thread::spawn(move || output.map(|output| watch(output, &mark)));
+    let reader = thread::spawn(move || output.map_or_else(Vec::new, |output| watch(output, &mark)));
     let mut run = Run {
         child,
         start,
@@ -103,11 +111,41 @@ fn observe<T>(start: Start, limit: Duration, look: impl FnOnce(&mut Run) -> Resu
         marks,
     };
     let seen = look(&mut run);
-    let _ = run.child.kill();
-    let _ = run.child.wait();
-    let said = reader.join().ok().flatten().unwrap_or_default();
+    end(&mut run.child);
+    let said = collected(reader);
+    // A VMM may boot its guest again, and all is well as far as it knows.
+    let seen = match Panicked::find(&String::from_utf8_lossy(&said)) {
+        Some(panicked) => Err(panicked.into()),
+        None => seen,
+    };
     let complained = fs::read(&complaints).unwrap_or_default();
-    seen.map_err(|error| anyhow!("{error:#}{}", last_words(&[complained, said])))
+    seen.map_err(|error| {
+        let words = last_words(&[complained, said]);
+        match error.is::<Panicked>() {
+            true => error,
+            false => anyhow!("{error:#}{words}"),
+        }
+    })
+}
+
+/// Ends `child` and all that it has started: who is left would hold its output open.
+pub fn end(child: &mut Child) {
+    if matches!(child.try_wait(), Ok(None)) {
+        sys::kill_tree(child.id());
+    }
+    let _ = child.wait();
+}
+
+/// What `reader` has read, or nothing if an orphan of the process that has ended holds its output open.
+pub fn collected(reader: JoinHandle<Vec<u8>>) -> Vec<u8> {
+    let end = Instant::now() + GRACE;
+    while !reader.is_finished() {
+        if Instant::now() > end {
+            return Vec::new();
+        }
+        thread::sleep(Duration::from_micros(50));
+    }
+    reader.join().unwrap_or_default()
 }
 
 impl Run {
@@ -141,7 +179,8 @@ impl Run {
     }
 }
 
-/// Reads to the end, so that nobody waits for a full pipe, and tells when the first mark came. The last bytes read.
+/// Reads to the end, so that nobody waits for a full pipe, and tells when the first mark came. The last bytes read, at most
+/// [`KEPT`] and what came with them.
 fn watch(mut output: ChildStdout, mark: &Sender<Instant>) -> Vec<u8> {
     let (mut chunk, mut last) = ([0; 4096], Vec::new());
     let mut marked = false;
@@ -156,7 +195,7 @@ fn watch(mut output: ChildStdout, mark: &Sender<Instant>) -> Vec<u8> {
             marked = true;
             let _ = mark.send(Instant::now());
         }
-        last.clear();
+        last.drain(..last.len().saturating_sub(KEPT));
         last.extend_from_slice(got);
     }
 }
@@ -205,14 +244,41 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_panicked_counts_for_nothing_even_if_another_one_marks() {
+        let folder = tempfile::tempdir().unwrap();
+        let panic = "echo '[ 1.5] Kernel panic - not syncing: Fatal exception in interrupt'; echo booting again";
+        for script in [panic.to_string(), format!("{panic}; printf '\\002'")] {
+            let error = life(shell(&script, folder.path()), LIMIT).unwrap_err();
+            let panicked = error.downcast_ref::<Panicked>().expect("a panic");
+            assert!(
+                panicked
+                    .to_string()
+                    .ends_with("not syncing: Fatal exception in interrupt"),
+                "{panicked}"
+            );
+        }
+    }
+
+    #[test]
     fn who_hangs_is_killed() {
         let folder = tempfile::tempdir().unwrap();
         let limit = Duration::from_millis(100);
         let before = Instant::now();
-        for script in ["exec sleep 60", "printf '\\002'; exec sleep 60"] {
+        for script in ["exec sleep 1000", "printf '\\002'; sleep 1000; true"] {
             assert!(life(shell(script, folder.path()), limit).is_err());
         }
         assert!(before.elapsed() < LIMIT);
+    }
+
+    #[test]
+    fn an_orphan_that_holds_the_output_open_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = during(shell("sleep 30 & exit 3", folder.path()), LIMIT, || {
+            thread::sleep(Duration::from_millis(100));
+            bail!("nobody answers")
+        });
+        let error: Result<()> = error;
+        assert_eq!(error.unwrap_err().to_string(), "nobody answers");
     }
 
     #[test]

@@ -11,28 +11,36 @@
 //! Every subject is seen from outside in the same way: the guest writes a byte to its serial port, and the VMM passes it on.
 
 mod boot;
+mod broken;
 mod elf;
 mod emulated;
 mod figures;
 mod footprint;
+mod forecast;
+mod inside;
+mod ledger;
 mod measure;
 mod net;
 mod net_host;
 mod payload;
 mod portable;
 mod rounds;
-mod standstill;
 mod subject;
 mod vsock;
+mod wire;
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
+use emulated::Extent;
 pub use emulated::{MeasureArgs, measure};
 use figures::Figure;
+use forecast::Forecast;
+use ledger::GivenUp;
 use subject::{Kind, Subject};
 
 use crate::paths::{self, Lab};
@@ -53,6 +61,58 @@ enum Profile {
     Net,
 }
 
+impl Profile {
+    /// Its name in results.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Startup => "startup",
+            Self::Boot => "boot",
+            Self::Memory => "memory",
+            Self::Vsock => "vsock",
+            Self::Net => "net",
+        }
+    }
+
+    /// Whether it can measure a subject: the floor runs no kernel, and not everybody has every device without help.
+    fn measures(self, kind: Kind) -> bool {
+        match self {
+            Self::Startup | Self::Memory => true,
+            Self::Boot => kind.boots(),
+            Self::Vsock => matches!(kind, Kind::Husk | Kind::CloudHypervisor | Kind::Firecracker),
+            Self::Net => matches!(kind, Kind::Husk | Kind::CloudHypervisor),
+        }
+    }
+
+    /// Runs of each subject if the user names no number.
+    fn usual_runs(self) -> u32 {
+        match self {
+            Self::Startup => 40,
+            Self::Memory => 5,
+            Self::Boot | Self::Vsock | Self::Net => 3,
+        }
+    }
+
+    /// About how long it takes before the first life.
+    fn start(self) -> Duration {
+        match self {
+            Self::Startup | Self::Memory => Duration::ZERO,
+            Self::Boot | Self::Vsock | Self::Net => Duration::from_secs(40),
+        }
+    }
+
+    /// About how long a life takes.
+    fn life(self, kind: Kind) -> Duration {
+        match self {
+            Self::Startup if kind == Kind::QemuQ35 => Duration::from_secs(4),
+            Self::Startup => Duration::from_millis(50),
+            Self::Memory if kind == Kind::QemuQ35 => Duration::from_secs(6),
+            Self::Memory => Duration::from_millis(2500),
+            Self::Boot => Duration::from_secs(20),
+            Self::Vsock | Self::Net => Duration::from_secs(60),
+        }
+    }
+}
+
 /// What to measure, and against whom.
 #[derive(clap::Args)]
 pub struct BenchArgs {
@@ -71,13 +131,17 @@ pub struct BenchArgs {
     /// Runs of each subject, not counting the one that warms up [default: 40 for startup, 5 for memory, 3 for the others].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     runs: Option<u32>,
+    /// Seconds of processor time in which an emulated host has to get on; the life in one that does not is done again in another.
+    #[arg(long, default_value_t = 45, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    patience: u64,
 }
 
-/// Figures, and why there are none of a subject.
+/// Figures, why a subject has none or not all of them, and what was given up and done again.
 #[derive(Default)]
 struct Results {
     figures: Vec<Figure>,
     failures: Vec<(Kind, String)>,
+    given_up: Vec<GivenUp>,
 }
 
 /// Measures; whether husk and the floor could be measured. A peer that fails is a line in the results.
@@ -90,32 +154,68 @@ pub fn run(lab: &Lab, arguments: &BenchArgs) -> Result<bool> {
         [] => Profile::value_variants(),
         chosen => chosen,
     };
+    let peers = if arguments.peers { Subject::peers() } else { Vec::new() };
+    let runs = |profile: Profile| arguments.runs.unwrap_or(profile.usual_runs());
+    foretell(profiles, &peers, runs);
     let (husk, floor) = programs(lab, arguments.quick)?;
     let mut subjects = vec![
         Subject::new(Kind::Husk, husk.clone()),
         Subject::new(Kind::HuskUnfiltered, husk),
         Subject::new(Kind::Floor, floor),
     ];
-    if arguments.peers {
-        subjects.extend(Subject::peers());
-    }
-    let mut results = Results::default();
-    for profile in profiles {
-        let part = match profile {
-            Profile::Startup => natively(|| payload::startup(&subjects, arguments.runs.unwrap_or(40)))?,
-            Profile::Memory => natively(|| payload::memory(&subjects, arguments.runs.unwrap_or(5)))?,
-            Profile::Vsock => vsock::run(lab, &subjects, arguments.runs.unwrap_or(3))?,
-            Profile::Net => net::run(lab, &subjects, arguments.runs.unwrap_or(3))?,
-            Profile::Boot => boot::run(lab, &subjects, arguments.runs.unwrap_or(3))?,
+    subjects.extend(peers);
+    let mut results = Vec::new();
+    let measured = profiles.iter().try_for_each(|profile| {
+        let extent = Extent {
+            runs: runs(*profile),
+            patience: Duration::from_secs(arguments.patience),
         };
-        for (kind, why) in &part.failures {
-            progress::say(&format!("{}: failed: {why}", kind.name()));
-        }
-        results.figures.extend(part.figures);
-        results.failures.extend(part.failures);
+        let part = measure_one(lab, *profile, &subjects, extent)?;
+        results.push((*profile, part));
+        anyhow::Ok(())
+    });
+    // What there is comes out, whatever became of the rest.
+    if measured.is_ok() || !results.is_empty() {
+        save(lab, arguments, &subjects, &results)?;
     }
-    save(lab, arguments, &subjects, &results)?;
-    Ok(!results.failures.iter().any(|(kind, _)| kind.is_ours()))
+    measured?;
+    let mut failures = results.iter().flat_map(|(_, part)| &part.failures);
+    Ok(!failures.any(|(kind, _)| kind.is_ours()))
+}
+
+/// Measures those of `subjects` that `profile` can measure.
+fn measure_one(lab: &Lab, profile: Profile, subjects: &[Subject], extent: Extent) -> Result<Results> {
+    let measured = subjects
+        .iter()
+        .filter(|subject| profile.measures(subject.kind))
+        .collect();
+    let part = match profile {
+        Profile::Startup => natively(|| payload::startup(subjects, extent.runs))?,
+        Profile::Memory => natively(|| payload::memory(subjects, extent.runs))?,
+        Profile::Vsock => vsock::run(lab, measured, extent)?,
+        Profile::Net => net::run(lab, measured, extent)?,
+        Profile::Boot => boot::run(lab, measured, extent)?,
+    };
+    for (kind, why) in &part.failures {
+        progress::say(&format!("{}: {}: failed: {why}", profile.name(), kind.name()));
+    }
+    Ok(part)
+}
+
+/// Says what will be done, and about how long it takes.
+fn foretell(profiles: &[Profile], peers: &[Subject], runs: impl Fn(Profile) -> u32) {
+    let ours = [Kind::Husk, Kind::HuskUnfiltered, Kind::Floor];
+    let kinds: Vec<_> = ours.into_iter().chain(peers.iter().map(|peer| peer.kind)).collect();
+    let forecast = |profile: &Profile| Forecast::new(*profile, kinds.iter().copied(), runs(*profile));
+    let forecasts: Vec<_> = profiles.iter().map(forecast).collect();
+    for forecast in &forecasts {
+        progress::say(&forecast.told());
+    }
+    let all = forecasts.iter().map(Forecast::time).sum();
+    progress::say(&format!(
+        "about {} in all, and the time that building takes",
+        forecast::about(all)
+    ));
 }
 
 /// Builds the init of guests.
@@ -150,20 +250,21 @@ fn natively(profile: impl FnOnce() -> Result<Results>) -> Result<Results> {
 }
 
 /// Writes table, chart and JSON, and shows the table.
-fn save(lab: &Lab, arguments: &BenchArgs, subjects: &[Subject], results: &Results) -> Result<()> {
+fn save(lab: &Lab, arguments: &BenchArgs, subjects: &[Subject], results: &[(Profile, Results)]) -> Result<()> {
     let folder = lab.path("bench");
     let mut table = String::from("## husk and its peers\n\n");
     for subject in subjects {
         table.push_str(&format!("- {}: {}\n", subject.kind.name(), subject.version()));
     }
-    for (kind, why) in &results.failures {
-        table.push_str(&format!("- {}: failed: {why}\n", kind.name()));
+    for (profile, part) in results {
+        table.push_str(&losses(profile.name(), part));
     }
-    table.push_str(&figures::markdown(&results.figures));
-    let mut json = serde_json::to_string_pretty(&results.figures)?;
+    let figures: Vec<Figure> = results.iter().flat_map(|(_, part)| part.figures.clone()).collect();
+    table.push_str(&figures::markdown(&figures));
+    let mut json = serde_json::to_string_pretty(&figures)?;
     json.push('\n');
     paths::write(&folder.join("results.md"), table.as_bytes())?;
-    paths::write(&folder.join("results.svg"), figures::svg(&results.figures).as_bytes())?;
+    paths::write(&folder.join("results.svg"), figures::svg(&figures).as_bytes())?;
     paths::write(&folder.join("results.json"), json.as_bytes())?;
     if let Some(path) = &arguments.json {
         fs::write(path, &json).with_context(|| format!("cannot write {}", path.display()))?;
@@ -174,4 +275,42 @@ fn save(lab: &Lab, arguments: &BenchArgs, subjects: &[Subject], results: &Result
         folder.display()
     ));
     Ok(())
+}
+
+/// What could not be measured in a profile, and what was given up and done again.
+fn losses(profile: &str, results: &Results) -> String {
+    let failures = results.failures.iter();
+    let failures = failures.map(|(kind, why)| format!("- {profile}: {}: failed: {why}\n", kind.name()));
+    let given_up = results
+        .given_up
+        .iter()
+        .map(|given_up| format!("- {profile}: {given_up}\n"));
+    let mut lines: String = failures.chain(given_up).collect();
+    if !results.given_up.is_empty() {
+        let count = results.given_up.len();
+        lines.push_str(&format!("- {profile}: lives given up and done again: {count}\n"));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_are_named_by_profile_and_counted() {
+        let given_up = |why: &str| GivenUp {
+            kind: Kind::Husk,
+            why: why.into(),
+        };
+        let results = Results {
+            figures: Vec::new(),
+            failures: vec![(Kind::QemuQ35, "no KVM".into())],
+            given_up: vec![given_up("panic"), given_up("its emulated host slept")],
+        };
+        let lines = "- net: qemu-q35: failed: no KVM\n- net: husk: given up and done again: panic\n\
+            - net: husk: given up and done again: its emulated host slept\n- net: lives given up and done again: 2\n";
+        assert_eq!(losses("net", &results), lines);
+        assert_eq!(losses("net", &Results::default()), "");
+    }
 }

@@ -17,10 +17,12 @@ use husk_tests::end_of;
 use serde::{Deserialize, Serialize};
 
 use super::Results;
-use super::emulated::{Profile, Session};
+use super::broken::Panicked;
+use super::emulated::{Extent, Profile, Session};
+use super::measure::{collected, end};
 use super::net_host::{HostSide, LIMIT, host_side};
 use super::rounds::Extract;
-use super::subject::{Guest, Kind, Subject};
+use super::subject::{Guest, Subject};
 use crate::archive::Archive;
 use crate::images;
 use crate::kernel::HOST_KERNEL;
@@ -81,13 +83,12 @@ fn script() -> String {
     )
 }
 
-/// Streams both ways, round trips and small datagrams of husk and of Cloud Hypervisor.
+/// Streams both ways, round trips and small datagrams.
 ///
 /// # Errors
 ///
-/// The emulated host cannot be made, or died.
-pub fn run(lab: &Lab, subjects: &[Subject], runs: u32) -> Result<Results> {
-    let measured = |subject: &&Subject| matches!(subject.kind, Kind::Husk | Kind::CloudHypervisor);
+/// An emulated host cannot be made.
+pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent) -> Result<Results> {
     let guest_init = super::guest_init(lab)?;
     images::ensure_guests(lab, &guest_init)?;
     let mut image = fs::read(lab.guest().join(HOST_KERNEL.name).join("pod.cpio"))?;
@@ -98,8 +99,8 @@ pub fn run(lab: &Lab, subjects: &[Subject], runs: u32) -> Result<Results> {
     paths::write(&file, &image)?;
     let session = Session {
         profile: Profile::Net,
-        subjects: subjects.iter().filter(measured).collect(),
-        runs,
+        subjects,
+        extent,
         guest_init,
         files: vec![(file, IMAGE.into())],
         extracts: &FIGURES,
@@ -141,7 +142,10 @@ pub fn sample(subject: &Subject, scratch: &Path) -> Result<Talk> {
         Ok(host)
     });
     drop(child);
-    let said = String::from_utf8_lossy(&reader.join().unwrap_or_default()).into_owned();
+    let said = String::from_utf8_lossy(&collected(reader)).into_owned();
+    if let Some(panicked) = Panicked::find(&said) {
+        return Err(panicked.into());
+    }
     let complained = fs::read_to_string(&start.complaints).unwrap_or_default();
     let host = host.with_context(|| format!("{}{complained}", tail(&said)))?;
     guest_side(&said)
@@ -154,8 +158,7 @@ struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        end(&mut self.0);
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use husk_guest::traffic::{self, Content, Traffic};
 
+use super::measure::end;
 use super::net::{DATAGRAM, FLOOD_MS, GUEST, HOST, STREAM_MIB, TAP};
 
 /// When an interface, or a guest's first word, is taken not to come, in virtual time.
@@ -53,7 +54,7 @@ pub fn host_side(child: &mut Child) -> Result<HostSide> {
     let seen = watch(child, &result);
     if seen.is_err() {
         // Whoever talks holds the ports. Without a VMM it comes to its own end, soon in counted time.
-        let _ = child.kill();
+        end(child);
         let _ = talker.join();
     }
     seen

@@ -9,7 +9,7 @@ use husk_benches::Then;
 
 use super::Results;
 use super::measure::{self, Footprint, Life};
-use super::rounds::{self, Extract};
+use super::rounds::{self, Extract, Samples};
 use super::subject::{Guest, Subject};
 use crate::progress;
 
@@ -32,10 +32,8 @@ const DISK_BYTES: u64 = 64 << 20;
 pub fn startup(subjects: &[Subject], runs: u32) -> Result<Results> {
     let scratch = tempfile::tempdir()?;
     let guest = guest(scratch.path(), Then::PowerOff)?;
-    let samples = progress::step(&format!("startup: {runs} runs of each subject"), || {
-        Ok(rounds::interleaved(subjects, runs, |subject| {
-            measure::life(subject.start(&guest, scratch.path())?, LIMIT)
-        }))
+    let samples = each("startup", subjects, runs, |subject| {
+        measure::life(subject.start(&guest, scratch.path())?, LIMIT)
     })?;
     let extracts: [Extract<Life>; 2] = [
         ("first_instruction_ms", "ms", |life| life.mark.as_secs_f64() * 1e3),
@@ -58,16 +56,32 @@ pub fn memory(subjects: &[Subject], runs: u32) -> Result<Results> {
         tap: None,
         ..guest(scratch.path(), Then::Halt)?
     };
-    let samples = progress::step(&format!("memory: {runs} runs of each subject"), || {
-        Ok(rounds::interleaved(subjects, runs, |subject| {
-            measure::footprint(subject.start(&guest, scratch.path())?, MEMORY_MIB, SETTLE, LIMIT)
-        }))
+    let samples = each("memory", subjects, runs, |subject| {
+        measure::footprint(subject.start(&guest, scratch.path())?, MEMORY_MIB, SETTLE, LIMIT)
     })?;
     let extracts: [Extract<Footprint>; 2] = [
         ("private_kib", "KiB", |footprint| footprint.private_kib as f64),
         ("page_table_kib", "KiB", |footprint| footprint.page_table_kib as f64),
     ];
     Ok(rounds::summarise("memory", &samples, &extracts))
+}
+
+/// Takes samples of every subject in turn, as a step that the user sees.
+fn each<T>(
+    name: &str,
+    subjects: &[Subject],
+    runs: u32,
+    mut sample: impl FnMut(&Subject) -> Result<T>,
+) -> Result<Vec<Samples<T>>> {
+    let what = format!("{name}: {runs} runs of each subject");
+    let all = rounds::order(subjects.len(), runs).len();
+    progress::counted(&what, all, |done| {
+        Ok(rounds::interleaved(subjects, runs, |subject| {
+            let taken = sample(subject);
+            done();
+            taken
+        }))
+    })
 }
 
 fn guest(scratch: &Path, then: Then) -> Result<Guest> {

@@ -12,13 +12,44 @@ use super::subject::{Kind, Subject};
 /// A figure to be made of every sample: its name, its unit and its value.
 pub type Extract<T> = (&'static str, &'static str, fn(&T) -> f64);
 
-/// The samples of one subject, or why it was given up.
+/// One subject's turn in a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// Index of the subject.
+    pub subject: usize,
+    /// Whether its sample counts: that of the first round does not.
+    pub counts: bool,
+}
+
+/// The samples of one subject.
 #[derive(Debug)]
 pub struct Samples<T> {
     /// Who was measured.
     pub kind: Kind,
-    /// One sample a run, or the first failure.
-    pub outcome: Result<Vec<T>, String>,
+    /// One a run, as far as it went.
+    pub values: Vec<T>,
+    /// Why it went no further.
+    pub failure: Option<String>,
+}
+
+impl<T> Samples<T> {
+    /// None yet.
+    pub fn none(kind: Kind) -> Self {
+        Self {
+            kind,
+            values: Vec::new(),
+            failure: None,
+        }
+    }
+
+    /// Adds what a turn came to.
+    pub fn add(&mut self, turn: Turn, outcome: Result<T, String>) {
+        match outcome {
+            Ok(value) if turn.counts => self.values.push(value),
+            Ok(_) => {}
+            Err(why) => self.failure = Some(why),
+        }
+    }
 }
 
 /// Measures every subject `runs` times and once before that, which does not count. Who fails is not asked again.
@@ -27,25 +58,26 @@ pub fn interleaved<T>(
     runs: u32,
     mut sample: impl FnMut(&Subject) -> Result<T>,
 ) -> Vec<Samples<T>> {
-    let empty = |subject: &Subject| Samples {
-        kind: subject.kind,
-        outcome: Ok(Vec::new()),
-    };
-    let mut all: Vec<Samples<T>> = subjects.iter().map(empty).collect();
-    for round in 0..=runs {
-        for turn in turns(subjects.len(), round) {
-            let (Some(subject), Some(samples)) = (subjects.get(turn), all.get_mut(turn)) else {
-                continue;
-            };
-            let Ok(kept) = &mut samples.outcome else { continue };
-            match sample(subject) {
-                Ok(_) if round == 0 => {}
-                Ok(value) => kept.push(value),
-                Err(error) => samples.outcome = Err(format!("{error:#}")),
-            }
+    let mut all: Vec<_> = subjects.iter().map(|subject| Samples::none(subject.kind)).collect();
+    for turn in order(subjects.len(), runs) {
+        if let (Some(subject), Some(samples)) = (subjects.get(turn.subject), all.get_mut(turn.subject))
+            && samples.failure.is_none()
+        {
+            samples.add(turn, sample(subject).map_err(|error| format!("{error:#}")));
         }
     }
     all
+}
+
+/// All turns of all rounds.
+pub fn order(subjects: usize, runs: u32) -> Vec<Turn> {
+    let round = |round| {
+        turns(subjects, round).into_iter().map(move |subject| Turn {
+            subject,
+            counts: round > 0,
+        })
+    };
+    (0..=runs).flat_map(round).collect()
 }
 
 /// Who comes when in a round.
@@ -67,18 +99,24 @@ fn turns(subjects: usize, round: u32) -> Vec<usize> {
 pub fn summarise<T>(profile: &str, samples: &[Samples<T>], extracts: &[Extract<T>]) -> Results {
     let mut results = Results::default();
     for (figure, unit, value) in extracts {
-        for Samples { kind, outcome } in samples {
-            let values = outcome.iter().flatten().map(value).collect();
-            let figure = Figure::new(profile, figure, unit, kind.name(), values);
+        for samples in samples {
+            let values = samples.values.iter().map(value).collect();
+            let figure = Figure::new(profile, figure, unit, samples.kind.name(), values);
             results.figures.extend(figure);
         }
     }
-    for Samples { kind, outcome } in samples {
-        if let Err(why) = outcome {
-            results.failures.push((*kind, why.clone()));
-        }
+    for Samples { kind, failure, .. } in samples {
+        results.failures.extend(failure.clone().map(|why| (*kind, why)));
     }
     results
+}
+
+/// The figures of one sample, each with its unit.
+pub fn told<T>(sample: &T, extracts: &[Extract<T>]) -> String {
+    let figures = extracts
+        .iter()
+        .map(|(figure, unit, value)| format!("{figure} {:.2} {unit}", value(sample)));
+    figures.collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -100,7 +138,7 @@ mod tests {
         });
         let (husk, floor) = (Kind::Husk, Kind::Floor);
         assert_eq!(order, [husk, floor, floor, husk, floor, husk]);
-        assert_eq!(samples[0].outcome, Ok(vec![4, 6]));
+        assert_eq!(samples[0].values, [4, 6]);
     }
 
     #[test]
@@ -128,5 +166,28 @@ mod tests {
         assert_eq!(results.failures, [(Kind::Firecracker, "no such guest".to_string())]);
         assert_eq!(results.figures.len(), 1);
         assert_eq!((results.figures[0].n, results.figures[0].median), (3, 8.0));
+    }
+
+    #[test]
+    fn a_subject_that_fails_late_keeps_its_samples() {
+        let mut lives = 0;
+        let samples = interleaved(&[Subject::new(Kind::Husk, "/bin/true")], 5, |_| {
+            lives += 1;
+            if lives == 4 {
+                bail!("reset")
+            }
+            Ok(lives)
+        });
+        assert_eq!((lives, samples[0].values.as_slice()), (4, &[2, 3][..]));
+        assert_eq!(samples[0].failure.as_deref(), Some("reset"));
+    }
+
+    #[test]
+    fn a_sample_is_told_with_its_units() {
+        let extracts: [Extract<(f64, f64)>; 2] = [("init_virtual_ms", "ms", |s| s.0), ("to_guest", "MiB/s", |s| s.1)];
+        assert_eq!(
+            told(&(1306.254, 93.8), &extracts),
+            "init_virtual_ms 1306.25 ms, to_guest 93.80 MiB/s"
+        );
     }
 }

@@ -15,10 +15,10 @@ use husk_guest::{Step, step};
 use serde::{Deserialize, Serialize};
 
 use super::Results;
-use super::emulated::{Profile, Session};
+use super::emulated::{Extent, Profile, Session};
 use super::measure::during;
 use super::rounds::Extract;
-use super::subject::{Guest, Kind, Subject};
+use super::subject::{Guest, Subject};
 use crate::kernel::HOST_KERNEL;
 use crate::paths::Lab;
 
@@ -56,21 +56,16 @@ const FIGURES: [Extract<Rates>; 5] = [
     ("dials_per_s", "1/s", |rates| rates.dials),
 ];
 
-/// Whether a subject has vsock without help of the host's kernel.
-fn has_vsock(kind: Kind) -> bool {
-    matches!(kind, Kind::Husk | Kind::CloudHypervisor | Kind::Firecracker)
-}
-
 /// Throughput both ways, round trip and rate of dials.
 ///
 /// # Errors
 ///
-/// The emulated host cannot be made, or died.
-pub fn run(lab: &Lab, subjects: &[Subject], runs: u32) -> Result<Results> {
+/// An emulated host cannot be made.
+pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent) -> Result<Results> {
     let session = Session {
         profile: Profile::Vsock,
-        subjects: subjects.iter().filter(|subject| has_vsock(subject.kind)).collect(),
-        runs,
+        subjects,
+        extent,
         guest_init: super::guest_init(lab)?,
         files: Vec::new(),
         extracts: &FIGURES,
@@ -222,8 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_those_with_a_vsock_of_their_own_are_asked() {
-        assert!(has_vsock(Kind::CloudHypervisor) && !has_vsock(Kind::QemuQ35) && !has_vsock(Kind::Floor));
+    fn the_guest_serves_streams_to_its_end() {
         assert!(guest(Path::new("/s")).cmdline.ends_with(" husk.do=raw-streams"));
     }
 }

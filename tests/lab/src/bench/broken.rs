@@ -1,0 +1,120 @@
+//! Guests that the emulation has broken so that their kernel panics: their lives are done again with other ones
+//! (`docs/adr/0015-one-thread-per-emulated-host.md`). Those that only spin are seen from outside ([`crate::pulse`]).
+
+use std::error::Error;
+use std::fmt;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use super::ledger::{GUESTS, Life};
+
+/// By how much a life begins later for each guest that was given up before it. Counted time repeats itself, so without that the next
+/// guest would break just as the last one. Its multiples fall everywhere between two ticks of the host's clock.
+const SHIFT: Duration = Duration::from_micros(1700);
+
+/// What a kernel says in the end.
+const PANIC: &str = "Kernel panic - not syncing";
+
+/// A guest whose kernel has given up, in its own words.
+#[derive(Debug)]
+pub struct Panicked(String);
+
+impl Panicked {
+    /// The first panic in what a guest has said.
+    pub fn find(said: &str) -> Option<Self> {
+        let line = said.lines().find(|line| line.contains(PANIC))?;
+        let start = line.find(PANIC)?;
+        Some(Self(line.get(start..)?.trim().into()))
+    }
+}
+
+impl fmt::Display for Panicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for Panicked {}
+
+/// Does `once` for `life`, and does it again with another guest when its guest was broken: `broken` hears why. `given_up` guests were
+/// before this one.
+///
+/// # Errors
+///
+/// As `once`, or all guests were broken.
+pub fn avoided<T>(
+    life: &Life,
+    given_up: &mut u32,
+    mut broken: impl FnMut(&str),
+    mut once: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let mut last = String::new();
+    for _ in life.broken..GUESTS {
+        thread::sleep(SHIFT.saturating_mul(*given_up));
+        last = match once() {
+            Err(error) if error.is::<Panicked>() => format!("{error:#}"),
+            result => return result,
+        };
+        *given_up = given_up.saturating_add(1);
+        broken(&last);
+    }
+    bail!("{GUESTS} guests broke, one after the other; the last one: {last}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIFE: Life = Life {
+        number: 0,
+        subject: 0,
+        broken: 0,
+    };
+
+    /// What comes of `outcomes`, one after the other; how often it was done, and what was said of broken guests.
+    fn tried(life: Life, outcomes: &[Result<u32, &str>]) -> (Result<u32>, u32, Vec<String>) {
+        let (mut given_up, mut times, mut said) = (0, 0, Vec::new());
+        let result = avoided(
+            &life,
+            &mut given_up,
+            |why| said.push(why.to_string()),
+            || {
+                let outcome = outcomes[usize::try_from(times).unwrap() % outcomes.len()];
+                times += 1;
+                outcome.map_err(|words| Panicked::find(words).map_or_else(|| anyhow::anyhow!("{words}"), Into::into))
+            },
+        );
+        assert_eq!(usize::try_from(given_up).unwrap(), said.len());
+        (result, times, said)
+    }
+
+    const WORDS: &str =
+        "[    0.5] BUG\n[    0.5] Kernel panic - not syncing: stack\r\n[    0.5] Kernel Offset: disabled";
+
+    #[test]
+    fn what_works_and_what_fails_is_done_once() {
+        let (result, times, said) = tried(LIFE, &[Ok(7)]);
+        assert_eq!((result.unwrap(), times, said.len()), (7, 1, 0));
+        let (result, times, said) = tried(LIFE, &[Err("no such option")]);
+        assert_eq!((result.unwrap_err().to_string().as_str(), times), ("no such option", 1));
+        assert!(said.is_empty());
+    }
+
+    #[test]
+    fn a_guest_that_panicked_is_given_up_and_the_next_one_counts() {
+        let (result, times, said) = tried(LIFE, &[Err(WORDS), Err(WORDS), Ok(7)]);
+        assert_eq!((result.unwrap(), times), (7, 3));
+        assert_eq!(said, ["Kernel panic - not syncing: stack"; 2]);
+    }
+
+    #[test]
+    fn guests_are_given_up_so_often_and_no_more() {
+        let (result, times, _) = tried(LIFE, &[Err(WORDS)]);
+        assert_eq!(times, GUESTS);
+        assert!(result.unwrap_err().to_string().ends_with("not syncing: stack"));
+        let (_, times, _) = tried(Life { broken: 6, ..LIFE }, &[Err(WORDS)]);
+        assert_eq!(times, GUESTS - 6);
+    }
+}
