@@ -19,7 +19,8 @@
 //! | 0x11 + 2n | R/W | redirection entry n, high: destination 31:24, its upper seven bits 23:17 (extended destination ID) |
 //!
 //! Every device raises its pin by an edge. A guest that programs a pin as level-triggered gets one message for each edge, and
-//! remote IRR, bit 14, reads 0.
+//! remote IRR, bit 14, reads 0. Edges of a masked pin wait in its eventfd, and are one message when the kernel is given that again. No
+//! register access makes an edge.
 
 use std::io;
 use std::sync::Arc;

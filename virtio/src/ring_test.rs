@@ -500,6 +500,41 @@ fn misplaced_rings_are_refused() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// Chains as a driver makes them, wherever ring and buffers lie: of all memory only what was given to be written changes, and of
+    /// the ring only its used part.
+    #[test]
+    fn nothing_is_written_but_the_used_ring_and_the_buffers_for_it(
+        base in (0u64..0x10).prop_map(|page| page << 12),
+        chains in prop::collection::vec((0u64..0x100, 0u32..0x2000, 0u64..0x100, 0u32..0x2000), 1..20),
+    ) {
+        const SIZE: u16 = 8;
+        let at = |gpa: u64| usize::try_from(gpa).unwrap();
+        let mut driver = Driver::new(&memory(), base, SIZE);
+        let mut ring = driver.ring();
+        // Both regions, and buffers that cross from one to the other.
+        let place = |slot: u64| DATA + slot * 0x1d03;
+        for (number, (from, out, to, room)) in chains.into_iter().enumerate() {
+            let written = out.min(room);
+            driver.write(place(from), &vec![u8::try_from(number + 1).unwrap(); at(out.into())]);
+            driver.add(&[Buf::Out(place(from), out), Buf::In(place(to), room)]);
+            let mut expected = driver.read(0, at(END));
+            let sent = expected[at(place(from))..][..at(written.into())].to_vec();
+            ring.drain(echo).unwrap();
+            let after = driver.read(0, at(END));
+            expected[at(place(to))..][..sent.len()].copy_from_slice(&sent);
+            let used = at(driver.used)..at(driver.used + 6 + 8 * u64::from(SIZE));
+            expected[used.clone()].copy_from_slice(&after[used]);
+            prop_assert!(after == expected, "something else was written to");
+            prop_assert_eq!(driver.interrupts(), 1);
+            prop_assert_eq!(driver.take_used().map(|(_, len)| len), Some(written));
+            prop_assert_eq!(driver.take_used(), None, "given back once");
+        }
+    }
+}
+
+proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     /// Whatever bytes lie in the table and the rings: an answer or an error, no panic, no endless loop.
