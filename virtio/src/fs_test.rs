@@ -207,8 +207,8 @@ fn requests_of_every_queue_are_answered_without_this_process() {
 fn a_paused_device_is_served_from_where_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let servant = serve(&folder.path().join("s"), 1);
-    let mut fs = Fs::connect(&config(folder.path())).unwrap();
     let mem = shared_memory(&[]);
+    let mut fs = Fs::connect(&config(folder.path()), mem.clone()).unwrap();
     let mut drivers = [0x1_0000, 0x2_0000, 0x3_0000].map(|base| Driver::new(&mem, base, 16));
     let worker = run(&mut fs, activation(&drivers, &mem, &Notify::none(), None));
     for _ in 0..20 {
