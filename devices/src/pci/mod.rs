@@ -9,6 +9,7 @@ mod config;
 mod function;
 mod msix;
 mod registers;
+mod removable;
 mod root;
 
 use std::fmt;
@@ -18,6 +19,7 @@ pub use bar::{Bar, BarRange};
 pub use config::{CAP_VENDOR, ConfigError, ConfigSpace, Identity};
 pub use function::{BarWindow, PciFunction};
 pub use msix::{BarPlace, Msix, Vector};
+pub use removable::Removable;
 pub use root::{ECAM_SIZE, PciError, PciRoot};
 
 /// Where a function sits: bus 0 to 255, device 0 to 31, function 0 to 7. Displayed as `0000:00:05.0`.

@@ -175,9 +175,7 @@ impl Devices {
         let failure = self.slots.ejected().err();
         // Not by what was ejected just now: what the guest had never heard of went when it was asked back.
         let plug = self.slots.plug();
-        let gone = self
-            .places
-            .extract_if(.., |_, at| plug.function(u32::from(at.device)).is_none());
+        let gone = self.places.extract_if(.., |_, at| !plug.has(u32::from(at.device)));
         Collected {
             gone: gone.collect(),
             failure,
@@ -207,10 +205,11 @@ impl Devices {
     /// What the devices have counted, by name, and the registers of hot-plug, which have a name that no device can be given.
     pub fn counters(&self) -> BTreeMap<&str, Vec<(&'static str, u64)>> {
         let count = |at: &Bdf| {
-            let function = lock(self.slots.plug().function(u32::from(at.device))?);
-            let mut counters = function.device().counters();
-            counters.push(("failures", function.failures()));
-            Some(counters)
+            self.slots.plug().with(u32::from(at.device), |function| {
+                let mut counters = function.device().counters();
+                counters.push(("failures", function.failures()));
+                counters
+            })
         };
         let counted = self.places.iter().map(|(name, at)| Some((name.as_str(), count(at)?)));
         let hotplug = (HOTPLUG, vec![("ignored_writes", self.slots.ignored())]);
@@ -255,15 +254,10 @@ impl Devices {
         all
     }
 
-    /// All virtio functions, in the order of their slots.
-    pub fn virtio(&self) -> impl Iterator<Item = &Arc<Mutex<VirtioPci>>> {
-        self.slots.plug().functions()
-    }
-
     /// Keeps every device from doing anything until [`Devices::release`]. Only when no vCPU runs. Does not wait: see
     /// [`Devices::unheld`].
     pub fn hold(&self) {
-        self.virtio().for_each(|function| lock(function).hold());
+        self.slots.plug().each(|function| function.hold());
     }
 
     /// The devices that still do something after [`Devices::hold`].
@@ -273,13 +267,13 @@ impl Devices {
 
     /// Lets the devices go on.
     pub fn release(&self) {
-        self.virtio().for_each(|function| lock(function).release());
+        self.slots.plug().each(|function| function.release());
     }
 
     /// Asks every device to stop, for good: requests in flight are completed, then guest memory is left alone. Only when no vCPU runs.
     /// Does not wait: see [`Devices::unstopped`].
     pub fn stop(&self) {
-        self.virtio().for_each(|function| lock(function).retire());
+        self.slots.plug().each(VirtioPci::retire);
     }
 
     /// The devices whose threads may still touch guest memory after [`Devices::stop`].
@@ -289,9 +283,8 @@ impl Devices {
 
     fn names_where(&self, wanted: impl Fn(&VirtioPci) -> bool) -> Vec<&str> {
         let plug = self.slots.plug();
-        let function = |at: &Bdf| plug.function(u32::from(at.device));
-        let fits = |at: &Bdf| function(at).is_some_and(|function| wanted(&lock(function)));
-        let found = self.places.iter().filter(|(_, at)| fits(at));
+        let fits = |at: &Bdf| plug.with(u32::from(at.device), |function| wanted(function));
+        let found = self.places.iter().filter(|(_, at)| fits(at).unwrap_or(false));
         found.map(|(name, _)| name.as_str()).collect()
     }
 }
@@ -302,9 +295,8 @@ fn line(ioapic: &Mutex<Ioapic>, gsi: u32) -> io::Result<Irq> {
 
 /// Puts the registers of events and PCI slots on the bus.
 fn place_hotplug(board: &Board, bell: &Bell, waker: Waker) -> Result<Arc<Mutex<Bank>>, BuildError> {
-    let on_let_go = move || waker.wake_by_ref();
-    let mut bank =
-        Bank::new(Kind::Pci, SLOTS, bell.clone(), on_let_go).map_err(|e| BuildError::device("PCI slots", e))?;
+    let bank = Bank::new(Kind::Pci, SLOTS, bell.clone(), move || waker.wake_by_ref());
+    let mut bank = bank.map_err(|e| BuildError::device("PCI slots", e))?;
     bank.pin(0).map_err(|e| BuildError::device("PCI slots", e))?;
     let bytes = bank.window_bytes();
     let bank = Arc::new(Mutex::new(bank));

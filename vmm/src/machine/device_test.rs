@@ -6,7 +6,10 @@ use std::time::Instant;
 use husk_devices::Effect;
 use husk_devices::host::fake::FakeHost;
 use husk_devices::memory::GuestMemoryMmap;
+use husk_devices::pci::BarWindow;
 use husk_hotplug::ticket::Outcome;
+use husk_virtio::config::ConfigBytes;
+use husk_virtio::device::{Activation, ConfigAccess, Handler, Profile, StartError};
 use husk_virtio::rng::Rng;
 use husk_virtio::threads::Plain;
 use vm_memory::GuestAddress;
@@ -20,10 +23,14 @@ const EJECT: u64 = 0x04;
 const REPORT: u64 = 0x10;
 
 fn devices() -> (Devices, Arc<Board>) {
+    devices_on(FakeHost::new())
+}
+
+fn devices_on(host: Arc<FakeHost>) -> (Devices, Arc<Board>) {
     let board = Arc::new(Board::new(EventFd::new(EFD_NONBLOCK).unwrap()));
     let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
     let memory = GuestMemory::new(ram);
-    let devices = Devices::new(board.clone(), FakeHost::new(), memory, Arc::new(Plain)).unwrap();
+    let devices = Devices::new(board.clone(), host, memory, Arc::new(Plain)).unwrap();
     (devices, board)
 }
 
@@ -190,4 +197,98 @@ fn a_guest_that_maps_a_device_while_it_goes_keeps_nothing_of_it() {
         vcpu.join().unwrap();
     }
     assert_eq!(left, 0, "BARs of devices that are gone are on the bus");
+}
+
+/// A device that says on which thread it was dropped.
+struct Traced {
+    dropped: Arc<Mutex<Vec<thread::ThreadId>>>,
+    config: Arc<Mutex<ConfigBytes>>,
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        lock(&self.dropped).push(thread::current().id());
+    }
+}
+
+impl VirtioDevice for Traced {
+    fn profile(&self) -> Profile {
+        Profile {
+            id: 27,
+            class: 0,
+            features: 0,
+            queue_sizes: vec![16],
+        }
+    }
+
+    fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {
+        self.config.clone()
+    }
+
+    fn start(&mut self, _: Activation) -> Result<Vec<Box<dyn Handler>>, StartError> {
+        Ok(Vec::new())
+    }
+}
+
+/// Registers of BAR 0 (virtio 1.2 §4.1.4), and where the first function's is.
+const BAR_0: u64 = layout::PCI32;
+const MSIX_TABLE: u64 = 0x4000;
+
+/// The guest lets the function at `at` decode its BARs and write to memory, and routes its first vector.
+fn use_function(board: &Board, at: Bdf) {
+    let header = layout::ECAM + (u64::from(at.device) << 15);
+    assert!(board.answer(Port::Store(header + 4, &[6, 0])));
+    for (offset, value) in [(0, 0xfee0_0000_u32), (4, 0), (8, 0x41), (12, 0)] {
+        board.answer(Port::Store(BAR_0 + MSIX_TABLE + offset, &value.to_le_bytes()));
+    }
+    let mut capability = [0];
+    board.answer(Port::Load(header + 0x34, &mut capability));
+    loop {
+        let here = header + u64::from(capability[0]);
+        let mut id = [0];
+        board.answer(Port::Load(here, &mut id));
+        if id == [0x11] {
+            assert!(board.answer(Port::Store(here + 2, &[0, 0x80])));
+            return;
+        }
+        board.answer(Port::Load(here + 1, &mut capability));
+        assert_ne!(capability, [0], "there is no MSI-X capability");
+    }
+}
+
+#[test]
+fn a_device_ends_where_it_is_removed_although_vcpus_still_refer_to_it() {
+    let host = FakeHost::new();
+    let (mut devices, board) = devices_on(host.clone());
+    let (dropped, gsis) = (Arc::default(), host.gsis());
+    let device = Traced {
+        dropped: Arc::clone(&dropped),
+        config: Arc::default(),
+    };
+    let at = devices.add_virtio("a", Box::new(device)).unwrap();
+    use_function(&board, at);
+    assert_eq!(host.gsis().len(), gsis.len() + 1, "one vector is in use");
+    // What vCPUs hold in the middle of an access: the function as `Board::remap` finds it, the window as the bus does.
+    let function = lock(board.pci()).function(at).unwrap();
+    let mut window = BarWindow::new(function.clone(), 0);
+    devices.ask_back("a").unwrap();
+    eject(&board, at);
+    assert_eq!(collect(&mut devices), [("a".to_owned(), at)]);
+    assert_eq!(*lock(&dropped), [thread::current().id()], "gone, and on this thread");
+    assert_eq!(host.gsis(), gsis, "with its interrupts");
+    thread::spawn(move || {
+        let mut register = [0; 4];
+        window.read(0, &mut register);
+        assert_eq!(register, [0xff; 4]);
+        assert_eq!(window.write(MSIX_TABLE + 12, &[0; 4]), Effect::None);
+        let mut function = lock(&function);
+        function.read_config(0, &mut register);
+        assert_eq!(register, [0xff; 4]);
+        assert_eq!(function.write_config(4, &[2, 0]), Effect::None);
+        assert!(function.decoded().is_empty());
+        function.bar_moved(0, Some(BAR_0)).unwrap();
+    })
+    .join()
+    .unwrap();
+    assert_eq!((host.gsis(), host.doorbells().len()), (gsis, 0));
 }

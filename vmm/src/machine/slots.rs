@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use husk_devices::Host;
 use husk_devices::memory::GuestMemory;
-use husk_devices::pci::{BarAllocator, Bdf, PciFunction};
+use husk_devices::pci::{BarAllocator, Bdf, PciFunction, Removable};
 use husk_hotplug::{Plug, PlugError};
 use husk_virtio::device::VirtioDevice;
 use husk_virtio::threads::Threads;
@@ -39,7 +39,8 @@ impl NewFunction {
 
 /// A device in its slot.
 struct Plugged {
-    function: Arc<Mutex<VirtioPci>>,
+    /// Buses and vCPUs refer to this as well, but the function is taken out of it here alone.
+    place: Arc<Mutex<Removable<VirtioPci>>>,
     /// Where its BARs were placed (base, bytes).
     bars: Vec<(u64, u64)>,
     /// Out of the guest's reach, and asked to stop.
@@ -77,20 +78,27 @@ impl PciPlug {
         }
     }
 
-    /// All functions, in the order of their slots.
-    pub fn functions(&self) -> impl Iterator<Item = &Arc<Mutex<VirtioPci>>> {
-        self.plugged.values().map(|plugged| &plugged.function)
+    /// Calls `act` on every function, in the order of their slots.
+    pub fn each(&self, mut act: impl FnMut(&mut VirtioPci)) {
+        for plugged in self.plugged.values() {
+            lock(&plugged.place).get().map(&mut act);
+        }
     }
 
-    /// The function in `slot`.
-    pub fn function(&self, slot: u32) -> Option<&Arc<Mutex<VirtioPci>>> {
-        self.plugged.get(&slot).map(|plugged| &plugged.function)
+    /// What `act` says of the function in `slot`; `None` if there is none.
+    pub fn with<R>(&self, slot: u32, act: impl FnOnce(&mut VirtioPci) -> R) -> Option<R> {
+        lock(&self.plugged.get(&slot)?.place).get().map(act)
+    }
+
+    /// Whether there is a function in `slot`.
+    pub fn has(&self, slot: u32) -> bool {
+        self.plugged.contains_key(&slot)
     }
 
     /// Whether the function in `slot` is on its way out, and its threads have yet to stop.
     pub fn is_stopping(&self, slot: u32) -> bool {
-        let plugged = self.plugged.get(&slot);
-        plugged.is_some_and(|plugged| plugged.retired && !lock(&plugged.function).is_stopped())
+        let retired = self.plugged.get(&slot).is_some_and(|plugged| plugged.retired);
+        retired && self.with(slot, |function| !function.is_stopped()).unwrap_or(false)
     }
 
     fn make(&mut self, slot: u32, unit: NewFunction) -> Result<(), Fault> {
@@ -98,16 +106,16 @@ impl PciPlug {
         function.set_threads(self.threads.clone());
         let mut bars = Vec::new();
         let placed = self.place(&mut function, &mut bars);
-        let function = Arc::new(Mutex::new(function));
+        let place = Arc::new(Mutex::new(Removable::new(function)));
         let inserted = placed.and_then(|()| {
             let device = u8::try_from(slot)?;
-            Ok(lock(self.board.pci()).insert(Some(device), function.clone())?)
+            Ok(lock(self.board.pci()).insert(Some(device), place.clone())?)
         });
         match inserted {
             Ok(bdf) => {
                 self.board.remap(bdf);
                 let plugged = Plugged {
-                    function,
+                    place,
                     bars,
                     retired: false,
                 };
@@ -156,32 +164,43 @@ impl Plug for PciPlug {
             plugged.retired = true;
             lock(self.board.pci()).remove(bdf(device));
             self.board.remap(bdf(device));
-            lock(&plugged.function).retire();
+            lock(&plugged.place).get().map(VirtioPci::retire);
         }
-        lock(&plugged.function).is_stopped()
+        !self.is_stopping(slot)
     }
 
-    /// What the device has acknowledged is done by the end of this. Addresses are free again once no doorbell answers there.
+    /// What the device has acknowledged is done by the end of this, and everything that it was is gone. Addresses are free again once
+    /// no doorbell answers there.
     fn destroy(&mut self, slot: u32) -> Result<(), PlugError> {
         self.retire(slot);
         let Some(plugged) = self.plugged.get(&slot) else {
             return Ok(());
         };
-        let mut function = lock(&plugged.function);
-        let bars: Vec<u8> = function.config().bars().map(|(index, _)| index).collect();
-        for index in bars {
-            function.bar_moved(index, None).map_err(|source| PlugError {
-                what: format!("take back the doorbells of {}", function.name()),
-                source: source.into(),
-            })?;
+        take_doorbells(&plugged.place)?;
+        let Some(Plugged { place, bars, .. }) = self.plugged.remove(&slot) else {
+            return Ok(());
+        };
+        let function = lock(&place).take();
+        if let Some(mut function) = function {
+            function.shutdown();
         }
-        function.shutdown();
-        drop(function);
-        if let Some(plugged) = self.plugged.remove(&slot) {
-            self.free(&plugged.bars);
-        }
+        self.free(&bars);
         Ok(())
     }
+}
+
+/// Takes a function's doorbells back. As long as the host keeps one, writes to its address reach nobody else.
+fn take_doorbells(place: &Mutex<Removable<VirtioPci>>) -> Result<(), PlugError> {
+    let mut place = lock(place);
+    let Some(function) = place.get() else { return Ok(()) };
+    let bars: Vec<u8> = function.config().bars().map(|(index, _)| index).collect();
+    for index in bars {
+        function.bar_moved(index, None).map_err(|source| PlugError {
+            what: format!("take back the doorbells of {}", function.name()),
+            source: source.into(),
+        })?;
+    }
+    Ok(())
 }
 
 /// The address of function 0 in slot `device` of bus 0.
