@@ -56,6 +56,9 @@ pub trait Host: Send + Sync {
     fn msi(&self) -> io::Result<MsiVector>;
 
     /// Routes `vector` to `message`, or, with `None`, disconnects it.
+    ///
+    /// # Errors
+    /// The host refused: the vector sends what it sent before, and no other vector is touched.
     fn route(&self, vector: &MsiVector, message: Option<MsiMessage>) -> io::Result<()>;
 
     /// Gives back a GSI that [`Host::msi`] reserved, disconnecting it first.

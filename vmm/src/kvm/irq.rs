@@ -3,10 +3,11 @@
 //! KVM replaces the whole table at once, and waits for its readers each time; so a table is sent only when it has changed.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::io;
 
-use husk_devices::MsiMessage;
+use husk_devices::{MsiMessage, MsiVector};
 use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_msi};
+use vmm_sys_util::eventfd::EventFd;
 
 /// GSIs that KVM takes for pins of an I/O APIC outside the kernel, and whose level-triggered interrupts it reports the end of.
 /// husk's pins are edge-triggered messages like any others, so none of these is used.
@@ -16,41 +17,117 @@ const FIRST_MSI: u32 = RESERVED_PINS;
 /// KVM's own limit on GSI numbers (`KVM_MAX_IRQ_ROUTES`).
 const LAST_MSI: u32 = 4095;
 
-/// Reserved message GSIs, each with its message once the guest has given one.
+/// The calls that change interrupts: of a virtual machine, or of what stands for one in a test.
+pub trait Wires {
+    /// Takes `routes`, each a GSI and what it sends, in place of those before (KVM api.rst 4.52).
+    ///
+    /// # Errors
+    /// The host refused; those before stay.
+    fn replace(&self, routes: &[(u32, MsiMessage)]) -> io::Result<()>;
+
+    /// Has `event` fire `gsi` (KVM api.rst 4.75 `KVM_IRQFD`).
+    ///
+    /// # Errors
+    /// The host refused.
+    fn connect(&self, event: &EventFd, gsi: u32) -> io::Result<()>;
+
+    /// Undoes [`Wires::connect`].
+    ///
+    /// # Errors
+    /// The host refused.
+    fn disconnect(&self, event: &EventFd, gsi: u32) -> io::Result<()>;
+}
+
+/// Reserved message GSIs, as KVM has them: nothing is written down here before KVM has accepted it, since one message that it refuses
+/// would keep every later table from being accepted.
 #[derive(Debug, Default)]
 pub struct Routes {
-    messages: BTreeMap<u32, Option<MsiMessage>>,
+    sources: BTreeMap<u32, Source>,
+}
+
+/// One reserved GSI.
+#[derive(Clone, Copy, Debug, Default)]
+struct Source {
+    /// What KVM's table says. It stays there when the GSI is disconnected, since nothing fires it then.
+    message: Option<MsiMessage>,
+    /// Whether the vector's eventfd fires it.
+    connected: bool,
 }
 
 impl Routes {
     /// Reserves the lowest free GSI; `None` when all 4072 are taken.
     pub fn reserve(&mut self) -> Option<u32> {
-        let gsi = (FIRST_MSI..=LAST_MSI).find(|gsi| !self.messages.contains_key(gsi))?;
-        self.messages.insert(gsi, None);
+        let gsi = (FIRST_MSI..=LAST_MSI).find(|gsi| !self.sources.contains_key(gsi))?;
+        self.sources.insert(gsi, Source::default());
         Some(gsi)
     }
 
-    /// Gives a GSI back. Returns whether the table has changed.
-    pub fn release(&mut self, gsi: u32) -> bool {
-        self.messages.remove(&gsi).flatten().is_some()
+    /// Has `vector` send `message`, or, without one, nothing.
+    ///
+    /// # Errors
+    /// The GSI is not reserved, or the host refused: then the vector is as it was, but for one that was not connected before and stays
+    /// so.
+    pub fn route(&mut self, wires: &dyn Wires, vector: &MsiVector, message: Option<MsiMessage>) -> io::Result<()> {
+        let gsi = vector.gsi;
+        let source = self.sources.get(&gsi).copied().ok_or_else(|| not_reserved(gsi))?;
+        let Some(message) = message else {
+            return self.disconnect(wires, vector);
+        };
+        // Before it is connected, so that the eventfd never fires what was there.
+        if source.message != Some(message) {
+            wires.replace(&self.with(gsi, message))?;
+            self.sources.entry(gsi).or_default().message = Some(message);
+        }
+        if !source.connected {
+            wires.connect(vector.irq.event(), gsi)?;
+            self.sources.entry(gsi).or_default().connected = true;
+        }
+        Ok(())
     }
 
-    /// Sets or clears the message of a reserved GSI. Returns what it had before, or `None` if `gsi` is not reserved.
-    pub fn set(&mut self, gsi: u32, message: Option<MsiMessage>) -> Option<Option<MsiMessage>> {
-        match self.messages.entry(gsi) {
-            Entry::Occupied(mut entry) => Some(entry.insert(message)),
-            Entry::Vacant(_) => None,
+    /// Gives the GSI of `vector` back, disconnected.
+    ///
+    /// # Errors
+    /// The host keeps it connected, until the last descriptor of its eventfd is closed. It is given back all the same.
+    pub fn release(&mut self, wires: &dyn Wires, vector: &MsiVector) -> io::Result<()> {
+        let disconnected = self.disconnect(wires, vector);
+        self.sources.remove(&vector.gsi);
+        disconnected
+    }
+
+    fn disconnect(&mut self, wires: &dyn Wires, vector: &MsiVector) -> io::Result<()> {
+        match self.sources.get_mut(&vector.gsi) {
+            Some(source) if source.connected => {
+                wires.disconnect(vector.irq.event(), vector.gsi)?;
+                source.connected = false;
+                Ok(())
+            }
+            _ => Ok(()),
         }
     }
 
-    /// The whole table as KVM takes it.
-    pub fn table(&self) -> Result<KvmIrqRouting, vmm_sys_util::fam::Error> {
-        let messages = self
-            .messages
-            .iter()
-            .filter_map(|(gsi, message)| message.map(|m| message_entry(*gsi, m)));
-        KvmIrqRouting::from_entries(&messages.collect::<Vec<_>>())
+    /// All routes, with `message` for `gsi`.
+    fn with(&self, gsi: u32, message: MsiMessage) -> Vec<(u32, MsiMessage)> {
+        let others = self.sources.iter().filter(|(other, _)| **other != gsi);
+        let others = others.filter_map(|(other, source)| Some((*other, source.message?)));
+        others.chain([(gsi, message)]).collect()
     }
+}
+
+/// `routes` as KVM takes them.
+///
+/// # Errors
+/// More than KVM has room for.
+pub fn table(routes: &[(u32, MsiMessage)]) -> io::Result<KvmIrqRouting> {
+    let entries: Vec<_> = routes
+        .iter()
+        .map(|(gsi, message)| message_entry(*gsi, *message))
+        .collect();
+    KvmIrqRouting::from_entries(&entries).map_err(|e| io::Error::other(format!("{e:?}")))
+}
+
+fn not_reserved(gsi: u32) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("GSI {gsi} is not reserved"))
 }
 
 fn message_entry(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
@@ -71,46 +148,5 @@ fn message_entry(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MESSAGE: MsiMessage = MsiMessage {
-        address: 0xfee0_1000,
-        data: 0x4321,
-    };
-
-    #[test]
-    fn gsis_are_reused_after_release() {
-        let mut routes = Routes::default();
-        assert_eq!((routes.reserve(), routes.reserve()), (Some(24), Some(25)));
-        assert!(!routes.release(24), "a GSI without a message is not in the table");
-        assert_eq!(routes.reserve(), Some(24));
-    }
-
-    #[test]
-    fn gsis_run_out_without_reaching_a_reserved_one() {
-        let mut routes = Routes::default();
-        assert_eq!(std::iter::from_fn(|| routes.reserve()).count(), 4072);
-        assert_eq!(routes.reserve(), None);
-    }
-
-    #[test]
-    fn only_reserved_gsis_take_messages() {
-        let mut routes = Routes::default();
-        assert_eq!(routes.set(30, Some(MESSAGE)), None);
-        let gsi = routes.reserve().unwrap();
-        assert_eq!(routes.set(gsi, Some(MESSAGE)), Some(None));
-        assert_eq!(routes.set(gsi, None), Some(Some(MESSAGE)));
-    }
-
-    #[test]
-    fn the_table_holds_the_gsis_that_have_a_message() {
-        let mut routes = Routes::default();
-        let (first, _second) = (routes.reserve().unwrap(), routes.reserve().unwrap());
-        routes.set(first, Some(MESSAGE));
-        let table = routes.table().unwrap();
-        let entries = table.as_slice();
-        assert_eq!(entries.len(), 1);
-        assert_eq!((entries[0].gsi, entries[0].type_), (24, KVM_IRQ_ROUTING_MSI));
-    }
-}
+#[path = "irq_test.rs"]
+mod tests;

@@ -104,6 +104,18 @@ impl Kvm {
         Ok(Self { kvm, supported })
     }
 
+    /// For a test that needs `/dev/kvm`; where there is none, says so in a line.
+    #[cfg(test)]
+    pub fn for_test() -> Option<Self> {
+        match Self::open() {
+            Ok(kvm) => Some(kvm),
+            Err(error) => {
+                println!("skipped: {error}");
+                None
+            }
+        }
+    }
+
     /// The most vCPUs a VM may have on this host.
     pub fn max_vcpus(&self) -> u32 {
         u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX)

@@ -14,7 +14,7 @@ use kvm_bindings::{
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::irq::{RESERVED_PINS, Routes};
+use super::irq::{RESERVED_PINS, Routes, Wires, table};
 use super::vcpu::Vcpu;
 use super::{Context, KvmError};
 
@@ -131,10 +131,19 @@ impl Vm {
     fn locked_routes(&self) -> std::sync::MutexGuard<'_, Routes> {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn send_routes(&self, routes: &Routes) -> io::Result<()> {
-        let table = routes.table().map_err(|e| io::Error::other(format!("{e:?}")))?;
-        self.fd.set_gsi_routing(&table).map_err(from_errno)
+impl Wires for VmFd {
+    fn replace(&self, routes: &[(u32, MsiMessage)]) -> io::Result<()> {
+        self.set_gsi_routing(&table(routes)?).map_err(from_errno)
+    }
+
+    fn connect(&self, event: &EventFd, gsi: u32) -> io::Result<()> {
+        self.register_irqfd(event, gsi).map_err(from_errno)
+    }
+
+    fn disconnect(&self, event: &EventFd, gsi: u32) -> io::Result<()> {
+        self.unregister_irqfd(event, gsi).map_err(from_errno)
     }
 }
 
@@ -152,36 +161,13 @@ impl Host for Vm {
     }
 
     fn route(&self, vector: &MsiVector, message: Option<MsiMessage>) -> io::Result<()> {
-        let mut routes = self.locked_routes();
-        let Some(before) = routes.set(vector.gsi, message) else {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("GSI {} is not reserved", vector.gsi),
-            ));
-        };
-        if before == message {
-            return Ok(());
-        }
-        // The irqfd goes first when a vector is disconnected, so that it never points at a route that is gone.
-        if message.is_none() {
-            self.fd
-                .unregister_irqfd(vector.irq.event(), vector.gsi)
-                .map_err(from_errno)?;
-        }
-        self.send_routes(&routes)?;
-        if before.is_none() {
-            self.fd
-                .register_irqfd(vector.irq.event(), vector.gsi)
-                .map_err(from_errno)?;
-        }
-        Ok(())
+        self.locked_routes().route(&self.fd, vector, message)
     }
 
     fn release(&self, vector: &MsiVector) {
-        if let Err(error) = self.route(vector, None) {
+        if let Err(error) = self.locked_routes().release(&self.fd, vector) {
             log::warn!("cannot disconnect GSI {}: {error}", vector.gsi);
         }
-        self.locked_routes().release(vector.gsi);
     }
 
     fn doorbell(&self, addr: u64, kick: &EventFd, on: bool) -> io::Result<()> {
@@ -204,3 +190,7 @@ impl AsRawFd for Vm {
         self.fd.as_raw_fd()
     }
 }
+
+#[cfg(test)]
+#[path = "vm_test.rs"]
+mod tests;
