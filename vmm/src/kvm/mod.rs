@@ -7,7 +7,9 @@ mod cpuid;
 mod irq;
 mod kick;
 pub mod probe;
+mod stats;
 mod stuck;
+mod tsc;
 mod vcpu;
 mod vm;
 
@@ -18,6 +20,7 @@ use kvm_ioctls::Cap;
 
 pub use cpuid::Topology;
 pub use kick::Kicker;
+pub use stats::Stats;
 pub use vcpu::{Exit as VcpuExit, Port, Vcpu};
 pub use vm::{Access, Vm};
 

@@ -8,11 +8,14 @@
 use std::io;
 use std::ptr;
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_regs, kvm_run, kvm_sregs};
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
+    kvm_run, kvm_sregs,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::kick::Armed;
-use super::{Context, KvmError, Topology, stuck};
+use super::{Context, KvmError, Stats, Topology, stuck, tsc};
 
 /// IA32_MISC_ENABLE and its bit "fast strings" (Intel SDM vol. 4).
 const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
@@ -20,6 +23,9 @@ const FAST_STRINGS: u64 = 1;
 /// IA32_MTRR_DEF_TYPE: MTRRs on, default type write-back (Intel SDM vol. 3A §12.11.2.1).
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
+/// What a guest shares with KVM through its memory, and what INIT does not end: the clock, stolen time, asynchronous page faults, ends
+/// of interrupts (KVM msr.rst). IA32_TSC_ADJUST with them (Intel SDM vol. 3B §18.17.3).
+const MSRS_OF_THE_GUEST: [u32; 5] = [0x4b56_4d01, 0x4b56_4d03, 0x4b56_4d02, 0x4b56_4d04, 0x3b];
 
 /// What the guest touched that KVM could not answer itself.
 #[derive(Debug)]
@@ -43,6 +49,8 @@ pub enum Port<'a> {
 pub enum Exit {
     /// It was asked to stop.
     Stopped,
+    /// The guest has begun to start it: it waits no longer in KVM (Intel SDM vol. 3A §9.4, INIT).
+    Begun,
     /// Triple fault: what hardware turns into a reset (Intel SDM vol. 3A §6.15).
     TripleFault,
     /// KVM cannot go on with this vCPU.
@@ -54,11 +62,21 @@ pub enum Exit {
 pub struct Vcpu {
     id: u32,
     fd: VcpuFd,
+    /// What one that may be unplugged goes back to; none of the first, which is there for good.
+    power_on: Option<Box<PowerOn>>,
+}
+
+/// A vCPU as it is before the guest has started it.
+#[derive(Debug)]
+struct PowerOn {
+    regs: kvm_regs,
+    sregs: kvm_sregs,
+    lapic: kvm_lapic_state,
 }
 
 impl Vcpu {
     pub(super) fn new(id: u32, fd: VcpuFd) -> Self {
-        Self { id, fd }
+        Self { id, fd, power_on: None }
     }
 
     /// Number of the vCPU; also its APIC ID.
@@ -70,13 +88,101 @@ impl Vcpu {
     ///
     /// # Errors
     /// [`KvmError::Refused`].
-    pub fn configure(&self, topology: &Topology) -> Result<(), KvmError> {
+    pub fn configure(&mut self, topology: &Topology) -> Result<(), KvmError> {
         let id = self.id;
         let cpuid = topology.cpuid(id, self.fd.get_tsc_khz().ok().filter(|khz| *khz != 0));
         debug_assert!(cpuid.as_slice().len() <= KVM_MAX_CPUID_ENTRIES);
         self.fd
             .set_cpuid2(&cpuid)
             .or_refused(|| format!("set the CPUID of vCPU {id}"))?;
+        self.set_start_msrs()?;
+        if id != 0 {
+            self.power_on = Some(Box::new(self.power_on_state()?));
+        }
+        Ok(())
+    }
+
+    /// Makes the vCPU, which does not run, ready to be started by a guest that runs: [configured](Vcpu::configure) if it is new, then
+    /// brought to that state, also if it is there already: KVM learns of the local APIC of a vCPU that is made late when it is set
+    /// (INIT would be lost otherwise).
+    ///
+    /// # Errors
+    /// [`KvmError::Refused`].
+    pub fn prepare(&mut self, topology: &Topology) -> Result<(), KvmError> {
+        if self.power_on.is_none() {
+            self.configure(topology)?;
+        }
+        self.reset()
+    }
+
+    /// Brings a vCPU that does not run back to where it was before the guest started it for the first time: it waits for INIT and
+    /// SIPI, nothing is pending, and nothing of it is shared with the guest's memory. Its CPUID stays.
+    ///
+    /// # Errors
+    /// [`KvmError::Refused`].
+    fn reset(&self) -> Result<(), KvmError> {
+        let Some(power_on) = &self.power_on else { return Ok(()) };
+        let what = || format!("reset vCPU {}", self.id);
+        for index in MSRS_OF_THE_GUEST {
+            let msr = kvm_msr_entry {
+                index,
+                ..Default::default()
+            };
+            let msr = Msrs::from_entries(&[msr]).expect("one entry fits any list");
+            // What this host's KVM does not have, the guest has not used.
+            let _ = self.fd.set_msrs(&msr);
+        }
+        self.set_start_msrs()?;
+        self.fd.set_sregs(&power_on.sregs).or_refused(what)?;
+        self.fd.set_regs(&power_on.regs).or_refused(what)?;
+        // Before its state: KVM wants no timer armed on a vCPU that was not started.
+        self.fd.set_lapic(&power_on.lapic).or_refused(what)?;
+        let mut events = self.fd.get_vcpu_events().or_refused(what)?;
+        events = kvm_bindings::kvm_vcpu_events {
+            flags: events.flags,
+            ..Default::default()
+        };
+        self.fd.set_vcpu_events(&events).or_refused(what)?;
+        let waiting = kvm_mp_state {
+            mp_state: KVM_MP_STATE_UNINITIALIZED,
+        };
+        self.fd.set_mp_state(waiting).or_refused(what)
+    }
+
+    fn power_on_state(&self) -> Result<PowerOn, KvmError> {
+        let what = || format!("read the first state of vCPU {}", self.id);
+        Ok(PowerOn {
+            regs: self.fd.get_regs().or_refused(what)?,
+            sregs: self.fd.get_sregs().or_refused(what)?,
+            lapic: self.fd.get_lapic().or_refused(what)?,
+        })
+    }
+
+    /// What KVM counts of the vCPU, which must not run at present; `None` where KVM does not.
+    pub fn stats(&self) -> Option<Stats> {
+        Stats::of(&self.fd)
+            .inspect_err(|error| log::debug!("vCPU {}: no statistics: {error}", self.id))
+            .ok()
+    }
+
+    /// How far the time stamp counter of the vCPU, which does not run at present, is from the host's; `None` where KVM does not say.
+    pub fn tsc_offset(&self) -> Option<u64> {
+        tsc::offset(&self.fd).ok()
+    }
+
+    /// Makes the time stamp counter of the vCPU, which does not run at present, agree with one that has `offset`.
+    ///
+    /// # Errors
+    /// [`KvmError::Refused`].
+    pub fn set_tsc_offset(&self, offset: u64) -> Result<(), KvmError> {
+        tsc::set_offset(&self.fd, offset).map_err(|source| KvmError::Refused {
+            what: format!("set the time stamp counter of vCPU {}", self.id),
+            source,
+        })
+    }
+
+    fn set_start_msrs(&self) -> Result<(), KvmError> {
+        let id = self.id;
         let msr = |index, data| kvm_msr_entry {
             index,
             data,
@@ -155,7 +261,8 @@ impl Vcpu {
                     stuck::look(&self.fd);
                     answer(Port::Look)
                 }
-                Err(errno) if errno.errno() == libc::EAGAIN => true,
+                // A vCPU that the guest has not started waits in there, and comes out when it is.
+                Err(errno) if errno.errno() == libc::EAGAIN => return Exit::Begun,
                 // Linux before 6.8 does not say where (KVM api.rst, KVM_EXIT_MEMORY_FAULT).
                 Err(errno) if errno.errno() == libc::EFAULT => answer(Port::Missing(None)),
                 Err(errno) => {
@@ -170,9 +277,9 @@ impl Vcpu {
         Exit::Stopped
     }
 
-    /// Tells KVM that the vCPU was out of the guest for longer than the guest may notice: its clock then says so, and its watchdogs
-    /// stay quiet (KVM api.rst 4.71 `KVM_KVMCLOCK_CTRL`).
-    pub fn was_held(&self) {
+    /// Tells KVM that the host has stopped the vCPU for longer than the guest may notice: its clock then says so, and its watchdogs
+    /// stay quiet (KVM api.rst 4.71 `KVM_KVMCLOCK_CTRL`). Called while the vCPU does not run.
+    pub fn mark_stopped(&self) {
         // EINVAL: the guest does not use the clock, and has no such watchdog.
         if let Err(errno) = self.fd.kvmclock_ctrl() {
             log::debug!("vCPU {}: its clock cannot be told of the pause: {errno}", self.id);

@@ -20,17 +20,19 @@ use husk_firmware::{
     CommandLine, Ecam, Initramfs, KernelImage, LoadError, Loaded, Payload, Platform, PowerRegisters, Protocol, acpi,
     layout, registers,
 };
+use husk_hotplug::Hotplug;
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Machine;
 use super::board::Board;
+use super::cpu_slots::{self, CpuPlug};
 use super::device::{Devices, SlotError};
 use super::populate::{Passed, populate};
 use super::stop::Asked;
 use crate::config::{BootProtocol, ConfigError, CpusConfig, Limits, RunOptions, VmConfig};
 use crate::cpus::Cpus;
-use crate::kvm::{Kicker, Kvm, KvmError, Vcpu, Vm};
+use crate::kvm::{Kicker, Kvm, KvmError, Topology, Vcpu, Vm};
 use crate::memory::{AddressSpace, MemoryError};
 use crate::seccomp::{Mode, Role, SeccompError};
 use crate::spawner::Spawner;
@@ -119,7 +121,7 @@ impl Machine {
         stdout: &StdoutSink,
         waker: &Waker,
     ) -> Result<Self, BuildError> {
-        let (trace, vcpus) = (&options.trace, config.cpus.boot_vcpus);
+        let (trace, boot, max) = (&options.trace, config.cpus.boot_vcpus, config.cpus.max_vcpus);
         prepare_process();
         let spawner = Arc::new(Spawner::new(options.seccomp, waker.clone()));
         let kvm = Kvm::open()?;
@@ -135,7 +137,7 @@ impl Machine {
         trace.mark(Phase::Ram);
 
         // Nothing that the loader uses may move into the closure: on an error it would be dropped before the loader is joined.
-        let (cpus, parked, devices, board, ended, keyboard) = thread::scope(|scope| -> Result<_, BuildError> {
+        let (cpus, devices, board, ended, keyboard) = thread::scope(|scope| -> Result<_, BuildError> {
             let ram = memory.guest().memory();
             let load = move || {
                 let _span = trace.span(Phase::KernelLoad);
@@ -146,27 +148,29 @@ impl Machine {
             let board = Arc::new(Board::new(ended.try_clone().map_err(host("duplicate an eventfd"))?));
             board.set_memory(memory.clone());
             let kicker = Kicker::install().map_err(host("install the signal that interrupts vCPUs"))?;
-            let cpus = Cpus::prepare(vcpus, &board, kicker, options.seccomp, trace, waker)
+            let cpus = Cpus::prepare(boot, max, &board, kicker, options.seccomp, trace, waker)
                 .map_err(host("start the vCPU threads"))?;
 
-            vm.create_irqchip(vcpus, layout::KVM_TSS)?;
+            vm.create_irqchip(max, layout::KVM_TSS)?;
             trace.mark(Phase::Irqchip);
-            let parked = create_vcpus(&kvm, &vm, &config.cpus)?;
+            let topology = topology(&kvm, &config.cpus);
+            let vcpus = create_vcpus(&vm, boot, &topology)?;
             trace.mark(Phase::Vcpus);
             let mut devices = Devices::new(board.clone(), vm.clone(), memory.guest(), spawner.clone())?;
+            let mut cpus = plug_cpus(&mut devices, &board, CpuPlug::new(cpus, vm.clone(), topology), boot)?;
             let keyboard = populate(config, passed, &mut devices, &memory, stdout, trace)?;
             trace.mark(Phase::Devices);
 
             let loaded = loading.end()?;
             trace.mark(Phase::KernelWait);
-            write_tables(&memory, &devices, vcpus, &loaded, parked.first())?;
+            write_tables(&memory, &devices, (boot, max), &loaded, vcpus.first())?;
+            cpus.plug_mut().cpus.put(vcpus);
             trace.mark(Phase::Tables);
-            Ok((cpus, parked, devices, board, ended, keyboard))
+            Ok((cpus, devices, board, ended, keyboard))
         })?;
         Ok(Self {
-            cpus: Some(cpus),
+            cpus,
             asked: Asked::Nothing,
-            parked,
             devices,
             board,
             ended,
@@ -275,34 +279,49 @@ fn open_payload(config: &VmConfig, options: &RunOptions) -> Result<Payload, Buil
     })
 }
 
-fn create_vcpus(kvm: &Kvm, vm: &Vm, cpus: &CpusConfig) -> Result<Vec<Vcpu>, KvmError> {
-    let (count, topology) = (cpus.boot_vcpus, kvm.topology(cpus.boot_vcpus));
-    let topology = if cpus.nested {
+/// CPUID of every vCPU that there may ever be.
+fn topology(kvm: &Kvm, cpus: &CpusConfig) -> Topology {
+    let topology = kvm.topology(cpus.max_vcpus);
+    if cpus.nested {
         topology
     } else {
         topology.without_nesting()
-    };
+    }
+}
+
+fn create_vcpus(vm: &Vm, count: u32, topology: &Topology) -> Result<Vec<Vcpu>, KvmError> {
     let create = |id| {
-        let vcpu = vm.create_vcpu(id)?;
-        vcpu.configure(&topology)?;
+        let mut vcpu = vm.create_vcpu(id)?;
+        vcpu.configure(topology)?;
         Ok(vcpu)
     };
     (0..count).map(create).collect()
+}
+
+/// The vCPU slots, of which the first `boot` are filled.
+fn plug_cpus(devices: &mut Devices, board: &Board, plug: CpuPlug, boot: u32) -> Result<Hotplug<CpuPlug>, BuildError> {
+    let slots = cpu_slots::slots(plug.cpus.max());
+    let mut cpus = devices.hotplug_mut().bank(board, slots, plug)?;
+    for slot in 0..boot {
+        cpus.present(slot, ())
+            .map_err(|e| BuildError::device("vCPU slots", e))?;
+    }
+    Ok(cpus)
 }
 
 /// What the guest finds in RAM beside its kernel, and the first vCPU's registers.
 fn write_tables(
     memory: &AddressSpace,
     devices: &Devices,
-    vcpus: u32,
+    (boot, max): (u32, u32),
     loaded: &Loaded,
     first: Option<&Vcpu>,
 ) -> Result<(), BuildError> {
-    let apic_ids: Vec<u32> = (0..vcpus).collect();
+    let (apic_ids, spare): (Vec<u32>, Vec<u32>) = ((0..boot).collect(), (boot..max).collect());
     let platform = Platform {
         ram: memory.boot_ranges(),
         apic_ids: &apic_ids,
-        spare_apic_ids: &[],
+        spare_apic_ids: &spare,
         ecam: Some(Ecam {
             base: layout::ECAM,
             end_bus: 0,

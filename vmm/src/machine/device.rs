@@ -4,16 +4,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
-use std::task::Waker;
 
 use husk_devices::ioapic::{self, Ioapic};
 use husk_devices::memory::GuestMemory;
 use husk_devices::pci::{BarAllocator, Bdf, PciRoot, Window};
 use husk_devices::{BusDevice, Host, Irq};
 use husk_firmware::layout;
-use husk_hotplug::aml::BankAml;
-use husk_hotplug::bank::{Bank, Kind};
-use husk_hotplug::ged::{Bell, Ged, GedAml, GedEvent};
+use husk_hotplug::bank::Kind;
 use husk_hotplug::slot::State;
 use husk_hotplug::ticket::Ticket;
 use husk_hotplug::{Hotplug, HotplugError};
@@ -23,20 +20,29 @@ use husk_virtio::transport::pci::VirtioPci;
 
 use super::board::{Board, lock};
 use super::build::BuildError;
+use super::hotplug::{Hotplugs, Slots};
 use super::slots::{NewFunction, PciPlug, SLOTS, bdf};
 
 /// What the registers of hot-plug are called among the counters.
 const HOTPLUG: &str = "__hotplug";
+
+/// The slots of bus 0. The first has the host bridge.
+const PCI_SLOTS: Slots = Slots {
+    kind: Kind::Pci,
+    address: layout::PCI_BANK,
+    count: SLOTS,
+    pinned: 1,
+};
 
 /// The devices of one VM.
 pub struct Devices {
     board: Arc<Board>,
     ioapic: Arc<Mutex<Ioapic>>,
     threads: Arc<dyn Threads>,
+    hotplug: Hotplugs,
     slots: Hotplug<PciPlug>,
     /// Where each virtio device is, by its name.
     places: BTreeMap<String, Bdf>,
-    bell: Bell,
     aml: Vec<Vec<u8>>,
 }
 
@@ -90,18 +96,17 @@ impl Devices {
             .mmio()
             .insert(u64::from(layout::IOAPIC), ioapic::SIZE, ioapic.clone());
         placed.map_err(|e| BuildError::device("I/O APIC", e))?;
-        let bell = Bell::new(line(&ioapic, layout::GED_GSI).map_err(|e| BuildError::device("GED", e))?);
-        let bank = place_hotplug(&board, &bell, threads.waker())?;
+        let irq = line(&ioapic, layout::GED_GSI).map_err(|e| BuildError::device("GED", e))?;
+        let mut hotplug = Hotplugs::new(&board, irq, threads.waker())?;
         let plug = PciPlug::new(board.clone(), machine, memory, threads.clone(), bars);
-        let mut slots = Hotplug::new(plug, bank, bell.clone());
-        slots.notify(threads.waker());
+        let slots = hotplug.bank(&board, PCI_SLOTS, plug)?;
         Ok(Self {
             board,
             ioapic,
             threads,
+            hotplug,
             slots,
             places: BTreeMap::new(),
-            bell,
             aml: vec![PciRoot::aml(ecam, mmio, Window { base: 0, size: 0 })],
         })
     }
@@ -192,14 +197,14 @@ impl Devices {
         stopping.map(|(name, _)| name.as_str()).collect()
     }
 
-    /// Tells the guest again of what it has not asked about yet; whether there is such a thing.
-    pub fn remind(&self) -> bool {
-        self.bell.nudge()
+    /// What tells the guest of changes.
+    pub fn hotplug(&self) -> &Hotplugs {
+        &self.hotplug
     }
 
-    /// Presses the guest's power button (ACPI 6.5 §4.8.2.2.1.2).
-    pub fn press_power_button(&self) {
-        self.bell.ring(GedEvent::PowerButton);
+    /// The same, for banks of other kinds.
+    pub fn hotplug_mut(&mut self) -> &mut Hotplugs {
+        &mut self.hotplug
     }
 
     /// What the devices have counted, by name, and the registers of hot-plug, which have a name that no device can be given.
@@ -238,20 +243,7 @@ impl Devices {
 
     /// The ACPI descriptions of all devices, for `\_SB`.
     pub fn aml(&self) -> Vec<Vec<u8>> {
-        let bank = BankAml {
-            kind: Kind::Pci,
-            address: layout::PCI_BANK,
-            slots: SLOTS,
-            pinned: 1,
-        };
-        let ged = GedAml {
-            address: layout::GED,
-            gsi: layout::GED_GSI,
-            scans: vec![(bank.event(), bank.scan())],
-        };
-        let mut all = self.aml.clone();
-        all.extend([aml_bytes(&bank), aml_bytes(&ged)]);
-        all
+        [self.aml.clone(), self.hotplug.aml()].concat()
     }
 
     /// Keeps every device from doing anything until [`Devices::release`]. Only when no vCPU runs. Does not wait: see
@@ -291,27 +283,6 @@ impl Devices {
 
 fn line(ioapic: &Mutex<Ioapic>, gsi: u32) -> io::Result<Irq> {
     lock(ioapic).line(u8::try_from(gsi).unwrap_or(u8::MAX))
-}
-
-/// Puts the registers of events and PCI slots on the bus.
-fn place_hotplug(board: &Board, bell: &Bell, waker: Waker) -> Result<Arc<Mutex<Bank>>, BuildError> {
-    let bank = Bank::new(Kind::Pci, SLOTS, bell.clone(), move || waker.wake_by_ref());
-    let mut bank = bank.map_err(|e| BuildError::device("PCI slots", e))?;
-    bank.pin(0).map_err(|e| BuildError::device("PCI slots", e))?;
-    let bytes = bank.window_bytes();
-    let bank = Arc::new(Mutex::new(bank));
-    let placed = board.mmio().insert(layout::PCI_BANK, bytes, bank.clone());
-    placed.map_err(|e| BuildError::device("PCI slots", e))?;
-    let ged = Arc::new(Mutex::new(Ged::new(bell.clone())));
-    let placed = board.mmio().insert(layout::GED, Ged::WINDOW_BYTES, ged);
-    placed.map_err(|e| BuildError::device("GED", e))?;
-    Ok(bank)
-}
-
-fn aml_bytes(aml: &dyn acpi_tables::Aml) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    aml.to_aml_bytes(&mut bytes);
-    bytes
 }
 
 #[cfg(test)]

@@ -2,8 +2,10 @@
 
 pub mod board;
 mod build;
+mod cpu_slots;
 mod device;
 mod fs;
+mod hotplug;
 pub mod net;
 mod output;
 mod pending;
@@ -17,16 +19,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use husk_devices::pci::Bdf;
+use husk_hotplug::Hotplug;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::NewDevice;
-use crate::cpus::Cpus;
-use crate::kvm::{Vcpu, Vm};
+use crate::kvm::Vm;
 use crate::memory::AddressSpace;
 use crate::spawner::Spawner;
 use crate::terminal::window_size;
 
 use board::Board;
+use cpu_slots::CpuPlug;
 use device::Devices;
 use stop::Asked;
 
@@ -41,11 +44,9 @@ pub use stop::STOP_DEADLINE;
 ///
 /// vCPUs leave the guest, then devices let go of RAM, then RAM goes: fields are dropped in this order.
 pub struct Machine {
-    cpus: Option<Cpus>,
+    cpus: Hotplug<CpuPlug>,
     /// What the devices have been asked for.
     asked: Asked,
-    /// Ready for their first instruction; their threads wait for them.
-    parked: Vec<Vcpu>,
     devices: Devices,
     board: Arc<Board>,
     ended: EventFd,
@@ -61,10 +62,7 @@ impl Machine {
     /// # Errors
     /// When the host has no thread left.
     pub fn start(&mut self) -> Result<(), BuildError> {
-        let parked = std::mem::take(&mut self.parked);
-        if let Some(cpus) = &mut self.cpus {
-            cpus.run(parked);
-        }
+        self.cpus.plug_mut().cpus.run();
         // The guest runs: what is only said is said now.
         self.memory.warn_of_limits();
         self.spawner
@@ -105,12 +103,12 @@ impl Machine {
 
     /// Tells the guest again of what it has not asked about yet; whether there is such a thing.
     pub fn remind(&self) -> bool {
-        self.devices.remind()
+        self.devices.hotplug().remind()
     }
 
     /// Presses the guest's power button.
     pub fn press_power_button(&self) {
-        self.devices.press_power_button();
+        self.devices.hotplug().press_power_button();
     }
 
     /// What the devices have counted, by name.

@@ -28,14 +28,12 @@ pub(super) enum Asked {
 impl Machine {
     /// Asks everything to come to rest, and returns at once: see [`Machine::unheld`].
     pub fn pause(&mut self) {
-        if let Some(cpus) = &self.cpus {
-            cpus.pause();
-        }
+        self.cpus.plug_mut().cpus.pause();
     }
 
     /// Holds the devices as they are once no vCPU runs, and says who has still to come after [`Machine::pause`].
     pub fn unheld(&mut self) -> Vec<String> {
-        if self.cpus.as_ref().is_some_and(|cpus| !cpus.is_paused()) {
+        if !self.cpus.plug().cpus.is_paused() {
             return vec![VCPUS.into()];
         }
         if self.asked == Asked::Nothing {
@@ -51,22 +49,18 @@ impl Machine {
             self.asked = Asked::Nothing;
             self.devices.release();
         }
-        if let Some(cpus) = &self.cpus {
-            cpus.resume();
-        }
+        self.cpus.plug_mut().cpus.resume();
     }
 
     /// Asks everything to stop, for good, and returns at once: see [`Machine::unstopped`].
     pub fn stop(&mut self) {
-        if let Some(cpus) = &mut self.cpus {
-            cpus.stop();
-        }
+        self.cpus.plug_mut().cpus.stop();
     }
 
     /// Stops the devices once no vCPU runs, and says who has still to come after [`Machine::stop`]. Once that is nobody, what the
     /// devices have acknowledged is on its disk, and the machine can be dropped without waiting.
     pub fn unstopped(&mut self) -> Vec<String> {
-        if self.cpus.as_ref().is_some_and(|cpus| !cpus.is_stopped()) {
+        if !self.cpus.plug().cpus.is_stopped() {
             return vec![VCPUS.into()];
         }
         if self.asked != Asked::Stop {
@@ -101,7 +95,7 @@ fn owned(names: Vec<&str>) -> Vec<String> {
 /// A machine that never ran, or that has stopped. Of any other, each thread is waited for.
 impl Drop for Machine {
     fn drop(&mut self) {
-        self.cpus = None;
+        self.cpus.plug_mut().cpus.join();
         self.devices.stop();
     }
 }

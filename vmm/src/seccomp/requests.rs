@@ -47,6 +47,8 @@ pub(super) const KVM_SET_REGS: u32 = kvm_write(0x82, 144);
 pub(super) const KVM_GET_SREGS: u32 = kvm_read(0x83, 312);
 pub(super) const KVM_SET_SREGS: u32 = kvm_write(0x84, 312);
 pub(super) const KVM_SET_MSRS: u32 = kvm_write(0x89, 8);
+pub(super) const KVM_GET_LAPIC: u32 = kvm_read(0x8e, 1024);
+pub(super) const KVM_SET_LAPIC: u32 = kvm_write(0x8f, 1024);
 pub(super) const KVM_SET_CPUID2: u32 = kvm_write(0x90, 8);
 pub(super) const KVM_GET_MP_STATE: u32 = kvm_read(0x98, 4);
 pub(super) const KVM_SET_MP_STATE: u32 = kvm_write(0x99, 4);
@@ -56,6 +58,9 @@ pub(super) const KVM_GET_TSC_KHZ: u32 = kvm(0xa3);
 pub(super) const KVM_ENABLE_CAP: u32 = kvm_write(0xa3, 104);
 pub(super) const KVM_SIGNAL_MSI: u32 = kvm_write(0xa5, 32);
 pub(super) const KVM_KVMCLOCK_CTRL: u32 = kvm(0xad);
+pub(super) const KVM_GET_STATS_FD: u32 = kvm(0xce);
+pub(super) const KVM_SET_DEVICE_ATTR: u32 = kvm_write(0xe1, 24);
+pub(super) const KVM_GET_DEVICE_ATTR: u32 = kvm_write(0xe2, 24);
 
 // Terminals (ioctl_tty(2)).
 pub(super) const TCGETS: u32 = 0x5401;
@@ -131,6 +136,12 @@ mod tests {
             (KVM_SET_SREGS, size_of::<kvm_bindings::kvm_sregs>()),
             (KVM_SET_MSRS, size_of::<kvm_bindings::kvm_msrs>()),
             (KVM_SET_CPUID2, size_of::<kvm_bindings::kvm_cpuid2>()),
+            (KVM_GET_LAPIC, size_of::<kvm_bindings::kvm_lapic_state>()),
+            (KVM_SET_LAPIC, size_of::<kvm_bindings::kvm_lapic_state>()),
+            (KVM_GET_VCPU_EVENTS, size_of::<kvm_bindings::kvm_vcpu_events>()),
+            (KVM_SET_VCPU_EVENTS, size_of::<kvm_bindings::kvm_vcpu_events>()),
+            (KVM_SET_DEVICE_ATTR, size_of::<kvm_bindings::kvm_device_attr>()),
+            (KVM_GET_DEVICE_ATTR, size_of::<kvm_bindings::kvm_device_attr>()),
             (KVM_GET_MP_STATE, size_of::<kvm_bindings::kvm_mp_state>()),
             (KVM_SET_MP_STATE, size_of::<kvm_bindings::kvm_mp_state>()),
             (KVM_GET_VCPU_EVENTS, size_of::<kvm_bindings::kvm_vcpu_events>()),

@@ -143,10 +143,9 @@ const VCPU: &[Rule] = &[
         &[one_of(
             1,
             &[
-                // The guest itself; its place, when KVM gives up on it; its clock, after a pause.
+                // The guest itself; its place, when KVM gives up on it.
                 r::KVM_RUN,
                 r::KVM_GET_REGS,
-                r::KVM_KVMCLOCK_CTRL,
                 // Whether it waits for a page that will never come (kvm/stuck.rs).
                 r::KVM_GET_MP_STATE,
                 r::KVM_GET_VCPU_EVENTS,
@@ -284,6 +283,7 @@ const CONTROL: &[Rule] = &[
     any(libc::SYS_readlink),
     any(libc::SYS_readlinkat),
     any(libc::SYS_lseek),
+    any(libc::SYS_pread64),
     any(libc::SYS_ftruncate),
     any(libc::SYS_unlink),
     any(libc::SYS_unlinkat),
@@ -365,7 +365,15 @@ const CONTROL_REQUESTS: &[u32] = &[
     r::KVM_SIGNAL_MSI,
     r::KVM_GET_CLOCK,
     r::KVM_SET_CLOCK,
-    // A vCPU before its first instruction, and while it is paused.
+    // A vCPU before its first instruction, while it is paused, and when it comes again; what KVM counts of it.
+    r::KVM_GET_REGS,
+    r::KVM_GET_LAPIC,
+    r::KVM_SET_LAPIC,
+    r::KVM_GET_VCPU_EVENTS,
+    r::KVM_SET_VCPU_EVENTS,
+    r::KVM_GET_DEVICE_ATTR,
+    r::KVM_SET_DEVICE_ATTR,
+    r::KVM_GET_STATS_FD,
     r::KVM_GET_TSC_KHZ,
     r::KVM_SET_CPUID2,
     r::KVM_SET_MSRS,

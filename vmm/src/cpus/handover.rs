@@ -1,0 +1,238 @@
+//! One vCPU between the control thread and its own: what the thread is asked to do, and who has the vCPU.
+//!
+//! The thread has the vCPU while the guest runs on it, and gives it back whenever it is asked out of the guest. So the control thread
+//! makes its calls on the vCPU itself, under its own seccomp filter, and nobody waits for anybody: an order is given and seen to.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+
+/// What a thread is asked to do with its vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Order {
+    /// Run the guest on it.
+    Run,
+    /// Give it back and wait.
+    Wait,
+    /// Give it back and end.
+    End,
+}
+
+/// The place where a vCPU changes hands.
+#[derive(Debug)]
+pub struct Handover<T> {
+    /// Written under the lock only; read without it between two entries into the guest.
+    order: AtomicU8,
+    inner: Mutex<Inner<T>>,
+    changed: Condvar,
+    /// The guest has begun to start the vCPU.
+    begun: AtomicBool,
+    /// Woken by everything that the thread does here.
+    waker: Waker,
+}
+
+#[derive(Debug)]
+struct Inner<T> {
+    vcpu: Option<T>,
+    gone: bool,
+}
+
+impl<T> Handover<T> {
+    /// No vCPU yet. `waker` is woken when the thread has done what it was asked to.
+    pub fn new(order: Order, waker: Waker) -> Self {
+        Self {
+            order: AtomicU8::new(order as u8),
+            inner: Mutex::new(Inner {
+                vcpu: None,
+                gone: false,
+            }),
+            changed: Condvar::new(),
+            begun: AtomicBool::new(false),
+            waker,
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner<T>> {
+        // Changed by one assignment each, so there is no half-done state that a panic could have left behind.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is(&self, order: Order) -> bool {
+        self.order.load(Ordering::Acquire) == order as u8
+    }
+}
+
+/// The control thread's side.
+impl<T> Handover<T> {
+    /// Changes the order. A thread that runs the guest sees it when it is kicked.
+    pub fn order(&self, order: Order) {
+        // Under the lock, so that the thread is not between looking at the order and waiting.
+        let _inner = self.inner();
+        self.order.store(order as u8, Ordering::Release);
+        self.changed.notify_one();
+    }
+
+    /// Puts `vcpu` here for the thread.
+    pub fn put(&self, vcpu: T) {
+        self.inner().vcpu = Some(vcpu);
+        self.changed.notify_one();
+    }
+
+    /// Takes the vCPU away, if the thread does not have it.
+    pub fn take_back(&self) -> Option<T> {
+        self.inner().vcpu.take()
+    }
+
+    /// Whether the thread has no vCPU: it has given it back, has none yet, or is at its end.
+    pub fn is_out(&self) -> bool {
+        let inner = self.inner();
+        inner.gone || inner.vcpu.is_some()
+    }
+
+    /// Whether the thread is at its end.
+    pub fn is_gone(&self) -> bool {
+        self.inner().gone
+    }
+
+    /// What `act` says of the vCPU, if it is here.
+    pub fn with<R>(&self, act: impl FnOnce(&mut T) -> R) -> Option<R> {
+        self.inner().vcpu.as_mut().map(act)
+    }
+
+    /// Whether the guest has begun to start the vCPU.
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
+    }
+}
+
+/// The thread's side.
+impl<T> Handover<T> {
+    /// Whether the thread has to leave the guest.
+    pub fn calls_out(&self) -> bool {
+        !self.is(Order::Run)
+    }
+
+    /// Waits for a vCPU that is to run. `None` when the thread is to end.
+    pub fn next(&self) -> Option<T> {
+        let mut inner = self.inner();
+        loop {
+            if self.is(Order::End) {
+                return None;
+            }
+            if self.is(Order::Run)
+                && let Some(vcpu) = inner.vcpu.take()
+            {
+                return Some(vcpu);
+            }
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Gives the vCPU back.
+    pub fn give_back(&self, vcpu: T) {
+        self.inner().vcpu = Some(vcpu);
+        self.waker.wake_by_ref();
+    }
+
+    /// The guest has begun to start the vCPU.
+    pub fn begin(&self) {
+        self.begun.store(true, Ordering::Release);
+        self.waker.wake_by_ref();
+    }
+
+    /// Tells of the thread's end when it is dropped, however that comes.
+    pub fn presence(&self) -> Presence<'_, T> {
+        Presence(self)
+    }
+}
+
+/// A thread that is there.
+pub struct Presence<'a, T>(&'a Handover<T>);
+
+impl<T> Drop for Presence<'_, T> {
+    fn drop(&mut self) {
+        self.0.inner().gone = true;
+        self.0.waker.wake_by_ref();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::news::News;
+
+    /// Nothing here takes this long.
+    const NEVER: Duration = Duration::from_secs(600);
+
+    /// A thread that runs its vCPU, a number, by counting it up until it is called out.
+    fn counting(order: Order) -> (Arc<Handover<u64>>, News, thread::JoinHandle<()>) {
+        let news = News::new().unwrap();
+        let handover = Arc::new(Handover::new(order, news.waker()));
+        let thread = thread::spawn({
+            let handover = handover.clone();
+            move || {
+                let _presence = handover.presence();
+                while let Some(mut vcpu) = handover.next() {
+                    while !handover.calls_out() {
+                        vcpu += 1;
+                    }
+                    handover.give_back(vcpu);
+                }
+            }
+        });
+        (handover, news, thread)
+    }
+
+    fn until(news: &News, done: impl FnMut() -> bool) {
+        assert!(news.wait_until(Instant::now() + NEVER, done));
+    }
+
+    #[test]
+    fn a_vcpu_comes_back_when_it_is_called_out_and_goes_on_from_there() {
+        let (handover, news, thread) = counting(Order::Run);
+        assert!(!handover.is_out(), "it has none yet");
+        handover.put(0);
+        for _ in 0..3 {
+            handover.order(Order::Wait);
+            until(&news, || handover.is_out());
+            let before = handover.with(|vcpu| *vcpu).unwrap();
+            handover.order(Order::Run);
+            while handover.with(|_| ()).is_some() {
+                thread::yield_now();
+            }
+            handover.order(Order::Wait);
+            until(&news, || handover.is_out());
+            assert!(handover.with(|vcpu| *vcpu).unwrap() >= before);
+            handover.order(Order::Run);
+        }
+        handover.order(Order::End);
+        until(&news, || handover.is_gone());
+        assert!(handover.take_back().is_some(), "a thread that ends leaves its vCPU");
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_vcpu_that_is_put_while_everything_waits_stays_where_it_is() {
+        let (handover, news, thread) = counting(Order::Wait);
+        handover.put(7);
+        assert!(handover.is_out());
+        handover.order(Order::End);
+        until(&news, || handover.is_gone());
+        assert_eq!(handover.take_back(), Some(7));
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_thread_without_a_vcpu_ends_when_it_is_told_to() {
+        let (handover, news, thread) = counting(Order::Run);
+        handover.order(Order::End);
+        until(&news, || handover.is_gone());
+        assert!(handover.is_out());
+        thread.join().unwrap();
+    }
+}

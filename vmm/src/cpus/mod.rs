@@ -1,0 +1,387 @@
+//! The vCPUs of one VM, each in a state of its own, on threads named `vcpu0`, `vcpu1`, …
+//!
+//! | state | thread | vCPU | from there |
+//! |---|---|---|---|
+//! | `Absent` | none | none, or with the control thread | [`Cpus::add`] |
+//! | `Parked` | waits | none yet, or with the control thread | [`Cpus::run`], [`Cpus::retire`] |
+//! | `Running` | in the guest, or waiting in KVM to be started | with the thread | [`Cpus::pause`], [`Cpus::retire`] |
+//! | `Held` | waits | with the control thread | [`Cpus::resume`], [`Cpus::retire`] |
+//!
+//! Nothing here waits: vCPUs are asked, and the waker is woken when one has come where it was asked to. A vCPU cannot be taken back from
+//! KVM, so one that is unplugged is kept for the time when it comes again. Its thread ends: what a pod does not have costs it nothing.
+
+mod handover;
+
+use std::io;
+use std::sync::Arc;
+use std::task::Waker;
+use std::thread::{self, JoinHandle};
+
+use crate::kvm::{Kicker, KvmError, Stats, Topology, Vcpu, VcpuExit, Vm};
+use crate::machine::board::{Board, Ending};
+use crate::seccomp::{Mode, Role};
+use crate::trace::Trace;
+
+use handover::{Handover, Order};
+
+/// A vCPU thread needs little: the run loop, a device's register write, and what a panic message takes.
+const STACK_BYTES: usize = 128 << 10;
+
+/// What `vm.counters` shows of a vCPU, as KVM calls it.
+const COUNTERS: [&str; 6] = [
+    "exits",
+    "io_exits",
+    "mmio_exits",
+    "halt_exits",
+    "irq_exits",
+    "signal_exits",
+];
+
+/// Where a vCPU is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CpuState {
+    /// Not there: no thread.
+    Absent,
+    /// Its thread waits for it.
+    Parked,
+    /// The guest has it.
+    Running,
+    /// Out of the guest for a pause, and with the control thread.
+    Held,
+}
+
+/// All vCPUs that there may be. Belongs to the control thread.
+#[derive(Debug)]
+pub struct Cpus {
+    common: Common,
+    places: Vec<Place>,
+    /// The guest has been let run.
+    started: bool,
+    /// What every thread is to do, once it is.
+    order: Order,
+    /// How far the first vCPU's time stamp counter was from the host's when it could last be read.
+    tsc_offset: Option<u64>,
+}
+
+/// Why a vCPU cannot be added. There is none then, as before.
+#[derive(Debug, thiserror::Error)]
+pub enum AddError {
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The host has no thread left.
+    #[error("cannot start its thread")]
+    Thread(#[source] io::Error),
+    /// Not among those that there may be, or there already.
+    #[error("there is no vCPU {id} to add")]
+    Taken {
+        /// Which.
+        id: u32,
+    },
+}
+
+/// What every vCPU thread needs.
+#[derive(Clone, Debug)]
+struct Common {
+    board: Arc<Board>,
+    kicker: Kicker,
+    seccomp: Mode,
+    trace: Trace,
+    waker: Waker,
+}
+
+/// One possible vCPU.
+#[derive(Debug, Default)]
+struct Place {
+    thread: Option<Thread>,
+    /// The vCPU while there is no thread for it.
+    spare: Option<Vcpu>,
+    stats: Option<Stats>,
+    /// What [`Stats::exits`] was before the guest could start it.
+    exits_before: u64,
+    /// Asked to leave, for good.
+    retired: bool,
+}
+
+#[derive(Debug)]
+struct Thread {
+    handle: JoinHandle<()>,
+    handover: Arc<Handover<Vcpu>>,
+}
+
+impl Cpus {
+    /// Starts a thread for each of the first `boot` of `max` vCPUs, confined as `seccomp` says, while the rest of the machine is still
+    /// being built: neither the thread nor its filter is waited for when the guest can run. `waker` is woken by every thread that has
+    /// come where it was asked to.
+    ///
+    /// # Errors
+    /// What the host says when it has no thread left; those already started end.
+    pub fn prepare(
+        boot: u32,
+        max: u32,
+        board: &Arc<Board>,
+        kicker: Kicker,
+        seccomp: Mode,
+        trace: &Trace,
+        waker: &Waker,
+    ) -> io::Result<Self> {
+        let mut cpus = Self {
+            common: Common {
+                board: board.clone(),
+                kicker,
+                seccomp,
+                trace: trace.clone(),
+                waker: waker.clone(),
+            },
+            places: (0..max).map(|_| Place::default()).collect(),
+            started: false,
+            order: Order::Wait,
+            tsc_offset: None,
+        };
+        for (id, place) in (0..boot).zip(&mut cpus.places) {
+            place.thread = Some(cpus.common.start(id, Order::Wait)?);
+        }
+        Ok(cpus)
+    }
+
+    /// Gives the threads that wait their vCPUs, ready for their first instruction.
+    pub fn put(&mut self, vcpus: Vec<Vcpu>) {
+        for (vcpu, place) in vcpus.into_iter().zip(&mut self.places) {
+            if vcpu.id() == 0 {
+                self.tsc_offset = vcpu.tsc_offset();
+            }
+            place.count_from_here(&vcpu);
+            if let Some(thread) = &place.thread {
+                thread.handover.put(vcpu);
+            }
+        }
+    }
+
+    /// Lets the guest run, once. The first vCPU alone has work at once, the others wait in KVM for the guest to start them (Intel SDM
+    /// vol. 3A §9.4, INIT-SIPI).
+    pub fn run(&mut self) {
+        self.started = true;
+        self.order_all(Order::Run);
+    }
+
+    /// Where vCPU `id` is.
+    pub fn state(&self, id: u32) -> CpuState {
+        let Some((place, thread)) = self.place(id).and_then(|place| Some((place, place.thread.as_ref()?))) else {
+            return CpuState::Absent;
+        };
+        let out = thread.handover.is_out();
+        match self.order {
+            _ if !out => CpuState::Running,
+            Order::Run if self.started && !place.retired => CpuState::Running,
+            Order::Wait if self.started && !place.retired => CpuState::Held,
+            _ => CpuState::Parked,
+        }
+    }
+
+    /// How many there may be.
+    pub fn max(&self) -> u32 {
+        u32::try_from(self.places.len()).expect("made of a u32")
+    }
+
+    /// Lets vCPU `id` come: reset if it has been here before, made in `vm` with its part of `topology` if not. The guest finds it waiting to
+    /// be started; while the VM is paused it waits with the others.
+    ///
+    /// # Errors
+    /// See [`AddError`].
+    pub fn add(&mut self, id: u32, vm: &Vm, topology: &Topology) -> Result<(), AddError> {
+        let place = usize::try_from(id).ok().and_then(|id| self.places.get_mut(id));
+        let place = place.filter(|place| place.thread.is_none());
+        let place = place.ok_or(AddError::Taken { id })?;
+        let vcpu = match place.spare.take() {
+            Some(vcpu) => vcpu,
+            None => vm.create_vcpu(id)?,
+        };
+        // Kept whatever fails from here on: KVM makes one of each number only.
+        let vcpu = place.spare.insert(vcpu);
+        vcpu.prepare(topology)?;
+        if let Some(offset) = self.tsc_offset {
+            vcpu.set_tsc_offset(offset)?;
+        }
+        let thread = self.common.start(id, self.order).map_err(AddError::Thread)?;
+        place.retired = false;
+        if let Some(vcpu) = place.spare.take() {
+            place.count_from_here(&vcpu);
+            thread.handover.put(vcpu);
+        }
+        place.thread = Some(thread);
+        Ok(())
+    }
+
+    /// Asks vCPU `id` out of the guest, for good. Whether it is: called again until then, and followed by [`Cpus::remove`].
+    pub fn retire(&mut self, id: u32) -> bool {
+        let place = usize::try_from(id).ok().and_then(|id| self.places.get_mut(id));
+        let Some((place, kicker)) = place.map(|place| (place, self.common.kicker)) else {
+            return true;
+        };
+        let Some(thread) = &place.thread else { return true };
+        if !place.retired {
+            place.retired = true;
+            thread.order(kicker, Order::End);
+        }
+        thread.handover.is_out()
+    }
+
+    /// Forgets the thread of vCPU `id`, which is [retired](Cpus::retire) and ends by itself, and keeps the vCPU.
+    pub fn remove(&mut self, id: u32) {
+        let Some(place) = usize::try_from(id).ok().and_then(|id| self.places.get_mut(id)) else {
+            return;
+        };
+        if let Some(thread) = place.thread.take_if(|_| place.retired) {
+            place.spare = thread.handover.take_back();
+        }
+    }
+
+    /// Whether the guest has started vCPU `id`. Disturbs nobody.
+    pub fn is_online(&self, id: u32) -> bool {
+        let Some(place) = self.place(id) else { return false };
+        match place.stats.as_ref().and_then(Stats::exits) {
+            Some(exits) => exits > place.exits_before,
+            // Hosts before Linux 5.14: the guest has sent INIT, and will have sent SIPI.
+            None => place.thread.as_ref().is_some_and(|thread| thread.handover.has_begun()),
+        }
+    }
+
+    /// Whether the guest is about to start vCPU `id`, so that it is worth asking again soon.
+    pub fn is_starting(&self, id: u32) -> bool {
+        let thread = self.place(id).and_then(|place| place.thread.as_ref());
+        thread.is_some_and(|thread| thread.handover.has_begun()) && !self.is_online(id)
+    }
+
+    /// What KVM has counted of each vCPU that there is, by number.
+    pub fn counters(&self) -> impl Iterator<Item = (u32, Vec<(&'static str, u64)>)> {
+        let there = (0..).zip(&self.places).filter(|(_, place)| place.thread.is_some());
+        there.map(|(id, place)| {
+            let count = |name| Some((name, place.stats.as_ref()?.get(name)?));
+            (id, COUNTERS.into_iter().filter_map(count).collect())
+        })
+    }
+
+    /// Asks every vCPU out of the guest, and returns at once: see [`Cpus::is_paused`]. Their threads stay, for [`Cpus::resume`].
+    pub fn pause(&mut self) {
+        self.order_all(Order::Wait);
+    }
+
+    /// Whether every vCPU is out of the guest, after [`Cpus::pause`].
+    pub fn is_paused(&self) -> bool {
+        self.threads().all(|thread| thread.handover.is_out())
+    }
+
+    /// Lets the guest go on after [`Cpus::pause`].
+    pub fn resume(&mut self) {
+        for thread in self.threads() {
+            thread.handover.with(|vcpu| vcpu.mark_stopped());
+        }
+        self.order_all(Order::Run);
+    }
+
+    /// Asks every vCPU out of the guest, for good, and returns at once: see [`Cpus::is_stopped`].
+    pub fn stop(&mut self) {
+        self.order_all(Order::End);
+    }
+
+    /// Whether every vCPU's thread is at its end, after [`Cpus::stop`].
+    pub fn is_stopped(&self) -> bool {
+        self.threads().all(|thread| thread.handover.is_gone())
+    }
+
+    /// Stops every vCPU and waits for its thread. Not to be called on a vCPU thread.
+    pub fn join(&mut self) {
+        self.stop();
+        for thread in self.places.iter_mut().filter_map(|place| place.thread.take()) {
+            if thread.handle.join().is_err() {
+                log::error!("a vCPU thread panicked");
+            }
+        }
+    }
+
+    fn order_all(&mut self, order: Order) {
+        self.order = order;
+        let kicker = self.common.kicker;
+        for place in self.places.iter().filter(|place| !place.retired) {
+            if let Some(thread) = &place.thread {
+                thread.order(kicker, order);
+            }
+        }
+    }
+
+    fn threads(&self) -> impl Iterator<Item = &Thread> {
+        self.places.iter().filter_map(|place| place.thread.as_ref())
+    }
+
+    fn place(&self, id: u32) -> Option<&Place> {
+        self.places.get(usize::try_from(id).ok()?)
+    }
+}
+
+impl Drop for Cpus {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+impl Place {
+    /// The guest has not started `vcpu`, which is about to go to its thread: what KVM counts from here on is the guest's doing.
+    fn count_from_here(&mut self, vcpu: &Vcpu) {
+        if self.stats.is_none() {
+            self.stats = vcpu.stats();
+        }
+        self.exits_before = self.stats.as_ref().and_then(Stats::exits).unwrap_or_default();
+    }
+}
+
+impl Thread {
+    fn order(&self, kicker: Kicker, order: Order) {
+        self.handover.order(order);
+        if order != Order::Run {
+            kicker.kick(&self.handle);
+        }
+    }
+}
+
+impl Common {
+    fn start(&self, id: u32, order: Order) -> io::Result<Thread> {
+        let handover = Arc::new(Handover::new(order, self.waker.clone()));
+        let (common, theirs) = (self.clone(), handover.clone());
+        let builder = thread::Builder::new().name(format!("vcpu{id}")).stack_size(STACK_BYTES);
+        let handle = builder.spawn(move || common.serve(id, &theirs))?;
+        Ok(Thread { handle, handover })
+    }
+
+    /// A vCPU's thread.
+    fn serve(&self, id: u32, handover: &Handover<Vcpu>) {
+        let _presence = handover.presence();
+        if let Err(error) = self.seccomp.enter(Role::Vcpu) {
+            return self.board.end(Ending::Failed(format!("vCPU {id}: {error:?}")));
+        }
+        while let Some(mut vcpu) = handover.next() {
+            self.trace.enter_guest();
+            let exit = self.run(&mut vcpu, handover);
+            handover.give_back(vcpu);
+            match exit {
+                VcpuExit::Stopped | VcpuExit::Begun if self.board.ending().is_none() => {}
+                VcpuExit::Stopped | VcpuExit::Begun => return,
+                VcpuExit::TripleFault => return self.board.end(Ending::TripleFault),
+                VcpuExit::Failed(why) => return self.board.end(Ending::Failed(format!("vCPU {id}: {why}"))),
+            }
+        }
+    }
+
+    /// The guest, until the thread is called out of it or it can go on no longer.
+    fn run(&self, vcpu: &mut Vcpu, handover: &Handover<Vcpu>) -> VcpuExit {
+        loop {
+            match vcpu.run(|| handover.calls_out(), |port| self.board.answer(port)) {
+                VcpuExit::Begun => handover.begin(),
+                exit => return exit,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "cpus_test.rs"]
+mod tests;
