@@ -146,7 +146,7 @@ impl Guest {
         let mut bar = [0; 4];
         assert!(self.board.answer(Port::Load(config + 0x10, &mut bar)));
         let bar = u64::from(u32::from_le_bytes(bar) & !0xf);
-        self.store(config + 4, &[2, 0]); // Memory Space Enable (PCIe 5.0 §7.5.1.1.3)
+        self.store(config + 4, &[6, 0]); // Memory Space and Bus Master Enable (PCIe 5.0 §7.5.1.1.3)
         // Common configuration (virtio 1.2 §4.1.4.3).
         self.store(bar + 0x14, &[1]);
         self.store(bar + 0x14, &[3]);
