@@ -143,7 +143,7 @@ fn sockets_that_cannot_be_are_named() {
     assert_eq!(fs::read(at("file")).unwrap(), b"precious");
     let taken = UnixListener::bind(at("taken")).unwrap();
     let errors = refusal(&at("taken"));
-    assert!(errors.contains("in use by another process"), "{errors}");
+    assert!(errors.contains("already in use by another process"), "{errors}");
     drop(taken);
 }
 

@@ -132,7 +132,7 @@ fn what_cannot_be_understood_or_opened_is_said_in_one_line() {
         (&["--api-socket", "fd=x"], 2, "fd=x"),
         (&["--api-socket", "fd=999"], 1, "Bad file descriptor"),
         (&["--api-socket", "fd=2"], 1, "not a listening"),
-        (&["--api-socket", &long], 1, "at most 107 allowed"),
+        (&["--api-socket", &long], 1, "allowed: up to 107"),
         (&["--api-socket", "/nowhere/api.sock"], 1, "/nowhere/api.sock"),
         (&["--api-socket", file.to_str().unwrap()], 1, "is not a socket"),
         (&["--api-socket", socket, "--seccomp", "maybe"], 2, "maybe"),

@@ -15,6 +15,7 @@ use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 use super::features::{TUN_WITH_USO, TUN_WITHOUT_USO};
 use super::header::HEADER_BYTES;
 use crate::iovecs::Buffers;
+use crate::syscall::{check, retry};
 
 /// Where taps come from.
 const CLONE_DEVICE: &str = "/dev/net/tun";
@@ -347,28 +348,6 @@ fn set_nonblocking(file: &File) -> io::Result<()> {
     check(flags.min(0))?;
     // SAFETY: as above.
     check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) })
-}
-
-fn check(answer: libc::c_int) -> io::Result<()> {
-    if answer < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
-/// Calls `io` again as long as a signal interrupts it.
-fn retry(mut io: impl FnMut() -> isize) -> io::Result<usize> {
-    loop {
-        match usize::try_from(io()) {
-            Ok(done) => return Ok(done),
-            Err(_) => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]

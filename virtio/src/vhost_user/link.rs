@@ -21,8 +21,8 @@ use super::deadline::Deadline;
 use super::doorbell::Doorbell;
 use super::error::{BackendError, chain};
 use super::frontend::Frontend;
-use super::socket::dial;
 use crate::device::MemoryListener;
+use crate::unix;
 
 /// How often a socket that nobody listens at yet is tried.
 const RETRY: Duration = Duration::from_millis(10);
@@ -98,7 +98,7 @@ impl Link {
     pub fn connect(socket: &Path, queues: u16, patience: Duration) -> Result<Arc<Self>, BackendError> {
         let deadline = Instant::now().checked_add(patience);
         let stream = loop {
-            match dial(socket) {
+            match unix::connect(socket) {
                 Err(error) if is_early(&error) && deadline.is_some_and(|deadline| Instant::now() < deadline) => {
                     thread::sleep(RETRY);
                 }
@@ -230,7 +230,7 @@ impl Link {
         if self.line().retired {
             return Err(BackendError::Gone(None));
         }
-        let stream = Arc::new(dial(&self.socket).map_err(BackendError::Connect)?);
+        let stream = Arc::new(unix::connect(&self.socket).map_err(BackendError::Connect)?);
         let mut line = self.line();
         line.stream = Some(stream.clone());
         if line.retired {

@@ -1,36 +1,14 @@
-//! Connecting to a back-end's socket and looking at it without waiting, and waiting for no longer than is said.
+//! Looking at a back-end's socket without waiting, and waiting for no longer than is said.
 
 #![expect(
     unsafe_code,
-    reason = "the standard library has these only with a wait, or not at all"
+    reason = "the standard library has neither a look at a socket that takes nothing nor poll(2)"
 )]
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::Duration;
-
-/// Connects to the stream socket at `path`, without ever blocking: where it is not there, or its backlog is full, the answer is an
-/// error at once.
-pub(super) fn dial(path: &Path) -> io::Result<UnixStream> {
-    let address = address(path)?;
-    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: takes no memory.
-    let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor was just made and belongs to nobody else.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    let len = libc::socklen_t::try_from(size_of_val(&address)).expect("it is 110");
-    // SAFETY: the address is `len` bytes long and read during the call only.
-    if unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(UnixStream::from(socket))
-}
 
 /// Waits until `fd` is ready for one of `events` (poll(2)), at most for `patience`. A patience of zero looks, and does not wait.
 ///
@@ -72,42 +50,9 @@ pub(super) enum Heard {
     End,
 }
 
-fn address(path: &Path) -> io::Result<libc::sockaddr_un> {
-    // SAFETY: a structure of numbers, for which all zeroes is a value.
-    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-    address.sun_family = libc::sa_family_t::try_from(libc::AF_UNIX).expect("it is 1");
-    let bytes = path.as_os_str().as_bytes();
-    // The last byte stays 0.
-    let room = address.sun_path.len().saturating_sub(1);
-    if bytes.is_empty() || bytes.contains(&0) || bytes.len() > room {
-        let found = format!("a path of {} bytes, 1 to {room} without NUL are allowed", bytes.len());
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, found));
-    }
-    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
-        *to = from.cast_signed();
-    }
-    Ok(address)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
-
     use super::*;
-
-    #[test]
-    fn a_full_backlog_is_an_error_and_no_wait() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("s");
-        let _listener = UnixListener::bind(&path).unwrap();
-        // However long the backlog is, some dial does not fit.
-        let waiting: Vec<_> = std::iter::repeat_with(|| dial(&path))
-            .take_while(Result::is_ok)
-            .take(10_000)
-            .collect();
-        assert!(!waiting.is_empty());
-        assert_eq!(dial(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-    }
 
     #[test]
     fn readiness_is_looked_at_without_waiting_for_it() {
@@ -129,17 +74,5 @@ mod tests {
         assert_eq!(peek(&here).unwrap(), Heard::Something);
         io::Read::read_exact(&mut &here, &mut [0]).unwrap();
         assert_eq!(peek(&here).unwrap(), Heard::End);
-    }
-
-    #[test]
-    fn paths_that_no_socket_has_are_refused() {
-        let long = "/".repeat(108);
-        let message = |path: &str| dial(Path::new(path)).unwrap_err().to_string();
-        assert_eq!(message(&long), "a path of 108 bytes, 1 to 107 without NUL are allowed");
-        assert_eq!(message(""), "a path of 0 bytes, 1 to 107 without NUL are allowed");
-        assert_eq!(
-            dial(Path::new("/nowhere/s")).unwrap_err().kind(),
-            io::ErrorKind::NotFound
-        );
     }
 }

@@ -45,20 +45,22 @@ mod socket;
 mod table;
 mod vectors;
 
-pub use listener::ListenError;
 pub use metrics::VsockMetrics;
 
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use husk_devices::metrics::Metered;
+
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice};
 use crate::threads::Threads;
+use crate::unix::{BindError, SocketFile};
 use crate::worker::Worker;
 use handler::VsockHandler;
 use host::{Doorman, Host, OnTheSpot};
-use listener::{Listener, SocketFile};
+use listener::Listener;
 
 /// virtio device ID (virtio 1.2 §5).
 pub const VIRTIO_ID_VSOCK: u32 = 19;
@@ -82,7 +84,7 @@ pub enum VsockError {
     },
     /// The socket.
     #[error(transparent)]
-    Listen(#[from] ListenError),
+    Listen(#[from] BindError),
     /// The host refused something small.
     #[error("cannot {what}")]
     Host {
@@ -155,6 +157,10 @@ impl VirtioDevice for Vsock {
             features: VIRTIO_VSOCK_F_STREAM,
             queue_sizes: QUEUE_SIZES.to_vec(),
         }
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.host.metrics.metrics()
     }
 
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {

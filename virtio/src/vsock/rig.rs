@@ -11,11 +11,12 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::handler::VsockHandler;
 use super::host::Host;
-use super::listener::{Listener, SocketFile};
+use super::listener::Listener;
 use super::metrics::VsockMetrics;
 use super::packet::{HEADER_BYTES, HOST_CID, Header, Op, TYPE_STREAM};
 use crate::device::{Handler, HandlerError, Watch};
 use crate::testing::{Buf, Driver, memory};
+use crate::unix::SocketFile;
 
 /// The guest's context.
 pub const CID: u64 = 3;

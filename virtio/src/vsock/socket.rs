@@ -3,17 +3,14 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use crate::iovecs::Buffers;
+use crate::syscall::retry;
+use crate::unix;
 
-/// Longest path of a Unix socket, without its final NUL (`sun_path` has 108 bytes).
-pub(super) const PATH_MAX: usize = 107;
-/// Dials that may wait until they are looked at.
-const BACKLOG: libc::c_int = 1024;
 /// No buffer of a socket counts less than this in `SIOCOUTQ`.
 const LEAST_BUFFER: libc::c_int = 64;
 /// What is still unread when a stream ends is thrown away in pieces of this size, a few at most.
@@ -32,11 +29,7 @@ impl Socket {
 
     /// Dials the socket at `path`. Where its backlog is full the answer is an error, not a wait.
     pub fn connect(path: &Path) -> io::Result<Self> {
-        let (address, len) = address(path)?;
-        let socket = new()?;
-        // SAFETY: the address is `len` bytes long and read during the call only.
-        check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) })?;
-        Ok(Self(socket.into()))
+        unix::connect(path).map(Self)
     }
 
     /// Copies what has arrived, without taking it.
@@ -123,45 +116,6 @@ impl From<Socket> for UnixStream {
     }
 }
 
-/// Listens at `path`, which must not exist. Only its owner may dial.
-pub(super) fn listen(path: &Path) -> io::Result<UnixListener> {
-    let (address, len) = address(path)?;
-    let socket = new()?;
-    let fd = socket.as_raw_fd();
-    // Before `bind` this sets the mode that the file is created with.
-    // SAFETY: changes the mode of a socket that belongs to nobody else.
-    check(unsafe { libc::fchmod(fd, 0o600) })?;
-    // SAFETY: the address is `len` bytes long and read during the call only.
-    check(unsafe { libc::bind(fd, (&raw const address).cast(), len) })?;
-    // SAFETY: takes no memory.
-    check(unsafe { libc::listen(fd, BACKLOG) })?;
-    Ok(UnixListener::from(socket))
-}
-
-fn new() -> io::Result<OwnedFd> {
-    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: takes no memory.
-    let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
-    check(fd)?;
-    // SAFETY: the descriptor was just made and belongs to nobody else.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
-    let bytes = path.as_os_str().as_bytes();
-    if bytes.len() > PATH_MAX || bytes.contains(&0) || bytes.is_empty() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    // SAFETY: a structure of numbers, for which all zeroes is a value.
-    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-    address.sun_family = libc::sa_family_t::try_from(libc::AF_UNIX).expect("it is 1");
-    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
-        *to = from.cast_signed();
-    }
-    let len = libc::socklen_t::try_from(size_of_val(&address)).expect("it is 110");
-    Ok((address, len))
-}
-
 fn message(buffers: Buffers<'_>) -> libc::msghdr {
     let buffers = buffers.as_slice();
     // SAFETY: a structure of numbers and pointers, for which all zeroes is a value.
@@ -169,27 +123,4 @@ fn message(buffers: Buffers<'_>) -> libc::msghdr {
     message.msg_iov = buffers.as_ptr().cast_mut();
     message.msg_iovlen = buffers.len();
     message
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
-}
-
-/// Calls `io` again as long as a signal interrupts it.
-fn retry(mut io: impl FnMut() -> isize) -> io::Result<usize> {
-    loop {
-        match usize::try_from(io()) {
-            Ok(done) => return Ok(done),
-            Err(_) => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
-        }
-    }
 }

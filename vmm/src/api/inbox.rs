@@ -6,11 +6,11 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 
+use husk_virtio::unix::SocketFile;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::command::{Command, Reply};
 use super::error::{ApiError, Kind};
-use super::listener::SocketFile;
 
 /// What came of a command.
 pub type Outcome = Result<Reply, ApiError>;
