@@ -1,6 +1,8 @@
 //! The seam between a vCPU exit and a device: offsets in, an [`Effect`] out. And the map from addresses to devices.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use crate::lock;
 
 use crate::pci::Bdf;
 
@@ -177,11 +179,6 @@ impl Hit {
     fn room(&self, len: usize) -> usize {
         usize::try_from(self.beyond.saturating_add(1)).map_or(len, |room| room.min(len))
     }
-}
-
-/// Locks a device, also after a thread panicked in it: between two accesses its registers are whole.
-pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ pub mod debug_port;
 pub mod host;
 pub mod i8042;
 pub mod ioapic;
+mod lock;
 pub mod memory;
 pub mod metrics;
 pub mod pci;
@@ -22,5 +23,6 @@ pub mod serial;
 
 pub use bus::{Bus, BusDevice, BusError, Effect};
 pub use host::{Host, Irq, MsiMessage, MsiVector};
+pub use lock::lock;
 pub use memory::{GuestMemory, GuestMemoryMmap, GuestRegionMmap};
 pub use metrics::{Counter, Metered};

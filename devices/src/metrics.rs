@@ -30,6 +30,6 @@ impl Counter {
 
 /// Something that counts what it does.
 pub trait Metered {
-    /// Name and value of each counter. A name is `<device>_<what>_<unit>`, for example `serial_tx_bytes`, and constant.
+    /// Name and value of each counter. A name is `<what>_<unit>`, for example `tx_bytes`, and constant.
     fn metrics(&self) -> Vec<(&'static str, u64)>;
 }

@@ -174,9 +174,9 @@ impl Metered for Serial {
             received, sent, lost, ..
         } = self.uart.events();
         vec![
-            ("serial_rx_bytes", received.get()),
-            ("serial_tx_bytes", sent.get()),
-            ("serial_tx_lost_bytes", lost.get()),
+            ("rx_bytes", received.get()),
+            ("tx_bytes", sent.get()),
+            ("tx_lost_bytes", lost.get()),
         ]
     }
 }

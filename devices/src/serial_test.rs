@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 
 use super::*;
-use crate::bus::lock;
+use crate::lock;
 
 const DATA: u64 = 0;
 const IER: u64 = 1;
@@ -82,7 +82,7 @@ fn output_goes_to_the_sink_byte_by_byte() {
     let mut port = port(100);
     b"husk".iter().for_each(|byte| port.put(DATA, *byte));
     assert_eq!(*lock(&port.taken), b"husk");
-    assert_eq!(port.serial.metrics()[1], ("serial_tx_bytes", 4));
+    assert_eq!(port.serial.metrics()[1], ("tx_bytes", 4));
 }
 
 #[test]
@@ -93,11 +93,7 @@ fn output_that_the_sink_refuses_is_lost_and_counted_and_the_guest_goes_on() {
     assert_eq!(*lock(&port.taken), [0, 1]);
     assert_eq!(
         port.serial.metrics(),
-        [
-            ("serial_rx_bytes", 0),
-            ("serial_tx_bytes", 2),
-            ("serial_tx_lost_bytes", 3)
-        ]
+        [("rx_bytes", 0), ("tx_bytes", 2), ("tx_lost_bytes", 3)]
     );
     assert_eq!(port.get(LSR) & 0x60, 0x60, "the transmitter is empty");
     assert!(port.raised(), "and says so");

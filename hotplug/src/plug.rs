@@ -224,11 +224,6 @@ impl<P: Plug> Hotplug<P> {
         slots.into_iter().rev().find(|slot| !bank.pinned(*slot))
     }
 
-    /// How many writes of the guest to the bank made no sense ([`Bank::ignored`]).
-    pub fn ignored(&self) -> u64 {
-        self.bank().ignored()
-    }
-
     /// What fills the slots.
     pub fn plug(&self) -> &P {
         &self.plug

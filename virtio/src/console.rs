@@ -21,8 +21,9 @@ pub use handle::ConsoleHandle;
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
+use husk_devices::lock;
 use husk_devices::metrics::{Counter, Metered};
 
 use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
@@ -241,11 +242,6 @@ fn write(sink: &mut dyn Write, bytes: &[u8]) -> usize {
         }
     }
     taken
-}
-
-/// A thread that panicked leaves bytes behind, not broken invariants.
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

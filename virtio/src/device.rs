@@ -111,9 +111,7 @@ pub trait VirtioDevice: Send {
     fn profile(&self) -> Profile;
 
     /// What the device has counted since it was made (name, value).
-    fn counters(&self) -> Vec<(&'static str, u64)> {
-        Vec::new()
-    }
+    fn counters(&self) -> Vec<(&'static str, u64)>;
 
     /// The configuration space. Locked for one access at a time.
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>>;

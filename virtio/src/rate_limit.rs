@@ -12,7 +12,9 @@ mod pace;
 pub(crate) use alarm::Alarm;
 pub(crate) use pace::Pace;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
+
+use husk_devices::lock;
 use std::time::{Duration, Instant};
 
 /// One token bucket as it is asked for.
@@ -73,7 +75,7 @@ impl Limiter {
     }
 
     fn lock(&self) -> MutexGuard<'_, Buckets> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

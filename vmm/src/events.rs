@@ -23,9 +23,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use husk_devices::lock;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -104,7 +105,7 @@ impl Events {
     pub fn emit_with<'a>(&self, source: &str, event: &str, properties: impl IntoIterator<Item = (&'a str, Value)>) {
         if let Some(monitor) = &self.0 {
             let properties = properties.into_iter().map(|(name, value)| (name.to_string(), value));
-            let mut monitor = monitor.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut monitor = lock(monitor);
             monitor.emit(source, event, properties.collect());
         }
     }

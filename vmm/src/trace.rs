@@ -12,7 +12,9 @@
 
 mod render;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use husk_devices::lock;
 use std::time::{Duration, Instant};
 
 /// More marks than this are counted, not kept: a guest can write to port 0x80 for ever.
@@ -231,7 +233,7 @@ impl Trace {
 
 impl Recorder {
     fn locked(&self) -> MutexGuard<'_, Log> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.log)
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Host, Irq, MsiMessage, MsiVector};
-use crate::bus::lock;
+use crate::lock;
 
 /// First GSI that [`FakeHost`] reserves for messages, after those that KVM reserves for an I/O APIC.
 pub const FIRST_MSI: u32 = 24;

@@ -4,7 +4,8 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use super::{BarRange, Bdf, ConfigSpace};
-use crate::bus::{BusDevice, Effect, lock};
+use crate::bus::{BusDevice, Effect};
+use crate::lock;
 
 /// One PCI function.
 ///

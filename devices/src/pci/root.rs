@@ -12,7 +12,8 @@
 use std::sync::{Arc, Mutex};
 
 use super::{Bdf, ConfigSpace, Identity, PciFunction};
-use crate::bus::{BusDevice, Effect, lock};
+use crate::bus::{BusDevice, Effect};
+use crate::lock;
 
 mod aml;
 

@@ -82,6 +82,10 @@ impl VirtioDevice for Juggler {
         }
     }
 
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {
         Arc::new(Mutex::new(ConfigBytes::new([1, 2, 3, 4])))
     }

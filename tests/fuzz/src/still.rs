@@ -34,6 +34,10 @@ impl VirtioDevice for Still {
         }
     }
 
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {
         self.config.clone()
     }

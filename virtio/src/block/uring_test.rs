@@ -136,3 +136,48 @@ fn a_ring_carries_out_nothing_that_a_disk_has_no_need_of() {
     };
     assert_eq!(error.raw_os_error(), Some(libc::EACCES));
 }
+
+#[test]
+fn a_ring_makes_no_sockets_and_starts_nothing_else_that_filters_forbid() {
+    if !has_uring() {
+        return;
+    }
+    let path = c"/dev/null".as_ptr();
+    let mut byte = 0_u8;
+    let forbidden = [
+        opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
+        opcode::Connect::new(Fd(0), std::ptr::null(), 0).build(),
+        opcode::OpenAt::new(Fd(libc::AT_FDCWD), path).build(),
+        opcode::UnlinkAt::new(Fd(libc::AT_FDCWD), path).build(),
+        opcode::Read::new(Fd(0), &raw mut byte, 1).build(),
+        opcode::Write::new(Fd(0), &raw const byte, 1).build(),
+        opcode::Close::new(Fd(libc::c_int::MAX)).build(),
+        opcode::Nop::new().build(),
+    ];
+    let mut uring = Uring::new(forbidden.len()).unwrap();
+    for entry in forbidden
+        .iter()
+        .cloned()
+        .zip(0..)
+        .map(|(entry, slot)| entry.user_data(slot))
+    {
+        // SAFETY: what the entries point to outlives the ring's work on them, which is waited for below.
+        unsafe { uring.ring.submission().push(&entry) }.unwrap();
+        uring.running += 1;
+    }
+    uring.submit().unwrap();
+    let mut ended = Vec::new();
+    while ended.len() < forbidden.len() {
+        uring.wait().unwrap();
+        uring.reap(&mut ended);
+    }
+    for Completion { slot, result } in ended {
+        assert_eq!(
+            result.unwrap_err().raw_os_error(),
+            Some(libc::EACCES),
+            "operation {slot}"
+        );
+    }
+    let more = uring.ring.submitter().register_files(&[0]);
+    assert!(more.is_err(), "a ring that is enabled stays as it is");
+}

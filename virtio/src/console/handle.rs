@@ -4,9 +4,11 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
+use husk_devices::lock;
+
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{ConsoleMetrics, lock};
+use super::ConsoleMetrics;
 use crate::config::ConfigBytes;
 use crate::ring::{Notify, Writer};
 

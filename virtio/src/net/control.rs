@@ -17,7 +17,9 @@
 //! | 1 | device-writable | `ack`: 0, or 1 for an error |
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
+
+use husk_devices::lock;
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET, VIRTIO_NET_CTRL_MAC,
@@ -100,7 +102,7 @@ impl Commands {
         match (u32::from(class), u32::from(command)) {
             (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET) => {
                 let address: [u8; MAC_BYTES] = self.data(reader, VIRTIO_NET_F_CTRL_MAC_ADDR)?;
-                let mut space = self.space.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut space = lock(&self.space);
                 space.update(MAC, &address);
                 Some(())
             }

@@ -2,7 +2,9 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
+
+use husk_devices::lock;
 
 use super::metrics::NetMetrics;
 use super::tap::Tap;
@@ -73,7 +75,7 @@ impl Line {
         if self.metrics.tap_losses.get() == 1 {
             log::warn!("the tap of a network device is gone: its link is down");
         }
-        let mut space = self.link.space.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut space = lock(&self.link.space);
         space.update(STATUS, &LINK_DOWN);
         drop(space);
         self.link.config_changed.signal();

@@ -57,6 +57,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use husk_devices::metrics::Metered;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
 
@@ -238,6 +239,10 @@ impl VirtioDevice for Net {
             features: self.features,
             queue_sizes,
         }
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.metrics.metrics()
     }
 
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {

@@ -57,6 +57,10 @@ impl VirtioDevice for Echo {
         }
     }
 
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {
         self.config.clone()
     }

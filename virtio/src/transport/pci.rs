@@ -12,11 +12,11 @@ pub use error::VirtioPciError;
 
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use husk_devices::memory::GuestMemory;
 use husk_devices::pci::{ConfigSpace, Msix, PciFunction};
-use husk_devices::{Effect, Host};
+use husk_devices::{Effect, Host, lock};
 
 use super::core::{Core, Source};
 use crate::device::{ConfigAccess, VirtioDevice};
@@ -291,11 +291,6 @@ fn notify(msix: &Msix, isr: &Arc<AtomicU8>, source: Source, vector: u16) -> Noti
             }
         }),
     }
-}
-
-/// A device that panicked leaves configuration bytes behind, not broken invariants.
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

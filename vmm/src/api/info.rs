@@ -1,6 +1,8 @@
 //! What `vm.info` answers: a snapshot that the machine's owner replaces and the API reads, so that neither waits for the other.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
+
+use husk_devices::lock;
 
 use serde::Serialize;
 
@@ -42,17 +44,17 @@ impl Info {
 
     /// The VM as it is now; `None` when there is none.
     pub fn get(&self) -> Option<Arc<VmInfo>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0).clone()
     }
 
     /// From now on the VM is `info`; `None` means that there is none.
     pub fn set(&self, info: Option<VmInfo>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = info.map(Arc::new);
+        *lock(&self.0) = info.map(Arc::new);
     }
 
     /// Changes a part, if there is a VM.
     pub fn update(&self, change: impl FnOnce(&mut VmInfo)) {
-        if let Some(info) = self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+        if let Some(info) = lock(&self.0).as_mut() {
             change(Arc::make_mut(info));
         }
     }

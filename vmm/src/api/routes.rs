@@ -141,7 +141,9 @@ fn pong() -> Response {
 }
 
 fn add<T: DeserializeOwned>(body: &[u8], fds: Vec<OwnedFd>, kind: fn(T) -> NewDevice) -> Result<Command, ApiError> {
-    Ok(Command::Add(Box::new(kind(parse(body)?)), fds))
+    let device = kind(parse(body)?);
+    let fds = if device.takes_descriptors() { fds } else { Vec::new() };
+    Ok(Command::Add(Box::new(device), fds))
 }
 
 fn remove(body: &[u8]) -> Result<Command, ApiError> {

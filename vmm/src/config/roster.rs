@@ -43,6 +43,11 @@ impl NewDevice {
         .as_deref()
     }
 
+    /// Whether descriptors that come with it are its own. Those of others are closed.
+    pub const fn takes_descriptors(&self) -> bool {
+        matches!(self, Self::Net(_))
+    }
+
     fn id_mut(&mut self) -> &mut Option<String> {
         match self {
             Self::Disk(disk) => &mut disk.id,

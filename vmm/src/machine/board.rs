@@ -1,11 +1,11 @@
 //! The buses of one VM, and what becomes of a device's [`Effect`] once the bus is free again.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
-use husk_devices::Effect;
 use husk_devices::bus::Bus;
 use husk_devices::pci::{BarRange, BarWindow, Bdf, PciFunction, PciRoot};
+use husk_devices::{Effect, lock};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::kvm::Port;
@@ -24,11 +24,6 @@ pub enum Ending {
     Panic,
     /// The host cannot run it any further.
     Failed(String),
-}
-
-/// A mutex whose data stays good when a holder panicked: devices are left between two register accesses, never within one.
-pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What vCPU threads share.

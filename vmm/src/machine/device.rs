@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use husk_devices::ioapic::{self, Ioapic};
 use husk_devices::memory::GuestMemory;
 use husk_devices::pci::{BarAllocator, Bdf, PciRoot, Window};
-use husk_devices::{BusDevice, Host, Irq};
+use husk_devices::{BusDevice, Host, Irq, Metered, lock};
 use husk_firmware::layout;
 use husk_hotplug::bank::Kind;
 use husk_hotplug::slot::State;
@@ -18,13 +18,14 @@ use husk_virtio::device::VirtioDevice;
 use husk_virtio::threads::Threads;
 use husk_virtio::transport::pci::VirtioPci;
 
-use super::board::{Board, lock};
+use super::board::Board;
 use super::build::BuildError;
 use super::hotplug::{Hotplugs, Slots};
 use super::slots::{NewFunction, PciPlug, SLOTS, bdf};
 
-/// What the registers of hot-plug are called among the counters.
+/// What the registers of hot-plug and the I/O APIC are called among the counters.
 const HOTPLUG: &str = "__hotplug";
+const IOAPIC: &str = "__ioapic";
 
 /// The slots of bus 0. The first has the host bridge.
 const PCI_SLOTS: Slots = Slots {
@@ -43,6 +44,8 @@ pub struct Devices {
     slots: Hotplug<PciPlug>,
     /// Where each virtio device is, by its name.
     places: BTreeMap<String, Bdf>,
+    /// What counts and is no virtio device, by its name among the counters.
+    metered: Vec<(&'static str, Arc<Mutex<dyn Metered + Send>>)>,
     aml: Vec<Vec<u8>>,
 }
 
@@ -102,6 +105,7 @@ impl Devices {
         let slots = hotplug.bank(&board, PCI_SLOTS, plug)?;
         Ok(Self {
             board,
+            metered: vec![(IOAPIC, ioapic.clone())],
             ioapic,
             threads,
             hotplug,
@@ -137,6 +141,11 @@ impl Devices {
             .map_err(|e| BuildError::device(name, e))?;
         self.aml.extend(aml);
         Ok(())
+    }
+
+    /// Shows what `device` counts, under a name that begins with `__`: no device can be given such a name.
+    pub fn show_counters(&mut self, name: &'static str, device: Arc<Mutex<dyn Metered + Send>>) {
+        self.metered.push((name, device));
     }
 
     /// Puts a virtio device of any kind into the first free PCI slot, before the guest starts. `name` is what its threads are called,
@@ -207,7 +216,7 @@ impl Devices {
         &mut self.hotplug
     }
 
-    /// What the devices have counted, by name, and the registers of hot-plug, which have a name that no device can be given.
+    /// What the devices have counted, by name. What is no virtio device has a name that no such device can be given.
     pub fn counters(&self) -> BTreeMap<&str, Vec<(&'static str, u64)>> {
         let count = |at: &Bdf| {
             self.slots.plug().with(u32::from(at.device), |function| {
@@ -217,8 +226,12 @@ impl Devices {
             })
         };
         let counted = self.places.iter().map(|(name, at)| Some((name.as_str(), count(at)?)));
-        let hotplug = (HOTPLUG, vec![("ignored_writes", self.slots.ignored())]);
-        counted.flatten().chain([hotplug]).collect()
+        let hotplug = (HOTPLUG, vec![("ignored_writes", self.hotplug.ignored())]);
+        let others = self
+            .metered
+            .iter()
+            .map(|(name, device)| (*name, lock(device).metrics()));
+        counted.flatten().chain(others).chain([hotplug]).collect()
     }
 
     fn vacant(&self, name: &str) -> Result<(u32, Bdf), BuildError> {

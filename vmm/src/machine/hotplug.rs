@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Waker;
 
 use acpi_tables::Aml;
-use husk_devices::Irq;
+use husk_devices::{Irq, lock};
 use husk_firmware::layout;
 use husk_hotplug::aml::BankAml;
 use husk_hotplug::bank::{Bank, Kind};
@@ -35,6 +35,7 @@ pub struct Hotplugs {
     bell: Bell,
     waker: Waker,
     banks: Vec<BankAml>,
+    registers: Vec<Arc<Mutex<Bank>>>,
 }
 
 impl Hotplugs {
@@ -51,6 +52,7 @@ impl Hotplugs {
             bell,
             waker,
             banks: Vec::new(),
+            registers: Vec::new(),
         })
     }
 
@@ -72,6 +74,7 @@ impl Hotplugs {
         if slots.count > slots.pinned {
             let placed = board.mmio().insert(slots.address, bytes, bank.clone());
             placed.map_err(|e| BuildError::device(name, e))?;
+            self.registers.push(bank.clone());
             self.banks.push(BankAml {
                 kind: slots.kind,
                 address: slots.address,
@@ -82,6 +85,11 @@ impl Hotplugs {
         let mut hotplug = Hotplug::new(plug, bank, self.bell.clone());
         hotplug.notify(self.waker.clone());
         Ok(hotplug)
+    }
+
+    /// How many writes of the guest to the banks made no sense ([`Bank::ignored`]).
+    pub fn ignored(&self) -> u64 {
+        self.registers.iter().map(|bank| lock(bank).ignored()).sum()
     }
 
     /// Tells the guest again of what it has not asked about yet; whether there is such a thing.

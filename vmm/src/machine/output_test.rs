@@ -45,10 +45,7 @@ fn a_port_whose_reader_never_comes_holds_up_nobody_and_counts_what_it_loses() {
     let stdout = StdoutSink::new().unwrap();
     let mut serial = serial(&path, &stdout);
     print(&mut serial, &vec![b'x'; MUCH]);
-    let (sent, lost) = (
-        counter(&serial, "serial_tx_bytes"),
-        counter(&serial, "serial_tx_lost_bytes"),
-    );
+    let (sent, lost) = (counter(&serial, "tx_bytes"), counter(&serial, "tx_lost_bytes"));
     assert!(sent > 0 && lost > 0);
     assert_eq!(sent + lost, MUCH as u64);
     // The reader comes, and the port goes on.
@@ -63,7 +60,7 @@ fn a_port_whose_reader_never_comes_holds_up_nobody_and_counts_what_it_loses() {
     let mut bytes = [0; 5];
     reader.read_exact(&mut bytes).unwrap();
     assert_eq!(&bytes, b"again");
-    assert_eq!(counter(&serial, "serial_tx_lost_bytes"), lost);
+    assert_eq!(counter(&serial, "tx_lost_bytes"), lost);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use husk_devices::debug_port::DebugPort;
 use husk_devices::i8042::I8042;
+use husk_devices::lock;
 use husk_devices::power::{self, Power};
 use husk_devices::pvpanic::{self, PvPanic};
 use husk_devices::serial::{self, Serial};
@@ -16,7 +17,6 @@ use husk_virtio::device::VirtioDevice;
 use husk_virtio::rng::Rng;
 use husk_virtio::threads::Threads;
 
-use super::board::lock;
 use super::build::BuildError;
 use super::device::Devices;
 use super::output::output;
@@ -119,6 +119,7 @@ fn add_serial(
     let port = shared(Serial::new(irq, output));
     let aml = Serial::aml(layout::COM1_PORT, layout::COM1_GSI);
     devices.add_ports("serial", layout::COM1_PORT, serial::SIZE, port.clone(), Some(aml))?;
+    devices.show_counters("__serial", port.clone());
     Ok((config.mode == ConsoleMode::Tty).then_some(Keyboard::Serial(port)))
 }
 

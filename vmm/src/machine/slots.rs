@@ -6,15 +6,15 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use husk_devices::Host;
 use husk_devices::memory::GuestMemory;
 use husk_devices::pci::{BarAllocator, Bdf, PciFunction, Removable};
+use husk_devices::{Host, lock};
 use husk_hotplug::{Plug, PlugError};
 use husk_virtio::device::VirtioDevice;
 use husk_virtio::threads::Threads;
 use husk_virtio::transport::pci::VirtioPci;
 
-use super::board::{Board, lock};
+use super::board::Board;
 
 /// Slots of bus 0, the host bridge's included.
 pub const SLOTS: u32 = 32;

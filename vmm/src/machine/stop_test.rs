@@ -78,6 +78,10 @@ impl VirtioDevice for Stubborn {
         }
     }
 
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {
         Arc::new(Mutex::new(ConfigBytes::default()))
     }
