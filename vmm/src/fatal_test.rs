@@ -61,7 +61,7 @@ fn victim() {
     let thread = std::thread::Builder::new().name("vcpu7".into()).spawn(move || {
         // No vCPU could make a file.
         if what != "beyond" {
-            Mode::On.enter(Role::Process).unwrap();
+            Mode::On.enter(Role::Control).unwrap();
             Mode::On.enter(Role::Vcpu).unwrap();
         }
         die(&what);

@@ -2,11 +2,10 @@
 //!
 //! A driver starts its device by a register write, on a vCPU thread. A vCPU has no need to create threads, and what it creates would
 //! inherit its seccomp filter, which has no room for a device's work. So vCPUs send an order to the thread `spawner`, whose filter
-//! is the process's, and go on with their guest.
+//! has that room and no other, and go on with their guest.
 
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, PoisonError};
 use std::task::Waker;
 use std::thread;
 
@@ -20,46 +19,36 @@ struct Order {
     body: Body,
 }
 
-/// Starts and confines the threads of one machine's devices.
+/// Starts and confines the threads of the process's devices, whichever machine they belong to.
 pub struct Spawner {
     seccomp: Mode,
     waker: Waker,
     orders: Sender<Order>,
-    /// The other end, until there is a thread for it.
-    idle: Mutex<Option<Receiver<Order>>>,
 }
 
 impl Spawner {
-    /// A spawner whose threads confine themselves as `seccomp` says, and wake `waker` when they have done what they were asked for.
-    /// Orders wait until [`Spawner::run`].
-    pub fn new(seccomp: Mode, waker: Waker) -> Self {
-        let (orders, idle) = channel();
-        Self {
-            seccomp,
-            waker,
-            orders,
-            idle: Mutex::new(Some(idle)),
-        }
-    }
-
-    /// Starts the thread that carries orders out; it ends with the spawner. To be called on a thread with the process's filter.
-    /// Costs the time of a thread, so a machine calls it when its first vCPU runs. A second call does nothing.
+    /// Starts the thread that carries orders out, confined as `seccomp` says; it ends with the spawner. Threads wake `waker` when they have
+    /// done what they were asked for. To be called on a thread without a filter: a filter is inherited, and this thread's has what no other
+    /// role has.
     ///
     /// # Errors
     /// When the host has no thread left.
-    pub fn run(&self) -> io::Result<()> {
-        let Some(orders) = self.idle.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            return Ok(());
+    pub fn start(seccomp: Mode, waker: Waker) -> io::Result<Self> {
+        let (orders, received): (_, Receiver<Order>) = channel();
+        let carry_out = move || match seccomp.enter(Role::Spawner) {
+            Ok(()) => received.into_iter().for_each(carry_out),
+            // Whoever sends an order is told that nobody takes it.
+            Err(error) => log::error!("the thread that starts device threads ends: {error}"),
         };
-        let carry_out = move || {
-            for Order { name, body } in orders {
-                // A thread that cannot be had drops the body, which is how its owner learns.
-                if let Err(error) = builder(&name).spawn(body) {
-                    log::error!("cannot start the thread {name}: {error}");
-                }
-            }
-        };
-        thread::Builder::new().name("spawner".into()).spawn(carry_out).map(drop)
+        thread::Builder::new().name("spawner".into()).spawn(carry_out)?;
+        Ok(Self { seccomp, waker, orders })
+    }
+}
+
+fn carry_out(Order { name, body }: Order) {
+    // A thread that cannot be had drops the body, which is how its owner learns.
+    if let Err(error) = builder(&name).spawn(body) {
+        log::error!("cannot start the thread {name}: {error}");
     }
 }
 
@@ -85,8 +74,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn orders_wait_for_the_thread_that_carries_them_out() {
-        let spawner = Spawner::new(Mode::Off, Waker::noop().clone());
+    fn threads_have_the_names_that_were_ordered_as_far_as_there_is_room() {
+        let spawner = Spawner::start(Mode::Off, Waker::noop().clone()).unwrap();
         let (said, heard) = channel();
         for name in ["io-a", "io-a-name-beyond-measure"] {
             let said = said.clone();
@@ -94,23 +83,24 @@ mod tests {
                 said.send(thread::current().name().unwrap_or_default().to_owned())
                     .unwrap()
             };
-            spawner.start(name, Box::new(body)).unwrap();
+            Threads::start(&spawner, name, Box::new(body)).unwrap();
         }
         drop(said);
-        assert!(heard.try_recv().is_err());
-        spawner.run().unwrap();
-        spawner.run().unwrap();
         let mut names: Vec<String> = heard.iter().collect();
         names.sort();
         assert_eq!(names, ["io-a", "io-a-name-beyon"]);
     }
 
     #[test]
-    fn an_order_that_nobody_will_carry_out_is_dropped_with_the_spawner() {
-        let spawner = Spawner::new(Mode::Off, Waker::noop().clone());
-        let (said, heard) = channel::<()>();
-        spawner.start("io-a", Box::new(move || drop(said))).unwrap();
-        drop(spawner);
-        assert!(heard.recv().is_err());
+    fn an_order_that_nobody_carries_out_is_refused() {
+        let (orders, received) = channel();
+        drop(received);
+        let spawner = Spawner {
+            seccomp: Mode::Off,
+            waker: Waker::noop().clone(),
+            orders,
+        };
+        let error = Threads::start(&spawner, "io-a", Box::new(|| ())).unwrap_err();
+        assert_eq!(error.to_string(), "the thread that starts threads is gone");
     }
 }

@@ -7,6 +7,7 @@ mod api_fuzz;
 mod archive;
 mod bench;
 mod build;
+mod calls;
 mod command;
 mod demo;
 mod emulator;

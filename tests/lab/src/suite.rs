@@ -5,6 +5,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result};
 
+use crate::calls::Calls;
 use crate::command::command;
 
 /// What a line that names the next test program begins with.
@@ -28,6 +29,7 @@ pub enum Selection<'a> {
 ///
 /// A program did not start.
 pub fn run(programs: &[PathBuf], selection: Selection) -> Result<bool> {
+    let calls = Calls::begin()?;
     let mut held = true;
     for program in programs {
         let name = program.file_name().unwrap_or_default().to_string_lossy();
@@ -44,5 +46,6 @@ pub fn run(programs: &[PathBuf], selection: Selection) -> Result<bool> {
         let status = test.status().with_context(|| format!("cannot start {name}"))?;
         held &= status.success();
     }
+    calls.map_or(Ok(()), Calls::end)?;
     Ok(held)
 }

@@ -124,7 +124,7 @@ impl Controller {
         let Some(vm) = &mut self.vm else {
             return Ok(Reply::Done);
         };
-        let booted = vm.boot(&self.options, &self.stdout, &self.news.waker());
+        let booted = vm.boot(&self.options, &self.stdout, &self.threads);
         self.boots += 1;
         self.publish();
         booted.map_err(|e| of_build(e).context("cannot boot the VM again: it is shut down"))?;

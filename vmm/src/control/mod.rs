@@ -23,9 +23,10 @@ mod stopping;
 mod timers;
 mod vm;
 
-use std::io;
+use std::sync::Arc;
 use std::time::Instant;
 
+use husk_virtio::threads::Threads;
 use serde_json::{Value, json};
 
 use crate::api::{self, ApiError, Command, Execute, Info, Kind, Outcome, Reply, Resize, Responder, VmInfo};
@@ -50,6 +51,7 @@ pub struct Controller {
     options: RunOptions,
     stdout: StdoutSink,
     news: News,
+    threads: Arc<dyn Threads>,
     timers: Timers<Due>,
     operations: Operations<Controller>,
     /// Of commands that have been carried out, to be sent.
@@ -92,17 +94,23 @@ impl From<ApiError> for Progress {
 }
 
 impl Controller {
-    /// No VM yet. `info` and `events` are kept up to date; `stdout` is what a console in mode `Tty` prints on.
-    ///
-    /// # Errors
-    /// When the host has no descriptor left.
-    pub fn new(info: Info, events: Events, options: RunOptions, stdout: StdoutSink) -> io::Result<Self> {
-        Ok(Self {
+    /// No VM yet. `info` and `events` are kept up to date; `stdout` is what a console in mode `Tty` prints on; `threads` start what serves
+    /// devices, and wake the waker of `news`.
+    pub fn new(
+        info: Info,
+        events: Events,
+        options: RunOptions,
+        stdout: StdoutSink,
+        news: News,
+        threads: Arc<dyn Threads>,
+    ) -> Self {
+        Self {
             info,
             events,
             options,
             stdout,
-            news: News::new()?,
+            news,
+            threads,
             timers: Timers::new(),
             operations: Operations::default(),
             answers: Answers::new(),
@@ -110,7 +118,7 @@ impl Controller {
             abandoned: Vec::new(),
             boots: 0,
             leaving: false,
-        })
+        }
     }
 
     /// The machine, while there is one.
@@ -125,7 +133,7 @@ impl Controller {
     pub fn start(&mut self, config: VmConfig) -> Result<(), anyhow::Error> {
         let mut vm = Vm::new(config);
         vm.inherit()?;
-        vm.boot(&self.options, &self.stdout, &self.news.waker())?;
+        vm.boot(&self.options, &self.stdout, &self.threads)?;
         self.boots += 1;
         self.vm = Some(vm);
         self.publish();
@@ -241,7 +249,7 @@ impl Controller {
             return Err(conflict("the VM runs already"));
         }
         self.events.emit("vm", "booting");
-        vm.boot(&self.options, &self.stdout, &self.news.waker())
+        vm.boot(&self.options, &self.stdout, &self.threads)
             .map_err(|e| of_build(e).context("cannot boot the VM"))?;
         self.boots += 1;
         self.events.emit("vm", "booted");

@@ -1,9 +1,11 @@
 //! A VM from its description to its end, as `husk run` has it.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use husk_virtio::threads::Threads;
 
 use super::Controller;
 use super::attend::{Ended, attend};
@@ -11,7 +13,10 @@ use crate::api::{Inbox, Info};
 use crate::config::{RunOptions, VmConfig};
 use crate::events::Events;
 use crate::machine::Ending;
-use crate::seccomp::Role;
+use crate::news::News;
+use crate::process;
+use crate::seccomp::{Mode, Role};
+use crate::spawner::Spawner;
 use crate::terminal::{Outlet, Signals, StdoutSink};
 use crate::trace::Phase;
 
@@ -39,13 +44,20 @@ pub enum Exit {
 /// What the user can mend, in one line each. Nothing is left running.
 pub fn run(config: VmConfig, options: &RunOptions) -> Result<Exit> {
     let trace = &options.trace;
-    options.seccomp.enter(Role::Process)?;
+    let (signals, news, threads) = confine(options.seccomp)?;
     let trace_file = options.boot_trace.as_deref().map(create_trace).transpose()?;
-    let signals = Signals::new().context("cannot divert signals")?;
     let stdout = StdoutSink::new().context("cannot take standard output")?;
-    let mut controller = Controller::new(Info::new(), Events::default(), options.clone(), stdout.clone())
-        .context("cannot make an eventfd")?;
+    let mut controller = Controller::new(
+        Info::new(),
+        Events::default(),
+        options.clone(),
+        stdout.clone(),
+        news,
+        threads,
+    );
     controller.start(config)?;
+    // There will be no other machine, and no device more.
+    options.seccomp.enter(Role::Attend)?;
     let exit = conclude(controller, signals, &stdout, None, options)?;
     trace.mark(Phase::Teardown);
     report(options, trace_file)?;
@@ -75,6 +87,21 @@ pub fn conclude(
         Ended::Interrupted => Ok(Exit::Interrupted),
         Ended::Guest(ending) => verdict(&ending),
     }
+}
+
+/// Starts the thread that starts device threads, then confines this one: neither can do what only the other needs. Signals are diverted
+/// first, so that no thread is ever without that. The threads wake the waker of the news.
+///
+/// # Errors
+/// What the host refuses; the process ends then.
+pub(super) fn confine(seccomp: Mode) -> Result<(Signals, News, Arc<dyn Threads>)> {
+    process::prepare();
+    let signals = Signals::new().context("cannot divert signals")?;
+    let news = News::new().context("cannot make an eventfd")?;
+    let threads = Spawner::start(seccomp, news.waker());
+    let threads = threads.context("cannot start the thread that starts device threads")?;
+    seccomp.enter(Role::Control)?;
+    Ok((signals, news, Arc::new(threads)))
 }
 
 fn verdict(ending: &Ending) -> Result<Exit> {

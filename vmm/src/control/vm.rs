@@ -1,8 +1,10 @@
 //! The VM that a controller owns: its configuration, what clients passed for it, and its machine while it runs.
 
 use std::os::fd::OwnedFd;
-use std::task::Waker;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use husk_virtio::threads::Threads;
 
 use super::stopping::Stopping;
 use crate::api::VmState;
@@ -82,9 +84,14 @@ impl Vm {
     }
 
     /// Builds the machine and lets the guest run. On an error nothing has changed.
-    pub(super) fn boot(&mut self, options: &RunOptions, stdout: &StdoutSink, waker: &Waker) -> Result<(), BuildError> {
-        let mut machine = Machine::build(&self.config, &self.passed, options, stdout, waker)?;
-        machine.start()?;
+    pub(super) fn boot(
+        &mut self,
+        options: &RunOptions,
+        stdout: &StdoutSink,
+        threads: &Arc<dyn Threads>,
+    ) -> Result<(), BuildError> {
+        let mut machine = Machine::build(&self.config, &self.passed, options, stdout, threads)?;
+        machine.start();
         self.machine = Some(machine);
         self.state = VmState::Running;
         Ok(())

@@ -3,16 +3,9 @@
 //! The order is that of architecture.md §4: memory slots before anything touches KVM's interrupt or I/O buses, because a slot added
 //! later waits for them (Linux 6.18 and later: milliseconds); the kernel is read on a thread of its own meanwhile.
 
-#![expect(
-    unsafe_code,
-    reason = "growing the descriptor table by duplicating a descriptor to a high number"
-)]
-
 use std::error::Error;
 use std::io;
-use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::task::Waker;
 use std::thread::{self, Scope, ScopedJoinHandle};
 
 use husk_devices::power;
@@ -21,6 +14,7 @@ use husk_firmware::{
     layout, registers,
 };
 use husk_hotplug::Hotplug;
+use husk_virtio::threads::Threads;
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -35,12 +29,9 @@ use crate::cpus::Cpus;
 use crate::kvm::{Kicker, Kvm, KvmError, Topology, Vcpu, Vm};
 use crate::memory::{AddressSpace, MemoryError};
 use crate::seccomp::{Mode, Role, SeccompError};
-use crate::spawner::Spawner;
 use crate::terminal::StdoutSink;
 use crate::trace::Phase;
 
-/// Descriptors that a VM may need; the table is grown once, while the process has a single thread and nobody has to be waited for.
-const DESCRIPTORS: RawFd = 255;
 /// A payload below this is read sooner than a thread is started.
 const WORTH_A_THREAD_BYTES: u64 = 256 << 10;
 
@@ -110,7 +101,8 @@ pub(super) fn host(what: &'static str) -> impl FnOnce(io::Error) -> BuildError {
 
 impl Machine {
     /// Builds the VM that `config` describes, up to its first instruction, with the descriptors in `passed`. `stdout` takes what a
-    /// console in mode `Tty` prints; `waker` is woken whenever the machine's owner should look after it.
+    /// console in mode `Tty` prints; `threads` start what serves devices, and have the waker that is woken whenever the machine's owner
+    /// should look after it.
     ///
     /// # Errors
     /// See [`BuildError`]. Nothing is left behind.
@@ -119,11 +111,9 @@ impl Machine {
         passed: &Passed,
         options: &RunOptions,
         stdout: &StdoutSink,
-        waker: &Waker,
+        threads: &Arc<dyn Threads>,
     ) -> Result<Self, BuildError> {
         let (trace, boot, max) = (&options.trace, config.cpus.boot_vcpus, config.cpus.max_vcpus);
-        prepare_process();
-        let spawner = Arc::new(Spawner::new(options.seccomp, waker.clone()));
         let kvm = Kvm::open()?;
         config.validate(Limits {
             max_vcpus: kvm.max_vcpus(),
@@ -148,7 +138,7 @@ impl Machine {
             let board = Arc::new(Board::new(ended.try_clone().map_err(host("duplicate an eventfd"))?));
             board.set_memory(memory.clone());
             let kicker = Kicker::install().map_err(host("install the signal that interrupts vCPUs"))?;
-            let cpus = Cpus::prepare(boot, max, &board, kicker, options.seccomp, trace, waker)
+            let cpus = Cpus::prepare(boot, max, &board, kicker, options.seccomp, trace, &threads.waker())
                 .map_err(host("start the vCPU threads"))?;
 
             vm.create_irqchip(max, layout::KVM_TSS)?;
@@ -156,7 +146,7 @@ impl Machine {
             let topology = topology(&kvm, &config.cpus);
             let vcpus = create_vcpus(&vm, boot, &topology)?;
             trace.mark(Phase::Vcpus);
-            let mut devices = Devices::new(board.clone(), vm.clone(), memory.guest(), spawner.clone())?;
+            let mut devices = Devices::new(board.clone(), vm.clone(), memory.guest(), threads.clone())?;
             let mut cpus = plug_cpus(&mut devices, &board, CpuPlug::new(cpus, vm.clone(), topology), boot)?;
             let keyboard = populate(config, passed, &mut devices, &memory, stdout, trace)?;
             trace.mark(Phase::Devices);
@@ -175,7 +165,6 @@ impl Machine {
             board,
             ended,
             keyboard,
-            spawner,
             _vm: vm,
             memory,
         })
@@ -218,34 +207,6 @@ impl<'scope> Loading<'scope> {
             Self::Beside(loader) => loader.join().expect("a panic anywhere ends the process"),
             Self::Done(loaded) => loaded,
         }
-    }
-}
-
-/// What is cheap while the process has a single thread: a descriptor table that has to grow later makes the kernel wait for all of
-/// them. And each thread that allocates would reserve an arena of 64 MiB of addresses: husk allocates too little to need more than one.
-fn prepare_process() {
-    // SAFETY: duplicates a descriptor to a number of at least DESCRIPTORS; failure leaves the table small, which only costs time.
-    let high = unsafe { libc::fcntl(libc::STDERR_FILENO, libc::F_DUPFD_CLOEXEC, DESCRIPTORS) };
-    if high >= 0 {
-        // SAFETY: closes the duplicate that was just made.
-        unsafe { libc::close(high) };
-    }
-    // SAFETY: sets a number; whether it is heeded changes no behaviour.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
-    allow_all_descriptors();
-}
-
-/// Raises the limit on open descriptors as far as the process may: each vsock stream is one. With less, streams are refused earlier.
-fn allow_all_descriptors() {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: the call fills the structure.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
-        limit.rlim_cur = limit.rlim_max;
-        // SAFETY: the call reads the structure.
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
     }
 }
 

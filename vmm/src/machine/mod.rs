@@ -25,7 +25,6 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::config::NewDevice;
 use crate::kvm::Vm;
 use crate::memory::AddressSpace;
-use crate::spawner::Spawner;
 use crate::terminal::window_size;
 
 use board::Board;
@@ -51,23 +50,16 @@ pub struct Machine {
     board: Arc<Board>,
     ended: EventFd,
     keyboard: Option<Keyboard>,
-    spawner: Arc<Spawner>,
     _vm: Arc<Vm>,
     memory: Arc<AddressSpace>,
 }
 
 impl Machine {
     /// Lets the guest run.
-    ///
-    /// # Errors
-    /// When the host has no thread left.
-    pub fn start(&mut self) -> Result<(), BuildError> {
+    pub fn start(&mut self) {
         self.cpus.plug_mut().cpus.run();
         // The guest runs: what is only said is said now.
         self.memory.warn_of_limits();
-        self.spawner
-            .run()
-            .map_err(build::host("start the thread that starts device threads"))
     }
 
     /// Makes `device` real and tells the guest, with the descriptors in `passed`.

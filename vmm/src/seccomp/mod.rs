@@ -1,15 +1,14 @@
 //! What a thread of husk may ask of the kernel: one filter for each role a thread can have (seccomp(2)).
 //!
-//! The process confines itself to what any of its threads needs ([`Role::Process`]) before it looks at anything that is not its
-//! own; each thread then confines itself to its role ([`Mode::enter`]). Filters are inherited and add up, so nothing that a thread
-//! starts, and nothing that it is made to do, gets out of them. Threads of devices come from a thread with the process's filter
-//! only ([`Spawner`](crate::spawner::Spawner)).
+//! Two threads confine themselves before anything is looked at that is not husk's own: the first one ([`Role::Control`]), and the one
+//! that starts the threads of devices ([`Role::Spawner`], [`Spawner`](crate::spawner::Spawner)). Every other thread is started by one of
+//! the two, inherits its filter, and adds that of its own role ([`Mode::enter`]). Filters add up, so nothing that a thread starts, and
+//! nothing that it is made to do, gets out of them; and what neither of the two may do, no thread may.
 //!
 //! A call that is not allowed ends the process, with a message that names thread and call (`violation.rs`). Why so, and how it is
 //! done at little cost, is told in `docs/adr/0013-seccomp.md`; `docs/seccomp.md` is for operators.
 
 mod baked;
-mod heap;
 // What filters are made from is compiled into build.rs, and here only to be tested.
 #[cfg(test)]
 mod policy;
@@ -67,14 +66,12 @@ pub struct SeccompError {
 }
 
 impl Mode {
-    /// Confines the calling thread, and the threads that it creates from now on, to what `role` needs. For ever.
+    /// Confines the calling thread, and the threads that it creates from now on, to what `role` needs. For ever. Memory comes from one heap
+    /// by then ([`process::prepare`](crate::process::prepare)).
     ///
     /// # Errors
     /// What the kernel says. The thread is as it was then.
     pub fn enter(self, role: Role) -> Result<(), SeccompError> {
-        if role == Role::Process {
-            heap::share();
-        }
         let Some(program) = self.program(role) else {
             return Ok(());
         };
@@ -94,5 +91,11 @@ impl Mode {
 }
 
 #[cfg(test)]
+#[path = "bypass_test.rs"]
+mod bypass;
+#[cfg(test)]
 #[path = "mod_test.rs"]
 mod tests;
+#[cfg(test)]
+#[path = "used_test.rs"]
+mod used;

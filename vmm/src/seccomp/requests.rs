@@ -39,8 +39,6 @@ pub(super) const KVM_SET_TSS_ADDR: u32 = kvm(0x47);
 pub(super) const KVM_SET_GSI_ROUTING: u32 = kvm_write(0x6a, 8);
 pub(super) const KVM_IRQFD: u32 = kvm_write(0x76, 32);
 pub(super) const KVM_IOEVENTFD: u32 = kvm_write(0x79, 64);
-pub(super) const KVM_SET_CLOCK: u32 = kvm_write(0x7b, 48);
-pub(super) const KVM_GET_CLOCK: u32 = kvm_read(0x7c, 48);
 pub(super) const KVM_RUN: u32 = kvm(0x80);
 pub(super) const KVM_GET_REGS: u32 = kvm_read(0x81, 144);
 pub(super) const KVM_SET_REGS: u32 = kvm_write(0x82, 144);
@@ -56,7 +54,6 @@ pub(super) const KVM_GET_VCPU_EVENTS: u32 = kvm_read(0x9f, 64);
 pub(super) const KVM_SET_VCPU_EVENTS: u32 = kvm_write(0xa0, 64);
 pub(super) const KVM_GET_TSC_KHZ: u32 = kvm(0xa3);
 pub(super) const KVM_ENABLE_CAP: u32 = kvm_write(0xa3, 104);
-pub(super) const KVM_SIGNAL_MSI: u32 = kvm_write(0xa5, 32);
 pub(super) const KVM_KVMCLOCK_CTRL: u32 = kvm(0xad);
 pub(super) const KVM_GET_STATS_FD: u32 = kvm(0xce);
 pub(super) const KVM_SET_DEVICE_ATTR: u32 = kvm_write(0xe1, 24);
@@ -65,8 +62,6 @@ pub(super) const KVM_GET_DEVICE_ATTR: u32 = kvm_write(0xe2, 24);
 // Terminals (ioctl_tty(2)).
 pub(super) const TCGETS: u32 = 0x5401;
 pub(super) const TCSETS: u32 = 0x5402;
-pub(super) const TCSETSW: u32 = 0x5403;
-pub(super) const TCSETSF: u32 = 0x5404;
 pub(super) const TIOCGPGRP: u32 = 0x540f;
 pub(super) const TIOCGWINSZ: u32 = 0x5413;
 /// What newer C libraries use in place of `TCGETS` and `TCSETS`.
@@ -75,7 +70,6 @@ pub(super) const TCSETS2: u32 = 0x402c_542b;
 
 /// Files of any kind (ioctl(2)).
 pub(super) const FIONBIO: u32 = 0x5421;
-pub(super) const FIONREAD: u32 = 0x541b;
 pub(super) const SIOCOUTQ: u32 = 0x5411;
 
 // Block devices (linux/fs.h).
@@ -88,7 +82,6 @@ pub(super) const BLKPBSZGET: u32 = request(NONE, 0x12, 123, 0);
 
 // Taps (linux/if_tun.h).
 pub(super) const TUNSETIFF: u32 = request(WRITE, 0x54, 202, 4);
-pub(super) const TUNGETFEATURES: u32 = request(READ, 0x54, 207, 4);
 pub(super) const TUNSETOFFLOAD: u32 = request(WRITE, 0x54, 208, 4);
 pub(super) const TUNGETIFF: u32 = request(READ, 0x54, 210, 4);
 pub(super) const TUNSETVNETHDRSZ: u32 = request(WRITE, 0x54, 216, 4);
@@ -128,8 +121,6 @@ mod tests {
             (KVM_SET_GSI_ROUTING, size_of::<kvm_bindings::kvm_irq_routing>()),
             (KVM_IRQFD, size_of::<kvm_bindings::kvm_irqfd>()),
             (KVM_IOEVENTFD, size_of::<kvm_bindings::kvm_ioeventfd>()),
-            (KVM_SET_CLOCK, size_of::<kvm_bindings::kvm_clock_data>()),
-            (KVM_GET_CLOCK, size_of::<kvm_bindings::kvm_clock_data>()),
             (KVM_GET_REGS, size_of::<kvm_bindings::kvm_regs>()),
             (KVM_SET_REGS, size_of::<kvm_bindings::kvm_regs>()),
             (KVM_GET_SREGS, size_of::<kvm_bindings::kvm_sregs>()),
@@ -144,10 +135,7 @@ mod tests {
             (KVM_GET_DEVICE_ATTR, size_of::<kvm_bindings::kvm_device_attr>()),
             (KVM_GET_MP_STATE, size_of::<kvm_bindings::kvm_mp_state>()),
             (KVM_SET_MP_STATE, size_of::<kvm_bindings::kvm_mp_state>()),
-            (KVM_GET_VCPU_EVENTS, size_of::<kvm_bindings::kvm_vcpu_events>()),
-            (KVM_SET_VCPU_EVENTS, size_of::<kvm_bindings::kvm_vcpu_events>()),
             (KVM_ENABLE_CAP, size_of::<kvm_bindings::kvm_enable_cap>()),
-            (KVM_SIGNAL_MSI, size_of::<kvm_bindings::kvm_msi>()),
         ];
         for (request, bytes) in passed {
             assert_eq!(usize::try_from(request >> 16 & 0x3fff).unwrap(), bytes, "{request:#x}");

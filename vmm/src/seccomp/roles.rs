@@ -8,8 +8,12 @@ pub(super) const DENIED: u32 = libc::SECCOMP_RET_TRAP;
 /// What a thread is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Any of those below, and what builds, changes and attends to machines.
-    Process,
+    /// The first thread: builds, changes and attends to machines, and starts their vCPUs.
+    Control,
+    /// The first thread once there will be no other machine: attends to this one and takes it apart.
+    Attend,
+    /// Starts the threads of devices.
+    Spawner,
     /// Runs a vCPU.
     Vcpu,
     /// Brings the kernel into RAM.
@@ -26,6 +30,10 @@ pub enum Role {
     Vsock,
     /// Serves a share by vhost-user.
     Fs,
+    /// Serves virtio-mem.
+    Mem,
+    /// Serves a balloon.
+    Balloon,
     /// Serves a device that moves bytes between the guest and a file that is open: console, entropy.
     Stream,
 }
@@ -36,7 +44,9 @@ impl Role {
         match device {
             1 => Self::Net,
             2 => Self::Block,
+            5 => Self::Balloon,
             19 => Self::Vsock,
+            24 => Self::Mem,
             26 => Self::Fs,
             27 => Self::Pmem,
             _ => Self::Stream,

@@ -3,9 +3,9 @@
 //! husk is linked statically against glibc: where a line says `malloc` or `pthread`, it is glibc's.
 
 use libc::{
-    CLONE_FS, CLONE_SIGHAND, CLONE_THREAD, CLONE_VM, F_ADD_SEALS, F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL,
-    F_OFD_GETLK, F_OFD_SETLK, F_SETFD, F_SETFL, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE,
-    MADV_MERGEABLE, MADV_POPULATE_WRITE, PR_GET_NAME, PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_VMA,
+    CLONE_FS, CLONE_SIGHAND, CLONE_THREAD, CLONE_VM, F_ADD_SEALS, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_OFD_GETLK,
+    F_OFD_SETLK, F_SETFL, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED, MADV_HUGEPAGE, MADV_MERGEABLE,
+    MADV_POPULATE_WRITE, PR_GET_NAME, PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_VMA,
 };
 
 use super::policy::{Check, Policy, Rule, Values, any, one_of, only, without};
@@ -41,8 +41,10 @@ const OWN: Check = Check {
 };
 
 /// Every role, in the order of their discriminants.
-pub(super) const ROLES: [Role; 10] = [
-    Role::Process,
+pub(super) const ROLES: [Role; 14] = [
+    Role::Control,
+    Role::Attend,
+    Role::Spawner,
     Role::Vcpu,
     Role::Loader,
     Role::Api,
@@ -51,6 +53,8 @@ pub(super) const ROLES: [Role; 10] = [
     Role::Pmem,
     Role::Vsock,
     Role::Fs,
+    Role::Mem,
+    Role::Balloon,
     Role::Stream,
 ];
 
@@ -59,11 +63,34 @@ pub(super) fn policy(role: Role, pid: u32) -> Policy {
     Policy::new(groups(role), REFUSED, pid)
 }
 
-fn groups(role: Role) -> &'static [&'static [Rule]] {
+/// Every list of rules below, with its name.
+#[cfg(test)]
+pub(super) const GROUPS: [(&str, &[Rule]); 16] = [
+    ("EVERY", EVERY),
+    ("THREADS", THREADS),
+    ("ATTEND", ATTEND),
+    ("CONTROL", CONTROL),
+    ("VCPU", VCPU),
+    ("LOADER", LOADER),
+    ("API", API),
+    ("SETUP", SETUP),
+    ("IO", IO),
+    ("BLOCK", BLOCK),
+    ("NET", NET),
+    ("PMEM", PMEM),
+    ("VSOCK", VSOCK),
+    ("FS", FS),
+    ("MEM", MEM),
+    ("BALLOON", BALLOON),
+];
+
+pub(super) fn groups(role: Role) -> &'static [&'static [Rule]] {
     match role {
-        Role::Process => &[
-            EVERY, THREADS, CONTROL, VCPU, LOADER, IO, BLOCK, NET, PMEM, VSOCK, FS, STREAM, SOCKETS, API,
-        ],
+        // With what the threads need that it starts: vCPUs, loader, API.
+        Role::Control => &[EVERY, THREADS, ATTEND, CONTROL, VCPU, LOADER, IO, API],
+        Role::Attend => &[EVERY, ATTEND],
+        // With what the threads of all devices need.
+        Role::Spawner => &[EVERY, THREADS, SETUP, IO, BLOCK, NET, PMEM, VSOCK, FS, MEM, BALLOON],
         Role::Vcpu => &[EVERY, VCPU],
         Role::Loader => &[EVERY, LOADER],
         Role::Api => &[EVERY, IO, API],
@@ -72,7 +99,9 @@ fn groups(role: Role) -> &'static [&'static [Rule]] {
         Role::Pmem => &[EVERY, IO, PMEM],
         Role::Vsock => &[EVERY, IO, VSOCK],
         Role::Fs => &[EVERY, IO, FS],
-        Role::Stream => &[EVERY, IO, STREAM],
+        Role::Mem => &[EVERY, IO, MEM],
+        Role::Balloon => &[EVERY, IO, BALLOON],
+        Role::Stream => &[EVERY, IO],
     }
 }
 
@@ -90,7 +119,7 @@ const EVERY: &[Rule] = &[
     any(libc::SYS_munmap),
     any(libc::SYS_mremap),
     // malloc trims, pthread empties the stack of a thread that ends.
-    only(libc::SYS_madvise, &[one_of(2, &[n(MADV_DONTNEED), n(MADV_FREE)])]),
+    only(libc::SYS_madvise, &[one_of(2, &[n(MADV_DONTNEED)])]),
     // Locks, condition variables, channels, joining threads.
     any(libc::SYS_futex),
     any(libc::SYS_sched_yield),
@@ -169,7 +198,6 @@ const VCPU: &[Rule] = &[
 const IO: &[Rule] = &[
     // The loop.
     any(libc::SYS_epoll_wait),
-    any(libc::SYS_epoll_pwait),
     any(libc::SYS_epoll_ctl),
     // Rate limits, retries.
     any(libc::SYS_timerfd_create),
@@ -182,11 +210,8 @@ const BLOCK: &[Rule] = &[
     // Without io_uring, and for what its ring refuses.
     any(libc::SYS_preadv),
     any(libc::SYS_pwritev),
-    any(libc::SYS_pread64),
-    any(libc::SYS_pwrite64),
     // Flushes; discards and writes of zeros.
     any(libc::SYS_fdatasync),
-    any(libc::SYS_fsync),
     any(libc::SYS_fallocate),
 ];
 
@@ -216,30 +241,28 @@ const VSOCK: &[Rule] = &[
 ];
 
 /// A share: messages, with descriptors, on a connection that exists.
-const FS: &[Rule] = &[
-    any(libc::SYS_sendmsg),
-    any(libc::SYS_recvmsg),
-    any(libc::SYS_recvfrom),
-    any(libc::SYS_sendto),
-    any(libc::SYS_shutdown),
-];
+const FS: &[Rule] = &[any(libc::SYS_sendmsg), any(libc::SYS_recvfrom), any(libc::SYS_shutdown)];
 
 /// Persistent memory: flushes.
 const PMEM: &[Rule] = &[any(libc::SYS_fdatasync)];
 
-/// Entropy, and a console's input: straight into the guest's buffers.
-const STREAM: &[Rule] = &[any(libc::SYS_readv)];
+/// virtio-mem: RAM that comes, with its name and advice about it, and goes.
+const MEM: &[Rule] = &[
+    only(libc::SYS_madvise, &[one_of(2, RAM_ADVICE)]),
+    only(libc::SYS_prctl, &[one_of(0, &[n(PR_SET_VMA)])]),
+    any(libc::SYS_fallocate),
+    only(libc::SYS_ioctl, &[one_of(1, &[r::KVM_SET_USER_MEMORY_REGION])]),
+];
+
+/// The balloon: pages that the guest gives back.
+const BALLOON: &[Rule] = &[any(libc::SYS_fallocate)];
 
 /// Kernel and initramfs on their way into RAM.
 const LOADER: &[Rule] = &[
     any(libc::SYS_pread64),
-    any(libc::SYS_preadv),
-    any(libc::SYS_lseek),
     // A mapping of a kernel that is not compressed keeps a descriptor of its own.
     only(libc::SYS_fcntl, &[one_of(1, &[n(F_DUPFD_CLOEXEC)])]),
     // Sizes.
-    any(libc::SYS_fstat),
-    any(libc::SYS_newfstatat),
     any(libc::SYS_statx),
 ];
 
@@ -273,81 +296,97 @@ const NAMESPACES: u32 = n(libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET);
 
-/// Building a machine, changing it, and attending to it.
-const CONTROL: &[Rule] = &[
-    // Kernels, images, logs, /dev/kvm, /dev/net/tun: opened, looked at, made, removed.
-    any(libc::SYS_openat),
+/// What handlers set up before their thread confines itself to its role, and before the first request is looked at.
+const SETUP: &[Rule] = &[
+    any(libc::SYS_epoll_create1),
+    any(libc::SYS_eventfd2),
+    // A disk's ring. A ring carries out its operations past every filter: this one is restricted before it is enabled, and no thread
+    // that looks at what a guest, a client or a back-end sends can make another.
+    any(libc::SYS_io_uring_setup),
+    any(libc::SYS_io_uring_register),
+    only(libc::SYS_madvise, &[one_of(2, &[n(MADV_DONTFORK)])]),
+    // A back-end that is connected to anew.
+    only(libc::SYS_ioctl, &[one_of(1, &[r::FIONBIO])]),
+];
+
+/// Attending to a machine that runs, and taking it apart.
+const ATTEND: &[Rule] = &[
+    // The main loop: signals as events; the terminal, its size, stopping and going on with it.
+    any(libc::SYS_epoll_create1),
+    any(libc::SYS_epoll_wait),
+    any(libc::SYS_epoll_ctl),
+    any(libc::SYS_rt_sigaction),
+    // What standard input is: the terminal, or something that is read to its end.
     any(libc::SYS_fstat),
     any(libc::SYS_newfstatat),
     any(libc::SYS_statx),
-    any(libc::SYS_readlink),
-    any(libc::SYS_readlinkat),
-    any(libc::SYS_lseek),
-    any(libc::SYS_pread64),
-    any(libc::SYS_ftruncate),
+    only(
+        libc::SYS_fcntl,
+        &[one_of(1, &[n(F_DUPFD_CLOEXEC), n(F_GETFL), n(F_SETFL)])],
+    ),
+    // The file of a socket goes with its device.
     any(libc::SYS_unlink),
-    any(libc::SYS_unlinkat),
-    any(libc::SYS_chmod),
+    // A back-end gives back the rings it was lent, and is told of memory.
+    any(libc::SYS_sendmsg),
+    any(libc::SYS_recvfrom),
+    any(libc::SYS_shutdown),
+    only(libc::SYS_ioctl, &[one_of(1, ATTEND_REQUESTS)]),
+];
+
+/// ioctls of the first thread while a machine runs.
+const ATTEND_REQUESTS: &[u32] = &[
+    // Interrupts and doorbells of devices that stop, memory that goes.
+    r::KVM_SET_USER_MEMORY_REGION,
+    r::KVM_SET_GSI_ROUTING,
+    r::KVM_IRQFD,
+    r::KVM_IOEVENTFD,
+    // The terminal: raw and back, its size.
+    r::TIOCGWINSZ,
+    r::FIONBIO,
+];
+
+/// Building a machine, and changing it.
+const CONTROL: &[Rule] = &[
+    // Events.
+    any(libc::SYS_eventfd2),
+    // Kernels, images, logs, /dev/kvm, /dev/net/tun: opened, looked at.
+    any(libc::SYS_openat),
+    any(libc::SYS_lseek),
+    any(libc::SYS_ftruncate),
     any(libc::SYS_fchmod),
-    any(libc::SYS_umask),
-    any(libc::SYS_getcwd),
-    // Descriptors: duplicates, flags, locks on images.
-    any(libc::SYS_dup),
+    // Descriptors: flags; locks on images and on folders of sockets; seals on RAM.
     only(
         libc::SYS_fcntl,
         &[one_of(
             1,
-            &[
-                n(F_DUPFD),
-                n(F_DUPFD_CLOEXEC),
-                n(F_GETFD),
-                n(F_SETFD),
-                n(F_GETFL),
-                n(F_SETFL),
-                n(F_OFD_SETLK),
-                n(F_OFD_GETLK),
-                n(F_ADD_SEALS),
-            ],
+            &[n(F_GETFL), n(F_SETFL), n(F_OFD_SETLK), n(F_OFD_GETLK), n(F_ADD_SEALS)],
         )],
     ),
-    // Guest RAM: its file, its name, advice about it.
+    any(libc::SYS_flock),
+    // What KVM counts of a vCPU.
+    any(libc::SYS_pread64),
+    // Guest RAM: its file, its name, advice about it, and pages that the guest gives back.
     any(libc::SYS_memfd_create),
+    any(libc::SYS_fallocate),
     only(libc::SYS_prctl, &[one_of(0, &[n(PR_SET_VMA)])]),
-    only(
-        libc::SYS_madvise,
-        &[one_of(
-            2,
-            &[
-                n(MADV_HUGEPAGE),
-                n(MADV_MERGEABLE),
-                n(MADV_POPULATE_WRITE),
-                n(MADV_DONTDUMP),
-                n(MADV_DONTFORK),
-            ],
-        )],
-    ),
-    // What handlers set up before they confine themselves.
-    any(libc::SYS_epoll_create1),
-    any(libc::SYS_eventfd2),
-    any(libc::SYS_io_uring_setup),
-    any(libc::SYS_io_uring_register),
-    // The main loop: signals as events; stopping and going on with the terminal.
-    any(libc::SYS_epoll_wait),
-    any(libc::SYS_epoll_pwait),
-    any(libc::SYS_epoll_ctl),
-    any(libc::SYS_signalfd4),
-    any(libc::SYS_rt_sigaction),
-    any(libc::SYS_getppid),
-    // Limits and identity of the process.
-    only(libc::SYS_prlimit64, &[one_of(0, &[0])]),
-    any(libc::SYS_getuid),
-    any(libc::SYS_geteuid),
-    any(libc::SYS_uname),
-    any(libc::SYS_sysinfo),
+    only(libc::SYS_madvise, &[one_of(2, RAM_ADVICE)]),
+    // Sockets in the file system: vsock's own, those of back-ends.
+    only(libc::SYS_socket, &[UNIX]),
+    any(libc::SYS_bind),
+    any(libc::SYS_listen),
+    any(libc::SYS_connect),
     only(libc::SYS_ioctl, &[one_of(1, CONTROL_REQUESTS)]),
 ];
 
-/// ioctls of the main thread.
+/// Advice about RAM: its pages, and no part of it in core dumps.
+const RAM_ADVICE: &[u32] = &[
+    n(MADV_HUGEPAGE),
+    n(MADV_MERGEABLE),
+    n(MADV_POPULATE_WRITE),
+    n(MADV_DONTDUMP),
+];
+
+/// ioctls that build a machine.
 const CONTROL_REQUESTS: &[u32] = &[
     // KVM and a virtual machine.
     r::KVM_GET_API_VERSION,
@@ -355,39 +394,28 @@ const CONTROL_REQUESTS: &[u32] = &[
     r::KVM_GET_SUPPORTED_CPUID,
     r::KVM_GET_VCPU_MMAP_SIZE,
     r::KVM_CREATE_VM,
-    r::KVM_SET_USER_MEMORY_REGION,
     r::KVM_SET_TSS_ADDR,
     r::KVM_ENABLE_CAP,
     r::KVM_CREATE_VCPU,
-    r::KVM_SET_GSI_ROUTING,
-    r::KVM_IRQFD,
-    r::KVM_IOEVENTFD,
-    r::KVM_SIGNAL_MSI,
-    r::KVM_GET_CLOCK,
-    r::KVM_SET_CLOCK,
-    // A vCPU before its first instruction, while it is paused, and when it comes again; what KVM counts of it.
+    // A vCPU before its first instruction, and when it comes again; what KVM counts of it.
     r::KVM_GET_REGS,
     r::KVM_GET_LAPIC,
     r::KVM_SET_LAPIC,
     r::KVM_GET_VCPU_EVENTS,
     r::KVM_SET_VCPU_EVENTS,
+    r::KVM_SET_MP_STATE,
     r::KVM_GET_DEVICE_ATTR,
     r::KVM_SET_DEVICE_ATTR,
     r::KVM_GET_STATS_FD,
+    // Its clock, after a pause.
+    r::KVM_KVMCLOCK_CTRL,
+    // Its registers at the start.
     r::KVM_GET_TSC_KHZ,
     r::KVM_SET_CPUID2,
     r::KVM_SET_MSRS,
     r::KVM_GET_SREGS,
     r::KVM_SET_SREGS,
     r::KVM_SET_REGS,
-    r::KVM_GET_MP_STATE,
-    r::KVM_SET_MP_STATE,
-    r::KVM_KVMCLOCK_CTRL,
-    // The terminal: raw and back, its size.
-    r::TCSETSW,
-    r::TCSETSF,
-    r::TIOCGWINSZ,
-    r::FIONBIO,
     // Disks that are block devices: size and units, whether they can be written.
     r::BLKGETSIZE64,
     r::BLKROGET,
@@ -398,10 +426,8 @@ const CONTROL_REQUESTS: &[u32] = &[
     // Taps: attached to, asked about, told of offloads.
     r::TUNSETIFF,
     r::TUNGETIFF,
-    r::TUNGETFEATURES,
     r::TUNSETOFFLOAD,
     r::TUNSETVNETHDRSZ,
-    r::TUNSETQUEUE,
 ];
 
 /// The clients of the API: everything that comes and goes does so through sockets that exist.
@@ -415,24 +441,4 @@ const API: &[Rule] = &[
     only(libc::SYS_ioctl, &[one_of(1, &[r::FIONBIO])]),
     // The end: the last answers are waited for.
     any(libc::SYS_epoll_create1),
-];
-
-/// Sockets in the file system: the API's own, vsock, vhost-user.
-const SOCKETS: &[Rule] = &[
-    only(libc::SYS_socket, &[UNIX]),
-    only(libc::SYS_socketpair, &[UNIX]),
-    any(libc::SYS_bind),
-    any(libc::SYS_listen),
-    any(libc::SYS_connect),
-    any(libc::SYS_accept4),
-    any(libc::SYS_shutdown),
-    any(libc::SYS_recvmsg),
-    any(libc::SYS_sendmsg),
-    any(libc::SYS_recvfrom),
-    any(libc::SYS_sendto),
-    any(libc::SYS_getsockopt),
-    any(libc::SYS_setsockopt),
-    any(libc::SYS_getsockname),
-    any(libc::SYS_getpeername),
-    only(libc::SYS_ioctl, &[one_of(1, &[r::FIONBIO, r::FIONREAD])]),
 ];
