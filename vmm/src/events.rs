@@ -12,7 +12,8 @@
 //! | `vm` | `device-stuck` | `id` |
 //! | `guest` | `power-off`, `reset`, `panic` | |
 //! | `guest` | `failed` | `reason` |
-//! | `guest` | `device-refused`, `device-unanswered` | `id`, `request`, and `code` of a refusal |
+//! | `guest` | `device-refused` | `id`, `request`, `code` |
+//! | `guest` | `device-unanswered` | `id`, `request` |
 //!
 //! Time is that since husk started. Whoever reads the events must not be able to stop the VM: when the reader falls behind by more
 //! than 64 KiB, whole events are left out, and the next one that fits has their number in `properties.dropped`.
