@@ -210,6 +210,28 @@ impl<P: Plug> Hotplug<P> {
             .copied()
     }
 
+    /// The lowest slot that will not be filled when everything asked for is done, and where it is: the next to fill, by
+    /// [`Hotplug::add`] if it is empty, else by [`Hotplug::reclaim`].
+    pub fn lowest_free(&self) -> Option<(u32, State)> {
+        self.bank().states().find(|(_, state)| !state.settles_filled())
+    }
+
+    /// Fills `slot` with `unit`, whatever is going on there: see [`Hotplug::add`] and [`Hotplug::reclaim`].
+    ///
+    /// # Errors
+    /// The slot is filled, or the host cannot create the unit.
+    pub fn fill(&mut self, slot: u32, unit: P::Unit) -> Result<Ticket, HotplugError> {
+        match self.state(slot) {
+            Some(State::Asked { .. } | State::Ejected { .. }) => self.reclaim(slot, unit),
+            _ => self.add(slot, unit),
+        }
+    }
+
+    /// Every slot, and where it is.
+    pub fn states(&self) -> Vec<(u32, State)> {
+        self.bank().states().collect()
+    }
+
     /// The lowest slot for [`Hotplug::reclaim`]: its removal is pending.
     pub fn reclaimable(&self) -> Option<u32> {
         self.matching(|state| matches!(state, State::Asked { wanted: false, .. }))

@@ -33,6 +33,8 @@ pub enum Command {
     Counters,
     /// `vm.resize`: change the number of vCPUs or the size of RAM.
     Resize(Resize),
+    /// `vm.resize-status`: how far the guest has come with it.
+    ResizeStatus,
     /// `vm.add-*`: one more device, with the descriptors that came with the request, in their order.
     Add(Box<NewDevice>, Vec<OwnedFd>),
     /// `vm.remove-device`: the device of this id.
@@ -55,6 +57,7 @@ impl Command {
             Self::Resume => "vm.resume",
             Self::Counters => "vm.counters",
             Self::Resize(_) => "vm.resize",
+            Self::ResizeStatus => "vm.resize-status",
             Self::Add(..) => "vm.add-*",
             Self::Remove(_) => "vm.remove-device",
             Self::ShutdownVmm => "vmm.shutdown",

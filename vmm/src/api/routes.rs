@@ -50,6 +50,7 @@ const ENDPOINTS: &[(&str, Endpoint)] = &[
     ("vm.power-button", Plain(Method::Put, || Command::PowerButton)),
     ("vm.pause", Plain(Method::Put, || Command::Pause)),
     ("vm.resume", Plain(Method::Put, || Command::Resume)),
+    ("vm.resize-status", Plain(Method::Get, || Command::ResizeStatus)),
     ("vm.resize", Full(|body, _| Ok(Command::Resize(parse(body)?)))),
     ("vm.add-disk", Full(|body, fds| add(body, fds, NewDevice::Disk))),
     ("vm.add-net", Full(|body, fds| add(body, fds, NewDevice::Net))),

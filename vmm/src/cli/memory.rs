@@ -2,12 +2,13 @@
 
 use super::pairs::{PairsError, parse_pairs};
 use super::size::{SizeError, parse_size};
-use crate::config::MemoryConfig;
+use crate::config::{HotplugMethod, MemoryConfig};
 
 /// Every key, in the order in which help and errors list them.
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 9] = [
     "size",
     "hotplug",
+    "method",
     "shared",
     "hugepages",
     "hugepage_size",
@@ -35,6 +36,9 @@ pub enum MemoryArgError {
         /// Why it is none.
         source: SizeError,
     },
+    /// No way to add memory.
+    #[error("method is '{0}', allowed: acpi, virtio-mem, auto")]
+    Method(String),
     /// A switch with a third position.
     #[error("{key} is '{found}', allowed: on, off")]
     Switch {
@@ -56,6 +60,7 @@ pub fn parse_memory(text: &str) -> Result<MemoryConfig, MemoryArgError> {
         match key {
             "size" => memory.size = size(key, value)?,
             "hotplug" => memory.hotplug_size = Some(size(key, value)?),
+            "method" => (memory.hotplug_method, memory.acpi_only) = method(value)?,
             "hugepage_size" => memory.hugepage_size = Some(size(key, value)?),
             "shared" => memory.shared = switch(key, value)?,
             "hugepages" => memory.hugepages = switch(key, value)?,
@@ -69,6 +74,16 @@ pub fn parse_memory(text: &str) -> Result<MemoryConfig, MemoryArgError> {
 
 fn size(key: &'static str, found: String) -> Result<u64, MemoryArgError> {
     parse_size(&found).map_err(|source| MemoryArgError::Size { key, found, source })
+}
+
+/// The method, and whether it is ACPI alone.
+fn method(found: String) -> Result<(HotplugMethod, bool), MemoryArgError> {
+    match found.as_str() {
+        "auto" => Ok((HotplugMethod::Acpi, false)),
+        "acpi" => Ok((HotplugMethod::Acpi, true)),
+        "virtio-mem" => Ok((HotplugMethod::VirtioMem, false)),
+        _ => Err(MemoryArgError::Method(found)),
+    }
 }
 
 fn switch(key: &'static str, found: String) -> Result<bool, MemoryArgError> {
@@ -95,10 +110,12 @@ mod tests {
 
     #[test]
     fn every_key_sets_its_field() {
-        let text = "size=1G,hotplug=8G,shared=on,hugepages=on,hugepage_size=1G,thp=off,prefault=on,mergeable=on";
+        let text =
+            "size=1G,hotplug=8G,method=acpi,shared=on,hugepages=on,hugepage_size=1G,thp=off,prefault=on,mergeable=on";
         let expected = MemoryConfig {
             size: 1 << 30,
             hotplug_size: Some(8 << 30),
+            acpi_only: true,
             shared: true,
             hugepages: true,
             hugepage_size: Some(1 << 30),
@@ -117,10 +134,14 @@ mod tests {
         assert!(message("lots").starts_with("a size is a whole number"));
         assert!(message("").starts_with("a size is a whole number"));
         assert!(message("size=12Q").starts_with("size is '12Q': unknown unit 'Q'"));
+        assert_eq!(
+            message("method=dimm"),
+            "method is 'dimm', allowed: acpi, virtio-mem, auto"
+        );
         assert!(message("hotplug=").starts_with("hotplug is '': a size is"));
         assert_eq!(message("shared=maybe"), "shared is 'maybe', allowed: on, off");
         assert_eq!(message("size=1G,size=2G"), "key 'size' is given twice");
-        assert!(message("sice=1G").starts_with("unknown key 'sice', allowed: size, hotplug, shared"));
+        assert!(message("sice=1G").starts_with("unknown key 'sice', allowed: size, hotplug, method, shared"));
         assert!(message("1G,hotplug=8G").starts_with("'1G' has no value, write it as key=value"));
     }
 }

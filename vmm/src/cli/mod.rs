@@ -1,7 +1,9 @@
 //! The command line: what can be asked of husk, and what it answers to the shell.
 
+mod balloon;
 mod cmdline;
 mod console;
+mod cpus;
 mod disk;
 mod fs;
 mod kernel;

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Args};
 
+use super::balloon::parse_balloon;
 use super::cmdline::default_cmdline;
 use super::console::parse_console;
+use super::cpus::parse_cpus;
 use super::disk::parse_disk;
 use super::fs::parse_fs;
 use super::kernel::{NoHostKernel, host_kernel};
@@ -14,8 +16,8 @@ use super::net::parse_net;
 use super::pmem::parse_pmem;
 use super::vsock::parse_vsock;
 use crate::config::{
-    BootProtocol, ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, FsConfig, Limits, MemoryConfig,
-    NetConfig, PayloadConfig, PmemConfig, RngConfig, RunOptions, VmConfig, VsockConfig,
+    BalloonConfig, BootProtocol, ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, FsConfig, Limits,
+    MemoryConfig, NetConfig, PayloadConfig, PmemConfig, RngConfig, RunOptions, VmConfig, VsockConfig,
 };
 use crate::seccomp::Mode;
 
@@ -55,10 +57,10 @@ pub struct RunArgs {
     #[arg(long, value_enum, value_name = "NAME", help_heading = "What to boot")]
     pub protocol: Option<BootProtocol>,
 
-    /// Number of vCPUs
+    /// Number of vCPUs, or boot=N,max=N: those of the start, and as many as there may be
     #[arg(short, long, value_name = "N", default_value = "1", value_parser = parse_cpus, help_heading = "Machine")]
     #[arg(allow_negative_numbers = true)]
-    pub cpus: u32,
+    pub cpus: CpusConfig,
 
     /// Guest memory, such as 512M, 2G or 1536MiB, or size=SIZE,hotplug=SIZE,...
     ///
@@ -66,6 +68,7 @@ pub struct RunArgs {
     ///
     ///   size=SIZE           what the guest starts with (default 512M)
     ///   hotplug=SIZE        what may be added while it runs (default: nothing); costs nothing until then
+    ///   method=NAME         how: acpi, virtio-mem, or auto, virtio-mem where the guest has a driver (default)
     ///   shared=on           a file that other processes can map; --fs turns it on
     ///   hugepages=on        from the host's reserved huge pages, set aside at the start
     ///   hugepage_size=SIZE  which of them, 2M or 1G (default 2M)
@@ -75,6 +78,16 @@ pub struct RunArgs {
     #[arg(short, long, value_name = "SIZE", default_value = "512M", value_parser = parse_memory, verbatim_doc_comment, help_heading = "Machine")]
     #[arg(allow_negative_numbers = true)]
     pub memory: MemoryConfig,
+
+    /// Let the guest give memory back: size=SIZE,deflate_on_oom=on,free_page_reporting=on
+    ///
+    /// Keys:
+    ///
+    ///   size=SIZE               how much at the start (default 0)
+    ///   deflate_on_oom=on       the guest takes it back before it ends a process for want of memory
+    ///   free_page_reporting=on  the guest gives back what is free, without being asked
+    #[arg(long, value_name = "KEYS", value_parser = parse_balloon, verbatim_doc_comment, help_heading = "Machine")]
+    pub balloon: Option<BalloonConfig>,
 
     /// Add a virtio disk, a raw image or a block device: path=FILE,readonly=on,...
     ///
@@ -207,7 +220,7 @@ impl RunArgs {
             ConsoleMode::Tty
         };
         let mut config = VmConfig {
-            cpus: CpusConfig::fixed(self.cpus),
+            cpus: self.cpus,
             memory: MemoryConfig {
                 shared: self.memory.shared || !self.shares.is_empty(),
                 ..self.memory
@@ -223,6 +236,7 @@ impl RunArgs {
             fs: self.shares,
             pmem: self.pmems,
             vsock: self.vsock,
+            balloon: self.balloon,
             rng: (!self.no_rng).then(|| RngConfig::from(self.rng)),
             serial: self.serial.unwrap_or(ConsoleConfig::new(usual)),
             console: self.console,
@@ -242,11 +256,6 @@ impl RunArgs {
         };
         Ok((config, options))
     }
-}
-
-fn parse_cpus(text: &str) -> Result<u32, &'static str> {
-    text.parse()
-        .map_err(|_| "allowed: a whole number from 1 up to what KVM offers")
 }
 
 #[cfg(test)]

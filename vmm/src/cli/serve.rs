@@ -10,12 +10,13 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{ArgAction, Args};
 
 use crate::api::Server;
-use crate::config::RunOptions;
+use crate::config::{ResizeTimeout, RunOptions};
 use crate::control::{self, Exit};
 use crate::events::Events;
 use crate::seccomp::Mode;
@@ -37,6 +38,12 @@ pub struct ServeArgs {
     /// Write what happens to the VM, a JSON object a line: path=FILE or fd=N
     #[arg(long, value_name = "WHERE", help_heading = "Serve the API")]
     pub event_monitor: Option<OsString>,
+
+    /// How long vm.resize waits for the guest before it is answered, in milliseconds
+    ///
+    /// What the guest does later is told by events. Kata's Go shim gives up after a second.
+    #[arg(long, value_name = "MS", default_value_t = 800, value_parser = clap::value_parser!(u64).range(..=3_600_000), help_heading = "Serve the API")]
+    pub resize_timeout: u64,
 
     /// Append the log to FILE in place of standard error
     #[arg(long, value_name = "FILE", help_heading = "Serve the API")]
@@ -83,6 +90,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Exit, Failure> {
     let options = RunOptions {
         verbosity: args.verbosity,
         seccomp: args.seccomp,
+        resize_timeout: ResizeTimeout(Duration::from_millis(args.resize_timeout)),
         ..RunOptions::default()
     };
     start(&socket, monitor.as_ref(), args.log_file.as_deref(), &options).map_err(Failure::Other)

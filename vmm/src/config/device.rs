@@ -336,3 +336,19 @@ pub struct PmemConfig {
     #[serde(flatten)]
     pub rest: Rest,
 }
+
+/// The virtio memory balloon.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonConfig {
+    /// Bytes that the guest gives back at the start, whole pages of 4 KiB.
+    pub size: u64,
+    /// Whether the guest may take pages back before it ends a process for want of memory.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub deflate_on_oom: bool,
+    /// Whether the guest gives pages back that are free.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub free_page_reporting: bool,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
+}

@@ -22,10 +22,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 pub use console::{ConsoleConfig, ConsoleMode};
 pub use device::{
-    DiskConfig, FsConfig, NetConfig, PmemConfig, RateLimiterConfig, RngConfig, TokenBucketConfig, VsockConfig,
+    BalloonConfig, DiskConfig, FsConfig, NetConfig, PmemConfig, RateLimiterConfig, RngConfig, TokenBucketConfig,
+    VsockConfig,
 };
 pub use mac::{BadMac, MacAddr};
-pub use options::{BootProtocol, RunOptions};
+pub use options::{BootProtocol, ResizeTimeout, RunOptions};
 pub use path::PathError;
 pub use rest::Rest;
 pub use roster::NewDevice;
@@ -62,6 +63,9 @@ pub struct VmConfig {
     /// The virtio-vsock device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockConfig>,
+    /// The memory balloon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonConfig>,
     /// The virtio entropy device. Present unless it is `null`.
     #[serde(default = "RngConfig::present")]
     pub rng: Option<RngConfig>,
@@ -93,6 +97,7 @@ impl Default for VmConfig {
             fs: Vec::new(),
             pmem: Vec::new(),
             vsock: None,
+            balloon: None,
             rng: RngConfig::present(),
             serial: ConsoleConfig::null(),
             console: ConsoleConfig::tty(),
@@ -218,12 +223,48 @@ pub struct MemoryConfig {
     /// Bytes that can be added while the guest runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hotplug_size: Option<u64>,
+    /// How they are added.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub hotplug_method: HotplugMethod,
+    /// With [`HotplugMethod::Acpi`]: by ACPI in any case. husk's own.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_off")]
+    pub acpi_only: bool,
     /// Everything else.
     #[serde(flatten)]
     pub rest: Rest,
 }
 
+/// How memory is added to a running guest, as clients ask for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HotplugMethod {
+    /// By ACPI, or by virtio-mem where the guest has a driver for it. What shims ask for.
+    #[default]
+    Acpi,
+    /// By virtio-mem alone.
+    VirtioMem,
+}
+
+/// How memory may be added to a running guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hotplug {
+    /// As DIMMs alone.
+    Dimms,
+    /// As blocks of virtio-mem alone.
+    Blocks,
+    /// As blocks where the guest has a driver for them, as DIMMs otherwise.
+    Either,
+}
+
 impl MemoryConfig {
+    /// How memory may be added.
+    pub fn hotplug(&self) -> Hotplug {
+        match (self.hotplug_method, self.acpi_only) {
+            (HotplugMethod::VirtioMem, _) => Hotplug::Blocks,
+            (HotplugMethod::Acpi, true) => Hotplug::Dimms,
+            (HotplugMethod::Acpi, false) => Hotplug::Either,
+        }
+    }
+
     /// Bytes of the host's page behind it.
     pub fn page_bytes(&self) -> u64 {
         match self.hugepages {
@@ -244,6 +285,8 @@ impl Default for MemoryConfig {
             prefault: false,
             thp: true,
             hotplug_size: None,
+            hotplug_method: HotplugMethod::default(),
+            acpi_only: false,
             rest: Rest::default(),
         }
     }
@@ -268,6 +311,11 @@ pub struct PayloadConfig {
 
 const fn yes() -> bool {
     true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+const fn is_off(on: &bool) -> bool {
+    !*on
 }
 
 fn null_is_default<'de, T: Default + Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {

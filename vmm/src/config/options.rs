@@ -1,6 +1,7 @@
 //! What the person who starts a VM wants that is no property of the VM.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::seccomp::Mode;
 use crate::trace::Trace;
@@ -16,8 +17,21 @@ pub struct RunOptions {
     pub verbosity: u8,
     /// Whether system calls are filtered.
     pub seccomp: Mode,
+    /// How long `vm.resize` waits for the guest before it is answered; what the guest does later is told by events.
+    pub resize_timeout: ResizeTimeout,
     /// Takes the phases of the run. Off unless somebody will read it.
     pub trace: Trace,
+}
+
+/// How long a resize is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResizeTimeout(pub Duration);
+
+/// Kata's Go shim gives up after a second.
+impl Default for ResizeTimeout {
+    fn default() -> Self {
+        Self(Duration::from_millis(800))
+    }
 }
 
 /// How a kernel is entered.

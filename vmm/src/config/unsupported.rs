@@ -9,7 +9,6 @@ use super::{Rest, TopologyConfig, VmConfig};
 
 /// Fields of each object, by the object's place in the configuration.
 const VM: &[&str] = &[
-    "balloon",
     "debug_console",
     "devices",
     "generic_vhost_user",
@@ -51,11 +50,6 @@ pub(super) fn refuse(config: &VmConfig) -> Result<(), ConfigError> {
         grouped_as_husk_does(topology, config.cpus.max_vcpus)?;
     }
     check("memory.", &config.memory.rest, MEMORY)?;
-    one_of(
-        "memory.hotplug_method",
-        config.memory.rest.get("hotplug_method"),
-        &["Acpi"],
-    )?;
     check("payload.", &config.payload.rest, PAYLOAD)?;
     if let Some(platform) = &config.platform {
         check("platform.", &platform.rest, PLATFORM)?;
@@ -76,6 +70,7 @@ pub(super) fn refuse(config: &VmConfig) -> Result<(), ConfigError> {
     }
     let single = [
         ("vsock.", config.vsock.as_ref().map(|vsock| &vsock.rest)),
+        ("balloon.", config.balloon.as_ref().map(|balloon| &balloon.rest)),
         ("rng.", config.rng.as_ref().map(|rng| &rng.rest)),
         ("serial.", Some(&config.serial.rest)),
         ("console.", Some(&config.console.rest)),

@@ -8,8 +8,8 @@ use super::path::{self, PathError};
 use super::share::ShareError;
 use super::size::Size;
 use super::{
-    ConsoleConfig, ConsoleMode, DiskConfig, MemoryConfig, NetConfig, PayloadConfig, PmemConfig, VmConfig, VsockConfig,
-    unsupported,
+    BalloonConfig, ConsoleConfig, ConsoleMode, DiskConfig, MemoryConfig, NetConfig, PayloadConfig, PmemConfig,
+    VmConfig, VsockConfig, unsupported,
 };
 use crate::memory::BLOCK_BYTES as PMEM_UNIT_BYTES;
 
@@ -96,6 +96,14 @@ pub enum ConfigError {
         /// What may come.
         more: u64,
         /// The most that this host's address space holds.
+        max: u64,
+    },
+    /// A balloon that does not fit the guest.
+    #[error("balloon: size is {found}, whole pages of 4096 bytes below the guest's {max} allowed")]
+    Balloon {
+        /// What was asked for.
+        found: u64,
+        /// RAM that the guest starts with.
         max: u64,
     },
     /// Pages that x86-64 does not have.
@@ -254,6 +262,9 @@ impl VmConfig {
             .try_for_each(|fs| path::socket(&format!("fs {}", fs.tag), &fs.socket))?;
         self.pmem.iter().try_for_each(PmemConfig::validate)?;
         self.rng.as_ref().map_or(Ok(()), |rng| path::file("rng", &rng.src))?;
+        if let Some(balloon) = &self.balloon {
+            balloon.validate(self.memory.size)?;
+        }
         self.serial.validate("serial")?;
         self.console.validate("console")?;
         match (self.serial.mode, self.console.mode) {
@@ -285,6 +296,16 @@ impl MemoryConfig {
         match found.checked_add(more).filter(|all| *all <= max) {
             Some(_) => Ok(()),
             None => Err(ConfigError::Hotplug { size: found, more, max }),
+        }
+    }
+}
+
+impl BalloonConfig {
+    fn validate(&self, max: u64) -> Result<(), ConfigError> {
+        let found = self.size;
+        match found < max && found.is_multiple_of(PAGE_BYTES) {
+            true => Ok(()),
+            false => Err(ConfigError::Balloon { found, max }),
         }
     }
 }

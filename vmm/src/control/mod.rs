@@ -17,6 +17,7 @@ mod devices;
 mod image;
 mod lifecycle;
 mod operation;
+mod resize;
 mod run;
 mod serve;
 mod stopping;
@@ -80,6 +81,8 @@ enum Due {
     Patience,
     /// The guest may not have heard what it was told.
     Remind,
+    /// The guest is about to start a vCPU.
+    Look,
     /// What the start needed can go.
     Trim,
 }
@@ -178,6 +181,7 @@ impl Controller {
         self.collect();
         self.collect_abandoned();
         self.report_answers();
+        self.follow_resize();
         self.advance();
     }
 
@@ -188,7 +192,14 @@ impl Controller {
             match due {
                 Due::Operation => self.advance(),
                 Due::Stuck => self.look_for_stuck(now),
-                Due::Retry => self.collect(),
+                Due::Retry => {
+                    self.collect();
+                    self.follow_resize();
+                }
+                Due::Look => {
+                    self.follow_resize();
+                    self.advance();
+                }
                 Due::Patience => self.report_answers(),
                 Due::Remind => self.remind(now),
                 Due::Keys | Due::Trim => others.push(due),
@@ -277,39 +288,16 @@ impl Controller {
         Ok(Reply::Json(all))
     }
 
-    /// The size that the VM has is granted, since a shim always asks for one.
-    fn resize(&mut self, wanted: Resize) -> Outcome {
-        let config = existing(&mut self.vm)?.config();
-        let refusals = [
-            (
-                "desired_vcpus",
-                wanted.desired_vcpus.map(u64::from),
-                u64::from(config.cpus.boot_vcpus),
-            ),
-            ("desired_ram", wanted.desired_ram, config.memory.size),
-            ("desired_balloon", wanted.desired_balloon, 0),
-        ];
-        let refused = refusals
-            .into_iter()
-            .find(|(_, wanted, present)| wanted.is_some_and(|wanted| wanted != *present));
-        match refused {
-            Some((field, wanted, present)) => Err(ApiError::new(
-                Kind::NotImplemented,
-                format!(
-                    "{field}: {} asked for, the VM has {present}: resizing is not implemented",
-                    wanted.unwrap_or_default()
-                ),
-            )),
-            None => Ok(Reply::Done),
-        }
-    }
-
     /// Shows the VM as it is to `vm.info`.
     fn publish(&self) {
-        self.info.set(self.vm.as_ref().map(|vm| VmInfo {
-            config: vm.config().clone(),
-            state: vm.state(),
-            memory_actual_size: vm.config().memory.size,
+        self.info.set(self.vm.as_ref().map(|vm| {
+            VmInfo {
+                config: vm.config().clone(),
+                state: vm.state(),
+                memory_actual_size: vm
+                    .machine()
+                    .map_or(vm.config().memory.size, |machine| machine.size().actual_bytes),
+            }
         }));
     }
 }
@@ -327,12 +315,13 @@ impl Execute for Controller {
             Command::Delete => return self.delete(),
             Command::Reboot => return self.reboot(),
             Command::ShutdownVmm => return self.shutdown_vmm(),
+            Command::Resize(wanted) => return self.resize(wanted),
             Command::Create(config) => self.create(*config),
             Command::Boot => self.boot(),
             Command::PowerButton => self.press_power_button(),
             Command::Resume => self.resume(),
             Command::Counters => self.counters(),
-            Command::Resize(wanted) => self.resize(wanted),
+            Command::ResizeStatus => self.resize_status(),
             Command::Add(device, descriptors) => self.add(*device, descriptors),
             Command::Remove(id) => self.remove(&id),
         };

@@ -11,6 +11,8 @@ use crate::api::{ApiError, Command, Kind, Outcome, Responder};
 /// What is in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
+    /// `vm.resize`, until the guest has done it, or until its answer is due.
+    Resize,
     /// `vm.pause`, until everything is held.
     Pause,
     /// `vm.shutdown`, `vm.reboot` or `vm.delete`, until everything has stopped.
@@ -34,9 +36,11 @@ pub(super) enum Relation {
 pub(super) fn relation(operation: Operation, command: &Command) -> Relation {
     use Relation::{Beside, Refused, Supersedes};
     match (operation, command) {
-        (_, Command::Counters | Command::PowerButton) => Beside,
+        (_, Command::Counters | Command::PowerButton | Command::ResizeStatus) => Beside,
         (Operation::Leave, _) => Refused,
         (_, Command::ShutdownVmm) => Supersedes,
+        (Operation::Resize, Command::Resize(_) | Command::Shutdown | Command::Reboot | Command::Delete) => Supersedes,
+        (Operation::Resize, _) | (Operation::Pause, Command::Resize(_)) => Beside,
         (Operation::Pause, Command::Resume | Command::Shutdown | Command::Reboot | Command::Delete) => Supersedes,
         (
             Operation::Pause | Operation::Stop,

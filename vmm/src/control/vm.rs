@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use husk_virtio::threads::Threads;
 
+use super::resize::LastResize;
 use super::stopping::Stopping;
 use crate::api::VmState;
 use crate::config::{NewDevice, RunOptions, VmConfig};
-use crate::machine::{BuildError, Machine, Passed, Pending, net};
+use crate::machine::{BuildError, Machine, MachineSize, Passed, Pending, net};
 use crate::terminal::StdoutSink;
 
 /// A configured VM.
@@ -22,6 +23,8 @@ pub(super) struct Vm {
     pub(super) pending: Vec<Pending>,
     /// Devices that the guest has let go of, until they have stopped.
     pub(super) stopping: Stopping,
+    /// What became of the last resize.
+    pub(super) last_resize: Option<LastResize>,
     /// How long the guest is given before it is reminded again.
     pub(super) patience: Duration,
     /// When everything was asked to stop.
@@ -37,6 +40,7 @@ impl Vm {
             machine: None,
             pending: Vec::new(),
             stopping: Stopping::default(),
+            last_resize: None,
             patience: Duration::ZERO,
             stopped: None,
         }
@@ -44,6 +48,19 @@ impl Vm {
 
     pub(super) fn config(&self) -> &VmConfig {
         &self.config
+    }
+
+    /// Takes another configuration in, of a VM that does not run.
+    pub(super) fn set_config(&mut self, config: VmConfig) {
+        self.config = config;
+    }
+
+    /// The configuration shows how large the machine is. Whether that is new.
+    pub(super) fn set_size(&mut self, size: MachineSize) -> bool {
+        let (cpus, memory) = (&mut self.config.cpus.boot_vcpus, &mut self.config.memory.size);
+        let changed = (*cpus, *memory) != (size.vcpus, size.ram_bytes);
+        (*cpus, *memory) = (size.vcpus, size.ram_bytes);
+        changed
     }
 
     pub(super) fn state(&self) -> VmState {

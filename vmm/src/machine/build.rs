@@ -23,8 +23,9 @@ use super::board::Board;
 use super::cpu_slots::{self, CpuPlug};
 use super::device::{Devices, SlotError};
 use super::populate::{Passed, populate};
+use super::resize::{CpuResize, DimmPlug, MemoryParts, MemoryResize, dimm_slots};
 use super::stop::Asked;
-use crate::config::{BootProtocol, ConfigError, CpusConfig, Limits, RunOptions, VmConfig};
+use crate::config::{BootProtocol, ConfigError, CpusConfig, Hotplug as MemoryHotplug, Limits, RunOptions, VmConfig};
 use crate::cpus::Cpus;
 use crate::kvm::{Kicker, Kvm, KvmError, Topology, Vcpu, Vm};
 use crate::memory::{AddressSpace, MemoryError};
@@ -127,7 +128,7 @@ impl Machine {
         trace.mark(Phase::Ram);
 
         // Nothing that the loader uses may move into the closure: on an error it would be dropped before the loader is joined.
-        let (cpus, devices, board, ended, keyboard) = thread::scope(|scope| -> Result<_, BuildError> {
+        let (cpus, dimms, devices, board, ended, handles) = thread::scope(|scope| -> Result<_, BuildError> {
             let ram = memory.guest().memory();
             let load = move || {
                 let _span = trace.span(Phase::KernelLoad);
@@ -148,7 +149,8 @@ impl Machine {
             trace.mark(Phase::Vcpus);
             let mut devices = Devices::new(board.clone(), vm.clone(), memory.guest(), threads.clone())?;
             let mut cpus = plug_cpus(&mut devices, &board, CpuPlug::new(cpus, vm.clone(), topology), boot)?;
-            let keyboard = populate(config, passed, &mut devices, &memory, stdout, trace)?;
+            let dimms = plug_dimms(&mut devices, &board, config, &memory)?;
+            let handles = populate(config, passed, &mut devices, &memory, stdout, trace)?;
             trace.mark(Phase::Devices);
 
             let loaded = loading.end()?;
@@ -156,15 +158,20 @@ impl Machine {
             write_tables(&memory, &devices, (boot, max), &loaded, vcpus.first())?;
             cpus.plug_mut().cpus.put(vcpus);
             trace.mark(Phase::Tables);
-            Ok((cpus, devices, board, ended, keyboard))
+            Ok((cpus, dimms, devices, board, ended, handles))
         })?;
+        let parts = memory_parts(config, &memory);
         Ok(Self {
             cpus,
+            dimms,
+            cpu_resize: CpuResize::default(),
+            memory_resize: MemoryResize::new(parts, handles.blocks),
+            balloon: handles.balloon,
             asked: Asked::Nothing,
             devices,
             board,
             ended,
-            keyboard,
+            keyboard: handles.keyboard,
             _vm: vm,
             memory,
         })
@@ -268,6 +275,36 @@ fn plug_cpus(devices: &mut Devices, board: &Board, plug: CpuPlug, boot: u32) -> 
             .map_err(|e| BuildError::device("vCPU slots", e))?;
     }
     Ok(cpus)
+}
+
+/// The memory slots, where memory may come as DIMMs.
+fn plug_dimms(
+    devices: &mut Devices,
+    board: &Board,
+    config: &VmConfig,
+    memory: &Arc<AddressSpace>,
+) -> Result<Option<Hotplug<DimmPlug>>, BuildError> {
+    if memory.reserve().is_none() || config.memory.hotplug() == MemoryHotplug::Blocks {
+        return Ok(None);
+    }
+    let plug = DimmPlug::new(memory.clone());
+    Ok(Some(devices.hotplug_mut().bank(board, dimm_slots(), plug)?))
+}
+
+fn memory_parts(config: &VmConfig, memory: &AddressSpace) -> MemoryParts {
+    let blocks_only = config.memory.hotplug() == MemoryHotplug::Blocks;
+    let reserve = memory.reserve();
+    let unit = match reserve {
+        Some(_) if blocks_only => memory.block_bytes(),
+        Some(reserve) => reserve.unit,
+        None => 1,
+    };
+    MemoryParts {
+        boot_bytes: config.memory.size,
+        more_bytes: reserve.and(config.memory.hotplug_size).unwrap_or_default(),
+        unit,
+        blocks_only,
+    }
 }
 
 /// What the guest finds in RAM beside its kernel, and the first vCPU's registers.

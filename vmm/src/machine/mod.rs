@@ -11,6 +11,7 @@ mod output;
 mod pending;
 pub mod pmem;
 mod populate;
+mod resize;
 mod slots;
 mod stop;
 mod vsock;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 
 use husk_devices::pci::Bdf;
 use husk_hotplug::Hotplug;
+use husk_virtio::balloon::BalloonHandle;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::NewDevice;
@@ -30,6 +32,7 @@ use crate::terminal::window_size;
 use board::Board;
 use cpu_slots::CpuPlug;
 use device::Devices;
+use resize::{CpuResize, DimmPlug, MemoryResize};
 use stop::Asked;
 
 pub use board::Ending;
@@ -37,6 +40,7 @@ pub use build::BuildError;
 pub use device::{Collected, SlotError};
 pub use pending::{Pending, Request, Update};
 pub use populate::{Keyboard, Passed};
+pub use resize::{Change, MachineSize, Refusal, ResizeError, Wanted};
 pub use stop::STOP_DEADLINE;
 
 /// A virtual machine.
@@ -44,9 +48,14 @@ pub use stop::STOP_DEADLINE;
 /// vCPUs leave the guest, then devices let go of RAM, then RAM goes: fields are dropped in this order.
 pub struct Machine {
     cpus: Hotplug<CpuPlug>,
+    cpu_resize: CpuResize,
+    memory_resize: MemoryResize,
+    balloon: Option<BalloonHandle>,
     /// What the devices have been asked for.
     asked: Asked,
     devices: Devices,
+    /// Memory that came while the guest ran. Devices use it.
+    dimms: Option<Hotplug<DimmPlug>>,
     board: Arc<Board>,
     ended: EventFd,
     keyboard: Option<Keyboard>,

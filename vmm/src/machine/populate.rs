@@ -1,6 +1,7 @@
 //! Which devices a VM has: the list, from what every machine has to what its configuration asks for.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
@@ -11,17 +12,19 @@ use husk_devices::power::{self, Power};
 use husk_devices::pvpanic::{self, PvPanic};
 use husk_devices::serial::{self, Serial};
 use husk_firmware::layout;
+use husk_virtio::balloon::{Balloon, BalloonHandle};
 use husk_virtio::block::{Block, BlockConfig};
 use husk_virtio::console::{Console, ConsoleHandle};
 use husk_virtio::device::VirtioDevice;
+use husk_virtio::mem::{Mem, MemConfig, MemHandle};
 use husk_virtio::rng::Rng;
 use husk_virtio::threads::Threads;
 
 use super::build::BuildError;
 use super::device::Devices;
 use super::output::output;
-use crate::config::{ConsoleConfig, ConsoleMode, DiskConfig, NewDevice, VmConfig};
-use crate::memory::AddressSpace;
+use crate::config::{BalloonConfig, ConsoleConfig, ConsoleMode, DiskConfig, NewDevice, VmConfig};
+use crate::memory::{AddressSpace, Blocks};
 use crate::terminal::{StdoutSink, window_size};
 use crate::trace::Trace;
 
@@ -49,7 +52,18 @@ impl Keyboard {
     }
 }
 
-/// Puts into `devices` what `config` asks for. Returns what standard input types on, if anything.
+/// What of the devices the machine keeps in hand.
+#[derive(Default)]
+pub struct Handles {
+    /// What standard input types on, if anything.
+    pub keyboard: Option<Keyboard>,
+    /// The virtio-mem device.
+    pub blocks: Option<MemHandle>,
+    /// The balloon.
+    pub balloon: Option<BalloonHandle>,
+}
+
+/// Puts into `devices` what `config` asks for.
 ///
 /// # Errors
 /// [`BuildError::Device`], named as the configuration names it.
@@ -60,7 +74,7 @@ pub fn populate(
     memory: &Arc<AddressSpace>,
     stdout: &StdoutSink,
     trace: &Trace,
-) -> Result<Option<Keyboard>, BuildError> {
+) -> Result<Handles, BuildError> {
     devices.add_ports(
         "power",
         layout::SLEEP_CONTROL_PORT,
@@ -97,8 +111,53 @@ pub fn populate(
         let device = Rng::open(&rng.src).map_err(|e| BuildError::device(format!("rng {}", rng.src.display()), e))?;
         devices.add_virtio("__rng", Box::new(device))?;
     }
+    let blocks = add_blocks(devices, memory)?;
+    let balloon = config.balloon.as_ref();
+    let balloon = balloon.map(|config| add_balloon(config, devices, memory)).transpose()?;
     let console = add_console(&config.console, devices, stdout)?;
-    Ok(serial.or(console))
+    Ok(Handles {
+        keyboard: serial.or(console),
+        blocks,
+        balloon,
+    })
+}
+
+/// The virtio-mem device, where memory may come in blocks.
+fn add_blocks(devices: &mut Devices, memory: &Arc<AddressSpace>) -> Result<Option<MemHandle>, BuildError> {
+    let Some((base, bytes)) = memory.reserve().and_then(|reserve| reserve.blocks) else {
+        return Ok(None);
+    };
+    let block = memory.block_bytes();
+    let failed = |error: Box<dyn Error + Send + Sync>| BuildError::device("virtio-mem", error);
+    let blocks = Blocks::new(memory.clone(), base..base.saturating_add(bytes), block).map_err(|e| failed(e.into()))?;
+    let config = MemConfig {
+        base,
+        region_bytes: bytes,
+        block_bytes: block,
+    };
+    let waker = devices.threads().waker();
+    let device = Mem::new(config, blocks, move || waker.wake_by_ref()).map_err(|e| failed(e.into()))?;
+    let handle = device.handle();
+    devices.add_virtio("__mem", Box::new(device))?;
+    Ok(Some(handle))
+}
+
+fn add_balloon(
+    config: &BalloonConfig,
+    devices: &mut Devices,
+    memory: &Arc<AddressSpace>,
+) -> Result<BalloonHandle, BuildError> {
+    let failed = |error: Box<dyn Error + Send + Sync>| BuildError::device("balloon", error);
+    let waker = devices.threads().waker();
+    let features = husk_virtio::balloon::BalloonConfig {
+        deflate_on_oom: config.deflate_on_oom,
+        free_page_reporting: config.free_page_reporting,
+    };
+    let device = Balloon::new(features, memory.clone(), move || waker.wake_by_ref()).map_err(|e| failed(e.into()))?;
+    let handle = device.handle();
+    handle.set_target(config.size).map_err(|e| failed(e.into()))?;
+    devices.add_virtio("__balloon", Box::new(device))?;
+    Ok(handle)
 }
 
 fn shared<T>(device: T) -> Arc<Mutex<T>> {

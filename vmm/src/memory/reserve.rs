@@ -3,7 +3,7 @@
 use husk_firmware::layout;
 use serde::Serialize;
 
-use crate::config::MemoryConfig;
+use crate::config::{Hotplug, MemoryConfig};
 
 /// The reserve as plain data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -14,18 +14,43 @@ pub struct Reserved {
     pub bytes: u64,
     /// What memory may come in: multiples of the block that Linux adds at once, and of the page.
     pub unit: u64,
+    /// The part that is kept for the blocks of virtio-mem (base, bytes), if there may be any.
+    pub blocks: Option<(u64, u64)>,
 }
 
 impl Reserved {
     /// What `config` asks for, above RAM that ends at `ram_end`. `None` if nothing may come.
-    pub fn new(config: &MemoryConfig, ram_end: u64) -> Option<Self> {
+    ///
+    /// Where memory may come as DIMMs and as blocks, each has addresses for all of it: which way it comes is known when the guest has
+    /// shown its drivers, and addresses cost nothing. Where those do not reach, below `limit`, there are only DIMMs.
+    pub fn new(config: &MemoryConfig, ram_end: u64, limit: u64) -> Option<Self> {
         let asked = config.hotplug_size.filter(|bytes| *bytes > 0)?;
         let unit = layout::memory_block(ram_end).max(config.page_bytes());
         let base = layout::hotplug_base(ram_end)?.checked_next_multiple_of(unit)?;
         // What was asked for can come in whole units.
         let bytes = asked.checked_next_multiple_of(unit)?;
-        base.checked_add(bytes)?;
-        Some(Self { base, bytes, unit })
+        let end = base.checked_add(bytes)?;
+        let whole = Self {
+            base,
+            bytes,
+            unit,
+            blocks: None,
+        };
+        Some(match config.hotplug() {
+            Hotplug::Dimms => whole,
+            Hotplug::Blocks => Self {
+                blocks: Some((base, bytes)),
+                ..whole
+            },
+            Hotplug::Either => match end.checked_add(bytes).filter(|both| *both <= limit) {
+                Some(_) => Self {
+                    bytes: bytes.saturating_mul(2),
+                    blocks: Some((end, bytes)),
+                    ..whole
+                },
+                None => whole,
+            },
+        })
     }
 
     /// Where it ends.

@@ -3,11 +3,13 @@
 use std::ffi::CStr;
 use std::fmt;
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use husk_devices::memory::{GuestMemory, GuestMemoryMmap};
 use husk_firmware::layout;
+use husk_virtio::balloon::Discard;
 use husk_virtio::device::MemoryListener;
 
 use super::backing::{Backing, Pages};
@@ -69,7 +71,8 @@ impl AddressSpace {
         phys_bits: u8,
     ) -> Result<Arc<Self>, MemoryError> {
         let boot = layout::ram_ranges(config.size);
-        let reserve = Reserved::new(config, layout::ram_end(&boot));
+        let limit = layout::pmem_window(u32::from(phys_bits)).map_or(0, |(base, _)| base);
+        let reserve = Reserved::new(config, layout::ram_end(&boot), limit);
         let mapped =
             reserve.map(|reserve| map(&host, config, reserve.bytes, Kind::Dimm).map(|mapping| (reserve, mapping)));
         let space = Self {
@@ -311,6 +314,13 @@ impl AddressSpace {
 
     pub(super) fn places(&self) -> MutexGuard<'_, Places> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Discard for AddressSpace {
+    fn discard(&self, gpa: u64, bytes: u64) -> io::Result<()> {
+        let range = gpa..gpa.saturating_add(bytes);
+        Self::discard(self, &range).map_err(io::Error::other)
     }
 }
 

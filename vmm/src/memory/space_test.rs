@@ -3,6 +3,7 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, Gues
 
 use super::super::testing::{FakeBackend, FakeSlots, lines, listen, space};
 use super::*;
+use crate::config::HotplugMethod;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -16,6 +17,7 @@ fn config(shared: bool) -> MemoryConfig {
         size: RAM,
         shared,
         hotplug_size: Some(GIB),
+        acpi_only: true,
         ..Default::default()
     }
 }
@@ -409,6 +411,7 @@ fn what_was_asked_for_fits_when_it_is_no_whole_number_of_blocks() {
             ..config(false)
         },
         RAM,
+        u64::MAX,
     )
     .unwrap();
     assert_eq!((reserve.base, reserve.unit), (BASE, UNIT));
@@ -418,8 +421,30 @@ fn what_was_asked_for_fits_when_it_is_no_whole_number_of_blocks() {
         hugepage_size: Some(GIB),
         ..config(false)
     };
-    assert_eq!(Reserved::new(&huge, RAM).unwrap().unit, GIB);
-    assert_eq!(Reserved::new(&MemoryConfig::default(), RAM), None);
+    assert_eq!(Reserved::new(&huge, RAM, u64::MAX).unwrap().unit, GIB);
+    assert_eq!(Reserved::new(&MemoryConfig::default(), RAM, u64::MAX), None);
+}
+
+#[test]
+fn both_ways_to_add_memory_have_addresses_for_all_of_it() {
+    let either = MemoryConfig {
+        acpi_only: false,
+        ..config(false)
+    };
+    let reserve = |config: &MemoryConfig, limit| Reserved::new(config, RAM, limit).unwrap();
+    let both = reserve(&either, BASE + 2 * GIB);
+    assert_eq!(
+        (both.base, both.bytes, both.blocks),
+        (BASE, 2 * GIB, Some((BASE + GIB, GIB)))
+    );
+    let narrow = reserve(&either, BASE + 2 * GIB - 1);
+    assert_eq!((narrow.bytes, narrow.blocks), (GIB, None));
+    let blocks = MemoryConfig {
+        hotplug_method: HotplugMethod::VirtioMem,
+        ..either
+    };
+    let alone = reserve(&blocks, u64::MAX);
+    assert_eq!((alone.bytes, alone.blocks), (GIB, Some((BASE, GIB))));
 }
 
 #[test]
@@ -522,7 +547,7 @@ fn a_back_end_that_refuses_does_not_lose_what_it_has_and_others_forget_the_rest(
 fn back_ends_see_new_memory_before_the_guest_does() {
     struct Order(Arc<FakeSlots>, Mutex<Vec<(usize, usize)>>);
     impl MemoryListener for Order {
-        fn memory_changed(&self, memory: &GuestMemory, _: std::time::Instant) -> std::io::Result<()> {
+        fn memory_changed(&self, memory: &GuestMemory, _: std::time::Instant) -> io::Result<()> {
             let told = memory.memory().iter().count();
             self.1.lock().unwrap().push((told, self.0.taken().len()));
             Ok(())

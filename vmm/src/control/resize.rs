@@ -1,0 +1,209 @@
+//! `vm.resize`: asked, watched, and answered when the guest has acted, or when the client cannot wait any longer.
+//!
+//! A client is told 204 when everything that it asked for is there or gone, and also when its time is over: shims take any other answer for
+//! the pod's failure, and the guest goes on. What it does later is told by events. What it refuses is 500, with what was refused; that is
+//! withdrawn, and the rest stays. A later `vm.resize` takes the place of one that waits, whose client is told 204: what it asked for is
+//! no longer wanted.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::operation::{GiveUp, Operation, Work, superseded};
+use super::{ApiError, Controller, Due, Kind, Outcome, Progress, Reply, Resize, bad_request, existing, running};
+use crate::api::Command;
+use crate::config::{Limits, VmConfig};
+use crate::machine::{Change, ResizeError, Wanted};
+
+/// The guest is waited for.
+struct Waiting {
+    since: Instant,
+}
+
+/// What became of the last `vm.resize`, for `vm.resize-status`.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct LastResize {
+    outcome: &'static str,
+    what: String,
+    latency: Option<Duration>,
+}
+
+impl Controller {
+    pub(super) fn resize(&mut self, wanted: Resize) -> Progress {
+        match self.begin_resize(wanted) {
+            Ok(true) => {
+                let timeout = self.options.resize_timeout.0;
+                let since = Instant::now();
+                self.begin(Box::new(Waiting { since }), timeout)
+            }
+            Ok(false) => Progress::Done(Ok(Reply::Done)),
+            Err(error) => error.into(),
+        }
+    }
+
+    /// Asks the guest, if there is one. Whether there is something to wait for.
+    fn begin_resize(&mut self, wanted: Resize) -> Result<bool, ApiError> {
+        let vm = existing(&mut self.vm)?;
+        let Some(machine) = vm.machine_mut() else {
+            let mut config = vm.config().clone();
+            resize_config(&mut config, wanted)?;
+            vm.set_config(config);
+            self.publish();
+            return Ok(false);
+        };
+        let asked = machine.resize(Wanted {
+            vcpus: wanted.desired_vcpus,
+            ram_bytes: wanted.desired_ram,
+            balloon_bytes: wanted.desired_balloon,
+        });
+        asked.map_err(|error| refused(&error))?;
+        // Whoever waited for another size waits for nothing any more.
+        self.supersede(&Command::Resize(wanted));
+        self.follow_resize();
+        self.remind_soon();
+        Ok(true)
+    }
+
+    /// Looks at what the guest has done, and tells the world.
+    pub(super) fn follow_resize(&mut self) {
+        let Some(vm) = &mut self.vm else { return };
+        let Some(machine) = vm.machine_mut() else { return };
+        let changes = machine.advance_resize();
+        let (size, poll) = (machine.size(), machine.resize_poll());
+        match poll {
+            Some(after) => self.timers.set(Due::Look, Instant::now() + after),
+            None => self.timers.cancel(Due::Look),
+        }
+        if vm.set_size(size) || !changes.is_empty() {
+            self.publish();
+        }
+        for change in &changes {
+            self.tell_change(change);
+        }
+        if !changes.is_empty() {
+            // What comes next of it may not have been heard.
+            self.remind_soon();
+        }
+    }
+
+    fn tell_change(&self, change: &Change) {
+        let say = |event, what: (&'static str, Value), took: Duration| {
+            log::info!("{event} {}: after {:.1} ms", what.1, millis(took));
+            let latency = ("latency_ms", json!(millis(took)));
+            self.events.emit_with("guest", event, [what, latency]);
+        };
+        match change {
+            Change::VcpuPresent(id, took) => log::info!("vCPU {id}: the guest took it after {:.1} ms", millis(*took)),
+            Change::VcpuOnline(id, took) => say("vcpu-online", ("id", json!(id)), *took),
+            Change::VcpuGone(id, took) => say("vcpu-removed", ("id", json!(id)), *took),
+            Change::MemoryPlugged(bytes, took) => say("memory-plugged", ("bytes", json!(bytes)), *took),
+            Change::MemoryUnplugged(bytes, took) => say("memory-unplugged", ("bytes", json!(bytes)), *took),
+            Change::Refused(refusal) => {
+                log::warn!("{refusal}");
+                let what = [("what", json!(refusal.what)), ("code", json!(refusal.code))];
+                self.events.emit_with("guest", "resize-refused", what);
+            }
+        }
+    }
+
+    pub(super) fn resize_status(&mut self) -> Outcome {
+        let vm = running(&mut self.vm)?;
+        let mut status = vm
+            .machine()
+            .map_or_else(|| json!({}), |machine| machine.resize_status());
+        status["last"] = vm.last_resize.as_ref().map_or(Value::Null, |last| {
+            json!({
+                "outcome": last.outcome,
+                "what": last.what,
+                "latency_ms": last.latency.map(millis),
+            })
+        });
+        Ok(Reply::Json(status))
+    }
+
+    fn note_resize(&mut self, outcome: &'static str, what: impl Into<String>, latency: Option<Duration>) {
+        if let Some(vm) = &mut self.vm {
+            let what = what.into();
+            vm.last_resize = Some(LastResize { outcome, what, latency });
+        }
+    }
+}
+
+/// Before the boot a size is a matter of the configuration.
+fn resize_config(config: &mut VmConfig, wanted: Resize) -> Result<(), ApiError> {
+    let max = config.cpus.max_vcpus;
+    if let Some(found) = wanted.desired_vcpus {
+        if !(1..=max).contains(&found) {
+            return Err(refused(&ResizeError::Vcpus { found, max }));
+        }
+        config.cpus.boot_vcpus = found;
+    }
+    config.memory.size = wanted.desired_ram.unwrap_or(config.memory.size);
+    match (&mut config.balloon, wanted.desired_balloon) {
+        (Some(balloon), Some(bytes)) => balloon.size = bytes,
+        (None, Some(_)) => return Err(refused(&ResizeError::NoBalloon)),
+        (_, None) => {}
+    }
+    config.validate(Limits::ARCHITECTURE).map_err(|e| bad_request(&e))
+}
+
+fn refused(error: &ResizeError) -> ApiError {
+    let kind = if error.is_request() {
+        Kind::BadRequest
+    } else {
+        Kind::Internal
+    };
+    ApiError::from_error(kind, error).context("cannot resize the VM")
+}
+
+fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+impl Work<Controller> for Waiting {
+    fn operation(&self) -> Operation {
+        Operation::Resize
+    }
+
+    fn command(&self) -> &'static str {
+        "vm.resize"
+    }
+
+    fn advance(&mut self, owner: &mut Controller) -> Option<Outcome> {
+        let machine = owner.vm.as_ref().and_then(|vm| vm.machine())?;
+        let pending = machine.resize_pending();
+        let refusals: Vec<String> = machine.resize_refusals().iter().map(ToString::to_string).collect();
+        if pending.is_some() {
+            owner.note_resize("in-progress", pending.unwrap_or_default(), None);
+            return None;
+        }
+        let took = self.since.elapsed();
+        if refusals.is_empty() {
+            owner.note_resize("accepted", "", Some(took));
+            return Some(Ok(Reply::Done));
+        }
+        owner.note_resize("refused", refusals.join(", "), Some(took));
+        let error = ApiError::new(Kind::Internal, refusals.join(", "));
+        Some(Err(error.context("cannot resize the VM")))
+    }
+
+    fn give_up(&mut self, owner: &mut Controller, why: GiveUp<'_>) -> Outcome {
+        match why {
+            GiveUp::Superseded("vm.resize") => Ok(Reply::Done),
+            GiveUp::Superseded(by) => Err(superseded(self.command(), by)),
+            GiveUp::Late => {
+                let machine = owner.vm.as_ref().and_then(|vm| vm.machine());
+                let pending = machine.and_then(|machine| machine.resize_pending()).unwrap_or_default();
+                let waited = self.since.elapsed();
+                log::warn!(
+                    "vm.resize: the guest has not done all of it within {:.0} ms: {pending}",
+                    millis(waited)
+                );
+                let what = [("what", json!(pending)), ("latency_ms", json!(millis(waited)))];
+                owner.events.emit_with("guest", "resize-unanswered", what);
+                owner.note_resize("timed-out", pending, Some(waited));
+                Ok(Reply::Done)
+            }
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! vCPUs that come and go.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use husk_hotplug::ticket::{Outcome, Ticket};
+use husk_hotplug::{Hotplug, HotplugError};
+use serde_json::{Value, json};
+
+use super::super::cpu_slots::CpuPlug;
+use super::{Change, Latency, Refusal};
+
+/// What the guest has been asked for, and what it has answered.
+#[derive(Debug, Default)]
+pub struct CpuResize {
+    asked: Vec<Asked>,
+    /// vCPUs that the guest has taken and not started yet, and when they were asked for.
+    starting: BTreeMap<u32, Instant>,
+    refusals: Vec<Refusal>,
+    present: Latency,
+    online: Latency,
+    gone: Latency,
+}
+
+#[derive(Debug)]
+struct Asked {
+    slot: u32,
+    comes: bool,
+    ticket: Ticket,
+    since: Instant,
+}
+
+impl CpuResize {
+    /// Asks for `wanted` vCPUs in all: those that come in ascending order, those that go in descending order.
+    ///
+    /// # Errors
+    /// The host cannot create one of them: those that were added for this go again.
+    pub fn set(&mut self, cpus: &mut Hotplug<CpuPlug>, wanted: u32, now: Instant) -> Result<(), HotplugError> {
+        let before = count(cpus);
+        let set = self.fill_to(cpus, wanted, now);
+        if set.is_err() {
+            self.empty_to(cpus, before, now)?;
+        }
+        set?;
+        self.empty_to(cpus, wanted, now)
+    }
+
+    fn fill_to(&mut self, cpus: &mut Hotplug<CpuPlug>, wanted: u32, now: Instant) -> Result<(), HotplugError> {
+        while count(cpus) < wanted {
+            let Some((slot, _)) = cpus.lowest_free() else { break };
+            let ticket = cpus.fill(slot, ())?;
+            self.ask(slot, true, ticket, now);
+        }
+        Ok(())
+    }
+
+    fn empty_to(&mut self, cpus: &mut Hotplug<CpuPlug>, wanted: u32, now: Instant) -> Result<(), HotplugError> {
+        while count(cpus) > wanted {
+            let Some(slot) = cpus.removable() else { break };
+            let ticket = cpus.remove(slot)?;
+            self.ask(slot, false, ticket, now);
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, slot: u32, comes: bool, ticket: Ticket, since: Instant) {
+        self.asked.push(Asked {
+            slot,
+            comes,
+            ticket,
+            since,
+        });
+    }
+
+    /// Takes apart what the guest let go of, and tells what it has answered.
+    pub fn advance(&mut self, cpus: &mut Hotplug<CpuPlug>, changes: &mut Vec<Change>) {
+        if let Err(error) = cpus.ejected() {
+            log::error!("a vCPU that the guest let go of stays: {error}");
+        }
+        let now = Instant::now();
+        for asked in std::mem::take(&mut self.asked) {
+            match asked.ticket.wait(now) {
+                Outcome::TimedOut => self.asked.push(asked),
+                outcome => self.answered(&asked, outcome, changes),
+            }
+        }
+        self.starting.retain(|slot, since| {
+            let online = cpus.plug().cpus.is_online(*slot);
+            if online {
+                let took = since.elapsed();
+                self.online.add(took);
+                changes.push(Change::VcpuOnline(*slot, took));
+            }
+            // One that has gone again will not be started.
+            !online && cpus.state(*slot).is_some_and(|state| state.plugged())
+        });
+    }
+
+    fn answered(&mut self, asked: &Asked, outcome: Outcome, changes: &mut Vec<Change>) {
+        let took = asked.ticket.latency().unwrap_or_default();
+        match (outcome, asked.comes) {
+            (Outcome::Accepted, true) => {
+                self.present.add(took);
+                self.starting.insert(asked.slot, asked.since);
+                changes.push(Change::VcpuPresent(asked.slot, took));
+            }
+            (Outcome::Accepted, false) => {
+                self.gone.add(took);
+                changes.push(Change::VcpuGone(asked.slot, took));
+            }
+            (Outcome::Refused { ost }, comes) => self.refuse(asked.slot, comes, Some(ost), changes),
+            (Outcome::Unproven, comes) => self.refuse(asked.slot, comes, None, changes),
+            (Outcome::Withdrawn | Outcome::TimedOut, _) => {}
+        }
+    }
+
+    fn refuse(&mut self, slot: u32, comes: bool, code: Option<u32>, changes: &mut Vec<Change>) {
+        let verb = if comes { "add" } else { "remove" };
+        let refusal = Refusal {
+            what: format!("{verb} vCPU {slot}"),
+            code,
+        };
+        self.refusals.push(refusal.clone());
+        changes.push(Change::Refused(refusal));
+    }
+
+    /// What the guest would not do.
+    pub fn refusals(&self) -> &[Refusal] {
+        &self.refusals
+    }
+
+    /// A new resize begins.
+    pub fn forget_refusals(&mut self) {
+        self.refusals.clear();
+    }
+
+    /// What the guest has not answered.
+    pub fn pending(&self) -> Option<String> {
+        let named = |comes| {
+            let slots = self.asked.iter().filter(|asked| asked.comes == comes);
+            slots.map(|asked| asked.slot.to_string()).collect::<Vec<_>>().join(" ")
+        };
+        let (come, go) = (named(true), named(false));
+        match (come.is_empty(), go.is_empty()) {
+            (true, true) => None,
+            (false, true) => Some(format!("vCPUs to come: {come}")),
+            (true, false) => Some(format!("vCPUs to go: {go}")),
+            (false, false) => Some(format!("vCPUs to come: {come}, to go: {go}")),
+        }
+    }
+
+    /// Whether the guest is about to start a vCPU.
+    pub fn is_starting(&self, cpus: &Hotplug<CpuPlug>) -> bool {
+        self.starting.keys().any(|slot| cpus.plug().cpus.is_starting(*slot))
+    }
+
+    /// For `vm.resize-status`.
+    pub fn status(&self, cpus: &Hotplug<CpuPlug>) -> Value {
+        let online = |slot: u32| cpus.plug().cpus.is_online(slot);
+        let states: Vec<&str> = cpus
+            .states()
+            .into_iter()
+            .map(|(slot, state)| match state.name() {
+                // The first vCPU runs since the start, and has nobody who starts it.
+                "present" if slot == 0 || online(slot) => "online",
+                name => name,
+            })
+            .collect();
+        json!({
+            "desired": count(cpus),
+            "present": cpus.plugged(),
+            "online": states.iter().filter(|state| **state == "online").count(),
+            "max": cpus.plug().cpus.max(),
+            "states": states,
+            "latency": {
+                "present": self.present.json(),
+                "online": self.online.json(),
+                "gone": self.gone.json(),
+            },
+        })
+    }
+}
+
+/// vCPUs that there will be.
+fn count(cpus: &Hotplug<CpuPlug>) -> u32 {
+    u32::try_from(cpus.settling()).unwrap_or(u32::MAX)
+}

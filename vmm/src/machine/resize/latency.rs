@@ -1,0 +1,77 @@
+//! How long the guest has taken, as a histogram.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+/// Upper bounds of the buckets in milliseconds, each twice the one before; what takes longer is in the last.
+const BOUNDS_MS: [u64; 12] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048];
+
+/// Counts of one kind of answer.
+#[derive(Clone, Debug, Default)]
+pub struct Latency {
+    buckets: [u64; BOUNDS_MS.len() + 1],
+    count: u64,
+    sum: Duration,
+    max: Duration,
+}
+
+impl Latency {
+    /// One more, which took so long.
+    pub fn add(&mut self, took: Duration) {
+        let bucket = BOUNDS_MS.iter().position(|bound| took <= Duration::from_millis(*bound));
+        if let Some(bucket) = self.buckets.get_mut(bucket.unwrap_or(BOUNDS_MS.len())) {
+            *bucket = bucket.saturating_add(1);
+        }
+        self.count = self.count.saturating_add(1);
+        self.sum = self.sum.saturating_add(took);
+        self.max = self.max.max(took);
+    }
+
+    /// As JSON: `count`, `sum_ms`, `max_ms`, and `le_ms`, how many took at most so many milliseconds, cumulative.
+    pub fn json(&self) -> Value {
+        let mut below = 0_u64;
+        let cumulative: serde_json::Map<String, Value> = BOUNDS_MS
+            .iter()
+            .zip(&self.buckets)
+            .map(|(bound, count)| {
+                below = below.saturating_add(*count);
+                (bound.to_string(), Value::from(below))
+            })
+            .collect();
+        json!({
+            "count": self.count,
+            "sum_ms": millis(self.sum),
+            "max_ms": millis(self.max),
+            "le_ms": cumulative,
+        })
+    }
+}
+
+/// Milliseconds with their fraction.
+pub fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_took_as_long_as_a_bound_is_below_it() {
+        let mut latency = Latency::default();
+        for micros in [1, 1000, 1001, 2_048_000, 9_000_000] {
+            latency.add(Duration::from_micros(micros));
+        }
+        let json = latency.json();
+        assert_eq!(
+            (json["count"].as_u64(), json["max_ms"].as_f64()),
+            (Some(5), Some(9000.0))
+        );
+        let at = |bound: &str| json["le_ms"][bound].as_u64();
+        assert_eq!(
+            [at("1"), at("2"), at("1024"), at("2048")],
+            [Some(2), Some(3), Some(3), Some(4)]
+        );
+    }
+}

@@ -1,0 +1,437 @@
+//! Memory that comes and goes: blocks of virtio-mem where the guest has a driver for it, DIMMs otherwise.
+//!
+//! A guest needs memory to describe memory: 64 bytes for each page of 4 KiB. Linux that has not enough of it fails to add a DIMM, and may
+//! kill its own processes on the way. So a DIMM is at most [`STEP`] times what the guest has already, and the next one comes when it
+//! has that. virtio-mem needs no such care: the driver takes a block after the other, and stops when it cannot.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use husk_firmware::layout;
+use husk_hotplug::bank::{Extent, Kind as SlotKind};
+use husk_hotplug::ticket::{Outcome, Ticket};
+use husk_hotplug::{Hotplug, HotplugError, Plug, PlugError};
+use husk_virtio::balloon::BalloonHandle;
+use husk_virtio::mem::MemHandle;
+use serde_json::{Value, json};
+
+use super::super::hotplug::Slots;
+use super::{Change, Latency, Refusal, ResizeError};
+use crate::memory::{AddressSpace, Kind, Region};
+
+/// A DIMM has at most so many times the memory that the guest has: it takes an eighth of that to describe it.
+const STEP: u64 = 8;
+/// Slots for DIMMs: a shim that adds one for each container needs one for each.
+const DIMMS: u32 = 64;
+
+/// The slots for DIMMs.
+pub const fn slots() -> Slots {
+    Slots {
+        kind: SlotKind::Memory,
+        address: layout::MEMORY_BANK,
+        count: DIMMS,
+        pinned: 0,
+    }
+}
+
+/// What makes DIMMs real.
+pub struct DimmPlug {
+    space: Arc<AddressSpace>,
+    regions: BTreeMap<u32, Region>,
+}
+
+impl DimmPlug {
+    /// DIMMs in the reserve of `space`; none yet.
+    pub const fn new(space: Arc<AddressSpace>) -> Self {
+        Self {
+            space,
+            regions: BTreeMap::new(),
+        }
+    }
+
+    fn bytes(&self, slot: u32) -> u64 {
+        self.regions.get(&slot).map_or(0, |region| region.info().bytes)
+    }
+}
+
+impl Plug for DimmPlug {
+    /// Its size in bytes.
+    type Unit = u64;
+
+    fn create(&mut self, slot: u32, bytes: u64) -> Result<(), PlugError> {
+        let region = self.space.grow(Kind::Dimm, bytes).map_err(|source| PlugError {
+            what: format!("fill memory slot {slot}"),
+            source: source.into(),
+        })?;
+        self.regions.insert(slot, region);
+        Ok(())
+    }
+
+    fn destroy(&mut self, slot: u32) -> Result<(), PlugError> {
+        let Some(region) = self.regions.remove(&slot) else {
+            return Ok(());
+        };
+        region.remove().map_err(|error| {
+            let source = error.to_string().into();
+            self.regions.insert(slot, *error.region);
+            PlugError {
+                what: format!("empty memory slot {slot}"),
+                source,
+            }
+        })
+    }
+
+    fn extent(&self, slot: u32) -> Extent {
+        self.regions.get(&slot).map_or_else(Extent::default, |region| Extent {
+            base: region.info().gpa,
+            size_bytes: region.info().bytes,
+        })
+    }
+}
+
+/// What memory a machine is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryParts {
+    /// RAM of the start, in bytes.
+    pub boot_bytes: u64,
+    /// The most that may be added, in bytes.
+    pub more_bytes: u64,
+    /// Unit of DIMMs, in bytes.
+    pub unit: u64,
+    /// Only virtio-mem may be used, driver or not.
+    pub blocks_only: bool,
+}
+
+/// What the guest should have, and what it has made of it.
+pub struct MemoryResize {
+    parts: MemoryParts,
+    blocks: Option<MemHandle>,
+    /// What should be there beside the RAM of the start.
+    wanted: u64,
+    /// The last resize asked for it, and it has not come to its end.
+    since: Option<Instant>,
+    /// One DIMM at a time: each is proven before the next.
+    asked: Option<Asked>,
+    /// What was there when it was looked at last.
+    seen: u64,
+    refusals: Vec<Refusal>,
+    plugged: Latency,
+    unplugged: Latency,
+}
+
+#[derive(Debug)]
+struct Asked {
+    slot: u32,
+    bytes: u64,
+    comes: bool,
+    ticket: Ticket,
+}
+
+type Dimms = Option<Hotplug<DimmPlug>>;
+
+impl MemoryResize {
+    /// Nothing is added yet; `blocks` is the virtio-mem device, if there is one.
+    pub fn new(parts: MemoryParts, blocks: Option<MemHandle>) -> Self {
+        Self {
+            parts,
+            blocks,
+            wanted: 0,
+            since: None,
+            asked: None,
+            seen: 0,
+            refusals: Vec::new(),
+            plugged: Latency::default(),
+            unplugged: Latency::default(),
+        }
+    }
+
+    /// Whether the VM can have `bytes` bytes of RAM. Less than at its start it has not, and is not asked to.
+    ///
+    /// # Errors
+    /// [`ResizeError::Ram`].
+    pub fn check(&self, bytes: u64) -> Result<u64, ResizeError> {
+        let MemoryParts {
+            boot_bytes,
+            more_bytes,
+            unit,
+            blocks_only: _,
+        } = self.parts;
+        let max = boot_bytes.saturating_add(more_bytes);
+        let more = bytes.saturating_sub(boot_bytes);
+        if more > more_bytes {
+            return Err(ResizeError::Ram { found: bytes, max });
+        }
+        // What was asked for is there, and a little more where it is no whole unit.
+        Ok(more.next_multiple_of(unit.max(1)))
+    }
+
+    /// RAM is to be `bytes` bytes in all.
+    ///
+    /// # Errors
+    /// [`ResizeError::Ram`], or the host does not give the first part of it; then all is as before.
+    pub fn set(&mut self, dimms: &mut Dimms, bytes: u64, now: Instant) -> Result<(), ResizeError> {
+        let wanted = self.check(bytes)?;
+        let before = std::mem::replace(&mut self.wanted, wanted);
+        self.since = Some(now);
+        if let Err(error) = self.go_on(dimms) {
+            self.wanted = before;
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// RAM that there will be.
+    pub fn wanted_bytes(&self) -> u64 {
+        self.parts.boot_bytes.saturating_add(self.wanted)
+    }
+
+    /// RAM that the guest has.
+    pub fn present_bytes(&self, dimms: &Dimms) -> u64 {
+        self.parts.boot_bytes.saturating_add(self.added(dimms))
+    }
+
+    /// Tells what the guest has answered, and asks for what comes next.
+    pub fn advance(&mut self, dimms: &mut Dimms, _balloon: Option<&BalloonHandle>, changes: &mut Vec<Change>) {
+        if let Some(dimms) = dimms
+            && let Err(error) = dimms.ejected()
+        {
+            log::error!("memory that the guest let go of stays: {error}");
+        }
+        self.take_answer(changes);
+        if let Err(error) = self.go_on(dimms) {
+            log::error!("memory cannot be added: {error}");
+            self.stop_at(dimms);
+            let what = format!("add memory: {error}");
+            let refusal = Refusal { what, code: None };
+            self.refusals.push(refusal.clone());
+            changes.push(Change::Refused(refusal));
+        }
+        if !self.refusals.is_empty() && self.asked.is_none() {
+            self.stop_at(dimms);
+        }
+        self.tell(dimms, changes);
+    }
+
+    fn take_answer(&mut self, changes: &mut Vec<Change>) {
+        let Some(asked) = self.asked.take() else { return };
+        let verb = if asked.comes { "add" } else { "remove" };
+        let code = match asked.ticket.wait(Instant::now()) {
+            Outcome::TimedOut => {
+                self.asked = Some(asked);
+                return;
+            }
+            Outcome::Accepted | Outcome::Withdrawn => return,
+            Outcome::Refused { ost } => Some(ost),
+            Outcome::Unproven => None,
+        };
+        let refusal = Refusal {
+            what: format!("{verb} memory slot {} of {} MiB", asked.slot, asked.bytes >> 20),
+            code,
+        };
+        self.refusals.push(refusal.clone());
+        changes.push(Change::Refused(refusal));
+    }
+
+    /// What has been refused is not asked for again: what there is, is what there will be.
+    fn stop_at(&mut self, dimms: &Dimms) {
+        self.wanted = self.added(dimms).max(self.requested());
+        self.wanted = self
+            .wanted
+            .min(self.parts.more_bytes.next_multiple_of(self.parts.unit.max(1)));
+    }
+
+    /// Tells of memory that is there, or is not any more, once nothing is to be waited for.
+    fn tell(&mut self, dimms: &Dimms, changes: &mut Vec<Change>) {
+        let added = self.added(dimms);
+        let Some(since) = self.since.filter(|_| self.pending().is_none() && !self.is_short(added)) else {
+            return;
+        };
+        self.since = None;
+        let took = since.elapsed();
+        let before = std::mem::replace(&mut self.seen, added);
+        if added > before {
+            self.plugged.add(took);
+            changes.push(Change::MemoryPlugged(added - before, took));
+        } else if added < before {
+            self.unplugged.add(took);
+            changes.push(Change::MemoryUnplugged(before - added, took));
+        }
+    }
+
+    fn is_short(&self, added: u64) -> bool {
+        added < self.wanted && self.refusals.is_empty()
+    }
+
+    /// Asks for the next part of what is wanted, if nothing is being waited for.
+    fn go_on(&mut self, dimms: &mut Dimms) -> Result<(), HotplugError> {
+        if self.asked.is_some() || !self.refusals.is_empty() {
+            return Ok(());
+        }
+        let filled = filled(dimms);
+        if self.has_driver() {
+            self.request(self.wanted.saturating_sub(filled));
+        } else if self.wanted < filled.saturating_add(self.requested()) {
+            self.request(self.wanted.saturating_sub(filled));
+        }
+        let by_dimms = self.wanted.saturating_sub(self.requested());
+        let Some(dimms) = dimms else { return Ok(()) };
+        if by_dimms > filled && !self.has_driver() {
+            self.add_dimm(dimms, by_dimms - filled, filled)
+        } else if by_dimms < filled {
+            self.remove_dimm(dimms, filled - by_dimms)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn add_dimm(&mut self, dimms: &mut Hotplug<DimmPlug>, missing: u64, filled: u64) -> Result<(), HotplugError> {
+        let unit = self.parts.unit.max(1);
+        let has = self.parts.boot_bytes.saturating_add(filled);
+        let most = has.saturating_mul(STEP) / unit * unit;
+        let bytes = missing.min(most.max(unit));
+        let Some((slot, _)) = dimms.lowest_free() else {
+            log::warn!("all {DIMMS} memory slots are taken: no more memory can be added");
+            self.wanted = filled.saturating_add(self.requested());
+            return Ok(());
+        };
+        let ticket = dimms.fill(slot, bytes)?;
+        self.ask(slot, bytes, true, ticket);
+        Ok(())
+    }
+
+    /// A DIMM goes as a whole, and only if it is not too much.
+    fn remove_dimm(&mut self, dimms: &mut Hotplug<DimmPlug>, spare: u64) -> Result<(), HotplugError> {
+        let fits = |slot: &u32| (1..=spare).contains(&dimms.plug().bytes(*slot));
+        let filled = dimms.states().into_iter().rev();
+        let mut slots = filled.filter_map(|(slot, state)| state.settles_filled().then_some(slot));
+        let Some(slot) = slots.find(fits) else {
+            self.wanted = self.wanted.saturating_add(spare);
+            return Ok(());
+        };
+        let bytes = dimms.plug().bytes(slot);
+        let ticket = dimms.remove(slot)?;
+        self.ask(slot, bytes, false, ticket);
+        Ok(())
+    }
+
+    fn ask(&mut self, slot: u32, bytes: u64, comes: bool, ticket: Ticket) {
+        self.asked = Some(Asked {
+            slot,
+            bytes,
+            comes,
+            ticket,
+        });
+    }
+
+    /// Whether virtio-mem is what to use.
+    fn has_driver(&self) -> bool {
+        let driver = |blocks: &MemHandle| self.parts.blocks_only || blocks.size().driver;
+        self.blocks.as_ref().is_some_and(driver)
+    }
+
+    fn request(&self, bytes: u64) {
+        if let Some(blocks) = self.blocks.as_ref().filter(|_| bytes != self.requested()) {
+            let size = blocks.size();
+            let bytes = bytes.min(size.usable_bytes).next_multiple_of(size.block_bytes.max(1));
+            if let Err(error) = blocks.request(bytes) {
+                log::error!("{error}");
+            }
+        }
+    }
+
+    /// What the driver of virtio-mem has been asked for.
+    fn requested(&self) -> u64 {
+        self.blocks.as_ref().map_or(0, |blocks| blocks.size().requested_bytes)
+    }
+
+    /// What the guest has beside the RAM of the start.
+    fn added(&self, dimms: &Dimms) -> u64 {
+        let blocks = self.blocks.as_ref().map_or(0, |blocks| blocks.size().plugged_bytes);
+        let dimms = dimms.as_ref().map_or(0, |dimms| {
+            let there = dimms.states().into_iter().filter(|(_, state)| state.plugged());
+            there.map(|(slot, _)| dimms.plug().bytes(slot)).sum()
+        });
+        blocks.saturating_add(dimms)
+    }
+
+    /// What the guest would not do.
+    pub fn refusals(&self) -> &[Refusal] {
+        &self.refusals
+    }
+
+    /// A new resize begins.
+    pub fn forget_refusals(&mut self) {
+        self.refusals.clear();
+    }
+
+    /// What the guest has not answered.
+    pub fn pending(&self) -> Option<String> {
+        if let Some(asked) = &self.asked {
+            let verb = if asked.comes { "come" } else { "go" };
+            return Some(format!(
+                "memory slot {} of {} MiB to {verb}",
+                asked.slot,
+                asked.bytes >> 20
+            ));
+        }
+        let size = self.blocks.as_ref()?.size();
+        let open = size.plugged_bytes != size.requested_bytes;
+        open.then(|| format!("virtio-mem: {} of {} bytes", size.plugged_bytes, size.requested_bytes))
+    }
+
+    /// For `vm.resize-status`.
+    pub fn status(&self, dimms: &Dimms, balloon: Option<&BalloonHandle>) -> Value {
+        let slots = dimms.as_ref().map_or_else(Vec::new, |dimms| {
+            let there = dimms.states().into_iter().filter(|(_, state)| state.name() != "absent");
+            there
+                .map(|(slot, state)| {
+                    let extent = dimms.plug().extent(slot);
+                    json!({"slot": slot, "base": extent.base, "bytes": extent.size_bytes, "state": state.name()})
+                })
+                .collect()
+        });
+        let blocks = self.blocks.as_ref().map(|blocks| {
+            let size = blocks.size();
+            json!({
+                "requested_bytes": size.requested_bytes,
+                "plugged_bytes": size.plugged_bytes,
+                "usable_bytes": size.usable_bytes,
+                "block_bytes": size.block_bytes,
+                "driver": size.driver,
+            })
+        });
+        let balloon = balloon.map(|balloon| {
+            let size = balloon.size();
+            let stats: serde_json::Map<String, Value> = balloon
+                .stats()
+                .named()
+                .map(|(name, value)| (name.to_owned(), value.into()))
+                .collect();
+            json!({
+                "target_bytes": size.target_bytes,
+                "actual_bytes": size.actual_bytes,
+                "driver": size.driver,
+                "stats": stats,
+            })
+        });
+        json!({
+            "desired_bytes": self.wanted_bytes(),
+            "present_bytes": self.present_bytes(dimms),
+            "boot_bytes": self.parts.boot_bytes,
+            "hotplug_bytes": self.parts.more_bytes,
+            "dimms": slots,
+            "virtio_mem": blocks,
+            "balloon": balloon,
+            "latency": {"plugged": self.plugged.json(), "unplugged": self.unplugged.json()},
+        })
+    }
+}
+
+/// Bytes of the DIMMs that there will be.
+fn filled(dimms: &Dimms) -> u64 {
+    dimms.as_ref().map_or(0, |dimms| {
+        let filled = dimms.states().into_iter().filter(|(_, state)| state.settles_filled());
+        filled.map(|(slot, _)| dimms.plug().bytes(slot)).sum()
+    })
+}

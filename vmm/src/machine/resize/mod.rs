@@ -1,0 +1,211 @@
+//! How large a machine is to be, and how far it has come: vCPUs, memory and the balloon.
+//!
+//! A resize says what is wanted, and returns. What the guest makes of it comes as [`Change`]s, whenever the control thread looks. A later
+//! resize takes the place of an earlier one at once: it begins where that one has come to, and takes back what the guest has not heard.
+
+mod cpus;
+mod latency;
+mod memory;
+
+use std::time::{Duration, Instant};
+
+use husk_hotplug::HotplugError;
+use serde_json::{Value, json};
+
+use super::Machine;
+use crate::memory::MemoryError;
+
+pub use cpus::CpuResize;
+pub use latency::Latency;
+pub use memory::{DimmPlug, MemoryParts, MemoryResize, slots as dimm_slots};
+
+/// How often a vCPU that the guest is starting is looked at. It takes a guest microseconds to start one once it has begun.
+const POLL: Duration = Duration::from_millis(1);
+
+/// What a machine should have. What is absent stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// vCPUs.
+    pub vcpus: Option<u32>,
+    /// RAM in all, in bytes.
+    pub ram_bytes: Option<u64>,
+    /// Bytes in the balloon.
+    pub balloon_bytes: Option<u64>,
+}
+
+/// What a machine has, or will have once the guest has done all that it was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MachineSize {
+    /// vCPUs that there will be.
+    pub vcpus: u32,
+    /// RAM that there will be, in bytes.
+    pub ram_bytes: u64,
+    /// RAM that the guest has now, without what is in the balloon.
+    pub actual_bytes: u64,
+}
+
+/// Why a size cannot be had. Nothing has changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ResizeError {
+    /// Not a number of vCPUs that this VM can have.
+    #[error("desired_vcpus: {found} asked for, 1 to {max} allowed (cpus.max_vcpus)")]
+    Vcpus {
+        /// What was asked for.
+        found: u32,
+        /// `cpus.max_vcpus`.
+        max: u32,
+    },
+    /// More RAM than this VM can have.
+    #[error("desired_ram: {found} bytes asked for, at most {max} allowed (memory.size and memory.hotplug_size)")]
+    Ram {
+        /// What was asked for.
+        found: u64,
+        /// What it starts with, and what may be added.
+        max: u64,
+    },
+    /// There is no balloon.
+    #[error("desired_balloon: the VM has no balloon (balloon)")]
+    NoBalloon,
+    /// No size for a balloon.
+    #[error("desired_balloon: {found} bytes asked for, whole pages of 4096 bytes up to {max} allowed")]
+    Balloon {
+        /// What was asked for.
+        found: u64,
+        /// RAM that there is.
+        max: u64,
+    },
+    /// The host cannot give it.
+    #[error(transparent)]
+    Host(#[from] HotplugError),
+    /// The host cannot give the memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+impl ResizeError {
+    /// Whether whoever asked can mend it.
+    pub fn is_request(&self) -> bool {
+        !matches!(self, Self::Host(_) | Self::Memory(_))
+    }
+}
+
+/// What a guest has made of a resize.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It says that it has a vCPU, and has looked at it.
+    VcpuPresent(u32, Duration),
+    /// It has started a vCPU.
+    VcpuOnline(u32, Duration),
+    /// It has let go of a vCPU.
+    VcpuGone(u32, Duration),
+    /// It has more memory, by so many bytes.
+    MemoryPlugged(u64, Duration),
+    /// It has let go of memory.
+    MemoryUnplugged(u64, Duration),
+    /// It will not do what it was asked for.
+    Refused(Refusal),
+}
+
+/// What a guest would not do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What was asked: `add vCPU 3`, `remove memory slot 0`.
+    pub what: String,
+    /// The `_OST` status code (ACPI 6.5 §6.3.5). None when it said that it did, and nothing shows that it has.
+    pub code: Option<u32>,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.code {
+            Some(code) => write!(f, "{}: the guest refused, with code {code:#x}", self.what),
+            None => write!(f, "{}: the guest reported success, but does not have it", self.what),
+        }
+    }
+}
+
+impl Machine {
+    /// What the machine has and will have.
+    pub fn size(&self) -> MachineSize {
+        let balloon = self.balloon.as_ref().map_or(0, |balloon| balloon.size().actual_bytes);
+        MachineSize {
+            vcpus: u32::try_from(self.cpus.settling()).unwrap_or(u32::MAX),
+            ram_bytes: self.memory_resize.wanted_bytes(),
+            actual_bytes: self.memory_resize.present_bytes(&self.dimms).saturating_sub(balloon),
+        }
+    }
+
+    /// Begins to make the machine what is `wanted`, in place of what was wanted before. Returns at once.
+    ///
+    /// # Errors
+    /// See [`ResizeError`]: all of it is looked at before anything is begun.
+    pub fn resize(&mut self, wanted: Wanted) -> Result<(), ResizeError> {
+        let max = self.cpus.plug().cpus.max();
+        if let Some(found) = wanted.vcpus.filter(|found| !(1..=max).contains(found)) {
+            return Err(ResizeError::Vcpus { found, max });
+        }
+        if let Some(bytes) = wanted.ram_bytes {
+            self.memory_resize.check(bytes)?;
+        }
+        if let Some(found) = wanted.balloon_bytes {
+            let balloon = self.balloon.as_ref().ok_or(ResizeError::NoBalloon)?;
+            let max = wanted.ram_bytes.unwrap_or_else(|| self.memory_resize.wanted_bytes());
+            let refused = ResizeError::Balloon { found, max };
+            if found > max {
+                return Err(refused);
+            }
+            balloon.set_target(found).map_err(|_| refused)?;
+        }
+        let now = Instant::now();
+        self.cpu_resize.forget_refusals();
+        self.memory_resize.forget_refusals();
+        if let Some(bytes) = wanted.ram_bytes {
+            self.memory_resize.set(&mut self.dimms, bytes, now)?;
+        }
+        if let Some(vcpus) = wanted.vcpus {
+            self.cpu_resize.set(&mut self.cpus, vcpus, now)?;
+        }
+        Ok(())
+    }
+
+    /// What has changed since the last look; goes on with what comes next. Never waits.
+    pub fn advance_resize(&mut self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        self.cpu_resize.advance(&mut self.cpus, &mut changes);
+        self.memory_resize
+            .advance(&mut self.dimms, self.balloon.as_ref(), &mut changes);
+        changes
+    }
+
+    /// What the guest has still to do, in words; `None` when it has done everything, or refused.
+    pub fn resize_pending(&self) -> Option<String> {
+        let balloon = self.balloon.as_ref().map(|balloon| balloon.size());
+        let balloon = balloon.filter(|size| size.driver && size.actual_bytes != size.target_bytes);
+        let parts = [
+            self.cpu_resize.pending(),
+            self.memory_resize.pending(),
+            balloon.map(|size| format!("balloon: {} of {} bytes", size.actual_bytes, size.target_bytes)),
+        ];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        (!parts.is_empty()).then(|| parts.join(", "))
+    }
+
+    /// What the guest would not do since the last resize began.
+    pub fn resize_refusals(&self) -> Vec<Refusal> {
+        let memory = self.memory_resize.refusals().iter().cloned();
+        self.cpu_resize.refusals().iter().cloned().chain(memory).collect()
+    }
+
+    /// When to look again, though nobody has news.
+    pub fn resize_poll(&self) -> Option<Duration> {
+        self.cpu_resize.is_starting(&self.cpus).then_some(POLL)
+    }
+
+    /// All of it, for `vm.resize-status`.
+    pub fn resize_status(&self) -> Value {
+        json!({
+            "vcpus": self.cpu_resize.status(&self.cpus),
+            "memory": self.memory_resize.status(&self.dimms, self.balloon.as_ref()),
+        })
+    }
+}
