@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use husk_guest::frame::{self, Kind};
-use husk_guest::{Call, Reply};
+use husk_guest::resources::Resources;
+use husk_guest::{Answer, Call, Reply, Step};
 
 use crate::api::Shim;
 use crate::body::SHARE;
@@ -131,6 +132,43 @@ impl Agent {
             kind: "virtiofs".into(),
         };
         Ok(self.time(call)?.0)
+    }
+
+    /// Processors and memory as the guest's kernel lists them now.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not say.
+    pub fn resources(&mut self) -> Result<Resources> {
+        self.resources_after(&Step::Resources)
+    }
+
+    /// Has the guest bring processors online until there are `cpus`, and all its memory, as Kata's agent does when a container is to
+    /// start; what there is then.
+    ///
+    /// # Errors
+    ///
+    /// They do not come.
+    pub fn bring_online(&mut self, cpus: usize) -> Result<Resources> {
+        self.resources_after(&Step::Online(cpus))
+    }
+
+    fn resources_after(&mut self, step: &Step) -> Result<Resources> {
+        match self.must(&Call::step(step))? {
+            Reply::Answer {
+                answer: Answer::Resources(resources),
+            } => Ok(resources),
+            other => bail!("{step}: {other:?}"),
+        }
+    }
+
+    /// Has the guest load a driver that its init has left out.
+    ///
+    /// # Errors
+    ///
+    /// There is none, or its kernel refuses it.
+    pub fn load_module(&mut self, name: &str) -> Result<()> {
+        self.must(&Call::step(&Step::Module(name.into()))).map(drop)
     }
 
     /// Runs a program that must succeed; what it wrote.

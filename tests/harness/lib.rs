@@ -18,6 +18,7 @@ mod end;
 mod guest;
 pub mod info;
 mod lab;
+pub mod load;
 pub mod pod;
 mod process;
 pub mod pty;

@@ -6,6 +6,7 @@
 mod device;
 mod exec;
 mod files;
+mod load;
 mod log;
 mod share;
 
@@ -93,6 +94,10 @@ fn converse(stream: &UnixStream, log: &Arc<Log>) -> Result<()> {
                 let taken = files::sink(&mut reader);
                 return reply(stream, taken);
             }
+            Ok(Call::Load { load }) => {
+                let worked = load::work(&mut reader, &load);
+                return reply(stream, Ok(worked));
+            }
             Ok(Call::Exec { command }) => return exec::exec(&mut reader, stream, &command),
             Ok(call) => match last_step(&call) {
                 Some(step) => return leave(stream, &mut reader, &step),
@@ -174,7 +179,7 @@ fn perform(call: Call, log: &Arc<Log>) -> Result<Reply> {
         }
         Call::Time { of } => time(*of, log),
         // These end their connection, and their caller has seen to them.
-        Call::Exec { .. } | Call::Echo | Call::Sink | Call::Source { .. } => {
+        Call::Exec { .. } | Call::Echo | Call::Sink | Call::Source { .. } | Call::Load { .. } => {
             Err(anyhow!("{call:?} is not answered by one reply"))
         }
     }

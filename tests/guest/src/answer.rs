@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::PREFIX;
+use crate::resources::Resources;
 
 /// The answer to one [`Step`](crate::Step).
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -56,6 +57,13 @@ pub enum Answer {
         code: i32,
         /// What it wrote, errors included.
         output: String,
+    },
+    /// To `resources` and `online`.
+    Resources(Resources),
+    /// To `module`.
+    Loaded {
+        /// Its name.
+        module: String,
     },
     /// To `window`: once at the start, then once per change.
     Window {

@@ -1,8 +1,8 @@
 //! What the agent in a test guest is asked over vsock and what it replies: a line of JSON each way.
 //!
 //! A connection carries any number of calls, one after another, and the agent serves any number of connections at once.
-//! [`Call::Echo`], [`Call::Sink`], [`Call::Source`] and [`Call::Exec`] are the last of theirs: what follows is a stream, for `Exec`
-//! one of [frames](crate::frame).
+//! [`Call::Echo`], [`Call::Sink`], [`Call::Source`], [`Call::Load`] and [`Call::Exec`] are the last of theirs: what follows is a
+//! stream, for `Exec` one of [frames](crate::frame).
 
 use serde::{Deserialize, Serialize};
 
@@ -130,6 +130,11 @@ pub enum Call {
         /// Which.
         of: Box<Call>,
     },
+    /// [Works](Load) until the caller has closed its side; [`Reply::Worked`].
+    Load {
+        /// How much of it.
+        load: Load,
+    },
     /// Sends back what comes, until the end of it.
     Echo,
     /// Takes what comes until the end of it; [`Reply::Data`].
@@ -141,6 +146,30 @@ pub enum Call {
         /// How long.
         bytes: u64,
     },
+}
+
+/// Work that checks itself: each kind goes on until the end or until something is not as it was.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Load {
+    /// Threads that compute.
+    pub threads: usize,
+    /// Memory that is allocated, written, held, compared and freed again; 0 for none.
+    pub memory_bytes: u64,
+    /// Where a file is written, read back and removed.
+    pub folder: Option<String>,
+    /// How long it is.
+    pub file_bytes: u64,
+}
+
+/// How often each kind of [`Load`] was done.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Rounds {
+    /// By all threads together.
+    pub processors: u64,
+    /// Memory.
+    pub memory: u64,
+    /// Files.
+    pub files: u64,
 }
 
 /// What the agent replies.
@@ -193,6 +222,13 @@ pub enum Reply {
         nanoseconds: u64,
         /// What the call is replied by itself.
         result: Box<Reply>,
+    },
+    /// A load has ended.
+    Worked {
+        /// What was done.
+        rounds: Rounds,
+        /// What went wrong; a kind of work ends with its first error.
+        errors: Vec<String>,
     },
     /// It could not be done.
     Failed {

@@ -6,7 +6,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use husk_guest::answer::{Interrupt, PciFunction, Processor, Report};
 
-fn read(path: impl AsRef<Path>) -> Result<String> {
+/// A file of the kernel without its last line end.
+///
+/// # Errors
+///
+/// It cannot be read, which is named.
+pub fn read(path: impl AsRef<Path>) -> Result<String> {
     let path = path.as_ref();
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(text.trim_end_matches('\n').to_string())
@@ -29,21 +34,13 @@ fn name(path: &Path) -> String {
 /// Answers `report`.
 pub fn report() -> Result<Report> {
     let memory = read("/proc/meminfo")?;
-    let total = memory
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"))
-        .context("no MemTotal in /proc/meminfo")?;
     let uptime = read("/proc/uptime")?;
     Ok(Report {
         kernel: read("/proc/sys/kernel/osrelease")?,
         build: read("/proc/sys/kernel/version")?,
         online: read("/sys/devices/system/cpu/online")?,
         possible: read("/sys/devices/system/cpu/possible")?,
-        memory_kib: total
-            .trim()
-            .trim_end_matches(" kB")
-            .parse()
-            .context("strange MemTotal")?,
+        memory_kib: meminfo(&memory, "MemTotal")?,
         cmdline: read("/proc/cmdline")?,
         clock: read("/sys/devices/system/clocksource/clocksource0/current_clocksource")?,
         hypervisor: read("/proc/cpuinfo")?
@@ -57,6 +54,18 @@ pub fn report() -> Result<Report> {
             .parse()
             .context("strange /proc/uptime")?,
     })
+}
+
+/// A value of `/proc/meminfo`, in KiB.
+///
+/// # Errors
+///
+/// There is none of this name.
+pub fn meminfo(text: &str, name: &str) -> Result<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let value = value.with_context(|| format!("no {name} in /proc/meminfo"))?;
+    let number = value.trim().trim_end_matches(" kB").parse();
+    number.with_context(|| format!("strange {name}"))
 }
 
 /// Devices with a hardware ID. The kernel calls the others `device:00` and so on.

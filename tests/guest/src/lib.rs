@@ -10,6 +10,7 @@ pub mod frame;
 pub mod job;
 pub mod pattern;
 pub mod raw;
+pub mod resources;
 pub mod step;
 pub mod traffic;
 pub mod tree;

@@ -8,6 +8,7 @@ mod facts;
 mod guest;
 mod host;
 mod net;
+mod online;
 mod setup;
 mod steps;
 mod sys;

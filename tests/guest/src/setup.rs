@@ -44,7 +44,7 @@ pub fn mount(source: &str, target: &str, kind: &str) -> Result<()> {
 /// # Errors
 ///
 /// The first module that the kernel refused.
-pub fn load_modules(folder: &str) -> Result<()> {
+pub fn load_modules(folder: impl AsRef<Path>) -> Result<()> {
     let Ok(entries) = fs::read_dir(folder) else {
         return Ok(());
     };

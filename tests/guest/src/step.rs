@@ -8,6 +8,9 @@
 //! | `topology`                 | package, core and siblings of each processor                            |
 //! | `pci`                      | PCI functions with their drivers and MSI-X vectors                      |
 //! | `interrupts`               | the rows of `/proc/interrupts` that belong to a device                  |
+//! | `resources`                | processors and memory: which there are, which are online, and when      |
+//! | `online:CPUS`              | brings CPUS processors and all memory online, as Kata's agent does      |
+//! | `module:NAME`              | loads a driver that the image has and its init does not load            |
 //! | `disk:NAME`                | size, limits and queues of a block device                               |
 //! | `write:NAME:AT:LEN:SEED`   | writes a pattern and syncs it                                           |
 //! | `read:NAME:AT:LEN`         | reads past the page cache and checksums                                 |
@@ -50,6 +53,9 @@ pub enum Step {
     Topology,
     Pci,
     Interrupts,
+    Resources,
+    Online(usize),
+    Module(String),
     Disk(String),
     Write(Range, u64),
     Read(Range),
@@ -138,6 +144,9 @@ impl fmt::Display for Step {
             Self::Topology => f.write_str("topology"),
             Self::Pci => f.write_str("pci"),
             Self::Interrupts => f.write_str("interrupts"),
+            Self::Resources => f.write_str("resources"),
+            Self::Online(cpus) => write!(f, "online:{cpus}"),
+            Self::Module(name) => write!(f, "module:{name}"),
             Self::Disk(name) => write!(f, "disk:{name}"),
             Self::Write(range, seed) => write!(f, "write:{range}:{seed}"),
             Self::Read(range) => write!(f, "read:{range}"),
@@ -176,6 +185,9 @@ fn parse(words: &[&str]) -> Option<Step> {
         ["topology"] => Step::Topology,
         ["pci"] => Step::Pci,
         ["interrupts"] => Step::Interrupts,
+        ["resources"] => Step::Resources,
+        ["online", cpus] => Step::Online(cpus.parse().ok()?),
+        ["module", name] => Step::Module(name.into()),
         ["disk", name] => Step::Disk(name.into()),
         ["write", disk, at, length, seed] => Step::Write(range(disk, at, length)?, seed.parse().ok()?),
         ["read", disk, at, length] => Step::Read(range(disk, at, length)?),
@@ -223,6 +235,9 @@ mod tests {
             Step::Topology,
             Step::Pci,
             Step::Interrupts,
+            Step::Resources,
+            Step::Online(8),
+            Step::Module("virtio_mem".into()),
             Step::Disk("vda".into()),
             Step::Write(range(), 7),
             Step::Read(range()),

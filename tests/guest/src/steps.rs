@@ -2,14 +2,15 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use husk_guest::{Answer, MARK_END, Step};
 
-use crate::{disk, facts, sys, vsock};
+use crate::{disk, facts, online, setup, sys, vsock};
 
 /// Does one step and answers it.
 ///
@@ -28,6 +29,9 @@ pub fn perform(step: &Step) -> Result<Answer> {
         Step::Interrupts => Answer::Interrupts {
             rows: facts::interrupts()?,
         },
+        Step::Resources => Answer::Resources(online::resources()?),
+        Step::Online(cpus) => Answer::Resources(online::bring_online(*cpus)?),
+        Step::Module(name) => module(name)?,
         Step::Disk(name) => Answer::Disk(disk::describe(name)?),
         Step::Write(range, seed) => disk::write(range, *seed)?,
         Step::Read(range) => disk::read(range)?,
@@ -40,6 +44,14 @@ pub fn perform(step: &Step) -> Result<Answer> {
         Step::RawStreams => vsock::serve_raw()?,
         _ => bail!("`{step}` needs a console"),
     })
+}
+
+/// Loads a driver of `/later`, with what it needs.
+fn module(name: &str) -> Result<Answer> {
+    let folder = Path::new("/later").join(name);
+    ensure!(folder.is_dir(), "the image has no module {name}");
+    setup::load_modules(folder)?;
+    Ok(Answer::Loaded { module: name.into() })
 }
 
 /// Runs a line of shell script.

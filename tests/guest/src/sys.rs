@@ -52,6 +52,17 @@ pub fn exchange_mapped(file: &File, data: &[u8], shared: bool) -> io::Result<Vec
     synced.map(|_| found)
 }
 
+/// The monotonic clock.
+pub fn monotonic_ns() -> io::Result<u64> {
+    let mut now = MaybeUninit::<libc::timespec>::zeroed();
+    // SAFETY: the call fills a timespec.
+    check(unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, now.as_mut_ptr()) })?;
+    // SAFETY: integers, filled as the call succeeded.
+    let now = unsafe { now.assume_init() };
+    let part = |value: i64| u64::try_from(value).map_err(io::Error::other);
+    Ok(part(now.tv_sec)? * 1_000_000_000 + part(now.tv_nsec)?)
+}
+
 /// Loads the kernel module in `file`.
 pub fn load_module(file: &File) -> io::Result<()> {
     // SAFETY: an open descriptor, an empty C string of parameters and no flags.

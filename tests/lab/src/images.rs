@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use crate::archive::Archive;
 use crate::command::{command, find, mebibytes, output};
 use crate::file_server;
-use crate::kernel::{HOST_KERNEL, KERNELS};
+use crate::kernel::{HOST_KERNEL, KERNELS, Kernel};
 use crate::packages::{self, Package};
 use crate::paths::{self, Lab, PART};
 use crate::progress;
@@ -38,6 +38,7 @@ pub fn ensure_guests(lab: &Lab, guest_init: &Path) -> Result<()> {
         let modules = kernel.modules(lab, &[kernel.guest_modules])?;
         let mut image = with_init(&init)?;
         add_modules(&mut image, &modules)?;
+        add_later_modules(lab, kernel, &mut image)?;
         paths::write(&folder.join("initramfs.cpio"), &image.finish()?)?;
         let mut image = with_init(&init)?;
         add_shell(lab, &mut image)?;
@@ -45,6 +46,7 @@ pub fn ensure_guests(lab: &Lab, guest_init: &Path) -> Result<()> {
             &mut image,
             &kernel.modules(lab, &[kernel.guest_modules, kernel.pod_modules])?,
         )?;
+        add_later_modules(lab, kernel, &mut image)?;
         paths::write(&folder.join("pod.cpio"), &image.finish()?)?;
         ensure_pod_image(&folder.join("pod.img"))?;
         let mut image = Archive::default();
@@ -177,6 +179,17 @@ fn with_init(init: &[u8]) -> Result<Archive> {
 fn add_modules(image: &mut Archive, modules: &[(String, Vec<u8>)]) -> Result<()> {
     for (index, (name, content)) in modules.iter().enumerate() {
         image.file(&format!("modules/{index:02}-{name}.ko"), content)?;
+    }
+    Ok(())
+}
+
+/// Adds the modules that the step `module` loads, each in a folder of its own with what it needs.
+fn add_later_modules(lab: &Lab, kernel: &Kernel, image: &mut Archive) -> Result<()> {
+    for module in kernel.later_modules {
+        let all = kernel.modules(lab, &[&[*module]])?;
+        for (index, (name, content)) in all.iter().enumerate() {
+            image.file(&format!("later/{module}/{index:02}-{name}.ko"), content)?;
+        }
     }
     Ok(())
 }

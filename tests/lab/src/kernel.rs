@@ -22,9 +22,14 @@ pub struct Kernel {
     pub guest_modules: &'static [&'static str],
     /// Modules that pods load beside those.
     pub pod_modules: &'static [&'static str],
+    /// Modules that guests have beside those and load when a test says so.
+    pub later_modules: &'static [&'static str],
     /// Modules that the emulated host loads. Empty if this kernel is not used as a host.
     pub host_modules: &'static [&'static str],
 }
+
+/// A guest's memory grows and shrinks in another way with these than without them: tests choose.
+const RESIZE_DRIVERS: [&str; 2] = ["virtio_mem", "virtio_balloon"];
 
 /// Everything that is booted. The first is also the emulated host's kernel.
 pub const KERNELS: [Kernel; 2] = [
@@ -40,6 +45,7 @@ pub const KERNELS: [Kernel; 2] = [
             "vmw_vsock_virtio_transport",
         ],
         pod_modules: &["virtio_net"],
+        later_modules: &RESIZE_DRIVERS,
         host_modules: &["virtio_blk", "kvm_amd", "loop", "tun"],
     },
     Kernel {
@@ -57,6 +63,7 @@ pub const KERNELS: [Kernel; 2] = [
             "vmw_vsock_virtio_transport",
         ],
         pod_modules: &["virtio_net", "virtiofs"],
+        later_modules: &RESIZE_DRIVERS,
         host_modules: &[],
     },
 ];
@@ -78,8 +85,8 @@ impl Kernel {
     pub fn ensure(&self, lab: &Lab) -> Result<()> {
         let folder = self.folder(lab);
         let recipe = format!(
-            "{:?} {:?} {:?}\n",
-            self.guest_modules, self.pod_modules, self.host_modules
+            "{:?} {:?} {:?} {:?}\n",
+            self.guest_modules, self.pod_modules, self.later_modules, self.host_modules
         );
         if fs::read_to_string(folder.join("recipe")).is_ok_and(|old| old == recipe) {
             return Ok(());
@@ -111,9 +118,13 @@ impl Kernel {
             .find(|tree| tree.exists())
             .context("the kernel package has no modules")?;
         let tree = only(tree, "")?;
-        let wanted = [self.guest_modules, self.pod_modules, self.host_modules]
-            .into_iter()
-            .flatten();
+        let wanted = [
+            self.guest_modules,
+            self.pod_modules,
+            self.later_modules,
+            self.host_modules,
+        ];
+        let wanted = wanted.into_iter().flatten();
         modules::unpack(&tree, wanted.copied(), &folder.join("modules"))
     }
 
