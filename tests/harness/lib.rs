@@ -23,6 +23,7 @@ pub mod pod;
 mod process;
 pub mod pty;
 pub mod share;
+pub mod smaps;
 pub mod tap;
 mod trace;
 mod transcript;

@@ -1,0 +1,369 @@
+//! Memory that comes and goes while the guest runs: by virtio-mem, by DIMMs and by the balloon, asserted through the API, inside the
+//! guest, and in what the host has to give for it.
+#![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use husk_guest::Call;
+use husk_guest::resources::Resources;
+use husk_tests::agent::Agent;
+use husk_tests::api::Shim;
+use husk_tests::body::Shape;
+use husk_tests::kernel_file;
+use husk_tests::pod::{PATIENCE, Pod};
+use husk_tests::smaps::resident_kib;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const MIB: u64 = 1 << 20;
+
+/// What the guests boot with.
+const BOOT: u64 = 256 * MIB;
+
+/// The mapping of memory that comes later, and that of the rest.
+const RESERVE: &str = "guest-ram-hotplug";
+const RAM: &str = "guest-ram";
+
+struct Lab {
+    pod: Pod,
+    _folder: TempDir,
+}
+
+impl Lab {
+    /// A pod whose kernel has `params`, with `more` in the body of `vm.create`.
+    fn start(kernel: &str, params: &str, more: &Value) -> (Self, Agent) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut shape = Shape::new(
+            Shim::Rust,
+            kernel_file(kernel, "vmlinux"),
+            kernel_file(kernel, "pod.cpio"),
+        );
+        shape.kernel_params = params.into();
+        let mut pod = Pod::launch(shape, folder.path()).unwrap();
+        let mut body = pod.shape().create(&pod.vsock());
+        for (name, value) in more.as_object().into_iter().flatten() {
+            body[name] = value.clone();
+        }
+        pod.api().put("vm.create", Some(&body)).unwrap().done().unwrap();
+        pod.boot().unwrap();
+        let (agent, _) = pod.agent().unwrap();
+        (Self { pod, _folder: folder }, agent)
+    }
+
+    /// `vm.resize` to `bytes` in all, as the shim sends it.
+    fn resize(&mut self, bytes: u64) {
+        let body = self.pod.shape().resize_memory(bytes);
+        self.pod.api().put("vm.resize", Some(&body)).unwrap().done().unwrap();
+    }
+
+    fn inflate(&mut self, bytes: u64) {
+        let body = json!({"desired_balloon": bytes});
+        self.pod.api().put("vm.resize", Some(&body)).unwrap().done().unwrap();
+    }
+
+    /// What `vm.info` says that the guest has.
+    fn actual_size(&mut self) -> u64 {
+        self.pod.info().unwrap().memory_actual_size
+    }
+
+    fn status(&mut self) -> Value {
+        self.pod.api().get("vm.resize-status").unwrap().json().unwrap()
+    }
+
+    fn resident_kib(&self, mapping: &str) -> u64 {
+        resident_kib(self.pod.pid(), mapping).unwrap()
+    }
+
+    /// Waits until host and guest agree that the guest has `bytes` more than when it booted, bringing memory online meanwhile as
+    /// Kata's agent does.
+    fn agree(&mut self, agent: &mut Agent, before: &Resources, bytes: u64) -> Resources {
+        until(|| {
+            let now = agent.bring_online(1).unwrap();
+            let (host, guest) = (self.actual_size(), gained(before, &now));
+            (host == BOOT + bytes && guest == bytes).then_some(now).ok_or_else(|| {
+                format!(
+                    "{bytes} more wanted, the host says {host} in all, the guest {guest} more: {}",
+                    self.status()
+                )
+            })
+        })
+    }
+
+    /// Waits until as much of a mapping is in the host's memory as `is_enough` wants.
+    fn resident_until(&self, mapping: &str, is_enough: impl Fn(u64) -> bool) {
+        until(|| {
+            let kib = self.resident_kib(mapping);
+            is_enough(kib)
+                .then_some(())
+                .ok_or_else(|| format!("{kib} KiB of {mapping}"))
+        });
+    }
+
+    fn end(self) {
+        assert!(self.pod.stop().unwrap().status.success());
+    }
+}
+
+/// Bytes of memory that the guest has gained.
+fn gained(before: &Resources, now: &Resources) -> u64 {
+    now.memory_kib.saturating_sub(before.memory_kib) * 1024
+}
+
+/// Looks again and again until `look` finds something; what it found instead is told when it never does.
+fn until<T>(mut look: impl FnMut() -> Result<T, String>) -> T {
+    let start = Instant::now();
+    loop {
+        match look() {
+            Ok(found) => return found,
+            Err(instead) => assert!(start.elapsed() < PATIENCE, "it does not happen: {instead}"),
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Has the guest fill `mib` MiB of a file system in its memory, and empty it again.
+fn fill(agent: &mut Agent, mib: u64) {
+    let (source, target, kind) = ("tmpfs".into(), "/filled".into(), "tmpfs".into());
+    agent.must(&Call::Mount { source, target, kind }).unwrap();
+    let script = format!("dd if=/dev/zero of=/filled/file bs=1M count={mib} 2>&1");
+    agent.run(&["sh", "-c", &script]).unwrap();
+}
+
+fn empty(agent: &mut Agent) {
+    agent.run(&["rm", "/filled/file"]).unwrap();
+}
+
+fn memory_comes_and_goes_back_to_the_host_by_virtio_mem(kernel: &str) {
+    let (mut lab, mut agent) = Lab::start(kernel, "", &json!({}));
+    agent.load_module("virtio_mem").unwrap();
+    let before = agent.resources().unwrap();
+    lab.resize(BOOT + 512 * MIB);
+    lab.agree(&mut agent, &before, 512 * MIB);
+    fill(&mut agent, 300);
+    let used = lab.resident_kib(RESERVE);
+    assert!(used > 200 << 10, "{used} KiB in use of what came");
+    empty(&mut agent);
+    lab.resize(BOOT);
+    // A guest cannot let go of every block: where it uses one itself it keeps it.
+    let left = until(|| {
+        let (host, guest) = (lab.actual_size() - BOOT, gained(&before, &agent.resources().unwrap()));
+        let agreed = (host == guest && host <= 32 * MIB).then_some(host);
+        agreed.ok_or_else(|| format!("host {host}, guest {guest}: {}", lab.status()))
+    });
+    lab.resident_until(RESERVE, |kib| kib <= left >> 10);
+    lab.end();
+}
+
+#[test]
+fn memory_comes_and_goes_back_to_the_host_by_virtio_mem_on_the_newer_kernel() {
+    memory_comes_and_goes_back_to_the_host_by_virtio_mem("6.12");
+}
+
+#[test]
+fn memory_comes_and_goes_back_to_the_host_by_virtio_mem_on_the_older_kernel() {
+    memory_comes_and_goes_back_to_the_host_by_virtio_mem("6.1");
+}
+
+#[test]
+fn a_quick_reversal_ends_at_the_size_that_was_asked_for_last() {
+    let (mut lab, mut agent) = Lab::start("6.12", "", &json!({}));
+    agent.load_module("virtio_mem").unwrap();
+    let before = agent.resources().unwrap();
+    for mib in [512, 0, 256, 0, 384] {
+        lab.resize(BOOT + mib * MIB);
+    }
+    lab.agree(&mut agent, &before, 384 * MIB);
+    lab.end();
+}
+
+/// Without its driver for virtio-mem a guest gets DIMMs: blocks that it has, and uses when they are online.
+fn memory_comes_as_dimms(kernel: &str, state: &str) {
+    let (mut lab, mut agent) = Lab::start(kernel, &format!("memhp_default_state={state}"), &json!({}));
+    let before = agent.resources().unwrap();
+    assert_eq!(before.auto_online, state);
+    let blocks = |resources: &Resources| resources.blocks.values().sum::<u64>();
+    let mut more = 0;
+    for step in [128 * MIB, 256 * MIB] {
+        more += step;
+        lab.resize(BOOT + more);
+        let there = blocks(&before) + more / before.block_bytes;
+        let came = until(|| {
+            let now = agent.resources().unwrap();
+            let found = blocks(&now);
+            (found == there)
+                .then_some(now)
+                .ok_or_else(|| format!("{found} blocks: {}", lab.status()))
+        });
+        if state == "offline" {
+            assert_eq!(came.blocks_in("offline"), step / before.block_bytes);
+            assert_eq!(came.memory_kib, before.memory_kib + ((more - step) >> 10));
+        }
+        let now = lab.agree(&mut agent, &before, more);
+        assert_eq!(now.blocks_in("offline"), 0);
+    }
+    fill(&mut agent, 250);
+    assert!(lab.resident_kib(RESERVE) > 100 << 10);
+    lab.end();
+}
+
+#[test]
+fn dimms_are_onlined_by_the_newer_kernel() {
+    memory_comes_as_dimms("6.12", "online");
+}
+
+#[test]
+fn dimms_are_onlined_by_the_agent_of_the_newer_kernel() {
+    memory_comes_as_dimms("6.12", "offline");
+}
+
+#[test]
+fn dimms_are_onlined_by_the_older_kernel() {
+    memory_comes_as_dimms("6.1", "online");
+}
+
+#[test]
+fn dimms_are_onlined_by_the_agent_of_the_older_kernel() {
+    memory_comes_as_dimms("6.1", "offline");
+}
+
+/// Each container of a pod is one step.
+#[test]
+fn many_small_steps_add_up() {
+    let (mut lab, mut agent) = Lab::start("6.12", "memhp_default_state=online", &json!({}));
+    let before = agent.resources().unwrap();
+    for step in 1..=12 {
+        lab.resize(BOOT + step * 128 * MIB);
+    }
+    lab.agree(&mut agent, &before, 12 * 128 * MIB);
+    lab.end();
+}
+
+/// The list of its pages alone would fill such a guest: a DIMM of this size kills it.
+#[test]
+fn more_than_a_small_guest_can_describe_at_once_does_not_kill_it() {
+    let (mut lab, mut agent) = Lab::start("6.12", "memhp_default_state=offline", &json!({}));
+    let before = agent.resources().unwrap();
+    let body = lab.pod.shape().resize_memory(BOOT + 24 * 1024 * MIB);
+    let answer = lab.pod.api().put("vm.resize", Some(&body)).unwrap();
+    assert!(matches!(answer.status, 204 | 400 | 500), "{answer:?}");
+    // Whatever came of it, both sides say the same, and the guest can go on.
+    let more = until(|| {
+        let (host, now) = (lab.actual_size() - BOOT, agent.bring_online(1).unwrap());
+        let guest = gained(&before, &now);
+        (host == guest)
+            .then_some(host)
+            .ok_or_else(|| format!("host {host}, guest {guest}: {}", lab.status()))
+    });
+    assert!(more == 24 * 1024 * MIB || more < 24 * 1024 * MIB && more.is_multiple_of(before.block_bytes));
+    agent
+        .run(&["sh", "-c", "dd if=/dev/zero of=/tmp/file bs=1M count=16 2>&1"])
+        .unwrap();
+    lab.end();
+}
+
+fn a_balloon(free_page_reporting: bool) -> Value {
+    json!({"balloon": {"size": 0, "deflate_on_oom": false, "free_page_reporting": free_page_reporting}})
+}
+
+fn a_balloon_takes_memory_and_gives_it_back(kernel: &str) {
+    let (mut lab, mut agent) = Lab::start(kernel, "", &a_balloon(false));
+    agent.load_module("virtio_balloon").unwrap();
+    fill(&mut agent, 80);
+    empty(&mut agent);
+    let (before, used) = (agent.resources().unwrap(), lab.resident_kib(RAM));
+    lab.inflate(96 * MIB);
+    let size = |lab: &mut Lab, agent: &mut Agent, less: u64| {
+        until(|| {
+            let (host, guest) = (lab.actual_size(), agent.resources().unwrap().memory_kib);
+            let agreed = host == BOOT - less && guest == before.memory_kib - (less >> 10);
+            agreed
+                .then_some(())
+                .ok_or_else(|| format!("host {host}, guest {guest} KiB: {}", lab.status()))
+        });
+    };
+    size(&mut lab, &mut agent, 96 * MIB);
+    lab.resident_until(RAM, |kib| kib + (48 << 10) < used);
+    lab.inflate(0);
+    size(&mut lab, &mut agent, 0);
+    fill(&mut agent, 80);
+    lab.end();
+}
+
+#[test]
+fn a_balloon_takes_memory_and_gives_it_back_on_the_newer_kernel() {
+    a_balloon_takes_memory_and_gives_it_back("6.12");
+}
+
+#[test]
+fn a_balloon_takes_memory_and_gives_it_back_on_the_older_kernel() {
+    a_balloon_takes_memory_and_gives_it_back("6.1");
+}
+
+fn what_the_guest_frees_goes_back_without_being_asked_for(kernel: &str) {
+    let (lab, mut agent) = Lab::start(kernel, "", &a_balloon(true));
+    agent.load_module("virtio_balloon").unwrap();
+    fill(&mut agent, 80);
+    let used = lab.resident_kib(RAM);
+    empty(&mut agent);
+    lab.resident_until(RAM, |kib| kib + (48 << 10) < used);
+    // It is the guest's as before.
+    fill(&mut agent, 80);
+    lab.end();
+}
+
+#[test]
+fn what_the_newer_kernel_frees_goes_back_without_being_asked_for() {
+    what_the_guest_frees_goes_back_without_being_asked_for("6.12");
+}
+
+#[test]
+fn what_the_older_kernel_frees_goes_back_without_being_asked_for() {
+    what_the_guest_frees_goes_back_without_being_asked_for("6.1");
+}
+
+/// The shims count on it: what is smaller than the VM is no error.
+#[test]
+fn less_than_the_guest_booted_with_changes_nothing() {
+    let (mut lab, mut agent) = Lab::start("6.12", "", &json!({}));
+    let before = agent.resources().unwrap();
+    for bytes in [BOOT - 128 * MIB, MIB, 1] {
+        lab.resize(bytes);
+        assert_eq!(lab.actual_size(), BOOT);
+    }
+    assert_eq!(agent.resources().unwrap().memory_kib, before.memory_kib);
+    lab.end();
+}
+
+#[test]
+fn sizes_that_cannot_be_are_refused_with_what_can_be() {
+    let (mut lab, mut agent) = Lab::start("6.12", "", &json!({}));
+    let before = agent.resources().unwrap();
+    let reserve = lab.pod.info().unwrap().config.memory.hotplug_size.unwrap();
+    let most = BOOT + reserve.next_multiple_of(before.block_bytes);
+    for bytes in [most + 1, most + 128 * MIB, u64::MAX, u64::MAX - 127 * MIB] {
+        let body = lab.pod.shape().resize_memory(bytes);
+        let said = lab
+            .pod
+            .api()
+            .put("vm.resize", Some(&body))
+            .unwrap()
+            .failure(400)
+            .unwrap();
+        let said = said.join(": ");
+        assert!(said.contains("desired_ram") && said.contains("hotplug_size"), "{said}");
+    }
+    for bad in [json!(-1), json!("1G"), json!(1.5), json!([])] {
+        let body = json!({"desired_ram": bad});
+        lab.pod
+            .api()
+            .put("vm.resize", Some(&body))
+            .unwrap()
+            .failure(400)
+            .unwrap();
+    }
+    assert_eq!(lab.actual_size(), BOOT);
+    let after = agent.resources().unwrap();
+    assert_eq!((after.memory_kib, after.blocks), (before.memory_kib, before.blocks));
+    lab.end();
+}
