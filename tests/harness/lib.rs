@@ -22,6 +22,7 @@ pub mod load;
 pub mod pod;
 mod process;
 pub mod pty;
+pub mod resize;
 pub mod share;
 pub mod smaps;
 pub mod tap;

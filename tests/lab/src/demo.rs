@@ -15,7 +15,7 @@ use crate::pool::HOSTS;
 use crate::{build, images, progress, sys};
 
 /// When the emulated host is taken to hang.
-const TIMEOUT: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_secs(900);
 
 /// Shows a pod's life; whether it came up and powered off.
 ///

@@ -13,6 +13,8 @@ use husk_tests::body::Shape;
 use husk_tests::pod::Pod;
 use husk_tests::share::FileServer;
 
+use crate::growth;
+
 /// What to boot.
 #[derive(clap::Args)]
 pub struct LifeArgs {
@@ -59,7 +61,7 @@ pub fn run(arguments: &LifeArgs) -> Result<()> {
     if told.is_err() {
         print!("{}", pod.output());
     }
-    told?;
+    let not_resized = told?;
     let stopped = pod.ended()?;
     server.ended()?;
     teller.say(&format!(
@@ -67,7 +69,7 @@ pub fn run(arguments: &LifeArgs) -> Result<()> {
         stopped.status
     ));
     ensure!(stopped.status.success(), "husk did not end with a clean power-off");
-    Ok(())
+    not_resized.map_or(Ok(()), Err)
 }
 
 /// Says what happens, and when.
@@ -79,7 +81,8 @@ impl Teller {
     }
 }
 
-fn tell(teller: &Teller, pod: &mut Pod, folder: &Path) -> Result<()> {
+/// A pod that cannot be resized lives on: why is the result.
+fn tell(teller: &Teller, pod: &mut Pod, folder: &Path) -> Result<Option<anyhow::Error>> {
     pod.create()?;
     teller.say(&format!(
         "vm.create: {CPUS} vCPUs, {MEMORY_MIB} MiB, vsock, a share; the body is the Rust shim's"
@@ -93,13 +96,14 @@ fn tell(teller: &Teller, pod: &mut Pod, folder: &Path) -> Result<()> {
     look_around(teller, &mut agent)?;
     share_a_folder(teller, &mut agent, &folder.join("shared"))?;
     plug_a_disk(teller, pod, &mut agent, folder)?;
+    let not_resized = growth::live(&|what| teller.say(what), pod, &mut agent, CPUS).err();
     let private = private_kib(pod.pid())?;
     teller.say(&format!("husk's private memory beside guest RAM: {private} KiB"));
     agent.send(&Call::step(&Step::PowerOff))?;
     let bye = agent.reply()?;
     ensure!(bye == Reply::Done, "not a good-bye: {bye:?}");
     teller.say("the guest powers off");
-    Ok(())
+    Ok(not_resized)
 }
 
 fn look_around(teller: &Teller, agent: &mut Agent) -> Result<()> {

@@ -13,6 +13,7 @@ mod demo;
 mod emulator;
 mod file_server;
 mod fuzz;
+mod growth;
 mod host;
 mod images;
 mod interactive;
