@@ -301,7 +301,7 @@ fn a_network_device_that_is_sent_twice_is_two() {
 }
 
 #[test]
-fn the_size_that_a_vm_has_is_granted_and_another_is_named_with_it() {
+fn a_vm_that_does_not_run_has_the_size_that_it_is_given_and_no_other() {
     let mut husk = Husk::start(&[]);
     let mut client = husk.client();
     let nothing = json!({"desired_vcpus": null, "desired_ram": null, "desired_balloon": null});
@@ -316,20 +316,32 @@ fn the_size_that_a_vm_has_is_granted_and_another_is_named_with_it() {
         assert_eq!(client.put("vm.resize", Some(same)), (204, Value::Null));
     }
     for (other, says) in [
-        (json!({"desired_vcpus": 3}), "desired_vcpus: 3 asked for, the VM has 1"),
         (
-            json!({"desired_ram": 805_306_368}),
-            "desired_ram: 805306368 asked for, the VM has 67108864",
+            json!({"desired_vcpus": 3}),
+            "desired_vcpus: 3 asked for, 1 to 1 allowed (cpus.max_vcpus)",
         ),
+        (
+            json!({"desired_balloon": 4096}),
+            "desired_balloon: the VM has no balloon (balloon)",
+        ),
+        (json!({"desired_ram": 4097}), "memory: "),
     ] {
         let (status, body) = client.put("vm.resize", Some(other));
-        assert_eq!(status, 501);
-        assert!(body[0].as_str().unwrap().starts_with(says), "{body}");
+        assert_eq!(status, 400);
+        assert!(
+            body.as_array()
+                .unwrap()
+                .iter()
+                .any(|line| line.as_str().unwrap().starts_with(says)),
+            "{body}"
+        );
     }
+    assert_eq!(client.put("vm.resize", Some(json!({"desired_ram": 128 << 20}))).0, 204);
+    assert_eq!(client.get("vm.resize-status").0, 409);
     let (_, info) = client.get("vm.info");
     assert_eq!(
         (&info["config"]["cpus"]["boot_vcpus"], &info["config"]["memory"]["size"]),
-        (&json!(1), &json!(64 << 20))
+        (&json!(1), &json!(128 << 20))
     );
     husk.shut_down();
 }

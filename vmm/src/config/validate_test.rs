@@ -266,6 +266,24 @@ fn a_pseudo_terminal_is_refused_before_the_boot() {
 }
 
 #[test]
+fn a_balloon_is_whole_pages_and_leaves_the_guest_some() {
+    let balloon = |size| BalloonConfig {
+        size,
+        ..BalloonConfig::default()
+    };
+    for size in [1, 4097, good().memory.size, u64::MAX] {
+        let why = error(|c| c.balloon = Some(balloon(size)));
+        assert!(
+            why.starts_with(&format!("balloon: size is {size}, whole pages of 4096 bytes")),
+            "{why}"
+        );
+    }
+    let mut config = good();
+    config.balloon = Some(balloon(4096));
+    config.validate(HOST).unwrap();
+}
+
+#[test]
 fn consoles_need_their_files_and_only_one_has_stdio() {
     assert_eq!(
         error(|c| c.serial.mode = ConsoleMode::File),
@@ -305,7 +323,6 @@ fn what_husk_cannot_honour_is_refused_by_name() {
             json!({"devices": [{"path": "/sys/bus/pci/devices/0000:41:00.0"}]}),
             "devices",
         ),
-        (json!({"balloon": {"size": 0, "free_page_reporting": true}}), "balloon"),
         (json!({"watchdog": true}), "watchdog"),
         (json!({"tpm": {"socket": "/s"}}), "tpm"),
         (
@@ -316,10 +333,6 @@ fn what_husk_cannot_honour_is_refused_by_name() {
         (
             json!({"cpus": {"affinity": [{"vcpu": 0, "host_cpus": [1]}]}}),
             "cpus.affinity",
-        ),
-        (
-            json!({"memory": {"hotplug_method": "VirtioMem"}}),
-            "memory.hotplug_method",
         ),
         (
             json!({"memory": {"zones": [{"id": "mem0", "size": 4096}]}}),

@@ -127,8 +127,8 @@ fn columns() -> Vec<(&'static str, Vec<Command>)> {
     let disk = || NewDevice::Disk(serde_json::from_value(json!({"path": "/d"})).unwrap());
     vec![
         (
-            "vm.counters, vm.power-button",
-            vec![Command::Counters, Command::PowerButton],
+            "vm.counters, vm.resize-status, vm.power-button",
+            vec![Command::Counters, Command::ResizeStatus, Command::PowerButton],
         ),
         (
             "vm.add-*, vm.remove-device",
@@ -152,6 +152,7 @@ fn columns() -> Vec<(&'static str, Vec<Command>)> {
 #[test]
 fn the_documented_table_is_what_happens() {
     let rows = [
+        ("vm.resize", Operation::Resize),
         ("vm.pause", Operation::Pause),
         ("vm.shutdown, vm.reboot, vm.delete", Operation::Stop),
         ("vmm.shutdown", Operation::Leave),
