@@ -13,6 +13,10 @@
 //! | `guest` | `power-off`, `reset`, `panic` | |
 //! | `guest` | `failed` | `reason` |
 //! | `guest` | `device-refused` | `id`, `request`, `code` |
+//! | `guest` | `vcpu-online`, `vcpu-removed` | `id`, `latency_ms` |
+//! | `guest` | `memory-plugged`, `memory-unplugged` | `bytes`, `latency_ms` |
+//! | `guest` | `resize-refused` | `what`, `code` |
+//! | `guest` | `resize-unanswered` | `what`, `latency_ms` |
 //! | `guest` | `device-unanswered` | `id`, `request` |
 //!
 //! Time is that since husk started. Whoever reads the events must not be able to stop the VM: when the reader falls behind by more
