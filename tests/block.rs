@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use husk_guest::answer::{Disk, Interrupt};
 use husk_guest::step::Range;
@@ -285,7 +286,7 @@ fn a_block_device_is_a_disk() {
 fn a_block_device_that_is_read_only_is_a_read_only_disk_or_none() {
     let boot = Boot::new([Step::Disk("vda".into()), Step::read("vda", 0, 8192), Step::PowerOff]);
     let path = image(&boot, "disk", 1);
-    let Some(device) = Loop::attach_with(&path, &["--read-only"]) else {
+    let Some(device) = Loop::attach_with(&path, &["-r"]) else {
         println!("skipped: needs root and loop devices");
         return;
     };
@@ -306,7 +307,11 @@ impl Loop {
         Self::attach_with(path, &[])
     }
 
+    /// With more options, which busybox's `losetup` takes too: it is the one in emulated hosts.
     fn attach_with(path: &Path, options: &[&str]) -> Option<Self> {
+        /// Between the question which device is free and its use, no other test may take it.
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let free = std::process::Command::new("losetup").arg("-f").output().ok()?;
         let device = String::from_utf8(free.stdout).ok()?.trim().to_string();
         let attached = std::process::Command::new("losetup")
@@ -315,7 +320,8 @@ impl Loop {
             .arg(path)
             .status()
             .ok()?;
-        attached.success().then_some(Self(device))
+        // Not before it is known: whoever drops a `Loop` detaches the device.
+        attached.success().then(|| Self(device))
     }
 }
 
