@@ -81,8 +81,10 @@ pub struct Stopped {
 }
 
 /// What differs between launches.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Launch {
+    /// The program and its first words; husk if there is none.
+    pub program: Vec<String>,
     /// `disable_seccomp`.
     pub without_seccomp: bool,
     /// The limit of open files.
@@ -108,7 +110,7 @@ impl Pod {
     /// As [`Pod::launch`].
     pub fn launch_with(shape: Shape, folder: &Path, launch: Launch) -> Result<Self> {
         let socket = api_socket(shape.shim, folder);
-        let mut command = command(&shape, folder, launch);
+        let mut command = command(&shape, folder, &launch);
         let (mut child, sources) = spawn(&mut command, &shape)?;
         let output = Arc::new(Mutex::new(Vec::new()));
         let hung_up = Arc::new(AtomicBool::new(false));
@@ -417,8 +419,15 @@ pub fn vsock(shim: Shim, folder: &Path) -> PathBuf {
 }
 
 /// The command that starts the VMM, without its standard output.
-fn command(shape: &Shape, folder: &Path, launch: Launch) -> Command {
-    let mut command = husk();
+fn command(shape: &Shape, folder: &Path, launch: &Launch) -> Command {
+    let mut command = match launch.program.split_first() {
+        Some((program, words)) => {
+            let mut command = Command::new(program);
+            command.args(words);
+            command
+        }
+        None => husk(),
+    };
     command.arg("--api-socket").arg(api_socket(shape.shim, folder));
     if shape.debug {
         command.arg("-v");

@@ -3,7 +3,7 @@
 //! The measuring is done in there, by this same program: a clock outside would measure the emulation.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -13,7 +13,7 @@ use super::Results;
 use super::emulated::{Extent, Profile, Session};
 use super::measure;
 use super::rounds::Extract;
-use super::subject::{Guest, Kind, Subject};
+use super::subject::{Guest, Kind, Room, Subject};
 use crate::archive::Archive;
 use crate::kernel::HOST_KERNEL;
 use crate::paths::{self, Lab};
@@ -24,7 +24,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 const MEMORY_MIB: u32 = 512;
 
 /// Milliseconds to init, and to the exit.
-type Times = (f64, f64);
+pub type Times = (f64, f64);
 
 const FIGURES: [Extract<Times>; 2] = [
     ("init_virtual_ms", "ms", |times| times.0),
@@ -38,25 +38,43 @@ const FIGURES: [Extract<Times>; 2] = [
 /// An emulated host cannot be made.
 pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent) -> Result<Results> {
     let guest_init = super::guest_init(lab)?;
-    let mut image = Archive::default();
-    image.file("init", &fs::read(&guest_init)?)?;
-    image.character_device("dev/null", 1, 3)?;
-    let file = lab.path("bench").join("initramfs.cpio");
-    paths::write(&file, &image.finish()?)?;
     let session = Session {
         profile: Profile::Boot,
         subjects,
         extent,
+        files: vec![image(lab, &guest_init)?],
         guest_init,
-        files: vec![(file, "initramfs.cpio".into())],
         extracts: &FIGURES,
     };
     session.run(lab)
 }
 
+/// Makes an initramfs with nothing but the init; the file to take along.
+///
+/// # Errors
+///
+/// A file cannot be read or written.
+pub fn image(lab: &Lab, guest_init: &Path) -> Result<(PathBuf, String)> {
+    let mut image = Archive::default();
+    image.file("init", &fs::read(guest_init)?)?;
+    image.character_device("dev/null", 1, 3)?;
+    let file = lab.path("bench").join("initramfs.cpio");
+    paths::write(&file, &image.finish()?)?;
+    Ok((file, "initramfs.cpio".into()))
+}
+
 /// One life of `subject`, in the emulated host.
 pub fn sample(subject: &Subject, scratch: &Path) -> Result<Times> {
-    let life = measure::life(subject.start(&guest(subject.kind), scratch)?, LIMIT)?;
+    sample_with(subject, scratch, None)
+}
+
+/// As [`sample`], of a guest that has room to grow.
+pub fn sample_with(subject: &Subject, scratch: &Path, room: Option<Room>) -> Result<Times> {
+    let guest = Guest {
+        room,
+        ..guest(subject.kind)
+    };
+    let life = measure::life(subject.start(&guest, scratch)?, LIMIT)?;
     Ok((life.mark.as_secs_f64() * 1e3, life.exit.as_secs_f64() * 1e3))
 }
 
@@ -76,6 +94,7 @@ fn guest(kind: Kind) -> Guest {
         disk: None,
         vsock: None,
         tap: None,
+        room: None,
     }
 }
 

@@ -40,6 +40,8 @@ pub enum Profile {
     Vsock,
     /// Traffic of a tap.
     Net,
+    /// Resizes of a running pod.
+    Resize,
 }
 
 impl Profile {
@@ -49,6 +51,7 @@ impl Profile {
             Self::Boot => "boot",
             Self::Vsock => "vsock",
             Self::Net => "net",
+            Self::Resize => "resize",
         }
     }
 }

@@ -6,6 +6,7 @@
 //! | `memory`  | this machine's `/dev/kvm`, of any kind    | built-in payload, halts      | `private_kib`, `page_table_kib`             |
 //! | `boot`    | emulated host, one nanosecond an instruction | stock kernel to its init  | `init_virtual_ms`, `exit_virtual_ms`        |
 //! | `vsock`   | emulated host, one nanosecond an instruction | stock kernel, raw streams | virtual MiB/s, µs, dials/s                  |
+//! | `resize`  | emulated host, one nanosecond an instruction | stock kernel with the agent  | virtual ms from a request to what the guest has |
 //! | `net`     | emulated host, one nanosecond an instruction | stock kernel with a network device | virtual µs for a MiB, an exchange, a datagram |
 //!
 //! Every subject is seen from outside in the same way: the guest writes a byte to its serial port, and the VMM passes it on.
@@ -24,6 +25,7 @@ mod net;
 mod net_host;
 mod payload;
 mod portable;
+mod resize;
 mod rounds;
 mod subject;
 mod vsock;
@@ -59,6 +61,8 @@ enum Profile {
     Vsock,
     /// Traffic between guest and host, in virtual time.
     Net,
+    /// Resizes of a running pod, in virtual time.
+    Resize,
 }
 
 impl Profile {
@@ -70,6 +74,7 @@ impl Profile {
             Self::Memory => "memory",
             Self::Vsock => "vsock",
             Self::Net => "net",
+            Self::Resize => "resize",
         }
     }
 
@@ -79,7 +84,7 @@ impl Profile {
             Self::Startup | Self::Memory => true,
             Self::Boot => kind.boots(),
             Self::Vsock => matches!(kind, Kind::Husk | Kind::CloudHypervisor | Kind::Firecracker),
-            Self::Net => matches!(kind, Kind::Husk | Kind::CloudHypervisor),
+            Self::Net | Self::Resize => matches!(kind, Kind::Husk | Kind::CloudHypervisor),
         }
     }
 
@@ -88,7 +93,7 @@ impl Profile {
         match self {
             Self::Startup => 40,
             Self::Memory => 5,
-            Self::Boot | Self::Vsock | Self::Net => 3,
+            Self::Boot | Self::Vsock | Self::Net | Self::Resize => 3,
         }
     }
 
@@ -96,7 +101,7 @@ impl Profile {
     fn start(self) -> Duration {
         match self {
             Self::Startup | Self::Memory => Duration::ZERO,
-            Self::Boot | Self::Vsock | Self::Net => Duration::from_secs(40),
+            Self::Boot | Self::Vsock | Self::Net | Self::Resize => Duration::from_secs(40),
         }
     }
 
@@ -109,6 +114,7 @@ impl Profile {
             Self::Memory => Duration::from_millis(2500),
             Self::Boot => Duration::from_secs(20),
             Self::Vsock | Self::Net => Duration::from_secs(60),
+            Self::Resize => Duration::from_secs(180),
         }
     }
 }
@@ -195,6 +201,7 @@ fn measure_one(lab: &Lab, profile: Profile, subjects: &[Subject], extent: Extent
         Profile::Vsock => vsock::run(lab, measured, extent)?,
         Profile::Net => net::run(lab, measured, extent)?,
         Profile::Boot => boot::run(lab, measured, extent)?,
+        Profile::Resize => resize::run(lab, measured, extent)?,
     };
     for (kind, why) in &part.failures {
         progress::say(&format!("{}: {}: failed: {why}", profile.name(), kind.name()));

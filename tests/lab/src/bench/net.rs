@@ -117,6 +117,7 @@ fn guest() -> Guest {
         memory_mib: MEMORY_MIB,
         disk: None,
         vsock: None,
+        room: None,
         tap: Some(TAP.into()),
     }
 }

@@ -54,6 +54,7 @@ pub fn memory(subjects: &[Subject], runs: u32) -> Result<Results> {
     let guest = Guest {
         disk: Some(disk),
         tap: None,
+        room: None,
         ..guest(scratch.path(), Then::Halt)?
     };
     let samples = each("memory", subjects, runs, |subject| {
@@ -95,5 +96,6 @@ fn guest(scratch: &Path, then: Then) -> Result<Guest> {
         disk: None,
         vsock: None,
         tap: None,
+        room: None,
     })
 }

@@ -100,8 +100,9 @@ pub fn summarise<T>(profile: &str, samples: &[Samples<T>], extracts: &[Extract<T
     let mut results = Results::default();
     for (figure, unit, value) in extracts {
         for samples in samples {
-            let values = samples.values.iter().map(value).collect();
-            let figure = Figure::new(profile, figure, unit, samples.kind.name(), values);
+            // What a subject cannot do is no number.
+            let values = samples.values.iter().map(value).filter(|value| value.is_finite());
+            let figure = Figure::new(profile, figure, unit, samples.kind.name(), values.collect());
             results.figures.extend(figure);
         }
     }
@@ -113,9 +114,12 @@ pub fn summarise<T>(profile: &str, samples: &[Samples<T>], extracts: &[Extract<T
 
 /// The figures of one sample, each with its unit.
 pub fn told<T>(sample: &T, extracts: &[Extract<T>]) -> String {
-    let figures = extracts
+    let values = extracts
         .iter()
-        .map(|(figure, unit, value)| format!("{figure} {:.2} {unit}", value(sample)));
+        .map(|(figure, unit, value)| (figure, unit, value(sample)));
+    let figures = values
+        .filter(|(_, _, value)| value.is_finite())
+        .map(|(figure, unit, value)| format!("{figure} {value:.2} {unit}"));
     figures.collect::<Vec<_>>().join(", ")
 }
 
@@ -184,7 +188,11 @@ mod tests {
 
     #[test]
     fn a_sample_is_told_with_its_units() {
-        let extracts: [Extract<(f64, f64)>; 2] = [("init_virtual_ms", "ms", |s| s.0), ("to_guest", "MiB/s", |s| s.1)];
+        let extracts: [Extract<(f64, f64)>; 3] = [
+            ("init_virtual_ms", "ms", |s| s.0),
+            ("to_guest", "MiB/s", |s| s.1),
+            ("returned", "KiB", |_| f64::NAN),
+        ];
         assert_eq!(
             told(&(1306.254, 93.8), &extracts),
             "init_virtual_ms 1306.25 ms, to_guest 93.80 MiB/s"

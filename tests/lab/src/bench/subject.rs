@@ -29,6 +29,17 @@ pub struct Guest {
     pub vsock: Option<PathBuf>,
     /// Name of a tap to make, and with it a network device.
     pub tap: Option<String>,
+    /// What may come later.
+    pub room: Option<Room>,
+}
+
+/// vCPUs and memory that a guest may get while it runs.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Room {
+    /// vCPUs in all.
+    pub max_cpus: u32,
+    /// MiB of memory beside what it starts with.
+    pub memory_mib: u32,
 }
 
 /// The guest's address.
@@ -163,12 +174,15 @@ impl Subject {
 }
 
 fn husk(command: &mut Command, guest: &Guest) {
-    command.args(["run", "--cpus", "1", "--serial", "stdio", "--console", "off"]);
-    command
-        .arg("--memory")
-        .arg(format!("{}M", guest.memory_mib))
-        .arg("--kernel")
-        .arg(&guest.kernel);
+    let (cpus, memory) = match guest.room {
+        Some(room) => (
+            format!("boot=1,max={}", room.max_cpus),
+            format!("size={}M,hotplug={}M", guest.memory_mib, room.memory_mib),
+        ),
+        None => ("1".into(), format!("{}M", guest.memory_mib)),
+    };
+    command.args(["run", "--cpus", &cpus, "--serial", "stdio", "--console", "off"]);
+    command.args(["--memory", &memory]).arg("--kernel").arg(&guest.kernel);
     command.arg("--cmdline").arg(&guest.cmdline);
     if let Some(initramfs) = &guest.initramfs {
         command.arg("--initramfs").arg(initramfs);
@@ -186,12 +200,15 @@ fn husk(command: &mut Command, guest: &Guest) {
 }
 
 fn cloud_hypervisor(command: &mut Command, guest: &Guest) {
-    command.args(["--cpus", "boot=1", "--serial", "tty", "--console", "off"]);
-    command
-        .arg("--memory")
-        .arg(format!("size={}M", guest.memory_mib))
-        .arg("--kernel")
-        .arg(&guest.kernel);
+    let (cpus, memory) = match guest.room {
+        Some(room) => (
+            format!("boot=1,max={}", room.max_cpus),
+            format!("size={}M,hotplug_size={}M", guest.memory_mib, room.memory_mib),
+        ),
+        None => ("boot=1".into(), format!("size={}M", guest.memory_mib)),
+    };
+    command.args(["--cpus", &cpus, "--serial", "tty", "--console", "off"]);
+    command.args(["--memory", &memory]).arg("--kernel").arg(&guest.kernel);
     command.arg("--cmdline").arg(&guest.cmdline);
     if let Some(initramfs) = &guest.initramfs {
         command.arg("--initramfs").arg(initramfs);

@@ -99,6 +99,7 @@ fn guest(socket: &Path) -> Guest {
         memory_mib: MEMORY_MIB,
         disk: None,
         tap: None,
+        room: None,
         vsock: Some(socket.to_owned()),
     }
 }

@@ -1,0 +1,344 @@
+//! The profile `resize`: how long a running pod waits for processors, memory and disks, in virtual time.
+//!
+//! Every subject is driven as Kata's Rust shim drives one: a request of the API, and when that is answered Kata's agent, which brings
+//! online what has come, and looks again every 50 ms for what is to come. A figure is the time from the request until the guest has what
+//! was asked for.
+
+use std::fs::File;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use husk_guest::resources::Resources;
+use husk_guest::{Call, Reply};
+use husk_tests::agent::Agent;
+use husk_tests::api::Shim;
+use husk_tests::body::Shape;
+use husk_tests::pod::{Launch, Pod};
+use husk_tests::smaps::resident_kib;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::Results;
+use super::boot;
+use super::broken::Panicked;
+use super::emulated::{Extent, Profile, Session};
+use super::rounds::Extract;
+use super::subject::{Kind, Room, Subject};
+use crate::kernel::HOST_KERNEL;
+use crate::paths::Lab;
+
+/// When a subject is taken to hang, in virtual time.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// How often Kata's agent looks for what is to come.
+const AGENT_PACE: Duration = Duration::from_millis(50);
+
+/// How often the measurement looks for what goes, which no shim does.
+const PACE: Duration = Duration::from_millis(5);
+
+/// How long a VMM may take behind the guest's back until it can be asked for the next thing.
+const REST: Duration = Duration::from_secs(2);
+
+const MIB: u64 = 1 << 20;
+const MEMORY_MIB: u64 = 512;
+
+/// What may come: more than is asked for, in blocks of the guest.
+const RESERVE: u64 = 16 << 30;
+const MAX_VCPUS: u32 = 16;
+
+/// What the boots with and without room have: Kata asks for as many vCPUs as the host has, and for its memory.
+const LARGE_ROOM: Room = Room {
+    max_cpus: 128,
+    memory_mib: 16 << 10,
+};
+
+/// Memory that the guest writes to before it goes, and what a guest may keep of it: blocks that it cannot empty.
+const WRITTEN_MIB: u64 = 256;
+const KEPT: u64 = 64 * MIB;
+
+/// What one life of a subject came to, in milliseconds but for the last.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Latencies {
+    vcpu_1_online: f64,
+    vcpu_1_gone: f64,
+    vcpu_8_online: f64,
+    memory_1gib_usable: f64,
+    memory_8_adds_usable: f64,
+    disk_uevent: f64,
+    boot_init_max1: f64,
+    boot_init_max128: f64,
+    memory_1gib_returned: Option<f64>,
+    memory_1gib_returned_kib: Option<f64>,
+}
+
+const UNIT: &str = "virtual_ms";
+
+const FIGURES: [Extract<Latencies>; 10] = [
+    ("vcpu_1_online", UNIT, |ms| ms.vcpu_1_online),
+    ("vcpu_8_online", UNIT, |ms| ms.vcpu_8_online),
+    ("vcpu_1_gone", UNIT, |ms| ms.vcpu_1_gone),
+    ("memory_1gib_usable", UNIT, |ms| ms.memory_1gib_usable),
+    ("memory_8_adds_usable", UNIT, |ms| ms.memory_8_adds_usable),
+    ("memory_1gib_returned", UNIT, |ms| {
+        ms.memory_1gib_returned.unwrap_or(f64::NAN)
+    }),
+    ("memory_1gib_returned_kib", "KiB", |ms| {
+        ms.memory_1gib_returned_kib.unwrap_or(f64::NAN)
+    }),
+    ("disk_uevent", UNIT, |ms| ms.disk_uevent),
+    ("boot_init_max1", UNIT, |ms| ms.boot_init_max1),
+    ("boot_init_max128", UNIT, |ms| ms.boot_init_max128),
+];
+
+/// Latencies of resizes, and what room for them costs at boot.
+///
+/// # Errors
+///
+/// An emulated host cannot be made.
+pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent) -> Result<Results> {
+    let guest_init = super::guest_init(lab)?;
+    let session = Session {
+        profile: Profile::Resize,
+        subjects,
+        extent,
+        files: vec![boot::image(lab, &guest_init)?],
+        guest_init,
+        extracts: &FIGURES,
+    };
+    session.run(lab)
+}
+
+/// One life of `subject`, in the emulated host: two boots, a pod that is resized, and one that grows in steps.
+pub fn sample(subject: &Subject, scratch: &Path) -> Result<Latencies> {
+    let (boot_init_max1, _) = boot::sample_with(subject, scratch, None)?;
+    let (boot_init_max128, _) = boot::sample_with(subject, scratch, Some(LARGE_ROOM))?;
+    let mut latencies = with_pod(subject, scratch, resized)?;
+    latencies.memory_8_adds_usable = with_pod(subject, scratch, |pod| pod.eight_adds())?;
+    Ok(Latencies {
+        boot_init_max1,
+        boot_init_max128,
+        ..latencies
+    })
+}
+
+/// A pod whose agent answers.
+struct Running {
+    kind: Kind,
+    pod: Pod,
+    agent: Agent,
+    boot: Resources,
+    folder: tempfile::TempDir,
+}
+
+/// Starts a pod, and has it measured; a guest that panics meanwhile counts for nothing.
+fn with_pod<T>(subject: &Subject, scratch: &Path, measure: impl FnOnce(&mut Running) -> Result<T>) -> Result<T> {
+    let folder = tempfile::tempdir_in(scratch)?;
+    let program = std::iter::once(subject.program.to_string_lossy().into_owned());
+    let launch = Launch {
+        program: program.chain(subject.first.iter().cloned()).collect(),
+        ..Launch::default()
+    };
+    let mut pod = Pod::launch_with(shape(), folder.path(), launch)?;
+    let mut agent = start(&mut pod).map_err(|error| judged(&pod.output(), error))?;
+    let boot = agent.resources()?;
+    let mut running = Running {
+        kind: subject.kind,
+        pod,
+        agent,
+        boot,
+        folder,
+    };
+    let measured = measure(&mut running);
+    measured.map_err(|error| judged(&running.pod.output(), error))
+}
+
+/// A guest's panic in place of what came of it.
+fn judged(output: &str, error: anyhow::Error) -> anyhow::Error {
+    Panicked::find(output).map_or(error, Into::into)
+}
+
+fn shape() -> Shape {
+    let folder = Path::new("/lab").join(HOST_KERNEL.name);
+    Shape {
+        debug: true,
+        memory_mib: MEMORY_MIB,
+        kernel_params: "quiet".into(),
+        ..Shape::new(Shim::Rust, folder.join("vmlinux"), folder.join("pod.cpio"))
+    }
+}
+
+fn start(pod: &mut Pod) -> Result<Agent> {
+    let mut body = pod.shape().create(&pod.vsock());
+    body["cpus"]["max_vcpus"] = json!(MAX_VCPUS);
+    body["cpus"]["topology"]["cores_per_die"] = json!(MAX_VCPUS);
+    body["memory"]["hotplug_size"] = json!(RESERVE);
+    pod.api().put("vm.create", Some(&body))?.done()?;
+    pod.boot()?;
+    let (mut agent, _) = pod.agent()?;
+    // As guest kernels of Kata have it from the start.
+    agent.load_module("virtio_mem")?;
+    Ok(agent)
+}
+
+/// Everything but the steps and the boots.
+fn resized(running: &mut Running) -> Result<Latencies> {
+    let disk_uevent = running.disk()?;
+    let vcpu_1_online = running.vcpus_online(2)?;
+    let vcpu_1_gone = running.vcpus_gone(1)?;
+    let vcpu_8_online = running.vcpus_online(9)?;
+    let gib = 1 << 30;
+    let memory_1gib_usable = running.memory_usable(&[gib])?;
+    let returned = match running.kind.is_ours() {
+        true => Some(running.memory_returned()?),
+        false => None,
+    };
+    Ok(Latencies {
+        vcpu_1_online,
+        vcpu_1_gone,
+        vcpu_8_online,
+        memory_1gib_usable,
+        memory_8_adds_usable: f64::NAN,
+        disk_uevent,
+        boot_init_max1: f64::NAN,
+        boot_init_max128: f64::NAN,
+        memory_1gib_returned: returned.map(|(ms, _)| ms),
+        memory_1gib_returned_kib: returned.map(|(_, kib)| kib),
+    })
+}
+
+impl Running {
+    fn ask(&mut self, body: &serde_json::Value) -> Result<()> {
+        self.pod.api().put("vm.resize", Some(body))?.done()
+    }
+
+    /// Until `vcpus` are online.
+    fn vcpus_online(&mut self, vcpus: u32) -> Result<f64> {
+        let body = self.pod.shape().resize_vcpus(vcpus);
+        let start = Instant::now();
+        self.ask(&body)?;
+        self.agent.bring_online(usize::try_from(vcpus)?)?;
+        Ok(ms(start))
+    }
+
+    /// Until the guest knows of no more than `vcpus`.
+    fn vcpus_gone(&mut self, vcpus: u32) -> Result<f64> {
+        let body = self.pod.shape().resize_vcpus(vcpus);
+        let left = usize::try_from(vcpus)?;
+        let start = Instant::now();
+        self.ask(&body)?;
+        wait(start, PACE, || {
+            let now = self.agent.resources()?;
+            Ok(now.present_cpus() == left)
+        })
+        .with_context(|| format!("{vcpus} vCPUs"))?;
+        let gone = ms(start);
+        thread::sleep(REST);
+        Ok(gone)
+    }
+
+    /// Until the guest has what all `adds`, asked for one after the other, come to.
+    fn memory_usable(&mut self, adds: &[u64]) -> Result<f64> {
+        let (start, mut more) = (Instant::now(), 0);
+        for add in adds {
+            more += add;
+            let body = self.pod.shape().resize_memory(MEMORY_MIB * MIB + more);
+            self.ask(&body)?;
+            let wanted = self.boot.memory_kib + (more >> 10);
+            wait(start, AGENT_PACE, || {
+                let now = self.agent.bring_online(0)?;
+                Ok(now.memory_kib >= wanted)
+            })
+            .with_context(|| format!("{more} bytes more"))?;
+        }
+        Ok(ms(start))
+    }
+
+    /// Eight containers of the smallest size, one after the other.
+    fn eight_adds(&mut self) -> Result<f64> {
+        self.memory_usable(&[128 * MIB; 8])
+    }
+
+    /// Until the host has what the guest had written to and let go, and how many KiB those are.
+    fn memory_returned(&mut self) -> Result<(f64, f64)> {
+        let (source, target, kind) = ("tmpfs".into(), "/filled".into(), "tmpfs".into());
+        self.agent.must(&Call::Mount { source, target, kind })?;
+        let script = format!("dd if=/dev/zero of=/filled/file bs=1M count={WRITTEN_MIB} 2>&1 && rm /filled/file");
+        self.agent.run(&["sh", "-c", &script])?;
+        let before = resident_kib(self.pod.pid(), "guest-ram-hotplug")?;
+        let body = self.pod.shape().resize_memory(MEMORY_MIB * MIB);
+        let start = Instant::now();
+        self.ask(&body)?;
+        wait(start, PACE, || {
+            let left = self.pod.info()?.memory_actual_size;
+            Ok(left <= MEMORY_MIB * MIB + KEPT)
+        })
+        .context("1 GiB back")?;
+        let returned = ms(start);
+        let after = resident_kib(self.pod.pid(), "guest-ram-hotplug")?;
+        let kib = before.checked_sub(after).context("there is more in use than before")?;
+        Ok((returned, f64::from(u32::try_from(kib)?)))
+    }
+
+    /// Until the guest can open a disk.
+    fn disk(&mut self) -> Result<f64> {
+        let path = self.folder.path().join("disk");
+        File::create(&path)?.set_len(64 * MIB)?;
+        let start = Instant::now();
+        let bdf = self.pod.add_disk(&path)?.bdf;
+        let found = self.agent.must(&Call::DiskAt { bdf })?;
+        let took = ms(start);
+        match found {
+            Reply::Device { .. } => Ok(took),
+            other => bail!("not a disk: {other:?}"),
+        }
+    }
+}
+
+/// Looks every `pace` until `done`.
+fn wait(start: Instant, pace: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+    while !done()? {
+        ensure!(start.elapsed() < LIMIT, "not within {} s", LIMIT.as_secs());
+        thread::sleep(pace);
+    }
+    Ok(())
+}
+
+fn ms(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_only_husk_does_is_no_figure_of_others() {
+        let latencies = Latencies {
+            vcpu_1_online: 1.0,
+            vcpu_1_gone: 1.0,
+            vcpu_8_online: 1.0,
+            memory_1gib_usable: 1.0,
+            memory_8_adds_usable: 1.0,
+            disk_uevent: 1.0,
+            boot_init_max1: 1.0,
+            boot_init_max128: 1.0,
+            memory_1gib_returned: None,
+            memory_1gib_returned_kib: None,
+        };
+        // It crosses a serial line as JSON.
+        let line = serde_json::to_string(&latencies).unwrap();
+        assert_eq!(serde_json::from_str::<Latencies>(&line).unwrap(), latencies);
+        let finite = FIGURES.iter().filter(|(_, _, value)| value(&latencies).is_finite());
+        assert_eq!(finite.count(), FIGURES.len() - 2);
+    }
+
+    #[test]
+    fn a_guest_that_panicked_is_told_from_one_that_was_not_resized() {
+        let error = || anyhow::anyhow!("1 GiB back: not within 60 s");
+        let said = "[ 1.5] Kernel panic - not syncing: Fatal exception in interrupt\n";
+        assert!(judged(said, error()).is::<Panicked>());
+        assert!(!judged("", error()).is::<Panicked>());
+    }
+}
