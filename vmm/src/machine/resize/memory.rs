@@ -435,3 +435,7 @@ fn filled(dimms: &Dimms) -> u64 {
         filled.map(|(slot, _)| dimms.plug().bytes(slot)).sum()
     })
 }
+
+#[cfg(test)]
+#[path = "memory_test.rs"]
+mod tests;

@@ -1,0 +1,270 @@
+use std::sync::Mutex;
+
+use husk_devices::{BusDevice, Irq};
+use husk_hotplug::bank::Bank;
+use husk_hotplug::ged::Bell;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::*;
+use crate::config::MemoryConfig;
+use crate::memory::testing::{FakeSlots, space};
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const BOOT: u64 = 64 * MIB;
+const UNIT: u64 = 128 * MIB;
+
+/// What a guest makes of a DIMM.
+#[derive(Clone, Copy)]
+enum Answer {
+    /// It has it.
+    Takes,
+    /// It says so, and tries again when it is told again.
+    Fails,
+    /// It says no.
+    Refuses(u32),
+}
+
+/// A machine's memory, and the guest behind its bank.
+struct Bench {
+    resize: MemoryResize,
+    dimms: Dimms,
+    bank: Arc<Mutex<Bank>>,
+    slots: Arc<FakeSlots>,
+    changes: Vec<Change>,
+}
+
+impl Bench {
+    fn new(more: u64) -> Self {
+        let config = MemoryConfig {
+            size: BOOT,
+            hotplug_size: Some(more),
+            acpi_only: true,
+            ..Default::default()
+        };
+        let (space, slots) = space(&config).unwrap();
+        let bell = Bell::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
+        let bank = Bank::new(SlotKind::Memory, DIMMS, bell.clone(), || ()).unwrap();
+        let bank = Arc::new(Mutex::new(bank));
+        let parts = MemoryParts {
+            boot_bytes: BOOT,
+            more_bytes: more,
+            unit: UNIT,
+            blocks_only: false,
+        };
+        Self {
+            resize: MemoryResize::new(parts, None),
+            dimms: Some(Hotplug::new(DimmPlug::new(space), bank.clone(), bell)),
+            bank,
+            slots,
+            changes: Vec::new(),
+        }
+    }
+
+    fn set(&mut self, bytes: u64) -> Result<(), ResizeError> {
+        self.resize.forget_refusals();
+        self.resize.set(&mut self.dimms, bytes, Instant::now())
+    }
+
+    /// Lets the guest answer until it is asked nothing more. How many events it took.
+    fn settle(&mut self, answer: Answer) -> u32 {
+        let mut events = 0;
+        loop {
+            self.resize.advance(&mut self.dimms, None, &mut self.changes);
+            let mut event = [0; 4];
+            self.bank.lock().unwrap().read(0, &mut event);
+            let event = u32::from_le_bytes(event);
+            if event == 0 {
+                return events;
+            }
+            events += 1;
+            let (slot, removal) = (event & 0xffff, event >> 16 == 3);
+            match answer {
+                Answer::Takes if removal => self.write(0x04, &slot.to_le_bytes()),
+                Answer::Takes => self.report(slot, 1, 0),
+                Answer::Fails => {
+                    self.bank
+                        .lock()
+                        .unwrap()
+                        .read(0x400 + 0x10 * u64::from(slot), &mut [0; 8]);
+                    self.report(slot, 1, 0);
+                }
+                Answer::Refuses(code) => self.report(slot, if removal { 3 } else { 1 }, code),
+            }
+        }
+    }
+
+    fn report(&self, slot: u32, source: u32, status: u32) {
+        let report = u64::from(slot) | u64::from(source) << 16 | u64::from(status) << 32;
+        self.write(0x10, &report.to_le_bytes());
+    }
+
+    fn write(&self, register: u64, data: &[u8]) {
+        let _ = self.bank.lock().unwrap().write(register, data);
+    }
+
+    fn present(&self) -> u64 {
+        self.resize.present_bytes(&self.dimms)
+    }
+
+    /// Sizes of the memory slots that KVM has beside the RAM of the start, in MiB.
+    fn slots(&self) -> Vec<u64> {
+        let slots = self.slots.taken().into_values();
+        slots
+            .filter(|(gpa, _)| *gpa > 0)
+            .map(|(_, bytes)| bytes / MIB)
+            .collect()
+    }
+}
+
+fn refusals(changes: &[Change]) -> usize {
+    changes
+        .iter()
+        .filter(|change| matches!(change, Change::Refused(_)))
+        .count()
+}
+
+#[test]
+fn memory_comes_in_steps_that_the_guest_can_describe() {
+    let mut bench = Bench::new(16 * GIB);
+    bench.set(BOOT + 8 * GIB).unwrap();
+    bench.settle(Answer::Takes);
+    assert_eq!(bench.present(), BOOT + 8 * GIB);
+    assert_eq!(bench.slots(), [512, 4608, 3072]);
+    assert_eq!(bench.resize.pending(), None);
+    let told: Vec<_> = bench
+        .changes
+        .iter()
+        .map(|change| matches!(change, Change::MemoryPlugged(bytes, _) if *bytes == 8 * GIB))
+        .collect();
+    assert_eq!(told, [true], "told once, of all of it");
+}
+
+#[test]
+fn a_size_that_is_no_whole_block_is_rounded_up_and_a_smaller_one_than_at_the_start_is_none() {
+    let mut bench = Bench::new(GIB);
+    bench.set(BOOT + 1).unwrap();
+    bench.settle(Answer::Takes);
+    assert_eq!(bench.present(), BOOT + UNIT);
+    bench.set(1).unwrap();
+    assert_eq!(bench.resize.wanted_bytes(), BOOT);
+    bench.settle(Answer::Takes);
+    assert_eq!((bench.present(), bench.slots()), (BOOT, vec![]));
+    assert!(matches!(bench.changes.last(), Some(Change::MemoryUnplugged(UNIT, _))));
+}
+
+#[test]
+fn more_than_there_may_be_is_refused_with_the_limit_and_changes_nothing() {
+    let mut bench = Bench::new(GIB);
+    for bytes in [BOOT + GIB + 1, u64::MAX] {
+        let error = bench.set(bytes).unwrap_err();
+        assert!(error.is_request());
+        assert!(
+            error.to_string().contains(&format!("at most {} allowed", BOOT + GIB)),
+            "{error}"
+        );
+    }
+    assert_eq!(bench.settle(Answer::Takes), 0);
+    assert_eq!(bench.resize.wanted_bytes(), BOOT);
+}
+
+#[test]
+fn memory_that_the_guest_only_says_it_has_is_withdrawn() {
+    let mut bench = Bench::new(4 * GIB);
+    bench.set(BOOT + GIB).unwrap();
+    assert_eq!(bench.settle(Answer::Fails), 4, "offered, and told three times more");
+    assert_eq!((bench.present(), bench.slots()), (BOOT, vec![]));
+    assert_eq!(refusals(&bench.changes), 1);
+    assert_eq!(bench.resize.refusals()[0].code, None);
+    assert_eq!(
+        bench.resize.wanted_bytes(),
+        BOOT,
+        "what there is, is what there will be"
+    );
+    assert_eq!(bench.settle(Answer::Takes), 0, "nothing is asked for again");
+    bench.set(BOOT + GIB).unwrap();
+    bench.settle(Answer::Takes);
+    assert_eq!(bench.present(), BOOT + GIB);
+}
+
+#[test]
+fn a_refusal_half_way_keeps_what_came_before() {
+    let mut bench = Bench::new(16 * GIB);
+    bench.set(BOOT + 512 * MIB).unwrap();
+    bench.settle(Answer::Takes);
+    bench.set(BOOT + 4 * GIB).unwrap();
+    bench.settle(Answer::Refuses(0x81));
+    assert_eq!(
+        (bench.present(), bench.resize.wanted_bytes()),
+        (BOOT + 512 * MIB, BOOT + 512 * MIB)
+    );
+    assert_eq!(bench.resize.refusals()[0].code, Some(0x81));
+}
+
+#[test]
+fn a_dimm_that_the_guest_keeps_stays() {
+    let mut bench = Bench::new(4 * GIB);
+    bench.set(BOOT + 512 * MIB).unwrap();
+    bench.settle(Answer::Takes);
+    bench.set(BOOT).unwrap();
+    bench.settle(Answer::Refuses(0x82));
+    assert_eq!((bench.present(), bench.slots()), (BOOT + 512 * MIB, vec![512]));
+    assert_eq!(bench.resize.wanted_bytes(), BOOT + 512 * MIB);
+}
+
+#[test]
+fn a_dimm_goes_as_a_whole_or_not() {
+    let mut bench = Bench::new(4 * GIB);
+    for more in [256 * MIB, 640 * MIB] {
+        bench.set(BOOT + more).unwrap();
+        bench.settle(Answer::Takes);
+    }
+    assert_eq!(bench.slots(), [256, 384]);
+    bench.set(BOOT + 384 * MIB).unwrap();
+    bench.settle(Answer::Takes);
+    assert_eq!(bench.slots(), [384], "the one that fits");
+    bench.set(BOOT + 128 * MIB).unwrap();
+    bench.settle(Answer::Takes);
+    assert_eq!(
+        (bench.present(), bench.resize.wanted_bytes()),
+        (BOOT + 384 * MIB, BOOT + 384 * MIB)
+    );
+}
+
+#[test]
+fn a_later_size_takes_the_place_of_one_that_the_guest_has_not_heard_of() {
+    let mut bench = Bench::new(4 * GIB);
+    bench.set(BOOT + 512 * MIB).unwrap();
+    bench.set(BOOT).unwrap();
+    assert_eq!(bench.resize.wanted_bytes(), BOOT);
+    bench.settle(Answer::Takes);
+    assert_eq!((bench.present(), bench.slots()), (BOOT, vec![]));
+}
+
+#[test]
+fn a_host_that_does_not_give_it_is_an_error_and_all_is_as_before() {
+    let mut bench = Bench::new(4 * GIB);
+    bench.slots.refuse(true, false);
+    let error = bench.set(BOOT + GIB).unwrap_err();
+    assert!(!error.is_request());
+    bench.slots.refuse(false, false);
+    assert_eq!((bench.resize.wanted_bytes(), bench.settle(Answer::Takes)), (BOOT, 0));
+}
+
+#[test]
+fn every_slot_can_be_filled_and_then_no_more_comes() {
+    let mut bench = Bench::new(64 * GIB);
+    for number in 1..=u64::from(DIMMS) {
+        bench.set(BOOT + number * UNIT).unwrap();
+        bench.settle(Answer::Takes);
+    }
+    assert_eq!(bench.slots().len(), 64);
+    bench.set(BOOT + 65 * UNIT).unwrap();
+    bench.settle(Answer::Takes);
+    assert_eq!(bench.present(), BOOT + 64 * UNIT);
+    assert_eq!(
+        bench.resize.wanted_bytes(),
+        BOOT + 64 * UNIT,
+        "vm.info says what there is"
+    );
+}
