@@ -2,8 +2,11 @@
 //!
 //! The kernel decides; this is asked beforehand only where it would say yes and then break its word.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::backing::{Backing, Pages, Source};
@@ -70,10 +73,19 @@ pub(super) enum Asked {
     Prefault,
 }
 
+/// What the host promises, and whether it promises more than it has.
+const OVERCOMMIT: &str = "/proc/sys/vm/overcommit_memory";
+const MEMINFO: &str = "/proc/meminfo";
+
+/// The counters of a pool of huge pages, in its folder.
+const POOL_COUNTERS: [&str; 3] = ["nr_hugepages", "free_hugepages", "resv_hugepages"];
+
 /// The host as its files under `root` describe it: `/`, or a folder of a test.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Host {
     root: PathBuf,
+    /// Files that are read again while the VM runs, by threads that may open none.
+    open: BTreeMap<String, File>,
 }
 
 impl Default for Host {
@@ -84,7 +96,22 @@ impl Default for Host {
 
 impl Host {
     pub fn at(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self {
+            root: root.into(),
+            open: BTreeMap::new(),
+        }
+    }
+
+    /// Keeps open what [`Host::check`] and [`Host::explain`] read for RAM of such pages: where virtio-mem plugs blocks, seccomp
+    /// lets no file be opened.
+    pub fn keep_open(mut self, pages: Pages) -> Self {
+        let mut paths = vec![OVERCOMMIT.to_owned(), MEMINFO.to_owned()];
+        if let Pages::Huge { bytes } = pages {
+            paths.extend(POOL_COUNTERS.map(|name| format!("{}/{name}", pool(bytes))));
+        }
+        let files = paths.into_iter().filter_map(|path| Some((self.open(&path)?, path)));
+        self.open = files.map(|(file, path)| (path, file)).collect();
+        self
     }
 
     /// Refuses what the kernel would let pass now and fail on later: a memfd is promised page by page.
@@ -118,14 +145,13 @@ impl Host {
     }
 
     fn explain_huge(&self, needed: u64, page: u64, error: io::Error) -> HostError {
-        let pool = format!("/sys/kernel/mm/hugepages/hugepages-{}kB", page >> 10);
-        let count = |name| self.number(&format!("{pool}/{name}"));
-        let Some(total) = count("nr_hugepages") else {
+        let pool = pool(page);
+        let [total, free, promised] = POOL_COUNTERS.map(|name| self.number(&format!("{pool}/{name}")));
+        let Some(total) = total else {
             return HostError::NoSuchPage { page, pool };
         };
-        let free = count("free_hugepages").unwrap_or_default();
         // What is free may be spoken for.
-        let free = free.saturating_sub(count("resv_hugepages").unwrap_or_default());
+        let free = free.unwrap_or_default().saturating_sub(promised.unwrap_or_default());
         match error.raw_os_error() {
             Some(libc::ENOMEM | libc::EFAULT) => HostError::HugePages {
                 needed,
@@ -140,7 +166,7 @@ impl Host {
 
     /// What may still be promised, where the host promises no more than it has (`vm.overcommit_memory=2`).
     fn commit_left(&self) -> Option<u64> {
-        if self.number("/proc/sys/vm/overcommit_memory")? != 2 {
+        if self.number(OVERCOMMIT)? != 2 {
             return None;
         }
         let (limit, promised) = (self.meminfo("CommitLimit:")?, self.meminfo("Committed_AS:")?);
@@ -168,7 +194,7 @@ impl Host {
     }
 
     fn meminfo(&self, name: &str) -> Option<u64> {
-        let info = self.read("/proc/meminfo")?;
+        let info = self.read(MEMINFO)?;
         let line = info.lines().find_map(|line| line.strip_prefix(name))?;
         line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
     }
@@ -178,8 +204,32 @@ impl Host {
     }
 
     fn read(&self, path: &str) -> Option<String> {
-        std::fs::read_to_string(self.root.join(path.strip_prefix('/')?)).ok()
+        match self.open.get(path) {
+            Some(file) => read_from_start(file).ok(),
+            None => io::read_to_string(self.open(path)?).ok(),
+        }
     }
+
+    fn open(&self, path: &str) -> Option<File> {
+        File::open(self.root.join(path.strip_prefix('/')?)).ok()
+    }
+}
+
+/// The whole of a file of the kernel as it is now: what such a file says is made when its start is read.
+fn read_from_start(file: &File) -> io::Result<String> {
+    let (mut text, mut chunk) = (Vec::new(), [0; 4096]);
+    loop {
+        match file.read_at(&mut chunk, text.len() as u64)? {
+            0 => break,
+            got => text.extend(chunk.iter().take(got)),
+        }
+    }
+    String::from_utf8(text).map_err(io::Error::other)
+}
+
+/// The folder that describes huge pages of `bytes` bytes.
+fn pool(bytes: u64) -> String {
+    format!("/sys/kernel/mm/hugepages/hugepages-{}kB", bytes >> 10)
 }
 
 /// Root, group and the limit's file of a line of `/proc/self/cgroup` (cgroups(7)), if it limits memory.

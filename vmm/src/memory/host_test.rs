@@ -54,6 +54,23 @@ fn huge_pages_that_are_promised_to_others_are_not_free() {
 }
 
 #[test]
+fn what_is_kept_open_is_read_anew_and_needs_no_other_file() {
+    let (root, host) = host(&[("proc/sys/vm/overcommit_memory", "2\n"), MEMINFO]);
+    let host = host.keep_open(HUGE);
+    let refused = |host: &Host| host.explain(Pages::Usual, 4 << 20, Asked::Mapping, oom()).to_string();
+    assert!(refused(&host).contains("promise 3 MiB more"), "{}", refused(&host));
+    fs::write(
+        root.path().join(MEMINFO.0),
+        "CommitLimit:  5120 kB\nCommitted_AS:  3072 kB\n",
+    )
+    .unwrap();
+    assert!(refused(&host).contains("promise 2 MiB more"), "{}", refused(&host));
+    // Nothing is opened again.
+    fs::remove_dir_all(root.path().join("proc")).unwrap();
+    assert!(refused(&host).contains("promise 2 MiB more"), "{}", refused(&host));
+}
+
+#[test]
 fn a_page_size_that_the_host_does_not_have_is_named() {
     let (_root, host) = host(&[]);
     let error = host.explain(Pages::Huge { bytes: 1 << 30 }, 1 << 30, Asked::Mapping, oom());

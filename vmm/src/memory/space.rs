@@ -78,7 +78,7 @@ impl AddressSpace {
         let space = Self {
             vm,
             config: config.clone(),
-            host,
+            host: host.keep_open(Pages::of(config)),
             devices: GuestMemory::new(GuestMemoryMmap::new()),
             backends: GuestMemory::new(GuestMemoryMmap::new()),
             listeners: Mutex::default(),

@@ -248,6 +248,8 @@ const PMEM: &[Rule] = &[any(libc::SYS_fdatasync)];
 
 /// virtio-mem: RAM that comes, with its name and advice about it, and goes.
 const MEM: &[Rule] = &[
+    // What the host has left, from files that are open.
+    any(libc::SYS_pread64),
     only(libc::SYS_madvise, &[one_of(2, RAM_ADVICE)]),
     only(libc::SYS_prctl, &[one_of(0, &[n(PR_SET_VMA)])]),
     any(libc::SYS_fallocate),

@@ -264,6 +264,7 @@ const UNSEEN: &[(Use, &str)] = &[
         "a pause, for a guest whose clock is KVM's",
     ),
     (("BALLOON", n(libc::SYS_fallocate), None), MEMORY_GOES),
+    (("MEM", n(libc::SYS_pread64), None), MEMORY_COMES),
     (("MEM", n(libc::SYS_fallocate), None), MEMORY_GOES),
     (("MEM", n(libc::SYS_prctl), with(libc::PR_SET_VMA)), MEMORY_COMES),
     (
