@@ -227,6 +227,43 @@ fn dimms_are_onlined_by_the_agent_of_the_older_kernel() {
     memory_comes_as_dimms("6.1", "offline");
 }
 
+/// Memory that the kernel may keep anything in stays: what it uses it refuses to let go, and nobody loses it.
+#[test]
+fn a_dimm_that_the_guest_uses_stays_and_both_sides_know() {
+    let (mut lab, mut agent) = Lab::start("6.12", "memhp_default_state=online", &json!({}));
+    let before = agent.resources().unwrap();
+    lab.resize(BOOT + 256 * MIB);
+    lab.agree(&mut agent, &before, 256 * MIB);
+    fill(&mut agent, 200);
+    let body = lab.pod.shape().resize_memory(BOOT);
+    let answer = lab.pod.api().put("vm.resize", Some(&body)).unwrap();
+    assert!(matches!(answer.status, 204 | 500), "{answer:?}");
+    until(|| {
+        let (host, now) = (lab.actual_size() - BOOT, agent.resources().unwrap());
+        let agreed = host == gained(&before, &now) && now.blocks_in("going-offline") == 0;
+        agreed
+            .then_some(())
+            .ok_or_else(|| format!("host {host}, guest {now:?}: {}", lab.status()))
+    });
+    agent.run(&["sh", "-c", "cat /filled/file > /dev/null"]).unwrap();
+    lab.end();
+}
+
+#[test]
+fn a_dimm_of_movable_memory_goes_back_to_the_host() {
+    let (mut lab, mut agent) = Lab::start("6.12", "memhp_default_state=online_movable", &json!({}));
+    let before = agent.resources().unwrap();
+    lab.resize(BOOT + 256 * MIB);
+    lab.agree(&mut agent, &before, 256 * MIB);
+    fill(&mut agent, 150);
+    assert!(lab.resident_kib(RESERVE) > 50 << 10);
+    empty(&mut agent);
+    lab.resize(BOOT);
+    lab.agree(&mut agent, &before, 0);
+    lab.resident_until(RESERVE, |kib| kib == 0);
+    lab.end();
+}
+
 /// Each container of a pod is one step.
 #[test]
 fn many_small_steps_add_up() {
@@ -327,11 +364,23 @@ fn what_the_older_kernel_frees_goes_back_without_being_asked_for() {
 fn less_than_the_guest_booted_with_changes_nothing() {
     let (mut lab, mut agent) = Lab::start("6.12", "", &json!({}));
     let before = agent.resources().unwrap();
-    for bytes in [BOOT - 128 * MIB, MIB, 1] {
+    for bytes in [BOOT - 128 * MIB, MIB, 1, 0] {
         lab.resize(bytes);
         assert_eq!(lab.actual_size(), BOOT);
     }
     assert_eq!(agent.resources().unwrap().memory_kib, before.memory_kib);
+    lab.end();
+}
+
+/// The guest takes whole blocks: nobody gets less than was asked for.
+#[test]
+fn what_is_no_whole_block_becomes_one() {
+    let (mut lab, mut agent) = Lab::start("6.12", "memhp_default_state=online", &json!({}));
+    let before = agent.resources().unwrap();
+    for (bytes, comes) in [(1, 128 * MIB), (128 * MIB - 1, 128 * MIB), (128 * MIB + 1, 256 * MIB)] {
+        lab.resize(BOOT + bytes);
+        lab.agree(&mut agent, &before, comes);
+    }
     lab.end();
 }
 
