@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use husk_guest::resources::Resources;
 use serde_json::Value;
 
@@ -87,6 +87,23 @@ impl Resizing {
             };
             ensure!(agreed < PATIENCE, "{size:?} does not come about: {why}");
             thread::sleep(PACE);
+        }
+    }
+
+    /// Looks whether both sides have `vcpus` vCPUs and the same memory, whatever that is.
+    ///
+    /// # Errors
+    ///
+    /// They have not.
+    pub fn check(&self, pod: &mut Pod, agent: &mut Agent, vcpus: u32) -> Result<()> {
+        let guest = agent.resources()?;
+        let info = pod.info()?;
+        let host = info.memory_actual_size;
+        let vcpus = vcpus_differ(vcpus, info.config.cpus.boot_vcpus, &guest);
+        let memory = self.memory_differs(host.saturating_sub(KEPT_BYTES), host, &guest);
+        match vcpus.or(memory) {
+            Some(why) => bail!("{why}"),
+            None => Ok(()),
         }
     }
 

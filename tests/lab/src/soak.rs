@@ -1,8 +1,10 @@
-//! `cargo lab soak`: many pods one after another, and nothing left of them.
+//! `cargo lab soak`: many pods one after another, or one pod that is resized many times, and nothing left of them.
 
 mod census;
 mod lives;
 mod phases;
+mod plan;
+mod resizes;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -22,12 +24,31 @@ pub use lives::{LivesArgs, run as live};
 /// What a pod may take at most before the emulated host is taken to hang. Most take a tenth of it.
 const POD_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// As much for one resize. A few seconds are usual.
+const RESIZE_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// How much to do.
 #[derive(clap::Args)]
 pub struct SoakArgs {
     /// How many pods.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pods: u32,
+    /// Resize one pod so often in place of that, at random, while its guest works.
+    #[arg(long, conflicts_with = "pods", value_parser = clap::value_parser!(u32).range(1..))]
+    resizes: Option<u32>,
+    /// What the resizes are chosen by: the same again for the same number.
+    #[arg(long, default_value_t = 1, requires = "resizes")]
+    seed: u64,
+}
+
+impl SoakArgs {
+    /// When the emulated host is taken to hang: ten times what it should take.
+    fn timeout(&self) -> Duration {
+        match self.resizes {
+            Some(resizes) => POD_TIMEOUT * 4 + RESIZE_TIMEOUT.saturating_mul(resizes),
+            None => POD_TIMEOUT.saturating_mul(self.pods.saturating_add(2)),
+        }
+    }
 }
 
 /// Lets pods live one after another; whether all of them did, and left nothing.
@@ -53,7 +74,7 @@ pub fn run(lab: &Lab, choice: &Choice, arguments: &SoakArgs) -> Result<bool> {
 
 fn emulated(emulator: &Emulator, arguments: &SoakArgs) -> Result<bool> {
     let mut request = Request {
-        timeout: Some(POD_TIMEOUT * (arguments.pods + 2)),
+        timeout: Some(arguments.timeout()),
         ..Request::default()
     };
     request.command.push("husk-lab".into());
@@ -73,11 +94,15 @@ fn emulated(emulator: &Emulator, arguments: &SoakArgs) -> Result<bool> {
 /// Arguments of `husk-lab lives`.
 fn words(arguments: &SoakArgs, guest: &Path) -> Vec<String> {
     let folder: PathBuf = guest.join(HOST_KERNEL.name);
-    vec![
-        "lives".into(),
-        "--pods".into(),
-        arguments.pods.to_string(),
-        "--guest".into(),
-        folder.to_string_lossy().into_owned(),
-    ]
+    let mut words = vec!["lives".into(), "--guest".into(), folder.to_string_lossy().into_owned()];
+    match arguments.resizes {
+        Some(resizes) => words.extend([
+            "--resizes".into(),
+            resizes.to_string(),
+            "--seed".into(),
+            arguments.seed.to_string(),
+        ]),
+        None => words.extend(["--pods".into(), arguments.pods.to_string()]),
+    }
+    words
 }

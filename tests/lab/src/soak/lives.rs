@@ -15,6 +15,7 @@ use husk_tests::share::FileServer;
 
 use super::census::{Census, available_kib, cost_per_pod};
 use super::phases::Phases;
+use super::resizes;
 
 /// What a pod may cost in the end, in KiB of the host's memory, before it is called a leak. One guest page lost a pod would be 4.
 const TOLERABLE_KIB_PER_POD: f64 = 64.0;
@@ -37,19 +38,28 @@ const WRITTEN_BYTES: u64 = 256 << 10;
 #[derive(clap::Args)]
 pub struct LivesArgs {
     /// How many pods.
-    #[arg(long)]
+    #[arg(long, default_value_t = 0)]
     pods: u32,
+    /// How many resizes of one pod, in place of many pods.
+    #[arg(long)]
+    resizes: Option<u32>,
+    /// What the resizes depend on.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
     /// The folder of the guest's kernel.
     #[arg(long)]
     guest: PathBuf,
 }
 
-/// Lets the pods live, prints what it took, and looks for what they left.
+/// Lets the pods live, or one pod be resized, prints what it took, and looks for what they left.
 ///
 /// # Errors
 ///
 /// A pod did not live, or something was left.
 pub fn run(arguments: &LivesArgs) -> Result<()> {
+    if let Some(resizes) = arguments.resizes {
+        return resizes::run(&arguments.guest, resizes, arguments.seed);
+    }
     let folder = tempfile::tempdir().context("no folder for the pods")?;
     let mut phases = Phases::default();
     let mut available = Vec::new();
@@ -187,7 +197,7 @@ fn exec(pod: &Pod) -> Result<()> {
 }
 
 /// What there is more of than before. Kernels tear some of it down a moment after the process, so this looks again for a while.
-fn left_behind(before: &Census, folder: &Path) -> Result<Vec<String>> {
+pub(super) fn left_behind(before: &Census, folder: &Path) -> Result<Vec<String>> {
     for _ in 0..100 {
         if Census::take(folder)?.more_than(before).is_empty() {
             return Ok(Vec::new());

@@ -31,7 +31,7 @@ impl fmt::Display for Phases {
         writeln!(
             f,
             "{:<22} {:>6} {:>10} {:>10} {:>10}",
-            "phase", "pods", "min ms", "median ms", "max ms"
+            "phase", "times", "min ms", "median ms", "max ms"
         )?;
         for (name, durations) in &self.0 {
             let mut sorted = durations.clone();
