@@ -45,7 +45,7 @@ impl Lab {
         for (name, value) in more.as_object().into_iter().flatten() {
             body[name] = value.clone();
         }
-        pod.api().put("vm.create", Some(&body)).unwrap().done().unwrap();
+        pod.put("vm.create", Some(&body)).unwrap().done().unwrap();
         pod.boot().unwrap();
         let (agent, _) = pod.agent().unwrap();
         (Self { pod, _folder: folder }, agent)
@@ -54,12 +54,12 @@ impl Lab {
     /// `vm.resize` to `bytes` in all, as the shim sends it.
     fn resize(&mut self, bytes: u64) {
         let body = self.pod.shape().resize_memory(bytes);
-        self.pod.api().put("vm.resize", Some(&body)).unwrap().done().unwrap();
+        self.pod.put("vm.resize", Some(&body)).unwrap().done().unwrap();
     }
 
     fn inflate(&mut self, bytes: u64) {
         let body = json!({"desired_balloon": bytes});
-        self.pod.api().put("vm.resize", Some(&body)).unwrap().done().unwrap();
+        self.pod.put("vm.resize", Some(&body)).unwrap().done().unwrap();
     }
 
     /// What `vm.info` says that the guest has.
@@ -236,7 +236,7 @@ fn a_dimm_that_the_guest_uses_stays_and_both_sides_know() {
     lab.agree(&mut agent, &before, 256 * MIB);
     fill(&mut agent, 200);
     let body = lab.pod.shape().resize_memory(BOOT);
-    let answer = lab.pod.api().put("vm.resize", Some(&body)).unwrap();
+    let answer = lab.pod.put("vm.resize", Some(&body)).unwrap();
     assert!(matches!(answer.status, 204 | 500), "{answer:?}");
     until(|| {
         let (host, now) = (lab.actual_size() - BOOT, agent.resources().unwrap());
@@ -282,7 +282,7 @@ fn more_than_a_small_guest_can_describe_at_once_does_not_kill_it() {
     let (mut lab, mut agent) = Lab::start("6.12", "memhp_default_state=offline", &json!({}));
     let before = agent.resources().unwrap();
     let body = lab.pod.shape().resize_memory(BOOT + 24 * 1024 * MIB);
-    let answer = lab.pod.api().put("vm.resize", Some(&body)).unwrap();
+    let answer = lab.pod.put("vm.resize", Some(&body)).unwrap();
     assert!(matches!(answer.status, 204 | 400 | 500), "{answer:?}");
     // Whatever came of it, both sides say the same, and the guest can go on.
     let more = until(|| {

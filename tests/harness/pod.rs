@@ -277,7 +277,11 @@ impl Pod {
     }
 
     /// A request; that there is no answer is explained by what became of the VMM.
-    fn put(&mut self, name: &str, body: Option<&Value>) -> Result<Response> {
+    ///
+    /// # Errors
+    ///
+    /// There is none, or one that the shim would not understand.
+    pub fn put(&mut self, name: &str, body: Option<&Value>) -> Result<Response> {
         let answered = self.api.put(name, body);
         if answered.is_err() {
             thread::sleep(Duration::from_millis(200));

@@ -69,7 +69,7 @@ impl Resizing {
     pub fn resize(&self, pod: &mut Pod, agent: &mut Agent, size: Size) -> Result<Resized> {
         let start = Instant::now();
         let body = body(pod, size);
-        pod.api().put("vm.resize", Some(&body))?.done()?;
+        pod.put("vm.resize", Some(&body))?.done()?;
         let answered = start.elapsed();
         loop {
             let cpus = match size {
