@@ -269,9 +269,8 @@ impl MemoryResize {
             return Ok(());
         }
         let filled = filled(dimms);
-        if self.has_driver() {
-            self.request(self.wanted.saturating_sub(filled));
-        } else if self.wanted < filled.saturating_add(self.requested()) {
+        // A device without a driver is asked for no more than before.
+        if self.has_driver() || self.wanted < filled.saturating_add(self.requested()) {
             self.request(self.wanted.saturating_sub(filled));
         }
         let by_dimms = self.wanted.saturating_sub(self.requested());
