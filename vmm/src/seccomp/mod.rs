@@ -67,7 +67,7 @@ pub struct SeccompError {
 
 impl Mode {
     /// Confines the calling thread, and the threads that it creates from now on, to what `role` needs. For ever. Memory comes from one heap
-    /// by then ([`process::prepare`](crate::process::prepare)).
+    /// by then (`process::prepare`).
     ///
     /// # Errors
     /// What the kernel says. The thread is as it was then.
