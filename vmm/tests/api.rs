@@ -279,6 +279,39 @@ fn no_descriptor_is_leaked() {
     husk.shut_down();
 }
 
+#[test]
+fn descriptors_sent_with_a_device_that_has_no_use_for_them_are_closed_at_once() {
+    let mut husk = Husk::start(&[]);
+    let mut client = husk.client();
+    let mut vm = vm();
+    vm["memory"]["shared"] = json!(true);
+    assert_eq!(client.put("vm.create", Some(vm)), (204, Value::Null));
+    let null = File::open("/dev/null").unwrap();
+    let fds = [null.as_raw_fd(); 2];
+    let before = husk.descriptors();
+    let devices = [
+        ("vm.add-disk", json!({"path": "/nowhere/disk"})),
+        ("vm.add-fs", json!({"tag": "share", "socket": "/nowhere/fs.sock"})),
+        ("vm.add-pmem", json!({"file": "/nowhere/pmem"})),
+        ("vm.add-vsock", json!({"cid": 3, "socket": "/nowhere/vsock.sock"})),
+    ];
+    for (command, body) in devices {
+        client.send("PUT", command, Some(&body.to_string()), &fds);
+        assert_eq!(client.answer(), (204, Value::Null), "{command}");
+        assert_eq!(husk.descriptors(), before, "{command}");
+    }
+    // A network device's are its taps, for as long as it is there.
+    client.send("PUT", "vm.add-net", Some(r#"{"id": "net", "num_queues": 4}"#), &fds);
+    assert_eq!(client.answer(), (204, Value::Null));
+    assert_eq!(husk.descriptors(), before + fds.len());
+    assert_eq!(
+        client.put("vm.remove-device", Some(json!({"id": "net"}))),
+        (204, Value::Null)
+    );
+    assert_eq!(husk.descriptors(), before);
+    husk.shut_down();
+}
+
 /// The Go shim sends every network device again when it adds another.
 #[test]
 fn a_network_device_that_is_sent_twice_is_two() {
