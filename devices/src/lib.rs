@@ -9,6 +9,7 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 pub mod bus;
+mod chain;
 pub mod debug_port;
 pub mod host;
 pub mod i8042;
@@ -22,6 +23,7 @@ pub mod pvpanic;
 pub mod serial;
 
 pub use bus::{Bus, BusDevice, BusError, Effect};
+pub use chain::{causes, chain};
 pub use host::{Host, Irq, MsiMessage, MsiVector};
 pub use lock::lock;
 pub use memory::{GuestMemory, GuestMemoryMmap, GuestRegionMmap};

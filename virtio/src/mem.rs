@@ -32,6 +32,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use husk_devices::chain;
 use husk_devices::metrics::{Counter, Metered};
 
 use crate::config::ConfigBytes;
@@ -472,7 +473,7 @@ fn response(denied: Denied) -> u16 {
 }
 
 fn put_off(what: &str, error: &io::Error) -> u16 {
-    log::warn!("memory device: the host cannot {what} memory now: {error}");
+    log::warn!("memory device: the host cannot {what} memory now: {}", chain(error));
     RESP_BUSY
 }
 

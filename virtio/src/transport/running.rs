@@ -4,6 +4,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use husk_devices::chain;
 use husk_devices::metrics::Counter;
 
 use super::mastering::Mastering;
@@ -89,8 +90,7 @@ impl Running {
                 _ => log::Level::Debug,
             };
             failures.inc();
-            let source = error.source().map(|source| format!(": {source}")).unwrap_or_default();
-            log::log!(level, "{name}: needs a reset: {error}{source}");
+            log::log!(level, "{name}: needs a reset: {}", chain(error));
             needs_reset.store(true, Ordering::Release);
             config_changed.signal();
         }

@@ -126,14 +126,3 @@ impl BackendError {
         )
     }
 }
-
-/// An error with its causes, on one line.
-pub(super) fn chain(error: &BackendError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use husk_devices::Irq;
 use husk_devices::memory::{GuestMemory, GuestMemoryMmap};
+use husk_devices::{Irq, chain};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::doorbell::Doorbell;
-use super::error::{BackendError, chain};
+use super::error::BackendError;
 use super::frontend::{Frontend, Vring};
 use super::link::{Connection, Link};
 use super::refuser::Refuser;

@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use husk_devices::chain;
 use husk_devices::memory::GuestMemory;
 use husk_devices::metrics::{Counter, Metered};
 use vm_memory::GuestAddressSpace;
@@ -19,7 +20,7 @@ use vm_memory::GuestAddressSpace;
 use super::channel::REPLY_TIMEOUT;
 use super::deadline::Deadline;
 use super::doorbell::Doorbell;
-use super::error::{BackendError, chain};
+use super::error::BackendError;
 use super::frontend::Frontend;
 use crate::device::MemoryListener;
 use crate::unix;

@@ -51,6 +51,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use husk_devices::chain;
 use husk_devices::metrics::Metered;
 
 use crate::config::ConfigBytes;
@@ -122,7 +123,9 @@ impl Vsock {
         })?;
         let host = Arc::new(host);
         let doorman = Box::new(Doorman::new(host.clone()));
-        let gave_up = Box::new(|error: HandlerError| log::warn!("vsock: dials wait for the guest's driver: {error}"));
+        let gave_up = Box::new(|error: HandlerError| {
+            log::warn!("vsock: dials wait for the guest's driver: {}", chain(&error));
+        });
         let threads: Arc<dyn Threads> = Arc::new(OnTheSpot(threads.clone()));
         let doorman = Worker::spawn_on(&threads, VIRTIO_ID_VSOCK, "io-vsock-door", doorman, gave_up);
         Ok(Self {

@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::fmt;
 
+use husk_devices::causes;
+
 /// The class of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
@@ -45,11 +47,8 @@ impl ApiError {
     }
 
     /// `error` and all its sources.
-    pub fn from_error(kind: Kind, error: &(dyn Error + 'static)) -> Self {
-        let sources = std::iter::successors(Some(error), |&error| error.source());
-        let mut chain: Vec<String> = sources.map(ToString::to_string).collect();
-        // A transparent error says what its source says.
-        chain.dedup();
+    pub fn from_error(kind: Kind, error: &dyn Error) -> Self {
+        let chain = causes(error);
         Self { kind, chain }
     }
 

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use husk_devices::chain;
 use serde_json::{Value, json};
 
 use super::{ApiError, Controller, Due, Kind, Outcome, Reply, bad_request, conflict, existing, image, of_build};
@@ -86,7 +87,7 @@ impl Controller {
         let collected = machine.collect();
         let stopping: Vec<String> = machine.stopping().into_iter().map(Into::into).collect();
         if let Some(error) = collected.failure {
-            log::error!("a removed device cannot be taken apart yet: {error}");
+            log::error!("a removed device cannot be taken apart yet: {}", chain(&error));
             self.timers.set_if_idle(Due::Retry, Instant::now() + RETRY);
         }
         vm.stopping.update(stopping, Instant::now(), STOP_DEADLINE);

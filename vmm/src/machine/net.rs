@@ -100,16 +100,16 @@ pub fn limits(config: RateLimiterConfig) -> LimiterConfig {
 
 #[cfg(test)]
 mod tests {
-    use std::error::Error;
     use std::fs::File;
     use std::os::fd::AsRawFd;
+
+    use husk_devices::chain;
 
     use super::*;
 
     fn why(config: &NetConfig, fds: &[OwnedFd]) -> String {
         let error = open(config, fds).err().unwrap();
-        let source = error.source().map(ToString::to_string).unwrap_or_default();
-        format!("{error}: {source}")
+        chain(&error)
     }
 
     fn something() -> OwnedFd {
@@ -132,7 +132,7 @@ mod tests {
         );
         assert_eq!(
             why(&config, &[something()]),
-            "net 02:00:00:00:00:01: descriptor 1 of 1 is not a tap"
+            "net 02:00:00:00:00:01: descriptor 1 of 1 is not a tap: Inappropriate ioctl for device (os error 25)"
         );
         config.tap = Some("tap0".into());
         assert_eq!(

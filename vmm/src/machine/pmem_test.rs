@@ -1,3 +1,4 @@
+use husk_devices::chain;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::*;
@@ -81,7 +82,7 @@ fn files_that_cannot_be_are_named() {
     let space = space();
     let error = |config: &PmemConfig| {
         let error = open(config, &space).err().unwrap();
-        format!("{error}: {}", std::error::Error::source(&error).unwrap())
+        chain(&error)
     };
     let odd = file(BLOCK_BYTES + 4096);
     assert!(error(&config(odd.path())).contains("2101248 bytes are not a multiple of 2097152"));
@@ -114,7 +115,7 @@ fn a_back_end_that_does_not_take_it_refuses_the_device_and_is_named_as_the_reaso
     backend.refuse_more();
     let file = file(BLOCK_BYTES);
     let error = open(&config(file.path()), &space).err().unwrap();
-    let text = testing::lines(&error);
+    let text = chain(&error);
     assert!(
         text.ends_with(
             "cannot add 2 MiB of persistent memory: a vhost-user back-end does not take it: it takes no more regions"
@@ -135,7 +136,7 @@ fn a_path_that_is_no_file_is_refused_without_waiting() {
             ..config(&path)
         };
         let error = open(&config, &space()).err().unwrap();
-        let text = testing::lines(&error);
+        let text = chain(&error);
         assert!(
             text.ends_with("cannot open it: it is no file and no block device"),
             "{text}"

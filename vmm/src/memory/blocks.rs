@@ -8,6 +8,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+use husk_devices::chain;
 use husk_virtio::mem::Backing;
 
 use super::{AddressSpace, Kind, MemoryError, Region};
@@ -73,7 +74,7 @@ impl Blocks {
         for part in self.parts(range) {
             if let Err(error) = self.plug_part(part) {
                 self.unplug(&(range.start..done)).unwrap_or_else(|again| {
-                    log::error!("virtio-mem: {again}");
+                    log::error!("virtio-mem: {}", chain(&again));
                 });
                 return Err(error);
             }
@@ -137,7 +138,7 @@ impl Blocks {
         }
         let Chunk { region, plugged } = chunk;
         if let Err(error) = region.remove() {
-            log::warn!("virtio-mem: {error}");
+            log::warn!("virtio-mem: {}", chain(&error));
             let region = *error.region;
             self.chunks.insert(number, Chunk { region, plugged });
         }

@@ -108,9 +108,3 @@ pub(crate) fn listen(space: &AddressSpace) -> (Arc<FakeBackend>, Arc<dyn MemoryL
     space.listen(&listener);
     (backend, listener)
 }
-
-/// `error` and why, as a user reads it.
-pub(crate) fn lines(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
