@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
 
 use crate::bank::{Bank, BankError, Extent};
 use crate::ged::Bell;
 use crate::slot::{Event, State};
 use crate::ticket::Ticket;
+use husk_devices::lock;
 
 /// What comes and goes: vCPUs, memory blocks, PCI devices. All methods are called on the control thread, with no lock held.
 pub trait Plug: Send {
@@ -258,7 +259,7 @@ impl<P: Plug> Hotplug<P> {
 
     fn bank(&self) -> MutexGuard<'_, Bank> {
         // A slot changes by one assignment, so there is no half-done state that a panic could have left behind.
-        self.bank.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.bank)
     }
 
     fn matching(&self, mut wanted: impl FnMut(State) -> bool) -> Vec<u32> {

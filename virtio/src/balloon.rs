@@ -25,9 +25,10 @@ pub use stats::BalloonStats;
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use husk_devices::lock;
 use husk_devices::metrics::{Counter, Metered};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -173,7 +174,7 @@ impl BalloonHandle {
         let whole = Some(bytes).filter(|bytes| bytes.is_multiple_of(PAGE_BYTES));
         let pages = whole.and_then(|bytes| u32::try_from(bytes / PAGE_BYTES).ok());
         let pages = pages.ok_or(BalloonSizeError(bytes))?;
-        let mut shared = locked(&self.shared);
+        let mut shared = lock(&self.shared);
         shared.target_pages = pages;
         shared.config.update(0, &pages.to_le_bytes());
         if let Some(notify) = &shared.config_changed {
@@ -184,7 +185,7 @@ impl BalloonHandle {
 
     /// How large it is now.
     pub fn size(&self) -> BalloonSize {
-        let shared = locked(&self.shared);
+        let shared = lock(&self.shared);
         let bytes = |pages: u32| u64::from(pages).saturating_mul(PAGE_BYTES);
         BalloonSize {
             actual_bytes: bytes(u32::from_le_bytes(shared.actual)),
@@ -201,7 +202,7 @@ impl BalloonHandle {
 
     /// What the guest has said last.
     pub fn stats(&self) -> BalloonStats {
-        locked(&self.shared).stats
+        lock(&self.shared).stats
     }
 }
 
@@ -209,10 +210,6 @@ impl BalloonHandle {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a balloon of {0} bytes: whole pages of 4096 bytes, less than 16 TiB")]
 pub struct BalloonSizeError(u64);
-
-fn locked(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// A memory balloon.
 pub struct Balloon {
@@ -303,7 +300,7 @@ impl VirtioDevice for Balloon {
         let stats = optional(VIRTIO_BALLOON_F_STATS_VQ)?;
         let reporting = optional(VIRTIO_BALLOON_F_PAGE_REPORTING)?;
         let on_change = {
-            let mut shared = locked(&self.handle.shared);
+            let mut shared = lock(&self.handle.shared);
             shared.config_changed = Some(activation.config_changed);
             shared.on_change.clone()
         };
@@ -362,7 +359,7 @@ impl BalloonHandler {
         ring.take_kick();
         loop {
             while let Some(chain) = ring.pop()? {
-                let mut shared = locked(&self.handle.shared);
+                let mut shared = lock(&self.handle.shared);
                 shared.stats.read(&mut chain.reader(), Instant::now());
                 (shared.on_change)();
                 drop(shared);
@@ -451,7 +448,7 @@ impl Handler for BalloonHandler {
             // The ring ends; the driver need not hear of it.
             let _ = ring.push(head, 0);
         }
-        let mut shared = locked(&this.handle.shared);
+        let mut shared = lock(&this.handle.shared);
         shared.config_changed = None;
         shared.set_actual([0; 4]);
         drop(shared);

@@ -30,10 +30,10 @@ pub use region::{MemConfig, MemConfigError};
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use husk_devices::chain;
 use husk_devices::metrics::{Counter, Metered};
+use husk_devices::{chain, lock};
 
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
@@ -192,7 +192,7 @@ impl MemHandle {
     /// # Errors
     /// Not whole blocks, or more than the region has: nothing has changed.
     pub fn request(&self, bytes: u64) -> Result<(), MemRequestError> {
-        let mut shared = locked(&self.0);
+        let mut shared = lock(&self.0);
         let MemConfig {
             region_bytes,
             block_bytes,
@@ -213,12 +213,12 @@ impl MemHandle {
 
     /// Lets a driver that was told `BUSY` try again now.
     pub fn retry(&self) {
-        tell(&locked(&self.0));
+        tell(&lock(&self.0));
     }
 
     /// How large the memory is now.
     pub fn size(&self) -> MemSize {
-        let shared = locked(&self.0);
+        let shared = lock(&self.0);
         let MemConfig {
             region_bytes,
             block_bytes,
@@ -247,10 +247,6 @@ fn tell(shared: &Shared) {
     if let Some(notify) = &shared.config_changed {
         notify.signal();
     }
-}
-
-fn locked(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A memory device.
@@ -329,7 +325,7 @@ impl VirtioDevice for Mem {
             });
         }
         let ring = activation.take_ring(0)?;
-        locked(&self.shared).config_changed = Some(activation.config_changed);
+        lock(&self.shared).config_changed = Some(activation.config_changed);
         (self.on_change)();
         Ok(vec![Box::new(MemHandler {
             ring,
@@ -399,7 +395,7 @@ impl Desk<'_> {
 
     fn plug(&mut self, addr: u64, count: u16) -> Result<(), u16> {
         let (blocks, (offset, bytes)) = {
-            let shared = locked(self.shared);
+            let shared = lock(self.shared);
             let blocks = shared.region.blocks(addr, count).ok_or(RESP_ERROR)?;
             shared.region.may_plug(&blocks).map_err(response)?;
             let bytes = shared.region.bytes(&blocks);
@@ -414,7 +410,7 @@ impl Desk<'_> {
 
     fn unplug(&mut self, addr: u64, count: u16) -> Result<(), u16> {
         let blocks = {
-            let shared = locked(self.shared);
+            let shared = lock(self.shared);
             let blocks = shared.region.blocks(addr, count).ok_or(RESP_ERROR)?;
             shared.region.may_unplug(&blocks).map_err(response)?;
             blocks
@@ -423,7 +419,7 @@ impl Desk<'_> {
     }
 
     fn unplug_all(&mut self) -> Result<(), u16> {
-        let next = |shared: &Mutex<Shared>, from| locked(shared).region.next_plugged(from);
+        let next = |shared: &Mutex<Shared>, from| lock(shared).region.next_plugged(from);
         let mut from = 0;
         while let Some(blocks) = next(self.shared, from) {
             self.give_back(&blocks)?;
@@ -433,7 +429,7 @@ impl Desk<'_> {
     }
 
     fn give_back(&mut self, blocks: &std::ops::Range<u64>) -> Result<(), u16> {
-        let (offset, bytes) = locked(self.shared).region.bytes(blocks);
+        let (offset, bytes) = lock(self.shared).region.bytes(blocks);
         let done = self.backing().unplug(offset, bytes);
         done.map_err(|error| put_off("unplug", &error))?;
         self.record(blocks, false);
@@ -441,7 +437,7 @@ impl Desk<'_> {
     }
 
     fn state(&self, addr: u64, count: u16) -> (u16, u16) {
-        let shared = locked(self.shared);
+        let shared = lock(self.shared);
         let Some(blocks) = shared.region.blocks(addr, count) else {
             return (RESP_ERROR, 0);
         };
@@ -454,11 +450,11 @@ impl Desk<'_> {
     }
 
     fn backing(&self) -> MutexGuard<'_, dyn Backing + 'static> {
-        self.backing.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(self.backing)
     }
 
     fn record(&mut self, blocks: &std::ops::Range<u64>, plugged: bool) {
-        let mut shared = locked(self.shared);
+        let mut shared = lock(self.shared);
         shared.region.set(blocks, plugged);
         shared.publish();
         self.changed = true;
@@ -501,7 +497,7 @@ impl Handler for MemHandler {
     }
 
     fn stop(self: Box<Self>) -> Vec<RingState> {
-        locked(&self.shared).config_changed = None;
+        lock(&self.shared).config_changed = None;
         vec![self.ring.into_state()]
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::Waker;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use husk_devices::lock;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::device::{Handler, HandlerError, Watch};
@@ -138,7 +139,7 @@ impl Outcome {
     }
 
     fn wait(&self) -> Vec<RingState> {
-        let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rings = lock(&self.rings);
         while !self.ended.load(Ordering::Acquire) {
             rings = self.changed.wait(rings).unwrap_or_else(PoisonError::into_inner);
         }
@@ -146,7 +147,7 @@ impl Outcome {
     }
 
     fn end(&self, left: Vec<RingState>) {
-        let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rings = lock(&self.rings);
         rings.extend(left);
         self.ended.store(true, Ordering::Release);
         drop(rings);

@@ -3,9 +3,10 @@ use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use super::*;
+use husk_devices::lock;
 
 /// Tells a child process of a test what to die of.
 const DIE_OF: &str = "HUSK_TEST_DIE_OF";
@@ -14,7 +15,7 @@ const DIE_OF: &str = "HUSK_TEST_DIE_OF";
 static ONE: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&ONE)
 }
 
 /// A pseudo-terminal: the emulator's side and husk's.

@@ -12,9 +12,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use husk_devices::chain;
 use husk_devices::memory::GuestMemory;
 use husk_devices::metrics::{Counter, Metered};
+use husk_devices::{chain, lock};
 use vm_memory::GuestAddressSpace;
 
 use super::channel::REPLY_TIMEOUT;
@@ -241,7 +241,7 @@ impl Link {
     }
 
     fn line(&self) -> MutexGuard<'_, Line> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.line)
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
+use husk_devices::lock;
 /// What a thread is asked to do with its vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -55,7 +56,7 @@ impl<T> Handover<T> {
 
     fn inner(&self) -> MutexGuard<'_, Inner<T>> {
         // Changed by one assignment each, so there is no half-done state that a panic could have left behind.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     fn is(&self, order: Order) -> bool {

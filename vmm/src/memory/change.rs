@@ -1,9 +1,10 @@
 //! How memory comes and goes: each step of [`Step`] forward, and back.
 
 use std::ops::Range;
-use std::sync::{Arc, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, Weak};
 use std::time::Instant;
 
+use husk_devices::lock;
 use husk_virtio::device::MemoryListener;
 use husk_virtio::vhost_user::REPLY_TIMEOUT;
 
@@ -205,12 +206,12 @@ impl AddressSpace {
     }
 
     fn listeners(&self) -> Vec<Arc<dyn MemoryListener>> {
-        let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let listeners = lock(&self.listeners);
         listeners.iter().filter_map(Weak::upgrade).collect()
     }
 
     pub(super) fn change(&self) -> MutexGuard<'_, ()> {
-        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.changes)
     }
 }
 

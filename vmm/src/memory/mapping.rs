@@ -12,6 +12,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use husk_devices::lock;
 use husk_devices::memory::GuestRegionMmap;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 use vm_memory::{FileOffset, GuestAddress};
@@ -127,7 +128,7 @@ impl Mapping {
         // SAFETY: the range lies inside the mapping, which stays for as long as the region does (`lent`).
         let region = unsafe { builder.with_raw_mmap_pointer(address.cast()) }.build().ok()?;
         let region = Arc::new(region);
-        let mut lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lent = lock(&self.lent);
         lent.retain(|region| region.strong_count() > 0);
         lent.push(Arc::downgrade(&region));
         GuestRegionMmap::with_arc(region, GuestAddress(gpa)).map(Arc::new)

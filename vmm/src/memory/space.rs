@@ -5,8 +5,9 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
+use husk_devices::lock;
 use husk_devices::memory::{GuestMemory, GuestMemoryMmap};
 use husk_firmware::layout;
 use husk_virtio::balloon::Discard;
@@ -210,7 +211,7 @@ impl AddressSpace {
 
     /// Tells `listener` of memory that comes and goes from now on, for as long as it lives.
     pub fn listen(&self, listener: &Arc<dyn MemoryListener>) {
-        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut listeners = lock(&self.listeners);
         listeners.retain(|listener| listener.strong_count() > 0);
         listeners.push(Arc::downgrade(listener));
     }
@@ -313,7 +314,7 @@ impl AddressSpace {
     }
 
     pub(super) fn places(&self) -> MutexGuard<'_, Places> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.places)
     }
 }
 

@@ -5,9 +5,10 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use husk_devices::lock;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{Outlet, OutletError, Sink};
@@ -92,7 +93,7 @@ impl StdoutSink {
 
 impl Others {
     fn locked(&self) -> MutexGuard<'_, Vec<Sink>> {
-        self.sinks.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.sinks)
     }
 }
 

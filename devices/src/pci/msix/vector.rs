@@ -3,10 +3,11 @@
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use super::readable::is_readable;
 use crate::host::{Host, Irq, MsiMessage, MsiVector};
+use crate::lock;
 
 /// The vector may not send.
 const MASKED: u8 = 1;
@@ -141,7 +142,7 @@ impl Vector {
     }
 
     fn route(&self) -> MutexGuard<'_, Route> {
-        self.0.route.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.route)
     }
 }
 
