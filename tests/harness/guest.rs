@@ -16,8 +16,8 @@ use husk_guest::answer::Report;
 use tempfile::TempDir;
 
 use crate::boot::VMM;
-use crate::pty;
 use crate::transcript::Transcript;
+use crate::{end_of, kill, pty};
 
 /// How long a guest may be silent: ten times what bare metal needs for a boot, and as much again for a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(240);
@@ -198,8 +198,7 @@ impl Guest {
                 self.transcript.push(&chunk);
                 continue;
             }
-            thread::sleep(Duration::from_millis(5));
-            match self.child.try_wait() {
+            match end_of(&mut self.child, Duration::from_millis(5)) {
                 Ok(Some(status)) => return status,
                 Ok(None) if start.elapsed() < PATIENCE => {}
                 other => self.fail(&format!(
@@ -224,8 +223,7 @@ impl Guest {
     }
 
     fn fail(&mut self, why: &str) -> ! {
-        let _ = self.child.kill();
-        let status = self.child.wait();
+        let status = kill(&mut self.child);
         let errors = self
             .errors
             .take()
@@ -241,8 +239,7 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = kill(&mut self.child);
     }
 }
 

@@ -30,7 +30,7 @@ mod trace;
 mod transcript;
 
 pub use boot::{Boot, Image, Input, VMM};
-pub use end::end_of;
+pub use end::{end_of, kill};
 pub use guest::{Ended, Guest, PATIENCE};
 pub use lab::{husk, kernel_file};
 pub use process::tap;

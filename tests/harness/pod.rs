@@ -21,7 +21,7 @@ use crate::agent::{self, Agent};
 use crate::api::{Api, Response, Shim};
 use crate::body::Shape;
 use crate::info::{PciDevice, State, VmInfo};
-use crate::{end_of, husk, process, pty};
+use crate::{end_of, husk, kill, process, pty};
 
 /// How long anything of a pod may take: the shims' windows, and as much more as an emulated host on a busy machine needs.
 pub const PATIENCE: Duration = Duration::from_secs(300);
@@ -64,8 +64,7 @@ impl Vmm {
 
 impl Drop for Vmm {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = kill(&mut self.0);
     }
 }
 
@@ -129,8 +128,7 @@ impl Pod {
                 hung_up,
             }),
             Err(error) => {
-                let _ = child.kill();
-                let _ = child.wait();
+                let _ = kill(&mut child);
                 for reader in readers {
                     let _ = reader.join();
                 }
@@ -377,8 +375,7 @@ impl Pod {
     ///
     /// There is no such process.
     pub fn kill(&mut self) -> Result<()> {
-        self.vmm.0.kill()?;
-        self.vmm.0.wait()?;
+        kill(&mut self.vmm.0)?;
         Ok(())
     }
 

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::api::Shim;
-use crate::end_of;
 use crate::lab::lab_file;
 use crate::pod::PATIENCE;
+use crate::{end_of, kill};
 
 /// What the Rust shim waits for on the server's standard error.
 const READY: &str = "Waiting for vhost-user socket connection";
@@ -115,7 +115,7 @@ impl FileServer {
     /// There is no such process.
     pub fn kill(mut self) -> Result<()> {
         self.child.kill()?;
-        self.child.wait()?;
+        kill(&mut self.child)?;
         Ok(())
     }
 
@@ -133,8 +133,7 @@ impl FileServer {
 
 impl Drop for FileServer {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = kill(&mut self.child);
         let _ = fs::remove_file(&self.socket);
     }
 }

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use husk_tests::end_of;
+use husk_tests::{end_of, kill};
 
 use crate::command::command;
 use crate::sys;
@@ -123,7 +123,6 @@ impl Husk {
 
 impl Drop for Husk {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = kill(&mut self.child);
     }
 }
