@@ -3,6 +3,7 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use super::super::testing::{FakeSlots, space};
 use super::*;
 use crate::config::MemoryConfig;
+use crate::seccomp::{Mode, Role};
 
 const MIB: u64 = 1 << 20;
 const BASE: u64 = 4 << 30;
@@ -135,4 +136,57 @@ fn a_large_device_has_few_slots() {
     .unwrap();
     let window = BASE..BASE + (1 << 40);
     assert_eq!(Blocks::new(space, window, BLOCK).unwrap().chunk, 4 << 30);
+}
+
+/// Which role the process is to confine a thread to, and have it do its work.
+const CONFINED: &str = "HUSK_MEMORY_CONFINED";
+
+/// Not a test by itself: run by the one below, in a process of its own.
+#[test]
+fn confined_thread() {
+    let Ok(role) = std::env::var(CONFINED) else { return };
+    crate::process::prepare();
+    let spaces = [false, true].map(|shared| {
+        let config = MemoryConfig {
+            size: 8 * MIB,
+            shared,
+            hotplug_size: Some(WINDOW),
+            prefault: true,
+            thp: true,
+            mergeable: true,
+            ..Default::default()
+        };
+        let (space, _) = space(&config).unwrap();
+        (Blocks::new(space.clone(), BASE..BASE + WINDOW, BLOCK).unwrap(), space)
+    });
+    let work = move || {
+        Mode::On.enter(Role::Spawner).unwrap();
+        Mode::On
+            .enter(if role == "mem" { Role::Mem } else { Role::Balloon })
+            .unwrap();
+        for (mut blocks, space) in spaces {
+            if role == "mem" {
+                blocks.plug(&(126 * MIB..130 * MIB)).unwrap();
+                blocks.unplug(&(126 * MIB..128 * MIB)).unwrap();
+                blocks.plug(&(126 * MIB..128 * MIB)).unwrap();
+                blocks.unplug(&(0..WINDOW)).unwrap();
+            } else {
+                space.discard(&(2 * MIB..4 * MIB)).unwrap();
+            }
+        }
+    };
+    std::thread::spawn(work).join().unwrap();
+}
+
+#[test]
+fn the_threads_of_virtio_mem_and_the_balloon_may_do_what_they_have_to() {
+    for role in ["mem", "balloon"] {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command
+            .args(["--exact", "memory::blocks::tests::confined_thread", "--nocapture"])
+            .env(CONFINED, role);
+        let ended = command.output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.success(), "{role}: {}: {said}", ended.status);
+    }
 }

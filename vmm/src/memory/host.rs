@@ -84,8 +84,8 @@ const POOL_COUNTERS: [&str; 3] = ["nr_hugepages", "free_hugepages", "resv_hugepa
 #[derive(Debug)]
 pub(super) struct Host {
     root: PathBuf,
-    /// Files that are read again while the VM runs, by threads that may open none.
-    open: BTreeMap<String, File>,
+    /// Files that are read again while the VM runs, by threads that may open none; also those that are not there.
+    open: BTreeMap<String, Option<File>>,
 }
 
 impl Default for Host {
@@ -109,7 +109,7 @@ impl Host {
         if let Pages::Huge { bytes } = pages {
             paths.extend(POOL_COUNTERS.map(|name| format!("{}/{name}", pool(bytes))));
         }
-        let files = paths.into_iter().filter_map(|path| Some((self.open(&path)?, path)));
+        let files = paths.into_iter().map(|path| (self.open(&path), path));
         self.open = files.map(|(file, path)| (path, file)).collect();
         self
     }
@@ -205,7 +205,7 @@ impl Host {
 
     fn read(&self, path: &str) -> Option<String> {
         match self.open.get(path) {
-            Some(file) => read_from_start(file).ok(),
+            Some(file) => read_from_start(file.as_ref()?).ok(),
             None => io::read_to_string(self.open(path)?).ok(),
         }
     }

@@ -71,6 +71,19 @@ fn what_is_kept_open_is_read_anew_and_needs_no_other_file() {
 }
 
 #[test]
+fn what_could_not_be_opened_at_the_start_is_not_opened_later() {
+    let (root, host) = host(&[]);
+    let host = host.keep_open(HUGE);
+    for (path, text) in [("proc/sys/vm/overcommit_memory", "2\n"), MEMINFO] {
+        let path = root.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    let error = host.explain(Pages::Usual, 4 << 20, Asked::Mapping, oom());
+    assert!(matches!(error, HostError::Other(_)), "{error}");
+}
+
+#[test]
 fn a_page_size_that_the_host_does_not_have_is_named() {
     let (_root, host) = host(&[]);
     let error = host.explain(Pages::Huge { bytes: 1 << 30 }, 1 << 30, Asked::Mapping, oom());
