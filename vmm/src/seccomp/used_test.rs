@@ -151,7 +151,6 @@ const fn with(number: libc::c_int) -> Option<u32> {
 const STANDARD_LIBRARY: &str = "the standard library and malloc, when a lock is contended or a buffer grows";
 const BLOCK_DEVICE: &str = "a disk that is a block device";
 const NO_RING: &str = "a host without io_uring";
-const STUCK: &str = "a vCPU's look at itself (kvm/stuck.rs)";
 const VCPU_COMES: &str = "a vCPU that is added while the guest runs";
 const MEMORY_COMES: &str = "virtio-mem whose guest plugs memory";
 const MEMORY_GOES: &str = "memory that the guest has given back";
@@ -183,10 +182,6 @@ const UNSEEN: &[(Use, &str)] = &[
         "answers that clients have not read when the process ends",
     ),
     (
-        ("ATTEND", n(libc::SYS_shutdown), None),
-        "a back-end that does not answer",
-    ),
-    (
         ("ATTEND", n(libc::SYS_fstat), None),
         "as newfstatat, by newer C libraries",
     ),
@@ -208,12 +203,7 @@ const UNSEEN: &[(Use, &str)] = &[
         ("CONTROL", n(libc::SYS_madvise), with(libc::MADV_POPULATE_WRITE)),
         "memory.prefault",
     ),
-    (("FS", n(libc::SYS_shutdown), None), "a back-end that does not answer"),
     (("NET", n(libc::SYS_ioctl), Some(r::TUNSETQUEUE)), "several queue pairs"),
-    (
-        ("VCPU", n(libc::SYS_ioctl), Some(r::KVM_GET_REGS)),
-        "a guest that KVM gives up on",
-    ),
     (("VCPU", n(libc::SYS_epoll_ctl), None), "a console whose output is full"),
     (
         ("VSOCK", n(libc::SYS_socket), with(libc::AF_UNIX)),
@@ -228,19 +218,9 @@ const UNSEEN: &[(Use, &str)] = &[
         ("VSOCK", n(libc::SYS_fcntl), with(libc::F_DUPFD_CLOEXEC)),
         "dials when descriptors have run out",
     ),
-    (
-        ("CONTROL", n(libc::SYS_fcntl), with(libc::F_ADD_SEALS)),
-        "RAM that back-ends share keeps its size",
-    ),
-    (
-        ("CONTROL", n(libc::SYS_fcntl), with(libc::F_OFD_GETLK)),
-        "an image that another process has locked",
-    ),
     (("CONTROL", n(libc::SYS_ioctl), Some(r::BLKROGET)), BLOCK_DEVICE),
     (("CONTROL", n(libc::SYS_fallocate), None), MEMORY_GOES),
-    (("CONTROL", n(libc::SYS_ioctl), Some(r::KVM_GET_STATS_FD)), VCPU_COMES),
     (("CONTROL", n(libc::SYS_ioctl), Some(r::KVM_GET_LAPIC)), VCPU_COMES),
-    (("CONTROL", n(libc::SYS_ioctl), Some(r::KVM_SET_LAPIC)), VCPU_COMES),
     (("CONTROL", n(libc::SYS_ioctl), Some(r::KVM_GET_REGS)), VCPU_COMES),
     (
         ("CONTROL", n(libc::SYS_ioctl), Some(r::KVM_GET_VCPU_EVENTS)),
@@ -251,17 +231,10 @@ const UNSEEN: &[(Use, &str)] = &[
         VCPU_COMES,
     ),
     (("CONTROL", n(libc::SYS_ioctl), Some(r::KVM_SET_MP_STATE)), VCPU_COMES),
-    (
-        ("CONTROL", n(libc::SYS_ioctl), Some(r::KVM_GET_DEVICE_ATTR)),
-        VCPU_COMES,
-    ),
+    (("CONTROL", n(libc::SYS_ioctl), Some(r::KVM_SET_LAPIC)), VCPU_COMES),
     (
         ("CONTROL", n(libc::SYS_ioctl), Some(r::KVM_SET_DEVICE_ATTR)),
         VCPU_COMES,
-    ),
-    (
-        ("CONTROL", n(libc::SYS_ioctl), Some(r::KVM_KVMCLOCK_CTRL)),
-        "a pause, for a guest whose clock is KVM's",
     ),
     (("BALLOON", n(libc::SYS_fallocate), None), MEMORY_GOES),
     (("MEM", n(libc::SYS_pread64), None), MEMORY_COMES),
@@ -285,14 +258,4 @@ const UNSEEN: &[(Use, &str)] = &[
         ("SETUP", n(libc::SYS_ioctl), Some(r::FIONBIO)),
         "a back-end that is connected to anew",
     ),
-    (
-        ("VCPU", n(libc::SYS_statx), None),
-        "whether a file that is memory was shortened",
-    ),
-    (("VCPU", n(libc::SYS_timer_create), None), STUCK),
-    (("VCPU", n(libc::SYS_timer_settime), None), STUCK),
-    (("VCPU", n(libc::SYS_timer_delete), None), STUCK),
-    (("VCPU", n(libc::SYS_ioctl), Some(r::KVM_GET_MP_STATE)), STUCK),
-    (("VCPU", n(libc::SYS_ioctl), Some(r::KVM_GET_VCPU_EVENTS)), STUCK),
-    (("VCPU", n(libc::SYS_ioctl), Some(r::KVM_SET_VCPU_EVENTS)), STUCK),
 ];
