@@ -4,6 +4,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
 use husk_devices::lock;
+
 /// A gate. Open at first.
 #[derive(Debug)]
 pub(crate) struct Gate {
