@@ -14,11 +14,13 @@
 //! | step | any | at most 48 times the present size |
 //!
 //! vCPUs are rounded up at the very end and cut to the maximum; memory grows by whole blocks of the guest and never shrinks.
+//! husk's own client gives it back all the same: [`Sizing::fitted`].
 
 use crate::sizing::annotation::AnnotationError;
 use crate::sizing::resources::{CpuSet, CpuTime, Resources};
 
 pub mod annotation;
+mod fit;
 pub mod resources;
 
 const MIB: u64 = 1 << 20;
@@ -204,11 +206,13 @@ impl Sizing {
         }
     }
 
+    fn wanted_memory(&self, containers: &[Resources]) -> u64 {
+        let bytes = containers.iter().map(Resources::memory_bytes);
+        bytes.fold(self.default_memory_bytes, u64::saturating_add)
+    }
+
     fn grown_memory(&self, now: u64, containers: &[Resources], block_bytes: u64) -> Result<u64, SizingError> {
-        let wanted = containers.iter().fold(self.default_memory_bytes, |sum, one| {
-            sum.saturating_add(one.memory_bytes())
-        });
-        let wanted = self.allow(wanted)?;
+        let wanted = self.allow(self.wanted_memory(containers))?;
         let step = wanted.saturating_sub(now);
         if step == 0 {
             return Ok(now);
