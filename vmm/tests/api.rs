@@ -380,6 +380,28 @@ fn a_vm_that_does_not_run_has_the_size_that_it_is_given_and_no_other() {
 }
 
 #[test]
+fn of_two_who_change_the_list_of_containers_at_once_one_is_told() {
+    let mut husk = Husk::start(&[]);
+    let mut client = husk.client();
+    assert_eq!(client.get("vm.containers").0, 404);
+    let list = |revision: u64, containers: Value| json!({"revision": revision, "containers": containers});
+    assert_eq!(client.put("vm.set-containers", Some(list(0, json!({})))).0, 404);
+    client.put("vm.create", Some(vm()));
+    assert_eq!(client.get("vm.containers"), (200, list(0, Value::Null)));
+    let noted = json!({"a": {"cpu": {"quota": -1}}, "ü": null});
+    assert_eq!(client.put("vm.set-containers", Some(list(0, noted.clone()))).0, 204);
+    assert_eq!(husk.client().get("vm.containers"), (200, list(1, noted.clone())));
+    let (status, body) = client.put("vm.set-containers", Some(list(0, json!({}))));
+    let says = "the list of containers has changed: revision 0 was read, it is 1 now";
+    assert_eq!((status, body), (409, json!([says])));
+    assert_eq!(client.get("vm.containers"), (200, list(1, noted)));
+    client.put("vm.delete", None);
+    client.put("vm.create", Some(vm()));
+    assert_eq!(client.get("vm.containers"), (200, list(0, Value::Null)));
+    husk.shut_down();
+}
+
+#[test]
 fn a_boot_that_fails_is_told_from_top_to_root_and_leaves_nothing() {
     let mut husk = Husk::start(&[]);
     let mut client = husk.client();

@@ -320,3 +320,19 @@ fn a_vcpu_that_does_not_come_keeps_the_process_from_nothing() {
     stuck.wait();
     assert_eq!(husk.child.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn the_list_of_containers_ends_with_the_guest_that_they_ran_in() {
+    if !has_kvm() {
+        return;
+    }
+    let (mut husk, mut client) = running();
+    let noted = json!({"revision": 0, "containers": {"a": {}}});
+    assert_eq!(client.put("vm.set-containers", Some(noted)).0, 204);
+    for (command, revision) in [("vm.reboot", 2), ("vm.shutdown", 3)] {
+        done(&mut client, command);
+        let none = json!({"revision": revision, "containers": null});
+        assert_eq!(client.get("vm.containers"), (200, none), "{command}");
+    }
+    assert_eq!(husk.shut_down().code(), Some(0));
+}

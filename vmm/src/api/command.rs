@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::inbox::Outcome;
 use crate::config::VmConfig;
@@ -31,6 +31,10 @@ pub enum Command {
     Resume,
     /// `vm.counters`: what the devices have counted.
     Counters,
+    /// `vm.containers`: what clients have noted of the containers in the VM.
+    Containers,
+    /// `vm.set-containers`: note something else.
+    SetContainers(Containers),
     /// `vm.resize`: change the number of vCPUs or the size of RAM.
     Resize(Resize),
     /// `vm.resize-status`: how far the guest has come with it.
@@ -56,6 +60,8 @@ impl Command {
             Self::Pause => "vm.pause",
             Self::Resume => "vm.resume",
             Self::Counters => "vm.counters",
+            Self::Containers => "vm.containers",
+            Self::SetContainers(_) => "vm.set-containers",
             Self::Resize(_) => "vm.resize",
             Self::ResizeStatus => "vm.resize-status",
             Self::Add(..) => "vm.add-*",
@@ -74,6 +80,22 @@ pub struct Resize {
     pub desired_ram: Option<u64>,
     /// Size of the balloon in bytes.
     pub desired_balloon: Option<u64>,
+}
+
+/// The body of `vm.set-containers`, and the answer to `vm.containers`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Containers {
+    /// How often it has been changed; in a request, what its sender has read.
+    pub revision: u64,
+    /// What clients note: theirs alone.
+    #[serde(default)]
+    pub containers: Value,
+}
+
+impl From<Containers> for Value {
+    fn from(Containers { revision, containers }: Containers) -> Self {
+        json!({"revision": revision, "containers": containers})
+    }
 }
 
 /// The answer to a command that succeeded.

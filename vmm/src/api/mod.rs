@@ -16,7 +16,7 @@ mod routes;
 mod scm;
 mod server;
 
-pub use command::{Command, Execute, NewDevice, Progress, Reply, Resize};
+pub use command::{Command, Containers, Execute, NewDevice, Progress, Reply, Resize};
 pub use error::{ApiError, Kind};
 pub use inbox::{Inbox, Outcome, Request, Responder};
 pub use info::{Info, VmInfo, VmState};

@@ -42,6 +42,11 @@ const ENDPOINTS: &[(&str, Endpoint)] = &[
     ("vmm.shutdown", Plain(Method::Put, || Command::ShutdownVmm)),
     ("vm.info", Endpoint::Info),
     ("vm.counters", Plain(Method::Get, || Command::Counters)),
+    ("vm.containers", Plain(Method::Get, || Command::Containers)),
+    (
+        "vm.set-containers",
+        Full(|body, _| Ok(Command::SetContainers(parse(body)?))),
+    ),
     ("vm.create", Full(|body, _| Ok(Command::Create(parse(body)?)))),
     ("vm.boot", Plain(Method::Put, || Command::Boot)),
     ("vm.shutdown", Plain(Method::Put, || Command::Shutdown)),

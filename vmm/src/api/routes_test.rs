@@ -40,10 +40,14 @@ fn every_command_has_its_path() {
     ] {
         assert_eq!(format!("{:?}", command(name, "")), variant);
     }
-    assert!(matches!(
-        routed(Method::Get, "/api/v1/vm.counters", ""),
-        Routed::Command(Command::Counters)
-    ));
+    for (name, variant) in [("vm.counters", "Counters"), ("vm.containers", "Containers")] {
+        match routed(Method::Get, &format!("/api/v1/{name}"), "") {
+            Routed::Command(command) => assert_eq!(format!("{command:?}"), variant),
+            Routed::Answer(answer) => panic!("{answer:?}"),
+        }
+    }
+    let set = command("vm.set-containers", r#"{"revision":7,"containers":{"a":{}}}"#);
+    assert!(matches!(set, Command::SetContainers(list) if list.revision == 7 && list.containers["a"].is_object()));
 }
 
 #[test]
@@ -86,6 +90,8 @@ fn a_wrong_body_is_a_bad_request_that_says_what_is_wrong() {
         ("vm.add-vsock", "{\"cid\":3}", "missing field `socket`"),
         ("vm.add-pmem", "{} trailing", "missing field `file`"),
         ("vm.remove-device", "{\"id\":\"a\"}x", "trailing"),
+        ("vm.set-containers", "{}", "missing field `revision`"),
+        ("vm.set-containers", "{\"revision\":-1}", "invalid value"),
     ] {
         let (status, body) = refused(Method::Put, &format!("/api/v1/{name}"), body);
         assert_eq!(status, 400, "{name}");

@@ -13,6 +13,7 @@
 //! `attend.rs`; a reboot by command builds the machine anew.
 
 mod attend;
+mod containers;
 mod devices;
 mod image;
 mod lifecycle;
@@ -322,6 +323,8 @@ impl Execute for Controller {
             Command::Resume => self.resume(),
             Command::Counters => self.counters(),
             Command::ResizeStatus => self.resize_status(),
+            Command::Containers => self.containers(),
+            Command::SetContainers(wanted) => self.set_containers(wanted),
             Command::Add(device, descriptors) => self.add(*device, descriptors),
             Command::Remove(id) => self.remove(&id),
         };

@@ -36,7 +36,14 @@ pub(super) enum Relation {
 pub(super) fn relation(operation: Operation, command: &Command) -> Relation {
     use Relation::{Beside, Refused, Supersedes};
     match (operation, command) {
-        (_, Command::Counters | Command::PowerButton | Command::ResizeStatus) => Beside,
+        (
+            _,
+            Command::Counters
+            | Command::PowerButton
+            | Command::ResizeStatus
+            | Command::Containers
+            | Command::SetContainers(_),
+        ) => Beside,
         (Operation::Leave, _) => Refused,
         (_, Command::ShutdownVmm) => Supersedes,
         (Operation::Resize, Command::Resize(_) | Command::Shutdown | Command::Reboot | Command::Delete) => Supersedes,

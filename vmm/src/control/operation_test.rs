@@ -3,7 +3,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::*;
-use crate::api::{Reply, Resize};
+use crate::api::{Containers, Reply, Resize};
 use crate::config::NewDevice;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -127,8 +127,14 @@ fn columns() -> Vec<(&'static str, Vec<Command>)> {
     let disk = || NewDevice::Disk(serde_json::from_value(json!({"path": "/d"})).unwrap());
     vec![
         (
-            "vm.counters, vm.resize-status, vm.power-button",
-            vec![Command::Counters, Command::ResizeStatus, Command::PowerButton],
+            "vm.counters, vm.resize-status, vm.containers, vm.set-containers, vm.power-button",
+            vec![
+                Command::Counters,
+                Command::ResizeStatus,
+                Command::Containers,
+                Command::SetContainers(Containers::default()),
+                Command::PowerButton,
+            ],
         ),
         (
             "vm.add-*, vm.remove-device",

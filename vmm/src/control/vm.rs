@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use husk_virtio::threads::Threads;
+use serde_json::Value;
 
 use super::resize::LastResize;
 use super::stopping::Stopping;
-use crate::api::VmState;
+use crate::api::{Containers, VmState};
 use crate::config::{NewDevice, RunOptions, VmConfig};
 use crate::machine::{BuildError, Machine, MachineSize, Passed, Pending, net};
 use crate::terminal::StdoutSink;
@@ -25,6 +26,8 @@ pub(super) struct Vm {
     pub(super) stopping: Stopping,
     /// What became of the last resize.
     pub(super) last_resize: Option<LastResize>,
+    /// What clients have noted of the guest's containers.
+    pub(super) containers: Containers,
     /// How long the guest is given before it is reminded again.
     pub(super) patience: Duration,
     /// When everything was asked to stop.
@@ -41,6 +44,7 @@ impl Vm {
             pending: Vec::new(),
             stopping: Stopping::default(),
             last_resize: None,
+            containers: Containers::default(),
             patience: Duration::ZERO,
             stopped: None,
         }
@@ -129,6 +133,7 @@ impl Vm {
         self.pending.clear();
         self.stopping = Stopping::default();
         self.stopped = None;
+        self.containers.replace(Value::Null);
         self.state = VmState::Shutdown;
         self.machine.take()
     }
