@@ -16,6 +16,7 @@ pub mod log;
 pub mod machine;
 pub mod memory;
 pub mod news;
+pub mod pod;
 mod process;
 pub mod seccomp;
 pub mod spawner;

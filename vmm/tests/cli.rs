@@ -60,6 +60,10 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
         ),
         (&["check", "--json", "--nfd"], "--nfd"),
         (&["completions", "cobol"], "cobol"),
+        (
+            &["run", "--kernel", "/k", "--pod", "/dev/null"],
+            "pod /dev/null: is no regular file",
+        ),
     ] {
         let line = complaint(args, 2);
         assert!(line.starts_with("error: ") && line.contains(thing), "{args:?}: {line}");
@@ -71,6 +75,15 @@ fn a_kernel_that_is_not_there_is_a_failure_that_names_it() {
     let line = complaint(&["run", "--kernel", "/nowhere/vmlinux", "--serial", "null"], 1);
     assert!(
         line.starts_with("error: ") && line.contains("/nowhere/vmlinux"),
+        "{line}"
+    );
+}
+
+#[test]
+fn a_pod_that_is_not_there_is_a_failure_that_names_it() {
+    let line = complaint(&["run", "--kernel", "/k", "--pod", "/nowhere/config.json"], 1);
+    assert!(
+        line.starts_with("error: pod /nowhere/config.json: cannot be read: No such file"),
         "{line}"
     );
 }
@@ -145,7 +158,9 @@ fn completions_are_made_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let output = husk(&["completions", shell]);
         assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""), "{shell}");
-        assert!(stdout(&output).contains("boot-trace"), "{shell}");
+        for word in ["boot-trace", "enable-annotations"] {
+            assert!(stdout(&output).contains(word), "{shell}: {word}");
+        }
     }
 }
 

@@ -11,6 +11,7 @@ mod memory;
 mod net;
 mod pairs;
 mod pmem;
+mod pod;
 mod rate;
 mod run;
 mod serve;
@@ -175,7 +176,7 @@ fn run(args: RunArgs, begin: Begin) -> Code {
     let own_kernel = args.kernel.is_none();
     let (config, mut options) = match args.into_config() {
         Ok(described) => described,
-        Err(error) => return usage(&error.to_string()),
+        Err(error) => return refuse(error.is_usage(), &anyhow::Error::new(error)),
     };
     if let (true, Some(kernel)) = (own_kernel, &config.payload.kernel) {
         say(&format!(
@@ -244,6 +245,16 @@ fn answer(text: &str, code: Code) -> Code {
             Code::Failure
         }
     }
+}
+
+/// Says why not, in one line whatever a file or another process has put into it.
+fn refuse(is_usage: bool, error: &anyhow::Error) -> Code {
+    let line = format!("{error:#}").replace(char::is_control, " ");
+    if is_usage {
+        return usage(&line);
+    }
+    say(&format!("error: {line}"));
+    Code::Failure
 }
 
 fn usage(message: &str) -> Code {

@@ -14,15 +14,17 @@ use super::kernel::{NoHostKernel, host_kernel};
 use super::memory::parse_memory;
 use super::net::parse_net;
 use super::pmem::parse_pmem;
+use super::pod::PodArgs;
 use super::vsock::parse_vsock;
 use crate::config::{
     BalloonConfig, BootProtocol, ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, FsConfig, Limits,
     MemoryConfig, NetConfig, PayloadConfig, PmemConfig, RngConfig, RunOptions, VmConfig, VsockConfig,
 };
+use crate::pod::{Pod, PodError};
 use crate::seccomp::Mode;
 
 /// What the user asked for that cannot be. One line each.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum UsageError {
     /// Values that make no VM.
     #[error(transparent)]
@@ -30,6 +32,21 @@ pub enum UsageError {
     /// No kernel was named and none was found.
     #[error(transparent)]
     NoKernel(#[from] NoHostKernel),
+    /// A file that makes no pod.
+    #[error("pod {}", .path.display())]
+    Pod {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: PodError,
+    },
+}
+
+impl UsageError {
+    /// Whether the user asked for what cannot be, and not for a file that cannot be read.
+    pub fn is_usage(&self) -> bool {
+        !matches!(self, Self::Pod { source, .. } if !source.is_read())
+    }
 }
 
 /// The options of `husk run`.
@@ -57,12 +74,16 @@ pub struct RunArgs {
     #[arg(long, value_enum, value_name = "NAME", help_heading = "What to boot")]
     pub protocol: Option<BootProtocol>,
 
-    /// Number of vCPUs, or boot=N,max=N: those of the start, and as many as there may be
-    #[arg(short, long, value_name = "N", default_value = "1", value_parser = parse_cpus, help_heading = "Machine")]
-    #[arg(allow_negative_numbers = true)]
-    pub cpus: CpusConfig,
+    /// The pod that it is made for.
+    #[command(flatten)]
+    pub pod: PodArgs,
 
-    /// Guest memory, such as 512M, 2G or 1536MiB, or size=SIZE,hotplug=SIZE,...
+    /// Number of vCPUs, or boot=N,max=N: those of the start, and as many as there may be [default: 1, or what --pod asks for]
+    #[arg(short, long, value_name = "N", value_parser = parse_cpus, help_heading = "Machine")]
+    #[arg(allow_negative_numbers = true)]
+    pub cpus: Option<CpusConfig>,
+
+    /// Guest memory, such as 512M, 2G or 1536MiB, or size=SIZE,hotplug=SIZE,... [default: 512M, or what --pod asks for]
     ///
     /// Keys:
     ///
@@ -75,9 +96,9 @@ pub struct RunArgs {
     ///   thp=off             no transparent huge pages
     ///   prefault=on         every page is allocated at the start
     ///   mergeable=on        equal pages may be merged with those of other processes (KSM)
-    #[arg(short, long, value_name = "SIZE", default_value = "512M", value_parser = parse_memory, verbatim_doc_comment, help_heading = "Machine")]
+    #[arg(short, long, value_name = "SIZE", value_parser = parse_memory, verbatim_doc_comment, help_heading = "Machine")]
     #[arg(allow_negative_numbers = true)]
-    pub memory: MemoryConfig,
+    pub memory: Option<MemoryConfig>,
 
     /// Let the guest give memory back: size=SIZE,deflate_on_oom=on,free_page_reporting=on
     ///
@@ -214,16 +235,18 @@ impl RunArgs {
             Some(kernel) => kernel,
             None => host_kernel(root)?,
         };
+        let pod = self.pod.read(root)?;
+        let (cpus, memory) = size(self.cpus, self.memory, pod.as_ref());
         let usual = if self.console.mode == ConsoleMode::Tty {
             ConsoleMode::Off
         } else {
             ConsoleMode::Tty
         };
         let mut config = VmConfig {
-            cpus: self.cpus,
+            cpus,
             memory: MemoryConfig {
-                shared: self.memory.shared || !self.shares.is_empty(),
-                ..self.memory
+                shared: memory.shared || !self.shares.is_empty(),
+                ..memory
             },
             payload: PayloadConfig {
                 kernel: Some(kernel),
@@ -244,7 +267,9 @@ impl RunArgs {
             ..VmConfig::default()
         };
         if config.payload.cmdline.is_none() {
-            config.payload.cmdline = Some(default_cmdline(&config));
+            let words = [Some(default_cmdline(&config)), pod.map(|pod| pod.kernel_params)];
+            let words = words.into_iter().flatten().filter(|words| !words.is_empty());
+            config.payload.cmdline = Some(words.collect::<Vec<_>>().join(" "));
         }
         config.validate(Limits::ARCHITECTURE)?;
         let options = RunOptions {
@@ -256,6 +281,14 @@ impl RunArgs {
         };
         Ok((config, options))
     }
+}
+
+/// What the options say, or else the pod, or else nobody.
+fn size(cpus: Option<CpusConfig>, memory: Option<MemoryConfig>, pod: Option<&Pod>) -> (CpusConfig, MemoryConfig) {
+    (
+        cpus.or_else(|| Some(pod?.cpus.clone())).unwrap_or_default(),
+        memory.or_else(|| Some(pod?.memory.clone())).unwrap_or_default(),
+    )
 }
 
 #[cfg(test)]

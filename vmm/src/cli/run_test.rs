@@ -221,3 +221,57 @@ fn impossible_machines_are_refused_before_anything_starts() {
         "id 'x' is used by two devices, ids must differ"
     );
 }
+
+/// The line that `husk run --pod` would get of this annotation, or its VM.
+fn of_pod(key: &str, value: &str, words: &[&str]) -> Result<VmConfig, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.json");
+    std::fs::write(&path, serde_json::json!({"annotations": {key: value}}).to_string()).unwrap();
+    let path = path.to_str().unwrap();
+    let described = args(&[&["--kernel", "/k", "--pod", path], words].concat())
+        .unwrap()
+        .into_config();
+    let described = described.map_err(|error| format!("{:#}", anyhow::Error::new(error)).replace(path, "FILE"));
+    described.map(|(config, _)| config)
+}
+
+#[test]
+fn a_pod_describes_the_machine_and_explicit_options_win() {
+    let words = "io.katacontainers.config.hypervisor.kernel_params";
+    let config = of_pod(words, "quiet", &[]).unwrap();
+    assert_eq!((config.cpus.boot_vcpus, config.memory.size), (1, 2 << 30));
+    assert!(config.memory.hotplug_size.is_some() && config.cpus.max_vcpus >= 1);
+    let line = "console=ttyS0 reboot=k panic=-1 quiet";
+    assert_eq!(config.payload.cmdline.as_deref(), Some(line));
+    let options = ["--cpus", "3", "--memory", "1G", "--cmdline", "mine"];
+    let config = of_pod(words, "quiet", &options).unwrap();
+    assert_eq!(config.cpus, CpusConfig::fixed(3));
+    assert_eq!((config.memory.size, config.memory.hotplug_size), (1 << 30, None));
+    assert_eq!(config.payload.cmdline.as_deref(), Some("mine"));
+}
+
+#[test]
+fn a_pod_that_cannot_be_is_refused_by_its_file_and_annotation() {
+    let vcpus = "io.katacontainers.config.hypervisor.default_vcpus";
+    let refusal = of_pod(vcpus, "-1", &[]).unwrap_err();
+    let says = format!("pod FILE: annotation {vcpus} is \"-1\", allowed: a decimal number from 0 to ");
+    assert!(refusal.starts_with(&says), "{refusal}");
+    let policy = ["--enable-annotations", "default_memory,kernel"];
+    let refusal = of_pod(vcpus, "1", &policy).unwrap_err();
+    let says = format!("pod FILE: annotation {vcpus} is not enabled on this node, enabled below");
+    assert!(
+        refusal.starts_with(&says) && refusal.ends_with("default_memory, kernel"),
+        "{refusal}"
+    );
+    assert!(of_pod(vcpus, "1", &["--enable-annotations", "vcpus"]).is_ok());
+    assert_eq!(
+        refused(&["--enable-annotations", "a("]).split(':').next(),
+        Some("invalid value 'a(' for '--enable-annotations <REGEX,...>'")
+    );
+    let missing = args(&["--kernel", "/k", "--pod", "/nowhere"]).unwrap().into_config();
+    let refusal = format!("{:#}", anyhow::Error::new(missing.unwrap_err()));
+    assert!(
+        refusal.starts_with("pod /nowhere: cannot be read: No such file"),
+        "{refusal}"
+    );
+}

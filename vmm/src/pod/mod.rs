@@ -1,0 +1,42 @@
+//! Pods and containers as the OCI describes them, and what they come to on this host.
+//!
+//! A `config.json` ([`Spec`]) says what it needs in `linux.resources` and in annotations; a node's [`Policy`] says which annotations it
+//! honours, and the [`Node`] itself how much there is. [`Pod`] is the VM that a sandbox boots with; containers that come later are
+//! `husk ctl`'s (`crate::ctl`). The rules of sizes are those of [`husk_hotplug::sizing`].
+
+mod boot;
+mod node;
+mod policy;
+mod spec;
+
+use husk_hotplug::sizing::SizingError;
+use husk_hotplug::sizing::annotation::AnnotationError;
+
+pub use boot::Pod;
+pub use node::Node;
+pub use policy::{NotEnabled, Policy};
+pub use spec::{LinuxResources, Spec, SpecError};
+
+/// Why a `config.json` makes no pod, or no container.
+#[derive(Debug, thiserror::Error)]
+pub enum PodError {
+    /// The file says nothing.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// An annotation that the node does not let pods use.
+    #[error(transparent)]
+    NotEnabled(#[from] NotEnabled),
+    /// An annotation that is none, or means nothing.
+    #[error(transparent)]
+    Annotation(#[from] AnnotationError),
+    /// It does not fit.
+    #[error(transparent)]
+    Sizing(#[from] SizingError),
+}
+
+impl PodError {
+    /// Whether the file was read: what it says is wrong then.
+    pub fn is_read(&self) -> bool {
+        !matches!(self, Self::Spec(SpecError::Read(_)))
+    }
+}
