@@ -234,4 +234,12 @@ fn cpu_lists_and_cpu_times_are_read_exactly() {
     ] {
         assert_eq!(CpuTime::parse(text).map(CpuTime::vcpus), vcpus, "{text:?}");
     }
+    for (text, shown) in [
+        ("0", "0"),
+        ("1.50", "1.5"),
+        ("2.000", "2"),
+        ("0.000000001", "0.000000001"),
+    ] {
+        assert_eq!(CpuTime::parse(text).unwrap().to_string(), shown);
+    }
 }

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod cpus;
+pub mod ctl;
 pub mod events;
 pub mod fatal;
 pub mod kvm;

@@ -60,6 +60,11 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
         ),
         (&["check", "--json", "--nfd"], "--nfd"),
         (&["completions", "cobol"], "cobol"),
+        (&["ctl", "/s", "frobnicate"], "frobnicate"),
+        (
+            &["ctl", "/s", "resize", "--vcpus", "0"],
+            "allowed: a whole number from 1",
+        ),
         (
             &["run", "--kernel", "/k", "--pod", "/dev/null"],
             "pod /dev/null: is no regular file",
@@ -158,7 +163,7 @@ fn completions_are_made_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let output = husk(&["completions", shell]);
         assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""), "{shell}");
-        for word in ["boot-trace", "enable-annotations"] {
+        for word in ["boot-trace", "enable-annotations", "container", "vcpus"] {
             assert!(stdout(&output).contains(word), "{shell}: {word}");
         }
     }

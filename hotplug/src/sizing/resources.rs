@@ -1,6 +1,7 @@
 //! What containers ask for, in the terms of the OCI runtime specification (`linux.resources`).
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 const NANOS: u128 = 1_000_000_000;
 
@@ -59,6 +60,18 @@ impl CpuTime {
     /// How many vCPUs it takes.
     pub fn vcpus(self) -> u32 {
         u32::try_from(self.nanos.div_ceil(1_000_000_000)).unwrap_or(u32::MAX)
+    }
+}
+
+/// What [`CpuTime::parse`] reads, without needless digits.
+impl fmt::Display for CpuTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (whole, fraction) = (self.nanos / 1_000_000_000, self.nanos % 1_000_000_000);
+        let fraction = format!("{fraction:09}");
+        match fraction.trim_end_matches('0') {
+            "" => write!(f, "{whole}"),
+            fraction => write!(f, "{whole}.{fraction}"),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use super::*;
 /// Set to write the page instead of comparing it.
 const BLESS: &str = "HUSK_BLESS";
 
-/// One page for the whole program: each subcommand is a section, whose parts are subsections.
+/// One page for the whole program: each subcommand, at any depth, is a section, whose parts are subsections.
 fn page() -> String {
     let mut command = Cli::command();
     command.build();
@@ -25,10 +25,7 @@ fn page() -> String {
     man.render_description_section(&mut page).unwrap();
     man.render_options_section(&mut page).unwrap();
     let mut page = String::from_utf8(page).unwrap();
-    for subcommand in command
-        .get_subcommands()
-        .filter(|subcommand| subcommand.get_name() != "help")
-    {
+    for subcommand in subcommands(&command) {
         page.push_str(&section(subcommand));
     }
     page.push_str(&literal("EXAMPLES", EXAMPLES.trim_start_matches("Examples:\n")));
@@ -52,14 +49,39 @@ fn tidy(page: &str) -> String {
         .collect()
 }
 
+/// All below `command`, each before its own.
+fn subcommands(command: &clap::Command) -> Vec<&clap::Command> {
+    let own = command
+        .get_subcommands()
+        .filter(|subcommand| subcommand.get_name() != "help");
+    own.flat_map(|subcommand| [vec![subcommand], subcommands(subcommand)].concat())
+        .collect()
+}
+
 fn section(command: &clap::Command) -> String {
-    let man = Man::new(command.clone());
+    let man = Man::new(named(command));
     let mut parts = Vec::new();
     man.render_synopsis_section(&mut parts).unwrap();
     man.render_description_section(&mut parts).unwrap();
     man.render_options_section(&mut parts).unwrap();
     let parts = String::from_utf8(parts).unwrap().replace(".SH ", ".SS ");
-    format!(".SH HUSK {}\n{parts}", command.get_name().to_uppercase())
+    let name = command.get_display_name().unwrap_or(command.get_name());
+    format!(".SH {}\n{parts}", name.replace('-', " ").to_uppercase())
+}
+
+/// What is below `husk ctl` is written behind the socket, and has the options that every one of them has from there.
+fn named(command: &clap::Command) -> clap::Command {
+    let name = command.get_bin_name().unwrap_or(command.get_name());
+    let name = name.replace(" <SOCKET>", "");
+    let Some(below) = name.strip_prefix("husk ctl ") else {
+        return command.clone();
+    };
+    let name = format!("husk ctl SOCKET {below}");
+    let named = command.clone().bin_name(name);
+    named.mut_args(|arg| {
+        let is_everywhere = arg.is_global_set() || arg.get_id() == "help";
+        arg.hide(is_everywhere)
+    })
 }
 
 /// Text whose lines are kept as they are.
@@ -90,10 +112,7 @@ fn the_page_has_every_option() {
     let page = page().replace("\\-", "-");
     let mut command = Cli::command();
     command.build();
-    let subcommands = command
-        .get_subcommands()
-        .filter(|subcommand| subcommand.get_name() != "help");
-    let commands = subcommands.chain([&command]);
+    let commands = subcommands(&command).into_iter().chain([&command]);
     for option in commands.flat_map(|command| command.get_arguments().filter_map(clap::Arg::get_long)) {
         assert!(page.contains(&format!("--{option}")), "{option}");
     }

@@ -4,6 +4,7 @@ mod balloon;
 mod cmdline;
 mod console;
 mod cpus;
+mod ctl;
 mod disk;
 mod fs;
 mod kernel;
@@ -28,12 +29,14 @@ use clap_complete::Shell;
 
 use crate::check;
 use crate::control::{self, Exit};
+use crate::ctl::show;
 use crate::machine::BuildError;
 use crate::trace::{Begin, Phase, Trace};
 
 use serve::Failure;
 
 pub use crate::config::RunOptions;
+pub use ctl::{CtlArgs, CtlCommand};
 pub use run::{RunArgs, UsageError};
 pub use serve::ServeArgs;
 
@@ -49,12 +52,14 @@ Examples:
       Show where the time went; open boot.json in https://ui.perfetto.dev.
   husk --api-socket /run/pod/api.sock
       Serve the REST API for one VM, as a container runtime starts husk.
+  husk ctl /run/pod/api.sock resize --vcpus 4 --memory 2G
+      Grow its VM, and return when the guest has both.
 ";
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0  the guest powered itself off, the API's client ended husk, or the command succeeded
-  1  husk failed; the host cannot run pods (check)
+  1  husk failed; the host cannot run pods (check); husk or the guest refused, or did not answer (ctl)
   2  wrong usage: options, or a machine that cannot be
   3  the guest reset itself
   4  the guest reported a kernel panic (--pvpanic)
@@ -88,6 +93,9 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Say whether this host can run pods, and what to do if not
     Check(CheckArgs),
+    /// Ask a husk that serves the API: show its VM, resize it, pause it, end it
+    #[command(after_help = EXIT_CODES, after_long_help = format!("{EXAMPLES}\n{EXIT_CODES}"))]
+    Ctl(CtlArgs),
     /// Print a completion script for a shell
     ///
     /// For bash: husk completions bash > /etc/bash_completion.d/husk
@@ -147,6 +155,7 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, begin: Begin) -> Code {
         Ok(Cli { command, serve: args }) => match command {
             Some(Command::Run(args)) => run(*args, begin),
             Some(Command::Check(args)) => check(args),
+            Some(Command::Ctl(args)) => ctl(args),
             Some(Command::Completions { shell }) => completions(shell),
             None => serve(&args),
         },
@@ -228,6 +237,14 @@ fn check(args: CheckArgs) -> Code {
     )
 }
 
+fn ctl(args: CtlArgs) -> Code {
+    let asked = crate::ctl::ask(&args.socket, &args.command.into(), args.timeout, args.json);
+    match asked {
+        Ok(text) => answer(&text, Code::Success),
+        Err(error) => refuse(error.is_usage(), &anyhow::Error::new(error)),
+    }
+}
+
 fn completions(shell: Shell) -> Code {
     // clap_complete panics when it cannot write, so it writes to memory.
     let mut script = Vec::new();
@@ -249,7 +266,7 @@ fn answer(text: &str, code: Code) -> Code {
 
 /// Says why not, in one line whatever a file or another process has put into it.
 fn refuse(is_usage: bool, error: &anyhow::Error) -> Code {
-    let line = format!("{error:#}").replace(char::is_control, " ");
+    let line = show::plain(&format!("{error:#}"));
     if is_usage {
         return usage(&line);
     }

@@ -1,0 +1,213 @@
+//! `husk ctl SOCKET …`: asks a husk that serves the API.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueHint};
+
+use super::pod::PolicyArgs;
+use super::size::parse_size;
+use crate::ctl::resize::Wanted;
+use crate::ctl::{Action, Request};
+
+/// More is no wait, but a mistake.
+const MOST_SECONDS: f64 = 86_400.0;
+
+/// The options of `husk ctl`.
+#[derive(Args, Clone, Debug)]
+pub struct CtlArgs {
+    /// The socket at which husk serves the API
+    #[arg(value_name = "SOCKET", value_hint = ValueHint::FilePath)]
+    pub socket: PathBuf,
+
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// Give up when husk does not answer for so long
+    #[arg(long, global = true, value_name = "SECONDS", default_value = "10", value_parser = parse_timeout)]
+    #[arg(allow_negative_numbers = true)]
+    pub timeout: Duration,
+
+    /// What to ask.
+    #[command(subcommand)]
+    pub command: CtlCommand,
+}
+
+/// What a husk can be asked.
+#[derive(Clone, Debug, Subcommand)]
+pub enum CtlCommand {
+    /// Show the VM: state, size, kernel, devices
+    Info,
+    /// Show that husk answers, its version and its process
+    Ping,
+    /// Hold the guest
+    Pause,
+    /// Let a held guest go on
+    Resume,
+    /// End the VM, and husk with it
+    Shutdown {
+        /// Keep husk, and the VM's configuration
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Show what the devices have counted
+    Counters,
+    /// Ask for another size, and return when the vCPUs are on-line and the memory is there
+    #[command(group = clap::ArgGroup::new("size").required(true).multiple(true))]
+    Resize {
+        /// vCPUs
+        #[arg(long, value_name = "N", value_parser = parse_vcpus, group = "size", allow_negative_numbers = true)]
+        vcpus: Option<u32>,
+        /// Memory in all, such as 2G
+        #[arg(long, value_name = "SIZE", value_parser = parse_memory, group = "size", allow_negative_numbers = true)]
+        memory: Option<u64>,
+        /// What the guest gives back of it for a while
+        #[arg(long, value_name = "SIZE", value_parser = parse_size, group = "size", allow_negative_numbers = true)]
+        balloon: Option<u64>,
+        /// How long.
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Resize the VM for a container that comes, changes or has ended
+    ///
+    /// The pod has what the VM had when its first container came, or what that one's annotations say, and on top of it what the
+    /// containers ask for in linux.resources: CPU quotas are added up and rounded up, memory limits and huge pages are added up. husk keeps
+    /// the list of containers as long as the guest runs.
+    #[command(subcommand)]
+    Container(ContainerCommand),
+}
+
+/// What becomes of containers.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ContainerCommand {
+    /// Make room for a container, and return when it is there: start the container then
+    ///
+    /// If the room does not come, the container is not noted, and what came is given back.
+    Add(ContainerArgs),
+    /// Give a container other limits
+    Update(ContainerArgs),
+    /// Forget a container that has ended, and take back what it had
+    Remove {
+        /// The container's id
+        #[arg(value_name = "ID", value_parser = parse_id)]
+        id: String,
+        /// How long.
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Show all containers and what they ask for
+    List,
+}
+
+/// One container.
+#[derive(Args, Clone, Debug)]
+pub struct ContainerArgs {
+    /// The container's id
+    #[arg(value_name = "ID", value_parser = parse_id)]
+    pub id: String,
+    /// Its OCI config.json
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// What the node lets it ask for.
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    /// How long.
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
+/// How long a size is waited for.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct WaitArgs {
+    /// Give up when the size is not there for so long; 0: do not wait
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds, allow_negative_numbers = true)]
+    pub wait: Duration,
+}
+
+impl From<CtlCommand> for Request {
+    fn from(command: CtlCommand) -> Self {
+        match command {
+            CtlCommand::Info => Self::Info,
+            CtlCommand::Ping => Self::Ping,
+            CtlCommand::Pause => Self::Pause,
+            CtlCommand::Resume => Self::Resume,
+            CtlCommand::Shutdown { keep } => Self::Shutdown { keep },
+            CtlCommand::Counters => Self::Counters,
+            CtlCommand::Resize {
+                vcpus,
+                memory,
+                balloon,
+                wait,
+            } => Self::Resize {
+                wanted: Wanted {
+                    vcpus,
+                    memory_bytes: memory,
+                    balloon_bytes: balloon,
+                },
+                wait: wait.wait,
+            },
+            CtlCommand::Container(ContainerCommand::List) => Self::List,
+            CtlCommand::Container(ContainerCommand::Add(args)) => args.request(Action::Add),
+            CtlCommand::Container(ContainerCommand::Update(args)) => args.request(Action::Update),
+            CtlCommand::Container(ContainerCommand::Remove { id, wait }) => Self::Container {
+                id,
+                action: Action::Remove,
+                wait: wait.wait,
+            },
+        }
+    }
+}
+
+impl ContainerArgs {
+    fn request(self, action: fn(PathBuf, crate::pod::Policy) -> Action) -> Request {
+        Request::Container {
+            id: self.id,
+            action: action(self.file, self.policy.policy()),
+            wait: self.wait.wait,
+        }
+    }
+}
+
+fn parse_vcpus(text: &str) -> Result<u32, &'static str> {
+    let vcpus = text.parse().ok().filter(|vcpus| *vcpus > 0);
+    vcpus.ok_or("allowed: a whole number from 1 up to what the VM may have")
+}
+
+fn parse_memory(text: &str) -> Result<u64, String> {
+    match parse_size(text) {
+        Ok(0) => Err("allowed: more than nothing".into()),
+        other => other.map_err(|error| error.to_string()),
+    }
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text
+        .parse()
+        .ok()
+        .filter(|seconds| (0.0..=MOST_SECONDS).contains(seconds));
+    seconds
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| format!("allowed: a number of seconds from 0 to {MOST_SECONDS}"))
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    match parse_seconds(text) {
+        Ok(Duration::ZERO) => Err("allowed: a number of seconds above 0".into()),
+        other => other,
+    }
+}
+
+/// As the OCI's runtimes have it; an id also is a word of ours in tables.
+fn parse_id(text: &str) -> Result<String, &'static str> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
+    if (1..=255).contains(&text.len()) && text.bytes().all(is_allowed) {
+        Ok(text.to_owned())
+    } else {
+        Err("allowed: up to 255 letters, digits, and any of _ + - .")
+    }
+}
+
+#[cfg(test)]
+#[path = "ctl_test.rs"]
+mod tests;

@@ -1,0 +1,330 @@
+//! A client of the REST API: one connection, one request at a time, each answered within a deadline or given up.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// The longest head of an answer.
+const HEAD_BYTES: usize = 16 << 10;
+/// The most fields of it.
+const HEAD_FIELDS: usize = 64;
+/// The longest body.
+const BODY_BYTES: usize = 16 << 20;
+/// What is read at once.
+const CHUNK_BYTES: usize = 16 << 10;
+
+/// Why a request came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens there, or not for us.
+    #[error("cannot connect to {}", .socket.display())]
+    Connect {
+        /// Where.
+        socket: PathBuf,
+        /// The host's answer.
+        source: io::Error,
+    },
+    /// Somebody listens, and does not take connections.
+    #[error("{} takes no connection within {seconds} s", .socket.display())]
+    Busy {
+        /// Where.
+        socket: PathBuf,
+        /// How long it was given.
+        seconds: f64,
+    },
+    /// No answer.
+    #[error("{request} was not answered within {seconds} s")]
+    Silent {
+        /// The request.
+        request: String,
+        /// How long it was given.
+        seconds: f64,
+    },
+    /// The connection ended.
+    #[error("the connection ended before {request} was answered")]
+    Closed {
+        /// The request.
+        request: String,
+    },
+    /// The connection broke.
+    #[error("{request} cannot be asked")]
+    Broken {
+        /// The request.
+        request: String,
+        /// The host's answer.
+        source: io::Error,
+    },
+    /// What came is no answer of this API.
+    #[error("the answer to {request} is {what}")]
+    Nonsense {
+        /// The request.
+        request: String,
+        /// What it is.
+        what: String,
+    },
+    /// The answer is no.
+    #[error("{request} was refused ({status}): {chain}")]
+    Refused {
+        /// The request.
+        request: String,
+        /// The HTTP status.
+        status: u16,
+        /// What failed, then why, in one line.
+        chain: String,
+    },
+}
+
+impl ClientError {
+    /// The status of a refusal.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Refused { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+}
+
+/// A connection to one husk. After any error but a refusal it is out of step, and good for nothing.
+#[derive(Debug)]
+pub struct Client {
+    stream: UnixStream,
+    patience: Duration,
+    /// What has come and belongs to no answer yet.
+    left: Vec<u8>,
+}
+
+/// A request on its way.
+struct Asked<'a> {
+    request: &'a str,
+    deadline: Instant,
+    patience: Duration,
+}
+
+/// The head of an answer: its bytes, status and length of body.
+struct Head {
+    bytes: usize,
+    status: u16,
+    body_bytes: usize,
+}
+
+impl Client {
+    /// Connects to `socket`. `patience` is what the connection, and each request on it, is given.
+    ///
+    /// # Errors
+    /// Nobody listens, or nobody takes the connection in time.
+    pub fn connect(socket: &Path, patience: Duration) -> Result<Self, ClientError> {
+        let (send, receive) = mpsc::channel();
+        let path = socket.to_owned();
+        // Connecting waits while the listener's queue is full, and has no limit of its own: a thread can be left behind.
+        thread::spawn(move || send.send(UnixStream::connect(path)));
+        let stream = match receive.recv_timeout(patience) {
+            Ok(connected) => connected.map_err(|source| ClientError::Connect {
+                socket: socket.into(),
+                source,
+            })?,
+            Err(_) => {
+                return Err(ClientError::Busy {
+                    socket: socket.into(),
+                    seconds: patience.as_secs_f64(),
+                });
+            }
+        };
+        Ok(Self {
+            stream,
+            patience,
+            left: Vec::new(),
+        })
+    }
+
+    /// Asks `GET` of `name`, such as `vm.info`.
+    ///
+    /// # Errors
+    /// A refusal, silence, or what is no answer.
+    pub fn get(&mut self, name: &str) -> Result<Value, ClientError> {
+        self.ask("GET", name, None)
+    }
+
+    /// Asks `PUT` of `name`; `Value::Null` is the answer without a body.
+    ///
+    /// # Errors
+    /// A refusal, silence, or what is no answer.
+    pub fn put(&mut self, name: &str, body: Option<&Value>) -> Result<Value, ClientError> {
+        self.ask("PUT", name, body)
+    }
+
+    fn ask(&mut self, method: &str, name: &str, body: Option<&Value>) -> Result<Value, ClientError> {
+        let asked = Asked {
+            request: name,
+            deadline: Instant::now() + self.patience,
+            patience: self.patience,
+        };
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let mut bytes = format!("{method} /api/v1/{name} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n");
+        if !body.is_empty() {
+            bytes.push_str("Content-Type: application/json\r\n");
+            bytes.push_str(&format!("Content-Length: {}\r\n", body.len()));
+        }
+        bytes.push_str("\r\n");
+        bytes.push_str(&body);
+        self.send(bytes.as_bytes(), &asked)?;
+        self.receive(&asked)
+    }
+
+    fn send(&mut self, mut bytes: &[u8], asked: &Asked<'_>) -> Result<(), ClientError> {
+        while !bytes.is_empty() {
+            self.stream
+                .set_write_timeout(Some(asked.left()?))
+                .map_err(|e| asked.broken(e))?;
+            match self.stream.write(bytes) {
+                Ok(sent) => bytes = bytes.get(sent..).unwrap_or_default(),
+                Err(error) if is_early(&error) => {}
+                // What was said before hanging up may say why.
+                Err(error) if is_end(&error) => return Ok(()),
+                Err(source) => return Err(asked.broken(source)),
+            }
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, asked: &Asked<'_>) -> Result<Value, ClientError> {
+        let head = loop {
+            match asked.parse_head(&self.left)? {
+                // Interim answers (RFC 9110 §15.2) are not waited for.
+                Some(head) if head.status < 200 => drop(self.left.drain(..head.bytes)),
+                Some(head) => break head,
+                None => self.read_more(asked)?,
+            }
+        };
+        let end = head.bytes + head.body_bytes;
+        while self.left.len() < end {
+            self.read_more(asked)?;
+        }
+        let answer: Vec<u8> = self.left.drain(..end).collect();
+        let body = answer.get(head.bytes..).unwrap_or_default();
+        if !(200..300).contains(&head.status) {
+            return Err(ClientError::Refused {
+                request: asked.request.into(),
+                status: head.status,
+                chain: chain_of(body),
+            });
+        }
+        match body {
+            [] => Ok(Value::Null),
+            body => serde_json::from_slice(body).map_err(|e| asked.nonsense(format!("no JSON: {e}"))),
+        }
+    }
+
+    fn read_more(&mut self, asked: &Asked<'_>) -> Result<(), ClientError> {
+        let mut chunk = [0; CHUNK_BYTES];
+        self.stream
+            .set_read_timeout(Some(asked.left()?))
+            .map_err(|e| asked.broken(e))?;
+        let closed = || ClientError::Closed {
+            request: asked.request.into(),
+        };
+        match self.stream.read(&mut chunk) {
+            Ok(0) => Err(closed()),
+            Ok(bytes) => {
+                self.left.extend(chunk.iter().take(bytes));
+                Ok(())
+            }
+            Err(error) if is_early(&error) => Ok(()),
+            Err(error) if is_end(&error) => Err(closed()),
+            Err(source) => Err(asked.broken(source)),
+        }
+    }
+}
+
+impl Asked<'_> {
+    /// How long is left, which is never nothing.
+    fn left(&self) -> Result<Duration, ClientError> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ClientError::Silent {
+                request: self.request.into(),
+                seconds: self.patience.as_secs_f64(),
+            });
+        }
+        // The kernel counts microseconds, and takes 0 for no limit.
+        Ok(left.max(Duration::from_micros(1)))
+    }
+
+    /// `None` until it is complete.
+    fn parse_head(&self, bytes: &[u8]) -> Result<Option<Head>, ClientError> {
+        let mut fields = [httparse::EMPTY_HEADER; HEAD_FIELDS];
+        let mut response = httparse::Response::new(&mut fields);
+        let parsed = response.parse(bytes);
+        let head_bytes = match parsed.map_err(|e| self.nonsense(format!("no HTTP: {e}")))? {
+            httparse::Status::Complete(bytes) => bytes,
+            httparse::Status::Partial if bytes.len() > HEAD_BYTES => {
+                return Err(self.nonsense(format!("a head of more than {HEAD_BYTES} bytes")));
+            }
+            httparse::Status::Partial => return Ok(None),
+        };
+        let field = |name: &str| {
+            let mut named = response.headers.iter();
+            named.find(|field| field.name.eq_ignore_ascii_case(name))
+        };
+        if field("Transfer-Encoding").is_some() {
+            return Err(self.nonsense("a body of unknown length".into()));
+        }
+        let body_bytes = match field("Content-Length") {
+            None => Some(0),
+            Some(field) => str::from_utf8(field.value)
+                .ok()
+                .and_then(|text| text.trim().parse().ok())
+                .filter(|bytes| *bytes <= BODY_BYTES),
+        };
+        Ok(Some(Head {
+            bytes: head_bytes,
+            status: response.code.unwrap_or_default(),
+            body_bytes: body_bytes
+                .ok_or_else(|| self.nonsense(format!("a body of more than {BODY_BYTES} bytes, or of none")))?,
+        }))
+    }
+
+    fn broken(&self, source: io::Error) -> ClientError {
+        ClientError::Broken {
+            request: self.request.into(),
+            source,
+        }
+    }
+
+    fn nonsense(&self, what: String) -> ClientError {
+        ClientError::Nonsense {
+            request: self.request.into(),
+            what,
+        }
+    }
+}
+
+/// Whether the kernel gave up before the deadline is looked at again.
+fn is_early(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
+    )
+}
+
+/// Whether the other side has hung up.
+fn is_end(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
+/// The causes in an error's body, joined as husk joins them; another body as it is.
+fn chain_of(body: &[u8]) -> String {
+    match serde_json::from_slice::<Vec<String>>(body) {
+        Ok(chain) if !chain.is_empty() => chain.join(": "),
+        _ if body.is_empty() => "no reason given".into(),
+        _ => String::from_utf8_lossy(body).into_owned(),
+    }
+}
+
+#[cfg(test)]
+#[path = "client_test.rs"]
+mod tests;

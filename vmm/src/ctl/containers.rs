@@ -1,0 +1,266 @@
+//! `husk ctl container …`: a pod that grows and shrinks with its containers.
+//!
+//! A container is noted first, and then the VM is brought to the size that all noted ones need. Whoever does so looks at the list once
+//! more afterwards: of two that change it at once, both end at the size of the list that both of them made. A container that does not
+//! come to its size is taken from the list again, and what came of the size is given back.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use husk_firmware::layout;
+use husk_hotplug::sizing::resources::CpuTime;
+use husk_hotplug::sizing::{Change, PodSize, Shim, Sizing, SizingError};
+use serde_json::{Value, json};
+
+use super::client::{Client, ClientError};
+use super::note::{Base, List, Note, NoteError, revision};
+use super::resize::{ResizeError, Wanted, resize_while, state};
+use super::show::table;
+use super::status::Status;
+use crate::config::Size;
+use crate::pod::{LinuxResources, Node, PodError, Policy, Spec};
+
+/// Between two looks at a resize that another one came before.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Why a container was not added, updated or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum ContainerError {
+    /// Its `config.json` makes none.
+    #[error(transparent)]
+    Pod(#[from] PodError),
+    /// There is one of this id.
+    #[error("container {0} is there already: update it, or remove it first")]
+    Exists(String),
+    /// There is none.
+    #[error("there is no container {id}, there are: {known}")]
+    Unknown {
+        /// The id.
+        id: String,
+        /// The others.
+        known: String,
+    },
+    /// Nothing can come to a VM without a running guest.
+    #[error("the VM is {0}, its guest has to run")]
+    NotRunning(String),
+    /// The list.
+    #[error(transparent)]
+    Note(#[from] NoteError),
+    /// The sum is too large.
+    #[error("the pod cannot be large enough")]
+    Sizing(#[from] SizingError),
+    /// The VM did not come to its size.
+    #[error(transparent)]
+    Resize(#[from] ResizeError),
+    /// The list changed again and again.
+    #[error("others change the pod all the time")]
+    Unsettled,
+}
+
+impl From<ClientError> for ContainerError {
+    fn from(error: ClientError) -> Self {
+        Self::Resize(error.into())
+    }
+}
+
+/// A container's `config.json`, held against the node and its policy.
+#[derive(Clone, Debug)]
+pub struct Container {
+    spec: Spec,
+    node: Node,
+}
+
+impl Container {
+    /// Checks `spec`.
+    ///
+    /// # Errors
+    /// An annotation is not enabled, unknown, or says what this host does not have.
+    pub fn new(spec: Spec, policy: &Policy, node: Node) -> Result<Self, PodError> {
+        policy.check(spec.annotations())?;
+        let mut sizing = Sizing::new(Shim::Rust, node.vcpus, node.memory_bytes);
+        sizing.annotate(spec.annotations())?;
+        sizing.workload(spec.annotations())?;
+        Ok(Self { spec, node })
+    }
+
+    /// What the pod has without containers, if this is the first of them and the VM is as `status` says.
+    fn base(&self, status: &Status) -> Result<Base, PodError> {
+        let mut sizing = Sizing {
+            default_vcpus: CpuTime::from_vcpus(status.vcpus_now()),
+            default_memory_bytes: status.memory_now(),
+            ..Sizing::new(Shim::Rust, self.node.vcpus, self.node.memory_bytes)
+        };
+        sizing.annotate(self.spec.annotations())?;
+        Ok(Base {
+            default_vcpus: sizing.default_vcpus.to_string(),
+            max_vcpus: sizing.max_vcpus,
+            default_memory_bytes: sizing.default_memory_bytes,
+        })
+    }
+}
+
+/// Makes room for a container, and returns when it is there.
+///
+/// # Errors
+/// There is one of this id, or the VM does not come to the size; the list is as it was then.
+pub fn add(client: &mut Client, id: &str, container: &Container, wait: Duration) -> Result<Status, ContainerError> {
+    runs(client)?;
+    let status = Status::ask(client)?;
+    let base = container.base(&status)?;
+    Note::change(client, |list| {
+        if list.containers.contains_key(id) {
+            return Err(ContainerError::Exists(id.into()));
+        }
+        if list.containers.is_empty() {
+            list.pod = Some(base.clone());
+        }
+        list.containers.insert(id.into(), container.spec.resources());
+        Ok(())
+    })?;
+    settle(client, Change::Add, wait).inspect_err(|_| take_back(client, id, None))
+}
+
+/// Gives a container other limits, and returns when they are there.
+///
+/// # Errors
+/// There is none of this id, or the VM does not come to the size; the list is as it was then.
+pub fn update(client: &mut Client, id: &str, container: &Container, wait: Duration) -> Result<Status, ContainerError> {
+    runs(client)?;
+    let mut before = None;
+    Note::change(client, |list| {
+        let noted = find(list, id)?;
+        before = Some(std::mem::replace(noted, container.spec.resources()));
+        Ok::<_, ContainerError>(())
+    })?;
+    settle(client, Change::Update, wait).inspect_err(|_| take_back(client, id, before))
+}
+
+/// Forgets a container, and takes back what it had.
+///
+/// # Errors
+/// There is none of this id, or the VM does not come to the size. It is forgotten then: it has ended.
+pub fn remove(client: &mut Client, id: &str, wait: Duration) -> Result<Status, ContainerError> {
+    runs(client)?;
+    Note::change(client, |list| {
+        find(list, id)?;
+        list.containers.remove(id);
+        Ok::<_, ContainerError>(())
+    })?;
+    settle(client, Change::Exit, wait)
+}
+
+/// Every container with what it asks for: for programs, and for people.
+///
+/// # Errors
+/// There is no VM, no answer, or no list of ours.
+pub fn list(client: &mut Client) -> Result<(Value, String), ContainerError> {
+    let list = Note::read(client)?.list;
+    let mut rows = vec![["container", "vcpus", "cpuset", "memory"].map(str::to_owned).to_vec()];
+    for (id, resources) in &list.containers {
+        let sized = resources.sized().unwrap_or_default();
+        let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+        rows.push(vec![
+            id.clone(),
+            or_none(sized.cpu_time().map(|time| time.to_string())),
+            or_none((!sized.cpus.is_empty()).then(|| sized.cpus.len().to_string())),
+            or_none((sized.memory_bytes() > 0).then(|| Size(sized.memory_bytes()).to_string())),
+        ]);
+    }
+    Ok((json!(list), table(&rows)))
+}
+
+fn runs(client: &mut Client) -> Result<(), ContainerError> {
+    match state(client)?.as_str() {
+        "Running" => Ok(()),
+        other => Err(ContainerError::NotRunning(other.into())),
+    }
+}
+
+fn find<'a>(list: &'a mut List, id: &str) -> Result<&'a mut LinuxResources, ContainerError> {
+    let known: Vec<String> = list.containers.keys().cloned().collect();
+    list.containers.get_mut(id).ok_or_else(|| ContainerError::Unknown {
+        id: id.into(),
+        known: if known.is_empty() {
+            "none".into()
+        } else {
+            known.join(", ")
+        },
+    })
+}
+
+/// Brings the VM to the size of the list, until the list has not changed meanwhile.
+fn settle(client: &mut Client, change: Change, wait: Duration) -> Result<Status, ContainerError> {
+    let begin = Instant::now();
+    loop {
+        let note = Note::read(client)?;
+        let wanted = wanted(&note.list, &Status::ask(client)?, change)?;
+        // What is left, and not nothing unless that was asked for.
+        let left = wait.saturating_sub(begin.elapsed()).max(PAUSE.min(wait));
+        let is_current = |client: &mut Client| Ok(revision(client)? == note.revision);
+        match resize_while(client, wanted, left, is_current) {
+            Ok(status) if revision(client)? == note.revision => return Ok(status),
+            // Another size has taken its place.
+            Err(ResizeError::Client(error)) if error.status() == Some(409) => {}
+            Ok(_) | Err(ResizeError::Superseded) => {}
+            Err(ResizeError::Late { missing, hint, .. }) => {
+                let seconds = wait.as_secs_f64();
+                return Err(ResizeError::Late { seconds, missing, hint }.into());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        if begin.elapsed() > wait {
+            return Err(ContainerError::Unsettled);
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+/// Has the list say what it said `before` of a container, and asks for that size without waiting for it. What fails here is told by the
+/// error that led here.
+fn take_back(client: &mut Client, id: &str, before: Option<LinuxResources>) {
+    let undone = Note::change(client, |list| {
+        match &before {
+            Some(resources) => list.containers.insert(id.into(), resources.clone()),
+            None => list.containers.remove(id),
+        };
+        Ok::<_, ContainerError>(())
+    });
+    if undone.is_ok() {
+        let _ = settle(client, Change::Exit, Duration::ZERO);
+    }
+}
+
+/// The size that the containers of `list` need, in a VM of the size `status`.
+fn wanted(list: &List, status: &Status, change: Change) -> Result<Wanted, SizingError> {
+    let now = PodSize {
+        vcpus: status.vcpus_now(),
+        max_vcpus: status.vcpus.max.unwrap_or_else(|| status.vcpus_now()),
+        memory_bytes: status.memory_now(),
+    };
+    let all = Sizing::new(Shim::Rust, now.max_vcpus, status.most_bytes());
+    let sizing = match &list.pod {
+        Some(base) => Sizing {
+            default_vcpus: base.vcpus(),
+            max_vcpus: base.max_vcpus,
+            default_memory_bytes: base.default_memory_bytes,
+            ..all
+        },
+        None => Sizing {
+            default_memory_bytes: status.boot_bytes(),
+            ..all
+        },
+    };
+    let driven = status.memory.virtio_mem.filter(|device| device.driver == Some(true));
+    let block = driven.and_then(|device| device.block_bytes);
+    let block = block.unwrap_or_else(|| layout::memory_block(status.boot_bytes()));
+    let size = sizing.fitted(now, &list.resources(), change, status.boot_bytes(), block)?;
+    Ok(Wanted {
+        vcpus: Some(size.vcpus),
+        memory_bytes: Some(size.memory_bytes),
+        balloon_bytes: None,
+    })
+}
+
+#[cfg(test)]
+#[path = "containers_test.rs"]
+mod tests;

@@ -1,0 +1,219 @@
+use std::sync::Mutex;
+
+use super::super::testing::{MIB, PATIENCE, Server, Vm};
+use super::*;
+
+const NODE: Node = Node {
+    vcpus: 16,
+    memory_bytes: 32 << 30,
+};
+
+/// Quota in thousandths of a CPU and memory in MiB; 0: no limit.
+fn container(millis: u64, mib: u64) -> Container {
+    annotated(millis, mib, &[]).unwrap()
+}
+
+fn annotated(millis: u64, mib: u64, annotations: &[(&str, &str)]) -> Result<Container, String> {
+    let keys = annotations.iter().map(|(key, value)| {
+        let key = format!("io.katacontainers.config.hypervisor.{key}");
+        (key, Value::from(*value))
+    });
+    let annotations: serde_json::Map<String, Value> = keys.collect();
+    let resources = json!({"cpu": {"quota": millis * 100, "period": 100_000}, "memory": {"limit": mib * MIB}});
+    let text = json!({"annotations": annotations, "linux": {"resources": resources}}).to_string();
+    let spec = Spec::parse(text.as_bytes()).unwrap();
+    let policy = Policy::of([Policy::expression("^default_(vcpus|memory)").unwrap()]);
+    Container::new(spec, &policy, NODE).map_err(|error| error.to_string())
+}
+
+fn size(vm: &Mutex<Vm>) -> (u32, u64) {
+    let vm = vm.lock().unwrap();
+    assert_eq!(
+        (vm.vcpus, vm.desired),
+        (vm.online, vm.present),
+        "what was asked for is there"
+    );
+    (vm.online, vm.present / MIB)
+}
+
+fn ids(server: &Server) -> Vec<String> {
+    let list = Note::read(&mut server.client()).unwrap().list;
+    list.containers.into_keys().collect()
+}
+
+/// The example that the Rust shim gives: 1 vCPU and 512 MiB, and a container of 1 CPU and 256 MiB.
+#[test]
+fn a_pod_grows_and_shrinks_with_its_containers() {
+    let (server, vm) = Vm::default().serve();
+    let client = &mut server.client();
+    add(client, "a", &container(1000, 256), PATIENCE).unwrap();
+    assert_eq!(size(&vm), (2, 768));
+    add(client, "b", &container(500, 100), PATIENCE).unwrap();
+    assert_eq!(size(&vm), (3, 896), "2.5 vCPUs, 868 MiB: whole vCPUs and blocks");
+    add(client, "c", &container(0, 0), PATIENCE).unwrap();
+    assert_eq!(size(&vm), (3, 896));
+    update(client, "b", &container(1500, 1024), PATIENCE).unwrap();
+    assert_eq!(size(&vm), (4, 1792));
+    update(client, "a", &container(100, 0), PATIENCE).unwrap();
+    assert_eq!(size(&vm), (3, 1536), "2.6 vCPUs");
+    remove(client, "b", PATIENCE).unwrap();
+    assert_eq!(size(&vm), (2, 512));
+    remove(client, "a", PATIENCE).unwrap();
+    assert_eq!((size(&vm), ids(&server)), ((1, 512), vec!["c".to_owned()]));
+}
+
+#[test]
+fn the_first_container_says_what_the_pod_has_without_any() {
+    let (server, vm) = Vm::default().serve();
+    let client = &mut server.client();
+    let first = annotated(1000, 0, &[("default_vcpus", "2.5"), ("default_memory", "1024")]).unwrap();
+    add(client, "a", &first, PATIENCE).unwrap();
+    assert_eq!(size(&vm), (4, 1024), "3.5 vCPUs");
+    let second = annotated(500, 0, &[("default_vcpus", "7")]).unwrap();
+    add(client, "b", &second, PATIENCE).unwrap();
+    assert_eq!(size(&vm), (4, 1024));
+}
+
+#[test]
+fn a_container_for_which_there_is_no_room_is_not_noted() {
+    let (server, vm) = Vm::default().serve();
+    let client = &mut server.client();
+    add(client, "a", &container(1000, 256), PATIENCE).unwrap();
+    let error = add(client, "b", &container(0, 8192), PATIENCE).unwrap_err();
+    assert_eq!(
+        format!("{:#}", anyhow::Error::new(error)),
+        "the pod cannot be large enough: memory of 9395240960 bytes wanted, at most 9126805504 allowed"
+    );
+    vm.lock().unwrap().full = true;
+    let error = add(client, "b", &container(1000, 512), PATIENCE).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "vm.resize was refused (500): cannot resize the VM: out of memory"
+    );
+    let error = update(client, "a", &container(1000, 512), PATIENCE).unwrap_err();
+    assert!(matches!(error, ContainerError::Resize(_)), "{error}");
+    vm.lock().unwrap().full = false;
+    assert_eq!((size(&vm), ids(&server)), ((2, 768), vec!["a".to_owned()]));
+    let noted = Note::read(client).unwrap().list.resources();
+    assert_eq!(noted[0].memory_limit_bytes, Some(256 * MIB), "as before");
+}
+
+#[test]
+fn what_came_for_a_container_that_does_not_start_is_given_back() {
+    let (server, vm) = Vm {
+        deaf: true,
+        ..Vm::default()
+    }
+    .serve();
+    let client = &mut server.client();
+    let error = add(client, "a", &container(2000, 256), Duration::from_millis(50)).unwrap_err();
+    assert!(error.to_string().starts_with("not there within 0.05 s: "), "{error}");
+    let vm = vm.lock().unwrap();
+    assert_eq!((vm.vcpus, vm.desired), (1, 512 * MIB));
+    assert_eq!(vm.containers["containers"], json!({}));
+}
+
+#[test]
+fn an_id_is_one_container() {
+    let (server, _) = Vm::default().serve();
+    let client = &mut server.client();
+    let small = container(0, 0);
+    let message = |error: ContainerError| error.to_string();
+    let none = "there is no container a, there are: none";
+    assert_eq!(
+        update(client, "a", &small, PATIENCE).map_err(message).unwrap_err(),
+        none
+    );
+    add(client, "b", &small, PATIENCE).unwrap();
+    assert_eq!(
+        add(client, "b", &small, PATIENCE).map_err(message).unwrap_err(),
+        "container b is there already: update it, or remove it first"
+    );
+    let other = "there is no container a, there are: b";
+    assert_eq!(remove(client, "a", PATIENCE).map_err(message).unwrap_err(), other);
+}
+
+#[test]
+fn two_that_come_at_once_both_have_their_room() {
+    for _ in 0..20 {
+        let (server, vm) = Vm::default().serve();
+        thread::scope(|scope| {
+            for id in ["a", "b", "c"] {
+                let mut client = server.client();
+                scope.spawn(move || add(&mut client, id, &container(1000, 256), PATIENCE).unwrap());
+            }
+        });
+        assert_eq!((size(&vm), ids(&server).len()), ((4, 1280), 3));
+    }
+}
+
+#[test]
+fn without_a_running_guest_there_are_no_containers() {
+    for state in ["Created", "Paused", "Shutdown"] {
+        let (server, _) = Vm { state, ..Vm::default() }.serve();
+        let error = add(&mut server.client(), "a", &container(0, 0), PATIENCE).unwrap_err();
+        assert_eq!(error.to_string(), format!("the VM is {state}, its guest has to run"));
+    }
+}
+
+#[test]
+fn a_list_of_somebody_else_is_left_alone() {
+    let (server, vm) = Vm {
+        containers: json!(["mine"]),
+        ..Vm::default()
+    }
+    .serve();
+    let error = add(&mut server.client(), "a", &container(0, 0), PATIENCE).unwrap_err();
+    assert_eq!(error.to_string(), "the list of containers is another client's");
+    assert_eq!(vm.lock().unwrap().containers, json!(["mine"]));
+}
+
+#[test]
+fn annotations_are_held_against_the_node_before_anything_is_asked() {
+    let refusal = annotated(0, 0, &[("default_vcpus", "17")]).unwrap_err();
+    assert!(
+        refusal.ends_with("default_vcpus is \"17\", allowed: a decimal number from 0 to 16"),
+        "{refusal}"
+    );
+    let refusal = annotated(0, 0, &[("kernel_params", "x")]).unwrap_err();
+    assert!(
+        refusal.contains("kernel_params is not enabled on this node"),
+        "{refusal}"
+    );
+}
+
+#[test]
+fn containers_are_listed_with_what_they_ask_for() {
+    let (server, vm) = Vm::default().serve();
+    let client = &mut server.client();
+    add(client, "web", &container(1500, 256), PATIENCE).unwrap();
+    add(client, "pause", &container(0, 0), PATIENCE).unwrap();
+    let (value, table) = list(client).unwrap();
+    assert_eq!(
+        table,
+        "container  vcpus  cpuset  memory\npause      -      -       -\nweb        1.5    -       256 MiB\n"
+    );
+    assert_eq!(value["containers"]["web"]["memory"]["limit"], 256 * MIB);
+    assert_eq!(
+        value["pod"],
+        json!({"default_vcpus": "1", "max_vcpus": 0, "default_memory_bytes": 512 * MIB})
+    );
+    assert_eq!(vm.lock().unwrap().containers, value, "as husk keeps it");
+}
+
+/// A guest that takes memory by virtio-mem takes it in blocks of that.
+#[test]
+fn the_block_is_that_of_the_device_that_the_guest_drives() {
+    let status = |driver: bool| -> Status {
+        serde_json::from_value(json!({
+            "vcpus": {"present": 1, "max": 4},
+            "memory": {"present_bytes": 512 * MIB, "boot_bytes": 512 * MIB, "hotplug_bytes": 1024 * MIB,
+                "virtio_mem": {"block_bytes": 2 * MIB, "driver": driver}},
+        }))
+        .unwrap()
+    };
+    let mut list = List::default();
+    list.containers.insert("a".into(), container(0, 3).spec.resources());
+    let memory = |driver| wanted(&list, &status(driver), Change::Add).unwrap().memory_bytes;
+    assert_eq!((memory(true), memory(false)), (Some(516 * MIB), Some(640 * MIB)));
+}

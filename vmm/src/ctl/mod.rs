@@ -1,0 +1,167 @@
+//! `husk ctl`: a client of the API socket, for people and for scripts.
+//!
+//! One process asks over one connection ([`client`]), says what came of it as a table or as JSON ([`show`]), and ends. A size is
+//! waited for ([`resize`]), and a container's comes from its `config.json` ([`containers`]).
+
+pub mod client;
+pub mod containers;
+mod note;
+pub mod resize;
+pub mod show;
+pub mod status;
+
+#[cfg(test)]
+mod testing;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use self::client::{Client, ClientError};
+use self::containers::{Container, ContainerError};
+use self::resize::{ResizeError, Wanted};
+use self::status::Status;
+use crate::pod::{Node, PodError, Policy, Spec};
+
+/// What a husk is asked.
+#[derive(Clone, Debug)]
+pub enum Request {
+    /// The VM's state, size and devices.
+    Info,
+    /// Who is there.
+    Ping,
+    /// Hold the guest.
+    Pause,
+    /// Let it go on.
+    Resume,
+    /// End the VM, and husk with it unless told otherwise.
+    Shutdown {
+        /// Whether husk stays.
+        keep: bool,
+    },
+    /// What the devices have counted.
+    Counters,
+    /// Another size.
+    Resize {
+        /// Which.
+        wanted: Wanted,
+        /// How long to wait for it.
+        wait: Duration,
+    },
+    /// About one container.
+    Container {
+        /// Its id.
+        id: String,
+        /// What of it.
+        action: Action,
+        /// How long to wait for the size.
+        wait: Duration,
+    },
+    /// All containers.
+    List,
+}
+
+/// What becomes of a container.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// It comes.
+    Add(PathBuf, Policy),
+    /// Its limits change.
+    Update(PathBuf, Policy),
+    /// It has ended.
+    Remove,
+}
+
+/// Why a request came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum CtlError {
+    /// A file that says what cannot be.
+    #[error("container {}", .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: PodError,
+    },
+    /// No answer, or a refusal.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The size.
+    #[error(transparent)]
+    Resize(#[from] ResizeError),
+    /// The container.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+}
+
+/// Asks the husk that serves `socket`, and returns what to print. `patience` is what each answer is given.
+///
+/// # Errors
+/// A wrong file, before anything is asked; a refusal; no answer.
+pub fn ask(socket: &Path, request: &Request, patience: Duration, as_json: bool) -> Result<String, CtlError> {
+    let container = match request {
+        Request::Container {
+            action: Action::Add(path, policy) | Action::Update(path, policy),
+            ..
+        } => Some(read(path, policy)?),
+        _ => None,
+    };
+    let client = &mut Client::connect(socket, patience)?;
+    let (value, table): (Value, String) = match request {
+        Request::Info => {
+            let answer = client.get("vm.info")?;
+            let table = if as_json {
+                String::new()
+            } else {
+                show::info(&answer, &Status::ask(client)?)
+            };
+            (answer, table)
+        }
+        Request::Ping => both(client.get("vmm.ping")?, show::ping),
+        Request::Counters => both(client.get("vm.counters")?, show::counters),
+        Request::Pause => return done(client.put("vm.pause", None)?),
+        Request::Resume => return done(client.put("vm.resume", None)?),
+        Request::Shutdown { keep: true } => return done(client.put("vm.shutdown", None)?),
+        Request::Shutdown { keep: false } => return done(client.put("vmm.shutdown", None)?),
+        Request::Resize { wanted, wait } => sized(resize::resize(client, *wanted, *wait)?),
+        Request::List => containers::list(client)?,
+        Request::Container { id, action, wait } => sized(match (action, &container) {
+            (Action::Add(..), Some(container)) => containers::add(client, id, container, *wait)?,
+            (Action::Update(..), Some(container)) => containers::update(client, id, container, *wait)?,
+            _ => containers::remove(client, id, *wait)?,
+        }),
+    };
+    Ok(if as_json { show::json(&value) } else { table })
+}
+
+impl CtlError {
+    /// Whether what was asked could not have been answered by any husk.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::File { source, .. } if source.is_read())
+    }
+}
+
+fn read(path: &Path, policy: &Policy) -> Result<Container, CtlError> {
+    let spec = Spec::read(path).map_err(PodError::from);
+    let container = spec.and_then(|spec| Container::new(spec, policy, Node::of(Path::new("/"))));
+    container.map_err(|source| CtlError::File {
+        path: path.into(),
+        source,
+    })
+}
+
+/// Nothing more to say.
+fn done(_: Value) -> Result<String, CtlError> {
+    Ok(String::new())
+}
+
+fn both(answer: Value, table: fn(&Value) -> String) -> (Value, String) {
+    let table = table(&answer);
+    (answer, table)
+}
+
+fn sized(status: Status) -> (Value, String) {
+    let table = show::size(&status);
+    (status.raw, table)
+}

@@ -1,0 +1,122 @@
+//! The list of a VM's containers, which its husk keeps for us: `vm.containers` and `vm.set-containers`.
+
+use std::collections::BTreeMap;
+
+use husk_hotplug::sizing::resources::{CpuTime, Resources};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::client::{Client, ClientError};
+use crate::pod::LinuxResources;
+
+/// How often a change is tried again that others have come before.
+const TRIES: u32 = 100;
+
+/// Why the list cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum NoteError {
+    /// It was not answered.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// Somebody else keeps something else there.
+    #[error("the list of containers is another client's")]
+    Foreign(#[source] serde_json::Error),
+}
+
+/// What is noted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct List {
+    /// What the pod has without its containers.
+    #[serde(default)]
+    pub pod: Option<Base>,
+    /// What each container asks for, by its id.
+    #[serde(default)]
+    pub containers: BTreeMap<String, LinuxResources>,
+}
+
+/// What a pod has without its containers: its size when the first one came, or what that one's annotations say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// vCPUs, decimal.
+    pub default_vcpus: String,
+    /// The most vCPUs; 0: as many as the VM may have.
+    pub max_vcpus: u32,
+    /// Memory.
+    pub default_memory_bytes: u64,
+}
+
+/// The list, and which one it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// How often it has been changed.
+    pub revision: u64,
+    /// What it says.
+    pub list: List,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    revision: u64,
+    containers: Option<List>,
+}
+
+impl Note {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// There is no VM, no answer, or no list of ours.
+    pub fn read(client: &mut Client) -> Result<Self, NoteError> {
+        let answer: Answer = serde_json::from_value(client.get("vm.containers")?).map_err(NoteError::Foreign)?;
+        Ok(Self {
+            revision: answer.revision,
+            list: answer.containers.unwrap_or_default(),
+        })
+    }
+
+    /// Changes it by `edit`, which is asked again when somebody else has changed it meanwhile.
+    ///
+    /// # Errors
+    /// What `edit` says; or as [`Note::read`].
+    pub fn change<E: From<NoteError>>(
+        client: &mut Client,
+        mut edit: impl FnMut(&mut List) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut tries = 0;
+        loop {
+            let mut note = Self::read(client)?;
+            edit(&mut note.list)?;
+            let body = json!({"revision": note.revision, "containers": note.list});
+            match client.put("vm.set-containers", Some(&body)) {
+                Err(error) if error.status() == Some(409) && tries < TRIES => tries += 1,
+                answer => return answer.map(drop).map_err(|e| NoteError::from(e).into()),
+            }
+        }
+    }
+}
+
+/// Which list it is now.
+///
+/// # Errors
+/// There is no VM, or no answer.
+pub fn revision(client: &mut Client) -> Result<u64, ClientError> {
+    Ok(client.get("vm.containers")?["revision"].as_u64().unwrap_or_default())
+}
+
+impl List {
+    /// What all containers ask for.
+    pub fn resources(&self) -> Vec<Resources> {
+        // They had a meaning when they were noted.
+        let sized = self
+            .containers
+            .values()
+            .map(|resources| resources.sized().unwrap_or_default());
+        sized.collect()
+    }
+}
+
+impl Base {
+    /// vCPUs.
+    pub fn vcpus(&self) -> CpuTime {
+        CpuTime::parse(&self.default_vcpus).unwrap_or(CpuTime::from_vcpus(1))
+    }
+}

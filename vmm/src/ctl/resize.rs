@@ -1,0 +1,154 @@
+//! `husk ctl resize`: asks for a size, and returns when the guest has it.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value, json};
+
+use super::client::{Client, ClientError};
+use super::status::Status;
+use crate::config::Size;
+
+/// How often the guest is looked at.
+const POLL: Duration = Duration::from_millis(10);
+
+/// A size that is asked for. What is absent stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// vCPUs.
+    pub vcpus: Option<u32>,
+    /// Memory in all.
+    pub memory_bytes: Option<u64>,
+    /// Of the balloon.
+    pub balloon_bytes: Option<u64>,
+}
+
+/// Why the size is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum ResizeError {
+    /// It was not asked for, or there was no answer.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The guest did not take it.
+    #[error("the guest refused: {0}")]
+    Refused(String),
+    /// Another size has been asked for meanwhile.
+    #[error("another size has been asked for meanwhile")]
+    Superseded,
+    /// It did not come in time.
+    #[error("not there within {seconds} s: {missing}{hint}")]
+    Late {
+        /// How long it was given.
+        seconds: f64,
+        /// What is, and what should be.
+        missing: String,
+        /// What the last answer says of it.
+        hint: String,
+    },
+}
+
+/// Asks for `wanted`, and waits until vCPUs and memory are there, for `wait` at most; not at all if that is nothing, or if there is no
+/// guest to wait for.
+///
+/// # Errors
+/// The size is refused, not there in time, or no longer wanted by whoever asked last.
+pub fn resize(client: &mut Client, wanted: Wanted, wait: Duration) -> Result<Status, ResizeError> {
+    resize_while(client, wanted, wait, |_| Ok(true))
+}
+
+/// As [`resize`], as long as `is_current`: looked at whenever the guest is.
+pub(super) fn resize_while(
+    client: &mut Client,
+    wanted: Wanted,
+    wait: Duration,
+    is_current: impl Fn(&mut Client) -> Result<bool, ClientError>,
+) -> Result<Status, ResizeError> {
+    let runs = matches!(state(client)?.as_str(), "Running" | "Paused");
+    let before = Status::ask(client)?;
+    client.put("vm.resize", Some(&wanted.body()))?;
+    let begin = Instant::now();
+    loop {
+        let now = Status::ask(client)?;
+        if wait.is_zero() || !runs || wanted.missing(&before, &now).is_none() {
+            return Ok(now);
+        }
+        if wanted.is_superseded(&now) || !is_current(client)? {
+            return Err(ResizeError::Superseded);
+        }
+        let said = now.last.clone().unwrap_or_default().what.unwrap_or_default();
+        if now.outcome() == Some("refused") && now.raw["last"] != before.raw["last"] {
+            return Err(ResizeError::Refused(said));
+        }
+        if begin.elapsed() >= wait {
+            return Err(ResizeError::Late {
+                seconds: wait.as_secs_f64(),
+                missing: wanted.missing(&before, &now).unwrap_or_default(),
+                hint: if said.is_empty() { said } else { format!(" ({said})") },
+            });
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// `Created`, `Running`, `Paused` or `Shutdown`.
+///
+/// # Errors
+/// There is no VM, or no answer.
+pub fn state(client: &mut Client) -> Result<String, ClientError> {
+    let info = client.get("vm.info")?;
+    Ok(info["state"].as_str().unwrap_or_default().to_owned())
+}
+
+impl Wanted {
+    fn body(self) -> Value {
+        let fields = [
+            ("desired_vcpus", self.vcpus.map(u64::from)),
+            ("desired_ram", self.memory_bytes),
+            ("desired_balloon", self.balloon_bytes),
+        ];
+        let wanted = fields.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let wanted: Map<String, Value> = wanted.map(|(name, value)| (name.to_owned(), json!(value))).collect();
+        wanted.into()
+    }
+
+    /// Whether somebody has asked for another number of vCPUs; memory may be rounded.
+    fn is_superseded(self, now: &Status) -> bool {
+        matches!((self.vcpus, now.vcpus.desired), (Some(wanted), Some(desired)) if wanted != desired)
+    }
+
+    /// What is not there yet. What a husk does not tell is taken to be there: it has granted it.
+    fn missing(self, before: &Status, now: &Status) -> Option<String> {
+        let vcpus = self.vcpus.and_then(|wanted| missing_vcpus(wanted, now));
+        let memory = self.memory_bytes.and_then(|wanted| missing_memory(wanted, before, now));
+        let balloon = self.balloon_bytes.and_then(|wanted| {
+            let actual = now.memory.balloon?.actual_bytes?;
+            (actual != wanted).then(|| format!("{} of {} in the balloon", Size(actual), Size(wanted)))
+        });
+        let missing: Vec<String> = [vcpus, memory, balloon].into_iter().flatten().collect();
+        (!missing.is_empty()).then(|| missing.join(", "))
+    }
+}
+
+/// They have to be the guest's, and run there: an off-line processor is none for a container.
+fn missing_vcpus(wanted: u32, now: &Status) -> Option<String> {
+    let present = now.vcpus.present.unwrap_or(wanted);
+    let online = now.vcpus.online.unwrap_or(present);
+    (present != wanted || online != wanted)
+        .then(|| format!("{wanted} vCPUs asked for, {present} present, {online} on-line"))
+}
+
+/// More memory has to be all there. Less may be more than was asked for, if the guest has been heard: not all memory can be given back.
+fn missing_memory(wanted: u64, before: &Status, now: &Status) -> Option<String> {
+    let present = now.memory.present_bytes?;
+    let grows = before.memory.present_bytes.is_none_or(|before| wanted > before);
+    let done = if grows {
+        present >= wanted
+    } else {
+        present <= wanted || now.outcome() == Some("accepted")
+    };
+    (!done).then(|| format!("{} of memory asked for, {} present", Size(wanted), Size(present)))
+}
+
+#[cfg(test)]
+#[path = "resize_test.rs"]
+mod tests;

@@ -1,0 +1,217 @@
+use super::super::testing::{MIB, PATIENCE, Reply, Server, Vm};
+use super::*;
+
+const BRIEF: Duration = Duration::from_millis(50);
+
+fn vcpus(wanted: u32) -> Wanted {
+    Wanted {
+        vcpus: Some(wanted),
+        ..Wanted::default()
+    }
+}
+
+fn memory(mib: u64) -> Wanted {
+    Wanted {
+        memory_bytes: Some(mib * MIB),
+        ..Wanted::default()
+    }
+}
+
+#[test]
+fn it_returns_when_the_vcpus_run_and_the_memory_is_there() {
+    let (server, vm) = Vm::default().serve();
+    let both = Wanted {
+        memory_bytes: Some(1024 * MIB),
+        ..vcpus(4)
+    };
+    let status = resize(&mut server.client(), both, PATIENCE).unwrap();
+    assert_eq!(
+        (status.vcpus.online, status.memory.present_bytes),
+        (Some(4), Some(1024 * MIB))
+    );
+    let status = resize(&mut server.client(), vcpus(1), PATIENCE).unwrap();
+    assert_eq!(
+        (status.vcpus.online, status.memory.present_bytes),
+        (Some(1), Some(1024 * MIB))
+    );
+    let status = resize(&mut server.client(), memory(512), PATIENCE).unwrap();
+    assert_eq!(status.memory.present_bytes, Some(512 * MIB));
+    assert_eq!(
+        vm.lock().unwrap().resizes,
+        [
+            json!({"desired_vcpus": 4, "desired_ram": 1024 * MIB}),
+            json!({"desired_vcpus": 1}),
+            json!({"desired_ram": 512 * MIB}),
+        ]
+    );
+}
+
+#[test]
+fn a_refusal_of_husk_is_told_at_once() {
+    let (server, _) = Vm::default().serve();
+    let error = resize(&mut server.client(), memory(1 << 20), PATIENCE).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "vm.resize was refused (500): cannot resize the VM: out of memory"
+    );
+}
+
+#[test]
+fn a_guest_that_refuses_later_is_told_and_one_that_refused_before_is_not() {
+    let (server, vm) = Vm {
+        outcome: "refused",
+        ..Vm::default()
+    }
+    .serve();
+    assert!(
+        resize(&mut server.client(), vcpus(2), PATIENCE).is_ok(),
+        "that was the one before"
+    );
+    let late = Vm {
+        deaf: true,
+        outcome: "timed-out",
+        ..Vm::default()
+    };
+    *vm.lock().unwrap() = late;
+    let told = thread::spawn({
+        let vm = std::sync::Arc::clone(&vm);
+        move || {
+            while vm.lock().unwrap().resizes.is_empty() {
+                thread::yield_now();
+            }
+            vm.lock().unwrap().outcome = "refused";
+        }
+    });
+    let error = resize(&mut server.client(), vcpus(2), PATIENCE).unwrap_err();
+    assert_eq!(error.to_string(), "the guest refused: as told");
+    told.join().unwrap();
+}
+
+#[test]
+fn a_size_that_another_takes_the_place_of_is_not_waited_for() {
+    let slow = Vm {
+        deaf: true,
+        ..Vm::default()
+    };
+    let (server, vm) = slow.serve();
+    let other = thread::spawn({
+        let vm = std::sync::Arc::clone(&vm);
+        move || {
+            while vm.lock().unwrap().resizes.is_empty() {
+                thread::yield_now();
+            }
+            vm.lock().unwrap().vcpus = 5;
+        }
+    });
+    let error = resize(&mut server.client(), vcpus(2), PATIENCE).unwrap_err();
+    assert!(matches!(error, ResizeError::Superseded), "{error}");
+    other.join().unwrap();
+}
+
+#[test]
+fn what_does_not_come_is_named_with_what_is_there() {
+    let (server, _) = Vm {
+        deaf: true,
+        outcome: "timed-out",
+        ..Vm::default()
+    }
+    .serve();
+    let both = Wanted {
+        memory_bytes: Some(1024 * MIB),
+        ..vcpus(4)
+    };
+    let error = resize(&mut server.client(), both, BRIEF).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "not there within 0.05 s: 4 vCPUs asked for, 4 present, 1 on-line, 1 GiB of memory asked for, 512 MiB present (as told)"
+    );
+}
+
+#[test]
+fn memory_that_a_guest_keeps_is_no_failure_once_it_has_been_heard() {
+    let (server, vm) = Vm {
+        desired: 1024 * MIB,
+        present: 1024 * MIB,
+        deaf: true,
+        ..Vm::default()
+    }
+    .serve();
+    let status = resize(&mut server.client(), memory(512), PATIENCE).unwrap();
+    assert_eq!(status.memory.present_bytes, Some(1024 * MIB));
+    vm.lock().unwrap().outcome = "timed-out";
+    assert!(matches!(
+        resize(&mut server.client(), memory(512), BRIEF),
+        Err(ResizeError::Late { .. })
+    ));
+}
+
+#[test]
+fn nothing_is_waited_for_without_a_guest_or_when_that_is_asked_for() {
+    for (state, wait) in [
+        ("Created", PATIENCE),
+        ("Shutdown", PATIENCE),
+        ("Running", Duration::ZERO),
+    ] {
+        let deaf = Vm {
+            state,
+            deaf: true,
+            ..Vm::default()
+        };
+        let (server, vm) = deaf.serve();
+        let status = resize(&mut server.client(), vcpus(2), wait).unwrap();
+        assert_eq!((status.vcpus.desired, status.vcpus.online), (Some(2), Some(1)));
+        assert_eq!(vm.lock().unwrap().resizes.len(), 1);
+    }
+}
+
+#[test]
+fn a_husk_that_tells_less_is_believed_as_far_as_it_tells() {
+    let info = json!({"state": "Running", "memory_actual_size": 512 * MIB,
+        "config": {"cpus": {"boot_vcpus": 2, "max_vcpus": 4}, "memory": {"size": 512 * MIB, "hotplug_size": null}}});
+    let server = Server::new(move |request, _| match request {
+        "GET vm.info" => Reply::Answer(200, info.clone()),
+        "PUT vm.resize" => Reply::Answer(204, Value::Null),
+        _ => Reply::Answer(404, json!(["no such path"])),
+    });
+    let status = resize(&mut server.client(), vcpus(2), PATIENCE).unwrap();
+    assert_eq!((status.vcpus.present, status.vcpus.max), (Some(2), Some(4)));
+    assert!(matches!(
+        resize(&mut server.client(), vcpus(3), BRIEF),
+        Err(ResizeError::Late { .. })
+    ));
+    let silent = Server::new(|request, _| match request {
+        "PUT vm.resize" => Reply::Answer(204, Value::Null),
+        _ => Reply::Answer(
+            200,
+            json!({"state": "Running", "vcpus": {}, "memory": {"balloon": {}}, "last": null}),
+        ),
+    });
+    let all = Wanted {
+        vcpus: Some(2),
+        memory_bytes: Some(1),
+        balloon_bytes: Some(1),
+    };
+    assert!(resize(&mut silent.client(), all, PATIENCE).is_ok());
+}
+
+#[test]
+fn a_balloon_is_there_when_the_guest_has_given_it() {
+    let mut given = 0;
+    let server = Server::new(move |request, _| match request {
+        "GET vm.info" => Reply::Answer(200, json!({"state": "Running"})),
+        "GET vm.resize-status" => {
+            given += 64 * MIB;
+            Reply::Answer(
+                200,
+                json!({"memory": {"balloon": {"target_bytes": 0, "actual_bytes": given}}}),
+            )
+        }
+        _ => Reply::Answer(204, Value::Null),
+    });
+    let balloon = Wanted {
+        balloon_bytes: Some(256 * MIB),
+        ..Wanted::default()
+    };
+    let status = resize(&mut server.client(), balloon, PATIENCE).unwrap();
+    assert_eq!(status.memory.balloon.unwrap().actual_bytes, Some(256 * MIB));
+}

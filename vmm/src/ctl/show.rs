@@ -1,0 +1,161 @@
+//! Answers as tables for people, or as JSON for programs.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+use super::status::Status;
+use crate::config::Size;
+
+/// `value`, for a program.
+pub fn json(value: &Value) -> String {
+    let mut text = serde_json::to_string_pretty(value).expect("a value is always JSON");
+    text.push('\n');
+    text
+}
+
+/// Columns, each as wide as its widest cell. What a cell must not do to a terminal is taken out of it.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| plain(cell)).collect())
+        .collect();
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            let _ = write!(line, "{cell:<width$}  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// `text` without what moves a cursor.
+pub fn plain(text: &str) -> String {
+    let shown = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    shown.collect()
+}
+
+/// The answer to `vmm.ping`.
+pub fn ping(answer: &Value) -> String {
+    table(&[
+        row("version", text(&answer["build_version"])),
+        row("process", text(&answer["pid"])),
+    ])
+}
+
+/// The answer to `vm.info`, and the VM's size.
+pub fn info(answer: &Value, status: &Status) -> String {
+    let config = &answer["config"];
+    let mut rows = vec![row("state", text(&answer["state"]))];
+    rows.extend(sizes(status));
+    for (name, file) in [("kernel", "kernel"), ("initramfs", "initramfs")] {
+        if let Some(path) = config["payload"][file].as_str() {
+            rows.push(row(name, path));
+        }
+    }
+    let devices = [("disks", "path"), ("net", "tap"), ("fs", "tag"), ("pmem", "file")];
+    for (kind, detail) in devices {
+        for device in config[kind].as_array().into_iter().flatten() {
+            rows.push(vec![
+                kind.into(),
+                format!("{} {}", text(&device["id"]), text(&device[detail])),
+            ]);
+        }
+    }
+    if let Some(vsock) = config.get("vsock").filter(|vsock| vsock.is_object()) {
+        rows.push(row(
+            "vsock",
+            format!("cid {} {}", text(&vsock["cid"]), text(&vsock["socket"])),
+        ));
+    }
+    table(&rows)
+}
+
+/// The size of a VM.
+pub fn size(status: &Status) -> String {
+    table(&sizes(status))
+}
+
+fn sizes(status: &Status) -> Vec<Vec<String>> {
+    let (vcpus, memory) = (&status.vcpus, &status.memory);
+    let bytes = |bytes: Option<u64>| bytes.map(|bytes| Size(bytes).to_string());
+    let count = |count: Option<u32>| count.map(|count| count.to_string());
+    let list = |parts: &[(Option<String>, &str)]| {
+        let told = parts
+            .iter()
+            .filter_map(|(value, what)| Some(format!("{} {what}", value.as_ref()?)));
+        told.collect::<Vec<_>>().join(", ")
+    };
+    let mut rows = vec![
+        row(
+            "vcpus",
+            list(&[
+                (count(vcpus.present), "present"),
+                (count(vcpus.online), "on-line"),
+                (count(vcpus.max), "at most"),
+            ]),
+        ),
+        row(
+            "memory",
+            list(&[
+                (bytes(memory.present_bytes), "present"),
+                (bytes(memory.boot_bytes), "since the start"),
+                (
+                    bytes(memory.hotplug_bytes.filter(|room| *room > 0)),
+                    "may be added to that",
+                ),
+            ]),
+        ),
+    ];
+    if let Some(balloon) = memory.balloon {
+        let parts = [
+            (bytes(balloon.actual_bytes), "given"),
+            (bytes(balloon.target_bytes), "asked for"),
+        ];
+        rows.push(row("balloon", list(&parts)));
+    }
+    if let Some(last) = &status.last {
+        let (outcome, what) = (last.outcome.as_deref(), last.what.as_deref());
+        let said = [outcome, what].into_iter().flatten().filter(|text| !text.is_empty());
+        let said = said.collect::<Vec<_>>().join(": ");
+        rows.push(row("last resize", said));
+    }
+    rows
+}
+
+/// The answer to `vm.counters`: those of one device together.
+pub fn counters(answer: &Value) -> String {
+    let mut rows = Vec::new();
+    for (device, counters) in answer.as_object().into_iter().flatten() {
+        for (name, value) in counters.as_object().into_iter().flatten() {
+            rows.push(vec![device.clone(), name.clone(), text(value)]);
+        }
+    }
+    table(&rows)
+}
+
+fn row(name: &str, value: impl Into<String>) -> Vec<String> {
+    vec![name.into(), value.into()]
+}
+
+/// A string without its quotes; nothing for nothing.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+#[path = "show_test.rs"]
+mod tests;

@@ -1,0 +1,60 @@
+use serde_json::json;
+
+use super::*;
+
+#[test]
+fn columns_are_as_wide_as_their_widest_cell_and_end_at_the_last_letter() {
+    let rows = [["a", "long word", "c"], ["longer", "x", ""]].map(|row| row.map(str::to_owned).to_vec());
+    assert_eq!(table(&rows), "a       long word  c\nlonger  x\n");
+    assert_eq!(table(&[]), "");
+}
+
+#[test]
+fn an_answer_cannot_move_the_cursor() {
+    let rows = [vec!["a\u{1b}[2Jb\nc".to_owned()]];
+    assert_eq!(table(&rows), "a [2Jb c\n");
+}
+
+#[test]
+fn a_vm_is_shown_with_its_size_and_devices() {
+    let answer = json!({"state": "Running", "config": {
+        "payload": {"kernel": "/k"},
+        "disks": [{"id": "_disk0", "path": "/d"}],
+        "net": [{"id": "_net0", "tap": null}],
+        "vsock": {"cid": 3, "socket": "/v"},
+    }});
+    let status: Status = serde_json::from_value(json!({
+        "vcpus": {"present": 2, "online": 1, "max": 8},
+        "memory": {"present_bytes": 1 << 30, "boot_bytes": 512 << 20, "balloon": {"target_bytes": 0, "actual_bytes": 0}},
+        "last": {"outcome": "refused", "what": "vcpu 1"},
+    }))
+    .unwrap();
+    assert_eq!(
+        info(&answer, &status),
+        "state        Running\n\
+         vcpus        2 present, 1 on-line, 8 at most\n\
+         memory       1 GiB present, 512 MiB since the start\n\
+         balloon      0 B given, 0 B asked for\n\
+         last resize  refused: vcpu 1\n\
+         kernel       /k\n\
+         disks        _disk0 /d\n\
+         net          _net0\n\
+         vsock        cid 3 /v\n"
+    );
+    assert!(size(&Status::default()).starts_with("vcpus\nmemory\n"));
+    let plain = json!({"memory": {"boot_bytes": 1, "hotplug_bytes": 0}, "last": {"outcome": "accepted", "what": ""}});
+    let status: Status = serde_json::from_value(plain).unwrap();
+    assert_eq!(
+        size(&status),
+        "vcpus\nmemory       1 B since the start\nlast resize  accepted\n"
+    );
+}
+
+#[test]
+fn counters_stand_beside_their_device() {
+    let answer = json!({"_disk0": {"read_bytes": 5, "write_bytes": 6}, "__serial": {"bytes": 1}});
+    assert_eq!(
+        counters(&answer),
+        "__serial  bytes        1\n_disk0    read_bytes   5\n_disk0    write_bytes  6\n"
+    );
+}

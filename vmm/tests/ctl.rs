@@ -1,0 +1,234 @@
+//! `husk ctl` against the process that it asks: what it prints, and its exit codes. Tests with a guest need `/dev/kvm`.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod process;
+
+use std::fs::{self, File};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use process::{HUSK, Husk};
+use serde_json::{Value, json};
+
+/// What `husk ctl SOCKET ARGS` ends with and prints: standard output, or the one line on standard error.
+fn ctl(socket: &Path, args: &[&str]) -> (i32, String) {
+    let mut command = Command::new(HUSK);
+    command.arg("ctl").arg(socket).args(args).stdin(Stdio::null());
+    let output = command.output().unwrap();
+    let (out, err) = (output.stdout, String::from_utf8(output.stderr).unwrap());
+    let code = output.status.code().unwrap();
+    if code == 0 {
+        assert_eq!(err, "", "{args:?}");
+        return (code, String::from_utf8(out).unwrap());
+    }
+    assert_eq!((err.lines().count(), out.len()), (1, 0), "{args:?}: {err}");
+    (code, err.trim_end().to_owned())
+}
+
+fn ok(husk: &Husk, args: &[&str]) -> String {
+    let (code, text) = ctl(&husk.socket(), args);
+    assert_eq!(code, 0, "{args:?}: {text}");
+    text
+}
+
+fn refused(husk: &Husk, args: &[&str]) -> String {
+    let (code, line) = ctl(&husk.socket(), args);
+    assert_eq!(code, 1, "{args:?}: {line}");
+    line
+}
+
+fn json_of(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// A husk with a VM; with a guest of a few instructions, where that can run.
+fn husk(boots: bool) -> Option<Husk> {
+    if boots && File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        println!("skipped: needs /dev/kvm");
+        return None;
+    }
+    let husk = Husk::start(&[]);
+    let kernel = husk.folder.path().join("vmlinux");
+    fs::write(
+        &kernel,
+        husk_benches::elf_of(&husk_benches::code(husk_benches::Then::Halt)),
+    )
+    .unwrap();
+    let vm = json!({
+        "cpus": {"boot_vcpus": 1, "max_vcpus": 4},
+        "memory": {"size": 64 << 20},
+        "payload": {"kernel": kernel},
+        "serial": {"mode": "Off"},
+        "console": {"mode": "Off"},
+    });
+    let mut client = husk.client();
+    assert_eq!(client.put("vm.create", Some(vm)).0, 204);
+    if boots {
+        assert_eq!(client.put("vm.boot", None).0, 204);
+    }
+    Some(husk)
+}
+
+/// A `config.json` with these resources.
+fn config(husk: &Husk, resources: &Value) -> String {
+    let path = husk.folder.path().join("config.json");
+    fs::write(&path, json!({"linux": {"resources": resources}}).to_string()).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_vm_is_shown_to_people_and_to_programs() {
+    let husk = husk(false).unwrap();
+    assert!(ok(&husk, &["ping"]).starts_with("version  husk v"));
+    assert_eq!(json_of(&ok(&husk, &["ping", "--json"]))["pid"], husk.child.id());
+    let info = ok(&husk, &["info"]);
+    assert!(info.starts_with("state   Created\nvcpus   1 present, "), "{info}");
+    assert!(info.contains("memory  64 MiB present"), "{info}");
+    assert_eq!(json_of(&ok(&husk, &["--json", "info"]))["state"], "Created");
+    assert_eq!(
+        json_of(&ok(&husk, &["container", "list", "--json"]))["containers"],
+        json!({})
+    );
+}
+
+#[test]
+fn what_husk_refuses_is_its_chain_and_exit_code_1() {
+    let husk = husk(false).unwrap();
+    let line = refused(&husk, &["pause"]);
+    assert_eq!(
+        line,
+        "error: vm.pause was refused (409): the VM does not run: vm.boot it first"
+    );
+    assert!(refused(&husk, &["counters"]).contains("vm.counters was refused (409)"));
+    let line = refused(&husk, &["container", "add", "a", &config(&husk, &json!({}))]);
+    assert_eq!(line, "error: the VM is Created, its guest has to run");
+    husk.client().put("vm.delete", None);
+    let line = refused(&husk, &["info"]);
+    assert_eq!(
+        line,
+        "error: vm.info was refused (404): there is no VM: vm.create one first"
+    );
+}
+
+#[test]
+fn a_guest_is_held_let_go_and_ended() {
+    let Some(mut husk) = husk(true) else { return };
+    assert_eq!(ok(&husk, &["pause"]), "");
+    assert!(ok(&husk, &["info"]).starts_with("state   Paused\n"));
+    assert_eq!(ok(&husk, &["resume"]), "");
+    assert!(json_of(&ok(&husk, &["counters", "--json"])).is_object());
+    assert_eq!(ok(&husk, &["shutdown", "--keep"]), "");
+    assert!(ok(&husk, &["info"]).starts_with("state   Shutdown\n"));
+    assert_eq!(ok(&husk, &["shutdown"]), "");
+    assert_eq!(husk.child.wait().unwrap().code(), Some(0));
+    let (code, line) = ctl(&husk.socket(), &["ping"]);
+    assert_eq!(code, 1);
+    assert!(line.starts_with("error: cannot connect to /"), "{line}");
+}
+
+#[test]
+fn the_size_that_a_vm_has_is_there_at_once() {
+    let Some(husk) = husk(true) else { return };
+    let text = ok(&husk, &["resize", "--vcpus", "1", "--memory", "64M"]);
+    assert!(
+        text.contains("  1 present") && text.contains("64 MiB present"),
+        "{text}"
+    );
+    // Without room nothing is added.
+    let line = refused(&husk, &["resize", "--memory", "4G", "--wait", "0.1"]);
+    assert!(
+        line.starts_with(
+            "error: vm.resize was refused (400): cannot resize the VM: desired_ram: 4294967296 bytes asked for"
+        ),
+        "{line}"
+    );
+}
+
+#[test]
+fn a_container_that_asks_for_nothing_comes_and_goes_and_one_that_asks_for_too_much_does_not() {
+    let Some(husk) = husk(true) else { return };
+    let small = config(&husk, &json!({}));
+    ok(&husk, &["container", "add", "small", &small]);
+    assert!(refused(&husk, &["container", "add", "small", &small]).contains("container small is there already"));
+    let large = config(&husk, &json!({"memory": {"limit": 1 << 30}}));
+    let line = refused(&husk, &["container", "add", "large", &large]);
+    assert!(
+        line.starts_with("error: the pod cannot be large enough: memory of "),
+        "{line}"
+    );
+    assert!(refused(&husk, &["container", "update", "small", &large]).contains("cannot be large enough"));
+    let list = ok(&husk, &["container", "list"]);
+    assert_eq!(list, "container  vcpus  cpuset  memory\nsmall      -      -       -\n");
+    ok(&husk, &["container", "remove", "small"]);
+    assert_eq!(ok(&husk, &["container", "list"]).lines().count(), 1);
+}
+
+/// The guest of these tests never answers.
+#[test]
+fn what_a_guest_does_not_take_is_told_and_taken_back() {
+    let Some(husk) = husk(true) else { return };
+    let line = refused(&husk, &["resize", "--vcpus", "2", "--wait", "0.1"]);
+    assert!(
+        line.starts_with("error: not there within 0.1 s: 2 vCPUs asked for, "),
+        "{line}"
+    );
+    let vcpus = |husk: &Husk| husk.client().get("vm.resize-status").1["vcpus"]["desired"].clone();
+    assert_eq!(vcpus(&husk), 2, "it is still asked for");
+    ok(&husk, &["resize", "--vcpus", "1", "--wait", "0"]);
+    let one = config(&husk, &json!({"cpu": {"quota": 100_000, "period": 100_000}}));
+    let line = refused(&husk, &["container", "add", "one", &one, "--wait", "0.1"]);
+    assert!(
+        line.starts_with("error: not there within 0.1 s: 2 vCPUs asked for, "),
+        "{line}"
+    );
+    assert_eq!(vcpus(&husk), 1);
+    assert_eq!(
+        json_of(&ok(&husk, &["container", "list", "--json"]))["containers"],
+        json!({})
+    );
+}
+
+#[test]
+fn a_wrong_file_is_wrong_usage_before_anything_is_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.json");
+    let add = |options: &[&str]| {
+        let args = ["container", "add", "a", file.to_str().unwrap()];
+        // Nobody listens here.
+        ctl(&folder.path().join("s"), &[&args, options].concat())
+    };
+    assert_eq!(add(&[]).0, 1, "there is none");
+    let vcpus = "io.katacontainers.config.hypervisor.default_vcpus";
+    for (text, options, says) in [
+        ("{", &[][..], "is no OCI configuration: EOF"),
+        (
+            &format!(r#"{{"annotations": {{"{vcpus}": "-1"}}}}"#),
+            &[],
+            "default_vcpus is \"-1\", allowed: a decimal number from 0 to ",
+        ),
+        (
+            &format!(r#"{{"annotations": {{"{vcpus}": "1"}}}}"#),
+            &["--enable-annotations", "memory"],
+            "default_vcpus is not enabled on this node",
+        ),
+    ] {
+        fs::write(&file, text).unwrap();
+        let (code, line) = add(options);
+        assert_eq!(code, 2, "{line}");
+        assert!(line.starts_with("error: container /") && line.contains(says), "{line}");
+    }
+}
+
+#[test]
+fn a_server_that_says_nothing_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let (code, line) = ctl(&socket, &["ping", "--timeout", "0.1"]);
+    assert_eq!(
+        (code, line.as_str()),
+        (1, "error: vmm.ping was not answered within 0.1 s")
+    );
+}
