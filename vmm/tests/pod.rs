@@ -1,7 +1,5 @@
 //! `husk run --pod` on a guest of a few instructions. Needs `/dev/kvm`.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use std::fs::{self, File};
 use std::process::{Command, Stdio};
 
