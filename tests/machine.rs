@@ -126,7 +126,7 @@ fn huge_pages_back_ram_and_too_few_are_refused_before_the_guest_starts() {
             "{}",
             second.errors
         );
-        guest.type_text("go\n");
+        guest.type_text("end\n");
         guest.wait().assert_code(0);
         assert_eq!(huge_pages("free_hugepages"), 160, "{memory}: all are given back");
     }

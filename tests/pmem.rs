@@ -79,7 +79,7 @@ fn touches_what_is_gone(touch: Step) {
     let mut guest = boot.arguments(["--pmem", &pmem]).start();
     assert!(matches!(guest.answer(), Answer::Data { .. }));
     file.set_len(MIB).unwrap();
-    guest.type_text("go\n");
+    guest.type_text("end\n");
     let ended = guest.wait();
     ended.assert_code(1);
     let said = &ended.errors;
