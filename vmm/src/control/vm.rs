@@ -20,6 +20,8 @@ pub(super) struct Vm {
     passed: Passed,
     state: VmState,
     machine: Option<Machine>,
+    /// The size that was shown last.
+    size: Option<MachineSize>,
     /// What the guest has not answered yet.
     pub(super) pending: Vec<Pending>,
     /// Devices that the guest has let go of, until they have stopped.
@@ -41,6 +43,7 @@ impl Vm {
             passed: Passed::new(),
             state: VmState::Created,
             machine: None,
+            size: None,
             pending: Vec::new(),
             stopping: Stopping::default(),
             last_resize: None,
@@ -59,12 +62,10 @@ impl Vm {
         self.config = config;
     }
 
-    /// The configuration shows how large the machine is. Whether that is new.
+    /// The configuration shows how large the machine is. Whether any of it is new, what the guest has now included.
     pub(super) fn set_size(&mut self, size: MachineSize) -> bool {
-        let (cpus, memory) = (&mut self.config.cpus.boot_vcpus, &mut self.config.memory.size);
-        let changed = (*cpus, *memory) != (size.vcpus, size.ram_bytes);
-        (*cpus, *memory) = (size.vcpus, size.ram_bytes);
-        changed
+        (self.config.cpus.boot_vcpus, self.config.memory.size) = (size.vcpus, size.ram_bytes);
+        self.size.replace(size) != Some(size)
     }
 
     pub(super) fn state(&self) -> VmState {
@@ -168,5 +169,25 @@ impl Vm {
     pub(super) fn forget(&mut self, id: &str) -> bool {
         self.passed.remove(id);
         self.config.remove(id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A guest lets go of memory, or fills a balloon, bit by bit, long before all of a resize is done.
+    #[test]
+    fn a_size_is_new_when_only_what_the_guest_has_is() {
+        let mut vm = Vm::new(VmConfig::default());
+        let size = |actual_bytes| MachineSize {
+            vcpus: 1,
+            ram_bytes: 256 << 20,
+            actual_bytes,
+        };
+        assert!(vm.set_size(size(512 << 20)));
+        assert!(!vm.set_size(size(512 << 20)));
+        assert!(vm.set_size(size(258 << 20)));
+        assert_eq!((vm.config().cpus.boot_vcpus, vm.config().memory.size), (1, 256 << 20));
     }
 }
