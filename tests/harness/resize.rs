@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use husk_guest::resources::Resources;
 use serde_json::Value;
 
@@ -92,20 +92,23 @@ impl Resizing {
         }
     }
 
-    /// Looks whether both sides have `vcpus` vCPUs and the same memory, whatever that is.
+    /// Waits until both sides have `vcpus` vCPUs and the same memory, whatever that is: a guest that is to let go of memory may be at it.
     ///
     /// # Errors
     ///
-    /// They have not.
+    /// They do not come to agree.
     pub fn check(&self, pod: &mut Pod, agent: &mut Agent, vcpus: u32) -> Result<()> {
-        let guest = agent.resources()?;
-        let info = pod.info()?;
-        let host = info.memory_actual_size;
-        let vcpus = vcpus_differ(vcpus, info.config.cpus.boot_vcpus, &guest);
-        let memory = self.memory_differs(host.saturating_sub(KEPT_BYTES), host, &guest);
-        match vcpus.or(memory) {
-            Some(why) => bail!("{why}"),
-            None => Ok(()),
+        let start = Instant::now();
+        loop {
+            let guest = agent.resources()?;
+            let info = pod.info()?;
+            let host = info.memory_actual_size;
+            let vcpus = vcpus_differ(vcpus, info.config.cpus.boot_vcpus, &guest);
+            let Some(why) = vcpus.or_else(|| self.memory_differs(host, host, &guest)) else {
+                return Ok(());
+            };
+            ensure!(start.elapsed() < PATIENCE, "{why}");
+            thread::sleep(PACE);
         }
     }
 
