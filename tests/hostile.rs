@@ -274,10 +274,9 @@ fn a_hostile_guest_ruins_one_device_and_no_other() {
     lab.pod.stop().unwrap();
 }
 
-/// Registers of a slot of the PCI bank, from the beginning of its record (`hotplug/src/bank.rs`).
+/// Registers of the PCI bank (`hotplug/src/bank.rs`).
 const EJCT: u64 = 0x04;
-const OSTE: u64 = 0x08;
-const OSTS: u64 = 0x0c;
+const OSTR: u64 = 0x10;
 /// The bank (`firmware/src/layout.rs`).
 const PCI_BANK: u64 = 0xfeb0_1000;
 /// `Device in use by application` (ACPI 6.5 §6.3.5.2), an answer to an ejection request.
@@ -291,9 +290,10 @@ fn slot_of(lab: &mut Lab, disk: &str) -> u64 {
     u64::from_str_radix(&place[..2], 16).unwrap()
 }
 
-fn tell_slot(lab: &mut Lab, slot: u64, register: u64, value: u64) {
-    let address = PCI_BANK + 0x20 * (slot + 1) + register;
-    lab.sh(&format!("devmem {address:#x} 32 {value:#x}"));
+/// Writes a register of the bank.
+fn tell_bank(lab: &mut Lab, register: u64, bits: u32, value: u64) {
+    let address = PCI_BANK + register;
+    lab.sh(&format!("devmem {address:#x} {bits} {value:#x}"));
 }
 
 /// Waits until the VMM has told of something about a device; what else it says of that.
@@ -324,8 +324,7 @@ fn a_removal_that_the_guest_refuses_or_ignores_is_told_and_may_still_be_answered
             .done()
             .unwrap();
     }
-    tell_slot(&mut lab, refused, OSTE, EJECT_REQUEST);
-    tell_slot(&mut lab, refused, OSTS, DEVICE_BUSY);
+    tell_bank(&mut lab, OSTR, 64, DEVICE_BUSY << 32 | EJECT_REQUEST << 16 | refused);
     let properties = told(&lab, "device-refused", "refused");
     assert_eq!(properties["request"], "remove");
     assert_eq!(properties["code"], DEVICE_BUSY);
@@ -335,7 +334,7 @@ fn a_removal_that_the_guest_refuses_or_ignores_is_told_and_may_still_be_answered
     let read = "dd if=/dev/vda of=/dev/null bs=64k iflag=direct && dd if=/dev/vdb of=/dev/null bs=64k iflag=direct";
     lab.sh(read);
     // Late, but an answer.
-    tell_slot(&mut lab, ignored, EJCT, 1);
+    tell_bank(&mut lab, EJCT, 32, ignored);
     told(&lab, "device-removed", "ignored");
     let events = pod::events(lab.folder.path()).unwrap();
     let count = |event: &str| events.iter().filter(|of| of["event"] == event).count();

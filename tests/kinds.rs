@@ -19,11 +19,13 @@ use serde_json::{Value, json};
 const MIB: u64 = 1 << 20;
 
 /// Sections of docs/devices.md, and the device here that they are about, as `vm.counters` calls it.
-const SECTIONS: [(&str, &str); 10] = [
+const SECTIONS: [(&str, &str); 12] = [
     ("Serial port", "__serial"),
     ("I/O APIC", "__ioapic"),
     ("Block", "_disk0"),
     ("Entropy", "__rng"),
+    ("Memory blocks", "__mem"),
+    ("Balloon", "__balloon"),
     ("Persistent memory", "_pmem0"),
     ("Network", "_net0"),
     ("vsock", "_vsock0"),
@@ -116,6 +118,7 @@ fn every_kind_of_device_works_and_counts_what_is_documented() {
     let mut body = pod.shape().create(&pod.vsock());
     body["disks"] = json!([{"path": file(folder.path(), "disk")}]);
     body["pmem"] = json!([{"file": file(folder.path(), "pmem")}]);
+    body["balloon"] = json!({"size": 0});
     body["console"] = json!({"mode": "File", "file": folder.path().join("console")});
     pod.api().put("vm.create", Some(&body)).unwrap().done().unwrap();
     pod.add_net(&File::from(tap.open())).unwrap();

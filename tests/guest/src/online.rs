@@ -77,8 +77,11 @@ fn processors(folder: &Path, wanted: usize, pace: Duration) -> Result<()> {
 fn switch_on(folder: &Path, kind: &str, most: usize) -> Result<Vec<(PathBuf, std::io::Error)>> {
     let mut refused = Vec::new();
     for unit in units(folder, kind)?.into_iter().filter(|unit| is_off(unit)).take(most) {
-        if let Err(error) = fs::write(unit.join("online"), "1") {
-            refused.push((unit, error));
+        match fs::write(unit.join("online"), "1") {
+            // It has gone meanwhile.
+            Err(error) if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV) => {}
+            Err(error) => refused.push((unit, error)),
+            Ok(()) => {}
         }
     }
     Ok(refused)

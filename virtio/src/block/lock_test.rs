@@ -154,8 +154,10 @@ fn readers_share_with_those_that_lock_whole_files_and_writers_exclude_them() {
 
 #[test]
 fn of_writers_that_come_at_once_one_goes_on() {
-    let file = image(&[1; 4096]);
     for _ in 0..50 {
+        // One for each round: a process that another test starts has all descriptors until it executes its program, and with them the
+        // locks of the round before.
+        let file = image(&[1; 4096]);
         let barrier = std::sync::Barrier::new(4);
         let attempts: Vec<Option<Block>> = std::thread::scope(|scope| {
             let attempt = || {
