@@ -1,7 +1,8 @@
 //! The value of `--balloon`.
 
 use super::pairs::{PairsError, parse_pairs};
-use super::size::{SizeError, parse_size};
+use super::size::{BadSize, size};
+use super::switch::{BadSwitch, switch};
 use crate::config::BalloonConfig;
 
 /// Every key, in the order in which help and errors list them.
@@ -14,21 +15,11 @@ pub enum BalloonArgError {
     #[error(transparent)]
     Pairs(#[from] PairsError),
     /// Not a size.
-    #[error("size is '{found}': {source}")]
-    Size {
-        /// The value.
-        found: String,
-        /// Why it is none.
-        source: SizeError,
-    },
-    /// A switch with a third position.
-    #[error("{key} is '{found}', allowed: on, off")]
-    Switch {
-        /// The key.
-        key: &'static str,
-        /// Its value.
-        found: String,
-    },
+    #[error(transparent)]
+    Size(#[from] BadSize),
+    /// No switch.
+    #[error(transparent)]
+    Switch(#[from] BadSwitch),
 }
 
 /// Reads `size=SIZE,free_page_reporting=on,…`. An empty balloon unless said.
@@ -36,20 +27,12 @@ pub fn parse_balloon(text: &str) -> Result<BalloonConfig, BalloonArgError> {
     let mut balloon = BalloonConfig::default();
     for (key, found) in parse_pairs(text, &KEYS)? {
         match key {
-            "size" => balloon.size = parse_size(&found).map_err(|source| BalloonArgError::Size { found, source })?,
+            "size" => balloon.size = size(key, found)?,
             "deflate_on_oom" => balloon.deflate_on_oom = switch(key, found)?,
             _ => balloon.free_page_reporting = switch(key, found)?,
         }
     }
     Ok(balloon)
-}
-
-fn switch(key: &'static str, found: String) -> Result<bool, BalloonArgError> {
-    match found.as_str() {
-        "on" | "true" => Ok(true),
-        "off" | "false" => Ok(false),
-        _ => Err(BalloonArgError::Switch { key, found }),
-    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use super::pairs::{PairsError, parse_pairs};
 use super::rate::{BadRate, per_second};
+use super::switch::{BadSwitch, switch};
 use crate::config::{DiskConfig, RateLimiterConfig};
 
 /// Every key, in the order in which help and errors list them.
@@ -30,14 +31,9 @@ pub enum DiskError {
     /// No rate.
     #[error(transparent)]
     Rate(#[from] BadRate),
-    /// A switch with a third position.
-    #[error("{key} is '{found}', allowed: on, off")]
-    Switch {
-        /// The key.
-        key: &'static str,
-        /// Its value.
-        found: String,
-    },
+    /// No switch.
+    #[error(transparent)]
+    Switch(#[from] BadSwitch),
     /// Not a number of the right size.
     #[error("{key} is '{found}', allowed: a whole number up to 65535")]
     Number {
@@ -74,14 +70,6 @@ pub fn parse_disk(text: &str) -> Result<DiskConfig, DiskError> {
         Err(DiskError::NoPath)
     } else {
         Ok(disk)
-    }
-}
-
-fn switch(key: &'static str, found: String) -> Result<bool, DiskError> {
-    match found.as_str() {
-        "on" | "true" => Ok(true),
-        "off" | "false" => Ok(false),
-        _ => Err(DiskError::Switch { key, found }),
     }
 }
 

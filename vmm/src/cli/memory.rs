@@ -1,7 +1,8 @@
 //! The value of `--memory`.
 
 use super::pairs::{PairsError, parse_pairs};
-use super::size::{SizeError, parse_size};
+use super::size::{BadSize, SizeError, parse_size, size};
+use super::switch::{BadSwitch, switch};
 use crate::config::{HotplugMethod, MemoryConfig};
 
 /// Every key, in the order in which help and errors list them.
@@ -27,26 +28,14 @@ pub enum MemoryArgError {
     #[error(transparent)]
     Pairs(#[from] PairsError),
     /// Not a size.
-    #[error("{key} is '{found}': {source}")]
-    Size {
-        /// The key.
-        key: &'static str,
-        /// Its value.
-        found: String,
-        /// Why it is none.
-        source: SizeError,
-    },
+    #[error(transparent)]
+    Size(#[from] BadSize),
     /// No way to add memory.
     #[error("method is '{0}', allowed: acpi, virtio-mem, auto")]
     Method(String),
-    /// A switch with a third position.
-    #[error("{key} is '{found}', allowed: on, off")]
-    Switch {
-        /// The key.
-        key: &'static str,
-        /// Its value.
-        found: String,
-    },
+    /// No switch.
+    #[error(transparent)]
+    Switch(#[from] BadSwitch),
 }
 
 /// Reads `SIZE`, or `size=SIZE,hotplug=SIZE,…`.
@@ -72,10 +61,6 @@ pub fn parse_memory(text: &str) -> Result<MemoryConfig, MemoryArgError> {
     Ok(memory)
 }
 
-fn size(key: &'static str, found: String) -> Result<u64, MemoryArgError> {
-    parse_size(&found).map_err(|source| MemoryArgError::Size { key, found, source })
-}
-
 /// The method, and whether it is ACPI alone.
 fn method(found: String) -> Result<(HotplugMethod, bool), MemoryArgError> {
     match found.as_str() {
@@ -83,14 +68,6 @@ fn method(found: String) -> Result<(HotplugMethod, bool), MemoryArgError> {
         "acpi" => Ok((HotplugMethod::Acpi, true)),
         "virtio-mem" => Ok((HotplugMethod::VirtioMem, false)),
         _ => Err(MemoryArgError::Method(found)),
-    }
-}
-
-fn switch(key: &'static str, found: String) -> Result<bool, MemoryArgError> {
-    match found.as_str() {
-        "on" | "true" => Ok(true),
-        "off" | "false" => Ok(false),
-        _ => Err(MemoryArgError::Switch { key, found }),
     }
 }
 

@@ -17,6 +17,7 @@ mod rate;
 mod run;
 mod serve;
 mod size;
+mod switch;
 mod vsock;
 
 use std::ffi::OsString;

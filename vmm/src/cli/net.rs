@@ -2,6 +2,7 @@
 
 use super::pairs::{PairsError, parse_pairs};
 use super::rate::{BadRate, per_second};
+use super::switch::{BadSwitch, switch};
 use crate::config::{BadMac, MAX_NET_PAIRS, NetConfig, RateLimiterConfig};
 
 /// Every key, in the order in which help and errors list them.
@@ -38,14 +39,9 @@ pub enum NetArgError {
     /// No rate.
     #[error(transparent)]
     Rate(#[from] BadRate),
-    /// A switch with a third position.
-    #[error("{key} is '{found}', allowed: on, off")]
-    Switch {
-        /// The key.
-        key: &'static str,
-        /// Its value.
-        found: String,
-    },
+    /// No switch.
+    #[error(transparent)]
+    Switch(#[from] BadSwitch),
     /// Not a number of the right size.
     #[error("{key} is '{found}', allowed: {allowed}")]
     Number {
@@ -103,14 +99,6 @@ fn descriptors(text: &str) -> Result<Vec<i32>, NetArgError> {
     };
     let number = |word: &str| word.parse().ok().filter(|fd| *fd >= 0).ok_or_else(bad);
     text.split(':').map(number).collect()
-}
-
-fn switch(key: &'static str, found: String) -> Result<bool, NetArgError> {
-    match found.as_str() {
-        "on" | "true" => Ok(true),
-        "off" | "false" => Ok(false),
-        _ => Err(NetArgError::Switch { key, found }),
-    }
 }
 
 fn number(key: &'static str, found: String) -> Result<u16, NetArgError> {

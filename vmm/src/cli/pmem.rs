@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use super::pairs::{PairsError, parse_pairs};
-use super::size::{SizeError, parse_size};
+use super::size::{BadSize, size};
+use super::switch::{BadSwitch, switch};
 use crate::config::{PmemConfig, Rest};
 
 /// Every key, in the order in which help and errors list them.
@@ -19,16 +20,11 @@ pub enum PmemArgError {
     #[error("file=FILE is missing")]
     NoFile,
     /// Not a size.
-    #[error("size is '{found}': {source}")]
-    Size {
-        /// What was found.
-        found: String,
-        /// Why it is none.
-        source: SizeError,
-    },
-    /// A switch with a third position.
-    #[error("discard_writes is '{0}', allowed: on, off")]
-    Switch(String),
+    #[error(transparent)]
+    Size(#[from] BadSize),
+    /// No switch.
+    #[error(transparent)]
+    Switch(#[from] BadSwitch),
 }
 
 /// Reads `file=FILE,size=SIZE,…`.
@@ -43,17 +39,8 @@ pub fn parse_pmem(text: &str) -> Result<PmemConfig, PmemArgError> {
     for (key, value) in parse_pairs(text, &KEYS)? {
         match key {
             "file" => pmem.file = value.into(),
-            "size" => {
-                let size = parse_size(&value).map_err(|source| PmemArgError::Size { found: value, source })?;
-                pmem.size = Some(size);
-            }
-            "discard_writes" => {
-                pmem.discard_writes = match value.as_str() {
-                    "on" | "true" => true,
-                    "off" | "false" => false,
-                    _ => return Err(PmemArgError::Switch(value)),
-                }
-            }
+            "size" => pmem.size = Some(size(key, value)?),
+            "discard_writes" => pmem.discard_writes = switch(key, value)?,
             _ => pmem.id = Some(value),
         }
     }

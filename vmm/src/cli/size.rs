@@ -14,6 +14,26 @@ pub enum SizeError {
     Overflow,
 }
 
+/// A value that is no size.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{key} is '{found}': {source}")]
+pub struct BadSize {
+    /// The key.
+    key: &'static str,
+    /// Its value.
+    found: String,
+    /// Why it is none.
+    source: SizeError,
+}
+
+/// Bytes in the value of `key`.
+///
+/// # Errors
+/// It is no size.
+pub(super) fn size(key: &'static str, found: String) -> Result<u64, BadSize> {
+    parse_size(&found).map_err(|source| BadSize { key, found, source })
+}
+
 /// Bytes in `text`. K, M, G and T are powers of 1024, with or without `iB`; no unit means bytes.
 pub fn parse_size(text: &str) -> Result<u64, SizeError> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
