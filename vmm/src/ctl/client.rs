@@ -3,10 +3,10 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use husk_virtio::unix;
 use serde_json::Value;
 
 /// The longest head of an answer.
@@ -15,6 +15,8 @@ const HEAD_BYTES: usize = 16 << 10;
 const HEAD_FIELDS: usize = 64;
 /// The longest body.
 const BODY_BYTES: usize = 16 << 20;
+/// Between two attempts to connect to a listener whose queue is full.
+const RETRY: Duration = Duration::from_millis(10);
 /// What is read at once.
 const CHUNK_BYTES: usize = 16 << 10;
 
@@ -118,22 +120,26 @@ impl Client {
     /// # Errors
     /// Nobody listens, or nobody takes the connection in time.
     pub fn connect(socket: &Path, patience: Duration) -> Result<Self, ClientError> {
-        let (send, receive) = mpsc::channel();
-        let path = socket.to_owned();
-        // Connecting waits while the listener's queue is full, and has no limit of its own: a thread can be left behind.
-        thread::spawn(move || send.send(UnixStream::connect(path)));
-        let stream = match receive.recv_timeout(patience) {
-            Ok(connected) => connected.map_err(|source| ClientError::Connect {
-                socket: socket.into(),
-                source,
-            })?,
-            Err(_) => {
+        let cannot = |source| ClientError::Connect {
+            socket: socket.into(),
+            source,
+        };
+        let begin = Instant::now();
+        let stream = loop {
+            match unix::connect(socket) {
+                // The listener's queue is full.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                connected => break connected.map_err(cannot)?,
+            }
+            if begin.elapsed() >= patience {
                 return Err(ClientError::Busy {
                     socket: socket.into(),
                     seconds: patience.as_secs_f64(),
                 });
             }
+            thread::sleep(RETRY);
         };
+        stream.set_nonblocking(false).map_err(cannot)?;
         Ok(Self {
             stream,
             patience,
