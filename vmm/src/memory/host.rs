@@ -194,9 +194,7 @@ impl Host {
     }
 
     fn meminfo(&self, name: &str) -> Option<u64> {
-        let info = self.read(MEMINFO)?;
-        let line = info.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+        meminfo_bytes(&self.read(MEMINFO)?, name)
     }
 
     fn number(&self, path: &str) -> Option<u64> {
@@ -213,6 +211,12 @@ impl Host {
     fn open(&self, path: &str) -> Option<File> {
         File::open(self.root.join(path.strip_prefix('/')?)).ok()
     }
+}
+
+/// The bytes that a `/proc/meminfo` (proc_meminfo(5)) gives in kB for `name`, such as `MemTotal:`.
+pub fn meminfo_bytes(meminfo: &str, name: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// The whole of a file of the kernel as it is now: what such a file says is made when its start is read.

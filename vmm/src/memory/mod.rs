@@ -36,7 +36,7 @@ use std::fmt;
 use serde::Serialize;
 
 pub use blocks::Blocks;
-pub use host::HostError;
+pub use host::{HostError, meminfo_bytes};
 pub use region::{Region, RemoveError};
 pub use reserve::Reserved;
 pub use space::AddressSpace;

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use husk_hotplug::sizing::resources::CpuSet;
 
+use crate::memory::meminfo_bytes;
+
 /// A host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Node {
@@ -32,10 +34,7 @@ fn cpus(root: &Path) -> Option<u32> {
 }
 
 fn memory(root: &Path) -> Option<u64> {
-    let text = fs::read_to_string(root.join("proc/meminfo")).ok()?;
-    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: u64 = total.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
+    meminfo_bytes(&fs::read_to_string(root.join("proc/meminfo")).ok()?, "MemTotal:")
 }
 
 #[cfg(test)]
