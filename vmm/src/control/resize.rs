@@ -13,7 +13,7 @@ use super::operation::{GiveUp, Operation, Work, superseded};
 use super::{ApiError, Controller, Due, Kind, Outcome, Progress, Reply, Resize, bad_request, existing, running};
 use crate::api::Command;
 use crate::config::{Limits, VmConfig};
-use crate::machine::{Change, ResizeError, Wanted};
+use crate::machine::{Change, ResizeError, Wanted, millis};
 
 /// The guest is waited for.
 struct Waiting {
@@ -131,11 +131,8 @@ impl Controller {
 
 /// Before the boot a size is a matter of the configuration.
 fn resize_config(config: &mut VmConfig, wanted: Resize) -> Result<(), ApiError> {
-    let max = config.cpus.max_vcpus;
     if let Some(found) = wanted.desired_vcpus {
-        if !(1..=max).contains(&found) {
-            return Err(refused(&ResizeError::Vcpus { found, max }));
-        }
+        ResizeError::check_vcpus(found, config.cpus.max_vcpus).map_err(|e| refused(&e))?;
         config.cpus.boot_vcpus = found;
     }
     config.memory.size = wanted.desired_ram.unwrap_or(config.memory.size);
@@ -156,10 +153,6 @@ fn refused(error: &ResizeError) -> ApiError {
     ApiError::from_error(kind, error).context("cannot resize the VM")
 }
 
-fn millis(time: Duration) -> f64 {
-    (time.as_secs_f64() * 1e6).round() / 1e3
-}
-
 impl Work<Controller> for Waiting {
     fn operation(&self) -> Operation {
         Operation::Resize
@@ -171,19 +164,19 @@ impl Work<Controller> for Waiting {
 
     fn advance(&mut self, owner: &mut Controller) -> Option<Outcome> {
         let machine = owner.vm.as_ref().and_then(|vm| vm.machine())?;
-        let pending = machine.resize_pending();
-        let refusals: Vec<String> = machine.resize_refusals().iter().map(ToString::to_string).collect();
-        if pending.is_some() {
-            owner.note_resize("in-progress", pending.unwrap_or_default(), None);
+        if let Some(pending) = machine.resize_pending() {
+            owner.note_resize("in-progress", pending, None);
             return None;
         }
+        let refusals: Vec<String> = machine.resize_refusals().iter().map(ToString::to_string).collect();
         let took = self.since.elapsed();
         if refusals.is_empty() {
             owner.note_resize("accepted", "", Some(took));
             return Some(Ok(Reply::Done));
         }
-        owner.note_resize("refused", refusals.join(", "), Some(took));
-        let error = ApiError::new(Kind::Internal, refusals.join(", "));
+        let refusals = refusals.join(", ");
+        owner.note_resize("refused", refusals.clone(), Some(took));
+        let error = ApiError::new(Kind::Internal, refusals);
         Some(Err(error.context("cannot resize the VM")))
     }
 

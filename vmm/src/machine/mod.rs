@@ -40,7 +40,7 @@ pub use build::BuildError;
 pub use device::{Collected, SlotError};
 pub use pending::{Pending, Request, Update};
 pub use populate::{Keyboard, Passed};
-pub use resize::{Change, MachineSize, Refusal, ResizeError, Wanted};
+pub use resize::{Change, MachineSize, Refusal, ResizeError, Wanted, millis};
 pub use stop::STOP_DEADLINE;
 
 /// A virtual machine.

@@ -182,6 +182,6 @@ impl CpuResize {
 }
 
 /// vCPUs that there will be.
-fn count(cpus: &Hotplug<CpuPlug>) -> u32 {
+pub fn count(cpus: &Hotplug<CpuPlug>) -> u32 {
     u32::try_from(cpus.settling()).unwrap_or(u32::MAX)
 }

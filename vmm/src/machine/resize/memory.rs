@@ -192,7 +192,7 @@ impl MemoryResize {
     }
 
     /// Tells what the guest has answered, and asks for what comes next.
-    pub fn advance(&mut self, dimms: &mut Dimms, _balloon: Option<&BalloonHandle>, changes: &mut Vec<Change>) {
+    pub fn advance(&mut self, dimms: &mut Dimms, changes: &mut Vec<Change>) {
         if let Some(dimms) = dimms
             && let Err(error) = dimms.ejected()
         {
@@ -201,11 +201,7 @@ impl MemoryResize {
         self.take_answer(changes);
         if let Err(error) = self.go_on(dimms) {
             log::error!("memory cannot be added: {error}");
-            self.stop_at(dimms);
-            let what = format!("add memory: {error}");
-            let refusal = Refusal { what, code: None };
-            self.refusals.push(refusal.clone());
-            changes.push(Change::Refused(refusal));
+            self.refuse(format!("add memory: {error}"), None, changes);
         }
         if !self.refusals.is_empty() && self.asked.is_none() {
             self.stop_at(dimms);
@@ -225,20 +221,20 @@ impl MemoryResize {
             Outcome::Refused { ost } => Some(ost),
             Outcome::Unproven => None,
         };
-        let refusal = Refusal {
-            what: format!("{verb} memory slot {} of {} MiB", asked.slot, asked.bytes >> 20),
-            code,
-        };
+        let what = format!("{verb} memory slot {} of {} MiB", asked.slot, asked.bytes >> 20);
+        self.refuse(what, code, changes);
+    }
+
+    fn refuse(&mut self, what: String, code: Option<u32>, changes: &mut Vec<Change>) {
+        let refusal = Refusal { what, code };
         self.refusals.push(refusal.clone());
         changes.push(Change::Refused(refusal));
     }
 
     /// What has been refused is not asked for again: what there is, is what there will be.
     fn stop_at(&mut self, dimms: &Dimms) {
-        self.wanted = self.added(dimms).max(self.requested());
-        self.wanted = self
-            .wanted
-            .min(self.parts.more_bytes.next_multiple_of(self.parts.unit.max(1)));
+        let most = self.parts.more_bytes.next_multiple_of(self.parts.unit.max(1));
+        self.wanted = self.added(dimms).max(self.requested()).min(most);
     }
 
     /// Tells of memory that is there, or is not any more, once nothing is to be waited for.

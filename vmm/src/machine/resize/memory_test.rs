@@ -70,7 +70,7 @@ impl Bench {
     fn settle(&mut self, answer: Answer) -> u32 {
         let mut events = 0;
         loop {
-            self.resize.advance(&mut self.dimms, None, &mut self.changes);
+            self.resize.advance(&mut self.dimms, &mut self.changes);
             let mut event = [0; 4];
             self.bank.lock().unwrap().read(0, &mut event);
             let event = u32::from_le_bytes(event);

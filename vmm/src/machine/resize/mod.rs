@@ -16,7 +16,7 @@ use super::Machine;
 use crate::memory::MemoryError;
 
 pub use cpus::CpuResize;
-pub use latency::Latency;
+pub use latency::{Latency, millis};
 pub use memory::{DimmPlug, MemoryParts, MemoryResize, slots as dimm_slots};
 
 /// How often a vCPU that the guest is starting is looked at. It takes a guest microseconds to start one once it has begun.
@@ -83,6 +83,18 @@ pub enum ResizeError {
 }
 
 impl ResizeError {
+    /// Whether a VM with `cpus.max_vcpus` of `max` can have `found` vCPUs.
+    ///
+    /// # Errors
+    /// [`ResizeError::Vcpus`].
+    pub fn check_vcpus(found: u32, max: u32) -> Result<(), Self> {
+        if (1..=max).contains(&found) {
+            Ok(())
+        } else {
+            Err(Self::Vcpus { found, max })
+        }
+    }
+
     /// Whether whoever asked can mend it.
     pub fn is_request(&self) -> bool {
         !matches!(self, Self::Host(_) | Self::Memory(_))
@@ -129,7 +141,7 @@ impl Machine {
     pub fn size(&self) -> MachineSize {
         let balloon = self.balloon.as_ref().map_or(0, |balloon| balloon.size().actual_bytes);
         MachineSize {
-            vcpus: u32::try_from(self.cpus.settling()).unwrap_or(u32::MAX),
+            vcpus: cpus::count(&self.cpus),
             ram_bytes: self.memory_resize.wanted_bytes(),
             actual_bytes: self.memory_resize.present_bytes(&self.dimms).saturating_sub(balloon),
         }
@@ -140,9 +152,8 @@ impl Machine {
     /// # Errors
     /// See [`ResizeError`]: all of it is looked at before anything is begun.
     pub fn resize(&mut self, wanted: Wanted) -> Result<(), ResizeError> {
-        let max = self.cpus.plug().cpus.max();
-        if let Some(found) = wanted.vcpus.filter(|found| !(1..=max).contains(found)) {
-            return Err(ResizeError::Vcpus { found, max });
+        if let Some(found) = wanted.vcpus {
+            ResizeError::check_vcpus(found, self.cpus.plug().cpus.max())?;
         }
         if let Some(bytes) = wanted.ram_bytes {
             self.memory_resize.check(bytes)?;
@@ -172,8 +183,7 @@ impl Machine {
     pub fn advance_resize(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
         self.cpu_resize.advance(&mut self.cpus, &mut changes);
-        self.memory_resize
-            .advance(&mut self.dimms, self.balloon.as_ref(), &mut changes);
+        self.memory_resize.advance(&mut self.dimms, &mut changes);
         changes
     }
 
