@@ -214,10 +214,8 @@ impl Cpus {
 
     /// Asks vCPU `id` out of the guest, for good. Whether it is: called again until then, and followed by [`Cpus::remove`].
     pub fn retire(&mut self, id: u32) -> bool {
-        let place = usize::try_from(id).ok().and_then(|id| self.places.get_mut(id));
-        let Some((place, kicker)) = place.map(|place| (place, self.common.kicker)) else {
-            return true;
-        };
+        let kicker = self.common.kicker;
+        let Some(place) = self.place_mut(id) else { return true };
         let Some(thread) = &place.thread else { return true };
         if !place.retired {
             place.retired = true;
@@ -228,9 +226,7 @@ impl Cpus {
 
     /// Forgets the thread of vCPU `id`, which is [retired](Cpus::retire) and ends by itself, and keeps the vCPU.
     pub fn remove(&mut self, id: u32) {
-        let Some(place) = usize::try_from(id).ok().and_then(|id| self.places.get_mut(id)) else {
-            return;
-        };
+        let Some(place) = self.place_mut(id) else { return };
         if let Some(thread) = place.thread.take_if(|_| place.retired) {
             place.spare = thread.handover.take_back();
         }
@@ -315,6 +311,10 @@ impl Cpus {
 
     fn place(&self, id: u32) -> Option<&Place> {
         self.places.get(usize::try_from(id).ok()?)
+    }
+
+    fn place_mut(&mut self, id: u32) -> Option<&mut Place> {
+        self.places.get_mut(usize::try_from(id).ok()?)
     }
 }
 
