@@ -48,7 +48,7 @@ impl Lab {
 
     fn ask(&mut self, vcpus: u32) {
         let body = self.pod.shape().resize_vcpus(vcpus);
-        self.pod.api().put("vm.resize", Some(&body)).unwrap().done().unwrap();
+        self.pod.put("vm.resize", Some(&body)).unwrap().done().unwrap();
     }
 
     fn status(&mut self) -> Value {
@@ -130,13 +130,7 @@ fn numbers_of_vcpus_that_cannot_be_are_refused_by_name() {
     let (mut lab, mut agent) = Lab::start("6.12", 2);
     for vcpus in [0, 3, u32::MAX] {
         let body = json!({"desired_vcpus": vcpus});
-        let chain = lab
-            .pod
-            .api()
-            .put("vm.resize", Some(&body))
-            .unwrap()
-            .failure(400)
-            .unwrap();
+        let chain = lab.pod.put("vm.resize", Some(&body)).unwrap().failure(400).unwrap();
         let why = format!("desired_vcpus: {vcpus} asked for, 1 to 2 allowed (cpus.max_vcpus)");
         assert_eq!(chain, ["cannot resize the VM", &why]);
     }

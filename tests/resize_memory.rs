@@ -396,24 +396,13 @@ fn sizes_that_cannot_be_are_refused_with_what_can_be() {
     let most = BOOT + reserve.next_multiple_of(before.block_bytes);
     for bytes in [most + 1, most + 128 * MIB, u64::MAX, u64::MAX - 127 * MIB] {
         let body = lab.pod.shape().resize_memory(bytes);
-        let said = lab
-            .pod
-            .api()
-            .put("vm.resize", Some(&body))
-            .unwrap()
-            .failure(400)
-            .unwrap();
+        let said = lab.pod.put("vm.resize", Some(&body)).unwrap().failure(400).unwrap();
         let said = said.join(": ");
         assert!(said.contains("desired_ram") && said.contains("hotplug_size"), "{said}");
     }
     for bad in [json!(-1), json!("1G"), json!(1.5), json!([])] {
         let body = json!({"desired_ram": bad});
-        lab.pod
-            .api()
-            .put("vm.resize", Some(&body))
-            .unwrap()
-            .failure(400)
-            .unwrap();
+        lab.pod.put("vm.resize", Some(&body)).unwrap().failure(400).unwrap();
     }
     assert_eq!(lab.actual_size(), BOOT);
     let after = agent.resources().unwrap();
