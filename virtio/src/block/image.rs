@@ -228,6 +228,12 @@ impl Image {
     }
 }
 
+impl Drop for Image {
+    fn drop(&mut self) {
+        lock::unlock(&self.file);
+    }
+}
+
 /// Opens the image once, and makes sure that it is the file that was looked at.
 fn open(config: &BlockConfig, flags: i32, expected: &Metadata) -> Result<File, BlockError> {
     let path = config.path.as_path();

@@ -69,7 +69,7 @@ impl Hold {
 /// What came of asking for a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Locked {
-    /// It is held until the last descriptor of the open file is closed.
+    /// It is held until [`unlock`], or until the last descriptor of the open file is closed.
     Held,
     /// Somebody else holds a lock that excludes it.
     Busy,
@@ -105,6 +105,16 @@ pub(super) fn lock(file: &File, hold: Hold) -> io::Result<Locked> {
         }
     }
     Ok(Locked::Held)
+}
+
+/// Gives up every lock on `file` (fcntl_locking(2)).
+///
+/// Closing it would do the same, but only once all copies of the descriptor are gone: a process that is being started has one until it
+/// executes its program, and an io_uring until the kernel has taken it down, some time after it was closed. A disk that is attached
+/// again at once would be refused.
+pub(super) fn unlock(file: &File) {
+    // What cannot be given up here goes with the last descriptor.
+    let _ = fcntl(file, libc::F_OFD_SETLK, &mut range(libc::F_UNLCK, 0, 0));
 }
 
 /// Whether somebody else has locked `byte` in a way that excludes `hold`.

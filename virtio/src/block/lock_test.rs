@@ -3,6 +3,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use super::*;
+use crate::block::image::Image;
 use crate::block::testing::image;
 use crate::block::{Block, BlockConfig, BlockError};
 
@@ -154,10 +155,8 @@ fn readers_share_with_those_that_lock_whole_files_and_writers_exclude_them() {
 
 #[test]
 fn of_writers_that_come_at_once_one_goes_on() {
+    let file = image(&[1; 4096]);
     for _ in 0..50 {
-        // One for each round: a process that another test starts has all descriptors until it executes its program, and with them the
-        // locks of the round before.
-        let file = image(&[1; 4096]);
         let barrier = std::sync::Barrier::new(4);
         let attempts: Vec<Option<Block>> = std::thread::scope(|scope| {
             let attempt = || {
@@ -168,5 +167,23 @@ fn of_writers_that_come_at_once_one_goes_on() {
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         assert_eq!(attempts.iter().flatten().count(), 1);
+    }
+}
+
+#[test]
+fn a_disk_that_goes_gives_its_locks_up_whoever_has_copies_of_its_descriptor() {
+    let file = image(&[1; 4096]);
+    for readonly in [false, true] {
+        let image = Image::open(&BlockConfig {
+            readonly,
+            ..BlockConfig::new(file.path())
+        })
+        .unwrap();
+        // As a process has it that is being started, and an io_uring that is being taken down.
+        let copy = image.file().try_clone().unwrap();
+        assert!(husk(file.path(), false).is_none());
+        drop(image);
+        assert!(husk(file.path(), false).is_some(), "readonly={readonly}");
+        drop(copy);
     }
 }

@@ -206,6 +206,7 @@ const IO: &[Rule] = &[
 
 /// A disk. Its io_uring is made before, and restricted to what a disk does.
 const BLOCK: &[Rule] = &[
+    only(libc::SYS_fcntl, &[one_of(1, &[n(F_OFD_SETLK)])]),
     any(libc::SYS_io_uring_enter),
     // Without io_uring, and for what its ring refuses.
     any(libc::SYS_preadv),

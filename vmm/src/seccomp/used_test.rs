@@ -149,6 +149,7 @@ const fn with(number: libc::c_int) -> Option<u32> {
 }
 
 const STANDARD_LIBRARY: &str = "the standard library and malloc, when a lock is contended or a buffer grows";
+const LEFT_BEHIND: &str = "a disk whose thread was left behind and is the last to have the image";
 const BLOCK_DEVICE: &str = "a disk that is a block device";
 const NO_RING: &str = "a host without io_uring";
 const VCPU_COMES: &str = "a vCPU that is added while the guest runs";
@@ -185,6 +186,7 @@ const UNSEEN: &[(Use, &str)] = &[
         ("ATTEND", n(libc::SYS_fstat), None),
         "as newfstatat, by newer C libraries",
     ),
+    (("BLOCK", n(libc::SYS_fcntl), with(libc::F_OFD_SETLK)), LEFT_BEHIND),
     (("BLOCK", n(libc::SYS_preadv), None), NO_RING),
     (("BLOCK", n(libc::SYS_pwritev), None), NO_RING),
     (("BLOCK", n(libc::SYS_fdatasync), None), NO_RING),
