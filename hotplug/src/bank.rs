@@ -17,6 +17,13 @@
 //! Taking and writing need aligned accesses of the full width. Reads of any other width or offset are harmless: they see the
 //! registers without taking anything (`TAKE` then reads as 0), and bytes that are not readable as ones. Other writes do nothing.
 //!
+//! # Between two lives of a slot
+//!
+//! Once `_EJ0` has returned, Linux evaluates `_STA` to see whether the unit has gone, and 6.12 forgets it only then; until it has reported
+//! the end, the next `TAKE` may run on another processor. Were the slot shown anew in between, the guest would take the ejection for
+//! failed, keep what it had, and refuse the slot for good. So a slot that the guest has let go of waits with its next event until the
+//! guest has read its bit in `SMAP`, or reported that the ejection is over.
+//!
 //! # Proofs
 //!
 //! That a guest evaluates `_OST` with "success" does not prove that it has the unit: Linux 6.1 and 6.12 say so, too, when a
@@ -72,6 +79,15 @@ impl Kind {
             Self::Cpu => GedEvent::Cpu,
             Self::Memory => GedEvent::Memory,
             Self::Pci => GedEvent::Pci,
+        }
+    }
+
+    /// Whether guests look at `_STA` once `_EJ0` has returned, and rely on what it says.
+    const fn verifies_ejections(self) -> bool {
+        match self {
+            Self::Cpu | Self::Memory => true,
+            // Linux's acpiphp believes `_EJ0`.
+            Self::Pci => false,
         }
     }
 }
@@ -139,6 +155,8 @@ struct Entry {
     looked_at: bool,
     /// How often the guest has been told again.
     checks: u8,
+    /// The guest has let go and not yet seen that the unit has gone.
+    unverified: bool,
     add: Option<Promise>,
     remove: Option<Promise>,
 }
@@ -249,13 +267,13 @@ impl Bank {
     /// What comes is told in ascending order and before what goes, which is told in descending order: Linux 6.1 numbers processors in
     /// the order of their coming.
     fn take(&mut self) -> u32 {
-        let waits = |notify| move |entry: &Entry| entry.state.notification() == Some(notify);
+        let waits = |notify| move |entry: &Entry| entry.notification() == Some(notify);
         let comes = self.entries.iter().position(waits(1));
         let next = comes.or_else(|| self.entries.iter().rposition(waits(3)));
         let Some((index, entry)) = next.and_then(|index| Some((index, self.entries.get_mut(index)?))) else {
             return 0;
         };
-        let (Ok(slot), Some(notify)) = (u32::try_from(index), entry.state.notification()) else {
+        let (Ok(slot), Some(notify)) = (u32::try_from(index), entry.notification()) else {
             return 0;
         };
         // What waits can be taken.
@@ -317,7 +335,7 @@ impl Bank {
                 let (slot, source, status) = (word(data, 0) & 0xffff, word(data, 0) >> 16, word(data, 4));
                 match Event::from_ost(source, status) {
                     Some(event) => self.answer(slot, event),
-                    None => self.entry(slot).is_ok(),
+                    None => self.verify(slot).is_ok(),
                 }
             }
             _ => false,
@@ -332,6 +350,9 @@ impl Bank {
         let Ok(state) = entry.step(event, None) else {
             return false;
         };
+        if event == Event::Eject {
+            entry.unverified = kind.verifies_ejections();
+        }
         if matches!(state, State::Ejected { .. }) {
             (self.on_let_go)();
         }
@@ -339,6 +360,28 @@ impl Bank {
             self.bell.ring(kind.event());
         }
         true
+    }
+
+    /// The guest has seen what became of an ejection from `slot`.
+    fn verify(&mut self, slot: u32) -> Result<(), BankError> {
+        let event = self.kind.event();
+        let entry = self.entry(slot)?;
+        if std::mem::take(&mut entry.unverified) && entry.notification().is_some() {
+            self.bell.ring(event);
+        }
+        Ok(())
+    }
+
+    /// The guest has read `count` bytes from `offset` on, and with them what `_STA` says of some slots.
+    fn note_read(&mut self, offset: u64, count: usize) {
+        let end = offset.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
+        let (first, end) = (offset.max(SMAP), end.min(RECORDS));
+        for slot in first.saturating_sub(SMAP).saturating_mul(8)..end.saturating_sub(SMAP).saturating_mul(8) {
+            // A bit of no slot is always 0.
+            if u32::try_from(slot).is_ok_and(|slot| self.verify(slot).is_err()) {
+                return;
+            }
+        }
     }
 
     /// The guest has evaluated `_SUN` of `slot`.
@@ -391,9 +434,15 @@ impl Entry {
             signed: false,
             looked_at: false,
             checks: 0,
+            unverified: false,
             add: None,
             remove: None,
         }
+    }
+
+    /// What the guest is to be told of now.
+    fn notification(&self) -> Option<u8> {
+        self.state.notification().filter(|_| !self.unverified)
     }
 
     /// What an answer of the guest's is worth: see [`Kind`]. `signs` tells whether it is one that evaluates `_SUN`.
@@ -459,6 +508,7 @@ impl BusDevice for Bank {
         for (byte, distance) in data.iter_mut().zip(0..) {
             *byte = offset.checked_add(distance).map_or(u8::MAX, |offset| self.byte(offset));
         }
+        self.note_read(offset, data.len());
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Effect {

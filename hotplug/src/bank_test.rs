@@ -106,6 +106,62 @@ fn an_ejection_empties_sta_at_once_and_wakes_the_host() {
     assert_eq!(bank.ignored(), 0, "the report that follows an ejection is in order");
 }
 
+/// A slot that the guest has let go of and that is offered anew, before the guest has seen that the unit has gone.
+fn offered_anew(kind: Kind) -> (Bank, EventFd) {
+    let (bell, line) = bell();
+    let mut bank = Bank::new(kind, 40, bell, || ()).unwrap();
+    bank.apply(33, Event::Boot, None).unwrap();
+    drop(ask(&mut bank, 33));
+    assert_eq!(read32(&mut bank, 0), 33 | 3 << 16);
+    eject(&mut bank, 33);
+    bank.apply(33, Event::Destroyed, None).unwrap();
+    drop(offer(&mut bank, 33));
+    (bank, line)
+}
+
+#[test]
+fn a_slot_is_offered_anew_once_the_guest_has_seen_it_empty() {
+    for kind in [Kind::Cpu, Kind::Memory] {
+        type Look = fn(&mut Bank);
+        let looks: [Look; 4] = [
+            |bank| assert!(!sta(bank, 33)),
+            |bank| assert_eq!(read(bank, 0x44, 1), [0]),
+            |bank| ost(bank, 33, 3, 0),
+            |bank| ost(bank, 33, 0x103, 0),
+        ];
+        for look in looks {
+            let (mut bank, line) = offered_anew(kind);
+            assert_eq!(read32(&mut bank, 0), 0);
+            assert!(!sta(&mut bank, 0), "another slot");
+            ost(&mut bank, 34, 3, 0);
+            assert_eq!(read32(&mut bank, 0), 0);
+            assert!(line.read().is_err(), "nothing to take, so nobody is called");
+            look(&mut bank);
+            assert!(line.read().is_ok());
+            assert_eq!(read32(&mut bank, 0), 33 | 1 << 16);
+        }
+    }
+}
+
+#[test]
+fn a_slot_that_nobody_offers_anew_calls_nobody() {
+    let (bell, line) = bell();
+    let mut bank = Bank::new(Kind::Cpu, 2, bell, || ()).unwrap();
+    bank.apply(1, Event::Boot, None).unwrap();
+    drop(ask(&mut bank, 1));
+    read32(&mut bank, 0);
+    eject(&mut bank, 1);
+    assert!(!sta(&mut bank, 1));
+    ost(&mut bank, 1, 3, 0);
+    assert!(line.read().is_err());
+}
+
+#[test]
+fn a_pci_slot_is_offered_anew_at_once() {
+    let (mut bank, _) = offered_anew(Kind::Pci);
+    assert_eq!(read32(&mut bank, 0), 33 | 1 << 16);
+}
+
 #[test]
 fn a_refusal_carries_its_code() {
     let (mut bank, let_go) = bank(2);
