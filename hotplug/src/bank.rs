@@ -166,7 +166,7 @@ impl Bank {
     pub const MAX_SLOTS: u32 = 0x1000;
 
     /// `slots` empty slots for `kind`. The guest is told again by `bell` of what has to be checked. `on_let_go` is called, on a vCPU thread and with the bank locked, each time the guest has let go of a
-    /// slot: it should wake the control thread, which calls [`Hotplug::ejected`](crate::Hotplug::ejected), and do no more.
+    /// slot: it should wake the control thread, which calls [`Hotplug::reap`](crate::Hotplug::reap), and do no more.
     ///
     /// # Errors
     /// More than [`Bank::MAX_SLOTS`].

@@ -58,8 +58,8 @@ impl Bell {
     }
 
     /// Raises the interrupt again if the guest has not taken every event, and says so. An edge is lost while the guest's driver
-    /// has not yet unmasked the line, so whoever waits for a guest that is still starting should nudge it now and then.
-    pub fn nudge(&self) -> bool {
+    /// has not yet unmasked the line, so whoever waits for a guest that is still starting should call this now and then.
+    pub fn retrigger(&self) -> bool {
         let waiting = self.status.load(Ordering::Acquire) != 0;
         if waiting {
             self.irq.raise();

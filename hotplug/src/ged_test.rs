@@ -33,16 +33,16 @@ fn every_ring_raises_the_line() {
 }
 
 #[test]
-fn a_nudge_raises_the_line_only_while_an_event_waits() {
+fn retriggering_raises_the_line_only_while_an_event_waits() {
     let (bell, line) = bell();
     let mut ged = Ged::new(bell.clone());
-    assert!(!bell.nudge());
+    assert!(!bell.retrigger());
     assert!(line.read().is_err());
     bell.ring(GedEvent::Pci);
-    assert!(bell.nudge());
+    assert!(bell.retrigger());
     assert_eq!(line.read().unwrap(), 2);
     read(&mut ged, 0, 4);
-    assert!(!bell.nudge());
+    assert!(!bell.retrigger());
 }
 
 #[test]

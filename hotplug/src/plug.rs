@@ -23,7 +23,7 @@ pub trait Plug: Send {
     fn create(&mut self, slot: u32, unit: Self::Unit) -> Result<(), PlugError>;
 
     /// Begins to take the unit away, after the guest let go: out of the guest's reach, its threads asked to stop. Whether
-    /// [`Plug::destroy`] would wait for nothing. Called again by each [`Hotplug::ejected`] until it does; must not wait itself.
+    /// [`Plug::destroy`] would wait for nothing. Called again by each [`Hotplug::reap`] until it does; must not wait itself.
     fn retire(&mut self, _slot: u32) -> bool {
         true
     }
@@ -31,7 +31,7 @@ pub trait Plug: Send {
     /// Takes the unit away, once it is [retired](Plug::retire).
     ///
     /// # Errors
-    /// The host refused. The slot stays taken, and a later [`Hotplug::ejected`] tries again.
+    /// The host refused. The slot stays taken, and a later [`Hotplug::reap`] tries again.
     fn destroy(&mut self, slot: u32) -> Result<(), PlugError>;
 
     /// The guest-physical range of the unit just created, for memory.
@@ -106,13 +106,13 @@ impl<P: Plug> Hotplug<P> {
     }
 
     /// Fills an empty slot and tells the guest. The ticket is kept by the guest's `_OST`; when it is refused, the unit goes with
-    /// the next [`Hotplug::ejected`].
+    /// the next [`Hotplug::reap`].
     ///
     /// # Errors
     /// The slot is not empty, or the host cannot create the unit; the guest has heard nothing.
     pub fn add(&mut self, slot: u32, unit: P::Unit) -> Result<Ticket, HotplugError> {
         if self.state(slot) == Some(State::Ejected { wanted: false }) {
-            self.settle(slot)?;
+            self.complete_eject(slot)?;
         }
         self.create(slot, unit, Event::Offer)?;
         let (promise, ticket) = Ticket::with(self.waker.clone());
@@ -133,7 +133,7 @@ impl<P: Plug> Hotplug<P> {
             self.successors.insert(slot, unit);
         }
         if matches!(state, State::Ejected { .. }) {
-            self.settle(slot)?;
+            self.complete_eject(slot)?;
         }
         Ok(ticket)
     }
@@ -148,7 +148,7 @@ impl<P: Plug> Hotplug<P> {
         let state = self.bank().apply(slot, Event::Ask, Some(promise))?;
         self.successors.remove(&slot);
         if matches!(state, State::Ejected { .. }) {
-            self.settle(slot)?;
+            self.complete_eject(slot)?;
         }
         self.ring(state);
         Ok(ticket)
@@ -162,7 +162,7 @@ impl<P: Plug> Hotplug<P> {
         let state = self.bank().apply(slot, Event::Expire, None)?;
         self.successors.remove(&slot);
         if matches!(state, State::Ejected { .. }) {
-            self.settle(slot)?;
+            self.complete_eject(slot)?;
         }
         Ok(self.state(slot).unwrap_or(state))
     }
@@ -173,18 +173,18 @@ impl<P: Plug> Hotplug<P> {
     ///
     /// # Errors
     /// The first failure of the host; the other slots are served all the same, and those that failed will be tried again.
-    pub fn ejected(&mut self) -> Result<Vec<u32>, HotplugError> {
+    pub fn reap(&mut self) -> Result<Vec<u32>, HotplugError> {
         let slots: Vec<u32> = self.matching(|state| matches!(state, State::Ejected { .. }));
         let mut failure = None;
-        let mut settled = Vec::new();
+        let mut reaped = Vec::new();
         for slot in slots {
-            match self.settle(slot) {
-                Ok(true) => settled.push(slot),
+            match self.complete_eject(slot) {
+                Ok(true) => reaped.push(slot),
                 Ok(false) => {}
                 Err(error) => failure = failure.or(Some(error)),
             }
         }
-        failure.map_or(Ok(settled), Err)
+        failure.map_or(Ok(reaped), Err)
     }
 
     /// Where a slot is, or `None` if there is no such slot.
@@ -200,8 +200,8 @@ impl<P: Plug> Hotplug<P> {
     }
 
     /// How many slots will be filled when everything asked for is done: what a resize has to start from.
-    pub fn settling(&self) -> usize {
-        self.matching(State::settles_filled).len()
+    pub fn target(&self) -> usize {
+        self.matching(State::will_be_plugged).len()
     }
 
     /// The lowest slot for [`Hotplug::add`].
@@ -214,7 +214,7 @@ impl<P: Plug> Hotplug<P> {
     /// The lowest slot that will not be filled when everything asked for is done, and where it is: the next to fill, by
     /// [`Hotplug::add`] if it is empty, else by [`Hotplug::reclaim`].
     pub fn lowest_free(&self) -> Option<(u32, State)> {
-        self.bank().states().find(|(_, state)| !state.settles_filled())
+        self.bank().states().find(|(_, state)| !state.will_be_plugged())
     }
 
     /// Fills `slot` with `unit`, whatever is going on there: see [`Hotplug::add`] and [`Hotplug::reclaim`].
@@ -242,7 +242,7 @@ impl<P: Plug> Hotplug<P> {
 
     /// The highest slot for [`Hotplug::remove`]: filled, or about to be, and not pinned.
     pub fn removable(&self) -> Option<u32> {
-        let slots = self.matching(State::settles_filled);
+        let slots = self.matching(State::will_be_plugged);
         let bank = self.bank();
         slots.into_iter().rev().find(|slot| !bank.pinned(*slot))
     }
@@ -288,7 +288,7 @@ impl<P: Plug> Hotplug<P> {
     }
 
     /// Destroys an ejected unit and, if the slot is wanted, creates and offers its successor. Whether the unit was ready for that.
-    fn settle(&mut self, slot: u32) -> Result<bool, HotplugError> {
+    fn complete_eject(&mut self, slot: u32) -> Result<bool, HotplugError> {
         if !self.plug.retire(slot) {
             return Ok(false);
         }

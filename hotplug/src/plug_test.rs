@@ -146,7 +146,7 @@ fn answer(ticket: &Ticket) -> Outcome {
 fn what_is_there_at_boot_makes_no_noise() {
     let machine = Machine::new();
     assert_eq!((machine.take(), machine.rung()), (0, false));
-    assert_eq!((machine.host.plugged(), machine.host.settling()), (1, 1));
+    assert_eq!((machine.host.plugged(), machine.host.target()), (1, 1));
 }
 
 #[test]
@@ -161,10 +161,10 @@ fn a_unit_exists_before_the_guest_hears_of_it() {
         (2, 0x800_0000),
         "base and size"
     );
-    assert_eq!((machine.host.plugged(), machine.host.settling()), (1, 2));
+    assert_eq!((machine.host.plugged(), machine.host.target()), (1, 2));
     machine.accept(2);
     assert_eq!(answer(&ticket), Outcome::Accepted);
-    assert_eq!((machine.host.plugged(), machine.host.settling()), (2, 2));
+    assert_eq!((machine.host.plugged(), machine.host.target()), (2, 2));
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn a_refused_unit_is_destroyed() {
     machine.take();
     machine.ost(1, 1, 0x81);
     assert_eq!(answer(&ticket), Outcome::Refused { ost: 0x81 });
-    assert_eq!(machine.host.ejected().unwrap(), [1]);
+    assert_eq!(machine.host.reap().unwrap(), [1]);
     assert_eq!((machine.there(), machine.state(1)), (vec![(0, 1)], State::Empty));
 }
 
@@ -209,12 +209,12 @@ fn a_unit_is_destroyed_after_the_guest_let_go_and_not_before() {
     let mut machine = Machine::grown();
     let ticket = machine.host.remove(1).unwrap();
     assert!(machine.rung());
-    assert_eq!(machine.host.ejected().unwrap(), [0_u32; 0]);
+    assert_eq!(machine.host.reap().unwrap(), [0_u32; 0]);
     assert_eq!(machine.take(), 1 | 3 << 16);
     machine.eject(1);
     assert_eq!(answer(&ticket), Outcome::Accepted);
     assert_eq!(machine.there().len(), 2);
-    assert_eq!(machine.host.ejected().unwrap(), [1]);
+    assert_eq!(machine.host.reap().unwrap(), [1]);
     assert_eq!((machine.there(), machine.state(1)), (vec![(0, 1)], State::Empty));
 }
 
@@ -225,11 +225,11 @@ fn a_unit_that_is_busy_keeps_its_slot_until_it_is_not() {
     machine.host.plug_mut().is_busy = true;
     machine.take();
     machine.eject(1);
-    assert_eq!(machine.host.ejected().unwrap(), [0_u32; 0]);
+    assert_eq!(machine.host.reap().unwrap(), [0_u32; 0]);
     assert_eq!(machine.there().len(), 2);
     assert_eq!(machine.state(1), State::Ejected { wanted: false });
     machine.host.plug_mut().is_busy = false;
-    assert_eq!(machine.host.ejected().unwrap(), [1]);
+    assert_eq!(machine.host.reap().unwrap(), [1]);
     assert_eq!((machine.there(), machine.state(1)), (vec![(0, 1)], State::Empty));
 }
 
@@ -283,11 +283,11 @@ fn a_successor_that_cannot_be_created_leaves_a_slot_empty_even_if_it_was_pinned_
     machine.bank.lock().unwrap().pin(1).unwrap();
     machine.eject(1);
     machine.host.plug_mut().cannot_create = true;
-    machine.host.ejected().unwrap_err();
+    machine.host.reap().unwrap_err();
     assert_eq!((machine.there(), machine.state(1)), (vec![(0, 1)], State::Empty));
     assert_eq!(answer(&grow), Outcome::Withdrawn);
     assert_eq!(
-        machine.host.ejected().unwrap(),
+        machine.host.reap().unwrap(),
         [0_u32; 0],
         "what is gone is not destroyed again"
     );
@@ -301,7 +301,7 @@ fn a_grow_follows_a_shrink_that_the_guest_carried_out() {
     let grow = machine.host.reclaim(1, 99).unwrap();
     machine.eject(1);
     machine.rung();
-    assert_eq!(machine.host.ejected().unwrap(), [1]);
+    assert_eq!(machine.host.reap().unwrap(), [1]);
     assert_eq!(machine.there(), [(0, 1), (1, 99)]);
     assert!(machine.rung());
     machine.ost(1, 3, 0);
@@ -323,7 +323,7 @@ fn a_grow_whose_unit_cannot_be_created_is_withdrawn() {
     let grow = machine.host.reclaim(1, 99).unwrap();
     machine.eject(1);
     machine.host.plug_mut().cannot_create = true;
-    assert!(machine.host.ejected().is_err());
+    assert!(machine.host.reap().is_err());
     assert_eq!(answer(&grow), Outcome::Withdrawn);
     assert_eq!(
         (machine.there(), machine.state(1), machine.take()),
@@ -339,10 +339,10 @@ fn a_grow_waits_while_the_old_unit_cannot_be_destroyed() {
     let grow = machine.host.reclaim(1, 99).unwrap();
     machine.eject(1);
     machine.host.plug_mut().cannot_destroy = true;
-    assert!(machine.host.ejected().is_err());
+    assert!(machine.host.reap().is_err());
     assert_eq!((answer(&grow), grow.latency()), (Outcome::TimedOut, None));
     machine.host.plug_mut().cannot_destroy = false;
-    assert_eq!(machine.host.ejected().unwrap(), [1]);
+    assert_eq!(machine.host.reap().unwrap(), [1]);
     assert_eq!(machine.there(), [(0, 1), (1, 99)]);
 }
 
@@ -371,7 +371,7 @@ fn what_the_guest_has_seen_it_may_finish_late() {
     machine.accept(2);
     machine.eject(1);
     assert_eq!((answer(&grow), answer(&shrink)), (Outcome::Accepted, Outcome::Accepted));
-    assert_eq!(machine.host.ejected().unwrap(), [1]);
+    assert_eq!(machine.host.reap().unwrap(), [1]);
 }
 
 #[test]
@@ -400,7 +400,7 @@ fn a_stale_successor_is_not_created() {
     machine.ost(1, 3, 0x82);
     machine.ost(1, 1, 1);
     assert_eq!(machine.state(1), State::Ejected { wanted: false });
-    machine.host.ejected().unwrap();
+    machine.host.reap().unwrap();
     assert_eq!((machine.state(1), machine.there()), (State::Empty, vec![(0, 1)]));
 }
 
@@ -411,7 +411,7 @@ fn a_unit_that_cannot_be_destroyed_keeps_its_slot_until_it_can() {
     machine.take();
     machine.eject(1);
     machine.host.plug_mut().cannot_destroy = true;
-    assert_eq!(machine.host.ejected().unwrap_err().to_string(), "slot 1");
+    assert_eq!(machine.host.reap().unwrap_err().to_string(), "slot 1");
     assert!(machine.host.add(1, 11).is_err());
     assert_eq!(machine.state(1), State::Ejected { wanted: false });
     machine.host.plug_mut().cannot_destroy = false;
@@ -432,7 +432,7 @@ fn slots_are_chosen_from_the_ends() {
     );
     drop(machine.host.remove(1).unwrap());
     assert_eq!((machine.host.removable(), machine.host.reclaimable()), (None, Some(1)));
-    assert_eq!((machine.host.plugged(), machine.host.settling()), (2, 1));
+    assert_eq!((machine.host.plugged(), machine.host.target()), (2, 1));
 }
 
 #[derive(Clone, Debug)]
@@ -484,7 +484,7 @@ proptest! {
                 Act::Reclaim(slot) => tickets.extend(machine.host.reclaim(slot, 6)),
                 Act::Remove(slot) => tickets.extend(machine.host.remove(slot)),
                 Act::Expire(slot) => drop(machine.host.expire(slot)),
-                Act::Ejected => drop(machine.host.ejected()),
+                Act::Ejected => drop(machine.host.reap()),
                 Act::Break(create, destroy) => {
                     machine.host.plug_mut().cannot_create = create;
                     machine.host.plug_mut().cannot_destroy = destroy;
@@ -503,7 +503,7 @@ proptest! {
         }
         machine.host.plug_mut().cannot_create = false;
         machine.host.plug_mut().cannot_destroy = false;
-        machine.host.ejected().unwrap();
+        machine.host.reap().unwrap();
         for slot in 1..4 {
             drop(machine.host.remove(slot));
         }
@@ -511,7 +511,7 @@ proptest! {
         for slot in 1..4 {
             machine.eject(slot);
         }
-        machine.host.ejected().unwrap();
+        machine.host.reap().unwrap();
         prop_assert_eq!(machine.there(), [(0, 1)]);
         // Each ticket is kept once, by an answer or because nobody will answer any more.
         drop(machine);

@@ -230,7 +230,7 @@ impl State {
     }
 
     /// Whether the slot will be filled once everything asked for has been answered well.
-    pub fn settles_filled(self) -> bool {
+    pub fn will_be_plugged(self) -> bool {
         match self {
             Self::Offered { .. } | Self::Reported { .. } | Self::Present => true,
             Self::Asked { wanted, .. } | Self::Ejected { wanted } => wanted,

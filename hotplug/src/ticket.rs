@@ -109,7 +109,7 @@ impl Ticket {
     /// Waits for the answer until `deadline`.
     ///
     /// [`Outcome::TimedOut`] because of `deadline` changes nothing: the guest may still answer, and a later call sees it. So a
-    /// caller may wait in short steps and do something in between, such as [`Bell::nudge`](crate::ged::Bell::nudge).
+    /// caller may wait in short steps and do something in between, such as [`Bell::retrigger`](crate::ged::Bell::retrigger).
     pub fn wait(&self, deadline: Instant) -> Outcome {
         self.0
             .iter()

@@ -345,15 +345,15 @@ struct MemHandler {
     metrics: Arc<MemMetrics>,
 }
 
-/// Who carries requests out.
-struct Desk<'a> {
+/// Carries requests out.
+struct RequestExecutor<'a> {
     shared: &'a Mutex<Shared>,
     backing: &'a Mutex<dyn Backing>,
     metrics: &'a MemMetrics,
     changed: bool,
 }
 
-impl Desk<'_> {
+impl RequestExecutor<'_> {
     /// Answers one request; returns how many bytes of answer there are.
     fn answer(&mut self, reader: &mut Reader<'_>, writer: &mut Writer<'_>) -> u32 {
         let request = reader.read_obj::<[u8; REQUEST_BYTES]>().map(Request::parse);
@@ -481,7 +481,7 @@ impl Handler for MemHandler {
     }
 
     fn wake(&mut self, _token: u32, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        let mut desk = Desk {
+        let mut executor = RequestExecutor {
             shared: &self.shared,
             backing: &*self.backing,
             metrics: &self.metrics,
@@ -489,8 +489,8 @@ impl Handler for MemHandler {
         };
         let done = self
             .ring
-            .drain(|reader, writer| Ok(Step::Used(desk.answer(reader, writer))));
-        if desk.changed {
+            .drain(|reader, writer| Ok(Step::Used(executor.answer(reader, writer))));
+        if executor.changed {
             (self.on_change)();
         }
         done

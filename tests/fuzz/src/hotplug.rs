@@ -165,7 +165,7 @@ impl Machine {
             7 => self.host.remove(slot).map(Some),
             8 => self.host.reclaim(slot, ()).map(Some),
             9 => self.host.expire(slot).map(|_| None),
-            _ => self.host.ejected().map(|_| None),
+            _ => self.host.reap().map(|_| None),
         };
         if let Ok(Some(ticket)) = ticket {
             let kept = self.pinned.contains(&slot) && !matches!(before, Some(State::Ejected { .. }));

@@ -142,7 +142,7 @@ impl VsockHandler {
     fn tell_taken(&mut self, due: bool) -> Result<(), RingError> {
         let now = std::mem::take(&mut self.receive.gave) || due;
         match &mut self.moderation {
-            Some(moderation) => moderation.settle(&mut self.transmit, now),
+            Some(moderation) => moderation.notify(&mut self.transmit, now),
             None => self.transmit.signal(),
         }
     }
@@ -170,7 +170,7 @@ impl VsockHandler {
 
 impl Handler for VsockHandler {
     fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        self.host.attend(true);
+        self.host.set_served(true);
         self.watch_all(watch).map_err(HandlerError::watch)?;
         // For what became available before there was a thread.
         self.transmit.kick_self();
@@ -200,7 +200,7 @@ impl Handler for VsockHandler {
 
     /// All streams end. The listening socket stays, and whoever dials it is sent away.
     fn stop(mut self: Box<Self>) -> Vec<RingState> {
-        self.host.attend(false);
+        self.host.set_served(false);
         // Rings that cannot be read any more have nobody to tell.
         let _ = self.transmit.signal();
         let rings = [Some(self.receive.ring), Some(self.transmit), self.event];

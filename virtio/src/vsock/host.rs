@@ -31,8 +31,8 @@ pub(super) struct Host {
     /// Counters.
     pub metrics: Arc<VsockMetrics>,
     /// A handler takes the dials.
-    attended: AtomicBool,
-    /// Rings for the doorman when `attended` has changed.
+    served: AtomicBool,
+    /// Rings for the doorman when `served` has changed.
     door: EventFd,
     /// The driver is to be told that its streams are gone.
     pub reset_wanted: AtomicBool,
@@ -47,7 +47,7 @@ impl Host {
         Ok(Self {
             listener,
             metrics: Arc::default(),
-            attended: AtomicBool::new(false),
+            served: AtomicBool::new(false),
             door: bell()?,
             reset_wanted: AtomicBool::new(false),
             bell: bell()?,
@@ -55,8 +55,8 @@ impl Host {
     }
 
     /// Says whether a handler takes the dials.
-    pub fn attend(&self, by_handler: bool) {
-        self.attended.store(by_handler, Ordering::Release);
+    pub fn set_served(&self, by_handler: bool) {
+        self.served.store(by_handler, Ordering::Release);
         // Fails only when the counter is full, and then the doorman wakes anyway.
         let _ = self.door.write(1);
     }
@@ -101,7 +101,7 @@ impl Doorman {
 
     /// Looks at the door if nobody else does.
     fn take_post(&mut self, watch: &mut dyn Watch) -> io::Result<()> {
-        let wanted = !self.host.attended.load(Ordering::Acquire);
+        let wanted = !self.host.served.load(Ordering::Acquire);
         if wanted == self.watching {
             return Ok(());
         }

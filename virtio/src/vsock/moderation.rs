@@ -38,7 +38,7 @@ impl Moderation {
     ///
     /// # Errors
     /// When the available ring cannot be read.
-    pub fn settle(&mut self, ring: &mut Ring, now: bool) -> Result<(), RingError> {
+    pub fn notify(&mut self, ring: &mut Ring, now: bool) -> Result<(), RingError> {
         let waiting = ring.unannounced();
         if now || waiting >= PATIENT_CHAINS {
             return ring.signal();

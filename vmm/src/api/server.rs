@@ -90,7 +90,7 @@ impl Server {
         ] {
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))?;
         }
-        let desk = Desk {
+        let event_loop = EventLoop {
             epoll,
             listener: socket,
             accept_again: None,
@@ -103,7 +103,7 @@ impl Server {
             buffer: vec![0; CHUNK_BYTES],
         };
         let body = move || match confine() {
-            Ok(()) => desk.run(),
+            Ok(()) => event_loop.run(),
             Err(error) => log::error!("the API cannot be confined, and ends: {}", chain(&error)),
         };
         let thread = thread::Builder::new().name("api".into()).spawn(body)?;
@@ -128,7 +128,7 @@ impl Drop for Running {
 }
 
 /// What the thread works with.
-struct Desk {
+struct EventLoop {
     epoll: Epoll,
     listener: UnixListener,
     /// When clients are accepted again, while they are not.
@@ -143,7 +143,7 @@ struct Desk {
     buffer: Vec<u8>,
 }
 
-impl Desk {
+impl EventLoop {
     fn run(mut self) {
         if let Err(error) = self.serve() {
             log::error!("the API has failed: {error}");
@@ -155,7 +155,7 @@ impl Desk {
     fn serve(&mut self) -> io::Result<()> {
         let mut events = [EpollEvent::default(); 32];
         loop {
-            let ready = match self.epoll.wait(self.patience(), &mut events) {
+            let ready = match self.epoll.wait(self.timeout(), &mut events) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 ready => ready?,
             };
@@ -164,7 +164,7 @@ impl Desk {
                     STOP => return Ok(()),
                     LISTENER => self.accept()?,
                     ANSWERS => self.deliver_answers(),
-                    number => self.attend(number, event.event_set()),
+                    number => self.on_connection(number, event.event_set()),
                 }
             }
             self.expire()?;
@@ -172,7 +172,7 @@ impl Desk {
     }
 
     /// Milliseconds until something has to be done without an event.
-    fn patience(&self) -> i32 {
+    fn timeout(&self) -> i32 {
         let deadlines = self.connections.values().filter_map(Connection::deadline);
         let Some(next) = deadlines.chain(self.accept_again).min() else {
             return -1;
@@ -232,7 +232,7 @@ impl Desk {
     }
 
     /// Something has happened on a connection.
-    fn attend(&mut self, number: u64, events: EventSet) {
+    fn on_connection(&mut self, number: u64, events: EventSet) {
         let Some(connection) = self.connections.get_mut(&number) else {
             return;
         };

@@ -1,4 +1,4 @@
-//! The thread that owns the VM: it carries commands out, attends to the guest in between, and waits for nobody.
+//! The thread that owns the VM: it carries commands out, serves the guest in between, and waits for nobody.
 //!
 //! | state | a configuration | a machine | entered by |
 //! |---|---|---|---|
@@ -10,11 +10,11 @@
 //!
 //! A command either succeeds, or leaves everything as it was and says why. One that depends on others, devices or the guest, is an
 //! operation in progress (`operation.rs`) that news and timers drive on, until it is answered. A guest that ends by itself ends the process, in
-//! `attend.rs`; a reboot by command builds the machine anew.
+//! `event_loop.rs`; a reboot by command builds the machine anew.
 
-mod attend;
 mod containers;
 mod devices;
+mod event_loop;
 mod image;
 mod lifecycle;
 mod operation;
@@ -38,7 +38,7 @@ use crate::machine::{BuildError, Ending, Machine, STOP_DEADLINE};
 use crate::news::News;
 use crate::terminal::StdoutSink;
 
-pub use attend::{Ended, attend};
+pub use event_loop::{Ended, run_event_loop};
 pub use operation::OperationId;
 use operation::{Answers, Operations};
 pub use run::{Exit, conclude, run};

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use husk_virtio::threads::Threads;
 
 use super::Controller;
-use super::attend::{Ended, attend};
+use super::event_loop::{Ended, run_event_loop};
 use crate::api::{Inbox, Info};
 use crate::config::{RunOptions, VmConfig};
 use crate::events::Events;
@@ -57,14 +57,14 @@ pub fn run(config: VmConfig, options: &RunOptions) -> Result<Exit> {
     );
     controller.start(config)?;
     // There will be no other machine, and no device more.
-    options.seccomp.enter(Role::Attend)?;
+    options.seccomp.enter(Role::EventLoop)?;
     let exit = conclude(controller, signals, &stdout, None, options)?;
     trace.mark(Phase::Teardown);
     report(options, trace_file)?;
     Ok(exit)
 }
 
-/// Attends to the VM, and to `inbox` if there is one, until it is over, and takes everything apart.
+/// Serves the VM, and to `inbox` if there is one, until it is over, and takes everything apart.
 ///
 /// # Errors
 /// The host cannot go on with the guest, or with the loop.
@@ -75,7 +75,7 @@ pub fn conclude(
     inbox: Option<&Inbox>,
     options: &RunOptions,
 ) -> Result<Exit> {
-    let ended = attend(&mut controller, signals, stdout, inbox);
+    let ended = run_event_loop(&mut controller, signals, stdout, inbox);
     options.trace.leave_guest();
     if !matches!(ended, Ok(Ended::Asked)) {
         controller.tell_end();

@@ -186,7 +186,7 @@ impl Devices {
     /// Takes apart what the guest has let go of, as far as it has stopped. Never waits: to be called again when a thread has ended, and
     /// after a failure.
     pub fn collect(&mut self) -> Collected {
-        let failure = self.slots.ejected().err();
+        let failure = self.slots.reap().err();
         // Not by what was ejected just now: what the guest had never heard of went when it was asked back.
         let plug = self.slots.plug();
         let gone = self.places.extract_if(.., |_, at| !plug.has(u32::from(at.device)));

@@ -94,7 +94,7 @@ impl Hotplugs {
 
     /// Tells the guest again of what it has not asked about yet; whether there is such a thing.
     pub fn remind(&self) -> bool {
-        self.bell.nudge()
+        self.bell.retrigger()
     }
 
     /// Presses the guest's power button (ACPI 6.5 §4.8.2.2.1.2).

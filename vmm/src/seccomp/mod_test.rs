@@ -104,7 +104,7 @@ fn starts_threads(role: Role) -> bool {
 /// Which of the two that start threads is the parent of a thread of `role`.
 fn parent(role: Role) -> Role {
     match role {
-        Role::Control | Role::Attend | Role::Vcpu | Role::Loader | Role::Api => Role::Control,
+        Role::Control | Role::EventLoop | Role::Vcpu | Role::Loader | Role::Api => Role::Control,
         _ => Role::Spawner,
     }
 }
@@ -158,7 +158,7 @@ fn threads_that_serve_the_guest_open_and_create_nothing() {
         ];
         assert_denied(role, &numbers.map(|number| call(number, &[0x3d_0f00])));
         // The first thread puts a terminal into its raw mode, and takes signals for itself while it is; it removes its devices' sockets.
-        if role == Role::Attend {
+        if role == Role::EventLoop {
             continue;
         }
         assert_denied(role, &[call(libc::SYS_unlink, &[])]);
@@ -186,7 +186,7 @@ fn vcpus_have_their_ioctls_and_no_others() {
     );
     for role in tables::ROLES
         .into_iter()
-        .filter(|role| !matches!(role, Role::Vcpu | Role::Control | Role::Attend))
+        .filter(|role| !matches!(role, Role::Vcpu | Role::Control | Role::EventLoop))
     {
         assert_denied(role, &[ioctl(run), ioctl(irqfd)]);
     }

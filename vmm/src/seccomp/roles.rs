@@ -8,10 +8,10 @@ pub(super) const DENIED: u32 = libc::SECCOMP_RET_TRAP;
 /// What a thread is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// The first thread: builds, changes and attends to machines, and starts their vCPUs.
+    /// The first thread: builds, changes and serves machines, and starts their vCPUs.
     Control,
-    /// The first thread once there will be no other machine: attends to this one and takes it apart.
-    Attend,
+    /// The first thread once there will be no other machine: serves this one and takes it apart.
+    EventLoop,
     /// Starts the threads of devices.
     Spawner,
     /// Runs a vCPU.

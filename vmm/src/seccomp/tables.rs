@@ -43,7 +43,7 @@ const OWN: Check = Check {
 /// Every role, in the order of their discriminants.
 pub(super) const ROLES: [Role; 14] = [
     Role::Control,
-    Role::Attend,
+    Role::EventLoop,
     Role::Spawner,
     Role::Vcpu,
     Role::Loader,
@@ -68,7 +68,7 @@ pub(super) fn policy(role: Role, pid: u32) -> Policy {
 pub(super) const GROUPS: [(&str, &[Rule]); 16] = [
     ("EVERY", EVERY),
     ("THREADS", THREADS),
-    ("ATTEND", ATTEND),
+    ("EVENT_LOOP", EVENT_LOOP),
     ("CONTROL", CONTROL),
     ("VCPU", VCPU),
     ("LOADER", LOADER),
@@ -87,8 +87,8 @@ pub(super) const GROUPS: [(&str, &[Rule]); 16] = [
 pub(super) fn groups(role: Role) -> &'static [&'static [Rule]] {
     match role {
         // With what the threads need that it starts: vCPUs, loader, API.
-        Role::Control => &[EVERY, THREADS, ATTEND, CONTROL, VCPU, LOADER, IO, API],
-        Role::Attend => &[EVERY, ATTEND],
+        Role::Control => &[EVERY, THREADS, EVENT_LOOP, CONTROL, VCPU, LOADER, IO, API],
+        Role::EventLoop => &[EVERY, EVENT_LOOP],
         // With what the threads of all devices need.
         Role::Spawner => &[EVERY, THREADS, SETUP, IO, BLOCK, NET, PMEM, VSOCK, FS, MEM, BALLOON],
         Role::Vcpu => &[EVERY, VCPU],
@@ -312,8 +312,8 @@ const SETUP: &[Rule] = &[
     only(libc::SYS_ioctl, &[one_of(1, &[r::FIONBIO])]),
 ];
 
-/// Attending to a machine that runs, and taking it apart.
-const ATTEND: &[Rule] = &[
+/// Serving a machine that runs, and taking it apart.
+const EVENT_LOOP: &[Rule] = &[
     // The main loop: signals as events; the terminal, its size, stopping and going on with it.
     any(libc::SYS_epoll_create1),
     any(libc::SYS_epoll_wait),
@@ -333,11 +333,11 @@ const ATTEND: &[Rule] = &[
     any(libc::SYS_sendmsg),
     any(libc::SYS_recvfrom),
     any(libc::SYS_shutdown),
-    only(libc::SYS_ioctl, &[one_of(1, ATTEND_REQUESTS)]),
+    only(libc::SYS_ioctl, &[one_of(1, EVENT_LOOP_REQUESTS)]),
 ];
 
 /// ioctls of the first thread while a machine runs.
-const ATTEND_REQUESTS: &[u32] = &[
+const EVENT_LOOP_REQUESTS: &[u32] = &[
     // Interrupts and doorbells of devices that stop, memory that goes.
     r::KVM_SET_USER_MEMORY_REGION,
     r::KVM_SET_GSI_ROUTING,

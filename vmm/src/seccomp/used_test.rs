@@ -36,7 +36,7 @@ fn threads(group: &str) -> &'static [&'static str] {
         "VCPU" => &["vcpu"],
         "LOADER" => &["loader"],
         "API" => &["api"],
-        "CONTROL" | "ATTEND" => &["husk"],
+        "CONTROL" | "EVENT_LOOP" => &["husk"],
         _ => panic!("whose are the rules of {group}?"),
     }
 }
@@ -183,7 +183,7 @@ const UNSEEN: &[(Use, &str)] = &[
         "answers that clients have not read when the process ends",
     ),
     (
-        ("ATTEND", n(libc::SYS_fstat), None),
+        ("EVENT_LOOP", n(libc::SYS_fstat), None),
         "as newfstatat, by newer C libraries",
     ),
     (("BLOCK", n(libc::SYS_fcntl), with(libc::F_OFD_SETLK)), LEFT_BEHIND),

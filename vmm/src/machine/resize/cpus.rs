@@ -74,7 +74,7 @@ impl CpuResize {
 
     /// Takes apart what the guest let go of, and tells what it has answered.
     pub fn advance(&mut self, cpus: &mut Hotplug<CpuPlug>, changes: &mut Vec<Change>) {
-        if let Err(error) = cpus.ejected() {
+        if let Err(error) = cpus.reap() {
             log::error!("a vCPU that the guest let go of stays: {error}");
         }
         let now = Instant::now();
@@ -183,5 +183,5 @@ impl CpuResize {
 
 /// vCPUs that there will be.
 pub fn count(cpus: &Hotplug<CpuPlug>) -> u32 {
-    u32::try_from(cpus.settling()).unwrap_or(u32::MAX)
+    u32::try_from(cpus.target()).unwrap_or(u32::MAX)
 }

@@ -194,7 +194,7 @@ impl MemoryResize {
     /// Tells what the guest has answered, and asks for what comes next.
     pub fn advance(&mut self, dimms: &mut Dimms, changes: &mut Vec<Change>) {
         if let Some(dimms) = dimms
-            && let Err(error) = dimms.ejected()
+            && let Err(error) = dimms.reap()
         {
             log::error!("memory that the guest let go of stays: {error}");
         }
@@ -299,7 +299,7 @@ impl MemoryResize {
     fn remove_dimm(&mut self, dimms: &mut Hotplug<DimmPlug>, spare: u64) -> Result<(), HotplugError> {
         let fits = |slot: &u32| (1..=spare).contains(&dimms.plug().bytes(*slot));
         let filled = dimms.states().into_iter().rev();
-        let mut slots = filled.filter_map(|(slot, state)| state.settles_filled().then_some(slot));
+        let mut slots = filled.filter_map(|(slot, state)| state.will_be_plugged().then_some(slot));
         let Some(slot) = slots.find(fits) else {
             self.wanted = self.wanted.saturating_add(spare);
             return Ok(());
@@ -426,7 +426,7 @@ impl MemoryResize {
 /// Bytes of the DIMMs that there will be.
 fn filled(dimms: &Dimms) -> u64 {
     dimms.as_ref().map_or(0, |dimms| {
-        let filled = dimms.states().into_iter().filter(|(_, state)| state.settles_filled());
+        let filled = dimms.states().into_iter().filter(|(_, state)| state.will_be_plugged());
         filled.map(|(slot, _)| dimms.plug().bytes(slot)).sum()
     })
 }

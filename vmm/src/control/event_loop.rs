@@ -34,7 +34,7 @@ const RETRY: Duration = Duration::from_millis(20);
 /// How long after a start, or after a command, what it needed is given back.
 const TRIM: Duration = Duration::from_secs(1);
 
-/// Why the main thread stopped attending.
+/// Why the main thread left its loop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// The guest has ended.
@@ -49,7 +49,7 @@ pub enum Ended {
 ///
 /// # Errors
 /// What the host refuses of a loop's needs.
-pub fn attend(
+pub fn run_event_loop(
     controller: &mut Controller,
     signals: Signals,
     out: &StdoutSink,
@@ -62,7 +62,7 @@ pub fn attend(
     if let Some(inbox) = inbox {
         watch(&epoll, inbox.as_raw_fd(), COMMANDS)?;
     }
-    let mut attendant = Attendant {
+    let mut event_loop = EventLoop {
         controller,
         signals,
         out,
@@ -71,15 +71,15 @@ pub fn attend(
         watched: None,
         keys: None,
     };
-    attendant.watch_machine()?;
-    attendant.run()
+    event_loop.watch_machine()?;
+    event_loop.run()
 }
 
 fn watch(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
     epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))
 }
 
-struct Attendant<'a> {
+struct EventLoop<'a> {
     controller: &'a mut Controller,
     signals: Signals,
     out: &'a StdoutSink,
@@ -89,7 +89,7 @@ struct Attendant<'a> {
     keys: Option<Keys>,
 }
 
-impl Attendant<'_> {
+impl EventLoop<'_> {
     fn run(mut self) -> io::Result<Ended> {
         let mut events = [EpollEvent::default(); SOURCES];
         loop {
