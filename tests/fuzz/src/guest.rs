@@ -30,10 +30,16 @@ const QUEUES: u64 = 0x1000;
 /// Times that a handler may ask to be woken again at once. A guest can make it go on for ever, the script should go on, too.
 const WAKES: usize = 8;
 
+/// Where guest RAM is: base and length of each region.
+pub const RAM: [(u64, u64); 3] = [(0, 0x4_0000), (0x4_0000, 0x4_0000), (0xc_0000, 0x4_0000)];
+
+fn len(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("x86_64: usize has 64 bits")
+}
+
 /// Guest RAM, fresh and zero.
 pub fn memory() -> GuestMemory {
-    let ranges = [(0, 0x4_0000), (0x4_0000, 0x4_0000), (0xc_0000, 0x4_0000)];
-    let ranges = ranges.map(|(base, len)| (GuestAddress(base), len));
+    let ranges = RAM.map(|(base, bytes)| (GuestAddress(base), len(bytes)));
     GuestMemory::new(GuestMemoryMmap::from_ranges(&ranges).expect("a MiB can be mapped"))
 }
 
@@ -41,10 +47,9 @@ pub fn memory() -> GuestMemory {
 pub fn shared_memory() -> GuestMemory {
     let file = Arc::new(tempfile::tempfile().expect("there is room for a MiB"));
     file.set_len(0x10_0000).expect("there is room for a MiB");
-    let ranges = [(0, 0x4_0000), (0x4_0000, 0x4_0000), (0xc_0000, 0x4_0000)];
-    let ranges = ranges.map(|(base, len)| {
+    let ranges = RAM.map(|(base, bytes)| {
         let at = FileOffset::from_arc(file.clone(), base);
-        (GuestAddress(base), len, Some(at))
+        (GuestAddress(base), len(bytes), Some(at))
     });
     GuestMemory::new(GuestMemoryMmap::from_ranges_with_files(ranges).expect("a MiB can be mapped"))
 }

@@ -8,12 +8,17 @@
 //! | 3 | slot, source, status | the guest evaluates `_OST` |
 //! | 4 | slot | the guest evaluates `_EJ0` |
 //! | 5-10 | slot | the host presents, adds, removes, reclaims, expires, or clears what was ejected |
-//! | 11 | flags | creating or destroying fails from now on, or no longer |
+//! | 11 | flags | creating, destroying or stopping fails from now on, or no longer |
 //! | 12 | offset, width | the guest reads the event device |
 //! | 13 | slot | the host makes a slot permanent |
 //! | 14 | slot | the guest evaluates `_SUN` |
 //!
-//! The first byte chooses what sits in the slots.
+//! The first byte chooses what sits in the slots: PCI functions, processors, or memory. After each step:
+//!
+//! - a unit exists exactly as long as its slot is filled, and the guest reads its range, or none;
+//! - what `_STA` has shown the guest is its own until it writes that it has let go, or never had it: nothing that the host does takes it,
+//!   and no write of the guest's changes another slot than the one that it names;
+//! - a ticket is open as long as its slot may still answer it, and is then kept once, by an answer that the slot bears out.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -23,7 +28,7 @@ use husk_devices::{BusDevice, Effect, Irq};
 use husk_hotplug::bank::{Bank, Extent, Kind};
 use husk_hotplug::ged::{Bell, Ged};
 use husk_hotplug::slot::State;
-use husk_hotplug::ticket::Ticket;
+use husk_hotplug::ticket::{Outcome, Ticket};
 use husk_hotplug::{Hotplug, Plug, PlugError};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -31,6 +36,14 @@ use crate::Seeds;
 use crate::script::{Recorder, Script};
 
 const SLOTS: u8 = 6;
+
+/// Registers of a bank, and the records of memory slots.
+const EJCT: u64 = 0x04;
+const SIGN: u64 = 0x08;
+const OSTR: u64 = 0x10;
+const SMAP: u64 = 0x40;
+const RECORDS: u64 = 0x400;
+const RECORD_BYTES: u64 = 0x10;
 
 pub fn run(input: &[u8]) {
     let mut script = Script::new(input);
@@ -46,7 +59,7 @@ pub fn run(input: &[u8]) {
         host, bank, tickets, ..
     } = machine;
     drop((host, bank));
-    for ticket in tickets {
+    for Asked { ticket, .. } in tickets {
         ticket.wait(Instant::now());
         assert!(ticket.latency().is_some(), "a ticket that nobody can keep");
     }
@@ -56,8 +69,12 @@ pub fn run(input: &[u8]) {
 #[derive(Default)]
 struct Units {
     there: BTreeSet<u32>,
+    stopped: BTreeSet<u32>,
+    /// What the guest may use.
+    shown: BTreeSet<u32>,
     cannot_create: bool,
     cannot_destroy: bool,
+    cannot_stop: bool,
 }
 
 fn unless(broken: bool) -> Result<(), PlugError> {
@@ -77,27 +94,61 @@ impl Plug for Units {
         Ok(())
     }
 
+    fn retire(&mut self, slot: u32) -> bool {
+        assert!(!self.shown.contains(&slot), "the guest has what is in slot {slot}");
+        if !self.cannot_stop {
+            self.stopped.insert(slot);
+        }
+        self.stopped.contains(&slot)
+    }
+
     fn destroy(&mut self, slot: u32) -> Result<(), PlugError> {
+        assert!(!self.shown.contains(&slot), "the guest has what is in slot {slot}");
+        assert!(self.stopped.contains(&slot), "what is in slot {slot} runs");
         unless(self.cannot_destroy)?;
         assert!(self.there.remove(&slot), "slot {slot} is emptied twice");
+        self.stopped.remove(&slot);
         Ok(())
     }
 
     fn extent(&self, slot: u32) -> Extent {
         assert!(self.there.contains(&slot));
-        Extent {
-            base: u64::from(slot) << 32,
-            size_bytes: 1 << 27,
-        }
+        extent(slot)
     }
 }
 
+fn extent(slot: u32) -> Extent {
+    Extent {
+        base: u64::from(slot + 1) << 32,
+        size_bytes: 1 << 27,
+    }
+}
+
+/// Whoever waits for the guest's answer.
+struct Asked {
+    slot: u32,
+    comes: bool,
+    ticket: Ticket,
+}
+
+/// Who has just done something.
+enum Actor {
+    /// The host, or the guest without a write to the bank.
+    Anyone,
+    /// The guest has written to the bank, and has named this slot if it has named any.
+    Writer(Option<u32>),
+}
+
 struct Machine {
+    kind: Kind,
     host: Hotplug<Units>,
     bank: Arc<Mutex<Bank>>,
     ged: Ged,
-    tickets: Vec<Ticket>,
+    tickets: Vec<Asked>,
     pinned: BTreeSet<u32>,
+    actor: Actor,
+    /// Before the last step.
+    before: Vec<State>,
 }
 
 impl Machine {
@@ -106,42 +157,46 @@ impl Machine {
         let bank = Bank::new(kind, SLOTS.into(), bell.clone(), || ()).unwrap();
         let bank = Arc::new(Mutex::new(bank));
         Self {
+            kind,
             host: Hotplug::new(Units::default(), bank.clone(), bell.clone()),
             bank,
             ged: Ged::new(bell),
             tickets: Vec::new(),
             pinned: BTreeSet::new(),
+            actor: Actor::Anyone,
+            before: vec![State::Empty; SLOTS.into()],
         }
     }
 
     fn step(&mut self, script: &mut Script<'_>) -> Option<()> {
         let mut data = [0xee; 8];
+        self.actor = Actor::Anyone;
         match script.u8()? % 15 {
             0 => {
                 let (offset, width) = (script.u16()?, script.width()?);
                 self.bank.lock().unwrap().read(offset.into(), &mut data[..width]);
+                if width == data.len() {
+                    self.check_range(offset.into(), u64::from_le_bytes(data));
+                }
             }
             1 => {
                 let (offset, bytes) = (script.u16()?, script.bytes()?);
-                let effect = self
-                    .bank
-                    .lock()
-                    .unwrap()
-                    .write(offset.into(), &bytes[..bytes.len().min(8)]);
-                assert_eq!(effect, Effect::None);
+                self.write(offset.into(), &bytes[..bytes.len().min(8)]);
             }
             2 => self.take(),
             3 => {
                 let (slot, source, status) = (script.u8()?, script.u16()?, script.u8()?);
                 let report = u64::from(slot % SLOTS) | u64::from(source) << 16 | u64::from(status) << 32;
-                self.write(0x10, &report.to_le_bytes());
+                self.write(OSTR, &report.to_le_bytes());
             }
-            4 => self.name(0x04, script.u8()?),
+            4 => self.name(EJCT, script.u8()?),
             host @ 5..=10 => self.ask(host, u32::from(script.u8()? % (SLOTS + 1))),
             11 => {
                 let flags = script.u8()?;
-                self.host.plug_mut().cannot_create = flags & 1 != 0;
-                self.host.plug_mut().cannot_destroy = flags & 2 != 0;
+                let units = self.host.plug_mut();
+                units.cannot_create = flags & 1 != 0;
+                units.cannot_destroy = flags & 2 != 0;
+                units.cannot_stop = flags & 4 != 0;
             }
             12 => {
                 let (offset, width) = (script.u8()?, script.width()?);
@@ -152,7 +207,7 @@ impl Machine {
                 self.bank.lock().unwrap().pin(slot).unwrap();
                 self.pinned.insert(slot);
             }
-            _ => self.name(0x08, script.u8()?),
+            _ => self.name(SIGN, script.u8()?),
         }
         Some(())
     }
@@ -170,7 +225,8 @@ impl Machine {
         if let Ok(Some(ticket)) = ticket {
             let kept = self.pinned.contains(&slot) && !matches!(before, Some(State::Ejected { .. }));
             assert!(what != 7 || !kept, "a pinned slot was given up");
-            self.tickets.push(ticket);
+            let comes = what != 7;
+            self.tickets.push(Asked { slot, comes, ticket });
         }
         assert!(before.is_some() == (slot < SLOTS.into()));
     }
@@ -190,23 +246,108 @@ impl Machine {
     }
 
     fn write(&mut self, register: u64, data: &[u8]) {
-        let _ = self.bank.lock().unwrap().write(register, data);
+        let named = data.first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
+        self.actor = Actor::Writer(named.map(|word| if register == OSTR { word & 0xffff } else { word }));
+        let effect = self.bank.lock().unwrap().write(register, data);
+        assert_eq!(effect, Effect::None);
     }
 
-    /// A unit is there exactly as long as its slot is not empty, and the guest has no more than there is.
-    fn check(&mut self) {
-        let mut filled = BTreeSet::new();
-        for slot in 0..u32::from(SLOTS) {
-            if self.host.state(slot) != Some(State::Empty) {
-                filled.insert(slot);
-            }
+    /// A memory slot tells the range of what is in it.
+    fn check_range(&self, offset: u64, found: u64) {
+        let Some(at) = offset.checked_sub(RECORDS).filter(|at| at.is_multiple_of(8)) else {
+            return;
+        };
+        let slot = u32::try_from(at / RECORD_BYTES).unwrap();
+        if self.kind != Kind::Memory || slot >= SLOTS.into() {
+            assert_eq!(found, u64::MAX, "nothing is at {offset:#x}");
+            return;
         }
+        let there = self.host.plug().there.contains(&slot);
+        let Extent { base, size_bytes } = if there { extent(slot) } else { Extent::default() };
+        let is_base = at.is_multiple_of(RECORD_BYTES);
+        assert_eq!(found, if is_base { base } else { size_bytes });
+    }
+
+    fn check(&mut self) {
+        let states: Vec<State> = self.host.states().into_iter().map(|(_, state)| state).collect();
+        let filled = states.iter().zip(0..).filter(|(state, _)| **state != State::Empty);
+        let filled: BTreeSet<u32> = filled.map(|(_, slot)| slot).collect();
         assert_eq!(self.host.plug().there, filled);
         assert!(self.host.plugged() <= filled.len());
         if let Some(slot) = self.host.removable() {
             assert!(filled.contains(&slot) && !self.pinned.contains(&slot));
         }
+        for (state, slot) in states.iter().zip(0..) {
+            self.check_slot(slot, *state);
+        }
+        self.tickets.retain(|asked| check_ticket(asked, &states));
+        for (number, Asked { slot, comes, .. }) in self.tickets.iter().enumerate() {
+            let mut others = self.tickets.iter().skip(number + 1);
+            let again = others.any(|other| (other.slot, other.comes) == (*slot, *comes));
+            assert!(!again, "two wait for the same answer of slot {slot}");
+        }
+        self.before = states;
     }
+
+    /// What the guest sees of a slot, and who has changed that.
+    fn check_slot(&mut self, slot: u32, state: State) {
+        let before = self.before[usize::try_from(slot).unwrap()];
+        let changed = before != state;
+        let named = match self.actor {
+            Actor::Anyone => true,
+            Actor::Writer(named) => named == Some(slot),
+        };
+        assert!(!changed || named, "slot {slot} changed from {before:?} to {state:?}");
+        if let State::Asked { wanted: true, seen, .. } = state {
+            assert!(seen, "what the guest has not heard of is taken back");
+        }
+        let mut map = [0; 4];
+        self.bank.lock().unwrap().read(SMAP, &mut map);
+        let is_shown = u32::from_le_bytes(map) >> slot & 1 != 0;
+        let units = self.host.plug_mut();
+        if is_shown {
+            assert!(units.there.contains(&slot), "nothing is in slot {slot}");
+            units.shown.insert(slot);
+        } else if units.shown.remove(&slot) {
+            assert!(
+                matches!(self.actor, Actor::Writer(_)),
+                "slot {slot} was taken from the guest: {before:?} to {state:?}"
+            );
+            let asked = matches!(before, State::Asked { .. });
+            let answered = matches!(before, State::Offered { seen: true } | State::Reported { seen: true });
+            assert!(asked || answered, "slot {slot} was let go of unasked: {before:?}");
+        }
+    }
+}
+
+/// Whether a ticket is still open. One that is not has been kept by what its slot is now.
+fn check_ticket(Asked { slot, comes, ticket }: &Asked, states: &[State]) -> bool {
+    let state = states[usize::try_from(*slot).unwrap()];
+    let outcome = ticket.wait(Instant::now());
+    let waits = match state {
+        State::Offered { .. } | State::Reported { .. } => *comes,
+        State::Asked { wanted, .. } => *comes == wanted,
+        State::Ejected { wanted } => *comes && wanted,
+        State::Empty | State::Present => false,
+    };
+    if ticket.latency().is_none() {
+        assert!(waits, "a ticket of slot {slot}, which is {state:?}, was forgotten");
+        return true;
+    }
+    let is_gone = matches!(state, State::Empty | State::Ejected { wanted: false });
+    let borne_out = match outcome {
+        Outcome::Accepted if *comes => state.plugged(),
+        Outcome::Accepted => is_gone,
+        Outcome::Refused { .. } if *comes => is_gone,
+        Outcome::Refused { .. } => state.enabled() && !matches!(state, State::Asked { .. }),
+        Outcome::Unproven => *comes && is_gone,
+        Outcome::TimedOut | Outcome::Withdrawn => true,
+    };
+    assert!(
+        borne_out,
+        "a ticket of slot {slot}, which is {state:?}, says {outcome:?}"
+    );
+    false
 }
 
 pub fn seeds() -> Seeds {
@@ -221,6 +362,16 @@ pub fn seeds() -> Seeds {
         1, 5, 0, 14, 0, 6, 1, 6, 2, 2, 2, 14, 1, 3, 1, 1, 0, 0, 3, 2, 1, 0, 0, 10, 0,
     ];
     let told_again = [2, 6, 1, 2, 0, 0x10, 4, 4, 3, 1, 1, 0, 0, 2, 3, 1, 1, 0, 0];
+    // Memory that comes and goes: looked at, proven, asked for while its insertion is open, and let go of while it cannot stop.
+    let dimm = [
+        2, 6, 0, 6, 1, 2, 2, 0, 0, 4, 3, 0, 8, 4, 3, 3, 0, 1, 0, 0, 2, 3, 0, 1, 0, 0, 7, 1, 2, 4, 1, 11, 4, 7, 0, 2, 4,
+        0, 10, 0, 11, 0, 10, 0, 0, 0, 4, 3,
+    ];
+    // A processor that is asked for while it comes, wanted again, refused, and let go of by a guest that names others as well.
+    let processor = [
+        1, 5, 0, 13, 0, 14, 0, 6, 1, 6, 2, 2, 14, 1, 7, 1, 2, 8, 1, 4, 0, 4, 2, 3, 1, 1, 0, 0, 3, 1, 3, 0, 0x82, 7, 1,
+        2, 4, 1, 10, 1, 3, 2, 1, 0, 0x81, 9, 2,
+    ];
     let mut odd = Recorder::default();
     odd.u8(1);
     for offset in [0, 1, 4, 0x08, 0x0c, 0x10, 0x40, 0x50, 0x400, u16::MAX] {
@@ -233,6 +384,8 @@ pub fn seeds() -> Seeds {
         ("wanted", wanted.to_vec()),
         ("signed", signed.to_vec()),
         ("told-again", told_again.to_vec()),
+        ("dimm", dimm.to_vec()),
+        ("processor", processor.to_vec()),
         ("odd", odd.take()),
     ]
 }

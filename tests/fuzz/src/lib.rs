@@ -11,6 +11,7 @@
 
 mod answers;
 mod api;
+mod balloon;
 mod block;
 mod board;
 mod config;
@@ -22,6 +23,7 @@ mod guest;
 mod hotplug;
 mod http;
 mod kernel;
+mod mem;
 mod net;
 mod op;
 mod pmem;
@@ -50,6 +52,7 @@ pub struct Target {
 /// All targets.
 pub const TARGETS: &[Target] = &[
     target("api", api::run, api::seeds),
+    target("balloon", balloon::run, balloon::seeds),
     target("block", block::run, block::seeds),
     target("board", board::run, board::seeds),
     target("config", config::run, config::seeds),
@@ -58,6 +61,7 @@ pub const TARGETS: &[Target] = &[
     target("hotplug", hotplug::run, hotplug::seeds),
     target("http", http::run, http::seeds),
     target("kernel", kernel::run, kernel::seeds),
+    target("mem", mem::run, mem::seeds),
     target("net", net::run, net::seeds),
     target("pmem", pmem::run, pmem::seeds),
     target("ring", ring::run, ring::seeds),
