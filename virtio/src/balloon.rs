@@ -166,21 +166,14 @@ pub struct BalloonHandle {
 }
 
 impl BalloonHandle {
-    /// Says how large the balloon should be, in bytes. The guest hears of it at once if it has a driver, else when it gets one.
-    ///
-    /// # Errors
-    /// Not whole pages of 4 KiB, or 16 TiB or more: nothing has changed.
-    pub fn set_target(&self, bytes: u64) -> Result<(), BalloonSizeError> {
-        let whole = Some(bytes).filter(|bytes| bytes.is_multiple_of(PAGE_BYTES));
-        let pages = whole.and_then(|bytes| u32::try_from(bytes / PAGE_BYTES).ok());
-        let pages = pages.ok_or(BalloonSizeError(bytes))?;
+    /// Says how large the balloon should be. The guest hears of it at once if it has a driver, else when it gets one.
+    pub fn set_target(&self, BalloonTarget(pages): BalloonTarget) {
         let mut shared = lock(&self.shared);
         shared.target_pages = pages;
         shared.config.update(0, &pages.to_le_bytes());
         if let Some(notify) = &shared.config_changed {
             notify.signal();
         }
-        Ok(())
     }
 
     /// How large it is now.
@@ -203,6 +196,22 @@ impl BalloonHandle {
     /// What the guest has said last.
     pub fn stats(&self) -> BalloonStats {
         lock(&self.shared).stats
+    }
+}
+
+/// A size that a balloon can have, in pages of 4 KiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BalloonTarget(u32);
+
+impl BalloonTarget {
+    /// `bytes` bytes.
+    ///
+    /// # Errors
+    /// Not whole pages of 4 KiB, or 16 TiB or more.
+    pub fn new(bytes: u64) -> Result<Self, BalloonSizeError> {
+        let whole = Some(bytes).filter(|bytes| bytes.is_multiple_of(PAGE_BYTES));
+        let pages = whole.and_then(|bytes| u32::try_from(bytes / PAGE_BYTES).ok());
+        pages.map(Self).ok_or(BalloonSizeError(bytes))
     }
 }
 

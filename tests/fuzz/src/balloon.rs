@@ -8,7 +8,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use husk_virtio::balloon::{Balloon, BalloonConfig, Discard};
+use husk_virtio::balloon::{Balloon, BalloonConfig, BalloonTarget, Discard};
 use husk_virtio::device::VirtioDevice;
 
 use crate::Seeds;
@@ -88,8 +88,10 @@ fn host(balloon: &Balloon, pages: &Pages, target: &Mutex<u64>, script: &mut Scri
     let handle = balloon.handle();
     let wish = |bytes: u64| {
         let can_be = bytes.is_multiple_of(PAGE) && bytes < 16 << 40;
-        assert_eq!(handle.set_target(bytes).is_ok(), can_be, "{bytes} bytes");
-        if can_be {
+        let wished = BalloonTarget::new(bytes);
+        assert_eq!(wished.is_ok(), can_be, "{bytes} bytes");
+        if let Ok(wished) = wished {
+            handle.set_target(wished);
             *target.lock().unwrap() = bytes;
         }
     };

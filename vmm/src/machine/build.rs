@@ -23,7 +23,7 @@ use super::board::Board;
 use super::cpu_slots::{self, CpuPlug};
 use super::device::{Devices, SlotError};
 use super::populate::{Passed, populate};
-use super::resize::{CpuResize, DimmPlug, MemoryParts, MemoryResize, dimm_slots};
+use super::resize::{DimmPlug, MemoryParts, MemoryResize, Resizes, dimm_slots};
 use super::stop::Asked;
 use crate::config::{BootProtocol, ConfigError, CpusConfig, Hotplug as MemoryHotplug, Limits, RunOptions, VmConfig};
 use crate::cpus::Cpus;
@@ -164,9 +164,7 @@ impl Machine {
         Ok(Self {
             cpus,
             dimms,
-            cpu_resize: CpuResize::default(),
-            memory_resize: MemoryResize::new(parts, handles.blocks),
-            balloon: handles.balloon,
+            resizes: Resizes::new(MemoryResize::new(parts, handles.blocks), handles.balloon),
             asked: Asked::Nothing,
             devices,
             board,

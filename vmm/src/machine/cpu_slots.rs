@@ -10,6 +10,7 @@ use husk_hotplug::bank::Kind;
 use husk_hotplug::{Plug, PlugError};
 
 use super::hotplug::Slots;
+use super::resize::Vcpus;
 use crate::cpus::{CpuState, Cpus};
 use crate::kvm::{Topology, Vm};
 
@@ -67,5 +68,19 @@ impl Plug for CpuPlug {
             what: format!("remove vCPU {slot}"),
             source: "it has not left the guest yet".into(),
         })
+    }
+}
+
+impl Vcpus for CpuPlug {
+    fn max(&self) -> u32 {
+        self.cpus.max()
+    }
+
+    fn is_online(&self, id: u32) -> bool {
+        self.cpus.is_online(id)
+    }
+
+    fn is_starting(&self, id: u32) -> bool {
+        self.cpus.is_starting(id)
     }
 }

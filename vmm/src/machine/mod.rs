@@ -11,7 +11,7 @@ mod output;
 mod pending;
 pub mod pmem;
 mod populate;
-mod resize;
+pub mod resize;
 mod slots;
 mod stop;
 mod vsock;
@@ -21,7 +21,6 @@ use std::sync::Arc;
 
 use husk_devices::pci::Bdf;
 use husk_hotplug::Hotplug;
-use husk_virtio::balloon::BalloonHandle;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::NewDevice;
@@ -32,7 +31,7 @@ use crate::terminal::window_size;
 use board::Board;
 use cpu_slots::CpuPlug;
 use device::Devices;
-use resize::{CpuResize, DimmPlug, MemoryResize};
+use resize::{Dimms, Resizes};
 use stop::Asked;
 
 pub use board::Ending;
@@ -48,14 +47,12 @@ pub use stop::STOP_DEADLINE;
 /// vCPUs leave the guest, then devices let go of RAM, then RAM goes: fields are dropped in this order.
 pub struct Machine {
     cpus: Hotplug<CpuPlug>,
-    cpu_resize: CpuResize,
-    memory_resize: MemoryResize,
-    balloon: Option<BalloonHandle>,
+    resizes: Resizes,
     /// What the devices have been asked for.
     asked: Asked,
     devices: Devices,
     /// Memory that came while the guest ran. Devices use it.
-    dimms: Option<Hotplug<DimmPlug>>,
+    dimms: Dimms,
     board: Arc<Board>,
     ended: EventFd,
     keyboard: Option<Keyboard>,

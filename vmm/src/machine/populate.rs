@@ -12,7 +12,7 @@ use husk_devices::power::{self, Power};
 use husk_devices::pvpanic::{self, PvPanic};
 use husk_devices::serial::{self, Serial};
 use husk_firmware::layout;
-use husk_virtio::balloon::{Balloon, BalloonHandle};
+use husk_virtio::balloon::{Balloon, BalloonHandle, BalloonTarget};
 use husk_virtio::block::{Block, BlockConfig};
 use husk_virtio::console::{Console, ConsoleHandle};
 use husk_virtio::device::VirtioDevice;
@@ -155,7 +155,7 @@ fn add_balloon(
     };
     let device = Balloon::new(features, memory.clone(), move || waker.wake_by_ref()).map_err(|e| failed(e.into()))?;
     let handle = device.handle();
-    handle.set_target(config.size).map_err(|e| failed(e.into()))?;
+    handle.set_target(BalloonTarget::new(config.size).map_err(|e| failed(e.into()))?);
     devices.add_virtio("__balloon", Box::new(device))?;
     Ok(handle)
 }

@@ -4,11 +4,22 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use husk_hotplug::ticket::{Outcome, Ticket};
-use husk_hotplug::{Hotplug, HotplugError};
+use husk_hotplug::{Hotplug, HotplugError, Plug};
 use serde_json::{Value, json};
 
-use super::super::cpu_slots::CpuPlug;
 use super::{Change, Latency, Refusal};
+
+/// vCPUs in their slots, as a resize has to know them.
+pub trait Vcpus: Plug<Unit = ()> {
+    /// How many there may be.
+    fn max(&self) -> u32;
+
+    /// Whether the guest has started vCPU `id`.
+    fn is_online(&self, id: u32) -> bool;
+
+    /// Whether the guest is about to start vCPU `id`, so that it is worth asking again soon.
+    fn is_starting(&self, id: u32) -> bool;
+}
 
 /// What the guest has been asked for, and what it has answered.
 #[derive(Debug, Default)]
@@ -35,7 +46,7 @@ impl CpuResize {
     ///
     /// # Errors
     /// The host cannot create one of them: those that were added for this go again.
-    pub fn set(&mut self, cpus: &mut Hotplug<CpuPlug>, wanted: u32, now: Instant) -> Result<(), HotplugError> {
+    pub fn set<V: Vcpus>(&mut self, cpus: &mut Hotplug<V>, wanted: u32, now: Instant) -> Result<(), HotplugError> {
         let before = count(cpus);
         let set = self.fill_to(cpus, wanted, now);
         if set.is_err() {
@@ -45,7 +56,7 @@ impl CpuResize {
         self.empty_to(cpus, wanted, now)
     }
 
-    fn fill_to(&mut self, cpus: &mut Hotplug<CpuPlug>, wanted: u32, now: Instant) -> Result<(), HotplugError> {
+    fn fill_to<V: Vcpus>(&mut self, cpus: &mut Hotplug<V>, wanted: u32, now: Instant) -> Result<(), HotplugError> {
         while count(cpus) < wanted {
             let Some((slot, _)) = cpus.lowest_free() else { break };
             let ticket = cpus.fill(slot, ())?;
@@ -54,7 +65,7 @@ impl CpuResize {
         Ok(())
     }
 
-    fn empty_to(&mut self, cpus: &mut Hotplug<CpuPlug>, wanted: u32, now: Instant) -> Result<(), HotplugError> {
+    fn empty_to<V: Vcpus>(&mut self, cpus: &mut Hotplug<V>, wanted: u32, now: Instant) -> Result<(), HotplugError> {
         while count(cpus) > wanted {
             let Some(slot) = cpus.removable() else { break };
             let ticket = cpus.remove(slot)?;
@@ -73,7 +84,7 @@ impl CpuResize {
     }
 
     /// Takes apart what the guest let go of, and tells what it has answered.
-    pub fn advance(&mut self, cpus: &mut Hotplug<CpuPlug>, changes: &mut Vec<Change>) {
+    pub fn advance<V: Vcpus>(&mut self, cpus: &mut Hotplug<V>, changes: &mut Vec<Change>) {
         if let Err(error) = cpus.reap() {
             log::error!("a vCPU that the guest let go of stays: {error}");
         }
@@ -85,7 +96,7 @@ impl CpuResize {
             }
         }
         self.starting.retain(|slot, since| {
-            let online = cpus.plug().cpus.is_online(*slot);
+            let online = cpus.plug().is_online(*slot);
             if online {
                 let took = since.elapsed();
                 self.online.add(took);
@@ -150,13 +161,13 @@ impl CpuResize {
     }
 
     /// Whether the guest is about to start a vCPU.
-    pub fn is_starting(&self, cpus: &Hotplug<CpuPlug>) -> bool {
-        self.starting.keys().any(|slot| cpus.plug().cpus.is_starting(*slot))
+    pub fn is_starting<V: Vcpus>(&self, cpus: &Hotplug<V>) -> bool {
+        self.starting.keys().any(|slot| cpus.plug().is_starting(*slot))
     }
 
     /// For `vm.resize-status`.
-    pub fn status(&self, cpus: &Hotplug<CpuPlug>) -> Value {
-        let online = |slot: u32| cpus.plug().cpus.is_online(slot);
+    pub fn status<V: Vcpus>(&self, cpus: &Hotplug<V>) -> Value {
+        let online = |slot: u32| cpus.plug().is_online(slot);
         let states: Vec<&str> = cpus
             .states()
             .into_iter()
@@ -170,7 +181,7 @@ impl CpuResize {
             "desired": count(cpus),
             "present": cpus.plugged(),
             "online": states.iter().filter(|state| **state == "online").count(),
-            "max": cpus.plug().cpus.max(),
+            "max": cpus.plug().max(),
             "states": states,
             "latency": {
                 "present": self.present.json(),
@@ -182,6 +193,6 @@ impl CpuResize {
 }
 
 /// vCPUs that there will be.
-pub fn count(cpus: &Hotplug<CpuPlug>) -> u32 {
+pub fn count<V: Vcpus>(cpus: &Hotplug<V>) -> u32 {
     u32::try_from(cpus.target()).unwrap_or(u32::MAX)
 }

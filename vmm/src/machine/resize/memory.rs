@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use husk_firmware::layout;
 use husk_hotplug::bank::{Extent, Kind as SlotKind};
+use husk_hotplug::slot::State;
 use husk_hotplug::ticket::{Outcome, Ticket};
 use husk_hotplug::{Hotplug, HotplugError, Plug, PlugError};
 use husk_virtio::balloon::BalloonHandle;
@@ -128,7 +129,8 @@ struct Asked {
     ticket: Ticket,
 }
 
-type Dimms = Option<Hotplug<DimmPlug>>;
+/// The slots for DIMMs, where memory may come so.
+pub type Dimms = Option<Hotplug<DimmPlug>>;
 
 impl MemoryResize {
     /// Nothing is added yet; `blocks` is the virtio-mem device, if there is one.
@@ -146,7 +148,7 @@ impl MemoryResize {
         }
     }
 
-    /// Whether the VM can have `bytes` bytes of RAM. Less than at its start it has not, and is not asked to.
+    /// What the VM has if it is to have `bytes` bytes of RAM: not less than at its start, and whole units more.
     ///
     /// # Errors
     /// [`ResizeError::Ram`].
@@ -157,13 +159,14 @@ impl MemoryResize {
             unit,
             blocks_only: _,
         } = self.parts;
-        let max = boot_bytes.saturating_add(more_bytes);
+        // What was asked for is there, and a little more where it is no whole unit: that can be asked for as well.
+        let most = more_bytes.next_multiple_of(unit.max(1));
         let more = bytes.saturating_sub(boot_bytes);
-        if more > more_bytes {
+        if more > most {
+            let max = boot_bytes.saturating_add(most);
             return Err(ResizeError::Ram { found: bytes, max });
         }
-        // What was asked for is there, and a little more where it is no whole unit.
-        Ok(more.next_multiple_of(unit.max(1)))
+        Ok(boot_bytes.saturating_add(more.next_multiple_of(unit.max(1))))
     }
 
     /// RAM is to be `bytes` bytes in all.
@@ -171,7 +174,7 @@ impl MemoryResize {
     /// # Errors
     /// [`ResizeError::Ram`], or the host does not give the first part of it; then all is as before.
     pub fn set(&mut self, dimms: &mut Dimms, bytes: u64, now: Instant) -> Result<(), ResizeError> {
-        let wanted = self.check(bytes)?;
+        let wanted = self.check(bytes)?.saturating_sub(self.parts.boot_bytes);
         let before = std::mem::replace(&mut self.wanted, wanted);
         self.since = Some(now);
         if let Err(error) = self.go_on(dimms) {
@@ -179,6 +182,14 @@ impl MemoryResize {
             return Err(error.into());
         }
         Ok(())
+    }
+
+    /// RAM is to be `bytes` bytes in all again, as it was to be before: what was begun meanwhile goes, or comes again.
+    pub fn set_back(&mut self, dimms: &mut Dimms, bytes: u64) {
+        self.wanted = bytes.saturating_sub(self.parts.boot_bytes);
+        if let Err(error) = self.go_on(dimms) {
+            log::error!("memory is not as it was: {error}");
+        }
     }
 
     /// RAM that there will be.
@@ -261,6 +272,7 @@ impl MemoryResize {
 
     /// Asks for the next part of what is wanted, if nothing is being waited for.
     fn go_on(&mut self, dimms: &mut Dimms) -> Result<(), HotplugError> {
+        self.take_back(dimms);
         if self.asked.is_some() || !self.refusals.is_empty() {
             return Ok(());
         }
@@ -278,6 +290,24 @@ impl MemoryResize {
         } else {
             Ok(())
         }
+    }
+
+    /// Takes back what is not wanted any more and the guest has not heard of.
+    fn take_back(&mut self, dimms: &mut Dimms) {
+        let filled = filled(dimms).saturating_add(self.requested());
+        let (Some(asked), Some(dimms)) = (&self.asked, dimms) else {
+            return;
+        };
+        let taken_back = match dimms.state(asked.slot) {
+            Some(State::Offered { seen: false }) if filled > self.wanted => dimms.remove(asked.slot),
+            Some(State::Asked { seen: false, .. }) if filled < self.wanted => dimms.reclaim(asked.slot, asked.bytes),
+            _ => return,
+        };
+        if let Err(error) = taken_back {
+            // The guest never had it. What the host does not give back is tried again with the next news.
+            log::error!("memory slot {} is not taken apart: {error}", asked.slot);
+        }
+        self.asked = None;
     }
 
     fn add_dimm(&mut self, dimms: &mut Hotplug<DimmPlug>, missing: u64, filled: u64) -> Result<(), HotplugError> {

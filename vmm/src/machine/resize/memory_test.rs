@@ -154,6 +154,18 @@ fn a_size_that_is_no_whole_block_is_rounded_up_and_a_smaller_one_than_at_the_sta
 }
 
 #[test]
+fn what_there_may_be_is_whole_blocks_and_can_be_asked_for_again() {
+    let mut bench = Bench::new(GIB + 1);
+    bench.set(BOOT + GIB + 1).unwrap();
+    bench.settle(Answer::Takes);
+    let most = BOOT + GIB + UNIT;
+    assert_eq!((bench.present(), bench.resize.wanted_bytes()), (most, most));
+    bench.set(most).unwrap();
+    assert_eq!(bench.settle(Answer::Takes), 0);
+    assert!(bench.set(most + 1).is_err());
+}
+
+#[test]
 fn more_than_there_may_be_is_refused_with_the_limit_and_changes_nothing() {
     let mut bench = Bench::new(GIB);
     for bytes in [BOOT + GIB + 1, u64::MAX] {
@@ -239,6 +251,25 @@ fn a_later_size_takes_the_place_of_one_that_the_guest_has_not_heard_of() {
     assert_eq!(bench.resize.wanted_bytes(), BOOT);
     bench.settle(Answer::Takes);
     assert_eq!((bench.present(), bench.slots()), (BOOT, vec![]));
+}
+
+/// A guest that is paused, or has no driver for its slots, hears of nothing.
+#[test]
+fn a_second_request_takes_back_what_the_guest_has_not_heard_of_at_once() {
+    let mut bench = Bench::new(4 * GIB);
+    bench.set(BOOT + 512 * MIB).unwrap();
+    assert_eq!(bench.slots(), [512]);
+    bench.set(BOOT).unwrap();
+    assert_eq!((bench.slots(), bench.resize.pending()), (vec![], None));
+    bench.set(BOOT + 512 * MIB).unwrap();
+    bench.set(BOOT + 256 * MIB).unwrap();
+    assert_eq!(bench.slots(), [256], "as much as is wanted");
+    assert_eq!(bench.settle(Answer::Takes), 2, "told of one, twice");
+    assert_eq!(bench.present(), BOOT + 256 * MIB);
+    bench.set(BOOT).unwrap();
+    bench.set(BOOT + 256 * MIB).unwrap();
+    assert_eq!(bench.resize.pending(), None, "nobody is asked to let go");
+    assert_eq!((bench.settle(Answer::Takes), bench.present()), (0, BOOT + 256 * MIB));
 }
 
 #[test]

@@ -9,15 +9,16 @@ mod memory;
 
 use std::time::{Duration, Instant};
 
-use husk_hotplug::HotplugError;
+use husk_hotplug::{Hotplug, HotplugError};
+use husk_virtio::balloon::{BalloonHandle, BalloonTarget};
 use serde_json::{Value, json};
 
 use super::Machine;
 use crate::memory::MemoryError;
 
-pub use cpus::CpuResize;
+pub use cpus::{CpuResize, Vcpus};
 pub use latency::{Latency, millis};
-pub use memory::{DimmPlug, MemoryParts, MemoryResize, slots as dimm_slots};
+pub use memory::{DimmPlug, Dimms, MemoryParts, MemoryResize, slots as dimm_slots};
 
 /// How often a vCPU that the guest is starting is looked at. It takes a guest microseconds to start one once it has begun.
 const POLL: Duration = Duration::from_millis(1);
@@ -136,64 +137,93 @@ impl std::fmt::Display for Refusal {
     }
 }
 
-impl Machine {
+/// What a machine was last asked to be, and what the guest has made of it. The slots are the machine's: they are lent for each call.
+pub struct Resizes {
+    cpus: CpuResize,
+    memory: MemoryResize,
+    balloon: Option<BalloonHandle>,
+}
+
+impl Resizes {
+    /// Nothing was asked for yet; `balloon` is the device, if there is one.
+    pub fn new(memory: MemoryResize, balloon: Option<BalloonHandle>) -> Self {
+        Self {
+            cpus: CpuResize::default(),
+            memory,
+            balloon,
+        }
+    }
+
     /// What the machine has and will have.
-    pub fn size(&self) -> MachineSize {
+    pub fn size<V: Vcpus>(&self, cpus: &Hotplug<V>, dimms: &Dimms) -> MachineSize {
         let balloon = self.balloon.as_ref().map_or(0, |balloon| balloon.size().actual_bytes);
         MachineSize {
-            vcpus: cpus::count(&self.cpus),
-            ram_bytes: self.memory_resize.wanted_bytes(),
-            actual_bytes: self.memory_resize.present_bytes(&self.dimms).saturating_sub(balloon),
+            vcpus: cpus::count(cpus),
+            ram_bytes: self.memory.wanted_bytes(),
+            actual_bytes: self.memory.present_bytes(dimms).saturating_sub(balloon),
         }
     }
 
     /// Begins to make the machine what is `wanted`, in place of what was wanted before. Returns at once.
     ///
     /// # Errors
-    /// See [`ResizeError`]: all of it is looked at before anything is begun.
-    pub fn resize(&mut self, wanted: Wanted) -> Result<(), ResizeError> {
+    /// See [`ResizeError`]: all of it is looked at before anything is begun, and what was begun when the host fails is taken back.
+    pub fn begin<V: Vcpus>(
+        &mut self,
+        cpus: &mut Hotplug<V>,
+        dimms: &mut Dimms,
+        wanted: Wanted,
+    ) -> Result<(), ResizeError> {
         if let Some(found) = wanted.vcpus {
-            ResizeError::check_vcpus(found, self.cpus.plug().cpus.max())?;
+            ResizeError::check_vcpus(found, cpus.plug().max())?;
         }
-        if let Some(bytes) = wanted.ram_bytes {
-            self.memory_resize.check(bytes)?;
-        }
-        if let Some(found) = wanted.balloon_bytes {
-            let balloon = self.balloon.as_ref().ok_or(ResizeError::NoBalloon)?;
-            let max = wanted.ram_bytes.unwrap_or_else(|| self.memory_resize.wanted_bytes());
-            let refused = ResizeError::Balloon { found, max };
-            if found > max {
-                return Err(refused);
-            }
-            balloon.set_target(found).map_err(|_| refused)?;
-        }
+        let before = self.memory.wanted_bytes();
+        let ram = wanted.ram_bytes.map_or(Ok(before), |bytes| self.memory.check(bytes))?;
+        let balloon = self.check_balloon(wanted, ram)?;
         let now = Instant::now();
-        self.cpu_resize.forget_refusals();
-        self.memory_resize.forget_refusals();
+        self.cpus.forget_refusals();
+        self.memory.forget_refusals();
         if let Some(bytes) = wanted.ram_bytes {
-            self.memory_resize.set(&mut self.dimms, bytes, now)?;
+            self.memory.set(dimms, bytes, now)?;
         }
-        if let Some(vcpus) = wanted.vcpus {
-            self.cpu_resize.set(&mut self.cpus, vcpus, now)?;
+        if let Some(vcpus) = wanted.vcpus
+            && let Err(error) = self.cpus.set(cpus, vcpus, now)
+        {
+            self.memory.set_back(dimms, before);
+            return Err(error.into());
+        }
+        if let Some((balloon, target)) = balloon {
+            balloon.set_target(target);
         }
         Ok(())
     }
 
+    /// The balloon and its size, if that is wanted and can be with `max` bytes of RAM.
+    fn check_balloon(&self, wanted: Wanted, max: u64) -> Result<Option<(BalloonHandle, BalloonTarget)>, ResizeError> {
+        let Some(found) = wanted.balloon_bytes else {
+            return Ok(None);
+        };
+        let balloon = self.balloon.as_ref().ok_or(ResizeError::NoBalloon)?;
+        let target = BalloonTarget::new(found).ok().filter(|_| found <= max);
+        let target = target.ok_or(ResizeError::Balloon { found, max })?;
+        Ok(Some((balloon.clone(), target)))
+    }
+
     /// What has changed since the last look; goes on with what comes next. Never waits.
-    pub fn advance_resize(&mut self) -> Vec<Change> {
+    pub fn advance<V: Vcpus>(&mut self, cpus: &mut Hotplug<V>, dimms: &mut Dimms) -> Vec<Change> {
         let mut changes = Vec::new();
-        self.cpu_resize.advance(&mut self.cpus, &mut changes);
-        self.memory_resize.advance(&mut self.dimms, &mut changes);
+        self.cpus.advance(cpus, &mut changes);
+        self.memory.advance(dimms, &mut changes);
         changes
     }
 
     /// What the guest has still to do, in words; `None` when it has done everything, or refused.
-    pub fn resize_pending(&self) -> Option<String> {
-        let balloon = self.balloon.as_ref().map(|balloon| balloon.size());
+    pub fn pending(&self) -> Option<String> {
+        let balloon = self.balloon.as_ref().map(BalloonHandle::size);
         let balloon = balloon.filter(|size| size.driver && size.actual_bytes != size.target_bytes);
         let parts = [
-            self.cpu_resize.pending(),
-            self.memory_resize.pending(),
+            self.cpus.pending(),
+            self.memory.pending(),
             balloon.map(|size| format!("balloon: {} of {} bytes", size.actual_bytes, size.target_bytes)),
         ];
         let parts: Vec<String> = parts.into_iter().flatten().collect();
@@ -201,21 +231,65 @@ impl Machine {
     }
 
     /// What the guest would not do since the last resize began.
-    pub fn resize_refusals(&self) -> Vec<Refusal> {
-        let memory = self.memory_resize.refusals().iter().cloned();
-        self.cpu_resize.refusals().iter().cloned().chain(memory).collect()
+    pub fn refusals(&self) -> Vec<Refusal> {
+        let memory = self.memory.refusals().iter().cloned();
+        self.cpus.refusals().iter().cloned().chain(memory).collect()
     }
 
     /// When to look again, though nobody has news.
-    pub fn resize_poll(&self) -> Option<Duration> {
-        self.cpu_resize.is_starting(&self.cpus).then_some(POLL)
+    pub fn poll<V: Vcpus>(&self, cpus: &Hotplug<V>) -> Option<Duration> {
+        self.cpus.is_starting(cpus).then_some(POLL)
     }
 
     /// All of it, for `vm.resize-status`.
-    pub fn resize_status(&self) -> Value {
+    pub fn status<V: Vcpus>(&self, cpus: &Hotplug<V>, dimms: &Dimms) -> Value {
         json!({
-            "vcpus": self.cpu_resize.status(&self.cpus),
-            "memory": self.memory_resize.status(&self.dimms, self.balloon.as_ref()),
+            "vcpus": self.cpus.status(cpus),
+            "memory": self.memory.status(dimms, self.balloon.as_ref()),
         })
     }
 }
+
+impl Machine {
+    /// See [`Resizes::size`].
+    pub fn size(&self) -> MachineSize {
+        self.resizes.size(&self.cpus, &self.dimms)
+    }
+
+    /// See [`Resizes::begin`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn resize(&mut self, wanted: Wanted) -> Result<(), ResizeError> {
+        self.resizes.begin(&mut self.cpus, &mut self.dimms, wanted)
+    }
+
+    /// See [`Resizes::advance`].
+    pub fn advance_resize(&mut self) -> Vec<Change> {
+        self.resizes.advance(&mut self.cpus, &mut self.dimms)
+    }
+
+    /// See [`Resizes::pending`].
+    pub fn resize_pending(&self) -> Option<String> {
+        self.resizes.pending()
+    }
+
+    /// See [`Resizes::refusals`].
+    pub fn resize_refusals(&self) -> Vec<Refusal> {
+        self.resizes.refusals()
+    }
+
+    /// See [`Resizes::poll`].
+    pub fn resize_poll(&self) -> Option<Duration> {
+        self.resizes.poll(&self.cpus)
+    }
+
+    /// See [`Resizes::status`].
+    pub fn resize_status(&self) -> Value {
+        self.resizes.status(&self.cpus, &self.dimms)
+    }
+}
+
+#[cfg(test)]
+#[path = "resize_test.rs"]
+mod tests;

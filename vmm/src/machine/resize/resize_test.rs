@@ -1,0 +1,163 @@
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use husk_devices::Irq;
+use husk_hotplug::bank::{Bank, Kind};
+use husk_hotplug::ged::Bell;
+use husk_hotplug::{Plug, PlugError};
+use husk_virtio::balloon::{Balloon, BalloonConfig};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::*;
+use crate::config::MemoryConfig;
+use crate::memory::testing::{FakeSlots, space};
+
+const MIB: u64 = 1 << 20;
+const BOOT: u64 = 64 * MIB;
+const MORE: u64 = 1024 * MIB;
+const VCPUS: u32 = 4;
+
+/// vCPUs on paper: so many can be created.
+struct Paper {
+    there: BTreeSet<u32>,
+    most: usize,
+}
+
+impl Plug for Paper {
+    type Unit = ();
+
+    fn create(&mut self, slot: u32, (): ()) -> Result<(), PlugError> {
+        if self.there.len() >= self.most {
+            return Err(PlugError {
+                what: format!("add vCPU {slot}"),
+                source: "the host has no thread left".into(),
+            });
+        }
+        self.there.insert(slot);
+        Ok(())
+    }
+
+    fn destroy(&mut self, slot: u32) -> Result<(), PlugError> {
+        self.there.remove(&slot);
+        Ok(())
+    }
+}
+
+impl Vcpus for Paper {
+    fn max(&self) -> u32 {
+        VCPUS
+    }
+
+    fn is_online(&self, id: u32) -> bool {
+        self.there.contains(&id)
+    }
+
+    fn is_starting(&self, _: u32) -> bool {
+        false
+    }
+}
+
+struct Bench {
+    resizes: Resizes,
+    cpus: Hotplug<Paper>,
+    dimms: Dimms,
+    slots: Arc<FakeSlots>,
+    balloon: Balloon,
+}
+
+impl Bench {
+    /// A machine of one vCPU and [`BOOT`] bytes, with a balloon of one MiB.
+    fn new() -> Self {
+        let config = MemoryConfig {
+            size: BOOT,
+            hotplug_size: Some(MORE),
+            acpi_only: true,
+            ..Default::default()
+        };
+        let (space, slots) = space(&config).unwrap();
+        let bell = Bell::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
+        let bank = |kind, count| Arc::new(Mutex::new(Bank::new(kind, count, bell.clone(), || ()).unwrap()));
+        let paper = Paper {
+            there: BTreeSet::new(),
+            most: usize::MAX,
+        };
+        let mut cpus = Hotplug::new(paper, bank(Kind::Cpu, VCPUS), bell.clone());
+        cpus.present(0, ()).unwrap();
+        let dimms = Hotplug::new(DimmPlug::new(space.clone()), bank(Kind::Memory, 8), bell.clone());
+        let parts = MemoryParts {
+            boot_bytes: BOOT,
+            more_bytes: MORE,
+            unit: 128 * MIB,
+            blocks_only: false,
+        };
+        let balloon = Balloon::new(BalloonConfig::default(), space, || ()).unwrap();
+        balloon.handle().set_target(BalloonTarget::new(MIB).unwrap());
+        Self {
+            resizes: Resizes::new(MemoryResize::new(parts, None), Some(balloon.handle())),
+            cpus,
+            dimms: Some(dimms),
+            slots,
+            balloon,
+        }
+    }
+
+    fn begin(&mut self, vcpus: u32, ram_bytes: u64, balloon_bytes: u64) -> Result<(), ResizeError> {
+        let wanted = Wanted {
+            vcpus: Some(vcpus),
+            ram_bytes: Some(ram_bytes),
+            balloon_bytes: Some(balloon_bytes),
+        };
+        self.resizes.begin(&mut self.cpus, &mut self.dimms, wanted)
+    }
+
+    /// vCPUs and RAM that there will be, what is in them by now, and the balloon's size.
+    fn sizes(&self) -> (u32, u64, usize, usize, u64) {
+        let size = self.resizes.size(&self.cpus, &self.dimms);
+        let balloon = self.balloon.handle().size().target_bytes;
+        let (vcpus, regions) = (self.cpus.plug().there.len(), self.slots.taken().len());
+        (size.vcpus, size.ram_bytes, vcpus, regions, balloon)
+    }
+}
+
+#[test]
+fn what_cannot_be_begins_nothing() {
+    let mut bench = Bench::new();
+    let before = bench.sizes();
+    for (vcpus, ram, balloon, why) in [
+        (0, BOOT + MORE, MIB, "desired_vcpus"),
+        (VCPUS + 1, BOOT + MORE, MIB, "desired_vcpus"),
+        (u32::MAX, BOOT, 0, "desired_vcpus"),
+        (2, BOOT + MORE + 1, 0, "desired_ram"),
+        (2, u64::MAX, 0, "desired_ram"),
+        (2, BOOT + MORE, BOOT + MORE + 4096, "desired_balloon"),
+        (2, BOOT + MORE, 4095, "desired_balloon"),
+        (2, 0, BOOT + 4096, "desired_balloon"),
+    ] {
+        let error = bench.begin(vcpus, ram, balloon).unwrap_err();
+        assert!(error.is_request() && error.to_string().contains(why), "{error}");
+        assert_eq!((bench.sizes(), bench.resizes.pending()), (before, None), "{error}");
+    }
+    bench.begin(2, BOOT + MORE, 2 * MIB).unwrap();
+    assert_eq!(bench.sizes(), (2, BOOT + MORE, 2, 2, 2 * MIB));
+    bench.begin(1, 0, BOOT).unwrap();
+    assert_eq!(bench.sizes(), (1, BOOT, 1, 1, BOOT), "what it began with is the least");
+}
+
+#[test]
+fn a_host_that_fails_half_way_leaves_nothing_of_a_resize() {
+    let mut bench = Bench::new();
+    let before = bench.sizes();
+    bench.cpus.plug_mut().most = 3;
+    let error = bench.begin(4, BOOT + MORE, 2 * MIB).unwrap_err();
+    assert!(!error.is_request());
+    assert_eq!(bench.sizes(), before, "neither vCPUs nor memory nor balloon");
+    bench.resizes.advance(&mut bench.cpus, &mut bench.dimms);
+    assert_eq!((bench.sizes(), bench.resizes.pending()), (before, None));
+    bench.cpus.plug_mut().most = 4;
+    bench.slots.refuse(true, false);
+    bench.begin(4, BOOT + MORE, 2 * MIB).unwrap_err();
+    bench.slots.refuse(false, false);
+    assert_eq!(bench.sizes(), before);
+    bench.begin(4, BOOT + MORE, 2 * MIB).unwrap();
+    assert_eq!(bench.sizes(), (4, BOOT + MORE, 4, 2, 2 * MIB));
+}
