@@ -376,6 +376,42 @@ fn less_than_the_guest_booted_with_changes_nothing() {
     lab.end();
 }
 
+/// What had come is RAM of the start then, and as much may come as before.
+#[test]
+fn a_vm_that_is_rebooted_has_the_size_that_was_asked_for_last() {
+    let (mut lab, mut agent) = Lab::start("6.12", "memhp_default_state=online", &json!({}));
+    let before = agent.resources().unwrap();
+    let body = json!({"desired_vcpus": 2, "desired_ram": BOOT + 256 * MIB});
+    lab.pod.put("vm.resize", Some(&body)).unwrap().done().unwrap();
+    lab.agree(&mut agent, &before, 256 * MIB);
+    lab.pod.put("vm.reboot", None).unwrap().done().unwrap();
+    let (mut agent, _) = lab.pod.agent().unwrap();
+    let now = agent.resources().unwrap();
+    assert_eq!((now.online_cpus(), now.present_cpus()), (2, 2));
+    // The kernel has tables for memory that it begins with, which it does not count.
+    let (gained, tables) = (gained(&before, &now), 16 * MIB);
+    assert!((256 * MIB - tables..=256 * MIB).contains(&gained), "{gained}");
+    let info = lab.pod.info().unwrap();
+    let size = (
+        info.config.cpus.boot_vcpus,
+        info.config.memory.size,
+        info.memory_actual_size,
+    );
+    assert_eq!(size, (2, BOOT + 256 * MIB, BOOT + 256 * MIB));
+    // It keeps what it began with.
+    lab.resize(BOOT);
+    assert_eq!(lab.actual_size(), BOOT + 256 * MIB);
+    lab.resize(BOOT + 384 * MIB);
+    until(|| {
+        let (host, guest) = (lab.actual_size(), agent.bring_online(2).unwrap());
+        let come = guest.memory_kib - now.memory_kib;
+        (host == BOOT + 384 * MIB && come == 128 << 10)
+            .then_some(())
+            .ok_or_else(|| format!("host {host}, guest {guest:?}: {}", lab.status()))
+    });
+    lab.end();
+}
+
 /// The guest takes whole blocks: nobody gets less than was asked for.
 #[test]
 fn what_is_no_whole_block_becomes_one() {

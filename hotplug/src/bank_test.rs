@@ -347,6 +347,35 @@ fn an_ejection_nobody_asked_for_is_ignored() {
 }
 
 #[test]
+fn a_guest_lets_go_of_the_processor_that_it_was_asked_for_and_of_no_other() {
+    let (mut bank, let_go) = bank_of(Kind::Cpu, 4);
+    bank.pin(0).unwrap();
+    for slot in 0..4 {
+        bank.apply(slot, Event::Boot, None).unwrap();
+    }
+    let ticket = ask(&mut bank, 3);
+    assert_eq!(read32(&mut bank, 0), 3 << 16 | 3);
+    for slot in [0, 1, 2, 4, u32::MAX] {
+        eject(&mut bank, slot);
+        ost(&mut bank, slot & 0xffff, 3, 0x82);
+        ost(&mut bank, slot & 0xffff, 1, 0x81);
+    }
+    let states: Vec<State> = bank.states().map(|(_, state)| state).collect();
+    assert_eq!(states[..3], [State::Present; 3]);
+    assert!((0..4).all(|slot| sta(&mut bank, slot)));
+    assert_eq!(
+        (ticket.wait(Instant::now()), let_go.load(Ordering::Relaxed)),
+        (Outcome::TimedOut, 0)
+    );
+    eject(&mut bank, 3);
+    assert_eq!(
+        (ticket.wait(Instant::now()), let_go.load(Ordering::Relaxed)),
+        (Outcome::Accepted, 1)
+    );
+    assert!(!sta(&mut bank, 3) && (0..3).all(|slot| sta(&mut bank, slot)));
+}
+
+#[test]
 fn a_memory_slot_shows_its_range_in_any_width() {
     let (mut bank, _) = bank_of(Kind::Memory, 2);
     bank.describe(

@@ -1,9 +1,11 @@
 use std::collections::BTreeSet;
 use std::os::fd::RawFd;
 
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
+
 use super::*;
 use crate::ring::Notify;
-use crate::testing::{ABUSES, Buf, Driver, memory};
+use crate::testing::{ABUSES, Buf, Driver, END, SECOND, memory};
 
 const DATA: u64 = 0x8_0000;
 
@@ -188,4 +190,53 @@ fn a_driver_that_is_always_at_work_does_not_keep_the_thread() {
     handler.wake(KICK, &mut Watched::default()).unwrap();
     assert_eq!(rng.metrics.requests.get(), 8);
     assert!(driver.kick.read().is_ok(), "it comes back by itself");
+}
+
+/// RAM without its second part, which is unplugged.
+fn unplug_second(driver: &Driver) {
+    let less = driver.mem.memory().remove_region(GuestAddress(SECOND), END - SECOND);
+    driver.mem.lock().unwrap().replace(less.unwrap().0);
+}
+
+#[test]
+fn a_descriptor_into_memory_that_was_unplugged_meanwhile_ends_the_handler_and_reaches_nothing() {
+    let mut driver = Driver::new(&memory(), 0x1000, 8);
+    let mut rng = Rng::open(Path::new("/dev/urandom")).unwrap();
+    let mut handler = start(&mut rng, &driver);
+    driver.add(&[Buf::In(SECOND, 64)]);
+    handler.wake(KICK, &mut Watched::default()).unwrap();
+    assert_eq!(driver.take_used(), Some((0, 64)));
+    // Made available before, looked at after; wholly, and in part.
+    for buffers in [[Buf::In(SECOND, 64)], [Buf::In(SECOND - 32, 64)]] {
+        let whole = memory();
+        let mut driver = Driver::new(&whole, 0x1000, 8);
+        let mut handler = start(&mut rng, &driver);
+        driver.add(&buffers);
+        driver.write(SECOND - 32, &[0; 64]);
+        let before = whole.memory().clone();
+        unplug_second(&driver);
+        let end = handler.wake(KICK, &mut Watched::default());
+        assert!(matches!(end, Err(HandlerError::Ring(_))), "{end:?}");
+        assert_eq!(driver.take_used(), None);
+        let mut found = [1; 64];
+        before.read_slice(&mut found, GuestAddress(SECOND - 32)).unwrap();
+        assert_eq!(found, [0; 64]);
+        handler.stop();
+    }
+    let mut driver = Driver::new(&memory(), 0x1000, 8);
+    let mut handler = start(&mut rng, &driver);
+    driver.add(&[Buf::In(DATA, 8)]);
+    handler.wake(KICK, &mut Watched::default()).unwrap();
+    assert_eq!(driver.take_used(), Some((0, 8)), "the next driver is served");
+}
+
+#[test]
+fn a_ring_in_memory_that_was_unplugged_ends_its_handler() {
+    let driver = Driver::new(&memory(), SECOND, 8);
+    let mut rng = Rng::open(Path::new("/dev/urandom")).unwrap();
+    let mut handler = start(&mut rng, &driver);
+    unplug_second(&driver);
+    let end = handler.wake(KICK, &mut Watched::default());
+    assert!(matches!(end, Err(HandlerError::Ring(_))), "{end:?}");
+    assert_eq!(handler.stop().len(), 1);
 }

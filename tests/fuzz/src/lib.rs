@@ -28,6 +28,7 @@ mod net;
 mod op;
 mod pmem;
 mod queue;
+mod resize;
 mod ring;
 mod rng;
 mod script;
@@ -64,6 +65,7 @@ pub const TARGETS: &[Target] = &[
     target("mem", mem::run, mem::seeds),
     target("net", net::run, net::seeds),
     target("pmem", pmem::run, pmem::seeds),
+    target("resize", resize::run, resize::seeds),
     target("ring", ring::run, ring::seeds),
     target("rng", rng::run, rng::seeds),
     target("virtio-pci", virtio_pci::run, virtio_pci::seeds),

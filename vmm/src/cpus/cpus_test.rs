@@ -254,6 +254,32 @@ fn a_vcpu_that_went_comes_again_as_it_was_at_first() {
     }
 }
 
+/// Whether the process has a thread of this name.
+fn has_thread(name: &str) -> bool {
+    let names = std::fs::read_dir("/proc/self/task").unwrap();
+    let mut names = names.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.any(|found| found.trim_end() == name)
+}
+
+/// Its thread is nobody's: it ends by itself, and is not waited for in the end, nor taken for that of the vCPU when it comes again.
+#[test]
+fn the_thread_of_a_vcpu_that_has_gone_is_not_waited_for() {
+    // A number that no other test has.
+    let Some(mut guest) = guest(1, 8) else { return };
+    guest.cpus.run();
+    guest.add(7).unwrap();
+    guest.counts(FIRST);
+    guest.unplug(7);
+    while has_thread("vcpu7") {
+        thread::yield_now();
+    }
+    guest.add(7).unwrap();
+    guest.unplug(7);
+    guest.cpus.stop();
+    guest.until(Cpus::is_stopped);
+    guest.cpus.join();
+}
+
 #[test]
 fn a_vcpu_that_comes_during_a_pause_waits_with_the_others() {
     let Some(mut guest) = guest(1, 2) else { return };

@@ -53,6 +53,34 @@ fn a_chunk_is_there_while_a_block_of_it_is() {
     }
 }
 
+/// What KVM maps is what there is, wherever blocks begin and end and however short the last chunk is.
+#[test]
+fn blocks_that_fill_no_chunk_are_the_guests_all_the_same() {
+    let (_, space, slots) = blocks(false);
+    let window = BASE + 256 * MIB..BASE + 394 * MIB;
+    let mut blocks = Blocks::new(space.clone(), window.clone(), BLOCK).unwrap();
+    let mapped = |space: &AddressSpace| {
+        let slots: Vec<_> = slots.taken().into_values().filter(|(gpa, _)| *gpa > 0).collect();
+        let regions = space.regions().into_iter().filter(|region| region.gpa > 0);
+        assert!(
+            regions
+                .map(|region| (region.gpa, region.bytes))
+                .eq(slots.iter().copied())
+        );
+        slots
+            .into_iter()
+            .map(|(gpa, bytes)| ((gpa - BASE) / MIB, bytes / MIB))
+            .collect::<Vec<_>>()
+    };
+    blocks.plug(&(126 * MIB..138 * MIB)).unwrap();
+    assert_eq!(mapped(&space), [(256, 128), (384, 10)]);
+    assert!(write(&space, 382 * MIB) && write(&space, 394 * MIB - 1) && !write(&space, 394 * MIB));
+    blocks.unplug(&(126 * MIB..136 * MIB)).unwrap();
+    assert_eq!(mapped(&space), [(384, 10)]);
+    blocks.unplug(&(136 * MIB..138 * MIB)).unwrap();
+    assert_eq!(mapped(&space), []);
+}
+
 #[test]
 fn a_block_that_comes_again_is_empty_and_its_neighbours_are_not() {
     for shared in [false, true] {

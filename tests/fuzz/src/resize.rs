@@ -1,0 +1,588 @@
+//! Sequences of `vm.resize` on a machine without KVM: real slots, memory, virtio-mem and balloon, vCPUs on paper, a guest that answers
+//! as it likes, and a host that fails at times.
+//!
+//! | byte | arguments | what happens |
+//! |---|---|---|
+//! | 0 | bytes | a request with this body |
+//! | 1 | fields, vCPUs, MiB of RAM, MiB of balloon | the same, made of numbers |
+//! | 2 | - | husk looks what has become of it |
+//! | 3 | bank | the guest takes the next event |
+//! | 4 | bank, slot, source, status | it evaluates `_OST` |
+//! | 5, 6 | bank, slot | `_EJ0`, `_SUN` |
+//! | 7 | slot | `_CRS` of a memory slot |
+//! | 8 | bank, offset, bytes | it writes to a bank |
+//! | 9 | - | the driver of virtio-mem comes or goes |
+//! | 10 | request, block, blocks | what it asks for |
+//! | 11 | pages | what the driver of the balloon says that is in it |
+//! | 12 | flags | from now on KVM takes no slot, gives none back, or there is no thread for a vCPU, or no longer |
+//! | 13 | - | the guest answers all that it was asked, as it should |
+//!
+//! A request that is refused has changed nothing. What the guest can reach is what there is, and the sums agree. In the end, when guest and
+//! host do what they should, every resize comes to its end and both sides have the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use husk::api::Resize;
+use husk::config::MemoryConfig;
+use husk::kvm::KvmError;
+use husk::machine::resize::{DimmPlug, Dimms, MemoryParts, MemoryResize, Resizes, Vcpus, dimm_slots};
+use husk::machine::{MachineSize, Wanted};
+use husk::memory::{AddressSpace, Blocks, Slots};
+use husk_devices::memory::GuestRegionMmap;
+use husk_devices::{BusDevice, Irq};
+use husk_hotplug::bank::{Bank, Kind};
+use husk_hotplug::ged::Bell;
+use husk_hotplug::slot::State;
+use husk_hotplug::{Hotplug, Plug, PlugError};
+use husk_virtio::balloon::{Balloon, BalloonConfig};
+use husk_virtio::device::{Activation, Handler, VirtioDevice, Watch};
+use husk_virtio::mem::{Mem, MemConfig};
+use husk_virtio::ring::{Notify, Ring, RingState};
+use vm_memory::GuestMemoryRegion;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::Seeds;
+use crate::guest::memory;
+use crate::op::{readable, writable};
+use crate::queue::Queue;
+use crate::script::{Recorder, Script};
+
+const MIB: u64 = 1 << 20;
+const BOOT: u64 = 64 * MIB;
+const MORE: u64 = 1024 * MIB;
+const VCPUS: u32 = 6;
+const BLOCK: u64 = 2 * MIB;
+const PHYS_BITS: u8 = 40;
+/// Turns after which everything that was asked for is done if it ever will be.
+const TURNS: usize = 500;
+
+/// Registers of a bank.
+const EJCT: u64 = 0x04;
+const SIGN: u64 = 0x08;
+const OSTR: u64 = 0x10;
+const RECORDS: u64 = 0x400;
+/// Requests of virtio-mem (virtio 1.2 §5.15.6).
+const PLUG: u8 = 0;
+const UNPLUG_ALL: u8 = 2;
+
+pub fn run(input: &[u8]) {
+    let mut script = Script::new(input);
+    let Some(flags) = script.u8() else { return };
+    let mut machine = Machine::new(flags);
+    while machine.step(&mut script).is_some() {
+        machine.check();
+    }
+    machine.end();
+}
+
+/// The slots of KVM.
+#[derive(Default)]
+struct Kvm {
+    taken: Mutex<BTreeMap<u32, (u64, u64)>>,
+    refuses: AtomicBool,
+    keeps: AtomicBool,
+}
+
+impl Slots for Kvm {
+    fn map(&self, slot: u32, region: &Arc<GuestRegionMmap>) -> Result<(), KvmError> {
+        unless(&self.refuses)?;
+        let (base, bytes) = (region.start_addr().0, region.len());
+        let mut taken = self.taken.lock().unwrap();
+        let apart = taken.values().all(|(at, len)| at + len <= base || base + bytes <= *at);
+        assert!(apart, "{bytes} bytes at {base:#x} are there already");
+        assert_eq!(taken.insert(slot, (base, bytes)), None, "slot {slot} is taken");
+        Ok(())
+    }
+
+    fn unmap(&self, slot: u32) -> Result<(), KvmError> {
+        unless(&self.keeps)?;
+        self.taken.lock().unwrap().remove(&slot).expect("a slot in use");
+        Ok(())
+    }
+}
+
+fn unless(broken: &AtomicBool) -> Result<(), KvmError> {
+    match broken.load(Ordering::Relaxed) {
+        true => Err(KvmError::Refused {
+            what: "do it".into(),
+            source: io::ErrorKind::OutOfMemory.into(),
+        }),
+        false => Ok(()),
+    }
+}
+
+/// vCPUs on paper.
+#[derive(Default)]
+struct Paper {
+    there: BTreeSet<u32>,
+    cannot_create: bool,
+}
+
+impl Plug for Paper {
+    type Unit = ();
+
+    fn create(&mut self, slot: u32, (): ()) -> Result<(), PlugError> {
+        if self.cannot_create {
+            return Err(PlugError {
+                what: format!("add vCPU {slot}"),
+                source: "the script says so".into(),
+            });
+        }
+        assert!(self.there.insert(slot), "vCPU {slot} comes twice");
+        Ok(())
+    }
+
+    fn destroy(&mut self, slot: u32) -> Result<(), PlugError> {
+        assert_ne!(slot, 0, "the first vCPU is there for good");
+        assert!(self.there.remove(&slot), "vCPU {slot} goes twice");
+        Ok(())
+    }
+}
+
+impl Vcpus for Paper {
+    fn max(&self) -> u32 {
+        VCPUS
+    }
+
+    fn is_online(&self, id: u32) -> bool {
+        self.there.contains(&id)
+    }
+
+    fn is_starting(&self, _: u32) -> bool {
+        false
+    }
+}
+
+struct Machine {
+    resizes: Resizes,
+    cpus: Hotplug<Paper>,
+    dimms: Dimms,
+    /// Of vCPUs and of memory.
+    banks: [Arc<Mutex<Bank>>; 2],
+    kvm: Arc<Kvm>,
+    space: Arc<AddressSpace>,
+    mem: Option<Mem>,
+    driver: Option<Driver>,
+    balloon: Balloon,
+}
+
+impl Machine {
+    /// With virtio-mem if bit 0 of `flags` is set.
+    fn new(flags: u8) -> Self {
+        let config = MemoryConfig {
+            size: BOOT,
+            hotplug_size: Some(MORE),
+            acpi_only: flags & 1 == 0,
+            ..Default::default()
+        };
+        let kvm = Arc::<Kvm>::default();
+        let space = AddressSpace::new(&config, kvm.clone(), PHYS_BITS).expect("64 MiB that nobody touches");
+        let reserve = space.reserve().expect("it was asked for");
+        let mem = reserve.blocks.map(|(base, bytes)| {
+            let blocks = Blocks::new(space.clone(), base..base + bytes, BLOCK).unwrap();
+            let config = MemConfig {
+                base,
+                region_bytes: bytes,
+                block_bytes: BLOCK,
+            };
+            Mem::new(config, blocks, || ()).unwrap()
+        });
+        let bell = Bell::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
+        let bank = |kind, slots| Arc::new(Mutex::new(Bank::new(kind, slots, bell.clone(), || ()).unwrap()));
+        let banks = [bank(Kind::Cpu, VCPUS), bank(Kind::Memory, dimm_slots().count)];
+        banks[0].lock().unwrap().pin(0).unwrap();
+        let mut cpus = Hotplug::new(Paper::default(), banks[0].clone(), bell.clone());
+        cpus.present(0, ()).unwrap();
+        let dimms = Hotplug::new(DimmPlug::new(space.clone()), banks[1].clone(), bell);
+        let parts = MemoryParts {
+            boot_bytes: BOOT,
+            more_bytes: MORE,
+            unit: reserve.unit,
+            blocks_only: false,
+        };
+        let balloon = Balloon::new(BalloonConfig::default(), space.clone(), || ()).unwrap();
+        let memory = MemoryResize::new(parts, mem.as_ref().map(Mem::handle));
+        Self {
+            resizes: Resizes::new(memory, Some(balloon.handle())),
+            cpus,
+            dimms: Some(dimms),
+            banks,
+            kvm,
+            space,
+            mem,
+            driver: None,
+            balloon,
+        }
+    }
+
+    fn step(&mut self, script: &mut Script<'_>) -> Option<()> {
+        match script.u8()? % 14 {
+            0 => {
+                if let Ok(wanted) = serde_json::from_slice(script.bytes()?) {
+                    self.ask(wanted);
+                }
+            }
+            1 => {
+                let fields = script.u8()?;
+                let (vcpus, ram, balloon) = (script.u8()?, script.u16()?, script.u8()?);
+                self.ask(Resize {
+                    desired_vcpus: (fields & 1 != 0).then_some(u32::from(vcpus % 8)),
+                    desired_ram: (fields & 2 != 0).then_some(u64::from(ram % 1400) * MIB),
+                    desired_balloon: (fields & 4 != 0).then_some(u64::from(balloon) * MIB),
+                });
+            }
+            2 => drop(self.resizes.advance(&mut self.cpus, &mut self.dimms)),
+            3 => {
+                let bank = script.u8()?;
+                self.take(bank);
+            }
+            4 => {
+                let (bank, slot, source, status) = (script.u8()?, script.u8()?, script.u16()?, script.u8()?);
+                self.report(bank, slot.into(), source.into(), status.into());
+            }
+            what @ 5..=6 => {
+                let (bank, slot) = (script.u8()?, script.u8()?);
+                self.write(
+                    bank,
+                    if what == 5 { EJCT } else { SIGN },
+                    &u32::from(slot).to_le_bytes(),
+                );
+            }
+            7 => {
+                let record = RECORDS + 0x10 * u64::from(script.u8()? % 64);
+                self.banks[1].lock().unwrap().read(record, &mut [0; 8]);
+            }
+            8 => {
+                let (bank, offset, bytes) = (script.u8()?, script.u8()?, script.bytes()?);
+                self.write(bank, offset.into(), &bytes[..bytes.len().min(8)]);
+            }
+            9 => match self.driver.take() {
+                Some(driver) => driver.stop(),
+                None => self.start_driver(),
+            },
+            10 => {
+                let (request, block, blocks) = (script.u8()?, script.u16()?, script.u16()?);
+                self.ask_mem(request, block, blocks);
+            }
+            11 => self.fill_balloon(script.u32()?),
+            12 => self.break_host(script.u8()?),
+            _ => self.behave(),
+        }
+        Some(())
+    }
+
+    fn break_host(&mut self, flags: u8) {
+        self.kvm.refuses.store(flags & 1 != 0, Ordering::Relaxed);
+        self.kvm.keeps.store(flags & 2 != 0, Ordering::Relaxed);
+        self.cpus.plug_mut().cannot_create = flags & 4 != 0;
+    }
+
+    fn size(&self) -> MachineSize {
+        self.resizes.size(&self.cpus, &self.dimms)
+    }
+
+    /// All that a request that is refused must leave alone.
+    fn wanted(&self) -> (u32, u64, u64) {
+        let MachineSize { vcpus, ram_bytes, .. } = self.size();
+        (vcpus, ram_bytes, self.balloon.handle().size().target_bytes)
+    }
+
+    fn ask(&mut self, wanted: Resize) {
+        let before = (self.wanted(), self.kvm.taken.lock().unwrap().clone());
+        let begun = self.resizes.begin(
+            &mut self.cpus,
+            &mut self.dimms,
+            Wanted {
+                vcpus: wanted.desired_vcpus,
+                ram_bytes: wanted.desired_ram,
+                balloon_bytes: wanted.desired_balloon,
+            },
+        );
+        let after = (self.wanted(), self.kvm.taken.lock().unwrap().clone());
+        match begun {
+            Ok(()) => {
+                let (vcpus, ram, balloon) = after.0;
+                assert!(wanted.desired_vcpus.is_none_or(|wanted| wanted == vcpus));
+                assert!(wanted.desired_balloon.is_none_or(|wanted| wanted == balloon));
+                assert!((BOOT..=BOOT + MORE).contains(&ram), "{ram} bytes");
+            }
+            Err(error) if error.is_request() => assert!(before == after, "{wanted:?}: {error}"),
+            Err(error) => assert!(before.0 == after.0, "{wanted:?}: {error}: {before:?} {after:?}"),
+        }
+    }
+
+    fn bank(&self, bank: u8) -> std::sync::MutexGuard<'_, Bank> {
+        self.banks[usize::from(bank & 1)].lock().unwrap()
+    }
+
+    fn write(&self, bank: u8, register: u64, data: &[u8]) {
+        let _ = self.bank(bank).write(register, data);
+    }
+
+    fn report(&self, bank: u8, slot: u32, source: u32, status: u32) {
+        let report = u64::from(slot & 0xffff) | u64::from(source & 0xffff) << 16 | u64::from(status) << 32;
+        self.write(bank, OSTR, &report.to_le_bytes());
+    }
+
+    /// Whether there was an event.
+    fn take(&self, bank: u8) -> bool {
+        let mut event = [0; 4];
+        self.bank(bank).read(0, &mut event);
+        event != [0; 4]
+    }
+
+    fn start_driver(&mut self) {
+        if let Some(mem) = &mut self.mem {
+            self.driver = Some(Driver::start(mem));
+        }
+    }
+
+    fn ask_mem(&mut self, request: u8, block: u16, blocks: u16) {
+        if let (Some(driver), Some((base, _))) = (&mut self.driver, self.space.reserve().and_then(|r| r.blocks)) {
+            driver.ask(request, base + u64::from(block) * BLOCK, blocks);
+        }
+    }
+
+    /// The driver writes `actual` (virtio 1.2 §5.5.6).
+    fn fill_balloon(&self, pages: u32) {
+        self.balloon.config().lock().unwrap().write(4, &pages.to_le_bytes());
+    }
+
+    /// A guest as it should be: it answers what it has been asked.
+    fn behave(&mut self) {
+        while self.take(0) || self.take(1) {}
+        let dimms = self.dimms.as_ref().map(Hotplug::states).unwrap_or_default();
+        for (bank, states) in [(0, self.cpus.states()), (1, dimms)] {
+            for (slot, state) in states {
+                match state {
+                    State::Offered { seen: true } | State::Reported { seen: true } => {
+                        self.write(bank, SIGN, &slot.to_le_bytes());
+                        self.report(bank, slot, 1, 0);
+                    }
+                    State::Asked { seen: true, .. } => self.write(bank, EJCT, &slot.to_le_bytes()),
+                    _ => {}
+                }
+            }
+        }
+        let Some(size) = self.mem.as_ref().map(|mem| mem.handle().size()) else {
+            return;
+        };
+        if size.plugged_bytes != size.requested_bytes {
+            if self.driver.is_none() {
+                self.start_driver();
+            }
+            self.ask_mem(UNPLUG_ALL, 0, 0);
+            let blocks = u16::try_from(size.requested_bytes / BLOCK).unwrap();
+            self.ask_mem(PLUG, 0, blocks);
+        }
+    }
+
+    /// What there is, is what the guest can reach, and what the sums say.
+    fn check(&self) {
+        let filled = |states: Vec<(u32, State)>| -> BTreeSet<u32> {
+            let filled = states.into_iter().filter(|(_, state)| *state != State::Empty);
+            filled.map(|(slot, _)| slot).collect()
+        };
+        assert_eq!(self.cpus.plug().there, filled(self.cpus.states()));
+        let regions: BTreeSet<(u64, u64)> = self.space.regions().iter().map(|of| (of.gpa, of.bytes)).collect();
+        let taken: BTreeSet<(u64, u64)> = self.kvm.taken.lock().unwrap().values().copied().collect();
+        assert_eq!(regions, taken);
+        let dimms = self.dimms.as_ref().unwrap();
+        let mut plugged = 0;
+        for (slot, state) in dimms.states() {
+            let extent = dimms.plug().extent(slot);
+            let there = regions.contains(&(extent.base, extent.size_bytes));
+            assert_eq!(there, state != State::Empty, "memory slot {slot} is {state:?}");
+            plugged += if state.plugged() { extent.size_bytes } else { 0 };
+        }
+        plugged += self.mem.as_ref().map_or(0, |mem| mem.handle().size().plugged_bytes);
+        let reached: u64 = taken.iter().map(|(_, bytes)| bytes).sum();
+        let balloon = self.balloon.handle().size().actual_bytes;
+        assert_eq!(self.size().actual_bytes, (BOOT + plugged).saturating_sub(balloon));
+        assert!(BOOT + plugged <= reached, "{plugged} bytes plugged, {reached} reached");
+        assert!(self.resizes.status(&self.cpus, &self.dimms).is_object());
+    }
+
+    /// Guest and host do what they should, and that leads somewhere.
+    fn end(&mut self) {
+        self.break_host(0);
+        for _ in 0..TURNS {
+            drop(self.resizes.advance(&mut self.cpus, &mut self.dimms));
+            let open = |states: Vec<(u32, State)>| {
+                states
+                    .into_iter()
+                    .any(|(_, state)| !matches!(state, State::Empty | State::Present))
+            };
+            let dimms = self.dimms.as_ref().map(Hotplug::states).unwrap_or_default();
+            if self.resizes.pending().is_none() && !open(self.cpus.states()) && !open(dimms) {
+                break;
+            }
+            self.behave();
+            self.check();
+        }
+        assert_eq!(self.resizes.pending(), None, "it never ends");
+        self.fill_balloon(0);
+        let size = self.size();
+        assert_eq!(Ok(size.vcpus), u32::try_from(self.cpus.plugged()));
+        let status = self.resizes.status(&self.cpus, &self.dimms);
+        assert_eq!(
+            size.actual_bytes,
+            size.ram_bytes,
+            "{:?} {status}",
+            self.resizes.refusals()
+        );
+        if let Some(driver) = self.driver.take() {
+            driver.stop();
+        }
+    }
+}
+
+/// A driver of virtio-mem with one request under way at a time.
+struct Driver {
+    queue: Queue,
+    handler: Box<dyn Handler>,
+}
+
+impl Driver {
+    fn start(mem: &mut Mem) -> Self {
+        let ram = memory();
+        let queue = Queue::new(&ram, 0x1000, 16, 16);
+        let state = RingState {
+            index: 0,
+            queue: queue.state,
+        };
+        let ring = Ring::new(state, queue.kick.clone(), Notify::new(|| ()), ram.clone()).unwrap();
+        let activation = Activation {
+            mem: ram,
+            features: u64::MAX,
+            rings: vec![Some(ring)],
+            config_changed: Notify::new(|| ()),
+        };
+        let handler = mem.start(activation).unwrap().remove(0);
+        Self { queue, handler }
+    }
+
+    fn ask(&mut self, request: u8, gpa: u64, blocks: u16) {
+        let mut bytes = [0; 24];
+        bytes[0] = request & 3;
+        bytes[8..16].copy_from_slice(&gpa.to_le_bytes());
+        bytes[16..18].copy_from_slice(&blocks.to_le_bytes());
+        self.queue.add(&[readable(0, &bytes), writable(1, 10)], false);
+        self.handler.wake(0, &mut Unwatched).unwrap();
+    }
+
+    fn stop(self) {
+        self.handler.stop();
+    }
+}
+
+struct Unwatched;
+
+impl Watch for Unwatched {
+    fn readable(&mut self, _: RawFd, _: u32) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn forget(&mut self, _: RawFd) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+pub fn seeds() -> Seeds {
+    let numbers = |to: &mut Recorder, vcpus: u8, mib: u16| {
+        to.u8(1).u8(3).u8(vcpus).u16(mib).u8(0);
+    };
+    // Up, down and up again, by a guest that answers.
+    let mut sizes = Recorder::default();
+    sizes.u8(0);
+    for (vcpus, mib) in [
+        (4, 576),
+        (1, 64),
+        (3, 320),
+        (6, 1088),
+        (2, 1),
+        (0, 64),
+        (7, 64),
+        (1, 1200),
+    ] {
+        numbers(&mut sizes, vcpus, mib);
+        sizes.u8(13).u8(2).u8(13).u8(2);
+    }
+    // Reversed before the guest has heard, after it has, and while the host fails.
+    let mut reversed = Recorder::default();
+    reversed.u8(0);
+    numbers(&mut reversed, 4, 576);
+    numbers(&mut reversed, 2, 320);
+    numbers(&mut reversed, 1, 64);
+    reversed.u8(12).u8(5);
+    numbers(&mut reversed, 4, 576);
+    reversed.u8(12).u8(0);
+    numbers(&mut reversed, 4, 576);
+    reversed.u8(3).u8(0).u8(3).u8(1).u8(12).u8(2);
+    numbers(&mut reversed, 1, 64);
+    reversed
+        .u8(5)
+        .u8(0)
+        .u8(3)
+        .u8(2)
+        .u8(4)
+        .u8(1)
+        .u8(0)
+        .u16(1)
+        .u8(0x81)
+        .u8(2)
+        .u8(12)
+        .u8(0)
+        .u8(2);
+    // By virtio-mem: its driver comes, does less than it should, and goes.
+    let mut blocks = Recorder::default();
+    blocks.u8(1).u8(9);
+    numbers(&mut blocks, 1, 320);
+    blocks
+        .u8(10)
+        .u8(PLUG)
+        .u16(0)
+        .u16(64)
+        .u8(2)
+        .u8(10)
+        .u8(PLUG)
+        .u16(100)
+        .u16(64)
+        .u8(2)
+        .u8(9);
+    numbers(&mut blocks, 1, 576);
+    blocks.u8(13).u8(2).u8(9);
+    numbers(&mut blocks, 1, 64);
+    blocks
+        .u8(10)
+        .u8(1)
+        .u16(10)
+        .u16(20)
+        .u8(10)
+        .u8(UNPLUG_ALL)
+        .u16(0)
+        .u16(0)
+        .u8(2);
+    let mut bodies = Recorder::default();
+    bodies.u8(1);
+    for body in [
+        r#"{"desired_vcpus":2,"desired_ram":201326592}"#,
+        r#"{"desired_balloon":33554432}"#,
+        r#"{"desired_ram":18446744073709551615,"desired_balloon":1}"#,
+        r#"{"desired_ram":1024,"desired_vcpus":null}"#,
+        r#"{"desired_vcpus":4294967295}"#,
+        "{}",
+    ] {
+        bodies.u8(0).bytes(body.as_bytes()).u8(2).u8(11).u32(8192);
+    }
+    vec![
+        ("sizes", sizes.take()),
+        ("reversed", reversed.take()),
+        ("blocks", blocks.take()),
+        ("bodies", bodies.take()),
+    ]
+}
