@@ -107,7 +107,7 @@ pub struct BalloonConfig {
 /// How large a balloon is and should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BalloonSize {
-    /// By the driver's word, in bytes.
+    /// By the driver's word, in bytes; nothing without one.
     pub actual_bytes: u64,
     /// What was asked for, in bytes.
     pub target_bytes: u64,
@@ -180,10 +180,13 @@ impl BalloonHandle {
     pub fn size(&self) -> BalloonSize {
         let shared = lock(&self.shared);
         let bytes = |pages: u32| u64::from(pages).saturating_mul(PAGE_BYTES);
+        let driver = shared.config_changed.is_some();
+        // Anybody in the guest can write to the field.
+        let actual = if driver { u32::from_le_bytes(shared.actual) } else { 0 };
         BalloonSize {
-            actual_bytes: bytes(u32::from_le_bytes(shared.actual)),
+            actual_bytes: bytes(actual),
             target_bytes: bytes(shared.target_pages),
-            driver: shared.config_changed.is_some(),
+            driver,
         }
     }
 

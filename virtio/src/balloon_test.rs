@@ -223,6 +223,18 @@ fn a_target_reaches_the_driver_and_its_word_the_host() {
 }
 
 #[test]
+fn what_is_written_without_a_driver_is_no_balloon() {
+    let mut bench = Bench::new();
+    bench.reset();
+    let config = bench.device.config();
+    config.lock().unwrap().write(4, &[0xff; 4]);
+    assert_eq!(
+        (bench.device.handle().size().actual_bytes, bench.counter("actual_bytes")),
+        (0, 0)
+    );
+}
+
+#[test]
 fn a_driver_writes_its_own_field_and_no_other() {
     let bench = Bench::new();
     let config = bench.device.config();
