@@ -4,7 +4,6 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::PathBuf;
-use std::process::Command;
 
 use husk_guest::{Answer, Step};
 use husk_tests::pty::{self, Pty};
@@ -60,7 +59,14 @@ fn the_serial_port_can_be_a_file() {
 /// A FIFO in the test's folder.
 fn fifo(boot: &Boot) -> PathBuf {
     let path = boot.folder().join("fifo");
-    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &path,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+        0,
+    )
+    .unwrap();
     path
 }
 

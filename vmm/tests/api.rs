@@ -13,7 +13,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use process::{Client, HUSK, Husk, command};
+use process::{Client, HUSK, Husk, Signal, command};
 use serde_json::{Value, json};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
@@ -82,7 +82,7 @@ fn it_is_the_same_by_the_name_of_cloud_hypervisor_and_without_any_stdio() {
 fn what_a_killed_process_leaves_behind_does_not_hinder_the_next() {
     let husk = Husk::start(&[]);
     assert_eq!(husk.client().get("vmm.ping").0, 200);
-    husk.signal("KILL");
+    husk.signal(Signal::KILL);
     let mut husk = husk;
     assert_eq!(husk.child.wait().unwrap().signal(), Some(9));
     assert!(husk.socket().exists());
@@ -158,11 +158,11 @@ fn what_cannot_be_understood_or_opened_is_said_in_one_line() {
 
 #[test]
 fn a_signal_ends_it_and_the_socket_goes() {
-    for name in ["TERM", "INT"] {
+    for signal in [Signal::TERM, Signal::INT] {
         let mut husk = Husk::start(&[]);
         let mut client = husk.client();
         assert_eq!(client.get("vmm.ping").0, 200);
-        husk.signal(name);
+        husk.signal(signal);
         assert_eq!(husk.child.wait().unwrap().code(), Some(5));
         assert!(!husk.socket().exists());
         assert_eq!(client.0.read_line(&mut String::new()).unwrap(), 0);
@@ -182,7 +182,7 @@ fn sigterm_ends_it_even_if_its_parent_ignores_that() {
     let child = ignoring.spawn().unwrap();
     let mut husk = Husk { folder, child };
     husk.ready();
-    husk.signal("TERM");
+    husk.signal(Signal::TERM);
     assert_eq!(husk.child.wait().unwrap().code(), Some(5));
 }
 

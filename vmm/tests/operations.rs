@@ -14,7 +14,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::thread;
 
-use process::{Client, Husk};
+use process::{Client, Husk, Signal};
 use serde_json::{Value, json};
 
 /// Whether a guest can run here.
@@ -231,7 +231,7 @@ fn a_signal_ends_the_process_although_a_device_does_not_stop() {
         if let Some(command) = during {
             client.send("PUT", command, None, &[]);
         }
-        husk.signal("TERM");
+        husk.signal(Signal::TERM);
         stuck.wait();
         assert_eq!(husk.child.wait().unwrap().code(), Some(5));
         if during.is_some() {
@@ -266,7 +266,7 @@ fn a_flood_of_commands_keeps_neither_timers_nor_signals_from_their_turn() {
     client.send("PUT", "vm.reboot", None, &[]);
     assert_stuck(&client.answer());
     assert_eq!(state(&mut client), "Shutdown");
-    husk.signal("TERM");
+    husk.signal(Signal::TERM);
     stuck.wait();
     assert_eq!(husk.child.wait().unwrap().code(), Some(5));
     for flood in floods {

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// No step of these tests takes longer.
@@ -22,7 +24,10 @@ struct Husk {
 impl Husk {
     /// A process that listens, started by a shell that does `first` before.
     fn start(first: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), first)
+    }
+
+    fn start_in(folder: TempDir, first: &str) -> Self {
         let script = format!(
             "{first} exec {} --api-socket api.sock --event-monitor path=events --log-file log -vv",
             env!("CARGO_BIN_EXE_husk")
@@ -43,15 +48,8 @@ impl Husk {
         self.folder.path().join(name)
     }
 
-    fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args(["-s", name, &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// How it ends, and what it has said.
@@ -79,18 +77,18 @@ impl Drop for Husk {
 
 #[test]
 fn one_fatal_signal_is_enough_and_is_what_the_parent_sees() {
-    for (name, number) in [
-        ("SEGV", libc::SIGSEGV),
-        ("BUS", libc::SIGBUS),
-        ("ABRT", libc::SIGABRT),
-        ("SYS", libc::SIGSYS),
-        ("XCPU", libc::SIGXCPU),
-        ("USR1", libc::SIGUSR1),
+    for (name, signal) in [
+        ("SEGV", Signal::SEGV),
+        ("BUS", Signal::BUS),
+        ("ABRT", Signal::ABORT),
+        ("SYS", Signal::SYS),
+        ("XCPU", Signal::XCPU),
+        ("USR1", Signal::USR1),
     ] {
         let husk = Husk::start("");
-        husk.signal(name);
+        husk.signal(signal);
         let (status, said) = husk.end();
-        assert_eq!(status.signal(), Some(number), "{name}: {status:?}: {said}");
+        assert_eq!(status.signal(), Some(signal.as_raw()), "{name}: {status:?}: {said}");
         assert_eq!(said.lines().count(), 1, "{said}");
         let begin = format!("ERRO: SIG{name}");
         assert!(said.starts_with(&begin) && said.contains(" sent by process "), "{said}");
@@ -106,15 +104,20 @@ fn a_limit_of_file_sizes_costs_what_would_be_written_and_no_more() {
         "no event fits"
     );
     UnixStream::connect(husk.path("api.sock")).unwrap();
-    husk.signal("TERM");
+    husk.signal(Signal::TERM);
     let (status, said) = husk.end();
     assert_eq!(status.code(), Some(5), "{status:?}: {said}");
 }
 
 #[test]
 fn events_and_log_may_be_fifos_that_nobody_reads() {
-    let husk = Husk::start("mkfifo events log;");
-    husk.signal("TERM");
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["events", "log"] {
+        let path = folder.path().join(name);
+        mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    }
+    let husk = Husk::start_in(folder, "");
+    husk.signal(Signal::TERM);
     let (status, said) = husk.end();
     assert_eq!((status.code(), said.as_str()), (Some(5), ""));
 }
@@ -122,7 +125,7 @@ fn events_and_log_may_be_fifos_that_nobody_reads() {
 #[test]
 fn what_the_parent_ignores_stays_ignored() {
     let husk = Husk::start("trap '' USR1;");
-    husk.signal("USR1");
-    husk.signal("TERM");
+    husk.signal(Signal::USR1);
+    husk.signal(Signal::TERM);
     assert_eq!(husk.end().0.code(), Some(5));
 }

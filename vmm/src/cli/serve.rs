@@ -20,6 +20,7 @@ use crate::config::{ResizeTimeout, RunOptions};
 use crate::control::{self, Exit};
 use crate::events::Events;
 use crate::seccomp::Mode;
+use crate::terminal::Signals;
 
 /// The options of the API process.
 #[derive(Args, Clone, Debug)]
@@ -103,6 +104,8 @@ fn start(
     log_file: Option<&Path>,
     options: &RunOptions,
 ) -> anyhow::Result<Exit> {
+    // Whoever has connected may also send a signal: that must find the socket's file removed in the end.
+    Signals::hold().context("cannot hold signals back")?;
     let server = match socket {
         Place::Path(path) => Server::bind(path)?,
         Place::Fd(fd) => Server::adopt(inherited(*fd).with_context(|| format!("api socket fd {fd}"))?)?,

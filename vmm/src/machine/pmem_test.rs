@@ -127,9 +127,7 @@ fn a_back_end_that_does_not_take_it_refuses_the_device_and_is_named_as_the_reaso
 #[test]
 fn a_path_that_is_no_file_is_refused_without_waiting() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("fifo");
-    let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
-    assert!(made.success());
+    let path = crate::terminal::testing::fifo(&folder);
     for discard_writes in [false, true] {
         let config = PmemConfig {
             discard_writes,

@@ -55,16 +55,7 @@ impl Signals {
     /// # Errors
     /// What the host says.
     pub fn new() -> io::Result<Self> {
-        let wanted: Vec<libc::c_int> = WATCHED
-            .into_iter()
-            .filter(|signal| *signal == libc::SIGTERM || !is_ignored(*signal))
-            .collect();
-        let set = create_sigset(&wanted).map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
-        // SAFETY: reads the set.
-        let blocked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) };
-        if blocked != 0 {
-            return Err(io::Error::from_raw_os_error(blocked));
-        }
+        let set = block()?;
         // SAFETY: reads the set.
         let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
         if fd < 0 {
@@ -73,6 +64,15 @@ impl Signals {
         // SAFETY: a descriptor that nobody else owns yet.
         let file = unsafe { File::from_raw_fd(fd) };
         Ok(Self { file })
+    }
+
+    /// Has the signals wait for [`Signals::new`]: one that comes before there is a descriptor for it ends nothing. Takes no descriptor
+    /// itself, so that the numbers of those that were passed to this process are still theirs.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn hold() -> io::Result<()> {
+        block().map(drop)
     }
 
     /// The next signal that waits, without blocking.
@@ -90,6 +90,21 @@ impl Signals {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// Blocks the signals that are watched, less those that stay ignored; returns them.
+fn block() -> io::Result<libc::sigset_t> {
+    let wanted: Vec<libc::c_int> = WATCHED
+        .into_iter()
+        .filter(|signal| *signal == libc::SIGTERM || !is_ignored(*signal))
+        .collect();
+    let set = create_sigset(&wanted).map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
+    // SAFETY: reads the set.
+    let blocked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) };
+    match blocked {
+        0 => Ok(set),
+        error => Err(io::Error::from_raw_os_error(error)),
     }
 }
 
