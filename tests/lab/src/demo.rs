@@ -12,7 +12,7 @@ use crate::host::{Choice, Host};
 use crate::kernel::HOST_KERNEL;
 use crate::paths::Lab;
 use crate::pool::HOSTS;
-use crate::{build, images, progress, sys};
+use crate::{build, images, progress, ready, sys};
 
 /// When the emulated host is taken to hang.
 const TIMEOUT: Duration = Duration::from_secs(900);
@@ -24,6 +24,7 @@ const TIMEOUT: Duration = Duration::from_secs(900);
 /// Something does not compile or cannot be fetched, or the emulated host died.
 pub fn run(lab: &Lab, choice: &Choice) -> Result<bool> {
     progress::say(&choice.why);
+    ready::ensure(lab, choice.host)?;
     progress::say("building husk");
     let programs = build::programs(lab)?;
     match choice.host {

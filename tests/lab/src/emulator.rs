@@ -17,15 +17,19 @@ use anyhow::{Context, Result, bail};
 use husk_guest::job::{HEADER_BYTES, JOB_FILE, Job, Outcome};
 
 use crate::build::Programs;
-use crate::command::find;
+use crate::command::{command, find, output};
+use crate::host::Host;
 use crate::kernel::HOST_KERNEL;
-use crate::paths::Lab;
+use crate::paths::{self, Lab};
 use crate::pulse::Pulse;
 use crate::watched::{self, Limits};
 use crate::{images, packages, sys};
 
 /// Free space on the command's writable disk.
 const SCRATCH_MIB: u64 = 512;
+
+/// What the command leaves in this folder of its disk comes back to who wants it.
+const OUT: &str = "out";
 
 /// Rows and columns of a terminal that does not know them.
 const USUAL_WINDOW: (u16, u16) = (24, 80);
@@ -74,6 +78,9 @@ pub struct Request {
     pub timing: Timing,
     /// Who is at the terminal.
     pub terminal: Terminal,
+    /// Where what the command leaves in `/work/out` comes back to. What was there before goes; the folder is there only if there is
+    /// something in it.
+    pub out: Option<PathBuf>,
     /// When to give up.
     pub timeout: Option<Duration>,
     /// What shows that the host gets on, for who wants it given up when it does not.
@@ -120,7 +127,7 @@ impl Emulator {
     ///
     /// Something cannot be had; the message says what to do.
     pub fn prepare(lab: &Lab, programs: &Programs) -> Result<Self> {
-        packages::ensure_tools()?;
+        packages::ensure_tools(Host::Emulated)?;
         images::ensure_guests(lab, &programs.guest_init)?;
         Ok(Self {
             lab: lab.clone(),
@@ -144,6 +151,7 @@ impl Emulator {
         File::create(&console)?;
         let kept = (File::open(&results)?, File::open(&console)?);
         self.make_work_disk(request, folder.path())?;
+        let work = File::open(folder.path().join("work.ext4"))?;
         let mut qemu = self.command(request, folder.path());
         // QEMU has opened everything when the first byte arrives: from then on nothing is left behind even by a kill.
         let mut folder = Some(folder);
@@ -157,8 +165,12 @@ impl Emulator {
         };
         let captured = request.terminal == Terminal::Captured;
         let ended = watched::run(&mut qemu, captured, &limits, &mut remove_then_pass);
-        finish(ended, kept, &self.lab.path("host/last-console.log"))
-            .with_context(|| format!("emulated host (`{}`)", request.command.join(" ")))
+        let exit = finish(ended, kept, &self.lab.path("host/last-console.log"))
+            .with_context(|| format!("emulated host (`{}`)", request.command.join(" ")))?;
+        if let Some(out) = &request.out {
+            bring_back(work, out)?;
+        }
+        Ok(exit)
     }
 
     fn make_work_disk(&self, request: &Request, folder: &Path) -> Result<()> {
@@ -182,6 +194,7 @@ impl Emulator {
             env,
             window,
         };
+        fs::create_dir(content.join(OUT))?;
         fs::write(content.join(JOB_FILE), serde_json::to_vec(&job)?)?;
         images::make_disk(&content, &folder.join("work.ext4"), SCRATCH_MIB)?;
         fs::remove_dir_all(&content)?;
@@ -237,6 +250,27 @@ impl Emulator {
     }
 }
 
+/// Replaces `target` by the folder [`OUT`] of `disk`, an ext4 file system that nobody has mounted any more; by nothing if that is empty.
+fn bring_back(disk: File, target: &Path) -> Result<()> {
+    if target.exists() {
+        fs::remove_dir_all(target).with_context(|| format!("cannot replace {}", target.display()))?;
+    }
+    let parent = target.parent().context("a folder needs a parent")?;
+    let part = tempfile::Builder::new().prefix(paths::PART).tempdir_in(parent)?;
+    let debugfs = find("debugfs").context("debugfs is not installed")?;
+    // By its descriptor: the file's name has gone. debugfs takes no quotes in a path, and a path of the caller's may have spaces.
+    let mut read = command(debugfs);
+    read.args(["-R", "rdump /out .", "/dev/stdin"])
+        .current_dir(part.path())
+        .stdin(disk);
+    output(&mut read).context("cannot read what the command left in out/")?;
+    let out = part.path().join(OUT);
+    if fs::read_dir(&out).is_ok_and(|mut files| files.next().is_some()) {
+        fs::rename(&out, target)?;
+    }
+    Ok(())
+}
+
 /// A QEMU option that contains a path, in which a comma is written twice.
 fn with_path(before: &str, path: &Path, after: &str) -> OsString {
     format!("{before}{}{after}", path.to_string_lossy().replace(',', ",,")).into()
@@ -267,4 +301,41 @@ fn finish(ended: Result<()>, (mut results, console): (File, File), kept_console:
         bail!("{error}");
     }
     Ok(outcome.exit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_in_out_comes_back_and_replaces_what_came_before() {
+        if find("mke2fs").is_none() || find("debugfs").is_none() {
+            println!("skipped: needs e2fsprogs");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (content, disk) = (folder.path().join("content"), folder.path().join("work.ext4"));
+        let target = folder.path().join("what comes back");
+        let made = |files: &[(&str, &str)]| {
+            let _ = fs::remove_dir_all(&content);
+            fs::create_dir_all(content.join("out/deep")).unwrap();
+            for (name, text) in files {
+                fs::write(content.join("out").join(name), text).unwrap();
+            }
+            images::make_disk(&content, &disk, 1).unwrap();
+            let file = File::open(&disk).unwrap();
+            fs::remove_file(&disk).unwrap();
+            file
+        };
+        bring_back(made(&[("boot.json", "[]"), ("deep/a", "b")]), &target).unwrap();
+        assert_eq!(fs::read_to_string(target.join("boot.json")).unwrap(), "[]");
+        assert_eq!(fs::read_to_string(target.join("deep/a")).unwrap(), "b");
+        bring_back(made(&[("other", "x")]), &target).unwrap();
+        assert!(target.join("other").exists() && !target.join("boot.json").exists());
+        assert_eq!(
+            fs::read_dir(folder.path()).unwrap().count(),
+            2,
+            "nothing is left beside it"
+        );
+    }
 }

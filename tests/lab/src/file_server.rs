@@ -17,6 +17,25 @@ const VERSION: &str = "virtiofsd@1.14.0";
 /// Debian packages with the static libraries that it is linked with, and the variables by which the build finds them.
 const LIBRARIES: [(&str, &str); 2] = [("libcap-ng-dev", "LIBCAPNG"), ("libseccomp-dev", "LIBSECCOMP")];
 
+/// Fetches the packages that building virtiofsd takes, unless it was built before.
+///
+/// # Errors
+///
+/// One cannot be fetched.
+pub fn fetch(lab: &Lab) -> Result<()> {
+    if program(lab).exists() {
+        return Ok(());
+    }
+    for (package, _) in LIBRARIES {
+        packages::fetch(lab, package, Package::Named(package))?;
+    }
+    Ok(())
+}
+
+fn program(lab: &Lab) -> PathBuf {
+    lab.path("tools/bin/virtiofsd")
+}
+
 /// Builds virtiofsd unless that was done before, linked statically as everything that goes into the emulated host; its path.
 ///
 /// # Errors
@@ -24,7 +43,7 @@ const LIBRARIES: [(&str, &str); 2] = [("libcap-ng-dev", "LIBCAPNG"), ("libseccom
 /// A package or a crate cannot be fetched, or it does not compile.
 pub fn ensure(lab: &Lab) -> Result<PathBuf> {
     let tools = lab.path("tools");
-    let program = tools.join("bin/virtiofsd");
+    let program = program(lab);
     if program.exists() {
         return Ok(program);
     }

@@ -18,6 +18,21 @@ use crate::progress;
 /// `/init` of the shell image: a guest for a person at the console.
 const SHELL_INIT: &[u8] = include_bytes!("shell-init");
 
+/// Fetches the packages of everything that guests boot from, as far as that is not made yet.
+///
+/// # Errors
+///
+/// A package cannot be fetched.
+pub fn fetch(lab: &Lab) -> Result<()> {
+    for kernel in &KERNELS {
+        kernel.fetch(lab)?;
+    }
+    if !busybox(lab).exists() {
+        packages::fetch(lab, BUSYBOX, Package::Named(BUSYBOX))?;
+    }
+    file_server::fetch(lab)
+}
+
 /// Makes everything that guests boot from, `guest/KERNEL/{vmlinuz,vmlinux,initramfs.cpio,pod.cpio,pod.img,shell.cpio}`, and the
 /// server of what they share, `guest/virtiofsd`.
 ///
@@ -207,10 +222,17 @@ fn add_shell(lab: &Lab, image: &mut Archive) -> Result<()> {
     Ok(())
 }
 
+/// The package of the shell.
+const BUSYBOX: &str = "busybox-static";
+
+fn busybox(lab: &Lab) -> PathBuf {
+    lab.path("unpacked/busybox")
+}
+
 fn ensure_busybox(lab: &Lab) -> Result<PathBuf> {
-    let path = lab.path("unpacked/busybox");
+    let path = busybox(lab);
     if !path.exists() {
-        let deb = packages::fetch(lab, "busybox-static", Package::Named("busybox-static"))?;
+        let deb = packages::fetch(lab, BUSYBOX, Package::Named(BUSYBOX))?;
         let content = tempfile::Builder::new().prefix(PART).tempdir_in(&lab.state)?;
         packages::unpack(&deb, content.path())?;
         let places = ["bin/busybox", "usr/bin/busybox"].map(|place| content.path().join(place));

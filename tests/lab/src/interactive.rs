@@ -2,10 +2,22 @@
 
 use anyhow::Result;
 
-use crate::build;
 use crate::emulator::{Emulator, Request, Terminal};
+use crate::host::Host;
 use crate::paths::Lab;
-use crate::progress;
+use crate::{build, progress, ready};
+
+/// Where files come back to, below `target/lab`.
+const OUT: &str = "out";
+
+/// Runs `request`, and says what has come back of its files.
+fn run(emulator: &Emulator, request: &Request) -> Result<i32> {
+    let exit = emulator.run(request, &mut |_| {})?;
+    if let Some(out) = request.out.as_ref().filter(|out| out.exists()) {
+        progress::say(&format!("what was left in out/ is in {}", out.display()));
+    }
+    Ok(exit)
+}
 
 /// Opens a shell in the emulated host; its exit code.
 ///
@@ -13,6 +25,7 @@ use crate::progress;
 ///
 /// The emulated host cannot be made or died.
 pub fn shell(lab: &Lab) -> Result<i32> {
+    ready::ensure(lab, Host::Emulated)?;
     let emulator = Emulator::prepare(lab, &build::programs(lab)?)?;
     progress::say("booting the emulated host; leave with exit. Try:");
     let kernel = "/lab/6.12";
@@ -28,9 +41,10 @@ pub fn shell(lab: &Lab) -> Result<i32> {
         command,
         env,
         terminal: Terminal::Given,
+        out: Some(lab.path(OUT)),
         ..Request::default()
     };
-    emulator.run(&request, &mut |_| {})
+    run(&emulator, &request)
 }
 
 /// Runs husk with `arguments` in the emulated host; its exit code.
@@ -39,6 +53,7 @@ pub fn shell(lab: &Lab) -> Result<i32> {
 ///
 /// As [`shell`].
 pub fn husk(lab: &Lab, arguments: &[String]) -> Result<i32> {
+    ready::ensure(lab, Host::Emulated)?;
     let emulator = Emulator::prepare(lab, &build::programs(lab)?)?;
     progress::say("booting the emulated host; kernels are in /lab. Ctrl-C ends it");
     let mut command = vec!["husk".to_string()];
@@ -46,7 +61,8 @@ pub fn husk(lab: &Lab, arguments: &[String]) -> Result<i32> {
     let request = Request {
         command,
         terminal: Terminal::Shared,
+        out: Some(lab.path(OUT)),
         ..Request::default()
     };
-    emulator.run(&request, &mut |_| {})
+    run(&emulator, &request)
 }

@@ -77,21 +77,45 @@ impl Kernel {
         lab.path("unpacked").join(self.name)
     }
 
+    /// Fetches the kernel's package unless the kernel has been unpacked before.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be fetched.
+    pub fn fetch(&self, lab: &Lab) -> Result<()> {
+        if self.is_unpacked(lab) {
+            return Ok(());
+        }
+        self.package(lab).map(drop)
+    }
+
+    fn package(&self, lab: &Lab) -> Result<PathBuf> {
+        packages::fetch(lab, &format!("linux-{}", self.name), self.package)
+    }
+
+    /// What is kept of the package.
+    fn recipe(&self) -> String {
+        format!(
+            "{:?} {:?} {:?} {:?}\n",
+            self.guest_modules, self.pod_modules, self.later_modules, self.host_modules
+        )
+    }
+
+    fn is_unpacked(&self, lab: &Lab) -> bool {
+        fs::read_to_string(self.folder(lab).join("recipe")).is_ok_and(|old| old == self.recipe())
+    }
+
     /// Fetches and unpacks the kernel unless that was done before.
     ///
     /// # Errors
     ///
     /// The package cannot be fetched, or does not contain what a kernel package contains.
     pub fn ensure(&self, lab: &Lab) -> Result<()> {
-        let folder = self.folder(lab);
-        let recipe = format!(
-            "{:?} {:?} {:?} {:?}\n",
-            self.guest_modules, self.pod_modules, self.later_modules, self.host_modules
-        );
-        if fs::read_to_string(folder.join("recipe")).is_ok_and(|old| old == recipe) {
+        if self.is_unpacked(lab) {
             return Ok(());
         }
-        let deb = packages::fetch(lab, &format!("linux-{}", self.name), self.package)?;
+        let folder = self.folder(lab);
+        let deb = self.package(lab)?;
         progress::step(
             &format!("unpacking kernel {} ({} MiB)", self.name, mebibytes(&deb)),
             || {
@@ -99,7 +123,7 @@ impl Kernel {
                     let content = tempfile::Builder::new().prefix(PART).tempdir_in(&lab.state)?;
                     packages::unpack(&deb, content.path())?;
                     self.keep_what_is_needed(content.path(), folder)?;
-                    fs::write(folder.join("recipe"), recipe)?;
+                    fs::write(folder.join("recipe"), self.recipe())?;
                     Ok(())
                 })
             },

@@ -6,6 +6,7 @@
 mod api_fuzz;
 mod archive;
 mod bench;
+mod board;
 mod build;
 mod calls;
 mod command;
@@ -27,6 +28,7 @@ mod progress;
 mod pulse;
 #[cfg(test)]
 mod readme_test;
+mod ready;
 mod report;
 mod soak;
 mod suite;

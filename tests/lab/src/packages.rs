@@ -1,37 +1,68 @@
 //! Distribution packages: tools that must be installed, and files that are only fetched and unpacked.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::command::{command, find, output, shown, typed};
+use crate::host::Host;
 use crate::paths::{Lab, PART};
 use crate::progress;
 
-/// A program that the lab runs and the Debian package that has it.
-const TOOLS: [(&str, &str); 2] = [("qemu-system-x86_64", "qemu-system-x86"), ("mke2fs", "e2fsprogs")];
+/// A program that the lab or a test runs on this machine. What every Linux has (`sh` and POSIX utilities without options of GNU's) is not
+/// listed; in the emulated host, busybox is all of them.
+struct Tool {
+    program: &'static str,
+    /// The Debian package that has it.
+    package: &'static str,
+    /// Only where guests run there; `None`: everywhere.
+    host: Option<Host>,
+}
 
-/// Installs the tools that the emulated host needs, or says how.
+const fn tool(program: &'static str, package: &'static str, host: Option<Host>) -> Tool {
+    Tool { program, package, host }
+}
+
+const TOOLS: [Tool; 10] = [
+    tool("qemu-system-x86_64", "qemu-system-x86", Some(Host::Emulated)),
+    tool("mke2fs", "e2fsprogs", None),
+    tool("debugfs", "e2fsprogs", None),
+    // Tests without a guest: signals as a parent has left them, loop devices.
+    tool("env", "coreutils", None),
+    tool("losetup", "mount", None),
+    // Guest-driven tests: taps and what goes through them, mounts below a share.
+    tool("ip", "iproute2", Some(Host::Native)),
+    tool("ping", "iputils-ping", Some(Host::Native)),
+    tool("nc", "netcat-traditional", Some(Host::Native)),
+    tool("mount", "mount", Some(Host::Native)),
+    tool("umount", "mount", Some(Host::Native)),
+];
+
+/// Installs the tools that are needed where guests run on `host`, or says how.
 ///
 /// # Errors
 ///
 /// Something is missing and cannot be installed from here; the message has the command that installs it.
-pub fn ensure_tools() -> Result<()> {
-    let missing: Vec<_> = TOOLS.iter().filter(|(program, _)| find(program).is_none()).collect();
+pub fn ensure_tools(host: Host) -> Result<()> {
+    let missing: Vec<_> = TOOLS
+        .iter()
+        .filter(|tool| tool.host.is_none_or(|only| only == host) && find(tool.program).is_none())
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
-    let programs = missing
-        .iter()
-        .map(|(program, _)| *program)
-        .collect::<Vec<_>>()
-        .join(", ");
+    let programs = missing.iter().map(|tool| tool.program).collect::<Vec<_>>().join(", ");
     if find("apt-get").is_none() {
-        bail!("the emulated host needs {programs}: install them with this system's package manager and try again");
+        bail!("the lab needs {programs}: install them with this system's package manager and try again");
     }
     let mut arguments = vec!["apt-get", "install", "--yes", "--no-install-recommends"];
-    arguments.extend(missing.iter().map(|(_, package)| *package));
+    for tool in missing {
+        if !arguments.contains(&tool.package) {
+            arguments.push(tool.package);
+        }
+    }
     progress::say(&format!("installing what is missing: {programs}"));
     let by_hand = format!("sudo apt-get update && sudo {}", arguments.join(" "));
     let sudo = || anyhow!("{programs} missing, and this user cannot install packages. Run:\n  {by_hand}");
@@ -79,6 +110,14 @@ pub enum Package {
     Newest(&'static str),
 }
 
+impl fmt::Display for Package {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(name) | Self::Newest(name) => f.write_str(name),
+        }
+    }
+}
+
 /// Fetches a package without installing it; the path of the `.deb`. A package that was fetched under `name` before is used again.
 ///
 /// # Errors
@@ -92,7 +131,7 @@ pub fn fetch(lab: &Lab, name: &str, package: Package) -> Result<PathBuf> {
         return Ok(complete);
     }
     if find("apt-get").is_none() || find("dpkg").is_none() {
-        bail!("guest kernels come from Debian's archive, and apt-get and dpkg are not here: run this on Debian 12");
+        bail!("{package} comes from Debian's archive, and apt-get and dpkg are not here: run this on Debian 12");
     }
     let exact = locate(package)?;
     progress::step(&format!("fetching {exact}"), || {
@@ -124,8 +163,8 @@ fn locate(package: Package) -> Result<String> {
         return Ok(found);
     }
     match root_prefix() {
-        Some(prefix) => update(prefix)?,
-        None => bail!("the package lists do not have {package:?}. Run:\n  sudo apt-get update"),
+        Some(prefix) => progress::step("refreshing the package lists", || update(prefix))?,
+        None => bail!("the package lists do not have {package}. Run:\n  sudo apt-get update"),
     }
     look()
 }

@@ -9,6 +9,7 @@
 //! | `host/`                     | the emulated host's initramfs, its disk made of `guest/`, and the        |
 //! |                             | console of the last one that died                                        |
 //! | `runs/PID/`                 | disks of a running emulated host                                         |
+//! | `out/`                      | what the last `cargo lab shell` or `run` left in `/work/out`             |
 //! | `fuzz/`                     | what fuzzing builds, keeps and finds                                     |
 //! | `tools/`                    | programs that continuous integration installs                            |
 //!

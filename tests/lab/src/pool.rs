@@ -2,16 +2,18 @@
 //!
 //! A host has one processor and QEMU one thread for it, since QEMU's threads do not always agree in time on code that a kernel rewrites
 //! while it runs. So as many hosts as this machine has processors share the work, and a program can have no other program's
-//! remains before it. What a program prints is shown in one piece when it has ended.
+//! remains before it. What a program prints is shown in one piece when it has ended; which run, how far they are, and what has failed is
+//! seen before ([`Board`]).
 
 use std::io::{self, Stdout, Write};
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
 
+use crate::board::Board;
 use crate::build::Built;
 use crate::command::{command, output};
 use crate::emulator::{Emulator, Request};
@@ -38,24 +40,28 @@ pub fn run(emulator: &Emulator, programs: &[Built], filter: Option<&str>, report
     // A filter leaves little to do: all of it in one host, and shown as it comes.
     if let Some(filter) = filter {
         let request = request(programs.iter(), &[format!("--filter={filter}")])?;
-        let (part, held) = in_some_host(emulator, &request, io::stdout)?;
+        let (part, held) = in_some_host(emulator, &request, io::stdout, &|_| ())?;
         report.tally.add(part.tally);
         return Ok(held);
     }
     let mut waiting: Vec<&Built> = programs.iter().collect();
-    waiting.sort_by_cached_key(|program| tests_in(program));
+    waiting.sort_by_cached_key(|program| tests_in(program).len());
     let hosts = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MOST);
-    let ticker = Ticker::start(&format!(
-        "{} test programs in emulated hosts, {hosts} at a time",
-        programs.len()
-    ));
+    let board = Arc::new(Board::new(waiting.iter().map(|program| tests_in(program).len())));
+    let ticker = Ticker::with(
+        &format!("{} test programs in emulated hosts, {hosts} at a time", programs.len()),
+        {
+            let board = Arc::clone(&board);
+            move || board.line()
+        },
+    );
     let waiting = Mutex::new(waiting);
     let all = Mutex::new((report, true));
     thread::scope(|scope| {
         for _ in 0..hosts {
             scope.spawn(|| {
                 while let Some(program) = next(&waiting) {
-                    let ended = beyond_doubt(emulator, program);
+                    let ended = beyond_doubt(emulator, program, &board);
                     let (report, held) = &mut *lock(&all);
                     *held &= conclude(program, ended, report);
                 }
@@ -74,10 +80,19 @@ fn next<'a>(waiting: &Mutex<Vec<&'a Built>>) -> Option<&'a Built> {
     lock(waiting).pop()
 }
 
-/// How many tests a program has; 0 if it does not say.
-fn tests_in(program: &Built) -> usize {
-    let listed = output(command(&program.path).args(["--list", "--format", "terse"]));
-    listed.map_or(0, |list| list.lines().count())
+/// The tests that a program has; none if it does not say.
+fn tests_in(program: &Built) -> Vec<String> {
+    let listed = output(command(&program.path).args(["--list", "--format", "terse"])).unwrap_or_default();
+    let names = listed.lines().filter_map(|line| line.strip_suffix(": test"));
+    names.map(Into::into).collect()
+}
+
+/// Those of `programs` that are called `filter`, or have a test whose name contains it; all of them without a filter.
+pub fn with_tests(mut programs: Vec<Built>, filter: Option<&str>) -> Vec<Built> {
+    if let Some(filter) = filter {
+        programs.retain(|program| program.name == filter || tests_in(program).iter().any(|test| test.contains(filter)));
+    }
+    programs
 }
 
 /// Shows and counts how a program ended; whether its tests held.
@@ -100,16 +115,30 @@ fn conclude(program: &Built, ended: Result<(Report<Vec<u8>>, bool)>, report: &mu
 
 /// What the tests of `program` printed and whether they held, those that did not in another host once more, and in a third one. What kills
 /// an emulated host can also kill a guest in it, and then a test fails that has found nothing; what fails each time has.
-fn beyond_doubt(emulator: &Emulator, program: &Built) -> Result<(Report<Vec<u8>>, bool)> {
+fn beyond_doubt(emulator: &Emulator, program: &Built, board: &Board) -> Result<(Report<Vec<u8>>, bool)> {
     let whole = request([program].into_iter(), &[])?;
-    let (mut report, mut held) = in_some_host(emulator, &whole, Vec::new)?;
+    board.begin(&program.name, tests_in(program).len());
+    let tell = |tally: &Tally| board.tell(&program.name, tally);
+    let ended = again_if_it_failed(emulator, program, &whole, &tell);
+    board.end(&program.name);
+    ended
+}
+
+fn again_if_it_failed(
+    emulator: &Emulator,
+    program: &Built,
+    whole: &Request,
+    tell: &dyn Fn(&Tally),
+) -> Result<(Report<Vec<u8>>, bool)> {
+    let (mut report, mut held) = in_some_host(emulator, whole, Vec::new, tell)?;
     for _ in 1..HOSTS {
         if held || sys::interrupted() {
             break;
         }
         let failed = std::mem::take(&mut report.tally.failures);
+        report.tally.said.clear();
         progress::interrupt();
-        progress::say(&format!("failed in this emulated host: {}", failed.join(", ")));
+        progress::say(&format!("in another emulated host, once more: {}", failed.join(", ")));
         writeln!(
             report.out,
             "lab: in another emulated host, once more: {}",
@@ -125,7 +154,7 @@ fn beyond_doubt(emulator: &Emulator, program: &Built) -> Result<(Report<Vec<u8>>
         }
         let request = request([program].into_iter(), &exact.unwrap_or_default())?;
         let again;
-        (again, held) = in_some_host(emulator, &request, Vec::new)?;
+        (again, held) = in_some_host(emulator, &request, Vec::new, tell)?;
         report.out.extend(again.out);
         report.tally.add(again.tally);
     }
@@ -161,9 +190,14 @@ fn request<'a>(programs: impl Iterator<Item = &'a Built>, options: &[String]) ->
 
 /// What `request` printed, and whether all tests held, in the first emulated host that lives to its end. One that dies is started again
 /// with what it was to run, and the user is told.
-fn in_some_host<W: Write>(emulator: &Emulator, request: &Request, out: impl Fn() -> W) -> Result<(Report<W>, bool)> {
+fn in_some_host<W: Write>(
+    emulator: &Emulator,
+    request: &Request,
+    out: impl Fn() -> W,
+    tell: &dyn Fn(&Tally),
+) -> Result<(Report<W>, bool)> {
     for _ in 1..HOSTS {
-        match in_one_host(emulator, request, out()) {
+        match in_one_host(emulator, request, out(), tell) {
             Err(death) if !sys::interrupted() => {
                 progress::interrupt();
                 progress::say(&format!(
@@ -173,13 +207,21 @@ fn in_some_host<W: Write>(emulator: &Emulator, request: &Request, out: impl Fn()
             ended => return ended,
         }
     }
-    in_one_host(emulator, request, out())
+    in_one_host(emulator, request, out(), tell)
 }
 
 /// What `request` printed, and whether all tests held, in one boot of the emulated host.
-fn in_one_host<W: Write>(emulator: &Emulator, request: &Request, out: W) -> Result<(Report<W>, bool)> {
+fn in_one_host<W: Write>(
+    emulator: &Emulator,
+    request: &Request,
+    out: W,
+    tell: &dyn Fn(&Tally),
+) -> Result<(Report<W>, bool)> {
     let mut report = Report::new(out);
-    let exit = emulator.run(request, &mut |bytes| report.bytes(bytes))?;
+    let exit = emulator.run(request, &mut |bytes| {
+        report.bytes(bytes);
+        tell(&report.tally);
+    })?;
     report.tally.close();
     Ok((report, exit == 0))
 }

@@ -75,7 +75,7 @@ impl Ticker {
     }
 
     /// Shows the step, and behind its seconds how far it is.
-    fn with(what: &str, how_far: impl Fn() -> String + Send + 'static) -> Self {
+    pub fn with(what: &str, how_far: impl Fn() -> String + Send + 'static) -> Self {
         let (stop, stopped) = mpsc::channel();
         let terminal = std::io::stderr().is_terminal();
         let mut period = Duration::from_millis(if terminal { 200 } else { 5000 });

@@ -82,6 +82,10 @@ impl<W: Write> Report<W> {
 
 fn conclusion(tally: &Tally, host: Host) -> (String, bool) {
     let mut lines = vec![String::new()];
+    // Once more: what came in between can be long.
+    for (name, said) in &tally.said {
+        lines.push(format!("---- {name} ----\n{said}"));
+    }
     lines.extend(tally.failures.iter().map(|name| format!("failed: {name}")));
     let mut held = tally.failures.is_empty();
     for skip in &tally.skips {
@@ -152,6 +156,15 @@ mod tests {
         assert_eq!(report.tally.summary(), "1 passed, 0 failed, 0 skipped");
         let shown = "running 1 test\ntest a ... ok\ntest result: ok. 1 passed; 0 failed; 0 ignored\n";
         assert_eq!(String::from_utf8(report.out).unwrap(), shown);
+    }
+
+    #[test]
+    fn what_a_failed_test_has_written_is_shown_again_at_the_end() {
+        let mut tally = Tally::default();
+        tally.failures.push("p: a".into());
+        tally.said.push(("p: a".into(), "panicked\n".into()));
+        let text = "\n---- p: a ----\npanicked\n\nfailed: p: a\n0 passed, 1 failed, 0 skipped\n";
+        assert_eq!(conclusion(&tally, Host::Native), (text.into(), false));
     }
 
     #[test]

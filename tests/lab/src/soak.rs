@@ -17,7 +17,7 @@ use crate::emulator::{Emulator, Request};
 use crate::host::{Choice, Host};
 use crate::kernel::HOST_KERNEL;
 use crate::paths::Lab;
-use crate::{build, images, progress};
+use crate::{build, images, progress, ready};
 
 pub use lives::{LivesArgs, run as live};
 
@@ -58,6 +58,7 @@ impl SoakArgs {
 /// Something does not compile or cannot be fetched, or the emulated host died.
 pub fn run(lab: &Lab, choice: &Choice, arguments: &SoakArgs) -> Result<bool> {
     progress::say(&choice.why);
+    ready::ensure(lab, choice.host)?;
     progress::say("building husk");
     let programs = build::programs(lab)?;
     match choice.host {

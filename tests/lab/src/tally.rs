@@ -21,6 +21,10 @@ pub struct Tally {
     pub failures: Vec<String>,
     /// Tests that did not run.
     pub skips: Vec<Skip>,
+    /// What tests that did not hold have written: name and text.
+    pub said: Vec<(String, String)>,
+    /// Tests that have a verdict, of whatever kind.
+    pub verdicts: usize,
     /// Set between the head and the summary of a test program.
     program: Option<Program>,
     /// What the next test program is called in messages.
@@ -36,6 +40,7 @@ struct Program {
     test: String,
     skips: Vec<Skip>,
     failures: Vec<String>,
+    said: Vec<(String, String)>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,7 +75,21 @@ impl Tally {
             self.end(read, counts);
             return true;
         }
+        if program.section == Section::Tests && verdict(line).is_some() {
+            self.verdicts += 1;
+        }
         program.line(line)
+    }
+
+    /// Names of tests that are known not to have held, those of a program that is still under way too.
+    pub fn failed(&self) -> impl Iterator<Item = &String> {
+        let under_way = self.program.iter().flat_map(|program| &program.failures);
+        self.failures.iter().chain(under_way)
+    }
+
+    /// Whether there was no test at all.
+    pub fn is_empty(&self) -> bool {
+        self.passed == 0 && self.failures.is_empty() && self.skips.is_empty()
     }
 
     /// Adds what was counted elsewhere, to its end.
@@ -79,6 +98,8 @@ impl Tally {
         self.passed += other.passed;
         self.failures.extend(other.failures);
         self.skips.extend(other.skips);
+        self.said.extend(other.said);
+        self.verdicts += other.verdicts;
     }
 
     /// The output has ended: a test program without a summary has died.
@@ -86,6 +107,7 @@ impl Tally {
         if let Some(program) = self.program.take() {
             self.failures.extend(program.failures);
             self.skips.extend(program.skips);
+            self.said.extend(program.said);
             let name = if program.name.is_empty() {
                 "a test program"
             } else {
@@ -105,6 +127,7 @@ impl Tally {
         self.failures
             .extend((0..unnamed).map(|_| format!("{} (a test without a name)", program.name)));
         self.skips.extend(program.skips);
+        self.said.extend(program.said);
     }
 
     /// `1 passed, 2 failed, 3 skipped`.
@@ -130,6 +153,10 @@ impl Program {
             .and_then(|rest| rest.strip_suffix(" stdout ----"))
         {
             self.test = test.to_string();
+            if self.section == Section::Failures {
+                self.said.push((self.full_name(test), String::new()));
+            }
+            return self.section != Section::Successes;
         }
         match self.section {
             Section::Tests => self.test_line(line),
@@ -141,6 +168,14 @@ impl Program {
                     });
                 }
             }
+            // After what they have written comes a list of their names, under the same word once more.
+            Section::Failures if line == "failures:" => self.test.clear(),
+            Section::Failures if !self.test.is_empty() => {
+                if let Some((_, said)) = self.said.last_mut() {
+                    said.push_str(line);
+                    said.push('\n');
+                }
+            }
             Section::Failures => {}
         }
         self.section != Section::Successes
@@ -148,9 +183,7 @@ impl Program {
 
     /// `test NAME ... ok`, `... FAILED` or `... ignored, REASON`.
     fn test_line(&mut self, line: &str) {
-        let Some((name, verdict)) = line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... ")) else {
-            return;
-        };
+        let Some((name, verdict)) = verdict(line) else { return };
         let name = name.trim_end_matches(" - should panic");
         if verdict.starts_with("FAILED") {
             self.failures.push(self.full_name(name));
@@ -170,6 +203,11 @@ impl Program {
             format!("{}: {test}", self.name)
         }
     }
+}
+
+/// The parts of `test NAME ... VERDICT`.
+fn verdict(line: &str) -> Option<(&str, &str)> {
+    line.strip_prefix("test ")?.rsplit_once(" ... ")
 }
 
 /// `running 3 tests`.

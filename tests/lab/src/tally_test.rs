@@ -52,7 +52,21 @@ fn passed_failed_and_both_kinds_of_skipped_are_counted() {
         .collect();
     assert_eq!(reasons, [("p: c", "needs a native host"), ("p: a", "needs /dev/kvm")]);
     assert!(shown.contains(&"assertion failed"));
+    assert_eq!(tally.verdicts, 4);
+    let said = "assertion failed\nskipped: not a skip, the test failed\n\n";
+    assert_eq!(tally.said, [("p: b".to_string(), said.to_string())]);
     assert!(!shown.contains(&"noise of a passed test"));
+}
+
+#[test]
+fn a_failure_is_known_before_its_program_has_ended() {
+    let mut tally = Tally::default();
+    tally.name_program("p");
+    for line in ["running 3 tests", "test a ... ok", "test b ... FAILED"] {
+        tally.line(line);
+    }
+    assert_eq!(tally.failed().collect::<Vec<_>>(), ["p: b"]);
+    assert_eq!((tally.verdicts, tally.failures.len()), (2, 0));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::build::{self, Built, Programs};
 use crate::emulator::Emulator;
@@ -14,7 +14,7 @@ use crate::paths::Lab;
 use crate::progress;
 use crate::report::Report;
 use crate::suite::{self, Selection};
-use crate::{images, packages, pool};
+use crate::{images, pool, ready};
 
 /// Runs all tests, or those with a guest, or those whose name contains `filter`; whether they held.
 ///
@@ -25,20 +25,21 @@ pub fn run(lab: &Lab, choice: &Choice, guests_only: bool, filter: Option<&str>) 
     let start = Instant::now();
     progress::say(&choice.why);
     let mut report = Report::new(std::io::stdout());
-    if choice.host == Host::Emulated {
-        // Some of the tests without a guest of husk's have a QEMU of their own.
-        packages::ensure_tools()?;
-    }
+    ready::ensure(lab, choice.host)?;
     let units = guests_only || unit_tests(lab, filter, &mut report)?;
     progress::say("building what guests run");
     let programs = build::programs(lab)?;
-    let tests = build::guest_tests(lab)?;
+    let tests = pool::with_tests(build::guest_tests(lab)?, filter);
     let guests = match choice.host {
+        _ if tests.is_empty() => Ok(true),
         Host::Native => natively(lab, &programs, &tests, filter, &mut report),
         Host::Emulated => {
             Emulator::prepare(lab, &programs).and_then(|emulator| pool::run(&emulator, &tests, filter, &mut report))
         }
     };
+    if let Some(filter) = filter.filter(|_| guests.is_ok() && report.tally.is_empty()) {
+        bail!("no test has '{filter}' in its name, and no program of guest-driven tests is called so");
+    }
     if let Err(error) = &guests {
         report.tally.failures.push(format!("guest-driven tests: {error:#}"));
     }
