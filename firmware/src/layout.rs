@@ -169,6 +169,11 @@ pub fn memory_block(ram_end: u64) -> u64 {
     MEMORY_BLOCK_MAX.min(alignment).max(MEMORY_BLOCK_MIN)
 }
 
+/// As [`memory_block`], of a guest that starts with `size` bytes of RAM: their end is further up by the 32-bit hole.
+pub fn memory_block_of(size: u64) -> u64 {
+    memory_block(ram_end(&ram_ranges(size)))
+}
+
 /// The 64-bit PCI window (base, bytes) of a machine whose RAM, with all that may be added later, ends at `ram_end`, and whose
 /// physical addresses have `phys_bits` bits. `None` when nothing is left.
 pub fn pci_window64(ram_end: u64, phys_bits: u32) -> Option<(u64, u64)> {
@@ -217,6 +222,7 @@ mod tests {
         ] {
             let end = ram_end(&ram_ranges(ram));
             assert_eq!((hotplug_base(end), memory_block(end)), (Some(base), block), "{ram:#x}");
+            assert_eq!(memory_block_of(ram), block, "{ram:#x}");
             assert!(base >= end && base.is_multiple_of(block));
         }
         assert_eq!(hotplug_base(u64::MAX), None);

@@ -252,7 +252,7 @@ fn wanted(list: &List, status: &Status, change: Change) -> Result<Wanted, Sizing
     };
     let driven = status.memory.virtio_mem.filter(|device| device.driver == Some(true));
     let block = driven.and_then(|device| device.block_bytes);
-    let block = block.unwrap_or_else(|| layout::memory_block(status.boot_bytes()));
+    let block = block.unwrap_or_else(|| layout::memory_block_of(status.boot_bytes()));
     let size = sizing.fitted(now, &list.resources(), change, status.boot_bytes(), block)?;
     Ok(Wanted {
         vcpus: Some(size.vcpus),

@@ -62,6 +62,26 @@ fn a_pod_grows_and_shrinks_with_its_containers() {
     assert_eq!((size(&vm), ids(&server)), ((1, 512), vec!["c".to_owned()]));
 }
 
+/// Linux takes more at once where RAM ends at 64 GiB or beyond, and where that is depends on the 32-bit hole, which lies below.
+#[test]
+fn large_guests_grow_by_their_own_blocks() {
+    const GIB: u64 = 1 << 30;
+    for (boot, more) in [(62, 128 * MIB), (63, 2 * GIB), (64, GIB), (65, 2 * GIB)] {
+        let (server, vm) = Vm {
+            boot: boot * GIB,
+            desired: boot * GIB,
+            present: boot * GIB,
+            ..Vm::default()
+        }
+        .serve();
+        let client = &mut server.client();
+        add(client, "a", &container(0, 100), PATIENCE).unwrap();
+        assert_eq!(size(&vm), (1, (boot * GIB + more) / MIB), "{boot} GiB");
+        remove(client, "a", PATIENCE).unwrap();
+        assert_eq!(size(&vm), (1, boot * GIB / MIB), "{boot} GiB");
+    }
+}
+
 #[test]
 fn the_first_container_says_what_the_pod_has_without_any() {
     let (server, vm) = Vm::default().serve();

@@ -97,7 +97,7 @@ fn memory(bytes: u64, grows: bool, features: &Features, node: Node) -> MemoryCon
         bytes
     };
     let room = node.memory_bytes.saturating_sub(size);
-    let room = room - room % layout::memory_block(size);
+    let room = room - room % layout::memory_block_of(size);
     let is_known = node.memory_bytes != u64::MAX;
     let mut memory = MemoryConfig {
         size,

@@ -99,6 +99,22 @@ fn a_pod_has_the_size_of_its_workload_and_one_without_has_room() {
     }
 }
 
+/// The end of RAM counts, not its size: here 64 GiB, from which on Linux adds 2 GiB at once.
+#[test]
+fn room_is_whole_blocks_of_the_guest() {
+    let node = Node {
+        memory_bytes: (100 << 30) + (300 << 20),
+        ..NODE
+    };
+    let memory = format!("{HYPERVISOR}default_memory");
+    for (mib, room) in [(62 << 10, (38 << 10) + 256), (63 << 10, 36 << 10)] {
+        let text = json!({"annotations": {&memory: mib.to_string()}}).to_string();
+        let spec = Spec::parse(text.as_bytes()).unwrap();
+        let pod = Pod::of(&spec, &Policy::default(), node).unwrap();
+        assert_eq!(sizes(&pod).3, Some(room), "{mib} MiB");
+    }
+}
+
 #[test]
 fn features_become_the_machines() {
     let plain = pod(&[], &json!({})).unwrap();
