@@ -184,6 +184,7 @@ fn run(args: RunArgs, begin: Begin) -> Code {
     crate::fatal::install();
     crate::log::init(args.verbosity);
     let own_kernel = args.kernel.is_none();
+    let socket = args.api_socket.clone();
     let (config, mut options) = match args.into_config() {
         Ok(described) => described,
         Err(error) => return refuse(error.is_usage(), &anyhow::Error::new(error)),
@@ -198,7 +199,11 @@ fn run(args: RunArgs, begin: Begin) -> Code {
         options.trace = Trace::on_since(begin);
     }
     options.trace.mark(Phase::Args);
-    match control::run(config, &options) {
+    let server = match socket.as_deref().map(serve::listen).transpose() {
+        Ok(server) => server,
+        Err(failure) => return fail(failure),
+    };
+    match control::run(config, server, &options) {
         Ok(exit) => exit.into(),
         Err(error) => {
             say(&format!("error: {error:#}"));
@@ -213,8 +218,14 @@ fn serve(args: &ServeArgs) -> Code {
     crate::fatal::install();
     match serve::serve(args) {
         Ok(exit) => exit.into(),
-        Err(Failure::Usage(what)) => usage(&what),
-        Err(Failure::Other(error)) => {
+        Err(failure) => fail(failure),
+    }
+}
+
+fn fail(failure: Failure) -> Code {
+    match failure {
+        Failure::Usage(what) => usage(&what),
+        Failure::Other(error) => {
             say(&format!("error: {error:#}"));
             Code::Failure
         }

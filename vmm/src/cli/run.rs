@@ -1,5 +1,6 @@
 //! `husk run`: one VM, described by options.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Args};
@@ -206,6 +207,12 @@ pub struct RunArgs {
     /// Let the guest report a kernel panic, which then ends husk with exit code 4
     #[arg(long, help_heading = "Machine")]
     pub pvpanic: bool,
+
+    /// Serve the REST API on a Unix socket, as without run: PATH, path=PATH or fd=N
+    ///
+    /// Whoever may connect may resize, pause and end the VM, and add devices: see husk ctl.
+    #[arg(long, value_name = "SOCKET", help_heading = "Observe")]
+    pub api_socket: Option<OsString>,
 
     /// Confine husk to the system calls that it needs
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Mode::On, help_heading = "Observe")]

@@ -72,6 +72,7 @@ struct BadPlace {
 }
 
 /// How serving went wrong.
+#[derive(Debug)]
 pub(super) enum Failure {
     /// The options.
     Usage(String),
@@ -79,10 +80,14 @@ pub(super) enum Failure {
     Other(anyhow::Error),
 }
 
+/// Listens where `--api-socket` says.
+pub(super) fn listen(socket: &OsStr) -> Result<Server, Failure> {
+    bind(&parse_socket(socket)?).map_err(Failure::Other)
+}
+
 /// Serves until the end.
 pub(super) fn serve(args: &ServeArgs) -> Result<Exit, Failure> {
-    let socket = args.api_socket.as_deref().unwrap_or_default();
-    let socket = Place::parse("--api-socket", socket, true).map_err(|e| Failure::Usage(e.to_string()))?;
+    let socket = parse_socket(args.api_socket.as_deref().unwrap_or_default())?;
     let monitor = args.event_monitor.as_deref();
     let monitor = monitor
         .map(|place| Place::parse("--event-monitor", place, false))
@@ -97,6 +102,19 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Exit, Failure> {
     start(&socket, monitor.as_ref(), args.log_file.as_deref(), &options).map_err(Failure::Other)
 }
 
+fn parse_socket(socket: &OsStr) -> Result<Place, Failure> {
+    Place::parse("--api-socket", socket, true).map_err(|e| Failure::Usage(e.to_string()))
+}
+
+fn bind(socket: &Place) -> anyhow::Result<Server> {
+    // Whoever has connected may also send a signal: that must find the socket's file removed in the end.
+    Signals::hold().context("cannot hold signals back")?;
+    Ok(match socket {
+        Place::Path(path) => Server::bind(path)?,
+        Place::Fd(fd) => Server::adopt(inherited(*fd).with_context(|| format!("api socket fd {fd}"))?)?,
+    })
+}
+
 /// Listens first: a shim waits for it, and there is nothing before it that takes time.
 fn start(
     socket: &Place,
@@ -104,12 +122,7 @@ fn start(
     log_file: Option<&Path>,
     options: &RunOptions,
 ) -> anyhow::Result<Exit> {
-    // Whoever has connected may also send a signal: that must find the socket's file removed in the end.
-    Signals::hold().context("cannot hold signals back")?;
-    let server = match socket {
-        Place::Path(path) => Server::bind(path)?,
-        Place::Fd(fd) => Server::adopt(inherited(*fd).with_context(|| format!("api socket fd {fd}"))?)?,
-    };
+    let server = bind(socket)?;
     match log_file {
         Some(path) => crate::log::init_to_file(options.verbosity, path)
             .with_context(|| format!("log file {} cannot be opened", path.display()))?,

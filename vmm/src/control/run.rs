@@ -9,7 +9,8 @@ use husk_virtio::threads::Threads;
 
 use super::Controller;
 use super::event_loop::{Ended, run_event_loop};
-use crate::api::{Inbox, Info};
+use super::serve::Served;
+use crate::api::{Inbox, Info, Server};
 use crate::config::{RunOptions, VmConfig};
 use crate::events::Events;
 use crate::machine::Ending;
@@ -38,27 +39,36 @@ pub enum Exit {
     Interrupted,
 }
 
-/// Builds the VM, runs it until it ends, and takes it apart again.
+/// Builds the VM, runs it until it ends, and takes it apart again. Clients of `server`, if there is one, may ask what they ask of
+/// [`serve`](super::serve()).
 ///
 /// # Errors
 /// What the user can mend, in one line each. Nothing is left running.
-pub fn run(config: VmConfig, options: &RunOptions) -> Result<Exit> {
+pub fn run(config: VmConfig, server: Option<Server>, options: &RunOptions) -> Result<Exit> {
     let trace = &options.trace;
     let (signals, news, threads) = confine(options.seccomp)?;
     let trace_file = options.boot_trace.as_deref().map(create_trace).transpose()?;
     let stdout = StdoutSink::new().context("cannot take standard output")?;
-    let mut controller = Controller::new(
-        Info::new(),
-        Events::default(),
-        options.clone(),
-        stdout.clone(),
-        news,
-        threads,
-    );
+    let info = Info::new();
+    let served = server
+        .map(|server| Served::start(server, info.clone(), options.seccomp))
+        .transpose()?;
+    let events = Events::default();
+    let mut controller = Controller::new(info, events, options.clone(), stdout.clone(), news, threads);
     controller.start(config)?;
-    // There will be no other machine, and no device more.
-    options.seccomp.enter(Role::EventLoop)?;
-    let exit = conclude(controller, signals, &stdout, None, options)?;
+    if served.is_none() {
+        // There will be no other machine, and no device more.
+        options.seccomp.enter(Role::EventLoop)?;
+    }
+    let exit = conclude(
+        controller,
+        signals,
+        &stdout,
+        served.as_ref().map(Served::inbox),
+        options,
+    );
+    drop(served);
+    let exit = exit?;
     trace.mark(Phase::Teardown);
     report(options, trace_file)?;
     Ok(exit)

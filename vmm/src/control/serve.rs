@@ -1,4 +1,4 @@
-//! The API process: whatever VMs its client wants, one at a time.
+//! The API beside a VM: for a process that has none yet, and for one that has.
 
 use std::io;
 
@@ -6,30 +6,49 @@ use anyhow::{Context, Result};
 
 use super::run::confine;
 use super::{Controller, Exit, conclude};
-use crate::api::{Info, Server};
+use crate::api::{Inbox, Info, Running, Server};
 use crate::config::RunOptions;
 use crate::events::Events;
-use crate::seccomp::Role;
+use crate::seccomp::{Mode, Role};
 use crate::terminal::StdoutSink;
+
+/// The API's thread, and what its clients ask for. Dropped in this order: commands that wait are refused, then all that has been answered
+/// goes out.
+pub(super) struct Served {
+    inbox: Inbox,
+    _running: Running,
+}
+
+impl Served {
+    /// Starts to answer at `server`; `info` is what `vm.info` says.
+    ///
+    /// # Errors
+    /// The host has no thread or no descriptor left.
+    pub(super) fn start(server: Server, info: Info, seccomp: Mode) -> Result<Self> {
+        let confine_api = move || seccomp.enter(Role::Api).map_err(io::Error::other);
+        let (running, inbox) = server.spawn(info, confine_api).context("cannot start the API")?;
+        Ok(Self {
+            inbox,
+            _running: running,
+        })
+    }
+
+    /// What clients ask for.
+    pub(super) fn inbox(&self) -> &Inbox {
+        &self.inbox
+    }
+}
 
 /// Serves the API on `server` until its client, a guest or a signal ends it. `events` are told what happens.
 ///
 /// # Errors
 /// What the operator can mend. What fails for a client is told the client.
 pub fn serve(server: Server, options: &RunOptions, events: Events) -> Result<Exit> {
-    let seccomp = options.seccomp;
-    let (signals, news, threads) = confine(seccomp)?;
+    let (signals, news, threads) = confine(options.seccomp)?;
     let stdout = StdoutSink::new().context("cannot take standard output")?;
     let info = Info::new();
-    let confine_api = move || seccomp.enter(Role::Api).map_err(io::Error::other);
-    let (running, inbox) = server
-        .spawn(info.clone(), confine_api)
-        .context("cannot start the API")?;
+    let served = Served::start(server, info.clone(), options.seccomp)?;
     events.emit("vmm", "starting");
     let controller = Controller::new(info, events, options.clone(), stdout.clone(), news, threads);
-    let exit = conclude(controller, signals, &stdout, Some(&inbox), options);
-    // In this order: commands that wait are refused, then all that has been answered goes out.
-    drop(inbox);
-    drop(running);
-    exit
+    conclude(controller, signals, &stdout, Some(served.inbox()), options)
 }
