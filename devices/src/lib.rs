@@ -21,6 +21,7 @@ pub mod pci;
 pub mod power;
 pub mod pvpanic;
 pub mod serial;
+pub mod told;
 
 pub use bus::{Bus, BusDevice, BusError, Effect};
 pub use chain::{causes, chain};

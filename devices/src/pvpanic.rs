@@ -9,6 +9,7 @@ use acpi_tables::Aml;
 use acpi_tables::aml::{Device, IO, Name, Path, ResourceTemplate};
 
 use crate::bus::{BusDevice, Effect};
+use crate::told::Told;
 
 /// The I/O port at which guests have found the device since before it was described by ACPI.
 pub const PORT: u16 = 0x505;
@@ -21,8 +22,10 @@ const CRASH_LOADED: u8 = 1 << 1;
 const STA_WORKING: u8 = 0xf;
 
 /// The pvpanic device.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct PvPanic;
+#[derive(Debug, Default)]
+pub struct PvPanic {
+    crashed: Told,
+}
 
 impl PvPanic {
     /// The device `PEVT` at I/O port `port`. For `\_SB`.
@@ -56,7 +59,10 @@ impl BusDevice for PvPanic {
         match (offset, data.first()) {
             (0, Some(events)) if events & PANICKED != 0 => Effect::Panic,
             (0, Some(events)) if events & CRASH_LOADED != 0 => {
-                log::warn!("the guest kernel crashed and hands over to its crash kernel");
+                // A guest can say so at will.
+                if self.crashed.is_first() {
+                    log::warn!("the guest kernel crashed and hands over to its crash kernel");
+                }
                 Effect::None
             }
             _ => Effect::None,
@@ -70,17 +76,20 @@ mod tests {
 
     #[test]
     fn a_panic_ends_the_machine_and_a_crash_kernel_does_not() {
-        assert_eq!(PvPanic.write(0, &[1]), Effect::Panic);
-        assert_eq!(PvPanic.write(0, &[3]), Effect::Panic);
-        assert_eq!(PvPanic.write(0, &[2]), Effect::None);
-        assert_eq!(PvPanic.write(0, &[4]), Effect::None);
-        assert_eq!(PvPanic.write(1, &[1]), Effect::None);
+        let mut device = PvPanic::default();
+        assert_eq!(device.write(0, &[1]), Effect::Panic);
+        assert_eq!(device.write(0, &[3]), Effect::Panic);
+        assert_eq!(device.write(0, &[4]), Effect::None);
+        assert_eq!(device.write(1, &[1]), Effect::None);
+        assert_eq!(device.write(0, &[2]), Effect::None);
+        assert!(!device.crashed.is_first(), "told, and not again");
+        assert_eq!(device.write(0, &[2]), Effect::None);
     }
 
     #[test]
     fn both_events_are_supported() {
         let mut data = [0; 2];
-        PvPanic.read(0, &mut data);
+        PvPanic::default().read(0, &mut data);
         assert_eq!(data, [3, 0xff]);
     }
 

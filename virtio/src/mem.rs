@@ -403,7 +403,7 @@ impl RequestExecutor<'_> {
         };
         // Not under the lock: registers are served meanwhile. Blocks change on this thread only.
         let done = self.backing().plug(offset, bytes);
-        done.map_err(|error| put_off("plug", &error))?;
+        done.map_err(|error| self.put_off("plug", &error))?;
         self.record(&blocks, true);
         Ok(())
     }
@@ -431,7 +431,7 @@ impl RequestExecutor<'_> {
     fn give_back(&mut self, blocks: &std::ops::Range<u64>) -> Result<(), u16> {
         let (offset, bytes) = lock(self.shared).region.bytes(blocks);
         let done = self.backing().unplug(offset, bytes);
-        done.map_err(|error| put_off("unplug", &error))?;
+        done.map_err(|error| self.put_off("unplug", &error))?;
         self.record(blocks, false);
         Ok(())
     }
@@ -447,6 +447,17 @@ impl RequestExecutor<'_> {
             BlockState::Mixed => STATE_MIXED,
         };
         (RESP_ACK, state)
+    }
+
+    /// A driver may ask again as often as it likes.
+    fn put_off(&self, what: &str, error: &io::Error) -> u16 {
+        if self.metrics.busy.get() == 0 {
+            log::warn!(
+                "memory device: the host cannot {what} memory now: {}; further ones are only counted",
+                chain(error)
+            );
+        }
+        RESP_BUSY
     }
 
     fn backing(&self) -> MutexGuard<'_, dyn Backing + 'static> {
@@ -466,11 +477,6 @@ fn response(denied: Denied) -> u16 {
         Denied::Nack => RESP_NACK,
         Denied::Error => RESP_ERROR,
     }
-}
-
-fn put_off(what: &str, error: &io::Error) -> u16 {
-    log::warn!("memory device: the host cannot {what} memory now: {}", chain(error));
-    RESP_BUSY
 }
 
 impl Handler for MemHandler {

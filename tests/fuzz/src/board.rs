@@ -74,7 +74,7 @@ impl Machine {
         put(layout::SLEEP_CONTROL_PORT, power::SIZE, shared(Power::default()));
         put(layout::I8042_PORT, layout::I8042_PORT_LEN.into(), shared(I8042));
         put(layout::DEBUG_PORT, 1, shared(DebugPort::new(Box::new(drop))));
-        put(layout::PVPANIC_PORT, 1, shared(PvPanic));
+        put(layout::PVPANIC_PORT, 1, shared(PvPanic::default()));
         let serial = Serial::new(irq, Box::new(std::io::sink()));
         put(layout::COM1_PORT, layout::COM1_PORT_LEN.into(), shared(serial));
         let mut machine = Self {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use husk_devices::bus::Bus;
 use husk_devices::pci::{BarRange, BarWindow, Bdf, PciFunction, PciRoot};
+use husk_devices::told::Told;
 use husk_devices::{Effect, lock};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -38,6 +39,8 @@ pub struct Board {
     windows: Mutex<BTreeMap<Bdf, Vec<BarRange>>>,
     /// What is memory, and so has to have a page of the host behind it.
     memory: OnceLock<Arc<AddressSpace>>,
+    /// A guest can move its windows wherever it likes, as often as it likes.
+    misplaced: Told,
     ending: OnceLock<Ending>,
     ended: EventFd,
 }
@@ -60,6 +63,7 @@ impl Board {
             pci,
             windows: Mutex::default(),
             memory: OnceLock::new(),
+            misplaced: Told::default(),
             ending: OnceLock::new(),
             ended,
         }
@@ -146,7 +150,7 @@ impl Board {
 }
 
 impl Board {
-    /// Makes the memory bus agree with what function `bdf` decodes now. A window that would overlap another is left out and logged:
+    /// Makes the memory bus agree with what function `bdf` decodes now. A window that would overlap another is left out, and the first is logged:
     /// the guest asked for it, so the guest lives with reads of all ones there.
     ///
     /// One at a time: of two threads that both remap a function, or of which one takes it away, the later one sees what the other
@@ -164,7 +168,7 @@ impl Board {
         }
         let Some(function) = function else { return };
         for window in gone.iter().filter(|gone| wanted.iter().all(|new| new.bar != gone.bar)) {
-            follow(&function, bdf, window.bar, None);
+            self.follow(&function, bdf, window.bar, None);
         }
         for window in wanted {
             if !kept.contains(&window) && self.place(&function, bdf, window) {
@@ -177,18 +181,22 @@ impl Board {
     fn place(&self, function: &Arc<Mutex<dyn PciFunction>>, bdf: Bdf, window: BarRange) -> bool {
         let device = Arc::new(Mutex::new(BarWindow::new(function.clone(), window.bar)));
         let placed = self.mmio.insert(window.base, window.size, device);
-        if let Err(error) = &placed {
+        if let Err(error) = &placed
+            && self.misplaced.is_first()
+        {
             log::warn!("{bdf} BAR {}: {error}", window.bar);
         }
-        follow(function, bdf, window.bar, placed.is_ok().then_some(window.base));
+        self.follow(function, bdf, window.bar, placed.is_ok().then_some(window.base));
         placed.is_ok()
     }
-}
 
-/// Lets a function's doorbells follow its window.
-fn follow(function: &Mutex<dyn PciFunction>, bdf: Bdf, bar: u8, to: Option<u64>) {
-    if let Err(error) = lock(function).bar_moved(bar, to) {
-        log::warn!("{bdf} BAR {bar}: its doorbells cannot follow it: {error}");
+    /// Lets a function's doorbells follow its window.
+    fn follow(&self, function: &Mutex<dyn PciFunction>, bdf: Bdf, bar: u8, to: Option<u64>) {
+        if let Err(error) = lock(function).bar_moved(bar, to)
+            && self.misplaced.is_first()
+        {
+            log::warn!("{bdf} BAR {bar}: its doorbells cannot follow it: {error}");
+        }
     }
 }
 

@@ -95,7 +95,7 @@ pub fn populate(
             "pvpanic",
             layout::PVPANIC_PORT,
             pvpanic::SIZE,
-            shared(PvPanic),
+            shared(PvPanic::default()),
             Some(aml),
         )?;
     }
