@@ -325,7 +325,8 @@ const EVENT_LOOP: &[Rule] = &[
     any(libc::SYS_statx),
     only(
         libc::SYS_fcntl,
-        &[one_of(1, &[n(F_DUPFD_CLOEXEC), n(F_GETFL), n(F_SETFL)])],
+        // A disk that goes unlocks its image.
+        &[one_of(1, &[n(F_DUPFD_CLOEXEC), n(F_GETFL), n(F_SETFL), n(F_OFD_SETLK)])],
     ),
     // The file of a socket goes with its device.
     any(libc::SYS_unlink),
