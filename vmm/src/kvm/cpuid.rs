@@ -131,6 +131,14 @@ pub(super) fn host_brand() -> Option<[CpuidResult; 3]> {
     has_brand.then(|| BRAND.map(__cpuid))
 }
 
+/// Whether this machine's processor shows VMX or SVM.
+pub(super) fn host_virtualizes() -> bool {
+    /// Leaf with the features of AMD's extension.
+    const AMD_FEATURES: u32 = 0x8000_0001;
+    let amd = __cpuid(EXTENDED).eax >= AMD_FEATURES && __cpuid(AMD_FEATURES).ecx & FEATURE_SVM != 0;
+    amd || __cpuid(1).ecx & FEATURE_VMX != 0
+}
+
 /// Bits that number `count` things: 0 for one, 3 for eight, 4 for nine.
 fn id_bits(count: u32) -> u32 {
     u32::BITS - count.saturating_sub(1).leading_zeros()

@@ -119,6 +119,12 @@ impl Kvm {
         }
     }
 
+    /// Whether guests run on the processor itself. Without VMX and SVM, a KVM that answers all the same emulates a guest's kernel one
+    /// instruction at a time.
+    pub fn is_hardware(&self) -> bool {
+        cpuid::host_virtualizes()
+    }
+
     /// The most vCPUs a VM may have on this host.
     pub fn max_vcpus(&self) -> u32 {
         u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX)

@@ -161,6 +161,12 @@ impl Machine {
             Ok((cpus, dimms, devices, board, ended, handles))
         })?;
         let parts = memory_parts(config, &memory);
+        if !kvm.is_hardware() {
+            log::warn!(
+                "this processor shows neither VMX nor SVM: KVM emulates the guest's kernel one instruction at a time, and a stock \
+                 kernel fails or crawls (`husk check` says more)"
+            );
+        }
         Ok(Self {
             cpus,
             dimms,
