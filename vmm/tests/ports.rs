@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod process;
+
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use process::{NO_HARDWARE, complaints};
 use tempfile::TempDir;
 
 /// What the guest prints: as much as a page, and not all in one piece.
@@ -102,15 +105,6 @@ impl Folder {
         assert_eq!(complaints(&output), [""; 0], "{output:?}");
     }
 }
-
-/// What husk has said, but for the warning that this machine is owed.
-fn complaints(output: &Output) -> Vec<&str> {
-    let said = std::str::from_utf8(&output.stderr).unwrap().lines();
-    said.filter(|line| !line.starts_with(NO_HARDWARE)).collect()
-}
-
-/// The warning on a KVM that emulates.
-const NO_HARDWARE: &str = "WARN: this processor shows neither VMX nor SVM";
 
 #[test]
 fn a_kvm_without_hardware_behind_it_is_warned_of_in_one_line() {

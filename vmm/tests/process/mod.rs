@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 pub use rustix::process::Signal;
 use rustix::process::{Pid, kill_process};
@@ -132,4 +132,13 @@ impl Client {
         self.send("PUT", name, body.as_deref(), &[]);
         self.answer()
     }
+}
+
+/// The warning on a KVM that emulates.
+pub const NO_HARDWARE: &str = "WARN: this processor shows neither VMX nor SVM";
+
+/// What husk has said, but for the warning that this machine is owed.
+pub fn complaints(output: &Output) -> Vec<&str> {
+    let said = std::str::from_utf8(&output.stderr).unwrap().lines();
+    said.filter(|line| !line.starts_with(NO_HARDWARE)).collect()
 }

@@ -291,5 +291,5 @@ impl Machine {
 }
 
 #[cfg(test)]
-#[path = "resize_test.rs"]
+#[path = "mod_test.rs"]
 mod tests;
