@@ -88,6 +88,16 @@ impl Api {
         self.ask("PUT", name, Some(body), fds)
     }
 
+    /// Sends `PUT /api/v1/NAME` on a connection of its own and closes that without waiting for the answer, as the Go shim does when it has
+    /// lost patience.
+    ///
+    /// # Errors
+    ///
+    /// Nobody listens there.
+    pub fn give_up(&self, name: &str, body: &Value) -> Result<()> {
+        write_as_go(&connect(&self.socket)?, "PUT", name, Some(body), &[])
+    }
+
     fn ask(&mut self, method: &str, name: &str, body: Option<&Value>, fds: &[RawFd]) -> Result<Response> {
         let response = match self.shim {
             Shim::Rust => write_as_rust(&self.stream, method, name, body, fds).and_then(|()| read(&self.stream)),

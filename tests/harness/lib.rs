@@ -14,6 +14,7 @@ pub mod agent;
 pub mod api;
 pub mod body;
 mod boot;
+pub mod dynamic;
 mod end;
 mod guest;
 pub mod info;

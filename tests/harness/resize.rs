@@ -8,6 +8,7 @@ use husk_guest::resources::Resources;
 use serde_json::Value;
 
 use crate::agent::Agent;
+use crate::info::VmInfo;
 use crate::pod::{PATIENCE, Pod};
 
 /// How often both sides are looked at: as often as Kata's agent looks.
@@ -50,15 +51,25 @@ impl Resizing {
     ///
     /// Either side does not say.
     pub fn begin(pod: &mut Pod, agent: &mut Agent) -> Result<Self> {
-        Ok(Self {
-            guest: agent.resources()?,
-            host_bytes: pod.info()?.memory_actual_size,
-        })
+        Ok(Self::of(agent.resources()?, &pod.info()?))
+    }
+
+    /// Of a VM that guest and host say this of.
+    pub fn of(guest: Resources, host: &VmInfo) -> Self {
+        Self {
+            guest,
+            host_bytes: host.memory_actual_size,
+        }
     }
 
     /// The memory that the pod had.
     pub fn boot_bytes(&self) -> u64 {
         self.host_bytes
+    }
+
+    /// Bytes of memory that the guest has more than at its boot.
+    pub fn gained(&self, guest: &Resources) -> u64 {
+        guest.memory_kib.saturating_sub(self.guest.memory_kib) * 1024
     }
 
     /// Sends `vm.resize` and waits until guest and host have what was asked for, bringing online what comes as Kata's agent does.
@@ -98,13 +109,26 @@ impl Resizing {
     ///
     /// They do not come to agree.
     pub fn check(&self, pod: &mut Pod, agent: &mut Agent, vcpus: u32) -> Result<()> {
+        self.check_size(|| Ok((pod.info()?, agent.resources()?)), vcpus, None)
+    }
+
+    /// As [`Resizing::check`], of `bytes` of memory if they are given, by what `look` finds on the host and in the guest.
+    ///
+    /// # Errors
+    ///
+    /// They do not come to agree, or `look` fails.
+    pub fn check_size(
+        &self,
+        mut look: impl FnMut() -> Result<(VmInfo, Resources)>,
+        vcpus: u32,
+        bytes: Option<u64>,
+    ) -> Result<()> {
         let start = Instant::now();
         loop {
-            let guest = agent.resources()?;
-            let info = pod.info()?;
+            let (info, guest) = look()?;
             let host = info.memory_actual_size;
-            let vcpus = vcpus_differ(vcpus, info.config.cpus.boot_vcpus, &guest);
-            let Some(why) = vcpus.or_else(|| self.memory_differs(host, host, &guest)) else {
+            let differ = vcpus_differ(vcpus, info.config.cpus.boot_vcpus, &guest);
+            let Some(why) = differ.or_else(|| self.memory_differs(bytes.unwrap_or(host), host, &guest)) else {
                 return Ok(());
             };
             ensure!(start.elapsed() < PATIENCE, "{why}");
@@ -123,7 +147,7 @@ impl Resizing {
 
     fn memory_differs(&self, wanted: u64, host: u64, guest: &Resources) -> Option<String> {
         let wanted = wanted.max(self.host_bytes);
-        let gained = guest.memory_kib.saturating_sub(self.guest.memory_kib) * 1024;
+        let gained = self.gained(guest);
         let agree = host.checked_sub(self.host_bytes) == Some(gained) && guest.blocks_in("offline") == 0;
         let is_enough = host >= wanted && host - wanted <= KEPT_BYTES;
         let why = || format!("the host says {host} bytes, the guest has {gained} more than at its boot");

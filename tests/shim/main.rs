@@ -7,6 +7,7 @@ mod shim_failures;
 mod shim_late;
 mod shim_life;
 mod shim_limits;
+mod shim_resize;
 mod shim_restart;
 
 use husk_tests::api::Shim;
