@@ -211,7 +211,7 @@ impl MemHandle {
         Ok(())
     }
 
-    /// Lets a driver that was told `BUSY` try again now.
+    /// Lets a driver that was told `BUSY`, or could not empty a block, try again now.
     pub fn retry(&self) {
         tell(&lock(&self.0));
     }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use husk_firmware::layout;
 use husk_hotplug::bank::{Extent, Kind as SlotKind};
@@ -18,6 +18,7 @@ use husk_virtio::mem::MemHandle;
 use serde_json::{Value, json};
 
 use super::super::hotplug::Slots;
+use super::retry::Retry;
 use super::{Change, Latency, Refusal, ResizeError};
 use crate::memory::{AddressSpace, Kind, Region};
 
@@ -116,6 +117,8 @@ pub struct MemoryResize {
     asked: Option<Asked>,
     /// What was there when it was looked at last.
     seen: u64,
+    /// When the driver of virtio-mem is told to try again.
+    retry: Retry,
     refusals: Vec<Refusal>,
     plugged: Latency,
     unplugged: Latency,
@@ -142,6 +145,7 @@ impl MemoryResize {
             since: None,
             asked: None,
             seen: 0,
+            retry: Retry::default(),
             refusals: Vec::new(),
             plugged: Latency::default(),
             unplugged: Latency::default(),
@@ -177,6 +181,7 @@ impl MemoryResize {
         let wanted = self.check(bytes)?.saturating_sub(self.parts.boot_bytes);
         let before = std::mem::replace(&mut self.wanted, wanted);
         self.since = Some(now);
+        self.retry.begin();
         if let Err(error) = self.go_on(dimms) {
             self.wanted = before;
             return Err(error.into());
@@ -218,6 +223,23 @@ impl MemoryResize {
             self.stop_at(dimms);
         }
         self.tell(dimms, changes);
+        self.prod(Instant::now());
+    }
+
+    /// Has the driver of virtio-mem try again, if it has stopped and it is time.
+    fn prod(&mut self, now: Instant) {
+        let Some(blocks) = &self.blocks else { return };
+        let size = blocks.size();
+        let is_open = size.driver && size.plugged_bytes != size.requested_bytes;
+        if self.retry.look(is_open.then_some(size.plugged_bytes), now) {
+            blocks.retry();
+        }
+    }
+
+    /// When to look again, though nobody has news.
+    pub fn poll(&self) -> Option<Duration> {
+        let due = self.retry.due()?;
+        Some(due.saturating_duration_since(Instant::now()))
     }
 
     fn take_answer(&mut self, changes: &mut Vec<Change>) {

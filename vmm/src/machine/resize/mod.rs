@@ -6,6 +6,7 @@
 mod cpus;
 mod latency;
 mod memory;
+mod retry;
 
 use std::time::{Duration, Instant};
 
@@ -238,7 +239,8 @@ impl Resizes {
 
     /// When to look again, though nobody has news.
     pub fn poll<V: Vcpus>(&self, cpus: &Hotplug<V>) -> Option<Duration> {
-        self.cpus.is_starting(cpus).then_some(POLL)
+        let starting = self.cpus.is_starting(cpus).then_some(POLL);
+        starting.into_iter().chain(self.memory.poll()).min()
     }
 
     /// All of it, for `vm.resize-status`.
