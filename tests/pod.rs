@@ -21,6 +21,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
+/// What memory comes in.
+const BLOCK: u64 = 128 * MIB;
 const KATA: &str = "io.katacontainers.config.hypervisor.";
 
 const FAILURE: i32 = 1;
@@ -120,9 +122,10 @@ impl Sandbox {
         path.to_str().unwrap().to_owned()
     }
 
-    /// Performs a command about containers while the guest brings all that comes online, as an agent does that looks every 50 ms. The pod
+    /// Performs a command about containers, which need `mib` MiB then and get whole blocks, while the guest brings all that comes online, as an agent does that looks every 50 ms. The pod
     /// has `vcpus` and `mib` when the command returns, not a moment later.
     fn resize(&mut self, command: &[&str], vcpus: usize, mib: u64) {
+        let bytes = (mib * MIB).next_multiple_of(BLOCK);
         let is_over = AtomicBool::new(false);
         let mut helper = connect(self.path()).unwrap();
         let (code, said) = thread::scope(|scope| {
@@ -145,14 +148,14 @@ impl Sandbox {
             (vcpus, vcpus, vcpus.try_into().unwrap()),
             "{command:?}: {guest:?}"
         );
-        assert_eq!(host.config.memory.size, mib * MIB, "{command:?}");
+        assert_eq!(host.config.memory.size, bytes, "{command:?}");
         let (gained, more) = (
             self.gained(&guest),
             host.memory_actual_size - self.resizing.boot_bytes(),
         );
         assert_eq!(gained, more, "{command:?}: {guest:?}");
         // Less is what the guest can spare.
-        let kept = more.checked_sub(mib * MIB - self.resizing.boot_bytes());
+        let kept = more.checked_sub(bytes - self.resizing.boot_bytes());
         let grows = matches!(command, ["add", ..]);
         let most = if grows { 0 } else { husk_tests::resize::KEPT_BYTES };
         assert!(kept.is_some_and(|kept| kept <= most), "{command:?}: {more} bytes came");

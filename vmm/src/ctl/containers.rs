@@ -203,6 +203,10 @@ fn settle(client: &mut Client, change: Change, wait: Duration) -> Result<Status,
             Err(ResizeError::Client(error)) if error.status() == Some(409) => {}
             Ok(_) | Err(ResizeError::Superseded) => {}
             Err(ResizeError::Late { missing, hint, .. }) => {
+                let now = Status::ask(client)?;
+                if wanted.has_its_memory(&now) && revision(client)? == note.revision {
+                    return Ok(now);
+                }
                 let seconds = wait.as_secs_f64();
                 return Err(ResizeError::Late { seconds, missing, hint }.into());
             }

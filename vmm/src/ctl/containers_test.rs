@@ -133,6 +133,34 @@ fn what_came_for_a_container_that_does_not_start_is_given_back() {
     assert_eq!(vm.containers["containers"], json!({}));
 }
 
+/// It may use for itself what a container no longer needs; that vCPUs stay is told.
+#[test]
+fn memory_that_the_guest_keeps_keeps_no_container_from_its_size() {
+    const SHORT: Duration = Duration::from_millis(50);
+    let (server, vm) = Vm {
+        kept: 1024 * MIB,
+        ..Vm::default()
+    }
+    .serve();
+    let client = &mut server.client();
+    add(client, "a", &container(1000, 512), PATIENCE).unwrap();
+    let status = update(client, "a", &container(1000, 0), SHORT).unwrap();
+    assert_eq!(
+        (status.memory_now(), status.memory.present_bytes),
+        (512 * MIB, Some(1024 * MIB))
+    );
+    let noted = Note::read(client).unwrap().list.resources();
+    assert_eq!(noted[0].memory_limit_bytes, None, "as it is now");
+    vm.lock().unwrap().deaf = true;
+    let error = remove(client, "a", SHORT).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("not there within 0.05 s: 1 vCPUs asked for"),
+        "{error}"
+    );
+}
+
 #[test]
 fn an_id_is_one_container() {
     let (server, _) = Vm::default().serve();

@@ -116,6 +116,13 @@ impl Wanted {
         matches!((self.vcpus, now.vcpus.desired), (Some(wanted), Some(desired)) if wanted != desired)
     }
 
+    /// Whether the vCPUs are there and the memory at least: what a guest cannot give back keeps no container from its size.
+    pub(super) fn has_its_memory(self, now: &Status) -> bool {
+        let vcpus = self.vcpus.and_then(|wanted| missing_vcpus(wanted, now));
+        let memory = self.memory_bytes.zip(now.memory.present_bytes);
+        vcpus.is_none() && memory.is_none_or(|(wanted, present)| present >= wanted)
+    }
+
     /// What is not there yet. What a husk does not tell is taken to be there: it has granted it.
     fn missing(self, before: &Status, now: &Status) -> Option<String> {
         let vcpus = self.vcpus.and_then(|wanted| missing_vcpus(wanted, now));

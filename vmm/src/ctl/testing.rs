@@ -106,6 +106,8 @@ pub struct Vm {
     pub desired: u64,
     pub present: u64,
     pub outcome: &'static str,
+    /// Memory of which the guest gives nothing back.
+    pub kept: u64,
     /// The guest does nothing any more.
     pub deaf: bool,
     /// Larger sizes are refused.
@@ -128,6 +130,7 @@ impl Default for Vm {
             desired: 512 * MIB,
             present: 512 * MIB,
             outcome: "accepted",
+            kept: 0,
             deaf: false,
             full: false,
             revision: 0,
@@ -193,7 +196,7 @@ impl Vm {
         };
         self.present = match self.present {
             present if present < self.desired => self.desired.min(present + 128 * MIB),
-            present if present > self.desired => self.desired.max(present - 128 * MIB),
+            present if present > self.desired => self.desired.max(self.kept.min(present)).max(present - 128 * MIB),
             present => present,
         };
     }
