@@ -59,6 +59,14 @@ fn ctrl_c_ends_a_vm_whose_console_is_elsewhere() {
 }
 
 #[test]
+fn a_guest_runs_without_input() {
+    Boot::new([Step::Report, Step::PowerOff])
+        .no_input()
+        .run()
+        .assert_code(0);
+}
+
+#[test]
 fn the_end_of_input_does_not_end_the_guest() {
     let mut guest = Boot::new([Step::Report, Step::PowerOff]).start();
     guest.close_input();

@@ -29,6 +29,8 @@ pub enum Image {
 pub enum Input {
     /// Pipes.
     Pipes,
+    /// `/dev/null` for input, and a pipe for output.
+    Nothing,
     /// A terminal whose other end the test holds.
     Terminal(Pty),
 }
@@ -140,6 +142,12 @@ impl Boot {
         self
     }
 
+    /// The VMM with `/dev/null` for its standard input, as services have it.
+    pub fn no_input(mut self) -> Self {
+        self.input = Input::Nothing;
+        self
+    }
+
     /// A folder that lives as long as the test's VM.
     pub fn folder(&self) -> &Path {
         self.folder.path()
@@ -184,6 +192,10 @@ impl Boot {
         let pty = match self.input {
             Input::Pipes => {
                 command.stdin(Stdio::piped()).stdout(Stdio::piped());
+                None
+            }
+            Input::Nothing => {
+                command.stdin(Stdio::null()).stdout(Stdio::piped());
                 None
             }
             Input::Terminal(pty) => {
