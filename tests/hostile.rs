@@ -381,7 +381,7 @@ fn hostile_access(numbers: &mut Numbers) -> String {
             write(OSTR, 64, status << 32 | source << 16 | slot)
         }
         _ => {
-            let offset = numbers.next() % 0x100 & !7;
+            let offset = 8 * (numbers.next() % 0x20);
             let bits = numbers.one_of(&[8, 16, 32, 64]);
             write(offset, bits, numbers.next() & (u64::MAX >> (64 - bits)))
         }
