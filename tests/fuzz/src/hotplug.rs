@@ -18,6 +18,7 @@
 //! - a unit exists exactly as long as its slot is filled, and the guest reads its range, or none;
 //! - what `_STA` has shown the guest is its own until it writes that it has let go, or never had it: nothing that the host does takes it,
 //!   and no write of the guest's changes another slot than the one that it names;
+//! - what it has let go of is not told of anew before the guest has seen that it has gone;
 //! - a ticket is open as long as its slot may still answer it, and is then kept once, by an answer that the slot bears out.
 
 use std::collections::BTreeSet;
@@ -147,6 +148,10 @@ struct Machine {
     tickets: Vec<Asked>,
     pinned: BTreeSet<u32>,
     actor: Actor,
+    /// What the guest has just evaluated `_EJ0` of.
+    ejects: Option<u32>,
+    /// What it has let go of, and not looked at since.
+    unverified: BTreeSet<u32>,
     /// Before the last step.
     before: Vec<State>,
 }
@@ -164,13 +169,15 @@ impl Machine {
             tickets: Vec::new(),
             pinned: BTreeSet::new(),
             actor: Actor::Anyone,
+            ejects: None,
+            unverified: BTreeSet::new(),
             before: vec![State::Empty; SLOTS.into()],
         }
     }
 
     fn step(&mut self, script: &mut Script<'_>) -> Option<()> {
         let mut data = [0xee; 8];
-        self.actor = Actor::Anyone;
+        (self.actor, self.ejects) = (Actor::Anyone, None);
         match script.u8()? % 15 {
             0 => {
                 let (offset, width) = (script.u16()?, script.width()?);
@@ -178,6 +185,7 @@ impl Machine {
                 if width == data.len() {
                     self.check_range(offset.into(), u64::from_le_bytes(data));
                 }
+                self.look(offset.into(), width, data);
             }
             1 => {
                 let (offset, bytes) = (script.u16()?, script.bytes()?);
@@ -238,6 +246,8 @@ impl Machine {
         let event = u32::from_le_bytes(data);
         assert!(event & 0xffff < SLOTS.into());
         assert!(matches!(event >> 16, 0 | 1 | 3), "Notify value {:#x}", event >> 16);
+        let told_early = event != 0 && self.unverified.contains(&(event & 0xffff));
+        assert!(!told_early, "the guest has not seen what has gone: {event:#x}");
     }
 
     /// Writes a slot's number to a register.
@@ -247,9 +257,32 @@ impl Machine {
 
     fn write(&mut self, register: u64, data: &[u8]) {
         let named = data.first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
-        self.actor = Actor::Writer(named.map(|word| if register == OSTR { word & 0xffff } else { word }));
+        let named = named.map(|word| if register == OSTR { word & 0xffff } else { word });
+        self.actor = Actor::Writer(named);
+        self.ejects = named.filter(|_| register == EJCT);
+        if register == OSTR {
+            self.unverified.retain(|slot| Some(*slot) != named);
+        }
         let effect = self.bank.lock().unwrap().write(register, data);
         assert_eq!(effect, Effect::None);
+    }
+
+    /// The guest may have looked at `_STA`, and learned what has gone.
+    fn look(&mut self, offset: u64, width: usize, data: [u8; 8]) {
+        if offset == SMAP && width >= 4 {
+            let map = u32::from_le_bytes(*data.first_chunk().unwrap());
+            for (slot, state) in self.host.states() {
+                assert_eq!(
+                    map >> slot & 1 != 0,
+                    state.enabled(),
+                    "_STA of slot {slot}, which is {state:?}"
+                );
+            }
+        }
+        let first = SMAP.max(offset);
+        let end = RECORDS.min(offset + u64::try_from(width).unwrap());
+        let seen = first.saturating_sub(SMAP) * 8..end.saturating_sub(SMAP) * 8;
+        self.unverified.retain(|slot| !seen.contains(&u64::from(*slot)));
     }
 
     /// A memory slot tells the range of what is in it.
@@ -301,11 +334,11 @@ impl Machine {
         if let State::Asked { wanted: true, seen, .. } = state {
             assert!(seen, "what the guest has not heard of is taken back");
         }
-        let mut map = [0; 4];
-        self.bank.lock().unwrap().read(SMAP, &mut map);
-        let is_shown = u32::from_le_bytes(map) >> slot & 1 != 0;
+        if self.kind != Kind::Pci && changed && self.ejects == Some(slot) {
+            self.unverified.insert(slot);
+        }
         let units = self.host.plug_mut();
-        if is_shown {
+        if state.enabled() {
             assert!(units.there.contains(&slot), "nothing is in slot {slot}");
             units.shown.insert(slot);
         } else if units.shown.remove(&slot) {
@@ -372,6 +405,11 @@ pub fn seeds() -> Seeds {
         1, 5, 0, 13, 0, 14, 0, 6, 1, 6, 2, 2, 14, 1, 7, 1, 2, 8, 1, 4, 0, 4, 2, 3, 1, 1, 0, 0, 3, 1, 3, 0, 0x82, 7, 1,
         2, 4, 1, 10, 1, 3, 2, 1, 0, 0x81, 9, 2,
     ];
+    // Wanted again, and let go of: told anew when `_STA` was evaluated, or the end reported.
+    let told_early = [
+        1, 5, 1, 7, 1, 2, 8, 1, 4, 1, 10, 0, 2, 0, 0x40, 0, 2, 2, 3, 1, 1, 0, 0, 7, 1, 2, 8, 1, 4, 1, 10, 0, 2, 3, 1,
+        3, 0, 0, 2,
+    ];
     let mut odd = Recorder::default();
     odd.u8(1);
     for offset in [0, 1, 4, 0x08, 0x0c, 0x10, 0x40, 0x50, 0x400, u16::MAX] {
@@ -386,6 +424,7 @@ pub fn seeds() -> Seeds {
         ("told-again", told_again.to_vec()),
         ("dimm", dimm.to_vec()),
         ("processor", processor.to_vec()),
+        ("told-early", told_early.to_vec()),
         ("odd", odd.take()),
     ]
 }
