@@ -117,6 +117,36 @@ pub(super) fn unlock(file: &File) {
     let _ = fcntl(file, libc::F_OFD_SETLK, &mut range(libc::F_UNLCK, 0, 0));
 }
 
+/// The lock on a file that a VM uses otherwise than as a disk, held until this is dropped: it excludes disks, other VMs and QEMU as an
+/// image's does.
+#[derive(Debug)]
+pub struct FileLock(File);
+
+impl FileLock {
+    /// Locks the open file of `file`, without waiting: as its only writer, or as one of any number of readers. `None` if somebody else
+    /// excludes that. A file system without locks grants everything, and the log says so.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn take(file: File, writes: bool) -> io::Result<Option<Self>> {
+        let hold = if writes { Hold::Exclusive } else { Hold::Shared };
+        match lock(&file, hold)? {
+            Locked::Held => Ok(Some(Self(file))),
+            Locked::Busy => Ok(None),
+            Locked::Unsupported => {
+                log::warn!("a file that a guest uses has no locks on its file system");
+                Ok(Some(Self(file)))
+            }
+        }
+    }
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        unlock(&self.0);
+    }
+}
+
 /// Whether somebody else has locked `byte` in a way that excludes `hold`.
 fn is_locked(file: &File, byte: i64, hold: Hold) -> io::Result<bool> {
     let mut found = range(libc::F_WRLCK, byte, 1);

@@ -49,6 +49,7 @@ mod zeroing;
 mod testing;
 
 pub use image::BlockError;
+pub use lock::FileLock;
 pub use metrics::BlockMetrics;
 
 use std::path::PathBuf;

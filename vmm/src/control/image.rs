@@ -1,4 +1,4 @@
-//! Disks that want one image: which disk of the VM has it already.
+//! Disks and persistent memory that want one file: which device of the VM has it already.
 //!
 //! The lock on the image decides whether it is taken ([`husk_virtio::block`]), for a lock knows of other processes too. This module only
 //! says who of this VM holds it.
@@ -10,28 +10,34 @@ use std::path::Path;
 use husk_virtio::block::BlockError;
 
 use crate::config::{NewDevice, VmConfig};
-use crate::machine::BuildError;
+use crate::machine::{BuildError, PmemError};
 
-/// Whether `error` is that the image of a disk is taken.
-pub(super) fn is_taken(error: &BuildError) -> bool {
+/// Whether `error` is that the file of a device is taken.
+pub(crate) fn is_taken(error: &BuildError) -> bool {
     let BuildError::Device { source, .. } = error else {
         return false;
     };
     matches!(source.downcast_ref(), Some(BlockError::Busy { .. }))
+        || matches!(source.downcast_ref(), Some(PmemError::Busy))
 }
 
-/// The disk of `config` whose image `device` could not have, if that is why it failed.
+/// The device of `config` whose file `device` could not have, if that is why it failed.
 pub(super) fn rival<'a>(error: &BuildError, config: &'a VmConfig, device: &NewDevice) -> Option<&'a str> {
-    let NewDevice::Disk(wanted) = device else { return None };
     if !is_taken(error) {
         return None;
     }
-    let wanted = identity(&wanted.path)?;
-    let holder = config.disks.iter().find(|disk| identity(&disk.path) == Some(wanted))?;
-    holder.id.as_deref()
+    let wanted = match device {
+        NewDevice::Disk(disk) => identity(&disk.path)?,
+        NewDevice::Pmem(pmem) => identity(&pmem.file)?,
+        _ => return None,
+    };
+    let disks = config.disks.iter().map(|disk| (&disk.path, &disk.id));
+    let pmems = config.pmem.iter().map(|pmem| (&pmem.file, &pmem.id));
+    let (_, holder) = disks.chain(pmems).find(|(path, _)| identity(path) == Some(wanted))?;
+    holder.as_deref()
 }
 
-/// Why a disk cannot be added, after `cannot add ID`.
+/// Why a device cannot be added, after `cannot add ID`.
 pub(super) fn reason(rival: &str, leaving: bool) -> String {
     let until = if leaving { ", which is on its way out" } else { "" };
     format!(": its image is {rival}'s{until}")

@@ -39,6 +39,7 @@ use crate::news::News;
 use crate::terminal::StdoutSink;
 
 pub use event_loop::{Ended, run_event_loop};
+pub(crate) use image::is_taken;
 pub use operation::OperationId;
 use operation::{Answers, Operations};
 pub use run::{Exit, conclude, run};
@@ -356,7 +357,7 @@ fn bad_request(error: &(dyn std::error::Error + 'static)) -> ApiError {
 /// What the client can mend is its fault, what the host refuses is not.
 fn of_build(error: BuildError) -> ApiError {
     let kind = match &error {
-        error if image::is_taken(error) => Kind::Conflict,
+        error if is_taken(error) => Kind::Conflict,
         BuildError::NoKernel
         | BuildError::Config(_)
         | BuildError::Load(_)

@@ -38,6 +38,7 @@ pub use board::Ending;
 pub use build::BuildError;
 pub use device::{Collected, SlotError};
 pub use pending::{Pending, Request, Update};
+pub use pmem::PmemError;
 pub use populate::{Keyboard, Passed};
 pub use resize::{Change, MachineSize, Refusal, ResizeError, Wanted, millis};
 pub use stop::STOP_DEADLINE;

@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use husk_virtio::block::FileLock;
 use husk_virtio::pmem::Pmem;
 
 use super::build::BuildError;
@@ -32,6 +33,14 @@ pub enum PmemError {
         /// What there is.
         found: u64,
     },
+    /// Another process, or another device of this VM, has it and excludes this one.
+    #[error(
+        "it is in use already: whoever writes it excludes all others, those that discard their writes can share it"
+    )]
+    Busy,
+    /// It cannot be locked.
+    #[error("cannot lock it")]
+    Lock(#[source] io::Error),
     /// It cannot be the guest's.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -55,13 +64,16 @@ fn device(config: &PmemConfig, memory: &Arc<AddressSpace>) -> Result<Pmem, PmemE
     if bytes > found {
         return Err(PmemError::Short { asked: bytes, found });
     }
+    let lock = FileLock::take(file.try_clone().map_err(PmemError::Open)?, keep);
+    let lock = lock.map_err(PmemError::Lock)?.ok_or(PmemError::Busy)?;
     let flushed = if keep {
         Some(file.try_clone().map_err(PmemError::Open)?)
     } else {
         None
     };
     let region = memory.add_file(file, &config.file.display().to_string(), bytes, keep)?;
-    Ok(Pmem::new(region.info().gpa, bytes, flushed, Box::new(region)))
+    // In this order: nobody else has the file before the guest has let go of it.
+    Ok(Pmem::new(region.info().gpa, bytes, flushed, Box::new((region, lock))))
 }
 
 /// Opens a file or block device; says how long it is. Whatever else the path is, opening it does not wait.

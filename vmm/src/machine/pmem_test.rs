@@ -66,13 +66,19 @@ fn discarded_writes_do_not_reach_the_file() {
 #[test]
 fn several_lie_side_by_side_and_what_is_freed_is_used_again() {
     let space = space();
-    let file = file(2 * BLOCK_BYTES);
-    let devices: Vec<_> = (0..3).map(|_| open(&config(file.path()), &space).unwrap()).collect();
+    let files = [(); 3].map(|()| file(2 * BLOCK_BYTES));
+    let all = || -> Vec<_> {
+        files
+            .iter()
+            .map(|file| open(&config(file.path()), &space).unwrap())
+            .collect()
+    };
+    let devices = all();
     assert_eq!(space.guest().memory().iter().count(), 4);
     let last = base(&space);
     drop(devices);
     assert_eq!(space.guest().memory().iter().count(), 1);
-    let devices: Vec<_> = (0..3).map(|_| open(&config(file.path()), &space).unwrap()).collect();
+    let devices = all();
     assert_eq!(base(&space), last);
     drop(devices);
 }
@@ -139,5 +145,44 @@ fn a_path_that_is_no_file_is_refused_without_waiting() {
             text.ends_with("cannot open it: it is no file and no block device"),
             "{text}"
         );
+    }
+}
+
+#[test]
+fn a_file_has_one_writer_or_readers_whatever_kind_of_device_they_are() {
+    let file = file(BLOCK_BYTES);
+    let pmem = |discard_writes| {
+        let config = PmemConfig {
+            discard_writes,
+            ..config(file.path())
+        };
+        open(&config, &space())
+    };
+    let disk = |readonly| {
+        let mut config = husk_virtio::block::BlockConfig::new(file.path());
+        config.readonly = readonly;
+        husk_virtio::block::Block::open(config)
+    };
+    for (first_reads, second_reads) in [(true, true), (true, false), (false, true), (false, false)] {
+        let both = first_reads && second_reads;
+        let first = pmem(first_reads).unwrap();
+        let second = pmem(second_reads);
+        assert_eq!(second.is_ok(), both, "{first_reads} {second_reads}");
+        if let Err(error) = second {
+            assert!(crate::control::is_taken(&error), "{error:?}");
+        }
+        assert_eq!(
+            disk(second_reads).is_ok(),
+            both,
+            "a disk comes second: {first_reads} {second_reads}"
+        );
+        drop(first);
+        let first = disk(first_reads).unwrap();
+        assert_eq!(
+            pmem(second_reads).is_ok(),
+            both,
+            "a disk was first: {first_reads} {second_reads}"
+        );
+        drop(first);
     }
 }
