@@ -10,6 +10,7 @@
 //! | `vm` | `booting`, `booted`, `pausing`, `paused`, `resuming`, `resumed`, `rebooting`, `shutdown`, `deleted` | |
 //! | `vm` | `device-added`, `device-removed` | `id`, `bdf` |
 //! | `vm` | `device-stuck` | `id` |
+//! | `vm` | `unknown-field` | `request`, `field`, `nearest` |
 //! | `guest` | `power-off`, `reset`, `panic` | |
 //! | `guest` | `failed` | `reason` |
 //! | `guest` | `device-refused` | `id`, `request`, `code` |

@@ -11,6 +11,7 @@ use super::error::{ApiError, Kind};
 use super::http::{Message, Method};
 use super::info::Info;
 use super::response::Response;
+use crate::config::fields::{self, Unknown};
 
 const ROOT: &str = "/api/v1/";
 
@@ -94,6 +95,24 @@ pub(super) fn refusal(what: &str, error: &ApiError) -> Response {
         log::info!("{what}: {error}");
     }
     Response::json(error.kind.status(), &error.chain)
+}
+
+/// The fields of a request's body that its endpoint does not have: probably misspelt.
+pub(super) fn unknown_fields(message: &Message) -> Vec<Unknown> {
+    let name = message.path.strip_prefix(ROOT).unwrap_or_default();
+    let shape = match name {
+        "vm.create" => &fields::VM,
+        "vm.add-disk" => &fields::DISK,
+        "vm.add-net" => &fields::NET,
+        "vm.add-fs" => &fields::FS,
+        "vm.add-vsock" => &fields::VSOCK,
+        "vm.add-pmem" => &fields::PMEM,
+        "vm.resize" => &fields::RESIZE,
+        "vm.remove-device" => &fields::REMOVE,
+        "vm.set-containers" => &fields::CONTAINERS,
+        _ => return Vec::new(),
+    };
+    serde_json::from_slice(&message.body).map_or_else(|_| Vec::new(), |body| shape.unknown(&body))
 }
 
 fn find(message: &Message, fds: Vec<OwnedFd>, info: &Info) -> Result<Routed, ApiError> {

@@ -18,11 +18,14 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::command::Reply;
 use super::connection::Connection;
+use super::http::Message;
 use super::inbox::{self, Answers, Inbox, Mailbox, Outbox, Outcome};
 use super::info::Info;
 use super::listener::{ListenError, Listener};
 use super::response::Response;
-use super::routes::{Routed, refusal, route};
+use super::routes::{Routed, refusal, route, unknown_fields};
+use crate::config::fields::Unknown;
+use crate::events::Events;
 
 /// Connections at a time. Cloud Hypervisor has 10.
 pub const CONNECTIONS: usize = 64;
@@ -42,6 +45,8 @@ const ANSWERS: u64 = u64::MAX - 2;
 #[derive(Debug)]
 pub struct Server {
     listener: Listener,
+    /// Told of fields that have no meaning.
+    events: Events,
 }
 
 /// A running server. When this is dropped, the answers that have been given still go out, then connections are closed.
@@ -57,7 +62,7 @@ impl Server {
     /// # Errors
     /// See [`ListenError`].
     pub fn bind(path: &Path) -> Result<Self, ListenError> {
-        Listener::bind(path).map(|listener| Self { listener })
+        Listener::bind(path).map(Self::on)
     }
 
     /// Takes a Unix stream socket that listens already.
@@ -65,7 +70,21 @@ impl Server {
     /// # Errors
     /// When it is none.
     pub fn adopt(fd: OwnedFd) -> Result<Self, ListenError> {
-        Listener::adopt(fd).map(|listener| Self { listener })
+        Listener::adopt(fd).map(Self::on)
+    }
+
+    fn on(listener: Listener) -> Self {
+        Self {
+            listener,
+            events: Events::default(),
+        }
+    }
+
+    /// The same, which tells `events` of fields that have no meaning.
+    #[must_use]
+    pub fn with_events(mut self, events: Events) -> Self {
+        self.events = events;
+        self
     }
 
     /// Starts the thread, which calls `confine` before it looks at the first client. Commands come out of the inbox, which also
@@ -78,7 +97,8 @@ impl Server {
         info: Info,
         confine: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> io::Result<(Running, Inbox)> {
-        let Listener { socket, file } = self.listener;
+        let Self { listener, events } = self;
+        let Listener { socket, file } = listener;
         let (outbox, inbox) = inbox::commands(file)?;
         let (mailbox, answers) = inbox::answers()?;
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
@@ -100,6 +120,7 @@ impl Server {
             mailbox,
             answers,
             info,
+            events,
             buffer: vec![0; CHUNK_BYTES],
         };
         let body = move || match confine() {
@@ -140,6 +161,7 @@ struct EventLoop {
     mailbox: Mailbox,
     answers: Answers,
     info: Info,
+    events: Events,
     buffer: Vec<u8>,
 }
 
@@ -260,6 +282,7 @@ impl EventLoop {
                 Routed::Answer(response) => connection.answer(&response),
                 Routed::Command(command) => {
                     log::debug!("{}", message.path);
+                    tell_unknown(&self.events, &message);
                     self.outbox.send(command, number, &self.mailbox);
                 }
             }
@@ -325,6 +348,24 @@ fn watch(epoll: &Epoll, connection: &mut Connection, number: u64) -> io::Result<
     connection.watched = interest;
     let event = EpollEvent::new(interest, number);
     epoll.ctl(ControlOperation::Modify, connection.as_raw_fd(), event)
+}
+
+/// Says which fields of a request have no meaning: they are kept, and the client goes on without what it has asked for.
+fn tell_unknown(events: &Events, message: &Message) {
+    let request = message.path.rsplit('/').next().unwrap_or_default();
+    for Unknown { field, nearest } in unknown_fields(message) {
+        let meant = nearest.map(|name| format!("; is {name} meant?")).unwrap_or_default();
+        log::warn!(
+            "{request}: there is no field {}, it has no effect{meant}",
+            field.escape_debug()
+        );
+        let properties = [
+            ("request", request.into()),
+            ("field", field.into()),
+            ("nearest", nearest.into()),
+        ];
+        events.emit_with("vm", "unknown-field", properties);
+    }
 }
 
 fn respond(outcome: &Outcome) -> Response {

@@ -6,6 +6,7 @@
 
 mod console;
 mod device;
+pub mod fields;
 mod mac;
 mod options;
 mod path;

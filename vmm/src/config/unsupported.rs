@@ -8,7 +8,7 @@ use super::validate::ConfigError;
 use super::{Rest, TopologyConfig, VmConfig};
 
 /// Fields of each object, by the object's place in the configuration.
-const VM: &[&str] = &[
+pub(super) const VM: &[&str] = &[
     "debug_console",
     "devices",
     "generic_vhost_user",
@@ -26,11 +26,11 @@ const VM: &[&str] = &[
     "vdpa",
     "watchdog",
 ];
-const CPUS: &[&str] = &["affinity", "core_scheduling", "kvm_hyperv"];
-const MEMORY: &[&str] = &["hotplugged_size", "zones"];
-const PAYLOAD: &[&str] = &["firmware", "host_data", "igvm", "mrconfigid"];
-const PLATFORM: &[&str] = &["iommu_segments", "sev_snp", "tdx", "vfio_p2p_dma"];
-const DISK: &[&str] = &[
+pub(super) const CPUS: &[&str] = &["affinity", "core_scheduling", "kvm_hyperv"];
+pub(super) const MEMORY: &[&str] = &["hotplugged_size", "zones"];
+pub(super) const PAYLOAD: &[&str] = &["firmware", "host_data", "igvm", "mrconfigid"];
+pub(super) const PLATFORM: &[&str] = &["iommu_segments", "sev_snp", "tdx", "vfio_p2p_dma"];
+pub(super) const DISK: &[&str] = &[
     "backing_files",
     "iommu",
     "queue_affinity",
@@ -38,9 +38,9 @@ const DISK: &[&str] = &[
     "vhost_socket",
     "vhost_user",
 ];
-const NET: &[&str] = &["host_mac", "iommu", "vhost_socket", "vhost_user"];
+pub(super) const NET: &[&str] = &["host_mac", "iommu", "vhost_socket", "vhost_user"];
 /// Devices without more.
-const DEVICE: &[&str] = &["iommu"];
+pub(super) const DEVICE: &[&str] = &["iommu"];
 
 /// Refuses the first field that asks for what husk does not have.
 pub(super) fn refuse(config: &VmConfig) -> Result<(), ConfigError> {

@@ -47,7 +47,12 @@ pub fn serve(server: Server, options: &RunOptions, events: Events) -> Result<Exi
     let (signals, news, threads) = confine(options.seccomp)?;
     let stdout = StdoutSink::new().context("cannot take standard output")?;
     let info = Info::new();
-    let served = Served::start(server, info.clone(), options.seccomp)?;
+    let served = Served::start(server.with_events(events.clone()), info.clone(), options.seccomp)?;
+    log::info!(
+        "husk {} serves the API, process {}",
+        env!("CARGO_PKG_VERSION"),
+        std::process::id()
+    );
     events.emit("vmm", "starting");
     let controller = Controller::new(info, events, options.clone(), stdout.clone(), news, threads);
     conclude(controller, signals, &stdout, Some(served.inbox()), options)
