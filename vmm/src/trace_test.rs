@@ -151,3 +151,20 @@ fn a_trace_that_is_off_records_nothing() {
     assert_eq!(trace.table(), "");
     assert!(json_of(&trace).is_empty());
 }
+
+#[test]
+fn the_phases_of_a_start_are_a_line() {
+    assert_eq!(Trace::off().phases(), "");
+    let trace = Trace::on();
+    trace.mark(Phase::KvmOpen);
+    drop(trace.span(Phase::KernelLoad));
+    trace.mark(Phase::Devices);
+    let line = trace.phases();
+    let names: Vec<&str> = line.split(", ").filter_map(|phase| phase.strip_suffix(" ms")).collect();
+    let names: Vec<&str> = names
+        .iter()
+        .filter_map(|phase| phase.rsplit_once(' '))
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(names, ["kvm open", "kernel load", "devices"]);
+}

@@ -198,7 +198,7 @@ fn events_go_where_they_are_wanted() {
     husk.shut_down();
     assert_eq!(
         events(&fs::read_to_string(path).unwrap()),
-        ["vmm starting", "vm deleted", "vmm shutdown"]
+        ["vmm starting", "vm unknown-field", "vm deleted", "vmm shutdown"]
     );
 
     let mut husk = Husk::start(&["--event-monitor", "fd=1"]);
@@ -206,6 +206,81 @@ fn events_go_where_they_are_wanted() {
     let mut text = String::new();
     husk.child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
     assert_eq!(events(&text), ["vmm starting", "vmm shutdown"]);
+}
+
+#[test]
+fn a_misspelt_field_is_told_in_the_log_and_by_an_event_and_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, log) = (folder.path().join("events"), folder.path().join("log"));
+    let monitor = format!("path={}", path.display());
+    let mut husk = Husk::start_in(
+        folder,
+        &["--event-monitor", &monitor, "--log-file", log.to_str().unwrap()],
+    );
+    let mut client = husk.client();
+    let mut body = vm();
+    body.as_object_mut().unwrap().remove("unknown");
+    assert_eq!(client.put("vm.create", Some(body)).0, 204);
+    let disk = json!({"path": "/nowhere/disk", "read_only": true});
+    assert_eq!(client.put("vm.add-disk", Some(disk)).0, 204);
+    assert_eq!(client.put("vm.resize", Some(json!({"desired_cpus": 2}))).0, 204);
+    assert_eq!(client.get("vm.info").1["config"]["disks"][0]["read_only"], true);
+    let told = fs::read_to_string(path).unwrap();
+    let told: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<&Value> = told
+        .iter()
+        .filter(|event| event["event"] == "unknown-field")
+        .map(|event| &event["properties"])
+        .collect();
+    assert_eq!(
+        told,
+        [
+            &json!({"request": "vm.add-disk", "field": "read_only", "nearest": "readonly"}),
+            &json!({"request": "vm.resize", "field": "desired_cpus", "nearest": "desired_vcpus"}),
+        ]
+    );
+    assert_eq!(
+        fs::read_to_string(log).unwrap(),
+        "WARN: vm.add-disk: there is no field read_only, it has no effect; is readonly meant?\n\
+         WARN: vm.resize: there is no field desired_cpus, it has no effect; is desired_vcpus meant?\n"
+    );
+    husk.shut_down();
+}
+
+#[test]
+fn what_can_be_known_is_refused_when_the_vm_is_described() {
+    let mut husk = Husk::start(&[]);
+    let mut client = husk.client();
+    for (field, value, says) in [
+        (
+            "net",
+            json!([{"mac": "02:00:00:00:00:01"}]),
+            "neither a tap nor descriptors",
+        ),
+        ("net", json!([{"tap": "a/b"}]), "no name of an interface"),
+        (
+            "net",
+            json!([{"tap": "longer-than-fifteen"}]),
+            "no name of an interface",
+        ),
+        ("serial", json!({"mode": "Pty"}), "Pty"),
+        (
+            "vsock",
+            json!({"cid": 3, "socket": format!("/{}", "x".repeat(107))}),
+            "up to 107",
+        ),
+        ("memory", json!({"size": 32_u64 << 40}), "GiB allowed"),
+    ] {
+        let mut body = vm();
+        body[field] = value;
+        let (status, why) = client.put("vm.create", Some(body));
+        assert_eq!(status, 400, "{field}: {why}");
+        assert!(why.to_string().contains(says), "{field}: {why}");
+    }
+    assert_eq!(client.put("vm.create", Some(vm())).0, 204);
+    let (status, why) = client.put("vm.add-net", Some(json!({"num_queues": 4})));
+    assert_eq!(status, 400, "{why}");
+    husk.shut_down();
 }
 
 fn events(text: &str) -> Vec<String> {
@@ -227,11 +302,17 @@ fn the_log_goes_where_it_is_wanted_and_nobody_needs_to_read_it() {
     let mut husk = Husk::start_in(folder, &["-v", "--log-file", path.to_str().unwrap()]);
     assert_eq!(husk.client().get("nowhere").0, 404);
     husk.shut_down();
+    let log = fs::read_to_string(path).unwrap();
+    let begins: Vec<&str> = log
+        .lines()
+        .map(|line| line.split(&[',', ':'][..]).nth(1).unwrap())
+        .collect();
+    assert_eq!(begins.len(), 3, "{log}");
     assert!(
-        fs::read_to_string(path)
-            .unwrap()
-            .starts_with("INFO: /api/v1/nowhere: no such path")
+        begins[0].starts_with(" husk ") && begins[0].ends_with(" serves the API"),
+        "{log}"
     );
+    assert_eq!(begins[1..], [" /api/v1/nowhere", " vmm.shutdown"], "{log}");
 
     // The reader goes, as when the shim dies.
     let mut husk = Husk::start(&["-v"]);

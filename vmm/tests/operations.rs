@@ -80,6 +80,52 @@ fn running() -> (Husk, Client) {
     (husk, client)
 }
 
+#[test]
+fn a_life_can_be_read_from_the_log_in_about_ten_lines() {
+    if !has_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let mut husk = Husk::start_in(folder, &["-v", "--log-file", log.to_str().unwrap()]);
+    let kernel = kernel(husk.folder.path());
+    let disk = husk.folder.path().join("disk");
+    File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    let mut client = husk.client();
+    let vm = json!({
+        "memory": {"size": 64 << 20},
+        "payload": {"kernel": kernel},
+        "serial": {"mode": "Off"},
+        "console": {"mode": "Off"},
+    });
+    assert_eq!(client.put("vm.create", Some(vm)).0, 204);
+    done(&mut client, "vm.boot");
+    done(&mut client, "vm.pause");
+    done(&mut client, "vm.resume");
+    assert_eq!(client.put("vm.add-disk", Some(json!({"path": disk}))).0, 200);
+    done(&mut client, "vm.shutdown");
+    husk.shut_down();
+    let log = fs::read_to_string(log).unwrap();
+    let lines: Vec<&str> = log.lines().filter_map(|line| line.strip_prefix("INFO: ")).collect();
+    let begins = [
+        "husk ",
+        "vm.create: 1 vCPUs, 64 MiB of RAM, kernel /",
+        "the guest runs after ",
+        "vm.pause: the VM is at rest",
+        "the VM runs on",
+        "_disk0 is at 0000:00:",
+        "vm.shutdown: the VM has ended",
+        "vmm.shutdown: the VM has ended, and husk ends",
+    ];
+    assert_eq!(lines.len(), begins.len(), "{log}");
+    for (line, begin) in lines.iter().zip(begins) {
+        assert!(line.starts_with(begin), "{line} is no {begin}: {log}");
+    }
+    for phase in ["kvm open", "ram", "devices", "tables"] {
+        assert!(lines[2].contains(&format!("{phase} ")), "{phase}: {}", lines[2]);
+    }
+}
+
 fn done(client: &mut Client, command: &str) {
     assert_eq!(client.put(command, None), (204, Value::Null), "{command}");
 }

@@ -50,7 +50,7 @@ mod tap;
 mod tx;
 
 pub use metrics::NetMetrics;
-pub use tap::TapError;
+pub use tap::{TapError, check_name as check_tap_name};
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -102,13 +102,7 @@ impl Tap {
     /// # Errors
     /// See [`TapError`].
     pub fn open(name: &str, pairs: u16) -> Result<Vec<Self>, TapError> {
-        if name.is_empty()
-            || name.len() > NAME_BYTES
-            || name.chars().any(|c| c.is_whitespace() || "/%:\0".contains(c))
-            || [".", ".."].contains(&name)
-        {
-            return Err(TapError::Name(name.into()));
-        }
+        check_name(name)?;
         (0..pairs).map(|_| Self::attach_to(name, pairs)).collect()
     }
 
@@ -334,6 +328,21 @@ impl Request {
         let name = self.name.split(|byte| *byte == 0).next().unwrap_or_default();
         String::from_utf8_lossy(name).into_owned()
     }
+}
+
+/// Whether an interface can have this name (`dev_valid_name` of Linux; a `%` would have the kernel number it).
+///
+/// # Errors
+/// [`TapError::Name`].
+pub fn check_name(name: &str) -> Result<(), TapError> {
+    if name.is_empty()
+        || name.len() > NAME_BYTES
+        || name.chars().any(|c| c.is_whitespace() || "/%:\0".contains(c))
+        || [".", ".."].contains(&name)
+    {
+        return Err(TapError::Name(name.into()));
+    }
+    Ok(())
 }
 
 fn set_interface(file: &File, name: &str, flags: libc::c_int) -> io::Result<()> {

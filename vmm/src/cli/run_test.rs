@@ -206,11 +206,11 @@ fn impossible_machines_are_refused_before_anything_starts() {
     assert_eq!(unusable(&["--cpus", "0"]), "cpus: 0 vCPUs asked for, 1 to 4096 allowed");
     assert_eq!(
         unusable(&["--memory", "0"]),
-        "memory: 0 bytes (0 B) asked for, 2 MiB to 32 TiB allowed"
+        "memory: 0 bytes (0 B) asked for, 2 MiB to 8190 GiB allowed"
     );
     assert_eq!(
         unusable(&["--memory", "4096T"]),
-        "memory: 4503599627370496 bytes (4096 TiB) asked for, 2 MiB to 32 TiB allowed"
+        "memory: 4503599627370496 bytes (4096 TiB) asked for, 2 MiB to 8190 GiB allowed"
     );
     assert_eq!(
         unusable(&["--disk", "path=/d,queues=0"]),

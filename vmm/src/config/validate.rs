@@ -2,6 +2,7 @@
 
 use husk_firmware::CommandLine;
 use husk_virtio::block::{ID_BYTES, is_serial};
+use husk_virtio::net::{TapError, check_tap_name};
 use husk_virtio::vsock::CIDS;
 
 use super::path::{self, PathError};
@@ -25,6 +26,10 @@ pub const MAX_NET_PAIRS: u16 = 32;
 /// The smallest MTU that IP works with (RFC 791).
 const MIN_MTU: u16 = 68;
 
+/// The most RAM of a guest: a memory slot of KVM has at most 2^31 - 1 pages (`KVM_MEM_MAX_NR_PAGES`, KVM api.rst 4.35), and what comes later
+/// is rounded up to blocks of 2 GiB.
+const MAX_RAM_BYTES: u64 = (8 << 40) - (2 << 30);
+
 /// What reserved huge pages of x86-64 can be, the usual ones first.
 pub const HUGE_PAGE_BYTES: [u64; 2] = [2 << 20, 1 << 30];
 /// The least and the most entries of a disk's virtqueue. A shorter one could not hold a request of usual length; a longer one
@@ -47,17 +52,16 @@ impl Limits {
         phys_bits: 52,
     };
 
-    /// The most bytes of RAM: half the guest-physical address space. The other half is for devices' 64-bit windows.
-    pub const fn max_memory_bytes(self) -> u64 {
-        match 1_u64.checked_shl(self.phys_bits as u32) {
-            Some(space) => space >> 1,
-            None => 1 << 63,
-        }
+    /// The most bytes of RAM: half the guest-physical address space, as the other half is for devices' 64-bit windows, and no more than KVM
+    /// has slots for.
+    pub fn max_memory_bytes(self) -> u64 {
+        let space = 1_u64.checked_shl(self.phys_bits.into());
+        space.map_or(MAX_RAM_BYTES, |space| MAX_RAM_BYTES.min(space >> 1))
     }
 }
 
 /// Why a configuration cannot be built. Each is one line: the thing, what was found, what is allowed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// Too few or too many vCPUs.
     #[error("cpus: {found} vCPUs asked for, 1 to {max} allowed")]
@@ -169,6 +173,9 @@ pub enum ConfigError {
         /// What was asked for.
         found: u16,
     },
+    /// A name that no interface has.
+    #[error(transparent)]
+    Tap(TapError),
     /// Packets too small for IP.
     #[error("net {net}: mtu is {found}, allowed: {MIN_MTU} to 65535")]
     Mtu {
@@ -357,6 +364,9 @@ impl NetConfig {
         let found = self.queue_size;
         if !found.is_power_of_two() || !QUEUE_SIZES.contains(&found) {
             return Err(ConfigError::NetQueueSize { net: net(), found });
+        }
+        if let Some(tap) = &self.tap {
+            check_tap_name(tap).map_err(ConfigError::Tap)?;
         }
         match self.mtu.filter(|mtu| *mtu < MIN_MTU) {
             Some(found) => Err(ConfigError::Mtu { net: net(), found }),

@@ -155,7 +155,7 @@ fn an_absurd_address_width_does_not_overflow() {
             phys_bits: 64
         }
         .max_memory_bytes(),
-        1 << 63
+        MAX_RAM_BYTES
     );
     assert_eq!(
         Limits {
@@ -163,7 +163,7 @@ fn an_absurd_address_width_does_not_overflow() {
             phys_bits: 255
         }
         .max_memory_bytes(),
-        1 << 63
+        MAX_RAM_BYTES
     );
     assert_eq!(
         Limits {

@@ -7,9 +7,9 @@ use husk_devices::chain;
 use serde_json::{Value, json};
 
 use super::{ApiError, Controller, Due, Kind, Outcome, Reply, bad_request, conflict, existing, image, of_build};
-use crate::config::{Limits, NewDevice};
+use crate::config::NewDevice;
 use crate::events::Events;
-use crate::machine::{Machine, Passed, Pending, STOP_DEADLINE, Update};
+use crate::machine::{Machine, Passed, Pending, STOP_DEADLINE, Update, net};
 
 /// How soon, and at the latest how often, a guest that does not listen yet is reminded of what it has been told.
 const REMIND: std::ops::RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_secs(1);
@@ -21,6 +21,7 @@ impl Controller {
     pub(super) fn add(&mut self, mut device: NewDevice, descriptors: Vec<OwnedFd>) -> Outcome {
         // What the guest has let go of gives its slot and its name back first.
         self.collect();
+        let limits = self.limits();
         let vm = existing(&mut self.vm)?;
         let mut config = vm.config().clone();
         if let Some(id) = device.id().filter(|id| config.ids().any(|taken| taken == *id)) {
@@ -31,9 +32,13 @@ impl Controller {
         }
         config.name(&mut device);
         config.insert(device.clone());
-        config.validate(Limits::ARCHITECTURE).map_err(|e| bad_request(&e))?;
+        config.validate(limits).map_err(|e| bad_request(&e))?;
+        if let NewDevice::Net(net) = &device {
+            net::check(net, descriptors.len()).map_err(of_build)?;
+        }
         let id = device.id().unwrap_or_default().to_owned();
         let Some(machine) = vm.machine_mut() else {
+            log::info!("{id} is to be there at the boot");
             vm.insert(device, descriptors);
             self.publish();
             return Ok(Reply::Done);
@@ -50,6 +55,7 @@ impl Controller {
         vm.pending.push(pending);
         vm.insert(device, passed.into_values().flatten().collect());
         let bdf = at.to_string();
+        log::info!("{id} is at {bdf}, and the guest is told");
         self.events.emit_with("vm", "device-added", properties(&id, &bdf));
         self.publish();
         self.remind_soon();
@@ -72,6 +78,7 @@ impl Controller {
                 let pending = machine
                     .remove(id)
                     .map_err(|e| ApiError::from_error(Kind::Conflict, &e).context(format!("cannot remove {id}")))?;
+                log::info!("vm.remove-device: the guest is asked to let go of {id}");
                 vm.pending.push(pending);
                 self.collect();
                 self.remind_soon();
@@ -96,6 +103,7 @@ impl Controller {
         }
         for (id, at) in &collected.gone {
             vm.forget(id);
+            log::info!("{id} is gone");
             self.events
                 .emit_with("vm", "device-removed", properties(id, &at.to_string()));
         }

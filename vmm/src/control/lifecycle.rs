@@ -29,6 +29,31 @@ enum Then {
     Leave,
 }
 
+impl Then {
+    /// Who asked for it.
+    fn command(self) -> &'static str {
+        let command = match self {
+            Self::Keep => Command::Shutdown,
+            Self::Forget => Command::Delete,
+            Self::Reboot => Command::Reboot,
+            Self::Leave => Command::ShutdownVmm,
+        };
+        command.name()
+    }
+
+    /// What has come of it, for the log.
+    fn outcome(self, had_vm: bool) -> &'static str {
+        match (self, had_vm) {
+            (Self::Leave, true) => "the VM has ended, and husk ends",
+            (Self::Leave, false) => "husk ends",
+            (_, false) => "there is no VM",
+            (Self::Keep, true) => "the VM has ended",
+            (Self::Forget, true) => "the VM has ended and is forgotten",
+            (Self::Reboot, true) => "the VM has ended and is built anew",
+        }
+    }
+}
+
 impl Controller {
     pub(super) fn pause(&mut self) -> Progress {
         let vm = match running(&mut self.vm) {
@@ -56,6 +81,7 @@ impl Controller {
         if let Some(vm) = &mut self.vm {
             vm.resume();
         }
+        log::info!("the VM runs on");
         self.events.emit("vm", "resumed");
         self.publish();
     }
@@ -99,6 +125,8 @@ impl Controller {
 
     /// What the machine was stopped for.
     fn finish(&mut self, then: Then) -> Outcome {
+        let had_vm = self.vm.is_some();
+        log::info!("{}: {}", then.command(), then.outcome(had_vm));
         match then {
             Then::Keep => self.events.emit("vm", "shutdown"),
             Then::Forget => {
@@ -121,11 +149,10 @@ impl Controller {
     }
 
     fn boot_again(&mut self) -> Outcome {
-        let Some(vm) = &mut self.vm else {
+        if self.vm.is_none() {
             return Ok(Reply::Done);
-        };
-        let booted = vm.boot(&self.options, &self.stdout, &self.threads);
-        self.boots += 1;
+        }
+        let booted = self.run_own();
         self.publish();
         booted.map_err(|e| of_build(e).context("cannot boot the VM again: it is shut down"))?;
         self.events.emit("vm", "booted");
@@ -162,6 +189,7 @@ impl Work<Controller> for Pause {
             return None;
         }
         vm.paused();
+        log::info!("vm.pause: the VM is at rest");
         owner.events.emit("vm", "paused");
         owner.publish();
         Some(Ok(Reply::Done))
@@ -191,13 +219,7 @@ impl Work<Controller> for Stop {
     }
 
     fn command(&self) -> &'static str {
-        let command = match self.then {
-            Then::Keep => Command::Shutdown,
-            Then::Forget => Command::Delete,
-            Then::Reboot => Command::Reboot,
-            Then::Leave => Command::ShutdownVmm,
-        };
-        command.name()
+        self.then.command()
     }
 
     fn advance(&mut self, owner: &mut Controller) -> Option<Outcome> {

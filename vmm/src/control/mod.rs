@@ -16,6 +16,7 @@ mod containers;
 mod devices;
 mod event_loop;
 mod image;
+mod life;
 mod lifecycle;
 mod operation;
 mod resize;
@@ -34,9 +35,11 @@ use serde_json::{Value, json};
 use crate::api::{self, ApiError, Command, Execute, Info, Kind, Outcome, Reply, Resize, Responder, VmInfo};
 use crate::config::{Limits, RunOptions, VmConfig};
 use crate::events::Events;
-use crate::machine::{BuildError, Ending, Machine, STOP_DEADLINE};
+use crate::kvm::Kvm;
+use crate::machine::{BuildError, Ending, Machine, STOP_DEADLINE, net};
 use crate::news::News;
 use crate::terminal::StdoutSink;
+use crate::trace::Trace;
 
 pub use event_loop::{Ended, run_event_loop};
 pub(crate) use image::is_taken;
@@ -62,6 +65,8 @@ pub struct Controller {
     vm: Option<Vm>,
     /// Machines that have ended, but for devices that did not stop.
     abandoned: Vec<Machine>,
+    /// What the host allows, once somebody has asked.
+    limits: Option<Limits>,
     /// How many machines have been built.
     boots: u64,
     /// The next answer is the last one.
@@ -121,6 +126,7 @@ impl Controller {
             answers: Answers::new(),
             vm: None,
             abandoned: Vec::new(),
+            limits: None,
             boots: 0,
             leaving: false,
         }
@@ -138,10 +144,23 @@ impl Controller {
     pub fn start(&mut self, config: VmConfig) -> Result<(), anyhow::Error> {
         let mut vm = Vm::new(config);
         vm.inherit()?;
-        vm.boot(&self.options, &self.stdout, &self.threads)?;
-        self.boots += 1;
+        log::info!("{}", life::described(vm.config()));
+        self.run(&mut vm)?;
         self.vm = Some(vm);
         self.publish();
+        Ok(())
+    }
+
+    /// Builds the machine of `vm` and lets its guest run.
+    fn run(&mut self, vm: &mut Vm) -> Result<(), BuildError> {
+        self.boots += 1;
+        let begun = Instant::now();
+        let mut options = self.options.clone();
+        if !options.trace.is_on() && log::log_enabled!(log::Level::Info) {
+            options.trace = Trace::on();
+        }
+        vm.boot(&options, &self.stdout, &self.threads)?;
+        log::info!("{}", life::started(begun.elapsed(), &options.trace));
         Ok(())
     }
 
@@ -233,11 +252,13 @@ impl Controller {
             Ending::Panic => ("panic", None),
             Ending::Failed(why) => ("failed", Some(("reason", Value::from(why.as_str())))),
         };
+        log::info!("{}", life::ended(ending));
         self.events.emit_with("guest", event, reason);
     }
 
     /// Says that the process ends, without having been asked to by a client.
     pub(super) fn tell_end(&self) {
+        log::info!("husk ends");
         self.events.emit("vmm", "shutdown");
     }
 
@@ -248,26 +269,42 @@ impl Controller {
         if let Some(id) = config.duplicate_id() {
             return Err(conflict(format!("id '{id}' is used by two devices, ids must differ")));
         }
-        config.validate(Limits::ARCHITECTURE).map_err(|e| bad_request(&e))?;
+        config.validate(self.limits()).map_err(|e| bad_request(&e))?;
+        // Descriptors come with vm.add-net alone.
+        let nets = config.net.iter().try_for_each(|net| net::check(net, 0));
+        nets.map_err(of_build)?;
         let mut vm = Vm::new(config);
         vm.name_devices();
+        log::info!("vm.create: {}", life::described(vm.config()));
         self.vm = Some(vm);
         self.publish();
         Ok(Reply::Done)
     }
 
     fn boot(&mut self) -> Outcome {
-        let vm = existing(&mut self.vm)?;
-        if vm.machine().is_some() {
+        if existing(&mut self.vm)?.machine().is_some() {
             return Err(conflict("the VM runs already"));
         }
         self.events.emit("vm", "booting");
-        vm.boot(&self.options, &self.stdout, &self.threads)
-            .map_err(|e| of_build(e).context("cannot boot the VM"))?;
-        self.boots += 1;
+        let started = self.run_own();
+        started.map_err(|e| of_build(e).context("cannot boot the VM"))?;
         self.events.emit("vm", "booted");
         self.publish();
         Ok(Reply::Done)
+    }
+
+    /// What a VM may have here: what the host allows, or where it cannot be asked what no host exceeds.
+    fn limits(&mut self) -> Limits {
+        let host = || Kvm::open().map_or(Limits::ARCHITECTURE, |kvm| kvm.limits());
+        *self.limits.get_or_insert_with(host)
+    }
+
+    /// As [`Controller::run`], of the VM that there is.
+    fn run_own(&mut self) -> Result<(), BuildError> {
+        let Some(mut vm) = self.vm.take() else { return Ok(()) };
+        let started = self.run(&mut vm);
+        self.vm = Some(vm);
+        started
     }
 
     fn press_power_button(&mut self) -> Outcome {

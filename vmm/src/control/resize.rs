@@ -43,10 +43,11 @@ impl Controller {
 
     /// Asks the guest, if there is one. Whether there is something to wait for.
     fn begin_resize(&mut self, wanted: Resize) -> Result<bool, ApiError> {
+        let limits = self.limits();
         let vm = existing(&mut self.vm)?;
         let Some(machine) = vm.machine_mut() else {
             let mut config = vm.config().clone();
-            resize_config(&mut config, wanted)?;
+            resize_config(&mut config, wanted, limits)?;
             vm.set_config(config);
             self.publish();
             return Ok(false);
@@ -130,7 +131,7 @@ impl Controller {
 }
 
 /// Before the boot a size is a matter of the configuration.
-fn resize_config(config: &mut VmConfig, wanted: Resize) -> Result<(), ApiError> {
+fn resize_config(config: &mut VmConfig, wanted: Resize, limits: Limits) -> Result<(), ApiError> {
     if let Some(found) = wanted.desired_vcpus {
         ResizeError::check_vcpus(found, config.cpus.max_vcpus).map_err(|e| refused(&e))?;
         config.cpus.boot_vcpus = found;
@@ -141,7 +142,7 @@ fn resize_config(config: &mut VmConfig, wanted: Resize) -> Result<(), ApiError> 
         (None, Some(_)) => return Err(refused(&ResizeError::NoBalloon)),
         (_, None) => {}
     }
-    config.validate(Limits::ARCHITECTURE).map_err(|e| bad_request(&e))
+    config.validate(limits).map_err(|e| bad_request(&e))
 }
 
 fn refused(error: &ResizeError) -> ApiError {

@@ -18,6 +18,8 @@ use std::io;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::Cap;
 
+use crate::config::Limits;
+
 pub use cpuid::Topology;
 pub use kick::Kicker;
 pub use stats::Stats;
@@ -140,6 +142,14 @@ impl Kvm {
             .iter()
             .find(|entry| entry.function == ADDRESS_SIZES);
         leaf.map_or(WITHOUT_LEAF, |leaf| leaf.eax.to_le_bytes()[0])
+    }
+
+    /// What a VM may have on this host.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            max_vcpus: self.max_vcpus(),
+            phys_bits: self.phys_bits(),
+        }
     }
 
     /// CPUID for the `vcpus` vCPUs of one VM.

@@ -25,7 +25,7 @@ use super::device::{Devices, SlotError};
 use super::populate::{Passed, populate};
 use super::resize::{DimmPlug, MemoryParts, MemoryResize, Resizes, dimm_slots};
 use super::stop::Asked;
-use crate::config::{BootProtocol, ConfigError, CpusConfig, Hotplug as MemoryHotplug, Limits, RunOptions, VmConfig};
+use crate::config::{BootProtocol, ConfigError, CpusConfig, Hotplug as MemoryHotplug, RunOptions, VmConfig};
 use crate::cpus::Cpus;
 use crate::kvm::{Kicker, Kvm, KvmError, Topology, Vcpu, Vm};
 use crate::memory::{AddressSpace, MemoryError};
@@ -116,10 +116,7 @@ impl Machine {
     ) -> Result<Self, BuildError> {
         let (trace, boot, max) = (&options.trace, config.cpus.boot_vcpus, config.cpus.max_vcpus);
         let kvm = Kvm::open()?;
-        config.validate(Limits {
-            max_vcpus: kvm.max_vcpus(),
-            phys_bits: kvm.phys_bits(),
-        })?;
+        config.validate(kvm.limits())?;
         let (bytes, payload) = (payload_bytes(config), open_payload(config, options)?);
         trace.mark(Phase::KvmOpen);
         let vm = Arc::new(kvm.create_vm()?);

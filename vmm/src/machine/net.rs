@@ -25,16 +25,36 @@ enum NetError {
     Count { found: usize, pairs: u16 },
 }
 
+/// Whether a device can be made of `config` and so many descriptors, as far as that is known before anything is opened.
+///
+/// # Errors
+/// [`BuildError::Device`], with the tap's name.
+pub fn check(config: &NetConfig, descriptors: usize) -> Result<(), BuildError> {
+    let pairs = config.num_queues / 2;
+    let error = match (&config.tap, descriptors) {
+        (Some(_), 0) => return Ok(()),
+        (Some(tap), _) => NetError::Both(tap.clone()),
+        (None, 0) => NetError::Nothing,
+        (None, found) if found == usize::from(pairs) => return Ok(()),
+        (None, found) => NetError::Count { found, pairs },
+    };
+    Err(BuildError::device(name(config), error))
+}
+
+fn name(config: &NetConfig) -> String {
+    match &config.tap {
+        Some(tap) => format!("net {tap}"),
+        None => format!("net {}", config.mac),
+    }
+}
+
 /// The device that `config` describes. `fds` are descriptors of its tap, one for each queue pair, if it is not known by name; they are
 /// duplicated and stay the caller's.
 ///
 /// # Errors
 /// [`BuildError::Device`], with the tap's name.
 pub fn open(config: &NetConfig, fds: &[OwnedFd]) -> Result<Box<dyn VirtioDevice>, BuildError> {
-    let name = match &config.tap {
-        Some(tap) => format!("net {tap}"),
-        None => format!("net {}", config.mac),
-    };
+    let name = name(config);
     let pairs = config.num_queues / 2;
     let device = net::NetConfig {
         mac: config.mac.octets(),
@@ -46,15 +66,10 @@ pub fn open(config: &NetConfig, fds: &[OwnedFd]) -> Result<Box<dyn VirtioDevice>
         offload_ufo: config.offload_ufo,
         limits: config.rate_limiter_config.map(limits).unwrap_or_default(),
     };
-    let opened = match (&config.tap, fds) {
-        (None, []) => return Err(BuildError::device(name, NetError::Nothing)),
-        (Some(tap), []) => Net::open(device, tap),
-        (Some(tap), _) => return Err(BuildError::device(name, NetError::Both(tap.clone()))),
-        (None, fds) if fds.len() != usize::from(pairs) => {
-            let found = fds.len();
-            return Err(BuildError::device(name, NetError::Count { found, pairs }));
-        }
-        (None, fds) => {
+    check(config, fds.len())?;
+    let opened = match &config.tap {
+        Some(tap) => Net::open(device, tap),
+        None => {
             let own: Result<_, _> = fds.iter().map(OwnedFd::try_clone).collect();
             Net::adopt(device, own.map_err(|e| BuildError::device(&name, e))?)
         }
