@@ -341,6 +341,35 @@ fn a_balloon_takes_memory_and_gives_it_back_on_the_older_kernel() {
     a_balloon_takes_memory_and_gives_it_back("6.1");
 }
 
+#[test]
+fn whoever_asks_for_statistics_has_new_ones_soon() {
+    let (mut lab, mut agent) = Lab::start("6.12", "", &a_balloon(false));
+    agent.load_module("virtio_balloon").unwrap();
+    let free = |lab: &mut Lab| {
+        let status = lab.status();
+        let balloon = &status["memory"]["balloon"];
+        let free = balloon["stats"]["free_bytes"].as_u64();
+        let age = balloon["stats_age_ms"].as_f64();
+        free.zip(age).ok_or_else(|| format!("no statistics: {balloon}"))
+    };
+    let (before, _) = until(|| free(&mut lab));
+    fill(&mut agent, 80);
+    until(|| {
+        let (now, age) = free(&mut lab)?;
+        let less = now < before.saturating_sub(60 * MIB);
+        less.then_some(())
+            .ok_or_else(|| format!("{now} bytes free {age} ms ago, {before} at first"))
+    });
+    empty(&mut agent);
+    until(|| {
+        let (now, _) = free(&mut lab)?;
+        (now > before.saturating_sub(40 * MIB))
+            .then_some(())
+            .ok_or_else(|| format!("{now} bytes free"))
+    });
+    lab.end();
+}
+
 fn what_the_guest_frees_goes_back_without_being_asked_for(kernel: &str) {
     let (lab, mut agent) = Lab::start(kernel, "", &a_balloon(true));
     agent.load_module("virtio_balloon").unwrap();

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::super::hotplug::Slots;
 use super::retry::Retry;
-use super::{Change, Latency, Refusal, ResizeError};
+use super::{Change, Latency, Refusal, ResizeError, millis};
 use crate::memory::{AddressSpace, Kind, Region};
 
 /// A DIMM has at most so many times the memory that the guest has: it takes an eighth of that to describe it.
@@ -450,8 +450,8 @@ impl MemoryResize {
         });
         let balloon = balloon.map(|balloon| {
             let size = balloon.size();
-            let stats: serde_json::Map<String, Value> = balloon
-                .stats()
+            let said = balloon.stats();
+            let stats: serde_json::Map<String, Value> = said
                 .named()
                 .map(|(name, value)| (name.to_owned(), value.into()))
                 .collect();
@@ -460,6 +460,7 @@ impl MemoryResize {
                 "actual_bytes": size.actual_bytes,
                 "driver": size.driver,
                 "stats": stats,
+                "stats_age_ms": said.at.map(|at| millis(at.elapsed())),
             })
         });
         json!({

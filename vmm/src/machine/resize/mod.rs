@@ -243,8 +243,12 @@ impl Resizes {
         starting.into_iter().chain(self.memory.poll()).min()
     }
 
-    /// All of it, for `vm.resize-status`.
+    /// All of it, for `vm.resize-status`. The guest is not waited for: of its memory there is what its balloon said last, and it is asked to
+    /// say more.
     pub fn status<V: Vcpus>(&self, cpus: &Hotplug<V>, dimms: &Dimms) -> Value {
+        if let Some(balloon) = &self.balloon {
+            balloon.refresh();
+        }
         json!({
             "vcpus": self.cpus.status(cpus),
             "memory": self.memory.status(dimms, self.balloon.as_ref()),
