@@ -19,7 +19,8 @@ use serde_json::{Value, json};
 const MIB: u64 = 1 << 20;
 
 /// Sections of docs/devices.md, and the device here that they are about, as `vm.counters` calls it.
-const SECTIONS: [(&str, &str); 12] = [
+const SECTIONS: [(&str, &str); 13] = [
+    ("vCPUs", "__vcpu0"),
     ("Serial port", "__serial"),
     ("I/O APIC", "__ioapic"),
     ("Block", "_disk0"),
@@ -35,7 +36,7 @@ const SECTIONS: [(&str, &str); 12] = [
 ];
 
 /// What devices that are no virtio devices are called: these cannot fail in a driver's sense.
-const OTHERS: [&str; 3] = ["__serial", "__ioapic", "__hotplug"];
+const OTHERS: [&str; 4] = ["__vcpu0", "__serial", "__ioapic", "__hotplug"];
 
 /// The names after `**Counters.**` in each section of docs/devices.md.
 fn documented() -> BTreeMap<String, BTreeSet<String>> {
@@ -162,6 +163,8 @@ fn every_kind_of_device_works_and_counts_what_is_documented() {
         ("__rng", "bytes"),
         ("__console", "tx_bytes"),
         ("__serial", "tx_bytes"),
+        ("__vcpu0", "exits"),
+        ("__vcpu0", "halt_exits"),
     ];
     for (device, counter) in at_work {
         assert!(counted[device][counter] > 0, "{counter} of {device}");

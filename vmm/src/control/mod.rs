@@ -318,7 +318,7 @@ impl Controller {
         let mut all = json!({});
         if let Some(machine) = vm.machine() {
             for (name, counters) in machine.counters() {
-                all[name] = counters
+                all[&name] = counters
                     .into_iter()
                     .map(|(what, value)| (what.to_owned(), Value::from(value)))
                     .collect();

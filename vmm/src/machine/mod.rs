@@ -110,9 +110,14 @@ impl Machine {
         self.devices.hotplug().press_power_button();
     }
 
-    /// What the devices have counted, by name.
-    pub fn counters(&self) -> BTreeMap<&str, Vec<(&'static str, u64)>> {
-        self.devices.counters()
+    /// What the devices have counted, and KVM of each vCPU that there is, by name.
+    pub fn counters(&self) -> BTreeMap<String, Vec<(&'static str, u64)>> {
+        let devices = self.devices.counters().into_iter();
+        let devices = devices.map(|(name, counters)| (name.to_owned(), counters));
+        // No device can be given such a name.
+        let vcpus = self.cpus.plug().cpus.counters();
+        let vcpus = vcpus.map(|(id, counters)| (format!("__vcpu{id}"), counters));
+        devices.chain(vcpus).collect()
     }
 
     /// Why the guest ended, once it has.
