@@ -47,7 +47,6 @@ pub fn ensure(lab: &Lab) -> Result<PathBuf> {
     if program.exists() {
         return Ok(program);
     }
-    progress::say(&format!("building {VERSION}"));
     fs::create_dir_all(&tools)?;
     let scratch = tempfile::Builder::new().prefix(PART).tempdir_in(&tools)?;
     let libraries = unpack_libraries(lab, scratch.path())?;
@@ -55,7 +54,8 @@ pub fn ensure(lab: &Lab) -> Result<PathBuf> {
     let mut install = build::cargo(lab);
     install
         .current_dir("/")
-        .args(["install", "--locked", VERSION, "--root"])
+        // Quiet: neither the user's PATH nor what crates.io thinks of a locked version is theirs to mend.
+        .args(["install", "--quiet", "--locked", VERSION, "--root"])
         .arg(&tools)
         .arg("--target-dir")
         .arg(scratch.path().join("build"))
@@ -66,7 +66,7 @@ pub fn ensure(lab: &Lab) -> Result<PathBuf> {
             .env(format!("{variable}_LINK_TYPE"), "static")
             .env(format!("{variable}_LIB_PATH"), &libraries);
     }
-    shown(&mut install)?;
+    progress::step(&format!("building {VERSION}"), || shown(&mut install))?;
     Ok(program)
 }
 

@@ -105,7 +105,8 @@ fn main() -> ExitCode {
     match perform(&Arguments::parse()) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("lab: {error:#}");
+            // A terminal shows ^C on the line of a step.
+            progress::say(&format!("{error:#}"));
             if sys::interrupted() {
                 ExitCode::from(INTERRUPTED)
             } else {

@@ -25,6 +25,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -152,6 +153,7 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, begin: Begin) -> Code {
     if let Some(args) = parse_run(&args) {
         return run(args, begin);
     }
+    let of = command_of(&args);
     match Cli::try_parse_from(args) {
         Ok(Cli { command, serve: args }) => match command {
             Some(Command::Run(args)) => run(*args, begin),
@@ -165,7 +167,7 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, begin: Begin) -> Code {
             let _ = error.print();
             if error.use_stderr() { Code::Usage } else { Code::Success }
         }
-        Err(error) => usage(&one_line(&error)),
+        Err(error) => usage(of, &misplaced(of, &error).unwrap_or_else(|| one_line(&error))),
     }
 }
 
@@ -187,7 +189,7 @@ fn run(args: RunArgs, begin: Begin) -> Code {
     let socket = args.api_socket.clone();
     let (config, mut options) = match args.into_config() {
         Ok(described) => described,
-        Err(error) => return refuse(error.is_usage(), &anyhow::Error::new(error)),
+        Err(error) => return refuse(Some("run"), error.is_usage(), &anyhow::Error::new(error)),
     };
     if let (true, Some(kernel)) = (own_kernel, &config.payload.kernel) {
         say(&format!(
@@ -201,7 +203,7 @@ fn run(args: RunArgs, begin: Begin) -> Code {
     options.trace.mark(Phase::Args);
     let server = match socket.as_deref().map(serve::listen).transpose() {
         Ok(server) => server,
-        Err(failure) => return fail(failure),
+        Err(failure) => return fail(Some("run"), failure),
     };
     match control::run(config, server, &options) {
         Ok(exit) => exit.into(),
@@ -218,13 +220,13 @@ fn serve(args: &ServeArgs) -> Code {
     crate::fatal::install();
     match serve::serve(args) {
         Ok(exit) => exit.into(),
-        Err(failure) => fail(failure),
+        Err(failure) => fail(None, failure),
     }
 }
 
-fn fail(failure: Failure) -> Code {
+fn fail(of: Option<&str>, failure: Failure) -> Code {
     match failure {
-        Failure::Usage(what) => usage(&what),
+        Failure::Usage(what) => usage(of, &what),
         Failure::Other(error) => {
             say(&format!("error: {error:#}"));
             Code::Failure
@@ -253,7 +255,7 @@ fn ctl(args: CtlArgs) -> Code {
     let asked = crate::ctl::ask(&args.socket, &args.command.into(), args.timeout, args.json);
     match asked {
         Ok(text) => answer(&text, Code::Success),
-        Err(error) => refuse(error.is_usage(), &anyhow::Error::new(error)),
+        Err(error) => refuse(Some("ctl"), error.is_usage(), &anyhow::Error::new(error)),
     }
 }
 
@@ -277,18 +279,41 @@ fn answer(text: &str, code: Code) -> Code {
 }
 
 /// Says why not, in one line whatever a file or another process has put into it.
-fn refuse(is_usage: bool, error: &anyhow::Error) -> Code {
+fn refuse(of: Option<&str>, is_usage: bool, error: &anyhow::Error) -> Code {
     let line = show::plain(&format!("{error:#}"));
     if is_usage {
-        return usage(&line);
+        return usage(of, &line);
     }
     say(&format!("error: {line}"));
     Code::Failure
 }
 
-fn usage(message: &str) -> Code {
-    say(&format!("error: {message} (see husk --help)"));
+/// Says what is wrong with the options of a command, or of husk itself, and where the right ones are.
+fn usage(of: Option<&str>, message: &str) -> Code {
+    let of = of.map(|command| format!("{command} ")).unwrap_or_default();
+    say(&format!("error: {message} (see husk {of}--help)"));
     Code::Usage
+}
+
+/// The command that `args` ask for; `None` if they ask husk to serve, or for nothing that there is.
+fn command_of(args: &[OsString]) -> Option<&'static str> {
+    let asked = args.get(1)?;
+    let known = ["run", "check", "ctl", "completions"];
+    known.into_iter().find(|name| asked == name)
+}
+
+/// What is wrong when an option of husk itself stands behind a command; clap would suggest one that looks like it.
+fn misplaced(of: Option<&str>, error: &clap::Error) -> Option<String> {
+    let of = of?;
+    let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    let name = option.strip_prefix("--")?.split('=').next()?;
+    let root = Cli::command();
+    let known = root.get_arguments().any(|argument| argument.get_long() == Some(name));
+    known.then(|| {
+        format!("--{name} is no option of husk {of}: it belongs to husk without a command, which serves the API")
+    })
 }
 
 /// One line on standard error, if anybody reads it.
@@ -355,6 +380,35 @@ mod tests {
         ] {
             assert!(parse_run(&words(line)).is_none(), "{line}");
         }
+    }
+
+    #[test]
+    fn every_command_is_known_by_its_name() {
+        for command in Cli::command().get_subcommands() {
+            let args = words(&format!("husk {}", command.get_name()));
+            assert_eq!(command_of(&args), Some(command.get_name()));
+        }
+        assert_eq!(command_of(&words("husk --api-socket run")), None);
+        assert_eq!(command_of(&words("husk")), None);
+    }
+
+    #[test]
+    fn an_option_of_husk_itself_is_told_from_one_that_is_misspelt() {
+        let told = |line: &str| {
+            let args = words(line);
+            let error = Cli::try_parse_from(args.clone()).err()?;
+            misplaced(command_of(&args), &error)
+        };
+        for line in ["husk run --api-socket /s", "husk run --api-socket=/s"] {
+            let message = told(line).unwrap();
+            assert!(
+                message.starts_with("--api-socket is no option of husk run: "),
+                "{message}"
+            );
+        }
+        assert!(told("husk check --log-file /l").is_some());
+        assert_eq!(told("husk run --kernal /k"), None);
+        assert_eq!(told("husk --api-sock /s"), None);
     }
 
     #[test]

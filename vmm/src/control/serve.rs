@@ -47,13 +47,14 @@ pub fn serve(server: Server, options: &RunOptions, events: Events) -> Result<Exi
     let (signals, news, threads) = confine(options.seccomp)?;
     let stdout = StdoutSink::new().context("cannot take standard output")?;
     let info = Info::new();
-    let served = Served::start(server.with_events(events.clone()), info.clone(), options.seccomp)?;
+    // First of all: what a client asks is told after it.
     log::info!(
         "husk {} serves the API, process {}",
         env!("CARGO_PKG_VERSION"),
         std::process::id()
     );
     events.emit("vmm", "starting");
+    let served = Served::start(server.with_events(events.clone()), info.clone(), options.seccomp)?;
     let controller = Controller::new(info, events, options.clone(), stdout.clone(), news, threads);
     conclude(controller, signals, &stdout, Some(served.inbox()), options)
 }
