@@ -101,7 +101,7 @@ impl Controller {
             Change::MemoryUnplugged(bytes, took) => say("memory-unplugged", ("bytes", json!(bytes)), *took),
             Change::Refused(refusal) => {
                 log::warn!("{refusal}");
-                let what = [("what", json!(refusal.what)), ("code", json!(refusal.code))];
+                let what = [("what", json!(refusal.what)), ("code", json!(refusal.code()))];
                 self.events.emit_with("guest", "resize-refused", what);
             }
         }

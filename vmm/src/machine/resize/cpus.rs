@@ -7,7 +7,7 @@ use husk_hotplug::ticket::{Outcome, Ticket};
 use husk_hotplug::{Hotplug, HotplugError, Plug};
 use serde_json::{Value, json};
 
-use super::{Change, Latency, Refusal};
+use super::{Change, Latency, Refusal, Why};
 
 /// vCPUs in their slots, as a resize has to know them.
 pub trait Vcpus: Plug<Unit = ()> {
@@ -119,17 +119,17 @@ impl CpuResize {
                 self.gone.add(took);
                 changes.push(Change::VcpuGone(asked.slot, took));
             }
-            (Outcome::Refused { ost }, comes) => self.refuse(asked.slot, comes, Some(ost), changes),
-            (Outcome::Unproven, comes) => self.refuse(asked.slot, comes, None, changes),
+            (Outcome::Refused { ost }, comes) => self.refuse(asked.slot, comes, Why::Code(ost), changes),
+            (Outcome::Unproven, comes) => self.refuse(asked.slot, comes, Why::Unproven, changes),
             (Outcome::Withdrawn | Outcome::TimedOut, _) => {}
         }
     }
 
-    fn refuse(&mut self, slot: u32, comes: bool, code: Option<u32>, changes: &mut Vec<Change>) {
+    fn refuse(&mut self, slot: u32, comes: bool, why: Why, changes: &mut Vec<Change>) {
         let verb = if comes { "add" } else { "remove" };
         let refusal = Refusal {
             what: format!("{verb} vCPU {slot}"),
-            code,
+            why,
         };
         self.refusals.push(refusal.clone());
         changes.push(Change::Refused(refusal));

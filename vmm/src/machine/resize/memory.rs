@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::super::hotplug::Slots;
 use super::retry::Retry;
-use super::{Change, Latency, Refusal, ResizeError, millis};
+use super::{Change, Latency, Refusal, ResizeError, Why, millis};
 use crate::memory::{AddressSpace, Kind, Region};
 
 /// A DIMM has at most so many times the memory that the guest has: it takes an eighth of that to describe it.
@@ -217,7 +217,7 @@ impl MemoryResize {
         self.take_answer(changes);
         if let Err(error) = self.go_on(dimms) {
             log::error!("memory cannot be added: {error}");
-            self.refuse(format!("add memory: {error}"), None, changes);
+            self.refuse(format!("add memory: {error}"), Why::Host, changes);
         }
         if !self.refusals.is_empty() && self.asked.is_none() {
             self.stop_at(dimms);
@@ -245,21 +245,21 @@ impl MemoryResize {
     fn take_answer(&mut self, changes: &mut Vec<Change>) {
         let Some(asked) = self.asked.take() else { return };
         let verb = if asked.comes { "add" } else { "remove" };
-        let code = match asked.ticket.wait(Instant::now()) {
+        let why = match asked.ticket.wait(Instant::now()) {
             Outcome::TimedOut => {
                 self.asked = Some(asked);
                 return;
             }
             Outcome::Accepted | Outcome::Withdrawn => return,
-            Outcome::Refused { ost } => Some(ost),
-            Outcome::Unproven => None,
+            Outcome::Refused { ost } => Why::Code(ost),
+            Outcome::Unproven => Why::Unproven,
         };
         let what = format!("{verb} memory slot {} of {} MiB", asked.slot, asked.bytes >> 20);
-        self.refuse(what, code, changes);
+        self.refuse(what, why, changes);
     }
 
-    fn refuse(&mut self, what: String, code: Option<u32>, changes: &mut Vec<Change>) {
-        let refusal = Refusal { what, code };
+    fn refuse(&mut self, what: String, why: Why, changes: &mut Vec<Change>) {
+        let refusal = Refusal { what, why };
         self.refusals.push(refusal.clone());
         changes.push(Change::Refused(refusal));
     }

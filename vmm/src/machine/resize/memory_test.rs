@@ -187,7 +187,7 @@ fn memory_that_the_guest_only_says_it_has_is_withdrawn() {
     assert_eq!(bench.settle(Answer::Fails), 4, "offered, and told three times more");
     assert_eq!((bench.present(), bench.slots()), (BOOT, vec![]));
     assert_eq!(refusals(&bench.changes), 1);
-    assert_eq!(bench.resize.refusals()[0].code, None);
+    assert_eq!(bench.resize.refusals()[0].why, Why::Unproven);
     assert_eq!(
         bench.resize.wanted_bytes(),
         BOOT,
@@ -210,7 +210,7 @@ fn a_refusal_half_way_keeps_what_came_before() {
         (bench.present(), bench.resize.wanted_bytes()),
         (BOOT + 512 * MIB, BOOT + 512 * MIB)
     );
-    assert_eq!(bench.resize.refusals()[0].code, Some(0x81));
+    assert_eq!(bench.resize.refusals()[0].why, Why::Code(0x81));
 }
 
 #[test]

@@ -120,20 +120,42 @@ pub enum Change {
     Refused(Refusal),
 }
 
-/// What a guest would not do.
+/// What is not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// What was asked: `add vCPU 3`, `remove memory slot 0`.
     pub what: String,
-    /// The `_OST` status code (ACPI 6.5 §6.3.5). None when it said that it did, and nothing shows that it has.
-    pub code: Option<u32>,
+    /// Whose word it is.
+    pub why: Why,
+}
+
+/// Why something is not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// The guest said so, with an `_OST` status code (ACPI 6.5 §6.3.5).
+    Code(u32),
+    /// The guest said that it did it, and nothing shows that it has.
+    Unproven,
+    /// The host could not: [`Refusal::what`] says why.
+    Host,
+}
+
+impl Refusal {
+    /// The guest's `_OST` status code, if it gave one.
+    pub fn code(&self) -> Option<u32> {
+        match self.why {
+            Why::Code(code) => Some(code),
+            Why::Unproven | Why::Host => None,
+        }
+    }
 }
 
 impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.code {
-            Some(code) => write!(f, "{}: the guest refused, with code {code:#x}", self.what),
-            None => write!(f, "{}: the guest reported success, but does not have it", self.what),
+        match self.why {
+            Why::Code(code) => write!(f, "{}: the guest refused, with code {code:#x}", self.what),
+            Why::Unproven => write!(f, "{}: the guest reported success, but does not have it", self.what),
+            Why::Host => f.write_str(&self.what),
         }
     }
 }

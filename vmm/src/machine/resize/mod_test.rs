@@ -161,3 +161,17 @@ fn a_host_that_fails_half_way_leaves_nothing_of_a_resize() {
     bench.begin(4, BOOT + MORE, 2 * MIB).unwrap();
     assert_eq!(bench.sizes(), (4, BOOT + MORE, 4, 2, 2 * MIB));
 }
+
+#[test]
+fn a_refusal_says_whose_it_is() {
+    let said = |why| {
+        let what = "add vCPU 3".into();
+        Refusal { what, why }.to_string()
+    };
+    assert_eq!(said(Why::Code(0x81)), "add vCPU 3: the guest refused, with code 0x81");
+    assert_eq!(
+        said(Why::Unproven),
+        "add vCPU 3: the guest reported success, but does not have it"
+    );
+    assert_eq!(said(Why::Host), "add vCPU 3");
+}
