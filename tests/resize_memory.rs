@@ -2,6 +2,7 @@
 //! guest, and in what the host has to give for it.
 #![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
 
+use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -69,6 +70,12 @@ impl Lab {
 
     fn status(&mut self) -> Value {
         self.pod.api().get("vm.resize-status").unwrap().json().unwrap()
+    }
+
+    fn counter(&mut self, device: &str, name: &str) -> u64 {
+        let all: Value = self.pod.api().get("vm.counters").unwrap().json().unwrap();
+        let value = all[device][name].as_u64();
+        value.unwrap_or_else(|| panic!("no {name} of {device}: {all}"))
     }
 
     fn resident_kib(&self, mapping: &str) -> u64 {
@@ -175,6 +182,36 @@ fn a_quick_reversal_ends_at_the_size_that_was_asked_for_last() {
     }
     lab.agree(&mut agent, &before, 384 * MIB);
     lab.end();
+}
+
+/// The host's huge pages of 2 MiB.
+fn set_huge_pages(count: u64) {
+    fs::write(
+        "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages",
+        count.to_string(),
+    )
+    .unwrap();
+}
+
+/// Nobody tells the driver that there is memory again, and by itself it looks after 50 seconds, and then less and less often.
+#[test]
+fn memory_that_the_host_did_not_have_comes_once_it_has_it() {
+    let of = |bytes: u64| bytes / (2 * MIB);
+    set_huge_pages(of(BOOT) + 16);
+    let memory = json!({"memory": {"size": BOOT, "hotplug_size": 1024 * MIB, "hugepages": true}});
+    let (mut lab, mut agent) = Lab::start("6.12", "", &memory);
+    agent.load_module("virtio_mem").unwrap();
+    let before = agent.resources().unwrap();
+    lab.resize(BOOT + 128 * MIB);
+    until(|| {
+        let busy = lab.counter("__mem", "busy");
+        (busy >= 4).then_some(()).ok_or_else(|| format!("put off {busy} times"))
+    });
+    assert_eq!(lab.actual_size(), BOOT);
+    set_huge_pages(of(BOOT + 128 * MIB));
+    lab.agree(&mut agent, &before, 128 * MIB);
+    lab.end();
+    set_huge_pages(0);
 }
 
 /// Without its driver for virtio-mem a guest gets DIMMs: blocks that it has, and uses when they are online.
