@@ -1,13 +1,17 @@
 //! vCPUs that come and go.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use husk_hotplug::ticket::{Outcome, Ticket};
 use husk_hotplug::{Hotplug, HotplugError, Plug};
 use serde_json::{Value, json};
 
 use super::{Change, Latency, Refusal, Why};
+
+/// How soon a vCPU that the guest is starting is looked at again, and how late at most.
+const LOOK_FIRST: Duration = Duration::from_millis(1);
+const LOOK_LAST: Duration = Duration::from_secs(1);
 
 /// vCPUs in their slots, as a resize has to know them.
 pub trait Vcpus: Plug<Unit = ()> {
@@ -25,12 +29,29 @@ pub trait Vcpus: Plug<Unit = ()> {
 #[derive(Debug, Default)]
 pub struct CpuResize {
     asked: Vec<Asked>,
-    /// vCPUs that the guest has taken and not started yet, and when they were asked for.
-    starting: BTreeMap<u32, Instant>,
+    /// vCPUs that the guest has taken and not started yet.
+    starting: BTreeMap<u32, Starting>,
     refusals: Vec<Refusal>,
     present: Latency,
     online: Latency,
     gone: Latency,
+}
+
+#[derive(Debug)]
+struct Starting {
+    /// When it was asked for.
+    since: Instant,
+    /// When the guest was first seen to be about to start it.
+    begun: Option<Instant>,
+}
+
+impl Starting {
+    /// When to look again, if the guest is about to start it. It takes a guest microseconds once it has begun; one that does not go on is
+    /// looked at more and more seldom.
+    fn pause(&self, now: Instant) -> Option<Duration> {
+        let waited = now.saturating_duration_since(self.begun?);
+        Some((waited / 8).clamp(LOOK_FIRST, LOOK_LAST))
+    }
 }
 
 #[derive(Debug)]
@@ -95,13 +116,15 @@ impl CpuResize {
                 outcome => self.answered(&asked, outcome, changes),
             }
         }
-        self.starting.retain(|slot, since| {
-            let online = cpus.plug().is_online(*slot);
+        self.starting.retain(|slot, starting| {
+            let plug = cpus.plug();
+            let online = plug.is_online(*slot);
             if online {
-                let took = since.elapsed();
+                let took = starting.since.elapsed();
                 self.online.add(took);
                 changes.push(Change::VcpuOnline(*slot, took));
             }
+            starting.begun = plug.is_starting(*slot).then_some(starting.begun.unwrap_or(now));
             // One that has gone again will not be started.
             !online && cpus.state(*slot).is_some_and(|state| state.plugged())
         });
@@ -112,7 +135,8 @@ impl CpuResize {
         match (outcome, asked.comes) {
             (Outcome::Accepted, true) => {
                 self.present.add(took);
-                self.starting.insert(asked.slot, asked.since);
+                let since = asked.since;
+                self.starting.insert(asked.slot, Starting { since, begun: None });
                 changes.push(Change::VcpuPresent(asked.slot, took));
             }
             (Outcome::Accepted, false) => {
@@ -160,9 +184,9 @@ impl CpuResize {
         }
     }
 
-    /// Whether the guest is about to start a vCPU.
-    pub fn is_starting<V: Vcpus>(&self, cpus: &Hotplug<V>) -> bool {
-        self.starting.keys().any(|slot| cpus.plug().is_starting(*slot))
+    /// When to look again for a vCPU that the guest is about to start, though nobody has news of it.
+    pub fn poll(&self, now: Instant) -> Option<Duration> {
+        self.starting.values().filter_map(|starting| starting.pause(now)).min()
     }
 
     /// For `vm.resize-status`.
@@ -196,3 +220,7 @@ impl CpuResize {
 pub fn count<V: Vcpus>(cpus: &Hotplug<V>) -> u32 {
     u32::try_from(cpus.target()).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+#[path = "cpus_test.rs"]
+mod tests;

@@ -21,9 +21,6 @@ pub use cpus::{CpuResize, Vcpus};
 pub use latency::{Latency, millis};
 pub use memory::{DimmPlug, Dimms, MemoryParts, MemoryResize, slots as dimm_slots};
 
-/// How often a vCPU that the guest is starting is looked at. It takes a guest microseconds to start one once it has begun.
-const POLL: Duration = Duration::from_millis(1);
-
 /// What a machine should have. What is absent stays as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
@@ -260,8 +257,8 @@ impl Resizes {
     }
 
     /// When to look again, though nobody has news.
-    pub fn poll<V: Vcpus>(&self, cpus: &Hotplug<V>) -> Option<Duration> {
-        let starting = self.cpus.is_starting(cpus).then_some(POLL);
+    pub fn poll(&self) -> Option<Duration> {
+        let starting = self.cpus.poll(Instant::now());
         starting.into_iter().chain(self.memory.poll()).min()
     }
 
@@ -309,7 +306,7 @@ impl Machine {
 
     /// See [`Resizes::poll`].
     pub fn resize_poll(&self) -> Option<Duration> {
-        self.resizes.poll(&self.cpus)
+        self.resizes.poll()
     }
 
     /// See [`Resizes::status`].
