@@ -399,10 +399,10 @@ mod tests {
             let error = Cli::try_parse_from(args.clone()).err()?;
             misplaced(command_of(&args), &error)
         };
-        for line in ["husk run --api-socket /s", "husk run --api-socket=/s"] {
+        for line in ["husk run --event-monitor /s", "husk run --event-monitor=/s"] {
             let message = told(line).unwrap();
             assert!(
-                message.starts_with("--api-socket is no option of husk run: "),
+                message.starts_with("--event-monitor is no option of husk run: "),
                 "{message}"
             );
         }

@@ -1,7 +1,8 @@
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
 };
 
 use super::*;
@@ -9,8 +10,8 @@ use crate::seccomp::roles::DENIED;
 use crate::seccomp::tables;
 use crate::seccomp::testing::{Call, decide};
 
-/// What seccompiler makes of the same policy.
-fn reference(policy: &Policy) -> BpfProgram {
+/// What seccompiler makes of the same policy; `None` where that is longer than the kernel takes.
+fn reference(policy: &Policy) -> Option<BpfProgram> {
     let rules = policy.allowed().iter().map(|(call, ways)| {
         let rules = if ways.iter().any(Vec::is_empty) {
             Vec::new()
@@ -21,7 +22,11 @@ fn reference(policy: &Policy) -> BpfProgram {
     });
     let (denied, allowed) = (SeccompAction::Trap, SeccompAction::Allow);
     let filter = SeccompFilter::new(rules.collect(), denied, allowed, TargetArch::x86_64).unwrap();
-    filter.try_into().unwrap()
+    match filter.try_into() {
+        Ok(program) => Some(program),
+        Err(BackendError::FilterTooLarge(_)) => None,
+        Err(error) => panic!("{error}"),
+    }
 }
 
 /// A rule for every combination of the tests' values.
@@ -89,7 +94,7 @@ fn near(value: u32, mask: u32) -> Vec<u64> {
 }
 
 fn assert_equivalent(policy: &Policy) {
-    let (ours, theirs) = (compile(policy, DENIED), reference(policy));
+    let (ours, theirs) = (compile(policy, DENIED), reference(policy).unwrap());
     for call in telling_calls(policy) {
         assert_eq!(decide(&ours, &call), decide(&theirs, &call), "{call:x?}");
     }
@@ -102,7 +107,7 @@ fn every_role_is_filtered_as_seccompiler_would() {
         policy.forget_refused();
         assert_equivalent(&policy);
         assert!(
-            compile(&policy, DENIED).len() < reference(&policy).len() / 2,
+            compile(&policy, DENIED).len() < reference(&policy).unwrap().len() / 2,
             "{role:?}: the reason for a program of our own"
         );
     }
@@ -134,7 +139,9 @@ proptest! {
     /// Places further apart than a branch can reach.
     #[test]
     fn large_policies_are_filtered_as_seccompiler_would(allowed in btree_map(0..5000_u32, vec(tests(), 1..2), 150..200)) {
-        assert_equivalent(&Policy::of(allowed));
+        let policy = Policy::of(allowed);
+        prop_assume!(reference(&policy).is_some());
+        assert_equivalent(&policy);
     }
 }
 
