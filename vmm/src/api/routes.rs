@@ -11,7 +11,7 @@ use super::error::{ApiError, Kind};
 use super::http::{Message, Method};
 use super::info::Info;
 use super::response::Response;
-use crate::config::fields::{self, Unknown};
+use crate::config::fields::{self, Shape, Unknown};
 
 const ROOT: &str = "/api/v1/";
 
@@ -32,6 +32,8 @@ enum Endpoint {
     Plain(Method, fn() -> Command),
     /// A command made of the body and the descriptors.
     Full(fn(&[u8], Vec<OwnedFd>) -> Result<Command, ApiError>),
+    /// `vm.add-…` of this kind of device.
+    Add(&'static str),
     /// Cloud Hypervisor has it.
     Missing,
 }
@@ -58,11 +60,6 @@ const ENDPOINTS: &[(&str, Endpoint)] = &[
     ("vm.resume", Plain(Method::Put, || Command::Resume)),
     ("vm.resize-status", Plain(Method::Get, || Command::ResizeStatus)),
     ("vm.resize", Full(|body, _| Ok(Command::Resize(parse(body)?)))),
-    ("vm.add-disk", Full(|body, fds| add(body, fds, NewDevice::Disk))),
-    ("vm.add-net", Full(|body, fds| add(body, fds, NewDevice::Net))),
-    ("vm.add-fs", Full(|body, fds| add(body, fds, NewDevice::Fs))),
-    ("vm.add-vsock", Full(|body, fds| add(body, fds, NewDevice::Vsock))),
-    ("vm.add-pmem", Full(|body, fds| add(body, fds, NewDevice::Pmem))),
     ("vm.remove-device", Full(|body, _| remove(body))),
     ("vm.add-device", Missing),
     ("vm.add-generic-vhost-user", Missing),
@@ -102,29 +99,26 @@ pub(super) fn unknown_fields(message: &Message) -> Vec<Unknown> {
     let name = message.path.strip_prefix(ROOT).unwrap_or_default();
     let shape = match name {
         "vm.create" => &fields::VM,
-        "vm.add-disk" => &fields::DISK,
-        "vm.add-net" => &fields::NET,
-        "vm.add-fs" => &fields::FS,
-        "vm.add-vsock" => &fields::VSOCK,
-        "vm.add-pmem" => &fields::PMEM,
         "vm.resize" => &fields::RESIZE,
         "vm.remove-device" => &fields::REMOVE,
         "vm.set-containers" => &fields::CONTAINERS,
-        _ => return Vec::new(),
+        _ => match kind_of(name) {
+            Some((_, shape)) => shape,
+            None => return Vec::new(),
+        },
     };
     serde_json::from_slice(&message.body).map_or_else(|_| Vec::new(), |body| shape.unknown(&body))
 }
 
 fn find(message: &Message, fds: Vec<OwnedFd>, info: &Info) -> Result<Routed, ApiError> {
     let name = message.path.strip_prefix(ROOT);
-    let endpoint = name.and_then(|name| ENDPOINTS.iter().find(|(known, _)| *known == name));
-    let Some((name, endpoint)) = endpoint else {
+    let Some((name, endpoint)) = name.and_then(|name| Some((name, endpoint(name)?))) else {
         return Err(ApiError::new(Kind::NotFound, format!("no such path: {}", message.path)));
     };
     let expected = match endpoint {
         Endpoint::Ping | Endpoint::Info => Method::Get,
-        Plain(method, _) => *method,
-        Full(_) => Method::Put,
+        Plain(method, _) => method,
+        Full(_) | Endpoint::Add(_) => Method::Put,
         Missing => return Err(missing(name)),
     };
     if message.method != expected {
@@ -144,8 +138,23 @@ fn find(message: &Message, fds: Vec<OwnedFd>, info: &Info) -> Result<Routed, Api
         Full(command) => command(&message.body, fds)
             .map(Routed::Command)
             .map_err(|error| error.context(format!("{name}: the body cannot be used"))),
+        Endpoint::Add(kind) => add(kind, &message.body, fds)
+            .map(Routed::Command)
+            .map_err(|error| error.context(format!("{name}: the body cannot be used"))),
         Missing => Err(missing(name)),
     }
+}
+
+fn endpoint(name: &str) -> Option<Endpoint> {
+    let known = ENDPOINTS.iter().find(|(known, _)| *known == name);
+    let known = known.map(|(_, endpoint)| *endpoint);
+    known.or_else(|| kind_of(name).map(|(kind, _)| Endpoint::Add(kind)))
+}
+
+/// The kind of device that the endpoint `name` adds, and the fields of its body.
+fn kind_of(name: &str) -> Option<(&'static str, &'static Shape)> {
+    let kind = name.strip_prefix("vm.add-")?;
+    NewDevice::KINDS.iter().copied().find(|(known, _)| *known == kind)
 }
 
 fn missing(name: &str) -> ApiError {
@@ -165,8 +174,9 @@ fn pong() -> Response {
     )
 }
 
-fn add<T: DeserializeOwned>(body: &[u8], fds: Vec<OwnedFd>, kind: fn(T) -> NewDevice) -> Result<Command, ApiError> {
-    let device = kind(parse(body)?);
+fn add(kind: &str, body: &[u8], fds: Vec<OwnedFd>) -> Result<Command, ApiError> {
+    let device = NewDevice::parse(kind, body).ok_or_else(|| missing(kind))?;
+    let device = device.map_err(|error| ApiError::from_error(Kind::BadRequest, &error))?;
     let fds = if device.takes_descriptors() { fds } else { Vec::new() };
     Ok(Command::Add(Box::new(device), fds))
 }

@@ -155,11 +155,16 @@ fn the_description_of_the_api_has_these_paths_and_no_others() {
         }
     }
     described.sort_unstable();
-    let mut served: Vec<_> = ENDPOINTS
+    let added: Vec<String> = NewDevice::KINDS
         .iter()
-        .map(|(name, endpoint)| match endpoint {
-            Endpoint::Ping | Endpoint::Info | Plain(Method::Get, _) => (*name, Some("get")),
-            _ => (*name, Some("put")),
+        .map(|(kind, _)| format!("vm.add-{kind}"))
+        .collect();
+    let names = ENDPOINTS.iter().map(|(name, _)| *name);
+    let mut served: Vec<_> = names
+        .chain(added.iter().map(String::as_str))
+        .map(|name| match endpoint(name).unwrap() {
+            Endpoint::Ping | Endpoint::Info | Plain(Method::Get, _) => (name, Some("get")),
+            _ => (name, Some("put")),
         })
         .collect();
     served.sort_unstable();

@@ -12,7 +12,7 @@ pub struct Shape {
     /// Those that husk reads, with the objects that they hold.
     own: &'static [(&'static str, Option<&'static Shape>)],
     /// Cloud Hypervisor's that are refused unless they are neutral.
-    refused: &'static [&'static str],
+    pub(super) refused: &'static [&'static str],
     /// Cloud Hypervisor's that have no effect.
     ignored: &'static [&'static str],
 }

@@ -1,132 +1,195 @@
-//! The devices of a configuration by name: what comes and goes while the VM exists.
+//! The kinds of devices that come and go while the VM exists: one row each, and what follows from the rows.
 
 use std::collections::BTreeSet;
 
-use super::{DiskConfig, FsConfig, NetConfig, PmemConfig, VmConfig, VsockConfig};
+use super::fields::{self, Shape};
+use super::validate::ConfigError;
+use super::{DiskConfig, FsConfig, NetConfig, PmemConfig, Rest, VmConfig, VsockConfig};
 
-/// A device to add.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NewDevice {
-    /// `vm.add-disk`.
-    Disk(DiskConfig),
-    /// `vm.add-net`.
-    Net(NetConfig),
-    /// `vm.add-fs`.
-    Fs(FsConfig),
-    /// `vm.add-vsock`.
-    Vsock(VsockConfig),
-    /// `vm.add-pmem`.
-    Pmem(PmemConfig),
+/// Where a [`VmConfig`] has the devices of one kind: any number of them, or one at most.
+trait Shelf<T> {
+    /// Whether there is room for no more.
+    fn is_full(&self) -> bool;
+    fn put(&mut self, device: T);
+    fn keep(&mut self, wanted: impl FnMut(&T) -> bool);
+    /// What the device of this number is called in messages: `disks[0]`, `vsock`.
+    fn place(field: &str, number: usize) -> String;
 }
 
-impl NewDevice {
-    /// What kind of device it is, as generated names have it.
-    pub const fn kind(&self) -> &'static str {
-        match self {
-            Self::Disk(_) => "disk",
-            Self::Net(_) => "net",
-            Self::Fs(_) => "fs",
-            Self::Vsock(_) => "vsock",
-            Self::Pmem(_) => "pmem",
-        }
+impl<T> Shelf<T> for Vec<T> {
+    fn is_full(&self) -> bool {
+        false
     }
 
-    /// Its name, if it has one.
-    pub fn id(&self) -> Option<&str> {
-        match self {
-            Self::Disk(disk) => &disk.id,
-            Self::Net(net) => &net.id,
-            Self::Fs(fs) => &fs.id,
-            Self::Vsock(vsock) => &vsock.id,
-            Self::Pmem(pmem) => &pmem.id,
-        }
-        .as_deref()
+    fn put(&mut self, device: T) {
+        self.push(device);
     }
 
-    /// Whether descriptors that come with it are its own. Those of others are closed.
-    pub const fn takes_descriptors(&self) -> bool {
-        matches!(self, Self::Net(_))
+    fn keep(&mut self, wanted: impl FnMut(&T) -> bool) {
+        self.retain(wanted);
     }
 
-    fn id_mut(&mut self) -> &mut Option<String> {
-        match self {
-            Self::Disk(disk) => &mut disk.id,
-            Self::Net(net) => &mut net.id,
-            Self::Fs(fs) => &mut fs.id,
-            Self::Vsock(vsock) => &mut vsock.id,
-            Self::Pmem(pmem) => &mut pmem.id,
-        }
+    fn place(field: &str, number: usize) -> String {
+        format!("{field}[{number}]")
     }
+}
+
+impl<T> Shelf<T> for Option<T> {
+    fn is_full(&self) -> bool {
+        self.is_some()
+    }
+
+    fn put(&mut self, device: T) {
+        *self = Some(device);
+    }
+
+    fn keep(&mut self, mut wanted: impl FnMut(&T) -> bool) {
+        self.take_if(|device| !wanted(device));
+    }
+
+    fn place(field: &str, _number: usize) -> String {
+        field.into()
+    }
+}
+
+/// Makes all that has to know every kind. A row has the kind's name in code and in generated names and commands (`_disk0`,
+/// `vm.add-disk`), its configuration, the field of [`VmConfig`] that has it, the names of its own fields, and whether descriptors that
+/// come with it are its own; those of others are closed. The order of the rows is that in which a guest finds the devices.
+macro_rules! kinds {
+    ($($kind:ident: $name:literal, $config:ident in $field:ident, $shape:ident, descriptors: $descriptors:literal;)*) => {
+        /// A device to add.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub enum NewDevice {
+            $(#[doc = concat!("`vm.add-", $name, "`.")] $kind($config),)*
+        }
+
+        impl NewDevice {
+            /// Every kind, by its name, with the names of the fields that describe one.
+            pub const KINDS: &'static [(&'static str, &'static Shape)] = &[$(($name, &fields::$shape)),*];
+
+            /// Reads the JSON that describes a device of the kind called `kind`; `None` if there is no such kind.
+            ///
+            /// # Errors
+            /// What is wrong with the JSON.
+            pub fn parse(kind: &str, json: &[u8]) -> Option<serde_json::Result<Self>> {
+                match kind {
+                    $($name => Some(serde_json::from_slice(json).map(Self::$kind)),)*
+                    _ => None,
+                }
+            }
+
+            /// What kind of device it is, as generated names have it.
+            pub const fn kind(&self) -> &'static str {
+                match self {
+                    $(Self::$kind(_) => $name,)*
+                }
+            }
+
+            /// Its name, if it has one.
+            pub fn id(&self) -> Option<&str> {
+                match self {
+                    $(Self::$kind(device) => device.id.as_deref(),)*
+                }
+            }
+
+            /// Whether descriptors that come with it are its own. Those of others are closed.
+            pub const fn takes_descriptors(&self) -> bool {
+                match self {
+                    $(Self::$kind(_) => $descriptors,)*
+                }
+            }
+
+            fn id_mut(&mut self) -> &mut Option<String> {
+                match self {
+                    $(Self::$kind(device) => &mut device.id,)*
+                }
+            }
+        }
+
+        impl VmConfig {
+            /// Names of all devices that have one.
+            pub fn ids(&self) -> impl Iterator<Item = &str> {
+                let none = std::iter::empty();
+                $(let none = none.chain(self.$field.iter().filter_map(|device| device.id.as_deref()));)*
+                none
+            }
+
+            /// All devices, in the order in which a guest finds them.
+            pub fn devices(&self) -> impl Iterator<Item = NewDevice> {
+                let none = std::iter::empty();
+                $(let none = none.chain(self.$field.iter().cloned().map(NewDevice::$kind));)*
+                none
+            }
+
+            /// Gives every device without a name one that no other has: `_disk0`, `_net1` and so on.
+            pub fn name_devices(&mut self) {
+                let taken: BTreeSet<String> = self.ids().map(str::to_owned).collect();
+                let mut fresh = Fresh(taken);
+                $(self.$field.iter_mut().for_each(|device| fresh.name($name, &mut device.id));)*
+            }
+
+            /// Whether a VM has no more devices of the kind of `device` than it has now.
+            pub fn is_full_for(&self, device: &NewDevice) -> bool {
+                match device {
+                    $(NewDevice::$kind(_) => self.$field.is_full(),)*
+                }
+            }
+
+            /// Takes a device in. Where there is one at most, the last one counts.
+            pub fn insert(&mut self, device: NewDevice) {
+                match device {
+                    $(NewDevice::$kind(device) => self.$field.put(device),)*
+                }
+            }
+
+            /// Takes the device called `id` out; whether there was one.
+            pub fn remove(&mut self, id: &str) -> bool {
+                let before = self.ids().count();
+                $(self.$field.keep(|device| device.id.as_deref() != Some(id));)*
+                self.ids().count() < before
+            }
+
+            /// What was sent of each device beside the fields that husk reads, with the place of that in the configuration.
+            pub(super) fn device_rests(&self) -> Vec<(String, &Rest, &'static Shape)> {
+                let mut rests = Vec::new();
+                $(for (number, device) in self.$field.iter().enumerate() {
+                    rests.push((place(&self.$field, stringify!($field), number), &device.rest, &fields::$shape));
+                })*
+                rests
+            }
+
+            /// Checks each device by itself, in the order of the rows.
+            pub(super) fn validate_devices(&self) -> Result<(), ConfigError> {
+                $(self.$field.iter().try_for_each($config::validate)?;)*
+                Ok(())
+            }
+        }
+    };
+}
+
+kinds! {
+    Disk: "disk", DiskConfig in disks, DISK, descriptors: false;
+    Pmem: "pmem", PmemConfig in pmem, PMEM, descriptors: false;
+    Net: "net", NetConfig in net, NET, descriptors: true;
+    Fs: "fs", FsConfig in fs, FS, descriptors: false;
+    Vsock: "vsock", VsockConfig in vsock, VSOCK, descriptors: false;
+}
+
+fn place<T, S: Shelf<T>>(_shelf: &S, field: &str, number: usize) -> String {
+    S::place(field, number)
 }
 
 impl VmConfig {
-    /// Names of all devices that have one.
-    pub fn ids(&self) -> impl Iterator<Item = &str> {
-        let disks = self.disks.iter().map(|disk| &disk.id);
-        let nets = self.net.iter().map(|net| &net.id);
-        let shares = self.fs.iter().map(|fs| &fs.id);
-        let pmems = self.pmem.iter().map(|pmem| &pmem.id);
-        let vsock = self.vsock.iter().map(|vsock| &vsock.id);
-        let all = disks.chain(nets).chain(shares).chain(pmems).chain(vsock);
-        all.filter_map(Option::as_deref)
-    }
-
-    /// All devices, in the order in which a guest finds them.
-    pub fn devices(&self) -> impl Iterator<Item = NewDevice> {
-        let disks = self.disks.iter().cloned().map(NewDevice::Disk);
-        let pmems = self.pmem.iter().cloned().map(NewDevice::Pmem);
-        let nets = self.net.iter().cloned().map(NewDevice::Net);
-        let shares = self.fs.iter().cloned().map(NewDevice::Fs);
-        let vsock = self.vsock.iter().cloned().map(NewDevice::Vsock);
-        disks.chain(pmems).chain(nets).chain(shares).chain(vsock)
-    }
-
     /// The first name that two devices share.
     pub fn duplicate_id(&self) -> Option<&str> {
         let mut seen = BTreeSet::new();
         self.ids().find(|id| !seen.insert(*id))
     }
 
-    /// Gives every device without a name one that no other has: `_disk0`, `_net1` and so on.
-    pub fn name_devices(&mut self) {
-        let taken: BTreeSet<String> = self.ids().map(str::to_owned).collect();
-        let mut fresh = Fresh(taken);
-        self.disks.iter_mut().for_each(|disk| fresh.name("disk", &mut disk.id));
-        self.net.iter_mut().for_each(|net| fresh.name("net", &mut net.id));
-        self.fs.iter_mut().for_each(|fs| fresh.name("fs", &mut fs.id));
-        self.pmem.iter_mut().for_each(|pmem| fresh.name("pmem", &mut pmem.id));
-        self.vsock
-            .iter_mut()
-            .for_each(|vsock| fresh.name("vsock", &mut vsock.id));
-    }
-
     /// Gives `device` a name, unless it has one, that no device here has.
     pub fn name(&self, device: &mut NewDevice) {
         let kind = device.kind();
         Fresh(self.ids().map(str::to_owned).collect()).name(kind, device.id_mut());
-    }
-
-    /// Takes a device in. There is one vsock at most, and the last one counts.
-    pub fn insert(&mut self, device: NewDevice) {
-        match device {
-            NewDevice::Disk(disk) => self.disks.push(disk),
-            NewDevice::Net(net) => self.net.push(net),
-            NewDevice::Fs(fs) => self.fs.push(fs),
-            NewDevice::Vsock(vsock) => self.vsock = Some(vsock),
-            NewDevice::Pmem(pmem) => self.pmem.push(pmem),
-        }
-    }
-
-    /// Takes the device called `id` out; whether there was one.
-    pub fn remove(&mut self, id: &str) -> bool {
-        let is = |name: &Option<String>| name.as_deref() == Some(id);
-        let before = self.ids().count();
-        self.disks.retain(|disk| !is(&disk.id));
-        self.net.retain(|net| !is(&net.id));
-        self.fs.retain(|fs| !is(&fs.id));
-        self.pmem.retain(|pmem| !is(&pmem.id));
-        self.vsock.take_if(|vsock| is(&vsock.id));
-        self.ids().count() < before
     }
 }
 
@@ -181,6 +244,27 @@ mod tests {
         assert!(config.remove("_vsock0") && !config.remove("_vsock0"));
         assert!(config.remove("_fs0"));
         assert!(config.vsock.is_none() && config.fs.is_empty());
+    }
+
+    #[test]
+    fn every_kind_is_read_by_its_name_and_there_is_one_vsock_at_most() {
+        for (kind, _) in NewDevice::KINDS {
+            assert!(NewDevice::parse(kind, b"no json").unwrap().is_err(), "{kind}");
+        }
+        let vsock = NewDevice::parse("vsock", br#"{"cid": 3, "socket": "/s"}"#)
+            .unwrap()
+            .unwrap();
+        assert_eq!((vsock.kind(), vsock.takes_descriptors()), ("vsock", false));
+        assert!(NewDevice::parse("tpm", b"{}").is_none());
+        let mut config = VmConfig::default();
+        assert!(!config.is_full_for(&vsock));
+        config.insert(vsock.clone());
+        assert!(config.is_full_for(&vsock));
+        let disk = NewDevice::Disk(DiskConfig::new("/a"));
+        config.insert(disk.clone());
+        assert!(!config.is_full_for(&disk));
+        let places: Vec<_> = config.device_rests().into_iter().map(|(place, ..)| place).collect();
+        assert_eq!(places, ["disks[0]", "vsock"]);
     }
 
     #[test]

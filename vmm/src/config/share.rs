@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::validate::QUEUE_SIZES;
+use super::path;
+use super::validate::{ConfigError, QUEUE_SIZES};
 use super::{FsConfig, VmConfig};
 
 /// The most request queues of a file system device.
@@ -47,11 +48,10 @@ pub enum ShareError {
 }
 
 impl VmConfig {
-    /// Checks the shares, each and together.
+    /// Checks the shares together.
     pub(super) fn validate_shares(&self) -> Result<(), ShareError> {
         let mut tags = BTreeSet::new();
         for fs in &self.fs {
-            fs.validate()?;
             if !self.memory.shared {
                 return Err(ShareError::PrivateMemory(fs.tag.clone()));
             }
@@ -64,7 +64,12 @@ impl VmConfig {
 }
 
 impl FsConfig {
-    fn validate(&self) -> Result<(), ShareError> {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        self.check()?;
+        Ok(path::socket(&format!("fs {}", self.tag), &self.socket)?)
+    }
+
+    fn check(&self) -> Result<(), ShareError> {
         let tag = || self.tag.clone();
         if !(1..=MAX_TAG_BYTES).contains(&self.tag.len()) || self.tag.contains('\0') {
             return Err(ShareError::Tag { tag: tag() });
@@ -98,7 +103,11 @@ mod tests {
                 ..VmConfig::default()
             };
             config.memory.shared = true;
-            config.validate_shares().unwrap_err().to_string()
+            let checked = config.validate_devices();
+            checked
+                .and_then(|()| Ok(config.validate_shares()?))
+                .unwrap_err()
+                .to_string()
         };
         assert_eq!(
             with(|fs| fs.tag.clear()),

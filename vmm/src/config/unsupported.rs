@@ -54,22 +54,14 @@ pub(super) fn refuse(config: &VmConfig) -> Result<(), ConfigError> {
     if let Some(platform) = &config.platform {
         check("platform.", &platform.rest, PLATFORM)?;
     }
+    for (place, rest, shape) in config.device_rests() {
+        check(&format!("{place}."), rest, shape.refused)?;
+    }
     for (number, disk) in config.disks.iter().enumerate() {
-        check(&format!("disks[{number}]."), &disk.rest, DISK)?;
         let field = format!("disks[{number}].image_type");
         one_of(&field, disk.rest.get("image_type"), &["Raw", "Unknown"])?;
     }
-    for (number, net) in config.net.iter().enumerate() {
-        check(&format!("net[{number}]."), &net.rest, NET)?;
-    }
-    for (number, fs) in config.fs.iter().enumerate() {
-        check(&format!("fs[{number}]."), &fs.rest, DEVICE)?;
-    }
-    for (number, pmem) in config.pmem.iter().enumerate() {
-        check(&format!("pmem[{number}]."), &pmem.rest, DEVICE)?;
-    }
     let single = [
-        ("vsock.", config.vsock.as_ref().map(|vsock| &vsock.rest)),
         ("balloon.", config.balloon.as_ref().map(|balloon| &balloon.rest)),
         ("rng.", config.rng.as_ref().map(|rng| &rng.rest)),
         ("serial.", Some(&config.serial.rest)),

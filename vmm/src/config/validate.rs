@@ -254,20 +254,14 @@ impl VmConfig {
         unsupported::refuse(self)?;
         self.memory.validate(limits)?;
         self.payload.validate()?;
-        self.disks.iter().try_for_each(DiskConfig::validate)?;
+        self.validate_devices()?;
         if let Some(id) = self.duplicate_id() {
             return Err(ConfigError::DuplicateId(id.into()));
         }
         if let Some(id) = self.ids().find(|id| id.starts_with("__")) {
             return Err(ConfigError::ReservedId(id.into()));
         }
-        self.net.iter().try_for_each(NetConfig::validate)?;
-        self.vsock.as_ref().map_or(Ok(()), VsockConfig::validate)?;
         self.validate_shares()?;
-        self.fs
-            .iter()
-            .try_for_each(|fs| path::socket(&format!("fs {}", fs.tag), &fs.socket))?;
-        self.pmem.iter().try_for_each(PmemConfig::validate)?;
         self.rng.as_ref().map_or(Ok(()), |rng| path::file("rng", &rng.src))?;
         if let Some(balloon) = &self.balloon {
             balloon.validate(self.memory.size)?;
@@ -329,7 +323,7 @@ impl PayloadConfig {
 }
 
 impl DiskConfig {
-    fn validate(&self) -> Result<(), ConfigError> {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
         let disk = || self.path.display().to_string();
         path::file("disk", &self.path)?;
         if let Some(found) = self.serial.as_ref().filter(|serial| !is_serial(serial)) {
@@ -355,7 +349,7 @@ impl DiskConfig {
 }
 
 impl NetConfig {
-    fn validate(&self) -> Result<(), ConfigError> {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
         let net = || self.tap.clone().unwrap_or_else(|| self.mac.to_string());
         let found = self.num_queues;
         if !found.is_multiple_of(2) || !(1..=MAX_NET_PAIRS).contains(&(found / 2)) {
@@ -376,7 +370,7 @@ impl NetConfig {
 }
 
 impl VsockConfig {
-    fn validate(&self) -> Result<(), ConfigError> {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
         if !CIDS.contains(&self.cid) {
             return Err(ConfigError::Cid { found: self.cid });
         }
@@ -388,7 +382,7 @@ impl VsockConfig {
 }
 
 impl PmemConfig {
-    fn validate(&self) -> Result<(), ConfigError> {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
         if self.file.as_os_str().is_empty() {
             return Err(ConfigError::NoPmemFile);
         }

@@ -27,8 +27,11 @@ impl Controller {
         if let Some(id) = device.id().filter(|id| config.ids().any(|taken| taken == *id)) {
             return Err(conflict(format!("id '{id}' is taken by another device")));
         }
-        if matches!(device, NewDevice::Vsock(_)) && config.vsock.is_some() {
-            return Err(conflict("there is a vsock device already, a VM has one at most"));
+        if config.is_full_for(&device) {
+            let kind = device.kind();
+            return Err(conflict(format!(
+                "there is a {kind} device already, a VM has one at most"
+            )));
         }
         config.name(&mut device);
         config.insert(device.clone());
