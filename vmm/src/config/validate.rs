@@ -2,7 +2,7 @@
 
 use husk_firmware::CommandLine;
 use husk_virtio::block::{ID_BYTES, is_serial};
-use husk_virtio::net::{TapError, check_tap_name};
+use husk_virtio::net::check_tap_name;
 use husk_virtio::vsock::CIDS;
 
 use super::path::{self, PathError};
@@ -61,7 +61,7 @@ impl Limits {
 }
 
 /// Why a configuration cannot be built. Each is one line: the thing, what was found, what is allowed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// Too few or too many vCPUs.
     #[error("cpus: {found} vCPUs asked for, 1 to {max} allowed")]
@@ -173,9 +173,9 @@ pub enum ConfigError {
         /// What was asked for.
         found: u16,
     },
-    /// A name that no interface has.
-    #[error(transparent)]
-    Tap(TapError),
+    /// A name that no interface has, in the words of the device.
+    #[error("net: {0}")]
+    Tap(String),
     /// Packets too small for IP.
     #[error("net {net}: mtu is {found}, allowed: {MIN_MTU} to 65535")]
     Mtu {
@@ -360,7 +360,7 @@ impl NetConfig {
             return Err(ConfigError::NetQueueSize { net: net(), found });
         }
         if let Some(tap) = &self.tap {
-            check_tap_name(tap).map_err(ConfigError::Tap)?;
+            check_tap_name(tap).map_err(|error| ConfigError::Tap(error.to_string()))?;
         }
         match self.mtu.filter(|mtu| *mtu < MIN_MTU) {
             Some(found) => Err(ConfigError::Mtu { net: net(), found }),
