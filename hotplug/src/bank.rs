@@ -10,9 +10,9 @@
 //! | 0x08 | 4 | W | `SIGN`: `_SUN` of this slot was evaluated (ACPI 6.5 §6.1.11) |
 //! | 0x0c | 4 | R | `SLTS`: number of slots |
 //! | 0x10 | 8 | W | `OSTR`: `_OST` of a slot: slot in bits 0-15, source event in bits 16-31, status in bits 32-63 (ACPI 6.5 §6.3.5) |
-//! | 0x40 | 4 each | R | `SMAP`: one bit a slot, set where `_STA` is 0xf and not 0 (ACPI 6.5 §6.3.7); at least 128 bits, in whole words |
-//! | 0x400 + 0x10 * slot | 8 | R | `BASE`: guest-physical address of a memory slot |
-//! | 0x408 + 0x10 * slot | 8 | R | `SIZE`: its length in bytes |
+//! | 0x40 | 4 each | R | `_STA` of eight slots, four bits each: 0xf or 0 (ACPI 6.5 §6.3.7) |
+//! | 0x840 + 0x10 * slot | 8 | R | `BASE`: guest-physical address of a memory slot |
+//! | 0x848 + 0x10 * slot | 8 | R | `SIZE`: its length in bytes |
 //!
 //! Taking and writing need aligned accesses of the full width. Reads of any other width or offset are harmless: they see the
 //! registers without taking anything (`TAKE` then reads as 0), and bytes that are not readable as ones. Other writes do nothing.
@@ -22,7 +22,7 @@
 //! Once `_EJ0` has returned, Linux evaluates `_STA` to see whether the unit has gone, and 6.12 forgets it only then; until it has reported
 //! the end, the next `TAKE` may run on another processor. Were the slot shown anew in between, the guest would take the ejection for
 //! failed, keep what it had, and refuse the slot for good. So a slot that the guest has let go of waits with its next event until the
-//! guest has read its bit in `SMAP`, or reported that the ejection is over.
+//! guest has read its `_STA`, or reported that the ejection is over.
 //!
 //! # Proofs
 //!
@@ -45,15 +45,19 @@ pub(crate) const SIGN: u64 = 0x08;
 const SLTS: u64 = 0x0c;
 /// Offset of the register that takes an `_OST` report.
 pub(crate) const OSTR: u64 = 0x10;
-/// Offset of the map of `_STA`.
-pub(crate) const SMAP: u64 = 0x40;
-/// Offset of the first memory slot's record.
-pub(crate) const RECORDS: u64 = 0x400;
+/// Offset of the first word of `_STA`s.
+pub(crate) const STATUS: u64 = 0x40;
+/// Bits that a slot has there.
+pub(crate) const STATUS_BITS: u32 = 4;
+/// Slots in one word of them.
+pub(crate) const STATUS_SLOTS: u32 = 32 / STATUS_BITS;
+/// Present, enabled, shown, functioning (ACPI 6.5 §6.3.7).
+const THERE: u32 = 0xf;
+/// Offset of the first memory slot's record: the `_STA`s of [`Bank::MAX_SLOTS`] are before it.
+pub(crate) const RECORDS: u64 = 0x840;
 /// Length of a memory slot's record.
 pub(crate) const RECORD_BYTES: u64 = 0x10;
 
-/// An AML field of up to 64 bits is an integer, a longer one a buffer: the map is always a buffer (ACPI 6.5 §19.6.47).
-const MAP_BITS_MIN: u32 = 128;
 /// How often a guest is told again of memory that it says it has, before it is not believed. Each time it tries to add what is missing,
 /// so the second attempt may succeed and the third event then prove it.
 const CHECKS: u8 = 3;
@@ -289,7 +293,7 @@ impl Bank {
         match offset {
             TAKE => Some(0),
             SLTS => Some(self.slots()),
-            SMAP..RECORDS => self.map_word(offset.checked_sub(SMAP)? / 4),
+            STATUS..RECORDS => self.status_word(offset.checked_sub(STATUS)? / 4),
             RECORDS.. => {
                 let (entry, offset) = self.record(offset)?;
                 entry.extent.register(offset)
@@ -298,16 +302,14 @@ impl Bank {
         }
     }
 
-    /// The bits of slots 32 * `word` and up, if the map goes so far.
-    fn map_word(&self, word: u64) -> Option<u32> {
-        if word >= u64::from(map_bits(self.slots()) / 32) {
-            return None;
-        }
-        let skipped = usize::try_from(word.saturating_mul(32)).ok()?;
-        let shown = self.entries.iter().skip(skipped).take(32);
-        Some((0..).zip(shown).fold(0, |bits, (bit, entry)| {
-            bits | u32::from(entry.state.enabled()).checked_shl(bit).unwrap_or(0)
-        }))
+    /// `_STA` of slots 8 * `word` and up, if there are any.
+    fn status_word(&self, word: u64) -> Option<u32> {
+        let slots = usize::try_from(STATUS_SLOTS).ok()?;
+        let first = usize::try_from(word).ok()?.checked_mul(slots)?;
+        let shown = self.entries.get(first..)?.iter().take(slots);
+        let bits = (0..32).step_by(usize::try_from(STATUS_BITS).ok()?);
+        let there = bits.zip(shown).filter(|(_, entry)| entry.state.enabled());
+        Some(there.fold(0, |word, (bit, _)| word | THERE.checked_shl(bit).unwrap_or(0)))
     }
 
     /// The memory slot whose record has the byte at `offset`, and where in it that is.
@@ -375,9 +377,10 @@ impl Bank {
     /// The guest has read `count` bytes from `offset` on, and with them what `_STA` says of some slots.
     fn note_read(&mut self, offset: u64, count: usize) {
         let end = offset.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
-        let (first, end) = (offset.max(SMAP), end.min(RECORDS));
-        for slot in first.saturating_sub(SMAP).saturating_mul(8)..end.saturating_sub(SMAP).saturating_mul(8) {
-            // A bit of no slot is always 0.
+        let (first, end) = (offset.max(STATUS), end.min(RECORDS));
+        let slot_at = |offset: u64| offset.saturating_sub(STATUS).saturating_mul(u64::from(8 / STATUS_BITS));
+        for slot in slot_at(first)..slot_at(end) {
+            // The status of no slot is always 0.
             if u32::try_from(slot).is_ok_and(|slot| self.verify(slot).is_err()) {
                 return;
             }
@@ -398,11 +401,6 @@ impl Bank {
 fn word(data: &[u8], at: usize) -> u32 {
     let bytes = data.get(at..).and_then(|rest| rest.first_chunk());
     bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
-}
-
-/// How many bits the map of `_STA` has in a bank of `slots` slots: a multiple of 32, one for each slot, and some that are always 0.
-pub(crate) fn map_bits(slots: u32) -> u32 {
-    slots.next_multiple_of(32).max(MAP_BITS_MIN)
 }
 
 /// Size of the register window of a bank of `slots` slots for `kind`.

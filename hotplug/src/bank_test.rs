@@ -43,11 +43,15 @@ fn write32(bank: &mut Bank, offset: u64, value: u32) {
 }
 
 fn record(slot: u64) -> u64 {
-    0x400 + 0x10 * slot
+    0x840 + 0x10 * slot
 }
 
 fn sta(bank: &mut Bank, slot: u32) -> bool {
-    read32(bank, 0x40 + u64::from(slot / 32 * 4)) >> (slot % 32) & 1 == 1
+    match read32(bank, 0x40 + u64::from(slot / 8 * 4)) >> (slot % 8 * 4) & 0xf {
+        0 => false,
+        0xf => true,
+        half => panic!("{half:#x}"),
+    }
 }
 
 fn eject(bank: &mut Bank, slot: u32) {
@@ -125,7 +129,7 @@ fn a_slot_is_offered_anew_once_the_guest_has_seen_it_empty() {
         type Look = fn(&mut Bank);
         let looks: [Look; 4] = [
             |bank| assert!(!sta(bank, 33)),
-            |bank| assert_eq!(read(bank, 0x44, 1), [0]),
+            |bank| assert_eq!(read(bank, 0x50, 1), [0]),
             |bank| ost(bank, 33, 3, 0),
             |bank| ost(bank, 33, 0x103, 0),
         ];
@@ -202,13 +206,20 @@ fn what_comes_is_taken_upwards_and_then_what_goes_downwards() {
 }
 
 #[test]
-fn the_map_has_a_bit_for_every_slot() {
-    let (mut bank, _) = bank(300);
-    for slot in [0, 31, 32, 299] {
+fn every_slot_has_four_bits_of_status() {
+    let (mut bank, _) = bank(28);
+    for slot in [0, 7, 8, 27] {
         bank.apply(slot, Event::Boot, None).unwrap();
     }
-    let words: Vec<u32> = (0..11).map(|word| read32(&mut bank, 0x40 + word * 4)).collect();
-    assert_eq!(words, [1 | 1 << 31, 1, 0, 0, 0, 0, 0, 0, 0, 1 << 11, u32::MAX]);
+    let words: Vec<u32> = (0..5).map(|word| read32(&mut bank, 0x40 + word * 4)).collect();
+    assert_eq!(words, [0xf000_000f, 0xf, 0, 0xf000, u32::MAX]);
+}
+
+#[test]
+fn the_last_slot_that_there_may_be_has_its_status_before_the_records() {
+    let (mut bank, _) = bank_of(Kind::Memory, Bank::MAX_SLOTS);
+    bank.apply(Bank::MAX_SLOTS - 1, Event::Boot, None).unwrap();
+    assert_eq!(read32(&mut bank, record(0) - 4), 0xf000_0000);
 }
 
 /// Offers slot 1 of a bank, whose slot 0 is there from the start, and lets the guest take the event.
@@ -406,9 +417,9 @@ fn odd_reads_take_nothing_and_see_ones_where_nothing_is() {
     assert_eq!(read(&mut bank, 1, 4)[..3], [0, 0, 0]);
     assert_eq!(read(&mut bank, 0x0c, 8), [1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
     assert_eq!(
-        (read32(&mut bank, 0x4c), read32(&mut bank, 0x50)),
+        (read32(&mut bank, 0x40), read32(&mut bank, 0x44)),
         (0, u32::MAX),
-        "the map's end"
+        "the end of the status"
     );
     assert_eq!(read32(&mut bank, record(0)), u32::MAX, "no memory here");
     assert_eq!(read(&mut bank, u64::MAX, 8), [0xff; 8]);
@@ -446,8 +457,8 @@ fn too_many_slots_and_unknown_slots_are_errors() {
         Some(BankError::TooManySlots { found: 0x1001 })
     );
     let (mut bank, _) = bank(3);
-    assert_eq!(bank.window_bytes(), 0x400);
-    assert_eq!(bank_of(Kind::Memory, 3).0.window_bytes(), 0x430);
+    assert_eq!(bank.window_bytes(), 0x840);
+    assert_eq!(bank_of(Kind::Memory, 3).0.window_bytes(), 0x870);
     assert_eq!(bank.pin(3), Err(BankError::NoSuchSlot { slot: 3, slots: 3 }));
     let error = bank.check(0, Event::Ask).unwrap_err();
     assert_eq!(error.to_string(), "slot 0 is not ready for this");
@@ -462,7 +473,7 @@ enum Act {
 }
 
 fn act() -> impl Strategy<Value = Act> {
-    let offset = prop_oneof![8 => 0..0x60_u64, 2 => 0x400..0x450_u64, 1 => any::<u64>()];
+    let offset = prop_oneof![8 => 0..0x60_u64, 2 => 0x840..0x890_u64, 1 => any::<u64>()];
     let width = prop_oneof![6 => Just(4_usize), 1 => Just(1), 1 => Just(2), 3 => Just(8)];
     let slot = || 0..5_u32;
     let source = prop::sample::select(vec![0, 1, 3, 0x103, 0x200]);

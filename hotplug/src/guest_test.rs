@@ -43,7 +43,8 @@ enum Node {
     },
     Field {
         region: String,
-        offset: u64,
+        /// Bits before it.
+        start: u64,
         bits: u64,
         unit: u64,
     },
@@ -175,6 +176,12 @@ impl Guest {
             .clone();
         match node {
             Node::Value(value) => value,
+            Node::Field {
+                region,
+                start,
+                bits,
+                unit,
+            } => self.read(&region, start, bits, unit),
             Node::Method { args: count, body } => {
                 assert_eq!(args.len(), usize::from(count), "arguments of {path}");
                 let args = args.iter().map(|arg| Value::Int(*arg)).collect();
@@ -278,7 +285,7 @@ impl Guest {
                     if let [_, _, _, _] = name {
                         let node = Node::Field {
                             region: region.clone(),
-                            offset: offset / 8,
+                            start: offset,
                             bits,
                             unit,
                         };
@@ -431,10 +438,10 @@ impl Guest {
             Node::Value(value) => value,
             Node::Field {
                 region,
-                offset,
+                start,
                 bits,
                 unit,
-            } => self.read(&region, offset, bits, unit),
+            } => self.read(&region, start, bits, unit),
             Node::Method { args, body } => {
                 let args = (0..args).map(|_| self.term(frame, code)).collect();
                 self.call(path, args, &body)
@@ -468,12 +475,12 @@ impl Guest {
                 match self.nodes[&path].clone() {
                     Node::Field {
                         region,
-                        offset,
+                        start,
                         bits,
                         unit,
                     } => {
                         assert_eq!(bits, unit * 8, "a whole register is written");
-                        self.write(&region, offset, value.int(), unit);
+                        self.write(&region, start / 8, value.int(), unit);
                     }
                     Node::Value(Value::Bytes(old)) => {
                         assert_eq!(old.len(), value.bytes().len(), "{path} keeps its length");
@@ -525,20 +532,15 @@ impl Guest {
         (at - window.start, Arc::clone(device))
     }
 
-    /// §19.6.47: up to 64 bits are an integer, more are a buffer.
-    fn read(&mut self, region: &str, offset: u64, bits: u64, unit: u64) -> Value {
-        assert_eq!(bits % (unit * 8), 0);
-        let mut bytes = Vec::new();
-        for at in (offset..offset + bits / 8).step_by(unit as usize) {
-            let (at, device) = self.device(region, at, unit);
-            let mut data = vec![0; unit as usize];
-            device.lock().unwrap().read(at, &mut data);
-            bytes.extend(data);
-        }
-        if bits > 64 {
-            return Value::Bytes(bytes);
-        }
-        Value::Int(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+    /// §19.6.47: a part of one register, or a whole one.
+    fn read(&mut self, region: &str, start: u64, bits: u64, unit: u64) -> Value {
+        let width = unit * 8;
+        let (register, low) = (start / width * unit, start % width);
+        assert!(low + bits <= width, "in one register");
+        let (at, device) = self.device(region, register, unit);
+        let mut data = [0; 8];
+        device.lock().unwrap().read(at, &mut data[..unit as usize]);
+        Value::Int(u64::from_le_bytes(data) >> low & u64::MAX >> (64 - bits))
     }
 
     fn write(&mut self, region: &str, offset: u64, value: u64, unit: u64) {

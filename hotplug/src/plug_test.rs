@@ -157,7 +157,7 @@ fn a_unit_exists_before_the_guest_hears_of_it() {
     assert_eq!(machine.there(), [(0, 1), (2, 0x800_0000)]);
     assert_eq!(machine.take(), 2 | 1 << 16);
     assert_eq!(
-        (machine.read(0x424), machine.read(0x428)),
+        (machine.read(0x864), machine.read(0x868)),
         (2, 0x800_0000),
         "base and size"
     );
@@ -491,7 +491,7 @@ proptest! {
                 }
                 Act::Take => drop(machine.take()),
                 Act::Sign(slot) => machine.write(0x08, slot),
-                Act::Look(slot) => drop(machine.read(0x400 + 0x10 * u64::from(slot))),
+                Act::Look(slot) => drop(machine.read(0x840 + 0x10 * u64::from(slot))),
                 Act::Eject(slot) => machine.eject(slot),
                 Act::Ost(slot, event, status) => machine.ost(slot, event, status),
             }

@@ -42,8 +42,8 @@ const SLOTS: u8 = 6;
 const EJCT: u64 = 0x04;
 const SIGN: u64 = 0x08;
 const OSTR: u64 = 0x10;
-const SMAP: u64 = 0x40;
-const RECORDS: u64 = 0x400;
+const STATUS: u64 = 0x40;
+const RECORDS: u64 = 0x840;
 const RECORD_BYTES: u64 = 0x10;
 
 pub fn run(input: &[u8]) {
@@ -269,19 +269,19 @@ impl Machine {
 
     /// The guest may have looked at `_STA`, and learned what has gone.
     fn look(&mut self, offset: u64, width: usize, data: [u8; 8]) {
-        if offset == SMAP && width >= 4 {
-            let map = u32::from_le_bytes(*data.first_chunk().unwrap());
+        if offset == STATUS && width >= 4 {
+            let shown = u32::from_le_bytes(*data.first_chunk().unwrap());
             for (slot, state) in self.host.states() {
                 assert_eq!(
-                    map >> slot & 1 != 0,
-                    state.enabled(),
+                    shown >> (4 * slot) & 0xf,
+                    if state.enabled() { 0xf } else { 0 },
                     "_STA of slot {slot}, which is {state:?}"
                 );
             }
         }
-        let first = SMAP.max(offset);
+        let first = STATUS.max(offset);
         let end = RECORDS.min(offset + u64::try_from(width).unwrap());
-        let seen = first.saturating_sub(SMAP) * 8..end.saturating_sub(SMAP) * 8;
+        let seen = first.saturating_sub(STATUS) * 2..end.saturating_sub(STATUS) * 2;
         self.unverified.retain(|slot| !seen.contains(&u64::from(*slot)));
     }
 
@@ -412,7 +412,7 @@ pub fn seeds() -> Seeds {
     ];
     let mut odd = Recorder::default();
     odd.u8(1);
-    for offset in [0, 1, 4, 0x08, 0x0c, 0x10, 0x40, 0x50, 0x400, u16::MAX] {
+    for offset in [0, 1, 4, 0x08, 0x0c, 0x10, 0x40, 0x50, 0x840, u16::MAX] {
         odd.u8(0).u16(offset).u8(2).u8(1).u16(offset).bytes(&[1, 0, 0, 0]);
     }
     odd.u8(12).u8(0).u8(2).u8(12).u8(1).u8(3);

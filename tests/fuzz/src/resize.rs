@@ -65,8 +65,8 @@ const TURNS: usize = 500;
 const EJCT: u64 = 0x04;
 const SIGN: u64 = 0x08;
 const OSTR: u64 = 0x10;
-const SMAP: u64 = 0x40;
-const RECORDS: u64 = 0x400;
+const STATUS: u64 = 0x40;
+const RECORDS: u64 = 0x840;
 /// Requests of virtio-mem (virtio 1.2 §5.15.6).
 const PLUG: u8 = 0;
 const UNPLUG_ALL: u8 = 2;
@@ -370,7 +370,7 @@ impl Machine {
                 }
             }
             // What has gone it forgets when it has seen that.
-            self.bank(bank).read(SMAP, &mut [0; 16]);
+            self.bank(bank).read(STATUS, &mut [0; 64]);
         }
         let Some(size) = self.mem.as_ref().map(|mem| mem.handle().size()) else {
             return;

@@ -86,7 +86,7 @@ impl Bench {
                     self.bank
                         .lock()
                         .unwrap()
-                        .read(0x400 + 0x10 * u64::from(slot), &mut [0; 8]);
+                        .read(0x840 + 0x10 * u64::from(slot), &mut [0; 8]);
                     self.report(slot, 1, 0);
                 }
                 Answer::Refuses(code) => self.report(slot, if removal { 3 } else { 1 }, code),
