@@ -112,10 +112,11 @@ pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent) -> Result<Results
 
 /// One life of `subject`, in the emulated host: two boots, a pod that is resized, and one that grows in steps.
 pub fn sample(subject: &Subject, scratch: &Path) -> Result<Latencies> {
-    let (boot_init_max1, _) = boot::sample_with(subject, scratch, None)?;
-    let (boot_init_max128, _) = boot::sample_with(subject, scratch, Some(LARGE_ROOM))?;
-    let mut latencies = with_pod(subject, scratch, resized)?;
-    latencies.memory_8_adds_usable = with_pod(subject, scratch, |pod| pod.eight_adds())?;
+    let (boot_init_max1, _) = boot::sample_with(subject, scratch, None).context("a boot without room")?;
+    let (boot_init_max128, _) = boot::sample_with(subject, scratch, Some(LARGE_ROOM)).context("a boot with room")?;
+    let mut latencies = with_pod(subject, scratch, resized).context("a pod that is resized")?;
+    let eight_adds = with_pod(subject, scratch, |pod| pod.eight_adds());
+    latencies.memory_8_adds_usable = eight_adds.context("a pod that grows in steps")?;
     Ok(Latencies {
         boot_init_max1,
         boot_init_max128,
