@@ -10,8 +10,8 @@
 //!     Field { _STA }   _EJ0 -> HEJ0 (1)   _OST -> HOST (1, …)   _SUN -> HSUN (1)   _MAT -> HMAT (1)
 //! ```
 //!
-//! A guest pays for a slot at its start, whether it is ever filled or not: it asks for `_STA` twice and for nothing else. So that is a field
-//! and no method: an access costs a tenth of what an interpreter does for a method. Why no other way: ADR 18.
+//! A guest pays for a slot at its start, whether it is ever filled or not: it asks for `_STA` several times and for little else. So that
+//! is a field and no method: an access costs less than an interpreter does for a method. Why no other way: ADR 18.
 //!
 //! The DSDT must have revision 2 or higher, so that integers have 64 bits (ACPI 6.5 §19.3.5.7), and the PCI bank's fragment must
 //! come after the one that defines `\_SB_.PCI0`.
