@@ -122,8 +122,9 @@ impl Sandbox {
         path.to_str().unwrap().to_owned()
     }
 
-    /// Performs a command about containers, which need `mib` MiB then and get whole blocks, while the guest brings all that comes online, as an agent does that looks every 50 ms. The pod
-    /// has `vcpus` and `mib` when the command returns, not a moment later.
+    /// Performs a command about containers, which need `mib` MiB then and get whole blocks, while the guest brings all that comes online,
+    /// as an agent does that looks every 50 ms. The pod has `vcpus` and `mib` when the command returns, not a moment later, but for this:
+    /// Linux's driver of virtio-mem plugs a block first, and adds it to what programs may use then.
     fn resize(&mut self, command: &[&str], vcpus: usize, mib: u64) {
         let bytes = (mib * MIB).next_multiple_of(BLOCK);
         let is_over = AtomicBool::new(false);
@@ -153,12 +154,7 @@ impl Sandbox {
         );
         assert_eq!(host.config.memory.size, bytes, "{command:?}");
         if grows {
-            let more = bytes - self.resizing.boot_bytes();
-            assert_eq!(
-                (host.memory_actual_size, self.resizing.gained(&guest)),
-                (bytes, more),
-                "{command:?}"
-            );
+            assert_eq!(host.memory_actual_size, bytes, "{command:?}");
         }
         let folder = self.folder.path().to_owned();
         let agent = &mut self.agent;
