@@ -169,6 +169,10 @@ impl Guest {
 
     /// Evaluates an object or a method, as the operating system does.
     pub fn evaluate(&mut self, path: &str, args: &[u64]) -> Value {
+        self.value_of(path, args.iter().map(|arg| Value::Int(*arg)).collect())
+    }
+
+    fn value_of(&mut self, path: &str, args: Vec<Value>) -> Value {
         let node = self
             .nodes
             .get(path)
@@ -184,7 +188,6 @@ impl Guest {
             } => self.read(&region, start, bits, unit),
             Node::Method { args: count, body } => {
                 assert_eq!(args.len(), usize::from(count), "arguments of {path}");
-                let args = args.iter().map(|arg| Value::Int(*arg)).collect();
                 self.call(path, args, &body)
             }
             node => panic!("{path} is {node:?}"),
@@ -434,20 +437,12 @@ impl Guest {
     }
 
     fn load_name(&mut self, frame: &mut Frame, code: &mut Code, path: &str) -> Value {
-        match self.nodes[path].clone() {
-            Node::Value(value) => value,
-            Node::Field {
-                region,
-                start,
-                bits,
-                unit,
-            } => self.read(&region, start, bits, unit),
-            Node::Method { args, body } => {
-                let args = (0..args).map(|_| self.term(frame, code)).collect();
-                self.call(path, args, &body)
-            }
-            node => panic!("{path} is {node:?}"),
-        }
+        let count = match self.nodes.get(path) {
+            Some(Node::Method { args, .. }) => *args,
+            _ => 0,
+        };
+        let args = (0..count).map(|_| self.term(frame, code)).collect();
+        self.value_of(path, args)
     }
 
     /// Stores to the target that comes next.

@@ -5,7 +5,7 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::*;
 use crate::ring::Notify;
-use crate::testing::{ABUSES, Buf, Driver, END, SECOND, memory};
+use crate::testing::{ABUSES, Buf, Driver, END, SECOND, make_fifo, memory};
 
 const DATA: u64 = 0x8_0000;
 
@@ -101,14 +101,7 @@ fn dry_source_leaves_the_request_and_is_tried_again() {
 fn a_fifo_may_have_no_writer_yet_and_is_read_when_it_has() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("fifo");
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        &path,
-        rustix::fs::FileType::Fifo,
-        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
-        0,
-    )
-    .unwrap();
+    make_fifo(&path);
     let mut driver = Driver::new(&memory(), 0x1000, 8);
     let mut rng = Rng::open(&path).unwrap();
     let mut handler = start(&mut rng, &driver);

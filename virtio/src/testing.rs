@@ -1,5 +1,6 @@
 //! The driver's side of a virtqueue, for unit tests: memory, a split ring in it, and what a guest would do with them.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -29,6 +30,12 @@ pub(crate) const END: u64 = 0x20_0000;
 pub(crate) fn memory() -> GuestMemory {
     let ranges = [(GuestAddress(0), 0x10_0000), (GuestAddress(SECOND), 0x10_0000)];
     GuestMemory::new(GuestMemoryMmap::from_ranges(&ranges).unwrap())
+}
+
+/// Makes a FIFO.
+pub(crate) fn make_fifo(path: &Path) {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
 }
 
 /// One buffer of a chain.

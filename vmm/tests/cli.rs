@@ -2,9 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod process;
+
 use std::fs::File;
 use std::process::{Command, Output, Stdio};
 
+use process::make_fifo;
 use serde_json::Value;
 
 fn husk(args: &[&str]) -> Output {
@@ -97,14 +100,7 @@ fn a_pod_that_is_not_there_is_a_failure_that_names_it() {
 fn a_fifo_that_nobody_is_at_the_other_end_of_holds_up_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let fifo = folder.path().join("fifo");
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        &fifo,
-        rustix::fs::FileType::Fifo,
-        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
-        0,
-    )
-    .unwrap();
+    make_fifo(&fifo);
     let fifo = fifo.to_str().unwrap();
     let line = complaint(&["run", "--kernel", "/nowhere/vmlinux", "--boot-trace", fifo], 1);
     assert!(line.contains("/nowhere/vmlinux"), "{line}");

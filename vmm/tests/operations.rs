@@ -64,17 +64,21 @@ fn kernel(folder: &Path) -> Value {
     json!(path)
 }
 
+/// The smallest VM that runs, with its kernel in `folder`.
+fn vm(folder: &Path) -> Value {
+    json!({
+        "memory": {"size": 64 << 20},
+        "payload": {"kernel": kernel(folder)},
+        "serial": {"mode": "Off"},
+        "console": {"mode": "Off"},
+    })
+}
+
 /// husk with a running guest, whose first device is `rng` with the thread `io-rng`.
 fn running() -> (Husk, Client) {
     let husk = Husk::start(&[]);
-    let kernel = kernel(husk.folder.path());
+    let vm = vm(husk.folder.path());
     let mut client = husk.client();
-    let vm = json!({
-        "memory": {"size": 64 << 20},
-        "payload": {"kernel": kernel},
-        "serial": {"mode": "Off"},
-        "console": {"mode": "Off"},
-    });
     assert_eq!(client.put("vm.create", Some(vm)), (204, Value::Null));
     assert_eq!(client.put("vm.boot", None), (204, Value::Null));
     (husk, client)
@@ -88,16 +92,10 @@ fn a_life_can_be_read_from_the_log_in_about_ten_lines() {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
     let mut husk = Husk::start_in(folder, &["-v", "--log-file", log.to_str().unwrap()]);
-    let kernel = kernel(husk.folder.path());
+    let vm = vm(husk.folder.path());
     let disk = husk.folder.path().join("disk");
     File::create(&disk).unwrap().set_len(1 << 20).unwrap();
     let mut client = husk.client();
-    let vm = json!({
-        "memory": {"size": 64 << 20},
-        "payload": {"kernel": kernel},
-        "serial": {"mode": "Off"},
-        "console": {"mode": "Off"},
-    });
     assert_eq!(client.put("vm.create", Some(vm)).0, 204);
     done(&mut client, "vm.boot");
     done(&mut client, "vm.pause");

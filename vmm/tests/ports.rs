@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use process::{NO_HARDWARE, complaints};
+use process::{NO_HARDWARE, complaints, make_fifo};
 use tempfile::TempDir;
 
 /// What the guest prints: as much as a page, and not all in one piece.
@@ -52,14 +52,7 @@ impl Folder {
 
     fn fifo(&self) -> PathBuf {
         let path = self.path("fifo");
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &path,
-            rustix::fs::FileType::Fifo,
-            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
-            0,
-        )
-        .unwrap();
+        make_fifo(&path);
         path
     }
 

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod process;
+
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -9,7 +11,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, FileType, Mode, mknodat};
+use process::make_fifo;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -113,8 +115,7 @@ fn a_limit_of_file_sizes_costs_what_would_be_written_and_no_more() {
 fn events_and_log_may_be_fifos_that_nobody_reads() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["events", "log"] {
-        let path = folder.path().join(name);
-        mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        make_fifo(&folder.path().join(name));
     }
     let husk = Husk::start_in(folder, "");
     husk.signal(Signal::TERM);

@@ -6,6 +6,7 @@ use std::process::Command;
 use super::*;
 use crate::block::Block;
 use crate::block::testing::{image, pattern};
+use crate::testing::make_fifo;
 
 impl Block {
     /// Lets direct I/O on the image ask for offsets and lengths in units of `bytes`, as a disk with such blocks would.
@@ -45,14 +46,7 @@ fn kind(path: impl Into<PathBuf>) -> &'static str {
 fn only_files_and_block_devices_are_images() {
     let dir = tempfile::tempdir().unwrap();
     let fifo = dir.path().join("fifo");
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        &fifo,
-        rustix::fs::FileType::Fifo,
-        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
-        0,
-    )
-    .unwrap();
+    make_fifo(&fifo);
     let socket = dir.path().join("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
 

@@ -142,3 +142,9 @@ pub fn complaints(output: &Output) -> Vec<&str> {
     let said = std::str::from_utf8(&output.stderr).unwrap().lines();
     said.filter(|line| !line.starts_with(NO_HARDWARE)).collect()
 }
+
+/// Makes a FIFO.
+pub fn make_fifo(path: &Path) {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+}
