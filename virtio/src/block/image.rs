@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::BlockConfig;
 use super::limits::{self, Alignment, BlockSizes};
-use super::lock::{self, Hold, Locked};
+use super::lock::FileLock;
 use super::scratch::BOUNCE_BYTES;
 
 /// The sector of virtio 1.2 §5.2.4: the unit of every offset and length, whatever the block size.
@@ -88,7 +88,7 @@ pub enum BlockError {
 /// An open image. Shared by all queues of a disk; every access names its own offset.
 #[derive(Debug)]
 pub(super) struct Image {
-    file: File,
+    file: FileLock,
     direct: Option<Direct>,
     readonly: bool,
     discard: bool,
@@ -127,29 +127,29 @@ impl Image {
             true => Some(Self::set_up_direct(config, &file, &expected)?),
             false => None,
         };
-        let hold = if config.readonly { Hold::Shared } else { Hold::Exclusive };
-        match lock::lock(&file, hold).map_err(|source| unknown(path, "the lock", source))? {
-            Locked::Held => {}
-            Locked::Busy => return Err(BlockError::Busy { path: path.into() }),
-            Locked::Unsupported => log::warn!("disk image {}: no locks on this file system", path.display()),
-        }
+        let what = format_args!("disk image {}", path.display());
+        let locked =
+            FileLock::take(file, !config.readonly, what).map_err(|source| unknown(path, "the lock", source))?;
+        let locked = locked.ok_or_else(|| BlockError::Busy { path: path.into() })?;
+        let file = locked.file();
         let is_device = expected.file_type().is_block_device();
         if is_device && !config.readonly {
-            let readonly = limits::is_readonly(&file).map_err(|source| unknown(path, "the mode", source))?;
+            let readonly = limits::is_readonly(file).map_err(|source| unknown(path, "the mode", source))?;
             check_writable(path, readonly)?;
         }
-        let bytes = (&file)
+        let mut end = file;
+        let bytes = end
             .seek(SeekFrom::End(0))
             .map_err(|source| unknown(path, "the size", source))?;
         if bytes == 0 {
             return Err(BlockError::Empty { path: path.into() });
         }
         let sizes = match is_device {
-            true => limits::block_sizes(&file).map_err(|source| unknown(path, "the block size", source))?,
+            true => limits::block_sizes(file).map_err(|source| unknown(path, "the block size", source))?,
             false => file_sizes(&expected, direct.as_ref()),
         };
         Ok(Self {
-            file,
+            file: locked,
             direct,
             readonly: config.readonly,
             discard: config.discard && !config.readonly,
@@ -208,29 +208,23 @@ impl Image {
 
     /// The descriptor for operations without data.
     pub fn file(&self) -> &File {
-        &self.file
+        self.file.file()
     }
 
     /// How to reach `len` bytes at `offset`. What is not in whole units of direct I/O goes through the page cache.
     pub fn route(&self, offset: u64, len: usize) -> Route<'_> {
         match &self.direct {
-            None => Route::Cached(&self.file),
+            None => Route::Cached(self.file()),
             Some(Direct { alignment, cached }) => {
                 let unit = alignment.offset;
                 let whole =
                     len.is_multiple_of(unit) && u64::try_from(unit).is_ok_and(|unit| offset.is_multiple_of(unit));
                 match whole {
-                    true => Route::Direct(&self.file, *alignment),
+                    true => Route::Direct(self.file(), *alignment),
                     false => Route::Cached(cached),
                 }
             }
         }
-    }
-}
-
-impl Drop for Image {
-    fn drop(&mut self) {
-        lock::unlock(&self.file);
     }
 }
 

@@ -15,6 +15,7 @@
     reason = "fcntl(F_OFD_SETLK) has no safe wrapper in the standard library"
 )]
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -112,32 +113,37 @@ pub(super) fn lock(file: &File, hold: Hold) -> io::Result<Locked> {
 /// Closing it would do the same, but only once all copies of the descriptor are gone: a process that is being started has one until it
 /// executes its program, and an io_uring until the kernel has taken it down, some time after it was closed. A disk that is attached
 /// again at once would be refused.
-pub(super) fn unlock(file: &File) {
+fn unlock(file: &File) {
     // What cannot be given up here goes with the last descriptor.
     let _ = fcntl(file, libc::F_OFD_SETLK, &mut range(libc::F_UNLCK, 0, 0));
 }
 
-/// The lock on a file that a VM uses otherwise than as a disk, held until this is dropped: it excludes disks, other VMs and QEMU as an
-/// image's does.
+/// A file that is locked until this is dropped, as a disk's image is: other VMs and QEMU are excluded as is written above, whatever
+/// the file is to the guest.
 #[derive(Debug)]
 pub struct FileLock(File);
 
 impl FileLock {
     /// Locks the open file of `file`, without waiting: as its only writer, or as one of any number of readers. `None` if somebody else
-    /// excludes that. A file system without locks grants everything, and the log says so.
+    /// excludes that. A file system without locks grants everything, and the log says so, with `what` the file is.
     ///
     /// # Errors
     /// What the host says.
-    pub fn take(file: File, writes: bool) -> io::Result<Option<Self>> {
+    pub fn take(file: File, writes: bool, what: impl Display) -> io::Result<Option<Self>> {
         let hold = if writes { Hold::Exclusive } else { Hold::Shared };
         match lock(&file, hold)? {
             Locked::Held => Ok(Some(Self(file))),
             Locked::Busy => Ok(None),
             Locked::Unsupported => {
-                log::warn!("a file that a guest uses has no locks on its file system");
+                log::warn!("{what}: no locks on this file system");
                 Ok(Some(Self(file)))
             }
         }
+    }
+
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.0
     }
 }
 

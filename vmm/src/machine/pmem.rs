@@ -64,7 +64,8 @@ fn device(config: &PmemConfig, memory: &Arc<AddressSpace>) -> Result<Pmem, PmemE
     if bytes > found {
         return Err(PmemError::Short { asked: bytes, found });
     }
-    let lock = FileLock::take(file.try_clone().map_err(PmemError::Open)?, keep);
+    let what = format_args!("persistent memory {}", config.file.display());
+    let lock = FileLock::take(file.try_clone().map_err(PmemError::Open)?, keep, what);
     let lock = lock.map_err(PmemError::Lock)?.ok_or(PmemError::Busy)?;
     let flushed = if keep {
         Some(file.try_clone().map_err(PmemError::Open)?)
