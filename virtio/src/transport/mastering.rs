@@ -99,6 +99,16 @@ impl Guarded {
         self.allowed.load(Ordering::Acquire)
     }
 
+    /// The handler, and what it is to watch by.
+    fn parts<'a>(&'a mut self, watch: &'a mut dyn Watch) -> (&'a mut dyn Handler, Noting<'a>) {
+        let noting = Noting {
+            watch,
+            watched: &mut self.watched,
+            parked: self.parked,
+        };
+        (self.handler.as_mut(), noting)
+    }
+
     fn park(&mut self, watch: &mut dyn Watch) -> io::Result<()> {
         self.parked = true;
         self.watched.iter().try_for_each(|watched| watch.forget(watched.fd))
@@ -121,8 +131,8 @@ impl Handler for Guarded {
         watch
             .readable(self.back.as_raw_fd(), BACK)
             .map_err(HandlerError::watch)?;
-        let Self { handler, watched, .. } = self;
-        handler.watch(&mut Noting { watch, watched })
+        let (handler, mut watch) = self.parts(watch);
+        handler.watch(&mut watch)
     }
 
     fn wake(&mut self, token: u32, watch: &mut dyn Watch) -> Result<(), HandlerError> {
@@ -136,13 +146,24 @@ impl Handler for Guarded {
         if !self.allowed() {
             return self.park(watch).map_err(HandlerError::watch);
         }
-        let Self { handler, watched, .. } = self;
-        handler.wake(token, &mut Noting { watch, watched })
+        let (handler, mut watch) = self.parts(watch);
+        handler.wake(token, &mut watch)
+    }
+
+    /// Whether or not it has the right: what it has begun ends all the same.
+    fn hold(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        let (handler, mut watch) = self.parts(watch);
+        handler.hold(&mut watch)
+    }
+
+    fn release(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        let (handler, mut watch) = self.parts(watch);
+        handler.release(&mut watch)
     }
 
     fn survive(&mut self, watch: &mut dyn Watch) -> bool {
-        let Self { handler, watched, .. } = self;
-        handler.survive(&mut Noting { watch, watched })
+        let (handler, mut watch) = self.parts(watch);
+        handler.survive(&mut watch)
     }
 
     fn stop(self: Box<Self>) -> Vec<RingState> {
@@ -154,11 +175,15 @@ impl Handler for Guarded {
 struct Noting<'a> {
     watch: &'a mut dyn Watch,
     watched: &'a mut Vec<Watched>,
+    /// It is watched later, when the right is back.
+    parked: bool,
 }
 
 impl Noting<'_> {
     fn add(&mut self, watched: Watched) -> io::Result<()> {
-        watched.watch(self.watch)?;
+        if !self.parked {
+            watched.watch(self.watch)?;
+        }
         self.watched.push(watched);
         Ok(())
     }
@@ -177,7 +202,10 @@ impl Watch for Noting<'_> {
 
     fn forget(&mut self, fd: RawFd) -> io::Result<()> {
         self.watched.retain(|watched| watched.fd != fd);
-        self.watch.forget(fd)
+        match self.parked {
+            true => Ok(()),
+            false => self.watch.forget(fd),
+        }
     }
 }
 

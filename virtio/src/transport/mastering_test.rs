@@ -69,6 +69,16 @@ impl Handler for Counting {
         }
     }
 
+    /// Does without its first event as long as it is held, as a handler does whose rings another process gives back.
+    fn hold(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        watch.forget(self.events[0].as_raw_fd()).map_err(HandlerError::watch)
+    }
+
+    fn release(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        let level = self.events[0].as_raw_fd();
+        watch.readable(level, LEVEL).map_err(HandlerError::watch)
+    }
+
     fn stop(self: Box<Self>) -> Vec<RingState> {
         Vec::new()
     }
@@ -181,4 +191,24 @@ fn what_a_handler_forgets_is_not_watched_again() {
     assert_eq!(bench.calls(), [0, 0, 0]);
     bench.mastering.allow(true);
     assert_eq!(bench.calls(), [0, 1, 0], "and not for the event that still stands");
+}
+
+#[test]
+fn a_handler_is_held_and_let_go_on_with_the_right_and_without() {
+    let mut bench = Bench::new();
+    bench.handler.hold(&mut bench.turns).unwrap();
+    bench.ring(LEVEL);
+    assert_eq!(bench.calls(), [0, 0, 0], "it is held");
+    bench.handler.release(&mut bench.turns).unwrap();
+    assert_eq!(bench.calls(), [1, 0, 0]);
+
+    bench.mastering.allow(false);
+    bench.ring(EDGE);
+    assert_eq!(bench.calls(), [0, 0, 0]);
+    bench.handler.hold(&mut bench.turns).unwrap();
+    bench.handler.release(&mut bench.turns).unwrap();
+    bench.ring(LEVEL);
+    assert_eq!(bench.calls(), [0, 0, 0], "it has no right");
+    bench.mastering.allow(true);
+    assert_eq!(bench.calls(), [1, 1, 0]);
 }
