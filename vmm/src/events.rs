@@ -26,8 +26,6 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -79,18 +77,9 @@ impl Events {
         Ok(Self::to_outlet(Outlet::create(path, MODE)?))
     }
 
-    /// Events go to `fd`: a pipe, a file, a terminal, or a connected socket, which becomes non-blocking.
-    ///
-    /// # Errors
-    /// What the host says.
-    pub fn to_fd(fd: OwnedFd) -> io::Result<Self> {
-        let file = File::from(fd);
-        if !file.metadata()?.file_type().is_socket() {
-            return Ok(Self::to_outlet(Outlet::inherit(file)));
-        }
-        let stream = UnixStream::from(OwnedFd::from(file));
-        stream.set_nonblocking(true)?;
-        Ok(Self::to_outlet(Outlet::inherit(File::from(OwnedFd::from(stream)))))
+    /// Events go to `fd`: a pipe, a file, a terminal, or a connected socket. Its flags stay as they are.
+    pub fn to_fd(fd: OwnedFd) -> Self {
+        Self::to_outlet(Outlet::inherit(File::from(fd)))
     }
 
     fn to_outlet(sink: Outlet) -> Self {
@@ -159,6 +148,7 @@ impl Monitor {
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader};
+    use std::os::unix::net::UnixStream;
 
     use super::*;
 
@@ -200,7 +190,7 @@ mod tests {
     #[test]
     fn a_reader_that_falls_behind_loses_whole_events_and_is_told() {
         let (reader, writer) = io::pipe().unwrap();
-        let events = Events::to_fd(writer.into()).unwrap();
+        let events = Events::to_fd(writer.into());
         for _ in 0..3000 {
             events.emit("vm", "paused");
         }
@@ -223,11 +213,11 @@ mod tests {
     #[test]
     fn a_reader_that_has_gone_is_no_error() {
         let (reader, writer) = io::pipe().unwrap();
-        let events = Events::to_fd(writer.into()).unwrap();
+        let events = Events::to_fd(writer.into());
         drop(reader);
         events.emit("vm", "booting");
         let (reader, writer) = UnixStream::pair().unwrap();
-        let events = Events::to_fd(writer.into()).unwrap();
+        let events = Events::to_fd(writer.into());
         for _ in 0..10_000 {
             events.emit("vm", "booting");
         }

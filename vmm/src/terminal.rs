@@ -41,6 +41,9 @@ use sink::Sink;
 /// Printed when the terminal becomes the guest's.
 pub const ESCAPE_HINT: &str = "Ctrl-A x ends the VM, Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
 
+/// Where a call on what has no offsets reads or writes (preadv2(2)).
+const NO_OFFSET: u64 = u64::MAX;
+
 /// What [`restore`] puts back. Never freed once published, because a signal handler may be reading it.
 struct Saved {
     fd: RawFd,
@@ -136,9 +139,14 @@ pub fn has_room(fd: BorrowedFd<'_>) -> bool {
 
 /// Whether `fd` takes a write within `timeout_ms`; also true of a descriptor that is broken.
 fn writable_within(fd: BorrowedFd<'_>, timeout_ms: i32) -> bool {
+    ready_within(fd, libc::POLLOUT, timeout_ms)
+}
+
+/// Whether `fd` is ready for one of `events` within `timeout_ms`; also true of a descriptor that is broken.
+fn ready_within(fd: BorrowedFd<'_>, events: i16, timeout_ms: i32) -> bool {
     let mut poll = libc::pollfd {
         fd: fd.as_raw_fd(),
-        events: libc::POLLOUT,
+        events,
         revents: 0,
     };
     // SAFETY: one pollfd, as the count says.

@@ -1,6 +1,7 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
-use std::sync::Mutex;
+use std::sync::{Mutex, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -61,12 +62,14 @@ const USUAL: Setup = Setup {
 
 impl Bench {
     fn new(setup: &Setup) -> Self {
+        let (wire, tap) = UnixDatagram::pair().unwrap();
+        Self::over(wire, Tap::fake(OwnedFd::from(tap)), setup)
+    }
+
+    fn over(wire: UnixDatagram, tap: Tap, setup: &Setup) -> Self {
         let mem = memory();
         let (rx, tx) = (Driver::new(&mem, RX, setup.size), Driver::new(&mem, TX, setup.size));
-        let (wire, tap) = UnixDatagram::pair().unwrap();
-        for end in [&wire, &tap] {
-            end.set_nonblocking(true).unwrap();
-        }
+        wire.set_nonblocking(true).unwrap();
         let mut bench = Self {
             rx,
             tx,
@@ -75,7 +78,7 @@ impl Bench {
             handler: None,
             given: 0,
         };
-        bench.start(Tap::fake(OwnedFd::from(tap)), setup);
+        bench.start(tap, setup);
         bench
     }
 
@@ -411,6 +414,46 @@ fn a_tap_without_room_holds_frames_back_until_it_has_some() {
     assert_eq!(arrived, sent - 1);
     bench.wake(TAP).unwrap();
     assert_eq!(bench.left().unwrap().len(), HEADER_BYTES + 30_000);
+}
+
+/// Whoever opened the tap has the same open file description, and with it the flags.
+#[test]
+fn a_tap_that_another_holder_makes_blocking_is_never_waited_for() {
+    let (done, outcome) = mpsc::channel();
+    thread::spawn(move || {
+        for is_old in [false, true] {
+            let (wire, tap) = UnixDatagram::pair().unwrap();
+            let holder = tap.try_clone().unwrap();
+            holder.set_nonblocking(true).unwrap();
+            let tap = Tap::fake(OwnedFd::from(tap));
+            let tap = if is_old { tap.on_an_old_kernel() } else { tap };
+            let mut bench = Bench::over(wire, tap, &USUAL);
+            bench.give(16, 1536);
+            for is_nonblocking in [true, false] {
+                holder.set_nonblocking(is_nonblocking).unwrap();
+                bench.arrive(&pattern(60));
+                bench.wake(TAP).unwrap();
+                assert_eq!(bench.received(1536).unwrap().len(), HEADER_BYTES + 60);
+                // There is none.
+                bench.wake(TAP).unwrap();
+            }
+            for _ in 0..200 {
+                bench.send(&with_header(&pattern(30_000)), &[]);
+            }
+            bench.wake(TX_KICK).unwrap();
+            assert_eq!(bench.metrics.tx_blocked.get(), 1);
+            let mut arrived = 0;
+            while bench.left().is_some() {
+                arrived += 1;
+                bench.wake(TAP).unwrap();
+                // Its turn may have been over before the tap was full.
+                bench.wake(TX_KICK).unwrap();
+            }
+            assert_eq!(arrived, 200);
+        }
+        done.send(()).unwrap();
+    });
+    outcome.recv_timeout(Duration::from_secs(60)).unwrap();
 }
 
 #[test]

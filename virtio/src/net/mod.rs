@@ -27,7 +27,7 @@
 //! | `line` | the tap as long as there is one |
 //! | `handler` | one pair |
 //!
-//! Once it runs, a handler makes these system calls and no other: `readv`, `writev` and `ioctl` (`TUNSETOFFLOAD`, `TUNSETQUEUE`, on
+//! Once it runs, a handler makes these system calls and no other: `preadv2`, `pwritev2`, `poll` and `ioctl` (`TUNSETOFFLOAD`, `TUNSETQUEUE`, on
 //! commands) on the tap; `read` and `write` on eventfds and a timerfd; `timerfd_settime`; `epoll_wait`; `clock_gettime`.
 
 #![cfg_attr(

@@ -3,24 +3,35 @@
 //! The interface is its owner's. What is set here is how the descriptors talk: header size (`TUNSETVNETHDRSZ`), offloads that the guest
 //! took (`TUNSETOFFLOAD`), which descriptors take part (`TUNSETQUEUE`). Address, MAC, MTU, state and name stay as they are, also for
 //! an interface that came to be because its name was asked for.
-#![expect(unsafe_code, reason = "the ioctls of a tap, readv and writev have no safe wrapper")]
+//!
+//! A descriptor that was handed in is shared with whoever opened it, its flags included: `O_NONBLOCK` can go at any time. So it is neither
+//! set nor relied on. Each call says for itself that it does not wait (`RWF_NOWAIT`); where the kernel's tun driver does not know that,
+//! each call asks first whether it would.
+#![expect(
+    unsafe_code,
+    reason = "the ioctls of a tap, preadv2 and pwritev2 have no safe wrapper"
+)]
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 
 use super::features::{TUN_WITH_USO, TUN_WITHOUT_USO};
 use super::header::HEADER_BYTES;
 use crate::iovecs::Buffers;
-use crate::syscall::{check, retry};
+use crate::syscall::{check, is_ready, retry};
 
 /// Where taps come from.
 const CLONE_DEVICE: &str = "/dev/net/tun";
 /// Stands in tests for what is no tap: no interface can be called so.
 const FAKE: &str = "/";
+/// Where a call on what has no offsets reads or writes (readv(2)).
+const NO_OFFSET: libc::off_t = -1;
 /// Longest name of an interface (`IFNAMSIZ` less the NUL).
 const NAME_BYTES: usize = 15;
 
@@ -94,9 +105,23 @@ pub(super) struct Tap {
     file: File,
     name: String,
     multi_queue: bool,
+    /// Others have the same open file description: whether calls wait is not husk's alone to say.
+    shared: bool,
+    /// The kernel does not know how a single call is told not to wait.
+    knows_no_nowait: AtomicBool,
 }
 
 impl Tap {
+    fn new(file: File, name: String, multi_queue: bool, shared: bool) -> Self {
+        Self {
+            file,
+            name,
+            multi_queue,
+            shared,
+            knows_no_nowait: AtomicBool::new(false),
+        }
+    }
+
     /// Attaches to the interface `name`, once for each queue pair; where there is none, the kernel makes one that ends with husk.
     ///
     /// # Errors
@@ -121,12 +146,8 @@ impl Tap {
                 .map_err(TapError::NoDriver)?;
             match set_interface(&file, name, *flags) {
                 Ok(()) => {
-                    let tap = Self {
-                        file,
-                        name: name.into(),
-                        multi_queue: flags & libc::IFF_MULTI_QUEUE != 0,
-                    };
-                    return tap.prepared();
+                    let several = flags & libc::IFF_MULTI_QUEUE != 0;
+                    return Self::new(file, name.into(), several, false).prepared();
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => failed = Some(error),
                 Err(error) => {
@@ -185,12 +206,8 @@ impl Tap {
                 flags: request.flags.cast_unsigned(),
             });
         }
-        set_nonblocking(&file).map_err(strange)?;
-        Ok(Self {
-            file,
-            name: request.name(),
-            multi_queue: flags & libc::IFF_MULTI_QUEUE != 0,
-        })
+        let several = flags & libc::IFF_MULTI_QUEUE != 0;
+        Ok(Self::new(file, request.name(), several, true))
     }
 
     /// Headers of virtio's size, and none of the offloads that another user may have left.
@@ -261,10 +278,10 @@ impl Tap {
     /// What the host says; `WouldBlock` when there is none.
     pub fn receive(&self, buffers: Buffers<'_>) -> io::Result<usize> {
         let buffers = buffers.as_slice();
-        retry(|| {
-            let count = libc::c_int::try_from(buffers.len()).unwrap_or(libc::c_int::MAX);
+        let count = libc::c_int::try_from(buffers.len()).unwrap_or(libc::c_int::MAX);
+        self.without_waiting(libc::POLLIN, |flags| {
             // SAFETY: the array is borrowed, and `Buffers` are mapped and may be written.
-            unsafe { libc::readv(self.file.as_raw_fd(), buffers.as_ptr(), count) }
+            unsafe { libc::preadv2(self.file.as_raw_fd(), buffers.as_ptr(), count, NO_OFFSET, flags) }
         })
     }
 
@@ -274,11 +291,28 @@ impl Tap {
     /// What the host says; `WouldBlock` when it has no room.
     pub fn send(&self, buffers: Buffers<'_>) -> io::Result<usize> {
         let buffers = buffers.as_slice();
-        retry(|| {
-            let count = libc::c_int::try_from(buffers.len()).unwrap_or(libc::c_int::MAX);
+        let count = libc::c_int::try_from(buffers.len()).unwrap_or(libc::c_int::MAX);
+        self.without_waiting(libc::POLLOUT, |flags| {
             // SAFETY: the array is borrowed, and `Buffers` are mapped; the kernel only reads them.
-            unsafe { libc::writev(self.file.as_raw_fd(), buffers.as_ptr(), count) }
+            unsafe { libc::pwritev2(self.file.as_raw_fd(), buffers.as_ptr(), count, NO_OFFSET, flags) }
         })
+    }
+
+    /// Calls `io` with the flags (`RWF_…`) by which it does not wait for what poll(2) calls `event`.
+    fn without_waiting(&self, event: i16, mut io: impl FnMut(libc::c_int) -> isize) -> io::Result<usize> {
+        if !self.knows_no_nowait.load(Ordering::Relaxed) {
+            match retry(|| io(libc::RWF_NOWAIT)) {
+                // Not this file (EOPNOTSUPP), or no file at all (ENOSYS).
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS)) => {
+                    self.knows_no_nowait.store(true, Ordering::Relaxed);
+                }
+                done => return done,
+            }
+        }
+        if self.shared && !is_ready(self.file.as_raw_fd(), event, Duration::ZERO)? {
+            return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+        }
+        retry(|| io(0))
     }
 }
 
@@ -286,11 +320,14 @@ impl Tap {
 impl Tap {
     /// Something that keeps frames apart, in the place of a tap that can do everything.
     pub fn fake(fd: OwnedFd) -> Self {
-        Self {
-            file: File::from(fd),
-            name: FAKE.into(),
-            multi_queue: false,
-        }
+        Self::new(File::from(fd), FAKE.into(), false, true)
+    }
+
+    /// As under a kernel whose driver does not know how a single call is told not to wait.
+    #[cfg(test)]
+    pub fn on_an_old_kernel(self) -> Self {
+        self.knows_no_nowait.store(true, Ordering::Relaxed);
+        self
     }
 }
 
@@ -349,14 +386,6 @@ fn set_interface(file: &File, name: &str, flags: libc::c_int) -> io::Result<()> 
     let mut request = Request::new(name, flags);
     // SAFETY: the ioctl reads and fills a structure as large as the kernel's.
     check(unsafe { ioctl_with_mut_ref(file, libc::TUNSETIFF, &mut request) })
-}
-
-fn set_nonblocking(file: &File) -> io::Result<()> {
-    // SAFETY: no memory is involved, the descriptor is open.
-    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-    check(flags.min(0))?;
-    // SAFETY: as above.
-    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) })
 }
 
 #[cfg(test)]

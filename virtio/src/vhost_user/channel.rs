@@ -12,7 +12,8 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use super::deadline::Deadline;
 use super::error::BackendError;
 use super::message::{ANSWER_BYTES, Answer, HEADER_BYTES, Request, header};
-use super::socket::{Heard, is_ready, peek};
+use super::socket::{Heard, peek};
+use crate::syscall::is_ready;
 
 /// How long a back-end may take for everything that it is asked on one occasion: to agree, to take all rings or give them back, to
 /// follow a change of memory. Each question takes it microseconds, unless the host is short of everything.

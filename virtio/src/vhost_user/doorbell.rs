@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::socket::is_ready;
+use crate::syscall::is_ready;
 
 /// A doorbell that the back-end has as well. Cheap to clone.
 #[derive(Clone, Debug)]

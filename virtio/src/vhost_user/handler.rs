@@ -17,9 +17,9 @@ use super::error::BackendError;
 use super::frontend::{Frontend, Vring};
 use super::link::{Connection, Link};
 use super::refuser::Refuser;
-use super::socket::is_ready;
 use crate::device::{Activation, Handler, HandlerError, StartError, Watch};
 use crate::ring::{Protocol, RingParts, RingState};
+use crate::syscall::is_ready;
 
 /// Token of the connection. A ring whose interrupts are passed on has its number, plus 1.
 const CONNECTION: u32 = 0;

@@ -12,6 +12,9 @@ use std::path::Path;
 
 use husk_virtio::unix::{self, BindError, SocketFile};
 
+/// How long a client that has gone to another acceptor is waited for. Whoever has an adopted socket too can clear its `O_NONBLOCK`, and
+/// accept4(2) cannot be told not to wait.
+static PATIENCE: libc::timeval = libc::timeval { tv_sec: 0, tv_usec: 1 };
 /// Connections that wait to be accepted.
 const BACKLOG: libc::c_int = 128;
 
@@ -63,8 +66,28 @@ impl Listener {
         }
         let failed = |source| ListenError::Host { fd: number, source };
         socket.set_nonblocking(true).map_err(failed)?;
+        bound_waits(&socket).map_err(failed)?;
         Ok(Self { socket, file: None })
     }
+}
+
+/// Has accepting end after [`PATIENCE`] also when the socket is blocking (`SO_RCVTIMEO`, socket(7)).
+fn bound_waits(socket: &UnixListener) -> io::Result<()> {
+    let bytes = libc::socklen_t::try_from(size_of_val(&PATIENCE)).expect("16");
+    // SAFETY: reads a timeval of that size.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVTIMEO,
+            (&raw const PATIENCE).cast(),
+            bytes,
+        )
+    };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// An option of the level `SOL_SOCKET`.
@@ -88,8 +111,24 @@ fn option(socket: &UnixListener, name: libc::c_int) -> Option<libc::c_int> {
 mod tests {
     use std::fs::File;
     use std::os::unix::net::UnixStream;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
 
     use super::*;
+
+    /// Another process that accepts from the same socket was faster, and has made it blocking.
+    #[test]
+    fn a_client_that_another_acceptor_has_taken_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let theirs = UnixListener::bind(folder.path().join("a")).unwrap();
+        let ours = Listener::adopt(theirs.try_clone().unwrap().into()).unwrap();
+        theirs.set_nonblocking(false).unwrap();
+        let (done, outcome) = mpsc::channel();
+        thread::spawn(move || done.send(ours.socket.accept().map(drop)).unwrap());
+        let outcome = outcome.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
 
     #[test]
     fn a_descriptor_must_be_a_listening_socket() {

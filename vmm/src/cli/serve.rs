@@ -133,7 +133,7 @@ fn start(
             Events::to_path(path).with_context(|| format!("event monitor {} cannot be opened", path.display()))?
         }
         Some(Place::Fd(fd)) => inherited(*fd)
-            .and_then(Events::to_fd)
+            .map(Events::to_fd)
             .with_context(|| format!("event monitor fd {fd}"))?,
         None => Events::default(),
     };

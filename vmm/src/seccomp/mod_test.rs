@@ -221,7 +221,8 @@ fn persistent_memory_is_flushed_and_no_more() {
     assert_allowed(
         Role::Net,
         &[
-            call(libc::SYS_readv, &[]),
+            call(libc::SYS_preadv2, &[]),
+            call(libc::SYS_pwritev2, &[]),
             tap(requests::TUNSETOFFLOAD),
             tap(requests::TUNSETQUEUE),
         ],

@@ -3,9 +3,9 @@
 //! husk is linked statically against glibc: where a line says `malloc` or `pthread`, it is glibc's.
 
 use libc::{
-    CLONE_FS, CLONE_SIGHAND, CLONE_THREAD, CLONE_VM, F_ADD_SEALS, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_OFD_GETLK,
-    F_OFD_SETLK, F_SETFL, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED, MADV_HUGEPAGE, MADV_MERGEABLE,
-    MADV_POPULATE_WRITE, PR_GET_NAME, PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_VMA,
+    CLONE_FS, CLONE_SIGHAND, CLONE_THREAD, CLONE_VM, F_ADD_SEALS, F_DUPFD_CLOEXEC, F_GETFD, F_OFD_GETLK, F_OFD_SETLK,
+    MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED, MADV_HUGEPAGE, MADV_MERGEABLE, MADV_POPULATE_WRITE, PR_GET_NAME,
+    PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_VMA,
 };
 
 use super::policy::{Check, Policy, Rule, Values, any, one_of, only, without};
@@ -143,7 +143,10 @@ const EVERY: &[Rule] = &[
     only(libc::SYS_fcntl, &[one_of(1, &[n(F_GETFD)])]),
     // Messages on standard error: room is asked for first.
     any(libc::SYS_poll),
+    // What the C library says before it aborts.
     any(libc::SYS_writev),
+    // What is shared with others, and must not be waited for: standard output and error, taps.
+    any(libc::SYS_pwritev2),
     // abort: signals of its own, with their handlers; the terminal is restored first.
     any(libc::SYS_rt_sigprocmask),
     only(libc::SYS_rt_sigaction, &[FAULTS]),
@@ -218,8 +221,7 @@ const BLOCK: &[Rule] = &[
 
 /// A network device: frames from and to its tap, and what the driver's commands ask of it.
 const NET: &[Rule] = &[
-    any(libc::SYS_readv),
-    any(libc::SYS_writev),
+    any(libc::SYS_preadv2),
     only(libc::SYS_ioctl, &[one_of(1, &[r::TUNSETOFFLOAD, r::TUNSETQUEUE])]),
 ];
 
@@ -324,10 +326,11 @@ const EVENT_LOOP: &[Rule] = &[
     any(libc::SYS_fstat),
     any(libc::SYS_newfstatat),
     any(libc::SYS_statx),
+    any(libc::SYS_preadv2),
     only(
         libc::SYS_fcntl,
         // A disk that goes unlocks its image.
-        &[one_of(1, &[n(F_DUPFD_CLOEXEC), n(F_GETFL), n(F_SETFL), n(F_OFD_SETLK)])],
+        &[one_of(1, &[n(F_DUPFD_CLOEXEC), n(F_OFD_SETLK)])],
     ),
     // The file of a socket goes with its device.
     any(libc::SYS_unlink),
@@ -357,13 +360,10 @@ const CONTROL: &[Rule] = &[
     any(libc::SYS_lseek),
     any(libc::SYS_ftruncate),
     any(libc::SYS_fchmod),
-    // Descriptors: flags; locks on images and on folders of sockets; seals on RAM.
+    // Descriptors: locks on images and on folders of sockets; seals on RAM.
     only(
         libc::SYS_fcntl,
-        &[one_of(
-            1,
-            &[n(F_GETFL), n(F_SETFL), n(F_OFD_SETLK), n(F_OFD_GETLK), n(F_ADD_SEALS)],
-        )],
+        &[one_of(1, &[n(F_OFD_SETLK), n(F_OFD_GETLK), n(F_ADD_SEALS)])],
     ),
     any(libc::SYS_flock),
     // What KVM counts of a vCPU.

@@ -166,6 +166,10 @@ const UNSEEN: &[(Use, &str)] = &[
         ("EVERY", n(libc::SYS_ioctl), Some(r::TCSETS2)),
         "as TCSETS, by newer C libraries",
     ),
+    (
+        ("EVERY", n(libc::SYS_writev), None),
+        "the C library, before it aborts the process",
+    ),
     (("EVERY", n(libc::SYS_sched_yield), None), STANDARD_LIBRARY),
     (("EVERY", n(libc::SYS_mremap), None), STANDARD_LIBRARY),
     (
@@ -186,6 +190,7 @@ const UNSEEN: &[(Use, &str)] = &[
         ("EVENT_LOOP", n(libc::SYS_fstat), None),
         "as newfstatat, by newer C libraries",
     ),
+    (("EVENT_LOOP", n(libc::SYS_preadv2), None), "keys, or bytes from a pipe"),
     (("BLOCK", n(libc::SYS_fcntl), with(libc::F_OFD_SETLK)), LEFT_BEHIND),
     (("BLOCK", n(libc::SYS_preadv), None), NO_RING),
     (("BLOCK", n(libc::SYS_pwritev), None), NO_RING),

@@ -1,13 +1,17 @@
 //! Keys and bytes for the guest, from standard input.
+//!
+//! Others have the same open file description, and may take what epoll has told of: a read says for itself that it does not wait
+//! (`RWF_NOWAIT`), or where that is not known (a terminal) asks once more right before it.
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, IoSliceMut, IsTerminal, Read};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Escape, Quit};
+use super::{Escape, NO_OFFSET, Quit, ready_within};
 
 /// The most bytes of one read.
 const CHUNK: usize = 256;
@@ -69,7 +73,7 @@ impl Input {
         let Some(buffer) = buffer.get_mut(..room.min(CHUNK)).filter(|buffer| !buffer.is_empty()) else {
             return Arrival::Bytes;
         };
-        let count = match self.file.read(buffer) {
+        let count = match self.read_once(buffer) {
             Ok(count) => count,
             Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
                 return Arrival::Bytes;
@@ -90,6 +94,27 @@ impl Input {
                 Arrival::Bytes
             }
         }
+    }
+
+    /// One read that does not wait for whoever writes.
+    fn read_once(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        // A file waits for nobody.
+        if self.ready.is_none() {
+            match preadv2(
+                &self.file,
+                &mut [IoSliceMut::new(buffer)],
+                NO_OFFSET,
+                ReadWriteFlags::NOWAIT,
+            ) {
+                // Not of this file, or no call of the kind at all.
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+                read => return Ok(read?),
+            }
+            if !ready_within(self.file.as_fd(), libc::POLLIN, 0) {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+        }
+        (&self.file).read(buffer)
     }
 }
 
@@ -112,6 +137,7 @@ impl AsRawFd for Input {
 mod tests {
     use std::io::Write;
     use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
 
     use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
@@ -146,6 +172,30 @@ mod tests {
         assert_eq!(read(&mut input, 64), (Arrival::Bytes, b"yz".to_vec()));
         drop(to);
         assert_eq!(read(&mut input, 64), (Arrival::Ended, vec![]));
+    }
+
+    #[test]
+    fn what_another_reader_has_taken_is_not_waited_for() {
+        let (from, mut to) = io::pipe().unwrap();
+        let (one, mut other) = UnixStream::pair().unwrap();
+        to.write_all(b"ab").unwrap();
+        other.write_all(b"ab").unwrap();
+        for fd in [OwnedFd::from(from), OwnedFd::from(one)] {
+            let mut neighbour = File::from(fd.try_clone().unwrap());
+            let mut input = Input::new(File::from(fd)).unwrap();
+            assert_eq!(read(&mut input, 1), (Arrival::Bytes, b"a".to_vec()));
+            assert!(is_readable(&input));
+            neighbour.read_exact(&mut [0]).unwrap();
+            assert_eq!(read(&mut input, 1), (Arrival::Bytes, vec![]));
+        }
+    }
+
+    #[test]
+    fn a_terminal_without_keys_is_not_waited_for() {
+        let (_keyboard, terminal) = crate::terminal::testing::pty();
+        let mut input = Input::new(terminal).unwrap();
+        assert!(input.is_terminal());
+        assert_eq!(read(&mut input, 1), (Arrival::Bytes, vec![]));
     }
 
     #[test]

@@ -7,19 +7,21 @@
 //! | a terminal, another character device | as it is | `WouldBlock` |
 //! | a directory, a socket, a block device | not at all | |
 //!
-//! What husk was started with is shared with other processes, which `O_NONBLOCK` would hit too: its flags are never changed. A
-//! terminal or pipe is opened a second time instead. The master of a pseudo-terminal, which the Go shim gives as standard output,
-//! cannot be: that would be another one. It is asked first, and its answer is good for one byte; so is a socket, whose answer is good
-//! for a short write.
+//! What husk was started with is shared with other processes, which `O_NONBLOCK` would hit too, and which can clear it: its flags are
+//! neither changed nor relied on. A terminal or pipe is opened a second time instead. A socket, or a pipe that cannot be, is told with
+//! each write that this one does not wait (`RWF_NOWAIT`). The master of a pseudo-terminal, which the Go shim gives as standard output,
+//! knows neither: opened again it would be another one. It is asked first, and its answer is good for one byte.
 
 use std::fs::{File, FileType, OpenOptions};
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IoSlice, IsTerminal, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::writable_within;
+use rustix::io::{Errno, ReadWriteFlags, pwritev2};
+
+use super::{NO_OFFSET, writable_within};
 
 /// The most bytes of one write (`PIPE_BUF`).
 const CHUNK: usize = 4096;
@@ -37,12 +39,22 @@ pub enum OutletError {
     Open(#[from] io::Error),
 }
 
+/// How a write without room comes back at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    /// The file description says so, which is husk's own; or there is always room.
+    Own,
+    /// Each write says so. Where the kernel does not know that of this file, it is asked first.
+    Told,
+    /// It is asked first.
+    Asked,
+}
+
 /// Takes bytes as far as there is room. Usable from any thread.
 #[derive(Debug)]
 pub struct Outlet {
     file: File,
-    /// Whether a write that has no room says so instead of blocking.
-    nonblocking: bool,
+    room: Room,
     /// The most bytes of one write.
     chunk: usize,
 }
@@ -69,7 +81,7 @@ impl Outlet {
         check_kind(file.metadata()?.file_type())?;
         Ok(Self {
             file,
-            nonblocking: true,
+            room: Room::Own,
             chunk: CHUNK,
         })
     }
@@ -77,14 +89,20 @@ impl Outlet {
     /// Takes a descriptor that the process was started with.
     pub fn inherit(file: File) -> Self {
         let terminal = file.is_terminal();
-        let second = open_again(&file, terminal);
-        let nonblocking = second.is_some();
-        let chunk = if terminal && !nonblocking { 1 } else { CHUNK };
-        Self {
-            file: second.unwrap_or(file),
-            nonblocking,
-            chunk,
+        if let Some(own) = open_again(&file, terminal) {
+            return Self {
+                file: own,
+                room: Room::Own,
+                chunk: CHUNK,
+            };
         }
+        let room = match file.metadata().map(|found| found.file_type()) {
+            Ok(kind) if kind.is_file() => Room::Own,
+            Ok(kind) if kind.is_socket() || kind.is_fifo() => Room::Told,
+            _ => Room::Asked,
+        };
+        let chunk = if terminal { 1 } else { CHUNK };
+        Self { file, room, chunk }
     }
 
     /// Writes the head of `bytes`, and says how many bytes that was.
@@ -92,15 +110,27 @@ impl Outlet {
     /// # Errors
     /// `WouldBlock` when there is no room; what the host says otherwise. There may be room later in both cases.
     pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        let head = bytes.get(..self.chunk).unwrap_or(bytes);
         loop {
-            if !self.nonblocking && !writable_within(self.file.as_fd(), 0) {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            match (&self.file).write(bytes.get(..self.chunk).unwrap_or(bytes)) {
+            match self.write_once(head) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 written => return written,
             }
         }
+    }
+
+    fn write_once(&self, bytes: &[u8]) -> io::Result<usize> {
+        if self.room == Room::Told {
+            match pwritev2(&self.file, &[IoSlice::new(bytes)], NO_OFFSET, ReadWriteFlags::NOWAIT) {
+                // Not of this file, or no call of the kind at all.
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+                written => return Ok(written?),
+            }
+        }
+        if self.room != Room::Own && !writable_within(self.file.as_fd(), 0) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        (&self.file).write(bytes)
     }
 
     /// Writes all of `bytes`, and waits for room up to `limit`. For a process that has nothing else to do any more.

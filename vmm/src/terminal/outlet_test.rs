@@ -1,7 +1,8 @@
 use std::fs;
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use super::*;
 use crate::terminal::testing::fifo;
@@ -109,9 +110,9 @@ fn character_devices_are_written_and_their_errors_told_each_time() {
 #[test]
 fn a_pipe_that_others_share_is_not_made_non_blocking_and_never_waited_for() {
     let (_reader, writer) = io::pipe().unwrap();
-    let theirs = File::from(std::os::fd::OwnedFd::from(writer));
+    let theirs = File::from(OwnedFd::from(writer));
     let outlet = Outlet::inherit(theirs.try_clone().unwrap());
-    assert!(outlet.nonblocking, "it has a file description of its own");
+    assert_eq!(outlet.room, Room::Own, "it has a file description of its own");
     fill(&outlet);
     assert!(!writable_within(theirs.as_fd(), 0));
     let link = fs::read_to_string(format!("/proc/self/fdinfo/{}", theirs.as_raw_fd())).unwrap();
@@ -123,10 +124,26 @@ fn a_pipe_that_others_share_is_not_made_non_blocking_and_never_waited_for() {
     assert_eq!(i32::from_str_radix(flags, 8).unwrap() & libc::O_NONBLOCK, 0);
 }
 
+/// They cannot be opened a second time, and whoever has them too decides about their flags.
+#[test]
+fn a_socket_that_others_share_is_filled_without_waiting_whatever_its_flags_are() {
+    let (reader, writer) = UnixStream::pair().unwrap();
+    reader.set_nonblocking(true).unwrap();
+    let outlet = Outlet::inherit(File::from(OwnedFd::from(writer.try_clone().unwrap())));
+    assert_eq!(outlet.room, Room::Told);
+    for is_nonblocking in [true, false] {
+        writer.set_nonblocking(is_nonblocking).unwrap();
+        // To the last byte: that there is room for some bytes does not mean that there is room for these.
+        fill(&outlet);
+        assert!(!writable_within(outlet.as_fd(), 0));
+        while (&reader).read(&mut [0; 4096]).is_ok_and(|count| count > 0) {}
+    }
+}
+
 #[test]
 fn the_last_words_wait_for_room_but_not_for_ever() {
     let (mut reader, writer) = io::pipe().unwrap();
-    let outlet = Outlet::inherit(File::from(std::os::fd::OwnedFd::from(writer)));
+    let outlet = Outlet::inherit(File::from(OwnedFd::from(writer)));
     let long = vec![b'x'; 300_000];
     let error = outlet.write_all_within(&long, Duration::from_millis(10)).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);

@@ -1,9 +1,10 @@
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::*;
+use crate::terminal::testing::pty;
 
 fn pipe() -> (io::PipeReader, Sink) {
     let (reader, writer) = io::pipe().unwrap();
@@ -11,28 +12,6 @@ fn pipe() -> (io::PipeReader, Sink) {
         reader,
         Sink::over(Some(Outlet::inherit(File::from(OwnedFd::from(writer))))).unwrap(),
     )
-}
-
-/// A pseudo-terminal: its master, and the other side in raw mode.
-fn pty() -> (File, File) {
-    let (mut master, mut slave) = (-1, -1);
-    // SAFETY: all zeroes is a termios, which is filled before it is used.
-    let mut raw: libc::termios = unsafe { std::mem::zeroed() };
-    // SAFETY: changes the structure and nothing else.
-    unsafe { libc::cfmakeraw(&raw mut raw) };
-    // SAFETY: two places for descriptors, and settings to read.
-    let made = unsafe {
-        libc::openpty(
-            &raw mut master,
-            &raw mut slave,
-            std::ptr::null_mut(),
-            &raw const raw,
-            std::ptr::null(),
-        )
-    };
-    assert_eq!(made, 0, "{}", io::Error::last_os_error());
-    // SAFETY: two descriptors that nobody else owns.
-    unsafe { (File::from_raw_fd(master), File::from_raw_fd(slave)) }
 }
 
 fn read(reader: &mut io::PipeReader, count: usize) -> Vec<u8> {
