@@ -233,7 +233,8 @@ impl Work<Controller> for Stop {
         Some(owner.finish(self.then))
     }
 
-    /// The machine is left behind, which ends the VM all the same: but the client has to know that something was not finished.
+    /// The machine is left behind, which ends the VM all the same: that is what was asked for, so it is no failure of the command. Only a
+    /// reboot has failed, since nothing is built over what may still be used.
     fn give_up(&mut self, owner: &mut Controller, why: GiveUp<'_>) -> Outcome {
         if let GiveUp::Superseded(by) = why {
             return Err(superseded(self.command(), by));
@@ -242,16 +243,15 @@ impl Work<Controller> for Stop {
         let names = machine.as_mut().map(Machine::unstopped).unwrap_or_default();
         owner.abandoned.extend(machine);
         owner.tell_stuck(&names);
-        let then = match self.then {
-            Then::Reboot => Then::Keep,
-            then => then,
-        };
-        owner.finish(then)?;
-        let (names, seconds) = (names.join(", "), STOP_DEADLINE.as_secs());
-        Err(ApiError::new(
-            Kind::Internal,
-            format!("{names} did not stop within {seconds} s and was left behind: the VM has ended all the same"),
-        ))
+        let names = names.join(", ");
+        log::warn!("{names}: left behind by a VM that ends; what was not acknowledged to the guest may be lost");
+        if self.then != Then::Reboot {
+            return owner.finish(self.then);
+        }
+        owner.finish(Then::Keep)?;
+        let seconds = STOP_DEADLINE.as_secs();
+        let what = format!("{names} did not stop within {seconds} s and was left behind: the VM is shut down");
+        Err(ApiError::new(Kind::Internal, what).context("cannot boot the VM again"))
     }
 }
 
