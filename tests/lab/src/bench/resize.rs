@@ -38,9 +38,6 @@ const AGENT_PACE: Duration = Duration::from_millis(50);
 /// How often the measurement looks for what goes, which no shim does.
 const PACE: Duration = Duration::from_millis(5);
 
-/// How long a VMM may take behind the guest's back until it can be asked for the next thing.
-const REST: Duration = Duration::from_secs(2);
-
 const MIB: u64 = 1 << 20;
 const MEMORY_MIB: u64 = 512;
 
@@ -58,39 +55,45 @@ const LARGE_ROOM: Room = Room {
 const WRITTEN_MIB: u64 = 256;
 const KEPT: u64 = 64 * MIB;
 
-/// What one life of a subject came to, in milliseconds but for the last.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// What one life of a subject came to, in milliseconds but for the last two. What could not be had is absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Latencies {
-    vcpu_1_online: f64,
-    vcpu_1_gone: f64,
-    vcpu_8_online: f64,
-    memory_1gib_usable: f64,
-    memory_8_adds_usable: f64,
-    disk_uevent: f64,
-    boot_init_max1: f64,
-    boot_init_max128: f64,
+    vcpu_1_online: Option<f64>,
+    vcpu_1_gone: Option<f64>,
+    vcpu_8_online: Option<f64>,
+    memory_1gib_usable: Option<f64>,
+    memory_8_adds_usable: Option<f64>,
+    disk_uevent: Option<f64>,
+    boot_init_max1: Option<f64>,
+    boot_init_max128: Option<f64>,
     memory_1gib_returned: Option<f64>,
     memory_1gib_returned_kib: Option<f64>,
+    memory_1gib_returned_exits: Option<f64>,
 }
 
 const UNIT: &str = "virtual_ms";
 
-const FIGURES: [Extract<Latencies>; 10] = [
-    ("vcpu_1_online", UNIT, |ms| ms.vcpu_1_online),
-    ("vcpu_8_online", UNIT, |ms| ms.vcpu_8_online),
-    ("vcpu_1_gone", UNIT, |ms| ms.vcpu_1_gone),
-    ("memory_1gib_usable", UNIT, |ms| ms.memory_1gib_usable),
-    ("memory_8_adds_usable", UNIT, |ms| ms.memory_8_adds_usable),
-    ("memory_1gib_returned", UNIT, |ms| {
-        ms.memory_1gib_returned.unwrap_or(f64::NAN)
-    }),
+const FIGURES: [Extract<Latencies>; 11] = [
+    ("vcpu_1_online", UNIT, |ms| number(ms.vcpu_1_online)),
+    ("vcpu_8_online", UNIT, |ms| number(ms.vcpu_8_online)),
+    ("vcpu_1_gone", UNIT, |ms| number(ms.vcpu_1_gone)),
+    ("memory_1gib_usable", UNIT, |ms| number(ms.memory_1gib_usable)),
+    ("memory_8_adds_usable", UNIT, |ms| number(ms.memory_8_adds_usable)),
+    ("memory_1gib_returned", UNIT, |ms| number(ms.memory_1gib_returned)),
     ("memory_1gib_returned_kib", "KiB", |ms| {
-        ms.memory_1gib_returned_kib.unwrap_or(f64::NAN)
+        number(ms.memory_1gib_returned_kib)
     }),
-    ("disk_uevent", UNIT, |ms| ms.disk_uevent),
-    ("boot_init_max1", UNIT, |ms| ms.boot_init_max1),
-    ("boot_init_max128", UNIT, |ms| ms.boot_init_max128),
+    ("memory_1gib_returned_exits", "exits", |ms| {
+        number(ms.memory_1gib_returned_exits)
+    }),
+    ("disk_uevent", UNIT, |ms| number(ms.disk_uevent)),
+    ("boot_init_max1", UNIT, |ms| number(ms.boot_init_max1)),
+    ("boot_init_max128", UNIT, |ms| number(ms.boot_init_max128)),
 ];
+
+fn number(figure: Option<f64>) -> f64 {
+    figure.unwrap_or(f64::NAN)
+}
 
 /// Latencies of resizes, and what room for them costs at boot.
 ///
@@ -110,18 +113,41 @@ pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent) -> Result<Results
     session.run(lab)
 }
 
-/// One life of `subject`, in the emulated host: two boots, a pod that is resized, and one that grows in steps.
+/// One life of `subject`, in the emulated host: two boots, a pod that is resized, and one that grows in steps. A peer is left what it
+/// can do, and what it cannot is said.
 pub fn sample(subject: &Subject, scratch: &Path) -> Result<Latencies> {
-    let (boot_init_max1, _) = boot::sample_with(subject, scratch, None).context("a boot without room")?;
-    let (boot_init_max128, _) = boot::sample_with(subject, scratch, Some(LARGE_ROOM)).context("a boot with room")?;
-    let mut latencies = with_pod(subject, scratch, resized).context("a pod that is resized")?;
-    let eight_adds = with_pod(subject, scratch, |pod| pod.eight_adds());
-    latencies.memory_8_adds_usable = eight_adds.context("a pod that grows in steps")?;
-    Ok(Latencies {
+    let boot = |what, room| had(subject.kind, what, boot::sample_with(subject, scratch, room)).map(|ms| Some(ms?.0));
+    let boot_init_max1 = boot("boot_init_max1", None)?;
+    let boot_init_max128 = boot("boot_init_max128", Some(LARGE_ROOM))?;
+    let mut latencies = Latencies {
         boot_init_max1,
         boot_init_max128,
-        ..latencies
-    })
+        ..Latencies::default()
+    };
+    for (what, measure) in [
+        ("pod that is resized", resized as Measure),
+        ("pod that grows in steps", grown),
+    ] {
+        let measured = with_pod(subject, scratch, |pod| measure(pod, &mut latencies));
+        had(subject.kind, what, measured)?;
+    }
+    Ok(latencies)
+}
+
+/// What is measured of one pod.
+type Measure = fn(&mut Running, &mut Latencies) -> Result<()>;
+
+/// What `measured` came to, or nothing, which is said in a line, if a peer cannot do it. husk has to. A guest that panicked tells
+/// nothing of anybody.
+fn had<T>(kind: Kind, what: &str, measured: Result<T>) -> Result<Option<T>> {
+    match measured {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if kind.is_ours() || error.is::<Panicked>() => Err(error.context(what.to_string())),
+        Err(error) => {
+            println!("{}: no {what}: {error:#}", kind.name());
+            Ok(None)
+        }
+    }
 }
 
 /// A pod whose agent answers.
@@ -165,7 +191,8 @@ fn shape() -> Shape {
     Shape {
         debug: true,
         memory_mib: MEMORY_MIB,
-        kernel_params: "quiet".into(),
+        // Kata configures its guest kernels so. Debian's zero each page before a block of memory goes.
+        kernel_params: "quiet init_on_alloc=0".into(),
         ..Shape::new(Shim::Rust, folder.join("vmlinux"), folder.join("pod.cpio"))
     }
 }
@@ -183,33 +210,35 @@ fn start(pod: &mut Pod) -> Result<Agent> {
     Ok(agent)
 }
 
-/// Everything but the steps and the boots.
-fn resized(running: &mut Running) -> Result<Latencies> {
-    let disk_uevent = running.disk()?;
-    let vcpu_1_online = running.vcpus_online(2)?;
-    let vcpu_1_gone = running.vcpus_gone(1)?;
-    let vcpu_8_online = running.vcpus_online(9)?;
-    let gib = 1 << 30;
-    let memory_1gib_usable = running.memory_usable(&[gib])?;
-    let returned = match running.kind.is_ours() {
-        true => Some(running.memory_returned()?),
-        false => None,
-    };
-    Ok(Latencies {
-        vcpu_1_online,
-        vcpu_1_gone,
-        vcpu_8_online,
-        memory_1gib_usable,
-        memory_8_adds_usable: f64::NAN,
-        disk_uevent,
-        boot_init_max1: f64::NAN,
-        boot_init_max128: f64::NAN,
-        memory_1gib_returned: returned.map(|(ms, _)| ms),
-        memory_1gib_returned_kib: returned.map(|(_, kib)| kib),
-    })
+/// Everything but the steps and the boots. A vCPU goes last: a guest may not survive it.
+fn resized(pod: &mut Running, latencies: &mut Latencies) -> Result<()> {
+    latencies.disk_uevent = pod.had("disk_uevent", Running::disk)?;
+    latencies.vcpu_1_online = pod.had("vcpu_1_online", |pod| pod.vcpus_online(2))?;
+    latencies.memory_1gib_usable = pod.had("memory_1gib_usable", |pod| pod.memory_usable(&[1 << 30]))?;
+    if pod.kind.is_ours() {
+        let returned = pod.had("memory_1gib_returned", Running::memory_returned)?;
+        latencies.memory_1gib_returned = returned.map(|[ms, ..]| ms);
+        latencies.memory_1gib_returned_kib = returned.map(|[_, kib, _]| kib);
+        latencies.memory_1gib_returned_exits = returned.map(|[.., exits]| exits);
+    }
+    latencies.vcpu_1_gone = pod.had("vcpu_1_gone", |pod| pod.vcpus_gone(1))?;
+    Ok(())
+}
+
+/// Eight containers of the smallest size, one after the other; then as many vCPUs at once.
+fn grown(pod: &mut Running, latencies: &mut Latencies) -> Result<()> {
+    latencies.memory_8_adds_usable = pod.had("memory_8_adds_usable", |pod| pod.memory_usable(&[128 * MIB; 8]))?;
+    latencies.vcpu_8_online = pod.had("vcpu_8_online", |pod| pod.vcpus_online(9))?;
+    Ok(())
 }
 
 impl Running {
+    /// As [`had`], of this pod.
+    fn had<T>(&mut self, what: &str, measure: impl FnOnce(&mut Self) -> Result<T>) -> Result<Option<T>> {
+        let measured = measure(self).map_err(|error| judged(&self.pod.output(), error));
+        had(self.kind, what, measured)
+    }
+
     fn ask(&mut self, body: &serde_json::Value) -> Result<()> {
         self.pod.api().put("vm.resize", Some(body))?.done()
     }
@@ -234,9 +263,7 @@ impl Running {
             Ok(now.present_cpus() == left)
         })
         .with_context(|| format!("{vcpus} vCPUs"))?;
-        let gone = ms(start);
-        thread::sleep(REST);
-        Ok(gone)
+        Ok(ms(start))
     }
 
     /// Until the guest has what all `adds`, asked for one after the other, come to.
@@ -256,18 +283,14 @@ impl Running {
         Ok(ms(start))
     }
 
-    /// Eight containers of the smallest size, one after the other.
-    fn eight_adds(&mut self) -> Result<f64> {
-        self.memory_usable(&[128 * MIB; 8])
-    }
-
-    /// Until the host has what the guest had written to and let go, and how many KiB those are.
-    fn memory_returned(&mut self) -> Result<(f64, f64)> {
+    /// Until the host has what the guest had written to and let go, how many KiB those are, and how often vCPUs left the guest for it.
+    fn memory_returned(&mut self) -> Result<[f64; 3]> {
         let (source, target, kind) = ("tmpfs".into(), "/filled".into(), "tmpfs".into());
         self.agent.must(&Call::Mount { source, target, kind })?;
         let script = format!("dd if=/dev/zero of=/filled/file bs=1M count={WRITTEN_MIB} 2>&1 && rm /filled/file");
         self.agent.run(&["sh", "-c", &script])?;
         let before = resident_kib(self.pod.pid(), "guest-ram-hotplug")?;
+        let exits_before = self.exits()?;
         let body = self.pod.shape().resize_memory(MEMORY_MIB * MIB);
         let start = Instant::now();
         self.ask(&body)?;
@@ -277,9 +300,19 @@ impl Running {
         })
         .context("1 GiB back")?;
         let returned = ms(start);
+        let exits = self.exits()? - exits_before;
         let after = resident_kib(self.pod.pid(), "guest-ram-hotplug")?;
         let kib = before.checked_sub(after).context("there is more in use than before")?;
-        Ok((returned, f64::from(u32::try_from(kib)?)))
+        Ok([returned, f64::from(u32::try_from(kib)?), exits])
+    }
+
+    /// How often vCPUs have left the guest.
+    fn exits(&mut self) -> Result<f64> {
+        let counters: serde_json::Value = self.pod.api().get("vm.counters")?.json()?;
+        let devices = counters.as_object().context("no counters")?.iter();
+        let vcpus = devices.filter(|(name, _)| name.starts_with("__vcpu"));
+        let exits = vcpus.filter_map(|(_, counters)| counters["exits"].as_f64());
+        Ok(exits.sum())
     }
 
     /// Until the guest can open a disk.
@@ -315,24 +348,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_only_husk_does_is_no_figure_of_others() {
+    fn what_cannot_be_had_is_no_figure() {
         let latencies = Latencies {
-            vcpu_1_online: 1.0,
-            vcpu_1_gone: 1.0,
-            vcpu_8_online: 1.0,
-            memory_1gib_usable: 1.0,
-            memory_8_adds_usable: 1.0,
-            disk_uevent: 1.0,
-            boot_init_max1: 1.0,
-            boot_init_max128: 1.0,
-            memory_1gib_returned: None,
-            memory_1gib_returned_kib: None,
+            vcpu_1_online: Some(1.0),
+            disk_uevent: Some(2.0),
+            ..Latencies::default()
         };
         // It crosses a serial line as JSON.
         let line = serde_json::to_string(&latencies).unwrap();
         assert_eq!(serde_json::from_str::<Latencies>(&line).unwrap(), latencies);
         let finite = FIGURES.iter().filter(|(_, _, value)| value(&latencies).is_finite());
-        assert_eq!(finite.count(), FIGURES.len() - 2);
+        assert_eq!(finite.count(), 2);
+    }
+
+    #[test]
+    fn a_peer_goes_on_without_a_figure_and_husk_and_a_broken_guest_do_not() {
+        let error = || anyhow::anyhow!("1 vCPUs: not within 60 s");
+        let peer = |measured: Result<f64>| had(Kind::CloudHypervisor, "vcpu_1_gone", measured);
+        assert_eq!(peer(Err(error())).unwrap(), None);
+        assert_eq!(peer(Ok(1.0)).unwrap(), Some(1.0));
+        let panicked = Panicked::find("Kernel panic - not syncing: stack").unwrap();
+        assert!(peer(Err(panicked.into())).unwrap_err().is::<Panicked>());
+        let ours = had(Kind::Husk, "vcpu_1_gone", Err::<f64, _>(error())).unwrap_err();
+        assert_eq!(format!("{ours:#}"), "vcpu_1_gone: 1 vCPUs: not within 60 s");
     }
 
     #[test]
