@@ -121,6 +121,21 @@ impl Backing {
     }
 }
 
+/// Pages that stand where memory is not: all such places have the same, so there are never more of them.
+#[derive(Debug)]
+pub(super) struct Sink {
+    pub file: File,
+    pub bytes: u64,
+}
+
+impl Sink {
+    /// `bytes` bytes, of which each takes a page when it is touched for the first time.
+    pub fn new(bytes: u64) -> io::Result<Self> {
+        let file = sealed_memfd(bytes, Pages::Usual, c"guest-ram-unplugged")?;
+        Ok(Self { file, bytes })
+    }
+}
+
 /// A memfd of `bytes` bytes whose size nobody changes any more: whoever it is passed to could make every access of ours a SIGBUS.
 fn sealed_memfd(bytes: u64, pages: Pages, name: &CStr) -> io::Result<File> {
     let huge = match pages {

@@ -1,7 +1,9 @@
 //! Memory of a virtio-mem device: small blocks, plugged and unplugged one by one, on few memory slots.
 //!
-//! The device's range is cut into chunks. A chunk is a [`Region`] while any block in it is plugged, and nothing otherwise. An
-//! unplugged block of a chunk that is there has no pages: the guest, which has no business with it, reads zeroes.
+//! The device's range is cut into chunks. A chunk is a [`Region`] while any block in it is plugged, and nothing otherwise: only then has
+//! KVM a memory slot for it, which it cannot cut while vCPUs run. So a chunk that is there is cut behind the slot, into units of a block
+//! or a few: over one without a plugged block lies the [`Sink`], which is the same for all. A guest that touches what is not
+//! plugged reaches that, and costs the host a unit's pages at most, however much it touches.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,12 +13,15 @@ use std::sync::Arc;
 use husk_devices::chain;
 use husk_virtio::mem::Backing;
 
+use super::backing::Sink;
 use super::{AddressSpace, Kind, MemoryError, Region};
 
 /// The least of a chunk: what a Linux guest asks for at once.
 const CHUNK_MIN: u64 = 128 << 20;
 /// The most chunks of a device. Each is a memory slot, and a region of what devices see.
 const CHUNKS_MAX: u64 = 256;
+/// The most units of a chunk: each may take one of the mappings that a process may have (`vm.max_map_count`, 65530 by default).
+const UNITS_MAX: u64 = 64;
 
 /// The blocks of one device.
 #[derive(Debug)]
@@ -26,6 +31,11 @@ pub struct Blocks {
     window: Range<u64>,
     block: u64,
     chunk: u64,
+    /// What the sink is laid over or not, as a whole: blocks.
+    unit: u64,
+    sink: Sink,
+    /// Said once.
+    is_uncovered: bool,
     /// By number, from the window's start.
     chunks: BTreeMap<u64, Chunk>,
 }
@@ -43,7 +53,7 @@ impl Blocks {
     /// the reserve, whole blocks. Nothing is plugged.
     ///
     /// # Errors
-    /// [`MemoryError::Unit`].
+    /// [`MemoryError::Unit`], or the host has no pages for the sink.
     pub fn new(space: Arc<AddressSpace>, window: Range<u64>, block: u64) -> Result<Self, MemoryError> {
         let bytes = window.end.saturating_sub(window.start);
         let unit = space.block_bytes();
@@ -54,11 +64,22 @@ impl Blocks {
             return Err(MemoryError::Unit { gpa, bytes, unit });
         }
         let chunk = bytes.div_ceil(CHUNKS_MAX).next_power_of_two();
+        let chunk = chunk.max(CHUNK_MIN).max(block);
+        let unit = (chunk / UNITS_MAX).max(block);
+        let sink = Sink::new(unit).map_err(|error| MemoryError::Host {
+            what: "reserve",
+            kind: Kind::VirtioMem,
+            bytes: unit,
+            source: error.into(),
+        })?;
         Ok(Self {
             space,
             window,
             block,
-            chunk: chunk.max(CHUNK_MIN).max(block),
+            chunk,
+            unit,
+            sink,
+            is_uncovered: false,
             chunks: BTreeMap::new(),
         })
     }
@@ -93,9 +114,18 @@ impl Blocks {
             let Some(chunk) = self.chunks.get_mut(&part.chunk) else {
                 continue;
             };
+            if chunk
+                .blocks(self.block)
+                .all(|(at, plugged)| !plugged || part.inside().contains(&at))
+            {
+                // It goes with the chunk.
+                mark(chunk, part, self.block, false);
+                self.drop_if_empty(part.chunk);
+                continue;
+            }
             chunk.region.discard(&part.inside())?;
             mark(chunk, part, self.block, false);
-            self.drop_if_empty(part.chunk);
+            self.cover(part.chunk, &part.inside());
         }
         Ok(())
     }
@@ -107,26 +137,48 @@ impl Blocks {
     }
 
     fn plug_part(&mut self, part: Part) -> Result<(), MemoryError> {
-        if !self.chunks.contains_key(&part.chunk) {
+        let is_new = !self.chunks.contains_key(&part.chunk);
+        if is_new {
             let start = self.window.start.saturating_add(part.chunk.saturating_mul(self.chunk));
             let bytes = self.chunk.min(self.window.end.saturating_sub(start));
             let region = self.space.grow_at(Kind::VirtioMem, start, bytes)?;
-            let count = usize::try_from(bytes / self.block).expect("x86_64: usize has 64 bits");
-            let plugged = vec![false; count];
+            let plugged = vec![false; index(bytes / self.block)];
             self.chunks.insert(part.chunk, Chunk { region, plugged });
         }
         let Some(chunk) = self.chunks.get_mut(&part.chunk) else {
             return Ok(());
         };
-        let restored = chunk.region.restore(&part.inside());
+        let bare = chunk.bare(&part.inside(), self.unit, self.block);
+        let uncovered = bare
+            .iter()
+            .filter(|_| !is_new)
+            .try_for_each(|unit| chunk.region.uncover(unit));
+        let restored = uncovered.and_then(|()| chunk.region.restore(&part.inside()));
         if restored.is_ok() {
             mark(chunk, part, self.block, true);
         }
         self.drop_if_empty(part.chunk);
+        let changed = if is_new { 0..self.chunk } else { part.inside() };
+        self.cover(part.chunk, &changed);
         restored
     }
 
-    /// A chunk without plugged blocks is no longer the guest's. One that KVM does not give back stays, without pages.
+    /// Lays the sink over what has no plugged block and overlaps `range`, counted from the start of chunk `number`.
+    fn cover(&mut self, number: u64, range: &Range<u64>) {
+        let Some(chunk) = self.chunks.get(&number) else {
+            return;
+        };
+        let bare = chunk.bare(range, self.unit, self.block);
+        let covered = bare.iter().try_for_each(|unit| chunk.region.cover(unit, &self.sink));
+        if let Err(error) = covered
+            && !std::mem::replace(&mut self.is_uncovered, true)
+        {
+            log::warn!("virtio-mem: the guest can touch what is not plugged: {}", chain(&error));
+        }
+    }
+
+    /// A chunk without plugged blocks is no longer the guest's, and its pages are the host's. One that KVM does not give back stays,
+    /// without pages.
     fn drop_if_empty(&mut self, number: u64) {
         let empty = |chunk: &Chunk| !chunk.plugged.contains(&true);
         let Some(chunk) = self.chunks.remove(&number) else {
@@ -137,11 +189,15 @@ impl Blocks {
             return;
         }
         let Chunk { region, plugged } = chunk;
-        if let Err(error) = region.remove() {
+        let Err(error) = region.remove() else { return };
+        log::warn!("virtio-mem: {}", chain(&error));
+        let region = *error.region;
+        let whole = 0..region.info().bytes;
+        if let Err(error) = region.discard(&whole) {
             log::warn!("virtio-mem: {}", chain(&error));
-            let region = *error.region;
-            self.chunks.insert(number, Chunk { region, plugged });
         }
+        self.chunks.insert(number, Chunk { region, plugged });
+        self.cover(number, &whole);
     }
 
     fn check(&self, range: &Range<u64>) -> Result<(), MemoryError> {
@@ -176,6 +232,34 @@ impl Blocks {
     }
 }
 
+impl Chunk {
+    /// Its blocks of `block` bytes: where each is, and whether it is plugged.
+    fn blocks(&self, block: u64) -> impl Iterator<Item = (u64, bool)> {
+        (0_u64..)
+            .map(move |number| number * block)
+            .zip(self.plugged.iter().copied())
+    }
+
+    /// Its units of `unit` bytes that overlap `range` and have no plugged block. The last one may be short.
+    fn bare(&self, range: &Range<u64>, unit: u64, block: u64) -> Vec<Range<u64>> {
+        let end = self.region.info().bytes.min(range.end);
+        let starts = (range.start / unit..end.div_ceil(unit)).map(|number| number * unit);
+        let units = starts.map(|start| start..(start + unit).min(self.region.info().bytes));
+        let mut units: Vec<_> = units.collect();
+        units.retain(|unit| {
+            let of_unit = self.plugged.iter().skip(index(unit.start / block));
+            !of_unit
+                .take(index(unit.end.div_ceil(block) - unit.start / block))
+                .any(|plugged| *plugged)
+        });
+        units
+    }
+}
+
+fn index(blocks: u64) -> usize {
+    usize::try_from(blocks).expect("x86_64: usize has 64 bits")
+}
+
 impl Backing for Blocks {
     fn plug(&mut self, offset: u64, bytes: u64) -> io::Result<()> {
         Self::plug(self, &(offset..offset.saturating_add(bytes))).map_err(io::Error::other)
@@ -207,12 +291,9 @@ impl Part {
 }
 
 fn mark(chunk: &mut Chunk, part: Part, block: u64, plugged: bool) {
-    let blocks = chunk.plugged.iter_mut().zip(0_u64..);
-    for (of, number) in blocks {
-        if part.inside().contains(&(number * block)) {
-            *of = plugged;
-        }
-    }
+    let (first, count) = (index(part.offset / block), index(part.len / block));
+    let of_part = chunk.plugged.iter_mut().skip(first).take(count);
+    of_part.for_each(|of| *of = plugged);
 }
 
 #[cfg(test)]

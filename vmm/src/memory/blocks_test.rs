@@ -91,12 +91,60 @@ fn a_block_that_comes_again_is_empty_and_its_neighbours_are_not() {
         }
         blocks.unplug(&(2 * MIB..4 * MIB)).unwrap();
         assert_eq!(read(&space, 2 * MIB), Some(0), "harmless, and nothing");
+        write(&space, 2 * MIB);
         blocks.plug(&(2 * MIB..4 * MIB)).unwrap();
         assert_eq!(
             [0, 2, 4, 6].map(|mib| read(&space, mib * MIB)),
             [Some(1), Some(0), Some(1), Some(1)]
         );
     }
+}
+
+/// What is written where no block is plugged shows wherever none is, and in no memory.
+#[test]
+fn blocks_that_are_not_plugged_are_one_and_the_same_and_no_memory() {
+    for shared in [false, true] {
+        let (mut blocks, space, _) = blocks(shared);
+        blocks.plug(&(4 * MIB..8 * MIB)).unwrap();
+        assert!(write(&space, 126 * MIB), "it is in the slot");
+        let bare = [0, 2, 8, 126].map(|mib| read(&space, mib * MIB));
+        assert_eq!((bare, read(&space, 4 * MIB)), ([Some(1); 4], Some(0)));
+        blocks.unplug(&(6 * MIB..8 * MIB)).unwrap();
+        assert_eq!([4, 6].map(|mib| read(&space, mib * MIB)), [Some(0), Some(1)]);
+        blocks.plug(&(6 * MIB..128 * MIB)).unwrap();
+        assert_eq!(
+            [0, 6, 126].map(|mib| read(&space, mib * MIB)),
+            [Some(1), Some(0), Some(0)]
+        );
+        assert!(write(&space, 126 * MIB));
+        assert_eq!([4, 6, 8].map(|mib| read(&space, mib * MIB)), [Some(0); 3]);
+    }
+}
+
+/// However large the device is, so many parts of a chunk are one mapping or another.
+#[test]
+fn a_unit_of_several_blocks_is_covered_while_none_of_them_is_plugged() {
+    let (space, _) = space(&MemoryConfig {
+        size: 8 * MIB,
+        hotplug_size: Some(64 << 30),
+        ..Default::default()
+    })
+    .unwrap();
+    let mut blocks = Blocks::new(space.clone(), BASE..BASE + (64 << 30), BLOCK).unwrap();
+    assert_eq!((blocks.chunk, blocks.unit), (256 * MIB, 4 * MIB));
+    blocks.plug(&(0..BLOCK)).unwrap();
+    assert!(write(&space, 4 * MIB));
+    assert_eq!([2, 8].map(|mib| read(&space, mib * MIB)), [Some(0), Some(1)]);
+    blocks.plug(&(4 * MIB..6 * MIB)).unwrap();
+    assert_eq!(
+        [4, 6, 8].map(|mib| read(&space, mib * MIB)),
+        [Some(0), Some(0), Some(1)]
+    );
+    blocks.unplug(&(0..BLOCK)).unwrap();
+    assert_eq!(
+        [0, 2, 4].map(|mib| read(&space, mib * MIB)),
+        [Some(1), Some(0), Some(0)]
+    );
 }
 
 #[test]

@@ -182,6 +182,14 @@ impl AddressSpace {
         }
     }
 
+    /// Asks the host for `part` of `mapping` again, which something else was laid over.
+    pub(super) fn uncover(&self, mapping: &Mapping, part: &Range<u64>) -> Result<(), HostError> {
+        let bytes = part.end.saturating_sub(part.start);
+        let pages = mapping.backing().pages;
+        let committed = mapping.commit(part);
+        committed.map_err(|error| self.host.explain(pages, bytes, Asked::Mapping, error))
+    }
+
     /// Tells all back-ends what there is.
     fn tell(&self) -> Result<(), Fault> {
         // One for all.

@@ -17,7 +17,7 @@ use husk_devices::memory::GuestRegionMmap;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 use vm_memory::{FileOffset, GuestAddress};
 
-use super::backing::{Backing, Pages, Source};
+use super::backing::{Backing, Pages, Sink, Source};
 
 /// A mapping starts on a multiple of this at least, as guest-physical memory does, so that huge pages can back both.
 const HUGE_PAGE: u64 = 2 << 20;
@@ -83,7 +83,12 @@ impl Mapping {
             Pages::Huge { bytes } => kind | libc::MAP_HUGETLB | huge_flag(bytes),
         };
         let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-        self.map_over(part, libc::PROT_READ | libc::PROT_WRITE, flags, fd, offset)?;
+        let mapped = self.map_over(part, libc::PROT_READ | libc::PROT_WRITE, flags, fd, offset);
+        if let Err(error) = mapped {
+            // A kernel may leave a hole then, where anything might be mapped next.
+            self.set_apart(part)?;
+            return Err(error);
+        }
         self.advise(part);
         Ok(())
     }
@@ -102,11 +107,27 @@ impl Mapping {
         }
     }
 
+    /// Lays `sink` over the pages of `part`, no more than it has: who touches `part` reaches that, until [`Mapping::commit`].
+    pub fn cover(&self, part: &Range<u64>, sink: &Sink) -> io::Result<()> {
+        if part.end.saturating_sub(part.start) > sink.bytes {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        self.map_over(part, prot, flags, sink.file.as_raw_fd(), 0)?;
+        self.madvise(part, libc::MADV_DONTDUMP)
+    }
+
     /// Undoes [`Mapping::commit`]: `part` is addresses and nothing else.
     pub fn decommit(&self, part: &Range<u64>) -> io::Result<()> {
         if let Source::Shared(file) = &self.backing.source {
             punch(file, part)?;
         }
+        self.set_apart(part)
+    }
+
+    /// Makes `part` addresses that nobody can touch, and that nothing else takes.
+    fn set_apart(&self, part: &Range<u64>) -> io::Result<()> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         self.map_over(part, libc::PROT_NONE, flags, -1, 0)
     }

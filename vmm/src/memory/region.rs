@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::backing::Sink;
 use super::steps::Parts;
 use super::{AddressSpace, HostError, MemoryError, RegionInfo};
 
@@ -57,6 +58,27 @@ impl Region {
         let mapping = &self.parts().mapping;
         let restored = self.space.promise(mapping, &part);
         restored.map_err(|why| self.refused("reserve", range, why))
+    }
+
+    /// Lays `sink` over `range`, counted from the region's start, whose pages were given back: who touches it reaches that, and no
+    /// memory. `range` has no more bytes than `sink`.
+    ///
+    /// # Errors
+    /// As [`Region::discard`].
+    pub(super) fn cover(&self, range: &Range<u64>, sink: &Sink) -> Result<(), MemoryError> {
+        let part = self.part(range)?;
+        let covered = self.parts().mapping.cover(&part, sink);
+        covered.map_err(|error| self.refused("cover", range, error.into()))
+    }
+
+    /// Makes `range` memory again after [`Region::cover`]. It is empty.
+    ///
+    /// # Errors
+    /// As [`Region::restore`].
+    pub(super) fn uncover(&self, range: &Range<u64>) -> Result<(), MemoryError> {
+        let part = self.part(range)?;
+        let uncovered = self.space.uncover(&self.parts().mapping, &part);
+        uncovered.map_err(|why| self.refused("reserve", range, why))
     }
 
     /// Takes it from the guest, which has let go of it, and gives it back to the host. Requests in flight keep their pages until they
