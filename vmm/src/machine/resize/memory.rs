@@ -152,25 +152,27 @@ impl MemoryResize {
         }
     }
 
-    /// What the VM has if it is to have `bytes` bytes of RAM: not less than at its start, and whole units more.
+    /// What the VM has if it is to have `bytes` bytes of RAM: not less than at its start, and whole blocks or DIMMs more.
     ///
     /// # Errors
     /// [`ResizeError::Ram`].
     pub fn check(&self, bytes: u64) -> Result<u64, ResizeError> {
-        let MemoryParts {
-            boot_bytes,
-            more_bytes,
-            unit,
-            blocks_only: _,
-        } = self.parts;
-        // What was asked for is there, and a little more where it is no whole unit: that can be asked for as well.
-        let most = more_bytes.next_multiple_of(unit.max(1));
+        let boot_bytes = self.parts.boot_bytes;
+        let most = self.most();
         let more = bytes.saturating_sub(boot_bytes);
         if more > most {
             let max = boot_bytes.saturating_add(most);
             return Err(ResizeError::Ram { found: bytes, max });
         }
+        let blocks = self.blocks.as_ref().filter(|_| self.has_driver());
+        let unit = blocks.map_or(self.parts.unit, |blocks| blocks.size().block_bytes);
         Ok(boot_bytes.saturating_add(more.next_multiple_of(unit.max(1))))
+    }
+
+    /// The most that may be added: what was asked for is there, and a little more where it is no whole unit, which can be asked for as
+    /// well.
+    fn most(&self) -> u64 {
+        self.parts.more_bytes.next_multiple_of(self.parts.unit.max(1))
     }
 
     /// RAM is to be `bytes` bytes in all.
@@ -266,8 +268,7 @@ impl MemoryResize {
 
     /// What has been refused is not asked for again: what there is, is what there will be.
     fn stop_at(&mut self, dimms: &Dimms) {
-        let most = self.parts.more_bytes.next_multiple_of(self.parts.unit.max(1));
-        self.wanted = self.added(dimms).max(self.requested()).min(most);
+        self.wanted = self.added(dimms).max(self.requested()).min(self.most());
     }
 
     /// Tells of memory that is there, or is not any more, once nothing is to be waited for.
@@ -303,7 +304,9 @@ impl MemoryResize {
         if self.has_driver() || self.wanted < filled.saturating_add(self.requested()) {
             self.request(self.wanted.saturating_sub(filled));
         }
+        // What was asked for as blocks may be no whole unit.
         let by_dimms = self.wanted.saturating_sub(self.requested());
+        let by_dimms = by_dimms.next_multiple_of(self.parts.unit.max(1));
         let Some(dimms) = dimms else { return Ok(()) };
         if by_dimms > filled && !self.has_driver() {
             self.add_dimm(dimms, by_dimms - filled, filled)
