@@ -162,6 +162,8 @@ pub struct Resizes {
     cpus: CpuResize,
     memory: MemoryResize,
     balloon: Option<BalloonHandle>,
+    /// What was asked for last.
+    asked: Wanted,
 }
 
 impl Resizes {
@@ -171,6 +173,7 @@ impl Resizes {
             cpus: CpuResize::default(),
             memory,
             balloon,
+            asked: Wanted::default(),
         }
     }
 
@@ -215,6 +218,7 @@ impl Resizes {
         if let Some((balloon, target)) = balloon {
             balloon.set_target(target);
         }
+        self.asked = wanted;
         Ok(())
     }
 
@@ -239,15 +243,28 @@ impl Resizes {
 
     /// What the guest has still to do, in words; `None` when it has done everything, or refused.
     pub fn pending(&self) -> Option<String> {
+        joined(self.pending_parts())
+    }
+
+    /// As [`Resizes::pending`], of what was asked for last: memory that a guest has kept of an earlier resize is nothing that one of vCPUs
+    /// waits for.
+    pub fn awaited(&self) -> Option<String> {
+        let [cpus, memory, balloon] = self.pending_parts();
+        joined([
+            cpus.filter(|_| self.asked.vcpus.is_some()),
+            memory.filter(|_| self.asked.ram_bytes.is_some()),
+            balloon.filter(|_| self.asked.balloon_bytes.is_some()),
+        ])
+    }
+
+    fn pending_parts(&self) -> [Option<String>; 3] {
         let balloon = self.balloon.as_ref().map(BalloonHandle::size);
         let balloon = balloon.filter(|size| size.driver && size.actual_bytes != size.target_bytes);
-        let parts = [
+        [
             self.cpus.pending(),
             self.memory.pending(),
             balloon.map(|size| format!("balloon: {} of {} bytes", size.actual_bytes, size.target_bytes)),
-        ];
-        let parts: Vec<String> = parts.into_iter().flatten().collect();
-        (!parts.is_empty()).then(|| parts.join(", "))
+        ]
     }
 
     /// What the guest would not do since the last resize began.
@@ -275,6 +292,11 @@ impl Resizes {
     }
 }
 
+fn joined(parts: [Option<String>; 3]) -> Option<String> {
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
+}
+
 impl Machine {
     /// See [`Resizes::size`].
     pub fn size(&self) -> MachineSize {
@@ -294,9 +316,9 @@ impl Machine {
         self.resizes.advance(&mut self.cpus, &mut self.dimms)
     }
 
-    /// See [`Resizes::pending`].
+    /// See [`Resizes::awaited`].
     pub fn resize_pending(&self) -> Option<String> {
-        self.resizes.pending()
+        self.resizes.awaited()
     }
 
     /// See [`Resizes::refusals`].

@@ -163,6 +163,25 @@ fn a_host_that_fails_half_way_leaves_nothing_of_a_resize() {
 }
 
 #[test]
+fn a_resize_waits_for_what_it_asked_for_and_not_for_what_an_earlier_one_did() {
+    let mut bench = Bench::new();
+    let vcpus = |vcpus| Wanted {
+        vcpus: Some(vcpus),
+        ..Wanted::default()
+    };
+    bench.begin(1, BOOT + MORE, MIB).unwrap();
+    assert!(bench.resizes.awaited().is_some());
+    let Bench {
+        resizes, cpus, dimms, ..
+    } = &mut bench;
+    resizes.begin(cpus, dimms, vcpus(1)).unwrap();
+    assert!(resizes.pending().is_some_and(|pending| pending.contains("memory")));
+    assert_eq!(resizes.awaited(), None, "the guest has the vCPU");
+    resizes.begin(cpus, dimms, vcpus(2)).unwrap();
+    assert!(resizes.awaited().is_some_and(|awaited| !awaited.contains("memory")));
+}
+
+#[test]
 fn a_refusal_says_whose_it_is() {
     let said = |why| {
         let what = "add vCPU 3".into();
