@@ -429,6 +429,34 @@ fn what_the_older_kernel_frees_goes_back_without_being_asked_for() {
     what_the_guest_frees_goes_back_without_being_asked_for("6.1");
 }
 
+/// Nobody asks for less, and the guest does not report what is free.
+#[test]
+fn an_idle_guest_gives_back_what_it_does_not_use_and_has_it_again() {
+    let balloon = json!({"size": 0, "deflate_on_oom": true, "reclaim_idle": 2, "reclaim_keep": 64 * MIB});
+    let (mut lab, mut agent) = Lab::start("6.12", "", &json!({"balloon": balloon}));
+    agent.load_module("virtio_balloon").unwrap();
+    fill(&mut agent, 80);
+    empty(&mut agent);
+    let used = lab.resident_kib(RAM);
+    let less = until(|| {
+        let (size, status) = (lab.actual_size(), lab.status());
+        let free = status["memory"]["balloon"]["stats"]["free_bytes"].as_u64();
+        let settled = size + 48 * MIB < BOOT && free.is_some_and(|free| free < 80 * MIB);
+        settled.then_some(size).ok_or_else(|| status.to_string())
+    });
+    lab.resident_until(RAM, |kib| kib + (48 << 10) < used);
+    // More than it has kept.
+    fill(&mut agent, 100);
+    until(|| {
+        let size = lab.actual_size();
+        (size > less + 8 * MIB)
+            .then_some(())
+            .ok_or_else(|| format!("{size} bytes, {less} before: {}", lab.status()))
+    });
+    agent.run(&["sh", "-c", "cat /filled/file > /dev/null"]).unwrap();
+    lab.end();
+}
+
 /// The shims count on it: what is smaller than the VM is no error.
 #[test]
 fn less_than_the_guest_booted_with_changes_nothing() {

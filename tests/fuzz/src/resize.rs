@@ -209,7 +209,7 @@ impl Machine {
         let balloon = Balloon::new(BalloonConfig::default(), space.clone(), || ()).unwrap();
         let memory = MemoryResize::new(parts, mem.as_ref().map(Mem::handle));
         Self {
-            resizes: Resizes::new(memory, Some(balloon.handle())),
+            resizes: Resizes::new(memory, Some(balloon.handle()), None),
             cpus,
             dimms: Some(dimms),
             banks,

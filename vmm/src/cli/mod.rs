@@ -14,6 +14,7 @@ mod pairs;
 mod pmem;
 mod pod;
 mod rate;
+mod reclaim;
 mod run;
 mod serve;
 mod size;

@@ -16,10 +16,11 @@ use super::memory::parse_memory;
 use super::net::parse_net;
 use super::pmem::parse_pmem;
 use super::pod::PodArgs;
+use super::reclaim::parse_reclaim;
 use super::vsock::parse_vsock;
 use crate::config::{
     BalloonConfig, BootProtocol, ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, FsConfig, Limits,
-    MemoryConfig, NetConfig, PayloadConfig, PmemConfig, RngConfig, RunOptions, VmConfig, VsockConfig,
+    MemoryConfig, NetConfig, PayloadConfig, PmemConfig, Reclaim, RngConfig, RunOptions, VmConfig, VsockConfig,
 };
 use crate::pod::{Pod, PodError};
 use crate::seccomp::Mode;
@@ -110,6 +111,14 @@ pub struct RunArgs {
     ///   free_page_reporting=on  the guest gives back what is free, without being asked
     #[arg(long, value_name = "KEYS", value_parser = parse_balloon, verbatim_doc_comment, help_heading = "Machine")]
     pub balloon: Option<BalloonConfig>,
+
+    /// What the guest gives back though nobody asks for less: off, report, or idle=SECONDS[,keep=SIZE]
+    ///
+    ///   report          it reports what is free (free_page_reporting)
+    ///   idle=SECONDS    what it has had free for so long goes into the balloon, and comes back when it runs short
+    ///   keep=SIZE       but for so much (default 64M)
+    #[arg(long, value_name = "POLICY", default_value = "off", value_parser = parse_reclaim, verbatim_doc_comment, help_heading = "Machine")]
+    pub reclaim: Reclaim,
 
     /// Add a virtio disk, a raw image or a block device: path=FILE,readonly=on,...
     ///
@@ -278,6 +287,7 @@ impl RunArgs {
             let words = words.into_iter().flatten().filter(|words| !words.is_empty());
             config.payload.cmdline = Some(words.collect::<Vec<_>>().join(" "));
         }
+        self.reclaim.apply(&mut config);
         config.validate(Limits::ARCHITECTURE)?;
         let options = RunOptions {
             protocol: self.protocol,

@@ -15,8 +15,9 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{ArgAction, Args};
 
+use super::reclaim::parse_reclaim;
 use crate::api::Server;
-use crate::config::{ResizeTimeout, RunOptions};
+use crate::config::{Reclaim, ResizeTimeout, RunOptions};
 use crate::control::{self, Exit};
 use crate::events::Events;
 use crate::seccomp::Mode;
@@ -45,6 +46,16 @@ pub struct ServeArgs {
     /// What the guest does later is told by events. Kata's Go shim gives up after a second.
     #[arg(long, value_name = "MS", default_value_t = 800, value_parser = clap::value_parser!(u64).range(..=3_600_000), help_heading = "Serve the API")]
     pub resize_timeout: u64,
+
+    /// What VMs give back though nobody asks for less: off, report, or idle=SECONDS[,keep=SIZE]
+    ///
+    /// For those whose balloon does not say it, and those without a balloon, which get one. Shims never ask for less.
+    ///
+    ///   report          the guest reports what is free (free_page_reporting)
+    ///   idle=SECONDS    what the guest has had free for so long goes into the balloon, and comes back when it runs short
+    ///   keep=SIZE       but for so much (default 64M)
+    #[arg(long, value_name = "POLICY", default_value = "off", value_parser = parse_reclaim, verbatim_doc_comment, help_heading = "Serve the API")]
+    pub reclaim: Reclaim,
 
     /// Append the log to FILE in place of standard error
     #[arg(long, value_name = "FILE", help_heading = "Serve the API")]
@@ -97,6 +108,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Exit, Failure> {
         verbosity: args.verbosity,
         seccomp: args.seccomp,
         resize_timeout: ResizeTimeout(Duration::from_millis(args.resize_timeout)),
+        reclaim: args.reclaim,
         ..RunOptions::default()
     };
     start(&socket, monitor.as_ref(), args.log_file.as_deref(), &options).map_err(Failure::Other)

@@ -348,7 +348,18 @@ pub struct BalloonConfig {
     /// Whether the guest gives pages back that are free.
     #[serde(default, deserialize_with = "null_is_default")]
     pub free_page_reporting: bool,
+    /// Seconds for which the guest has had more free than it keeps until the balloon takes that; never unless said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reclaim_idle: Option<u64>,
+    /// Bytes that it keeps; 64 MiB unless said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reclaim_keep: Option<u64>,
     /// Everything else.
     #[serde(flatten)]
     pub rest: Rest,
+}
+
+impl BalloonConfig {
+    /// The most seconds of `reclaim_idle`: a day.
+    pub const RECLAIM_IDLE_MAX: u64 = 86_400;
 }

@@ -183,7 +183,13 @@ static RNG: Shape = Shape {
     ignored: PLACE,
 };
 static BALLOON: Shape = Shape {
-    own: &[own("deflate_on_oom"), own("free_page_reporting"), own("size")],
+    own: &[
+        own("deflate_on_oom"),
+        own("free_page_reporting"),
+        own("reclaim_idle"),
+        own("reclaim_keep"),
+        own("size"),
+    ],
     refused: refused::DEVICE,
     ignored: PLACE,
 };

@@ -112,6 +112,10 @@ fn every_field_of_a_whole_configuration_has_a_name() {
     config.net = vec![super::super::NetConfig::new()];
     config.fs = vec![super::super::FsConfig::new("t", "/f")];
     config.vsock = Some(super::super::VsockConfig::new(3, "/v"));
-    config.balloon = Some(super::super::BalloonConfig::default());
+    config.balloon = Some(super::super::BalloonConfig {
+        reclaim_idle: Some(1),
+        reclaim_keep: Some(1),
+        ..Default::default()
+    });
     assert_eq!(VM.unknown(&serde_json::to_value(&config).unwrap()), []);
 }

@@ -10,6 +10,7 @@ pub mod fields;
 mod mac;
 mod options;
 mod path;
+mod reclaim;
 mod rest;
 mod roster;
 mod share;
@@ -29,6 +30,7 @@ pub use device::{
 pub use mac::{BadMac, MacAddr};
 pub use options::{BootProtocol, ResizeTimeout, RunOptions};
 pub use path::PathError;
+pub use reclaim::Reclaim;
 pub use rest::Rest;
 pub use roster::NewDevice;
 pub use share::{MAX_FS_QUEUES, ShareError};

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::Reclaim;
 use crate::seccomp::Mode;
 use crate::trace::Trace;
 
@@ -19,6 +20,8 @@ pub struct RunOptions {
     pub seccomp: Mode,
     /// How long `vm.resize` waits for the guest before it is answered; what the guest does later is told by events.
     pub resize_timeout: ResizeTimeout,
+    /// What VMs give back without being asked for less, unless their configuration says.
+    pub reclaim: Reclaim,
     /// Takes the phases of the run. Off unless somebody will read it.
     pub trace: Trace,
 }

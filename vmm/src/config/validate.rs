@@ -110,6 +110,18 @@ pub enum ConfigError {
         /// RAM that the guest starts with.
         max: u64,
     },
+    /// A policy for what an idle guest has that is none.
+    #[error(
+        "balloon: reclaim_idle is {found}, 1 to {max} seconds allowed",
+        max = BalloonConfig::RECLAIM_IDLE_MAX
+    )]
+    ReclaimIdle {
+        /// What was asked for.
+        found: u64,
+    },
+    /// A balloon gives nothing back of huge pages.
+    #[error("balloon: reclaim_idle is given, memory.hugepages is on: huge pages are not given back")]
+    ReclaimHugePages,
     /// Pages that x86-64 does not have.
     #[error("memory: hugepage_size is {}, allowed: 2 MiB, 1 GiB", Size(*.0))]
     HugePage(u64),
@@ -264,7 +276,7 @@ impl VmConfig {
         self.validate_shares()?;
         self.rng.as_ref().map_or(Ok(()), |rng| path::file("rng", &rng.src))?;
         if let Some(balloon) = &self.balloon {
-            balloon.validate(self.memory.size)?;
+            balloon.validate(&self.memory)?;
         }
         self.serial.validate("serial")?;
         self.console.validate("console")?;
@@ -302,11 +314,15 @@ impl MemoryConfig {
 }
 
 impl BalloonConfig {
-    fn validate(&self, max: u64) -> Result<(), ConfigError> {
-        let found = self.size;
-        match found < max && found.is_multiple_of(PAGE_BYTES) {
-            true => Ok(()),
-            false => Err(ConfigError::Balloon { found, max }),
+    fn validate(&self, memory: &MemoryConfig) -> Result<(), ConfigError> {
+        let (found, max) = (self.size, memory.size);
+        if found >= max || !found.is_multiple_of(PAGE_BYTES) {
+            return Err(ConfigError::Balloon { found, max });
+        }
+        match self.reclaim_idle {
+            Some(found) if !(1..=Self::RECLAIM_IDLE_MAX).contains(&found) => Err(ConfigError::ReclaimIdle { found }),
+            Some(_) if memory.hugepages => Err(ConfigError::ReclaimHugePages),
+            _ => Ok(()),
         }
     }
 }

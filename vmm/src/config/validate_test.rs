@@ -284,6 +284,28 @@ fn a_balloon_is_whole_pages_and_leaves_the_guest_some() {
 }
 
 #[test]
+fn what_an_idle_guest_gives_back_takes_between_a_second_and_a_day_and_small_pages() {
+    let idle = |seconds| BalloonConfig {
+        reclaim_idle: Some(seconds),
+        ..BalloonConfig::default()
+    };
+    for seconds in [0, 86_401, u64::MAX] {
+        assert_eq!(
+            error(|c| c.balloon = Some(idle(seconds))),
+            format!("balloon: reclaim_idle is {seconds}, 1 to 86400 seconds allowed")
+        );
+    }
+    let mut config = good();
+    config.balloon = Some(idle(1));
+    config.validate(HOST).unwrap();
+    let huge = |c: &mut VmConfig| (c.balloon, c.memory.hugepages) = (Some(idle(1)), true);
+    assert_eq!(
+        error(huge),
+        "balloon: reclaim_idle is given, memory.hugepages is on: huge pages are not given back"
+    );
+}
+
+#[test]
 fn consoles_need_their_files_and_only_one_has_stdio() {
     assert_eq!(
         error(|c| c.serial.mode = ConsoleMode::File),

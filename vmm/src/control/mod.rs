@@ -262,13 +262,14 @@ impl Controller {
         self.events.emit("vmm", "shutdown");
     }
 
-    fn create(&mut self, config: VmConfig) -> Outcome {
+    fn create(&mut self, mut config: VmConfig) -> Outcome {
         if self.vm.is_some() {
             return Err(conflict("there is a VM already: vm.delete it first"));
         }
         if let Some(id) = config.duplicate_id() {
             return Err(conflict(format!("id '{id}' is used by two devices, ids must differ")));
         }
+        self.options.reclaim.apply(&mut config);
         config.validate(self.limits()).map_err(|e| bad_request(&e))?;
         // Descriptors come with vm.add-net alone.
         let nets = config.net.iter().try_for_each(|net| net::check(net, 0));

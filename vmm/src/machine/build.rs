@@ -7,6 +7,7 @@ use std::error::Error;
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, Scope, ScopedJoinHandle};
+use std::time::Instant;
 
 use husk_devices::power;
 use husk_firmware::{
@@ -23,7 +24,7 @@ use super::board::Board;
 use super::cpu_slots::{self, CpuPlug};
 use super::device::{Devices, SlotError};
 use super::populate::{Passed, populate};
-use super::resize::{DimmPlug, MemoryParts, MemoryResize, Resizes, dimm_slots};
+use super::resize::{DimmPlug, MemoryParts, MemoryResize, Reclaim, Resizes, dimm_slots};
 use super::stop::Asked;
 use crate::config::{BootProtocol, ConfigError, CpusConfig, Hotplug as MemoryHotplug, RunOptions, VmConfig};
 use crate::cpus::Cpus;
@@ -161,6 +162,10 @@ impl Machine {
             Ok((cpus, dimms, devices, board, ended, handles))
         })?;
         let parts = memory_parts(config, &memory);
+        let reclaim = config
+            .balloon
+            .as_ref()
+            .and_then(|balloon| Reclaim::new(balloon, Instant::now()));
         if !kvm.is_hardware() {
             log::warn!(
                 "this processor shows neither VMX nor SVM: KVM emulates the guest's kernel one instruction at a time, and a stock \
@@ -170,7 +175,7 @@ impl Machine {
         Ok(Self {
             cpus,
             dimms,
-            resizes: Resizes::new(MemoryResize::new(parts, handles.blocks), handles.balloon),
+            resizes: Resizes::new(MemoryResize::new(parts, handles.blocks), handles.balloon, reclaim),
             asked: Asked::Nothing,
             devices,
             board,

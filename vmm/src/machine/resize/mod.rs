@@ -6,6 +6,7 @@
 mod cpus;
 mod latency;
 mod memory;
+mod reclaim;
 mod retry;
 
 use std::time::{Duration, Instant};
@@ -19,7 +20,10 @@ use crate::memory::MemoryError;
 
 pub use cpus::{CpuResize, Vcpus};
 pub use latency::{Latency, millis};
+use reclaim::Move;
+
 pub use memory::{DimmPlug, Dimms, MemoryParts, MemoryResize, slots as dimm_slots};
+pub use reclaim::Reclaim;
 
 /// What a machine should have. What is absent stays as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -162,17 +166,20 @@ pub struct Resizes {
     cpus: CpuResize,
     memory: MemoryResize,
     balloon: Option<BalloonHandle>,
+    /// What an idle guest gives back.
+    reclaim: Option<Reclaim>,
     /// What was asked for last.
     asked: Wanted,
 }
 
 impl Resizes {
-    /// Nothing was asked for yet; `balloon` is the device, if there is one.
-    pub fn new(memory: MemoryResize, balloon: Option<BalloonHandle>) -> Self {
+    /// Nothing was asked for yet; `balloon` is the device, if there is one, and `reclaim` what an idle guest gives back by it.
+    pub fn new(memory: MemoryResize, balloon: Option<BalloonHandle>, reclaim: Option<Reclaim>) -> Self {
         Self {
             cpus: CpuResize::default(),
             memory,
             balloon,
+            reclaim,
             asked: Wanted::default(),
         }
     }
@@ -215,8 +222,13 @@ impl Resizes {
             self.memory.set_back(dimms, before);
             return Err(error.into());
         }
-        if let Some((balloon, target)) = balloon {
-            balloon.set_target(target);
+        match (&mut self.reclaim, &self.balloon) {
+            (Some(reclaim), Some(handle)) => fill(handle, reclaim.begin(wanted.balloon_bytes)),
+            _ => {
+                if let Some((balloon, target)) = balloon {
+                    balloon.set_target(target);
+                }
+            }
         }
         self.asked = wanted;
         Ok(())
@@ -238,7 +250,22 @@ impl Resizes {
         let mut changes = Vec::new();
         self.cpus.advance(cpus, &mut changes);
         self.memory.advance(dimms, &mut changes);
+        self.take_from_idle(dimms, Instant::now());
         changes
+    }
+
+    /// Follows the policy for an idle guest, while nobody waits for another size.
+    fn take_from_idle(&mut self, dimms: &Dimms, now: Instant) {
+        let is_awaited = self.awaited().is_some();
+        let (Some(reclaim), Some(balloon)) = (&mut self.reclaim, self.balloon.as_ref().filter(|_| !is_awaited)) else {
+            return;
+        };
+        match reclaim.look(balloon.size(), &balloon.stats(), now) {
+            Some(Move::Ask) => balloon.refresh(),
+            // The guest may say that it has more free than there is.
+            Some(Move::Fill(bytes)) => fill(balloon, bytes.min(self.memory.present_bytes(dimms))),
+            None => {}
+        }
     }
 
     /// What the guest has still to do, in words; `None` when it has done everything, or refused.
@@ -275,8 +302,13 @@ impl Resizes {
 
     /// When to look again, though nobody has news.
     pub fn poll(&self) -> Option<Duration> {
-        let starting = self.cpus.poll(Instant::now());
-        starting.into_iter().chain(self.memory.poll()).min()
+        let now = Instant::now();
+        let idle = self
+            .reclaim
+            .as_ref()
+            .map(|reclaim| reclaim.due().saturating_duration_since(now));
+        let starting = self.cpus.poll(now);
+        starting.into_iter().chain(self.memory.poll()).chain(idle).min()
     }
 
     /// All of it, for `vm.resize-status`. The guest is not waited for: of its memory there is what its balloon said last, and it is asked to
@@ -289,6 +321,14 @@ impl Resizes {
             "vcpus": self.cpus.status(cpus),
             "memory": self.memory.status(dimms, self.balloon.as_ref()),
         })
+    }
+}
+
+fn fill(balloon: &BalloonHandle, bytes: u64) {
+    match BalloonTarget::new(bytes) {
+        Ok(_) if balloon.size().target_bytes == bytes => {}
+        Ok(target) => balloon.set_target(target),
+        Err(error) => log::error!("{error}"),
     }
 }
 

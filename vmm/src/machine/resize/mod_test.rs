@@ -93,7 +93,7 @@ impl Bench {
         let balloon = Balloon::new(BalloonConfig::default(), space, || ()).unwrap();
         balloon.handle().set_target(BalloonTarget::new(MIB).unwrap());
         Self {
-            resizes: Resizes::new(MemoryResize::new(parts, None), Some(balloon.handle())),
+            resizes: Resizes::new(MemoryResize::new(parts, None), Some(balloon.handle()), None),
             cpus,
             dimms: Some(dimms),
             slots,
