@@ -14,6 +14,7 @@ use super::{Controller, Due, Progress};
 use crate::api::{Execute, Inbox};
 use crate::machine::Ending;
 use crate::news::whole_millis;
+use crate::seccomp::{Mode, Role};
 use crate::terminal::{self, Arrival, Input, RawMode, Signal, Signals, StdoutSink};
 use crate::trim;
 
@@ -31,6 +32,8 @@ const SOURCES: usize = 6;
 const BACKLOG_BYTES: usize = 4096;
 /// How often a guest with a full FIFO is offered the backlog again.
 const RETRY: Duration = Duration::from_millis(20);
+/// How long the loop waits at most before it confines its thread, when nothing happens: by then the guest runs, and is not waited for.
+const NARROW: Duration = Duration::from_millis(5);
 /// How long after a start, or after a command, what it needed is given back.
 const TRIM: Duration = Duration::from_secs(1);
 
@@ -45,7 +48,8 @@ pub enum Ended {
     Asked,
 }
 
-/// Carries out the commands in `inbox`, and serves the VM that `controller` has, until the end.
+/// Carries out the commands in `inbox`, and serves the VM that `controller` has, until the end. Without an inbox there will be no other
+/// machine, and no device more: the thread confines itself to the role of this loop before it serves anything.
 ///
 /// # Errors
 /// What the host refuses of a loop's needs.
@@ -54,6 +58,7 @@ pub fn run_event_loop(
     signals: Signals,
     out: &StdoutSink,
     inbox: Option<&Inbox>,
+    seccomp: Mode,
 ) -> io::Result<Ended> {
     let epoll = Epoll::new()?;
     watch(&epoll, signals.as_raw_fd(), SIGNAL)?;
@@ -72,6 +77,9 @@ pub fn run_event_loop(
         keys: None,
     };
     event_loop.watch_machine()?;
+    if inbox.is_none() {
+        event_loop.narrow(seccomp)?;
+    }
     event_loop.run()
 }
 
@@ -90,6 +98,14 @@ struct EventLoop<'a> {
 }
 
 impl EventLoop<'_> {
+    /// Confines the thread once something is there to be served, or soon. Installed at once, the filter would take its time from a guest that
+    /// is about to begin.
+    fn narrow(&self, seccomp: Mode) -> io::Result<()> {
+        // What is ready stays so. A signal may end the wait.
+        let _ = self.epoll.wait(whole_millis(NARROW), &mut [EpollEvent::default()]);
+        seccomp.enter(Role::EventLoop).map_err(io::Error::other)
+    }
+
     fn run(mut self) -> io::Result<Ended> {
         let mut events = [EpollEvent::default(); SOURCES];
         loop {

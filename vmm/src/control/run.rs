@@ -56,10 +56,6 @@ pub fn run(config: VmConfig, server: Option<Server>, options: &RunOptions) -> Re
     let events = Events::default();
     let mut controller = Controller::new(info, events, options.clone(), stdout.clone(), news, threads);
     controller.start(config)?;
-    if served.is_none() {
-        // There will be no other machine, and no device more.
-        options.seccomp.enter(Role::EventLoop)?;
-    }
     let exit = conclude(
         controller,
         signals,
@@ -85,7 +81,7 @@ pub fn conclude(
     inbox: Option<&Inbox>,
     options: &RunOptions,
 ) -> Result<Exit> {
-    let ended = run_event_loop(&mut controller, signals, stdout, inbox);
+    let ended = run_event_loop(&mut controller, signals, stdout, inbox, options.seccomp);
     options.trace.leave_guest();
     if !matches!(ended, Ok(Ended::Asked)) {
         controller.tell_end();
