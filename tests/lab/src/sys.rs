@@ -1,12 +1,18 @@
 //! The system calls that the standard library does not offer. The only unsafe code of the lab.
-#![expect(unsafe_code, reason = "signals, terminal settings and size")]
+#![expect(
+    unsafe_code,
+    reason = "signals, terminal settings and size, a look at another process's filters"
+)]
 
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Makes the kernel end `command`'s process when the thread that starts it ends, however that happens.
 pub fn die_with_parent(command: &mut Command) {
@@ -67,6 +73,83 @@ pub fn kill_tree(process: u32) {
     children.into_iter().for_each(kill_tree);
 }
 
+/// An instruction of a filter (linux/filter.h, `struct sock_filter`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Instruction {
+    /// What is done.
+    pub code: u16,
+    /// Instructions to pass over if a comparison holds.
+    pub jt: u8,
+    /// And if it does not.
+    pub jf: u8,
+    /// The operand.
+    pub k: u32,
+}
+
+/// linux/ptrace.h; libc has no name for it.
+const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
+/// How long a thread may take to stop: one in a system call is called out of it.
+const STOP: Duration = Duration::from_secs(1);
+
+/// The seccomp filters of `thread`, a thread of a child of this process. It is stopped for the time of the look.
+///
+/// # Errors
+///
+/// This user may not: it takes `CAP_SYS_ADMIN`, and a kernel with `CONFIG_CHECKPOINT_RESTORE`. Or the thread does not stop.
+pub fn seccomp_filters(thread: libc::pid_t) -> io::Result<Vec<Vec<Instruction>>> {
+    trace(libc::PTRACE_SEIZE, thread, 0, ptr::null_mut())?;
+    let read = stop(thread).and_then(|()| programs(thread));
+    // Fails only when there is no thread any more.
+    let _ = trace(libc::PTRACE_DETACH, thread, 0, ptr::null_mut());
+    read
+}
+
+fn stop(thread: libc::pid_t) -> io::Result<()> {
+    trace(libc::PTRACE_INTERRUPT, thread, 0, ptr::null_mut())?;
+    let end = Instant::now() + STOP;
+    loop {
+        let mut status = 0;
+        // SAFETY: the call fills an integer.
+        match unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL | libc::WNOHANG) } {
+            0 if Instant::now() < end => thread::sleep(Duration::from_micros(100)),
+            0 => return Err(io::ErrorKind::TimedOut.into()),
+            id if id == thread && libc::WIFSTOPPED(status) => return Ok(()),
+            _ => return Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// The filters of a thread that is stopped.
+fn programs(thread: libc::pid_t) -> io::Result<Vec<Vec<Instruction>>> {
+    let mut programs = Vec::new();
+    loop {
+        let number = programs.len();
+        let length = match trace(PTRACE_SECCOMP_GET_FILTER, thread, number, ptr::null_mut()) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(programs),
+            length => length?,
+        };
+        let mut program = vec![Instruction::default(); length];
+        // The kernel writes as many as it said: filters do not change.
+        trace(PTRACE_SECCOMP_GET_FILTER, thread, number, program.as_mut_ptr().cast())?;
+        programs.push(program);
+    }
+}
+
+fn trace(request: libc::c_uint, thread: libc::pid_t, number: usize, data: *mut libc::c_void) -> io::Result<usize> {
+    // SAFETY: none of the requests used here looks at an address of this process, but for the one that reads a filter: `data` is null or
+    // has room for all of it.
+    let result = unsafe {
+        libc::ptrace(
+            request,
+            thread,
+            ptr::without_provenance_mut::<libc::c_void>(number),
+            data,
+        )
+    };
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
 /// Rows and columns of the terminal on standard output.
 pub fn window() -> Option<(u16, u16)> {
     let mut size = MaybeUninit::<libc::winsize>::zeroed();
@@ -96,6 +179,27 @@ impl Drop for SavedTerminal {
         if let Some(settings) = &self.0 {
             // SAFETY: a valid termios that the same terminal had before.
             unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, settings) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_at_the_filters_of_a_child_leaves_it_running() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let thread = libc::pid_t::try_from(child.id()).unwrap();
+        let filters = seccomp_filters(thread);
+        let runs = child.try_wait().unwrap().is_none();
+        kill_tree(child.id());
+        child.wait().unwrap();
+        assert!(runs, "{filters:?}");
+        // Inherited from this process, which has none, unless it was started in something like a container.
+        let own = fs::read_to_string("/proc/self/status").unwrap();
+        if let (Ok(filters), true) = (filters, own.contains("\nSeccomp:\t0\n")) {
+            assert_eq!(filters, Vec::<Vec<Instruction>>::new());
         }
     }
 }

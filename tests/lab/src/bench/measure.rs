@@ -15,8 +15,6 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use husk_benches::MARK;
 
 use super::broken::Panicked;
-use super::footprint;
-pub use super::footprint::Footprint;
 use crate::command::typed;
 use crate::sys;
 
@@ -59,16 +57,16 @@ pub fn life(start: Start, limit: Duration) -> Result<Life> {
     })
 }
 
-/// Runs `start` until its mark, lets it settle, and reads its memory. The process is killed afterwards.
+/// Runs `start` until its mark, lets it settle, and takes a `look` at its folder below `/proc`. The process is killed afterwards.
 ///
 /// # Errors
 ///
-/// As [`life`].
-pub fn footprint(start: Start, memory_mib: u32, settle: Duration, limit: Duration) -> Result<Footprint> {
+/// As [`life`], or `look` fails.
+pub fn at_rest<T>(start: Start, settle: Duration, limit: Duration, look: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     observe(start, limit, |run| {
         run.mark()?;
         thread::sleep(settle);
-        footprint::read(Path::new(&format!("/proc/{}", run.child.id())), memory_mib)
+        look(Path::new(&format!("/proc/{}", run.child.id())))
     })
 }
 
@@ -285,7 +283,8 @@ mod tests {
     fn a_footprint_is_taken_between_mark_and_end() {
         let folder = tempfile::tempdir().unwrap();
         let start = shell("printf '\\002'; exec sleep 60", folder.path());
-        let footprint = footprint(start, 512, Duration::from_millis(50), LIMIT).unwrap();
+        let look = |process: &Path| crate::bench::footprint::read(process, 512);
+        let footprint = at_rest(start, Duration::from_millis(50), LIMIT, look).unwrap();
         assert!(
             footprint.private_kib > 0 && footprint.page_table_kib > 0,
             "{footprint:?}"

@@ -13,6 +13,7 @@
 
 mod boot;
 mod broken;
+mod confinement;
 mod elf;
 mod emulated;
 mod figures;
@@ -38,6 +39,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
+use confinement::Seen;
 use emulated::Extent;
 pub use emulated::{MeasureArgs, measure};
 use figures::Figure;
@@ -170,6 +172,7 @@ pub fn run(lab: &Lab, arguments: &BenchArgs) -> Result<bool> {
         Subject::new(Kind::Floor, floor),
     ];
     subjects.extend(peers);
+    let seen = confinement(profiles, &subjects);
     let mut results = Vec::new();
     let measured = profiles.iter().try_for_each(|profile| {
         let extent = Extent {
@@ -182,7 +185,7 @@ pub fn run(lab: &Lab, arguments: &BenchArgs) -> Result<bool> {
     });
     // What there is comes out, whatever became of the rest.
     if measured.is_ok() || !results.is_empty() {
-        save(lab, arguments, &subjects, &results)?;
+        save(lab, arguments, &subjects, &seen, &results)?;
     }
     measured?;
     let mut failures = results.iter().flat_map(|(_, part)| &part.failures);
@@ -256,19 +259,48 @@ fn natively(profile: impl FnOnce() -> Result<Results>) -> Result<Results> {
     profile()
 }
 
+/// Looks which of the subjects that `profiles` measure are confined, each in a life of its own on this machine's KVM, if it has one.
+fn confinement(profiles: &[Profile], subjects: &[Subject]) -> Vec<Seen> {
+    if let Err(why) = host::open_kvm() {
+        progress::say(&format!("whether the subjects are confined is not looked at: {why}"));
+        return Vec::new();
+    }
+    let measured = |subject: &&Subject| profiles.iter().any(|profile| profile.measures(subject.kind));
+    let subjects: Vec<_> = subjects.iter().filter(measured).cloned().collect();
+    let seen = confinement::look(&subjects);
+    for seen in &seen {
+        progress::say(&seen.to_string());
+    }
+    seen
+}
+
 /// Writes table, chart and JSON, and shows the table.
-fn save(lab: &Lab, arguments: &BenchArgs, subjects: &[Subject], results: &[(Profile, Results)]) -> Result<()> {
+fn save(
+    lab: &Lab,
+    arguments: &BenchArgs,
+    subjects: &[Subject],
+    seen: &[Seen],
+    results: &[(Profile, Results)],
+) -> Result<()> {
     let folder = lab.path("bench");
     let mut table = String::from("## husk and its peers\n\n");
     for subject in subjects {
         table.push_str(&format!("- {}: {}\n", subject.kind.name(), subject.version()));
+    }
+    for seen in seen {
+        table.push_str(&format!("- {seen}\n"));
     }
     for (profile, part) in results {
         table.push_str(&losses(profile.name(), part));
     }
     let figures: Vec<Figure> = results.iter().flat_map(|(_, part)| part.figures.clone()).collect();
     table.push_str(&figures::markdown(&figures));
-    let mut json = serde_json::to_string_pretty(&figures)?;
+    let with_confinement: Vec<_> = figures
+        .iter()
+        .cloned()
+        .chain(seen.iter().flat_map(Seen::figures))
+        .collect();
+    let mut json = serde_json::to_string_pretty(&with_confinement)?;
     json.push('\n');
     paths::write(&folder.join("results.md"), table.as_bytes())?;
     paths::write(&folder.join("results.svg"), figures::svg(&figures).as_bytes())?;

@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 use husk_benches::Then;
 
 use super::Results;
-use super::measure::{self, Footprint, Life};
+use super::footprint::{self, Footprint};
+use super::measure::{self, Life};
 use super::rounds::{self, Extract, Samples};
 use super::subject::{Guest, Subject};
 use crate::progress;
@@ -48,23 +49,31 @@ pub fn startup(subjects: &[Subject], runs: u32) -> Result<Results> {
 ///
 /// Payload or disk cannot be written.
 pub fn memory(subjects: &[Subject], runs: u32) -> Result<Results> {
-    let scratch = tempfile::tempdir()?;
-    let disk = scratch.path().join("disk.raw");
-    File::create(&disk)?.set_len(DISK_BYTES)?;
-    let guest = Guest {
-        disk: Some(disk),
-        tap: None,
-        room: None,
-        ..guest(scratch.path(), Then::Halt)?
-    };
     let samples = each("memory", subjects, runs, |subject| {
-        measure::footprint(subject.start(&guest, scratch.path())?, MEMORY_MIB, SETTLE, LIMIT)
+        halted(subject, SETTLE, |process| footprint::read(process, MEMORY_MIB))
     })?;
     let extracts: [Extract<Footprint>; 2] = [
         ("private_kib", "KiB", |footprint| footprint.private_kib as f64),
         ("page_table_kib", "KiB", |footprint| footprint.page_table_kib as f64),
     ];
     Ok(rounds::summarise("memory", &samples, &extracts))
+}
+
+/// Takes a `look` at the folder below `/proc` of `subject`'s process, with a disk and a random number generator, when its guest has halted
+/// and `settle` has passed.
+///
+/// # Errors
+///
+/// Payload or disk cannot be written, the guest does not come to its mark, or `look` fails.
+pub fn halted<T>(subject: &Subject, settle: Duration, look: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let scratch = tempfile::tempdir()?;
+    let disk = scratch.path().join("disk.raw");
+    File::create(&disk)?.set_len(DISK_BYTES)?;
+    let guest = Guest {
+        disk: Some(disk),
+        ..guest(scratch.path(), Then::Halt)?
+    };
+    measure::at_rest(subject.start(&guest, scratch.path())?, settle, LIMIT, look)
 }
 
 /// Takes samples of every subject in turn, as a step that the user sees.
