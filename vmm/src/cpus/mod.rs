@@ -12,6 +12,7 @@
 
 mod handover;
 
+use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
 use std::task::Waker;
@@ -373,8 +374,17 @@ impl Common {
 
     /// The guest, until the thread is called out of it or it can go on no longer.
     fn run(&self, vcpu: &mut Vcpu, handover: &Handover<Vcpu>) -> VcpuExit {
+        // Of the last two entries: of an access of more than 8 bytes KVM brings one half an entry, and has looked for memory before the
+        // first of them.
+        let entered = Cell::new([self.board.era(); 2]);
+        // Asked before each entry.
+        let calls_out = || {
+            let [_, last] = entered.get();
+            entered.set([last, self.board.era()]);
+            handover.calls_out()
+        };
         loop {
-            match vcpu.run(|| handover.calls_out(), |port| self.board.answer(port)) {
+            match vcpu.run(calls_out, |port| self.board.answer(port, entered.get()[0])) {
                 VcpuExit::Begun => handover.begin(),
                 exit => return exit,
             }

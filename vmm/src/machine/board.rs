@@ -10,7 +10,7 @@ use husk_devices::{Effect, lock};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::kvm::Port;
-use crate::memory::AddressSpace;
+use crate::memory::{AddressSpace, Era};
 
 /// Why a VM ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,11 +102,18 @@ impl Board {
         }
     }
 
-    /// Serves one vCPU exit. Returns whether the guest goes on.
-    pub fn answer(&self, port: Port<'_>) -> bool {
+    /// This moment, for [`Board::answer`].
+    pub fn era(&self) -> Era {
+        self.memory.get().map(|memory| memory.era()).unwrap_or_default()
+    }
+
+    /// Serves one exit of a vCPU that entered its guest at `entered`. Returns whether the guest goes on.
+    pub fn answer(&self, port: Port<'_>, entered: Era) -> bool {
         match port {
             // An access that KVM emulates comes as one to a device when there is no page.
-            Port::Load(gpa, _) | Port::Store(gpa, _) if self.is_missing(gpa) => return self.end_without(Some(gpa)),
+            Port::Load(gpa, _) | Port::Store(gpa, _) if self.is_missing(gpa, entered) => {
+                return self.end_without(Some(gpa));
+            }
             Port::Missing(gpa) => return self.end_without(gpa),
             Port::Look => {
                 let shortened = self.memory.get().and_then(|memory| memory.shortened());
@@ -120,9 +127,10 @@ impl Board {
         true
     }
 
-    /// Whether `gpa` is memory, although KVM takes it for a device.
-    fn is_missing(&self, gpa: u64) -> bool {
-        let is_memory = || Some(self.memory.get()?.find(gpa).is_some());
+    /// Whether `gpa` was memory when the guest was `entered`, although KVM takes it for a device. What has come since was nobody's when
+    /// the guest touched it, and it had not been told of it: it reads all ones, as from any such place.
+    fn is_missing(&self, gpa: u64, entered: Era) -> bool {
+        let is_memory = || Some(self.memory.get()?.find_at(gpa, entered).is_some());
         !self.mmio.covers(gpa) && is_memory().unwrap_or(false)
     }
 

@@ -1,6 +1,7 @@
 //! How memory comes and goes: each step of [`Step`] forward, and back.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, Weak};
 use std::time::Instant;
 
@@ -11,7 +12,7 @@ use husk_virtio::vhost_user::REPLY_TIMEOUT;
 use super::backing::Pages;
 use super::host::Asked;
 use super::mapping::Mapping;
-use super::places::Place;
+use super::places::{Era, Place};
 use super::steps::{Fault, Parts, Step, hide, show};
 use super::{AddressSpace, HostError, Kind, MemoryError, RegionInfo};
 
@@ -43,7 +44,7 @@ impl AddressSpace {
             }
             parts.reached = Some(step);
         }
-        self.places().enter(&parts);
+        self.enter(&parts);
         Ok(parts)
     }
 
@@ -57,11 +58,18 @@ impl AddressSpace {
         self.places().withdraw(&parts);
         let removed = self.back(parts).map_err(|(parts, source)| {
             let (kind, bytes) = (parts.info.kind, parts.info.bytes);
-            self.places().enter(&parts);
+            self.enter(&parts);
             (parts, MemoryError::Remove { kind, bytes, source })
         });
         self.collect_left();
         removed
+    }
+
+    /// The guest reaches `parts`: its slot is there.
+    pub(super) fn enter(&self, parts: &Parts) {
+        let mut places = self.places();
+        let Era(era) = places.enter(parts);
+        self.era.store(era, Ordering::Release);
     }
 
     /// What cannot be removed and has no owner any more stays as it is.

@@ -37,6 +37,7 @@ use serde::Serialize;
 
 pub use blocks::Blocks;
 pub use host::{HostError, meminfo_bytes};
+pub use places::Era;
 pub use region::{Region, RemoveError};
 pub use reserve::Reserved;
 pub use space::AddressSpace;

@@ -37,6 +37,8 @@ pub(super) struct Places {
     regions: Vec<Present>,
     /// What requests used that were in flight when it was removed.
     leaving: Vec<Leaving>,
+    /// Of what came last to the guest, its number.
+    era: Era,
     /// What is never removed: RAM of the start, and what KVM would not give back.
     pub kept: Vec<Parts>,
 }
@@ -48,7 +50,13 @@ pub(super) struct Present {
     pub mapping: Arc<Mapping>,
     /// Where it is in the mapping.
     pub part: Range<u64>,
+    /// Since when.
+    pub since: Era,
 }
+
+/// A moment, by what memory had come to the guest until then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Era(pub(super) u64);
 
 /// Memory that is no longer the guest's.
 #[derive(Debug)]
@@ -69,6 +77,7 @@ impl Places {
             reserve: reserve.and_then(|reserve| allocator((reserve.base, reserve.bytes))),
             regions: Vec::new(),
             leaving: Vec::new(),
+            era: Era::default(),
             kept: Vec::new(),
         }
     }
@@ -118,13 +127,16 @@ impl Places {
         }
     }
 
-    /// The guest can reach `region` from now on.
-    pub fn enter(&mut self, region: &Parts) {
+    /// The guest can reach `region` from now on: an era begins.
+    pub fn enter(&mut self, region: &Parts) -> Era {
+        self.era = Era(self.era.0.saturating_add(1));
         self.regions.push(Present {
             info: region.info.clone(),
             mapping: region.mapping.clone(),
             part: region.part.clone(),
+            since: self.era,
         });
+        self.era
     }
 
     /// It cannot any more.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use husk_devices::lock;
@@ -16,7 +17,7 @@ use husk_virtio::device::MemoryListener;
 use super::backing::{Backing, Pages};
 use super::host::{Asked, Host, HostError};
 use super::mapping::Mapping;
-use super::places::{Place, Places, Present};
+use super::places::{Era, Place, Places, Present};
 use super::region::Region;
 use super::reserve::Reserved;
 use super::steps::{Parts, Slots, Step, show};
@@ -44,6 +45,8 @@ pub struct AddressSpace {
     reserve: Option<(Reserved, Arc<Mapping>)>,
     boot: Vec<(u64, u64)>,
     places: Mutex<Places>,
+    /// That of `places`, for a look without its lock.
+    pub(super) era: AtomicU64,
 }
 
 impl fmt::Debug for AddressSpace {
@@ -87,6 +90,7 @@ impl AddressSpace {
             reserve: mapped.transpose()?,
             boot,
             places: Mutex::new(Places::new(phys_bits, reserve)),
+            era: AtomicU64::new(0),
         };
         space.add_boot_ram()?;
         space.show_reserve()?;
@@ -123,9 +127,25 @@ impl AddressSpace {
 
     /// The region that `gpa` is in.
     pub fn find(&self, gpa: u64) -> Option<RegionInfo> {
+        self.find_since(gpa).map(|(info, _)| info)
+    }
+
+    /// The region that `gpa` is in, if the guest could reach it at `era` already. What came later may have been on its way when the
+    /// guest touched it.
+    pub fn find_at(&self, gpa: u64, era: Era) -> Option<RegionInfo> {
+        let (info, since) = self.find_since(gpa)?;
+        (since <= era).then_some(info)
+    }
+
+    /// This moment. Costs a look, and no lock.
+    pub fn era(&self) -> Era {
+        Era(self.era.load(Ordering::Acquire))
+    }
+
+    fn find_since(&self, gpa: u64) -> Option<(RegionInfo, Era)> {
         let places = self.places();
         let found = places.present().find(|present| present.info.contains(gpa))?;
-        Some(found.info.clone())
+        Some((found.info.clone(), found.since))
     }
 
     /// Gives the pages of `range`, guest-physical addresses in RAM, back to the host: the guest reads zeroes there and has new pages
