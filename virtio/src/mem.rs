@@ -15,7 +15,10 @@
 //! | 0x30   | 8     | R   | `requested_size`                                |
 //!
 //! The host says how much the guest should have ([`MemHandle::request`]); the driver plugs and unplugs blocks until that is so. An
-//! answer "yes" to a request is the proof that the guest has the memory or let go of it: no other sign is needed.
+//! answer "yes" to a request is the proof that the guest has the memory or let go of it. Linux has it for *use* a moment later: it plugs a
+//! block, then adds it to its memory, and tells nobody. So the driver of a guest that has all it should have is told once more. It reads the
+//! configuration anew only when it is done with what it was about (`drivers/virtio/virtio_mem.c`, one work item at a time): that read
+//! is the sign ([`MemSize::settled`]).
 //!
 //! What is not plugged is not there: `VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE` is offered, and a driver that does not take it is not served,
 //! since it would read such memory (§5.15.3). What makes memory appear and disappear is the machine's affair ([`Backing`]).
@@ -30,6 +33,7 @@ pub use region::{MemConfig, MemConfigError};
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use husk_devices::metrics::{Counter, Metered};
@@ -148,6 +152,8 @@ pub struct MemSize {
     pub block_bytes: u64,
     /// A driver has taken the device.
     pub driver: bool,
+    /// The driver is done with what it has plugged: it has looked at its configuration since.
+    pub settled: bool,
 }
 
 /// What is known on either side. Locked for one request or one register access.
@@ -156,6 +162,9 @@ struct Shared {
     config: ConfigBytes,
     /// How the driver is told that it should look again; none while there is no driver.
     config_changed: Option<Notify>,
+    /// The driver has looked since it plugged a block. It reads through a shared reference.
+    settled: AtomicBool,
+    on_change: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Shared {
@@ -173,6 +182,10 @@ impl Shared {
 impl ConfigAccess for Shared {
     fn read(&self, offset: u64, data: &mut [u8]) {
         self.config.read(offset, data);
+        // What it compares with what it has.
+        if offset == REQUESTED_SIZE as u64 && !self.settled.swap(true, Ordering::Relaxed) {
+            (self.on_change)();
+        }
     }
 
     fn write(&mut self, _offset: u64, _data: &[u8]) {}
@@ -230,6 +243,7 @@ impl MemHandle {
             usable_bytes: region_bytes,
             block_bytes,
             driver: shared.config_changed.is_some(),
+            settled: shared.settled.load(Ordering::Relaxed),
         }
     }
 }
@@ -258,8 +272,8 @@ pub struct Mem {
 }
 
 impl Mem {
-    /// A device of nothing plugged and nothing requested. `on_change` is called on its thread when what is plugged has changed: it should
-    /// wake who waits for that, and do no more.
+    /// A device of nothing plugged and nothing requested. `on_change` is called on its thread when what is plugged has changed, and on
+    /// that of the vCPU by which the driver looks again: it should wake who waits for that, and do no more.
     ///
     /// # Errors
     /// [`MemConfigError`].
@@ -269,15 +283,18 @@ impl Mem {
         on_change: impl Fn() + Send + Sync + 'static,
     ) -> Result<Self, MemConfigError> {
         let region = Region::new(config)?;
+        let on_change: Arc<dyn Fn() + Send + Sync> = Arc::new(on_change);
         let shared = Shared {
             config: ConfigBytes::new(region.config_bytes()),
             region,
             config_changed: None,
+            settled: AtomicBool::new(true),
+            on_change: on_change.clone(),
         };
         Ok(Self {
             shared: Arc::new(Mutex::new(shared)),
             backing: Arc::new(Mutex::new(backing)),
-            on_change: Arc::new(on_change),
+            on_change,
             metrics: Arc::default(),
         })
     }
@@ -468,6 +485,12 @@ impl RequestExecutor<'_> {
         let mut shared = lock(self.shared);
         shared.region.set(blocks, plugged);
         shared.publish();
+        if plugged {
+            shared.settled.store(false, Ordering::Relaxed);
+            if shared.region.plugged_bytes() == shared.region.requested_bytes() {
+                tell(&shared);
+            }
+        }
         self.changed = true;
     }
 }
@@ -503,7 +526,10 @@ impl Handler for MemHandler {
     }
 
     fn stop(self: Box<Self>) -> Vec<RingState> {
-        lock(&self.shared).config_changed = None;
+        let mut shared = lock(&self.shared);
+        shared.config_changed = None;
+        shared.settled.store(true, Ordering::Relaxed);
+        drop(shared);
         vec![self.ring.into_state()]
     }
 }

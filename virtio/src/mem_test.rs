@@ -1,5 +1,5 @@
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 
 use super::*;
 use crate::testing::{ABUSES, Buf, Driver, memory};
@@ -26,7 +26,7 @@ impl Watch for Unwatched {
 #[derive(Clone, Default)]
 struct Host {
     log: Arc<Mutex<Vec<(bool, u64, u64)>>>,
-    broken: Arc<std::sync::atomic::AtomicBool>,
+    broken: Arc<AtomicBool>,
 }
 
 impl Host {
@@ -159,6 +159,7 @@ fn a_wish_reaches_the_driver_and_its_answer_the_host() {
     assert_eq!(bench.host.done(), [(true, 0, 5), (true, 60, 3)]);
     assert_eq!((handle.size().plugged_bytes, bench.config(0x28)), (8 * UNIT, 8 * UNIT));
     assert_eq!(bench.changes.load(Ordering::Relaxed), 2);
+    assert_eq!(bench.interrupts(), 1, "it has all: is it done with it?");
     handle.request(0).unwrap();
     assert_eq!(bench.interrupts(), 1);
     assert_eq!(bench.ask(REQ_UNPLUG, at(1), 4), (RESP_ACK, 0));
@@ -166,6 +167,34 @@ fn a_wish_reaches_the_driver_and_its_answer_the_host() {
     assert_eq!(bench.host.done(), [(false, 1, 4), (false, 0, 1), (false, 60, 3)]);
     assert_eq!(handle.size().plugged_bytes, 0);
     assert_eq!(bench.device.metrics().requests.get(), 4);
+}
+
+#[test]
+fn a_driver_that_looks_again_is_done_with_what_it_has_plugged() {
+    let mut bench = Bench::new();
+    let handle = bench.device.handle();
+    handle.request(2 * UNIT).unwrap();
+    bench.config(0x30);
+    assert!(handle.size().settled, "it has plugged nothing yet");
+    bench.interrupts();
+    bench.ask(REQ_PLUG, at(0), 1);
+    assert_eq!(
+        (bench.interrupts(), handle.size().settled),
+        (0, false),
+        "more is to come"
+    );
+    bench.ask(REQ_PLUG, at(1), 1);
+    assert_eq!((bench.interrupts(), handle.size().settled), (1, false));
+    bench.changes.store(0, Ordering::Relaxed);
+    assert_eq!((bench.config(0x28), handle.size().settled), (2 * UNIT, false));
+    assert_eq!((bench.config(0x30), handle.size().settled), (2 * UNIT, true));
+    bench.config(0x30);
+    assert_eq!(bench.changes.load(Ordering::Relaxed), 1, "told once");
+    bench.ask(REQ_UNPLUG, at(1), 1);
+    assert!(handle.size().settled, "what has gone is gone");
+    bench.ask(REQ_PLUG, at(1), 1);
+    bench.reset();
+    assert!(handle.size().settled, "there is nobody to wait for");
 }
 
 #[test]

@@ -69,6 +69,8 @@ const STATUS: u64 = 0x40;
 const RECORDS: u64 = 0x840;
 /// Requests of virtio-mem (virtio 1.2 §5.15.6).
 const PLUG: u8 = 0;
+/// A field of the configuration (virtio 1.2 §5.15.4).
+const REQUESTED_SIZE: u64 = 0x30;
 const UNPLUG_ALL: u8 = 2;
 
 pub fn run(input: &[u8]) {
@@ -382,6 +384,9 @@ impl Machine {
             self.ask_mem(UNPLUG_ALL, 0, 0);
             let blocks = u16::try_from(size.requested_bytes / BLOCK).unwrap();
             self.ask_mem(PLUG, 0, blocks);
+        }
+        if let Some(mem) = &self.mem {
+            mem.config().lock().unwrap().read(REQUESTED_SIZE, &mut [0; 8]);
         }
     }
 

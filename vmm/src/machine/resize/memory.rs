@@ -232,7 +232,7 @@ impl MemoryResize {
     fn prod(&mut self, now: Instant) {
         let Some(blocks) = &self.blocks else { return };
         let size = blocks.size();
-        let is_open = size.driver && size.plugged_bytes != size.requested_bytes;
+        let is_open = size.driver && (size.plugged_bytes != size.requested_bytes || !size.settled);
         if self.retry.look(is_open.then_some(size.plugged_bytes), now) {
             blocks.retry();
         }
@@ -426,8 +426,13 @@ impl MemoryResize {
             ));
         }
         let size = self.blocks.as_ref()?.size();
-        let open = size.plugged_bytes != size.requested_bytes;
-        open.then(|| format!("virtio-mem: {} of {} bytes", size.plugged_bytes, size.requested_bytes))
+        if size.plugged_bytes != size.requested_bytes {
+            return Some(format!(
+                "virtio-mem: {} of {} bytes",
+                size.plugged_bytes, size.requested_bytes
+            ));
+        }
+        (!size.settled).then(|| format!("virtio-mem: {} bytes to be added", size.plugged_bytes))
     }
 
     /// For `vm.resize-status`.
