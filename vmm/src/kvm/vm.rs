@@ -86,7 +86,7 @@ impl Vm {
         unsafe { self.fd.set_user_memory_region(nothing) }.or_refused(|| format!("take memory slot {slot} back"))
     }
 
-    /// Has KVM forget, of a memory slot that goes, what it has mapped of that one, and not of all (KVM api.rst 7.31
+    /// Has KVM forget, of a memory slot that goes, what it has mapped of that one, and not of all (KVM api.rst,
     /// `KVM_CAP_DISABLE_QUIRKS2`, Linux 6.12): else the guest faults in all its memory anew. Older kernels cannot. Only before the
     /// first vCPU.
     ///

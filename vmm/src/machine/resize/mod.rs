@@ -254,10 +254,9 @@ impl Resizes {
         changes
     }
 
-    /// Follows the policy for an idle guest, while nobody waits for another size.
+    /// Follows the policy for an idle guest.
     fn take_from_idle(&mut self, dimms: &Dimms, now: Instant) {
-        let is_awaited = self.awaited().is_some();
-        let (Some(reclaim), Some(balloon)) = (&mut self.reclaim, self.balloon.as_ref().filter(|_| !is_awaited)) else {
+        let (Some(reclaim), Some(balloon)) = (&mut self.reclaim, &self.balloon) else {
             return;
         };
         match reclaim.look(balloon.size(), &balloon.stats(), now) {

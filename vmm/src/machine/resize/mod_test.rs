@@ -68,6 +68,11 @@ struct Bench {
 impl Bench {
     /// A machine of one vCPU and [`BOOT`] bytes, with a balloon of one MiB.
     fn new() -> Self {
+        Self::with(None)
+    }
+
+    /// As [`Bench::new`], with a policy for what an idle guest has.
+    fn with(reclaim: Option<Reclaim>) -> Self {
         let config = MemoryConfig {
             size: BOOT,
             hotplug_size: Some(MORE),
@@ -93,7 +98,7 @@ impl Bench {
         let balloon = Balloon::new(BalloonConfig::default(), space, || ()).unwrap();
         balloon.handle().set_target(BalloonTarget::new(MIB).unwrap());
         Self {
-            resizes: Resizes::new(MemoryResize::new(parts, None), Some(balloon.handle()), None),
+            resizes: Resizes::new(MemoryResize::new(parts, None), Some(balloon.handle()), reclaim),
             cpus,
             dimms: Some(dimms),
             slots,
@@ -179,6 +184,22 @@ fn a_resize_waits_for_what_it_asked_for_and_not_for_what_an_earlier_one_did() {
     assert_eq!(resizes.awaited(), None, "the guest has the vCPU");
     resizes.begin(cpus, dimms, vcpus(2)).unwrap();
     assert!(resizes.awaited().is_some_and(|awaited| !awaited.contains("memory")));
+}
+
+/// Neither a guest that answers nothing nor memory that it keeps has the control thread look all the time.
+#[test]
+fn an_idle_guest_is_looked_at_again_after_a_while_whatever_it_keeps() {
+    let config = crate::config::BalloonConfig {
+        reclaim_idle: Some(8),
+        ..Default::default()
+    };
+    let long_ago = Instant::now() - Duration::from_secs(60);
+    let mut bench = Bench::with(Reclaim::new(&config, long_ago));
+    assert_eq!(bench.resizes.poll(), Some(Duration::ZERO), "it is overdue");
+    bench.begin(1, BOOT + MORE, 0).unwrap();
+    bench.resizes.advance(&mut bench.cpus, &mut bench.dimms);
+    assert!(bench.resizes.awaited().is_some());
+    assert!(bench.resizes.poll() > Some(Duration::from_secs(1)));
 }
 
 #[test]
