@@ -13,7 +13,10 @@
 //! The notification queue (`VIRTIO_FS_F_NOTIFICATION`) and the DAX window are not offered. How requests get to the back-end, and
 //! what becomes of them when it is gone, is told in [`vhost_user`](crate::vhost_user).
 
+pub(crate) mod filesystem;
 mod fuse;
+pub mod serve;
+pub mod share;
 
 #[cfg(any(test, feature = "test-utils"))]
 use std::os::unix::net::UnixStream;

@@ -1,0 +1,37 @@
+//! What serves the requests of a file system device, whoever brings them: the device's own threads or a vhost-user daemon's.
+
+use std::io;
+
+use crate::ring::{Reader, Writer};
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Answered, with so many bytes written; none for a request that gets no reply, such as `FUSE_FORGET`.
+    Done(u32),
+    /// It waits for a lock that another owner holds. Nothing was written: to be handed in again, from its beginning, when
+    /// [`Serve::generation`] has changed, or after a while, since owners outside the VM tell nobody.
+    Wait,
+}
+
+/// Serves FUSE requests, any number at a time.
+pub trait Serve: Send + Sync {
+    /// Prepares the calling thread: its own umask, working directory and labels. Called once on each thread that serves, before its
+    /// first request and before it is confined.
+    ///
+    /// # Errors
+    /// When the host refuses what the share was promised. The thread must not serve then.
+    fn enter(&self) -> io::Result<()>;
+
+    /// Carries out one request. May sleep in file operations of the host; never waits for another request.
+    fn handle(&self, request: Reader<'_>, reply: Writer<'_>) -> Outcome;
+
+    /// Changes whenever a waiting request might go on: a lock went, or a request was interrupted.
+    fn generation(&self) -> u64;
+
+    /// Forgets every node, handle and lock: the driver was reset. No request is being handled.
+    fn reset(&self);
+
+    /// Counters as `vm.counters` shows them.
+    fn counters(&self) -> Vec<(&'static str, u64)>;
+}

@@ -1,0 +1,90 @@
+//! A directory of the host that is shared: what it is to be, for whoever opens it.
+
+use std::ffi::CString;
+use std::path::PathBuf;
+
+/// How long the guest may keep what it was told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cache {
+    /// Contents until a file is opened anew, names and attributes for a second.
+    #[default]
+    Auto,
+    /// Nothing: every access asks.
+    Never,
+    /// All, for a day: nobody else changes the directory.
+    Always,
+    /// Names and attributes for a day, contents never.
+    Metadata,
+}
+
+/// A range of user or group numbers that are one thing in the guest and another on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdMap {
+    /// First number in the guest.
+    pub guest: u32,
+    /// First number on the host.
+    pub host: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// What is shared, and how.
+#[derive(Clone, Debug)]
+pub struct ShareConfig {
+    /// The directory.
+    pub dir: PathBuf,
+    /// Nothing may be changed through this share.
+    pub readonly: bool,
+    /// See [`Cache`].
+    pub cache: Cache,
+    /// The guest may hold back writes.
+    pub writeback: bool,
+    /// `O_DIRECT` of the guest is carried out on the host, in place of being left out.
+    pub allow_direct_io: bool,
+    /// Extended attributes are served.
+    pub xattr: bool,
+    /// POSIX access control lists are served; needs `xattr`.
+    pub posix_acl: bool,
+    /// Mounts below the directory are shown as mounts.
+    pub announce_submounts: bool,
+    /// Locks are those of the host, seen by others there; else the guest keeps its own.
+    pub locks: bool,
+    /// SELinux label of what is created and of the threads' accesses (`/proc/thread-self/attr/fscreate`).
+    pub label: Option<CString>,
+    /// User numbers; none: as they are.
+    pub uid_map: Vec<IdMap>,
+    /// Group numbers; none: as they are.
+    pub gid_map: Vec<IdMap>,
+    /// Most open files and directories of the guest.
+    pub max_handles: usize,
+    /// Most nodes that the guest may know at a time.
+    pub max_nodes: usize,
+    /// Most descriptors kept open for nodes; those beyond are opened again by handle or name when needed.
+    pub max_node_descriptors: usize,
+    /// Most locks.
+    pub max_locks: usize,
+}
+
+impl ShareConfig {
+    /// `dir` with the usual choices.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            readonly: false,
+            cache: Cache::Auto,
+            writeback: false,
+            allow_direct_io: false,
+            xattr: false,
+            posix_acl: false,
+            announce_submounts: true,
+            locks: true,
+            label: None,
+            uid_map: Vec::new(),
+            gid_map: Vec::new(),
+            max_handles: 65_536,
+            max_nodes: 4 << 20,
+            max_node_descriptors: 4096,
+            max_locks: 65_536,
+        }
+    }
+}
