@@ -15,7 +15,11 @@
 
 pub(crate) mod filesystem;
 mod fuse;
+#[cfg(test)]
+mod model;
+mod protocol;
 pub mod serve;
+pub mod server;
 pub mod share;
 
 #[cfg(any(test, feature = "test-utils"))]

@@ -217,6 +217,8 @@ pub(crate) struct Abilities {
     pub security_context: bool,
     /// `READDIRPLUS` is worth asking for.
     pub readdirplus: bool,
+    /// Nobody else changes the tree: what the guest keeps stays true until it changes it.
+    pub unshared: bool,
 }
 
 /// A tree of files. Calls come from any number of threads at once.
@@ -229,7 +231,7 @@ pub(crate) trait FileSystem: Send + Sync {
     fn abilities(&self) -> Abilities;
     /// A session begins with what of [`FileSystem::abilities`] both sides have.
     fn begin(&self, agreed: Abilities);
-    /// A session is over: nodes, handles and locks go.
+    /// A session is over: nodes, handles and locks go. The guest may end one while requests of it are at work, which then find nothing.
     fn reset(&self);
     /// Changes whenever a lock goes.
     fn lock_generation(&self) -> u64;

@@ -7,6 +7,8 @@ use std::io;
 
 use vm_memory::{ByteValued, ReadVolatile, VolatileMemoryError, VolatileSlice};
 
+use crate::iovecs::{Live, MAX_IOVECS, pieces};
+
 /// A cursor over the slices of one direction of a chain.
 #[derive(Clone, Default)]
 struct Cursor<'a> {
@@ -82,6 +84,21 @@ impl<'a> Cursor<'a> {
         Ok(total)
     }
 
+    /// Appends the next `limit` bytes after `skip` to `buffers`, as far as one call of the kernel takes them, and says how many bytes
+    /// that is. Uses nothing up.
+    fn lend(&self, skip: usize, limit: usize, buffers: &mut Live<'_, 'a>) -> usize {
+        let left = self.slices.get(self.at..).unwrap_or_default();
+        let mut bytes = 0usize;
+        for piece in pieces(left.iter().copied(), skip, limit) {
+            if buffers.len() >= MAX_IOVECS {
+                break;
+            }
+            bytes = bytes.saturating_add(piece.len());
+            buffers.push(piece);
+        }
+        bytes
+    }
+
     fn split_at(&mut self, offset: usize) -> Option<Cursor<'a>> {
         let mut left = offset;
         let mut tail = Cursor::default();
@@ -151,12 +168,26 @@ impl<'a> Reader<'a> {
             .ok_or(SplitError { offset, available })
     }
 
+    /// Appends the next `limit` bytes after `skip` to `buffers`, as far as one call of the kernel takes them, and says how many bytes
+    /// that is. Nothing is used up.
+    pub(crate) fn lend(&self, skip: usize, limit: usize, buffers: &mut Live<'_, 'a>) -> usize {
+        self.0.lend(skip, limit, buffers)
+    }
+
     pub(super) fn clear(&mut self) {
         self.0.clear();
     }
 
     pub(super) fn push(&mut self, slice: VolatileSlice<'a>) {
         self.0.push(slice);
+    }
+}
+
+impl<'a> FromIterator<VolatileSlice<'a>> for Reader<'a> {
+    fn from_iter<I: IntoIterator<Item = VolatileSlice<'a>>>(slices: I) -> Self {
+        let mut reader = Self::default();
+        slices.into_iter().for_each(|slice| reader.push(slice));
+        reader
     }
 }
 
@@ -214,12 +245,26 @@ impl<'a> Writer<'a> {
             .ok_or(SplitError { offset, available })
     }
 
+    /// Appends the next `limit` bytes after `skip` to `buffers`, as far as one call of the kernel takes them, and says how many bytes
+    /// that is. Nothing is used up.
+    pub(crate) fn lend(&self, skip: usize, limit: usize, buffers: &mut Live<'_, 'a>) -> usize {
+        self.0.lend(skip, limit, buffers)
+    }
+
     pub(super) fn clear(&mut self) {
         self.0.clear();
     }
 
     pub(super) fn push(&mut self, slice: VolatileSlice<'a>) {
         self.0.push(slice);
+    }
+}
+
+impl<'a> FromIterator<VolatileSlice<'a>> for Writer<'a> {
+    fn from_iter<I: IntoIterator<Item = VolatileSlice<'a>>>(slices: I) -> Self {
+        let mut writer = Self::default();
+        slices.into_iter().for_each(|slice| writer.push(slice));
+        writer
     }
 }
 

@@ -1,0 +1,203 @@
+//! A FUSE server over a [`FileSystem`]: takes requests apart, holds them against the protocol's and the session's rules, has the file
+//! system carry them out, and puts the replies together.
+//!
+//! | file | what |
+//! |---|---|
+//! | `session.rs` | `INIT`, `DESTROY`, and what both sides agreed on |
+//! | `ask.rs`, `reply.rs` | one request while it is taken apart, and its reply |
+//! | `names.rs` | what is done with a name: look-ups, creations, removals; and how look-ups are taken back |
+//! | `files.rs`, `dirs.rs` | open files and directories |
+//! | `attrs.rs`, `xattrs.rs` | attributes, space, rights; extended attributes |
+//! | `locks.rs` | locks, and the interruption of those who wait for one |
+//!
+//! The guest is not trusted. A request is read once, and only after its length was held against what its opcode needs; a name reaches the
+//! file system as a [`Name`](super::filesystem::Name) only; a reply that would not fit is found out before anything is done. Nothing is
+//! kept between requests but the session's agreement (one atomic) and a bounded list of interrupted requests.
+
+mod ask;
+mod attrs;
+mod counters;
+mod dirs;
+mod files;
+mod locks;
+mod names;
+mod reply;
+mod session;
+mod xattrs;
+
+use std::io;
+
+use rustix::io::Errno;
+
+use super::filesystem::FileSystem;
+use super::protocol::{Failure, MALFORMED, Opcode};
+use super::serve::{Outcome, Serve};
+use crate::ring::{Reader, Writer};
+use ask::Ask;
+use counters::Counters;
+use locks::Interrupted;
+use reply::Reply;
+use session::Session;
+
+/// What a request comes to.
+type Done = Result<Outcome, Failure>;
+
+/// Serves one tree of files to one guest.
+pub struct Server {
+    fs: Box<dyn FileSystem>,
+    session: Session,
+    interrupted: Interrupted,
+    counters: Counters,
+}
+
+impl Server {
+    /// A server over `fs`.
+    pub(super) fn new(fs: impl FileSystem + 'static) -> Self {
+        Self {
+            fs: Box::new(fs),
+            session: Session::default(),
+            interrupted: Interrupted::default(),
+            counters: Counters::default(),
+        }
+    }
+
+    fn carry_out(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
+        let Some(opcode) = ask.opcode() else {
+            self.counters.unknown_requests.inc();
+            return Err(Errno::NOSYS.into());
+        };
+        let rule = opcode.rule();
+        if ask.left() < rule.request || ask.has_extensions() && !opcode.creates() {
+            return Err(MALFORMED);
+        }
+        if rule.reply.is_some_and(|bytes| reply.room() < bytes) {
+            self.counters.short_replies.inc();
+            return Err(Failure::Malformed(Errno::IO));
+        }
+        if opcode == Opcode::Init {
+            return self.init(ask, reply);
+        }
+        ask.agreed = self.session.agreed().ok_or(Failure::Malformed(Errno::NOTCONN))?;
+        if rule.changes && ask.agreed.readonly() {
+            return Err(Errno::ROFS.into());
+        }
+        self.dispatch(opcode, ask, reply)
+    }
+
+    fn dispatch(&self, opcode: Opcode, ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
+        match opcode {
+            Opcode::Lookup => self.lookup(ask, reply),
+            Opcode::Forget => self.forget(ask),
+            Opcode::Getattr => self.getattr(ask, reply),
+            Opcode::Setattr => self.setattr(ask, reply),
+            Opcode::Readlink => self.readlink(&ask, reply),
+            Opcode::Symlink => self.symlink(ask, reply),
+            Opcode::Mknod => self.mknod(ask, reply),
+            Opcode::Mkdir => self.mkdir(ask, reply),
+            Opcode::Unlink => self.unlink(ask, reply),
+            Opcode::Rmdir => self.rmdir(ask, reply),
+            Opcode::Rename => self.rename(ask, reply),
+            Opcode::Link => self.link(ask, reply),
+            Opcode::Open => self.open_file(ask, reply),
+            Opcode::Read => self.read(ask, reply),
+            Opcode::Write => self.write(ask, reply),
+            Opcode::Statfs => self.statfs(&ask, reply),
+            Opcode::Release => self.release(ask, reply),
+            Opcode::Fsync => self.fsync(ask, reply),
+            Opcode::Setxattr => self.setxattr(ask, reply),
+            Opcode::Getxattr => self.getxattr(ask, reply),
+            Opcode::Listxattr => self.listxattr(ask, reply),
+            Opcode::Removexattr => self.removexattr(ask, reply),
+            Opcode::Flush => self.flush(ask, reply),
+            Opcode::Init => self.init(ask, reply),
+            Opcode::Opendir => self.opendir(ask, reply),
+            Opcode::Readdir => self.readdir(ask, reply),
+            Opcode::Readdirplus => self.readdirplus(ask, reply),
+            Opcode::Releasedir => self.releasedir(ask, reply),
+            Opcode::Fsyncdir => self.fsyncdir(ask, reply),
+            Opcode::Getlk => self.getlk(ask, reply),
+            Opcode::Setlk => self.setlk(ask, reply, false),
+            Opcode::Setlkw => self.setlk(ask, reply, true),
+            Opcode::Access => self.access(ask, reply),
+            Opcode::Create => self.create(ask, reply),
+            Opcode::Tmpfile => self.tmpfile(ask, reply),
+            Opcode::Interrupt => self.interrupt(ask),
+            Opcode::Destroy => self.destroy(reply),
+            // None of the host's would mean the same to the guest. Without this answer it asks for each look at a file's flags again.
+            Opcode::Ioctl => Err(Errno::NOTTY.into()),
+            Opcode::BatchForget => self.batch_forget(ask),
+            Opcode::Fallocate => self.fallocate(ask, reply),
+            Opcode::Rename2 => self.rename2(ask, reply),
+            Opcode::Lseek => self.lseek(ask, reply),
+            Opcode::CopyFileRange => self.copy_file_range(ask, reply),
+            Opcode::Syncfs => self.syncfs(&ask, reply),
+            Opcode::Statx => self.statx(ask, reply),
+        }
+    }
+
+    /// Counts a failure, and answers with it if there is an answer.
+    fn refuse(&self, opcode: Option<Opcode>, failure: Failure, reply: &mut Reply<'_>) -> Outcome {
+        match failure {
+            Failure::Malformed(_) => self.counters.malformed_requests.inc(),
+            Failure::Refused(_) => self.counters.errors.inc(),
+        }
+        if opcode.is_some_and(|opcode| opcode.rule().reply.is_none()) {
+            return Outcome::Done(0);
+        }
+        reply.error(failure.errno())
+    }
+
+    /// Ends the session, if there is one.
+    fn end(&self) {
+        self.session.end();
+        self.interrupted.clear();
+        self.fs.reset();
+    }
+}
+
+impl Serve for Server {
+    fn enter(&self) -> io::Result<()> {
+        self.fs.enter()
+    }
+
+    fn handle(&self, request: Reader<'_>, reply: Writer<'_>) -> Outcome {
+        self.counters.requests.inc();
+        let room = reply.available_bytes();
+        let Some((ask, whole)) = Ask::read(request) else {
+            self.counters.malformed_requests.inc();
+            return Outcome::Done(0);
+        };
+        let opcode = ask.opcode();
+        let is_answered = opcode.is_none_or(|opcode| opcode.rule().reply.is_some());
+        if is_answered && room < reply::HEADER_BYTES {
+            self.counters.short_replies.inc();
+            self.counters.malformed_requests.inc();
+            return Outcome::Done(0);
+        }
+        let mut reply = Reply::new(ask.unique, reply);
+        let done = if whole {
+            self.carry_out(ask, &mut reply)
+        } else {
+            Err(MALFORMED)
+        };
+        done.unwrap_or_else(|failure| self.refuse(opcode, failure, &mut reply))
+    }
+
+    fn generation(&self) -> u64 {
+        // Both only grow, so that the sum changes with either.
+        self.fs.lock_generation().wrapping_add(self.interrupted.generation())
+    }
+
+    fn reset(&self) {
+        self.end();
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let mut all = self.counters.list();
+        all.extend(self.fs.counters());
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests;

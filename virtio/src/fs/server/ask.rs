@@ -1,0 +1,102 @@
+//! One request while it is taken apart.
+
+use std::io::Read;
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::session::Agreed;
+use crate::fs::filesystem::{Caller, Creation, Node};
+use crate::fs::protocol::extensions::Extensions;
+use crate::fs::protocol::tail::Parts;
+use crate::fs::protocol::{Failure, MALFORMED, Opcode, Tail, requests};
+use crate::ring::Reader;
+
+/// A request behind its header.
+pub(super) struct Ask<'a> {
+    /// What the reply repeats.
+    pub unique: u64,
+    pub node: Node,
+    pub caller: Caller,
+    /// What holds in the session.
+    pub agreed: Agreed,
+    opcode: u32,
+    /// Bytes at the end that are extensions.
+    extensions: usize,
+    body: Reader<'a>,
+}
+
+impl<'a> Ask<'a> {
+    /// Reads the header, and says whether it tells the length right. `None` if there is no header.
+    pub fn read(mut body: Reader<'a>) -> Option<(Self, bool)> {
+        let readable = body.available_bytes();
+        let header: requests::Header = take(&mut body)?;
+        let ask = Self {
+            unique: header.unique.get(),
+            node: Node(header.nodeid.get()),
+            caller: Caller {
+                uid: header.uid.get(),
+                gid: header.gid.get(),
+                pid: header.pid.get(),
+                group: None,
+            },
+            agreed: Agreed::default(),
+            opcode: header.opcode.get(),
+            extensions: usize::from(header.total_extlen.get()).saturating_mul(8),
+            body,
+        };
+        Some((ask, usize::try_from(header.len.get()) == Ok(readable)))
+    }
+
+    pub fn opcode(&self) -> Option<Opcode> {
+        Opcode::of(self.opcode)
+    }
+
+    pub fn has_extensions(&self) -> bool {
+        self.extensions != 0
+    }
+
+    /// Bytes that were not taken yet.
+    pub fn left(&self) -> usize {
+        self.body.available_bytes()
+    }
+
+    /// The next structure.
+    pub fn take<T: FromBytes + IntoBytes>(&mut self) -> Result<T, Failure> {
+        take(&mut self.body).ok_or(MALFORMED)
+    }
+
+    /// The last one: nothing may follow.
+    pub fn last<T: FromBytes + IntoBytes>(&mut self) -> Result<T, Failure> {
+        let value = self.take()?;
+        if self.left() == 0 { Ok(value) } else { Err(MALFORMED) }
+    }
+
+    /// Names, and what follows them.
+    pub fn tail(&mut self) -> Result<Tail, Failure> {
+        Tail::read(&mut self.body)
+    }
+
+    /// What is left, to be read by the file system itself.
+    pub fn body(&self) -> &Reader<'a> {
+        &self.body
+    }
+
+    /// Adds to `new` and to the caller what `parts` has of extensions.
+    pub fn extend<'t>(&mut self, parts: Parts<'t>, new: &mut Creation<'t>) -> Result<(), Failure> {
+        let found = if self.extensions != 0 || self.agreed.labels() {
+            Extensions::read(parts, self.extensions)?
+        } else {
+            parts.end()?;
+            Extensions::default()
+        };
+        new.label = found.label.filter(|_| self.agreed.labels());
+        self.caller.group = found.group;
+        Ok(())
+    }
+}
+
+fn take<T: FromBytes + IntoBytes>(body: &mut Reader<'_>) -> Option<T> {
+    let mut value = T::new_zeroed();
+    body.read_exact(value.as_mut_bytes()).ok()?;
+    Some(value)
+}

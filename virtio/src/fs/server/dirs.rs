@@ -1,0 +1,132 @@
+//! Directories: opened, listed, closed.
+
+use std::io::Write;
+use std::mem::size_of;
+
+use rustix::io::Errno;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::ask::Ask;
+use super::reply::Reply;
+use super::{Done, Server};
+use crate::fs::filesystem::{Handle, Listed};
+use crate::fs::protocol::flags::FSYNC_FDATASYNC;
+use crate::fs::protocol::{replies, requests};
+use crate::ring::Writer;
+
+/// Longest name of an entry (`NAME_MAX`).
+const NAME_MAX: usize = 255;
+/// Entries begin at multiples of this (`FUSE_DIRENT_ALIGN`).
+const ALIGN: usize = 8;
+/// Bytes before the name: what it leads to, and the entry itself.
+const PLUS: usize = size_of::<replies::Entry>();
+const DIRENT: usize = size_of::<replies::Dirent>();
+/// Room for the longest entry.
+const LONGEST: usize = (PLUS + DIRENT + NAME_MAX).next_multiple_of(ALIGN);
+
+impl Server {
+    pub(super) fn opendir(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
+        let _: requests::Open = ask.last()?;
+        let opened = self.fs.opendir(&ask.caller, ask.node)?;
+        reply.send(&replies::Opened::from(&opened))
+    }
+
+    pub(super) fn readdir(&self, ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
+        self.list(ask, reply, false)
+    }
+
+    pub(super) fn readdirplus(&self, ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
+        if !ask.agreed.readdirplus() {
+            return Err(Errno::NOSYS.into());
+        }
+        self.list(ask, reply, true)
+    }
+
+    pub(super) fn releasedir(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
+        let wanted: requests::Release = ask.last()?;
+        self.fs.releasedir(ask.node, Handle(wanted.fh.get()))?;
+        reply.empty()
+    }
+
+    pub(super) fn fsyncdir(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
+        let wanted: requests::Fsync = ask.last()?;
+        let data_only = wanted.fsync_flags.get() & FSYNC_FDATASYNC != 0;
+        self.fs.fsyncdir(ask.node, Handle(wanted.fh.get()), data_only)?;
+        reply.empty()
+    }
+
+    fn list(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>, plus: bool) -> Done {
+        let wanted: requests::Read = ask.last()?;
+        let room = self.fitting(wanted.size.get(), reply)?;
+        let mut list = List {
+            body: reply.body()?,
+            room,
+            used: 0,
+            refused: false,
+        };
+        let (handle, offset) = (Handle(wanted.fh.get()), wanted.offset.get());
+        let mut take = |listed: &Listed<'_>| list.take(listed, plus);
+        let done = self.fs.readdir(&ask.caller, ask.node, handle, offset, plus, &mut take);
+        match done {
+            // What is in the list was given away: the failure comes again with the next request.
+            _ if list.used > 0 => reply.filled(list.used),
+            Err(errno) => Err(errno.into()),
+            Ok(()) if list.refused => Err(Errno::INVAL.into()),
+            Ok(()) => reply.filled(0),
+        }
+    }
+}
+
+/// A list while it grows.
+struct List<'a> {
+    body: Writer<'a>,
+    room: usize,
+    used: usize,
+    /// Something did not fit.
+    refused: bool,
+}
+
+impl List<'_> {
+    /// Appends one entry, if it fits.
+    fn take(&mut self, listed: &Listed<'_>, plus: bool) -> bool {
+        let mut bytes = [0; LONGEST];
+        let len = encode(listed, plus, &mut bytes);
+        let fits = |end: &usize| *end <= self.room;
+        let entry = len.and_then(|len| bytes.get(..len));
+        let end = entry.and_then(|entry| self.used.checked_add(entry.len())).filter(fits);
+        // After one that did not fit none may follow, or it would be left out.
+        let (false, Some(entry), Some(end)) = (self.refused, entry, end) else {
+            self.refused = true;
+            return false;
+        };
+        if self.body.write_all(entry).is_err() {
+            self.refused = true;
+            return false;
+        }
+        self.used = end;
+        true
+    }
+}
+
+/// Writes an entry to the beginning of `bytes`, and says how long it is with its padding. `None` if its name is none.
+fn encode(listed: &Listed<'_>, plus: bool, bytes: &mut [u8; LONGEST]) -> Option<usize> {
+    let name = listed.name.to_bytes();
+    let namelen = Some(name.len()).filter(|len| (1..=NAME_MAX).contains(len))?;
+    let dirent = replies::Dirent {
+        ino: listed.ino.into(),
+        off: listed.next.into(),
+        namelen: u32::try_from(namelen).ok()?.into(),
+        kind: u32::from(listed.kind).into(),
+    };
+    let mut rest = &mut bytes[..];
+    if plus {
+        let entry = listed.entry.as_ref();
+        // A node of 0: nothing was looked up.
+        let entry = entry.map_or_else(replies::Entry::new_zeroed, replies::Entry::from);
+        rest.write_all(entry.as_bytes()).ok()?;
+    }
+    rest.write_all(dirent.as_bytes()).ok()?;
+    rest.write_all(name).ok()?;
+    let left = rest.len();
+    LONGEST.checked_sub(left)?.checked_next_multiple_of(ALIGN)
+}

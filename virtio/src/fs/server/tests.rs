@@ -1,0 +1,8 @@
+//! A server over the file system in memory: what requests are answered, to the byte, and what reaches the file system.
+
+mod rig;
+
+mod contents;
+mod init;
+
+use rig::*;

@@ -1,0 +1,114 @@
+//! Reading and writing: between guest memory and the file system without a copy, and to the byte.
+
+use rustix::io::Errno;
+
+use super::*;
+use crate::fs::serve::Outcome;
+
+/// Creates and opens `f`, which is node 2 with handle 103.
+fn with_file(contents: &[u8]) -> Rig {
+    let rig = Rig::new();
+    let created = rig.ask(&request(35, 1, &[&u32s([2, 0o100_644, 0o22, 0]), b"f\0"]));
+    assert_eq!(created.error, 0);
+    assert_eq!(created.body[128..136], 103_u64.to_le_bytes());
+    if !contents.is_empty() {
+        let written = rig.ask(&write(0, contents));
+        assert_eq!(written, success(u32s([contents.len().try_into().unwrap(), 0])));
+    }
+    rig.model.calls();
+    rig
+}
+
+fn write(offset: u64, contents: &[u8]) -> Request {
+    let size = contents.len().try_into().unwrap();
+    let head = [u64s([103, offset]), u32s([size, 0]), u64s([0, 0])].concat();
+    request(16, 2, &[&head, contents])
+}
+
+fn read(offset: u64, size: u32) -> Request {
+    request(15, 2, &[&u64s([103, offset]), &u32s([size, 0]), &u64s([0, 0])])
+}
+
+#[test]
+fn what_was_written_is_read_in_pieces_of_any_size() {
+    let contents: Vec<u8> = (0..=255).cycle().take(5000).collect();
+    let rig = with_file(&contents);
+    for piece in [1, 3, 7, 16, 17, 512, 4096, 1 << 20] {
+        let (outcome, bytes) = rig.hand_in(&read(10, 4096).bytes(), 16 + 4096, piece);
+        assert_eq!(outcome, Outcome::Done(16 + 4096), "pieces of {piece}");
+        assert_eq!(bytes[16..], contents[10..4106], "pieces of {piece}");
+        let changed: Vec<u8> = contents.iter().rev().copied().collect();
+        let (_, bytes) = rig.hand_in(&write(0, &changed).bytes(), 24, piece);
+        assert_eq!(bytes[16..], [u32s([5000, 0])].concat(), "pieces of {piece}");
+        assert_eq!(rig.ask(&read(0, 6000)), success(changed), "pieces of {piece}");
+        rig.ask(&write(0, &contents));
+    }
+}
+
+#[test]
+fn a_list_longer_than_a_call_takes_is_carried_out_in_several() {
+    let contents: Vec<u8> = (0..=255).cycle().take(3000).collect();
+    let rig = with_file(&contents);
+    let (_, bytes) = rig.hand_in(&read(0, 3000).bytes(), 16 + 3000, 1);
+    assert_eq!(bytes[16..], contents);
+    assert_eq!(
+        rig.model.calls(),
+        ["read 2 103 0 1024", "read 2 103 1024 1024", "read 2 103 2048 952"]
+    );
+    rig.hand_in(&write(7, &contents).bytes(), 24, 1);
+    let calls = rig.model.calls();
+    assert_eq!(
+        calls[1..],
+        ["write 1000 2 103 1031 1024 false", "write 1000 2 103 2055 952 false"]
+    );
+    assert_eq!(rig.count("read_bytes"), 3000);
+}
+
+#[test]
+fn the_end_of_the_file_ends_a_read() {
+    let rig = with_file(b"abcdef");
+    assert_eq!(rig.ask(&read(4, 100)), success(*b"ef"));
+    assert_eq!(rig.ask(&read(6, 100)), success([]));
+    assert_eq!(rig.ask(&read(1 << 62, 100)), success([]));
+    assert_eq!(rig.ask(&read((1 << 63) - 1, 100)), success([]));
+    assert_eq!(rig.ask(&read(1 << 63, 100)), failure(Errno::INVAL));
+    assert_eq!(rig.ask(&read(0, 0)), success([]));
+    assert_eq!(rig.count("short_replies"), 0);
+}
+
+#[test]
+fn a_read_is_cut_to_the_room_for_its_reply() {
+    let rig = with_file(b"abcdef");
+    for room in 0..6 {
+        assert_eq!(rig.ask_in(&read(0, 6), room), success(&b"abcdef"[..room]));
+    }
+    assert_eq!(rig.count("short_replies"), 6);
+    for room in 0..16 {
+        let (outcome, _) = rig.hand_in(&read(0, 6).bytes(), room, 64);
+        assert_eq!(outcome, Outcome::Done(0));
+    }
+    assert_eq!(rig.count("short_replies"), 6 + 16);
+}
+
+#[test]
+fn a_write_says_how_much_it_brings() {
+    let rig = with_file(b"");
+    for size in [0_u32, 1, 3, 5, u32::MAX] {
+        let mut wrong = write(0, b"abcd");
+        wrong.body[16..20].copy_from_slice(&size.to_le_bytes());
+        assert_eq!(rig.ask(&wrong), failure(Errno::INVAL));
+    }
+    assert_eq!(rig.ask(&write((1 << 63) - 3, b"abcd")), failure(Errno::FBIG));
+    assert_eq!(rig.ask(&write(1 << 63, b"abcd")), failure(Errno::INVAL));
+    assert_eq!(rig.model.calls(), [""; 0]);
+    assert_eq!(rig.ask(&write(0, b"")), success(u32s([0, 0])));
+}
+
+#[test]
+fn a_write_that_should_clear_privileges_says_so() {
+    let rig = with_file(b"");
+    let mut kill = write(0, b"abcd");
+    kill.body[20] = 1 << 2;
+    assert_eq!(rig.ask(&kill).error, 0);
+    assert_eq!(rig.model.calls(), ["write 1000 2 103 0 1 true"]);
+}
