@@ -21,6 +21,7 @@ mod protocol;
 pub mod serve;
 pub mod server;
 pub mod share;
+pub(crate) mod tree;
 
 #[cfg(any(test, feature = "test-utils"))]
 use std::os::unix::net::UnixStream;

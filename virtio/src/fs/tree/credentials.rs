@@ -1,0 +1,228 @@
+//! On whose behalf the host is asked: numbers of users in the guest and on the host, and threads that take a caller's for a moment.
+//!
+//! The guest's kernel has checked a caller's permissions; it alone knows all of his groups. So the host is asked as whoever runs the
+//! server, except where something is made: that is his who asks, with the host's own rules for set-group-ID directories and quotas.
+
+use std::marker::PhantomData;
+
+use rustix::fs::{Gid, Mode, Uid};
+use rustix::io::Errno;
+use rustix::process::{getegid, geteuid};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_groups, set_thread_res_gid,
+    set_thread_res_uid,
+};
+
+use crate::fs::filesystem::Caller;
+use crate::fs::share::IdMap;
+
+/// What the guest sees of an owner who has no number there (`DEFAULT_OVERFLOWUID` of linux/highuid.h).
+const NOBODY: u32 = 65_534;
+
+/// Who the server is, and who others are to it.
+pub(super) struct Identity {
+    uid: u32,
+    gid: u32,
+    /// It may act as others.
+    switches: bool,
+    users: Vec<IdMap>,
+    groups: Vec<IdMap>,
+}
+
+impl Identity {
+    /// That of the calling thread.
+    pub fn of_thread(users: &[IdMap], groups: &[IdMap]) -> Result<Self, Errno> {
+        let needed = CapabilitySet::SETUID | CapabilitySet::SETGID;
+        Ok(Self {
+            uid: geteuid().as_raw(),
+            gid: getegid().as_raw(),
+            switches: capabilities(None)?.effective.contains(needed),
+            users: users.to_vec(),
+            groups: groups.to_vec(),
+        })
+    }
+
+    /// Whether it may act as others.
+    pub fn switches(&self) -> bool {
+        self.switches
+    }
+
+    /// Whether users or groups have other numbers in the guest.
+    pub fn maps(&self) -> bool {
+        !(self.users.is_empty() && self.groups.is_empty())
+    }
+
+    /// A user of the host, for the guest.
+    pub fn guest_uid(&self, host: u32) -> u32 {
+        to_guest(&self.users, host)
+    }
+
+    /// A group of the host, for the guest.
+    pub fn guest_gid(&self, host: u32) -> u32 {
+        to_guest(&self.groups, host)
+    }
+
+    /// A user of the guest, for the host.
+    ///
+    /// # Errors
+    /// `EPERM` if he has no number there, `EINVAL` for that which means nobody.
+    pub fn host_uid(&self, guest: u32) -> Result<u32, Errno> {
+        to_host(&self.users, guest)
+    }
+
+    /// A group of the guest, for the host.
+    ///
+    /// # Errors
+    /// As for [`Identity::host_uid`].
+    pub fn host_gid(&self, guest: u32) -> Result<u32, Errno> {
+        to_host(&self.groups, guest)
+    }
+
+    /// Has the thread act as `caller` until the result is dropped. A server that is an ordinary user acts as himself for everybody; with
+    /// maps, for the one who is himself.
+    ///
+    /// # Errors
+    /// `EPERM` if the caller cannot be acted for.
+    pub fn act_for(&self, caller: &Caller) -> Result<Acting, Errno> {
+        let (uid, gid) = (self.host_uid(caller.uid)?, self.host_gid(caller.gid)?);
+        let group = caller.group.and_then(|group| self.host_gid(group).ok());
+        if !self.switches {
+            let mapped = !(self.users.is_empty() || uid == self.uid) || !(self.groups.is_empty() || gid == self.gid);
+            return if mapped { Err(Errno::PERM) } else { Ok(Acting::none()) };
+        }
+        let mut acting = Acting::none();
+        if let Some(group) = group.filter(|group| *group != gid) {
+            set_thread_groups(&[Gid::from_raw(group)])?;
+            acting.groups = true;
+        }
+        if gid != self.gid {
+            set_thread_res_gid(None, Gid::from_raw(gid), None)?;
+            acting.gid = Some(self.gid);
+        }
+        if uid != self.uid {
+            let sets = capabilities(None)?;
+            set_thread_res_uid(None, Uid::from_raw(uid), None)?;
+            acting.uid = Some((self.uid, sets));
+            // Whether he may was for the guest to say.
+            let effective =
+                sets.permitted & (CapabilitySet::DAC_OVERRIDE | CapabilitySet::SETUID | CapabilitySet::SETGID);
+            set_capabilities(None, CapabilitySets { effective, ..sets })?;
+        }
+        Ok(acting)
+    }
+}
+
+fn to_guest(maps: &[IdMap], host: u32) -> u32 {
+    translate(maps.iter().map(|map| (map.host, map.guest, map.count)), host).unwrap_or(NOBODY)
+}
+
+fn to_host(maps: &[IdMap], guest: u32) -> Result<u32, Errno> {
+    if guest == u32::MAX {
+        return Err(Errno::INVAL);
+    }
+    translate(maps.iter().map(|map| (map.guest, map.host, map.count)), guest).ok_or(Errno::PERM)
+}
+
+fn translate(maps: impl ExactSizeIterator<Item = (u32, u32, u32)>, id: u32) -> Option<u32> {
+    if maps.len() == 0 {
+        return Some(id);
+    }
+    maps.filter_map(|(from, to, count)| {
+        let beyond = id.checked_sub(from).filter(|beyond| *beyond < count)?;
+        to.checked_add(beyond).filter(|id| *id != u32::MAX)
+    })
+    .next()
+}
+
+/// A thread that acts for somebody else, until this is dropped.
+#[must_use]
+pub(super) struct Acting {
+    uid: Option<(u32, CapabilitySets)>,
+    gid: Option<u32>,
+    groups: bool,
+    /// Of one thread.
+    here: PhantomData<*const ()>,
+}
+
+impl Acting {
+    fn none() -> Self {
+        Self {
+            uid: None,
+            gid: None,
+            groups: false,
+            here: PhantomData,
+        }
+    }
+}
+
+impl Drop for Acting {
+    fn drop(&mut self) {
+        // A thread that stayed somebody else would do the next caller's work as him.
+        const BACK: &str = "the real user is still who he was, and may take his own number back";
+        if let Some((uid, sets)) = self.uid {
+            set_thread_res_uid(None, Uid::from_raw(uid), None).expect(BACK);
+            set_capabilities(None, sets).expect(BACK);
+        }
+        if let Some(gid) = self.gid {
+            set_thread_res_gid(None, Gid::from_raw(gid), None).expect(BACK);
+        }
+        if self.groups {
+            set_thread_groups(&[]).expect(BACK);
+        }
+    }
+}
+
+/// A thread without `CAP_FSETID`, until this is dropped: the host clears set-user-ID and set-group-ID of what it changes.
+#[must_use]
+pub(super) struct Less {
+    sets: Option<CapabilitySets>,
+    here: PhantomData<*const ()>,
+}
+
+/// See [`Less`].
+pub(super) fn without_fsetid() -> Result<Less, Errno> {
+    let mut less = Less {
+        sets: None,
+        here: PhantomData,
+    };
+    let sets = capabilities(None)?;
+    if sets.effective.contains(CapabilitySet::FSETID) {
+        let effective = sets.effective - CapabilitySet::FSETID;
+        set_capabilities(None, CapabilitySets { effective, ..sets })?;
+        less.sets = Some(sets);
+    }
+    Ok(less)
+}
+
+impl Drop for Less {
+    fn drop(&mut self) {
+        if let Some(sets) = self.sets {
+            set_capabilities(None, sets).expect("it was permitted, and still is");
+        }
+    }
+}
+
+/// A thread whose umask is the caller's, until this is dropped. The host leaves it aside where a directory has a default list of access
+/// rights, which is why the mode is not masked here.
+#[must_use]
+pub(super) struct Masked {
+    before: Option<Mode>,
+    here: PhantomData<*const ()>,
+}
+
+/// See [`Masked`].
+pub(super) fn mask(umask: u32) -> Masked {
+    let mode = Mode::from_raw_mode(umask & 0o777);
+    Masked {
+        before: (!mode.is_empty()).then(|| rustix::process::umask(mode)),
+        here: PhantomData,
+    }
+}
+
+impl Drop for Masked {
+    fn drop(&mut self) {
+        if let Some(before) = self.before {
+            rustix::process::umask(before);
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! How many descriptors there may be: of the process, so that it never runs out, and of nodes, so that the oldest are closed.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
+
+/// What shares may have open at a time, together. The rest is left to the process.
+#[derive(Debug)]
+pub(super) struct Budget {
+    open: AtomicUsize,
+    limit: usize,
+}
+
+/// What a descriptor is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    /// A node: may take three quarters of all, so that files can still be opened.
+    Node,
+    /// An open file, a lock or a moment's work.
+    File,
+}
+
+impl Budget {
+    /// That of this process: its limit less a quarter, or less 1024 where it is high.
+    pub fn of_process() -> Arc<Self> {
+        static OF_PROCESS: OnceLock<Arc<Budget>> = OnceLock::new();
+        let budget = OF_PROCESS.get_or_init(|| {
+            let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+            let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+            Self::new(limit.saturating_sub((limit / 4).min(1024)))
+        });
+        budget.clone()
+    }
+
+    /// At most `limit` descriptors.
+    pub fn new(limit: usize) -> Arc<Self> {
+        let open = AtomicUsize::new(0);
+        Arc::new(Self { open, limit })
+    }
+
+    /// How many there may be.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Has `open` open one, if there may be one more.
+    ///
+    /// # Errors
+    /// `ENFILE` if not; what `open` says.
+    pub fn take(self: &Arc<Self>, purpose: Use, open: impl FnOnce() -> Result<OwnedFd, Errno>) -> Result<Held, Errno> {
+        let most = match purpose {
+            Use::Node => self.limit / 4 * 3,
+            Use::File => self.limit,
+        };
+        // Counted before it is there: dropped with `held` if it never will be.
+        let before = self.open.fetch_add(1, Ordering::Relaxed);
+        let mut held = Held {
+            fd: None,
+            budget: self.clone(),
+        };
+        if before >= most {
+            return Err(Errno::NFILE);
+        }
+        held.fd = Some(open()?);
+        Ok(held)
+    }
+}
+
+/// A descriptor that counts.
+#[derive(Debug)]
+pub(super) struct Held {
+    /// `None` only while it is being opened.
+    fd: Option<OwnedFd>,
+    budget: Arc<Budget>,
+}
+
+impl AsFd for Held {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_ref().expect("it is there once it was opened").as_fd()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.budget.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The nodes whose descriptors may be closed, oldest first. A node that was used since it came to the front goes to the end instead.
+pub(super) struct Oldest {
+    nodes: Mutex<VecDeque<u64>>,
+    most: usize,
+}
+
+/// What [`Oldest::make_room`] is told of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Its descriptor was closed, cannot be, or is not there.
+    Gone,
+    /// It was used lately.
+    Stays,
+}
+
+/// How many nodes are looked at to close one.
+const LOOKS: usize = 32;
+
+impl Oldest {
+    /// At most `most` nodes with descriptors that can be closed.
+    pub fn new(most: usize) -> Self {
+        let nodes = Mutex::default();
+        Self { nodes, most }
+    }
+
+    /// Notes that `node` got a descriptor, and has `close` decide about the oldest of those that are too many. No lock is held then.
+    pub fn add(&self, node: u64, mut close: impl FnMut(u64, bool) -> Fate) {
+        self.lock().push_back(node);
+        for look in 0..LOOKS {
+            let oldest = {
+                let mut nodes = self.lock();
+                if nodes.len() <= self.most {
+                    return;
+                }
+                nodes.pop_front()
+            };
+            let Some(oldest) = oldest else { return };
+            let last = look.saturating_add(1) == LOOKS;
+            if close(oldest, last) == Fate::Stays {
+                self.lock().push_back(oldest);
+            }
+        }
+    }
+
+    /// None any more.
+    pub fn clear(&self) {
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<u64>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,220 @@
+//! Files: opened, read, written, and what else an open one can do.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom, copy_file_range, fallocate, fdatasync, fsync, seek};
+use rustix::io::Errno;
+
+use super::Tree;
+use super::attributes::Kind;
+use super::credentials;
+use super::descriptors::Use;
+use super::handles::OpenFile;
+use super::nodes::Inode;
+use crate::fs::filesystem::{Caller, Handle, Node, Opened};
+use crate::fs::share::Cache;
+use crate::iovecs::Buffers;
+
+/// What a guest's `open` can ask the host for, beside the way of access.
+const PASSED_ON: OFlags = OFlags::APPEND
+    .union(OFlags::TRUNC)
+    .union(OFlags::SYNC)
+    .union(OFlags::DSYNC)
+    .union(OFlags::NOATIME);
+/// Longest copy of one call: a thread is busy with it.
+const MOST_COPIED: usize = 64 << 20;
+/// `SEEK_DATA` and `SEEK_HOLE` (lseek(2)). The others are the guest's own business.
+const SEEK_DATA: u32 = 3;
+const SEEK_HOLE: u32 = 4;
+
+impl Tree {
+    /// The flags for the host of a guest's, of which those that are not known here are left out.
+    pub(super) fn open_flags(&self, flags: u32) -> Result<OFlags, Errno> {
+        let asked = OFlags::from_bits_retain(flags);
+        let mut access = asked & OFlags::RWMODE;
+        if access == OFlags::RWMODE {
+            return Err(Errno::INVAL);
+        }
+        let mut passed = asked & PASSED_ON;
+        if self.policy.readonly && (access != OFlags::RDONLY || passed.contains(OFlags::TRUNC)) {
+            return Err(Errno::ROFS);
+        }
+        if self.policy.allow_direct_io {
+            passed |= asked & OFlags::DIRECT;
+        }
+        if self.policy.writeback() {
+            // The guest reads the rest of a page that it writes a part of, and knows where the end is.
+            if access == OFlags::WRONLY {
+                access = OFlags::RDWR;
+            }
+            passed -= OFlags::APPEND;
+        }
+        Ok(access | passed)
+    }
+
+    pub(super) fn open_node(&self, node: Node, flags: u32, kill_priv: bool) -> Result<Opened, Errno> {
+        let inode = self.nodes.get(node)?;
+        self.open_inode(&inode, self.open_flags(flags)?, kill_priv)
+    }
+
+    /// Opens a file for the guest.
+    pub(super) fn open_inode(&self, inode: &Arc<Inode>, flags: OFlags, kill_priv: bool) -> Result<Opened, Errno> {
+        match inode.kind() {
+            Kind::Regular => {}
+            Kind::Directory => return Err(Errno::ISDIR),
+            Kind::Symlink => return Err(Errno::LOOP),
+            // `ENXIO` is what open(2) says of a device or socket that nobody serves.
+            Kind::Special => return Err(Errno::NXIO),
+        }
+        let fd = self.nodes.descriptor(inode)?;
+        let kills = kill_priv && flags.contains(OFlags::TRUNC);
+        let (handle, ()) = self.handles.add(|| {
+            let _less = kills.then(credentials::without_fsetid).transpose()?;
+            let file = self.budget.take(Use::File, || self.proc.reopen(&*fd, flags))?;
+            Ok((open_file(inode.node(), file, flags), ()))
+        })?;
+        Ok(self.opened(handle))
+    }
+
+    /// What the guest is told of an open file.
+    pub(super) fn opened(&self, handle: Handle) -> Opened {
+        Opened {
+            handle,
+            keep_cache: self.policy.cache == Cache::Always,
+            direct: matches!(self.policy.cache, Cache::Never | Cache::Metadata),
+            cache_dir: false,
+        }
+    }
+
+    pub(super) fn read(&self, node: Node, handle: Handle, offset: u64, into: Buffers<'_>) -> Result<usize, Errno> {
+        super::host::read(&self.file(node, handle)?.file, into, offset)
+    }
+
+    pub(super) fn write(
+        &self,
+        node: Node,
+        handle: Handle,
+        offset: u64,
+        from: Buffers<'_>,
+        kill_priv: bool,
+    ) -> Result<usize, Errno> {
+        let open = self.file(node, handle)?;
+        let _less = kill_priv.then(credentials::without_fsetid).transpose()?;
+        super::host::write(&open.file, from, offset)
+    }
+
+    pub(super) fn fsync(&self, node: Node, handle: Handle, data_only: bool) -> Result<(), Errno> {
+        let open = self.handles.get(node, handle)?;
+        if data_only {
+            fdatasync(&open.file)
+        } else {
+            fsync(&open.file)
+        }
+    }
+
+    pub(super) fn fallocate(
+        &self,
+        node: Node,
+        handle: Handle,
+        mode: u32,
+        offset: u64,
+        length: u64,
+    ) -> Result<(), Errno> {
+        let known = FallocateFlags::KEEP_SIZE
+            | FallocateFlags::PUNCH_HOLE
+            | FallocateFlags::COLLAPSE_RANGE
+            | FallocateFlags::ZERO_RANGE
+            | FallocateFlags::INSERT_RANGE
+            | FallocateFlags::UNSHARE_RANGE;
+        let mode = FallocateFlags::from_bits_retain(mode);
+        if !known.contains(mode) {
+            return Err(Errno::OPNOTSUPP);
+        }
+        fallocate(&self.file(node, handle)?.file, mode, offset, length)
+    }
+
+    pub(super) fn lseek(&self, node: Node, handle: Handle, offset: u64, whence: u32) -> Result<u64, Errno> {
+        let to = match whence {
+            SEEK_DATA => SeekFrom::Data(offset),
+            SEEK_HOLE => SeekFrom::Hole(offset),
+            _ => return Err(Errno::INVAL),
+        };
+        // Reads and writes say where, so that the file's own position is free to change.
+        seek(&self.file(node, handle)?.file, to)
+    }
+
+    pub(super) fn copy_file_range(
+        &self,
+        from: (Node, Handle, u64),
+        to: (Node, Handle, u64),
+        length: u64,
+        flags: u64,
+    ) -> Result<usize, Errno> {
+        if flags != 0 {
+            return Err(Errno::INVAL);
+        }
+        let (source, target) = (self.file(from.0, from.1)?, self.file(to.0, to.1)?);
+        let (mut at, mut into) = (from.2, to.2);
+        let length = usize::try_from(length).unwrap_or(usize::MAX).min(MOST_COPIED);
+        copy_file_range(&source.file, Some(&mut at), &target.file, Some(&mut into), length)
+    }
+
+    /// An open file that is no directory.
+    fn file(&self, node: Node, handle: Handle) -> Result<Arc<OpenFile>, Errno> {
+        let open = self.handles.get(node, handle)?;
+        if open.position.is_some() {
+            Err(Errno::ISDIR)
+        } else {
+            Ok(open)
+        }
+    }
+
+    pub(super) fn flush(&self, node: Node, handle: Handle, owner: u64) -> Result<(), Errno> {
+        let open = self.handles.get(node, handle)?;
+        self.locks.drop_owner(node, owner, false);
+        if open.writes {
+            super::host::close_copy(open.file.as_fd())?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn release(&self, node: Node, handle: Handle, flock_owner: Option<u64>) -> Result<(), Errno> {
+        if let Some(owner) = flock_owner {
+            self.locks.drop_owner(node, owner, true);
+        }
+        self.handles.remove(node, handle).map(|_| ())
+    }
+
+    /// What the guest asks only when it does not check permissions itself: by mode alone, as it knows no more of the caller.
+    pub(super) fn access(&self, caller: &Caller, node: Node, mask: u32) -> Result<(), Errno> {
+        let stat = super::attributes::of(&*self.descriptor(node)?)?;
+        let (mode, wanted) = (u32::from(stat.stx_mode), mask & 0o7);
+        if self.policy.readonly && wanted & 0o2 != 0 {
+            return Err(Errno::ROFS);
+        }
+        let group = self.who.guest_gid(stat.stx_gid);
+        let granted = match caller.uid {
+            0 if mode & 0o111 != 0 || Kind::of(stat.stx_mode) == Kind::Directory => 0o7,
+            0 => 0o6,
+            uid if uid == self.who.guest_uid(stat.stx_uid) => mode >> 6,
+            _ if caller.gid == group || caller.group == Some(group) => mode >> 3,
+            _ => mode,
+        };
+        if wanted & !granted == 0 {
+            Ok(())
+        } else {
+            Err(Errno::ACCESS)
+        }
+    }
+}
+
+/// An open file that was opened with `flags`.
+pub(super) fn open_file(node: Node, file: super::descriptors::Held, flags: OFlags) -> OpenFile {
+    OpenFile {
+        node,
+        file,
+        writes: flags & OFlags::RWMODE != OFlags::RDONLY,
+        position: None,
+    }
+}

@@ -1,0 +1,104 @@
+//! The files and directories that the guest has open.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use rustix::io::Errno;
+
+use super::descriptors::Held;
+use super::directories::Position;
+use crate::fs::filesystem::{Handle, Node};
+
+/// Tables that handles are spread over, so that threads seldom meet.
+const SHARDS: usize = 16;
+
+/// An open file or directory.
+pub(super) struct OpenFile {
+    pub node: Node,
+    pub file: Held,
+    /// It was opened for writing.
+    pub writes: bool,
+    /// Of a directory.
+    pub position: Option<Position>,
+}
+
+/// All of them.
+pub(super) struct Handles {
+    shards: Box<[RwLock<HashMap<u64, Arc<OpenFile>>>]>,
+    next: AtomicU64,
+    count: AtomicUsize,
+    most: usize,
+}
+
+impl Handles {
+    /// None yet, and at most `most`.
+    pub fn new(most: usize) -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
+            next: AtomicU64::new(1),
+            count: AtomicUsize::new(0),
+            most,
+        }
+    }
+
+    /// One more, which `open` opens.
+    ///
+    /// # Errors
+    /// `ENFILE` when there are too many; what `open` says.
+    pub fn add<T>(&self, open: impl FnOnce() -> Result<(OpenFile, T), Errno>) -> Result<(Handle, T), Errno> {
+        if self.count.fetch_add(1, Ordering::Relaxed) >= self.most {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+            return Err(Errno::NFILE);
+        }
+        let (file, more) = open().inspect_err(|_| {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+        })?;
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut shard = self.shard(number).write().unwrap_or_else(PoisonError::into_inner);
+        shard.insert(number, Arc::new(file));
+        Ok((Handle(number), more))
+    }
+
+    /// That of `node`.
+    ///
+    /// # Errors
+    /// `EBADF` if it is not.
+    pub fn get(&self, node: Node, handle: Handle) -> Result<Arc<OpenFile>, Errno> {
+        let shard = self.shard(handle.0).read().unwrap_or_else(PoisonError::into_inner);
+        let open = shard.get(&handle.0).filter(|open| open.node == node);
+        open.cloned().ok_or(Errno::BADF)
+    }
+
+    /// Takes it out; it is closed with the last use of the result.
+    ///
+    /// # Errors
+    /// As for [`Handles::get`].
+    pub fn remove(&self, node: Node, handle: Handle) -> Result<Arc<OpenFile>, Errno> {
+        let mut shard = self.shard(handle.0).write().unwrap_or_else(PoisonError::into_inner);
+        if shard.get(&handle.0).is_none_or(|open| open.node != node) {
+            return Err(Errno::BADF);
+        }
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        shard.remove(&handle.0).ok_or(Errno::BADF)
+    }
+
+    /// None any more.
+    pub fn reset(&self) {
+        for shard in &self.shards {
+            let old = std::mem::take(&mut *shard.write().unwrap_or_else(PoisonError::into_inner));
+            self.count.fetch_sub(old.len(), Ordering::Relaxed);
+        }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        u64::try_from(self.count.load(Ordering::Relaxed)).unwrap_or(u64::MAX)
+    }
+
+    fn shard(&self, number: u64) -> &RwLock<HashMap<u64, Arc<OpenFile>>> {
+        let index = usize::try_from(number & (SHARDS as u64 - 1)).ok();
+        let shard = index.and_then(|index| self.shards.get(index));
+        shard.expect("an index below their number")
+    }
+}

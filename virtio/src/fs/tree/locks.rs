@@ -1,0 +1,330 @@
+//! Locks of the guest as locks of the host, so that both see each other's.
+//!
+//! Each owner has an open file description of his own for each file that he locks (fcntl_locking(2), flock(2)): the host tells two
+//! guests' owners apart as it does two processes. What an owner holds is noted here as well: for its number, which the host does not
+//! bound, and for who is in the way of whom, which the host knows only as "the server".
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
+
+use super::Tree;
+use super::descriptors::{Held, Use};
+use super::host::{Range, find_lock, set_lock};
+use crate::fs::filesystem::{Handle, Lock, LockKind, Locked, Node};
+
+/// The last byte that a lock of the host can end with.
+const LAST: u64 = i64::MAX as u64;
+
+/// Whose locks, of which file, of which kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Holder {
+    node: Node,
+    owner: u64,
+    whole_file: bool,
+}
+
+/// An owner's locks of one file.
+struct Owned {
+    file: Held,
+    pid: u32,
+    spans: Vec<Span>,
+}
+
+/// A lock that is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Span {
+    start: u64,
+    /// The last byte.
+    end: u64,
+    write: bool,
+}
+
+/// All of them.
+pub(super) struct Locks {
+    table: Mutex<HashMap<Holder, Arc<Mutex<Owned>>>>,
+    generation: AtomicU64,
+    /// Of all owners.
+    count: AtomicUsize,
+    most: usize,
+}
+
+impl Locks {
+    /// None yet, and at most `most`.
+    pub fn new(most: usize) -> Self {
+        Self {
+            table: Mutex::default(),
+            generation: AtomicU64::new(0),
+            count: AtomicUsize::new(0),
+            most,
+        }
+    }
+
+    /// Changes whenever a lock goes.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        u64::try_from(self.count.load(Ordering::Relaxed)).unwrap_or(u64::MAX)
+    }
+
+    /// The owner's locks of `node` go: all of one kind.
+    pub fn drop_owner(&self, node: Node, owner: u64, whole_file: bool) {
+        let holder = Holder {
+            node,
+            owner,
+            whole_file,
+        };
+        let Some(owned) = self.lock().remove(&holder) else {
+            return;
+        };
+        self.let_go(&holder, &mut lock(&owned));
+    }
+
+    /// All of them go.
+    pub fn reset(&self) {
+        let table = std::mem::take(&mut *self.lock());
+        for (holder, owned) in &table {
+            self.let_go(holder, &mut lock(owned));
+        }
+    }
+
+    /// Whoever waits may look again.
+    fn let_go(&self, holder: &Holder, owned: &mut Owned) {
+        // Not by closing alone: a process that is being started has a copy of the descriptor for a moment.
+        let _ = match holder.whole_file {
+            true => flock(&owned.file, FlockOperation::NonBlockingUnlock),
+            false => set_lock(
+                owned.file.as_fd(),
+                Range {
+                    kind: libc::F_UNLCK,
+                    start: 0,
+                    len: 0,
+                },
+            ),
+        };
+        self.count.fetch_sub(owned.spans.len(), Ordering::Relaxed);
+        owned.spans.clear();
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Holder, Arc<Mutex<Owned>>>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts the difference, if there may be so many.
+    fn recount(&self, before: usize, after: usize) -> Result<(), Errno> {
+        let change = |count: usize| {
+            let count = count.saturating_sub(before).saturating_add(after);
+            (after <= before || count <= self.most).then_some(count)
+        };
+        self.count
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, change)
+            .map(|_| ())
+            .map_err(|_| Errno::NOLCK)
+    }
+}
+
+impl Tree {
+    pub(super) fn getlk(&self, node: Node, handle: Handle, lock: &Lock) -> Result<Option<Lock>, Errno> {
+        let open = self.handles.get(node, handle)?;
+        let (range, span) = checked(lock)?;
+        if lock.kind == LockKind::Unlock || lock.whole_file {
+            return Err(Errno::INVAL);
+        }
+        let others: Vec<_> = {
+            let table = self.locks.lock();
+            let of_node = table
+                .iter()
+                .filter(|(holder, _)| holder.node == node && !holder.whole_file);
+            of_node.map(|(holder, owned)| (holder.owner, owned.clone())).collect()
+        };
+        for (owner, owned) in others.iter().filter(|(owner, _)| *owner != lock.owner) {
+            let owned = self::lock(owned);
+            if let Some(found) = owned.spans.iter().find(|found| found.excludes(&span)) {
+                return Ok(Some(found.as_lock(*owner, owned.pid)));
+            }
+        }
+        // Then it is somebody of the host, whom the guest cannot name.
+        let found = match others.iter().find(|(owner, _)| *owner == lock.owner) {
+            Some((_, own)) => find_lock(self::lock(own).file.as_fd(), range)?,
+            None => find_lock(open.file.as_fd(), range)?,
+        };
+        Ok(found.map(|found| Span::of_host(found).as_lock(0, 0)))
+    }
+
+    pub(super) fn setlk(&self, node: Node, handle: Handle, lock: &Lock, wait: bool) -> Result<Locked, Errno> {
+        let open = self.handles.get(node, handle)?;
+        let (range, span) = checked(lock)?;
+        let holder = Holder {
+            node,
+            owner: lock.owner,
+            whole_file: lock.whole_file,
+        };
+        let known = self.locks.lock().get(&holder).cloned();
+        let owned = match known {
+            Some(owned) => owned,
+            None if lock.kind == LockKind::Unlock => return Ok(Locked::Yes),
+            None => {
+                let file = self
+                    .budget
+                    .take(Use::File, || self.description(&open.file, open.position.is_some()))?;
+                let owned = Owned {
+                    file,
+                    pid: lock.pid,
+                    spans: Vec::new(),
+                };
+                let mut table = self.locks.lock();
+                table
+                    .entry(holder)
+                    .or_insert_with(|| Arc::new(Mutex::new(owned)))
+                    .clone()
+            }
+        };
+        let answer = self.change(&mut self::lock(&owned), lock, range, span);
+        let mut table = self.locks.lock();
+        if self::lock(&owned).spans.is_empty() && table.get(&holder).is_some_and(|found| Arc::ptr_eq(found, &owned)) {
+            table.remove(&holder);
+        }
+        match answer {
+            Ok(()) => Ok(Locked::Yes),
+            // `EACCES` is what some file systems say.
+            Err(Errno::AGAIN | Errno::ACCESS) if wait => Ok(Locked::Later),
+            Err(Errno::AGAIN | Errno::ACCESS) => Err(Errno::AGAIN),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Carries a change of an owner's locks out.
+    fn change(&self, owned: &mut Owned, lock: &Lock, range: Range, span: Span) -> Result<(), Errno> {
+        let keeps = lock.kind != LockKind::Unlock;
+        let spans = with(&owned.spans, span, keeps);
+        let (before, after) = (owned.spans.len(), spans.len());
+        self.locks.recount(before, after)?;
+        let done = match (lock.whole_file, lock.kind) {
+            (false, _) => set_lock(owned.file.as_fd(), range),
+            (true, LockKind::Read) => flock(&owned.file, FlockOperation::NonBlockingLockShared),
+            (true, LockKind::Write) => flock(&owned.file, FlockOperation::NonBlockingLockExclusive),
+            (true, LockKind::Unlock) => flock(&owned.file, FlockOperation::NonBlockingUnlock),
+        };
+        if let Err(error) = done {
+            // As it was: the locks that there are may be too many.
+            self.locks.count.fetch_add(before, Ordering::Relaxed);
+            self.locks.count.fetch_sub(after, Ordering::Relaxed);
+            return Err(error);
+        }
+        owned.spans = spans;
+        owned.pid = lock.pid;
+        // A write lock that became a read lock lets others in as well.
+        if lock.kind != LockKind::Write {
+            self.locks.generation.fetch_add(1, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Opens a file once more, for one owner's locks: for writing, which a write lock needs, if that may be.
+    fn description(&self, file: &Held, is_dir: bool) -> Result<std::os::fd::OwnedFd, Errno> {
+        if !is_dir {
+            match self.proc.reopen(file, OFlags::RDWR) {
+                Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::TXTBSY) => {}
+                opened => return opened,
+            }
+        }
+        self.proc.reopen(file, OFlags::RDONLY)
+    }
+}
+
+fn lock(owned: &Mutex<Owned>) -> MutexGuard<'_, Owned> {
+    owned.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The range of a lock, for the host and for the notes here.
+fn checked(lock: &Lock) -> Result<(Range, Span), Errno> {
+    let end = lock.end.min(LAST);
+    if lock.start > end {
+        return Err(Errno::INVAL);
+    }
+    let bytes = end.saturating_sub(lock.start).saturating_add(1);
+    let range = Range {
+        kind: match lock.kind {
+            LockKind::Read => libc::F_RDLCK,
+            LockKind::Write => libc::F_WRLCK,
+            LockKind::Unlock => libc::F_UNLCK,
+        },
+        start: i64::try_from(lock.start).map_err(|_| Errno::INVAL)?,
+        len: if end == LAST {
+            0
+        } else {
+            i64::try_from(bytes).map_err(|_| Errno::INVAL)?
+        },
+    };
+    let span = Span {
+        start: lock.start,
+        end,
+        write: lock.kind == LockKind::Write,
+    };
+    Ok((range, span))
+}
+
+/// `spans` with `span` in place of what was there, or without it.
+fn with(spans: &[Span], span: Span, keeps: bool) -> Vec<Span> {
+    let mut all = Vec::with_capacity(spans.len().saturating_add(2));
+    let mut span = span;
+    for old in spans {
+        let touches = old.start <= span.end.saturating_add(1) && span.start <= old.end.saturating_add(1);
+        if keeps && touches && old.write == span.write {
+            // The host has neighbours of one kind as one.
+            span.start = span.start.min(old.start);
+            span.end = span.end.max(old.end);
+            continue;
+        }
+        if old.start < span.start {
+            let end = old.end.min(span.start.saturating_sub(1));
+            all.push(Span { end, ..*old });
+        }
+        if old.end > span.end {
+            let start = old.start.max(span.end.saturating_add(1));
+            all.push(Span { start, ..*old });
+        }
+    }
+    if keeps {
+        all.push(span);
+    }
+    all
+}
+
+impl Span {
+    fn excludes(&self, other: &Self) -> bool {
+        self.start <= other.end && other.start <= self.end && (self.write || other.write)
+    }
+
+    fn of_host(range: Range) -> Self {
+        let start = u64::try_from(range.start).unwrap_or(0);
+        let end = match u64::try_from(range.len).unwrap_or(0) {
+            0 => LAST,
+            len => start.saturating_add(len).saturating_sub(1),
+        };
+        Self {
+            start,
+            end,
+            write: range.kind == libc::F_WRLCK,
+        }
+    }
+
+    fn as_lock(&self, owner: u64, pid: u32) -> Lock {
+        Lock {
+            owner,
+            pid,
+            kind: if self.write { LockKind::Write } else { LockKind::Read },
+            start: self.start,
+            end: if self.end == LAST { u64::MAX } else { self.end },
+            whole_file: false,
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Names in directories: looked up, made, renamed and removed.
+//!
+//! A name is one component and is given to the host only relative to the descriptor of its directory, never to be followed if it is a
+//! link. So there is nothing to be reached from a directory but what is in it.
+
+use std::ffi::CStr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Statx, linkat, makedev, mkdirat, mknodat, openat,
+    openat2, readlinkat, renameat_with, symlinkat, unlinkat,
+};
+use rustix::io::Errno;
+
+use super::Tree;
+use super::attributes::{self, Kind};
+use super::credentials;
+use super::descriptors::{Held, Use};
+use super::files::open_file;
+use super::nodes::Inode;
+use super::proc::Number;
+use crate::fs::filesystem::{Caller, Creation, Entry, Name, Node, Opened};
+
+/// Permissions of a mode.
+const PERMISSIONS: u32 = 0o7777;
+/// What `renameat2` can be asked for.
+const RENAME_FLAGS: RenameFlags = RenameFlags::NOREPLACE
+    .union(RenameFlags::EXCHANGE)
+    .union(RenameFlags::WHITEOUT);
+
+/// What is thought of a name before it is looked up: it saves a call if it is right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Guess {
+    /// The guest knows its node.
+    Known,
+    New,
+}
+
+impl Tree {
+    pub(super) fn lookup(&self, parent: Node, name: Name<'_>) -> Result<Entry, Errno> {
+        self.entry(&*self.directory(parent)?, name, Guess::Known)
+    }
+
+    /// What `name` in `dir` leads to, given away once.
+    pub(super) fn entry(&self, dir: impl AsFd, name: Name<'_>, guess: Guess) -> Result<Entry, Errno> {
+        let dir = dir.as_fd();
+        if guess == Guess::Known {
+            let stat = attributes::of_name(dir, name)?;
+            if let Some(inode) = self.nodes.known(&attributes::key(&stat)) {
+                return Ok(self.entry_of(&inode, &stat));
+            }
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
+        let open = || openat2(dir, name.as_c_str(), flags, Mode::empty(), resolve);
+        self.entry_of_fd(self.nodes.open(open)?)
+    }
+
+    /// The node that `fd` holds, given away once.
+    fn entry_of_fd(&self, fd: Held) -> Result<Entry, Errno> {
+        let stat = attributes::of(&fd)?;
+        let inode = self.nodes.add(attributes::key(&stat), Kind::of(stat.stx_mode), fd)?;
+        Ok(self.entry_of(&inode, &stat))
+    }
+
+    fn entry_of(&self, inode: &Inode, stat: &Statx) -> Entry {
+        Entry {
+            node: inode.node(),
+            // No number is given twice.
+            generation: 0,
+            attr: self.attr(stat, false),
+            ttl: self.policy.ttl(),
+        }
+    }
+
+    /// A descriptor of a directory.
+    pub(super) fn directory(&self, node: Node) -> Result<Arc<Held>, Errno> {
+        let inode = self.nodes.get(node)?;
+        if inode.kind() != Kind::Directory {
+            return Err(Errno::NOTDIR);
+        }
+        self.nodes.descriptor(&inode)
+    }
+
+    pub(super) fn readlink(&self, node: Node) -> Result<Vec<u8>, Errno> {
+        let inode = self.nodes.get(node)?;
+        if inode.kind() != Kind::Symlink {
+            return Err(Errno::INVAL);
+        }
+        let fd = self.nodes.descriptor(&inode)?;
+        Ok(readlinkat(&*fd, c"", Vec::new())?.into_bytes())
+    }
+
+    pub(super) fn symlink(
+        &self,
+        caller: &Caller,
+        parent: Node,
+        name: Name<'_>,
+        target: &CStr,
+        new: &Creation<'_>,
+    ) -> Result<Entry, Errno> {
+        let dir = self.directory(parent)?;
+        {
+            let _acting = self.who.act_for(caller)?;
+            symlinkat(target, &*dir, name.as_c_str())?;
+        }
+        self.made(&dir, name, new, AtFlags::empty())
+    }
+
+    pub(super) fn mknod(
+        &self,
+        caller: &Caller,
+        parent: Node,
+        name: Name<'_>,
+        new: &Creation<'_>,
+    ) -> Result<Entry, Errno> {
+        let kind = FileType::from_raw_mode(new.mode);
+        let (major, minor) = match kind {
+            FileType::RegularFile | FileType::Fifo | FileType::Socket => (0, 0),
+            // Nobody here opens it. Whether it may be made is for the host to say.
+            FileType::CharacterDevice | FileType::BlockDevice => attributes::decode_device(new.rdev),
+            FileType::Directory => return Err(Errno::PERM),
+            _ => return Err(Errno::INVAL),
+        };
+        let dir = self.directory(parent)?;
+        {
+            let _acting = self.who.act_for(caller)?;
+            let _masked = credentials::mask(new.umask);
+            let mode = Mode::from_raw_mode(new.mode & PERMISSIONS);
+            mknodat(&*dir, name.as_c_str(), kind, mode, makedev(major, minor))?;
+        }
+        self.made(&dir, name, new, AtFlags::empty())
+    }
+
+    pub(super) fn mkdir(
+        &self,
+        caller: &Caller,
+        parent: Node,
+        name: Name<'_>,
+        new: &Creation<'_>,
+    ) -> Result<Entry, Errno> {
+        let dir = self.directory(parent)?;
+        {
+            let _acting = self.who.act_for(caller)?;
+            let _masked = credentials::mask(new.umask);
+            mkdirat(&*dir, name.as_c_str(), Mode::from_raw_mode(new.mode & PERMISSIONS))?;
+        }
+        self.made(&dir, name, new, AtFlags::REMOVEDIR)
+    }
+
+    /// The entry of what was just made; it gets its label, or is removed again.
+    fn made(&self, dir: &Held, name: Name<'_>, new: &Creation<'_>, removal: AtFlags) -> Result<Entry, Errno> {
+        let entry = self.entry(dir, name, Guess::New)?;
+        let labelled = self.label(new, || self.descriptor(entry.node));
+        if let Err(error) = labelled {
+            self.nodes.forget(entry.node, 1);
+            let _ = unlinkat(dir, name.as_c_str(), removal);
+            return Err(error);
+        }
+        Ok(entry)
+    }
+
+    pub(super) fn create(
+        &self,
+        caller: &Caller,
+        parent: Node,
+        name: Name<'_>,
+        flags: u32,
+        kill_priv: bool,
+        new: &Creation<'_>,
+    ) -> Result<(Entry, Opened), Errno> {
+        let dir = self.directory(parent)?;
+        let passed = self.open_flags(flags)?;
+        let made = self.handles.add(|| {
+            let create = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = self.budget.take(Use::File, || {
+                let _acting = self.who.act_for(caller)?;
+                let _masked = credentials::mask(new.umask);
+                let mode = Mode::from_raw_mode(new.mode & PERMISSIONS);
+                openat(&*dir, name.as_c_str(), (passed - OFlags::TRUNC) | create, mode)
+            })?;
+            self.made_file(file, passed, new).inspect_err(|_| {
+                let _ = unlinkat(&*dir, name.as_c_str(), AtFlags::empty());
+            })
+        });
+        match made {
+            Ok((handle, entry)) => Ok((entry, self.opened(handle))),
+            // It came to be between the guest's look-up and this: an ordinary open.
+            Err(Errno::EXIST) if !OFlags::from_bits_retain(flags).contains(OFlags::EXCL) => {
+                let entry = self.entry(&*dir, name, Guess::Known)?;
+                let opened = self.nodes.get(entry.node);
+                let opened = opened.and_then(|inode| self.open_inode(&inode, passed, kill_priv));
+                let opened = opened.inspect_err(|_| self.nodes.forget(entry.node, 1))?;
+                Ok((entry, opened))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn tmpfile(
+        &self,
+        caller: &Caller,
+        parent: Node,
+        flags: u32,
+        new: &Creation<'_>,
+    ) -> Result<(Entry, Opened), Errno> {
+        let dir = self.directory(parent)?;
+        let passed = self.open_flags(flags)? - OFlags::TRUNC;
+        // With O_EXCL it never gets a name.
+        let exclusive = OFlags::from_bits_retain(flags) & OFlags::EXCL;
+        let (handle, entry) = self.handles.add(|| {
+            let file = self.budget.take(Use::File, || {
+                let _acting = self.who.act_for(caller)?;
+                let _masked = credentials::mask(new.umask);
+                let mode = Mode::from_raw_mode(new.mode & PERMISSIONS);
+                let make = OFlags::TMPFILE | OFlags::CLOEXEC | exclusive;
+                openat(&*dir, c".", passed | make, mode)
+            })?;
+            self.made_file(file, passed, new)
+        })?;
+        Ok((entry, self.opened(handle)))
+    }
+
+    /// The node of a file that was just made and is open.
+    fn made_file(
+        &self,
+        file: Held,
+        flags: OFlags,
+        new: &Creation<'_>,
+    ) -> Result<(super::handles::OpenFile, Entry), Errno> {
+        let fd = self.nodes.open(|| self.proc.reopen(&file, OFlags::PATH))?;
+        let entry = self.entry_of_fd(fd)?;
+        let labelled = self.label(new, || self.descriptor(entry.node));
+        labelled.inspect_err(|_| self.nodes.forget(entry.node, 1))?;
+        Ok((open_file(entry.node, file, flags), entry))
+    }
+
+    pub(super) fn unlink(&self, parent: Node, name: Name<'_>) -> Result<(), Errno> {
+        unlinkat(&*self.directory(parent)?, name.as_c_str(), AtFlags::empty())
+    }
+
+    pub(super) fn rmdir(&self, parent: Node, name: Name<'_>) -> Result<(), Errno> {
+        unlinkat(&*self.directory(parent)?, name.as_c_str(), AtFlags::REMOVEDIR)
+    }
+
+    pub(super) fn rename(&self, from: (Node, Name<'_>), to: (Node, Name<'_>), flags: u32) -> Result<(), Errno> {
+        let flags = RenameFlags::from_bits_retain(flags);
+        if !RENAME_FLAGS.contains(flags) {
+            return Err(Errno::INVAL);
+        }
+        let (source, target) = (self.directory(from.0)?, self.directory(to.0)?);
+        renameat_with(&*source, from.1.as_c_str(), &*target, to.1.as_c_str(), flags)
+    }
+
+    pub(super) fn link(&self, node: Node, parent: Node, name: Name<'_>) -> Result<Entry, Errno> {
+        let inode = self.nodes.get(node)?;
+        if inode.kind() == Kind::Directory {
+            return Err(Errno::PERM);
+        }
+        let (fd, dir) = (self.nodes.descriptor(&inode)?, self.directory(parent)?);
+        let number = Number::of(&*fd);
+        linkat(
+            self.proc.dir(),
+            number.as_c_str(),
+            &*dir,
+            name.as_c_str(),
+            AtFlags::SYMLINK_FOLLOW,
+        )?;
+        self.entry(&*dir, name, Guess::Known)
+    }
+}

@@ -1,0 +1,409 @@
+//! The nodes that the guest knows.
+//!
+//! | a node has | then |
+//! |---|---|
+//! | a descriptor (`O_PATH`) | its device and inode number are its own: the host cannot give them to another |
+//! | a file handle only | it is opened again when it is needed, and is `ESTALE` if the host has removed it meanwhile |
+//!
+//! A number is never given twice, so that two nodes of one inode number are two to the guest as well.
+
+use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use rustix::io::Errno;
+
+use super::attributes::{self, Kind};
+use super::descriptors::{Budget, Fate, Held, Oldest, Use};
+use super::host::FileHandle;
+use super::mounts::Mounts;
+use crate::fs::filesystem::Node;
+
+/// Tables that nodes are spread over, so that threads seldom meet.
+const SHARDS: usize = 16;
+/// Bits of a node's number that say which of them it is in.
+const SHARD_BITS: u32 = SHARDS.trailing_zeros();
+/// Bits of a node's number that say where in it. Above them is a count, which begins with 1.
+const SLOT_BITS: u32 = 28;
+
+/// What tells nodes of the host apart, as long as they are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    /// The device, as the kernel has it: 12 bits of major, 20 of minor number.
+    pub dev: u32,
+    /// Of the mount that it was reached through.
+    pub mount: u32,
+    pub ino: u64,
+}
+
+/// A node.
+pub(super) struct Inode {
+    number: u64,
+    key: Key,
+    /// Entries that were given away and not taken back.
+    lookups: AtomicU64,
+    place: Mutex<Place>,
+    /// Its descriptor was used since somebody looked.
+    recent: AtomicBool,
+    kind: Kind,
+}
+
+/// Where a node is to be found on the host: at least one of the two.
+#[derive(Default)]
+struct Place {
+    fd: Option<Arc<Held>>,
+    /// Stays once it is known. It holds its mount (see [`Mounts`]).
+    handle: Option<FileHandle>,
+}
+
+impl Inode {
+    /// As the guest knows it.
+    pub fn node(&self) -> Node {
+        Node(self.number)
+    }
+
+    /// What it is on the host.
+    pub fn key(&self) -> Key {
+        self.key
+    }
+
+    /// What it is. That never changes.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self) {
+        self.lookups.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// All of them.
+pub(super) struct Nodes {
+    root: Arc<Inode>,
+    shards: Box<[RwLock<Shard>]>,
+    hasher: RandomState,
+    count: AtomicUsize,
+    most: usize,
+    budget: Arc<Budget>,
+    oldest: Oldest,
+    mounts: Mounts,
+    reopened: AtomicU64,
+    /// Descriptors of nodes.
+    open: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Shard {
+    slots: Vec<Option<Arc<Inode>>>,
+    free: Vec<u32>,
+    by_key: HashMap<Key, u32>,
+    /// How many there have been.
+    given: u32,
+}
+
+impl Shard {
+    fn at(&self, slot: u32) -> Option<&Arc<Inode>> {
+        self.slots.get(usize::try_from(slot).ok()?)?.as_ref()
+    }
+
+    fn by_key(&self, key: &Key) -> Option<&Arc<Inode>> {
+        self.at(*self.by_key.get(key)?)
+    }
+}
+
+impl Nodes {
+    /// The root alone.
+    pub fn new(root: Held, key: Key, mounts: Mounts, budget: Arc<Budget>, most: usize, most_open: usize) -> Self {
+        let root = Inode {
+            number: Node::ROOT.0,
+            key,
+            lookups: AtomicU64::new(1),
+            place: Mutex::new(Place {
+                fd: Some(Arc::new(root)),
+                handle: None,
+            }),
+            recent: AtomicBool::new(true),
+            kind: Kind::Directory,
+        };
+        let most_open = most_open.min(budget.limit() / 2).max(1);
+        Self {
+            root: Arc::new(root),
+            shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
+            hasher: RandomState::new(),
+            count: AtomicUsize::new(1),
+            most,
+            budget,
+            oldest: Oldest::new(most_open),
+            mounts,
+            reopened: AtomicU64::new(0),
+            open: AtomicUsize::new(1),
+        }
+    }
+
+    /// The node of that number.
+    ///
+    /// # Errors
+    /// `EBADF` if it was never given, or was taken back.
+    pub fn get(&self, node: Node) -> Result<Arc<Inode>, Errno> {
+        if node == Node::ROOT {
+            return Ok(self.root.clone());
+        }
+        let (shard, slot) = self.find(node.0).ok_or(Errno::BADF)?;
+        let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
+        let found = shard.at(slot).filter(|inode| inode.number == node.0);
+        found.cloned().ok_or(Errno::BADF)
+    }
+
+    /// The node with `key`, if it is known beyond doubt, counted as given once more.
+    pub fn known(&self, key: &Key) -> Option<Arc<Inode>> {
+        let (_, shard) = self.shard_of(key);
+        let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
+        let inode = shard.by_key(key)?;
+        // One without a descriptor may be gone, and its number another's.
+        inode.place().fd.as_ref()?;
+        inode.count();
+        Some(inode.clone())
+    }
+
+    /// Whether there is a node with `key` that has a descriptor; which may be wrong a moment later.
+    pub fn seems_known(&self, key: &Key) -> bool {
+        let (_, shard) = self.shard_of(key);
+        let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
+        shard.by_key(key).is_some_and(|inode| inode.place().fd.is_some())
+    }
+
+    /// Opens a node for [`Nodes::add`].
+    pub fn open(&self, open: impl FnOnce() -> Result<OwnedFd, Errno>) -> Result<Held, Errno> {
+        self.budget.take(Use::Node, open)
+    }
+
+    /// The node that `fd` holds, new or known, counted as given once more.
+    ///
+    /// # Errors
+    /// `ENFILE` when there are too many.
+    pub fn add(&self, key: Key, kind: Kind, fd: Held) -> Result<Arc<Inode>, Errno> {
+        let (index, shard) = self.shard_of(&key);
+        let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(inode) = shard.by_key(&key) {
+            let mut place = inode.place();
+            if place.fd.is_some() {
+                inode.count();
+                return Ok(inode.clone());
+            }
+            let same = FileHandle::of(&fd)
+                .ok()
+                .is_some_and(|handle| place.handle == Some(handle));
+            if same {
+                place.fd = Some(Arc::new(fd));
+                self.open.fetch_add(1, Ordering::Relaxed);
+                inode.count();
+                drop(place);
+                let inode = inode.clone();
+                drop(shard);
+                self.note_open(&inode);
+                return Ok(inode);
+            }
+            // Removed on the host, and its number given to this one. It stays as what it was, until it is forgotten.
+        }
+        if self.count.fetch_add(1, Ordering::Relaxed) >= self.most {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+            return Err(Errno::NFILE);
+        }
+        let inode = self.insert(&mut shard, index, key, kind, fd).inspect_err(|_| {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+        })?;
+        drop(shard);
+        self.note_open(&inode);
+        Ok(inode)
+    }
+
+    fn insert(&self, shard: &mut Shard, index: u64, key: Key, kind: Kind, fd: Held) -> Result<Arc<Inode>, Errno> {
+        let slot = match shard.free.pop() {
+            Some(slot) => slot,
+            None => {
+                let slot = u32::try_from(shard.slots.len()).map_err(|_| Errno::NFILE)?;
+                if slot >> SLOT_BITS != 0 {
+                    return Err(Errno::NFILE);
+                }
+                shard.slots.push(None);
+                slot
+            }
+        };
+        shard.given = shard.given.checked_add(1).unwrap_or(1);
+        let number = u64::from(shard.given) << (SHARD_BITS + SLOT_BITS) | u64::from(slot) << SHARD_BITS | index;
+        let inode = Arc::new(Inode {
+            number,
+            key,
+            lookups: AtomicU64::new(1),
+            place: Mutex::new(Place {
+                fd: Some(Arc::new(fd)),
+                handle: None,
+            }),
+            recent: AtomicBool::new(false),
+            kind,
+        });
+        if let Some(free) = usize::try_from(slot).ok().and_then(|slot| shard.slots.get_mut(slot)) {
+            *free = Some(inode.clone());
+        }
+        shard.by_key.insert(key, slot);
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Ok(inode)
+    }
+
+    /// Takes `count` look-ups back; with the last one the node goes.
+    pub fn forget(&self, node: Node, count: u64) {
+        let Some((shard, slot)) = self.find(node.0) else { return };
+        let left = {
+            let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
+            let Some(inode) = shard.at(slot).filter(|inode| inode.number == node.0) else {
+                return;
+            };
+            let fewer = |lookups: u64| Some(lookups.saturating_sub(count));
+            let before = inode.lookups.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer);
+            before.unwrap_or(0).saturating_sub(count)
+        };
+        if left > 0 {
+            return;
+        }
+        let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+        // Somebody may have been given it meanwhile, or have taken it out.
+        let gone = |inode: &&Arc<Inode>| inode.number == node.0 && inode.lookups.load(Ordering::Relaxed) == 0;
+        let Some(inode) = shard.at(slot).filter(gone).cloned() else {
+            return;
+        };
+        if let Some(entry) = usize::try_from(slot).ok().and_then(|slot| shard.slots.get_mut(slot)) {
+            *entry = None;
+        }
+        shard.free.push(slot);
+        if shard.by_key.get(&inode.key) == Some(&slot) {
+            shard.by_key.remove(&inode.key);
+        }
+        drop(shard);
+        self.retire(&inode);
+    }
+
+    /// All but the root.
+    pub fn reset(&self) {
+        for shard in &self.shards {
+            let shard = {
+                let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+                let given = shard.given;
+                std::mem::replace(
+                    &mut *shard,
+                    Shard {
+                        given,
+                        ..Shard::default()
+                    },
+                )
+            };
+            for inode in shard.slots.iter().flatten() {
+                self.retire(inode);
+            }
+        }
+        self.oldest.clear();
+    }
+
+    /// A node was taken out of its table.
+    fn retire(&self, inode: &Inode) {
+        let mut place = inode.place();
+        if place.fd.take().is_some() {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+        }
+        if place.handle.take().is_some() {
+            self.mounts.release(inode.key.mount);
+        }
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// A descriptor of the node, opened again if it was closed.
+    ///
+    /// # Errors
+    /// `ESTALE` if the host has removed it meanwhile, `ENFILE` if there are too many descriptors.
+    pub fn descriptor(&self, inode: &Arc<Inode>) -> Result<Arc<Held>, Errno> {
+        let fd = {
+            let mut place = inode.place();
+            if let Some(fd) = &place.fd {
+                if !inode.recent.load(Ordering::Relaxed) {
+                    inode.recent.store(true, Ordering::Relaxed);
+                }
+                return Ok(fd.clone());
+            }
+            // Taken out of its table while the caller had it.
+            let handle = place.handle.as_ref().ok_or(Errno::BADF)?;
+            let mount = self.mounts.get(inode.key.mount).ok_or(Errno::STALE)?;
+            let open = || handle.open(mount.fd(), libc::O_PATH | libc::O_NOFOLLOW);
+            let fd = Arc::new(self.budget.take(Use::Node, open)?);
+            place.fd = Some(fd.clone());
+            fd
+        };
+        self.open.fetch_add(1, Ordering::Relaxed);
+        self.reopened.fetch_add(1, Ordering::Relaxed);
+        self.note_open(inode);
+        Ok(fd)
+    }
+
+    /// `inode` got a descriptor: others may have to close theirs.
+    fn note_open(&self, inode: &Arc<Inode>) {
+        self.oldest.add(inode.number, |number, last| {
+            let Ok(oldest) = self.get(Node(number)) else {
+                return Fate::Gone;
+            };
+            if oldest.recent.swap(false, Ordering::Relaxed) && !last {
+                return Fate::Stays;
+            }
+            self.park(&oldest);
+            Fate::Gone
+        });
+    }
+
+    /// Closes the descriptor of `inode`, if it can be opened again by a handle.
+    fn park(&self, inode: &Inode) {
+        let mut place = inode.place();
+        let Some(fd) = place.fd.clone() else { return };
+        // Without a name it would be gone.
+        if !attributes::has_name(&*fd) {
+            return;
+        }
+        if place.handle.is_none() {
+            let Some(handle) = self.mounts.handle(inode.key.mount, inode.kind, &*fd) else {
+                return;
+            };
+            place.handle = Some(handle);
+        }
+        place.fd = None;
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// What `vm.counters` shows.
+    pub fn counters(&self) -> [(&'static str, u64); 3] {
+        let number = |count: &AtomicUsize| u64::try_from(count.load(Ordering::Relaxed)).unwrap_or(u64::MAX);
+        [
+            ("nodes", number(&self.count)),
+            ("node_descriptors", number(&self.open)),
+            ("nodes_reopened", self.reopened.load(Ordering::Relaxed)),
+        ]
+    }
+
+    fn shard_of(&self, key: &Key) -> (u64, &RwLock<Shard>) {
+        let index = self.hasher.hash_one(key) & (SHARDS as u64 - 1);
+        let shard = usize::try_from(index).ok().and_then(|index| self.shards.get(index));
+        (index, shard.expect("an index below their number"))
+    }
+
+    /// The table that a number is in, and where.
+    fn find(&self, number: u64) -> Option<(&RwLock<Shard>, u32)> {
+        if number >> (SHARD_BITS + SLOT_BITS) == 0 {
+            return None;
+        }
+        let shard = usize::try_from(number & (SHARDS as u64 - 1)).ok()?;
+        let slot = u32::try_from(number >> SHARD_BITS & ((1 << SLOT_BITS) - 1)).ok()?;
+        Some((self.shards.get(shard)?, slot))
+    }
+}

@@ -1,0 +1,161 @@
+//! A share is opened: what it is, what the host can do for it, and what is wrong with it.
+
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::io::Errno;
+
+use super::attributes;
+use super::credentials::Identity;
+use super::descriptors::{Budget, Use};
+use super::handles::Handles;
+use super::locks::Locks;
+use super::mounts::Mounts;
+use super::nodes::Nodes;
+use super::proc::ProcFds;
+use super::{Policy, Tree, thread, xattrs};
+use crate::fs::share::{IdMap, ShareConfig};
+
+/// Why a directory cannot be shared.
+#[derive(Debug, thiserror::Error)]
+pub enum ShareError {
+    /// There is none, or it may not be opened.
+    #[error("cannot open the directory {}", path.display())]
+    Open {
+        /// As configured.
+        path: PathBuf,
+        /// What the host says.
+        source: std::io::Error,
+    },
+    /// The host lacks what it takes.
+    #[error("cannot share {}: {needed} is needed", path.display())]
+    Host {
+        /// As configured.
+        path: PathBuf,
+        /// What is missing.
+        needed: &'static str,
+        /// What the host says.
+        source: std::io::Error,
+    },
+    /// The threads cannot be given the label.
+    #[error("cannot share {} with the label {}: it takes a host with SELinux that knows it", path.display(), label.to_string_lossy())]
+    Label {
+        /// As configured.
+        path: PathBuf,
+        /// As configured.
+        label: CString,
+        /// What the host says.
+        source: std::io::Error,
+    },
+    /// Access control lists are attributes.
+    #[error("cannot share {} with posix_acl: it needs xattr", path.display())]
+    AclWithoutXattr {
+        /// As configured.
+        path: PathBuf,
+    },
+    /// Two users would be one.
+    #[error(
+        "cannot share {}: the {whose} numbers {} to {} are mapped twice, or go beyond 4294967294",
+        path.display(), map.guest, u64::from(map.guest) + u64::from(map.count.saturating_sub(1))
+    )]
+    Map {
+        /// As configured.
+        path: PathBuf,
+        /// `user` or `group`.
+        whose: &'static str,
+        /// The map.
+        map: IdMap,
+    },
+}
+
+impl Tree {
+    /// Opens the directory. The process must not fork afterwards: it keeps `/proc/self/fd` open.
+    ///
+    /// # Errors
+    /// See [`ShareError`].
+    pub(crate) fn open(config: &ShareConfig) -> Result<Self, ShareError> {
+        Self::open_within(config, Budget::of_process())
+    }
+
+    /// The same, with descriptors of `budget`.
+    pub(super) fn open_within(config: &ShareConfig, budget: Arc<Budget>) -> Result<Self, ShareError> {
+        let path = config.dir.as_path();
+        check(config)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = budget.take(Use::Node, || openat(CWD, path, flags, Mode::empty()));
+        let root = root.map_err(|error| ShareError::Open {
+            path: path.into(),
+            source: error.into(),
+        })?;
+        let needs = |needed| {
+            move |error: Errno| ShareError::Host {
+                path: path.into(),
+                needed,
+                source: error.into(),
+            }
+        };
+        openat2(&root, c".", flags, Mode::empty(), ResolveFlags::BENEATH).map_err(needs("openat2 (Linux 5.6)"))?;
+        let key = attributes::key_of(&root).map_err(needs("statx (Linux 4.11)"))?;
+        let proc = ProcFds::open().map_err(needs("/proc/self/fd"))?;
+        let who = Identity::of_thread(&config.uid_map, &config.gid_map).map_err(needs("capget"))?;
+        if let Some(label) = &config.label {
+            try_label(path, label)?;
+        }
+        let mounts = Mounts::new(proc.clone(), budget.clone());
+        let (most, most_open) = (config.max_nodes, config.max_node_descriptors);
+        Ok(Self {
+            policy: Policy::new(config),
+            who,
+            trusted: xattrs::has_trusted(),
+            proc,
+            nodes: Nodes::new(root, key, mounts, budget.clone(), most, most_open),
+            budget,
+            handles: Handles::new(config.max_handles),
+            locks: Locks::new(config.max_locks),
+        })
+    }
+}
+
+/// What can be said of a configuration without the host.
+fn check(config: &ShareConfig) -> Result<(), ShareError> {
+    if config.posix_acl && !config.xattr {
+        return Err(ShareError::AclWithoutXattr {
+            path: config.dir.clone(),
+        });
+    }
+    for (whose, maps) in [("user", &config.uid_map), ("group", &config.gid_map)] {
+        let fits = |from: u32, count: u32| from.checked_add(count).is_some();
+        let meets = |(a, a_count): (u32, u32), (b, b_count): (u32, u32)| {
+            a < b.saturating_add(b_count) && b < a.saturating_add(a_count)
+        };
+        for (index, map) in maps.iter().enumerate() {
+            let twice = maps.iter().take(index).any(|other| {
+                meets((map.guest, map.count), (other.guest, other.count))
+                    || meets((map.host, map.count), (other.host, other.count))
+            });
+            if twice || !fits(map.guest, map.count) || !fits(map.host, map.count) {
+                return Err(ShareError::Map {
+                    path: config.dir.clone(),
+                    whose,
+                    map: *map,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Has a thread of its own take the label, so that a share never serves without.
+fn try_label(path: &Path, label: &CString) -> Result<(), ShareError> {
+    let tried = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| thread::set_label(Some(label)));
+        thread.join().unwrap_or_else(|_| Err(Errno::IO.into()))
+    });
+    tried.map_err(|source| ShareError::Label {
+        path: path.into(),
+        label: label.clone(),
+        source,
+    })
+}

@@ -1,0 +1,45 @@
+//! What a thread that serves has of its own: umask, working directory, no groups, and the label of what it makes.
+
+use std::cell::Cell;
+use std::ffi::CStr;
+use std::io;
+
+use rustix::io::Errno;
+use rustix::process::{fchdir, umask};
+use rustix::thread::set_thread_groups;
+
+use super::Tree;
+
+/// Where a thread says what label new files get (`man 5 proc`, SELinux).
+pub(super) const FSCREATE: &str = "/proc/thread-self/attr/fscreate";
+
+thread_local! {
+    static ENTERED: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Tree {
+    pub(super) fn enter(&self) -> io::Result<()> {
+        super::host::own_directories()?;
+        umask(rustix::fs::Mode::empty());
+        fchdir(self.proc.dir())?;
+        if self.who.switches() {
+            // Else what a caller makes could have a group that only the server is in.
+            set_thread_groups(&[])?;
+        }
+        if let Some(label) = &self.policy.label {
+            set_label(Some(label))?;
+        }
+        ENTERED.set(true);
+        Ok(())
+    }
+}
+
+/// Whether the thread was prepared: else a name in `/proc/self/fd` would be one of some other directory.
+pub(super) fn check() -> Result<(), Errno> {
+    if ENTERED.get() { Ok(()) } else { Err(Errno::IO) }
+}
+
+/// Has the thread make files with `label`, or with what the host thinks right.
+pub(super) fn set_label(label: Option<&CStr>) -> io::Result<()> {
+    std::fs::write(FSCREATE, label.map_or(&b"\0"[..], CStr::to_bytes_with_nul))
+}

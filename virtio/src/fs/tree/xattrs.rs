@@ -1,0 +1,206 @@
+//! Extended attributes, and which of them the guest has.
+//!
+//! | names                    | served                                                                     |
+//! |--------------------------|----------------------------------------------------------------------------|
+//! | `user.*`, `security.*`   | yes; what of `security.*` may be set is for the host to say                |
+//! | `system.posix_acl_*`     | if the share has them, with numbers of users translated                     |
+//! | `trusted.*`              | if the server has `CAP_SYS_ADMIN`, without which the host serves them to nobody |
+//! | others                   | `EOPNOTSUPP`                                                               |
+//!
+//! The host has no call that takes a descriptor which only names a file, so the thread's working directory is `/proc/self/fd` (see
+//! [`super::thread`]), and the name there is the descriptor's number.
+
+use std::ffi::CStr;
+use std::sync::Arc;
+
+use rustix::fs::{
+    AtFlags, Mode, XattrFlags, chmodat, getxattr, getxattr_query, listxattr, listxattr_query, removexattr, setxattr,
+};
+use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, capabilities};
+
+use super::Tree;
+use super::descriptors::Held;
+use super::proc::Number;
+use super::{attributes, thread};
+use crate::fs::filesystem::{Creation, Node};
+
+/// Longest value, and longest list of names (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX` of linux/limits.h).
+const MOST_BYTES: usize = 65_536;
+/// Of an access control list: its head, which says version 2, and an entry (linux/posix_acl_xattr.h).
+const ACL_HEAD: usize = 4;
+const ACL_ENTRY: usize = 8;
+/// Entries with the number of a user or of a group (linux/posix_acl.h).
+const ACL_USER: u16 = 0x02;
+const ACL_GROUP: u16 = 0x08;
+/// Set-group-ID, in a mode.
+const S_ISGID: u32 = 0o2000;
+
+/// A name of the host's that leads to a node from a thread's working directory.
+struct Named {
+    /// Keeps the number what it is.
+    _fd: Arc<Held>,
+    number: Number,
+}
+
+impl Named {
+    fn path(&self) -> &CStr {
+        self.number.as_c_str()
+    }
+}
+
+impl Tree {
+    fn named(&self, node: Node) -> Result<Named, Errno> {
+        thread::check()?;
+        let fd = self.descriptor(node)?;
+        let number = Number::of(&*fd);
+        Ok(Named { _fd: fd, number })
+    }
+
+    /// Whether the guest may use an attribute of that name.
+    fn check_name(&self, name: &CStr) -> Result<(), Errno> {
+        if !self.policy.xattr {
+            return Err(Errno::NOSYS);
+        }
+        if self.serves(name.to_bytes()) {
+            Ok(())
+        } else {
+            Err(Errno::OPNOTSUPP)
+        }
+    }
+
+    fn serves(&self, name: &[u8]) -> bool {
+        if is_acl(name) {
+            return self.policy.posix_acl();
+        }
+        name.starts_with(b"user.") || name.starts_with(b"security.") || self.trusted && name.starts_with(b"trusted.")
+    }
+
+    pub(super) fn setxattr(
+        &self,
+        node: Node,
+        name: &CStr,
+        value: &[u8],
+        flags: u32,
+        clear_sgid: bool,
+    ) -> Result<(), Errno> {
+        self.check_name(name)?;
+        let flags = XattrFlags::from_bits(flags).ok_or(Errno::INVAL)?;
+        if value.len() > MOST_BYTES {
+            return Err(Errno::TOOBIG);
+        }
+        let named = self.named(node)?;
+        if !(is_acl(name.to_bytes()) && self.who.maps()) {
+            setxattr(named.path(), name, value, flags)?;
+        } else {
+            let user = |id| self.who.host_uid(id);
+            let group = |id| self.who.host_gid(id);
+            setxattr(named.path(), name, &translated(value, user, group)?, flags)?;
+        }
+        if clear_sgid {
+            let mode = u32::from(attributes::of(&*named._fd)?.stx_mode);
+            if mode & S_ISGID != 0 {
+                let mode = Mode::from_raw_mode(mode & 0o7777 & !S_ISGID);
+                chmodat(self.proc.dir(), named.path(), mode, AtFlags::empty())?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn getxattr(&self, node: Node, name: &CStr, room: usize) -> Result<Vec<u8>, Errno> {
+        self.check_name(name)?;
+        let named = self.named(node)?;
+        let mut value = vec![0; room.min(MOST_BYTES)];
+        let len = getxattr(named.path(), name, &mut value[..])?;
+        value.truncate(len);
+        if is_acl(name.to_bytes()) && self.who.maps() {
+            let user = |id| Ok(self.who.guest_uid(id));
+            let group = |id| Ok(self.who.guest_gid(id));
+            return translated(&value, user, group);
+        }
+        Ok(value)
+    }
+
+    pub(super) fn getxattr_len(&self, node: Node, name: &CStr) -> Result<usize, Errno> {
+        self.check_name(name)?;
+        getxattr_query(self.named(node)?.path(), name)
+    }
+
+    pub(super) fn listxattr(&self, node: Node, room: usize) -> Result<Vec<u8>, Errno> {
+        if !self.policy.xattr {
+            return Err(Errno::NOSYS);
+        }
+        let named = self.named(node)?;
+        let len = listxattr_query(named.path())?;
+        let mut all = vec![0u8; len.min(MOST_BYTES)];
+        let len = listxattr(named.path(), &mut all[..])?;
+        all.truncate(len);
+        let mut served = Vec::with_capacity(all.len());
+        for name in all.split_inclusive(|byte| *byte == 0) {
+            if self.serves(name) {
+                served.extend_from_slice(name);
+            }
+        }
+        if served.len() > room {
+            Err(Errno::RANGE)
+        } else {
+            Ok(served)
+        }
+    }
+
+    pub(super) fn listxattr_len(&self, node: Node) -> Result<usize, Errno> {
+        self.listxattr(node, MOST_BYTES).map(|names| names.len())
+    }
+
+    pub(super) fn removexattr(&self, node: Node, name: &CStr) -> Result<(), Errno> {
+        self.check_name(name)?;
+        removexattr(self.named(node)?.path(), name)
+    }
+
+    /// Gives what was just made the label that the guest wants of it.
+    pub(super) fn label(&self, new: &Creation<'_>, fd: impl FnOnce() -> Result<Arc<Held>, Errno>) -> Result<(), Errno> {
+        let Some((name, value)) = new.label else { return Ok(()) };
+        if !name.to_bytes().starts_with(b"security.") {
+            return Err(Errno::INVAL);
+        }
+        self.check_name(name)?;
+        thread::check()?;
+        let fd = fd()?;
+        setxattr(Number::of(&*fd).as_c_str(), name, value, XattrFlags::empty())
+    }
+}
+
+/// Whether the server may have `trusted.*`.
+pub(super) fn has_trusted() -> bool {
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+}
+
+fn is_acl(name: &[u8]) -> bool {
+    let name = name.strip_suffix(b"\0").unwrap_or(name);
+    matches!(name, b"system.posix_acl_access" | b"system.posix_acl_default")
+}
+
+/// An access control list with other numbers of users and groups.
+fn translated(
+    list: &[u8],
+    user: impl Fn(u32) -> Result<u32, Errno>,
+    group: impl Fn(u32) -> Result<u32, Errno>,
+) -> Result<Vec<u8>, Errno> {
+    let mut list = list.to_vec();
+    let entries = list.get_mut(ACL_HEAD..).ok_or(Errno::INVAL)?;
+    for entry in entries.chunks_exact_mut(ACL_ENTRY) {
+        let Some((tag, [_, _, id @ ..])) = entry.split_first_chunk_mut::<2>() else {
+            return Err(Errno::INVAL);
+        };
+        let Ok(id) = <&mut [u8; 4]>::try_from(id) else {
+            return Err(Errno::INVAL);
+        };
+        let new = match u16::from_le_bytes(*tag) {
+            ACL_USER => user(u32::from_le_bytes(*id))?,
+            ACL_GROUP => group(u32::from_le_bytes(*id))?,
+            _ => continue,
+        };
+        *id = new.to_le_bytes();
+    }
+    Ok(list)
+}
