@@ -32,6 +32,8 @@ use rustix::io::Errno;
 use super::filesystem::FileSystem;
 use super::protocol::{Failure, MALFORMED, Opcode};
 use super::serve::{Outcome, Serve};
+use super::share::ShareConfig;
+use super::tree::Tree;
 use crate::ring::{Reader, Writer};
 use ask::Ask;
 use counters::Counters;
@@ -50,7 +52,17 @@ pub struct Server {
     counters: Counters,
 }
 
+pub use super::tree::ShareError;
+
 impl Server {
+    /// Opens the directory that is to be shared. No request is served on a thread that has not called [`Serve::enter`].
+    ///
+    /// # Errors
+    /// See [`ShareError`].
+    pub fn open(config: &ShareConfig) -> Result<Self, ShareError> {
+        Tree::open(config).map(Self::new)
+    }
+
     /// A server over `fs`.
     pub(super) fn new(fs: impl FileSystem + 'static) -> Self {
         Self {

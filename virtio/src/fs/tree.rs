@@ -101,6 +101,7 @@ impl Policy {
                 // With a label of the share's own, the guest has no say.
                 security_context: config.xattr && !config.readonly && config.label.is_none(),
                 readdirplus: config.cache != Cache::Never,
+                unshared: config.cache == Cache::Always,
             },
             writeback_agreed: AtomicBool::new(false),
             posix_acl_agreed: AtomicBool::new(false),

@@ -3,6 +3,7 @@
 mod rig;
 
 mod contents;
+mod host;
 mod init;
 
 use rig::*;

@@ -129,50 +129,60 @@ impl Rig {
         Self { server, model }
     }
 
-    /// Hands in `request` in pieces of `piece` bytes, with a reply of `room` bytes in such pieces. Bytes that the server did not say it
-    /// wrote must be as they were.
+    /// See [`hand_in`].
     pub fn hand_in(&self, request: &[u8], room: usize, piece: usize) -> (Outcome, Vec<u8>) {
-        let mut request = request.to_vec();
-        let mut reply: Vec<u8> = repeat_n(0xee, room).collect();
-        let outcome = {
-            let asked = request.chunks_mut(piece).map(VolatileSlice::from).collect();
-            let answer = reply.chunks_mut(piece).map(VolatileSlice::from).collect();
-            self.server.handle(asked, answer)
-        };
-        let len = match outcome {
-            Outcome::Done(len) => usize::try_from(len).unwrap(),
-            Outcome::Wait => 0,
-        };
-        assert!(len <= room, "{len} bytes written where {room} fit");
-        assert!(
-            reply.split_off(len).iter().all(|byte| *byte == 0xee),
-            "more was written than was said"
-        );
-        (outcome, reply)
+        hand_in(&self.server, request, room, piece)
     }
 
-    /// Asks with room for all, and takes the reply's header off.
+    /// See [`ask_in`]. There is room for all.
     pub fn ask(&self, request: &Request) -> Reply {
         self.ask_in(request, 1 << 17)
     }
 
-    /// The same with room for so many bytes behind the header.
+    /// See [`ask_in`].
     pub fn ask_in(&self, request: &Request, room: usize) -> Reply {
-        let (outcome, bytes) = self.hand_in(&request.bytes(), 16 + room, 1 << 20);
-        let len = u32::try_from(bytes.len()).unwrap();
-        assert_eq!(outcome, Outcome::Done(len), "{request:?}");
-        assert_eq!(bytes[..4], len.to_le_bytes(), "{request:?}");
-        assert_eq!(bytes[8..16], request.unique.to_le_bytes(), "{request:?}");
-        Reply {
-            error: i32::from_le_bytes(bytes[4..8].try_into().unwrap()),
-            body: bytes[16..].to_vec(),
-        }
+        ask_in(&self.server, request, room)
     }
 
     /// The counter called `name`.
     pub fn count(&self, name: &str) -> u64 {
         let all = self.server.counters();
         all.iter().find(|(known, _)| *known == name).unwrap().1
+    }
+}
+
+/// Hands in `request` in pieces of `piece` bytes, with a reply of `room` bytes in such pieces. Bytes that the server did not say it wrote
+/// must be as they were.
+pub fn hand_in(server: &Server, request: &[u8], room: usize, piece: usize) -> (Outcome, Vec<u8>) {
+    let mut request = request.to_vec();
+    let mut reply: Vec<u8> = repeat_n(0xee, room).collect();
+    let outcome = {
+        let asked = request.chunks_mut(piece).map(VolatileSlice::from).collect();
+        let answer = reply.chunks_mut(piece).map(VolatileSlice::from).collect();
+        server.handle(asked, answer)
+    };
+    let len = match outcome {
+        Outcome::Done(len) => usize::try_from(len).unwrap(),
+        Outcome::Wait => 0,
+    };
+    assert!(len <= room, "{len} bytes written where {room} fit");
+    assert!(
+        reply.split_off(len).iter().all(|byte| *byte == 0xee),
+        "more was written than was said"
+    );
+    (outcome, reply)
+}
+
+/// Asks with room for so many bytes behind the header, and takes the reply's header off.
+pub fn ask_in(server: &Server, request: &Request, room: usize) -> Reply {
+    let (outcome, bytes) = hand_in(server, &request.bytes(), 16 + room, 1 << 20);
+    let len = u32::try_from(bytes.len()).unwrap();
+    assert_eq!(outcome, Outcome::Done(len), "{request:?}");
+    assert_eq!(bytes[..4], len.to_le_bytes(), "{request:?}");
+    assert_eq!(bytes[8..16], request.unique.to_le_bytes(), "{request:?}");
+    Reply {
+        error: i32::from_le_bytes(bytes[4..8].try_into().unwrap()),
+        body: bytes[16..].to_vec(),
     }
 }
 

@@ -1,0 +1,73 @@
+//! A server over a directory of the host: that the two fit.
+
+use rustix::io::Errno;
+
+use super::*;
+use crate::fs::serve::Serve;
+use crate::fs::server::Server;
+use crate::fs::share::{Cache, ShareConfig};
+
+/// Serves `dir` to Linux 6.12 from a thread of its own, as the threads of a device would.
+fn serve(config: &ShareConfig, guest: impl FnOnce(&dyn Fn(&Request) -> Reply) + Send) {
+    let server = Server::open(config).unwrap();
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            server.enter().unwrap();
+            assert_eq!(ask_in(&server, &init_request(7, 41, LINUX_6_12), 64).error, 0);
+            guest(&|request| ask_in(&server, request, 1 << 16));
+        });
+    });
+}
+
+/// The number at `offset` of `reply`.
+fn number(reply: &Reply, offset: usize) -> u64 {
+    assert_eq!(reply.error, 0);
+    u64::from_le_bytes(reply.body[offset..offset + 8].try_into().unwrap())
+}
+
+#[test]
+fn a_file_of_the_host_is_found_read_and_written() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("f"), "abcdef").unwrap();
+    serve(&ShareConfig::new(dir.path()), |ask| {
+        let found = ask(&request(1, 1, &[b"f\0"]));
+        let node = number(&found, 0);
+        assert_eq!(number(&found, 48), 6, "size");
+        let handle = number(&ask(&request(14, node, &[&u32s([2, 0])])), 0);
+        let read = [u64s([handle, 2]), u32s([100, 0]), u64s([0, 0])].concat();
+        assert_eq!(ask(&request(15, node, &[&read])), success(*b"cdef"));
+        let write = [u64s([handle, 4]), u32s([3, 0]), u64s([0, 0])].concat();
+        assert_eq!(ask(&request(16, node, &[&write, b"xyz"])), success(u32s([3, 0])));
+        assert_eq!(ask(&request(18, node, &[&u64s([handle, 0, 0])])), success([]));
+        assert_eq!(ask(&request(15, node, &[&read])), failure(Errno::BADF));
+    });
+    assert_eq!(std::fs::read(dir.path().join("f")).unwrap(), b"abcdxyz");
+}
+
+#[test]
+fn a_directory_of_the_host_is_listed_with_what_is_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("name"), "abc").unwrap();
+    serve(&ShareConfig::new(dir.path()), |ask| {
+        let handle = number(&ask(&request(27, 1, &[&u32s([0, 0])])), 0);
+        let list = [u64s([handle, 0]), u32s([4096, 0]), u64s([0, 0])].concat();
+        let listed = ask(&request(44, 1, &[&list]));
+        let at = listed.body.windows(4).position(|name| name == b"name").unwrap();
+        assert_eq!(number(&listed, at - 152 + 48), 3, "size");
+        assert_eq!(listed.body.len(), (2 + 1) * 160);
+    });
+}
+
+#[test]
+fn a_share_that_is_kept_by_the_guest_says_so() {
+    use crate::fs::protocol::flags::init::{AUTO_INVAL_DATA, CACHE_SYMLINKS};
+    let dir = tempfile::tempdir().unwrap();
+    for (cache, flags) in [(Cache::Always, CACHE_SYMLINKS), (Cache::Auto, AUTO_INVAL_DATA)] {
+        let mut config = ShareConfig::new(dir.path());
+        config.cache = cache;
+        let server = Server::open(&config).unwrap();
+        let reply = ask_in(&server, &init_request(7, 41, LINUX_6_12), 64);
+        let agreed = number(&reply, 12) & (AUTO_INVAL_DATA | CACHE_SYMLINKS);
+        assert_eq!(agreed, flags, "{cache:?}");
+    }
+}
