@@ -3,12 +3,27 @@ use crate::fs::filesystem::{Stamp, Time};
 use crate::iovecs::Iovecs;
 use std::ffi::CString;
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use vm_memory::VolatileSlice;
 
+#[path = "tree/escape_test.rs"]
+mod escape;
+#[path = "tree/host_test.rs"]
+mod host_side;
+#[path = "tree/lock_test.rs"]
+mod lock;
+#[path = "tree/nodes_test.rs"]
+mod node;
+#[path = "tree/owner_test.rs"]
+mod owner;
 #[path = "tree/rules_test.rs"]
 mod rules;
+#[path = "tree/share_root_test.rs"]
+mod share_root;
+#[path = "tree/xattr_test.rs"]
+mod xattr;
 
 const ROOT: Caller = Caller {
     uid: 0,

@@ -47,6 +47,12 @@ impl Budget {
         self.limit
     }
 
+    /// How many there are.
+    #[cfg(test)]
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
     /// Has `open` open one, if there may be one more.
     ///
     /// # Errors

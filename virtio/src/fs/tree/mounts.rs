@@ -78,6 +78,12 @@ impl Mounts {
         self.lock().get(&mount)?.mount.clone()
     }
 
+    /// How many descriptors there are.
+    #[cfg(test)]
+    pub fn open(&self) -> usize {
+        self.lock().values().filter(|known| known.mount.is_some()).count()
+    }
+
     /// A node with a handle went.
     pub fn release(&self, mount: u32) {
         let mut table = self.lock();

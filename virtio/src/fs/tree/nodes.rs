@@ -391,6 +391,12 @@ impl Nodes {
         ]
     }
 
+    /// Descriptors of mounts.
+    #[cfg(test)]
+    pub fn mounts_open(&self) -> usize {
+        self.mounts.open()
+    }
+
     fn shard_of(&self, key: &Key) -> (u64, &RwLock<Shard>) {
         let index = self.hasher.hash_one(key) & (SHARDS as u64 - 1);
         let shard = usize::try_from(index).ok().and_then(|index| self.shards.get(index));

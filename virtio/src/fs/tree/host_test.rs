@@ -1,0 +1,119 @@
+//! What the host does to files while the guest has them.
+
+use super::*;
+use std::process::Command;
+
+#[test]
+fn a_file_that_is_cut_short_on_the_host_is_read_short() {
+    let share = Share::new();
+    fs::write(share.host("a"), vec![1; 8192]).unwrap();
+    let node = share.node("a");
+    let handle = share.open(node, O_RDWR).unwrap();
+    fs::File::options()
+        .write(true)
+        .open(share.host("a"))
+        .unwrap()
+        .set_len(10)
+        .unwrap();
+    assert_eq!(share.read(node, handle, 0, 8192).unwrap().len(), 10);
+    assert_eq!(share.read(node, handle, 4096, 4096).unwrap().len(), 0);
+    assert_eq!(share.attr(node).size, 10);
+}
+
+#[test]
+fn a_long_list_of_buffers_is_moved_in_parts() {
+    let share = Share::new();
+    let (file, opened) = share.create(Node::ROOT, "a", O_RDWR, 0o644).unwrap();
+    let mut bytes: Vec<u8> = (0..7000u32).map(|n| n.to_le_bytes()[0]).collect();
+    let expected = bytes.clone();
+    let mut iovecs = Iovecs::default();
+    let mut live = iovecs.begin();
+    for piece in bytes.chunks_mut(3) {
+        live.push(VolatileSlice::from(piece));
+    }
+    assert!(live.len() > 2 * crate::iovecs::MAX_IOVECS);
+    assert_eq!(
+        share.tree.write(file.node, opened.handle, 0, live.buffers(), false),
+        Ok(7000)
+    );
+    drop(iovecs);
+    let mut read = vec![0; 7003];
+    let mut iovecs = Iovecs::default();
+    let mut live = iovecs.begin();
+    for piece in read.chunks_mut(3) {
+        live.push(VolatileSlice::from(piece));
+    }
+    assert_eq!(share.tree.read(file.node, opened.handle, 0, live.buffers()), Ok(7000));
+    drop(iovecs);
+    assert_eq!(read[..7000], expected);
+    assert_eq!(
+        share
+            .tree
+            .read(file.node, opened.handle, 0, Iovecs::default().begin().buffers()),
+        Ok(0)
+    );
+}
+
+#[test]
+fn a_full_disk_is_passed_on() {
+    let share = Share::new();
+    fs::create_dir(share.host("small")).unwrap();
+    let mount = ["-t", "tmpfs", "-o", "size=64k,nr_inodes=4", "none"];
+    let mounted = Command::new("mount").args(mount).arg(share.host("small")).output();
+    if !mounted.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: nothing can be mounted here");
+        return;
+    }
+    let small = share.node("small");
+    let (file, opened) = share.create(small, "a", O_RDWR, 0o644).unwrap();
+    let mut written = 0;
+    let error = loop {
+        match share.write(file.node, opened.handle, written, &[7; 4096]) {
+            Ok(bytes) => written += bytes as u64,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((error, written), (Errno::NOSPC, 64 << 10));
+    assert_eq!(
+        share.tree.fallocate(file.node, opened.handle, 0, 0, 1 << 20),
+        Err(Errno::NOSPC)
+    );
+    let error = (0..9).find_map(|n| share.mkdir(small, &format!("dir{n}"), 0o755).err());
+    assert_eq!(error, Some(Errno::NOSPC));
+    assert_eq!(share.read(file.node, opened.handle, 0, 4096).unwrap(), [7; 4096]);
+    share.tree.reset();
+    assert!(
+        Command::new("umount")
+            .arg(share.host("small"))
+            .status()
+            .unwrap()
+            .success(),
+        "nothing holds it any more"
+    );
+}
+
+#[test]
+fn a_file_that_is_removed_while_it_is_open_stays_until_it_is_closed() {
+    let share = Share::new();
+    let (file, opened) = share.create(Node::ROOT, "a", O_RDWR, 0o644).unwrap();
+    share.write(file.node, opened.handle, 0, b"kept").unwrap();
+    fs::remove_file(share.host("a")).unwrap();
+    assert_eq!(share.lookup(Node::ROOT, "a").unwrap_err(), Errno::NOENT);
+    assert_eq!(share.read(file.node, opened.handle, 0, 9).unwrap(), b"kept");
+    let (attr, _) = share.tree.getattr(file.node, Some(opened.handle)).unwrap();
+    assert_eq!((attr.size, attr.nlink), (4, 0));
+    let (new, _) = share.create(Node::ROOT, "a", O_RDWR, 0o644).unwrap();
+    assert_ne!(new.node, file.node);
+}
+
+#[test]
+fn a_directory_that_is_removed_is_empty_for_who_has_it() {
+    let share = Share::new();
+    let dir = share.mkdir(Node::ROOT, "dir", 0o755).unwrap().node;
+    let handle = share.tree.opendir(dir).unwrap().handle;
+    fs::remove_dir(share.host("dir")).unwrap();
+    assert_eq!(share.mkdir(dir, "x", 0o755).unwrap_err(), Errno::NOENT);
+    assert_eq!(share.lookup(dir, "x").unwrap_err(), Errno::NOENT);
+    let listed = share.tree.readdir(dir, handle, 0, false, &mut |_| true);
+    assert!(matches!(listed, Ok(()) | Err(Errno::NOENT)), "{listed:?}");
+}

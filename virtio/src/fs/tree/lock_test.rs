@@ -1,0 +1,192 @@
+//! Locks among owners of the guest, with those of the host, and how many there may be.
+
+use super::*;
+use crate::fs::filesystem::LockKind::{Read, Unlock, Write};
+use crate::fs::filesystem::{LockKind, Locked};
+use proptest::prelude::*;
+
+fn range(owner: u64, kind: LockKind, start: u64, end: u64) -> Lock {
+    Lock {
+        owner,
+        pid: 100 + u32::try_from(owner).unwrap(),
+        kind,
+        start,
+        end,
+        whole_file: false,
+    }
+}
+
+fn whole(owner: u64, kind: LockKind) -> Lock {
+    Lock {
+        whole_file: true,
+        ..range(owner, kind, 0, u64::MAX)
+    }
+}
+
+fn opened(share: &Share) -> (Node, Handle) {
+    let (entry, opened) = share.create(Node::ROOT, "a", O_RDWR, 0o644).unwrap();
+    (entry.node, opened.handle)
+}
+
+#[test]
+fn owners_exclude_each_other_and_wait() {
+    let share = Share::new();
+    let (node, handle) = opened(&share);
+    let set = |lock: Lock, wait| share.tree.setlk(node, handle, &lock, wait);
+    assert_eq!(set(range(1, Write, 10, 19), false), Ok(Locked::Yes));
+    assert_eq!(
+        set(range(1, Read, 15, 29), false),
+        Ok(Locked::Yes),
+        "an owner is not in his own way"
+    );
+    assert_eq!(set(range(2, Read, 0, 9), false), Ok(Locked::Yes));
+    assert_eq!(set(range(2, Read, 14, 14), false), Err(Errno::AGAIN));
+    assert_eq!(set(range(2, Read, 14, 14), true), Ok(Locked::Later));
+    assert_eq!(set(range(2, Read, 15, 40), false), Ok(Locked::Yes));
+    assert_eq!(set(range(2, Write, 15, 40), true), Ok(Locked::Later));
+    let found = share
+        .tree
+        .getlk(node, handle, &range(2, Write, 0, 100))
+        .unwrap()
+        .unwrap();
+    assert_eq!((found.owner, found.pid), (1, 101));
+    assert_eq!(share.tree.getlk(node, handle, &range(3, Read, 20, u64::MAX)), Ok(None));
+
+    let before = share.tree.lock_generation();
+    share.tree.flush(node, handle, 1).unwrap();
+    assert_ne!(share.tree.lock_generation(), before);
+    assert_eq!(set(range(2, Write, 14, 40), true), Ok(Locked::Yes));
+    assert_eq!(set(range(2, Unlock, 0, u64::MAX), false), Ok(Locked::Yes));
+    assert_eq!(share.counter("locks"), 0);
+    assert_eq!(set(range(9, Unlock, 0, 5), false), Ok(Locked::Yes));
+    for wrong in [range(1, Read, 5, 4), range(1, Read, 1 << 63, u64::MAX)] {
+        assert_eq!(set(wrong, false), Err(Errno::INVAL));
+    }
+}
+
+#[test]
+fn a_lock_of_the_host_is_seen_and_sees() {
+    let share = Share::new();
+    let (node, handle) = opened(&share);
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(share.host("a"))
+        .unwrap();
+    let of_host = |kind, start, len| crate::fs::tree::host::Range { kind, start, len };
+    crate::fs::tree::host::set_lock(file.as_fd(), of_host(libc::F_WRLCK, 5, 0)).unwrap();
+    let set = |lock: Lock| share.tree.setlk(node, handle, &lock, true);
+    assert_eq!(set(range(1, Read, 5, 6)), Ok(Locked::Later));
+    assert_eq!(set(range(1, Read, 0, 4)), Ok(Locked::Yes));
+    let found = share.tree.getlk(node, handle, &range(1, Read, 0, 9)).unwrap().unwrap();
+    assert_eq!(
+        (found.owner, found.pid, found.kind, found.start, found.end),
+        (0, 0, Write, 5, u64::MAX)
+    );
+    let theirs = crate::fs::tree::host::find_lock(file.as_fd(), of_host(libc::F_WRLCK, 0, 3)).unwrap();
+    assert_eq!(theirs.unwrap().len, 5);
+    drop(file);
+    assert_eq!(set(range(1, Read, 5, 6)), Ok(Locked::Yes));
+}
+
+#[test]
+fn a_lock_on_the_whole_file_is_an_owners_and_flocks() {
+    let share = Share::new();
+    let (node, handle) = opened(&share);
+    let set = |lock: Lock| share.tree.setlk(node, handle, &lock, true);
+    let host = fs::File::open(share.host("a")).unwrap();
+    let busy = |operation| rustix::fs::flock(&host, operation) == Err(Errno::AGAIN);
+    use rustix::fs::FlockOperation::{NonBlockingLockExclusive, NonBlockingLockShared, NonBlockingUnlock};
+    assert_eq!(set(whole(1, Read)), Ok(Locked::Yes));
+    assert_eq!(set(whole(2, Read)), Ok(Locked::Yes));
+    assert_eq!(set(whole(2, Write)), Ok(Locked::Later));
+    assert!(busy(NonBlockingLockExclusive) && !busy(NonBlockingLockShared));
+    rustix::fs::flock(&host, NonBlockingUnlock).unwrap();
+    // Records are another matter.
+    assert_eq!(set(range(3, Write, 0, u64::MAX)), Ok(Locked::Yes));
+    share.tree.flush(node, handle, 1).unwrap();
+    assert!(
+        busy(NonBlockingLockExclusive),
+        "closing a copy of a descriptor keeps flock's"
+    );
+    share.tree.release(node, handle, Some(1)).unwrap();
+    let handle = share.open(node, O_RDWR).unwrap();
+    let set = |lock: Lock| share.tree.setlk(node, handle, &lock, true);
+    assert_eq!(set(whole(2, Write)), Ok(Locked::Yes));
+    assert_eq!(set(whole(2, Unlock)), Ok(Locked::Yes));
+    assert!(!busy(NonBlockingLockExclusive));
+}
+
+#[test]
+fn a_directory_can_be_locked_whole() {
+    let share = Share::new();
+    let dir = share.mkdir(Node::ROOT, "dir", 0o755).unwrap().node;
+    let handle = share.tree.opendir(dir).unwrap().handle;
+    assert_eq!(share.tree.setlk(dir, handle, &whole(1, Write), false), Ok(Locked::Yes));
+    assert_eq!(share.tree.setlk(dir, handle, &whole(2, Read), false), Err(Errno::AGAIN));
+}
+
+#[test]
+fn locks_are_bounded_and_go_with_a_reset() {
+    let share = Share::with(|config| config.max_locks = 4);
+    let (node, handle) = opened(&share);
+    let set = |lock: Lock| share.tree.setlk(node, handle, &lock, false);
+    for owner in 0..3 {
+        assert_eq!(set(range(owner, Read, 10 * owner, 10 * owner + 8)), Ok(Locked::Yes));
+    }
+    assert_eq!(set(range(0, Unlock, 4, 4)), Ok(Locked::Yes), "one becomes two");
+    assert_eq!(share.counter("locks"), 4);
+    assert_eq!(set(range(1, Unlock, 14, 14)), Err(Errno::NOLCK));
+    assert_eq!(set(range(4, Read, 50, 50)), Err(Errno::NOLCK));
+    assert_eq!(set(range(1, Unlock, 10, 13)), Ok(Locked::Yes));
+    assert_eq!(set(range(2, Write, 0, 99)), Err(Errno::AGAIN));
+    assert_eq!(share.counter("locks"), 4, "what was refused is not counted");
+    let before = share.tree.lock_generation();
+    share.tree.reset();
+    assert_eq!(share.counter("locks"), 0);
+    assert_ne!(share.tree.lock_generation(), before);
+    let host = fs::File::options().write(true).open(share.host("a")).unwrap();
+    let all = crate::fs::tree::host::Range {
+        kind: libc::F_WRLCK,
+        start: 0,
+        len: 0,
+    };
+    crate::fs::tree::host::set_lock(host.as_fd(), all).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Three owners, sixteen bytes: what is granted is what a map of bytes says, and so is the number of locks.
+    #[test]
+    fn a_map_of_bytes_is_the_model(steps in prop::collection::vec((0u64..3, 0u8..3, 0u64..16, 0u64..16), 1..40)) {
+        let share = Share::new();
+        let (node, handle) = opened(&share);
+        let mut model = [[0u8; 16]; 3];
+        for (owner, kind, a, b) in steps {
+            let (start, end) = (a.min(b), a.max(b));
+            let index = usize::try_from(owner).unwrap();
+            let bytes = usize::try_from(start).unwrap()..=usize::try_from(end).unwrap();
+            let others = (0..3).filter(|other| *other != index);
+            let busy = others.flat_map(|other| model[other][bytes.clone()].to_vec()).any(|held| {
+                kind == 2 && held > 0 || kind == 1 && held == 2
+            });
+            let lock = range(owner, [Unlock, Read, Write][usize::from(kind)], start, end);
+            let answer = share.tree.setlk(node, handle, &lock, true).unwrap();
+            prop_assert_eq!(answer == Locked::Later, busy);
+            if kind > 0 {
+                let found = share.tree.getlk(node, handle, &lock).unwrap();
+                prop_assert_eq!(found.is_some(), busy);
+            }
+            if !busy {
+                model[index][bytes].fill(kind);
+            }
+            let runs = |bytes: &[u8; 16]| {
+                let parts = bytes.chunk_by(|a, b| a == b);
+                parts.filter(|part| part[0] > 0).count()
+            };
+            let count = model.iter().map(runs).sum::<usize>();
+            prop_assert_eq!(share.counter("locks"), count as u64);
+        }
+    }
+}

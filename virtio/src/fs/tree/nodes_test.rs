@@ -1,0 +1,271 @@
+//! Nodes: counted, bounded, without descriptors, gone from the host, and taken by many threads at once.
+
+use super::*;
+
+/// The names in `dir`, with their nodes given once each.
+fn list_all(share: &Share, dir: Node) -> Vec<(String, Entry)> {
+    let handle = share.tree.opendir(dir).unwrap().handle;
+    let (mut found, mut offset) = (Vec::new(), 0);
+    loop {
+        let part = share.list(dir, handle, offset, true, 1000);
+        let Some((_, next, _)) = part.last() else { break };
+        offset = *next;
+        found.extend(part.into_iter().filter_map(|(name, _, entry)| Some((name, entry?))));
+    }
+    share.tree.releasedir(dir, handle).unwrap();
+    found
+}
+
+fn has_handles(share: &Share) -> bool {
+    let can = crate::fs::tree::host::FileHandle::of(&*share.tree.descriptor(Node::ROOT).unwrap()).and_then(|handle| {
+        handle
+            .open(share.tree.descriptor(Node::ROOT)?.as_fd(), libc::O_PATH)
+            .map(|_| ())
+    });
+    // `EBADF` is about the descriptor of the mount, which is `O_PATH` here.
+    !matches!(can, Err(Errno::PERM | Errno::OPNOTSUPP))
+}
+
+#[test]
+fn a_hundred_thousand_nodes_need_64_descriptors() {
+    const DIRS: usize = 100;
+    const FILES: usize = 1000;
+    let share = Share::with(|config| config.max_node_descriptors = 64);
+    if !has_handles(&share) {
+        eprintln!("skipped: no file handles here");
+        return;
+    }
+    for dir in 0..DIRS {
+        fs::create_dir(share.host(&format!("{dir}"))).unwrap();
+        for file in 0..FILES {
+            // Without an inode for each, all in one directory's table: links would be one node.
+            fs::File::create(share.host(&format!("{dir}/{file}"))).unwrap();
+        }
+    }
+    let mut nodes = Vec::new();
+    for (name, dir) in list_all(&share, Node::ROOT) {
+        let files = list_all(&share, dir.node);
+        assert_eq!(files.len(), FILES);
+        nodes.extend(files.into_iter().map(|(file, entry)| (format!("{name}/{file}"), entry)));
+    }
+    assert_eq!(share.counter("nodes"), (1 + DIRS + DIRS * FILES) as u64);
+    assert!(
+        share.counter("node_descriptors") <= 65,
+        "{}",
+        share.counter("node_descriptors")
+    );
+    for (path, entry) in nodes.iter().step_by(997) {
+        assert_eq!(share.attr(entry.node).ino, entry.attr.ino);
+        let handle = share.open(entry.node, O_RDWR).unwrap();
+        share.write(entry.node, handle, 0, path.as_bytes()).unwrap();
+        share.tree.release(entry.node, handle, None).unwrap();
+        assert_eq!(content(share.host(path)), *path);
+    }
+    assert!(share.counter("nodes_reopened") >= (nodes.len() / 997) as u64);
+    // A name looked up again is the node that it was.
+    let (dir, file) = nodes[12_345].0.split_once('/').unwrap();
+    let dir = share.node(dir);
+    assert_eq!(share.lookup(dir, file).unwrap().node, nodes[12_345].1.node);
+    for (_, entry) in &nodes {
+        share.tree.forget(entry.node, 2);
+    }
+    assert_eq!(share.counter("nodes"), 1 + DIRS as u64);
+}
+
+#[test]
+fn lookups_are_counted_exactly() {
+    let share = Share::new();
+    fs::write(share.host("a"), "").unwrap();
+    let node = share.node("a");
+    for _ in 0..9 {
+        assert_eq!(share.node("a"), node);
+    }
+    share.tree.forget(node, 9);
+    share.attr(node);
+    share.tree.forget(node, 0);
+    share.attr(node);
+    share.tree.forget(node, 1);
+    assert_eq!(share.tree.getattr(node, None), Err(Errno::BADF));
+    // More than were given, of one that is gone, and of the root.
+    let again = share.node("a");
+    assert_ne!(again, node);
+    share.tree.forget(node, 1);
+    share.tree.forget(again, u64::MAX);
+    share.tree.forget(Node::ROOT, u64::MAX);
+    assert_eq!(share.counter("nodes"), 1);
+    share.attr(Node::ROOT);
+}
+
+#[test]
+fn nodes_handles_and_descriptors_are_bounded() {
+    let share = Share::with(|config| {
+        config.max_nodes = 3;
+        config.max_handles = 2;
+    });
+    for name in ["a", "b", "c"] {
+        fs::write(share.host(name), "").unwrap();
+    }
+    let (a, _) = (share.node("a"), share.node("b"));
+    assert_eq!(share.lookup(Node::ROOT, "c").unwrap_err(), Errno::NFILE);
+    assert_eq!(share.node("a"), a, "one that is known is no more");
+    let made = share.create(Node::ROOT, "new", O_RDWR, 0o644);
+    assert_eq!(made.unwrap_err(), Errno::NFILE);
+    assert!(!share.host("new").exists(), "nothing is half done");
+    let handles = [share.open(a, O_RDONLY).unwrap(), share.open(a, O_RDONLY).unwrap()];
+    assert_eq!(share.open(a, O_RDONLY), Err(Errno::NFILE));
+    assert_eq!(share.tree.opendir(Node::ROOT).unwrap_err(), Errno::NFILE);
+    share.tree.release(a, handles[0], None).unwrap();
+    share.open(a, O_RDONLY).unwrap();
+    share.tree.forget(a, 2);
+    share.node("c");
+
+    // Descriptors of the whole process: nodes leave some for files.
+    let share = Share::within(Budget::new(8), |config| config.max_node_descriptors = 1);
+    for name in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+        share.mknod(name, 0o100_644, 0).unwrap();
+    }
+    let a = share.node("a");
+    for _ in 0..4 {
+        share.open(a, O_RDONLY).unwrap();
+    }
+    let mut opened = 0;
+    let error = loop {
+        match share.open(a, O_RDONLY) {
+            Ok(_) => opened += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((error, opened < 8), (Errno::NFILE, true));
+}
+
+#[test]
+fn a_number_of_the_host_that_is_used_again_is_another_node() {
+    let share = Share::with(|config| config.max_node_descriptors = 1);
+    if !has_handles(&share) {
+        eprintln!("skipped: no file handles here");
+        return;
+    }
+    let mut met = 0;
+    for round in 0..200 {
+        let name = format!("{round}");
+        fs::write(share.host(&name), "old").unwrap();
+        let old = share.lookup(Node::ROOT, &name).unwrap();
+        // Closes the descriptor of the one before.
+        fs::write(share.host("other"), "").unwrap();
+        share.node("other");
+        fs::remove_file(share.host(&name)).unwrap();
+        fs::write(share.host("new"), "new").unwrap();
+        let new = share.lookup(Node::ROOT, "new").unwrap();
+        assert_ne!(new.node, old.node);
+        if new.attr.ino == old.attr.ino {
+            met += 1;
+            assert_eq!(share.tree.getattr(old.node, None), Err(Errno::STALE));
+            assert_eq!(share.attr(new.node).size, 3);
+        }
+        share.tree.forget(old.node, 1);
+        assert_eq!(share.node("new"), new.node, "forgetting one does not lose the other");
+        fs::remove_file(share.host("new")).unwrap();
+    }
+    if met == 0 {
+        eprintln!("skipped: this file system does not use numbers again");
+    }
+}
+
+#[test]
+fn what_has_no_name_any_more_keeps_its_descriptor() {
+    let share = Share::with(|config| config.max_node_descriptors = 1);
+    let (file, opened) = share.create(Node::ROOT, "a", O_RDWR, 0o644).unwrap();
+    share.unlink(Node::ROOT, "a").unwrap();
+    for name in ["b", "c", "d"] {
+        share.mknod(name, 0o100_644, 0).unwrap();
+    }
+    share.tree.release(file.node, opened.handle, None).unwrap();
+    assert_eq!(share.attr(file.node).nlink, 0);
+    let handle = share.open(file.node, O_RDWR).unwrap();
+    share.write(file.node, handle, 0, b"still there").unwrap();
+    assert_eq!(share.read(file.node, handle, 6, 9).unwrap(), b"there");
+}
+
+/// Some threads look up, list, open, rename, remove and forget the same few names; each forgets exactly what it was given.
+#[test]
+fn many_threads_leave_nothing_behind() {
+    const ROUNDS: u64 = 600;
+    let share = Share::with(|config| config.max_node_descriptors = 4);
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let share = &share;
+            scope.spawn(move || {
+                share.tree.enter().unwrap();
+                let mut random = thread + 1;
+                let mut next = |below: u64| {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    (random >> 33) % below
+                };
+                for _ in 0..ROUNDS {
+                    let (name, other) = (format!("{}", next(6)), format!("{}", next(6)));
+                    let given = match next(6) {
+                        0 => share.create(Node::ROOT, &name, O_RDWR, 0o644).map(|(entry, opened)| {
+                            share
+                                .write(entry.node, opened.handle, 0, name.as_bytes().repeat(2).as_slice())
+                                .unwrap();
+                            share.tree.release(entry.node, opened.handle, None).unwrap();
+                            vec![entry]
+                        }),
+                        1 => share.unlink(Node::ROOT, &name).map(|()| vec![]),
+                        2 => share
+                            .rename((Node::ROOT, &name), (Node::ROOT, &other), 0)
+                            .map(|()| vec![]),
+                        3 => {
+                            let listed = list_all(share, Node::ROOT);
+                            Ok(listed.into_iter().map(|(_, entry)| entry).collect())
+                        }
+                        4 => share.lookup(Node::ROOT, &name).and_then(|entry| {
+                            share
+                                .link(entry.node, Node::ROOT, &other)
+                                .map(|link| vec![entry, link])
+                                .or_else(|error| {
+                                    share.tree.forget(entry.node, 1);
+                                    Err(error)
+                                })
+                        }),
+                        _ => share.lookup(Node::ROOT, &name).map(|entry| {
+                            // Somebody else may have removed it on the host.
+                            if let Ok(handle) = share.open(entry.node, O_RDONLY) {
+                                let read = share.read(entry.node, handle, 0, 4).unwrap();
+                                assert!(read.is_empty() || read.len() == 2, "{read:?}");
+                                share.tree.release(entry.node, handle, None).unwrap();
+                            }
+                            vec![entry]
+                        }),
+                    };
+                    match given {
+                        Ok(given) => {
+                            for entry in given {
+                                match share.tree.getattr(entry.node, None) {
+                                    Ok((attr, _)) => assert_eq!(attr.ino, entry.attr.ino),
+                                    Err(error) => assert_eq!(error, Errno::STALE),
+                                }
+                                share.tree.forget(entry.node, 1);
+                            }
+                        }
+                        Err(Errno::NOENT | Errno::EXIST | Errno::STALE) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            });
+        }
+    });
+    let counters = ["nodes", "node_descriptors", "handles"].map(|name| share.counter(name));
+    assert_eq!(counters, [1, 1, 0]);
+    assert_eq!(share.tree.budget.open(), share.tree.nodes.mounts_open() + 1);
+}
+
+/// What the table of nodes takes for each, beside what a descriptor does.
+#[test]
+fn a_node_takes_less_than_200_bytes() {
+    assert!(
+        size_of::<crate::fs::tree::nodes::Inode>() <= 88,
+        "{}",
+        size_of::<crate::fs::tree::nodes::Inode>()
+    );
+}

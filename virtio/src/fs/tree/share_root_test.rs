@@ -1,0 +1,50 @@
+//! What is wrong with a share is said in one line.
+
+use super::*;
+use crate::fs::share::IdMap;
+
+fn refused(change: impl FnOnce(&mut ShareConfig)) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "").unwrap();
+    let mut config = ShareConfig::new(dir.path());
+    change(&mut config);
+    let error = Tree::open(&config).err().unwrap();
+    let text = error.to_string();
+    let path = config.dir.display().to_string();
+    assert!(text.contains(&path) && !text.contains('\n'), "{text}");
+    text.replace(&*dir.path().to_string_lossy(), "DIR")
+}
+
+#[test]
+fn what_cannot_be_shared_is_named() {
+    let missing = refused(|config| config.dir.push("none"));
+    assert_eq!(missing, "cannot open the directory DIR/none");
+    assert_eq!(
+        refused(|config| config.dir.push("file")),
+        "cannot open the directory DIR/file"
+    );
+    assert_eq!(
+        refused(|config| config.posix_acl = true),
+        "cannot share DIR with posix_acl: it needs xattr"
+    );
+    let map = |guest, host, count| IdMap { guest, host, count };
+    let twice = refused(|config| config.uid_map = vec![map(0, 1000, 10), map(20, 1009, 5)]);
+    let expected = "cannot share DIR: the user numbers 20 to 24 are mapped twice, or go beyond 4294967294";
+    assert_eq!(twice, expected);
+    let beyond = refused(|config| config.gid_map = vec![map(u32::MAX - 1, 0, 2)]);
+    assert!(
+        beyond.contains("the group numbers 4294967294 to 4294967295"),
+        "{beyond}"
+    );
+}
+
+#[test]
+fn a_label_without_selinux_is_refused_when_the_share_is_opened() {
+    if Path::new("/sys/fs/selinux/enforce").exists() {
+        eprintln!("skipped: there is SELinux here");
+        return;
+    }
+    let text = refused(|config| config.label = Some(c"system_u:object_r:container_file_t:s0:c1,c2".into()));
+    let expected = "cannot share DIR with the label system_u:object_r:container_file_t:s0:c1,c2: it takes a host with SELinux that knows it";
+    assert_eq!(text, expected);
+}

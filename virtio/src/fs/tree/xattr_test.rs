@@ -1,0 +1,249 @@
+//! Extended attributes: which are served, of which nodes, and access control lists in the guest's numbers.
+
+use super::*;
+use crate::fs::share::IdMap;
+
+fn share() -> Share {
+    Share::with(|config| config.xattr = true)
+}
+
+#[test]
+fn attributes_are_set_read_listed_and_removed() {
+    let share = share();
+    let file = share.create(Node::ROOT, "a", O_RDWR, 0o000).unwrap().0.node;
+    let set = |name: &CStr, value: &[u8], flags| share.tree.setxattr(file, name, value, flags, false);
+    set(c"user.one", b"value", 0).unwrap();
+    assert_eq!(set(c"user.one", b"", 1), Err(Errno::EXIST));
+    assert_eq!(set(c"user.two", b"", 2), Err(Errno::NODATA));
+    assert_eq!(set(c"user.two", b"", 4), Err(Errno::INVAL));
+    set(c"user.two", b"", 1).unwrap();
+    assert_eq!(share.tree.getxattr(file, c"user.one", 5).unwrap(), b"value");
+    assert_eq!(share.tree.getxattr(file, c"user.one", 4), Err(Errno::RANGE));
+    assert_eq!(share.tree.getxattr_len(file, c"user.one"), Ok(5));
+    assert_eq!(share.tree.getxattr(file, c"user.none", 9), Err(Errno::NODATA));
+    let names = share.tree.listxattr(file, 99).unwrap();
+    let mut names: Vec<_> = names.split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
+    names.sort_unstable();
+    assert_eq!(names, [&b"user.one"[..], b"user.two"]);
+    assert_eq!(share.tree.listxattr_len(file), Ok(18));
+    assert_eq!(share.tree.listxattr(file, 17), Err(Errno::RANGE));
+    share.tree.removexattr(file, c"user.one").unwrap();
+    assert_eq!(share.tree.removexattr(file, c"user.one"), Err(Errno::NODATA));
+    assert_eq!(share.tree.listxattr(file, 99).unwrap(), b"user.two\0");
+}
+
+#[test]
+fn names_that_are_not_served_are_refused_and_not_listed() {
+    let share = share();
+    let file = share.create(Node::ROOT, "a", O_RDWR, 0o644).unwrap().0.node;
+    for name in [
+        c"system.posix_acl_access",
+        c"system.other",
+        c"other",
+        c"xuser.a",
+        c"user",
+        c"os2.x",
+    ] {
+        assert_eq!(
+            share.tree.setxattr(file, name, b"x", 0, false),
+            Err(Errno::OPNOTSUPP),
+            "{name:?}"
+        );
+        assert_eq!(share.tree.getxattr(file, name, 9), Err(Errno::OPNOTSUPP), "{name:?}");
+        assert_eq!(share.tree.getxattr_len(file, name), Err(Errno::OPNOTSUPP), "{name:?}");
+        assert_eq!(share.tree.removexattr(file, name), Err(Errno::OPNOTSUPP), "{name:?}");
+    }
+    let without = Share::new();
+    let file = without.create(Node::ROOT, "a", O_RDWR, 0o644).unwrap().0.node;
+    assert_eq!(without.tree.getxattr(file, c"user.a", 9), Err(Errno::NOSYS));
+    assert_eq!(without.tree.listxattr(file, 9), Err(Errno::NOSYS));
+}
+
+#[test]
+fn a_link_and_a_special_file_have_attributes_of_their_own() {
+    let share = share();
+    if !share.tree.trusted {
+        eprintln!("skipped: only root has trusted attributes");
+        return;
+    }
+    fs::write(share.outside("target"), "").unwrap();
+    let link = share.symlink(Node::ROOT, "l", "../target").unwrap().node;
+    let fifo = share.mknod("fifo", 0o010_644, 0).unwrap().node;
+    for node in [link, fifo, Node::ROOT] {
+        share.tree.setxattr(node, c"trusted.mine", b"here", 0, false).unwrap();
+        assert_eq!(share.tree.getxattr(node, c"trusted.mine", 9).unwrap(), b"here");
+        assert_eq!(share.tree.listxattr(node, 99).unwrap(), b"trusted.mine\0");
+        share.tree.removexattr(node, c"trusted.mine").unwrap();
+    }
+    let target = rustix::fs::listxattr(share.outside("target"), &mut [0u8; 99][..]).unwrap();
+    assert_eq!(target, 0);
+    // The host does not allow `user.` there.
+    assert_eq!(share.tree.setxattr(link, c"user.a", b"x", 0, false), Err(Errno::PERM));
+}
+
+#[test]
+fn a_thread_that_was_not_prepared_is_refused() {
+    let share = share();
+    let file = share.create(Node::ROOT, "a", O_RDWR, 0o644).unwrap().0.node;
+    std::thread::scope(|scope| {
+        let answer = scope.spawn(|| share.tree.getxattr(file, c"user.a", 9)).join().unwrap();
+        assert_eq!(answer, Err(Errno::IO));
+    });
+}
+
+#[test]
+fn a_label_that_the_guest_wants_is_there_with_the_file() {
+    let share = share();
+    let label = Creation {
+        label: Some((c"security.husk_test", b"label")),
+        ..creation(0o644)
+    };
+    let name = |name| Name::new(name).unwrap();
+    let made = share.tree.mkdir(&ROOT, Node::ROOT, name(c"dir"), &label);
+    match made {
+        Err(Errno::PERM | Errno::OPNOTSUPP) => {
+            assert!(!share.host("dir").exists(), "nothing is half done");
+            eprintln!("skipped: no security attributes here");
+            return;
+        }
+        made => {
+            let dir = made.unwrap().node;
+            assert_eq!(share.tree.getxattr(dir, c"security.husk_test", 9).unwrap(), b"label");
+        }
+    }
+    let (file, _) = share
+        .tree
+        .create(&ROOT, Node::ROOT, name(c"a"), O_RDWR, false, &label)
+        .unwrap();
+    assert_eq!(
+        share.tree.getxattr(file.node, c"security.husk_test", 9).unwrap(),
+        b"label"
+    );
+    let link = share
+        .tree
+        .symlink(&ROOT, Node::ROOT, name(c"l"), c"t", &label)
+        .unwrap()
+        .node;
+    assert_eq!(share.tree.getxattr(link, c"security.husk_test", 9).unwrap(), b"label");
+    let wrong = Creation {
+        label: Some((c"user.x", b"label")),
+        ..creation(0o644)
+    };
+    assert_eq!(
+        share.tree.mkdir(&ROOT, Node::ROOT, name(c"x"), &wrong).unwrap_err(),
+        Errno::INVAL
+    );
+    assert!(!share.host("x").exists());
+}
+
+/// An access control list: tag, permissions, number.
+fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+    let mut list = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        list.extend_from_slice(&tag.to_le_bytes());
+        list.extend_from_slice(&permissions.to_le_bytes());
+        list.extend_from_slice(&id.to_le_bytes());
+    }
+    list
+}
+
+const NONE: u32 = u32::MAX;
+
+#[test]
+fn a_default_list_takes_the_place_of_the_umask() {
+    let share = Share::with(|config| {
+        config.xattr = true;
+        config.posix_acl = true;
+    });
+    let list = acl(&[(1, 7, NONE), (2, 6, 55), (4, 5, NONE), (16, 7, NONE), (32, 0, NONE)]);
+    let set = share
+        .tree
+        .setxattr(Node::ROOT, c"system.posix_acl_default", &list, 0, false);
+    if set == Err(Errno::OPNOTSUPP) {
+        eprintln!("skipped: no access control lists here");
+        return;
+    }
+    let new = Creation {
+        umask: 0o077,
+        ..creation(0o666)
+    };
+    let name = |name| Name::new(name).unwrap();
+    let (file, _) = share
+        .tree
+        .create(&ROOT, Node::ROOT, name(c"a"), O_RDWR, false, &new)
+        .unwrap();
+    assert_eq!(file.attr.mode, 0o100_660, "as the list says, and not the umask");
+    let access = share.tree.getxattr(file.node, c"system.posix_acl_access", 99).unwrap();
+    assert_eq!(access[12..20], acl(&[(2, 6, 55)])[4..]);
+    share.tree.removexattr(Node::ROOT, c"system.posix_acl_default").unwrap();
+    let (file, _) = share
+        .tree
+        .create(&ROOT, Node::ROOT, name(c"b"), O_RDWR, false, &new)
+        .unwrap();
+    assert_eq!(file.attr.mode, 0o100_600);
+    share.tree.begin(Abilities::default());
+    let gone = share.tree.getxattr(Node::ROOT, c"system.posix_acl_access", 99);
+    assert_eq!(gone, Err(Errno::OPNOTSUPP), "a session without lists has none");
+}
+
+#[test]
+fn lists_have_the_numbers_of_the_guest_there_and_of_the_host_here() {
+    let map = IdMap {
+        guest: 0,
+        host: 0,
+        count: 1000,
+    };
+    let users = IdMap {
+        guest: 1000,
+        host: 5000,
+        count: 10,
+    };
+    let share = Share::with(|config| {
+        config.xattr = true;
+        config.posix_acl = true;
+        config.uid_map = vec![map, users];
+        config.gid_map = vec![map];
+    });
+    let file = share.create(Node::ROOT, "a", O_RDWR, 0o644).unwrap().0.node;
+    let list = |user, group| {
+        acl(&[
+            (1, 6, NONE),
+            (2, 4, user),
+            (4, 4, NONE),
+            (8, 4, group),
+            (16, 4, NONE),
+            (32, 0, NONE),
+        ])
+    };
+    let name = c"system.posix_acl_access";
+    let set = |value: &[u8]| share.tree.setxattr(file, name, value, 0, false);
+    if set(&list(1003, 7)) == Err(Errno::OPNOTSUPP) {
+        eprintln!("skipped: no access control lists here");
+        return;
+    }
+    let mut of_host = [0u8; 99];
+    let len = rustix::fs::getxattr(share.host("a"), name, &mut of_host[..]).unwrap();
+    assert_eq!(of_host[..len], list(5003, 7));
+    assert_eq!(share.tree.getxattr(file, name, 99).unwrap(), list(1003, 7));
+    assert_eq!(set(&list(2000, 7)), Err(Errno::PERM));
+    assert_eq!(set(&[2, 0, 0]), Err(Errno::INVAL));
+}
+
+#[test]
+fn set_group_id_goes_with_a_list_if_the_guest_says_so() {
+    let share = Share::with(|config| {
+        config.xattr = true;
+        config.posix_acl = true;
+    });
+    let file = share.create(Node::ROOT, "a", O_RDWR, 0o2755).unwrap().0.node;
+    fs::set_permissions(share.host("a"), fs::Permissions::from_mode(0o2755)).unwrap();
+    let list = acl(&[(1, 7, NONE), (4, 5, NONE), (32, 5, NONE)]);
+    let set = |clear| share.tree.setxattr(file, c"system.posix_acl_access", &list, 0, clear);
+    if set(false) == Err(Errno::OPNOTSUPP) {
+        eprintln!("skipped: no access control lists here");
+        return;
+    }
+    assert_eq!(share.attr(file).mode, 0o102_755);
+    set(true).unwrap();
+    assert_eq!(share.attr(file).mode, 0o100_755);
+}
