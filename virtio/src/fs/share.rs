@@ -45,21 +45,23 @@ pub struct ShareConfig {
     pub xattr: bool,
     /// POSIX access control lists are served; needs `xattr`.
     pub posix_acl: bool,
-    /// Mounts below the directory are shown as mounts.
+    /// Mounts below the directory are shown as mounts; they are part of the share in any case.
     pub announce_submounts: bool,
     /// Locks are those of the host, seen by others there; else the guest keeps its own.
     pub locks: bool,
-    /// SELinux label of what is created and of the threads' accesses (`/proc/thread-self/attr/fscreate`).
+    /// SELinux label of what is created (`/proc/thread-self/attr/fscreate`).
     pub label: Option<CString>,
-    /// User numbers; none: as they are.
+    /// User numbers; none: as they are. With maps, an owner without a number in the guest is 65534 there, and a number without one on the
+    /// host is refused.
     pub uid_map: Vec<IdMap>,
-    /// Group numbers; none: as they are.
+    /// Group numbers, likewise.
     pub gid_map: Vec<IdMap>,
     /// Most open files and directories of the guest.
     pub max_handles: usize,
     /// Most nodes that the guest may know at a time.
     pub max_nodes: usize,
-    /// Most descriptors kept open for nodes; those beyond are opened again by handle or name when needed.
+    /// Most descriptors kept open for nodes; those beyond are opened again by file handle when needed. Where the host has no handles, or the
+    /// process may not open them, each node keeps its descriptor, and their number is bounded by the process's limit.
     pub max_node_descriptors: usize,
     /// Most locks.
     pub max_locks: usize,

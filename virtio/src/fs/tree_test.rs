@@ -54,7 +54,16 @@ impl Share {
     }
 
     fn within(budget: Arc<Budget>, change: impl FnOnce(&mut ShareConfig)) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::of(tempfile::tempdir().unwrap(), budget, change)
+    }
+
+    /// In memory, where there is such a file system: for a great many files.
+    fn in_memory(change: impl FnOnce(&mut ShareConfig)) -> Self {
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        Self::of(dir.unwrap(), Budget::new(4096), change)
+    }
+
+    fn of(dir: tempfile::TempDir, budget: Arc<Budget>, change: impl FnOnce(&mut ShareConfig)) -> Self {
         fs::create_dir(dir.path().join("share")).unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let mut config = ShareConfig::new(dir.path().join("share"));
@@ -227,6 +236,15 @@ fn creation(mode: u32) -> Creation<'static> {
         mode,
         ..Creation::default()
     }
+}
+
+/// Whether this is root; says so if not.
+fn is_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("skipped: only root acts for others, and gives files away");
+    }
+    root
 }
 
 /// What `path` holds.

@@ -19,6 +19,33 @@ use crate::fs::share::IdMap;
 /// What the guest sees of an owner who has no number there (`DEFAULT_OVERFLOWUID` of linux/highuid.h).
 const NOBODY: u32 = 65_534;
 
+/// What a thread that serves is left with of root's capabilities: to work on any file as its owner could, and to act for others.
+const KEPT: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::SETFCAP)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID);
+
+/// Takes the rest from the calling thread. So quotas hold, which `CAP_SYS_RESOURCE` passes over. With attributes it keeps
+/// `CAP_SYS_ADMIN`, without which the host has no `trusted.*`, nor `security.*` where no security module is.
+pub(super) fn keep_few(xattr: bool) -> Result<(), Errno> {
+    let mut kept = KEPT;
+    kept.set(CapabilitySet::SYS_ADMIN, xattr);
+    let sets = capabilities(None)?;
+    set_capabilities(
+        None,
+        CapabilitySets {
+            effective: sets.effective & kept,
+            permitted: sets.permitted & kept,
+            inheritable: sets.inheritable & kept,
+        },
+    )
+}
+
 /// Who the server is, and who others are to it.
 pub(super) struct Identity {
     uid: u32,
@@ -78,7 +105,7 @@ impl Identity {
         to_host(&self.groups, guest)
     }
 
-    /// Has the thread act as `caller` until the result is dropped. A server that is an ordinary user acts as himself for everybody; with
+    /// Has the thread act as `caller` until the result is dropped. Its real user stays, so that nobody of the host can signal or trace it. A server that is an ordinary user acts as himself for everybody; with
     /// maps, for the one who is himself.
     ///
     /// # Errors

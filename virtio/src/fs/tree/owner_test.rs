@@ -10,14 +10,6 @@ const KIM: Caller = Caller {
     group: None,
 };
 
-fn is_root() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("skipped: only root acts for others");
-    }
-    root
-}
-
 /// Runs `call` on a thread that is an ordinary user of the host.
 fn as_user<T: Send>(uid: u32, call: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {

@@ -147,12 +147,9 @@ fn check(config: &ShareConfig) -> Result<(), ShareError> {
     Ok(())
 }
 
-/// Has a thread of its own take the label, so that a share never serves without.
+/// Has the calling thread take the label for a moment, so that a share never serves without.
 fn try_label(path: &Path, label: &CString) -> Result<(), ShareError> {
-    let tried = std::thread::scope(|scope| {
-        let thread = scope.spawn(|| thread::set_label(Some(label)));
-        thread.join().unwrap_or_else(|_| Err(Errno::IO.into()))
-    });
+    let tried = thread::set_label(Some(label)).and_then(|()| thread::set_label(None));
     tried.map_err(|source| ShareError::Label {
         path: path.into(),
         label: label.clone(),

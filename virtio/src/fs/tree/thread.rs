@@ -1,4 +1,4 @@
-//! What a thread that serves has of its own: umask, working directory, no groups, and the label of what it makes.
+//! What a thread that serves has of its own: umask, working directory, no groups, few capabilities, and the label of what it makes.
 
 use std::cell::Cell;
 use std::ffi::CStr;
@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::process::{fchdir, umask};
 use rustix::thread::set_thread_groups;
 
-use super::Tree;
+use super::{Tree, credentials};
 
 /// Where a thread says what label new files get (`man 5 proc`, SELinux).
 pub(super) const FSCREATE: &str = "/proc/thread-self/attr/fscreate";
@@ -26,6 +26,7 @@ impl Tree {
             // Else what a caller makes could have a group that only the server is in.
             set_thread_groups(&[])?;
         }
+        credentials::keep_few(self.policy.xattr)?;
         if let Some(label) = &self.policy.label {
             set_label(Some(label))?;
         }

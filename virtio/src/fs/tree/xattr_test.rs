@@ -10,7 +10,7 @@ fn share() -> Share {
 #[test]
 fn attributes_are_set_read_listed_and_removed() {
     let share = share();
-    let file = share.create(Node::ROOT, "a", O_RDWR, 0o000).unwrap().0.node;
+    let file = share.create(Node::ROOT, "a", O_RDWR, 0o600).unwrap().0.node;
     let set = |name: &CStr, value: &[u8], flags| share.tree.setxattr(file, name, value, flags, false);
     set(c"user.one", b"value", 0).unwrap();
     assert_eq!(set(c"user.one", b"", 1), Err(Errno::EXIST));
@@ -188,6 +188,9 @@ fn a_default_list_takes_the_place_of_the_umask() {
 
 #[test]
 fn lists_have_the_numbers_of_the_guest_there_and_of_the_host_here() {
+    if !is_root() {
+        return;
+    }
     let map = IdMap {
         guest: 0,
         host: 0,
