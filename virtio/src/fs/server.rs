@@ -134,7 +134,7 @@ impl Server {
             Opcode::Create => self.create(ask, reply),
             Opcode::Tmpfile => self.tmpfile(ask, reply),
             Opcode::Interrupt => self.interrupt(ask),
-            Opcode::Destroy => self.destroy(reply),
+            Opcode::Destroy => self.destroy(&ask, reply),
             // None of the host's would mean the same to the guest. Without this answer it asks for each look at a file's flags again.
             Opcode::Ioctl => Err(Errno::NOTTY.into()),
             Opcode::BatchForget => self.batch_forget(ask),
@@ -142,7 +142,7 @@ impl Server {
             Opcode::Rename2 => self.rename2(ask, reply),
             Opcode::Lseek => self.lseek(ask, reply),
             Opcode::CopyFileRange => self.copy_file_range(ask, reply),
-            Opcode::Syncfs => self.syncfs(&ask, reply),
+            Opcode::Syncfs => self.syncfs(ask, reply),
             Opcode::Statx => self.statx(ask, reply),
         }
     }

@@ -57,8 +57,11 @@ macro_rules! opcodes {
     };
 }
 
-/// A name has a NUL at least.
-const NAME: usize = 1;
+/// Bytes of a structure and of `names` after it, each of which has a NUL at least.
+const fn with_names<T>(names: usize) -> usize {
+    size_of::<T>().saturating_add(names)
+}
+
 const ENTRY: Option<usize> = Some(size_of::<replies::Entry>());
 const ATTR: Option<usize> = Some(size_of::<replies::AttrOut>());
 const OPENED: Option<usize> = Some(size_of::<replies::Opened>());
@@ -68,28 +71,28 @@ const NOTHING: Option<usize> = Some(0);
 const NO_REPLY: Option<usize> = None;
 
 opcodes! {
-    Lookup 1 NAME, ENTRY, false;
+    Lookup 1 with_names::<()>(1), ENTRY, false;
     Forget 2 size_of::<requests::Forget>(), NO_REPLY, false;
     Getattr 3 size_of::<requests::Getattr>(), ATTR, false;
     Setattr 4 size_of::<requests::Setattr>(), ATTR, true;
     Readlink 5 0, NOTHING, false;
-    Symlink 6 2 * NAME, ENTRY, true;
-    Mknod 8 size_of::<requests::Mknod>() + NAME, ENTRY, true;
-    Mkdir 9 size_of::<requests::Mkdir>() + NAME, ENTRY, true;
-    Unlink 10 NAME, NOTHING, true;
-    Rmdir 11 NAME, NOTHING, true;
-    Rename 12 size_of::<requests::Rename>() + 2 * NAME, NOTHING, true;
-    Link 13 size_of::<requests::Link>() + NAME, ENTRY, true;
+    Symlink 6 with_names::<()>(2), ENTRY, true;
+    Mknod 8 with_names::<requests::Mknod>(1), ENTRY, true;
+    Mkdir 9 with_names::<requests::Mkdir>(1), ENTRY, true;
+    Unlink 10 with_names::<()>(1), NOTHING, true;
+    Rmdir 11 with_names::<()>(1), NOTHING, true;
+    Rename 12 with_names::<requests::Rename>(2), NOTHING, true;
+    Link 13 with_names::<requests::Link>(1), ENTRY, true;
     Open 14 size_of::<requests::Open>(), OPENED, false;
     Read 15 size_of::<requests::Read>(), NOTHING, false;
     Write 16 size_of::<requests::Write>(), WRITTEN, true;
     Statfs 17 0, Some(size_of::<replies::Statfs>()), false;
     Release 18 size_of::<requests::Release>(), NOTHING, false;
     Fsync 20 size_of::<requests::Fsync>(), NOTHING, false;
-    Setxattr 21 size_of::<requests::Setxattr>() + NAME, NOTHING, true;
-    Getxattr 22 size_of::<requests::Getxattr>() + NAME, NOTHING, false;
+    Setxattr 21 with_names::<requests::Setxattr>(1), NOTHING, true;
+    Getxattr 22 with_names::<requests::Getxattr>(1), NOTHING, false;
     Listxattr 23 size_of::<requests::Getxattr>(), NOTHING, false;
-    Removexattr 24 NAME, NOTHING, true;
+    Removexattr 24 with_names::<()>(1), NOTHING, true;
     Flush 25 size_of::<requests::Flush>(), NOTHING, false;
     Init 26 size_of::<requests::Init>(), Some(size_of::<replies::Init>()), false;
     Opendir 27 size_of::<requests::Open>(), OPENED, false;
@@ -100,17 +103,17 @@ opcodes! {
     Setlk 32 size_of::<requests::Lk>(), NOTHING, false;
     Setlkw 33 size_of::<requests::Lk>(), NOTHING, false;
     Access 34 size_of::<requests::Access>(), NOTHING, false;
-    Create 35 size_of::<requests::Create>() + NAME, CREATED, true;
+    Create 35 with_names::<requests::Create>(1), CREATED, true;
     Interrupt 36 size_of::<requests::Interrupt>(), NO_REPLY, false;
     Destroy 38 0, NOTHING, false;
     Ioctl 39 0, NOTHING, false;
     BatchForget 42 size_of::<requests::BatchForget>(), NO_REPLY, false;
     Fallocate 43 size_of::<requests::Fallocate>(), NOTHING, true;
     Readdirplus 44 size_of::<requests::Read>(), NOTHING, false;
-    Rename2 45 size_of::<requests::Rename2>() + 2 * NAME, NOTHING, true;
+    Rename2 45 with_names::<requests::Rename2>(2), NOTHING, true;
     Lseek 46 size_of::<requests::Lseek>(), Some(size_of::<replies::Lseek>()), false;
     CopyFileRange 47 size_of::<requests::CopyFileRange>(), WRITTEN, true;
     Syncfs 50 size_of::<requests::Syncfs>(), NOTHING, false;
-    Tmpfile 51 size_of::<requests::Create>() + NAME, CREATED, true;
+    Tmpfile 51 with_names::<requests::Create>(1), CREATED, true;
     Statx 52 size_of::<requests::Statx>(), Some(size_of::<replies::StatxOut>()), false;
 }

@@ -21,6 +21,10 @@ const TAIL_MAX: usize = XATTR_MAX + 2 * PATH_MAX;
 const SHORT: usize = 512;
 
 /// The bytes.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one lives for one request, on the stack: that is what it is for"
+)]
 pub(in crate::fs) enum Tail {
     Short([u8; SHORT], usize),
     Long(Vec<u8>),

@@ -14,6 +14,8 @@ use crate::fs::protocol::{Failure, MALFORMED, replies, requests};
 
 /// Nobody, for user and group numbers.
 const NOBODY: u32 = u32::MAX;
+/// What may be asked for.
+const RIGHTS: Access = Access::READ_OK.union(Access::WRITE_OK).union(Access::EXEC_OK);
 const NSEC_PER_SEC: u32 = 1_000_000_000;
 
 impl Server {
@@ -43,7 +45,10 @@ impl Server {
     pub(super) fn access(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
         let wanted: requests::Access = ask.last()?;
         let mask = wanted.mask.get();
-        let rights = Access::from_bits(mask).ok_or(Errno::INVAL)?;
+        let rights = Access::from_bits_retain(mask);
+        if !RIGHTS.contains(rights) {
+            return Err(Errno::INVAL.into());
+        }
         if ask.agreed.readonly() && rights.contains(Access::WRITE_OK) {
             return Err(Errno::ROFS.into());
         }
@@ -57,7 +62,8 @@ impl Server {
         reply.send(&replies::Statfs::from(&space))
     }
 
-    pub(super) fn syncfs(&self, ask: &Ask<'_>, reply: &mut Reply<'_>) -> Done {
+    pub(super) fn syncfs(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
+        let _: requests::Syncfs = ask.last()?;
         self.fs.syncfs(ask.node)?;
         reply.empty()
     }

@@ -24,6 +24,7 @@ use zerocopy::FromZeros;
 use zerocopy::little_endian::U32;
 
 use super::ask::Ask;
+use super::names::nothing_left;
 use super::reply::Reply;
 use super::{Done, Server};
 use crate::fs::filesystem::Abilities;
@@ -168,7 +169,8 @@ impl Server {
     }
 
     /// Ends the session.
-    pub(super) fn destroy(&self, reply: &mut Reply<'_>) -> Done {
+    pub(super) fn destroy(&self, ask: &Ask<'_>, reply: &mut Reply<'_>) -> Done {
+        nothing_left(ask)?;
         let change = self.session.change.lock();
         self.end();
         drop(change);

@@ -1,7 +1,5 @@
 //! A guest's side of a server.
 
-use std::iter::repeat_n;
-
 use vm_memory::VolatileSlice;
 
 use crate::fs::filesystem::Abilities;
@@ -136,7 +134,7 @@ impl Rig {
 
     /// See [`ask_in`]. There is room for all.
     pub fn ask(&self, request: &Request) -> Reply {
-        self.ask_in(request, 1 << 17)
+        self.ask_in(request, 1 << 16)
     }
 
     /// See [`ask_in`].
@@ -155,7 +153,7 @@ impl Rig {
 /// must be as they were.
 pub fn hand_in(server: &Server, request: &[u8], room: usize, piece: usize) -> (Outcome, Vec<u8>) {
     let mut request = request.to_vec();
-    let mut reply: Vec<u8> = repeat_n(0xee, room).collect();
+    let mut reply = vec![0xee_u8; room];
     let outcome = {
         let asked = request.chunks_mut(piece).map(VolatileSlice::from).collect();
         let answer = reply.chunks_mut(piece).map(VolatileSlice::from).collect();
@@ -166,10 +164,8 @@ pub fn hand_in(server: &Server, request: &[u8], room: usize, piece: usize) -> (O
         Outcome::Wait => 0,
     };
     assert!(len <= room, "{len} bytes written where {room} fit");
-    assert!(
-        reply.split_off(len).iter().all(|byte| *byte == 0xee),
-        "more was written than was said"
-    );
+    let rest = reply.split_off(len);
+    assert!(rest == vec![0xee; rest.len()], "more was written than was said");
     (outcome, reply)
 }
 
