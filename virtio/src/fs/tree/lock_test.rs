@@ -73,8 +73,8 @@ fn a_lock_of_the_host_is_seen_and_sees() {
         .write(true)
         .open(share.host("a"))
         .unwrap();
-    let of_host = |kind, start, len| crate::fs::tree::host::Range { kind, start, len };
-    crate::fs::tree::host::set_lock(file.as_fd(), of_host(libc::F_WRLCK, 5, 0)).unwrap();
+    let of_host = |kind, start, len| host::Range { kind, start, len };
+    host::set_lock(file.as_fd(), of_host(libc::F_WRLCK, 5, 0)).unwrap();
     let set = |lock: Lock| share.tree.setlk(node, handle, &lock, true);
     assert_eq!(set(range(1, Read, 5, 6)), Ok(Locked::Later));
     assert_eq!(set(range(1, Read, 0, 4)), Ok(Locked::Yes));
@@ -83,7 +83,7 @@ fn a_lock_of_the_host_is_seen_and_sees() {
         (found.owner, found.pid, found.kind, found.start, found.end),
         (0, 0, Write, 5, u64::MAX)
     );
-    let theirs = crate::fs::tree::host::find_lock(file.as_fd(), of_host(libc::F_WRLCK, 0, 3)).unwrap();
+    let theirs = host::find_lock(file.as_fd(), of_host(libc::F_WRLCK, 0, 3)).unwrap();
     assert_eq!(theirs.unwrap().len, 5);
     drop(file);
     assert_eq!(set(range(1, Read, 5, 6)), Ok(Locked::Yes));
@@ -146,12 +146,12 @@ fn locks_are_bounded_and_go_with_a_reset() {
     assert_eq!(share.counter("locks"), 0);
     assert_ne!(share.tree.lock_generation(), before);
     let host = fs::File::options().write(true).open(share.host("a")).unwrap();
-    let all = crate::fs::tree::host::Range {
+    let all = host::Range {
         kind: libc::F_WRLCK,
         start: 0,
         len: 0,
     };
-    crate::fs::tree::host::set_lock(host.as_fd(), all).unwrap();
+    host::set_lock(host.as_fd(), all).unwrap();
 }
 
 proptest! {

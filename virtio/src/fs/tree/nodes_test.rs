@@ -19,8 +19,7 @@ fn list_all(share: &Share, dir: Node) -> Vec<(String, Entry)> {
 /// Whether the nodes of `share` can be opened by handle; says so if not.
 fn has_handles(share: &Share) -> bool {
     let mount = fs::File::open(share.host("")).unwrap();
-    let opened =
-        crate::fs::tree::host::FileHandle::of(&mount).and_then(|handle| handle.open(mount.as_fd(), libc::O_PATH));
+    let opened = host::FileHandle::of(&mount).and_then(|handle| handle.open(mount.as_fd(), libc::O_PATH));
     if opened.is_err() {
         eprintln!("skipped: no file handles here");
     }
@@ -261,9 +260,5 @@ fn many_threads_leave_nothing_behind() {
 /// What the table of nodes takes for each, beside what a descriptor does.
 #[test]
 fn a_node_takes_less_than_200_bytes() {
-    assert!(
-        size_of::<crate::fs::tree::nodes::Inode>() <= 88,
-        "{}",
-        size_of::<crate::fs::tree::nodes::Inode>()
-    );
+    assert!(size_of::<nodes::Inode>() <= 88, "{}", size_of::<nodes::Inode>());
 }
