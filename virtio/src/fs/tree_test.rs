@@ -6,6 +6,7 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::process::Command;
 use vm_memory::VolatileSlice;
 
 #[path = "tree/escape_test.rs"]
@@ -245,6 +246,23 @@ fn is_root() -> bool {
         eprintln!("skipped: only root acts for others, and gives files away");
     }
     root
+}
+
+/// Whether this thread may mount; from now on its mounts go with it. Says so if not.
+fn may_mount() -> bool {
+    let private = || Command::new("mount").args(["--make-rprivate", "/"]).output();
+    let may = host::own_mounts().is_ok() && private().is_ok_and(|output| output.status.success());
+    if !may {
+        eprintln!("skipped: nothing can be mounted here");
+    }
+    may
+}
+
+/// Mounts a file system in memory.
+fn mount(options: &str, at: impl AsRef<Path>) {
+    let options = ["-t", "tmpfs", "-o", options, "none"];
+    let mounted = Command::new("mount").args(options).arg(at.as_ref()).output().unwrap();
+    assert!(mounted.status.success(), "{mounted:?}");
 }
 
 /// What `path` holds.

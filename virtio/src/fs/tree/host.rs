@@ -121,6 +121,14 @@ pub(super) fn own_directories() -> Result<(), Errno> {
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }
 }
 
+/// Gives the calling thread mounts of its own, which go with it.
+#[cfg(test)]
+pub(super) fn own_mounts() -> Result<(), Errno> {
+    use rustix::thread::UnshareFlags;
+    // SAFETY: descriptors and memory stay what they are.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS | UnshareFlags::NEWNS) }
+}
+
 /// What of a file is locked, or is to be (fcntl_locking(2), open file description locks).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Range {

@@ -29,6 +29,9 @@ const SHARD_BITS: u32 = SHARDS.trailing_zeros();
 /// Bits of a node's number that say where in it. Above them is a count, which begins with 1.
 const SLOT_BITS: u32 = 28;
 
+/// A table of fewer nodes does not shrink.
+const MANY: usize = 1024;
+
 /// What tells nodes of the host apart, as long as they are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
@@ -115,6 +118,19 @@ impl Shard {
 
     fn by_key(&self, key: &Key) -> Option<&Arc<Inode>> {
         self.at(*self.by_key.get(key)?)
+    }
+
+    /// Gives memory back when most of what there was is forgotten.
+    fn give_back(&mut self) {
+        if self.free.len() == self.slots.len() {
+            let given = self.given;
+            *self = Self {
+                given,
+                ..Self::default()
+            };
+        } else if self.by_key.capacity() > MANY && self.by_key.len() < self.by_key.capacity() / 8 {
+            self.by_key.shrink_to(self.by_key.len().saturating_mul(2));
+        }
     }
 }
 
@@ -285,6 +301,7 @@ impl Nodes {
         if shard.by_key.get(&inode.key) == Some(&slot) {
             shard.by_key.remove(&inode.key);
         }
+        shard.give_back();
         drop(shard);
         self.retire(&inode);
     }

@@ -201,6 +201,17 @@ fn set_user_id_goes_when_the_guest_says_so_and_not_otherwise() {
         (0o4755, 1001),
         "the mode that was asked for"
     );
+    arm();
+    share.tree.fallocate(node, handle, 0, 0, 9).unwrap();
+    assert_eq!(mode(), 0o755, "nobody says whether it was root");
+    let (other, from) = share.create(Node::ROOT, "b", O_RDWR, 0o644).unwrap();
+    share.write(other.node, from.handle, 0, b"xx").unwrap();
+    arm();
+    share
+        .tree
+        .copy_file_range((other.node, from.handle, 0), (node, handle, 0), 2, 0)
+        .unwrap();
+    assert_eq!(mode(), 0o755);
     // Nothing stays dropped.
     arm();
     share.write_as(node, handle, 0, b"xx", false).unwrap();
