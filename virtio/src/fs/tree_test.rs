@@ -23,6 +23,8 @@ mod owner;
 mod rules;
 #[path = "tree/share_root_test.rs"]
 mod share_root;
+#[path = "tree/twin_test.rs"]
+mod twin;
 #[path = "tree/xattr_test.rs"]
 mod xattr;
 

@@ -155,7 +155,7 @@ fn locks_are_bounded_and_go_with_a_reset() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 
     /// Three owners, sixteen bytes: what is granted is what a map of bytes says, and so is the number of locks.
     #[test]

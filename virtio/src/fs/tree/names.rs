@@ -255,9 +255,6 @@ impl Tree {
 
     pub(super) fn link(&self, node: Node, parent: Node, name: Name<'_>) -> Result<Entry, Errno> {
         let inode = self.nodes.get(node)?;
-        if inode.kind() == Kind::Directory {
-            return Err(Errno::PERM);
-        }
         let (fd, dir) = (self.nodes.descriptor(&inode)?, self.directory(parent)?);
         let number = Number::of(&*fd);
         linkat(
