@@ -89,6 +89,44 @@ fn a_lock_of_the_host_is_seen_and_sees() {
     assert_eq!(set(range(1, Read, 5, 6)), Ok(Locked::Yes));
 }
 
+/// Threads of one process are one owner: what one gives up must not take what another just got.
+#[test]
+fn threads_of_one_owner_keep_what_they_were_granted() {
+    let share = Share::new();
+    let (node, handle) = opened(&share);
+    let host = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(share.host("a"))
+        .unwrap();
+    std::thread::scope(|scope| {
+        for byte in 0..3 {
+            let (share, host) = (&share, &host);
+            scope.spawn(move || {
+                let set = |kind| {
+                    share
+                        .tree
+                        .setlk(node, handle, &range(1, kind, byte * 8, byte * 8), false)
+                };
+                let of_host = host::Range {
+                    kind: libc::F_WRLCK,
+                    start: i64::try_from(byte * 8).unwrap(),
+                    len: 1,
+                };
+                for round in 0..3000 {
+                    assert_eq!(set(Write), Ok(Locked::Yes));
+                    assert!(
+                        host::find_lock(host.as_fd(), of_host).unwrap().is_some(),
+                        "round {round}"
+                    );
+                    assert_eq!(set(Unlock), Ok(Locked::Yes));
+                }
+            });
+        }
+    });
+    assert_eq!((share.counter("locks"), share.tree.budget.open()), (0, 3));
+}
+
 #[test]
 fn a_lock_on_the_whole_file_is_an_owners_and_flocks() {
     let share = Share::new();

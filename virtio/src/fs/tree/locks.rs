@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::Tree;
 use super::descriptors::{Held, Use};
+use super::handles::OpenFile;
 use super::host::{Range, find_lock, set_lock};
 use crate::fs::filesystem::{Handle, Lock, LockKind, Locked, Node};
 
@@ -33,6 +34,8 @@ struct Owned {
     file: Held,
     pid: u32,
     spans: Vec<Span>,
+    /// Taken out of the table: who still has it must look there again.
+    gone: bool,
 }
 
 /// A lock that is held.
@@ -95,8 +98,22 @@ impl Locks {
         }
     }
 
+    /// An owner who holds nothing needs no description.
+    fn tidy(&self, holder: &Holder) {
+        let mut table = self.lock();
+        let Some(owned) = table.get(holder).cloned() else {
+            return;
+        };
+        let mut owned = lock(&owned);
+        if owned.spans.is_empty() {
+            owned.gone = true;
+            table.remove(holder);
+        }
+    }
+
     /// Whoever waits may look again.
     fn let_go(&self, holder: &Holder, owned: &mut Owned) {
+        owned.gone = true;
         // Not by closing alone: a process that is being started has a copy of the descriptor for a moment.
         let _ = match holder.whole_file {
             true => flock(&owned.file, FlockOperation::NonBlockingUnlock),
@@ -167,31 +184,21 @@ impl Tree {
             owner: lock.owner,
             whole_file: lock.whole_file,
         };
-        let known = self.locks.lock().get(&holder).cloned();
-        let owned = match known {
-            Some(owned) => owned,
-            None if lock.kind == LockKind::Unlock => return Ok(Locked::Yes),
-            None => {
-                let file = self
-                    .budget
-                    .take(Use::File, || self.description(&open.file, open.position.is_some()))?;
-                let owned = Owned {
-                    file,
-                    pid: lock.pid,
-                    spans: Vec::new(),
-                };
-                let mut table = self.locks.lock();
-                table
-                    .entry(holder)
-                    .or_insert_with(|| Arc::new(Mutex::new(owned)))
-                    .clone()
+        let answer = loop {
+            let known = self.locks.lock().get(&holder).cloned();
+            let owned = match known {
+                Some(owned) => owned,
+                None if lock.kind == LockKind::Unlock => return Ok(Locked::Yes),
+                None => self.new_owner(&open, holder, lock.pid)?,
+            };
+            let mut held = self::lock(&owned);
+            if !held.gone {
+                let answer = self.change(&mut held, lock, range, span);
+                drop(held);
+                self.locks.tidy(&holder);
+                break answer;
             }
         };
-        let answer = self.change(&mut self::lock(&owned), lock, range, span);
-        let mut table = self.locks.lock();
-        if self::lock(&owned).spans.is_empty() && table.get(&holder).is_some_and(|found| Arc::ptr_eq(found, &owned)) {
-            table.remove(&holder);
-        }
         match answer {
             Ok(()) => Ok(Locked::Yes),
             // `EACCES` is what some file systems say.
@@ -199,6 +206,24 @@ impl Tree {
             Err(Errno::AGAIN | Errno::ACCESS) => Err(Errno::AGAIN),
             Err(error) => Err(error),
         }
+    }
+
+    /// An owner who holds nothing yet, or who has come to be there meanwhile.
+    fn new_owner(&self, open: &OpenFile, holder: Holder, pid: u32) -> Result<Arc<Mutex<Owned>>, Errno> {
+        let file = self
+            .budget
+            .take(Use::File, || self.description(&open.file, open.position.is_some()))?;
+        let owned = Owned {
+            file,
+            pid,
+            spans: Vec::new(),
+            gone: false,
+        };
+        let mut table = self.locks.lock();
+        Ok(table
+            .entry(holder)
+            .or_insert_with(|| Arc::new(Mutex::new(owned)))
+            .clone())
     }
 
     /// Carries a change of an owner's locks out.
