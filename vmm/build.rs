@@ -7,7 +7,6 @@ mod program;
 #[path = "src/seccomp/requests.rs"]
 mod requests;
 #[path = "src/seccomp/roles.rs"]
-#[expect(dead_code, reason = "devices are told apart at run time")]
 mod roles;
 #[path = "src/seccomp/tables.rs"]
 mod tables;

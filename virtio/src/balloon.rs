@@ -35,6 +35,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
 use crate::ring::{Notify, Ring, RingState, Step};
+use crate::threads::Duty;
 use pages::PAGE_BYTES;
 
 /// virtio device ID (virtio 1.2 §5).
@@ -285,6 +286,10 @@ impl VirtioDevice for Balloon {
             features,
             queue_sizes: QUEUE_SIZES.into_iter().take(queues).collect(),
         }
+    }
+
+    fn duty(&self) -> Duty {
+        Duty::Balloon
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

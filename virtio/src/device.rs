@@ -12,6 +12,7 @@ use husk_devices::memory::GuestMemory;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::ring::{Notify, Ring, RingState};
+use crate::threads::Duty;
 
 /// What a device is, before any driver has spoken to it.
 #[derive(Clone, Debug)]
@@ -109,6 +110,11 @@ impl HandlerError {
 pub trait VirtioDevice: Send {
     /// What the device is. Constant.
     fn profile(&self) -> Profile;
+
+    /// What its threads are for. Constant.
+    fn duty(&self) -> Duty {
+        Duty::Stream
+    }
 
     /// What the device has counted since it was made (name, value).
     fn counters(&self) -> Vec<(&'static str, u64)>;

@@ -35,6 +35,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, MemoryListener, Profile, StartError, VirtioDevice};
+use crate::threads::Duty;
 use crate::vhost_user::{BackendError, Link, VhostUserHandler, VhostUserMetrics};
 
 /// virtio device ID (virtio 1.2 §5).
@@ -117,6 +118,10 @@ impl Fs {
 impl VirtioDevice for Fs {
     fn profile(&self) -> Profile {
         self.profile.clone()
+    }
+
+    fn duty(&self) -> Duty {
+        Duty::RemoteFiles
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -42,6 +42,7 @@ use husk_devices::{chain, lock};
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
 use crate::ring::{Notify, Reader, Ring, RingState, Step, Writer};
+use crate::threads::Duty;
 use region::{BlockState, CONFIG_BYTES, Denied, PLUGGED_SIZE, REQUESTED_SIZE, Region};
 
 /// virtio device ID (virtio 1.2 §5).
@@ -318,6 +319,10 @@ impl VirtioDevice for Mem {
             features: VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE,
             queue_sizes: vec![QUEUE_SIZE],
         }
+    }
+
+    fn duty(&self) -> Duty {
+        Duty::Mem
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -24,6 +24,7 @@ use husk_devices::metrics::{Counter, Metered};
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
 use crate::ring::{Reader, Ring, RingState, Step, Writer};
+use crate::threads::Duty;
 
 /// virtio device ID (virtio 1.2 §5).
 const VIRTIO_ID_PMEM: u32 = 27;
@@ -98,6 +99,10 @@ impl VirtioDevice for Pmem {
             features: 0,
             queue_sizes: vec![QUEUE_SIZE],
         }
+    }
+
+    fn duty(&self) -> Duty {
+        Duty::Pmem
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

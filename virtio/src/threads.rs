@@ -12,6 +12,29 @@ const STACK_BYTES: usize = 128 << 10;
 /// A thread name in Linux has room for 15 bytes.
 const NAME_BYTES: usize = 15;
 
+/// What a device's threads are for: how they are confined follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Duty {
+    /// Bytes between the guest and a file that is open: console, entropy.
+    Stream,
+    /// A disk.
+    Block,
+    /// A network interface.
+    Net,
+    /// Persistent memory.
+    Pmem,
+    /// vsock.
+    Vsock,
+    /// Files that another process serves.
+    RemoteFiles,
+    /// Files that these threads serve themselves.
+    Files,
+    /// Memory in blocks.
+    Mem,
+    /// A balloon.
+    Balloon,
+}
+
 /// What a thread does.
 pub type Body = Box<dyn FnOnce() + Send>;
 
@@ -24,12 +47,11 @@ pub trait Threads: Send + Sync {
     /// When it is clear at once that there will be no thread.
     fn start(&self, name: &str, body: Body) -> io::Result<()>;
 
-    /// Takes from the calling thread whatever a device of virtio ID `device` (virtio 1.2 §5) does not need once its handler
-    /// watches its descriptors. Called once on each thread, before the first request is looked at.
+    /// Takes from the calling thread whatever `duty` does not need once a handler watches its descriptors. Called once on each thread, before the first request is looked at.
     ///
     /// # Errors
     /// When the host refuses. The thread must not go on then.
-    fn confine(&self, device: u32) -> io::Result<()>;
+    fn confine(&self, duty: Duty) -> io::Result<()>;
 
     /// Woken when a thread is done with what it was asked for, to stop or to hold. Whoever asked looks again then: nobody waits.
     fn waker(&self) -> Waker {
@@ -46,7 +68,7 @@ impl Threads for Plain {
         builder(name).spawn(body).map(drop)
     }
 
-    fn confine(&self, _device: u32) -> io::Result<()> {
+    fn confine(&self, _duty: Duty) -> io::Result<()> {
         Ok(())
     }
 }

@@ -52,7 +52,7 @@ impl Threads for Arc<Watched> {
         Plain.start(name, body)
     }
 
-    fn confine(&self, _: u32) -> io::Result<()> {
+    fn confine(&self, _: Duty) -> io::Result<()> {
         Ok(())
     }
 
@@ -72,7 +72,7 @@ impl std::task::Wake for Watched {
 fn watched(handler: Box<dyn Handler>) -> (Worker, Receiver<()>) {
     let (tell, news) = channel();
     let threads: Arc<dyn Threads> = Arc::new(Arc::new(Watched(Mutex::new(tell))));
-    let worker = Worker::spawn_on(&threads, 0, "io-probe", handler, Box::new(|_| ())).unwrap();
+    let worker = Worker::spawn_on(&threads, Duty::Stream, "io-probe", handler, Box::new(|_| ())).unwrap();
     (worker, news)
 }
 
@@ -275,8 +275,8 @@ impl Threads for Scarce {
         Ok(())
     }
 
-    fn confine(&self, device: u32) -> io::Result<()> {
-        self.seen.lock().unwrap().send(format!("confine {device}")).unwrap();
+    fn confine(&self, duty: Duty) -> io::Result<()> {
+        self.seen.lock().unwrap().send(format!("confine {duty:?}")).unwrap();
         Err(io::ErrorKind::PermissionDenied.into())
     }
 }
@@ -291,7 +291,7 @@ fn thread_that_cannot_be_had_is_a_failure_and_gives_the_rings_back() {
         seen: Mutex::new(channel().0),
     });
     let on_failure = Box::new(move |error: HandlerError| failed.send(error.to_string()).unwrap());
-    let worker = Worker::spawn_on(&threads, 2, "io-probe", handler, on_failure).unwrap();
+    let worker = Worker::spawn_on(&threads, Duty::Block, "io-probe", handler, on_failure).unwrap();
     assert_eq!(next(&failure), "cannot start an I/O thread");
     assert_eq!(next(&seen), "stop");
     assert!(worker.is_stopped());
@@ -310,10 +310,10 @@ fn confinement_follows_the_set_up_and_its_failure_keeps_requests_from_being_serv
     driver.add(&[Buf::In(0x2_0000, 4)]);
     driver.kick.write(1).unwrap();
     let on_failure = Box::new(move |error: HandlerError| log.send(error.to_string()).unwrap());
-    let worker = Worker::spawn_on(&threads, 2, "io-probe", handler, on_failure).unwrap();
+    let worker = Worker::spawn_on(&threads, Duty::Block, "io-probe", handler, on_failure).unwrap();
     assert_eq!(
         [next(&seen), next(&seen), next(&seen)],
-        ["io-probe", "confine 2", "stop"]
+        ["io-probe", "confine Block", "stop"]
     );
     assert_eq!(next(&failure), "cannot confine an I/O thread");
     assert_eq!(worker.join().len(), 1);

@@ -10,7 +10,7 @@ use std::task::Waker;
 use std::thread;
 
 use husk_devices::chain;
-use husk_virtio::threads::{Body, Threads, builder};
+use husk_virtio::threads::{Body, Duty, Threads, builder};
 
 use crate::seccomp::{Mode, Role};
 
@@ -53,6 +53,21 @@ fn carry_out(Order { name, body }: Order) {
     }
 }
 
+/// The role of threads that do this for a device.
+fn role(duty: Duty) -> Role {
+    match duty {
+        Duty::Stream => Role::Stream,
+        Duty::Block => Role::Block,
+        Duty::Net => Role::Net,
+        Duty::Pmem => Role::Pmem,
+        Duty::Vsock => Role::Vsock,
+        Duty::RemoteFiles => Role::Fs,
+        Duty::Files => Role::Files,
+        Duty::Mem => Role::Mem,
+        Duty::Balloon => Role::Balloon,
+    }
+}
+
 impl Threads for Spawner {
     fn start(&self, name: &str, body: Body) -> io::Result<()> {
         let name = name.to_owned();
@@ -61,8 +76,8 @@ impl Threads for Spawner {
             .map_err(|_| io::Error::other("the thread that starts threads is gone"))
     }
 
-    fn confine(&self, device: u32) -> io::Result<()> {
-        self.seccomp.enter(Role::of_device(device)).map_err(io::Error::other)
+    fn confine(&self, duty: Duty) -> io::Result<()> {
+        self.seccomp.enter(role(duty)).map_err(io::Error::other)
     }
 
     fn waker(&self) -> Waker {

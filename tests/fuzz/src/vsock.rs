@@ -16,7 +16,7 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
-use husk_virtio::threads::{Body, Threads};
+use husk_virtio::threads::{Body, Duty, Threads};
 use husk_virtio::vsock::Vsock;
 
 use crate::Seeds;
@@ -64,7 +64,7 @@ impl Threads for NoThreads {
         Ok(())
     }
 
-    fn confine(&self, _device: u32) -> std::io::Result<()> {
+    fn confine(&self, _duty: Duty) -> std::io::Result<()> {
         Ok(())
     }
 }

@@ -65,6 +65,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use crate::device::{Activation, ConfigAccess, Handler, Profile, StartError, VirtioDevice};
 use crate::rate_limit::{Limiter, LimiterConfig};
+use crate::threads::Duty;
 use config_space::{ConfigSpace, Writeback};
 use handler::QueueHandler;
 use image::Image;
@@ -242,6 +243,10 @@ impl VirtioDevice for Block {
             features: self.features(),
             queue_sizes: vec![self.config.queue_size; usize::from(self.config.queues)],
         }
+    }
+
+    fn duty(&self) -> Duty {
+        Duty::Block
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

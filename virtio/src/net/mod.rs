@@ -64,6 +64,7 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ, VIRTIO_
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, Profile, StartError, VirtioDevice};
 use crate::rate_limit::{Limiter, LimiterConfig, Pace};
+use crate::threads::Duty;
 use control::{Commands, Control, Switches};
 use features::has;
 use handler::{Beginning, PairHandler};
@@ -239,6 +240,10 @@ impl VirtioDevice for Net {
             features: self.features,
             queue_sizes,
         }
+    }
+
+    fn duty(&self) -> Duty {
+        Duty::Net
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

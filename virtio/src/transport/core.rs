@@ -85,12 +85,12 @@ impl Core {
         let queues = profile.queue_sizes.iter().map(|size| QueueRegisters::new(*size));
         Ok(Self {
             name,
+            running: Running::new(device.duty()),
             device,
             queues: queues.collect(),
             mem,
             status: 0,
             features: Features::new(profile.features),
-            running: Running::new(profile.id),
             profile,
             resetting: false,
             retired: false,

@@ -10,13 +10,12 @@ use husk_devices::metrics::Counter;
 use super::mastering::Mastering;
 use crate::device::{Handler, HandlerError, StartError};
 use crate::ring::{Notify, RingState};
-use crate::threads::{Plain, Threads};
+use crate::threads::{Duty, Plain, Threads};
 use crate::worker::Worker;
 
 /// The workers of one device, none before `DRIVER_OK`.
 pub(super) struct Running {
-    /// virtio ID of the device.
-    device: u32,
+    duty: Duty,
     threads: Arc<dyn Threads>,
     workers: Vec<Worker>,
     mastering: Mastering,
@@ -25,10 +24,10 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Nothing yet of a device of virtio ID `device`.
-    pub fn new(device: u32) -> Self {
+    /// Nothing yet of a device whose threads have `duty`.
+    pub fn new(duty: Duty) -> Self {
         Self {
-            device,
+            duty,
             threads: Arc::new(Plain),
             workers: Vec::new(),
             mastering: Mastering::new(),
@@ -71,7 +70,7 @@ impl Running {
             let worker = self
                 .mastering
                 .guard(handler)
-                .and_then(|handler| Worker::spawn_on(&self.threads, self.device, &thread, handler, on_failure));
+                .and_then(|handler| Worker::spawn_on(&self.threads, self.duty, &thread, handler, on_failure));
             self.workers.push(worker.map_err(|source| StartError::Host {
                 what: "start an I/O thread",
                 source,

@@ -13,7 +13,7 @@ use super::listener::{Listener, Reserve, is_shortage};
 use super::metrics::VsockMetrics;
 use crate::device::{Handler, HandlerError, Watch};
 use crate::ring::RingState;
-use crate::threads::{Body, Plain, Threads};
+use crate::threads::{Body, Duty, Plain, Threads};
 
 /// Dials sent away before the doorman looks at his bell.
 const DIALS_PER_TURN: usize = 64;
@@ -77,8 +77,8 @@ impl Threads for OnTheSpot {
         Plain.start(name, body)
     }
 
-    fn confine(&self, device: u32) -> io::Result<()> {
-        self.0.confine(device)
+    fn confine(&self, duty: Duty) -> io::Result<()> {
+        self.0.confine(duty)
     }
 }
 

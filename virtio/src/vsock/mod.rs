@@ -56,7 +56,7 @@ use husk_devices::metrics::Metered;
 
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice};
-use crate::threads::Threads;
+use crate::threads::{Duty, Threads};
 use crate::unix::{BindError, SocketFile};
 use crate::worker::Worker;
 use handler::VsockHandler;
@@ -127,7 +127,7 @@ impl Vsock {
             log::warn!("vsock: dials wait for the guest's driver: {}", chain(&error));
         });
         let threads: Arc<dyn Threads> = Arc::new(OnTheSpot(threads.clone()));
-        let doorman = Worker::spawn_on(&threads, VIRTIO_ID_VSOCK, "io-vsock-door", doorman, gave_up);
+        let doorman = Worker::spawn_on(&threads, Duty::Vsock, "io-vsock-door", doorman, gave_up);
         Ok(Self {
             cid: cid.into(),
             config: Arc::new(Mutex::new(ConfigBytes::new(u64::from(cid).to_le_bytes()))),
@@ -160,6 +160,10 @@ impl VirtioDevice for Vsock {
             features: VIRTIO_VSOCK_F_STREAM,
             queue_sizes: QUEUE_SIZES.to_vec(),
         }
+    }
+
+    fn duty(&self) -> Duty {
+        Duty::Vsock
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -13,7 +13,7 @@ use husk_virtio::config::ConfigBytes;
 use husk_virtio::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
 use husk_virtio::ring::RingState;
 use husk_virtio::rng::Rng;
-use husk_virtio::threads::{Body, Plain, Threads};
+use husk_virtio::threads::{Body, Duty, Plain, Threads};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -33,7 +33,7 @@ impl Threads for Woken {
         Plain.start(name, body)
     }
 
-    fn confine(&self, _device: u32) -> std::io::Result<()> {
+    fn confine(&self, _duty: Duty) -> std::io::Result<()> {
         Ok(())
     }
 

@@ -30,26 +30,12 @@ pub enum Role {
     Vsock,
     /// Serves a share by vhost-user.
     Fs,
+    /// Serves a share itself.
+    Files,
     /// Serves virtio-mem.
     Mem,
     /// Serves a balloon.
     Balloon,
     /// Serves a device that moves bytes between the guest and a file that is open: console, entropy.
     Stream,
-}
-
-impl Role {
-    /// The role of the threads of a device of virtio ID `device` (virtio 1.2 §5).
-    pub fn of_device(device: u32) -> Self {
-        match device {
-            1 => Self::Net,
-            2 => Self::Block,
-            5 => Self::Balloon,
-            19 => Self::Vsock,
-            24 => Self::Mem,
-            26 => Self::Fs,
-            27 => Self::Pmem,
-            _ => Self::Stream,
-        }
-    }
 }

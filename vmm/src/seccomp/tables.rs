@@ -41,7 +41,7 @@ const OWN: Check = Check {
 };
 
 /// Every role, in the order of their discriminants.
-pub(super) const ROLES: [Role; 14] = [
+pub(super) const ROLES: [Role; 15] = [
     Role::Control,
     Role::EventLoop,
     Role::Spawner,
@@ -53,6 +53,7 @@ pub(super) const ROLES: [Role; 14] = [
     Role::Pmem,
     Role::Vsock,
     Role::Fs,
+    Role::Files,
     Role::Mem,
     Role::Balloon,
     Role::Stream,
@@ -65,7 +66,7 @@ pub(super) fn policy(role: Role, pid: u32) -> Policy {
 
 /// Every list of rules below, with its name.
 #[cfg(test)]
-pub(super) const GROUPS: [(&str, &[Rule]); 16] = [
+pub(super) const GROUPS: [(&str, &[Rule]); 17] = [
     ("EVERY", EVERY),
     ("THREADS", THREADS),
     ("EVENT_LOOP", EVENT_LOOP),
@@ -80,6 +81,7 @@ pub(super) const GROUPS: [(&str, &[Rule]); 16] = [
     ("PMEM", PMEM),
     ("VSOCK", VSOCK),
     ("FS", FS),
+    ("FILES", FILES),
     ("MEM", MEM),
     ("BALLOON", BALLOON),
 ];
@@ -90,7 +92,9 @@ pub(super) fn groups(role: Role) -> &'static [&'static [Rule]] {
         Role::Control => &[EVERY, THREADS, EVENT_LOOP, CONTROL, VCPU, LOADER, IO, API],
         Role::EventLoop => &[EVERY, EVENT_LOOP],
         // With what the threads of all devices need.
-        Role::Spawner => &[EVERY, THREADS, SETUP, IO, BLOCK, NET, PMEM, VSOCK, FS, MEM, BALLOON],
+        Role::Spawner => &[
+            EVERY, THREADS, SETUP, IO, BLOCK, NET, PMEM, VSOCK, FS, FILES, MEM, BALLOON,
+        ],
         Role::Vcpu => &[EVERY, VCPU],
         Role::Loader => &[EVERY, LOADER],
         Role::Api => &[EVERY, IO, API],
@@ -99,6 +103,7 @@ pub(super) fn groups(role: Role) -> &'static [&'static [Rule]] {
         Role::Pmem => &[EVERY, IO, PMEM],
         Role::Vsock => &[EVERY, IO, VSOCK],
         Role::Fs => &[EVERY, IO, FS],
+        Role::Files => &[EVERY, IO, FILES],
         Role::Mem => &[EVERY, IO, MEM],
         Role::Balloon => &[EVERY, IO, BALLOON],
         Role::Stream => &[EVERY, IO],
@@ -245,6 +250,9 @@ const VSOCK: &[Rule] = &[
 
 /// A share: messages, with descriptors, on a connection that exists.
 const FS: &[Rule] = &[any(libc::SYS_sendmsg), any(libc::SYS_recvfrom), any(libc::SYS_shutdown)];
+
+/// A share that husk serves itself.
+const FILES: &[Rule] = &[];
 
 /// Persistent memory: flushes.
 const PMEM: &[Rule] = &[any(libc::SYS_fdatasync)];

@@ -15,14 +15,16 @@ use super::tables::{self, GROUPS};
 const RECORD: &str = include_str!("used.txt");
 
 /// Devices with an I/O thread, as the record names their threads.
-const IO: [&str; 9] = ["disk", "net", "fs", "vsock", "pmem", "mem", "balloon", "rng", "console"];
+const IO: [&str; 10] = [
+    "disk", "net", "fs", "files", "vsock", "pmem", "mem", "balloon", "rng", "console",
+];
 
 /// Whose rules a group's are.
 fn threads(group: &str) -> &'static [&'static str] {
     match group {
         "EVERY" => &[
-            "husk", "spawner", "vcpu", "loader", "api", "disk", "net", "fs", "vsock", "pmem", "mem", "balloon", "rng",
-            "console",
+            "husk", "spawner", "vcpu", "loader", "api", "disk", "net", "fs", "files", "vsock", "pmem", "mem",
+            "balloon", "rng", "console",
         ],
         "THREADS" => &["husk", "spawner"],
         "SETUP" | "IO" => &IO,
@@ -31,6 +33,7 @@ fn threads(group: &str) -> &'static [&'static str] {
         "PMEM" => &["pmem"],
         "VSOCK" => &["vsock"],
         "FS" => &["fs"],
+        "FILES" => &["files"],
         "MEM" => &["mem"],
         "BALLOON" => &["balloon"],
         "VCPU" => &["vcpu"],
