@@ -1,4 +1,5 @@
-//! File system device (virtio 1.2 §5.11): a folder of the host, served by a vhost-user back-end such as virtiofsd.
+//! File system device (virtio 1.2 §5.11): a folder of the host, served by husk itself ([`local`]) or by a vhost-user back-end such as
+//! virtiofsd.
 //!
 //! | queue  | carries                                                                      |
 //! |--------|------------------------------------------------------------------------------|
@@ -15,6 +16,7 @@
 
 pub(crate) mod filesystem;
 mod fuse;
+pub mod local;
 #[cfg(test)]
 mod model;
 mod protocol;
@@ -93,18 +95,9 @@ impl Fs {
     }
 
     fn over(link: Arc<Link>, config: &FsConfig) -> Self {
-        let mut fields = config.tag.as_bytes().to_vec();
-        fields.resize(TAG_BYTES, 0);
-        fields.extend_from_slice(&u32::from(config.queues).to_le_bytes());
-        let queues = usize::from(config.queues).saturating_add(1);
         Self {
-            profile: Profile {
-                id: VIRTIO_ID_FS,
-                class: PCI_CLASS,
-                features: 0,
-                queue_sizes: vec![config.queue_size; queues],
-            },
-            config: Arc::new(Mutex::new(ConfigBytes::new(fields))),
+            profile: profile(config.queues, config.queue_size),
+            config: config_space(&config.tag, config.queues),
             link,
         }
     }
@@ -113,6 +106,24 @@ impl Fs {
     pub fn metrics(&self) -> Arc<VhostUserMetrics> {
         self.link.metrics().clone()
     }
+}
+
+/// A device with `queues` request queues.
+fn profile(queues: u16, queue_size: u16) -> Profile {
+    Profile {
+        id: VIRTIO_ID_FS,
+        class: PCI_CLASS,
+        features: 0,
+        // One for urgent requests.
+        queue_sizes: vec![queue_size; usize::from(queues).saturating_add(1)],
+    }
+}
+
+fn config_space(tag: &str, queues: u16) -> Arc<Mutex<ConfigBytes>> {
+    let mut fields = tag.as_bytes().to_vec();
+    fields.resize(TAG_BYTES, 0);
+    fields.extend_from_slice(&u32::from(queues).to_le_bytes());
+    Arc::new(Mutex::new(ConfigBytes::new(fields)))
 }
 
 impl VirtioDevice for Fs {

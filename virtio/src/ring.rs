@@ -122,6 +122,11 @@ impl Ring {
         &self.kick
     }
 
+    /// The doorbell, for another thread that is to see it ring.
+    pub(crate) fn doorbell(&self) -> Arc<EventFd> {
+        self.kick.clone()
+    }
+
     /// Resets the doorbell and begins another turn: as many chains as the ring has entries may be taken.
     pub fn take_kick(&mut self) {
         // Fails only when nobody has kicked.

@@ -1,4 +1,5 @@
 //! FUSE requests and replies as far as the device itself answers them: with an error, in the place of a back-end that is gone
+//! (`ENOTCONN`: what FUSE says when nobody serves a mount any more), or of a server that has no room
 //! (Linux `include/uapi/linux/fuse.h`; virtio 1.2 §5.11.6.1). Numbers are little-endian.
 //!
 //! | request: `fuse_in_header` | bytes | field                               |
@@ -20,12 +21,11 @@ use std::io::{Read, Write};
 
 use crate::ring::{Protocol, Reader, Trace, Writer};
 
-const REQUEST_BYTES: usize = 40;
+/// Bytes of a request that has nothing but its header.
+pub(super) const REQUEST_BYTES: usize = 40;
 const REPLY_BYTES: usize = 16;
 /// The same, as the header has it.
 const LEN: u32 = 16;
-/// `-ENOTCONN`: what FUSE says when nobody serves a mount any more.
-const NOBODY: i32 = -libc::ENOTCONN;
 
 /// FUSE, for [`Ring::adopt`](crate::ring::Ring::adopt).
 pub(super) struct Fuse;
@@ -48,24 +48,29 @@ impl Protocol for Fuse {
     }
 
     fn refuse(&self, request: &mut Reader<'_>, reply: &mut Writer<'_>) -> u32 {
-        let Some(asked) = Header::read::<REQUEST_BYTES>(request) else {
-            return 0;
-        };
-        if reply.available_bytes() < REPLY_BYTES {
-            return 0;
-        }
-        let mut bytes = [0; REPLY_BYTES];
-        let parts = [
-            &LEN.to_le_bytes()[..],
-            &NOBODY.to_le_bytes(),
-            &asked.unique.to_le_bytes(),
-        ]
-        .concat();
-        bytes.copy_from_slice(&parts);
-        match reply.write_all(&bytes) {
-            Ok(()) => LEN,
-            Err(_) => 0,
-        }
+        refuse(request, reply, libc::ENOTCONN)
+    }
+}
+
+/// Answers `request` with `errno`, and says how long the reply is: nothing where there is no room for one.
+pub(super) fn refuse(request: &mut Reader<'_>, reply: &mut Writer<'_>, errno: i32) -> u32 {
+    let Some(asked) = Header::read::<REQUEST_BYTES>(request) else {
+        return 0;
+    };
+    if reply.available_bytes() < REPLY_BYTES {
+        return 0;
+    }
+    let mut bytes = [0; REPLY_BYTES];
+    let parts = [
+        &LEN.to_le_bytes()[..],
+        &errno.saturating_neg().to_le_bytes(),
+        &asked.unique.to_le_bytes(),
+    ]
+    .concat();
+    bytes.copy_from_slice(&parts);
+    match reply.write_all(&bytes) {
+        Ok(()) => LEN,
+        Err(_) => 0,
     }
 }
 

@@ -46,6 +46,11 @@ impl Alarm {
         self.at = None;
     }
 
+    /// Whether it will ring.
+    pub fn is_set(&self) -> bool {
+        self.at.is_some()
+    }
+
     /// When it will ring.
     #[cfg(test)]
     pub fn at(&self) -> Option<Instant> {

@@ -1,0 +1,120 @@
+//! File system device whose files husk serves itself (virtio 1.2 §5.11): no other process, and no memory that one has to share.
+//!
+//! Queues and configuration are those of the device with a back-end: see [`fs`](super).
+//!
+//! | part | what it holds |
+//! |---|---|
+//! | `lane` | one queue: its ring, whose turn it is, requests that wait for a lock |
+//! | `session` | from the start of the driver to the reset: all queues, and how requests are carried out |
+//! | `crew` | the threads that help |
+//! | `handler` | a queue's own thread |
+
+mod crew;
+mod handler;
+mod lane;
+mod metrics;
+mod session;
+
+use std::sync::{Arc, Mutex};
+
+use husk_devices::metrics::Metered;
+
+use super::serve::Serve;
+use crate::config::ConfigBytes;
+use crate::device::{Activation, ConfigAccess, Handler, Profile, StartError, VirtioDevice};
+use crate::threads::{Duty, Threads};
+use handler::LaneHandler;
+use lane::Lane;
+pub use metrics::LocalMetrics;
+use session::Session;
+
+/// What such a device is to be.
+#[derive(Clone, Debug)]
+pub struct LocalConfig {
+    /// The name that the guest mounts. Cut to [`TAG_BYTES`](super::TAG_BYTES).
+    pub tag: String,
+    /// Request queues, each with a thread of its own.
+    pub queues: u16,
+    /// Entries of every queue: a power of two up to 32768.
+    pub queue_size: u16,
+    /// What the threads that help are called.
+    pub name: String,
+}
+
+/// A file system device that serves its files itself.
+pub struct Local {
+    profile: Profile,
+    config: Arc<Mutex<ConfigBytes>>,
+    serve: Arc<dyn Serve>,
+    threads: Arc<dyn Threads>,
+    name: String,
+    metrics: Arc<LocalMetrics>,
+}
+
+impl Local {
+    /// A device whose requests `serve` carries out. Threads beside those of its queues come from `threads`.
+    pub fn new(config: &LocalConfig, serve: Arc<dyn Serve>, threads: &Arc<dyn Threads>) -> Self {
+        Self {
+            profile: super::profile(config.queues, config.queue_size),
+            config: super::config_space(&config.tag, config.queues),
+            serve,
+            threads: threads.clone(),
+            name: config.name.clone(),
+            metrics: Arc::default(),
+        }
+    }
+
+    /// What the device counts, without its server.
+    pub fn metrics(&self) -> Arc<LocalMetrics> {
+        self.metrics.clone()
+    }
+
+    /// A session over the rings that the driver enabled, and the numbers of its lanes.
+    fn session(&self, activation: Activation) -> Result<Arc<Session>, StartError> {
+        for (queue, ring) in (0u16..2).zip(&activation.rings) {
+            // A driver with fewer processors than request queues leaves the others alone.
+            if ring.is_none() {
+                return Err(StartError::QueueMissing(queue));
+            }
+        }
+        let lanes = activation.rings.into_iter().flatten().map(Lane::new).collect();
+        let Self { serve, threads, .. } = self;
+        Ok(Session::new(
+            serve.clone(),
+            lanes,
+            threads.clone(),
+            &self.name,
+            self.metrics.clone(),
+        ))
+    }
+}
+
+impl VirtioDevice for Local {
+    fn profile(&self) -> Profile {
+        self.profile.clone()
+    }
+
+    fn duty(&self) -> Duty {
+        Duty::Files
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let mut counters = self.metrics.metrics();
+        counters.extend(self.serve.counters());
+        counters
+    }
+
+    fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {
+        self.config.clone()
+    }
+
+    fn start(&mut self, activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError> {
+        let session = self.session(activation)?;
+        let handler = |lane| Box::new(LaneHandler::new(session.clone(), lane)) as Box<dyn Handler>;
+        Ok((0..session.lanes.len()).map(handler).collect())
+    }
+}
+
+#[cfg(test)]
+#[path = "local_test.rs"]
+mod tests;

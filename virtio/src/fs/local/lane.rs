@@ -1,0 +1,338 @@
+//! One queue of a share that husk serves: its ring, whose turn it is, and the requests that wait for a lock.
+//!
+//! A ring has one owner at a time: whoever holds the lane's lock, for as long as it takes to fetch a chain or to give one back. Nobody
+//! holds it while a request is carried out.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use husk_devices::lock;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::fs::fuse;
+use crate::ring::{Chain, Ring, RingError, RingState};
+
+/// How long the driver may be kept from knowing of what is done while more is being done.
+const QUIET: Duration = Duration::from_micros(50);
+/// One in so many entries of a ring may wait for a lock: whoever would let it go has to get through as well, and a request takes
+/// several entries from a driver without indirect descriptors.
+const WAITING_SHARE: u16 = 8;
+
+/// A queue.
+pub(super) struct Lane {
+    kick: Arc<EventFd>,
+    state: Mutex<State>,
+    /// Notified when nothing is being carried out any more.
+    quiet: Condvar,
+    /// Which request the queue's own thread is in, by a number that grows; 0 while it is in none.
+    own: AtomicU64,
+    /// Requests that have come to an end.
+    done: AtomicU64,
+    /// Requests that wait for a lock.
+    waiting: AtomicUsize,
+}
+
+struct State {
+    /// Gone once the lane has ended.
+    ring: Option<Ring>,
+    /// Nothing is begun for now.
+    held: bool,
+    /// Requests under way.
+    busy: usize,
+    /// Somebody waits at the doorbell in the place of the queue's own thread.
+    attended: bool,
+    /// What wait for a lock.
+    waiting: Vec<Chain>,
+    /// What is to be tried again.
+    again: VecDeque<Chain>,
+    /// Since when the driver is owed an interrupt.
+    owed: Option<Instant>,
+    /// Nanoseconds that a request took lately.
+    usual: u64,
+    /// The driver broke a rule: nothing is begun any more.
+    failed: bool,
+    /// Which one, as long as nobody was told.
+    failure: Option<RingError>,
+}
+
+/// A request to be carried out.
+pub(super) struct Turn {
+    pub chain: Chain,
+    /// Requests that are there and that nobody has taken.
+    pub backlog: usize,
+    /// Requests under way, with this one.
+    pub busy: usize,
+    /// How long one usually takes.
+    pub usual: Duration,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// It was answered with so many bytes.
+    Done(u32),
+    /// It waits for a lock.
+    Wait,
+}
+
+/// How far a lane has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Progress {
+    /// Which request the queue's own thread is in; 0 for none.
+    pub own: u64,
+    /// Requests that have come to an end.
+    pub done: u64,
+}
+
+impl Lane {
+    /// A lane around `ring`.
+    pub fn new(ring: Ring) -> Self {
+        Self {
+            kick: ring.doorbell(),
+            state: Mutex::new(State {
+                ring: Some(ring),
+                held: false,
+                busy: 0,
+                attended: false,
+                waiting: Vec::new(),
+                again: VecDeque::new(),
+                owed: None,
+                usual: 0,
+                failed: false,
+                failure: None,
+            }),
+            quiet: Condvar::new(),
+            own: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
+        }
+    }
+
+    /// Rings when the driver kicks, and when there is something to be tried again.
+    pub fn doorbell(&self) -> &EventFd {
+        &self.kick
+    }
+
+    /// Rings the doorbell.
+    pub fn ring(&self) {
+        // Fails only when the counter is full, and then the doorbell rings anyway.
+        let _ = self.kick.write(1);
+    }
+
+    /// Begins to look for requests because the doorbell rang. Whoever does goes on until [`Lane::next`] gives none.
+    pub fn begin(&self) {
+        let mut state = lock(&self.state);
+        if let Some(ring) = &mut state.ring {
+            ring.take_kick();
+            let disabled = ring.disable_kicks();
+            state.note(disabled);
+        }
+    }
+
+    /// The next request, after which [`Lane::end`] is owed. `None` when there is none for now: the doorbell rings for the next one.
+    pub fn next(&self) -> Option<Turn> {
+        let mut state = lock(&self.state);
+        let chain = state.fetch();
+        if chain.is_none() {
+            state.announce();
+        }
+        let chain = chain?;
+        state.busy = state.busy.saturating_add(1);
+        Some(Turn {
+            chain,
+            backlog: state.backlog(),
+            busy: state.busy,
+            usual: Duration::from_nanos(state.usual),
+        })
+    }
+
+    /// A request that took `took` came to this end by `now`. `false` if it waits and there is no room for that: it was refused.
+    pub fn end(&self, chain: Chain, end: End, took: Duration, now: Instant) -> bool {
+        let mut state = lock(&self.state);
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        // An eighth of it is the new one.
+        state.usual = state.usual.saturating_sub(state.usual >> 3).saturating_add(took >> 3);
+        let kept = end != End::Wait || state.has_room_to_wait();
+        match end {
+            End::Done(len) => state.give_back(chain.head(), len, now),
+            End::Wait if kept => {
+                state.waiting.push(chain);
+                self.waiting.store(state.waiting.len(), Ordering::SeqCst);
+            }
+            End::Wait => {
+                let len = fuse::refuse(&mut chain.reader(), &mut chain.writer(), libc::ENOLCK);
+                state.give_back(chain.head(), len, now);
+            }
+        }
+        state.busy = state.busy.saturating_sub(1);
+        self.done.fetch_add(1, Ordering::SeqCst);
+        if state.busy == 0 {
+            self.quiet.notify_all();
+        }
+        kept
+    }
+
+    /// The queue's own thread is in request `number` from now on, or in none.
+    pub fn set_own(&self, number: u64) {
+        self.own.store(number, Ordering::SeqCst);
+    }
+
+    /// How far it has come.
+    pub fn progress(&self) -> Progress {
+        Progress {
+            own: self.own.load(Ordering::SeqCst),
+            done: self.done.load(Ordering::SeqCst),
+        }
+    }
+
+    /// Requests that wait for a lock.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    /// Has every request that waits tried again.
+    pub fn try_again(&self) {
+        if self.waiting() == 0 {
+            return;
+        }
+        let mut state = lock(&self.state);
+        let State { waiting, again, .. } = &mut *state;
+        again.extend(waiting.drain(..));
+        self.waiting.store(0, Ordering::SeqCst);
+        self.ring();
+    }
+
+    /// Takes the post at the doorbell, if nobody has it.
+    pub fn attend(&self) -> bool {
+        let mut state = lock(&self.state);
+        let free = state.ring.is_some() && !state.attended;
+        state.attended |= free;
+        free
+    }
+
+    /// Gives the post at the doorbell up.
+    pub fn leave(&self) {
+        lock(&self.state).attended = false;
+    }
+
+    /// Whether somebody is at the doorbell.
+    pub fn is_attended(&self) -> bool {
+        lock(&self.state).attended
+    }
+
+    /// Begins nothing more, waits for what has been begun, and tells the driver.
+    pub fn hold(&self) {
+        let mut state = self.stop_beginning();
+        state.announce();
+    }
+
+    /// Goes on after [`Lane::hold`].
+    pub fn release(&self) {
+        lock(&self.state).held = false;
+        self.ring();
+    }
+
+    /// Why the lane serves no more, if the driver broke a rule.
+    pub fn failure(&self) -> Option<RingError> {
+        lock(&self.state).failure.take()
+    }
+
+    /// As [`Lane::hold`], for good: what waits is refused. Returns where the ring stood.
+    pub fn finish(&self) -> Option<RingState> {
+        let mut state = self.stop_beginning();
+        let State { waiting, again, .. } = &mut *state;
+        let left: Vec<Chain> = again.drain(..).chain(waiting.drain(..)).collect();
+        self.waiting.store(0, Ordering::SeqCst);
+        let now = Instant::now();
+        for chain in left {
+            let len = fuse::refuse(&mut chain.reader(), &mut chain.writer(), libc::ENOTCONN);
+            state.give_back(chain.head(), len, now);
+        }
+        state.announce();
+        state.ring.take().map(Ring::into_state)
+    }
+
+    fn stop_beginning(&self) -> MutexGuard<'_, State> {
+        let mut state = lock(&self.state);
+        state.held = true;
+        while state.busy > 0 {
+            state = self.quiet.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state
+    }
+}
+
+impl State {
+    /// Takes what is to be tried again, then what is new.
+    fn fetch(&mut self) -> Option<Chain> {
+        if self.held || self.failed {
+            return None;
+        }
+        if let Some(chain) = self.again.pop_front() {
+            return Some(chain);
+        }
+        loop {
+            let ring = self.ring.as_mut()?;
+            let popped = ring.pop();
+            let more = match popped {
+                Ok(None) => ring.enable_kicks(),
+                other => {
+                    let chain = self.note(other);
+                    return chain.flatten();
+                }
+            };
+            if self.note(more) != Some(true) {
+                return None;
+            }
+        }
+    }
+
+    fn give_back(&mut self, head: u16, len: u32, now: Instant) {
+        let Some(ring) = &mut self.ring else { return };
+        let pushed = ring.push(head, len);
+        self.note(pushed);
+        let owed = *self.owed.get_or_insert(now);
+        // Who has nothing else to look forward to is told at once.
+        if self.backlog() == 0 || now.saturating_duration_since(owed) >= QUIET {
+            self.announce();
+        }
+    }
+
+    fn announce(&mut self) {
+        if self.owed.take().is_none() {
+            return;
+        }
+        if let Some(ring) = &mut self.ring {
+            let signalled = ring.signal();
+            self.note(signalled);
+        }
+    }
+
+    /// Requests that are there and that nobody has taken.
+    fn backlog(&self) -> usize {
+        let backlog = self.ring.as_ref().and_then(|ring| ring.backlog().ok());
+        usize::from(backlog.unwrap_or_default()).saturating_add(self.again.len())
+    }
+
+    fn has_room_to_wait(&self) -> bool {
+        let size = self.ring.as_ref().map_or(0, Ring::size);
+        let most = size.checked_div(WAITING_SHARE).unwrap_or_default().max(1);
+        self.waiting.len().saturating_add(self.again.len()) < usize::from(most)
+    }
+
+    fn note<T>(&mut self, done: Result<T, RingError>) -> Option<T> {
+        match done {
+            Ok(done) => Some(done),
+            Err(error) => {
+                if !std::mem::replace(&mut self.failed, true) {
+                    self.failure = Some(error);
+                    // Whoever this is, the queue's own thread is to know.
+                    self.ring.iter().for_each(Ring::kick_self);
+                }
+                None
+            }
+        }
+    }
+}

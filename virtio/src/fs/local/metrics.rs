@@ -1,0 +1,33 @@
+//! What a share that husk serves counts, beside what its server does.
+
+use husk_devices::metrics::{Counter, Metered};
+
+/// Counters of one share since it was made.
+#[derive(Debug, Default)]
+pub struct LocalMetrics {
+    /// Requests answered, and those that need no answer.
+    pub(super) requests: Counter,
+    /// Times that a request was put aside because another owner held the lock that it wanted.
+    pub(super) waits: Counter,
+    /// Requests that would have waited, and were refused because too many did.
+    pub(super) refused_waits: Counter,
+    /// Threads started to help.
+    pub(super) helpers: Counter,
+    /// Chains too short for a request, given back unanswered.
+    pub(super) malformed: Counter,
+}
+
+impl Metered for LocalMetrics {
+    fn metrics(&self) -> Vec<(&'static str, u64)> {
+        [
+            ("requests", &self.requests),
+            ("lock_waits", &self.waits),
+            ("refused_lock_waits", &self.refused_waits),
+            ("helper_threads", &self.helpers),
+            ("malformed_chains", &self.malformed),
+        ]
+        .into_iter()
+        .map(|(name, counter)| (name, counter.get()))
+        .collect()
+    }
+}
