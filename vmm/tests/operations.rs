@@ -11,6 +11,7 @@ mod process;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::thread;
 
@@ -297,6 +298,93 @@ fn a_signal_ends_the_process_although_a_device_does_not_stop() {
     }
 }
 
+/// husk that boots a VM whose back-end is connected to and says nothing, and the client that waits for that.
+fn booting() -> (Husk, Client, UnixListener) {
+    let husk = Husk::start(&[]);
+    let socket = husk.folder.path().join("fs");
+    let silent = UnixListener::bind(&socket).unwrap();
+    let mut vm = vm(husk.folder.path());
+    vm["memory"]["shared"] = true.into();
+    vm["fs"] = json!([{"tag": "a", "socket": socket}]);
+    let mut client = husk.client();
+    assert_eq!(client.put("vm.create", Some(vm)), DONE);
+    client.send("PUT", "vm.boot", None, &[]);
+    let mut other = husk.client();
+    while other.put("vm.pause", None).1[0] != "vm.boot is being carried out, vm.pause has to wait for its end" {}
+    (husk, client, silent)
+}
+
+#[test]
+fn clients_are_served_while_a_machine_is_built_and_can_call_it_off() {
+    if !has_kvm() {
+        return;
+    }
+    for command in ["vm.shutdown", "vm.delete", "vm.reboot", "vmm.shutdown"] {
+        let (mut husk, mut client, silent) = booting();
+        let mut other = husk.client();
+        assert_eq!(other.get("vmm.ping").0, 200);
+        assert_eq!(state(&mut other), "Created");
+        assert_eq!(other.get("vm.counters").0, 409);
+        for refused in ["vm.boot", "vm.resume"] {
+            assert_eq!(other.put(refused, None).0, 409, "{refused}");
+        }
+        other.send("PUT", command, None, &[]);
+        let taken = json!([format!("{command} has taken the place of vm.boot")]);
+        assert_eq!(client.answer(), (409, taken));
+        // The back-end leaves: nothing holds up the end of what is half built.
+        drop(silent);
+        if command == "vm.reboot" {
+            // And is missed by what is built anew.
+            let (status, body) = other.answer();
+            assert_eq!(
+                (status, &body[0]),
+                (400, &json!("cannot boot the VM again: it is shut down"))
+            );
+            assert_eq!(state(&mut other), "Shutdown");
+            continue;
+        }
+        assert_eq!(other.answer(), DONE, "{command}");
+        match command {
+            "vm.shutdown" => assert_eq!(state(&mut other), "Shutdown"),
+            "vm.delete" => assert_eq!(other.get("vm.info").0, 404),
+            _ => {
+                assert_eq!(husk.child.wait().unwrap().code(), Some(0));
+                continue;
+            }
+        }
+        assert_eq!(husk.shut_down().code(), Some(0));
+    }
+}
+
+#[test]
+fn a_signal_ends_the_process_while_a_machine_is_built() {
+    if !has_kvm() {
+        return;
+    }
+    let (mut husk, mut client, silent) = booting();
+    husk.signal(Signal::TERM);
+    assert_eq!(client.answer().0, 500);
+    assert_eq!(husk.child.wait().unwrap().code(), Some(5));
+    drop(silent);
+}
+
+#[test]
+fn a_machine_that_cannot_be_built_leaves_everything_as_it_was() {
+    if !has_kvm() {
+        return;
+    }
+    let (mut husk, mut client, silent) = booting();
+    drop(silent);
+    let (status, body) = client.answer();
+    assert_eq!((status, &body[0]), (400, &json!("cannot boot the VM")), "{body}");
+    assert!(body[1].as_str().unwrap().starts_with("fs a: back-end at "), "{body}");
+    assert_eq!(state(&mut client), "Created");
+    let before = husk.descriptors();
+    assert_eq!(client.put("vm.boot", None).0, 400);
+    assert_eq!(husk.descriptors(), before);
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
 /// A client that asks and asks, and does not care for answers, until the connection ends.
 fn hammer(client: Client) {
     let mut stream = client.0.into_inner();
@@ -321,8 +409,8 @@ fn a_flood_of_commands_keeps_neither_timers_nor_signals_from_their_turn() {
     // Its deadline is a timer.
     client.send("PUT", "vm.reboot", None, &[]);
     let late = json!([
-        "cannot boot the VM again",
-        "__rng did not stop within 2 s and was left behind: the VM is shut down"
+        "cannot boot the VM again: it is shut down",
+        "__rng did not stop within 2 s and was left behind"
     ]);
     assert_eq!(client.answer(), (500, late));
     assert_eq!(state(&mut client), "Shutdown");
@@ -340,6 +428,8 @@ fn a_pause_that_comes_to_no_end_is_refused_by_name_and_the_vm_runs_on() {
         return;
     }
     let (mut husk, mut client) = running();
+    // It is in the guest: what is not yet there is at rest.
+    thread_of(husk.child.id(), "io-rng");
     let stuck = Stuck::new(&husk, "vcpu0");
     let mut other = husk.client();
     client.send("PUT", "vm.pause", None, &[]);
@@ -373,6 +463,8 @@ fn a_vcpu_that_does_not_come_keeps_the_process_from_nothing() {
         return;
     }
     let (mut husk, mut client) = running();
+    // It is in the guest: what is not yet there is at rest.
+    thread_of(husk.child.id(), "io-rng");
     let stuck = Stuck::new(&husk, "vcpu0");
     assert_eq!(client.put("vmm.shutdown", None), DONE);
     stuck.wait();

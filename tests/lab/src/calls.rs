@@ -105,9 +105,11 @@ fn entry(line: &str, field: &str) -> Option<(&'static str, String)> {
 fn kind(thread: &str) -> Option<&'static str> {
     let whole = ["husk", "spawner", "loader", "api"]
         .into_iter()
-        .find(|name| thread == *name);
+        .find(|name| thread == *name)
+        // It does what the first thread may, and beside it.
+        .or((thread == "builder").then_some("husk"));
     let device = |name: &str| {
-        let devices = ["disk", "net", "fs", "vsock", "pmem", "rng", "console"];
+        let devices = ["disk", "net", "fs", "vsock", "pmem", "mem", "balloon", "rng", "console"];
         devices
             .into_iter()
             .find(|device| name.trim_start_matches('_').starts_with(device))

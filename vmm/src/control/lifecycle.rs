@@ -3,8 +3,10 @@
 
 use std::time::{Duration, Instant};
 
+use super::building::{BUILD_DEADLINE, late};
 use super::operation::{GiveUp, Operation, Work, superseded};
-use super::{Controller, Due, Progress, conflict, of_build, running};
+use super::vm::Vm;
+use super::{Controller, Due, Progress, conflict, running};
 use crate::api::{ApiError, Command, Kind, Outcome, Reply, VmState};
 use crate::machine::{Machine, STOP_DEADLINE};
 
@@ -12,12 +14,19 @@ use crate::machine::{Machine, STOP_DEADLINE};
 /// does that in seconds; a client that gives up sooner finds the VM paused or running, never between.
 const PAUSE_DEADLINE: Duration = Duration::from_secs(5);
 
+/// What a machine that is being built is called, among devices.
+const BUILDER: &str = "__builder";
+/// What has failed when there is no machine after a reboot.
+const NOT_AGAIN: &str = "cannot boot the VM again: it is shut down";
+
 /// Everything comes to rest.
 struct Pause;
 
 /// Everything comes to its end, and what follows.
 struct Stop {
     then: Then,
+    /// It has stopped, and is built anew until then.
+    rebuilt_by: Option<Instant>,
 }
 
 /// What the end of the machine is for.
@@ -87,19 +96,26 @@ impl Controller {
     }
 
     pub(super) fn shutdown(&mut self) -> Progress {
-        match running(&mut self.vm) {
-            Ok(_) => self.stop_then(Then::Keep, &Command::Shutdown),
+        match self.running_or_building() {
+            Ok(()) => self.stop_then(Then::Keep, &Command::Shutdown),
             Err(error) => error.into(),
         }
     }
 
     pub(super) fn reboot(&mut self) -> Progress {
-        match running(&mut self.vm) {
-            Ok(_) => {
+        match self.running_or_building() {
+            Ok(()) => {
                 self.events.emit("vm", "rebooting");
                 self.stop_then(Then::Reboot, &Command::Reboot)
             }
             Err(error) => error.into(),
+        }
+    }
+
+    fn running_or_building(&mut self) -> Result<(), ApiError> {
+        match &self.vm {
+            Some(vm) if vm.is_building() => Ok(()),
+            _ => running(&mut self.vm).map(drop),
         }
     }
 
@@ -120,7 +136,8 @@ impl Controller {
         };
         // One deadline for the whole: what another command has asked to stop already gets no more time by this one.
         let deadline = asked + STOP_DEADLINE;
-        self.begin_until(Box::new(Stop { then }), deadline)
+        let rebuilt_by = None;
+        self.begin_until(Box::new(Stop { then, rebuilt_by }), deadline)
     }
 
     /// What the machine was stopped for.
@@ -134,10 +151,7 @@ impl Controller {
                     self.events.emit("vm", "deleted");
                 }
             }
-            Then::Reboot => {
-                self.publish();
-                return self.boot_again();
-            }
+            Then::Reboot => {}
             Then::Leave => {
                 self.vm = None;
                 self.events.emit("vmm", "shutdown");
@@ -145,17 +159,6 @@ impl Controller {
             }
         }
         self.publish();
-        Ok(Reply::Done)
-    }
-
-    fn boot_again(&mut self) -> Outcome {
-        if self.vm.is_none() {
-            return Ok(Reply::Done);
-        }
-        let booted = self.run_own();
-        self.publish();
-        booted.map_err(|e| of_build(e).context("cannot boot the VM again: it is shut down"))?;
-        self.events.emit("vm", "booted");
         Ok(Reply::Done)
     }
 
@@ -223,14 +226,29 @@ impl Work<Controller> for Stop {
     }
 
     fn advance(&mut self, owner: &mut Controller) -> Option<Outcome> {
-        let machine = owner.vm.as_mut().and_then(|vm| vm.machine_mut());
-        if machine.is_some_and(|machine| !machine.unstopped().is_empty()) {
-            return None;
+        if self.rebuilt_by.is_some() {
+            return owner.built(NOT_AGAIN);
         }
         if let Some(vm) = &mut owner.vm {
+            let stopped = |machine: &mut Machine| machine.unstopped().is_empty();
+            if !vm.is_building_over() || !vm.machine_mut().is_none_or(stopped) {
+                return None;
+            }
             drop(vm.take_machine());
         }
-        Some(owner.finish(self.then))
+        let done = owner.finish(self.then);
+        if self.then != Then::Reboot || done.is_err() {
+            return Some(done);
+        }
+        if let Err(error) = owner.build() {
+            return Some(Err(error.context(NOT_AGAIN)));
+        }
+        self.rebuilt_by = Some(Instant::now() + BUILD_DEADLINE);
+        None
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.rebuilt_by
     }
 
     /// The machine is left behind, which ends the VM all the same: that is what was asked for, so it is no failure of the command. Only a
@@ -239,8 +257,13 @@ impl Work<Controller> for Stop {
         if let GiveUp::Superseded(by) = why {
             return Err(superseded(self.command(), by));
         }
+        if self.rebuilt_by.is_some() {
+            return Err(late(owner).context(NOT_AGAIN));
+        }
+        let is_building = owner.vm.as_ref().is_some_and(Vm::is_building);
         let mut machine = owner.vm.as_mut().and_then(|vm| vm.take_machine());
-        let names = machine.as_mut().map(Machine::unstopped).unwrap_or_default();
+        let mut names = machine.as_mut().map(Machine::unstopped).unwrap_or_default();
+        names.extend(is_building.then(|| BUILDER.to_owned()));
         owner.abandoned.extend(machine);
         owner.tell_stuck(&names);
         let names = names.join(", ");
@@ -250,8 +273,8 @@ impl Work<Controller> for Stop {
         }
         owner.finish(Then::Keep)?;
         let seconds = STOP_DEADLINE.as_secs();
-        let what = format!("{names} did not stop within {seconds} s and was left behind: the VM is shut down");
-        Err(ApiError::new(Kind::Internal, what).context("cannot boot the VM again"))
+        let what = format!("{names} did not stop within {seconds} s and was left behind");
+        Err(ApiError::new(Kind::Internal, what).context(NOT_AGAIN))
     }
 }
 

@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | none | no | no | start, `vm.delete` |
 //! | `Created` | yes | no | `vm.create` |
-//! | `Running` | yes | yes | `vm.boot`, `vm.resume`, `vm.reboot` |
+//! | `Running` | yes | yes | the end of `vm.boot`, `vm.resume`, `vm.reboot` |
 //! | `Paused` | yes | yes | `vm.pause` |
 //! | `Shutdown` | yes | no | `vm.shutdown` |
 //!
@@ -12,6 +12,7 @@
 //! operation in progress (`operation.rs`) that news and timers drive on, until it is answered. A guest that ends by itself ends the process, in
 //! `event_loop.rs`; a reboot by command builds the machine anew.
 
+mod building;
 mod containers;
 mod devices;
 mod event_loop;
@@ -153,25 +154,35 @@ impl Controller {
 
     /// Builds the machine of `vm` and lets its guest run.
     fn run(&mut self, vm: &mut Vm) -> Result<(), BuildError> {
-        self.boots += 1;
         let begun = Instant::now();
+        let options = self.count_boot();
+        vm.boot(&options, &self.stdout, &self.threads)?;
+        log::info!("{}", life::started(begun.elapsed(), &options.trace));
+        Ok(())
+    }
+
+    /// There is one machine more, with these options.
+    fn count_boot(&mut self) -> RunOptions {
+        self.boots += 1;
         let mut options = self.options.clone();
         if !options.trace.is_on() && log::log_enabled!(log::Level::Info) {
             options.trace = Trace::on();
         }
-        vm.boot(&options, &self.stdout, &self.threads)?;
-        log::info!("{}", life::started(begun.elapsed(), &options.trace));
-        Ok(())
+        options
     }
 
     /// Ends the VM within [`STOP_DEADLINE`], and forgets it. Commands in progress are answered that husk is ending. For the end of the
     /// process: this waits.
     pub fn stop(&mut self) {
         self.operations = Operations::default();
-        let asked = self.vm.as_mut().and_then(|vm| vm.stop());
-        if let (Some(asked), Some(machine)) = (asked, self.vm.as_mut().and_then(|vm| vm.take_machine())) {
-            let stuck = machine.stop_by(&self.news, asked + STOP_DEADLINE);
-            self.tell_stuck(&stuck);
+        if let Some(vm) = &mut self.vm
+            && let Some(asked) = vm.stop()
+        {
+            let deadline = asked + STOP_DEADLINE;
+            self.news.wait_until(deadline, || vm.is_building_over());
+            let machine = vm.take_machine();
+            let stuck = machine.map(|machine| machine.stop_by(&self.news, deadline));
+            self.tell_stuck(&stuck.unwrap_or_default());
         }
         self.vm = None;
         self.collect_abandoned();
@@ -282,30 +293,10 @@ impl Controller {
         Ok(Reply::Done)
     }
 
-    fn boot(&mut self) -> Outcome {
-        if existing(&mut self.vm)?.machine().is_some() {
-            return Err(conflict("the VM runs already"));
-        }
-        self.events.emit("vm", "booting");
-        let started = self.run_own();
-        started.map_err(|e| of_build(e).context("cannot boot the VM"))?;
-        self.events.emit("vm", "booted");
-        self.publish();
-        Ok(Reply::Done)
-    }
-
     /// What a VM may have here: what the host allows, or where it cannot be asked what no host exceeds.
     fn limits(&mut self) -> Limits {
         let host = || Kvm::open().map_or(Limits::ARCHITECTURE, |kvm| kvm.limits());
         *self.limits.get_or_insert_with(host)
-    }
-
-    /// As [`Controller::run`], of the VM that there is.
-    fn run_own(&mut self) -> Result<(), BuildError> {
-        let Some(mut vm) = self.vm.take() else { return Ok(()) };
-        let started = self.run(&mut vm);
-        self.vm = Some(vm);
-        started
     }
 
     fn press_power_button(&mut self) -> Outcome {
@@ -350,6 +341,7 @@ impl Execute for Controller {
             return refusal.into();
         }
         let now = match command {
+            Command::Boot => return self.boot(),
             Command::Pause => return self.pause(),
             Command::Shutdown => return self.shutdown(),
             Command::Delete => return self.delete(),
@@ -357,7 +349,6 @@ impl Execute for Controller {
             Command::ShutdownVmm => return self.shutdown_vmm(),
             Command::Resize(wanted) => return self.resize(wanted),
             Command::Create(config) => self.create(*config),
-            Command::Boot => self.boot(),
             Command::PowerButton => self.press_power_button(),
             Command::Resume => self.resume(),
             Command::Counters => self.counters(),

@@ -11,6 +11,8 @@ use crate::api::{ApiError, Command, Kind, Outcome, Responder};
 /// What is in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
+    /// `vm.boot`, until there is a machine.
+    Boot,
     /// `vm.resize`, until the guest has done it, or until its answer is due.
     Resize,
     /// `vm.pause`, until everything is held.
@@ -46,11 +48,12 @@ pub(super) fn relation(operation: Operation, command: &Command) -> Relation {
         ) => Beside,
         (Operation::Leave, _) => Refused,
         (_, Command::ShutdownVmm) => Supersedes,
+        (Operation::Boot, Command::Shutdown | Command::Reboot | Command::Delete) => Supersedes,
         (Operation::Resize, Command::Resize(_) | Command::Shutdown | Command::Reboot | Command::Delete) => Supersedes,
         (Operation::Resize, _) | (Operation::Pause, Command::Resize(_)) => Beside,
         (Operation::Pause, Command::Resume | Command::Shutdown | Command::Reboot | Command::Delete) => Supersedes,
         (
-            Operation::Pause | Operation::Stop,
+            Operation::Boot | Operation::Pause | Operation::Stop,
             Command::Create(_)
             | Command::Boot
             | Command::Shutdown
@@ -84,6 +87,11 @@ pub(super) trait Work<Owner>: Send {
 
     /// Looks at what has happened, and goes on. The answer once it is done; it is not called again then. Never waits.
     fn advance(&mut self, owner: &mut Owner) -> Option<Outcome>;
+
+    /// When it is late, where that has changed since it was begun: what is left is other work than what was.
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
 
     /// Ends it where it stands: what is half-done is undone, or told.
     fn give_up(&mut self, owner: &mut Owner, why: GiveUp<'_>) -> Outcome;
@@ -161,6 +169,7 @@ impl<Owner, Reply> Operations<Owner, Reply> {
     pub(super) fn advance(&mut self, owner: &mut Owner, now: Instant) -> Answers<Reply> {
         self.end_where(|running| {
             let done = running.work.advance(owner);
+            running.deadline = running.work.deadline().unwrap_or(running.deadline);
             let late = || (running.deadline <= now).then(|| running.work.give_up(owner, GiveUp::Late));
             done.or_else(late)
         })

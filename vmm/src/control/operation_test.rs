@@ -109,6 +109,38 @@ fn a_command_that_takes_the_place_of_another_ends_that_one_alone() {
 }
 
 #[test]
+fn work_that_turns_into_other_work_has_its_time() {
+    /// Has a minute from its second look on.
+    struct Turning(Option<Instant>, Instant);
+    impl Work<Log> for Turning {
+        fn operation(&self) -> Operation {
+            Operation::Stop
+        }
+        fn command(&self) -> &'static str {
+            "vm.reboot"
+        }
+        fn advance(&mut self, _: &mut Log) -> Option<Outcome> {
+            self.0 = Some(self.1 + 60 * SECOND);
+            None
+        }
+        fn deadline(&self) -> Option<Instant> {
+            self.0
+        }
+        fn give_up(&mut self, _: &mut Log, _: GiveUp<'_>) -> Outcome {
+            Err(superseded("vm.reboot", "time"))
+        }
+    }
+    let (mut operations, mut owner, now) = (Operations::default(), Log::default(), Instant::now());
+    let id = operations.begin(Box::new(Turning(None, now)), now + SECOND);
+    operations.keep(id, 1);
+    assert_eq!(operations.deadline(), Some(now + SECOND));
+    assert!(operations.advance(&mut owner, now + 2 * SECOND).is_empty());
+    assert_eq!(operations.deadline(), Some(now + 60 * SECOND));
+    let late = operations.advance(&mut owner, now + 60 * SECOND);
+    assert_eq!(replies(&late), [(1, false)]);
+}
+
+#[test]
 fn a_refusal_names_both_commands() {
     let (mut operations, now) = (Operations::<Log, u32>::default(), Instant::now());
     assert_eq!(operations.refusal(&Command::Boot), None);
@@ -158,6 +190,7 @@ fn columns() -> Vec<(&'static str, Vec<Command>)> {
 #[test]
 fn the_documented_table_is_what_happens() {
     let rows = [
+        ("vm.boot", Operation::Boot),
         ("vm.resize", Operation::Resize),
         ("vm.pause", Operation::Pause),
         ("vm.shutdown, vm.reboot, vm.delete", Operation::Stop),

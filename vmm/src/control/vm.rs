@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use husk_virtio::threads::Threads;
 use serde_json::Value;
 
+use super::building::Building;
 use super::resize::LastResize;
 use super::stopping::Stopping;
 use crate::api::{Containers, VmState};
@@ -20,6 +21,8 @@ pub(super) struct Vm {
     passed: Passed,
     state: VmState,
     machine: Option<Machine>,
+    /// The machine that there will be.
+    building: Option<Building>,
     /// The size that was shown last.
     size: Option<MachineSize>,
     /// What the guest has not answered yet.
@@ -43,6 +46,7 @@ impl Vm {
             passed: Passed::new(),
             state: VmState::Created,
             machine: None,
+            building: None,
             size: None,
             pending: Vec::new(),
             stopping: Stopping::default(),
@@ -112,16 +116,60 @@ impl Vm {
         stdout: &StdoutSink,
         threads: &Arc<dyn Threads>,
     ) -> Result<(), BuildError> {
-        let mut machine = Machine::build(&self.config, &self.passed, options, stdout, threads)?;
-        machine.start();
-        self.machine = Some(machine);
-        self.state = VmState::Running;
+        let machine = Machine::build(&self.config, &self.passed, options, stdout, threads)?;
+        self.start(machine);
         Ok(())
     }
 
-    /// Asks everything to stop; since when it has been, if there is a machine.
+    /// Begins to build the machine beside this thread: see [`Vm::built`].
+    pub(super) fn build(
+        &mut self,
+        options: RunOptions,
+        stdout: &StdoutSink,
+        threads: &Arc<dyn Threads>,
+    ) -> Result<(), BuildError> {
+        self.building = Some(Building::begin(&self.config, &self.passed, options, stdout, threads)?);
+        Ok(())
+    }
+
+    /// The machine that was being built, or why there is none, and what to say of it; `None` as long as it is not known.
+    pub(super) fn built(&mut self) -> Option<(Result<Machine, BuildError>, String)> {
+        let building = self.building.as_ref()?;
+        let built = building.take()?;
+        let told = building.told();
+        self.building = None;
+        Some((built, told))
+    }
+
+    /// Lets the guest of `machine` run.
+    pub(super) fn start(&mut self, mut machine: Machine) {
+        machine.start();
+        self.machine = Some(machine);
+        self.state = VmState::Running;
+    }
+
+    pub(super) fn is_building(&self) -> bool {
+        self.building.is_some()
+    }
+
+    /// Takes apart what was being built, once it is; whether nothing is any more.
+    pub(super) fn is_building_over(&mut self) -> bool {
+        drop(self.built());
+        self.building.is_none()
+    }
+
+    /// Leaves what is being built to its thread.
+    pub(super) fn leave_building(&mut self) {
+        self.building = None;
+    }
+
+    /// Asks everything to stop; since when it has been, if there is a machine or is to be one.
     pub(super) fn stop(&mut self) -> Option<Instant> {
-        self.machine.as_mut()?.stop();
+        match &mut self.machine {
+            Some(machine) => machine.stop(),
+            None if self.building.is_some() => {}
+            None => return None,
+        }
         Some(*self.stopped.get_or_insert_with(Instant::now))
     }
 
@@ -129,8 +177,9 @@ impl Vm {
         self.stopped.is_some()
     }
 
-    /// Parts with the machine, which has stopped or is left behind.
+    /// Parts with the machine, which has stopped or is left behind, and with one that is being built.
     pub(super) fn take_machine(&mut self) -> Option<Machine> {
+        self.building = None;
         self.pending.clear();
         self.stopping = Stopping::default();
         self.stopped = None;
