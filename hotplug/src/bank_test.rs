@@ -260,6 +260,24 @@ fn a_processor_whose_sun_was_not_asked_for_is_withdrawn_at_once() {
 }
 
 #[test]
+fn a_processor_that_comes_again_has_to_be_asked_for_again() {
+    let (mut bank, ticket) = offered(Kind::Cpu);
+    sign(&mut bank, 0);
+    sign(&mut bank, 1);
+    ost(&mut bank, 1, 1, 0);
+    assert_eq!(ticket.wait(Instant::now()), Outcome::Accepted);
+    ask(&mut bank, 1);
+    assert_eq!(read32(&mut bank, 0), 1 | 3 << 16);
+    eject(&mut bank, 1);
+    sta(&mut bank, 1);
+    bank.apply(1, Event::Destroyed, None).unwrap();
+    let ticket = offer(&mut bank, 1);
+    assert_eq!(read32(&mut bank, 0), 1 | 1 << 16);
+    ost(&mut bank, 1, 1, 0);
+    assert_eq!(ticket.wait(Instant::now()), Outcome::Unproven);
+}
+
+#[test]
 fn a_guest_that_asks_for_no_sun_is_believed() {
     let (mut bank, ticket) = offered(Kind::Cpu);
     ost(&mut bank, 1, 1, 0);

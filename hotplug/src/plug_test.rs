@@ -1,4 +1,6 @@
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::Wake;
 use std::time::Instant;
 
 use husk_devices::{BusDevice, Effect, Irq};
@@ -147,6 +149,75 @@ fn what_is_there_at_boot_makes_no_noise() {
     let machine = Machine::new();
     assert_eq!((machine.take(), machine.rung()), (0, false));
     assert_eq!((machine.host.plugged(), machine.host.target()), (1, 1));
+}
+
+#[test]
+fn the_lowest_slot_that_will_be_free_is_filled_whatever_happens_there() {
+    let mut machine = Machine::grown();
+    assert_eq!(machine.host.lowest_free(), Some((2, State::Empty)));
+    let removal = machine.host.remove(1).unwrap();
+    assert_eq!(machine.take(), 1 | 3 << 16);
+    let found = machine.host.lowest_free();
+    assert!(
+        matches!(found, Some((1, State::Asked { wanted: false, .. }))),
+        "{found:?}"
+    );
+    // The guest has heard that it goes: what comes is its successor.
+    machine.host.fill(1, 20).unwrap();
+    assert_eq!(answer(&removal), Outcome::Withdrawn);
+    machine.eject(1);
+    assert_eq!(machine.host.reap().unwrap(), [1]);
+    assert_eq!(machine.there(), [(0, 1), (1, 20)]);
+    machine.host.fill(2, 30).unwrap();
+    assert_eq!(machine.there(), [(0, 1), (1, 20), (2, 30)]);
+    let states = machine.host.states();
+    assert_eq!(states, [0, 1, 2, 3].map(|slot| (slot, machine.state(slot))));
+}
+
+#[test]
+fn whoever_waits_is_woken_by_the_guests_answer() {
+    struct Count(AtomicU32);
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let mut machine = Machine::new();
+    let count = Arc::new(Count(AtomicU32::new(0)));
+    machine.host.notify(Waker::from(count.clone()));
+    let ticket = machine.host.add(1, 10).unwrap();
+    assert_eq!((machine.take(), count.0.load(Ordering::Relaxed)), (1 | 1 << 16, 0));
+    machine.accept(1);
+    assert_eq!(
+        (answer(&ticket), count.0.load(Ordering::Relaxed)),
+        (Outcome::Accepted, 1)
+    );
+}
+
+#[test]
+fn what_needs_no_time_to_go_and_is_no_memory_says_neither() {
+    struct Plain(Vec<u32>);
+    impl Plug for Plain {
+        type Unit = ();
+        fn create(&mut self, slot: u32, (): ()) -> Result<(), PlugError> {
+            self.0.push(slot);
+            Ok(())
+        }
+        fn destroy(&mut self, slot: u32) -> Result<(), PlugError> {
+            self.0.retain(|there| *there != slot);
+            Ok(())
+        }
+    }
+    let machine = Machine::of(Kind::Pci);
+    let bell = Bell::new(Irq::new(machine.line.try_clone().unwrap()));
+    let bank = Arc::new(Mutex::new(Bank::new(Kind::Pci, 2, bell.clone(), || ()).unwrap()));
+    let mut host = Hotplug::new(Plain(Vec::new()), bank, bell);
+    host.add(0, ()).unwrap();
+    host.add(1, ()).unwrap();
+    assert_eq!((host.plug().extent(1).base, host.plug().extent(1).size_bytes), (0, 0));
+    // The guest has not heard of it: it goes at once.
+    host.remove(1).unwrap();
+    assert_eq!((&host.plug().0[..], host.state(1)), (&[0][..], Some(State::Empty)));
 }
 
 #[test]
