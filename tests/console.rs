@@ -185,11 +185,9 @@ fn the_escape_sequence_quits_and_restores_the_terminal() {
     );
 }
 
-#[test]
-fn the_guest_learns_the_size_of_the_window_and_its_changes() {
-    let boot = Boot::new([Step::Window(2), Step::PowerOff])
-        .on_hvc0()
-        .terminal(Pty::open(33, 101));
+/// The guest is told the size that the window has, and each one that it gets.
+fn learns_sizes(boot: Boot) {
+    let boot = boot.on_hvc0().terminal(Pty::open(33, 101));
     let mut guest = boot.start();
     assert_eq!(guest.answer(), Answer::Window { rows: 33, columns: 101 });
     for (rows, columns) in [(40, 120), (10, 20)] {
@@ -197,4 +195,14 @@ fn the_guest_learns_the_size_of_the_window_and_its_changes() {
         assert_eq!(guest.answer(), Answer::Window { rows, columns });
     }
     guest.wait().assert_code(0);
+}
+
+#[test]
+fn the_guest_learns_the_size_of_the_window_and_its_changes() {
+    learns_sizes(Boot::new([Step::Window(2), Step::PowerOff]));
+}
+
+#[test]
+fn the_older_kernel_learns_sizes() {
+    learns_sizes(Boot::new([Step::Window(2), Step::PowerOff]).kernel("6.1", Image::BzImage));
 }

@@ -13,9 +13,10 @@
 //! | 8      | 4     | -   | `emerg_wr`: ignored, not offered        |
 //!
 //! Output goes to a sink that the machine provides; what it does not take is dropped and counted, and the guest goes on. Input
-//! and the window's size come through a [`ConsoleHandle`] from any thread.
+//! and the window's size come through a [`ConsoleHandle`] from any thread. The size that there was from the start is told as well (`teller.rs`).
 
 mod handle;
+mod teller;
 
 pub use handle::ConsoleHandle;
 
@@ -27,8 +28,9 @@ use husk_devices::lock;
 use husk_devices::metrics::{Counter, Metered};
 
 use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
-use crate::ring::{Reader, Ring, RingState, Step};
+use crate::ring::{Notify, Reader, Ring, RingState, Step};
 use handle::Shared;
+use teller::Teller;
 
 /// virtio device ID (virtio 1.2 §5).
 const VIRTIO_ID_CONSOLE: u32 = 3;
@@ -46,6 +48,7 @@ const TURN_BYTES: usize = 256 << 10;
 const RECEIVE: u32 = 0;
 const TRANSMIT: u32 = 1;
 const INPUT: u32 = 2;
+const TELL: u32 = 3;
 
 type Sink = Arc<Mutex<Box<dyn Write + Send>>>;
 
@@ -129,11 +132,14 @@ impl VirtioDevice for Console {
         let receive = activation.take_ring(0)?;
         let transmit = activation.take_ring(1)?;
         let resizable = activation.features & VIRTIO_CONSOLE_F_SIZE != 0;
-        self.shared.attach(resizable.then_some(activation.config_changed));
+        let config_changed = resizable.then_some(activation.config_changed);
+        self.shared.attach(config_changed.clone());
         Ok(vec![Box::new(ConsoleHandler {
             receive,
             transmit,
             printed: 0,
+            config_changed,
+            teller: None,
             shared: self.shared.clone(),
             sink: self.sink.clone(),
         })])
@@ -145,6 +151,10 @@ struct ConsoleHandler {
     transmit: Ring,
     /// Bytes of the first request in `transmit` that have been printed: it was too long for one turn.
     printed: usize,
+    /// What a driver that knows sizes is told by.
+    config_changed: Option<Notify>,
+    /// Made of it when the thread starts.
+    teller: Option<Teller>,
     shared: Arc<Shared>,
     sink: Sink,
 }
@@ -195,13 +205,30 @@ impl Handler for ConsoleHandler {
         ];
         fds.into_iter()
             .try_for_each(|(fd, token)| watch.readable(fd, token))
-            .map_err(HandlerError::watch)
+            .map_err(HandlerError::watch)?;
+        if let Some(config_changed) = self.config_changed.take() {
+            let teller = Teller::new(config_changed).map_err(HandlerError::watch)?;
+            let teller = self.teller.insert(teller);
+            watch.readable(teller.as_raw_fd(), TELL).map_err(HandlerError::watch)?;
+        }
+        Ok(())
     }
 
     fn wake(&mut self, token: u32, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
         match token {
-            TRANSMIT => self.print(),
+            TRANSMIT => {
+                self.print()?;
+                let printed = self.teller.as_mut().map_or(Ok(()), Teller::printed);
+                printed.map_err(|source| HandlerError::Host {
+                    what: "cannot set the timer of the window's size",
+                    source,
+                })
+            }
             RECEIVE => self.type_in(),
+            TELL => {
+                self.teller.iter_mut().for_each(Teller::rang);
+                Ok(())
+            }
             _ => {
                 // Fails only when there was no event.
                 let _ = self.shared.event.read();

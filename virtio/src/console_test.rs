@@ -225,6 +225,21 @@ fn resize_is_told_to_a_driver_that_cares() {
 }
 
 #[test]
+fn a_driver_that_cares_is_told_the_first_size_after_it_has_printed() {
+    for (features, times) in [(0, 0), (VIRTIO_CONSOLE_F_SIZE, 1)] {
+        let mut bench = bench();
+        let mut handler = bench.start(features);
+        handler.watch(&mut Ignore).unwrap();
+        bench.transmit.add(&[Buf::Out(DATA, 1)]);
+        handler.wake(TRANSMIT, &mut Ignore).unwrap();
+        assert_eq!(bench.config_changes.load(Ordering::SeqCst), 0, "not at once");
+        // Waits for the timer, if there is one.
+        handler.wake(TELL, &mut Ignore).unwrap();
+        assert_eq!(bench.config_changes.load(Ordering::SeqCst), times);
+    }
+}
+
+#[test]
 fn everything_readable_is_watched() {
     struct Tokens(BTreeSet<u32>);
     impl Watch for Tokens {
@@ -239,7 +254,11 @@ fn everything_readable_is_watched() {
     let mut bench = bench();
     let mut tokens = Tokens(BTreeSet::new());
     bench.start(0).watch(&mut tokens).unwrap();
-    assert_eq!(tokens.0.into_iter().collect::<Vec<_>>(), [RECEIVE, TRANSMIT, INPUT]);
+    assert_eq!(tokens.0.iter().copied().collect::<Vec<_>>(), [RECEIVE, TRANSMIT, INPUT]);
+    bench.receive = Driver::new(&bench.receive.mem.clone(), 0x1000, 16);
+    bench.transmit = Driver::new(&bench.transmit.mem.clone(), 0x2000, 16);
+    bench.start(VIRTIO_CONSOLE_F_SIZE).watch(&mut tokens).unwrap();
+    assert!(tokens.0.contains(&TELL));
 }
 
 #[test]
