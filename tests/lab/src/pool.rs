@@ -31,6 +31,24 @@ pub const HOSTS: u32 = 3;
 /// The most hosts at a time: each takes up to 5 GiB of memory.
 const MOST: usize = 4;
 
+/// What a test takes, most of it the boot of its guest: 7 s on two processors of 2026.
+const SECONDS_A_TEST: usize = 8;
+
+/// Programs whose tests take longer, or have no guest, and what all of them took there.
+const SECONDS: [(&str, usize); 11] = [
+    ("resize_memory", 480),
+    ("shim", 340),
+    ("fs", 280),
+    ("hotplug", 155),
+    ("machine", 150),
+    ("net", 110),
+    ("hostile", 105),
+    ("pod", 100),
+    ("resize", 75),
+    ("errors", 10),
+    ("husk_tests", 1),
+];
+
 /// Runs the tests of `programs`, or those whose name contains `filter`, and adds them to `report`; whether all held.
 ///
 /// # Errors
@@ -45,7 +63,7 @@ pub fn run(emulator: &Emulator, programs: &[Built], filter: Option<&str>, report
         return Ok(held);
     }
     let mut waiting: Vec<&Built> = programs.iter().collect();
-    waiting.sort_by_cached_key(|program| tests_in(program).len());
+    waiting.sort_by_cached_key(|program| seconds(program));
     let hosts = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MOST);
     let board = Arc::new(Board::new(waiting.iter().map(|program| tests_in(program).len())));
     let ticker = Ticker::with(
@@ -72,7 +90,13 @@ pub fn run(emulator: &Emulator, programs: &[Built], filter: Option<&str>, report
     Ok(lock(&all).1)
 }
 
-/// What is left to do, the largest first: the others fill the gaps at the end.
+/// About how long `program` takes: what is long must begin early, or one host works on it alone in the end.
+fn seconds(program: &Built) -> usize {
+    let known = SECONDS.iter().find(|(name, _)| *name == program.name);
+    known.map_or_else(|| tests_in(program).len() * SECONDS_A_TEST, |(_, seconds)| *seconds)
+}
+
+/// What is left to do, the longest first: the others fill the gaps at the end.
 fn next<'a>(waiting: &Mutex<Vec<&'a Built>>) -> Option<&'a Built> {
     if sys::interrupted() {
         return None;
@@ -233,6 +257,32 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn programs_that_are_known_to_take_long_exist() {
+        let tests = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        for (name, _) in SECONDS.iter().filter(|(name, _)| *name != "husk_tests") {
+            let file = tests.join(format!("{name}.rs"));
+            assert!(file.exists() || tests.join(name).join("main.rs").exists(), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_longest_begins_first_and_others_go_by_the_number_of_their_tests() {
+        let program = |name: &str| Built {
+            name: name.into(),
+            path: "/nowhere".into(),
+        };
+        let mut waiting = [
+            program("pod"),
+            program("unknown"),
+            program("shim"),
+            program("husk_tests"),
+        ];
+        waiting.sort_by_cached_key(seconds);
+        let order = waiting.map(|program| program.name);
+        assert_eq!(order, ["unknown", "husk_tests", "pod", "shim"], "taken from the end");
+    }
 
     #[test]
     fn a_failure_names_a_test_or_the_program() {

@@ -11,7 +11,7 @@ use crate::command::command;
 /// What a line that names the next test program begins with.
 pub const HEADING: &str = "lab: testing ";
 
-/// Tests that run at the same time: each has a guest, and the emulated host two processors.
+/// Tests that run at the same time: one goes on while the guest of the other waits.
 const JOBS: &str = "2";
 
 /// Which tests to run.
