@@ -189,8 +189,8 @@ impl FileSystem for Tree {
     }
 
     fn reset(&self) {
-        self.locks.reset();
         self.handles.reset();
+        self.locks.reset();
         self.nodes.reset();
         self.policy.agree(Abilities::default());
     }

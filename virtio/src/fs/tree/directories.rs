@@ -35,7 +35,7 @@ impl Tree {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY;
             let file = self.budget.take(Use::File, || self.proc.reopen(&*fd, flags))?;
             let open = OpenFile {
-                node,
+                inode: inode.clone(),
                 file,
                 writes: false,
                 position: Some(Position::default()),
@@ -114,7 +114,7 @@ impl Tree {
     }
 
     pub(super) fn releasedir(&self, node: Node, handle: Handle) -> Result<(), Errno> {
-        self.handles.remove(node, handle).map(|_| ())
+        self.release(node, handle, None)
     }
 
     pub(super) fn fsyncdir(&self, node: Node, handle: Handle, data_only: bool) -> Result<(), Errno> {

@@ -72,7 +72,7 @@ impl Tree {
         let (handle, ()) = self.handles.add(|| {
             let _less = kills.then(credentials::without_fsetid).transpose()?;
             let file = self.budget.take(Use::File, || self.proc.reopen(&*fd, flags))?;
-            Ok((open_file(inode.node(), file, flags), ()))
+            Ok((open_file(inode.clone(), file, flags), ()))
         })?;
         Ok(self.opened(handle))
     }
@@ -187,7 +187,12 @@ impl Tree {
         if let Some(owner) = flock_owner {
             self.locks.drop_owner(node, owner, true);
         }
-        self.handles.remove(node, handle).map(|_| ())
+        let open = self.handles.remove(node, handle)?;
+        // Linux flushes before; whoever does not, leaves nothing locked either.
+        if open.inode.leaves_locks() {
+            self.locks.drop_node(node);
+        }
+        Ok(())
     }
 
     /// What the guest asks only when it does not check permissions itself: by mode alone, as it knows no more of the caller.
@@ -214,9 +219,9 @@ impl Tree {
 }
 
 /// An open file that was opened with `flags`.
-pub(super) fn open_file(node: Node, file: super::descriptors::Held, flags: OFlags) -> OpenFile {
+pub(super) fn open_file(inode: Arc<Inode>, file: super::descriptors::Held, flags: OFlags) -> OpenFile {
     OpenFile {
-        node,
+        inode,
         file,
         writes: flags & OFlags::RWMODE != OFlags::RDONLY,
         position: None,

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::descriptors::Held;
 use super::directories::Position;
+use super::nodes::Inode;
 use crate::fs::filesystem::{Handle, Node};
 
 /// Tables that handles are spread over, so that threads seldom meet.
@@ -15,7 +16,7 @@ const SHARDS: usize = 16;
 
 /// An open file or directory.
 pub(super) struct OpenFile {
-    pub node: Node,
+    pub inode: Arc<Inode>,
     pub file: Held,
     /// It was opened for writing.
     pub writes: bool,
@@ -54,6 +55,7 @@ impl Handles {
         let (file, more) = open().inspect_err(|_| {
             self.count.fetch_sub(1, Ordering::Relaxed);
         })?;
+        file.inode.opened();
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let mut shard = self.shard(number).write().unwrap_or_else(PoisonError::into_inner);
         shard.insert(number, Arc::new(file));
@@ -66,7 +68,7 @@ impl Handles {
     /// `EBADF` if it is not.
     pub fn get(&self, node: Node, handle: Handle) -> Result<Arc<OpenFile>, Errno> {
         let shard = self.shard(handle.0).read().unwrap_or_else(PoisonError::into_inner);
-        let open = shard.get(&handle.0).filter(|open| open.node == node);
+        let open = shard.get(&handle.0).filter(|open| open.inode.node() == node);
         open.cloned().ok_or(Errno::BADF)
     }
 
@@ -76,11 +78,13 @@ impl Handles {
     /// As for [`Handles::get`].
     pub fn remove(&self, node: Node, handle: Handle) -> Result<Arc<OpenFile>, Errno> {
         let mut shard = self.shard(handle.0).write().unwrap_or_else(PoisonError::into_inner);
-        if shard.get(&handle.0).is_none_or(|open| open.node != node) {
+        if shard.get(&handle.0).is_none_or(|open| open.inode.node() != node) {
             return Err(Errno::BADF);
         }
+        let open = shard.remove(&handle.0).ok_or(Errno::BADF)?;
         self.count.fetch_sub(1, Ordering::Relaxed);
-        shard.remove(&handle.0).ok_or(Errno::BADF)
+        open.inode.closed();
+        Ok(open)
     }
 
     /// None any more.
@@ -88,6 +92,7 @@ impl Handles {
         for shard in &self.shards {
             let old = std::mem::take(&mut *shard.write().unwrap_or_else(PoisonError::into_inner));
             self.count.fetch_sub(old.len(), Ordering::Relaxed);
+            old.values().for_each(|open| open.inode.closed());
         }
     }
 

@@ -89,6 +89,22 @@ fn a_lock_of_the_host_is_seen_and_sees() {
     assert_eq!(set(range(1, Read, 5, 6)), Ok(Locked::Yes));
 }
 
+#[test]
+fn a_file_that_nobody_has_open_is_locked_by_nobody() {
+    let share = Share::new();
+    let (node, handle) = opened(&share);
+    let second = share.open(node, O_RDWR).unwrap();
+    let set = |handle, lock: Lock| share.tree.setlk(node, handle, &lock, false);
+    assert_eq!(set(handle, range(1, Write, 0, 9)), Ok(Locked::Yes));
+    assert_eq!(set(second, whole(2, Write)), Ok(Locked::Yes));
+    let before = share.tree.lock_generation();
+    share.tree.release(node, handle, None).unwrap();
+    assert_eq!(share.counter("locks"), 2, "another has it open still");
+    share.tree.release(node, second, None).unwrap();
+    assert_eq!((share.counter("locks"), share.tree.budget.open()), (0, 2));
+    assert_ne!(share.tree.lock_generation(), before);
+}
+
 /// Threads of one process are one owner: what one gives up must not take what another just got.
 #[test]
 fn threads_of_one_owner_keep_what_they_were_granted() {

@@ -90,6 +90,15 @@ impl Locks {
         self.let_go(&holder, &mut lock(&owned));
     }
 
+    /// All locks of `node` go.
+    pub fn drop_node(&self, node: Node) {
+        let of_node = |holder: &Holder, _: &mut _| holder.node == node;
+        let gone: Vec<_> = self.lock().extract_if(of_node).collect();
+        for (holder, owned) in &gone {
+            self.let_go(holder, &mut lock(owned));
+        }
+    }
+
     /// All of them go.
     pub fn reset(&self) {
         let table = std::mem::take(&mut *self.lock());
@@ -199,6 +208,11 @@ impl Tree {
                 break answer;
             }
         };
+        // Closed meanwhile, perhaps: either that sees the lock, or this sees that.
+        open.inode.note_lock();
+        if self.handles.get(node, handle).is_err() && open.inode.leaves_locks() {
+            self.locks.drop_node(node);
+        }
         match answer {
             Ok(()) => Ok(Locked::Yes),
             // `EACCES` is what some file systems say.

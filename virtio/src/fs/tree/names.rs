@@ -232,8 +232,9 @@ impl Tree {
         let fd = self.nodes.open(|| self.proc.reopen(&file, OFlags::PATH))?;
         let entry = self.entry_of_fd(fd)?;
         let labelled = self.label(new, || self.descriptor(entry.node));
-        labelled.inspect_err(|_| self.nodes.forget(entry.node, 1))?;
-        Ok((open_file(entry.node, file, flags), entry))
+        let inode = labelled.and_then(|()| self.nodes.get(entry.node));
+        let inode = inode.inspect_err(|_| self.nodes.forget(entry.node, 1))?;
+        Ok((open_file(inode, file, flags), entry))
     }
 
     pub(super) fn unlink(&self, parent: Node, name: Name<'_>) -> Result<(), Errno> {

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use rustix::io::Errno;
@@ -49,6 +49,10 @@ pub(super) struct Inode {
     /// Entries that were given away and not taken back.
     lookups: AtomicU64,
     place: Mutex<Place>,
+    /// Open files and directories of it.
+    opens: AtomicU32,
+    /// Somebody has locked it since it was last open.
+    locked: AtomicBool,
     /// Its descriptor was used since somebody looked.
     recent: AtomicBool,
     kind: Kind,
@@ -76,6 +80,26 @@ impl Inode {
     /// What it is. That never changes.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// It was opened.
+    pub fn opened(&self) {
+        self.opens.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// It was closed.
+    pub fn closed(&self) {
+        self.opens.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// It may be locked now.
+    pub fn note_lock(&self) {
+        self.locked.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether nobody has it open any more, but there may be locks: said once.
+    pub fn leaves_locks(&self) -> bool {
+        self.opens.load(Ordering::SeqCst) == 0 && self.locked.swap(false, Ordering::SeqCst)
     }
 
     fn place(&self) -> MutexGuard<'_, Place> {
@@ -145,6 +169,8 @@ impl Nodes {
                 fd: Some(Arc::new(root)),
                 handle: None,
             }),
+            opens: AtomicU32::new(0),
+            locked: AtomicBool::new(false),
             recent: AtomicBool::new(true),
             kind: Kind::Directory,
         };
@@ -262,6 +288,8 @@ impl Nodes {
                 fd: Some(Arc::new(fd)),
                 handle: None,
             }),
+            opens: AtomicU32::new(0),
+            locked: AtomicBool::new(false),
             recent: AtomicBool::new(false),
             kind,
         });
