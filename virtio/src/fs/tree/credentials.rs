@@ -119,16 +119,17 @@ impl Identity {
         }
         let mut acting = Acting::none();
         if let Some(group) = group.filter(|group| *group != gid) {
-            set_thread_groups(&[Gid::from_raw(group)])?;
-            acting.groups = true;
+            acting.groups = set_groups(&[Gid::from_raw(group)])?;
         }
+        // A user namespace says `EINVAL` of numbers that it does not have.
+        let unknown = |error| if error == Errno::INVAL { Errno::PERM } else { error };
         if gid != self.gid {
-            set_thread_res_gid(None, Gid::from_raw(gid), None)?;
+            set_thread_res_gid(None, Gid::from_raw(gid), None).map_err(unknown)?;
             acting.gid = Some(self.gid);
         }
         if uid != self.uid {
             let sets = capabilities(None)?;
-            set_thread_res_uid(None, Uid::from_raw(uid), None)?;
+            set_thread_res_uid(None, Uid::from_raw(uid), None).map_err(unknown)?;
             acting.uid = Some((self.uid, sets));
             // Whether he may was for the guest to say.
             let effective =
@@ -136,6 +137,16 @@ impl Identity {
             set_capabilities(None, CapabilitySets { effective, ..sets })?;
         }
         Ok(acting)
+    }
+}
+
+/// Gives the calling thread these groups, and no others. Some user namespaces let nobody do that (`setgroups` of
+/// user_namespaces(7)); then it says so, and the thread has those of the process.
+pub(super) fn set_groups(groups: &[Gid]) -> Result<bool, Errno> {
+    match set_thread_groups(groups) {
+        Ok(()) => Ok(true),
+        Err(Errno::PERM) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -66,7 +66,7 @@ fn links_lead_nowhere() {
                 (attr.uid, fs::symlink_metadata(share.host(name)).unwrap().uid()),
                 (7, 7)
             ),
-            Err(error) => assert_eq!(error, Errno::PERM),
+            Err(error) => assert!(!is_root(), "{error}"),
         }
         share.link(node, Node::ROOT, "hard").unwrap();
         assert!(fs::symlink_metadata(share.host("hard")).unwrap().is_symlink());

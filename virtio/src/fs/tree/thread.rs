@@ -6,7 +6,6 @@ use std::io;
 
 use rustix::io::Errno;
 use rustix::process::{fchdir, umask};
-use rustix::thread::set_thread_groups;
 
 use super::{Tree, credentials};
 
@@ -24,7 +23,7 @@ impl Tree {
         fchdir(self.proc.dir())?;
         if self.who.switches() {
             // Else what a caller makes could have a group that only the server is in.
-            set_thread_groups(&[])?;
+            credentials::set_groups(&[])?;
         }
         credentials::keep_few(self.policy.xattr)?;
         if let Some(label) = &self.policy.label {
