@@ -1,7 +1,7 @@
 //! Fuzz targets: everything that reads what a guest or a client wrote, and what must hold whatever that is.
 //!
-//! A target is a function of bytes that panics when something is wrong. But for `api` and the back-end of `fs`, it runs on one thread and starts none, so that an
-//! input does the same each time: queues are real, but a target wakes the device's handlers itself. `cargo lab fuzz` drives the targets by
+//! A target is a function of bytes that panics when something is wrong. But for `api`, `share` and the back-end of `fs`, it runs on one thread and starts none, so that
+//! an input does the same each time: queues are real, but a target wakes the device's handlers itself. `cargo lab fuzz` drives the targets by
 //! libFuzzer; `cargo test` replays the seeds in `seeds/`, which are made by the targets' own `seeds` functions.
 
 #![allow(
@@ -32,6 +32,7 @@ mod resize;
 mod ring;
 mod rng;
 mod script;
+mod share;
 mod still;
 mod virtio_pci;
 mod vsock;
@@ -68,6 +69,7 @@ pub const TARGETS: &[Target] = &[
     target("resize", resize::run, resize::seeds),
     target("ring", ring::run, ring::seeds),
     target("rng", rng::run, rng::seeds),
+    target("share", share::run, share::seeds),
     target("virtio-pci", virtio_pci::run, virtio_pci::seeds),
     target("vsock", vsock::run, vsock::seeds),
 ];
