@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 const MIB: u64 = 1 << 20;
 
 /// Sections of docs/devices.md, and the device here that they are about, as `vm.counters` calls it.
-const SECTIONS: [(&str, &str); 13] = [
+const SECTIONS: [(&str, &str); 14] = [
     ("vCPUs", "__vcpu0"),
     ("Serial port", "__serial"),
     ("I/O APIC", "__ioapic"),
@@ -31,6 +31,7 @@ const SECTIONS: [(&str, &str); 13] = [
     ("Network", "_net0"),
     ("vsock", "_vsock0"),
     ("File systems", "_fs0"),
+    ("Files served by husk", "files"),
     ("Console", "__console"),
     ("Hot-plug registers", "__hotplug"),
 ];
@@ -79,6 +80,8 @@ fn use_devices(pod: &mut Pod, agent: &mut Agent, folder: &Path) {
     do_step(agent, &Step::Random(64));
     agent.mount_share("/tmp/share").unwrap();
     assert_eq!(sh(agent, "cat /tmp/share/hello"), "hello");
+    sh(agent, "mkdir /tmp/own && mount -t virtiofs own /tmp/own");
+    use_files(agent, &folder.join("own"));
     sh(
         agent,
         "ip link set eth0 up && ip addr add 10.0.0.2/24 dev eth0 && ping -c 1 10.0.0.1",
@@ -94,6 +97,26 @@ fn use_devices(pod: &mut Pod, agent: &mut Agent, folder: &Path) {
     sh(agent, "true");
 }
 
+/// What a shell can ask of files, in the share that husk serves; the host finds what is left.
+fn use_files(agent: &mut Agent, own: &Path) {
+    assert_eq!(sh(agent, "cat /tmp/own/hello"), "hello");
+    sh(
+        agent,
+        "set -e; cd /tmp/own
+         mkdir folder; echo one > folder/a; echo two >> folder/a; ln folder/a folder/b; ln -s a folder/c; mkfifo folder/p
+         mv folder/b b; chmod 600 b; chown 7:8 b; touch -d @1000000000 b; truncate -s 100 b; ls -lR > /dev/null; df . > /dev/null
+         cat folder/c > /dev/null; dd if=/dev/zero of=z bs=4k count=3 conv=fsync 2> /dev/null; sync -f .
+         flock b true; rm -r folder z; stat -c '%u %g %s %a' b > left",
+    );
+    assert_eq!(fs::read_to_string(own.join("left")).unwrap(), "7 8 100 600\n");
+    let mut names: Vec<_> = fs::read_dir(own)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["b", "hello", "left"]);
+}
+
 #[test]
 fn every_kind_of_device_works_and_counts_what_is_documented() {
     if own_network().is_err() {
@@ -103,7 +126,11 @@ fn every_kind_of_device_works_and_counts_what_is_documented() {
     let folder = tempfile::tempdir().unwrap();
     let shared = folder.path().join("shared");
     fs::create_dir(&shared).unwrap();
-    fs::write(shared.join("hello"), "hello").unwrap();
+    let own = folder.path().join("own");
+    fs::create_dir(&own).unwrap();
+    for share in [&shared, &own] {
+        fs::write(share.join("hello"), "hello").unwrap();
+    }
     let server = FileServer::start(&shared, &folder.path().join("virtiofsd.sock")).unwrap();
     let tap = Tap::new("kinds", false, "10.0.0.1/24");
     let shape = Shape {
@@ -120,6 +147,8 @@ fn every_kind_of_device_works_and_counts_what_is_documented() {
     body["disks"] = json!([{"path": file(folder.path(), "disk")}]);
     body["pmem"] = json!([{"file": file(folder.path(), "pmem")}]);
     body["balloon"] = json!({"size": 0});
+    let files = json!({"tag": "own", "dir": own, "id": "files", "xattr": true});
+    body["fs"].as_array_mut().unwrap().push(files);
     body["console"] = json!({"mode": "File", "file": folder.path().join("console")});
     pod.api().put("vm.create", Some(&body)).unwrap().done().unwrap();
     pod.add_net(&File::from(tap.open())).unwrap();
@@ -160,6 +189,7 @@ fn every_kind_of_device_works_and_counts_what_is_documented() {
         ("_net0", "tx_frames"),
         ("_vsock0", "host_streams"),
         ("_fs0", "starts"),
+        ("files", "requests"),
         ("__rng", "bytes"),
         ("__console", "tx_bytes"),
         ("__serial", "tx_bytes"),

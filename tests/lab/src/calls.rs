@@ -109,7 +109,9 @@ fn kind(thread: &str) -> Option<&'static str> {
         // It does what the first thread may, and beside it.
         .or((thread == "builder").then_some("husk"));
     let device = |name: &str| {
-        let devices = ["disk", "net", "fs", "vsock", "pmem", "mem", "balloon", "rng", "console"];
+        let devices = [
+            "disk", "net", "fs", "files", "vsock", "pmem", "mem", "balloon", "rng", "console",
+        ];
         devices
             .into_iter()
             .find(|device| name.trim_start_matches('_').starts_with(device))

@@ -284,7 +284,7 @@ fn requests_of_every_queue_are_answered_each_once() {
     }
     bench.queues[1].send(ECHO, 9);
     assert_eq!(bench.queues[1].replies(1), ok([9]));
-    assert_eq!((bench.counter("requests"), bench.counter("fake_seen")), (25, 25));
+    assert_eq!(bench.counter("fake_seen"), 25);
     assert_eq!(bench.counter("malformed_chains"), 0);
     assert!(bench.queues[1].driver.interrupts() > 0);
 }

@@ -1,10 +1,27 @@
 //! The value of `--fs`.
 
 use super::pairs::{PairsError, parse_pairs};
-use crate::config::FsConfig;
+use super::switch::{BadSwitch, switch};
+use crate::config::{CacheMode, FsConfig};
 
 /// Every key, in the order in which help and errors list them.
-const KEYS: [&str; 5] = ["tag", "socket", "queues", "queue_size", "id"];
+const KEYS: [&str; 15] = [
+    "tag",
+    "dir",
+    "socket",
+    "readonly",
+    "cache",
+    "writeback",
+    "direct_io",
+    "xattr",
+    "posix_acl",
+    "submounts",
+    "locks",
+    "label",
+    "queues",
+    "queue_size",
+    "id",
+];
 
 /// Why a text describes no share.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -12,6 +29,9 @@ pub enum FsArgError {
     /// Not a list of known pairs.
     #[error(transparent)]
     Pairs(#[from] PairsError),
+    /// A switch with a third position.
+    #[error(transparent)]
+    Switch(#[from] BadSwitch),
     /// Something that a share cannot do without.
     #[error("{0} is missing")]
     Missing(&'static str),
@@ -23,15 +43,29 @@ pub enum FsArgError {
         /// Its value.
         found: String,
     },
+    /// No way to cache.
+    #[error("cache is '{0}', allowed: auto, never, always, metadata")]
+    Cache(String),
 }
 
-/// Reads `tag=NAME,socket=PATH,…`.
+/// Reads `tag=NAME,dir=DIR,…` or `tag=NAME,socket=PATH,…`.
 pub fn parse_fs(text: &str) -> Result<FsConfig, FsArgError> {
     let mut fs = FsConfig::new("", "");
+    let serving = &mut fs.serving;
     for (key, value) in parse_pairs(text, &KEYS)? {
         match key {
             "tag" => fs.tag = value,
+            "dir" => fs.dir = Some(value.into()),
             "socket" => fs.socket = value.into(),
+            "readonly" => serving.readonly = switch("readonly", value)?,
+            "cache" => serving.cache = cache(value)?,
+            "writeback" => serving.writeback = switch("writeback", value)?,
+            "direct_io" => serving.direct_io = switch("direct_io", value)?,
+            "xattr" => serving.xattr = switch("xattr", value)?,
+            "posix_acl" => serving.posix_acl = switch("posix_acl", value)?,
+            "submounts" => serving.submounts = switch("submounts", value)?,
+            "locks" => serving.locks = switch("locks", value)?,
+            "label" => serving.label = Some(value),
             "queues" => fs.num_queues = number("queues", value)?,
             "queue_size" => fs.queue_size = number("queue_size", value)?,
             _ => fs.id = Some(value),
@@ -39,8 +73,8 @@ pub fn parse_fs(text: &str) -> Result<FsConfig, FsArgError> {
     }
     if fs.tag.is_empty() {
         Err(FsArgError::Missing("tag=NAME"))
-    } else if fs.socket.as_os_str().is_empty() {
-        Err(FsArgError::Missing("socket=PATH"))
+    } else if fs.socket.as_os_str().is_empty() && fs.dir.is_none() {
+        Err(FsArgError::Missing("dir=DIR or socket=PATH"))
     } else {
         Ok(fs)
     }
@@ -50,9 +84,16 @@ fn number(key: &'static str, value: String) -> Result<u16, FsArgError> {
     value.parse().map_err(|_| FsArgError::Number { key, found: value })
 }
 
+fn cache(value: String) -> Result<CacheMode, FsArgError> {
+    let mut modes = CacheMode::ALL.into_iter();
+    let found = modes.find_map(|(name, mode)| (name == value).then_some(mode));
+    found.ok_or(FsArgError::Cache(value))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::FsServing;
 
     #[test]
     fn every_key_sets_its_field() {
@@ -60,20 +101,40 @@ mod tests {
         assert_eq!((fs.tag.as_str(), fs.socket), ("t", "/s".into()));
         assert_eq!((fs.num_queues, fs.queue_size, fs.id.as_deref()), (3, 64, Some("share")));
         assert_eq!(parse_fs("tag=t,socket=/s").unwrap(), FsConfig::new("t", "/s"));
+        assert_eq!(parse_fs("tag=t,dir=/d").unwrap(), FsConfig::of_dir("t", "/d"));
+        let text = "tag=t,dir=/d,readonly=on,cache=never,writeback=on,direct_io=on,xattr=on,posix_acl=on,submounts=off,\
+                    locks=off,label=\"u:r:t:s0:c1,c2\"";
+        let serving = FsServing {
+            readonly: true,
+            cache: CacheMode::Never,
+            writeback: true,
+            direct_io: true,
+            xattr: true,
+            posix_acl: true,
+            submounts: false,
+            locks: false,
+            label: Some("u:r:t:s0:c1,c2".into()),
+        };
+        assert_eq!(parse_fs(text).unwrap().serving, serving);
     }
 
     #[test]
     fn errors_name_the_key() {
         let message = |text| parse_fs(text).unwrap_err().to_string();
         assert_eq!(message("socket=/s"), "tag=NAME is missing");
-        assert_eq!(message("tag=t"), "socket=PATH is missing");
+        assert_eq!(message("tag=t"), "dir=DIR or socket=PATH is missing");
         assert_eq!(
             message("tag=t,socket=/s,queues=-1"),
             "queues is '-1', allowed: a whole number up to 65535"
         );
         assert_eq!(
+            message("tag=t,dir=/d,cache=none"),
+            "cache is 'none', allowed: auto, never, always, metadata"
+        );
+        assert_eq!(message("tag=t,dir=/d,locks=no"), "locks is 'no', allowed: on, off");
+        assert_eq!(
             message("path=/s"),
-            "unknown key 'path', allowed: tag, socket, queues, queue_size, id"
+            format!("unknown key 'path', allowed: {}", KEYS.join(", "))
         );
     }
 }

@@ -92,7 +92,7 @@ pub struct RunArgs {
     ///   size=SIZE           what the guest starts with (default 512M)
     ///   hotplug=SIZE        what may be added while it runs (default: nothing); costs nothing until then
     ///   method=NAME         how: acpi, virtio-mem, or auto, virtio-mem where the guest has a driver (default)
-    ///   shared=on           a file that other processes can map; --fs turns it on
+    ///   shared=on           a file that other processes can map; --fs with a socket turns it on
     ///   hugepages=on        from the host's reserved huge pages, set aside at the start
     ///   hugepage_size=SIZE  which of them, 2M or 1G (default 2M)
     ///   thp=off             no transparent huge pages
@@ -158,16 +158,29 @@ pub struct RunArgs {
     #[arg(long = "net", value_name = "KEYS", value_parser = parse_net, verbatim_doc_comment, help_heading = "Machine")]
     pub nets: Vec<NetConfig>,
 
-    /// Add a folder of the host that a vhost-user process such as virtiofsd serves: tag=NAME,socket=PATH,...
+    /// Add a folder of the host: tag=NAME,dir=DIR,... or, served by a vhost-user process such as virtiofsd, tag=NAME,socket=PATH,...
     ///
-    /// May be given several times. Mounted in the guest by `mount -t virtiofs NAME DIR`. The process maps the guest's memory: with
-    /// this option, that is a file it can map. It listens already, or begins to within a second. Keys:
+    /// May be given several times. Mounted in the guest by `mount -t virtiofs NAME DIR`. A process at a socket maps the guest's memory:
+    /// then that is a file it can map. It listens already, or begins to within a second. Keys:
     ///
     ///   tag=NAME         the name to mount by, up to 36 bytes (needed)
-    ///   socket=PATH      where the process listens (needed)
-    ///   queues=N         request queues, 1 to 64 (default 1; virtiofsd has one)
+    ///   dir=DIR          the folder, served by husk; nothing outside of it can be reached
+    ///   socket=PATH      where the process listens that serves one; either this or dir is needed
+    ///   queues=N         request queues, 1 to 64 (default 1; with dir up to one a vCPU)
     ///   queue_size=N     entries of each, 16 to 1024 (default 1024)
     ///   id=NAME          the device's name
+    ///
+    /// With dir:
+    ///
+    ///   readonly=on      nothing is changed through this share
+    ///   cache=MODE       what the guest keeps: auto (default), never, always (nobody else changes the folder), metadata
+    ///   writeback=on     the guest may hold back writes
+    ///   direct_io=on     O_DIRECT of the guest is carried out on the host
+    ///   xattr=on         extended attributes
+    ///   posix_acl=on     access control lists; needs xattr
+    ///   submounts=off    mounts below the folder look like folders
+    ///   locks=off        locks of the guest's files are the guest's own
+    ///   label=LABEL      SELinux label of what is made through the share
     ///
     /// A value with a comma in it is written in double quotes.
     #[arg(long = "fs", value_name = "KEYS", value_parser = parse_fs, verbatim_doc_comment, help_heading = "Machine")]
@@ -261,7 +274,7 @@ impl RunArgs {
         let mut config = VmConfig {
             cpus,
             memory: MemoryConfig {
-                shared: memory.shared || !self.shares.is_empty(),
+                shared: memory.shared || self.shares.iter().any(|share| share.dir.is_none()),
                 ..memory
             },
             payload: PayloadConfig {

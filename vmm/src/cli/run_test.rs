@@ -124,6 +124,8 @@ fn a_console_on_stdio_takes_it_from_the_serial_port() {
 
 #[test]
 fn memory_is_shared_with_whoever_serves_a_folder() {
+    let own = config(&["--fs", "tag=a,dir=/"]);
+    assert!(!own.memory.shared, "husk has it in any case");
     let config = config(&["--fs", "tag=a,socket=/s", "--fs", "tag=b,socket=/t"]);
     assert!(config.memory.shared);
     assert_eq!(config.fs, [FsConfig::new("a", "/s"), FsConfig::new("b", "/t")]);

@@ -248,49 +248,6 @@ impl Default for NetConfig {
     }
 }
 
-/// A virtio-fs device whose files a vhost-user back-end serves.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FsConfig {
-    /// The name that the guest mounts.
-    pub tag: String,
-    /// The back-end's listening socket.
-    pub socket: PathBuf,
-    /// Request queues; the one for urgent requests comes on top.
-    #[serde(default = "FsConfig::one_queue")]
-    pub num_queues: u16,
-    /// Entries of each virtqueue, a power of two.
-    #[serde(default = "FsConfig::usual_queue_size")]
-    pub queue_size: u16,
-    /// The device's name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
-    /// Everything else.
-    #[serde(flatten)]
-    pub rest: Rest,
-}
-
-impl FsConfig {
-    /// A device with one request queue of the usual size.
-    pub fn new(tag: impl Into<String>, socket: impl Into<PathBuf>) -> Self {
-        Self {
-            tag: tag.into(),
-            socket: socket.into(),
-            num_queues: Self::one_queue(),
-            queue_size: Self::usual_queue_size(),
-            id: None,
-            rest: Rest::default(),
-        }
-    }
-
-    const fn one_queue() -> u16 {
-        1
-    }
-
-    const fn usual_queue_size() -> u16 {
-        1024
-    }
-}
-
 /// A virtio-vsock device whose host side is Unix sockets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VsockConfig {

@@ -156,11 +156,21 @@ pub static NET: Shape = Shape {
 /// The body of `vm.add-fs`.
 pub static FS: Shape = Shape {
     own: &[
+        own("cache"),
+        own("dir"),
+        own("direct_io"),
         own("id"),
+        own("label"),
+        own("locks"),
         own("num_queues"),
+        own("posix_acl"),
         own("queue_size"),
+        own("readonly"),
         own("socket"),
+        own("submounts"),
         own("tag"),
+        own("writeback"),
+        own("xattr"),
     ],
     refused: refused::DEVICE,
     ignored: PLACE,

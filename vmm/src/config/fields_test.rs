@@ -110,7 +110,19 @@ fn every_field_of_a_whole_configuration_has_a_name() {
     config.memory.acpi_only = true;
     config.disks = vec![super::super::DiskConfig::new("/d")];
     config.net = vec![super::super::NetConfig::new()];
-    config.fs = vec![super::super::FsConfig::new("t", "/f")];
+    let mut folder = super::super::FsConfig::of_dir("t", "/d");
+    folder.serving = super::super::FsServing {
+        readonly: true,
+        cache: super::super::CacheMode::Never,
+        writeback: true,
+        direct_io: true,
+        xattr: true,
+        posix_acl: true,
+        submounts: false,
+        locks: false,
+        label: Some("u:r:t".into()),
+    };
+    config.fs = vec![super::super::FsConfig::new("t", "/f"), folder];
     config.vsock = Some(super::super::VsockConfig::new(3, "/v"));
     config.balloon = Some(super::super::BalloonConfig {
         reclaim_idle: Some(1),

@@ -7,6 +7,7 @@
 mod console;
 mod device;
 pub mod fields;
+mod fs;
 mod mac;
 mod options;
 mod path;
@@ -24,9 +25,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 pub use console::{ConsoleConfig, ConsoleMode};
 pub use device::{
-    BalloonConfig, DiskConfig, FsConfig, NetConfig, PmemConfig, RateLimiterConfig, RngConfig, TokenBucketConfig,
-    VsockConfig,
+    BalloonConfig, DiskConfig, NetConfig, PmemConfig, RateLimiterConfig, RngConfig, TokenBucketConfig, VsockConfig,
 };
+pub use fs::{CacheMode, FsConfig, FsServing};
 pub use mac::{BadMac, MacAddr};
 pub use options::{BootProtocol, ResizeTimeout, RunOptions};
 pub use path::PathError;

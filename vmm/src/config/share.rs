@@ -1,6 +1,8 @@
 //! What makes a folder of the host one that a guest can mount.
 
 use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use super::path;
 use super::validate::{ConfigError, QUEUE_SIZES};
@@ -10,6 +12,9 @@ use super::{FsConfig, VmConfig};
 pub const MAX_FS_QUEUES: u16 = 64;
 /// The most bytes of its tag (virtio 1.2 §5.11.4).
 const MAX_TAG_BYTES: usize = husk_virtio::fs::TAG_BYTES;
+
+/// The most bytes of a label: those of an extended attribute that file systems keep in an inode, with room to spare.
+const MAX_LABEL_BYTES: usize = 255;
 
 /// Why a share cannot be had.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,8 +29,52 @@ pub enum ShareError {
     #[error("fs: tag '{0}' is used by two devices, tags must differ")]
     DuplicateTag(String),
     /// Nobody to serve the files.
-    #[error("fs {0}: no socket given")]
-    NoSocket(String),
+    #[error("fs {0}: neither dir nor socket given")]
+    NoFiles(String),
+    /// Two who would serve them.
+    #[error("fs {0}: dir and socket given, allowed: one of the two")]
+    TwiceFiles(String),
+    /// A wish that only husk itself could meet.
+    #[error("fs {tag}: {field} is for files that husk serves (dir); a back-end at a socket has options of its own")]
+    NotOurs {
+        /// The tag.
+        tag: String,
+        /// The field.
+        field: &'static str,
+    },
+    /// Nothing to serve.
+    #[error("fs {tag}: dir {} {why}", dir.display())]
+    Dir {
+        /// The tag.
+        tag: String,
+        /// What was asked for.
+        dir: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A label that no kernel could take.
+    #[error(
+        "fs {tag}: label '{label}' is no SELinux label, written as user:role:type or user:role:type:level, up to {MAX_LABEL_BYTES} bytes"
+    )]
+    Label {
+        /// The tag.
+        tag: String,
+        /// What was asked for.
+        label: String,
+    },
+    /// Lists without the attributes that they are kept in.
+    #[error("fs {0}: posix_acl needs xattr")]
+    AclWithoutXattr(String),
+    /// More queues than would ever be used.
+    #[error("fs {tag}: {found} request queues asked for, allowed with dir: 1 to {max}, one for each vCPU")]
+    QueuesOfVcpus {
+        /// The tag.
+        tag: String,
+        /// What was asked for.
+        found: u16,
+        /// vCPUs that there can be.
+        max: u32,
+    },
     /// Too few or too many request queues.
     #[error("fs {tag}: {found} request queues asked for, 1 to {MAX_FS_QUEUES} allowed")]
     Queues {
@@ -52,7 +101,12 @@ impl VmConfig {
     pub(super) fn validate_shares(&self) -> Result<(), ShareError> {
         let mut tags = BTreeSet::new();
         for fs in &self.fs {
-            if !self.memory.shared {
+            let max = self.cpus.max_vcpus;
+            if fs.dir.is_some() && u32::from(fs.num_queues) > max {
+                let (tag, found) = (fs.tag.clone(), fs.num_queues);
+                return Err(ShareError::QueuesOfVcpus { tag, found, max });
+            }
+            if fs.dir.is_none() && !self.memory.shared {
                 return Err(ShareError::PrivateMemory(fs.tag.clone()));
             }
             if !tags.insert(&fs.tag) {
@@ -66,7 +120,12 @@ impl VmConfig {
 impl FsConfig {
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         self.check()?;
-        Ok(path::socket(&format!("fs {}", self.tag), &self.socket)?)
+        let name = format!("fs {}", self.tag);
+        let Some(dir) = &self.dir else {
+            return Ok(path::socket(&name, &self.socket)?);
+        };
+        path::file(&name, dir)?;
+        Ok(self.check_dir(dir)?)
     }
 
     fn check(&self) -> Result<(), ShareError> {
@@ -74,8 +133,22 @@ impl FsConfig {
         if !(1..=MAX_TAG_BYTES).contains(&self.tag.len()) || self.tag.contains('\0') {
             return Err(ShareError::Tag { tag: tag() });
         }
-        if self.socket.as_os_str().is_empty() {
-            return Err(ShareError::NoSocket(tag()));
+        match (&self.dir, self.socket.as_os_str().is_empty()) {
+            (None, true) => return Err(ShareError::NoFiles(tag())),
+            (Some(_), false) => return Err(ShareError::TwiceFiles(tag())),
+            (None, false) => {
+                if let Some(field) = self.serving.first_unusual() {
+                    return Err(ShareError::NotOurs { tag: tag(), field });
+                }
+            }
+            (Some(_), true) => {}
+        }
+        if let Some(label) = self.serving.label.as_ref().filter(|label| !is_label(label)) {
+            let label = label.clone();
+            return Err(ShareError::Label { tag: tag(), label });
+        }
+        if self.serving.posix_acl && !self.serving.xattr {
+            return Err(ShareError::AclWithoutXattr(tag()));
         }
         let found = self.num_queues;
         if !(1..=MAX_FS_QUEUES).contains(&found) {
@@ -87,6 +160,27 @@ impl FsConfig {
         }
         Ok(())
     }
+}
+
+impl FsConfig {
+    fn check_dir(&self, dir: &Path) -> Result<(), ShareError> {
+        let why = match dir.metadata() {
+            Ok(found) if found.is_dir() => return Ok(()),
+            Ok(_) => "is no directory".into(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => "does not exist".into(),
+            Err(error) => format!("cannot be looked at: {error}"),
+        };
+        let (tag, dir) = (self.tag.clone(), dir.to_owned());
+        Err(ShareError::Dir { tag, dir, why })
+    }
+}
+
+/// Whether the kernel could take `label`: what the types and levels of its policy are, only it knows.
+fn is_label(label: &str) -> bool {
+    let mut parts = label.splitn(4, ':');
+    let named = (0..3).all(|_| parts.next().is_some_and(|part| !part.is_empty()));
+    let level = parts.next().is_none_or(|level| !level.is_empty());
+    named && level && label.len() <= MAX_LABEL_BYTES && label.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 #[cfg(test)]
@@ -123,7 +217,10 @@ mod tests {
             with(|fs| fs.tag = "other".into()),
             "fs: tag 'other' is used by two devices, tags must differ"
         );
-        assert_eq!(with(|fs| fs.socket = "".into()), "fs share: no socket given");
+        assert_eq!(
+            with(|fs| fs.socket = "".into()),
+            "fs share: neither dir nor socket given"
+        );
         assert_eq!(
             with(|fs| fs.num_queues = 0),
             "fs share: 0 request queues asked for, 1 to 64 allowed"
@@ -139,6 +236,68 @@ mod tests {
         assert_eq!(
             private.validate_shares().unwrap_err().to_string(),
             "fs share: the process that serves it has to share the guest's memory: memory.shared=true is needed"
+        );
+    }
+
+    #[test]
+    fn a_folder_is_there_and_is_served_by_husk_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_str().unwrap();
+        let with = |change: &dyn Fn(&mut FsConfig)| {
+            let mut fs = FsConfig::of_dir("share", path);
+            change(&mut fs);
+            let config = VmConfig {
+                fs: vec![fs],
+                ..VmConfig::default()
+            };
+            let checked = config.validate_devices();
+            checked
+                .and_then(|()| Ok(config.validate_shares()?))
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(with(&|_| ()), Ok(()), "and needs no shared memory");
+        let refused = |change: &dyn Fn(&mut FsConfig)| with(change).unwrap_err();
+        assert_eq!(
+            refused(&|fs| fs.socket = "/s".into()),
+            "fs share: dir and socket given, allowed: one of the two"
+        );
+        let missing = format!("{path}/no");
+        assert_eq!(
+            refused(&|fs| fs.dir = Some(missing.clone().into())),
+            format!("fs share: dir {missing} does not exist")
+        );
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(
+            refused(&|fs| fs.dir = Some(file.clone())),
+            format!("fs share: dir {path}/file is no directory")
+        );
+        assert_eq!(refused(&|fs| fs.dir = Some("".into())), "fs share: no path given");
+        assert_eq!(
+            refused(&|fs| fs.num_queues = 2),
+            "fs share: 2 request queues asked for, allowed with dir: 1 to 1, one for each vCPU"
+        );
+        assert_eq!(
+            refused(&|fs| fs.serving.posix_acl = true),
+            "fs share: posix_acl needs xattr"
+        );
+        for (label, good) in [
+            ("system_u:object_r:container_file_t:s0:c1,c2", true),
+            ("u:r:t", true),
+            ("u:r", false),
+            ("u::t", false),
+            ("u:r:t:", false),
+            ("u:r:t t", false),
+            ("", false),
+        ] {
+            let found = with(&|fs| fs.serving.label = Some(label.into()));
+            assert_eq!(found.is_ok(), good, "{label}: {found:?}");
+        }
+        let mut remote = FsConfig::new("share", "/s");
+        remote.serving.readonly = true;
+        assert_eq!(
+            remote.validate().unwrap_err().to_string(),
+            "fs share: readonly is for files that husk serves (dir); a back-end at a socket has options of its own"
         );
     }
 

@@ -62,13 +62,18 @@ pub fn info(answer: &Value, status: &Status) -> String {
             rows.push(row(name, path));
         }
     }
-    let devices = [("disks", "path"), ("net", "tap"), ("fs", "tag"), ("pmem", "file")];
-    for (kind, detail) in devices {
+    let devices: [(_, &[_]); 4] = [
+        ("disks", &["path"]),
+        ("net", &["tap"]),
+        ("fs", &["tag", "dir"]),
+        ("pmem", &["file"]),
+    ];
+    for (kind, details) in devices {
         for device in config[kind].as_array().into_iter().flatten() {
-            rows.push(vec![
-                kind.into(),
-                format!("{} {}", text(&device["id"]), text(&device[detail])),
-            ]);
+            let told = details.iter().map(|detail| text(&device[*detail]));
+            let words = std::iter::once(text(&device["id"])).chain(told);
+            let words: Vec<_> = words.filter(|word| !word.is_empty()).collect();
+            rows.push(vec![kind.into(), words.join(" ")]);
         }
     }
     if let Some(vsock) = config.get("vsock").filter(|vsock| vsock.is_object()) {

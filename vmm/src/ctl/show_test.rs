@@ -21,6 +21,7 @@ fn a_vm_is_shown_with_its_size_and_devices() {
         "payload": {"kernel": "/k"},
         "disks": [{"id": "_disk0", "path": "/d"}],
         "net": [{"id": "_net0", "tap": null}],
+        "fs": [{"id": "_fs0", "tag": "t", "dir": "/f"}, {"id": "_fs1", "tag": "u", "socket": "/s"}],
         "vsock": {"cid": 3, "socket": "/v"},
     }});
     let status: Status = serde_json::from_value(json!({
@@ -39,6 +40,8 @@ fn a_vm_is_shown_with_its_size_and_devices() {
          kernel       /k\n\
          disks        _disk0 /d\n\
          net          _net0\n\
+         fs           _fs0 t /f\n\
+         fs           _fs1 u\n\
          vsock        cid 3 /v\n"
     );
     assert!(size(&Status::default()).starts_with("vcpus\nmemory\n"));

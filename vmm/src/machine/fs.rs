@@ -1,22 +1,78 @@
-//! Folders of the host, served by another process.
+//! Folders of the host, served by husk or by another process.
 
+use std::error::Error;
+use std::ffi::CString;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use husk_devices::memory::GuestMemory;
-use husk_virtio::fs;
+use husk_virtio::device::VirtioDevice;
+use husk_virtio::fs::local::{Local, LocalConfig};
+use husk_virtio::fs::server::Server;
+use husk_virtio::fs::share::{Cache, ShareConfig};
+use husk_virtio::fs::{self, Fs};
+use husk_virtio::threads::Threads;
 
 use super::build::BuildError;
-use crate::config::FsConfig;
+use crate::config::{CacheMode, FsConfig};
 
 /// How long a back-end that does not listen yet is waited for. The shims start theirs first and wait for it; this is for people
 /// who start both at once.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Connects to the back-end of the device that `config` describes, which reaches `memory`.
+/// Makes the device that `config` describes: opens its folder, to be served by `threads`, or connects to its back-end, which reaches
+/// `memory`.
 ///
 /// # Errors
-/// [`BuildError::Device`], with tag and socket.
-pub fn open(config: &FsConfig, memory: GuestMemory) -> Result<fs::Fs, BuildError> {
+/// [`BuildError::Device`], with tag and folder or socket.
+pub fn open(
+    config: &FsConfig,
+    memory: GuestMemory,
+    threads: &Arc<dyn Threads>,
+) -> Result<Box<dyn VirtioDevice>, BuildError> {
+    match &config.dir {
+        Some(dir) => Ok(Box::new(local(config, dir, threads)?)),
+        None => Ok(Box::new(remote(config, memory)?)),
+    }
+}
+
+fn local(config: &FsConfig, dir: &Path, threads: &Arc<dyn Threads>) -> Result<Local, BuildError> {
+    let failed = |error: Box<dyn Error + Send + Sync>| BuildError::device(format!("fs {}", config.tag), error);
+    let share = share(config, dir).map_err(|error| failed(error.into()))?;
+    let server = Server::open(&share).map_err(|error| failed(error.into()))?;
+    let device = LocalConfig {
+        tag: config.tag.clone(),
+        queues: config.num_queues,
+        queue_size: config.queue_size,
+        name: config.id.as_ref().unwrap_or(&config.tag).clone(),
+    };
+    Ok(Local::new(&device, Arc::new(server), threads))
+}
+
+/// What is to be shared. A label has no NUL, as validated.
+fn share(config: &FsConfig, dir: &Path) -> Result<ShareConfig, std::ffi::NulError> {
+    let serving = &config.serving;
+    Ok(ShareConfig {
+        readonly: serving.readonly,
+        cache: match serving.cache {
+            CacheMode::Auto => Cache::Auto,
+            CacheMode::Never => Cache::Never,
+            CacheMode::Always => Cache::Always,
+            CacheMode::Metadata => Cache::Metadata,
+        },
+        writeback: serving.writeback,
+        allow_direct_io: serving.direct_io,
+        xattr: serving.xattr,
+        posix_acl: serving.posix_acl,
+        announce_submounts: serving.submounts,
+        locks: serving.locks,
+        label: serving.label.clone().map(CString::new).transpose()?,
+        ..ShareConfig::new(dir)
+    })
+}
+
+fn remote(config: &FsConfig, memory: GuestMemory) -> Result<Fs, BuildError> {
     let device = fs::FsConfig {
         tag: config.tag.clone(),
         socket: config.socket.clone(),
@@ -24,6 +80,10 @@ pub fn open(config: &FsConfig, memory: GuestMemory) -> Result<fs::Fs, BuildError
         queue_size: config.queue_size,
         patience: PATIENCE,
     };
-    fs::Fs::connect(&device, memory)
+    Fs::connect(&device, memory)
         .map_err(|e| BuildError::device(format!("fs {}: back-end at {}", config.tag, config.socket.display()), e))
 }
+
+#[cfg(test)]
+#[path = "fs_test.rs"]
+mod tests;

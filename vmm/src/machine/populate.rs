@@ -217,7 +217,7 @@ pub fn open(
             let descriptors = config.id.as_ref().and_then(|id| passed.get(id));
             super::net::open(config, descriptors.map_or(&[], Vec::as_slice))?
         }
-        NewDevice::Fs(config) => Box::new(super::fs::open(config, memory.shared())?),
+        NewDevice::Fs(config) => super::fs::open(config, memory.shared(), threads)?,
         NewDevice::Pmem(config) => Box::new(super::pmem::open(config, memory)?),
         NewDevice::Vsock(config) => Box::new(super::vsock::open(config, threads)?),
     };

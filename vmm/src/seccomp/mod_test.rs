@@ -45,7 +45,6 @@ fn never() -> Vec<Call> {
         libc::SYS_umount2,
         libc::SYS_pivot_root,
         libc::SYS_chroot,
-        libc::SYS_unshare,
         libc::SYS_setns,
         libc::SYS_init_module,
         libc::SYS_finit_module,
@@ -54,10 +53,8 @@ fn never() -> Vec<Call> {
         libc::SYS_add_key,
         libc::SYS_perf_event_open,
         libc::SYS_userfaultfd,
-        libc::SYS_open_by_handle_at,
         libc::SYS_setuid,
         libc::SYS_setgid,
-        libc::SYS_capset,
         libc::SYS_mknod,
         libc::SYS_symlink,
         libc::SYS_reboot,
@@ -86,14 +83,35 @@ fn never() -> Vec<Call> {
         call(libc::SYS_clone, &[0x3d_0f00 | libc::CLONE_NEWUSER as u64]),
         call(libc::SYS_prctl, &[libc::PR_SET_DUMPABLE as u64, 1]),
         call(libc::SYS_prlimit64, &[1, libc::RLIMIT_NOFILE.into()]),
+        // Namespaces, and descriptors apart from everybody else's.
+        call(libc::SYS_unshare, &[libc::CLONE_NEWNS as u64]),
+        call(libc::SYS_unshare, &[(libc::CLONE_FS | libc::CLONE_NEWUSER) as u64]),
+        call(libc::SYS_unshare, &[libc::CLONE_FILES as u64]),
     ]);
     calls
+}
+
+/// What of a VMM only a share's threads do, and the thread that starts them may.
+fn of_files() -> Vec<Call> {
+    [
+        libc::SYS_open_by_handle_at,
+        libc::SYS_capset,
+        libc::SYS_setresuid,
+        libc::SYS_linkat,
+        libc::SYS_renameat2,
+    ]
+    .map(|number| call(number, &[]))
+    .into()
 }
 
 #[test]
 fn no_role_may_do_what_a_vmm_never_does() {
     for role in tables::ROLES {
         assert_denied(role, &never());
+        match role {
+            Role::Files | Role::Spawner => assert_allowed(role, &of_files()),
+            _ => assert_denied(role, &of_files()),
+        }
     }
 }
 
@@ -126,9 +144,8 @@ fn only_what_starts_disks_makes_rings() {
 }
 
 #[test]
-fn what_starts_device_threads_opens_and_listens_to_nothing() {
+fn what_starts_device_threads_listens_to_nothing() {
     let numbers = [
-        libc::SYS_openat,
         libc::SYS_unlink,
         libc::SYS_memfd_create,
         libc::SYS_bind,
@@ -142,12 +159,14 @@ fn what_starts_device_threads_opens_and_listens_to_nothing() {
     );
 }
 
-/// What an attacker in a guest's device would want next.
+/// What an attacker in a guest's device would want next. Opening files is what a share's threads are for.
 #[test]
 fn threads_that_serve_the_guest_open_and_create_nothing() {
     for role in tables::ROLES.into_iter().filter(|role| !starts_threads(*role)) {
+        if role != Role::Files {
+            assert_denied(role, &[call(libc::SYS_openat, &[])]);
+        }
         let numbers = [
-            libc::SYS_openat,
             libc::SYS_open,
             libc::SYS_memfd_create,
             libc::SYS_io_uring_setup,
@@ -213,6 +232,26 @@ fn devices_with_sockets_have_those_of_the_file_system_only() {
     assert_denied(Role::Vsock, &[call(libc::SYS_bind, &[]), call(libc::SYS_listen, &[])]);
     assert_allowed(Role::Fs, &[call(libc::SYS_sendmsg, &[]), call(libc::SYS_recvfrom, &[])]);
     assert_denied(Role::Fs, &[local, call(libc::SYS_connect, &[])]);
+}
+
+#[test]
+fn threads_that_serve_files_do_that_and_start_nothing() {
+    let contents = [libc::SYS_openat2, libc::SYS_preadv, libc::SYS_pwritev];
+    assert_allowed(Role::Files, &contents.map(|number| call(number, &[])));
+    let unshare = |flags: i32| call(libc::SYS_unshare, &[u64::try_from(flags).unwrap()]);
+    assert_allowed(Role::Spawner, &[unshare(libc::CLONE_FS)]);
+    let others = [
+        libc::SYS_unshare,
+        libc::SYS_fchdir,
+        libc::SYS_chdir,
+        libc::SYS_chroot,
+        libc::SYS_mount,
+        libc::SYS_setuid,
+        libc::SYS_socket,
+        libc::SYS_connect,
+        libc::SYS_execveat,
+    ];
+    assert_denied(Role::Files, &others.map(|number| call(number, &[])));
 }
 
 #[test]

@@ -66,7 +66,7 @@ pub(super) fn policy(role: Role, pid: u32) -> Policy {
 
 /// Every list of rules below, with its name.
 #[cfg(test)]
-pub(super) const GROUPS: [(&str, &[Rule]); 17] = [
+pub(super) const GROUPS: [(&str, &[Rule]); 18] = [
     ("EVERY", EVERY),
     ("THREADS", THREADS),
     ("EVENT_LOOP", EVENT_LOOP),
@@ -82,6 +82,7 @@ pub(super) const GROUPS: [(&str, &[Rule]); 17] = [
     ("VSOCK", VSOCK),
     ("FS", FS),
     ("FILES", FILES),
+    ("FILES_SETUP", FILES_SETUP),
     ("MEM", MEM),
     ("BALLOON", BALLOON),
 ];
@@ -93,7 +94,19 @@ pub(super) fn groups(role: Role) -> &'static [&'static [Rule]] {
         Role::EventLoop => &[EVERY, EVENT_LOOP],
         // With what the threads of all devices need.
         Role::Spawner => &[
-            EVERY, THREADS, SETUP, IO, BLOCK, NET, PMEM, VSOCK, FS, FILES, MEM, BALLOON,
+            EVERY,
+            THREADS,
+            SETUP,
+            IO,
+            BLOCK,
+            NET,
+            PMEM,
+            VSOCK,
+            FS,
+            FILES,
+            FILES_SETUP,
+            MEM,
+            BALLOON,
         ],
         Role::Vcpu => &[EVERY, VCPU],
         Role::Loader => &[EVERY, LOADER],
@@ -251,8 +264,63 @@ const VSOCK: &[Rule] = &[
 /// A share: messages, with descriptors, on a connection that exists.
 const FS: &[Rule] = &[any(libc::SYS_sendmsg), any(libc::SYS_recvfrom), any(libc::SYS_shutdown)];
 
-/// A share that husk serves itself.
-const FILES: &[Rule] = &[];
+/// A share that husk serves itself: what a file server does. Where its names lead is held by how they are opened.
+const FILES: &[Rule] = &[
+    // Names, always from a descriptor on; nodes that are opened again, by their handle or by what /proc knows of a descriptor. The label
+    // of what is made is written where /proc has it.
+    any(libc::SYS_openat),
+    any(libc::SYS_openat2),
+    any(libc::SYS_name_to_handle_at),
+    any(libc::SYS_open_by_handle_at),
+    any(libc::SYS_readlinkat),
+    any(libc::SYS_mkdirat),
+    any(libc::SYS_mknodat),
+    any(libc::SYS_symlinkat),
+    any(libc::SYS_linkat),
+    any(libc::SYS_unlinkat),
+    any(libc::SYS_renameat2),
+    any(libc::SYS_getdents64),
+    // Attributes.
+    any(libc::SYS_statx),
+    any(libc::SYS_fchmodat),
+    any(libc::SYS_fchmod),
+    any(libc::SYS_fchownat),
+    any(libc::SYS_utimensat),
+    any(libc::SYS_ftruncate),
+    any(libc::SYS_getxattr),
+    any(libc::SYS_setxattr),
+    any(libc::SYS_listxattr),
+    any(libc::SYS_removexattr),
+    any(libc::SYS_fstatfs),
+    // Contents.
+    any(libc::SYS_preadv),
+    any(libc::SYS_pwritev),
+    any(libc::SYS_lseek),
+    any(libc::SYS_fallocate),
+    any(libc::SYS_copy_file_range),
+    any(libc::SYS_fsync),
+    any(libc::SYS_fdatasync),
+    any(libc::SYS_syncfs),
+    // Locks; a descriptor that is closed to learn what became of writes.
+    any(libc::SYS_flock),
+    only(
+        libc::SYS_fcntl,
+        &[one_of(1, &[n(F_OFD_SETLK), n(F_OFD_GETLK), n(F_DUPFD_CLOEXEC)])],
+    ),
+    // Whose name things are made in. What a thread may become it was when husk was started.
+    any(libc::SYS_umask),
+    any(libc::SYS_capget),
+    any(libc::SYS_capset),
+    any(libc::SYS_setresuid),
+    any(libc::SYS_setresgid),
+    any(libc::SYS_setgroups),
+];
+
+/// What the threads of such a share set up: a working directory and a umask of their own.
+const FILES_SETUP: &[Rule] = &[
+    only(libc::SYS_unshare, &[one_of(0, &[n(CLONE_FS)])]),
+    any(libc::SYS_fchdir),
+];
 
 /// Persistent memory: flushes.
 const PMEM: &[Rule] = &[any(libc::SYS_fdatasync)];
@@ -368,6 +436,16 @@ const CONTROL: &[Rule] = &[
     any(libc::SYS_lseek),
     any(libc::SYS_ftruncate),
     any(libc::SYS_fchmod),
+    // A folder that is to be shared: whether the host can hold names in it, and as whom.
+    any(libc::SYS_openat2),
+    any(libc::SYS_capget),
+    any(libc::SYS_geteuid),
+    any(libc::SYS_getegid),
+    // And how many descriptors it may take: to be read, not set.
+    only(
+        libc::SYS_prlimit64,
+        &[one_of(0, &[0]), one_of(1, &[libc::RLIMIT_NOFILE]), one_of(2, &[0])],
+    ),
     // Descriptors: locks on images and on folders of sockets; seals on RAM.
     only(
         libc::SYS_fcntl,

@@ -5,6 +5,9 @@
 //! ```sh
 //! HUSK_TEST_CALLS=1 cargo lab test --guests-only kinds | sed -n 's/^call: //p' | sort -u - vmm/src/seccomp/used.txt
 //! ```
+//!
+//! What a share's threads make (`files`), and the first thread when it opens a folder, was seen under strace in `machine/fs_test.rs`, which
+//! asks for everything that FUSE has.
 
 use std::collections::BTreeSet;
 
@@ -33,7 +36,7 @@ fn threads(group: &str) -> &'static [&'static str] {
         "PMEM" => &["pmem"],
         "VSOCK" => &["vsock"],
         "FS" => &["fs"],
-        "FILES" => &["files"],
+        "FILES" | "FILES_SETUP" => &["files"],
         "MEM" => &["mem"],
         "BALLOON" => &["balloon"],
         "VCPU" => &["vcpu"],
@@ -153,6 +156,7 @@ const fn with(number: libc::c_int) -> Option<u32> {
 
 const STANDARD_LIBRARY: &str = "the standard library and malloc, when a lock is contended or a buffer grows";
 const LEFT_BEHIND: &str = "a disk whose thread was left behind and is the last to have the image";
+const MANY_NODES: &str = "a guest that knows more nodes than there are descriptors for";
 const BLOCK_DEVICE: &str = "a disk that is a block device";
 const NO_RING: &str = "a host without io_uring";
 const VCPU_COMES: &str = "a vCPU that is added while the guest runs";
@@ -214,6 +218,8 @@ const UNSEEN: &[(Use, &str)] = &[
         "memory.prefault",
     ),
     (("NET", n(libc::SYS_ioctl), Some(r::TUNSETQUEUE)), "several queue pairs"),
+    (("FILES", n(libc::SYS_name_to_handle_at), None), MANY_NODES),
+    (("FILES", n(libc::SYS_open_by_handle_at), None), MANY_NODES),
     (("VCPU", n(libc::SYS_epoll_ctl), None), "a console whose output is full"),
     (
         ("VSOCK", n(libc::SYS_socket), with(libc::AF_UNIX)),

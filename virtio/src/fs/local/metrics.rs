@@ -5,8 +5,6 @@ use husk_devices::metrics::{Counter, Metered};
 /// Counters of one share since it was made.
 #[derive(Debug, Default)]
 pub struct LocalMetrics {
-    /// Requests answered, and those that need no answer.
-    pub(super) requests: Counter,
     /// Times that a request was put aside because another owner held the lock that it wanted.
     pub(super) waits: Counter,
     /// Requests that would have waited, and were refused because too many did.
@@ -20,7 +18,6 @@ pub struct LocalMetrics {
 impl Metered for LocalMetrics {
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         [
-            ("requests", &self.requests),
             ("lock_waits", &self.waits),
             ("refused_lock_waits", &self.refused_waits),
             ("helper_threads", &self.helpers),

@@ -132,12 +132,9 @@ impl Session {
 
     fn count(&self, end: End, kept: bool) {
         match (end, kept) {
-            (End::Done(_), _) => self.metrics.requests.inc(),
+            (End::Done(_), _) => {}
             (End::Wait, true) => self.metrics.waits.inc(),
-            (End::Wait, false) => {
-                self.metrics.requests.inc();
-                self.metrics.refused_waits.inc();
-            }
+            (End::Wait, false) => self.metrics.refused_waits.inc(),
         }
     }
 

@@ -1,0 +1,218 @@
+//! A share, as the wire format describes it: Cloud Hypervisor's fields, and husk's own for files that it serves itself.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::rest::Rest;
+use super::{null_is_default, null_is_yes, yes};
+
+/// A virtio-fs device: of a folder that husk serves, or of a vhost-user back-end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FsConfig {
+    /// The name that the guest mounts.
+    pub tag: String,
+    /// The back-end's listening socket; empty where husk serves the files.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_empty")]
+    pub socket: PathBuf,
+    /// Request queues; the one for urgent requests comes on top.
+    #[serde(default = "FsConfig::one_queue")]
+    pub num_queues: u16,
+    /// Entries of each virtqueue, a power of two.
+    #[serde(default = "FsConfig::usual_queue_size")]
+    pub queue_size: u16,
+    /// The device's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The folder that husk serves, in place of a back-end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dir: Option<PathBuf>,
+    /// How it serves it.
+    #[serde(flatten)]
+    pub serving: FsServing,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+/// How husk serves a folder. What is not as it usually is has no meaning to a back-end, which has options of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FsServing {
+    /// Whether nothing may be changed through this share.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_off")]
+    pub readonly: bool,
+    /// What the guest may keep of what it was told.
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "CacheMode::is_auto"
+    )]
+    pub cache: CacheMode,
+    /// Whether the guest may hold back writes.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_off")]
+    pub writeback: bool,
+    /// Whether the guest's `O_DIRECT` is carried out on the host.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_off")]
+    pub direct_io: bool,
+    /// Whether extended attributes are served.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_off")]
+    pub xattr: bool,
+    /// Whether POSIX access control lists are served.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_off")]
+    pub posix_acl: bool,
+    /// Whether mounts below the folder are mounts for the guest as well.
+    #[serde(default = "yes", deserialize_with = "null_is_yes", skip_serializing_if = "is_on")]
+    pub submounts: bool,
+    /// Whether the guest's locks are locks of the host.
+    #[serde(default = "yes", deserialize_with = "null_is_yes", skip_serializing_if = "is_on")]
+    pub locks: bool,
+    /// SELinux label of what is made through the share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+}
+
+/// What the guest may keep of what it was told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheMode {
+    /// Contents until a file is opened anew, names and attributes for a second.
+    #[default]
+    Auto,
+    /// Nothing.
+    Never,
+    /// All: nobody else changes the folder.
+    Always,
+    /// Names and attributes, and no contents.
+    Metadata,
+}
+
+impl CacheMode {
+    /// Every mode, with its name.
+    pub const ALL: [(&'static str, Self); 4] = [
+        ("auto", Self::Auto),
+        ("never", Self::Never),
+        ("always", Self::Always),
+        ("metadata", Self::Metadata),
+    ];
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's contract")]
+    fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
+}
+
+impl Default for FsServing {
+    fn default() -> Self {
+        Self {
+            readonly: false,
+            cache: CacheMode::Auto,
+            writeback: false,
+            direct_io: false,
+            xattr: false,
+            posix_acl: false,
+            submounts: true,
+            locks: true,
+            label: None,
+        }
+    }
+}
+
+impl FsServing {
+    /// The first field that is not as it usually is.
+    pub(super) fn first_unusual(&self) -> Option<&'static str> {
+        let usual = Self::default();
+        [
+            ("readonly", self.readonly != usual.readonly),
+            ("cache", self.cache != usual.cache),
+            ("writeback", self.writeback != usual.writeback),
+            ("direct_io", self.direct_io != usual.direct_io),
+            ("xattr", self.xattr != usual.xattr),
+            ("posix_acl", self.posix_acl != usual.posix_acl),
+            ("submounts", self.submounts != usual.submounts),
+            ("locks", self.locks != usual.locks),
+            ("label", self.label != usual.label),
+        ]
+        .into_iter()
+        .find_map(|(name, unusual)| unusual.then_some(name))
+    }
+}
+
+impl FsConfig {
+    /// A back-end at `socket`, with one request queue of the usual size.
+    pub fn new(tag: impl Into<String>, socket: impl Into<PathBuf>) -> Self {
+        Self {
+            tag: tag.into(),
+            socket: socket.into(),
+            num_queues: Self::one_queue(),
+            queue_size: Self::usual_queue_size(),
+            id: None,
+            dir: None,
+            serving: FsServing::default(),
+            rest: Rest::default(),
+        }
+    }
+
+    /// The folder `dir`, served by husk as it usually is.
+    pub fn of_dir(tag: impl Into<String>, dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: Some(dir.into()),
+            ..Self::new(tag, "")
+        }
+    }
+
+    const fn one_queue() -> u16 {
+        1
+    }
+
+    const fn usual_queue_size() -> u16 {
+        1024
+    }
+}
+
+fn is_empty(path: &std::path::Path) -> bool {
+    path.as_os_str().is_empty()
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's contract")]
+fn is_off(switch: &bool) -> bool {
+    !switch
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's contract")]
+fn is_on(switch: &bool) -> bool {
+    *switch
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{from_value, json, to_value};
+
+    use super::*;
+
+    #[test]
+    fn a_back_end_has_no_word_of_how_files_are_served() {
+        let json = to_value(FsConfig::new("t", "/s")).unwrap();
+        assert_eq!(
+            json,
+            json!({"tag": "t", "socket": "/s", "num_queues": 1, "queue_size": 1024})
+        );
+        assert_eq!(from_value::<FsConfig>(json).unwrap(), FsConfig::new("t", "/s"));
+    }
+
+    #[test]
+    fn every_field_of_a_folder_is_read_and_written() {
+        let json = json!({
+            "tag": "t", "num_queues": 2, "queue_size": 64, "dir": "/d", "readonly": true, "cache": "metadata",
+            "writeback": true, "direct_io": true, "xattr": true, "posix_acl": true, "submounts": false, "locks": false,
+            "label": "u:r:t:s0",
+        });
+        let fs: FsConfig = from_value(json.clone()).unwrap();
+        assert_eq!(to_value(&fs).unwrap(), json);
+        assert_eq!(fs.serving.first_unusual(), Some("readonly"));
+        for (name, mode) in CacheMode::ALL {
+            assert_eq!(to_value(mode).unwrap(), name);
+        }
+        let nulls = json!({"tag": "t", "dir": "/d", "socket": null, "readonly": null, "cache": null, "locks": null});
+        assert_eq!(from_value::<FsConfig>(nulls).unwrap(), FsConfig::of_dir("t", "/d"));
+    }
+}
