@@ -6,6 +6,7 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use husk_devices::memory::GuestMemory;
@@ -176,6 +177,10 @@ pub trait Watch {
 
 /// The running half of a device: owns rings, lives on one I/O thread.
 pub trait Handler: Send {
+    /// Told before anything else where it stands whether the device may touch guest memory at present (PCIe bus mastering). A handler
+    /// is not called without that right; only one whose work other threads do as well has to look.
+    fn heed(&mut self, _right: Arc<AtomicBool>) {}
+
     /// Registers what to wait for. Called once, on the I/O thread, before anything else. The kick of every ring is among it.
     fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError>;
 

@@ -408,6 +408,27 @@ fn a_held_share_finishes_what_it_has_begun_and_begins_nothing() {
 }
 
 #[test]
+fn a_device_without_the_right_to_memory_leaves_its_ring_alone_whoever_is_at_it() {
+    let right = Arc::new(AtomicBool::new(true));
+    let mut bench = Bench::new();
+    bench.session.lanes[1].heed(right.clone());
+    for unique in [1, 2] {
+        bench.queues[1].send(SLOW, unique);
+        bench.serve.wait_for_slow(usize::try_from(unique).unwrap());
+    }
+    right.store(false, Ordering::SeqCst);
+    bench.queues[1].send(ECHO, 3);
+    bench.serve.let_go(2);
+    bench.serve.wait_for_slow(0);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!((bench.queues[1].reply(), bench.counter("fake_seen")), (None, 2));
+    right.store(true, Ordering::SeqCst);
+    // As the transport does for a handler that it calls again.
+    bench.queues[1].kick();
+    assert_eq!(sorted(bench.queues[1].replies(3)), ok(1..=3));
+}
+
+#[test]
 fn a_reset_waits_for_what_was_begun_refuses_what_waits_and_begins_anew() {
     let mut bench = Bench::new();
     bench.serve.locked.store(true, Ordering::SeqCst);

@@ -3,7 +3,8 @@
 //! Its handlers are not called meanwhile. What they wait for stays in its descriptor: doorbells that have rung, frames, completions. A
 //! handler that would be called has its descriptors watched no more, so that its thread sleeps, and is called for all of them when the
 //! right is back. Neither direction has anybody wait: taking the right away is a flag, which the thread sees before its next piece of
-//! work. The piece that it is at is short; what the host has begun by then, such as a read from a disk, is finished.
+//! work. The piece that it is at is short; what the host has begun by then, such as a read from a disk, is finished. A handler that has
+//! other threads help it is told where the flag is ([`Handler::heed`]).
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -48,7 +49,8 @@ impl Mastering {
     ///
     /// # Errors
     /// When the host refuses an eventfd.
-    pub fn guard(&mut self, handler: Box<dyn Handler>) -> io::Result<Box<dyn Handler>> {
+    pub fn guard(&mut self, mut handler: Box<dyn Handler>) -> io::Result<Box<dyn Handler>> {
+        handler.heed(self.allowed.clone());
         let back = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         self.back.push(back.clone());
         Ok(Box::new(Guarded {

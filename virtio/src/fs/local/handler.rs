@@ -2,6 +2,7 @@
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use super::lane::Lane;
@@ -43,6 +44,10 @@ impl LaneHandler {
 }
 
 impl Handler for LaneHandler {
+    fn heed(&mut self, right: Arc<AtomicBool>) {
+        self.lane().into_iter().for_each(|lane| lane.heed(right.clone()));
+    }
+
     fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
         self.session.enter().map_err(|source| HandlerError::Host {
             what: "cannot prepare a thread that serves files",

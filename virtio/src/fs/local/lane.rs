@@ -4,7 +4,7 @@
 //! holds it while a request is carried out.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -47,6 +47,10 @@ struct State {
     waiting: Vec<Chain>,
     /// What is to be tried again.
     again: VecDeque<Chain>,
+    /// Whether the ring may be touched at present.
+    right: Arc<AtomicBool>,
+    /// What ended while it might not be: head and length of each.
+    ended: Vec<(u16, u32)>,
     /// Since when the driver is owed an interrupt.
     owed: Option<Instant>,
     /// Nanoseconds that a request took lately.
@@ -98,6 +102,8 @@ impl Lane {
                 attended: false,
                 waiting: Vec::new(),
                 again: VecDeque::new(),
+                right: Arc::new(AtomicBool::new(true)),
+                ended: Vec::new(),
                 owed: None,
                 usual: 0,
                 failed: false,
@@ -108,6 +114,11 @@ impl Lane {
             done: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
         }
+    }
+
+    /// The ring may be touched only as long as `right` is set, but for what was begun before.
+    pub fn heed(&self, right: Arc<AtomicBool>) {
+        lock(&self.state).right = right;
     }
 
     /// Rings when the driver kicks, and when there is something to be tried again.
@@ -124,6 +135,11 @@ impl Lane {
     /// Begins to look for requests because the doorbell rang. Whoever does goes on until [`Lane::next`] gives none.
     pub fn begin(&self) {
         let mut state = lock(&self.state);
+        if !state.has_right() {
+            // It goes on ringing until the right is back.
+            return;
+        }
+        state.settle();
         if let Some(ring) = &mut state.ring {
             ring.take_kick();
             let disabled = ring.disable_kicks();
@@ -135,7 +151,7 @@ impl Lane {
     pub fn next(&self) -> Option<Turn> {
         let mut state = lock(&self.state);
         let chain = state.fetch();
-        if chain.is_none() {
+        if chain.is_none() && state.has_right() {
             state.announce();
         }
         let chain = chain?;
@@ -156,14 +172,14 @@ impl Lane {
         state.usual = state.usual.saturating_sub(state.usual >> 3).saturating_add(took >> 3);
         let kept = end != End::Wait || state.has_room_to_wait();
         match end {
-            End::Done(len) => state.give_back(chain.head(), len, now),
+            End::Done(len) => state.finish(chain.head(), len, now),
             End::Wait if kept => {
                 state.waiting.push(chain);
                 self.waiting.store(state.waiting.len(), Ordering::SeqCst);
             }
             End::Wait => {
                 let len = fuse::refuse(&mut chain.reader(), &mut chain.writer(), libc::ENOLCK);
-                state.give_back(chain.head(), len, now);
+                state.finish(chain.head(), len, now);
             }
         }
         state.busy = state.busy.saturating_sub(1);
@@ -204,10 +220,10 @@ impl Lane {
         self.ring();
     }
 
-    /// Takes the post at the doorbell, if nobody has it.
+    /// Takes the post at the doorbell, if nobody has it and there is something to be done there.
     pub fn attend(&self) -> bool {
         let mut state = lock(&self.state);
-        let free = state.ring.is_some() && !state.attended;
+        let free = state.ring.is_some() && !state.attended && state.has_right();
         state.attended |= free;
         free
     }
@@ -260,6 +276,7 @@ impl Lane {
         while state.busy > 0 {
             state = self.quiet.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        state.settle();
         state
     }
 }
@@ -267,7 +284,7 @@ impl Lane {
 impl State {
     /// Takes what is to be tried again, then what is new.
     fn fetch(&mut self) -> Option<Chain> {
-        if self.held || self.failed {
+        if self.held || self.failed || !self.has_right() {
             return None;
         }
         if let Some(chain) = self.again.pop_front() {
@@ -286,6 +303,28 @@ impl State {
             if self.note(more) != Some(true) {
                 return None;
             }
+        }
+    }
+
+    fn has_right(&self) -> bool {
+        self.right.load(Ordering::Acquire)
+    }
+
+    /// Gives a chain back as soon as that is allowed.
+    fn finish(&mut self, head: u16, len: u32, now: Instant) {
+        if self.has_right() {
+            return self.give_back(head, len, now);
+        }
+        self.ended.push((head, len));
+        // Which is looked at when the right is back.
+        self.ring.iter().for_each(Ring::kick_self);
+    }
+
+    /// Gives back what ended while that was not allowed.
+    fn settle(&mut self) {
+        let now = Instant::now();
+        for (head, len) in std::mem::take(&mut self.ended) {
+            self.give_back(head, len, now);
         }
     }
 
