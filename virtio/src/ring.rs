@@ -298,12 +298,17 @@ impl Ring {
         self.suppress_kicks(&mem)
     }
 
-    /// Ends the ring and gives its position back. All popped chains must have been pushed.
-    pub fn into_state(self) -> RingState {
+    /// Where the ring stands.
+    pub fn state(&self) -> RingState {
         RingState {
             index: self.index,
             queue: self.queue.state(),
         }
+    }
+
+    /// Ends the ring and gives its position back. All popped chains must have been pushed.
+    pub fn into_state(self) -> RingState {
+        self.state()
     }
 
     /// Takes the ring apart, for something else to serve it from the position in its state.

@@ -68,6 +68,21 @@ pub fn install() {
     });
 }
 
+/// From now on what asks a process to end (SIGTERM, SIGINT, SIGHUP unless ignored) ends this one at once, with `CODE`: for one that has
+/// nothing to finish. As the first process of a container it would not be ended at all otherwise.
+pub fn end_when_asked<const CODE: libc::c_int>() {
+    extern "C" fn end<const CODE: libc::c_int>(_: libc::c_int) {
+        // SAFETY: may be called in a signal handler.
+        unsafe { libc::_exit(CODE) };
+    }
+    let handler = end::<CODE> as *const () as libc::sighandler_t;
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        if !is_ignored(signal) {
+            set(signal, handler, 0);
+        }
+    }
+}
+
 fn set(signal: libc::c_int, handler: libc::sighandler_t, flags: libc::c_int) {
     // SAFETY: all zeroes is a sigaction with an empty mask.
     let mut action = unsafe { MaybeUninit::<libc::sigaction>::zeroed().assume_init() };

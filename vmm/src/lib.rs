@@ -12,6 +12,7 @@ pub mod cpus;
 pub mod ctl;
 pub mod events;
 pub mod fatal;
+pub mod fs;
 pub mod kvm;
 pub mod log;
 pub mod machine;

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,12 +29,15 @@ struct Logger {
     stderr: OnceLock<Outlet>,
     /// Where lines go in place of it.
     file: OnceLock<Outlet>,
+    /// The system's log, in place of both.
+    system: OnceLock<UnixDatagram>,
 }
 
 static LOGGER: Logger = Logger {
     lost: AtomicU64::new(0),
     stderr: OnceLock::new(),
     file: OnceLock::new(),
+    system: OnceLock::new(),
 };
 
 /// Starts logging: errors and warnings, with `-v` also information, with `-vv` also what helps to debug. A second call only
@@ -56,6 +60,19 @@ pub fn init_to_file(verbosity: u8, path: &Path) -> Result<(), OutletError> {
     // Fails only when there is one already.
     let _ = LOGGER.file.set(Outlet::append(path, MODE)?);
     init(verbosity);
+    Ok(())
+}
+
+/// From now on lines go to the system's log (RFC 3164 §4.1, on the socket `/dev/log`).
+///
+/// # Errors
+/// Nobody listens there.
+pub fn to_syslog() -> io::Result<()> {
+    let socket = UnixDatagram::unbound()?;
+    socket.connect("/dev/log")?;
+    socket.set_nonblocking(true)?;
+    // Fails only when there is one already.
+    let _ = LOGGER.system.set(socket);
     Ok(())
 }
 
@@ -97,6 +114,11 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
+        if let Some(system) = self.system.get() {
+            // What it has no room for is lost, as from everybody.
+            let _ = system.send(syslog_line(record).as_bytes());
+            return;
+        }
         match (self.file.get(), self.stderr.get()) {
             (Some(file), _) => self.say(record, file, "\n"),
             (None, Some(stderr)) => self.say(record, stderr, terminal::line_end()),
@@ -119,6 +141,23 @@ impl Logger {
             self.lost.fetch_add(lost.saturating_add(1), Ordering::Relaxed);
         }
     }
+}
+
+/// Facility `user`, and the severity that a level is (RFC 3164 §4.1.1).
+fn syslog_line(record: &Record<'_>) -> String {
+    let severity = match record.level() {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    };
+    let message = record.args().to_string();
+    format!(
+        "<{}>husk[{}]: {}",
+        8 + severity,
+        std::process::id(),
+        message.replace(['\n', '\r'], " ")
+    )
 }
 
 fn compose(record: &Record<'_>, lost: u64, line_end: &str) -> String {
@@ -168,6 +207,18 @@ mod tests {
     #[test]
     fn an_event_is_one_line_whatever_it_says() {
         assert_eq!(line(Level::Error, "a\r\nERRO: forged", 0), "ERRO: a  ERRO: forged\n");
+    }
+
+    #[test]
+    fn the_systems_log_is_told_how_grave_a_line_is() {
+        let line = |level| {
+            let record = Record::builder().level(level).args(format_args!("a\nb")).build();
+            syslog_line(&record)
+        };
+        let process = std::process::id();
+        assert_eq!(line(Level::Error), format!("<11>husk[{process}]: a b"));
+        assert_eq!(line(Level::Info), format!("<14>husk[{process}]: a b"));
+        assert_eq!(line(Level::Trace), format!("<15>husk[{process}]: a b"));
     }
 
     #[test]

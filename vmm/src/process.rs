@@ -9,12 +9,45 @@ use std::os::fd::RawFd;
 
 /// Descriptors that a VM may need.
 const DESCRIPTORS: RawFd = 255;
+/// Descriptors that a server of files has use for.
+const MOST_DESCRIPTORS: u64 = 1_000_000;
 
 /// Prepares the process for the threads it will have. To be called before the first of them, and before any filter.
 pub fn prepare() {
     grow_descriptor_table();
     share_heap();
     allow_all_descriptors();
+}
+
+/// The same for a process that serves files. Most descriptors, 0 for as many as there are now; if nothing is said, as many as the host
+/// allows, up to a million.
+///
+/// # Errors
+/// Of a limit that was asked for, what the host says.
+pub fn prepare_files(most: Option<u64>) -> std::io::Result<()> {
+    grow_descriptor_table();
+    share_heap();
+    let Some(most) = most else {
+        let allowed = std::fs::read_to_string("/proc/sys/fs/nr_open").ok();
+        let allowed = allowed.and_then(|text| text.trim().parse().ok());
+        if limit_descriptors(allowed.unwrap_or(MOST_DESCRIPTORS).min(MOST_DESCRIPTORS)).is_err() {
+            allow_all_descriptors();
+        }
+        return Ok(());
+    };
+    if most == 0 { Ok(()) } else { limit_descriptors(most) }
+}
+
+fn limit_descriptors(most: u64) -> std::io::Result<()> {
+    let limit = libc::rlimit {
+        rlim_cur: most,
+        rlim_max: most,
+    };
+    // SAFETY: the call reads the structure.
+    match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
 }
 
 /// A table that has to grow when there are several threads makes the kernel wait for all of them.

@@ -6,6 +6,7 @@ mod console;
 mod cpus;
 mod ctl;
 mod disk;
+mod file_server;
 mod fs;
 mod kernel;
 mod memory;
@@ -40,6 +41,7 @@ use serve::Failure;
 
 pub use crate::config::RunOptions;
 pub use ctl::{CtlArgs, CtlCommand};
+pub use file_server::{FileServerArgs, FileServerUsage};
 pub use run::{RunArgs, UsageError};
 pub use serve::ServeArgs;
 
@@ -57,11 +59,13 @@ Examples:
       Serve the REST API for one VM, as a container runtime starts husk.
   husk ctl /run/pod/api.sock resize --vcpus 4 --memory 2G
       Grow its VM, and return when the guest has both.
+  husk fs --shared-dir /srv/data --socket-path /run/pod/fs.sock
+      Serve a directory to the VM of another husk, as virtiofsd does.
 ";
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  the guest powered itself off, the API's client ended husk, or the command succeeded
+  0  the guest powered itself off, the API's client ended husk, the VMM that was served is gone (fs), or the command succeeded
   1  husk failed; the host cannot run pods (check); husk or the guest refused, or did not answer (ctl)
   2  wrong usage: options, or a machine that cannot be
   3  the guest reset itself
@@ -99,6 +103,11 @@ pub enum Command {
     /// Ask a husk that serves the API: show its VM, resize it, pause it, end it
     #[command(after_help = EXIT_CODES, after_long_help = format!("{EXAMPLES}\n{EXIT_CODES}"))]
     Ctl(CtlArgs),
+    /// Serve a directory to a VMM by vhost-user, in virtiofsd's place and with its options
+    ///
+    /// Waits for one VMM, serves it, and ends with it. Does the same when it is started under the name virtiofsd.
+    #[command(after_help = EXIT_CODES, after_long_help = format!("{EXAMPLES}\n{EXIT_CODES}"), version)]
+    Fs(Box<FileServerArgs>),
     /// Print a completion script for a shell
     ///
     /// For bash: husk completions bash > /etc/bash_completion.d/husk
@@ -150,7 +159,7 @@ pub fn main() -> ExitCode {
 
 /// Does what `args` (the first is the program's name) ask. `begin` is when.
 fn dispatch(args: impl IntoIterator<Item = OsString>, begin: Begin) -> Code {
-    let args: Vec<OsString> = args.into_iter().collect();
+    let args = file_server::under_alias(args.into_iter().collect());
     if let Some(args) = parse_run(&args) {
         return run(args, begin);
     }
@@ -160,6 +169,7 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, begin: Begin) -> Code {
             Some(Command::Run(args)) => run(*args, begin),
             Some(Command::Check(args)) => check(args),
             Some(Command::Ctl(args)) => ctl(args),
+            Some(Command::Fs(args)) => fs(*args),
             Some(Command::Completions { shell }) => completions(shell),
             None => serve(&args),
         },
@@ -260,6 +270,25 @@ fn ctl(args: CtlArgs) -> Code {
     }
 }
 
+fn fs(args: FileServerArgs) -> Code {
+    if args.print_capabilities {
+        return answer(file_server::CAPABILITIES, Code::Success);
+    }
+    let options = match args.into_options() {
+        Ok(options) => options,
+        Err(error) => return usage(Some("fs"), &error.to_string()),
+    };
+    crate::fatal::install();
+    crate::fatal::end_when_asked::<{ Code::Interrupted as i32 }>();
+    match crate::fs::serve(options) {
+        Ok(()) => Code::Success,
+        Err(error) => {
+            say(&format!("error: {error:#}"));
+            Code::Failure
+        }
+    }
+}
+
 fn completions(shell: Shell) -> Code {
     // clap_complete panics when it cannot write, so it writes to memory.
     let mut script = Vec::new();
@@ -299,7 +328,7 @@ fn usage(of: Option<&str>, message: &str) -> Code {
 /// The command that `args` ask for; `None` if they ask husk to serve, or for nothing that there is.
 fn command_of(args: &[OsString]) -> Option<&'static str> {
     let asked = args.get(1)?;
-    let known = ["run", "check", "ctl", "completions"];
+    let known = ["run", "check", "ctl", "fs", "completions"];
     known.into_iter().find(|name| asked == name)
 }
 

@@ -1,0 +1,560 @@
+//! The options of `husk fs`: those of virtiofsd 1.14, which it stands in for, in every form in which they are written.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use husk_virtio::fs::share::{Cache, IdMap, ShareConfig};
+use log::LevelFilter;
+
+use crate::fs::{Capabilities, IdRange, Listen, Options, Sandbox};
+use crate::seccomp::Mode;
+
+/// Longest tag: that of the device's configuration space (virtio 1.2 §5.11.4).
+const TAG_MAX: usize = 36;
+/// Under this name husk is `husk fs`.
+const ALIAS: &str = "virtiofsd";
+
+/// Why an option that is accepted does nothing.
+const AGREED: &str = "it is agreed with the guest";
+const DEFAULT: &str = "it is so anyway";
+const NO_MIGRATION: &str = "the state of a share is not migrated";
+
+/// The options of `husk fs`.
+#[derive(Args, Clone, Debug)]
+#[command(args_override_self = true)]
+pub struct FileServerArgs {
+    /// Share this directory
+    #[arg(long, value_name = "DIR", help_heading = "What to share")]
+    pub shared_dir: Option<PathBuf>,
+    /// Let the guest change nothing
+    #[arg(long, help_heading = "What to share")]
+    pub readonly: bool,
+    /// The name by which the guest mounts the share, up to 36 bytes; else the VMM says it
+    #[arg(long, value_name = "TAG", help_heading = "What to share")]
+    pub tag: Option<String>,
+
+    /// Listen on a Unix socket at PATH, for one VMM
+    ///
+    /// It is made for its owner alone. One that a killed process left there is replaced. PATH.pid is locked, and has the number of this
+    /// process.
+    #[arg(
+        long,
+        visible_alias = "socket",
+        value_name = "PATH",
+        help_heading = "Where the VMM is"
+    )]
+    pub socket_path: Option<PathBuf>,
+    /// Let a group connect to the socket as well
+    #[arg(long, value_name = "GROUP", conflicts_with = "fd", help_heading = "Where the VMM is")]
+    pub socket_group: Option<String>,
+    /// Take the listening socket that this process was started with as descriptor N
+    #[arg(
+        long,
+        value_name = "N",
+        conflicts_with = "socket_path",
+        help_heading = "Where the VMM is"
+    )]
+    pub fd: Option<RawFd>,
+
+    /// How long the guest may keep what it was told
+    #[arg(long, value_enum, ignore_case = true, default_value_t = CacheMode::Auto, value_name = "POLICY", help_heading = "How to share")]
+    pub cache: CacheMode,
+    /// Let the guest hold back writes
+    #[arg(long, help_heading = "How to share")]
+    pub writeback: bool,
+    /// Carry O_DIRECT of the guest out on the host
+    #[arg(long, help_heading = "How to share")]
+    pub allow_direct_io: bool,
+    /// Serve extended attributes
+    #[arg(long, help_heading = "How to share")]
+    pub xattr: bool,
+    /// Serve access control lists; with it --xattr
+    #[arg(long, value_enum, require_equals = true, num_args = 0..=1, default_value_t = Negotiation::Never, default_missing_value = "always", value_name = "WHEN", help_heading = "How to share")]
+    pub posix_acl: Negotiation,
+    /// Store the security label that the guest gives a new file; with it --xattr
+    #[arg(long, value_enum, require_equals = true, num_args = 0..=1, default_value_t = Negotiation::Never, default_missing_value = "always", value_name = "WHEN", help_heading = "How to share")]
+    pub security_label: Negotiation,
+    /// Show mounts below the directory as mounts: the default
+    #[arg(long, help_heading = "How to share")]
+    pub announce_submounts: bool,
+    /// Do not
+    #[arg(long, help_heading = "How to share")]
+    pub no_announce_submounts: bool,
+    /// Give users of the host other numbers in the guest: map:GUEST:HOST:COUNT; repeatable
+    #[arg(long, value_name = "MAP", value_parser = translation, help_heading = "How to share")]
+    pub translate_uid: Vec<IdMap>,
+    /// The same for groups; repeatable
+    #[arg(long, value_name = "MAP", value_parser = translation, help_heading = "How to share")]
+    pub translate_gid: Vec<IdMap>,
+
+    /// Where the server sees nothing but the directory: in namespaces of its own, or below a changed root
+    ///
+    /// An ordinary user gets a user namespace of his own for it. What this host does not allow is left out, and the log says so.
+    #[arg(long, value_enum, ignore_case = true, default_value_t = SandboxMode::Namespace, value_name = "MODE", help_heading = "How it is confined")]
+    pub sandbox: SandboxMode,
+    /// What becomes of a system call that the server has no need of
+    #[arg(long, value_enum, default_value_t = Action::Kill, value_name = "ACTION", help_heading = "How it is confined")]
+    pub seccomp: Action,
+    /// Capabilities to keep and to drop: +NAME or -NAME, joined by colons
+    #[arg(
+        long,
+        value_name = "LIST",
+        allow_hyphen_values = true,
+        help_heading = "How it is confined"
+    )]
+    pub modcaps: Option<Capabilities>,
+    /// Users in the namespace of an ordinary user: :INSIDE:OUTSIDE:COUNT:; repeatable
+    #[arg(long, value_name = "MAP", help_heading = "How it is confined")]
+    pub uid_map: Vec<IdRange>,
+    /// The same for groups; repeatable
+    #[arg(long, value_name = "MAP", help_heading = "How it is confined")]
+    pub gid_map: Vec<IdRange>,
+    /// Most open descriptors; 0 leaves the limit as it is [default: 1000000, or what the host allows]
+    #[arg(long, value_name = "N", help_heading = "How it is confined")]
+    pub rlimit_nofile: Option<u64>,
+    /// Threads that serve at the same time, at least; there are as many as the guest keeps busy, up to 64 or N
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "How it is confined")]
+    pub thread_pool_size: usize,
+
+    /// What to log
+    #[arg(long, value_enum, ignore_case = true, default_value_t = Level::Info, value_name = "LEVEL", help_heading = "What it says")]
+    pub log_level: Level,
+    /// Log to the system's log in place of standard error
+    #[arg(long, help_heading = "What it says")]
+    pub syslog: bool,
+    /// Print what this program can do, as JSON, and end
+    #[arg(long, help_heading = "What it says")]
+    pub print_capabilities: bool,
+
+    /// Options as virtiofsd's predecessor had them: cache=auto,xattr and so on; repeatable
+    #[arg(
+        short = 'o',
+        value_name = "OPTIONS",
+        value_delimiter = ',',
+        help_heading = "Accepted for virtiofsd's sake"
+    )]
+    pub old: Vec<String>,
+    /// The same as --log-level debug
+    #[arg(short = 'd', help_heading = "Accepted for virtiofsd's sake")]
+    pub debug: bool,
+    /// Has no effect: the server always stays in the foreground
+    #[arg(short = 'f', help_heading = "Accepted for virtiofsd's sake")]
+    pub foreground: bool,
+    /// Has no effect: whether writes clear set-user-ID is agreed with the guest
+    #[arg(long, help_heading = "Accepted for virtiofsd's sake")]
+    pub killpriv_v2: bool,
+    /// Has no effect
+    #[arg(long, help_heading = "Accepted for virtiofsd's sake")]
+    pub no_killpriv_v2: bool,
+    /// Has no effect: handles are used where the host has them, and descriptors are few in either case
+    #[arg(
+        long,
+        value_enum,
+        require_equals = true,
+        value_name = "WHEN",
+        help_heading = "Accepted for virtiofsd's sake"
+    )]
+    pub inode_file_handles: Option<InodeFileHandles>,
+    /// Has no effect: files can be mapped whenever the guest's kernel can do so
+    #[arg(long, help_heading = "Accepted for virtiofsd's sake")]
+    pub allow_mmap: bool,
+    /// Has no effect: the guest asks for what it needs
+    #[arg(long, help_heading = "Accepted for virtiofsd's sake")]
+    pub no_readdirplus: bool,
+    /// Has no effect: O_NOATIME is left out where the host refuses it
+    #[arg(long, help_heading = "Accepted for virtiofsd's sake")]
+    pub preserve_noatime: bool,
+    /// Refused: attributes have the same names in the guest and on the host
+    #[arg(long, value_name = "RULES", help_heading = "Accepted for virtiofsd's sake")]
+    pub xattrmap: Option<String>,
+    /// Has no effect: the state of a share is not migrated
+    #[arg(
+        long,
+        value_enum,
+        value_name = "MODE",
+        help_heading = "Accepted for virtiofsd's sake"
+    )]
+    pub migration_mode: Option<MigrationMode>,
+    /// Has no effect
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHAT",
+        help_heading = "Accepted for virtiofsd's sake"
+    )]
+    pub migration_on_error: Option<MigrationOnError>,
+    /// Has no effect
+    #[arg(long, help_heading = "Accepted for virtiofsd's sake")]
+    pub migration_verify_handles: bool,
+    /// Has no effect
+    #[arg(long, help_heading = "Accepted for virtiofsd's sake")]
+    pub migration_confirm_paths: bool,
+}
+
+/// `--cache`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CacheMode {
+    /// Contents until a file is opened anew, names and attributes for a second
+    Auto,
+    /// Everything, for a day: nobody else changes the directory
+    Always,
+    /// Nothing
+    #[value(alias = "none")]
+    Never,
+    /// Names and attributes for a day, contents never
+    Metadata,
+}
+
+/// When the guest gets something that it may or may not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Negotiation {
+    /// Never
+    Never,
+    /// If the guest knows it
+    Auto,
+    /// The same: a guest that does not know it is served without
+    Always,
+}
+
+/// `--sandbox`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SandboxMode {
+    /// Namespaces of its own, whose root is the directory
+    Namespace,
+    /// The directory is the root
+    Chroot,
+    /// None
+    None,
+}
+
+/// `--seccomp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Action {
+    /// Nothing is filtered
+    None,
+    /// It ends the process, which says so
+    Kill,
+    /// It is noted in the kernel's log and let pass
+    Log,
+    /// The same as kill
+    Trap,
+}
+
+/// `--log-level`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Level {
+    /// What failed
+    #[value(alias = "err")]
+    Error,
+    /// What is not as it should be
+    Warn,
+    /// What happens
+    Info,
+    /// What helps to debug
+    Debug,
+    /// Everything
+    Trace,
+    /// Nothing
+    Off,
+}
+
+/// `--inode-file-handles`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum InodeFileHandles {
+    /// Never
+    Never,
+    /// Where the host has them
+    #[value(alias = "fallback")]
+    Prefer,
+    /// Always
+    Mandatory,
+}
+
+/// `--migration-mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MigrationMode {
+    /// By path
+    FindPaths,
+    /// By handle
+    FileHandles,
+}
+
+/// `--migration-on-error`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MigrationOnError {
+    /// End it
+    Abort,
+    /// Tell the guest
+    GuestError,
+}
+
+/// What is wrong with the options.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FileServerUsage {
+    /// No directory.
+    #[error("no directory is named: --shared-dir DIR is needed")]
+    NoDirectory,
+    /// No socket.
+    #[error("no socket is named: --socket-path PATH or --fd N is needed")]
+    NoSocket,
+    /// A descriptor that cannot be.
+    #[error("--fd {0} is no descriptor, allowed: 0 and above")]
+    Descriptor(RawFd),
+    /// A tag that does not fit.
+    #[error("--tag has {0} bytes, allowed: 1 to {TAG_MAX}")]
+    Tag(usize),
+    /// Something of `-o`.
+    #[error("-o {0} is not known, see `-o` in husk(1)")]
+    Old(String),
+    /// A value of something of `-o`.
+    #[error("-o {option}={value}: allowed: {allowed}")]
+    OldValue {
+        /// Before the `=`.
+        option: String,
+        /// Behind it.
+        value: String,
+        /// What may be there.
+        allowed: &'static str,
+    },
+    /// A list has numbers of users that are other ones in the guest.
+    #[error(
+        "--posix-acl does not go with --translate-uid and --translate-gid: the users that a list names would be others"
+    )]
+    AclOfOthers,
+    /// To be ignored it is too much.
+    #[error("--xattrmap is not supported: attributes have the same names in the guest and on the host")]
+    AttributeMap,
+}
+
+/// What `args` are when husk is started under another name: the same as for `husk fs`.
+pub(super) fn under_alias(args: Vec<OsString>) -> Vec<OsString> {
+    let name = args.first().map(Path::new).and_then(Path::file_name);
+    if name != Some(OsStr::new(ALIAS)) {
+        return args;
+    }
+    let own = ["husk", "fs"].map(OsString::from);
+    own.into_iter().chain(args.into_iter().skip(1)).collect()
+}
+
+/// What `--print-capabilities` answers (QEMU docs/interop/vhost-user.json).
+pub(super) const CAPABILITIES: &str = "{\n  \"type\": \"fs\",\n  \"features\": [\n    \"posix-acl-negotiation-mode\",\n    \
+                                       \"security-label-negotiation-mode\",\n    \"separate-options\"\n  ]\n}\n";
+
+impl FileServerArgs {
+    /// What they ask for.
+    ///
+    /// # Errors
+    /// See [`FileServerUsage`].
+    pub fn into_options(mut self) -> Result<Options, FileServerUsage> {
+        for option in std::mem::take(&mut self.old) {
+            self.take_old(&option)?;
+        }
+        if self.xattrmap.is_some() {
+            return Err(FileServerUsage::AttributeMap);
+        }
+        let posix_acl = self.posix_acl != Negotiation::Never;
+        if posix_acl && !(self.translate_uid.is_empty() && self.translate_gid.is_empty()) {
+            return Err(FileServerUsage::AclOfOthers);
+        }
+        if let Some(tag) = self.tag.as_ref().filter(|tag| tag.is_empty() || tag.len() > TAG_MAX) {
+            return Err(FileServerUsage::Tag(tag.len()));
+        }
+        let ignored = self.ignored();
+        let dir = self.shared_dir.ok_or(FileServerUsage::NoDirectory)?;
+        let listen = match (self.fd, self.socket_path) {
+            (Some(fd), _) if fd < 0 => return Err(FileServerUsage::Descriptor(fd)),
+            (Some(fd), _) => Listen::Descriptor(fd),
+            (None, Some(path)) => Listen::Path {
+                path,
+                group: self.socket_group,
+            },
+            (None, None) => return Err(FileServerUsage::NoSocket),
+        };
+        let share = ShareConfig {
+            readonly: self.readonly,
+            cache: self.cache.into(),
+            writeback: self.writeback,
+            allow_direct_io: self.allow_direct_io,
+            xattr: self.xattr || posix_acl || self.security_label != Negotiation::Never,
+            posix_acl,
+            announce_submounts: !self.no_announce_submounts,
+            uid_map: self.translate_uid,
+            gid_map: self.translate_gid,
+            ..ShareConfig::new(dir)
+        };
+        Ok(Options {
+            listen,
+            share,
+            tag: self.tag,
+            sandbox: self.sandbox.into(),
+            seccomp: self.seccomp.into(),
+            capabilities: self.modcaps.unwrap_or_default(),
+            users: self.uid_map,
+            groups: self.gid_map,
+            descriptors: self.rlimit_nofile,
+            threads: self.thread_pool_size,
+            log_level: if self.debug {
+                LevelFilter::Debug
+            } else {
+                self.log_level.into()
+            },
+            syslog: self.syslog,
+            ignored,
+        })
+    }
+
+    /// Options that were given and do nothing, and why.
+    fn ignored(&self) -> Vec<(&'static str, &'static str)> {
+        let all = [
+            (self.foreground, "-f", "the server always stays in the foreground"),
+            (self.killpriv_v2, "--killpriv-v2", AGREED),
+            (self.no_killpriv_v2, "--no-killpriv-v2", AGREED),
+            (
+                self.inode_file_handles.is_some(),
+                "--inode-file-handles",
+                "handles are used where the host has them, and descriptors are few in either case",
+            ),
+            (
+                self.allow_mmap,
+                "--allow-mmap",
+                "the guest's kernel decides what it maps",
+            ),
+            (
+                self.no_readdirplus,
+                "--no-readdirplus",
+                "the guest asks for what it needs",
+            ),
+            (self.preserve_noatime, "--preserve-noatime", DEFAULT),
+            (self.migration_mode.is_some(), "--migration-mode", NO_MIGRATION),
+            (self.migration_on_error.is_some(), "--migration-on-error", NO_MIGRATION),
+            (
+                self.migration_verify_handles,
+                "--migration-verify-handles",
+                NO_MIGRATION,
+            ),
+            (self.migration_confirm_paths, "--migration-confirm-paths", NO_MIGRATION),
+        ];
+        let given = all.into_iter().filter(|(given, ..)| *given);
+        given.map(|(_, option, why)| (option, why)).collect()
+    }
+
+    /// One of `-o`.
+    fn take_old(&mut self, text: &str) -> Result<(), FileServerUsage> {
+        if let Some((option, value)) = text.split_once('=') {
+            return self.take_old_value(option, value);
+        }
+        match text {
+            "xattr" => self.xattr = true,
+            "no_xattr" => self.xattr = false,
+            "readdirplus" => self.no_readdirplus = false,
+            "no_readdirplus" => self.no_readdirplus = true,
+            "writeback" => self.writeback = true,
+            "no_writeback" => self.writeback = false,
+            "allow_direct_io" => self.allow_direct_io = true,
+            "no_allow_direct_io" => self.allow_direct_io = false,
+            "announce_submounts" => self.announce_submounts = true,
+            "no_announce_submounts" => self.no_announce_submounts = true,
+            "killpriv_v2" => self.killpriv_v2 = true,
+            "no_killpriv_v2" => self.no_killpriv_v2 = true,
+            "posix_acl" => self.posix_acl = Negotiation::Always,
+            "no_posix_acl" => self.posix_acl = Negotiation::Never,
+            "security_label" => self.security_label = Negotiation::Always,
+            "no_security_label" => self.security_label = Negotiation::Never,
+            // What they forbid the guest's kernel does by itself.
+            "no_posix_lock" | "no_flock" => {}
+            _ => return Err(FileServerUsage::Old(text.into())),
+        }
+        Ok(())
+    }
+
+    fn take_old_value(&mut self, option: &str, value: &str) -> Result<(), FileServerUsage> {
+        let bad = |allowed| FileServerUsage::OldValue {
+            option: option.into(),
+            value: value.into(),
+            allowed,
+        };
+        match option {
+            "source" => self.shared_dir = Some(value.into()),
+            "cache" => {
+                let found = CacheMode::from_str(value, true);
+                self.cache = found.map_err(|_| bad("auto, always, none, metadata"))?;
+            }
+            "loglevel" => {
+                let found = Level::from_str(value, true);
+                self.log_level = found.map_err(|_| bad("err, warn, info, debug"))?;
+            }
+            "sandbox" => {
+                let found = SandboxMode::from_str(value, true);
+                self.sandbox = found.map_err(|_| bad("namespace, chroot"))?;
+            }
+            "modcaps" => self.modcaps = Some(value.parse().map_err(|_| bad("+NAME and -NAME, joined by colons"))?),
+            "xattrmap" => self.xattrmap = Some(value.into()),
+            _ => return Err(FileServerUsage::Old(format!("{option}={value}"))),
+        }
+        Ok(())
+    }
+}
+
+/// `map:GUEST:HOST:COUNT`.
+fn translation(text: &str) -> Result<IdMap, String> {
+    let mut parts = text.split(':');
+    let kind = parts.next().unwrap_or_default();
+    let numbers: Vec<u32> = parts.map_while(|part| part.parse().ok()).collect();
+    match (kind, numbers[..].as_ref(), text.split(':').count()) {
+        ("map", &[guest, host, count], 4) => Ok(IdMap { guest, host, count }),
+        ("guest" | "host" | "squash-guest" | "squash-host" | "forbid-guest", ..) => Err(format!(
+            "{kind} is not supported, allowed: map:GUEST:HOST:COUNT, which maps one to one and both ways"
+        )),
+        _ => Err("allowed: map:GUEST:HOST:COUNT with numbers of 32 bits".into()),
+    }
+}
+
+impl From<CacheMode> for Cache {
+    fn from(mode: CacheMode) -> Self {
+        match mode {
+            CacheMode::Auto => Self::Auto,
+            CacheMode::Always => Self::Always,
+            CacheMode::Never => Self::Never,
+            CacheMode::Metadata => Self::Metadata,
+        }
+    }
+}
+
+impl From<SandboxMode> for Sandbox {
+    fn from(mode: SandboxMode) -> Self {
+        match mode {
+            SandboxMode::Namespace => Self::Namespace,
+            SandboxMode::Chroot => Self::Chroot,
+            SandboxMode::None => Self::None,
+        }
+    }
+}
+
+impl From<Action> for Mode {
+    fn from(action: Action) -> Self {
+        match action {
+            Action::None => Self::Off,
+            Action::Kill | Action::Trap => Self::On,
+            Action::Log => Self::Log,
+        }
+    }
+}
+
+impl From<Level> for LevelFilter {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Error => Self::Error,
+            Level::Warn => Self::Warn,
+            Level::Info => Self::Info,
+            Level::Debug => Self::Debug,
+            Level::Trace => Self::Trace,
+            Level::Off => Self::Off,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "file_server_test.rs"]
+mod tests;

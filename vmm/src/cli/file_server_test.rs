@@ -1,0 +1,175 @@
+//! Command lines as they are given to virtiofsd.
+
+use clap::Parser;
+
+use super::*;
+use crate::cli::{Cli, Command};
+
+fn parse(line: &str) -> Result<FileServerArgs, clap::Error> {
+    let args = under_alias(line.split(' ').map(OsString::from).collect());
+    match Cli::try_parse_from(args)?.command {
+        Some(Command::Fs(args)) => Ok(*args),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn options(line: &str) -> Options {
+    parse(line).unwrap().into_options().unwrap()
+}
+
+fn refused(line: &str) -> String {
+    match parse(line) {
+        Ok(args) => args.into_options().unwrap_err().to_string(),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn the_rust_shim_starts_it() {
+    let found = options(
+        "/usr/libexec/virtiofsd --socket-path /run/kata/s/virtiofsd.sock --shared-dir \
+         /run/kata-containers/shared/sandboxes/s/ro --cache auto --thread-pool-size=1 -o announce_submounts --xattr",
+    );
+    let socket = Listen::Path {
+        path: "/run/kata/s/virtiofsd.sock".into(),
+        group: None,
+    };
+    assert_eq!(found.listen, socket);
+    assert_eq!(found.share.dir, Path::new("/run/kata-containers/shared/sandboxes/s/ro"));
+    assert_eq!(found.share.cache, Cache::Auto);
+    assert!(found.share.xattr && found.share.announce_submounts && !found.share.readonly);
+    assert_eq!((found.sandbox, found.seccomp), (Sandbox::Namespace, Mode::On));
+    assert_eq!((found.threads, found.ignored), (1, vec![]));
+    assert_eq!(found.log_level, LevelFilter::Info);
+}
+
+#[test]
+fn the_go_shim_starts_it() {
+    let found = options(
+        "/usr/libexec/virtiofsd --syslog --cache=auto --shared-dir=/run/kata-containers/shared/sandboxes/s/shared --fd=3 \
+         --thread-pool-size=1 --announce-submounts",
+    );
+    assert_eq!(found.listen, Listen::Descriptor(3));
+    assert!(found.syslog && found.share.announce_submounts && !found.share.xattr);
+    assert_eq!(
+        found.share.dir,
+        Path::new("/run/kata-containers/shared/sandboxes/s/shared")
+    );
+}
+
+#[test]
+fn what_is_written_in_the_old_form_is_the_same() {
+    let old = options(
+        "virtiofsd --socket=/s -o source=/d,cache=none,xattr,posix_acl,writeback,allow_direct_io -o sandbox=chroot,loglevel=warn,modcaps=+sys_admin:-chown",
+    );
+    let new = options(
+        "husk fs --socket-path /s --shared-dir /d --cache never --xattr --posix-acl --writeback --allow-direct-io --sandbox chroot --log-level warn --modcaps=+sys_admin:-chown",
+    );
+    assert_eq!(format!("{old:?}"), format!("{new:?}"));
+    let taken_back = options("virtiofsd --socket-path /s -o source=/d,xattr,no_xattr,writeback,no_writeback,no_flock");
+    assert!(!taken_back.share.xattr && !taken_back.share.writeback);
+}
+
+#[test]
+fn of_an_option_that_is_repeated_the_last_counts() {
+    let found = options("virtiofsd --fd 3 --shared-dir /a --cache auto --cache Always --shared-dir /b --cache=never");
+    assert_eq!((found.share.cache, found.share.dir), (Cache::Never, "/b".into()));
+}
+
+#[test]
+fn every_option_of_virtiofsd_is_known() {
+    let found = options(
+        "virtiofsd --shared-dir /d --tag t --socket-path /s --socket-group kvm --thread-pool-size 8 --xattr --posix-acl=auto \
+         --sandbox none --readonly --seccomp log --announce-submounts --no-announce-submounts --inode-file-handles=fallback \
+         --cache metadata --allow-mmap --no-readdirplus --writeback --allow-direct-io --modcaps=-mknod --log-level off \
+         --syslog --rlimit-nofile 0 -d --no-killpriv-v2 --killpriv-v2 -f --security-label --uid-map :0:100000:65536: \
+         --gid-map :0:100000:65536: --preserve-noatime --migration-mode find-paths --migration-on-error guest-error \
+         --migration-verify-handles --migration-confirm-paths",
+    );
+    assert_eq!(found.tag.as_deref(), Some("t"));
+    assert!(found.share.readonly && !found.share.announce_submounts && found.share.posix_acl);
+    assert_eq!((found.sandbox, found.seccomp), (Sandbox::None, Mode::Log));
+    assert_eq!((found.log_level, found.descriptors), (LevelFilter::Debug, Some(0)));
+    assert_eq!((found.users.len(), found.groups.len()), (1, 1));
+    assert_eq!(found.ignored.len(), 11, "{:?}", found.ignored);
+    let mapped = options("virtiofsd --fd 3 --shared-dir /d --translate-uid map:0:1000:10 --translate-gid map:1:2:3");
+    let map = |guest, host, count| IdMap { guest, host, count };
+    assert_eq!(
+        (mapped.share.uid_map, mapped.share.gid_map),
+        (vec![map(0, 1000, 10)], vec![map(1, 2, 3)])
+    );
+}
+
+#[test]
+fn what_cannot_be_is_told_with_what_can() {
+    for (line, says) in [
+        ("virtiofsd --fd 3", "--shared-dir DIR is needed"),
+        ("virtiofsd --shared-dir /d", "--socket-path PATH or --fd N is needed"),
+        ("virtiofsd --fd=-1 --shared-dir /d", "--fd -1 is no descriptor"),
+        (
+            "virtiofsd --fd 3 --socket-path /s --shared-dir /d",
+            "cannot be used with",
+        ),
+        ("virtiofsd --fd 3 --shared-dir /d --cache some", "possible values: auto"),
+        ("virtiofsd --fd 3 --shared-dir /d --dax", "--dax"),
+        ("virtiofsd --fd 3 --shared-dir /d -o dax", "-o dax is not known"),
+        (
+            "virtiofsd --fd 3 --shared-dir /d -o cache=some",
+            "-o cache=some: allowed: auto",
+        ),
+        ("virtiofsd --fd 3 --shared-dir /d -o loglevel=x", "allowed: err"),
+        ("virtiofsd --fd 3 --shared-dir /d --tag=", "--tag has 0 bytes"),
+        (
+            "virtiofsd --fd 3 --shared-dir /d --xattrmap :map::user.virtiofs.:",
+            "not supported",
+        ),
+        ("virtiofsd --fd 3 --shared-dir /d --modcaps=chown", "+NAME or -NAME"),
+        ("virtiofsd --fd 3 --shared-dir /d --modcaps=+all", "no capability ALL"),
+        (
+            "virtiofsd --fd 3 --shared-dir /d --uid-map 0:1",
+            ":INSIDE:OUTSIDE:COUNT:",
+        ),
+        (
+            "virtiofsd --fd 3 --shared-dir /d --translate-uid squash-guest:0:1:1",
+            "not supported",
+        ),
+        (
+            "virtiofsd --fd 3 --shared-dir /d --translate-uid map:0:1",
+            "map:GUEST:HOST:COUNT",
+        ),
+        (
+            "virtiofsd --fd 3 --shared-dir /d --translate-uid map:0:1:2:3",
+            "map:GUEST:HOST:COUNT",
+        ),
+        (
+            "virtiofsd --fd 3 --shared-dir /d --posix-acl --translate-uid map:0:1:1",
+            "would be others",
+        ),
+    ] {
+        let told = refused(line);
+        assert!(told.contains(says), "{line}: {told}");
+    }
+}
+
+#[test]
+fn under_no_other_name_it_is_the_file_server() {
+    let same = |line: &str| {
+        let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        under_alias(args.clone()) == args
+    };
+    assert!(same("husk run") && same("/virtiofsd/husk run") && same("virtiofsd2 --fd 3"));
+    assert_eq!(under_alias(vec![]), Vec::<OsString>::new());
+    assert_eq!(
+        under_alias(vec!["/a/virtiofsd".into(), "-h".into()]),
+        ["husk", "fs", "-h"]
+    );
+}
+
+#[test]
+fn what_the_program_can_do_is_json() {
+    let found: serde_json::Value = serde_json::from_str(CAPABILITIES).unwrap();
+    assert_eq!(found["type"], "fs");
+    let features = found["features"].as_array().unwrap();
+    assert!(features.contains(&"separate-options".into()));
+    assert!(!features.contains(&"migrate-precopy".into()));
+}

@@ -1,0 +1,164 @@
+//! The vhost-user back-end of a share: what the front-end may ask, and who attends to its queues.
+//!
+//! There is a thread for each processor, up to four, and one for the queue that must not wait; queues are dealt out to them.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use husk_devices::memory::GuestMemory;
+use husk_virtio::fs::TAG_BYTES;
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use vhost_user_backend::VhostUserBackend;
+use virtio_bindings::bindings::{virtio_config, virtio_ring};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::crew::Crew;
+use super::queue::Vring;
+
+/// Request queues that a front-end may use.
+const REQUEST_QUEUES: u16 = 32;
+/// With the one that must not wait.
+pub(super) const QUEUES: u16 = REQUEST_QUEUES + 1;
+/// Most entries of a queue (virtio 1.2 §2.7).
+const QUEUE_SIZE: usize = 32_768;
+/// Most threads that request queues are dealt out to.
+const MOST_THREADS: usize = 4;
+/// `VHOST_USER_F_PROTOCOL_FEATURES`.
+const PROTOCOL_FEATURES: u64 = 1 << 30;
+
+/// A share for one front-end at a time.
+pub(super) struct Backend {
+    crew: Arc<Crew>,
+    /// Configuration space, if the front-end may ask for it (virtio 1.2 §5.11.4).
+    config: Option<Vec<u8>>,
+    /// The guest's memory, once there is some.
+    mem: Mutex<Option<GuestMemory>>,
+    bell: Arc<EventFd>,
+    threads: usize,
+}
+
+impl Backend {
+    /// A share that is served by `crew`, with a tag if the front-end may ask for it.
+    ///
+    /// # Errors
+    /// The host has no eventfd.
+    pub fn new(crew: Arc<Crew>, tag: Option<&str>) -> std::io::Result<Self> {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self {
+            crew,
+            config: tag.map(configuration),
+            mem: Mutex::new(None),
+            bell: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
+            threads: processors.clamp(1, MOST_THREADS),
+        })
+    }
+
+    /// Forgets a front-end.
+    pub fn reset(&self) {
+        self.crew.reset();
+        *self.mem.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The number of the `event`th queue of a thread.
+    fn queue_of(&self, thread: usize, event: u16) -> Option<usize> {
+        let mask = self.queues_per_thread().get(thread).copied()?;
+        (0..usize::from(QUEUES))
+            .filter(|index| mask >> index & 1 == 1)
+            .nth(event.into())
+    }
+}
+
+/// Tag, and number of request queues.
+fn configuration(tag: &str) -> Vec<u8> {
+    let mut bytes: Vec<u8> = tag.bytes().take(TAG_BYTES).collect();
+    bytes.resize(TAG_BYTES, 0);
+    bytes.extend(u32::from(REQUEST_QUEUES).to_le_bytes());
+    bytes
+}
+
+impl VhostUserBackend for Backend {
+    type Bitmap = ();
+    type Vring = Vring;
+
+    fn num_queues(&self) -> usize {
+        QUEUES.into()
+    }
+
+    fn max_queue_size(&self) -> usize {
+        QUEUE_SIZE
+    }
+
+    fn features(&self) -> u64 {
+        1 << virtio_config::VIRTIO_F_VERSION_1
+            | 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC
+            | 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX
+            | PROTOCOL_FEATURES
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        let always = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::RESET_DEVICE;
+        match self.config {
+            Some(_) => always | VhostUserProtocolFeatures::CONFIG,
+            None => always,
+        }
+    }
+
+    fn reset_device(&self) {
+        self.crew.reset();
+    }
+
+    /// Each ring knows it.
+    fn set_event_idx(&self, _enabled: bool) {}
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let bounds = usize::try_from(offset).ok().zip(usize::try_from(size).ok());
+        let range = bounds.and_then(|(offset, size)| Some(offset..offset.checked_add(size)?));
+        let config = self.config.as_deref().unwrap_or_default();
+        range.and_then(|range| config.get(range)).unwrap_or_default().to_vec()
+    }
+
+    fn update_memory(&self, mem: GuestMemory) -> std::io::Result<()> {
+        *self.mem.lock().unwrap_or_else(PoisonError::into_inner) = Some(mem);
+        Ok(())
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        let mut masks = vec![0_u64; self.threads];
+        for queue in 0..REQUEST_QUEUES {
+            let thread = usize::from(queue) % self.threads;
+            if let Some(mask) = masks.get_mut(thread) {
+                *mask |= 1 << (queue + 1);
+            }
+        }
+        // The first queue's own.
+        masks.insert(0, 1);
+        masks
+    }
+
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).ok()
+    }
+
+    fn stop_vring(&self, queue: u32) -> std::io::Result<()> {
+        let index = usize::try_from(queue).unwrap_or(usize::MAX);
+        self.crew.queue(index).into_iter().for_each(super::queue::Queue::stop);
+        Ok(())
+    }
+
+    /// An error would end the thread: what is wrong with a queue is its own matter.
+    fn handle_event(&self, event: u16, _: EventSet, vrings: &[Vring], thread: usize) -> std::io::Result<()> {
+        let mem = self.mem.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let found = self.queue_of(thread, event).zip(vrings.get(usize::from(event)));
+        if let (Some((index, vring)), Some(mem)) = (found, mem)
+            && let Some(queue) = self.crew.queue(index)
+        {
+            queue.start(vring, &mem, &self.bell);
+            self.crew.attend(index);
+        }
+        Ok(())
+    }
+}

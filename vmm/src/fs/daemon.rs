@@ -1,0 +1,119 @@
+//! The process from its start to its end: it listens, confines itself, and serves one front-end until that goes.
+
+use std::io;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use husk_virtio::fs::serve::Serve;
+use husk_virtio::fs::server::Server;
+use log::LevelFilter;
+use rustix::thread::set_no_new_privs;
+use vhost::vhost_user::{Error as Fault, Listener};
+use vhost_user_backend::{Error, VhostUserDaemon};
+use vm_memory::GuestMemoryAtomic;
+
+use super::Options;
+use super::backend::{Backend, QUEUES};
+use super::capabilities::Capabilities;
+use super::crew::Crew;
+use super::socket::Socket;
+use crate::process;
+
+/// What a shim waits for on standard error before it starts the VMM.
+const WAITING: &str = "Waiting for vhost-user socket connection...";
+/// Helpers, unless more are asked for.
+const HELPERS: usize = 64;
+const MOST_HELPERS: usize = 1024;
+
+/// Serves until the front-end has gone.
+///
+/// # Errors
+/// In one line, why it could not.
+pub fn serve(options: Options) -> anyhow::Result<()> {
+    begin_log(&options);
+    process::prepare_files(options.descriptors).context("--rlimit-nofile: cannot set the limit on descriptors")?;
+    let dir = &options.share.dir;
+    let found = std::fs::metadata(dir).with_context(|| format!("--shared-dir {}", dir.display()))?;
+    if !found.is_dir() {
+        bail!("--shared-dir {} is no directory", dir.display());
+    }
+    let socket = Socket::open(&options.listen)?;
+    let server = confine(&options)?;
+    let crew = Crew::start(server, QUEUES, options.threads.clamp(HELPERS, MOST_HELPERS));
+    let crew = crew.context("cannot start a thread")?;
+    let backend = Backend::new(crew, options.tag.as_deref()).context("cannot make an eventfd")?;
+    let backend = Arc::new(backend);
+    let mut listener = Listener::from(socket.listener.try_clone().context("cannot listen")?);
+    while !serve_one(&backend, &mut listener)? {
+        // Everything of it goes with it.
+        backend.reset();
+    }
+    Ok(())
+}
+
+/// Serves one front-end. Whether that was all: one that speaks nonsense is hung up on, and another may come.
+fn serve_one(backend: &Arc<Backend>, listener: &mut Listener) -> anyhow::Result<bool> {
+    let memory = GuestMemoryAtomic::new(vm_memory::GuestMemoryMmap::new());
+    let daemon = VhostUserDaemon::new("fs-front-end".into(), backend.clone(), memory);
+    let mut daemon = daemon.map_err(fault).context("cannot start a thread for each queue")?;
+    match log::max_level() {
+        // Whoever waits for it waits for ever.
+        LevelFilter::Off | LevelFilter::Error | LevelFilter::Warn => crate::log::tell(&format!("{WAITING}\n")),
+        _ => log::info!("{WAITING}"),
+    }
+    crate::trim::trim();
+    daemon.start(listener).map_err(fault).context("cannot accept a VMM")?;
+    log::info!("a VMM is connected");
+    match daemon.wait() {
+        Ok(()) | Err(Error::HandleRequest(Fault::Disconnected | Fault::PartialMessage | Fault::SocketBroken(_))) => {
+            log::info!("the VMM has gone");
+            Ok(true)
+        }
+        Err(error) => {
+            log::error!("the VMM is hung up on: {error}");
+            Ok(false)
+        }
+    }
+}
+
+fn fault(error: Error) -> io::Error {
+    io::Error::other(error.to_string())
+}
+
+fn begin_log(options: &Options) {
+    crate::log::init(0);
+    log::set_max_level(options.log_level);
+    if options.syslog
+        && let Err(error) = crate::log::to_syslog()
+    {
+        log::warn!("--syslog: /dev/log: {error}; standard error is used");
+    }
+    for (option, why) in &options.ignored {
+        log::info!("option {option} is accepted and has no effect: {why}");
+    }
+}
+
+/// Opens the directory, and takes everything else from this process. From here on nothing but the directory can be opened.
+fn confine(options: &Options) -> anyhow::Result<Arc<dyn Serve>> {
+    let prepared = options
+        .sandbox
+        .prepare(&options.share.dir, &options.users, &options.groups)?;
+    let of_others = prepared.of_others;
+    let wish = options.capabilities;
+    let capabilities = "cannot change capabilities";
+    // What the server finds now must be what it has in the end.
+    wish.lower(of_others).context(capabilities)?;
+    let server = Server::open(&options.share)?;
+    Capabilities::raise().context(capabilities)?;
+    let sandbox = prepared.close().context("sandbox")?;
+    let kept = wish.reduce(of_others).context(capabilities)?;
+    set_no_new_privs(true).context("cannot give up new privileges")?;
+    // Once here, for a share that is not served in part.
+    server.enter().context("cannot serve the directory")?;
+    log::info!(
+        "{} is shared{}; sandbox: {sandbox}; capabilities: {kept}; no new privileges",
+        options.share.dir.display(),
+        if options.share.readonly { " read-only" } else { "" },
+    );
+    Ok(Arc::new(server))
+}

@@ -1,0 +1,250 @@
+//! A virtqueue in service: its ring between the threads that serve it, and the requests in it that wait for a lock.
+//!
+//! A front-end that takes its ring back to pause the VM brings it again as it was: the ring and the requests that wait are kept until
+//! then, and are thrown away when another ring comes in its place.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use husk_devices::memory::GuestMemory;
+use husk_virtio::fs::serve::Outcome;
+use husk_virtio::ring::{Chain, Notify, Ring, RingError, RingState};
+use vhost_user_backend::{VringMutex, VringT};
+use virtio_queue::QueueT;
+use vmm_sys_util::eventfd::EventFd;
+
+/// A virtqueue as `vhost_user_backend` has it.
+pub(super) type Vring = VringMutex<GuestMemory>;
+
+/// After so long a request that waits is handed in again, whatever became of locks: others on the host tell nobody.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// A virtqueue.
+pub(super) struct Queue {
+    index: u16,
+    state: Mutex<State>,
+    /// Told when the last thread has finished.
+    finished: Condvar,
+    /// Requests taken, ever.
+    taken: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    ring: Option<Ring>,
+    vring: Option<Vring>,
+    /// Requests may be taken.
+    running: bool,
+    /// Requests that threads have.
+    serving: usize,
+    waiting: Vec<Waiting>,
+    /// The ring broke the rules, and is left alone until the front-end has it back.
+    broken: bool,
+}
+
+struct Waiting {
+    chain: Chain,
+    generation: u64,
+    since: Instant,
+}
+
+/// What is to be done for a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Load {
+    /// Requests that nobody has taken.
+    pub backlog: u16,
+    /// Requests that threads have.
+    pub serving: usize,
+    /// Requests taken, ever.
+    pub taken: u64,
+    /// Requests that wait for a lock.
+    pub waiting: usize,
+    /// One of them may be handed in again.
+    pub due: bool,
+}
+
+impl Queue {
+    pub fn new(index: u16) -> Self {
+        Self {
+            index,
+            state: Mutex::default(),
+            finished: Condvar::new(),
+            taken: AtomicU64::new(0),
+        }
+    }
+
+    /// Begins or goes on with what the front-end has set up. `bell` is rung by a ring whose turn is over, and heard by nobody.
+    pub fn start(&self, vring: &Vring, mem: &GuestMemory, bell: &Arc<EventFd>) {
+        let state = &mut *self.lock();
+        if state.running || state.broken {
+            return;
+        }
+        let queue = {
+            let vring = vring.get_ref();
+            if !vring.is_enabled() || !vring.get_queue().ready() {
+                return;
+            }
+            vring.get_queue().state()
+        };
+        let stands = RingState {
+            index: self.index,
+            queue,
+        };
+        if state.ring.as_ref().is_none_or(|ring| !is_same(&ring.state(), &stands)) {
+            state.waiting.clear();
+            state.ring = None;
+            let caller = vring.clone();
+            let notify = Notify::new(move || {
+                // Fails only when the front-end has closed it.
+                let _ = caller.signal_used_queue();
+            });
+            match Ring::new(stands, bell.clone(), notify, mem.clone()) {
+                Ok(ring) => state.ring = Some(ring),
+                Err(error) => return state.fail(&error),
+            }
+        }
+        state.vring = Some(vring.clone());
+        state.running = true;
+    }
+
+    /// The next request, if there is one. Without one the driver is asked for a kick.
+    pub fn take(&self) -> Option<Chain> {
+        let state = &mut *self.lock();
+        let chain = state.take()?;
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        Some(chain)
+    }
+
+    /// Gives a request back, with what became of it.
+    pub fn give_back(&self, chain: Chain, outcome: Outcome, generation: u64) {
+        let state = &mut *self.lock();
+        state.serving = state.serving.saturating_sub(1);
+        match outcome {
+            Outcome::Wait => state.waiting.push(Waiting {
+                chain,
+                generation,
+                since: Instant::now(),
+            }),
+            Outcome::Done(written) => {
+                if let Some(ring) = &mut state.ring
+                    && let Err(error) = ring.push(chain.head(), written).and_then(|()| ring.signal())
+                {
+                    state.fail(&error);
+                }
+            }
+        }
+        if state.serving == 0 && !state.running {
+            self.finished.notify_all();
+        }
+    }
+
+    /// One of the requests that wait, if there is one that may go on now.
+    pub fn take_waiting(&self, generation: u64) -> Option<Chain> {
+        let state = &mut *self.lock();
+        let found = state.waiting.iter().position(|waiting| waiting.is_due(generation));
+        let waiting = state.waiting.remove(found.filter(|_| state.running)?);
+        state.serving = state.serving.saturating_add(1);
+        Some(waiting.chain)
+    }
+
+    /// What there is to do.
+    pub fn load(&self, generation: u64) -> Load {
+        let state = &*self.lock();
+        let ring = state.ring.as_ref().filter(|_| state.running);
+        Load {
+            backlog: ring.and_then(|ring| ring.backlog().ok()).unwrap_or(0),
+            serving: state.serving,
+            taken: self.taken.load(Ordering::Relaxed),
+            waiting: if state.running { state.waiting.len() } else { 0 },
+            due: state.running && state.waiting.iter().any(|waiting| waiting.is_due(generation)),
+        }
+    }
+
+    /// Takes no more requests, waits for those that threads have, and tells the front-end's ring where this one stands.
+    pub fn stop(&self) {
+        let state = &mut *self.come_to_rest();
+        state.broken = false;
+        if let (Some(ring), Some(vring)) = (&state.ring, &state.vring) {
+            vring.set_queue_next_avail(ring.state().queue.next_avail);
+        }
+    }
+
+    /// As [`Queue::stop`], and nothing is kept.
+    pub fn reset(&self) {
+        let mut state = self.come_to_rest();
+        *state = State::default();
+    }
+
+    fn come_to_rest(&self) -> MutexGuard<'_, State> {
+        let mut state = self.lock();
+        state.running = false;
+        while state.serving > 0 {
+            state = self.finished.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn take(&mut self) -> Option<Chain> {
+        let enabled = self.vring.as_ref().is_some_and(|vring| vring.get_ref().is_enabled());
+        let ring = self.ring.as_mut().filter(|_| self.running && enabled)?;
+        match next(ring) {
+            Ok(chain) => {
+                self.serving = self.serving.saturating_add(usize::from(chain.is_some()));
+                chain
+            }
+            Err(error) => {
+                self.fail(&error);
+                None
+            }
+        }
+    }
+
+    fn fail(&mut self, error: &RingError) {
+        self.running = false;
+        self.broken = true;
+        self.ring = None;
+        self.waiting.clear();
+        log::warn!(
+            "a queue is left alone until its driver is reset: {}",
+            husk_devices::chain(error)
+        );
+    }
+}
+
+impl Waiting {
+    fn is_due(&self, generation: u64) -> bool {
+        self.generation != generation || self.since.elapsed() >= AGAIN
+    }
+}
+
+/// Whole turns are of no use here: every queue is served by threads of its own.
+fn next(ring: &mut Ring) -> Result<Option<Chain>, RingError> {
+    ring.disable_kicks()?;
+    loop {
+        if let Some(chain) = ring.pop()? {
+            return Ok(Some(chain));
+        }
+        if ring.is_spent() {
+            ring.note_kick();
+        } else if !ring.enable_kicks()? && !ring.is_spent() {
+            return Ok(None);
+        }
+    }
+}
+
+/// Whether a ring that was given back is brought again where it stood. What a driver has taken apart begins at another position, but
+/// for an accident.
+fn is_same(kept: &RingState, brought: &RingState) -> bool {
+    let (kept, brought) = (kept.queue, brought.queue);
+    kept == virtio_queue::QueueState {
+        ready: kept.ready,
+        ..brought
+    }
+}

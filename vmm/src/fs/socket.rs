@@ -1,0 +1,201 @@
+//! Where the front-end connects: a socket of this process's own or one that it was started with.
+
+#![expect(
+    unsafe_code,
+    reason = "descriptors that the parent passed are known by their numbers only"
+)]
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use husk_virtio::unix::{BindError, SocketFile, bind};
+
+use super::Listen;
+
+/// Front-ends that may wait while one is served.
+const BACKLOG: libc::c_int = 8;
+
+/// A socket that listens, and the files that go with it.
+#[derive(Debug)]
+pub(super) struct Socket {
+    pub listener: UnixListener,
+    /// Removed when this is dropped, if they can still be reached.
+    _files: Option<(SocketFile, PidFile)>,
+}
+
+/// Why nobody can connect.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SocketError {
+    /// No socket could be made.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// Another process is here.
+    #[error("another process serves at {}: it holds {}", socket.display(), file.display())]
+    Taken {
+        /// The socket.
+        socket: PathBuf,
+        /// The lock.
+        file: PathBuf,
+    },
+    /// The file with the process's number.
+    #[error("cannot write {}", file.display())]
+    PidFile {
+        /// The file.
+        file: PathBuf,
+        /// The host's answer.
+        source: io::Error,
+    },
+    /// It does not let anybody wait.
+    #[error("cannot wait at the socket")]
+    Blocking(#[source] io::Error),
+    /// Not a socket that listens.
+    #[error("--fd {fd} is {found}, allowed: a Unix stream socket that listens")]
+    Descriptor {
+        /// Its number.
+        fd: RawFd,
+        /// What it is.
+        found: &'static str,
+    },
+    /// No such group, or none of ours.
+    #[error("--socket-group {group}: {what}")]
+    Group {
+        /// As it was given.
+        group: String,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+impl Socket {
+    /// Listens. Whoever accepts waits.
+    ///
+    /// # Errors
+    /// See [`SocketError`]. Nothing is left behind.
+    pub fn open(listen: &Listen) -> Result<Self, SocketError> {
+        let socket = Self::find(listen)?;
+        socket.listener.set_nonblocking(false).map_err(SocketError::Blocking)?;
+        Ok(socket)
+    }
+
+    fn find(listen: &Listen) -> Result<Self, SocketError> {
+        match listen {
+            Listen::Descriptor(fd) => Ok(Self {
+                listener: inherited(*fd)?,
+                _files: None,
+            }),
+            Listen::Path { path, group } => {
+                let group = group.as_deref().map(group_id).transpose()?;
+                let pid = PidFile::write(path)?;
+                let (listener, file) = bind(path, BACKLOG)?;
+                if let Some((gid, name)) = group {
+                    let given = std::os::unix::fs::chown(path, None, Some(gid))
+                        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o660)));
+                    given.map_err(|error| SocketError::Group {
+                        group: name.into(),
+                        what: error.to_string(),
+                    })?;
+                }
+                Ok(Self {
+                    listener,
+                    _files: Some((file, pid)),
+                })
+            }
+        }
+    }
+}
+
+/// Descriptor `fd`, which becomes this process's own.
+fn inherited(fd: RawFd) -> Result<UnixListener, SocketError> {
+    let bad = |found| SocketError::Descriptor { fd, found };
+    // SAFETY: not -1, and only duplicated at once, which fails for a number that is no open descriptor.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    let owned = borrowed.try_clone_to_owned().map_err(|_| bad("not open"))?;
+    let domain = rustix::net::sockopt::socket_domain(&owned).map_err(|_| bad("not a socket"))?;
+    if domain != rustix::net::AddressFamily::UNIX {
+        return Err(bad("a socket of another kind"));
+    }
+    if !rustix::net::sockopt::socket_acceptconn(owned.as_fd()).unwrap_or(false) {
+        return Err(bad("a socket that does not listen"));
+    }
+    Ok(UnixListener::from(OwnedFd::from(owned)))
+}
+
+/// The number of a group of `/etc/group`, or a number as it is.
+fn group_id(group: &str) -> Result<(u32, &str), SocketError> {
+    let fault = |what: String| SocketError::Group {
+        group: group.into(),
+        what,
+    };
+    if let Ok(number) = group.parse() {
+        return Ok((number, group));
+    }
+    let groups = fs::read_to_string("/etc/group").map_err(|error| fault(format!("cannot read /etc/group: {error}")))?;
+    let found = groups.lines().find_map(|line| {
+        let mut parts = line.split(':');
+        (parts.next() == Some(group)).then(|| parts.nth(1)?.parse().ok())?
+    });
+    found
+        .map(|number| (number, group))
+        .ok_or_else(|| fault("there is no such group in /etc/group".into()))
+}
+
+/// The process's number in a file beside the socket, which is locked as long as the process lives: of two that are started with one
+/// socket, one is told.
+#[derive(Debug)]
+struct PidFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl PidFile {
+    fn write(socket: &Path) -> Result<Self, SocketError> {
+        let mut path = OsString::from(socket);
+        path.push(".pid");
+        let path = PathBuf::from(path);
+        let fault = |source| SocketError::PidFile {
+            file: path.clone(),
+            source,
+        };
+        loop {
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(false).mode(0o600);
+            let mut file = options.custom_flags(libc::O_NOFOLLOW).open(&path).map_err(fault)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    let socket = socket.into();
+                    return Err(SocketError::Taken { socket, file: path });
+                }
+                Err(TryLockError::Error(error)) => return Err(fault(error)),
+            }
+            // One that went away meanwhile would lock nobody out.
+            if is_at(&file, &path) {
+                let written = file.set_len(0);
+                let line = format!("{}\n", std::process::id());
+                written.and_then(|()| file.write_all(line.as_bytes())).map_err(fault)?;
+                return Ok(Self { path, file });
+            }
+        }
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        if is_at(&self.file, &self.path) {
+            // What cannot be removed stays, and is taken over by the next one that starts here.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Whether `file` is the one that has the name `path`.
+fn is_at(file: &File, path: &Path) -> bool {
+    let held = file.metadata().map(|found| (found.dev(), found.ino()));
+    let named = fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()));
+    held.is_ok_and(|held| named.is_ok_and(|named| named == held))
+}

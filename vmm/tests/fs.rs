@@ -1,0 +1,445 @@
+//! `husk fs` as a process: how it starts, whom it serves, how it ends; with a front-end that speaks FUSE by hand.
+
+mod front_end;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
+
+use front_end::FrontEnd;
+use rustix::process::{Pid, Signal, geteuid, kill_process};
+use tempfile::TempDir;
+
+const HUSK: &str = env!("CARGO_BIN_EXE_husk");
+/// What the Rust shim waits for.
+const READY: &str = "Waiting for vhost-user socket connection";
+
+/// A folder with a share in it, and `husk fs`. Killed at the end, should it still be there.
+struct Daemon {
+    folder: TempDir,
+    child: Child,
+    stderr: ChildStderr,
+    said: String,
+}
+
+impl Daemon {
+    fn start(options: &[&str]) -> Self {
+        let folder = folder();
+        let socket = folder.path().join("fs.sock");
+        let mut command = Command::new(HUSK);
+        command.arg("fs").arg("--socket-path").arg(socket);
+        Self::spawn(folder, command, options)
+    }
+
+    fn spawn(folder: TempDir, mut command: Command, options: &[&str]) -> Self {
+        command
+            .arg("--shared-dir")
+            .arg(folder.path().join("shared"))
+            .args(options);
+        command.stderr(Stdio::piped()).stdout(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let mut daemon = Self {
+            folder,
+            child,
+            stderr,
+            said: String::new(),
+        };
+        daemon.hear(READY);
+        daemon
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("fs.sock")
+    }
+
+    fn front_end(&self) -> FrontEnd {
+        FrontEnd::connect(&self.socket())
+    }
+
+    /// Waits until it has said `text`.
+    fn hear(&mut self, text: &str) {
+        let mut piece = [0; 1024];
+        while !self.said.contains(text) {
+            let count = self.stderr.read(&mut piece).unwrap();
+            assert_ne!(count, 0, "not said: {text}; but {}", self.said);
+            self.said.push_str(&String::from_utf8_lossy(&piece[..count]));
+        }
+    }
+
+    /// What it says until it ends, and how it ends.
+    fn end(&mut self) -> ExitStatus {
+        self.stderr.read_to_string(&mut self.said).unwrap();
+        self.child.wait().unwrap()
+    }
+
+    /// A field of `/proc/PID/status`.
+    fn status(&self, field: &str) -> String {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
+        line.unwrap().trim_start_matches(':').trim().to_string()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A folder with a share in it that has a file.
+fn folder() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let shared = folder.path().join("shared");
+    fs::create_dir(&shared).unwrap();
+    fs::write(shared.join("greeting"), "hello").unwrap();
+    fs::write(folder.path().join("secret"), "of the host").unwrap();
+    folder
+}
+
+fn husk_fs(arguments: &[&str]) -> Output {
+    Command::new(HUSK).arg("fs").args(arguments).output().unwrap()
+}
+
+fn one_line(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let errors: Vec<_> = text.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "{text}");
+    errors[0].to_string()
+}
+
+#[test]
+fn under_virtiofsds_name_a_file_is_served_and_the_end_of_the_front_end_is_the_end() {
+    let folder = folder();
+    let program = folder.path().join("virtiofsd");
+    symlink(HUSK, &program).unwrap();
+    let socket = folder.path().join("fs.sock");
+    let mut command = Command::new(program);
+    command.arg("--socket-path").arg(socket);
+    // As the Rust shim goes on.
+    let mut daemon = Daemon::spawn(
+        folder,
+        command,
+        &[
+            "--cache",
+            "auto",
+            "--thread-pool-size=1",
+            "-o",
+            "announce_submounts",
+            "--xattr",
+        ],
+    );
+    let mut front_end = daemon.front_end();
+    front_end.mount();
+    assert_eq!(front_end.read("greeting"), b"hello");
+    assert_eq!(front_end.lookup("missing"), Err(-libc::ENOENT));
+    front_end.write("greeting", b"HELLO");
+    assert_eq!(
+        fs::read(daemon.folder.path().join("shared/greeting")).unwrap(),
+        b"HELLO"
+    );
+    drop(front_end);
+    assert_eq!(daemon.end().code(), Some(0), "{}", daemon.said);
+}
+
+#[test]
+fn the_go_shims_descriptor_is_listened_to() {
+    let folder = folder();
+    let listener = UnixListener::bind(folder.path().join("fs.sock")).unwrap();
+    let mut command = Command::new(HUSK);
+    command.args(["fs", "--syslog", "--cache=auto", "--fd=0"]);
+    command.stdin(OwnedFd::from(listener));
+    // Without a system's log there is standard error, and the line that is waited for.
+    if UnixStream::connect("/dev/log").is_ok() || Path::new("/dev/log").exists() {
+        return;
+    }
+    let mut daemon = Daemon::spawn(folder, command, &["--thread-pool-size=1", "--announce-submounts"]);
+    assert!(daemon.said.contains("--syslog: /dev/log"), "{}", daemon.said);
+    let mut front_end = daemon.front_end();
+    front_end.mount();
+    assert_eq!(front_end.read("greeting"), b"hello");
+    drop(front_end);
+    assert!(daemon.end().success());
+    assert!(daemon.socket().exists(), "it is the shim's");
+}
+
+#[test]
+fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
+    let folder = folder();
+    let socket = folder.path().join("fs.sock");
+    drop(UnixListener::bind(&socket).unwrap());
+    let mut command = Command::new(HUSK);
+    command.arg("fs").arg("--socket-path").arg(&socket);
+    let mut daemon = Daemon::spawn(folder, command, &["--sandbox", "none"]);
+    let pid = fs::read_to_string(daemon.folder.path().join("fs.sock.pid")).unwrap();
+    assert_eq!(pid, format!("{}\n", daemon.child.id()));
+    let shared = daemon.folder.path().join("shared");
+    let arguments = [
+        "--shared-dir",
+        shared.to_str().unwrap(),
+        "--socket-path",
+        socket.to_str().unwrap(),
+    ];
+    let second = husk_fs(&arguments);
+    assert_eq!(second.status.code(), Some(1));
+    assert!(one_line(&second).contains("another process serves at"));
+    let mut front_end = daemon.front_end();
+    front_end.mount();
+    assert_eq!(front_end.read("greeting"), b"hello");
+    drop(front_end);
+    assert!(daemon.end().success());
+    // Where the process could still reach them.
+    assert!(!socket.exists() && !daemon.folder.path().join("fs.sock.pid").exists());
+}
+
+#[test]
+fn what_cannot_be_served_is_told_in_a_line() {
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let (shared, socket) = (path("shared"), path("s.sock"));
+    for (arguments, code, says) in [
+        (vec!["--shared-dir", &shared], 2, "--socket-path PATH or --fd N"),
+        (
+            vec!["--socket-path", &socket, "--shared-dir", &shared, "--dax"],
+            2,
+            "--dax",
+        ),
+        (
+            vec!["--socket-path", &socket, "--shared-dir", &path("none")],
+            1,
+            "No such file",
+        ),
+        (
+            vec!["--socket-path", &socket, "--shared-dir", &path("secret")],
+            1,
+            "is no directory",
+        ),
+        (
+            vec!["--socket-path", &path("no/s.sock"), "--shared-dir", &shared],
+            1,
+            "no/s.sock.pid",
+        ),
+        (
+            vec!["--socket-path", &path("secret"), "--shared-dir", &shared],
+            1,
+            "is not a socket",
+        ),
+        (vec!["--fd", "0", "--shared-dir", &shared], 1, "--fd 0 is "),
+        (vec!["--fd", "99", "--shared-dir", &shared], 1, "--fd 99 is not open"),
+        (
+            vec![
+                "--socket-path",
+                &socket,
+                "--shared-dir",
+                &shared,
+                "--socket-group",
+                "no-such",
+            ],
+            1,
+            "--socket-group no-such",
+        ),
+        (
+            vec![
+                "--socket-path",
+                &socket,
+                "--shared-dir",
+                &shared,
+                "--sandbox",
+                "none",
+                "--uid-map",
+                ":0:1:1:",
+            ],
+            1,
+            "--uid-map",
+        ),
+    ] {
+        let output = husk_fs(&arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {output:?}");
+        let line = one_line(&output);
+        assert!(line.contains(says), "{arguments:?}: {line}");
+        let left: Vec<_> = fs::read_dir(folder.path())
+            .unwrap()
+            .flatten()
+            .map(|entry| entry.file_name())
+            .collect();
+        assert_eq!(left.len(), 2, "{arguments:?} left {left:?}");
+    }
+    assert_eq!(fs::read(path("secret")).unwrap(), b"of the host");
+}
+
+#[test]
+fn what_it_can_do_is_printed_without_a_share() {
+    let output = husk_fs(&["--print-capabilities"]);
+    assert!(output.status.success() && output.stderr.is_empty());
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found["type"], "fs");
+}
+
+#[test]
+fn a_front_end_that_speaks_nonsense_ends_itself_only() {
+    let mut daemon = Daemon::start(&[]);
+    for nonsense in [&[0xff; 64][..], &[1, 0, 0, 0, 1, 0, 0, 0, 0xff, 0xff, 0xff, 0x7f]] {
+        let mut stream = UnixStream::connect(daemon.socket()).unwrap();
+        stream.write_all(nonsense).unwrap();
+        // It is hung up on: nothing comes, and then the end.
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest);
+        assert!(rest.is_empty(), "{rest:?}");
+    }
+    daemon.hear("hung up on");
+    let mut front_end = daemon.front_end();
+    front_end.mount();
+    assert_eq!(front_end.read("greeting"), b"hello");
+    drop(front_end);
+    assert!(daemon.end().success(), "{}", daemon.said);
+}
+
+#[test]
+fn a_ring_that_breaks_the_rules_is_left_alone_and_the_others_go_on() {
+    let mut daemon = Daemon::start(&[]);
+    let mut front_end = daemon.front_end();
+    front_end.mount();
+    front_end.break_queue(2);
+    daemon.hear("a queue is left alone");
+    assert_eq!(front_end.read("greeting"), b"hello");
+    drop(front_end);
+    assert!(daemon.end().success());
+}
+
+#[test]
+fn every_queue_is_served() {
+    let daemon = Daemon::start(&["--tag", "data"]);
+    let mut front_end = daemon.front_end();
+    assert_eq!(front_end.queues(), 33);
+    assert_eq!(front_end.tag(), "data");
+    front_end.mount();
+    for queue in [0, 1, 2, 32] {
+        front_end.use_queue(queue);
+        assert_eq!(front_end.read("greeting"), b"hello", "queue {queue}");
+    }
+}
+
+#[test]
+fn a_request_that_waits_for_a_lock_is_answered_when_the_lock_goes() {
+    let daemon = Daemon::start(&[]);
+    let mut front_end = daemon.front_end();
+    front_end.mount();
+    let file = front_end.open("greeting");
+    assert_eq!(front_end.lock(file, 1, true), Ok(()));
+    let waiting = front_end.begin_lock(file, 2);
+    // Others are served meanwhile, on the same queue.
+    assert_eq!(front_end.read("greeting"), b"hello");
+    assert!(!front_end.is_answered(waiting));
+    assert_eq!(front_end.lock(file, 1, false), Ok(()));
+    assert_eq!(front_end.wait_for(waiting), Ok(vec![]));
+}
+
+#[test]
+fn a_pause_keeps_the_request_that_waits() {
+    let daemon = Daemon::start(&[]);
+    let mut front_end = daemon.front_end();
+    front_end.mount();
+    let file = front_end.open("greeting");
+    assert_eq!(front_end.lock(file, 1, true), Ok(()));
+    let waiting = front_end.begin_lock(file, 2);
+    assert_eq!(front_end.read("greeting"), b"hello");
+    front_end.pause_and_go_on();
+    assert!(!front_end.is_answered(waiting));
+    assert_eq!(front_end.lock(file, 1, false), Ok(()));
+    assert_eq!(front_end.wait_for(waiting), Ok(vec![]));
+    // A driver that begins anew is not answered for the one before it.
+    assert_eq!(front_end.lock(file, 1, true), Err(-libc::EAGAIN));
+    front_end.begin_anew();
+    front_end.mount();
+    assert_eq!(front_end.read("greeting"), b"hello");
+}
+
+#[test]
+fn memory_that_comes_later_is_reached() {
+    let daemon = Daemon::start(&[]);
+    let mut front_end = daemon.front_end();
+    front_end.mount();
+    front_end.add_memory();
+    assert_eq!(front_end.read("greeting"), b"hello");
+}
+
+#[test]
+fn memory_that_vanishes_ends_the_process_with_a_word() {
+    let mut daemon = Daemon::start(&[]);
+    let mut front_end = daemon.front_end();
+    front_end.mount();
+    front_end.truncate_memory_and_kick();
+    let status = daemon.end();
+    assert_eq!(status.signal(), Some(libc::SIGBUS), "{}", daemon.said);
+    assert!(daemon.said.contains("SIGBUS"), "{}", daemon.said);
+}
+
+#[test]
+fn a_sandbox_leaves_the_process_with_what_it_needs() {
+    for sandbox in ["namespace", "chroot", "none"] {
+        let mut daemon = Daemon::start(&["--sandbox", sandbox]);
+        assert!(daemon.said.contains("is shared; sandbox: "), "{}", daemon.said);
+        let mut front_end = daemon.front_end();
+        front_end.mount();
+        assert_eq!(front_end.read("greeting"), b"hello", "{sandbox}");
+        assert_eq!(daemon.status("NoNewPrivs"), "1");
+        let capabilities = u64::from_str_radix(&daemon.status("CapPrm"), 16).unwrap();
+        assert!(capabilities.count_ones() <= 9, "{capabilities:x}");
+        let root = fs::read_link(format!("/proc/{}/root", daemon.child.id())).unwrap();
+        let shared = daemon.folder.path().join("shared");
+        match sandbox {
+            "none" => assert_eq!(root, Path::new("/")),
+            // As this process sees it: where it is mounted, or, in another namespace, that it is a root.
+            _ if geteuid().is_root() => {
+                assert!(daemon.said.contains("root in the directory"), "{}", daemon.said);
+                let inside = fs::read(format!("/proc/{}/root/greeting", daemon.child.id())).unwrap();
+                assert_eq!(inside, b"hello", "{} {}", root.display(), shared.display());
+            }
+            _ => {}
+        }
+        drop(front_end);
+        assert!(daemon.end().success(), "{}", daemon.said);
+    }
+}
+
+#[test]
+fn a_share_for_reading_is_not_written() {
+    let daemon = Daemon::start(&["--readonly"]);
+    let mut front_end = daemon.front_end();
+    front_end.mount();
+    assert_eq!(front_end.read("greeting"), b"hello");
+    assert_eq!(front_end.open_to_write("greeting"), Err(-libc::EROFS));
+}
+
+#[test]
+fn what_has_no_effect_is_said() {
+    let mut daemon = Daemon::start(&["-f", "--no-readdirplus"]);
+    daemon.hear("option -f is accepted and has no effect");
+    daemon.hear("option --no-readdirplus is accepted and has no effect: ");
+    // The line that is waited for comes at every level.
+    let mut silent = Daemon::start(&["--log-level", "off"]);
+    kill_process(Pid::from_child(&silent.child), Signal::TERM).unwrap();
+    assert_eq!(silent.end().code(), Some(5));
+    assert_eq!(silent.said.lines().count(), 1, "{}", silent.said);
+}
+
+#[test]
+fn an_idle_server_takes_little_memory() {
+    let daemon = Daemon::start(&[]);
+    let mut front_end = daemon.front_end();
+    front_end.mount();
+    assert_eq!(front_end.read("greeting"), b"hello");
+    let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", daemon.child.id())).unwrap();
+    let kib = |field: &str| -> u64 {
+        let line = rollup.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    // Of the program's file more may be mapped, which the page cache has anyway. Builds without optimisation have more of everything.
+    assert!(kib("Anonymous:") < 2048, "{rollup}");
+}
