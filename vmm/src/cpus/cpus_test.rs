@@ -223,14 +223,74 @@ fn a_vcpu_that_comes_waits_until_the_guest_starts_it() {
     let Some(mut guest) = guest(1, 2) else { return };
     guest.cpus.run();
     assert_eq!(guest.states(), [CpuState::Running, CpuState::Absent]);
-    assert_eq!(guest.cpus.counters().count(), 1);
+    assert!(!guest.cpus.is_starting(0) && !guest.cpus.is_starting(1));
     guest.add(1).unwrap();
     assert_eq!(guest.states(), [CpuState::Running; 2]);
     guest.counts(FIRST);
     assert_eq!((guest.cpus.is_online(1), guest.count(SECOND)), (false, 0));
+    assert!(!guest.cpus.is_starting(1));
     guest.start_second();
     guest.until_online(1);
-    assert!(guest.cpus.is_online(0));
+    assert!(guest.cpus.is_online(0) && !guest.cpus.is_starting(1));
+}
+
+#[test]
+fn a_vcpu_that_was_reset_and_not_yet_sent_off_is_starting() {
+    let Some(mut guest) = guest(1, 2) else { return };
+    // INIT where SIPI was.
+    let sipi = code().windows(4).position(|bytes| bytes == 0x4601_u32.to_le_bytes());
+    guest.write(CODE + sipi.unwrap(), &0x4500_u32.to_le_bytes());
+    guest.cpus.run();
+    guest.add(1).unwrap();
+    guest.write(START, &[1]);
+    guest.until(|cpus| cpus.is_starting(1));
+    assert!(!guest.cpus.is_online(1));
+    assert_eq!(guest.count(SECOND), 0);
+}
+
+#[test]
+fn each_vcpu_that_is_there_shows_what_kvm_counts_and_has_the_clock_of_the_first() {
+    let Some(mut guest) = guest(1, 3) else { return };
+    let first = guest.cpus.places[0].thread.as_ref().unwrap();
+    let offset = first.handover.with(|vcpu| vcpu.tsc_offset()).unwrap();
+    assert_eq!(guest.cpus.tsc_offset, offset);
+    guest.cpus.run();
+    guest.add(2).unwrap();
+    guest.counts(FIRST);
+    guest.pause();
+    let counted: Vec<_> = guest.cpus.counters().collect();
+    assert_eq!(counted.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [0, 2]);
+    for (id, counters) in counted {
+        let has_stats = guest.cpus.places[id as usize].stats.is_some();
+        let names: Vec<_> = counters.iter().map(|(name, _)| *name).collect();
+        assert!(names.contains(&"exits") == has_stats, "vCPU {id}: {names:?}");
+        let exits = counters.iter().find(|(name, _)| *name == "exits");
+        assert!(
+            id != 0 || exits.is_none_or(|(_, exits)| *exits > 0),
+            "it was called out"
+        );
+    }
+}
+
+#[test]
+fn a_guest_that_has_ended_is_not_entered_again() {
+    let Some(mut guest) = guest(1, 1) else { return };
+    guest.cpus.run();
+    guest.counts(FIRST);
+    guest.board.end(Ending::PowerOff);
+    guest.cpus.pause();
+    guest.until(Cpus::is_stopped);
+}
+
+#[test]
+fn no_thread_outlives_the_vcpus() {
+    let Some(mut guest) = guest(1, 2) else { return };
+    guest.cpus.run();
+    guest.add(1).unwrap();
+    guest.counts(FIRST);
+    let board = guest.board.clone();
+    drop(guest);
+    assert_eq!(Arc::strong_count(&board), 1, "each thread has it");
 }
 
 #[test]
