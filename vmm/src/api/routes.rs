@@ -4,7 +4,6 @@ use std::os::fd::OwnedFd;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
 
 use super::command::{Command, NewDevice};
 use super::error::{ApiError, Kind};
@@ -12,6 +11,7 @@ use super::http::{Message, Method};
 use super::info::Info;
 use super::response::Response;
 use crate::config::fields::{self, Shape, Unknown};
+use crate::config::json;
 
 const ROOT: &str = "/api/v1/";
 
@@ -165,7 +165,7 @@ fn pong() -> Response {
     let version = env!("CARGO_PKG_VERSION");
     Response::json(
         200,
-        &json!({
+        &serde_json::json!({
             "build_version": format!("husk v{version}"),
             "version": version,
             "pid": std::process::id(),
@@ -190,7 +190,7 @@ fn remove(body: &[u8]) -> Result<Command, ApiError> {
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body).map_err(|error| ApiError::from_error(Kind::BadRequest, &error))
+    json::parse(body).map_err(|error| ApiError::from_error(Kind::BadRequest, &error))
 }
 
 #[cfg(test)]

@@ -80,9 +80,14 @@ fn the_bodies_of_both_shims_are_understood() {
 #[test]
 fn a_wrong_body_is_a_bad_request_that_says_what_is_wrong() {
     for (name, body, says) in [
-        ("vm.create", "", "EOF"),
+        ("vm.create", "", "it is empty"),
         ("vm.create", "{\"memory\":{}}", "missing field `size`"),
         ("vm.create", "[]", "invalid"),
+        (
+            "vm.create",
+            "{\"memory\":{\"size\":\"1G\"}}",
+            "memory.size: invalid type",
+        ),
         ("vm.resize", "null", "invalid type"),
         ("vm.resize", "{\"desired_vcpus\":-1}", "invalid value"),
         ("vm.add-disk", "{}", "missing field `path`"),

@@ -44,7 +44,7 @@ fn sizes_and_waits_are_read_wherever_they_stand() {
 #[test]
 fn wrong_values_are_named_with_what_is_allowed() {
     for (words, says) in [
-        (&["resize"][..], "required arguments were not provided"),
+        (&["resize"][..], "required arguments were not provided: <--"),
         (&["resize", "--vcpus", "0"], "allowed: a whole number from 1"),
         (&["resize", "--vcpus", "-1"], "allowed: a whole number from 1"),
         (&["resize", "--memory", "0"], "allowed: more than nothing"),

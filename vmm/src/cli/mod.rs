@@ -332,12 +332,21 @@ fn command_of(args: &[OsString]) -> Option<&'static str> {
     known.into_iter().find(|name| asked == name)
 }
 
-/// What is wrong when an option of husk itself stands behind a command; clap would suggest one that looks like it.
+/// What is wrong when a negative size, or an option of husk itself, stands behind a command; clap takes the one for an option, and would
+/// suggest one that looks like the other.
 fn misplaced(of: Option<&str>, error: &clap::Error) -> Option<String> {
     let of = of?;
     let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) else {
         return None;
     };
+    if option
+        .strip_prefix('-')
+        .is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
+    {
+        return Some(format!(
+            "'{option}…' is no option: sizes and numbers are whole, and not negative"
+        ));
+    }
     let name = option.strip_prefix("--")?.split('=').next()?;
     let root = Cli::command();
     let known = root.get_arguments().any(|argument| argument.get_long() == Some(name));
@@ -367,7 +376,7 @@ fn one_line(error: &clap::Error) -> String {
         .map(str::trim)
         .take_while(|line| !line.starts_with("Usage:"));
     let lines = lines.filter(|line| !line.is_empty() && !line.starts_with("For more information"));
-    let text = lines.collect::<Vec<_>>().join("; ");
+    let text = lines.collect::<Vec<_>>().join("; ").replace(":; ", ": ");
     text.strip_prefix("error: ").unwrap_or(&text).to_string()
 }
 
@@ -437,6 +446,17 @@ mod tests {
             );
         }
         assert!(told("husk check --log-file /l").is_some());
+        for line in [
+            "husk run --memory -1M",
+            "husk run --cpus -2x",
+            "husk ctl /s resize --memory -1M",
+        ] {
+            let message = told(line).unwrap();
+            assert!(
+                message.ends_with("is no option: sizes and numbers are whole, and not negative"),
+                "{message}"
+            );
+        }
         assert_eq!(told("husk run --kernal /k"), None);
         assert_eq!(told("husk --api-sock /s"), None);
     }

@@ -7,6 +7,7 @@
 mod console;
 mod device;
 pub mod fields;
+pub mod json;
 mod fs;
 mod mac;
 mod options;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::fields::{self, Shape};
+use super::json::{self, JsonError};
 use super::validate::ConfigError;
 use super::{DiskConfig, FsConfig, NetConfig, PmemConfig, Rest, VmConfig, VsockConfig};
 
@@ -71,9 +72,9 @@ macro_rules! kinds {
             ///
             /// # Errors
             /// What is wrong with the JSON.
-            pub fn parse(kind: &str, json: &[u8]) -> Option<serde_json::Result<Self>> {
+            pub fn parse(kind: &str, json: &[u8]) -> Option<Result<Self, JsonError>> {
                 match kind {
-                    $($name => Some(serde_json::from_slice(json).map(Self::$kind)),)*
+                    $($name => Some(json::parse(json).map(Self::$kind)),)*
                     _ => None,
                 }
             }

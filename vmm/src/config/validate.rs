@@ -139,6 +139,9 @@ pub enum ConfigError {
     /// Nothing to boot.
     #[error("payload: no kernel given")]
     NoKernel,
+    /// A name that is none.
+    #[error("a device's id is empty: give it a name, or leave it out")]
+    NoId,
     /// Two devices of one name.
     #[error("id '{0}' is used by two devices, ids must differ")]
     DuplicateId(String),
@@ -269,6 +272,9 @@ impl VmConfig {
         self.validate_devices()?;
         if let Some(id) = self.duplicate_id() {
             return Err(ConfigError::DuplicateId(id.into()));
+        }
+        if self.ids().any(str::is_empty) {
+            return Err(ConfigError::NoId);
         }
         if let Some(id) = self.ids().find(|id| id.starts_with("__")) {
             return Err(ConfigError::ReservedId(id.into()));

@@ -187,6 +187,14 @@ fn disks_differ_in_their_ids_if_they_have_any() {
 }
 
 #[test]
+fn an_id_that_is_empty_is_none() {
+    assert_eq!(
+        error(|c| c.disks[0].id = Some(String::new())),
+        "a device's id is empty: give it a name, or leave it out"
+    );
+}
+
+#[test]
 fn disk_queues_are_bounded() {
     assert_eq!(
         error(|c| c.disks[1].num_queues = 0),

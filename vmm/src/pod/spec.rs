@@ -9,6 +9,8 @@ use husk_hotplug::sizing::resources::{CpuSet, Resources};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::config::json::{self, JsonError};
+
 /// Where there are objects.
 const OBJECTS: [&str; 6] = [
     "",
@@ -35,7 +37,7 @@ pub enum SpecError {
     Long,
     /// No JSON, or none of this shape.
     #[error("is no OCI configuration")]
-    Json(#[from] serde_json::Error),
+    Json(#[from] JsonError),
     /// A list in place of an object.
     #[error("is no OCI configuration: a list where an object belongs")]
     List,
@@ -124,7 +126,7 @@ impl Spec {
     /// # Errors
     /// It is no OCI configuration, or its resources mean nothing.
     pub fn parse(text: &[u8]) -> Result<Self, SpecError> {
-        let value: Value = serde_json::from_slice(text)?;
+        let value: Value = json::parse(text)?;
         // An empty list would pass for an object without fields.
         if OBJECTS
             .iter()
@@ -132,7 +134,7 @@ impl Spec {
         {
             return Err(SpecError::List);
         }
-        let spec: Self = serde_json::from_slice(text)?;
+        let spec: Self = json::parse(text)?;
         spec.resources().sized()?;
         Ok(spec)
     }

@@ -48,7 +48,7 @@ fn what_is_absent_or_null_or_negative_limits_nothing() {
 #[test]
 fn what_means_nothing_is_named() {
     for (text, says) in [
-        ("", "is no OCI configuration: EOF"),
+        ("", "is no OCI configuration: it is empty"),
         ("7", "is no OCI configuration: invalid"),
         ("[]", "is no OCI configuration: a list"),
         (
@@ -61,11 +61,11 @@ fn what_means_nothing_is_named() {
         ),
         (
             r#"{"linux": {"resources": {"memory": {"limit": "1G"}}}}"#,
-            "expected i64 at line 1",
+            "linux.resources.memory.limit: invalid type: string \"1G\", expected a whole number at line 1",
         ),
         (
             r#"{"linux": {"resources": {"memory": {"limit": 9223372036854775808}}}}"#,
-            "expected i64",
+            "linux.resources.memory.limit: ",
         ),
         (
             r#"{"linux": {"resources": {"cpu": {"period": -1}}}}"#,
