@@ -164,6 +164,11 @@ pub fn run(lab: &Lab, arguments: &BenchArgs) -> Result<bool> {
     };
     let peers = if arguments.peers { Subject::peers() } else { Vec::new() };
     let runs = |profile: Profile| arguments.runs.unwrap_or(profile.usual_runs());
+    if let Some(path) = &arguments.json {
+        // Known before hours of measuring, and not after.
+        let file = fs::File::options().append(true).create(true).open(path);
+        file.with_context(|| format!("cannot write {}", path.display()))?;
+    }
     foretell(profiles, &peers, runs);
     let (husk, floor) = programs(lab, arguments.quick)?;
     let mut subjects = vec![
