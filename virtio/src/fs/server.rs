@@ -11,7 +11,7 @@
 //! | `locks.rs` | locks, and the interruption of those who wait for one |
 //!
 //! The guest is not trusted. A request is read once, and only after its length was held against what its opcode needs; a name reaches the
-//! file system as a [`Name`](super::filesystem::Name) only; a reply that would not fit is found out before anything is done. Nothing is
+//! file system as a `Name` only; a reply that would not fit is found out before anything is done. Nothing is
 //! kept between requests but the session's agreement (one atomic) and a bounded list of interrupted requests.
 
 mod ask;
