@@ -225,7 +225,7 @@ pub(super) fn without_fsetid() -> Result<Less, Errno> {
     };
     let sets = capabilities(None)?;
     if sets.effective.contains(CapabilitySet::FSETID) {
-        let effective = sets.effective - CapabilitySet::FSETID;
+        let effective = sets.effective.difference(CapabilitySet::FSETID);
         set_capabilities(None, CapabilitySets { effective, ..sets })?;
         less.sets = Some(sets);
     }

@@ -59,7 +59,7 @@ impl Budget {
     /// `ENFILE` if not; what `open` says.
     pub fn take(self: &Arc<Self>, purpose: Use, open: impl FnOnce() -> Result<OwnedFd, Errno>) -> Result<Held, Errno> {
         let most = match purpose {
-            Use::Node => self.limit / 4 * 3,
+            Use::Node => self.limit.saturating_sub(self.limit / 4),
             Use::File => self.limit,
         };
         // Counted before it is there: dropped with `held` if it never will be.
@@ -102,7 +102,7 @@ pub(super) struct Oldest {
     most: usize,
 }
 
-/// What [`Oldest::make_room`] is told of a node.
+/// What [`Oldest::add`] is told of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// Its descriptor was closed, cannot be, or is not there.

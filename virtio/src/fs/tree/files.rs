@@ -48,7 +48,7 @@ impl Tree {
             if access == OFlags::WRONLY {
                 access = OFlags::RDWR;
             }
-            passed -= OFlags::APPEND;
+            passed.remove(OFlags::APPEND);
         }
         Ok(access | passed)
     }

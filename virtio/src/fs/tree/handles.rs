@@ -12,7 +12,7 @@ use super::nodes::Inode;
 use crate::fs::filesystem::{Handle, Node};
 
 /// Tables that handles are spread over, so that threads seldom meet.
-const SHARDS: usize = 16;
+const SHARDS: u64 = 16;
 
 /// An open file or directory.
 pub(super) struct OpenFile {
@@ -24,9 +24,11 @@ pub(super) struct OpenFile {
     pub position: Option<Position>,
 }
 
+type Shard = RwLock<HashMap<u64, Arc<OpenFile>>>;
+
 /// All of them.
 pub(super) struct Handles {
-    shards: Box<[RwLock<HashMap<u64, Arc<OpenFile>>>]>,
+    shards: Box<[Shard]>,
     next: AtomicU64,
     count: AtomicUsize,
     most: usize,
@@ -101,8 +103,8 @@ impl Handles {
         u64::try_from(self.count.load(Ordering::Relaxed)).unwrap_or(u64::MAX)
     }
 
-    fn shard(&self, number: u64) -> &RwLock<HashMap<u64, Arc<OpenFile>>> {
-        let index = usize::try_from(number & (SHARDS as u64 - 1)).ok();
+    fn shard(&self, number: u64) -> &Shard {
+        let index = usize::try_from(number % SHARDS).ok();
         let shard = index.and_then(|index| self.shards.get(index));
         shard.expect("an index below their number")
     }

@@ -178,7 +178,7 @@ impl Tree {
                 let _acting = self.who.act_for(caller)?;
                 let _masked = credentials::mask(new.umask);
                 let mode = Mode::from_raw_mode(new.mode & PERMISSIONS);
-                openat(&*dir, name.as_c_str(), (passed - OFlags::TRUNC) | create, mode)
+                openat(&*dir, name.as_c_str(), passed.difference(OFlags::TRUNC) | create, mode)
             })?;
             self.made_file(file, passed, new).inspect_err(|_| {
                 let _ = unlinkat(&*dir, name.as_c_str(), AtFlags::empty());
@@ -206,7 +206,7 @@ impl Tree {
         new: &Creation<'_>,
     ) -> Result<(Entry, Opened), Errno> {
         let dir = self.directory(parent)?;
-        let passed = self.open_flags(flags)? - OFlags::TRUNC;
+        let passed = self.open_flags(flags)?.difference(OFlags::TRUNC);
         // With O_EXCL it never gets a name.
         let exclusive = OFlags::from_bits_retain(flags) & OFlags::EXCL;
         let (handle, entry) = self.handles.add(|| {

@@ -23,7 +23,7 @@ use super::mounts::Mounts;
 use crate::fs::filesystem::Node;
 
 /// Tables that nodes are spread over, so that threads seldom meet.
-const SHARDS: usize = 16;
+const SHARDS: u64 = 16;
 /// Bits of a node's number that say which of them it is in.
 const SHARD_BITS: u32 = SHARDS.trailing_zeros();
 /// Bits of a node's number that say where in it. Above them is a count, which begins with 1.
@@ -417,7 +417,7 @@ impl Nodes {
             return;
         }
         if place.handle.is_none() {
-            let Some(handle) = self.mounts.handle(inode.key.mount, inode.kind, &*fd) else {
+            let Some(handle) = self.mounts.handle(inode.key.mount, inode.kind, &fd) else {
                 return;
             };
             place.handle = Some(handle);
@@ -443,7 +443,7 @@ impl Nodes {
     }
 
     fn shard_of(&self, key: &Key) -> (u64, &RwLock<Shard>) {
-        let index = self.hasher.hash_one(key) & (SHARDS as u64 - 1);
+        let index = self.hasher.hash_one(key) % SHARDS;
         let shard = usize::try_from(index).ok().and_then(|index| self.shards.get(index));
         (index, shard.expect("an index below their number"))
     }
@@ -453,7 +453,7 @@ impl Nodes {
         if number >> (SHARD_BITS + SLOT_BITS) == 0 {
             return None;
         }
-        let shard = usize::try_from(number & (SHARDS as u64 - 1)).ok()?;
+        let shard = usize::try_from(number % SHARDS).ok()?;
         let slot = u32::try_from(number >> SHARD_BITS & ((1 << SLOT_BITS) - 1)).ok()?;
         Some((self.shards.get(shard)?, slot))
     }

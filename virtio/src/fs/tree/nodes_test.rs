@@ -217,13 +217,9 @@ fn many_threads_leave_nothing_behind() {
                             Ok(listed.into_iter().map(|(_, entry)| entry).collect())
                         }
                         4 => share.lookup(Node::ROOT, &name).and_then(|entry| {
-                            share
-                                .link(entry.node, Node::ROOT, &other)
-                                .map(|link| vec![entry, link])
-                                .or_else(|error| {
-                                    share.tree.forget(entry.node, 1);
-                                    Err(error)
-                                })
+                            let link = share.link(entry.node, Node::ROOT, &other);
+                            let link = link.inspect_err(|_| share.tree.forget(entry.node, 1))?;
+                            Ok(vec![entry, link])
                         }),
                         _ => share.lookup(Node::ROOT, &name).map(|entry| {
                             // Somebody else may have removed it on the host.

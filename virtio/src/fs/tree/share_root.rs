@@ -58,7 +58,7 @@ pub enum ShareError {
     /// Two users would be one.
     #[error(
         "cannot share {}: the {whose} numbers {} to {} are mapped twice, or go beyond 4294967294",
-        path.display(), map.guest, u64::from(map.guest) + u64::from(map.count.saturating_sub(1))
+        path.display(), map.guest, u64::from(map.guest).saturating_add(map.count.saturating_sub(1).into())
     )]
     Map {
         /// As configured.
