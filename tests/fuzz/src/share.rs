@@ -387,9 +387,8 @@ impl<'s> Guest<'s> {
             self.ask(FORGET.into(), node, 0, &u64s(&[count]), 0)
                 .expect("it is not answered");
         }
-        self.expect_left(&[("nodes", 1), ("handles", 0)]);
-        self.ask(DESTROY.into(), 0, 0, &[], 64).expect("a session can end");
         self.expect_left(&[("nodes", 1), ("handles", 0), ("locks", 0)]);
+        self.ask(DESTROY.into(), 0, 0, &[], 64).expect("a session can end");
     }
 
     /// Holds what the server still has for the guest against what it may have at most.

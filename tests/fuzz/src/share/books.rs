@@ -96,7 +96,7 @@ impl Books {
                 let node = number(answer, 0);
                 self.open(node, number(answer, 128), false, half(asked, 0));
             }
-            FORGET => self.forget(node, number(asked, 0)),
+            FORGET if asked.len() == 8 => self.forget(node, number(asked, 0)),
             BATCH_FORGET if asked.len() == 8 + 16 * size(half(asked, 0).into()) => {
                 for one in asked[8..].chunks(16) {
                     self.forget(number(one, 0), number(one, 8));
