@@ -339,3 +339,30 @@ fn an_ordinary_user_serves_with_his_own_rights() {
         );
     });
 }
+
+#[test]
+fn a_thread_that_serves_has_few_of_roots_capabilities() {
+    use rustix::thread::{CapabilitySet, capabilities};
+    for xattr in [false, true] {
+        let left = std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                let _share = Share::with(|config| config.xattr = xattr);
+                capabilities(None).unwrap()
+            });
+            thread.join().unwrap()
+        });
+        let before = capabilities(None).unwrap();
+        for (now, then) in [(left.effective, before.effective), (left.permitted, before.permitted)] {
+            let gone = CapabilitySet::SYS_RESOURCE | CapabilitySet::SYS_PTRACE | CapabilitySet::NET_ADMIN;
+            assert!(!now.intersects(gone), "{now:?}");
+            let kept = CapabilitySet::CHOWN | CapabilitySet::DAC_OVERRIDE | CapabilitySet::SETUID;
+            assert_eq!(now & kept, then & kept);
+            let admin = if xattr {
+                then & CapabilitySet::SYS_ADMIN
+            } else {
+                CapabilitySet::empty()
+            };
+            assert_eq!(now & CapabilitySet::SYS_ADMIN, admin);
+        }
+    }
+}
