@@ -341,6 +341,26 @@ fn a_request_that_waits_for_a_lock_is_answered_when_the_lock_goes() {
 }
 
 #[test]
+fn those_who_wait_for_a_lock_leave_room_for_who_has_it() {
+    let daemon = Daemon::start(&[]);
+    let mut front_end = daemon.front_end();
+    front_end.mount();
+    let file = front_end.open("greeting");
+    assert_eq!(front_end.lock(file, 1, true), Ok(()));
+    // One more than the eighth part of the queue's 64 entries: one is refused, whichever comes last.
+    let asked: Vec<_> = (2..11).map(|owner| front_end.begin_lock(file, owner)).collect();
+    let mut answered = Vec::new();
+    while answered.is_empty() {
+        answered = asked.iter().filter(|asked| front_end.is_answered(**asked)).collect();
+    }
+    assert_eq!(front_end.wait_for(*answered[0]), Err(-libc::ENOLCK));
+    assert_eq!(front_end.read("greeting"), b"hello");
+    let waiting = asked.iter().filter(|asked| !front_end.is_answered(**asked));
+    assert_eq!(waiting.count(), 8);
+    assert_eq!(front_end.lock(file, 1, false), Ok(()));
+}
+
+#[test]
 fn a_pause_keeps_the_request_that_waits() {
     let daemon = Daemon::start(&[]);
     let mut front_end = daemon.front_end();
@@ -389,6 +409,7 @@ fn a_sandbox_leaves_the_process_with_what_it_needs() {
         front_end.mount();
         assert_eq!(front_end.read("greeting"), b"hello", "{sandbox}");
         assert_eq!(daemon.status("NoNewPrivs"), "1");
+        assert_eq!(daemon.status("Seccomp"), "2");
         let capabilities = u64::from_str_radix(&daemon.status("CapPrm"), 16).unwrap();
         assert!(capabilities.count_ones() <= 9, "{capabilities:x}");
         let root = fs::read_link(format!("/proc/{}/root", daemon.child.id())).unwrap();

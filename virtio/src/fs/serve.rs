@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::fuse;
 use crate::ring::{Reader, Writer};
 
 /// What became of a request.
@@ -34,4 +35,9 @@ pub trait Serve: Send + Sync {
 
     /// Counters as `vm.counters` shows them.
     fn counters(&self) -> Vec<(&'static str, u64)>;
+}
+
+/// Answers a request with an error in place of serving it. How many bytes were written: none if there is no room for a reply.
+pub fn refuse(mut request: Reader<'_>, mut reply: Writer<'_>, errno: i32) -> u32 {
+    fuse::refuse(&mut request, &mut reply, errno)
 }

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use husk_virtio::fs::serve::Serve;
+use husk_virtio::ring::Chain;
 
 use super::queue::{Load, Queue};
 
@@ -107,15 +108,15 @@ impl Crew {
             if load.backlog > 0 && load.serving < self.processors {
                 self.call(index);
             }
-            self.handle(queue, chain);
+            self.handle(queue, chain, false);
         }
     }
 
-    fn handle(&self, queue: &Queue, chain: husk_virtio::ring::Chain) {
+    fn handle(&self, queue: &Queue, chain: Chain, waited: bool) {
         // Asked before: what changes meanwhile is not missed.
         let generation = self.serve.generation();
         let outcome = self.serve.handle(chain.reader(), chain.writer());
-        queue.give_back(chain, outcome, generation);
+        queue.give_back(chain, outcome, generation, waited);
     }
 
     /// Prepares the calling thread, once. A thread that is not cannot serve, and the process cannot either.
@@ -176,7 +177,7 @@ impl Crew {
             if let Some(queue) = self.queues.get(index) {
                 self.begin();
                 while let Some(chain) = queue.take_waiting(self.serve.generation()) {
-                    self.handle(queue, chain);
+                    self.handle(queue, chain, true);
                 }
                 self.drain(index, queue);
                 self.active.fetch_sub(1, Ordering::SeqCst);

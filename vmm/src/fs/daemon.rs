@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use husk_devices::chain;
 use husk_virtio::fs::serve::Serve;
 use husk_virtio::fs::server::Server;
 use log::LevelFilter;
@@ -12,12 +13,13 @@ use vhost::vhost_user::{Error as Fault, Listener};
 use vhost_user_backend::{Error, VhostUserDaemon};
 use vm_memory::GuestMemoryAtomic;
 
-use super::Options;
 use super::backend::{Backend, QUEUES};
 use super::capabilities::Capabilities;
 use super::crew::Crew;
 use super::socket::Socket;
+use super::{Options, Sandbox};
 use crate::process;
+use crate::seccomp::{Mode, Role};
 
 /// What a shim waits for on standard error before it starts the VMM.
 const WAITING: &str = "Waiting for vhost-user socket connection...";
@@ -110,10 +112,22 @@ fn confine(options: &Options) -> anyhow::Result<Arc<dyn Serve>> {
     set_no_new_privs(true).context("cannot give up new privileges")?;
     // Once here, for a share that is not served in part.
     server.enter().context("cannot serve the directory")?;
+    options
+        .seccomp
+        .enter(Role::FileServer)
+        .map_err(|error| anyhow::anyhow!("{}", chain(&error)))?;
+    let filter = match options.seccomp {
+        Mode::On => "on",
+        Mode::Log => "log",
+        Mode::Off => "off",
+    };
     log::info!(
-        "{} is shared{}; sandbox: {sandbox}; capabilities: {kept}; no new privileges",
+        "{} is shared{}; sandbox: {sandbox}; capabilities: {kept}; no new privileges; seccomp: {filter}",
         options.share.dir.display(),
         if options.share.readonly { " read-only" } else { "" },
     );
+    if options.sandbox == Sandbox::None && options.seccomp == Mode::Off {
+        log::warn!("neither --sandbox nor --seccomp confine this process: a fault in it is a fault of the host");
+    }
     Ok(Arc::new(server))
 }

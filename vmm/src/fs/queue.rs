@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use husk_devices::memory::GuestMemory;
-use husk_virtio::fs::serve::Outcome;
+use husk_virtio::fs::serve::{Outcome, refuse};
 use husk_virtio::ring::{Chain, Notify, Ring, RingError, RingState};
 use vhost_user_backend::{VringMutex, VringT};
 use virtio_queue::QueueT;
@@ -19,6 +19,9 @@ pub(super) type Vring = VringMutex<GuestMemory>;
 
 /// After so long a request that waits is handed in again, whatever became of locks: others on the host tell nobody.
 const AGAIN: Duration = Duration::from_millis(50);
+
+/// What part of a queue's entries may be requests that wait for a lock.
+const WAITING_SHARE: u16 = 8;
 
 /// A virtqueue.
 pub(super) struct Queue {
@@ -39,6 +42,8 @@ struct State {
     /// Requests that threads have.
     serving: usize,
     waiting: Vec<Waiting>,
+    /// Those of them that threads have for another try: their places are kept.
+    tried: usize,
     /// The ring broke the rules, and is left alone until the front-end has it back.
     broken: bool,
 }
@@ -116,22 +121,22 @@ impl Queue {
         Some(chain)
     }
 
-    /// Gives a request back, with what became of it.
-    pub fn give_back(&self, chain: Chain, outcome: Outcome, generation: u64) {
+    /// Gives a request back, with what became of it. `waited`: it is one of [`Queue::take_waiting`].
+    pub fn give_back(&self, chain: Chain, outcome: Outcome, generation: u64, waited: bool) {
         let state = &mut *self.lock();
         state.serving = state.serving.saturating_sub(1);
+        state.tried = state.tried.saturating_sub(usize::from(waited));
         match outcome {
-            Outcome::Wait => state.waiting.push(Waiting {
+            Outcome::Done(written) => state.push(&chain, written),
+            Outcome::Wait if waited || state.has_room() => state.waiting.push(Waiting {
                 chain,
                 generation,
                 since: Instant::now(),
             }),
-            Outcome::Done(written) => {
-                if let Some(ring) = &mut state.ring
-                    && let Err(error) = ring.push(chain.head(), written).and_then(|()| ring.signal())
-                {
-                    state.fail(&error);
-                }
+            // Else who has the lock could not give it back.
+            Outcome::Wait => {
+                let written = refuse(chain.reader(), chain.writer(), libc::ENOLCK);
+                state.push(&chain, written);
             }
         }
         if state.serving == 0 && !state.running {
@@ -145,6 +150,7 @@ impl Queue {
         let found = state.waiting.iter().position(|waiting| waiting.is_due(generation));
         let waiting = state.waiting.remove(found.filter(|_| state.running)?);
         state.serving = state.serving.saturating_add(1);
+        state.tried = state.tried.saturating_add(1);
         Some(waiting.chain)
     }
 
@@ -204,6 +210,19 @@ impl State {
                 None
             }
         }
+    }
+
+    fn push(&mut self, chain: &Chain, written: u32) {
+        let Some(ring) = &mut self.ring else { return };
+        if let Err(error) = ring.push(chain.head(), written).and_then(|()| ring.signal()) {
+            self.fail(&error);
+        }
+    }
+
+    /// Whether one more request may wait for a lock.
+    fn has_room(&self) -> bool {
+        let size = self.ring.as_ref().map_or(0, Ring::size);
+        self.waiting.len().saturating_add(self.tried) < usize::from(size / WAITING_SHARE).max(1)
     }
 
     fn fail(&mut self, error: &RingError) {

@@ -90,7 +90,7 @@ fn syscall(number: libc::c_long, arguments: [libc::c_long; 3]) -> libc::c_long {
 /// What a role is for.
 fn is_its_work(role: Role, attempt: &str) -> bool {
     match role {
-        Role::Control | Role::Files => attempt == FILE,
+        Role::Control | Role::Files | Role::FileServer => attempt == FILE,
         Role::Spawner => matches!(attempt, FILE | RING | "more of a ring"),
         _ => false,
     }

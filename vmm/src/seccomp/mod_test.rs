@@ -109,20 +109,21 @@ fn no_role_may_do_what_a_vmm_never_does() {
     for role in tables::ROLES {
         assert_denied(role, &never());
         match role {
-            Role::Files | Role::Spawner => assert_allowed(role, &of_files()),
+            Role::Files | Role::FileServer | Role::Spawner => assert_allowed(role, &of_files()),
             _ => assert_denied(role, &of_files()),
         }
     }
 }
 
 fn starts_threads(role: Role) -> bool {
-    matches!(role, Role::Control | Role::Spawner)
+    matches!(role, Role::Control | Role::Spawner | Role::FileServer)
 }
 
-/// Which of the two that start threads is the parent of a thread of `role`.
+/// Which of those that start threads is the parent of a thread of `role`.
 fn parent(role: Role) -> Role {
     match role {
         Role::Control | Role::EventLoop | Role::Vcpu | Role::Loader | Role::Api => Role::Control,
+        Role::FileServer => Role::FileServer,
         _ => Role::Spawner,
     }
 }
@@ -252,6 +253,33 @@ fn threads_that_serve_files_do_that_and_start_nothing() {
         libc::SYS_execveat,
     ];
     assert_denied(Role::Files, &others.map(|number| call(number, &[])));
+}
+
+#[test]
+fn a_process_that_serves_files_makes_no_sockets_and_changes_no_mounts() {
+    let calls = [
+        libc::SYS_socket,
+        libc::SYS_connect,
+        libc::SYS_bind,
+        libc::SYS_listen,
+        libc::SYS_mount,
+        libc::SYS_move_mount,
+        libc::SYS_chroot,
+        libc::SYS_pivot_root,
+        libc::SYS_setns,
+        libc::SYS_memfd_create,
+        libc::SYS_io_uring_setup,
+    ];
+    assert_denied(Role::FileServer, &calls.map(|number| call(number, &[])));
+    let handlers = [libc::SIGSYS, libc::SIGBUS + 100].map(|signal| u64::try_from(signal).unwrap());
+    assert_denied(
+        Role::FileServer,
+        &handlers.map(|signal| call(libc::SYS_rt_sigaction, &[signal])),
+    );
+    assert_allowed(
+        Role::FileServer,
+        &[call(libc::SYS_accept4, &[]), call(libc::SYS_recvmsg, &[])],
+    );
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub enum Role {
     Fs,
     /// Serves a share itself.
     Files,
+    /// The whole process that serves a share to another one.
+    FileServer,
     /// Serves virtio-mem.
     Mem,
     /// Serves a balloon.

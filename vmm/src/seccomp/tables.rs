@@ -41,7 +41,7 @@ const OWN: Check = Check {
 };
 
 /// Every role, in the order of their discriminants.
-pub(super) const ROLES: [Role; 15] = [
+pub(super) const ROLES: [Role; 16] = [
     Role::Control,
     Role::EventLoop,
     Role::Spawner,
@@ -54,6 +54,7 @@ pub(super) const ROLES: [Role; 15] = [
     Role::Vsock,
     Role::Fs,
     Role::Files,
+    Role::FileServer,
     Role::Mem,
     Role::Balloon,
     Role::Stream,
@@ -66,7 +67,7 @@ pub(super) fn policy(role: Role, pid: u32) -> Policy {
 
 /// Every list of rules below, with its name.
 #[cfg(test)]
-pub(super) const GROUPS: [(&str, &[Rule]); 18] = [
+pub(super) const GROUPS: [(&str, &[Rule]); 19] = [
     ("EVERY", EVERY),
     ("THREADS", THREADS),
     ("EVENT_LOOP", EVENT_LOOP),
@@ -83,6 +84,7 @@ pub(super) const GROUPS: [(&str, &[Rule]); 18] = [
     ("FS", FS),
     ("FILES", FILES),
     ("FILES_SETUP", FILES_SETUP),
+    ("FILE_SERVER", FILE_SERVER),
     ("MEM", MEM),
     ("BALLOON", BALLOON),
 ];
@@ -117,6 +119,7 @@ pub(super) fn groups(role: Role) -> &'static [&'static [Rule]] {
         Role::Vsock => &[EVERY, IO, VSOCK],
         Role::Fs => &[EVERY, IO, FS],
         Role::Files => &[EVERY, IO, FILES],
+        Role::FileServer => &[EVERY, THREADS, IO, FILES, FILES_SETUP, FILE_SERVER],
         Role::Mem => &[EVERY, IO, MEM],
         Role::Balloon => &[EVERY, IO, BALLOON],
         Role::Stream => &[EVERY, IO],
@@ -320,6 +323,25 @@ const FILES: &[Rule] = &[
 const FILES_SETUP: &[Rule] = &[
     only(libc::SYS_unshare, &[one_of(0, &[n(CLONE_FS)])]),
     any(libc::SYS_fchdir),
+];
+
+/// A process that serves a share: the VMM that comes, what it sends, and the memory that it brings.
+const FILE_SERVER: &[Rule] = &[
+    // One VMM, and the end of one that speaks nonsense.
+    any(libc::SYS_accept4),
+    any(libc::SYS_recvmsg),
+    any(libc::SYS_sendmsg),
+    any(libc::SYS_shutdown),
+    // A second descriptor of a connection; what a thread of queues waits with, and is ended by.
+    only(libc::SYS_fcntl, &[one_of(1, &[n(F_GETFL)])]),
+    any(libc::SYS_epoll_create1),
+    any(libc::SYS_eventfd2),
+    // The first thread that a process starts has pthread listen to its own signal (SIGRTMIN + 1 of the kernel).
+    only(libc::SYS_rt_sigaction, &[one_of(0, &[33])]),
+    // Lines for the system's log.
+    any(libc::SYS_sendto),
+    // The files of the socket, in the end.
+    any(libc::SYS_unlink),
 ];
 
 /// Persistent memory: flushes.

@@ -13,10 +13,10 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemory
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const QUEUES: usize = 33;
-/// A part of memory for each queue: ring, and buffers of eight requests.
-const PART: u64 = 0x20_000;
+/// A part of memory for each queue: ring, and buffers of as many requests as there are slots.
+const PART: u64 = 0x40_000;
 const SIZE: u16 = 64;
-const SLOTS: u64 = 8;
+const SLOTS: u64 = 16;
 /// Where in a part.
 const AVAIL: u64 = 0x1000;
 const USED: u64 = 0x2000;
@@ -267,7 +267,7 @@ impl FrontEnd {
         let used = PART * asked.queue as u64 + USED;
         let index: u16 = self.mem.load(GuestAddress(used + 2), Ordering::Acquire).unwrap();
         let made = self.rings[asked.queue].as_ref().unwrap().made;
-        // At most eight are out at a time.
+        // At most so many are out at a time as there are slots.
         let first = made.saturating_sub(2 * u16::try_from(SLOTS).unwrap());
         (first..index).any(|entry| {
             let at = used + 4 + 8 * u64::from(entry % SIZE);
