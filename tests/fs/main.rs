@@ -3,6 +3,7 @@
 
 mod fs_failures;
 mod fs_files;
+mod fs_husk;
 mod fs_pause;
 mod fs_queues;
 mod fs_sharing;

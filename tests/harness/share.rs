@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,14 +14,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::api::Shim;
-use crate::lab::lab_file;
+use crate::lab::{husk, lab_file};
 use crate::pod::PATIENCE;
 use crate::{end_of, kill};
 
 /// What the Rust shim waits for on the server's standard error.
 const READY: &str = "Waiting for vhost-user socket connection";
 
-/// A running virtiofsd. It is killed when this is dropped.
+/// A running virtiofsd, or husk in its place. It is killed when this is dropped.
 #[derive(Debug)]
 pub struct FileServer {
     child: Child,
@@ -44,9 +45,26 @@ impl FileServer {
     ///
     /// As [`FileServer::start`].
     pub fn start_as(shim: Shim, folder: &Path, socket: &Path, more: &[&str]) -> Result<Self> {
+        let mut command = Command::new(lab_file("virtiofsd"));
+        // Its usual sandbox is a root file system of its own, which a host that runs from its initramfs cannot have.
+        command.args(["--sandbox", "chroot"]);
+        Self::start_program(command, shim, folder, socket, more)
+    }
+
+    /// As [`FileServer::start_as`], with husk in virtiofsd's place, as a link of that name has it started.
+    ///
+    /// # Errors
+    ///
+    /// As [`FileServer::start`].
+    pub fn start_husk(shim: Shim, folder: &Path, socket: &Path, more: &[&str]) -> Result<Self> {
+        let mut command = husk();
+        command.arg0("virtiofsd");
+        Self::start_program(command, shim, folder, socket, more)
+    }
+
+    fn start_program(mut command: Command, shim: Shim, folder: &Path, socket: &Path, more: &[&str]) -> Result<Self> {
         // A socket of an earlier server: the shims have a new folder for each pod.
         let _ = fs::remove_file(socket);
-        let mut command = Command::new(lab_file("virtiofsd"));
         let mut listener = None;
         command.arg("--shared-dir").arg(folder);
         match shim {
@@ -67,8 +85,7 @@ impl FileServer {
                 command.args(["--fd=0", "--cache=auto", "--thread-pool-size=1", "--announce-submounts"]);
             }
         }
-        // Its usual sandbox is a root file system of its own, which a host that runs from its initramfs cannot have.
-        command.args(["--sandbox", "chroot"]).args(more);
+        command.args(more);
         let stdin = listener.map_or_else(Stdio::null, |listener| OwnedFd::from(listener).into());
         command.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
@@ -90,9 +107,13 @@ impl FileServer {
         while !self.said().contains(READY) {
             if let Some(status) = self.child.try_wait()? {
                 thread::sleep(Duration::from_millis(100));
-                anyhow::bail!("virtiofsd has ended ({status}): {}", self.said());
+                anyhow::bail!("the file server has ended ({status}): {}", self.said());
             }
-            ensure!(start.elapsed() < PATIENCE, "virtiofsd is not ready: {}", self.said());
+            ensure!(
+                start.elapsed() < PATIENCE,
+                "the file server is not ready: {}",
+                self.said()
+            );
             thread::sleep(Duration::from_millis(5));
         }
         Ok(())
@@ -126,7 +147,7 @@ impl FileServer {
     /// It does not.
     pub fn ended(mut self) -> Result<()> {
         let status = end_of(&mut self.child, PATIENCE)?;
-        ensure!(status.is_some(), "virtiofsd does not end: {}", self.said());
+        ensure!(status.is_some(), "the file server does not end: {}", self.said());
         Ok(())
     }
 }

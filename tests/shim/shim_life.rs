@@ -153,13 +153,21 @@ fn use_the_share(agent: &mut Agent, shared: &Path) {
     assert_eq!(fs::read_to_string(shared.join("from-guest")).unwrap(), "hello, host\n");
 }
 
+/// How a shim starts the server of a pod's files.
+type Start = fn(Shim, &Path, &Path, &[&str]) -> anyhow::Result<FileServer>;
+
 /// A pod's life, with everything that a shim does in one.
-fn live(mut shape: Shape) -> String {
+fn live(shape: Shape) -> String {
+    live_with(shape, FileServer::start_as)
+}
+
+/// The same, with the file server that `start` starts.
+fn live_with(mut shape: Shape, start: Start) -> String {
     let folder = folder();
     let (shim, debug, image) = (shape.shim, shape.debug, shape.image.is_some());
     let shared = folder.path().join("shared");
     fs::create_dir(&shared).unwrap();
-    let server = FileServer::start_as(shim, &shared, &folder.path().join("virtiofsd.sock"), &[]).unwrap();
+    let server = start(shim, &shared, &folder.path().join("virtiofsd.sock"), &[]).unwrap();
     shape.share = Some(server.socket().into());
     let mut pod = Pod::launch(shape, folder.path()).unwrap();
     pod.create().unwrap();
@@ -237,8 +245,8 @@ fn an_initrd_pod_of_the_go_shim_with_debug() {
 }
 
 #[test]
-fn an_image_pod_of_the_go_shim() {
-    live(image(Shim::Go));
+fn an_image_pod_of_the_go_shim_whose_files_husk_serves() {
+    live_with(image(Shim::Go), FileServer::start_husk);
 }
 
 #[test]

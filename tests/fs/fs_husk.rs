@@ -1,0 +1,97 @@
+//! husk's own file server in virtiofsd's place.
+
+use std::fs;
+use std::process::Command;
+
+use husk_guest::tree::{self, Depth, Plan};
+use husk_guest::{Call, Reply};
+use husk_tests::api::Shim;
+use husk_tests::pod::Pod;
+use husk_tests::share::FileServer;
+use serde_json::{Value, json};
+
+use crate::{guest, mount, sh, shape};
+
+const QUEUES: usize = 2;
+
+/// One boot for all of it: what the others ask of virtiofsd is asked here of husk.
+#[test]
+fn husk_serves_what_virtiofsd_does_from_two_queues_and_over_a_pause() {
+    let folder = tempfile::tempdir().unwrap();
+    let shared = folder.path().join("shared");
+    fs::create_dir(&shared).unwrap();
+    let socket = folder.path().join("virtiofsd.sock");
+    let server = FileServer::start_husk(Shim::Rust, &shared, &socket, &[]).unwrap();
+    let mut shape = shape(Shim::Rust, "6.12");
+    shape.share = Some(socket);
+    shape.vcpus = 2;
+    let mut pod = Pod::launch(shape, folder.path()).unwrap();
+    let mut body = pod.shape().create(&pod.vsock());
+    body["fs"][0]["num_queues"] = json!(QUEUES);
+    pod.api().put("vm.create", Some(&body)).unwrap().done().unwrap();
+    pod.boot().unwrap();
+    let mut agent = pod.agent().unwrap().0;
+    mount(&mut agent).unwrap();
+
+    // A tree from each processor, by its own queue, is the same on both sides.
+    let plan = Plan {
+        seed: 4,
+        files: 100,
+        per_folder: 25,
+        empty: false,
+    };
+    let path = String::from("/tmp/src");
+    agent.must(&Call::Plant { path, plan }).unwrap();
+    sh(
+        &mut agent,
+        "tar -cf /tmp/src.tar -C /tmp src; mkdir /share/one /share/two
+         taskset 1 tar -xf /tmp/src.tar -C /share/one & one=$!
+         taskset 2 tar -xf /tmp/src.tar -C /share/two & two=$!
+         wait $one; wait $two; echo 3 > /proc/sys/vm/drop_caches",
+    );
+    let mut look = |path: &str| {
+        let (path, depth) = (path.into(), Depth::Contents);
+        agent.must(&Call::Survey { path, depth }).unwrap()
+    };
+    let expected = look("/tmp/src");
+    for name in ["one/src", "two/src"] {
+        assert_eq!(look(&guest(name)), expected, "{name} in the guest");
+        let survey = tree::survey(&shared.join(name), Depth::Contents).unwrap();
+        assert_eq!(Reply::Surveyed { survey }, expected, "{name} on the host");
+    }
+    sh(&mut agent, "rm -r /share/one /share/two");
+
+    // Locks that are waited for, and renames, by several at once.
+    let (threads, rounds) = (4, 25);
+    let path = guest("");
+    let stormed = agent.must(&Call::Storm { path, threads, rounds }).unwrap();
+    let text = (threads * rounds).to_string();
+    assert_eq!(stormed, Reply::Text { text: text.clone() });
+    assert_eq!(fs::read_to_string(shared.join("counter")).unwrap(), text);
+
+    // A mount that comes on the host while the share is in use, as a container's root does.
+    let below = shared.join("below");
+    fs::create_dir(&below).unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "tmpfs"])
+        .arg(&below)
+        .status();
+    assert!(mounted.unwrap().success());
+    fs::write(below.join("file"), "here\n").unwrap();
+    let seen = sh(
+        &mut agent,
+        "cat /share/below/file; grep -c ' /share' /proc/mounts; umount /share/below",
+    );
+    assert_eq!(seen, "here\n2\n");
+    let gone = Command::new("umount").arg("-l").arg(&below).status();
+    assert!(gone.unwrap().success());
+
+    pod.api().put("vm.pause", None).unwrap().done().unwrap();
+    fs::write(shared.join("meanwhile"), "written\n").unwrap();
+    pod.api().put("vm.resume", None).unwrap().done().unwrap();
+    assert_eq!(sh(&mut agent, "cat /share/meanwhile"), "written\n");
+    let counters: Value = pod.api().get("vm.counters").unwrap().json().unwrap();
+    assert_eq!(counters["_fs0"]["backend_failures"], 0, "{counters}");
+    assert!(pod.stop().unwrap().status.success());
+    server.ended().unwrap();
+}
