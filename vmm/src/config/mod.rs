@@ -7,8 +7,8 @@
 mod console;
 mod device;
 pub mod fields;
-pub mod json;
 mod fs;
+pub mod json;
 mod mac;
 mod options;
 mod path;
