@@ -8,9 +8,8 @@ use std::sync::Mutex;
 
 use husk_devices::{Host, Irq, MsiMessage, MsiVector, lock};
 use kvm_bindings::{
-    KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_MEM_READONLY,
-    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap,
-    kvm_userspace_memory_region,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_MEM_READONLY, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
+    KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -84,27 +83,6 @@ impl Vm {
         };
         // SAFETY: a slot of no bytes refers to no memory.
         unsafe { self.fd.set_user_memory_region(nothing) }.or_refused(|| format!("take memory slot {slot} back"))
-    }
-
-    /// Has KVM forget, of a memory slot that goes, what it has mapped of that one, and not of all (KVM api.rst,
-    /// `KVM_CAP_DISABLE_QUIRKS2`, Linux 6.12): else the guest faults in all its memory anew. Older kernels cannot. Only before the
-    /// first vCPU.
-    ///
-    /// # Errors
-    /// [`KvmError::Refused`].
-    pub fn keep_other_slots_mapped(&self) -> Result<(), KvmError> {
-        let quirks = self.fd.check_extension_raw(KVM_CAP_DISABLE_QUIRKS2.into());
-        if u32::try_from(quirks).unwrap_or(0) & KVM_X86_QUIRK_SLOT_ZAP_ALL == 0 {
-            return Ok(());
-        }
-        let mut cap = kvm_enable_cap {
-            cap: KVM_CAP_DISABLE_QUIRKS2,
-            ..Default::default()
-        };
-        cap.args[0] = u64::from(KVM_X86_QUIRK_SLOT_ZAP_ALL);
-        self.fd
-            .enable_cap(&cap)
-            .or_refused(|| "keep what it has mapped when a memory slot goes".into())
     }
 
     /// Creates the local APICs in the kernel, without PIC, I/O APIC and PIT (KVM api.rst 7.5 `KVM_CAP_SPLIT_IRQCHIP`). Only before

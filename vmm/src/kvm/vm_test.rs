@@ -72,15 +72,6 @@ fn memory_slots_come_and_go_and_do_not_overlap() {
 }
 
 #[test]
-fn a_vm_may_be_told_to_keep_other_slots_mapped_before_its_first_vcpu() {
-    let Some(kvm) = Kvm::for_test() else { return };
-    let vm = kvm.create_vm().unwrap();
-    vm.keep_other_slots_mapped().unwrap();
-    vm.create_irqchip(1, 0xfffb_d000).unwrap();
-    vm.create_vcpu(0).unwrap();
-}
-
-#[test]
 fn a_vcpu_has_its_number_and_there_is_one_of_each() {
     let Some(vm) = vm(2) else { return };
     assert_eq!(vm.create_vcpu(1).unwrap().id(), 1);

@@ -123,9 +123,6 @@ impl Machine {
         let vm = Arc::new(kvm.create_vm()?);
         trace.mark(Phase::VmCreate);
         let memory = AddressSpace::new(&config.memory, vm.clone(), kvm.phys_bits())?;
-        if memory.reserve().is_some() {
-            vm.keep_other_slots_mapped()?;
-        }
         trace.mark(Phase::Ram);
 
         // Nothing that the loader uses may move into the closure: on an error it would be dropped before the loader is joined.
