@@ -1,4 +1,5 @@
 //! `husk fs` as a process: how it starts, whom it serves, how it ends; with a front-end that speaks FUSE by hand.
+#![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
 
 mod front_end;
 

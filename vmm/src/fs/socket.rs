@@ -8,7 +8,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -122,7 +122,7 @@ fn inherited(fd: RawFd) -> Result<UnixListener, SocketError> {
     if !rustix::net::sockopt::socket_acceptconn(owned.as_fd()).unwrap_or(false) {
         return Err(bad("a socket that does not listen"));
     }
-    Ok(UnixListener::from(OwnedFd::from(owned)))
+    Ok(UnixListener::from(owned))
 }
 
 /// The number of a group of `/etc/group`, or a number as it is.
