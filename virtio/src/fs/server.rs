@@ -1,4 +1,4 @@
-//! A FUSE server over a [`FileSystem`]: takes requests apart, holds them against the protocol's and the session's rules, has the file
+//! A FUSE server over a `FileSystem`: takes requests apart, holds them against the protocol's and the session's rules, has the file
 //! system carry them out, and puts the replies together.
 //!
 //! | file | what |
