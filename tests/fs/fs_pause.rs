@@ -1,4 +1,5 @@
-//! A share while its VM is paused: its server gives the queues back, and gets them again where they were.
+//! A share while its VM is paused: its server gives the queues back, and gets them again where they were; husk's own finishes what it has
+//! begun.
 
 use std::fs;
 use std::thread;
@@ -17,7 +18,8 @@ const LINES: usize = 20;
 fn a_share_that_is_in_use_goes_on_after_each_pause() {
     let (mut lab, mut agent) = Lab::start();
     let mut writer = lab.pod.one_more().unwrap();
-    let script = "i=0; while [ ! -e /share/enough ]; do i=$((i+1)); echo $i >> /share/lines; done";
+    let script =
+        "i=0; while [ ! -e /share/enough ]; do i=$((i+1)); echo $i >> /share/lines; echo $i >> /own/lines; done";
     let writing = thread::spawn(move || writer.must(&Call::run(&["sh", "-euc", script])).map(drop));
     let lines = lab.host("lines");
     let written = || fs::read_to_string(&lines).unwrap_or_default().lines().count();
@@ -34,7 +36,10 @@ fn a_share_that_is_in_use_goes_on_after_each_pause() {
     writing.join().unwrap().unwrap();
     let all: String = (1..=written()).map(|line| format!("{line}\n")).collect();
     assert_eq!(fs::read_to_string(&lines).unwrap(), all, "each line once");
-    assert_eq!(sh(&mut agent, "cat /share/lines"), all);
+    for share in lab.both() {
+        assert_eq!(fs::read_to_string(share.host.join("lines")).unwrap(), all);
+        assert_eq!(sh(&mut agent, &format!("cat {}/lines", share.guest)), all);
+    }
     let counters: Value = lab.pod.api().get("vm.counters").unwrap().json().unwrap();
     assert_eq!(counters["_fs0"]["backend_failures"], 0, "{counters}");
     lab.end();

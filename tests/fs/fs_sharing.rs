@@ -15,27 +15,30 @@ fn a_shared_mapping_is_the_file_and_a_private_one_is_not() {
     let (lab, mut agent) = Lab::start();
     let bytes = 300_000_usize;
     let first = pattern::bytes(1, bytes);
-    fs::write(lab.host("mapped"), &first).unwrap();
-    for (seed, shared) in [(2, false), (3, true)] {
-        let call = Call::Map {
-            path: guest("mapped"),
-            seed,
-            bytes: bytes as u64,
-            shared,
-        };
-        let expected = Reply::Data {
-            bytes: bytes as u64,
-            checksum: pattern::checksum(&first),
-        };
-        assert_eq!(agent.must(&call).unwrap(), expected, "shared: {shared}");
-        let now = fs::read(lab.host("mapped")).unwrap();
-        assert!(
-            now == if shared {
-                pattern::bytes(seed, bytes)
-            } else {
-                first.clone()
-            }
-        );
+    for share in lab.both() {
+        let host = share.host.join("mapped");
+        fs::write(&host, &first).unwrap();
+        for (seed, shared) in [(2, false), (3, true)] {
+            let call = Call::Map {
+                path: format!("{}/mapped", share.guest),
+                seed,
+                bytes: bytes as u64,
+                shared,
+            };
+            let expected = Reply::Data {
+                bytes: bytes as u64,
+                checksum: pattern::checksum(&first),
+            };
+            assert_eq!(agent.must(&call).unwrap(), expected, "shared: {shared}");
+            let now = fs::read(&host).unwrap();
+            assert!(
+                now == if shared {
+                    pattern::bytes(seed, bytes)
+                } else {
+                    first.clone()
+                }
+            );
+        }
     }
     lab.end();
 }
@@ -45,20 +48,22 @@ fn names_and_locks_hold_in_a_storm() {
     const THREADS: u64 = 8;
     const ROUNDS: u64 = 40;
     let (lab, mut agent) = Lab::start();
-    let call = Call::Storm {
-        path: guest(""),
-        threads: THREADS,
-        rounds: ROUNDS,
-    };
-    let text = (THREADS * ROUNDS).to_string();
-    assert_eq!(agent.must(&call).unwrap(), Reply::Text { text: text.clone() });
-    assert_eq!(fs::read_to_string(lab.host("counter")).unwrap(), text);
-    let mut names: Vec<_> = fs::read_dir(lab.host(""))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name())
-        .collect();
-    names.sort();
-    assert_eq!(names, ["counter", "record"]);
+    for share in lab.both() {
+        let call = Call::Storm {
+            path: format!("{}/", share.guest),
+            threads: THREADS,
+            rounds: ROUNDS,
+        };
+        let text = (THREADS * ROUNDS).to_string();
+        assert_eq!(agent.must(&call).unwrap(), Reply::Text { text: text.clone() });
+        assert_eq!(fs::read_to_string(share.host.join("counter")).unwrap(), text);
+        let mut names: Vec<_> = fs::read_dir(&share.host)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["counter", "record"]);
+    }
     lab.end();
 }
 

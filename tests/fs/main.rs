@@ -4,6 +4,7 @@
 mod fs_failures;
 mod fs_files;
 mod fs_husk;
+mod fs_own;
 mod fs_pause;
 mod fs_queues;
 mod fs_sharing;
@@ -20,10 +21,13 @@ use husk_tests::body::Shape;
 use husk_tests::kernel_file;
 use husk_tests::pod::Pod;
 use husk_tests::share::FileServer;
+use serde_json::json;
 use tempfile::TempDir;
 
 /// Where guests have the share.
 const MOUNT: &str = "/share";
+/// The share that husk serves itself, and where guests have it.
+const OWN: (&str, &str) = ("own", "/own");
 
 /// A pod with a share. What ends first comes first.
 struct Lab {
@@ -46,9 +50,22 @@ impl Lab {
         let mut shape = shape(shim, kernel);
         shape.share = Some(server.socket().into());
         let mut pod = Pod::launch(shape, folder.path()).unwrap();
-        let mut agent = pod.start().unwrap();
+        pod.create().unwrap();
+        let own = folder.path().join(OWN.0);
+        fs::create_dir(&own).unwrap();
+        let device = json!({"tag": OWN.0, "dir": own, "xattr": true});
+        pod.api().put("vm.add-fs", Some(&device)).unwrap().done().unwrap();
+        pod.boot().unwrap();
+        let mut agent = pod.agent().unwrap().0;
         mount(&mut agent).unwrap();
+        mount_own(&mut agent);
         (Self { pod, server, folder }, agent)
+    }
+
+    /// Both folders, each as the guest has it and as the host has it.
+    fn both(&self) -> [Share; 2] {
+        let own = self.folder.path().join(OWN.0);
+        [(MOUNT, self.host("")), (OWN.1, own)].map(|(guest, host)| Share { guest, host })
     }
 
     /// A path in the share on the host.
@@ -67,6 +84,31 @@ fn shape(shim: Shim, kernel: &str) -> Shape {
     Shape::new(shim, kernel_file(kernel, "vmlinux"), kernel_file(kernel, "pod.cpio"))
 }
 
+/// A folder that the guest has mounted.
+struct Share {
+    guest: &'static str,
+    host: PathBuf,
+}
+
+impl Share {
+    /// The survey of a folder, which is the same on both sides.
+    fn survey(&self, agent: &mut Agent, name: &str, depth: Depth) -> Survey {
+        let path = format!("{}/{name}", self.guest);
+        let reply = agent.must(&Call::Survey { path, depth }).unwrap();
+        let Reply::Surveyed { survey } = reply else {
+            panic!("{reply:?}")
+        };
+        let host = self.host.join(name);
+        assert_eq!(survey, tree::survey(&host, depth).unwrap(), "{name} of {}", self.guest);
+        survey
+    }
+}
+
+fn mount_own(agent: &mut Agent) {
+    let (tag, path) = OWN;
+    sh(agent, &format!("mkdir {path} && mount -t virtiofs {tag} {path}"));
+}
+
 fn mount(agent: &mut Agent) -> anyhow::Result<()> {
     agent.mount_share(MOUNT).map(drop)
 }
@@ -79,21 +121,6 @@ fn guest(name: &str) -> String {
 /// Runs a script in the guest that must succeed; what it printed.
 fn sh(agent: &mut Agent, script: &str) -> String {
     agent.run(&["sh", "-euc", script]).unwrap()
-}
-
-/// The survey of a folder of the share, which is the same on both sides.
-fn survey(lab: &Lab, agent: &mut Agent, name: &str, depth: Depth) -> Survey {
-    let reply = agent
-        .must(&Call::Survey {
-            path: guest(name),
-            depth,
-        })
-        .unwrap();
-    let Reply::Surveyed { survey } = reply else {
-        panic!("{reply:?}")
-    };
-    assert_eq!(survey, tree::survey(&lab.host(name), depth).unwrap(), "in {name}");
-    survey
 }
 
 /// How much to do: a number from the environment, or what an emulated host does in some seconds.
