@@ -342,6 +342,36 @@ fn a_request_that_waits_for_a_lock_is_answered_when_the_lock_goes() {
 }
 
 #[test]
+fn helpers_go_when_there_is_nothing_to_do_and_come_again() {
+    let daemon = Daemon::start(&[]);
+    let mut front_end = daemon.front_end();
+    front_end.mount();
+    let file = front_end.open("greeting");
+    let helpers = || {
+        let tasks = fs::read_dir(format!("/proc/{}/task", daemon.child.id()))
+            .unwrap()
+            .flatten();
+        let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+        names.filter(|name| name.trim_end() == "fs-0").count()
+    };
+    for _ in 0..2 {
+        // It takes a helper to hand a request in again.
+        assert_eq!(front_end.lock(file, 1, true), Ok(()));
+        let waiting = front_end.begin_lock(file, 2);
+        while helpers() == 0 {
+            assert!(!front_end.is_answered(waiting));
+        }
+        assert_eq!(front_end.lock(file, 1, false), Ok(()));
+        assert_eq!(front_end.wait_for(waiting), Ok(vec![]));
+        assert_eq!(front_end.lock(file, 2, false), Ok(()));
+        while helpers() > 0 {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        assert_eq!(front_end.read("greeting"), b"hello");
+    }
+}
+
+#[test]
 fn those_who_wait_for_a_lock_leave_room_for_who_has_it() {
     let daemon = Daemon::start(&[]);
     let mut front_end = daemon.front_end();
