@@ -108,7 +108,12 @@ fn vm_with(field: &Field, value: &Value) -> Option<Value> {
         "BalloonConfig" => vm["balloon"] = with(json!({"size": 0})),
         "DiskConfig" => vm["disks"] = json!([with(json!({"path": "/d"}))]),
         "NetConfig" => vm["net"] = json!([with(json!({"tap": "t0"}))]),
-        "FsConfig" => vm["fs"] = json!([with(json!({"tag": "t", "socket": "/s"}))]),
+        "FsConfig" => {
+            // Some fields are of files that husk serves.
+            let is_own = name == "cache" || name == "socket" && value.is_null();
+            let from = if is_own { ("dir", "/") } else { ("socket", "/s") };
+            vm["fs"] = json!([with(json!({"tag": "t", from.0: from.1}))]);
+        }
         "VsockConfig" => vm["vsock"] = with(json!({"cid": 3, "socket": "/s"})),
         "PmemConfig" => vm["pmem"] = json!([with(json!({"file": "/f"}))]),
         "ConsoleConfig" => vm["serial"] = with(json!({"mode": "Off", "file": "/f"})),
