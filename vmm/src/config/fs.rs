@@ -12,8 +12,8 @@ use super::{null_is_default, null_is_yes, yes};
 pub struct FsConfig {
     /// The name that the guest mounts.
     pub tag: String,
-    /// The back-end's listening socket; empty where husk serves the files.
-    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_empty")]
+    /// The back-end's listening socket; empty where husk serves the files, and told even so: a shim that reads `vm.info` wants it.
+    #[serde(default, deserialize_with = "null_is_default")]
     pub socket: PathBuf,
     /// Request queues; the one for urgent requests comes on top.
     #[serde(default = "FsConfig::one_queue")]
@@ -169,10 +169,6 @@ impl FsConfig {
     }
 }
 
-fn is_empty(path: &std::path::Path) -> bool {
-    path.as_os_str().is_empty()
-}
-
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's contract")]
 fn is_off(switch: &bool) -> bool {
     !switch
@@ -202,7 +198,7 @@ mod tests {
     #[test]
     fn every_field_of_a_folder_is_read_and_written() {
         let json = json!({
-            "tag": "t", "num_queues": 2, "queue_size": 64, "dir": "/d", "readonly": true, "cache": "metadata",
+            "tag": "t", "socket": "", "num_queues": 2, "queue_size": 64, "dir": "/d", "readonly": true, "cache": "metadata",
             "writeback": true, "direct_io": true, "xattr": true, "posix_acl": true, "submounts": false, "locks": false,
             "label": "u:r:t:s0",
         });
