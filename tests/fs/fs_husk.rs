@@ -1,6 +1,7 @@
 //! husk's own file server in virtiofsd's place.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use husk_guest::tree::{self, Depth, Plan};
@@ -14,12 +15,33 @@ use crate::{guest, mount, sh, shape};
 
 const QUEUES: usize = 2;
 
+/// Something that is mounted on the host until this is dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(what: &[&str], at: &Path) -> Self {
+        let mounted = Command::new("mount").args(what).arg(at).status();
+        assert!(mounted.unwrap().success(), "{what:?} at {}", at.display());
+        Self(at.into())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
 /// One boot for all of it: what the others ask of virtiofsd is asked here of husk.
 #[test]
 fn husk_serves_what_virtiofsd_does_from_two_queues_and_over_a_pause() {
     let folder = tempfile::tempdir().unwrap();
     let shared = folder.path().join("shared");
     fs::create_dir(&shared).unwrap();
+    // As systemd and a shim have it: what is mounted later is passed on to namespaces that were there before.
+    let _shared = Mounted::new(&["--bind", shared.to_str().unwrap()], &shared);
+    let passed_on = Command::new("mount").arg("--make-shared").arg(&shared).status();
+    assert!(passed_on.unwrap().success());
     let socket = folder.path().join("virtiofsd.sock");
     let server = FileServer::start_husk(Shim::Rust, &shared, &socket, &[]).unwrap();
     let mut shape = shape(Shim::Rust, "6.12");
@@ -72,19 +94,14 @@ fn husk_serves_what_virtiofsd_does_from_two_queues_and_over_a_pause() {
     // A mount that comes on the host while the share is in use, as a container's root does.
     let below = shared.join("below");
     fs::create_dir(&below).unwrap();
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "tmpfs"])
-        .arg(&below)
-        .status();
-    assert!(mounted.unwrap().success());
+    let root = Mounted::new(&["-t", "tmpfs", "tmpfs"], &below);
     fs::write(below.join("file"), "here\n").unwrap();
     let seen = sh(
         &mut agent,
         "cat /share/below/file; grep -c ' /share' /proc/mounts; umount /share/below",
     );
     assert_eq!(seen, "here\n2\n");
-    let gone = Command::new("umount").arg("-l").arg(&below).status();
-    assert!(gone.unwrap().success());
+    drop(root);
 
     pod.api().put("vm.pause", None).unwrap().done().unwrap();
     fs::write(shared.join("meanwhile"), "written\n").unwrap();
