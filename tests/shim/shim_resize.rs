@@ -128,6 +128,16 @@ fn containers_of_the_rust_shim_come_change_and_go() {
             6,
             896,
         ),
+        // As many as the pod may have.
+        (
+            Change::Update("a", limits(9000, 64)),
+            &[
+                r#"PUT vm.resize {"desired_balloon":null,"desired_ram":null,"desired_vcpus":8}"#,
+                INFO,
+            ],
+            8,
+            896,
+        ),
         // Less memory is not asked for.
         (
             Change::Remove("a"),
@@ -227,6 +237,13 @@ fn containers_of_the_go_shim_come_change_and_go() {
         Change::Update("b", limits(4100, 100)),
         &[INFO, r#"PUT vm.resize {"desired_vcpus":6}"#, INFO, INFO],
         6,
+        896,
+    ));
+    // As many as the pod may have.
+    lab.perform((
+        Change::Update("b", limits(9000, 100)),
+        &[INFO, r#"PUT vm.resize {"desired_vcpus":8}"#, INFO, INFO],
+        8,
         896,
     ));
     lab.perform((
