@@ -21,8 +21,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
-/// What memory comes in.
-const BLOCK: u64 = 128 * MIB;
+/// What memory comes in, by virtio-mem.
+const BLOCK: u64 = 2 * MIB;
 const KATA: &str = "io.katacontainers.config.hypervisor.";
 
 const FAILURE: i32 = 1;
