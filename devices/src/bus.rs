@@ -1,8 +1,8 @@
 //! The seam between a vCPU exit and a device: offsets in, an [`Effect`] out. And the map from addresses to devices.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
-use crate::lock;
+use crate::{lock, read, write};
 
 use crate::pci::Bdf;
 
@@ -92,7 +92,7 @@ impl Bus {
     pub fn insert(&self, base: u64, len: u64, device: Arc<Mutex<dyn BusDevice>>) -> Result<(), BusError> {
         let beyond_first = len.checked_sub(1).ok_or(BusError::Empty { base })?;
         let last = base.checked_add(beyond_first).ok_or(BusError::Wraps { base, len })?;
-        let mut windows = self.windows.write().unwrap_or_else(PoisonError::into_inner);
+        let mut windows = write(&self.windows);
         let place = windows.partition_point(|window| window.last < base);
         match windows.get(place) {
             Some(other) if other.base <= last => Err(BusError::Overlap {
@@ -110,7 +110,7 @@ impl Bus {
 
     /// Takes away the window that begins at `base`, and gives back its device; `None` if there is no such window.
     pub fn remove(&self, base: u64) -> Option<Arc<Mutex<dyn BusDevice>>> {
-        let mut windows = self.windows.write().unwrap_or_else(PoisonError::into_inner);
+        let mut windows = write(&self.windows);
         let place = windows.binary_search_by_key(&base, |window| window.base).ok()?;
         Some(windows.remove(place).device)
     }
@@ -143,7 +143,7 @@ impl Bus {
     }
 
     fn find(&self, addr: u64) -> Option<Hit> {
-        let windows = self.windows.read().unwrap_or_else(PoisonError::into_inner);
+        let windows = read(&self.windows);
         let window = windows.get(windows.partition_point(|window| window.last < addr))?;
         let offset = addr.checked_sub(window.base)?;
         Some(Hit {
@@ -156,7 +156,7 @@ impl Bus {
 
 impl std::fmt::Debug for Bus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let windows = self.windows.read().unwrap_or_else(PoisonError::into_inner);
+        let windows = read(&self.windows);
         f.debug_list()
             .entries(
                 windows

@@ -26,6 +26,6 @@ pub mod told;
 pub use bus::{Bus, BusDevice, BusError, Effect};
 pub use chain::{causes, chain};
 pub use host::{Host, Irq, MsiMessage, MsiVector};
-pub use lock::lock;
+pub use lock::{lock, read, write};
 pub use memory::{GuestMemory, GuestMemoryMmap, GuestRegionMmap};
 pub use metrics::{Counter, Metered};

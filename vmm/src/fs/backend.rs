@@ -2,8 +2,9 @@
 //!
 //! There is a thread for each processor, up to four, and one for the queue that must not wait; queues are dealt out to them.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
+use husk_devices::lock;
 use husk_devices::memory::GuestMemory;
 use husk_virtio::fs::TAG_BYTES;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
@@ -57,7 +58,7 @@ impl Backend {
     /// Forgets a front-end.
     pub fn reset(&self) {
         self.crew.reset();
-        *self.mem.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.mem) = None;
     }
 
     /// The number of the `event`th queue of a thread.
@@ -122,7 +123,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn update_memory(&self, mem: GuestMemory) -> std::io::Result<()> {
-        *self.mem.lock().unwrap_or_else(PoisonError::into_inner) = Some(mem);
+        *lock(&self.mem) = Some(mem);
         Ok(())
     }
 
@@ -151,7 +152,7 @@ impl VhostUserBackend for Backend {
 
     /// An error would end the thread: what is wrong with a queue is its own matter.
     fn handle_event(&self, event: u16, _: EventSet, vrings: &[Vring], thread: usize) -> std::io::Result<()> {
-        let mem = self.mem.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mem = lock(&self.mem).clone();
         let found = self.queue_of(thread, event).zip(vrings.get(usize::from(event)));
         if let (Some((index, vring)), Some(mem)) = (found, mem)
             && let Some(queue) = self.crew.queue(index)

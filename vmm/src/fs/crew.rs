@@ -7,10 +7,11 @@
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use husk_devices::lock;
 use husk_virtio::fs::serve::Serve;
 use husk_virtio::ring::Chain;
 
@@ -135,14 +136,14 @@ impl Crew {
     fn begin(&self) {
         self.active.fetch_add(1, Ordering::SeqCst);
         if self.asleep.swap(false, Ordering::SeqCst) {
-            let _guard = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+            let _guard = lock(&self.watch);
             self.woken.notify_one();
         }
     }
 
     /// Has a helper look at a queue.
     fn call(self: &Arc<Self>, index: usize) {
-        let mut helpers = self.lock();
+        let mut helpers = lock(&self.helpers);
         if helpers.tasks.contains(&index) {
             return;
         }
@@ -170,7 +171,7 @@ impl Crew {
     /// The life of a helper, which begins with a task.
     fn help(self: &Arc<Self>, mut index: usize) {
         if !self.enter() {
-            self.lock().all -= 1;
+            lock(&self.helpers).all -= 1;
             return;
         }
         loop {
@@ -191,7 +192,7 @@ impl Crew {
 
     /// What is to be done next; `None` if there was nothing for a while, and the thread is no helper any more.
     fn next_task(&self) -> Option<usize> {
-        let mut helpers = self.lock();
+        let mut helpers = lock(&self.helpers);
         helpers.idle = helpers.idle.saturating_add(1);
         let waited = self
             .called
@@ -231,7 +232,7 @@ impl Crew {
 
     /// Until a thread serves. What only the work before needed is given back to the host.
     fn sleep(&self) {
-        let guard = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        let guard = lock(&self.watch);
         self.asleep.store(true, Ordering::SeqCst);
         if self.active.load(Ordering::SeqCst) > 0 {
             self.asleep.store(false, Ordering::SeqCst);
@@ -244,9 +245,5 @@ impl Crew {
             let waited = self.woken.wait_while(guard, asleep);
             drop(waited.unwrap_or_else(PoisonError::into_inner));
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Helpers> {
-        self.helpers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use husk_devices::lock;
 use husk_devices::memory::GuestMemory;
 use husk_virtio::fs::serve::{Outcome, refuse};
 use husk_virtio::ring::{Chain, Notify, Ring, RingError, RingState};
@@ -81,7 +82,7 @@ impl Queue {
 
     /// Begins or goes on with what the front-end has set up. `bell` is rung by a ring whose turn is over, and heard by nobody.
     pub fn start(&self, vring: &Vring, mem: &GuestMemory, bell: &Arc<EventFd>) {
-        let state = &mut *self.lock();
+        let state = &mut *lock(&self.state);
         if state.running || state.broken {
             return;
         }
@@ -115,7 +116,7 @@ impl Queue {
 
     /// The next request, if there is one. Without one the driver is asked for a kick.
     pub fn take(&self) -> Option<Chain> {
-        let state = &mut *self.lock();
+        let state = &mut *lock(&self.state);
         let chain = state.take()?;
         self.taken.fetch_add(1, Ordering::Relaxed);
         Some(chain)
@@ -123,7 +124,7 @@ impl Queue {
 
     /// Gives a request back, with what became of it. `waited`: it is one of [`Queue::take_waiting`].
     pub fn give_back(&self, chain: Chain, outcome: Outcome, generation: u64, waited: bool) {
-        let state = &mut *self.lock();
+        let state = &mut *lock(&self.state);
         state.serving = state.serving.saturating_sub(1);
         state.tried = state.tried.saturating_sub(usize::from(waited));
         match outcome {
@@ -146,7 +147,7 @@ impl Queue {
 
     /// One of the requests that wait, if there is one that may go on now.
     pub fn take_waiting(&self, generation: u64) -> Option<Chain> {
-        let state = &mut *self.lock();
+        let state = &mut *lock(&self.state);
         let found = state.waiting.iter().position(|waiting| waiting.is_due(generation));
         let waiting = state.waiting.remove(found.filter(|_| state.running)?);
         state.serving = state.serving.saturating_add(1);
@@ -156,7 +157,7 @@ impl Queue {
 
     /// What there is to do.
     pub fn load(&self, generation: u64) -> Load {
-        let state = &*self.lock();
+        let state = &*lock(&self.state);
         let ring = state.ring.as_ref().filter(|_| state.running);
         Load {
             backlog: ring.and_then(|ring| ring.backlog().ok()).unwrap_or(0),
@@ -183,16 +184,12 @@ impl Queue {
     }
 
     fn come_to_rest(&self) -> MutexGuard<'_, State> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.running = false;
         while state.serving > 0 {
             state = self.finished.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

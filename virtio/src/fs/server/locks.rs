@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use husk_devices::lock;
 use rustix::io::Errno;
 
 use super::ask::Ask;
@@ -28,7 +29,7 @@ const OFFSET_MAX: u64 = i64::MAX.cast_unsigned();
 impl Server {
     pub(super) fn getlk(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
         let wanted: requests::Lk = ask.last()?;
-        let lock = lock(&ask, &wanted)?;
+        let lock = lock_of(&ask, &wanted)?;
         // flock(2) has no such question, and nothing is in the way of letting go.
         if lock.whole_file || lock.kind == LockKind::Unlock {
             return Err(MALFORMED);
@@ -49,7 +50,7 @@ impl Server {
 
     pub(super) fn setlk(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>, wait: bool) -> Done {
         let wanted: requests::Lk = ask.last()?;
-        let lock = lock(&ask, &wanted)?;
+        let lock = lock_of(&ask, &wanted)?;
         match self.fs.setlk(ask.node, Handle(wanted.fh.get()), &lock, wait)? {
             Locked::Yes => reply.empty(),
             Locked::Later if !wait => Err(Errno::AGAIN.into()),
@@ -68,7 +69,7 @@ impl Server {
 }
 
 /// What is to be locked.
-fn lock(ask: &Ask<'_>, wanted: &requests::Lk) -> Result<Lock, Failure> {
+fn lock_of(ask: &Ask<'_>, wanted: &requests::Lk) -> Result<Lock, Failure> {
     if !ask.agreed.locks() {
         return Err(Errno::NOSYS.into());
     }
@@ -146,7 +147,7 @@ impl Interrupted {
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut VecDeque<u64>) -> T) -> T {
-        let mut requests = self.requests.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut requests = lock(&self.requests);
         let result = change(&mut requests);
         self.count.store(requests.len(), Ordering::Release);
         result

@@ -19,6 +19,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use husk_devices::lock;
 use rustix::io::Errno;
 use zerocopy::FromZeros;
 use zerocopy::little_endian::U32;
@@ -157,7 +158,7 @@ impl Server {
             offered |= u64::from(more.flags2.get()) << 32;
         }
         let (abilities, flags) = agree(&self.fs.abilities(), offered);
-        let change = self.session.change.lock();
+        let change = lock(&self.session.change);
         self.end();
         self.fs.begin(abilities);
         self.session.begin(Agreed::new(&abilities, flags));
@@ -171,7 +172,7 @@ impl Server {
     /// Ends the session.
     pub(super) fn destroy(&self, ask: &Ask<'_>, reply: &mut Reply<'_>) -> Done {
         nothing_left(ask)?;
-        let change = self.session.change.lock();
+        let change = lock(&self.session.change);
         self.end();
         drop(change);
         reply.empty()

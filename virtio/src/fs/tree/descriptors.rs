@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
+use husk_devices::lock;
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
@@ -123,10 +124,10 @@ impl Oldest {
 
     /// Notes that `node` got a descriptor, and has `close` decide about the oldest of those that are too many. No lock is held then.
     pub fn add(&self, node: u64, mut close: impl FnMut(u64, bool) -> Fate) {
-        self.lock().push_back(node);
+        lock(&self.nodes).push_back(node);
         for look in 0..LOOKS {
             let oldest = {
-                let mut nodes = self.lock();
+                let mut nodes = lock(&self.nodes);
                 if nodes.len() <= self.most {
                     return;
                 }
@@ -135,17 +136,13 @@ impl Oldest {
             let Some(oldest) = oldest else { return };
             let last = look.saturating_add(1) == LOOKS;
             if close(oldest, last) == Fate::Stays {
-                self.lock().push_back(oldest);
+                lock(&self.nodes).push_back(oldest);
             }
         }
     }
 
     /// None any more.
     pub fn clear(&self) {
-        self.lock().clear();
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<u64>> {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.nodes).clear();
     }
 }

@@ -1,8 +1,9 @@
 //! Directories: opened and listed.
 
 use std::mem::MaybeUninit;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
+use husk_devices::lock;
 use rustix::fs::{FileType, OFlags, RawDir, SeekFrom, fdatasync, fsync, seek};
 use rustix::io::Errno;
 
@@ -61,7 +62,7 @@ impl Tree {
         let open = self.handles.get(node, handle)?;
         let position = open.position.as_ref().ok_or(Errno::NOTDIR)?;
         let parent = self.nodes.get(node)?.key();
-        let mut at = position.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut at = lock(&position.0);
         if *at != offset {
             seek(&open.file, SeekFrom::Start(offset))?;
         }

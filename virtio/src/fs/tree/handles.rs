@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 
+use husk_devices::{read, write};
 use rustix::io::Errno;
 
 use super::descriptors::Held;
@@ -59,7 +60,7 @@ impl Handles {
         })?;
         file.inode.opened();
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut shard = self.shard(number).write().unwrap_or_else(PoisonError::into_inner);
+        let mut shard = write(self.shard(number));
         shard.insert(number, Arc::new(file));
         Ok((Handle(number), more))
     }
@@ -69,7 +70,7 @@ impl Handles {
     /// # Errors
     /// `EBADF` if it is not.
     pub fn get(&self, node: Node, handle: Handle) -> Result<Arc<OpenFile>, Errno> {
-        let shard = self.shard(handle.0).read().unwrap_or_else(PoisonError::into_inner);
+        let shard = read(self.shard(handle.0));
         let open = shard.get(&handle.0).filter(|open| open.inode.node() == node);
         open.cloned().ok_or(Errno::BADF)
     }
@@ -79,7 +80,7 @@ impl Handles {
     /// # Errors
     /// As for [`Handles::get`].
     pub fn remove(&self, node: Node, handle: Handle) -> Result<Arc<OpenFile>, Errno> {
-        let mut shard = self.shard(handle.0).write().unwrap_or_else(PoisonError::into_inner);
+        let mut shard = write(self.shard(handle.0));
         if shard.get(&handle.0).is_none_or(|open| open.inode.node() != node) {
             return Err(Errno::BADF);
         }
@@ -92,7 +93,7 @@ impl Handles {
     /// None any more.
     pub fn reset(&self) {
         for shard in &self.shards {
-            let old = std::mem::take(&mut *shard.write().unwrap_or_else(PoisonError::into_inner));
+            let old = std::mem::take(&mut *write(shard));
             self.count.fetch_sub(old.len(), Ordering::Relaxed);
             old.values().for_each(|open| open.inode.closed());
         }

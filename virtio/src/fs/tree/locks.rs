@@ -7,8 +7,9 @@
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
+use husk_devices::lock;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
@@ -84,7 +85,7 @@ impl Locks {
             owner,
             whole_file,
         };
-        let Some(owned) = self.lock().remove(&holder) else {
+        let Some(owned) = lock(&self.table).remove(&holder) else {
             return;
         };
         self.let_go(&holder, &mut lock(&owned));
@@ -93,7 +94,7 @@ impl Locks {
     /// All locks of `node` go.
     pub fn drop_node(&self, node: Node) {
         let of_node = |holder: &Holder, _: &mut _| holder.node == node;
-        let gone: Vec<_> = self.lock().extract_if(of_node).collect();
+        let gone: Vec<_> = lock(&self.table).extract_if(of_node).collect();
         for (holder, owned) in &gone {
             self.let_go(holder, &mut lock(owned));
         }
@@ -101,7 +102,7 @@ impl Locks {
 
     /// All of them go.
     pub fn reset(&self) {
-        let table = std::mem::take(&mut *self.lock());
+        let table = std::mem::take(&mut *lock(&self.table));
         for (holder, owned) in &table {
             self.let_go(holder, &mut lock(owned));
         }
@@ -109,7 +110,7 @@ impl Locks {
 
     /// An owner who holds nothing needs no description.
     fn tidy(&self, holder: &Holder) {
-        let mut table = self.lock();
+        let mut table = lock(&self.table);
         let Some(owned) = table.get(holder).cloned() else {
             return;
         };
@@ -140,10 +141,6 @@ impl Locks {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Holder, Arc<Mutex<Owned>>>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Counts the difference, if there may be so many.
     fn recount(&self, before: usize, after: usize) -> Result<(), Errno> {
         let change = |count: usize| {
@@ -165,7 +162,7 @@ impl Tree {
             return Err(Errno::INVAL);
         }
         let others: Vec<_> = {
-            let table = self.locks.lock();
+            let table = self::lock(&self.locks.table);
             let of_node = table
                 .iter()
                 .filter(|(holder, _)| holder.node == node && !holder.whole_file);
@@ -194,7 +191,7 @@ impl Tree {
             whole_file: lock.whole_file,
         };
         let answer = loop {
-            let known = self.locks.lock().get(&holder).cloned();
+            let known = self::lock(&self.locks.table).get(&holder).cloned();
             let owned = match known {
                 Some(owned) => owned,
                 None if lock.kind == LockKind::Unlock => return Ok(Locked::Yes),
@@ -233,7 +230,7 @@ impl Tree {
             spans: Vec::new(),
             gone: false,
         };
-        let mut table = self.locks.lock();
+        let mut table = lock(&self.locks.table);
         Ok(table
             .entry(holder)
             .or_insert_with(|| Arc::new(Mutex::new(owned)))
@@ -277,10 +274,6 @@ impl Tree {
         }
         self.proc.reopen(file, OFlags::RDONLY)
     }
-}
-
-fn lock(owned: &Mutex<Owned>) -> MutexGuard<'_, Owned> {
-    owned.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The range of a lock, for the host and for the notes here.

@@ -5,7 +5,9 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
+
+use husk_devices::lock;
 
 use super::attributes::Kind;
 use super::descriptors::{Budget, Held, Use};
@@ -48,7 +50,7 @@ impl Mounts {
 
     /// The handle of the node that `fd` holds, if it can be opened again by it; counted until [`Mounts::release`].
     pub fn handle(&self, mount: u32, kind: Kind, fd: &Held) -> Option<FileHandle> {
-        let mut table = self.lock();
+        let mut table = lock(&self.table);
         if !table.contains_key(&mount) {
             // A special file must not be opened: one of the others on the mount will do.
             if !kind.can_be_opened() {
@@ -75,18 +77,18 @@ impl Mounts {
 
     /// What handles of that mount are opened with.
     pub fn get(&self, mount: u32) -> Option<Arc<Mount>> {
-        self.lock().get(&mount)?.mount.clone()
+        lock(&self.table).get(&mount)?.mount.clone()
     }
 
     /// How many descriptors there are.
     #[cfg(test)]
     pub fn open(&self) -> usize {
-        self.lock().values().filter(|known| known.mount.is_some()).count()
+        lock(&self.table).values().filter(|known| known.mount.is_some()).count()
     }
 
     /// A node with a handle went.
     pub fn release(&self, mount: u32) {
-        let mut table = self.lock();
+        let mut table = lock(&self.table);
         if let Some(known) = table.get_mut(&mount) {
             known.nodes = known.nodes.saturating_sub(1);
             if known.nodes == 0 {
@@ -103,9 +105,5 @@ impl Mounts {
         let again: OwnedFd = handle.open(mount.as_fd(), libc::O_PATH | libc::O_NOFOLLOW).ok()?;
         let same = super::attributes::key_of(&again).ok()? == super::attributes::key_of(fd).ok()?;
         same.then(|| Arc::new(Mount(mount)))
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Known>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

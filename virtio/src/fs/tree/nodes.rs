@@ -12,8 +12,9 @@ use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
+use husk_devices::{lock, read, write};
 use rustix::io::Errno;
 
 use super::attributes::{self, Kind};
@@ -103,7 +104,7 @@ impl Inode {
     }
 
     fn place(&self) -> MutexGuard<'_, Place> {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.place)
     }
 
     fn count(&self) {
@@ -198,7 +199,7 @@ impl Nodes {
             return Ok(self.root.clone());
         }
         let (shard, slot) = self.find(node.0).ok_or(Errno::BADF)?;
-        let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
+        let shard = read(shard);
         let found = shard.at(slot).filter(|inode| inode.number == node.0);
         found.cloned().ok_or(Errno::BADF)
     }
@@ -206,7 +207,7 @@ impl Nodes {
     /// The node with `key`, if it is known beyond doubt, counted as given once more.
     pub fn known(&self, key: &Key) -> Option<Arc<Inode>> {
         let (_, shard) = self.shard_of(key);
-        let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
+        let shard = read(shard);
         let inode = shard.by_key(key)?;
         // One without a descriptor may be gone, and its number another's.
         inode.place().fd.as_ref()?;
@@ -217,7 +218,7 @@ impl Nodes {
     /// Whether there is a node with `key` that has a descriptor; which may be wrong a moment later.
     pub fn seems_known(&self, key: &Key) -> bool {
         let (_, shard) = self.shard_of(key);
-        let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
+        let shard = read(shard);
         shard.by_key(key).is_some_and(|inode| inode.place().fd.is_some())
     }
 
@@ -232,7 +233,7 @@ impl Nodes {
     /// `ENFILE` when there are too many.
     pub fn add(&self, key: Key, kind: Kind, fd: Held) -> Result<Arc<Inode>, Errno> {
         let (index, shard) = self.shard_of(&key);
-        let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+        let mut shard = write(shard);
         if let Some(inode) = shard.by_key(&key) {
             let mut place = inode.place();
             if place.fd.is_some() {
@@ -305,7 +306,7 @@ impl Nodes {
     pub fn forget(&self, node: Node, count: u64) {
         let Some((shard, slot)) = self.find(node.0) else { return };
         let left = {
-            let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
+            let shard = read(shard);
             let Some(inode) = shard.at(slot).filter(|inode| inode.number == node.0) else {
                 return;
             };
@@ -316,7 +317,7 @@ impl Nodes {
         if left > 0 {
             return;
         }
-        let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+        let mut shard = write(shard);
         // Somebody may have been given it meanwhile, or have taken it out.
         let gone = |inode: &&Arc<Inode>| inode.number == node.0 && inode.lookups.load(Ordering::Relaxed) == 0;
         let Some(inode) = shard.at(slot).filter(gone).cloned() else {
@@ -338,7 +339,7 @@ impl Nodes {
     pub fn reset(&self) {
         for shard in &self.shards {
             let shard = {
-                let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+                let mut shard = write(shard);
                 let given = shard.given;
                 std::mem::replace(
                     &mut *shard,
