@@ -97,7 +97,7 @@ impl Fs {
     fn over(link: Arc<Link>, config: &FsConfig) -> Self {
         Self {
             profile: profile(config.queues, config.queue_size),
-            config: config_space(&config.tag, config.queues),
+            config: Arc::new(Mutex::new(ConfigBytes::new(config_space(&config.tag, config.queues)))),
             link,
         }
     }
@@ -119,11 +119,12 @@ fn profile(queues: u16, queue_size: u16) -> Profile {
     }
 }
 
-fn config_space(tag: &str, queues: u16) -> Arc<Mutex<ConfigBytes>> {
+/// The configuration space of a device with `queues` request queues (virtio 1.2 §5.11.4). The tag is cut to [`TAG_BYTES`].
+pub fn config_space(tag: &str, queues: u16) -> Vec<u8> {
     let mut fields = tag.as_bytes().to_vec();
     fields.resize(TAG_BYTES, 0);
     fields.extend_from_slice(&u32::from(queues).to_le_bytes());
-    Arc::new(Mutex::new(ConfigBytes::new(fields)))
+    fields
 }
 
 impl VirtioDevice for Fs {

@@ -56,7 +56,10 @@ impl Local {
     pub fn new(config: &LocalConfig, serve: Arc<dyn Serve>, threads: &Arc<dyn Threads>) -> Self {
         Self {
             profile: super::profile(config.queues, config.queue_size),
-            config: super::config_space(&config.tag, config.queues),
+            config: Arc::new(Mutex::new(ConfigBytes::new(super::config_space(
+                &config.tag,
+                config.queues,
+            )))),
             serve,
             threads: threads.clone(),
             name: config.name.clone(),

@@ -1,6 +1,7 @@
 //! What serves the requests of a file system device, whoever brings them: the device's own threads or a vhost-user daemon's.
 
 use std::io;
+use std::time::Duration;
 
 use super::fuse;
 use crate::ring::{Reader, Writer};
@@ -13,6 +14,17 @@ pub enum Outcome {
     /// It waits for a lock that another owner holds. Nothing was written: to be handed in again, from its beginning, when
     /// [`Serve::generation`] has changed, or after a while, since owners outside the VM tell nobody.
     Wait,
+}
+
+/// How long a request that waits is put aside at most until it is handed in again.
+pub const RETRY: Duration = Duration::from_millis(50);
+/// One in so many entries of a queue may be a request that waits.
+const WAITING_SHARE: u16 = 8;
+
+/// How many requests of a queue with so many entries may wait; more are refused with `ENOLCK`. Whoever would let a lock go has to get
+/// through as well, and a request takes several entries from a driver without indirect descriptors.
+pub fn most_waiting(entries: u16) -> usize {
+    usize::from(entries.checked_div(WAITING_SHARE).unwrap_or_default().max(1))
 }
 
 /// Serves FUSE requests, any number at a time.

@@ -5,14 +5,13 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use husk_virtio::fs::TAG_BYTES;
 use husk_virtio::fs::share::{Cache, IdMap, ShareConfig};
 use log::LevelFilter;
 
 use crate::fs::{Capabilities, IdRange, Listen, Options, Sandbox};
 use crate::seccomp::Mode;
 
-/// Longest tag: that of the device's configuration space (virtio 1.2 §5.11.4).
-const TAG_MAX: usize = 36;
 /// Under this name husk is `husk fs`.
 const ALIAS: &str = "virtiofsd";
 
@@ -303,7 +302,7 @@ pub enum FileServerUsage {
     #[error("--fd {0} is no descriptor, allowed: 0 and above")]
     Descriptor(RawFd),
     /// A tag that does not fit.
-    #[error("--tag has {0} bytes, allowed: 1 to {TAG_MAX}")]
+    #[error("--tag has {0} bytes, allowed: 1 to {TAG_BYTES}")]
     Tag(usize),
     /// Something of `-o`.
     #[error("-o {0} is not known, see `-o` in husk(1)")]
@@ -358,7 +357,7 @@ impl FileServerArgs {
         if posix_acl && !(self.translate_uid.is_empty() && self.translate_gid.is_empty()) {
             return Err(FileServerUsage::AclOfOthers);
         }
-        if let Some(tag) = self.tag.as_ref().filter(|tag| tag.is_empty() || tag.len() > TAG_MAX) {
+        if let Some(tag) = self.tag.as_ref().filter(|tag| tag.is_empty() || tag.len() > TAG_BYTES) {
             return Err(FileServerUsage::Tag(tag.len()));
         }
         let ignored = self.ignored();

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use husk_devices::lock;
 use husk_devices::memory::GuestMemory;
-use husk_virtio::fs::TAG_BYTES;
+use husk_virtio::fs::config_space;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::VhostUserBackend;
 use virtio_bindings::bindings::{virtio_config, virtio_ring};
@@ -48,7 +48,7 @@ impl Backend {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             crew,
-            config: tag.map(configuration),
+            config: tag.map(|tag| config_space(tag, REQUEST_QUEUES)),
             mem: Mutex::new(None),
             bell: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
             threads: processors.clamp(1, MOST_THREADS),
@@ -68,14 +68,6 @@ impl Backend {
             .filter(|index| mask >> index & 1 == 1)
             .nth(event.into())
     }
-}
-
-/// Tag, and number of request queues.
-fn configuration(tag: &str) -> Vec<u8> {
-    let mut bytes: Vec<u8> = tag.bytes().take(TAG_BYTES).collect();
-    bytes.resize(TAG_BYTES, 0);
-    bytes.extend(u32::from(REQUEST_QUEUES).to_le_bytes());
-    bytes
 }
 
 impl VhostUserBackend for Backend {

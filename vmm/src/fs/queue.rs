@@ -5,11 +5,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use husk_devices::lock;
 use husk_devices::memory::GuestMemory;
-use husk_virtio::fs::serve::{Outcome, refuse};
+use husk_virtio::fs::serve::{Outcome, RETRY, most_waiting, refuse};
 use husk_virtio::ring::{Chain, Notify, Ring, RingError, RingState};
 use vhost_user_backend::{VringMutex, VringT};
 use virtio_queue::QueueT;
@@ -17,12 +17,6 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// A virtqueue as `vhost_user_backend` has it.
 pub(super) type Vring = VringMutex<GuestMemory>;
-
-/// After so long a request that waits is handed in again, whatever became of locks: others on the host tell nobody.
-const AGAIN: Duration = Duration::from_millis(50);
-
-/// What part of a queue's entries may be requests that wait for a lock.
-const WAITING_SHARE: u16 = 8;
 
 /// A virtqueue.
 pub(super) struct Queue {
@@ -219,7 +213,7 @@ impl State {
     /// Whether one more request may wait for a lock.
     fn has_room(&self) -> bool {
         let size = self.ring.as_ref().map_or(0, Ring::size);
-        self.waiting.len().saturating_add(self.tried) < usize::from(size / WAITING_SHARE).max(1)
+        self.waiting.len().saturating_add(self.tried) < most_waiting(size)
     }
 
     fn fail(&mut self, error: &RingError) {
@@ -236,7 +230,7 @@ impl State {
 
 impl Waiting {
     fn is_due(&self, generation: u64) -> bool {
-        self.generation != generation || self.since.elapsed() >= AGAIN
+        self.generation != generation || self.since.elapsed() >= RETRY
     }
 }
 

@@ -3,11 +3,12 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::lane::Lane;
 use super::session::Session;
 use crate::device::{Handler, HandlerError, Watch};
+use crate::fs::serve::RETRY;
 use crate::rate_limit::Alarm;
 use crate::ring::RingState;
 
@@ -15,8 +16,6 @@ use crate::ring::RingState;
 const KICKED: u32 = 0;
 /// [`Watch`] token of the timer.
 const TIMER: u32 = 1;
-/// How long a request that waits for a lock waits at most before it is tried again: owners outside the VM tell nobody.
-const RETRY: Duration = Duration::from_millis(50);
 
 /// The running half of one queue.
 pub(super) struct LaneHandler {

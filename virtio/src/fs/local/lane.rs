@@ -12,13 +12,11 @@ use husk_devices::lock;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::fs::fuse;
+use crate::fs::serve::{Outcome, most_waiting};
 use crate::ring::{Chain, Ring, RingError, RingState};
 
 /// How long the driver may be kept from knowing of what is done while more is being done.
 const QUIET: Duration = Duration::from_micros(50);
-/// One in so many entries of a ring may wait for a lock: whoever would let it go has to get through as well, and a request takes
-/// several entries from a driver without indirect descriptors.
-const WAITING_SHARE: u16 = 8;
 
 /// A queue.
 pub(super) struct Lane {
@@ -70,15 +68,6 @@ pub(super) struct Turn {
     pub busy: usize,
     /// How long one usually takes.
     pub usual: Duration,
-}
-
-/// What became of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    /// It was answered with so many bytes.
-    Done(u32),
-    /// It waits for a lock.
-    Wait,
 }
 
 /// How far a lane has come.
@@ -165,19 +154,19 @@ impl Lane {
     }
 
     /// A request that took `took` came to this end by `now`. `false` if it waits and there is no room for that: it was refused.
-    pub fn end(&self, chain: Chain, end: End, took: Duration, now: Instant) -> bool {
+    pub fn end(&self, chain: Chain, outcome: Outcome, took: Duration, now: Instant) -> bool {
         let mut state = lock(&self.state);
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         // An eighth of it is the new one.
         state.usual = state.usual.saturating_sub(state.usual >> 3).saturating_add(took >> 3);
-        let kept = end != End::Wait || state.has_room_to_wait();
-        match end {
-            End::Done(len) => state.finish(chain.head(), len, now),
-            End::Wait if kept => {
+        let kept = outcome != Outcome::Wait || state.has_room_to_wait();
+        match outcome {
+            Outcome::Done(len) => state.finish(chain.head(), len, now),
+            Outcome::Wait if kept => {
                 state.waiting.push(chain);
                 self.waiting.store(state.waiting.len(), Ordering::SeqCst);
             }
-            End::Wait => {
+            Outcome::Wait => {
                 let len = fuse::refuse(&mut chain.reader(), &mut chain.writer(), libc::ENOLCK);
                 state.finish(chain.head(), len, now);
             }
@@ -357,8 +346,7 @@ impl State {
 
     fn has_room_to_wait(&self) -> bool {
         let size = self.ring.as_ref().map_or(0, Ring::size);
-        let most = size.checked_div(WAITING_SHARE).unwrap_or_default().max(1);
-        self.waiting.len().saturating_add(self.again.len()) < usize::from(most)
+        self.waiting.len().saturating_add(self.again.len()) < most_waiting(size)
     }
 
     fn note<T>(&mut self, done: Result<T, RingError>) -> Option<T> {

@@ -14,7 +14,7 @@ use husk_devices::chain;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::crew::{Crew, Sleep, Wanted};
-use super::lane::{End, Lane, Progress, Turn};
+use super::lane::{Lane, Progress, Turn};
 use super::metrics::LocalMetrics;
 use crate::fs::fuse;
 use crate::fs::serve::{Outcome, Serve};
@@ -100,41 +100,38 @@ impl Session {
                 self.call(number);
             }
             let generation = self.serve.generation();
-            let end = self.carry_out(&chain);
+            let outcome = self.carry_out(&chain);
             let now = Instant::now();
-            let kept = lane.end(chain, end, now.saturating_duration_since(since), now);
+            let kept = lane.end(chain, outcome, now.saturating_duration_since(since), now);
             since = now;
             if own {
                 lane.set_own(0);
             }
-            self.count(end, kept);
+            self.count(outcome, kept);
             if self.serve.generation() != generation {
                 // Also for one that was handed in before the lock went, and was put aside after that.
                 self.lanes.iter().for_each(Lane::try_again);
-            } else if end == End::Wait && !own {
+            } else if outcome == Outcome::Wait && !own {
                 // The lane's own thread sets its timer.
                 lane.ring();
             }
         }
     }
 
-    fn carry_out(&self, chain: &crate::ring::Chain) -> End {
+    fn carry_out(&self, chain: &crate::ring::Chain) -> Outcome {
         let request = chain.reader();
         if request.available_bytes() < fuse::REQUEST_BYTES {
             self.metrics.malformed.inc();
-            return End::Done(0);
+            return Outcome::Done(0);
         }
-        match self.serve.handle(request, chain.writer()) {
-            Outcome::Done(len) => End::Done(len),
-            Outcome::Wait => End::Wait,
-        }
+        self.serve.handle(request, chain.writer())
     }
 
-    fn count(&self, end: End, kept: bool) {
-        match (end, kept) {
-            (End::Done(_), _) => {}
-            (End::Wait, true) => self.metrics.waits.inc(),
-            (End::Wait, false) => self.metrics.refused_waits.inc(),
+    fn count(&self, outcome: Outcome, kept: bool) {
+        match (outcome, kept) {
+            (Outcome::Done(_), _) => {}
+            (Outcome::Wait, true) => self.metrics.waits.inc(),
+            (Outcome::Wait, false) => self.metrics.refused_waits.inc(),
         }
     }
 
