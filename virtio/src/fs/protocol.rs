@@ -55,7 +55,12 @@ pub(super) mod tail;
 pub(super) use opcode::Opcode;
 pub(super) use tail::Tail;
 
+use std::io::Read;
+
 use rustix::io::Errno;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::ring::Reader;
 
 /// Version of the protocol that is spoken (`FUSE_KERNEL_VERSION`).
 pub(super) const MAJOR: u32 = 7;
@@ -86,6 +91,13 @@ impl Failure {
             Self::Refused(errno) | Self::Malformed(errno) => errno,
         }
     }
+}
+
+/// The next structure of `from`. `None` if fewer bytes are left.
+pub(super) fn take<T: FromBytes + IntoBytes>(from: &mut Reader<'_>) -> Option<T> {
+    let mut value = T::new_zeroed();
+    from.read_exact(value.as_mut_bytes()).ok()?;
+    Some(value)
 }
 
 /// A request that makes no sense.

@@ -86,10 +86,10 @@ impl Server {
             self.counters.short_replies.inc();
             return Err(Failure::Malformed(Errno::IO));
         }
-        if opcode == Opcode::Init {
-            return self.init(ask, reply);
+        // Which begins what the others are in.
+        if opcode != Opcode::Init {
+            ask.agreed = self.session.agreed().ok_or(Failure::Malformed(Errno::NOTCONN))?;
         }
-        ask.agreed = self.session.agreed().ok_or(Failure::Malformed(Errno::NOTCONN))?;
         if rule.changes && ask.agreed.readonly() {
             return Err(Errno::ROFS.into());
         }

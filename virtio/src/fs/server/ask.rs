@@ -1,14 +1,12 @@
 //! One request while it is taken apart.
 
-use std::io::Read;
-
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::session::Agreed;
 use crate::fs::filesystem::{Caller, Creation, Node};
 use crate::fs::protocol::extensions::Extensions;
 use crate::fs::protocol::tail::Parts;
-use crate::fs::protocol::{Failure, MALFORMED, Opcode, Tail, requests};
+use crate::fs::protocol::{Failure, MALFORMED, Opcode, Tail, requests, take};
 use crate::ring::Reader;
 
 /// A request behind its header.
@@ -93,10 +91,4 @@ impl<'a> Ask<'a> {
         self.caller.group = found.group;
         Ok(())
     }
-}
-
-fn take<T: FromBytes + IntoBytes>(body: &mut Reader<'_>) -> Option<T> {
-    let mut value = T::new_zeroed();
-    body.read_exact(value.as_mut_bytes()).ok()?;
-    Some(value)
 }

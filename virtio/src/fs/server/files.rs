@@ -6,7 +6,8 @@ use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use super::ask::Ask;
-use super::names::{PERMISSIONS, kind};
+use super::locks::OFFSET_MAX;
+use super::names::{PERMISSIONS, UMASK, kind};
 use super::reply::Reply;
 use super::{Done, Server};
 use crate::fs::filesystem::{Creation, Handle, Node};
@@ -86,7 +87,7 @@ impl Server {
         let offset = position(wanted.offset.get())?;
         let size = self.fitting(wanted.size.get(), reply)?;
         // No file ends behind this.
-        let size = size.min(usize::try_from(position(u64::MAX >> 1)?.saturating_sub(offset)).unwrap_or(size));
+        let size = size.min(usize::try_from(OFFSET_MAX.saturating_sub(offset)).unwrap_or(size));
         let handle = Handle(wanted.fh.get());
         let done = with_iovecs(|iovecs| {
             in_pieces(size, |done, left| {
@@ -265,25 +266,25 @@ fn new_file(wanted: &requests::Create) -> Result<Creation<'static>, Failure> {
     }
     Ok(Creation {
         mode: kind(FileType::RegularFile) | mode & PERMISSIONS,
-        umask: wanted.umask.get() & 0o777,
+        umask: wanted.umask.get() & UMASK,
         ..Creation::default()
     })
 }
 
 /// `offset`, if the kernel has such a one.
 pub(super) fn position(offset: u64) -> Result<u64, Failure> {
-    match i64::try_from(offset) {
-        Ok(_) => Ok(offset),
-        Err(_) => Err(Errno::INVAL.into()),
+    match offset {
+        0..=OFFSET_MAX => Ok(offset),
+        _ => Err(Errno::INVAL.into()),
     }
 }
 
 /// `offset`, if so many bytes from there on can be in a file.
 fn range(offset: u64, length: u64) -> Result<u64, Failure> {
     let end = position(offset)?.checked_add(length).ok_or(Errno::FBIG)?;
-    match i64::try_from(end) {
-        Ok(_) => Ok(offset),
-        Err(_) => Err(Errno::FBIG.into()),
+    match end {
+        0..=OFFSET_MAX => Ok(offset),
+        _ => Err(Errno::FBIG.into()),
     }
 }
 

@@ -24,7 +24,7 @@ const F_RDLCK: u32 = 0;
 const F_WRLCK: u32 = 1;
 const F_UNLCK: u32 = 2;
 /// The last byte of every file (`OFFSET_MAX`).
-const OFFSET_MAX: u64 = i64::MAX.cast_unsigned();
+pub(super) const OFFSET_MAX: u64 = i64::MAX.cast_unsigned();
 
 impl Server {
     pub(super) fn getlk(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {

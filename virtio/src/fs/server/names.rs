@@ -13,7 +13,7 @@ use crate::fs::serve::Outcome;
 /// Permission bits of a mode, set-user-ID, set-group-ID and the sticky bit among them.
 pub(super) const PERMISSIONS: u32 = 0o7777;
 /// Those that a umask has.
-const UMASK: u32 = 0o777;
+pub(super) const UMASK: u32 = 0o777;
 /// Those of a symbolic link.
 const LINK_PERMISSIONS: u32 = 0o777;
 /// `RENAME_NOREPLACE`, `RENAME_EXCHANGE` and `RENAME_WHITEOUT` of renameat2(2).
