@@ -86,6 +86,16 @@ pub(crate) struct Attr {
     pub btime: Option<Time>,
 }
 
+/// The number of a device in the 32 bits that Linux makes of it for user space (`new_encode_dev`, `include/linux/kdev_t.h`).
+pub(crate) fn device_number(major: u32, minor: u32) -> u32 {
+    minor & 0xff | major << 8 | (minor & !0xff) << 12
+}
+
+/// Major and minor number of such a one.
+pub(crate) fn device_numbers(rdev: u32) -> (u32, u32) {
+    (rdev >> 8 & 0xfff, rdev & 0xff | rdev >> 12 & 0xf_ff00)
+}
+
 /// Seconds since 1970 and nanoseconds below 10^9.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Time {

@@ -367,7 +367,7 @@ impl FileSystem for Tree {
     }
 
     fn fsyncdir(&self, node: Node, handle: Handle, data_only: bool) -> Result<(), Errno> {
-        self.fsyncdir(node, handle, data_only)
+        self.fsync(node, handle, data_only)
     }
 
     fn statfs(&self, node: Node) -> Result<Space, Errno> {

@@ -216,7 +216,7 @@ impl StatxOut {
     /// `attr`, good for `ttl`.
     pub fn new(attr: &fs::Attr, ttl: Duration) -> Self {
         let born = if attr.btime.is_some() { STATX_BTIME } else { 0 };
-        let (major, minor) = device_numbers(attr.rdev);
+        let (major, minor) = fs::device_numbers(attr.rdev);
         let mut out = Self::new_zeroed();
         out.attr_valid = ttl.as_secs().into();
         out.attr_valid_nsec = ttl.subsec_nanos().into();
@@ -239,9 +239,4 @@ impl StatxOut {
         stat.rdev_minor = minor.into();
         out
     }
-}
-
-/// Major and minor number of a device in the 32 bits that Linux makes of them (`new_decode_dev`, `include/linux/kdev_t.h`).
-fn device_numbers(rdev: u32) -> (u32, u32) {
-    ((rdev >> 8) & 0xfff, (rdev & 0xff) | ((rdev >> 12) & 0xf_ff00))
 }

@@ -13,7 +13,7 @@ use super::Tree;
 use super::credentials;
 use super::nodes::{Inode, Key};
 use super::proc::Number;
-use crate::fs::filesystem::{Attr, Change, Handle, Name, Node, Stamp, Time};
+use crate::fs::filesystem::{Attr, Change, Handle, Name, Node, Stamp, Time, device_number};
 
 /// What is asked for.
 const WANTED: StatxFlags = StatxFlags::BASIC_STATS
@@ -96,7 +96,7 @@ impl Tree {
             nlink: stat.stx_nlink,
             uid: self.who.guest_uid(stat.stx_uid),
             gid: self.who.guest_gid(stat.stx_gid),
-            rdev: encode_device(stat.stx_rdev_major, stat.stx_rdev_minor),
+            rdev: device_number(stat.stx_rdev_major, stat.stx_rdev_minor),
             blksize: stat.stx_blksize,
             submount: self.policy.announce_submounts && mount_root && !is_root && kind == Kind::Directory,
             btime: has_btime.then(|| time(&stat.stx_btime)),
@@ -206,14 +206,4 @@ fn time(stamp: &StatxTimestamp) -> Time {
         sec: stamp.tv_sec,
         nsec: stamp.tv_nsec,
     }
-}
-
-/// A device's number as `stat` has it in 32 bits (`new_encode_dev` of linux/kdev_t.h).
-fn encode_device(major: u32, minor: u32) -> u32 {
-    minor & 0xff | major << 8 | (minor & !0xff) << 12
-}
-
-/// The other way.
-pub(super) fn decode_device(device: u32) -> (u32, u32) {
-    (device >> 8 & 0xfff, device & 0xff | device >> 12 & 0xfff00)
 }

@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 use std::sync::Mutex;
 
 use husk_devices::lock;
-use rustix::fs::{FileType, OFlags, RawDir, SeekFrom, fdatasync, fsync, seek};
+use rustix::fs::{FileType, OFlags, RawDir, SeekFrom, seek};
 use rustix::io::Errno;
 
 use super::Tree;
@@ -116,15 +116,6 @@ impl Tree {
 
     pub(super) fn releasedir(&self, node: Node, handle: Handle) -> Result<(), Errno> {
         self.release(node, handle, None)
-    }
-
-    pub(super) fn fsyncdir(&self, node: Node, handle: Handle, data_only: bool) -> Result<(), Errno> {
-        let open = self.handles.get(node, handle)?;
-        if data_only {
-            fdatasync(&open.file)
-        } else {
-            fsync(&open.file)
-        }
     }
 }
 

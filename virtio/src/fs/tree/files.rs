@@ -104,6 +104,7 @@ impl Tree {
         super::host::write(&open.file, from, offset)
     }
 
+    /// Of a directory as well.
     pub(super) fn fsync(&self, node: Node, handle: Handle, data_only: bool) -> Result<(), Errno> {
         let open = self.handles.get(node, handle)?;
         if data_only {

@@ -20,7 +20,7 @@ use super::descriptors::{Held, Use};
 use super::files::open_file;
 use super::nodes::Inode;
 use super::proc::Number;
-use crate::fs::filesystem::{Caller, Creation, Entry, Name, Node, Opened};
+use crate::fs::filesystem::{Caller, Creation, Entry, Name, Node, Opened, device_numbers};
 
 /// Permissions of a mode.
 const PERMISSIONS: u32 = 0o7777;
@@ -101,10 +101,7 @@ impl Tree {
         new: &Creation<'_>,
     ) -> Result<Entry, Errno> {
         let dir = self.directory(parent)?;
-        {
-            let _acting = self.who.act_for(caller)?;
-            symlinkat(target, &*dir, name.as_c_str())?;
-        }
+        self.on_behalf(caller, new, |_| symlinkat(target, &*dir, name.as_c_str()))?;
         self.made(&dir, name, new, AtFlags::empty())
     }
 
@@ -119,17 +116,14 @@ impl Tree {
         let (major, minor) = match kind {
             FileType::RegularFile | FileType::Fifo | FileType::Socket => (0, 0),
             // Nobody here opens it. Whether it may be made is for the host to say.
-            FileType::CharacterDevice | FileType::BlockDevice => attributes::decode_device(new.rdev),
+            FileType::CharacterDevice | FileType::BlockDevice => device_numbers(new.rdev),
             FileType::Directory => return Err(Errno::PERM),
             _ => return Err(Errno::INVAL),
         };
         let dir = self.directory(parent)?;
-        {
-            let _acting = self.who.act_for(caller)?;
-            let _masked = credentials::mask(new.umask);
-            let mode = Mode::from_raw_mode(new.mode & PERMISSIONS);
-            mknodat(&*dir, name.as_c_str(), kind, mode, makedev(major, minor))?;
-        }
+        self.on_behalf(caller, new, |mode| {
+            mknodat(&*dir, name.as_c_str(), kind, mode, makedev(major, minor))
+        })?;
         self.made(&dir, name, new, AtFlags::empty())
     }
 
@@ -141,12 +135,20 @@ impl Tree {
         new: &Creation<'_>,
     ) -> Result<Entry, Errno> {
         let dir = self.directory(parent)?;
-        {
-            let _acting = self.who.act_for(caller)?;
-            let _masked = credentials::mask(new.umask);
-            mkdirat(&*dir, name.as_c_str(), Mode::from_raw_mode(new.mode & PERMISSIONS))?;
-        }
+        self.on_behalf(caller, new, |mode| mkdirat(&*dir, name.as_c_str(), mode))?;
         self.made(&dir, name, new, AtFlags::REMOVEDIR)
+    }
+
+    /// Has `make` make something with the caller's name, his umask and the permissions that it is told.
+    fn on_behalf<T>(
+        &self,
+        caller: &Caller,
+        new: &Creation<'_>,
+        make: impl FnOnce(Mode) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let _acting = self.who.act_for(caller)?;
+        let _masked = credentials::mask(new.umask);
+        make(Mode::from_raw_mode(new.mode & PERMISSIONS))
     }
 
     /// The entry of what was just made; it gets its label, or is removed again.
@@ -175,10 +177,9 @@ impl Tree {
         let made = self.handles.add(|| {
             let create = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let file = self.budget.take(Use::File, || {
-                let _acting = self.who.act_for(caller)?;
-                let _masked = credentials::mask(new.umask);
-                let mode = Mode::from_raw_mode(new.mode & PERMISSIONS);
-                openat(&*dir, name.as_c_str(), passed.difference(OFlags::TRUNC) | create, mode)
+                self.on_behalf(caller, new, |mode| {
+                    openat(&*dir, name.as_c_str(), passed.difference(OFlags::TRUNC) | create, mode)
+                })
             })?;
             self.made_file(file, passed, new).inspect_err(|_| {
                 let _ = unlinkat(&*dir, name.as_c_str(), AtFlags::empty());
@@ -210,12 +211,9 @@ impl Tree {
         // With O_EXCL it never gets a name.
         let exclusive = OFlags::from_bits_retain(flags) & OFlags::EXCL;
         let (handle, entry) = self.handles.add(|| {
+            let make = OFlags::TMPFILE | OFlags::CLOEXEC | exclusive;
             let file = self.budget.take(Use::File, || {
-                let _acting = self.who.act_for(caller)?;
-                let _masked = credentials::mask(new.umask);
-                let mode = Mode::from_raw_mode(new.mode & PERMISSIONS);
-                let make = OFlags::TMPFILE | OFlags::CLOEXEC | exclusive;
-                openat(&*dir, c".", passed | make, mode)
+                self.on_behalf(caller, new, |mode| openat(&*dir, c".", passed | make, mode))
             })?;
             self.made_file(file, passed, new)
         })?;

@@ -68,6 +68,23 @@ struct Place {
 }
 
 impl Inode {
+    /// What `fd` holds, given once.
+    fn new(number: u64, key: Key, kind: Kind, fd: Held) -> Self {
+        Self {
+            number,
+            key,
+            lookups: AtomicU64::new(1),
+            place: Mutex::new(Place {
+                fd: Some(Arc::new(fd)),
+                handle: None,
+            }),
+            opens: AtomicU32::new(0),
+            locked: AtomicBool::new(false),
+            recent: AtomicBool::new(false),
+            kind,
+        }
+    }
+
     /// As the guest knows it.
     pub fn node(&self) -> Node {
         Node(self.number)
@@ -162,22 +179,9 @@ impl Shard {
 impl Nodes {
     /// The root alone.
     pub fn new(root: Held, key: Key, mounts: Mounts, budget: Arc<Budget>, most: usize, most_open: usize) -> Self {
-        let root = Inode {
-            number: Node::ROOT.0,
-            key,
-            lookups: AtomicU64::new(1),
-            place: Mutex::new(Place {
-                fd: Some(Arc::new(root)),
-                handle: None,
-            }),
-            opens: AtomicU32::new(0),
-            locked: AtomicBool::new(false),
-            recent: AtomicBool::new(true),
-            kind: Kind::Directory,
-        };
         let most_open = most_open.min(budget.limit() / 2).max(1);
         Self {
-            root: Arc::new(root),
+            root: Arc::new(Inode::new(Node::ROOT.0, key, Kind::Directory, root)),
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
             hasher: RandomState::new(),
             count: AtomicUsize::new(1),
@@ -281,19 +285,7 @@ impl Nodes {
         };
         shard.given = shard.given.checked_add(1).unwrap_or(1);
         let number = u64::from(shard.given) << (SHARD_BITS + SLOT_BITS) | u64::from(slot) << SHARD_BITS | index;
-        let inode = Arc::new(Inode {
-            number,
-            key,
-            lookups: AtomicU64::new(1),
-            place: Mutex::new(Place {
-                fd: Some(Arc::new(fd)),
-                handle: None,
-            }),
-            opens: AtomicU32::new(0),
-            locked: AtomicBool::new(false),
-            recent: AtomicBool::new(false),
-            kind,
-        });
+        let inode = Arc::new(Inode::new(number, key, kind, fd));
         if let Some(free) = usize::try_from(slot).ok().and_then(|slot| shard.slots.get_mut(slot)) {
             *free = Some(inode.clone());
         }
