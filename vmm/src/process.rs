@@ -2,10 +2,12 @@
 
 #![expect(
     unsafe_code,
-    reason = "growing the descriptor table by duplicating a descriptor to a high number, and mallopt(3)"
+    reason = "descriptors by their numbers: those of the parent, and a high one that makes the table grow; mallopt(3)"
 )]
 
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 /// Descriptors that a VM may need.
 const DESCRIPTORS: RawFd = 255;
@@ -39,15 +41,21 @@ pub fn prepare_files(most: Option<u64>) -> std::io::Result<()> {
 }
 
 fn limit_descriptors(most: u64) -> std::io::Result<()> {
-    let limit = libc::rlimit {
-        rlim_cur: most,
-        rlim_max: most,
+    let limit = Rlimit {
+        current: Some(most),
+        maximum: Some(most),
     };
-    // SAFETY: the call reads the structure.
-    match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
-    }
+    Ok(setrlimit(Resource::Nofile, limit)?)
+}
+
+/// A copy of descriptor `fd`, which this process was started with.
+///
+/// # Errors
+/// There is none of that number.
+pub fn inherited(fd: RawFd) -> std::io::Result<OwnedFd> {
+    // SAFETY: not -1, and only duplicated at once, which fails for a number that is no open descriptor.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    fd.try_clone_to_owned()
 }
 
 /// A table that has to grow when there are several threads makes the kernel wait for all of them.

@@ -1,20 +1,18 @@
 //! The socket that clients connect to: a new one, or one that husk was started with.
 
-#![expect(
-    unsafe_code,
-    reason = "the options of a socket have no safe wrapper in the standard library"
-)]
-
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::time::Duration;
 
 use husk_virtio::unix::{self, BindError, SocketFile};
+use rustix::net::SocketType;
+use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_acceptconn, socket_type};
 
 /// How long a client that has gone to another acceptor is waited for. Whoever has an adopted socket too can clear its `O_NONBLOCK`, and
 /// accept4(2) cannot be told not to wait.
-static PATIENCE: libc::timeval = libc::timeval { tv_sec: 0, tv_usec: 1 };
+const PATIENCE: Duration = Duration::from_micros(1);
 /// Connections that wait to be accepted.
 const BACKLOG: libc::c_int = 128;
 
@@ -58,53 +56,16 @@ impl Listener {
         let socket = UnixListener::from(fd);
         // A family other than Unix has no address that reads as one.
         let is_unix = socket.local_addr().is_ok();
-        if !is_unix
-            || option(&socket, libc::SO_ACCEPTCONN) != Some(1)
-            || option(&socket, libc::SO_TYPE) != Some(libc::SOCK_STREAM)
-        {
+        if !is_unix || socket_acceptconn(&socket) != Ok(true) || socket_type(&socket) != Ok(SocketType::STREAM) {
             return Err(ListenError::NotListening(number));
         }
         let failed = |source| ListenError::Host { fd: number, source };
         socket.set_nonblocking(true).map_err(failed)?;
-        bound_waits(&socket).map_err(failed)?;
+        // Accepting ends also when the socket is blocking (`SO_RCVTIMEO`, socket(7)).
+        let bounded = set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE));
+        bounded.map_err(|errno| failed(errno.into()))?;
         Ok(Self { socket, file: None })
     }
-}
-
-/// Has accepting end after [`PATIENCE`] also when the socket is blocking (`SO_RCVTIMEO`, socket(7)).
-fn bound_waits(socket: &UnixListener) -> io::Result<()> {
-    let bytes = libc::socklen_t::try_from(size_of_val(&PATIENCE)).expect("16");
-    // SAFETY: reads a timeval of that size.
-    let done = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVTIMEO,
-            (&raw const PATIENCE).cast(),
-            bytes,
-        )
-    };
-    if done < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
-/// An option of the level `SOL_SOCKET`.
-fn option(socket: &UnixListener, name: libc::c_int) -> Option<libc::c_int> {
-    let mut value: libc::c_int = 0;
-    let mut bytes = libc::socklen_t::try_from(size_of_val(&value)).expect("four bytes");
-    // SAFETY: writes at most `bytes` bytes to an integer of that size.
-    let done = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            name,
-            (&raw mut value).cast(),
-            &raw mut bytes,
-        )
-    };
-    (done == 0).then_some(value)
 }
 
 #[cfg(test)]

@@ -1,13 +1,7 @@
 //! `husk --api-socket …`: the API process, started as Kata's shims start Cloud Hypervisor.
 
-#![expect(
-    unsafe_code,
-    reason = "descriptors that the parent passed are known by their numbers only"
-)]
-
 use std::ffi::{OsStr, OsString};
-use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,6 +14,7 @@ use crate::api::Server;
 use crate::config::{Reclaim, ResizeTimeout, RunOptions};
 use crate::control::{self, Exit};
 use crate::events::Events;
+use crate::process::inherited;
 use crate::seccomp::Mode;
 use crate::terminal::Signals;
 
@@ -180,13 +175,6 @@ impl Place {
             _ => Err(bad("not understood, allowed: path=FILE, fd=N")),
         }
     }
-}
-
-/// A copy of a descriptor that this process was started with.
-fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: not -1, and only duplicated at once, which fails for a number that is no open descriptor.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    fd.try_clone_to_owned()
 }
 
 #[cfg(test)]

@@ -1,14 +1,9 @@
 //! Where the front-end connects: a socket of this process's own or one that it was started with.
 
-#![expect(
-    unsafe_code,
-    reason = "descriptors that the parent passed are known by their numbers only"
-)]
-
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -16,6 +11,7 @@ use std::path::{Path, PathBuf};
 use husk_virtio::unix::{BindError, SocketFile, bind};
 
 use super::Listen;
+use crate::process;
 
 /// Front-ends that may wait while one is served.
 const BACKLOG: libc::c_int = 8;
@@ -112,9 +108,7 @@ impl Socket {
 /// Descriptor `fd`, which becomes this process's own.
 fn inherited(fd: RawFd) -> Result<UnixListener, SocketError> {
     let bad = |found| SocketError::Descriptor { fd, found };
-    // SAFETY: not -1, and only duplicated at once, which fails for a number that is no open descriptor.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    let owned = borrowed.try_clone_to_owned().map_err(|_| bad("not open"))?;
+    let owned = process::inherited(fd).map_err(|_| bad("not open"))?;
     let domain = rustix::net::sockopt::socket_domain(&owned).map_err(|_| bad("not a socket"))?;
     if domain != rustix::net::AddressFamily::UNIX {
         return Err(bad("a socket of another kind"));
