@@ -40,6 +40,9 @@ const TOOLS: [Tool; 10] = [
     tool("umount", "mount", Some(Host::Native)),
 ];
 
+/// The line of sources.list(5) by which Debian 12 has its security archive.
+const SECURITY_ARCHIVE: &str = "deb http://security.debian.org/debian-security bookworm-security main";
+
 /// Installs the tools that are needed where guests run on `host`, or says how.
 ///
 /// # Errors
@@ -166,7 +169,15 @@ fn locate(package: Package) -> Result<String> {
         Some(prefix) => progress::step("refreshing the package lists", || update(prefix))?,
         None => bail!("the package lists do not have {package}. Run:\n  sudo apt-get update"),
     }
-    look()
+    look().map_err(|error| anyhow!("{error:#}\n{}", absent(package)))
+}
+
+/// What to do about a package that no source of this system has. Systems that were put together by hand often lack the security archive.
+fn absent(package: Package) -> String {
+    format!(
+        "no package source of this system has {package}: Debian 12 has it in its security archive. \
+         Add this line to /etc/apt/sources.list and try again:\n  {SECURITY_ARCHIVE}"
+    )
 }
 
 /// Unpacks a package below `folder`.
