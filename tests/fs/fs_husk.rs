@@ -4,14 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use husk_guest::tree::{self, Depth, Plan};
 use husk_guest::{Call, Reply};
 use husk_tests::api::Shim;
 use husk_tests::pod::Pod;
 use husk_tests::share::FileServer;
 use serde_json::{Value, json};
 
-use crate::{guest, mount, sh, shape};
+use crate::{MOUNT, a_tree_from_each_processor, guest, mount, sh, shape};
 
 const QUEUES: usize = 2;
 
@@ -55,32 +54,7 @@ fn husk_serves_what_virtiofsd_does_from_two_queues_and_over_a_pause() {
     let mut agent = pod.agent().unwrap().0;
     mount(&mut agent).unwrap();
 
-    // A tree from each processor, by its own queue, is the same on both sides.
-    let plan = Plan {
-        seed: 4,
-        files: 100,
-        per_folder: 25,
-        empty: false,
-    };
-    let path = String::from("/tmp/src");
-    agent.must(&Call::Plant { path, plan }).unwrap();
-    sh(
-        &mut agent,
-        "tar -cf /tmp/src.tar -C /tmp src; mkdir /share/one /share/two
-         taskset 1 tar -xf /tmp/src.tar -C /share/one & one=$!
-         taskset 2 tar -xf /tmp/src.tar -C /share/two & two=$!
-         wait $one; wait $two; echo 3 > /proc/sys/vm/drop_caches",
-    );
-    let mut look = |path: &str| {
-        let (path, depth) = (path.into(), Depth::Contents);
-        agent.must(&Call::Survey { path, depth }).unwrap()
-    };
-    let expected = look("/tmp/src");
-    for name in ["one/src", "two/src"] {
-        assert_eq!(look(&guest(name)), expected, "{name} in the guest");
-        let survey = tree::survey(&shared.join(name), Depth::Contents).unwrap();
-        assert_eq!(Reply::Surveyed { survey }, expected, "{name} on the host");
-    }
+    a_tree_from_each_processor(&mut agent, MOUNT, &shared, 100);
     sh(&mut agent, "rm -r /share/one /share/two");
 
     // Locks that are waited for, and renames, by several at once.

@@ -5,15 +5,14 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use husk_guest::tree::{self, Depth, Plan};
-use husk_guest::{Call, Reply};
+use husk_guest::Call;
 use husk_tests::agent::Agent;
 use husk_tests::api::Shim;
 use husk_tests::info::{PciDevice, State};
 use husk_tests::pod::{PATIENCE, Pod};
 use serde_json::{Value, json};
 
-use crate::{sh, shape};
+use crate::{a_tree_from_each_processor, sh, shape};
 
 /// Whether the VMM has a descriptor of something in `folder`.
 fn holds(pid: u32, folder: &Path) -> bool {
@@ -77,31 +76,7 @@ fn folders_come_and_go_in_a_vm_whose_memory_nobody_shares() {
     let mut agent = pod.agent().unwrap().0;
     sh(&mut agent, "mkdir /boot /late /fixed; mount -t virtiofs boot /boot");
     // Both processors at once: each has a queue where the kernel has one for each.
-    let plan = Plan {
-        seed: 4,
-        files: 24,
-        per_folder: 12,
-        empty: false,
-    };
-    let path = String::from("/tmp/src");
-    agent.must(&Call::Plant { path, plan }).unwrap();
-    sh(
-        &mut agent,
-        "tar -cf /tmp/src.tar -C /tmp src; mkdir /boot/one /boot/two
-         taskset 1 tar -xf /tmp/src.tar -C /boot/one & one=$!
-         taskset 2 tar -xf /tmp/src.tar -C /boot/two & two=$!
-         wait $one; wait $two; echo 3 > /proc/sys/vm/drop_caches",
-    );
-    let mut look = |path: &str| {
-        let (path, depth) = (path.into(), Depth::Contents);
-        agent.must(&Call::Survey { path, depth }).unwrap()
-    };
-    let expected = look("/tmp/src");
-    for name in ["one/src", "two/src"] {
-        assert_eq!(look(&format!("/boot/{name}")), expected, "{name} in the guest");
-        let survey = tree::survey(&boot.join(name), Depth::Contents).unwrap();
-        assert_eq!(Reply::Surveyed { survey }, expected, "{name} on the host");
-    }
+    a_tree_from_each_processor(&mut agent, "/boot", &boot, 24);
     // Two more come.
     let add = |pod: &mut Pod, tag: &str, dir: &Path, readonly: bool| -> PciDevice {
         let body = json!({"tag": tag, "dir": dir, "readonly": readonly});

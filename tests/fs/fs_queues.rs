@@ -2,7 +2,6 @@
 
 use std::fs;
 
-use husk_guest::tree::{self, Depth, Plan};
 use husk_guest::{Call, Reply};
 use husk_tests::agent::Agent;
 use husk_tests::api::Shim;
@@ -12,7 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::server::{Manner, QueuesServer};
-use crate::{mount, sh, shape};
+use crate::{MOUNT, a_tree_from_each_processor, mount, sh, shape};
 
 const QUEUES: usize = 2;
 
@@ -63,35 +62,12 @@ const READ_TWO: &str = "taskset 1 cat /share/first > /tmp/first & one=$!
 
 #[test]
 fn each_processor_writes_and_reads_a_tree_through_a_queue_of_its_own() {
+    const FILES: u64 = 24;
     let (lab, mut agent) = Lab::start();
-    let plan = Plan {
-        seed: 4,
-        files: 24,
-        per_folder: 12,
-        empty: false,
-    };
-    let path = String::from("/tmp/src");
-    agent.must(&Call::Plant { path, plan }).unwrap();
-    sh(
-        &mut agent,
-        "tar -cf /tmp/src.tar -C /tmp src; mkdir /share/one /share/two
-         taskset 1 tar -xf /tmp/src.tar -C /share/one & one=$!
-         taskset 2 tar -xf /tmp/src.tar -C /share/two & two=$!
-         wait $one; wait $two; echo 3 > /proc/sys/vm/drop_caches",
-    );
-    let mut look = |path: &str| {
-        let (path, depth) = (path.into(), Depth::Contents);
-        agent.must(&Call::Survey { path, depth }).unwrap()
-    };
-    let expected = look("/tmp/src");
-    for name in ["one/src", "two/src"] {
-        assert_eq!(look(&format!("/share/{name}")), expected, "{name} in the guest");
-        let survey = tree::survey(&lab.host(name), Depth::Contents).unwrap();
-        assert_eq!(Reply::Surveyed { survey }, expected, "{name} on the host");
-    }
+    a_tree_from_each_processor(&mut agent, MOUNT, &lab.host(""), FILES);
     // Each tree has a request for every entry at least.
     let requests = lab.server.requests();
-    assert!(requests[1..].iter().all(|count| *count > plan.files), "{requests:?}");
+    assert!(requests[1..].iter().all(|count| *count > FILES), "{requests:?}");
     assert!(lab.pod.stop().unwrap().status.success());
     lab.server.ended();
 }

@@ -11,9 +11,9 @@ mod fs_sharing;
 mod server;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use husk_guest::tree::{self, Depth, Survey};
+use husk_guest::tree::{self, Depth, Plan, Survey};
 use husk_guest::{Call, Reply};
 use husk_tests::agent::Agent;
 use husk_tests::api::Shim;
@@ -101,6 +101,38 @@ impl Share {
         let host = self.host.join(name);
         assert_eq!(survey, tree::survey(&host, depth).unwrap(), "{name} of {}", self.guest);
         survey
+    }
+}
+
+/// Unpacks a tree of `files` files on each of two processors at once, so through a queue of its own where the guest's kernel has one for
+/// each, in the folder that the guest has at `at` and the host at `host`. Both are the same on both sides, and stay.
+fn a_tree_from_each_processor(agent: &mut Agent, at: &str, host: &Path, files: u64) {
+    let plan = Plan {
+        seed: 4,
+        files,
+        per_folder: files.div_ceil(4),
+        empty: false,
+    };
+    let path = String::from("/tmp/src");
+    agent.must(&Call::Plant { path, plan }).unwrap();
+    sh(
+        agent,
+        &format!(
+            "tar -cf /tmp/src.tar -C /tmp src; mkdir {at}/one {at}/two
+             taskset 1 tar -xf /tmp/src.tar -C {at}/one & one=$!
+             taskset 2 tar -xf /tmp/src.tar -C {at}/two & two=$!
+             wait $one; wait $two; echo 3 > /proc/sys/vm/drop_caches"
+        ),
+    );
+    let mut look = |path: &str| {
+        let (path, depth) = (path.into(), Depth::Contents);
+        agent.must(&Call::Survey { path, depth }).unwrap()
+    };
+    let expected = look("/tmp/src");
+    for name in ["one/src", "two/src"] {
+        assert_eq!(look(&format!("{at}/{name}")), expected, "{name} in the guest");
+        let survey = tree::survey(&host.join(name), Depth::Contents).unwrap();
+        assert_eq!(Reply::Surveyed { survey }, expected, "{name} on the host");
     }
 }
 
