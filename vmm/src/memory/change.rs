@@ -19,10 +19,11 @@ use super::{AddressSpace, HostError, Kind, MemoryError, RegionInfo};
 impl AddressSpace {
     /// Takes all steps, or none.
     pub(super) fn add(&self, parts: Parts, place: Place) -> Result<Box<Parts>, MemoryError> {
-        let _one = self.change();
-        self.collect_left();
+        let kind = parts.info.kind;
+        let _one = self.change(kind);
+        self.collect_left(kind);
         let added = self.carry_on(Box::new(parts), place);
-        self.collect_left();
+        self.collect_left(kind);
         added
     }
 
@@ -53,7 +54,8 @@ impl AddressSpace {
     /// # Errors
     /// KVM does not give it back: everything is as it was.
     pub(super) fn remove(&self, parts: Box<Parts>) -> Result<(), (Box<Parts>, MemoryError)> {
-        let _one = self.change();
+        let kind = parts.info.kind;
+        let _one = self.change(kind);
         // First of all, so that an access of the guest that comes too late is one to nowhere.
         self.places().withdraw(&parts);
         let removed = self.back(parts).map_err(|(parts, source)| {
@@ -61,7 +63,7 @@ impl AddressSpace {
             self.enter(&parts);
             (parts, MemoryError::Remove { kind, bytes, source })
         });
-        self.collect_left();
+        self.collect_left(kind);
         removed
     }
 
@@ -78,9 +80,9 @@ impl AddressSpace {
         self.places().kept.push(parts);
     }
 
-    /// Takes apart what has left, as far as nobody uses it any more.
-    pub(super) fn collect_left(&self) {
-        let left = self.places().left();
+    /// Takes apart what has left and is changed by whoever may change `kind`, as far as nobody uses it any more.
+    pub(super) fn collect_left(&self, kind: Kind) {
+        let left = self.places().left(|left| (left == Kind::Pmem) == (kind == Kind::Pmem));
         left.into_iter().for_each(super::places::Leaving::take_apart);
     }
 
@@ -226,8 +228,9 @@ impl AddressSpace {
         listeners.iter().filter_map(Weak::upgrade).collect()
     }
 
-    pub(super) fn change(&self) -> MutexGuard<'_, ()> {
-        lock(&self.changes)
+    /// The right to change memory of `kind`. Back-ends are asked about files alone, and who waits for them keeps nobody from changing RAM.
+    pub(super) fn change(&self, kind: Kind) -> MutexGuard<'_, ()> {
+        lock(if kind == Kind::Pmem { &self.files } else { &self.changes })
     }
 }
 

@@ -191,11 +191,11 @@ impl Places {
         }
     }
 
-    /// What has left and is not used by anyone any more.
-    pub fn left(&mut self) -> Vec<Leaving> {
+    /// What has left, of the kinds that are `wanted`, and is not used by anyone any more.
+    pub fn left(&mut self, wanted: impl Fn(Kind) -> bool) -> Vec<Leaving> {
         let (left, leaving) = std::mem::take(&mut self.leaving)
             .into_iter()
-            .partition(|leaving| leaving.users.strong_count() == 0);
+            .partition(|leaving| wanted(leaving.kind) && leaving.users.strong_count() == 0);
         self.leaving = leaving;
         left
     }

@@ -29,8 +29,8 @@ const PMEM_NAME: &CStr = c"guest-pmem";
 
 /// All guest-physical memory of one VM.
 ///
-/// Memory comes and goes on the thread that controls the VM; what is where may be asked anywhere, vCPU threads included. Lock order:
-/// `changes`, then `places`; back-ends are spoken to with `changes` alone.
+/// What is where may be asked anywhere, vCPU threads included. Lock order: `changes` or `files`, never both, then `places`; back-ends are
+/// spoken to with `files` alone, so that no change of RAM waits for one.
 pub struct AddressSpace {
     pub(super) vm: Arc<dyn Slots>,
     pub(super) config: MemoryConfig,
@@ -40,8 +40,10 @@ pub struct AddressSpace {
     /// What back-ends are told: the reserve is one region of it, however much of it is used.
     pub(super) backends: GuestMemory,
     pub(super) listeners: Mutex<Vec<Weak<dyn MemoryListener>>>,
-    /// One change at a time.
+    /// One change of RAM at a time.
     pub(super) changes: Mutex<()>,
+    /// One file at a time.
+    pub(super) files: Mutex<()>,
     reserve: Option<(Reserved, Arc<Mapping>)>,
     boot: Vec<(u64, u64)>,
     places: Mutex<Places>,
@@ -87,6 +89,7 @@ impl AddressSpace {
             backends: GuestMemory::new(GuestMemoryMmap::new()),
             listeners: Mutex::default(),
             changes: Mutex::default(),
+            files: Mutex::default(),
             reserve: mapped.transpose()?,
             boot,
             places: Mutex::new(Places::new(phys_bits, reserve)),
@@ -276,8 +279,10 @@ impl AddressSpace {
 
     /// Gives back what was removed while requests used it and is used no longer. Whatever changes memory does so as well.
     pub fn collect(&self) {
-        let _one = self.change();
-        self.collect_left();
+        for kind in [Kind::Pmem, Kind::Dimm] {
+            let _one = self.change(kind);
+            self.collect_left(kind);
+        }
     }
 
     fn grow_in_reserve(

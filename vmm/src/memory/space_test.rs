@@ -1,3 +1,6 @@
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
 use husk_devices::chain;
 use husk_devices::memory::GuestRegionMmap;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
@@ -564,6 +567,36 @@ fn back_ends_see_new_memory_before_the_guest_does() {
         [(3, 1), (2, 1)],
         "regions told, slots that the guest had"
     );
+}
+
+#[test]
+fn ram_comes_and_goes_while_a_back_end_is_asked_about_a_file() {
+    struct Slow(Mutex<(Option<Sender<()>>, Receiver<()>)>);
+    impl MemoryListener for Slow {
+        fn memory_changed(&self, _: &GuestMemory, _: std::time::Instant) -> io::Result<()> {
+            let mut ends = self.0.lock().unwrap();
+            // That it is asked is said once, and it answers when it may.
+            drop(ends.0.take());
+            let _ = ends.1.recv();
+            Ok(())
+        }
+    }
+    let (space, slots) = growing();
+    let ((asked, is_asked), (may, answer)) = (channel::<()>(), channel::<()>());
+    let listener: Arc<dyn MemoryListener> = Arc::new(Slow((Some(asked), answer).into()));
+    space.listen(&listener);
+    let before = slots.taken().len();
+    thread::scope(|scope| {
+        let added = scope.spawn(|| space.add_file(file(2 * MIB), "/f", 2 * MIB, true).unwrap());
+        is_asked.recv().unwrap_err();
+        let ram = space.grow(Kind::Dimm, UNIT).unwrap();
+        assert_eq!(slots.taken().len(), before + 1);
+        ram.remove().unwrap();
+        assert_eq!(slots.taken().len(), before, "the file is not there yet");
+        drop(may);
+        assert_eq!(added.join().unwrap().info().bytes, 2 * MIB);
+    });
+    assert_eq!(slots.taken().len(), before);
 }
 
 #[test]
