@@ -93,6 +93,13 @@ macro_rules! kinds {
                 }
             }
 
+            /// The command that adds one, as clients write it.
+            pub const fn command(&self) -> &'static str {
+                match self {
+                    $(Self::$kind(_) => concat!("vm.add-", $name),)*
+                }
+            }
+
             /// Whether descriptors that come with it are its own. Those of others are closed.
             pub const fn takes_descriptors(&self) -> bool {
                 match self {

@@ -1,67 +1,55 @@
-//! A machine that is being built beside the control thread: a back-end may let husk wait, and memory that is to be there from the start
-//! takes its time. Whoever began it looks for the result at each news.
+//! What is being made beside the control thread, a machine or a device of one that runs: a back-end may let husk wait, storage may be slow,
+//! and memory that is to be there from the start takes its time. Whoever began it looks for the result at each news.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::task::Waker;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use husk_virtio::threads::Threads;
-
 use super::operation::{GiveUp, Operation, Work, superseded};
-use super::{Controller, Progress, conflict, existing, life, of_build};
+use super::{Controller, Progress, conflict, existing, of_build};
 use crate::api::{ApiError, Command, Kind, Outcome, Reply};
-use crate::config::{RunOptions, VmConfig};
-use crate::machine::{BuildError, Machine, Passed};
-use crate::terminal::StdoutSink;
-use crate::trace::Trace;
+use crate::machine::{BuildError, Passed};
 
 /// How long building may take. Each back-end has its own, shorter limit; what is left is memory: with `prefault` the host zeroes
 /// gigabytes in a second, or less than one when it has to make room first.
 pub(super) const BUILD_DEADLINE: Duration = Duration::from_secs(600);
 
-/// A machine on its way. Dropping this leaves it to its thread, which takes apart what nobody wants any more.
+/// A machine, or a device, on its way. Dropping this leaves it to its thread, which takes apart what nobody wants any more.
 #[derive(Debug)]
-pub(super) struct Building {
-    result: Receiver<Result<Machine, BuildError>>,
+pub(super) struct Building<T> {
+    result: Receiver<Result<T, BuildError>>,
     begun: Instant,
-    trace: Trace,
 }
 
-impl Building {
-    /// Begins to build what `config` describes, with duplicates of the descriptors in `passed`. The waker of `threads` tells of the end.
+impl<T: Send + 'static> Building<T> {
+    /// Begins to `build`. `waker` tells of the end.
     ///
     /// # Errors
-    /// The host has no thread or no descriptor left.
+    /// The host has no thread left.
     pub fn begin(
-        config: &VmConfig,
-        passed: &Passed,
-        options: RunOptions,
-        stdout: &StdoutSink,
-        threads: &Arc<dyn Threads>,
+        waker: Waker,
+        build: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
     ) -> Result<Self, BuildError> {
-        let host = |what| move |source| BuildError::Host { what, source };
-        let passed = duplicate(passed).map_err(host("duplicate a descriptor"))?;
-        let (config, stdout, threads) = (config.clone(), stdout.clone(), threads.clone());
-        let (begun, trace) = (Instant::now(), options.trace.clone());
-        let (done, result) = channel();
-        let build = move || {
-            let built = Machine::build(&config, &passed, &options, &stdout, &threads);
-            drop(passed);
+        let (begun, (done, result)) = (Instant::now(), channel());
+        let work = move || {
             // When nobody waits for it any more, it goes here.
-            drop(done.send(built));
-            threads.waker().wake();
+            drop(done.send(build()));
+            waker.wake();
         };
-        let thread = thread::Builder::new().name("builder".into()).spawn(build);
-        thread.map_err(host("start a thread"))?;
-        Ok(Self { result, begun, trace })
+        let thread = thread::Builder::new().name("builder".into()).spawn(work);
+        thread.map_err(|source| BuildError::Host {
+            what: "start a thread",
+            source,
+        })?;
+        Ok(Self { result, begun })
     }
 
     /// What has come of it, once. Never waits.
-    pub fn take(&self) -> Option<Result<Machine, BuildError>> {
+    pub fn take(&self) -> Option<Result<T, BuildError>> {
         match self.result.try_recv() {
             Ok(built) => Some(built),
             Err(TryRecvError::Empty) => None,
@@ -69,13 +57,14 @@ impl Building {
         }
     }
 
-    /// How long it took, for the log.
-    pub fn told(&self) -> String {
-        life::started(self.begun.elapsed(), &self.trace)
+    /// How long it has taken.
+    pub fn took(&self) -> Duration {
+        self.begun.elapsed()
     }
 }
 
-fn duplicate(passed: &Passed) -> io::Result<Passed> {
+/// Duplicates of the descriptors in `passed`.
+pub(super) fn duplicate(passed: &Passed) -> io::Result<Passed> {
     let all = |fds: &Vec<OwnedFd>| fds.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>();
     let pairs = passed.iter().map(|(id, fds)| Ok((id.clone(), all(fds)?)));
     pairs.collect::<io::Result<BTreeMap<_, _>>>()

@@ -6,24 +6,46 @@ use std::time::{Duration, Instant};
 use husk_devices::chain;
 use serde_json::{Value, json};
 
-use super::{ApiError, Controller, Due, Kind, Outcome, Reply, bad_request, conflict, existing, image, of_build};
+use super::operation::{GiveUp, Operation, Work, superseded};
+use super::vm::Opened;
+use super::{
+    ApiError, Controller, Due, Kind, Outcome, Progress, Reply, bad_request, conflict, existing, image, of_build,
+};
 use crate::config::NewDevice;
 use crate::events::Events;
-use crate::machine::{Machine, Passed, Pending, STOP_DEADLINE, Update, net};
+use crate::machine::{Machine, Pending, STOP_DEADLINE, Update, net};
 
 /// How soon, and at the latest how often, a guest that does not listen yet is reminded of what it has been told.
 const REMIND: std::ops::RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_secs(1);
 /// When a device that could not be taken apart is tried again: what the host refuses for the moment, it grants a moment later.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long opening a device may take. A back-end has its own, shorter limit; what is left is storage that is slow.
+const ADD_DEADLINE: Duration = Duration::from_secs(60);
+
+/// `vm.add-…` of a VM that runs, until the device is open.
+struct Add {
+    command: &'static str,
+    id: String,
+}
 
 impl Controller {
-    /// Before the boot a device joins the configuration; afterwards it is real at once, and the guest is told.
-    pub(super) fn add(&mut self, mut device: NewDevice, descriptors: Vec<OwnedFd>) -> Outcome {
+    /// Before the boot a device joins the configuration; afterwards it is opened, then it is real and the guest is told.
+    pub(super) fn add(&mut self, device: NewDevice, descriptors: Vec<OwnedFd>) -> Progress {
+        let command = device.command();
+        match self.begin_add(device, descriptors) {
+            Ok(Some(id)) => self.begin(Box::new(Add { command, id }), ADD_DEADLINE),
+            Ok(None) => Progress::Done(Ok(Reply::Done)),
+            Err(error) => error.into(),
+        }
+    }
+
+    /// Takes the device in, or begins to open it: its name then.
+    fn begin_add(&mut self, mut device: NewDevice, descriptors: Vec<OwnedFd>) -> Result<Option<String>, ApiError> {
         // What the guest has let go of gives its slot and its name back first.
         self.collect();
         let limits = self.limits();
         let vm = existing(&mut self.vm)?;
-        let mut config = vm.config().clone();
+        let mut config = vm.config_to_be();
         if let Some(id) = device.id().filter(|id| config.ids().any(|taken| taken == *id)) {
             return Err(conflict(format!("id '{id}' is taken by another device")));
         }
@@ -40,15 +62,36 @@ impl Controller {
             net::check(net, descriptors.len()).map_err(of_build)?;
         }
         let id = device.id().unwrap_or_default().to_owned();
-        let Some(machine) = vm.machine_mut() else {
+        if vm.machine().is_none() {
             log::info!("{id} is to be there at the boot");
             vm.insert(device, descriptors);
             self.publish();
-            return Ok(Reply::Done);
+            return Ok(None);
+        }
+        let begun = vm.open(device, descriptors);
+        begun.map_err(|error| of_build(error).context(format!("cannot add {id}")))?;
+        Ok(Some(id))
+    }
+
+    /// Gives the guest the device called `id`, once it is open.
+    fn opened(&mut self, id: &str) -> Option<Outcome> {
+        let vm = self.vm.as_mut()?;
+        let (device, opened) = vm.opened(id)?;
+        Some(self.give(id, device, opened))
+    }
+
+    fn give(&mut self, id: &str, device: NewDevice, opened: Opened) -> Outcome {
+        let vm = existing(&mut self.vm)?;
+        let Some(machine) = vm.machine_mut() else {
+            return Err(conflict("the VM does not run any more"));
         };
-        let passed = Passed::from([(id.clone(), descriptors)]);
-        let (at, pending) = machine.add(&device, &passed).map_err(|error| {
-            let rival = image::rival(&error, vm.config(), &device);
+        let given = opened.and_then(|(opened, passed)| {
+            let (at, pending) = machine.add(id, opened)?;
+            Ok((at, pending, passed))
+        });
+        let (at, pending, passed) = given.map_err(|error| {
+            let config = vm.config_to_be();
+            let rival = image::rival(&error, &config, &device);
             let asked = |rival| vm.pending.iter().any(|pending| pending.is_removal_of(rival));
             let stopping = |rival| vm.machine().is_some_and(|machine| machine.stopping().contains(&rival));
             let leaving = rival.is_some_and(|rival| asked(rival) || stopping(rival));
@@ -59,7 +102,7 @@ impl Controller {
         vm.insert(device, passed.into_values().flatten().collect());
         let bdf = at.to_string();
         log::info!("{id} is at {bdf}, and the guest is told");
-        self.events.emit_with("vm", "device-added", properties(&id, &bdf));
+        self.events.emit_with("vm", "device-added", properties(id, &bdf));
         self.publish();
         self.remind_soon();
         Ok(Reply::Json(json!({"id": id, "bdf": bdf})))
@@ -69,6 +112,11 @@ impl Controller {
     pub(super) fn remove(&mut self, id: &str) -> Outcome {
         let vm = existing(&mut self.vm)?;
         let unknown = || ApiError::new(Kind::NotFound, format!("there is no device '{id}'"));
+        if vm.is_opening(id) {
+            return Err(conflict(format!(
+                "{id} is being added, it can be removed once it is there"
+            )));
+        }
         if vm.config().ids().all(|known| known != id) {
             return Err(unknown());
         }
@@ -156,6 +204,35 @@ impl Controller {
         if vm.machine().is_some_and(Machine::remind) {
             vm.patience = vm.patience.saturating_mul(2).min(*REMIND.end());
             self.timers.set(Due::Remind, now + vm.patience);
+        }
+    }
+}
+
+impl Work<Controller> for Add {
+    fn operation(&self) -> Operation {
+        Operation::Add
+    }
+
+    fn command(&self) -> &'static str {
+        self.command
+    }
+
+    fn advance(&mut self, owner: &mut Controller) -> Option<Outcome> {
+        owner.opened(&self.id)
+    }
+
+    fn give_up(&mut self, owner: &mut Controller, why: GiveUp<'_>) -> Outcome {
+        match why {
+            // Who takes its place waits for what is half open.
+            GiveUp::Superseded(by) => Err(superseded(self.command, by)),
+            GiveUp::Late => {
+                if let Some(vm) = &mut owner.vm {
+                    vm.leave_opening(&self.id);
+                }
+                let seconds = ADD_DEADLINE.as_secs();
+                let what = format!("it is not open after {seconds} s");
+                Err(ApiError::new(Kind::Internal, what).context(format!("cannot add {}", self.id)))
+            }
         }
     }
 }

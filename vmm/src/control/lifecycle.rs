@@ -14,8 +14,6 @@ use crate::machine::{Machine, STOP_DEADLINE};
 /// does that in seconds; a client that gives up sooner finds the VM paused or running, never between.
 const PAUSE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// What a machine that is being built is called, among devices.
-const BUILDER: &str = "__builder";
 /// What has failed when there is no machine after a reboot.
 const NOT_AGAIN: &str = "cannot boot the VM again: it is shut down";
 
@@ -230,8 +228,7 @@ impl Work<Controller> for Stop {
             return owner.built(NOT_AGAIN);
         }
         if let Some(vm) = &mut owner.vm {
-            let stopped = |machine: &mut Machine| machine.unstopped().is_empty();
-            if !vm.is_building_over() || !vm.machine_mut().is_none_or(stopped) {
+            if !vm.is_stopped() {
                 return None;
             }
             drop(vm.take_machine());
@@ -260,11 +257,13 @@ impl Work<Controller> for Stop {
         if self.rebuilt_by.is_some() {
             return Err(late(owner).context(NOT_AGAIN));
         }
-        let is_building = owner.vm.as_ref().is_some_and(Vm::is_building);
+        let unbuilt = owner.vm.as_ref().map(Vm::unbuilt).unwrap_or_default();
         let mut machine = owner.vm.as_mut().and_then(|vm| vm.take_machine());
         let mut names = machine.as_mut().map(Machine::unstopped).unwrap_or_default();
-        names.extend(is_building.then(|| BUILDER.to_owned()));
+        names.extend(unbuilt);
         owner.abandoned.extend(machine);
+        // If it was not the machine that did not come, it has stopped.
+        owner.collect_abandoned();
         owner.tell_stuck(&names);
         let names = names.join(", ");
         log::warn!("{names}: left behind by a VM that ends; what was not acknowledged to the guest may be lost");

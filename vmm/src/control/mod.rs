@@ -179,10 +179,15 @@ impl Controller {
             && let Some(asked) = vm.stop()
         {
             let deadline = asked + STOP_DEADLINE;
-            self.news.wait_until(deadline, || vm.is_building_over());
+            self.news.wait_until(deadline, || vm.is_stopped());
+            let mut stuck = vm.unbuilt();
             let machine = vm.take_machine();
-            let stuck = machine.map(|machine| machine.stop_by(&self.news, deadline));
-            self.tell_stuck(&stuck.unwrap_or_default());
+            stuck.extend(
+                machine
+                    .into_iter()
+                    .flat_map(|machine| machine.stop_by(&self.news, deadline)),
+            );
+            self.tell_stuck(&stuck);
         }
         self.vm = None;
         self.collect_abandoned();
@@ -348,6 +353,7 @@ impl Execute for Controller {
             Command::Reboot => return self.reboot(),
             Command::ShutdownVmm => return self.shutdown_vmm(),
             Command::Resize(wanted) => return self.resize(wanted),
+            Command::Add(device, descriptors) => return self.add(*device, descriptors),
             Command::Create(config) => self.create(*config),
             Command::PowerButton => self.press_power_button(),
             Command::Resume => self.resume(),
@@ -355,7 +361,6 @@ impl Execute for Controller {
             Command::ResizeStatus => self.resize_status(),
             Command::Containers => self.containers(),
             Command::SetContainers(wanted) => self.set_containers(wanted),
-            Command::Add(device, descriptors) => self.add(*device, descriptors),
             Command::Remove(id) => self.remove(&id),
         };
         Progress::Done(now)

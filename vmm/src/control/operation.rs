@@ -13,6 +13,8 @@ use crate::api::{ApiError, Command, Kind, Outcome, Responder};
 pub(super) enum Operation {
     /// `vm.boot`, until there is a machine.
     Boot,
+    /// `vm.add-…`, until the device is open.
+    Add,
     /// `vm.resize`, until the guest has done it, or until its answer is due.
     Resize,
     /// `vm.pause`, until everything is held.
@@ -50,7 +52,8 @@ pub(super) fn relation(operation: Operation, command: &Command) -> Relation {
         (_, Command::ShutdownVmm) => Supersedes,
         (Operation::Boot, Command::Shutdown | Command::Reboot | Command::Delete) => Supersedes,
         (Operation::Resize, Command::Resize(_) | Command::Shutdown | Command::Reboot | Command::Delete) => Supersedes,
-        (Operation::Resize, _) | (Operation::Pause, Command::Resize(_)) => Beside,
+        (Operation::Add, Command::Shutdown | Command::Reboot | Command::Delete) => Supersedes,
+        (Operation::Add | Operation::Resize, _) | (Operation::Pause, Command::Resize(_)) => Beside,
         (Operation::Pause, Command::Resume | Command::Shutdown | Command::Reboot | Command::Delete) => Supersedes,
         (
             Operation::Boot | Operation::Pause | Operation::Stop,

@@ -191,6 +191,7 @@ fn columns() -> Vec<(&'static str, Vec<Command>)> {
 fn the_documented_table_is_what_happens() {
     let rows = [
         ("vm.boot", Operation::Boot),
+        ("vm.add-*", Operation::Add),
         ("vm.resize", Operation::Resize),
         ("vm.pause", Operation::Pause),
         ("vm.shutdown, vm.reboot, vm.delete", Operation::Stop),

@@ -4,16 +4,37 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use husk_virtio::device::VirtioDevice;
 use husk_virtio::threads::Threads;
 use serde_json::Value;
 
-use super::building::Building;
+use super::building::{Building, duplicate};
+use super::life;
 use super::resize::LastResize;
 use super::stopping::Stopping;
 use crate::api::{Containers, VmState};
 use crate::config::{NewDevice, RunOptions, VmConfig};
 use crate::machine::{BuildError, Machine, MachineSize, Passed, Pending, net};
 use crate::terminal::StdoutSink;
+use crate::trace::Trace;
+
+/// What a machine that is being built is called, among devices.
+const BUILDER: &str = "__builder";
+
+/// A device that has been opened, with the descriptors that belong to it, or why there is none.
+pub(super) type Opened = Result<(Box<dyn VirtioDevice>, Passed), BuildError>;
+
+/// A device that is being opened, for a machine that runs.
+struct Opening {
+    device: NewDevice,
+    building: Building<(Box<dyn VirtioDevice>, Passed)>,
+}
+
+impl Opening {
+    fn is(&self, id: &str) -> bool {
+        self.device.id() == Some(id)
+    }
+}
 
 /// A configured VM.
 pub(super) struct Vm {
@@ -21,8 +42,10 @@ pub(super) struct Vm {
     passed: Passed,
     state: VmState,
     machine: Option<Machine>,
-    /// The machine that there will be.
-    building: Option<Building>,
+    /// The machine that there will be, and where its time goes.
+    building: Option<(Building<Machine>, Trace)>,
+    /// Devices that there will be.
+    opening: Vec<Opening>,
     /// The size that was shown last.
     size: Option<MachineSize>,
     /// What the guest has not answered yet.
@@ -47,6 +70,7 @@ impl Vm {
             state: VmState::Created,
             machine: None,
             building: None,
+            opening: Vec::new(),
             size: None,
             pending: Vec::new(),
             stopping: Stopping::default(),
@@ -128,15 +152,22 @@ impl Vm {
         stdout: &StdoutSink,
         threads: &Arc<dyn Threads>,
     ) -> Result<(), BuildError> {
-        self.building = Some(Building::begin(&self.config, &self.passed, options, stdout, threads)?);
+        let passed = duplicate(&self.passed).map_err(|source| BuildError::Host {
+            what: "duplicate a descriptor",
+            source,
+        })?;
+        let (config, stdout, threads) = (self.config.clone(), stdout.clone(), threads.clone());
+        let (trace, waker) = (options.trace.clone(), threads.waker());
+        let build = move || Machine::build(&config, &passed, &options, &stdout, &threads);
+        self.building = Some((Building::begin(waker, build)?, trace));
         Ok(())
     }
 
     /// The machine that was being built, or why there is none, and what to say of it; `None` as long as it is not known.
     pub(super) fn built(&mut self) -> Option<(Result<Machine, BuildError>, String)> {
-        let building = self.building.as_ref()?;
+        let (building, trace) = self.building.as_ref()?;
         let built = building.take()?;
-        let told = building.told();
+        let told = life::started(building.took(), trace);
         self.building = None;
         Some((built, told))
     }
@@ -152,10 +183,69 @@ impl Vm {
         self.building.is_some()
     }
 
-    /// Takes apart what was being built, once it is; whether nothing is any more.
+    /// Takes apart what was being built or opened, once it is; whether nothing is any more.
     pub(super) fn is_building_over(&mut self) -> bool {
         drop(self.built());
-        self.building.is_none()
+        self.opening.retain(|opening| opening.building.take().is_none());
+        self.building.is_none() && self.opening.is_empty()
+    }
+
+    /// Begins to open `device`, whose name nobody has, beside this thread, for the machine that runs: see [`Vm::opened`].
+    pub(super) fn open(&mut self, device: NewDevice, descriptors: Vec<OwnedFd>) -> Result<(), BuildError> {
+        let Some(machine) = &self.machine else { return Ok(()) };
+        let (opener, waker) = (machine.opener(), machine.waker());
+        let (config, id) = (device.clone(), device.id().unwrap_or_default().to_owned());
+        let passed = Passed::from([(id, descriptors)]);
+        let open = move || Ok((opener.open(&config, &passed)?, passed));
+        let building = Building::begin(waker, open)?;
+        self.opening.push(Opening { device, building });
+        Ok(())
+    }
+
+    /// The device called `id` that was being opened, with its descriptors, or why there is none; `None` as long as it is not known.
+    pub(super) fn opened(&mut self, id: &str) -> Option<(NewDevice, Opened)> {
+        let at = self.opening.iter().position(|opening| opening.is(id))?;
+        let opened = self.opening.get(at)?.building.take()?;
+        Some((self.opening.remove(at).device, opened))
+    }
+
+    /// Whether a device called `id` is being opened.
+    pub(super) fn is_opening(&self, id: &str) -> bool {
+        self.opening.iter().any(|opening| opening.is(id))
+    }
+
+    /// The names of the devices that are being opened.
+    pub(super) fn opening(&self) -> impl Iterator<Item = &str> {
+        self.opening.iter().filter_map(|opening| opening.device.id())
+    }
+
+    /// Leaves the device called `id` that is being opened to its thread.
+    pub(super) fn leave_opening(&mut self, id: &str) {
+        self.opening.retain(|opening| !opening.is(id));
+    }
+
+    /// The configuration, and what it will have once all is there that is being opened.
+    pub(super) fn config_to_be(&self) -> VmConfig {
+        let mut config = self.config.clone();
+        for opening in &self.opening {
+            config.insert(opening.device.clone());
+        }
+        config
+    }
+
+    /// Whether nothing of the VM is at work any more, after [`Vm::stop`]. A device that opens slowly keeps no other from being stopped.
+    pub(super) fn is_stopped(&mut self) -> bool {
+        let stopped = self
+            .machine
+            .as_mut()
+            .is_none_or(|machine| machine.unstopped().is_empty());
+        self.is_building_over() && stopped
+    }
+
+    /// What is still being built or opened, as it is called among devices.
+    pub(super) fn unbuilt(&self) -> Vec<String> {
+        let builder = self.building.as_ref().map(|_| BUILDER);
+        self.opening().chain(builder).map(str::to_owned).collect()
     }
 
     /// Leaves what is being built to its thread.
@@ -177,9 +267,10 @@ impl Vm {
         self.stopped.is_some()
     }
 
-    /// Parts with the machine, which has stopped or is left behind, and with one that is being built.
+    /// Parts with the machine, which has stopped or is left behind, and with what is being built or opened.
     pub(super) fn take_machine(&mut self) -> Option<Machine> {
         self.building = None;
+        self.opening.clear();
         self.pending.clear();
         self.stopping = Stopping::default();
         self.stopped = None;

@@ -18,9 +18,12 @@ mod vsock;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::task::Waker;
 
 use husk_devices::pci::Bdf;
 use husk_hotplug::Hotplug;
+use husk_virtio::device::VirtioDevice;
+use husk_virtio::threads::Threads;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::NewDevice;
@@ -61,6 +64,22 @@ pub struct Machine {
     memory: Arc<AddressSpace>,
 }
 
+/// Opens devices for a machine that runs. What it opens may outlive the machine, and keeps its memory until then.
+pub struct Opener {
+    memory: Arc<AddressSpace>,
+    threads: Arc<dyn Threads>,
+}
+
+impl Opener {
+    /// Opens `device` with the descriptors in `passed`. May wait: for a back-end, or for storage.
+    ///
+    /// # Errors
+    /// It cannot be had; nothing is left behind.
+    pub fn open(&self, device: &NewDevice, passed: &Passed) -> Result<Box<dyn VirtioDevice>, BuildError> {
+        populate::open(device, passed, &self.memory, &self.threads)
+    }
+}
+
 impl Machine {
     /// Lets the guest run.
     pub fn start(&mut self) {
@@ -69,14 +88,25 @@ impl Machine {
         self.memory.warn_of_limits();
     }
 
-    /// Makes `device` real and tells the guest, with the descriptors in `passed`.
+    /// What opens devices for this machine, on any thread.
+    pub fn opener(&self) -> Opener {
+        Opener {
+            memory: self.memory.clone(),
+            threads: self.devices.threads().clone(),
+        }
+    }
+
+    /// Wakes the machine's owner.
+    pub fn waker(&self) -> Waker {
+        self.devices.threads().waker()
+    }
+
+    /// Gives the guest the device called `id`, which was opened for this machine, and tells it. Never waits.
     ///
     /// # Errors
-    /// It cannot be made; the guest has heard nothing.
-    pub fn add(&mut self, device: &NewDevice, passed: &Passed) -> Result<(Bdf, Pending), BuildError> {
-        let id = device.id().unwrap_or_else(|| device.kind()).to_owned();
-        let opened = populate::open(device, passed, &self.memory, self.devices.threads())?;
-        let (at, ticket) = self.devices.offer_virtio(&id, opened)?;
+    /// There is no place for it; the guest has heard nothing.
+    pub fn add(&mut self, id: &str, opened: Box<dyn VirtioDevice>) -> Result<(Bdf, Pending), BuildError> {
+        let (at, ticket) = self.devices.offer_virtio(id, opened)?;
         Ok((at, Pending::new(id, Request::Add, ticket)))
     }
 
