@@ -58,13 +58,26 @@ struct Pin {
     routed: Option<MsiMessage>,
 }
 
+/// What an I/O APIC has done since it was made.
+#[derive(Debug, Default)]
+pub struct IoapicMetrics {
+    /// Interrupts that the host would not route.
+    pub refused_routes: Counter,
+}
+
+impl Metered for IoapicMetrics {
+    fn metrics(&self) -> Vec<(&'static str, u64)> {
+        vec![("refused_routes", self.refused_routes.get())]
+    }
+}
+
 /// An I/O APIC with [`PINS`] pins.
 pub struct Ioapic {
     host: Arc<dyn Host>,
     select: u8,
     id: u32,
     pins: [Pin; PINS as usize],
-    refused_routes: Counter,
+    metrics: Arc<IoapicMetrics>,
 }
 
 impl Ioapic {
@@ -80,8 +93,13 @@ impl Ioapic {
             select: 0,
             id: 0,
             pins: std::array::from_fn(pin),
-            refused_routes: Counter::new(),
+            metrics: Arc::default(),
         }
+    }
+
+    /// The I/O APIC's metrics.
+    pub fn metrics(&self) -> Arc<IoapicMetrics> {
+        self.metrics.clone()
     }
 
     /// The interrupt of `pin`, which a device raises by an edge. Callers of the same pin share it.
@@ -128,7 +146,9 @@ impl Ioapic {
                 (pin.entry & !u64::from(u32::MAX)) | u64::from(value)
             };
             pin.entry = written & ENTRY_WRITABLE;
-            self.refused_routes.add(u64::from(pin.follow(&*self.host).is_err()));
+            self.metrics
+                .refused_routes
+                .add(u64::from(pin.follow(&*self.host).is_err()));
         }
     }
 }
@@ -189,12 +209,6 @@ impl BusDevice for Ioapic {
             _ => {}
         }
         Effect::None
-    }
-}
-
-impl Metered for Ioapic {
-    fn metrics(&self) -> Vec<(&'static str, u64)> {
-        vec![("refused_routes", self.refused_routes.get())]
     }
 }
 

@@ -75,7 +75,7 @@ fn a_refused_route_is_counted() {
     let _line = ioapic.line(4).unwrap();
     host.refuse(true);
     write(&mut ioapic, 0x18, 0x31);
-    assert_eq!(ioapic.metrics(), [("refused_routes", 1)]);
+    assert_eq!(ioapic.metrics().metrics(), [("refused_routes", 1)]);
     host.refuse(false);
     write(&mut ioapic, 0x18, 0x31);
     assert_eq!(host.routes().len(), 1, "the next write tries again");

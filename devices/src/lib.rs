@@ -28,4 +28,4 @@ pub use chain::{causes, chain};
 pub use host::{Host, Irq, MsiMessage, MsiVector};
 pub use lock::{lock, read, write};
 pub use memory::{GuestMemory, GuestMemoryMmap, GuestRegionMmap};
-pub use metrics::{Counter, Metered};
+pub use metrics::{Counter, Gauge, Metered};

@@ -28,8 +28,31 @@ impl Counter {
     }
 }
 
-/// Something that counts what it does.
-pub trait Metered {
+/// A number that goes up and down. Any thread may set it; readers see a recent value.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// From now on it is `value`.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// The present value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Something that counts what it does. It is read without a lock that a vCPU may want: whoever reads has its own reference to it.
+pub trait Metered: Send + Sync {
     /// Name and value of each counter. A name is `<what>_<unit>`, for example `tx_bytes`, and constant.
     fn metrics(&self) -> Vec<(&'static str, u64)>;
+}
+
+/// What counts nothing.
+impl Metered for () {
+    fn metrics(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
 }

@@ -20,8 +20,8 @@
 
 use std::convert::Infallible;
 use std::io::Write;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Name, Path, ResourceTemplate, ZERO};
@@ -58,12 +58,31 @@ impl Trigger for Line {
     }
 }
 
+/// What a serial port has done since it was made.
+#[derive(Debug, Default)]
+pub struct SerialMetrics {
+    /// Bytes typed that the guest has read.
+    pub rx_bytes: Counter,
+    /// Bytes printed.
+    pub tx_bytes: Counter,
+    /// Bytes of output that were lost.
+    pub tx_lost_bytes: Counter,
+}
+
+impl Metered for SerialMetrics {
+    fn metrics(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("rx_bytes", self.rx_bytes.get()),
+            ("tx_bytes", self.tx_bytes.get()),
+            ("tx_lost_bytes", self.tx_lost_bytes.get()),
+        ]
+    }
+}
+
 /// What vm-superio tells of its work.
 #[derive(Default)]
 struct Events {
-    received: Counter,
-    sent: Counter,
-    lost: Counter,
+    metrics: Arc<SerialMetrics>,
     /// The last [`Serial::enqueue`] left bytes behind.
     waiting: AtomicBool,
     drained: OnceLock<EventFd>,
@@ -82,15 +101,15 @@ impl Events {
 
 impl SerialEvents for Events {
     fn buffer_read(&self) {
-        self.received.inc();
+        self.metrics.rx_bytes.inc();
     }
 
     fn out_byte(&self) {
-        self.sent.inc();
+        self.metrics.tx_bytes.inc();
     }
 
     fn tx_lost_byte(&self) {
-        self.lost.inc();
+        self.metrics.tx_lost_bytes.inc();
     }
 
     fn in_buffer_empty(&self) {
@@ -104,6 +123,11 @@ impl Serial {
         Self {
             uart: vm_superio::Serial::with_events(Line(irq), Events::default(), output),
         }
+    }
+
+    /// The port's metrics.
+    pub fn metrics(&self) -> Arc<SerialMetrics> {
+        self.uart.events().metrics.clone()
     }
 
     /// Writes 1 to `event` whenever the guest has emptied the receive FIFO after [`Serial::enqueue`] had to leave bytes behind. Only
@@ -165,19 +189,6 @@ impl BusDevice for Serial {
             }
         }
         Effect::None
-    }
-}
-
-impl Metered for Serial {
-    fn metrics(&self) -> Vec<(&'static str, u64)> {
-        let Events {
-            received, sent, lost, ..
-        } = self.uart.events();
-        vec![
-            ("rx_bytes", received.get()),
-            ("tx_bytes", sent.get()),
-            ("tx_lost_bytes", lost.get()),
-        ]
     }
 }
 

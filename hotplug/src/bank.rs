@@ -30,7 +30,9 @@
 //! processor could not be mapped or memory could not be added. So there is a second sign for each kind ([`Kind`]), and without it an
 //! insertion ends [`Outcome::Unproven`] and the slot is withdrawn.
 
-use husk_devices::{BusDevice, Effect};
+use std::sync::Arc;
+
+use husk_devices::{BusDevice, Counter, Effect, Metered};
 
 use crate::ged::{Bell, GedEvent};
 use crate::slot::{Event, NotAllowed, State};
@@ -146,7 +148,20 @@ pub struct Bank {
     on_let_go: Box<dyn Fn() + Send>,
     /// The guest has evaluated `_SUN` of a processor that it started with.
     signs: bool,
-    ignored: u64,
+    metrics: Arc<BankMetrics>,
+}
+
+/// What a bank has seen since it was made.
+#[derive(Debug, Default)]
+pub struct BankMetrics {
+    /// Writes of the guest that made no sense.
+    pub ignored_writes: Counter,
+}
+
+impl Metered for BankMetrics {
+    fn metrics(&self) -> Vec<(&'static str, u64)> {
+        vec![("ignored_writes", self.ignored_writes.get())]
+    }
 }
 
 struct Entry {
@@ -184,7 +199,7 @@ impl Bank {
             bell,
             on_let_go: Box::new(on_let_go),
             signs: false,
-            ignored: 0,
+            metrics: Arc::default(),
         })
     }
 
@@ -214,7 +229,12 @@ impl Bank {
 
     /// How many writes of the guest made no sense: `_EJ0` of what it was not asked for, reports about nothing, odd accesses.
     pub fn ignored(&self) -> u64 {
-        self.ignored
+        self.metrics.ignored_writes.get()
+    }
+
+    /// The bank's metrics.
+    pub fn metrics(&self) -> Arc<BankMetrics> {
+        self.metrics.clone()
     }
 
     /// The state of every slot, in order.
@@ -511,13 +531,13 @@ impl BusDevice for Bank {
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
         if !self.store(offset, data) {
-            if self.ignored == 0 {
+            if self.ignored() == 0 {
                 log::warn!(
                     "hot-plug bank ignores a write of {} bytes to {offset:#x}; further ones are only counted",
                     data.len()
                 );
             }
-            self.ignored = self.ignored.saturating_add(1);
+            self.metrics.ignored_writes.inc();
         }
         Effect::None
     }

@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use husk_devices::lock;
-use husk_devices::metrics::{Counter, Metered};
+use husk_devices::metrics::{Counter, Gauge, Metered};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::config::ConfigBytes;
@@ -72,6 +72,10 @@ pub trait Discard: Send + Sync {
 /// What a balloon has done since it was made.
 #[derive(Debug, Default)]
 pub struct BalloonMetrics {
+    /// [`BalloonSize::actual_bytes`].
+    pub actual_bytes: Gauge,
+    /// [`BalloonSize::target_bytes`].
+    pub target_bytes: Gauge,
     /// Pages of 4 KiB that went into the balloon.
     pub inflated_pages: Counter,
     /// Pages of 4 KiB that came out again.
@@ -87,6 +91,8 @@ pub struct BalloonMetrics {
 impl Metered for BalloonMetrics {
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         vec![
+            ("actual_bytes", self.actual_bytes.get()),
+            ("target_bytes", self.target_bytes.get()),
             ("inflated_pages", self.inflated_pages.get()),
             ("deflated_pages", self.deflated_pages.get()),
             ("reported_bytes", self.reported_bytes.get()),
@@ -123,13 +129,39 @@ struct Shared {
     stats: BalloonStats,
     config_changed: Option<Notify>,
     on_change: Arc<dyn Fn() + Send + Sync>,
+    metrics: Arc<BalloonMetrics>,
 }
 
 impl Shared {
     fn set_actual(&mut self, actual: [u8; 4]) {
         self.actual = actual;
         self.config.update(ACTUAL, &actual);
+        self.show_size();
         (self.on_change)();
+    }
+
+    fn set_driver(&mut self, config_changed: Option<Notify>) {
+        self.config_changed = config_changed;
+        self.show_size();
+    }
+
+    fn size(&self) -> BalloonSize {
+        let bytes = |pages: u32| u64::from(pages).saturating_mul(PAGE_BYTES);
+        let driver = self.config_changed.is_some();
+        // Anybody in the guest can write to the field.
+        let actual = if driver { u32::from_le_bytes(self.actual) } else { 0 };
+        BalloonSize {
+            actual_bytes: bytes(actual),
+            target_bytes: bytes(self.target_pages),
+            driver,
+        }
+    }
+
+    /// Has the metrics say what [`Shared::size`] does.
+    fn show_size(&self) {
+        let size = self.size();
+        self.metrics.actual_bytes.set(size.actual_bytes);
+        self.metrics.target_bytes.set(size.target_bytes);
     }
 }
 
@@ -172,6 +204,7 @@ impl BalloonHandle {
         let mut shared = lock(&self.shared);
         shared.target_pages = pages;
         shared.config.update(0, &pages.to_le_bytes());
+        shared.show_size();
         if let Some(notify) = &shared.config_changed {
             notify.signal();
         }
@@ -179,16 +212,7 @@ impl BalloonHandle {
 
     /// How large it is now.
     pub fn size(&self) -> BalloonSize {
-        let shared = lock(&self.shared);
-        let bytes = |pages: u32| u64::from(pages).saturating_mul(PAGE_BYTES);
-        let driver = shared.config_changed.is_some();
-        // Anybody in the guest can write to the field.
-        let actual = if driver { u32::from_le_bytes(shared.actual) } else { 0 };
-        BalloonSize {
-            actual_bytes: bytes(actual),
-            target_bytes: bytes(shared.target_pages),
-            driver,
-        }
+        lock(&self.shared).size()
     }
 
     /// Asks the guest for new statistics. They come later, if at all.
@@ -243,6 +267,7 @@ impl Balloon {
         memory: Arc<dyn Discard>,
         on_change: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<Self> {
+        let metrics = Arc::<BalloonMetrics>::default();
         let shared = Shared {
             target_pages: 0,
             config: ConfigBytes::new([0; CONFIG_BYTES]),
@@ -250,6 +275,7 @@ impl Balloon {
             stats: BalloonStats::default(),
             config_changed: None,
             on_change: Arc::new(on_change),
+            metrics: metrics.clone(),
         };
         Ok(Self {
             config,
@@ -258,7 +284,7 @@ impl Balloon {
                 refresh: Arc::new(EventFd::new(EFD_NONBLOCK)?),
             },
             memory,
-            metrics: Arc::default(),
+            metrics,
         })
     }
 
@@ -292,10 +318,8 @@ impl VirtioDevice for Balloon {
         Duty::Balloon
     }
 
-    fn counters(&self) -> Vec<(&'static str, u64)> {
-        let size = self.handle.size();
-        let sizes = [("actual_bytes", size.actual_bytes), ("target_bytes", size.target_bytes)];
-        sizes.into_iter().chain(self.metrics.metrics()).collect()
+    fn meter(&self) -> Arc<dyn Metered> {
+        self.metrics.clone()
     }
 
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {
@@ -318,7 +342,7 @@ impl VirtioDevice for Balloon {
         let reporting = optional(VIRTIO_BALLOON_F_PAGE_REPORTING)?;
         let on_change = {
             let mut shared = lock(&self.handle.shared);
-            shared.config_changed = Some(activation.config_changed);
+            shared.set_driver(Some(activation.config_changed));
             shared.on_change.clone()
         };
         on_change();
@@ -466,7 +490,7 @@ impl Handler for BalloonHandler {
             let _ = ring.push(head, 0);
         }
         let mut shared = lock(&this.handle.shared);
-        shared.config_changed = None;
+        shared.set_driver(None);
         shared.set_actual([0; 4]);
         drop(shared);
         let rings = [Some(this.inflate), Some(this.deflate), this.stats, this.reporting];

@@ -120,8 +120,8 @@ impl VirtioDevice for Console {
         }
     }
 
-    fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.metrics().metrics()
+    fn meter(&self) -> Arc<dyn Metered> {
+        self.metrics()
     }
 
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {

@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use husk_devices::Metered;
 use husk_devices::memory::GuestMemory;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -117,8 +118,13 @@ pub trait VirtioDevice: Send {
         Duty::Stream
     }
 
+    /// What counts for the device, from when it is made to its end. Constant.
+    fn meter(&self) -> Arc<dyn Metered>;
+
     /// What the device has counted since it was made (name, value).
-    fn counters(&self) -> Vec<(&'static str, u64)>;
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.meter().metrics()
+    }
 
     /// The configuration space. Locked for one access at a time.
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>>;

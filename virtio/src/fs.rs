@@ -136,8 +136,8 @@ impl VirtioDevice for Fs {
         Duty::RemoteFiles
     }
 
-    fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.link.metrics().metrics()
+    fn meter(&self) -> Arc<dyn Metered> {
+        self.metrics()
     }
 
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {

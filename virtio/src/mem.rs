@@ -36,7 +36,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use husk_devices::metrics::{Counter, Metered};
+use husk_devices::metrics::{Counter, Gauge, Metered};
 use husk_devices::{chain, lock};
 
 use crate::config::ConfigBytes;
@@ -119,6 +119,12 @@ pub trait Backing: Send {
 /// What a memory device has done since it was made.
 #[derive(Debug, Default)]
 pub struct MemMetrics {
+    /// [`MemSize::plugged_bytes`].
+    pub plugged_bytes: Gauge,
+    /// [`MemSize::requested_bytes`].
+    pub requested_bytes: Gauge,
+    /// [`MemSize::usable_bytes`].
+    pub usable_bytes: Gauge,
     /// Requests to plug or unplug that were carried out.
     pub requests: Counter,
     /// Requests turned down because there is a newer wish of the host's.
@@ -132,6 +138,9 @@ pub struct MemMetrics {
 impl Metered for MemMetrics {
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         vec![
+            ("plugged_bytes", self.plugged_bytes.get()),
+            ("requested_bytes", self.requested_bytes.get()),
+            ("usable_bytes", self.usable_bytes.get()),
             ("requests", self.requests.get()),
             ("nacks", self.nacks.get()),
             ("busy", self.busy.get()),
@@ -166,6 +175,7 @@ struct Shared {
     /// The driver has looked since it plugged a block. It reads through a shared reference.
     settled: AtomicBool,
     on_change: Arc<dyn Fn() + Send + Sync>,
+    metrics: Arc<MemMetrics>,
 }
 
 impl Shared {
@@ -177,6 +187,8 @@ impl Shared {
                 self.config.update(field, value);
             }
         }
+        self.metrics.plugged_bytes.set(self.region.plugged_bytes());
+        self.metrics.requested_bytes.set(self.region.requested_bytes());
     }
 }
 
@@ -285,18 +297,21 @@ impl Mem {
     ) -> Result<Self, MemConfigError> {
         let region = Region::new(config)?;
         let on_change: Arc<dyn Fn() + Send + Sync> = Arc::new(on_change);
+        let metrics = Arc::<MemMetrics>::default();
+        metrics.usable_bytes.set(config.region_bytes);
         let shared = Shared {
             config: ConfigBytes::new(region.config_bytes()),
             region,
             config_changed: None,
             settled: AtomicBool::new(true),
             on_change: on_change.clone(),
+            metrics: metrics.clone(),
         };
         Ok(Self {
             shared: Arc::new(Mutex::new(shared)),
             backing: Arc::new(Mutex::new(backing)),
             on_change,
-            metrics: Arc::default(),
+            metrics,
         })
     }
 
@@ -325,14 +340,8 @@ impl VirtioDevice for Mem {
         Duty::Mem
     }
 
-    fn counters(&self) -> Vec<(&'static str, u64)> {
-        let size = self.handle().size();
-        let sizes = [
-            ("plugged_bytes", size.plugged_bytes),
-            ("requested_bytes", size.requested_bytes),
-            ("usable_bytes", size.usable_bytes),
-        ];
-        sizes.into_iter().chain(self.metrics.metrics()).collect()
+    fn meter(&self) -> Arc<dyn Metered> {
+        self.metrics.clone()
     }
 
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {

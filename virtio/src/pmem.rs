@@ -105,8 +105,8 @@ impl VirtioDevice for Pmem {
         Duty::Pmem
     }
 
-    fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.metrics.metrics()
+    fn meter(&self) -> Arc<dyn Metered> {
+        self.metrics.clone()
     }
 
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {

@@ -1,5 +1,6 @@
 //! A device that never moves: it takes its rings, and has no handler that would need a thread.
 
+use husk_devices::Metered;
 use std::sync::{Arc, Mutex};
 
 use husk_virtio::config::ConfigBytes;
@@ -34,8 +35,8 @@ impl VirtioDevice for Still {
         }
     }
 
-    fn counters(&self) -> Vec<(&'static str, u64)> {
-        Vec::new()
+    fn meter(&self) -> Arc<dyn Metered> {
+        Arc::new(())
     }
 
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {

@@ -249,8 +249,8 @@ impl VirtioDevice for Block {
         Duty::Block
     }
 
-    fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.metrics.metrics()
+    fn meter(&self) -> Arc<dyn Metered> {
+        self.metrics.clone()
     }
 
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {

@@ -92,6 +92,20 @@ impl Local {
     }
 }
 
+/// What the device counts, and its server.
+struct Meter {
+    metrics: Arc<LocalMetrics>,
+    serve: Arc<dyn Serve>,
+}
+
+impl Metered for Meter {
+    fn metrics(&self) -> Vec<(&'static str, u64)> {
+        let mut counters = self.metrics.metrics();
+        counters.extend(self.serve.counters());
+        counters
+    }
+}
+
 impl VirtioDevice for Local {
     fn profile(&self) -> Profile {
         self.profile.clone()
@@ -101,10 +115,11 @@ impl VirtioDevice for Local {
         Duty::Files
     }
 
-    fn counters(&self) -> Vec<(&'static str, u64)> {
-        let mut counters = self.metrics.metrics();
-        counters.extend(self.serve.counters());
-        counters
+    fn meter(&self) -> Arc<dyn Metered> {
+        Arc::new(Meter {
+            metrics: self.metrics.clone(),
+            serve: self.serve.clone(),
+        })
     }
 
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {

@@ -1,5 +1,6 @@
 //! A device for transport tests: copies what it reads to what it writes, and misbehaves on request.
 
+use husk_devices::Metered;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -57,8 +58,8 @@ impl VirtioDevice for Echo {
         }
     }
 
-    fn counters(&self) -> Vec<(&'static str, u64)> {
-        Vec::new()
+    fn meter(&self) -> Arc<dyn Metered> {
+        Arc::new(())
     }
 
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {

@@ -20,6 +20,7 @@
 
 use std::sync::Arc;
 
+use husk_devices::Counter;
 use husk_devices::memory::GuestMemory;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
@@ -119,7 +120,7 @@ impl Core {
     }
 
     /// Times that the device came to need a reset.
-    pub fn failures(&self) -> u64 {
+    pub fn failures(&self) -> &Arc<Counter> {
         self.running.failures()
     }
 

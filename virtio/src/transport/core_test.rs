@@ -227,7 +227,7 @@ fn device_that_cannot_start_needs_a_reset_and_may_be_tried_again() {
     bench.negotiate();
     bench.set_up(0);
     assert_eq!(bench.go(), 15 | NEEDS_RESET);
-    assert_eq!((bench.interrupted(0), bench.core.failures()), (1, 1));
+    assert_eq!((bench.interrupted(0), bench.core.failures().get()), (1, 1));
 
     bench.control.fail_start.store(false, Ordering::SeqCst);
     assert_eq!(bench.status(0), 0);

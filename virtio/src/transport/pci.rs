@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 
 use husk_devices::memory::GuestMemory;
 use husk_devices::pci::{ConfigSpace, Msix, PciFunction};
-use husk_devices::{Effect, Host, lock};
+use husk_devices::{Counter, Effect, Host, lock};
 
 use super::core::{Core, Source};
 use crate::device::{ConfigAccess, VirtioDevice};
@@ -95,7 +95,7 @@ impl VirtioPci {
     }
 
     /// Times that the device came to need a reset, by the driver's or the host's fault.
-    pub fn failures(&self) -> u64 {
+    pub fn failures(&self) -> &Arc<Counter> {
         self.core.failures()
     }
 

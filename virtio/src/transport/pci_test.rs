@@ -146,7 +146,7 @@ fn configuration_change_is_told_by_message_and_isr() {
     guest.until(|guest| guest.host.take_sent(Guest::message(0)) == 1);
     assert_eq!(guest.get(ISR.into(), 4), 2);
     assert_eq!(guest.get(ISR.into(), 1), 0, "reading clears");
-    assert_eq!(guest.function.failures(), 1);
+    assert_eq!(guest.function.failures().get(), 1);
 }
 
 #[test]

@@ -100,9 +100,9 @@ impl Running {
         self.needs_reset.load(Ordering::Acquire)
     }
 
-    /// Failures ever.
-    pub fn failures(&self) -> u64 {
-        self.failures.get()
+    /// Failures ever: counted whoever looks.
+    pub fn failures(&self) -> &Arc<Counter> {
+        &self.failures
     }
 
     /// Asks the handlers to finish what they have begun, and to begin nothing until [`Running::release`]. Does not wait: see

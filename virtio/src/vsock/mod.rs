@@ -166,8 +166,8 @@ impl VirtioDevice for Vsock {
         Duty::Vsock
     }
 
-    fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.host.metrics.metrics()
+    fn meter(&self) -> Arc<dyn Metered> {
+        self.host.metrics.clone()
     }
 
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {

@@ -37,7 +37,7 @@ use crate::api::{self, ApiError, Command, Execute, Info, Kind, Outcome, Reply, R
 use crate::config::{Limits, RunOptions, VmConfig};
 use crate::events::Events;
 use crate::kvm::Kvm;
-use crate::machine::{BuildError, Ending, Machine, STOP_DEADLINE, net};
+use crate::machine::{BuildError, Counted, Ending, Machine, STOP_DEADLINE, net};
 use crate::news::News;
 use crate::terminal::StdoutSink;
 use crate::trace::Trace;
@@ -314,7 +314,7 @@ impl Controller {
         let vm = running(&mut self.vm)?;
         let mut all = json!({});
         if let Some(machine) = vm.machine() {
-            for (name, counters) in machine.counters() {
+            for Counted { name, counters, .. } in machine.counters() {
                 all[&name] = counters
                     .into_iter()
                     .map(|(what, value)| (what.to_owned(), Value::from(value)))

@@ -45,8 +45,19 @@ pub struct Devices {
     /// Where each virtio device is, by its name.
     places: BTreeMap<String, Bdf>,
     /// What counts and is no virtio device, by its name among the counters.
-    metered: Vec<(&'static str, Arc<Mutex<dyn Metered + Send>>)>,
+    metered: Vec<(&'static str, Arc<dyn Metered>)>,
     aml: Vec<Vec<u8>>,
+}
+
+/// What one device has counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// Its name.
+    pub name: String,
+    /// What kind of device it is: `block`, `net`, `ioapic` and so on.
+    pub kind: &'static str,
+    /// Name and value of each counter.
+    pub counters: Vec<(&'static str, u64)>,
 }
 
 /// What became of the functions that the guest has let go of.
@@ -94,7 +105,9 @@ impl Devices {
         let bars = BarAllocator::new(mmio).map_err(|e| BuildError::device("PCI root", e))?;
         let placed = board.mmio().insert(ecam.base, ecam.size, board.pci().clone());
         placed.map_err(|e| BuildError::device("PCI root", e))?;
-        let ioapic = Arc::new(Mutex::new(Ioapic::new(machine.clone())));
+        let ioapic = Ioapic::new(machine.clone());
+        let metered: Vec<(&'static str, Arc<dyn Metered>)> = vec![(IOAPIC, ioapic.metrics())];
+        let ioapic = Arc::new(Mutex::new(ioapic));
         let placed = board
             .mmio()
             .insert(u64::from(layout::IOAPIC), ioapic::SIZE, ioapic.clone());
@@ -105,7 +118,7 @@ impl Devices {
         let slots = hotplug.bank(&board, PCI_SLOTS, plug)?;
         Ok(Self {
             board,
-            metered: vec![(IOAPIC, ioapic.clone())],
+            metered,
             ioapic,
             threads,
             hotplug,
@@ -143,9 +156,9 @@ impl Devices {
         Ok(())
     }
 
-    /// Shows what `device` counts, under a name that begins with `__`: no device can be given such a name.
-    pub fn show_counters(&mut self, name: &'static str, device: Arc<Mutex<dyn Metered + Send>>) {
-        self.metered.push((name, device));
+    /// Shows what `meter` counts, under a name that begins with `__`: no device can be given such a name.
+    pub fn show_counters(&mut self, name: &'static str, meter: Arc<dyn Metered>) {
+        self.metered.push((name, meter));
     }
 
     /// Puts a virtio device of any kind into the first free PCI slot, before the guest starts. `name` is what its threads are called,
@@ -216,22 +229,26 @@ impl Devices {
         &mut self.hotplug
     }
 
-    /// What the devices have counted, by name. What is no virtio device has a name that no such device can be given.
-    pub fn counters(&self) -> BTreeMap<&str, Vec<(&'static str, u64)>> {
-        let count = |at: &Bdf| {
-            self.slots.plug().with(u32::from(at.device), |function| {
-                let mut counters = function.device().counters();
-                counters.push(("failures", function.failures()));
-                counters
+    /// What the devices have counted, by name. What is no virtio device has a name that no such device can be given. Takes no lock that a
+    /// vCPU may want.
+    pub fn counters(&self) -> Vec<Counted> {
+        let plug = self.slots.plug();
+        let virtio = self.places.iter().filter_map(|(name, at)| {
+            let meter = plug.meter(u32::from(at.device))?;
+            Some(Counted {
+                name: name.clone(),
+                kind: meter.kind(),
+                counters: meter.counters(),
             })
-        };
-        let counted = self.places.iter().map(|(name, at)| Some((name.as_str(), count(at)?)));
+        });
+        let others = self.metered.iter().map(|(name, meter)| (*name, meter.metrics()));
         let hotplug = (HOTPLUG, vec![("ignored_writes", self.hotplug.ignored())]);
-        let others = self
-            .metered
-            .iter()
-            .map(|(name, device)| (*name, lock(device).metrics()));
-        counted.flatten().chain(others).chain([hotplug]).collect()
+        let others = others.chain([hotplug]).map(|(name, counters)| Counted {
+            name: name.into(),
+            kind: name.trim_start_matches('_'),
+            counters,
+        });
+        virtio.chain(others).collect()
     }
 
     fn vacant(&self, name: &str) -> Result<(u32, Bdf), BuildError> {

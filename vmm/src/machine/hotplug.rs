@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::task::Waker;
 
 use acpi_tables::Aml;
-use husk_devices::{Irq, lock};
+use husk_devices::Irq;
 use husk_firmware::layout;
 use husk_hotplug::aml::BankAml;
-use husk_hotplug::bank::{Bank, Kind};
+use husk_hotplug::bank::{Bank, BankMetrics, Kind};
 use husk_hotplug::ged::{Bell, Ged, GedAml, GedEvent};
 use husk_hotplug::{Hotplug, Plug};
 
@@ -35,7 +35,7 @@ pub struct Hotplugs {
     bell: Bell,
     waker: Waker,
     banks: Vec<BankAml>,
-    registers: Vec<Arc<Mutex<Bank>>>,
+    meters: Vec<Arc<BankMetrics>>,
 }
 
 impl Hotplugs {
@@ -52,7 +52,7 @@ impl Hotplugs {
             bell,
             waker,
             banks: Vec::new(),
-            registers: Vec::new(),
+            meters: Vec::new(),
         })
     }
 
@@ -69,12 +69,12 @@ impl Hotplugs {
         for slot in 0..slots.pinned {
             bank.pin(slot).map_err(|e| BuildError::device(name, e))?;
         }
-        let bytes = bank.window_bytes();
+        let (bytes, meter) = (bank.window_bytes(), bank.metrics());
         let bank = Arc::new(Mutex::new(bank));
         if slots.count > slots.pinned {
             let placed = board.mmio().insert(slots.address, bytes, bank.clone());
             placed.map_err(|e| BuildError::device(name, e))?;
-            self.registers.push(bank.clone());
+            self.meters.push(meter);
             self.banks.push(BankAml {
                 kind: slots.kind,
                 address: slots.address,
@@ -89,7 +89,7 @@ impl Hotplugs {
 
     /// How many writes of the guest to the banks made no sense ([`Bank::ignored`]).
     pub fn ignored(&self) -> u64 {
-        self.registers.iter().map(|bank| lock(bank).ignored()).sum()
+        self.meters.iter().map(|meter| meter.ignored_writes.get()).sum()
     }
 
     /// Tells the guest again of what it has not asked about yet; whether there is such a thing.

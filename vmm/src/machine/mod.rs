@@ -16,7 +16,6 @@ mod slots;
 mod stop;
 mod vsock;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -39,7 +38,7 @@ use stop::Asked;
 
 pub use board::Ending;
 pub use build::BuildError;
-pub use device::{Collected, SlotError};
+pub use device::{Collected, Counted, SlotError};
 pub use pending::{Pending, Request, Update};
 pub use pmem::PmemError;
 pub use populate::{Keyboard, Passed};
@@ -141,13 +140,16 @@ impl Machine {
     }
 
     /// What the devices have counted, and KVM of each vCPU that there is, by name.
-    pub fn counters(&self) -> BTreeMap<String, Vec<(&'static str, u64)>> {
-        let devices = self.devices.counters().into_iter();
-        let devices = devices.map(|(name, counters)| (name.to_owned(), counters));
-        // No device can be given such a name.
+    pub fn counters(&self) -> Vec<Counted> {
+        let mut all = self.devices.counters();
         let vcpus = self.cpus.plug().cpus.counters();
-        let vcpus = vcpus.map(|(id, counters)| (format!("__vcpu{id}"), counters));
-        devices.chain(vcpus).collect()
+        all.extend(vcpus.map(|(id, counters)| Counted {
+            // No device can be given such a name.
+            name: format!("__vcpu{id}"),
+            kind: "vcpu",
+            counters,
+        }));
+        all
     }
 
     /// Why the guest ended, once it has.

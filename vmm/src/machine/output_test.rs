@@ -32,6 +32,7 @@ fn print(serial: &mut Serial, text: &[u8]) {
 fn counter(serial: &Serial, name: &str) -> u64 {
     serial
         .metrics()
+        .metrics()
         .into_iter()
         .find(|(known, _)| *known == name)
         .unwrap()

@@ -178,7 +178,7 @@ fn add_serial(
     let port = shared(Serial::new(irq, output));
     let aml = Serial::aml(layout::COM1_PORT, layout::COM1_GSI);
     devices.add_ports("serial", layout::COM1_PORT, serial::SIZE, port.clone(), Some(aml))?;
-    devices.show_counters("__serial", port.clone());
+    devices.show_counters("__serial", lock(&port).metrics());
     Ok((config.mode == ConsoleMode::Tty).then_some(Keyboard::Serial(port)))
 }
 

@@ -8,11 +8,15 @@ use std::sync::{Arc, Mutex};
 
 use husk_devices::memory::GuestMemory;
 use husk_devices::pci::{BarAllocator, Bdf, PciFunction, Removable};
-use husk_devices::{Host, lock};
+use husk_devices::{Counter, Host, Metered, lock};
 use husk_hotplug::{Plug, PlugError};
 use husk_virtio::device::VirtioDevice;
 use husk_virtio::threads::Threads;
 use husk_virtio::transport::pci::VirtioPci;
+use virtio_bindings::virtio_ids::{
+    VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_FS, VIRTIO_ID_MEM, VIRTIO_ID_NET, VIRTIO_ID_PMEM,
+    VIRTIO_ID_RNG, VIRTIO_ID_VSOCK,
+};
 
 use super::board::Board;
 
@@ -37,12 +41,53 @@ impl NewFunction {
     }
 }
 
+/// What counts for a device in its slot, beside the function: nobody who reads has to lock that.
+pub struct Meter {
+    id: u32,
+    device: Arc<dyn Metered>,
+    failures: Arc<Counter>,
+}
+
+impl Meter {
+    fn of(function: &VirtioPci) -> Self {
+        Self {
+            id: function.device().profile().id,
+            device: function.device().meter(),
+            failures: function.failures().clone(),
+        }
+    }
+
+    /// What kind of device it is.
+    pub fn kind(&self) -> &'static str {
+        match self.id {
+            VIRTIO_ID_NET => "net",
+            VIRTIO_ID_BLOCK => "block",
+            VIRTIO_ID_CONSOLE => "console",
+            VIRTIO_ID_RNG => "rng",
+            VIRTIO_ID_BALLOON => "balloon",
+            VIRTIO_ID_VSOCK => "vsock",
+            VIRTIO_ID_MEM => "mem",
+            VIRTIO_ID_FS => "fs",
+            VIRTIO_ID_PMEM => "pmem",
+            _ => "virtio",
+        }
+    }
+
+    /// What the device has counted, and how often it came to need a reset.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let mut counters = self.device.metrics();
+        counters.push(("failures", self.failures.get()));
+        counters
+    }
+}
+
 /// A device in its slot.
 struct Plugged {
     /// Buses and vCPUs refer to this as well, but the function is taken out of it here alone.
     place: Arc<Mutex<Removable<VirtioPci>>>,
     /// Where its BARs were placed (base, bytes).
     bars: Vec<(u64, u64)>,
+    meter: Meter,
     /// Out of the guest's reach, and asked to stop.
     retired: bool,
 }
@@ -90,6 +135,11 @@ impl PciPlug {
         lock(&self.plugged.get(&slot)?.place).get().map(act)
     }
 
+    /// What counts for the function in `slot`.
+    pub fn meter(&self, slot: u32) -> Option<&Meter> {
+        Some(&self.plugged.get(&slot)?.meter)
+    }
+
     /// Whether there is a function in `slot`.
     pub fn has(&self, slot: u32) -> bool {
         self.plugged.contains_key(&slot)
@@ -106,6 +156,7 @@ impl PciPlug {
         function.set_threads(self.threads.clone());
         let mut bars = Vec::new();
         let placed = self.place(&mut function, &mut bars);
+        let meter = Meter::of(&function);
         let place = Arc::new(Mutex::new(Removable::new(function)));
         let inserted = placed.and_then(|()| {
             let device = u8::try_from(slot)?;
@@ -117,6 +168,7 @@ impl PciPlug {
                 let plugged = Plugged {
                     place,
                     bars,
+                    meter,
                     retired: false,
                 };
                 self.plugged.insert(slot, plugged);

@@ -4,10 +4,10 @@ use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use husk_devices::Effect;
 use husk_devices::host::fake::FakeHost;
 use husk_devices::memory::{GuestMemory, GuestMemoryMmap};
 use husk_devices::pci::Bdf;
+use husk_devices::{Effect, Metered};
 use husk_firmware::layout;
 use husk_virtio::config::ConfigBytes;
 use husk_virtio::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
@@ -78,8 +78,8 @@ impl VirtioDevice for Stubborn {
         }
     }
 
-    fn counters(&self) -> Vec<(&'static str, u64)> {
-        Vec::new()
+    fn meter(&self) -> Arc<dyn Metered> {
+        Arc::new(())
     }
 
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {
