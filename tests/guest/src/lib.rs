@@ -6,12 +6,17 @@
 
 pub mod answer;
 pub mod call;
+mod dice;
 pub mod frame;
 pub mod job;
+pub mod kernel;
 pub mod pattern;
 pub mod raw;
 pub mod resources;
+pub mod rules;
 pub mod step;
+pub mod strain;
+pub mod stress;
 pub mod traffic;
 pub mod tree;
 

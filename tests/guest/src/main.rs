@@ -5,6 +5,7 @@
 mod agent;
 mod disk;
 mod facts;
+mod files;
 mod guest;
 mod host;
 mod net;
@@ -20,8 +21,13 @@ use husk_guest::{MARK_INIT, PREFIX};
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(("net", words)) = words.split_first().map(|(word, rest)| (word.as_str(), rest)) {
-        tool(net::perform(words));
+    if let Some((word, rest)) = words.split_first() {
+        match word.as_str() {
+            "net" => tool(net::perform(rest)),
+            "files" => tool(files::perform(rest)),
+            // The kernel's own words for its init.
+            _ => {}
+        }
     }
     // First of all: this is the moment that boot times are measured to.
     let marked = sys::mark(MARK_INIT);

@@ -30,28 +30,6 @@ pub fn mount(source: &str, target: &str, kind: &str, read_only: bool) -> io::Res
     Ok(())
 }
 
-/// Puts `data` over the first bytes of `file` through a mapping of it, and gives back what was there. With `shared` unset only this
-/// process sees the change, and it is gone afterwards.
-pub fn exchange_mapped(file: &File, data: &[u8], shared: bool) -> io::Result<Vec<u8>> {
-    let kind = if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
-    let access = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: a new mapping of an open file, wherever the kernel puts it.
-    let mapping = unsafe { libc::mmap(std::ptr::null_mut(), data.len(), access, kind, file.as_raw_fd(), 0) };
-    if mapping == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    let mut found = vec![0; data.len()];
-    // SAFETY: the mapping is as long as both vectors, and nobody else has its address.
-    let synced = unsafe {
-        std::ptr::copy_nonoverlapping(mapping.cast(), found.as_mut_ptr(), data.len());
-        std::ptr::copy_nonoverlapping(data.as_ptr(), mapping.cast(), data.len());
-        let synced = check(libc::msync(mapping, data.len(), libc::MS_SYNC));
-        libc::munmap(mapping, data.len());
-        synced
-    };
-    synced.map(|_| found)
-}
-
 /// The monotonic clock.
 pub fn monotonic_ns() -> io::Result<u64> {
     let mut now = MaybeUninit::<libc::timespec>::zeroed();

@@ -6,9 +6,8 @@ use std::path::Path;
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use husk_guest::kernel::Mapping;
 use husk_guest::{Reply, pattern};
-
-use crate::sys;
 
 /// Bytes of the file that threads replace under each other's eyes.
 const RECORD: usize = 1000;
@@ -16,8 +15,12 @@ const RECORD: usize = 1000;
 /// Maps the first `bytes` bytes of the file `path`, sums them, and stores the pattern of `seed` there.
 pub fn map(path: &str, seed: u64, bytes: u64, shared: bool) -> Result<Reply> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
-    let found = sys::exchange_mapped(&file, &pattern::bytes(seed, usize::try_from(bytes)?), shared)
-        .with_context(|| format!("cannot map {path}"))?;
+    let length = usize::try_from(bytes)?;
+    let mut mapping = Mapping::new(&file, length, shared).with_context(|| format!("cannot map {path}"))?;
+    let mut found = vec![0; length];
+    mapping.read(0, &mut found);
+    mapping.write(0, &pattern::bytes(seed, length));
+    mapping.sync().with_context(|| format!("cannot write {path}"))?;
     Ok(Reply::Data {
         bytes,
         checksum: pattern::checksum(&found),

@@ -1,0 +1,40 @@
+//! The suites for file systems, as a guest's shell starts them: `/init files WORD…`.
+//!
+//! | words                                | what it does, and prints                                                     |
+//! |--------------------------------------|-------------------------------------------------------------------------------|
+//! | `rules DIR`                          | every case of the [rules]; a [`Line`](rules::Line) of JSON for each            |
+//! | `strain FILE SEED STEPS PART PARTS`  | [work](strain) on a part of a file; a [`Part`](strain::Part) as JSON           |
+//! | `stress DIR SEED STEPS NUMBER`       | [work](stress) in a tree; [`Done`](stress::Done) as JSON                       |
+
+use anyhow::{Result, bail};
+use husk_guest::strain::Worker;
+use husk_guest::{rules, strain, stress};
+
+/// Carries out `words`; what there is to print.
+///
+/// # Errors
+///
+/// They make no sense, or the file system does not do as it should.
+pub fn perform(words: &[String]) -> Result<String> {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    Ok(match words[..] {
+        ["rules", root] => {
+            let lines: Result<Vec<_>, _> = rules::run(root.as_ref())?.iter().map(serde_json::to_string).collect();
+            lines?.join("\n")
+        }
+        ["strain", path, seed, steps, part, parts] => {
+            let worker = Worker {
+                seed: seed.parse()?,
+                steps: steps.parse()?,
+                part: part.parse()?,
+                parts: parts.parse()?,
+            };
+            serde_json::to_string(&strain::work(path.as_ref(), worker)?)?
+        }
+        ["stress", root, seed, steps, number] => {
+            let done = stress::work(root.as_ref(), seed.parse()?, steps.parse()?, number.parse()?)?;
+            serde_json::to_string(&done)?
+        }
+        _ => bail!("cannot do {words:?}"),
+    })
+}
