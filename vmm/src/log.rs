@@ -22,9 +22,17 @@ const MODE: u32 = 0o600;
 /// How long a reader of the last words is waited for.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// Levels as `log` numbers them, from 1 on.
+const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+
 /// The process's only logger.
 struct Logger {
+    /// Lines since the start, by level: error first.
+    lines: [AtomicU64; LEVELS.len()],
+    /// Lines since the last one that got through.
     lost: AtomicU64,
+    /// Lines that never got through.
+    lost_ever: AtomicU64,
     /// Standard error, unless it was closed.
     stderr: OnceLock<Outlet>,
     /// Where lines go in place of it.
@@ -34,7 +42,9 @@ struct Logger {
 }
 
 static LOGGER: Logger = Logger {
+    lines: [const { AtomicU64::new(0) }; LEVELS.len()],
     lost: AtomicU64::new(0),
+    lost_ever: AtomicU64::new(0),
     stderr: OnceLock::new(),
     file: OnceLock::new(),
     system: OnceLock::new(),
@@ -85,6 +95,17 @@ pub fn tell(text: &str) {
     };
 }
 
+/// Lines that were logged, by level.
+pub fn lines() -> [(&'static str, u64); LEVELS.len()] {
+    let mut counts = LOGGER.lines.iter().map(|count| count.load(Ordering::Relaxed));
+    LEVELS.map(|level| (level, counts.next().unwrap_or_default()))
+}
+
+/// Lines for which there was no room.
+pub fn lost_lines() -> u64 {
+    LOGGER.lost_ever.load(Ordering::Relaxed)
+}
+
 fn level(verbosity: u8) -> LevelFilter {
     match verbosity {
         0 => LevelFilter::Warn,
@@ -114,6 +135,9 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
+        if let Some(count) = self.lines.get((record.level() as usize).wrapping_sub(1)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
         if let Some(system) = self.system.get() {
             // What it has no room for is lost, as from everybody.
             let _ = system.send(syslog_line(record).as_bytes());
@@ -139,6 +163,7 @@ impl Logger {
             .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
         {
             self.lost.fetch_add(lost.saturating_add(1), Ordering::Relaxed);
+            self.lost_ever.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

@@ -8,14 +8,14 @@
 //! then. That is exact for a process that has not slept; it includes what the process did between fork and exec, which is little
 //! unless a program that had worked for long executes husk in its own place.
 
-#![expect(unsafe_code, reason = "clock_gettime of the process's CPU time")]
-
 mod render;
 
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use husk_devices::lock;
-use std::time::{Duration, Instant};
+
+use crate::cpu_time;
 
 /// More marks than this are counted, not kept: a guest can write to port 0x80 for ever.
 const MAX_GUEST_MARKS: usize = 1024;
@@ -109,6 +109,8 @@ struct Log {
 #[derive(Debug)]
 struct Recorder {
     zero: Instant,
+    /// Marks of the guest are kept.
+    guest: bool,
     log: Mutex<Log>,
 }
 
@@ -124,7 +126,7 @@ impl Begin {
     pub fn now() -> Self {
         Self {
             entered: Instant::now(),
-            cpu_used: cpu_used(),
+            cpu_used: cpu_time::of_process(),
         }
     }
 
@@ -148,30 +150,35 @@ impl Trace {
         let zero = begin.exec();
         let trace = Self(Some(Arc::new(Recorder {
             zero,
+            guest: true,
             log: Mutex::default(),
         })));
         trace.record(|log| log.finish(Phase::Exec, begin.entered.saturating_duration_since(zero)));
         trace
     }
 
-    /// A trace that begins now: for a machine that is built long after exec.
-    pub fn on() -> Self {
+    /// A trace that begins now and has the phases of the start alone: marks of the guest cost it nothing.
+    pub fn of_start() -> Self {
         Self(Some(Arc::new(Recorder {
             zero: Instant::now(),
+            guest: false,
             log: Mutex::default(),
         })))
     }
 
-    /// What has been recorded of the start so far, in a line: `kvm open 0.1 ms, ram 2.3 ms`. Phases beside the main thread are among
-    /// them.
-    pub fn phases(&self) -> String {
-        let Some(recorder) = &self.0 else { return String::new() };
+    /// What has been recorded of the start so far, phases beside the main thread included.
+    pub fn start(&self) -> Vec<(Phase, Duration)> {
+        let Some(recorder) = &self.0 else { return Vec::new() };
         let log = recorder.locked();
         let start = log.records.iter().filter(|record| record.track != Track::Guest);
-        let phases = start.map(|record| {
-            let took = record.end.saturating_sub(record.start);
-            format!("{} {:.1} ms", record.phase.name(), took.as_secs_f64() * 1e3)
-        });
+        let phases = start.map(|record| (record.phase, record.end.saturating_sub(record.start)));
+        phases.collect()
+    }
+
+    /// The same in a line: `kvm open 0.1 ms, ram 2.3 ms`.
+    pub fn phases(&self) -> String {
+        let phases = self.start().into_iter();
+        let phases = phases.map(|(phase, took)| format!("{} {:.1} ms", phase.name(), took.as_secs_f64() * 1e3));
         phases.collect::<Vec<_>>().join(", ")
     }
 
@@ -210,6 +217,9 @@ impl Trace {
 
     /// The guest wrote `byte` to port 0x80. Called on vCPU threads.
     pub fn guest_mark(&self, byte: u8) {
+        if self.0.as_ref().is_none_or(|recorder| !recorder.guest) {
+            return;
+        }
         self.record_now(|log, now| {
             if log.guest_marks.len() < MAX_GUEST_MARKS {
                 log.guest_marks.push((byte, now));
@@ -291,17 +301,6 @@ impl Drop for Span<'_> {
             })
         });
     }
-}
-
-/// CPU time of this process so far.
-fn cpu_used() -> Duration {
-    let mut cpu = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: a valid clock and a valid place for its time.
-    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut cpu) };
-    Duration::new(
-        u64::try_from(cpu.tv_sec).unwrap_or(0),
-        u32::try_from(cpu.tv_nsec).unwrap_or(0),
-    )
 }
 
 #[cfg(test)]

@@ -155,7 +155,7 @@ fn a_trace_that_is_off_records_nothing() {
 #[test]
 fn the_phases_of_a_start_are_a_line() {
     assert_eq!(Trace::off().phases(), "");
-    let trace = Trace::on();
+    let trace = Trace::of_start();
     trace.mark(Phase::KvmOpen);
     drop(trace.span(Phase::KernelLoad));
     trace.mark(Phase::Devices);

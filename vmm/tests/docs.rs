@@ -118,6 +118,26 @@ fn every_event_is_documented_and_happens() {
 }
 
 #[test]
+fn the_table_of_figures_is_that_of_the_program() {
+    let row = |family: husk::metrics::Family| {
+        let labels: Vec<String> = family.labels.iter().map(|label| format!("`{label}`")).collect();
+        format!(
+            "| `{}` | {} | {} | {} |\n",
+            family.name,
+            family.kind.name(),
+            labels.join(", "),
+            family.help
+        )
+    };
+    let expected: String = husk::metrics::families().map(row).collect();
+    let section = text("docs/operate.md");
+    let table = section.split_once("### All figures").unwrap().1;
+    let table = table.split_once("\n|---|---|---|---|\n").unwrap().1;
+    let table = table.split("\n\n").next().unwrap().trim_end();
+    assert_eq!(table, expected.trim_end(), "docs/operate.md should have:\n{expected}");
+}
+
+#[test]
 fn every_thread_is_documented() {
     let documented = first_cells(&section("docs/architecture.md", "## 5. Threads"));
     for folder in ["vmm/src", "virtio/src"] {

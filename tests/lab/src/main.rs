@@ -25,6 +25,7 @@ mod packages;
 mod paths;
 mod pool;
 mod progress;
+mod prometheus;
 mod pulse;
 #[cfg(test)]
 mod readme_test;

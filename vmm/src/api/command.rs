@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::inbox::Outcome;
 use crate::config::VmConfig;
+use crate::metrics::Figures;
 
 pub use crate::config::NewDevice;
 
@@ -31,6 +32,8 @@ pub enum Command {
     Resume,
     /// `vm.counters`: what the devices have counted.
     Counters,
+    /// `vmm.metrics`: what is known of the process and its VM, for Prometheus.
+    Metrics,
     /// `vm.containers`: what clients have noted of the containers in the VM.
     Containers,
     /// `vm.set-containers`: note something else.
@@ -60,6 +63,7 @@ impl Command {
             Self::Pause => "vm.pause",
             Self::Resume => "vm.resume",
             Self::Counters => "vm.counters",
+            Self::Metrics => "vmm.metrics",
             Self::Containers => "vm.containers",
             Self::SetContainers(_) => "vm.set-containers",
             Self::Resize(_) => "vm.resize",
@@ -105,6 +109,8 @@ pub enum Reply {
     Done,
     /// 200 with this body.
     Json(Value),
+    /// 200 with these figures, in the text that the client reads.
+    Figures(Box<Figures>),
 }
 
 /// How far a command has come.

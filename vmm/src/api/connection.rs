@@ -14,7 +14,9 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::http::{Malformed, Message, Method, Parser};
 use super::response::{CONTINUE, Response};
+use super::routes::asked;
 use super::scm;
+use crate::metrics::{Endpoint, Format};
 
 /// Bytes of answers that wait for a client; while there are more, its next request waits.
 const UNREAD_BYTES: usize = 64 << 10;
@@ -41,9 +43,37 @@ enum Phase {
 
 /// The request that is being carried out.
 #[derive(Clone, Copy, Debug)]
-struct Pending {
+pub(super) struct Pending {
     head: bool,
     close: bool,
+    /// What is asked for.
+    pub(super) endpoint: Endpoint,
+    /// Since when.
+    pub(super) since: Instant,
+    /// What figures are written in.
+    pub(super) format: Format,
+}
+
+impl Pending {
+    /// What is no request, and ends the connection.
+    fn last() -> Self {
+        Self {
+            head: false,
+            close: true,
+            endpoint: Endpoint::Unknown,
+            since: Instant::now(),
+            format: Format::default(),
+        }
+    }
+}
+
+/// What a client may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rights {
+    /// Everything.
+    Control,
+    /// The figures.
+    Metrics,
 }
 
 /// A client's connection.
@@ -55,6 +85,7 @@ pub(super) struct Connection {
     out: VecDeque<u8>,
     pending: Option<Pending>,
     phase: Phase,
+    rights: Rights,
     /// What epoll has been told to look for.
     pub(super) watched: EventSet,
 }
@@ -64,7 +95,7 @@ impl Connection {
     ///
     /// # Errors
     /// What the host says.
-    pub(super) fn new(stream: UnixStream) -> io::Result<Self> {
+    pub(super) fn new(stream: UnixStream, rights: Rights) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self {
             stream,
@@ -73,6 +104,7 @@ impl Connection {
             out: VecDeque::new(),
             pending: None,
             phase: Phase::Open,
+            rights,
             watched: EventSet::empty(),
         })
     }
@@ -80,14 +112,18 @@ impl Connection {
     /// Tells a client that there is no room for it, and forgets it.
     pub(super) fn reject(mut self, limit: usize) {
         let response = Response::json(503, &[format!("{limit} connections are open, no more are allowed")]);
-        self.put(
-            &response,
-            Pending {
-                head: false,
-                close: true,
-            },
-        );
+        self.put(&response, Pending::last());
         self.flush();
+    }
+
+    /// What the client may ask for.
+    pub(super) fn rights(&self) -> Rights {
+        self.rights
+    }
+
+    /// The request that was taken last, if it was not answered yet.
+    pub(super) fn pending(&self) -> Option<Pending> {
+        self.pending
     }
 
     /// Takes what has come, at most one `buffer` of it. Whether there may be more.
@@ -121,6 +157,9 @@ impl Connection {
                 self.pending = Some(Pending {
                     head: message.method == Method::Head,
                     close: message.close,
+                    endpoint: asked(&message),
+                    since: Instant::now(),
+                    format: message.format,
                 });
                 let count = self.fds.iter().take_while(|(came, _)| *came <= message.end).count();
                 let fds = self.fds.drain(..count).map(|(_, fd)| fd).collect();
@@ -230,13 +269,7 @@ impl Connection {
     fn refuse(&mut self, error: Malformed) {
         log::info!("request refused: {error}");
         let response = Response::json(error.status(), &[error.to_string()]);
-        self.put(
-            &response,
-            Pending {
-                head: false,
-                close: true,
-            },
-        );
+        self.put(&response, Pending::last());
         self.phase = Phase::Closing;
         self.fds.clear();
     }

@@ -11,6 +11,8 @@ use husk_devices::causes;
 pub enum Kind {
     /// The request is wrong: its body, its method, or a configuration that cannot be.
     BadRequest = 400,
+    /// The socket is not for that.
+    Forbidden = 403,
     /// No such path, VM or device.
     NotFound = 404,
     /// What is asked for is taken already.

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::metrics::Format;
+
 /// The most bytes of a request line and headers.
 pub const HEAD_BYTES: usize = 16 << 10;
 /// The most headers.
@@ -36,6 +38,8 @@ pub struct Message {
     pub body: Vec<u8>,
     /// Whether the client wants the connection closed after the answer.
     pub close: bool,
+    /// What figures are written in, if those are asked for.
+    pub format: Format,
     /// How many bytes of the stream have gone by when this request ends.
     pub end: u64,
 }
@@ -86,6 +90,7 @@ struct Head {
     path: String,
     body_bytes: usize,
     close: bool,
+    format: Format,
     /// Whether the client waits for leave to send the body.
     waits: bool,
 }
@@ -134,6 +139,7 @@ impl Parser {
             path: head.path,
             body,
             close: head.close,
+            format: head.format,
             end: self.consumed,
         }))
     }
@@ -224,6 +230,7 @@ fn parse(bytes: &[u8]) -> Result<Head, Malformed> {
         body_bytes: 0,
         // HTTP/1.0 closes unless told otherwise (RFC 9112 §9.3).
         close: request.version == Some(0),
+        format: Format::default(),
         waits: false,
     };
     let mut length = None;
@@ -239,6 +246,8 @@ fn parse(bytes: &[u8]) -> Result<Head, Malformed> {
                 b if b.eq_ignore_ascii_case(b"keep-alive") => false,
                 _ => close,
             });
+        } else if is("accept") {
+            head.format = Format::accepted(&String::from_utf8_lossy(header.value));
         } else if is("expect") {
             if !header.value.eq_ignore_ascii_case(b"100-continue") {
                 return Err(Malformed::Expectation);

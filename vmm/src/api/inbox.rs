@@ -71,8 +71,8 @@ impl<T> Queue<T> {
 /// socket any more.
 pub struct Inbox {
     requests: Queue<Request>,
-    /// The name under which clients find the server.
-    file: Cell<Option<SocketFile>>,
+    /// The names under which clients find the server.
+    files: Cell<Vec<SocketFile>>,
 }
 
 /// Where the API puts commands.
@@ -96,10 +96,10 @@ pub(super) struct Answer {
 }
 
 /// A pair of ends for commands.
-pub(super) fn commands(file: Option<SocketFile>) -> io::Result<(Outbox, Inbox)> {
+pub(super) fn commands(files: Vec<SocketFile>) -> io::Result<(Outbox, Inbox)> {
     let (feeder, requests) = queue()?;
-    let file = Cell::new(file);
-    Ok((Outbox(feeder), Inbox { requests, file }))
+    let files = Cell::new(files);
+    Ok((Outbox(feeder), Inbox { requests, files }))
 }
 
 /// A pair of ends for answers.
@@ -114,9 +114,9 @@ impl Inbox {
         self.requests.next()
     }
 
-    /// Removes the socket's file: whoever looks for it from now on finds nothing. Those who are connected stay so.
+    /// Removes the sockets' files: whoever looks for it from now on finds nothing. Those who are connected stay so.
     pub fn close(&self) {
-        self.file.set(None);
+        self.files.take();
     }
 }
 

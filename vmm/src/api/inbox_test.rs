@@ -11,7 +11,7 @@ fn readable(source: &impl AsRawFd) -> bool {
 
 #[test]
 fn commands_come_in_order_and_the_bell_is_quiet_after_the_last() {
-    let ((outbox, inbox), (mailbox, _answers)) = (commands(None).unwrap(), answers().unwrap());
+    let ((outbox, inbox), (mailbox, _answers)) = (commands(Vec::new()).unwrap(), answers().unwrap());
     assert!(!readable(&inbox));
     outbox.send(Command::Boot, 1, &mailbox);
     outbox.send(Command::Pause, 2, &mailbox);
@@ -24,7 +24,7 @@ fn commands_come_in_order_and_the_bell_is_quiet_after_the_last() {
 
 #[test]
 fn an_answer_finds_its_connection() {
-    let ((outbox, inbox), (mailbox, answers)) = (commands(None).unwrap(), answers().unwrap());
+    let ((outbox, inbox), (mailbox, answers)) = (commands(Vec::new()).unwrap(), answers().unwrap());
     outbox.send(Command::Boot, 7, &mailbox);
     inbox.next().unwrap().respond.send(Ok(Reply::Done));
     assert!(readable(&answers));
@@ -36,7 +36,7 @@ fn an_answer_finds_its_connection() {
 
 #[test]
 fn a_command_that_is_dropped_is_answered_all_the_same() {
-    let ((outbox, inbox), (mailbox, answers)) = (commands(None).unwrap(), answers().unwrap());
+    let ((outbox, inbox), (mailbox, answers)) = (commands(Vec::new()).unwrap(), answers().unwrap());
     outbox.send(Command::Boot, 1, &mailbox);
     drop(inbox.next());
     outbox.send(Command::Boot, 2, &mailbox);
@@ -51,7 +51,7 @@ fn a_command_that_is_dropped_is_answered_all_the_same() {
 
 #[test]
 fn an_answer_to_an_api_that_has_ended_is_no_error() {
-    let ((outbox, inbox), (mailbox, answers)) = (commands(None).unwrap(), answers().unwrap());
+    let ((outbox, inbox), (mailbox, answers)) = (commands(Vec::new()).unwrap(), answers().unwrap());
     outbox.send(Command::Boot, 1, &mailbox);
     drop((answers, mailbox));
     inbox.next().unwrap().respond.send(Ok(Reply::Done));

@@ -21,6 +21,21 @@ pub enum VmState {
     Paused,
 }
 
+impl VmState {
+    /// All states, in the order of a VM's life.
+    pub const ALL: [Self; 4] = [Self::Created, Self::Running, Self::Paused, Self::Shutdown];
+
+    /// The wire format's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Created => "Created",
+            Self::Running => "Running",
+            Self::Shutdown => "Shutdown",
+            Self::Paused => "Paused",
+        }
+    }
+}
+
 /// A VM as `vm.info` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct VmInfo {

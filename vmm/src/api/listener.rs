@@ -20,13 +20,13 @@ const BACKLOG: libc::c_int = 128;
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// There can be no socket of that path.
-    #[error("api socket")]
+    #[error(transparent)]
     Bind(#[from] BindError),
     /// A descriptor that is no listening Unix socket.
-    #[error("api socket fd {0}: not a listening Unix stream socket")]
+    #[error("fd {0}: not a listening Unix stream socket")]
     NotListening(RawFd),
     /// The host refused.
-    #[error("api socket fd {fd}: cannot be made non-blocking")]
+    #[error("fd {fd}: cannot be made non-blocking")]
     Host {
         /// The descriptor.
         fd: RawFd,

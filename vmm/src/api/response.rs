@@ -12,13 +12,18 @@ use serde_json::ser::Formatter;
 /// The interim answer to `Expect: 100-continue`.
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 \r\n\r\n";
 
+/// What bodies are made of, but for text that was asked for.
+const JSON: &str = "application/json";
+
 /// An answer, before it is put into bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     /// The HTTP status code.
     pub status: u16,
-    /// The body, JSON in ASCII.
+    /// The body; JSON is in ASCII.
     pub body: Option<Vec<u8>>,
+    /// The body's media type.
+    pub content_type: &'static str,
 }
 
 impl Response {
@@ -27,6 +32,7 @@ impl Response {
         Self {
             status: 204,
             body: None,
+            content_type: JSON,
         }
     }
 
@@ -35,6 +41,16 @@ impl Response {
         Self {
             status,
             body: Some(to_ascii_json(value)),
+            content_type: JSON,
+        }
+    }
+
+    /// Success, with a text.
+    pub fn text(text: String, content_type: &'static str) -> Self {
+        Self {
+            status: 200,
+            body: Some(text.into_bytes()),
+            content_type,
         }
     }
 
@@ -45,7 +61,8 @@ impl Response {
         let start = format!("HTTP/1.1 {status} \r\nServer: Cloud Hypervisor API\r\nConnection: {connection}\r\n");
         out.extend_from_slice(start.as_bytes());
         if let Some(body) = &self.body {
-            let about = format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
+            let (of, length) = (self.content_type, body.len());
+            let about = format!("Content-Type: {of}\r\nContent-Length: {length}\r\n");
             out.extend_from_slice(about.as_bytes());
         }
         out.extend_from_slice(b"\r\n");

@@ -12,8 +12,13 @@ use super::info::Info;
 use super::response::Response;
 use crate::config::fields::{self, Shape, Unknown};
 use crate::config::json;
+use crate::metrics;
 
 const ROOT: &str = "/api/v1/";
+/// Where Prometheus looks, unless it is told otherwise.
+const METRICS: &str = "/metrics";
+/// The same beside the rest of the API.
+const VMM_METRICS: &str = "vmm.metrics";
 
 /// What becomes of a request.
 pub(super) enum Routed {
@@ -42,6 +47,7 @@ use Endpoint::{Full, Missing, Plain};
 
 const ENDPOINTS: &[(&str, Endpoint)] = &[
     ("vmm.ping", Endpoint::Ping),
+    (VMM_METRICS, Plain(Method::Get, || Command::Metrics)),
     ("vmm.shutdown", Plain(Method::Put, || Command::ShutdownVmm)),
     ("vm.info", Endpoint::Info),
     ("vm.counters", Plain(Method::Get, || Command::Counters)),
@@ -96,7 +102,7 @@ pub(super) fn refusal(what: &str, error: &ApiError) -> Response {
 
 /// The fields of a request's body that its endpoint does not have: probably misspelt.
 pub(super) fn unknown_fields(message: &Message) -> Vec<Unknown> {
-    let name = message.path.strip_prefix(ROOT).unwrap_or_default();
+    let name = name(&message.path).unwrap_or_default();
     let shape = match name {
         "vm.create" => &fields::VM,
         "vm.resize" => &fields::RESIZE,
@@ -110,8 +116,33 @@ pub(super) fn unknown_fields(message: &Message) -> Vec<Unknown> {
     serde_json::from_slice(&message.body).map_or_else(|_| Vec::new(), |body| shape.unknown(&body))
 }
 
+/// What is asked for, as the figures have it.
+pub(super) fn asked(message: &Message) -> metrics::Endpoint {
+    let Some(name) = name(&message.path) else {
+        return metrics::Endpoint::Unknown;
+    };
+    let named = ENDPOINTS.iter().find(|(known, _)| *known == name);
+    let named = named.map(|(known, _)| metrics::Endpoint::Named(known));
+    let added = || kind_of(name).map(|(kind, _)| metrics::Endpoint::Add(kind));
+    named.or_else(added).unwrap_or(metrics::Endpoint::Unknown)
+}
+
+/// Whether somebody who may only look may ask for it.
+pub(super) fn is_metrics(message: &Message) -> bool {
+    name(&message.path) == Some(VMM_METRICS) && message.method == Method::Get
+}
+
+/// The endpoint that a path stands for, if there can be one.
+fn name(path: &str) -> Option<&str> {
+    if path == METRICS {
+        Some(VMM_METRICS)
+    } else {
+        path.strip_prefix(ROOT)
+    }
+}
+
 fn find(message: &Message, fds: Vec<OwnedFd>, info: &Info) -> Result<Routed, ApiError> {
-    let name = message.path.strip_prefix(ROOT);
+    let name = name(&message.path);
     let Some((name, endpoint)) = name.and_then(|name| Some((name, endpoint(name)?))) else {
         return Err(ApiError::new(Kind::NotFound, format!("no such path: {}", message.path)));
     };

@@ -1,8 +1,10 @@
 use super::*;
 use crate::config::MacAddr;
+use crate::metrics::Format;
 
 fn routed(method: Method, path: &str, body: &str) -> Routed {
     let message = Message {
+        format: Format::default(),
         method,
         path: path.into(),
         body: body.into(),

@@ -17,15 +17,17 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::command::Reply;
-use super::connection::Connection;
+use super::connection::{Connection, Rights};
+use super::error::{ApiError, Kind};
 use super::http::Message;
-use super::inbox::{self, Answers, Inbox, Mailbox, Outbox, Outcome};
+use super::inbox::{self, Answer, Answers, Inbox, Mailbox, Outbox, Outcome};
 use super::info::Info;
 use super::listener::{ListenError, Listener};
 use super::response::Response;
-use super::routes::{Routed, refusal, route, unknown_fields};
+use super::routes::{Routed, is_metrics, refusal, route, unknown_fields};
 use crate::config::fields::Unknown;
 use crate::events::Events;
+use crate::metrics::{Calls, Exposition, Format};
 
 /// Connections at a time. Cloud Hypervisor has 10.
 pub const CONNECTIONS: usize = 64;
@@ -37,14 +39,21 @@ const FLUSH_LIMIT: Duration = Duration::from_millis(500);
 /// How long nobody is accepted when the host has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Of them, those that may only ask for figures: however many scrapers there are, whoever controls the VM finds room.
+const SCRAPERS: usize = 8;
+
 const LISTENER: u64 = u64::MAX;
 const STOP: u64 = u64::MAX - 1;
 const ANSWERS: u64 = u64::MAX - 2;
+const METRICS_LISTENER: u64 = u64::MAX - 3;
 
 /// A server that clients can connect to, and that does not serve them yet.
 #[derive(Debug)]
 pub struct Server {
-    listener: Listener,
+    /// Where everything can be asked for.
+    listener: Option<Listener>,
+    /// Where figures can be asked for, and nothing else.
+    metrics: Option<Listener>,
     /// Told of fields that have no meaning.
     events: Events,
 }
@@ -65,6 +74,36 @@ impl Server {
         Listener::bind(path).map(Self::on)
     }
 
+    /// A server without a socket.
+    pub fn silent() -> Self {
+        Self {
+            listener: None,
+            metrics: None,
+            events: Events::default(),
+        }
+    }
+
+    /// The same, which also listens on a new socket at `path`, of mode 0600, where figures can be asked for and nothing else.
+    ///
+    /// # Errors
+    /// See [`ListenError`].
+    pub fn with_metrics_at(self, path: &Path) -> Result<Self, ListenError> {
+        Listener::bind(path).map(|metrics| self.with_metrics(metrics))
+    }
+
+    /// The same, on a Unix stream socket that listens already.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn with_metrics_on(self, fd: OwnedFd) -> Result<Self, ListenError> {
+        Listener::adopt(fd).map(|metrics| self.with_metrics(metrics))
+    }
+
+    fn with_metrics(mut self, metrics: Listener) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
     /// Takes a Unix stream socket that listens already.
     ///
     /// # Errors
@@ -75,8 +114,8 @@ impl Server {
 
     fn on(listener: Listener) -> Self {
         Self {
-            listener,
-            events: Events::default(),
+            listener: Some(listener),
+            ..Self::silent()
         }
     }
 
@@ -97,22 +136,34 @@ impl Server {
         info: Info,
         confine: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> io::Result<(Running, Inbox)> {
-        let Self { listener, events } = self;
-        let Listener { socket, file } = listener;
-        let (outbox, inbox) = inbox::commands(file)?;
+        let Self {
+            listener,
+            metrics,
+            events,
+        } = self;
+        let (mut doors, mut files) = (Vec::new(), Vec::new());
+        let listeners = [
+            (listener, Rights::Control, LISTENER),
+            (metrics, Rights::Metrics, METRICS_LISTENER),
+        ];
+        for (listener, rights, token) in listeners {
+            let Some(Listener { socket, file }) = listener else {
+                continue;
+            };
+            files.extend(file);
+            doors.push(Door { socket, rights, token });
+        }
+        let (outbox, inbox) = inbox::commands(files)?;
         let (mailbox, answers) = inbox::answers()?;
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let epoll = Epoll::new()?;
-        for (fd, token) in [
-            (socket.as_raw_fd(), LISTENER),
-            (stop.as_raw_fd(), STOP),
-            (answers.as_raw_fd(), ANSWERS),
-        ] {
+        let doors_watched = doors.iter().map(|door| (door.socket.as_raw_fd(), door.token));
+        for (fd, token) in doors_watched.chain([(stop.as_raw_fd(), STOP), (answers.as_raw_fd(), ANSWERS)]) {
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))?;
         }
         let event_loop = EventLoop {
             epoll,
-            listener: socket,
+            doors,
             accept_again: None,
             connections: BTreeMap::new(),
             next: 0,
@@ -121,6 +172,7 @@ impl Server {
             answers,
             info,
             events,
+            calls: Calls::default(),
             buffer: vec![0; CHUNK_BYTES],
         };
         let body = move || match confine() {
@@ -148,10 +200,18 @@ impl Drop for Running {
     }
 }
 
+/// Where clients come in.
+struct Door {
+    socket: UnixListener,
+    /// What they may ask for then.
+    rights: Rights,
+    token: u64,
+}
+
 /// What the thread works with.
 struct EventLoop {
     epoll: Epoll,
-    listener: UnixListener,
+    doors: Vec<Door>,
     /// When clients are accepted again, while they are not.
     accept_again: Option<Instant>,
     connections: BTreeMap<u64, Connection>,
@@ -162,6 +222,7 @@ struct EventLoop {
     answers: Answers,
     info: Info,
     events: Events,
+    calls: Calls,
     buffer: Vec<u8>,
 }
 
@@ -184,7 +245,7 @@ impl EventLoop {
             for event in events.iter().take(ready) {
                 match event.data() {
                     STOP => return Ok(()),
-                    LISTENER => self.accept()?,
+                    LISTENER | METRICS_LISTENER => self.accept(event.data())?,
                     ANSWERS => self.deliver_answers(),
                     number => self.on_connection(number, event.event_set()),
                 }
@@ -209,21 +270,26 @@ impl EventLoop {
         self.connections.retain(|_, connection| !connection.is_over(now));
         if self.accept_again.is_some_and(|again| again <= now) {
             self.accept_again = None;
-            self.watch_listener(EventSet::IN)?;
+            self.watch_doors(EventSet::IN)?;
         }
         Ok(())
     }
 
-    fn watch_listener(&self, events: EventSet) -> io::Result<()> {
-        let fd = self.listener.as_raw_fd();
-        self.epoll
-            .ctl(ControlOperation::Modify, fd, EpollEvent::new(events, LISTENER))
+    fn watch_doors(&self, events: EventSet) -> io::Result<()> {
+        self.doors.iter().try_for_each(|door| {
+            let event = EpollEvent::new(events, door.token);
+            self.epoll.ctl(ControlOperation::Modify, door.socket.as_raw_fd(), event)
+        })
     }
 
-    fn accept(&mut self) -> io::Result<()> {
-        match self.listener.accept() {
+    fn accept(&mut self, token: u64) -> io::Result<()> {
+        let Some(door) = self.doors.iter().find(|door| door.token == token) else {
+            return Ok(());
+        };
+        let rights = door.rights;
+        match door.socket.accept() {
             Ok((stream, _)) => {
-                if let Err(error) = self.add_connection(stream) {
+                if let Err(error) = self.add_connection(stream, rights) {
                     log::warn!("a client could not be taken in: {error}");
                 }
                 Ok(())
@@ -232,16 +298,20 @@ impl EventLoop {
             Err(error) => {
                 log::warn!("no client can be accepted for the moment: {error}");
                 self.accept_again = Some(Instant::now() + ACCEPT_PAUSE);
-                self.watch_listener(EventSet::empty())
+                self.watch_doors(EventSet::empty())
             }
         }
     }
 
-    fn add_connection(&mut self, stream: UnixStream) -> io::Result<()> {
-        let mut connection = Connection::new(stream)?;
-        if self.connections.len() >= CONNECTIONS {
-            log::warn!("a client was turned away: {CONNECTIONS} are connected");
-            connection.reject(CONNECTIONS);
+    fn add_connection(&mut self, stream: UnixStream, rights: Rights) -> io::Result<()> {
+        let mut connection = Connection::new(stream, rights)?;
+        let limit = match rights {
+            Rights::Control => CONNECTIONS,
+            Rights::Metrics => SCRAPERS,
+        };
+        if self.count(rights) >= limit {
+            log::warn!("a client was turned away: {limit} are connected");
+            connection.reject(limit);
             return Ok(());
         }
         connection.watched = connection.interest();
@@ -251,6 +321,12 @@ impl EventLoop {
         self.connections.insert(self.next, connection);
         self.next = self.next.wrapping_add(1);
         Ok(())
+    }
+
+    /// How many clients are connected that may do this.
+    fn count(&self, rights: Rights) -> usize {
+        let connections = self.connections.values();
+        connections.filter(|connection| connection.rights() == rights).count()
     }
 
     /// Something has happened on a connection.
@@ -278,8 +354,12 @@ impl EventLoop {
         };
         connection.flush();
         while let Some((message, fds)) = connection.next() {
-            match route(&message, fds, &self.info) {
-                Routed::Answer(response) => connection.answer(&response),
+            let routed = match connection.rights() {
+                Rights::Metrics if !is_metrics(&message) => Routed::Answer(forbidden(&message)),
+                _ => route(&message, fds, &self.info),
+            };
+            match routed {
+                Routed::Answer(response) => answer(connection, &mut self.calls, &response),
                 Routed::Command(command) => {
                     log::debug!("{}", message.path);
                     tell_unknown(&self.events, &message);
@@ -297,10 +377,41 @@ impl EventLoop {
 
     fn deliver_answers(&mut self) {
         while let Some(answer) = self.answers.next() {
-            if let Some(connection) = self.connections.get_mut(&answer.connection) {
-                connection.answer(&respond(&answer.outcome));
-                self.serve_connection(answer.connection);
+            let connection = answer.connection;
+            self.deliver(answer);
+            self.serve_connection(connection);
+        }
+    }
+
+    /// Gives a client its answer, if it is still there.
+    fn deliver(&mut self, to: Answer) {
+        let pending = self.connections.get(&to.connection).and_then(Connection::pending);
+        let Some(format) = pending.map(|pending| pending.format) else {
+            return;
+        };
+        let response = self.respond(to.outcome, format);
+        if let Some(connection) = self.connections.get_mut(&to.connection) {
+            answer(connection, &mut self.calls, &response);
+        }
+    }
+
+    fn respond(&self, outcome: Outcome, format: Format) -> Response {
+        match outcome {
+            Ok(Reply::Done) => Response::done(),
+            Ok(Reply::Json(value)) => Response::json(200, &value),
+            Ok(Reply::Figures(figures)) => {
+                let exposition = Exposition {
+                    figures,
+                    vm: self.info.get(),
+                    calls: self.calls.clone(),
+                    connections: vec![
+                        ("api", self.count(Rights::Control)),
+                        ("metrics", self.count(Rights::Metrics)),
+                    ],
+                };
+                Response::text(exposition.write(format), format.content_type())
             }
+            Err(error) => refusal("a command has failed", &error),
         }
     }
 
@@ -309,9 +420,7 @@ impl EventLoop {
         let until = Instant::now() + FLUSH_LIMIT;
         let mut events = [EpollEvent::default(); 32];
         while let Some(answer) = self.answers.next() {
-            if let Some(connection) = self.connections.get_mut(&answer.connection) {
-                connection.answer(&respond(&answer.outcome));
-            }
+            self.deliver(answer);
         }
         loop {
             self.connections.values_mut().for_each(Connection::flush);
@@ -368,12 +477,18 @@ fn tell_unknown(events: &Events, message: &Message) {
     }
 }
 
-fn respond(outcome: &Outcome) -> Response {
-    match outcome {
-        Ok(Reply::Done) => Response::done(),
-        Ok(Reply::Json(value)) => Response::json(200, value),
-        Err(error) => refusal("a command has failed", error),
+/// Answers the request of `connection` that was taken last.
+fn answer(connection: &mut Connection, calls: &mut Calls, response: &Response) {
+    if let Some(pending) = connection.pending() {
+        calls.add(pending.endpoint, response.status, pending.since.elapsed());
     }
+    connection.answer(response);
+}
+
+/// What a client is told that may only look.
+fn forbidden(message: &Message) -> Response {
+    let what = format!("{}: this socket is for GET /metrics alone", message.path);
+    refusal(&message.path, &ApiError::new(Kind::Forbidden, what))
 }
 
 /// Whether accepting failed because of the one client that was to be accepted.

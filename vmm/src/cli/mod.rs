@@ -197,7 +197,7 @@ fn run(args: RunArgs, begin: Begin) -> Code {
     crate::fatal::install();
     crate::log::init(args.verbosity);
     let own_kernel = args.kernel.is_none();
-    let socket = args.api_socket.clone();
+    let (socket, metrics) = (args.api_socket.clone(), args.metrics.clone());
     let (config, mut options) = match args.into_config() {
         Ok(described) => described,
         Err(error) => return refuse(Some("run"), error.is_usage(), &anyhow::Error::new(error)),
@@ -212,7 +212,7 @@ fn run(args: RunArgs, begin: Begin) -> Code {
         options.trace = Trace::on_since(begin);
     }
     options.trace.mark(Phase::Args);
-    let server = match socket.as_deref().map(serve::listen).transpose() {
+    let server = match serve::listen(socket.as_deref(), metrics.as_deref()) {
         Ok(server) => server,
         Err(failure) => return fail(Some("run"), failure),
     };

@@ -236,6 +236,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "SOCKET", help_heading = "Observe")]
     pub api_socket: Option<OsString>,
 
+    /// Serve figures for Prometheus, and nothing else, on a Unix socket: PATH, path=PATH or fd=N
+    #[arg(long, value_name = "SOCKET", help_heading = "Observe")]
+    pub metrics: Option<OsString>,
+
     /// Confine husk to the system calls that it needs
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Mode::On, help_heading = "Observe")]
     pub seccomp: Mode,

@@ -1,7 +1,8 @@
 //! `husk --api-socket …`: the API process, started as Kata's shims start Cloud Hypervisor.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::RawFd;
+use std::net::SocketAddr;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,6 +28,13 @@ pub struct ServeArgs {
     /// somebody listens on is an error. With fd=N husk takes a listening socket that it was started with.
     #[arg(long, value_name = "SOCKET", required = true, help_heading = "Serve the API")]
     pub api_socket: Option<OsString>,
+
+    /// Serve figures for Prometheus, and nothing else, on a Unix socket: PATH, path=PATH or fd=N
+    ///
+    /// GET /metrics there is answered as on the socket of the API, and everything else refused: a scraper needs no control. Made and
+    /// removed as that socket is.
+    #[arg(long, value_name = "SOCKET", help_heading = "Serve the API")]
+    pub metrics: Option<OsString>,
 
     /// Confine husk to the system calls that it needs
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Mode::On, help_heading = "Serve the API")]
@@ -61,6 +69,10 @@ pub struct ServeArgs {
     pub verbosity: u8,
 }
 
+/// What the sockets are called when they cannot be had.
+const API: &str = "api socket";
+const METRICS: &str = "metrics socket";
+
 /// Where a socket or a stream of events is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Place {
@@ -86,14 +98,21 @@ pub(super) enum Failure {
     Other(anyhow::Error),
 }
 
-/// Listens where `--api-socket` says.
-pub(super) fn listen(socket: &OsStr) -> Result<Server, Failure> {
-    bind(&parse_socket(socket)?).map_err(Failure::Other)
+/// Listens where `--api-socket` and `--metrics` say, if either does.
+pub(super) fn listen(socket: Option<&OsStr>, metrics: Option<&OsStr>) -> Result<Option<Server>, Failure> {
+    let socket = socket.map(parse_socket).transpose()?;
+    let metrics = metrics.map(parse_metrics).transpose()?;
+    if socket.is_none() && metrics.is_none() {
+        return Ok(None);
+    }
+    let server = bind(socket.as_ref(), metrics.as_ref());
+    server.map(Some).map_err(Failure::Other)
 }
 
 /// Serves until the end.
 pub(super) fn serve(args: &ServeArgs) -> Result<Exit, Failure> {
     let socket = parse_socket(args.api_socket.as_deref().unwrap_or_default())?;
+    let metrics = args.metrics.as_deref().map(parse_metrics).transpose()?;
     let monitor = args.event_monitor.as_deref();
     let monitor = monitor
         .map(|place| Place::parse("--event-monitor", place, false))
@@ -106,30 +125,62 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Exit, Failure> {
         reclaim: args.reclaim,
         ..RunOptions::default()
     };
-    start(&socket, monitor.as_ref(), args.log_file.as_deref(), &options).map_err(Failure::Other)
+    let started = start(
+        &socket,
+        metrics.as_ref(),
+        monitor.as_ref(),
+        args.log_file.as_deref(),
+        &options,
+    );
+    started.map_err(Failure::Other)
 }
 
 fn parse_socket(socket: &OsStr) -> Result<Place, Failure> {
     Place::parse("--api-socket", socket, true).map_err(|e| Failure::Usage(e.to_string()))
 }
 
-fn bind(socket: &Place) -> anyhow::Result<Server> {
+/// As [`parse_socket`]. What looks like an address of a network is refused: whoever reaches the host could read of its pods.
+fn parse_metrics(socket: &OsStr) -> Result<Place, Failure> {
+    let text = socket.to_string_lossy();
+    let address = text.strip_prefix("tcp:").or(text.strip_prefix("http:"));
+    if address.is_some() || text.parse::<SocketAddr>().is_ok() || text.starts_with(':') {
+        return Err(Failure::Usage(format!(
+            "--metrics: '{text}' is on the network, where husk does not listen: give the path of a Unix socket, and let a proxy on the node \
+             decide who may scrape it"
+        )));
+    }
+    Place::parse("--metrics", socket, true).map_err(|e| Failure::Usage(e.to_string()))
+}
+
+fn bind(socket: Option<&Place>, metrics: Option<&Place>) -> anyhow::Result<Server> {
     // Whoever has connected may also send a signal: that must find the socket's file removed in the end.
     Signals::hold().context("cannot hold signals back")?;
-    Ok(match socket {
-        Place::Path(path) => Server::bind(path)?,
-        Place::Fd(fd) => Server::adopt(inherited(*fd).with_context(|| format!("api socket fd {fd}"))?)?,
-    })
+    let server = match socket {
+        None => Server::silent(),
+        Some(Place::Path(path)) => Server::bind(path).context(API)?,
+        Some(Place::Fd(fd)) => Server::adopt(passed(API, *fd)?).context(API)?,
+    };
+    match metrics {
+        None => Ok(server),
+        Some(Place::Path(path)) => server.with_metrics_at(path).context(METRICS),
+        Some(Place::Fd(fd)) => server.with_metrics_on(passed(METRICS, *fd)?).context(METRICS),
+    }
+}
+
+/// Descriptor `fd`, which is to be the socket called `name`.
+fn passed(name: &'static str, fd: RawFd) -> anyhow::Result<OwnedFd> {
+    inherited(fd).with_context(|| format!("{name} fd {fd}"))
 }
 
 /// Listens first: a shim waits for it, and there is nothing before it that takes time.
 fn start(
     socket: &Place,
+    metrics: Option<&Place>,
     monitor: Option<&Place>,
     log_file: Option<&Path>,
     options: &RunOptions,
 ) -> anyhow::Result<Exit> {
-    let server = bind(socket)?;
+    let server = bind(Some(socket), metrics)?;
     match log_file {
         Some(path) => crate::log::init_to_file(options.verbosity, path)
             .with_context(|| format!("log file {} cannot be opened", path.display()))?,
@@ -202,6 +253,26 @@ mod tests {
         ] {
             let error = parse(text, bare).unwrap_err();
             assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn figures_are_not_served_on_the_network_and_the_reason_is_told() {
+        for found in [
+            "tcp:127.0.0.1:9000",
+            "tcp://[::1]:1",
+            "http://localhost",
+            "0.0.0.0:80",
+            "[::]:80",
+            ":9090",
+        ] {
+            let Err(Failure::Usage(told)) = parse_metrics(OsStr::new(found)) else {
+                panic!("{found}")
+            };
+            assert!(told.contains(found) && told.contains("Unix socket"), "{told}");
+        }
+        for place in ["/run/pod/metrics.sock", "path=/a:1", "fd=3", "metrics.sock"] {
+            assert!(parse_metrics(OsStr::new(place)).is_ok(), "{place}");
         }
     }
 

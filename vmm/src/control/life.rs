@@ -83,6 +83,6 @@ mod tests {
     fn a_start_has_its_phases_if_somebody_looked() {
         let took = Duration::from_micros(12_340);
         assert_eq!(started(took, &Trace::off()), "the guest runs after 12.3 ms");
-        assert_eq!(started(took, &Trace::on()), "the guest runs after 12.3 ms");
+        assert_eq!(started(took, &Trace::of_start()), "the guest runs after 12.3 ms");
     }
 }

@@ -16,6 +16,7 @@ mod building;
 mod containers;
 mod devices;
 mod event_loop;
+mod figures;
 mod image;
 mod life;
 mod lifecycle;
@@ -28,7 +29,7 @@ mod timers;
 mod vm;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use husk_virtio::threads::Threads;
 use serde_json::{Value, json};
@@ -38,6 +39,7 @@ use crate::config::{Limits, RunOptions, VmConfig};
 use crate::events::Events;
 use crate::kvm::Kvm;
 use crate::machine::{BuildError, Counted, Ending, Machine, STOP_DEADLINE, net};
+use crate::metrics::ProcessFiles;
 use crate::news::News;
 use crate::terminal::StdoutSink;
 use crate::trace::Trace;
@@ -72,6 +74,12 @@ pub struct Controller {
     boots: u64,
     /// The next answer is the last one.
     leaving: bool,
+    /// Of the last start.
+    trace: Trace,
+    /// What that was made of, once it is over and somebody has asked.
+    phases: Vec<(&'static str, Duration)>,
+    /// What the kernel knows of the process, once somebody has asked.
+    process: Option<Arc<ProcessFiles>>,
 }
 
 /// What the main thread has to do at a certain time.
@@ -130,6 +138,9 @@ impl Controller {
             limits: None,
             boots: 0,
             leaving: false,
+            trace: Trace::off(),
+            phases: Vec::new(),
+            process: None,
         }
     }
 
@@ -165,9 +176,11 @@ impl Controller {
     fn count_boot(&mut self) -> RunOptions {
         self.boots += 1;
         let mut options = self.options.clone();
-        if !options.trace.is_on() && log::log_enabled!(log::Level::Info) {
-            options.trace = Trace::on();
+        if !options.trace.is_on() {
+            options.trace = Trace::of_start();
         }
+        self.trace = options.trace.clone();
+        self.phases.clear();
         options
     }
 
@@ -358,6 +371,7 @@ impl Execute for Controller {
             Command::PowerButton => self.press_power_button(),
             Command::Resume => self.resume(),
             Command::Counters => self.counters(),
+            Command::Metrics => self.figures(),
             Command::ResizeStatus => self.resize_status(),
             Command::Containers => self.containers(),
             Command::SetContainers(wanted) => self.set_containers(wanted),

@@ -17,9 +17,12 @@ use std::io;
 use std::sync::Arc;
 use std::task::Waker;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
+use crate::cpu_time;
 use crate::kvm::{Kicker, KvmError, Stats, Topology, Vcpu, VcpuExit, Vm};
 use crate::machine::board::{Board, Ending};
+use crate::metrics;
 use crate::seccomp::{Mode, Role};
 use crate::trace::Trace;
 
@@ -37,6 +40,9 @@ const COUNTERS: [&str; 6] = [
     "irq_exits",
     "signal_exits",
 ];
+
+/// For how long a vCPU has waited in KVM for an interrupt, in nanoseconds, as KVM calls it.
+const HALTED: &str = "halt_wait_ns";
 
 /// Where a vCPU is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -256,6 +262,25 @@ impl Cpus {
             let count = |name| Some((name, place.stats.as_ref()?.get(name)?));
             (id, COUNTERS.into_iter().filter_map(count).collect())
         })
+    }
+
+    /// What each vCPU that there is has done with its time.
+    pub fn figures(&self) -> Vec<metrics::Vcpu> {
+        let there = (0..).zip(&self.places);
+        let there = there.filter_map(|(id, place)| Some((id, place, place.thread.as_ref()?)));
+        there
+            .map(|(id, place, thread)| metrics::Vcpu {
+                id,
+                // The first vCPU runs from the start, and nobody starts it.
+                online: id == 0 || self.is_online(id),
+                ran: cpu_time::of_thread(&thread.handle),
+                halted: place
+                    .stats
+                    .as_ref()
+                    .and_then(|stats| stats.get(HALTED))
+                    .map(Duration::from_nanos),
+            })
+            .collect()
     }
 
     /// Asks every vCPU out of the guest, and returns at once: see [`Cpus::is_paused`]. Their threads stay, for [`Cpus::resume`].

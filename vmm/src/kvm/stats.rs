@@ -1,4 +1,4 @@
-//! What KVM counts of one vCPU (KVM api.rst 4.134 `KVM_GET_STATS_FD`): a file that is read without disturbing the vCPU.
+//! What KVM counts of one vCPU, or of a virtual machine (KVM api.rst 4.134 `KVM_GET_STATS_FD`): a file that is read without disturbing the vCPU.
 //!
 //! | offset | bytes | header |
 //! |---|---|---|
@@ -20,8 +20,6 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 
-use kvm_ioctls::VcpuFd;
-
 vmm_sys_util::ioctl_io_nr!(KVM_GET_STATS_FD, kvm_bindings::KVMIO, 0xce);
 
 const HEADER_BYTES: usize = 0x18;
@@ -30,7 +28,7 @@ const DESCRIPTOR_BYTES: usize = 0x10;
 const DESCRIPTORS_MAX: usize = 1024;
 const NAME_BYTES_MAX: usize = 256;
 
-/// The counters of one vCPU. Reading them takes no lock of the vCPU's.
+/// The counters of one vCPU or VM. Reading them takes no lock of the vCPU's.
 #[derive(Debug)]
 pub struct Stats {
     file: File,
@@ -39,13 +37,13 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// The counters of `vcpu`, which must not be running: the call waits for it.
+    /// The counters of a vCPU, which must not be running, since the call waits for it; or of a virtual machine.
     ///
     /// # Errors
     /// This host's KVM has none (before Linux 5.14), or in a form that is not known.
-    pub(super) fn of(vcpu: &VcpuFd) -> io::Result<Self> {
+    pub(super) fn of(counts: &impl AsRawFd) -> io::Result<Self> {
         // SAFETY: the call has no argument; it returns a descriptor or an error.
-        let fd = unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_GET_STATS_FD()) };
+        let fd = unsafe { libc::ioctl(counts.as_raw_fd(), KVM_GET_STATS_FD()) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }

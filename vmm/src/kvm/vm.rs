@@ -15,6 +15,7 @@ use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::irq::{RESERVED_PINS, Routes, Wires, table};
+use super::stats::Stats;
 use super::vcpu::Vcpu;
 use super::{Context, KvmError};
 
@@ -40,6 +41,11 @@ pub struct Vm {
 }
 
 impl Vm {
+    /// What KVM counts of the whole of it, if this host's KVM does.
+    pub fn stats(&self) -> Option<Stats> {
+        Stats::of(&self.fd).ok()
+    }
+
     pub(super) fn new(fd: VmFd) -> Result<Self, KvmError> {
         Ok(Self {
             fd,

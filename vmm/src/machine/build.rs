@@ -3,6 +3,7 @@
 //! The order is that of architecture.md §4: memory slots before anything touches KVM's interrupt or I/O buses, because a slot added
 //! later waits for them (Linux 6.18 and later: milliseconds); the kernel is read on a thread of its own meanwhile.
 
+use std::cell::OnceCell;
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
@@ -178,7 +179,8 @@ impl Machine {
             board,
             ended,
             keyboard: handles.keyboard,
-            _vm: vm,
+            vm,
+            stats: OnceCell::new(),
             memory,
         })
     }

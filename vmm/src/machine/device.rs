@@ -60,6 +60,14 @@ pub struct Counted {
     pub counters: Vec<(&'static str, u64)>,
 }
 
+impl Counted {
+    /// The value of the counter called `name`.
+    pub fn get(&self, name: &str) -> Option<u64> {
+        let found = self.counters.iter().find(|(known, _)| *known == name);
+        found.map(|(_, value)| *value)
+    }
+}
+
 /// What became of the functions that the guest has let go of.
 #[derive(Debug)]
 pub struct Collected {

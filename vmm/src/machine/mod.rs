@@ -16,6 +16,7 @@ mod slots;
 mod stop;
 mod vsock;
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -26,8 +27,9 @@ use husk_virtio::threads::Threads;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::NewDevice;
-use crate::kvm::Vm;
+use crate::kvm::{Stats, Vm};
 use crate::memory::AddressSpace;
+use crate::metrics::Figures;
 use crate::terminal::window_size;
 
 use board::Board;
@@ -42,7 +44,7 @@ pub use device::{Collected, Counted, SlotError};
 pub use pending::{Pending, Request, Update};
 pub use pmem::PmemError;
 pub use populate::{Keyboard, Passed};
-pub use resize::{Change, MachineSize, Refusal, ResizeError, Wanted, millis};
+pub use resize::{Change, Latency, MachineSize, Refusal, ResizeError, Wanted, millis};
 pub use stop::STOP_DEADLINE;
 
 /// A virtual machine.
@@ -59,7 +61,9 @@ pub struct Machine {
     board: Arc<Board>,
     ended: EventFd,
     keyboard: Option<Keyboard>,
-    _vm: Arc<Vm>,
+    vm: Arc<Vm>,
+    /// What KVM counts of the whole of it, once somebody has asked.
+    stats: OnceCell<Option<Stats>>,
     memory: Arc<AddressSpace>,
 }
 
@@ -150,6 +154,25 @@ impl Machine {
             counters,
         }));
         all
+    }
+
+    /// What is known of the machine at this moment. Takes no lock that a vCPU may want.
+    pub fn figures(&self) -> Figures {
+        Figures {
+            counted: self.counters(),
+            vcpus: self.cpus.plug().cpus.figures(),
+            resizes: self.resizes.latencies(),
+            mapped_bytes: self.mapped_bytes(),
+            ..Figures::default()
+        }
+    }
+
+    /// Guest memory that KVM has mapped for the guest, by the size of its pages (Linux' `struct kvm_vm_stat` of x86).
+    fn mapped_bytes(&self) -> Option<u64> {
+        let stats = self.stats.get_or_init(|| self.vm.stats()).as_ref()?;
+        let sizes = [("pages_4k", 12), ("pages_2m", 21), ("pages_1g", 30)];
+        let bytes = |(name, shift): (&str, u32)| Some(stats.get(name)? << shift);
+        sizes.into_iter().map(bytes).sum()
     }
 
     /// Why the guest ended, once it has.

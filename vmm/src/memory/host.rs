@@ -220,7 +220,7 @@ pub fn meminfo_bytes(meminfo: &str, name: &str) -> Option<u64> {
 }
 
 /// The whole of a file of the kernel as it is now: what such a file says is made when its start is read.
-fn read_from_start(file: &File) -> io::Result<String> {
+pub(crate) fn read_from_start(file: &File) -> io::Result<String> {
     let (mut text, mut chunk) = (Vec::new(), [0; 4096]);
     loop {
         match file.read_at(&mut chunk, text.len() as u64)? {

@@ -36,6 +36,7 @@ use std::fmt;
 use serde::Serialize;
 
 pub use blocks::Blocks;
+pub(crate) use host::read_from_start;
 pub use host::{HostError, meminfo_bytes};
 pub use places::Era;
 pub use region::{Region, RemoveError};

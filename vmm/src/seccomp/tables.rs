@@ -552,4 +552,8 @@ const API: &[Rule] = &[
     only(libc::SYS_ioctl, &[one_of(1, &[r::FIONBIO])]),
     // The end: the last answers are waited for.
     any(libc::SYS_epoll_create1),
+    // Figures: what /proc says of the process, in files that the first thread has opened.
+    any(libc::SYS_pread64),
+    any(libc::SYS_lseek),
+    any(libc::SYS_getdents64),
 ];

@@ -122,6 +122,33 @@ impl Client {
         (status, serde_json::from_slice(&body).unwrap())
     }
 
+    /// Asks for the figures, and returns their media type and text; or the status and what was said in place of them.
+    pub fn scrape(&mut self, path: &str, accept: &str) -> Result<(String, String), (u16, String)> {
+        let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n");
+        // Whoever is turned away is told so, and not heard.
+        let _ = self.0.get_mut().write_all(head.as_bytes());
+        let (mut status, mut kind, mut length) = (0, String::new(), 0);
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.0.read_line(&mut line).unwrap(), 0, "closed");
+            match line.trim().split_once(' ') {
+                None => break,
+                Some(("HTTP/1.1", code)) => status = code.trim().parse().unwrap(),
+                Some(("Content-Type:", value)) => kind = value.into(),
+                Some(("Content-Length:", value)) => length = value.parse().unwrap(),
+                Some(_) => {}
+            }
+        }
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body).unwrap();
+        let body = String::from_utf8(body).unwrap();
+        if status == 200 {
+            Ok((kind, body))
+        } else {
+            Err((status, body))
+        }
+    }
+
     pub fn get(&mut self, name: &str) -> (u16, Value) {
         self.send("GET", name, None, &[]);
         self.answer()

@@ -189,6 +189,15 @@ impl CpuResize {
         self.starting.values().filter_map(|starting| starting.pause(now)).min()
     }
 
+    /// How long the guest has taken.
+    pub fn latencies(&self) -> [(&'static str, &Latency); 3] {
+        [
+            ("vcpu_present", &self.present),
+            ("vcpu_online", &self.online),
+            ("vcpu_removed", &self.gone),
+        ]
+    }
+
     /// For `vm.resize-status`.
     pub fn status<V: Vcpus>(&self, cpus: &Hotplug<V>) -> Value {
         let online = |slot: u32| cpus.plug().is_online(slot);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 const BOUNDS_MS: [u64; 12] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048];
 
 /// Counts of one kind of answer.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Latency {
     buckets: [u64; BOUNDS_MS.len() + 1],
     count: u64,
@@ -26,6 +26,24 @@ impl Latency {
         self.count = self.count.saturating_add(1);
         self.sum = self.sum.saturating_add(took);
         self.max = self.max.max(took);
+    }
+
+    /// How many there were.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// How long all of them took.
+    pub fn sum(&self) -> Duration {
+        self.sum
+    }
+
+    /// Upper bound in seconds of each bucket, and how many are in it and in none before; the last has no bound.
+    pub fn buckets(&self) -> Vec<(f64, u64)> {
+        let bounds = BOUNDS_MS
+            .iter()
+            .map(|bound| Duration::from_millis(*bound).as_secs_f64());
+        bounds.chain([f64::INFINITY]).zip(self.buckets).collect()
     }
 
     /// As JSON: `count`, `sum_ms`, `max_ms`, and `le_ms`, how many took at most so many milliseconds, cumulative.

@@ -435,6 +435,11 @@ impl MemoryResize {
         (!size.settled).then(|| format!("virtio-mem: {} bytes to be added", size.plugged_bytes))
     }
 
+    /// How long the guest has taken.
+    pub fn latencies(&self) -> [(&'static str, &Latency); 2] {
+        [("memory_plugged", &self.plugged), ("memory_unplugged", &self.unplugged)]
+    }
+
     /// For `vm.resize-status`.
     pub fn status(&self, dimms: &Dimms, balloon: Option<&BalloonHandle>) -> Value {
         let slots = dimms.as_ref().map_or_else(Vec::new, |dimms| {

@@ -310,6 +310,12 @@ impl Resizes {
         starting.into_iter().chain(self.memory.poll()).chain(idle).min()
     }
 
+    /// How long the guest has taken, by what it was asked for.
+    pub fn latencies(&self) -> Vec<(&'static str, Latency)> {
+        let all = self.cpus.latencies().into_iter().chain(self.memory.latencies());
+        all.map(|(what, latency)| (what, latency.clone())).collect()
+    }
+
     /// All of it, for `vm.resize-status`. The guest is not waited for: of its memory there is what its balloon said last, and it is asked to
     /// say more.
     pub fn status<V: Vcpus>(&self, cpus: &Hotplug<V>, dimms: &Dimms) -> Value {

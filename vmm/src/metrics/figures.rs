@@ -1,0 +1,58 @@
+//! What the machine's owner knows at one moment, as plain data.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::ProcessFiles;
+use crate::machine::{Counted, Latency};
+
+/// One vCPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vcpu {
+    /// Its number.
+    pub id: u32,
+    /// The guest has started it.
+    pub online: bool,
+    /// Processor time of its thread, in the guest and for it.
+    pub ran: Option<Duration>,
+    /// Time for which KVM had it wait for an interrupt.
+    pub halted: Option<Duration>,
+}
+
+/// What the machine's owner knows. Without a machine there are no counters.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    /// How many machines have been built.
+    pub boots: u64,
+    /// Parts of the last start, by name.
+    pub phases: Vec<(&'static str, Duration)>,
+    /// What devices and vCPUs have counted.
+    pub counted: Vec<Counted>,
+    /// vCPUs that there are.
+    pub vcpus: Vec<Vcpu>,
+    /// How long the guest has taken for what it was asked, by what that was.
+    pub resizes: Vec<(&'static str, Latency)>,
+    /// Guest memory that KVM has mapped, in bytes.
+    pub mapped_bytes: Option<u64>,
+    /// What the kernel knows of this process.
+    pub process: Arc<ProcessFiles>,
+}
+
+/// Two figures of one process have the same files.
+impl PartialEq for Figures {
+    fn eq(&self, other: &Self) -> bool {
+        let own = |figures: &Self| {
+            let Self {
+                boots,
+                phases,
+                counted,
+                vcpus,
+                resizes,
+                mapped_bytes,
+                process: _,
+            } = figures.clone();
+            (boots, phases, counted, vcpus, resizes, mapped_bytes)
+        };
+        own(self) == own(other)
+    }
+}
