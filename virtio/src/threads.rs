@@ -25,6 +25,8 @@ pub enum Duty {
     Pmem,
     /// vsock.
     Vsock,
+    /// Rings that the kernel serves.
+    Vhost,
     /// Files that another process serves.
     RemoteFiles,
     /// Files that these threads serve themselves.

@@ -61,6 +61,7 @@ fn role(duty: Duty) -> Role {
         Duty::Net => Role::Net,
         Duty::Pmem => Role::Pmem,
         Duty::Vsock => Role::Vsock,
+        Duty::Vhost => Role::Vhost,
         Duty::RemoteFiles => Role::Fs,
         Duty::Files => Role::Files,
         Duty::Mem => Role::Mem,

@@ -17,6 +17,7 @@
 //! | 1 | device-writable | `ack`: 0, or 1 for an error |
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
 
 use husk_devices::lock;
@@ -33,6 +34,7 @@ use super::{MAC, MAC_BYTES};
 use crate::config::ConfigBytes;
 use crate::device::HandlerError;
 use crate::ring::{Reader, Ring, RingState, Step};
+use crate::vhost::OwnQueue;
 
 /// What the commands act on.
 pub(super) trait Switches: Send + Sync {
@@ -92,6 +94,20 @@ impl Control {
     /// Ends the queue.
     pub fn stop(self) -> RingState {
         self.ring.into_state()
+    }
+}
+
+impl OwnQueue for Control {
+    fn kick(&self) -> RawFd {
+        self.ring.kick().as_raw_fd()
+    }
+
+    fn serve(&mut self) -> Result<(), HandlerError> {
+        self.run()
+    }
+
+    fn stop(self: Box<Self>) -> RingState {
+        Self::stop(*self)
     }
 }
 

@@ -40,7 +40,11 @@ pub(super) struct Beginning {
 }
 
 impl Beginning {
-    fn carry_out(self) -> io::Result<()> {
+    /// Tells the host.
+    ///
+    /// # Errors
+    /// What it says.
+    pub fn carry_out(self) -> io::Result<()> {
         self.switches.set_pairs(1)?;
         self.switches.set_offloads(self.offloads)
     }

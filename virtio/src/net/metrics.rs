@@ -39,6 +39,16 @@ pub struct NetMetrics {
     pub(super) tap_losses: Counter,
 }
 
+impl NetMetrics {
+    /// Counters of commands alone.
+    pub(super) fn of_commands(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("control_commands", self.control_commands.get()),
+            ("control_refused_commands", self.control_refused.get()),
+        ]
+    }
+}
+
 impl Metered for NetMetrics {
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         [
@@ -55,12 +65,11 @@ impl Metered for NetMetrics {
             ("tx_refused_frames", &self.tx_refused),
             ("tx_throttled_waits", &self.tx_throttled),
             ("tx_blocked_waits", &self.tx_blocked),
-            ("control_commands", &self.control_commands),
-            ("control_refused_commands", &self.control_refused),
             ("tap_losses", &self.tap_losses),
         ]
         .into_iter()
         .map(|(name, counter)| (name, counter.get()))
+        .chain(self.of_commands())
         .collect()
     }
 }

@@ -1,7 +1,7 @@
 //! virtio network device (virtio 1.2 §5.1) on a tap interface of the host.
 //!
 //! One handler, one I/O thread for each queue pair: frames go from the tap into the driver's buffers and back without a copy in between,
-//! one system call each. Pairs share no lock.
+//! one system call each. Pairs share no lock. Or the host's kernel does that ([`Net::by_kernel`]), and one handler keeps the commands.
 //!
 //! | queue | carries |
 //! |---|---|
@@ -57,18 +57,21 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use husk_devices::memory::GuestMemory;
 use husk_devices::metrics::Metered;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
 
 use crate::config::ConfigBytes;
-use crate::device::{Activation, ConfigAccess, Handler, Profile, StartError, VirtioDevice};
+use crate::device::{Activation, ConfigAccess, Handler, MemoryListener, Profile, StartError, VirtioDevice};
 use crate::rate_limit::{Limiter, LimiterConfig, Pace};
+use crate::ring::Ring;
 use crate::threads::Duty;
+use crate::vhost::{Group, KernelRings, Link, NetRings, OwnQueue, VhostError, VhostHandler};
 use control::{Commands, Control, Switches};
 use features::has;
 use handler::{Beginning, PairHandler};
-use line::{Line, Link};
+use line::Line;
 use rx::Receive;
 use tap::Tap;
 use tx::Transmit;
@@ -132,6 +135,8 @@ pub struct Net {
     rx_limiter: Option<Arc<Limiter>>,
     tx_limiter: Option<Arc<Limiter>>,
     metrics: Arc<NetMetrics>,
+    /// Who moves frames, if not the threads of this process.
+    kernel: Option<Arc<Link>>,
 }
 
 /// One tap for each queue pair.
@@ -182,7 +187,33 @@ impl Net {
             rx_limiter: limiter(),
             tx_limiter: limiter(),
             metrics: Arc::default(),
+            kernel: None,
             config,
+        }
+    }
+
+    /// The same device with its frames moved by the host's kernel (vhost-net), which reaches `memory`. What the kernel does not know is
+    /// not offered to the driver. There are no limits on rates: the configuration must have none. A tap that goes away shows nowhere.
+    ///
+    /// # Errors
+    /// See [`VhostError`].
+    pub fn by_kernel(self, memory: &GuestMemory) -> Result<Self, VhostError> {
+        let open = |tap: &Arc<Tap>| {
+            let rings = NetRings::open(memory.clone(), tap.clone())?;
+            Ok(Box::new(rings) as Box<dyn KernelRings>)
+        };
+        let handles: Result<_, VhostError> = self.taps.0.iter().map(open).collect();
+        Ok(self.on_link(Link::new(handles?, memory.clone())))
+    }
+
+    /// A handle of `link` for each pair.
+    fn on_link(self, link: Arc<Link>) -> Self {
+        // Of all others it knows nothing: they are between the driver and the tap.
+        let unknown = (1 << VIRTIO_NET_F_MRG_RXBUF) & !link.features();
+        Self {
+            features: self.features & !unknown,
+            kernel: Some(link),
+            ..self
         }
     }
 
@@ -216,6 +247,47 @@ impl Net {
         };
         Some(Control::new(ring, commands))
     }
+
+    /// What is done on an I/O thread before the first frame.
+    fn beginning(&self, features: u64) -> Beginning {
+        Beginning {
+            switches: self.taps.clone(),
+            offloads: features::tap_offloads(features),
+        }
+    }
+
+    /// One handler for all pairs.
+    fn start_kernel(&self, link: &Arc<Link>, mut activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError> {
+        let features = activation.features;
+        let control = self.control(&mut activation);
+        let mut groups = Vec::new();
+        for queue in (0..self.config.pairs.saturating_mul(2)).step_by(2) {
+            groups.push(match take_pair(&mut activation, queue)? {
+                Some((rx, tx)) => Group::new([rx, tx])?,
+                None => Group::new([])?,
+            });
+        }
+        let beginning = self.beginning(features);
+        let own = control.map(|control| Box::new(control) as Box<dyn OwnQueue>);
+        let handler = VhostHandler::new(link.clone(), activation.mem, features, groups, own);
+        let handler = handler.after(Box::new(|| beginning.carry_out()));
+        Ok(vec![Box::new(handler)])
+    }
+}
+
+/// Both rings of the pair from `queue` on, if the driver enabled both.
+///
+/// # Errors
+/// [`StartError::QueueMissing`] for the first pair, without which nothing works.
+fn take_pair(activation: &mut Activation, queue: u16) -> Result<Option<(Ring, Ring)>, StartError> {
+    match (
+        activation.take_ring(queue),
+        activation.take_ring(queue.saturating_add(1)),
+    ) {
+        (Ok(rx), Ok(tx)) => Ok(Some((rx, tx))),
+        (Err(missing), _) | (_, Err(missing)) if queue == 0 => Err(missing),
+        _ => Ok(None),
+    }
 }
 
 impl Switches for Taps {
@@ -243,9 +315,20 @@ impl VirtioDevice for Net {
     }
 
     fn duty(&self) -> Duty {
-        Duty::Net
+        match self.kernel {
+            Some(_) => Duty::Vhost,
+            None => Duty::Net,
+        }
     }
 
+        match &self.kernel {
+            Some(link) => [link.metrics().metrics(), self.metrics.of_commands()].concat(),
+            None => self.metrics.metrics(),
+        }
+    }
+
+    fn memory_listener(&self) -> Option<Arc<dyn MemoryListener>> {
+        Some(self.kernel.clone()?)
     fn meter(&self) -> Arc<dyn Metered> {
         self.metrics.clone()
     }
@@ -256,22 +339,17 @@ impl VirtioDevice for Net {
 
     /// One handler for every pair whose queues are both enabled; the first one must be.
     fn start(&mut self, mut activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError> {
+        if let Some(link) = &self.kernel {
+            return self.start_kernel(link, activation);
+        }
         let features = activation.features;
-        let link = Arc::new(Link::new(self.space.clone(), activation.config_changed.clone()));
-        let mut beginning = Some(Beginning {
-            switches: self.taps.clone(),
-            offloads: features::tap_offloads(features),
-        });
+        let link = Arc::new(line::Link::new(self.space.clone(), activation.config_changed.clone()));
+        let mut beginning = Some(self.beginning(features));
         let mut control = self.control(&mut activation);
         let mut handlers: Vec<Box<dyn Handler>> = Vec::new();
         for (queue, tap) in (0u16..).step_by(2).zip(&self.taps.0) {
-            let (rx, tx) = match (
-                activation.take_ring(queue),
-                activation.take_ring(queue.saturating_add(1)),
-            ) {
-                (Ok(rx), Ok(tx)) => (rx, tx),
-                (Err(missing), _) | (_, Err(missing)) if queue == 0 => return Err(missing),
-                _ => continue,
+            let Some((rx, tx)) = take_pair(&mut activation, queue)? else {
+                continue;
             };
             let line = Line {
                 tap: tap.clone(),

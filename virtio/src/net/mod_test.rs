@@ -1,6 +1,10 @@
+use virtio_bindings::virtio_net::VIRTIO_NET_F_CTRL_MAC_ADDR;
+
 use super::*;
 use crate::ring::Notify;
-use crate::testing::{Driver, memory};
+use crate::testing::{Buf, Driver, memory};
+use crate::vhost::testing::{FEATURES, FakeKernel};
+use crate::worker::Worker;
 
 fn net(config: NetConfig) -> Net {
     let taps = (0..config.pairs).map(|_| Tap::fake(tempfile::tempfile().unwrap().into()));
@@ -78,4 +82,67 @@ fn commands_come_after_the_pairs_that_the_driver_knows_of() {
     };
     assert!(control(1 << VIRTIO_NET_F_CTRL_VQ).is_some());
     assert!(control(0).is_none());
+}
+
+/// A device of `pairs` pairs whose frames move handles that have `features`.
+fn by_kernel(pairs: u16, features: u64) -> (Net, Vec<Arc<FakeKernel>>) {
+    let handles: Vec<_> = (0..pairs).map(|_| FakeKernel::new(features)).collect();
+    let link = FakeKernel::link(&handles, &memory());
+    (net(several(pairs)).on_link(link), handles)
+}
+
+#[test]
+fn what_the_kernel_cannot_do_is_not_offered() {
+    let merges = 1 << VIRTIO_NET_F_MRG_RXBUF;
+    let offered = |features| by_kernel(1, features).0.profile().features;
+    assert_eq!(offered(FEATURES), net(several(1)).profile().features);
+    assert_eq!(offered(FEATURES) & !offered(FEATURES & !merges), merges);
+}
+
+#[test]
+fn the_kernel_has_each_pair_that_is_complete_and_commands_stay() {
+    let (mut net, handles) = by_kernel(3, FEATURES);
+    let features = 1 << VIRTIO_NET_F_MQ | 1 << VIRTIO_NET_F_CTRL_VQ;
+    let queues = [true, true, true, false, true, true, true];
+    let mut handlers = net.start(activation(features, &queues)).unwrap();
+    assert_eq!(handlers.len(), 1);
+    let on_failure = Box::new(|error| panic!("{error}"));
+    let worker = Worker::spawn("io-net", handlers.remove(0), on_failure).unwrap();
+    while net.counters()[0] != ("starts", 1) {
+        std::thread::yield_now();
+    }
+    assert_eq!(worker.join().len(), 5);
+    let lent = handles.iter().map(|handle| handle.asked().contains(&"run true".into()));
+    assert_eq!(lent.collect::<Vec<_>>(), [true, false, true]);
+    let missing = net.start(activation(features, &[true, false, true, true]));
+    assert!(matches!(missing, Err(StartError::QueueMissing(1))));
+}
+
+#[test]
+fn commands_are_carried_out_while_the_kernel_has_the_rest() {
+    let (mut net, _) = by_kernel(1, FEATURES);
+    let mem = memory();
+    let mut drivers = [0x1000u64, 0x2000, 0x3000].map(|base| Driver::new(&mem, base, 8));
+    // Class 1, command 1: the address.
+    drivers[2].write(0x8000, &[1, 1, 2, 0, 0, 0, 0, 9]);
+    drivers[2].add(&[Buf::Out(0x8000, 8), Buf::In(0x9000, 1)]);
+    let activation = Activation {
+        mem,
+        features: 1 << VIRTIO_NET_F_CTRL_VQ | 1 << VIRTIO_NET_F_CTRL_MAC_ADDR,
+        rings: drivers.iter().map(|driver| Some(driver.ring())).collect(),
+        config_changed: Notify::none(),
+    };
+    let handler = net.start(activation).unwrap().remove(0);
+    let worker = Worker::spawn("io-net", handler, Box::new(|error| panic!("{error}"))).unwrap();
+    drivers[2].kick.write(1).unwrap();
+    let carried_out = || net.counters().contains(&("control_commands", 1));
+    while !carried_out() {
+        std::thread::yield_now();
+    }
+    worker.join();
+    assert_eq!(drivers[2].take_used(), Some((0, 1)));
+    assert_eq!(drivers[2].read(0x9000, 1), [0]);
+    let mut mac = [0; 6];
+    net.config().lock().unwrap().read(0, &mut mac);
+    assert_eq!(mac, [2, 0, 0, 0, 0, 9]);
 }

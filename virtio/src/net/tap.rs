@@ -331,6 +331,12 @@ impl Tap {
     }
 }
 
+impl AsRef<File> for Tap {
+    fn as_ref(&self) -> &File {
+        &self.file
+    }
+}
+
 impl AsRawFd for Tap {
     fn as_raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()

@@ -4,13 +4,10 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use husk_devices::memory::{GuestMemory, GuestMemoryMmap};
-use husk_devices::{Irq, chain};
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use husk_devices::chain;
+use husk_devices::memory::GuestMemory;
+use vm_memory::GuestAddressSpace;
 
 use super::doorbell::Doorbell;
 use super::error::BackendError;
@@ -18,8 +15,8 @@ use super::frontend::{Frontend, Vring};
 use super::link::{Connection, Link};
 use super::refuser::Refuser;
 use crate::device::{Activation, Handler, HandlerError, StartError, Watch};
+use crate::lent::{Call, used_index};
 use crate::ring::{Protocol, RingParts, RingState};
-use crate::syscall::is_ready;
 
 /// Token of the connection. A ring whose interrupts are passed on has its number, plus 1.
 const CONNECTION: u32 = 0;
@@ -52,14 +49,6 @@ struct Lent {
     ring: RingParts,
     doorbell: Doorbell,
     call: Call,
-}
-
-/// How the back-end interrupts.
-enum Call {
-    /// By an eventfd that is connected to the MSI-X vector.
-    Direct(Irq),
-    /// By an eventfd that this process watches, and never reads: there is no message, or not yet.
-    PassedOn(EventFd),
 }
 
 impl VhostUserHandler {
@@ -125,7 +114,7 @@ impl VhostUserHandler {
                 index: lent.ring.state.index,
                 state: &lent.ring.state.queue,
                 kick: lent.doorbell.as_raw_fd(),
-                call: lent.call.fd(),
+                call: lent.call.event().as_raw_fd(),
             })?;
             self.lent = self.lent.saturating_add(1);
             self.served = self.served.max(self.lent);
@@ -195,8 +184,8 @@ impl VhostUserHandler {
         }
         for Lent { ring, call, .. } in &self.rings {
             let _ = watch.forget(ring.kick.as_raw_fd());
-            if let Call::PassedOn(event) = call {
-                let _ = watch.forget(event.as_raw_fd());
+            if let Some(event) = call.watched() {
+                let _ = watch.forget(event);
             }
         }
     }
@@ -217,9 +206,9 @@ impl Handler for VhostUserHandler {
             watch
                 .readable(kick, KICKS.saturating_add(number))
                 .map_err(HandlerError::watch)?;
-            if let Call::PassedOn(event) = call {
+            if let Some(event) = call.watched() {
                 let token = CONNECTION.saturating_add(1).saturating_add(number);
-                watch.edges(event.as_raw_fd(), token).map_err(HandlerError::watch)?;
+                watch.edges(event, token).map_err(HandlerError::watch)?;
             }
         }
         Ok(())
@@ -316,10 +305,7 @@ impl Lent {
             what: "make an eventfd",
             source,
         };
-        let call = match ring.notify.share() {
-            Some(irq) => Call::Direct(irq),
-            None => Call::PassedOn(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(event)?),
-        };
+        let call = Call::new(&ring.notify).map_err(event)?;
         let doorbell = link.doorbell(ring.state.index).map_err(event)?;
         Ok(Self { ring, doorbell, call })
     }
@@ -331,31 +317,10 @@ impl Lent {
         }
     }
 
-    /// Passes an interrupt of the back-end on, if there was one. It is not read, since it is the back-end's: one interrupt too many is
-    /// harmless.
+    /// Passes an interrupt of the back-end on, if there was one.
     fn pass_on(&self) {
-        if let Call::PassedOn(event) = &self.call
-            && let Ok(true) = is_ready(event.as_raw_fd(), libc::POLLIN, Duration::ZERO)
-        {
-            self.ring.notify.signal();
-        }
+        self.call.pass_on(&self.ring.notify);
     }
-}
-
-impl Call {
-    fn fd(&self) -> RawFd {
-        match self {
-            Self::Direct(irq) => irq.event().as_raw_fd(),
-            Self::PassedOn(event) => event.as_raw_fd(),
-        }
-    }
-}
-
-/// `idx` of a used ring (virtio 1.2 §2.7.8); 0 where there is no such ring.
-fn used_index(mem: &GuestMemoryMmap, used_ring: u64) -> u16 {
-    let at = used_ring.checked_add(2).map(GuestAddress);
-    let index = at.and_then(|at| mem.load::<u16>(at, Ordering::Acquire).ok());
-    u16::from_le(index.unwrap_or_default())
 }
 
 #[cfg(test)]

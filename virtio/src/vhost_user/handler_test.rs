@@ -1,10 +1,12 @@
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use husk_devices::Irq;
 use husk_devices::memory::GuestRegionMmap;
-use vm_memory::FileOffset;
+use vm_memory::{FileOffset, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::channel::REPLY_TIMEOUT;
 use super::super::link::{Link, VhostUserMetrics};

@@ -1,4 +1,5 @@
-//! Socket device (virtio 1.2 §5.10) whose host side is Unix sockets: *hybrid* vsock, all in user space.
+//! Socket device (virtio 1.2 §5.10) whose host side is Unix sockets: *hybrid* vsock, all in user space; or, with [`KernelVsock`], the
+//! host's own vsock.
 //!
 //! | queue | carries                                            |
 //! |-------|----------------------------------------------------|
@@ -25,6 +26,7 @@
 //! | `receive`, `vectors` | turns on the way to the guest; guest buffers as `iovec`s |
 //! | `moderation` | when the driver hears that its packets have been taken |
 //! | `handler` | queues and sockets on one I/O thread |
+//! | `kernel` | the device whose streams are in the host's kernel |
 
 mod allowance;
 mod command;
@@ -32,6 +34,7 @@ mod connection;
 mod credit;
 mod handler;
 mod host;
+mod kernel;
 mod listener;
 mod metrics;
 mod moderation;
@@ -45,6 +48,7 @@ mod socket;
 mod table;
 mod vectors;
 
+pub use kernel::KernelVsock;
 pub use metrics::VsockMetrics;
 
 use std::io;
@@ -58,6 +62,7 @@ use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice};
 use crate::threads::{Duty, Threads};
 use crate::unix::{BindError, SocketFile};
+use crate::vhost::VhostError;
 use crate::worker::Worker;
 use handler::VsockHandler;
 use host::{Doorman, Host, OnTheSpot};
@@ -86,6 +91,9 @@ pub enum VsockError {
     /// The socket.
     #[error(transparent)]
     Listen(#[from] BindError),
+    /// The kernel does not serve it.
+    #[error(transparent)]
+    Kernel(#[from] VhostError),
     /// The host refused something small.
     #[error("cannot {what}")]
     Host {
@@ -130,7 +138,7 @@ impl Vsock {
         let doorman = Worker::spawn_on(&threads, Duty::Vsock, "io-vsock-door", doorman, gave_up);
         Ok(Self {
             cid: cid.into(),
-            config: Arc::new(Mutex::new(ConfigBytes::new(u64::from(cid).to_le_bytes()))),
+            config: config_space(cid),
             host,
             _doorman: doorman.map_err(|source| VsockError::Host {
                 what: "start a thread",
@@ -152,14 +160,24 @@ impl Vsock {
     }
 }
 
+/// A device that offers `features`.
+fn profile(features: u64) -> Profile {
+    Profile {
+        id: VIRTIO_ID_VSOCK,
+        class: PCI_CLASS,
+        features,
+        queue_sizes: QUEUE_SIZES.to_vec(),
+    }
+}
+
+/// The configuration space of the guest whose context is `cid`.
+fn config_space(cid: u32) -> Arc<Mutex<ConfigBytes>> {
+    Arc::new(Mutex::new(ConfigBytes::new(u64::from(cid).to_le_bytes())))
+}
+
 impl VirtioDevice for Vsock {
     fn profile(&self) -> Profile {
-        Profile {
-            id: VIRTIO_ID_VSOCK,
-            class: PCI_CLASS,
-            features: VIRTIO_VSOCK_F_STREAM,
-            queue_sizes: QUEUE_SIZES.to_vec(),
-        }
+        profile(VIRTIO_VSOCK_F_STREAM)
     }
 
     fn duty(&self) -> Duty {

@@ -283,6 +283,28 @@ fn a_process_that_serves_files_makes_no_sockets_and_changes_no_mounts() {
 }
 
 #[test]
+fn the_kernel_is_lent_rings_by_its_own_threads_and_told_of_devices_by_others() {
+    let ask = |request: u32| call(libc::SYS_ioctl, &[5, request.into(), 0]);
+    let lend = [
+        requests::VHOST_SET_VRING_ADDR,
+        requests::VHOST_NET_SET_BACKEND,
+        requests::VHOST_VSOCK_SET_RUNNING,
+        requests::TUNSETQUEUE,
+    ];
+    assert_allowed(Role::Vhost, &lend.map(ask));
+    let tell = [
+        requests::VHOST_SET_OWNER,
+        requests::VHOST_SET_MEM_TABLE,
+        requests::VHOST_VSOCK_SET_GUEST_CID,
+        requests::TUNSETIFF,
+    ];
+    assert_denied(Role::Vhost, &tell.map(ask));
+    for role in [Role::Net, Role::Vsock, Role::Vcpu] {
+        assert_denied(role, &[ask(requests::VHOST_SET_VRING_ADDR)]);
+    }
+}
+
+#[test]
 fn persistent_memory_is_flushed_and_no_more() {
     let tap = |request: u32| call(libc::SYS_ioctl, &[5, request.into(), 0]);
     assert_allowed(

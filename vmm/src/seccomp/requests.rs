@@ -87,6 +87,23 @@ pub(super) const TUNGETIFF: u32 = request(READ, 0x54, 210, 4);
 pub(super) const TUNSETVNETHDRSZ: u32 = request(WRITE, 0x54, 216, 4);
 pub(super) const TUNSETQUEUE: u32 = request(WRITE, 0x54, 217, 4);
 
+// Rings that the kernel serves (linux/vhost.h), in the order of their numbers.
+const VHOST_VIRTIO: u32 = 0xaf;
+pub(super) const VHOST_GET_FEATURES: u32 = request(READ, VHOST_VIRTIO, 0x00, 8);
+pub(super) const VHOST_SET_FEATURES: u32 = request(WRITE, VHOST_VIRTIO, 0x00, 8);
+pub(super) const VHOST_SET_OWNER: u32 = request(NONE, VHOST_VIRTIO, 0x01, 0);
+pub(super) const VHOST_SET_MEM_TABLE: u32 = request(WRITE, VHOST_VIRTIO, 0x03, 8);
+pub(super) const VHOST_SET_VRING_NUM: u32 = request(WRITE, VHOST_VIRTIO, 0x10, 8);
+pub(super) const VHOST_SET_VRING_ADDR: u32 = request(WRITE, VHOST_VIRTIO, 0x11, 40);
+pub(super) const VHOST_SET_VRING_BASE: u32 = request(WRITE, VHOST_VIRTIO, 0x12, 8);
+pub(super) const VHOST_GET_VRING_BASE: u32 = request(READ | WRITE, VHOST_VIRTIO, 0x12, 8);
+pub(super) const VHOST_SET_VRING_KICK: u32 = request(WRITE, VHOST_VIRTIO, 0x20, 8);
+pub(super) const VHOST_SET_VRING_CALL: u32 = request(WRITE, VHOST_VIRTIO, 0x21, 8);
+pub(super) const VHOST_SET_VRING_ERR: u32 = request(WRITE, VHOST_VIRTIO, 0x22, 8);
+pub(super) const VHOST_NET_SET_BACKEND: u32 = request(WRITE, VHOST_VIRTIO, 0x30, 8);
+pub(super) const VHOST_VSOCK_SET_GUEST_CID: u32 = request(WRITE, VHOST_VIRTIO, 0x60, 8);
+pub(super) const VHOST_VSOCK_SET_RUNNING: u32 = request(WRITE, VHOST_VIRTIO, 0x61, 4);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,6 +125,29 @@ mod tests {
         assert_eq!(BLKSSZGET, 0x1268);
         assert_eq!(TUNSETIFF, 0x4004_54ca);
         assert_eq!(TUNSETVNETHDRSZ, 0x4004_54d8);
+    }
+
+    #[test]
+    fn numbers_of_vhost_are_those_that_the_crate_asks_by() {
+        use vhost::vhost_kern::vhost_binding as asked;
+        for (request, asked) in [
+            (VHOST_GET_FEATURES, asked::VHOST_GET_FEATURES()),
+            (VHOST_SET_FEATURES, asked::VHOST_SET_FEATURES()),
+            (VHOST_SET_OWNER, asked::VHOST_SET_OWNER()),
+            (VHOST_SET_MEM_TABLE, asked::VHOST_SET_MEM_TABLE()),
+            (VHOST_SET_VRING_NUM, asked::VHOST_SET_VRING_NUM()),
+            (VHOST_SET_VRING_ADDR, asked::VHOST_SET_VRING_ADDR()),
+            (VHOST_SET_VRING_BASE, asked::VHOST_SET_VRING_BASE()),
+            (VHOST_GET_VRING_BASE, asked::VHOST_GET_VRING_BASE()),
+            (VHOST_SET_VRING_KICK, asked::VHOST_SET_VRING_KICK()),
+            (VHOST_SET_VRING_CALL, asked::VHOST_SET_VRING_CALL()),
+            (VHOST_SET_VRING_ERR, asked::VHOST_SET_VRING_ERR()),
+            (VHOST_NET_SET_BACKEND, asked::VHOST_NET_SET_BACKEND()),
+            (VHOST_VSOCK_SET_GUEST_CID, asked::VHOST_VSOCK_SET_GUEST_CID()),
+            (VHOST_VSOCK_SET_RUNNING, asked::VHOST_VSOCK_SET_RUNNING()),
+        ] {
+            assert_eq!(libc::c_ulong::from(request), asked);
+        }
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub enum Role {
     Pmem,
     /// Serves vsock.
     Vsock,
+    /// Has the kernel serve a network or vsock device.
+    Vhost,
     /// Serves a share by vhost-user.
     Fs,
     /// Serves a share itself.

@@ -41,7 +41,7 @@ const OWN: Check = Check {
 };
 
 /// Every role, in the order of their discriminants.
-pub(super) const ROLES: [Role; 16] = [
+pub(super) const ROLES: [Role; 17] = [
     Role::Control,
     Role::EventLoop,
     Role::Spawner,
@@ -52,6 +52,7 @@ pub(super) const ROLES: [Role; 16] = [
     Role::Net,
     Role::Pmem,
     Role::Vsock,
+    Role::Vhost,
     Role::Fs,
     Role::Files,
     Role::FileServer,
@@ -67,7 +68,7 @@ pub(super) fn policy(role: Role, pid: u32) -> Policy {
 
 /// Every list of rules below, with its name.
 #[cfg(test)]
-pub(super) const GROUPS: [(&str, &[Rule]); 19] = [
+pub(super) const GROUPS: [(&str, &[Rule]); 20] = [
     ("EVERY", EVERY),
     ("THREADS", THREADS),
     ("EVENT_LOOP", EVENT_LOOP),
@@ -81,6 +82,7 @@ pub(super) const GROUPS: [(&str, &[Rule]); 19] = [
     ("NET", NET),
     ("PMEM", PMEM),
     ("VSOCK", VSOCK),
+    ("VHOST", VHOST),
     ("FS", FS),
     ("FILES", FILES),
     ("FILES_SETUP", FILES_SETUP),
@@ -104,6 +106,7 @@ pub(super) fn groups(role: Role) -> &'static [&'static [Rule]] {
             NET,
             PMEM,
             VSOCK,
+            VHOST,
             FS,
             FILES,
             FILES_SETUP,
@@ -117,6 +120,7 @@ pub(super) fn groups(role: Role) -> &'static [&'static [Rule]] {
         Role::Net => &[EVERY, IO, NET],
         Role::Pmem => &[EVERY, IO, PMEM],
         Role::Vsock => &[EVERY, IO, VSOCK],
+        Role::Vhost => &[EVERY, IO, VHOST],
         Role::Fs => &[EVERY, IO, FS],
         Role::Files => &[EVERY, IO, FILES],
         Role::FileServer => &[EVERY, THREADS, IO, FILES, FILES_SETUP, FILE_SERVER],
@@ -264,6 +268,29 @@ const VSOCK: &[Rule] = &[
     only(libc::SYS_ioctl, &[one_of(1, &[r::SIOCOUTQ])]),
 ];
 
+/// A device whose rings the kernel serves: lent at the start and after a pause, and taken back. What was the driver's to choose and where
+/// memory is were told before (`SETUP`).
+const VHOST: &[Rule] = &[only(
+    libc::SYS_ioctl,
+    &[one_of(
+        1,
+        &[
+            r::VHOST_SET_VRING_NUM,
+            r::VHOST_SET_VRING_ADDR,
+            r::VHOST_SET_VRING_BASE,
+            r::VHOST_GET_VRING_BASE,
+            r::VHOST_SET_VRING_KICK,
+            r::VHOST_SET_VRING_CALL,
+            r::VHOST_SET_VRING_ERR,
+            r::VHOST_NET_SET_BACKEND,
+            r::VHOST_VSOCK_SET_RUNNING,
+            // What the driver's commands ask of the tap.
+            r::TUNSETOFFLOAD,
+            r::TUNSETQUEUE,
+        ],
+    )],
+)];
+
 /// A share: messages, with descriptors, on a connection that exists.
 const FS: &[Rule] = &[any(libc::SYS_sendmsg), any(libc::SYS_recvfrom), any(libc::SYS_shutdown)];
 
@@ -408,8 +435,11 @@ const SETUP: &[Rule] = &[
     any(libc::SYS_io_uring_setup),
     any(libc::SYS_io_uring_register),
     only(libc::SYS_madvise, &[one_of(2, &[n(MADV_DONTFORK)])]),
-    // A back-end that is connected to anew.
-    only(libc::SYS_ioctl, &[one_of(1, &[r::FIONBIO])]),
+    // A back-end that is connected to anew; the kernel as one.
+    only(
+        libc::SYS_ioctl,
+        &[one_of(1, &[r::FIONBIO, r::VHOST_SET_FEATURES, r::VHOST_SET_MEM_TABLE])],
+    ),
 ];
 
 /// Serving a machine that runs, and taking it apart.
@@ -449,6 +479,8 @@ const EVENT_LOOP_REQUESTS: &[u32] = &[
     // The terminal: raw and back, its size.
     r::TIOCGWINSZ,
     r::FIONBIO,
+    // The kernel as a back-end is told of memory.
+    r::VHOST_SET_MEM_TABLE,
 ];
 
 /// Building a machine, and changing it.
@@ -539,6 +571,10 @@ const CONTROL_REQUESTS: &[u32] = &[
     r::TUNGETIFF,
     r::TUNSETOFFLOAD,
     r::TUNSETVNETHDRSZ,
+    // Devices that the kernel serves.
+    r::VHOST_GET_FEATURES,
+    r::VHOST_SET_OWNER,
+    r::VHOST_VSOCK_SET_GUEST_CID,
 ];
 
 /// The clients of the API: everything that comes and goes does so through sockets that exist.

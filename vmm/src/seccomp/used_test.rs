@@ -35,6 +35,7 @@ fn threads(group: &str) -> &'static [&'static str] {
         "NET" => &["net"],
         "PMEM" => &["pmem"],
         "VSOCK" => &["vsock"],
+        "VHOST" => &["net", "vsock"],
         "FS" => &["fs"],
         // A process that the record does not look at.
         "FILE_SERVER" => &[],
@@ -156,6 +157,7 @@ const fn with(number: libc::c_int) -> Option<u32> {
     Some(n(number as libc::c_long))
 }
 
+const KERNEL: &str = "a device with backend=vhost (tests/net/by_kernel.rs, tests/vsock/vsock_by_kernel.rs)";
 const STANDARD_LIBRARY: &str = "the standard library and malloc, when a lock is contended or a buffer grows";
 const LEFT_BEHIND: &str = "a disk whose thread was left behind and is the last to have the image";
 const MANY_NODES: &str = "a guest that knows more nodes than there are descriptors for";
@@ -280,6 +282,28 @@ const UNSEEN: &[(Use, &str)] = &[
     (
         ("SETUP", n(libc::SYS_ioctl), Some(r::FIONBIO)),
         "a back-end that is connected to anew",
+    ),
+    (("VHOST", n(libc::SYS_ioctl), Some(r::VHOST_SET_VRING_NUM)), KERNEL),
+    (("VHOST", n(libc::SYS_ioctl), Some(r::VHOST_SET_VRING_ADDR)), KERNEL),
+    (("VHOST", n(libc::SYS_ioctl), Some(r::VHOST_SET_VRING_BASE)), KERNEL),
+    (("VHOST", n(libc::SYS_ioctl), Some(r::VHOST_GET_VRING_BASE)), KERNEL),
+    (("VHOST", n(libc::SYS_ioctl), Some(r::VHOST_SET_VRING_KICK)), KERNEL),
+    (("VHOST", n(libc::SYS_ioctl), Some(r::VHOST_SET_VRING_CALL)), KERNEL),
+    (("VHOST", n(libc::SYS_ioctl), Some(r::VHOST_SET_VRING_ERR)), KERNEL),
+    (("VHOST", n(libc::SYS_ioctl), Some(r::VHOST_NET_SET_BACKEND)), KERNEL),
+    (("VHOST", n(libc::SYS_ioctl), Some(r::VHOST_VSOCK_SET_RUNNING)), KERNEL),
+    (
+        ("VHOST", n(libc::SYS_ioctl), Some(r::TUNSETQUEUE)),
+        "several queue pairs",
+    ),
+    (("SETUP", n(libc::SYS_ioctl), Some(r::VHOST_SET_FEATURES)), KERNEL),
+    (("SETUP", n(libc::SYS_ioctl), Some(r::VHOST_SET_MEM_TABLE)), KERNEL),
+    (("EVENT_LOOP", n(libc::SYS_ioctl), Some(r::VHOST_SET_MEM_TABLE)), KERNEL),
+    (("CONTROL", n(libc::SYS_ioctl), Some(r::VHOST_GET_FEATURES)), KERNEL),
+    (("CONTROL", n(libc::SYS_ioctl), Some(r::VHOST_SET_OWNER)), KERNEL),
+    (
+        ("CONTROL", n(libc::SYS_ioctl), Some(r::VHOST_VSOCK_SET_GUEST_CID)),
+        KERNEL,
     ),
     (("FILE_SERVER", n(libc::SYS_accept4), None), FILE_SERVER),
     (("FILE_SERVER", n(libc::SYS_recvmsg), None), FILE_SERVER),

@@ -1,0 +1,190 @@
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::device::MemoryListener;
+use crate::testing::{Driver, memory};
+use crate::vhost::testing::{FEATURES, FakeKernel};
+use crate::worker::Worker;
+
+/// `VERSION_1` and `EVENT_IDX`, and one that is between the driver and the tap.
+const AGREED: u64 = 1 << 32 | 1 << 29 | 1;
+
+const STARTED: [&str; 5] = [
+    "features 0x120000000",
+    "memory of 2 regions",
+    "ring 0 of 8 from 0",
+    "ring 1 of 8 from 0",
+    "run true",
+];
+const STOPPED: [&str; 3] = ["run false", "position of 0", "position of 1"];
+
+/// A device with two rings on one handle.
+struct Rig {
+    kernel: Arc<FakeKernel>,
+    link: Arc<Link>,
+    drivers: [Driver; 2],
+    worker: Worker,
+    failures: Receiver<String>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        Self::refused(None)
+    }
+
+    /// With a kernel that refuses what begins so.
+    fn refused(what: Option<&'static str>) -> Self {
+        let mem = memory();
+        let kernel = FakeKernel::new(FEATURES);
+        what.into_iter().for_each(|what| kernel.refuse(what));
+        let link = FakeKernel::link(std::slice::from_ref(&kernel), &mem);
+        let drivers = [0x1000, 0x1_1000].map(|base| Driver::new(&mem, base, 8));
+        let group = Group::new(drivers.iter().map(Driver::ring)).unwrap();
+        let handler = VhostHandler::new(link.clone(), mem, AGREED, vec![group], None);
+        let (said, failures) = channel();
+        let on_failure = Box::new(move |error: HandlerError| said.send(chain(&error)).unwrap());
+        let worker = Worker::spawn("io-vhost", Box::new(handler), on_failure).unwrap();
+        Self {
+            kernel,
+            link,
+            drivers,
+            worker,
+            failures,
+        }
+    }
+
+    /// Started, with what was asked on the way taken.
+    fn started() -> Self {
+        let rig = Self::new();
+        until(|| rig.link.metrics().starts.get() == 1);
+        assert_eq!(rig.kernel.asked(), STARTED);
+        rig
+    }
+
+    fn failure(&self) -> String {
+        self.failures.recv_timeout(PATIENCE).unwrap()
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn until(done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < PATIENCE);
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn rings_are_handed_over_and_come_back_where_the_kernel_left_them() {
+    let rig = Rig::started();
+    for number in [0, 1] {
+        let rung = rig.kernel.with_events(number, |events| events.kick.read());
+        assert_eq!(rung.unwrap(), 1, "for what is there already");
+    }
+    rig.kernel.go_to(0, 5);
+    rig.kernel.go_to(1, 7);
+    rig.drivers[0].store(rig.drivers[0].used + 2, 4);
+    rig.drivers[1].store(rig.drivers[1].used + 2, 7);
+    let states = rig.worker.join();
+    assert_eq!(rig.kernel.asked(), STOPPED);
+    let positions: Vec<_> = states
+        .iter()
+        .map(|state| (state.queue.next_avail, state.queue.next_used))
+        .collect();
+    assert_eq!(positions, [(5, 4), (7, 7)]);
+}
+
+#[test]
+fn a_pause_takes_the_rings_back_and_they_go_on_where_they_stood() {
+    let rig = Rig::started();
+    rig.kernel.go_to(1, 65535);
+    for _ in 0..3 {
+        rig.worker.hold();
+        until(|| rig.worker.is_held());
+        assert_eq!(rig.kernel.asked(), STOPPED);
+        let kick = |number| rig.kernel.with_events(number, |events| events.kick.read());
+        let _ = (kick(0), kick(1));
+        rig.worker.release();
+        until(|| kick(1).is_ok());
+        assert_eq!(
+            rig.kernel.asked(),
+            ["ring 0 of 8 from 0", "ring 1 of 8 from 65535", "run true"]
+        );
+    }
+    assert_eq!(rig.link.metrics().starts.get(), 1);
+    rig.worker.join();
+    assert!(rig.failures.try_recv().is_err());
+}
+
+#[test]
+fn a_ring_that_the_kernel_cannot_follow_is_counted_and_comes_back() {
+    let rig = Rig::started();
+    rig.kernel.with_events(1, |events| events.fault.write(1)).unwrap();
+    assert_eq!(
+        rig.failure(),
+        "the kernel cannot go on with a ring: queue 0: an address or a chain is not what the rules allow"
+    );
+    assert_eq!(rig.worker.join().len(), 2);
+    assert_eq!(rig.link.metrics().ring_faults.get(), 1);
+    assert_eq!(rig.kernel.asked(), STOPPED);
+}
+
+#[test]
+fn what_the_kernel_refuses_is_told_and_leaves_it_without_rings() {
+    for (refused, said) in [
+        ("features", "set the features"),
+        ("memory", "tell where memory is"),
+        ("ring 1", "describe a ring"),
+        ("run true", "have the rings served"),
+    ] {
+        let rig = Rig::refused(Some(refused));
+        assert_eq!(
+            rig.failure(),
+            format!("the kernel does not serve the device: cannot {said}: Bad address (os error 14)")
+        );
+        assert_eq!(rig.worker.join().len(), 2, "{refused}");
+        let asked = rig.kernel.asked();
+        let described = asked.iter().any(|asked| asked.starts_with("ring"));
+        assert_eq!(asked.ends_with(&STOPPED.map(String::from)), described, "{asked:?}");
+        assert_eq!(rig.link.metrics().starts.get(), 0);
+    }
+}
+
+#[test]
+fn rings_that_the_kernel_does_not_give_back_end_a_pause() {
+    let rig = Rig::started();
+    rig.kernel.refuse("position of 0");
+    rig.drivers[0].store(rig.drivers[0].used + 2, 3);
+    rig.worker.hold();
+    assert!(rig.failure().contains("cannot take the rings back"));
+    let states = rig.worker.join();
+    assert_eq!(states[0].queue.next_avail, 3, "a guess: what was used was taken");
+}
+
+#[test]
+fn an_interrupt_that_has_no_message_is_passed_on() {
+    let rig = Rig::started();
+    rig.kernel.with_events(1, |events| events.call.write(1)).unwrap();
+    until(|| rig.drivers[1].interrupts() > 0);
+    assert_eq!(rig.drivers[0].interrupts(), 0);
+    rig.worker.join();
+}
+
+#[test]
+fn memory_that_changes_is_told_whether_or_not_rings_are_served() {
+    let rig = Rig::started();
+    let tell = || rig.link.memory_changed(&memory(), Instant::now());
+    tell().unwrap();
+    assert_eq!(rig.kernel.asked(), ["memory of 2 regions"]);
+    assert_eq!(rig.link.metrics().memory_updates.get(), 1);
+    rig.kernel.refuse("memory");
+    assert_eq!(
+        tell().unwrap_err().to_string(),
+        "vhost: the kernel does not take memory: Bad address (os error 14)"
+    );
+    rig.worker.join();
+    assert_eq!(rig.link.metrics().memory_updates.get(), 1);
+}
