@@ -114,7 +114,16 @@ fn vm_with(field: &Field, value: &Value) -> Option<Value> {
             let from = if is_own { ("dir", "/") } else { ("socket", "/s") };
             vm["fs"] = json!([with(json!({"tag": "t", from.0: from.1}))]);
         }
-        "VsockConfig" => vm["vsock"] = with(json!({"cid": 3, "socket": "/s"})),
+        "VsockConfig" => {
+            // The kernel has no socket.
+            let is_kernels = name == "socket" && value.is_null() || *value == json!("vhost");
+            let from = if is_kernels {
+                ("backend", "vhost")
+            } else {
+                ("socket", "/s")
+            };
+            vm["vsock"] = with(json!({"cid": 3, from.0: from.1}));
+        }
         "PmemConfig" => vm["pmem"] = json!([with(json!({"file": "/f"}))]),
         "ConsoleConfig" => vm["serial"] = with(json!({"mode": "Off", "file": "/f"})),
         "PlatformConfig" => vm["platform"] = with(json!({})),

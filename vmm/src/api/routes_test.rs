@@ -94,7 +94,7 @@ fn a_wrong_body_is_a_bad_request_that_says_what_is_wrong() {
         ("vm.resize", "{\"desired_vcpus\":-1}", "invalid value"),
         ("vm.add-disk", "{}", "missing field `path`"),
         ("vm.add-fs", "{\"tag\":1}", "invalid type"),
-        ("vm.add-vsock", "{\"cid\":3}", "missing field `socket`"),
+        ("vm.add-vsock", "{\"socket\":\"/s\"}", "missing field `cid`"),
         ("vm.add-pmem", "{} trailing", "missing field `file`"),
         ("vm.remove-device", "{\"id\":\"a\"}x", "trailing"),
         ("vm.set-containers", "{}", "missing field `revision`"),

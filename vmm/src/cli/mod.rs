@@ -1,5 +1,6 @@
 //! The command line: what can be asked of husk, and what it answers to the shell.
 
+mod backend;
 mod balloon;
 mod cmdline;
 mod console;

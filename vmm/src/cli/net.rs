@@ -1,12 +1,13 @@
 //! The value of `--net`.
 
+use super::backend::{BadBackend, backend};
 use super::pairs::{PairsError, parse_pairs};
 use super::rate::{BadRate, per_second};
 use super::switch::{BadSwitch, switch};
 use crate::config::{BadMac, MAX_NET_PAIRS, NetConfig, RateLimiterConfig};
 
 /// Every key, in the order in which help and errors list them.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "tap",
     "fd",
     "mac",
@@ -19,6 +20,7 @@ const KEYS: [&str; 12] = [
     "ufo",
     "bandwidth",
     "ops",
+    "backend",
 ];
 
 /// Why a text describes no network device.
@@ -42,6 +44,9 @@ pub enum NetArgError {
     /// No switch.
     #[error(transparent)]
     Switch(#[from] BadSwitch),
+    /// Nobody who moves frames.
+    #[error(transparent)]
+    Backend(#[from] BadBackend),
     /// Not a number of the right size.
     #[error("{key} is '{found}', allowed: {allowed}")]
     Number {
@@ -74,6 +79,7 @@ pub fn parse_net(text: &str) -> Result<NetConfig, NetArgError> {
             "csum" => net.offload_csum = switch("csum", value)?,
             "tso" => net.offload_tso = switch("tso", value)?,
             "ufo" => net.offload_ufo = switch("ufo", value)?,
+            "backend" => net.backend = backend(value)?,
             "bandwidth" => limits.bandwidth = Some(per_second("bandwidth", value)?),
             _ => limits.ops = Some(per_second("ops", value)?),
         }
@@ -109,7 +115,7 @@ fn number(key: &'static str, found: String) -> Result<u16, NetArgError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::TokenBucketConfig;
+    use crate::config::{Backend, TokenBucketConfig};
 
     #[test]
     fn a_tap_is_enough_and_has_a_random_address() {
@@ -124,7 +130,7 @@ mod tests {
 
     #[test]
     fn every_key_sets_its_field() {
-        let text = "tap=t,mac=02:00:00:00:00:01,queues=4,queue_size=512,mtu=9000,id=n,csum=off,tso=off,ufo=off,bandwidth=1000,ops=10";
+        let text = "tap=t,mac=02:00:00:00:00:01,queues=4,queue_size=512,mtu=9000,id=n,csum=off,tso=off,ufo=off,bandwidth=1000,ops=10,backend=vhost";
         let net = parse_net(text).unwrap();
         let bucket = |size| {
             Some(TokenBucketConfig {
@@ -140,6 +146,7 @@ mod tests {
             queue_size: 512,
             mtu: Some(9000),
             id: Some("n".into()),
+            backend: Backend::Vhost,
             offload_csum: false,
             offload_tso: false,
             offload_ufo: false,
@@ -184,6 +191,10 @@ mod tests {
             "mtu is '70000', allowed: a whole number up to 65535"
         );
         assert_eq!(message("tap=a,tso=maybe"), "tso is 'maybe', allowed: on, off");
+        assert_eq!(
+            message("tap=a,backend=kernel"),
+            "backend is 'kernel', allowed: husk, vhost"
+        );
         assert_eq!(
             message("tap=a,ops=0"),
             "ops is '0', allowed: how many a second, 1 or more"

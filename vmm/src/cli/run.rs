@@ -155,6 +155,7 @@ pub struct RunArgs {
     ///   ufo=off          no UDP datagrams larger than a packet
     ///   bandwidth=N      bytes a second, in each direction
     ///   ops=N            packets a second, in each direction
+    ///   backend=vhost    the host's kernel moves frames (/dev/vhost-net); without bandwidth and ops
     #[arg(long = "net", value_name = "KEYS", value_parser = parse_net, verbatim_doc_comment, help_heading = "Machine")]
     pub nets: Vec<NetConfig>,
 
@@ -199,14 +200,15 @@ pub struct RunArgs {
     #[arg(long = "pmem", value_name = "KEYS", value_parser = parse_pmem, verbatim_doc_comment, help_heading = "Machine")]
     pub pmems: Vec<PmemConfig>,
 
-    /// Connect sockets of the guest with Unix sockets of the host: cid=N,socket=PATH
+    /// Connect sockets of the guest with Unix sockets of the host: cid=N,socket=PATH; or with its vsock: cid=N,backend=vhost
     ///
     /// A program that connects to PATH and writes "connect PORT" and a newline reaches the program of the guest that listens at that
     /// port; a program of the guest that connects to port P of context 2 reaches whoever listens at PATH_P. Keys:
     ///
     ///   cid=N            the guest's context, 3 or more (default 3)
-    ///   socket=PATH      the socket that husk listens at (needed)
+    ///   socket=PATH      the socket that husk listens at (needed, but for vhost)
     ///   id=NAME          name of the device
+    ///   backend=vhost    the host's kernel carries streams (/dev/vhost-vsock): programs of the host use AF_VSOCK and the guest's cid
     #[arg(long, value_name = "KEYS", value_parser = parse_vsock, verbatim_doc_comment, help_heading = "Machine")]
     pub vsock: Option<VsockConfig>,
 

@@ -153,6 +153,26 @@ fn what_is_written_reads_back_the_same() {
 }
 
 #[test]
+fn who_moves_data_is_told_where_it_is_not_husk() {
+    let net = |backend| {
+        serde_json::to_value(NetConfig {
+            backend,
+            ..NetConfig::new()
+        })
+    };
+    assert_eq!(net(Backend::Husk).unwrap().get("backend"), None);
+    assert_eq!(net(Backend::Vhost).unwrap()["backend"], json!("vhost"));
+    let vsock = serde_json::to_value(VsockConfig::by_kernel(5)).unwrap();
+    assert_eq!(vsock, json!({"cid": 5, "socket": "", "backend": "vhost"}));
+    assert_eq!(
+        serde_json::from_value::<VsockConfig>(vsock).unwrap(),
+        VsockConfig::by_kernel(5)
+    );
+    let error = serde_json::from_value::<NetConfig>(json!({"backend": "kernel"})).unwrap_err();
+    assert!(error.to_string().contains("expected `husk` or `vhost`"), "{error}");
+}
+
+#[test]
 fn a_mode_that_does_not_exist_is_named() {
     let error = serde_json::from_value::<VmConfig>(json!({"serial": {"mode": "Socket"}}))
         .unwrap_err()

@@ -147,6 +147,24 @@ pub struct TokenBucketConfig {
     pub refill_time: u64,
 }
 
+/// Who moves the data of a device. husk's own field: the wire format has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// Threads of this process.
+    #[default]
+    Husk,
+    /// The host's kernel.
+    Vhost,
+}
+
+impl Backend {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+    fn is_husk(&self) -> bool {
+        *self == Self::Husk
+    }
+}
+
 /// A virtio-net device.
 ///
 /// `ip` and `mask` have no effect: an interface is its owner's to set up.
@@ -191,6 +209,13 @@ pub struct NetConfig {
     /// Whether checksums are offered.
     #[serde(default = "yes", deserialize_with = "null_is_yes")]
     pub offload_csum: bool,
+    /// Who moves frames.
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Backend::is_husk"
+    )]
+    pub backend: Backend,
     /// Everything else.
     #[serde(flatten)]
     pub rest: Rest,
@@ -213,6 +238,7 @@ impl NetConfig {
             offload_tso: true,
             offload_ufo: true,
             offload_csum: true,
+            backend: Backend::default(),
             rest: Rest::default(),
         }
     }
@@ -248,13 +274,22 @@ impl Default for NetConfig {
     }
 }
 
-/// A virtio-vsock device whose host side is Unix sockets.
+/// A virtio-vsock device whose host side is Unix sockets, or the vsock of the host's kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VsockConfig {
     /// The guest's context identifier, 3 or more.
     pub cid: u32,
-    /// The socket that the host's programs connect to.
+    /// The socket that the host's programs connect to. Empty with the kernel, to which they go by the identifier, and told even so:
+    /// a shim that reads `vm.info` wants it.
+    #[serde(default, deserialize_with = "null_is_default")]
     pub socket: PathBuf,
+    /// Who moves packets.
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Backend::is_husk"
+    )]
+    pub backend: Backend,
     /// The device's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
@@ -269,8 +304,17 @@ impl VsockConfig {
         Self {
             cid,
             socket: socket.into(),
+            backend: Backend::default(),
             id: None,
             rest: Rest::default(),
+        }
+    }
+
+    /// A device that the host's kernel serves, for a guest with this identifier on the host.
+    pub fn by_kernel(cid: u32) -> Self {
+        Self {
+            backend: Backend::Vhost,
+            ..Self::new(cid, "")
         }
     }
 }

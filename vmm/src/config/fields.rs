@@ -136,6 +136,7 @@ pub static DISK: Shape = Shape {
 /// The body of `vm.add-net`.
 pub static NET: Shape = Shape {
     own: &[
+        own("backend"),
         own("fds"),
         own("id"),
         own("ip"),
@@ -183,7 +184,7 @@ pub static PMEM: Shape = Shape {
 };
 /// The body of `vm.add-vsock`.
 pub static VSOCK: Shape = Shape {
-    own: &[own("cid"), own("id"), own("socket")],
+    own: &[own("backend"), own("cid"), own("id"), own("socket")],
     refused: refused::DEVICE,
     ignored: PLACE,
 };

@@ -91,7 +91,7 @@ mod tests {
                 r#"{"disks":[{"path":"/a"},{"path":7}]}"#,
                 "disks[1].path: invalid type: integer `7`",
             ),
-            (r#"{"vsock":{"cid":3}}"#, "vsock: missing field `socket`"),
+            (r#"{"vsock":{"socket":"/s"}}"#, "vsock: missing field `cid`"),
             (
                 r#"{"serial":{"mode":"tty"}}"#,
                 "serial.mode: unknown variant `tty`, expected one of `Off`, `Null`",

@@ -26,7 +26,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 pub use console::{ConsoleConfig, ConsoleMode};
 pub use device::{
-    BalloonConfig, DiskConfig, NetConfig, PmemConfig, RateLimiterConfig, RngConfig, TokenBucketConfig, VsockConfig,
+    Backend, BalloonConfig, DiskConfig, NetConfig, PmemConfig, RateLimiterConfig, RngConfig, TokenBucketConfig,
+    VsockConfig,
 };
 pub use fs::{CacheMode, FsConfig, FsServing};
 pub use mac::{BadMac, MacAddr};

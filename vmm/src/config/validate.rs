@@ -9,7 +9,7 @@ use super::path::{self, PathError};
 use super::share::ShareError;
 use super::size::Size;
 use super::{
-    BalloonConfig, ConsoleConfig, ConsoleMode, DiskConfig, MemoryConfig, NetConfig, PayloadConfig, PmemConfig,
+    Backend, BalloonConfig, ConsoleConfig, ConsoleMode, DiskConfig, MemoryConfig, NetConfig, PayloadConfig, PmemConfig,
     VmConfig, VsockConfig, unsupported,
 };
 use crate::memory::BLOCK_BYTES as PMEM_UNIT_BYTES;
@@ -208,6 +208,12 @@ pub enum ConfigError {
     /// A vsock device that nobody could reach.
     #[error("vsock: no socket given")]
     NoSocket,
+    /// A socket that nobody would serve.
+    #[error("vsock: socket is given, and with backend=vhost the host reaches the guest by its cid: leave it out")]
+    SocketOfKernel,
+    /// Limits that nobody would keep.
+    #[error("net {0}: rate limits are for backend=husk; vhost has none")]
+    LimitsOfKernel(String),
     /// A folder of the host.
     #[error(transparent)]
     Share(#[from] ShareError),
@@ -384,9 +390,12 @@ impl NetConfig {
         if let Some(tap) = &self.tap {
             check_tap_name(tap).map_err(|error| ConfigError::Tap(error.to_string()))?;
         }
-        match self.mtu.filter(|mtu| *mtu < MIN_MTU) {
-            Some(found) => Err(ConfigError::Mtu { net: net(), found }),
-            None => Ok(()),
+        if let Some(found) = self.mtu.filter(|mtu| *mtu < MIN_MTU) {
+            return Err(ConfigError::Mtu { net: net(), found });
+        }
+        match (self.backend, self.rate_limiter_config) {
+            (Backend::Vhost, Some(_)) => Err(ConfigError::LimitsOfKernel(net())),
+            _ => Ok(()),
         }
     }
 }
@@ -396,10 +405,12 @@ impl VsockConfig {
         if !CIDS.contains(&self.cid) {
             return Err(ConfigError::Cid { found: self.cid });
         }
-        if self.socket.as_os_str().is_empty() {
-            return Err(ConfigError::NoSocket);
+        match (self.backend, self.socket.as_os_str().is_empty()) {
+            (Backend::Husk, true) => Err(ConfigError::NoSocket),
+            (Backend::Husk, false) => Ok(path::socket("vsock", &self.socket)?),
+            (Backend::Vhost, true) => Ok(()),
+            (Backend::Vhost, false) => Err(ConfigError::SocketOfKernel),
         }
-        Ok(path::socket("vsock", &self.socket)?)
     }
 }
 

@@ -314,6 +314,38 @@ fn what_an_idle_guest_gives_back_takes_between_a_second_and_a_day_and_small_page
 }
 
 #[test]
+fn the_kernel_as_a_back_end_has_no_socket_and_no_limits() {
+    for allowed in [
+        json!({"vsock": {"cid": 3, "backend": "vhost"}}),
+        json!({"vsock": {"cid": 3, "backend": "vhost", "socket": null}}),
+        json!({"vsock": {"cid": 3, "backend": null, "socket": "/s"}}),
+        json!({"net": [{"tap": "t0", "backend": "vhost", "rate_limiter_config": null}]}),
+    ] {
+        let mut wire = serde_json::to_value(good()).unwrap();
+        merge(&mut wire, allowed);
+        let config: VmConfig = serde_json::from_value(wire).unwrap();
+        config.validate(HOST).unwrap();
+    }
+    for (bad, expected) in [
+        (
+            json!({"vsock": {"cid": 3, "backend": "vhost", "socket": "/s"}}),
+            "vsock: socket is given, and with backend=vhost the host reaches the guest by its cid: leave it out",
+        ),
+        (json!({"vsock": {"cid": 3}}), "vsock: no socket given"),
+        (
+            json!({"vsock": {"cid": 2, "backend": "vhost"}}),
+            "vsock: cid 2 is reserved, allowed: 3 to 4294967294",
+        ),
+        (
+            json!({"net": [{"tap": "t0", "backend": "vhost", "rate_limiter_config": {"ops": {"size": 1, "refill_time": 1}}}]}),
+            "net t0: rate limits are for backend=husk; vhost has none",
+        ),
+    ] {
+        assert_eq!(wire_error(bad), expected);
+    }
+}
+
+#[test]
 fn consoles_need_their_files_and_only_one_has_stdio() {
     assert_eq!(
         error(|c| c.serial.mode = ConsoleMode::File),

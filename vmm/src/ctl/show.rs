@@ -64,25 +64,28 @@ pub fn info(answer: &Value, status: &Status) -> String {
     }
     let devices: [(_, &[_]); 4] = [
         ("disks", &["path"]),
-        ("net", &["tap"]),
+        ("net", &["tap", "backend"]),
         ("fs", &["tag", "dir"]),
         ("pmem", &["file"]),
     ];
     for (kind, details) in devices {
         for device in config[kind].as_array().into_iter().flatten() {
             let told = details.iter().map(|detail| text(&device[*detail]));
-            let words = std::iter::once(text(&device["id"])).chain(told);
-            let words: Vec<_> = words.filter(|word| !word.is_empty()).collect();
-            rows.push(vec![kind.into(), words.join(" ")]);
+            rows.push(row(kind, words(std::iter::once(text(&device["id"])).chain(told))));
         }
     }
     if let Some(vsock) = config.get("vsock").filter(|vsock| vsock.is_object()) {
-        rows.push(row(
-            "vsock",
-            format!("cid {} {}", text(&vsock["cid"]), text(&vsock["socket"])),
-        ));
+        let cid = format!("cid {}", text(&vsock["cid"]));
+        let told = [cid, text(&vsock["socket"]), text(&vsock["backend"])];
+        rows.push(row("vsock", words(told)));
     }
     table(&rows)
+}
+
+/// What there is of `words`, in one line.
+fn words(words: impl IntoIterator<Item = String>) -> String {
+    let there: Vec<_> = words.into_iter().filter(|word| !word.is_empty()).collect();
+    there.join(" ")
 }
 
 /// The size of a VM.

@@ -20,7 +20,7 @@ fn a_vm_is_shown_with_its_size_and_devices() {
     let answer = json!({"state": "Running", "config": {
         "payload": {"kernel": "/k"},
         "disks": [{"id": "_disk0", "path": "/d"}],
-        "net": [{"id": "_net0", "tap": null}],
+        "net": [{"id": "_net0", "tap": null}, {"id": "_net1", "tap": "t0", "backend": "vhost"}],
         "fs": [{"id": "_fs0", "tag": "t", "dir": "/f"}, {"id": "_fs1", "tag": "u", "socket": "/s"}],
         "vsock": {"cid": 3, "socket": "/v"},
     }});
@@ -40,10 +40,13 @@ fn a_vm_is_shown_with_its_size_and_devices() {
          kernel       /k\n\
          disks        _disk0 /d\n\
          net          _net0\n\
+         net          _net1 t0 vhost\n\
          fs           _fs0 t /f\n\
          fs           _fs1 u\n\
          vsock        cid 3 /v\n"
     );
+    let of_kernel = json!({"config": {"vsock": {"cid": 9, "socket": "", "backend": "vhost"}}});
+    assert!(info(&of_kernel, &status).ends_with("vsock        cid 9 vhost\n"));
     assert!(size(&Status::default()).starts_with("vcpus\nmemory\n"));
     let plain = json!({"memory": {"boot_bytes": 1, "hotplug_bytes": 0}, "last": {"outcome": "accepted", "what": ""}});
     let status: Status = serde_json::from_value(plain).unwrap();

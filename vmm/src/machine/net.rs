@@ -7,12 +7,13 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use husk_devices::memory::GuestMemory;
 use husk_virtio::device::VirtioDevice;
 use husk_virtio::net::{self, Net};
 use husk_virtio::rate_limit::{BucketConfig, LimiterConfig};
 
 use super::build::BuildError;
-use crate::config::{NetConfig, RateLimiterConfig, TokenBucketConfig};
+use crate::config::{Backend, NetConfig, RateLimiterConfig, TokenBucketConfig};
 
 /// Why a network device cannot be opened, beside what its tap says.
 #[derive(Debug, thiserror::Error)]
@@ -49,11 +50,11 @@ fn name(config: &NetConfig) -> String {
 }
 
 /// The device that `config` describes. `fds` are descriptors of its tap, one for each queue pair, if it is not known by name; they are
-/// duplicated and stay the caller's.
+/// duplicated and stay the caller's. Where the host's kernel moves frames, it reaches `memory`.
 ///
 /// # Errors
 /// [`BuildError::Device`], with the tap's name.
-pub fn open(config: &NetConfig, fds: &[OwnedFd]) -> Result<Box<dyn VirtioDevice>, BuildError> {
+pub fn open(config: &NetConfig, fds: &[OwnedFd], memory: &GuestMemory) -> Result<Box<dyn VirtioDevice>, BuildError> {
     let name = name(config);
     let pairs = config.num_queues / 2;
     let device = net::NetConfig {
@@ -74,10 +75,13 @@ pub fn open(config: &NetConfig, fds: &[OwnedFd]) -> Result<Box<dyn VirtioDevice>
             Net::adopt(device, own.map_err(|e| BuildError::device(&name, e))?)
         }
     };
-    match opened {
-        Ok(net) => Ok(Box::new(net)),
-        Err(error) => Err(BuildError::device(name, error)),
-    }
+    let net = opened.map_err(|error| BuildError::device(&name, error))?;
+    Ok(Box::new(match config.backend {
+        Backend::Husk => net,
+        Backend::Vhost => net
+            .by_kernel(memory)
+            .map_err(|error| BuildError::device(&name, error))?,
+    }))
 }
 
 /// The descriptors whose numbers `config` has: for a configuration that was made of this process's own command line. Numbers that came
@@ -119,11 +123,13 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     use husk_devices::chain;
+    use husk_devices::memory::GuestMemoryMmap;
 
     use super::*;
 
     fn why(config: &NetConfig, fds: &[OwnedFd]) -> String {
-        let error = open(config, fds).err().unwrap();
+        let memory = GuestMemory::new(GuestMemoryMmap::new());
+        let error = open(config, fds, &memory).err().unwrap();
         chain(&error)
     }
 

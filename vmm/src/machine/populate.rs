@@ -215,11 +215,11 @@ pub fn open(
         NewDevice::Disk(disk) => Box::new(open_disk(disk)?),
         NewDevice::Net(config) => {
             let descriptors = config.id.as_ref().and_then(|id| passed.get(id));
-            super::net::open(config, descriptors.map_or(&[], Vec::as_slice))?
+            super::net::open(config, descriptors.map_or(&[], Vec::as_slice), &memory.shared())?
         }
         NewDevice::Fs(config) => super::fs::open(config, memory.shared(), threads)?,
         NewDevice::Pmem(config) => Box::new(super::pmem::open(config, memory)?),
-        NewDevice::Vsock(config) => Box::new(super::vsock::open(config, threads)?),
+        NewDevice::Vsock(config) => super::vsock::open(config, &memory.shared(), threads)?,
     };
     if let Some(listener) = device.memory_listener() {
         memory.listen(&listener);

@@ -218,7 +218,7 @@ impl AddressSpace {
         let deadline = Instant::now() + REPLY_TIMEOUT;
         for listener in self.listeners() {
             if let Err(error) = listener.memory_changed(&self.backends, deadline) {
-                log::warn!("a vhost-user back-end does not give memory at {gpa:#x} back: {error}");
+                log::warn!("a back-end does not give memory at {gpa:#x} back: {error}");
             }
         }
     }

@@ -105,7 +105,7 @@ impl AddressSpace {
         self.devices.clone()
     }
 
-    /// What vhost-user back-ends are to be told. It has the whole of the reserve from the start, so that memory that comes later
+    /// What back-ends are to be told, those of vhost-user and of the kernel. It has the whole of the reserve from the start, so that memory that comes later
     /// changes nothing for them.
     pub fn shared(&self) -> GuestMemory {
         self.backends.clone()
