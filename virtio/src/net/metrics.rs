@@ -1,6 +1,10 @@
 //! What a network device counts.
 
+use std::sync::Arc;
+
 use husk_devices::metrics::{Counter, Metered};
+
+use crate::vhost::VhostMetrics;
 
 /// Counters of one network device, over all its queue pairs, since it was opened. Received is what the guest receives.
 #[derive(Debug, Default)]
@@ -39,9 +43,21 @@ pub struct NetMetrics {
     pub(super) tap_losses: Counter,
 }
 
+/// Counters of a device whose frames the kernel moves: those of its rings, and of commands, which stay here.
+pub(super) struct KernelNetMetrics {
+    pub(super) rings: Arc<VhostMetrics>,
+    pub(super) commands: Arc<NetMetrics>,
+}
+
+impl Metered for KernelNetMetrics {
+    fn metrics(&self) -> Vec<(&'static str, u64)> {
+        [self.rings.metrics(), self.commands.of_commands()].concat()
+    }
+}
+
 impl NetMetrics {
     /// Counters of commands alone.
-    pub(super) fn of_commands(&self) -> Vec<(&'static str, u64)> {
+    fn of_commands(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("control_commands", self.control_commands.get()),
             ("control_refused_commands", self.control_refused.get()),

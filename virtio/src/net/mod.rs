@@ -49,6 +49,7 @@ mod rx;
 mod tap;
 mod tx;
 
+use metrics::KernelNetMetrics;
 pub use metrics::NetMetrics;
 pub use tap::{TapError, check_name as check_tap_name};
 
@@ -321,16 +322,18 @@ impl VirtioDevice for Net {
         }
     }
 
+    fn meter(&self) -> Arc<dyn Metered> {
         match &self.kernel {
-            Some(link) => [link.metrics().metrics(), self.metrics.of_commands()].concat(),
-            None => self.metrics.metrics(),
+            Some(link) => Arc::new(KernelNetMetrics {
+                rings: link.metrics().clone(),
+                commands: self.metrics.clone(),
+            }),
+            None => self.metrics.clone(),
         }
     }
 
     fn memory_listener(&self) -> Option<Arc<dyn MemoryListener>> {
         Some(self.kernel.clone()?)
-    fn meter(&self) -> Arc<dyn Metered> {
-        self.metrics.clone()
     }
 
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {

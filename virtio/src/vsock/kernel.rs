@@ -56,8 +56,8 @@ impl VirtioDevice for KernelVsock {
         Duty::Vhost
     }
 
-    fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.link.metrics().metrics()
+    fn meter(&self) -> Arc<dyn Metered> {
+        self.link.metrics().clone()
     }
 
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {
