@@ -6,9 +6,14 @@ use super::*;
 const NUMBER: Request = Request::GetQueueNum;
 
 fn channel(deed: Option<Deed>) -> Channel {
+    channel_with(deed, REPLY_TIMEOUT)
+}
+
+/// To a back-end that has `limit`.
+fn channel_with(deed: Option<Deed>, limit: Duration) -> Channel {
     let (here, there) = UnixStream::pair().unwrap();
     serve(there, deed.map(|deed| (NUMBER, deed)));
-    Channel::new(here.into(), Deadline::after(IMPATIENT)).unwrap()
+    Channel::new(here.into(), Deadline::after(limit)).unwrap()
 }
 
 /// Asks a back-end that answers with `bytes`.
@@ -60,14 +65,16 @@ fn silence_and_half_an_answer_end_at_the_limit() {
         Deed::Drip,
         Deed::Say(answer(NUMBER as u32, 4)[..19].to_vec()),
     ] {
-        let error = channel(Some(deed.clone())).ask(NUMBER, &[]).unwrap_err();
+        let error = channel_with(Some(deed.clone()), IMPATIENT)
+            .ask(NUMBER, &[])
+            .unwrap_err();
         assert!(matches!(error, BackendError::Silent { .. }), "{deed:?}: {error}");
     }
 }
 
 #[test]
 fn all_exchanges_together_have_one_limit() {
-    let mut channel = channel(Some(Deed::Dawdle));
+    let mut channel = channel_with(Some(Deed::Dawdle), IMPATIENT);
     let answers = (0..100).take_while(|_| channel.ask(NUMBER, &[]).is_ok()).count();
     assert!(answers < 2, "{answers} answers, each within the limit, were waited for");
     assert!(channel.is_lost());
@@ -81,7 +88,7 @@ fn a_new_deadline_is_a_new_limit() {
     let mut deaf = Channel::new(here.into(), Deadline::at(std::time::Instant::now())).unwrap();
     let error = deaf.ask(NUMBER, &[]).unwrap_err();
     assert!(matches!(error, BackendError::Silent { .. }), "{error}");
-    channel.set_deadline(Deadline::after(IMPATIENT));
+    channel.set_deadline(Deadline::after(REPLY_TIMEOUT));
     assert_eq!(channel.ask(NUMBER, &[]).unwrap(), 4_u64.to_ne_bytes());
 }
 
@@ -127,7 +134,7 @@ fn descriptors_that_come_with_an_answer_are_closed() {
     let fds = [passed.as_raw_fd(); 8];
     there.send_with_fds(&[&answer(NUMBER as u32, 4)[..]], &fds).unwrap();
     drop(passed);
-    let mut channel = Channel::new(here.into(), Deadline::after(IMPATIENT)).unwrap();
+    let mut channel = Channel::new(here.into(), Deadline::after(REPLY_TIMEOUT)).unwrap();
     channel.ask(NUMBER, &[]).unwrap();
     assert_eq!(probe.read(&mut [0]).unwrap(), 0, "nobody has the other end");
 }

@@ -66,7 +66,8 @@ impl Metered for VhostUserMetrics {
 pub struct Link {
     socket: PathBuf,
     queues: u16,
-    limit: Duration,
+    /// What the back-end has on each occasion.
+    limit: Mutex<Duration>,
     metrics: Arc<VhostUserMetrics>,
     /// What the back-end is told, where that is not what the device reaches.
     shared: OnceLock<GuestMemory>,
@@ -123,7 +124,7 @@ impl Link {
         Ok(Arc::new(Self {
             socket: socket.to_owned(),
             queues,
-            limit,
+            limit: Mutex::new(limit),
             metrics,
             shared: OnceLock::new(),
             line: Mutex::new(Line {
@@ -194,13 +195,23 @@ impl Link {
 
     /// The connection for all that is to be said now, which has the usual time in all.
     pub(super) fn talk(&self) -> Result<Connection<'_>, BackendError> {
-        self.talk_until(Deadline::after(self.limit))
+        self.talk_until(Deadline::after(self.limit()))
     }
 
     /// The connection for taking rings back that are going to be handed over again: a back-end first finishes the requests that it has
     /// begun, whatever that waits for. Whoever asks for a pause gives up sooner; the share goes on then, as soon as it can.
     pub(super) fn talk_patiently(&self) -> Result<Connection<'_>, BackendError> {
-        self.talk_until(Deadline::after(self.limit.saturating_mul(DRAIN_LIMITS)))
+        self.talk_until(Deadline::after(self.limit().saturating_mul(DRAIN_LIMITS)))
+    }
+
+    fn limit(&self) -> Duration {
+        *lock(&self.limit)
+    }
+
+    /// Gives the back-end `limit` from the next occasion on.
+    #[cfg(test)]
+    pub(super) fn set_limit(&self, limit: Duration) {
+        *lock(&self.limit) = limit;
     }
 
     /// The connection, when nobody else has it any more, for all that can be said until `deadline`.
