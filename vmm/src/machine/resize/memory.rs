@@ -120,6 +120,10 @@ pub struct MemoryResize {
     /// When the driver of virtio-mem is told to try again.
     retry: Retry,
     refusals: Vec<Refusal>,
+    /// Of each DIMM, by the guest's own word.
+    present: Latency,
+    gone: Latency,
+    /// Of all that was asked for.
     plugged: Latency,
     unplugged: Latency,
 }
@@ -147,6 +151,8 @@ impl MemoryResize {
             seen: 0,
             retry: Retry::default(),
             refusals: Vec::new(),
+            present: Latency::default(),
+            gone: Latency::default(),
             plugged: Latency::default(),
             unplugged: Latency::default(),
         }
@@ -252,7 +258,12 @@ impl MemoryResize {
                 self.asked = Some(asked);
                 return;
             }
-            Outcome::Accepted | Outcome::Withdrawn => return,
+            Outcome::Accepted => {
+                let answers = if asked.comes { &mut self.present } else { &mut self.gone };
+                answers.add(asked.ticket.latency().unwrap_or_default());
+                return;
+            }
+            Outcome::Withdrawn => return,
             Outcome::Refused { ost } => Why::Code(ost),
             Outcome::Unproven => Why::Unproven,
         };
@@ -484,7 +495,12 @@ impl MemoryResize {
             "dimms": slots,
             "virtio_mem": blocks,
             "balloon": balloon,
-            "latency": {"plugged": self.plugged.json(), "unplugged": self.unplugged.json()},
+            "latency": {
+                "present": self.present.json(),
+                "gone": self.gone.json(),
+                "plugged": self.plugged.json(),
+                "unplugged": self.unplugged.json(),
+            },
         })
     }
 }

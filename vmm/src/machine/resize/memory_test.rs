@@ -140,6 +140,26 @@ fn memory_comes_in_steps_that_the_guest_can_describe() {
     assert_eq!(told, [true], "told once, of all of it");
 }
 
+/// Each DIMM by the guest's word, and the resize as a whole.
+#[test]
+fn what_the_guest_takes_and_lets_go_of_is_in_the_histograms_and_what_it_refuses_is_not() {
+    let mut bench = Bench::new(16 * GIB);
+    let counts = |bench: &Bench| {
+        let status = bench.resize.status(&bench.dimms, None);
+        ["present", "gone", "plugged", "unplugged"].map(|name| status["latency"][name]["count"].as_u64())
+    };
+    bench.set(BOOT + 8 * GIB).unwrap();
+    assert_eq!(counts(&bench), [Some(0); 4]);
+    bench.settle(Answer::Takes);
+    assert_eq!(counts(&bench), [Some(3), Some(0), Some(1), Some(0)]);
+    bench.set(BOOT).unwrap();
+    bench.settle(Answer::Refuses(0x82));
+    assert_eq!(counts(&bench), [Some(3), Some(0), Some(1), Some(0)]);
+    bench.set(BOOT).unwrap();
+    bench.settle(Answer::Takes);
+    assert_eq!(counts(&bench), [Some(3), Some(3), Some(1), Some(1)]);
+}
+
 #[test]
 fn a_size_that_is_no_whole_block_is_rounded_up_and_a_smaller_one_than_at_the_start_is_none() {
     let mut bench = Bench::new(GIB);
