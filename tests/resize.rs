@@ -76,6 +76,16 @@ fn vcpus_come_and_go(kernel: &str) {
         );
         assert_eq!(status["last"]["outcome"], "accepted", "{status}");
     }
+    let latency = &lab.status()["vcpus"]["latency"];
+    let answers = ["present", "gone"].map(|name| latency[name]["count"].as_u64());
+    assert_eq!(answers, [Some(3 + 1 + 1 + 3), Some(3 + 2)], "{latency}");
+    // Nothing that a vCPU that comes has in common with the others has to be set on all of them at one moment.
+    let flags = agent.run(&["grep", "^flags", "/proc/cpuinfo"]).unwrap();
+    assert_eq!(flags.lines().count(), 4, "{flags}");
+    for flag in ["mtrr", "pat"] {
+        assert!(flags.split_whitespace().all(|word| word != flag), "{flag}: {flags}");
+    }
+    assert!(flags.split_whitespace().any(|word| word == "pge"), "{flags}");
     lab.pod.stop().unwrap();
 }
 

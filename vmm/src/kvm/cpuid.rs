@@ -11,6 +11,8 @@
 //! | 0x8000_001e | EAX; EBX; ECX | APIC ID; core ID; node 0 |
 //! | 0x8000_0026 | | absent |
 //!
+//! A VM whose vCPUs may come lacks MTRR and PAT (0x1 and 0x8000_0001, EDX 12 and 16).
+//!
 //! KVM lists the leaves of the processor's name, 0x8000_0002 to 0x8000_0004, as zero, and a guest then makes one up of its family: they
 //! are the host's.
 
@@ -39,6 +41,9 @@ const BRAND: [u32; 3] = [0x8000_0002, 0x8000_0003, 0x8000_0004];
 
 /// Leaf 0x1, ECX.
 const FEATURE_VMX: u32 = 1 << 5;
+/// Leaf 0x1, EDX, and on AMD the same bits of 0x8000_0001: memory type range registers, and the page attribute table.
+const FEATURE_MTRR: u32 = 1 << 12;
+const FEATURE_PAT: u32 = 1 << 16;
 /// Leaf 0x8000_0001, ECX.
 const FEATURE_SVM: u32 = 1 << 2;
 const FEATURE_TSC_DEADLINE: u32 = 1 << 24;
@@ -81,6 +86,19 @@ impl Topology {
                 0x8000_0001 => entry.ecx &= !FEATURE_SVM,
                 SVM_FEATURES => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
                 _ => {}
+            }
+        }
+        self
+    }
+
+    /// The same without MTRRs and PAT. Whenever a processor comes, a guest that has either sets it on all of them at one moment (Intel SDM
+    /// vol. 3A §12.11.8): Linux stops them, and each waits actively for the others (ADR 24).
+    #[must_use]
+    pub fn without_cache_control(mut self) -> Self {
+        for entry in &mut self.entries {
+            // Intel reserves both bits of the second leaf, AMD repeats them there.
+            if matches!(entry.function, 0x1 | 0x8000_0001) {
+                entry.edx &= !(FEATURE_MTRR | FEATURE_PAT);
             }
         }
         self

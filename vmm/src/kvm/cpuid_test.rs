@@ -156,3 +156,18 @@ fn without_nesting_there_is_neither_vmx_nor_svm() {
         (0, 0)
     );
 }
+
+#[test]
+fn without_cache_control_there_are_neither_mtrrs_nor_pat_and_the_rest_stays() {
+    let leaf = |function| kvm_cpuid_entry2 {
+        function,
+        edx: u32::MAX,
+        ..Default::default()
+    };
+    let host = CpuId::from_entries(&[leaf(1), leaf(2), leaf(0x8000_0001)]).unwrap();
+    let of = |topology: Topology| [1, 2, 0x8000_0001].map(|function| find(&topology.cpuid(0, None), function, 0).edx);
+    let with = Topology::new(&host, 2, true);
+    assert_eq!(of(with.clone()), [u32::MAX; 3]);
+    let hidden = !(FEATURE_MTRR | FEATURE_PAT);
+    assert_eq!(of(with.without_cache_control()), [hidden, u32::MAX, hidden]);
+}

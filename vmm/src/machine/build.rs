@@ -257,12 +257,14 @@ fn open_payload(config: &VmConfig, options: &RunOptions) -> Result<Payload, Buil
 
 /// CPUID of every vCPU that there may ever be.
 fn topology(kvm: &Kvm, cpus: &CpusConfig) -> Topology {
-    let topology = kvm.topology(cpus.max_vcpus);
-    if cpus.nested {
-        topology
-    } else {
-        topology.without_nesting()
+    let mut topology = kvm.topology(cpus.max_vcpus);
+    if !cpus.nested {
+        topology = topology.without_nesting();
     }
+    if cpus.max_vcpus > cpus.boot_vcpus {
+        topology = topology.without_cache_control();
+    }
+    topology
 }
 
 fn create_vcpus(vm: &Vm, count: u32, topology: &Topology) -> Result<Vec<Vcpu>, KvmError> {
