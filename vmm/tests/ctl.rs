@@ -94,6 +94,80 @@ fn a_vm_is_shown_to_people_and_to_programs() {
 }
 
 #[test]
+fn a_vm_is_configured_and_forgotten() {
+    let mut husk = Husk::start(&[]);
+    let path = |name: &str| husk.folder.path().join(name).to_str().unwrap().to_owned();
+    let (file, disk) = (path("vm.json"), path("disk"));
+    fs::write(&file, r#"{"payload": {"kernel": "/nowhere/vmlinux"}}"#).unwrap();
+    fs::write(&disk, [0; 4096]).unwrap();
+    assert_eq!(ok(&husk, &["create", &file]), "");
+    assert_eq!(
+        ok(&husk, &["add-disk", &format!("path={disk},readonly=on,id=data")]),
+        ""
+    );
+    let info = json_of(&ok(&husk, &["--json", "info"]));
+    let found = &info["config"]["disks"][0];
+    assert_eq!(
+        (&found["id"], &found["path"], &found["readonly"]),
+        (&json!("data"), &json!(disk), &json!(true))
+    );
+    assert_eq!(
+        ok(&husk, &["add-vsock", &format!("cid=3,socket={}", path("vsock"))]),
+        ""
+    );
+    assert_eq!(ok(&husk, &["remove", "data"]), "");
+    assert!(refused(&husk, &["remove", "data"]).contains("vm.remove-device was refused (404)"));
+    assert!(refused(&husk, &["create", &file]).contains("there is a VM already"));
+    assert!(refused(&husk, &["boot"]).contains("kernel /nowhere/vmlinux"));
+    for command in ["reboot", "power-button"] {
+        assert!(refused(&husk, &[command]).starts_with(&format!("error: vm.{command} was refused (409)")));
+    }
+    assert_eq!(ok(&husk, &["delete"]), "");
+    assert!(refused(&husk, &["info"]).contains("(404)"));
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
+#[test]
+fn what_cannot_be_asked_is_refused_before_anybody_is_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let bad = folder.path().join("bad.json");
+    fs::write(&bad, "{").unwrap();
+    for (args, says) in [
+        (
+            &["create", "/nowhere.json"][..],
+            "/nowhere.json: cannot be read: No such file",
+        ),
+        (&["create", bad.to_str().unwrap()], "bad.json: is no JSON: EOF"),
+        (&["metrics", "--json"], "--json: the figures are a text"),
+        (&["add-net", "fd=3"], "allowed: tap=NAME"),
+        (&["add-disk", "path=/d,colour=red"], "colour"),
+        (&["remove"], "<ID>"),
+    ] {
+        let (code, line) = ctl(Path::new("/nowhere.sock"), args);
+        assert_eq!(code, 2, "{args:?}: {line}");
+        assert!(line.contains(says), "{line}");
+    }
+}
+
+#[test]
+fn figures_are_a_text() {
+    let husk = husk(false).unwrap();
+    let text = ok(&husk, &["metrics"]);
+    assert!(text.contains("\nhusk_vm_state{state=\"Created\"} 1\n"), "{text}");
+}
+
+#[test]
+fn a_device_that_comes_is_shown_with_its_address() {
+    let Some(husk) = husk(true) else { return };
+    let disk = husk.folder.path().join("disk");
+    fs::write(&disk, [0; 4096]).unwrap();
+    let shown = ok(&husk, &["add-disk", &format!("path={}", disk.display())]);
+    assert!(shown.starts_with("id       _disk0\naddress  0000:00:"), "{shown}");
+    assert_eq!(ok(&husk, &["reboot"]), "");
+    assert!(ok(&husk, &["info"]).starts_with("state   Running\n"));
+}
+
+#[test]
 fn what_husk_refuses_is_its_chain_and_exit_code_1() {
     let husk = husk(false).unwrap();
     let line = refused(&husk, &["pause"]);

@@ -4,9 +4,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueHint};
+use serde::Serialize;
+use serde_json::{Value, json};
 
+use super::disk::parse_disk;
+use super::fs::parse_fs;
+use super::pmem::parse_pmem;
 use super::pod::PolicyArgs;
 use super::size::parse_size;
+use super::vsock::parse_vsock;
+use crate::config::{DiskConfig, FsConfig, NetConfig, PmemConfig, VsockConfig};
 use crate::ctl::resize::Wanted;
 use crate::ctl::{Action, Request};
 
@@ -53,6 +60,60 @@ pub enum CtlCommand {
     },
     /// Show what the devices have counted
     Counters,
+    /// Show all figures, as a text for Prometheus
+    Metrics,
+    /// Configure a VM: vm.create with a file as its body
+    ///
+    /// The file is what husk ctl SOCKET --json info shows as config, of which payload is enough; see docs/openapi.yaml.
+    Create {
+        /// A JSON file
+        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
+    /// Boot the VM that is configured, and return when its guest runs
+    Boot,
+    /// End the guest and boot the VM again, with the size that it has now
+    Reboot,
+    /// End the VM and forget its configuration; husk stays
+    Delete,
+    /// Press the power button: a guest that heeds it powers itself off
+    PowerButton,
+    /// Add a disk, and show where the guest finds it: the keys of husk run --disk
+    AddDisk {
+        /// path=FILE,...
+        #[arg(value_name = "KEYS", value_parser = boxed(parse_disk))]
+        disk: Box<DiskConfig>,
+    },
+    /// Add a network device on a tap of the host: the keys of husk run --net
+    AddNet {
+        /// tap=NAME,mac=MAC,...
+        #[arg(value_name = "KEYS", value_parser = boxed(parse_tap))]
+        net: Box<NetConfig>,
+    },
+    /// Add a folder of the host: the keys of husk run --fs
+    AddFs {
+        /// tag=NAME,dir=DIR,... or tag=NAME,socket=PATH,...
+        #[arg(value_name = "KEYS", value_parser = boxed(parse_fs))]
+        share: Box<FsConfig>,
+    },
+    /// Add persistent memory: the keys of husk run --pmem
+    AddPmem {
+        /// file=FILE,size=SIZE,...
+        #[arg(value_name = "KEYS", value_parser = boxed(parse_pmem))]
+        pmem: Box<PmemConfig>,
+    },
+    /// Add vsock: the keys of husk run --vsock
+    AddVsock {
+        /// cid=N,socket=PATH
+        #[arg(value_name = "KEYS", value_parser = boxed(parse_vsock))]
+        vsock: Box<VsockConfig>,
+    },
+    /// Ask the guest to let go of a device, and take it away when it has
+    Remove {
+        /// The device's id
+        #[arg(value_name = "ID", value_parser = parse_id)]
+        id: String,
+    },
     /// Ask for another size, and return when the vCPUs are on-line and the memory is there
     #[command(group = clap::ArgGroup::new("size").required(true).multiple(true))]
     Resize {
@@ -134,6 +195,18 @@ impl From<CtlCommand> for Request {
             CtlCommand::Resume => Self::Resume,
             CtlCommand::Shutdown { keep } => Self::Shutdown { keep },
             CtlCommand::Counters => Self::Counters,
+            CtlCommand::Metrics => Self::Metrics,
+            CtlCommand::Create { file } => Self::Create(file),
+            CtlCommand::Boot => Self::Do("vm.boot", None),
+            CtlCommand::Reboot => Self::Do("vm.reboot", None),
+            CtlCommand::Delete => Self::Do("vm.delete", None),
+            CtlCommand::PowerButton => Self::Do("vm.power-button", None),
+            CtlCommand::AddDisk { disk } => Self::Do("vm.add-disk", body(&disk)),
+            CtlCommand::AddNet { net } => Self::Do("vm.add-net", body(&net)),
+            CtlCommand::AddFs { share } => Self::Do("vm.add-fs", body(&share)),
+            CtlCommand::AddPmem { pmem } => Self::Do("vm.add-pmem", body(&pmem)),
+            CtlCommand::AddVsock { vsock } => Self::Do("vm.add-vsock", body(&vsock)),
+            CtlCommand::Remove { id } => Self::Do("vm.remove-device", Some(json!({"id": id}))),
             CtlCommand::Resize {
                 vcpus,
                 memory,
@@ -167,6 +240,25 @@ impl ContainerArgs {
             wait: self.wait.wait,
         }
     }
+}
+
+/// What `parse` makes of an option, in a box: requests are small, devices are not.
+fn boxed<T, E>(parse: fn(&str) -> Result<T, E>) -> impl Fn(&str) -> Result<Box<T>, E> + Clone {
+    move |text| parse(text).map(Box::new)
+}
+
+/// A device as the API takes it.
+fn body(device: &impl Serialize) -> Option<Value> {
+    Some(serde_json::to_value(device).expect("a configuration has a JSON form"))
+}
+
+/// As for husk run, but that this process's descriptors are not husk's.
+fn parse_tap(text: &str) -> Result<NetConfig, String> {
+    let net = super::net::parse_net(text).map_err(|error| error.to_string())?;
+    if net.fds.is_some() {
+        return Err("fd: a descriptor cannot be passed from here; allowed: tap=NAME".into());
+    }
+    Ok(net)
 }
 
 fn parse_vcpus(text: &str) -> Result<u32, &'static str> {

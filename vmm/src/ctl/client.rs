@@ -155,6 +155,16 @@ impl Client {
         self.ask("GET", name, None)
     }
 
+    /// Asks `GET` of `name`, whose answer is a text.
+    ///
+    /// # Errors
+    /// A refusal, silence, or what is no answer.
+    pub fn get_text(&mut self, name: &str) -> Result<String, ClientError> {
+        let asked = self.begin("GET", name, None)?;
+        let body = self.receive(&asked)?;
+        String::from_utf8(body).map_err(|e| asked.nonsense(format!("no text: {e}")))
+    }
+
     /// Asks `PUT` of `name`; `Value::Null` is the answer without a body.
     ///
     /// # Errors
@@ -164,6 +174,15 @@ impl Client {
     }
 
     fn ask(&mut self, method: &str, name: &str, body: Option<&Value>) -> Result<Value, ClientError> {
+        let asked = self.begin(method, name, body)?;
+        match self.receive(&asked)?.as_slice() {
+            [] => Ok(Value::Null),
+            body => serde_json::from_slice(body).map_err(|e| asked.nonsense(format!("no JSON: {e}"))),
+        }
+    }
+
+    /// Sends a request.
+    fn begin<'a>(&mut self, method: &str, name: &'a str, body: Option<&Value>) -> Result<Asked<'a>, ClientError> {
         let asked = Asked {
             request: name,
             deadline: Instant::now() + self.patience,
@@ -178,7 +197,7 @@ impl Client {
         bytes.push_str("\r\n");
         bytes.push_str(&body);
         self.send(bytes.as_bytes(), &asked)?;
-        self.receive(&asked)
+        Ok(asked)
     }
 
     fn send(&mut self, mut bytes: &[u8], asked: &Asked<'_>) -> Result<(), ClientError> {
@@ -197,7 +216,8 @@ impl Client {
         Ok(())
     }
 
-    fn receive(&mut self, asked: &Asked<'_>) -> Result<Value, ClientError> {
+    /// The body of the answer, empty if there is none.
+    fn receive(&mut self, asked: &Asked<'_>) -> Result<Vec<u8>, ClientError> {
         let head = loop {
             match asked.parse_head(&self.left)? {
                 // Interim answers (RFC 9110 §15.2) are not waited for.
@@ -210,19 +230,16 @@ impl Client {
         while self.left.len() < end {
             self.read_more(asked)?;
         }
-        let answer: Vec<u8> = self.left.drain(..end).collect();
-        let body = answer.get(head.bytes..).unwrap_or_default();
+        let mut answer: Vec<u8> = self.left.drain(..end).collect();
+        let body = answer.split_off(head.bytes);
         if !(200..300).contains(&head.status) {
             return Err(ClientError::Refused {
                 request: asked.request.into(),
                 status: head.status,
-                chain: chain_of(body),
+                chain: chain_of(&body),
             });
         }
-        match body {
-            [] => Ok(Value::Null),
-            body => serde_json::from_slice(body).map_err(|e| asked.nonsense(format!("no JSON: {e}"))),
-        }
+        Ok(body)
     }
 
     fn read_more(&mut self, asked: &Asked<'_>) -> Result<(), ClientError> {

@@ -13,6 +13,8 @@ pub mod status;
 #[cfg(test)]
 mod testing;
 
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -42,6 +44,12 @@ pub enum Request {
     },
     /// What the devices have counted.
     Counters,
+    /// Figures for Prometheus.
+    Metrics,
+    /// Configure a VM as this file says.
+    Create(PathBuf),
+    /// Have something done: `PUT` of this name, with this body.
+    Do(&'static str, Option<Value>),
     /// Another size.
     Resize {
         /// Which.
@@ -84,6 +92,17 @@ pub enum CtlError {
         /// Why.
         source: PodError,
     },
+    /// A description that cannot be read.
+    #[error("{}", .path.display())]
+    Description {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: DescriptionError,
+    },
+    /// Something has no other form.
+    #[error("--json: the figures are a text for Prometheus")]
+    NoJson,
     /// No answer, or a refusal.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -93,6 +112,17 @@ pub enum CtlError {
     /// The container.
     #[error(transparent)]
     Container(#[from] ContainerError),
+}
+
+/// Why the description of a VM cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum DescriptionError {
+    /// The file.
+    #[error("cannot be read")]
+    Read(#[from] io::Error),
+    /// What is in it.
+    #[error("is no JSON")]
+    Json(#[from] serde_json::Error),
 }
 
 /// Asks the husk that serves `socket`, and returns what to print. `patience` is what each answer is given.
@@ -105,6 +135,11 @@ pub fn ask(socket: &Path, request: &Request, patience: Duration, as_json: bool) 
             action: Action::Add(path, policy) | Action::Update(path, policy),
             ..
         } => Some(read(path, policy)?),
+        _ => None,
+    };
+    let description = match request {
+        Request::Create(path) => Some(described(path)?),
+        Request::Metrics if as_json => return Err(CtlError::NoJson),
         _ => None,
     };
     let client = &mut Client::connect(socket, patience)?;
@@ -120,6 +155,12 @@ pub fn ask(socket: &Path, request: &Request, patience: Duration, as_json: bool) 
         }
         Request::Ping => both(client.get("vmm.ping")?, show::ping),
         Request::Counters => both(client.get("vm.counters")?, show::counters),
+        Request::Metrics => return Ok(client.get_text("vmm.metrics")?),
+        Request::Create(_) => return done(client.put("vm.create", description.as_ref())?),
+        Request::Do(name, body) => match client.put(name, body.as_ref())? {
+            Value::Null => return Ok(String::new()),
+            answer => both(answer, show::added),
+        },
         Request::Pause => return done(client.put("vm.pause", None)?),
         Request::Resume => return done(client.put("vm.resume", None)?),
         Request::Shutdown { keep: true } => return done(client.put("vm.shutdown", None)?),
@@ -138,7 +179,11 @@ pub fn ask(socket: &Path, request: &Request, patience: Duration, as_json: bool) 
 impl CtlError {
     /// Whether what was asked could not have been answered by any husk.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::File { source, .. } if source.is_read())
+        match self {
+            Self::File { source, .. } => source.is_read(),
+            Self::Description { .. } | Self::NoJson => true,
+            _ => false,
+        }
     }
 }
 
@@ -146,6 +191,15 @@ fn read(path: &Path, policy: &Policy) -> Result<Container, CtlError> {
     let spec = Spec::read(path).map_err(PodError::from);
     let container = spec.and_then(|spec| Container::new(spec, policy, Node::of(Path::new("/"))));
     container.map_err(|source| CtlError::File {
+        path: path.into(),
+        source,
+    })
+}
+
+fn described(path: &Path) -> Result<Value, CtlError> {
+    let text = fs::read(path).map_err(DescriptionError::from);
+    let described = text.and_then(|text| Ok(serde_json::from_slice(&text)?));
+    described.map_err(|source| CtlError::Description {
         path: path.into(),
         source,
     })

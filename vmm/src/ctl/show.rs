@@ -52,6 +52,11 @@ pub fn ping(answer: &Value) -> String {
     ])
 }
 
+/// The answer to `vm.add-…`.
+pub fn added(answer: &Value) -> String {
+    table(&[row("id", text(&answer["id"])), row("address", text(&answer["bdf"]))])
+}
+
 /// The answer to `vm.info`, and the VM's size.
 pub fn info(answer: &Value, status: &Status) -> String {
     let config = &answer["config"];
