@@ -1,19 +1,19 @@
-//! Figures as a scraper sees them: where they are served, to whom, and what they say of a process. No guest runs here; those of a VM
-//! are in tests/kinds.rs.
+//! Figures as a scraper sees them: where they are served, to whom, and what they say of a process and of a guest of a few instructions.
+//! Those of every kind of device are in tests/kinds.rs.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod process;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::BufReader;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use process::{Client, HUSK, Husk, command};
+use process::{Client, HUSK, Husk, Signal, command};
 use serde_json::json;
 
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -179,4 +179,121 @@ fn husk_run_takes_the_same_options() {
         complaint.contains("--metrics: 'tcp:localhost:1' is on the network"),
         "{complaint}"
     );
+}
+
+/// A guest of a few instructions, which waits for interrupts.
+#[test]
+fn a_guests_figures_are_those_of_its_counters() {
+    if File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        println!("skipped: needs /dev/kvm");
+        return;
+    }
+    let mut husk = Husk::start(&[]);
+    let file = |name: &str| husk.folder.path().join(name);
+    fs::write(
+        file("vmlinux"),
+        husk_benches::elf_of(&husk_benches::code(husk_benches::Then::Halt)),
+    )
+    .unwrap();
+    fs::write(file("disk"), [0; 4096]).unwrap();
+    let vm = json!({
+        "memory": {"size": 64 << 20},
+        "payload": {"kernel": file("vmlinux")},
+        "disks": [{"path": file("disk"), "id": "a \"disk\""}],
+        "vsock": {"cid": 3, "socket": file("vsock")},
+        "serial": {"mode": "Null"},
+        "console": {"mode": "Off"},
+    });
+    let mut client = husk.client();
+    assert_eq!(client.put("vm.create", Some(vm)).0, 204);
+    assert_eq!(client.put("vm.boot", None).0, 204);
+    // What KVM counts goes on; devices are at rest.
+    let before = client.get("vm.counters").1;
+    let (_, text) = client.scrape("/metrics", "*/*").unwrap();
+    let after = client.get("vm.counters").1;
+    let kinds = [
+        ("a \"disk\"", "block"),
+        ("_vsock0", "vsock"),
+        ("__rng", "rng"),
+        ("__serial", "serial"),
+        ("__ioapic", "ioapic"),
+        ("__hotplug", "hotplug"),
+    ];
+    for (device, counters) in before.as_object().unwrap() {
+        let label = device.replace('"', "\\\"");
+        for (counter, low) in counters.as_object().unwrap() {
+            let name = match (device.strip_prefix("__vcpu"), counter.strip_suffix("_exits")) {
+                (Some(vcpu), Some(reason)) => {
+                    format!("husk_vcpu_reason_exits_total{{vcpu=\"{vcpu}\",reason=\"{reason}\"}}")
+                }
+                (Some(vcpu), None) => format!("husk_vcpu_exits_total{{vcpu=\"{vcpu}\"}}"),
+                (None, _) => {
+                    let (_, kind) = kinds.iter().find(|(name, _)| name == device).unwrap();
+                    match counter.as_str() {
+                        "failures" => format!("husk_device_failures_total{{device=\"{label}\",kind=\"{kind}\"}}"),
+                        counter => format!("husk_{kind}_{counter}_total{{device=\"{label}\"}}"),
+                    }
+                }
+            };
+            let range = low.as_f64().unwrap()..=after[device][counter].as_f64().unwrap();
+            assert!(range.contains(&value(&text, &name)), "{name}, not {range:?}: {text}");
+        }
+    }
+    assert_eq!(value(&text, "husk_vm_state{state=\"Running\"}"), 1.0);
+    assert_eq!(value(&text, "husk_boots_total"), 1.0);
+    assert_eq!(value(&text, "husk_vcpus{state=\"present\"}"), 1.0);
+    assert!(value(&text, "husk_vcpu_run_seconds_total{vcpu=\"0\"}") > 0.0);
+    assert!(value(&text, "husk_boot_phase_seconds{phase=\"vcpus\"}") > 0.0);
+    assert_eq!(client.put("vm.shutdown", None).0, 204);
+    let (_, text) = client.scrape("/metrics", "*/*").unwrap();
+    assert_eq!(value(&text, "husk_vm_state{state=\"Shutdown\"}"), 1.0);
+    assert!(
+        !text.contains("husk_block_") && !text.contains("husk_vcpu_exits"),
+        "there are no devices"
+    );
+    drop(client);
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
+/// The socket for figures alone, for a VM of the command line.
+#[test]
+fn husk_run_serves_figures_without_the_api() {
+    if File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        println!("skipped: needs /dev/kvm");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (kernel, socket) = (folder.path().join("vmlinux"), folder.path().join("metrics.sock"));
+    fs::write(
+        &kernel,
+        husk_benches::elf_of(&husk_benches::code(husk_benches::Then::Halt)),
+    )
+    .unwrap();
+    let child = Command::new(HUSK)
+        .args(["run", "--serial", "null", "--memory", "64M", "--metrics"])
+        .args([&socket, Path::new("--kernel"), &kernel])
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut husk = Husk { folder, child };
+    while UnixStream::connect(&socket).is_err() {
+        assert!(husk.child.try_wait().unwrap().is_none(), "it has ended");
+        std::thread::yield_now();
+    }
+    let mut scraper = connect(&socket);
+    // It listens before the guest runs.
+    while value(&scraper.scrape("/metrics", "*/*").unwrap().1, "husk_boots_total") < 1.0 {}
+    assert!(
+        scraper
+            .scrape("/metrics", "*/*")
+            .unwrap()
+            .1
+            .contains("husk_vcpu_exits_total{vcpu=\"0\"}")
+    );
+    scraper.send("PUT", "vmm.shutdown", None, &[]);
+    assert_eq!(scraper.answer().0, 403);
+    husk.signal(Signal::TERM);
+    assert_eq!(husk.child.wait().unwrap().code(), Some(5));
+    assert!(!socket.exists());
 }
