@@ -1,6 +1,6 @@
 //! Devices whose rings the host's kernel serves: vhost-net and vhost-vsock (Linux `drivers/vhost`, `include/uapi/linux/vhost.h`).
 //!
-//! A [`Link`] is what a device has of the kernel, one open handle for each group of rings that belong together; [`VhostHandler`] is the
+//! A `Link` is what a device has of the kernel, one open handle for each group of rings that belong together; `VhostHandler` is the
 //! running half: at start it describes the rings and has them served, at stop and for a pause it has the kernel leave them alone and
 //! takes their positions back, and in between it waits for what should not happen. Packets do not pass through this process:
 //!
@@ -15,9 +15,9 @@
 //! a fault where there is nothing, as in a reserve that is not used yet. A chain or a ring that it cannot follow it reports by an
 //! eventfd for errors; the device needs a reset then, and its rings come back.
 //!
-//! **Interrupts** are masked as those of a vhost-user back-end are ([`vhost_user`](crate::vhost_user)): [`Call`](crate::lent::Call).
+//! **Interrupts** are masked as those of a vhost-user back-end are ([`vhost_user`](crate::vhost_user)).
 //!
-//! **Queues that the kernel does not have**, such as the one for commands to a network device, are served here ([`OwnQueue`]).
+//! **Queues that the kernel does not have**, such as the one for commands to a network device, are served here (`OwnQueue`).
 //!
 //! | part | what it holds |
 //! |---|---|
