@@ -10,12 +10,14 @@
 mod process;
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::unix::net::UnixListener;
+use std::io::{self, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 
-use process::{Client, Husk, Signal};
+use process::{Client, HUSK, Husk, Signal};
+use rustix::process::{Pid, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -392,6 +394,77 @@ fn a_machine_that_cannot_be_built_leaves_everything_as_it_was() {
     assert_eq!(client.put("vm.boot", None).0, 400);
     assert_eq!(husk.descriptors(), before);
     assert_eq!(husk.shut_down().code(), Some(0));
+}
+
+/// `husk run` of a VM whose back-end has been connected to and says nothing.
+fn running_for(folder: &Path, options: &[&str]) -> (Child, UnixStream) {
+    let socket = folder.join("fs");
+    let silent = UnixListener::bind(&socket).unwrap();
+    let mut command = Command::new("env");
+    command.args([
+        "--default-signal",
+        HUSK,
+        "run",
+        "--memory",
+        "64M",
+        "--serial",
+        "off",
+        "--console",
+        "off",
+    ]);
+    command.arg("--kernel").arg(kernel(folder).as_str().unwrap());
+    command.arg("--fs").arg(format!("tag=a,socket={}", socket.display()));
+    let child = command
+        .args(options)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (connection, _) = silent.accept().unwrap();
+    (child, connection)
+}
+
+#[test]
+fn husk_run_serves_signals_and_clients_while_its_machine_is_built() {
+    if !has_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (mut child, silent) = running_for(folder.path(), &[]);
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+    drop(silent);
+
+    let folder = tempfile::tempdir().unwrap();
+    let api = folder.path().join("api");
+    let (mut child, silent) = running_for(folder.path(), &["--api-socket", api.to_str().unwrap()]);
+    let mut client = Client(BufReader::new(UnixStream::connect(&api).unwrap()));
+    assert_eq!(state(&mut client), "Created");
+    let (status, body) = client.put("vm.pause", None);
+    let refusal = json!(["husk run is being carried out, vm.pause has to wait for its end"]);
+    assert_eq!((status, body), (409, refusal));
+    // What takes its place keeps the process: it is the client's now.
+    client.send("PUT", "vm.shutdown", None, &[]);
+    drop(silent);
+    assert_eq!(client.answer(), DONE);
+    assert_eq!(state(&mut client), "Shutdown");
+    done(&mut client, "vmm.shutdown");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn husk_run_ends_with_one_line_when_its_machine_cannot_be_built() {
+    if !has_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (child, silent) = running_for(folder.path(), &[]);
+    drop(silent);
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("error: fs a: back-end at "), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
 }
 
 /// husk whose guest runs, the client that waits for a share `a` to be added whose back-end is connected to and says nothing, and one more.

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::operation::{GiveUp, Operation, Work, superseded};
+use super::vm::Vm;
 use super::{Controller, Progress, conflict, existing, of_build};
 use crate::api::{ApiError, Command, Kind, Outcome, Reply};
 use crate::machine::{BuildError, Passed};
@@ -73,6 +74,9 @@ pub(super) fn duplicate(passed: &Passed) -> io::Result<Passed> {
 /// `vm.boot`, until there is a machine.
 struct Boot;
 
+/// The boot of the VM that this process is for, likewise. Nobody is answered: without a machine the process ends.
+struct Start;
+
 impl Controller {
     pub(super) fn boot(&mut self) -> Progress {
         match existing(&mut self.vm) {
@@ -87,6 +91,14 @@ impl Controller {
         }
     }
 
+    /// Begins to build the machine of `vm`, which this process is for.
+    pub(super) fn begin_start(&mut self, mut vm: Vm) -> Result<(), BuildError> {
+        vm.build(self.count_boot(), &self.stdout, &self.threads)?;
+        self.vm = Some(vm);
+        let _unanswered = self.begin(Box::new(Start), BUILD_DEADLINE);
+        Ok(())
+    }
+
     /// Begins to build the machine of the VM that there is.
     pub(super) fn build(&mut self) -> Result<(), ApiError> {
         let options = self.count_boot();
@@ -96,19 +108,47 @@ impl Controller {
 
     /// Lets the guest run, once its machine is built; `failed` is what has failed if it cannot be.
     pub(super) fn built(&mut self, failed: &str) -> Option<Outcome> {
-        let (built, told) = self.vm.as_mut()?.built()?;
-        let outcome = match (built, &mut self.vm) {
-            (Ok(machine), Some(vm)) => {
-                vm.start(machine);
-                log::info!("{told}");
-                self.events.emit("vm", "booted");
-                Ok(Reply::Done)
-            }
-            (Ok(_), None) => Ok(Reply::Done),
-            (Err(error), _) => Err(of_build(error).context(failed)),
-        };
+        let built = self.start_built()?;
+        Some(built.map_err(|error| of_build(error).context(failed)))
+    }
+
+    fn start_built(&mut self) -> Option<Result<Reply, BuildError>> {
+        let vm = self.vm.as_mut()?;
+        let (built, told) = vm.built()?;
+        let started = built.map(|machine| {
+            vm.start(machine);
+            log::info!("{told}");
+            self.events.emit("vm", "booted");
+            Reply::Done
+        });
         self.publish();
-        Some(outcome)
+        Some(started)
+    }
+}
+
+impl Work<Controller> for Start {
+    fn operation(&self) -> Operation {
+        Operation::Boot
+    }
+
+    fn command(&self) -> &'static str {
+        "husk run"
+    }
+
+    fn advance(&mut self, owner: &mut Controller) -> Option<Outcome> {
+        let started = owner.start_built()?;
+        owner.failure = started.err();
+        Some(Ok(Reply::Done))
+    }
+
+    fn give_up(&mut self, owner: &mut Controller, why: GiveUp<'_>) -> Outcome {
+        if let GiveUp::Late = why {
+            let seconds = BUILD_DEADLINE.as_secs();
+            let source = io::Error::other(format!("it is not built after {seconds} s"));
+            let what = "build the machine";
+            owner.failure = Some(BuildError::Host { what, source });
+        }
+        Ok(Reply::Done)
     }
 }
 

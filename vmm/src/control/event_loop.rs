@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{Controller, Due, Progress};
 use crate::api::{Execute, Inbox};
-use crate::machine::Ending;
+use crate::machine::{BuildError, Ending};
 use crate::news::whole_millis;
 use crate::seccomp::{Mode, Role};
 use crate::terminal::{self, Arrival, Input, RawMode, Signal, Signals, StdoutSink};
@@ -38,7 +38,7 @@ const NARROW: Duration = Duration::from_millis(5);
 const TRIM: Duration = Duration::from_secs(1);
 
 /// Why the main thread left its loop.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Ended {
     /// The guest has ended.
     Guest(Ending),
@@ -46,10 +46,12 @@ pub enum Ended {
     Interrupted,
     /// A client wants it.
     Asked,
+    /// There is no machine for the VM that the process is for.
+    Unbuilt(BuildError),
 }
 
 /// Carries out the commands in `inbox`, and serves the VM that `controller` has, until the end. Without an inbox there will be no other
-/// machine, and no device more: the thread confines itself to the role of this loop before it serves anything.
+/// machine, and no device more: the thread confines itself to the role of this loop before it serves anything, or once there is a machine.
 ///
 /// # Errors
 /// What the host refuses of a loop's needs.
@@ -73,13 +75,11 @@ pub fn run_event_loop(
         out,
         inbox,
         epoll,
+        narrow: inbox.is_none().then_some(seccomp),
         watched: None,
         keys: None,
     };
     event_loop.watch_machine()?;
-    if inbox.is_none() {
-        event_loop.narrow(seccomp)?;
-    }
     event_loop.run()
 }
 
@@ -93,14 +93,22 @@ struct EventLoop<'a> {
     out: &'a StdoutSink,
     inbox: Option<&'a Inbox>,
     epoll: Epoll,
+    /// The thread is to be confined to the role of this loop.
+    narrow: Option<Mode>,
     watched: Option<Watched>,
     keys: Option<Keys>,
 }
 
 impl EventLoop<'_> {
-    /// Confines the thread once something is there to be served, or soon. Installed at once, the filter would take its time from a guest that
-    /// is about to begin.
-    fn narrow(&self, seccomp: Mode) -> io::Result<()> {
+    /// Confines the thread, if it is to be, once there is a machine and something to be served, or soon. Installed at once, the filter would
+    /// take its time from a guest that is about to begin.
+    fn narrow(&mut self) -> io::Result<()> {
+        if self.controller.machine().is_none() {
+            return Ok(());
+        }
+        let Some(seccomp) = self.narrow.take() else {
+            return Ok(());
+        };
         // What is ready stays so. A signal may end the wait.
         let _ = self.epoll.wait(whole_millis(NARROW), &mut [EpollEvent::default()]);
         seccomp.enter(Role::EventLoop).map_err(io::Error::other)
@@ -109,6 +117,7 @@ impl EventLoop<'_> {
     fn run(mut self) -> io::Result<Ended> {
         let mut events = [EpollEvent::default(); SOURCES];
         loop {
+            self.narrow()?;
             let ready = match self.epoll.wait(self.timeout(), &mut events) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
                 ready => ready?,
@@ -123,6 +132,9 @@ impl EventLoop<'_> {
             }
             if let Some(ended) = self.answer() {
                 return Ok(ended);
+            }
+            if let Some(failure) = self.controller.take_failure() {
+                return Ok(Ended::Unbuilt(failure));
             }
             self.watch_machine()?;
         }

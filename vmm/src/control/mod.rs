@@ -74,6 +74,8 @@ pub struct Controller {
     boots: u64,
     /// The next answer is the last one.
     leaving: bool,
+    /// Why the VM that this process is for cannot be had.
+    failure: Option<BuildError>,
     /// Of the last start.
     trace: Trace,
     /// What that was made of, once it is over and somebody has asked.
@@ -138,6 +140,7 @@ impl Controller {
             limits: None,
             boots: 0,
             leaving: false,
+            failure: None,
             trace: Trace::off(),
             phases: Vec::new(),
             process: None,
@@ -149,7 +152,8 @@ impl Controller {
         self.vm.as_ref()?.machine()
     }
 
-    /// Takes in a configuration that was made of this process's own command line, and boots it.
+    /// Takes in a configuration that was made of this process's own command line, and boots it. What may wait is left to the loop, which
+    /// serves signals meanwhile: [`Controller::take_failure`] says then why it cannot be had.
     ///
     /// # Errors
     /// Why it cannot be built.
@@ -157,10 +161,19 @@ impl Controller {
         let mut vm = Vm::new(config);
         vm.inherit()?;
         log::info!("{}", life::described(vm.config()));
-        self.run(&mut vm)?;
-        self.vm = Some(vm);
+        if vm.config().may_wait() {
+            self.begin_start(vm)?;
+        } else {
+            self.run(&mut vm)?;
+            self.vm = Some(vm);
+        }
         self.publish();
         Ok(())
+    }
+
+    /// Why the VM that this process is for cannot be had, once that is known.
+    pub(super) fn take_failure(&mut self) -> Option<BuildError> {
+        self.failure.take()
     }
 
     /// Builds the machine of `vm` and lets its guest run.

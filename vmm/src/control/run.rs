@@ -83,7 +83,7 @@ pub fn conclude(
 ) -> Result<Exit> {
     let ended = run_event_loop(&mut controller, signals, stdout, inbox, options.seccomp);
     options.trace.leave_guest();
-    if !matches!(ended, Ok(Ended::Asked)) {
+    if !matches!(ended, Ok(Ended::Asked | Ended::Unbuilt(_))) {
         controller.tell_end();
     }
     controller.stop();
@@ -92,6 +92,7 @@ pub fn conclude(
         Ended::Asked => Ok(Exit::PowerOff),
         Ended::Interrupted => Ok(Exit::Interrupted),
         Ended::Guest(ending) => verdict(&ending),
+        Ended::Unbuilt(error) => Err(error.into()),
     }
 }
 
