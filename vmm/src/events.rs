@@ -16,7 +16,7 @@
 //! | `guest` | `device-refused` | `id`, `request`, `code` |
 //! | `guest` | `vcpu-online`, `vcpu-removed` | `id`, `latency_ms` |
 //! | `guest` | `memory-plugged`, `memory-unplugged` | `bytes`, `latency_ms` |
-//! | `guest` | `resize-refused` | `what`, `code` |
+//! | `guest` | `resize-refused` | `what`, `code`, `latency_ms` |
 //! | `guest` | `resize-unanswered` | `what`, `latency_ms` |
 //! | `guest` | `device-unanswered` | `id`, `request` |
 //!

@@ -99,9 +99,13 @@ impl Controller {
             Change::VcpuGone(id, took) => say("vcpu-removed", ("id", json!(id)), *took),
             Change::MemoryPlugged(bytes, took) => say("memory-plugged", ("bytes", json!(bytes)), *took),
             Change::MemoryUnplugged(bytes, took) => say("memory-unplugged", ("bytes", json!(bytes)), *took),
-            Change::Refused(refusal) => {
+            Change::Refused(refusal, took) => {
                 log::warn!("{refusal}");
-                let what = [("what", json!(refusal.what)), ("code", json!(refusal.code()))];
+                let what = [
+                    ("what", json!(refusal.what)),
+                    ("code", json!(refusal.code())),
+                    ("latency_ms", json!(millis(*took))),
+                ];
                 self.events.emit_with("guest", "resize-refused", what);
             }
         }

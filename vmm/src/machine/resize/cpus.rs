@@ -143,20 +143,20 @@ impl CpuResize {
                 self.gone.add(took);
                 changes.push(Change::VcpuGone(asked.slot, took));
             }
-            (Outcome::Refused { ost }, comes) => self.refuse(asked.slot, comes, Why::Code(ost), changes),
-            (Outcome::Unproven, comes) => self.refuse(asked.slot, comes, Why::Unproven, changes),
+            (Outcome::Refused { ost }, comes) => self.refuse(asked.slot, comes, Why::Code(ost), took, changes),
+            (Outcome::Unproven, comes) => self.refuse(asked.slot, comes, Why::Unproven, took, changes),
             (Outcome::Withdrawn | Outcome::TimedOut, _) => {}
         }
     }
 
-    fn refuse(&mut self, slot: u32, comes: bool, why: Why, changes: &mut Vec<Change>) {
+    fn refuse(&mut self, slot: u32, comes: bool, why: Why, took: Duration, changes: &mut Vec<Change>) {
         let verb = if comes { "add" } else { "remove" };
         let refusal = Refusal {
             what: format!("{verb} vCPU {slot}"),
             why,
         };
         self.refusals.push(refusal.clone());
-        changes.push(Change::Refused(refusal));
+        changes.push(Change::Refused(refusal, took));
     }
 
     /// What the guest would not do.

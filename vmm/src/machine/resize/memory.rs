@@ -274,7 +274,8 @@ impl MemoryResize {
     fn refuse(&mut self, what: String, why: Why, changes: &mut Vec<Change>) {
         let refusal = Refusal { what, why };
         self.refusals.push(refusal.clone());
-        changes.push(Change::Refused(refusal));
+        let took = self.since.map_or(Duration::ZERO, |since| since.elapsed());
+        changes.push(Change::Refused(refusal, took));
     }
 
     /// What has been refused is not asked for again: what there is, is what there will be.

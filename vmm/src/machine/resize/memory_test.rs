@@ -120,7 +120,7 @@ impl Bench {
 fn refusals(changes: &[Change]) -> usize {
     changes
         .iter()
-        .filter(|change| matches!(change, Change::Refused(_)))
+        .filter(|change| matches!(change, Change::Refused(..)))
         .count()
 }
 
@@ -224,8 +224,17 @@ fn a_refusal_half_way_keeps_what_came_before() {
     let mut bench = Bench::new(16 * GIB);
     bench.set(BOOT + 512 * MIB).unwrap();
     bench.settle(Answer::Takes);
+    let before = Instant::now();
     bench.set(BOOT + 4 * GIB).unwrap();
     bench.settle(Answer::Refuses(0x81));
+    let told = bench.changes.iter().find_map(|change| match change {
+        Change::Refused(_, took) => Some(*took),
+        _ => None,
+    });
+    assert!(
+        told.is_some_and(|took| !took.is_zero() && took <= before.elapsed()),
+        "since it was asked for: {told:?}"
+    );
     assert_eq!(
         (bench.present(), bench.resize.wanted_bytes()),
         (BOOT + 512 * MIB, BOOT + 512 * MIB)

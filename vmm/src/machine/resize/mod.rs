@@ -104,7 +104,7 @@ impl ResizeError {
     }
 }
 
-/// What a guest has made of a resize.
+/// What a guest has made of a resize, and how long after it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// It says that it has a vCPU, and has looked at it.
@@ -118,7 +118,7 @@ pub enum Change {
     /// It has let go of memory.
     MemoryUnplugged(u64, Duration),
     /// It will not do what it was asked for.
-    Refused(Refusal),
+    Refused(Refusal, Duration),
 }
 
 /// What is not done.
