@@ -436,6 +436,17 @@ fn a_sandbox_leaves_the_process_with_what_it_needs() {
     for sandbox in ["namespace", "chroot", "none"] {
         let mut daemon = Daemon::start(&["--sandbox", sandbox]);
         assert!(daemon.said.contains("is shared; sandbox: "), "{}", daemon.said);
+        // All that is in force is in one line.
+        let line = daemon.said.lines().find(|line| line.contains("is shared; ")).unwrap();
+        for what in [
+            "umask: own",
+            "capabilities: ",
+            "seccomp: on",
+            "Landlock: ",
+            "opened again by ",
+        ] {
+            assert!(line.contains(what), "{what}: {line}");
+        }
         let mut front_end = daemon.front_end();
         front_end.mount();
         assert_eq!(front_end.read("greeting"), b"hello", "{sandbox}");

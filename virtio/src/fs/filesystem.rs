@@ -2,8 +2,11 @@
 //!
 //! One implementation serves a directory of the host; tests have another, in memory.
 
+use std::os::fd::BorrowedFd;
+
 use rustix::io::Errno;
 
+use super::share::Confinement;
 use crate::iovecs::Buffers;
 
 /// A node of the tree as the guest knows it. 1 is the root.
@@ -237,6 +240,14 @@ pub(crate) struct Abilities {
 pub(crate) trait FileSystem: Send + Sync {
     /// Prepares the calling thread. See [`super::serve::Serve::enter`].
     fn enter(&self) -> std::io::Result<()>;
+    /// What holds each thread that serves, if something does.
+    fn confinement(&self) -> Option<Confinement> {
+        None
+    }
+    /// Has the host's kernel hold the whole process to the tree. See [`super::server::Server::restrict_process`].
+    fn restrict_process(&self, _leave: Option<BorrowedFd<'_>>) -> std::io::Result<Option<u32>> {
+        Ok(None)
+    }
     /// What there is to be offered.
     fn abilities(&self) -> Abilities;
     /// A session begins with what of [`FileSystem::abilities`] both sides have.

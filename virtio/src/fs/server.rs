@@ -26,13 +26,14 @@ mod session;
 mod xattrs;
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 
 use super::filesystem::FileSystem;
 use super::protocol::{Failure, MALFORMED, Opcode};
 use super::serve::{Outcome, Serve};
-use super::share::ShareConfig;
+use super::share::{Confinement, ShareConfig};
 use super::tree::Tree;
 use crate::ring::{Reader, Writer};
 use ask::Ask;
@@ -61,6 +62,21 @@ impl Server {
     /// See [`ShareError`].
     pub fn open(config: &ShareConfig) -> Result<Self, ShareError> {
         Tree::open(config).map(Self::new)
+    }
+
+    /// What holds each thread that serves, should the rules of this server have a fault. `None` if that cannot be told.
+    pub fn confinement(&self) -> Option<Confinement> {
+        self.fs.confinement()
+    }
+
+    /// Has the host's kernel hold the whole process to the share, by Landlock, for good: called by its only thread, and with
+    /// [`ShareConfig::confine`] left off. In the directory `leave` files may still be removed. The version of Landlock's rules; `None` if this host has
+    /// none that will do.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn restrict_process(&self, leave: Option<BorrowedFd<'_>>) -> io::Result<Option<u32>> {
+        self.fs.restrict_process(leave)
     }
 
     /// A server over `fs`.

@@ -3,6 +3,27 @@
 use std::ffi::CString;
 use std::path::PathBuf;
 
+use rustix::thread::CapabilitySet;
+
+pub use super::tree::Confinement;
+
+/// What of root's capabilities it takes to serve files: to work on any of them as its owner could, by handle as well, and to act for others.
+pub const SERVING: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::SETFCAP)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID);
+
+/// Version of the rules of Landlock that the host's kernel has (`LANDLOCK_CREATE_RULESET_VERSION`), 0 for none; and the first one that is good for a
+/// share.
+pub fn landlock_versions() -> (u32, u32) {
+    super::tree::landlock_versions()
+}
+
 /// How long the guest may keep what it was told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Cache {
@@ -60,8 +81,10 @@ pub struct ShareConfig {
     pub max_handles: usize,
     /// Most nodes that the guest may know at a time.
     pub max_nodes: usize,
-    /// Most descriptors kept open for nodes; those beyond are opened again by file handle when needed. Where the host has no handles, or the
-    /// process may not open them, each node keeps its descriptor, and their number is bounded by the process's limit.
+    /// Each thread has the host's kernel hold it to the directory by Landlock, if that is there. Else it is for whoever starts them.
+    pub confine: bool,
+    /// Most descriptors kept open for nodes. Those beyond are opened again when needed: by file handle, or where the host has none, or the
+    /// process may not open them, by name, if it is seen then that they are what they were.
     pub max_node_descriptors: usize,
     /// Most locks.
     pub max_locks: usize,
@@ -81,6 +104,7 @@ impl ShareConfig {
             announce_submounts: true,
             locks: true,
             label: None,
+            confine: false,
             uid_map: Vec::new(),
             gid_map: Vec::new(),
             max_handles: 65_536,

@@ -3,10 +3,11 @@
 //! | file | its part |
 //! |---|---|
 //! | `share_root.rs` | the share is opened: what it is, what the host can do, what is wrong |
-//! | `nodes.rs`, `mounts.rs`, `descriptors.rs` | the nodes that the guest knows, and what is open for them |
+//! | `nodes.rs`, `place.rs`, `mounts.rs`, `descriptors.rs` | the nodes that the guest knows, where they are, and what is open for them |
 //! | `handles.rs` | what the guest has open |
 //! | `names.rs`, `directories.rs`, `files.rs`, `attributes.rs`, `xattrs.rs`, `locks.rs` | what is done with them |
 //! | `credentials.rs`, `thread.rs` | on whose behalf |
+//! | `confinement.rs` | what holds a thread if all of that has a fault |
 //! | `proc.rs`, `host.rs` | how the host is asked |
 //!
 //! **Nothing but what is in the share can be reached.** Every call of the host begins at a descriptor: of the directory that is shared, or
@@ -15,6 +16,7 @@
 //! for a process: also when somebody on the host moves it out of the share.
 
 mod attributes;
+mod confinement;
 mod credentials;
 mod descriptors;
 mod directories;
@@ -25,18 +27,23 @@ mod locks;
 mod mounts;
 mod names;
 mod nodes;
+mod place;
 mod proc;
 mod share_root;
 mod thread;
 mod xattrs;
 
 use std::ffi::{CStr, CString};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
 
+pub use self::confinement::Confinement;
+use self::confinement::Rules;
+pub(super) use self::confinement::landlock_versions;
 use self::credentials::Identity;
 use self::descriptors::{Budget, Held, Use};
 use self::handles::Handles;
@@ -62,6 +69,8 @@ pub(crate) struct Tree {
     nodes: Nodes,
     handles: Handles,
     locks: Locks,
+    /// What each thread has the host's kernel hold it to, if it does.
+    rules: Option<Rules>,
 }
 
 /// What was asked for, and what of it a session has.
@@ -180,6 +189,14 @@ impl FileSystem for Tree {
         self.enter()
     }
 
+    fn confinement(&self) -> Option<Confinement> {
+        self.confinement().ok()
+    }
+
+    fn restrict_process(&self, leave: Option<BorrowedFd<'_>>) -> std::io::Result<Option<u32>> {
+        self.restrict_process(leave)
+    }
+
     fn abilities(&self) -> Abilities {
         self.policy.offered
     }
@@ -203,6 +220,7 @@ impl FileSystem for Tree {
         let mut counters = self.nodes.counters().to_vec();
         counters.push(("handles", self.handles.count()));
         counters.push(("locks", self.locks.count()));
+        counters.push(("landlock_version", self.landlock().into()));
         counters
     }
 

@@ -9,6 +9,8 @@ use std::path::Path;
 use std::process::Command;
 use vm_memory::VolatileSlice;
 
+#[path = "tree/confinement_test.rs"]
+mod confinement_side;
 #[path = "tree/escape_test.rs"]
 mod escape;
 #[path = "tree/host_test.rs"]

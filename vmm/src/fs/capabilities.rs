@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use husk_virtio::fs::share::SERVING;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 /// What is done to the usual set.
@@ -56,26 +57,9 @@ impl FromStr for Capabilities {
 }
 
 impl Capabilities {
-    /// Files of others, on their behalf; file handles.
-    fn usual() -> CapabilitySet {
-        CapabilitySet::CHOWN
-            | CapabilitySet::DAC_OVERRIDE
-            | CapabilitySet::DAC_READ_SEARCH
-            | CapabilitySet::FOWNER
-            | CapabilitySet::FSETID
-            | CapabilitySet::MKNOD
-            | CapabilitySet::SETFCAP
-            | CapabilitySet::SETGID
-            | CapabilitySet::SETUID
-    }
-
     /// Those to be kept, of what the thread has. `of_others`: it may act for other users.
     fn kept(self, permitted: CapabilitySet, of_others: bool) -> CapabilitySet {
-        let usual = if of_others {
-            Self::usual()
-        } else {
-            CapabilitySet::empty()
-        };
+        let usual = if of_others { SERVING } else { CapabilitySet::empty() };
         (usual | self.add).difference(self.drop) & permitted
     }
 
@@ -123,14 +107,14 @@ mod tests {
     fn changes_add_and_drop_and_never_go_beyond_what_there_is() {
         let changed: Capabilities = "+sys_admin:-chown:+CAP_KILL:-kill".parse().unwrap();
         let all = CapabilitySet::all();
-        let expected = (Capabilities::usual() | CapabilitySet::SYS_ADMIN).difference(CapabilitySet::CHOWN);
+        let expected = (SERVING | CapabilitySet::SYS_ADMIN).difference(CapabilitySet::CHOWN);
         assert_eq!(changed.kept(all, true), expected);
         assert_eq!(changed.kept(all, false), CapabilitySet::SYS_ADMIN);
         assert_eq!(
             changed.kept(CapabilitySet::CHOWN | CapabilitySet::FOWNER, true),
             CapabilitySet::FOWNER
         );
-        assert_eq!(Capabilities::default().kept(all, true), Capabilities::usual());
+        assert_eq!(Capabilities::default().kept(all, true), SERVING);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The process from its start to its end: it listens, confines itself, and serves one front-end until that goes.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -8,6 +10,7 @@ use husk_devices::chain;
 use husk_virtio::fs::serve::Serve;
 use husk_virtio::fs::server::Server;
 use log::LevelFilter;
+use rustix::fs::{Mode, OFlags};
 use rustix::thread::set_no_new_privs;
 use vhost::vhost_user::{Error as Fault, Listener};
 use vhost_user_backend::{Error, VhostUserDaemon};
@@ -17,9 +20,9 @@ use super::backend::{Backend, QUEUES};
 use super::capabilities::Capabilities;
 use super::crew::Crew;
 use super::socket::Socket;
-use super::{Options, Sandbox};
+use super::{Listen, Options, Sandbox};
 use crate::process;
-use crate::seccomp::{Mode, Role};
+use crate::seccomp::{self, Role};
 
 /// What a shim waits for on standard error before it starts the VMM.
 const WAITING: &str = "Waiting for vhost-user socket connection...";
@@ -95,6 +98,19 @@ fn begin_log(options: &Options) {
     }
 }
 
+/// The directory whose files this process will have to remove: that of its socket, where it can still be reached in the end.
+fn removable(options: &Options) -> Option<OwnedFd> {
+    let (Listen::Path { path, .. }, Sandbox::None) = (&options.listen, options.sandbox) else {
+        return None;
+    };
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(folder, flags, Mode::empty()).ok()
+}
+
 /// Opens the directory, and takes everything else from this process. From here on nothing but the directory can be opened.
 fn confine(options: &Options) -> anyhow::Result<Arc<dyn Serve>> {
     let prepared = options
@@ -107,9 +123,15 @@ fn confine(options: &Options) -> anyhow::Result<Arc<dyn Serve>> {
     wish.lower(of_others).context(capabilities)?;
     let server = Server::open(&options.share)?;
     Capabilities::raise().context(capabilities)?;
+    let folder = removable(options);
     let sandbox = prepared.close().context("sandbox")?;
     let kept = wish.reduce(of_others).context(capabilities)?;
     set_no_new_privs(true).context("cannot give up new privileges")?;
+    let restricted = server.restrict_process(folder.as_ref().map(AsFd::as_fd));
+    let landlock = match restricted.context("cannot have Landlock hold this process to the directory")? {
+        Some(version) => format!("version {version}"),
+        None => "none".into(),
+    };
     // Once here, for a share that is not served in part.
     server.enter().context("cannot serve the directory")?;
     options
@@ -117,16 +139,20 @@ fn confine(options: &Options) -> anyhow::Result<Arc<dyn Serve>> {
         .enter(Role::FileServer)
         .map_err(|error| anyhow::anyhow!("{}", chain(&error)))?;
     let filter = match options.seccomp {
-        Mode::On => "on",
-        Mode::Log => "log",
-        Mode::Off => "off",
+        seccomp::Mode::On => "on",
+        seccomp::Mode::Log => "log",
+        seccomp::Mode::Off => "off",
     };
+    let way_back = server
+        .confinement()
+        .map_or("name", |confinement| confinement.way_back());
     log::info!(
-        "{} is shared{}; sandbox: {sandbox}; capabilities: {kept}; no new privileges; seccomp: {filter}",
+        "{} is shared{}; sandbox: {sandbox}; umask: own; capabilities: {kept}; no new privileges; seccomp: {filter}; Landlock: {landlock}; \
+         nodes are opened again by {way_back}",
         options.share.dir.display(),
         if options.share.readonly { " read-only" } else { "" },
     );
-    if options.sandbox == Sandbox::None && options.seccomp == Mode::Off {
+    if options.sandbox == Sandbox::None && options.seccomp == seccomp::Mode::Off {
         log::warn!("neither --sandbox nor --seccomp confine this process: a fault in it is a fault of the host");
     }
     Ok(Arc::new(server))

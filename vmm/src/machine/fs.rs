@@ -41,6 +41,14 @@ fn local(config: &FsConfig, dir: &Path, threads: &Arc<dyn Threads>) -> Result<Lo
     let failed = |error: Box<dyn Error + Send + Sync>| BuildError::device(format!("fs {}", config.tag), error);
     let share = share(config, dir).map_err(|error| failed(error.into()))?;
     let server = Server::open(&share).map_err(|error| failed(error.into()))?;
+    if let Some(confinement) = server.confinement() {
+        let readonly = if share.readonly { " read-only" } else { "" };
+        log::info!(
+            "fs {}: {} is served{readonly}; each thread's {confinement}",
+            config.tag,
+            dir.display()
+        );
+    }
     let device = LocalConfig {
         tag: config.tag.clone(),
         queues: config.num_queues,
@@ -67,6 +75,7 @@ fn share(config: &FsConfig, dir: &Path) -> Result<ShareConfig, std::ffi::NulErro
         posix_acl: serving.posix_acl,
         announce_submounts: serving.submounts,
         locks: serving.locks,
+        confine: true,
         label: serving.label.clone().map(CString::new).transpose()?,
         ..ShareConfig::new(dir)
     })

@@ -86,6 +86,7 @@ pub(super) const GROUPS: [(&str, &[Rule]); 20] = [
     ("FS", FS),
     ("FILES", FILES),
     ("FILES_SETUP", FILES_SETUP),
+    ("FILES_WALLS", FILES_WALLS),
     ("FILE_SERVER", FILE_SERVER),
     ("MEM", MEM),
     ("BALLOON", BALLOON),
@@ -110,6 +111,7 @@ pub(super) fn groups(role: Role) -> &'static [&'static [Rule]] {
             FS,
             FILES,
             FILES_SETUP,
+            FILES_WALLS,
             MEM,
             BALLOON,
         ],
@@ -352,6 +354,9 @@ const FILES_SETUP: &[Rule] = &[
     any(libc::SYS_fchdir),
 ];
 
+/// What threads of a VM confine themselves to the share with, before they have their role.
+const FILES_WALLS: &[Rule] = &[any(libc::SYS_landlock_restrict_self)];
+
 /// A process that serves a share: the VMM that comes, what it sends, and the memory that it brings.
 const FILE_SERVER: &[Rule] = &[
     // One VMM, and the end of one that speaks nonsense.
@@ -495,6 +500,10 @@ const CONTROL: &[Rule] = &[
     any(libc::SYS_capget),
     any(libc::SYS_geteuid),
     any(libc::SYS_getegid),
+    // Whether it has file handles; rules of Landlock for its threads.
+    any(libc::SYS_name_to_handle_at),
+    any(libc::SYS_landlock_create_ruleset),
+    any(libc::SYS_landlock_add_rule),
     // And how many descriptors it may take: to be read, not set.
     only(
         libc::SYS_prlimit64,

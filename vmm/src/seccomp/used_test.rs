@@ -39,7 +39,7 @@ fn threads(group: &str) -> &'static [&'static str] {
         "FS" => &["fs"],
         // A process that the record does not look at.
         "FILE_SERVER" => &[],
-        "FILES" | "FILES_SETUP" => &["files"],
+        "FILES" | "FILES_SETUP" | "FILES_WALLS" => &["files"],
         "MEM" => &["mem"],
         "BALLOON" => &["balloon"],
         "VCPU" => &["vcpu"],
@@ -160,6 +160,7 @@ const fn with(number: libc::c_int) -> Option<u32> {
 const KERNEL: &str = "a device with backend=vhost (tests/net/by_kernel.rs, tests/vsock/vsock_by_kernel.rs)";
 const STANDARD_LIBRARY: &str = "the standard library and malloc, when a lock is contended or a buffer grows";
 const LEFT_BEHIND: &str = "a disk whose thread was left behind and is the last to have the image";
+const SHARE: &str = "a share that husk serves, in machine/fs_test.rs";
 const MANY_NODES: &str = "a guest that knows more nodes than there are descriptors for";
 const BLOCK_DEVICE: &str = "a disk that is a block device";
 const NO_RING: &str = "a host without io_uring";
@@ -227,6 +228,10 @@ const UNSEEN: &[(Use, &str)] = &[
         "memory.prefault",
     ),
     (("NET", n(libc::SYS_ioctl), Some(r::TUNSETQUEUE)), "several queue pairs"),
+    (("CONTROL", n(libc::SYS_name_to_handle_at), None), SHARE),
+    (("CONTROL", n(libc::SYS_landlock_create_ruleset), None), SHARE),
+    (("CONTROL", n(libc::SYS_landlock_add_rule), None), SHARE),
+    (("FILES_WALLS", n(libc::SYS_landlock_restrict_self), None), SHARE),
     (("FILES", n(libc::SYS_name_to_handle_at), None), MANY_NODES),
     (("FILES", n(libc::SYS_open_by_handle_at), None), MANY_NODES),
     (("VCPU", n(libc::SYS_epoll_ctl), None), "a console whose output is full"),

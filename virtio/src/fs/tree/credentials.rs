@@ -14,27 +14,22 @@ use rustix::thread::{
 };
 
 use crate::fs::filesystem::Caller;
-use crate::fs::share::IdMap;
+use crate::fs::share::{IdMap, SERVING};
 
 /// What the guest sees of an owner who has no number there (`DEFAULT_OVERFLOWUID` of linux/highuid.h).
 const NOBODY: u32 = 65_534;
 
-/// What a thread that serves is left with of root's capabilities: to work on any file as its owner could, and to act for others.
-const KEPT: CapabilitySet = CapabilitySet::CHOWN
-    .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::DAC_READ_SEARCH)
-    .union(CapabilitySet::FOWNER)
-    .union(CapabilitySet::FSETID)
-    .union(CapabilitySet::MKNOD)
-    .union(CapabilitySet::SETFCAP)
-    .union(CapabilitySet::SETGID)
-    .union(CapabilitySet::SETUID);
-
-/// Takes the rest from the calling thread. So quotas hold, which `CAP_SYS_RESOURCE` passes over. With attributes it keeps
+/// What a thread keeps of root's capabilities. Quotas hold, which `CAP_SYS_RESOURCE` passes over. With attributes it keeps
 /// `CAP_SYS_ADMIN`, without which the host has no `trusted.*`, nor `security.*` where no security module is.
-pub(super) fn keep_few(xattr: bool) -> Result<(), Errno> {
-    let mut kept = KEPT;
+pub(super) fn kept(xattr: bool) -> CapabilitySet {
+    let mut kept = SERVING;
     kept.set(CapabilitySet::SYS_ADMIN, xattr);
+    kept
+}
+
+/// Takes the rest from the calling thread.
+pub(super) fn keep_few(xattr: bool) -> Result<(), Errno> {
+    let kept = kept(xattr);
     let sets = capabilities(None)?;
     set_capabilities(
         None,

@@ -108,7 +108,7 @@ pub(super) struct Oldest {
 pub(super) enum Fate {
     /// Its descriptor was closed, cannot be, or is not there.
     Gone,
-    /// It was used lately.
+    /// It was used lately, or is in use.
     Stays,
 }
 

@@ -13,6 +13,7 @@ use super::descriptors::Use;
 use super::handles::OpenFile;
 use super::names::Guess;
 use super::nodes::Key;
+use super::place::Seen;
 use crate::fs::filesystem::{Handle, Listed, Name, Node, Opened};
 use crate::fs::share::Cache;
 
@@ -93,7 +94,7 @@ impl Tree {
                 Guess::New
             };
             // What cannot be looked up is listed nevertheless.
-            let entry = name.and_then(|name| self.entry(&open.file, name, guess).ok());
+            let entry = name.and_then(|name| self.entry(&open.file, Seen { parent: node, name }, guess).ok());
             let next = listed.next_entry_cookie();
             let taken = take(&Listed {
                 ino: listed.ino(),

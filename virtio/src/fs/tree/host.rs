@@ -19,9 +19,22 @@ const HANDLE_HEADER: usize = 2;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FileHandle(Box<[u32]>);
 
+/// A handle that need not be good for opening (linux/fcntl.h).
+const AT_HANDLE_FID: libc::c_int = 0x200;
+
 impl FileHandle {
     /// That of the node that `fd` holds.
     pub fn of(fd: impl AsFd) -> Result<Self, Errno> {
+        Self::asked(fd, 0)
+    }
+
+    /// One that tells the node that `fd` holds from others, and may be good for nothing else: from file systems that have no handles as
+    /// well, since Linux 6.5.
+    pub fn telling(fd: impl AsFd) -> Result<Self, Errno> {
+        Self::asked(&fd, 0).or_else(|_| Self::asked(&fd, AT_HANDLE_FID))
+    }
+
+    fn asked(fd: impl AsFd, flags: libc::c_int) -> Result<Self, Errno> {
         let mut words = [0u32; HANDLE_HEADER + MAX_HANDLE_BYTES as usize / 4];
         words[0] = MAX_HANDLE_BYTES;
         let mut mount: libc::c_int = 0;
@@ -34,7 +47,7 @@ impl FileHandle {
                 c"".as_ptr(),
                 words.as_mut_ptr(),
                 &raw mut mount,
-                libc::AT_EMPTY_PATH,
+                libc::AT_EMPTY_PATH | flags,
             )
         };
         done(answer)?;
@@ -166,6 +179,14 @@ fn lock_call(file: BorrowedFd<'_>, command: libc::c_int, range: Range) -> Result
         start: lock.l_start,
         len: lock.l_len,
     })
+}
+
+/// Which version of Landlock's rules the host has; 0 if none.
+pub fn landlock_abi() -> u32 {
+    const VERSION: libc::c_int = 1; // LANDLOCK_CREATE_RULESET_VERSION
+    // SAFETY: with this flag nothing is read, and no descriptor is made.
+    let answer = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0, VERSION) };
+    u32::try_from(answer).unwrap_or(0)
 }
 
 /// The answer of a call that is negative on failure.

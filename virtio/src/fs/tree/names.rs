@@ -4,7 +4,7 @@
 //! link. So there is nothing to be reached from a directory but what is in it.
 
 use std::ffi::CStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{
@@ -19,6 +19,7 @@ use super::credentials;
 use super::descriptors::{Held, Use};
 use super::files::open_file;
 use super::nodes::Inode;
+use super::place::Seen;
 use super::proc::Number;
 use crate::fs::filesystem::{Caller, Creation, Entry, Name, Node, Opened, device_numbers};
 
@@ -37,30 +38,37 @@ pub(super) enum Guess {
     New,
 }
 
+/// Opens what `name`, one component, leads to in `dir`, if that is no link; a link itself.
+pub(super) fn open(dir: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
+    openat2(dir, name, flags, Mode::empty(), resolve)
+}
+
 impl Tree {
     pub(super) fn lookup(&self, parent: Node, name: Name<'_>) -> Result<Entry, Errno> {
-        self.entry(&*self.directory(parent)?, name, Guess::Known)
+        self.entry(&*self.directory(parent)?, Seen { parent, name }, Guess::Known)
     }
 
-    /// What `name` in `dir` leads to, given away once.
-    pub(super) fn entry(&self, dir: impl AsFd, name: Name<'_>, guess: Guess) -> Result<Entry, Errno> {
+    /// What the name `seen` leads to, in the directory that `dir` holds; given away once.
+    pub(super) fn entry(&self, dir: impl AsFd, seen: Seen<'_>, guess: Guess) -> Result<Entry, Errno> {
         let dir = dir.as_fd();
         if guess == Guess::Known {
-            let stat = attributes::of_name(dir, name)?;
-            if let Some(inode) = self.nodes.known(&attributes::key(&stat)) {
+            let stat = attributes::of_name(dir, seen.name)?;
+            if let Some(inode) = self.nodes.known(&attributes::key(&stat), seen) {
                 return Ok(self.entry_of(&inode, &stat));
             }
         }
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
-        let open = || openat2(dir, name.as_c_str(), flags, Mode::empty(), resolve);
-        self.entry_of_fd(self.nodes.open(open)?)
+        let fd = self.nodes.open(|| open(dir, seen.name.as_c_str()))?;
+        self.entry_of_fd(fd, Some(seen))
     }
 
     /// The node that `fd` holds, given away once.
-    fn entry_of_fd(&self, fd: Held) -> Result<Entry, Errno> {
+    fn entry_of_fd(&self, fd: Held, seen: Option<Seen<'_>>) -> Result<Entry, Errno> {
         let stat = attributes::of(&fd)?;
-        let inode = self.nodes.add(attributes::key(&stat), Kind::of(stat.stx_mode), fd)?;
+        let inode = self
+            .nodes
+            .add(attributes::key(&stat), Kind::of(stat.stx_mode), fd, seen)?;
         Ok(self.entry_of(&inode, &stat))
     }
 
@@ -102,7 +110,7 @@ impl Tree {
     ) -> Result<Entry, Errno> {
         let dir = self.directory(parent)?;
         self.on_behalf(caller, new, |_| symlinkat(target, &*dir, name.as_c_str()))?;
-        self.made(&dir, name, new, AtFlags::empty())
+        self.made(&dir, Seen { parent, name }, new, AtFlags::empty())
     }
 
     pub(super) fn mknod(
@@ -124,7 +132,7 @@ impl Tree {
         self.on_behalf(caller, new, |mode| {
             mknodat(&*dir, name.as_c_str(), kind, mode, makedev(major, minor))
         })?;
-        self.made(&dir, name, new, AtFlags::empty())
+        self.made(&dir, Seen { parent, name }, new, AtFlags::empty())
     }
 
     pub(super) fn mkdir(
@@ -136,7 +144,7 @@ impl Tree {
     ) -> Result<Entry, Errno> {
         let dir = self.directory(parent)?;
         self.on_behalf(caller, new, |mode| mkdirat(&*dir, name.as_c_str(), mode))?;
-        self.made(&dir, name, new, AtFlags::REMOVEDIR)
+        self.made(&dir, Seen { parent, name }, new, AtFlags::REMOVEDIR)
     }
 
     /// Has `make` make something with the caller's name, his umask and the permissions that it is told.
@@ -152,12 +160,12 @@ impl Tree {
     }
 
     /// The entry of what was just made; it gets its label, or is removed again.
-    fn made(&self, dir: &Held, name: Name<'_>, new: &Creation<'_>, removal: AtFlags) -> Result<Entry, Errno> {
-        let entry = self.entry(dir, name, Guess::New)?;
+    fn made(&self, dir: &Held, seen: Seen<'_>, new: &Creation<'_>, removal: AtFlags) -> Result<Entry, Errno> {
+        let entry = self.entry(dir, seen, Guess::New)?;
         let labelled = self.label(new, || self.descriptor(entry.node));
         if let Err(error) = labelled {
             self.nodes.forget(entry.node, 1);
-            let _ = unlinkat(dir, name.as_c_str(), removal);
+            let _ = unlinkat(dir, seen.name.as_c_str(), removal);
             return Err(error);
         }
         Ok(entry)
@@ -181,15 +189,16 @@ impl Tree {
                     openat(&*dir, name.as_c_str(), passed.difference(OFlags::TRUNC) | create, mode)
                 })
             })?;
-            self.made_file(file, passed, new).inspect_err(|_| {
-                let _ = unlinkat(&*dir, name.as_c_str(), AtFlags::empty());
-            })
+            self.made_file(file, passed, new, Some(Seen { parent, name }))
+                .inspect_err(|_| {
+                    let _ = unlinkat(&*dir, name.as_c_str(), AtFlags::empty());
+                })
         });
         match made {
             Ok((handle, entry)) => Ok((entry, self.opened(handle))),
             // It came to be between the guest's look-up and this: an ordinary open.
             Err(Errno::EXIST) if !OFlags::from_bits_retain(flags).contains(OFlags::EXCL) => {
-                let entry = self.entry(&*dir, name, Guess::Known)?;
+                let entry = self.entry(&*dir, Seen { parent, name }, Guess::Known)?;
                 let opened = self.nodes.get(entry.node);
                 let opened = opened.and_then(|inode| self.open_inode(&inode, passed, kill_priv));
                 let opened = opened.inspect_err(|_| self.nodes.forget(entry.node, 1))?;
@@ -215,7 +224,7 @@ impl Tree {
             let file = self.budget.take(Use::File, || {
                 self.on_behalf(caller, new, |mode| openat(&*dir, c".", passed | make, mode))
             })?;
-            self.made_file(file, passed, new)
+            self.made_file(file, passed, new, None)
         })?;
         Ok((entry, self.opened(handle)))
     }
@@ -226,9 +235,10 @@ impl Tree {
         file: Held,
         flags: OFlags,
         new: &Creation<'_>,
+        seen: Option<Seen<'_>>,
     ) -> Result<(super::handles::OpenFile, Entry), Errno> {
         let fd = self.nodes.open(|| self.proc.reopen(&file, OFlags::PATH))?;
-        let entry = self.entry_of_fd(fd)?;
+        let entry = self.entry_of_fd(fd, seen)?;
         let labelled = self.label(new, || self.descriptor(entry.node));
         let inode = labelled.and_then(|()| self.nodes.get(entry.node));
         let inode = inode.inspect_err(|_| self.nodes.forget(entry.node, 1))?;
@@ -249,7 +259,24 @@ impl Tree {
             return Err(Errno::INVAL);
         }
         let (source, target) = (self.directory(from.0)?, self.directory(to.0)?);
-        renameat_with(&*source, from.1.as_c_str(), &*target, to.1.as_c_str(), flags)
+        // The guest does not look up what it has moved. Nodes without a descriptor get one: on some file systems they become others.
+        let moving = self.moving(&source, from.1);
+        let back = flags
+            .contains(RenameFlags::EXCHANGE)
+            .then(|| self.moving(&target, to.1));
+        renameat_with(&*source, from.1.as_c_str(), &*target, to.1.as_c_str(), flags)?;
+        for (moved, (parent, name)) in [(moving, to), (back.flatten(), from)] {
+            if let Some((inode, _)) = moved {
+                self.nodes.moved(&inode, Seen { parent, name });
+            }
+        }
+        Ok(())
+    }
+
+    /// The node that `name` in `dir` leads to, if the guest knows it.
+    fn moving(&self, dir: &Held, name: Name<'_>) -> Option<(Arc<Inode>, Arc<Held>)> {
+        self.nodes
+            .on_the_move(&attributes::key(&attributes::of_name(dir, name).ok()?))
     }
 
     pub(super) fn link(&self, node: Node, parent: Node, name: Name<'_>) -> Result<Entry, Errno> {
@@ -263,6 +290,6 @@ impl Tree {
             name.as_c_str(),
             AtFlags::SYMLINK_FOLLOW,
         )?;
-        self.entry(&*dir, name, Guess::Known)
+        self.entry(&*dir, Seen { parent, name }, Guess::Known)
     }
 }

@@ -3,14 +3,14 @@
 //! | a node has | then |
 //! |---|---|
 //! | a descriptor (`O_PATH`) | its device and inode number are its own: the host cannot give them to another |
-//! | a file handle only | it is opened again when it is needed, and is `ESTALE` if the host has removed it meanwhile |
+//! | none | it is opened again when it is needed, by file handle or by name, and is `ESTALE` if it is not there any more |
 //!
 //! A number is never given twice, so that two nodes of one inode number are two to the guest as well.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
@@ -19,8 +19,9 @@ use rustix::io::Errno;
 
 use super::attributes::{self, Kind};
 use super::descriptors::{Budget, Fate, Held, Oldest, Use};
-use super::host::FileHandle;
 use super::mounts::Mounts;
+use super::names;
+use super::place::{Mark, Place, Seen};
 use crate::fs::filesystem::Node;
 
 /// Tables that nodes are spread over, so that threads seldom meet.
@@ -32,6 +33,9 @@ const SLOT_BITS: u32 = 28;
 
 /// A table of fewer nodes does not shrink.
 const MANY: usize = 1024;
+/// Directories that are opened again one below the other to reach one node. There may be no end to them: what a node was seen in is what it
+/// was, and directories move.
+const MOST_LEVELS: usize = 4096;
 
 /// What tells nodes of the host apart, as long as they are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,25 +63,14 @@ pub(super) struct Inode {
     kind: Kind,
 }
 
-/// Where a node is to be found on the host: at least one of the two.
-#[derive(Default)]
-struct Place {
-    fd: Option<Arc<Held>>,
-    /// Stays once it is known. It holds its mount (see [`Mounts`]).
-    handle: Option<FileHandle>,
-}
-
 impl Inode {
     /// What `fd` holds, given once.
-    fn new(number: u64, key: Key, kind: Kind, fd: Held) -> Self {
+    fn new(number: u64, key: Key, kind: Kind, fd: Held, seen: Option<Seen<'_>>) -> Self {
         Self {
             number,
             key,
             lookups: AtomicU64::new(1),
-            place: Mutex::new(Place {
-                fd: Some(Arc::new(fd)),
-                handle: None,
-            }),
+            place: Mutex::new(Place::of(fd, seen)),
             opens: AtomicU32::new(0),
             locked: AtomicBool::new(false),
             recent: AtomicBool::new(false),
@@ -124,6 +117,10 @@ impl Inode {
         lock(&self.place)
     }
 
+    fn is_open(&self) -> bool {
+        self.opens.load(Ordering::SeqCst) > 0
+    }
+
     fn count(&self) {
         self.lookups.fetch_add(1, Ordering::Relaxed);
     }
@@ -142,6 +139,8 @@ pub(super) struct Nodes {
     reopened: AtomicU64,
     /// Descriptors of nodes.
     open: AtomicUsize,
+    /// Landlock holds the threads that serve.
+    restricted: AtomicBool,
 }
 
 #[derive(Default)]
@@ -181,7 +180,7 @@ impl Nodes {
     pub fn new(root: Held, key: Key, mounts: Mounts, budget: Arc<Budget>, most: usize, most_open: usize) -> Self {
         let most_open = most_open.min(budget.limit() / 2).max(1);
         Self {
-            root: Arc::new(Inode::new(Node::ROOT.0, key, Kind::Directory, root)),
+            root: Arc::new(Inode::new(Node::ROOT.0, key, Kind::Directory, root, None)),
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
             hasher: RandomState::new(),
             count: AtomicUsize::new(1),
@@ -191,7 +190,13 @@ impl Nodes {
             mounts,
             reopened: AtomicU64::new(0),
             open: AtomicUsize::new(1),
+            restricted: AtomicBool::new(false),
         }
+    }
+
+    /// From now on Landlock holds the threads that serve.
+    pub fn note_restricted(&self) {
+        self.restricted.store(true, Ordering::Relaxed);
     }
 
     /// The node of that number.
@@ -208,13 +213,21 @@ impl Nodes {
         found.cloned().ok_or(Errno::BADF)
     }
 
+    /// The share itself.
+    pub fn root(&self) -> Arc<Inode> {
+        self.root.clone()
+    }
+
     /// The node with `key`, if it is known beyond doubt, counted as given once more.
-    pub fn known(&self, key: &Key) -> Option<Arc<Inode>> {
+    pub fn known(&self, key: &Key, seen: Seen<'_>) -> Option<Arc<Inode>> {
         let (_, shard) = self.shard_of(key);
         let shard = read(shard);
         let inode = shard.by_key(key)?;
+        let mut place = inode.place();
         // One without a descriptor may be gone, and its number another's.
-        inode.place().fd.as_ref()?;
+        place.fd.as_ref()?;
+        place.see(seen);
+        drop(place);
         inode.count();
         Some(inode.clone())
     }
@@ -226,6 +239,19 @@ impl Nodes {
         shard.by_key(key).is_some_and(|inode| inode.place().fd.is_some())
     }
 
+    /// The node with `key` under its name of now, with a descriptor, if the guest knows it; which may be wrong a moment later.
+    pub fn on_the_move(&self, key: &Key) -> Option<(Arc<Inode>, Arc<Held>)> {
+        let (_, shard) = self.shard_of(key);
+        let inode = read(shard).by_key(key)?.clone();
+        let fd = self.descriptor(&inode).ok()?;
+        Some((inode, fd))
+    }
+
+    /// `inode` has this name now.
+    pub fn moved(&self, inode: &Inode, seen: Seen<'_>) {
+        inode.place().see(seen);
+    }
+
     /// Opens a node for [`Nodes::add`].
     pub fn open(&self, open: impl FnOnce() -> Result<OwnedFd, Errno>) -> Result<Held, Errno> {
         self.budget.take(Use::Node, open)
@@ -235,22 +261,20 @@ impl Nodes {
     ///
     /// # Errors
     /// `ENFILE` when there are too many.
-    pub fn add(&self, key: Key, kind: Kind, fd: Held) -> Result<Arc<Inode>, Errno> {
+    pub fn add(&self, key: Key, kind: Kind, fd: Held, seen: Option<Seen<'_>>) -> Result<Arc<Inode>, Errno> {
         let (index, shard) = self.shard_of(&key);
         let mut shard = write(shard);
         if let Some(inode) = shard.by_key(&key) {
             let mut place = inode.place();
-            if place.fd.is_some() {
+            let was_open = place.fd.is_some();
+            if was_open || place.mark.as_ref().is_some_and(|mark| mark.is_of(&fd)) {
+                seen.into_iter().for_each(|seen| place.see(seen));
                 inode.count();
-                return Ok(inode.clone());
-            }
-            let same = FileHandle::of(&fd)
-                .ok()
-                .is_some_and(|handle| place.handle == Some(handle));
-            if same {
+                if was_open {
+                    return Ok(inode.clone());
+                }
                 place.fd = Some(Arc::new(fd));
                 self.open.fetch_add(1, Ordering::Relaxed);
-                inode.count();
                 drop(place);
                 let inode = inode.clone();
                 drop(shard);
@@ -263,7 +287,8 @@ impl Nodes {
             self.count.fetch_sub(1, Ordering::Relaxed);
             return Err(Errno::NFILE);
         }
-        let inode = self.insert(&mut shard, index, key, kind, fd).inspect_err(|_| {
+        let new = |number| Inode::new(number, key, kind, fd, seen);
+        let inode = self.insert(&mut shard, index, key, new).inspect_err(|_| {
             self.count.fetch_sub(1, Ordering::Relaxed);
         })?;
         drop(shard);
@@ -271,7 +296,13 @@ impl Nodes {
         Ok(inode)
     }
 
-    fn insert(&self, shard: &mut Shard, index: u64, key: Key, kind: Kind, fd: Held) -> Result<Arc<Inode>, Errno> {
+    fn insert(
+        &self,
+        shard: &mut Shard,
+        index: u64,
+        key: Key,
+        new: impl FnOnce(u64) -> Inode,
+    ) -> Result<Arc<Inode>, Errno> {
         let slot = match shard.free.pop() {
             Some(slot) => slot,
             None => {
@@ -285,7 +316,7 @@ impl Nodes {
         };
         shard.given = shard.given.checked_add(1).unwrap_or(1);
         let number = u64::from(shard.given) << (SHARD_BITS + SLOT_BITS) | u64::from(slot) << SHARD_BITS | index;
-        let inode = Arc::new(Inode::new(number, key, kind, fd));
+        let inode = Arc::new(new(number));
         if let Some(free) = usize::try_from(slot).ok().and_then(|slot| shard.slots.get_mut(slot)) {
             *free = Some(inode.clone());
         }
@@ -354,7 +385,7 @@ impl Nodes {
         if place.fd.take().is_some() {
             self.open.fetch_sub(1, Ordering::Relaxed);
         }
-        if place.handle.take().is_some() {
+        if place.leave() {
             self.mounts.release(inode.key.mount);
         }
         self.count.fetch_sub(1, Ordering::Relaxed);
@@ -363,23 +394,105 @@ impl Nodes {
     /// A descriptor of the node, opened again if it was closed.
     ///
     /// # Errors
-    /// `ESTALE` if the host has removed it meanwhile, `ENFILE` if there are too many descriptors.
+    /// `ESTALE` if it is not there any more, `ENFILE` if there are too many descriptors.
     pub fn descriptor(&self, inode: &Arc<Inode>) -> Result<Arc<Held>, Errno> {
+        match self.at_hand(inode) {
+            Some(fd) => Ok(fd),
+            None => self.open_again(inode),
+        }
+    }
+
+    /// The descriptor that the node has.
+    fn at_hand(&self, inode: &Inode) -> Option<Arc<Held>> {
+        let place = inode.place();
+        let fd = place.fd.as_ref()?;
+        if !inode.recent.load(Ordering::Relaxed) {
+            inode.recent.store(true, Ordering::Relaxed);
+        }
+        Some(fd.clone())
+    }
+
+    /// Opens the node by the best way that there is.
+    fn open_again(&self, inode: &Arc<Inode>) -> Result<Arc<Held>, Errno> {
+        // What a handle opens may be nowhere, for all the kernel knows, unless it is a directory. Landlock would not let it be read.
+        let name_first = inode.kind != Kind::Directory && self.restricted.load(Ordering::Relaxed);
+        if !name_first && let Some(fd) = self.open_by_handle(inode) {
+            return self.keep(inode, fd?);
+        }
+        match self.open_from_above(inode) {
+            Err(Errno::STALE) if name_first => match self.open_by_handle(inode) {
+                Some(fd) => self.keep(inode, fd?),
+                None => Err(Errno::STALE),
+            },
+            opened => opened,
+        }
+    }
+
+    /// Opens the node by name, and the directories above it that it takes.
+    fn open_from_above(&self, inode: &Arc<Inode>) -> Result<Arc<Held>, Errno> {
+        let mut closed = vec![inode.clone()];
+        // Up, to the first that can be had without the one above it.
+        let mut found = loop {
+            let lowest = closed.last().ok_or(Errno::STALE)?;
+            let above = lowest.place().parent().ok_or(Errno::BADF)?;
+            let above = self.get(above).map_err(|_| Errno::STALE)?;
+            if let Some(fd) = self.at_hand(&above) {
+                break fd;
+            }
+            if let Some(fd) = self.open_by_handle(&above) {
+                break self.keep(&above, fd?)?;
+            }
+            if closed.len() >= MOST_LEVELS {
+                return Err(Errno::STALE);
+            }
+            closed.push(above);
+        };
+        // And down again.
+        while let Some(inode) = closed.pop() {
+            let fd = self.open_by_name(&inode, &found)?;
+            found = self.keep(&inode, fd)?;
+        }
+        Ok(found)
+    }
+
+    /// Opens the node by its handle; `None` if that is no way to this one.
+    fn open_by_handle(&self, inode: &Inode) -> Option<Result<Held, Errno>> {
+        let place = inode.place();
+        let handle = place.handle()?;
+        let open = |mount: BorrowedFd<'_>| handle.open(mount, libc::O_PATH | libc::O_NOFOLLOW);
+        Some(match self.mounts.get(inode.key.mount) {
+            Some(mount) => self.budget.take(Use::Node, || open(mount.fd())),
+            None => Err(Errno::STALE),
+        })
+    }
+
+    /// Opens the node by the name that it was last seen under in `dir`, if it is there still.
+    fn open_by_name(&self, inode: &Inode, dir: &Held) -> Result<Held, Errno> {
+        let name = inode.place().name().ok_or(Errno::BADF)?;
+        let opened = self.budget.take(Use::Node, || names::open(dir, &name));
+        let fd = opened.map_err(|error| match error {
+            Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV => Errno::STALE,
+            error => error,
+        })?;
+        let place = inode.place();
+        let same = place.mark.as_ref().is_some_and(|mark| mark.is_of(&fd));
+        if same && attributes::key_of(&fd)? == inode.key {
+            Ok(fd)
+        } else {
+            Err(Errno::STALE)
+        }
+    }
+
+    /// `inode` has a descriptor again, if nobody else opened it meanwhile.
+    fn keep(&self, inode: &Arc<Inode>, fd: Held) -> Result<Arc<Held>, Errno> {
         let fd = {
             let mut place = inode.place();
+            // Taken out of its table while the caller had it.
+            place.mark.as_ref().ok_or(Errno::BADF)?;
             if let Some(fd) = &place.fd {
-                if !inode.recent.load(Ordering::Relaxed) {
-                    inode.recent.store(true, Ordering::Relaxed);
-                }
                 return Ok(fd.clone());
             }
-            // Taken out of its table while the caller had it.
-            let handle = place.handle.as_ref().ok_or(Errno::BADF)?;
-            let mount = self.mounts.get(inode.key.mount).ok_or(Errno::STALE)?;
-            let open = || handle.open(mount.fd(), libc::O_PATH | libc::O_NOFOLLOW);
-            let fd = Arc::new(self.budget.take(Use::Node, open)?);
-            place.fd = Some(fd.clone());
-            fd
+            place.fd.insert(Arc::new(fd)).clone()
         };
         self.open.fetch_add(1, Ordering::Relaxed);
         self.reopened.fetch_add(1, Ordering::Relaxed);
@@ -396,27 +509,34 @@ impl Nodes {
             if oldest.recent.swap(false, Ordering::Relaxed) && !last {
                 return Fate::Stays;
             }
-            self.park(&oldest);
-            Fate::Gone
+            self.park(&oldest)
         });
     }
 
-    /// Closes the descriptor of `inode`, if it can be opened again by a handle.
-    fn park(&self, inode: &Inode) {
+    /// Closes the descriptor of `inode`, if it can be opened again.
+    fn park(&self, inode: &Inode) -> Fate {
         let mut place = inode.place();
-        let Some(fd) = place.fd.clone() else { return };
+        let Some(fd) = place.fd.clone() else { return Fate::Gone };
         // Without a name it would be gone.
         if !attributes::has_name(&*fd) {
-            return;
+            return Fate::Gone;
         }
-        if place.handle.is_none() {
-            let Some(handle) = self.mounts.handle(inode.key.mount, inode.kind, &fd) else {
-                return;
+        if place.handle().is_none() {
+            let mark = match self.mounts.handle(inode.key.mount, inode.kind, &fd) {
+                Some(handle) => Some(Mark::Handle(handle)),
+                // A file that is open may lose its name, and is there all the same.
+                None if inode.is_open() => return Fate::Stays,
+                None if place.has_name() => Mark::of(&*fd),
+                None => None,
             };
-            place.handle = Some(handle);
+            if mark.is_none() {
+                return Fate::Gone;
+            }
+            place.mark = mark;
         }
         place.fd = None;
         self.open.fetch_sub(1, Ordering::Relaxed);
+        Fate::Gone
     }
 
     /// What `vm.counters` shows.

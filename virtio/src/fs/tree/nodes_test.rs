@@ -183,6 +183,160 @@ fn what_has_no_name_any_more_keeps_its_descriptor() {
     assert_eq!(share.read(file.node, handle, 6, 9).unwrap(), b"there");
 }
 
+/// Has `work` run as somebody who may not open by handle, which takes `CAP_DAC_READ_SEARCH`.
+fn without_handles<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let sets = capabilities(None).unwrap();
+            let effective = sets.effective.difference(CapabilitySet::DAC_READ_SEARCH);
+            let permitted = sets.permitted.difference(CapabilitySet::DAC_READ_SEARCH);
+            let fewer = CapabilitySets {
+                effective,
+                permitted,
+                inheritable: CapabilitySet::empty(),
+            };
+            set_capabilities(None, fewer).unwrap();
+            work()
+        });
+        thread.join().unwrap()
+    })
+}
+
+#[test]
+fn an_ordinary_user_needs_no_more_descriptors() {
+    const DIRS: usize = 20;
+    const FILES: usize = 500;
+    without_handles(|| {
+        let share = Share::in_memory(|config| config.max_node_descriptors = 16);
+        assert!(!share.tree.confinement().unwrap().handles);
+        for dir in 0..DIRS {
+            fs::create_dir(share.host(&format!("{dir}"))).unwrap();
+            for file in 0..FILES {
+                fs::write(share.host(&format!("{dir}/{file}")), format!("{dir}/{file}")).unwrap();
+            }
+        }
+        let mut nodes = Vec::new();
+        for (dir, entry) in list_all(&share, Node::ROOT) {
+            let files = list_all(&share, entry.node).into_iter();
+            nodes.extend(files.map(|(file, entry)| (format!("{dir}/{file}"), entry)));
+        }
+        assert_eq!(share.counter("nodes"), (1 + DIRS + DIRS * FILES) as u64);
+        let few = |share: &Share| {
+            let open = share.counter("node_descriptors");
+            assert!(open <= 17, "{open}");
+        };
+        few(&share);
+        for (path, entry) in nodes.iter().step_by(97) {
+            assert_eq!(share.attr(entry.node).ino, entry.attr.ino);
+            let handle = share.open(entry.node, O_RDONLY).unwrap();
+            assert_eq!(share.read(entry.node, handle, 0, 99).unwrap(), path.as_bytes());
+            share.tree.release(entry.node, handle, None).unwrap();
+        }
+        few(&share);
+        assert!(share.counter("nodes_reopened") >= (nodes.len() / 97) as u64);
+        // One that is looked up again is the node that it was.
+        let (dir, file) = nodes[1234].0.split_once('/').unwrap();
+        assert_eq!(share.lookup(share.node(dir), file).unwrap().node, nodes[1234].1.node);
+    });
+}
+
+/// Has the descriptors of all nodes but the last few closed.
+fn close_descriptors(share: &Share) {
+    for number in 0..40 {
+        let name = format!("filler {number}");
+        let node = share.mknod(&name, 0o100_644, 0).unwrap().node;
+        share.unlink(Node::ROOT, &name).unwrap();
+        share.tree.forget(node, 1);
+    }
+    for number in 0..3 {
+        let _ = share.mknod(&format!("last {number}"), 0o100_644, 0);
+        share.node(&format!("last {number}"));
+    }
+}
+
+#[test]
+fn a_node_that_is_known_by_name_is_itself_or_stale() {
+    without_handles(|| {
+        let share = Share::with(|config| config.max_node_descriptors = 1);
+        fs::create_dir_all(share.host("a/b/c")).unwrap();
+        for name in ["a/b/c/file", "replaced", "moved", "kept", "gone"] {
+            fs::write(share.host(name), name).unwrap();
+        }
+        let a = share.node("a");
+        let b = share.lookup(a, "b").unwrap().node;
+        let c = share.lookup(b, "c").unwrap().node;
+        let deep = share.lookup(c, "file").unwrap().node;
+        let [replaced, moved, kept, gone] = ["replaced", "moved", "kept", "gone"].map(|name| share.node(name));
+        close_descriptors(&share);
+        let before = share.counter("nodes_reopened");
+        // On the host.
+        fs::write(share.host("new"), "another").unwrap();
+        fs::rename(share.host("new"), share.host("replaced")).unwrap();
+        fs::rename(share.host("moved"), share.outside("moved")).unwrap();
+        fs::remove_file(share.host("gone")).unwrap();
+        std::os::unix::fs::symlink(share.outside("moved"), share.host("moved")).unwrap();
+        for node in [replaced, moved, gone] {
+            assert_eq!(share.tree.getattr(node, None), Err(Errno::STALE));
+            assert_eq!(share.open(node, O_RDONLY), Err(Errno::STALE));
+        }
+        // By the guest, which does not look it up again.
+        share.rename((Node::ROOT, "kept"), (c, "kept"), 0).unwrap();
+        share.rename((Node::ROOT, "a"), (Node::ROOT, "z"), 0).unwrap();
+        share.mkdir(Node::ROOT, "other", 0o755).unwrap();
+        share.rename((Node::ROOT, "z"), (Node::ROOT, "other"), 2).unwrap();
+        close_descriptors(&share);
+        for (node, text) in [(deep, "a/b/c/file"), (kept, "kept")] {
+            let handle = share.open(node, O_RDONLY).unwrap();
+            assert_eq!(share.read(node, handle, 0, 99).unwrap(), text.as_bytes());
+            share.tree.release(node, handle, None).unwrap();
+        }
+        assert!(share.counter("nodes_reopened") > before);
+        // A directory that the host replaced is not walked through.
+        close_descriptors(&share);
+        fs::rename(share.host("other/b"), share.outside("b")).unwrap();
+        fs::create_dir_all(share.host("other/b/c")).unwrap();
+        fs::write(share.host("other/b/c/file"), "another").unwrap();
+        assert_eq!(share.tree.getattr(deep, None), Err(Errno::STALE));
+        // The guest looks it up again, and has what is there now.
+        let again = share.lookup(share.lookup(a, "b").unwrap().node, "c").unwrap().node;
+        let again = share.lookup(again, "file").unwrap().node;
+        assert_ne!(again, deep);
+        assert_eq!(share.attr(again).size, 7);
+    });
+}
+
+#[test]
+fn what_is_open_may_lose_its_name_also_without_handles() {
+    without_handles(|| {
+        let share = Share::with(|config| config.max_node_descriptors = 1);
+        let (file, opened) = share.create(Node::ROOT, "a", O_RDWR, 0o644).unwrap();
+        close_descriptors(&share);
+        share.unlink(Node::ROOT, "a").unwrap();
+        assert_eq!(share.attr(file.node).nlink, 0);
+        share.tree.release(file.node, opened.handle, None).unwrap();
+    });
+}
+
+#[test]
+fn directories_that_are_in_each_other_come_to_an_end() {
+    without_handles(|| {
+        let share = Share::with(|config| config.max_node_descriptors = 8);
+        fs::create_dir_all(share.host("a/b")).unwrap();
+        let a = share.node("a");
+        let b = share.lookup(a, "b").unwrap().node;
+        // On the host, b comes out of a, and a goes into b.
+        fs::rename(share.host("a/b"), share.host("b")).unwrap();
+        fs::rename(share.host("a"), share.host("b/a")).unwrap();
+        assert_eq!(share.lookup(b, "a").unwrap().node, a);
+        close_descriptors(&share);
+        assert_eq!(share.tree.getattr(a, None), Err(Errno::STALE));
+        assert_eq!(share.tree.getattr(b, None), Err(Errno::STALE));
+        assert_eq!(share.node("b"), b);
+        assert_eq!(share.attr(b).nlink, 3);
+    });
+}
+
 /// Some threads look up, list, open, rename, remove and forget the same few names; each forgets exactly what it was given.
 #[test]
 fn many_threads_leave_nothing_behind() {
@@ -256,5 +410,6 @@ fn many_threads_leave_nothing_behind() {
 /// What the table of nodes takes for each, beside what a descriptor does.
 #[test]
 fn a_node_takes_less_than_200_bytes() {
-    assert!(size_of::<nodes::Inode>() <= 88, "{}", size_of::<nodes::Inode>());
+    // Its handle and its name come on top, 32 bytes each.
+    assert!(size_of::<nodes::Inode>() <= 112, "{}", size_of::<nodes::Inode>());
 }

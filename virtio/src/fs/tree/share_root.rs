@@ -8,6 +8,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 
 use super::attributes;
+use super::confinement::Rules;
 use super::credentials::Identity;
 use super::descriptors::{Budget, Use};
 use super::handles::Handles;
@@ -103,14 +104,27 @@ impl Tree {
         if let Some(label) = &config.label {
             try_label(path, label)?;
         }
+        let rules = match config.confine {
+            true => Rules::new(&root, config.readonly).map_err(|source| ShareError::Host {
+                path: path.into(),
+                needed: "Landlock",
+                source,
+            })?,
+            false => None,
+        };
         let mounts = Mounts::new(proc.clone(), budget.clone());
         let (most, most_open) = (config.max_nodes, config.max_node_descriptors);
+        let nodes = Nodes::new(root, key, mounts, budget.clone(), most, most_open);
+        if rules.is_some() {
+            nodes.note_restricted();
+        }
         Ok(Self {
+            rules,
             policy: Policy::new(config),
             who,
             trusted: xattrs::has_trusted(),
             proc,
-            nodes: Nodes::new(root, key, mounts, budget.clone(), most, most_open),
+            nodes,
             budget,
             handles: Handles::new(config.max_handles),
             locks: Locks::new(config.max_locks),

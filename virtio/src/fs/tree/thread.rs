@@ -1,4 +1,5 @@
-//! What a thread that serves has of its own: umask, working directory, no groups, few capabilities, and the label of what it makes.
+//! What a thread that serves has of its own: umask and working directory, no groups, few capabilities, and the label of what it
+//! makes.
 
 use std::cell::Cell;
 use std::ffi::CStr;
@@ -20,15 +21,16 @@ impl Tree {
     pub(super) fn enter(&self) -> io::Result<()> {
         super::host::own_directories()?;
         umask(rustix::fs::Mode::empty());
+        if let Some(label) = &self.policy.label {
+            set_label(Some(label))?;
+        }
         fchdir(self.proc.dir())?;
         if self.who.switches() {
             // Else what a caller makes could have a group that only the server is in.
             credentials::set_groups(&[])?;
         }
         credentials::keep_few(self.policy.xattr)?;
-        if let Some(label) = &self.policy.label {
-            set_label(Some(label))?;
-        }
+        self.restrict()?;
         ENTERED.set(true);
         Ok(())
     }
