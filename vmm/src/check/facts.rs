@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use husk_virtio::fs::share::landlock_versions;
+
 use super::Limits;
 use crate::kvm::probe::{KvmFacts, probe};
 
@@ -34,6 +36,8 @@ pub struct Facts {
     pub limits: Limits,
     /// Huge pages of the host.
     pub huge_pages: HugePages,
+    /// What can confine whatever serves files.
+    pub serving: Serving,
 }
 
 /// What `/proc/cpuinfo` says of the first processor.
@@ -91,6 +95,31 @@ pub struct HugePages {
     pub reserved: u64,
 }
 
+/// What a process that serves files is confined by here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Serving {
+    /// Version of Landlock's rules; 0 for none.
+    pub landlock: u32,
+    /// Effective capabilities of this process, as bits (capabilities(7)).
+    pub capabilities: u64,
+    /// User namespaces that there may be (user.max_user_namespaces).
+    pub user_namespaces: u64,
+}
+
+impl Serving {
+    fn gather(root: &Path) -> Self {
+        let status = read(root, "proc/self/status");
+        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        let capabilities = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+        let namespaces = read(root, "proc/sys/user/max_user_namespaces").trim().parse();
+        Self {
+            landlock: landlock_versions().0,
+            capabilities: capabilities.unwrap_or(0),
+            user_namespaces: namespaces.unwrap_or(0),
+        }
+    }
+}
+
 impl Facts {
     /// Reads the host whose files lie under `root`. What cannot be read counts as absent.
     pub fn gather(root: &Path) -> Self {
@@ -108,6 +137,7 @@ impl Facts {
             vhost_vsock: root.join("dev/vhost-vsock").exists(),
             limits: Limits::gather(root),
             huge_pages: huge_pages(root),
+            serving: Serving::gather(root),
         }
     }
 }

@@ -14,6 +14,7 @@
 //! | `vhost net`, `vhost vsock` | no | the devices of in-kernel back ends |
 //! | `memlock`, `cgroup memory`, `cgroup pids` | no | limits that this process would put on a VM |
 //! | `huge pages` | no | transparent or reserved ones |
+//! | `share landlock`, `share users`, `share sandbox` | no | what confines whatever serves files: rules of the kernel, capabilities, namespaces |
 
 mod facts;
 mod limits;
@@ -24,7 +25,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-pub use facts::{Cpu, Facts, HugePages, KvmDevice, Module, Virtualization};
+pub use facts::{Cpu, Facts, HugePages, KvmDevice, Module, Serving, Virtualization};
 pub use limits::Limits;
 
 /// The feature that Kata's runtime classes select nodes by.

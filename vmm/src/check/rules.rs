@@ -1,6 +1,7 @@
 //! What the facts of a host mean for pods. Pure: facts in, checks out.
 
 mod comfort;
+mod shares;
 
 use super::{Check, Facts, KvmDevice, Module, Status, Virtualization};
 use crate::kvm::KVM_API_VERSION;
@@ -26,6 +27,9 @@ pub fn apply(facts: &Facts) -> Vec<Check> {
         comfort::cgroup_memory(facts),
         comfort::cgroup_pids(facts),
         comfort::huge_pages(facts),
+        shares::landlock(facts),
+        shares::users(facts),
+        shares::sandbox(facts),
     ]
 }
 

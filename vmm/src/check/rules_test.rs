@@ -1,5 +1,5 @@
 use super::*;
-use crate::check::{Cpu, HugePages, Limits, Report};
+use crate::check::{Cpu, HugePages, Limits, Report, Serving};
 use crate::kvm::probe::KvmFacts;
 
 /// A bare-metal Intel host with everything.
@@ -24,6 +24,11 @@ fn good() -> Facts {
         huge_pages: HugePages {
             transparent: "madvise".into(),
             reserved: 0,
+        },
+        serving: Serving {
+            landlock: 7,
+            capabilities: u64::MAX,
+            user_namespaces: 0,
         },
     }
 }
@@ -77,6 +82,7 @@ fn everything_that_is_not_ok_has_a_remedy() {
                 pids: Some(0),
             },
             huge_pages: HugePages::default(),
+            serving: Serving::default(),
             ..good()
         }
     };
@@ -95,7 +101,7 @@ fn everything_that_is_not_ok_has_a_remedy() {
             .filter(|check| check.mandatory)
             .all(|check| check.status == Status::Fail)
     );
-    assert_eq!(checks.iter().filter(|check| check.status == Status::Warn).count(), 6);
+    assert_eq!(checks.iter().filter(|check| check.status == Status::Warn).count(), 9);
     assert!(apply(&good()).iter().all(|check| check.remedy.is_none()));
 }
 
@@ -244,6 +250,33 @@ fn tight_limits_warn_and_do_not_decide() {
         verdict(|facts| facts.limits.memory_bytes = Some(256 << 20)),
         (vec![], true)
     );
+}
+
+#[test]
+fn what_holds_those_who_serve_files_is_told() {
+    let landlock = |landlock| found("share landlock", |facts| facts.serving.landlock = landlock);
+    assert_eq!(
+        (landlock(2).status, landlock(7).found.as_str()),
+        (Status::Ok, "version 7")
+    );
+    assert_eq!((landlock(1).status, landlock(0).found.as_str()), (Status::Warn, "none"));
+    // DAC_READ_SEARCH and SYS_ADMIN (capabilities(7)).
+    let users = |bits| found("share users", |facts| facts.serving.capabilities = bits);
+    assert_eq!(users(u64::MAX).status, Status::Ok);
+    let fewer = users(!(1 << 2));
+    assert!(
+        fewer.status == Status::Warn && fewer.found.ends_with("no dac_read_search"),
+        "{fewer:?}"
+    );
+    let sandbox = |capabilities, user_namespaces| {
+        found("share sandbox", |facts| {
+            facts.serving.capabilities = capabilities;
+            facts.serving.user_namespaces = user_namespaces;
+        })
+    };
+    assert_eq!(sandbox(1 << 21, 0).status, Status::Ok);
+    assert_eq!(sandbox(0, 9).found, "user, mount, network and IPC namespaces");
+    assert_eq!(sandbox(0, 0).status, Status::Warn);
 }
 
 #[test]
