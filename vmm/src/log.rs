@@ -95,6 +95,31 @@ pub fn tell(text: &str) {
     };
 }
 
+/// Which lines are logged: those of this level, and graver ones.
+pub fn current_level() -> &'static str {
+    let number = log::max_level() as usize;
+    // Nothing here turns logging off.
+    LEVELS.get(number.wrapping_sub(1)).copied().unwrap_or("off")
+}
+
+/// From now on lines of `level` are logged, and graver ones. Any thread may call this.
+///
+/// # Errors
+/// It is none of the names: `error`, `warn`, `info`, `debug`, `trace`.
+pub fn set_level(level: &str) -> Result<(), UnknownLevel> {
+    let found = LevelFilter::iter().skip(1).zip(LEVELS).find(|(_, name)| *name == level);
+    let (filter, _) = found.ok_or_else(|| UnknownLevel { found: level.into() })?;
+    log::set_max_level(filter);
+    Ok(())
+}
+
+/// A level that there is not.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("level: '{}' is none, allowed: {}", .found.escape_debug(), LEVELS.join(", "))]
+pub struct UnknownLevel {
+    found: String,
+}
+
 /// Lines that were logged, by level.
 pub fn lines() -> [(&'static str, u64); LEVELS.len()] {
     let mut counts = LOGGER.lines.iter().map(|count| count.load(Ordering::Relaxed));

@@ -149,6 +149,39 @@ fn what_cannot_be_asked_is_refused_before_anybody_is_asked() {
     }
 }
 
+/// The log is read as the process goes on: what came before the change is not in it, what came after is.
+#[test]
+fn the_log_tells_more_when_it_is_asked_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let mut husk = Husk::start(&["--log-file", log.to_str().unwrap()]);
+    assert_eq!(ok(&husk, &["log-level"]), "level  warn\n");
+    assert!(refused(&husk, &["info"]).contains("(404)"));
+    assert_eq!(ok(&husk, &["log-level", "info"]), "");
+    assert_eq!(json_of(&ok(&husk, &["--json", "log-level"])), json!({"level": "info"}));
+    assert!(refused(&husk, &["pause"]).contains("(404)"));
+    let logged = fs::read_to_string(&log).unwrap();
+    assert!(
+        logged.contains("there is no VM") && !logged.contains("vm.info"),
+        "{logged}"
+    );
+    assert_eq!(ok(&husk, &["log-level", "error"]), "");
+    assert!(refused(&husk, &["counters"]).contains("(404)"));
+    assert_eq!(fs::read_to_string(&log).unwrap(), logged);
+    let (code, line) = ctl(&husk.socket(), &["log-level", "loud"]);
+    assert!(code == 2 && line.contains("error, warn, info, debug, trace"), "{line}");
+    let (status, body) = husk.client().put("vmm.set-log-level", Some(json!({"level": "off"})));
+    assert_eq!(status, 400);
+    assert!(
+        body[1]
+            .as_str()
+            .unwrap()
+            .contains("'off' is none, allowed: error, warn"),
+        "{body}"
+    );
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
 #[test]
 fn figures_are_a_text() {
     let husk = husk(false).unwrap();

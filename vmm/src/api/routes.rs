@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 
 use super::command::{Command, NewDevice};
 use super::error::{ApiError, Kind};
@@ -11,7 +12,8 @@ use super::http::{Message, Method};
 use super::info::Info;
 use super::response::Response;
 use crate::config::fields::{self, Shape, Unknown};
-use crate::config::json;
+use crate::config::json as body;
+use crate::log;
 use crate::metrics;
 
 const ROOT: &str = "/api/v1/";
@@ -31,8 +33,9 @@ pub(super) enum Routed {
 /// What stands behind a path.
 #[derive(Clone, Copy)]
 enum Endpoint {
-    Ping,
     Info,
+    /// What is answered at once, from the body alone.
+    AtOnce(Method, fn(&[u8]) -> Result<Response, ApiError>),
     /// A command without a body.
     Plain(Method, fn() -> Command),
     /// A command made of the body and the descriptors.
@@ -43,10 +46,12 @@ enum Endpoint {
     Missing,
 }
 
-use Endpoint::{Full, Missing, Plain};
+use Endpoint::{AtOnce, Full, Missing, Plain};
 
 const ENDPOINTS: &[(&str, Endpoint)] = &[
-    ("vmm.ping", Endpoint::Ping),
+    ("vmm.ping", AtOnce(Method::Get, |_| Ok(pong()))),
+    ("vmm.log-level", AtOnce(Method::Get, |_| Ok(log_level()))),
+    ("vmm.set-log-level", AtOnce(Method::Put, set_log_level)),
     (VMM_METRICS, Plain(Method::Get, || Command::Metrics)),
     ("vmm.shutdown", Plain(Method::Put, || Command::ShutdownVmm)),
     ("vm.info", Endpoint::Info),
@@ -93,9 +98,9 @@ pub(super) fn route(message: &Message, fds: Vec<OwnedFd>, info: &Info) -> Routed
 /// The answer that tells of `error`, which is logged as well.
 pub(super) fn refusal(what: &str, error: &ApiError) -> Response {
     if error.kind == Kind::Internal {
-        log::error!("{what}: {error}");
+        ::log::error!("{what}: {error}");
     } else {
-        log::info!("{what}: {error}");
+        ::log::info!("{what}: {error}");
     }
     Response::json(error.kind.status(), &error.chain)
 }
@@ -108,6 +113,7 @@ pub(super) fn unknown_fields(message: &Message) -> Vec<Unknown> {
         "vm.resize" => &fields::RESIZE,
         "vm.remove-device" => &fields::REMOVE,
         "vm.set-containers" => &fields::CONTAINERS,
+        "vmm.set-log-level" => &fields::LOG_LEVEL,
         _ => match kind_of(name) {
             Some((_, shape)) => shape,
             None => return Vec::new(),
@@ -147,8 +153,8 @@ fn find(message: &Message, fds: Vec<OwnedFd>, info: &Info) -> Result<Routed, Api
         return Err(ApiError::new(Kind::NotFound, format!("no such path: {}", message.path)));
     };
     let expected = match endpoint {
-        Endpoint::Ping | Endpoint::Info => Method::Get,
-        Plain(method, _) => method,
+        Endpoint::Info => Method::Get,
+        Plain(method, _) | AtOnce(method, _) => method,
         Full(_) | Endpoint::Add(_) => Method::Put,
         Missing => return Err(missing(name)),
     };
@@ -160,7 +166,9 @@ fn find(message: &Message, fds: Vec<OwnedFd>, info: &Info) -> Result<Routed, Api
         ));
     }
     match endpoint {
-        Endpoint::Ping => Ok(Routed::Answer(pong())),
+        AtOnce(_, answer) => answer(&message.body)
+            .map(Routed::Answer)
+            .map_err(|error| error.context(format!("{name}: the body cannot be used"))),
         Endpoint::Info => match info.get() {
             Some(info) => Ok(Routed::Answer(Response::json(200, info.as_ref()))),
             None => Err(ApiError::new(Kind::NotFound, "there is no VM: vm.create one first")),
@@ -196,13 +204,27 @@ fn pong() -> Response {
     let version = env!("CARGO_PKG_VERSION");
     Response::json(
         200,
-        &serde_json::json!({
+        &json!({
             "build_version": format!("husk v{version}"),
             "version": version,
             "pid": std::process::id(),
             "features": [],
         }),
     )
+}
+
+fn log_level() -> Response {
+    Response::json(200, &json!({"level": log::current_level()}))
+}
+
+fn set_log_level(body: &[u8]) -> Result<Response, ApiError> {
+    #[derive(Deserialize)]
+    struct Body {
+        level: String,
+    }
+    let level = parse::<Body>(body)?.level;
+    log::set_level(&level).map_err(|error| ApiError::from_error(Kind::BadRequest, &error))?;
+    Ok(Response::done())
 }
 
 fn add(kind: &str, body: &[u8], fds: Vec<OwnedFd>) -> Result<Command, ApiError> {
@@ -220,8 +242,8 @@ fn remove(body: &[u8]) -> Result<Command, ApiError> {
     Ok(Command::Remove(parse::<Body>(body)?.id))
 }
 
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    json::parse(body).map_err(|error| ApiError::from_error(Kind::BadRequest, &error))
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    body::parse(bytes).map_err(|error| ApiError::from_error(Kind::BadRequest, &error))
 }
 
 #[cfg(test)]

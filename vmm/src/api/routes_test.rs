@@ -170,7 +170,7 @@ fn the_description_of_the_api_has_these_paths_and_no_others() {
     let mut served: Vec<_> = names
         .chain(added.iter().map(String::as_str))
         .map(|name| match endpoint(name).unwrap() {
-            Endpoint::Ping | Endpoint::Info | Plain(Method::Get, _) => (name, Some("get")),
+            Endpoint::Info | AtOnce(Method::Get, _) | Plain(Method::Get, _) => (name, Some("get")),
             _ => (name, Some("put")),
         })
         .collect();

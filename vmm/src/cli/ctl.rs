@@ -62,6 +62,12 @@ pub enum CtlCommand {
     Counters,
     /// Show all figures, as a text for Prometheus
     Metrics,
+    /// Show which lines husk logs, or have it log others from now on
+    LogLevel {
+        /// The least grave level
+        #[arg(value_parser = ["error", "warn", "info", "debug", "trace"])]
+        level: Option<String>,
+    },
     /// Configure a VM: vm.create with a file as its body
     ///
     /// The file is what husk ctl SOCKET --json info shows as config, of which payload is enough; see docs/openapi.yaml.
@@ -196,6 +202,8 @@ impl From<CtlCommand> for Request {
             CtlCommand::Shutdown { keep } => Self::Shutdown { keep },
             CtlCommand::Counters => Self::Counters,
             CtlCommand::Metrics => Self::Metrics,
+            CtlCommand::LogLevel { level: None } => Self::LogLevel,
+            CtlCommand::LogLevel { level: Some(level) } => Self::Do("vmm.set-log-level", Some(json!({"level": level}))),
             CtlCommand::Create { file } => Self::Create(file),
             CtlCommand::Boot => Self::Do("vm.boot", None),
             CtlCommand::Reboot => Self::Do("vm.reboot", None),

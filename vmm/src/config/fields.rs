@@ -215,6 +215,8 @@ static BUCKET: Shape = shape(&[own("one_time_burst"), own("refill_time"), own("s
 pub static RESIZE: Shape = shape(&[own("desired_balloon"), own("desired_ram"), own("desired_vcpus")]);
 /// The body of `vm.remove-device`.
 pub static REMOVE: Shape = shape(&[own("id")]);
+/// The body of `vmm.set-log-level`.
+pub static LOG_LEVEL: Shape = shape(&[own("level")]);
 /// The body of `vm.set-containers`.
 pub static CONTAINERS: Shape = shape(&[own("containers"), own("revision")]);
 

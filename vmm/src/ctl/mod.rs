@@ -46,6 +46,8 @@ pub enum Request {
     Counters,
     /// Figures for Prometheus.
     Metrics,
+    /// Which lines husk logs.
+    LogLevel,
     /// Configure a VM as this file says.
     Create(PathBuf),
     /// Have something done: `PUT` of this name, with this body.
@@ -155,6 +157,7 @@ pub fn ask(socket: &Path, request: &Request, patience: Duration, as_json: bool) 
         }
         Request::Ping => both(client.get("vmm.ping")?, show::ping),
         Request::Counters => both(client.get("vm.counters")?, show::counters),
+        Request::LogLevel => both(client.get("vmm.log-level")?, show::log_level),
         Request::Metrics => return Ok(client.get_text("vmm.metrics")?),
         Request::Create(_) => return done(client.put("vm.create", description.as_ref())?),
         Request::Do(name, body) => match client.put(name, body.as_ref())? {

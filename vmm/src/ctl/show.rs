@@ -52,6 +52,11 @@ pub fn ping(answer: &Value) -> String {
     ])
 }
 
+/// The answer to `vmm.log-level`.
+pub fn log_level(answer: &Value) -> String {
+    table(&[row("level", text(&answer["level"]))])
+}
+
 /// The answer to `vm.add-…`.
 pub fn added(answer: &Value) -> String {
     table(&[row("id", text(&answer["id"])), row("address", text(&answer["bdf"]))])
