@@ -68,7 +68,7 @@ pub(super) fn policy(role: Role, pid: u32) -> Policy {
 
 /// Every list of rules below, with its name.
 #[cfg(test)]
-pub(super) const GROUPS: [(&str, &[Rule]); 20] = [
+pub(super) const GROUPS: [(&str, &[Rule]); 21] = [
     ("EVERY", EVERY),
     ("THREADS", THREADS),
     ("EVENT_LOOP", EVENT_LOOP),
