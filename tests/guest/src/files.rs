@@ -4,9 +4,16 @@
 //! |--------------------------------------|-------------------------------------------------------------------------------|
 //! | `rules DIR`                          | every case of the [rules]; a [`Line`](rules::Line) of JSON for each            |
 //! | `strain FILE SEED STEPS PART PARTS`  | [work](strain) on a part of a file; a [`Part`](strain::Part) as JSON           |
+//! | `hold FILE BYTES SIGN`               | maps a file, makes `SIGN`, waits until that is gone, and reads the last byte   |
 //! | `stress DIR SEED STEPS NUMBER`       | [work](stress) in a tree; [`Done`](stress::Done) as JSON                       |
 
+use std::fs::{self, File};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
 use anyhow::{Result, bail};
+use husk_guest::kernel::Mapping;
 use husk_guest::strain::Worker;
 use husk_guest::{rules, strain, stress};
 
@@ -35,6 +42,20 @@ pub fn perform(words: &[String]) -> Result<String> {
             let done = stress::work(root.as_ref(), seed.parse()?, steps.parse()?, number.parse()?)?;
             serde_json::to_string(&done)?
         }
+        ["hold", path, bytes, sign] => hold(path, bytes.parse()?, sign.as_ref())?.to_string(),
         _ => bail!("cannot do {words:?}"),
     })
+}
+
+fn hold(path: &str, bytes: usize, sign: &Path) -> Result<u8> {
+    let file = File::options().read(true).write(true).open(path)?;
+    let mapping = Mapping::new(&file, bytes, true)?;
+    let mut byte = [0];
+    mapping.read(0, &mut byte);
+    fs::write(sign, "")?;
+    while sign.exists() {
+        thread::sleep(Duration::from_millis(10));
+    }
+    mapping.read(bytes.saturating_sub(1), &mut byte);
+    Ok(byte[0])
 }

@@ -117,7 +117,7 @@ fn act(dice: &mut Dice, root: &Path) -> (&'static str, Result<u64, Errno>) {
             let target = dice.one_of(&["a", "b", "c/d"]);
             ("symlink", rustix::fs::symlink(target, path).map(|()| 0))
         }
-        11 => ("link", rustix::fs::link(path, &self::path(dice, root)).map(|()| 0)),
+        11 => ("link", rustix::fs::link(path, self::path(dice, root)).map(|()| 0)),
         12..14 => {
             let flags = dice.one_of(&[
                 RenameFlags::empty(),

@@ -3,7 +3,7 @@
 use rustix::fs::{Access, AtFlags, CWD, OFlags};
 
 use super::case::{
-    Cases, Did, MEMBER, OTHER, OWNER, SUPPLEMENTARY, User, as_user, create, file_by, folder_by, give, names, open,
+    Act, Cases, Did, MEMBER, OTHER, OWNER, SUPPLEMENTARY, User, as_user, create, file_by, folder_by, give, names, open,
     said, stat, truncate,
 };
 
@@ -160,7 +160,7 @@ fn root(cases: &mut Cases) {
 }
 
 fn sticky(cases: &mut Cases) {
-    let acts: [(&str, fn() -> Did); 3] = [
+    let acts: [Act; 3] = [
         ("unlink", || rustix::fs::unlink("d/x")),
         ("rename", || rustix::fs::rename("d/x", "d/y")),
         ("rename onto", || rustix::fs::rename("d/z", "d/x")),

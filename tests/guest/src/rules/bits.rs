@@ -57,8 +57,10 @@ const WRITES: [(&str, User, Act, u32, &str); 22] = [
     ("a write by a member of its group", MEMBER, WRITE, 0o2777, "777"),
 ];
 
+type Given = (&'static str, User, Option<u32>, Option<u32>, u32, &'static str);
+
 /// What is left of a mode by a change of the owner.
-const GIVEN: [(&str, User, Option<u32>, Option<u32>, u32, &str); 9] = [
+const GIVEN: [Given; 9] = [
     ("chown by root", ROOT, Some(7), None, 0o6777, "777"),
     ("chown by root", ROOT, Some(7), None, 0o2767, "2767"),
     ("chown by root", ROOT, Some(7), None, 0o1777, "1777"),

@@ -16,6 +16,9 @@ pub type Found = Result<String, Errno>;
 /// What a call answered, as far as anybody cares.
 pub type Did = Result<(), Errno>;
 
+/// Some call, by its name.
+pub type Act = (&'static str, fn() -> Did);
+
 type Body = Box<dyn Fn() -> Found + Send + Sync>;
 
 /// One rule.

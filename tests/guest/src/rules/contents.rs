@@ -11,6 +11,7 @@ use crate::kernel::Mapping;
 const KEEP: FallocateFlags = FallocateFlags::KEEP_SIZE;
 /// A block of every file system that there is.
 const BLOCK: u64 = 65536;
+const BLOCK_BYTES: usize = 65536;
 
 /// What fallocate says and what size is there then, of a file of four blocks.
 type Allocation = (&'static str, FallocateFlags, u64, u64, &'static str);
@@ -105,7 +106,7 @@ const ALLOCATIONS: [Allocation; 17] = [
 fn four_blocks() -> Result<std::os::fd::OwnedFd, Errno> {
     let file = create("x", 0o644)?;
     for (block, letter) in (0..).zip(*b"abcd") {
-        write_at(&file, &vec![letter; BLOCK as usize], block * BLOCK)?;
+        write_at(&file, &[letter; BLOCK_BYTES], block * BLOCK)?;
     }
     Ok(file)
 }
@@ -264,9 +265,9 @@ fn opening(cases: &mut Cases) {
             file => file?,
         };
         // Direct access wants memory that begins at a page.
-        let whole = vec![b'a'; 2 * BLOCK as usize];
+        let whole = vec![b'a'; 2 * BLOCK_BYTES];
         let start = whole.as_ptr().align_offset(4096);
-        let block = whole.get(start..start + BLOCK as usize).ok_or(Errno::INVAL)?;
+        let block = whole.get(start..start + BLOCK_BYTES).ok_or(Errno::INVAL)?;
         Ok(pwrite(&file, block, 0)?.to_string())
     });
     cases.add("O_PATH: cannot be read", "EBADF", || {
@@ -381,7 +382,7 @@ fn seeking(cases: &mut Cases) {
     let prepare = || -> Result<std::os::fd::OwnedFd, Errno> {
         let file = create("x", 0o644)?;
         ftruncate(&file, 4 * BLOCK)?;
-        write_at(&file, &vec![b'a'; BLOCK as usize], BLOCK)?;
+        write_at(&file, &[b'a'; BLOCK_BYTES], BLOCK)?;
         rustix::fs::fsync(&file)?;
         Ok(file)
     };

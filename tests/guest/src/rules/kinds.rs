@@ -3,11 +3,12 @@
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 
 use super::case::{
-    Cases, Did, Found, chmod, edit, file, file_of, folder, kind, name, names, node, open, said, stat, symlink, truncate,
+    Act, Cases, Did, Found, chmod, edit, file, file_of, folder, kind, name, names, node, open, said, stat, symlink,
+    truncate,
 };
 
 /// Things that a call may find at `x`.
-pub const THINGS: [(&str, fn() -> Did); 8] = [
+const THINGS: [Act; 8] = [
     ("nothing", || Ok(())),
     ("a file", || file_of("x", b"content")),
     ("an empty folder", || folder("x")),

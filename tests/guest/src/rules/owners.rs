@@ -3,8 +3,8 @@
 use rustix::fs::{AtFlags, CWD, FileType, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
 use super::case::{
-    Cases, Did, MEMBER, OTHER, OWNER, SUPPLEMENTARY, User, as_user, chmod, chown, file, file_by, folder, folder_by,
-    node, open, owner, said, symlink,
+    Act, Cases, Did, MEMBER, OTHER, OWNER, SUPPLEMENTARY, User, as_user, chmod, chown, file, file_by, folder,
+    folder_by, node, open, owner, said, symlink,
 };
 
 /// An owner who is in another group as well.
@@ -124,9 +124,11 @@ const NOW: (i64, i64) = (0, UTIME_NOW);
 const OMIT: (i64, i64) = (0, UTIME_OMIT);
 const THEN: (i64, i64) = (1000, 5);
 
+type Stamps = (&'static str, [(i64, i64); 2], [&'static str; 3]);
+
 /// What is set by utimensat on a file with the mode 0642, and what the owner, a member of the group, who may read, and another, who may
 /// write, are answered.
-const UTIMENS: [(&str, [(i64, i64); 2], [&str; 3]); 5] = [
+const UTIMENS: [Stamps; 5] = [
     ("both to now", [NOW, NOW], ["ok", "EACCES", "ok"]),
     ("both to a time", [THEN, THEN], ["ok", "EPERM", "EPERM"]),
     ("one to now", [NOW, OMIT], ["ok", "EPERM", "EPERM"]),
@@ -197,7 +199,7 @@ pub fn add(cases: &mut Cases) {
         rustix::fs::chownat(CWD, "x", Some(seven.0), Some(seven.1), AtFlags::SYMLINK_NOFOLLOW)?;
         owners_of_link()
     });
-    let makers: [(&str, fn() -> Did); 5] = [
+    let makers: [Act; 5] = [
         ("a file", || file("d/x")),
         ("a folder", || folder("d/x")),
         ("a link", || symlink("nothing", "d/x")),
