@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use husk_guest::call::MAX_LINE_BYTES;
-use husk_guest::{AGENT_PORT, Call, Reply, Step, tree};
+use husk_guest::{AGENT_PORT, Call, Reply, Step, stream, tree};
 
 use self::log::Log;
 use crate::{option, setup, steps, sys};
@@ -46,7 +46,7 @@ pub fn serve() -> Result<()> {
         let listener = listen(port.parse().context("strange agent.log_vport")?)?;
         let log = Arc::clone(&log);
         thread::spawn(move || {
-            while let Ok(follower) = sys::accept(&listener) {
+            while let Ok(follower) = stream::accept(&listener) {
                 log.follow(follower);
             }
         });
@@ -55,13 +55,13 @@ pub fn serve() -> Result<()> {
 }
 
 fn listen(port: u32) -> Result<OwnedFd> {
-    sys::vsock_listen(port).with_context(|| format!("cannot listen on vsock port {port}"))
+    stream::listen(port).with_context(|| format!("cannot listen on vsock port {port}"))
 }
 
 /// Serves whoever connects, each on a thread of its own.
 fn accept(listener: &OwnedFd, log: &Arc<Log>) -> Result<()> {
     loop {
-        let stream = sys::accept(listener).context("cannot accept a vsock connection")?;
+        let stream = stream::accept(listener).context("cannot accept a vsock connection")?;
         let log = Arc::clone(log);
         let service = move || {
             // A client that breaks off is no reason to end.
@@ -200,7 +200,8 @@ fn time(call: Call, log: &Arc<Log>) -> Result<Reply> {
 }
 
 fn dial(port: u32, text: &str) -> Result<Reply> {
-    let mut stream = sys::vsock_connect(port).with_context(|| format!("cannot connect to the host's port {port}"))?;
+    let mut stream =
+        stream::connect(stream::HOST, port).with_context(|| format!("cannot connect to the host's port {port}"))?;
     stream.write_all(text.as_bytes())?;
     stream.shutdown(Shutdown::Write)?;
     let mut text = String::new();

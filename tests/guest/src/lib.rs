@@ -15,6 +15,7 @@ pub mod raw;
 pub mod resources;
 pub mod rules;
 pub mod step;
+pub mod stream;
 pub mod strain;
 pub mod stress;
 pub mod traffic;

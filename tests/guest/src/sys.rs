@@ -6,7 +6,6 @@ use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -234,58 +233,6 @@ pub fn wait_any() -> io::Result<(u32, i32)> {
         128 + libc::WTERMSIG(status)
     };
     Ok((pid.unsigned_abs(), code))
-}
-
-/// Listens on vsock port `port` for connections from anywhere (virtio 1.2 §5.10).
-pub fn vsock_listen(port: u32) -> io::Result<OwnedFd> {
-    let socket = vsock()?;
-    let (address, length) = vsock_address(libc::VMADDR_CID_ANY, port)?;
-    // SAFETY: pointer and length describe `address`.
-    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
-    // SAFETY: no memory is involved.
-    check(unsafe { libc::listen(socket.as_raw_fd(), 1024) })?;
-    Ok(socket)
-}
-
-/// Connects to vsock port `port` of the host.
-pub fn vsock_connect(port: u32) -> io::Result<UnixStream> {
-    let socket = vsock()?;
-    let (address, length) = vsock_address(libc::VMADDR_CID_HOST, port)?;
-    // SAFETY: pointer and length describe `address`.
-    check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
-    Ok(UnixStream::from(socket))
-}
-
-fn vsock() -> io::Result<OwnedFd> {
-    // SAFETY: no memory is involved.
-    let fd = check(unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
-    // SAFETY: the call made the descriptor, and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn vsock_address(cid: u32, port: u32) -> io::Result<(libc::sockaddr_vm, libc::socklen_t)> {
-    // SAFETY: sockaddr_vm is integers; all zeroes is a value.
-    let mut address: libc::sockaddr_vm = unsafe { MaybeUninit::zeroed().assume_init() };
-    address.svm_family = libc::sa_family_t::try_from(libc::AF_VSOCK).map_err(io::Error::other)?;
-    address.svm_cid = cid;
-    address.svm_port = port;
-    let length = libc::socklen_t::try_from(size_of_val(&address)).map_err(io::Error::other)?;
-    Ok((address, length))
-}
-
-/// The next connection of a listening socket. `UnixStream` reads, writes and shuts down any stream socket.
-pub fn accept(listener: &OwnedFd) -> io::Result<UnixStream> {
-    // SAFETY: no address is asked for.
-    let fd = check(unsafe {
-        libc::accept4(
-            listener.as_raw_fd(),
-            std::ptr::null_mut(),
-            std::ptr::null_mut(),
-            libc::SOCK_CLOEXEC,
-        )
-    })?;
-    // SAFETY: the call made the descriptor, and nobody else has it.
-    Ok(UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
 /// Gives the kernel an ethtool command about `device`, and takes its answer.

@@ -7,10 +7,8 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
-use husk_guest::Answer;
 use husk_guest::raw::{PORT, Wish};
-
-use crate::sys;
+use husk_guest::{Answer, stream};
 
 const DRIVER: &str = "/sys/bus/virtio/drivers/vmw_vsock_virtio_transport";
 /// Bytes of one read or write.
@@ -41,9 +39,9 @@ pub fn rebind() -> Result<Answer> {
 ///
 /// There is no vsock device, or its driver refuses to listen.
 pub fn serve_raw() -> Result<Answer> {
-    let listener: OwnedFd = sys::vsock_listen(PORT).context("cannot listen on vsock")?;
+    let listener: OwnedFd = stream::listen(PORT).context("cannot listen on vsock")?;
     loop {
-        let stream = sys::accept(&listener).context("cannot accept a vsock connection")?;
+        let stream = stream::accept(&listener).context("cannot accept a vsock connection")?;
         // A client that breaks off is no reason to end.
         thread::spawn(move || raw(stream));
     }

@@ -46,7 +46,7 @@ pub const KERNELS: [Kernel; 2] = [
         ],
         pod_modules: &["virtio_net"],
         later_modules: &RESIZE_DRIVERS,
-        host_modules: &["virtio_blk", "kvm_amd", "loop", "tun"],
+        host_modules: &["virtio_blk", "kvm_amd", "loop", "tun", "vhost_net", "vhost_vsock"],
     },
     Kernel {
         name: "6.1",

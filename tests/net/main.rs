@@ -1,101 +1,20 @@
 //! Networks: what one side sends the other receives, over a tap that stays its owner's.
 #![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
 
+mod by_kernel;
+mod session;
+
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::thread;
 
+use husk_guest::Answer;
 use husk_guest::answer::Interrupt;
-use husk_guest::traffic::{self, Content, Traffic};
-use husk_guest::{Answer, Step};
+use husk_tests::Image;
 use husk_tests::tap::{Tap, ip, own_network};
-use husk_tests::{Boot, Guest, Image};
 
-const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
-const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
-const PREFIX: &str = "10.0.0.1/24";
-
-/// Bytes of a stream. `HUSK_TEST_NET_MIB` has another number, such as 1024.
-fn stream_bytes() -> u64 {
-    let mebibytes = std::env::var("HUSK_TEST_NET_MIB").map_or(Ok(16), |text| text.parse::<u64>());
-    mebibytes.unwrap() << 20
-}
-
-/// A network of the test's own; `false` if this user may not have one.
-fn network() -> bool {
-    let allowed = own_network().is_ok();
-    if !allowed {
-        println!("skipped: needs root");
-    }
-    allowed
-}
-
-/// A guest with a shell, its network device given by `net`.
-fn boot(net: &str) -> Boot {
-    Boot::new([Step::Shell, Step::PowerOff])
-        .pod_image()
-        .arguments(["--net", net])
-}
-
-/// A guest whose shell is ready, its interface up.
-struct Session(Guest);
-
-impl Session {
-    fn start(boot: Boot) -> Self {
-        let mut session = Self(boot.start());
-        assert_eq!(session.0.answer(), Answer::Listening);
-        session.sh("ip link set eth0 up && ip addr add 10.0.0.2/24 dev eth0");
-        session
-    }
-
-    /// Has the guest's shell run `line`; its exit code and what it wrote.
-    fn run(&mut self, line: &str) -> (i32, String) {
-        self.0.type_text(&format!("{line}\n"));
-        match self.0.answer() {
-            Answer::Ran { code, output } => (code, output),
-            other => panic!("`{line}`: {other:?}"),
-        }
-    }
-
-    /// The same of a line that must succeed.
-    fn sh(&mut self, line: &str) -> String {
-        let (code, output) = self.run(line);
-        assert_eq!(code, 0, "`{line}`: {output}");
-        output
-    }
-
-    /// Ends the guest.
-    fn end(mut self) {
-        self.0.type_text("end\n");
-        self.0.wait().assert_code(0).assert_nothing_refused();
-    }
-
-    /// A stream from the guest to the host arrives as it was sent.
-    fn upload(&mut self, port: u16, bytes: u64) -> Traffic {
-        let listener = TcpListener::bind((HOST, port)).unwrap();
-        let host = thread::spawn(move || traffic::receive_from(&listener, true).unwrap());
-        let sent = self.sh(&format!("/init net send {HOST} {port} {bytes} {port}"));
-        let sent: Traffic = serde_json::from_str(&sent).unwrap();
-        let received = host.join().unwrap();
-        assert_eq!((sent.bytes, sent.checksum), (received.bytes, received.checksum));
-        assert_eq!(received.bytes, bytes);
-        sent
-    }
-
-    /// A stream from the host to the guest arrives as it was sent.
-    fn download(&mut self, port: u16, bytes: u64) -> Traffic {
-        let seed = u64::from(port);
-        let host = thread::spawn(move || traffic::send((GUEST, port), bytes, Content::Pattern(seed)).unwrap());
-        let received = self.sh(&format!("/init net receive {port} look"));
-        let received: Traffic = serde_json::from_str(&received).unwrap();
-        let sent = host.join().unwrap();
-        assert_eq!((sent.bytes, sent.checksum), (received.bytes, received.checksum));
-        assert_eq!(sent.bytes, bytes);
-        received
-    }
-}
+use session::{PREFIX, Session, boot, network, stream_bytes};
 
 /// Runs a tool of the host; whether it succeeded, and what it wrote.
 fn tool(program: &str, arguments: &str) -> (bool, String) {

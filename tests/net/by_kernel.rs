@@ -1,0 +1,221 @@
+//! Networks whose frames the host's kernel moves (`backend=vhost`).
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use husk_guest::pattern;
+use husk_guest::traffic::{self, Content, Traffic};
+use husk_tests::Image;
+use husk_tests::agent::Agent;
+use husk_tests::api::Shim;
+use husk_tests::body::Shape;
+use husk_tests::info::PciDevice;
+use husk_tests::kernel_file;
+use husk_tests::pod::Pod;
+use husk_tests::tap::Tap;
+use serde_json::{Value, json};
+
+use crate::session::{GUEST, HOST, PREFIX, Session, boot, network, stream_bytes};
+
+/// Whether the host's kernel and this user have what these tests need.
+fn vhost() -> bool {
+    let there = Path::new("/dev/vhost-net").exists();
+    if !there {
+        println!("skipped: there is no /dev/vhost-net");
+    }
+    there && network()
+}
+
+/// Threads that the kernel has in a process to serve its rings.
+fn kernel_threads(pid: u32) -> usize {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let names = threads.filter_map(|thread| fs::read_to_string(thread.path().join("comm")).ok());
+    names.filter(|name| name.starts_with("vhost-")).count()
+}
+
+#[test]
+fn the_kernel_moves_frames_over_a_tap_that_stays_as_it_was() {
+    if !vhost() {
+        return;
+    }
+    let tap = Tap::new("t0", false, PREFIX);
+    let before = tap.settings();
+    let mut guest = Session::start(boot("tap=t0,mac=02:00:00:00:00:07,backend=vhost"));
+    assert!(guest.sh("ip link show eth0").contains("02:00:00:00:00:07"));
+    assert_eq!(kernel_threads(guest.0.pid()), 1);
+    guest.sh("ping -c 3 -w 60 10.0.0.1");
+    guest.upload(5001, stream_bytes());
+    guest.download(5002, stream_bytes());
+    for offload in ["tso", "gso", "gro", "tx", "sg"] {
+        assert_eq!(guest.sh(&format!("/init net offload eth0 {offload} off")), "off");
+    }
+    guest.upload(5003, stream_bytes() / 4);
+    guest.download(5004, stream_bytes() / 4);
+    let rows = guest.sh("cat /sys/class/net/eth0/statistics/rx_errors /sys/class/net/eth0/statistics/tx_errors");
+    assert_eq!(rows, "0\n0");
+    guest.end();
+    assert_eq!(tap.settings(), before);
+}
+
+#[test]
+fn the_older_kernel_and_a_driver_that_comes_again_are_served_by_the_kernel() {
+    if !vhost() {
+        return;
+    }
+    let _tap = Tap::new("t0", false, PREFIX);
+    let mut guest = Session::start(boot("tap=t0,backend=vhost").kernel("6.1", Image::BzImage));
+    guest.upload(5001, stream_bytes() / 4);
+    for round in 0..3 {
+        guest.sh(
+            "cd /sys/bus/virtio/drivers/virtio_net && dev=$(ls -d virtio*) && echo $dev >unbind && echo $dev >bind",
+        );
+        guest.sh("ip link set eth0 up && ip addr add 10.0.0.2/24 dev eth0");
+        guest.sh("ping -c 2 -w 60 10.0.0.1");
+        guest.download(5002 + round, 1 << 20);
+    }
+    guest.end();
+}
+
+#[test]
+fn each_pair_of_queues_has_a_thread_of_the_kernel() {
+    if !vhost() {
+        return;
+    }
+    let tap = Tap::new("t0", true, PREFIX);
+    let fds = [tap.open(), tap.open()];
+    let net = format!("fd={}:{},backend=vhost", fds[0].as_raw_fd(), fds[1].as_raw_fd());
+    let mut guest = Session::start(boot(&net).cpus(2));
+    drop(fds);
+    assert_eq!(guest.sh("/init net queues eth0"), "2 of 2");
+    assert_eq!(kernel_threads(guest.0.pid()), 2);
+    for port in 5001..5005 {
+        guest.upload(port, stream_bytes() / 8);
+        guest.download(port + 100, stream_bytes() / 8);
+    }
+    // The host must not use a queue that the guest does not.
+    assert_eq!(guest.sh("/init net queues eth0 1"), "1 of 2");
+    guest.download(5201, stream_bytes() / 8);
+    assert_eq!(guest.sh("/init net queues eth0 2"), "2 of 2");
+    guest.download(5202, stream_bytes() / 8);
+    guest.end();
+}
+
+#[test]
+fn a_tap_in_use_is_named_whoever_would_move_its_frames() {
+    if !vhost() {
+        return;
+    }
+    let taken = Tap::new("t0", false, PREFIX);
+    let _held = taken.open();
+    let ended = boot("tap=t0,backend=vhost").run();
+    ended.assert_code(1);
+    assert!(ended.errors.contains("net t0: tap 't0' is in use"), "{}", ended.errors);
+}
+
+/// A pod whose agent does what a shell does in the other tests.
+struct Networked(Agent);
+
+impl Networked {
+    fn sh(&mut self, line: &str) -> String {
+        let said = self.0.run(&["sh", "-c", line]).unwrap();
+        said.trim_end().into()
+    }
+
+    /// The interface of the only network device, whatever it is called, gets its address.
+    fn set_up(&mut self) {
+        self.sh(
+            "until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done; ip link set eth0 up && ip addr add 10.0.0.2/24 dev eth0",
+        );
+    }
+
+    /// Both ways, with checksums of both sides.
+    fn traffic(&mut self, port: u16) {
+        let bytes = stream_bytes() / 4;
+        let listener = TcpListener::bind((HOST, port)).unwrap();
+        let host = thread::spawn(move || traffic::receive_from(&listener, true).unwrap());
+        let sent = self.sh(&format!("/init net send {HOST} {port} {bytes} {port}"));
+        let sent: Traffic = serde_json::from_str(&sent).unwrap();
+        assert_eq!(sent.checksum, host.join().unwrap().checksum);
+        let expected = pattern::bytes(port.into(), usize::try_from(bytes).unwrap());
+        assert_eq!(sent.checksum, pattern::checksum(&expected));
+        let host = thread::spawn(move || traffic::send((GUEST, port), bytes, Content::Pattern(7)).unwrap());
+        let received = self.sh(&format!("/init net receive {port} look"));
+        let received: Traffic = serde_json::from_str(&received).unwrap();
+        assert_eq!(
+            (received.bytes, received.checksum),
+            (bytes, host.join().unwrap().checksum)
+        );
+    }
+}
+
+fn counter(pod: &mut Pod, device: &str, name: &str) -> u64 {
+    let counters: Value = pod.api().get("vm.counters").unwrap().json().unwrap();
+    counters[device][name].as_u64().unwrap()
+}
+
+#[test]
+fn a_device_of_the_kernel_comes_pauses_goes_and_outlives_a_reboot() {
+    if !vhost() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let _tap = Tap::new("t0", false, PREFIX);
+    let shape = Shape::new(
+        Shim::Rust,
+        kernel_file("6.12", "vmlinux"),
+        kernel_file("6.12", "pod.cpio"),
+    );
+    let mut pod = Pod::launch(shape, folder.path()).unwrap();
+    // Without RAM that is shared: the kernel needs none.
+    let mut body = pod.shape().create(&pod.vsock());
+    body["memory"]["shared"] = json!(false);
+    pod.put("vm.create", Some(&body)).unwrap().done().unwrap();
+    pod.boot().unwrap();
+    let mut guest = Networked(pod.agent().unwrap().0);
+
+    let net = json!({"tap": "t0", "backend": "vhost", "id": "late"});
+    let device: PciDevice = pod.put("vm.add-net", Some(&net)).unwrap().json().unwrap();
+    guest.set_up();
+    guest.traffic(5001);
+
+    for round in 0..2 {
+        pod.put("vm.pause", None).unwrap().done().unwrap();
+        pod.put("vm.resume", None).unwrap().done().unwrap();
+        guest.traffic(5002 + round);
+    }
+    let starts = counter(&mut pod, "late", "starts");
+
+    // Memory that came later: what the guest receives fills it.
+    guest.0.load_module("virtio_mem").unwrap();
+    let more = pod.shape().resize_memory(768 << 20);
+    pod.put("vm.resize", Some(&more)).unwrap().done().unwrap();
+    guest.0.bring_online(1).unwrap();
+    guest.sh("until [ $(sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo) -gt 600000 ]; do sleep 0.1; done");
+    guest.sh("mkdir -p /tmp/fill && mount -t tmpfs -o size=600m none /tmp/fill");
+    guest.sh("dd if=/dev/zero of=/tmp/fill/zeroes bs=1M count=300 2>/dev/null");
+    guest.traffic(5010);
+    guest.sh("rm /tmp/fill/zeroes");
+    assert_eq!(counter(&mut pod, "late", "ring_faults"), 0);
+    assert_eq!(counter(&mut pod, "late", "starts"), starts, "nothing began anew");
+
+    pod.remove(&device).unwrap();
+    guest.sh("while [ -e /sys/class/net/eth0 ]; do sleep 0.1; done");
+    // The tap is free once the device has gone.
+    while pod.put("vm.add-net", Some(&net)).unwrap().status != 200 {
+        thread::sleep(Duration::from_millis(50));
+    }
+    guest.set_up();
+    guest.traffic(5020);
+    drop(guest);
+
+    pod.put("vm.reboot", None).unwrap().done().unwrap();
+    let mut guest = Networked(pod.agent().unwrap().0);
+    guest.set_up();
+    guest.traffic(5030);
+    assert_eq!(counter(&mut pod, "late", "starts"), 1);
+    pod.stop().unwrap();
+}
