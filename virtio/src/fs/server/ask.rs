@@ -1,5 +1,6 @@
 //! One request while it is taken apart.
 
+use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::session::Agreed;
@@ -8,6 +9,9 @@ use crate::fs::protocol::extensions::Extensions;
 use crate::fs::protocol::tail::Parts;
 use crate::fs::protocol::{Failure, MALFORMED, Opcode, Tail, requests, take};
 use crate::ring::Reader;
+
+/// Permission bits that a umask has.
+const UMASK: u32 = 0o777;
 
 /// A request behind its header.
 pub(super) struct Ask<'a> {
@@ -77,6 +81,16 @@ impl<'a> Ask<'a> {
     /// What is left, to be read by the file system itself.
     pub fn body(&self) -> &Reader<'a> {
         &self.body
+    }
+
+    /// What of `umask` is left to be done. A guest's kernel has taken it from the mode itself, unless it leaves that to a host with lists of
+    /// access rights (`FUSE_DONT_MASK`, Linux `fs/fuse/dir.c`).
+    pub fn umask(&self, umask: U32) -> u32 {
+        if self.agreed.posix_acl() {
+            umask.get() & UMASK
+        } else {
+            0
+        }
     }
 
     /// Adds to `new` and to the caller what `parts` has of extensions.

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::ask::Ask;
 use super::locks::OFFSET_MAX;
-use super::names::{PERMISSIONS, UMASK, kind};
+use super::names::{PERMISSIONS, kind};
 use super::reply::Reply;
 use super::{Done, Server};
 use crate::fs::filesystem::{Creation, Handle, Node};
@@ -56,7 +56,7 @@ impl Server {
         let tail = ask.tail()?;
         let mut parts = tail.parts();
         let name = parts.name()?;
-        let mut new = new_file(&wanted)?;
+        let mut new = new_file(&ask, &wanted)?;
         ask.extend(parts, &mut new)?;
         let kill_priv = wanted.open_flags.get() & OPEN_KILL_SUIDGID != 0;
         let (entry, opened) = self.fs.create(&ask.caller, ask.node, name, flags, kill_priv, &new)?;
@@ -73,7 +73,7 @@ impl Server {
         let tail = ask.tail()?;
         let mut parts = tail.parts();
         parts.string()?;
-        let mut new = new_file(&wanted)?;
+        let mut new = new_file(&ask, &wanted)?;
         ask.extend(parts, &mut new)?;
         let (entry, opened) = self.fs.tmpfile(&ask.caller, ask.node, flags, &new)?;
         reply.send(&replies::Created {
@@ -257,7 +257,7 @@ fn changes(flags: OFlags) -> bool {
 }
 
 /// A regular file.
-fn new_file(wanted: &requests::Create) -> Result<Creation<'static>, Failure> {
+fn new_file(ask: &Ask<'_>, wanted: &requests::Create) -> Result<Creation<'static>, Failure> {
     let mode = wanted.mode.get();
     let is_file = matches!(FileType::from_raw_mode(mode), FileType::RegularFile);
     // Some callers leave the type out.
@@ -266,7 +266,7 @@ fn new_file(wanted: &requests::Create) -> Result<Creation<'static>, Failure> {
     }
     Ok(Creation {
         mode: kind(FileType::RegularFile) | mode & PERMISSIONS,
-        umask: wanted.umask.get() & UMASK,
+        umask: ask.umask(wanted.umask),
         ..Creation::default()
     })
 }

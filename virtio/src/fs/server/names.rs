@@ -12,8 +12,6 @@ use crate::fs::serve::Outcome;
 
 /// Permission bits of a mode, set-user-ID, set-group-ID and the sticky bit among them.
 pub(super) const PERMISSIONS: u32 = 0o7777;
-/// Those that a umask has.
-pub(super) const UMASK: u32 = 0o777;
 /// Those of a symbolic link.
 const LINK_PERMISSIONS: u32 = 0o777;
 /// `RENAME_NOREPLACE`, `RENAME_EXCHANGE` and `RENAME_WHITEOUT` of renameat2(2).
@@ -84,7 +82,7 @@ impl Server {
         let name = parts.name()?;
         let mut new = Creation {
             mode: kind(FileType::from_raw_mode(mode)) | mode & PERMISSIONS,
-            umask: wanted.umask.get() & UMASK,
+            umask: ask.umask(wanted.umask),
             rdev: wanted.rdev.get(),
             label: None,
         };
@@ -100,7 +98,7 @@ impl Server {
         let name = parts.name()?;
         let mut new = Creation {
             mode: kind(FileType::Directory) | wanted.mode.get() & PERMISSIONS,
-            umask: wanted.umask.get() & UMASK,
+            umask: ask.umask(wanted.umask),
             ..Creation::default()
         };
         ask.extend(parts, &mut new)?;

@@ -4,6 +4,7 @@ use rustix::io::Errno;
 
 use super::catalogue::furnished;
 use super::*;
+use crate::fs::protocol::flags::init::DONT_MASK;
 
 /// Bodies of every kind of request that takes names, with `name` in each place for one.
 fn requests_with(name: &[u8]) -> Vec<Request> {
@@ -164,4 +165,25 @@ fn a_list_of_what_is_forgotten_may_be_long_and_must_be_whole() {
         rig.hand_in(&wrong.bytes(), 0, 4096);
     }
     assert_eq!((rig.model.calls().len(), rig.count("malformed_requests")), (0, 4));
+}
+
+#[test]
+fn a_umask_that_the_guest_has_applied_is_not_applied_again() {
+    for (flags, umask) in [(LINUX_6_12, 0o027), (LINUX_6_12 & !DONT_MASK, 0)] {
+        let rig = Rig::with(ALL, flags);
+        let made = [
+            request(9, 1, &[&u32s([0o750, 0o027]), b"folder\0"]),
+            request(8, 1, &[&u32s([0o010_640, 0, 0o027, 0]), b"fifo\0"]),
+            request(35, 1, &[&u32s([0, 0o100_640, 0o027, 0]), b"file\0"]),
+        ];
+        for request in made {
+            assert_eq!(rig.ask(&request).error, 0, "{request:?}");
+        }
+        let calls = rig.model.calls();
+        let expected = format!("umask: {umask},");
+        assert!(
+            calls.len() == 3 && calls.iter().all(|call| call.contains(&expected)),
+            "{calls:?}"
+        );
+    }
 }
