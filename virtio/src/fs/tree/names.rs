@@ -4,7 +4,7 @@
 //! link. So there is nothing to be reached from a directory but what is in it.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{
@@ -47,29 +47,45 @@ pub(super) fn open(dir: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
 
 impl Tree {
     pub(super) fn lookup(&self, parent: Node, name: Name<'_>) -> Result<Entry, Errno> {
-        self.entry(&*self.directory(parent)?, Seen { parent, name }, Guess::Known)
+        let dir_node = self.directory_node(parent)?;
+        // A guest that walks through a directory asks for one new name after the other; one that looks again, for those that it knows.
+        let guess = if dir_node.gave_new() { Guess::New } else { Guess::Known };
+        let dir = self.nodes.descriptor(&dir_node)?;
+        let seen = Seen { parent, name };
+        let (inode, stat) = match self.found(dir.as_fd(), seen, guess) {
+            // One that is known needs no descriptor.
+            Err(Errno::NFILE | Errno::MFILE) if guess == Guess::New => self.found(dir.as_fd(), seen, Guess::Known)?,
+            found => found?,
+        };
+        dir_node.note_new(inode.is_new());
+        Ok(self.entry_of(&inode, &stat))
     }
 
     /// What the name `seen` leads to, in the directory that `dir` holds; given away once.
     pub(super) fn entry(&self, dir: impl AsFd, seen: Seen<'_>, guess: Guess) -> Result<Entry, Errno> {
-        let dir = dir.as_fd();
+        let (inode, stat) = self.found(dir.as_fd(), seen, guess)?;
+        Ok(self.entry_of(&inode, &stat))
+    }
+
+    /// The node that `seen` leads to, given away once, and what the host says of it.
+    fn found(&self, dir: BorrowedFd<'_>, seen: Seen<'_>, guess: Guess) -> Result<(Arc<Inode>, Statx), Errno> {
         if guess == Guess::Known {
             let stat = attributes::of_name(dir, seen.name)?;
             if let Some(inode) = self.nodes.known(&attributes::key(&stat), seen) {
-                return Ok(self.entry_of(&inode, &stat));
+                return Ok((inode, stat));
             }
         }
         let fd = self.nodes.open(|| open(dir, seen.name.as_c_str()))?;
-        self.entry_of_fd(fd, Some(seen))
+        self.held(fd, Some(seen))
     }
 
-    /// The node that `fd` holds, given away once.
-    fn entry_of_fd(&self, fd: Held, seen: Option<Seen<'_>>) -> Result<Entry, Errno> {
+    /// The node that `fd` holds, given away once, and what the host says of it.
+    fn held(&self, fd: Held, seen: Option<Seen<'_>>) -> Result<(Arc<Inode>, Statx), Errno> {
         let stat = attributes::of(&fd)?;
         let inode = self
             .nodes
             .add(attributes::key(&stat), Kind::of(stat.stx_mode), fd, seen)?;
-        Ok(self.entry_of(&inode, &stat))
+        Ok((inode, stat))
     }
 
     fn entry_of(&self, inode: &Inode, stat: &Statx) -> Entry {
@@ -84,11 +100,17 @@ impl Tree {
 
     /// A descriptor of a directory.
     pub(super) fn directory(&self, node: Node) -> Result<Arc<Held>, Errno> {
+        self.nodes.descriptor(&self.directory_node(node)?)
+    }
+
+    /// A node that is a directory.
+    fn directory_node(&self, node: Node) -> Result<Arc<Inode>, Errno> {
         let inode = self.nodes.get(node)?;
-        if inode.kind() != Kind::Directory {
-            return Err(Errno::NOTDIR);
+        if inode.kind() == Kind::Directory {
+            Ok(inode)
+        } else {
+            Err(Errno::NOTDIR)
         }
-        self.nodes.descriptor(&inode)
     }
 
     pub(super) fn readlink(&self, node: Node) -> Result<Vec<u8>, Errno> {
@@ -238,10 +260,10 @@ impl Tree {
         seen: Option<Seen<'_>>,
     ) -> Result<(super::handles::OpenFile, Entry), Errno> {
         let fd = self.nodes.open(|| self.proc.reopen(&file, OFlags::PATH))?;
-        let entry = self.entry_of_fd(fd, seen)?;
-        let labelled = self.label(new, || self.descriptor(entry.node));
-        let inode = labelled.and_then(|()| self.nodes.get(entry.node));
-        let inode = inode.inspect_err(|_| self.nodes.forget(entry.node, 1))?;
+        let (inode, stat) = self.held(fd, seen)?;
+        let labelled = self.label(new, || self.nodes.descriptor(&inode));
+        labelled.inspect_err(|_| self.nodes.forget(inode.node(), 1))?;
+        let entry = self.entry_of(&inode, &stat);
         Ok((open_file(inode, file, flags), entry))
     }
 

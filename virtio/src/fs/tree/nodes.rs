@@ -60,6 +60,8 @@ pub(super) struct Inode {
     locked: AtomicBool,
     /// Its descriptor was used since somebody looked.
     recent: AtomicBool,
+    /// Of a directory: the name that was looked up last was that of a new node.
+    new_last: AtomicBool,
     kind: Kind,
 }
 
@@ -74,6 +76,7 @@ impl Inode {
             opens: AtomicU32::new(0),
             locked: AtomicBool::new(false),
             recent: AtomicBool::new(false),
+            new_last: AtomicBool::new(false),
             kind,
         }
     }
@@ -111,6 +114,23 @@ impl Inode {
     /// Whether nobody has it open any more, but there may be locks: said once.
     pub fn leaves_locks(&self) -> bool {
         self.opens.load(Ordering::SeqCst) == 0 && self.locked.swap(false, Ordering::SeqCst)
+    }
+
+    /// Whether it was given away once only. That may be wrong a moment later.
+    pub fn is_new(&self) -> bool {
+        self.lookups.load(Ordering::Relaxed) == 1
+    }
+
+    /// A name in this directory was looked up and led to a `new` node, or to one that the guest knew.
+    pub fn note_new(&self, new: bool) {
+        if self.gave_new() != new {
+            self.new_last.store(new, Ordering::Relaxed);
+        }
+    }
+
+    /// What was noted last.
+    pub fn gave_new(&self) -> bool {
+        self.new_last.load(Ordering::Relaxed)
     }
 
     fn place(&self) -> MutexGuard<'_, Place> {

@@ -95,6 +95,38 @@ fn lookups_are_counted_exactly() {
 }
 
 #[test]
+fn a_name_leads_to_its_node_whatever_was_looked_up_before() {
+    let share = Share::within(Budget::new(8), |_| {});
+    for name in ["a", "b", "c"] {
+        fs::write(share.host(name), "").unwrap();
+    }
+    // New ones, known ones, and both in turn.
+    let (a, b) = (share.node("a"), share.node("b"));
+    assert_eq!([share.node("a"), share.node("b"), share.node("b")], [a, b, b]);
+    let c = share.node("c");
+    assert_eq!([share.node("a"), share.node("c")], [a, c]);
+    assert_eq!(share.counter("nodes"), 4);
+    for (node, lookups) in [(a, 3), (b, 3), (c, 2)] {
+        share.tree.forget(node, lookups - 1);
+        share.attr(node);
+        share.tree.forget(node, 1);
+        assert_eq!(share.tree.getattr(node, None), Err(Errno::BADF));
+    }
+    // One that is known is found without a descriptor, also right after one that was new.
+    let a = share.node("a");
+    let mut handles = Vec::new();
+    let error = loop {
+        match share.open(a, O_RDONLY) {
+            Ok(handle) => handles.push(handle),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error, Errno::NFILE);
+    assert_eq!(share.node("a"), a);
+    assert_eq!(share.lookup(Node::ROOT, "b").unwrap_err(), Errno::NFILE);
+}
+
+#[test]
 fn nodes_handles_and_descriptors_are_bounded() {
     let share = Share::with(|config| {
         config.max_nodes = 3;
