@@ -325,3 +325,21 @@ fn the_ged_is_on_its_line() {
         Value::Bytes(b"ACPI0013\0".to_vec())
     );
 }
+
+/// Guests choose their drivers by these (ACPI 6.5 §5.6.7, table "ACPI device IDs"); names of EISA are packed (§19.3.4).
+#[test]
+fn devices_have_the_names_that_guests_know_them_by() {
+    let eisa = |number: u64| Value::Int(number << 16 | 0xd041);
+    let text = |name: &str| Value::Bytes([name.as_bytes(), b"\0"].concat());
+    let mut cpus = machine(Kind::Cpu, 2, 1).guest;
+    assert_eq!(cpus.evaluate("\\_SB_.PWRB._HID", &[]), eisa(0x0c0c));
+    assert_eq!(cpus.evaluate("\\_SB_.HCPU._HID", &[]), text("ACPI0010"));
+    for slot in ["C000", "C001"] {
+        let name = format!("\\_SB_.HCPU.{slot}._HID");
+        assert_eq!(cpus.evaluate(&name, &[]), text("ACPI0007"));
+    }
+    let mut memory = machine(Kind::Memory, 2, 0).guest;
+    assert_eq!(memory.evaluate("\\_SB_.HMEM._HID", &[]), eisa(0x060a));
+    assert_eq!(memory.evaluate("\\_SB_.HMEM.M001._HID", &[]), eisa(0x800c));
+    assert_eq!(memory.evaluate("\\_SB_.HMEM.M001._UID", &[]), Value::Int(1));
+}

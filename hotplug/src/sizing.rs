@@ -177,7 +177,7 @@ impl Sizing {
         change: Change,
         block_bytes: u64,
     ) -> Result<PodSize, SizingError> {
-        let max_vcpus = now.max_vcpus.min(self.max_vcpus()?);
+        let max_vcpus = now.max_vcpus.min(self.max_vcpus()?).max(1);
         let wanted = self.wanted_vcpus(containers).clamp(1, max_vcpus);
         let vcpus = match change {
             Change::Add => wanted.max(now.vcpus),

@@ -197,6 +197,7 @@ fn a_dynamic_pod_starts_with_the_defaults() {
         (64, 16, (2, 16)),
         (0, 1, (1, 1)),
         (0, 999, (2, 256)),
+        (256, 999, (2, 256)),
     ] {
         (sizing.max_vcpus, sizing.host_vcpus) = (max_vcpus, host_vcpus);
         let size = sizing.dynamic_start().unwrap();
@@ -241,5 +242,76 @@ fn cpu_lists_and_cpu_times_are_read_exactly() {
         ("0.000000001", "0.000000001"),
     ] {
         assert_eq!(CpuTime::parse(text).unwrap().to_string(), shown);
+    }
+}
+
+#[test]
+fn a_pod_may_have_all_that_is_allowed_and_no_more() {
+    let limited = |shim, mib| Sizing {
+        max_memory_bytes: mib * MIB,
+        ..sizing(shim)
+    };
+    for shim in [Shim::Rust, Shim::Go] {
+        let resized = limited(shim, 1024).resized(pod(1, 512), &[memory(512 * MIB)], Change::Add, BLOCK);
+        assert_eq!(resized, Ok(pod(1, 1024)), "{shim:?}");
+    }
+    let start = |shim, mib, bytes| {
+        limited(shim, mib)
+            .static_start(&memory(bytes))
+            .map(|pod| pod.memory_bytes / MIB)
+    };
+    let error = |wanted_bytes, mib| {
+        Err(SizingError::TooMuchMemory {
+            wanted_bytes,
+            allowed_bytes: mib * MIB,
+        })
+    };
+    assert_eq!(start(Shim::Rust, 288, 256 * MIB), Ok(288));
+    assert_eq!(start(Shim::Rust, 287, 256 * MIB), error(288 * MIB, 287));
+    assert_eq!(start(Shim::Go, 768, 256 * MIB), Ok(768));
+    assert_eq!(start(Shim::Go, 767, 256 * MIB), Ok(767));
+    // What is beyond every number is beyond the limit.
+    assert_eq!(start(Shim::Rust, 512, u64::MAX), error(u64::MAX, 512));
+    assert_eq!(start(Shim::Go, 512, u64::MAX), Ok(512));
+}
+
+#[test]
+fn a_pod_whose_containers_want_no_vcpus_has_those_of_the_default() {
+    for shim in [Shim::Rust, Shim::Go] {
+        let three = Sizing {
+            default_vcpus: CpuTime::from_vcpus(3),
+            ..sizing(shim)
+        };
+        for containers in [vec![], vec![Resources::default()]] {
+            let size = three.resized(pod(1, 512), &containers, Change::Update, BLOCK);
+            assert_eq!(size, Ok(pod(3, 512)), "{shim:?}");
+        }
+    }
+}
+
+#[test]
+fn a_pod_has_a_vcpu_whatever_the_numbers_say() {
+    for shim in [Shim::Rust, Shim::Go] {
+        let none = Sizing {
+            default_vcpus: CpuTime::from_vcpus(0),
+            host_vcpus: 0,
+            ..sizing(shim)
+        };
+        let vcpus = |size: Result<PodSize, SizingError>| size.map(|size| size.vcpus);
+        assert_eq!(vcpus(none.dynamic_start()), Ok(1));
+        assert_eq!(vcpus(none.static_start(&Resources::default())), Ok(1));
+        let limited = Sizing { max_vcpus: 4, ..none };
+        assert_eq!(vcpus(limited.dynamic_start()), Ok(1));
+        for max_vcpus in [0, 1] {
+            let now = PodSize {
+                max_vcpus,
+                ..pod(1, 512)
+            };
+            assert_eq!(
+                vcpus(limited.resized(now, &[], Change::Update, BLOCK)),
+                Ok(1),
+                "of {max_vcpus}"
+            );
+        }
     }
 }

@@ -78,5 +78,18 @@ mod tests {
     fn the_memory_of_the_boot_stays() {
         assert_eq!(fitted(512, &[], Change::Exit), 512);
         assert_eq!(fitted(600, &[], Change::Exit), 600, "less than a block");
+        // It may have been more than the default.
+        let sizing = Sizing {
+            default_memory_bytes: 512 * MIB,
+            ..Sizing::new(Shim::Rust, 16, 32 << 30)
+        };
+        let now = PodSize {
+            vcpus: 1,
+            max_vcpus: 8,
+            memory_bytes: 2048 * MIB,
+        };
+        let fitted = |block| sizing.fitted(now, &[], Change::Exit, 1024 * MIB, block);
+        assert_eq!(fitted(BLOCK).unwrap().memory_bytes, 1024 * MIB);
+        assert_eq!(fitted(0), Err(SizingError::NoBlocks));
     }
 }
