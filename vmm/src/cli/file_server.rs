@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use husk_virtio::fs::TAG_BYTES;
-use husk_virtio::fs::share::{Cache, IdMap, ShareConfig};
+use husk_virtio::fs::share::{IdMap, ShareConfig};
 use log::LevelFilter;
 
+use crate::config::CacheMode;
 use crate::fs::{Capabilities, IdRange, Listen, Options, Sandbox};
 use crate::seccomp::Mode;
 
@@ -190,20 +191,6 @@ pub struct FileServerArgs {
     /// Has no effect
     #[arg(long, help_heading = "Accepted for virtiofsd's sake")]
     pub migration_confirm_paths: bool,
-}
-
-/// `--cache`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum CacheMode {
-    /// Contents until a file is opened anew, names and attributes for a second
-    Auto,
-    /// Everything, for a day: nobody else changes the directory
-    Always,
-    /// Nothing
-    #[value(alias = "none")]
-    Never,
-    /// Names and attributes for a day, contents never
-    Metadata,
 }
 
 /// When the guest gets something that it may or may not know.
@@ -507,17 +494,6 @@ fn translation(text: &str) -> Result<IdMap, String> {
             "{kind} is not supported, allowed: map:GUEST:HOST:COUNT, which maps one to one and both ways"
         )),
         _ => Err("allowed: map:GUEST:HOST:COUNT with numbers of 32 bits".into()),
-    }
-}
-
-impl From<CacheMode> for Cache {
-    fn from(mode: CacheMode) -> Self {
-        match mode {
-            CacheMode::Auto => Self::Auto,
-            CacheMode::Always => Self::Always,
-            CacheMode::Never => Self::Never,
-            CacheMode::Metadata => Self::Metadata,
-        }
     }
 }
 

@@ -2,6 +2,8 @@
 
 use clap::Parser;
 
+use husk_virtio::fs::share::Cache;
+
 use super::*;
 use crate::cli::{Cli, Command};
 

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use clap::ValueEnum;
+use husk_virtio::fs::share::Cache;
 use serde::{Deserialize, Serialize};
 
 use super::rest::Rest;
@@ -71,19 +73,31 @@ pub struct FsServing {
     pub label: Option<String>,
 }
 
-/// What the guest may keep of what it was told.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What the guest may keep of what it was told, as it is written in the API and at the command line; the server knows it as [`Cache`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum CacheMode {
-    /// Contents until a file is opened anew, names and attributes for a second.
+    /// Contents until a file is opened anew, names and attributes for a second
     #[default]
     Auto,
-    /// Nothing.
-    Never,
-    /// All: nobody else changes the folder.
+    /// Everything, for a day: nobody else changes the directory
     Always,
-    /// Names and attributes, and no contents.
+    /// Nothing
+    #[value(alias = "none")]
+    Never,
+    /// Names and attributes for a day, contents never
     Metadata,
+}
+
+impl From<CacheMode> for Cache {
+    fn from(mode: CacheMode) -> Self {
+        match mode {
+            CacheMode::Auto => Self::Auto,
+            CacheMode::Always => Self::Always,
+            CacheMode::Never => Self::Never,
+            CacheMode::Metadata => Self::Metadata,
+        }
+    }
 }
 
 impl CacheMode {

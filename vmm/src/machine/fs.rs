@@ -10,12 +10,12 @@ use husk_devices::memory::GuestMemory;
 use husk_virtio::device::VirtioDevice;
 use husk_virtio::fs::local::{Local, LocalConfig};
 use husk_virtio::fs::server::Server;
-use husk_virtio::fs::share::{Cache, ShareConfig};
+use husk_virtio::fs::share::ShareConfig;
 use husk_virtio::fs::{self, Fs};
 use husk_virtio::threads::Threads;
 
 use super::build::BuildError;
-use crate::config::{CacheMode, FsConfig};
+use crate::config::FsConfig;
 
 /// How long a back-end that does not listen yet is waited for. The shims start theirs first and wait for it; this is for people
 /// who start both at once.
@@ -63,12 +63,7 @@ fn share(config: &FsConfig, dir: &Path) -> Result<ShareConfig, std::ffi::NulErro
     let serving = &config.serving;
     Ok(ShareConfig {
         readonly: serving.readonly,
-        cache: match serving.cache {
-            CacheMode::Auto => Cache::Auto,
-            CacheMode::Never => Cache::Never,
-            CacheMode::Always => Cache::Always,
-            CacheMode::Metadata => Cache::Metadata,
-        },
+        cache: serving.cache.into(),
         writeback: serving.writeback,
         allow_direct_io: serving.direct_io,
         xattr: serving.xattr,
