@@ -48,6 +48,17 @@ mod tests {
     }
 
     fn fitted(now_mib: u64, containers: &[Resources], change: Change) -> u64 {
+        fitted_by(now_mib, containers, change, 512, BLOCK).unwrap()
+    }
+
+    /// Of a guest that has started with `boot_mib`, and takes memory in blocks of `block` bytes.
+    fn fitted_by(
+        now_mib: u64,
+        containers: &[Resources],
+        change: Change,
+        boot_mib: u64,
+        block: u64,
+    ) -> Result<u64, SizingError> {
         let sizing = Sizing {
             default_memory_bytes: 512 * MIB,
             ..Sizing::new(Shim::Rust, 16, 32 << 30)
@@ -57,8 +68,8 @@ mod tests {
             max_vcpus: 8,
             memory_bytes: now_mib * MIB,
         };
-        let size = sizing.fitted(now, containers, change, 512 * MIB, BLOCK).unwrap();
-        size.memory_bytes / MIB
+        let size = sizing.fitted(now, containers, change, boot_mib * MIB, block)?;
+        Ok(size.memory_bytes / MIB)
     }
 
     #[test]
@@ -78,18 +89,15 @@ mod tests {
     fn the_memory_of_the_boot_stays() {
         assert_eq!(fitted(512, &[], Change::Exit), 512);
         assert_eq!(fitted(600, &[], Change::Exit), 600, "less than a block");
-        // It may have been more than the default.
-        let sizing = Sizing {
-            default_memory_bytes: 512 * MIB,
-            ..Sizing::new(Shim::Rust, 16, 32 << 30)
-        };
-        let now = PodSize {
-            vcpus: 1,
-            max_vcpus: 8,
-            memory_bytes: 2048 * MIB,
-        };
-        let fitted = |block| sizing.fitted(now, &[], Change::Exit, 1024 * MIB, block);
-        assert_eq!(fitted(BLOCK).unwrap().memory_bytes, 1024 * MIB);
-        assert_eq!(fitted(0), Err(SizingError::NoBlocks));
+        assert_eq!(
+            fitted_by(2048, &[], Change::Exit, 1024, BLOCK),
+            Ok(1024),
+            "more than the default"
+        );
+    }
+
+    #[test]
+    fn a_guest_without_blocks_gives_nothing_back() {
+        assert_eq!(fitted_by(1024, &[], Change::Exit, 512, 0), Err(SizingError::NoBlocks));
     }
 }

@@ -153,7 +153,7 @@ impl Controller {
     }
 
     /// Takes in a configuration that was made of this process's own command line, and boots it. What may wait is left to the loop, which
-    /// serves signals meanwhile: [`Controller::take_failure`] says then why it cannot be had.
+    /// serves signals meanwhile: `Controller::take_failure` says then why it cannot be had.
     ///
     /// # Errors
     /// Why it cannot be built.
