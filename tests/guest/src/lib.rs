@@ -7,6 +7,7 @@
 pub mod answer;
 pub mod call;
 mod dice;
+pub mod folder;
 pub mod frame;
 pub mod job;
 pub mod kernel;

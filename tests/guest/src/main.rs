@@ -8,6 +8,7 @@ mod facts;
 mod files;
 mod guest;
 mod host;
+mod measured;
 mod net;
 mod online;
 mod setup;
@@ -24,6 +25,7 @@ fn main() {
     if let Some((word, rest)) = words.split_first() {
         match word.as_str() {
             "net" => tool(net::perform(rest)),
+            "folder" => tool(measured::perform(rest)),
             "files" => tool(files::perform(rest)),
             // The kernel's own words for its init.
             _ => {}

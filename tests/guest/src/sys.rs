@@ -29,6 +29,24 @@ pub fn mount(source: &str, target: &str, kind: &str, read_only: bool) -> io::Res
     Ok(())
 }
 
+/// Reads a byte of each page of the first `length` bytes of `file` through a mapping of it.
+pub fn touch_mapped(file: &File, length: usize) -> io::Result<()> {
+    const PAGE: usize = 4096;
+    let (access, kind) = (libc::PROT_READ, libc::MAP_SHARED);
+    // SAFETY: a new mapping of an open file, wherever the kernel puts it.
+    let mapping = unsafe { libc::mmap(std::ptr::null_mut(), length, access, kind, file.as_raw_fd(), 0) };
+    if mapping == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    for at in (0..length).step_by(PAGE) {
+        // SAFETY: `at` lies in the mapping. Others may change the file meanwhile, so it is a volatile read of a byte.
+        std::hint::black_box(unsafe { mapping.cast::<u8>().add(at).read_volatile() });
+    }
+    // SAFETY: made above with this length, and nobody has its address any more.
+    check(unsafe { libc::munmap(mapping, length) })?;
+    Ok(())
+}
+
 /// The monotonic clock.
 pub fn monotonic_ns() -> io::Result<u64> {
     let mut now = MaybeUninit::<libc::timespec>::zeroed();

@@ -95,6 +95,7 @@ fn guest(kind: Kind) -> Guest {
         vsock: None,
         tap: None,
         room: None,
+        share: None,
     }
 }
 

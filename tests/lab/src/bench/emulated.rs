@@ -42,6 +42,8 @@ pub enum Profile {
     Net,
     /// Resizes of a running pod.
     Resize,
+    /// Files of the host.
+    Fs,
 }
 
 impl Profile {
@@ -52,6 +54,7 @@ impl Profile {
             Self::Vsock => "vsock",
             Self::Net => "net",
             Self::Resize => "resize",
+            Self::Fs => "fs",
         }
     }
 }

@@ -15,7 +15,7 @@ use super::emulated::Profile;
 use super::ledger::Life;
 use super::subject::Subject;
 use super::wire::Line;
-use super::{boot, broken, net, resize, vsock};
+use super::{boot, broken, folder, net, resize, vsock};
 
 /// How often the host's clock is told, in counted time.
 const BEAT: Duration = Duration::from_millis(500);
@@ -54,6 +54,7 @@ pub fn measure(arguments: &MeasureArgs) -> Result<()> {
         Profile::Vsock => live(&plan, vsock::sample),
         Profile::Net => live(&plan, net::sample),
         Profile::Resize => live(&plan, resize::sample),
+        Profile::Fs => live(&plan, folder::sample),
     }
 }
 

@@ -8,6 +8,7 @@
 //! | `vsock`   | emulated host, one nanosecond an instruction | stock kernel, raw streams | virtual MiB/s, µs, dials/s                  |
 //! | `resize`  | emulated host, one nanosecond an instruction | stock kernel with the agent  | virtual ms from a request to what the guest has |
 //! | `net`     | emulated host, one nanosecond an instruction | stock kernel with a network device | virtual µs for a MiB, an exchange, a datagram |
+//! | `fs`      | emulated host, one nanosecond an instruction | stock kernel with a shared folder | virtual MiB/s, 1/s, µs; KiB |
 //!
 //! Every subject is seen from outside in the same way: the guest writes a byte to its serial port, and the VMM passes it on.
 
@@ -17,6 +18,7 @@ mod confinement;
 mod elf;
 mod emulated;
 mod figures;
+mod folder;
 mod footprint;
 mod forecast;
 mod inside;
@@ -28,6 +30,7 @@ mod payload;
 mod portable;
 mod resize;
 mod rounds;
+mod scripted;
 mod subject;
 mod vsock;
 mod wire;
@@ -65,6 +68,8 @@ enum Profile {
     Net,
     /// Resizes of a running pod, in virtual time.
     Resize,
+    /// Files of the host, in virtual time.
+    Fs,
 }
 
 impl Profile {
@@ -77,16 +82,18 @@ impl Profile {
             Self::Vsock => "vsock",
             Self::Net => "net",
             Self::Resize => "resize",
+            Self::Fs => "fs",
         }
     }
 
     /// Whether it can measure a subject: the floor runs no kernel, and not everybody has every device without help.
     fn measures(self, kind: Kind) -> bool {
         match self {
-            Self::Startup | Self::Memory => true,
+            Self::Startup | Self::Memory => !kind.has_file_server(),
             Self::Boot => kind.boots(),
             Self::Vsock => matches!(kind, Kind::Husk | Kind::CloudHypervisor | Kind::Firecracker),
             Self::Net | Self::Resize => matches!(kind, Kind::Husk | Kind::CloudHypervisor),
+            Self::Fs => matches!(kind, Kind::Husk | Kind::CloudHypervisor) || kind.has_file_server(),
         }
     }
 
@@ -95,7 +102,7 @@ impl Profile {
         match self {
             Self::Startup => 40,
             Self::Memory => 5,
-            Self::Boot | Self::Vsock | Self::Net | Self::Resize => 3,
+            Self::Boot | Self::Vsock | Self::Net | Self::Resize | Self::Fs => 3,
         }
     }
 
@@ -103,7 +110,7 @@ impl Profile {
     fn start(self) -> Duration {
         match self {
             Self::Startup | Self::Memory => Duration::ZERO,
-            Self::Boot | Self::Vsock | Self::Net | Self::Resize => Duration::from_secs(40),
+            Self::Boot | Self::Vsock | Self::Net | Self::Resize | Self::Fs => Duration::from_secs(40),
         }
     }
 
@@ -115,7 +122,7 @@ impl Profile {
             Self::Memory if kind == Kind::QemuQ35 => Duration::from_secs(6),
             Self::Memory => Duration::from_millis(2500),
             Self::Boot => Duration::from_secs(20),
-            Self::Vsock | Self::Net => Duration::from_secs(60),
+            Self::Vsock | Self::Net | Self::Fs => Duration::from_secs(60),
             Self::Resize => Duration::from_secs(180),
         }
     }
@@ -171,12 +178,9 @@ pub fn run(lab: &Lab, arguments: &BenchArgs) -> Result<bool> {
     }
     foretell(profiles, &peers, runs);
     let (husk, floor) = programs(lab, arguments.quick)?;
-    let mut subjects = vec![
-        Subject::new(Kind::Husk, husk.clone()),
-        Subject::new(Kind::HuskUnfiltered, husk),
-        Subject::new(Kind::Floor, floor),
-    ];
-    subjects.extend(peers);
+    let ours = Kind::OURS.map(|kind| Subject::new(kind, if kind == Kind::Floor { &floor } else { &husk }));
+    let measured = |subject: &Subject| profiles.iter().any(|profile| profile.measures(subject.kind));
+    let subjects: Vec<_> = ours.into_iter().chain(peers).filter(measured).collect();
     let seen = confinement(profiles, &subjects);
     let mut results = Vec::new();
     let measured = profiles.iter().try_for_each(|profile| {
@@ -199,17 +203,19 @@ pub fn run(lab: &Lab, arguments: &BenchArgs) -> Result<bool> {
 
 /// Measures those of `subjects` that `profile` can measure.
 fn measure_one(lab: &Lab, profile: Profile, subjects: &[Subject], extent: Extent) -> Result<Results> {
-    let measured = subjects
+    let measured: Vec<_> = subjects
         .iter()
         .filter(|subject| profile.measures(subject.kind))
         .collect();
+    let alone = || measured.iter().copied().cloned().collect::<Vec<_>>();
     let part = match profile {
-        Profile::Startup => natively(|| payload::startup(subjects, extent.runs))?,
-        Profile::Memory => natively(|| payload::memory(subjects, extent.runs))?,
+        Profile::Startup => natively(|| payload::startup(&alone(), extent.runs))?,
+        Profile::Memory => natively(|| payload::memory(&alone(), extent.runs))?,
         Profile::Vsock => vsock::run(lab, measured, extent)?,
         Profile::Net => net::run(lab, measured, extent)?,
         Profile::Boot => boot::run(lab, measured, extent)?,
         Profile::Resize => resize::run(lab, measured, extent)?,
+        Profile::Fs => folder::run(lab, measured, extent)?,
     };
     for (kind, why) in &part.failures {
         progress::say(&format!("{}: {}: failed: {why}", profile.name(), kind.name()));
@@ -219,8 +225,10 @@ fn measure_one(lab: &Lab, profile: Profile, subjects: &[Subject], extent: Extent
 
 /// Says what will be done, and about how long it takes.
 fn foretell(profiles: &[Profile], peers: &[Subject], runs: impl Fn(Profile) -> u32) {
-    let ours = [Kind::Husk, Kind::HuskUnfiltered, Kind::Floor];
-    let kinds: Vec<_> = ours.into_iter().chain(peers.iter().map(|peer| peer.kind)).collect();
+    let kinds: Vec<_> = Kind::OURS
+        .into_iter()
+        .chain(peers.iter().map(|peer| peer.kind))
+        .collect();
     let forecast = |profile: &Profile| Forecast::new(*profile, kinds.iter().copied(), runs(*profile));
     let forecasts: Vec<_> = profiles.iter().map(forecast).collect();
     for forecast in &forecasts {
@@ -270,7 +278,11 @@ fn confinement(profiles: &[Profile], subjects: &[Subject]) -> Vec<Seen> {
         progress::say(&format!("whether the subjects are confined is not looked at: {why}"));
         return Vec::new();
     }
-    let measured = |subject: &&Subject| profiles.iter().any(|profile| profile.measures(subject.kind));
+    // With a file server it is the same program.
+    let measured = |subject: &&Subject| {
+        let kind = subject.kind;
+        !kind.has_file_server() && profiles.iter().any(|profile| profile.measures(kind))
+    };
     let subjects: Vec<_> = subjects.iter().filter(measured).cloned().collect();
     let seen = confinement::look(&subjects);
     for seen in &seen {

@@ -3,32 +3,20 @@
 //! One processor does everything there: guest, VMM, both kernels, and the programs at both ends. So a figure is the work of all of
 //! them for one unit of traffic, and what differs between subjects is the VMM's part and what it makes the others do.
 
-use std::fs;
-use std::io::Read;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::process::{Child, Stdio};
-use std::thread;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use husk_guest::traffic::Traffic;
-use husk_guest::{Answer, PREFIX, Step, step};
-use husk_tests::end_of;
 use serde::{Deserialize, Serialize};
 
-use super::Results;
-use super::broken::Panicked;
 use super::emulated::{Extent, Profile, Session};
-use super::measure::{collected, end};
 use super::net_host::{HostSide, LIMIT, host_side};
 use super::rounds::Extract;
 use super::subject::{Guest, Subject};
-use crate::archive::Archive;
-use crate::images;
-use crate::kernel::HOST_KERNEL;
-use crate::paths::{self, Lab};
+use super::{Results, scripted};
+use crate::paths::Lab;
 
-const MEMORY_MIB: u32 = 512;
 /// The tap.
 pub const TAP: &str = "bench0";
 /// The host.
@@ -90,94 +78,25 @@ fn script() -> String {
 /// An emulated host cannot be made.
 pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent) -> Result<Results> {
     let guest_init = super::guest_init(lab)?;
-    images::ensure_guests(lab, &guest_init)?;
-    let mut image = fs::read(lab.guest().join(HOST_KERNEL.name).join("pod.cpio"))?;
-    let mut more = Archive::default();
-    more.file("script", script().as_bytes())?;
-    image.extend(more.finish()?);
-    let file = lab.path("bench").join(IMAGE);
-    paths::write(&file, &image)?;
     let session = Session {
         profile: Profile::Net,
         subjects,
         extent,
+        files: vec![scripted::image(lab, &guest_init, IMAGE, &script())?],
         guest_init,
-        files: vec![(file, IMAGE.into())],
         extracts: &FIGURES,
     };
     session.run(lab)
 }
 
-fn guest() -> Guest {
-    let steps = step::join(&[Step::Script, Step::PowerOff]);
-    Guest {
-        kernel: Path::new("/lab").join(HOST_KERNEL.name).join("vmlinux"),
-        initramfs: Some(Path::new("/work").join(IMAGE)),
-        cmdline: format!("console=ttyS0 quiet reboot=k panic=-1 husk.do={steps}"),
-        memory_mib: MEMORY_MIB,
-        disk: None,
-        vsock: None,
-        room: None,
-        tap: Some(TAP.into()),
-    }
-}
-
 /// One run of one subject.
 pub fn sample(subject: &Subject, scratch: &Path) -> Result<Talk> {
-    let mut start = subject.start(&guest(), scratch)?;
-    let complaints = fs::File::create(&start.complaints)?;
-    start
-        .command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(complaints);
-    let mut child = Running(start.command.spawn().context("cannot start it")?);
-    let output = child.0.stdout.take().context("no output")?;
-    let reader = thread::spawn(move || {
-        let (mut output, mut text) = (output, Vec::new());
-        let _ = output.read_to_end(&mut text);
-        text
-    });
-    let host = host_side(&mut child.0).and_then(|host| {
-        end_of(&mut child.0, LIMIT)?.context("it does not end")?;
-        Ok(host)
-    });
-    drop(child);
-    let said = String::from_utf8_lossy(&collected(reader)).into_owned();
-    if let Some(panicked) = Panicked::find(&said) {
-        return Err(panicked.into());
-    }
-    let complained = fs::read_to_string(&start.complaints).unwrap_or_default();
-    let host = host.with_context(|| format!("{}{complained}", tail(&said)))?;
-    guest_side(&said)
-        .and_then(|guest| figures(&host, &guest))
-        .with_context(|| format!("{}{complained}", tail(&said)))
-}
-
-/// A child that does not outlive its run.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        end(&mut self.0);
-    }
-}
-
-fn tail(said: &str) -> &str {
-    let start = said.char_indices().rev().nth(600).map_or(0, |(index, _)| index);
-    said.get(start..).unwrap_or_default()
-}
-
-/// What the guest's script has printed, a line a command.
-fn guest_side(said: &str) -> Result<Vec<String>> {
-    let answers = said.lines().filter_map(Answer::parse).filter_map(Result::ok);
-    for answer in answers {
-        if let Answer::Ran { code, output } = answer {
-            ensure!(code == 0, "the guest's script failed: {output}");
-            return Ok(output.lines().map(str::to_string).collect());
-        }
-    }
-    bail!("no answer of the guest's script ({PREFIX})")
+    let guest = Guest {
+        tap: Some(TAP.into()),
+        ..scripted::guest(IMAGE)
+    };
+    let (host, guest) = scripted::run(subject.start(&guest, scratch)?, LIMIT, host_side)?;
+    figures(&host, &guest)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
@@ -204,9 +123,11 @@ fn figures(host: &HostSide, guest: &[String]) -> Result<Talk> {
 mod tests {
     use super::*;
 
-    fn said(line: &str) -> String {
-        let output = format!("{line}\n{line}\n{{\"bytes\":1,\"checksum\":0,\"nanos\":4000000}}\n9\n50 {line}");
-        format!("noise\n{}\n", Answer::Ran { code: 0, output }.line())
+    fn said(line: &str) -> Vec<String> {
+        let count = format!("50 {line}");
+        [line, line, r#"{"bytes":1,"checksum":0,"nanos":4000000}"#, "9", &count]
+            .map(String::from)
+            .to_vec()
     }
 
     #[test]
@@ -222,7 +143,7 @@ mod tests {
             datagrams: 640,
             flood: traffic,
         };
-        let talk = figures(&host, &guest_side(&said(&line)).unwrap()).unwrap();
+        let talk = figures(&host, &said(&line)).unwrap();
         let expected = Talk {
             to_host_us_per_mib: 1000.0,
             to_guest_us_per_mib: 1000.0,
@@ -231,16 +152,5 @@ mod tests {
             to_guest_us_per_datagram: 1280.0,
         };
         assert_eq!(talk, expected);
-    }
-
-    #[test]
-    fn a_script_that_failed_is_an_error_with_its_words() {
-        let failed = Answer::Ran {
-            code: 1,
-            output: "no route".into(),
-        };
-        let error = guest_side(&failed.line()).unwrap_err().to_string();
-        assert!(error.contains("no route"), "{error}");
-        assert!(guest_side("nothing").is_err());
     }
 }

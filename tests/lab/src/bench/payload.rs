@@ -106,5 +106,6 @@ fn guest(scratch: &Path, then: Then) -> Result<Guest> {
         vsock: None,
         tap: None,
         room: None,
+        share: None,
     })
 }

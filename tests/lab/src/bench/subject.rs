@@ -31,7 +31,21 @@ pub struct Guest {
     pub tap: Option<String>,
     /// What may come later.
     pub room: Option<Room>,
+    /// A folder of the host, by the tag [`TAG`].
+    pub share: Option<Share>,
 }
+
+/// Who serves a shared folder.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Share {
+    /// The subject by itself: the folder.
+    Own(PathBuf),
+    /// Another process: its socket.
+    Socket(PathBuf),
+}
+
+/// The tag of a shared folder.
+pub const TAG: &str = "bench";
 
 /// vCPUs and memory that a guest may get while it runs.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -53,6 +67,10 @@ pub enum Kind {
     Husk,
     /// The same without seccomp filters.
     HuskUnfiltered,
+    /// This project with `husk fs` as its file server.
+    HuskFs,
+    /// This project with virtiofsd as its file server.
+    HuskVirtiofsd,
     /// The bare KVM calls; knows the tiny payload only.
     Floor,
     /// Cloud Hypervisor.
@@ -66,6 +84,15 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// What is built here, and measured whether peers are or not.
+    pub const OURS: [Self; 5] = [
+        Self::Husk,
+        Self::HuskUnfiltered,
+        Self::HuskFs,
+        Self::HuskVirtiofsd,
+        Self::Floor,
+    ];
+
     /// Peers, with the program looked for in PATH.
     const PEERS: [(Self, &'static str); 4] = [
         (Self::CloudHypervisor, "cloud-hypervisor"),
@@ -79,6 +106,8 @@ impl Kind {
         match self {
             Self::Husk => "husk",
             Self::HuskUnfiltered => "husk-unfiltered",
+            Self::HuskFs => "husk-with-husk-fs",
+            Self::HuskVirtiofsd => "husk-with-virtiofsd",
             Self::Floor => "floor",
             Self::CloudHypervisor => "cloud-hypervisor",
             Self::Firecracker => "firecracker",
@@ -89,12 +118,17 @@ impl Kind {
 
     /// Whether it is built here. A peer that cannot be measured is not an error.
     pub fn is_ours(self) -> bool {
-        matches!(self, Self::Husk | Self::HuskUnfiltered | Self::Floor)
+        Self::OURS.contains(&self)
     }
 
     /// Whether it is measured with guests of a stock kernel.
     pub fn boots(self) -> bool {
-        !matches!(self, Self::HuskUnfiltered | Self::Floor)
+        !matches!(self, Self::HuskUnfiltered | Self::Floor) && !self.has_file_server()
+    }
+
+    /// Whether it is husk with another process that serves files, which only the profile `fs` asks for.
+    pub fn has_file_server(self) -> bool {
+        matches!(self, Self::HuskFs | Self::HuskVirtiofsd)
     }
 
     /// Whether it is QEMU, which needs more files than its own.
@@ -149,7 +183,7 @@ impl Subject {
         let mut command = Command::new(&self.program);
         command.args(&self.first);
         match self.kind {
-            Kind::Husk => husk(&mut command, guest),
+            Kind::Husk | Kind::HuskFs | Kind::HuskVirtiofsd => husk(&mut command, guest),
             Kind::HuskUnfiltered => {
                 husk(&mut command, guest);
                 command.args(["--seccomp", "false"]);
@@ -190,6 +224,17 @@ fn husk(command: &mut Command, guest: &Guest) {
     if let Some(tap) = &guest.tap {
         command.arg("--net").arg(format!("tap={tap},mac={MAC}"));
     }
+    match &guest.share {
+        // As the Rust shim has virtiofsd serve it.
+        Some(Share::Own(folder)) => {
+            let words = format!("tag={TAG},cache=auto,xattr=on,dir=");
+            command.arg("--fs").arg(joined(&words, folder));
+        }
+        Some(Share::Socket(socket)) => {
+            command.arg("--fs").arg(joined(&format!("tag={TAG},socket="), socket));
+        }
+        None => {}
+    }
     match &guest.disk {
         Some(disk) => command.arg("--disk").arg(joined("path=", disk)),
         None => command.arg("--no-rng"),
@@ -208,7 +253,10 @@ fn cloud_hypervisor(command: &mut Command, guest: &Guest) {
         None => ("boot=1".into(), format!("size={}M", guest.memory_mib)),
     };
     command.args(["--cpus", &cpus, "--serial", "tty", "--console", "off"]);
-    command.args(["--memory", &memory]).arg("--kernel").arg(&guest.kernel);
+    // A file server has to reach it.
+    let shared = if guest.share.is_some() { ",shared=on" } else { "" };
+    command.arg("--memory").arg(format!("{memory}{shared}"));
+    command.arg("--kernel").arg(&guest.kernel);
     command.arg("--cmdline").arg(&guest.cmdline);
     if let Some(initramfs) = &guest.initramfs {
         command.arg("--initramfs").arg(initramfs);
@@ -216,6 +264,9 @@ fn cloud_hypervisor(command: &mut Command, guest: &Guest) {
     if let Some(tap) = &guest.tap {
         let net = format!("tap={tap},mac={MAC},ip=10.0.0.1,mask=255.255.255.0");
         command.arg("--net").arg(net);
+    }
+    if let Some(Share::Socket(socket)) = &guest.share {
+        command.arg("--fs").arg(joined(&format!("tag={TAG},socket="), socket));
     }
     if let Some(disk) = &guest.disk {
         let mut disk = joined("path=", disk);

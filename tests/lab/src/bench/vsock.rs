@@ -100,6 +100,7 @@ fn guest(socket: &Path) -> Guest {
         disk: None,
         tap: None,
         room: None,
+        share: None,
         vsock: Some(socket.to_owned()),
     }
 }

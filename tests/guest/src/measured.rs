@@ -1,0 +1,332 @@
+//! How fast a shared folder is, by the guest's monotonic clock: `/init folder DIR`, for the steps `shell` and `script`.
+//!
+//! Prints a line for each figure, `NAME VALUE` or `no NAME: WHY`. One that cannot be had costs no other.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use husk_guest::folder::{
+    DATA, DATA_BYTES, LISTED, LISTED_FILES, NAMED, NAMED_FILES, RESTS_IDLE, RESTS_LISTED, WRITTEN, name,
+};
+use husk_guest::tree::{self, Plan};
+
+use crate::sys;
+
+/// For how long the guest rests while the host looks: husk trims its memory a second after nothing has happened any more.
+const REST: Duration = Duration::from_millis(1600);
+const SMALL: usize = 4 << 10;
+const LARGE: usize = 1 << 20;
+/// Bytes of a transfer in small blocks each of which is a request.
+const SMALL_BYTES: u64 = 4 << 20;
+/// Random reads by one thread alone, and by each of several.
+const RANDOM: u32 = 1000;
+const RANDOM_EACH: u32 = 100;
+const THREADS: u32 = 16;
+/// Files that come and go, one after the other.
+const PASSING: u32 = 500;
+/// What is packed, and unpacked into the folder.
+const PACKED: Plan = Plan {
+    seed: 3,
+    files: 400,
+    per_folder: 40,
+    empty: false,
+};
+
+/// A folder, one that is not shared, and how the guest forgets what it knows of the first.
+struct Folder {
+    root: PathBuf,
+    scratch: PathBuf,
+    forget: fn() -> Result<()>,
+}
+
+/// What is measured, by its figure's name.
+type Measure = fn(&Folder) -> Result<f64>;
+
+const FIGURES: [(&str, Measure); 16] = [
+    ("lookup_us", Folder::lookup),
+    ("readdirplus_entries_per_s", Folder::list),
+    ("read_mib_s_1m_buffered", |folder| folder.read(LARGE, false)),
+    ("read_mib_s_4k_buffered", |folder| folder.read(SMALL, false)),
+    ("read_mib_s_1m_direct", |folder| folder.read(LARGE, true)),
+    ("read_mib_s_4k_direct", |folder| folder.read(SMALL, true)),
+    ("mmap_read_mib_s", Folder::map),
+    ("random_4k_iops_1", |folder| folder.random(1, RANDOM)),
+    ("random_4k_iops_16", |folder| folder.random(THREADS, RANDOM_EACH)),
+    ("write_mib_s_1m_buffered", |folder| folder.write(LARGE, false)),
+    ("write_mib_s_4k_buffered", |folder| folder.write(SMALL, false)),
+    ("write_mib_s_1m_direct", |folder| folder.write(LARGE, true)),
+    ("write_mib_s_4k_direct", |folder| folder.write(SMALL, true)),
+    ("create_stat_unlink_per_s", Folder::pass),
+    ("untar_ms", Folder::unpack),
+    ("unlink_tree_ms", Folder::remove),
+];
+
+/// Carries out `words`; what there is to print.
+///
+/// # Errors
+///
+/// They make no sense. What cannot be measured is a line.
+pub fn perform(words: &[String]) -> Result<String> {
+    let [root] = words else {
+        bail!("cannot do {words:?}");
+    };
+    let folder = Folder {
+        root: root.into(),
+        scratch: "/tmp".into(),
+        forget: || fs::write("/proc/sys/vm/drop_caches", "3").context("cannot drop caches"),
+    };
+    Ok(folder.measure(REST))
+}
+
+impl Folder {
+    /// All figures, a line each, with a rest before the first and after the one that makes the guest know most.
+    fn measure(&self, rest: Duration) -> String {
+        let mut lines = vec![self.rest(RESTS_IDLE, rest)];
+        for (figure, measure) in FIGURES {
+            lines.push(match measure(self) {
+                Ok(value) => format!("{figure} {value:.3}"),
+                Err(error) => format!("no {figure}: {error:#}"),
+            });
+            if figure == "readdirplus_entries_per_s" {
+                lines.push(self.rest(RESTS_LISTED, rest));
+            }
+        }
+        lines.retain(|line| !line.is_empty());
+        lines.join("\n")
+    }
+
+    /// Tells the host by a file that the guest rests, and rests; what went wrong.
+    fn rest(&self, told: &str, rest: Duration) -> String {
+        match File::create(self.root.join(told)) {
+            Ok(_) => {
+                thread::sleep(rest);
+                String::new()
+            }
+            Err(error) => format!("no {told}: {error}"),
+        }
+    }
+
+    fn open(&self, direct: bool) -> Result<File> {
+        (self.forget)()?;
+        let path = self.root.join(DATA);
+        Ok(OpenOptions::new().read(true).custom_flags(flags(direct)).open(path)?)
+    }
+
+    /// MiB a second of a file read from its start.
+    fn read(&self, block: usize, direct: bool) -> Result<f64> {
+        let (mut file, mut buffer) = (self.open(direct)?, Buffer::new(block));
+        let bytes = if direct && block == SMALL {
+            SMALL_BYTES
+        } else {
+            DATA_BYTES
+        };
+        let (start, mut left) = (Instant::now(), bytes);
+        while left > 0 {
+            let count = file.read(buffer.bytes())?;
+            ensure!(count > 0, "the file ends {left} bytes early");
+            left = left.saturating_sub(count as u64);
+        }
+        Ok(mib_per_second(bytes, start))
+    }
+
+    /// MiB a second of a new file.
+    fn write(&self, block: usize, direct: bool) -> Result<f64> {
+        (self.forget)()?;
+        let path = self.root.join(WRITTEN).join("file");
+        let mut buffer = Buffer::new(block);
+        buffer.bytes().fill(0x5a);
+        let bytes = if block == SMALL { SMALL_BYTES } else { DATA_BYTES };
+        let start = Instant::now();
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .custom_flags(flags(direct))
+            .open(&path)?;
+        let written = (0..bytes / block as u64).try_for_each(|_| file.write_all(buffer.bytes()));
+        drop(file);
+        let rate = mib_per_second(bytes, start);
+        fs::remove_file(path)?;
+        written.map(|()| rate).map_err(Into::into)
+    }
+
+    /// Reads of 4 KiB anywhere in the file a second, past the guest's cache.
+    fn random(&self, threads: u32, each: u32) -> Result<f64> {
+        let file = self.open(true)?;
+        let start = Instant::now();
+        let read = |thread: u32| -> Result<()> {
+            let (mut buffer, mut state) = (Buffer::new(SMALL), u64::from(thread) + 1);
+            for _ in 0..each {
+                // Knuth's linear congruential generator; its upper bits are the good ones.
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                let block = (state >> 33) % (DATA_BYTES / SMALL as u64);
+                file.read_exact_at(buffer.bytes(), block * SMALL as u64)?;
+            }
+            Ok(())
+        };
+        if threads == 1 {
+            read(0)?;
+        } else {
+            thread::scope(|scope| {
+                let threads: Vec<_> = (0..threads).map(|thread| scope.spawn(move || read(thread))).collect();
+                threads.into_iter().try_for_each(|thread| match thread.join() {
+                    Ok(result) => result,
+                    Err(_) => bail!("a reader panicked"),
+                })
+            })?;
+        }
+        Ok(f64::from(threads * each) / start.elapsed().as_secs_f64())
+    }
+
+    /// MiB a second of a file that is mapped and read page by page.
+    fn map(&self) -> Result<f64> {
+        let file = self.open(false)?;
+        let start = Instant::now();
+        sys::touch_mapped(&file, usize::try_from(DATA_BYTES)?)?;
+        Ok(mib_per_second(DATA_BYTES, start))
+    }
+
+    /// Microseconds to find a file that the guest has not heard of.
+    fn lookup(&self) -> Result<f64> {
+        let paths = many(&self.root.join(NAMED), NAMED_FILES);
+        let start = Instant::now();
+        for path in &paths {
+            path.symlink_metadata()?;
+        }
+        Ok(start.elapsed().as_secs_f64() * 1e6 / f64::from(NAMED_FILES))
+    }
+
+    /// Entries a second of a folder listed as `ls -l` does it.
+    fn list(&self) -> Result<f64> {
+        let (start, mut count) = (Instant::now(), 0);
+        for entry in fs::read_dir(self.root.join(LISTED))? {
+            entry?.metadata()?;
+            count += 1;
+        }
+        ensure!(count == LISTED_FILES, "{count} entries");
+        Ok(f64::from(count) / start.elapsed().as_secs_f64())
+    }
+
+    /// Files a second that are made, looked at and removed.
+    fn pass(&self) -> Result<f64> {
+        let paths = many(&self.root.join(WRITTEN), PASSING);
+        let start = Instant::now();
+        for path in &paths {
+            File::create_new(path)?;
+            path.metadata()?;
+            fs::remove_file(path)?;
+        }
+        Ok(f64::from(PASSING) / start.elapsed().as_secs_f64())
+    }
+
+    /// Milliseconds to unpack an archive of small files into the folder.
+    fn unpack(&self) -> Result<f64> {
+        let source = self.scratch.join("packed");
+        tree::plant(&source, &PACKED).context("cannot plant a tree")?;
+        let archive = self.scratch.join("packed.tar");
+        tar("-cf", &archive, &source)?;
+        let target = self.root.join(WRITTEN).join("tree");
+        fs::create_dir(&target)?;
+        let start = Instant::now();
+        tar("-xf", &archive, &target)?;
+        Ok(start.elapsed().as_secs_f64() * 1e3)
+    }
+
+    /// Milliseconds to remove what was unpacked.
+    fn remove(&self) -> Result<f64> {
+        let start = Instant::now();
+        fs::remove_dir_all(self.root.join(WRITTEN).join("tree"))?;
+        Ok(start.elapsed().as_secs_f64() * 1e3)
+    }
+}
+
+/// Packs all of `folder` into `archive`, or unpacks it there.
+fn tar(what: &str, archive: &Path, folder: &Path) -> Result<()> {
+    let mut command = Command::new("tar");
+    command.arg(what).arg(archive).arg("-C").arg(folder).arg(".");
+    let ran = command.output().context("cannot start tar")?;
+    let said = String::from_utf8_lossy(&ran.stderr);
+    ensure!(ran.status.success(), "tar: {}", said.trim());
+    Ok(())
+}
+
+fn many(folder: &Path, count: u32) -> Vec<PathBuf> {
+    (0..count).map(|number| folder.join(name(number))).collect()
+}
+
+fn flags(direct: bool) -> i32 {
+    if direct { libc::O_DIRECT } else { 0 }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+fn mib_per_second(bytes: u64, start: Instant) -> f64 {
+    bytes as f64 / f64::from(1 << 20) / start.elapsed().as_secs_f64()
+}
+
+/// Memory that begins at a page, as `O_DIRECT` wants it.
+struct Buffer {
+    memory: Vec<u8>,
+    length: usize,
+}
+
+impl Buffer {
+    fn new(length: usize) -> Self {
+        Self {
+            memory: vec![0; length + SMALL],
+            length,
+        }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        let start = self.memory.as_ptr().align_offset(SMALL);
+        self.memory.get_mut(start..start + self.length).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use husk_guest::folder::prepare;
+
+    use super::*;
+
+    #[test]
+    fn every_figure_is_had_or_told_and_nothing_is_left_behind() {
+        let root = tempfile::tempdir().unwrap();
+        prepare(root.path()).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = Folder {
+            root: root.path().into(),
+            scratch: scratch.path().into(),
+            forget: || Ok(()),
+        };
+        let said = folder.measure(Duration::ZERO);
+        for (figure, _) in FIGURES {
+            let line = said.lines().find_map(|line| line.strip_prefix(&format!("{figure} ")));
+            // Not every file system of a host has O_DIRECT, nor every host tar.
+            let told = said.contains(&format!("no {figure}: "));
+            let needy = ["direct", "random", "tar", "tree"]
+                .iter()
+                .any(|word| figure.contains(word));
+            match line {
+                Some(value) => assert!(value.parse::<f64>().unwrap() > 0.0, "{figure} {value}"),
+                None => assert!(told && needy, "{said}"),
+            }
+        }
+        assert!(root.path().join(RESTS_IDLE).exists() && root.path().join(RESTS_LISTED).exists());
+        assert_eq!(fs::read_dir(root.path().join(WRITTEN)).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn buffers_begin_at_a_page() {
+        let mut buffer = Buffer::new(LARGE);
+        let bytes = buffer.bytes();
+        assert_eq!((bytes.len(), bytes.as_ptr().align_offset(SMALL)), (LARGE, 0));
+    }
+}

@@ -1,0 +1,212 @@
+//! The profile `fs`: a folder of the emulated host, used by a guest, where the clock counts instructions.
+//!
+//! The guest measures (`tests/guest/src/measured.rs`). One processor does everything there: guest, VMM, file server and both kernels. So
+//! a figure is the work of all of them, and what differs between subjects is the server's part and the way to it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Child;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use husk_guest::folder::{self, RESTS_IDLE, RESTS_LISTED};
+use husk_tests::api::Shim;
+use husk_tests::share::FileServer;
+use serde::{Deserialize, Serialize};
+
+use super::emulated::{Extent, Profile, Session};
+use super::rounds::Extract;
+use super::subject::{Guest, Kind, Share, Subject, TAG};
+use super::{Results, footprint, scripted};
+use crate::paths::Lab;
+
+/// When a subject is taken to hang, in virtual time.
+const LIMIT: Duration = Duration::from_secs(60);
+/// How often to look whether the guest rests, and how long after it has begun to do so to look at memory.
+const PACE: Duration = Duration::from_millis(50);
+const SETTLE: Duration = Duration::from_millis(1400);
+
+const IMAGE: &str = "fs.cpio";
+
+/// What one life of a subject came to, by the figures' names. What could not be had is absent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Figures(BTreeMap<String, f64>);
+
+impl Figures {
+    fn of(&self, name: &str) -> f64 {
+        self.0.get(name).copied().unwrap_or(f64::NAN)
+    }
+}
+
+macro_rules! figures {
+    ($($name:literal in $unit:literal,)*) => {
+        [$(($name, $unit, |figures| figures.of($name))),*]
+    };
+}
+
+const FIGURES: [Extract<Figures>; 18] = figures![
+    "read_mib_s_1m_buffered" in "MiB/s",
+    "read_mib_s_4k_buffered" in "MiB/s",
+    "read_mib_s_1m_direct" in "MiB/s",
+    "read_mib_s_4k_direct" in "MiB/s",
+    "write_mib_s_1m_buffered" in "MiB/s",
+    "write_mib_s_4k_buffered" in "MiB/s",
+    "write_mib_s_1m_direct" in "MiB/s",
+    "write_mib_s_4k_direct" in "MiB/s",
+    "mmap_read_mib_s" in "MiB/s",
+    "random_4k_iops_1" in "1/s",
+    "random_4k_iops_16" in "1/s",
+    "create_stat_unlink_per_s" in "1/s",
+    "readdirplus_entries_per_s" in "1/s",
+    "lookup_us" in "virtual µs",
+    "untar_ms" in "virtual ms",
+    "unlink_tree_ms" in "virtual ms",
+    "private_kib_idle" in "KiB",
+    "private_kib_2000_inodes" in "KiB",
+];
+
+/// Bytes, names and inodes of a shared folder.
+///
+/// # Errors
+///
+/// An emulated host cannot be made.
+pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent) -> Result<Results> {
+    let guest_init = super::guest_init(lab)?;
+    let session = Session {
+        profile: Profile::Fs,
+        subjects,
+        extent,
+        files: vec![scripted::image(lab, &guest_init, IMAGE, &script())?],
+        guest_init,
+        extracts: &FIGURES,
+    };
+    session.run(lab)
+}
+
+fn script() -> String {
+    format!("set -e\nmkdir /share\nmount -t virtiofs {TAG} /share\n/init folder /share\n")
+}
+
+/// One life of `subject`, in the emulated host.
+pub fn sample(subject: &Subject, scratch: &Path) -> Result<Figures> {
+    let place = tempfile::tempdir_in(scratch)?;
+    let (shared, socket) = (place.path().join("shared"), place.path().join("fs.sock"));
+    fs::create_dir(&shared)?;
+    folder::prepare(&shared).context("cannot fill the folder")?;
+    let server = match subject.kind {
+        Kind::Husk => None,
+        Kind::HuskFs => Some(FileServer::start_husk(Shim::Rust, &shared, &socket, &[])?),
+        _ => Some(FileServer::start(&shared, &socket)?),
+    };
+    let guest = Guest {
+        share: Some(match &server {
+            None => Share::Own(shared.clone()),
+            Some(server) => Share::Socket(server.socket().into()),
+        }),
+        ..scripted::guest(IMAGE)
+    };
+    let memory_mib = guest.memory_mib;
+    let start = subject.start(&guest, scratch)?;
+    let (memory, printed) = scripted::run(start, LIMIT, |child| {
+        let mut processes = vec![child.id()];
+        processes.extend(server.as_ref().map(FileServer::pid));
+        let mut look = |rests| -> Result<f64> {
+            await_rest(child, &shared.join(rests))?;
+            private_kib(&processes, memory_mib)
+        };
+        Ok([
+            ("private_kib_idle", look(RESTS_IDLE)),
+            ("private_kib_2000_inodes", look(RESTS_LISTED)),
+        ])
+    })?;
+    let mut figures = had(subject.kind, &printed);
+    for (figure, kib) in memory {
+        match kib {
+            Ok(kib) => drop(figures.0.insert(figure.into(), kib)),
+            Err(error) => println!("{}: no {figure}: {error:#}", subject.kind.name()),
+        }
+    }
+    ensure!(!figures.0.is_empty(), "no figure at all: {printed:?}");
+    Ok(figures)
+}
+
+/// The figures of `printed`. What there is none of is said.
+fn had(kind: Kind, printed: &[String]) -> Figures {
+    let mut figures = Figures::default();
+    for line in printed {
+        let figure = line
+            .split_once(' ')
+            .and_then(|(name, value)| Some((name, value.parse().ok()?)));
+        match figure {
+            Some((name, value)) => drop(figures.0.insert(name.into(), value)),
+            None => println!("{}: {line}", kind.name()),
+        }
+    }
+    figures
+}
+
+/// Waits until the guest has made `sign`, and a moment more.
+fn await_rest(child: &mut Child, sign: &Path) -> Result<()> {
+    let start = Instant::now();
+    while !sign.exists() {
+        ensure!(child.try_wait()?.is_none(), "it has ended");
+        ensure!(start.elapsed() < LIMIT, "its guest does not rest");
+        thread::sleep(PACE);
+    }
+    thread::sleep(SETTLE);
+    Ok(())
+}
+
+/// Private memory of all `processes` and their children, beside guest RAM.
+#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+fn private_kib(processes: &[u32], memory_mib: u32) -> Result<f64> {
+    let mut sum = 0;
+    for process in processes {
+        let folder = Path::new("/proc").join(process.to_string());
+        let children = fs::read_to_string(folder.join(format!("task/{process}/children"))).unwrap_or_default();
+        for process in std::iter::once(process.to_string()).chain(children.split_whitespace().map(Into::into)) {
+            sum += footprint::read(&Path::new("/proc").join(process), memory_mib)?.private_kib;
+        }
+    }
+    Ok(sum as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_figure_that_cannot_be_had_costs_no_other() {
+        let printed = [
+            "lookup_us 12.5",
+            "no untar_ms: tar: no space",
+            "random_4k_iops_1 900.000",
+        ];
+        let figures = had(Kind::HuskFs, &printed.map(String::from));
+        assert_eq!((figures.of("lookup_us"), figures.of("random_4k_iops_1")), (12.5, 900.0));
+        assert!(figures.of("untar_ms").is_nan());
+        // It crosses a serial line as JSON.
+        let line = serde_json::to_string(&figures).unwrap();
+        assert_eq!(serde_json::from_str::<Figures>(&line).unwrap(), figures);
+        let finite = FIGURES.iter().filter(|(_, _, value)| value(&figures).is_finite());
+        assert_eq!(finite.count(), 2);
+    }
+
+    #[test]
+    fn memory_of_all_processes_is_added_up() {
+        let own = std::process::id();
+        let (one, two) = (
+            private_kib(&[own], 512).unwrap(),
+            private_kib(&[own, own], 512).unwrap(),
+        );
+        assert!(one > 0.0 && two > one, "{one} {two}");
+        assert!(private_kib(&[u32::MAX], 512).is_err());
+    }
+
+    #[test]
+    fn the_script_mounts_what_is_shared() {
+        assert!(script().contains("mount -t virtiofs bench /share\n/init folder /share"));
+    }
+}
