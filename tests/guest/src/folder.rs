@@ -1,23 +1,25 @@
-//! A shared folder that is measured: what lies in it before, and how its two sides agree on when to look.
+//! A shared folder that is measured: in which parts, what lies in it before, and how its two sides agree on when to look.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
+use std::str::FromStr;
 
 use crate::pattern;
 
 /// The file that is read.
 pub const DATA: &str = "data";
 /// Its length.
-pub const DATA_BYTES: u64 = 16 << 20;
+pub const DATA_BYTES: u64 = 8 << 20;
 /// A folder whose files are looked up by name.
 pub const NAMED: &str = "named";
 /// How many.
-pub const NAMED_FILES: u32 = 1000;
+pub const NAMED_FILES: u32 = 500;
 /// A folder that is listed with what its entries are.
 pub const LISTED: &str = "listed";
 /// How many.
-pub const LISTED_FILES: u32 = 2000;
+pub const LISTED_FILES: u32 = 100_000;
 /// Empty, for what is written.
 pub const WRITTEN: &str = "written";
 
@@ -26,24 +28,69 @@ pub const RESTS_IDLE: &str = "rests-idle";
 /// Made by the guest when it begins to rest and knows all of [`LISTED`].
 pub const RESTS_LISTED: &str = "rests-listed";
 
-/// Fills the new folder `root`.
+/// What one guest measures. Each has a guest of its own, since in counted time a guest breaks the sooner the more interrupts it has
+/// (`docs/adr/0015-one-thread-per-emulated-host.md`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Look-ups, and files that come and go.
+    Names,
+    /// A file that is read from its start to its end.
+    Read,
+    /// Blocks of it in no order.
+    Random,
+    /// Files that are written.
+    Write,
+    /// Memory, idle and with many inodes, and the listing that makes them known.
+    Inodes,
+}
+
+impl Part {
+    /// All, in the order in which they are measured.
+    pub const ALL: [Self; 5] = [Self::Names, Self::Read, Self::Random, Self::Write, Self::Inodes];
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Names => "names",
+            Self::Read => "read",
+            Self::Random => "random",
+            Self::Write => "write",
+            Self::Inodes => "inodes",
+        })
+    }
+}
+
+impl FromStr for Part {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let part = Self::ALL.into_iter().find(|part| part.to_string() == text);
+        part.ok_or_else(|| format!("no such part: {text}"))
+    }
+}
+
+/// Fills the new folder `root` for `part`.
 ///
 /// # Errors
 ///
 /// As the file system's.
-pub fn prepare(root: &Path) -> io::Result<()> {
-    pattern::write(&mut File::create(root.join(DATA))?, 1, DATA_BYTES)?;
-    fs::create_dir(root.join(WRITTEN))?;
-    for (folder, count) in [(NAMED, NAMED_FILES), (LISTED, LISTED_FILES)] {
-        fs::create_dir(root.join(folder))?;
-        for number in 0..count {
-            File::create(root.join(folder).join(name(number)))?;
-        }
+pub fn prepare(root: &Path, part: Part) -> io::Result<()> {
+    match part {
+        Part::Inodes => fill(&root.join(LISTED), LISTED_FILES),
+        Part::Names => fill(&root.join(NAMED), NAMED_FILES).and_then(|()| fs::create_dir(root.join(WRITTEN))),
+        Part::Read | Part::Random => pattern::write(&mut File::create(root.join(DATA))?, 1, DATA_BYTES).map(drop),
+        Part::Write => fs::create_dir(root.join(WRITTEN)),
     }
-    Ok(())
+}
+
+/// Makes `folder` with so many empty files.
+fn fill(folder: &Path, count: u32) -> io::Result<()> {
+    fs::create_dir(folder)?;
+    (0..count).try_for_each(|number| File::create(folder.join(name(number))).map(drop))
 }
 
 /// The name of one of many files.
 pub fn name(number: u32) -> String {
-    format!("file-{number:05}")
+    format!("file-{number:06}")
 }

@@ -1,4 +1,4 @@
-//! How fast a shared folder is, by the guest's monotonic clock: `/init folder DIR`, for the steps `shell` and `script`.
+//! How fast a shared folder is, by the guest's monotonic clock: `/init folder DIR PART`, for the steps `shell` and `script`.
 //!
 //! Prints a line for each figure, `NAME VALUE` or `no NAME: WHY`. One that cannot be had costs no other.
 
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use husk_guest::folder::{
-    DATA, DATA_BYTES, LISTED, LISTED_FILES, NAMED, NAMED_FILES, RESTS_IDLE, RESTS_LISTED, WRITTEN, name,
+    DATA, DATA_BYTES, LISTED, LISTED_FILES, NAMED, NAMED_FILES, Part, RESTS_IDLE, RESTS_LISTED, WRITTEN, name,
 };
 use husk_guest::tree::{self, Plan};
 
@@ -23,18 +23,18 @@ const REST: Duration = Duration::from_millis(1600);
 const SMALL: usize = 4 << 10;
 const LARGE: usize = 1 << 20;
 /// Bytes of a transfer in small blocks each of which is a request.
-const SMALL_BYTES: u64 = 4 << 20;
+const SMALL_BYTES: u64 = 1 << 20;
 /// Random reads by one thread alone, and by each of several.
-const RANDOM: u32 = 1000;
-const RANDOM_EACH: u32 = 100;
+const RANDOM: u32 = 250;
+const RANDOM_EACH: u32 = 20;
 const THREADS: u32 = 16;
 /// Files that come and go, one after the other.
-const PASSING: u32 = 500;
+const PASSING: u32 = 150;
 /// What is packed, and unpacked into the folder.
 const PACKED: Plan = Plan {
     seed: 3,
-    files: 400,
-    per_folder: 40,
+    files: 100,
+    per_folder: 20,
     empty: false,
 };
 
@@ -48,24 +48,35 @@ struct Folder {
 /// What is measured, by its figure's name.
 type Measure = fn(&Folder) -> Result<f64>;
 
-const FIGURES: [(&str, Measure); 16] = [
-    ("lookup_us", Folder::lookup),
-    ("readdirplus_entries_per_s", Folder::list),
-    ("read_mib_s_1m_buffered", |folder| folder.read(LARGE, false)),
-    ("read_mib_s_4k_buffered", |folder| folder.read(SMALL, false)),
-    ("read_mib_s_1m_direct", |folder| folder.read(LARGE, true)),
-    ("read_mib_s_4k_direct", |folder| folder.read(SMALL, true)),
-    ("mmap_read_mib_s", Folder::map),
-    ("random_4k_iops_1", |folder| folder.random(1, RANDOM)),
-    ("random_4k_iops_16", |folder| folder.random(THREADS, RANDOM_EACH)),
-    ("write_mib_s_1m_buffered", |folder| folder.write(LARGE, false)),
-    ("write_mib_s_4k_buffered", |folder| folder.write(SMALL, false)),
-    ("write_mib_s_1m_direct", |folder| folder.write(LARGE, true)),
-    ("write_mib_s_4k_direct", |folder| folder.write(SMALL, true)),
-    ("create_stat_unlink_per_s", Folder::pass),
-    ("untar_ms", Folder::unpack),
-    ("unlink_tree_ms", Folder::remove),
-];
+/// The figures of a part.
+fn figures(part: Part) -> &'static [(&'static str, Measure)] {
+    match part {
+        Part::Inodes => &[("readdirplus_entries_per_s", Folder::list)],
+        Part::Names => &[
+            ("lookup_us", Folder::lookup),
+            ("create_stat_unlink_per_s", Folder::pass),
+            ("untar_ms", Folder::unpack),
+            ("unlink_tree_ms", Folder::remove),
+        ],
+        Part::Read => &[
+            ("read_mib_s_1m_buffered", |folder| folder.read(LARGE, false)),
+            ("read_mib_s_4k_buffered", |folder| folder.read(SMALL, false)),
+            ("read_mib_s_1m_direct", |folder| folder.read(LARGE, true)),
+            ("read_mib_s_4k_direct", |folder| folder.read(SMALL, true)),
+            ("mmap_read_mib_s", Folder::map),
+        ],
+        Part::Random => &[
+            ("random_4k_iops_1", |folder| folder.random(1, RANDOM)),
+            ("random_4k_iops_16", |folder| folder.random(THREADS, RANDOM_EACH)),
+        ],
+        Part::Write => &[
+            ("write_mib_s_1m_buffered", |folder| folder.write(LARGE, false)),
+            ("write_mib_s_4k_buffered", |folder| folder.write(SMALL, false)),
+            ("write_mib_s_1m_direct", |folder| folder.write(LARGE, true)),
+            ("write_mib_s_4k_direct", |folder| folder.write(SMALL, true)),
+        ],
+    }
+}
 
 /// Carries out `words`; what there is to print.
 ///
@@ -73,43 +84,40 @@ const FIGURES: [(&str, Measure); 16] = [
 ///
 /// They make no sense. What cannot be measured is a line.
 pub fn perform(words: &[String]) -> Result<String> {
-    let [root] = words else {
+    let [root, part] = words else {
         bail!("cannot do {words:?}");
     };
+    let part = part.parse().map_err(anyhow::Error::msg)?;
     let folder = Folder {
         root: root.into(),
         scratch: "/tmp".into(),
         forget: || fs::write("/proc/sys/vm/drop_caches", "3").context("cannot drop caches"),
     };
-    Ok(folder.measure(REST))
+    Ok(folder.measure(part, REST))
 }
 
 impl Folder {
-    /// All figures, a line each, with a rest before the first and after the one that makes the guest know most.
-    fn measure(&self, rest: Duration) -> String {
-        let mut lines = vec![self.rest(RESTS_IDLE, rest)];
-        for (figure, measure) in FIGURES {
+    /// The figures of `part`, a line each. Where memory is looked at, with a rest before them and one after.
+    fn measure(&self, part: Part, rest: Duration) -> String {
+        let rest = |told| (part == Part::Inodes).then(|| self.rest(told, rest)).flatten();
+        let mut lines = Vec::from_iter(rest(RESTS_IDLE));
+        for (figure, measure) in figures(part) {
             lines.push(match measure(self) {
                 Ok(value) => format!("{figure} {value:.3}"),
                 Err(error) => format!("no {figure}: {error:#}"),
             });
-            if figure == "readdirplus_entries_per_s" {
-                lines.push(self.rest(RESTS_LISTED, rest));
-            }
         }
-        lines.retain(|line| !line.is_empty());
+        lines.extend(rest(RESTS_LISTED));
         lines.join("\n")
     }
 
     /// Tells the host by a file that the guest rests, and rests; what went wrong.
-    fn rest(&self, told: &str, rest: Duration) -> String {
+    fn rest(&self, told: &str, rest: Duration) -> Option<String> {
         match File::create(self.root.join(told)) {
-            Ok(_) => {
-                thread::sleep(rest);
-                String::new()
-            }
-            Err(error) => format!("no {told}: {error}"),
+            Ok(_) => thread::sleep(rest),
+            Err(error) => return Some(format!("no {told}: {error}")),
         }
+        None
     }
 
     fn open(&self, direct: bool) -> Result<File> {
@@ -298,29 +306,41 @@ mod tests {
 
     #[test]
     fn every_figure_is_had_or_told_and_nothing_is_left_behind() {
-        let root = tempfile::tempdir().unwrap();
-        prepare(root.path()).unwrap();
-        let scratch = tempfile::tempdir().unwrap();
-        let folder = Folder {
-            root: root.path().into(),
-            scratch: scratch.path().into(),
-            forget: || Ok(()),
-        };
-        let said = folder.measure(Duration::ZERO);
-        for (figure, _) in FIGURES {
-            let line = said.lines().find_map(|line| line.strip_prefix(&format!("{figure} ")));
-            // Not every file system of a host has O_DIRECT, nor every host tar.
-            let told = said.contains(&format!("no {figure}: "));
-            let needy = ["direct", "random", "tar", "tree"]
-                .iter()
-                .any(|word| figure.contains(word));
-            match line {
-                Some(value) => assert!(value.parse::<f64>().unwrap() > 0.0, "{figure} {value}"),
-                None => assert!(told && needy, "{said}"),
+        for part in Part::ALL {
+            let root = tempfile::tempdir().unwrap();
+            prepare(root.path(), part).unwrap();
+            let scratch = tempfile::tempdir().unwrap();
+            let folder = Folder {
+                root: root.path().into(),
+                scratch: scratch.path().into(),
+                forget: || Ok(()),
+            };
+            let said = folder.measure(part, Duration::ZERO);
+            for (figure, _) in figures(part) {
+                let line = said.lines().find_map(|line| line.strip_prefix(&format!("{figure} ")));
+                // Not every file system of a host has O_DIRECT, nor every host tar.
+                let told = said.contains(&format!("no {figure}: "));
+                let needy = ["direct", "random", "tar", "tree"]
+                    .iter()
+                    .any(|word| figure.contains(word));
+                match line {
+                    Some(value) => assert!(value.parse::<f64>().unwrap() > 0.0, "{figure} {value}"),
+                    None => assert!(told && needy, "{said}"),
+                }
             }
+            let rested = [RESTS_IDLE, RESTS_LISTED].map(|sign| root.path().join(sign).exists());
+            assert_eq!(rested, [part == Part::Inodes; 2]);
+            let written = fs::read_dir(root.path().join(WRITTEN)).map_or(0, Iterator::count);
+            assert_eq!(written, 0, "{part}");
         }
-        assert!(root.path().join(RESTS_IDLE).exists() && root.path().join(RESTS_LISTED).exists());
-        assert_eq!(fs::read_dir(root.path().join(WRITTEN)).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn parts_are_known_by_their_names() {
+        for part in Part::ALL {
+            assert_eq!(part.to_string().parse(), Ok(part));
+        }
+        assert!("everything".parse::<Part>().is_err());
     }
 
     #[test]

@@ -70,6 +70,7 @@ mod tests {
     const LIFE: Life = Life {
         number: 0,
         subject: 0,
+        part: 0,
         broken: 0,
     };
 

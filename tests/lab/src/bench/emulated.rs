@@ -66,6 +66,8 @@ pub struct Extent {
     pub runs: u32,
     /// Processor time in which an emulated host has to get on.
     pub patience: Duration,
+    /// How time passes in emulated hosts.
+    pub timing: Timing,
 }
 
 /// A profile's part in it.
@@ -80,6 +82,8 @@ pub struct Session<'a, T: 'static> {
     pub guest_init: PathBuf,
     /// Files to take along beside the subjects: path here, path below `/work`.
     pub files: Vec<(PathBuf, String)>,
+    /// Its parts that are measured, each with guests of its own; none if it is a whole.
+    pub parts: Vec<usize>,
     /// What the samples say.
     pub extracts: &'static [Extract<T>],
 }
@@ -104,7 +108,7 @@ impl<T: DeserializeOwned> Session<'_, T> {
             progress::say(&format!("{name}: {}: left out: {why}", kind.name()));
         }
         let emulator = Emulator::prepare(lab, &programs)?;
-        let mut measuring = Measuring::new(name, &there, self.extent, self.extracts);
+        let mut measuring = Measuring::new(name, &there, self.extent, &self.parts, self.extracts);
         let what = format!("{name}: {} lives in emulated hosts", measuring.ledger.all());
         progress::step(&what, || {
             measuring.carry_out(&mut |lives, given_up, pulse, output| {
@@ -113,7 +117,11 @@ impl<T: DeserializeOwned> Session<'_, T> {
                     lives,
                     given_up,
                 };
-                emulator.run(&request(lab, self.profile, &plan, &files, pulse)?, output)
+                let request = Request {
+                    timing: self.extent.timing,
+                    ..request(lab, self.profile, &plan, &files, pulse)?
+                };
+                emulator.run(&request, output)
             })
         })?;
         let mut results = measuring.results();
@@ -154,7 +162,6 @@ fn request(
     Ok(Request {
         command: words.map(str::to_string).to_vec(),
         files,
-        timing: Timing::Deterministic,
         // And one for the host's own boot.
         timeout: Some(TIMEOUT_A_LIFE * (u32::try_from(plan.lives.len())? + 1)),
         pulse: Some(Arc::clone(pulse)),
@@ -175,12 +182,18 @@ struct Measuring<T: 'static> {
 }
 
 impl<T: DeserializeOwned> Measuring<T> {
-    fn new(name: &'static str, subjects: &[Subject], extent: Extent, extracts: &'static [Extract<T>]) -> Self {
+    fn new(
+        name: &'static str,
+        subjects: &[Subject],
+        extent: Extent,
+        parts: &[usize],
+        extracts: &'static [Extract<T>],
+    ) -> Self {
         Self {
             name,
             patience: extent.patience,
             extracts,
-            ledger: Ledger::new(subjects.iter().map(|subject| subject.kind), extent.runs),
+            ledger: Ledger::new(subjects.iter().map(|subject| subject.kind), extent.runs, parts),
             begun: Instant::now(),
         }
     }

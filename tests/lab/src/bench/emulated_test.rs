@@ -18,8 +18,9 @@ fn measured(scripts: &[&str]) -> (Result<()>, Results, Asked) {
     let extent = Extent {
         runs: 1,
         patience: Duration::from_secs(2),
+        timing: Timing::Deterministic,
     };
-    let mut measuring = Measuring::new("boot", &subjects, extent, &EXTRACTS);
+    let mut measuring = Measuring::new("boot", &subjects, extent, &[], &EXTRACTS);
     let (mut asked, mut scripts) = (Asked::new(), scripts.iter());
     let ended = measuring.carry_out(&mut |lives, given_up, pulse, output| {
         let numbers: Vec<_> = lives.iter().map(|life| life.number).collect();

@@ -1,4 +1,4 @@
-//! The profile `fs`: a folder of the emulated host, used by a guest, where the clock counts instructions.
+//! The profile `fs`: a folder of the emulated host, used by guests, where the clock counts instructions.
 //!
 //! The guest measures (`tests/guest/src/measured.rs`). One processor does everything there: guest, VMM, file server and both kernels. So
 //! a figure is the work of all of them, and what differs between subjects is the server's part and the way to it.
@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use husk_guest::folder::{self, RESTS_IDLE, RESTS_LISTED};
+use husk_guest::folder::{self, Part, RESTS_IDLE, RESTS_LISTED};
 use husk_tests::api::Shim;
 use husk_tests::share::FileServer;
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,8 @@ const PACE: Duration = Duration::from_millis(50);
 const SETTLE: Duration = Duration::from_millis(1400);
 
 const IMAGE: &str = "fs.cpio";
+/// The word of the kernel's command line that tells the part.
+const PART: &str = "bench.part";
 
 /// What one life of a subject came to, by the figures' names. What could not be had is absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -64,61 +66,73 @@ const FIGURES: [Extract<Figures>; 18] = figures![
     "untar_ms" in "virtual ms",
     "unlink_tree_ms" in "virtual ms",
     "private_kib_idle" in "KiB",
-    "private_kib_2000_inodes" in "KiB",
+    "private_kib_100000_inodes" in "KiB",
 ];
 
-/// Bytes, names and inodes of a shared folder.
+/// Bytes, names and inodes of a shared folder: of these parts, or all.
 ///
 /// # Errors
 ///
 /// An emulated host cannot be made.
-pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent) -> Result<Results> {
+pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent, parts: &[Part]) -> Result<Results> {
     let guest_init = super::guest_init(lab)?;
+    let all = Part::ALL.iter().enumerate();
+    let chosen = all.filter(|(_, part)| parts.is_empty() || parts.contains(part));
     let session = Session {
         profile: Profile::Fs,
         subjects,
         extent,
         files: vec![scripted::image(lab, &guest_init, IMAGE, &script())?],
         guest_init,
+        parts: chosen.map(|(number, _)| number).collect(),
         extracts: &FIGURES,
     };
     session.run(lab)
 }
 
+/// Which part it is stands on the kernel's command line.
 fn script() -> String {
-    format!("set -e\nmkdir /share\nmount -t virtiofs {TAG} /share\n/init folder /share\n")
+    format!(
+        "set -e\nmkdir /share\nmount -t virtiofs {TAG} /share\n\
+        for word in $(cat /proc/cmdline); do case $word in {PART}=*) /init folder /share ${{word#*=}};; esac; done\n"
+    )
 }
 
-/// One life of `subject`, in the emulated host.
-pub fn sample(subject: &Subject, scratch: &Path) -> Result<Figures> {
+/// One life of `subject` for a part of the profile, in the emulated host.
+pub fn sample(subject: &Subject, scratch: &Path, part: usize) -> Result<Figures> {
+    let part = *Part::ALL.get(part).context("no such part")?;
     let place = tempfile::tempdir_in(scratch)?;
     let (shared, socket) = (place.path().join("shared"), place.path().join("fs.sock"));
     fs::create_dir(&shared)?;
-    folder::prepare(&shared).context("cannot fill the folder")?;
+    folder::prepare(&shared, part).context("cannot fill the folder")?;
     let server = match subject.kind {
         Kind::Husk => None,
         Kind::HuskFs => Some(FileServer::start_husk(Shim::Rust, &shared, &socket, &[])?),
         _ => Some(FileServer::start(&shared, &socket)?),
     };
-    let guest = Guest {
+    let mut guest = Guest {
         share: Some(match &server {
             None => Share::Own(shared.clone()),
             Some(server) => Share::Socket(server.socket().into()),
         }),
         ..scripted::guest(IMAGE)
     };
+    guest.cmdline.push_str(&format!(" {PART}={part}"));
     let memory_mib = guest.memory_mib;
     let start = subject.start(&guest, scratch)?;
     let (memory, printed) = scripted::run(start, LIMIT, |child| {
+        if part != Part::Inodes {
+            return Ok(Vec::new());
+        }
         let mut processes = vec![child.id()];
         processes.extend(server.as_ref().map(FileServer::pid));
         let mut look = |rests| -> Result<f64> {
             await_rest(child, &shared.join(rests))?;
             private_kib(&processes, memory_mib)
         };
-        Ok([
+        Ok(vec![
             ("private_kib_idle", look(RESTS_IDLE)),
-            ("private_kib_2000_inodes", look(RESTS_LISTED)),
+            ("private_kib_100000_inodes", look(RESTS_LISTED)),
         ])
     })?;
     let mut figures = had(subject.kind, &printed);
@@ -207,6 +221,11 @@ mod tests {
 
     #[test]
     fn the_script_mounts_what_is_shared() {
-        assert!(script().contains("mount -t virtiofs bench /share\n/init folder /share"));
+        let script = script();
+        assert!(script.contains("mount -t virtiofs bench /share\n"), "{script}");
+        assert!(
+            script.contains("bench.part=*) /init folder /share ${word#*=};;"),
+            "{script}"
+        );
     }
 }

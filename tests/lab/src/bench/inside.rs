@@ -50,10 +50,10 @@ pub fn measure(arguments: &MeasureArgs) -> Result<()> {
     let plan: Plan = serde_json::from_slice(&fs::read(&arguments.plan)?).context("a strange plan")?;
     tell_the_time();
     match arguments.profile {
-        Profile::Boot => live(&plan, boot::sample),
-        Profile::Vsock => live(&plan, vsock::sample),
-        Profile::Net => live(&plan, net::sample),
-        Profile::Resize => live(&plan, resize::sample),
+        Profile::Boot => live(&plan, |subject, scratch, _| boot::sample(subject, scratch)),
+        Profile::Vsock => live(&plan, |subject, scratch, _| vsock::sample(subject, scratch)),
+        Profile::Net => live(&plan, |subject, scratch, _| net::sample(subject, scratch)),
+        Profile::Resize => live(&plan, |subject, scratch, _| resize::sample(subject, scratch)),
         Profile::Fs => live(&plan, folder::sample),
     }
 }
@@ -70,7 +70,7 @@ fn tell_the_time() {
     });
 }
 
-fn live<T: Serialize>(plan: &Plan, once: fn(&Subject, &Path) -> Result<T>) -> Result<()> {
+fn live<T: Serialize>(plan: &Plan, once: fn(&Subject, &Path, usize) -> Result<T>) -> Result<()> {
     let scratch = tempfile::tempdir()?;
     let (mut failed, mut given_up) = (BTreeSet::new(), plan.given_up);
     for life in &plan.lives {
@@ -82,7 +82,7 @@ fn live<T: Serialize>(plan: &Plan, once: fn(&Subject, &Path) -> Result<T>) -> Re
         }
         Line::<T>::Begins(life.number).print();
         let broken = |why: &str| Line::<T>::Broken(life.number, why.into()).print();
-        let outcome = broken::avoided(life, &mut given_up, broken, || once(subject, scratch.path()));
+        let outcome = broken::avoided(life, &mut given_up, broken, || once(subject, scratch.path(), life.part));
         if outcome.is_err() {
             failed.insert(life.subject);
         }

@@ -21,6 +21,8 @@ pub struct Life {
     pub number: usize,
     /// Index of its subject.
     pub subject: usize,
+    /// Which part of the profile it measures.
+    pub part: usize,
     /// Guests that it has cost already.
     pub broken: u32,
 }
@@ -61,8 +63,8 @@ pub struct Ledger<T> {
 }
 
 impl<T> Ledger<T> {
-    /// Nothing done yet, of `runs` lives that count and one that does not of each of `kinds`.
-    pub fn new(kinds: impl IntoIterator<Item = Kind>, runs: u32) -> Self {
+    /// Nothing done yet, of `runs` lives of each of `kinds` for each of `parts`; without parts, of those and one that does not count.
+    pub fn new(kinds: impl IntoIterator<Item = Kind>, runs: u32, parts: &[usize]) -> Self {
         let samples: Vec<_> = kinds.into_iter().map(Samples::none).collect();
         let entry = |turn| Entry {
             turn,
@@ -70,7 +72,10 @@ impl<T> Ledger<T> {
             ended: false,
         };
         Self {
-            entries: rounds::order(samples.len(), runs).into_iter().map(entry).collect(),
+            entries: rounds::order_of_parts(samples.len(), runs, parts)
+                .into_iter()
+                .map(entry)
+                .collect(),
             current: None,
             lost: 0,
             samples,
@@ -86,6 +91,7 @@ impl<T> Ledger<T> {
             open.then_some(Life {
                 number,
                 subject,
+                part: entry.turn.part,
                 broken: entry.broken,
             })
         };
@@ -170,7 +176,7 @@ mod tests {
     use super::*;
 
     fn ledger() -> Ledger<u32> {
-        Ledger::new([Kind::Husk, Kind::QemuQ35], 1)
+        Ledger::new([Kind::Husk, Kind::QemuQ35], 1, &[])
     }
 
     fn numbers(ledger: &Ledger<u32>) -> Vec<usize> {

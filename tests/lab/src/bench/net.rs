@@ -84,6 +84,7 @@ pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent) -> Result<Results
         extent,
         files: vec![scripted::image(lab, &guest_init, IMAGE, &script())?],
         guest_init,
+        parts: Vec::new(),
         extracts: &FIGURES,
     };
     session.run(lab)

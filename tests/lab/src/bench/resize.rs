@@ -108,6 +108,7 @@ pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent) -> Result<Results
         extent,
         files: vec![boot::image(lab, &guest_init)?],
         guest_init,
+        parts: Vec::new(),
         extracts: &FIGURES,
     };
     session.run(lab)

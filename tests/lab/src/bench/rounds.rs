@@ -19,6 +19,8 @@ pub struct Turn {
     pub subject: usize,
     /// Whether its sample counts: that of the first round does not.
     pub counts: bool,
+    /// Which part of the profile it measures.
+    pub part: usize,
 }
 
 /// The samples of one subject.
@@ -75,9 +77,30 @@ pub fn order(subjects: usize, runs: u32) -> Vec<Turn> {
         turns(subjects, round).into_iter().map(move |subject| Turn {
             subject,
             counts: round > 0,
+            part: 0,
         })
     };
     (0..=runs).flat_map(round).collect()
+}
+
+/// All turns of a profile that has these parts: each has a round of its own. A profile that is a whole has a first round that does not
+/// count; here the first part warms up what the others use.
+pub fn order_of_parts(subjects: usize, runs: u32, parts: &[usize]) -> Vec<Turn> {
+    if parts.is_empty() {
+        return order(subjects, runs);
+    }
+    let round = |round: u32| {
+        let turns = move |part: &usize| {
+            let part = *part;
+            turns(subjects, round).into_iter().map(move |subject| Turn {
+                subject,
+                counts: true,
+                part,
+            })
+        };
+        parts.iter().flat_map(turns)
+    };
+    (0..runs).flat_map(round).collect()
 }
 
 /// Who comes when in a round.
@@ -153,6 +176,24 @@ mod tests {
             assert_eq!(rounds.iter().filter(|turns| turns[2] == subject).count(), 4);
         }
         assert!(turns(0, 5).is_empty());
+    }
+
+    #[test]
+    fn every_part_has_a_round_of_its_own() {
+        let turns = |runs, parts: &[usize]| {
+            let turns = order_of_parts(2, runs, parts).into_iter();
+            turns
+                .map(|turn| (turn.part, turn.subject, turn.counts))
+                .collect::<Vec<_>>()
+        };
+        let first = [(0, 0, true), (0, 1, true), (3, 0, true), (3, 1, true)];
+        assert_eq!(turns(1, &[0, 3]), first);
+        let second = [(0, 1, true), (0, 0, true), (3, 1, true), (3, 0, true)];
+        assert_eq!(turns(2, &[0, 3])[4..], second);
+        assert_eq!(
+            turns(1, &[]),
+            [(0, 0, false), (0, 1, false), (0, 1, true), (0, 0, true)]
+        );
     }
 
     #[test]

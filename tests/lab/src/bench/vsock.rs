@@ -68,6 +68,7 @@ pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent) -> Result<Results
         extent,
         guest_init: super::guest_init(lab)?,
         files: Vec::new(),
+        parts: Vec::new(),
         extracts: &FIGURES,
     };
     session.run(lab)
