@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use husk_guest::pattern;
 use husk_guest::traffic::{self, Content, Traffic};
 use husk_tests::Image;
 use husk_tests::agent::Agent;
-use husk_tests::api::Shim;
+use husk_tests::api::{Response, Shim};
 use husk_tests::body::Shape;
 use husk_tests::info::PciDevice;
 use husk_tests::kernel_file;
@@ -152,6 +152,12 @@ impl Networked {
     }
 }
 
+/// Adds a device on `tap`, by a descriptor: the VMM's network is not the one that the tap is in, as with the shims.
+fn add(pod: &mut Pod, tap: &OwnedFd) -> Response {
+    let net = json!({"backend": "vhost", "id": "late"});
+    pod.api().put_with_fds("vm.add-net", &net, &[tap.as_raw_fd()]).unwrap()
+}
+
 fn counter(pod: &mut Pod, device: &str, name: &str) -> u64 {
     let counters: Value = pod.api().get("vm.counters").unwrap().json().unwrap();
     counters[device][name].as_u64().unwrap()
@@ -163,7 +169,8 @@ fn a_device_of_the_kernel_comes_pauses_goes_and_outlives_a_reboot() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let _tap = Tap::new("t0", false, PREFIX);
+    let tap = Tap::new("t0", false, PREFIX);
+    let descriptor = tap.open();
     let shape = Shape::new(
         Shim::Rust,
         kernel_file("6.12", "vmlinux"),
@@ -177,8 +184,7 @@ fn a_device_of_the_kernel_comes_pauses_goes_and_outlives_a_reboot() {
     pod.boot().unwrap();
     let mut guest = Networked(pod.agent().unwrap().0);
 
-    let net = json!({"tap": "t0", "backend": "vhost", "id": "late"});
-    let device: PciDevice = pod.put("vm.add-net", Some(&net)).unwrap().json().unwrap();
+    let device: PciDevice = add(&mut pod, &descriptor).json().unwrap();
     guest.set_up();
     guest.traffic(5001);
 
@@ -204,8 +210,8 @@ fn a_device_of_the_kernel_comes_pauses_goes_and_outlives_a_reboot() {
 
     pod.remove(&device).unwrap();
     guest.sh("while [ -e /sys/class/net/eth0 ]; do sleep 0.1; done");
-    // The tap is free once the device has gone.
-    while pod.put("vm.add-net", Some(&net)).unwrap().status != 200 {
+    // The name is free once the device has gone.
+    while add(&mut pod, &descriptor).status != 200 {
         thread::sleep(Duration::from_millis(50));
     }
     guest.set_up();
