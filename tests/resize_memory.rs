@@ -13,6 +13,7 @@ use husk_tests::api::Shim;
 use husk_tests::body::Shape;
 use husk_tests::kernel_file;
 use husk_tests::pod::{PATIENCE, Pod};
+use husk_tests::resize::{Resizing, Size};
 use husk_tests::smaps::resident_kib;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -129,16 +130,59 @@ fn until<T>(mut look: impl FnMut() -> Result<T, String>) -> T {
     }
 }
 
-/// Has the guest fill `mib` MiB of a file system in its memory, and empty it again.
-fn fill(agent: &mut Agent, mib: u64) {
+/// A file system in the guest's memory.
+fn mount_filled(agent: &mut Agent) {
     let (source, target, kind) = ("tmpfs".into(), "/filled".into(), "tmpfs".into());
     agent.must(&Call::Mount { source, target, kind }).unwrap();
+}
+
+/// Has the guest fill `mib` MiB of a file system in its memory, and empty it again.
+fn fill(agent: &mut Agent, mib: u64) {
+    mount_filled(agent);
     let script = format!("dd if=/dev/zero of=/filled/file bs=1M count={mib} 2>&1");
     agent.run(&["sh", "-c", &script]).unwrap();
 }
 
 fn empty(agent: &mut Agent) {
     agent.run(&["rm", "/filled/file"]).unwrap();
+}
+
+/// A pod grows in steps as its containers come, vCPUs and memory. Then one of them keeps a file in memory, which is
+/// there to the last byte.
+fn what_is_written_to_new_memory_is_there(kernel: &str) {
+    let (mut lab, mut agent) = Lab::start(kernel, "memhp_default_state=online", &json!({}));
+    agent.load_module("virtio_mem").unwrap();
+    let resizing = Resizing::begin(&mut lab.pod, &mut agent).unwrap();
+    for (vcpus, more) in [(2, 128), (3, 256), (4, 512)] {
+        for size in [Size::Vcpus(vcpus), Size::Memory(BOOT + more * MIB)] {
+            resizing.resize(&mut lab.pod, &mut agent, size).unwrap();
+        }
+    }
+    mount_filled(&mut agent);
+    let before = lab.resident_kib(RESERVE);
+    let (path, seed, bytes) = (String::from("/filled/file"), 8, 96 * MIB);
+    let stored = agent
+        .must(&Call::Store {
+            path: path.clone(),
+            seed,
+            bytes,
+        })
+        .unwrap();
+    // Linux takes what came above 4 GiB before what it had.
+    let used = lab.resident_kib(RESERVE) - before;
+    assert!(used > 64 << 10, "{used} KiB of what came");
+    assert_eq!(agent.must(&Call::Sum { path }).unwrap(), stored);
+    lab.end();
+}
+
+#[test]
+fn what_is_written_to_new_memory_of_the_newer_kernel_is_there() {
+    what_is_written_to_new_memory_is_there("6.12");
+}
+
+#[test]
+fn what_is_written_to_new_memory_of_the_older_kernel_is_there() {
+    what_is_written_to_new_memory_is_there("6.1");
 }
 
 fn memory_comes_and_goes_back_to_the_host_by_virtio_mem(kernel: &str) {
