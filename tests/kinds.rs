@@ -182,6 +182,19 @@ fn every_kind_of_device_works_and_counts_what_is_documented() {
             .unwrap_or_else(|| panic!("nothing counted for {device}: {counted:?}"));
         assert_eq!(&found.keys().cloned().collect::<BTreeSet<_>>(), names, "{device}");
     }
+    let told = pod.api().get("vmm.metrics").unwrap().body.unwrap();
+    for (device, names) in expected.iter().filter(|(device, _)| *device != "__vcpu0") {
+        let of_device = format!("device=\"{device}\"");
+        for name in names.iter().filter(|name| *name != "failures") {
+            let is_it =
+                |series: &str| series.ends_with(&format!("_{name}_total")) || series.ends_with(&format!("_{name}"));
+            let mut series = told.lines().filter_map(|line| line.split_once('{'));
+            assert!(
+                series.any(|(series, labels)| is_it(series) && labels.contains(&of_device)),
+                "{name} of {device} is not told to Prometheus: {told}"
+            );
+        }
+    }
     let at_work = [
         ("_disk0", "write_bytes"),
         ("_pmem0", "flushes"),

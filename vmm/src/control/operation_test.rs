@@ -159,9 +159,10 @@ fn columns() -> Vec<(&'static str, Vec<Command>)> {
     let disk = || NewDevice::Disk(serde_json::from_value(json!({"path": "/d"})).unwrap());
     vec![
         (
-            "vm.counters, vm.resize-status, vm.containers, vm.set-containers, vm.power-button",
+            "vm.counters, vmm.metrics, vm.resize-status, vm.containers, vm.set-containers, vm.power-button",
             vec![
                 Command::Counters,
+                Command::Metrics,
                 Command::ResizeStatus,
                 Command::Containers,
                 Command::SetContainers(Containers::default()),

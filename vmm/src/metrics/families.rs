@@ -270,6 +270,9 @@ pub(super) const DEVICES: &[DeviceRow] = &[
     counter("net", "control_commands", "Commands carried out"),
     counter("net", "control_refused_commands", "Commands refused"),
     counter("net", "tap_losses", "Taps that went away"),
+    counter("net", "starts", "Times that the kernel was given the rings"),
+    counter("net", "ring_faults", "Times that the kernel could not follow a ring"),
+    counter("net", "memory_updates", "Times that the kernel was told of memory"),
     counter("vsock", "host_streams", "Streams opened by programs of the host"),
     counter("vsock", "guest_streams", "Streams opened by programs of the guest"),
     counter(
@@ -313,6 +316,9 @@ pub(super) const DEVICES: &[DeviceRow] = &[
         "malformed_chains",
         "Buffers of the driver that could not hold a header, or held less than it promised",
     ),
+    counter("vsock", "starts", "Times that the kernel was given the rings"),
+    counter("vsock", "ring_faults", "Times that the kernel could not follow a ring"),
+    counter("vsock", "memory_updates", "Times that the kernel was told of memory"),
     counter("fs", "connects", "Connections to the back-end"),
     counter("fs", "starts", "Times that the back-end was given the rings"),
     counter("fs", "backend_failures", "Times that the back-end failed"),
@@ -352,6 +358,11 @@ pub(super) const DEVICES: &[DeviceRow] = &[
     ),
     gauge("fs", "handles", "Files that the guest has open"),
     gauge("fs", "locks", "Locks held"),
+    gauge(
+        "fs",
+        "landlock_version",
+        "Version of Landlock that holds the threads, 0 without",
+    ),
     counter("pmem", "flushes", "Flushes completed"),
     counter("pmem", "flush_errors", "Flushes that failed"),
     counter("pmem", "bad_requests", "Requests that make no sense"),
@@ -481,9 +492,12 @@ mod tests {
                 assert_eq!(heading, "vCPUs", "of which kind are these counters?");
                 continue;
             };
-            let counters = counters.split("\n\n").next().unwrap();
-            let counters = counters.split("\n- ").next().unwrap();
-            documented.extend(counters.split('`').skip(1).step_by(2).map(|name| (*kind, name)));
+            // Also where the kernel serves it.
+            for counters in [counters].into_iter().chain(section.split("What it counts:").skip(1)) {
+                let counters = counters.split("\n\n").next().unwrap();
+                let counters = counters.split("\n- ").next().unwrap();
+                documented.extend(counters.split('`').skip(1).step_by(2).map(|name| (*kind, name)));
+            }
         }
         let told: BTreeSet<_> = DEVICES.iter().map(|row| (row.device, row.counter)).collect();
         assert_eq!(told, documented);
