@@ -31,6 +31,8 @@ use crate::metrics::{Calls, Exposition, Format};
 
 /// Connections at a time. Cloud Hypervisor has 10.
 pub const CONNECTIONS: usize = 64;
+/// Beside them, those that may only ask for figures: however many scrapers there are, whoever controls the VM finds room.
+const SCRAPERS: usize = 8;
 
 /// Bytes read at a time from one connection.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -38,9 +40,6 @@ const CHUNK_BYTES: usize = 64 << 10;
 const FLUSH_LIMIT: Duration = Duration::from_millis(500);
 /// How long nobody is accepted when the host has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Of them, those that may only ask for figures: however many scrapers there are, whoever controls the VM finds room.
-const SCRAPERS: usize = 8;
 
 const LISTENER: u64 = u64::MAX;
 const STOP: u64 = u64::MAX - 1;

@@ -267,8 +267,13 @@ struct Out<'a>(DescriptorEncoder<'a>);
 
 impl Out<'_> {
     fn info<const N: usize>(&mut self, row: &Row, labels: &Labels<'_, N>) -> fmt::Result {
-        let descriptor = self.0.encode_descriptor(row.name, row.help, None, MetricType::Info);
-        descriptor?.encode_info(labels)
+        self.describe(row.name, Type::Info, row.help)?.encode_info(labels)
+    }
+
+    /// Says what the figures are that follow.
+    fn describe<'a>(&'a mut self, name: &'a str, kind: Type, help: &str) -> Result<MetricEncoder<'a>, fmt::Error> {
+        let (name, unit) = split_unit(name);
+        self.0.encode_descriptor(name, help, unit, metric_type(kind))
     }
 
     fn family<const N: usize>(&mut self, row: &Row, figures: &[(Labels<'_, N>, impl Value)]) -> fmt::Result {
@@ -285,8 +290,7 @@ impl Out<'_> {
         if figures.is_empty() {
             return Ok(());
         }
-        let (name, unit) = split_unit(name);
-        let mut metric = self.0.encode_descriptor(name, help, unit.as_ref(), metric_type(kind))?;
+        let mut metric = self.describe(name, kind, help)?;
         for (labels, value) in figures {
             value.encode(kind, metric.encode_family(labels)?)?;
         }
@@ -297,10 +301,7 @@ impl Out<'_> {
         if figures.is_empty() {
             return Ok(());
         }
-        let (name, unit) = split_unit(row.name);
-        let mut metric = self
-            .0
-            .encode_descriptor(name, row.help, unit.as_ref(), MetricType::Histogram)?;
+        let mut metric = self.describe(row.name, Type::Histogram, row.help)?;
         for (labels, latency) in figures {
             let (sum, count) = (latency.sum().as_secs_f64(), latency.count());
             metric
@@ -321,10 +322,10 @@ fn metric_type(kind: Type) -> MetricType {
 }
 
 /// A name without its unit, if that is one of those that OpenMetrics has for all (OpenMetrics 1.0, "Units and Base Units").
-fn split_unit(name: &str) -> (&str, Option<Unit>) {
-    let units = [("_bytes", Unit::Bytes), ("_seconds", Unit::Seconds)];
-    let found = units
-        .into_iter()
+fn split_unit(name: &str) -> (&str, Option<&'static Unit>) {
+    static UNITS: [(&str, Unit); 2] = [("_bytes", Unit::Bytes), ("_seconds", Unit::Seconds)];
+    let found = UNITS
+        .iter()
         .find_map(|(end, unit)| Some((name.strip_suffix(end)?, unit)));
     found.map_or((name, None), |(name, unit)| (name, Some(unit)))
 }

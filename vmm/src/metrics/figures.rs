@@ -41,18 +41,20 @@ pub struct Figures {
 /// Two figures of one process have the same files.
 impl PartialEq for Figures {
     fn eq(&self, other: &Self) -> bool {
-        let own = |figures: &Self| {
-            let Self {
-                boots,
-                phases,
-                counted,
-                vcpus,
-                resizes,
-                mapped_bytes,
-                process: _,
-            } = figures.clone();
-            (boots, phases, counted, vcpus, resizes, mapped_bytes)
-        };
-        own(self) == own(other)
+        let Self {
+            boots,
+            phases,
+            counted,
+            vcpus,
+            resizes,
+            mapped_bytes,
+            process: _,
+        } = self;
+        *boots == other.boots
+            && *phases == other.phases
+            && *counted == other.counted
+            && *vcpus == other.vcpus
+            && *resizes == other.resizes
+            && *mapped_bytes == other.mapped_bytes
     }
 }
