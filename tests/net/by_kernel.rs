@@ -1,15 +1,12 @@
 //! Networks whose frames the host's kernel moves (`backend=vhost`).
 
 use std::fs;
-use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use husk_guest::pattern;
-use husk_guest::traffic::{self, Content, Traffic};
-use husk_tests::Image;
 use husk_tests::agent::Agent;
 use husk_tests::api::{Response, Shim};
 use husk_tests::body::Shape;
@@ -19,7 +16,7 @@ use husk_tests::pod::Pod;
 use husk_tests::tap::Tap;
 use serde_json::{Value, json};
 
-use crate::session::{GUEST, HOST, PREFIX, Session, boot, network, stream_bytes};
+use crate::session::{PREFIX, SET_UP, Session, a_driver_comes_again, boot, download, network, stream_bytes, upload};
 
 /// Whether the host's kernel and this user have what these tests need.
 fn vhost() -> bool {
@@ -66,18 +63,7 @@ fn the_older_kernel_and_a_driver_that_comes_again_are_served_by_the_kernel() {
     if !vhost() {
         return;
     }
-    let _tap = Tap::new("t0", false, PREFIX);
-    let mut guest = Session::start(boot("tap=t0,backend=vhost").kernel("6.1", Image::BzImage));
-    guest.upload(5001, stream_bytes() / 4);
-    for round in 0..3 {
-        guest.sh(
-            "cd /sys/bus/virtio/drivers/virtio_net && dev=$(ls -d virtio*) && echo $dev >unbind && echo $dev >bind",
-        );
-        guest.sh("ip link set eth0 up && ip addr add 10.0.0.2/24 dev eth0");
-        guest.sh("ping -c 2 -w 60 10.0.0.1");
-        guest.download(5002 + round, 1 << 20);
-    }
-    guest.end();
+    a_driver_comes_again("tap=t0,backend=vhost");
 }
 
 #[test]
@@ -127,28 +113,18 @@ impl Networked {
 
     /// The interface of the only network device, whatever it is called, gets its address.
     fn set_up(&mut self) {
-        self.sh(
-            "until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done; ip link set eth0 up && ip addr add 10.0.0.2/24 dev eth0",
-        );
+        self.sh(&format!(
+            "until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done; {SET_UP}"
+        ));
     }
 
     /// Both ways, with checksums of both sides.
     fn traffic(&mut self, port: u16) {
         let bytes = stream_bytes() / 4;
-        let listener = TcpListener::bind((HOST, port)).unwrap();
-        let host = thread::spawn(move || traffic::receive_from(&listener, true).unwrap());
-        let sent = self.sh(&format!("/init net send {HOST} {port} {bytes} {port}"));
-        let sent: Traffic = serde_json::from_str(&sent).unwrap();
-        assert_eq!(sent.checksum, host.join().unwrap().checksum);
+        let sent = upload(&mut |line| self.sh(line), port, bytes);
         let expected = pattern::bytes(port.into(), usize::try_from(bytes).unwrap());
         assert_eq!(sent.checksum, pattern::checksum(&expected));
-        let host = thread::spawn(move || traffic::send((GUEST, port), bytes, Content::Pattern(7)).unwrap());
-        let received = self.sh(&format!("/init net receive {port} look"));
-        let received: Traffic = serde_json::from_str(&received).unwrap();
-        assert_eq!(
-            (received.bytes, received.checksum),
-            (bytes, host.join().unwrap().checksum)
-        );
+        download(&mut |line| self.sh(line), port, bytes);
     }
 }
 

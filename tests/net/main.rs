@@ -11,10 +11,9 @@ use std::thread;
 
 use husk_guest::Answer;
 use husk_guest::answer::Interrupt;
-use husk_tests::Image;
 use husk_tests::tap::{Tap, ip, own_network};
 
-use session::{PREFIX, Session, boot, network, stream_bytes};
+use session::{PREFIX, SET_UP, Session, a_driver_comes_again, boot, network, stream_bytes};
 
 /// Runs a tool of the host; whether it succeeded, and what it wrote.
 fn tool(program: &str, arguments: &str) -> (bool, String) {
@@ -89,7 +88,7 @@ fn descriptors_from_another_network_carry_several_queues() {
     let mut guest = Session(boot.join().unwrap());
     drop(fds);
     assert_eq!(guest.0.answer(), Answer::Listening);
-    guest.sh("ip link set eth0 up && ip addr add 10.0.0.2/24 dev eth0");
+    guest.sh(SET_UP);
     assert_eq!(guest.sh("/init net queues eth0"), "2 of 2");
 
     let bytes = stream_bytes() / 8;
@@ -143,18 +142,7 @@ fn the_older_kernel_and_a_driver_that_comes_again_are_served() {
     if !network() {
         return;
     }
-    let _tap = Tap::new("t0", false, PREFIX);
-    let mut guest = Session::start(boot("tap=t0").kernel("6.1", Image::BzImage));
-    guest.upload(5001, stream_bytes() / 4);
-    for round in 0..3 {
-        guest.sh(
-            "cd /sys/bus/virtio/drivers/virtio_net && dev=$(ls -d virtio*) && echo $dev >unbind && echo $dev >bind",
-        );
-        guest.sh("ip link set eth0 up && ip addr add 10.0.0.2/24 dev eth0");
-        guest.sh("ping -c 2 -w 60 10.0.0.1");
-        guest.download(5002 + round, 1 << 20);
-    }
-    guest.end();
+    a_driver_comes_again("tap=t0");
 }
 
 #[test]

@@ -5,12 +5,15 @@ use std::thread;
 
 use husk_guest::traffic::{self, Content, Traffic};
 use husk_guest::{Answer, Step};
-use husk_tests::tap::own_network;
-use husk_tests::{Boot, Guest};
+use husk_tests::tap::{Tap, own_network};
+use husk_tests::{Boot, Guest, Image};
 
 pub const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 pub const PREFIX: &str = "10.0.0.1/24";
+
+/// Gives the guest's interface its address.
+pub const SET_UP: &str = "ip link set eth0 up && ip addr add 10.0.0.2/24 dev eth0";
 
 /// Bytes of a stream. `HUSK_TEST_NET_MIB` has another number, such as 1024.
 pub fn stream_bytes() -> u64 {
@@ -41,7 +44,7 @@ impl Session {
     pub fn start(boot: Boot) -> Self {
         let mut session = Self(boot.start());
         assert_eq!(session.0.answer(), Answer::Listening);
-        session.sh("ip link set eth0 up && ip addr add 10.0.0.2/24 dev eth0");
+        session.sh(SET_UP);
         session
     }
 
@@ -67,27 +70,53 @@ impl Session {
         self.0.wait().assert_code(0).assert_nothing_refused();
     }
 
-    /// A stream from the guest to the host arrives as it was sent.
+    /// As [`upload`].
     pub fn upload(&mut self, port: u16, bytes: u64) -> Traffic {
-        let listener = TcpListener::bind((HOST, port)).unwrap();
-        let host = thread::spawn(move || traffic::receive_from(&listener, true).unwrap());
-        let sent = self.sh(&format!("/init net send {HOST} {port} {bytes} {port}"));
-        let sent: Traffic = serde_json::from_str(&sent).unwrap();
-        let received = host.join().unwrap();
-        assert_eq!((sent.bytes, sent.checksum), (received.bytes, received.checksum));
-        assert_eq!(received.bytes, bytes);
-        sent
+        upload(&mut |line| self.sh(line), port, bytes)
     }
 
-    /// A stream from the host to the guest arrives as it was sent.
+    /// As [`download`].
     pub fn download(&mut self, port: u16, bytes: u64) -> Traffic {
-        let seed = u64::from(port);
-        let host = thread::spawn(move || traffic::send((GUEST, port), bytes, Content::Pattern(seed)).unwrap());
-        let received = self.sh(&format!("/init net receive {port} look"));
-        let received: Traffic = serde_json::from_str(&received).unwrap();
-        let sent = host.join().unwrap();
-        assert_eq!((sent.bytes, sent.checksum), (received.bytes, received.checksum));
-        assert_eq!(sent.bytes, bytes);
-        received
+        download(&mut |line| self.sh(line), port, bytes)
     }
+}
+
+/// A stream from the guest, whose shell is `sh`, to the host arrives as it was sent.
+pub fn upload(sh: &mut dyn FnMut(&str) -> String, port: u16, bytes: u64) -> Traffic {
+    let listener = TcpListener::bind((HOST, port)).unwrap();
+    let host = thread::spawn(move || traffic::receive_from(&listener, true).unwrap());
+    let sent = sh(&format!("/init net send {HOST} {port} {bytes} {port}"));
+    let sent: Traffic = serde_json::from_str(&sent).unwrap();
+    let received = host.join().unwrap();
+    assert_eq!((sent.bytes, sent.checksum), (received.bytes, received.checksum));
+    assert_eq!(received.bytes, bytes);
+    sent
+}
+
+/// A stream from the host to the guest arrives as it was sent.
+pub fn download(sh: &mut dyn FnMut(&str) -> String, port: u16, bytes: u64) -> Traffic {
+    let seed = u64::from(port);
+    let host = thread::spawn(move || traffic::send((GUEST, port), bytes, Content::Pattern(seed)).unwrap());
+    let received = sh(&format!("/init net receive {port} look"));
+    let received: Traffic = serde_json::from_str(&received).unwrap();
+    let sent = host.join().unwrap();
+    assert_eq!((sent.bytes, sent.checksum), (received.bytes, received.checksum));
+    assert_eq!(sent.bytes, bytes);
+    received
+}
+
+/// A guest of the older kernel uses the device given by `net`, and its driver leaves it and comes again.
+pub fn a_driver_comes_again(net: &str) {
+    let _tap = Tap::new("t0", false, PREFIX);
+    let mut guest = Session::start(boot(net).kernel("6.1", Image::BzImage));
+    guest.upload(5001, stream_bytes() / 4);
+    for round in 0..3 {
+        guest.sh(
+            "cd /sys/bus/virtio/drivers/virtio_net && dev=$(ls -d virtio*) && echo $dev >unbind && echo $dev >bind",
+        );
+        guest.sh(SET_UP);
+        guest.sh("ping -c 2 -w 60 10.0.0.1");
+        guest.download(5002 + round, 1 << 20);
+    }
+    guest.end();
 }
