@@ -157,14 +157,21 @@ pub trait VirtioDevice: Send {
 ///
 /// Apart from the device, so that it can be told without holding up vCPUs that use the device's registers.
 pub trait MemoryListener: Send + Sync {
-    /// Guest RAM is to grow, or has shrunk, to `memory`. Called on a control thread, before the guest may use memory that is new, and
-    /// after it has let go of what is no longer there. Returns by `deadline`; whoever tells several gives all of them the same one.
+    /// Guest RAM is to grow to `memory`. Called before the guest may use memory that is new, on a thread that may wait. Returns by
+    /// `deadline`; whoever tells several gives all of them the same one.
     ///
     /// # Errors
     /// The other process does not take the change. It has nothing of what is new then, as before, and the device goes on: the caller
     /// gives the change up, and tells the listeners that took it of the memory that stays. What is gone and not given back is asked for
     /// again with the next change. Only a process that does not answer, or not to the point, is left, and its device fails.
-    fn memory_changed(&self, memory: &GuestMemory, deadline: Instant) -> std::io::Result<()>;
+    fn memory_added(&self, memory: &GuestMemory, deadline: Instant) -> std::io::Result<()>;
+
+    /// Guest RAM has shrunk to `memory`. Called after the guest has let go of what is no longer there, on any thread: it is said and not
+    /// waited for, at the latest when whoever speaks to the other process at present has done so.
+    ///
+    /// # Errors
+    /// It cannot be said. It is said again with the next change.
+    fn memory_removed(&self, memory: &GuestMemory) -> std::io::Result<()>;
 }
 
 /// What a handler is waiting for: file descriptors, each with a token of the handler's choosing.

@@ -176,7 +176,7 @@ fn an_interrupt_that_has_no_message_is_passed_on() {
 #[test]
 fn memory_that_changes_is_told_whether_or_not_rings_are_served() {
     let rig = Rig::started();
-    let tell = || rig.link.memory_changed(&memory(), Instant::now());
+    let tell = || rig.link.memory_added(&memory(), Instant::now());
     tell().unwrap();
     assert_eq!(rig.kernel.asked(), ["memory of 2 regions"]);
     assert_eq!(rig.link.metrics().memory_updates.get(), 1);

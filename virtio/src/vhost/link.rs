@@ -71,6 +71,13 @@ impl Link {
         &self.metrics
     }
 
+    fn update_memory(&self) -> io::Result<()> {
+        self.tell_memory()
+            .map_err(|error| io::Error::other(format!("vhost: the kernel does not take memory: {error}")))?;
+        self.metrics.memory_updates.inc();
+        Ok(())
+    }
+
     /// Tells all handles where guest memory is now.
     pub fn tell_memory(&self) -> io::Result<()> {
         let _in_turn = lock(&self.telling);
@@ -81,10 +88,11 @@ impl Link {
 
 impl MemoryListener for Link {
     /// The kernel answers at once, whatever the deadline.
-    fn memory_changed(&self, _memory: &GuestMemory, _deadline: Instant) -> io::Result<()> {
-        self.tell_memory()
-            .map_err(|error| io::Error::other(format!("vhost: the kernel does not take memory: {error}")))?;
-        self.metrics.memory_updates.inc();
-        Ok(())
+    fn memory_added(&self, _memory: &GuestMemory, _deadline: Instant) -> io::Result<()> {
+        self.update_memory()
+    }
+
+    fn memory_removed(&self, _memory: &GuestMemory) -> io::Result<()> {
+        self.update_memory()
     }
 }

@@ -72,6 +72,11 @@ impl Channel {
         }
     }
 
+    /// Says what is to be done, and asks for no answer.
+    pub fn tell(&mut self, request: Request, payload: &[u8], fds: &[RawFd]) -> Result<(), BackendError> {
+        self.exchange(request, false, payload, fds, false).map(drop)
+    }
+
     /// Whether the back-end is still there, and silent as it should be while it is asked nothing.
     pub fn check(&mut self) -> Result<(), BackendError> {
         let checked = match peek(&self.socket) {

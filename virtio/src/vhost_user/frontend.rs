@@ -125,6 +125,30 @@ impl Frontend {
         Ok(true)
     }
 
+    /// Tells which regions of guest RAM are gone, and waits for no answer. Returns whether there are any.
+    ///
+    /// # Errors
+    /// It cannot be told: the connection has ended, or the back-end has left messages unread for so long that there is no room for more.
+    pub fn give_up_memory(&mut self, memory: &GuestMemoryMmap) -> Result<bool, BackendError> {
+        let now = regions(memory)?;
+        let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.regions)
+            .into_iter()
+            .partition(|region| now.contains(region));
+        self.regions = kept;
+        if gone.is_empty() {
+            return Ok(false);
+        }
+        if self.slots {
+            for region in &gone {
+                self.channel.tell(Request::RemMemReg, &single(region), &[])?;
+            }
+        } else {
+            let (payload, fds) = table(&self.regions);
+            self.channel.tell(Request::SetMemTable, &payload, &fds)?;
+        }
+        Ok(true)
+    }
+
     fn change_regions(&mut self, now: Vec<Region>) -> Result<(), BackendError> {
         let given_back = self.remove_regions(|region| !now.contains(region));
         if self.is_lost() {
@@ -186,13 +210,7 @@ impl Frontend {
     }
 
     fn send_table(&mut self, regions: &[Region]) -> Result<(), BackendError> {
-        // Number of regions, and padding.
-        let count = u32::try_from(regions.len()).expect("checked: at most 8");
-        let mut payload = [count.to_ne_bytes(), [0; 4]].concat();
-        regions
-            .iter()
-            .for_each(|region| payload.extend_from_slice(&region.describe()));
-        let fds: Vec<RawFd> = regions.iter().map(Region::fd).collect();
+        let (payload, fds) = table(regions);
         self.channel.command(Request::SetMemTable, &payload, &fds)
     }
 
@@ -244,6 +262,17 @@ impl AsRawFd for Frontend {
 
 fn ask_number(channel: &mut Channel, request: Request) -> Result<u64, BackendError> {
     channel.ask(request, &[]).map(u64::from_ne_bytes)
+}
+
+/// "Multiple memory regions description", and the file of each.
+fn table(regions: &[Region]) -> (Vec<u8>, Vec<RawFd>) {
+    // Number of regions, and padding.
+    let count = u32::try_from(regions.len()).expect("checked: at most 8");
+    let mut payload = [count.to_ne_bytes(), [0; 4]].concat();
+    regions
+        .iter()
+        .for_each(|region| payload.extend_from_slice(&region.describe()));
+    (payload, regions.iter().map(Region::fd).collect())
 }
 
 /// "Single memory region description": padding, then the region.

@@ -218,6 +218,46 @@ fn a_table_that_is_refused_is_followed_by_the_one_before() {
 }
 
 #[test]
+fn memory_that_is_gone_is_told_to_a_back_end_that_does_not_answer() {
+    let (frontend, heard) = negotiated(Some((Request::RemMemReg, Deed::KeepSilent)));
+    let mut frontend = frontend.unwrap();
+    let tables = Tables::new();
+    let base = regions_of(&tables.0, &[]);
+    frontend.set_memory(&tables.grown(&base, 8 << 20)).unwrap();
+    heard.take();
+    assert!(frontend.give_up_memory(&base).unwrap());
+    assert!(!frontend.give_up_memory(&base).unwrap(), "once");
+    assert!(
+        !frontend.give_up_memory(&tables.grown(&base, 16 << 20)).unwrap(),
+        "and nothing that is new"
+    );
+    // It follows in order: what is asked next is answered after that.
+    assert!(frontend.set_memory(&tables.grown(&base, 8 << 20)).unwrap());
+    let (add, remove) = (Request::AddMemReg as u32, Request::RemMemReg as u32);
+    assert_eq!(heard.requests(), [remove, add]);
+}
+
+#[test]
+fn without_memory_slots_the_table_of_what_stays_is_told() {
+    let (mut frontend, heard) = frontend();
+    frontend.slots = false;
+    let tables = Tables::new();
+    let base = regions_of(&tables.0, &[]);
+    frontend.set_memory(&tables.grown(&base, 8 << 20)).unwrap();
+    heard.take();
+    assert!(frontend.give_up_memory(&base).unwrap());
+    // An answer to what wants none would be taken for one to this.
+    assert!(frontend.set_memory(&tables.grown(&base, 16 << 20)).unwrap());
+    let told: Vec<(u32, u64, usize)> = heard
+        .take()
+        .iter()
+        .map(|message| (message.request, number(&message.payload, 0), message.fds))
+        .collect();
+    let table = Request::SetMemTable as u32;
+    assert_eq!(told, [(table, 1, 1), (table, 2, 2)]);
+}
+
+#[test]
 fn private_memory_is_refused_before_anything_is_said() {
     let (mut frontend, heard) = frontend();
     let error = frontend.set_memory(&memory().memory()).unwrap_err();

@@ -78,6 +78,13 @@ impl Bench {
         Box::new(VhostUserHandler::new(self.link.clone(), self.activation(), &[0, 1], &Bytewise).unwrap())
     }
 
+    /// Its memory, and 1 MiB of another file.
+    fn grown(&self) -> GuestMemory {
+        let at = FileOffset::new(tempfile_of(1 << 20), 0);
+        let more = GuestRegionMmap::from_range(GuestAddress(8 << 20), 1 << 20, Some(at)).unwrap();
+        GuestMemory::new(self.mem.memory().insert_region(Arc::new(more)).unwrap())
+    }
+
     /// The device at work, and why it stops by itself if it does.
     fn run(&self) -> (Worker, Receiver<HandlerError>) {
         let (said, heard) = channel();
@@ -102,7 +109,7 @@ impl Bench {
     /// Has a back-end leave that closes when it is asked to forget a region.
     fn leave(&self) {
         let changed = GuestMemory::new(regions_of(&Arc::new(tempfile_of(2 << 20)), &[]));
-        assert!(self.link.memory_changed(&changed, soon()).is_err());
+        assert!(self.link.memory_added(&changed, soon()).is_err());
     }
 
     /// The device held, as a pause does it.
@@ -367,17 +374,51 @@ fn new_memory_is_told_while_the_device_works() {
     let bench = bench(None);
     let file = Arc::new(tempfile_of(64 << 20));
     let mem = GuestMemory::new(regions_of(&file, &[]));
-    bench.link.memory_changed(&mem, soon()).unwrap();
+    bench.link.memory_added(&mem, soon()).unwrap();
     bench.heard.take();
     let at = FileOffset::from_arc(file, 8 << 20);
     let more = GuestRegionMmap::from_range(GuestAddress(8 << 20), 1 << 20, Some(at)).unwrap();
     let grown = mem.memory().insert_region(Arc::new(more));
     bench
         .link
-        .memory_changed(&GuestMemory::new(grown.unwrap()), soon())
+        .memory_added(&GuestMemory::new(grown.unwrap()), soon())
         .unwrap();
     assert_eq!(bench.heard.requests(), [Request::AddMemReg as u32], "only what is new");
     assert_eq!(bench.metrics().memory_updates.get(), 2);
+}
+
+#[test]
+fn memory_that_is_gone_is_told_without_a_wait_and_by_whoever_speaks_to_the_back_end() {
+    let bench = bench(Some((Request::RemMemReg, Deed::KeepSilent)));
+    let grown = bench.grown();
+    for speaks in [false, true] {
+        bench.link.memory_added(&grown, soon()).unwrap();
+        bench.heard.take();
+        let connection = speaks.then(|| bench.link.talk().unwrap());
+        bench.link.memory_removed(&bench.mem).unwrap();
+        if let Some(connection) = connection {
+            assert_eq!(bench.heard.requests(), [] as [u32; 0]);
+            drop(connection);
+        }
+        while bench.heard.requests() != [Request::RemMemReg as u32] {
+            std::thread::yield_now();
+        }
+    }
+    assert_eq!(bench.metrics().memory_updates.get(), 4);
+    assert!(bench.link.talk().unwrap().present().unwrap().check().is_ok());
+}
+
+#[test]
+fn a_back_end_that_has_gone_or_is_on_its_way_out_is_told_of_no_memory() {
+    let bench = bench(None);
+    bench.link.memory_added(&bench.grown(), soon()).unwrap();
+    bench.heard.take();
+    bench.link.retire();
+    bench.link.memory_removed(&bench.mem).unwrap();
+    bench.link.close();
+    bench.link.memory_removed(&bench.mem).unwrap();
+    assert_eq!(bench.metrics().memory_updates.get(), 1);
+    assert_eq!(bench.heard.requests(), [] as [u32; 0]);
 }
 
 #[test]
@@ -416,7 +457,7 @@ fn the_next_start_connects_to_the_next_back_end() {
     bench.link = Link::connect(&path, 2, Duration::ZERO).unwrap();
     let (first, failures) = bench.started();
     let other = GuestMemory::new(regions_of(&Arc::new(tempfile_of(2 << 20)), &[]));
-    assert!(bench.link.memory_changed(&other, soon()).is_err());
+    assert!(bench.link.memory_added(&other, soon()).is_err());
     failures.recv().unwrap();
     first.join();
     let (second, _) = bench.run();
@@ -559,7 +600,7 @@ fn a_device_on_its_way_out_waits_for_no_answer_and_connects_to_nobody() {
             std::thread::yield_now();
         }
         // Whoever changes memory meanwhile waits for the connection until its own deadline, and no longer.
-        let busy = bench.link.memory_changed(&bench.mem, Instant::now());
+        let busy = bench.link.memory_added(&bench.mem, Instant::now());
         assert_eq!(
             busy.unwrap_err().to_string(),
             "/nowhere/s: it was busy with something else for 0 ms"
@@ -575,13 +616,11 @@ fn a_device_on_its_way_out_waits_for_no_answer_and_connects_to_nobody() {
 fn memory_that_the_back_end_refuses_is_an_error_of_the_change_and_not_the_end_of_the_share() {
     let bench = bench(Some((Request::AddMemReg, Deed::RefuseLater(1))));
     let (worker, failures) = bench.started();
-    let at = FileOffset::new(tempfile_of(1 << 20), 0);
-    let more = GuestRegionMmap::from_range(GuestAddress(8 << 20), 1 << 20, Some(at)).unwrap();
-    let grown = GuestMemory::new(bench.mem.memory().insert_region(Arc::new(more)).unwrap());
-    let error = bench.link.memory_changed(&grown, soon()).unwrap_err().to_string();
+    let grown = bench.grown();
+    let error = bench.link.memory_added(&grown, soon()).unwrap_err().to_string();
     assert_eq!(error, "/nowhere/fs.sock: it refused AddMemReg with code 1");
     bench.heard.take();
-    bench.link.memory_changed(&bench.mem, soon()).unwrap();
+    bench.link.memory_added(&bench.mem, soon()).unwrap();
     assert_eq!(bench.heard.requests(), [] as [u32; 0], "it has what it had");
     assert_eq!(
         worker.join()[0].queue.next_avail,
@@ -699,10 +738,10 @@ fn a_back_end_that_is_gone_keeps_nobody_from_changing_memory() {
     serve(there.try_clone().unwrap(), None);
     let link = Link::over(here, Path::new("/nowhere/s"), 2, REPLY_TIMEOUT).unwrap();
     there.shutdown(std::net::Shutdown::Both).unwrap();
-    link.memory_changed(&shared_memory(&[]), soon()).unwrap();
+    link.memory_added(&shared_memory(&[]), soon()).unwrap();
     // The same after a stop that it did not answer.
     let bench = bench(Some((Request::GetVringBase, Deed::Close)));
     let (worker, _) = bench.started();
     worker.join();
-    bench.link.memory_changed(&shared_memory(&[]), soon()).unwrap();
+    bench.link.memory_added(&shared_memory(&[]), soon()).unwrap();
 }

@@ -85,6 +85,8 @@ struct Line {
     frontend: Option<Frontend>,
     /// Somebody speaks to it.
     busy: bool,
+    /// Memory that has shrunk since then: said by whoever brings the connection back.
+    shrunk: Option<GuestMemory>,
     /// What can be hung up meanwhile.
     stream: Option<Arc<UnixStream>>,
     /// The device is on its way out: there is no other connection after this one.
@@ -251,6 +253,32 @@ impl Link {
         Ok(stream)
     }
 
+    /// `error` for somebody who knows nothing of the socket.
+    fn named(&self, error: &BackendError) -> io::Error {
+        io::Error::other(format!("{}: {}", self.socket.display(), chain(error)))
+    }
+
+    /// Tells the back-end, to whom nobody else speaks, which memory is gone. Waits for nothing.
+    fn give_up_memory(&self, line: &mut Line, memory: &GuestMemory) -> Result<(), BackendError> {
+        // One that is not there is told everything when it comes.
+        let Some(frontend) = &mut line.frontend else {
+            return Ok(());
+        };
+        frontend.set_deadline(Deadline::after(Duration::ZERO));
+        let told = match frontend.check() {
+            Ok(()) => frontend.give_up_memory(&memory.memory()),
+            Err(_) => Ok(false),
+        };
+        if frontend.is_lost() {
+            // Whoever serves the device's rings, if there are any, sees it, too.
+            frontend.hang_up();
+        }
+        if told? {
+            self.metrics.memory_updates.inc();
+        }
+        Ok(())
+    }
+
     fn line(&self) -> MutexGuard<'_, Line> {
         lock(&self.line)
     }
@@ -308,13 +336,19 @@ impl Drop for Connection<'_> {
         let mut line = self.link.line();
         line.frontend = self.frontend.take();
         line.busy = false;
+        if let Some(memory) = line.shrunk.take()
+            && let Err(error) = self.link.give_up_memory(&mut line, &memory)
+        {
+            let socket = self.link.socket.display();
+            log::warn!("{socket}: it is not told of memory that is gone: {}", chain(&error));
+        }
         drop(line);
         self.link.free.notify_one();
     }
 }
 
 impl MemoryListener for Link {
-    fn memory_changed(&self, memory: &GuestMemory, deadline: Instant) -> io::Result<()> {
+    fn memory_added(&self, memory: &GuestMemory, deadline: Instant) -> io::Result<()> {
         let changed = self.talk_until(Deadline::at(deadline)).and_then(|mut connection| {
             // One that is not there is told everything when it comes.
             let Ok(frontend) = connection.present() else {
@@ -335,12 +369,19 @@ impl MemoryListener for Link {
         match changed {
             Ok(true) => self.metrics.memory_updates.inc(),
             Ok(false) => {}
-            Err(error) => {
-                let socket = self.socket.display();
-                return Err(io::Error::other(format!("{socket}: {}", chain(&error))));
-            }
+            Err(error) => return Err(self.named(&error)),
         }
         Ok(())
+    }
+
+    fn memory_removed(&self, memory: &GuestMemory) -> io::Result<()> {
+        let mut line = self.line();
+        if line.busy {
+            line.shrunk = Some(memory.clone());
+            return Ok(());
+        }
+        self.give_up_memory(&mut line, memory)
+            .map_err(|error| self.named(&error))
     }
 }
 

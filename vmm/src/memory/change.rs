@@ -55,7 +55,8 @@ impl AddressSpace {
     /// KVM does not give it back: everything is as it was.
     pub(super) fn remove(&self, parts: Box<Parts>) -> Result<(), (Box<Parts>, MemoryError)> {
         let kind = parts.info.kind;
-        let _one = self.change(kind);
+        // A file goes without a wait for another one that back-ends are asked about.
+        let _one = (kind != Kind::Pmem).then(|| self.change(kind));
         // First of all, so that an access of the guest that comes too late is one to nowhere.
         self.places().withdraw(&parts);
         let removed = self.back(parts).map_err(|(parts, source)| {
@@ -205,20 +206,19 @@ impl AddressSpace {
         // One for all.
         let deadline = Instant::now() + REPLY_TIMEOUT;
         for listener in self.listeners() {
-            listener.memory_changed(&self.backends, deadline)?;
+            listener.memory_added(&self.backends, deadline)?;
         }
         Ok(())
     }
 
-    /// Takes a region from what back-ends have. One that does not follow learns of it with the next change.
+    /// Takes a region from what back-ends have, and waits for none of them. One that cannot be told learns of it with the next change.
     fn forget(&self, gpa: u64, bytes: u64) {
         if let Err(error) = hide(&self.backends, gpa, bytes) {
             log::error!("memory at {gpa:#x} cannot be taken from back-ends: {error}");
         }
-        let deadline = Instant::now() + REPLY_TIMEOUT;
         for listener in self.listeners() {
-            if let Err(error) = listener.memory_changed(&self.backends, deadline) {
-                log::warn!("a back-end does not give memory at {gpa:#x} back: {error}");
+            if let Err(error) = listener.memory_removed(&self.backends) {
+                log::warn!("a back-end is not told that memory at {gpa:#x} is gone: {error}");
             }
         }
     }
@@ -228,7 +228,8 @@ impl AddressSpace {
         listeners.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// The right to change memory of `kind`. Back-ends are asked about files alone, and who waits for them keeps nobody from changing RAM.
+    /// The right to change RAM, or to add a file. Back-ends are asked about files alone, and who waits for them keeps nobody from changing
+    /// RAM.
     pub(super) fn change(&self, kind: Kind) -> MutexGuard<'_, ()> {
         lock(if kind == Kind::Pmem { &self.files } else { &self.changes })
     }

@@ -30,7 +30,7 @@ const PMEM_NAME: &CStr = c"guest-pmem";
 /// All guest-physical memory of one VM.
 ///
 /// What is where may be asked anywhere, vCPU threads included. Lock order: `changes` or `files`, never both, then `places`; back-ends are
-/// spoken to with `files` alone, so that no change of RAM waits for one.
+/// waited for with `files` alone, so that no change of RAM waits for one, nor does a file that goes.
 pub struct AddressSpace {
     pub(super) vm: Arc<dyn Slots>,
     pub(super) config: MemoryConfig,
@@ -42,7 +42,7 @@ pub struct AddressSpace {
     pub(super) listeners: Mutex<Vec<Weak<dyn MemoryListener>>>,
     /// One change of RAM at a time.
     pub(super) changes: Mutex<()>,
-    /// One file at a time.
+    /// One file at a time that comes.
     pub(super) files: Mutex<()>,
     reserve: Option<(Reserved, Arc<Mapping>)>,
     boot: Vec<(u64, u64)>,

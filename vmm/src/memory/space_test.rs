@@ -551,7 +551,11 @@ fn a_back_end_that_refuses_does_not_lose_what_it_has_and_others_forget_the_rest(
 fn back_ends_see_new_memory_before_the_guest_does() {
     struct Order(Arc<FakeSlots>, Mutex<Vec<(usize, usize)>>);
     impl MemoryListener for Order {
-        fn memory_changed(&self, memory: &GuestMemory, _: std::time::Instant) -> io::Result<()> {
+        fn memory_added(&self, memory: &GuestMemory, _: std::time::Instant) -> io::Result<()> {
+            self.memory_removed(memory)
+        }
+
+        fn memory_removed(&self, memory: &GuestMemory) -> io::Result<()> {
             let told = memory.memory().iter().count();
             self.1.lock().unwrap().push((told, self.0.taken().len()));
             Ok(())
@@ -570,18 +574,23 @@ fn back_ends_see_new_memory_before_the_guest_does() {
 }
 
 #[test]
-fn ram_comes_and_goes_while_a_back_end_is_asked_about_a_file() {
+fn ram_comes_and_goes_and_files_go_while_a_back_end_is_asked_about_a_file() {
     struct Slow(Mutex<(Option<Sender<()>>, Receiver<()>)>);
     impl MemoryListener for Slow {
-        fn memory_changed(&self, _: &GuestMemory, _: std::time::Instant) -> io::Result<()> {
+        fn memory_added(&self, _: &GuestMemory, _: std::time::Instant) -> io::Result<()> {
             let mut ends = self.0.lock().unwrap();
             // That it is asked is said once, and it answers when it may.
             drop(ends.0.take());
             let _ = ends.1.recv();
             Ok(())
         }
+
+        fn memory_removed(&self, _: &GuestMemory) -> io::Result<()> {
+            Ok(())
+        }
     }
     let (space, slots) = growing();
+    let other = space.add_file(file(2 * MIB), "/e", 2 * MIB, true).unwrap();
     let ((asked, is_asked), (may, answer)) = (channel::<()>(), channel::<()>());
     let listener: Arc<dyn MemoryListener> = Arc::new(Slow((Some(asked), answer).into()));
     space.listen(&listener);
@@ -593,10 +602,12 @@ fn ram_comes_and_goes_while_a_back_end_is_asked_about_a_file() {
         assert_eq!(slots.taken().len(), before + 1);
         ram.remove().unwrap();
         assert_eq!(slots.taken().len(), before, "the file is not there yet");
+        other.remove().unwrap();
+        assert_eq!(slots.taken().len(), before - 1);
         drop(may);
         assert_eq!(added.join().unwrap().info().bytes, 2 * MIB);
     });
-    assert_eq!(slots.taken().len(), before);
+    assert_eq!(slots.taken().len(), before - 1);
 }
 
 #[test]

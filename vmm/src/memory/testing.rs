@@ -84,8 +84,8 @@ impl FakeBackend {
 }
 
 impl MemoryListener for FakeBackend {
-    fn memory_changed(&self, memory: &GuestMemory, _: std::time::Instant) -> io::Result<()> {
-        let regions: Vec<u64> = memory.memory().iter().map(|region| region.start_addr().0).collect();
+    fn memory_added(&self, memory: &GuestMemory, _: std::time::Instant) -> io::Result<()> {
+        let regions = beginnings(memory);
         let mut told = self.told.lock().unwrap();
         if self.refuse_more.load(Ordering::Relaxed) && told.last().is_none_or(|last| last.len() < regions.len()) {
             return Err(io::Error::other("it takes no more regions"));
@@ -93,6 +93,15 @@ impl MemoryListener for FakeBackend {
         told.push(regions);
         Ok(())
     }
+
+    fn memory_removed(&self, memory: &GuestMemory) -> io::Result<()> {
+        self.told.lock().unwrap().push(beginnings(memory));
+        Ok(())
+    }
+}
+
+fn beginnings(memory: &GuestMemory) -> Vec<u64> {
+    memory.memory().iter().map(|region| region.start_addr().0).collect()
 }
 
 /// An address space on a fake KVM.
