@@ -230,7 +230,9 @@ impl Pod {
         let start = Instant::now();
         let mut refused = 0;
         loop {
-            if let Some(stream) = self.dial(AGENT_PORT)? {
+            // A VM that has ended takes its socket along; what was written last may say why it did.
+            let dialled = self.dial(AGENT_PORT);
+            if let Some(stream) = dialled.with_context(|| format!("no agent: {}", self.output()))? {
                 return Ok((Agent::new(stream), refused));
             }
             refused += 1;
