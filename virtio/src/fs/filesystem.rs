@@ -210,6 +210,23 @@ pub(crate) enum LockKind {
     Unlock,
 }
 
+/// A request that waits if it cannot have its lock at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Waiter {
+    /// Who wants the lock.
+    pub owner: u64,
+    /// The request's number, by which it is told from others of the owner.
+    pub request: u64,
+}
+
+impl Waiter {
+    /// All requests of an owner.
+    pub fn all_of(owner: u64) -> std::ops::RangeInclusive<Self> {
+        let of = |request| Self { owner, request };
+        of(0)..=of(u64::MAX)
+    }
+}
+
 /// What became of a wish for a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Locked {
@@ -362,6 +379,9 @@ pub(crate) trait FileSystem: Send + Sync {
 
     /// The first lock that is in the way of `lock`, if any.
     fn getlk(&self, node: Node, handle: Handle, lock: &Lock) -> Result<Option<Lock>, Errno>;
-    /// With `wait`, [`Locked::Later`] in place of `EAGAIN`.
-    fn setlk(&self, node: Node, handle: Handle, lock: &Lock, wait: bool) -> Result<Locked, Errno>;
+    /// With a `waiter`, [`Locked::Later`] in place of `EAGAIN`: it waits from then on, until it is handed in again or
+    /// [given up](FileSystem::give_up). `EDEADLK` if it would wait for those who wait for its owner.
+    fn setlk(&self, node: Node, handle: Handle, lock: &Lock, waiter: Option<Waiter>) -> Result<Locked, Errno>;
+    /// A request waits no more. One that does not is nothing to it.
+    fn give_up(&self, waiter: Waiter);
 }

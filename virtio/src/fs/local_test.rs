@@ -40,6 +40,8 @@ struct Fake {
     generation: AtomicU64,
     /// Numbers of the requests, in the order in which they were handed in.
     seen: Mutex<Vec<u64>>,
+    /// Those that were to wait, and were not allowed to.
+    given_up: Mutex<Vec<u64>>,
     entered: AtomicUsize,
     resets: AtomicUsize,
     under_way: AtomicUsize,
@@ -101,6 +103,11 @@ impl Serve for Fake {
         reply.write_all(&answer(unique, 0)).unwrap();
         self.under_way.fetch_sub(1, Ordering::SeqCst);
         Outcome::Done(16)
+    }
+
+    fn give_up(&self, mut request: Reader<'_>) {
+        let (_, unique): (u64, u64) = (request.read_obj().unwrap(), request.read_obj().unwrap());
+        lock(&self.given_up).push(unique);
     }
 
     fn generation(&self) -> u64 {
@@ -377,6 +384,8 @@ fn those_who_wait_leave_room_in_the_ring_for_whoever_lets_go() {
         refused.iter().map(|(_, error)| *error).collect::<Vec<_>>(),
         [-libc::ENOLCK; 2]
     );
+    let gone: Vec<_> = refused.iter().map(|(unique, _)| *unique).collect();
+    assert_eq!(*lock(&bench.serve.given_up), gone);
     bench.queues[1].send(UNLOCK, 11);
     let replies = sorted(bench.queues[1].replies(9));
     let kept = (1..=11).filter(|unique| refused.iter().all(|(gone, _)| gone != unique));

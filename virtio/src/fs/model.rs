@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::filesystem::{
     Abilities, Attr, Caller, Change, Creation, Entry, FileSystem, Handle, Listed, Lock, LockKind, Locked, Name, Node,
-    Opened, Space, Stamp, Ttl,
+    Opened, Space, Stamp, Ttl, Waiter,
 };
 use crate::iovecs::Buffers;
 use state::{File, NOW, State};
@@ -534,17 +534,21 @@ impl FileSystem for Model {
         Ok(state.in_the_way(node, lock))
     }
 
-    fn setlk(&self, node: Node, handle: Handle, lock: &Lock, wait: bool) -> Result<Locked, Errno> {
-        note!(self, "setlk", node.0, handle.0, lock, wait);
+    fn setlk(&self, node: Node, handle: Handle, lock: &Lock, waiter: Option<Waiter>) -> Result<Locked, Errno> {
+        note!(self, "setlk", node.0, handle.0, lock, waiter.is_some());
         let mut state = self.state();
         state.opened(node, handle)?;
         match lock.kind {
             LockKind::Unlock => state.unlock(node, lock.owner, lock.whole_file),
             _ if state.in_the_way(node, lock).is_none() => state.locks.push((node, *lock)),
-            _ if wait => return Ok(Locked::Later),
+            _ if waiter.is_some() => return Ok(Locked::Later),
             _ => return Err(Errno::AGAIN),
         }
         Ok(Locked::Yes)
+    }
+
+    fn give_up(&self, waiter: Waiter) {
+        note!(self, "give_up", waiter.owner, waiter.request);
     }
 }
 

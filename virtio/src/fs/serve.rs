@@ -39,6 +39,9 @@ pub trait Serve: Send + Sync {
     /// Carries out one request. May sleep in file operations of the host; never waits for another request.
     fn handle(&self, request: Reader<'_>, reply: Writer<'_>) -> Outcome;
 
+    /// A request that was to wait will not be handed in again: there was no room for it to wait.
+    fn give_up(&self, request: Reader<'_>);
+
     /// Changes whenever a waiting request might go on: a lock went, or a request was interrupted.
     fn generation(&self) -> u64;
 

@@ -211,6 +211,12 @@ impl Serve for Server {
         done.unwrap_or_else(|failure| self.refuse(opcode, failure, &mut reply))
     }
 
+    fn give_up(&self, request: Reader<'_>) {
+        if let Some((ask, _)) = Ask::read(request) {
+            self.give_up(ask);
+        }
+    }
+
     fn generation(&self) -> u64 {
         // Both only grow, so that the sum changes with either.
         self.fs.lock_generation().wrapping_add(self.interrupted.generation())

@@ -5,7 +5,7 @@
 //! | `share_root.rs` | the share is opened: what it is, what the host can do, what is wrong |
 //! | `nodes.rs`, `place.rs`, `mounts.rs`, `descriptors.rs` | the nodes that the guest knows, where they are, and what is open for them |
 //! | `handles.rs` | what the guest has open |
-//! | `names.rs`, `directories.rs`, `files.rs`, `attributes.rs`, `xattrs.rs`, `locks.rs` | what is done with them |
+//! | `names.rs`, `directories.rs`, `files.rs`, `attributes.rs`, `xattrs.rs`, `locks.rs`, `waits.rs` | what is done with them |
 //! | `credentials.rs`, `thread.rs` | on whose behalf |
 //! | `confinement.rs` | what holds a thread if all of that has a fault |
 //! | `proc.rs`, `host.rs` | how the host is asked |
@@ -31,6 +31,7 @@ mod place;
 mod proc;
 mod share_root;
 mod thread;
+mod waits;
 mod xattrs;
 
 use std::ffi::{CStr, CString};
@@ -51,9 +52,10 @@ use self::locks::Locks;
 use self::nodes::Nodes;
 use self::proc::ProcFds;
 pub use self::share_root::ShareError;
+use self::waits::Waits;
 use super::filesystem::{
     Abilities, Attr, Caller, Change, Creation, Entry, FileSystem, Handle, Listed, Lock, Locked, Name, Node, Opened,
-    Space, Ttl,
+    Space, Ttl, Waiter,
 };
 use super::share::{Cache, ShareConfig};
 use crate::iovecs::Buffers;
@@ -69,6 +71,7 @@ pub(crate) struct Tree {
     nodes: Nodes,
     handles: Handles,
     locks: Locks,
+    waits: Waits,
     /// What each thread has the host's kernel hold it to, if it does.
     rules: Option<Rules>,
 }
@@ -208,6 +211,7 @@ impl FileSystem for Tree {
     fn reset(&self) {
         self.handles.reset();
         self.locks.reset();
+        self.waits.clear();
         self.nodes.reset();
         self.policy.agree(Abilities::default());
     }
@@ -438,8 +442,12 @@ impl FileSystem for Tree {
         self.getlk(node, handle, lock)
     }
 
-    fn setlk(&self, node: Node, handle: Handle, lock: &Lock, wait: bool) -> Result<Locked, Errno> {
-        self.setlk(node, handle, lock, wait)
+    fn setlk(&self, node: Node, handle: Handle, lock: &Lock, waiter: Option<Waiter>) -> Result<Locked, Errno> {
+        self.setlk(node, handle, lock, waiter)
+    }
+
+    fn give_up(&self, waiter: Waiter) {
+        self.waits.leave(waiter);
     }
 }
 

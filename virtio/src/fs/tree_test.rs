@@ -27,6 +27,8 @@ mod rules;
 mod share_root;
 #[path = "tree/twin_test.rs"]
 mod twin;
+#[path = "tree/waits_test.rs"]
+mod waits;
 #[path = "tree/xattr_test.rs"]
 mod xattr;
 

@@ -117,7 +117,7 @@ impl Crew {
         // Asked before: what changes meanwhile is not missed.
         let generation = self.serve.generation();
         let outcome = self.serve.handle(chain.reader(), chain.writer());
-        queue.give_back(chain, outcome, generation, waited);
+        queue.give_back(&*self.serve, chain, outcome, generation, waited);
     }
 
     /// Prepares the calling thread, once. A thread that is not cannot serve, and the process cannot either.

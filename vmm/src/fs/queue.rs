@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use husk_devices::lock;
 use husk_devices::memory::GuestMemory;
-use husk_virtio::fs::serve::{Outcome, RETRY, most_waiting, refuse};
+use husk_virtio::fs::serve::{Outcome, RETRY, Serve, most_waiting, refuse};
 use husk_virtio::ring::{Chain, Notify, Ring, RingError, RingState};
 use vhost_user_backend::{VringMutex, VringT};
 use virtio_queue::QueueT;
@@ -116,8 +116,9 @@ impl Queue {
         Some(chain)
     }
 
-    /// Gives a request back, with what became of it. `waited`: it is one of [`Queue::take_waiting`].
-    pub fn give_back(&self, chain: Chain, outcome: Outcome, generation: u64, waited: bool) {
+    /// Gives a request back, with what became of it. `waited`: it is one of [`Queue::take_waiting`]. One that
+    /// cannot wait is refused, and `serve` told.
+    pub fn give_back(&self, serve: &dyn Serve, chain: Chain, outcome: Outcome, generation: u64, waited: bool) {
         let state = &mut *lock(&self.state);
         state.serving = state.serving.saturating_sub(1);
         state.tried = state.tried.saturating_sub(usize::from(waited));
@@ -130,6 +131,7 @@ impl Queue {
             }),
             // Else who has the lock could not give it back.
             Outcome::Wait => {
+                serve.give_up(chain.reader());
                 let written = refuse(chain.reader(), chain.writer(), libc::ENOLCK);
                 state.push(&chain, written);
             }

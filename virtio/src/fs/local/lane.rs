@@ -12,7 +12,7 @@ use husk_devices::lock;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::fs::fuse;
-use crate::fs::serve::{Outcome, most_waiting};
+use crate::fs::serve::{Outcome, Serve, most_waiting};
 use crate::ring::{Chain, Ring, RingError, RingState};
 
 /// How long the driver may be kept from knowing of what is done while more is being done.
@@ -153,8 +153,9 @@ impl Lane {
         })
     }
 
-    /// A request that took `took` came to this end by `now`. `false` if it waits and there is no room for that: it was refused.
-    pub fn end(&self, chain: Chain, outcome: Outcome, took: Duration, now: Instant) -> bool {
+    /// A request that took `took` came to this end by `now`. `false` if it waits and there is no room for that: it was refused,
+    /// and `serve` told.
+    pub fn end(&self, serve: &dyn Serve, chain: Chain, outcome: Outcome, took: Duration, now: Instant) -> bool {
         let mut state = lock(&self.state);
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         // An eighth of it is the new one.
@@ -167,6 +168,7 @@ impl Lane {
                 self.waiting.store(state.waiting.len(), Ordering::SeqCst);
             }
             Outcome::Wait => {
+                serve.give_up(chain.reader());
                 let len = fuse::refuse(&mut chain.reader(), &mut chain.writer(), libc::ENOLCK);
                 state.finish(chain.head(), len, now);
             }

@@ -102,7 +102,7 @@ impl Session {
             let generation = self.serve.generation();
             let outcome = self.carry_out(&chain);
             let now = Instant::now();
-            let kept = lane.end(chain, outcome, now.saturating_duration_since(since), now);
+            let kept = lane.end(&*self.serve, chain, outcome, now.saturating_duration_since(since), now);
             since = now;
             if own {
                 lane.set_own(0);

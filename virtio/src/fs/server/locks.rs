@@ -14,9 +14,9 @@ use rustix::io::Errno;
 use super::ask::Ask;
 use super::reply::Reply;
 use super::{Done, Server};
-use crate::fs::filesystem::{Handle, Lock, LockKind, Locked};
+use crate::fs::filesystem::{Handle, Lock, LockKind, Locked, Waiter};
 use crate::fs::protocol::flags::LK_FLOCK;
-use crate::fs::protocol::{Failure, MALFORMED, replies, requests};
+use crate::fs::protocol::{Failure, MALFORMED, Opcode, replies, requests};
 use crate::fs::serve::Outcome;
 
 /// `F_RDLCK`, `F_WRLCK` and `F_UNLCK` of fcntl(2).
@@ -51,11 +51,32 @@ impl Server {
     pub(super) fn setlk(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>, wait: bool) -> Done {
         let wanted: requests::Lk = ask.last()?;
         let lock = lock_of(&ask, &wanted)?;
-        match self.fs.setlk(ask.node, Handle(wanted.fh.get()), &lock, wait)? {
-            Locked::Yes => reply.empty(),
-            Locked::Later if !wait => Err(Errno::AGAIN.into()),
-            Locked::Later if self.interrupted.take(ask.unique) => Err(Errno::INTR.into()),
-            Locked::Later => Ok(Outcome::Wait),
+        let waiter = Waiter {
+            owner: lock.owner,
+            request: ask.unique,
+        };
+        let waiter = Some(waiter).filter(|_| wait);
+        let locked = self.fs.setlk(ask.node, Handle(wanted.fh.get()), &lock, waiter)?;
+        match (locked, waiter) {
+            (Locked::Yes, _) => reply.empty(),
+            (Locked::Later, None) => Err(Errno::AGAIN.into()),
+            (Locked::Later, Some(waiter)) if self.interrupted.take(ask.unique) => {
+                self.fs.give_up(waiter);
+                Err(Errno::INTR.into())
+            }
+            (Locked::Later, Some(_)) => Ok(Outcome::Wait),
+        }
+    }
+
+    /// A request that was to wait does not, and will not come again.
+    pub(super) fn give_up(&self, mut ask: Ask<'_>) {
+        if ask.opcode() == Some(Opcode::Setlkw)
+            && let Ok(wanted) = ask.take::<requests::Lk>()
+        {
+            self.fs.give_up(Waiter {
+                owner: wanted.owner.get(),
+                request: ask.unique,
+            });
         }
     }
 

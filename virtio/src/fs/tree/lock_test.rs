@@ -16,6 +16,11 @@ fn range(owner: u64, kind: LockKind, start: u64, end: u64) -> Lock {
     }
 }
 
+/// The first request of an owner, if he is to wait.
+fn waiter(owner: u64, waits: bool) -> Option<Waiter> {
+    waits.then_some(Waiter { owner, request: 1 })
+}
+
 fn whole(owner: u64, kind: LockKind) -> Lock {
     Lock {
         whole_file: true,
@@ -32,7 +37,7 @@ fn opened(share: &Share) -> (Node, Handle) {
 fn owners_exclude_each_other_and_wait() {
     let share = Share::new();
     let (node, handle) = opened(&share);
-    let set = |lock: Lock, wait| share.tree.setlk(node, handle, &lock, wait);
+    let set = |lock: Lock, wait| share.tree.setlk(node, handle, &lock, waiter(lock.owner, wait));
     assert_eq!(set(range(1, Write, 10, 19), false), Ok(Locked::Yes));
     assert_eq!(
         set(range(1, Read, 15, 29), false),
@@ -75,7 +80,7 @@ fn a_lock_of_the_host_is_seen_and_sees() {
         .unwrap();
     let of_host = |kind, start, len| host::Range { kind, start, len };
     host::set_lock(file.as_fd(), of_host(libc::F_WRLCK, 5, 0)).unwrap();
-    let set = |lock: Lock| share.tree.setlk(node, handle, &lock, true);
+    let set = |lock: Lock| share.tree.setlk(node, handle, &lock, waiter(lock.owner, true));
     assert_eq!(set(range(1, Read, 5, 6)), Ok(Locked::Later));
     assert_eq!(set(range(1, Read, 0, 4)), Ok(Locked::Yes));
     let found = share.tree.getlk(node, handle, &range(1, Read, 0, 9)).unwrap().unwrap();
@@ -94,7 +99,7 @@ fn a_file_that_nobody_has_open_is_locked_by_nobody() {
     let share = Share::new();
     let (node, handle) = opened(&share);
     let second = share.open(node, O_RDWR).unwrap();
-    let set = |handle, lock: Lock| share.tree.setlk(node, handle, &lock, false);
+    let set = |handle, lock: Lock| share.tree.setlk(node, handle, &lock, None);
     assert_eq!(set(handle, range(1, Write, 0, 9)), Ok(Locked::Yes));
     assert_eq!(set(second, whole(2, Write)), Ok(Locked::Yes));
     let before = share.tree.lock_generation();
@@ -122,7 +127,7 @@ fn threads_of_one_owner_keep_what_they_were_granted() {
                 let set = |kind| {
                     share
                         .tree
-                        .setlk(node, handle, &range(1, kind, byte * 8, byte * 8), false)
+                        .setlk(node, handle, &range(1, kind, byte * 8, byte * 8), None)
                 };
                 let of_host = host::Range {
                     kind: libc::F_WRLCK,
@@ -147,7 +152,7 @@ fn threads_of_one_owner_keep_what_they_were_granted() {
 fn a_lock_on_the_whole_file_is_an_owners_and_flocks() {
     let share = Share::new();
     let (node, handle) = opened(&share);
-    let set = |lock: Lock| share.tree.setlk(node, handle, &lock, true);
+    let set = |lock: Lock| share.tree.setlk(node, handle, &lock, waiter(lock.owner, true));
     let host = fs::File::open(share.host("a")).unwrap();
     let busy = |operation| rustix::fs::flock(&host, operation) == Err(Errno::AGAIN);
     use rustix::fs::FlockOperation::{NonBlockingLockExclusive, NonBlockingLockShared, NonBlockingUnlock};
@@ -165,7 +170,7 @@ fn a_lock_on_the_whole_file_is_an_owners_and_flocks() {
     );
     share.tree.release(node, handle, Some(1)).unwrap();
     let handle = share.open(node, O_RDWR).unwrap();
-    let set = |lock: Lock| share.tree.setlk(node, handle, &lock, true);
+    let set = |lock: Lock| share.tree.setlk(node, handle, &lock, waiter(lock.owner, true));
     assert_eq!(set(whole(2, Write)), Ok(Locked::Yes));
     assert_eq!(set(whole(2, Unlock)), Ok(Locked::Yes));
     assert!(!busy(NonBlockingLockExclusive));
@@ -176,15 +181,15 @@ fn a_directory_can_be_locked_whole() {
     let share = Share::new();
     let dir = share.mkdir(Node::ROOT, "dir", 0o755).unwrap().node;
     let handle = share.tree.opendir(dir).unwrap().handle;
-    assert_eq!(share.tree.setlk(dir, handle, &whole(1, Write), false), Ok(Locked::Yes));
-    assert_eq!(share.tree.setlk(dir, handle, &whole(2, Read), false), Err(Errno::AGAIN));
+    assert_eq!(share.tree.setlk(dir, handle, &whole(1, Write), None), Ok(Locked::Yes));
+    assert_eq!(share.tree.setlk(dir, handle, &whole(2, Read), None), Err(Errno::AGAIN));
 }
 
 #[test]
 fn locks_are_bounded_and_go_with_a_reset() {
     let share = Share::with(|config| config.max_locks = 4);
     let (node, handle) = opened(&share);
-    let set = |lock: Lock| share.tree.setlk(node, handle, &lock, false);
+    let set = |lock: Lock| share.tree.setlk(node, handle, &lock, None);
     for owner in 0..3 {
         assert_eq!(set(range(owner, Read, 10 * owner, 10 * owner + 8)), Ok(Locked::Yes));
     }
@@ -226,8 +231,9 @@ proptest! {
                 kind == 2 && held > 0 || kind == 1 && held == 2
             });
             let lock = range(owner, [Unlock, Read, Write][usize::from(kind)], start, end);
-            let answer = share.tree.setlk(node, handle, &lock, true).unwrap();
+            let answer = share.tree.setlk(node, handle, &lock, waiter(owner, true)).unwrap();
             prop_assert_eq!(answer == Locked::Later, busy);
+            share.tree.give_up(waiter(owner, true).unwrap());
             if kind > 0 {
                 let found = share.tree.getlk(node, handle, &lock).unwrap();
                 prop_assert_eq!(found.is_some(), busy);

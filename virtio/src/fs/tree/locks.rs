@@ -4,7 +4,7 @@
 //! guests' owners apart as it does two processes. What an owner holds is noted here as well: for its number, which the host does not
 //! bound, and for who is in the way of whom, which the host knows only as "the server".
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,17 +17,40 @@ use super::Tree;
 use super::descriptors::{Held, Use};
 use super::handles::OpenFile;
 use super::host::{Range, find_lock, set_lock};
-use crate::fs::filesystem::{Handle, Lock, LockKind, Locked, Node};
+use super::waits::Wish;
+use crate::fs::filesystem::{Handle, Lock, LockKind, Locked, Node, Waiter};
 
 /// The last byte that a lock of the host can end with.
 const LAST: u64 = i64::MAX as u64;
 
-/// Whose locks, of which file, of which kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Whose locks, of which file, of which kind. Ordered so that those of a file are side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Holder {
     node: Node,
-    owner: u64,
     whole_file: bool,
+    owner: u64,
+}
+
+impl Holder {
+    /// Everybody who may have locks of ranges of a file.
+    fn of_ranges(node: Node) -> std::ops::RangeInclusive<Self> {
+        let of = |owner| Self {
+            node,
+            whole_file: false,
+            owner,
+        };
+        of(0)..=of(u64::MAX)
+    }
+
+    /// Everybody who may have locks of a file.
+    fn of_node(node: Node) -> std::ops::RangeInclusive<Self> {
+        let last = Self {
+            node,
+            whole_file: true,
+            owner: u64::MAX,
+        };
+        *Self::of_ranges(node).start()..=last
+    }
 }
 
 /// An owner's locks of one file.
@@ -41,7 +64,7 @@ struct Owned {
 
 /// A lock that is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Span {
+pub(super) struct Span {
     start: u64,
     /// The last byte.
     end: u64,
@@ -50,7 +73,7 @@ struct Span {
 
 /// All of them.
 pub(super) struct Locks {
-    table: Mutex<HashMap<Holder, Arc<Mutex<Owned>>>>,
+    table: Mutex<BTreeMap<Holder, Arc<Mutex<Owned>>>>,
     generation: AtomicU64,
     /// Of all owners.
     count: AtomicUsize,
@@ -93,8 +116,9 @@ impl Locks {
 
     /// All locks of `node` go.
     pub fn drop_node(&self, node: Node) {
-        let of_node = |holder: &Holder, _: &mut _| holder.node == node;
-        let gone: Vec<_> = lock(&self.table).extract_if(of_node).collect();
+        let gone: Vec<_> = lock(&self.table)
+            .extract_if(Holder::of_node(node), |_, _| true)
+            .collect();
         for (holder, owned) in &gone {
             self.let_go(holder, &mut lock(owned));
         }
@@ -141,6 +165,24 @@ impl Locks {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
+    /// Adds those who keep `owner` from `wish` to `found`, of the first `most` who have locks there; how many it looked at. Who is just
+    /// changing his locks is left out: whoever waits for him looks again soon.
+    fn in_the_way(&self, owner: u64, wish: &Wish, most: usize, found: &mut Vec<u64>) -> usize {
+        let table = lock(&self.table);
+        let mut looks: usize = 0;
+        for (holder, owned) in table.range(Holder::of_ranges(wish.node)).take(most) {
+            looks = looks.saturating_add(1);
+            if holder.owner == owner {
+                continue;
+            }
+            let Ok(owned) = owned.try_lock() else { continue };
+            if owned.spans.iter().any(|span| span.excludes(&wish.span)) {
+                found.push(holder.owner);
+            }
+        }
+        looks
+    }
+
     /// Counts the difference, if there may be so many.
     fn recount(&self, before: usize, after: usize) -> Result<(), Errno> {
         let change = |count: usize| {
@@ -163,9 +205,7 @@ impl Tree {
         }
         let others: Vec<_> = {
             let table = self::lock(&self.locks.table);
-            let of_node = table
-                .iter()
-                .filter(|(holder, _)| holder.node == node && !holder.whole_file);
+            let of_node = table.range(Holder::of_ranges(node));
             of_node.map(|(holder, owned)| (holder.owner, owned.clone())).collect()
         };
         for (owner, owned) in others.iter().filter(|(owner, _)| *owner != lock.owner) {
@@ -182,7 +222,15 @@ impl Tree {
         Ok(found.map(|found| Span::of_host(found).as_lock(0, 0)))
     }
 
-    pub(super) fn setlk(&self, node: Node, handle: Handle, lock: &Lock, wait: bool) -> Result<Locked, Errno> {
+    pub(super) fn setlk(
+        &self,
+        node: Node,
+        handle: Handle,
+        lock: &Lock,
+        waiter: Option<Waiter>,
+    ) -> Result<Locked, Errno> {
+        // While it tries, it does not wait.
+        waiter.into_iter().for_each(|waiter| self.waits.leave(waiter));
         let open = self.handles.get(node, handle)?;
         let (range, span) = checked(lock)?;
         let holder = Holder {
@@ -213,10 +261,22 @@ impl Tree {
         match answer {
             Ok(()) => Ok(Locked::Yes),
             // `EACCES` is what some file systems say.
-            Err(Errno::AGAIN | Errno::ACCESS) if wait => Ok(Locked::Later),
-            Err(Errno::AGAIN | Errno::ACCESS) => Err(Errno::AGAIN),
+            Err(Errno::AGAIN | Errno::ACCESS) => match waiter {
+                Some(waiter) => self.wait(waiter, lock, Wish { node, span }),
+                None => Err(Errno::AGAIN),
+            },
             Err(error) => Err(error),
         }
+    }
+
+    /// Notes that `waiter` waits, if that can come to an end. flock(2) has no word of circles.
+    fn wait(&self, waiter: Waiter, lock: &Lock, wish: Wish) -> Result<Locked, Errno> {
+        if !lock.whole_file {
+            let locks = &self.locks;
+            let in_the_way = |owner, wish: &Wish, most, found: &mut _| locks.in_the_way(owner, wish, most, found);
+            self.waits.enter(waiter, wish, in_the_way)?;
+        }
+        Ok(Locked::Later)
     }
 
     /// An owner who holds nothing yet, or who has come to be there meanwhile.

@@ -16,6 +16,7 @@ use super::locks::Locks;
 use super::mounts::Mounts;
 use super::nodes::Nodes;
 use super::proc::ProcFds;
+use super::waits::Waits;
 use super::{Policy, Tree, thread, xattrs};
 use crate::fs::share::{IdMap, ShareConfig};
 
@@ -128,6 +129,7 @@ impl Tree {
             budget,
             handles: Handles::new(config.max_handles),
             locks: Locks::new(config.max_locks),
+            waits: Waits::new(config.max_locks),
         })
     }
 }

@@ -52,7 +52,9 @@ fn who_is_interrupted_gives_up() {
     assert_eq!(hand_in(&rig, &interrupt(2)), Outcome::Done(0));
     assert_ne!(rig.server.generation(), before);
     assert_eq!(hand_in(&rig, &lock(33, 3, 1, false)), Outcome::Wait);
+    rig.model.calls();
     assert_eq!(rig.ask(&lock(33, 2, 1, false)), failure(Errno::INTR));
+    assert_eq!(rig.model.calls().last().unwrap(), "give_up 2 2");
     // Once.
     assert_eq!(hand_in(&rig, &lock(33, 2, 1, false)), Outcome::Wait);
     // Also before it comes; twice is as good as once.
@@ -65,6 +67,22 @@ fn who_is_interrupted_gives_up() {
     hand_in(&rig, &interrupt(1));
     assert_eq!(rig.ask(&lock(33, 1, 1, false)), success([]));
     assert_eq!(rig.count("interrupts"), 4);
+}
+
+#[test]
+fn who_finds_no_room_to_wait_is_taken_off() {
+    let rig = furnished();
+    let given_up = |request: &Request| {
+        rig.give_up(&request.bytes());
+        rig.model.calls()
+    };
+    assert_eq!(given_up(&lock(33, 7, 1, false)), ["give_up 7 7"]);
+    assert_eq!(given_up(&lock(32, 7, 1, false)), [""; 0], "it does not wait");
+    let mut short = lock(33, 7, 1, false).bytes();
+    short.truncate(60);
+    rig.give_up(&short);
+    rig.give_up(&[]);
+    assert_eq!(rig.model.calls(), [""; 0]);
 }
 
 #[test]

@@ -142,6 +142,13 @@ impl Rig {
         ask_in(&self.server, request, room)
     }
 
+    /// Tells the server that `request` will not come again.
+    pub fn give_up(&self, request: &[u8]) {
+        let mut request = request.to_vec();
+        let whole = [VolatileSlice::from(&mut request[..])];
+        Serve::give_up(&self.server, whole.into_iter().collect());
+    }
+
     /// The counter called `name`.
     pub fn count(&self, name: &str) -> u64 {
         let all = self.server.counters();

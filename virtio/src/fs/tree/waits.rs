@@ -1,0 +1,92 @@
+//! Who waits for whose locks: whoever would close a circle is told, in place of waiting for ever (`EDEADLK` of fcntl(2)).
+//!
+//! The host looks for circles among processes only, and the guest's owners are open file descriptions to it. Here owners are what points at
+//! each other: a request that waits points at those whose locks are in its way **now**, so that nothing has to be undone when they let go.
+//! It is noted only between one try and the next: a try that succeeds leaves nothing behind, and one that fails looks anew.
+//!
+//! As much is looked at as [`MOST_LOOKS`]; a circle that hides behind more is not told, and its owners wait, as they would without this.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Mutex;
+
+use husk_devices::lock;
+use rustix::io::Errno;
+
+use super::locks::Span;
+use crate::fs::filesystem::{Node, Waiter};
+
+/// Most owners that are looked at for one request.
+const MOST_LOOKS: usize = 512;
+
+/// What somebody waits for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wish {
+    pub node: Node,
+    pub span: Span,
+}
+
+/// Those who wait.
+pub(super) struct Waits {
+    wishes: Mutex<BTreeMap<Waiter, Wish>>,
+    most: usize,
+}
+
+impl Waits {
+    /// Nobody yet, and at most `most`: of those beyond nobody is told.
+    pub fn new(most: usize) -> Self {
+        Self {
+            wishes: Mutex::default(),
+            most,
+        }
+    }
+
+    /// `waiter` waits no more.
+    pub fn leave(&self, waiter: Waiter) {
+        lock(&self.wishes).remove(&waiter);
+    }
+
+    /// Nobody waits any more.
+    pub fn clear(&self) {
+        lock(&self.wishes).clear();
+    }
+
+    /// `waiter` waits for `wish`. `in_the_way` adds to a list those who keep an owner from his wish at present, and says how many it looked
+    /// at, of so many as it may.
+    ///
+    /// # Errors
+    /// `EDEADLK` if one of those waits for `waiter`'s owner, or for one who does, and so on; then `waiter` does not wait.
+    pub fn enter(
+        &self,
+        waiter: Waiter,
+        wish: Wish,
+        in_the_way: impl Fn(u64, &Wish, usize, &mut Vec<u64>) -> usize,
+    ) -> Result<(), Errno> {
+        // Held throughout: of two who close a circle at once, the second is told.
+        let mut wishes = lock(&self.wishes);
+        let mut looks = MOST_LOOKS;
+        let mut next = Vec::new();
+        let mut seen = HashSet::new();
+        looks = looks.saturating_sub(in_the_way(waiter.owner, &wish, looks, &mut next));
+        while let Some(owner) = next.pop() {
+            if owner == waiter.owner {
+                return Err(Errno::DEADLK);
+            }
+            if !seen.insert(owner) {
+                continue;
+            }
+            for (_, wish) in wishes.range(Waiter::all_of(owner)) {
+                looks = looks.saturating_sub(in_the_way(owner, wish, looks, &mut next));
+            }
+        }
+        if wishes.len() < self.most {
+            wishes.insert(waiter, wish);
+        }
+        Ok(())
+    }
+
+    /// How many wait.
+    #[cfg(test)]
+    pub fn count(&self) -> usize {
+        lock(&self.wishes).len()
+    }
+}
