@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use husk_virtio::fs::TAG_BYTES;
-use husk_virtio::fs::share::{IdMap, ShareConfig};
+use husk_virtio::fs::share::ShareConfig;
 use log::LevelFilter;
 
-use crate::config::CacheMode;
+use super::translation::translation;
+use crate::config::{CacheMode, IdTranslation};
 use crate::fs::{Capabilities, IdRange, Listen, Options, Sandbox};
 use crate::seccomp::Mode;
 
@@ -84,10 +85,10 @@ pub struct FileServerArgs {
     pub no_announce_submounts: bool,
     /// Give users of the host other numbers in the guest: map:GUEST:HOST:COUNT; repeatable
     #[arg(long, value_name = "MAP", value_parser = translation, help_heading = "How to share")]
-    pub translate_uid: Vec<IdMap>,
+    pub translate_uid: Vec<IdTranslation>,
     /// The same for groups; repeatable
     #[arg(long, value_name = "MAP", value_parser = translation, help_heading = "How to share")]
-    pub translate_gid: Vec<IdMap>,
+    pub translate_gid: Vec<IdTranslation>,
 
     /// Where the server sees nothing but the directory: in namespaces of its own, or below a changed root
     ///
@@ -366,8 +367,8 @@ impl FileServerArgs {
             xattr: self.xattr || posix_acl || self.security_label != Negotiation::Never,
             posix_acl,
             announce_submounts: !self.no_announce_submounts,
-            uid_map: self.translate_uid,
-            gid_map: self.translate_gid,
+            uid_map: self.translate_uid.into_iter().map(Into::into).collect(),
+            gid_map: self.translate_gid.into_iter().map(Into::into).collect(),
             ..ShareConfig::new(dir)
         };
         Ok(Options {
@@ -480,20 +481,6 @@ impl FileServerArgs {
             _ => return Err(FileServerUsage::Old(format!("{option}={value}"))),
         }
         Ok(())
-    }
-}
-
-/// `map:GUEST:HOST:COUNT`.
-fn translation(text: &str) -> Result<IdMap, String> {
-    let mut parts = text.split(':');
-    let kind = parts.next().unwrap_or_default();
-    let numbers: Vec<u32> = parts.map_while(|part| part.parse().ok()).collect();
-    match (kind, numbers[..].as_ref(), text.split(':').count()) {
-        ("map", &[guest, host, count], 4) => Ok(IdMap { guest, host, count }),
-        ("guest" | "host" | "squash-guest" | "squash-host" | "forbid-guest", ..) => Err(format!(
-            "{kind} is not supported, allowed: map:GUEST:HOST:COUNT, which maps one to one and both ways"
-        )),
-        _ => Err("allowed: map:GUEST:HOST:COUNT with numbers of 32 bits".into()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 
-use husk_virtio::fs::share::Cache;
+use husk_virtio::fs::share::{Cache, IdMap};
 
 use super::*;
 use crate::cli::{Cli, Command};

@@ -2,10 +2,11 @@
 
 use super::pairs::{PairsError, parse_pairs};
 use super::switch::{BadSwitch, switch};
-use crate::config::{CacheMode, FsConfig};
+use super::translation::translations;
+use crate::config::{CacheMode, FsConfig, IdTranslation};
 
 /// Every key, in the order in which help and errors list them.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 17] = [
     "tag",
     "dir",
     "socket",
@@ -18,6 +19,8 @@ const KEYS: [&str; 15] = [
     "submounts",
     "locks",
     "label",
+    "translate_uid",
+    "translate_gid",
     "queues",
     "queue_size",
     "id",
@@ -46,6 +49,16 @@ pub enum FsArgError {
     /// No way to cache.
     #[error("cache is '{0}', allowed: auto, never, always, metadata")]
     Cache(String),
+    /// No ranges of users or groups.
+    #[error("{key} is '{found}', {allowed}")]
+    Translation {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// What may be there.
+        allowed: String,
+    },
 }
 
 /// Reads `tag=NAME,dir=DIR,…` or `tag=NAME,socket=PATH,…`.
@@ -66,6 +79,8 @@ pub fn parse_fs(text: &str) -> Result<FsConfig, FsArgError> {
             "submounts" => serving.submounts = switch("submounts", value)?,
             "locks" => serving.locks = switch("locks", value)?,
             "label" => serving.label = Some(value),
+            "translate_uid" => serving.translate_uid = ranges("translate_uid", value)?,
+            "translate_gid" => serving.translate_gid = ranges("translate_gid", value)?,
             "queues" => fs.num_queues = number("queues", value)?,
             "queue_size" => fs.queue_size = number("queue_size", value)?,
             _ => fs.id = Some(value),
@@ -90,6 +105,10 @@ fn cache(value: String) -> Result<CacheMode, FsArgError> {
     found.ok_or(FsArgError::Cache(value))
 }
 
+fn ranges(key: &'static str, found: String) -> Result<Vec<IdTranslation>, FsArgError> {
+    translations(&found).map_err(|allowed| FsArgError::Translation { key, found, allowed })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,7 +122,8 @@ mod tests {
         assert_eq!(parse_fs("tag=t,socket=/s").unwrap(), FsConfig::new("t", "/s"));
         assert_eq!(parse_fs("tag=t,dir=/d").unwrap(), FsConfig::of_dir("t", "/d"));
         let text = "tag=t,dir=/d,readonly=on,cache=never,writeback=on,direct_io=on,xattr=on,posix_acl=on,submounts=off,\
-                    locks=off,label=\"u:r:t:s0:c1,c2\"";
+                    locks=off,label=\"u:r:t:s0:c1,c2\",translate_uid=map:0:1000:1,translate_gid=map:0:1000:1+map:1:5000:9";
+        let range = |guest, host, count| IdTranslation { guest, host, count };
         let serving = FsServing {
             readonly: true,
             cache: CacheMode::Never,
@@ -114,6 +134,8 @@ mod tests {
             submounts: false,
             locks: false,
             label: Some("u:r:t:s0:c1,c2".into()),
+            translate_uid: vec![range(0, 1000, 1)],
+            translate_gid: vec![range(0, 1000, 1), range(1, 5000, 9)],
         };
         assert_eq!(parse_fs(text).unwrap().serving, serving);
     }
@@ -130,6 +152,10 @@ mod tests {
         assert_eq!(
             message("tag=t,dir=/d,cache=none"),
             "cache is 'none', allowed: auto, never, always, metadata"
+        );
+        assert_eq!(
+            message("tag=t,dir=/d,translate_uid=map:0:1000:1+0:1:2"),
+            "translate_uid is 'map:0:1000:1+0:1:2', allowed: map:GUEST:HOST:COUNT with numbers of 32 bits; several are joined by +"
         );
         assert_eq!(message("tag=t,dir=/d,locks=no"), "locks is 'no', allowed: on, off");
         assert_eq!(

@@ -21,6 +21,7 @@ mod run;
 mod serve;
 mod size;
 mod switch;
+mod translation;
 mod vsock;
 
 use std::ffi::OsString;

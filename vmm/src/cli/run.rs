@@ -182,6 +182,8 @@ pub struct RunArgs {
     ///   submounts=off    mounts below the folder look like folders
     ///   locks=off        locks of the guest's files are the guest's own
     ///   label=LABEL      SELinux label of what is made through the share
+    ///   translate_uid=map:GUEST:HOST:COUNT  users of the host have other numbers in the guest; several are joined by +
+    ///   translate_gid=map:GUEST:HOST:COUNT  groups, likewise
     ///
     /// A value with a comma in it is written in double quotes.
     #[arg(long = "fs", value_name = "KEYS", value_parser = parse_fs, verbatim_doc_comment, help_heading = "Machine")]

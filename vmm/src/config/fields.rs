@@ -170,12 +170,15 @@ pub static FS: Shape = Shape {
         own("socket"),
         own("submounts"),
         own("tag"),
+        of("translate_gid", &ID_RANGE),
+        of("translate_uid", &ID_RANGE),
         own("writeback"),
         own("xattr"),
     ],
     refused: refused::DEVICE,
     ignored: PLACE,
 };
+static ID_RANGE: Shape = shape(&[own("count"), own("guest"), own("host")]);
 /// The body of `vm.add-pmem`.
 pub static PMEM: Shape = Shape {
     own: &[own("discard_writes"), own("file"), own("id"), own("size")],

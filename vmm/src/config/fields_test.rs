@@ -110,6 +110,11 @@ fn every_field_of_a_whole_configuration_has_a_name() {
     config.memory.acpi_only = true;
     config.disks = vec![super::super::DiskConfig::new("/d")];
     config.net = vec![super::super::NetConfig::new()];
+    let ids = super::super::IdTranslation {
+        guest: 0,
+        host: 1,
+        count: 1,
+    };
     let mut folder = super::super::FsConfig::of_dir("t", "/d");
     folder.serving = super::super::FsServing {
         readonly: true,
@@ -121,6 +126,8 @@ fn every_field_of_a_whole_configuration_has_a_name() {
         submounts: false,
         locks: false,
         label: Some("u:r:t".into()),
+        translate_uid: vec![ids],
+        translate_gid: vec![ids],
     };
     config.fs = vec![super::super::FsConfig::new("t", "/f"), folder];
     config.vsock = Some(super::super::VsockConfig::new(3, "/v"));

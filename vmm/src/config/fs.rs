@@ -7,6 +7,7 @@ use husk_virtio::fs::share::Cache;
 use serde::{Deserialize, Serialize};
 
 use super::rest::Rest;
+use super::translation::IdTranslation;
 use super::{null_is_default, null_is_yes, yes};
 
 /// A virtio-fs device: of a folder that husk serves, or of a vhost-user back-end.
@@ -71,6 +72,12 @@ pub struct FsServing {
     /// SELinux label of what is made through the share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
+    /// Users who have other numbers in the guest; with any, a user of the guest who has none of the host's can do nothing.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub translate_uid: Vec<IdTranslation>,
+    /// Groups, likewise.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub translate_gid: Vec<IdTranslation>,
 }
 
 /// What the guest may keep of what it was told, as it is written in the API and at the command line; the server knows it as [`Cache`].
@@ -127,6 +134,8 @@ impl Default for FsServing {
             submounts: true,
             locks: true,
             label: None,
+            translate_uid: Vec::new(),
+            translate_gid: Vec::new(),
         }
     }
 }
@@ -145,6 +154,8 @@ impl FsServing {
             ("submounts", self.submounts != usual.submounts),
             ("locks", self.locks != usual.locks),
             ("label", self.label != usual.label),
+            ("translate_uid", self.translate_uid != usual.translate_uid),
+            ("translate_gid", self.translate_gid != usual.translate_gid),
         ]
         .into_iter()
         .find_map(|(name, unusual)| unusual.then_some(name))
@@ -214,7 +225,8 @@ mod tests {
         let json = json!({
             "tag": "t", "socket": "", "num_queues": 2, "queue_size": 64, "dir": "/d", "readonly": true, "cache": "metadata",
             "writeback": true, "direct_io": true, "xattr": true, "posix_acl": true, "submounts": false, "locks": false,
-            "label": "u:r:t:s0",
+            "label": "u:r:t:s0", "translate_uid": [{"guest": 0, "host": 1000, "count": 1}],
+            "translate_gid": [{"guest": 0, "host": 1000, "count": 1}, {"guest": 1, "host": 5000, "count": 9}],
         });
         let fs: FsConfig = from_value(json.clone()).unwrap();
         assert_eq!(to_value(&fs).unwrap(), json);
@@ -222,7 +234,9 @@ mod tests {
         for (name, mode) in CacheMode::ALL {
             assert_eq!(to_value(mode).unwrap(), name);
         }
-        let nulls = json!({"tag": "t", "dir": "/d", "socket": null, "readonly": null, "cache": null, "locks": null});
+        let nulls = json!({
+            "tag": "t", "dir": "/d", "socket": null, "readonly": null, "cache": null, "locks": null, "translate_uid": null,
+        });
         assert_eq!(from_value::<FsConfig>(nulls).unwrap(), FsConfig::of_dir("t", "/d"));
     }
 }

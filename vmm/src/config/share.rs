@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::path;
+use super::translation;
 use super::validate::{ConfigError, QUEUE_SIZES};
 use super::{FsConfig, VmConfig};
 
@@ -65,6 +66,16 @@ pub enum ShareError {
     /// Lists without the attributes that they are kept in.
     #[error("fs {0}: posix_acl needs xattr")]
     AclWithoutXattr(String),
+    /// Numbers of users or groups that cannot be told from each other.
+    #[error("fs {tag}: {field} {why}")]
+    Translation {
+        /// The tag.
+        tag: String,
+        /// The field.
+        field: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
     /// More queues than would ever be used.
     #[error("fs {tag}: {found} request queues asked for, allowed with dir: 1 to {max}, one for each vCPU")]
     QueuesOfVcpus {
@@ -150,6 +161,15 @@ impl FsConfig {
         if self.serving.posix_acl && !self.serving.xattr {
             return Err(ShareError::AclWithoutXattr(tag()));
         }
+        let serving = &self.serving;
+        for (field, ranges) in [
+            ("translate_uid", &serving.translate_uid),
+            ("translate_gid", &serving.translate_gid),
+        ] {
+            if let Some(why) = translation::fault(ranges) {
+                return Err(ShareError::Translation { tag: tag(), field, why });
+            }
+        }
         let found = self.num_queues;
         if !(1..=MAX_FS_QUEUES).contains(&found) {
             return Err(ShareError::Queues { tag: tag(), found });
@@ -186,6 +206,7 @@ fn is_label(label: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::IdTranslation;
 
     #[test]
     fn shares_have_names_that_differ_and_memory_that_is_shared() {
@@ -280,6 +301,15 @@ mod tests {
         assert_eq!(
             refused(&|fs| fs.serving.posix_acl = true),
             "fs share: posix_acl needs xattr"
+        );
+        let none = IdTranslation {
+            guest: 1,
+            host: 2,
+            count: 0,
+        };
+        assert_eq!(
+            refused(&|fs| fs.serving.translate_gid = vec![none]),
+            "fs share: translate_gid map:1:2:0 maps no number"
         );
         for (label, good) in [
             ("system_u:object_r:container_file_t:s0:c1,c2", true),

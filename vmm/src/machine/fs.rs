@@ -71,6 +71,8 @@ fn share(config: &FsConfig, dir: &Path) -> Result<ShareConfig, std::ffi::NulErro
         announce_submounts: serving.submounts,
         locks: serving.locks,
         confine: true,
+        uid_map: serving.translate_uid.iter().copied().map(Into::into).collect(),
+        gid_map: serving.translate_gid.iter().copied().map(Into::into).collect(),
         label: serving.label.clone().map(CString::new).transpose()?,
         ..ShareConfig::new(dir)
     })
