@@ -1,13 +1,14 @@
-//! The end of husk by a signal that it did not expect: one line on standard error that says which, then the death that the signal
-//! stands for, so that the parent sees it.
+//! The end of husk by a signal that it did not expect, or by a panic: one line on standard error and in the log that says which, then the
+//! death that the signal stands for, so that the parent sees it.
 //!
 //! | signal | what comes of it |
 //! |---|---|
 //! | SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT, SIGSYS | a line, then the signal's default action; from a fault or from a sender alike |
-//! | SIGXCPU, SIGUSR1 and others that end a process by default | the same, unless whoever started husk has them ignored |
+//! | SIGXCPU, SIGALRM and others that end a process by default | the same, unless whoever started husk has them ignored |
 //! | SIGSYS from a system call filter | `seccomp/violation.rs` |
+//! | SIGABRT after a panic | the panic's line, which was there before, and no second one |
 //! | SIGPIPE, SIGXFSZ | ignored: the write fails with `EPIPE`, `EFBIG`, and its caller knows what to do |
-//! | SIGTERM, SIGHUP, SIGINT, SIGQUIT and those of a terminal | events of the main loop ([`Signals`](crate::terminal::Signals)) |
+//! | SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2 and those of a terminal | events of the main loop, where there is one ([`Signals`](crate::terminal::Signals)) |
 //!
 //! The standard library's own handler of SIGSEGV and SIGBUS is replaced: it takes a signal that somebody has sent for a fault that
 //! will happen again, and lets the process live.
@@ -16,10 +17,12 @@
 
 mod line;
 
+use std::fmt::Write;
 use std::mem::MaybeUninit;
+use std::panic::PanicHookInfo;
 use std::ptr;
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 pub use line::Line;
 
@@ -65,7 +68,62 @@ pub fn install() {
         for signal in IGNORED {
             set(signal, libc::SIG_IGN, 0);
         }
+        if cfg!(panic = "abort") {
+            report_panics();
+        }
     });
+}
+
+/// From now on a panic is told by one line, as a signal is. For a program that a panic ends; one that reads its own file for a backtrace
+/// would be stopped by its filter.
+fn report_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        terminal::restore();
+        if claim_last_word() == Word::Own {
+            let mut line = Line::default();
+            compose_panic(&mut line, panic);
+            line.say();
+        }
+    }));
+}
+
+fn compose_panic(line: &mut Line, panic: &PanicHookInfo<'_>) {
+    line.push(b"panic in thread ");
+    line.push_thread();
+    line.push(b" of process ");
+    line.push_process();
+    if let Some(place) = panic.location() {
+        // A line takes everything, as far as there is room.
+        let _ = write!(line, " at {}:{}", place.file(), place.line());
+    }
+    line.push(b"; husk ends here: ");
+    for found in panic.payload_as_str().unwrap_or("it does not say why").chars() {
+        let _ = line.write_char(if found.is_control() { ' ' } else { found });
+    }
+}
+
+/// Whose the last word is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    /// This thread's, which has not spoken yet.
+    Own,
+    /// This thread's, which has said why already.
+    Said,
+    /// Another thread's.
+    Others,
+}
+
+/// Takes the last word, unless somebody has it.
+fn claim_last_word() -> Word {
+    /// Number of the thread that has it.
+    static SPEAKER: AtomicI32 = AtomicI32::new(0);
+    // SAFETY: a number.
+    let own = unsafe { libc::gettid() };
+    match SPEAKER.compare_exchange(0, own, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => Word::Own,
+        Err(speaker) if speaker == own => Word::Said,
+        Err(_) => Word::Others,
+    }
 }
 
 /// From now on what asks a process to end (SIGTERM, SIGINT, SIGHUP unless ignored) ends this one at once, with `CODE`: for one that has
@@ -104,19 +162,20 @@ pub fn is_ignored(signal: libc::c_int) -> bool {
 }
 
 extern "C" fn on_fatal(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    static SPOKEN: AtomicBool = AtomicBool::new(false);
     terminal::restore();
     // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler; every field is a number, whoever sent the signal.
     let info = unsafe { &*info };
     if seccomp::is_violation(signal, info) {
         seccomp::end_on_violation(info);
     }
-    if SPOKEN.swap(true, Ordering::AcqRel) {
-        wait_for_the_first();
-    } else {
-        let mut line = Line::default();
-        compose(&mut line, signal, cause(signal, info));
-        line.say();
+    match claim_last_word() {
+        Word::Own => {
+            let mut line = Line::default();
+            compose(&mut line, signal, cause(signal, info));
+            line.say();
+        }
+        Word::Said => {}
+        Word::Others => wait_for_the_first(),
     }
     if FAULTS.contains(&signal) {
         set(signal, libc::SIG_DFL, 0);
@@ -171,7 +230,6 @@ fn cause(signal: libc::c_int, info: &libc::siginfo_t) -> Cause {
 }
 
 fn compose(line: &mut Line, signal: libc::c_int, cause: Cause) {
-    line.push(b"ERRO: ");
     line.push(name(signal));
     match cause {
         Cause::Address(address) => {
@@ -187,6 +245,8 @@ fn compose(line: &mut Line, signal: libc::c_int, cause: Cause) {
     }
     line.push(b" in thread ");
     line.push_thread();
+    line.push(b" of process ");
+    line.push_process();
     line.push(b"; husk ends here");
 }
 

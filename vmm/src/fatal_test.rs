@@ -8,6 +8,8 @@ use crate::seccomp::{Mode, Role};
 
 /// Tells a child process of a test what to die of.
 const DIE_OF: &str = "HUSK_TEST_DIE_OF";
+/// Tells it where its log goes.
+const LOG: &str = "HUSK_TEST_LOG";
 
 fn name_of(signal: libc::c_int) -> String {
     String::from_utf8_lossy(name(signal)).into_owned()
@@ -44,6 +46,13 @@ fn die(what: &str) {
             std::hint::black_box(deeper(1));
         }
         "abort" => std::process::abort(),
+        "panic" => {
+            // As in a program that panics end.
+            report_panics();
+            let why = "on purpose,\nin a test";
+            let _ = std::panic::catch_unwind(|| panic!("{why}"));
+            std::process::abort();
+        }
         number => {
             let signal = number.parse().unwrap();
             // SAFETY: numbers only.
@@ -58,6 +67,14 @@ fn die(what: &str) {
 fn victim() {
     let Ok(what) = std::env::var(DIE_OF) else { return };
     install();
+    if let Ok(log) = std::env::var(LOG) {
+        let destination = log.parse().unwrap();
+        let options = crate::log::Options {
+            destination,
+            ..Default::default()
+        };
+        crate::log::init_with(0, &options).unwrap();
+    }
     let thread = std::thread::Builder::new().name("vcpu7".into()).spawn(move || {
         // No vCPU could make a file.
         if what != "beyond" {
@@ -77,7 +94,7 @@ fn victim_of(what: &str) -> Output {
     command.output().unwrap()
 }
 
-/// The line of a process that died of `signal`.
+/// The line of a process that died of `signal`, without the number of that process.
 #[track_caller]
 fn last_words(what: &str, signal: libc::c_int) -> String {
     let ended = victim_of(what);
@@ -91,7 +108,11 @@ fn last_words(what: &str, signal: libc::c_int) -> String {
     let mut lines = said.lines().filter(|line| line.starts_with("ERRO: "));
     let line = lines.next().unwrap_or_else(|| panic!("{what}: {said}")).to_owned();
     assert_eq!(lines.next(), None, "{what}: {said}");
-    line
+    let (begin, rest) = line.split_once(" of process ").unwrap_or_else(|| panic!("{line}"));
+    format!(
+        "{begin}{}",
+        rest.trim_start_matches(|found: char| found.is_ascii_digit())
+    )
 }
 
 #[test]
@@ -135,12 +156,47 @@ fn writes_that_cannot_be_kill_nobody() {
 }
 
 #[test]
+fn a_panic_is_one_line_that_says_what_and_where() {
+    let line = last_words("panic", libc::SIGABRT);
+    let begin = "ERRO: panic in thread vcpu7 at vmm/src/fatal_test.rs:";
+    assert!(line.starts_with(begin), "{line}");
+    assert!(line.ends_with("; husk ends here: on purpose, in a test"), "{line}");
+}
+
+#[test]
+fn the_log_has_the_last_line_as_well() {
+    for (log, expected) in [
+        ("journald", "MESSAGE=SIGSEGV at address 0x1238 in thread vcpu7"),
+        ("syslog", "<11>husk["),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("socket");
+        let daemon = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
+            .args(["--exact", "fatal::tests::victim", "--nocapture"])
+            .env(DIE_OF, "read");
+        let ended = command
+            .env(LOG, format!("{log}={}", socket.display()))
+            .output()
+            .unwrap();
+        assert_eq!(ended.status.signal(), Some(libc::SIGSEGV));
+        let mut bytes = [0; 4_096];
+        let count = daemon.recv(&mut bytes).unwrap();
+        let said = String::from_utf8_lossy(&bytes[..count]).into_owned();
+        assert!(
+            said.starts_with(expected) && said.contains("; husk ends here"),
+            "{said}"
+        );
+        let told = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert!(told.contains("ERRO: SIGSEGV at address 0x1238"), "{told}");
+    }
+}
+
+#[test]
 fn a_sender_is_named() {
     let mut line = Line::default();
     compose(&mut line, libc::SIGBUS, Cause::Sender(4711));
     let text = line.text();
-    assert!(
-        text.starts_with("ERRO: SIGBUS sent by process 4711, in thread "),
-        "{text}"
-    );
+    assert!(text.starts_with("SIGBUS sent by process 4711, in thread "), "{text}");
 }

@@ -1,29 +1,84 @@
-//! The log: one line an event on standard error or in a file, marked with its level in the form that Kata's shims look for.
+//! The log: one line an event on standard error, in a file, with journald or the system's log. The text form is marked with its level
+//! as Kata's shims look for it.
 //!
-//! A reader that stops reading must not stop the VM: a line for which standard error has no room is dropped, and the next one that
-//! gets through is preceded by the number of those that did not. Errors of writing (`EPIPE` after the reader has gone) are ignored.
+//! A reader that stops reading must not stop the VM: a line for which there is no room is dropped, and the next one that gets through
+//! is preceded by the number of those that did not. Errors of writing (`EPIPE` after the reader has gone) are ignored. What one place
+//! in the source says too often is counted instead ([`limit`]).
 
-use std::fmt::Write as _;
+mod limit;
+mod line;
+mod target;
+
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixDatagram;
-use std::path::Path;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use log::{Level, LevelFilter, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record, STATIC_MAX_LEVEL};
 
+use crate::fatal::Line;
 use crate::terminal::{self, Outlet, OutletError};
 
-/// Permissions of a log file that is made.
-const MODE: u32 = 0o600;
+use limit::{Admission, Limit, Origin};
+use line::{Entry, Speaker};
+use target::{Sent, Target};
+
+pub use line::Format;
+pub use target::{BadDestination, Destination};
+
 /// How long a reader of the last words is waited for.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Levels as `log` numbers them, from 1 on.
 const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+
+/// Follows the last line of a place that has said too much.
+const ENOUGH: &str = " (more like this are only counted for some seconds)";
+
+/// Where the log goes, and how it looks.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Where.
+    pub destination: Destination,
+    /// How, on standard error and in a file.
+    pub format: Format,
+    /// What this process is called where several have one log: the pod's name.
+    pub tag: Option<Tag>,
+}
+
+/// What a process is called where several have one log: 1 to 64 letters, digits and `_.-`, as the tools that look for it take it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tag(String);
+
+impl Tag {
+    /// The most bytes of a tag.
+    const BYTES: usize = 64;
+
+    /// A tag that is like `text`, which has other characters perhaps, or too many.
+    pub fn like(text: &str) -> Option<Self> {
+        let plain = |found: char| if is_plain(found) { found } else { '_' };
+        let tag: String = text.chars().map(plain).take(Self::BYTES).collect();
+        (!tag.is_empty()).then_some(Self(tag))
+    }
+}
+
+fn is_plain(found: char) -> bool {
+    found.is_ascii_alphanumeric() || matches!(found, '_' | '.' | '-')
+}
+
+impl std::str::FromStr for Tag {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if (1..=Self::BYTES).contains(&text.len()) && text.chars().all(is_plain) {
+            return Ok(Self(text.into()));
+        }
+        Err("allowed: 1 to 64 letters, digits, _, . and -")
+    }
+}
 
 /// The process's only logger.
 struct Logger {
@@ -33,57 +88,77 @@ struct Logger {
     lost: AtomicU64,
     /// Lines that never got through.
     lost_ever: AtomicU64,
+    /// Who said too much.
+    limit: Limit,
     /// Standard error, unless it was closed.
     stderr: OnceLock<Outlet>,
-    /// Where lines go in place of it.
-    file: OnceLock<Outlet>,
-    /// The system's log, in place of both.
-    system: OnceLock<UnixDatagram>,
+    setup: OnceLock<Setup>,
+    /// The daemon that lines went to has gone; standard error has them since.
+    away: AtomicBool,
+}
+
+/// What was asked for, opened.
+struct Setup {
+    target: Target,
+    destination: Destination,
+    format: Format,
+    tag: Option<Tag>,
 }
 
 static LOGGER: Logger = Logger {
     lines: [const { AtomicU64::new(0) }; LEVELS.len()],
     lost: AtomicU64::new(0),
     lost_ever: AtomicU64::new(0),
+    limit: Limit::new(),
     stderr: OnceLock::new(),
-    file: OnceLock::new(),
-    system: OnceLock::new(),
+    setup: OnceLock::new(),
+    away: AtomicBool::new(false),
 };
 
-/// Starts logging: errors and warnings, with `-v` also information, with `-vv` also what helps to debug. A second call only
-/// changes the level.
+/// Starts logging on standard error: errors and warnings, with `-v` also information, with `-vv` also what helps to debug. A second call
+/// only changes the level.
 pub fn init(verbosity: u8) {
+    start();
+    log::set_max_level(level(verbosity));
+}
+
+/// As [`init`], where and how `options` say. The first such call counts. Where nobody takes the lines of a daemon, standard error has
+/// them, and says so: a pod does not want to be without its VM because a log is away.
+///
+/// # Errors
+/// A file cannot be written to.
+pub fn init_with(verbosity: u8, options: &Options) -> Result<(), OutletError> {
+    let destination = &options.destination;
+    let (target, away) = match (Target::open(destination), destination) {
+        (Ok(target), _) => (target, None),
+        (Err(OutletError::Open(error)), Destination::Journal(_) | Destination::Syslog(_)) => {
+            (Target::Stderr, Some(error))
+        }
+        (Err(error), _) => return Err(error),
+    };
+    // Fails only when there is one already.
+    let _ = LOGGER.setup.set(Setup {
+        target,
+        destination: destination.clone(),
+        format: options.format,
+        tag: options.tag.clone(),
+    });
+    init(verbosity);
+    if let Some(error) = away {
+        log::warn!("{destination} takes no lines: {error}; standard error has them");
+    }
+    Ok(())
+}
+
+fn start() {
+    // Fails only when it has been set, by an earlier call.
+    let _ = BEGUN.set(Instant::now());
     if let Ok(stderr) = io::stderr().as_fd().try_clone_to_owned() {
         // Fails only when there is one already.
         let _ = LOGGER.stderr.set(Outlet::inherit(File::from(stderr)));
     }
     // Fails only when the logger has been set, by an earlier call.
     let _ = log::set_logger(&LOGGER);
-    log::set_max_level(level(verbosity));
-}
-
-/// As [`init`], and lines are appended to the file at `path`, which is made if need be. The first file counts.
-///
-/// # Errors
-/// Nothing can be written there.
-pub fn init_to_file(verbosity: u8, path: &Path) -> Result<(), OutletError> {
-    // Fails only when there is one already.
-    let _ = LOGGER.file.set(Outlet::append(path, MODE)?);
-    init(verbosity);
-    Ok(())
-}
-
-/// From now on lines go to the system's log (RFC 3164 §4.1, on the socket `/dev/log`).
-///
-/// # Errors
-/// Nobody listens there.
-pub fn to_syslog() -> io::Result<()> {
-    let socket = UnixDatagram::unbound()?;
-    socket.connect("/dev/log")?;
-    socket.set_nonblocking(true)?;
-    // Fails only when there is one already.
-    let _ = LOGGER.system.set(socket);
-    Ok(())
 }
 
 /// Writes `text` on standard error for whoever started this process, and gives them a moment to make room for it.
@@ -93,6 +168,26 @@ pub fn tell(text: &str) {
         Some(stderr) => stderr.write_all_within(text.as_bytes(), PATIENCE),
         None => io::stderr().write_all(text.as_bytes()),
     };
+}
+
+/// Why the process ends with an error, for whoever started it, and for the log if that is elsewhere.
+pub fn tell_failure(why: &str) {
+    tell(&format!("error: {why}\n"));
+    if LOGGER.is_elsewhere() {
+        log::error!("{why}; husk ends here");
+    }
+}
+
+/// The last line of a process that dies, in every place where somebody may look for it. For a signal handler: no allocation, no lock,
+/// no waiting.
+pub fn tell_death(message: &str) {
+    LOGGER.die(&Entry {
+        level: Level::Error,
+        target: "husk",
+        place: None,
+        message: format_args!("{message}"),
+        remark: "",
+    });
 }
 
 /// Which lines are logged: those of this level, and graver ones.
@@ -113,6 +208,28 @@ pub fn set_level(level: &str) -> Result<(), UnknownLevel> {
     Ok(())
 }
 
+/// From now on one level more is logged, or one less, between errors alone and all that this program was built to say. The log says so
+/// whatever the level is.
+pub fn shift_level(more: bool) {
+    log::set_max_level(next_level(log::max_level(), more));
+    LOGGER.say(&Entry {
+        level: Level::Info,
+        target: module_path!(),
+        place: Some((file!(), line!())),
+        message: format_args!("log level: {}", current_level()),
+        remark: "",
+    });
+}
+
+fn next_level(now: LevelFilter, more: bool) -> LevelFilter {
+    let mut levels = LevelFilter::iter().skip(1).filter(|level| *level <= STATIC_MAX_LEVEL);
+    let next = match more {
+        true => levels.find(|level| *level > now),
+        false => levels.take_while(|level| *level < now).last(),
+    };
+    next.unwrap_or(now)
+}
+
 /// A level that there is not.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("level: '{}' is none, allowed: {}", .found.escape_debug(), LEVELS.join(", "))]
@@ -120,7 +237,7 @@ pub struct UnknownLevel {
     found: String,
 }
 
-/// Lines that were logged, by level.
+/// Lines that were logged, by level; those included that were only counted.
 pub fn lines() -> [(&'static str, u64); LEVELS.len()] {
     let mut counts = LOGGER.lines.iter().map(|count| count.load(Ordering::Relaxed));
     LEVELS.map(|level| (level, counts.next().unwrap_or_default()))
@@ -140,17 +257,6 @@ fn level(verbosity: u8) -> LevelFilter {
     }
 }
 
-/// The marks that Kata's Rust shim turns back into levels.
-fn mark(level: Level) -> &'static str {
-    match level {
-        Level::Error => "ERRO: ",
-        Level::Warn => "WARN: ",
-        Level::Info => "INFO: ",
-        Level::Debug => "DEBG: ",
-        Level::Trace => "TRCE: ",
-    }
-}
-
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.level() <= log::max_level()
@@ -163,132 +269,182 @@ impl Log for Logger {
         if let Some(count) = self.lines.get((record.level() as usize).wrapping_sub(1)) {
             count.fetch_add(1, Ordering::Relaxed);
         }
-        if let Some(system) = self.system.get() {
-            // What it has no room for is lost, as from everybody.
-            let _ = system.send(syslog_line(record).as_bytes());
-            return;
-        }
-        match (self.file.get(), self.stderr.get()) {
-            (Some(file), _) => self.say(record, file, "\n"),
-            (None, Some(stderr)) => self.say(record, stderr, terminal::line_end()),
-            (None, None) => {}
-        }
+        let now_ms = now_ms();
+        let remark = match self.limit.admit(&Origin::of(record), now_ms) {
+            Admission::Admitted => "",
+            Admission::Last => ENOUGH,
+            Admission::LeftOut => return,
+        };
+        self.tell_left_out(Some(now_ms));
+        self.say(&Entry {
+            level: record.level(),
+            target: record.target(),
+            place: record.file().zip(record.line()),
+            message: *record.args(),
+            remark,
+        });
     }
 
-    fn flush(&self) {}
+    /// Tells what has only been counted so far. For the end.
+    fn flush(&self) {
+        self.tell_left_out(None);
+    }
 }
 
 impl Logger {
-    fn say(&self, record: &Record<'_>, to: &Outlet, end: &str) {
+    /// Whether lines go anywhere but to standard error.
+    fn is_elsewhere(&self) -> bool {
+        let setup = self.setup.get();
+        setup.is_some_and(|setup| !matches!(setup.target, Target::Stderr)) && !self.away.load(Ordering::Relaxed)
+    }
+
+    fn tell_left_out(&self, now_ms: Option<u64>) {
+        self.limit.tell(now_ms, |origin, count| {
+            self.say(&Entry {
+                level: origin.level,
+                target: origin.module,
+                place: None,
+                message: format_args!("... {count} more like this ({}:{})", origin.module, origin.line),
+                remark: "",
+            });
+        });
+    }
+
+    fn say(&self, entry: &Entry<'_>) {
+        let setup = self.setup.get();
+        let datagram = match setup.map(|setup| &setup.target) {
+            Some(Target::Journal(socket) | Target::Syslog(socket)) if !self.away.load(Ordering::Relaxed) => socket,
+            Some(Target::File(file)) => return self.write(entry, file, "\n"),
+            _ => return self.say_on_stderr(entry),
+        };
         let lost = self.lost.swap(0, Ordering::Relaxed);
-        let text = compose(record, lost, end);
+        let mut sent = Sent::Through;
+        if lost > 0 {
+            sent = self.send(&lost_entry(format_args!("{lost}{LOST}")), datagram);
+        }
+        if sent == Sent::Through {
+            sent = self.send(entry, datagram);
+        }
+        match sent {
+            Sent::Through => {}
+            Sent::Lost => self.lose(lost),
+            Sent::Away => {
+                if !self.away.swap(true, Ordering::Relaxed)
+                    && let Some(destination) = setup.map(|setup| &setup.destination)
+                {
+                    let message = format_args!("{destination} takes no lines any more; standard error has them");
+                    self.say_on_stderr(&lost_entry(message));
+                }
+                self.say_on_stderr(entry);
+            }
+        }
+    }
+
+    fn say_on_stderr(&self, entry: &Entry<'_>) {
+        if let Some(stderr) = self.stderr.get() {
+            self.write(entry, stderr, terminal::line_end());
+        }
+    }
+
+    fn send(&self, entry: &Entry<'_>, socket: &File) -> Sent {
+        let mut text = String::with_capacity(256);
+        let _ = self.datagram(&mut text, entry);
+        target::send(socket, text.as_bytes())
+    }
+
+    /// An entry in the form of the daemon that has the log.
+    fn datagram(&self, out: &mut dyn fmt::Write, entry: &Entry<'_>) -> fmt::Result {
+        match self.setup.get().map(|setup| &setup.target) {
+            Some(Target::Journal(_)) => line::journal(out, entry, &self.speaker()),
+            _ => line::syslog(out, entry, &self.speaker()),
+        }
+    }
+
+    /// An entry in the form of standard error and of files.
+    fn line(&self, out: &mut dyn fmt::Write, entry: &Entry<'_>, end: &str) -> fmt::Result {
+        match self.setup.get().map(|setup| setup.format) {
+            Some(Format::Json) => line::json(out, entry, &self.speaker(), end),
+            _ => line::text(out, entry, end),
+        }
+    }
+
+    fn speaker(&self) -> Speaker<'_> {
+        let tag = self.setup.get().and_then(|setup| setup.tag.as_ref());
+        Speaker {
+            pid: std::process::id(),
+            tag: tag.map(|tag| tag.0.as_str()),
+            time: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+        }
+    }
+
+    fn write(&self, entry: &Entry<'_>, to: &Outlet, end: &str) {
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        let mut text = String::with_capacity(160);
+        if lost > 0 {
+            let _ = self.line(&mut text, &lost_entry(format_args!("{lost}{LOST}")), end);
+        }
+        let _ = self.line(&mut text, entry, end);
         // One write a line, so that lines of two threads do not mix. When the reader has gone, nobody misses it.
         if to
             .write(text.as_bytes())
             .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
         {
-            self.lost.fetch_add(lost.saturating_add(1), Ordering::Relaxed);
-            self.lost_ever.fetch_add(1, Ordering::Relaxed);
+            self.lose(lost);
+        }
+    }
+
+    /// One more line did not get through, nor did the news of `lost` before it.
+    fn lose(&self, lost: u64) {
+        self.lost.fetch_add(lost.saturating_add(1), Ordering::Relaxed);
+        self.lost_ever.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Says it on standard error, which the parent reads, and where the log goes.
+    fn die(&self, entry: &Entry<'_>) {
+        let mut text = Line::<LAST_BYTES>::default();
+        let _ = self.line(&mut text, entry, terminal::line_end());
+        text.write_on_stderr();
+        text.clear();
+        match self.setup.get().map(|setup| &setup.target) {
+            Some(Target::Journal(socket) | Target::Syslog(socket)) => {
+                let _ = self.datagram(&mut text, entry);
+                target::send(socket, text.bytes());
+            }
+            Some(Target::File(file)) => {
+                let _ = self.line(&mut text, entry, "\n");
+                // When there is no room, nobody is waited for.
+                let _ = file.write(text.bytes());
+            }
+            Some(Target::Stderr) | None => {}
         }
     }
 }
 
-/// Facility `user`, and the severity that a level is (RFC 3164 §4.1.1).
-fn syslog_line(record: &Record<'_>) -> String {
-    let severity = match record.level() {
-        Level::Error => 3,
-        Level::Warn => 4,
-        Level::Info => 6,
-        Level::Debug | Level::Trace => 7,
-    };
-    let message = record.args().to_string();
-    format!(
-        "<{}>husk[{}]: {}",
-        8 + severity,
-        std::process::id(),
-        message.replace(['\n', '\r'], " ")
-    )
+/// The most bytes of a last line with what is around it in any form: a message of [`Line`]'s usual length, each of its characters escaped.
+const LAST_BYTES: usize = 1_024;
+/// Follows the number of lines that were lost.
+const LOST: &str = " log lines were dropped because nobody read them";
+
+/// A warning of the log's own.
+fn lost_entry(message: fmt::Arguments<'_>) -> Entry<'_> {
+    Entry {
+        level: Level::Warn,
+        target: module_path!(),
+        place: None,
+        message,
+        remark: "",
+    }
 }
 
-fn compose(record: &Record<'_>, lost: u64, line_end: &str) -> String {
-    let mut text = String::with_capacity(120);
-    if lost > 0 {
-        let _ = write!(
-            text,
-            "{}{lost} log lines were dropped because nobody read them{line_end}",
-            mark(Level::Warn)
-        );
-    }
-    text.push_str(mark(record.level()));
-    if record.level() >= Level::Debug {
-        let _ = write!(text, "{}: ", record.target());
-    }
-    // A guest's or a peer's words may end up in a message; they must not make a second line.
-    let message = record.args().to_string();
-    let _ = write!(text, "{}{line_end}", message.replace(['\n', '\r'], " "));
-    text
+/// When the log began.
+static BEGUN: OnceLock<Instant> = OnceLock::new();
+
+/// Milliseconds since then.
+fn now_ms() -> u64 {
+    let elapsed = BEGUN.get().map_or(Duration::ZERO, Instant::elapsed);
+    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn line(level: Level, message: &str, lost: u64) -> String {
-        compose(
-            &Record::builder()
-                .level(level)
-                .target("husk::x")
-                .args(format_args!("{message}"))
-                .build(),
-            lost,
-            "\n",
-        )
-    }
-
-    #[test]
-    fn lines_carry_the_marks_that_the_shims_know() {
-        assert_eq!(line(Level::Error, "disk gone", 0), "ERRO: disk gone\n");
-        assert_eq!(line(Level::Warn, "w", 0), "WARN: w\n");
-        assert_eq!(line(Level::Info, "i", 0), "INFO: i\n");
-        assert_eq!(line(Level::Debug, "d", 0), "DEBG: husk::x: d\n");
-        assert_eq!(line(Level::Trace, "t", 0), "TRCE: husk::x: t\n");
-    }
-
-    #[test]
-    fn an_event_is_one_line_whatever_it_says() {
-        assert_eq!(line(Level::Error, "a\r\nERRO: forged", 0), "ERRO: a  ERRO: forged\n");
-    }
-
-    #[test]
-    fn the_systems_log_is_told_how_grave_a_line_is() {
-        let line = |level| {
-            let record = Record::builder().level(level).args(format_args!("a\nb")).build();
-            syslog_line(&record)
-        };
-        let process = std::process::id();
-        assert_eq!(line(Level::Error), format!("<11>husk[{process}]: a b"));
-        assert_eq!(line(Level::Info), format!("<14>husk[{process}]: a b"));
-        assert_eq!(line(Level::Trace), format!("<15>husk[{process}]: a b"));
-    }
-
-    #[test]
-    fn lost_lines_are_counted_on_the_next_one() {
-        assert_eq!(
-            line(Level::Info, "i", 3),
-            "WARN: 3 log lines were dropped because nobody read them\nINFO: i\n"
-        );
-    }
-
-    #[test]
-    fn each_v_shows_more() {
-        assert_eq!(
-            [0, 1, 2, 9].map(level),
-            [
-                LevelFilter::Warn,
-                LevelFilter::Info,
-                LevelFilter::Debug,
-                LevelFilter::Trace
-            ]
-        );
-    }
-}
+#[path = "log_test.rs"]
+mod tests;

@@ -85,7 +85,7 @@ fn one_fatal_signal_is_enough_and_is_what_the_parent_sees() {
         ("ABRT", Signal::ABORT),
         ("SYS", Signal::SYS),
         ("XCPU", Signal::XCPU),
-        ("USR1", Signal::USR1),
+        ("ALRM", Signal::ALARM),
     ] {
         let husk = Husk::start("");
         husk.signal(signal);

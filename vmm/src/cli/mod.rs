@@ -10,6 +10,7 @@ mod disk;
 mod file_server;
 mod fs;
 mod kernel;
+mod log;
 mod memory;
 mod net;
 mod pairs;
@@ -197,7 +198,9 @@ fn parse_run(args: &[OsString]) -> Option<RunArgs> {
 
 fn run(args: RunArgs, begin: Begin) -> Code {
     crate::fatal::install();
-    crate::log::init(args.verbosity);
+    if let Err(error) = serve::begin_log(args.verbosity, &args.log.options(args.api_socket.as_deref())) {
+        return fail(Some("run"), Failure::Other(error));
+    }
     let own_kernel = args.kernel.is_none();
     let (socket, metrics) = (args.api_socket.clone(), args.metrics.clone());
     let (config, mut options) = match args.into_config() {
@@ -221,7 +224,7 @@ fn run(args: RunArgs, begin: Begin) -> Code {
     match control::run(config, server, &options) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            say(&format!("error: {error:#}"));
+            crate::log::tell_failure(&format!("{error:#}"));
             // What KVM's limits forbid is as wrong as what the architecture's do.
             let wrong = matches!(error.downcast_ref(), Some(BuildError::Config(_)));
             if wrong { Code::Usage } else { Code::Failure }
@@ -241,7 +244,7 @@ fn fail(of: Option<&str>, failure: Failure) -> Code {
     match failure {
         Failure::Usage(what) => usage(of, &what),
         Failure::Other(error) => {
-            say(&format!("error: {error:#}"));
+            crate::log::tell_failure(&format!("{error:#}"));
             Code::Failure
         }
     }
@@ -285,7 +288,7 @@ fn fs(args: FileServerArgs) -> Code {
     match crate::fs::serve(options) {
         Ok(()) => Code::Success,
         Err(error) => {
-            say(&format!("error: {error:#}"));
+            crate::log::tell_failure(&format!("{error:#}"));
             Code::Failure
         }
     }

@@ -12,6 +12,7 @@ use super::cpus::parse_cpus;
 use super::disk::parse_disk;
 use super::fs::parse_fs;
 use super::kernel::{NoHostKernel, host_kernel};
+use super::log::LogArgs;
 use super::memory::parse_memory;
 use super::net::parse_net;
 use super::pmem::parse_pmem;
@@ -252,9 +253,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", help_heading = "Observe")]
     pub boot_trace: Option<PathBuf>,
 
-    /// Say more on standard error: -v for information and a table of phases, -vv to debug
+    /// Log more: -v for information, and a table of phases on standard error in the end, -vv to debug
     #[arg(short, long = "verbose", action = ArgAction::Count, help_heading = "Observe")]
     pub verbosity: u8,
+
+    /// Where the log goes.
+    #[command(flatten)]
+    pub log: LogArgs,
 }
 
 impl RunArgs {

@@ -4,12 +4,13 @@ use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{ArgAction, Args};
 
+use super::log::LogArgs;
 use super::reclaim::parse_reclaim;
 use crate::api::Server;
 use crate::config::{Reclaim, ResizeTimeout, RunOptions};
@@ -60,13 +61,13 @@ pub struct ServeArgs {
     #[arg(long, value_name = "POLICY", default_value = "off", value_parser = parse_reclaim, verbatim_doc_comment, help_heading = "Serve the API")]
     pub reclaim: Reclaim,
 
-    /// Append the log to FILE in place of standard error
-    #[arg(long, value_name = "FILE", help_heading = "Serve the API")]
-    pub log_file: Option<PathBuf>,
-
     /// Log more: -v for information, -vv to debug, -vvv for everything
     #[arg(short, long = "verbose", action = ArgAction::Count, help_heading = "Serve the API")]
     pub verbosity: u8,
+
+    /// Where the log goes.
+    #[command(flatten)]
+    pub log: LogArgs,
 }
 
 /// What the sockets are called when they cannot be had.
@@ -129,7 +130,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Exit, Failure> {
         &socket,
         metrics.as_ref(),
         monitor.as_ref(),
-        args.log_file.as_deref(),
+        &args.log.options(args.api_socket.as_deref()),
         &options,
     );
     started.map_err(Failure::Other)
@@ -177,15 +178,11 @@ fn start(
     socket: &Place,
     metrics: Option<&Place>,
     monitor: Option<&Place>,
-    log_file: Option<&Path>,
+    log: &crate::log::Options,
     options: &RunOptions,
 ) -> anyhow::Result<Exit> {
     let server = bind(Some(socket), metrics)?;
-    match log_file {
-        Some(path) => crate::log::init_to_file(options.verbosity, path)
-            .with_context(|| format!("log file {} cannot be opened", path.display()))?,
-        None => crate::log::init(options.verbosity),
-    }
+    begin_log(options.verbosity, log)?;
     let events = match monitor {
         Some(Place::Path(path)) => {
             Events::to_path(path).with_context(|| format!("event monitor {} cannot be opened", path.display()))?
@@ -196,6 +193,12 @@ fn start(
         None => Events::default(),
     };
     control::serve(server, options, events)
+}
+
+/// Has the log go where `log` says.
+pub(super) fn begin_log(verbosity: u8, log: &crate::log::Options) -> anyhow::Result<()> {
+    let begun = crate::log::init_with(verbosity, log);
+    begun.with_context(|| format!("{} cannot be opened", log.destination))
 }
 
 impl Place {

@@ -266,6 +266,8 @@ impl EventLoop<'_> {
                 (Signal::Continue, Some(raw)) => raw.resume()?,
                 (Signal::Suspend, None) => terminal::stop_process(),
                 (Signal::Continue, None) => {}
+                (Signal::LogMore, _) => crate::log::shift_level(true),
+                (Signal::LogLess, _) => crate::log::shift_level(false),
             }
         }
         Ok(None)

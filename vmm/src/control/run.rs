@@ -88,6 +88,7 @@ pub fn conclude(
     }
     controller.stop();
     stdout.finish(LAST_WORDS);
+    log::logger().flush();
     match ended.context("the main loop failed")? {
         Ended::Asked => Ok(Exit::PowerOff),
         Ended::Interrupted => Ok(Exit::Interrupted),

@@ -21,6 +21,7 @@ use super::capabilities::Capabilities;
 use super::crew::Crew;
 use super::socket::Socket;
 use super::{Listen, Options, Sandbox};
+use crate::log::Destination;
 use crate::process;
 use crate::seccomp::{self, Role};
 
@@ -86,13 +87,17 @@ fn fault(error: Error) -> io::Error {
 }
 
 fn begin_log(options: &Options) {
-    crate::log::init(0);
+    let destination = match options.syslog {
+        true => Destination::syslog(),
+        false => Destination::Stderr,
+    };
+    let log = crate::log::Options {
+        destination,
+        ..Default::default()
+    };
+    // Neither of the two can be refused.
+    let _ = crate::log::init_with(0, &log);
     log::set_max_level(options.log_level);
-    if options.syslog
-        && let Err(error) = crate::log::to_syslog()
-    {
-        log::warn!("--syslog: /dev/log: {error}; standard error is used");
-    }
     for (option, why) in &options.ignored {
         log::info!("option {option} is accepted and has no effect: {why}");
     }

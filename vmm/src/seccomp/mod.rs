@@ -9,6 +9,7 @@
 //! done at little cost, is told in `docs/adr/0013-seccomp.md`; `docs/seccomp.md` is for operators.
 
 mod baked;
+mod names;
 // What filters are made from is compiled into build.rs, and here only to be tested.
 #[cfg(test)]
 mod policy;
@@ -27,6 +28,7 @@ use std::str::FromStr;
 
 use seccompiler::sock_filter;
 
+pub use names::name;
 pub use roles::Role;
 pub use violation::{EXIT_CODE, end_on_violation, is_violation};
 

@@ -389,7 +389,8 @@ fn a_forbidden_call_ends_the_process_and_says_which() {
     assert!(said.contains("100000\n"), "{said}");
     let open = libc::SYS_openat;
     assert!(
-        said.contains(&format!("ERRO: seccomp: thread vcpu7 made system call {open},")),
+        said.contains("ERRO: seccomp: thread vcpu7 of process ")
+            && said.contains(&format!(" made system call {open} (openat),")),
         "{said}"
     );
 }

@@ -9,6 +9,7 @@
     reason = "part of a signal handler, which keeps to signal-safe functions"
 )]
 
+use super::names::name;
 use crate::fatal::Line;
 
 /// What the process's exit code is then: that of a shell's command killed by SIGSYS.
@@ -47,10 +48,17 @@ pub fn end_on_violation(info: &libc::siginfo_t) -> ! {
 }
 
 fn compose(line: &mut Line, call: libc::c_int) {
-    line.push(b"ERRO: seccomp: thread ");
+    line.push(b"seccomp: thread ");
     line.push_thread();
+    line.push(b" of process ");
+    line.push_process();
     line.push(b" made system call ");
     line.push_number(call);
+    if let Some(name) = name(call) {
+        line.push(b" (");
+        line.push(name.as_bytes());
+        line.push(b")");
+    }
     line.push(b", which it has no need of; husk ends here (see docs/seccomp.md)");
 }
 
@@ -67,7 +75,11 @@ mod tests {
         });
         assert_eq!(
             named.unwrap().join().unwrap(),
-            "ERRO: seccomp: thread vcpu0 made system call 59, which it has no need of; husk ends here (see docs/seccomp.md)"
+            format!(
+                "seccomp: thread vcpu0 of process {} made system call 59 (execve), which it has no need of; husk ends here (see \
+                 docs/seccomp.md)",
+                std::process::id()
+            )
         );
     }
 }

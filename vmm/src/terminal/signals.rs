@@ -10,7 +10,7 @@ use vmm_sys_util::signal::create_sigset;
 use crate::fatal::is_ignored;
 
 /// What is delivered as an event, in place of its default action.
-const WATCHED: [libc::c_int; 7] = [
+const WATCHED: [libc::c_int; 9] = [
     libc::SIGTERM,
     libc::SIGINT,
     libc::SIGQUIT,
@@ -18,6 +18,8 @@ const WATCHED: [libc::c_int; 7] = [
     libc::SIGWINCH,
     libc::SIGTSTP,
     libc::SIGCONT,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
 ];
 
 /// Bytes of one `signalfd_siginfo`.
@@ -36,6 +38,10 @@ pub enum Signal {
     Suspend,
     /// Running again (SIGCONT).
     Continue,
+    /// Log more (SIGUSR1).
+    LogMore,
+    /// Log less (SIGUSR2).
+    LogLess,
 }
 
 /// A descriptor that is readable when a signal waits.
@@ -122,6 +128,8 @@ fn decode(number: u32) -> Option<Signal> {
         libc::SIGWINCH => Some(Signal::WindowChange),
         libc::SIGTSTP => Some(Signal::Suspend),
         libc::SIGCONT => Some(Signal::Continue),
+        libc::SIGUSR1 => Some(Signal::LogMore),
+        libc::SIGUSR2 => Some(Signal::LogLess),
         _ => None,
     }
 }

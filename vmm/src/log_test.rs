@@ -1,0 +1,238 @@
+use std::io::Read;
+use std::os::unix::net::UnixDatagram;
+
+use super::*;
+use crate::terminal::testing::fifo;
+
+fn logger(options: &Options) -> Logger {
+    let setup = Setup {
+        target: Target::open(&options.destination).unwrap(),
+        destination: options.destination.clone(),
+        format: options.format,
+        tag: options.tag.clone(),
+    };
+    Logger {
+        lines: [const { AtomicU64::new(0) }; LEVELS.len()],
+        lost: AtomicU64::new(0),
+        lost_ever: AtomicU64::new(0),
+        limit: Limit::new(),
+        stderr: OnceLock::new(),
+        setup: OnceLock::from(setup),
+        away: AtomicBool::new(false),
+    }
+}
+
+fn say(logger: &Logger, message: &str) {
+    logger.say(&Entry {
+        level: Level::Warn,
+        target: "husk::x",
+        place: None,
+        message: format_args!("{message}"),
+        remark: "",
+    });
+}
+
+/// Entries as journald takes them: fields of `NAME=value` lines, or of a name, a length of 64 bits and as many bytes.
+fn fields(mut datagram: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let mut found = Vec::new();
+    while !datagram.is_empty() {
+        let end = datagram.iter().position(|byte| *byte == b'\n').unwrap();
+        let (line, rest) = (&datagram[..end], &datagram[end + 1..]);
+        match line.iter().position(|byte| *byte == b'=') {
+            Some(at) => {
+                found.push((String::from_utf8_lossy(&line[..at]).into(), line[at + 1..].to_vec()));
+                datagram = rest;
+            }
+            None => {
+                let length = usize::try_from(u64::from_le_bytes(rest[..8].try_into().unwrap())).unwrap();
+                found.push((String::from_utf8_lossy(line).into(), rest[8..8 + length].to_vec()));
+                datagram = &rest[8 + length + 1..];
+            }
+        }
+    }
+    found
+}
+
+fn receive(daemon: &UnixDatagram) -> Vec<(String, Vec<u8>)> {
+    let mut bytes = vec![0; 8_192];
+    let count = daemon.recv(&mut bytes).unwrap();
+    fields(&bytes[..count])
+}
+
+fn field<'a>(entry: &'a [(String, Vec<u8>)], name: &str) -> &'a str {
+    let found: Vec<_> = entry.iter().filter(|(found, _)| found == name).collect();
+    assert_eq!(found.len(), 1, "{name} of {entry:?}");
+    str::from_utf8(&found[0].1).unwrap()
+}
+
+#[test]
+fn journald_gets_an_entry_a_line_and_is_told_what_it_had_no_room_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let daemon = UnixDatagram::bind(&path).unwrap();
+    let logger = logger(&Options {
+        destination: Destination::Journal(path),
+        tag: Some("web".parse().unwrap()),
+        ..Options::default()
+    });
+    say(&logger, "a\nMESSAGE_ID=forged");
+    let entry = receive(&daemon);
+    assert_eq!(field(&entry, "MESSAGE"), "a MESSAGE_ID=forged");
+    assert_eq!(field(&entry, "PRIORITY"), "4");
+    assert_eq!(field(&entry, "SYSLOG_IDENTIFIER"), "web");
+    while logger.lost_ever.load(Ordering::Relaxed) < 3 {
+        say(&logger, "too much");
+    }
+    daemon.set_nonblocking(true).unwrap();
+    while daemon.recv(&mut [0; 8_192]).is_ok() {}
+    daemon.set_nonblocking(false).unwrap();
+    say(&logger, "room again");
+    assert_eq!(
+        field(&receive(&daemon), "MESSAGE"),
+        "3 log lines were dropped because nobody read them"
+    );
+    assert_eq!(field(&receive(&daemon), "MESSAGE"), "room again");
+}
+
+#[test]
+fn standard_error_has_the_lines_of_a_daemon_that_has_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let daemon = UnixDatagram::bind(&path).unwrap();
+    let logger = logger(&Options {
+        destination: Destination::Syslog(path),
+        ..Options::default()
+    });
+    let (mut reader, writer) = io::pipe().unwrap();
+    let stderr = Outlet::inherit(File::from(std::os::fd::OwnedFd::from(writer)));
+    logger.stderr.set(stderr).unwrap();
+    drop(daemon);
+    say(&logger, "first");
+    say(&logger, "second");
+    drop(logger);
+    let mut said = String::new();
+    reader.read_to_string(&mut said).unwrap();
+    let lines: Vec<&str> = said.lines().collect();
+    let [news, "WARN: first", "WARN: second"] = lines[..] else {
+        panic!("{said}")
+    };
+    assert!(
+        news.starts_with("WARN: the system's log at ") && news.contains("takes no lines any more"),
+        "{news}"
+    );
+}
+
+#[test]
+fn lost_lines_are_counted_on_the_next_one_in_either_form() {
+    for (format, expected) in [
+        (
+            Format::Text,
+            "WARN: 2 log lines were dropped because nobody read them\nWARN: here\n",
+        ),
+        (
+            Format::Json,
+            "2 log lines were dropped because nobody read them\"}\n{\"time",
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let logger = logger(&Options {
+            destination: Destination::File(path.clone()),
+            format,
+            tag: None,
+        });
+        logger.lose(1);
+        say(&logger, "here");
+        let said = std::fs::read_to_string(path).unwrap();
+        assert_eq!(said.lines().count(), 2, "{said}");
+        assert!(said.contains(expected), "{said}");
+    }
+}
+
+#[test]
+fn a_file_may_be_a_pipe_that_is_full() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = fifo(&folder);
+    let logger = logger(&Options {
+        destination: Destination::File(path),
+        ..Options::default()
+    });
+    while logger.lost_ever.load(Ordering::Relaxed) == 0 {
+        say(&logger, "nobody reads");
+    }
+}
+
+#[test]
+fn who_says_too_much_is_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let logger = logger(&Options {
+        destination: Destination::File(path.clone()),
+        ..Options::default()
+    });
+    // The level is that of all tests of this process, which look at no line's being left out by it.
+    log::set_max_level(LevelFilter::Warn);
+    for number in 0..50 {
+        let arguments = format_args!("number {number}");
+        let mut builder = Record::builder();
+        let record = builder
+            .level(Level::Error)
+            .module_path_static(Some("husk::x"))
+            .line(Some(9));
+        logger.log(&record.args(arguments).build());
+    }
+    logger.flush();
+    let said = std::fs::read_to_string(path).unwrap();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 21, "{said}");
+    assert_eq!(lines[18], "ERRO: number 18");
+    assert_eq!(lines[19], format!("ERRO: number 19{ENOUGH}"));
+    assert_eq!(lines[20], "ERRO: ... 30 more like this (husk::x:9)");
+}
+
+#[test]
+fn the_last_line_reaches_whoever_has_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let daemon = UnixDatagram::bind(&path).unwrap();
+    let logger = logger(&Options {
+        destination: Destination::Journal(path),
+        ..Options::default()
+    });
+    logger.die(&lost_entry(format_args!("SIGSEGV; husk ends here")));
+    assert_eq!(field(&receive(&daemon), "MESSAGE"), "SIGSEGV; husk ends here");
+}
+
+#[test]
+fn a_tag_is_what_tools_take() {
+    for text in ["web", "a_B.0-9", &"x".repeat(64)] {
+        assert!(text.parse::<Tag>().is_ok(), "{text}");
+    }
+    for text in ["", "a b", "a\n", "a[1]", "ä", &"x".repeat(65)] {
+        assert!(text.parse::<Tag>().is_err(), "{text:?}");
+    }
+    assert_eq!(Tag::like("a b/ä"), Some(Tag("a_b__".into())));
+    assert_eq!(Tag::like(""), None);
+}
+
+#[test]
+fn a_signal_goes_one_level_up_or_down_and_not_beyond() {
+    use LevelFilter::{Debug, Error, Info, Warn};
+    for (now, more, less) in [(Error, Warn, Error), (Warn, Info, Error), (Info, Debug, Warn)] {
+        assert_eq!((next_level(now, true), next_level(now, false)), (more, less), "{now}");
+    }
+    assert_eq!(next_level(STATIC_MAX_LEVEL, true), STATIC_MAX_LEVEL);
+}
+
+#[test]
+fn each_v_shows_more() {
+    assert_eq!(
+        [0, 1, 2, 9].map(level),
+        [
+            LevelFilter::Warn,
+            LevelFilter::Info,
+            LevelFilter::Debug,
+            LevelFilter::Trace
+        ]
+    );
+}

@@ -1,0 +1,339 @@
+//! Where husk's log goes: journald and the system's log, both played by a socket that speaks their protocol; files, JSON, levels by
+//! signal; and what a husk that dies leaves there. All of them confined.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod process;
+
+use std::fs::{self, File};
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use process::{HUSK, Husk, Signal};
+use rustix::process::{Pid, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// No line takes longer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A daemon's socket.
+struct Daemon {
+    folder: TempDir,
+    socket: UnixDatagram,
+}
+
+impl Daemon {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = UnixDatagram::bind(folder.path().join("socket")).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { folder, socket }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("socket")
+    }
+
+    fn option(&self, kind: &str) -> String {
+        format!("{kind}={}", self.path().display())
+    }
+
+    fn line(&self) -> String {
+        let mut bytes = vec![0; 65_536];
+        let count = self.socket.recv(&mut bytes).expect("a line");
+        String::from_utf8(bytes[..count].to_vec()).unwrap()
+    }
+
+    /// The next entry, as journald reads it: none of husk's has a value of several lines.
+    fn entry(&self) -> Entry {
+        let datagram = self.line();
+        let fields = datagram.lines().map(|line| line.split_once('=').unwrap());
+        Entry(fields.map(|(name, value)| (name.into(), value.into())).collect())
+    }
+
+    fn entry_with(&self, part: &str) -> Entry {
+        loop {
+            let entry = self.entry();
+            if entry.field("MESSAGE").contains(part) {
+                return entry;
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Entry(Vec<(String, String)>);
+
+impl Entry {
+    #[track_caller]
+    fn field(&self, name: &str) -> &str {
+        let mut found = self.0.iter().filter(|(found, _)| found == name);
+        let value = &found.next().unwrap_or_else(|| panic!("no {name}: {self:?}")).1;
+        assert!(found.next().is_none(), "{name} twice: {self:?}");
+        value
+    }
+}
+
+/// What the process has said on standard error, which is at its end.
+fn said(husk: &mut Husk) -> String {
+    std::io::read_to_string(husk.child.stderr.take().unwrap()).unwrap()
+}
+
+fn has_kvm() -> bool {
+    let kvm = File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    if !kvm {
+        println!("skipped: needs /dev/kvm");
+    }
+    kvm
+}
+
+#[test]
+fn journald_has_the_log_with_levels_and_the_pods_name() {
+    let daemon = Daemon::start();
+    let mut husk = Husk::start(&["-v", "--log", &daemon.option("journald")]);
+    let begin = daemon.entry();
+    assert!(begin.field("MESSAGE").starts_with("husk "), "{begin:?}");
+    let pod = husk.folder.path().file_name().unwrap().to_str().unwrap();
+    assert_eq!(
+        (
+            begin.field("PRIORITY"),
+            begin.field("SYSLOG_IDENTIFIER"),
+            begin.field("HUSK_LEVEL")
+        ),
+        ("6", pod, "info")
+    );
+    assert!(begin.field("CODE_FILE").ends_with("control/serve.rs"), "{begin:?}");
+    begin.field("CODE_LINE").parse::<u32>().unwrap();
+    // The thread `api`, which may address nobody.
+    assert_eq!(husk.client().get("nowhere\\nPRIORITY=0").0, 404);
+    let entry = daemon.entry_with("nowhere");
+    assert_eq!(entry.field("PRIORITY"), "6");
+    assert_eq!(husk.shut_down().code(), Some(0));
+    assert_eq!(said(&mut husk), "");
+}
+
+#[test]
+fn the_systems_log_has_it_under_a_name_of_choice() {
+    let daemon = Daemon::start();
+    let mut husk = Husk::start(&["-v", "--log", &daemon.option("syslog"), "--log-tag", "web-1"]);
+    let process = husk.child.id();
+    let line = daemon.line();
+    assert!(line.starts_with(&format!("<14>web-1[{process}]: husk ")), "{line}");
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
+#[test]
+fn a_daemon_that_is_away_or_goes_costs_nothing_but_its_lines() {
+    let nobody = tempfile::tempdir().unwrap();
+    let option = format!("journald={}", nobody.path().join("none").display());
+    let mut husk = Husk::start(&["-v", "--log", &option]);
+    assert_eq!(husk.shut_down().code(), Some(0));
+    let told = said(&mut husk);
+    assert!(
+        told.starts_with("WARN: journald at ") && told.contains("; standard error has them\nINFO: husk "),
+        "{told}"
+    );
+
+    let daemon = Daemon::start();
+    let mut husk = Husk::start(&["-v", "--log", &daemon.option("journald")]);
+    daemon.entry();
+    drop(daemon);
+    assert_eq!(husk.client().get("nowhere").0, 404);
+    assert_eq!(husk.shut_down().code(), Some(0));
+    let told = said(&mut husk);
+    assert!(
+        told.contains("takes no lines any more") && told.contains("INFO: "),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_daemon_that_does_not_read_holds_nobody_up() {
+    let daemon = Daemon::start();
+    let mut husk = Husk::start(&["-v", "--log", &daemon.option("syslog")]);
+    let mut client = husk.client();
+    // Different places in the source, none of them too often for its limit, and more than a socket's queue has room for.
+    for _ in 0..100 {
+        assert_eq!(client.get("nowhere").0, 404);
+        assert_eq!(client.put("vm.pause", None).0, 404);
+    }
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
+#[test]
+fn json_is_an_object_a_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let options = [
+        "-v",
+        "--log-format",
+        "json",
+        "--log-tag",
+        "web",
+        "--log",
+        log.to_str().unwrap(),
+    ];
+    let mut husk = Husk::start_in(folder, &options);
+    assert_eq!(husk.client().get("a\"quote").0, 404);
+    let process = u64::from(husk.child.id());
+    husk.shut_down();
+    let text = fs::read_to_string(log).unwrap();
+    assert_eq!(text.lines().count(), 3, "{text}");
+    for line in text.lines() {
+        let entry: Value = serde_json::from_str(line).unwrap();
+        let names: Vec<&String> = entry.as_object().unwrap().keys().collect();
+        assert_eq!(names.len(), 6, "{line}");
+        assert_eq!(
+            (entry["level"].as_str(), entry["tag"].as_str()),
+            (Some("info"), Some("web"))
+        );
+        assert_eq!(entry["pid"].as_u64(), Some(process));
+        assert!(
+            entry["time"].as_str().unwrap().ends_with('Z') && entry["target"].as_str().unwrap().starts_with("husk")
+        );
+        assert!(!entry["message"].as_str().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn a_client_that_does_the_wrong_thing_again_and_again_is_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let mut husk = Husk::start_in(folder, &["-v", "--log", log.to_str().unwrap()]);
+    let mut client = husk.client();
+    for _ in 0..100 {
+        assert_eq!(client.get("nowhere").0, 404);
+    }
+    husk.shut_down();
+    let text = fs::read_to_string(log).unwrap();
+    let written = text.lines().filter(|line| line.contains("nowhere")).count();
+    let more = text
+        .lines()
+        .filter_map(|line| line.split_once(" more like this (")?.0.strip_prefix("INFO: ... "));
+    let more: usize = more.map(|count| count.parse::<usize>().unwrap()).sum();
+    // A host that is slow gives them a second window, and a third.
+    assert!(written >= 20, "{text}");
+    assert_eq!(written + more, 100, "{text}");
+}
+
+#[test]
+fn signals_change_the_level_and_the_log_says_so() {
+    let daemon = Daemon::start();
+    let mut husk = Husk::start(&["--log", &daemon.option("journald")]);
+    husk.signal(Signal::USR1);
+    assert_eq!(daemon.entry().field("MESSAGE"), "log level: info");
+    assert_eq!(husk.client().get("nowhere").0, 404);
+    assert!(daemon.entry().field("MESSAGE").contains("nowhere"));
+    for level in ["warn", "error", "error"] {
+        husk.signal(Signal::USR2);
+        assert_eq!(daemon.entry().field("MESSAGE"), format!("log level: {level}"));
+    }
+    assert_eq!(husk.client().get("vmm.log-level").1["level"], "error");
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
+/// A guest that does nothing, in a husk whose log goes to `log`; once it runs.
+fn idle_guest(folder: &Path, log: &str) -> Husk {
+    // hlt; jmp back to it
+    fs::write(folder.join("kernel"), husk_benches::elf_of(&[0xf4, 0xeb, 0xfd])).unwrap();
+    let folder = tempfile::tempdir_in(folder).unwrap();
+    let mut command = Command::new(HUSK);
+    command.args([
+        "run", "--no-rng", "--serial", "off", "-v", "--log", log, "--memory", "64M", "--kernel",
+    ]);
+    command
+        .arg(folder.path().join("../kernel"))
+        .arg("--api-socket")
+        .arg(folder.path().join("api.sock"));
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let husk = Husk { folder, child };
+    husk.ready();
+    husk
+}
+
+#[test]
+fn whatever_a_husk_dies_of_is_in_the_journal_and_on_standard_error() {
+    if !has_kvm() {
+        return;
+    }
+    for (signal, name) in [
+        (Signal::SEGV, "SIGSEGV"),
+        (Signal::SYS, "SIGSYS"),
+        (Signal::ABORT, "SIGABRT"),
+    ] {
+        let (daemon, folder) = (Daemon::start(), tempfile::tempdir().unwrap());
+        let mut husk = idle_guest(folder.path(), &daemon.option("journald"));
+        daemon.entry_with("the guest runs after ");
+        let process = husk.child.id();
+        // A thread that runs a guest, and whose filter knows nothing of sockets.
+        let tasks = fs::read_dir(format!("/proc/{process}/task"))
+            .unwrap()
+            .map(|task| task.unwrap().path());
+        let vcpu = tasks
+            .filter(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "vcpu0"))
+            .find_map(|task| task.file_name()?.to_str()?.parse().ok());
+        // To a thread's number, kill(2) sends to its process.
+        kill_process(Pid::from_raw(vcpu.unwrap()).unwrap(), signal).unwrap();
+        assert_eq!(husk.child.wait().unwrap().signal(), Some(signal.as_raw()));
+        let entry = daemon.entry_with("husk ends here");
+        let message = entry.field("MESSAGE");
+        assert!(
+            message.starts_with(&format!("{name} sent by process {}, in thread ", std::process::id())),
+            "{message}"
+        );
+        assert!(message.contains(&format!(" of process {process}; ")), "{message}");
+        assert_eq!(entry.field("PRIORITY"), "3");
+        let told = said(&mut husk);
+        assert_eq!(told, format!("ERRO: {message}\n"));
+    }
+}
+
+#[test]
+fn why_there_is_no_vm_is_in_the_journal_as_well() {
+    let daemon = Daemon::start();
+    let output = Command::new(HUSK)
+        .args([
+            "run",
+            "--kernel",
+            "/nowhere/vmlinux",
+            "--log",
+            &daemon.option("journald"),
+        ])
+        .output()
+        .unwrap();
+    assert_ne!(output.status.code(), Some(0));
+    let told = String::from_utf8(output.stderr).unwrap();
+    let why = told.trim_end().strip_prefix("error: ").unwrap();
+    assert!(why.contains("/nowhere/vmlinux"), "{told}");
+    assert_eq!(daemon.entry().field("MESSAGE"), format!("{why}; husk ends here"));
+}
+
+#[test]
+fn what_is_no_place_for_a_log_is_refused_in_one_line() {
+    for (options, says) in [
+        (&["--log", "journal"][..], "allowed: stderr, journald"),
+        (&["--log", "journald="], "allowed: stderr, journald"),
+        (&["--log", "/nowhere/log"], "/nowhere/log cannot be opened"),
+        (&["--log", "/tmp"], "cannot be opened"),
+        (&["--log-format", "xml"], "possible values: text, json"),
+        (&["--log-tag", "a b"], "1 to 64 letters, digits"),
+        (&["--log", "syslog", "--log-file", "/x"], "cannot be used with"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let output = process::command(&folder.path().join("api.sock"), options)
+            .output()
+            .unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(told.lines().count(), 1, "{told}");
+        assert!(told.contains(says), "{told}");
+        assert!(matches!(output.status.code(), Some(1 | 2)), "{told}");
+    }
+}
