@@ -5,6 +5,7 @@
 mod process;
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -338,4 +339,63 @@ fn a_server_that_says_nothing_is_given_up() {
         (code, line.as_str()),
         (1, "error: vmm.ping was not answered within 0.1 s")
     );
+}
+
+#[test]
+fn events_are_shown_and_followed_to_the_end() {
+    let mut husk = husk(false).unwrap();
+    let past = ok(&husk, &["events", "--past"]);
+    assert!(past.contains("  vmm    starting            pid="), "{past}");
+    let past = json_of(&ok(&husk, &["--json", "events", "--past"]));
+    assert_eq!(past[0]["properties"]["pid"], husk.child.id());
+    let mut follower = follow(&husk);
+    let mut lines = BufReader::new(follower.stdout.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
+    let mut next = || json_of(&lines.next().unwrap());
+    assert_eq!(next()["event"], "starting");
+    assert_eq!(next()["event"], "listening");
+    assert_eq!(ok(&husk, &["delete"]), "");
+    assert_eq!(next()["event"], "deleted");
+    assert_eq!(husk.shut_down().code(), Some(0));
+    let last = next();
+    assert_eq!(
+        (&last["event"], &last["properties"]["reason"]),
+        (&json!("shutdown"), &json!("asked"))
+    );
+    assert_eq!(lines.next(), None);
+    assert_eq!(follower.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn so_many_may_follow_and_a_husk_that_is_killed_ends_them_with_an_error() {
+    let husk = husk(false).unwrap();
+    let mut followers: Vec<_> = (0..8).map(|_| follow(&husk)).collect();
+    for follower in &mut followers {
+        let mut first = String::new();
+        let mut out = BufReader::new(follower.stdout.as_mut().unwrap());
+        out.read_line(&mut first).unwrap();
+        assert_eq!(json_of(&first)["event"], "starting");
+    }
+    assert!(refused(&husk, &["events", "--past"]).contains("(409): 8 clients read events"));
+    followers.pop().unwrap().kill().unwrap();
+    // It is gone as soon as husk has seen it: that is not waited for by anybody else.
+    while ctl(&husk.socket(), &["events", "--past"]).0 != 0 {}
+    husk.signal(process::Signal::KILL);
+    for follower in followers {
+        let output = follower.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(error.contains("ended before vm.events was answered"), "{error}");
+    }
+}
+
+fn follow(husk: &Husk) -> std::process::Child {
+    let mut command = Command::new(HUSK);
+    command.arg("ctl").arg(husk.socket()).args(["events", "--json"]);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command.spawn().unwrap()
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::inbox::Outcome;
 use crate::config::VmConfig;
+use crate::events::Reader;
 use crate::metrics::Figures;
 
 pub use crate::config::NewDevice;
@@ -34,6 +35,8 @@ pub enum Command {
     Counters,
     /// `vmm.metrics`: what is known of the process and its VM, for Prometheus.
     Metrics,
+    /// `vm.events`: what has happened, and what happens from now on.
+    Events,
     /// `vm.containers`: what clients have noted of the containers in the VM.
     Containers,
     /// `vm.set-containers`: note something else.
@@ -64,6 +67,7 @@ impl Command {
             Self::Resume => "vm.resume",
             Self::Counters => "vm.counters",
             Self::Metrics => "vmm.metrics",
+            Self::Events => "vm.events",
             Self::Containers => "vm.containers",
             Self::SetContainers(_) => "vm.set-containers",
             Self::Resize(_) => "vm.resize",
@@ -111,6 +115,8 @@ pub enum Reply {
     Json(Value),
     /// 200 with these figures, in the text that the client reads.
     Figures(Box<Figures>),
+    /// 200, and what happens, as it happens.
+    Events(Reader),
 }
 
 /// How far a command has come.

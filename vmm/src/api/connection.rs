@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::EventSet;
 
 use super::http::{Malformed, Message, Method, Parser};
-use super::response::{CONTINUE, Response};
+use super::response::{CONTINUE, END, Response, begin_stream, chunk};
 use super::routes::asked;
 use super::scm;
+use crate::events::Reader;
 use crate::metrics::{Endpoint, Format};
 
 /// Bytes of answers that wait for a client; while there are more, its next request waits.
@@ -84,6 +85,8 @@ pub(super) struct Connection {
     fds: VecDeque<(u64, OwnedFd)>,
     out: VecDeque<u8>,
     pending: Option<Pending>,
+    /// What the answer goes on with, to the end of the connection.
+    events: Option<Reader>,
     phase: Phase,
     rights: Rights,
     /// What epoll has been told to look for.
@@ -103,6 +106,7 @@ impl Connection {
             fds: VecDeque::new(),
             out: VecDeque::new(),
             pending: None,
+            events: None,
             phase: Phase::Open,
             rights,
             watched: EventSet::empty(),
@@ -187,9 +191,38 @@ impl Connection {
         }
     }
 
+    /// Answers the request that was taken last with what `events` has, and will have: no other request is heard.
+    pub(super) fn stream(&mut self, events: Reader) {
+        begin_stream(&mut self.out);
+        self.events = Some(events);
+    }
+
+    /// Whether events go out here.
+    pub(super) fn is_stream(&self) -> bool {
+        self.events.is_some()
+    }
+
+    /// Nothing more will happen: what has happened still goes out, then the end.
+    pub(super) fn end_stream(&mut self) {
+        if let Some(events) = self.events.take() {
+            chunk(&mut self.out, events.take());
+            self.out.extend(END);
+            self.phase = Phase::Closing;
+        }
+    }
+
+    /// Takes in what there is to tell, once all before it has gone out: what a slow client does not read waits, or is lost, elsewhere.
+    /// Whether anything is owed.
+    fn refill(&mut self) -> bool {
+        if let (Some(events), true) = (&self.events, self.out.is_empty()) {
+            chunk(&mut self.out, events.take());
+        }
+        !self.out.is_empty()
+    }
+
     /// Sends what is owed, as far as the client takes it.
     pub(super) fn flush(&mut self) {
-        while !self.out.is_empty() {
+        while self.refill() {
             match self.stream.write(self.out.as_slices().0) {
                 Ok(0) => self.phase = Phase::Gone,
                 Ok(sent) => {

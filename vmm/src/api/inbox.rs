@@ -140,6 +140,13 @@ impl Outbox {
     }
 }
 
+impl Mailbox {
+    /// Rings as an answer does: for what else the thread that sends answers has to send.
+    pub(super) fn bell(&self) -> Arc<EventFd> {
+        self.0.bell.clone()
+    }
+}
+
 impl Answers {
     pub(super) fn next(&self) -> Option<Answer> {
         self.0.next()

@@ -15,6 +15,30 @@ pub const CONTINUE: &[u8] = b"HTTP/1.1 100 \r\n\r\n";
 /// What bodies are made of, but for text that was asked for.
 const JSON: &str = "application/json";
 
+/// What a stream is made of: a JSON object a line.
+const LINES: &str = "application/x-ndjson";
+
+/// The end of a stream (RFC 9112 §7.1).
+pub const END: &[u8] = b"0\r\n\r\n";
+
+/// Appends the head of an answer whose body comes in [chunks](chunk), one day to end with [`END`], and the connection with it.
+pub fn begin_stream(out: &mut impl Extend<u8>) {
+    let head = format!(
+        "HTTP/1.1 200 \r\nServer: Cloud Hypervisor API\r\nConnection: close\r\nContent-Type: {LINES}\r\n\
+         Transfer-Encoding: chunked\r\n\r\n"
+    );
+    out.extend(head.into_bytes());
+}
+
+/// Appends a piece of such a body, unless there is nothing in it.
+pub fn chunk(out: &mut impl Extend<u8>, bytes: Vec<u8>) {
+    if !bytes.is_empty() {
+        out.extend(format!("{:x}\r\n", bytes.len()).into_bytes());
+        out.extend(bytes);
+        out.extend(*b"\r\n");
+    }
+}
+
 /// An answer, before it is put into bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {

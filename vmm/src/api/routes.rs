@@ -55,6 +55,7 @@ const ENDPOINTS: &[(&str, Endpoint)] = &[
     (VMM_METRICS, Plain(Method::Get, || Command::Metrics)),
     ("vmm.shutdown", Plain(Method::Put, || Command::ShutdownVmm)),
     ("vm.info", Endpoint::Info),
+    ("vm.events", Plain(Method::Get, || Command::Events)),
     ("vm.counters", Plain(Method::Get, || Command::Counters)),
     ("vm.containers", Plain(Method::Get, || Command::Containers)),
     (

@@ -154,6 +154,7 @@ impl Server {
         }
         let (outbox, inbox) = inbox::commands(files)?;
         let (mailbox, answers) = inbox::answers()?;
+        events.ring(mailbox.bell());
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let epoll = Epoll::new()?;
         let doors_watched = doors.iter().map(|door| (door.socket.as_raw_fd(), door.token));
@@ -380,14 +381,28 @@ impl EventLoop {
             self.deliver(answer);
             self.serve_connection(connection);
         }
+        self.deliver_events();
+    }
+
+    /// Has those who read events get what has happened.
+    fn deliver_events(&mut self) {
+        let streams = self.connections.iter().filter(|(_, connection)| connection.is_stream());
+        let streams: Vec<u64> = streams.map(|(number, _)| *number).collect();
+        streams.into_iter().for_each(|number| self.serve_connection(number));
     }
 
     /// Gives a client its answer, if it is still there.
     fn deliver(&mut self, to: Answer) {
         let pending = self.connections.get(&to.connection).and_then(Connection::pending);
-        let Some(format) = pending.map(|pending| pending.format) else {
+        let Some(pending) = pending else {
             return;
         };
+        let (format, endpoint, took) = (pending.format, pending.endpoint, pending.since.elapsed());
+        if let (Ok(Reply::Events(reader)), Some(connection)) = (&to.outcome, self.connections.get_mut(&to.connection)) {
+            self.calls.add(endpoint, 200, took);
+            connection.stream(reader.clone());
+            return;
+        }
         let response = self.respond(to.outcome, format);
         if let Some(connection) = self.connections.get_mut(&to.connection) {
             answer(connection, &mut self.calls, &response);
@@ -396,7 +411,7 @@ impl EventLoop {
 
     fn respond(&self, outcome: Outcome, format: Format) -> Response {
         match outcome {
-            Ok(Reply::Done) => Response::done(),
+            Ok(Reply::Done | Reply::Events(_)) => Response::done(),
             Ok(Reply::Json(value)) => Response::json(200, &value),
             Ok(Reply::Figures(figures)) => {
                 let exposition = Exposition {
@@ -421,6 +436,7 @@ impl EventLoop {
         while let Some(answer) = self.answers.next() {
             self.deliver(answer);
         }
+        self.connections.values_mut().for_each(Connection::end_stream);
         loop {
             self.connections.values_mut().for_each(Connection::flush);
             self.connections.retain(|_, connection| !connection.is_flushed());

@@ -26,9 +26,15 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::with_events(&Events::default())
+    }
+
+    fn with_events(events: &Events) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let info = Info::new();
-        let server = Server::bind(&folder.path().join("api")).unwrap();
+        let server = Server::bind(&folder.path().join("api"))
+            .unwrap()
+            .with_events(events.clone());
         let (running, inbox) = server.spawn(info.clone(), || Ok(())).unwrap();
         Self {
             folder,
@@ -461,4 +467,104 @@ fn the_thread_is_confined_before_it_hears_anybody_and_ends_when_it_cannot_be() {
     assert_eq!(told.recv().unwrap().as_deref(), Some("api"));
     drop((inbox, running));
     assert!(!path.exists());
+}
+
+impl Client {
+    /// The next line of a stream.
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        line
+    }
+
+    /// What is in the next chunk; `None` at the end.
+    fn chunk(&mut self) -> Option<String> {
+        let length = usize::from_str_radix(self.line().trim(), 16).unwrap();
+        let mut bytes = vec![0; length + 2];
+        self.0.read_exact(&mut bytes).unwrap();
+        assert_eq!(bytes.split_off(length), b"\r\n");
+        (length > 0).then(|| String::from_utf8(bytes).unwrap())
+    }
+}
+
+const EVENTS: &[u8] = b"GET /api/v1/vm.events HTTP/1.1\r\n\r\n";
+
+/// Asks for events, and has the answer begin.
+fn stream(bench: &Bench, events: &Events) -> Client {
+    let mut client = bench.client();
+    client.send(EVENTS);
+    let request = bench.command();
+    assert!(matches!(request.command, Command::Events));
+    request.respond.send(Ok(Reply::Events(events.subscribe().unwrap())));
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        head += &client.line();
+    }
+    assert!(
+        head.starts_with("HTTP/1.1 200 \r\n") && head.contains("\r\nTransfer-Encoding: chunked\r\n"),
+        "{head}"
+    );
+    assert!(client.chunk().unwrap().contains("listening"));
+    client
+}
+
+#[test]
+fn events_go_out_as_they_happen_to_all_who_read_and_end_with_the_server() {
+    let events = Events::new();
+    let mut bench = Bench::with_events(&events);
+    let mut readers = [stream(&bench, &events), stream(&bench, &events)];
+    events.emit("vm", "paused");
+    for reader in &mut readers {
+        assert!(reader.chunk().unwrap().contains("paused"));
+    }
+    // Others are served meanwhile.
+    assert_eq!(bench.client().ask(PING).0, 200);
+    events.emit("vmm", "shutdown");
+    bench.inbox = None;
+    bench.running = None;
+    for reader in &mut readers {
+        let mut last = reader.chunk().unwrap();
+        while let Some(more) = reader.chunk() {
+            last += &more;
+        }
+        assert!(last.contains("shutdown"));
+        assert!(reader.is_at_end());
+    }
+}
+
+#[test]
+fn a_reader_that_reads_nothing_holds_up_nobody_and_is_told_what_it_lost() {
+    let events = Events::new();
+    let bench = Bench::with_events(&events);
+    let mut slow = stream(&bench, &events);
+    let long = "x".repeat(1000);
+    for number in 0..2000 {
+        events.emit_with("vm", "paused", [("text", long.as_str().into())]);
+        if number % 10 == 0 {
+            // What has been told by now has been read.
+            assert_eq!(bench.client().ask(PING).0, 200);
+        }
+    }
+    let dropped = |client: &mut Client| -> u64 {
+        let text = client.chunk().unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.filter_map(|event| event["properties"]["dropped"].as_u64()).sum()
+    };
+    // Of two megabytes a socket and two backlogs hold less than one: what has room again tells how many had none.
+    let mut lost = 0;
+    while lost == 0 {
+        lost = dropped(&mut slow);
+        events.emit("vm", "resumed");
+    }
+    assert!((1000..2000).contains(&lost), "{lost}");
+}
+
+#[test]
+fn a_reader_that_goes_is_forgotten() {
+    let events = Events::new();
+    let bench = Bench::with_events(&events);
+    drop(stream(&bench, &events));
+    while events.is_heard() {
+        assert_eq!(bench.client().ask(PING).0, 200);
+    }
 }

@@ -62,6 +62,12 @@ pub enum CtlCommand {
     Counters,
     /// Show all figures, as a text for Prometheus
     Metrics,
+    /// Show what has happened, and what happens, until husk ends
+    Events {
+        /// Only what has happened
+        #[arg(long)]
+        past: bool,
+    },
     /// Show which lines husk logs, or have it log others from now on
     LogLevel {
         /// The least grave level
@@ -202,6 +208,7 @@ impl From<CtlCommand> for Request {
             CtlCommand::Shutdown { keep } => Self::Shutdown { keep },
             CtlCommand::Counters => Self::Counters,
             CtlCommand::Metrics => Self::Metrics,
+            CtlCommand::Events { .. } => Self::Events,
             CtlCommand::LogLevel { level: None } => Self::LogLevel,
             CtlCommand::LogLevel { level: Some(level) } => Self::Do("vmm.set-log-level", Some(json!({"level": level}))),
             CtlCommand::Create { file } => Self::Create(file),

@@ -29,6 +29,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -268,10 +269,31 @@ fn check(args: CheckArgs) -> Code {
 }
 
 fn ctl(args: CtlArgs) -> Code {
+    if let CtlCommand::Events { past: false } = args.command {
+        return events(&args.socket, args.timeout, args.json);
+    }
     let asked = crate::ctl::ask(&args.socket, &args.command.into(), args.timeout, args.json);
     match asked {
         Ok(text) => answer(&text, Code::Success),
         Err(error) => refuse(Some("ctl"), error.is_usage(), &anyhow::Error::new(error)),
+    }
+}
+
+/// Prints events as they come; JSON is an object a line.
+fn events(socket: &Path, patience: Duration, as_json: bool) -> Code {
+    let mut printed = Code::Success;
+    let followed = crate::ctl::events::follow(socket, patience, false, |event| {
+        let line = if as_json {
+            format!("{}\n", event.line)
+        } else {
+            crate::ctl::events::row(&event.value)
+        };
+        printed = answer(&line, Code::Success);
+        printed == Code::Success
+    });
+    match followed {
+        Ok(()) => printed,
+        Err(error) => refuse(Some("ctl"), false, &anyhow::Error::new(error)),
     }
 }
 

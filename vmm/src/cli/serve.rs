@@ -190,7 +190,7 @@ fn start(
         Some(Place::Fd(fd)) => inherited(*fd)
             .map(Events::to_fd)
             .with_context(|| format!("event monitor fd {fd}"))?,
-        None => Events::default(),
+        None => Events::new(),
     };
     control::serve(server, options, events)
 }

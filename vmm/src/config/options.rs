@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Reclaim;
+use crate::machine::Tail;
 use crate::seccomp::Mode;
 use crate::trace::Trace;
 
@@ -24,6 +25,8 @@ pub struct RunOptions {
     pub reclaim: Reclaim,
     /// Takes the phases of the run. Off unless somebody will read it.
     pub trace: Trace,
+    /// Has what the guest printed last. Off unless somebody may ask for events.
+    pub tail: Tail,
 }
 
 /// How long a resize is waited for.

@@ -240,7 +240,7 @@ impl Work<Controller> for Add {
 /// Says what became of a request: all of it in the log, and what a client cannot see otherwise as an event.
 fn report(events: &Events, of: &Pending, update: Update) {
     let (id, request) = (of.id.as_str(), of.request.name());
-    let say = |event, what: Option<(&str, Value)>| {
+    let say = |event, what: Option<(&'static str, Value)>| {
         let properties = [("id", id.into()), ("request", request.into())];
         events.emit_with("guest", event, properties.into_iter().chain(what));
     };
@@ -262,6 +262,6 @@ fn report(events: &Events, of: &Pending, update: Update) {
     }
 }
 
-fn properties<'a>(id: &str, bdf: &str) -> [(&'a str, Value); 2] {
+fn properties(id: &str, bdf: &str) -> [(&'static str, Value); 2] {
     [("id", id.into()), ("bdf", bdf.into())]
 }

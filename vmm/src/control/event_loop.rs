@@ -181,6 +181,7 @@ impl EventLoop<'_> {
             self.keys = Some(keys);
         }
         self.trim_soon();
+        self.controller.watch();
         Ok(())
     }
 

@@ -45,6 +45,16 @@ pub(super) fn started(took: Duration, trace: &Trace) -> String {
     }
 }
 
+/// How the guest ended, as events have it.
+pub(super) fn event(ending: &Ending) -> &'static str {
+    match ending {
+        Ending::PowerOff => "power-off",
+        Ending::Reset | Ending::TripleFault => "reset",
+        Ending::Panic => "panic",
+        Ending::Failed(_) => "failed",
+    }
+}
+
 /// How the guest ended.
 pub(super) fn ended(ending: &Ending) -> String {
     match ending {

@@ -152,7 +152,7 @@ impl Controller {
             Then::Reboot => {}
             Then::Leave => {
                 self.vm = None;
-                self.events.emit("vmm", "shutdown");
+                self.events.emit_with("vmm", "shutdown", [("reason", "asked".into())]);
                 self.leaving = true;
             }
         }

@@ -20,6 +20,7 @@ mod figures;
 mod image;
 mod life;
 mod lifecycle;
+mod memory_events;
 mod operation;
 mod resize;
 mod run;
@@ -27,6 +28,7 @@ mod serve;
 mod stopping;
 mod timers;
 mod vm;
+mod watch;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,7 +40,7 @@ use crate::api::{self, ApiError, Command, Execute, Info, Kind, Outcome, Reply, R
 use crate::config::{Limits, RunOptions, VmConfig};
 use crate::events::Events;
 use crate::kvm::Kvm;
-use crate::machine::{BuildError, Counted, Ending, Machine, STOP_DEADLINE, net};
+use crate::machine::{BuildError, Counted, Ending, Machine, STOP_DEADLINE, Tail, net};
 use crate::metrics::ProcessFiles;
 use crate::news::News;
 use crate::terminal::StdoutSink;
@@ -52,6 +54,7 @@ pub use run::{Exit, conclude, run};
 pub use serve::serve;
 use timers::Timers;
 use vm::Vm;
+use watch::Watch;
 
 /// Owner of at most one VM.
 pub struct Controller {
@@ -82,6 +85,8 @@ pub struct Controller {
     phases: Vec<(&'static str, Duration)>,
     /// What the kernel knows of the process, once somebody has asked.
     process: Option<Arc<ProcessFiles>>,
+    /// What those who listen are told of.
+    watch: Watch,
 }
 
 /// What the main thread has to do at a certain time.
@@ -103,6 +108,8 @@ enum Due {
     Look,
     /// What the start needed can go.
     Trim,
+    /// Somebody listens: what has gone wrong is looked for.
+    Watch,
 }
 
 /// How far a command has come.
@@ -120,11 +127,15 @@ impl Controller {
     pub fn new(
         info: Info,
         events: Events,
-        options: RunOptions,
+        mut options: RunOptions,
         stdout: StdoutSink,
         news: News,
         threads: Arc<dyn Threads>,
     ) -> Self {
+        if events.is_on() {
+            options.tail = Tail::new();
+            options.tail.keep(events.is_heard());
+        }
         Self {
             info,
             events,
@@ -144,6 +155,7 @@ impl Controller {
             trace: Trace::off(),
             phases: Vec::new(),
             process: None,
+            watch: Watch::default(),
         }
     }
 
@@ -161,10 +173,12 @@ impl Controller {
         let mut vm = Vm::new(config);
         vm.inherit()?;
         log::info!("{}", life::described(vm.config()));
+        self.events.emit("vm", "booting");
         if vm.config().may_wait() {
             self.begin_start(vm)?;
         } else {
             self.run(&mut vm)?;
+            self.events.emit("vm", "booted");
             self.vm = Some(vm);
         }
         self.publish();
@@ -265,6 +279,7 @@ impl Controller {
                 }
                 Due::Patience => self.report_answers(),
                 Due::Remind => self.remind(now),
+                Due::Watch => self.look_out(now),
                 Due::Keys | Due::Trim => others.push(due),
             }
         }
@@ -287,21 +302,25 @@ impl Controller {
     }
 
     /// Says how the guest ended to whoever listens.
-    pub(super) fn tell_ending(&self, ending: &Ending) {
-        let (event, reason) = match ending {
-            Ending::PowerOff => ("power-off", None),
-            Ending::Reset | Ending::TripleFault => ("reset", None),
-            Ending::Panic => ("panic", None),
-            Ending::Failed(why) => ("failed", Some(("reason", Value::from(why.as_str())))),
+    pub(super) fn tell_ending(&mut self, ending: &Ending) {
+        // What went wrong before may be why.
+        self.tell_errors(Instant::now());
+        let what = match ending {
+            Ending::Panic => {
+                let text = self.options.tail.last_words();
+                text.map(|text| ("text", Value::from(text)))
+            }
+            Ending::Failed(why) => Some(("reason", Value::from(why.as_str()))),
+            Ending::PowerOff | Ending::Reset | Ending::TripleFault => None,
         };
         log::info!("{}", life::ended(ending));
-        self.events.emit_with("guest", event, reason);
+        self.events.emit_with("guest", life::event(ending), what);
     }
 
-    /// Says that the process ends, without having been asked to by a client.
-    pub(super) fn tell_end(&self) {
+    /// Says that the process ends for this reason, without having been asked to by a client.
+    pub(super) fn tell_end(&self, reason: &'static str) {
         log::info!("husk ends");
-        self.events.emit("vmm", "shutdown");
+        self.events.emit_with("vmm", "shutdown", [("reason", reason.into())]);
     }
 
     fn create(&mut self, mut config: VmConfig) -> Outcome {
@@ -385,6 +404,7 @@ impl Execute for Controller {
             Command::Resume => self.resume(),
             Command::Counters => self.counters(),
             Command::Metrics => self.figures(),
+            Command::Events => self.listen(),
             Command::ResizeStatus => self.resize_status(),
             Command::Containers => self.containers(),
             Command::SetContainers(wanted) => self.set_containers(wanted),

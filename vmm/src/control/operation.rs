@@ -44,6 +44,7 @@ pub(super) fn relation(operation: Operation, command: &Command) -> Relation {
             _,
             Command::Counters
             | Command::Metrics
+            | Command::Events
             | Command::PowerButton
             | Command::ResizeStatus
             | Command::Containers

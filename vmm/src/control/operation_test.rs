@@ -163,6 +163,7 @@ fn columns() -> Vec<(&'static str, Vec<Command>)> {
             vec![
                 Command::Counters,
                 Command::Metrics,
+                Command::Events,
                 Command::ResizeStatus,
                 Command::Containers,
                 Command::SetContainers(Containers::default()),

@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use husk_virtio::threads::Threads;
 
-use super::Controller;
 use super::event_loop::{Ended, run_event_loop};
 use super::serve::Served;
+use super::{Controller, life};
 use crate::api::{Inbox, Info, Server};
 use crate::config::{RunOptions, VmConfig};
 use crate::events::Events;
@@ -50,10 +50,10 @@ pub fn run(config: VmConfig, server: Option<Server>, options: &RunOptions) -> Re
     let trace_file = options.boot_trace.as_deref().map(create_trace).transpose()?;
     let stdout = StdoutSink::new().context("cannot take standard output")?;
     let info = Info::new();
+    let events = server.as_ref().map(|_| Events::new()).unwrap_or_default();
     let served = server
-        .map(|server| Served::start(server, info.clone(), options.seccomp))
+        .map(|server| Served::start(server, info.clone(), &events, options.seccomp))
         .transpose()?;
-    let events = Events::default();
     let mut controller = Controller::new(info, events, options.clone(), stdout.clone(), news, threads);
     controller.start(config)?;
     let exit = conclude(
@@ -83,8 +83,11 @@ pub fn conclude(
 ) -> Result<Exit> {
     let ended = run_event_loop(&mut controller, signals, stdout, inbox, options.seccomp);
     options.trace.leave_guest();
-    if !matches!(ended, Ok(Ended::Asked | Ended::Unbuilt(_))) {
-        controller.tell_end();
+    match &ended {
+        Ok(Ended::Asked | Ended::Unbuilt(_)) => {}
+        Ok(Ended::Guest(ending)) => controller.tell_end(life::event(ending)),
+        Ok(Ended::Interrupted) => controller.tell_end("interrupted"),
+        Err(_) => controller.tell_end("failed"),
     }
     controller.stop();
     stdout.finish(LAST_WORDS);

@@ -8,7 +8,7 @@ use super::run::confine;
 use super::{Controller, Exit, conclude};
 use crate::api::{Inbox, Info, Running, Server};
 use crate::config::RunOptions;
-use crate::events::Events;
+use crate::events::{Events, VERSION};
 use crate::seccomp::{Mode, Role};
 use crate::terminal::StdoutSink;
 
@@ -20,12 +20,15 @@ pub(super) struct Served {
 }
 
 impl Served {
-    /// Starts to answer at `server`; `info` is what `vm.info` says.
+    /// Starts to answer at `server`; `info` is what `vm.info` says, and `events` what `vm.events` does.
     ///
     /// # Errors
     /// The host has no thread or no descriptor left.
-    pub(super) fn start(server: Server, info: Info, seccomp: Mode) -> Result<Self> {
+    pub(super) fn start(server: Server, info: Info, events: &Events, seccomp: Mode) -> Result<Self> {
+        let about = [("version", VERSION.into()), ("pid", std::process::id().into())];
+        events.emit_with("vmm", "starting", about);
         let confine_api = move || seccomp.enter(Role::Api).map_err(io::Error::other);
+        let server = server.with_events(events.clone());
         let (running, inbox) = server.spawn(info, confine_api).context("cannot start the API")?;
         Ok(Self {
             inbox,
@@ -53,8 +56,7 @@ pub fn serve(server: Server, options: &RunOptions, events: Events) -> Result<Exi
         env!("CARGO_PKG_VERSION"),
         std::process::id()
     );
-    events.emit("vmm", "starting");
-    let served = Served::start(server.with_events(events.clone()), info.clone(), options.seccomp)?;
+    let served = Served::start(server, info.clone(), &events, options.seccomp)?;
     let controller = Controller::new(info, events, options.clone(), stdout.clone(), news, threads);
     conclude(controller, signals, &stdout, Some(served.inbox()), options)
 }

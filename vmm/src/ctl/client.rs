@@ -17,6 +17,8 @@ const HEAD_FIELDS: usize = 64;
 const BODY_BYTES: usize = 16 << 20;
 /// Between two attempts to connect to a listener whose queue is full.
 const RETRY: Duration = Duration::from_millis(10);
+/// How long somebody waits who has no limit: a year.
+const FOREVER: Duration = Duration::from_secs(31_536_000);
 /// What is read at once.
 const CHUNK_BYTES: usize = 16 << 10;
 
@@ -100,6 +102,18 @@ pub struct Client {
     left: Vec<u8>,
 }
 
+/// An answer that goes on: lines, as they come.
+#[derive(Debug)]
+pub struct Lines {
+    client: Client,
+    request: String,
+    /// What of the present chunk has still to come; `None` where the length of the next one stands.
+    chunk: Option<usize>,
+    /// What has come of the present line.
+    line: Vec<u8>,
+    ended: bool,
+}
+
 /// A request on its way.
 struct Asked<'a> {
     request: &'a str,
@@ -112,6 +126,7 @@ struct Head {
     bytes: usize,
     status: u16,
     body_bytes: usize,
+    is_stream: bool,
 }
 
 impl Client {
@@ -163,6 +178,27 @@ impl Client {
         let asked = self.begin("GET", name, None)?;
         let body = self.receive(&asked)?;
         String::from_utf8(body).map_err(|e| asked.nonsense(format!("no text: {e}")))
+    }
+
+    /// Asks `GET` of `name`, whose answer goes on for as long as there is something to say.
+    ///
+    /// # Errors
+    /// A refusal, silence, or what is no such answer.
+    pub fn lines(mut self, name: &str) -> Result<Lines, ClientError> {
+        let asked = self.begin("GET", name, None)?;
+        let head = self.head(&asked)?;
+        if head.is_stream && head.status == 200 {
+            self.left.drain(..head.bytes);
+            return Ok(Lines {
+                client: self,
+                request: name.into(),
+                chunk: None,
+                line: Vec::new(),
+                ended: false,
+            });
+        }
+        self.body(&head, &asked)?;
+        Err(asked.nonsense("no stream".into()))
     }
 
     /// Asks `PUT` of `name`; `Value::Null` is the answer without a body.
@@ -218,14 +254,25 @@ impl Client {
 
     /// The body of the answer, empty if there is none.
     fn receive(&mut self, asked: &Asked<'_>) -> Result<Vec<u8>, ClientError> {
-        let head = loop {
+        let head = self.head(asked)?;
+        self.body(&head, asked)
+    }
+
+    fn head(&mut self, asked: &Asked<'_>) -> Result<Head, ClientError> {
+        loop {
             match asked.parse_head(&self.left)? {
                 // Interim answers (RFC 9110 §15.2) are not waited for.
                 Some(head) if head.status < 200 => drop(self.left.drain(..head.bytes)),
-                Some(head) => break head,
+                Some(head) => return Ok(head),
                 None => self.read_more(asked)?,
             }
-        };
+        }
+    }
+
+    fn body(&mut self, head: &Head, asked: &Asked<'_>) -> Result<Vec<u8>, ClientError> {
+        if head.is_stream {
+            return Err(asked.nonsense("a body of unknown length".into()));
+        }
         let end = head.bytes + head.body_bytes;
         while self.left.len() < end {
             self.read_more(asked)?;
@@ -263,6 +310,75 @@ impl Client {
     }
 }
 
+impl Lines {
+    /// The next line, without its end; `None` when the other side has said that there will be no more. Waits for at most `patience` if
+    /// there is any, else for as long as it takes.
+    ///
+    /// # Errors
+    /// Silence, the end of the connection before that of the stream, or what is no stream.
+    pub fn next(&mut self, patience: Option<Duration>) -> Result<Option<Vec<u8>>, ClientError> {
+        let patience = patience.unwrap_or(FOREVER);
+        let request = self.request.clone();
+        let asked = Asked {
+            request: &request,
+            deadline: Instant::now() + patience,
+            patience,
+        };
+        loop {
+            if let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
+                let mut line: Vec<u8> = self.line.drain(..=end).collect();
+                line.pop();
+                return Ok(Some(line));
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            if !self.advance(&asked)? {
+                self.client.read_more(&asked)?;
+            }
+        }
+    }
+
+    /// Takes a step through what has come (RFC 9112 §7.1); `false` if more has to come first.
+    fn advance(&mut self, asked: &Asked<'_>) -> Result<bool, ClientError> {
+        let left = &mut self.client.left;
+        match self.chunk {
+            None => {
+                let parsed = httparse::parse_chunk_size(left);
+                match parsed.map_err(|_| asked.nonsense("no stream of chunks".into()))? {
+                    httparse::Status::Partial if left.len() > HEAD_BYTES => Err(asked.nonsense("a long number".into())),
+                    httparse::Status::Partial => Ok(false),
+                    httparse::Status::Complete((begin, bytes)) => {
+                        left.drain(..begin);
+                        let bytes = usize::try_from(bytes).ok().filter(|bytes| *bytes <= BODY_BYTES);
+                        let bytes = bytes.ok_or_else(|| asked.nonsense("too large a chunk".into()))?;
+                        self.ended = bytes == 0;
+                        self.chunk = Some(bytes);
+                        Ok(true)
+                    }
+                }
+            }
+            // The end of the line behind a chunk.
+            Some(0) if left.len() < 2 => Ok(false),
+            Some(0) => {
+                left.drain(..2);
+                self.chunk = None;
+                Ok(true)
+            }
+            Some(_) if left.is_empty() => Ok(false),
+            Some(bytes) => {
+                let now = bytes.min(left.len());
+                self.line.extend(left.drain(..now));
+                if self.line.len() > BODY_BYTES {
+                    return Err(asked.nonsense("too long a line".into()));
+                }
+                self.chunk = Some(bytes - now);
+                Ok(true)
+            }
+        }
+    }
+}
+
 impl Asked<'_> {
     /// How long is left, which is never nothing.
     fn left(&self) -> Result<Duration, ClientError> {
@@ -293,9 +409,7 @@ impl Asked<'_> {
             let mut named = response.headers.iter();
             named.find(|field| field.name.eq_ignore_ascii_case(name))
         };
-        if field("Transfer-Encoding").is_some() {
-            return Err(self.nonsense("a body of unknown length".into()));
-        }
+        let is_stream = field("Transfer-Encoding").is_some();
         let body_bytes = match field("Content-Length") {
             None => Some(0),
             Some(field) => str::from_utf8(field.value)
@@ -306,6 +420,7 @@ impl Asked<'_> {
         Ok(Some(Head {
             bytes: head_bytes,
             status: response.code.unwrap_or_default(),
+            is_stream,
             body_bytes: body_bytes
                 .ok_or_else(|| self.nonsense(format!("a body of more than {BODY_BYTES} bytes, or of none")))?,
         }))

@@ -1,10 +1,11 @@
 //! `husk ctl`: a client of the API socket, for people and for scripts.
 //!
 //! One process asks over one connection ([`client`]), says what came of it as a table or as JSON ([`show`]), and ends. A size is
-//! waited for ([`resize`]), and a container's comes from its `config.json` ([`containers`]).
+//! waited for ([`resize`]), events are followed ([`events`]), and a container's comes from its `config.json` ([`containers`]).
 
 pub mod client;
 pub mod containers;
+pub mod events;
 mod note;
 pub mod resize;
 pub mod show;
@@ -46,6 +47,8 @@ pub enum Request {
     Counters,
     /// Figures for Prometheus.
     Metrics,
+    /// What has happened, as far as husk has kept it.
+    Events,
     /// Which lines husk logs.
     LogLevel,
     /// Configure a VM as this file says.
@@ -159,6 +162,7 @@ pub fn ask(socket: &Path, request: &Request, patience: Duration, as_json: bool) 
         Request::Counters => both(client.get("vm.counters")?, show::counters),
         Request::LogLevel => both(client.get("vmm.log-level")?, show::log_level),
         Request::Metrics => return Ok(client.get_text("vmm.metrics")?),
+        Request::Events => return past(socket, patience, as_json),
         Request::Create(_) => return done(client.put("vm.create", description.as_ref())?),
         Request::Do(name, body) => match client.put(name, body.as_ref())? {
             Value::Null => return Ok(String::new()),
@@ -206,6 +210,16 @@ fn described(path: &Path) -> Result<Value, CtlError> {
         path: path.into(),
         source,
     })
+}
+
+fn past(socket: &Path, patience: Duration, as_json: bool) -> Result<String, CtlError> {
+    let (mut all, mut rows) = (Vec::new(), String::new());
+    events::follow(socket, patience, true, |event| {
+        rows.push_str(&events::row(&event.value));
+        all.push(event.value.clone());
+        true
+    })?;
+    Ok(if as_json { show::json(&Value::Array(all)) } else { rows })
 }
 
 /// Nothing more to say.

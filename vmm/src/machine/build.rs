@@ -149,7 +149,7 @@ impl Machine {
             let mut devices = Devices::new(board.clone(), vm.clone(), memory.guest(), threads.clone())?;
             let mut cpus = plug_cpus(&mut devices, &board, CpuPlug::new(cpus, vm.clone(), topology), boot)?;
             let dimms = plug_dimms(&mut devices, &board, config, &memory)?;
-            let handles = populate(config, passed, &mut devices, &memory, stdout, trace)?;
+            let handles = populate(config, passed, &mut devices, &memory, stdout, options)?;
             trace.mark(Phase::Devices);
 
             let loaded = loading.end()?;

@@ -14,6 +14,7 @@ mod populate;
 pub mod resize;
 mod slots;
 mod stop;
+mod tail;
 mod vsock;
 
 use std::cell::OnceCell;
@@ -46,6 +47,7 @@ pub use pmem::PmemError;
 pub use populate::{Keyboard, Passed};
 pub use resize::{Change, Latency, MachineSize, Refusal, ResizeError, Wanted, millis};
 pub use stop::STOP_DEADLINE;
+pub use tail::Tail;
 
 /// A virtual machine.
 ///

@@ -23,10 +23,10 @@ use husk_virtio::threads::Threads;
 use super::build::BuildError;
 use super::device::Devices;
 use super::output::output;
-use crate::config::{BalloonConfig, ConsoleConfig, ConsoleMode, DiskConfig, NewDevice, VmConfig};
+use super::tail::Tail;
+use crate::config::{BalloonConfig, ConsoleConfig, ConsoleMode, DiskConfig, NewDevice, RunOptions, VmConfig};
 use crate::memory::{AddressSpace, Blocks};
 use crate::terminal::{StdoutSink, window_size};
-use crate::trace::Trace;
 
 /// Window size of a console that has no terminal.
 const COLUMNS_ROWS: (u16, u16) = (80, 24);
@@ -63,7 +63,7 @@ pub struct Handles {
     pub balloon: Option<BalloonHandle>,
 }
 
-/// Puts into `devices` what `config` asks for.
+/// Puts into `devices` what `config` asks for, observed as `options` say.
 ///
 /// # Errors
 /// [`BuildError::Device`], named as the configuration names it.
@@ -73,7 +73,7 @@ pub fn populate(
     devices: &mut Devices,
     memory: &Arc<AddressSpace>,
     stdout: &StdoutSink,
-    trace: &Trace,
+    options: &RunOptions,
 ) -> Result<Handles, BuildError> {
     devices.add_ports(
         "power",
@@ -84,8 +84,8 @@ pub fn populate(
     )?;
     let i8042_ports = u64::from(layout::I8042_PORT_LEN);
     devices.add_ports("i8042", layout::I8042_PORT, i8042_ports, shared(I8042), None)?;
-    if trace.is_on() {
-        let trace = trace.clone();
+    if options.trace.is_on() {
+        let trace = options.trace.clone();
         let port = DebugPort::new(Box::new(move |byte| trace.guest_mark(byte)));
         devices.add_ports("debug port", layout::DEBUG_PORT, 1, shared(port), None)?;
     }
@@ -99,7 +99,7 @@ pub fn populate(
             Some(aml),
         )?;
     }
-    let serial = add_serial(&config.serial, devices, stdout)?;
+    let serial = add_serial(&config.serial, devices, stdout, &options.tail)?;
     for (number, device) in config.devices().enumerate() {
         let name = device
             .id()
@@ -114,7 +114,7 @@ pub fn populate(
     let blocks = add_blocks(devices, memory)?;
     let balloon = config.balloon.as_ref();
     let balloon = balloon.map(|config| add_balloon(config, devices, memory)).transpose()?;
-    let console = add_console(&config.console, devices, stdout)?;
+    let console = add_console(&config.console, devices, stdout, &options.tail)?;
     Ok(Handles {
         keyboard: serial.or(console),
         blocks,
@@ -168,6 +168,7 @@ fn add_serial(
     config: &ConsoleConfig,
     devices: &mut Devices,
     stdout: &StdoutSink,
+    tail: &Tail,
 ) -> Result<Option<Keyboard>, BuildError> {
     let Some(output) = output("serial", config, stdout)? else {
         return Ok(None);
@@ -175,7 +176,7 @@ fn add_serial(
     let irq = devices
         .line(layout::COM1_GSI)
         .map_err(|e| BuildError::device("serial", e))?;
-    let port = shared(Serial::new(irq, output));
+    let port = shared(Serial::new(irq, tail.over(output)));
     let aml = Serial::aml(layout::COM1_PORT, layout::COM1_GSI);
     devices.add_ports("serial", layout::COM1_PORT, serial::SIZE, port.clone(), Some(aml))?;
     devices.show_counters("__serial", lock(&port).metrics());
@@ -186,6 +187,7 @@ fn add_console(
     config: &ConsoleConfig,
     devices: &mut Devices,
     stdout: &StdoutSink,
+    tail: &Tail,
 ) -> Result<Option<Keyboard>, BuildError> {
     let Some(output) = output("console", config, stdout)? else {
         return Ok(None);
@@ -194,7 +196,7 @@ fn add_console(
         (ConsoleMode::Tty, Some(window)) => (window.columns, window.rows),
         _ => COLUMNS_ROWS,
     };
-    let console = Console::new(columns, rows, output).map_err(|e| BuildError::device("console", e))?;
+    let console = Console::new(columns, rows, tail.over(output)).map_err(|e| BuildError::device("console", e))?;
     let handle = console.handle();
     devices.add_virtio("__console", Box::new(console))?;
     Ok((config.mode == ConsoleMode::Tty).then_some(Keyboard::Console(handle)))

@@ -1,0 +1,154 @@
+//! What the kernel says of the control group that husk is in and its memory (cgroup v2, `memory.events`).
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::events::Events;
+use crate::memory::read_from_start;
+
+/// How long nothing is said of pressure that goes on.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// How often each has happened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    /// The group was slowed down for being above `memory.high`.
+    high: u64,
+    /// It was about to exceed `memory.max`.
+    max: u64,
+    /// That ended in a lack of memory.
+    oom: u64,
+    /// A process of it was killed, for its own group's limit or another one.
+    oom_kill: u64,
+}
+
+/// The file, and what of it has been told.
+#[derive(Debug)]
+pub(super) struct MemoryEvents {
+    file: File,
+    known: Counts,
+    quiet_until: Option<Instant>,
+}
+
+impl MemoryEvents {
+    /// That of the group of this process, if there is one; what was before is not told.
+    pub(super) fn open() -> Option<Self> {
+        let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+        let file = Path::new("/sys/fs/cgroup").join(group).join("memory.events");
+        Self::over(File::open(file).ok()?)
+    }
+
+    fn over(file: File) -> Option<Self> {
+        let known = Counts::parse(&read_from_start(&file).ok()?);
+        let quiet_until = None;
+        Some(Self {
+            file,
+            known,
+            quiet_until,
+        })
+    }
+
+    /// Tells `events` what has happened since the last look.
+    pub(super) fn look(&mut self, events: &Events, now: Instant) {
+        let Ok(text) = read_from_start(&self.file) else {
+            return;
+        };
+        let (new, old) = (Counts::parse(&text), self.known);
+        let (oom, oom_kill) = (
+            new.oom.saturating_sub(old.oom),
+            new.oom_kill.saturating_sub(old.oom_kill),
+        );
+        if oom > 0 || oom_kill > 0 {
+            // A kill that the group's own limit did not ask for was asked for by one around it, or by the host's lack of memory.
+            let limit = if oom > 0 { "own" } else { "outside" };
+            log::error!("out of memory: {oom_kill} processes of the control group were killed (limit: {limit})");
+            let properties = [
+                ("limit", Value::from(limit)),
+                ("oom", oom.into()),
+                ("oom_kill", oom_kill.into()),
+            ];
+            events.emit_with("host", "out-of-memory", properties);
+            (self.known.oom, self.known.oom_kill) = (new.oom, new.oom_kill);
+        }
+        let (high, max) = (new.high.saturating_sub(old.high), new.max.saturating_sub(old.max));
+        if (high > 0 || max > 0) && self.quiet_until.is_none_or(|until| until <= now) {
+            events.emit_with("host", "memory-pressure", [("high", high.into()), ("max", max.into())]);
+            (self.known.high, self.known.max) = (new.high, new.max);
+            self.quiet_until = Some(now + QUIET);
+        }
+    }
+}
+
+impl Counts {
+    fn parse(text: &str) -> Self {
+        let mut counts = Self::default();
+        for line in text.lines() {
+            let Some((name, Ok(value))) = line.split_once(' ').map(|(name, value)| (name, value.trim().parse())) else {
+                continue;
+            };
+            match name {
+                "high" => counts.high = value,
+                "max" => counts.max = value,
+                "oom" => counts.oom = value,
+                "oom_kill" => counts.oom_kill = value,
+                _ => {}
+            }
+        }
+        counts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_new_is_told_with_whose_limit_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("memory.events");
+        let say = |text: &str| fs::write(&path, text).unwrap();
+        say("low 0\nhigh 5\nmax 7\noom 1\noom_kill 1\noom_group_kill 0\n");
+        let mut watched = MemoryEvents::over(File::open(&path).unwrap()).unwrap();
+        let (events, now) = (Events::new(), Instant::now());
+        let reader = events.subscribe().unwrap();
+        let told = || -> Vec<(Value, Value)> {
+            let text = String::from_utf8(reader.take()).unwrap();
+            let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+            lines
+                .filter(|event| event["source"] == "host")
+                .map(|event| (event["event"].clone(), event["properties"].clone()))
+                .collect()
+        };
+        watched.look(&events, now);
+        assert_eq!(told(), []);
+        say("high 6\nmax 9\noom 2\noom_kill 3\n");
+        watched.look(&events, now);
+        assert_eq!(
+            told(),
+            [
+                (json!("out-of-memory"), json!({"limit": "own", "oom": 1, "oom_kill": 2})),
+                (json!("memory-pressure"), json!({"high": 1, "max": 2})),
+            ]
+        );
+        say("high 8\nmax 9\noom 2\noom_kill 4\n");
+        watched.look(&events, now + QUIET / 2);
+        assert_eq!(
+            told(),
+            [(
+                json!("out-of-memory"),
+                json!({"limit": "outside", "oom": 0, "oom_kill": 1})
+            )]
+        );
+        watched.look(&events, now + QUIET);
+        assert_eq!(told(), [(json!("memory-pressure"), json!({"high": 2, "max": 0}))]);
+        say("nonsense\nhigh x\n");
+        watched.look(&events, now + 3 * QUIET);
+        assert_eq!(told(), []);
+    }
+}

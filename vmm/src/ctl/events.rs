@@ -1,0 +1,143 @@
+//! What happens to a VM, followed as it happens.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::client::{Client, ClientError};
+use super::show::plain;
+
+/// What is between those that were before and those that come.
+const LISTENING: &str = "listening";
+
+/// One event.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// As it came.
+    pub line: String,
+    /// What it says.
+    pub value: Value,
+}
+
+/// Calls `show` with each event of the husk that serves `socket`: first those that it has kept, then those that happen, until husk ends or
+/// `show` says false; with `past`, only those that it has kept. The connection, and all that was kept, have `patience`.
+///
+/// # Errors
+/// A refusal, no answer, or the end of a husk that did not say so.
+pub fn follow(
+    socket: &Path,
+    patience: Duration,
+    past: bool,
+    mut show: impl FnMut(&Event) -> bool,
+) -> Result<(), ClientError> {
+    let mut lines = Client::connect(socket, patience)?.lines("vm.events")?;
+    let mut limit = Some(patience);
+    while let Some(line) = lines.next(limit)? {
+        let line = String::from_utf8_lossy(&line).into_owned();
+        let value: Value = serde_json::from_str(&line).map_err(|e| ClientError::Nonsense {
+            request: "vm.events".into(),
+            what: format!("no JSON: {e}"),
+        })?;
+        if value["event"] == LISTENING {
+            limit = None;
+            if past {
+                return Ok(());
+            }
+        }
+        if !show(&Event { line, value }) {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// An event for people: when, from whom, what, and what else there is to say.
+pub fn row(event: &Value) -> String {
+    let at = &event["timestamp"];
+    let (secs, nanos) = (at["secs"].as_u64().unwrap_or(0), at["nanos"].as_u64().unwrap_or(0));
+    let word = |value: &Value| plain(value.as_str().unwrap_or("?"));
+    let (source, name) = (word(&event["source"]), word(&event["event"]));
+    let mut row = format!("{secs:>6}.{:03}  {source:<5}  {name:<18}", nanos / 1_000_000);
+    for (name, value) in event["properties"].as_object().into_iter().flatten() {
+        let value = match value {
+            Value::String(text) => plain(text),
+            other => other.to_string(),
+        };
+        row.push_str(&format!("  {}={value}", plain(name)));
+    }
+    format!("{}\n", row.trim_end())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::testing::{PATIENCE, Reply, Server};
+    use super::*;
+
+    /// What a client reads of an answer of these bytes, which are its whole connection.
+    fn followed(bytes: &'static str, past: bool) -> (Vec<Value>, Result<(), String>) {
+        let server = Server::new(move |request, _| {
+            assert_eq!(request, "GET vm.events");
+            Reply::Bytes(bytes.into())
+        });
+        let mut events = Vec::new();
+        let result = follow(&server.socket(), PATIENCE, past, |event| {
+            events.push(event.value["event"].clone());
+            true
+        });
+        (events, result.map_err(|error| error.to_string()))
+    }
+
+    const HEAD: &str = "HTTP/1.1 200 \r\nTransfer-Encoding: chunked\r\n\r\n";
+
+    #[test]
+    fn events_are_read_from_chunks_however_they_are_cut() {
+        let whole: &'static str = format!(
+            "{HEAD}5\r\n{{\"eve\r\n10\r\nnt\":\"booted\"}}\n{{\"\r\n16\r\nevent\":\"listening\"}}\n{{}}\r\n1\r\n\n\r\n0\r\n\r\n"
+        )
+        .leak();
+        let (events, result) = followed(whole, false);
+        assert_eq!(
+            (events, result),
+            (vec![json!("booted"), json!("listening"), Value::Null], Ok(()))
+        );
+        let (events, result) = followed(whole, true);
+        assert_eq!((events, result), (vec![json!("booted")], Ok(())));
+    }
+
+    #[test]
+    fn an_end_that_was_not_announced_and_nonsense_are_told() {
+        let cut: &'static str = format!("{HEAD}3\r\n{{}}\n\r\n").leak();
+        let (events, result) = followed(cut, false);
+        assert_eq!(events, [Value::Null]);
+        assert!(result.unwrap_err().contains("ended before vm.events was answered"));
+        for (bytes, says) in [
+            (format!("{HEAD}z\r\n"), "no stream of chunks"),
+            (format!("{HEAD}ffffffff\r\n"), "too large a chunk"),
+            (format!("{HEAD}2\r\nx\n\r\n"), "no JSON"),
+            ("HTTP/1.1 204 \r\n\r\n".into(), "no stream"),
+            (
+                "HTTP/1.1 409 \r\nContent-Length: 5\r\n\r\n[\"a\"]".into(),
+                "refused (409): a",
+            ),
+        ] {
+            let error = followed(bytes.leak(), false).1.unwrap_err();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_row_is_one_line_whatever_a_guest_says() {
+        let event = json!({
+            "timestamp": {"secs": 4, "nanos": 1_200_345},
+            "source": "guest", "event": "panic", "properties": {"text": "a\nb\u{1b}[2J", "n": 1},
+        });
+        assert_eq!(
+            row(&event),
+            "     4.001  guest  panic               n=1  text=a b [2J\n"
+        );
+        assert_eq!(row(&json!({})), "     0.000  ?      ?\n");
+    }
+}
