@@ -493,6 +493,14 @@ fn what_has_no_effect_is_said() {
 }
 
 #[test]
+fn a_server_has_room_for_its_descriptors_before_it_has_threads() {
+    let daemon = Daemon::start(&[]);
+    // A VMM has a table of 256 when it starts (`FDSize` of proc(5)).
+    let table: u32 = daemon.status("FDSize").parse().unwrap();
+    assert!(table >= 4096, "{table}");
+}
+
+#[test]
 fn an_idle_server_takes_little_memory() {
     let daemon = Daemon::start(&[]);
     let mut front_end = daemon.front_end();

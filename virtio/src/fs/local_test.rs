@@ -43,6 +43,7 @@ struct Fake {
     /// Those that were to wait, and were not allowed to.
     given_up: Mutex<Vec<u64>>,
     entered: AtomicUsize,
+    roomy: AtomicUsize,
     resets: AtomicUsize,
     under_way: AtomicUsize,
 }
@@ -77,6 +78,10 @@ impl Serve for Fake {
     fn enter(&self) -> std::io::Result<()> {
         self.entered.fetch_add(1, Ordering::SeqCst);
         Ok(())
+    }
+
+    fn make_room(&self) {
+        self.roomy.fetch_add(1, Ordering::SeqCst);
     }
 
     fn handle(&self, mut request: Reader<'_>, mut reply: Writer<'_>) -> Outcome {
@@ -507,6 +512,18 @@ fn every_thread_that_serves_is_prepared() {
     bench.stop();
     // Three of the queues, one that helped, the watcher.
     assert_eq!(bench.serve.entered.load(Ordering::SeqCst), 5);
+}
+
+#[test]
+fn room_for_descriptors_is_made_once_and_not_by_a_queue_of_requests() {
+    let mut bench = Bench::new();
+    for queue in [1, 2] {
+        bench.queues[queue].send(ECHO, 1);
+        bench.queues[queue].replies(1);
+    }
+    bench.stop();
+    assert_eq!(bench.serve.roomy.load(Ordering::SeqCst), 1);
+    assert_eq!(bench.serve.entered.load(Ordering::SeqCst), 4);
 }
 
 #[test]

@@ -36,6 +36,11 @@ pub trait Serve: Send + Sync {
     /// When the host refuses what the share was promised. The thread must not serve then.
     fn enter(&self) -> io::Result<()>;
 
+    /// Makes room for the descriptors that there will be, once for all. A process with several threads gets more room only after all of the
+    /// host's processors have been heard, which takes milliseconds: so this is for a thread that nobody waits for, or for the only one that
+    /// there is. Without it, requests wait for that now and then.
+    fn make_room(&self) {}
+
     /// Carries out one request. May sleep in file operations of the host; never waits for another request.
     fn handle(&self, request: Reader<'_>, reply: Writer<'_>) -> Outcome;
 

@@ -188,6 +188,10 @@ impl Serve for Server {
         self.fs.enter()
     }
 
+    fn make_room(&self) {
+        self.fs.make_room();
+    }
+
     fn handle(&self, request: Reader<'_>, reply: Writer<'_>) -> Outcome {
         self.counters.requests.inc();
         let room = reply.available_bytes();

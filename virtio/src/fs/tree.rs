@@ -192,6 +192,10 @@ impl FileSystem for Tree {
         self.enter()
     }
 
+    fn make_room(&self) {
+        self.nodes.make_room();
+    }
+
     fn confinement(&self) -> Option<Confinement> {
         self.confinement().ok()
     }

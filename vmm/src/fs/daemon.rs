@@ -127,6 +127,8 @@ fn confine(options: &Options) -> anyhow::Result<Arc<dyn Serve>> {
     // What the server finds now must be what it has in the end.
     wish.lower(of_others).context(capabilities)?;
     let server = Server::open(&options.share)?;
+    // While there is no other thread, it costs no wait.
+    server.make_room();
     Capabilities::raise().context(capabilities)?;
     let folder = removable(options);
     let sandbox = prepared.close().context("sandbox")?;

@@ -17,6 +17,9 @@ const KICKED: u32 = 0;
 /// [`Watch`] token of the timer.
 const TIMER: u32 = 1;
 
+/// The lane that nobody waits for when a share is mounted: it has interruptions, and nodes that are forgotten (virtio 1.2 §5.11.2).
+const HIGH_PRIORITY: usize = 0;
+
 /// The running half of one queue.
 pub(super) struct LaneHandler {
     session: Arc<Session>,
@@ -52,6 +55,9 @@ impl Handler for LaneHandler {
             what: "cannot prepare a thread that serves files",
             source,
         })?;
+        if self.lane == HIGH_PRIORITY {
+            self.session.make_room();
+        }
         let alarm = Alarm::new().map_err(HandlerError::watch)?;
         watch.readable(alarm.as_raw_fd(), TIMER).map_err(HandlerError::watch)?;
         self.alarm = Some(alarm);

@@ -74,6 +74,11 @@ impl Session {
         self.serve.enter()
     }
 
+    /// See [`Serve::make_room`].
+    pub fn make_room(&self) {
+        self.serve.make_room();
+    }
+
     /// Answers the doorbell of a lane on the lane's own thread.
     pub fn answer(self: &Arc<Self>, lane: usize) {
         let Some(found) = self.lanes.get(lane) else { return };

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use husk_devices::lock;
-use rustix::io::Errno;
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::process::{Resource, getrlimit};
 
 /// What shares may have open at a time, together. The rest is left to the process.
@@ -97,6 +97,14 @@ impl Drop for Held {
     }
 }
 
+/// Has the process's table hold `count` descriptors, with the help of any that is open. The kernel doubles it when it is full, and with
+/// several threads waits each time until no processor looks at the old one. Where the host refuses, it does so again.
+pub(super) fn make_room(any: impl AsFd, count: usize) {
+    if let Some(last) = count.checked_sub(1).and_then(|last| i32::try_from(last).ok()) {
+        drop(fcntl_dupfd_cloexec(any, last));
+    }
+}
+
 /// The nodes whose descriptors may be closed, oldest first. A node that was used since it came to the front goes to the end instead.
 pub(super) struct Oldest {
     nodes: Mutex<VecDeque<u64>>,
@@ -120,6 +128,11 @@ impl Oldest {
     pub fn new(most: usize) -> Self {
         let nodes = Mutex::default();
         Self { nodes, most }
+    }
+
+    /// How many may have one.
+    pub fn most(&self) -> usize {
+        self.most
     }
 
     /// Notes that `node` got a descriptor, and has `close` decide about the oldest of those that are too many. No lock is held then.

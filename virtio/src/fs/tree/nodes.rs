@@ -18,7 +18,7 @@ use husk_devices::{lock, read, write};
 use rustix::io::Errno;
 
 use super::attributes::{self, Kind};
-use super::descriptors::{Budget, Fate, Held, Oldest, Use};
+use super::descriptors::{self, Budget, Fate, Held, Oldest, Use};
 use super::mounts::Mounts;
 use super::names;
 use super::place::{Mark, Place, Seen};
@@ -211,6 +211,13 @@ impl Nodes {
             reopened: AtomicU64::new(0),
             open: AtomicUsize::new(1),
             restricted: AtomicBool::new(false),
+        }
+    }
+
+    /// Has the process's table of descriptors hold those of all nodes that may have one.
+    pub fn make_room(&self) {
+        if let Some(fd) = self.at_hand(&self.root) {
+            descriptors::make_room(&*fd, self.oldest.most());
         }
     }
 

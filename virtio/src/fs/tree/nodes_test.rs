@@ -127,6 +127,21 @@ fn a_name_leads_to_its_node_whatever_was_looked_up_before() {
 }
 
 #[test]
+fn there_is_room_for_the_descriptors_of_all_nodes() {
+    // No other test has so many at a time.
+    let share = Share::within(Budget::new(4 * 896), |config| config.max_node_descriptors = 896);
+    let table = || -> usize {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let size = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
+        size.unwrap().trim().parse().unwrap()
+    };
+    share.tree.make_room();
+    assert!(table() >= 896, "{}", table());
+    // It stays open to the root alone.
+    assert_eq!(share.counter("node_descriptors"), 1);
+}
+
+#[test]
 fn nodes_handles_and_descriptors_are_bounded() {
     let share = Share::with(|config| {
         config.max_nodes = 3;
