@@ -161,7 +161,11 @@ fn the_go_shims_descriptor_is_listened_to() {
         return;
     }
     let mut daemon = Daemon::spawn(folder, command, &["--thread-pool-size=1", "--announce-submounts"]);
-    assert!(daemon.said.contains("the system's log at /dev/log takes no lines"), "{}", daemon.said);
+    assert!(
+        daemon.said.contains("the system's log at /dev/log takes no lines"),
+        "{}",
+        daemon.said
+    );
     let mut front_end = daemon.front_end();
     front_end.mount();
     assert_eq!(front_end.read("greeting"), b"hello");

@@ -316,6 +316,53 @@ fn why_there_is_no_vm_is_in_the_journal_as_well() {
     assert_eq!(daemon.entry().field("MESSAGE"), format!("{why}; husk ends here"));
 }
 
+/// A guest that prints the command line that it was started with, by the Linux boot protocol, and powers off.
+fn prints_its_command_line() -> Vec<u8> {
+    // rsi has boot_params, whose cmd_line_ptr is at 0x228 (boot.rst).
+    let mut code = vec![0x8b, 0xb6, 0x28, 0x02, 0x00, 0x00]; // mov esi, [rsi + 0x228]
+    code.extend([0x66, 0xba, 0xf8, 0x03]); // mov dx, 0x3f8
+    code.extend([0xac, 0x84, 0xc0, 0x74, 0x03, 0xee, 0xeb, 0xf8]); // lodsb; test al, al; jz over; out dx, al; jmp to lodsb
+    code.extend([0xb0, 5 << 2 | 1 << 5, 0x66, 0xba, 0x00, 0x06, 0xee]); // SLP_TYP 5 | SLP_EN to port 0x600
+    code.extend([0xf4, 0xeb, 0xfd]); // hlt; jmp back to it
+    husk_benches::elf_of(&code)
+}
+
+/// The host's kernel says that it is in FIPS mode, as far as husk can see.
+#[test]
+fn a_guest_is_in_the_fips_mode_of_its_host() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("kernel"), prints_its_command_line()).unwrap();
+    // In place of all of /proc/sys, where a kernel that was built without has nothing to be covered.
+    fs::create_dir_all(folder.path().join("sys/crypto")).unwrap();
+    fs::write(folder.path().join("sys/crypto/fips_enabled"), "1\n").unwrap();
+    let here = "mount --bind sys /proc/sys";
+    let can = Command::new("unshare")
+        .args(["-m", "sh", "-c", here])
+        .current_dir(&folder)
+        .output();
+    if !has_kvm() || !can.is_ok_and(|output| output.status.success()) {
+        println!("skipped: needs /dev/kvm, and the right to mount");
+        return;
+    }
+    for (fips, given, booted) in [
+        (true, "quiet", "fips=1 quiet"),
+        (true, "quiet fips=0", "quiet fips=0"),
+        (false, "quiet", "quiet"),
+    ] {
+        let mount = if fips { here } else { ":" };
+        let script = format!(
+            "{mount}; exec {HUSK} run --no-rng --memory 64M --protocol linux64 --kernel kernel --cmdline '{given}'"
+        );
+        let output = Command::new("unshare")
+            .args(["-m", "sh", "-c", &script])
+            .current_dir(&folder)
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), booted, "{output:?}");
+        assert_eq!(output.status.code(), Some(0));
+    }
+}
+
 #[test]
 fn what_is_no_place_for_a_log_is_refused_in_one_line() {
     for (options, says) in [

@@ -8,6 +8,7 @@ use husk_virtio::fs::share::landlock_versions;
 
 use super::Limits;
 use crate::kvm::probe::{KvmFacts, probe};
+use crate::machine::fips;
 
 /// Everything that the rules look at.
 #[derive(Clone, Debug)]
@@ -38,6 +39,8 @@ pub struct Facts {
     pub huge_pages: HugePages,
     /// What can confine whatever serves files.
     pub serving: Serving,
+    /// Whether the kernel is in FIPS mode.
+    pub fips: bool,
 }
 
 /// What `/proc/cpuinfo` says of the first processor.
@@ -138,6 +141,7 @@ impl Facts {
             limits: Limits::gather(root),
             huge_pages: huge_pages(root),
             serving: Serving::gather(root),
+            fips: fips::is_on(root),
         }
     }
 }

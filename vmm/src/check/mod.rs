@@ -14,6 +14,7 @@
 //! | `vhost net`, `vhost vsock` | no | the devices of in-kernel back ends |
 //! | `memlock`, `cgroup memory`, `cgroup pids` | no | limits that this process would put on a VM |
 //! | `huge pages` | no | transparent or reserved ones |
+//! | `fips` | no | nothing: it says whether guests will be in that mode |
 //! | `share landlock`, `share users`, `share sandbox` | no | what confines whatever serves files: rules of the kernel, capabilities, namespaces |
 
 mod facts;

@@ -27,6 +27,7 @@ pub fn apply(facts: &Facts) -> Vec<Check> {
         comfort::cgroup_memory(facts),
         comfort::cgroup_pids(facts),
         comfort::huge_pages(facts),
+        comfort::fips(facts),
         shares::landlock(facts),
         shares::users(facts),
         shares::sandbox(facts),

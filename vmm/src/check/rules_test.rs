@@ -30,6 +30,7 @@ fn good() -> Facts {
             capabilities: u64::MAX,
             user_namespaces: 0,
         },
+        fips: false,
     }
 }
 
@@ -83,6 +84,7 @@ fn everything_that_is_not_ok_has_a_remedy() {
             },
             huge_pages: HugePages::default(),
             serving: Serving::default(),
+            fips: false,
             ..good()
         }
     };
@@ -291,4 +293,14 @@ fn kernel_versions_compare_by_number() {
         let check = found("kernel version", |facts| facts.kernel_release = release.into());
         assert_eq!(check.status == Status::Ok, good, "{release}");
     }
+}
+
+#[test]
+fn a_host_in_fips_mode_says_that_its_guests_will_be() {
+    assert_eq!(found("fips", |_| {}).found, "off");
+    let on = found("fips", |facts| facts.fips = true);
+    assert!(
+        on.status == Status::Ok && on.found.starts_with("on: guests are started with fips=1"),
+        "{on:?}"
+    );
 }

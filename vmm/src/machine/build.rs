@@ -6,6 +6,7 @@
 use std::cell::OnceCell;
 use std::error::Error;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::Instant;
@@ -24,6 +25,7 @@ use super::Machine;
 use super::board::Board;
 use super::cpu_slots::{self, CpuPlug};
 use super::device::{Devices, SlotError};
+use super::fips;
 use super::populate::{Passed, populate};
 use super::resize::{DimmPlug, MemoryParts, MemoryResize, Reclaim, Resizes, dimm_slots};
 use super::stop::Asked;
@@ -238,8 +240,9 @@ fn payload_bytes(config: &VmConfig) -> u64 {
 
 fn open_payload(config: &VmConfig, options: &RunOptions) -> Result<Payload, BuildError> {
     let kernel = config.payload.kernel.as_ref().ok_or(BuildError::NoKernel)?;
+    let cmdline = config.payload.cmdline.as_deref().unwrap_or_default();
     Ok(Payload {
-        cmdline: CommandLine::new(config.payload.cmdline.clone().unwrap_or_default())?,
+        cmdline: CommandLine::new(fips::as_host(cmdline, Path::new("/")).into_owned())?,
         kernel: KernelImage::open(kernel).map_err(LoadError::from)?,
         initramfs: config
             .payload

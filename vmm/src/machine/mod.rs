@@ -4,6 +4,7 @@ pub mod board;
 mod build;
 mod cpu_slots;
 mod device;
+pub mod fips;
 mod fs;
 mod hotplug;
 pub mod net;

@@ -103,6 +103,17 @@ pub(super) fn huge_pages(facts: &Facts) -> Check {
     }
 }
 
+pub(super) fn fips(facts: &Facts) -> Check {
+    let rule = Rule::should(
+        "fips",
+        "guests are in the FIPS mode of their host; husk has no cryptography of its own",
+    );
+    rule.ok(match facts.fips {
+        true => "on: guests are started with fips=1, unless their command line has fips=",
+        false => "off",
+    })
+}
+
 fn mebibytes(bytes: u64) -> String {
     format!("{} MiB", bytes >> 20)
 }
