@@ -12,6 +12,7 @@ mod cpu_time;
 pub mod cpus;
 pub mod ctl;
 pub mod events;
+pub mod explain;
 pub mod fatal;
 pub mod fs;
 pub mod kvm;

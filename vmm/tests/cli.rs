@@ -162,6 +162,28 @@ fn the_three_forms_of_check_agree() {
 }
 
 #[test]
+fn an_exit_code_or_a_line_of_the_log_is_explained_or_said_to_be_unknown() {
+    let explained = |words: &[&str]| {
+        let output = husk(&[&["explain"], words].concat());
+        assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""), "{words:?}");
+        stdout(&output).to_owned()
+    };
+    assert!(explained(&["137"]).contains("oom_kill"));
+    assert!(explained(&["SIGSEGV"]).contains("\ndo: "));
+    let line = "WARN: the tap of a network device is gone: its link is down";
+    assert_eq!(
+        explained(&[line]),
+        explained(&line.split(' ').collect::<Vec<_>>()),
+        "with and without quotes"
+    );
+    for what in ["99", "it does not work"] {
+        let line = complaint(&["explain", what], 1);
+        assert!(line.contains(&format!("nothing is known of '{what}'")), "{line}");
+    }
+    assert!(complaint(&["explain"], 2).contains("WHAT"));
+}
+
+#[test]
 fn completions_are_made_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let output = husk(&["completions", shell]);

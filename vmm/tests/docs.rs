@@ -226,5 +226,10 @@ fn exit_codes_are_the_same_everywhere() {
         .filter_map(|line| number(line.split_whitespace().next()?))
         .collect();
     assert_eq!(readme, manual);
+    let rows = text("README.md").replace('`', "");
+    for exit in husk::explain::exits() {
+        let row = format!("\n| {} | {} |\n", exit.key, exit.means);
+        assert!(rows.contains(&row), "README.md lacks {row}");
+    }
     assert!(readme.contains(&u8::try_from(husk::seccomp::EXIT_CODE).unwrap()));
 }

@@ -29,7 +29,10 @@ fn page() -> String {
         page.push_str(&section(subcommand));
     }
     page.push_str(&literal("EXAMPLES", EXAMPLES.trim_start_matches("Examples:\n")));
-    page.push_str(&literal("EXIT STATUS", EXIT_CODES.trim_start_matches("Exit codes:\n")));
+    page.push_str(&literal(
+        "EXIT STATUS",
+        exit_codes().trim_start_matches("Exit codes:\n"),
+    ));
     tidy(&page)
 }
 

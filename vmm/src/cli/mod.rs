@@ -7,6 +7,7 @@ mod console;
 mod cpus;
 mod ctl;
 mod disk;
+mod explain;
 mod file_server;
 mod fs;
 mod kernel;
@@ -38,6 +39,7 @@ use clap_complete::Shell;
 use crate::check;
 use crate::control::{self, Exit};
 use crate::ctl::show;
+use crate::explain::exit_codes;
 use crate::machine::BuildError;
 use crate::trace::{Begin, Phase, Trace};
 
@@ -45,6 +47,7 @@ use serve::Failure;
 
 pub use crate::config::RunOptions;
 pub use ctl::{CtlArgs, CtlCommand};
+pub use explain::ExplainArgs;
 pub use file_server::{FileServerArgs, FileServerUsage};
 pub use run::{RunArgs, UsageError};
 pub use serve::ServeArgs;
@@ -67,23 +70,13 @@ Examples:
       Serve a directory to the VM of another husk, as virtiofsd does.
 ";
 
-const EXIT_CODES: &str = "\
-Exit codes:
-  0  the guest powered itself off, the API's client ended husk, the VMM that was served is gone (fs), or the command succeeded
-  1  husk failed; the host cannot run pods (check); husk or the guest refused, or did not answer (ctl)
-  2  wrong usage: options, or a machine that cannot be
-  3  the guest reset itself
-  4  the guest reported a kernel panic (--pvpanic)
-  5  the VM was ended from outside: Ctrl-A x, a signal, or its terminal was closed
-  159  husk made a system call that it has no need of, and was stopped (--seccomp)";
-
 /// A KVM virtual machine monitor for pods.
 ///
 /// Runs one VM from the command line (run), or serves the REST API on a socket (--api-socket) for a container runtime.
 #[derive(Debug, Parser)]
 #[command(name = "husk", version, arg_required_else_help = true)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-#[command(after_help = EXIT_CODES, after_long_help = format!("{EXAMPLES}\n{EXIT_CODES}"))]
+#[command(after_help = exit_codes(), after_long_help = format!("{EXAMPLES}\n{}", exit_codes()))]
 pub struct Cli {
     /// What to do, unless it is to serve.
     #[command(subcommand)]
@@ -100,18 +93,20 @@ pub enum Command {
     ///
     /// The VM's console is this terminal: every key goes to the guest, except that Ctrl-A x ends the VM (Ctrl-A Ctrl-A sends one
     /// Ctrl-A). Memory is allocated when the guest first touches it.
-    #[command(after_help = EXIT_CODES, after_long_help = format!("{EXAMPLES}\n{EXIT_CODES}"))]
+    #[command(after_help = exit_codes(), after_long_help = format!("{EXAMPLES}\n{}", exit_codes()))]
     Run(Box<RunArgs>),
     /// Say whether this host can run pods, and what to do if not
     Check(CheckArgs),
     /// Ask a husk that serves the API: show its VM, resize it, pause it, end it
-    #[command(after_help = EXIT_CODES, after_long_help = format!("{EXAMPLES}\n{EXIT_CODES}"))]
+    #[command(after_help = exit_codes(), after_long_help = format!("{EXAMPLES}\n{}", exit_codes()))]
     Ctl(CtlArgs),
     /// Serve a directory to a VMM by vhost-user, in virtiofsd's place and with its options
     ///
     /// Waits for one VMM, serves it, and ends with it. Does the same when it is started under the name virtiofsd.
-    #[command(after_help = EXIT_CODES, after_long_help = format!("{EXAMPLES}\n{EXIT_CODES}"), version)]
+    #[command(after_help = exit_codes(), after_long_help = format!("{EXAMPLES}\n{}", exit_codes()), version)]
     Fs(Box<FileServerArgs>),
+    /// Say what an exit code, a signal or a line of the log means, and what to do about it
+    Explain(ExplainArgs),
     /// Print a completion script for a shell
     ///
     /// For bash: husk completions bash > /etc/bash_completion.d/husk
@@ -132,7 +127,7 @@ pub struct CheckArgs {
     pub nfd: bool,
 }
 
-/// What husk answers to the shell; [`EXIT_CODES`] in types.
+/// What husk answers to the shell; [`exit_codes`] in types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Code {
@@ -174,6 +169,7 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, begin: Begin) -> Code {
             Some(Command::Check(args)) => check(args),
             Some(Command::Ctl(args)) => ctl(args),
             Some(Command::Fs(args)) => fs(*args),
+            Some(Command::Explain(args)) => explain::explain(&args),
             Some(Command::Completions { shell }) => completions(shell),
             None => serve(&args),
         },
@@ -355,7 +351,7 @@ fn usage(of: Option<&str>, message: &str) -> Code {
 /// The command that `args` ask for; `None` if they ask husk to serve, or for nothing that there is.
 fn command_of(args: &[OsString]) -> Option<&'static str> {
     let asked = args.get(1)?;
-    let known = ["run", "check", "ctl", "fs", "completions"];
+    let known = ["run", "check", "ctl", "fs", "explain", "completions"];
     known.into_iter().find(|name| asked == name)
 }
 
@@ -493,7 +489,7 @@ mod tests {
         let codes = [Exit::PowerOff, Exit::Reset, Exit::Panic, Exit::Interrupted].map(|exit| Code::from(exit) as u8);
         assert_eq!(codes, [0, 3, 4, 5]);
         for code in 0..=5 {
-            assert!(EXIT_CODES.contains(&format!("\n  {code}  ")), "{code}");
+            assert!(exit_codes().contains(&format!("\n  {code}  ")), "{code}");
         }
     }
 

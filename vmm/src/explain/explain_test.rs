@@ -1,0 +1,144 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::*;
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let (path, name) = (entry.path(), entry.file_name().into_string().unwrap());
+        if entry.file_type().unwrap().is_dir() {
+            // What is explained is no source of lines.
+            found.extend(if name == "explain" { Vec::new() } else { sources(&path) });
+        } else if name.ends_with(".rs") && !name.ends_with("_test.rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// All of the source, less its tests.
+fn source() -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let crates = ["vmm", "virtio", "devices", "hotplug", "firmware"];
+    let files = crates.iter().flat_map(|name| sources(&root.join(name).join("src")));
+    let text = |path: PathBuf| fs::read_to_string(path).unwrap();
+    files
+        .map(text)
+        .map(|text| text.split("#[cfg(test)]\nmod tests").next().unwrap().to_owned())
+        .collect()
+}
+
+/// The text of each warning and error, as it stands in the source.
+fn complaints(source: &str) -> Vec<String> {
+    let calls = source
+        .split("log::warn!(")
+        .skip(1)
+        .chain(source.split("log::error!(").skip(1));
+    let literal = |call: &str| {
+        let text = call.trim_start().strip_prefix('"')?;
+        let end = text
+            .char_indices()
+            .find(|(at, found)| *found == '"' && !text[..*at].ends_with('\\'))?
+            .0;
+        // A literal over several lines is one.
+        Some(text[..end].split("\\\n").map(str::trim_start).collect::<String>())
+    };
+    calls.filter_map(literal).collect()
+}
+
+/// What a text says by itself, without what is put into it.
+fn is_more_than_values(text: &str) -> bool {
+    let own: String = text
+        .split('{')
+        .map(|part| part.split_once('}').map_or(part, |(_, rest)| rest))
+        .collect();
+    own.chars().filter(char::is_ascii_alphabetic).count() > 3
+}
+
+#[test]
+fn the_texts_are_of_whole_blocks() {
+    for text in [EXITS, SIGNALS, LINES] {
+        let parts: Vec<&str> = text
+            .split("\n\n")
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+            .collect();
+        for part in &parts {
+            assert!(part.starts_with('#') || part.lines().count() == 3, "{part}");
+        }
+        let known = parts.iter().filter(|part| !part.starts_with('#')).count();
+        assert_eq!(blocks(text).count(), known);
+    }
+    assert!(
+        LINES
+            .lines()
+            .filter(|line| line.starts_with('"'))
+            .all(|line| line.ends_with('"') && line.len() > 2)
+    );
+    let numbers = [
+        libc::SIGHUP,
+        libc::SIGINT,
+        libc::SIGILL,
+        libc::SIGTRAP,
+        libc::SIGABRT,
+        libc::SIGBUS,
+        libc::SIGFPE,
+        libc::SIGKILL,
+        libc::SIGSEGV,
+        libc::SIGPIPE,
+        libc::SIGTERM,
+        libc::SIGXCPU,
+        libc::SIGSYS,
+    ];
+    let listed = blocks(SIGNALS).map(|signal| signal.key.split(' ').next().unwrap().parse().unwrap());
+    assert_eq!(listed.collect::<Vec<i32>>(), numbers);
+}
+
+#[test]
+fn every_phrase_is_one_that_husk_says() {
+    let source: String = source().split("\\\n").map(str::trim_start).collect();
+    for entry in phrases() {
+        assert!(source.contains(entry.key), "nobody says '{}'", entry.key);
+    }
+}
+
+#[test]
+fn every_warning_and_error_is_explained() {
+    let complaints = complaints(&source());
+    assert!(complaints.len() > 50, "{complaints:?}");
+    let unexplained: Vec<&String> = complaints
+        .iter()
+        .filter(|text| is_more_than_values(text))
+        .filter(|text| !phrases().any(|entry| text.contains(entry.key)))
+        .collect();
+    assert!(unexplained.is_empty(), "{unexplained:#?}");
+}
+
+#[test]
+fn the_longest_phrase_wins_and_a_call_has_its_name() {
+    let line = "ERRO: seccomp: thread vcpu0 of process 7 made system call 59 (execve), which it has no need of; husk ends here (see docs/seccomp.md)";
+    let told = explain(line).unwrap();
+    assert!(told.starts_with("log: a thread of husk made a system call"), "{told}");
+    assert!(told.ends_with("system call 59 is execve: man 2 execve\n"), "{told}");
+    let told = explain("SIGBUS sent by process 9, in thread husk of process 7; husk ends here").unwrap();
+    assert!(told.starts_with("log: another process sent"), "{told}");
+}
+
+#[test]
+fn codes_and_signals_are_explained_and_nothing_is_made_up() {
+    for (what, says) in [
+        ("0", "powered itself off"),
+        ("159", "docs/seccomp.md"),
+        ("137", "memory.events"),
+        ("139", "SIGSEGV"),
+        ("SIGKILL", "cannot say so itself"),
+        ("BUS", "HugePages_Free"),
+        ("127", "did not find husk"),
+    ] {
+        assert!(explain(what).is_some_and(|told| told.contains(says)), "{what}");
+    }
+    for what in ["6", "77", "255", "256", "65536", "-1", "", "hello", "SIG", "SIGRTMIN"] {
+        assert_eq!(explain(what), None, "{what}");
+    }
+}

@@ -1,0 +1,121 @@
+//! What an exit code, a signal or a line of the log means, and what to do about it: `husk explain`.
+//!
+//! What is known lies in three texts, of blocks of three lines each: a key, what it means, what to do. As texts they cost a husk that
+//! runs a VM nothing, where tables would be relocated at its start.
+
+use std::fmt::Write;
+
+use crate::seccomp;
+
+const EXITS: &str = include_str!("exits.txt");
+const SIGNALS: &str = include_str!("signals.txt");
+const LINES: &str = include_str!("lines.txt");
+
+/// What is known of something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// What it is known by.
+    pub key: &'static str,
+    /// What it means.
+    pub means: &'static str,
+    /// What to do about it.
+    pub act: &'static str,
+}
+
+fn blocks(text: &'static str) -> impl Iterator<Item = Known> {
+    let mut lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    std::iter::from_fn(move || {
+        Some(Known {
+            key: lines.next()?,
+            means: lines.next()?,
+            act: lines.next()?,
+        })
+    })
+}
+
+/// husk's own exit codes.
+pub fn exits() -> impl Iterator<Item = Known> {
+    blocks(EXITS)
+}
+
+/// The table of exit codes for the help and the manual page.
+pub fn exit_codes() -> String {
+    let rows = exits().map(|exit| format!("\n  {}  {}", exit.key, exit.means));
+    format!("Exit codes:{}", rows.collect::<String>())
+}
+
+/// Lines of the log, by a phrase that stays as it is.
+fn phrases() -> impl Iterator<Item = Known> {
+    blocks(LINES).map(|entry| Known {
+        key: entry.key.trim_matches('"'),
+        ..entry
+    })
+}
+
+/// Explains an exit code (a number), a signal (`SIGKILL`, `KILL`) or a line of the log; `None` for what is unknown.
+pub fn explain(what: &str) -> Option<String> {
+    let what = what.trim();
+    match what.parse::<u16>() {
+        Ok(code) => of_code(code),
+        Err(_) => of_signal(what).or_else(|| of_line(what)),
+    }
+}
+
+/// What an exit code means, husk's own or a shell's.
+fn of_code(code: u16) -> Option<String> {
+    if let Some(exit) = exits().find(|exit| exit.key.parse() == Ok(code)) {
+        return Some(told(&format!("exit code {code}"), exit));
+    }
+    let (means, act) = match code {
+        126 => (
+            "the shell found husk, and could not execute it",
+            "look at its mode, at noexec of its mount, and whether it is for this processor",
+        ),
+        127 => ("the shell did not find husk", "name it with its whole path"),
+        _ => {
+            let number = code.checked_sub(128)?;
+            let signal =
+                blocks(SIGNALS).find(|signal| signal.key.split(' ').next().map(str::parse) == Some(Ok(number)))?;
+            let title = format!("exit code {code} of a shell or container, signal {}", signal.key);
+            return Some(told(&title, signal));
+        }
+    };
+    let key = "";
+    Some(told(&format!("exit code {code}"), Known { key, means, act }))
+}
+
+/// What a death by the signal of this name, or one without `SIG`, means.
+fn of_signal(wanted: &str) -> Option<String> {
+    let signal = blocks(SIGNALS).find(|signal| {
+        let name = signal.key.split(' ').nth(1).unwrap_or_default();
+        wanted == name || Some(wanted) == name.strip_prefix("SIG")
+    })?;
+    Some(told(&format!("signal {}", signal.key), signal))
+}
+
+/// The entry of the longest phrase that the line has: a longer one says more.
+fn of_line(line: &str) -> Option<String> {
+    let known = phrases().filter(|entry| line.contains(entry.key));
+    let entry = known.max_by_key(|entry| entry.key.len())?;
+    let mut text = told("log", entry);
+    if let Some((number, name)) = call_in(line) {
+        let _ = writeln!(text, "system call {number} is {name}: man 2 {name}");
+    }
+    Some(text)
+}
+
+fn told(title: &str, known: Known) -> String {
+    format!("{title}: {}\ndo: {}\n", known.means, known.act)
+}
+
+/// The system call that a line names by its number.
+fn call_in(line: &str) -> Option<(i32, &'static str)> {
+    let (_, rest) = line.split_once("system call ").or(line.split_once("syscall="))?;
+    let digits = rest.split(|found: char| !found.is_ascii_digit()).next()?;
+    let number = digits.parse().ok()?;
+    Some((number, seccomp::name(number)?))
+}
+
+#[cfg(test)]
+#[path = "explain_test.rs"]
+mod tests;
