@@ -14,6 +14,7 @@ pub mod ctl;
 pub mod events;
 pub mod explain;
 pub mod fatal;
+pub mod fleet;
 pub mod fs;
 pub mod kvm;
 pub mod log;

@@ -298,7 +298,7 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("allowed: a number of seconds from 0 to {MOST_SECONDS}"))
 }
 
-fn parse_timeout(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_timeout(text: &str) -> Result<Duration, String> {
     match parse_seconds(text) {
         Ok(Duration::ZERO) => Err("allowed: a number of seconds above 0".into()),
         other => other,

@@ -9,6 +9,7 @@ mod ctl;
 mod disk;
 mod explain;
 mod file_server;
+mod fleet;
 mod fs;
 mod kernel;
 mod log;
@@ -49,6 +50,7 @@ pub use crate::config::RunOptions;
 pub use ctl::{CtlArgs, CtlCommand};
 pub use explain::ExplainArgs;
 pub use file_server::{FileServerArgs, FileServerUsage};
+pub use fleet::{PsArgs, TopArgs};
 pub use run::{RunArgs, UsageError};
 pub use serve::ServeArgs;
 
@@ -100,6 +102,12 @@ pub enum Command {
     /// Ask a husk that serves the API: show its VM, resize it, pause it, end it
     #[command(after_help = exit_codes(), after_long_help = format!("{EXAMPLES}\n{}", exit_codes()))]
     Ctl(CtlArgs),
+    /// Show every husk of this host that you may look into, with its VM
+    #[command(after_help = exit_codes(), after_long_help = format!("{EXAMPLES}\n{}", exit_codes()))]
+    Ps(PsArgs),
+    /// Show them again and again, those first that use most of the processors, until Ctrl-C; once where there is no terminal
+    #[command(after_help = exit_codes(), after_long_help = format!("{EXAMPLES}\n{}", exit_codes()))]
+    Top(TopArgs),
     /// Serve a directory to a VMM by vhost-user, in virtiofsd's place and with its options
     ///
     /// Waits for one VMM, serves it, and ends with it. Does the same when it is started under the name virtiofsd.
@@ -168,6 +176,8 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, begin: Begin) -> Code {
             Some(Command::Run(args)) => run(*args, begin),
             Some(Command::Check(args)) => check(args),
             Some(Command::Ctl(args)) => ctl(args),
+            Some(Command::Ps(args)) => answer(&crate::fleet::ps(args.patience.timeout, args.json), Code::Success),
+            Some(Command::Top(args)) => top(args),
             Some(Command::Fs(args)) => fs(*args),
             Some(Command::Explain(args)) => explain::explain(&args),
             Some(Command::Completions { shell }) => completions(shell),
@@ -293,6 +303,16 @@ fn events(socket: &Path, patience: Duration, as_json: bool) -> Code {
     }
 }
 
+fn top(args: TopArgs) -> Code {
+    match crate::fleet::top::top(args.interval, args.patience.timeout) {
+        Ok(()) => Code::Success,
+        Err(error) => {
+            say(&format!("error: {error}"));
+            Code::Failure
+        }
+    }
+}
+
 fn fs(args: FileServerArgs) -> Code {
     if args.print_capabilities {
         return answer(file_server::CAPABILITIES, Code::Success);
@@ -351,7 +371,7 @@ fn usage(of: Option<&str>, message: &str) -> Code {
 /// The command that `args` ask for; `None` if they ask husk to serve, or for nothing that there is.
 fn command_of(args: &[OsString]) -> Option<&'static str> {
     let asked = args.get(1)?;
-    let known = ["run", "check", "ctl", "fs", "explain", "completions"];
+    let known = ["run", "check", "ctl", "ps", "top", "fs", "explain", "completions"];
     known.into_iter().find(|name| asked == name)
 }
 

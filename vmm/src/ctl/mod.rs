@@ -12,7 +12,7 @@ pub mod show;
 pub mod status;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use std::fs;
 use std::io;

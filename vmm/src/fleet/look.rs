@@ -1,0 +1,225 @@
+//! What is known of one husk at one moment: what it says, and what the kernel says of it.
+
+use std::fs;
+use std::time::Duration;
+
+use super::process::Husk;
+use crate::ctl::client::{Client, ClientError};
+use crate::ctl::status::Status;
+use crate::memory::meminfo_bytes;
+
+/// How `smaps` calls guest memory, in brackets or in a memfd.
+const GUEST: &str = "guest-";
+
+/// What is known.
+#[derive(Clone, Debug)]
+pub struct Look {
+    /// Whose.
+    pub husk: Husk,
+    /// What it says of itself.
+    pub said: Said,
+    /// Memory that it has resident, guest RAM included, in bytes.
+    pub resident: Option<u64>,
+    /// What of it is no guest RAM: anonymous memory of husk's own, and page tables.
+    pub overhead: Option<u64>,
+}
+
+/// What a husk says of itself.
+#[derive(Clone, Debug, Default)]
+pub struct Said {
+    /// In a word: `Running` and so on, or why there is no such word.
+    pub state: String,
+    /// The version.
+    pub version: Option<String>,
+    /// vCPUs and memory.
+    pub size: Option<Status>,
+    /// RAM that was asked for, in bytes.
+    pub configured: Option<u64>,
+    /// RAM that the guest has, in bytes.
+    pub plugged: Option<u64>,
+    /// Whether guest RAM is shared.
+    pub shared: bool,
+}
+
+impl Look {
+    /// Looks at `husk`, which is given `patience` for each of three answers.
+    pub fn at(husk: Husk, patience: Duration) -> Self {
+        let said = Said::ask(&husk, patience);
+        let sum = |names: &[&str]| names.iter().map(|name| husk.status_bytes(name)).sum::<Option<u64>>();
+        let resident = sum(&["RssAnon:", "RssShmem:", "RssFile:"]);
+        let own = if said.shared {
+            husk.status_bytes("RssAnon:")
+        } else {
+            let maps = fs::read_to_string(husk.folder.join("smaps"));
+            maps.ok().and_then(|maps| own_anonymous(&maps))
+        };
+        let overhead = own.and_then(|own| Some(own.saturating_add(husk.status_bytes("VmPTE:")?)));
+        Self {
+            husk,
+            said,
+            resident,
+            overhead,
+        }
+    }
+}
+
+impl Said {
+    fn ask(husk: &Husk, patience: Duration) -> Self {
+        let mut said = Self::default();
+        let Some(socket) = &husk.socket else {
+            return Self {
+                state: "no API".into(),
+                ..said
+            };
+        };
+        let answered = Client::connect(socket, patience).and_then(|mut client| said.fill(husk, &mut client));
+        if let Err(error) = answered {
+            let silent = matches!(error, ClientError::Silent { .. } | ClientError::Busy { .. });
+            let why = match (husk.state, silent) {
+                ('T' | 't', true) => "stopped",
+                (_, true) => "no answer",
+                (_, false) => "unreachable",
+            };
+            // What the API's thread has said is still so when the VM's owner does not answer.
+            let state = std::mem::take(&mut said.state);
+            said.state = if state.is_empty() {
+                why.into()
+            } else {
+                format!("{state}, {why}")
+            };
+        }
+        said
+    }
+
+    /// Asks for one thing after the other; what has been answered is kept, whatever comes of the rest.
+    fn fill(&mut self, husk: &Husk, client: &mut Client) -> Result<(), ClientError> {
+        let pong = client.get("vmm.ping")?;
+        if pong["pid"].as_u64() != Some(husk.own_pid.into()) {
+            // A socket of this name in another namespace, or of another VMM.
+            return Err(ClientError::Nonsense {
+                request: "vmm.ping".into(),
+                what: "that of another process".into(),
+            });
+        }
+        self.version = pong["version"].as_str().map(str::to_owned);
+        let info = match client.get("vm.info") {
+            Err(error) if error.status() == Some(404) => {
+                self.state = "no VM".into();
+                return Ok(());
+            }
+            info => info?,
+        };
+        self.state = info["state"].as_str().unwrap_or("?").to_owned();
+        let memory = &info["config"]["memory"];
+        self.configured = memory["size"].as_u64();
+        self.plugged = info["memory_actual_size"].as_u64();
+        self.shared = memory["shared"].as_bool().unwrap_or(false);
+        self.size = Some(Status::ask(client)?);
+        Ok(())
+    }
+}
+
+/// Anonymous memory that is not the guest's, in bytes, of a text like `/proc/PID/smaps`; `None` where the kernel does not say which is
+/// the guest's.
+fn own_anonymous(maps: &str) -> Option<u64> {
+    let (mut own, mut of_guest, mut seen) = (0_u64, false, false);
+    for line in maps.lines() {
+        // A mapping begins with its addresses.
+        let begins = line
+            .split_once('-')
+            .is_some_and(|(from, _)| u64::from_str_radix(from, 16).is_ok());
+        if begins {
+            of_guest = line.contains(GUEST);
+            seen |= of_guest;
+        } else if let (false, Some(bytes)) = (of_guest, meminfo_bytes(line, "Anonymous:")) {
+            own = own.saturating_add(bytes);
+        }
+    }
+    seen.then_some(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::path::{Path, PathBuf};
+
+    use serde_json::{Value, json};
+
+    use super::super::process;
+    use super::*;
+    use crate::ctl::testing::{PATIENCE, Reply, Server};
+
+    /// This process, as if it were a husk that serves `socket`.
+    fn husk(socket: Option<PathBuf>) -> Husk {
+        Husk {
+            pid: std::process::id(),
+            own_pid: std::process::id(),
+            socket,
+            arguments: Vec::new(),
+            uptime: Duration::ZERO,
+            state: 'S',
+            processor_time: Duration::ZERO,
+            folder: "/proc/self".into(),
+        }
+    }
+
+    fn answer(request: &str) -> Reply {
+        match request {
+            "GET vmm.ping" => Reply::Answer(200, json!({"pid": std::process::id(), "version": "1"})),
+            "GET vm.info" => Reply::Answer(
+                200,
+                json!({
+                    "state": "Running", "memory_actual_size": 5,
+                    "config": {"memory": {"size": 7, "shared": true}},
+                }),
+            ),
+            _ => Reply::Answer(200, json!({"vcpus": {"present": 2, "online": 1}})),
+        }
+    }
+
+    #[test]
+    fn what_a_husk_says_is_shown_beside_what_the_kernel_says() {
+        let server = Server::new(|request, _| answer(request));
+        let look = Look::at(husk(Some(server.socket())), PATIENCE);
+        assert_eq!(look.said.state, "Running");
+        assert_eq!((look.said.configured, look.said.plugged), (Some(7), Some(5)));
+        let vcpus = look.said.size.unwrap().vcpus;
+        assert_eq!((vcpus.present, vcpus.online), (Some(2), Some(1)));
+        assert!(look.resident.unwrap() > look.overhead.unwrap() && look.overhead.unwrap() > 0);
+    }
+
+    #[test]
+    fn whoever_says_nothing_or_is_another_is_shown_as_such() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("s");
+        let _listener = UnixListener::bind(&socket).unwrap();
+        let brief = Duration::from_millis(50);
+        let state = |husk: Husk| Look::at(husk, brief).said.state;
+        assert_eq!(state(husk(Some(socket.clone()))), "no answer");
+        let stopped = Husk {
+            state: 'T',
+            ..husk(Some(socket))
+        };
+        assert_eq!(state(stopped), "stopped");
+        assert_eq!(state(husk(Some("/nowhere/s".into()))), "unreachable");
+        assert_eq!(state(husk(None)), "no API");
+        let other = Server::new(|_, _| Reply::Answer(200, json!({"pid": 1})));
+        assert_eq!(Look::at(husk(Some(other.socket())), PATIENCE).said.state, "unreachable");
+        let empty = Server::new(|request, _| match request {
+            "GET vm.info" => Reply::Answer(404, Value::Null),
+            request => answer(request),
+        });
+        assert_eq!(Look::at(husk(Some(empty.socket())), PATIENCE).said.state, "no VM");
+    }
+
+    #[test]
+    fn guest_memory_is_no_overhead() {
+        let maps = "7f0-7f1 rw-p 00000000 00:00 0   [anon:guest-ram]\nAnonymous:   4096 kB\nVmFlags: rd\n\
+                    7f1-7f2 rw-s 00000000 00:01 9   /memfd:guest-dimm (deleted)\nAnonymous:    8 kB\n\
+                    55a-55b rw-p 00000000 00:00 0   [heap]\nRss:  99 kB\nAnonymous:     20 kB\n\
+                    ff0-ff1 rw-p 00000000 00:00 0 \nAnonymous:      4 kB\n";
+        assert_eq!(own_anonymous(maps), Some(24 << 10));
+        assert_eq!(own_anonymous("55a-55b rw-p 0 00:00 0 [heap]\nAnonymous: 20 kB\n"), None);
+        assert!(process::all(Path::new("/nowhere")).is_empty());
+    }
+}

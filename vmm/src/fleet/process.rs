@@ -1,0 +1,220 @@
+//! One husk as `/proc` has it (proc(5)): whose process it is, what it was started with, and its socket.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::memory::meminfo_bytes;
+
+/// Clock ticks a second in `/proc`: `USER_HZ`, which on x86 is the same for all kernels.
+const TICKS: u64 = 100;
+/// The names under which Kata starts its hypervisor, and husk's own.
+const NAMES: [&str; 2] = ["husk", "cloud-hypervisor"];
+/// Names of folders that say nothing of a pod.
+const NAMELESS: [&str; 5] = ["", "tmp", "run", "root", "shim-monitor"];
+
+/// A husk that serves a VM, or will.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Husk {
+    /// Its process, as seen from here.
+    pub pid: u32,
+    /// Its number in the innermost namespace it is in: what it says of itself.
+    pub own_pid: u32,
+    /// Where it serves the API, if it does.
+    pub socket: Option<PathBuf>,
+    /// What it was started with.
+    pub arguments: Vec<String>,
+    /// Since when it runs.
+    pub uptime: Duration,
+    /// `S`, `R`, `T` and so on.
+    pub state: char,
+    /// Processor time so far.
+    pub processor_time: Duration,
+    /// `/proc/PID`.
+    pub folder: PathBuf,
+}
+
+/// Every husk with a VM that this user may look into, by the number of its process. `proc` is `/proc`.
+pub fn all(proc: &Path) -> Vec<Husk> {
+    let entries = fs::read_dir(proc).into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut husks: Vec<Husk> = pids.filter_map(|pid| Husk::find(proc, pid)).collect();
+    husks.sort_by_key(|husk| husk.pid);
+    husks
+}
+
+impl Husk {
+    /// The husk whose process is `pid`; `None` if it is none with a VM, or not for this user to look into.
+    pub fn find(proc: &Path, pid: u32) -> Option<Self> {
+        let folder = proc.join(pid.to_string());
+        // Only who may look into a process is told what it runs.
+        let program = fs::read_link(folder.join("exe")).ok()?;
+        let name = program.file_name()?.to_str()?;
+        if !NAMES.contains(&name.trim_end_matches(" (deleted)")) {
+            return None;
+        }
+        let arguments = fs::read(folder.join("cmdline")).ok()?;
+        let arguments: Vec<String> = arguments
+            .split(|byte| *byte == 0)
+            .filter(|word| !word.is_empty())
+            .map(|word| String::from_utf8_lossy(word).into_owned())
+            .collect();
+        if !has_a_vm(&arguments) {
+            return None;
+        }
+        let stat = fs::read_to_string(folder.join("stat")).ok()?;
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
+        let ticks = |ticks: u64| Duration::from_millis(ticks.saturating_mul(1000 / TICKS));
+        let started = ticks(number(19)?);
+        let now = fs::read_to_string(proc.join("uptime")).ok()?;
+        let now = now.split_whitespace().next()?.parse().ok()?;
+        let status = fs::read_to_string(folder.join("status")).unwrap_or_default();
+        let own_pid = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        let own_pid = own_pid.and_then(|pids| pids.split_whitespace().last()?.parse().ok());
+        Some(Self {
+            pid,
+            own_pid: own_pid.unwrap_or(pid),
+            socket: socket(&folder, &arguments),
+            arguments,
+            uptime: Duration::try_from_secs_f64(now).ok()?.saturating_sub(started),
+            state: fields.first()?.chars().next()?,
+            processor_time: ticks(number(11)?.saturating_add(number(12)?)),
+            folder,
+        })
+    }
+
+    /// The pod that it is for: the name of the folder of its socket, where Kata puts the pod's id. A VM without a pod is `-`.
+    pub fn pod(&self) -> String {
+        let folder = self.socket.as_deref().and_then(Path::parent);
+        let name = folder.and_then(Path::file_name).and_then(OsStr::to_str);
+        let name = name.filter(|name| !NAMELESS.contains(name));
+        name.unwrap_or("-").to_owned()
+    }
+
+    /// Bytes of the item `name` of its status, such as `RssAnon:`.
+    pub fn status_bytes(&self, name: &str) -> Option<u64> {
+        meminfo_bytes(&fs::read_to_string(self.folder.join("status")).ok()?, name)
+    }
+
+    /// The value of its option `--name`, if it was given.
+    pub fn option(&self, name: &str) -> Option<&str> {
+        option(&self.arguments, name)
+    }
+}
+
+/// Whether a process started so has a VM, or will: others of husk's commands have none.
+fn has_a_vm(arguments: &[String]) -> bool {
+    let first = arguments.get(1).map(String::as_str);
+    first.is_some_and(|first| first == "run" || first.starts_with('-'))
+        && !arguments.iter().any(|word| word == "--help")
+}
+
+fn option<'a>(arguments: &'a [String], name: &str) -> Option<&'a str> {
+    let mut words = arguments.iter().skip(1);
+    while let Some(word) = words.next() {
+        let Some(rest) = word.strip_prefix(name) else { continue };
+        match rest.strip_prefix('=') {
+            Some(value) => return Some(value),
+            None if rest.is_empty() => return words.next().map(String::as_str),
+            None => {}
+        }
+    }
+    None
+}
+
+/// Where the API is served: by name, or on a descriptor that was passed, whose name the kernel knows.
+fn socket(folder: &Path, arguments: &[String]) -> Option<PathBuf> {
+    let place = option(arguments, "--api-socket")?;
+    if let Some(fd) = place.strip_prefix("fd=") {
+        let link = fs::read_link(folder.join("fd").join(fd)).ok()?;
+        let inode = link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned();
+        let sockets = fs::read(folder.join("net/unix")).ok()?;
+        // Num RefCount Protocol Flags Type St Inode Path
+        return sockets.split(|byte| *byte == b'\n').find_map(|line| {
+            let line = String::from_utf8_lossy(line).into_owned();
+            let mut words = line.split_whitespace().skip(6);
+            (words.next()? == inode).then(|| words.next().map(PathBuf::from))?
+        });
+    }
+    let path = Path::new(OsStr::from_bytes(
+        place.strip_prefix("path=").unwrap_or(place).as_bytes(),
+    ))
+    .to_owned();
+    match fs::read_link(folder.join("cwd")) {
+        Ok(from) if path.is_relative() => Some(from.join(path)),
+        _ => Some(path),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// A process in a folder like `/proc`.
+    fn process(proc: &Path, pid: u32, program: &str, arguments: &[&str]) {
+        let folder = proc.join(pid.to_string());
+        fs::create_dir_all(folder.join("fd")).unwrap();
+        fs::create_dir_all(folder.join("net")).unwrap();
+        symlink(program, folder.join("exe")).unwrap();
+        symlink("/srv", folder.join("cwd")).unwrap();
+        fs::write(folder.join("cmdline"), arguments.join("\0") + "\0").unwrap();
+        let stat = "7 (a) b) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20 0 5 0 1000 0";
+        fs::write(folder.join("stat"), stat).unwrap();
+        fs::write(folder.join("status"), format!("NSpid:\t{pid}\t3\nRssAnon:\t  12 kB\n")).unwrap();
+        fs::write(proc.join("uptime"), "60.5 1\n").unwrap();
+    }
+
+    #[test]
+    fn husks_with_a_vm_are_found_and_others_are_not() {
+        let proc = tempfile::tempdir().unwrap();
+        let proc = proc.path();
+        let vm = ["husk", "--api-socket", "/run/vc/vm/abc/clh-api.sock", "-v"];
+        process(proc, 12, "/usr/bin/husk (deleted)", &vm);
+        process(
+            proc,
+            9,
+            "/opt/kata/bin/cloud-hypervisor",
+            &["x", "--api-socket=path=web/api.sock"],
+        );
+        process(proc, 10, "/usr/bin/husk", &["husk", "run", "--kernel", "k"]);
+        process(proc, 13, "/usr/bin/husk", &["husk", "ctl", "/s", "info"]);
+        process(proc, 14, "/usr/bin/husk", &["husk", "fs", "--socket-path", "x"]);
+        process(proc, 15, "/usr/bin/bash", &vm);
+        process(proc, 16, "/usr/bin/husk", &["husk"]);
+        fs::create_dir(proc.join("self")).unwrap();
+        let husks = all(proc);
+        let shown: Vec<_> = husks.iter().map(|husk| (husk.pid, husk.pod())).collect();
+        assert_eq!(shown, [(9, "web".into()), (10, "-".into()), (12, "abc".into())]);
+        assert_eq!(husks[0].socket.as_deref(), Some(Path::new("/srv/web/api.sock")));
+        let Husk {
+            own_pid,
+            uptime,
+            state,
+            processor_time,
+            ..
+        } = husks[2];
+        assert_eq!((own_pid, state), (3, 'S'));
+        assert_eq!(uptime, Duration::from_millis(50_500));
+        assert_eq!(processor_time, Duration::from_secs(2));
+        assert_eq!(husks[2].status_bytes("RssAnon:"), Some(12 << 10));
+    }
+
+    #[test]
+    fn a_socket_that_was_passed_is_found_by_its_number() {
+        let proc = tempfile::tempdir().unwrap();
+        process(proc.path(), 5, "/husk", &["husk", "--api-socket", "fd=3"]);
+        let folder = proc.path().join("5");
+        symlink("socket:[4242]", folder.join("fd/3")).unwrap();
+        let sockets = "Num RefCount Protocol Flags Type St Inode Path\n\
+                       0: 2 0 0 1 1 42 /other\n0: 2 0 0 1 1 4242 /run/pod7/api.sock\n";
+        fs::write(folder.join("net/unix"), sockets).unwrap();
+        let husk = Husk::find(proc.path(), 5).unwrap();
+        assert_eq!(husk.socket.as_deref(), Some(Path::new("/run/pod7/api.sock")));
+        assert_eq!(husk.pod(), "pod7");
+    }
+}

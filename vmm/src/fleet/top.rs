@@ -1,0 +1,178 @@
+//! `husk top`: the husks of this host, looked at again and again, those first that use most of the processors.
+
+use std::collections::BTreeMap;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::{Look, look_at, process, table};
+use crate::news::whole_millis;
+use crate::terminal::{self, Signal, Signals, window_size};
+
+/// Another screen, without a cursor; and the one before.
+const ENTER: &str = "\x1b[?1049h\x1b[?25l";
+const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
+/// To the first cell; and what is right of the cursor, and below it, is no more.
+const HOME: &str = "\x1b[H";
+const CLEAR_LINE: &str = "\x1b[K\r\n";
+const CLEAR_BELOW: &str = "\x1b[J";
+
+/// Shows all husks each `interval` until a signal says otherwise; once, where standard output is no terminal. Each husk has `patience`.
+///
+/// # Errors
+/// What the host says, or standard output.
+pub fn top(interval: Duration, patience: Duration) -> io::Result<()> {
+    let mut shares = Shares::default();
+    if !io::stdout().is_terminal() {
+        return write(&shares.look(patience));
+    }
+    // Before the threads that ask: a signal comes to this loop, and the screen is put back.
+    let mut signals = Signals::new()?;
+    let epoll = Epoll::new()?;
+    epoll.ctl(
+        ControlOperation::Add,
+        signals.as_raw_fd(),
+        EpollEvent::new(EventSet::IN, 0),
+    )?;
+    let _screen = Screen::enter()?;
+    loop {
+        let begun = Instant::now();
+        show(&shares.look(patience))?;
+        loop {
+            let left = interval.saturating_sub(begun.elapsed());
+            // A signal is looked for even if there is no time left.
+            match epoll.wait(whole_millis(left), &mut [EpollEvent::default()]) {
+                Ok(0) => break,
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                _ => {}
+            }
+            while let Some(signal) = signals.next()? {
+                match signal {
+                    Signal::Terminate | Signal::Hangup => return Ok(()),
+                    Signal::Suspend => {
+                        write(LEAVE)?;
+                        terminal::stop_process();
+                    }
+                    Signal::Continue => write(ENTER)?,
+                    Signal::WindowChange => {}
+                }
+            }
+        }
+    }
+}
+
+/// The screen on which everything is shown, while it lives.
+struct Screen;
+
+impl Screen {
+    fn enter() -> io::Result<Self> {
+        write(ENTER)?;
+        Ok(Self)
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        // A terminal that is gone needs nothing put back.
+        let _ = write(LEAVE);
+    }
+}
+
+/// Processor time of each husk at the last look.
+#[derive(Debug, Default)]
+struct Shares {
+    at: Option<Instant>,
+    had: BTreeMap<u32, Duration>,
+}
+
+impl Shares {
+    fn look(&mut self, patience: Duration) -> String {
+        let husks = process::all(Path::new("/proc"));
+        let now = Instant::now();
+        self.rows(look_at(husks, patience), now)
+    }
+
+    /// Those first that have used most since the last look.
+    fn rows(&mut self, looks: Vec<Look>, now: Instant) -> String {
+        let took = self.at.map(|at| now.saturating_duration_since(at).as_secs_f64());
+        let share = |look: &Look| {
+            let before = self.had.get(&look.husk.pid)?;
+            let used = look.husk.processor_time.checked_sub(*before)?.as_secs_f64();
+            Some(100.0 * used / took.filter(|took| *took > 0.0)?)
+        };
+        let mut rows: Vec<_> = looks.into_iter().map(|look| (share(&look), look)).collect();
+        rows.sort_by(|(a, _), (b, _)| b.unwrap_or(-1.0).total_cmp(&a.unwrap_or(-1.0)));
+        let (shares, looks): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+        self.at = Some(now);
+        self.had = looks
+            .iter()
+            .map(|look| (look.husk.pid, look.husk.processor_time))
+            .collect();
+        table::table(&looks, Some(&shares))
+    }
+}
+
+/// Over what was there before, as much as the window has room for.
+fn show(text: &str) -> io::Result<()> {
+    let (rows, columns) = window_size().map_or((24, 80), |window| (window.rows.into(), window.columns.into()));
+    let mut out = HOME.to_owned();
+    for line in text.lines().take(rows) {
+        out.extend(line.chars().take(columns));
+        out.push_str(CLEAR_LINE);
+    }
+    // The last line has no end: the window would move up.
+    out.truncate(out.len().saturating_sub(2));
+    out.push_str(CLEAR_BELOW);
+    write(&out)
+}
+
+fn write(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Husk;
+    use super::super::look::Said;
+    use super::*;
+
+    fn look(pid: u32, used: u64) -> Look {
+        Look {
+            husk: Husk {
+                pid,
+                own_pid: pid,
+                socket: None,
+                arguments: Vec::new(),
+                uptime: Duration::ZERO,
+                state: 'S',
+                processor_time: Duration::from_secs(used),
+                folder: "/proc/1".into(),
+            },
+            said: Said::default(),
+            resident: None,
+            overhead: None,
+        }
+    }
+
+    #[test]
+    fn shares_are_those_since_the_last_look_and_the_largest_come_first() {
+        let (mut shares, now) = (Shares::default(), Instant::now());
+        let first = shares.rows(vec![look(1, 10), look(2, 50)], now);
+        assert!(first.lines().skip(1).all(|row| row.contains("  -    ")), "{first}");
+        let later = now + Duration::from_secs(2);
+        let next = shares.rows(vec![look(1, 11), look(2, 53), look(3, 9)], later);
+        let rows: Vec<Vec<&str>> = next
+            .lines()
+            .skip(1)
+            .map(|row| row.split_whitespace().collect())
+            .collect();
+        assert_eq!(rows[0][1..4], ["2", "0s", "150%"]);
+        assert_eq!(rows[1][1..4], ["1", "0s", "50%"]);
+        assert_eq!(rows[2][1..4], ["3", "0s", "-"]);
+    }
+}

@@ -1,0 +1,70 @@
+//! `husk ps` and `husk top` against processes that they find.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod process;
+
+use std::process::{Command, Stdio};
+
+use process::{HUSK, Husk, Signal};
+use serde_json::{Value, json};
+
+fn husk(args: &[&str]) -> String {
+    let output = Command::new(HUSK).args(args).stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What `husk ps` says of `of`; others may run beside it.
+fn seen(of: &Husk, timeout: &str) -> Option<Value> {
+    let all: Vec<Value> = serde_json::from_str(&husk(&["ps", "--json", "--timeout", timeout])).unwrap();
+    all.into_iter().find(|seen| seen["pid"] == of.child.id())
+}
+
+#[test]
+fn every_husk_is_seen_and_one_that_does_not_answer_is_shown_as_such() {
+    let (mut one, mut two) = (Husk::start(&[]), Husk::start(&[]));
+    let vm =
+        json!({"payload": {"kernel": "/k"}, "memory": {"size": 64 << 20}, "cpus": {"boot_vcpus": 2, "max_vcpus": 4}});
+    assert_eq!(one.client().put("vm.create", Some(vm)).0, 204);
+    let (first, second) = (seen(&one, "10").unwrap(), seen(&two, "10").unwrap());
+    assert_eq!(
+        (&first["state"], &second["state"]),
+        (&json!("Created"), &json!("no VM"))
+    );
+    let pod = one.folder.path().file_name().unwrap().to_str().unwrap();
+    assert_eq!((&first["pod"], &first["socket"]), (&json!(pod), &json!(one.socket())));
+    assert_eq!(first["memory"]["configured_bytes"], 64 << 20);
+    assert_eq!(first["vcpus"]["present"], 2);
+    assert!(first["memory"]["resident_bytes"].as_u64().unwrap() > 0);
+
+    two.signal(Signal::STOP);
+    // Until the kernel has stopped it.
+    while seen(&two, "0.2").unwrap()["state"] != "stopped" {}
+    let table = husk(&["ps", "--timeout", "0.2"]);
+    let row = |of: &Husk| {
+        let pid = of.child.id().to_string();
+        let row = table.lines().find(|row| row.split_whitespace().nth(1) == Some(&pid));
+        row.unwrap().to_owned()
+    };
+    assert!(table.starts_with("POD "), "{table}");
+    assert!(row(&one).contains("  Created  "), "{table}");
+    assert!(row(&two).contains("  stopped  "), "{table}");
+    two.signal(Signal::CONT);
+    assert_eq!(one.shut_down().code(), Some(0));
+    assert_eq!(two.shut_down().code(), Some(0));
+    assert_eq!(seen(&one, "1"), None);
+}
+
+#[test]
+fn without_a_terminal_top_shows_all_once() {
+    let of = Husk::start(&[]);
+    let table = husk(&["top"]);
+    assert!(table.starts_with("POD ") && table.contains("CPU"), "{table}");
+    let pid = of.child.id().to_string();
+    assert!(
+        table.lines().any(|row| row.split_whitespace().nth(1) == Some(&pid)),
+        "{table}"
+    );
+    assert!(!table.contains('\x1b'));
+}
