@@ -25,7 +25,6 @@ mod packages;
 mod paths;
 mod pool;
 mod progress;
-mod prometheus;
 mod pulse;
 #[cfg(test)]
 mod readme_test;
@@ -36,6 +35,7 @@ mod suite;
 mod sys;
 mod tally;
 mod test;
+mod tools;
 mod watched;
 
 use std::process::ExitCode;

@@ -14,7 +14,7 @@ use crate::paths::Lab;
 use crate::progress;
 use crate::report::Report;
 use crate::suite::{self, Selection};
-use crate::{images, pool, prometheus, ready};
+use crate::{images, pool, ready, tools};
 
 /// Runs all tests, or those with a guest, or those whose name contains `filter`; whether they held.
 ///
@@ -51,10 +51,10 @@ pub fn run(lab: &Lab, choice: &Choice, guests_only: bool, filter: Option<&str>) 
 /// The tests that need no guest, run by cargo here; whether cargo was content.
 fn unit_tests(lab: &Lab, filter: Option<&str>, report: &mut Report<Stdout>) -> Result<bool> {
     progress::say("unit and integration tests without a guest");
-    let promtool = prometheus::promtool(lab)?;
+    let tools = tools::variables(lab)?;
     let mut cargo = build::cargo(lab);
     cargo
-        .env("HUSK_TEST_PROMTOOL", promtool)
+        .envs(tools)
         .args([
             "test",
             "--workspace",

@@ -11,6 +11,7 @@ mod explain;
 mod file_server;
 mod fleet;
 mod fs;
+mod install;
 mod kernel;
 mod log;
 mod memory;
@@ -40,6 +41,7 @@ use clap_complete::Shell;
 use crate::check;
 use crate::control::{self, Exit};
 use crate::ctl::show;
+use crate::install::{apply, plain_path, plan, removal, remove};
 use crate::explain::exit_codes;
 use crate::machine::BuildError;
 use crate::trace::{Begin, Phase, Trace};
@@ -51,6 +53,7 @@ pub use ctl::{CtlArgs, CtlCommand};
 pub use explain::ExplainArgs;
 pub use file_server::{FileServerArgs, FileServerUsage};
 pub use fleet::{PsArgs, TopArgs};
+pub use install::{InstallArgs, UninstallArgs};
 pub use run::{RunArgs, UsageError};
 pub use serve::ServeArgs;
 
@@ -70,6 +73,8 @@ Examples:
       Grow its VM, and return when the guest has both.
   husk fs --shared-dir /srv/data --socket-path /run/pod/fs.sock
       Serve a directory to the VM of another husk, as virtiofsd does.
+  husk install --kata /opt/kata --dry-run
+      Show what it takes to run Kata's pods on husk.
 ";
 
 /// A KVM virtual machine monitor for pods.
@@ -113,6 +118,14 @@ pub enum Command {
     /// Waits for one VMM, serves it, and ends with it. Does the same when it is started under the name virtiofsd.
     #[command(after_help = exit_codes(), after_long_help = format!("{EXAMPLES}\n{}", exit_codes()), version)]
     Fs(Box<FileServerArgs>),
+    /// Install husk under Kata Containers: its configurations, the engine's handlers, files for Kubernetes
+    ///
+    /// Prints what would change first, and changes nothing that husk did not write. Everything is put in place, or nothing. Running VMs keep
+    /// the program that they were started with.
+    #[command(after_help = exit_codes(), after_long_help = format!("{EXAMPLES}\n{}", exit_codes()))]
+    Install(InstallArgs),
+    /// Remove what husk install has put in place, and nothing that was changed since
+    Uninstall(UninstallArgs),
     /// Say what an exit code, a signal or a line of the log means, and what to do about it
     Explain(ExplainArgs),
     /// Print a completion script for a shell
@@ -130,7 +143,7 @@ pub struct CheckArgs {
     /// Print JSON
     #[arg(long, conflicts_with = "nfd")]
     pub json: bool,
-    /// Print the feature line for Kubernetes' node feature discovery if the host can run pods, else nothing
+    /// Print features for Kubernetes' node feature discovery if the host can run pods, else nothing
     #[arg(long)]
     pub nfd: bool,
 }
@@ -179,6 +192,8 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, begin: Begin) -> Code {
             Some(Command::Ps(args)) => answer(&crate::fleet::ps(args.patience.timeout, args.json), Code::Success),
             Some(Command::Top(args)) => top(args),
             Some(Command::Fs(args)) => fs(*args),
+            Some(Command::Install(args)) => install(args),
+            Some(Command::Uninstall(args)) => uninstall(&args),
             Some(Command::Explain(args)) => explain::explain(&args),
             Some(Command::Completions { shell }) => completions(shell),
             None => serve(&args),
@@ -332,6 +347,40 @@ fn fs(args: FileServerArgs) -> Code {
     }
 }
 
+fn install(args: InstallArgs) -> Code {
+    let (dry_run, prefix, root) = (args.dry_run, args.prefix.clone(), args.root.clone());
+    let done = match args.status {
+        true => plain_path("--prefix", &prefix)
+            .and_then(|prefix| crate::install::status(&root, &prefix))
+            .map(|status| (status.to_table(), status.is_ok())),
+        false => args.into_options().and_then(|options| plan(&options)).and_then(|plan| {
+            let text = plan.describe();
+            if dry_run {
+                return Ok((text, true));
+            }
+            // Before anything is changed, for whoever watches.
+            say(text.trim_end());
+            apply(&plan).map(|()| (String::new(), true))
+        }),
+    };
+    match done {
+        Ok((text, held)) => answer(&text, if held { Code::Success } else { Code::Failure }),
+        Err(error) => refuse(Some("install"), error.is_usage(), &anyhow::Error::new(error)),
+    }
+}
+
+fn uninstall(args: &UninstallArgs) -> Code {
+    let found = plain_path("--prefix", &args.prefix).and_then(|prefix| removal(&args.root, &prefix));
+    let done = found.and_then(|found| match args.dry_run {
+        true => Ok(found.describe()),
+        false => remove(&found).map(|()| found.describe()),
+    });
+    match done {
+        Ok(text) => answer(&text, Code::Success),
+        Err(error) => refuse(Some("uninstall"), error.is_usage(), &anyhow::Error::new(error)),
+    }
+}
+
 fn completions(shell: Shell) -> Code {
     // clap_complete panics when it cannot write, so it writes to memory.
     let mut script = Vec::new();
@@ -371,7 +420,9 @@ fn usage(of: Option<&str>, message: &str) -> Code {
 /// The command that `args` ask for; `None` if they ask husk to serve, or for nothing that there is.
 fn command_of(args: &[OsString]) -> Option<&'static str> {
     let asked = args.get(1)?;
-    let known = ["run", "check", "ctl", "ps", "top", "fs", "explain", "completions"];
+    let known = [
+        "run", "check", "ctl", "ps", "top", "fs", "install", "uninstall", "explain", "completions",
+    ];
     known.into_iter().find(|name| asked == name)
 }
 

@@ -1,0 +1,282 @@
+use std::process::Command;
+
+use super::super::testing::{DROP_IN, System};
+use super::super::{Engine, plan, status};
+use super::*;
+
+const MAIN: &str = "etc/containerd/config.toml";
+/// What an administrator has with containerd 1.
+const OLD: &str = r#"version = 2
+imports = ["/etc/containerd/conf.d/*.toml"]
+
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "registry.example/pause:3"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    default_runtime_name = "runc"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        SystemdCgroup = true
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "/etc/containerd/certs.d"
+"#;
+
+fn drop_in(system: &System) -> DocumentMut {
+    system.read(DROP_IN).parse().unwrap()
+}
+
+fn runtimes(document: &DocumentMut, plugin: &str) -> Vec<String> {
+    let runtimes = document["plugins"][plugin]["containerd"]["runtimes"]
+        .as_table()
+        .unwrap();
+    runtimes.iter().map(|(name, _)| name.to_owned()).collect()
+}
+
+#[test]
+fn a_handler_names_its_shim_and_its_configuration() {
+    let system = System::new();
+    system.install(&system.options()).unwrap();
+    let document = drop_in(&system);
+    assert_eq!(document["version"].as_integer(), Some(3));
+    let plugin = "io.containerd.cri.v1.runtime";
+    assert_eq!(runtimes(&document, plugin), ["kata-husk", "kata-husk-go"]);
+    let handler = &document["plugins"][plugin]["containerd"]["runtimes"]["kata-husk"];
+    assert_eq!(handler["runtime_type"].as_str(), Some("io.containerd.kata-husk.v2"));
+    let shim = "/opt/kata/runtime-rs/bin/containerd-shim-kata-v2";
+    assert_eq!(handler["runtime_path"].as_str(), Some(shim));
+    let configuration = "/opt/husk/share/husk/kata/kata-husk/configuration.toml";
+    assert_eq!(handler["options"]["ConfigPath"].as_str(), Some(configuration));
+}
+
+#[test]
+fn containerd_1_keeps_what_it_had_beside_the_handlers() {
+    let system = System::new();
+    system.write(MAIN, OLD);
+    system.install(&system.options()).unwrap();
+    let document = drop_in(&system);
+    let plugin = "io.containerd.grpc.v1.cri";
+    assert_eq!(document["version"].as_integer(), Some(2));
+    assert_eq!(runtimes(&document, plugin), ["runc", "kata-husk", "kata-husk-go"]);
+    let section = &document["plugins"][plugin];
+    assert_eq!(section["sandbox_image"].as_str(), Some("registry.example/pause:3"));
+    assert_eq!(
+        section["registry"]["config_path"].as_str(),
+        Some("/etc/containerd/certs.d")
+    );
+    // What was copied has changed: the copy is stale.
+    system.write(MAIN, &OLD.replace("pause:3", "pause:4"));
+    let told = status(system.root(), Path::new("/opt/husk")).unwrap();
+    assert!(!told.is_ok() && told.to_table().contains(&format!("stale      /{MAIN}")));
+    system.install(&system.options()).unwrap();
+    assert!(system.read(DROP_IN).contains("pause:4"));
+}
+
+#[test]
+fn containerd_2_merges_by_itself_whatever_version_its_file_has() {
+    let system = System::new();
+    system.program(
+        "usr/bin/containerd",
+        "containerd github.com/containerd/containerd/v2 v2.1.5 abc",
+    );
+    system.write(MAIN, OLD);
+    system.install(&system.options()).unwrap();
+    assert_eq!(
+        runtimes(&drop_in(&system), "io.containerd.grpc.v1.cri"),
+        ["kata-husk", "kata-husk-go"]
+    );
+}
+
+#[test]
+fn the_last_file_with_a_section_is_what_containerd_1_has() {
+    let system = System::new();
+    system.write(MAIN, OLD);
+    system.write(
+        "etc/containerd/conf.d/20-other.toml",
+        &OLD.replace("pause:3", "pause:other"),
+    );
+    system.write("etc/containerd/conf.d/30-none.toml", "version = 2\n");
+    system.install(&system.options()).unwrap();
+    assert!(system.read(DROP_IN).contains("pause:other"));
+    // One that is read later would take the handlers away.
+    system.write("etc/containerd/conf.d/99-other.toml", OLD);
+    let refused = system.install(&system.options()).unwrap_err();
+    assert!(
+        refused.contains("99-other.toml: has a section of io.containerd.grpc.v1.cri and is read after "),
+        "{refused}"
+    );
+}
+
+#[test]
+fn a_folder_that_is_imported_already_is_used() {
+    let system = System::new();
+    system.write(
+        MAIN,
+        "version = 3\nimports = [\"/srv/one.toml\", \"drop-ins/9*.toml\"]\n",
+    );
+    system.install(&system.options()).unwrap();
+    assert!(system.has("etc/containerd/drop-ins/90-kata-husk.toml") && !system.has(DROP_IN));
+}
+
+#[test]
+fn a_relative_pattern_is_an_import_for_containerd_2_only() {
+    let system = System::new();
+    let relative = OLD.replace("/etc/containerd/conf.d/*", "conf.d/*");
+    system.write(MAIN, &relative);
+    let told = || plan(&system.options()).unwrap().describe();
+    assert!(told().contains("does not import the handlers yet"));
+    system.program(
+        "usr/bin/containerd",
+        "containerd github.com/containerd/containerd/v2 v2.0.0 abc",
+    );
+    assert!(!told().contains("does not import"));
+}
+
+#[test]
+fn an_import_that_is_missing_is_for_the_administrator_to_add() {
+    let system = System::new();
+    system.write(MAIN, "version = 3\n");
+    let told = plan(&system.options()).unwrap().describe();
+    assert!(
+        told.contains("put imports = [\"/etc/containerd/conf.d/*.toml\"] at its top"),
+        "{told}"
+    );
+}
+
+#[test]
+fn without_a_configuration_there_is_one_for_the_version_that_is_here() {
+    for (told, version) in [
+        ("containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1", 2),
+        ("containerd github.com/containerd/containerd/v2 v2.2.0 abc", 3),
+    ] {
+        let system = System::new();
+        std::fs::remove_file(system.root().join(MAIN)).unwrap();
+        let refused = system.install(&system.options()).unwrap_err();
+        assert!(
+            refused.contains("config.toml: is not there, and neither is containerd"),
+            "{refused}"
+        );
+        system.program("usr/bin/containerd", told);
+        let before = system.tree();
+        system.install(&system.options()).unwrap();
+        let main: DocumentMut = system.read(MAIN).parse().unwrap();
+        assert_eq!(main["version"].as_integer(), Some(version));
+        assert_eq!(drop_in(&system)["version"].as_integer(), Some(version));
+        assert!(
+            plan(&system.options()).unwrap().is_done(),
+            "its own file is no reason for another one"
+        );
+        let removal = super::super::removal(system.root(), Path::new("/opt/husk")).unwrap();
+        super::super::remove(&removal).unwrap();
+        assert!(system.tree() == before);
+    }
+}
+
+#[test]
+fn a_configuration_that_is_too_old_or_broken_is_refused() {
+    let system = System::new();
+    for (text, problem) in [
+        (
+            "[plugins.cri]\n",
+            "has configuration version 1: containerd config migrate",
+        ),
+        ("version = 3\nversion = 3\n", "TOML parse error at line 2"),
+    ] {
+        system.write(MAIN, text);
+        let refused = system.install(&system.options()).unwrap_err();
+        assert!(refused.contains(problem), "{refused}");
+    }
+}
+
+#[test]
+fn the_engine_is_the_one_that_is_here() {
+    let system = System::new();
+    let any = Options {
+        engine: None,
+        ..system.options()
+    };
+    system.install(&any).unwrap();
+    std::fs::create_dir_all(system.root().join("etc/crio")).unwrap();
+    assert!(plan(&any).unwrap_err().is_usage(), "there are two");
+    let crio = Options {
+        engine: Some(Engine::Crio),
+        ..any.clone()
+    };
+    system.install(&crio).unwrap();
+    assert!(!system.has(DROP_IN), "containerd's handlers are no longer asked for");
+    let text = system.read("etc/crio/crio.conf.d/50-kata-husk.conf");
+    let document: DocumentMut = text.parse().unwrap();
+    let handler = &document["crio"]["runtime"]["runtimes"]["kata-husk"];
+    assert_eq!(handler["runtime_type"].as_str(), Some("vm"));
+    let configuration = "/opt/husk/share/husk/kata/kata-husk/configuration.toml";
+    assert_eq!(handler["runtime_config_path"].as_str(), Some(configuration));
+    std::fs::remove_dir_all(system.root().join("etc/crio")).unwrap();
+    std::fs::remove_dir_all(system.root().join("etc/containerd")).unwrap();
+    assert!(
+        plan(&any)
+            .unwrap_err()
+            .to_string()
+            .starts_with("neither containerd nor CRI-O is here")
+    );
+}
+
+#[test]
+fn patterns_stand_for_names_in_their_own_folder() {
+    let fits = |pattern: &str, path: &str| matches(Path::new(pattern), Path::new(path));
+    for (pattern, path) in [
+        ("/a/*.toml", "/a/b.toml"),
+        ("/a/b", "/a/b"),
+        ("/a/*", "/a/b"),
+        ("/a/x*y*z", "/a/x1y2z"),
+    ] {
+        assert!(fits(pattern, path), "{pattern} {path}");
+    }
+    for (pattern, path) in [
+        ("/a/*.toml", "/b/b.toml"),
+        ("/a/b", "/a/bc"),
+        ("/a/x*y*z", "/a/xz"),
+        ("/a/*.toml", "/a/b.conf"),
+        ("/", "/a"),
+        ("/a/b*b", "/a/b"),
+    ] {
+        assert!(!fits(pattern, path), "{pattern} {path}");
+    }
+}
+
+/// containerd reads what was written. Its import has to name the folder where it is in this test.
+#[test]
+fn containerd_itself_has_the_handlers_and_what_it_had() {
+    let containerd = std::env::var_os("HUSK_TEST_CONTAINERD").unwrap_or("containerd".into());
+    let system = System::new();
+    system.write(MAIN, OLD);
+    system.install(&system.options()).unwrap();
+    let folder = system.root().join("etc/containerd/conf.d");
+    system.write(MAIN, &OLD.replace("/etc/containerd/conf.d", folder.to_str().unwrap()));
+    let dump = Command::new(&containerd)
+        .arg("--config")
+        .arg(system.root().join(MAIN))
+        .args(["config", "dump"])
+        .output();
+    let dump = match dump {
+        Ok(dump) => dump,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            println!("skipped: needs containerd (Debian's package containerd)");
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
+    let document: DocumentMut = String::from_utf8(dump.stdout).unwrap().parse().unwrap();
+    let (plugin, section) = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"]
+        .into_iter()
+        .find_map(|name| Some((name, document["plugins"].get(name)?)))
+        .unwrap();
+    let mut names = runtimes(&document, plugin);
+    names.sort();
+    assert_eq!(names, ["kata-husk", "kata-husk-go", "runc"]);
+    let runc = &section["containerd"]["runtimes"]["runc"];
+    assert_eq!(runc["options"]["SystemdCgroup"].as_bool(), Some(true));
+    let handler = &section["containerd"]["runtimes"]["kata-husk-go"];
+    let configuration = "/opt/husk/share/husk/kata/kata-husk-go/configuration.toml";
+    assert_eq!(handler["options"]["ConfigPath"].as_str(), Some(configuration));
+    assert_eq!(handler["privileged_without_host_devices"].as_bool(), Some(true));
+}

@@ -1,0 +1,121 @@
+//! What stands at a path: a file or a link, and how one is told from another later.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// A file or a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A regular file.
+    File {
+        /// Its bytes.
+        bytes: Vec<u8>,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// A symbolic link.
+    Link {
+        /// Where it points.
+        target: PathBuf,
+    },
+}
+
+/// What is remembered of [`Content`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Fingerprint {
+    /// Of a file: SHA-256, as hexadecimal digits.
+    Sha256(String),
+    /// Of a link: where it points.
+    Link(PathBuf),
+}
+
+impl Content {
+    /// A file that everybody may read.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self::File {
+            bytes: text.into().into_bytes(),
+            mode: 0o644,
+        }
+    }
+
+    /// What stands at `path`; `None` if nothing does.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read, or is neither file nor link.
+    pub fn read(path: &Path) -> io::Result<Option<Self>> {
+        let found = match fs::symlink_metadata(path) {
+            Ok(found) => found,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        if found.is_symlink() {
+            return fs::read_link(path).map(|target| Some(Self::Link { target }));
+        }
+        if !found.is_file() {
+            return Err(io::Error::other("is neither a file nor a link"));
+        }
+        let (bytes, mode) = (fs::read(path)?, found.mode() & 0o7777);
+        Ok(Some(Self::File { bytes, mode }))
+    }
+
+    /// What is remembered of it.
+    pub fn fingerprint(&self) -> Fingerprint {
+        match self {
+            Self::File { bytes, .. } => Fingerprint::Sha256(digest(bytes)),
+            Self::Link { target } => Fingerprint::Link(target.clone()),
+        }
+    }
+
+    /// Puts it at `path` in one step, in place of what stands there.
+    ///
+    /// It is made in the folder above first: engines and shims read every file of a folder of drop-ins, half-written ones too.
+    ///
+    /// # Errors
+    ///
+    /// The host refused; `path` is as it was.
+    pub fn put(&self, path: &Path) -> io::Result<()> {
+        let folder = path.parent().unwrap_or(path);
+        let above = folder.parent().unwrap_or(folder);
+        let made = above.join(format!(".husk-install-{}", std::process::id()));
+        // Left by one of the same number that was killed.
+        let _ = fs::remove_file(&made);
+        let placed = self.make(&made).and_then(|()| fs::rename(&made, path));
+        if placed.is_err() {
+            let _ = fs::remove_file(&made);
+        }
+        placed
+    }
+
+    fn make(&self, path: &Path) -> io::Result<()> {
+        match self {
+            Self::Link { target } => symlink(target, path),
+            Self::File { bytes, mode } => {
+                let mut options = fs::File::options();
+                let mut file = options.write(true).create_new(true).mode(0o600).open(path)?;
+                io::Write::write_all(&mut file, bytes)?;
+                // Whatever the umask is.
+                file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(*mode))?;
+                file.sync_all()
+            }
+        }
+    }
+}
+
+/// SHA-256 of `bytes`, as hexadecimal digits.
+pub fn digest(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    let mut text = String::new();
+    for byte in Sha256::digest(bytes) {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}

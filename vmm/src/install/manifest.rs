@@ -1,0 +1,107 @@
+//! The manifest: what was installed, in a file of its own, so that exactly that can be told and removed again.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::content::{Content, Fingerprint};
+use super::{InstallError, beneath, shared};
+
+/// The version of the file's form.
+const FORM: u32 = 1;
+
+/// What was installed below one prefix.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    form: u32,
+    /// The version of husk that installed it.
+    pub version: String,
+    /// What it was told to install.
+    pub class: String,
+    /// Files and links, by their path in the installed system. While an installation goes on, those of before are here, too.
+    pub items: BTreeMap<PathBuf, Vec<Fingerprint>>,
+    /// Folders that were made for them.
+    pub folders: Vec<PathBuf>,
+    /// Files of others from which some of these were derived.
+    pub sources: BTreeMap<PathBuf, Fingerprint>,
+}
+
+impl Manifest {
+    /// One that has nothing yet.
+    pub fn new(class: &str) -> Self {
+        Self {
+            form: FORM,
+            version: env!("CARGO_PKG_VERSION").into(),
+            class: class.into(),
+            items: BTreeMap::new(),
+            folders: Vec::new(),
+            sources: BTreeMap::new(),
+        }
+    }
+
+    /// Where that of `prefix` is, in the installed system.
+    pub fn path(prefix: &Path) -> PathBuf {
+        shared(prefix).join("manifest.json")
+    }
+
+    /// Reads that of `prefix`; `None` if nothing is installed there.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read, or is none.
+    pub fn read(root: &Path, prefix: &Path) -> Result<Option<Self>, InstallError> {
+        let path = beneath(root, &Self::path(prefix));
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(InstallError::io("read", &path, error)),
+        };
+        let refuse = |problem| InstallError::Foreign {
+            path: path.clone(),
+            problem,
+        };
+        let found: Self =
+            serde_json::from_slice(&bytes).map_err(|error| refuse(format!("is no manifest of husk's: {error}")))?;
+        if found.form != FORM {
+            return Err(refuse(format!(
+                "a manifest of form {}, which another version of husk wrote",
+                found.form
+            )));
+        }
+        Ok(Some(found))
+    }
+
+    /// As a file.
+    pub fn content(&self) -> Content {
+        let mut text = serde_json::to_string_pretty(self).expect("text and numbers are always JSON");
+        text.push('\n');
+        Content::text(text)
+    }
+
+    /// Whether `content` at `path` is as it was installed.
+    pub fn has(&self, path: &Path, content: &Content) -> bool {
+        let print = content.fingerprint();
+        self.items.get(path).is_some_and(|known| known.contains(&print))
+    }
+
+    /// What has to be known while `self` is being replaced by `next`: the things and folders of both.
+    pub fn meanwhile(&self, next: &Self) -> Self {
+        let mut both = next.clone();
+        for (path, prints) in &self.items {
+            let known = both.items.entry(path.clone()).or_default();
+            known.extend(prints.iter().cloned());
+            known.dedup();
+        }
+        for folder in &self.folders {
+            if !both.folders.contains(folder) {
+                both.folders.push(folder.clone());
+            }
+        }
+        both
+    }
+}

@@ -1,0 +1,205 @@
+use std::path::Path;
+
+use super::testing::{BASE, DROP_IN, GO, RUST, System};
+use super::*;
+
+#[test]
+fn whoever_asks_again_gets_nothing_new() {
+    let system = System::new();
+    system.install(&system.options()).unwrap();
+    let tree = system.tree();
+    let again = plan(&system.options()).unwrap();
+    assert!(again.is_done(), "{}", again.describe());
+    assert!(again.describe().starts_with("everything is installed"));
+    apply(&again).unwrap();
+    assert!(system.tree() == tree);
+    assert!(status(system.root(), Path::new("/opt/husk")).unwrap().is_ok());
+}
+
+#[test]
+fn a_plan_changes_nothing_and_shows_every_text() {
+    let system = System::new();
+    let tree = system.tree();
+    let told = plan(&system.options()).unwrap().describe();
+    assert!(system.tree() == tree, "a plan wrote something");
+    for line in [
+        "create   /opt/husk/bin/husk -> ../lib/husk/husk-",
+        "create   /etc/containerd/conf.d/90-kata-husk.toml\n",
+        "--- /dev/null\n+++ /opt/husk/share/husk/kata/kata-husk/config.d/10-husk.toml\n",
+        "+path = \"/opt/husk/bin/husk\"\n",
+        "+handler: kata-husk-go\n",
+        "note     containerd reads its handlers when it starts",
+    ] {
+        assert!(told.contains(line), "no {line}: {told}");
+    }
+}
+
+#[test]
+fn kata_and_the_engine_keep_what_they_have() {
+    let system = System::new();
+    let before = system.tree();
+    system.install(&system.options()).unwrap();
+    let after = system.tree();
+    assert!(before.iter().all(|(path, content)| after.get(path) == Some(content)));
+}
+
+#[test]
+fn an_upgrade_leaves_the_program_that_runs_to_those_who_run_it() {
+    let system = System::new();
+    system.install(&system.options()).unwrap();
+    let running = std::fs::File::open(system.root().join("opt/husk/bin/husk")).unwrap();
+    system.write("downloads/husk", "\0a newer program\0");
+    let plan = plan(&system.options()).unwrap();
+    let told = plan.describe();
+    apply(&plan).unwrap();
+    assert_eq!(system.read("opt/husk/bin/husk"), "\0a newer program\0");
+    assert_eq!(system.read("opt/husk/libexec/husk/virtiofsd"), "\0a newer program\0");
+    assert_eq!(io::read_to_string(running).unwrap(), "\0the program\0");
+    let programs = std::fs::read_dir(system.root().join("opt/husk/lib/husk")).unwrap();
+    assert_eq!(programs.count(), 1, "the old one's name is gone");
+    assert!(told.contains("replace  /opt/husk/bin/husk -> "), "{told}");
+    assert_eq!(told.matches("\nremove   /opt/husk/lib/husk/husk-").count(), 1, "{told}");
+}
+
+#[test]
+fn other_options_take_away_what_they_no_longer_ask_for() {
+    let system = System::new();
+    system.install(&system.options()).unwrap();
+    let other = Options {
+        class: "pods".into(),
+        file_server: false,
+        features: String::new(),
+        ..system.options()
+    };
+    system.install(&other).unwrap();
+    for gone in [
+        "opt/husk/libexec",
+        "opt/husk/share/husk/kata/kata-husk",
+        "etc/kubernetes",
+        DROP_IN,
+    ] {
+        assert!(!system.has(gone), "{gone}");
+    }
+    assert!(system.has("etc/containerd/conf.d/90-pods.toml"));
+    assert!(system.has("opt/husk/share/husk/kata/pods-go/configuration.toml"));
+}
+
+#[test]
+fn what_somebody_else_wrote_is_in_the_way() {
+    let system = System::new();
+    system.write(DROP_IN, "version = 3\n");
+    let tree = system.tree();
+    let refused = system.install(&system.options()).unwrap_err();
+    assert!(
+        refused.ends_with(
+            "90-kata-husk.toml: is not husk's; move it away, or install with another --runtime-class or --prefix"
+        ),
+        "{refused}"
+    );
+    assert!(system.tree() == tree);
+}
+
+#[test]
+fn what_somebody_changed_is_in_the_way_of_an_upgrade() {
+    let system = System::new();
+    system.install(&system.options()).unwrap();
+    let overlay = "opt/husk/share/husk/kata/kata-husk/config.d/10-husk.toml";
+    system.write(overlay, "# mine\n");
+    let refused = system.install(&system.options()).unwrap_err();
+    assert!(
+        refused.contains("10-husk.toml: was changed since husk wrote it"),
+        "{refused}"
+    );
+    let told = status(system.root(), Path::new("/opt/husk")).unwrap();
+    assert!(!told.is_ok() && told.to_table().contains(&format!("changed    /{overlay}\n")));
+}
+
+#[test]
+fn a_drop_in_of_the_administrators_own_survives_an_upgrade() {
+    let system = System::new();
+    system.install(&system.options()).unwrap();
+    let own = "opt/husk/share/husk/kata/kata-husk/config.d/50-mine.toml";
+    system.write(own, "[hypervisor.clh]\ndefault_memory = 4096\n");
+    system.write("downloads/husk", "\0newer\0");
+    system.install(&system.options()).unwrap();
+    assert!(system.has(own));
+    remove(&removal(system.root(), Path::new("/opt/husk")).unwrap()).unwrap();
+    assert!(system.has(own) && !system.has("opt/husk/bin"));
+}
+
+#[test]
+fn an_upgrade_of_kata_is_seen_and_followed() {
+    let system = System::new();
+    system.install(&system.options()).unwrap();
+    system.write(GO, &format!("{BASE}sandbox_cgroup_only = true\n"));
+    let told = status(system.root(), Path::new("/opt/husk")).unwrap();
+    let line = format!("stale      /{GO} changed since; install again to follow it\n");
+    assert!(!told.is_ok() && told.to_table().contains(&line), "{}", told.to_table());
+    system.install(&system.options()).unwrap();
+    assert!(status(system.root(), Path::new("/opt/husk")).unwrap().is_ok());
+    assert!(
+        system
+            .read("opt/husk/share/husk/kata/kata-husk-go/configuration.toml")
+            .ends_with("_only = true\n")
+    );
+    std::fs::remove_file(system.root().join(RUST)).unwrap();
+    let told = status(system.root(), Path::new("/opt/husk")).unwrap().to_table();
+    assert!(told.contains(&format!("stale      /{RUST} gone")), "{told}");
+}
+
+#[test]
+fn a_manifest_that_is_none_is_refused() {
+    let system = System::new();
+    for (text, problem) in [
+        ("{}", "is no manifest of husk's: missing field"),
+        ("\u{0}", "is no manifest of husk's: "),
+        (
+            r#"{"form": 2, "version": "9", "class": "a", "items": {}, "folders": [], "sources": {}}"#,
+            "a manifest of form 2",
+        ),
+    ] {
+        system.write("opt/husk/share/husk/manifest.json", text);
+        let refused = system.install(&system.options()).unwrap_err();
+        assert!(refused.contains(problem), "{refused}");
+        assert!(removal(system.root(), Path::new("/opt/husk")).is_err());
+    }
+}
+
+#[test]
+fn names_and_paths_that_configurations_cannot_have_are_refused() {
+    for name in ["a", "kata-husk", "0", &"x".repeat(60)] {
+        assert_eq!(plain_class(name).unwrap(), name);
+    }
+    for name in ["", "-a", "a-", "A", "a.b", "a/b", "a\n", "ä", "a b", &"x".repeat(61)] {
+        assert!(plain_class(name).unwrap_err().is_usage(), "{name:?}");
+    }
+    assert_eq!(
+        plain_path("--kata", Path::new("/opt//kata/")).unwrap(),
+        Path::new("/opt/kata")
+    );
+    for path in ["opt", "", "/opt/../kata", "/opt/./kata", "/opt\n", "/\u{7f}"] {
+        let refused = plain_path("--kata", Path::new(path)).unwrap_err();
+        assert!(
+            refused.is_usage() && refused.to_string().starts_with("--kata "),
+            "{path:?}"
+        );
+    }
+}
+
+#[test]
+fn a_prefix_with_spaces_and_quotes_is_a_prefix() {
+    let system = System::new();
+    let options = Options {
+        prefix: plain_path("--prefix", Path::new("/srv/my \"husk\"/ö")).unwrap(),
+        ..system.options()
+    };
+    system.install(&options).unwrap();
+    let text = system.read("srv/my \"husk\"/ö/share/husk/kata/kata-husk/config.d/10-husk.toml");
+    let overlay: toml_edit::DocumentMut = text.parse().unwrap();
+    assert_eq!(
+        overlay["hypervisor"]["clh"]["path"].as_str(),
+        Some("/srv/my \"husk\"/ö/bin/husk")
+    );
+    remove(&removal(system.root(), &options.prefix).unwrap()).unwrap();
+    assert!(!system.has("srv"));
+}

@@ -1,0 +1,125 @@
+//! What would have to change on a host so that it has what is wanted. Reads, and changes nothing.
+
+use std::path::{Path, PathBuf};
+
+use super::content::Content;
+use super::manifest::Manifest;
+use super::wanted::{Wanted, wanted};
+use super::{InstallError, Options};
+
+/// One path that does not have what it should.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Where, in the installed system.
+    pub path: PathBuf,
+    /// What is there.
+    pub before: Option<Content>,
+    /// What shall be there.
+    pub after: Option<Content>,
+}
+
+/// Everything that an installation would do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub(super) root: PathBuf,
+    pub(super) prefix: PathBuf,
+    /// In the order in which they are made: whoever reads one finds what it names.
+    pub(super) changes: Vec<Change>,
+    pub(super) before: Option<Manifest>,
+    pub(super) after: Manifest,
+    pub(super) notes: Vec<String>,
+}
+
+impl Plan {
+    /// Whether the host has all that is wanted.
+    pub fn is_done(&self) -> bool {
+        self.changes.is_empty() && self.before.as_ref() == Some(&self.after)
+    }
+}
+
+/// What `options` ask for, held against what is there.
+///
+/// # Errors
+///
+/// Kata or the engine cannot be used, or something stands in the way.
+pub fn plan(options: &Options) -> Result<Plan, InstallError> {
+    let before = Manifest::read(&options.root, &options.prefix)?;
+    let Wanted {
+        items,
+        sources,
+        mut notes,
+    } = wanted(options, before.as_ref())?;
+    let mut after = Manifest::new(&options.class);
+    after.sources = sources;
+    let mut changes = Vec::new();
+    for (path, content) in items {
+        let found = read(options, &path)?;
+        after.items.insert(path.clone(), vec![content.fingerprint()]);
+        if found.as_ref() == Some(&content) {
+            continue;
+        }
+        let known = |found| before.as_ref().is_some_and(|before| before.has(&path, found));
+        if let Some(found) = found.as_ref().filter(|found| !known(found)) {
+            let listed = before.as_ref().is_some_and(|before| before.items.contains_key(&path));
+            // The same bytes with other permissions are still husk's.
+            if found.fingerprint() != content.fingerprint() {
+                let whose = if listed {
+                    "was changed since husk wrote it"
+                } else {
+                    "is not husk's"
+                };
+                let path = options.at(&path);
+                return Err(InstallError::InTheWay { path, whose });
+            }
+        }
+        changes.push(Change {
+            path,
+            before: found,
+            after: Some(content),
+        });
+    }
+    for path in before.iter().flat_map(|before| before.items.keys()) {
+        if after.items.contains_key(path) {
+            continue;
+        }
+        match read(options, path)? {
+            Some(found) if before.as_ref().is_some_and(|before| before.has(path, &found)) => changes.push(Change {
+                path: path.clone(),
+                before: Some(found),
+                after: None,
+            }),
+            Some(_) => notes.push(format!("{} was changed since husk wrote it, and stays", path.display())),
+            None => {}
+        }
+    }
+    after.folders = folders(options, before.as_ref(), &after);
+    Ok(Plan {
+        root: options.root.clone(),
+        prefix: options.prefix.clone(),
+        changes,
+        before,
+        after,
+        notes,
+    })
+}
+
+fn read(options: &Options, path: &Path) -> Result<Option<Content>, InstallError> {
+    let path = options.at(path);
+    Content::read(&path).map_err(|error| InstallError::io("read", &path, error))
+}
+
+/// Folders that are husk's: those that were, and those that are missing.
+fn folders(options: &Options, before: Option<&Manifest>, after: &Manifest) -> Vec<PathBuf> {
+    let mut folders = before.map(|before| before.folders.clone()).unwrap_or_default();
+    let manifest = Manifest::path(&options.prefix);
+    for path in after.items.keys().chain([&manifest]) {
+        let missing = path
+            .ancestors()
+            .skip(1)
+            .take_while(|folder| !options.at(folder).exists());
+        folders.extend(missing.map(Path::to_owned));
+    }
+    folders.sort();
+    folders.dedup();
+    folders
+}

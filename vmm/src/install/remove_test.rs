@@ -1,0 +1,70 @@
+use super::super::testing::{DROP_IN, System};
+use super::*;
+
+const PREFIX: &str = "/opt/husk";
+
+#[test]
+fn everything_goes_and_nothing_else() {
+    let system = System::new();
+    let before = system.tree();
+    system.install(&system.options()).unwrap();
+    let removal = removal(system.root(), Path::new(PREFIX)).unwrap();
+    assert!(removal.keep.is_empty());
+    let first = removal.remove.iter().position(|path| path.starts_with(PREFIX)).unwrap();
+    let engine = removal
+        .remove
+        .iter()
+        .position(|path| path.ends_with("90-kata-husk.toml"))
+        .unwrap();
+    assert!(engine < first, "the engine would be told of what is gone");
+    remove(&removal).unwrap();
+    assert!(system.tree() == before);
+}
+
+#[test]
+fn what_was_changed_since_stays() {
+    let system = System::new();
+    system.install(&system.options()).unwrap();
+    system.write(DROP_IN, "# mine now\n");
+    fs::remove_file(system.root().join("opt/husk/bin/husk")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", system.root().join("opt/husk/bin/husk")).unwrap();
+    let rule = "opt/husk/share/husk/kubernetes/nodefeaturerule.yaml";
+    fs::remove_file(system.root().join(rule)).unwrap();
+    fs::create_dir(system.root().join(rule)).unwrap();
+    let removal = removal(system.root(), Path::new(PREFIX)).unwrap();
+    assert_eq!(removal.keep.len(), 3, "{:?}", removal.keep);
+    assert!(
+        removal
+            .describe()
+            .contains("keep     /etc/containerd/conf.d/90-kata-husk.toml (changed")
+    );
+    remove(&removal).unwrap();
+    assert_eq!(system.read(DROP_IN), "# mine now\n");
+    assert!(system.has("opt/husk/bin/husk") && system.has(rule));
+    assert!(!system.has("opt/husk/lib") && !system.has("opt/husk/share/husk/manifest.json"));
+}
+
+#[test]
+fn what_is_not_installed_is_not_removed() {
+    let system = System::new();
+    let refused = removal(system.root(), Path::new(PREFIX)).unwrap_err().to_string();
+    assert!(
+        refused.ends_with("/opt/husk: husk is not installed below this prefix"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn what_could_not_be_removed_can_be_tried_again() {
+    let system = System::new();
+    system.install(&system.options()).unwrap();
+    let removal = removal(system.root(), Path::new(PREFIX)).unwrap();
+    // Became a folder since: no file to remove.
+    let drop_in = system.root().join(DROP_IN);
+    fs::remove_file(&drop_in).unwrap();
+    fs::create_dir(&drop_in).unwrap();
+    assert!(remove(&removal).is_err());
+    let again = super::removal(system.root(), Path::new(PREFIX)).unwrap();
+    remove(&again).unwrap();
+    assert!(!system.has("opt/husk"));
+}

@@ -1,0 +1,120 @@
+//! Everything that belongs on a host where husk is installed, in the order in which it is put there.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::content::{Content, Fingerprint, digest};
+use super::kata::{self, Handler};
+use super::manifest::Manifest;
+use super::{Engine, InstallError, Options, containerd, crio, kubernetes};
+
+/// What there shall be.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    /// Files and links: whoever reads one finds what it names, so the engine's handlers are last.
+    pub items: Vec<(PathBuf, Content)>,
+    /// Files of others from which some were derived.
+    pub sources: BTreeMap<PathBuf, Fingerprint>,
+    /// What is for people to do or to know.
+    pub notes: Vec<String>,
+}
+
+impl Wanted {
+    /// Remembers that `bytes` at `path` decided something.
+    pub fn source(&mut self, path: PathBuf, bytes: &[u8]) {
+        self.sources.insert(path, Fingerprint::Sha256(digest(bytes)));
+    }
+}
+
+/// Where the program can be started.
+pub(super) fn program(options: &Options) -> PathBuf {
+    options.prefix.join("bin/husk")
+}
+
+/// Where it can be started as a file server.
+pub(super) fn file_server(options: &Options) -> PathBuf {
+    options.prefix.join("libexec/husk/virtiofsd")
+}
+
+/// What `options` ask for. `before` is what is installed: husk's own files are no reason to do anything differently.
+pub(super) fn wanted(options: &Options, before: Option<&Manifest>) -> Result<Wanted, InstallError> {
+    let mut wanted = Wanted::default();
+    let handlers = kata::handlers(options, &mut wanted)?;
+    programs(options, &mut wanted)?;
+    for handler in &handlers {
+        kata::configure(options, handler, &mut wanted)?;
+    }
+    kubernetes::describe(options, &handlers, &mut wanted);
+    match engine(options)? {
+        Engine::Containerd => containerd::configure(options, &handlers, before, &mut wanted)?,
+        Engine::Crio => crio::configure(options, &handlers, &mut wanted),
+    }
+    hints(options, &handlers, &mut wanted);
+    Ok(wanted)
+}
+
+fn programs(options: &Options, wanted: &mut Wanted) -> Result<(), InstallError> {
+    let read = std::fs::read(&options.program);
+    let bytes = read.map_err(|error| InstallError::io("read", &options.program, error))?;
+    let digest = digest(&bytes);
+    let name = format!("husk-{}-{}", env!("CARGO_PKG_VERSION"), &digest[..12]);
+    let link = |target: String| Content::Link { target: target.into() };
+    let file = Content::File { bytes, mode: 0o755 };
+    wanted.items.push((options.prefix.join("lib/husk").join(&name), file));
+    wanted
+        .items
+        .push((program(options), link(format!("../lib/husk/{name}"))));
+    if options.file_server {
+        wanted
+            .items
+            .push((file_server(options), link(format!("../../lib/husk/{name}"))));
+    }
+    Ok(())
+}
+
+/// The engine that was asked for, or the only one that is here.
+fn engine(options: &Options) -> Result<Engine, InstallError> {
+    let is_here = |paths: [&str; 3]| paths.iter().any(|path| options.at(path.as_ref()).exists());
+    let containerd = is_here(["/etc/containerd", "/usr/bin/containerd", "/usr/local/bin/containerd"]);
+    let crio = is_here(["/etc/crio", "/usr/bin/crio", "/usr/local/bin/crio"]);
+    match (options.engine, containerd, crio) {
+        (Some(engine), ..) => Ok(engine),
+        (None, true, false) => Ok(Engine::Containerd),
+        (None, false, true) => Ok(Engine::Crio),
+        (None, true, true) => Err(InstallError::Engine {
+            found: "both containerd and CRI-O are here",
+        }),
+        (None, false, false) => Err(InstallError::Engine {
+            found: "neither containerd nor CRI-O is here",
+        }),
+    }
+}
+
+/// What is not husk's to change, and may be in the way.
+fn hints(options: &Options, handlers: &[Handler], wanted: &mut Wanted) {
+    let read = |path: &str| std::fs::read_to_string(options.at(path.as_ref())).unwrap_or_default();
+    let notes = &mut wanted.notes;
+    let classes = options.shared().join("kubernetes");
+    let names: Vec<_> = handlers.iter().map(|handler| handler.name.as_str()).collect();
+    notes.push(format!(
+        "once in the cluster: kubectl apply -f {} (runtime classes {})",
+        classes.join("runtimeclass.yaml").display(),
+        names.join(", ")
+    ));
+    if options.features.is_empty() {
+        notes.push("this host cannot run pods (husk check): node feature discovery is told nothing of it".into());
+    }
+    if !read("/sys/fs/selinux/enforce").trim().is_empty() {
+        let lib = options.prefix.join("lib/husk");
+        notes.push(format!(
+            "SELinux: the program needs the label of a hypervisor: semanage fcontext -a -t qemu_exec_t '{0}(/.*)?' && restorecon -R {0}",
+            lib.display()
+        ));
+    }
+    if read("/proc/sys/vm/overcommit_memory").trim() == "2" {
+        notes.push(
+            "vm.overcommit_memory is 2: the whole memory of each VM counts from its start; 0 lets guests touch theirs when they need it"
+                .into(),
+        );
+    }
+}

@@ -1,0 +1,172 @@
+//! `husk install` and `husk uninstall` as a shell sees them: the built program puts itself into a system below a temporary directory.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+const HUSK: &str = env!("CARGO_BIN_EXE_husk");
+
+/// A system with the Go shim and containerd.
+fn system() -> TempDir {
+    let root = tempfile::tempdir().unwrap();
+    for (path, text) in [
+        ("opt/kata/bin/containerd-shim-kata-v2", ""),
+        (
+            "opt/kata/share/defaults/kata-containers/configuration-clh.toml",
+            "[hypervisor.clh]\npath = \"/opt/kata/bin/cloud-hypervisor\"\n",
+        ),
+        (
+            "etc/containerd/config.toml",
+            "version = 3\nimports = [\"/etc/containerd/conf.d/*.toml\"]\n",
+        ),
+    ] {
+        let path = root.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    root
+}
+
+/// `husk COMMAND --root ROOT OPTIONS`: exit code, standard output, standard error.
+fn husk(root: &Path, command: &str, options: &[&str]) -> (i32, String, String) {
+    let mut husk = Command::new(HUSK);
+    husk.args([command, "--root"]).arg(root).args(options);
+    let Output { status, stdout, stderr } = husk.stdin(Stdio::null()).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+#[test]
+fn the_program_installs_itself_and_leaves_without_a_trace() {
+    let system = system();
+    let root = system.path();
+    let (code, told, errors) = husk(root, "install", &["--dry-run"]);
+    assert_eq!((code, errors.as_str()), (0, ""));
+    assert!(told.contains("create   /opt/husk/bin/husk -> "), "{told}");
+    assert!(!root.join("opt/husk").exists());
+    let (code, told, plan) = husk(root, "install", &[]);
+    assert_eq!((code, told.as_str()), (0, ""), "{plan}");
+    assert!(
+        plan.contains("create   /etc/containerd/conf.d/90-kata-husk.toml\n"),
+        "{plan}"
+    );
+    assert!(fs::read(root.join("opt/husk/bin/husk")).unwrap() == fs::read(HUSK).unwrap());
+    // It runs from there, and says that all is well.
+    let installed = Command::new(root.join("opt/husk/bin/husk"))
+        .args(["install", "--status", "--root"])
+        .arg(root)
+        .output()
+        .unwrap();
+    assert_eq!(installed.status.code(), Some(0));
+    let table = String::from_utf8(installed.stdout).unwrap();
+    assert!(table.lines().skip(1).all(|line| line.starts_with("ok ")), "{table}");
+    fs::write(root.join("etc/containerd/conf.d/90-kata-husk.toml"), "mine").unwrap();
+    let (code, table, _) = husk(root, "install", &["--status"]);
+    assert!(
+        code == 1 && table.contains("changed    /etc/containerd/conf.d/90-kata-husk.toml\n"),
+        "{table}"
+    );
+    let (code, told, _) = husk(root, "uninstall", &["--dry-run"]);
+    assert!(
+        code == 0 && told.contains("keep     /etc/containerd/conf.d/90-kata-husk.toml"),
+        "{told}"
+    );
+    assert!(root.join("opt/husk/bin/husk").exists());
+    assert_eq!(husk(root, "uninstall", &[]).0, 0);
+    assert!(!root.join("opt/husk").exists());
+    assert_eq!(
+        fs::read(root.join("etc/containerd/conf.d/90-kata-husk.toml")).unwrap(),
+        b"mine"
+    );
+    let (code, _, errors) = husk(root, "uninstall", &[]);
+    assert!(
+        code == 1 && errors.ends_with("husk is not installed below this prefix\n"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn a_vm_that_runs_keeps_its_program_through_an_upgrade_and_the_end() {
+    let system = system();
+    let root = system.path();
+    assert_eq!(husk(root, "install", &[]).0, 0);
+    let socket = root.join("api.sock");
+    let mut running = Command::new(root.join("opt/husk/bin/husk"))
+        .arg("--api-socket")
+        .arg(&socket)
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+        assert!(running.try_wait().unwrap().is_none());
+        std::thread::yield_now();
+    }
+    // A newer program: as it is, with a byte behind its end.
+    let newer = root.join("newer");
+    let mut bytes = fs::read(HUSK).unwrap();
+    bytes.push(0);
+    fs::write(&newer, bytes).unwrap();
+    fs::set_permissions(&newer, fs::metadata(HUSK).unwrap().permissions()).unwrap();
+    let upgrade = Command::new(&newer)
+        .args(["install", "--root"])
+        .arg(root)
+        .output()
+        .unwrap();
+    assert_eq!(upgrade.status.code(), Some(0), "{upgrade:?}");
+    let told = String::from_utf8(upgrade.stderr).unwrap();
+    assert!(told.contains("replace  /opt/husk/bin/husk -> "), "{told}");
+    assert!(fs::read(root.join("opt/husk/bin/husk")).unwrap() == fs::read(&newer).unwrap());
+    assert_eq!(husk(root, "uninstall", &[]).0, 0);
+    let ping = Command::new(HUSK).arg("ctl").arg(&socket).arg("ping").output().unwrap();
+    assert_eq!(ping.status.code(), Some(0), "it goes on: {ping:?}");
+    running.kill().unwrap();
+    assert_eq!(running.wait().unwrap().signal(), Some(9));
+}
+
+#[test]
+fn what_cannot_be_installed_is_one_line() {
+    let system = system();
+    let root = system.path();
+    for (options, code, says) in [
+        (
+            &["--runtime-class", "A"][..],
+            2,
+            "--runtime-class A: is no name of a handler; allowed: 1 to 60 of",
+        ),
+        (
+            &["--prefix", "opt"],
+            2,
+            "--prefix opt: is relative; allowed: an absolute path",
+        ),
+        (&["--kata", "/opt/../kata"], 2, "--kata /opt/../kata: has . or .. in it"),
+        (&["--kata", "/nowhere"], 1, "/nowhere: has neither of Kata's shims"),
+        (&["--overhead", "/nowhere"], 1, "cannot read /nowhere: No such file"),
+        (
+            &["--engine", "docker"],
+            2,
+            "invalid value 'docker' for '--engine <ENGINE>'; [possible values: containerd, crio]",
+        ),
+        (&["--status", "--dry-run"], 2, "cannot be used with"),
+        (&["--status"], 1, "husk is not installed below this prefix"),
+    ] {
+        let (told, out, errors) = husk(root, "install", options);
+        assert_eq!(
+            (told, out.as_str(), errors.lines().count()),
+            (code, "", 1),
+            "{options:?}: {errors}"
+        );
+        assert!(errors.contains(says), "{options:?}: {errors}");
+    }
+    fs::create_dir(root.join("etc/crio")).unwrap();
+    let (code, _, errors) = husk(root, "install", &[]);
+    assert!(
+        code == 2 && errors.contains("both containerd and CRI-O are here: say which one with --engine"),
+        "{errors}"
+    );
+    assert!(!root.join("opt/husk").exists());
+}
