@@ -147,12 +147,17 @@ fn the_three_forms_of_check_agree() {
     for output in [&table, &json, &nfd] {
         assert_eq!((output.status.code(), stderr(output)), (Some(i32::from(!eligible)), ""));
     }
-    let feature = if eligible {
-        "feature.node.kubernetes.io/runtime.kata=true\n"
-    } else {
-        ""
-    };
-    assert_eq!(stdout(&nfd), feature);
+    let features = stdout(&nfd);
+    assert_eq!(
+        features.starts_with("feature.node.kubernetes.io/runtime.kata=true\n"),
+        eligible
+    );
+    assert_eq!(features.is_empty(), !eligible);
+    assert!(
+        features
+            .lines()
+            .all(|line| line.starts_with("feature.node.kubernetes.io/"))
+    );
     let verdict = if eligible {
         "This host can run pods.\n"
     } else {

@@ -14,26 +14,36 @@ fn check(name: &'static str, status: Status, mandatory: bool) -> Check {
     }
 }
 
+fn features() -> Vec<(&'static str, String)> {
+    vec![("runtime.kata", "true".into()), ("husk.landlock", "7".into())]
+}
+
 fn bad() -> Report {
-    Report::new(vec![
+    let checks = vec![
         check("a", Status::Ok, true),
         check("b", Status::Warn, false),
         check("c", Status::Fail, true),
-    ])
+    ];
+    Report::new(checks, features())
 }
 
 #[test]
 fn only_a_mandatory_failure_decides() {
     assert!(!bad().is_eligible());
-    assert!(Report::new(vec![check("a", Status::Ok, true), check("b", Status::Warn, false)]).is_eligible());
-    assert!(Report::new(vec![check("b", Status::Fail, false)]).is_eligible());
+    let is_eligible = |checks| Report::new(checks, vec![]).is_eligible();
+    assert!(is_eligible(vec![
+        check("a", Status::Ok, true),
+        check("b", Status::Warn, false)
+    ]));
+    assert!(is_eligible(vec![check("b", Status::Fail, false)]));
 }
 
 #[test]
-fn node_feature_discovery_gets_its_line_or_nothing() {
+fn node_feature_discovery_gets_its_lines_or_nothing() {
     assert_eq!(bad().to_nfd(), "");
-    let good = Report::new(vec![check("a", Status::Ok, true)]);
-    assert_eq!(good.to_nfd(), "feature.node.kubernetes.io/runtime.kata=true\n");
+    let good = Report::new(vec![check("a", Status::Ok, true)], features());
+    let lines = "feature.node.kubernetes.io/runtime.kata=true\nfeature.node.kubernetes.io/husk.landlock=7\n";
+    assert_eq!(good.to_nfd(), lines);
 }
 
 #[test]
@@ -71,5 +81,9 @@ fn the_table_explains_what_is_wrong_and_ends_with_the_verdict() {
             "This host cannot run pods: c.",
         ]
     );
-    assert!(Report::new(vec![]).to_table().ends_with("This host can run pods.\n"));
+    assert!(
+        Report::new(vec![], vec![])
+            .to_table()
+            .ends_with("This host can run pods.\n")
+    );
 }

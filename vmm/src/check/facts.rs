@@ -6,7 +6,7 @@ use std::path::Path;
 
 use husk_virtio::fs::share::landlock_versions;
 
-use super::Limits;
+use super::{Limits, Node};
 use crate::kvm::probe::{KvmFacts, probe};
 use crate::machine::fips;
 
@@ -41,6 +41,8 @@ pub struct Facts {
     pub serving: Serving,
     /// Whether the kernel is in FIPS mode.
     pub fips: bool,
+    /// What an installation needs beside the kernel.
+    pub node: Node,
 }
 
 /// What `/proc/cpuinfo` says of the first processor.
@@ -142,6 +144,7 @@ impl Facts {
             huge_pages: huge_pages(root),
             serving: Serving::gather(root),
             fips: fips::is_on(root),
+            node: Node::gather(root),
         }
     }
 }

@@ -15,10 +15,13 @@
 //! | `memlock`, `cgroup memory`, `cgroup pids` | no | limits that this process would put on a VM |
 //! | `huge pages` | no | transparent or reserved ones |
 //! | `fips` | no | nothing: it says whether guests will be in that mode |
+//! | `container engine`, `kata`, `kata handlers` | no | the versions of what starts husk, and whether it is installed there |
+//! | `free memory` | no | room for a pod |
 //! | `share landlock`, `share users`, `share sandbox` | no | what confines whatever serves files: rules of the kernel, capabilities, namespaces |
 
 mod facts;
 mod limits;
+mod node;
 pub mod rules;
 
 use std::fmt::Write;
@@ -28,9 +31,10 @@ use serde::Serialize;
 
 pub use facts::{Cpu, Facts, HugePages, KvmDevice, Module, Serving, Virtualization};
 pub use limits::Limits;
+pub use node::Node;
 
-/// The feature that Kata's runtime classes select nodes by.
-const NFD_FEATURE: &str = "feature.node.kubernetes.io/runtime.kata=true\n";
+/// What labels of node feature discovery begin with.
+const NFD_PREFIX: &str = "feature.node.kubernetes.io/";
 
 /// How a check went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -67,20 +71,27 @@ pub struct Check {
 pub struct Report {
     eligible: bool,
     checks: Vec<Check>,
+    #[serde(skip)]
+    features: Vec<(&'static str, String)>,
 }
 
 /// Examines the host whose files lie under `root`.
 pub fn check(root: &Path) -> Report {
-    Report::new(rules::apply(&Facts::gather(root)))
+    let facts = Facts::gather(root);
+    Report::new(rules::apply(&facts), rules::features(&facts))
 }
 
 impl Report {
-    /// The verdict that follows from `checks`.
-    pub fn new(checks: Vec<Check>) -> Self {
+    /// The verdict that follows from `checks`, and what a host that can run pods is selected by.
+    pub fn new(checks: Vec<Check>, features: Vec<(&'static str, String)>) -> Self {
         let eligible = !checks
             .iter()
             .any(|check| check.mandatory && check.status == Status::Fail);
-        Self { eligible, checks }
+        Self {
+            eligible,
+            checks,
+            features,
+        }
     }
 
     /// Whether everything mandatory holds.
@@ -100,9 +111,12 @@ impl Report {
         text
     }
 
-    /// For node feature discovery's local source: the feature line, or nothing.
-    pub const fn to_nfd(&self) -> &'static str {
-        if self.eligible { NFD_FEATURE } else { "" }
+    /// For node feature discovery's local source: a line for each feature, or nothing for a host that cannot run pods.
+    pub fn to_nfd(&self) -> String {
+        let features = self.features.iter().filter(|_| self.eligible);
+        features
+            .map(|(name, value)| format!("{NFD_PREFIX}{name}={value}\n"))
+            .collect()
     }
 
     /// For people.

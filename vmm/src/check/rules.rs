@@ -1,6 +1,7 @@
 //! What the facts of a host mean for pods. Pure: facts in, checks out.
 
 mod comfort;
+mod node;
 mod shares;
 
 use super::{Check, Facts, KvmDevice, Module, Status, Virtualization};
@@ -31,6 +32,30 @@ pub fn apply(facts: &Facts) -> Vec<Check> {
         shares::landlock(facts),
         shares::users(facts),
         shares::sandbox(facts),
+        node::engine(facts),
+        node::kata(facts),
+        node::handlers(facts),
+        node::memory(facts),
+    ]
+}
+
+/// What a node of this kind can be selected by, as names and values: nothing that changes while it runs.
+pub fn features(facts: &Facts) -> Vec<(&'static str, String)> {
+    let yes = |it: bool| it.to_string();
+    let pages = &facts.huge_pages.transparent;
+    let modes = ["always", "madvise"];
+    vec![
+        ("runtime.kata", yes(true)),
+        ("husk.version", env!("CARGO_PKG_VERSION").into()),
+        ("husk.memory-gib", (facts.node.total_bytes >> 30).to_string()),
+        ("husk.bare-metal", yes(!facts.cpu.hypervisor)),
+        ("husk.vhost-net", yes(facts.vhost_net)),
+        ("husk.vhost-vsock", yes(facts.vhost_vsock)),
+        (
+            "husk.huge-pages",
+            yes(modes.contains(&pages.as_str()) || facts.huge_pages.reserved > 0),
+        ),
+        ("husk.landlock", facts.serving.landlock.to_string()),
     ]
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::check::{Cpu, HugePages, Limits, Report, Serving};
+use crate::check::{Cpu, HugePages, Limits, Node, Report, Serving};
 use crate::kvm::probe::KvmFacts;
 
 /// A bare-metal Intel host with everything.
@@ -31,6 +31,15 @@ fn good() -> Facts {
             user_namespaces: 0,
         },
         fips: false,
+        node: Node {
+            containerd: Some("2.1.5".into()),
+            kata: "4.1.0".into(),
+            shims: vec!["Rust", "Go"],
+            handlers: vec!["kata-husk".into()],
+            total_bytes: (64 << 30) - 1,
+            available_bytes: 2 << 30,
+            ..Node::default()
+        },
     }
 }
 
@@ -47,7 +56,7 @@ fn kvm() -> KvmFacts {
 fn verdict(change: impl FnOnce(&mut Facts)) -> (Vec<(&'static str, Status)>, bool) {
     let mut facts = good();
     change(&mut facts);
-    let report = Report::new(apply(&facts));
+    let report = Report::new(apply(&facts), features(&facts));
     let bad = report.checks().iter().filter(|check| check.status != Status::Ok);
     (
         bad.map(|check| (check.name, check.status)).collect(),
@@ -85,6 +94,7 @@ fn everything_that_is_not_ok_has_a_remedy() {
             huge_pages: HugePages::default(),
             serving: Serving::default(),
             fips: false,
+            node: Node::default(),
             ..good()
         }
     };
@@ -103,7 +113,7 @@ fn everything_that_is_not_ok_has_a_remedy() {
             .filter(|check| check.mandatory)
             .all(|check| check.status == Status::Fail)
     );
-    assert_eq!(checks.iter().filter(|check| check.status == Status::Warn).count(), 9);
+    assert_eq!(checks.iter().filter(|check| check.status == Status::Warn).count(), 13);
     assert!(apply(&good()).iter().all(|check| check.remedy.is_none()));
 }
 
@@ -279,6 +289,33 @@ fn what_holds_those_who_serve_files_is_told() {
     assert_eq!(sandbox(1 << 21, 0).status, Status::Ok);
     assert_eq!(sandbox(0, 9).found, "user, mount, network and IPC namespaces");
     assert_eq!(sandbox(0, 0).status, Status::Warn);
+}
+
+#[test]
+fn what_an_installation_needs_is_told_with_its_version() {
+    let found = |name| found(name, |_| {}).found;
+    assert_eq!(found("container engine"), "containerd 2.1.5");
+    assert_eq!(found("kata"), "4.1.0, shims: Rust, Go");
+    assert_eq!(found("kata handlers"), "kata-husk");
+    assert_eq!(found("free memory"), "2048 MiB, enough for 3 pods of 512 MiB");
+    let (bad, eligible) = verdict(|facts| facts.node.available_bytes = 641 << 20);
+    assert_eq!((bad, eligible), (vec![("free memory", Status::Warn)], true));
+}
+
+#[test]
+fn features_are_labels_and_stay_while_the_host_runs() {
+    let mut facts = good();
+    let told = features(&facts);
+    assert!(told.contains(&("husk.memory-gib", "63".into())) && told.contains(&("husk.bare-metal", "true".into())));
+    // Kubernetes' labels: up to 63 of these, alphanumeric at both ends.
+    let fits = |text: &str| {
+        let inside = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let end = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+        text.len() <= 63 && text.chars().all(inside) && end(text.chars().next()) && end(text.chars().last())
+    };
+    assert!(told.iter().all(|(name, value)| fits(name) && fits(value)), "{told:?}");
+    facts.node.available_bytes = 0;
+    assert_eq!(features(&facts), told);
 }
 
 #[test]

@@ -67,7 +67,7 @@ impl InstallArgs {
             file_server: self.file_server,
             program,
             overhead: self.overhead.as_deref().map(Overhead::read).transpose()?,
-            features: check::check(&self.root).to_nfd().into(),
+            features: check::check(&self.root).to_nfd(),
             root: self.root,
         })
     }

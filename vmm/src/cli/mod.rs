@@ -276,7 +276,7 @@ fn check(args: CheckArgs) -> Code {
     let report = check::check(Path::new("/"));
     let text = match args {
         CheckArgs { json: true, .. } => report.to_json(),
-        CheckArgs { nfd: true, .. } => report.to_nfd().to_string(),
+        CheckArgs { nfd: true, .. } => report.to_nfd(),
         _ => report.to_table(),
     };
     answer(

@@ -32,6 +32,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use apply::apply;
+pub(crate) use containerd::program_version;
+pub(crate) use kata::Shim;
 pub use overhead::Overhead;
 pub use plan::{Plan, plan};
 pub use remove::{Removal, removal, remove};

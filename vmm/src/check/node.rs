@@ -1,0 +1,179 @@
+//! What a node has beside its kernel: a container engine, Kata, handlers, memory.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use toml_edit::{DocumentMut, Item, TableLike};
+
+use super::facts::read;
+use crate::install::{Shim, beneath, program_version};
+
+/// Where Kata is, unless somebody put it elsewhere.
+const KATA: &str = "/opt/kata";
+/// Files of the engines, and folders of their drop-ins.
+const CONFIGURATIONS: [&str; 4] = [
+    "/etc/containerd/config.toml",
+    "/etc/containerd/conf.d",
+    "/etc/crio/crio.conf",
+    "/etc/crio/crio.conf.d",
+];
+
+/// The node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Version of containerd, if it is here.
+    pub containerd: Option<String>,
+    /// Version of CRI-O, if it is here.
+    pub crio: Option<String>,
+    /// Version of Kata, as its own file says; empty when unknown.
+    pub kata: String,
+    /// Which of Kata's shims are here: `Rust`, `Go`.
+    pub shims: Vec<&'static str>,
+    /// Handlers of the engines that start one of Kata's shims.
+    pub handlers: Vec<String>,
+    /// Memory of the host, in bytes.
+    pub total_bytes: u64,
+    /// Memory that could be had without swapping (`MemAvailable`), in bytes.
+    pub available_bytes: u64,
+}
+
+impl Node {
+    /// Reads it below `root`; engines are asked for their version.
+    pub(super) fn gather(root: &Path) -> Self {
+        let meminfo = read(root, "proc/meminfo");
+        let bytes = |field: &str| {
+            let value = meminfo.lines().find_map(|line| line.strip_prefix(field))?;
+            let kibibytes: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
+            kibibytes.checked_mul(1024)
+        };
+        let has = |shim: &Shim| beneath(root, &Path::new(KATA).join(shim.program())).is_file();
+        let shims = Shim::ALL.into_iter().filter(has).map(|shim| match shim {
+            Shim::Rust => "Rust",
+            Shim::Go => "Go",
+        });
+        let kata = read(root, &format!("{}/VERSION", &KATA[1..]));
+        Self {
+            containerd: program_version(root, "containerd"),
+            crio: program_version(root, "crio"),
+            kata: kata.trim().chars().filter(|c| !c.is_control()).take(32).collect(),
+            shims: shims.collect(),
+            handlers: handlers(root),
+            total_bytes: bytes("MemTotal:").unwrap_or(0),
+            available_bytes: bytes("MemAvailable:").unwrap_or(0),
+        }
+    }
+}
+
+/// Names of the handlers that start a program or shim with `kata` in its name, sorted. A file that cannot be read has none.
+fn handlers(root: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    for path in CONFIGURATIONS
+        .iter()
+        .flat_map(|path| files(&beneath(root, Path::new(path))))
+    {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let Ok(document) = text.parse::<DocumentMut>() else {
+            continue;
+        };
+        let plugins = document.get("plugins").and_then(Item::as_table_like);
+        let of_containerd = plugins.into_iter().flat_map(TableLike::iter);
+        let of_containerd = of_containerd.filter_map(|(_, plugin)| plugin.get("containerd")?.get("runtimes"));
+        let of_crio = document
+            .get("crio")
+            .and_then(|crio| crio.get("runtime")?.get("runtimes"));
+        for runtimes in of_containerd.chain(of_crio).filter_map(Item::as_table_like) {
+            let of_kata = runtimes.iter().filter(|(_, runtime)| {
+                let value = |key: &str| runtime.get(key).and_then(Item::as_str).unwrap_or_default();
+                value("runtime_path").contains("kata") || value("runtime_type").contains("kata")
+            });
+            names.extend(of_kata.map(|(name, _)| name.to_owned()));
+        }
+    }
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// `path`, or the files in it.
+fn files(path: &Path) -> Vec<PathBuf> {
+    if !path.is_dir() {
+        return vec![path.to_owned()];
+    }
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.path())
+        .filter(|path| path.is_file())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn host(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn a_node_is_read_from_its_files_and_its_engines() {
+        let root = host(&[
+            (
+                "usr/bin/containerd",
+                "#!/bin/sh\necho containerd github.com/x/v2 v2.1.5 abc\n",
+            ),
+            (
+                "usr/local/bin/crio",
+                "#!/bin/sh\necho 'crio version 1.33.1'\necho 'Version: 9'\n",
+            ),
+            ("opt/kata/VERSION", "4.1.0\n"),
+            ("opt/kata/bin/containerd-shim-kata-v2", ""),
+            ("proc/meminfo", "MemTotal:  4194304 kB\nMemAvailable:    2097152 kB\n"),
+            (
+                "etc/containerd/config.toml",
+                "[plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n",
+            ),
+            (
+                "etc/containerd/conf.d/90-kata-husk.toml",
+                "[plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.kata-husk]\nruntime_type = \"io.containerd.kata-husk.v2\"\n",
+            ),
+            (
+                "etc/crio/crio.conf.d/50-a.conf",
+                "[crio.runtime.runtimes.pods]\nruntime_path = \"/opt/kata/bin/containerd-shim-kata-v2\"\n",
+            ),
+            ("etc/crio/crio.conf.d/60-broken", "[[["),
+        ]);
+        let node = Node::gather(root.path());
+        assert_eq!(
+            node,
+            Node {
+                containerd: Some("2.1.5".into()),
+                crio: Some("1.33.1".into()),
+                kata: "4.1.0".into(),
+                shims: vec!["Go"],
+                handlers: vec!["kata-husk".into(), "pods".into()],
+                total_bytes: 4 << 30,
+                available_bytes: 2 << 30,
+            }
+        );
+    }
+
+    #[test]
+    fn an_engine_that_fails_or_says_nothing_has_no_version() {
+        let root = host(&[
+            ("usr/bin/containerd", "#!/bin/sh\necho containerd unknown\n"),
+            ("usr/bin/crio", "no program"),
+        ]);
+        let node = Node::gather(root.path());
+        assert_eq!((node.containerd, node.crio), (None, None));
+        assert_eq!(Node::gather(host(&[]).path()), Node::default());
+    }
+}
