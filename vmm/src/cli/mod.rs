@@ -41,8 +41,8 @@ use clap_complete::Shell;
 use crate::check;
 use crate::control::{self, Exit};
 use crate::ctl::show;
-use crate::install::{apply, plain_path, plan, removal, remove};
 use crate::explain::exit_codes;
+use crate::install::{apply, plain_path, plan, removal, remove};
 use crate::machine::BuildError;
 use crate::trace::{Begin, Phase, Trace};
 
@@ -421,7 +421,16 @@ fn usage(of: Option<&str>, message: &str) -> Code {
 fn command_of(args: &[OsString]) -> Option<&'static str> {
     let asked = args.get(1)?;
     let known = [
-        "run", "check", "ctl", "ps", "top", "fs", "install", "uninstall", "explain", "completions",
+        "run",
+        "check",
+        "ctl",
+        "ps",
+        "top",
+        "fs",
+        "install",
+        "uninstall",
+        "explain",
+        "completions",
     ];
     known.into_iter().find(|name| asked == name)
 }

@@ -159,7 +159,7 @@ fn columns() -> Vec<(&'static str, Vec<Command>)> {
     let disk = || NewDevice::Disk(serde_json::from_value(json!({"path": "/d"})).unwrap());
     vec![
         (
-            "vm.counters, vmm.metrics, vm.resize-status, vm.containers, vm.set-containers, vm.power-button",
+            "vm.counters, vmm.metrics, vm.events, vm.resize-status, vm.containers, vm.set-containers, vm.power-button",
             vec![
                 Command::Counters,
                 Command::Metrics,

@@ -57,7 +57,7 @@ pub fn top(interval: Duration, patience: Duration) -> io::Result<()> {
                         terminal::stop_process();
                     }
                     Signal::Continue => write(ENTER)?,
-                    Signal::WindowChange => {}
+                    Signal::WindowChange | Signal::LogMore | Signal::LogLess => {}
                 }
             }
         }

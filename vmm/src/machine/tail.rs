@@ -131,10 +131,13 @@ impl Port {
 
 impl Write for Kept {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.output.write(bytes);
         if self.shared.wanted.load(Ordering::Relaxed) {
-            lock(&self.port).put(bytes);
+            // What is not written now comes again, or nobody but this hears of it.
+            let said = written.as_ref().map_or(bytes.len(), |written| *written);
+            lock(&self.port).put(bytes.get(..said).unwrap_or(bytes));
         }
-        self.output.write(bytes)
+        written
     }
 
     fn flush(&mut self) -> io::Result<()> {
