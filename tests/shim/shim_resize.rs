@@ -3,7 +3,8 @@
 
 use husk_tests::api::Shim;
 use husk_tests::dynamic::{Change, Limits, Sizer};
-use husk_tests::pod::Pod;
+use husk_tests::husk;
+use husk_tests::pod::{Launch, Pod};
 use husk_tests::resize::Resizing;
 use serde_json::Value;
 
@@ -30,10 +31,16 @@ struct Lab {
 }
 
 impl Lab {
-    /// A pod whose guest has loaded `drivers`.
-    fn start(shim: Shim, drivers: &[&str]) -> Self {
+    /// A pod whose guest has loaded `drivers`, of a node that starts husk with `options`.
+    fn start(shim: Shim, drivers: &[&str], options: &[&str]) -> Self {
         let folder = folder();
-        let mut pod = Pod::launch(initrd(shim), folder.path()).unwrap();
+        let program = husk().get_program().to_str().unwrap().to_owned();
+        let words = options.iter().map(|option| (*option).to_owned());
+        let launch = Launch {
+            program: std::iter::once(program).chain(words).collect(),
+            ..Launch::default()
+        };
+        let mut pod = Pod::launch_with(initrd(shim), folder.path(), launch).unwrap();
         let mut agent = pod.start().unwrap();
         for driver in drivers {
             agent.load_module(driver).unwrap();
@@ -53,6 +60,15 @@ impl Lab {
         let asked = self.sizer.perform(&mut self.pod, &mut self.agent, change).unwrap();
         assert_eq!(asked, requests, "{change:?}");
         self.agree(vcpus, mib);
+    }
+
+    /// What the memory that has come consists of: bytes in blocks of virtio-mem, if there is such a device, and in each DIMM.
+    fn comes_as(&mut self) -> (Option<u64>, Vec<u64>) {
+        let status: Value = self.pod.api().get("vm.resize-status").unwrap().json().unwrap();
+        let memory = &status["memory"];
+        let dimms = memory["dimms"].as_array().unwrap().iter();
+        let dimms = dimms.map(|dimm| dimm["bytes"].as_u64().unwrap());
+        (memory["virtio_mem"]["plugged_bytes"].as_u64(), dimms.collect())
     }
 
     /// Host and guest have this, and the host says that it came about.
@@ -83,7 +99,7 @@ impl Lab {
 #[test]
 fn containers_of_the_rust_shim_come_change_and_go() {
     // Memory comes as DIMMs, of whole blocks.
-    let mut lab = Lab::start(Shim::Rust, &[]);
+    let mut lab = Lab::start(Shim::Rust, &[], &[]);
     let steps: &[Step] = &[
         // The sandbox's own container has no limits.
         (Change::Add("pause", limits(0, 0)), &[INFO], 1, 256),
@@ -162,13 +178,14 @@ fn containers_of_the_rust_shim_come_change_and_go() {
     for step in steps {
         lab.perform(*step);
     }
+    assert_eq!(lab.comes_as(), (Some(0), vec![256 * MIB, 128 * MIB, 256 * MIB]));
     lab.end();
 }
 
 #[test]
 fn containers_of_the_go_shim_come_change_and_go() {
     // Memory comes by virtio-mem; the shim asks for whole blocks of the guest all the same.
-    let mut lab = Lab::start(Shim::Go, &["virtio_mem"]);
+    let mut lab = Lab::start(Shim::Go, &["virtio_mem"], &[]);
     lab.perform((
         Change::Add("pause", limits(0, 0)),
         &[
@@ -252,5 +269,126 @@ fn containers_of_the_go_shim_come_change_and_go() {
         1,
         896,
     ));
+    assert_eq!(lab.comes_as(), (Some(640 * MIB), vec![]));
+    lab.end();
+}
+
+#[test]
+fn containers_of_the_rust_shim_go_and_come_again_in_what_is_left_of_them() {
+    // Memory comes by virtio-mem.
+    let mut lab = Lab::start(Shim::Rust, &["virtio_mem"], &[]);
+    let steps: &[Step] = &[
+        (Change::Add("pause", limits(0, 0)), &[INFO], 1, 256),
+        (
+            Change::Add("a", limits(3000, 384)),
+            &[
+                r#"PUT vm.resize {"desired_balloon":null,"desired_ram":null,"desired_vcpus":4}"#,
+                INFO,
+                r#"PUT vm.resize {"desired_balloon":null,"desired_ram":671088640,"desired_vcpus":null}"#,
+            ],
+            4,
+            640,
+        ),
+        (
+            Change::Remove("a"),
+            &[
+                r#"PUT vm.resize {"desired_balloon":null,"desired_ram":null,"desired_vcpus":1}"#,
+                INFO,
+            ],
+            1,
+            640,
+        ),
+        // Its memory is there still, its vCPUs come again.
+        (
+            Change::Add("b", limits(2000, 384)),
+            &[
+                r#"PUT vm.resize {"desired_balloon":null,"desired_ram":null,"desired_vcpus":3}"#,
+                INFO,
+            ],
+            3,
+            640,
+        ),
+        (
+            Change::Update("b", limits(500, 400)),
+            &[
+                r#"PUT vm.resize {"desired_balloon":null,"desired_ram":null,"desired_vcpus":2}"#,
+                INFO,
+                r#"PUT vm.resize {"desired_balloon":null,"desired_ram":805306368,"desired_vcpus":null}"#,
+            ],
+            2,
+            768,
+        ),
+        (
+            Change::Remove("b"),
+            &[
+                r#"PUT vm.resize {"desired_balloon":null,"desired_ram":null,"desired_vcpus":1}"#,
+                INFO,
+            ],
+            1,
+            768,
+        ),
+    ];
+    for step in steps {
+        lab.perform(*step);
+    }
+    assert_eq!(lab.comes_as(), (Some(512 * MIB), vec![]));
+    lab.end();
+}
+
+#[test]
+fn a_node_that_says_acpi_has_dimms_though_the_guest_could_have_blocks() {
+    let mut lab = Lab::start(Shim::Go, &["virtio_mem"], &["--hotplug-method", "acpi"]);
+    lab.perform((
+        Change::Add("a", limits(2000, 256)),
+        &[
+            INFO,
+            r#"PUT vm.resize {"desired_vcpus":3}"#,
+            INFO,
+            INFO,
+            r#"PUT vm.resize {"desired_ram":536870912}"#,
+            INFO,
+            r#"PUT vm.resize {"desired_vcpus":3}"#,
+            INFO,
+            INFO,
+        ],
+        3,
+        512,
+    ));
+    lab.perform((
+        Change::Update("a", limits(600, 300)),
+        &[
+            INFO,
+            r#"PUT vm.resize {"desired_vcpus":2}"#,
+            INFO,
+            INFO,
+            r#"PUT vm.resize {"desired_ram":671088640}"#,
+        ],
+        2,
+        640,
+    ));
+    // Less is not asked for, and nothing at all when a container ends.
+    lab.perform((
+        Change::Update("a", limits(600, 100)),
+        &[INFO, r#"PUT vm.resize {"desired_vcpus":2}"#, INFO, INFO],
+        2,
+        640,
+    ));
+    lab.perform((Change::Remove("a"), &[], 2, 640));
+    lab.perform((
+        Change::Add("b", limits(0, 128)),
+        &[
+            INFO,
+            r#"PUT vm.resize {"desired_vcpus":1}"#,
+            INFO,
+            INFO,
+            INFO,
+            r#"PUT vm.resize {"desired_vcpus":1}"#,
+            INFO,
+            INFO,
+        ],
+        1,
+        640,
+    ));
+    assert_eq!(lab.comes_as(), (None, vec![256 * MIB, 128 * MIB]));
     lab.end();
 }

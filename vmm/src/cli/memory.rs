@@ -3,7 +3,7 @@
 use super::pairs::{PairsError, parse_pairs};
 use super::size::{BadSize, SizeError, parse_size, size};
 use super::switch::{BadSwitch, switch};
-use crate::config::{HotplugMethod, MemoryConfig};
+use crate::config::{Hotplug, MemoryConfig};
 
 /// Every key, in the order in which help and errors list them.
 const KEYS: [&str; 9] = [
@@ -31,12 +31,17 @@ pub enum MemoryArgError {
     #[error(transparent)]
     Size(#[from] BadSize),
     /// No way to add memory.
-    #[error("method is '{0}', allowed: acpi, virtio-mem, auto")]
-    Method(String),
+    #[error("method is {0}")]
+    Method(#[from] BadMethod),
     /// No switch.
     #[error(transparent)]
     Switch(#[from] BadSwitch),
 }
+
+/// Not the name of a way to add memory.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}', allowed: acpi, virtio-mem, auto")]
+pub struct BadMethod(String);
 
 /// Reads `SIZE`, or `size=SIZE,hotplug=SIZE,…`.
 pub fn parse_memory(text: &str) -> Result<MemoryConfig, MemoryArgError> {
@@ -49,7 +54,7 @@ pub fn parse_memory(text: &str) -> Result<MemoryConfig, MemoryArgError> {
         match key {
             "size" => memory.size = size(key, value)?,
             "hotplug" => memory.hotplug_size = Some(size(key, value)?),
-            "method" => (memory.hotplug_method, memory.acpi_only) = method(value)?,
+            "method" => memory.set_hotplug(parse_method(&value)?),
             "hugepage_size" => memory.hugepage_size = Some(size(key, value)?),
             "shared" => memory.shared = switch(key, value)?,
             "hugepages" => memory.hugepages = switch(key, value)?,
@@ -61,13 +66,13 @@ pub fn parse_memory(text: &str) -> Result<MemoryConfig, MemoryArgError> {
     Ok(memory)
 }
 
-/// The method, and whether it is ACPI alone.
-fn method(found: String) -> Result<(HotplugMethod, bool), MemoryArgError> {
-    match found.as_str() {
-        "auto" => Ok((HotplugMethod::Acpi, false)),
-        "acpi" => Ok((HotplugMethod::Acpi, true)),
-        "virtio-mem" => Ok((HotplugMethod::VirtioMem, false)),
-        _ => Err(MemoryArgError::Method(found)),
+/// Reads `acpi`, `virtio-mem` or `auto`.
+pub fn parse_method(text: &str) -> Result<Hotplug, BadMethod> {
+    match text {
+        "auto" => Ok(Hotplug::Either),
+        "acpi" => Ok(Hotplug::Dimms),
+        "virtio-mem" => Ok(Hotplug::Blocks),
+        _ => Err(BadMethod(text.into())),
     }
 }
 

@@ -11,9 +11,10 @@ use anyhow::Context;
 use clap::{ArgAction, Args};
 
 use super::log::LogArgs;
+use super::memory::parse_method;
 use super::reclaim::parse_reclaim;
 use crate::api::Server;
-use crate::config::{Reclaim, ResizeTimeout, RunOptions};
+use crate::config::{Hotplug, Reclaim, ResizeTimeout, RunOptions};
 use crate::control::{self, Exit};
 use crate::events::Events;
 use crate::process::inherited;
@@ -60,6 +61,12 @@ pub struct ServeArgs {
     ///   keep=SIZE       but for so much (default 64M)
     #[arg(long, value_name = "POLICY", default_value = "off", value_parser = parse_reclaim, verbatim_doc_comment, help_heading = "Serve the API")]
     pub reclaim: Reclaim,
+
+    /// How memory comes to VMs: acpi, virtio-mem, or auto, virtio-mem where the guest has a driver
+    ///
+    /// For those whose client asks for Acpi, as all shims do, and does not set acpi_only.
+    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = parse_method, help_heading = "Serve the API")]
+    pub hotplug_method: Hotplug,
 
     /// Log more: -v for information, -vv to debug, -vvv for everything
     #[arg(short, long = "verbose", action = ArgAction::Count, help_heading = "Serve the API")]
@@ -124,6 +131,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Exit, Failure> {
         seccomp: args.seccomp,
         resize_timeout: ResizeTimeout(Duration::from_millis(args.resize_timeout)),
         reclaim: args.reclaim,
+        hotplug: args.hotplug_method,
         ..RunOptions::default()
     };
     let started = start(

@@ -190,3 +190,16 @@ fn numbers_of_the_wrong_size_or_sign_are_refused() {
         serde_json::from_value::<DiskConfig>(disk.clone()).expect_err(&disk.to_string());
     }
 }
+
+#[test]
+fn a_node_says_how_memory_comes_where_a_client_asks_for_acpi() {
+    let ways = [Hotplug::Either, Hotplug::Dimms, Hotplug::Blocks];
+    for (node, own) in ways.iter().flat_map(|node| ways.map(|own| (*node, own))) {
+        let mut memory = MemoryConfig::default();
+        memory.set_hotplug(own);
+        assert_eq!(memory.hotplug(), own);
+        node.apply(&mut memory);
+        let expected = if own == Hotplug::Either { node } else { own };
+        assert_eq!(memory.hotplug(), expected, "{node:?} {own:?}");
+    }
+}

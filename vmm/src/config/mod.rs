@@ -253,14 +253,24 @@ pub enum HotplugMethod {
 }
 
 /// How memory may be added to a running guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Hotplug {
     /// As DIMMs alone.
     Dimms,
     /// As blocks of virtio-mem alone.
     Blocks,
     /// As blocks where the guest has a driver for them, as DIMMs otherwise.
+    #[default]
     Either,
+}
+
+impl Hotplug {
+    /// Has `memory` follow what its node says, unless it says more than shims do.
+    pub fn apply(self, memory: &mut MemoryConfig) {
+        if memory.hotplug() == Self::Either {
+            memory.set_hotplug(self);
+        }
+    }
 }
 
 impl MemoryConfig {
@@ -271,6 +281,15 @@ impl MemoryConfig {
             (HotplugMethod::Acpi, true) => Hotplug::Dimms,
             (HotplugMethod::Acpi, false) => Hotplug::Either,
         }
+    }
+
+    /// Sets how memory may be added.
+    pub fn set_hotplug(&mut self, hotplug: Hotplug) {
+        (self.hotplug_method, self.acpi_only) = match hotplug {
+            Hotplug::Blocks => (HotplugMethod::VirtioMem, false),
+            Hotplug::Dimms => (HotplugMethod::Acpi, true),
+            Hotplug::Either => (HotplugMethod::Acpi, false),
+        };
     }
 
     /// Bytes of the host's page behind it.

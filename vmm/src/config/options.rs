@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Reclaim;
+use super::{Hotplug, Reclaim};
 use crate::machine::Tail;
 use crate::seccomp::Mode;
 use crate::trace::Trace;
@@ -23,6 +23,8 @@ pub struct RunOptions {
     pub resize_timeout: ResizeTimeout,
     /// What VMs give back without being asked for less, unless their configuration says.
     pub reclaim: Reclaim,
+    /// How memory comes to VMs, unless their configuration says.
+    pub hotplug: Hotplug,
     /// Takes the phases of the run. Off unless somebody will read it.
     pub trace: Trace,
     /// Has what the guest printed last. Off unless somebody may ask for events.

@@ -331,6 +331,7 @@ impl Controller {
             return Err(conflict(format!("id '{id}' is used by two devices, ids must differ")));
         }
         self.options.reclaim.apply(&mut config);
+        self.options.hotplug.apply(&mut config.memory);
         config.validate(self.limits()).map_err(|e| bad_request(&e))?;
         // Descriptors come with vm.add-net alone.
         let nets = config.net.iter().try_for_each(|net| net::check(net, 0));
