@@ -1,7 +1,6 @@
 //! husk's own file server in virtiofsd's place.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use husk_guest::{Call, Reply};
@@ -10,26 +9,9 @@ use husk_tests::pod::Pod;
 use husk_tests::share::FileServer;
 use serde_json::{Value, json};
 
-use crate::{MOUNT, a_tree_from_each_processor, guest, mount, sh, shape};
+use crate::{MOUNT, Mounted, a_tree_from_each_processor, guest, mount, sh, shape};
 
 const QUEUES: usize = 2;
-
-/// Something that is mounted on the host until this is dropped.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn new(what: &[&str], at: &Path) -> Self {
-        let mounted = Command::new("mount").args(what).arg(at).status();
-        assert!(mounted.unwrap().success(), "{what:?} at {}", at.display());
-        Self(at.into())
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
 
 /// One boot for all of it: what the others ask of virtiofsd is asked here of husk.
 #[test]

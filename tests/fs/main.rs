@@ -12,6 +12,7 @@ mod server;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use husk_guest::tree::{self, Depth, Plan, Survey};
 use husk_guest::{Call, Reply};
@@ -133,6 +134,23 @@ fn a_tree_from_each_processor(agent: &mut Agent, at: &str, host: &Path, files: u
         assert_eq!(look(&format!("{at}/{name}")), expected, "{name} in the guest");
         let survey = tree::survey(&host.join(name), Depth::Contents).unwrap();
         assert_eq!(Reply::Surveyed { survey }, expected, "{name} on the host");
+    }
+}
+
+/// Something that is mounted on the host until this is dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(what: &[&str], at: &Path) -> Self {
+        let mounted = Command::new("mount").args(what).arg(at).status();
+        assert!(mounted.unwrap().success(), "{what:?} at {}", at.display());
+        Self(at.into())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 

@@ -498,3 +498,22 @@ fn a_reset_forgets_everything_but_the_root() {
     assert_eq!(counters, [1, 1, 0, 0]);
     assert_ne!(share.node("a"), a.node, "no number is given twice");
 }
+
+/// The memory of a process has no bytes at the address 0, and its file says of them what a disk says of a broken sector.
+#[test]
+fn what_the_host_cannot_read_or_write_is_told_and_the_file_goes_on() {
+    let own = format!("/proc/{}", std::process::id());
+    let tree = Tree::open_within(&ShareConfig::new(own), Budget::new(64)).unwrap();
+    tree.begin(tree.abilities());
+    tree.enter().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let share = Share { dir, tree };
+    let memory = share.node("mem");
+    let handle = share.open(memory, O_RDWR).unwrap();
+    assert_eq!(share.read(memory, handle, 0, 16), Err(Errno::IO));
+    assert_eq!(share.write(memory, handle, 0, b"x"), Err(Errno::IO));
+    // Beside what is broken the rest is read.
+    let known = *b"what is there";
+    let at = known.as_ptr().addr() as u64;
+    assert_eq!(share.read(memory, handle, at, known.len()).unwrap(), known);
+}

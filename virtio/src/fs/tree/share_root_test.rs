@@ -48,3 +48,36 @@ fn a_label_without_selinux_is_refused_when_the_share_is_opened() {
     let expected = "cannot share DIR with the label system_u:object_r:container_file_t:s0:c1,c2: it takes a host with SELinux that knows it";
     assert_eq!(text, expected);
 }
+
+#[test]
+fn a_label_is_written_whole_and_taken_back_by_an_empty_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("fscreate");
+    assert!(
+        thread::write_label(&file, None).is_err(),
+        "nothing is made where the host has no such file"
+    );
+    let label = c"system_u:object_r:container_file_t:s0:c1,c2";
+    for (label, expected) in [(Some(label), label.to_bytes_with_nul()), (None, b"\0")] {
+        fs::write(&file, "").unwrap();
+        thread::write_label(&file, label).unwrap();
+        assert_eq!(fs::read(&file).unwrap(), expected);
+    }
+}
+
+#[test]
+fn a_thread_that_cannot_have_the_label_is_not_prepared() {
+    if Path::new("/sys/fs/selinux/enforce").exists() {
+        eprintln!("skipped: there is SELinux here");
+        return;
+    }
+    let mut share = Share::new();
+    share.tree.policy.label = Some(c"u:r:t:s0".into());
+    std::thread::scope(|scope| {
+        let prepare = || {
+            share.tree.enter().unwrap_err();
+            assert_eq!(thread::check(), Err(Errno::IO));
+        };
+        scope.spawn(prepare).join().unwrap();
+    });
+}

@@ -3,7 +3,9 @@
 
 use std::cell::Cell;
 use std::ffi::CStr;
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::process::{fchdir, umask};
@@ -43,5 +45,13 @@ pub(super) fn check() -> Result<(), Errno> {
 
 /// Has the thread make files with `label`, or with what the host thinks right.
 pub(super) fn set_label(label: Option<&CStr>) -> io::Result<()> {
-    std::fs::write(FSCREATE, label.map_or(&b"\0"[..], CStr::to_bytes_with_nul))
+    write_label(FSCREATE.as_ref(), label)
+}
+
+/// In one call, which is the kernel's condition; the end of the text is a part of it (`security_setprocattr`, Linux `fs/proc/base.c`).
+pub(super) fn write_label(file: &Path, label: Option<&CStr>) -> io::Result<()> {
+    File::options()
+        .write(true)
+        .open(file)?
+        .write_all(label.map_or(&b"\0"[..], CStr::to_bytes_with_nul))
 }
