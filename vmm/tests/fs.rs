@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
 
 use front_end::FrontEnd;
-use rustix::process::{Pid, Signal, geteuid, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, geteuid, kill_process, prlimit};
 use tempfile::TempDir;
 
 const HUSK: &str = env!("CARGO_BIN_EXE_husk");
@@ -473,6 +473,52 @@ fn a_sandbox_leaves_the_process_with_what_it_needs() {
         drop(front_end);
         assert!(daemon.end().success(), "{}", daemon.said);
     }
+}
+
+/// The process has no descriptor left: who wants one is told, and what has one goes on.
+#[test]
+fn a_process_without_descriptors_serves_what_is_open_and_everything_once_it_has_some() {
+    let mut daemon = Daemon::start(&[]);
+    let mut front_end = daemon.front_end();
+    front_end.mount();
+    let file = front_end.open("greeting");
+    let pid = Pid::from_child(&daemon.child);
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", daemon.child.id())).unwrap();
+    let numbers = descriptors.map(|entry| {
+        entry
+            .unwrap()
+            .file_name()
+            .into_string()
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+    });
+    // From a limit at or below the lowest that is free on, none can be had.
+    let mut taken: Vec<_> = numbers.collect();
+    taken.sort_unstable();
+    let all = taken.len() as u64;
+    let free = (0..)
+        .zip(taken)
+        .find(|(number, taken)| number != taken)
+        .map_or(all, |(number, _)| number);
+    let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.child.id())).unwrap();
+    let files = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))
+        .unwrap();
+    let maximum = files.split_whitespace().nth(1).unwrap().parse().ok();
+    let limit = |current| {
+        let limit = Rlimit { current, maximum };
+        prlimit(Some(pid), Resource::Nofile, limit).unwrap().current
+    };
+    let before = limit(Some(free));
+    assert_eq!(front_end.open_to_write("greeting"), Err(-libc::EMFILE));
+    assert_eq!(front_end.lock(file, 1, true), Err(-libc::EMFILE));
+    limit(before);
+    assert_eq!(front_end.open_to_write("greeting"), Ok(()));
+    assert_eq!(front_end.lock(file, 1, true), Ok(()));
+    drop(front_end);
+    assert!(daemon.end().success(), "{}", daemon.said);
 }
 
 #[test]
