@@ -24,10 +24,10 @@ use crate::terminal::{self, Outlet, OutletError};
 
 use limit::{Admission, Limit, Origin};
 use line::{Entry, Speaker};
-use target::{Sent, Target};
+use target::Target;
 
 pub use line::Format;
-pub use target::{BadDestination, Destination};
+pub use target::{BadDestination, Destination, JOURNAL, Sent, connect, send};
 
 /// How long a reader of the last words is waited for.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -190,6 +190,12 @@ pub fn tell_death(message: &str) {
     });
 }
 
+/// What this process is called in the log.
+pub fn tag() -> &'static str {
+    let tag = LOGGER.setup.get().and_then(|setup| setup.tag.as_ref());
+    tag.map_or(line::PROGRAM, |tag| &tag.0)
+}
+
 /// Which lines are logged: those of this level, and graver ones.
 pub fn current_level() -> &'static str {
     let number = log::max_level() as usize;
@@ -349,7 +355,7 @@ impl Logger {
     fn send(&self, entry: &Entry<'_>, socket: &File) -> Sent {
         let mut text = String::with_capacity(256);
         let _ = self.datagram(&mut text, entry);
-        target::send(socket, text.as_bytes())
+        send(socket, text.as_bytes())
     }
 
     /// An entry in the form of the daemon that has the log.
@@ -408,7 +414,7 @@ impl Logger {
         match self.setup.get().map(|setup| &setup.target) {
             Some(Target::Journal(socket) | Target::Syslog(socket)) => {
                 let _ = self.datagram(&mut text, entry);
-                target::send(socket, text.bytes());
+                send(socket, text.bytes());
             }
             Some(Target::File(file)) => {
                 let _ = self.line(&mut text, entry, "\n");

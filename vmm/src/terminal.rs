@@ -1,8 +1,8 @@
 //! husk's own standard input and output as a guest's terminal.
 //!
 //! [`RawMode`] hands every key to the guest and puts the terminal back whatever happens. [`Input`] reads it, with a way out
-//! ([`Escape`]); [`StdoutSink`], and a [`PortSink`] for each path that takes a guest's output, write to an [`Outlet`] without ever holding
-//! up a vCPU; [`Signals`] turns signals into events of the main loop.
+//! ([`Escape`]); [`StdoutSink`], and a [`PortSink`] for whatever else takes a guest's output, write to an [`Outlet`], to [`Files`] of limited
+//! size or to the [`Journal`] without ever holding up a vCPU; [`Signals`] turns signals into events of the main loop.
 //!
 //! | how husk ends | who restores the terminal |
 //! |---|---|
@@ -16,13 +16,16 @@
 #![expect(unsafe_code, reason = "termios and poll of libc")]
 
 mod escape;
+mod files;
 mod input;
+mod journal;
 mod outlet;
 mod output;
 mod signals;
 mod sink;
 #[cfg(test)]
 pub(crate) mod testing;
+mod way;
 
 use std::io::{self, IsTerminal};
 use std::mem::MaybeUninit;
@@ -30,13 +33,17 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, Ordering};
+use std::time::Instant;
 
 pub use escape::{Escape, Quit};
+pub use files::Files;
 pub use input::{Arrival, Input};
+pub use journal::Journal;
 pub use outlet::{Outlet, OutletError};
 pub use output::{PortSink, StdoutSink};
 pub use signals::{Signal, Signals};
 use sink::Sink;
+pub use way::Way;
 
 /// Printed when the terminal becomes the guest's.
 pub const ESCAPE_HINT: &str = "Ctrl-A x ends the VM, Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
@@ -140,6 +147,13 @@ pub fn has_room(fd: BorrowedFd<'_>) -> bool {
 /// Whether `fd` takes a write within `timeout_ms`; also true of a descriptor that is broken.
 fn writable_within(fd: BorrowedFd<'_>, timeout_ms: i32) -> bool {
     ready_within(fd, libc::POLLOUT, timeout_ms)
+}
+
+/// Whether `fd` takes a write by `deadline`.
+fn writable_by(fd: impl AsFd, deadline: Instant) -> bool {
+    let left = deadline.saturating_duration_since(Instant::now()).as_micros();
+    let left = i32::try_from(left.div_ceil(1000)).unwrap_or(i32::MAX);
+    writable_within(fd.as_fd(), left)
 }
 
 /// Whether `fd` is ready for one of `events` within `timeout_ms`; also true of a descriptor that is broken.

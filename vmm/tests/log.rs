@@ -384,3 +384,110 @@ fn what_is_no_place_for_a_log_is_refused_in_one_line() {
         assert!(matches!(output.status.code(), Some(1 | 2)), "{told}");
     }
 }
+
+/// A guest that prints `lines` lines of eight bytes on its serial port, and powers off.
+fn prints_lines(lines: u32) -> Vec<u8> {
+    let mut code = vec![0xb9]; // mov ecx, lines
+    code.extend(lines.to_le_bytes());
+    code.extend([0x66, 0xba, 0xf8, 0x03]); // mov dx, 0x3f8
+    let begin = code.len();
+    for byte in b"a line!" {
+        code.extend([0xb0, *byte, 0xee]); // mov al, byte; out dx, al
+    }
+    code.extend([0xb0, b'\n', 0xee]);
+    code.extend([0xff, 0xc9]); // dec ecx
+    let back = i32::try_from(begin).unwrap() - i32::try_from(code.len() + 6).unwrap();
+    code.extend([0x0f, 0x85]); // jnz back
+    code.extend(back.to_le_bytes());
+    code.extend([0xb0, 5 << 2 | 1 << 5, 0x66, 0xba, 0x00, 0x06, 0xee]); // SLP_TYP 5 | SLP_EN to port 0x600
+    code.extend([0xf4, 0xeb, 0xfd]); // hlt; jmp back to it
+    husk_benches::elf_of(&code)
+}
+
+/// Runs it to its end, with a serial port that leads to `serial`.
+fn run_printing(folder: &Path, lines: u32, serial: &str, options: &[&str]) {
+    fs::write(folder.join("kernel"), prints_lines(lines)).unwrap();
+    let mut command = Command::new(HUSK);
+    command
+        .args([
+            "run", "--no-rng", "--memory", "64M", "--kernel", "kernel", "--serial", serial,
+        ])
+        .args(options);
+    let output = command.current_dir(folder).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
+#[test]
+fn a_guests_console_in_files_is_never_larger_than_it_may_be() {
+    if !has_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let size = |name: &str| fs::metadata(folder.path().join(name)).unwrap().len();
+    // In husk run the first thread may open nothing any more: the files are there from the start.
+    run_printing(folder.path(), 1_500, "file=console,limit=4K,keep=1", &[]);
+    let (first, second) = (size("console"), size("console.1"));
+    assert_eq!(first.max(second), 4_096, "the one before the last is full");
+    assert_eq!((first + second) % 8, 0);
+    let text = fs::read_to_string(folder.path().join("console")).unwrap();
+    assert!(text.lines().all(|line| line == "a line!"), "{text}");
+    assert_eq!(first.min(second), 1_500 * 8 % 4_096);
+}
+
+#[test]
+fn a_guests_console_is_in_the_journal_beside_the_log_of_husk() {
+    if !has_kvm() {
+        return;
+    }
+    let (log, console, folder) = (Daemon::start(), Daemon::start(), tempfile::tempdir().unwrap());
+    let serial = format!("journald,journal={}", console.path().display());
+    let reader = std::thread::spawn(move || {
+        let mut found = Vec::new();
+        while found.len() < 100 {
+            found.push(console.entry());
+        }
+        found
+    });
+    run_printing(
+        folder.path(),
+        100,
+        &serial,
+        &["-v", "--log", &log.option("journald"), "--log-tag", "web"],
+    );
+    for entry in reader.join().unwrap() {
+        assert_eq!(
+            (entry.field("MESSAGE"), entry.field("SYSLOG_IDENTIFIER")),
+            ("a line!", "web-console")
+        );
+        assert_eq!((entry.field("PRIORITY"), entry.field("HUSK_CONSOLE")), ("6", "serial"));
+    }
+    assert_eq!(
+        log.entry_with("the guest runs after ").field("SYSLOG_IDENTIFIER"),
+        "web"
+    );
+}
+
+#[test]
+fn where_no_journal_takes_a_console_there_is_no_vm_and_a_line_that_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("kernel"), prints_lines(1)).unwrap();
+    for (serial, says) in [
+        ("journald,journal=/nowhere/socket", "serial journald /nowhere/socket"),
+        ("file=/dev/null,limit=4K", "it is no regular file"),
+        ("file=x,limit=1K", "serial.limit: 1024 is not supported"),
+        ("journald=a b", "serial.identifier"),
+    ] {
+        let mut command = Command::new(HUSK);
+        command
+            .args(["run", "--no-rng", "--kernel", "kernel", "--serial", serial])
+            .current_dir(&folder);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        let complaints: Vec<&str> = told
+            .lines()
+            .filter(|line| !line.starts_with(process::NO_HARDWARE))
+            .collect();
+        assert!(complaints.len() == 1 && complaints[0].contains(says), "{told}");
+        assert!(matches!(output.status.code(), Some(1 | 2)), "{told}");
+    }
+}

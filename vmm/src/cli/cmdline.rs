@@ -25,7 +25,7 @@ pub fn default_cmdline(config: &VmConfig) -> String {
 
 fn is_heard(console: &ConsoleConfig) -> bool {
     match console.mode {
-        ConsoleMode::Tty | ConsoleMode::File | ConsoleMode::Pty => true,
+        ConsoleMode::Tty | ConsoleMode::File | ConsoleMode::Journald | ConsoleMode::Pty => true,
         ConsoleMode::Off | ConsoleMode::Null => false,
     }
 }

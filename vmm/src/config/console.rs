@@ -6,6 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use super::rest::Rest;
 
+/// Files beside one with a limit, unless it is said: what the guest has said last is in one of the two.
+const USUAL_KEEP: u32 = 1;
+/// The least bytes of a file with a limit: some lines.
+pub const MIN_LIMIT_BYTES: u64 = 4_096;
+/// The most files beside one with a limit.
+pub const MAX_KEEP: u32 = 99;
+
 /// Where a serial port or console leads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConsoleConfig {
@@ -14,6 +21,18 @@ pub struct ConsoleConfig {
     /// The file of [`ConsoleMode::File`].
     #[serde(default)]
     pub file: Option<PathBuf>,
+    /// The most bytes of that file, or of each of several; husk's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+    /// How many files there are beside it, to be used in turn; husk's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<u32>,
+    /// What journald calls the lines of [`ConsoleMode::Journald`]; husk's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identifier: Option<String>,
+    /// Where journald listens, if not where it usually does; husk's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<PathBuf>,
     /// Everything else.
     #[serde(flatten)]
     pub rest: Rest,
@@ -25,6 +44,10 @@ impl ConsoleConfig {
         Self {
             mode,
             file: None,
+            limit: None,
+            keep: None,
+            identifier: None,
+            journal: None,
             rest: Rest::default(),
         }
     }
@@ -35,6 +58,11 @@ impl ConsoleConfig {
             file: Some(file.into()),
             ..Self::new(ConsoleMode::File)
         }
+    }
+
+    /// How many files there are beside the one with a limit.
+    pub fn kept(&self) -> u32 {
+        self.keep.unwrap_or(USUAL_KEEP)
     }
 
     pub(super) fn null() -> Self {
@@ -57,6 +85,8 @@ pub enum ConsoleMode {
     Tty,
     /// A file that receives the output.
     File,
+    /// journald receives the output, a line at a time; husk's own.
+    Journald,
     /// A pseudo-terminal that husk makes.
     Pty,
 }

@@ -208,7 +208,14 @@ static BALLOON: Shape = Shape {
     ignored: PLACE,
 };
 static CONSOLE: Shape = Shape {
-    own: &[own("file"), own("mode")],
+    own: &[
+        own("file"),
+        own("identifier"),
+        own("journal"),
+        own("keep"),
+        own("limit"),
+        own("mode"),
+    ],
     refused: refused::DEVICE,
     ignored: &["socket"],
 };

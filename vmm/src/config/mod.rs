@@ -25,7 +25,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-pub use console::{ConsoleConfig, ConsoleMode};
+pub use console::{ConsoleConfig, ConsoleMode, MAX_KEEP, MIN_LIMIT_BYTES};
 pub use device::{
     Backend, BalloonConfig, DiskConfig, NetConfig, PmemConfig, RateLimiterConfig, RngConfig, TokenBucketConfig,
     VsockConfig,

@@ -9,9 +9,10 @@ use super::path::{self, PathError};
 use super::share::ShareError;
 use super::size::Size;
 use super::{
-    Backend, BalloonConfig, ConsoleConfig, ConsoleMode, DiskConfig, MemoryConfig, NetConfig, PayloadConfig, PmemConfig,
-    VmConfig, VsockConfig, unsupported,
+    Backend, BalloonConfig, ConsoleConfig, ConsoleMode, DiskConfig, MAX_KEEP, MIN_LIMIT_BYTES, MemoryConfig, NetConfig,
+    PayloadConfig, PmemConfig, VmConfig, VsockConfig, unsupported,
 };
+use crate::log::Tag;
 use crate::memory::BLOCK_BYTES as PMEM_UNIT_BYTES;
 
 /// The unit of guest RAM.
@@ -435,14 +436,34 @@ impl PmemConfig {
 
 impl ConsoleConfig {
     fn validate(&self, name: &'static str) -> Result<(), ConfigError> {
+        let refuse = |field: &str, found: String, allowed: String| {
+            Err(ConfigError::Unsupported {
+                field: format!("{name}.{field}"),
+                found,
+                allowed,
+            })
+        };
+        if let Some(limit) = self.limit.filter(|limit| *limit < MIN_LIMIT_BYTES) {
+            return refuse(
+                "limit",
+                limit.to_string(),
+                format!("allowed: {MIN_LIMIT_BYTES} bytes or more"),
+            );
+        }
+        if let Some(keep) = self.keep.filter(|keep| *keep > MAX_KEEP) {
+            return refuse("keep", keep.to_string(), format!("allowed: 0 to {MAX_KEEP} files"));
+        }
+        if let Some(found) = self.identifier.as_ref().filter(|text| text.parse::<Tag>().is_err()) {
+            let allowed = "allowed: 1 to 64 letters, digits, _, . and -";
+            return refuse("identifier", format!("'{}'", found.escape_debug()), allowed.into());
+        }
+        if let Some(journal) = &self.journal {
+            path::socket(&format!("{name}.journal"), journal)?;
+        }
         match (self.mode, &self.file) {
             (ConsoleMode::File, None) => Err(ConfigError::NoFile(name)),
             (ConsoleMode::File, Some(file)) => Ok(path::file(name, file)?),
-            (ConsoleMode::Pty, _) => Err(ConfigError::Unsupported {
-                field: format!("{name}.mode"),
-                found: "Pty".into(),
-                allowed: "allowed: Tty, File, Null, Off".into(),
-            }),
+            (ConsoleMode::Pty, _) => refuse("mode", "Pty".into(), "allowed: Tty, File, Journald, Null, Off".into()),
             _ => Ok(()),
         }
     }

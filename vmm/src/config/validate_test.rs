@@ -269,7 +269,7 @@ fn a_command_line_that_the_guest_could_not_get_is_refused_before_the_boot() {
 fn a_pseudo_terminal_is_refused_before_the_boot() {
     assert_eq!(
         error(|c| c.console = ConsoleConfig::new(ConsoleMode::Pty)),
-        "console.mode: Pty is not supported, allowed: Tty, File, Null, Off"
+        "console.mode: Pty is not supported, allowed: Tty, File, Journald, Null, Off"
     );
 }
 
@@ -354,6 +354,28 @@ fn consoles_need_their_files_and_only_one_has_stdio() {
     assert_eq!(
         error(|c| c.console.mode = ConsoleMode::File),
         "console: mode File needs a file"
+    );
+    let limited = |limit: Option<u64>, keep: Option<u32>| {
+        error(|c| {
+            c.serial = ConsoleConfig {
+                limit,
+                keep,
+                ..ConsoleConfig::file("/f")
+            }
+        })
+    };
+    assert_eq!(
+        limited(Some(4_095), None),
+        "serial.limit: 4095 is not supported, allowed: 4096 bytes or more"
+    );
+    assert_eq!(
+        limited(Some(4_096), Some(100)),
+        "serial.keep: 100 is not supported, allowed: 0 to 99 files"
+    );
+    let named = |c: &mut VmConfig| c.console.identifier = Some("a\nPRIORITY=0".into());
+    assert_eq!(
+        error(named),
+        "console.identifier: 'a\\nPRIORITY=0' is not supported, allowed: 1 to 64 letters, digits, _, . and -"
     );
     let both = |c: &mut VmConfig| (c.serial.mode, c.console.mode) = (ConsoleMode::Tty, ConsoleMode::Tty);
     assert_eq!(error(both), "serial and console both use stdio, only one of them can");

@@ -11,7 +11,7 @@ use log::Level;
 /// The most bytes of a message, as it is written. With what stands around it, a line fits into one write to a pipe (`PIPE_BUF`).
 pub const MESSAGE_BYTES: usize = 3_072;
 /// The identifier of lines without a tag.
-const PROGRAM: &str = "husk";
+pub const PROGRAM: &str = "husk";
 /// Facility `user` (RFC 3164 §4.1.1).
 const USER: u8 = 8;
 

@@ -17,7 +17,7 @@ use crate::terminal::{Outlet, OutletError};
 /// Permissions of a log file that is made.
 const MODE: u32 = 0o600;
 /// Where journald takes entries in its native protocol.
-const JOURNAL: &str = "/run/systemd/journal/socket";
+pub const JOURNAL: &str = "/run/systemd/journal/socket";
 /// Where the system's log takes messages.
 const SYSLOG: &str = "/dev/log";
 
@@ -106,7 +106,10 @@ impl Target {
 }
 
 /// A socket whose every write is a datagram for whoever has `path`, and that never waits.
-fn connect(path: &Path) -> io::Result<File> {
+///
+/// # Errors
+/// Nobody listens there.
+pub fn connect(path: &Path) -> io::Result<File> {
     let socket = UnixDatagram::unbound()?;
     socket.connect(path)?;
     socket.set_nonblocking(true)?;

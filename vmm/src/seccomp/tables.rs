@@ -465,6 +465,8 @@ const EVENT_LOOP: &[Rule] = &[
     ),
     // The file of a socket goes with its device.
     any(libc::SYS_unlink),
+    // A port's file with a limit, when it is its turn.
+    any(libc::SYS_ftruncate),
     // A back-end gives back the rings it was lent, and is told of memory.
     any(libc::SYS_sendmsg),
     any(libc::SYS_recvfrom),

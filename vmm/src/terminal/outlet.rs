@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::{Errno, ReadWriteFlags, pwritev2};
 
-use super::{NO_OFFSET, writable_within};
+use super::{NO_OFFSET, writable_by, writable_within};
 
 /// The most bytes of one write (`PIPE_BUF`).
 const CHUNK: usize = 4096;
@@ -34,6 +34,9 @@ pub enum OutletError {
     /// Not something that is written to byte by byte.
     #[error("it is a {0}, allowed: a regular file, a FIFO, a terminal or another character device")]
     Kind(&'static str),
+    /// Not a file that can be kept small.
+    #[error("it is no regular file, which alone can have a limit")]
+    Unlimited,
     /// The host does not let us have it.
     #[error("cannot open it")]
     Open(#[from] io::Error),
@@ -152,9 +155,7 @@ impl Outlet {
 
     /// Waits for room until `deadline`; whether there is some. Also true of what is broken: the write will say so.
     pub(super) fn has_room_by(&self, deadline: Instant) -> bool {
-        let left = deadline.saturating_duration_since(Instant::now()).as_micros();
-        let left = i32::try_from(left.div_ceil(1000)).unwrap_or(i32::MAX);
-        writable_within(self.file.as_fd(), left)
+        writable_by(&self.file, deadline)
     }
 }
 

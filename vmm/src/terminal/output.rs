@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use husk_devices::lock;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::{Outlet, OutletError, Sink};
+use super::{Files, Outlet, OutletError, Sink, Way};
 
 /// Permissions of a file that is made, less the user's mask: it is the log of a machine, read by whoever collects logs.
 const LOG_MODE: u32 = 0o666;
@@ -46,14 +46,14 @@ impl StdoutSink {
     /// What the host says when it has no descriptor left.
     pub fn new() -> io::Result<Self> {
         match io::stdout().as_fd().try_clone_to_owned() {
-            Ok(fd) => Self::over(Some(Outlet::inherit(File::from(fd)))),
+            Ok(fd) => Self::over(Some(Outlet::inherit(File::from(fd)).into())),
             Err(error) if error.raw_os_error() == Some(libc::EBADF) => Self::over(None),
             Err(error) => Err(error),
         }
     }
 
-    fn over(outlet: Option<Outlet>) -> io::Result<Self> {
-        let (stdout, wakeup) = (Sink::over(outlet)?, Epoll::new()?);
+    fn over(way: Option<Way>) -> io::Result<Self> {
+        let (stdout, wakeup) = (Sink::over(way)?, Epoll::new()?);
         watch(&wakeup, &stdout)?;
         let sinks = Mutex::default();
         let others = Arc::new(Others { wakeup, sinks });
@@ -65,7 +65,23 @@ impl StdoutSink {
     /// # Errors
     /// Nothing can be written there.
     pub fn open(&self, path: &Path) -> Result<PortSink, OutletError> {
-        let sink = Sink::over(Some(Outlet::create(path, LOG_MODE)?))?;
+        Ok(self.port(Outlet::create(path, LOG_MODE)?.into())?)
+    }
+
+    /// As [`StdoutSink::open`], for a regular file that is never larger than `limit` bytes, and `keep` more beside it that are used in turn.
+    ///
+    /// # Errors
+    /// One of them is no regular file, or cannot be written to.
+    pub fn open_limited(&self, path: &Path, limit: u64, keep: u32) -> Result<PortSink, OutletError> {
+        Ok(self.port(Way::Files(Files::open(path, limit, keep, LOG_MODE)?))?)
+    }
+
+    /// A sink for what `way` leads to.
+    ///
+    /// # Errors
+    /// What the host says when it has no descriptor left.
+    pub fn port(&self, way: Way) -> io::Result<PortSink> {
+        let sink = Sink::over(Some(way))?;
         watch(&self.others.wakeup, &sink)?;
         let mut sinks = self.others.locked();
         // Those of a machine that is gone have had their time.

@@ -1,4 +1,4 @@
-//! A guest's output on its way to an [`Outlet`], without ever holding up the guest.
+//! A guest's output on its [`Way`] to an outlet, a file or journald, without ever holding up the guest.
 //!
 //! Policy: bytes go out at once while the outlet takes them. When it has no room (a full pipe, a terminal that was stopped) they wait, up
 //! to [`BACKLOG_BYTES`]; beyond that the newest are refused. When the outlet fails (`EPIPE`, `EIO`, a full file system) what waits is
@@ -14,7 +14,7 @@ use std::time::Instant;
 use husk_devices::lock;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::Outlet;
+use super::Way;
 
 /// The most bytes that wait for a reader: a boot's worth of kernel messages.
 const BACKLOG_BYTES: usize = 256 << 10;
@@ -35,7 +35,7 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     /// `None` where there never was one.
-    outlet: Option<Outlet>,
+    way: Option<Way>,
     backlog: VecDeque<u8>,
 }
 
@@ -44,10 +44,10 @@ impl Sink {
     ///
     /// # Errors
     /// What the host says when it has no descriptor left.
-    pub fn over(outlet: Option<Outlet>) -> io::Result<Self> {
+    pub fn over(way: Option<Way>) -> io::Result<Self> {
         let backlog = VecDeque::new();
         Ok(Self(Arc::new(Shared {
-            state: Mutex::new(State { outlet, backlog }),
+            state: Mutex::new(State { way, backlog }),
             wakeup: Epoll::new()?,
         })))
     }
@@ -56,6 +56,7 @@ impl Sink {
     pub fn drain(&self) {
         let mut state = self.locked();
         let waited = !state.backlog.is_empty();
+        state.make_room();
         state.send_backlog();
         if waited && state.backlog.is_empty() {
             self.watch(&state, ControlOperation::Delete);
@@ -66,8 +67,9 @@ impl Sink {
     pub fn finish(&self, deadline: Instant) {
         let mut state = self.locked();
         while !state.backlog.is_empty() {
-            let outlet = state.outlet.as_ref();
-            let writable = outlet.is_some_and(|outlet| outlet.has_room_by(deadline));
+            let way = state.way.as_ref();
+            let writable = way.is_some_and(|way| way.has_room_by(deadline));
+            state.make_room();
             state.send_backlog();
             if !writable {
                 return;
@@ -95,12 +97,12 @@ impl Sink {
     }
 
     fn watch(&self, state: &State, operation: ControlOperation) {
-        if let Some(outlet) = &state.outlet {
+        if let Some(way) = &state.way {
             // Regular files are refused, and never have a backlog. Anything else waits for the next write instead.
             let _ = self
                 .0
                 .wakeup
-                .ctl(operation, outlet.as_raw_fd(), EpollEvent::new(EventSet::OUT, 0));
+                .ctl(operation, way.as_raw_fd(), EpollEvent::new(EventSet::OUT, 0));
         }
     }
 }
@@ -156,6 +158,12 @@ impl State {
         room
     }
 
+    fn make_room(&mut self) {
+        if let Some(way) = &mut self.way {
+            way.make_room();
+        }
+    }
+
     fn send_backlog(&mut self) {
         let mut waiting = std::mem::take(&mut self.backlog);
         while !waiting.is_empty() {
@@ -171,13 +179,13 @@ impl State {
     }
 
     /// Writes the head of `bytes`; how many bytes that was, and why no more.
-    fn send(&self, bytes: &[u8]) -> (usize, io::Result<()>) {
-        let Some(outlet) = &self.outlet else {
+    fn send(&mut self, bytes: &[u8]) -> (usize, io::Result<()>) {
+        let Some(way) = &mut self.way else {
             return (0, Err(io::ErrorKind::BrokenPipe.into()));
         };
         let mut sent = 0;
         while let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty()) {
-            match outlet.write(rest) {
+            match way.write(rest) {
                 Ok(0) => return (sent, Err(io::ErrorKind::WriteZero.into())),
                 Ok(count) => sent = sent.saturating_add(count),
                 Err(error) => return (sent, Err(error)),

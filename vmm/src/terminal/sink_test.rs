@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use super::*;
 use crate::terminal::testing::pty;
+use crate::terminal::{Files, Outlet};
 
 fn pipe() -> (io::PipeReader, Sink) {
     let (reader, writer) = io::pipe().unwrap();
     (
         reader,
-        Sink::over(Some(Outlet::inherit(File::from(OwnedFd::from(writer))))).unwrap(),
+        Sink::over(Some(Outlet::inherit(File::from(OwnedFd::from(writer))).into())).unwrap(),
     )
 }
 
@@ -122,7 +123,7 @@ fn the_end_waits_for_a_reader_that_reads_but_not_for_one_that_does_not() {
 #[test]
 fn the_master_of_a_terminal_is_written_and_never_blocks() {
     let (master, slave) = pty();
-    let mut sink = Sink::over(Some(Outlet::inherit(master))).unwrap();
+    let mut sink = Sink::over(Some(Outlet::inherit(master).into())).unwrap();
     sink.write_all(b"to the other side\n").unwrap();
     let mut line = [0; 18];
     (&slave).read_exact(&mut line).unwrap();
@@ -136,7 +137,7 @@ fn the_master_of_a_terminal_is_written_and_never_blocks() {
 fn a_file_takes_everything_where_the_writer_stood() {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(b"before ").unwrap();
-    let mut sink = Sink::over(Some(Outlet::inherit(file.try_clone().unwrap()))).unwrap();
+    let mut sink = Sink::over(Some(Outlet::inherit(file.try_clone().unwrap()).into())).unwrap();
     sink.write_all(b"after").unwrap();
     let mut text = String::new();
     io::Seek::rewind(&mut file).unwrap();
@@ -148,4 +149,22 @@ fn a_file_takes_everything_where_the_writer_stood() {
 fn a_closed_standard_output_refuses_everything() {
     let mut sink = Sink::over(None).unwrap();
     sink.write(b"abc").unwrap_err();
+}
+
+#[test]
+fn a_file_that_is_full_wakes_the_main_loop_which_goes_on_to_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let files = Files::open(&path, 10, 1, 0o600).unwrap();
+    let mut sink = Sink::over(Some(Way::Files(files))).unwrap();
+    sink.write_all(b"0123456").unwrap();
+    assert!(!wants_drain(&sink));
+    sink.write_all(b"789abcdefghijkl").unwrap();
+    assert!(wants_drain(&sink), "what has no room waits, and the writer goes on");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "0123456789");
+    while wants_drain(&sink) {
+        sink.drain();
+    }
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    assert_eq!((read("log"), read("log.1")), ("kl".into(), "abcdefghij".into()));
 }

@@ -1,0 +1,239 @@
+//! A guest's output as entries of journald, a line each.
+//!
+//! They are the guest's words: control characters are spaces, lines are cut at [`LINE_BYTES`], and of more than [`BURST`] in [`WINDOW`] the rest is
+//! counted, so that a guest cannot push the log of others out of the journal. Nothing waits: a line for which journald has no room stays
+//! with whoever writes.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::log::{Sent, connect, send};
+
+/// The most bytes of a line.
+pub const LINE_BYTES: usize = 1_024;
+/// Lines that a guest may write in [`WINDOW`]: a boot's, and then some.
+const BURST: u64 = 2_000;
+/// How long a burst counts.
+const WINDOW: Duration = Duration::from_secs(10);
+/// `PRIORITY=` of an informational message, and of a warning.
+const INFO: u8 = 6;
+const WARNING: u8 = 4;
+
+/// journald, as it takes a guest's lines.
+#[derive(Debug)]
+pub struct Journal {
+    socket: File,
+    /// What follows the message in each entry.
+    fields: String,
+    /// What the guest has said of a line so far.
+    line: Vec<u8>,
+    begun: Instant,
+    lines: u64,
+    left_out: u64,
+}
+
+impl Journal {
+    /// Connects to journald at `socket`, for the lines of the port called `port`, under `identifier`.
+    ///
+    /// # Errors
+    /// Nobody listens there.
+    pub fn open(socket: &Path, identifier: &str, port: &str) -> io::Result<Self> {
+        Ok(Self {
+            socket: connect(socket)?,
+            fields: format!("SYSLOG_IDENTIFIER={identifier}\nHUSK_CONSOLE={port}\n"),
+            line: Vec::with_capacity(LINE_BYTES),
+            begun: Instant::now(),
+            lines: 0,
+            left_out: 0,
+        })
+    }
+
+    /// Takes the head of `bytes`, and says how many bytes that was.
+    ///
+    /// # Errors
+    /// `WouldBlock` when journald has no room for the line that would be whole; `BrokenPipe` when it has gone.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut taken = 0;
+        for byte in bytes {
+            let is_end = *byte == b'\n';
+            if is_end || self.line.len() >= LINE_BYTES {
+                match self.end_line(Instant::now()) {
+                    Ok(()) => {}
+                    Err(_) if taken > 0 => return Ok(taken),
+                    Err(error) => return Err(error),
+                }
+            }
+            if !is_end {
+                self.line.push(*byte);
+            }
+            taken += 1;
+        }
+        Ok(taken)
+    }
+
+    /// Sends the line, unless there were too many.
+    fn end_line(&mut self, now: Instant) -> io::Result<()> {
+        if now.saturating_duration_since(self.begun) >= WINDOW {
+            self.tell_left_out()?;
+            (self.begun, self.lines) = (now, 0);
+        }
+        if self.lines >= BURST {
+            self.left_out = self.left_out.saturating_add(1);
+        } else {
+            let text = String::from_utf8_lossy(self.line.trim_ascii_end());
+            let plain = |found: char| if found.is_control() { ' ' } else { found };
+            let text: String = text.chars().map(plain).collect();
+            // An empty line says nothing in a journal.
+            if !text.is_empty() {
+                self.send(&text, INFO)?;
+                self.lines += 1;
+            }
+        }
+        self.line.clear();
+        Ok(())
+    }
+
+    fn tell_left_out(&mut self) -> io::Result<()> {
+        if self.left_out > 0 {
+            self.send(
+                &format!("... {} lines of the guest were left out", self.left_out),
+                WARNING,
+            )?;
+            self.left_out = 0;
+        }
+        Ok(())
+    }
+
+    fn send(&self, text: &str, priority: u8) -> io::Result<()> {
+        let mut entry = String::with_capacity(text.len() + 128);
+        let _ = write!(entry, "MESSAGE={text}\nPRIORITY={priority}\n{}", self.fields);
+        match send(&self.socket, entry.as_bytes()) {
+            Sent::Through => Ok(()),
+            Sent::Lost => Err(io::ErrorKind::WouldBlock.into()),
+            Sent::Away => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+}
+
+impl AsFd for Journal {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for Journal {
+    /// A descriptor that is writable while journald has room.
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// A prompt has no end of line.
+impl Drop for Journal {
+    fn drop(&mut self) {
+        let _ = self.end_line(Instant::now());
+        let _ = self.tell_left_out();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    fn daemon() -> (tempfile::TempDir, UnixDatagram, Journal) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let daemon = UnixDatagram::bind(&path).unwrap();
+        daemon.set_nonblocking(true).unwrap();
+        let journal = Journal::open(&path, "web-console", "serial").unwrap();
+        (folder, daemon, journal)
+    }
+
+    fn entries(daemon: &UnixDatagram) -> Vec<String> {
+        let mut bytes = [0; 8_192];
+        let text = |count: usize, bytes: &[u8]| String::from_utf8(bytes[..count].to_vec()).unwrap();
+        std::iter::from_fn(|| daemon.recv(&mut bytes).ok().map(|count| text(count, &bytes))).collect()
+    }
+
+    fn messages(daemon: &UnixDatagram) -> Vec<String> {
+        let message = |entry: String| {
+            entry
+                .lines()
+                .next()
+                .unwrap()
+                .strip_prefix("MESSAGE=")
+                .unwrap()
+                .to_owned()
+        };
+        entries(daemon).into_iter().map(message).collect()
+    }
+
+    #[test]
+    fn a_line_is_an_entry_however_it_comes() {
+        let (_folder, daemon, mut journal) = daemon();
+        for piece in ["Linux ver", "sion 6\r\n", "\r\n", "a\nb"] {
+            assert_eq!(journal.write(piece.as_bytes()).unwrap(), piece.len());
+        }
+        let expected = "MESSAGE=Linux version 6\nPRIORITY=6\nSYSLOG_IDENTIFIER=web-console\nHUSK_CONSOLE=serial\n";
+        let found = entries(&daemon);
+        assert_eq!((found.len(), found[0].as_str()), (2, expected));
+        drop(journal);
+        assert_eq!(messages(&daemon), ["b"], "a prompt");
+    }
+
+    #[test]
+    fn the_guests_words_are_words_and_nothing_else() {
+        let (_folder, daemon, mut journal) = daemon();
+        journal.write(b"\x1b[31mred\0\xff\tPRIORITY=0\n").unwrap();
+        assert_eq!(messages(&daemon), [" [31mred \u{fffd} PRIORITY=0"]);
+        let long = [b'x'; LINE_BYTES + 5];
+        journal.write(&long).unwrap();
+        journal.write(b"\n").unwrap();
+        let lengths: Vec<usize> = messages(&daemon).iter().map(String::len).collect();
+        assert_eq!(lengths, [LINE_BYTES, 5]);
+    }
+
+    #[test]
+    fn a_guest_that_says_too_much_is_counted() {
+        let (_folder, daemon, mut journal) = daemon();
+        let mut found = Vec::new();
+        for number in 0..BURST + 7 {
+            journal.write(format!("line {number}\n").as_bytes()).unwrap();
+            found.extend(messages(&daemon));
+        }
+        assert_eq!((found.len() as u64, journal.left_out), (BURST, 7));
+        journal.line.extend(b"later");
+        journal.end_line(journal.begun + WINDOW).unwrap();
+        assert_eq!(messages(&daemon), ["... 7 lines of the guest were left out", "later"]);
+    }
+
+    #[test]
+    fn a_line_without_room_stays_and_none_is_lost_or_told_twice() {
+        let (_folder, daemon, mut journal) = daemon();
+        let mut sent = 0;
+        let refused = loop {
+            match journal.write(format!("{sent}\n").as_bytes()) {
+                Ok(count) if count == format!("{sent}\n").len() => sent += 1,
+                // All but the end of the line.
+                Ok(count) => break count,
+                Err(error) => panic!("{error}"),
+            }
+        };
+        assert_eq!(refused, sent.to_string().len());
+        assert_eq!(journal.write(b"\n").unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let mut found = messages(&daemon);
+        assert_eq!(journal.write(b"\n").unwrap(), 1);
+        found.extend(messages(&daemon));
+        let expected: Vec<String> = (0..=sent).map(|number| number.to_string()).collect();
+        assert_eq!(found, expected);
+        drop(daemon);
+        assert_eq!(journal.write(b"x\n").unwrap(), 1);
+        assert_eq!(journal.write(b"\n").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+}
