@@ -129,8 +129,9 @@ pub enum Sent {
 
 /// Sends one datagram, by write(2).
 pub fn send(mut socket: &File, bytes: &[u8]) -> Sent {
-    match socket.write(bytes) {
-        Ok(_) => Sent::Through,
+    // One write, since a datagram is never sent in part.
+    match socket.write_all(bytes) {
+        Ok(()) => Sent::Through,
         Err(error) => match error.raw_os_error() {
             Some(libc::ECONNREFUSED | libc::ENOTCONN | libc::ECONNRESET | libc::EPIPE | libc::EBADF) => Sent::Away,
             _ => Sent::Lost,
