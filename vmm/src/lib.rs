@@ -16,6 +16,7 @@ pub mod explain;
 pub mod fatal;
 pub mod fleet;
 pub mod fs;
+pub mod gather;
 pub mod install;
 pub mod kvm;
 pub mod log;

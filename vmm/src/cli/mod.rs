@@ -11,6 +11,7 @@ mod explain;
 mod file_server;
 mod fleet;
 mod fs;
+mod gather;
 mod install;
 mod kernel;
 mod log;
@@ -53,6 +54,7 @@ pub use ctl::{CtlArgs, CtlCommand};
 pub use explain::ExplainArgs;
 pub use file_server::{FileServerArgs, FileServerUsage};
 pub use fleet::{PsArgs, TopArgs};
+pub use gather::GatherArgs;
 pub use install::{InstallArgs, UninstallArgs};
 pub use run::{RunArgs, UsageError};
 pub use serve::ServeArgs;
@@ -71,6 +73,8 @@ Examples:
       Serve the REST API for one VM, as a container runtime starts husk.
   husk ctl /run/pod/api.sock resize --vcpus 4 --memory 2G
       Grow its VM, and return when the guest has both.
+  husk gather /run/pod/api.sock -o bundle.tar.zst
+      Put what is known of it into an archive, for whoever is to find out what is wrong.
   husk fs --shared-dir /srv/data --socket-path /run/pod/fs.sock
       Serve a directory to the VM of another husk, as virtiofsd does.
   husk install --kata /opt/kata --dry-run
@@ -113,6 +117,12 @@ pub enum Command {
     /// Show them again and again, those first that use most of the processors, until Ctrl-C; once where there is no terminal
     #[command(after_help = exit_codes(), after_long_help = format!("{EXAMPLES}\n{}", exit_codes()))]
     Top(TopArgs),
+    /// Gather what is needed to find out what is wrong with a VM, for a support case
+    ///
+    /// Configuration, versions, counters, figures, events, log, threads, and what the kernel says of the process: no guest memory, no
+    /// environment, no contents of other files, and what looks like a secret is masked. A husk that hangs is no obstacle.
+    #[command(after_help = exit_codes(), after_long_help = format!("{EXAMPLES}\n{}", exit_codes()))]
+    Gather(GatherArgs),
     /// Serve a directory to a VMM by vhost-user, in virtiofsd's place and with its options
     ///
     /// Waits for one VMM, serves it, and ends with it. Does the same when it is started under the name virtiofsd.
@@ -191,6 +201,7 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, begin: Begin) -> Code {
             Some(Command::Ctl(args)) => ctl(args),
             Some(Command::Ps(args)) => answer(&crate::fleet::ps(args.patience.timeout, args.json), Code::Success),
             Some(Command::Top(args)) => top(args),
+            Some(Command::Gather(args)) => gather(args),
             Some(Command::Fs(args)) => fs(*args),
             Some(Command::Install(args)) => install(args),
             Some(Command::Uninstall(args)) => uninstall(&args),
@@ -328,6 +339,17 @@ fn top(args: TopArgs) -> Code {
     }
 }
 
+fn gather(args: GatherArgs) -> Code {
+    let limit = args.timeout;
+    let Some((target, output)) = args.into_parts() else {
+        return usage(Some("gather"), "a husk and an output are needed");
+    };
+    match crate::gather::gather(&target, &output, limit) {
+        Ok(summary) => answer(&format!("{summary}\n"), Code::Success),
+        Err(error) => refuse(Some("gather"), false, &anyhow::Error::new(error)),
+    }
+}
+
 fn fs(args: FileServerArgs) -> Code {
     if args.print_capabilities {
         return answer(file_server::CAPABILITIES, Code::Success);
@@ -426,6 +448,7 @@ fn command_of(args: &[OsString]) -> Option<&'static str> {
         "ctl",
         "ps",
         "top",
+        "gather",
         "fs",
         "install",
         "uninstall",

@@ -1,0 +1,140 @@
+//! What looks like a secret: the value of a name that has `password`, `secret`, `token`, `credential`, `auth`, `private` or `key` in it, and
+//! what stands between `://` and `@`. Too much is masked rather than too little.
+
+use regex_lite::{Captures, Regex};
+use serde_json::Value;
+
+/// What stands in place of a secret.
+const MASK: &str = "***";
+/// Names that a secret has.
+const NAMES: &str = "passw|passphrase|passwd|pwd|secret|token|credential|auth|private|key";
+
+/// The content of the file `path` without secrets. JSON stays JSON.
+pub(super) fn content(path: &str, bytes: &[u8]) -> Vec<u8> {
+    let whole = String::from_utf8_lossy(bytes);
+    let masked = if path.ends_with(".jsonl") {
+        whole.lines().map(|line| document(line) + "\n").collect()
+    } else if path.ends_with(".json") {
+        document(&whole)
+    } else {
+        text(&whole)
+    };
+    masked.into_bytes()
+}
+
+fn document(json: &str) -> String {
+    let Ok(mut value) = serde_json::from_str(json) else {
+        return text(json);
+    };
+    self::json(&mut value);
+    let is_line = !json.trim_end().contains('\n');
+    let shown = if is_line {
+        serde_json::to_string(&value)
+    } else {
+        serde_json::to_string_pretty(&value)
+    };
+    shown.expect("a value is always JSON")
+}
+
+/// `text` without secrets: `name=value` up to the next blank, or quotation mark if the value begins with one; the word after an option
+/// `--name`; and passwords in addresses.
+fn text(text: &str) -> String {
+    let values = expression(&format!(
+        r#"(?i)([\w.\-]*(?:{NAMES})[\w.\-]*=)(\\?"[^"]*"?|'[^']*'?|[^\s"'\\]+)"#
+    ));
+    let options = expression(&format!(r"(?i)(--[\w\-]*(?:{NAMES})[\w\-]*[ \n\x00]+)([^\s\-]\S*)"));
+    let addresses = expression(r"(://)[^/@\s]+(@)");
+    let masked = values.replace_all(text, |found: &Captures<'_>| {
+        format!("{}{MASK}", found.get(1).map_or("", |m| m.as_str()))
+    });
+    let masked = options.replace_all(&masked, |found: &Captures<'_>| {
+        format!("{}{MASK}", found.get(1).map_or("", |m| m.as_str()))
+    });
+    addresses
+        .replace_all(&masked, format!("${{1}}{MASK}${{2}}"))
+        .into_owned()
+}
+
+/// `value` without secrets: whatever has such a name, and in every string what [`text`] masks.
+fn json(value: &mut Value) {
+    let names = expression(&format!("(?i)(?:{NAMES})"));
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                match value {
+                    Value::String(secret) if names.is_match(name) => *secret = MASK.into(),
+                    value => json(value),
+                }
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(json),
+        Value::String(string) => *string = text(string),
+        _ => {}
+    }
+}
+
+fn expression(pattern: &str) -> Regex {
+    Regex::new(pattern).expect("every pattern here is one")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn values_of_secret_names_are_masked_and_the_rest_is_not() {
+        for (said, shown) in [
+            (
+                "console=hvc0 db_password=hunter2 root=/dev/vda agent.aa_kbc_params=x",
+                "console=hvc0 db_password=*** root=/dev/vda agent.aa_kbc_params=x",
+            ),
+            ("TOKEN=\"a b\" quiet", "TOKEN=*** quiet"),
+            ("api-key='a b' quiet", "api-key=*** quiet"),
+            ("token=a=b==, next", "token=*** next"),
+            ("--auth-token abc --verbose", "--auth-token *** --verbose"),
+            ("--auth-token --verbose", "--auth-token --verbose"),
+            ("https_proxy=http://me:pw@host/x", "https_proxy=http://***@host/x"),
+            ("secret=", "secret="),
+            ("line=\\\"token=\\\"a b\\\"\\\"", "line=\\\"token=***\\\""),
+            ("no tokens here", "no tokens here"),
+        ] {
+            assert_eq!(text(said), shown);
+        }
+    }
+
+    #[test]
+    fn secrets_in_json_are_masked_by_their_names_and_in_strings() {
+        let mut value = json!({
+            "payload": {"cmdline": "quiet password=1"},
+            "rest": [{"apiToken": "x", "key_count": 3, "name": "keep"}],
+        });
+        json(&mut value);
+        assert_eq!(
+            value,
+            json!({
+                "payload": {"cmdline": "quiet password=***"},
+                "rest": [{"apiToken": "***", "key_count": 3, "name": "keep"}],
+            })
+        );
+    }
+
+    #[test]
+    fn what_is_no_text_is_made_one() {
+        assert_eq!(content("a.txt", b"a\xffsecret=b c"), "a\u{fffd}secret=*** c".as_bytes());
+    }
+
+    #[test]
+    fn json_stays_json() {
+        let one = "{\"a\": \"secret=\", \"token\": \"t\", \"b\": \"x key=\\\"1 2\\\" y\"}";
+        let lines = String::from_utf8(content("a.jsonl", format!("{one}\n{one}\n").as_bytes())).unwrap();
+        assert_eq!(lines.lines().count(), 2);
+        for line in lines.lines() {
+            let value: Value = serde_json::from_str(line).unwrap();
+            assert_eq!(value, json!({"a": "secret=", "token": "***", "b": "x key=*** y"}));
+        }
+        assert_eq!(content("a.json", b"{\n\"key\": \"k\"\n}"), b"{\n  \"key\": \"***\"\n}");
+        assert_eq!(content("a.json", b"no JSON, token=1"), b"no JSON, token=***");
+    }
+}

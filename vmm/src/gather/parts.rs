@@ -1,0 +1,446 @@
+//! What is looked at: of the host, by a husk's own word, and of its process.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::subject::Subject;
+use super::threads::threads;
+use crate::check;
+use crate::ctl::client::Client;
+use crate::ctl::{events, show};
+use crate::fleet::{Husk, Look, table};
+
+/// The most that is kept of any file: of a log and a console the end.
+const FILE_BYTES: u64 = 1 << 20;
+/// What a line of the kernel's log has in it that is of interest here, in small letters.
+const KERNEL_LOG: [&str; 5] = ["kvm", "husk", "cloud-hyperviso", "out of memory", "oom-kill"];
+
+/// One file of a bundle.
+pub(super) struct Part {
+    /// Its path below the folder of its subject.
+    pub(super) path: String,
+    /// What it is.
+    pub(super) about: &'static str,
+    /// Reads it, and may hang.
+    pub(super) read: Reading,
+}
+
+/// What reads a part, or says why it cannot be had.
+type Reading = Box<dyn FnOnce() -> Result<Vec<u8>, String> + Send>;
+
+fn part(
+    path: impl Into<String>,
+    about: &'static str,
+    read: impl FnOnce() -> Result<Vec<u8>, String> + Send + 'static,
+) -> Part {
+    Part {
+        path: path.into(),
+        about,
+        read: Box::new(read),
+    }
+}
+
+/// About the host, and all husks that the bundle is about.
+pub(super) fn of_host(subjects: &[Subject], limit: Duration) -> Vec<Part> {
+    let husks: Vec<Husk> = subjects.iter().filter_map(|subject| subject.husk.clone()).collect();
+    let mut parts = vec![
+        part("husks.json", "what husk ps says of them", move || {
+            // One after the other: each that hangs costs a part of the time there is.
+            let patience = limit
+                .div_f64(4.0 * husks.len().max(1) as f64)
+                .max(Duration::from_millis(10));
+            let looks: Vec<Look> = husks.into_iter().map(|husk| Look::at(husk, patience)).collect();
+            Ok(table::json(&looks).into_bytes())
+        }),
+        part("check.json", "what husk check says of this host", || {
+            Ok(check::check(Path::new("/")).to_json().into_bytes())
+        }),
+        part(
+            "kernel-log.txt",
+            "lines of the kernel's log about KVM, husk and lack of memory",
+            kernel_log,
+        ),
+        part("kvm-parameters.txt", "the parameters of KVM's modules", || {
+            all_of(&[
+                "/sys/module/kvm/parameters",
+                "/sys/module/kvm_intel/parameters",
+                "/sys/module/kvm_amd/parameters",
+            ])
+        }),
+        part(
+            "vulnerabilities.txt",
+            "what the kernel does about the processor's faults",
+            || all_of(&["/sys/devices/system/cpu/vulnerabilities"]),
+        ),
+    ];
+    for (path, file, about) in [
+        ("version.txt", "/proc/version", "the kernel"),
+        ("cmdline.txt", "/proc/cmdline", "what the kernel was started with"),
+        ("meminfo.txt", "/proc/meminfo", "memory"),
+        ("loadavg.txt", "/proc/loadavg", "load"),
+        (
+            "pressure-cpu.txt",
+            "/proc/pressure/cpu",
+            "how long tasks waited for processors",
+        ),
+        (
+            "pressure-memory.txt",
+            "/proc/pressure/memory",
+            "how long tasks waited for memory",
+        ),
+        (
+            "pressure-io.txt",
+            "/proc/pressure/io",
+            "how long tasks waited for input and output",
+        ),
+    ] {
+        parts.push(part(path, about, move || whole(Path::new(file))));
+    }
+    parts
+}
+
+/// Whether the husk answers at all.
+pub(super) fn hello(subject: &Subject, limit: Duration) -> Vec<Part> {
+    subject
+        .socket
+        .iter()
+        .map(|socket| get(socket, limit, "vmm.ping", "api/ping.json", "its version and process"))
+        .collect()
+}
+
+/// What a husk that answers says. Nothing if it has no socket.
+pub(super) fn said(subject: &Subject, limit: Duration) -> Vec<Part> {
+    let Some(socket) = &subject.socket else {
+        return Vec::new();
+    };
+    let mut parts = Vec::new();
+    for (name, path, about) in [
+        ("vm.info", "api/info.json", "the VM's configuration and state"),
+        (
+            "vm.resize-status",
+            "api/resize-status.json",
+            "vCPUs and memory, and the last resize",
+        ),
+        (
+            "vm.counters",
+            "api/counters.json",
+            "what devices and vCPUs have counted",
+        ),
+        ("vmm.log-level", "api/log-level.json", "which lines it logs"),
+    ] {
+        parts.push(get(socket, limit, name, path, about));
+    }
+    let at = socket.clone();
+    parts.push(part("api/metrics.txt", "its figures, for Prometheus", move || {
+        let mut client = Client::connect(&at, limit).map_err(|e| told(&e))?;
+        client
+            .get_text("vmm.metrics")
+            .map(String::into_bytes)
+            .map_err(|e| told(&e))
+    }));
+    let at = socket.clone();
+    parts.push(part(
+        "api/events.jsonl",
+        "the last events, as far as it has kept them",
+        move || {
+            let mut lines = String::new();
+            let followed = events::follow(&at, limit, true, |event| {
+                lines.push_str(&event.line);
+                lines.push('\n');
+                true
+            });
+            followed.map(|()| lines.into_bytes()).map_err(|e| told(&e))
+        },
+    ));
+    let at = socket.clone();
+    parts.push(part(
+        "console.txt",
+        "the end of what the guest's console printed, if that is a file",
+        move || {
+            let mut client = Client::connect(&at, limit).map_err(|e| told(&e))?;
+            let info = client.get("vm.info").map_err(|e| told(&e))?;
+            let config = &info["config"];
+            let files = ["console", "serial"]
+                .into_iter()
+                .filter_map(|port| config[port]["file"].as_str());
+            let mut text = Vec::new();
+            for file in files {
+                text.extend(format!("==> {file} <==\n").into_bytes());
+                text.extend(tail(Path::new(file))?);
+            }
+            if text.is_empty() {
+                return Err("no console of the VM is a file".into());
+            }
+            Ok(text)
+        },
+    ));
+    parts
+}
+
+/// What the kernel says of its process.
+pub(super) fn of_process(subject: &Subject) -> Vec<Part> {
+    let Some(husk) = &subject.husk else {
+        return vec![part("process", "all that the kernel says of its process", || {
+            Err("its process is not known, or not for this user to look into".into())
+        })];
+    };
+    let folder = husk.folder.clone();
+    let mut parts = vec![
+        part(
+            "threads.txt",
+            "where each thread is: state, wait, system call, stack in the kernel",
+            {
+                let folder = folder.clone();
+                move || threads(&folder)
+            },
+        ),
+        part("arguments.txt", "what it was started with", {
+            let arguments = husk.arguments.join("\n");
+            move || Ok((arguments + "\n").into_bytes())
+        }),
+        part("descriptors.txt", "what its descriptors are", {
+            let folder = folder.clone();
+            move || descriptors(&folder)
+        }),
+        part("log.txt", "the end of its log, if that is a file", {
+            let husk = husk.clone();
+            move || log(&husk)
+        }),
+        part("cgroup.txt", "what its control group may have, and has had", {
+            let folder = folder.clone();
+            move || control_group(&folder)
+        }),
+    ];
+    for (name, about) in [
+        ("status", "memory, threads, signals, capabilities"),
+        ("stat", "times"),
+        ("limits", "limits"),
+        ("io", "input and output"),
+        ("sched", "scheduling"),
+        ("oom_score", "how soon it is killed for lack of memory"),
+        ("smaps_rollup", "memory by kind"),
+        ("maps", "what is mapped where: names of mappings, not what is in them"),
+    ] {
+        let file = folder.join(name);
+        parts.push(part(format!("proc/{name}"), about, move || whole(&file)));
+    }
+    parts
+}
+
+fn get(socket: &Path, limit: Duration, name: &'static str, path: &'static str, about: &'static str) -> Part {
+    let socket = socket.to_owned();
+    part(path, about, move || {
+        let mut client = Client::connect(&socket, limit).map_err(|e| told(&e))?;
+        let answer: Value = client.get(name).map_err(|e| told(&e))?;
+        Ok(show::json(&answer).into_bytes())
+    })
+}
+
+/// A failure in one line.
+fn told(error: &(dyn std::error::Error + 'static)) -> String {
+    show::plain(&husk_devices::chain(error))
+}
+
+/// The start of a file, which may be of the kernel's, as long as one is kept.
+fn whole(path: &Path) -> Result<Vec<u8>, String> {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        File::open(path)?.take(FILE_BYTES).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    read().map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// The end of a regular file. Others are not touched: a FIFO has another reader.
+fn tail(path: &Path) -> Result<Vec<u8>, String> {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)?;
+        let about = file.metadata()?;
+        if !about.is_file() {
+            return Err(io::Error::other("no regular file"));
+        }
+        file.seek(SeekFrom::Start(about.len().saturating_sub(FILE_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.take(FILE_BYTES).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    read().map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// A line for each file of `folders`.
+fn all_of(folders: &[&str]) -> Result<Vec<u8>, String> {
+    let mut text = String::new();
+    for folder in folders {
+        let mut files: Vec<PathBuf> = fs::read_dir(folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|file| file.path())
+            .collect();
+        files.sort();
+        for file in files {
+            let value = fs::read_to_string(&file).unwrap_or_else(|error| format!("({error})"));
+            text.push_str(&format!("{}: {}\n", file.display(), value.trim()));
+        }
+    }
+    if text.is_empty() {
+        return Err("there is none".into());
+    }
+    Ok(text.into_bytes())
+}
+
+/// Lines of interest of what the kernel's log still has.
+fn kernel_log() -> Result<Vec<u8>, String> {
+    let mut log = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/kmsg")
+        .map_err(|error| format!("/dev/kmsg: {error}"))?;
+    let (mut text, mut record) = (Vec::new(), vec![0; 8 << 10]);
+    loop {
+        match log.read(&mut record) {
+            Ok(0) => break,
+            Ok(bytes) => text.extend(line_of_interest(record.get(..bytes).unwrap_or_default()).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            // What was overwritten before it was read.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(error) => return Err(format!("/dev/kmsg: {error}")),
+        }
+        if text.len() as u64 > FILE_BYTES {
+            break;
+        }
+    }
+    Ok(text)
+}
+
+/// A record of `/dev/kmsg` (`level,number,microseconds,flags;text`, then properties) as a line, if it is of interest.
+fn line_of_interest(record: &[u8]) -> Option<Vec<u8>> {
+    let record = String::from_utf8_lossy(record);
+    let (head, text) = record.lines().next()?.split_once(';')?;
+    let small = text.to_lowercase();
+    if !KERNEL_LOG.iter().any(|word| small.contains(word)) {
+        return None;
+    }
+    let at: u64 = head.split(',').nth(2)?.parse().ok()?;
+    Some(format!("[{:>5}.{:06}] {text}\n", at / 1_000_000, at % 1_000_000).into_bytes())
+}
+
+fn descriptors(folder: &Path) -> Result<Vec<u8>, String> {
+    let folder = folder.join("fd");
+    let entries = fs::read_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let mut numbers: Vec<u32> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    numbers.sort_unstable();
+    let mut text = String::new();
+    for number in numbers {
+        if let Ok(target) = fs::read_link(folder.join(number.to_string())) {
+            text.push_str(&format!("{number} {}\n", target.display()));
+        }
+    }
+    Ok(text.into_bytes())
+}
+
+/// Where it was told to log, or what its standard error is.
+fn log(husk: &Husk) -> Result<Vec<u8>, String> {
+    let file = ["--log-file", "--log"].into_iter().find_map(|name| husk.option(name));
+    match file.map(Path::new) {
+        Some(file) if file.is_absolute() => tail(file),
+        _ => {
+            let error = fs::read_link(husk.folder.join("fd/2")).map_err(|error| error.to_string())?;
+            if error.is_absolute() && error.is_file() {
+                tail(&error)
+            } else {
+                Err(format!(
+                    "it logs to {}: whoever started it has it, or the journal",
+                    error.display()
+                ))
+            }
+        }
+    }
+}
+
+/// Limits and counts of the control group of the process in `folder`, of either version of cgroups.
+fn control_group(folder: &Path) -> Result<Vec<u8>, String> {
+    let groups = fs::read_to_string(folder.join("cgroup")).map_err(|error| error.to_string())?;
+    let mut text = groups.clone();
+    let two = [
+        "memory.current",
+        "memory.high",
+        "memory.max",
+        "memory.swap.max",
+        "memory.events",
+        "memory.stat",
+        "memory.pressure",
+        "cpu.max",
+        "cpu.stat",
+        "cpu.pressure",
+        "io.pressure",
+        "pids.current",
+        "pids.max",
+    ];
+    let one = [
+        "memory.usage_in_bytes",
+        "memory.limit_in_bytes",
+        "memory.failcnt",
+        "memory.oom_control",
+        "memory.stat",
+    ];
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(group)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        let (root, files) = match controllers {
+            "" => ("/sys/fs/cgroup", two.as_slice()),
+            "memory" => ("/sys/fs/cgroup/memory", one.as_slice()),
+            _ => continue,
+        };
+        let place = Path::new(root).join(group.trim_start_matches('/'));
+        for file in files {
+            if let Ok(value) = fs::read_to_string(place.join(file)) {
+                text.push_str(&format!("\n{}:\n{value}", place.join(file).display()));
+            }
+        }
+    }
+    Ok(text.into_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_kernel_about_others_are_left_out() {
+        let line = |record: &str| line_of_interest(record.as_bytes()).map(|line| String::from_utf8(line).unwrap());
+        assert_eq!(
+            line("6,12,61000042,-;KVM: vcpu stuck\n SUBSYSTEM=x\n").unwrap(),
+            "[   61.000042] KVM: vcpu stuck\n"
+        );
+        assert_eq!(line("6,12,1,-;usb 1-1: new device\n kvm=1\n"), None);
+        assert_eq!(line("nonsense"), None);
+    }
+
+    #[test]
+    fn the_end_of_a_long_file_is_kept_and_nothing_but_files_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let mut long = vec![b'a'; 10];
+        long.extend(vec![b'b'; usize::try_from(FILE_BYTES).unwrap()]);
+        fs::write(&path, &long).unwrap();
+        let kept = tail(&path).unwrap();
+        assert!(kept.len() as u64 == FILE_BYTES && kept.iter().all(|byte| *byte == b'b'));
+        let fifo = crate::terminal::testing::fifo(&folder);
+        assert!(tail(&fifo).unwrap_err().contains("no regular file"));
+        assert!(tail(folder.path()).is_err());
+    }
+}

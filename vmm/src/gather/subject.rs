@@ -1,0 +1,162 @@
+//! Whom a bundle is about.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use husk_virtio::unix;
+use rustix::net::sockopt::socket_peercred;
+
+use crate::fleet::{Husk, process};
+
+/// Where processes are.
+const PROC: &str = "/proc";
+/// Between two attempts to reach a socket whose queue is full.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// What a user names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The husk that serves this socket.
+    Socket(PathBuf),
+    /// The husk with this process.
+    Process(u32),
+    /// Every husk.
+    All,
+}
+
+/// Nobody to ask.
+#[derive(Debug, thiserror::Error)]
+pub enum SubjectError {
+    /// No such process.
+    #[error("process {0} is no husk with a VM, or not one that this user may look into")]
+    Process(u32),
+    /// No such socket.
+    #[error("{}: nobody serves it", .0.display())]
+    Socket(PathBuf),
+    /// None at all.
+    #[error("there is no husk with a VM that this user may look into")]
+    None,
+}
+
+/// One husk.
+#[derive(Clone, Debug)]
+pub(super) struct Subject {
+    /// The name of its folder.
+    pub(super) name: String,
+    /// Where it is asked.
+    pub(super) socket: Option<PathBuf>,
+    /// Its process, if that can be looked into.
+    pub(super) husk: Option<Husk>,
+}
+
+/// A number is a process, anything else a socket.
+impl FromStr for Target {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.parse() {
+            Ok(0) => Err("allowed: a process's number from 1 on, or the path of a socket"),
+            Ok(pid) => Ok(Self::Process(pid)),
+            Err(_) if text.is_empty() => Err("allowed: a process's number, or the path of a socket"),
+            Err(_) => Ok(Self::Socket(text.into())),
+        }
+    }
+}
+
+/// Those that `target` stands for. A socket is reached within `limit`, or belongs to whoever was started with it.
+pub(super) fn subjects(target: &Target, limit: Duration) -> Result<Vec<Subject>, SubjectError> {
+    let proc = Path::new(PROC);
+    let found = match target {
+        Target::Process(pid) => vec![Husk::find(proc, *pid).ok_or(SubjectError::Process(*pid))?],
+        Target::All => process::all(proc),
+        Target::Socket(socket) => return by_socket(socket, limit).map(|subject| vec![subject]),
+    };
+    if found.is_empty() {
+        return Err(SubjectError::None);
+    }
+    Ok(found.into_iter().map(Subject::of).collect())
+}
+
+fn by_socket(socket: &Path, limit: Duration) -> Result<Subject, SubjectError> {
+    let proc = Path::new(PROC);
+    let begun = Instant::now();
+    // The kernel says whose it is, also if that process does nothing any more.
+    let owner = loop {
+        match unix::connect(socket) {
+            Ok(stream) => {
+                break socket_peercred(&stream)
+                    .ok()
+                    .map(|owner| owner.pid.as_raw_nonzero().get());
+            }
+            Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => break None,
+            Err(_) if begun.elapsed() >= limit => break None,
+            Err(_) => thread::sleep(RETRY),
+        }
+    };
+    let husk = match owner.and_then(|pid| u32::try_from(pid).ok()) {
+        Some(pid) => Husk::find(proc, pid),
+        None => {
+            let path = fs::canonicalize(socket).unwrap_or_else(|_| socket.to_owned());
+            let mut all = process::all(proc).into_iter();
+            Some(
+                all.find(|husk| husk.socket.as_ref() == Some(&path))
+                    .ok_or_else(|| SubjectError::Socket(socket.to_owned()))?,
+            )
+        }
+    };
+    Ok(match husk {
+        Some(husk) => Subject {
+            socket: Some(socket.to_owned()),
+            ..Subject::of(husk)
+        },
+        None => Subject {
+            name: "husk".into(),
+            socket: Some(socket.to_owned()),
+            husk: None,
+        },
+    })
+}
+
+impl Subject {
+    fn of(husk: Husk) -> Self {
+        let pod = husk.pod();
+        let name: String = pod
+            .chars()
+            .filter(|c| c.is_ascii_alphanumeric() || "_-.".contains(*c))
+            .collect();
+        let name = match name.trim_start_matches(['.', '-']) {
+            "" => husk.pid.to_string(),
+            name => format!("{name}-{}", husk.pid),
+        };
+        Self {
+            name,
+            socket: husk.socket.clone(),
+            husk: Some(husk),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_a_process_or_a_socket() {
+        assert_eq!("42".parse(), Ok(Target::Process(42)));
+        assert_eq!("/run/api.sock".parse(), Ok(Target::Socket("/run/api.sock".into())));
+        assert_eq!("4x".parse(), Ok(Target::Socket("4x".into())));
+        assert!("0".parse::<Target>().is_err() && "".parse::<Target>().is_err());
+    }
+
+    #[test]
+    fn whoever_is_no_husk_is_refused_by_its_name() {
+        let limit = Duration::from_secs(10);
+        let error = subjects(&Target::Process(1), limit).unwrap_err();
+        assert!(error.to_string().starts_with("process 1 is no husk"));
+        let error = subjects(&Target::Socket("/nowhere/s".into()), limit).unwrap_err();
+        assert_eq!(error.to_string(), "/nowhere/s: nobody serves it");
+    }
+}
