@@ -24,6 +24,7 @@ pub mod machine;
 pub mod memory;
 pub mod metrics;
 pub mod news;
+pub mod overhead;
 pub mod pod;
 mod process;
 pub mod seccomp;

@@ -17,6 +17,7 @@ mod kernel;
 mod log;
 mod memory;
 mod net;
+mod overhead;
 mod pairs;
 mod pmem;
 mod pod;
@@ -56,6 +57,7 @@ pub use file_server::{FileServerArgs, FileServerUsage};
 pub use fleet::{PsArgs, TopArgs};
 pub use gather::GatherArgs;
 pub use install::{InstallArgs, UninstallArgs};
+pub use overhead::OverheadArgs;
 pub use run::{RunArgs, UsageError};
 pub use serve::ServeArgs;
 
@@ -134,6 +136,11 @@ pub enum Command {
     /// the program that they were started with.
     #[command(after_help = exit_codes(), after_long_help = format!("{EXAMPLES}\n{}", exit_codes()))]
     Install(InstallArgs),
+    /// Measure what a pod costs beside its guest's memory, for its runtime class
+    ///
+    /// Starts VMs as Kata does, each with a file server, and waits until all are at rest. What counts is what each process has for itself
+    /// alone: private pages that are not guest RAM, page tables, and those of KVM.
+    Overhead(OverheadArgs),
     /// Remove what husk install has put in place, and nothing that was changed since
     Uninstall(UninstallArgs),
     /// Say what an exit code, a signal or a line of the log means, and what to do about it
@@ -204,6 +211,7 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, begin: Begin) -> Code {
             Some(Command::Gather(args)) => gather(args),
             Some(Command::Fs(args)) => fs(*args),
             Some(Command::Install(args)) => install(args),
+            Some(Command::Overhead(args)) => overhead(args),
             Some(Command::Uninstall(args)) => uninstall(&args),
             Some(Command::Explain(args)) => explain::explain(&args),
             Some(Command::Completions { shell }) => completions(shell),
@@ -391,6 +399,19 @@ fn install(args: InstallArgs) -> Code {
     }
 }
 
+fn overhead(args: OverheadArgs) -> Code {
+    let is_json = args.json;
+    match crate::overhead::measure(&args.into_options()) {
+        Ok(measured) if is_json => {
+            let mut text = serde_json::to_string(&measured.overhead()).expect("text and numbers are always JSON");
+            text.push('\n');
+            answer(&text, Code::Success)
+        }
+        Ok(measured) => answer(&measured.to_table(), Code::Success),
+        Err(error) => refuse(Some("overhead"), false, &anyhow::Error::new(error)),
+    }
+}
+
 fn uninstall(args: &UninstallArgs) -> Code {
     let found = plain_path("--prefix", &args.prefix).and_then(|prefix| removal(&args.root, &prefix));
     let done = found.and_then(|found| match args.dry_run {
@@ -451,6 +472,7 @@ fn command_of(args: &[OsString]) -> Option<&'static str> {
         "gather",
         "fs",
         "install",
+        "overhead",
         "uninstall",
         "explain",
         "completions",

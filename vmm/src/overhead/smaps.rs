@@ -1,0 +1,99 @@
+//! What a process has for itself alone (proc_pid_smaps(5), proc_pid_status(5)).
+
+use std::fs;
+use std::io;
+
+/// What names of guest RAM begin with, in a mapping's name: a memfd's, or that of anonymous memory.
+const GUEST_RAM: [&str; 2] = ["/memfd:guest-ram", "[anon:guest-ram"];
+/// Lines of a mapping that are its own: pages that no other process maps, and those that were swapped out.
+const PRIVATE: [&str; 3] = ["Private_Clean:", "Private_Dirty:", "SwapPss:"];
+
+/// What a process has for itself alone, guest RAM left out; in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Private pages.
+    pub private_bytes: u64,
+    /// Page tables.
+    pub tables_bytes: u64,
+}
+
+/// What process `pid` has.
+///
+/// # Errors
+///
+/// It has ended, or may not be looked into.
+pub(super) fn share(pid: u32) -> io::Result<Share> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let tables = status.lines().find_map(|line| line.strip_prefix("VmPTE:"));
+    Ok(Share {
+        private_bytes: private(&smaps),
+        tables_bytes: tables.and_then(bytes).unwrap_or(0),
+    })
+}
+
+/// Page tables that KVM has for all guests; `None` if the kernel does not tell (before Linux 6.0).
+pub(super) fn kvm_tables() -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    meminfo
+        .lines()
+        .find_map(|line| bytes(line.strip_prefix("SecPageTables:")?))
+}
+
+/// Private bytes of every mapping that is not guest RAM.
+fn private(smaps: &str) -> u64 {
+    let (mut sum, mut is_guests) = (0_u64, false);
+    for line in smaps.lines() {
+        let first = line.split_ascii_whitespace().next().unwrap_or_default();
+        if !first.ends_with(':') {
+            // A mapping's first line: addresses, permissions, offset, device, inode, name.
+            let name = line.split_ascii_whitespace().nth(5).unwrap_or_default();
+            is_guests = GUEST_RAM.iter().any(|guest| name.starts_with(guest));
+        } else if !is_guests && PRIVATE.contains(&first) {
+            let value = line.get(first.len()..).and_then(bytes);
+            sum = sum.saturating_add(value.unwrap_or(0));
+        }
+    }
+    sum
+}
+
+/// `N kB`.
+fn bytes(text: &str) -> Option<u64> {
+    let kibibytes: u64 = text.trim().strip_suffix(" kB")?.parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_ram_is_not_the_processs_own() {
+        let smaps = "\
+7f0000000000-7f0020000000 rw-s 00000000 00:01 9                          /memfd:guest-ram (deleted)
+Private_Dirty:    400000 kB
+7f1000000000-7f1020000000 rw-p 00000000 00:00 0                          [anon:guest-ram-unplugged]
+Private_Dirty:    300000 kB
+SwapPss:              9 kB
+7f2000000000-7f2000100000 rw-p 00000000 00:00 0
+Size:              1024 kB
+Private_Clean:        4 kB
+Private_Dirty:      100 kB
+SwapPss:              8 kB
+7f3000000000-7f3000100000 r-xp 00000000 08:01 77                         /opt/husk/bin/husk
+Shared_Clean:      2000 kB
+Private_Clean:        0 kB
+7ffc00000000-7ffc00021000 rw-p 00000000 00:00 0                          [stack]
+Private_Dirty:       16 kB
+";
+        assert_eq!(private(smaps), 128 << 10);
+        assert_eq!(private(""), 0);
+    }
+
+    #[test]
+    fn this_process_has_memory_and_page_tables() {
+        let own = share(std::process::id()).unwrap();
+        assert!(own.private_bytes > 64 << 10 && own.tables_bytes > 0, "{own:?}");
+        assert!(share(u32::MAX).is_err());
+    }
+}
