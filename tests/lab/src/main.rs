@@ -21,6 +21,7 @@ mod interactive;
 mod kernel;
 mod life;
 mod modules;
+mod package;
 mod packages;
 mod paths;
 mod pool;
@@ -77,6 +78,8 @@ enum Task {
     Fuzz(fuzz::FuzzArgs),
     /// Send husk's API requests made of its description (docs/openapi.yaml).
     ApiFuzz(api_fuzz::ApiFuzzArgs),
+    /// Make the packages that husk is given to others in: a tarball, a .deb, checksums, a bill of materials.
+    Package(package::PackageArgs),
     /// Open a shell in the emulated host, with husk and guest kernels at hand.
     Shell,
     /// Run husk with these arguments in the emulated host and pass its exit code on.
@@ -126,6 +129,7 @@ fn perform(arguments: &Arguments) -> Result<ExitCode> {
         }
         Task::Fuzz(arguments) => fuzz::run(&Lab::open()?, arguments).map(verdict),
         Task::ApiFuzz(arguments) => api_fuzz::run(&Lab::open()?, arguments).map(verdict),
+        Task::Package(arguments) => package::run(&Lab::open()?, arguments).map(verdict),
         Task::Shell => interactive::shell(&Lab::open()?).map(exit_code),
         Task::Run { arguments } => interactive::husk(&Lab::open()?, arguments).map(exit_code),
         Task::Life(arguments) => life::run(arguments).map(|()| ExitCode::SUCCESS),

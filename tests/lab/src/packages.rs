@@ -75,7 +75,7 @@ pub fn ensure_tools(host: Host) -> Result<()> {
 }
 
 /// What to put before a command so that root runs it; `None` if that would ask for a password.
-fn root_prefix() -> Option<&'static [&'static str]> {
+pub fn root_prefix() -> Option<&'static [&'static str]> {
     let root = output(command("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
     if root {
         return Some(&[]);
