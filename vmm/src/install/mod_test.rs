@@ -203,3 +203,16 @@ fn a_prefix_with_spaces_and_quotes_is_a_prefix() {
     remove(&removal(system.root(), &options.prefix).unwrap()).unwrap();
     assert!(!system.has("srv"));
 }
+
+#[test]
+fn what_is_not_husks_to_change_is_said_where_it_matters() {
+    let system = System::new();
+    let told = || plan(&system.options()).unwrap().describe();
+    assert!(!told().contains("SELinux") && !told().contains("overcommit"));
+    system.write("proc/sys/vm/overcommit_memory", "1\n");
+    system.write("sys/fs/selinux/enforce", "0");
+    assert!(told().contains("semanage fcontext -a -t container_runtime_exec_t '/opt/husk/lib/husk(/.*)?'"));
+    assert!(!told().contains("overcommit"));
+    system.write("proc/sys/vm/overcommit_memory", "2\n");
+    assert!(told().contains("note     vm.overcommit_memory is 2: "));
+}

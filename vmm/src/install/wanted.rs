@@ -105,11 +105,14 @@ fn hints(options: &Options, handlers: &[Handler], wanted: &mut Wanted) {
         notes.push("this host cannot run pods (husk check): node feature discovery is told nothing of it".into());
     }
     if !read("/sys/fs/selinux/enforce").trim().is_empty() {
-        let lib = options.prefix.join("lib/husk");
-        notes.push(format!(
-            "SELinux: the program needs the label of a hypervisor: semanage fcontext -a -t qemu_exec_t '{0}(/.*)?' && restorecon -R {0}",
-            lib.display()
-        ));
+        // What container-selinux gives to Kata's own VMMs in /opt/kata/bin.
+        for folder in ["lib/husk", "libexec/husk"] {
+            let folder = options.prefix.join(folder);
+            notes.push(format!(
+                "SELinux: semanage fcontext -a -t container_runtime_exec_t '{0}(/.*)?' && restorecon -R {0}",
+                folder.display()
+            ));
+        }
     }
     if read("/proc/sys/vm/overcommit_memory").trim() == "2" {
         notes.push(
