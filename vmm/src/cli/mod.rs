@@ -200,8 +200,7 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, begin: Begin) -> Code {
     if let Some(args) = parse_run(&args) {
         return run(args, begin);
     }
-    let of = command_of(&args);
-    match Cli::try_parse_from(args) {
+    match Cli::try_parse_from(&args) {
         Ok(Cli { command, serve: args }) => match command {
             Some(Command::Run(args)) => run(*args, begin),
             Some(Command::Check(args)) => check(args),
@@ -222,7 +221,10 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, begin: Begin) -> Code {
             let _ = error.print();
             if error.use_stderr() { Code::Usage } else { Code::Success }
         }
-        Err(error) => usage(of, &misplaced(of, &error).unwrap_or_else(|| one_line(&error))),
+        Err(error) => {
+            let of = command_of(&args);
+            usage(of, &misplaced(of, &error).unwrap_or_else(|| one_line(&error)))
+        }
     }
 }
 
@@ -461,23 +463,9 @@ fn usage(of: Option<&str>, message: &str) -> Code {
 }
 
 /// The command that `args` ask for; `None` if they ask husk to serve, or for nothing that there is.
-fn command_of(args: &[OsString]) -> Option<&'static str> {
-    let asked = args.get(1)?;
-    let known = [
-        "run",
-        "check",
-        "ctl",
-        "ps",
-        "top",
-        "gather",
-        "fs",
-        "install",
-        "overhead",
-        "uninstall",
-        "explain",
-        "completions",
-    ];
-    known.into_iter().find(|name| asked == name)
+fn command_of(args: &[OsString]) -> Option<&str> {
+    let asked = args.get(1)?.to_str()?;
+    Cli::command().find_subcommand(asked).map(|_| asked)
 }
 
 /// What is wrong when a negative size, or an option of husk itself, stands behind a command; clap takes the one for an option, and would
@@ -575,6 +563,7 @@ mod tests {
             let args = words(&format!("husk {}", command.get_name()));
             assert_eq!(command_of(&args), Some(command.get_name()));
         }
+        assert_eq!(command_of(&words("husk nothing")), None);
         assert_eq!(command_of(&words("husk --api-socket run")), None);
         assert_eq!(command_of(&words("husk")), None);
     }
