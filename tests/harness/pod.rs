@@ -242,13 +242,31 @@ impl Pod {
             if let Some(status) = self.vmm.0.try_wait()? {
                 bail!("the VMM has ended ({status}): {}", self.output());
             }
-            ensure!(
-                start.elapsed() < PATIENCE,
-                "no agent after {refused} tries: {}",
-                self.output()
-            );
+            if start.elapsed() >= PATIENCE {
+                let doing = self
+                    .doing()
+                    .unwrap_or_else(|error| format!("nobody says what it does: {error:#}"));
+                bail!("no agent after {refused} tries; {doing}; {}", self.output());
+            }
             thread::sleep(DIAL_POLL);
         }
+    }
+
+    /// Whether a VM that says nothing runs, for who looks for the reason: how often its vCPUs leave the guest, and what its process takes
+    /// of a processor meanwhile.
+    fn doing(&mut self) -> Result<String> {
+        const MEANWHILE: Duration = Duration::from_secs(2);
+        let mut look = || {
+            let counters: Value = self.api.get("vm.counters")?.json()?;
+            anyhow::Ok((exits(&counters), processor_ticks(self.vmm.0.id())?))
+        };
+        let (before, ticks) = look()?;
+        thread::sleep(MEANWHILE);
+        let (after, more) = look()?;
+        Ok(format!(
+            "in {MEANWHILE:?} its vCPUs' exits went from {before} to {after}, and its process ran for {} ticks",
+            more.saturating_sub(ticks)
+        ))
     }
 
     /// Dials a port of the guest once.
@@ -534,6 +552,21 @@ fn await_ping(child: &mut Child, socket: &Path, shim: Shim) -> Result<Api> {
     }
 }
 
+/// How often all vCPUs have left the guest, of the answer to `vm.counters`.
+fn exits(counters: &Value) -> u64 {
+    let devices = counters.as_object().into_iter().flatten();
+    let vcpus = devices.filter(|(name, _)| name.starts_with("__vcpu"));
+    vcpus.filter_map(|(_, counted)| counted["exits"].as_u64()).sum()
+}
+
+/// What a process and its guest have taken of processors, in ticks (proc_pid_stat(5), `utime` and `stime`).
+fn processor_ticks(pid: u32) -> Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, after_name) = stat.rsplit_once(") ").context("no state of the process")?;
+    let times = after_name.split(' ').skip(11).take(2);
+    Ok(times.map(str::parse::<u64>).sum::<Result<u64, _>>()?)
+}
+
 /// The vCPU threads of a process, in their order, found as the shims find them.
 ///
 /// # Errors
@@ -549,4 +582,26 @@ pub fn vcpu_threads(pid: u32) -> Result<Vec<u32>> {
     }
     vcpus.sort_unstable();
     Ok(vcpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exits_are_those_of_all_vcpus() {
+        let counters = serde_json::json!({"__vcpu0": {"exits": 3}, "__vcpu1": {"exits": 4}, "_disk0": {"exits": 9}});
+        assert_eq!(exits(&counters), 7);
+        assert_eq!(exits(&Value::Null), 0);
+    }
+
+    #[test]
+    fn processor_time_is_that_of_the_process() {
+        let (pid, start) = (std::process::id(), Instant::now());
+        let before = processor_ticks(pid).unwrap();
+        while processor_ticks(pid).unwrap() <= before {
+            assert!(start.elapsed() < PATIENCE);
+        }
+        assert!(processor_ticks(u32::MAX).is_err());
+    }
 }
