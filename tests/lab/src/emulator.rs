@@ -76,6 +76,8 @@ pub struct Request {
     pub files: Vec<(PathBuf, String)>,
     /// How time passes.
     pub timing: Timing,
+    /// The host's clock interrupts at a steady rate, also where time is counted: see [`PERIODIC_TICK`]. What sleeps there wakes at a tick.
+    pub steady: bool,
     /// Who is at the terminal.
     pub terminal: Terminal,
     /// Where what the command leaves in `/work/out` comes back to. What was there before goes; the folder is there only if there is
@@ -203,16 +205,12 @@ impl Emulator {
 
     fn command(&self, request: &Request, folder: &Path) -> Command {
         let mut qemu = Command::new(&self.qemu);
-        let clock = match request.timing {
-            Timing::Fast => {
-                qemu.args(["-accel", "tcg,thread=single,tb-size=1024"]);
-                PERIODIC_TICK
-            }
-            Timing::Deterministic => {
-                qemu.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]);
-                ""
-            }
+        match request.timing {
+            Timing::Fast => qemu.args(["-accel", "tcg,thread=single,tb-size=1024"]),
+            Timing::Deterministic => qemu.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]),
         };
+        let steady = request.steady || request.timing == Timing::Fast;
+        let clock = if steady { PERIODIC_TICK } else { "" };
         qemu.args(["-smp", "1"]);
         qemu.args([
             "-cpu", "max", "-M", "q35", "-m", "4096", "-display", "none", "-vga", "none",

@@ -162,6 +162,8 @@ fn request(
     Ok(Request {
         command: words.map(str::to_string).to_vec(),
         files,
+        // Without it most counted hosts stood still in the middle of a guest's requests.
+        steady: profile == Profile::Fs,
         // And one for the host's own boot.
         timeout: Some(TIMEOUT_A_LIFE * (u32::try_from(plan.lives.len())? + 1)),
         pulse: Some(Arc::clone(pulse)),
