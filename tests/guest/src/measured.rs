@@ -15,6 +15,8 @@ use husk_guest::folder::{
     DATA, DATA_BYTES, LISTED, LISTED_FILES, NAMED, NAMED_FILES, Part, RESTS_IDLE, RESTS_LISTED, WRITTEN, name,
 };
 use husk_guest::tree::{self, Plan};
+// What the standard library has in its place asks for the time of birth as well. A server that knows it is asked once more for that, after each look-up.
+use rustix::fs::lstat;
 
 use crate::sys;
 
@@ -206,7 +208,7 @@ impl Folder {
         let paths = many(&self.root.join(NAMED), NAMED_FILES);
         let start = Instant::now();
         for path in &paths {
-            path.symlink_metadata()?;
+            lstat(path)?;
         }
         Ok(start.elapsed().as_secs_f64() * 1e6 / f64::from(NAMED_FILES))
     }
@@ -215,7 +217,7 @@ impl Folder {
     fn list(&self) -> Result<f64> {
         let (start, mut count) = (Instant::now(), 0);
         for entry in fs::read_dir(self.root.join(LISTED))? {
-            entry?.metadata()?;
+            lstat(entry?.path())?;
             count += 1;
         }
         ensure!(count == LISTED_FILES, "{count} entries");
@@ -228,7 +230,7 @@ impl Folder {
         let start = Instant::now();
         for path in &paths {
             File::create_new(path)?;
-            path.metadata()?;
+            lstat(path)?;
             fs::remove_file(path)?;
         }
         Ok(f64::from(PASSING) / start.elapsed().as_secs_f64())
