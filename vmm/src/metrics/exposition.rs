@@ -11,7 +11,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::families::{self as f, DEVICES, Row, Type};
+use super::families::{self as f, Type, devices};
 use super::process::{Items, Process};
 use super::{Calls, Figures, Vcpu};
 use crate::api::{VmInfo, VmState};
@@ -97,18 +97,18 @@ impl Collector for Exposition {
 
 impl Exposition {
     fn write_vm(&self, out: &mut Out<'_>) -> fmt::Result {
-        out.info(&f::BUILD, &[("version", env!("CARGO_PKG_VERSION"))])?;
+        out.info(f::BUILD, &[("version", env!("CARGO_PKG_VERSION"))])?;
         let states = VmState::ALL.map(|state| {
             let there = self.vm.as_ref().is_some_and(|vm| vm.state == state);
             ([("state", state.name())], u64::from(there))
         });
-        out.family(&f::VM_STATE, &states)?;
-        out.family(&f::BOOTS, &[([], self.figures.boots)])?;
+        out.family(f::VM_STATE, &states)?;
+        out.family(f::BOOTS, &[([], self.figures.boots)])?;
         let phases = self.figures.phases.iter();
         let phases: Vec<_> = phases
             .map(|(phase, took)| ([("phase", *phase)], took.as_secs_f64()))
             .collect();
-        out.family(&f::PHASES, &phases)
+        out.family(f::PHASES, &phases)
     }
 
     fn write_vcpus(&self, out: &mut Out<'_>) -> fmt::Result {
@@ -121,7 +121,7 @@ impl Exposition {
                 ("present", vcpus.len() as u64),
                 ("online", online as u64),
             ];
-            out.family(&f::VCPUS, &states.map(|(state, count)| ([("state", state)], count)))?;
+            out.family(f::VCPUS, &states.map(|(state, count)| ([("state", state)], count)))?;
         }
         let (mut exits, mut reasons) = (Vec::new(), Vec::new());
         for counted in self.figures.counted.iter().filter(|counted| counted.kind == VCPU) {
@@ -133,16 +133,16 @@ impl Exposition {
                 }
             }
         }
-        out.family(&f::VCPU_EXITS, &exits)?;
-        out.family(&f::VCPU_REASONS, &reasons)?;
+        out.family(f::VCPU_EXITS, &exits)?;
+        out.family(f::VCPU_REASONS, &reasons)?;
         let ids: Vec<String> = vcpus.iter().map(|vcpu| vcpu.id.to_string()).collect();
         let mut times = |row, time: fn(&Vcpu) -> Option<Duration>| {
             let rows = ids.iter().zip(vcpus);
             let rows = rows.filter_map(|(id, vcpu)| Some(([("vcpu", id.as_str())], time(vcpu)?.as_secs_f64())));
             out.family(row, &rows.collect::<Vec<_>>())
         };
-        times(&f::VCPU_RAN, |vcpu| vcpu.ran)?;
-        times(&f::VCPU_HALTED, |vcpu| vcpu.halted)
+        times(f::VCPU_RAN, |vcpu| vcpu.ran)?;
+        times(f::VCPU_HALTED, |vcpu| vcpu.halted)
     }
 
     fn write_memory(&self, out: &mut Out<'_>, process: &Process) -> fmt::Result {
@@ -152,7 +152,7 @@ impl Exposition {
             ("actual", vm.map(|vm| vm.memory_actual_size)),
             ("mapped", self.figures.mapped_bytes),
         ];
-        out.family(&f::GUEST_MEMORY, &classes(&guest))?;
+        out.family(f::GUEST_MEMORY, &classes(&guest))?;
         let resident = [
             ("anonymous", "rssanon"),
             ("shared", "rssshmem"),
@@ -161,7 +161,7 @@ impl Exposition {
             ("swapped", "vmswap"),
         ];
         out.family(
-            &f::RESIDENT,
+            f::RESIDENT,
             &classes(&resident.map(|(class, item)| (class, process.status_of(item)))),
         )
     }
@@ -170,7 +170,7 @@ impl Exposition {
     fn write_activity(&self, out: &mut Out<'_>) -> fmt::Result {
         let resizes = self.figures.resizes.iter();
         let resizes: Vec<_> = resizes.map(|(what, latency)| ([("what", *what)], latency)).collect();
-        out.histogram(&f::RESIZES, &resizes)?;
+        out.histogram(f::RESIZES, &resizes)?;
         let calls = self.calls.iter();
         let calls: Vec<_> = calls
             .map(|(endpoint, status, latency)| (endpoint.to_string(), status.to_string(), latency))
@@ -178,13 +178,13 @@ impl Exposition {
         let calls = calls
             .iter()
             .map(|(endpoint, status, latency)| ([("endpoint", endpoint.as_str()), ("status", status)], *latency));
-        out.histogram(&f::CALLS, &calls.collect::<Vec<_>>())?;
+        out.histogram(f::CALLS, &calls.collect::<Vec<_>>())?;
         let connections = self.connections.iter();
         let connections = connections.map(|(socket, count)| ([("socket", *socket)], *count as u64));
-        out.family(&f::CONNECTIONS, &connections.collect::<Vec<_>>())?;
+        out.family(f::CONNECTIONS, &connections.collect::<Vec<_>>())?;
         let lines = crate::log::lines();
-        out.family(&f::LOG_LINES, &lines.map(|(level, count)| ([("level", level)], count)))?;
-        out.family(&f::LOG_LOST, &[([], crate::log::lost_lines())])
+        out.family(f::LOG_LINES, &lines.map(|(level, count)| ([("level", level)], count)))?;
+        out.family(f::LOG_LOST, &[([], crate::log::lost_lines())])
     }
 
     fn write_devices(&self, out: &mut Out<'_>) -> fmt::Result {
@@ -193,8 +193,8 @@ impl Exposition {
             let labels = [("device", device.name.as_str()), ("kind", device.kind)];
             Some((labels, device.get(FAILURES)?))
         });
-        out.family(&f::FAILURES, &failures.collect::<Vec<_>>())?;
-        for row in DEVICES {
+        out.family(f::FAILURES, &failures.collect::<Vec<_>>())?;
+        for row in devices() {
             let devices = counted.iter().filter(|device| device.kind == row.device);
             let devices =
                 devices.filter_map(|device| Some(([("device", device.name.as_str())], device.get(row.counter)?)));
@@ -208,23 +208,23 @@ impl Exposition {
 
 fn write_process(out: &mut Out<'_>, process: &Process) -> fmt::Result {
     let one = |value: Option<u64>| value.map(|value| ([], value)).into_iter().collect::<Vec<_>>();
-    out.family(&f::KATA_THREADS, &one(process.threads))?;
-    out.family(&f::KATA_FDS, &one(process.descriptors))?;
+    out.family(f::KATA_THREADS, &one(process.threads))?;
+    out.family(f::KATA_FDS, &one(process.descriptors))?;
     let items = |items: &Items| {
         items
             .iter()
             .map(|(item, value)| ([("item", *item)], *value))
             .collect::<Vec<_>>()
     };
-    out.family(&f::KATA_STAT, &items(&process.stat))?;
-    out.family(&f::KATA_STATUS, &items(&process.status))?;
-    out.family(&f::KATA_IO, &items(&process.io))?;
+    out.family(f::KATA_STAT, &items(&process.stat))?;
+    out.family(f::KATA_STATUS, &items(&process.status))?;
+    out.family(f::KATA_IO, &items(&process.io))?;
     let netdev = process.netdev.iter().flat_map(|(interface, items)| {
         items
             .iter()
             .map(move |(item, value)| ([("interface", interface.as_str()), ("item", item)], *value))
     });
-    out.family(&f::KATA_NETDEV, &netdev.collect::<Vec<_>>())
+    out.family(f::KATA_NETDEV, &netdev.collect::<Vec<_>>())
 }
 
 fn classes<const N: usize>(
@@ -266,7 +266,8 @@ impl Value for f64 {
 struct Out<'a>(DescriptorEncoder<'a>);
 
 impl Out<'_> {
-    fn info<const N: usize>(&mut self, row: &Row, labels: &Labels<'_, N>) -> fmt::Result {
+    fn info<const N: usize>(&mut self, name: &str, labels: &Labels<'_, N>) -> fmt::Result {
+        let row = f::row(name);
         self.describe(row.name, Type::Info, row.help)?.encode_info(labels)
     }
 
@@ -276,7 +277,8 @@ impl Out<'_> {
         self.0.encode_descriptor(name, help, unit, metric_type(kind))
     }
 
-    fn family<const N: usize>(&mut self, row: &Row, figures: &[(Labels<'_, N>, impl Value)]) -> fmt::Result {
+    fn family<const N: usize>(&mut self, name: &str, figures: &[(Labels<'_, N>, impl Value)]) -> fmt::Result {
+        let row = f::row(name);
         self.named(row.name, row.kind, row.help, figures)
     }
 
@@ -297,10 +299,11 @@ impl Out<'_> {
         Ok(())
     }
 
-    fn histogram<const N: usize>(&mut self, row: &Row, figures: &[(Labels<'_, N>, &Latency)]) -> fmt::Result {
+    fn histogram<const N: usize>(&mut self, name: &str, figures: &[(Labels<'_, N>, &Latency)]) -> fmt::Result {
         if figures.is_empty() {
             return Ok(());
         }
+        let row = f::row(name);
         let mut metric = self.describe(row.name, Type::Histogram, row.help)?;
         for (labels, latency) in figures {
             let (sum, count) = (latency.sum().as_secs_f64(), latency.count());

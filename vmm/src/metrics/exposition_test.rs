@@ -11,7 +11,7 @@ use crate::metrics::{Endpoint, ProcessFiles, families};
 /// A machine whose devices have counted `1`, `2` and so on, in the order of the list.
 fn figures() -> Figures {
     let mut counted: Vec<Counted> = Vec::new();
-    for (row, value) in DEVICES.iter().zip(1..) {
+    for (row, value) in devices().zip(1..) {
         if counted.last().is_none_or(|last| last.kind != row.device) {
             counted.push(Counted {
                 name: format!("_{}0", row.device),
@@ -132,7 +132,7 @@ fn every_sample_belongs_to_a_family_and_has_its_labels() {
 fn values_are_those_of_the_devices() {
     let text = exposition(figures()).write(Format::Prometheus);
     let samples = samples(&text);
-    for (row, value) in DEVICES.iter().zip(1..) {
+    for (row, value) in devices().zip(1..) {
         let end = if row.kind == Type::Counter { "_total" } else { "" };
         let name = format!("{}{end}{{device=\"_{}0\"}}", row.name(), row.device);
         assert_eq!(samples.get(name.as_str()), Some(&value.to_string().as_str()), "{name}");

@@ -1,6 +1,9 @@
 //! The names, types and meanings of all figures: the one list that the text and docs/operate.md have in common.
 //!
 //! A figure of a device has the name `husk_<kind>_<counter>`, where the counter's is the one in `vm.counters`.
+//!
+//! The list is text, and is read when somebody asks. As tables of strings it would be tables of addresses, which a program that may lie
+//! anywhere has to put right before it begins: memory of its own in every husk, also where nobody scrapes.
 
 /// What a figure can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +28,12 @@ impl Type {
             Self::Info => "info",
         }
     }
+
+    /// The same the other way round.
+    fn parse(name: &str) -> Option<Self> {
+        let all = [Self::Counter, Self::Gauge, Self::Histogram, Self::Info];
+        all.into_iter().find(|kind| kind.name() == name)
+    }
 }
 
 /// Figures of one name.
@@ -35,7 +44,7 @@ pub struct Family {
     /// Its type.
     pub kind: Type,
     /// Names of its labels.
-    pub labels: &'static [&'static str],
+    pub labels: Vec<&'static str>,
     /// What it tells.
     pub help: &'static str,
 }
@@ -62,390 +71,221 @@ impl DeviceRow {
 pub(super) struct Row {
     pub name: &'static str,
     pub kind: Type,
-    pub labels: &'static [&'static str],
+    /// Names of its labels, with commas between them.
+    labels: &'static str,
     pub help: &'static str,
 }
 
-pub(super) const BUILD: Row = row("husk_build", Type::Info, &["version"], "The program");
-pub(super) const VM_STATE: Row = row(
-    "husk_vm_state",
-    Type::Gauge,
-    &["state"],
-    "1 for the state that the VM is in, 0 for the others",
-);
-pub(super) const BOOTS: Row = row("husk_boots", Type::Counter, &[], "Machines built by this process");
-pub(super) const PHASES: Row = row(
-    "husk_boot_phase_seconds",
-    Type::Gauge,
-    &["phase"],
-    "How long each part of the last start took",
-);
-pub(super) const VCPUS: Row = row(
-    "husk_vcpus",
-    Type::Gauge,
-    &["state"],
-    "vCPUs: that there may be (max), were asked for (wanted), are there (present), and were started by the guest (online)",
-);
-pub(super) const VCPU_EXITS: Row = row(
-    "husk_vcpu_exits",
-    Type::Counter,
-    &["vcpu"],
-    "Times that a vCPU left the guest",
-);
-pub(super) const VCPU_REASONS: Row = row(
-    "husk_vcpu_reason_exits",
-    Type::Counter,
-    &["vcpu", "reason"],
-    "Times that a vCPU left the guest, by the reasons that KVM counts",
-);
-pub(super) const VCPU_RAN: Row = row(
-    "husk_vcpu_run_seconds",
-    Type::Counter,
-    &["vcpu"],
-    "Processor time of a vCPU's thread, in the guest and for it",
-);
-pub(super) const VCPU_HALTED: Row = row(
-    "husk_vcpu_halted_seconds",
-    Type::Counter,
-    &["vcpu"],
-    "Time for which a vCPU waited in KVM for an interrupt",
-);
-pub(super) const GUEST_MEMORY: Row = row(
-    "husk_guest_memory_bytes",
-    Type::Gauge,
-    &["class"],
-    "Guest RAM: what was asked for (wanted), what the guest has now (actual), and what KVM has mapped for it, persistent memory included (mapped)",
-);
-pub(super) const RESIDENT: Row = row(
-    "husk_resident_memory_bytes",
-    Type::Gauge,
-    &["class"],
-    "Memory of the process: anonymous (guest RAM that is private, and husk's own), shared (guest RAM that is shared), file (the program), page_tables, swapped",
-);
-pub(super) const RESIZES: Row = row(
-    "husk_resize_duration_seconds",
-    Type::Histogram,
-    &["what"],
-    "How long the guest took for what it was asked",
-);
-pub(super) const CALLS: Row = row(
-    "husk_api_request_duration_seconds",
-    Type::Histogram,
-    &["endpoint", "status"],
-    "Requests to the API, by how long their answer took",
-);
-pub(super) const CONNECTIONS: Row = row(
-    "husk_api_connections",
-    Type::Gauge,
-    &["socket"],
-    "Clients that are connected",
-);
-pub(super) const LOG_LINES: Row = row("husk_log_lines", Type::Counter, &["level"], "Lines of the log");
-pub(super) const LOG_LOST: Row = row(
-    "husk_log_lost_lines",
-    Type::Counter,
-    &[],
-    "Lines of the log that had no reader",
-);
-pub(super) const FAILURES: Row = row(
-    "husk_device_failures",
-    Type::Counter,
-    &["device", "kind"],
-    "Times that a virtio device came to need a reset",
-);
-pub(super) const KATA_THREADS: Row = row("kata_hypervisor_threads", Type::Gauge, &[], "Threads of the process");
-pub(super) const KATA_FDS: Row = row("kata_hypervisor_fds", Type::Gauge, &[], "Descriptors of the process");
-pub(super) const KATA_STAT: Row = row(
-    "kata_hypervisor_proc_stat",
-    Type::Gauge,
-    &["item"],
-    "Processor time of the process in clock ticks, from /proc/self/stat",
-);
-pub(super) const KATA_STATUS: Row = row(
-    "kata_hypervisor_proc_status",
-    Type::Gauge,
-    &["item"],
-    "Memory in bytes and context switches of the process, from /proc/self/status",
-);
-pub(super) const KATA_IO: Row = row(
-    "kata_hypervisor_io_stat",
-    Type::Gauge,
-    &["item"],
-    "Input and output of the process, from /proc/self/io",
-);
-pub(super) const KATA_NETDEV: Row = row(
-    "kata_hypervisor_netdev",
-    Type::Gauge,
-    &["interface", "item"],
-    "Interfaces of the process's network namespace, from /proc/self/net/dev",
-);
+pub(super) const BUILD: &str = "husk_build";
+pub(super) const VM_STATE: &str = "husk_vm_state";
+pub(super) const BOOTS: &str = "husk_boots";
+pub(super) const PHASES: &str = "husk_boot_phase_seconds";
+pub(super) const VCPUS: &str = "husk_vcpus";
+pub(super) const VCPU_EXITS: &str = "husk_vcpu_exits";
+pub(super) const VCPU_REASONS: &str = "husk_vcpu_reason_exits";
+pub(super) const VCPU_RAN: &str = "husk_vcpu_run_seconds";
+pub(super) const VCPU_HALTED: &str = "husk_vcpu_halted_seconds";
+pub(super) const GUEST_MEMORY: &str = "husk_guest_memory_bytes";
+pub(super) const RESIDENT: &str = "husk_resident_memory_bytes";
+pub(super) const RESIZES: &str = "husk_resize_duration_seconds";
+pub(super) const CALLS: &str = "husk_api_request_duration_seconds";
+pub(super) const CONNECTIONS: &str = "husk_api_connections";
+pub(super) const LOG_LINES: &str = "husk_log_lines";
+pub(super) const LOG_LOST: &str = "husk_log_lost_lines";
+pub(super) const FAILURES: &str = "husk_device_failures";
+pub(super) const KATA_THREADS: &str = "kata_hypervisor_threads";
+pub(super) const KATA_FDS: &str = "kata_hypervisor_fds";
+pub(super) const KATA_STAT: &str = "kata_hypervisor_proc_stat";
+pub(super) const KATA_STATUS: &str = "kata_hypervisor_proc_status";
+pub(super) const KATA_IO: &str = "kata_hypervisor_io_stat";
+pub(super) const KATA_NETDEV: &str = "kata_hypervisor_netdev";
 
-const ROWS: [Row; 23] = [
-    BUILD,
-    VM_STATE,
-    BOOTS,
-    PHASES,
-    VCPUS,
-    VCPU_EXITS,
-    VCPU_REASONS,
-    VCPU_RAN,
-    VCPU_HALTED,
-    GUEST_MEMORY,
-    RESIDENT,
-    RESIZES,
-    CALLS,
-    CONNECTIONS,
-    LOG_LINES,
-    LOG_LOST,
-    FAILURES,
-    KATA_THREADS,
-    KATA_FDS,
-    KATA_STAT,
-    KATA_STATUS,
-    KATA_IO,
-    KATA_NETDEV,
-];
+/// A line each: name, type, labels or `-`, meaning.
+const ROWS: &str = "\
+husk_build info version The program
+husk_vm_state gauge state 1 for the state that the VM is in, 0 for the others
+husk_boots counter - Machines built by this process
+husk_boot_phase_seconds gauge phase How long each part of the last start took
+husk_vcpus gauge state vCPUs: that there may be (max), were asked for (wanted), are there (present), and were started by the guest (online)
+husk_vcpu_exits counter vcpu Times that a vCPU left the guest
+husk_vcpu_reason_exits counter vcpu,reason Times that a vCPU left the guest, by the reasons that KVM counts
+husk_vcpu_run_seconds counter vcpu Processor time of a vCPU's thread, in the guest and for it
+husk_vcpu_halted_seconds counter vcpu Time for which a vCPU waited in KVM for an interrupt
+husk_guest_memory_bytes gauge class Guest RAM: what was asked for (wanted), what the guest has now (actual), and what KVM has mapped for it, persistent memory included (mapped)
+husk_resident_memory_bytes gauge class Memory of the process: anonymous (guest RAM that is private, and husk's own), shared (guest RAM that is shared), file (the program), page_tables, swapped
+husk_resize_duration_seconds histogram what How long the guest took for what it was asked
+husk_api_request_duration_seconds histogram endpoint,status Requests to the API, by how long their answer took
+husk_api_connections gauge socket Clients that are connected
+husk_log_lines counter level Lines of the log
+husk_log_lost_lines counter - Lines of the log that had no reader
+husk_device_failures counter device,kind Times that a virtio device came to need a reset
+kata_hypervisor_threads gauge - Threads of the process
+kata_hypervisor_fds gauge - Descriptors of the process
+kata_hypervisor_proc_stat gauge item Processor time of the process in clock ticks, from /proc/self/stat
+kata_hypervisor_proc_status gauge item Memory in bytes and context switches of the process, from /proc/self/status
+kata_hypervisor_io_stat gauge item Input and output of the process, from /proc/self/io
+kata_hypervisor_netdev gauge interface,item Interfaces of the process's network namespace, from /proc/self/net/dev
+";
 
 /// Labels of a device's figures.
-const DEVICE: &[&str] = &["device"];
+const DEVICE: &str = "device";
 
-pub(super) const DEVICES: &[DeviceRow] = &[
-    counter("block", "read_requests", "Reads completed"),
-    counter("block", "read_bytes", "Bytes that reads gave the guest"),
-    counter("block", "write_requests", "Writes completed"),
-    counter("block", "write_bytes", "Bytes that the guest wrote"),
-    counter("block", "flush_requests", "Flushes completed"),
-    counter("block", "discard_requests", "Discards completed"),
-    counter("block", "write_zeroes_requests", "Write-zeroes requests completed"),
-    counter(
-        "block",
-        "bounced_requests",
-        "Requests that took a detour because direct I/O could not use the guest's buffers",
-    ),
-    counter(
-        "block",
-        "throttled_waits",
-        "Times that requests waited for the rate limiter",
-    ),
-    counter("block", "failed_requests", "Requests answered with an I/O error"),
-    counter("block", "unsupported_requests", "Requests answered as unsupported"),
-    counter("block", "malformed_chains", "Chains without room for a status"),
-    counter("net", "rx_frames", "Frames given to the guest"),
-    counter("net", "rx_bytes", "Bytes of frames given to the guest"),
-    counter(
-        "net",
-        "rx_dropped_frames",
-        "Frames for which the guest's buffers were too short",
-    ),
-    counter(
-        "net",
-        "rx_malformed_chains",
-        "Receive buffers that cannot hold a header or are in too many pieces",
-    ),
-    counter(
-        "net",
-        "rx_starved_waits",
-        "Times that receiving waited for the guest to give buffers",
-    ),
-    counter(
-        "net",
-        "rx_throttled_waits",
-        "Times that receiving waited for its rate limiter",
-    ),
-    counter("net", "rx_tap_errors", "Reads that the tap refused"),
-    counter("net", "tx_frames", "Frames sent"),
-    counter("net", "tx_bytes", "Bytes of frames sent"),
-    counter(
-        "net",
-        "tx_malformed_frames",
-        "Frames not sent because of their header or length",
-    ),
-    counter("net", "tx_refused_frames", "Frames that the tap refused"),
-    counter(
-        "net",
-        "tx_throttled_waits",
-        "Times that sending waited for its rate limiter",
-    ),
-    counter("net", "tx_blocked_waits", "Times that sending waited for the tap"),
-    counter("net", "control_commands", "Commands carried out"),
-    counter("net", "control_refused_commands", "Commands refused"),
-    counter("net", "tap_losses", "Taps that went away"),
-    counter("net", "starts", "Times that the kernel was given the rings"),
-    counter("net", "ring_faults", "Times that the kernel could not follow a ring"),
-    counter("net", "memory_updates", "Times that the kernel was told of memory"),
-    counter("vsock", "host_streams", "Streams opened by programs of the host"),
-    counter("vsock", "guest_streams", "Streams opened by programs of the guest"),
-    counter(
-        "vsock",
-        "dials_without_driver",
-        "Dials of the host closed because no guest driver was there",
-    ),
-    counter("vsock", "dials_refused", "Dials of the host that the guest refused"),
-    counter(
-        "vsock",
-        "dials_malformed",
-        "Dials of the host whose command made no sense",
-    ),
-    counter(
-        "vsock",
-        "dials_dropped",
-        "Dials of the host closed because there were too many of them or of descriptors",
-    ),
-    counter(
-        "vsock",
-        "guest_dials_refused",
-        "Dials of the guest that no socket of the host answered, or that were too many",
-    ),
-    counter("vsock", "rx_packets", "Packets to the guest"),
-    counter("vsock", "rx_bytes", "Bytes of payload to the guest"),
-    counter("vsock", "tx_packets", "Packets from the guest"),
-    counter(
-        "vsock",
-        "tx_bytes",
-        "Bytes of payload from the guest that a stream took",
-    ),
-    counter(
-        "vsock",
-        "credit_lies",
-        "Streams cut off because the guest's counts of credit were impossible",
-    ),
-    counter("vsock", "protocol_errors", "Packets that their stream did not allow"),
-    counter("vsock", "stray_packets", "Packets for nobody"),
-    counter(
-        "vsock",
-        "malformed_chains",
-        "Buffers of the driver that could not hold a header, or held less than it promised",
-    ),
-    counter("vsock", "starts", "Times that the kernel was given the rings"),
-    counter("vsock", "ring_faults", "Times that the kernel could not follow a ring"),
-    counter("vsock", "memory_updates", "Times that the kernel was told of memory"),
-    counter("fs", "connects", "Connections to the back-end"),
-    counter("fs", "starts", "Times that the back-end was given the rings"),
-    counter("fs", "backend_failures", "Times that the back-end failed"),
-    counter(
-        "fs",
-        "refused_requests",
-        "Requests refused because there was no back-end",
-    ),
-    counter("fs", "lost_requests", "Requests that went down with the back-end"),
-    counter("fs", "memory_updates", "Times that the back-end was told of memory"),
-    counter("fs", "lock_waits", "Times that a request waited for a lock"),
-    counter(
-        "fs",
-        "refused_lock_waits",
-        "Requests refused because too many waited for locks",
-    ),
-    counter("fs", "helper_threads", "Threads started to help"),
-    counter("fs", "malformed_chains", "Chains too short for a request"),
-    counter("fs", "requests", "Requests served"),
-    counter("fs", "errors", "Requests answered with an error"),
-    counter("fs", "malformed_requests", "Requests that make no sense"),
-    counter("fs", "short_replies", "Requests without room for their reply"),
-    counter("fs", "unknown_requests", "Requests of a kind that is not known"),
-    counter("fs", "sessions", "Times that a guest mounted the share"),
-    counter("fs", "lookups", "Names looked up"),
-    counter("fs", "reads", "Reads served"),
-    counter("fs", "read_bytes", "Bytes read"),
-    counter("fs", "writes", "Writes served"),
-    counter("fs", "write_bytes", "Bytes written"),
-    counter("fs", "interrupts", "Requests interrupted by the guest"),
-    gauge("fs", "nodes", "Files that the guest knows"),
-    gauge("fs", "node_descriptors", "Descriptors that are open for them"),
-    counter(
-        "fs",
-        "nodes_reopened",
-        "Files opened again because their descriptors had been given up",
-    ),
-    gauge("fs", "handles", "Files that the guest has open"),
-    gauge("fs", "locks", "Locks held"),
-    gauge(
-        "fs",
-        "landlock_version",
-        "Version of Landlock that holds the threads, 0 without",
-    ),
-    counter("pmem", "flushes", "Flushes completed"),
-    counter("pmem", "flush_errors", "Flushes that failed"),
-    counter("pmem", "bad_requests", "Requests that make no sense"),
-    counter("rng", "requests", "Requests answered"),
-    counter("rng", "bytes", "Random bytes given"),
-    counter("rng", "source_errors", "Times that the source failed or was at its end"),
-    gauge("mem", "plugged_bytes", "Memory blocks that the guest has"),
-    gauge("mem", "requested_bytes", "Memory blocks that the guest should have"),
-    gauge("mem", "usable_bytes", "Memory blocks that the guest may have"),
-    counter("mem", "requests", "Requests to plug or unplug that were carried out"),
-    counter("mem", "nacks", "Requests turned down because there is a newer wish"),
-    counter("mem", "busy", "Requests put off because the host could not"),
-    counter("mem", "bad_requests", "Requests that make no sense"),
-    gauge("balloon", "actual_bytes", "Size of the balloon by the guest's word"),
-    gauge("balloon", "target_bytes", "Size that the balloon should have"),
-    counter("balloon", "inflated_pages", "Pages of 4 KiB that went into the balloon"),
-    counter("balloon", "deflated_pages", "Pages of 4 KiB that came out again"),
-    counter("balloon", "reported_bytes", "Bytes that the guest reported free"),
-    counter(
-        "balloon",
-        "discard_failures",
-        "Ranges that the host would not take back",
-    ),
-    counter("balloon", "bad_requests", "Requests that make no sense"),
-    counter("console", "tx_requests", "Output requests handled"),
-    counter("console", "tx_bytes", "Bytes printed"),
-    counter("console", "tx_dropped_bytes", "Bytes of output that had no reader"),
-    counter("console", "rx_bytes", "Bytes typed that the guest was given"),
-    counter(
-        "console",
-        "rx_dropped_bytes",
-        "Bytes typed that found the input queue full",
-    ),
-    counter("serial", "rx_bytes", "Bytes typed that the guest has read"),
-    counter("serial", "tx_bytes", "Bytes printed"),
-    counter("serial", "tx_lost_bytes", "Bytes of output that were lost"),
-    counter("ioapic", "refused_routes", "Interrupts that the host would not route"),
-    counter(
-        "hotplug",
-        "ignored_writes",
-        "Writes of the guest to the registers of hot-plug that made no sense",
-    ),
-];
+/// A line each: kind of device, counter, type, meaning.
+const DEVICES: &str = "\
+block read_requests counter Reads completed
+block read_bytes counter Bytes that reads gave the guest
+block write_requests counter Writes completed
+block write_bytes counter Bytes that the guest wrote
+block flush_requests counter Flushes completed
+block discard_requests counter Discards completed
+block write_zeroes_requests counter Write-zeroes requests completed
+block bounced_requests counter Requests that took a detour because direct I/O could not use the guest's buffers
+block throttled_waits counter Times that requests waited for the rate limiter
+block failed_requests counter Requests answered with an I/O error
+block unsupported_requests counter Requests answered as unsupported
+block malformed_chains counter Chains without room for a status
+net rx_frames counter Frames given to the guest
+net rx_bytes counter Bytes of frames given to the guest
+net rx_dropped_frames counter Frames for which the guest's buffers were too short
+net rx_malformed_chains counter Receive buffers that cannot hold a header or are in too many pieces
+net rx_starved_waits counter Times that receiving waited for the guest to give buffers
+net rx_throttled_waits counter Times that receiving waited for its rate limiter
+net rx_tap_errors counter Reads that the tap refused
+net tx_frames counter Frames sent
+net tx_bytes counter Bytes of frames sent
+net tx_malformed_frames counter Frames not sent because of their header or length
+net tx_refused_frames counter Frames that the tap refused
+net tx_throttled_waits counter Times that sending waited for its rate limiter
+net tx_blocked_waits counter Times that sending waited for the tap
+net control_commands counter Commands carried out
+net control_refused_commands counter Commands refused
+net tap_losses counter Taps that went away
+net starts counter Times that the kernel was given the rings
+net ring_faults counter Times that the kernel could not follow a ring
+net memory_updates counter Times that the kernel was told of memory
+vsock host_streams counter Streams opened by programs of the host
+vsock guest_streams counter Streams opened by programs of the guest
+vsock dials_without_driver counter Dials of the host closed because no guest driver was there
+vsock dials_refused counter Dials of the host that the guest refused
+vsock dials_malformed counter Dials of the host whose command made no sense
+vsock dials_dropped counter Dials of the host closed because there were too many of them or of descriptors
+vsock guest_dials_refused counter Dials of the guest that no socket of the host answered, or that were too many
+vsock rx_packets counter Packets to the guest
+vsock rx_bytes counter Bytes of payload to the guest
+vsock tx_packets counter Packets from the guest
+vsock tx_bytes counter Bytes of payload from the guest that a stream took
+vsock credit_lies counter Streams cut off because the guest's counts of credit were impossible
+vsock protocol_errors counter Packets that their stream did not allow
+vsock stray_packets counter Packets for nobody
+vsock malformed_chains counter Buffers of the driver that could not hold a header, or held less than it promised
+vsock starts counter Times that the kernel was given the rings
+vsock ring_faults counter Times that the kernel could not follow a ring
+vsock memory_updates counter Times that the kernel was told of memory
+fs connects counter Connections to the back-end
+fs starts counter Times that the back-end was given the rings
+fs backend_failures counter Times that the back-end failed
+fs refused_requests counter Requests refused because there was no back-end
+fs lost_requests counter Requests that went down with the back-end
+fs memory_updates counter Times that the back-end was told of memory
+fs lock_waits counter Times that a request waited for a lock
+fs refused_lock_waits counter Requests refused because too many waited for locks
+fs helper_threads counter Threads started to help
+fs malformed_chains counter Chains too short for a request
+fs requests counter Requests served
+fs errors counter Requests answered with an error
+fs malformed_requests counter Requests that make no sense
+fs short_replies counter Requests without room for their reply
+fs unknown_requests counter Requests of a kind that is not known
+fs sessions counter Times that a guest mounted the share
+fs lookups counter Names looked up
+fs reads counter Reads served
+fs read_bytes counter Bytes read
+fs writes counter Writes served
+fs write_bytes counter Bytes written
+fs interrupts counter Requests interrupted by the guest
+fs nodes gauge Files that the guest knows
+fs node_descriptors gauge Descriptors that are open for them
+fs nodes_reopened counter Files opened again because their descriptors had been given up
+fs handles gauge Files that the guest has open
+fs locks gauge Locks held
+fs landlock_version gauge Version of Landlock that holds the threads, 0 without
+pmem flushes counter Flushes completed
+pmem flush_errors counter Flushes that failed
+pmem bad_requests counter Requests that make no sense
+rng requests counter Requests answered
+rng bytes counter Random bytes given
+rng source_errors counter Times that the source failed or was at its end
+mem plugged_bytes gauge Memory blocks that the guest has
+mem requested_bytes gauge Memory blocks that the guest should have
+mem usable_bytes gauge Memory blocks that the guest may have
+mem requests counter Requests to plug or unplug that were carried out
+mem nacks counter Requests turned down because there is a newer wish
+mem busy counter Requests put off because the host could not
+mem bad_requests counter Requests that make no sense
+balloon actual_bytes gauge Size of the balloon by the guest's word
+balloon target_bytes gauge Size that the balloon should have
+balloon inflated_pages counter Pages of 4 KiB that went into the balloon
+balloon deflated_pages counter Pages of 4 KiB that came out again
+balloon reported_bytes counter Bytes that the guest reported free
+balloon discard_failures counter Ranges that the host would not take back
+balloon bad_requests counter Requests that make no sense
+console tx_requests counter Output requests handled
+console tx_bytes counter Bytes printed
+console tx_dropped_bytes counter Bytes of output that had no reader
+console rx_bytes counter Bytes typed that the guest was given
+console rx_dropped_bytes counter Bytes typed that found the input queue full
+serial rx_bytes counter Bytes typed that the guest has read
+serial tx_bytes counter Bytes printed
+serial tx_lost_bytes counter Bytes of output that were lost
+ioapic refused_routes counter Interrupts that the host would not route
+hotplug ignored_writes counter Writes of the guest to the registers of hot-plug that made no sense
+";
 
-const fn row(name: &'static str, kind: Type, labels: &'static [&'static str], help: &'static str) -> Row {
-    Row {
-        name,
-        kind,
-        labels,
-        help,
-    }
+/// The figure called `name`, one of those that have a name here.
+pub(super) fn row(name: &str) -> Row {
+    rows()
+        .find(|row| row.name == name)
+        .expect("every name here has its line")
 }
 
-const fn counter(device: &'static str, counter: &'static str, help: &'static str) -> DeviceRow {
-    DeviceRow {
-        device,
-        counter,
-        kind: Type::Counter,
-        help,
-    }
+/// The figures of devices, in the order in which they are told.
+pub(super) fn devices() -> impl Iterator<Item = DeviceRow> {
+    DEVICES.lines().filter_map(|line| {
+        let mut words = line.splitn(4, ' ');
+        Some(DeviceRow {
+            device: words.next()?,
+            counter: words.next()?,
+            kind: Type::parse(words.next()?)?,
+            help: words.next()?,
+        })
+    })
 }
 
-const fn gauge(device: &'static str, counter: &'static str, help: &'static str) -> DeviceRow {
-    DeviceRow {
-        device,
-        counter,
-        kind: Type::Gauge,
-        help,
-    }
+fn rows() -> impl Iterator<Item = Row> {
+    ROWS.lines().filter_map(|line| {
+        let mut words = line.splitn(4, ' ');
+        Some(Row {
+            name: words.next()?,
+            kind: Type::parse(words.next()?)?,
+            labels: words.next()?,
+            help: words.next()?,
+        })
+    })
 }
 
 /// Everything that can be told, in the order in which it is.
 pub fn families() -> impl Iterator<Item = Family> {
-    let rows = ROWS.into_iter().map(|row| Family {
+    let labels = |labels: &'static str| labels.split(',').filter(|label| *label != "-").collect();
+    let rows = rows().map(move |row| Family {
         name: row.name.into(),
         kind: row.kind,
-        labels: row.labels,
+        labels: labels(row.labels),
         help: row.help,
     });
-    let devices = DEVICES.iter().map(|row| Family {
+    let devices = devices().map(move |row| Family {
         name: row.name(),
         kind: row.kind,
-        labels: DEVICE,
+        labels: labels(DEVICE),
         help: row.help,
     });
     rows.chain(devices)
@@ -461,6 +301,38 @@ mod tests {
     fn no_name_stands_twice() {
         let names: Vec<String> = families().map(|family| family.name).collect();
         assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
+    }
+
+    #[test]
+    fn every_line_is_understood_and_every_name_has_one() {
+        assert_eq!(families().count(), ROWS.lines().count() + DEVICES.lines().count());
+        let named = [
+            BUILD,
+            VM_STATE,
+            BOOTS,
+            PHASES,
+            VCPUS,
+            VCPU_EXITS,
+            VCPU_REASONS,
+            VCPU_RAN,
+            VCPU_HALTED,
+            GUEST_MEMORY,
+            RESIDENT,
+            RESIZES,
+            CALLS,
+            CONNECTIONS,
+            LOG_LINES,
+            LOG_LOST,
+            FAILURES,
+            KATA_THREADS,
+            KATA_FDS,
+            KATA_STAT,
+            KATA_STATUS,
+            KATA_IO,
+            KATA_NETDEV,
+        ];
+        assert_eq!(rows().map(|row| row.name).collect::<Vec<_>>(), named);
+        assert_eq!(row(CALLS).labels, "endpoint,status");
     }
 
     /// What a device counts is what docs/devices.md says (a guest test holds that), and all of it is told.
@@ -499,7 +371,7 @@ mod tests {
                 documented.extend(counters.split('`').skip(1).step_by(2).map(|name| (*kind, name)));
             }
         }
-        let told: BTreeSet<_> = DEVICES.iter().map(|row| (row.device, row.counter)).collect();
+        let told: BTreeSet<_> = devices().map(|row| (row.device, row.counter)).collect();
         assert_eq!(told, documented);
     }
 }
