@@ -5,40 +5,20 @@
 //! handlers added, and the manifest remembers what it was copied from.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use toml_edit::{Array, DocumentMut, Item, Table, value};
 
 use super::content::Content;
 use super::kata::{Handler, one_line};
 use super::manifest::Manifest;
+use super::version::program_version;
 use super::wanted::Wanted;
-use super::{InstallError, Options, beneath};
+use super::{InstallError, Options};
 
 const CONFIGURATION: &str = "/etc/containerd/config.toml";
 const FOLDER: &str = "/etc/containerd/conf.d";
 /// CRI in configuration version 2, and its part that has the runtimes in version 3.
 const PLUGINS: [(i64, &str); 2] = [(2, "io.containerd.grpc.v1.cri"), (3, "io.containerd.cri.v1.runtime")];
-
-/// The version of `program` of the system at `root`, as it tells itself: the first word that begins with a digit.
-pub(crate) fn program_version(root: &Path, program: &str) -> Option<String> {
-    let folders = ["/usr/local/bin", "/usr/bin", "/usr/local/sbin", "/usr/sbin"];
-    let mut paths = folders
-        .iter()
-        .map(|folder| beneath(root, &Path::new(folder).join(program)));
-    let path = paths.find(|path| path.is_file())?;
-    let told = Command::new(path)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output()
-        .ok()?;
-    let told = String::from_utf8_lossy(&told.stdout).into_owned();
-    let mut words = told.split_whitespace().map(|word| word.trim_start_matches('v'));
-    words
-        .find(|word| word.starts_with(|first: char| first.is_ascii_digit()))
-        .map(str::to_owned)
-}
 
 /// A file of containerd's configuration.
 struct Config {
@@ -95,7 +75,10 @@ pub(super) fn configure(
     let major = program
         .as_deref()
         .and_then(|version| version.split('.').next()?.parse::<u32>().ok());
-    let found = Config::read(options, main)?.filter(|_| !is_own(before, main));
+    let found = match is_own(options, before, main)? {
+        true => None,
+        false => Config::read(options, main)?,
+    };
     let (config_version, folder, section) = match &found {
         Some(config) => existing(options, config, major, wanted)?,
         None => {
@@ -136,8 +119,13 @@ fn plugin_of(version: i64) -> &'static str {
     if version < split { old } else { new }
 }
 
-fn is_own(before: Option<&Manifest>, path: &Path) -> bool {
-    before.is_some_and(|before| before.items.contains_key(path))
+/// Whether `path` is as husk wrote it. One that somebody has changed since is theirs.
+fn is_own(options: &Options, before: Option<&Manifest>, path: &Path) -> Result<bool, InstallError> {
+    let place = options.at(path);
+    let found = Content::read(&place).map_err(|error| InstallError::io("read", &place, error))?;
+    Ok(before
+        .zip(found)
+        .is_some_and(|(before, found)| before.has(path, &found)))
 }
 
 fn foreign(options: &Options, path: &Path, problem: impl Into<String>) -> InstallError {

@@ -172,6 +172,33 @@ fn without_a_configuration_there_is_one_for_the_version_that_is_here() {
 }
 
 #[test]
+fn a_configuration_that_somebody_has_added_to_is_theirs() {
+    let system = System::new();
+    std::fs::remove_file(system.root().join(MAIN)).unwrap();
+    system.program(
+        "usr/bin/containerd",
+        "containerd github.com/containerd/containerd 1.6.20 abc",
+    );
+    system.install(&system.options()).unwrap();
+    let more = "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"mine\"\n";
+    system.write(MAIN, &format!("{}{more}", system.read(MAIN)));
+    let upgrade = plan(&system.options()).unwrap();
+    assert!(
+        upgrade
+            .describe()
+            .contains(&format!("/{MAIN} was changed since husk wrote it, and stays"))
+    );
+    super::super::apply(&upgrade).unwrap();
+    assert!(
+        system.read(DROP_IN).contains("sandbox_image = \"mine\""),
+        "containerd 1 takes it from the drop-in"
+    );
+    let removal = super::super::removal(system.root(), Path::new("/opt/husk")).unwrap();
+    super::super::remove(&removal).unwrap();
+    assert!(system.read(MAIN).ends_with(more) && !system.has(DROP_IN));
+}
+
+#[test]
 fn a_configuration_that_is_too_old_or_broken_is_refused() {
     let system = System::new();
     for (text, problem) in [

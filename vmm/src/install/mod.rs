@@ -26,18 +26,19 @@ mod remove;
 mod status;
 #[cfg(test)]
 mod testing;
+mod version;
 mod wanted;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 pub use apply::apply;
-pub(crate) use containerd::program_version;
 pub(crate) use kata::Shim;
 pub use overhead::Overhead;
 pub use plan::{Plan, plan};
 pub use remove::{Removal, removal, remove};
 pub use status::{Status, status};
+pub(crate) use version::program_version;
 
 /// The container engine that starts Kata's shims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
