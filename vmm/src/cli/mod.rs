@@ -200,6 +200,9 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, begin: Begin) -> Code {
     if let Some(args) = parse_run(&args) {
         return run(args, begin);
     }
+    if let Some(args) = parse_serve(&args) {
+        return serve(&args);
+    }
     match Cli::try_parse_from(&args) {
         Ok(Cli { command, serve: args }) => match command {
             Some(Command::Run(args)) => run(*args, begin),
@@ -237,6 +240,14 @@ fn parse_run(args: &[OsString]) -> Option<RunArgs> {
     let command = RunArgs::augment_args(clap::Command::new("run")).disable_help_flag(true);
     let mut matches = command.try_get_matches_from(args).ok()?;
     RunArgs::from_arg_matches_mut(&mut matches).ok()
+}
+
+/// Parses `husk --api-socket …`, which is how a pod begins, in the same way.
+fn parse_serve(args: &[OsString]) -> Option<ServeArgs> {
+    args.get(1).filter(|first| first.as_encoded_bytes().starts_with(b"-"))?;
+    let command = ServeArgs::augment_args(clap::Command::new("husk")).disable_help_flag(true);
+    let mut matches = command.try_get_matches_from(args).ok()?;
+    ServeArgs::from_arg_matches_mut(&mut matches).ok()
 }
 
 fn run(args: RunArgs, begin: Begin) -> Code {
@@ -540,6 +551,32 @@ mod tests {
             panic!("refused")
         };
         assert_eq!(format!("{:?}", parse_run(&line).unwrap()), format!("{whole:?}"));
+    }
+
+    #[test]
+    fn the_short_way_reads_what_shims_say_as_the_whole_tree_does() {
+        for line in [
+            "husk --api-socket /s",
+            "husk --api-socket=/s -vv --metrics /m --seccomp false",
+        ] {
+            let line = words(line);
+            let Ok(Cli { command: None, serve }) = Cli::try_parse_from(&line) else {
+                panic!("refused: {line:?}")
+            };
+            assert_eq!(format!("{:?}", parse_serve(&line).unwrap()), format!("{serve:?}"));
+        }
+        for line in [
+            "husk",
+            "husk check",
+            "husk --version",
+            "husk --help",
+            "husk -v",
+            "husk --api-socket",
+            "husk --api-socket /s run",
+            "husk run --api-socket /s",
+        ] {
+            assert!(parse_serve(&words(line)).is_none(), "{line}");
+        }
     }
 
     #[test]
