@@ -333,7 +333,7 @@ impl Logger {
         }
         match sent {
             Sent::Through => {}
-            Sent::Lost => self.lose(lost),
+            Sent::Full | Sent::Lost => self.lose(lost),
             Sent::Away => {
                 if !self.away.swap(true, Ordering::Relaxed)
                     && let Some(destination) = setup.map(|setup| &setup.destination)

@@ -4,6 +4,7 @@
 //! runs a VM nothing, where tables would be relocated at its start.
 
 use std::fmt::Write;
+use std::sync::LazyLock;
 
 use crate::seccomp;
 
@@ -38,10 +39,13 @@ pub fn exits() -> impl Iterator<Item = Known> {
     blocks(EXITS)
 }
 
-/// The table of exit codes for the help and the manual page.
-pub fn exit_codes() -> String {
-    let rows = exits().map(|exit| format!("\n  {}  {}", exit.key, exit.means));
-    format!("Exit codes:{}", rows.collect::<String>())
+/// The table of exit codes for the help of every command and the manual page, which is made once.
+pub fn exit_codes() -> &'static str {
+    static TABLE: LazyLock<String> = LazyLock::new(|| {
+        let rows = exits().map(|exit| format!("\n  {}  {}", exit.key, exit.means));
+        format!("Exit codes:{}", rows.collect::<String>())
+    });
+    &TABLE
 }
 
 /// Lines of the log, by a phrase that stays as it is.

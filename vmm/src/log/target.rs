@@ -121,7 +121,9 @@ pub fn connect(path: &Path) -> io::Result<File> {
 pub enum Sent {
     /// It got through.
     Through,
-    /// There was no room for it.
+    /// There is no room for it now.
+    Full,
+    /// It cannot be sent.
     Lost,
     /// There is nobody to take it any more.
     Away,
@@ -133,6 +135,7 @@ pub fn send(mut socket: &File, bytes: &[u8]) -> Sent {
     match socket.write_all(bytes) {
         Ok(()) => Sent::Through,
         Err(error) => match error.raw_os_error() {
+            Some(libc::EAGAIN) => Sent::Full,
             Some(libc::ECONNREFUSED | libc::ENOTCONN | libc::ECONNRESET | libc::EPIPE | libc::EBADF) => Sent::Away,
             _ => Sent::Lost,
         },
@@ -178,7 +181,7 @@ mod tests {
         let mut bytes = [0; 64];
         assert_eq!(daemon.recv(&mut bytes).unwrap(), 10, "each is one");
         while send(&socket, b"x") == Sent::Through {}
-        assert_eq!(send(&socket, b"x"), Sent::Lost, "it is full, and there");
+        assert_eq!(send(&socket, b"x"), Sent::Full, "it is there");
         drop(daemon);
         assert_eq!(send(&socket, b"x"), Sent::Away);
     }

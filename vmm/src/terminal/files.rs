@@ -25,6 +25,8 @@ pub struct Files {
     written: u64,
     /// The most that it may have.
     limit: u64,
+    /// The next one could not be emptied: there will be no room any more.
+    stuck: bool,
     /// Stands in for files, which no epoll takes: always writable.
     ready: EventFd,
 }
@@ -45,6 +47,7 @@ impl Files {
             current: 0,
             written: 0,
             limit,
+            stuck: false,
             ready: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
         })
     }
@@ -52,8 +55,11 @@ impl Files {
     /// Writes the head of `bytes`, and says how many bytes that was.
     ///
     /// # Errors
-    /// `WouldBlock` when the file is full; what the host says otherwise.
+    /// `WouldBlock` when the file is full, `StorageFull` when there will be no other; what the host says otherwise.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.stuck {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let room = usize::try_from(self.limit.saturating_sub(self.written)).unwrap_or(usize::MAX);
         let head = bytes.get(..room).unwrap_or(bytes);
         if head.is_empty() && !bytes.is_empty() {
@@ -74,9 +80,10 @@ impl Files {
         }
         let next = self.current.saturating_add(1);
         let next = if next < self.files.len() { next } else { 0 };
-        // What cannot be emptied now may be another time.
-        if self.files.get(next).is_some_and(|file| file.set_len(0).is_ok()) {
-            (self.current, self.written) = (next, 0);
+        match self.files.get(next).map(|file| file.set_len(0)) {
+            Some(Ok(())) => (self.current, self.written) = (next, 0),
+            // Whoever waits for room must not wait for ever.
+            Some(Err(_)) | None => self.stuck = true,
         }
     }
 }

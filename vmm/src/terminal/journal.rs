@@ -108,12 +108,16 @@ impl Journal {
         Ok(())
     }
 
-    fn send(&self, text: &str, priority: u8) -> io::Result<()> {
+    fn send(&mut self, text: &str, priority: u8) -> io::Result<()> {
         let mut entry = String::with_capacity(text.len() + 128);
         let _ = write!(entry, "MESSAGE={text}\nPRIORITY={priority}\n{}", self.fields);
         match send(&self.socket, entry.as_bytes()) {
             Sent::Through => Ok(()),
-            Sent::Lost => Err(io::ErrorKind::WouldBlock.into()),
+            Sent::Full => Err(io::ErrorKind::WouldBlock.into()),
+            Sent::Lost => {
+                self.left_out = self.left_out.saturating_add(1);
+                Ok(())
+            }
             Sent::Away => Err(io::ErrorKind::BrokenPipe.into()),
         }
     }
