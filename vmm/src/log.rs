@@ -3,7 +3,7 @@
 //!
 //! A reader that stops reading must not stop the VM: a line for which there is no room is dropped, and the next one that gets through
 //! is preceded by the number of those that did not. Errors of writing (`EPIPE` after the reader has gone) are ignored. What one place
-//! in the source says too often is counted instead ([`limit`]).
+//! in the source says too often is counted instead (`limit.rs`).
 
 mod limit;
 mod line;
