@@ -18,12 +18,21 @@ pub(super) fn make(making: &Making<'_>) -> Result<String> {
     let name = format!("husk-{}.cdx.json", making.version);
     let mut cyclonedx = command(tool);
     cyclonedx
-        .args(["cyclonedx", "--quiet", "--format", "json", "--target", TARGET])
+        .args([
+            "cyclonedx",
+            "--quiet",
+            "--format",
+            "json",
+            "--spec-version",
+            "1.5",
+            "--target",
+            TARGET,
+        ])
         .args(["--no-build-deps", "--override-filename", STEM, "--manifest-path"])
         .arg(making.source.join("vmm/Cargo.toml"))
         .current_dir(&making.source)
         .env("SOURCE_DATE_EPOCH", making.epoch.to_string());
-    progress::step(&format!("writing {name}"), || output(&mut cyclonedx).map(drop))?;
+    let wrote = progress::step(&format!("writing {name}"), || output(&mut cyclonedx).map(drop));
     let mut text = None;
     // It writes one for each package of the workspace, beside its manifest.
     for folder in fs::read_dir(&making.source)?.flatten() {
@@ -40,6 +49,7 @@ pub(super) fn make(making: &Making<'_>) -> Result<String> {
             }
         }
     }
+    wrote?;
     let text = text.context("cargo-cyclonedx wrote nothing for husk")?;
     // Packages of the workspace are named by where they are.
     let text = text.replace(&making.source.display().to_string(), "/husk");
