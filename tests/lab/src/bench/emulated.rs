@@ -267,14 +267,16 @@ impl<T: DeserializeOwned> Measuring<T> {
     }
 
     fn lose(&mut self, why: &str) {
-        self.ledger.host_lost(why);
+        let lost = match self.ledger.host_lost(why) {
+            Some(kind) => format!("a life of {} was under way", kind.name()),
+            None => "no life was under way".into(),
+        };
         let (left, all) = (self.ledger.rest().len(), self.ledger.all());
-        if left > 0 {
-            progress::say(&format!(
-                "{}: what is left, {left} of {all} lives, goes on in a new one",
-                self.name
-            ));
-        }
+        let rest = match left {
+            0 => String::new(),
+            left => format!("; what is left, {left} of {all} lives, goes on in a new one"),
+        };
+        progress::say(&format!("{}: {lost}{rest}", self.name));
     }
 
     /// How many lives are done, and about how long the others take.

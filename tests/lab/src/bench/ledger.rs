@@ -130,12 +130,13 @@ impl<T> Ledger<T> {
     }
 
     /// The emulated host was lost. The life that was under way is given up with it; if it has cost too much, so is its subject, and
-    /// if hosts do not even come to a life, everything.
-    pub fn host_lost(&mut self, why: &str) {
+    /// if hosts do not even come to a life, everything. Whose life it was.
+    pub fn host_lost(&mut self, why: &str) -> Option<Kind> {
         let why = format!("its emulated host {why}");
+        let mut kind = None;
         let (failed, attempts, most) = match self.current.take() {
             Some(number) => {
-                self.broken(number, why.clone());
+                kind = self.broken(number, why.clone());
                 let entry = self.entries.get(number);
                 let (subject, broken) = entry.map(|entry| (entry.turn.subject, entry.broken)).unzip();
                 (subject, broken.unwrap_or(0), GUESTS)
@@ -146,13 +147,14 @@ impl<T> Ledger<T> {
             }
         };
         if attempts < most {
-            return;
+            return kind;
         }
         for (subject, samples) in self.samples.iter_mut().enumerate() {
             if failed.is_none_or(|failed| failed == subject) && samples.failure.is_none() {
                 samples.failure = Some(format!("given up after {attempts} attempts: {why}"));
             }
         }
+        kind
     }
 
     /// Guests given up so far.
@@ -189,7 +191,7 @@ mod tests {
         ledger.begins(0);
         ledger.ended(0, Ok(10));
         ledger.begins(1);
-        ledger.host_lost("slept");
+        assert_eq!(ledger.host_lost("slept"), Some(Kind::QemuQ35));
         assert_eq!(numbers(&ledger), [1, 2, 3]);
         assert_eq!(ledger.rest()[0].broken, 1);
         let expected = GivenUp {
@@ -252,7 +254,7 @@ mod tests {
         assert_eq!(ledger.begins(99), None);
         assert_eq!(ledger.broken(99, "?".into()), None);
         assert_eq!(ledger.ended(99, Ok(1)), None);
-        ledger.host_lost("died");
+        assert_eq!(ledger.host_lost("died"), None);
         assert_eq!(ledger.rest().len(), 4);
     }
 }
