@@ -523,7 +523,6 @@ fn room_for_descriptors_is_made_once_and_not_by_a_queue_of_requests() {
     }
     bench.stop();
     assert_eq!(bench.serve.roomy.load(Ordering::SeqCst), 1);
-    assert_eq!(bench.serve.entered.load(Ordering::SeqCst), 4);
 }
 
 #[test]
