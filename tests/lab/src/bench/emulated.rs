@@ -162,7 +162,7 @@ fn request(
     Ok(Request {
         command: words.map(str::to_string).to_vec(),
         files,
-        // Without it most counted hosts stood still in the middle of a guest's requests.
+        // With it more lives came to their end, in one run each way (docs/benchmarks.md).
         steady: profile == Profile::Fs,
         // And one for the host's own boot.
         timeout: Some(TIMEOUT_A_LIFE * (u32::try_from(plan.lives.len())? + 1)),
