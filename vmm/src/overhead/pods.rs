@@ -2,6 +2,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -115,8 +116,11 @@ impl Pods {
             pods: options.pods,
             said,
         };
-        for (process, socket) in [(&mut server, "fs.sock"), (&mut vmm, "api.sock")] {
-            while !place(socket).exists() {
+        // A file server takes one connection, its VMM's. A socket of the API is there a moment before somebody listens.
+        let serves = || place("fs.sock").exists();
+        let listens = || UnixStream::connect(place("api.sock")).is_ok();
+        for (process, is_ready) in [(&mut server, &serves as &dyn Fn() -> bool), (&mut vmm, &listens)] {
+            while !is_ready() {
                 if let Some(said) = process.ended() {
                     return Err(failed(said));
                 }
