@@ -14,8 +14,9 @@ use husk_tests::api::Shim;
 use husk_tests::body::Shape;
 use husk_tests::info::State;
 use husk_tests::kernel_file;
-use husk_tests::pod::{PATIENCE, Pod, vsock};
+use husk_tests::pod::{Launch, PATIENCE, Pod, events, vsock};
 use husk_tests::share::FileServer;
+use serde_json::json;
 
 use crate::{folder, initrd, of_kernel};
 
@@ -260,14 +261,23 @@ fn a_pod_with_the_older_kernel() {
 #[test]
 fn the_guests_own_end_is_the_vmms() {
     // A kernel that panics under the shims' command line resets; with a pvpanic device it says so before.
-    for (step, pvpanic, code) in [
-        (Step::PowerOff, false, 0),
-        (Step::Reset, false, 3),
-        (Step::Panic, false, 3),
-        (Step::Panic, true, 4),
+    for (step, pvpanic, code, event) in [
+        (Step::PowerOff, false, 0, "power-off"),
+        (Step::Reset, false, 3, "reset"),
+        (Step::Panic, false, 3, "reset"),
+        (Step::Panic, true, 4, "panic"),
     ] {
         let folder = folder();
-        let mut pod = Pod::launch(initrd(Shim::Rust), folder.path()).unwrap();
+        // With a console, on which the panic has its words.
+        let shape = Shape {
+            debug: true,
+            ..initrd(Shim::Rust)
+        };
+        let launch = Launch {
+            with_events: true,
+            ..Launch::default()
+        };
+        let mut pod = Pod::launch_with(shape, folder.path(), launch).unwrap();
         let mut body = pod.shape().create(&pod.vsock());
         body["pvpanic"] = pvpanic.into();
         pod.api().put("vm.create", Some(&body)).unwrap().done().unwrap();
@@ -282,5 +292,22 @@ fn the_guests_own_end_is_the_vmms() {
             Some(code),
             "{step}, pvpanic {pvpanic}: {stopped:?}"
         );
+        let told = events(folder.path()).unwrap();
+        let [.., ended, last] = told.as_slice() else {
+            panic!("{told:?}")
+        };
+        assert_eq!(
+            (&ended["source"], &ended["event"]),
+            (&json!("guest"), &json!(event)),
+            "{told:?}"
+        );
+        assert_eq!(
+            (&last["event"], &last["properties"]),
+            (&json!("shutdown"), &json!({"reason": event}))
+        );
+        if event == "panic" {
+            let text = ended["properties"]["text"].as_str().unwrap();
+            assert!(text.starts_with("Kernel panic - not syncing: "), "{text}");
+        }
     }
 }
