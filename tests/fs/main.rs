@@ -3,11 +3,14 @@
 
 mod fs_failures;
 mod fs_files;
+mod fs_hardship;
 mod fs_husk;
 mod fs_own;
 mod fs_pause;
 mod fs_queues;
+mod fs_rules;
 mod fs_sharing;
+mod served;
 mod server;
 
 use std::fs;

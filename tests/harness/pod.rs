@@ -6,7 +6,6 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -87,8 +86,6 @@ pub struct Launch {
     pub program: Vec<String>,
     /// `disable_seccomp`.
     pub without_seccomp: bool,
-    /// The user and the group, in place of root.
-    pub user: Option<(u32, u32)>,
     /// The limit of open files.
     pub nofile: Option<u64>,
     /// What happens is told to the file that [`events`] reads.
@@ -470,9 +467,6 @@ fn command(shape: &Shape, folder: &Path, launch: &Launch) -> Command {
     }
     if shape.shim == Shim::Rust {
         command.current_dir("/");
-    }
-    if let Some((user, group)) = launch.user {
-        command.uid(user).gid(group);
     }
     command.stdin(Stdio::null());
     process::isolate(&mut command, launch.nofile);

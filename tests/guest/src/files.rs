@@ -2,7 +2,7 @@
 //!
 //! | words                                | what it does, and prints                                                     |
 //! |--------------------------------------|-------------------------------------------------------------------------------|
-//! | `rules DIR`                          | every case of the [rules]; a [`Line`](rules::Line) of JSON for each            |
+//! | `rules DIR EVERY NAME…`              | every EVERYth case of the [rules], and those whose names begin with a NAME; a [`Line`](rules::Line) of JSON for each |
 //! | `strain FILE SEED STEPS PART PARTS`  | [work](strain) on a part of a file; a [`Part`](strain::Part) as JSON           |
 //! | `hold FILE BYTES SIGN`               | maps a file, makes `SIGN`, waits until that is gone, and reads the last byte   |
 //! | `stress DIR SEED STEPS NUMBER`       | [work](stress) in a tree; [`Done`](stress::Done) as JSON                       |
@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use husk_guest::kernel::Mapping;
+use husk_guest::rules::Choice;
 use husk_guest::strain::Worker;
 use husk_guest::{rules, strain, stress};
 
@@ -25,8 +26,13 @@ use husk_guest::{rules, strain, stress};
 pub fn perform(words: &[String]) -> Result<String> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     Ok(match words[..] {
-        ["rules", root] => {
-            let lines: Result<Vec<_>, _> = rules::run(root.as_ref())?.iter().map(serde_json::to_string).collect();
+        ["rules", root, every, ref also @ ..] => {
+            let choice = Choice {
+                every: every.parse()?,
+                also: also.iter().map(|&name| name.into()).collect(),
+            };
+            let lines = rules::run(root.as_ref(), &choice)?;
+            let lines: Result<Vec<_>, _> = lines.iter().map(serde_json::to_string).collect();
             lines?.join("\n")
         }
         ["strain", path, seed, steps, part, parts] => {
@@ -52,10 +58,16 @@ fn hold(path: &str, bytes: usize, sign: &Path) -> Result<u8> {
     let mapping = Mapping::new(&file, bytes, true)?;
     let mut byte = [0];
     mapping.read(0, &mut byte);
+    wait_at(sign)?;
+    mapping.read(bytes.saturating_sub(1), &mut byte);
+    Ok(byte[0])
+}
+
+/// Makes a file, and waits until it is gone.
+fn wait_at(sign: &Path) -> Result<()> {
     fs::write(sign, "")?;
     while sign.exists() {
         thread::sleep(Duration::from_millis(10));
     }
-    mapping.read(bytes.saturating_sub(1), &mut byte);
-    Ok(byte[0])
+    Ok(())
 }

@@ -22,9 +22,27 @@ fn each_rule_has_a_name_of_its_own() {
 }
 
 #[test]
+fn a_choice_takes_every_so_many_and_those_of_a_name() {
+    let taken = |choice: &Choice| {
+        let cases = cases().into_iter().enumerate();
+        cases.filter(|(number, case)| choice.has(*number, &case.name)).count()
+    };
+    let all = cases().len();
+    assert_eq!(taken(&Choice::all()), all);
+    let mut choice = Choice {
+        every: 10,
+        also: Vec::new(),
+    };
+    assert_eq!(taken(&choice), all.div_ceil(10));
+    choice.every = usize::MAX;
+    choice.also.push("lock: two who".into());
+    assert_eq!(taken(&choice), 2, "the first one, and that one");
+}
+
+#[test]
 fn the_rules_hold_on_the_host() {
     let folder = tempfile::tempdir().unwrap();
-    let lines = match run(folder.path()) {
+    let lines = match run(folder.path(), &Choice::all()) {
         Err(error) => return println!("skipped: {error}"),
         lines => lines.unwrap(),
     };
