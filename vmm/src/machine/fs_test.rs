@@ -7,6 +7,7 @@ use husk_virtio::ring::{Reader, Writer};
 use vm_memory::VolatileSlice;
 
 use super::*;
+use crate::config::IdTranslation;
 use crate::seccomp::{Mode, Role};
 
 /// The folder that the process is to serve.
@@ -214,4 +215,49 @@ fn the_threads_of_a_share_may_do_what_they_have_to() {
     let ended = command.output().unwrap();
     let said = String::from_utf8_lossy(&ended.stderr);
     assert!(ended.status.success(), "{}: {said}", ended.status);
+}
+
+#[test]
+fn users_have_the_numbers_on_the_host_that_the_share_gives_them() {
+    use std::os::unix::fs::MetadataExt;
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: needs root to make files of others");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let to = |host| {
+        let (guest, count) = (1000, 1);
+        vec![IdTranslation { guest, host, count }]
+    };
+    let mut config = FsConfig::of_dir("t", folder.path());
+    config.serving.translate_uid = to(101_000);
+    config.serving.translate_gid = to(201_000);
+    let server = Server::open(&share(&config, folder.path()).unwrap()).unwrap();
+    let work = || {
+        server.enter().unwrap();
+        let guest = Guest(&server);
+        let init = [short(&[7, 41, 0x2_0000]), short(&OFFERED), vec![0; 44]].concat();
+        guest.must(26, 0, &[&init]);
+        let made = guest.must(9, ROOT, &[&short(&[0o755, 0]), b"made\0"]);
+        // FATTR_UID and FATTR_GID: first himself, then somebody who has no number on the host.
+        let set = |uid: u32| {
+            let times = [long(&[0; 6]), short(&[0, 0, 0])].concat();
+            guest
+                .ask(4, made, &[&short(&[6, 0]), &times, &short(&[0, 0, uid, 1000, 0])])
+                .0
+        };
+        assert_eq!((set(1000), set(1001)), (0, -libc::EPERM));
+        // Owner and group of a `fuse_attr_out`, and of one that has no number in the guest.
+        let owner = |node| {
+            let (error, attr) = guest.ask(3, node, &[&short(&[0, 0]), &long(&[0])]);
+            assert_eq!(error, 0);
+            let at = |offset: usize| u32::from_le_bytes(attr[offset..offset + 4].try_into().unwrap());
+            (at(16 + 68), at(16 + 72))
+        };
+        assert_eq!(owner(made), (1000, 1000));
+        assert_eq!(owner(ROOT), (65_534, 65_534));
+    };
+    std::thread::scope(|scope| scope.spawn(work).join().unwrap());
+    let found = folder.path().join("made").metadata().unwrap();
+    assert_eq!((found.uid(), found.gid()), (101_000, 201_000));
 }
