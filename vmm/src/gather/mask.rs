@@ -55,19 +55,19 @@ fn text(text: &str) -> String {
         .into_owned()
 }
 
-/// `value` without secrets: whatever has such a name, and in every string what [`text`] masks.
+/// `value` without secrets: every string below such a name, and in every other string what [`text`] masks.
 fn json(value: &mut Value) {
-    let names = expression(&format!("(?i)(?:{NAMES})"));
+    mask(value, &expression(&format!("(?i)(?:{NAMES})")), false);
+}
+
+/// As [`json`], where `names` are those of secrets, and `value` stands below one of them if it is `secret`.
+fn mask(value: &mut Value, names: &Regex, secret: bool) {
     match value {
-        Value::Object(fields) => {
-            for (name, value) in fields {
-                match value {
-                    Value::String(secret) if names.is_match(name) => *secret = MASK.into(),
-                    value => json(value),
-                }
-            }
-        }
-        Value::Array(values) => values.iter_mut().for_each(json),
+        Value::Object(fields) => fields
+            .iter_mut()
+            .for_each(|(name, value)| mask(value, names, secret || names.is_match(name))),
+        Value::Array(values) => values.iter_mut().for_each(|value| mask(value, names, secret)),
+        Value::String(string) if secret => *string = MASK.into(),
         Value::String(string) => *string = text(string),
         _ => {}
     }
@@ -109,6 +109,7 @@ mod tests {
         let mut value = json!({
             "payload": {"cmdline": "quiet password=1"},
             "rest": [{"apiToken": "x", "key_count": 3, "name": "keep"}],
+            "credentials": {"users": ["a", {"name": "b", "uid": 7}]},
         });
         json(&mut value);
         assert_eq!(
@@ -116,6 +117,7 @@ mod tests {
             json!({
                 "payload": {"cmdline": "quiet password=***"},
                 "rest": [{"apiToken": "***", "key_count": 3, "name": "keep"}],
+                "credentials": {"users": ["***", {"name": "***", "uid": 7}]},
             })
         );
     }
