@@ -274,14 +274,17 @@ fn whatever_a_husk_dies_of_is_in_the_journal_and_on_standard_error() {
         daemon.entry_with("the guest runs after ");
         let process = husk.child.id();
         // A thread that runs a guest, and whose filter knows nothing of sockets.
-        let tasks = fs::read_dir(format!("/proc/{process}/task"))
-            .unwrap()
-            .map(|task| task.unwrap().path());
-        let vcpu = tasks
-            .filter(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "vcpu0"))
-            .find_map(|task| task.file_name()?.to_str()?.parse().ok());
+        let vcpu = loop {
+            let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten();
+            let is_vcpu = |task: &Path| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "vcpu0");
+            let mut vcpus = tasks.map(|task| task.path()).filter(|task| is_vcpu(task));
+            // It gives itself its name.
+            if let Some(vcpu) = vcpus.find_map(|task| task.file_name()?.to_str()?.parse().ok()) {
+                break vcpu;
+            }
+        };
         // To a thread's number, kill(2) sends to its process.
-        kill_process(Pid::from_raw(vcpu.unwrap()).unwrap(), signal).unwrap();
+        kill_process(Pid::from_raw(vcpu).unwrap(), signal).unwrap();
         assert_eq!(husk.child.wait().unwrap().signal(), Some(signal.as_raw()));
         let entry = daemon.entry_with("husk ends here");
         let message = entry.field("MESSAGE");

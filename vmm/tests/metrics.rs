@@ -6,12 +6,14 @@
 mod process;
 
 use std::fs::{self, File};
-use std::io::BufReader;
+use std::io::{BufReader, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use process::{Client, HUSK, Husk, Signal, command};
 use serde_json::json;
@@ -21,8 +23,15 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// What Prometheus asks for.
 const PROMETHEUS: &str = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
 
+/// A client at `path`, once somebody listens there: the file is there before.
 fn connect(path: &Path) -> Client {
-    Client(BufReader::new(UnixStream::connect(path).unwrap()))
+    loop {
+        match UnixStream::connect(path) {
+            Ok(stream) => return Client(BufReader::new(stream)),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}"),
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// The value of the sample called `name`, labels included.
@@ -279,7 +288,7 @@ fn husk_run_serves_figures_without_the_api() {
     let mut husk = Husk { folder, child };
     while UnixStream::connect(&socket).is_err() {
         assert!(husk.child.try_wait().unwrap().is_none(), "it has ended");
-        std::thread::yield_now();
+        thread::yield_now();
     }
     let mut scraper = connect(&socket);
     // It listens before the guest runs.
