@@ -3,6 +3,7 @@
 //! Nothing here panics: a test unwraps, and the soak and the demo report.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::fs;
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -91,6 +92,25 @@ pub struct Launch {
     /// What happens is told to the file that [`events`] reads.
     pub with_events: bool,
 }
+
+/// A guest whose agent never answered, though its VMM lives: how often it was dialled, and what the VM did meanwhile.
+#[derive(Debug)]
+pub struct Silent(String);
+
+impl Silent {
+    /// One of which `what` is known.
+    pub fn new(what: impl Into<String>) -> Self {
+        Self(what.into())
+    }
+}
+
+impl fmt::Display for Silent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Silent {}
 
 impl Pod {
     /// Starts the VMM with its sockets in `folder` and waits until it answers, as the shim does.
@@ -225,7 +245,7 @@ impl Pod {
     ///
     /// # Errors
     ///
-    /// It never answers, or the VMM has gone.
+    /// It never answers ([`Silent`]), or the VMM has gone.
     pub fn agent(&mut self) -> Result<(Agent, u32)> {
         let start = Instant::now();
         let mut refused = 0;
@@ -243,7 +263,8 @@ impl Pod {
                 let doing = self
                     .doing()
                     .unwrap_or_else(|error| format!("nobody says what it does: {error:#}"));
-                bail!("no agent after {refused} tries; {doing}; {}", self.output());
+                let what = format!("no agent after {refused} tries; {doing}; {}", self.output());
+                return Err(Silent::new(what).into());
             }
             thread::sleep(DIAL_POLL);
         }

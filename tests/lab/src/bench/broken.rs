@@ -1,4 +1,4 @@
-//! Guests that the emulation has broken so that their kernel panics: their lives are done again with other ones
+//! Guests that the emulation has broken so that their kernel panics, or sleeps for ever: their lives are done again with other ones
 //! (`docs/adr/0015-one-thread-per-emulated-host.md`). Those that only spin are seen from outside ([`crate::pulse`]).
 
 use std::error::Error;
@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use husk_tests::pod::Silent;
 
 use super::ledger::{GUESTS, Life};
 
@@ -17,11 +18,19 @@ const SHIFT: Duration = Duration::from_micros(1700);
 /// What a kernel says in the end.
 const PANIC: &str = "Kernel panic - not syncing";
 
-/// A guest whose kernel has given up, in its own words.
+/// A guest whose kernel has given up, in its own words, or that was never heard of.
 #[derive(Debug)]
-pub struct Panicked(String);
+pub struct Broken(String);
 
-impl Panicked {
+impl Broken {
+    /// `error`, if it is that a pod's agent never answered.
+    pub fn silent(error: anyhow::Error) -> anyhow::Error {
+        match error.is::<Silent>() {
+            true => Self(format!("{error:#}")).into(),
+            false => error,
+        }
+    }
+
     /// The first panic in what a guest has said.
     pub fn find(said: &str) -> Option<Self> {
         let line = said.lines().find(|line| line.contains(PANIC))?;
@@ -30,13 +39,13 @@ impl Panicked {
     }
 }
 
-impl fmt::Display for Panicked {
+impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl Error for Panicked {}
+impl Error for Broken {}
 
 /// Does `once` for `life`, and does it again with another guest when its guest was broken: `broken` hears why. `given_up` guests were
 /// before this one.
@@ -54,7 +63,7 @@ pub fn avoided<T>(
     for _ in life.broken..GUESTS {
         thread::sleep(SHIFT.saturating_mul(*given_up));
         last = match once() {
-            Err(error) if error.is::<Panicked>() => format!("{error:#}"),
+            Err(error) if error.is::<Broken>() => format!("{error:#}"),
             result => return result,
         };
         *given_up = given_up.saturating_add(1);
@@ -84,7 +93,7 @@ mod tests {
             || {
                 let outcome = outcomes[usize::try_from(times).unwrap() % outcomes.len()];
                 times += 1;
-                outcome.map_err(|words| Panicked::find(words).map_or_else(|| anyhow::anyhow!("{words}"), Into::into))
+                outcome.map_err(|words| Broken::find(words).map_or_else(|| anyhow::anyhow!("{words}"), Into::into))
             },
         );
         assert_eq!(usize::try_from(given_up).unwrap(), said.len());

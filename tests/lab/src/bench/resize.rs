@@ -22,7 +22,7 @@ use serde_json::json;
 
 use super::Results;
 use super::boot;
-use super::broken::Panicked;
+use super::broken::Broken;
 use super::emulated::{Extent, Profile, Session};
 use super::rounds::{Extract, told};
 use super::subject::{Kind, Room, Subject};
@@ -146,11 +146,11 @@ pub fn sample(subject: &Subject, scratch: &Path) -> Result<Latencies> {
 /// What is measured of one pod.
 type Measure = fn(&mut Running, &mut Latencies) -> Result<()>;
 
-/// What `measured` came to, or nothing, which is said in a line, if it cannot be had. A guest that panicked tells nothing of anybody.
+/// What `measured` came to, or nothing, which is said in a line, if it cannot be had. A guest that is broken tells nothing of anybody.
 fn had<T>(kind: Kind, what: &str, measured: Result<T>) -> Result<Option<T>> {
     match measured {
         Ok(value) => Ok(Some(value)),
-        Err(error) if error.is::<Panicked>() => Err(error.context(what.to_string())),
+        Err(error) if error.is::<Broken>() => Err(error.context(what.to_string())),
         Err(error) => {
             println!("{}: no {what}: {error:#}", kind.name());
             Ok(None)
@@ -167,7 +167,7 @@ struct Running {
     folder: tempfile::TempDir,
 }
 
-/// Starts a pod, and has it measured; a guest that panics meanwhile counts for nothing.
+/// Starts a pod, and has it measured; a guest that panics meanwhile, or never comes up, counts for nothing.
 fn with_pod<T>(subject: &Subject, scratch: &Path, measure: impl FnOnce(&mut Running) -> Result<T>) -> Result<T> {
     let folder = tempfile::tempdir_in(scratch)?;
     let program = std::iter::once(subject.program.to_string_lossy().into_owned());
@@ -189,9 +189,9 @@ fn with_pod<T>(subject: &Subject, scratch: &Path, measure: impl FnOnce(&mut Runn
     measured.map_err(|error| judged(&running.pod.output(), error))
 }
 
-/// A guest's panic in place of what came of it.
+/// A guest's panic, or its silence, in place of what came of it.
 fn judged(output: &str, error: anyhow::Error) -> anyhow::Error {
-    Panicked::find(output).map_or(error, Into::into)
+    Broken::find(output).map_or_else(|| Broken::silent(error), Into::into)
 }
 
 fn shape() -> Shape {
@@ -361,6 +361,8 @@ fn ms(since: Instant) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use husk_tests::pod::Silent;
+
     use super::*;
 
     #[test]
@@ -383,15 +385,18 @@ mod tests {
         let peer = |measured: Result<f64>| had(Kind::CloudHypervisor, "vcpu_1_gone", measured);
         assert_eq!(peer(Err(error())).unwrap(), None);
         assert_eq!(peer(Ok(1.0)).unwrap(), Some(1.0));
-        let panicked = Panicked::find("Kernel panic - not syncing: stack").unwrap();
-        assert!(peer(Err(panicked.into())).unwrap_err().is::<Panicked>());
+        let panicked = Broken::find("Kernel panic - not syncing: stack").unwrap();
+        assert!(peer(Err(panicked.into())).unwrap_err().is::<Broken>());
     }
 
     #[test]
-    fn a_guest_that_panicked_is_told_from_one_that_was_not_resized() {
+    fn a_guest_that_panicked_or_never_came_up_is_told_from_one_that_was_not_resized() {
         let error = || anyhow::anyhow!("1 GiB back: not within 60 s");
         let said = "[ 1.5] Kernel panic - not syncing: Fatal exception in interrupt\n";
-        assert!(judged(said, error()).is::<Panicked>());
-        assert!(!judged("", error()).is::<Panicked>());
+        assert!(judged(said, error()).is::<Broken>());
+        assert!(!judged("", error()).is::<Broken>());
+        let silent = judged("", Silent::new("no agent after 9 tries").into());
+        assert!(silent.is::<Broken>());
+        assert_eq!(silent.to_string(), "no agent after 9 tries");
     }
 }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use husk_guest::{Answer, PREFIX, Step, step};
 use husk_tests::end_of;
 
-use super::broken::Panicked;
+use super::broken::Broken;
 use super::measure::{Start, collected, end};
 use super::subject::Guest;
 use crate::archive::Archive;
@@ -82,7 +82,7 @@ pub fn run<T>(
     });
     drop(child);
     let said = String::from_utf8_lossy(&collected(reader)).into_owned();
-    if let Some(panicked) = Panicked::find(&said) {
+    if let Some(panicked) = Broken::find(&said) {
         return Err(panicked.into());
     }
     let complained = fs::read_to_string(&start.complaints).unwrap_or_default();
