@@ -70,10 +70,10 @@ impl Server {
     /// # Errors
     /// See [`ListenError`].
     pub fn bind(path: &Path) -> Result<Self, ListenError> {
-        Listener::bind(path).map(Self::on)
+        Self::silent().with_api_at(path)
     }
 
-    /// A server without a socket.
+    /// A server without a socket. What is added first listens first.
     pub fn silent() -> Self {
         Self {
             listener: None,
@@ -103,19 +103,25 @@ impl Server {
         self
     }
 
-    /// Takes a Unix stream socket that listens already.
+    /// The same, which also listens on a new socket at `path`, of mode 0600, for whoever controls the VM.
+    ///
+    /// # Errors
+    /// See [`ListenError`].
+    pub fn with_api_at(self, path: &Path) -> Result<Self, ListenError> {
+        Listener::bind(path).map(|listener| self.with_api(listener))
+    }
+
+    /// The same, on a Unix stream socket that listens already.
     ///
     /// # Errors
     /// When it is none.
-    pub fn adopt(fd: OwnedFd) -> Result<Self, ListenError> {
-        Listener::adopt(fd).map(Self::on)
+    pub fn with_api_on(self, fd: OwnedFd) -> Result<Self, ListenError> {
+        Listener::adopt(fd).map(|listener| self.with_api(listener))
     }
 
-    fn on(listener: Listener) -> Self {
-        Self {
-            listener: Some(listener),
-            ..Self::silent()
-        }
+    fn with_api(mut self, listener: Listener) -> Self {
+        self.listener = Some(listener);
+        self
     }
 
     /// The same, which tells `events` of fields that have no meaning.

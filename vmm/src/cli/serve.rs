@@ -164,15 +164,18 @@ fn parse_metrics(socket: &OsStr) -> Result<Place, Failure> {
 fn bind(socket: Option<&Place>, metrics: Option<&Place>) -> anyhow::Result<Server> {
     // Whoever has connected may also send a signal: that must find the socket's file removed in the end.
     Signals::hold().context("cannot hold signals back")?;
-    let server = match socket {
+    // First: once the API is there, all of husk is.
+    let server = match metrics {
         None => Server::silent(),
-        Some(Place::Path(path)) => Server::bind(path).context(API)?,
-        Some(Place::Fd(fd)) => Server::adopt(passed(API, *fd)?).context(API)?,
+        Some(Place::Path(path)) => Server::silent().with_metrics_at(path).context(METRICS)?,
+        Some(Place::Fd(fd)) => Server::silent()
+            .with_metrics_on(passed(METRICS, *fd)?)
+            .context(METRICS)?,
     };
-    match metrics {
+    match socket {
         None => Ok(server),
-        Some(Place::Path(path)) => server.with_metrics_at(path).context(METRICS),
-        Some(Place::Fd(fd)) => server.with_metrics_on(passed(METRICS, *fd)?).context(METRICS),
+        Some(Place::Path(path)) => server.with_api_at(path).context(API),
+        Some(Place::Fd(fd)) => server.with_api_on(passed(API, *fd)?).context(API),
     }
 }
 
