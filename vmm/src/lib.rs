@@ -27,6 +27,7 @@ pub mod news;
 pub mod overhead;
 pub mod pod;
 mod process;
+mod procfs;
 pub mod seccomp;
 pub mod spawner;
 pub mod terminal;

@@ -1,6 +1,7 @@
 use std::fs;
 
 use super::*;
+use crate::check::testing::host;
 
 const CPUINFO: &str = "processor\t: 0
 model name\t: A CPU
@@ -10,16 +11,6 @@ bugs\t\t: vmx
 processor\t: 1
 flags\t\t: vmx
 ";
-
-fn host(files: &[(&str, &str)]) -> tempfile::TempDir {
-    let root = tempfile::tempdir().unwrap();
-    for (path, text) in files {
-        let path = root.path().join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
-    root
-}
 
 #[test]
 fn flags_are_whole_words_of_the_first_processors_flags() {

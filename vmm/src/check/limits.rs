@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::facts::read;
+use crate::procfs;
 
 /// The tightest limits that apply; `None` means unlimited, or unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,10 +54,9 @@ fn tightest(root: &Path, cgroups: &str, controller: &str, files: &[&str]) -> Opt
     least
 }
 
-/// Where a line of `/proc/self/cgroup`, `id:controllers:path`, is mounted, if it is about `controller`: the unified hierarchy of
-/// version 2 has no controllers in its line.
+/// Where the hierarchy of a line of `/proc/self/cgroup` is mounted, if it is about `controller`, and the group's path in it.
 fn locate<'a>(line: &'a str, controller: &str) -> Option<(String, &'a str)> {
-    let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+    let (controllers, path) = procfs::control_group(line)?;
     match controllers {
         "" => Some(("sys/fs/cgroup".into(), path)),
         _ => controllers
@@ -76,19 +76,8 @@ fn bounded(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
-
-    fn host(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
-        for (path, text) in files {
-            let path = root.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        root
-    }
+    use crate::check::testing::host;
 
     fn gather(files: &[(&str, &str)]) -> Limits {
         Limits::gather(host(files).path())

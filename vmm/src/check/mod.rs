@@ -23,6 +23,8 @@ mod facts;
 mod limits;
 mod node;
 pub mod rules;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::fmt::Write;
 use std::path::Path;

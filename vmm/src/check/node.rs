@@ -7,6 +7,7 @@ use toml_edit::{DocumentMut, Item, TableLike};
 
 use super::facts::read;
 use crate::install::{Shim, beneath, program_version};
+use crate::memory::meminfo_bytes;
 
 /// Where Kata is, unless somebody put it elsewhere.
 const KATA: &str = "/opt/kata";
@@ -41,11 +42,7 @@ impl Node {
     /// Reads it below `root`; engines are asked for their version.
     pub(super) fn gather(root: &Path) -> Self {
         let meminfo = read(root, "proc/meminfo");
-        let bytes = |field: &str| {
-            let value = meminfo.lines().find_map(|line| line.strip_prefix(field))?;
-            let kibibytes: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
-            kibibytes.checked_mul(1024)
-        };
+        let bytes = |field: &str| meminfo_bytes(&meminfo, field).unwrap_or(0);
         let has = |shim: &Shim| beneath(root, &Path::new(KATA).join(shim.program())).is_file();
         let shims = Shim::ALL.into_iter().filter(has).map(|shim| match shim {
             Shim::Rust => "Rust",
@@ -58,8 +55,8 @@ impl Node {
             kata: kata.trim().chars().filter(|c| !c.is_control()).take(32).collect(),
             shims: shims.collect(),
             handlers: handlers(root),
-            total_bytes: bytes("MemTotal:").unwrap_or(0),
-            available_bytes: bytes("MemAvailable:").unwrap_or(0),
+            total_bytes: bytes("MemTotal:"),
+            available_bytes: bytes("MemAvailable:"),
         }
     }
 }
@@ -108,20 +105,8 @@ fn files(path: &Path) -> Vec<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
-
-    fn host(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
-        for (path, text) in files {
-            let path = root.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(&path, text).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        }
-        root
-    }
+    use crate::check::testing::host;
 
     #[test]
     fn a_node_is_read_from_its_files_and_its_engines() {

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::events::Events;
 use crate::memory::read_from_start;
+use crate::procfs;
 
 /// How long nothing is said of pressure that goes on.
 const QUIET: Duration = Duration::from_secs(60);
@@ -37,8 +38,11 @@ impl MemoryEvents {
     /// That of the group of this process, if there is one; what was before is not told.
     pub(super) fn open() -> Option<Self> {
         let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-        let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-        let file = Path::new("/sys/fs/cgroup").join(group).join("memory.events");
+        let mut groups = groups.lines().filter_map(procfs::control_group);
+        let (_, group) = groups.find(|(controllers, _)| controllers.is_empty())?;
+        let file = Path::new("/sys/fs/cgroup")
+            .join(group.strip_prefix('/')?)
+            .join("memory.events");
         Self::over(File::open(file).ok()?)
     }
 

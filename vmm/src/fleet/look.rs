@@ -6,10 +6,7 @@ use std::time::Duration;
 use super::process::Husk;
 use crate::ctl::client::{Client, ClientError};
 use crate::ctl::status::Status;
-use crate::memory::meminfo_bytes;
-
-/// How `smaps` calls guest memory, in brackets or in a memfd.
-const GUEST: &str = "guest-";
+use crate::procfs;
 
 /// What is known.
 #[derive(Clone, Debug)]
@@ -122,20 +119,8 @@ impl Said {
 /// Anonymous memory that is not the guest's, in bytes, of a text like `/proc/PID/smaps`; `None` where the kernel does not say which is
 /// the guest's.
 fn own_anonymous(maps: &str) -> Option<u64> {
-    let (mut own, mut of_guest, mut seen) = (0_u64, false, false);
-    for line in maps.lines() {
-        // A mapping begins with its addresses.
-        let begins = line
-            .split_once('-')
-            .is_some_and(|(from, _)| u64::from_str_radix(from, 16).is_ok());
-        if begins {
-            of_guest = line.contains(GUEST);
-            seen |= of_guest;
-        } else if let (false, Some(bytes)) = (of_guest, meminfo_bytes(line, "Anonymous:")) {
-            own = own.saturating_add(bytes);
-        }
-    }
-    seen.then_some(own)
+    let own = procfs::beside_guest(maps, &["Anonymous:"]);
+    own.has_guest.then_some(own.bytes)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::memory::meminfo_bytes;
+use crate::procfs;
 
 /// Clock ticks a second in `/proc`: `USER_HZ`, which on x86 is the same for all kernels.
 const TICKS: u64 = 100;
@@ -38,11 +39,8 @@ pub struct Husk {
 
 /// Every husk with a VM that this user may look into, by the number of its process. `proc` is `/proc`.
 pub fn all(proc: &Path) -> Vec<Husk> {
-    let entries = fs::read_dir(proc).into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let mut husks: Vec<Husk> = pids.filter_map(|pid| Husk::find(proc, pid)).collect();
-    husks.sort_by_key(|husk| husk.pid);
-    husks
+    let pids = procfs::numbers(proc).unwrap_or_default();
+    pids.into_iter().filter_map(|pid| Husk::find(proc, pid)).collect()
 }
 
 impl Husk {
@@ -65,7 +63,7 @@ impl Husk {
             return None;
         }
         let stat = fs::read_to_string(folder.join("stat")).ok()?;
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let fields = procfs::stat_fields(&stat);
         let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
         let ticks = |ticks: u64| Duration::from_millis(ticks.saturating_mul(1000 / TICKS));
         let started = ticks(number(19)?);

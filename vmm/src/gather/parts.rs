@@ -14,6 +14,7 @@ use crate::check;
 use crate::ctl::client::Client;
 use crate::ctl::{events, show};
 use crate::fleet::{Husk, Look, table};
+use crate::procfs;
 
 /// The most that is kept of any file: of a log and a console the end.
 const FILE_BYTES: u64 = 1 << 20;
@@ -335,12 +336,7 @@ fn line_of_interest(record: &[u8]) -> Option<Vec<u8>> {
 
 fn descriptors(folder: &Path) -> Result<Vec<u8>, String> {
     let folder = folder.join("fd");
-    let entries = fs::read_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-    let mut numbers: Vec<u32> = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect();
-    numbers.sort_unstable();
+    let numbers = procfs::numbers(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let mut text = String::new();
     for number in numbers {
         if let Ok(target) = fs::read_link(folder.join(number.to_string())) {
@@ -396,8 +392,7 @@ fn control_group(folder: &Path) -> Result<Vec<u8>, String> {
         "memory.stat",
     ];
     for line in groups.lines() {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(group)) = (fields.next(), fields.next()) else {
+        let Some((controllers, group)) = procfs::control_group(line) else {
             continue;
         };
         let (root, files) = match controllers {

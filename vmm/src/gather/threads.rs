@@ -4,6 +4,8 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
+use crate::procfs;
+
 /// Lines of a thread's status that say how it does.
 const STATUS: [&str; 5] = [
     "State:",
@@ -18,12 +20,7 @@ const STATUS: [&str; 5] = [
 /// # Errors
 /// There is no such process any more.
 pub(super) fn threads(folder: &Path) -> Result<Vec<u8>, String> {
-    let tasks = fs::read_dir(folder.join("task")).map_err(|error| error.to_string())?;
-    let mut ids: Vec<u32> = tasks
-        .flatten()
-        .filter_map(|task| task.file_name().to_str()?.parse().ok())
-        .collect();
-    ids.sort_unstable();
+    let ids = procfs::numbers(&folder.join("task")).map_err(|error| error.to_string())?;
     let mut text = String::new();
     for id in ids {
         let task = folder.join("task").join(id.to_string());
@@ -56,8 +53,16 @@ mod tests {
     #[test]
     fn every_thread_is_told_of() {
         let (sender, receiver) = std::sync::mpsc::channel::<()>();
+        let (begun, has_begun) = std::sync::mpsc::channel::<()>();
         let waiting = std::thread::Builder::new().name("waits-here".into());
-        let waiting = waiting.spawn(move || receiver.recv()).unwrap();
+        let waiting = waiting
+            .spawn(move || {
+                // By then it has given itself its name.
+                drop(begun);
+                receiver.recv()
+            })
+            .unwrap();
+        has_begun.recv().unwrap_err();
         let text = String::from_utf8(threads(Path::new("/proc/self")).unwrap()).unwrap();
         let part = text.split("\n\n").find(|part| part.contains("waits-here")).unwrap();
         assert!(

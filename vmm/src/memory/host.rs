@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::backing::{Backing, Pages, Source};
 use crate::config::Size;
+use crate::procfs;
 
 /// Why the host does not give memory.
 #[derive(Debug, thiserror::Error)]
@@ -238,8 +239,7 @@ fn pool(bytes: u64) -> String {
 
 /// Root, group and the limit's file of a line of `/proc/self/cgroup` (cgroups(7)), if it limits memory.
 fn group_folder(line: &str) -> Option<(&'static str, &str, &'static str)> {
-    let mut fields = line.splitn(3, ':');
-    let (controllers, group) = (fields.nth(1)?, fields.next()?);
+    let (controllers, group) = procfs::control_group(line)?;
     match controllers {
         "" => Some(("/sys/fs/cgroup", group, "memory.max")),
         _ if controllers.split(',').any(|name| name == "memory") => {

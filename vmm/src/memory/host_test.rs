@@ -4,12 +4,7 @@ use super::*;
 
 /// A host whose files are these.
 fn host(files: &[(&str, &str)]) -> (tempfile::TempDir, Host) {
-    let root = tempfile::tempdir().unwrap();
-    for (path, text) in files {
-        let path = root.path().join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
+    let root = crate::check::testing::host(files);
     let host = Host::at(root.path());
     (root, host)
 }

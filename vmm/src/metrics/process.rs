@@ -10,6 +10,7 @@ use std::mem::MaybeUninit;
 use rustix::fs::{RawDir, SeekFrom, seek};
 
 use crate::memory::{meminfo_bytes, read_from_start};
+use crate::procfs::stat_fields;
 
 /// Bytes of directory entries that are read at once.
 const ENTRIES_BYTES: usize = 4096;
@@ -156,12 +157,6 @@ fn items(names: &[(&'static str, &'static str)], value: impl Fn(&str) -> Option<
 fn value(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().parse().ok()
-}
-
-/// What follows the program's name, which may have spaces and brackets in it.
-fn stat_fields(stat: &str) -> Vec<&str> {
-    let rest = stat.rsplit_once(')').map(|(_, rest)| rest);
-    rest.unwrap_or_default().split_whitespace().collect()
 }
 
 /// A line of `/proc/self/net/dev`; the two above the table have no colon.

@@ -3,8 +3,9 @@
 use std::fs;
 use std::io;
 
-/// What names of guest RAM begin with, in a mapping's name: a memfd's, or that of anonymous memory.
-const GUEST_RAM: [&str; 2] = ["/memfd:guest-ram", "[anon:guest-ram"];
+use crate::memory::meminfo_bytes;
+use crate::procfs;
+
 /// Lines of a mapping that are its own: pages that no other process maps, and those that were swapped out.
 const PRIVATE: [&str; 3] = ["Private_Clean:", "Private_Dirty:", "SwapPss:"];
 
@@ -25,42 +26,20 @@ pub struct Share {
 pub(super) fn share(pid: u32) -> io::Result<Share> {
     let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let tables = status.lines().find_map(|line| line.strip_prefix("VmPTE:"));
     Ok(Share {
         private_bytes: private(&smaps),
-        tables_bytes: tables.and_then(bytes).unwrap_or(0),
+        tables_bytes: meminfo_bytes(&status, "VmPTE:").unwrap_or(0),
     })
 }
 
 /// Page tables that KVM has for all guests; `None` if the kernel does not tell (before Linux 6.0).
 pub(super) fn kvm_tables() -> Option<u64> {
-    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
-    meminfo
-        .lines()
-        .find_map(|line| bytes(line.strip_prefix("SecPageTables:")?))
+    meminfo_bytes(&fs::read_to_string("/proc/meminfo").ok()?, "SecPageTables:")
 }
 
 /// Private bytes of every mapping that is not guest RAM.
 fn private(smaps: &str) -> u64 {
-    let (mut sum, mut is_guests) = (0_u64, false);
-    for line in smaps.lines() {
-        let first = line.split_ascii_whitespace().next().unwrap_or_default();
-        if !first.ends_with(':') {
-            // A mapping's first line: addresses, permissions, offset, device, inode, name.
-            let name = line.split_ascii_whitespace().nth(5).unwrap_or_default();
-            is_guests = GUEST_RAM.iter().any(|guest| name.starts_with(guest));
-        } else if !is_guests && PRIVATE.contains(&first) {
-            let value = line.get(first.len()..).and_then(bytes);
-            sum = sum.saturating_add(value.unwrap_or(0));
-        }
-    }
-    sum
-}
-
-/// `N kB`.
-fn bytes(text: &str) -> Option<u64> {
-    let kibibytes: u64 = text.trim().strip_suffix(" kB")?.parse().ok()?;
-    kibibytes.checked_mul(1024)
+    procfs::beside_guest(smaps, &PRIVATE).bytes
 }
 
 #[cfg(test)]

@@ -1,0 +1,91 @@
+//! What texts of `/proc` say (proc(5)), for everybody who reads them.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use crate::memory::meminfo_bytes;
+
+/// How names of mappings of guest memory begin in `smaps`: a memfd's, or that of anonymous memory. What follows tells them apart
+/// ([`RAM_NAME`](crate::memory::RAM_NAME) and others).
+const GUEST_MEMORY: [&str; 2] = ["/memfd:guest-", "[anon:guest-"];
+
+/// The fields of `/proc/PID/stat` from the third on, the state: what follows the program's name, which may have spaces and brackets in it.
+/// None if there is no name.
+pub(crate) fn stat_fields(stat: &str) -> Vec<&str> {
+    let rest = stat.rsplit_once(')').map(|(_, rest)| rest);
+    rest.unwrap_or_default().split_whitespace().collect()
+}
+
+/// The numbers among the names in `folder`, in ascending order: processes, threads, or descriptors.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn numbers(folder: &Path) -> io::Result<Vec<u32>> {
+    let names = fs::read_dir(folder)?.flatten();
+    let mut numbers: Vec<u32> = names
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Controllers and path of a line of `/proc/PID/cgroup`, `id:controllers:path` (cgroups(7)). The unified hierarchy of version 2 has no
+/// controllers in its line.
+pub(crate) fn control_group(line: &str) -> Option<(&str, &str)> {
+    line.split_once(':')?.1.split_once(':')
+}
+
+/// What a process has beside guest memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct BesideGuest {
+    /// The sum that was asked for.
+    pub bytes: u64,
+    /// Whether any mapping is called as guest memory is: a kernel without names for anonymous memory tells of none.
+    pub has_guest: bool,
+}
+
+/// The sum of `items`, such as `Private_Dirty:`, of all mappings in a text like `/proc/PID/smaps` that are no guest memory.
+pub(crate) fn beside_guest(smaps: &str, items: &[&str]) -> BesideGuest {
+    let (mut found, mut is_guests) = (BesideGuest::default(), false);
+    for line in smaps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        if !words.next().unwrap_or_default().ends_with(':') {
+            // A mapping's first line: addresses, permissions, offset, device, inode, name.
+            let name = words.nth(4).unwrap_or_default();
+            is_guests = GUEST_MEMORY.iter().any(|guest| name.starts_with(guest));
+            found.has_guest |= is_guests;
+        } else if !is_guests && let Some(bytes) = items.iter().find_map(|item| meminfo_bytes(line, item)) {
+            found.bytes = found.bytes.saturating_add(bytes);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_may_have_any_name() {
+        assert_eq!(stat_fields("7 (a) b) S 1 2"), ["S", "1", "2"]);
+        assert_eq!(stat_fields("7 8"), [""; 0]);
+    }
+
+    #[test]
+    fn only_numbers_are_taken_and_in_their_order() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["10", "9", "self", "-1", "4x"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        assert_eq!(numbers(folder.path()).unwrap(), [9, 10]);
+        assert!(numbers(Path::new("/nowhere")).is_err());
+    }
+
+    #[test]
+    fn a_group_is_told_with_who_controls_it() {
+        assert_eq!(control_group("0::/pods/a:b"), Some(("", "/pods/a:b")));
+        assert_eq!(control_group("4:memory,hugetlb:/y"), Some(("memory,hugetlb", "/y")));
+        assert_eq!(control_group("4:memory"), None);
+    }
+}
