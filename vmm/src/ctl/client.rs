@@ -129,6 +129,21 @@ struct Head {
     is_stream: bool,
 }
 
+/// Connects to `socket`; for `patience`, if its listener has a full queue.
+///
+/// # Errors
+/// `WouldBlock` if it is full for as long; what the host says otherwise.
+pub fn dial(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let begin = Instant::now();
+    loop {
+        match unix::connect(socket) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && begin.elapsed() < patience => {}
+            connected => return connected,
+        }
+        thread::sleep(RETRY);
+    }
+}
+
 impl Client {
     /// Connects to `socket`. `patience` is what the connection, and each request on it, is given.
     ///
@@ -139,21 +154,13 @@ impl Client {
             socket: socket.into(),
             source,
         };
-        let begin = Instant::now();
-        let stream = loop {
-            match unix::connect(socket) {
-                // The listener's queue is full.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                connected => break connected.map_err(cannot)?,
-            }
-            if begin.elapsed() >= patience {
-                return Err(ClientError::Busy {
-                    socket: socket.into(),
-                    seconds: patience.as_secs_f64(),
-                });
-            }
-            thread::sleep(RETRY);
-        };
+        let stream = dial(socket, patience).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => ClientError::Busy {
+                socket: socket.into(),
+                seconds: patience.as_secs_f64(),
+            },
+            _ => cannot(error),
+        })?;
         stream.set_nonblocking(false).map_err(cannot)?;
         Ok(Self {
             stream,

@@ -137,14 +137,8 @@ mod tests {
     /// This process, as if it were a husk that serves `socket`.
     fn husk(socket: Option<PathBuf>) -> Husk {
         Husk {
-            pid: std::process::id(),
-            own_pid: std::process::id(),
             socket,
-            arguments: Vec::new(),
-            uptime: Duration::ZERO,
-            state: 'S',
-            processor_time: Duration::ZERO,
-            folder: "/proc/self".into(),
+            ..Husk::sample()
         }
     }
 

@@ -30,7 +30,7 @@ pub fn ps(patience: Duration, as_json: bool) -> String {
 }
 
 /// Asks `husks`, all at once: one that does not answer keeps nobody waiting.
-fn look_at(husks: Vec<Husk>, patience: Duration) -> Vec<Look> {
+pub fn look_at(husks: Vec<Husk>, patience: Duration) -> Vec<Look> {
     thread::scope(|scope| {
         let asked: Vec<_> = husks
             .into_iter()

@@ -103,6 +103,23 @@ impl Husk {
     }
 }
 
+#[cfg(test)]
+impl Husk {
+    /// One for tests: this process, without a socket.
+    pub(crate) fn sample() -> Self {
+        Self {
+            pid: std::process::id(),
+            own_pid: std::process::id(),
+            socket: None,
+            arguments: Vec::new(),
+            uptime: Duration::ZERO,
+            state: 'S',
+            processor_time: Duration::ZERO,
+            folder: "/proc/self".into(),
+        }
+    }
+}
+
 /// Whether a process started so has a VM, or will: others of husk's commands have none.
 fn has_a_vm(arguments: &[String]) -> bool {
     let first = arguments.get(1).map(String::as_str);

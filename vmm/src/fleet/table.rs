@@ -105,13 +105,10 @@ mod tests {
         Look {
             husk: Husk {
                 pid: 42,
-                own_pid: 42,
                 socket: Some("/run/vc/vm/web/clh-api.sock".into()),
-                arguments: Vec::new(),
                 uptime: Duration::from_secs(3700),
-                state: 'S',
                 processor_time: Duration::from_secs(1),
-                folder: "/proc/42".into(),
+                ..Husk::sample()
             },
             said: Said {
                 state: state.into(),

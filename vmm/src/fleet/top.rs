@@ -145,13 +145,8 @@ mod tests {
         Look {
             husk: Husk {
                 pid,
-                own_pid: pid,
-                socket: None,
-                arguments: Vec::new(),
-                uptime: Duration::ZERO,
-                state: 'S',
                 processor_time: Duration::from_secs(used),
-                folder: "/proc/1".into(),
+                ..Husk::sample()
             },
             said: Said::default(),
             resident: None,

@@ -1,6 +1,8 @@
 //! What looks like a secret: the value of a name that has `password`, `secret`, `token`, `credential`, `auth`, `private` or `key` in it, and
 //! what stands between `://` and `@`. Too much is masked rather than too little.
 
+use std::sync::LazyLock;
+
 use regex_lite::{Captures, Regex};
 use serde_json::Value;
 
@@ -36,20 +38,41 @@ fn document(json: &str) -> String {
     shown.expect("a value is always JSON")
 }
 
-/// `text` without secrets: `name=value` up to the next blank, or quotation mark if the value begins with one; the word after an option
-/// `--name`; and passwords in addresses.
+/// What finds secrets. Made once: a bundle has hundreds of texts.
+struct Patterns {
+    /// Names of secrets.
+    names: Regex,
+    /// `name=value` up to the next blank, or quotation mark if the value begins with one.
+    values: Regex,
+    /// The word after an option `--name`.
+    options: Regex,
+    /// Passwords in addresses.
+    addresses: Regex,
+}
+
+static PATTERNS: LazyLock<Patterns> = LazyLock::new(|| {
+    let expression = |pattern: &str| Regex::new(pattern).expect("every pattern here is one");
+    Patterns {
+        names: expression(&format!("(?i)(?:{NAMES})")),
+        values: expression(&format!(
+            r#"(?i)([\w.\-]*(?:{NAMES})[\w.\-]*=)(\\?"[^"]*"?|'[^']*'?|[^\s"'\\]+)"#
+        )),
+        options: expression(&format!(r"(?i)(--[\w\-]*(?:{NAMES})[\w\-]*[ \n\x00]+)([^\s\-]\S*)")),
+        addresses: expression(r"(://)[^/@\s]+(@)"),
+    }
+});
+
+/// `text` without secrets.
 fn text(text: &str) -> String {
-    let values = expression(&format!(
-        r#"(?i)([\w.\-]*(?:{NAMES})[\w.\-]*=)(\\?"[^"]*"?|'[^']*'?|[^\s"'\\]+)"#
-    ));
-    let options = expression(&format!(r"(?i)(--[\w\-]*(?:{NAMES})[\w\-]*[ \n\x00]+)([^\s\-]\S*)"));
-    let addresses = expression(r"(://)[^/@\s]+(@)");
-    let masked = values.replace_all(text, |found: &Captures<'_>| {
-        format!("{}{MASK}", found.get(1).map_or("", |m| m.as_str()))
-    });
-    let masked = options.replace_all(&masked, |found: &Captures<'_>| {
-        format!("{}{MASK}", found.get(1).map_or("", |m| m.as_str()))
-    });
+    let Patterns {
+        values,
+        options,
+        addresses,
+        ..
+    } = &*PATTERNS;
+    let hide = |found: &Captures<'_>| format!("{}{MASK}", found.get(1).map_or("", |m| m.as_str()));
+    let masked = values.replace_all(text, hide);
+    let masked = options.replace_all(&masked, hide);
     addresses
         .replace_all(&masked, format!("${{1}}{MASK}${{2}}"))
         .into_owned()
@@ -57,24 +80,20 @@ fn text(text: &str) -> String {
 
 /// `value` without secrets: every string below such a name, and in every other string what [`text`] masks.
 fn json(value: &mut Value) {
-    mask(value, &expression(&format!("(?i)(?:{NAMES})")), false);
+    mask(value, false);
 }
 
-/// As [`json`], where `names` are those of secrets, and `value` stands below one of them if it is `secret`.
-fn mask(value: &mut Value, names: &Regex, secret: bool) {
+/// As [`json`], where `value` stands below the name of a secret if it is `secret`.
+fn mask(value: &mut Value, secret: bool) {
     match value {
         Value::Object(fields) => fields
             .iter_mut()
-            .for_each(|(name, value)| mask(value, names, secret || names.is_match(name))),
-        Value::Array(values) => values.iter_mut().for_each(|value| mask(value, names, secret)),
+            .for_each(|(name, value)| mask(value, secret || PATTERNS.names.is_match(name))),
+        Value::Array(values) => values.iter_mut().for_each(|value| mask(value, secret)),
         Value::String(string) if secret => *string = MASK.into(),
         Value::String(string) => *string = text(string),
         _ => {}
     }
-}
-
-fn expression(pattern: &str) -> Regex {
-    Regex::new(pattern).expect("every pattern here is one")
 }
 
 #[cfg(test)]

@@ -13,7 +13,8 @@ use super::threads::threads;
 use crate::check;
 use crate::ctl::client::Client;
 use crate::ctl::{events, show};
-use crate::fleet::{Husk, Look, table};
+use crate::fleet::{Husk, look_at, table};
+use crate::log::Destination;
 use crate::procfs;
 
 /// The most that is kept of any file: of a log and a console the end.
@@ -51,11 +52,8 @@ pub(super) fn of_host(subjects: &[Subject], limit: Duration) -> Vec<Part> {
     let husks: Vec<Husk> = subjects.iter().filter_map(|subject| subject.husk.clone()).collect();
     let mut parts = vec![
         part("husks.json", "what husk ps says of them", move || {
-            // One after the other: each that hangs costs a part of the time there is.
-            let patience = limit
-                .div_f64(4.0 * husks.len().max(1) as f64)
-                .max(Duration::from_millis(10));
-            let looks: Vec<Look> = husks.into_iter().map(|husk| Look::at(husk, patience)).collect();
+            // Each is asked for several things.
+            let looks = look_at(husks, limit / 4);
             Ok(table::json(&looks).into_bytes())
         }),
         part("check.json", "what husk check says of this host", || {
@@ -346,11 +344,19 @@ fn descriptors(folder: &Path) -> Result<Vec<u8>, String> {
     Ok(text.into_bytes())
 }
 
+/// The file that it was told to log to.
+fn log_file(husk: &Husk) -> Option<PathBuf> {
+    let destination = || match husk.option("--log")?.parse() {
+        Ok(Destination::File(file)) => Some(file),
+        _ => None,
+    };
+    husk.option("--log-file").map(PathBuf::from).or_else(destination)
+}
+
 /// Where it was told to log, or what its standard error is.
 fn log(husk: &Husk) -> Result<Vec<u8>, String> {
-    let file = ["--log-file", "--log"].into_iter().find_map(|name| husk.option(name));
-    match file.map(Path::new) {
-        Some(file) if file.is_absolute() => tail(file),
+    match log_file(husk) {
+        Some(file) if file.is_absolute() => tail(&file),
         _ => {
             let error = fs::read_link(husk.folder.join("fd/2")).map_err(|error| error.to_string())?;
             if error.is_absolute() && error.is_file() {
@@ -423,6 +429,33 @@ mod tests {
         );
         assert_eq!(line("6,12,1,-;usb 1-1: new device\n kvm=1\n"), None);
         assert_eq!(line("nonsense"), None);
+    }
+
+    #[test]
+    fn a_log_is_a_file_if_that_was_asked_for() {
+        let log = |arguments: &[&str]| {
+            let words = ["husk", "--api-socket", "/s"].iter().chain(arguments);
+            log_file(&Husk {
+                arguments: words.map(|word| (*word).to_owned()).collect(),
+                ..Husk::sample()
+            })
+        };
+        for arguments in [
+            &["--log-file", "/l"][..],
+            &["--log", "/l"],
+            &["--log=/l", "-v"],
+            &["--log", "file=/l"],
+        ] {
+            assert_eq!(log(arguments).unwrap(), Path::new("/l"), "{arguments:?}");
+        }
+        for arguments in [
+            &[][..],
+            &["--log", "stderr"],
+            &["--log=journald=/run/j"],
+            &["--log-format", "json"],
+        ] {
+            assert_eq!(log(arguments), None, "{arguments:?}");
+        }
     }
 
     #[test]

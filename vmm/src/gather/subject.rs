@@ -3,18 +3,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use husk_virtio::unix;
 use rustix::net::sockopt::socket_peercred;
 
+use crate::ctl::client::dial;
 use crate::fleet::{Husk, process};
 
 /// Where processes are.
 const PROC: &str = "/proc";
-/// Between two attempts to reach a socket whose queue is full.
-const RETRY: Duration = Duration::from_millis(10);
 
 /// What a user names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,21 +79,11 @@ pub(super) fn subjects(target: &Target, limit: Duration) -> Result<Vec<Subject>,
 
 fn by_socket(socket: &Path, limit: Duration) -> Result<Subject, SubjectError> {
     let proc = Path::new(PROC);
-    let begun = Instant::now();
     // The kernel says whose it is, also if that process does nothing any more.
-    let owner = loop {
-        match unix::connect(socket) {
-            Ok(stream) => {
-                break socket_peercred(&stream)
-                    .ok()
-                    .map(|owner| owner.pid.as_raw_nonzero().get());
-            }
-            Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => break None,
-            Err(_) if begun.elapsed() >= limit => break None,
-            Err(_) => thread::sleep(RETRY),
-        }
-    };
-    let husk = match owner.and_then(|pid| u32::try_from(pid).ok()) {
+    let owner = dial(socket, limit)
+        .ok()
+        .and_then(|stream| socket_peercred(&stream).ok());
+    let husk = match owner.and_then(|owner| u32::try_from(owner.pid.as_raw_nonzero().get()).ok()) {
         Some(pid) => Husk::find(proc, pid),
         None => {
             let path = fs::canonicalize(socket).unwrap_or_else(|_| socket.to_owned());
