@@ -23,17 +23,15 @@ use crate::fatal::Line;
 use crate::terminal::{self, Outlet, OutletError};
 
 use limit::{Admission, Limit, Origin};
-use line::{Entry, Speaker};
+use line::{Entry, LEVELS, Speaker};
 use target::Target;
 
 pub use line::Format;
+pub(crate) use line::journal_head;
 pub use target::{BadDestination, Destination, JOURNAL, Sent, connect, send};
 
 /// How long a reader of the last words is waited for.
 const PATIENCE: Duration = Duration::from_millis(500);
-
-/// Levels as `log` numbers them, from 1 on.
-const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
 /// Follows the last line of a place that has said too much.
 const ENOUGH: &str = " (more like this are only counted for some seconds)";
@@ -198,9 +196,7 @@ pub fn tag() -> &'static str {
 
 /// Which lines are logged: those of this level, and graver ones.
 pub fn current_level() -> &'static str {
-    let number = log::max_level() as usize;
-    // Nothing here turns logging off.
-    LEVELS.get(number.wrapping_sub(1)).copied().unwrap_or("off")
+    line::level_name(log::max_level() as usize)
 }
 
 /// From now on lines of `level` are logged, and graver ones. Any thread may call this.

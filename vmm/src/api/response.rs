@@ -24,10 +24,16 @@ pub const END: &[u8] = b"0\r\n\r\n";
 /// Appends the head of an answer whose body comes in [chunks](chunk), one day to end with [`END`], and the connection with it.
 pub fn begin_stream(out: &mut impl Extend<u8>) {
     let head = format!(
-        "HTTP/1.1 200 \r\nServer: Cloud Hypervisor API\r\nConnection: close\r\nContent-Type: {LINES}\r\n\
-         Transfer-Encoding: chunked\r\n\r\n"
+        "{}Content-Type: {LINES}\r\nTransfer-Encoding: chunked\r\n\r\n",
+        start(200, true)
     );
     out.extend(head.into_bytes());
+}
+
+/// The first lines of every answer. `close` announces that the connection ends with it.
+fn start(status: u16, close: bool) -> String {
+    let connection = if close { "close" } else { "keep-alive" };
+    format!("HTTP/1.1 {status} \r\nServer: Cloud Hypervisor API\r\nConnection: {connection}\r\n")
 }
 
 /// Appends a piece of such a body, unless there is nothing in it.
@@ -80,10 +86,7 @@ impl Response {
 
     /// Appends the answer to `out`. `close` announces that the connection ends with it, `head` leaves the body out (RFC 9110 §9.3.2).
     pub fn write(&self, out: &mut Vec<u8>, close: bool, head: bool) {
-        let connection = if close { "close" } else { "keep-alive" };
-        let status = self.status;
-        let start = format!("HTTP/1.1 {status} \r\nServer: Cloud Hypervisor API\r\nConnection: {connection}\r\n");
-        out.extend_from_slice(start.as_bytes());
+        out.extend_from_slice(start(self.status, close).as_bytes());
         if let Some(body) = &self.body {
             let (of, length) = (self.content_type, body.len());
             let about = format!("Content-Type: {of}\r\nContent-Length: {length}\r\n");

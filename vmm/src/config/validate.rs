@@ -453,8 +453,9 @@ impl ConsoleConfig {
         if let Some(keep) = self.keep.filter(|keep| *keep > MAX_KEEP) {
             return refuse("keep", keep.to_string(), format!("allowed: 0 to {MAX_KEEP} files"));
         }
-        if let Some(found) = self.identifier.as_ref().filter(|text| text.parse::<Tag>().is_err()) {
-            let allowed = "allowed: 1 to 64 letters, digits, _, . and -";
+        if let Some(found) = &self.identifier
+            && let Err(allowed) = found.parse::<Tag>()
+        {
             return refuse("identifier", format!("'{}'", found.escape_debug()), allowed.into());
         }
         if let Some(journal) = &self.journal {

@@ -53,15 +53,13 @@ pub struct Speaker<'a> {
     pub time: Duration,
 }
 
-/// Names of levels, as in the API.
-pub fn level_name(level: Level) -> &'static str {
-    match level {
-        Level::Error => "error",
-        Level::Warn => "warn",
-        Level::Info => "info",
-        Level::Debug => "debug",
-        Level::Trace => "trace",
-    }
+/// Names of levels, as in the API, in the order in which `log` numbers them from 1 on.
+pub const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+
+/// The name of the level, or of the filter, of this number.
+pub fn level_name(number: usize) -> &'static str {
+    // Nothing here turns logging off.
+    LEVELS.get(number.wrapping_sub(1)).copied().unwrap_or("off")
 }
 
 /// The marks that Kata's Rust shim turns back into levels.
@@ -94,7 +92,7 @@ pub fn text(out: &mut dyn Write, entry: &Entry<'_>, end: &str) -> fmt::Result {
     if entry.level >= Level::Debug {
         write!(out, "{}: ", entry.target)?;
     }
-    message(out, entry, Quote::Plain)?;
+    message(out, (entry.message, entry.remark), Quote::Plain)?;
     out.write_str(end)
 }
 
@@ -103,7 +101,7 @@ pub fn text(out: &mut dyn Write, entry: &Entry<'_>, end: &str) -> fmt::Result {
 /// # Errors
 /// Those of `out`.
 pub fn json(out: &mut dyn Write, entry: &Entry<'_>, speaker: &Speaker<'_>, end: &str) -> fmt::Result {
-    let level = level_name(entry.level);
+    let level = level_name(entry.level as usize);
     out.write_str("{\"time\":\"")?;
     time(out, speaker.time)?;
     write!(out, "\",\"level\":\"{level}\",\"pid\":{}", speaker.pid)?;
@@ -111,7 +109,7 @@ pub fn json(out: &mut dyn Write, entry: &Entry<'_>, speaker: &Speaker<'_>, end: 
         write!(out, ",\"tag\":\"{tag}\"")?;
     }
     write!(out, ",\"target\":\"{}\",\"message\":\"", entry.target)?;
-    message(out, entry, Quote::Json)?;
+    message(out, (entry.message, entry.remark), Quote::Json)?;
     out.write_str("\"}")?;
     out.write_str(end)
 }
@@ -121,23 +119,33 @@ pub fn json(out: &mut dyn Write, entry: &Entry<'_>, speaker: &Speaker<'_>, end: 
 /// # Errors
 /// Those of `out`.
 pub fn journal(out: &mut dyn Write, entry: &Entry<'_>, speaker: &Speaker<'_>) -> fmt::Result {
-    out.write_str("MESSAGE=")?;
-    message(out, entry, Quote::Plain)?;
-    let identifier = speaker.tag.unwrap_or(PROGRAM);
-    write!(
-        out,
-        "\nPRIORITY={}\nSYSLOG_IDENTIFIER={identifier}\n",
-        severity(entry.level)
-    )?;
+    let said = (entry.message, entry.remark);
+    journal_head(out, said, entry.level, speaker.tag.unwrap_or(PROGRAM))?;
     if let Some((file, line)) = entry.place {
         write!(out, "CODE_FILE={file}\nCODE_LINE={line}\n")?;
     }
     writeln!(
         out,
         "HUSK_LEVEL={}\nHUSK_TARGET={}",
-        level_name(entry.level),
+        level_name(entry.level as usize),
         entry.target
     )
+}
+
+/// The fields that every entry has: a message and what follows it, how grave it is, and whose it is.
+///
+/// # Errors
+/// Those of `out`.
+pub fn journal_head(
+    out: &mut dyn Write,
+    said: (fmt::Arguments<'_>, &str),
+    level: Level,
+    identifier: &str,
+) -> fmt::Result {
+    out.write_str("MESSAGE=")?;
+    message(out, said, Quote::Plain)?;
+    let priority = severity(level);
+    write!(out, "\nPRIORITY={priority}\nSYSLOG_IDENTIFIER={identifier}\n")
 }
 
 /// `<PRI>TAG[pid]: message` (RFC 3164 §4.1; the daemon adds time and host).
@@ -147,21 +155,21 @@ pub fn journal(out: &mut dyn Write, entry: &Entry<'_>, speaker: &Speaker<'_>) ->
 pub fn syslog(out: &mut dyn Write, entry: &Entry<'_>, speaker: &Speaker<'_>) -> fmt::Result {
     let priority = USER + severity(entry.level);
     write!(out, "<{priority}>{}[{}]: ", speaker.tag.unwrap_or(PROGRAM), speaker.pid)?;
-    message(out, entry, Quote::Plain)
+    message(out, (entry.message, entry.remark), Quote::Plain)
 }
 
-fn message(out: &mut dyn Write, entry: &Entry<'_>, quote: Quote) -> fmt::Result {
+fn message(out: &mut dyn Write, (said, remark): (fmt::Arguments<'_>, &str), quote: Quote) -> fmt::Result {
     let mut quoted = Quoted {
         out,
         quote,
         room: MESSAGE_BYTES,
         cut: false,
     };
-    quoted.write_fmt(entry.message)?;
+    quoted.write_fmt(said)?;
     if quoted.cut {
         out.write_str("...")?;
     }
-    out.write_str(entry.remark)
+    out.write_str(remark)
 }
 
 /// What is done to a character that would do something.

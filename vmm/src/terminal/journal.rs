@@ -4,14 +4,16 @@
 //! counted, so that a guest cannot push the log of others out of the journal. Nothing waits: a line for which journald has no room stays
 //! with whoever writes.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::log::{Sent, connect, send};
+use log::Level;
+
+use crate::log::{Sent, connect, journal_head, send};
 
 /// The most bytes of a line.
 pub const LINE_BYTES: usize = 1_024;
@@ -19,16 +21,14 @@ pub const LINE_BYTES: usize = 1_024;
 const BURST: u64 = 2_000;
 /// How long a burst counts.
 const WINDOW: Duration = Duration::from_secs(10);
-/// `PRIORITY=` of an informational message, and of a warning.
-const INFO: u8 = 6;
-const WARNING: u8 = 4;
 
 /// journald, as it takes a guest's lines.
 #[derive(Debug)]
 pub struct Journal {
     socket: File,
-    /// What follows the message in each entry.
-    fields: String,
+    identifier: String,
+    /// The port's name.
+    port: String,
     /// What the guest has said of a line so far.
     line: Vec<u8>,
     begun: Instant,
@@ -44,7 +44,8 @@ impl Journal {
     pub fn open(socket: &Path, identifier: &str, port: &str) -> io::Result<Self> {
         Ok(Self {
             socket: connect(socket)?,
-            fields: format!("SYSLOG_IDENTIFIER={identifier}\nHUSK_CONSOLE={port}\n"),
+            identifier: identifier.to_owned(),
+            port: port.to_owned(),
             line: Vec::with_capacity(LINE_BYTES),
             begun: Instant::now(),
             lines: 0,
@@ -85,11 +86,10 @@ impl Journal {
             self.left_out = self.left_out.saturating_add(1);
         } else {
             let text = String::from_utf8_lossy(self.line.trim_ascii_end());
-            let plain = |found: char| if found.is_control() { ' ' } else { found };
-            let text: String = text.chars().map(plain).collect();
             // An empty line says nothing in a journal.
             if !text.is_empty() {
-                self.send(&text, INFO)?;
+                let sent = self.send(format_args!("{text}"), Level::Info)?;
+                self.left_out = self.left_out.saturating_add(u64::from(!sent));
                 self.lines += 1;
             }
         }
@@ -99,25 +99,23 @@ impl Journal {
 
     fn tell_left_out(&mut self) -> io::Result<()> {
         if self.left_out > 0 {
-            self.send(
-                &format!("... {} lines of the guest were left out", self.left_out),
-                WARNING,
-            )?;
+            let told = format_args!("... {} lines of the guest were left out", self.left_out);
+            self.send(told, Level::Warn)?;
             self.left_out = 0;
         }
         Ok(())
     }
 
-    fn send(&mut self, text: &str, priority: u8) -> io::Result<()> {
-        let mut entry = String::with_capacity(text.len() + 128);
-        let _ = write!(entry, "MESSAGE={text}\nPRIORITY={priority}\n{}", self.fields);
+    /// Sends one entry; `false` if it cannot be sent.
+    fn send(&self, said: fmt::Arguments<'_>, level: Level) -> io::Result<bool> {
+        let mut entry = String::with_capacity(LINE_BYTES);
+        // A text takes everything.
+        let _ = journal_head(&mut entry, (said, ""), level, &self.identifier);
+        let _ = writeln!(entry, "HUSK_CONSOLE={}", self.port);
         match send(&self.socket, entry.as_bytes()) {
-            Sent::Through => Ok(()),
+            Sent::Through => Ok(true),
             Sent::Full => Err(io::ErrorKind::WouldBlock.into()),
-            Sent::Lost => {
-                self.left_out = self.left_out.saturating_add(1);
-                Ok(())
-            }
+            Sent::Lost => Ok(false),
             Sent::Away => Err(io::ErrorKind::BrokenPipe.into()),
         }
     }
