@@ -276,7 +276,7 @@ impl Pod {
         const MEANWHILE: Duration = Duration::from_secs(2);
         let mut look = || {
             let counters: Value = self.api.get("vm.counters")?.json()?;
-            anyhow::Ok((counters, processor_ticks(self.vmm.0.id())?))
+            anyhow::Ok((counters, processor_ticks(&stat_of(self.vmm.0.id()))?))
         };
         let (before, ticks) = look()?;
         thread::sleep(MEANWHILE);
@@ -575,12 +575,23 @@ fn exits(counters: &Value) -> u64 {
     vcpus.filter_map(|(_, counted)| counted["exits"].as_u64()).sum()
 }
 
-/// What a process and its guest have taken of processors, in ticks (proc_pid_stat(5), `utime` and `stime`).
-fn processor_ticks(pid: u32) -> Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let (_, after_name) = stat.rsplit_once(") ").context("no state of the process")?;
-    let times = after_name.split(' ').skip(11).take(2);
-    Ok(times.map(str::parse::<u64>).sum::<Result<u64, _>>()?)
+/// What all threads of a process, and its guest, have taken of processors, in ticks, by its `stat` (proc_pid_stat(5), fields 14 and 15).
+///
+/// # Errors
+///
+/// There is no such process, or that is no such file.
+pub fn processor_ticks(stat: &Path) -> Result<u64> {
+    let text = fs::read_to_string(stat)?;
+    // The second field is a name in brackets that may contain anything.
+    let (_, fields) = text.rsplit_once(')').context("no name in stat")?;
+    let mut fields = fields.split_whitespace().skip(11).map(str::parse::<u64>);
+    let mut ticks = || fields.next().context("stat ends early");
+    Ok(ticks()??.saturating_add(ticks()??))
+}
+
+/// The `stat` of process `pid`.
+fn stat_of(pid: u32) -> PathBuf {
+    format!("/proc/{pid}/stat").into()
 }
 
 /// The vCPU threads of a process, in their order, found as the shims find them.
@@ -614,10 +625,10 @@ mod tests {
     #[test]
     fn processor_time_is_that_of_the_process() {
         let (pid, start) = (std::process::id(), Instant::now());
-        let before = processor_ticks(pid).unwrap();
-        while processor_ticks(pid).unwrap() <= before {
+        let before = processor_ticks(&stat_of(pid)).unwrap();
+        while processor_ticks(&stat_of(pid)).unwrap() <= before {
             assert!(start.elapsed() < PATIENCE);
         }
-        assert!(processor_ticks(u32::MAX).is_err());
+        assert!(processor_ticks(&stat_of(u32::MAX)).is_err());
     }
 }

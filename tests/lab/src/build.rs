@@ -1,7 +1,7 @@
 //! Building what runs in guests and on hosts, through cargo.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -80,6 +80,19 @@ pub fn cargo(lab: &Lab) -> Command {
     cargo.current_dir(&lab.workspace);
     forget_this_package(&mut cargo);
     cargo
+}
+
+/// Cargo, to install `what` from crates.io below `tools`, built in `target`. Outside the workspace, whose configuration is not meant for it.
+pub fn cargo_install(lab: &Lab, what: &str, tools: &Path, target: &Path) -> Command {
+    let mut install = cargo(lab);
+    install
+        .current_dir("/")
+        // Quiet: neither the user's PATH nor what crates.io thinks of a locked version is theirs to mend.
+        .args(["install", "--quiet", "--locked", what, "--root"])
+        .arg(tools)
+        .arg("--target-dir")
+        .arg(target);
+    install
 }
 
 /// Keeps from `command` what `cargo lab` itself was started with: it is not meant for other packages.

@@ -50,15 +50,8 @@ pub fn ensure(lab: &Lab) -> Result<PathBuf> {
     fs::create_dir_all(&tools)?;
     let scratch = tempfile::Builder::new().prefix(PART).tempdir_in(&tools)?;
     let libraries = unpack_libraries(lab, scratch.path())?;
-    // Outside the workspace, whose configuration is not meant for it.
-    let mut install = build::cargo(lab);
+    let mut install = build::cargo_install(lab, VERSION, &tools, &scratch.path().join("build"));
     install
-        .current_dir("/")
-        // Quiet: neither the user's PATH nor what crates.io thinks of a locked version is theirs to mend.
-        .args(["install", "--quiet", "--locked", VERSION, "--root"])
-        .arg(&tools)
-        .arg("--target-dir")
-        .arg(scratch.path().join("build"))
         .arg(format!("--target={ARCH}-unknown-linux-gnu"))
         .env("RUSTFLAGS", "-C target-feature=+crt-static");
     for (_, variable) in LIBRARIES {

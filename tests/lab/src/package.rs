@@ -22,10 +22,9 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
-use crate::build;
 use crate::command::{command, output, shown};
-use crate::paths::Lab;
-use crate::progress;
+use crate::paths::{Lab, PART};
+use crate::{build, progress, tools};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -229,23 +228,13 @@ impl<'a> Making<'a> {
 
 /// The program `name` of the crate of that name, built below the lab's tools unless this system has it, or it was built before.
 fn tool(lab: &Lab, name: &str) -> Result<PathBuf> {
-    let folder = lab.path("tools");
-    let own = folder.join("bin").join(name);
-    if let Some(found) = crate::command::find(name).or_else(|| own.exists().then(|| own.clone())) {
+    if let Some(found) = tools::find(lab, name) {
         return Ok(found);
     }
+    let folder = lab.path("tools");
     fs::create_dir_all(&folder)?;
-    let scratch = tempfile::Builder::new()
-        .prefix(crate::paths::PART)
-        .tempdir_in(&folder)?;
-    let mut install = build::cargo(lab);
-    // Outside the workspace: its static linking is meant for husk.
-    install
-        .current_dir("/")
-        .args(["install", "--quiet", "--locked", name, "--root"])
-        .arg(&folder)
-        .arg("--target-dir")
-        .arg(scratch.path());
+    let scratch = tempfile::Builder::new().prefix(PART).tempdir_in(&folder)?;
+    let mut install = build::cargo_install(lab, name, &folder, scratch.path());
     progress::step(&format!("building {name}"), || shown(&mut install))?;
-    Ok(own)
+    tools::find(lab, name).with_context(|| format!("the crate {name} has no program of that name"))
 }

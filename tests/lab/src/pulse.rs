@@ -6,12 +6,12 @@
 //! does not get on at all cannot notice anything. How long either takes depends on what else this machine does, so what is measured
 //! is the processor time of QEMU: a host that waits for a busy processor is slow and not at a standstill.
 
-use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use husk_tests::pod::processor_ticks;
 
 /// Counted time that has to pass within the patience. A guest that works comes to a tenth of its processor time, one that spins to
 /// a seventieth.
@@ -153,19 +153,15 @@ impl Watch {
     }
 }
 
-/// Processor time of all threads of a process, by its `stat` (proc_pid_stat(5), fields 14 and 15).
+/// Processor time of all threads of a process, by its `stat`.
 fn processor_time(stat: &Path) -> Result<Duration> {
-    let text = fs::read_to_string(stat)?;
-    // The second field is a name in brackets that may contain anything.
-    let (_, fields) = text.rsplit_once(')').context("no name in stat")?;
-    let mut fields = fields.split_whitespace().skip(11).map(str::parse::<u64>);
-    let mut ticks = || fields.next().context("stat ends early");
-    let ticks = ticks()??.saturating_add(ticks()??);
-    Ok(Duration::from_secs(ticks) / TICKS_A_SECOND)
+    Ok(Duration::from_secs(processor_ticks(stat)?) / TICKS_A_SECOND)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(100);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use crate::command::find;
+use crate::command;
 use crate::packages::{self, Package};
 use crate::paths::{Lab, PART};
 
@@ -48,6 +48,16 @@ const TOOLS: [Tool; 4] = [
     },
 ];
 
+/// Where the program `name` is below the lab's tools, if it was put there.
+fn own(lab: &Lab, name: &str) -> PathBuf {
+    lab.path("tools/bin").join(name)
+}
+
+/// The system's program `name`, or that below the lab's tools.
+pub fn find(lab: &Lab, name: &str) -> Option<PathBuf> {
+    command::find(name).or_else(|| Some(own(lab, name)).filter(|own| own.exists()))
+}
+
 /// The variables by which tests are told where these programs are: the system's own, or else those of Debian's packages, fetched and
 /// unpacked unless that was done before.
 ///
@@ -56,10 +66,8 @@ const TOOLS: [Tool; 4] = [
 /// A package cannot be fetched.
 pub fn variables(lab: &Lab) -> Result<Vec<(&'static str, PathBuf)>> {
     let folder = lab.path("tools");
-    let own = |tool: &Tool| folder.join("bin").join(tool.name);
-    let place = |tool: &Tool| find(tool.name).or_else(|| Some(own(tool)).filter(|own| own.exists()));
     for missing in &TOOLS {
-        if place(missing).is_some() {
+        if find(lab, missing.name).is_some() {
             continue;
         }
         let package = missing.package;
@@ -69,11 +77,11 @@ pub fn variables(lab: &Lab) -> Result<Vec<(&'static str, PathBuf)>> {
         let scratch = tempfile::Builder::new().prefix(PART).tempdir_in(&folder)?;
         packages::unpack(&deb, scratch.path())?;
         for tool in TOOLS.iter().filter(|tool| tool.package == package) {
-            fs::rename(scratch.path().join(tool.path), own(tool))?;
+            fs::rename(scratch.path().join(tool.path), own(lab, tool.name))?;
         }
         // Megabytes that nobody needs again.
         let _ = fs::remove_file(deb);
     }
-    let told = TOOLS.iter().map(|tool| Some((tool.variable, place(tool)?)));
+    let told = TOOLS.iter().map(|tool| Some((tool.variable, find(lab, tool.name)?)));
     told.collect::<Option<_>>().context("a package lacks its program")
 }

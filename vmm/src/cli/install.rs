@@ -58,14 +58,13 @@ pub struct UninstallArgs {
 impl InstallArgs {
     /// What is to be installed.
     pub(super) fn into_options(self) -> Result<Options, InstallError> {
-        let program = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
         Ok(Options {
             kata: plain_path("--kata", &self.kata)?,
             engine: self.engine,
             class: plain_class(&self.runtime_class)?.into(),
             prefix: plain_path("--prefix", &self.prefix)?,
             file_server: self.file_server,
-            program,
+            program: super::own_program(),
             overhead: self.overhead.as_deref().map(Overhead::read).transpose()?,
             features: check::check(&self.root).to_nfd(),
             root: self.root,

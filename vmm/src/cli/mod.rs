@@ -32,12 +32,12 @@ mod vsock;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue};
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::check;
@@ -83,13 +83,18 @@ Examples:
       Show what it takes to run Kata's pods on husk.
 ";
 
+/// What stands below the long help of most commands.
+fn examples() -> String {
+    format!("{EXAMPLES}\n{}", exit_codes())
+}
+
 /// A KVM virtual machine monitor for pods.
 ///
 /// Runs one VM from the command line (run), or serves the REST API on a socket (--api-socket) for a container runtime.
 #[derive(Debug, Parser)]
 #[command(name = "husk", version, arg_required_else_help = true)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-#[command(after_help = exit_codes(), after_long_help = format!("{EXAMPLES}\n{}", exit_codes()))]
+#[command(after_help = exit_codes(), after_long_help = examples())]
 pub struct Cli {
     /// What to do, unless it is to serve.
     #[command(subcommand)]
@@ -106,35 +111,35 @@ pub enum Command {
     ///
     /// The VM's console is this terminal: every key goes to the guest, except that Ctrl-A x ends the VM (Ctrl-A Ctrl-A sends one
     /// Ctrl-A). Memory is allocated when the guest first touches it.
-    #[command(after_help = exit_codes(), after_long_help = format!("{EXAMPLES}\n{}", exit_codes()))]
+    #[command(after_help = exit_codes(), after_long_help = examples())]
     Run(Box<RunArgs>),
     /// Say whether this host can run pods, and what to do if not
     Check(CheckArgs),
     /// Ask a husk that serves the API: show its VM, resize it, pause it, end it
-    #[command(after_help = exit_codes(), after_long_help = format!("{EXAMPLES}\n{}", exit_codes()))]
+    #[command(after_help = exit_codes(), after_long_help = examples())]
     Ctl(CtlArgs),
     /// Show every husk of this host that you may look into, with its VM
-    #[command(after_help = exit_codes(), after_long_help = format!("{EXAMPLES}\n{}", exit_codes()))]
+    #[command(after_help = exit_codes(), after_long_help = examples())]
     Ps(PsArgs),
     /// Show them again and again, those first that use most of the processors, until Ctrl-C; once where there is no terminal
-    #[command(after_help = exit_codes(), after_long_help = format!("{EXAMPLES}\n{}", exit_codes()))]
+    #[command(after_help = exit_codes(), after_long_help = examples())]
     Top(TopArgs),
     /// Gather what is needed to find out what is wrong with a VM, for a support case
     ///
     /// Configuration, versions, counters, figures, events, log, threads, and what the kernel says of the process: no guest memory, no
     /// environment, no contents of other files, and what looks like a secret is masked. A husk that hangs is no obstacle.
-    #[command(after_help = exit_codes(), after_long_help = format!("{EXAMPLES}\n{}", exit_codes()))]
+    #[command(after_help = exit_codes(), after_long_help = examples())]
     Gather(GatherArgs),
     /// Serve a directory to a VMM by vhost-user, in virtiofsd's place and with its options
     ///
     /// Waits for one VMM, serves it, and ends with it. Does the same when it is started under the name virtiofsd.
-    #[command(after_help = exit_codes(), after_long_help = format!("{EXAMPLES}\n{}", exit_codes()), version)]
+    #[command(after_help = exit_codes(), after_long_help = examples(), version)]
     Fs(Box<FileServerArgs>),
     /// Install husk under Kata Containers: its configurations, the engine's handlers, files for Kubernetes
     ///
     /// Prints what would change first, and changes nothing that husk did not write. Everything is put in place, or nothing. Running VMs keep
     /// the program that they were started with.
-    #[command(after_help = exit_codes(), after_long_help = format!("{EXAMPLES}\n{}", exit_codes()))]
+    #[command(after_help = exit_codes(), after_long_help = examples())]
     Install(InstallArgs),
     /// Measure what a pod costs beside its guest's memory, for its runtime class
     ///
@@ -237,17 +242,25 @@ fn parse_run(args: &[OsString]) -> Option<RunArgs> {
     let args = args
         .get(1..)
         .filter(|args| args.first().is_some_and(|name| name == "run"))?;
-    let command = RunArgs::augment_args(clap::Command::new("run")).disable_help_flag(true);
-    let mut matches = command.try_get_matches_from(args).ok()?;
-    RunArgs::from_arg_matches_mut(&mut matches).ok()
+    parse_alone("run", args)
 }
 
 /// Parses `husk --api-socket …`, which is how a pod begins, in the same way.
 fn parse_serve(args: &[OsString]) -> Option<ServeArgs> {
     args.get(1).filter(|first| first.as_encoded_bytes().starts_with(b"-"))?;
-    let command = ServeArgs::augment_args(clap::Command::new("husk")).disable_help_flag(true);
+    parse_alone("husk", args)
+}
+
+/// Parses `args`, the first of which is a name, as those of one command. `None` for what is wrong, or asks for help.
+fn parse_alone<T: Args>(name: &'static str, args: &[OsString]) -> Option<T> {
+    let command = T::augment_args(clap::Command::new(name)).disable_help_flag(true);
     let mut matches = command.try_get_matches_from(args).ok()?;
-    ServeArgs::from_arg_matches_mut(&mut matches).ok()
+    T::from_arg_matches_mut(&mut matches).ok()
+}
+
+/// This program, for what starts or installs it.
+fn own_program() -> PathBuf {
+    std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into())
 }
 
 fn run(args: RunArgs, begin: Begin) -> Code {
@@ -353,10 +366,7 @@ fn events(socket: &Path, patience: Duration, as_json: bool) -> Code {
 fn top(args: TopArgs) -> Code {
     match crate::fleet::top::top(args.interval, args.patience.timeout) {
         Ok(()) => Code::Success,
-        Err(error) => {
-            say(&format!("error: {error}"));
-            Code::Failure
-        }
+        Err(error) => refuse(Some("top"), false, &error.into()),
     }
 }
 

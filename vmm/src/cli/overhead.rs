@@ -45,7 +45,7 @@ impl OverheadArgs {
     pub(super) fn into_options(self) -> Options {
         let seconds = |seconds: u16| Duration::from_secs(seconds.into());
         Options {
-            program: std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into()),
+            program: super::own_program(),
             kernel: self.kernel,
             initramfs: self.initramfs,
             memory_bytes: self.memory,
