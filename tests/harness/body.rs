@@ -27,6 +27,8 @@ pub struct Shape {
     pub share: Option<PathBuf>,
     /// vCPUs.
     pub vcpus: u32,
+    /// As many vCPUs as there may be.
+    pub max_vcpus: u32,
     /// MiB of memory.
     pub memory_mib: u64,
     /// What the `kernel_params` of the configuration hold beside the agent.
@@ -50,6 +52,7 @@ impl Shape {
             image: None,
             share: None,
             vcpus: 1,
+            max_vcpus: 8,
             memory_mib: 256,
             kernel_params: String::new(),
         }
@@ -66,8 +69,8 @@ impl Shape {
     fn rust_create(&self, vsock: &Path) -> Value {
         let serial = if self.debug { "Tty" } else { "Off" };
         let mut body = json!({
-            "cpus": {"boot_vcpus": self.vcpus, "max_vcpus": 8,
-                     "topology": {"threads_per_core": 1, "cores_per_die": 8, "dies_per_package": 1, "packages": 1},
+            "cpus": {"boot_vcpus": self.vcpus, "max_vcpus": self.max_vcpus,
+                     "topology": {"threads_per_core": 1, "cores_per_die": self.max_vcpus, "dies_per_package": 1, "packages": 1},
                      "kvm_hyperv": false, "nested": true, "max_phys_bits": 46, "features": {"amx": false}},
             "memory": {"size": self.memory_mib << 20, "mergeable": false, "hotplug_method": "Acpi",
                        "hotplug_size": 31_524_388_864_u64, "shared": true, "hugepages": false, "prefault": false},
@@ -94,8 +97,8 @@ impl Shape {
     fn go_create(&self, vsock: &Path) -> Value {
         let serial = if self.debug { "Tty" } else { "Off" };
         let mut body = json!({
-            "cpus": {"boot_vcpus": self.vcpus, "max_vcpus": 8,
-                     "topology": {"threads_per_core": 1, "cores_per_die": 8, "dies_per_package": 1, "packages": 1},
+            "cpus": {"boot_vcpus": self.vcpus, "max_vcpus": self.max_vcpus,
+                     "topology": {"threads_per_core": 1, "cores_per_die": self.max_vcpus, "dies_per_package": 1, "packages": 1},
                      "kvm_hyperv": false, "nested": true},
             "memory": {"size": self.memory_mib << 20, "hotplug_size": 33_285_996_544_u64, "mergeable": false,
                        "hotplug_method": "Acpi", "shared": true, "hugepages": false, "prefault": false, "thp": true},

@@ -33,8 +33,11 @@ pub struct SoakArgs {
     /// How many pods.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pods: u32,
+    /// Give each pod so many vCPUs: every second four of them by their boot, the others by a resize once their guest runs.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=254))]
+    vcpus: u32,
     /// Resize one pod so often in place of that, at random, while its guest works.
-    #[arg(long, conflicts_with = "pods", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, conflicts_with_all = ["pods", "vcpus"], value_parser = clap::value_parser!(u32).range(1..))]
     resizes: Option<u32>,
     /// What the resizes are chosen by: the same again for the same number.
     #[arg(long, default_value_t = 1, requires = "resizes")]
@@ -103,7 +106,12 @@ fn words(arguments: &SoakArgs, guest: &Path) -> Vec<String> {
             "--seed".into(),
             arguments.seed.to_string(),
         ]),
-        None => words.extend(["--pods".into(), arguments.pods.to_string()]),
+        None => words.extend([
+            "--pods".into(),
+            arguments.pods.to_string(),
+            "--vcpus".into(),
+            arguments.vcpus.to_string(),
+        ]),
     }
     words
 }

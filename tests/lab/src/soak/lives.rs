@@ -11,6 +11,7 @@ use husk_tests::agent::Agent;
 use husk_tests::api::Shim;
 use husk_tests::body::Shape;
 use husk_tests::pod::Pod;
+use husk_tests::resize::{Resizing, Size};
 use husk_tests::share::FileServer;
 
 use super::census::{Census, available_kib, cost_per_pod};
@@ -40,6 +41,9 @@ pub struct LivesArgs {
     /// How many pods.
     #[arg(long, default_value_t = 0)]
     pods: u32,
+    /// How many vCPUs each pod comes to, by its boot or by a resize.
+    #[arg(long, default_value_t = 1)]
+    vcpus: u32,
     /// How many resizes of one pod, in place of many pods.
     #[arg(long)]
     resizes: Option<u32>,
@@ -65,9 +69,18 @@ pub fn run(arguments: &LivesArgs) -> Result<()> {
     let mut available = Vec::new();
     let mut before = None;
     for number in 0..arguments.pods {
-        let shape = shape(number, &arguments.guest);
-        let described = format!("pod {number} ({:?} shim, debug {})", shape.shim, shape.debug);
-        live(shape, &folder.path().join(number.to_string()), &mut phases).with_context(|| described.clone())?;
+        let shape = shape(number, &arguments.guest, arguments.vcpus);
+        let described = format!(
+            "pod {number} ({:?} shim, debug {}, {} vCPUs at its boot)",
+            shape.shim, shape.debug, shape.vcpus
+        );
+        live(
+            shape,
+            arguments.vcpus,
+            &folder.path().join(number.to_string()),
+            &mut phases,
+        )
+        .with_context(|| described.clone())?;
         let free = available_kib()?;
         println!("{described}: lived; {} MiB available", free / 1024);
         // The first pod is the one that allocates what this process and the host keep.
@@ -94,17 +107,19 @@ pub fn run(arguments: &LivesArgs) -> Result<()> {
     Ok(())
 }
 
-/// Every second pod is the other shim's, every fourth has debug on.
-fn shape(number: u32, guest: &Path) -> Shape {
+/// Every second pod is the other shim's, two of four have debug on, four of eight boot with all of their `vcpus`.
+fn shape(number: u32, guest: &Path, vcpus: u32) -> Shape {
     let shim = if number.is_multiple_of(2) { Shim::Rust } else { Shim::Go };
     Shape {
         debug: number % 4 >= 2,
+        vcpus: if number % 8 < 4 { vcpus } else { 1 },
+        max_vcpus: vcpus.max(8),
         ..Shape::new(shim, guest.join("vmlinux"), guest.join("pod.cpio"))
     }
 }
 
-/// One life.
-fn live(mut shape: Shape, folder: &Path, phases: &mut Phases) -> Result<()> {
+/// One life, with `vcpus` vCPUs in the end.
+fn live(mut shape: Shape, vcpus: u32, folder: &Path, phases: &mut Phases) -> Result<()> {
     let shared = folder.join("shared");
     fs::create_dir_all(&shared)?;
     let socket = folder.join("virtiofsd.sock");
@@ -121,7 +136,7 @@ fn live(mut shape: Shape, folder: &Path, phases: &mut Phases) -> Result<()> {
     drop(tap);
     phases.measure("vm.boot", || pod.boot())?;
     let (mut agent, _) = phases.measure("boot to agent", || pod.agent())?;
-    phases.measure("agent call", || report(&mut agent))?;
+    phases.measure("agent call", || report(&mut agent, pod.shape().vcpus))?;
     if has_net {
         let address = agent.run(&["cat", "/sys/class/net/eth0/address"])?;
         ensure!(address.trim() == MAC, "the guest's interface is {address}");
@@ -149,6 +164,7 @@ fn live(mut shape: Shape, folder: &Path, phases: &mut Phases) -> Result<()> {
         })
     })?;
     phases.measure("vm.resize, the same", || pod.resize_to_the_same())?;
+    phases.measure("all of its vCPUs", || all_online(&mut pod, &mut agent, vcpus))?;
     drop(agent);
     let stopped = phases.measure("vmm.shutdown to end", || pod.stop())?;
     ensure!(
@@ -165,13 +181,27 @@ fn live(mut shape: Shape, folder: &Path, phases: &mut Phases) -> Result<()> {
     Ok(())
 }
 
-fn report(agent: &mut Agent) -> Result<()> {
+/// The guest has as many processors online as it booted with.
+fn report(agent: &mut Agent, vcpus: u32) -> Result<()> {
+    let expected = match vcpus {
+        0 | 1 => "0".to_owned(),
+        _ => format!("0-{}", vcpus - 1),
+    };
     match agent.must(&Call::step(&Step::Report))? {
         Reply::Answer {
             answer: Answer::Report(report),
-        } if report.online == "0" => Ok(()),
+        } if report.online == expected => Ok(()),
         other => bail!("a strange report: {other:?}"),
     }
+}
+
+/// The pod comes to `vcpus` vCPUs if it has not booted with them: host and guest say so many, and none of them is offline.
+fn all_online(pod: &mut Pod, agent: &mut Agent, vcpus: u32) -> Result<()> {
+    let resizing = Resizing::begin(pod, agent)?;
+    if pod.shape().vcpus < vcpus {
+        resizing.resize(pod, agent, Size::Vcpus(vcpus))?;
+    }
+    resizing.check(pod, agent, vcpus)
 }
 
 fn share(agent: &mut Agent, shared: &Path) -> Result<()> {
