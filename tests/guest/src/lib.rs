@@ -5,6 +5,7 @@
 //! [`AGENT_PORT`] and does what each [`Call`] asks.
 
 pub mod answer;
+pub mod blocks;
 pub mod call;
 mod dice;
 pub mod folder;

@@ -9,9 +9,11 @@ mod files;
 mod guest;
 mod host;
 mod measured;
+mod measured_disk;
 mod net;
 mod online;
 mod setup;
+mod speed;
 mod steps;
 mod sys;
 mod vsock;
@@ -26,6 +28,7 @@ fn main() {
         match word.as_str() {
             "net" => tool(net::perform(rest)),
             "folder" => tool(measured::perform(rest)),
+            "disk" => tool(measured_disk::perform(rest)),
             "files" => tool(files::perform(rest)),
             // The kernel's own words for its init.
             _ => {}

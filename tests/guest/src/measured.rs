@@ -18,12 +18,11 @@ use husk_guest::tree::{self, Plan};
 // What the standard library has in its place asks for the time of birth as well. A server that knows it is asked once more for that, after each look-up.
 use rustix::fs::lstat;
 
+use crate::speed::{self, Buffer, Figure, LARGE, Places, SMALL, flags, mib_per_second};
 use crate::sys;
 
 /// For how long the guest rests while the host looks: husk trims its memory a second after nothing has happened any more.
 const REST: Duration = Duration::from_millis(1600);
-const SMALL: usize = 4 << 10;
-const LARGE: usize = 1 << 20;
 /// Bytes of a transfer in small blocks each of which is a request.
 const SMALL_BYTES: u64 = 1 << 20;
 /// Random reads by one thread alone, and by each of several.
@@ -47,11 +46,8 @@ struct Folder {
     forget: fn() -> Result<()>,
 }
 
-/// What is measured, by its figure's name.
-type Measure = fn(&Folder) -> Result<f64>;
-
 /// The figures of a part.
-fn figures(part: Part) -> &'static [(&'static str, Measure)] {
+fn figures(part: Part) -> &'static [Figure<Folder>] {
     match part {
         Part::Inodes => &[("readdirplus_entries_per_s", Folder::list)],
         Part::Names => &[
@@ -103,12 +99,7 @@ impl Folder {
     fn measure(&self, part: Part, rest: Duration) -> String {
         let rest = |told| (part == Part::Inodes).then(|| self.rest(told, rest)).flatten();
         let mut lines = Vec::from_iter(rest(RESTS_IDLE));
-        for (figure, measure) in figures(part) {
-            lines.push(match measure(self) {
-                Ok(value) => format!("{figure} {value:.3}"),
-                Err(error) => format!("no {figure}: {error:#}"),
-            });
-        }
+        lines.extend(speed::lines(self, figures(part)));
         lines.extend(rest(RESTS_LISTED));
         lines.join("\n")
     }
@@ -169,29 +160,14 @@ impl Folder {
     fn random(&self, threads: u32, each: u32) -> Result<f64> {
         let file = self.open(true)?;
         let start = Instant::now();
-        let read = |thread: u32| -> Result<()> {
-            let (mut buffer, mut state) = (Buffer::new(SMALL), u64::from(thread) + 1);
+        speed::at_once(threads, |thread| {
+            let (mut buffer, mut places) = (Buffer::new(SMALL), Places::new(thread));
             for _ in 0..each {
-                // Knuth's linear congruential generator; its upper bits are the good ones.
-                state = state
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
-                let block = (state >> 33) % (DATA_BYTES / SMALL as u64);
+                let block = places.below(DATA_BYTES / SMALL as u64);
                 file.read_exact_at(buffer.bytes(), block * SMALL as u64)?;
             }
             Ok(())
-        };
-        if threads == 1 {
-            read(0)?;
-        } else {
-            thread::scope(|scope| {
-                let threads: Vec<_> = (0..threads).map(|thread| scope.spawn(move || read(thread))).collect();
-                threads.into_iter().try_for_each(|thread| match thread.join() {
-                    Ok(result) => result,
-                    Err(_) => bail!("a reader panicked"),
-                })
-            })?;
-        }
+        })?;
         Ok(f64::from(threads * each) / start.elapsed().as_secs_f64())
     }
 
@@ -271,35 +247,6 @@ fn many(folder: &Path, count: u32) -> Vec<PathBuf> {
     (0..count).map(|number| folder.join(name(number))).collect()
 }
 
-fn flags(direct: bool) -> i32 {
-    if direct { libc::O_DIRECT } else { 0 }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-fn mib_per_second(bytes: u64, start: Instant) -> f64 {
-    bytes as f64 / f64::from(1 << 20) / start.elapsed().as_secs_f64()
-}
-
-/// Memory that begins at a page, as `O_DIRECT` wants it.
-struct Buffer {
-    memory: Vec<u8>,
-    length: usize,
-}
-
-impl Buffer {
-    fn new(length: usize) -> Self {
-        Self {
-            memory: vec![0; length + SMALL],
-            length,
-        }
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        let start = self.memory.as_ptr().align_offset(SMALL);
-        self.memory.get_mut(start..start + self.length).unwrap_or_default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use husk_guest::folder::prepare;
@@ -343,12 +290,5 @@ mod tests {
             assert_eq!(part.to_string().parse(), Ok(part));
         }
         assert!("everything".parse::<Part>().is_err());
-    }
-
-    #[test]
-    fn buffers_begin_at_a_page() {
-        let mut buffer = Buffer::new(LARGE);
-        let bytes = buffer.bytes();
-        assert_eq!((bytes.len(), bytes.as_ptr().align_offset(SMALL)), (LARGE, 0));
     }
 }

@@ -42,6 +42,8 @@ pub enum Profile {
     Net,
     /// Resizes of a running pod.
     Resize,
+    /// A disk.
+    Block,
     /// Files of the host.
     Fs,
 }
@@ -54,6 +56,7 @@ impl Profile {
             Self::Vsock => "vsock",
             Self::Net => "net",
             Self::Resize => "resize",
+            Self::Block => "block",
             Self::Fs => "fs",
         }
     }
@@ -163,7 +166,7 @@ fn request(
         command: words.map(str::to_string).to_vec(),
         files,
         // With it more lives came to their end, in one run each way (docs/benchmarks.md).
-        steady: profile == Profile::Fs,
+        steady: matches!(profile, Profile::Fs | Profile::Block),
         // And one for the host's own boot.
         timeout: Some(TIMEOUT_A_LIFE * (u32::try_from(plan.lives.len())? + 1)),
         pulse: Some(Arc::clone(pulse)),

@@ -3,7 +3,6 @@
 //! The guest measures (`tests/guest/src/measured.rs`). One processor does everything there: guest, VMM, file server and both kernels. So
 //! a figure is the work of all of them, and what differs between subjects is the server's part and the way to it.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Child;
@@ -14,12 +13,12 @@ use anyhow::{Context, Result, ensure};
 use husk_guest::folder::{self, Part, RESTS_IDLE, RESTS_LISTED};
 use husk_tests::api::Shim;
 use husk_tests::share::FileServer;
-use serde::{Deserialize, Serialize};
 
 use super::emulated::{Extent, Profile, Session};
+use super::parts::Figures;
 use super::rounds::Extract;
 use super::subject::{Guest, Kind, Share, Subject, TAG};
-use super::{Results, footprint, scripted};
+use super::{Results, footprint, parts, scripted};
 use crate::paths::Lab;
 
 /// When a subject is taken to hang, in virtual time.
@@ -29,26 +28,7 @@ const PACE: Duration = Duration::from_millis(50);
 const SETTLE: Duration = Duration::from_millis(1400);
 
 const IMAGE: &str = "fs.cpio";
-/// The word of the kernel's command line that tells the part.
-const PART: &str = "bench.part";
-
-/// What one life of a subject came to, by the figures' names. What could not be had is absent.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Figures(BTreeMap<String, f64>);
-
-impl Figures {
-    fn of(&self, name: &str) -> f64 {
-        self.0.get(name).copied().unwrap_or(f64::NAN)
-    }
-}
-
-macro_rules! figures {
-    ($($name:literal in $unit:literal,)*) => {
-        [$(($name, $unit, |figures| figures.of($name))),*]
-    };
-}
-
-const FIGURES: [Extract<Figures>; 18] = figures![
+const FIGURES: [Extract<Figures>; 18] = parts::figures_of![
     "read_mib_s_1m_buffered" in "MiB/s",
     "read_mib_s_4k_buffered" in "MiB/s",
     "read_mib_s_1m_direct" in "MiB/s",
@@ -69,33 +49,26 @@ const FIGURES: [Extract<Figures>; 18] = figures![
     "private_kib_100000_inodes" in "KiB",
 ];
 
-/// Bytes, names and inodes of a shared folder: of these parts, or all.
+/// Bytes, names and inodes of a shared folder: of the parts of these names, or all.
 ///
 /// # Errors
 ///
 /// An emulated host cannot be made.
-pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent, parts: &[Part]) -> Result<Results> {
+pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent, chosen: &[String]) -> Result<Results> {
     let guest_init = super::guest_init(lab)?;
-    let all = Part::ALL.iter().enumerate();
-    let chosen = all.filter(|(_, part)| parts.is_empty() || parts.contains(part));
+    let script = parts::script(&format!(
+        "mkdir /share\nmount -t virtiofs {TAG} /share\n/init folder /share $part\n"
+    ));
     let session = Session {
         profile: Profile::Fs,
         subjects,
         extent,
-        files: vec![scripted::image(lab, &guest_init, IMAGE, &script())?],
+        files: vec![scripted::image(lab, &guest_init, IMAGE, &script)?],
         guest_init,
-        parts: chosen.map(|(number, _)| number).collect(),
+        parts: parts::chosen(&Part::ALL, chosen),
         extracts: &FIGURES,
     };
     session.run(lab)
-}
-
-/// Which part it is stands on the kernel's command line.
-fn script() -> String {
-    format!(
-        "set -e\nmkdir /share\nmount -t virtiofs {TAG} /share\n\
-        for word in $(cat /proc/cmdline); do case $word in {PART}=*) /init folder /share ${{word#*=}};; esac; done\n"
-    )
 }
 
 /// One life of `subject` for a part of the profile, in the emulated host.
@@ -110,14 +83,13 @@ pub fn sample(subject: &Subject, scratch: &Path, part: usize) -> Result<Figures>
         Kind::HuskFs => Some(FileServer::start_husk(Shim::Rust, &shared, &socket, &[])?),
         _ => Some(FileServer::start(&shared, &socket)?),
     };
-    let mut guest = Guest {
+    let guest = Guest {
         share: Some(match &server {
             None => Share::Own(shared.clone()),
             Some(server) => Share::Socket(server.socket().into()),
         }),
-        ..scripted::guest(IMAGE)
+        ..parts::guest(IMAGE, &part)
     };
-    guest.cmdline.push_str(&format!(" {PART}={part}"));
     let memory_mib = guest.memory_mib;
     let start = subject.start(&guest, scratch)?;
     let (memory, printed) = scripted::run(start, LIMIT, |child| {
@@ -135,30 +107,14 @@ pub fn sample(subject: &Subject, scratch: &Path, part: usize) -> Result<Figures>
             ("private_kib_100000_inodes", look(RESTS_LISTED)),
         ])
     })?;
-    let mut figures = had(subject.kind, &printed);
+    let mut figures = Figures::had(subject.kind, &printed);
     for (figure, kib) in memory {
         match kib {
-            Ok(kib) => drop(figures.0.insert(figure.into(), kib)),
+            Ok(kib) => figures.add(figure, kib),
             Err(error) => println!("{}: no {figure}: {error:#}", subject.kind.name()),
         }
     }
-    ensure!(!figures.0.is_empty(), "no figure at all: {printed:?}");
-    Ok(figures)
-}
-
-/// The figures of `printed`. What there is none of is said.
-fn had(kind: Kind, printed: &[String]) -> Figures {
-    let mut figures = Figures::default();
-    for line in printed {
-        let figure = line
-            .split_once(' ')
-            .and_then(|(name, value)| Some((name, value.parse().ok()?)));
-        match figure {
-            Some((name, value)) => drop(figures.0.insert(name.into(), value)),
-            None => println!("{}: {line}", kind.name()),
-        }
-    }
-    figures
+    figures.of_any()
 }
 
 /// Waits until the guest has made `sign`, and a moment more.
@@ -192,23 +148,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_figure_that_cannot_be_had_costs_no_other() {
-        let printed = [
-            "lookup_us 12.5",
-            "no untar_ms: tar: no space",
-            "random_4k_iops_1 900.000",
-        ];
-        let figures = had(Kind::HuskFs, &printed.map(String::from));
-        assert_eq!((figures.of("lookup_us"), figures.of("random_4k_iops_1")), (12.5, 900.0));
-        assert!(figures.of("untar_ms").is_nan());
-        // It crosses a serial line as JSON.
-        let line = serde_json::to_string(&figures).unwrap();
-        assert_eq!(serde_json::from_str::<Figures>(&line).unwrap(), figures);
-        let finite = FIGURES.iter().filter(|(_, _, value)| value(&figures).is_finite());
-        assert_eq!(finite.count(), 2);
-    }
-
-    #[test]
     fn memory_of_all_processes_is_added_up() {
         let own = std::process::id();
         let (one, two) = (
@@ -217,15 +156,5 @@ mod tests {
         );
         assert!(one > 0.0 && two > one, "{one} {two}");
         assert!(private_kib(&[u32::MAX], 512).is_err());
-    }
-
-    #[test]
-    fn the_script_mounts_what_is_shared() {
-        let script = script();
-        assert!(script.contains("mount -t virtiofs bench /share\n"), "{script}");
-        assert!(
-            script.contains("bench.part=*) /init folder /share ${word#*=};;"),
-            "{script}"
-        );
     }
 }

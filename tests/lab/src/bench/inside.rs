@@ -15,7 +15,7 @@ use super::emulated::Profile;
 use super::ledger::Life;
 use super::subject::Subject;
 use super::wire::Line;
-use super::{boot, broken, folder, net, resize, vsock};
+use super::{boot, broken, disk, folder, net, resize, vsock};
 
 /// How often the host's clock is told, in counted time.
 const BEAT: Duration = Duration::from_millis(500);
@@ -54,6 +54,7 @@ pub fn measure(arguments: &MeasureArgs) -> Result<()> {
         Profile::Vsock => live(&plan, |subject, scratch, _| vsock::sample(subject, scratch)),
         Profile::Net => live(&plan, |subject, scratch, _| net::sample(subject, scratch)),
         Profile::Resize => live(&plan, |subject, scratch, _| resize::sample(subject, scratch)),
+        Profile::Block => live(&plan, disk::sample),
         Profile::Fs => live(&plan, folder::sample),
     }
 }

@@ -8,6 +8,7 @@
 //! | `vsock`   | emulated host, one nanosecond an instruction | stock kernel, raw streams | virtual MiB/s, µs, dials/s                  |
 //! | `resize`  | emulated host, one nanosecond an instruction | stock kernel with the agent  | virtual ms from a request to what the guest has |
 //! | `net`     | emulated host, one nanosecond an instruction | stock kernel with a network device | virtual µs for a MiB, an exchange, a datagram |
+//! | `block`   | emulated host, one nanosecond an instruction | stock kernel with a disk | virtual MiB/s, 1/s |
 //! | `fs`      | emulated host, one nanosecond an instruction | stock kernel with a shared folder | virtual MiB/s, 1/s, µs; KiB |
 //!
 //! Every subject is seen from outside in the same way: the guest writes a byte to its serial port, and the VMM passes it on.
@@ -15,6 +16,7 @@
 mod boot;
 mod broken;
 mod confinement;
+mod disk;
 mod elf;
 mod emulated;
 mod figures;
@@ -26,6 +28,7 @@ mod ledger;
 mod measure;
 mod net;
 mod net_host;
+mod parts;
 mod payload;
 mod portable;
 mod resize;
@@ -39,9 +42,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use husk_guest::folder::Part;
+use husk_guest::{blocks, folder as shared};
 
 use confinement::Seen;
 use emulated::Extent;
@@ -70,6 +73,8 @@ enum Profile {
     Net,
     /// Resizes of a running pod, in virtual time.
     Resize,
+    /// A disk, in virtual time.
+    Block,
     /// Files of the host, in virtual time.
     Fs,
 }
@@ -84,17 +89,30 @@ impl Profile {
             Self::Vsock => "vsock",
             Self::Net => "net",
             Self::Resize => "resize",
+            Self::Block => "block",
             Self::Fs => "fs",
+        }
+    }
+
+    /// Names of its parts, each with guests of its own; none if it is a whole.
+    fn parts(self) -> Vec<String> {
+        match self {
+            Self::Block => blocks::Part::ALL.map(|part| part.to_string()).into(),
+            Self::Fs => shared::Part::ALL.map(|part| part.to_string()).into(),
+            _ => Vec::new(),
         }
     }
 
     /// Whether it can measure a subject: the floor runs no kernel, and not everybody has every device without help.
     fn measures(self, kind: Kind) -> bool {
         match self {
-            Self::Startup | Self::Memory => !kind.has_file_server(),
+            Self::Startup | Self::Memory => !kind.has_file_server() && !kind.is_without_io_uring(),
             Self::Boot => kind.boots(),
             Self::Vsock => matches!(kind, Kind::Husk | Kind::CloudHypervisor | Kind::Firecracker),
             Self::Net | Self::Resize => matches!(kind, Kind::Husk | Kind::CloudHypervisor),
+            Self::Block => {
+                kind.is_without_io_uring() || matches!(kind, Kind::Husk | Kind::CloudHypervisor | Kind::Firecracker)
+            }
             Self::Fs => matches!(kind, Kind::Husk | Kind::CloudHypervisor) || kind.has_file_server(),
         }
     }
@@ -104,7 +122,7 @@ impl Profile {
         match self {
             Self::Startup => 40,
             Self::Memory => 5,
-            Self::Fs => 1,
+            Self::Fs | Self::Block => 1,
             Self::Boot | Self::Vsock | Self::Net | Self::Resize => 3,
         }
     }
@@ -113,7 +131,7 @@ impl Profile {
     fn start(self) -> Duration {
         match self {
             Self::Startup | Self::Memory => Duration::ZERO,
-            Self::Boot | Self::Vsock | Self::Net | Self::Resize | Self::Fs => Duration::from_secs(40),
+            Self::Boot | Self::Vsock | Self::Net | Self::Resize | Self::Block | Self::Fs => Duration::from_secs(40),
         }
     }
 
@@ -126,6 +144,7 @@ impl Profile {
             Self::Memory => Duration::from_millis(2500),
             Self::Boot => Duration::from_secs(20),
             Self::Vsock | Self::Net => Duration::from_secs(60),
+            Self::Block => Duration::from_secs(100),
             Self::Fs => Duration::from_secs(150),
             Self::Resize => Duration::from_secs(180),
         }
@@ -147,7 +166,7 @@ pub struct BenchArgs {
     /// Measure husk as tests have it: built sooner, somewhat slower than what is released.
     #[arg(long)]
     quick: bool,
-    /// Runs of each subject, not counting the one that warms up [default: 40 for startup, 5 for memory, 1 for fs, 3 for the others].
+    /// Runs of each subject, not counting the one that warms up [default: 40 for startup, 5 for memory, 1 for block and fs, 3 for the others].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     runs: Option<u32>,
     /// Seconds of processor time in which an emulated host has to get on; the life in one that does not is done again in another.
@@ -156,9 +175,9 @@ pub struct BenchArgs {
     /// Have the clocks of emulated hosts follow this machine's: a quick look at whether all subjects work. Such figures compare nothing.
     #[arg(long)]
     uncounted: bool,
-    /// Measure this part of fs only: names, read, random, write or inodes. May be given several times.
+    /// Measure this part only: read, write, random or flush of block; names, read, random, write or inodes of fs. May be given several times.
     #[arg(long = "part", value_name = "PART")]
-    parts: Vec<Part>,
+    parts: Vec<String>,
 }
 
 impl BenchArgs {
@@ -196,6 +215,7 @@ pub fn run(lab: &Lab, arguments: &BenchArgs) -> Result<bool> {
         let file = fs::File::options().append(true).create(true).open(path);
         file.with_context(|| format!("cannot write {}", path.display()))?;
     }
+    check_parts(profiles, &arguments.parts)?;
     foretell(profiles, &peers, runs);
     let (husk, floor) = programs(lab, arguments.quick)?;
     let ours = Kind::OURS.map(|kind| Subject::new(kind, if kind == Kind::Floor { &floor } else { &husk }));
@@ -222,8 +242,44 @@ pub fn run(lab: &Lab, arguments: &BenchArgs) -> Result<bool> {
     Ok(!failures.any(|(kind, _)| kind.is_ours()))
 }
 
+/// Each of `parts` is one of a profile that is measured, and no profile is left without any of its own.
+fn check_parts(profiles: &[Profile], parts: &[String]) -> Result<()> {
+    let known: Vec<_> = profiles
+        .iter()
+        .map(|profile| (profile.name(), profile.parts()))
+        .collect();
+    for part in parts {
+        let is_known = known.iter().any(|(_, names)| names.contains(part));
+        ensure!(
+            is_known,
+            "--part {part}: there is no such part, allowed: {}",
+            listed(&known)
+        );
+    }
+    for (profile, names) in &known {
+        let is_measured = parts.is_empty() || names.is_empty() || names.iter().any(|name| parts.contains(name));
+        ensure!(
+            is_measured,
+            "--part: no part of {profile}, allowed: {}",
+            names.join(", ")
+        );
+    }
+    Ok(())
+}
+
+fn listed(known: &[(&str, Vec<String>)]) -> String {
+    let with_parts = known.iter().filter(|(_, names)| !names.is_empty());
+    let listed: Vec<_> = with_parts
+        .map(|(profile, names)| format!("{} of {profile}", names.join(", ")))
+        .collect();
+    match listed.as_slice() {
+        [] => "none, for these profiles are measured as a whole".into(),
+        _ => listed.join("; "),
+    }
+}
+
 /// Measures those of `subjects` that `profile` can measure.
-fn measure_one(lab: &Lab, profile: Profile, subjects: &[Subject], extent: Extent, parts: &[Part]) -> Result<Results> {
+fn measure_one(lab: &Lab, profile: Profile, subjects: &[Subject], extent: Extent, parts: &[String]) -> Result<Results> {
     let measured: Vec<_> = subjects
         .iter()
         .filter(|subject| profile.measures(subject.kind))
@@ -236,6 +292,7 @@ fn measure_one(lab: &Lab, profile: Profile, subjects: &[Subject], extent: Extent
         Profile::Net => net::run(lab, measured, extent)?,
         Profile::Boot => boot::run(lab, measured, extent)?,
         Profile::Resize => resize::run(lab, measured, extent)?,
+        Profile::Block => disk::run(lab, measured, extent, parts)?,
         Profile::Fs => folder::run(lab, measured, extent, parts)?,
     };
     for (kind, why) in &part.failures {
@@ -299,10 +356,10 @@ fn confinement(profiles: &[Profile], subjects: &[Subject]) -> Vec<Seen> {
         progress::say(&format!("whether the subjects are confined is not looked at: {why}"));
         return Vec::new();
     }
-    // With a file server it is the same program.
+    // With a file server, or without io_uring, it is the same program.
     let measured = |subject: &&Subject| {
         let kind = subject.kind;
-        !kind.has_file_server() && profiles.iter().any(|profile| profile.measures(kind))
+        !kind.has_file_server() && !kind.is_without_io_uring() && profiles.iter().any(|profile| profile.measures(kind))
     };
     let subjects: Vec<_> = subjects.iter().filter(measured).cloned().collect();
     let seen = confinement::look(&subjects);
@@ -376,6 +433,22 @@ fn losses(profile: &str, results: &Results) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_that_no_measured_profile_has_is_refused_with_those_that_there_are() {
+        let check = |profiles: &[Profile], parts: &[&str]| {
+            let parts: Vec<_> = parts.iter().map(|part| (*part).to_owned()).collect();
+            check_parts(profiles, &parts).map_err(|error| error.to_string())
+        };
+        use Profile::{Block, Boot, Fs};
+        assert_eq!(check(&[Fs, Block, Boot], &[]), Ok(()));
+        assert_eq!(check(&[Fs, Block], &["random"]), Ok(()));
+        let refused = "--part names: there is no such part, allowed: read, write, random, flush of block".to_owned();
+        assert_eq!(check(&[Block], &["names"]), Err(refused));
+        let refused = "--part: no part of block, allowed: read, write, random, flush".to_owned();
+        assert_eq!(check(&[Fs, Block], &["names"]), Err(refused));
+        assert!(check(&[Boot], &["read"]).unwrap_err().ends_with("measured as a whole"));
+    }
 
     #[test]
     fn losses_are_named_by_profile_and_counted() {

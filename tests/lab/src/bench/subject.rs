@@ -71,10 +71,14 @@ pub enum Kind {
     HuskFs,
     /// This project with virtiofsd as its file server.
     HuskVirtiofsd,
+    /// This project with plain reads and writes for its disks.
+    HuskPlain,
     /// The bare KVM calls; knows the tiny payload only.
     Floor,
     /// Cloud Hypervisor.
     CloudHypervisor,
+    /// The same with plain reads and writes for its disks.
+    CloudHypervisorPlain,
     /// Firecracker.
     Firecracker,
     /// QEMU's microvm machine.
@@ -85,17 +89,19 @@ pub enum Kind {
 
 impl Kind {
     /// What is built here, and measured whether peers are or not.
-    pub const OURS: [Self; 5] = [
+    pub const OURS: [Self; 6] = [
         Self::Husk,
         Self::HuskUnfiltered,
         Self::HuskFs,
         Self::HuskVirtiofsd,
+        Self::HuskPlain,
         Self::Floor,
     ];
 
     /// Peers, with the program looked for in PATH.
-    const PEERS: [(Self, &'static str); 4] = [
+    const PEERS: [(Self, &'static str); 5] = [
         (Self::CloudHypervisor, "cloud-hypervisor"),
+        (Self::CloudHypervisorPlain, "cloud-hypervisor"),
         (Self::Firecracker, "firecracker"),
         (Self::QemuMicrovm, "qemu-system-x86_64"),
         (Self::QemuQ35, "qemu-system-x86_64"),
@@ -108,8 +114,10 @@ impl Kind {
             Self::HuskUnfiltered => "husk-unfiltered",
             Self::HuskFs => "husk-with-husk-fs",
             Self::HuskVirtiofsd => "husk-with-virtiofsd",
+            Self::HuskPlain => "husk-without-io_uring",
             Self::Floor => "floor",
             Self::CloudHypervisor => "cloud-hypervisor",
+            Self::CloudHypervisorPlain => "cloud-hypervisor-without-io_uring",
             Self::Firecracker => "firecracker",
             Self::QemuMicrovm => "qemu-microvm",
             Self::QemuQ35 => "qemu-q35",
@@ -123,12 +131,18 @@ impl Kind {
 
     /// Whether it is measured with guests of a stock kernel.
     pub fn boots(self) -> bool {
-        !matches!(self, Self::HuskUnfiltered | Self::Floor) && !self.has_file_server()
+        let is_variant = self.has_file_server() || self.is_without_io_uring();
+        !is_variant && !matches!(self, Self::HuskUnfiltered | Self::Floor)
     }
 
     /// Whether it is husk with another process that serves files, which only the profile `fs` asks for.
     pub fn has_file_server(self) -> bool {
         matches!(self, Self::HuskFs | Self::HuskVirtiofsd)
+    }
+
+    /// Whether its disks are to do without io_uring, which only the profile `block` asks for.
+    pub fn is_without_io_uring(self) -> bool {
+        matches!(self, Self::HuskPlain | Self::CloudHypervisorPlain)
     }
 
     /// Whether it is QEMU, which needs more files than its own.
@@ -183,15 +197,17 @@ impl Subject {
         let mut command = Command::new(&self.program);
         command.args(&self.first);
         match self.kind {
-            Kind::Husk | Kind::HuskFs | Kind::HuskVirtiofsd => husk(&mut command, guest),
+            Kind::Husk | Kind::HuskFs | Kind::HuskVirtiofsd => husk(&mut command, guest, ""),
+            Kind::HuskPlain => husk(&mut command, guest, ",io_uring=off"),
             Kind::HuskUnfiltered => {
-                husk(&mut command, guest);
+                husk(&mut command, guest, "");
                 command.args(["--seccomp", "false"]);
             }
             Kind::Floor => {
                 command.arg(&guest.kernel).arg(guest.memory_mib.to_string());
             }
-            Kind::CloudHypervisor => cloud_hypervisor(&mut command, guest),
+            Kind::CloudHypervisor => cloud_hypervisor(&mut command, guest, ""),
+            Kind::CloudHypervisorPlain => cloud_hypervisor(&mut command, guest, ",_disable_io_uring=on"),
             Kind::Firecracker => firecracker(&mut command, guest, scratch)?,
             Kind::QemuMicrovm => qemu(
                 &mut command,
@@ -207,7 +223,8 @@ impl Subject {
     }
 }
 
-fn husk(command: &mut Command, guest: &Guest) {
+/// What there is to say of its disk ends with `engine`.
+fn husk(command: &mut Command, guest: &Guest, engine: &str) {
     let (cpus, memory) = match guest.room {
         Some(room) => (
             format!("boot=1,max={}", room.max_cpus),
@@ -236,7 +253,11 @@ fn husk(command: &mut Command, guest: &Guest) {
         None => {}
     }
     match &guest.disk {
-        Some(disk) => command.arg("--disk").arg(joined("path=", disk)),
+        Some(disk) => {
+            let mut disk = joined("path=", disk);
+            disk.push(engine);
+            command.arg("--disk").arg(disk)
+        }
         None => command.arg("--no-rng"),
     };
     if let Some(socket) = &guest.vsock {
@@ -244,7 +265,8 @@ fn husk(command: &mut Command, guest: &Guest) {
     }
 }
 
-fn cloud_hypervisor(command: &mut Command, guest: &Guest) {
+/// As [`husk`].
+fn cloud_hypervisor(command: &mut Command, guest: &Guest, engine: &str) {
     let (cpus, memory) = match guest.room {
         Some(room) => (
             format!("boot=1,max={}", room.max_cpus),
@@ -271,6 +293,7 @@ fn cloud_hypervisor(command: &mut Command, guest: &Guest) {
     if let Some(disk) = &guest.disk {
         let mut disk = joined("path=", disk);
         disk.push(",image_type=raw");
+        disk.push(engine);
         command.arg("--disk").arg(disk);
     }
     if let Some(socket) = &guest.vsock {
@@ -294,7 +317,9 @@ fn firecracker(command: &mut Command, guest: &Guest, scratch: &Path) -> Result<(
     }
     if let Some(socket) = &guest.vsock {
         config["vsock"] = json!({"guest_cid": 3, "uds_path": socket});
-        // Stock kernels are told of PCI only.
+    }
+    // Stock kernels are told of PCI only.
+    if guest.initramfs.is_some() && (guest.vsock.is_some() || guest.disk.is_some()) {
         command.arg("--enable-pci");
     }
     let file = scratch.join("firecracker.json");

@@ -1,0 +1,81 @@
+//! The profile `block`: a disk that is read and written by guests past their caches, where the clock counts instructions.
+//!
+//! The guest measures (`tests/guest/src/measured_disk.rs`). Its file lies in the emulated host's memory, so a figure is the work of guest,
+//! VMM and both kernels for a request, and what differs between subjects is the VMM's part and how often it interrupts the guest.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use husk_guest::blocks::{DISK_BYTES, Part};
+use husk_guest::pattern;
+
+use super::emulated::{Extent, Profile, Session};
+use super::parts::Figures;
+use super::rounds::Extract;
+use super::subject::{Guest, Subject};
+use super::{Results, parts, scripted};
+use crate::paths::Lab;
+
+/// When a subject is taken to hang, in virtual time.
+const LIMIT: Duration = Duration::from_secs(60);
+
+const IMAGE: &str = "block.cpio";
+/// Where the guest finds its disk.
+const DEVICE: &str = "/dev/vda";
+
+const FIGURES: [Extract<Figures>; 17] = parts::figures_of![
+    "read_mib_s_1m_1" in "MiB/s",
+    "read_mib_s_1m_32" in "MiB/s",
+    "read_mib_s_4k_1" in "MiB/s",
+    "read_mib_s_4k_32" in "MiB/s",
+    "write_mib_s_1m_1" in "MiB/s",
+    "write_mib_s_1m_32" in "MiB/s",
+    "write_mib_s_4k_1" in "MiB/s",
+    "write_mib_s_4k_32" in "MiB/s",
+    "random_read_4k_iops_1" in "1/s",
+    "random_read_4k_iops_32" in "1/s",
+    "random_write_4k_iops_1" in "1/s",
+    "random_write_4k_iops_32" in "1/s",
+    "random_read_mib_s_1m_1" in "MiB/s",
+    "random_read_mib_s_1m_32" in "MiB/s",
+    "random_write_mib_s_1m_1" in "MiB/s",
+    "random_write_mib_s_1m_32" in "MiB/s",
+    "flushed_4k_iops" in "1/s",
+];
+
+/// Reads, writes and flushes of a disk: of the parts of these names, or all.
+///
+/// # Errors
+///
+/// An emulated host cannot be made.
+pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent, chosen: &[String]) -> Result<Results> {
+    let guest_init = super::guest_init(lab)?;
+    let script = parts::script(&format!("/init disk {DEVICE} $part\n"));
+    let session = Session {
+        profile: Profile::Block,
+        subjects,
+        extent,
+        files: vec![scripted::image(lab, &guest_init, IMAGE, &script)?],
+        guest_init,
+        parts: parts::chosen(&Part::ALL, chosen),
+        extracts: &FIGURES,
+    };
+    session.run(lab)
+}
+
+/// One life of `subject` for a part of the profile, in the emulated host.
+pub fn sample(subject: &Subject, scratch: &Path, part: usize) -> Result<Figures> {
+    let part = *Part::ALL.get(part).context("no such part")?;
+    let place = tempfile::tempdir_in(scratch)?;
+    let disk = place.path().join("disk.raw");
+    // Not a hole anywhere: what a hole costs to read or to fill is the file system's.
+    pattern::write(&mut File::create(&disk)?, 1, DISK_BYTES).context("cannot fill the disk")?;
+    let guest = Guest {
+        disk: Some(disk),
+        ..parts::guest(IMAGE, &part)
+    };
+    let ((), printed) = scripted::run(subject.start(&guest, scratch)?, LIMIT, |_| Ok(()))?;
+    Figures::had(subject.kind, &printed).of_any()
+}
