@@ -12,6 +12,7 @@ mod measured;
 mod measured_disk;
 mod net;
 mod online;
+mod rest;
 mod setup;
 mod speed;
 mod steps;
@@ -24,12 +25,13 @@ use husk_guest::{MARK_INIT, PREFIX};
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    if let Some((word, rest)) = words.split_first() {
+    if let Some((word, words)) = words.split_first() {
         match word.as_str() {
-            "net" => tool(net::perform(rest)),
-            "folder" => tool(measured::perform(rest)),
-            "disk" => tool(measured_disk::perform(rest)),
-            "files" => tool(files::perform(rest)),
+            "net" => tool(net::perform(words)),
+            "folder" => tool(measured::perform(words)),
+            "disk" => tool(measured_disk::perform(words)),
+            "files" => tool(files::perform(words)),
+            "rest" => tool(rest::wait().map(|()| String::new())),
             // The kernel's own words for its init.
             _ => {}
         }

@@ -10,6 +10,8 @@ use anyhow::{Context, Result, bail};
 use husk_guest::raw::{PORT, Wish};
 use husk_guest::{Answer, stream};
 
+use crate::rest;
+
 const DRIVER: &str = "/sys/bus/virtio/drivers/vmw_vsock_virtio_transport";
 /// Bytes of one read or write.
 const CHUNK: usize = 256 << 10;
@@ -33,12 +35,13 @@ pub fn rebind() -> Result<Answer> {
     Ok(Answer::Data { bytes: 0, checksum: 0 })
 }
 
-/// Serves raw streams for ever.
+/// Serves raw streams for ever, once the guest has come to rest.
 ///
 /// # Errors
 ///
-/// There is no vsock device, or its driver refuses to listen.
+/// It does not; there is no vsock device, or its driver refuses to listen.
 pub fn serve_raw() -> Result<Answer> {
+    rest::wait()?;
     let listener: OwnedFd = stream::listen(PORT).context("cannot listen on vsock")?;
     loop {
         let stream = stream::accept(&listener).context("cannot accept a vsock connection")?;

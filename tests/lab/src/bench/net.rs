@@ -61,6 +61,7 @@ fn script() -> String {
     let stream = u64::from(STREAM_MIB) << 20;
     format!(
         "set -e\n\
+         /init rest >/dev/null\n\
          ip link set eth0 up\n\
          ip addr add {GUEST}/24 dev eth0\n\
          /init net send {HOST} 5001 {stream}\n\

@@ -12,7 +12,8 @@ use super::subject::{Guest, Kind};
 /// The word of the kernel's command line that tells the part.
 const PART: &str = "bench.part";
 
-/// The script of a guest that is told which part of a profile it measures: `commands`, which have it as `$part`.
+/// The script of a guest that is told which part of a profile it measures: `commands`, which have it as `$part`, once the guest has come to
+/// rest.
 pub fn script(commands: &str) -> String {
     format!(
         "set -e\nfor word in $(cat /proc/cmdline); do case $word in {PART}=*) part=${{word#*=}};; esac; done\n{commands}"
@@ -119,8 +120,9 @@ mod tests {
     fn a_guest_is_told_its_part_and_its_script_finds_it() {
         let guest = guest("x.cpio", &"random");
         assert!(guest.cmdline.ends_with(" bench.part=random"), "{}", guest.cmdline);
-        let script = script("echo is $part\n");
-        let script = script.replace("/proc/cmdline", "-");
+        let script = script("echo is $part\n")
+            .replace("/proc/cmdline", "-")
+            .replace("/init rest", "true");
         let mut shell = std::process::Command::new("sh");
         shell.arg("-c").arg(format!("echo '{}' | ({script})", guest.cmdline));
         assert_eq!(String::from_utf8_lossy(&shell.output().unwrap().stdout), "is random\n");

@@ -241,9 +241,12 @@ fn grown(pod: &mut Running, latencies: &mut Latencies) -> Result<()> {
 }
 
 impl Running {
-    /// As [`had`], of this pod.
+    /// As [`had`], of this pod, whose guest has come to rest before.
     fn had<T>(&mut self, what: &str, measure: impl FnOnce(&mut Self) -> Result<T>) -> Result<Option<T>> {
-        let measured = measure(self).map_err(|error| judged(&self.pod.output(), error));
+        let rested = self.agent.run(&["/init", "rest"]).map(drop);
+        let measured = rested
+            .and_then(|()| measure(self))
+            .map_err(|error| judged(&self.pod.output(), error));
         had(self.kind, what, measured)
     }
 
