@@ -16,7 +16,7 @@ const PART: &str = "bench.part";
 /// rest.
 pub fn script(commands: &str) -> String {
     format!(
-        "set -e\nfor word in $(cat /proc/cmdline); do case $word in {PART}=*) part=${{word#*=}};; esac; done\n{commands}"
+        "set -e\n/init rest >/dev/null\nfor word in $(cat /proc/cmdline); do case $word in {PART}=*) part=${{word#*=}};; esac; done\n{commands}"
     )
 }
 
