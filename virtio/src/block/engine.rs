@@ -143,7 +143,22 @@ impl Engine {
         }
     }
 
-    /// Appends what has ended. Resets the event.
+    /// Resets the event of [`Engine::event`]: to be followed by [`Engine::reap`].
+    pub fn take_event(&self) {
+        if let Self::Uring(uring) = self {
+            uring.take_event();
+        }
+    }
+
+    /// Whether [`Engine::reap`] has something to tell.
+    pub fn has_ended(&mut self) -> bool {
+        match self {
+            Self::Plain => false,
+            Self::Uring(uring) => uring.has_completed(),
+        }
+    }
+
+    /// Appends what has ended.
     pub fn reap(&mut self, ended: &mut Vec<Completion>) {
         if let Self::Uring(uring) = self {
             uring.reap(ended);

@@ -25,6 +25,9 @@ use crate::ring::{Chain, Ring, RingError, RingState};
 /// costs nothing.
 const MAX_DEPTH: u16 = 128;
 
+/// How often a turn goes on because what it has begun has ended already.
+const ROUNDS: u32 = 8;
+
 /// [`Watch`] token of the ring's doorbell.
 const KICKED: u32 = 0;
 /// [`Watch`] token of the engine's event.
@@ -88,10 +91,27 @@ impl QueueHandler {
         }
     }
 
-    /// Does all that can be done now: finishes what has ended, begins what is new, tells the driver.
+    /// Does all that can be done now. What the host has at hand ends while it is submitted, and is answered in the same turn: no more of it
+    /// than may be under way.
     fn serve(&mut self) -> Result<(), HandlerError> {
         self.done = 0;
         self.proceed()?;
+        self.begin_more()?;
+        for _ in 1..ROUNDS {
+            if !self.engine.has_ended() {
+                break;
+            }
+            // It has rung for those. Whatever rings after this leads here again.
+            self.engine.take_event();
+            let ended = self.proceed()?;
+            self.done = self.done.saturating_add(ended);
+            self.begin_more()?;
+        }
+        Ok(())
+    }
+
+    /// Begins what is new, and tells the driver of what has ended.
+    fn begin_more(&mut self) -> Result<(), HandlerError> {
         self.admit()?;
         let all = self.engine.submit().map_err(|source| HandlerError::Host {
             what: "cannot submit block requests",
@@ -105,12 +125,14 @@ impl QueueHandler {
         Ok(())
     }
 
-    /// Goes on with every request whose host operation has ended, and with those that it makes room for.
-    fn proceed(&mut self) -> Result<(), RingError> {
+    /// Goes on with every request whose host operation has ended, and with those that it makes room for. Returns what those operations have
+    /// cost.
+    fn proceed(&mut self) -> Result<usize, RingError> {
+        let mut cost = 0_usize;
         let mut ended = std::mem::take(&mut self.ended);
         self.engine.reap(&mut ended);
         for Completion { slot, result } in ended.drain(..) {
-            self.jobs.end(slot);
+            cost = cost.saturating_add(self.jobs.end(slot));
             if let Some(job) = self.jobs.get_mut(slot) {
                 job.complete(&self.disk.image, result);
             }
@@ -124,7 +146,7 @@ impl QueueHandler {
                 self.advance(slot)?;
             }
         }
-        Ok(())
+        Ok(cost)
     }
 
     /// Takes new requests as long as there is room.
@@ -247,6 +269,7 @@ impl Handler for QueueHandler {
     fn wake(&mut self, token: u32, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
         match (token, &mut self.alarm) {
             (KICKED, _) => self.ring.take_kick(),
+            (COMPLETED, _) => self.engine.take_event(),
             (TIMER, Some(alarm)) => alarm.rang(),
             _ => {}
         }

@@ -56,13 +56,40 @@ fn a_held_queue_has_given_back_whatever_it_took_and_goes_on_with_the_rest(io_uri
     guest.wake().unwrap();
     guest.hold();
     let given = std::iter::from_fn(|| guest.driver.take_used()).count();
-    assert_eq!(given, if io_uring { 128 } else { 200 }, "of those that it took");
+    // With io_uring as many as may be under way, and more if the host had them at hand.
+    assert!(
+        given >= if io_uring { 128 } else { 200 },
+        "{given} of those that it took"
+    );
     // No kick is coming: the driver was told that none is wanted.
     guest.release();
     assert_eq!(given + guest.settle(200 - given).len(), 200);
     // With nothing to do.
     guest.hold();
     guest.release();
+    assert_eq!(guest.ask(IN, 0, &[], 512).status, OK);
+}
+
+#[test]
+fn what_the_host_has_at_hand_is_answered_in_the_turn_that_took_it_and_rings_no_more() {
+    if !has_uring() {
+        return;
+    }
+    let file = image(&pattern(256 * KIB, 5));
+    let mut guest = Guest::new(config(file.path(), true), 256);
+    guest.wake().unwrap();
+    // Other work of the host may keep a page from being at hand, now and then.
+    let at_once = (0..20).filter(|_| {
+        send_reads(&mut guest, 4, 512, |n| DATA + 512 * u64::from(n));
+        guest.wake().unwrap();
+        let answered = std::iter::from_fn(|| guest.driver.take_used()).count();
+        let is_quiet = !guest.has_rung();
+        if answered < 4 {
+            guest.settle(4 - answered);
+        }
+        answered == 4 && is_quiet
+    });
+    assert!(at_once.count() > 0);
     assert_eq!(guest.ask(IN, 0, &[], 512).status, OK);
 }
 

@@ -71,11 +71,11 @@ impl InFlight {
         }
     }
 
-    /// The host has ended the operation of the job in `slot`.
-    pub fn end(&mut self, slot: usize) {
-        if let Some(begun) = self.begun.get_mut(slot) {
-            self.cost = self.cost.saturating_sub(std::mem::take(begun));
-        }
+    /// The host has ended the operation of the job in `slot`. Returns what it cost.
+    pub fn end(&mut self, slot: usize) -> usize {
+        let cost = self.begun.get_mut(slot).map(std::mem::take).unwrap_or_default();
+        self.cost = self.cost.saturating_sub(cost);
+        cost
     }
 
     /// What all operations cost that the host has begun.

@@ -198,6 +198,21 @@ impl Guest {
 
     /// Waits for something to happen and lets the handler react, once.
     pub fn wake(&mut self) -> Result<(), HandlerError> {
+        let tokens = self.rung(10_000);
+        assert!(!tokens.is_empty(), "nothing happened within 10 s");
+        let handler = self.handler.as_mut().unwrap();
+        tokens
+            .into_iter()
+            .try_for_each(|token| handler.wake(token, &mut self.watched))
+    }
+
+    /// Whether the handler would be woken now.
+    pub fn has_rung(&self) -> bool {
+        !self.rung(0).is_empty()
+    }
+
+    /// Tokens of what the handler watches and what has happened, which this waits for at most so long.
+    fn rung(&self, timeout_ms: i32) -> Vec<u32> {
         let epoll = Epoll::new().unwrap();
         for (fd, token) in &self.watched.0 {
             let event = EpollEvent::new(EventSet::IN, (*token).into());
@@ -206,17 +221,12 @@ impl Guest {
         let mut events = [EpollEvent::default(); 4];
         // io_uring finishes work on this thread as if by a signal.
         let count = loop {
-            match epoll.wait(10_000, &mut events) {
+            match epoll.wait(timeout_ms, &mut events) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 result => break result.unwrap(),
             }
         };
-        assert_ne!(count, 0, "nothing happened within 10 s");
-        let tokens = events[..count].iter().map(|event| event.data() as u32);
-        let handler = self.handler.as_mut().unwrap();
-        tokens
-            .into_iter()
-            .try_for_each(|token| handler.wake(token, &mut self.watched))
+        events[..count].iter().map(|event| event.data() as u32).collect()
     }
 
     /// Lets the handler work until `count` chains came back, and returns them in that order.

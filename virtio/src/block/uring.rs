@@ -112,10 +112,19 @@ impl Uring {
         self.running > 0
     }
 
-    /// Appends what has completed, and resets the event.
-    pub fn reap(&mut self, ended: &mut Vec<Completion>) {
-        // Before looking: a completion that comes in between rings again. Fails only when nothing has rung.
+    /// Resets the event. What completes from now on rings again, so whatever has rung is to be reaped after this.
+    pub fn take_event(&self) {
+        // Fails only when nothing has rung.
         let _ = self.event.read();
+    }
+
+    /// Whether something has completed that was not reaped. Costs no system call.
+    pub fn has_completed(&mut self) -> bool {
+        !self.ring.completion().is_empty()
+    }
+
+    /// Appends what has completed.
+    pub fn reap(&mut self, ended: &mut Vec<Completion>) {
         for entry in self.ring.completion() {
             self.running = self.running.saturating_sub(1);
             // Only slots are ever pushed; what is none finds no job.

@@ -3,17 +3,23 @@
 
 use std::error::Error;
 use std::fmt;
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use husk_tests::pod::Silent;
+use husk_tests::pod::{Silent, processor_ticks};
 
 use super::ledger::{GUESTS, Life};
 
 /// By how much a life begins later for each guest that was given up before it. Counted time repeats itself, so without that the next
 /// guest would break just as the last one. Its multiples fall everywhere between two ticks of the host's clock.
 const SHIFT: Duration = Duration::from_micros(1700);
+
+/// For how long it is looked whether a process does something, and what one takes of a processor, in ticks, that only waits: a VMM's
+/// own timers, of which there are a few a second.
+const LOOK: Duration = Duration::from_secs(2);
+const SLEEPERS_TICKS: u64 = 4;
 
 /// What a kernel says in the end.
 const PANIC: &str = "Kernel panic - not syncing";
@@ -28,6 +34,21 @@ impl Broken {
         match error.is::<Silent>() {
             true => Self(format!("{error:#}")).into(),
             false => error,
+        }
+    }
+
+    /// `error`, unless process `pid` does nothing at all: then its guest waits for what does not come.
+    pub fn asleep(pid: u32, error: anyhow::Error) -> anyhow::Error {
+        let stat = PathBuf::from(format!("/proc/{pid}/stat"));
+        let ticks = || processor_ticks(&stat);
+        let before = ticks();
+        thread::sleep(LOOK);
+        match (before, ticks()) {
+            (Ok(before), Ok(after)) if after.saturating_sub(before) <= SLEEPERS_TICKS => {
+                let words = format!("{error:#}, and has done nothing for {} s", LOOK.as_secs());
+                Self(words).into()
+            }
+            _ => error,
         }
     }
 
@@ -117,6 +138,21 @@ mod tests {
         let (result, times, said) = tried(LIFE, &[Err(WORDS), Err(WORDS), Ok(7)]);
         assert_eq!((result.unwrap(), times), (7, 3));
         assert_eq!(said, ["Kernel panic - not syncing: stack"; 2]);
+    }
+
+    #[test]
+    fn who_does_nothing_sleeps_and_who_works_has_failed() {
+        let does = |command: &str| {
+            let mut child = std::process::Command::new("sh").args(["-c", command]).spawn().unwrap();
+            let judged = Broken::asleep(child.id(), anyhow::anyhow!("it does not end"));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            judged
+        };
+        let sleeps = does("exec sleep 60");
+        assert!(sleeps.is::<Broken>(), "{sleeps}");
+        assert_eq!(sleeps.to_string(), "it does not end, and has done nothing for 2 s");
+        assert!(!does("while :; do :; done").is::<Broken>());
     }
 
     #[test]

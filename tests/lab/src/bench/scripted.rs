@@ -77,7 +77,8 @@ pub fn run<T>(
         text
     });
     let host = beside(&mut child.0).and_then(|host| {
-        end_of(&mut child.0, limit)?.context("it does not end")?;
+        let end = end_of(&mut child.0, limit)?.context("it does not end");
+        end.map_err(|error| Broken::asleep(child.0.id(), error))?;
         Ok(host)
     });
     drop(child);
@@ -87,7 +88,14 @@ pub fn run<T>(
     }
     let complained = fs::read_to_string(&start.complaints).unwrap_or_default();
     let words = || format!("{}{complained}", tail(&said));
-    let host = host.with_context(words)?;
+    // A broken guest is told as it is.
+    let host = host.map_err(|error| {
+        if error.is::<Broken>() {
+            error
+        } else {
+            error.context(words())
+        }
+    })?;
     let guest = printed(&said).with_context(words)?;
     Ok((host, guest))
 }
