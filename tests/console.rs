@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use husk_guest::{Answer, Step};
 use husk_tests::pty::{self, Pty};
@@ -140,6 +142,30 @@ fn the_serial_port_can_lead_nowhere() {
     let ended = Boot::new([Step::Report, Step::PowerOff]).serial("null").run();
     ended.assert_code(0);
     assert_eq!(ended.transcript, "");
+}
+
+/// The next answer on `lines`.
+fn answer(lines: &mut impl Iterator<Item = std::io::Result<String>>) -> Answer {
+    let mut answers = lines.filter_map(|line| Answer::parse(&line.unwrap()));
+    answers.next().unwrap().unwrap()
+}
+
+#[test]
+fn the_virtio_console_has_a_client_at_its_socket() {
+    let guest = Boot::new(echo_steps()).on_hvc0_at("socket=console").start();
+    let path = guest.folder().join("console");
+    let client = std::iter::repeat_with(|| UnixStream::connect(&path)).find_map(Result::ok);
+    let mut client = client.unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+    let mut lines = BufReader::new(client.try_clone().unwrap()).lines();
+    assert_eq!(answer(&mut lines), Answer::Listening);
+    client.write_all(b"hello\n").unwrap();
+    assert_eq!(answer(&mut lines), Answer::Echo { line: "hello".into() });
+    client.write_all(b"end\n").unwrap();
+    assert!(matches!(answer(&mut lines), Answer::Bye { .. }));
+    let ended = guest.wait();
+    ended.assert_code(0);
+    assert!(!ended.folder.path().join("console").exists());
 }
 
 #[test]

@@ -129,7 +129,12 @@ impl Boot {
 
     /// The guest answers on its virtio console, which is on standard output; the serial port is not.
     pub fn on_hvc0(self) -> Self {
-        let boot = self.serial("off").arguments(["--console", "stdio"]);
+        self.on_hvc0_at("stdio")
+    }
+
+    /// The guest answers on its virtio console, which leads to `place`; the serial port is not there.
+    pub fn on_hvc0_at(self, place: &str) -> Self {
+        let boot = self.serial("off").arguments(["--console", place]);
         Self {
             guest_console: "hvc0",
             ..boot

@@ -2,7 +2,7 @@
 //!
 //! [`RawMode`] hands every key to the guest and puts the terminal back whatever happens. [`Input`] reads it, with a way out
 //! ([`Escape`]); [`StdoutSink`], and a [`PortSink`] for whatever else takes a guest's output, write to an [`Outlet`], to [`Files`] of limited
-//! size or to the [`Journal`] without ever holding up a vCPU; [`Signals`] turns signals into events of the main loop.
+//! size or to the [`Journal`] without ever holding up a vCPU; a [`Line`] is what others attach to instead; [`Signals`] turns signals into events of the main loop.
 //!
 //! | how husk ends | who restores the terminal |
 //! |---|---|
@@ -19,6 +19,7 @@ mod escape;
 mod files;
 mod input;
 mod journal;
+mod line;
 mod outlet;
 mod output;
 mod signals;
@@ -39,6 +40,7 @@ pub use escape::{Escape, Quit};
 pub use files::Files;
 pub use input::{Arrival, Input};
 pub use journal::Journal;
+pub use line::Line;
 pub use outlet::{Outlet, OutletError};
 pub use output::{PortSink, StdoutSink};
 pub use signals::{Signal, Signals};

@@ -263,7 +263,7 @@ fn what_can_be_known_is_refused_when_the_vm_is_described() {
             json!([{"tap": "longer-than-fifteen"}]),
             "no name of an interface",
         ),
-        ("serial", json!({"mode": "Pty"}), "Pty"),
+        ("serial", json!({"mode": "Socket"}), "mode Socket needs a socket"),
         (
             "vsock",
             json!({"cid": 3, "socket": format!("/{}", "x".repeat(107))}),

@@ -125,7 +125,11 @@ fn vm_with(field: &Field, value: &Value) -> Option<Value> {
             vm["vsock"] = with(json!({"cid": 3, from.0: from.1}));
         }
         "PmemConfig" => vm["pmem"] = json!([with(json!({"file": "/f"}))]),
-        "ConsoleConfig" => vm["serial"] = with(json!({"mode": "Off", "file": "/f"})),
+        "ConsoleConfig" => {
+            let is_sockets = name == "socket" && !value.is_null();
+            let mode = if is_sockets { "Socket" } else { "Off" };
+            vm["serial"] = with(json!({"mode": mode, "file": "/f", "socket": "/s"}));
+        }
         "PlatformConfig" => vm["platform"] = with(json!({})),
         "TokenBucket" => {
             let bucket = with(json!({"size": 1, "refill_time": 1}));
@@ -194,7 +198,7 @@ fn every_bound_that_is_described_is_where_the_server_has_it() {
                     true,
                 );
             }
-            expect(json!("Pty"), false);
+            expect(json!("Telnet"), false);
         }
         if field.get("nullable") == Some("true") && field.get("type").is_some() && place != NEEDED_HERE {
             expect(Value::Null, true);

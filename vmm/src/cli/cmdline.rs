@@ -25,7 +25,7 @@ pub fn default_cmdline(config: &VmConfig) -> String {
 
 fn is_heard(console: &ConsoleConfig) -> bool {
     match console.mode {
-        ConsoleMode::Tty | ConsoleMode::File | ConsoleMode::Journald | ConsoleMode::Pty => true,
+        ConsoleMode::Tty | ConsoleMode::File | ConsoleMode::Journald | ConsoleMode::Pty | ConsoleMode::Socket => true,
         ConsoleMode::Off | ConsoleMode::Null => false,
     }
 }
@@ -45,13 +45,14 @@ mod tests {
 
     #[test]
     fn the_console_on_stdio_is_the_guests_own() {
-        use ConsoleMode::{File, Null, Off, Tty};
+        use ConsoleMode::{File, Null, Off, Pty, Socket, Tty};
         for (serial, console, line) in [
             (Tty, Off, "console=ttyS0 reboot=k panic=-1"),
             (Tty, File, "console=hvc0 console=ttyS0 reboot=k panic=-1"),
             (File, Tty, "console=ttyS0 console=hvc0 reboot=k panic=-1"),
             (Off, Tty, "console=hvc0 reboot=k panic=-1"),
             (Null, Off, "reboot=k panic=-1"),
+            (Pty, Socket, "console=ttyS0 console=hvc0 reboot=k panic=-1"),
         ] {
             assert_eq!(default_cmdline(&config(serial, console)), line);
         }

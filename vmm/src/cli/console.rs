@@ -7,11 +7,13 @@ use crate::config::{ConsoleConfig, ConsoleMode, MAX_KEEP};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConsoleError {
     /// None of the words.
-    #[error("allowed: stdio, file=PATH[,limit=SIZE[,keep=N]], journald[=NAME][,journal=SOCKET], null, off")]
+    #[error(
+        "allowed: stdio, file=PATH[,limit=SIZE[,keep=N]], socket=PATH, pty, journald[=NAME][,journal=SOCKET], null, off"
+    )]
     Unknown,
-    /// `file=` alone.
-    #[error("file= needs a path")]
-    NoPath,
+    /// `file=` or `socket=` alone.
+    #[error("{0}= needs a path")]
+    NoPath(&'static str),
     /// No size.
     #[error(transparent)]
     Limit(#[from] BadSize),
@@ -23,16 +25,21 @@ pub enum ConsoleError {
     KeepWithoutLimit,
 }
 
-/// Reads `stdio`, `file=PATH` with its limit, `journald` with its name, `null` or `off`.
+/// Reads `stdio`, `file=PATH` with its limit, `socket=PATH`, `pty`, `journald` with its name, `null` or `off`.
 pub fn parse_console(text: &str) -> Result<ConsoleConfig, ConsoleError> {
     match text {
         "stdio" => return Ok(ConsoleConfig::new(ConsoleMode::Tty)),
         "null" => return Ok(ConsoleConfig::new(ConsoleMode::Null)),
         "off" => return Ok(ConsoleConfig::new(ConsoleMode::Off)),
+        "pty" => return Ok(ConsoleConfig::new(ConsoleMode::Pty)),
+        "socket=" => return Err(ConsoleError::NoPath("socket")),
         _ => {}
     }
     if let Some(file) = text.strip_prefix("file=") {
         return parse_file(file);
+    }
+    if let Some(socket) = text.strip_prefix("socket=") {
+        return Ok(ConsoleConfig::socket(socket));
     }
     let (word, journal) = text
         .split_once(",journal=")
@@ -64,7 +71,7 @@ fn parse_file(text: &str) -> Result<ConsoleConfig, ConsoleError> {
         path = rest;
     }
     match (path, limit, keep) {
-        ("", ..) => Err(ConsoleError::NoPath),
+        ("", ..) => Err(ConsoleError::NoPath("file")),
         (_, None, Some(_)) => Err(ConsoleError::KeepWithoutLimit),
         _ => Ok(ConsoleConfig {
             limit,
@@ -85,6 +92,7 @@ mod tests {
             ("journald", ConsoleMode::Journald),
             ("null", ConsoleMode::Null),
             ("off", ConsoleMode::Off),
+            ("pty", ConsoleMode::Pty),
         ] {
             assert_eq!(parse_console(text), Ok(ConsoleConfig::new(mode)));
         }
@@ -93,6 +101,7 @@ mod tests {
             Ok(ConsoleConfig::file("a,b=c")),
             "the rest is the path"
         );
+        assert_eq!(parse_console("socket=/a,b=c"), Ok(ConsoleConfig::socket("/a,b=c")));
     }
 
     #[test]
@@ -144,10 +153,13 @@ mod tests {
             "stdio,off",
             "journal",
             "journald,x=y",
+            "pty=/dev/pts/1",
+            "socket",
             "syslog=a",
         ] {
             assert_eq!(parse_console(text), Err(ConsoleError::Unknown), "{text}");
         }
-        assert_eq!(parse_console("file="), Err(ConsoleError::NoPath));
+        assert_eq!(parse_console("file="), Err(ConsoleError::NoPath("file")));
+        assert_eq!(parse_console("socket="), Err(ConsoleError::NoPath("socket")));
     }
 }

@@ -215,14 +215,16 @@ pub struct RunArgs {
     #[arg(long, value_name = "KEYS", value_parser = parse_vsock, verbatim_doc_comment, help_heading = "Machine")]
     pub vsock: Option<VsockConfig>,
 
-    /// Serial port ttyS0: stdio, file=PATH, journald, null or off [default: stdio, or off when --console has stdio]
+    /// Serial port ttyS0: stdio, file=PATH, socket=PATH, pty, journald, null or off [default: stdio, or off when --console has stdio]
     ///
     ///   file=PATH,limit=SIZE,keep=N   a file of SIZE at most, and N beside it (default 1) that are used in turn: PATH, PATH.1, ...
+    ///   socket=PATH                   whoever connects to PATH, one at a time, reads and types
+    ///   pty                           a pseudo-terminal; husk says which
     ///   journald=NAME                 a line at a time, under NAME (default: the tag of the log, and -console)
     #[arg(long, value_name = "WHERE", value_parser = parse_console, verbatim_doc_comment, help_heading = "Machine")]
     pub serial: Option<ConsoleConfig>,
 
-    /// Virtio console hvc0: stdio, file=PATH, journald, null or off, as --serial
+    /// Virtio console hvc0: stdio, file=PATH, socket=PATH, pty, journald, null or off, as --serial
     #[arg(long, value_name = "WHERE", value_parser = parse_console, default_value = "off", help_heading = "Machine")]
     pub console: ConsoleConfig,
 

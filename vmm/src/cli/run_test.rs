@@ -178,7 +178,7 @@ fn wrong_values_are_named_in_one_line() {
         ),
         (
             &["--serial", "tty"],
-            "invalid value 'tty' for '--serial <WHERE>': allowed: stdio, file=PATH[,limit=SIZE[,keep=N]], journald[=NAME][,journal=SOCKET], null, off",
+            "invalid value 'tty' for '--serial <WHERE>': allowed: stdio, file=PATH[,limit=SIZE[,keep=N]], socket=PATH, pty, journald[=NAME][,journal=SOCKET], null, off",
         ),
         (
             &["--disk", "path=/d,ro=on"],

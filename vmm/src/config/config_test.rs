@@ -174,10 +174,10 @@ fn who_moves_data_is_told_where_it_is_not_husk() {
 
 #[test]
 fn a_mode_that_does_not_exist_is_named() {
-    let error = serde_json::from_value::<VmConfig>(json!({"serial": {"mode": "Socket"}}))
+    let error = serde_json::from_value::<VmConfig>(json!({"serial": {"mode": "Telnet"}}))
         .unwrap_err()
         .to_string();
-    assert!(error.contains("`Socket`") && error.contains("`Tty`"), "{error}");
+    assert!(error.contains("`Telnet`") && error.contains("`Tty`"), "{error}");
 }
 
 #[test]

@@ -18,7 +18,7 @@ pub const MAX_KEEP: u32 = 99;
 pub struct ConsoleConfig {
     /// What is at the other end.
     pub mode: ConsoleMode,
-    /// The file of [`ConsoleMode::File`].
+    /// The file of [`ConsoleMode::File`]. While a machine runs, `vm.info` has the terminal of [`ConsoleMode::Pty`] here.
     #[serde(default)]
     pub file: Option<PathBuf>,
     /// The most bytes of that file, or of each of several; husk's own.
@@ -27,6 +27,9 @@ pub struct ConsoleConfig {
     /// How many files there are beside it, to be used in turn; husk's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<u32>,
+    /// The socket of [`ConsoleMode::Socket`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
     /// What journald calls the lines of [`ConsoleMode::Journald`]; husk's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identifier: Option<String>,
@@ -46,6 +49,7 @@ impl ConsoleConfig {
             file: None,
             limit: None,
             keep: None,
+            socket: None,
             identifier: None,
             journal: None,
             rest: Rest::default(),
@@ -57,6 +61,14 @@ impl ConsoleConfig {
         Self {
             file: Some(file.into()),
             ..Self::new(ConsoleMode::File)
+        }
+    }
+
+    /// A port at `socket`, whose client has the other end.
+    pub fn socket(socket: impl Into<PathBuf>) -> Self {
+        Self {
+            socket: Some(socket.into()),
+            ..Self::new(ConsoleMode::Socket)
         }
     }
 
@@ -89,4 +101,6 @@ pub enum ConsoleMode {
     Journald,
     /// A pseudo-terminal that husk makes.
     Pty,
+    /// Whoever connects to a Unix socket.
+    Socket,
 }

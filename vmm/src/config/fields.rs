@@ -215,9 +215,10 @@ static CONSOLE: Shape = Shape {
         own("keep"),
         own("limit"),
         own("mode"),
+        own("socket"),
     ],
     refused: refused::DEVICE,
-    ignored: &["socket"],
+    ignored: &[],
 };
 static LIMITER: Shape = shape(&[of("bandwidth", &BUCKET), of("ops", &BUCKET)]);
 static BUCKET: Shape = shape(&[own("one_time_burst"), own("refill_time"), own("size")]);

@@ -238,6 +238,12 @@ pub enum ConfigError {
     /// A console in mode `File` and no file.
     #[error("{0}: mode File needs a file")]
     NoFile(&'static str),
+    /// A console in mode `Socket` and no socket.
+    #[error("{0}: mode Socket needs a socket")]
+    NoConsoleSocket(&'static str),
+    /// Both consoles want one socket.
+    #[error("serial and console both have the socket {0}, only one of them can")]
+    TwoSockets(String),
     /// The wire format has it, husk has not.
     #[error("{field}: {found} is not supported, {allowed}")]
     Unsupported {
@@ -293,8 +299,13 @@ impl VmConfig {
         }
         self.serial.validate("serial")?;
         self.console.validate("console")?;
-        match (self.serial.mode, self.console.mode) {
-            (ConsoleMode::Tty, ConsoleMode::Tty) => Err(ConfigError::TwoTtys),
+        match (self.serial.mode, self.console.mode, &self.serial.socket) {
+            (ConsoleMode::Tty, ConsoleMode::Tty, _) => Err(ConfigError::TwoTtys),
+            (ConsoleMode::Socket, ConsoleMode::Socket, Some(socket))
+                if self.console.socket.as_ref() == Some(socket) =>
+            {
+                Err(ConfigError::TwoSockets(socket.display().to_string()))
+            }
             _ => Ok(()),
         }
     }
@@ -464,7 +475,10 @@ impl ConsoleConfig {
         match (self.mode, &self.file) {
             (ConsoleMode::File, None) => Err(ConfigError::NoFile(name)),
             (ConsoleMode::File, Some(file)) => Ok(path::file(name, file)?),
-            (ConsoleMode::Pty, _) => refuse("mode", "Pty".into(), "allowed: Tty, File, Journald, Null, Off".into()),
+            (ConsoleMode::Socket, _) => match &self.socket {
+                Some(socket) => Ok(path::socket(&format!("{name}.socket"), socket)?),
+                None => Err(ConfigError::NoConsoleSocket(name)),
+            },
             _ => Ok(()),
         }
     }

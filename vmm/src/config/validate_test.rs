@@ -266,11 +266,26 @@ fn a_command_line_that_the_guest_could_not_get_is_refused_before_the_boot() {
 }
 
 #[test]
-fn a_pseudo_terminal_is_refused_before_the_boot() {
+fn a_port_at_a_socket_needs_one_that_no_other_has() {
+    let at = |socket: &str| ConsoleConfig::socket(socket);
     assert_eq!(
-        error(|c| c.console = ConsoleConfig::new(ConsoleMode::Pty)),
-        "console.mode: Pty is not supported, allowed: Tty, File, Journald, Null, Off"
+        error(|c| c.console = ConsoleConfig::new(ConsoleMode::Socket)),
+        "console: mode Socket needs a socket"
     );
+    assert_eq!(error(|c| c.serial = at("")), "serial.socket: no path given");
+    assert_eq!(
+        error(|c| c.serial = at(&"/".repeat(108))),
+        "serial.socket: the path has 108 bytes, allowed: up to 107"
+    );
+    assert_eq!(
+        error(|c| (c.serial, c.console) = (at("/s"), at("/s"))),
+        "serial and console both have the socket /s, only one of them can"
+    );
+    let mut config = good();
+    (config.serial, config.console) = (at("/s"), ConsoleConfig::new(ConsoleMode::Pty));
+    // What it means for another mode is nothing.
+    config.console.socket = Some("/s".into());
+    config.validate(HOST).unwrap();
 }
 
 #[test]

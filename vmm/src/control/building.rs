@@ -137,6 +137,7 @@ impl Work<Controller> for Start {
 
     fn advance(&mut self, owner: &mut Controller) -> Option<Outcome> {
         let started = owner.start_built()?;
+        owner.tell_terminals();
         owner.failure = started.err();
         Some(Ok(Reply::Done))
     }

@@ -1,4 +1,4 @@
-//! The main thread's loop: commands, signals, the keyboard, news, timers, and the guest's end.
+//! The main thread's loop: commands, signals, the keyboard and what others attach to, news, timers, and the guest's end.
 //!
 //! Each round serves everything that is ready, the most urgent first, and of each a piece that is bounded: one command, one signal, one
 //! read of keys. So nothing that never ceases keeps the rest from its turn, and timers are looked at in every round.
@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{Controller, Due, Progress};
 use crate::api::{Execute, Inbox};
-use crate::machine::{BuildError, Ending};
+use crate::machine::{BuildError, Ending, Machine};
 use crate::news::whole_millis;
 use crate::seccomp::{Mode, Role};
 use crate::terminal::{self, Arrival, Input, RawMode, Signal, Signals, StdoutSink};
@@ -24,9 +24,11 @@ const SIGNAL: u64 = 1;
 const NEWS: u64 = 2;
 const COMMANDS: u64 = 3;
 const KEYS: u64 = 4;
-const OUTPUT: u64 = 5;
+/// What others attach to, the one or the other.
+const LINES: u64 = 5;
+const OUTPUT: u64 = 6;
 /// How many there are: a round hears of all.
-const SOURCES: usize = 6;
+const SOURCES: usize = 8;
 
 /// Keys read ahead of a guest that does not read them. More stay with the terminal.
 const BACKLOG_BYTES: usize = 4096;
@@ -125,6 +127,7 @@ impl EventLoop<'_> {
             self.on_time();
             let mut ready: Vec<u64> = events.iter().take(ready).map(EpollEvent::data).collect();
             ready.sort_unstable();
+            ready.dedup();
             for source in ready {
                 if let Some(ended) = self.serve(source)? {
                     return Ok(ended);
@@ -148,6 +151,7 @@ impl EventLoop<'_> {
             KEYS => return self.on_keys(),
             NEWS => self.controller.on_news(),
             COMMANDS => self.on_command(),
+            LINES => self.serve_lines(),
             _ => self.out.drain(),
         }
         Ok(None)
@@ -172,6 +176,7 @@ impl EventLoop<'_> {
         };
         let ended = machine.ended().try_clone()?;
         watch(&self.epoll, ended.as_raw_fd(), ENDED)?;
+        machine.lines().try_for_each(|line| watch(&self.epoll, line, LINES))?;
         self.watched = Some(Watched { number, ended });
         if machine.keyboard().is_some() && self.keys.is_none() {
             let keys = Keys::new()?;
@@ -205,7 +210,10 @@ impl EventLoop<'_> {
         for due in self.controller.on_time(Instant::now()) {
             match due {
                 Due::Trim => trim::trim(),
-                _ => self.offer_keys(),
+                _ => {
+                    self.offer_keys();
+                    self.serve_lines();
+                }
             }
         }
     }
@@ -300,6 +308,13 @@ impl EventLoop<'_> {
             keys.backlog.drain(..taken.min(keys.backlog.len()));
         }
         if !keys.backlog.is_empty() {
+            self.controller.timers.set(Due::Keys, Instant::now() + RETRY);
+        }
+    }
+
+    fn serve_lines(&mut self) {
+        let machine = self.controller.machine_mut();
+        if machine.is_some_and(Machine::serve_lines) {
             self.controller.timers.set(Due::Keys, Instant::now() + RETRY);
         }
     }

@@ -164,6 +164,10 @@ impl Controller {
         self.vm.as_ref()?.machine()
     }
 
+    fn machine_mut(&mut self) -> Option<&mut Machine> {
+        self.vm.as_mut()?.machine_mut()
+    }
+
     /// Takes in a configuration that was made of this process's own command line, and boots it. What may wait is left to the loop, which
     /// serves signals meanwhile: `Controller::take_failure` says then why it cannot be had.
     ///
@@ -180,9 +184,17 @@ impl Controller {
             self.run(&mut vm)?;
             self.events.emit("vm", "booted");
             self.vm = Some(vm);
+            self.tell_terminals();
         }
         self.publish();
         Ok(())
+    }
+
+    /// Says on standard error which pseudo-terminals lead to the guest: whoever wrote the command line has to know.
+    fn tell_terminals(&self) {
+        for (port, path) in self.machine().into_iter().flat_map(Machine::terminals) {
+            crate::log::tell(&format!("husk: {port} is at {}\n", path.display()));
+        }
     }
 
     /// Why the VM that this process is for cannot be had, once that is known.
@@ -374,7 +386,7 @@ impl Controller {
     fn publish(&self) {
         self.info.set(self.vm.as_ref().map(|vm| {
             VmInfo {
-                config: vm.config().clone(),
+                config: vm.config_as_is(),
                 state: vm.state(),
                 memory_actual_size: vm
                     .machine()

@@ -1,5 +1,6 @@
 //! The VM that a controller owns: its configuration, what clients passed for it, and its machine while it runs.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use super::life;
 use super::resize::LastResize;
 use super::stopping::Stopping;
 use crate::api::{Containers, VmState};
-use crate::config::{NewDevice, RunOptions, VmConfig};
+use crate::config::{ConsoleMode, NewDevice, RunOptions, VmConfig};
 use crate::machine::{BuildError, Machine, MachineSize, Passed, Pending, net};
 use crate::terminal::StdoutSink;
 use crate::trace::Trace;
@@ -83,6 +84,18 @@ impl Vm {
 
     pub(super) fn config(&self) -> &VmConfig {
         &self.config
+    }
+
+    /// The configuration as it is shown: with the pseudo-terminals that there are at present.
+    pub(super) fn config_as_is(&self) -> VmConfig {
+        let mut config = self.config.clone();
+        let terminals: BTreeMap<_, _> = self.machine.iter().flat_map(Machine::terminals).collect();
+        for (name, port) in [("serial", &mut config.serial), ("console", &mut config.console)] {
+            if port.mode == ConsoleMode::Pty {
+                port.file = terminals.get(name).map(|path| path.to_path_buf());
+            }
+        }
+        config
     }
 
     /// Takes another configuration in, of a VM that does not run.

@@ -181,6 +181,7 @@ impl Machine {
             board,
             ended,
             keyboard: handles.keyboard,
+            lines: handles.lines,
             vm,
             stats: OnceCell::new(),
             memory,

@@ -7,6 +7,7 @@ mod device;
 pub mod fips;
 mod fs;
 mod hotplug;
+mod keyboard;
 pub mod net;
 mod output;
 mod pending;
@@ -32,11 +33,11 @@ use crate::config::NewDevice;
 use crate::kvm::{Stats, Vm};
 use crate::memory::AddressSpace;
 use crate::metrics::Figures;
-use crate::terminal::window_size;
 
 use board::Board;
 use cpu_slots::CpuPlug;
 use device::Devices;
+use keyboard::{Attached, Keyboard};
 use resize::{Dimms, Resizes};
 use stop::Asked;
 
@@ -45,7 +46,7 @@ pub use build::BuildError;
 pub use device::{Collected, Counted, SlotError};
 pub use pending::{Pending, Request, Update};
 pub use pmem::PmemError;
-pub use populate::{Keyboard, Passed};
+pub use populate::Passed;
 pub use resize::{Change, Latency, MachineSize, Refusal, ResizeError, Wanted, millis};
 pub use stop::STOP_DEADLINE;
 pub use tail::Tail;
@@ -64,6 +65,8 @@ pub struct Machine {
     board: Arc<Board>,
     ended: EventFd,
     keyboard: Option<Keyboard>,
+    /// Until everything is asked to stop: nobody types any more.
+    lines: Vec<Attached>,
     vm: Arc<Vm>,
     /// What KVM counts of the whole of it, once somebody has asked.
     stats: OnceCell<Option<Stats>>,
@@ -186,17 +189,5 @@ impl Machine {
     /// Readable when the guest has ended.
     pub fn ended(&self) -> &EventFd {
         &self.ended
-    }
-
-    /// What standard input types on, if anything.
-    pub fn keyboard(&self) -> Option<&Keyboard> {
-        self.keyboard.as_ref()
-    }
-
-    /// Tells the guest's console the size of the terminal.
-    pub fn fit_window(&self) {
-        if let (Some(Keyboard::Console(console)), Some(window)) = (&self.keyboard, window_size()) {
-            console.resize(window.columns, window.rows);
-        }
     }
 }

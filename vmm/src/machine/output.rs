@@ -1,4 +1,4 @@
-//! Where the output of serial port and console goes.
+//! Where serial port and console lead.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -6,44 +6,66 @@ use std::path::Path;
 use super::build::BuildError;
 use crate::config::{ConsoleConfig, ConsoleMode};
 use crate::log::JOURNAL;
-use crate::terminal::{Journal, StdoutSink, Way};
+use crate::terminal::{Journal, Line, StdoutSink, Way};
 
-/// Takes the output of the port called `name`, and never waits; `None` when there is to be no such port. Two ports may have one file: it
-/// gets the writes of both, none over another.
+/// The host's side of a port.
+pub(super) struct Output {
+    /// Takes what the guest prints, and never waits.
+    pub sink: Box<dyn Write + Send>,
+    /// Brings what somebody types who attaches to it.
+    pub line: Option<Line>,
+}
+
+impl Output {
+    fn to(sink: impl Write + Send + 'static) -> Self {
+        let sink = Box::new(sink);
+        Self { sink, line: None }
+    }
+}
+
+/// Opens the host's side of the port called `name`; `None` when there is to be no such port. Two ports may have one file: it gets the
+/// writes of both, none over another.
 ///
 /// # Errors
 /// [`BuildError::Device`], with the path.
-pub(super) fn output(
-    name: &str,
-    config: &ConsoleConfig,
-    stdout: &StdoutSink,
-) -> Result<Option<Box<dyn Write + Send>>, BuildError> {
-    Ok(Some(match (config.mode, &config.file) {
-        (ConsoleMode::Off, _) => return Ok(None),
-        (ConsoleMode::Null, _) => Box::new(io::sink()),
-        (ConsoleMode::Tty, _) => Box::new(stdout.clone()),
-        (ConsoleMode::File, Some(path)) => {
+pub(super) fn output(name: &str, config: &ConsoleConfig, stdout: &StdoutSink) -> Result<Option<Output>, BuildError> {
+    Ok(Some(match (config.mode, &config.file, &config.socket) {
+        (ConsoleMode::Off, ..) => return Ok(None),
+        (ConsoleMode::Null, ..) => Output::to(io::sink()),
+        (ConsoleMode::Tty, ..) => Output::to(stdout.clone()),
+        (ConsoleMode::File, Some(path), _) => {
             let sink = match config.limit {
                 Some(limit) => stdout.open_limited(path, limit, config.kept()),
                 None => stdout.open(path),
             };
-            Box::new(sink.map_err(|e| BuildError::device(format!("{name} {}", path.display()), e))?)
+            Output::to(sink.map_err(|e| BuildError::device(format!("{name} {}", path.display()), e))?)
         }
-        (ConsoleMode::Journald, _) => {
+        (ConsoleMode::Journald, ..) => {
             let path = config.journal.as_deref().unwrap_or(Path::new(JOURNAL));
             let usual = || format!("{}-console", crate::log::tag());
             let identifier = config.identifier.clone().unwrap_or_else(usual);
             let sink = Journal::open(path, &identifier, name).and_then(|journal| stdout.port(Way::Journal(journal)));
-            Box::new(sink.map_err(|e| BuildError::device(format!("{name} journald {}", path.display()), e))?)
+            Output::to(sink.map_err(|e| BuildError::device(format!("{name} journald {}", path.display()), e))?)
         }
-        // Validated: neither is ever configured.
-        (ConsoleMode::File, None) | (ConsoleMode::Pty, _) => {
-            return Err(BuildError::device(
-                name,
-                "allowed: Tty, File with a file, Journald, Null, Off",
-            ));
+        (ConsoleMode::Socket, _, Some(path)) => {
+            attached(Line::listen(path, stdout).map_err(|e| BuildError::device(name, e))?)
+        }
+        (ConsoleMode::Pty, ..) => {
+            attached(Line::terminal(stdout).map_err(|e| BuildError::device(format!("{name} pty"), e))?)
+        }
+        // Validated: none of these is ever configured.
+        (ConsoleMode::File, None, _) | (ConsoleMode::Socket, _, None) => {
+            return Err(BuildError::device(name, "its mode needs a file or a socket"));
         }
     }))
+}
+
+fn attached((line, sink): (Line, impl Write + Send + 'static)) -> Output {
+    let line = Some(line);
+    Output {
+        line,
+        ..Output::to(sink)
+    }
 }
 
 #[cfg(test)]

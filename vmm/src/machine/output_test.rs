@@ -15,7 +15,10 @@ use crate::terminal::testing::fifo;
 const MUCH: usize = 1 << 20;
 
 fn open(path: &Path, stdout: &StdoutSink) -> Box<dyn Write + Send> {
-    output("serial", &ConsoleConfig::file(path), stdout).unwrap().unwrap()
+    output("serial", &ConsoleConfig::file(path), stdout)
+        .unwrap()
+        .unwrap()
+        .sink
 }
 
 /// A serial port whose output goes to `path`.

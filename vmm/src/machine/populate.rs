@@ -14,7 +14,7 @@ use husk_devices::serial::{self, Serial};
 use husk_firmware::layout;
 use husk_virtio::balloon::{Balloon, BalloonHandle, BalloonTarget};
 use husk_virtio::block::{Block, BlockConfig};
-use husk_virtio::console::{Console, ConsoleHandle};
+use husk_virtio::console::Console;
 use husk_virtio::device::VirtioDevice;
 use husk_virtio::mem::{Mem, MemConfig, MemHandle};
 use husk_virtio::rng::Rng;
@@ -22,11 +22,12 @@ use husk_virtio::threads::Threads;
 
 use super::build::BuildError;
 use super::device::Devices;
-use super::output::output;
+use super::keyboard::{Attached, Keyboard};
+use super::output::{Output, output};
 use super::tail::Tail;
 use crate::config::{BalloonConfig, ConsoleConfig, ConsoleMode, DiskConfig, NewDevice, RunOptions, VmConfig};
 use crate::memory::{AddressSpace, Blocks};
-use crate::terminal::{StdoutSink, window_size};
+use crate::terminal::{Line, StdoutSink, window_size};
 
 /// Window size of a console that has no terminal.
 const COLUMNS_ROWS: (u16, u16) = (80, 24);
@@ -34,29 +35,13 @@ const COLUMNS_ROWS: (u16, u16) = (80, 24);
 /// Descriptors that clients have passed for devices, by the device's name. They stay for as long as the device is configured.
 pub type Passed = BTreeMap<String, Vec<OwnedFd>>;
 
-/// What standard input types on.
-pub enum Keyboard {
-    /// The serial port.
-    Serial(Arc<Mutex<Serial>>),
-    /// The virtio console.
-    Console(ConsoleHandle),
-}
-
-impl Keyboard {
-    /// Types `bytes`; returns how many the guest has room for.
-    pub fn press(&self, bytes: &[u8]) -> usize {
-        match self {
-            Self::Serial(serial) => lock(serial).enqueue(bytes),
-            Self::Console(console) => console.input(bytes),
-        }
-    }
-}
-
 /// What of the devices the machine keeps in hand.
 #[derive(Default)]
 pub struct Handles {
     /// What standard input types on, if anything.
     pub keyboard: Option<Keyboard>,
+    /// What others attach to.
+    pub lines: Vec<Attached>,
     /// The virtio-mem device.
     pub blocks: Option<MemHandle>,
     /// The balloon.
@@ -99,7 +84,16 @@ pub fn populate(
             Some(aml),
         )?;
     }
+    let mut lines = Vec::new();
+    let mut connect = |name, mode, line: Option<Line>, keyboard| match line {
+        Some(line) => {
+            lines.push(Attached::new(name, line, keyboard));
+            None
+        }
+        None => (mode == ConsoleMode::Tty).then_some(keyboard),
+    };
     let serial = add_serial(&config.serial, devices, stdout, &options.tail)?;
+    let serial = serial.and_then(|(port, line)| connect("serial", config.serial.mode, line, port));
     for (number, device) in config.devices().enumerate() {
         let name = device
             .id()
@@ -115,8 +109,10 @@ pub fn populate(
     let balloon = config.balloon.as_ref();
     let balloon = balloon.map(|config| add_balloon(config, devices, memory)).transpose()?;
     let console = add_console(&config.console, devices, stdout, &options.tail)?;
+    let console = console.and_then(|(port, line)| connect("console", config.console.mode, line, port));
     Ok(Handles {
         keyboard: serial.or(console),
+        lines,
         blocks,
         balloon,
     })
@@ -169,18 +165,18 @@ fn add_serial(
     devices: &mut Devices,
     stdout: &StdoutSink,
     tail: &Tail,
-) -> Result<Option<Keyboard>, BuildError> {
-    let Some(output) = output("serial", config, stdout)? else {
+) -> Result<Option<(Keyboard, Option<Line>)>, BuildError> {
+    let Some(Output { sink, line }) = output("serial", config, stdout)? else {
         return Ok(None);
     };
     let irq = devices
         .line(layout::COM1_GSI)
         .map_err(|e| BuildError::device("serial", e))?;
-    let port = shared(Serial::new(irq, tail.over(output)));
+    let port = shared(Serial::new(irq, tail.over(sink)));
     let aml = Serial::aml(layout::COM1_PORT, layout::COM1_GSI);
     devices.add_ports("serial", layout::COM1_PORT, serial::SIZE, port.clone(), Some(aml))?;
     devices.show_counters("__serial", lock(&port).metrics());
-    Ok((config.mode == ConsoleMode::Tty).then_some(Keyboard::Serial(port)))
+    Ok(Some((Keyboard::Serial(port), line)))
 }
 
 fn add_console(
@@ -188,18 +184,18 @@ fn add_console(
     devices: &mut Devices,
     stdout: &StdoutSink,
     tail: &Tail,
-) -> Result<Option<Keyboard>, BuildError> {
-    let Some(output) = output("console", config, stdout)? else {
+) -> Result<Option<(Keyboard, Option<Line>)>, BuildError> {
+    let Some(Output { sink, line }) = output("console", config, stdout)? else {
         return Ok(None);
     };
     let (columns, rows) = match (config.mode, window_size()) {
         (ConsoleMode::Tty, Some(window)) => (window.columns, window.rows),
         _ => COLUMNS_ROWS,
     };
-    let console = Console::new(columns, rows, tail.over(output)).map_err(|e| BuildError::device("console", e))?;
+    let console = Console::new(columns, rows, tail.over(sink)).map_err(|e| BuildError::device("console", e))?;
     let handle = console.handle();
     devices.add_virtio("__console", Box::new(console))?;
-    Ok((config.mode == ConsoleMode::Tty).then_some(Keyboard::Console(handle)))
+    Ok(Some((Keyboard::Console(handle), line)))
 }
 
 /// Makes the device that is asked for, at boot or later. What it needs of `passed` it duplicates; what confines its own threads is

@@ -54,6 +54,8 @@ impl Machine {
 
     /// Asks everything to stop, for good, and returns at once: see [`Machine::unstopped`].
     pub fn stop(&mut self) {
+        // Their sockets are free for the next machine, whatever of this one is left behind. Who has connected reads on.
+        self.lines.clear();
         self.cpus.plug_mut().cpus.stop();
     }
 

@@ -64,6 +64,10 @@ pub(super) const TCGETS: u32 = 0x5401;
 pub(super) const TCSETS: u32 = 0x5402;
 pub(super) const TIOCGPGRP: u32 = 0x540f;
 pub(super) const TIOCGWINSZ: u32 = 0x5413;
+// Pseudo-terminals: unlocked, named, the other side opened.
+pub(super) const TIOCSPTLCK: u32 = request(WRITE, 0x54, 0x31, 4);
+pub(super) const TIOCGPTN: u32 = request(READ, 0x54, 0x30, 4);
+pub(super) const TIOCGPTPEER: u32 = request(NONE, 0x54, 0x41, 0);
 /// What newer C libraries use in place of `TCGETS` and `TCSETS`.
 pub(super) const TCGETS2: u32 = 0x802c_542a;
 pub(super) const TCSETS2: u32 = 0x402c_542b;

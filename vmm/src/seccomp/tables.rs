@@ -458,6 +458,8 @@ const EVENT_LOOP: &[Rule] = &[
     any(libc::SYS_newfstatat),
     any(libc::SYS_statx),
     any(libc::SYS_preadv2),
+    // Whoever attaches to a port's socket.
+    any(libc::SYS_accept4),
     only(
         libc::SYS_fcntl,
         // A disk that goes unlocks its image.
@@ -580,6 +582,10 @@ const CONTROL_REQUESTS: &[u32] = &[
     r::TUNGETIFF,
     r::TUNSETOFFLOAD,
     r::TUNSETVNETHDRSZ,
+    // A pseudo-terminal that a port leads to.
+    r::TIOCSPTLCK,
+    r::TIOCGPTN,
+    r::TIOCGPTPEER,
     // Devices that the kernel serves.
     r::VHOST_GET_FEATURES,
     r::VHOST_SET_OWNER,

@@ -168,6 +168,7 @@ const VCPU_COMES: &str = "a vCPU that is added while the guest runs, as seen und
 const MEMORY_COMES: &str = "virtio-mem whose guest plugs memory";
 const FILE_SERVER: &str = "husk fs, whose whole process is confined in vmm/tests/fs.rs";
 const SCRAPED: &str = "a client that asks for figures";
+const ATTACHED: &str = "a port that others attach to, confined in vmm/tests/lines.rs";
 const MEMORY_GOES: &str = "memory that the guest has given back";
 
 /// What is needed although no test has shown it, and why.
@@ -208,6 +209,10 @@ const UNSEEN: &[(Use, &str)] = &[
         "as newfstatat, by newer C libraries",
     ),
     (("EVENT_LOOP", n(libc::SYS_preadv2), None), "keys, or bytes from a pipe"),
+    (("EVENT_LOOP", n(libc::SYS_accept4), None), ATTACHED),
+    (("CONTROL", n(libc::SYS_ioctl), Some(r::TIOCSPTLCK)), ATTACHED),
+    (("CONTROL", n(libc::SYS_ioctl), Some(r::TIOCGPTN)), ATTACHED),
+    (("CONTROL", n(libc::SYS_ioctl), Some(r::TIOCGPTPEER)), ATTACHED),
     (("BLOCK", n(libc::SYS_fcntl), with(libc::F_OFD_SETLK)), LEFT_BEHIND),
     (("BLOCK", n(libc::SYS_preadv), None), NO_RING),
     (("BLOCK", n(libc::SYS_pwritev), None), NO_RING),

@@ -82,22 +82,23 @@ impl Outlet {
     pub fn append(path: &Path, mode: u32) -> Result<Self, OutletError> {
         let file = open(path, mode)?;
         check_kind(file.metadata()?.file_type())?;
-        Ok(Self {
+        Ok(Self::non_blocking(file))
+    }
+
+    /// Takes what does not block already, and is nobody else's.
+    pub(super) fn non_blocking(file: File) -> Self {
+        Self {
             file,
             room: Room::Own,
             chunk: CHUNK,
-        })
+        }
     }
 
     /// Takes a descriptor that the process was started with.
     pub fn inherit(file: File) -> Self {
         let terminal = file.is_terminal();
         if let Some(own) = open_again(&file, terminal) {
-            return Self {
-                file: own,
-                room: Room::Own,
-                chunk: CHUNK,
-            };
+            return Self::non_blocking(own);
         }
         let room = match file.metadata().map(|found| found.file_type()) {
             Ok(kind) if kind.is_file() => Room::Own,

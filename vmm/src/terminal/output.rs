@@ -52,7 +52,7 @@ impl StdoutSink {
         }
     }
 
-    fn over(way: Option<Way>) -> io::Result<Self> {
+    pub(super) fn over(way: Option<Way>) -> io::Result<Self> {
         let (stdout, wakeup) = (Sink::over(way)?, Epoll::new()?);
         watch(&wakeup, &stdout)?;
         let sinks = Mutex::default();
@@ -104,6 +104,13 @@ impl StdoutSink {
         let deadline = Instant::now() + limit;
         self.stdout.finish(deadline);
         self.others.locked().iter().for_each(|sink| sink.finish(deadline));
+    }
+}
+
+impl PortSink {
+    /// The sink itself, for whoever chooses where it leads.
+    pub(super) fn sink(&self) -> Sink {
+        self.sink.clone()
     }
 }
 

@@ -1,4 +1,4 @@
-//! A guest's output on its [`Way`] to an outlet, a file or journald, without ever holding up the guest.
+//! A guest's output on its [`Way`] to an outlet, a file, journald or a client, without ever holding up the guest.
 //!
 //! Policy: bytes go out at once while the outlet takes them. When it has no room (a full pipe, a terminal that was stopped) they wait, up
 //! to [`BACKLOG_BYTES`]; beyond that the newest are refused. When the outlet fails (`EPIPE`, `EIO`, a full file system) what waits is
@@ -63,6 +63,19 @@ impl Sink {
         }
     }
 
+    /// Has everything go to `way` from now on, with what waits; `None` refuses it.
+    pub(super) fn lead_to(&self, way: Option<Way>) {
+        let mut state = self.locked();
+        if !state.backlog.is_empty() {
+            self.watch(&state, ControlOperation::Delete);
+        }
+        state.way = way;
+        state.send_backlog();
+        if !state.backlog.is_empty() {
+            self.watch(&state, ControlOperation::Add);
+        }
+    }
+
     /// Gives what waits until `deadline` to be read. For the end of the VM.
     pub fn finish(&self, deadline: Instant) {
         let mut state = self.locked();
@@ -75,11 +88,15 @@ impl Sink {
                 return;
             }
         }
+        if let Some(way) = &state.way {
+            way.wait_for_reader(deadline);
+        }
     }
 
-    /// Whether bytes wait.
+    /// Whether bytes wait, here or where they went.
     pub(super) fn has_backlog(&self) -> bool {
-        !self.locked().backlog.is_empty()
+        let state = self.locked();
+        !state.backlog.is_empty() || state.way.as_ref().is_some_and(Way::is_unread)
     }
 
     /// Whether both are one.
@@ -97,12 +114,9 @@ impl Sink {
     }
 
     fn watch(&self, state: &State, operation: ControlOperation) {
-        if let Some(way) = &state.way {
+        if let Some(fd) = state.way.as_ref().and_then(Way::room) {
             // Regular files are refused, and never have a backlog. Anything else waits for the next write instead.
-            let _ = self
-                .0
-                .wakeup
-                .ctl(operation, way.as_raw_fd(), EpollEvent::new(EventSet::OUT, 0));
+            let _ = self.0.wakeup.ctl(operation, fd, EpollEvent::new(EventSet::OUT, 0));
         }
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Instant;
 
+use super::line::Terminal;
 use super::{Files, Journal, Outlet, writable_by};
 
 /// Takes bytes as far as there is room.
@@ -15,6 +16,10 @@ pub enum Way {
     Files(Files),
     /// journald.
     Journal(Journal),
+    /// The client of a socket, or the one that may come.
+    Client(Option<Outlet>),
+    /// A pseudo-terminal.
+    Terminal(Terminal),
 }
 
 impl Way {
@@ -27,6 +32,9 @@ impl Way {
             Self::Outlet(outlet) => outlet.write(bytes),
             Self::Files(files) => files.write(bytes),
             Self::Journal(journal) => journal.write(bytes),
+            Self::Client(Some(outlet)) => outlet.write(bytes),
+            Self::Client(None) => Err(io::ErrorKind::WouldBlock.into()),
+            Self::Terminal(terminal) => terminal.master().write(bytes),
         }
     }
 
@@ -43,23 +51,37 @@ impl Way {
             Self::Outlet(outlet) => outlet.has_room_by(deadline),
             Self::Files(_) => true,
             Self::Journal(journal) => writable_by(journal, deadline),
+            Self::Client(client) => client.as_ref().is_some_and(|outlet| outlet.has_room_by(deadline)),
+            Self::Terminal(terminal) => terminal.master().has_room_by(deadline),
         }
+    }
+
+    /// Whether what was taken would be lost if this were closed now.
+    pub(super) fn is_unread(&self) -> bool {
+        matches!(self, Self::Terminal(terminal) if terminal.is_unread())
+    }
+
+    /// Gives what was taken until `deadline` to be read, if it would be lost.
+    pub(super) fn wait_for_reader(&self, deadline: Instant) {
+        if let Self::Terminal(terminal) = self {
+            terminal.wait_for_reader(deadline);
+        }
+    }
+
+    /// A descriptor that is writable when there is room, or when some can be made; `None` if it takes somebody to come.
+    pub(super) fn room(&self) -> Option<RawFd> {
+        Some(match self {
+            Self::Outlet(outlet) => outlet.as_raw_fd(),
+            Self::Files(files) => files.as_raw_fd(),
+            Self::Journal(journal) => journal.as_raw_fd(),
+            Self::Client(client) => client.as_ref()?.as_raw_fd(),
+            Self::Terminal(terminal) => terminal.master().as_raw_fd(),
+        })
     }
 }
 
 impl From<Outlet> for Way {
     fn from(outlet: Outlet) -> Self {
         Self::Outlet(outlet)
-    }
-}
-
-impl AsRawFd for Way {
-    /// A descriptor that is writable when there is room, or when some can be made.
-    fn as_raw_fd(&self) -> RawFd {
-        match self {
-            Self::Outlet(outlet) => outlet.as_raw_fd(),
-            Self::Files(files) => files.as_raw_fd(),
-            Self::Journal(journal) => journal.as_raw_fd(),
-        }
     }
 }

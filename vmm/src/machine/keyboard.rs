@@ -1,0 +1,79 @@
+//! What types into the guest: standard input, and whoever attaches to a port.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use husk_devices::lock;
+use husk_devices::serial::Serial;
+use husk_virtio::console::ConsoleHandle;
+
+use super::Machine;
+use crate::terminal::{Line, window_size};
+
+/// The keys of a port.
+pub enum Keyboard {
+    /// The serial port.
+    Serial(Arc<Mutex<Serial>>),
+    /// The virtio console.
+    Console(ConsoleHandle),
+}
+
+/// A port with the line that others attach to.
+pub struct Attached {
+    /// The port, as the configuration calls it.
+    name: &'static str,
+    line: Line,
+    keyboard: Keyboard,
+}
+
+impl Keyboard {
+    /// Types `bytes`; returns how many the guest has room for.
+    pub fn press(&self, bytes: &[u8]) -> usize {
+        match self {
+            Self::Serial(serial) => lock(serial).enqueue(bytes),
+            Self::Console(console) => console.input(bytes),
+        }
+    }
+}
+
+impl Attached {
+    pub(super) fn new(name: &'static str, line: Line, keyboard: Keyboard) -> Self {
+        Self { name, line, keyboard }
+    }
+}
+
+impl Machine {
+    /// What standard input types on, if anything.
+    pub fn keyboard(&self) -> Option<&Keyboard> {
+        self.keyboard.as_ref()
+    }
+
+    /// Tells the guest's console the size of the terminal.
+    pub fn fit_window(&self) {
+        if let (Some(Keyboard::Console(console)), Some(window)) = (&self.keyboard, window_size()) {
+            console.resize(window.columns, window.rows);
+        }
+    }
+
+    /// Descriptors to watch for reading, level-triggered: see [`Machine::serve_lines`]. They are closed when the machine is asked to stop.
+    pub fn lines(&self) -> impl Iterator<Item = RawFd> {
+        self.lines.iter().map(|attached| attached.line.as_raw_fd())
+    }
+
+    /// Serves a piece of what comes by each line. Whether that is to be done again soon, whatever is readable.
+    pub fn serve_lines(&mut self) -> bool {
+        let mut again = false;
+        for Attached { line, keyboard, .. } in &mut self.lines {
+            again |= line.serve(|bytes| keyboard.press(bytes));
+        }
+        again
+    }
+
+    /// The pseudo-terminals that lead to the guest, by the names of their ports.
+    pub fn terminals(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        self.lines
+            .iter()
+            .filter_map(|attached| Some((attached.name, attached.line.path()?)))
+    }
+}
