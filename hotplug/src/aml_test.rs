@@ -199,6 +199,27 @@ fn a_processor_names_its_apic() {
 }
 
 #[test]
+fn only_a_bank_with_processors_that_need_it_has_the_longer_structure() {
+    // Processor Local x2APIC (ACPI 6.5 §5.2.12.12): type 9, 16 bytes, enabled. APIC ID 0xfe is the last that does without.
+    const X2APIC: [u8; 16] = [9, 16, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+    for (slots, has_it) in [(1, false), (255, false), (256, true)] {
+        let mut bytes = Vec::new();
+        BankAml {
+            kind: Kind::Cpu,
+            address: BANK,
+            slots,
+            pinned: 1,
+        }
+        .to_aml_bytes(&mut bytes);
+        assert_eq!(
+            bytes.windows(16).any(|window| window == X2APIC),
+            has_it,
+            "{slots} slots"
+        );
+    }
+}
+
+#[test]
 fn a_status_costs_one_access_and_no_method() {
     let mut machine = machine(Kind::Cpu, 256, 1);
     machine.bank.lock().unwrap().apply(77, Event::Boot, None).unwrap();

@@ -201,8 +201,7 @@ impl Sizing {
         match (quota, self.shim) {
             (Some(quota), _) => quota.plus(self.default_vcpus).vcpus(),
             (None, Shim::Rust) if cpus > 0 => cpus,
-            (None, Shim::Go) if cpus > 0 => CpuTime::from_vcpus(cpus).plus(self.default_vcpus).vcpus(),
-            (None, _) => self.default_vcpus.vcpus(),
+            (None, _) => CpuTime::from_vcpus(cpus).plus(self.default_vcpus).vcpus(),
         }
     }
 

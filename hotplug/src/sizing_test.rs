@@ -220,7 +220,13 @@ fn cpu_lists_and_cpu_times_are_read_exactly() {
         ("-1", None),
         ("0-99999", None),
     ] {
-        assert_eq!(CpuSet::parse(list).map(|cpus| cpus.len()), expected, "{list:?}");
+        let cpus = CpuSet::parse(list);
+        assert_eq!(cpus.as_ref().map(CpuSet::len), expected, "{list:?}");
+        assert_eq!(
+            cpus.map(|cpus| cpus.is_empty()),
+            expected.map(|count| count == 0),
+            "{list:?}"
+        );
     }
     for (text, vcpus) in [
         ("0", Some(0)),
@@ -243,6 +249,31 @@ fn cpu_lists_and_cpu_times_are_read_exactly() {
     ] {
         assert_eq!(CpuTime::parse(text).unwrap().to_string(), shown);
     }
+}
+
+#[test]
+fn a_quota_of_nothing_is_no_limit() {
+    for quota_us in [0, -1, i64::MIN] {
+        assert_eq!(CpuTime::from_quota(quota_us, 100_000), None, "{quota_us}");
+        // So that the set decides, and where there is none the default.
+        let set = Resources {
+            cpu_quota_us: quota_us,
+            cpu_period_us: 100_000,
+            ..cpus("0-3")
+        };
+        for (shim, expected) in [(Shim::Rust, 4), (Shim::Go, 5)] {
+            let size = sizing(shim).resized(pod(1, 512), std::slice::from_ref(&set), Change::Update, BLOCK);
+            assert_eq!(size, Ok(pod(expected, 512)), "{shim:?} {quota_us}");
+        }
+        let three = Sizing {
+            default_vcpus: CpuTime::from_vcpus(3),
+            ..sizing(Shim::Rust)
+        };
+        let start = three.static_start(&cpu(quota_us, 100_000));
+        assert_eq!(start.map(|size| size.vcpus), Ok(3), "{quota_us}");
+    }
+    assert_eq!(CpuTime::from_quota(1, 0), None, "no period");
+    assert!(CpuTime::from_quota(1, 100_000).is_some());
 }
 
 #[test]
