@@ -305,11 +305,6 @@ pub enum FileServerUsage {
         /// What may be there.
         allowed: &'static str,
     },
-    /// A list has numbers of users that are other ones in the guest.
-    #[error(
-        "--posix-acl does not go with --translate-uid and --translate-gid: the users that a list names would be others"
-    )]
-    AclOfOthers,
     /// To be ignored it is too much.
     #[error("--xattrmap is not supported: attributes have the same names in the guest and on the host")]
     AttributeMap,
@@ -342,9 +337,6 @@ impl FileServerArgs {
             return Err(FileServerUsage::AttributeMap);
         }
         let posix_acl = self.posix_acl != Negotiation::Never;
-        if posix_acl && !(self.translate_uid.is_empty() && self.translate_gid.is_empty()) {
-            return Err(FileServerUsage::AclOfOthers);
-        }
         if let Some(tag) = self.tag.as_ref().filter(|tag| tag.is_empty() || tag.len() > TAG_BYTES) {
             return Err(FileServerUsage::Tag(tag.len()));
         }
