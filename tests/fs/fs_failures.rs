@@ -14,6 +14,7 @@ use husk_tests::pod::Pod;
 use husk_tests::share::FileServer;
 use serde_json::{Value, json};
 
+use crate::served::{SERVERS, Served};
 use crate::{Lab, mount, sh, shape};
 
 /// When a late socket appears: well within the second that husk waits for one.
@@ -45,6 +46,94 @@ fn a_server_that_is_killed_takes_its_share_only() {
     let counters: Value = pod.api().get("vm.counters").unwrap().json().unwrap();
     assert_eq!(counters["_fs0"]["backend_failures"], 1, "{counters}");
     assert!(pod.stop().unwrap().status.success());
+}
+
+/// Lines that are written before anything happens.
+const LINES: usize = 20;
+
+/// Writers on three shares, two of which lose their servers in the middle of it: what was acknowledged is there, what comes then is refused,
+/// and who starts the device anew has a share again. The third one's writer notices nothing.
+#[test]
+fn servers_that_are_killed_under_load_lose_nothing_that_was_acknowledged_and_others_take_their_place() {
+    let (mut served, mut agent) = Served::start("6.12", 1);
+    let writers = SERVERS.map(|server| {
+        let mut writer = served.one_more();
+        let script = format!(
+            "i=0; while [ ! -e /tmp/enough ] && echo $((i+1)) >> /{server}/lines; do i=$((i+1)); done; echo $i"
+        );
+        thread::spawn(move || writer.must(&Call::run(&["sh", "-c", &script])).unwrap())
+    });
+    let files = SERVERS.map(|server| served.host(server).join("lines"));
+    let lines = |server: usize| fs::read_to_string(&files[server]).unwrap_or_default();
+    let wait_for = |server: usize, count: usize| {
+        let start = std::time::Instant::now();
+        while lines(server).lines().count() < count {
+            assert!(
+                start.elapsed() < husk_tests::pod::PATIENCE,
+                "{} does not go on",
+                SERVERS[server]
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+    };
+    (0..SERVERS.len()).for_each(|server| wait_for(server, LINES));
+    served.kill_daemons();
+    wait_for(0, lines(0).lines().count() + LINES);
+    sh(&mut agent, "echo > /tmp/enough");
+    for (server, writer) in writers.into_iter().enumerate() {
+        let Reply::Ran {
+            code: 0,
+            stdout,
+            stderr,
+        } = writer.join().unwrap()
+        else {
+            panic!("{}", SERVERS[server])
+        };
+        assert_eq!(
+            stderr.contains("not connected"),
+            server != 0,
+            "{}: {stderr}",
+            SERVERS[server]
+        );
+        // The last one may have been written without anybody left to say so.
+        let acknowledged: u64 = stdout.trim().parse().unwrap();
+        let text = |last: u64| (1..=last).map(|line| format!("{line}\n")).collect::<String>();
+        let found = lines(server);
+        let also = if server == 0 { acknowledged } else { acknowledged + 1 };
+        assert!(
+            [acknowledged, also].iter().any(|last| found == text(*last)),
+            "{}: {acknowledged} were acknowledged: {found}",
+            SERVERS[server]
+        );
+    }
+    served.serve_again();
+    for server in &SERVERS[1..] {
+        let reply = agent.ask(&Call::run(&["cat", &format!("/{server}/lines")])).unwrap();
+        assert!(matches!(reply, Reply::Ran { code: 1, .. }), "{server}: {reply:?}");
+        let said = sh(
+            &mut agent,
+            &format!(
+                "umount /{server}
+                 for share in /sys/fs/virtiofs/*; do
+                   [ $(cat $share/tag) != {server} ] || device=$(basename $(realpath $share/device))
+                 done
+                 for what in unbind bind; do echo $device > /sys/bus/virtio/drivers/virtiofs/$what; done
+                 mount -t virtiofs {server} /{server}
+                 head -n 2 /{server}/lines; echo again > /{server}/again"
+            ),
+        );
+        assert_eq!(said, "1\n2\n", "{server}");
+        assert_eq!(
+            fs::read_to_string(served.host(server).join("again")).unwrap(),
+            "again\n"
+        );
+    }
+    let counters: Value = served.pod().api().get("vm.counters").unwrap().json().unwrap();
+    for device in ["_fs1", "_fs2"] {
+        let found = ["connects", "starts", "backend_failures"].map(|what| counters[device][what].as_u64());
+        assert_eq!(found, [Some(2), Some(2), Some(1)], "{device}: {counters}");
+    }
+    served.end();
 }
 
 /// A pod whose server is not what it should be: refused with words about the socket, and the VMM ends in order.

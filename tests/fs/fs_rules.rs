@@ -235,7 +235,7 @@ fn on_the_host(root: &Path, choice: &Choice) -> Answers {
 /// Cases copy the table of descriptors of their process: those of two runs would hold each other's files open.
 static ALONE: Mutex<()> = Mutex::new(());
 
-fn shares_keep_the_rules(kernel: &str, servers: &[&str]) {
+fn shares_keep_the_rules(kernel: &'static str, servers: &[&str]) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let choice = choice();
     let (served, mut agent) = Served::start(kernel, 1);

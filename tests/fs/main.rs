@@ -1,6 +1,7 @@
 //! Shares by virtio-fs: a real guest, a real virtiofsd, and both sides asked what is there.
 #![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
 
+mod bad_disk;
 mod fs_failures;
 mod fs_files;
 mod fs_hardship;

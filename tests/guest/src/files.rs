@@ -5,9 +5,11 @@
 //! | `rules DIR EVERY NAME…`              | every EVERYth case of the [rules], and those whose names begin with a NAME; a [`Line`](rules::Line) of JSON for each |
 //! | `strain FILE SEED STEPS PART PARTS`  | [work](strain) on a part of a file; a [`Part`](strain::Part) as JSON           |
 //! | `hold FILE BYTES SIGN`               | maps a file, makes `SIGN`, waits until that is gone, and reads the last byte   |
+//! | `crowd DIR MOST`                     | makes up to MOST files and keeps them open, until one is refused, and writes to all; how many, and the error number |
 //! | `stress DIR SEED STEPS NUMBER`       | [work](stress) in a tree; [`Done`](stress::Done) as JSON                       |
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -49,6 +51,7 @@ pub fn perform(words: &[String]) -> Result<String> {
             serde_json::to_string(&done)?
         }
         ["hold", path, bytes, sign] => hold(path, bytes.parse()?, sign.as_ref())?.to_string(),
+        ["crowd", root, most] => crowd(root.as_ref(), most.parse()?)?,
         _ => bail!("cannot do {words:?}"),
     })
 }
@@ -61,6 +64,23 @@ fn hold(path: &str, bytes: usize, sign: &Path) -> Result<u8> {
     wait_at(sign)?;
     mapping.read(bytes.saturating_sub(1), &mut byte);
     Ok(byte[0])
+}
+
+/// What is open goes on being served when nothing more can be opened.
+fn crowd(root: &Path, most: usize) -> Result<String> {
+    let mut files = Vec::new();
+    let refused = loop {
+        let name = files.len().to_string();
+        match File::create_new(root.join(&name)) {
+            Ok(_) if files.len() == most => bail!("{most} files are open, and one more"),
+            Ok(file) => files.push((file, name)),
+            Err(error) => break error.raw_os_error().unwrap_or_default(),
+        }
+    };
+    for (file, name) in &mut files {
+        file.write_all(name.as_bytes())?;
+    }
+    Ok(format!("{} {refused}", files.len()))
 }
 
 /// Makes a file, and waits until it is gone.

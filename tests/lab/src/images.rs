@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use anyhow::{Context, Result};
 
 use crate::archive::Archive;
-use crate::command::{command, find, mebibytes, output};
+use crate::command::{command, find, output};
 use crate::file_server;
 use crate::kernel::{HOST_KERNEL, KERNELS, Kernel};
 use crate::packages::{self, Package};
@@ -53,7 +53,7 @@ pub fn ensure_guests(lab: &Lab, guest_init: &Path) -> Result<()> {
         let modules = kernel.modules(lab, &[kernel.guest_modules])?;
         let mut image = with_init(&init)?;
         add_modules(&mut image, &modules)?;
-        add_later_modules(lab, kernel, &mut image)?;
+        add_later_modules(lab, kernel, kernel.later_modules, &mut image)?;
         paths::write(&folder.join("initramfs.cpio"), &image.finish()?)?;
         let mut image = with_init(&init)?;
         add_shell(lab, &mut image)?;
@@ -61,7 +61,7 @@ pub fn ensure_guests(lab: &Lab, guest_init: &Path) -> Result<()> {
             &mut image,
             &kernel.modules(lab, &[kernel.guest_modules, kernel.pod_modules])?,
         )?;
-        add_later_modules(lab, kernel, &mut image)?;
+        add_later_modules(lab, kernel, kernel.later_modules, &mut image)?;
         paths::write(&folder.join("pod.cpio"), &image.finish()?)?;
         ensure_pod_image(&folder.join("pod.img"))?;
         let mut image = Archive::default();
@@ -127,6 +127,7 @@ pub fn ensure_host(lab: &Lab, guest_init: &Path) -> Result<PathBuf> {
     image.file("init", &fs::read(guest_init)?)?;
     add_shell(lab, &mut image)?;
     add_modules(&mut image, &HOST_KERNEL.modules(lab, &[HOST_KERNEL.host_modules])?)?;
+    add_later_modules(lab, HOST_KERNEL, HOST_KERNEL.host_later_modules, &mut image)?;
     let path = lab.path("host/initramfs.cpio");
     paths::write(&path, &image.finish()?)?;
     Ok(path)
@@ -160,7 +161,7 @@ pub fn make_disk(folder: &Path, disk: &Path, spare_mib: u64) -> Result<()> {
     let parent = disk.parent().context("a disk needs a folder")?;
     fs::create_dir_all(parent)?;
     let part = tempfile::Builder::new().prefix(PART).tempfile_in(parent)?;
-    // File systems spend some space on themselves: an eighth is ample with these few large files.
+    // File systems spend some space on themselves: an eighth is ample.
     let size = size_mib(folder)? * 9 / 8 + spare_mib + 8;
     let mke2fs = find("mke2fs").context("mke2fs is not installed")?;
     let mut make = command(mke2fs);
@@ -198,9 +199,9 @@ fn add_modules(image: &mut Archive, modules: &[(String, Vec<u8>)]) -> Result<()>
     Ok(())
 }
 
-/// Adds the modules that the step `module` loads, each in a folder of its own with what it needs.
-fn add_later_modules(lab: &Lab, kernel: &Kernel, image: &mut Archive) -> Result<()> {
-    for module in kernel.later_modules {
+/// Adds modules that tests load, guests by the step `module`, each in a folder of its own with what it needs.
+fn add_later_modules(lab: &Lab, kernel: &Kernel, modules: &[&'static str], image: &mut Archive) -> Result<()> {
+    for module in modules {
         let all = kernel.modules(lab, &[&[*module]])?;
         for (index, (name, content)) in all.iter().enumerate() {
             image.file(&format!("later/{module}/{index:02}-{name}.ko"), content)?;
@@ -262,8 +263,9 @@ fn link(source: &Path, target: &Path) -> Result<()> {
 /// Calls `visit` for each file below `folder`.
 fn walk(folder: &Path, visit: &mut dyn FnMut(&Path)) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
-        let path = entry?.path();
-        if path.is_dir() {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
             walk(&path, visit)?
         } else {
             visit(&path)
@@ -285,8 +287,14 @@ fn newest(folder: &Path) -> Result<SystemTime> {
     Ok(newest)
 }
 
+/// Of ext4.
+const BLOCK_BYTES: u64 = 4096;
+
 fn size_mib(folder: &Path) -> Result<u64> {
-    let mut sum = 0;
-    walk(folder, &mut |path| sum += mebibytes(path))?;
-    Ok(sum)
+    let mut bytes = 0;
+    walk(folder, &mut |path| {
+        let length = path.symlink_metadata().map_or(0, |data| data.len());
+        bytes += length.next_multiple_of(BLOCK_BYTES);
+    })?;
+    Ok(bytes.div_ceil(1 << 20))
 }

@@ -26,6 +26,8 @@ pub struct Kernel {
     pub later_modules: &'static [&'static str],
     /// Modules that the emulated host loads. Empty if this kernel is not used as a host.
     pub host_modules: &'static [&'static str],
+    /// Modules that the emulated host has beside those, for tests that load them.
+    pub host_later_modules: &'static [&'static str],
 }
 
 /// A guest's memory grows and shrinks in another way with these than without them: tests choose.
@@ -47,6 +49,7 @@ pub const KERNELS: [Kernel; 2] = [
         pod_modules: &["virtio_net"],
         later_modules: &RESIZE_DRIVERS,
         host_modules: &["virtio_blk", "kvm_amd", "loop", "tun", "vhost_net", "vhost_vsock"],
+        host_later_modules: &["null_blk"],
     },
     Kernel {
         name: "6.1",
@@ -65,6 +68,7 @@ pub const KERNELS: [Kernel; 2] = [
         pod_modules: &["virtio_net", "virtiofs"],
         later_modules: &RESIZE_DRIVERS,
         host_modules: &[],
+        host_later_modules: &[],
     },
 ];
 
@@ -96,8 +100,8 @@ impl Kernel {
     /// What is kept of the package.
     fn recipe(&self) -> String {
         format!(
-            "{:?} {:?} {:?} {:?}\n",
-            self.guest_modules, self.pod_modules, self.later_modules, self.host_modules
+            "{:?} {:?} {:?} {:?} {:?}\n",
+            self.guest_modules, self.pod_modules, self.later_modules, self.host_modules, self.host_later_modules
         )
     }
 
@@ -147,6 +151,7 @@ impl Kernel {
             self.pod_modules,
             self.later_modules,
             self.host_modules,
+            self.host_later_modules,
         ];
         let wanted = wanted.into_iter().flatten();
         modules::unpack(&tree, wanted.copied(), &folder.join("modules"))

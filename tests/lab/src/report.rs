@@ -108,8 +108,13 @@ fn excused(skip: &Skip, host: Host) -> bool {
         reason if reason.contains("needs root") => !root(),
         reason if reason.contains("needs qemu-system-x86_64") => crate::command::find("qemu-system-x86_64").is_none(),
         reason if reason.contains("needs a loop device") => !can_open("/dev/loop-control"),
+        reason if reason.contains("needs null_blk") => host == Host::Native && !knows_module("null_blk"),
         _ => false,
     }
+}
+
+fn knows_module(name: &str) -> bool {
+    crate::command::output(crate::command::command("modprobe").args(["--dry-run", name])).is_ok()
 }
 
 fn can_open(path: &str) -> bool {
@@ -138,6 +143,8 @@ mod tests {
         assert_eq!(excused(&skip("needs qemu-system-x86_64"), Host::Native), !qemu);
         let loops = can_open("/dev/loop-control");
         assert_eq!(excused(&skip("needs a loop device"), Host::Native), !loops);
+        // The emulated host has it.
+        assert!(!excused(&skip("needs null_blk"), Host::Emulated));
         assert!(can_open("/dev/null") && !can_open("/nowhere"));
     }
 

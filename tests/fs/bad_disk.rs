@@ -1,0 +1,97 @@
+//! A disk of the host whose blocks go bad and are mended: a null block device of the kernel's (Documentation/block/null_blk.rst).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Where the kernel's devices are configured.
+const CONFIGURED: &str = "/sys/kernel/config";
+/// The device's name, also below `/dev`.
+const NAME: &str = "nullbhusk";
+/// Modules of the emulated host that nobody has loaded, in their order.
+const LATER: &str = "/later/null_blk";
+const SIZE_MIB: u64 = 8;
+const SECTORS_A_MIB: u64 = 2048;
+
+/// A disk in memory with a file system on it. It goes when this is dropped.
+pub struct BadDisk {
+    folder: PathBuf,
+}
+
+impl BadDisk {
+    /// Makes one; none if this host cannot.
+    pub fn new() -> Option<Self> {
+        if !Path::new(CONFIGURED).join("nullb").exists() && !load() {
+            return None;
+        }
+        let disk = Self {
+            folder: Path::new(CONFIGURED).join("nullb").join(NAME),
+        };
+        fs::create_dir(&disk.folder).unwrap();
+        for (attribute, value) in [("size", SIZE_MIB), ("memory_backed", 1), ("power", 1)] {
+            disk.set(attribute, &value.to_string());
+        }
+        let made = Command::new("mke2fs").arg(disk.path()).output().unwrap();
+        assert!(made.status.success(), "{made:?}");
+        Some(disk)
+    }
+
+    /// Its block device.
+    pub fn path(&self) -> PathBuf {
+        Path::new("/dev").join(NAME)
+    }
+
+    /// All of it goes bad, and what the kernel remembers of it goes.
+    pub fn spoil(&self) {
+        forget();
+        self.set("badblocks", &format!("+{}", Self::sectors()));
+    }
+
+    /// It holds what it held.
+    pub fn mend(&self) {
+        self.set("badblocks", &format!("-{}", Self::sectors()));
+        forget();
+    }
+
+    fn sectors() -> String {
+        format!("0-{}", SIZE_MIB * SECTORS_A_MIB - 1)
+    }
+
+    fn set(&self, attribute: &str, value: &str) {
+        let path = self.folder.join(attribute);
+        let written = fs::write(&path, value);
+        written.unwrap_or_else(|error| panic!("{value} to {}: {error}", path.display()));
+    }
+}
+
+impl Drop for BadDisk {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.folder);
+    }
+}
+
+/// Writes what is dirty, and has the host's kernel forget what is not in use.
+pub fn forget() {
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+}
+
+/// Has the kernel of this host know such devices; whether it does.
+fn load() -> bool {
+    let run = |words: &[&str]| {
+        let ran = Command::new(words[0]).args(&words[1..]).output();
+        ran.is_ok_and(|ran| ran.status.success())
+    };
+    if let Ok(modules) = fs::read_dir(LATER) {
+        let mut modules: Vec<_> = modules.map(|entry| entry.unwrap().path()).collect();
+        modules.sort();
+        for module in &modules {
+            // Not every module has such a parameter, and the others are told in the kernel's log that they have none.
+            run(&["insmod", module.to_str().unwrap(), "nr_devices=0"]);
+        }
+    } else {
+        run(&["modprobe", "null_blk", "nr_devices=0"]);
+    }
+    let there = || Path::new(CONFIGURED).join("nullb").exists();
+    there() || run(&["mount", "-t", "configfs", "none", CONFIGURED]) && there()
+}
