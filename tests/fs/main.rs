@@ -11,6 +11,7 @@ mod fs_pause;
 mod fs_queues;
 mod fs_rules;
 mod fs_sharing;
+mod fs_strain;
 mod fs_users;
 mod served;
 mod server;
