@@ -168,6 +168,8 @@ impl Line {
     /// Serves a piece of what has come, and has `press` type it into the guest, which says how many bytes there was room for. Whether
     /// this is to be called again soon, although the descriptor may not be readable then.
     pub fn serve(&mut self, press: impl FnOnce(&[u8]) -> usize) -> bool {
+        // What was at the door when it was closed still is.
+        let heard = self.open_door().is_ok();
         let mut events = [EpollEvent::default(); 2];
         // Nothing is ready that an error would tell of.
         let ready = self.epoll.wait(0, &mut events).unwrap_or(0);
@@ -182,8 +184,7 @@ impl Line {
             self.typed.drain(..taken.min(self.typed.len()));
         }
         self.watch_keys();
-        let heard = self.open_door().is_ok();
-        !heard || !self.typed.is_empty()
+        !heard || self.is_door_closed() || !self.typed.is_empty()
     }
 
     /// Takes the client that waits at the socket, in place of the one that there may be.
@@ -292,6 +293,11 @@ impl Line {
             *open = true;
         }
         Ok(())
+    }
+
+    /// Whether clients may wait of whom nothing is heard.
+    fn is_door_closed(&self) -> bool {
+        matches!(self.kind, Kind::Socket { open: false, .. })
     }
 
     /// Hears of none until [`Line::serve`] is called again: the one that cannot be taken stays at the door.

@@ -288,3 +288,17 @@ fn what_is_at_the_path_already_is_named() {
     let error = Line::listen(&path, &port.outputs).unwrap_err();
     assert!(matches!(error, BindError::InUse(_)), "{error}");
 }
+
+#[test]
+fn a_client_that_could_not_be_taken_wakes_nobody_and_is_tried_again() {
+    let mut port = Port::socket();
+    let _client = UnixStream::connect(port.folder.path().join("s")).unwrap();
+    assert!(port.is_ready());
+    // As after accept(2) has failed, when this process has no descriptor left.
+    port.line.close_door();
+    assert!(port.line.is_door_closed() && !port.is_ready());
+    port.line.serve(|_| 0);
+    assert!(!port.line.is_door_closed());
+    port.rounds();
+    assert!(port.line.source.is_some());
+}
