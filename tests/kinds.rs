@@ -195,6 +195,19 @@ fn every_kind_of_device_works_and_counts_what_is_documented() {
             );
         }
     }
+    for device in ["_disk0", "_pmem0", "_net0", "_vsock0", "__rng", "__console"] {
+        for what in ["chains", "wakeups", "interrupts"] {
+            let mut series = told.lines().filter(|line| {
+                line.starts_with(&format!("husk_queue_{what}_total{{device=\"{device}\",kind="))
+                    && !line.ends_with(" 0")
+            });
+            assert!(series.next().is_some(), "no {what} of any queue of {device}: {told}");
+        }
+    }
+    assert!(
+        !told.contains("husk_queue_chains_total{device=\"_fs0\""),
+        "its back-end counts for itself"
+    );
     let at_work = [
         ("_disk0", "write_bytes"),
         ("_pmem0", "flushes"),

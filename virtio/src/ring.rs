@@ -10,6 +10,7 @@ mod budget;
 mod buffers;
 mod chain;
 mod error;
+mod meter;
 mod notify;
 mod orphans;
 mod take;
@@ -18,6 +19,7 @@ mod used;
 pub use buffers::{Reader, SplitError, Writer};
 pub use chain::Chain;
 pub use error::RingError;
+pub use meter::{QueueFigures, QueueMeter};
 pub use notify::{Notify, Signal};
 pub use orphans::{Adopted, Protocol, Trace};
 
@@ -72,6 +74,7 @@ pub struct Ring {
     /// Chains pushed since the driver was last told.
     unannounced: u16,
     budget: Budget,
+    meter: Arc<QueueMeter>,
     /// Called before each look at the available ring: a driver that is always at work, for tests.
     #[cfg(test)]
     pub(crate) busy_driver: Option<Box<dyn FnMut() + Send>>,
@@ -100,10 +103,19 @@ impl Ring {
             in_flight: vec![false; usize::from(queue.size())],
             unannounced: 0,
             budget: Budget::new(queue.size()),
+            meter: Arc::default(),
             queue,
             #[cfg(test)]
             busy_driver: None,
         })
+    }
+
+    /// Has what the ring does be counted in `meter`, which has been counting for its queue.
+    #[must_use]
+    pub fn counted_by(mut self, meter: Arc<QueueMeter>) -> Self {
+        meter.set_counts(true);
+        self.meter = meter;
+        self
     }
 
     /// The queue's index within its device.
@@ -130,12 +142,15 @@ impl Ring {
     /// Resets the doorbell and begins another turn: as many chains as the ring has entries may be taken.
     pub fn take_kick(&mut self) {
         // Fails only when nobody has kicked.
-        let _ = self.kick.read();
-        self.note_kick();
+        match self.kick.read() {
+            Ok(_) => self.note_kick(),
+            Err(_) => self.budget.refill(),
+        }
     }
 
     /// Begins another turn because the doorbell rang, and leaves it as it is: for those who watch its edges.
     pub fn note_kick(&mut self) {
+        self.meter.add_wakeup();
         self.budget.refill();
     }
 
@@ -311,8 +326,9 @@ impl Ring {
         self.state()
     }
 
-    /// Takes the ring apart, for something else to serve it from the position in its state.
+    /// Takes the ring apart, for something else to serve it from the position in its state, which nobody counts here.
     pub fn into_parts(self) -> RingParts {
+        self.meter.set_counts(false);
         let Self { kick, notify, .. } = &self;
         RingParts {
             kick: kick.clone(),

@@ -146,6 +146,46 @@ fn busy_driver_cannot_keep_the_thread() {
 }
 
 #[test]
+fn what_a_queue_does_is_counted_over_resets_and_until_somebody_else_serves_it() {
+    let mut driver = Driver::new(&memory(), BASE, 8);
+    let meter = Arc::<QueueMeter>::default();
+    assert_eq!(meter.figures(), None, "no driver has come");
+    let mut ring = driver.ring().counted_by(meter.clone());
+    assert_eq!(meter.figures(), Some(QueueFigures::default()));
+    for _ in 0..3 {
+        driver.add(&[Buf::In(DATA, 4)]);
+    }
+    driver.kick.write(2).unwrap();
+    ring.drain(echo).unwrap();
+    // The device looks by itself: nobody has called.
+    ring.drain(echo).unwrap();
+    let once = QueueFigures {
+        chains: 3,
+        wakeups: 1,
+        interrupts: 1,
+    };
+    assert_eq!((meter.figures(), driver.interrupts()), (Some(once), 1));
+    // A driver that wants no interrupt, and one that begins anew.
+    drop(ring);
+    let mut driver = Driver::new(&memory(), BASE, 8);
+    let mut ring = driver.ring().counted_by(meter.clone());
+    driver.set_avail_flags(1);
+    driver.add(&[Buf::In(DATA, 4)]);
+    let head = ring.pop().unwrap().unwrap().head();
+    ring.push(head, 0).unwrap();
+    ring.signal().unwrap();
+    ring.note_kick();
+    let twice = QueueFigures {
+        chains: 4,
+        wakeups: 2,
+        interrupts: 1,
+    };
+    assert_eq!((meter.figures(), driver.interrupts()), (Some(twice), 0));
+    ring.into_parts();
+    assert_eq!(meter.figures(), None, "the kernel counts for itself");
+}
+
+#[test]
 fn a_turn_gives_as_many_chains_as_there_are_entries_however_they_are_taken() {
     type Take = fn(&mut Ring) -> Option<u16>;
     let take: Take = |ring| {

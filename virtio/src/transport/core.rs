@@ -35,7 +35,7 @@ use super::queue::{QueuePart, QueueRegisters};
 use super::running::Running;
 use super::words;
 use crate::device::{Activation, Profile, StartError, VirtioDevice};
-use crate::ring::{Notify, Ring, RingState};
+use crate::ring::{Notify, QueueMeter, Ring, RingState};
 use crate::threads::Threads;
 
 const ACKNOWLEDGE: u8 = status_bit(VIRTIO_CONFIG_S_ACKNOWLEDGE);
@@ -122,6 +122,11 @@ impl Core {
     /// Times that the device came to need a reset.
     pub fn failures(&self) -> &Arc<Counter> {
         self.running.failures()
+    }
+
+    /// What each queue counts.
+    pub fn queue_meters(&self) -> Vec<Arc<QueueMeter>> {
+        self.queues.iter().map(|queue| queue.meter().clone()).collect()
     }
 
     /// Number of queues.

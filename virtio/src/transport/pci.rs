@@ -20,7 +20,7 @@ use husk_devices::{Counter, Effect, Host, lock};
 
 use super::core::{Core, Source};
 use crate::device::{ConfigAccess, VirtioDevice};
-use crate::ring::{Notify, RingState};
+use crate::ring::{Notify, QueueMeter, RingState};
 use crate::threads::Threads;
 use capability::Window;
 use common::Common;
@@ -97,6 +97,11 @@ impl VirtioPci {
     /// Times that the device came to need a reset, by the driver's or the host's fault.
     pub fn failures(&self) -> &Arc<Counter> {
         self.core.failures()
+    }
+
+    /// What each queue counts, in the order of the queues.
+    pub fn queue_meters(&self) -> Vec<Arc<QueueMeter>> {
+        self.core.queue_meters()
     }
 
     /// Asks the device to finish what it has begun, here, in the kernel and in other processes, and to begin nothing until

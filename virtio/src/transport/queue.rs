@@ -8,7 +8,7 @@ use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::device::StartError;
-use crate::ring::{Notify, Ring, RingState};
+use crate::ring::{Notify, QueueMeter, Ring, RingState};
 
 /// The parts of a queue that have addresses, in register order (virtio 1.2 §4.1.4.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,7 @@ pub(super) struct QueueRegisters {
     /// Guest-physical addresses of descriptor table, available ring and used ring. Checked when the ring is built.
     pub addresses: [u64; 3],
     kick: Option<Arc<EventFd>>,
+    meter: Arc<QueueMeter>,
 }
 
 impl QueueRegisters {
@@ -42,14 +43,21 @@ impl QueueRegisters {
             enabled: false,
             addresses: [0; 3],
             kick: None,
+            meter: Arc::default(),
         }
+    }
+
+    /// What the queue counts, over resets too.
+    pub fn meter(&self) -> &Arc<QueueMeter> {
+        &self.meter
     }
 
     /// Goes back to the reset state. The doorbell stays: the host may have it connected.
     pub fn reset(&mut self) {
-        let kick = self.kick.take();
+        let (kick, meter) = (self.kick.take(), self.meter.clone());
         *self = Self {
             kick,
+            meter,
             ..Self::new(self.max_size)
         };
     }
@@ -75,7 +83,8 @@ impl QueueRegisters {
         })?;
         // Fails only when the counter is full, and then the doorbell rings anyway.
         let _ = kick.write(1);
-        Ok(Ring::new(self.state(index, event_idx), kick, notify, mem.clone())?)
+        let ring = Ring::new(self.state(index, event_idx), kick, notify, mem.clone())?;
+        Ok(ring.counted_by(self.meter.clone()))
     }
 
     /// The doorbell, made when first needed.

@@ -129,6 +129,7 @@ mod tests {
             name: "_disk0".into(),
             kind: "block",
             counters: vec![("read_requests", 9), ("failed_requests", failed_requests)],
+            queues: Vec::new(),
         }]
     }
 

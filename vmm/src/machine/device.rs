@@ -15,6 +15,7 @@ use husk_hotplug::slot::State;
 use husk_hotplug::ticket::Ticket;
 use husk_hotplug::{Hotplug, HotplugError};
 use husk_virtio::device::VirtioDevice;
+use husk_virtio::ring::QueueFigures;
 use husk_virtio::threads::Threads;
 use husk_virtio::transport::pci::VirtioPci;
 
@@ -58,6 +59,8 @@ pub struct Counted {
     pub kind: &'static str,
     /// Name and value of each counter.
     pub counters: Vec<(&'static str, u64)>,
+    /// What each virtqueue has counted that husk serves, by its number.
+    pub queues: Vec<(u16, QueueFigures)>,
 }
 
 impl Counted {
@@ -247,6 +250,7 @@ impl Devices {
                 name: name.clone(),
                 kind: meter.kind(),
                 counters: meter.counters(),
+                queues: meter.queues(),
             })
         });
         let others = self.metered.iter().map(|(name, meter)| (*name, meter.metrics()));
@@ -255,6 +259,7 @@ impl Devices {
             name: name.into(),
             kind: name.trim_start_matches('_'),
             counters,
+            queues: Vec::new(),
         });
         virtio.chain(others).collect()
     }

@@ -158,6 +158,7 @@ impl Machine {
             name: format!("__vcpu{id}"),
             kind: "vcpu",
             counters,
+            queues: Vec::new(),
         }));
         all
     }

@@ -11,6 +11,7 @@ use husk_devices::pci::{BarAllocator, Bdf, PciFunction, Removable};
 use husk_devices::{Counter, Host, Metered, lock};
 use husk_hotplug::{Plug, PlugError};
 use husk_virtio::device::VirtioDevice;
+use husk_virtio::ring::{QueueFigures, QueueMeter};
 use husk_virtio::threads::Threads;
 use husk_virtio::transport::pci::VirtioPci;
 use virtio_bindings::virtio_ids::{
@@ -46,6 +47,7 @@ pub struct Meter {
     id: u32,
     device: Arc<dyn Metered>,
     failures: Arc<Counter>,
+    queues: Vec<Arc<QueueMeter>>,
 }
 
 impl Meter {
@@ -54,6 +56,7 @@ impl Meter {
             id: function.device().profile().id,
             device: function.device().meter(),
             failures: function.failures().clone(),
+            queues: function.queue_meters(),
         }
     }
 
@@ -78,6 +81,14 @@ impl Meter {
         let mut counters = self.device.metrics();
         counters.push(("failures", self.failures.get()));
         counters
+    }
+
+    /// What each queue has counted that husk serves, by its number.
+    pub fn queues(&self) -> Vec<(u16, QueueFigures)> {
+        let queues = (0..).zip(&self.queues);
+        queues
+            .filter_map(|(number, meter)| Some((number, meter.figures()?)))
+            .collect()
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use husk_virtio::ring::QueueFigures;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet, prometheus_text, text};
 use prometheus_client::metrics::MetricType;
@@ -194,6 +195,7 @@ impl Exposition {
             Some((labels, device.get(FAILURES)?))
         });
         out.family(f::FAILURES, &failures.collect::<Vec<_>>())?;
+        self.write_queues(out)?;
         for row in devices() {
             let devices = counted.iter().filter(|device| device.kind == row.device);
             let devices =
@@ -203,6 +205,28 @@ impl Exposition {
             out.named(&name, row.kind, row.help, &devices)?;
         }
         Ok(())
+    }
+
+    fn write_queues(&self, out: &mut Out<'_>) -> fmt::Result {
+        let devices = self.figures.counted.iter();
+        let queues = devices.flat_map(|device| device.queues.iter().map(move |queue| (device, queue)));
+        let queues: Vec<_> = queues
+            .map(|(device, (number, figures))| (device, number.to_string(), figures))
+            .collect();
+        let mut family = |name, value: fn(&QueueFigures) -> u64| {
+            let rows = queues.iter().map(|(device, number, figures)| {
+                let labels = [
+                    ("device", device.name.as_str()),
+                    ("kind", device.kind),
+                    ("queue", number.as_str()),
+                ];
+                (labels, value(figures))
+            });
+            out.family(name, &rows.collect::<Vec<_>>())
+        };
+        family(f::QUEUE_CHAINS, |figures| figures.chains)?;
+        family(f::QUEUE_WAKEUPS, |figures| figures.wakeups)?;
+        family(f::QUEUE_INTERRUPTS, |figures| figures.interrupts)
     }
 }
 

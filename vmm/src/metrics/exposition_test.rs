@@ -17,6 +17,13 @@ fn figures() -> Figures {
                 name: format!("_{}0", row.device),
                 kind: row.device,
                 counters: vec![(FAILURES, 0)],
+                queues: vec![(
+                    1,
+                    QueueFigures {
+                        chains: 7,
+                        ..QueueFigures::default()
+                    },
+                )],
             });
         }
         counted.last_mut().unwrap().counters.push((row.counter, value));
@@ -25,6 +32,7 @@ fn figures() -> Figures {
         name: "__vcpu0".into(),
         kind: VCPU,
         counters: vec![("exits", 9), ("io_exits", 4)],
+        queues: Vec::new(),
     });
     let mut latency = Latency::default();
     latency.add(Duration::from_millis(3));
@@ -157,6 +165,10 @@ fn values_are_those_of_the_devices() {
             "husk_api_request_duration_seconds_count{endpoint=\"vm.add-disk\",status=\"400\"}",
             "1",
         ),
+        (
+            "husk_queue_chains_total{device=\"_block0\",kind=\"block\",queue=\"1\"}",
+            "7",
+        ),
         ("husk_boots_total", "1"),
         ("kata_hypervisor_threads", samples["kata_hypervisor_threads"]),
     ] {
@@ -187,6 +199,7 @@ fn a_devices_name_is_a_label_whatever_is_in_it() {
             name: "a\"b\\c\nd é".into(),
             kind: "rng",
             counters: vec![("bytes", 7)],
+            queues: Vec::new(),
         }],
         ..Figures::default()
     };

@@ -93,6 +93,9 @@ pub(super) const CONNECTIONS: &str = "husk_api_connections";
 pub(super) const LOG_LINES: &str = "husk_log_lines";
 pub(super) const LOG_LOST: &str = "husk_log_lost_lines";
 pub(super) const FAILURES: &str = "husk_device_failures";
+pub(super) const QUEUE_CHAINS: &str = "husk_queue_chains";
+pub(super) const QUEUE_WAKEUPS: &str = "husk_queue_wakeups";
+pub(super) const QUEUE_INTERRUPTS: &str = "husk_queue_interrupts";
 pub(super) const KATA_THREADS: &str = "kata_hypervisor_threads";
 pub(super) const KATA_FDS: &str = "kata_hypervisor_fds";
 pub(super) const KATA_STAT: &str = "kata_hypervisor_proc_stat";
@@ -119,6 +122,9 @@ husk_api_connections gauge socket Clients that are connected
 husk_log_lines counter level Lines of the log
 husk_log_lost_lines counter - Lines of the log that had no reader
 husk_device_failures counter device,kind Times that a virtio device came to need a reset
+husk_queue_chains counter device,kind,queue Requests and buffers that a virtqueue gave back to the driver, of a queue that husk itself serves
+husk_queue_wakeups counter device,kind,queue Times that a virtqueue's doorbell called its thread, by the driver or for the rest of what it had offered
+husk_queue_interrupts counter device,kind,queue Interrupts that a virtqueue raised
 kata_hypervisor_threads gauge - Threads of the process
 kata_hypervisor_fds gauge - Descriptors of the process
 kata_hypervisor_proc_stat gauge item Processor time of the process in clock ticks, from /proc/self/stat
@@ -324,6 +330,9 @@ mod tests {
             LOG_LINES,
             LOG_LOST,
             FAILURES,
+            QUEUE_CHAINS,
+            QUEUE_WAKEUPS,
+            QUEUE_INTERRUPTS,
             KATA_THREADS,
             KATA_FDS,
             KATA_STAT,

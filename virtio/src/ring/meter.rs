@@ -1,0 +1,58 @@
+//! What a queue counts while husk serves it: read by others at any time, without a lock and without a locked instruction on either side.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// The counters of one queue, over all the rings that it becomes.
+#[derive(Debug, Default)]
+pub struct QueueMeter {
+    /// A ring counts here. Not so before the first start, nor where the kernel or another process serves the queue.
+    counts: AtomicBool,
+    chains: AtomicU64,
+    wakeups: AtomicU64,
+    interrupts: AtomicU64,
+}
+
+/// What one queue has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueFigures {
+    /// Chains given back to the driver.
+    pub chains: u64,
+    /// Times that the doorbell called the queue's thread, by the driver or for the rest of what it had offered.
+    pub wakeups: u64,
+    /// Interrupts raised.
+    pub interrupts: u64,
+}
+
+impl QueueMeter {
+    /// What was counted so far; `None` if husk has not served the queue, or no longer does.
+    pub fn figures(&self) -> Option<QueueFigures> {
+        let get = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        self.counts.load(Ordering::Relaxed).then(|| QueueFigures {
+            chains: get(&self.chains),
+            wakeups: get(&self.wakeups),
+            interrupts: get(&self.interrupts),
+        })
+    }
+
+    /// Whether a ring counts here from now on.
+    pub(super) fn set_counts(&self, counts: bool) {
+        self.counts.store(counts, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_chains(&self, count: u16) {
+        add(&self.chains, u64::from(count));
+    }
+
+    pub(super) fn add_wakeup(&self) {
+        add(&self.wakeups, 1);
+    }
+
+    pub(super) fn add_interrupt(&self) {
+        add(&self.interrupts, 1);
+    }
+}
+
+/// One thread at a time has the ring, and nobody else adds.
+fn add(number: &AtomicU64, count: u64) {
+    number.store(number.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
+}
