@@ -13,6 +13,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -51,9 +52,33 @@ pub struct Options {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tag(String);
 
+/// Sockets that container runtimes call alike in every sandbox's folder, which is named after the sandbox.
+const USUAL_NAMES: [&str; 4] = ["clh-api.sock", "ch-api.sock", "ch-vm.sock", "api.sock"];
+/// Folders of such a socket that are no sandbox's.
+const NAMELESS: [&str; 3] = ["tmp", "run", "root"];
+
 impl Tag {
     /// The most bytes of a tag.
     const BYTES: usize = 64;
+
+    /// What a husk with its API at `socket` is called, in its log and by whoever lists husks: after the sandbox in whose folder the socket is
+    /// where it has a name that container runtimes give it, else after the socket. `None` where that says nothing.
+    pub fn of_socket(socket: &Path) -> Option<Self> {
+        let name = socket.file_name()?;
+        let name = match USUAL_NAMES.iter().any(|usual| name == *usual) {
+            true => {
+                let folder = socket.parent()?.file_name()?;
+                (!NAMELESS.iter().any(|nameless| folder == *nameless)).then_some(folder)?
+            }
+            false => socket.file_stem()?,
+        };
+        Self::like(&name.to_string_lossy())
+    }
+
+    /// The tag itself.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 
     /// A tag that is like `text`, which has other characters perhaps, or too many.
     pub fn like(text: &str) -> Option<Self> {

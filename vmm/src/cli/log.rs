@@ -8,9 +8,6 @@ use clap::Args;
 
 use crate::log::{Destination, Format, Options, Tag};
 
-/// Sockets that container runtimes call alike in every sandbox's folder, which is named after the sandbox.
-const USUAL_NAMES: [&str; 4] = ["clh-api.sock", "ch-api.sock", "ch-vm.sock", "api.sock"];
-
 /// Where the log goes.
 #[derive(Args, Clone, Debug)]
 pub struct LogArgs {
@@ -61,13 +58,8 @@ fn tag_of(socket: &OsStr) -> Option<Tag> {
     if socket.starts_with(b"fd=") {
         return None;
     }
-    let path = Path::new(OsStr::from_bytes(socket.strip_prefix(b"path=").unwrap_or(socket)));
-    let name = path.file_name()?;
-    let name = match USUAL_NAMES.iter().any(|usual| name == *usual) {
-        true => path.parent()?.file_name()?,
-        false => path.file_stem()?,
-    };
-    Tag::like(&name.to_string_lossy())
+    let path = socket.strip_prefix(b"path=").unwrap_or(socket);
+    Tag::of_socket(Path::new(OsStr::from_bytes(path)))
 }
 
 #[cfg(test)]
@@ -83,10 +75,11 @@ mod tests {
             ("path=/run/pod/api.sock", "pod"),
             ("/run/husk/web.sock", "web"),
             ("/run/husk/my pod", "my_pod"),
+            ("/tmp/web.sock", "web"),
         ] {
             assert_eq!(tag(socket), Tag::like(name), "{socket}");
         }
-        for socket in ["fd=3", "api.sock", "", "/"] {
+        for socket in ["fd=3", "api.sock", "/tmp/api.sock", "", "/"] {
             assert_eq!(tag(socket), None, "{socket}");
         }
     }

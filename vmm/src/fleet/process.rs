@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::log::Tag;
 use crate::memory::meminfo_bytes;
 use crate::procfs;
 
@@ -13,8 +14,6 @@ use crate::procfs;
 const TICKS: u64 = 100;
 /// The names under which Kata starts its hypervisor, and husk's own.
 const NAMES: [&str; 2] = ["husk", "cloud-hypervisor"];
-/// Names of folders that say nothing of a pod.
-const NAMELESS: [&str; 5] = ["", "tmp", "run", "root", "shim-monitor"];
 
 /// A husk that serves a VM, or will.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,12 +83,11 @@ impl Husk {
         })
     }
 
-    /// The pod that it is for: the name of the folder of its socket, where Kata puts the pod's id. A VM without a pod is `-`.
+    /// The pod that it is for: what its log calls it. A VM of which that says nothing is `-`.
     pub fn pod(&self) -> String {
-        let folder = self.socket.as_deref().and_then(Path::parent);
-        let name = folder.and_then(Path::file_name).and_then(OsStr::to_str);
-        let name = name.filter(|name| !NAMELESS.contains(name));
-        name.unwrap_or("-").to_owned()
+        let chosen = self.option("--log-tag").and_then(|tag| tag.parse().ok());
+        let tag: Option<Tag> = chosen.or_else(|| Tag::of_socket(self.socket.as_deref()?));
+        tag.map_or_else(|| "-".to_owned(), |tag| tag.as_str().to_owned())
     }
 
     /// Bytes of the item `name` of its status, such as `RssAnon:`.
@@ -217,6 +215,28 @@ mod tests {
         assert_eq!(uptime, Duration::from_millis(50_500));
         assert_eq!(processor_time, Duration::from_secs(2));
         assert_eq!(husks[2].status_bytes("RssAnon:"), Some(12 << 10));
+    }
+
+    #[test]
+    fn a_husk_is_called_what_its_log_calls_it() {
+        let pod = |arguments: &[&str], socket: &str| {
+            let husk = Husk {
+                arguments: arguments.iter().map(|word| (*word).to_owned()).collect(),
+                socket: Some(socket.into()),
+                ..Husk::sample()
+            };
+            husk.pod()
+        };
+        for (socket, name) in [
+            ("/run/husk/web.sock", "web"),
+            ("/run/vc/vm/4f1e/clh-api.sock", "4f1e"),
+            ("/run/my pod/api.sock", "my_pod"),
+            ("/tmp/api.sock", "-"),
+        ] {
+            assert_eq!(pod(&["husk", "--api-socket", socket], socket), name);
+        }
+        let tagged = ["husk", "--api-socket", "/run/x.sock", "--log-tag=web"];
+        assert_eq!(pod(&tagged, "/run/x.sock"), "web");
     }
 
     #[test]
