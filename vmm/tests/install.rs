@@ -129,6 +129,29 @@ fn a_vm_that_runs_keeps_its_program_through_an_upgrade_and_the_end() {
 }
 
 #[test]
+fn while_one_is_at_work_another_changes_nothing_and_says_so() {
+    let system = system();
+    let root = system.path();
+    // What the first of two has for as long as it is at work.
+    let first = fs::File::open(root).unwrap();
+    first.try_lock().unwrap();
+    for command in ["install", "uninstall"] {
+        let (code, out, errors) = husk(root, command, &[]);
+        assert_eq!((code, out.as_str(), errors.lines().count()), (1, "", 1), "{errors}");
+        assert!(
+            errors.contains("another husk install or uninstall is at work on"),
+            "{errors}"
+        );
+    }
+    assert!(!root.join("opt/husk").exists());
+    let (code, plan, _) = husk(root, "install", &["--dry-run"]);
+    assert!(code == 0 && plan.contains("create "), "{plan}");
+    drop(first);
+    assert_eq!(husk(root, "install", &[]).0, 0);
+    assert_eq!(husk(root, "uninstall", &[]).0, 0);
+}
+
+#[test]
 fn what_cannot_be_installed_is_one_line() {
     let system = system();
     let root = system.path();

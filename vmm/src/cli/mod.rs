@@ -44,7 +44,7 @@ use crate::check;
 use crate::control::{self, Exit};
 use crate::ctl::show;
 use crate::explain::exit_codes;
-use crate::install::{apply, plain_path, plan, removal, remove};
+use crate::install::{Lock, apply, plain_path, plan, removal, remove};
 use crate::machine::BuildError;
 use crate::trace::{Begin, Phase, Trace};
 
@@ -406,7 +406,9 @@ fn install(args: InstallArgs) -> Code {
         true => plain_path("--prefix", &prefix)
             .and_then(|prefix| crate::install::status(&root, &prefix))
             .map(|status| (status.to_table(), status.is_ok())),
-        false => args.into_options().and_then(|options| plan(&options)).and_then(|plan| {
+        false => args.into_options().and_then(|options| {
+            let _lock = (!dry_run).then(|| Lock::take(&root)).transpose()?;
+            let plan = plan(&options)?;
             let text = plan.describe();
             if dry_run {
                 return Ok((text, true));
@@ -436,10 +438,13 @@ fn overhead(args: OverheadArgs) -> Code {
 }
 
 fn uninstall(args: &UninstallArgs) -> Code {
-    let found = plain_path("--prefix", &args.prefix).and_then(|prefix| removal(&args.root, &prefix));
-    let done = found.and_then(|found| match args.dry_run {
-        true => Ok(found.describe()),
-        false => remove(&found).map(|()| found.describe()),
+    let done = plain_path("--prefix", &args.prefix).and_then(|prefix| {
+        let _lock = (!args.dry_run).then(|| Lock::take(&args.root)).transpose()?;
+        let found = removal(&args.root, &prefix)?;
+        if !args.dry_run {
+            remove(&found)?;
+        }
+        Ok(found.describe())
     });
     match done {
         Ok(text) => answer(&text, Code::Success),

@@ -113,9 +113,17 @@ impl Content {
 /// SHA-256 of `bytes`, as hexadecimal digits.
 pub fn digest(bytes: &[u8]) -> String {
     use std::fmt::Write;
+    #[cfg(test)]
+    DIGESTED.with_borrow_mut(|digested| digested.push(bytes.to_vec()));
     let mut text = String::new();
     for byte in Sha256::digest(bytes) {
         let _ = write!(text, "{byte:02x}");
     }
     text
+}
+
+#[cfg(test)]
+thread_local! {
+    /// What this thread has made digests of.
+    pub static DIGESTED: std::cell::RefCell<Vec<Vec<u8>>> = const { std::cell::RefCell::new(Vec::new()) };
 }

@@ -19,6 +19,7 @@ mod crio;
 mod describe;
 mod kata;
 mod kubernetes;
+mod lock;
 mod manifest;
 mod overhead;
 mod plan;
@@ -34,6 +35,7 @@ use std::path::{Path, PathBuf};
 
 pub use apply::apply;
 pub(crate) use kata::Shim;
+pub use lock::Lock;
 pub use overhead::Overhead;
 pub use plan::{Plan, plan};
 pub use remove::{Removal, removal, remove};
@@ -127,6 +129,12 @@ pub enum InstallError {
         path: PathBuf,
         /// Who wrote it.
         whose: &'static str,
+    },
+    /// Another one is at work.
+    #[error("another husk install or uninstall is at work on {}: wait for its end", root.display())]
+    Busy {
+        /// The system's root.
+        root: PathBuf,
     },
     /// There is no manifest.
     #[error("{}: husk is not installed below this prefix", prefix.display())]

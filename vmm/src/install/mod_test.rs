@@ -35,6 +35,16 @@ fn a_plan_changes_nothing_and_shows_every_text() {
 }
 
 #[test]
+fn the_digest_of_a_large_program_is_made_once() {
+    let system = System::new();
+    content::DIGESTED.take();
+    plan(&system.options()).unwrap();
+    let program = b"\0the program\0".to_vec();
+    let made = content::DIGESTED.take().into_iter().filter(|bytes| *bytes == program);
+    assert_eq!(made.count(), 1);
+}
+
+#[test]
 fn kata_and_the_engine_keep_what_they_have() {
     let system = System::new();
     let before = system.tree();

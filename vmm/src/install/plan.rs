@@ -46,6 +46,7 @@ pub fn plan(options: &Options) -> Result<Plan, InstallError> {
     let before = Manifest::read(&options.root, &options.prefix)?;
     let Wanted {
         items,
+        mut fingerprints,
         sources,
         mut notes,
     } = wanted(options, before.as_ref())?;
@@ -54,7 +55,9 @@ pub fn plan(options: &Options) -> Result<Plan, InstallError> {
     let mut changes = Vec::new();
     for (path, content) in items {
         let found = read(options, &path)?;
-        after.items.insert(path.clone(), vec![content.fingerprint()]);
+        let known = fingerprints.remove(&path);
+        let fingerprint = known.unwrap_or_else(|| content.fingerprint());
+        after.items.insert(path.clone(), vec![fingerprint.clone()]);
         if found.as_ref() == Some(&content) {
             continue;
         }
@@ -62,7 +65,7 @@ pub fn plan(options: &Options) -> Result<Plan, InstallError> {
         if let Some(found) = found.as_ref().filter(|found| !known(found)) {
             let listed = before.as_ref().is_some_and(|before| before.items.contains_key(&path));
             // The same bytes with other permissions are still husk's.
-            if found.fingerprint() != content.fingerprint() {
+            if found.fingerprint() != fingerprint {
                 let whose = if listed {
                     "was changed since husk wrote it"
                 } else {

@@ -13,6 +13,8 @@ use super::{Engine, InstallError, Options, containerd, crio, kubernetes};
 pub(super) struct Wanted {
     /// Files and links: whoever reads one finds what it names, so the engine's handlers are last.
     pub items: Vec<(PathBuf, Content)>,
+    /// What is to be remembered of those of which it is known already.
+    pub fingerprints: BTreeMap<PathBuf, Fingerprint>,
     /// Files of others from which some were derived.
     pub sources: BTreeMap<PathBuf, Fingerprint>,
     /// What is for people to do or to know.
@@ -60,7 +62,9 @@ fn programs(options: &Options, wanted: &mut Wanted) -> Result<(), InstallError> 
     let name = format!("husk-{}-{}", env!("CARGO_PKG_VERSION"), &digest[..12]);
     let link = |target: String| Content::Link { target: target.into() };
     let file = Content::File { bytes, mode: 0o755 };
-    wanted.items.push((options.prefix.join("lib/husk").join(&name), file));
+    let path = options.prefix.join("lib/husk").join(&name);
+    wanted.fingerprints.insert(path.clone(), Fingerprint::Sha256(digest));
+    wanted.items.push((path, file));
     wanted
         .items
         .push((program(options), link(format!("../lib/husk/{name}"))));
