@@ -107,6 +107,8 @@ impl std::str::FromStr for Tag {
 struct Logger {
     /// Lines since the start, by level: error first.
     lines: [AtomicU64; LEVELS.len()],
+    /// Those that were only counted, likewise.
+    left_out: [AtomicU64; LEVELS.len()],
     /// Lines since the last one that got through.
     lost: AtomicU64,
     /// Lines that never got through.
@@ -130,6 +132,7 @@ struct Setup {
 
 static LOGGER: Logger = Logger {
     lines: [const { AtomicU64::new(0) }; LEVELS.len()],
+    left_out: [const { AtomicU64::new(0) }; LEVELS.len()],
     lost: AtomicU64::new(0),
     lost_ever: AtomicU64::new(0),
     limit: Limit::new(),
@@ -264,9 +267,18 @@ pub struct UnknownLevel {
     found: String,
 }
 
-/// Lines that were logged, by level; those included that were only counted.
+/// Lines that were logged, by level.
 pub fn lines() -> [(&'static str, u64); LEVELS.len()] {
-    let mut counts = LOGGER.lines.iter().map(|count| count.load(Ordering::Relaxed));
+    by_level(&LOGGER.lines)
+}
+
+/// Lines that were only counted, because their place in the source had said enough, by level.
+pub fn left_out_lines() -> [(&'static str, u64); LEVELS.len()] {
+    by_level(&LOGGER.left_out)
+}
+
+fn by_level(counts: &[AtomicU64; LEVELS.len()]) -> [(&'static str, u64); LEVELS.len()] {
+    let mut counts = counts.iter().map(|count| count.load(Ordering::Relaxed));
     LEVELS.map(|level| (level, counts.next().unwrap_or_default()))
 }
 
@@ -293,15 +305,16 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        if let Some(count) = self.lines.get((record.level() as usize).wrapping_sub(1)) {
+        let now_ms = now_ms();
+        let (counts, remark) = match self.limit.admit(&Origin::of(record), now_ms) {
+            Admission::Admitted => (&self.lines, Some("")),
+            Admission::Last => (&self.lines, Some(ENOUGH)),
+            Admission::LeftOut => (&self.left_out, None),
+        };
+        if let Some(count) = counts.get((record.level() as usize).wrapping_sub(1)) {
             count.fetch_add(1, Ordering::Relaxed);
         }
-        let now_ms = now_ms();
-        let remark = match self.limit.admit(&Origin::of(record), now_ms) {
-            Admission::Admitted => "",
-            Admission::Last => ENOUGH,
-            Admission::LeftOut => return,
-        };
+        let Some(remark) = remark else { return };
         self.tell_left_out(Some(now_ms));
         self.say(&Entry {
             level: record.level(),

@@ -13,6 +13,7 @@ fn logger(options: &Options) -> Logger {
     };
     Logger {
         lines: [const { AtomicU64::new(0) }; LEVELS.len()],
+        left_out: [const { AtomicU64::new(0) }; LEVELS.len()],
         lost: AtomicU64::new(0),
         lost_ever: AtomicU64::new(0),
         limit: Limit::new(),

@@ -208,6 +208,12 @@ fn a_client_that_does_the_wrong_thing_again_and_again_is_counted() {
     for _ in 0..100 {
         assert_eq!(client.get("nowhere").0, 404);
     }
+    let (_, figures) = client.scrape("/metrics", "*/*").unwrap();
+    let figure = |name: &str| -> usize {
+        let mut lines = figures.lines();
+        let value = lines.find_map(|line| line.strip_prefix(&format!("{name}_total{{level=\"info\"}} ")));
+        value.unwrap().parse().unwrap()
+    };
     husk.shut_down();
     let text = fs::read_to_string(log).unwrap();
     let written = text.lines().filter(|line| line.contains("nowhere")).count();
@@ -218,6 +224,15 @@ fn a_client_that_does_the_wrong_thing_again_and_again_is_counted() {
     // A host that is slow gives them a second window, and a third.
     assert!(written >= 20, "{text}");
     assert_eq!(written + more, 100, "{text}");
+    assert_eq!(figure("husk_log_left_out_lines"), more);
+    // Nobody says what was left out in the middle, or it is not counted as a line.
+    let said = text
+        .lines()
+        .filter(|line| line.starts_with("INFO: ") && !line.contains(" more like this ("));
+    assert!(
+        (written..=said.count()).contains(&figure("husk_log_lines")),
+        "{figures}\n{text}"
+    );
 }
 
 #[test]

@@ -183,8 +183,12 @@ impl Exposition {
         let connections = self.connections.iter();
         let connections = connections.map(|(socket, count)| ([("socket", *socket)], *count as u64));
         out.family(f::CONNECTIONS, &connections.collect::<Vec<_>>())?;
-        let lines = crate::log::lines();
-        out.family(f::LOG_LINES, &lines.map(|(level, count)| ([("level", level)], count)))?;
+        for (name, lines) in [
+            (f::LOG_LINES, crate::log::lines()),
+            (f::LOG_LEFT_OUT, crate::log::left_out_lines()),
+        ] {
+            out.family(name, &lines.map(|(level, count)| ([("level", level)], count)))?;
+        }
         out.family(f::LOG_LOST, &[([], crate::log::lost_lines())])
     }
 

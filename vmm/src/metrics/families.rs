@@ -91,6 +91,7 @@ pub(super) const RESIZES: &str = "husk_resize_duration_seconds";
 pub(super) const CALLS: &str = "husk_api_request_duration_seconds";
 pub(super) const CONNECTIONS: &str = "husk_api_connections";
 pub(super) const LOG_LINES: &str = "husk_log_lines";
+pub(super) const LOG_LEFT_OUT: &str = "husk_log_left_out_lines";
 pub(super) const LOG_LOST: &str = "husk_log_lost_lines";
 pub(super) const FAILURES: &str = "husk_device_failures";
 pub(super) const QUEUE_CHAINS: &str = "husk_queue_chains";
@@ -120,6 +121,7 @@ husk_resize_duration_seconds histogram what How long the guest took for what it 
 husk_api_request_duration_seconds histogram endpoint,status Requests to the API, by how long their answer took
 husk_api_connections gauge socket Clients that are connected
 husk_log_lines counter level Lines of the log
+husk_log_left_out_lines counter level Lines that were only counted, because their place in the source had said enough
 husk_log_lost_lines counter - Lines of the log that had no reader
 husk_device_failures counter device,kind Times that a virtio device came to need a reset
 husk_queue_chains counter device,kind,queue Requests and buffers that a virtqueue gave back to the driver, of a queue that husk itself serves
@@ -328,6 +330,7 @@ mod tests {
             CALLS,
             CONNECTIONS,
             LOG_LINES,
+            LOG_LEFT_OUT,
             LOG_LOST,
             FAILURES,
             QUEUE_CHAINS,
