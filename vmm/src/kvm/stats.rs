@@ -67,6 +67,19 @@ impl Stats {
     }
 }
 
+/// Bytes of page tables that KVM needs at least to map so many pages of 4 KiB, 2 MiB and 1 GiB, with four levels of tables of 512 entries
+/// (Intel SDM vol. 3C §28.3.2): pages that lie apart need more. Nothing says how many KVM has.
+pub fn page_table_bytes(pages_4k: u64, pages_2m: u64, pages_1g: u64) -> u64 {
+    const ENTRIES: u64 = 512;
+    const TABLE_BYTES: u64 = 4096;
+    let (mut tables, mut below) = (0, 0);
+    for mapped in [pages_4k, pages_2m, pages_1g, 0] {
+        below = (mapped + below).div_ceil(ENTRIES);
+        tables += below;
+    }
+    tables * TABLE_BYTES
+}
+
 /// Where each counter with a single value is, in a file that `read` reads.
 fn places(read: &dyn Fn(&mut [u8], u64) -> io::Result<()>) -> io::Result<Vec<(String, u64)>> {
     let mut header = [0; HEADER_BYTES];
@@ -139,6 +152,17 @@ mod tests {
         let places = places_in(&file).unwrap();
         assert_eq!(places, [("exits".to_owned(), 0x58)]);
         assert_eq!(file[0x58], 17);
+    }
+
+    #[test]
+    fn page_tables_are_as_many_as_the_pages_need_at_least() {
+        assert_eq!(page_table_bytes(0, 0, 0), 0);
+        assert_eq!(page_table_bytes(1, 0, 0), 4 * 4096);
+        assert_eq!(page_table_bytes(0, 1, 0), 3 * 4096);
+        assert_eq!(page_table_bytes(0, 0, 1), 2 * 4096);
+        // 1 GiB by pages of 4 KiB; the same and one more of 2 MiB, which needs a second table of its level.
+        assert_eq!(page_table_bytes(512 * 512, 0, 0), (512 + 1 + 1 + 1) * 4096);
+        assert_eq!(page_table_bytes(512 * 512, 1, 0), (512 + 2 + 1 + 1) * 4096);
     }
 
     #[test]

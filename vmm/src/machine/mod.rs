@@ -30,9 +30,9 @@ use husk_virtio::threads::Threads;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::NewDevice;
-use crate::kvm::{Stats, Vm};
+use crate::kvm::{Stats, Vm, page_table_bytes};
 use crate::memory::AddressSpace;
-use crate::metrics::Figures;
+use crate::metrics::{Figures, Mapped};
 
 use board::Board;
 use cpu_slots::CpuPlug;
@@ -169,17 +169,19 @@ impl Machine {
             counted: self.counters(),
             vcpus: self.cpus.plug().cpus.figures(),
             resizes: self.resizes.latencies(),
-            mapped_bytes: self.mapped_bytes(),
+            mapped: self.mapped(),
             ..Figures::default()
         }
     }
 
-    /// Guest memory that KVM has mapped for the guest, by the size of its pages (Linux' `struct kvm_vm_stat` of x86).
-    fn mapped_bytes(&self) -> Option<u64> {
+    /// What KVM has mapped for the guest, by the size of its pages (Linux' `struct kvm_vm_stat` of x86).
+    fn mapped(&self) -> Option<Mapped> {
         let stats = self.stats.get_or_init(|| self.vm.stats()).as_ref()?;
-        let sizes = [("pages_4k", 12), ("pages_2m", 21), ("pages_1g", 30)];
-        let bytes = |(name, shift): (&str, u32)| Some(stats.get(name)? << shift);
-        sizes.into_iter().map(bytes).sum()
+        let (small, large, huge) = (stats.get("pages_4k")?, stats.get("pages_2m")?, stats.get("pages_1g")?);
+        Some(Mapped {
+            bytes: (small << 12) + (large << 21) + (huge << 30),
+            page_table_bytes: page_table_bytes(small, large, huge),
+        })
     }
 
     /// Why the guest ended, once it has.

@@ -151,9 +151,11 @@ impl Exposition {
         let guest = [
             ("wanted", vm.map(|vm| vm.config.memory.size)),
             ("actual", vm.map(|vm| vm.memory_actual_size)),
-            ("mapped", self.figures.mapped_bytes),
+            ("mapped", self.figures.mapped.map(|mapped| mapped.bytes)),
         ];
         out.family(f::GUEST_MEMORY, &classes(&guest))?;
+        let tables = self.figures.mapped.map(|mapped| ([], mapped.page_table_bytes));
+        out.family(f::KVM_TABLES, &tables.into_iter().collect::<Vec<_>>())?;
         let resident = [
             ("anonymous", "rssanon"),
             ("shared", "rssshmem"),

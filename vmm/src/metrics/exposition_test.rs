@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::*;
 use crate::config::VmConfig;
 use crate::machine::Counted;
-use crate::metrics::{Endpoint, ProcessFiles, families};
+use crate::metrics::{Endpoint, Mapped, ProcessFiles, families};
 
 /// A machine whose devices have counted `1`, `2` and so on, in the order of the list.
 fn figures() -> Figures {
@@ -48,7 +48,10 @@ fn figures() -> Figures {
             halted: Some(Duration::from_secs(2)),
         }],
         resizes: vec![("vcpu_online", latency)],
-        mapped_bytes: Some(4096),
+        mapped: Some(Mapped {
+            bytes: 4096,
+            page_table_bytes: 16384,
+        }),
         process: Arc::new(ProcessFiles::open()),
     }
 }
@@ -152,6 +155,7 @@ fn values_are_those_of_the_devices() {
         ("husk_vm_state{state=\"Running\"}", "1"),
         ("husk_vm_state{state=\"Paused\"}", "0"),
         ("husk_guest_memory_bytes{class=\"mapped\"}", "4096"),
+        ("husk_kvm_page_table_bytes", "16384"),
         (
             "husk_resize_duration_seconds_bucket{what=\"vcpu_online\",le=\"0.004\"}",
             "1",

@@ -86,6 +86,7 @@ pub(super) const VCPU_REASONS: &str = "husk_vcpu_reason_exits";
 pub(super) const VCPU_RAN: &str = "husk_vcpu_run_seconds";
 pub(super) const VCPU_HALTED: &str = "husk_vcpu_halted_seconds";
 pub(super) const GUEST_MEMORY: &str = "husk_guest_memory_bytes";
+pub(super) const KVM_TABLES: &str = "husk_kvm_page_table_bytes";
 pub(super) const RESIDENT: &str = "husk_resident_memory_bytes";
 pub(super) const RESIZES: &str = "husk_resize_duration_seconds";
 pub(super) const CALLS: &str = "husk_api_request_duration_seconds";
@@ -116,6 +117,7 @@ husk_vcpu_reason_exits counter vcpu,reason Times that a vCPU left the guest, by 
 husk_vcpu_run_seconds counter vcpu Processor time of a vCPU's thread, in the guest and for it
 husk_vcpu_halted_seconds counter vcpu Time for which a vCPU waited in KVM for an interrupt
 husk_guest_memory_bytes gauge class Guest RAM: what was asked for (wanted), what the guest has now (actual), and what KVM has mapped for it, persistent memory included (mapped)
+husk_kvm_page_table_bytes gauge - Page tables that KVM needs at least for what it has mapped, computed from the pages by size; KVM does not tell what it has
 husk_resident_memory_bytes gauge class Memory of the process: anonymous (guest RAM that is private, and husk's own), shared (guest RAM that is shared), file (the program), page_tables, swapped
 husk_resize_duration_seconds histogram what How long the guest took for what it was asked
 husk_api_request_duration_seconds histogram endpoint,status Requests to the API, by how long their answer took
@@ -325,6 +327,7 @@ mod tests {
             VCPU_RAN,
             VCPU_HALTED,
             GUEST_MEMORY,
+            KVM_TABLES,
             RESIDENT,
             RESIZES,
             CALLS,

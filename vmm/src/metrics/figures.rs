@@ -19,6 +19,15 @@ pub struct Vcpu {
     pub halted: Option<Duration>,
 }
 
+/// What KVM has mapped for the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapped {
+    /// Guest memory.
+    pub bytes: u64,
+    /// Page tables that this needs at least: computed, for KVM does not count its own.
+    pub page_table_bytes: u64,
+}
+
 /// What the machine's owner knows. Without a machine there are no counters.
 #[derive(Clone, Debug, Default)]
 pub struct Figures {
@@ -32,8 +41,8 @@ pub struct Figures {
     pub vcpus: Vec<Vcpu>,
     /// How long the guest has taken for what it was asked, by what that was.
     pub resizes: Vec<(&'static str, Latency)>,
-    /// Guest memory that KVM has mapped, in bytes.
-    pub mapped_bytes: Option<u64>,
+    /// What KVM has mapped for the guest.
+    pub mapped: Option<Mapped>,
     /// What the kernel knows of this process.
     pub process: Arc<ProcessFiles>,
 }
@@ -47,7 +56,7 @@ impl PartialEq for Figures {
             counted,
             vcpus,
             resizes,
-            mapped_bytes,
+            mapped,
             process: _,
         } = self;
         *boots == other.boots
@@ -55,6 +64,6 @@ impl PartialEq for Figures {
             && *counted == other.counted
             && *vcpus == other.vcpus
             && *resizes == other.resizes
-            && *mapped_bytes == other.mapped_bytes
+            && *mapped == other.mapped
     }
 }
