@@ -65,17 +65,18 @@ impl Gate {
 
     /// The thread is there. Waits as long as the gate is shut, and returns how it stands then: open or broken.
     pub fn arrive(&self) -> State {
-        let mut state = self.lock();
-        loop {
-            match *state {
-                State::Shut => {
-                    *state = State::Held;
-                    self.waker.wake_by_ref();
-                }
-                State::Held => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                open_or_broken => return open_or_broken,
-            }
+        let state = self.changed.wait_while(self.lock(), |state| self.keeps(state));
+        *state.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a thread that finds the gate so has to wait. Says that it is there when that is new: under the lock, so that whoever is
+    /// woken finds it held.
+    fn keeps(&self, state: &mut State) -> bool {
+        if *state == State::Shut {
+            *state = State::Held;
+            self.waker.wake_by_ref();
         }
+        *state == State::Held
     }
 
     fn change(&self, to: impl FnOnce(State) -> State) {
@@ -92,11 +93,14 @@ impl Gate {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::fs;
     use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::sync::{Arc, OnceLock, TryLockError, Weak};
     use std::task::Wake;
     use std::thread;
     use std::time::Duration;
+
+    use rustix::thread::{Pid, gettid};
 
     use super::*;
 
@@ -145,6 +149,71 @@ mod tests {
                 assert_eq!(gate.state(), after, "request {number} in state {before:?}");
                 assert!(rings.try_recv().is_err(), "only an arrival is news");
             }
+        }
+    }
+
+    #[test]
+    fn every_state_keeps_whoever_finds_it_or_lets_it_go() {
+        use State::{Broken, Held, Open, Shut};
+        for (before, after, keeps, news) in [
+            (Open, Open, false, false),
+            (Shut, Held, true, true),
+            // As after a wake-up without a reason.
+            (Held, Held, true, false),
+            (Broken, Broken, false, false),
+        ] {
+            let (gate, rings) = gate();
+            let mut state = before;
+            assert_eq!((gate.keeps(&mut state), state), (keeps, after), "{before:?}");
+            assert_eq!(rings.try_recv().is_ok(), news, "{before:?}");
+        }
+    }
+
+    /// Asks when the thread says that it is there, and lets it go on once whoever asks waits for the lock.
+    struct Hurry {
+        ask: fn(&Gate),
+        gate: OnceLock<Weak<Gate>>,
+    }
+
+    impl Wake for Hurry {
+        fn wake(self: Arc<Self>) {
+            let gate = self.gate.get().and_then(Weak::upgrade).unwrap();
+            assert!(
+                matches!(gate.state.try_lock(), Err(TryLockError::WouldBlock)),
+                "nobody may look before it is held"
+            );
+            let (name, id) = channel();
+            let ask = self.ask;
+            thread::spawn(move || {
+                name.send(gettid()).unwrap();
+                ask(&gate);
+            });
+            until_asleep(id.recv().unwrap());
+        }
+    }
+
+    /// Waits until a thread of this process sleeps, or has ended.
+    fn until_asleep(thread: Pid) {
+        let stat = format!("/proc/self/task/{}/stat", thread.as_raw_nonzero());
+        while fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") S ")) {
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn what_is_asked_while_the_thread_says_that_it_is_there_is_not_lost() {
+        for (ask, after) in [
+            (Gate::open as fn(&Gate), State::Open),
+            (Gate::break_open, State::Broken),
+        ] {
+            let hurry = Arc::new(Hurry {
+                ask,
+                gate: OnceLock::new(),
+            });
+            let gate = Arc::new(Gate::new(hurry.clone().into()));
+            hurry.gate.set(Arc::downgrade(&gate)).unwrap();
+            gate.shut();
+            assert_eq!(arriving(&gate).recv_timeout(PATIENCE).unwrap(), after);
         }
     }
 

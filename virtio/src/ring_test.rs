@@ -66,6 +66,40 @@ fn what_was_left_of_one_chain_is_not_found_in_the_next() {
 }
 
 #[test]
+fn a_ring_says_its_number_its_size_and_what_was_not_yet_announced() {
+    let mut driver = Driver::new(&memory(), BASE, 8);
+    let state = RingState {
+        index: 3,
+        ..driver.state()
+    };
+    let mut ring = Ring::new(state, driver.kick.clone(), Notify::none(), driver.mem.clone()).unwrap();
+    assert_eq!((ring.index(), ring.size(), ring.unannounced()), (3, 8, 0));
+    for pushed in 1..=2 {
+        driver.add(&[Buf::In(DATA, 4)]);
+        let chain = ring.pop().unwrap().unwrap();
+        ring.push(chain.head(), 0).unwrap();
+        assert_eq!(ring.unannounced(), pushed);
+    }
+    ring.signal().unwrap();
+    assert_eq!((ring.unannounced(), ring.into_state().index), (0, 3));
+}
+
+#[test]
+fn kicks_are_asked_for_and_not_and_what_came_meanwhile_is_told() {
+    let mut driver = Driver::new(&memory(), BASE, 4);
+    let mut ring = driver.ring();
+    ring.disable_kicks().unwrap();
+    assert_eq!(driver.used_flags(), 1, "VIRTQ_USED_F_NO_NOTIFY (virtio 1.2 §2.7.10)");
+    assert!(!ring.enable_kicks().unwrap());
+    assert_eq!(driver.used_flags(), 0);
+    ring.disable_kicks().unwrap();
+    driver.add(&[Buf::In(DATA, 4)]);
+    assert!(ring.enable_kicks().unwrap(), "it comes without a kick");
+    assert!(ring.pop().unwrap().is_some());
+    assert!(!ring.enable_kicks().unwrap());
+}
+
+#[test]
 fn ring_survives_its_index_wrapping_around() {
     let mut driver = Driver::new(&memory(), BASE, 4);
     let mut ring = driver.ring();
@@ -349,6 +383,20 @@ fn chains_complete_out_of_order() {
     assert_eq!(driver.read(DATA + 32, 4), b"late");
     assert!(matches!(ring.push(first, 0), Err(RingError::NotInFlight { head, .. }) if head == first));
     assert!(matches!(ring.push(99, 0), Err(RingError::NotInFlight { head: 99, .. })));
+}
+
+#[test]
+fn a_chain_knows_where_in_guest_memory_it_may_be_written_to() {
+    let mut driver = Driver::new(&memory(), BASE, 8);
+    let mut ring = driver.ring();
+    driver.add(&[Buf::Out(DATA, 2), Buf::In(DATA + 16, 4), Buf::In(SECOND - 4, 8)]);
+    driver.add(&[Buf::Out(DATA, 2)]);
+    let chain = ring.pop().unwrap().unwrap();
+    // A buffer is one range, also where it crosses from one region to the next and is two slices.
+    assert!(chain.writable_ranges().eq([(DATA + 16, 4), (SECOND - 4, 8)]));
+    assert_eq!(chain.writable().count(), 3);
+    assert!(Arc::ptr_eq(chain.memory(), &ring.memory().into_inner()));
+    assert_eq!(ring.pop().unwrap().unwrap().writable_ranges().count(), 0);
 }
 
 #[test]

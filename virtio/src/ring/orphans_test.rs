@@ -1,4 +1,5 @@
 use std::collections::HashSet;
+use std::sync::atomic::AtomicUsize;
 
 use proptest::prelude::*;
 use virtio_queue::desc::split::Descriptor;
@@ -203,6 +204,16 @@ fn requests_without_a_reply_are_given_back_empty() {
 }
 
 #[test]
+fn what_is_no_request_and_has_room_for_a_reply_is_left_alone() {
+    let mut guest = Guest::new();
+    guest.ask(false).unwrap();
+    guest.driver.write(guest.out[0].1 + REQUEST, &[0; 4]);
+    let adopted = guest.adopt().1.unwrap();
+    assert_eq!((adopted.refused, adopted.returned, adopted.lost), (0, 0, 1));
+    assert!(guest.given().is_empty());
+}
+
+#[test]
 fn what_cannot_be_found_is_counted() {
     let mut guest = Guest::new();
     guest.ask(false).unwrap();
@@ -223,9 +234,91 @@ fn a_driver_between_writing_and_offering_gets_what_is_owed() {
         guest.ask(false).unwrap();
     }
     guest.driver.store(guest.driver.avail + 2, 1);
-    let adopted = guest.adopt().1.unwrap();
+    let watched = Watched::new(|_| ());
+    let adopted = guest.driver.ring().adopt(&watched).unwrap();
     assert_eq!((adopted.refused, adopted.lost), (1, 0));
+    assert_eq!(watched.looks(), LOOKS, "it may still offer them");
     assert_eq!(guest.given(), [(u32::from(guest.out[0].0), 4)].into());
+}
+
+/// [`Numbers`], and something that happens when a request has been looked at for the so manieth time.
+struct Watched<F> {
+    looked_at: AtomicUsize,
+    then: F,
+}
+
+impl<F: Fn(usize) + Send + Sync> Watched<F> {
+    fn new(then: F) -> Self {
+        let looked_at = AtomicUsize::new(0);
+        Self { looked_at, then }
+    }
+
+    /// How often the whole table was looked at, each of whose heads leads to something here.
+    fn looks(&self) -> usize {
+        self.looked_at.load(Ordering::Relaxed) / usize::from(SIZE)
+    }
+}
+
+impl<F: Fn(usize) + Send + Sync> Protocol for Watched<F> {
+    fn trace(&self, request: &mut Reader<'_>, reply: &mut Reader<'_>) -> Trace {
+        let trace = Numbers.trace(request, reply);
+        (self.then)(self.looked_at.fetch_add(1, Ordering::Relaxed) + 1);
+        trace
+    }
+
+    fn refuse(&self, request: &mut Reader<'_>, reply: &mut Writer<'_>) -> u32 {
+        Numbers.refuse(request, reply)
+    }
+}
+
+#[test]
+fn a_driver_at_rest_is_looked_at_once() {
+    let mut guest = Guest::new();
+    guest.ask(false).unwrap();
+    let watched = Watched::new(|_| ());
+    assert_eq!(guest.driver.ring().adopt(&watched).unwrap().refused, 1);
+    assert_eq!(watched.looks(), 1);
+}
+
+#[test]
+fn a_driver_that_offers_more_meanwhile_is_looked_at_again() {
+    let mut guest = Guest::new();
+    guest.ask(false).unwrap();
+    guest.ask(false).unwrap();
+    // The second one is written and offered when everything has been looked at once.
+    let request = guest.out[1].1 + REQUEST;
+    let written = guest.driver.read(request, 4);
+    guest.driver.write(request, &[0; 4]);
+    guest.driver.store(guest.driver.avail + 2, 1);
+    let watched = Watched::new(|count| {
+        if count == usize::from(SIZE) {
+            guest.driver.write(request, &written);
+            guest.driver.store(guest.driver.avail + 2, 2);
+        }
+    });
+    let mut ring = guest.driver.ring();
+    assert_eq!(ring.adopt(&watched).unwrap().refused, 2);
+    assert_eq!((watched.looks(), ring.state().queue.next_avail), (2, 2));
+    assert_eq!(guest.given(), guest.owed());
+}
+
+#[test]
+fn of_two_that_say_a_room_is_theirs_and_cannot_be_dated_neither_is_believed() {
+    let mut guest = Guest::new();
+    let stale = guest.ask(false).unwrap();
+    guest.answer(0);
+    // Its memory has a new owner, and its descriptor stays as it was.
+    let last = guest.free_heads.pop().unwrap();
+    guest.free_heads.insert(0, last);
+    let owner = guest.ask(false).unwrap();
+    assert!(last == stale && stale < owner, "and the wrong one is looked at first");
+    for _ in 0..SIZE {
+        guest.ask(false).unwrap();
+        guest.answer(1);
+    }
+    let adopted = guest.adopt().1.unwrap();
+    assert_eq!((adopted.refused, adopted.returned, adopted.lost), (0, 0, 1));
+    assert!(guest.given().is_empty());
 }
 
 #[test]
