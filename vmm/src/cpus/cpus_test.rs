@@ -1,4 +1,4 @@
-//! Needs `/dev/kvm`: a guest of a few instructions for each vCPU.
+//! Needs `/dev/kvm`, where it does not say otherwise: a guest of a few instructions for each vCPU.
 //!
 //! The first vCPU counts at [`FIRST`]. When [`START`] is set it clears it and starts vCPU 1 (Intel SDM vol. 3A §9.4.4.1), which counts at
 //! [`SECOND`].
@@ -170,6 +170,68 @@ impl Guest {
     fn states(&self) -> Vec<CpuState> {
         (0..self.cpus.max()).map(|id| self.cpus.state(id)).collect()
     }
+}
+
+/// Threads for `boot` of `max` vCPUs that never come, so that whatever is asked of one is not done before its thread ends. Needs no
+/// KVM.
+fn without_vcpus(boot: u32, max: u32) -> (Cpus, News) {
+    let news = News::new().unwrap();
+    let board = Arc::new(Board::new(EventFd::new(EFD_NONBLOCK).unwrap()));
+    let kicker = Kicker::install().unwrap();
+    let cpus = Cpus::prepare(boot, max, &board, kicker, Mode::Off, &Trace::default(), &news.waker());
+    (cpus.unwrap(), news)
+}
+
+#[test]
+fn what_was_asked_is_not_done_before_the_last_vcpu_has_done_it() {
+    use CpuState::{Absent, Parked, Running};
+    let (mut cpus, news) = without_vcpus(2, 3);
+    let states = |cpus: &Cpus| [0, 1, 2, 3].map(|id| cpus.state(id));
+    assert_eq!(states(&cpus), [Parked, Parked, Absent, Absent]);
+    assert_eq!(cpus.max(), 3);
+    cpus.run();
+    assert_eq!(states(&cpus), [Running, Running, Absent, Absent]);
+    cpus.pause();
+    assert_eq!(
+        states(&cpus),
+        [Running, Running, Absent, Absent],
+        "asked, and not yet out"
+    );
+    assert!(!cpus.is_paused() && !cpus.is_stopped());
+    // The one that is to leave has no vCPU to give back, but an end.
+    cpus.retire(1);
+    assert!(news.wait_until(Instant::now() + NEVER, || cpus.retire(1)));
+    assert_eq!(
+        states(&cpus),
+        [Running, Parked, Absent, Absent],
+        "it has left and is not forgotten"
+    );
+    assert!(!cpus.is_paused() && !cpus.is_stopped(), "there is another one");
+    cpus.remove(0);
+    cpus.remove(1);
+    assert_eq!(states(&cpus), [Running, Absent, Absent, Absent]);
+    cpus.resume();
+    assert_eq!(cpus.state(0), Running);
+    cpus.stop();
+    assert!(news.wait_until(Instant::now() + NEVER, || cpus.is_stopped()));
+}
+
+#[test]
+fn each_vcpu_that_is_there_has_figures_and_is_online_once_the_guest_has_started_it() {
+    let Some(mut guest) = guest(1, 3) else { return };
+    guest.cpus.run();
+    guest.add(1).unwrap();
+    let online = |guest: &Guest| -> Vec<(u32, bool)> {
+        let figures = guest.cpus.figures();
+        figures.iter().map(|figure| (figure.id, figure.online)).collect()
+    };
+    assert_eq!(online(&guest), [(0, true), (1, false)]);
+    guest.start_second();
+    guest.until_online(1);
+    assert_eq!(online(&guest), [(0, true), (1, true)]);
+    guest.unplug(1);
+    assert_eq!(online(&guest), [(0, true)]);
+    assert!(guest.cpus.figures()[0].ran.is_some_and(|ran| !ran.is_zero()));
 }
 
 #[test]

@@ -86,7 +86,7 @@ impl<T> Handover<T> {
         self.inner().vcpu.take()
     }
 
-    /// Whether the thread has no vCPU: it has given it back, has none yet, or is at its end.
+    /// Whether the vCPU is here, or the thread at its end: the thread runs the guest no more, or not yet.
     pub fn is_out(&self) -> bool {
         let inner = self.inner();
         inner.gone || inner.vcpu.is_some()
@@ -161,9 +161,14 @@ impl<T> Drop for Presence<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::fs;
+    use std::sync::mpsc::channel;
+    use std::sync::{Arc, OnceLock, Weak};
+    use std::task::Wake;
     use std::thread;
     use std::time::{Duration, Instant};
+
+    use rustix::thread::{Pid, gettid};
 
     use super::*;
     use crate::news::News;
@@ -192,6 +197,94 @@ mod tests {
 
     fn until(news: &News, done: impl FnMut() -> bool) {
         assert!(news.wait_until(Instant::now() + NEVER, done));
+    }
+
+    /// Notes what whoever is woken finds: the vCPU, the beginning, the end.
+    #[derive(Default)]
+    struct Finds {
+        handover: OnceLock<Weak<Handover<u64>>>,
+        found: Mutex<Vec<(Option<u64>, bool, bool)>>,
+    }
+
+    impl Wake for Finds {
+        fn wake(self: Arc<Self>) {
+            let handover = self.handover.get().and_then(Weak::upgrade).unwrap();
+            let vcpu = handover.with(|vcpu| *vcpu);
+            let found = (vcpu, handover.has_begun(), handover.is_gone());
+            self.found.lock().unwrap().push(found);
+        }
+    }
+
+    #[test]
+    fn whatever_the_thread_does_can_be_seen_by_whoever_is_woken() {
+        let finds = Arc::new(Finds::default());
+        let handover = Arc::new(Handover::new(Order::Wait, finds.clone().into()));
+        finds.handover.set(Arc::downgrade(&handover)).unwrap();
+        let found = || std::mem::take(&mut *finds.found.lock().unwrap());
+        let presence = handover.presence();
+        handover.put(1);
+        handover.order(Order::Run);
+        assert!(handover.is_out() && !handover.is_gone());
+        assert_eq!(handover.next(), Some(1));
+        assert!(!handover.is_out() && !handover.has_begun());
+        assert_eq!(
+            found(),
+            [],
+            "what the control thread does is no news to it, and a thread that goes off is none"
+        );
+        handover.begin();
+        assert_eq!(found(), [(None, true, false)]);
+        handover.give_back(2);
+        assert_eq!(found(), [(Some(2), true, false)]);
+        drop(presence);
+        assert_eq!(found(), [(Some(2), true, true)]);
+    }
+
+    #[test]
+    fn every_order_but_to_run_calls_out_and_the_last_one_needs_no_vcpu() {
+        for (order, calls_out) in [(Order::Run, false), (Order::Wait, true), (Order::End, true)] {
+            let handover = Handover::<u64>::new(order, Waker::noop().clone());
+            assert_eq!(handover.calls_out(), calls_out, "{order:?} from the start");
+            let handover = Handover::<u64>::new(Order::Wait, Waker::noop().clone());
+            handover.order(order);
+            assert_eq!(handover.calls_out(), calls_out, "{order:?}");
+        }
+        let handover = Handover::new(Order::Run, Waker::noop().clone());
+        handover.put(1);
+        handover.order(Order::End);
+        assert_eq!(handover.next(), None);
+        assert_eq!(handover.take_back(), Some(1), "it stays where it is");
+    }
+
+    /// Waits until a thread of this process sleeps, or has ended.
+    fn until_asleep(thread: Pid) {
+        let stat = format!("/proc/self/task/{}/stat", thread.as_raw_nonzero());
+        while fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") S ")) {
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn no_order_comes_between_the_look_of_a_thread_and_its_wait() {
+        let handover = Arc::new(Handover::<u64>::new(Order::Wait, Waker::noop().clone()));
+        // As of a thread that has looked at the order and does not wait yet.
+        let looked = handover.inner();
+        let (name, id) = channel();
+        let control = thread::spawn({
+            let handover = handover.clone();
+            move || {
+                name.send(gettid()).unwrap();
+                handover.order(Order::Run);
+            }
+        });
+        until_asleep(id.recv().unwrap());
+        assert!(
+            handover.calls_out(),
+            "it is given once the thread waits, and so wakes it"
+        );
+        drop(looked);
+        control.join().unwrap();
+        assert!(!handover.calls_out());
     }
 
     #[test]

@@ -176,11 +176,13 @@ impl Cpus {
         let Some((place, thread)) = self.place(id).and_then(|place| Some((place, place.thread.as_ref()?))) else {
             return CpuState::Absent;
         };
-        let out = thread.handover.is_out();
+        if !self.started {
+            return CpuState::Parked;
+        }
         match self.order {
-            _ if !out => CpuState::Running,
-            Order::Run if self.started && !place.retired => CpuState::Running,
-            Order::Wait if self.started && !place.retired => CpuState::Held,
+            _ if !thread.handover.is_out() => CpuState::Running,
+            Order::Run if !place.retired => CpuState::Running,
+            Order::Wait if !place.retired => CpuState::Held,
             _ => CpuState::Parked,
         }
     }
