@@ -465,6 +465,7 @@ fn odd_writes_are_counted_and_do_nothing() {
     sign(&mut bank, 1);
     ost(&mut bank, 1, 3, 0);
     assert_eq!(bank.ignored(), 11);
+    assert_eq!(bank.metrics().metrics(), [("ignored_writes", 11)]);
     assert!(matches!(state(&bank, 0), State::Asked { seen: false, .. }));
 }
 

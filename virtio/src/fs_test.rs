@@ -4,10 +4,7 @@ use std::io;
 use std::path::Path;
 use std::thread::{self, JoinHandle};
 
-use husk_devices::MsiMessage;
-use husk_devices::host::fake::FakeHost;
 use husk_devices::memory::GuestMemory;
-use husk_devices::pci::{BarPlace, ConfigSpace, Identity, Msix, Vector};
 use vhost::vhost_user::{Listener, VhostUserProtocolFeatures};
 use vhost_user_backend::{VhostUserBackendMut, VhostUserDaemon, VringRwLock, VringT};
 use virtio_queue::QueueT;
@@ -17,7 +14,7 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 
 use super::*;
 use crate::ring::{Notify, Ring, RingState};
-use crate::testing::{Buf, Driver};
+use crate::testing::{Buf, Driver, Vectors};
 use crate::vhost_user::testing::shared_memory;
 use crate::worker::Worker;
 
@@ -107,37 +104,6 @@ fn config(folder: &Path) -> FsConfig {
     }
 }
 
-/// MSI-X vectors that are set up and unmasked, all with the same message.
-struct Vectors {
-    host: Arc<FakeHost>,
-    msix: Msix,
-}
-
-const MESSAGE: MsiMessage = MsiMessage {
-    address: 0xfee0_0000,
-    data: 0x51,
-};
-
-impl Vectors {
-    fn new() -> Self {
-        let host = FakeHost::new();
-        let (mut space, mut msix) = (ConfigSpace::new(&Identity::default()), Msix::new(host.clone(), 1));
-        let place = BarPlace { bar: 0, offset: 0 };
-        msix.add_capability(&mut space, place, place).unwrap();
-        let _ = space.write(4, &[4]);
-        let _ = space.write(space.u16_at(0x34) + 2, &0x8000_u16.to_le_bytes());
-        msix.config_written(&space);
-        msix.write_table(0, &MESSAGE.address.to_le_bytes());
-        msix.write_table(8, &MESSAGE.data.to_le_bytes());
-        msix.write_table(12, &[0; 4]);
-        Self { host, msix }
-    }
-
-    fn vector(&self) -> Vector {
-        self.msix.vector(0).unwrap()
-    }
-}
-
 fn activation(drivers: &[Driver], mem: &GuestMemory, notify: &Notify, states: Option<&[RingState]>) -> Activation {
     let ring = |(driver, index): (&Driver, u16)| {
         let fresh = RingState {
@@ -196,7 +162,7 @@ fn requests_of_every_queue_are_answered_without_this_process() {
     let worker = run(&mut fs, activation(&drivers, &mem, &notify, Some(&states)));
     ask(&mut drivers);
     worker.join();
-    assert!(vectors.host.take_sent(MESSAGE) > 0, "by the vector's own eventfd");
+    assert!(vectors.take_sent() > 0, "by the vector's own eventfd");
     let metrics = fs.metrics();
     assert_eq!((metrics.connects.get(), metrics.starts.get()), (1, 2));
     drop(fs);

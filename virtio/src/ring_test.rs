@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use virtio_queue::desc::split::Descriptor;
 
 use super::*;
-use crate::testing::{Buf, Driver, END, F_INDIRECT, F_NEXT, F_WRITE, SECOND, memory};
+use crate::testing::{Buf, Driver, END, F_INDIRECT, F_NEXT, F_WRITE, SECOND, Vectors, memory};
 
 const BASE: u64 = 0x1000;
 const DATA: u64 = 0x2_0000;
@@ -82,6 +82,18 @@ fn a_ring_says_its_number_its_size_and_what_was_not_yet_announced() {
     }
     ring.signal().unwrap();
     assert_eq!((ring.unannounced(), ring.into_state().index), (0, 3));
+}
+
+#[test]
+fn a_vector_is_raised_by_a_notify_and_by_whoever_shares_it() {
+    let vectors = Vectors::new();
+    let notify = Notify::new(vectors.vector());
+    notify.signal();
+    assert_eq!(vectors.take_sent(), 1);
+    notify.share().unwrap().raise();
+    assert_eq!(vectors.take_sent(), 1);
+    assert!(Notify::new(|| ()).share().is_none() && Notify::none().share().is_none());
+    assert_eq!(format!("{notify:?}, {:?}", Notify::none()), "Notify, Notify(none)");
 }
 
 #[test]

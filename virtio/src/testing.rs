@@ -14,9 +14,11 @@ use crate::ring::{Notify, Ring, RingState};
 
 mod abuse;
 mod device;
+mod vectors;
 
 pub(crate) use abuse::ABUSES;
 pub(crate) use device::{Echo, EchoControl};
+pub(crate) use vectors::Vectors;
 
 pub(crate) const F_NEXT: u16 = 1;
 pub(crate) const F_WRITE: u16 = 2;
