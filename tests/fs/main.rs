@@ -8,6 +8,7 @@ mod fs_hardship;
 mod fs_husk;
 mod fs_own;
 mod fs_pause;
+mod fs_programs;
 mod fs_queues;
 mod fs_rules;
 mod fs_sharing;

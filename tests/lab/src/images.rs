@@ -13,7 +13,7 @@ use crate::file_server;
 use crate::kernel::{HOST_KERNEL, KERNELS, Kernel};
 use crate::packages::{self, Package};
 use crate::paths::{self, Lab, PART};
-use crate::progress;
+use crate::{progress, user_space};
 
 /// `/init` of the shell image: a guest for a person at the console.
 const SHELL_INIT: &[u8] = include_bytes!("shell-init");
@@ -43,6 +43,7 @@ pub fn ensure_guests(lab: &Lab, guest_init: &Path) -> Result<()> {
     let init = fs::read(guest_init).with_context(|| format!("cannot read {}", guest_init.display()))?;
     fs::create_dir_all(lab.guest())?;
     link(&file_server::ensure(lab)?, &lab.guest().join("virtiofsd"))?;
+    user_space::ensure(lab)?;
     for kernel in &KERNELS {
         kernel.ensure(lab)?;
         let folder = lab.guest().join(kernel.name);

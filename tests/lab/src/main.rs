@@ -37,6 +37,7 @@ mod sys;
 mod tally;
 mod test;
 mod tools;
+mod user_space;
 mod watched;
 
 use std::process::ExitCode;
