@@ -63,8 +63,6 @@ pub struct ConsoleMetrics {
     pub tx_dropped_bytes: Counter,
     /// Bytes typed that the guest was given.
     pub rx_bytes: Counter,
-    /// Bytes typed that found the input queue full.
-    pub rx_dropped_bytes: Counter,
 }
 
 impl Metered for ConsoleMetrics {
@@ -74,7 +72,6 @@ impl Metered for ConsoleMetrics {
             ("tx_bytes", self.tx_bytes.get()),
             ("tx_dropped_bytes", self.tx_dropped_bytes.get()),
             ("rx_bytes", self.rx_bytes.get()),
-            ("rx_dropped_bytes", self.rx_dropped_bytes.get()),
         ]
     }
 }

@@ -188,7 +188,6 @@ fn input_queue_is_bounded() {
     let handle = bench.console.handle();
     let taken: usize = (0..100).map(|_| handle.input(&[b'x'; 1000])).sum();
     assert_eq!(taken, 64 << 10);
-    assert_eq!(bench.console.metrics().rx_dropped_bytes.get(), 100_000 - (64 << 10));
 }
 
 #[test]
@@ -304,7 +303,6 @@ fn abused_input_ends_the_handler_and_loses_nothing_that_was_typed() {
         assert_eq!(bench.receive.take_used(), Some((0, 5)), "after {name}");
         assert_eq!(bench.receive.read(DATA, 5), b"typed", "after {name}");
     }
-    assert_eq!(bench.console.metrics().rx_dropped_bytes.get(), 0);
 }
 
 #[test]

@@ -82,10 +82,6 @@ impl ConsoleHandle {
             input.extend(bytes.iter().take(taken));
             taken
         };
-        self.0
-            .metrics
-            .rx_dropped_bytes
-            .add(bytes.len().saturating_sub(taken) as u64);
         // Fails only when the counter is full, and then the handler wakes anyway.
         let _ = self.0.event.write(1);
         taken

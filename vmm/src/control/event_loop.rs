@@ -140,6 +140,9 @@ impl EventLoop<'_> {
                 return Ok(Ended::Unbuilt(failure));
             }
             self.watch_machine()?;
+            if let Some(keys) = &mut self.keys {
+                keys.watch(&self.epoll)?;
+            }
         }
     }
 
@@ -168,8 +171,7 @@ impl EventLoop<'_> {
         }
         if let Some(Watched { ended, .. }) = self.watched.take() {
             // A machine that was left behind keeps its own descriptor of this: closing ours would not take it out of the set.
-            self.epoll
-                .ctl(ControlOperation::Delete, ended.as_raw_fd(), EpollEvent::default())?;
+            unwatch(&self.epoll, ended.as_raw_fd())?;
         }
         let (Some(machine), Some(number)) = (self.controller.machine(), number) else {
             return Ok(());
@@ -179,11 +181,7 @@ impl EventLoop<'_> {
         machine.lines().try_for_each(|line| watch(&self.epoll, line, LINES))?;
         self.watched = Some(Watched { number, ended });
         if machine.keyboard().is_some() && self.keys.is_none() {
-            let keys = Keys::new()?;
-            if let Some(input) = &keys.input {
-                watch(&self.epoll, input.as_raw_fd(), KEYS)?;
-            }
-            self.keys = Some(keys);
+            self.keys = Some(Keys::new()?);
         }
         self.trim_soon();
         self.controller.watch();
@@ -192,12 +190,10 @@ impl EventLoop<'_> {
 
     /// What is typed while there is no machine stays with the terminal, which is as it was.
     fn leave_keys(&mut self) -> io::Result<()> {
-        let Some(input) = self.keys.take().and_then(|keys| keys.input) else {
-            return Ok(());
-        };
-        // Standard input stays open, so closing this duplicate of it would not take it out of the set.
-        self.epoll
-            .ctl(ControlOperation::Delete, input.as_raw_fd(), EpollEvent::default())
+        match self.keys.take() {
+            Some(mut keys) => keys.forget(&self.epoll),
+            None => Ok(()),
+        }
     }
 
     /// Milliseconds until a timer is due.
@@ -288,11 +284,10 @@ impl EventLoop<'_> {
         match arrival {
             Arrival::Bytes => self.offer_keys(),
             Arrival::Ended => {
-                self.offer_keys();
-                if let Some(input) = self.keys.as_mut().and_then(|keys| keys.input.take()) {
-                    self.epoll
-                        .ctl(ControlOperation::Delete, input.as_raw_fd(), EpollEvent::default())?;
+                if let Some(keys) = &mut self.keys {
+                    keys.forget(&self.epoll)?;
                 }
+                self.offer_keys();
             }
             Arrival::Hangup | Arrival::Quit => return Ok(Some(Ended::Interrupted)),
         }
@@ -333,15 +328,47 @@ struct Keys {
     input: Option<Input>,
     raw: Option<RawMode>,
     backlog: Vec<u8>,
+    /// Whether the loop is woken for more.
+    watched: bool,
 }
 
 impl Keys {
     fn new() -> io::Result<Self> {
         Ok(Self {
             raw: RawMode::enter()?,
-            input: Input::stdin()?,
-            backlog: Vec::new(),
+            ..Self::over(Input::stdin()?)
         })
+    }
+
+    fn over(input: Option<Input>) -> Self {
+        Self {
+            input,
+            raw: None,
+            backlog: Vec::new(),
+            watched: false,
+        }
+    }
+
+    /// Has `epoll` tell of what is typed as long as there is room for it: told of what it cannot read, the loop would turn without end.
+    fn watch(&mut self, epoll: &Epoll) -> io::Result<()> {
+        let Some(input) = &self.input else { return Ok(()) };
+        let has_room = self.backlog.len() < BACKLOG_BYTES;
+        match (self.watched, has_room) {
+            (false, true) => watch(epoll, input.as_raw_fd(), KEYS)?,
+            (true, false) => unwatch(epoll, input.as_raw_fd())?,
+            (true, true) | (false, false) => {}
+        }
+        self.watched = has_room;
+        Ok(())
+    }
+
+    /// Standard input has ended, or is left as it is.
+    fn forget(&mut self, epoll: &Epoll) -> io::Result<()> {
+        // It stays open, so closing this duplicate of it would not take it out of the set.
+        match self.input.take() {
+            Some(input) if std::mem::take(&mut self.watched) => unwatch(epoll, input.as_raw_fd()),
+            _ => Ok(()),
+        }
     }
 
     fn read(&mut self) -> Arrival {
@@ -350,5 +377,43 @@ impl Keys {
         };
         let room = BACKLOG_BYTES.saturating_sub(self.backlog.len());
         input.read(room, &mut self.backlog)
+    }
+}
+
+fn unwatch(epoll: &Epoll, fd: RawFd) -> io::Result<()> {
+    epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    fn is_woken(epoll: &Epoll) -> bool {
+        epoll.wait(0, &mut [EpollEvent::default()]).unwrap() == 1
+    }
+
+    #[test]
+    fn input_that_the_guest_does_not_take_does_not_wake_the_loop_until_there_is_room_again() {
+        let (epoll, input) = (Epoll::new().unwrap(), Input::new(File::open("/dev/zero").unwrap()));
+        let mut keys = Keys::over(Some(input.unwrap()));
+        for _ in 0..2 {
+            let mut turns = 0;
+            keys.watch(&epoll).unwrap();
+            while is_woken(&epoll) {
+                assert_eq!(keys.read(), Arrival::Bytes);
+                keys.watch(&epoll).unwrap();
+                turns += 1;
+                assert!(turns <= BACKLOG_BYTES, "it turns without end");
+            }
+            assert_eq!(keys.backlog.len(), BACKLOG_BYTES);
+            keys.backlog.drain(..100);
+        }
+        keys.watch(&epoll).unwrap();
+        assert!(is_woken(&epoll));
+        keys.forget(&epoll).unwrap();
+        assert!(!is_woken(&epoll) && keys.input.is_none());
+        keys.forget(&epoll).unwrap();
     }
 }

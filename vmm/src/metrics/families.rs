@@ -243,7 +243,6 @@ console tx_requests counter Output requests handled
 console tx_bytes counter Bytes printed
 console tx_dropped_bytes counter Bytes of output that had no reader
 console rx_bytes counter Bytes typed that the guest was given
-console rx_dropped_bytes counter Bytes typed that found the input queue full
 serial rx_bytes counter Bytes typed that the guest has read
 serial tx_bytes counter Bytes printed
 serial tx_lost_bytes counter Bytes of output that were lost

@@ -53,7 +53,11 @@ impl Input {
         }
     }
 
-    fn new(file: File) -> io::Result<Self> {
+    /// Takes `file` in its place.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn new(file: File) -> io::Result<Self> {
         let escape = file.is_terminal().then(Escape::default);
         let kind = file.metadata()?.file_type();
         let pollable = escape.is_some() || kind.is_fifo() || kind.is_socket();
