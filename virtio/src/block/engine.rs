@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
 
-use super::plain;
+use super::plain::{self, AtHand};
 use super::uring::Uring;
 use crate::iovecs::Iovecs;
 
@@ -77,14 +77,23 @@ pub(super) enum Engine {
     /// System calls: every operation is done when [`Engine::run`] returns.
     Plain,
     /// io_uring: operations run side by side.
-    Uring(Box<Uring>),
+    Uring {
+        /// The ring.
+        ring: Box<Uring>,
+        /// Reads are tried in the host's page cache before: what is there needs no way through the ring.
+        cached: bool,
+    },
 }
 
 impl Engine {
-    /// An engine for at most `depth` operations at a time: io_uring if the host lets us have it.
-    pub fn with_uring(depth: usize) -> Self {
+    /// An engine for at most `depth` operations at a time: io_uring if the host lets us have it. `cached` says that its files are read
+    /// through the page cache.
+    pub fn with_uring(depth: usize, cached: bool) -> Self {
         match Uring::new(depth) {
-            Ok(uring) => Self::Uring(Box::new(uring)),
+            Ok(ring) => Self::Uring {
+                ring: Box::new(ring),
+                cached,
+            },
             Err(error) => {
                 log::debug!("no io_uring, block device goes on with plain system calls: {error}");
                 Self::Plain
@@ -97,7 +106,7 @@ impl Engine {
     pub fn limit(&self) -> usize {
         match self {
             Self::Plain => OP_BYTES.saturating_mul(4),
-            Self::Uring(_) => OP_BYTES.saturating_mul(16),
+            Self::Uring { .. } => OP_BYTES.saturating_mul(16),
         }
     }
 
@@ -105,7 +114,7 @@ impl Engine {
     pub fn event(&self) -> Option<RawFd> {
         match self {
             Self::Plain => None,
-            Self::Uring(uring) => Some(uring.event()),
+            Self::Uring { ring, .. } => Some(ring.event()),
         }
     }
 
@@ -119,8 +128,18 @@ impl Engine {
         match self {
             // SAFETY: the buffers are valid for the duration of the call, as the caller promises.
             Self::Plain => Some(unsafe { plain::run(op) }),
-            // SAFETY: handed on from the caller.
-            Self::Uring(uring) => unsafe { uring.push(slot, op) }.err().map(Err),
+            Self::Uring { ring, cached } => {
+                if *cached {
+                    // SAFETY: the buffers are valid for the duration of the call, as the caller promises.
+                    match unsafe { plain::read_at_hand(op) } {
+                        AtHand::Read(bytes) => return Some(Ok(bytes)),
+                        AtHand::Not => {}
+                        AtHand::Never => *cached = false,
+                    }
+                }
+                // SAFETY: handed on from the caller.
+                unsafe { ring.push(slot, op) }.err().map(Err)
+            }
         }
     }
 
@@ -131,7 +150,7 @@ impl Engine {
     pub fn submit(&mut self) -> io::Result<bool> {
         match self {
             Self::Plain => Ok(true),
-            Self::Uring(uring) => uring.submit(),
+            Self::Uring { ring, .. } => ring.submit(),
         }
     }
 
@@ -139,14 +158,14 @@ impl Engine {
     pub fn is_busy(&self) -> bool {
         match self {
             Self::Plain => false,
-            Self::Uring(uring) => uring.is_busy(),
+            Self::Uring { ring, .. } => ring.is_busy(),
         }
     }
 
     /// Resets the event of [`Engine::event`]: to be followed by [`Engine::reap`].
     pub fn take_event(&self) {
-        if let Self::Uring(uring) = self {
-            uring.take_event();
+        if let Self::Uring { ring, .. } = self {
+            ring.take_event();
         }
     }
 
@@ -154,14 +173,14 @@ impl Engine {
     pub fn has_ended(&mut self) -> bool {
         match self {
             Self::Plain => false,
-            Self::Uring(uring) => uring.has_completed(),
+            Self::Uring { ring, .. } => ring.has_completed(),
         }
     }
 
     /// Appends what has ended.
     pub fn reap(&mut self, ended: &mut Vec<Completion>) {
-        if let Self::Uring(uring) = self {
-            uring.reap(ended);
+        if let Self::Uring { ring, .. } = self {
+            ring.reap(ended);
         }
     }
 
@@ -172,7 +191,7 @@ impl Engine {
     pub fn wait(&mut self) -> io::Result<()> {
         match self {
             Self::Plain => Err(io::ErrorKind::NotConnected.into()),
-            Self::Uring(uring) => uring.wait(),
+            Self::Uring { ring, .. } => ring.wait(),
         }
     }
 }

@@ -200,6 +200,7 @@ impl QueueHandler {
 
     /// Takes one request as far as it goes without waiting. Once the queue ends, what would need the host again has failed.
     fn advance(&mut self, slot: usize) -> Result<(), RingError> {
+        let mut at_once = false;
         loop {
             let at_limit = self.is_at_limit();
             let Some(job) = self.jobs.get_mut(slot) else {
@@ -217,6 +218,7 @@ impl QueueHandler {
                         self.jobs.begin(slot, cost);
                         return Ok(());
                     };
+                    at_once = true;
                     job.complete(&self.disk.image, result);
                     self.done = self.done.saturating_add(cost);
                     continue;
@@ -228,18 +230,17 @@ impl QueueHandler {
             };
             if let Some(job) = self.jobs.remove(slot) {
                 self.answer(job, status)?;
+                // What this thread has done itself took its time: the driver should not wait for that of other requests as well.
+                if at_once {
+                    self.ring.signal()?;
+                }
             }
         }
     }
 
     fn answer(&mut self, job: Job, status: Status) -> Result<(), RingError> {
         let Answer { head, written } = job.finish(status, &mut self.scratch, &self.disk.metrics);
-        self.ring.push(head, written)?;
-        // Where every operation blocks, the driver should not wait for those of other requests.
-        if matches!(self.engine, Engine::Plain) {
-            self.ring.signal()?;
-        }
-        Ok(())
+        self.ring.push(head, written)
     }
 }
 
@@ -251,7 +252,7 @@ impl Handler for QueueHandler {
         };
         watch.readable(self.ring.kick().as_raw_fd(), KICKED).map_err(failed)?;
         if self.want_uring {
-            self.engine = Engine::with_uring(self.jobs.depth());
+            self.engine = Engine::with_uring(self.jobs.depth(), !self.disk.image.is_direct());
         }
         if let Some(event) = self.engine.event() {
             watch.readable(event, COMPLETED).map_err(failed)?;

@@ -93,6 +93,29 @@ fn what_the_host_has_at_hand_is_answered_in_the_turn_that_took_it_and_rings_no_m
     assert_eq!(guest.ask(IN, 0, &[], 512).status, OK);
 }
 
+#[test]
+fn a_file_of_which_a_part_is_at_hand_is_read_whole_and_past_its_end_there_are_zeroes() {
+    if !has_uring() {
+        return;
+    }
+    let content = pattern(300 * KIB + 100, 9);
+    let file = image(&content);
+    let mut guest = Guest::new(config(file.path(), true), 16);
+    for turn in 0..4 {
+        // Some of its pages leave the cache, as far as the host heeds that.
+        file.as_file().sync_all().unwrap();
+        let (offset, len) = (turn * 64 * KIB as u64, std::num::NonZeroU64::new(32 * KIB as u64));
+        rustix::fs::fadvise(file.as_file(), offset, len, rustix::fs::Advice::DontNeed).unwrap();
+        let reply = guest.ask(IN, 0, &[], 256 * KIB as u32);
+        assert!(reply.status == OK && reply.data == content[..256 * KIB], "turn {turn}");
+    }
+    let last = 300 * KIB as u64 / 512;
+    let reply = guest.ask(IN, last, &[], 512);
+    let mut expected = content[300 * KIB..].to_vec();
+    expected.resize(512, 0);
+    assert!(reply.status == OK && reply.data == expected);
+}
+
 fn direct_io_takes_odd_buffers(io_uring: bool) {
     let file = image(&[0; 512 * KIB]);
     let config = BlockConfig {
@@ -429,19 +452,24 @@ fn chain_offered_twice_while_in_flight_ends_the_queue_unharmed() {
     }
     let file = image(&pattern(64 * KIB, 1));
     let mut guest = Guest::new(config(file.path(), true), 8);
-    let heads = send_reads(&mut guest, 1, 4096, |_| DATA);
-    guest.driver.offer(heads[0]);
+    // Not a read, which may be over before the second offer is looked at.
+    guest.driver.write(HEADER, &Guest::header(OUT, 0));
+    guest.driver.write(STATUS, &[UNANSWERED]);
+    let bufs = [Buf::Out(HEADER, 16), Buf::Out(DATA, 4096), Buf::In(STATUS, 1)];
+    let head = guest.driver.add(&bufs);
+    guest.driver.offer(head);
+    guest.kick();
 
     let error = guest.wake().unwrap_err();
 
-    let HandlerError::Ring(RingError::HeadInFlight { head, .. }) = error else {
+    let HandlerError::Ring(RingError::HeadInFlight { head: found, .. }) = error else {
         panic!("{error:?}")
     };
-    assert_eq!(head, heads[0]);
+    assert_eq!(found, head);
     guest.stop();
     assert_eq!(
         guest.driver.take_used(),
-        Some((heads[0].into(), 4097)),
+        Some((head.into(), 1)),
         "the first one was carried out"
     );
     assert_eq!(guest.driver.take_used(), None);

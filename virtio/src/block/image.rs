@@ -115,6 +115,11 @@ pub(super) enum Route<'a> {
 }
 
 impl Image {
+    /// Whether it is read and written past the page cache.
+    pub fn is_direct(&self) -> bool {
+        self.direct.is_some()
+    }
+
     /// Opens, checks, locks and measures the image that `config` names.
     pub fn open(config: &BlockConfig) -> Result<Self, BlockError> {
         let path = config.path.as_path();

@@ -1,4 +1,4 @@
-//! Host operations as plain, synchronous system calls.
+//! Host operations as plain, synchronous system calls, and reads of what the host has in its page cache.
 #![expect(
     unsafe_code,
     reason = "preadv, pwritev and fallocate on guest memory take raw pointers"
@@ -21,6 +21,40 @@ pub(super) unsafe fn run(op: Op<'_>) -> io::Result<usize> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             result => return result,
         }
+    }
+}
+
+/// What a read that does not wait came to.
+pub(super) enum AtHand {
+    /// So many bytes, which may be fewer than were asked for; none at the end of the file.
+    Read(usize),
+    /// Nothing of it is at hand, or it is no read.
+    Not,
+    /// This host, or this file, has no reads that do not wait.
+    Never,
+}
+
+/// Carries `op` out if it is a read of what the page cache has (`RWF_NOWAIT`, preadv2(2)). Not for files that are open for direct I/O: those
+/// reads would wait for the device.
+///
+/// # Safety
+/// As for [`run`].
+pub(super) unsafe fn read_at_hand(op: Op<'_>) -> AtHand {
+    let Op::Read { file, buffers, offset } = op else {
+        return AtHand::Not;
+    };
+    let (Ok((array, count)), Ok(offset)) = (parts(buffers), off_t(offset)) else {
+        return AtHand::Not;
+    };
+    // SAFETY: the array is borrowed, its buffers are mapped as the caller promises, the descriptor is open.
+    let read = moved(unsafe { libc::preadv2(file.as_raw_fd(), array, count, offset, libc::RWF_NOWAIT) });
+    match read {
+        Ok(bytes) => AtHand::Read(bytes),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL) => AtHand::Never,
+            // An error of the host is told by whoever waits for it.
+            _ => AtHand::Not,
+        },
     }
 }
 

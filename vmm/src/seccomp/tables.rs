@@ -238,6 +238,8 @@ const IO: &[Rule] = &[
 const BLOCK: &[Rule] = &[
     only(libc::SYS_fcntl, &[one_of(1, &[n(F_OFD_SETLK)])]),
     any(libc::SYS_io_uring_enter),
+    // What the host has in its page cache.
+    any(libc::SYS_preadv2),
     // Without io_uring, and for what its ring refuses.
     any(libc::SYS_preadv),
     any(libc::SYS_pwritev),
