@@ -167,7 +167,6 @@ const NO_RING: &str = "a host without io_uring";
 const VCPU_COMES: &str = "a vCPU that is added while the guest runs, as seen under strace: the record's tests add none";
 const MEMORY_COMES: &str = "virtio-mem whose guest plugs memory";
 const FILE_SERVER: &str = "husk fs, whose whole process is confined in vmm/tests/fs.rs";
-const SCRAPED: &str = "a client that asks for figures";
 const ATTACHED: &str = "a port that others attach to, confined in vmm/tests/lines.rs";
 const MEMORY_GOES: &str = "memory that the guest has given back";
 
@@ -197,9 +196,6 @@ const UNSEEN: &[(Use, &str)] = &[
     ),
     (("EVERY", n(libc::SYS_fcntl), with(libc::F_GETFD)), "debug assertions"),
     (("API", n(libc::SYS_shutdown), None), "a client that is turned away"),
-    (("API", n(libc::SYS_pread64), None), SCRAPED),
-    (("API", n(libc::SYS_lseek), None), SCRAPED),
-    (("API", n(libc::SYS_getdents64), None), SCRAPED),
     (
         ("API", n(libc::SYS_epoll_create1), None),
         "answers that clients have not read when the process ends",
@@ -233,10 +229,6 @@ const UNSEEN: &[(Use, &str)] = &[
         "memory.prefault",
     ),
     (("NET", n(libc::SYS_ioctl), Some(r::TUNSETQUEUE)), "several queue pairs"),
-    (("CONTROL", n(libc::SYS_name_to_handle_at), None), SHARE),
-    (("CONTROL", n(libc::SYS_landlock_create_ruleset), None), SHARE),
-    (("CONTROL", n(libc::SYS_landlock_add_rule), None), SHARE),
-    (("FILES_WALLS", n(libc::SYS_landlock_restrict_self), None), SHARE),
     (("FILES", n(libc::SYS_name_to_handle_at), None), MANY_NODES),
     (("FILES", n(libc::SYS_open_by_handle_at), None), MANY_NODES),
     (("VCPU", n(libc::SYS_epoll_ctl), None), "a console whose output is full"),
