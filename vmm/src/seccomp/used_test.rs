@@ -160,7 +160,6 @@ const fn with(number: libc::c_int) -> Option<u32> {
 const KERNEL: &str = "a device with backend=vhost (tests/net/by_kernel.rs, tests/vsock/vsock_by_kernel.rs)";
 const STANDARD_LIBRARY: &str = "the standard library and malloc, when a lock is contended or a buffer grows";
 const LEFT_BEHIND: &str = "a disk whose thread was left behind and is the last to have the image";
-const SHARE: &str = "a share that husk serves, in machine/fs_test.rs";
 const MANY_NODES: &str = "a guest that knows more nodes than there are descriptors for";
 const BLOCK_DEVICE: &str = "a disk that is a block device";
 const NO_RING: &str = "a host without io_uring";
