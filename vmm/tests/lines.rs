@@ -13,19 +13,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use process::{HUSK, Husk, NO_HARDWARE};
+use process::{HUSK, Husk, NO_HARDWARE, has_kvm};
 use serde_json::{Value, json};
 
 /// No run takes longer.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-fn has_kvm() -> bool {
-    let kvm = File::options().read(true).write(true).open("/dev/kvm").is_ok();
-    if !kvm {
-        println!("skipped: needs /dev/kvm");
-    }
-    kvm
-}
 
 /// A guest that prints `>`, then each byte that is typed, and powers off after a `q`.
 fn echoes() -> Vec<u8> {

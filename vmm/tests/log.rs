@@ -5,14 +5,14 @@
 
 mod process;
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use process::{HUSK, Husk, Signal};
+use process::{HUSK, Husk, Signal, has_kvm};
 use rustix::process::{Pid, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -81,14 +81,6 @@ impl Entry {
 /// What the process has said on standard error, which is at its end.
 fn said(husk: &mut Husk) -> String {
     std::io::read_to_string(husk.child.stderr.take().unwrap()).unwrap()
-}
-
-fn has_kvm() -> bool {
-    let kvm = File::options().read(true).write(true).open("/dev/kvm").is_ok();
-    if !kvm {
-        println!("skipped: needs /dev/kvm");
-    }
-    kvm
 }
 
 #[test]

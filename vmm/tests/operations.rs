@@ -16,19 +16,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
-use process::{Client, HUSK, Husk, Signal};
+use process::{Client, HUSK, Husk, Signal, has_kvm};
 use rustix::process::{Pid, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-
-/// Whether a guest can run here.
-fn has_kvm() -> bool {
-    let kvm = File::options().read(true).write(true).open("/dev/kvm").is_ok();
-    if !kvm {
-        println!("skipped: needs /dev/kvm");
-    }
-    kvm
-}
 
 /// A store of `value`, of as many bytes as it has, to a guest-physical address (32-bit mode, no paging: PVH).
 fn store(code: &mut Vec<u8>, gpa: u32, value: &[u8]) {

@@ -4,21 +4,13 @@
 
 mod process;
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use husk_benches::Then;
-use process::{HUSK, Husk, complaints};
+use process::{HUSK, Husk, complaints, has_kvm};
 use serde_json::{Value, json};
-
-fn has_kvm() -> bool {
-    let kvm = File::options().read(true).write(true).open("/dev/kvm").is_ok();
-    if !kvm {
-        println!("skipped: needs /dev/kvm");
-    }
-    kvm
-}
 
 /// `husk run` for a sandbox of 256 MiB whose guest does `then`.
 fn run(folder: &Path, then: Then) -> Command {

@@ -11,21 +11,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use process::{NO_HARDWARE, complaints, make_fifo};
+use process::{NO_HARDWARE, complaints, has_kvm, make_fifo};
 use tempfile::TempDir;
 
 /// What the guest prints: as much as a page, and not all in one piece.
 const BYTES: u32 = 5000;
 /// No run takes longer.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-fn has_kvm() -> bool {
-    let kvm = File::options().read(true).write(true).open("/dev/kvm").is_ok();
-    if !kvm {
-        println!("skipped: needs /dev/kvm");
-    }
-    kvm
-}
 
 /// A guest that prints [`BYTES`] times the letter x, and powers off.
 fn kernel() -> Vec<u8> {

@@ -1,10 +1,8 @@
 //! A shared folder that is measured: in which parts, what lies in it before, and how its two sides agree on when to look.
 
-use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
-use std::str::FromStr;
 
 use crate::pattern;
 
@@ -28,45 +26,20 @@ pub const RESTS_IDLE: &str = "rests-idle";
 /// Made by the guest when it begins to rest and knows all of [`LISTED`].
 pub const RESTS_LISTED: &str = "rests-listed";
 
-/// What one guest measures. Each has a guest of its own, since in counted time a guest breaks the sooner the more interrupts it has
-/// (`docs/adr/0015-one-thread-per-emulated-host.md`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// Look-ups, and files that come and go.
-    Names,
-    /// A file that is read from its start to its end.
-    Read,
-    /// Blocks of it in no order.
-    Random,
-    /// Files that are written.
-    Write,
-    /// Memory, idle and with many inodes, and the listing that makes them known.
-    Inodes,
-}
-
-impl Part {
-    /// All, in the order in which they are measured.
-    pub const ALL: [Self; 5] = [Self::Names, Self::Read, Self::Random, Self::Write, Self::Inodes];
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Names => "names",
-            Self::Read => "read",
-            Self::Random => "random",
-            Self::Write => "write",
-            Self::Inodes => "inodes",
-        })
-    }
-}
-
-impl FromStr for Part {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let part = Self::ALL.into_iter().find(|part| part.to_string() == text);
-        part.ok_or_else(|| format!("no such part: {text}"))
+crate::parts! {
+    /// What one guest measures. Each has a guest of its own, since in counted time a guest breaks the sooner the more interrupts it has
+    /// (`docs/adr/0015-one-thread-per-emulated-host.md`).
+    Part {
+        /// Look-ups, and files that come and go.
+        Names = "names",
+        /// A file that is read from its start to its end.
+        Read = "read",
+        /// Blocks of it in no order.
+        Random = "random",
+        /// Files that are written.
+        Write = "write",
+        /// Memory, idle and with many inodes, and the listing that makes them known.
+        Inodes = "inodes",
     }
 }
 

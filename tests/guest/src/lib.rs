@@ -12,6 +12,7 @@ pub mod folder;
 pub mod frame;
 pub mod job;
 pub mod kernel;
+mod parts;
 pub mod pattern;
 pub mod raw;
 pub mod resources;

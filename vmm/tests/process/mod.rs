@@ -16,6 +16,15 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 pub const HUSK: &str = env!("CARGO_BIN_EXE_husk");
 
+/// Whether a guest can run here. Says so if not: what needs one is not tested then.
+pub fn has_kvm() -> bool {
+    let kvm = fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    if !kvm {
+        println!("skipped: needs /dev/kvm");
+    }
+    kvm
+}
+
 /// A folder for one process, and the process. Killed at the end, should it still be there.
 pub struct Husk {
     pub folder: TempDir,

@@ -11,8 +11,8 @@ use anyhow::{Context, Result};
 use husk_guest::blocks::{DISK_BYTES, Part};
 use husk_guest::pattern;
 
-use super::emulated::{Extent, Profile, Session};
-use super::parts::Figures;
+use super::emulated::{Extent, Profile};
+use super::parts::{Figures, InParts};
 use super::rounds::Extract;
 use super::subject::{Guest, Subject};
 use super::{Results, parts, scripted};
@@ -51,18 +51,14 @@ const FIGURES: [Extract<Figures>; 17] = parts::figures_of![
 ///
 /// An emulated host cannot be made.
 pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent, chosen: &[String]) -> Result<Results> {
-    let guest_init = super::guest_init(lab)?;
-    let script = parts::script(&format!("/init disk {DEVICE} $part\n"));
-    let session = Session {
+    let profile = InParts {
         profile: Profile::Block,
-        subjects,
-        extent,
-        files: vec![scripted::image(lab, &guest_init, IMAGE, &script)?],
-        guest_init,
-        parts: parts::chosen(&Part::ALL, chosen),
-        extracts: &FIGURES,
+        image: IMAGE,
+        commands: format!("/init disk {DEVICE} $part\n"),
+        all: Part::ALL,
+        figures: &FIGURES,
     };
-    session.run(lab)
+    profile.run(lab, subjects, extent, chosen)
 }
 
 /// One life of `subject` for a part of the profile, in the emulated host.

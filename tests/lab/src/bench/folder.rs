@@ -14,8 +14,8 @@ use husk_guest::folder::{self, Part, RESTS_IDLE, RESTS_LISTED};
 use husk_tests::api::Shim;
 use husk_tests::share::FileServer;
 
-use super::emulated::{Extent, Profile, Session};
-use super::parts::Figures;
+use super::emulated::{Extent, Profile};
+use super::parts::{Figures, InParts};
 use super::rounds::Extract;
 use super::subject::{Guest, Kind, Share, Subject, TAG};
 use super::{Results, footprint, parts, scripted};
@@ -55,20 +55,14 @@ const FIGURES: [Extract<Figures>; 18] = parts::figures_of![
 ///
 /// An emulated host cannot be made.
 pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent, chosen: &[String]) -> Result<Results> {
-    let guest_init = super::guest_init(lab)?;
-    let script = parts::script(&format!(
-        "mkdir /share\nmount -t virtiofs {TAG} /share\n/init folder /share $part\n"
-    ));
-    let session = Session {
+    let profile = InParts {
         profile: Profile::Fs,
-        subjects,
-        extent,
-        files: vec![scripted::image(lab, &guest_init, IMAGE, &script)?],
-        guest_init,
-        parts: parts::chosen(&Part::ALL, chosen),
-        extracts: &FIGURES,
+        image: IMAGE,
+        commands: format!("mkdir /share\nmount -t virtiofs {TAG} /share\n/init folder /share $part\n"),
+        all: Part::ALL,
+        figures: &FIGURES,
     };
-    session.run(lab)
+    profile.run(lab, subjects, extent, chosen)
 }
 
 /// One life of `subject` for a part of the profile, in the emulated host.

@@ -97,8 +97,8 @@ impl Profile {
     /// Names of its parts, each with guests of its own; none if it is a whole.
     fn parts(self) -> Vec<String> {
         match self {
-            Self::Block => blocks::Part::ALL.map(|part| part.to_string()).into(),
-            Self::Fs => shared::Part::ALL.map(|part| part.to_string()).into(),
+            Self::Block => blocks::Part::ALL.iter().map(ToString::to_string).collect(),
+            Self::Fs => shared::Part::ALL.iter().map(ToString::to_string).collect(),
             _ => Vec::new(),
         }
     }

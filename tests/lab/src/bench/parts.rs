@@ -6,15 +6,53 @@ use std::fmt::Display;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::scripted;
-use super::subject::{Guest, Kind};
+use super::emulated::{Extent, Profile, Session};
+use super::rounds::Extract;
+use super::subject::{Guest, Kind, Subject};
+use super::{Results, scripted};
+use crate::paths::Lab;
 
 /// The word of the kernel's command line that tells the part.
 const PART: &str = "bench.part";
 
+/// A profile in parts.
+pub struct InParts<P: 'static> {
+    /// Which.
+    pub profile: Profile,
+    /// The image of its guests.
+    pub image: &'static str,
+    /// What they do, with the part as `$part`.
+    pub commands: String,
+    /// The parts that there are.
+    pub all: &'static [P],
+    /// The figures of all of them.
+    pub figures: &'static [Extract<Figures>],
+}
+
+impl<P: Display> InParts<P> {
+    /// Measures `subjects` in the parts of the names `chosen`, or in all.
+    ///
+    /// # Errors
+    ///
+    /// An emulated host cannot be made.
+    pub fn run(self, lab: &Lab, subjects: Vec<&Subject>, extent: Extent, chosen: &[String]) -> Result<Results> {
+        let guest_init = super::guest_init(lab)?;
+        let session = Session {
+            profile: self.profile,
+            subjects,
+            extent,
+            files: vec![scripted::image(lab, &guest_init, self.image, &script(&self.commands))?],
+            guest_init,
+            parts: places(self.all, chosen),
+            extracts: self.figures,
+        };
+        session.run(lab)
+    }
+}
+
 /// The script of a guest that is told which part of a profile it measures: `commands`, which have it as `$part`, once the guest has come to
 /// rest.
-pub fn script(commands: &str) -> String {
+fn script(commands: &str) -> String {
     format!(
         "set -e\n/init rest >/dev/null\nfor word in $(cat /proc/cmdline); do case $word in {PART}=*) part=${{word#*=}};; esac; done\n{commands}"
     )
@@ -28,7 +66,7 @@ pub fn guest(image: &str, part: &impl Display) -> Guest {
 }
 
 /// Which of `all` parts have one of `names`, by their places: all of them if there are no names.
-pub fn chosen(all: &[impl Display], names: &[String]) -> Vec<usize> {
+fn places(all: &[impl Display], names: &[String]) -> Vec<usize> {
     let is_chosen = |part: &str| names.is_empty() || names.iter().any(|name| name == part);
     let parts = all.iter().enumerate();
     let chosen = parts.filter(|(_, part)| is_chosen(&part.to_string()));
@@ -111,9 +149,9 @@ mod tests {
     #[test]
     fn parts_are_chosen_by_name_and_all_without_one() {
         let all = ["read", "write", "random"];
-        let chosen = |names: &[&str]| chosen(&all, &names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
-        assert_eq!(chosen(&[]), [0, 1, 2]);
-        assert_eq!(chosen(&["random", "read", "names"]), [0, 2]);
+        let places = |names: &[&str]| places(&all, &names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        assert_eq!(places(&[]), [0, 1, 2]);
+        assert_eq!(places(&["random", "read", "names"]), [0, 2]);
     }
 
     #[test]
