@@ -590,7 +590,7 @@ pub fn processor_ticks(stat: &Path) -> Result<u64> {
 }
 
 /// The `stat` of process `pid`.
-fn stat_of(pid: u32) -> PathBuf {
+pub fn stat_of(pid: u32) -> PathBuf {
     format!("/proc/{pid}/stat").into()
 }
 

@@ -3,12 +3,11 @@
 
 use std::error::Error;
 use std::fmt;
-use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use husk_tests::pod::{Silent, processor_ticks};
+use husk_tests::pod::{Silent, processor_ticks, stat_of};
 
 use super::ledger::{GUESTS, Life};
 
@@ -39,7 +38,7 @@ impl Broken {
 
     /// `error`, unless process `pid` does nothing at all: then its guest waits for what does not come.
     pub fn asleep(pid: u32, error: anyhow::Error) -> anyhow::Error {
-        let stat = PathBuf::from(format!("/proc/{pid}/stat"));
+        let stat = stat_of(pid);
         let ticks = || processor_ticks(&stat);
         let before = ticks();
         thread::sleep(LOOK);

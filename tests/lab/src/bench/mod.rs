@@ -106,7 +106,7 @@ impl Profile {
     /// Whether it can measure a subject: the floor runs no kernel, and not everybody has every device without help.
     fn measures(self, kind: Kind) -> bool {
         match self {
-            Self::Startup | Self::Memory => !kind.has_file_server() && !kind.is_without_io_uring(),
+            Self::Startup | Self::Memory => !kind.is_variant(),
             Self::Boot => kind.boots(),
             Self::Vsock => matches!(kind, Kind::Husk | Kind::CloudHypervisor | Kind::Firecracker),
             Self::Net | Self::Resize => matches!(kind, Kind::Husk | Kind::CloudHypervisor),
@@ -356,10 +356,10 @@ fn confinement(profiles: &[Profile], subjects: &[Subject]) -> Vec<Seen> {
         progress::say(&format!("whether the subjects are confined is not looked at: {why}"));
         return Vec::new();
     }
-    // With a file server, or without io_uring, it is the same program.
+    // A variant is the same program.
     let measured = |subject: &&Subject| {
         let kind = subject.kind;
-        !kind.has_file_server() && !kind.is_without_io_uring() && profiles.iter().any(|profile| profile.measures(kind))
+        !kind.is_variant() && profiles.iter().any(|profile| profile.measures(kind))
     };
     let subjects: Vec<_> = subjects.iter().filter(measured).cloned().collect();
     let seen = confinement::look(&subjects);

@@ -131,8 +131,7 @@ impl Kind {
 
     /// Whether it is measured with guests of a stock kernel.
     pub fn boots(self) -> bool {
-        let is_variant = self.has_file_server() || self.is_without_io_uring();
-        !is_variant && !matches!(self, Self::HuskUnfiltered | Self::Floor)
+        !self.is_variant() && !matches!(self, Self::HuskUnfiltered | Self::Floor)
     }
 
     /// Whether it is husk with another process that serves files, which only the profile `fs` asks for.
@@ -143,6 +142,11 @@ impl Kind {
     /// Whether its disks are to do without io_uring, which only the profile `block` asks for.
     pub fn is_without_io_uring(self) -> bool {
         matches!(self, Self::HuskPlain | Self::CloudHypervisorPlain)
+    }
+
+    /// Whether it is a program that is measured by itself as well, and in this arrangement for one profile alone.
+    pub fn is_variant(self) -> bool {
+        self.has_file_server() || self.is_without_io_uring()
     }
 
     /// Whether it is QEMU, which needs more files than its own.
