@@ -7,7 +7,9 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
+use std::time::Instant;
 
+use super::lone::LoneWrites;
 use super::plain::{self, AtHand};
 use super::uring::Uring;
 use crate::iovecs::Iovecs;
@@ -82,17 +84,20 @@ pub(super) enum Engine {
         ring: Box<Uring>,
         /// Reads are tried in the host's page cache before: what is there needs no way through the ring.
         cached: bool,
+        /// Writes to the page cache are made at once where nothing else is under way. `None` where there is no such cache.
+        lone: Option<LoneWrites>,
     },
 }
 
 impl Engine {
     /// An engine for at most `depth` operations at a time: io_uring if the host lets us have it. `cached` says that its files are read
-    /// through the page cache.
+    /// and written through the page cache.
     pub fn with_uring(depth: usize, cached: bool) -> Self {
         match Uring::new(depth) {
             Ok(ring) => Self::Uring {
                 ring: Box::new(ring),
                 cached,
+                lone: cached.then(LoneWrites::default),
             },
             Err(error) => {
                 log::debug!("no io_uring, block device goes on with plain system calls: {error}");
@@ -119,16 +124,25 @@ impl Engine {
     }
 
     /// Carries `op` out (`Some`), or starts it for `slot` (`None`): then [`Engine::reap`] tells of its end, and it may
-    /// begin only with [`Engine::submit`].
+    /// begin only with [`Engine::submit`]. `others` says whether more is to be begun after it.
     ///
     /// # Safety
     /// Until the operation has ended, or this engine has been dropped, the file must stay open, the array of buffers
     /// must neither change nor move, and the memory that it points to must stay mapped.
-    pub unsafe fn run(&mut self, slot: usize, op: Op<'_>) -> Option<io::Result<usize>> {
+    pub unsafe fn run(&mut self, slot: usize, op: Op<'_>, others: bool) -> Option<io::Result<usize>> {
         match self {
             // SAFETY: the buffers are valid for the duration of the call, as the caller promises.
             Self::Plain => Some(unsafe { plain::run(op) }),
-            Self::Uring { ring, cached } => {
+            Self::Uring { ring, cached, lone } => {
+                if let (Op::Write { buffers, .. }, Some(lone), false) = (&op, lone, ring.is_busy())
+                    && lone.allows(buffers.bytes(), others)
+                {
+                    let begun = Instant::now();
+                    // SAFETY: the buffers are valid for the duration of the call, as the caller promises.
+                    let result = unsafe { plain::run(op) };
+                    lone.took(begun.elapsed());
+                    return Some(result);
+                }
                 if *cached {
                     // SAFETY: the buffers are valid for the duration of the call, as the caller promises.
                     match unsafe { plain::read_at_hand(op) } {
@@ -195,3 +209,7 @@ impl Engine {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "engine_test.rs"]
+mod tests;

@@ -211,10 +211,11 @@ impl QueueHandler {
                 Step::Run(_) | Step::Wait if self.ending => Status::IoError,
                 Step::Run(op) if !at_limit => {
                     let cost = op.cost();
+                    let others = !self.waiting.is_empty() || self.ring.backlog()? > 0;
                     // SAFETY: file and bounce buffers, the array of buffers and, through its chain, guest memory belong
                     // to `disk`, `scratch` and the job. The job stays in its slot, untouched, until the operation's
                     // result has been told; on every way out of here the engine is dropped before any of them.
-                    let Some(result) = (unsafe { self.engine.run(slot, op) }) else {
+                    let Some(result) = (unsafe { self.engine.run(slot, op, others) }) else {
                         self.jobs.begin(slot, cost);
                         return Ok(());
                     };

@@ -37,6 +37,7 @@ mod in_flight;
 mod job;
 mod limits;
 mod lock;
+mod lone;
 mod metrics;
 mod plain;
 mod request;
