@@ -8,8 +8,9 @@ use std::sync::Mutex;
 
 use husk_devices::{Host, Irq, MsiMessage, MsiVector, lock};
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_MEM_READONLY, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
-    KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap, kvm_userspace_memory_region,
+    KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_MEM_READONLY,
+    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -47,6 +48,9 @@ impl Vm {
     }
 
     pub(super) fn new(fd: VmFd) -> Result<Self, KvmError> {
+        // When a slot goes, KVM may forget the pages of that slot alone, and the guest need not fault all others in again (KVM api.rst,
+        // `KVM_CAP_DISABLE_QUIRKS2`, Linux 6.12). A KVM that does not know this refuses the bit, and goes on as it always has.
+        let _ = fd.enable_cap(&capability(KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL.into()));
         Ok(Self {
             fd,
             routes: Mutex::default(),
@@ -101,24 +105,15 @@ impl Vm {
         self.fd
             .set_tss_address(tss)
             .or_refused(|| format!("place its task state segment at {tss:#x}"))?;
-        let mut split = kvm_enable_cap {
-            cap: KVM_CAP_SPLIT_IRQCHIP,
-            ..Default::default()
-        };
-        split.args[0] = u64::from(RESERVED_PINS);
         self.fd
-            .enable_cap(&split)
+            .enable_cap(&capability(KVM_CAP_SPLIT_IRQCHIP, RESERVED_PINS.into()))
             .or_refused(|| "create the interrupt controller".into())?;
         if vcpus <= MAX_XAPIC_VCPUS {
             return Ok(());
         }
-        let mut cap = kvm_enable_cap {
-            cap: KVM_CAP_X2APIC_API,
-            ..Default::default()
-        };
-        cap.args[0] = u64::from(KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK);
+        let identifiers = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
         self.fd
-            .enable_cap(&cap)
+            .enable_cap(&capability(KVM_CAP_X2APIC_API, identifiers.into()))
             .or_refused(|| format!("use 32-bit APIC IDs for {vcpus} vCPUs"))
     }
 
@@ -136,6 +131,15 @@ impl Vm {
 
     fn locked_routes(&self) -> std::sync::MutexGuard<'_, Routes> {
         lock(&self.routes)
+    }
+}
+
+/// A capability of a VM, with the one argument that those here take (KVM api.rst 4.37).
+fn capability(cap: u32, argument: u64) -> kvm_enable_cap {
+    kvm_enable_cap {
+        cap,
+        args: [argument, 0, 0, 0],
+        ..Default::default()
     }
 }
 
