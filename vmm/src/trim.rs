@@ -9,12 +9,58 @@
 )]
 
 use std::ffi::{c_int, c_void};
+use std::time::Duration;
 
 /// `PF_W` (ELF-64 object file format, program header): a segment that may be written to.
 const PF_W: u32 = 2;
 const PAGE_BYTES: u64 = 4096;
 /// What ends `dl_iterate_phdr`: the first object is the program, what follows is the kernel's.
 const ENOUGH: c_int = 1;
+
+/// From what has needed memory to the first trim.
+const FIRST: Duration = Duration::from_secs(1);
+/// Each pause is twice as long as the one before, up to this.
+const LAST: Duration = Duration::from_secs(64);
+
+/// What has needed memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// A start, or a command that changes something.
+    Work,
+    /// A question, as a scraper asks many. A trim has the threads of a guest that is at work find their pages again, so it comes rarely for that.
+    Look,
+}
+
+/// When to trim: soon after a start or a command, and some more times, each after twice the pause of the one before. What a guest needs of the program
+/// on its way to rest (its drivers' start, the first files) comes after the first trim, and nobody tells when it is there: so that goes when the guest
+/// has rested for as long as its way took, at the latest. Two minutes later there are no more, and an idle VM is not woken.
+#[derive(Debug)]
+pub struct Pace(Duration);
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self(LAST)
+    }
+}
+
+impl Pace {
+    /// How long from now there has to be a trim for `cause`, at the latest.
+    pub fn begin(&mut self, cause: Cause) -> Duration {
+        match cause {
+            Cause::Work => {
+                self.0 = FIRST;
+                FIRST
+            }
+            Cause::Look => LAST,
+        }
+    }
+
+    /// It has been trimmed: how long from now the next one is, if there is one.
+    pub fn next(&mut self) -> Option<Duration> {
+        self.0 = self.0.saturating_mul(2);
+        (self.0 <= LAST).then_some(self.0)
+    }
+}
 
 /// Unmaps the program's pages that cannot have been written to, and returns free pages of the heap. Any thread may be in the middle
 /// of them: it takes a page fault.
@@ -76,6 +122,32 @@ mod tests {
             p_memsz: p_filesz,
             p_align: 4096,
         }
+    }
+
+    #[test]
+    fn trims_come_at_twice_the_distance_each_time_and_end() {
+        let mut pace = Pace::default();
+        for _ in 0..2 {
+            assert_eq!(pace.begin(Cause::Work), Duration::from_secs(1));
+            let pauses: Vec<u64> = std::iter::from_fn(|| pace.next())
+                .map(|pause| pause.as_secs())
+                .collect();
+            assert_eq!(pauses, [2, 4, 8, 16, 32, 64]);
+        }
+        pace.begin(Cause::Work);
+        pace.next();
+        pace.begin(Cause::Work);
+        assert_eq!(pace.next(), Some(Duration::from_secs(2)), "a command begins anew");
+    }
+
+    #[test]
+    fn a_look_is_followed_by_one_trim_and_changes_nothing_of_what_is_under_way() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.begin(Cause::Look), Duration::from_secs(64));
+        assert_eq!(pace.next(), None);
+        pace.begin(Cause::Work);
+        pace.begin(Cause::Look);
+        assert_eq!(pace.next(), Some(Duration::from_secs(2)));
     }
 
     #[test]

@@ -21,8 +21,9 @@ use rustix::fs::lstat;
 use crate::speed::{self, Buffer, Figure, LARGE, Places, SMALL, flags, mib_per_second};
 use crate::sys;
 
-/// For how long the guest rests while the host looks: husk trims its memory a second after nothing has happened any more.
-const REST: Duration = Duration::from_millis(1600);
+/// For how long the guest rests while the host looks, which is some seconds later: husk gives back what only the way there needed when a guest has
+/// rested for as long as that took.
+const REST: Duration = Duration::from_secs(7);
 /// Bytes of a transfer in small blocks each of which is a request.
 const SMALL_BYTES: u64 = 1 << 20;
 /// Random reads by one thread alone, and by each of several.

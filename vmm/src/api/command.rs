@@ -54,6 +54,26 @@ pub enum Command {
 }
 
 impl Command {
+    /// Whether it asks what is, and changes nothing.
+    pub const fn only_looks(&self) -> bool {
+        match self {
+            Self::Counters | Self::Metrics | Self::Events | Self::Containers | Self::ResizeStatus => true,
+            Self::Create(_)
+            | Self::Boot
+            | Self::Shutdown
+            | Self::Delete
+            | Self::Reboot
+            | Self::PowerButton
+            | Self::Pause
+            | Self::Resume
+            | Self::SetContainers(_)
+            | Self::Resize(_)
+            | Self::Add(..)
+            | Self::Remove(_)
+            | Self::ShutdownVmm => false,
+        }
+    }
+
     /// The command as clients write it; `vm.add-*` is one.
     pub const fn name(&self) -> &'static str {
         match self {

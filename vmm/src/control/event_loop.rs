@@ -36,8 +36,6 @@ const BACKLOG_BYTES: usize = 4096;
 const RETRY: Duration = Duration::from_millis(20);
 /// How long the loop waits at most before it confines its thread, when nothing happens: by then the guest runs, and is not waited for.
 const NARROW: Duration = Duration::from_millis(5);
-/// How long after a start, or after a command, what it needed is given back.
-const TRIM: Duration = Duration::from_secs(1);
 
 /// Why the main thread left its loop.
 #[derive(Debug)]
@@ -80,6 +78,7 @@ pub fn run_event_loop(
         narrow: inbox.is_none().then_some(seccomp),
         watched: None,
         keys: None,
+        trims: trim::Pace::default(),
     };
     event_loop.watch_machine()?;
     event_loop.run()
@@ -99,6 +98,7 @@ struct EventLoop<'a> {
     narrow: Option<Mode>,
     watched: Option<Watched>,
     keys: Option<Keys>,
+    trims: trim::Pace,
 }
 
 impl EventLoop<'_> {
@@ -183,7 +183,7 @@ impl EventLoop<'_> {
         if machine.keyboard().is_some() && self.keys.is_none() {
             self.keys = Some(Keys::new()?);
         }
-        self.trim_soon();
+        self.trim_soon(trim::Cause::Work);
         self.controller.watch();
         Ok(())
     }
@@ -205,7 +205,7 @@ impl EventLoop<'_> {
     fn on_time(&mut self) {
         for due in self.controller.on_time(Instant::now()) {
             match due {
-                Due::Trim => trim::trim(),
+                Due::Trim => self.trim(),
                 _ => {
                     self.offer_keys();
                     self.serve_lines();
@@ -214,11 +214,19 @@ impl EventLoop<'_> {
         }
     }
 
-    fn trim_soon(&mut self) {
-        if self.controller.machine().is_none() {
-            return;
+    /// What a start or a command needed is to be given back.
+    fn trim_soon(&mut self, cause: trim::Cause) {
+        if self.controller.machine().is_some() {
+            let after = self.trims.begin(cause);
+            self.controller.timers.set_if_sooner(Due::Trim, Instant::now() + after);
         }
-        self.controller.timers.set_if_idle(Due::Trim, Instant::now() + TRIM);
+    }
+
+    fn trim(&mut self) {
+        trim::trim();
+        if let (Some(after), Some(_)) = (self.trims.next(), self.controller.machine()) {
+            self.controller.timers.set_if_sooner(Due::Trim, Instant::now() + after);
+        }
     }
 
     /// The guest has ended; also in the middle of what a client has asked for, unless that is the end.
@@ -237,11 +245,15 @@ impl EventLoop<'_> {
         let Some(request) = self.inbox.and_then(Inbox::next) else {
             return;
         };
+        let cause = match request.command.only_looks() {
+            true => trim::Cause::Look,
+            false => trim::Cause::Work,
+        };
         match self.controller.execute(request.command) {
             Progress::Done(outcome) => self.controller.answers.push((request.respond, outcome)),
             Progress::Later(id) => self.controller.keep(id, request.respond),
         }
-        self.trim_soon();
+        self.trim_soon(cause);
     }
 
     /// Gives the answers that are ready. The end, if one of them was the last.

@@ -33,6 +33,13 @@ impl<Due: Copy + Ord> Timers<Due> {
         }
     }
 
+    /// `due` will be at `at`, or when it is already, if that is sooner.
+    pub(super) fn set_if_sooner(&mut self, due: Due, at: Instant) {
+        if self.by_due.get(&due).is_none_or(|known| at < *known) {
+            self.set(due, at);
+        }
+    }
+
     /// `due` will not be.
     pub(super) fn cancel(&mut self, due: Due) {
         if let Some(at) = self.by_due.remove(&due) {
@@ -94,6 +101,17 @@ mod tests {
         assert_eq!(timers.take_due(now + SECOND), []);
         timers.set_if_idle('a', now);
         assert_eq!(timers.take_due(now), ['a']);
+    }
+
+    #[test]
+    fn a_timer_is_brought_forward_and_not_put_off() {
+        let (mut timers, now) = (Timers::new(), Instant::now());
+        timers.set_if_sooner('a', now + 2 * SECOND);
+        timers.set_if_sooner('a', now + 3 * SECOND);
+        assert_eq!(timers.until_next(now), Some(2 * SECOND));
+        timers.set_if_sooner('a', now + SECOND);
+        assert_eq!(timers.take_due(now + SECOND), ['a']);
+        assert_eq!(timers.until_next(now), None);
     }
 
     #[test]

@@ -23,9 +23,10 @@ use crate::paths::Lab;
 
 /// When a subject is taken to hang, in virtual time.
 const LIMIT: Duration = Duration::from_secs(60);
-/// How often to look whether the guest rests, and how long after it has begun to do so to look at memory.
+/// How often to look whether the guest rests, and how long after it has begun to do so to look at memory: husk gives back what only the way there
+/// needed when a guest has rested for as long as that took.
 const PACE: Duration = Duration::from_millis(50);
-const SETTLE: Duration = Duration::from_millis(1400);
+const SETTLE: Duration = Duration::from_millis(5500);
 
 const IMAGE: &str = "fs.cpio";
 const FIGURES: [Extract<Figures>; 18] = parts::figures_of![
