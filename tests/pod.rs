@@ -43,7 +43,7 @@ impl Sandbox {
         let annotations = json!({
             format!("{KATA}default_vcpus"): "1",
             format!("{KATA}default_memory"): "512",
-            format!("{KATA}kernel_params"): "quiet husk.console=null husk.do=agent",
+            format!("{KATA}kernel_params"): "quiet cryptomgr.notests husk.console=null husk.do=agent",
         });
         fs::write(&config, json!({"annotations": annotations}).to_string()).unwrap();
         let mut socket = std::ffi::OsString::from("socket=");

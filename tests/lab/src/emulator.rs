@@ -35,7 +35,7 @@ const OUT: &str = "out";
 const USUAL_WINDOW: (u16, u16) = (24, 80);
 
 /// The host's kernel command line.
-const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=1 quiet mitigations=off husk.role=host";
+const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=1 quiet mitigations=off cryptomgr.notests husk.role=host";
 
 /// Makes the host's kernel have its clock interrupt at a steady rate. QEMU's SVM loses an interrupt that a device raises in the moment of
 /// a world switch: it stays pending in the APIC until another one comes. With the one-shot timers of a tickless kernel none
