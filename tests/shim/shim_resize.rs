@@ -5,8 +5,8 @@ use husk_tests::api::Shim;
 use husk_tests::dynamic::{Change, Limits, Sizer};
 use husk_tests::husk;
 use husk_tests::pod::{Launch, Pod};
-use husk_tests::resize::Resizing;
-use serde_json::Value;
+use husk_tests::resize::{Resizing, Size};
+use serde_json::{Value, json};
 
 use crate::{folder, initrd};
 
@@ -390,5 +390,29 @@ fn a_node_that_says_acpi_has_dimms_though_the_guest_could_have_blocks() {
         640,
     ));
     assert_eq!(lab.comes_as(), (None, vec![256 * MIB, 128 * MIB]));
+    lab.end();
+}
+
+#[test]
+fn a_node_that_says_virtio_mem_gives_no_memory_in_another_way_and_all_of_it_once_the_driver_is_there() {
+    let mut lab = Lab::start(Shim::Rust, &[], &["--hotplug-method", "virtio-mem"]);
+    let wanted = json!({"desired_ram": 512 * MIB});
+    // Not taken in time: the work goes on.
+    lab.pod.put("vm.resize", Some(&wanted)).unwrap().done().unwrap();
+    assert_eq!(lab.comes_as(), (Some(0), vec![]));
+    assert_eq!(lab.pod.info().unwrap().memory_actual_size, 256 * MIB);
+    lab.agent.load_module("virtio_mem").unwrap();
+    let Lab {
+        pod, agent, resizing, ..
+    } = &mut lab;
+    resizing.resize(pod, agent, Size::Memory(512 * MIB)).unwrap();
+    lab.agree(1, 512);
+    assert_eq!(lab.comes_as(), (Some(256 * MIB), vec![]));
+    // And back, which takes blocks of the same kind.
+    let Lab {
+        pod, agent, resizing, ..
+    } = &mut lab;
+    resizing.resize(pod, agent, Size::Memory(256 * MIB)).unwrap();
+    assert_eq!(lab.comes_as().1, Vec::<u64>::new());
     lab.end();
 }
