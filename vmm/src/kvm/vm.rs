@@ -3,7 +3,6 @@
 #![expect(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION takes a host address on trust")]
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::Mutex;
 
 use husk_devices::{Host, Irq, MsiMessage, MsiVector, lock};
@@ -193,12 +192,6 @@ impl Host for Vm {
 
 fn from_errno(errno: kvm_ioctls::Error) -> io::Error {
     io::Error::from_raw_os_error(errno.errno())
-}
-
-impl AsRawFd for Vm {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.fd.as_raw_fd()
-    }
 }
 
 #[cfg(test)]
