@@ -217,14 +217,24 @@ fn what_was_asked_is_not_done_before_the_last_vcpu_has_done_it() {
 }
 
 #[test]
+fn a_vcpu_that_is_to_go_runs_until_it_has_left_and_is_not_called_running_then() {
+    let (mut cpus, news) = without_vcpus(2, 2);
+    cpus.run();
+    assert_eq!(cpus.state(1), CpuState::Running);
+    assert!(news.wait_until(Instant::now() + NEVER, || cpus.retire(1)));
+    assert_eq!([0, 1].map(|id| cpus.state(id)), [CpuState::Running, CpuState::Parked]);
+}
+
+#[test]
 fn each_vcpu_that_is_there_has_figures_and_is_online_once_the_guest_has_started_it() {
     let Some(mut guest) = guest(1, 3) else { return };
-    guest.cpus.run();
-    guest.add(1).unwrap();
     let online = |guest: &Guest| -> Vec<(u32, bool)> {
         let figures = guest.cpus.figures();
         figures.iter().map(|figure| (figure.id, figure.online)).collect()
     };
+    assert_eq!(online(&guest), [(0, true)], "nobody has to start the first one");
+    guest.cpus.run();
+    guest.add(1).unwrap();
     assert_eq!(online(&guest), [(0, true), (1, false)]);
     guest.start_second();
     guest.until_online(1);
