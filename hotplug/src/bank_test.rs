@@ -278,6 +278,18 @@ fn a_processor_that_comes_again_has_to_be_asked_for_again() {
 }
 
 #[test]
+fn a_sun_that_is_asked_for_twice_says_what_it_says_once() {
+    for (times, expected) in [(0, Outcome::Unproven), (2, Outcome::Accepted)] {
+        let (mut bank, ticket) = offered(Kind::Cpu);
+        sign(&mut bank, 0);
+        sign(&mut bank, 0);
+        (0..times).for_each(|_| sign(&mut bank, 1));
+        ost(&mut bank, 1, 1, 0);
+        assert_eq!(ticket.wait(Instant::now()), expected);
+    }
+}
+
+#[test]
 fn a_guest_that_asks_for_no_sun_is_believed() {
     let (mut bank, ticket) = offered(Kind::Cpu);
     ost(&mut bank, 1, 1, 0);
@@ -411,7 +423,7 @@ fn a_memory_slot_shows_its_range_in_any_width() {
         1,
         Extent {
             base: 0x1_2345_6789_abcd,
-            size_bytes: 0x800_0000,
+            size_bytes: 0x2_0800_0000,
         },
     )
     .unwrap();
@@ -422,7 +434,7 @@ fn a_memory_slot_shows_its_range_in_any_width() {
         (0x6789_abcd, 0x1_2345)
     );
     assert_eq!(read(&mut bank, base + 1, 2), [0xab, 0x89]);
-    assert_eq!(read(&mut bank, base + 8, 8), 0x800_0000_u64.to_le_bytes());
+    assert_eq!(read(&mut bank, base + 8, 8), 0x2_0800_0000_u64.to_le_bytes());
 }
 
 #[test]

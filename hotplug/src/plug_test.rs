@@ -285,8 +285,11 @@ fn a_unit_is_destroyed_after_the_guest_let_go_and_not_before() {
     machine.eject(1);
     assert_eq!(answer(&ticket), Outcome::Accepted);
     assert_eq!(machine.there().len(), 2);
+    let extent = |machine: &Machine| [0x850, 0x854, 0x858, 0x85c].map(|offset| machine.read(offset));
+    assert_eq!(extent(&machine), [0, 1, 10, 0]);
     assert_eq!(machine.host.reap().unwrap(), [1]);
     assert_eq!((machine.there(), machine.state(1)), (vec![(0, 1)], State::Empty));
+    assert_eq!(extent(&machine), [0; 4], "where nothing is");
 }
 
 #[test]

@@ -153,6 +153,29 @@ fn the_scan_is_told_of_unseen_events_only() {
     assert_eq!(told, ["O1", "R1", "A?3", "A3"]);
 }
 
+#[test]
+fn what_a_slot_holds_and_what_it_will_hold_are_known_of_every_state() {
+    let shown = |is: fn(State) -> bool| -> Vec<String> {
+        let states = every_state().into_iter().filter(|state| is(*state));
+        states.map(short).collect()
+    };
+    assert_eq!(shown(State::plugged), ["P", "A", "A+", "A+*"]);
+    assert_eq!(
+        shown(State::will_be_plugged),
+        ["O", "O+", "R", "R+", "P", "A+*?", "A+*", "E*"]
+    );
+    for state in every_state() {
+        let name = match short(state).as_bytes()[0] {
+            b'-' => "absent",
+            b'O' | b'R' => "offered",
+            b'P' => "present",
+            b'A' => "asked",
+            _ => "ejected",
+        };
+        assert_eq!(state.name(), name, "{state:?}");
+    }
+}
+
 proptest! {
     /// Whoever asks for something waits only while there is something to wait for.
     #[test]

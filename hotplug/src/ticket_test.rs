@@ -107,13 +107,15 @@ fn latency_ends_with_the_answer_and_not_with_the_wait() {
 
 #[test]
 fn all_is_as_good_as_the_worst() {
-    use Outcome::{Accepted, Refused, TimedOut, Withdrawn};
+    use Outcome::{Accepted, Refused, TimedOut, Unproven, Withdrawn};
     let no = Refused { ost: 1 };
     for (outcomes, expected) in [
         (vec![], Accepted),
         (vec![Accepted, Accepted], Accepted),
         (vec![Accepted, Withdrawn], Withdrawn),
         (vec![TimedOut, Withdrawn, Accepted], TimedOut),
+        (vec![TimedOut, Unproven], Unproven),
+        (vec![Unproven, TimedOut, no], no),
         (vec![Withdrawn, no, TimedOut], no),
         (vec![no, Refused { ost: 2 }], no),
     ] {
