@@ -4,6 +4,7 @@
 //! buses `husk-devices`' and `husk-virtio`'s. The library is the program's; its API serves the program and the tests.
 
 pub mod api;
+mod beside;
 pub mod check;
 pub mod cli;
 pub mod config;

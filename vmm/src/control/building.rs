@@ -4,15 +4,14 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::task::Waker;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use super::operation::{GiveUp, Operation, Work, superseded};
 use super::vm::Vm;
 use super::{Controller, Progress, conflict, existing, of_build};
 use crate::api::{ApiError, Command, Kind, Outcome, Reply};
+use crate::beside::Beside;
 use crate::machine::{BuildError, Passed};
 
 /// How long building may take. Each back-end has its own, shorter limit; what is left is memory: with `prefault` the host zeroes
@@ -21,28 +20,19 @@ pub(super) const BUILD_DEADLINE: Duration = Duration::from_secs(600);
 
 /// A machine, or a device, on its way. Dropping this leaves it to its thread, which takes apart what nobody wants any more.
 #[derive(Debug)]
-pub(super) struct Building<T> {
-    result: Receiver<Result<T, BuildError>>,
+pub(super) struct Building<T, E = BuildError> {
+    result: Beside<Result<T, E>>,
     begun: Instant,
 }
 
-impl<T: Send + 'static> Building<T> {
+impl<T: Send + 'static, E: Send + 'static> Building<T, E> {
     /// Begins to `build`. `waker` tells of the end.
     ///
     /// # Errors
     /// The host has no thread left.
-    pub fn begin(
-        waker: Waker,
-        build: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
-    ) -> Result<Self, BuildError> {
-        let (begun, (done, result)) = (Instant::now(), channel());
-        let work = move || {
-            // When nobody waits for it any more, it goes here.
-            drop(done.send(build()));
-            waker.wake();
-        };
-        let thread = thread::Builder::new().name("builder".into()).spawn(work);
-        thread.map_err(|source| BuildError::Host {
+    pub fn begin(waker: Waker, build: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<Self, BuildError> {
+        let begun = Instant::now();
+        let result = Beside::begin(waker, build).map_err(|source| BuildError::Host {
             what: "start a thread",
             source,
         })?;
@@ -50,12 +40,8 @@ impl<T: Send + 'static> Building<T> {
     }
 
     /// What has come of it, once. Never waits.
-    pub fn take(&self) -> Option<Result<T, BuildError>> {
-        match self.result.try_recv() {
-            Ok(built) => Some(built),
-            Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Disconnected) => panic!("a panic anywhere ends the process"),
-        }
+    pub fn take(&self) -> Option<Result<T, E>> {
+        self.result.take()
     }
 
     /// How long it has taken.

@@ -301,7 +301,7 @@ fn plug_dimms(
     if memory.reserve().is_none() || config.memory.hotplug() == MemoryHotplug::Blocks {
         return Ok(None);
     }
-    let plug = DimmPlug::new(memory.clone());
+    let plug = DimmPlug::new(memory.clone(), devices.threads().waker());
     Ok(Some(devices.hotplug_mut().bank(board, dimm_slots(), plug)?))
 }
 

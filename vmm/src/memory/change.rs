@@ -1,11 +1,12 @@
 //! How memory comes and goes: each step of [`Step`] forward, and back.
 
+use std::error::Error;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, Weak};
 use std::time::Instant;
 
-use husk_devices::lock;
+use husk_devices::{chain, lock};
 use husk_virtio::device::MemoryListener;
 use husk_virtio::vhost_user::REPLY_TIMEOUT;
 
@@ -34,7 +35,7 @@ impl AddressSpace {
             if let Err(source) = self.forward(&mut parts, step, place) {
                 let (kind, bytes) = (parts.info.kind, parts.info.bytes);
                 if let Err((parts, error)) = self.back(parts) {
-                    self.keep(*parts, &error);
+                    self.keep(*parts, &*error);
                 }
                 return Err(MemoryError::Add {
                     kind,
@@ -49,23 +50,33 @@ impl AddressSpace {
         Ok(parts)
     }
 
-    /// Takes `parts` back from the guest.
+    /// Takes `parts` back from the guest. They are to be [released](Self::release).
     ///
     /// # Errors
     /// KVM does not give it back: everything is as it was.
-    pub(super) fn remove(&self, parts: Box<Parts>) -> Result<(), (Box<Parts>, MemoryError)> {
-        let kind = parts.info.kind;
-        // A file goes without a wait for another one that back-ends are asked about.
-        let _one = (kind != Kind::Pmem).then(|| self.change(kind));
+    pub(super) fn withdraw(&self, parts: Box<Parts>) -> Result<Box<Parts>, (Box<Parts>, MemoryError)> {
+        let _one = self.change_for_removal(parts.info.kind);
         // First of all, so that an access of the guest that comes too late is one to nowhere.
         self.places().withdraw(&parts);
-        let removed = self.back(parts).map_err(|(parts, source)| {
+        self.take_from_guest(parts).map_err(|(parts, source)| {
             let (kind, bytes) = (parts.info.kind, parts.info.bytes);
             self.enter(&parts);
             (parts, MemoryError::Remove { kind, bytes, source })
-        });
+        })
+    }
+
+    /// Gives `parts` back to the host, which the guest has no more. For gigabytes the host takes a while, in which other memory may come and go.
+    pub(super) fn release(&self, parts: Box<Parts>) {
+        let kind = parts.info.kind;
+        self.give_back(&parts);
+        let _one = self.change_for_removal(kind);
+        self.free(*parts);
         self.collect_left(kind);
-        removed
+    }
+
+    /// As [`AddressSpace::change`]. A file goes without a wait for another one that back-ends are asked about.
+    fn change_for_removal(&self, kind: Kind) -> Option<MutexGuard<'_, ()>> {
+        (kind != Kind::Pmem).then(|| self.change(kind))
     }
 
     /// The guest reaches `parts`: its slot is there.
@@ -76,8 +87,8 @@ impl AddressSpace {
     }
 
     /// What cannot be removed and has no owner any more stays as it is.
-    pub(super) fn keep(&self, parts: Parts, why: &dyn std::fmt::Display) {
-        log::error!("{} at {:#x} stays: {why}", parts.info.kind, parts.info.gpa);
+    pub(super) fn keep(&self, parts: Parts, why: &(dyn Error + 'static)) {
+        log::error!("{} at {:#x} stays: {}", parts.info.kind, parts.info.gpa, chain(why));
         self.places().kept.push(parts);
     }
 
@@ -123,6 +134,14 @@ impl AddressSpace {
 
     /// Takes back the steps that `parts` has taken, the last one first.
     fn back(&self, parts: Box<Parts>) -> Result<(), (Box<Parts>, Fault)> {
+        let parts = self.take_from_guest(parts)?;
+        self.give_back(&parts);
+        self.free(*parts);
+        Ok(())
+    }
+
+    /// Takes back what is between the guest and `parts`: devices, slot, back-ends.
+    fn take_from_guest(&self, parts: Box<Parts>) -> Result<Box<Parts>, (Box<Parts>, Fault)> {
         let RegionInfo { kind, gpa, bytes, .. } = parts.info;
         if parts.reached >= Some(Step::Devices)
             && let Err(source) = hide(&self.devices, gpa, bytes)
@@ -133,7 +152,7 @@ impl AddressSpace {
             if let Err(error) = self.vm.unmap(parts.slot) {
                 let region = parts.memory.as_ref().filter(|_| parts.reached >= Some(Step::Devices));
                 if let Some(Err(again)) = region.map(|region| show(&self.devices, region)) {
-                    log::error!("{kind} at {gpa:#x} is lost to devices: {again}");
+                    log::error!("{kind} at {gpa:#x} is lost to devices: {}", chain(&*again));
                 }
                 return Err((parts, error.into()));
             }
@@ -142,19 +161,29 @@ impl AddressSpace {
         if parts.reached >= Some(Step::Backends) && !is_in_reserve(kind) {
             self.forget(gpa, bytes);
         }
+        Ok(parts)
+    }
+
+    /// Gives the pages of `parts` back to the host at once, whoever still uses them.
+    fn give_back(&self, parts: &Parts) {
+        let RegionInfo { kind, gpa, .. } = parts.info;
+        if parts.reached >= Some(Step::Host)
+            && kind != Kind::Pmem
+            && let Err(error) = parts.mapping.discard(&parts.part)
+        {
+            log::warn!("{kind} at {gpa:#x} is not given back to the host: {error}");
+        }
+    }
+
+    /// The addresses of `parts` are free, and its pages go for good when nobody uses them.
+    fn free(&self, parts: Parts) {
+        let mut places = self.places();
         if parts.reached >= Some(Step::Place) {
-            self.places().free(&parts.info);
+            places.free(&parts.info);
         }
         if parts.reached >= Some(Step::Host) {
-            // At once, whoever still uses it. For good when nobody does.
-            if kind != Kind::Pmem
-                && let Err(error) = parts.mapping.discard(&parts.part)
-            {
-                log::warn!("{kind} at {gpa:#x} is not given back to the host: {error}");
-            }
-            self.places().leave(*parts);
+            places.leave(parts);
         }
-        Ok(())
     }
 
     /// Asks the host for `part` of `mapping`.
@@ -164,8 +193,9 @@ impl AddressSpace {
         let explain = |asked| move |error| self.host.explain(pages, bytes, asked, error);
         self.host.check(mapping.backing(), bytes)?;
         mapping.commit(part).map_err(explain(Asked::Mapping))?;
-        // Blocks of virtio-mem are touched as they are plugged (`promise`).
-        if !self.config.prefault || matches!(kind, Kind::Pmem | Kind::VirtioMem) {
+        // What comes later is touched by whoever adds it, and not under the lock: DIMMs by `Region::prefault`, blocks of virtio-mem as they
+        // are plugged (`promise`).
+        if !self.config.prefault || kind != Kind::Boot {
             return Ok(());
         }
         mapping.prefault(part).map_err(|error| {
@@ -193,6 +223,13 @@ impl AddressSpace {
         }
     }
 
+    /// Has the host find every page of `part` of `mapping`, which is committed.
+    pub(super) fn prefault(&self, mapping: &Mapping, part: &Range<u64>) -> Result<(), HostError> {
+        let (pages, bytes) = (mapping.backing().pages, part.end.saturating_sub(part.start));
+        let touched = mapping.prefault(part);
+        touched.map_err(|error| self.host.explain(pages, bytes, Asked::Prefault, error))
+    }
+
     /// Asks the host for `part` of `mapping` again, which something else was laid over.
     pub(super) fn uncover(&self, mapping: &Mapping, part: &Range<u64>) -> Result<(), HostError> {
         let bytes = part.end.saturating_sub(part.start);
@@ -214,11 +251,14 @@ impl AddressSpace {
     /// Takes a region from what back-ends have, and waits for none of them. One that cannot be told learns of it with the next change.
     fn forget(&self, gpa: u64, bytes: u64) {
         if let Err(error) = hide(&self.backends, gpa, bytes) {
-            log::error!("memory at {gpa:#x} cannot be taken from back-ends: {error}");
+            log::error!("memory at {gpa:#x} cannot be taken from back-ends: {}", chain(&*error));
         }
         for listener in self.listeners() {
             if let Err(error) = listener.memory_removed(&self.backends) {
-                log::warn!("a back-end is not told that memory at {gpa:#x} is gone: {error}");
+                log::warn!(
+                    "a back-end is not told that memory at {gpa:#x} is gone: {}",
+                    chain(&error)
+                );
             }
         }
     }

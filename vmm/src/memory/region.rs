@@ -60,6 +60,21 @@ impl Region {
         restored.map_err(|why| self.refused("reserve", range, why))
     }
 
+    /// With `prefault`, has the host find every page of it: gigabytes take it seconds, so this is for a thread that nobody waits for.
+    ///
+    /// # Errors
+    /// The host's refusal, with figures.
+    pub fn prefault(&self) -> Result<(), MemoryError> {
+        if !self.space.prefaults() {
+            return Ok(());
+        }
+        let Parts {
+            mapping, part, info, ..
+        } = self.parts();
+        let found = self.space.prefault(mapping, part);
+        found.map_err(|why| self.refused("allocate", &(0..info.bytes), why))
+    }
+
     /// Lays `sink` over `range`, counted from the region's start, whose pages were given back: who touches it reaches that, and no
     /// memory. `range` has no more bytes than `sink`.
     ///
@@ -86,19 +101,34 @@ impl Region {
     ///
     /// # Errors
     /// KVM does not give it back: it is in the error, as it was.
-    pub fn remove(mut self) -> Result<(), RemoveError> {
-        let Some(parts) = self.parts.take() else { return Ok(()) };
-        self.space.clone().remove(parts).map_err(|(parts, source)| {
-            self.parts = Some(parts);
-            RemoveError {
-                region: Box::new(self),
-                source: Box::new(source),
+    pub fn remove(self) -> Result<(), RemoveError> {
+        self.withdraw().map(drop)
+    }
+
+    /// The first half of [`Region::remove`], which takes moments: the guest and devices have it no more. The other one comes as what is left
+    /// of it is dropped.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn withdraw(mut self) -> Result<Withdrawn, RemoveError> {
+        let parts = self.parts.take().expect("taken by this and `drop` alone");
+        match self.space.withdraw(parts) {
+            Ok(parts) => Ok(Withdrawn {
+                space: self.space.clone(),
+                parts: Some(parts),
+            }),
+            Err((parts, source)) => {
+                self.parts = Some(parts);
+                Err(RemoveError {
+                    region: Box::new(self),
+                    source: Box::new(source),
+                })
             }
-        })
+        }
     }
 
     fn parts(&self) -> &Parts {
-        self.parts.as_ref().expect("taken by `remove` and `drop` alone")
+        self.parts.as_ref().expect("taken by `withdraw` and `drop` alone")
     }
 
     /// Where `range` is in the mapping.
@@ -132,10 +162,26 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        if let Some(parts) = self.parts.take()
-            && let Err((parts, error)) = self.space.remove(parts)
-        {
-            self.space.keep(*parts, &error);
+        match self.parts.take().map(|parts| self.space.withdraw(parts)) {
+            Some(Ok(parts)) => self.space.release(parts),
+            Some(Err((parts, error))) => self.space.keep(*parts, &error),
+            None => {}
+        }
+    }
+}
+
+/// Memory that the guest has no more, and the host has not again. Dropping it gives it back: pages at once, though requests in flight
+/// keep what they use until they are done.
+#[derive(Debug)]
+pub struct Withdrawn {
+    space: Arc<AddressSpace>,
+    parts: Option<Box<Parts>>,
+}
+
+impl Drop for Withdrawn {
+    fn drop(&mut self) {
+        if let Some(parts) = self.parts.take() {
+            self.space.release(parts);
         }
     }
 }

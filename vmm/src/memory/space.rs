@@ -259,6 +259,11 @@ impl AddressSpace {
         self.grow_in_reserve(kind, Place::At(gpa), gpa, bytes, self.block_bytes())
     }
 
+    /// Whether every page is to be there before the guest has the memory: see [`Region::prefault`].
+    pub fn prefaults(&self) -> bool {
+        self.config.prefault
+    }
+
     /// The least that [`AddressSpace::grow_at`] adds.
     pub fn block_bytes(&self) -> u64 {
         BLOCK_BYTES.max(self.config.page_bytes())

@@ -6,13 +6,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use husk_devices::chain;
 use husk_firmware::layout;
 use husk_hotplug::bank::{Extent, Kind as SlotKind};
 use husk_hotplug::slot::State;
 use husk_hotplug::ticket::{Outcome, Ticket};
-use husk_hotplug::{Hotplug, HotplugError, Plug, PlugError};
+use husk_hotplug::{Hotplug, Plug, PlugError};
 use husk_virtio::balloon::BalloonHandle;
 use husk_virtio::mem::MemHandle;
 use serde_json::{Value, json};
@@ -20,7 +22,8 @@ use serde_json::{Value, json};
 use super::super::hotplug::Slots;
 use super::retry::Retry;
 use super::{Change, Latency, Refusal, ResizeError, Why, millis};
-use crate::memory::{AddressSpace, Kind, Region};
+use crate::beside::Beside;
+use crate::memory::{AddressSpace, Kind, MemoryError, Region, Step};
 
 /// A DIMM has at most so many times the memory that the guest has: it takes an eighth of that to describe it.
 const STEP: u64 = 8;
@@ -37,58 +40,131 @@ pub const fn slots() -> Slots {
     }
 }
 
-/// What makes DIMMs real.
+/// What makes DIMMs real. Where the host needs time for one, to find its pages or to take them back, a thread beside waits for it.
 pub struct DimmPlug {
     space: Arc<AddressSpace>,
+    /// Woken when such a thread is done.
+    waker: Waker,
     regions: BTreeMap<u32, Region>,
+    /// DIMMs that the guest has let go of, and where they were, on their way to the host.
+    leaving: BTreeMap<u32, (Extent, Beside<()>)>,
+    /// Those that were never the guest's, likewise.
+    unwanted: Vec<Beside<()>>,
+    /// Those that KVM does not give back, and why.
+    kept: BTreeMap<u32, String>,
+}
+
+/// A DIMM to be.
+pub enum NewDimm {
+    /// Of so many bytes.
+    Bytes(u64),
+    /// Its pages are there.
+    Ready(Region),
+}
+
+/// A DIMM whose pages the host is to find before the guest hears of it.
+struct Readying {
+    bytes: u64,
+    region: Beside<Result<Region, MemoryError>>,
 }
 
 impl DimmPlug {
-    /// DIMMs in the reserve of `space`; none yet.
-    pub const fn new(space: Arc<AddressSpace>) -> Self {
+    /// DIMMs in the reserve of `space`; none yet. `waker` is woken when there is something to look at.
+    pub const fn new(space: Arc<AddressSpace>, waker: Waker) -> Self {
         Self {
             space,
+            waker,
             regions: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            unwanted: Vec::new(),
+            kept: BTreeMap::new(),
         }
     }
 
     fn bytes(&self, slot: u32) -> u64 {
         self.regions.get(&slot).map_or(0, |region| region.info().bytes)
     }
+
+    /// Whether DIMMs are on their way to the host.
+    fn is_giving_back(&self) -> bool {
+        !self.leaving.is_empty() || !self.unwanted.is_empty()
+    }
+
+    /// Gives back a DIMM that the guest has not heard of.
+    fn give_back(&mut self, region: Region) {
+        // Without a thread it goes here.
+        self.unwanted
+            .extend(Beside::begin(self.waker.clone(), move || drop(region)));
+    }
+
+    /// Begins to make a DIMM of `bytes` bytes with all its pages.
+    fn ready(&self, bytes: u64) -> Result<Readying, ResizeError> {
+        let region = self.space.grow(Kind::Dimm, bytes)?;
+        let work = move || region.prefault().map(|()| region);
+        let region = Beside::begin(self.waker.clone(), work).map_err(ResizeError::NoThread)?;
+        Ok(Readying { bytes, region })
+    }
 }
 
 impl Plug for DimmPlug {
-    /// Its size in bytes.
-    type Unit = u64;
+    type Unit = NewDimm;
 
-    fn create(&mut self, slot: u32, bytes: u64) -> Result<(), PlugError> {
-        let region = self.space.grow(Kind::Dimm, bytes).map_err(|source| PlugError {
-            what: format!("fill memory slot {slot}"),
-            source: source.into(),
-        })?;
+    fn create(&mut self, slot: u32, dimm: NewDimm) -> Result<(), PlugError> {
+        let region = match dimm {
+            NewDimm::Ready(region) => region,
+            NewDimm::Bytes(bytes) => self.space.grow(Kind::Dimm, bytes).map_err(|source| PlugError {
+                what: format!("fill memory slot {slot}"),
+                source: source.into(),
+            })?,
+        };
         self.regions.insert(slot, region);
         Ok(())
     }
 
-    fn destroy(&mut self, slot: u32) -> Result<(), PlugError> {
-        let Some(region) = self.regions.remove(&slot) else {
-            return Ok(());
-        };
-        region.remove().map_err(|error| {
-            let source = error.to_string().into();
-            self.regions.insert(slot, *error.region);
-            PlugError {
-                what: format!("empty memory slot {slot}"),
-                source,
+    /// It is the guest's no more at once. Its pages go back to the host beside the control thread: gigabytes take a while.
+    fn retire(&mut self, slot: u32) -> bool {
+        if let Some(region) = self.regions.remove(&slot) {
+            let extent = extent(&region);
+            match region.withdraw() {
+                Ok(withdrawn) => {
+                    // Without a thread they go here, as `withdrawn` does.
+                    if let Ok(given) = Beside::begin(self.waker.clone(), move || drop(withdrawn)) {
+                        self.leaving.insert(slot, (extent, given));
+                    }
+                }
+                Err(error) => {
+                    self.kept.insert(slot, chain(&error));
+                    self.regions.insert(slot, *error.region);
+                    return true;
+                }
             }
+        }
+        let gone = self.leaving.get(&slot).is_none_or(|(_, given)| given.take().is_some());
+        if gone {
+            self.leaving.remove(&slot);
+        }
+        gone
+    }
+
+    fn destroy(&mut self, slot: u32) -> Result<(), PlugError> {
+        self.kept.remove(&slot).map_or(Ok(()), |why| {
+            Err(PlugError {
+                what: format!("empty memory slot {slot}"),
+                source: why.into(),
+            })
         })
     }
 
     fn extent(&self, slot: u32) -> Extent {
-        self.regions.get(&slot).map_or_else(Extent::default, |region| Extent {
-            base: region.info().gpa,
-            size_bytes: region.info().bytes,
-        })
+        let leaving = || self.leaving.get(&slot).map(|(extent, _)| *extent);
+        self.regions.get(&slot).map(extent).or_else(leaving).unwrap_or_default()
+    }
+}
+
+fn extent(region: &Region) -> Extent {
+    Extent {
+        base: region.info().gpa,
+        size_bytes: region.info().bytes,
     }
 }
 
@@ -115,6 +191,12 @@ pub struct MemoryResize {
     since: Option<Instant>,
     /// One DIMM at a time: each is proven before the next.
     asked: Option<Asked>,
+    /// The one that comes next, where all its pages are to be there first.
+    readying: Option<Readying>,
+    /// Others like it, of sizes that are not wanted any more.
+    unwanted: Vec<Readying>,
+    /// It has to wait for the place of one that the host has not again yet.
+    is_held_up: bool,
     /// What was there when it was looked at last.
     seen: u64,
     /// When the driver of virtio-mem is told to try again.
@@ -148,6 +230,9 @@ impl MemoryResize {
             wanted: 0,
             since: None,
             asked: None,
+            readying: None,
+            unwanted: Vec::new(),
+            is_held_up: false,
             seen: 0,
             retry: Retry::default(),
             refusals: Vec::new(),
@@ -192,7 +277,7 @@ impl MemoryResize {
         self.retry.begin();
         if let Err(error) = self.go_on(dimms) {
             self.wanted = before;
-            return Err(error.into());
+            return Err(error);
         }
         Ok(())
     }
@@ -201,7 +286,7 @@ impl MemoryResize {
     pub fn set_back(&mut self, dimms: &mut Dimms, bytes: u64) {
         self.wanted = bytes.saturating_sub(self.parts.boot_bytes);
         if let Err(error) = self.go_on(dimms) {
-            log::error!("memory is not as it was: {error}");
+            log::error!("memory is not as it was: {}", chain(&error));
         }
     }
 
@@ -220,12 +305,13 @@ impl MemoryResize {
         if let Some(dimms) = dimms
             && let Err(error) = dimms.reap()
         {
-            log::error!("memory that the guest let go of stays: {error}");
+            log::error!("memory that the guest let go of stays: {}", chain(&error));
         }
         self.take_answer(changes);
         if let Err(error) = self.go_on(dimms) {
-            log::error!("memory cannot be added: {error}");
-            self.refuse(format!("add memory: {error}"), Why::Host, changes);
+            let why = chain(&error);
+            log::error!("memory cannot be added: {why}");
+            self.refuse(format!("add memory: {why}"), Why::Host, changes);
         }
         if !self.refusals.is_empty() && self.asked.is_none() {
             self.stop_at(dimms);
@@ -306,7 +392,8 @@ impl MemoryResize {
     }
 
     /// Asks for the next part of what is wanted, if nothing is being waited for.
-    fn go_on(&mut self, dimms: &mut Dimms) -> Result<(), HotplugError> {
+    fn go_on(&mut self, dimms: &mut Dimms) -> Result<(), ResizeError> {
+        self.collect_unwanted(dimms);
         self.take_back(dimms);
         if self.asked.is_some() || !self.refusals.is_empty() {
             return Ok(());
@@ -320,13 +407,31 @@ impl MemoryResize {
         let by_dimms = self.wanted.saturating_sub(self.requested());
         let by_dimms = by_dimms.next_multiple_of(self.parts.unit.max(1));
         let Some(dimms) = dimms else { return Ok(()) };
-        if by_dimms > filled && !self.has_driver() {
+        let comes = by_dimms > filled && !self.has_driver();
+        self.is_held_up = false;
+        self.unwanted.extend(self.readying.take_if(|_| !comes));
+        if comes {
             self.add_dimm(dimms, by_dimms - filled, filled)
         } else if by_dimms < filled {
             self.remove_dimm(dimms, filled - by_dimms)
         } else {
             Ok(())
         }
+    }
+
+    /// Gives back what the host has found for sizes that are not wanted any more.
+    fn collect_unwanted(&mut self, dimms: &mut Dimms) {
+        let Some(dimms) = dimms else { return };
+        let plug = dimms.plug_mut();
+        plug.unwanted.retain(|given| given.take().is_none());
+        self.unwanted.retain(|readying| {
+            let found = readying.region.take();
+            let is_done = found.is_some();
+            if let Some(Ok(region)) = found {
+                plug.give_back(region);
+            }
+            !is_done
+        });
     }
 
     /// Takes back what is not wanted any more and the guest has not heard of.
@@ -337,33 +442,72 @@ impl MemoryResize {
         };
         let taken_back = match dimms.state(asked.slot) {
             Some(State::Offered { seen: false }) if filled > self.wanted => dimms.remove(asked.slot),
-            Some(State::Asked { seen: false, .. }) if filled < self.wanted => dimms.reclaim(asked.slot, asked.bytes),
+            Some(State::Ejected { wanted: true }) if filled.saturating_add(asked.bytes) > self.wanted => {
+                dimms.remove(asked.slot)
+            }
+            // Should the guest hear of it in this moment, another one is to come, whose pages would have to be there at once.
+            Some(State::Asked { .. }) if dimms.plug().space.prefaults() => return,
+            Some(State::Asked { seen: false, .. }) if filled < self.wanted => {
+                dimms.reclaim(asked.slot, NewDimm::Bytes(asked.bytes))
+            }
             _ => return,
         };
         if let Err(error) = taken_back {
             // The guest never had it. What the host does not give back is tried again with the next news.
-            log::error!("memory slot {} is not taken apart: {error}", asked.slot);
+            log::error!("memory slot {} is not taken apart: {}", asked.slot, chain(&error));
         }
         self.asked = None;
     }
 
-    fn add_dimm(&mut self, dimms: &mut Hotplug<DimmPlug>, missing: u64, filled: u64) -> Result<(), HotplugError> {
+    fn add_dimm(&mut self, dimms: &mut Hotplug<DimmPlug>, missing: u64, filled: u64) -> Result<(), ResizeError> {
         let unit = self.parts.unit.max(1);
         let has = self.parts.boot_bytes.saturating_add(filled);
         let most = has.saturating_mul(STEP) / unit * unit;
         let bytes = missing.min(most.max(unit));
-        let Some((slot, _)) = dimms.lowest_free() else {
-            log::warn!("all {DIMMS} memory slots are taken: no more memory can be added");
-            self.wanted = filled.saturating_add(self.requested());
-            return Ok(());
+        // One that is empty waits for nothing that is still on its way to the host.
+        let empty = dimms.states().into_iter().find(|(_, state)| *state == State::Empty);
+        let Some((slot, _)) = empty.or_else(|| dimms.lowest_free()) else {
+            return Err(ResizeError::NoSlot(DIMMS));
         };
-        let ticket = dimms.fill(slot, bytes)?;
+        let region = match self.region(dimms.plug(), bytes) {
+            // What went before has its place until the host has it again.
+            Err(ResizeError::Memory(MemoryError::Add { step: Step::Place, .. }))
+                if dimms.plug().is_giving_back() || !self.unwanted.is_empty() =>
+            {
+                self.is_held_up = true;
+                None
+            }
+            region => region?,
+        };
+        let Some(region) = region else { return Ok(()) };
+        let bytes = region.info().bytes;
+        let ticket = dimms.fill(slot, NewDimm::Ready(region))?;
         self.ask(slot, bytes, true, ticket);
         Ok(())
     }
 
+    /// A DIMM of `bytes` bytes at most, once there is one: with `prefault`, the host has to find its pages first.
+    fn region(&mut self, plug: &DimmPlug, bytes: u64) -> Result<Option<Region>, ResizeError> {
+        if !plug.space.prefaults() {
+            return Ok(Some(plug.space.grow(Kind::Dimm, bytes)?));
+        }
+        match self.readying.take() {
+            Some(larger) if larger.bytes > bytes => self.unwanted.push(larger),
+            Some(readying) => match readying.region.take() {
+                Some(region) => return Ok(Some(region?)),
+                None => {
+                    self.readying = Some(readying);
+                    return Ok(None);
+                }
+            },
+            None => {}
+        }
+        self.readying = Some(plug.ready(bytes)?);
+        Ok(None)
+    }
+
     /// A DIMM goes as a whole, and only if it is not too much.
-    fn remove_dimm(&mut self, dimms: &mut Hotplug<DimmPlug>, spare: u64) -> Result<(), HotplugError> {
+    fn remove_dimm(&mut self, dimms: &mut Hotplug<DimmPlug>, spare: u64) -> Result<(), ResizeError> {
         let fits = |slot: &u32| (1..=spare).contains(&dimms.plug().bytes(*slot));
         let filled = dimms.states().into_iter().rev();
         let mut slots = filled.filter_map(|(slot, state)| state.will_be_plugged().then_some(slot));
@@ -436,6 +580,12 @@ impl MemoryResize {
                 asked.slot,
                 asked.bytes >> 20
             ));
+        }
+        if let Some(readying) = &self.readying {
+            return Some(format!("the host to find {} MiB of memory", readying.bytes >> 20));
+        }
+        if self.is_held_up {
+            return Some("the host to take memory back".into());
         }
         let size = self.blocks.as_ref()?.size();
         if size.plugged_bytes != size.requested_bytes {

@@ -36,10 +36,15 @@ struct Bench {
 
 impl Bench {
     fn new(more: u64) -> Self {
+        Self::with(more, false)
+    }
+
+    fn with(more: u64, prefault: bool) -> Self {
         let config = MemoryConfig {
             size: BOOT,
             hotplug_size: Some(more),
             acpi_only: true,
+            prefault,
             ..Default::default()
         };
         let (space, slots) = space(&config).unwrap();
@@ -54,7 +59,11 @@ impl Bench {
         };
         Self {
             resize: MemoryResize::new(parts, None),
-            dimms: Some(Hotplug::new(DimmPlug::new(space), bank.clone(), bell)),
+            dimms: Some(Hotplug::new(
+                DimmPlug::new(space, Waker::noop().clone()),
+                bank.clone(),
+                bell,
+            )),
             bank,
             slots,
             changes: Vec::new(),
@@ -74,13 +83,17 @@ impl Bench {
             let mut event = [0; 4];
             self.bank.lock().unwrap().read(0, &mut event);
             let event = u32::from_le_bytes(event);
+            if event == 0 && self.is_busy() {
+                std::thread::yield_now();
+                continue;
+            }
             if event == 0 {
                 return events;
             }
             events += 1;
             let (slot, removal) = (event & 0xffff, event >> 16 == 3);
             match answer {
-                Answer::Takes if removal => self.write(0x04, &slot.to_le_bytes()),
+                Answer::Takes if removal => self.let_go(slot),
                 Answer::Takes => self.report(slot, 1, 0),
                 Answer::Fails => {
                     self.bank
@@ -92,6 +105,21 @@ impl Bench {
                 Answer::Refuses(code) => self.report(slot, if removal { 3 } else { 1 }, code),
             }
         }
+    }
+
+    /// `_EJ0`, and the look at `_STA` that follows.
+    fn let_go(&self, slot: u32) {
+        self.write(0x04, &slot.to_le_bytes());
+        self.bank
+            .lock()
+            .unwrap()
+            .read(0x40 + u64::from(slot / 8) * 4, &mut [0; 4]);
+    }
+
+    /// Whether the host has yet to find pages, or to take some back.
+    fn is_busy(&self) -> bool {
+        let leaving = self.dimms.iter().any(|dimms| dimms.plug().is_giving_back());
+        self.resize.readying.is_some() || !self.resize.unwanted.is_empty() || leaving
     }
 
     fn report(&self, slot: u32, source: u32, status: u32) {
@@ -319,7 +347,12 @@ fn every_slot_can_be_filled_and_then_no_more_comes() {
         bench.settle(Answer::Takes);
     }
     assert_eq!(bench.slots().len(), 64);
-    bench.set(BOOT + 65 * UNIT).unwrap();
+    let error = bench.set(BOOT + 65 * UNIT).unwrap_err();
+    assert!(!error.is_request());
+    assert_eq!(
+        error.to_string(),
+        "desired_ram: all 64 memory slots are taken, no more memory can be added"
+    );
     bench.settle(Answer::Takes);
     assert_eq!(bench.present(), BOOT + 64 * UNIT);
     assert_eq!(
@@ -327,4 +360,67 @@ fn every_slot_can_be_filled_and_then_no_more_comes() {
         BOOT + 64 * UNIT,
         "vm.info says what there is"
     );
+}
+
+/// The host finds pages, and takes them back, as long as it likes: whoever asks is told what it does, and goes on.
+#[test]
+fn pages_that_are_to_be_there_first_are_found_before_the_guest_hears_of_them_and_nobody_waits() {
+    let mut bench = Bench::with(GIB, true);
+    bench.set(BOOT + UNIT).unwrap();
+    let pending = bench.resize.pending();
+    assert_eq!(pending.as_deref(), Some("the host to find 128 MiB of memory"));
+    assert_eq!(bench.dimms.as_ref().unwrap().plugged(), 0, "no slot is offered yet");
+    assert_eq!(bench.settle(Answer::Takes), 2, "it is told then, twice");
+    assert_eq!((bench.present(), bench.resize.pending()), (BOOT + UNIT, None));
+    // Changed minds: more, less, nothing.
+    for units in [3, 2, 1, 4, 1] {
+        bench.set(BOOT + units * UNIT).unwrap();
+    }
+    bench.settle(Answer::Takes);
+    assert_eq!((bench.present(), bench.slots()), (BOOT + UNIT, vec![128]));
+    // A question that the guest has not heard is not taken back, as pages would have to be found anew if it has: it goes, and comes.
+    bench.set(BOOT).unwrap();
+    bench.set(BOOT + UNIT).unwrap();
+    bench.settle(Answer::Takes);
+    assert_eq!((bench.present(), bench.slots()), (BOOT + UNIT, vec![128]));
+    assert_eq!(refusals(&bench.changes), 0);
+}
+
+/// The whole reserve goes, and comes again before the host has taken it back.
+#[test]
+fn memory_that_comes_again_waits_for_the_place_of_what_went() {
+    let mut bench = Bench::new(256 * MIB);
+    for _ in 0..20 {
+        bench.set(BOOT + 256 * MIB).unwrap();
+        bench.settle(Answer::Takes);
+        assert_eq!(bench.slots(), [256]);
+        bench.set(BOOT).unwrap();
+        let mut event = [0; 4];
+        bench.bank.lock().unwrap().read(0, &mut event);
+        bench.let_go(u32::from_le_bytes([event[0], event[1], 0, 0]));
+        bench.resize.advance(&mut bench.dimms, &mut bench.changes);
+        assert_eq!(bench.slots(), [0; 0], "it is the guest's no more at once");
+    }
+    assert_eq!(refusals(&bench.changes), 0);
+}
+
+/// What was asked for takes two DIMMs, and there is a slot for one.
+#[test]
+fn slots_that_run_out_on_the_way_are_a_refusal_and_what_came_stays() {
+    let mut bench = Bench::new(256 * GIB);
+    for number in 1..u64::from(DIMMS) {
+        bench.set(BOOT + number * UNIT).unwrap();
+        bench.settle(Answer::Takes);
+    }
+    let had = bench.present();
+    bench.set(had + 8 * had + UNIT).unwrap();
+    bench.settle(Answer::Takes);
+    let told: Vec<String> = bench.resize.refusals().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        ["add memory: desired_ram: all 64 memory slots are taken, no more memory can be added"]
+    );
+    assert_eq!((refusals(&bench.changes), bench.resize.pending()), (1, None));
+    assert!(bench.present() > had, "the slot that was left is used");
+    assert_eq!(bench.resize.wanted_bytes(), bench.present());
 }

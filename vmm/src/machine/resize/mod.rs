@@ -9,6 +9,7 @@ mod memory;
 mod reclaim;
 mod retry;
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use husk_hotplug::{Hotplug, HotplugError};
@@ -77,6 +78,12 @@ pub enum ResizeError {
         /// RAM that there is.
         max: u64,
     },
+    /// Memory comes as DIMMs, and there is no slot for one more.
+    #[error("desired_ram: all {0} memory slots are taken, no more memory can be added")]
+    NoSlot(u32),
+    /// The host has no thread left to find the memory's pages.
+    #[error("cannot start a thread")]
+    NoThread(#[source] io::Error),
     /// The host cannot give it.
     #[error(transparent)]
     Host(#[from] HotplugError),
@@ -100,7 +107,10 @@ impl ResizeError {
 
     /// Whether whoever asked can mend it.
     pub fn is_request(&self) -> bool {
-        !matches!(self, Self::Host(_) | Self::Memory(_))
+        !matches!(
+            self,
+            Self::NoSlot(_) | Self::NoThread(_) | Self::Host(_) | Self::Memory(_)
+        )
     }
 }
 

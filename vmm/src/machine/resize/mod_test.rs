@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
+use std::task::Waker;
 
 use husk_devices::Irq;
 use husk_hotplug::bank::{Bank, Kind};
@@ -88,7 +89,11 @@ impl Bench {
         };
         let mut cpus = Hotplug::new(paper, bank(Kind::Cpu, VCPUS), bell.clone());
         cpus.present(0, ()).unwrap();
-        let dimms = Hotplug::new(DimmPlug::new(space.clone()), bank(Kind::Memory, 8), bell.clone());
+        let dimms = Hotplug::new(
+            DimmPlug::new(space.clone(), Waker::noop().clone()),
+            bank(Kind::Memory, 8),
+            bell.clone(),
+        );
         let parts = MemoryParts {
             boot_bytes: BOOT,
             more_bytes: MORE,
