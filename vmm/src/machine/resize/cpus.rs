@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use husk_devices::chain;
 use husk_hotplug::ticket::{Outcome, Ticket};
 use husk_hotplug::{Hotplug, HotplugError, Plug};
 use serde_json::{Value, json};
@@ -31,6 +32,10 @@ pub struct CpuResize {
     asked: Vec<Asked>,
     /// vCPUs that the guest has taken and not started yet.
     starting: BTreeMap<u32, Starting>,
+    /// How many there should be, as long as it is not known whether there will.
+    wanted: Option<u32>,
+    /// What the host has refused since.
+    failure: Option<String>,
     refusals: Vec<Refusal>,
     present: Latency,
     online: Latency,
@@ -74,7 +79,9 @@ impl CpuResize {
             self.empty_to(cpus, before, now)?;
         }
         set?;
-        self.empty_to(cpus, wanted, now)
+        self.empty_to(cpus, wanted, now)?;
+        (self.wanted, self.failure) = (Some(wanted), None);
+        Ok(())
     }
 
     fn fill_to<V: Vcpus>(&mut self, cpus: &mut Hotplug<V>, wanted: u32, now: Instant) -> Result<(), HotplugError> {
@@ -107,7 +114,9 @@ impl CpuResize {
     /// Takes apart what the guest let go of, and tells what it has answered.
     pub fn advance<V: Vcpus>(&mut self, cpus: &mut Hotplug<V>, changes: &mut Vec<Change>) {
         if let Err(error) = cpus.reap() {
-            log::error!("a vCPU that the guest let go of stays: {error}");
+            let why = chain(&error);
+            log::error!("a vCPU that the guest let go of is not gone, or does not come again: {why}");
+            self.failure = Some(why);
         }
         let now = Instant::now();
         for asked in std::mem::take(&mut self.asked) {
@@ -128,6 +137,24 @@ impl CpuResize {
             // One that has gone again will not be started.
             !online && cpus.state(*slot).is_some_and(|state| state.plugged())
         });
+        self.settle(count(cpus), changes);
+    }
+
+    /// Once nothing is to be waited for, there are as many as there should be, or somebody has said why not: a vCPU that the guest let go of,
+    /// and that the host could not make again, comes to nothing without a word of the guest.
+    fn settle(&mut self, count: u32, changes: &mut Vec<Change>) {
+        let Some(wanted) = self.wanted.take_if(|_| self.asked.is_empty()) else {
+            return;
+        };
+        if count < wanted && self.refusals.is_empty() {
+            let why = self.failure.take().unwrap_or_else(|| "the host could not".into());
+            let refusal = Refusal {
+                what: format!("{count} of {wanted} vCPUs: {why}"),
+                why: Why::Host,
+            };
+            self.refusals.push(refusal.clone());
+            changes.push(Change::Refused(refusal, Duration::ZERO));
+        }
     }
 
     fn answered(&mut self, asked: &Asked, outcome: Outcome, changes: &mut Vec<Change>) {

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
 
-use husk_devices::Irq;
+use husk_devices::{BusDevice, Irq};
 use husk_hotplug::bank::{Bank, Kind};
 use husk_hotplug::ged::Bell;
 use husk_hotplug::{Plug, PlugError};
@@ -170,6 +170,38 @@ fn a_host_that_fails_half_way_leaves_nothing_of_a_resize() {
     assert_eq!(bench.sizes(), before);
     bench.begin(4, BOOT + MORE, 2 * MIB).unwrap();
     assert_eq!(bench.sizes(), (4, BOOT + MORE, 4, 2, 2 * MIB));
+}
+
+/// The guest has let go of a vCPU that is wanted again by then, and the host has no thread for another one.
+#[test]
+fn a_vcpu_that_the_host_cannot_make_again_is_refused_and_not_forgotten() {
+    let bell = Bell::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
+    let bank = Arc::new(Mutex::new(Bank::new(Kind::Cpu, VCPUS, bell.clone(), || ()).unwrap()));
+    let paper = Paper {
+        there: BTreeSet::new(),
+        most: usize::MAX,
+    };
+    let mut cpus = Hotplug::new(paper, bank.clone(), bell);
+    (0..2).for_each(|slot| cpus.present(slot, ()).unwrap());
+    let (mut resize, mut changes, now) = (CpuResize::default(), Vec::new(), Instant::now());
+    resize.set(&mut cpus, 1, now).unwrap();
+    bank.lock().unwrap().read(0, &mut [0; 4]);
+    resize.set(&mut cpus, 2, now).unwrap();
+    cpus.plug_mut().most = 1;
+    let _ = bank.lock().unwrap().write(4, &1_u32.to_le_bytes());
+    resize.advance(&mut cpus, &mut changes);
+    assert_eq!((cpus::count(&cpus), resize.pending()), (1, None));
+    let told: Vec<String> = resize.refusals().iter().map(ToString::to_string).collect();
+    let why = "1 of 2 vCPUs: slot 1: cannot add vCPU 1: the host has no thread left";
+    assert_eq!(told, [why]);
+    assert!(matches!(changes.last(), Some(Change::Refused(..))), "{changes:?}");
+    // It is said once, and the next resize begins anew.
+    resize.forget_refusals();
+    resize.advance(&mut cpus, &mut changes);
+    assert!(resize.refusals().is_empty());
+    cpus.plug_mut().most = 2;
+    resize.set(&mut cpus, 2, now).unwrap();
+    assert_eq!(cpus::count(&cpus), 2);
 }
 
 #[test]
