@@ -59,17 +59,11 @@ fn folders_come_and_go_in_a_vm_whose_memory_nobody_shares() {
     body["memory"]["shared"] = json!(false);
     let missing = folder.path().join("missing");
     body["fs"] = json!([{"tag": "boot", "dir": missing}]);
-    let refused = pod
-        .api()
-        .put("vm.create", Some(&body))
-        .unwrap()
-        .failure(400)
-        .unwrap()
-        .join(": ");
-    assert!(
-        refused.contains(&format!("fs boot: dir {} does not exist", missing.display())),
-        "{refused}"
-    );
+    pod.api().put("vm.create", Some(&body)).unwrap().done().unwrap();
+    let refused = pod.api().put("vm.boot", None).unwrap().failure(400).unwrap().join(": ");
+    let says = format!("fs boot: cannot open the directory {}", missing.display());
+    assert!(refused.contains(&says), "{refused}");
+    pod.api().put("vm.delete", None).unwrap().done().unwrap();
     body["fs"] = json!([{"tag": "boot", "dir": boot, "num_queues": 2}]);
     pod.api().put("vm.create", Some(&body)).unwrap().done().unwrap();
     pod.boot().unwrap();

@@ -1,8 +1,6 @@
 //! What makes a folder of the host one that a guest can mount.
 
 use std::collections::BTreeSet;
-use std::io;
-use std::path::{Path, PathBuf};
 
 use super::path;
 use super::translation;
@@ -42,16 +40,6 @@ pub enum ShareError {
         tag: String,
         /// The field.
         field: &'static str,
-    },
-    /// Nothing to serve.
-    #[error("fs {tag}: dir {} {why}", dir.display())]
-    Dir {
-        /// The tag.
-        tag: String,
-        /// What was asked for.
-        dir: PathBuf,
-        /// What is wrong with it.
-        why: String,
     },
     /// A label that no kernel could take.
     #[error(
@@ -135,8 +123,7 @@ impl FsConfig {
         let Some(dir) = &self.dir else {
             return Ok(path::socket(&name, &self.socket)?);
         };
-        path::file(&name, dir)?;
-        Ok(self.check_dir(dir)?)
+        Ok(path::file(&name, dir)?)
     }
 
     fn check(&self) -> Result<(), ShareError> {
@@ -179,19 +166,6 @@ impl FsConfig {
             return Err(ShareError::QueueSize { tag: tag(), found });
         }
         Ok(())
-    }
-}
-
-impl FsConfig {
-    fn check_dir(&self, dir: &Path) -> Result<(), ShareError> {
-        let why = match dir.metadata() {
-            Ok(found) if found.is_dir() => return Ok(()),
-            Ok(_) => "is no directory".into(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => "does not exist".into(),
-            Err(error) => format!("cannot be looked at: {error}"),
-        };
-        let (tag, dir) = (self.tag.clone(), dir.to_owned());
-        Err(ShareError::Dir { tag, dir, why })
     }
 }
 
@@ -261,11 +235,9 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_there_and_is_served_by_husk_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().to_str().unwrap();
+    fn a_folder_is_served_by_husk_alone_and_is_not_looked_for_before_it_is_opened() {
         let with = |change: &dyn Fn(&mut FsConfig)| {
-            let mut fs = FsConfig::of_dir("share", path);
+            let mut fs = FsConfig::of_dir("share", "/there/is/none");
             change(&mut fs);
             let config = VmConfig {
                 fs: vec![fs],
@@ -281,17 +253,6 @@ mod tests {
         assert_eq!(
             refused(&|fs| fs.socket = "/s".into()),
             "fs share: dir and socket given, allowed: one of the two"
-        );
-        let missing = format!("{path}/no");
-        assert_eq!(
-            refused(&|fs| fs.dir = Some(missing.clone().into())),
-            format!("fs share: dir {missing} does not exist")
-        );
-        let file = folder.path().join("file");
-        std::fs::write(&file, "").unwrap();
-        assert_eq!(
-            refused(&|fs| fs.dir = Some(file.clone())),
-            format!("fs share: dir {path}/file is no directory")
         );
         assert_eq!(refused(&|fs| fs.dir = Some("".into())), "fs share: no path given");
         assert_eq!(

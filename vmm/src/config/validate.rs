@@ -282,17 +282,7 @@ impl VmConfig {
         unsupported::refuse(self)?;
         self.memory.validate(limits)?;
         self.payload.validate()?;
-        self.validate_devices()?;
-        if let Some(id) = self.duplicate_id() {
-            return Err(ConfigError::DuplicateId(id.into()));
-        }
-        if self.ids().any(str::is_empty) {
-            return Err(ConfigError::NoId);
-        }
-        if let Some(id) = self.ids().find(|id| id.starts_with("__")) {
-            return Err(ConfigError::ReservedId(id.into()));
-        }
-        self.validate_shares()?;
+        self.validate_roster()?;
         self.rng.as_ref().map_or(Ok(()), |rng| path::file("rng", &rng.src))?;
         if let Some(balloon) = &self.balloon {
             balloon.validate(&self.memory)?;
@@ -308,6 +298,31 @@ impl VmConfig {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Checks what a device can get wrong that comes to a VM which runs: its own fields, and what it has in common with others. The rest of
+    /// the machine is there, and may be larger by now than one that is to be built might be.
+    ///
+    /// # Errors
+    /// As [`VmConfig::validate`].
+    pub fn validate_added(&self) -> Result<(), ConfigError> {
+        unsupported::refuse(self)?;
+        self.validate_roster()
+    }
+
+    /// Checks the devices that come and go: each by itself, and all together.
+    fn validate_roster(&self) -> Result<(), ConfigError> {
+        self.validate_devices()?;
+        if let Some(id) = self.duplicate_id() {
+            return Err(ConfigError::DuplicateId(id.into()));
+        }
+        if self.ids().any(str::is_empty) {
+            return Err(ConfigError::NoId);
+        }
+        if let Some(id) = self.ids().find(|id| id.starts_with("__")) {
+            return Err(ConfigError::ReservedId(id.into()));
+        }
+        Ok(self.validate_shares()?)
     }
 }
 

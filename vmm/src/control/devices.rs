@@ -7,7 +7,7 @@ use husk_devices::chain;
 use serde_json::{Value, json};
 
 use super::operation::{GiveUp, Operation, Work, superseded};
-use super::vm::Opened;
+use super::vm::{Opened, Unopened};
 use super::{
     ApiError, Controller, Due, Kind, Outcome, Progress, Reply, bad_request, conflict, existing, image, of_build,
 };
@@ -57,7 +57,11 @@ impl Controller {
         }
         config.name(&mut device);
         config.insert(device.clone());
-        config.validate(limits).map_err(|e| bad_request(&e))?;
+        let valid = match vm.machine() {
+            Some(_) => config.validate_added(),
+            None => config.validate(limits),
+        };
+        valid.map_err(|e| bad_request(&e))?;
         if let NewDevice::Net(net) = &device {
             net::check(net, descriptors.len()).map_err(of_build)?;
         }
@@ -89,9 +93,8 @@ impl Controller {
             let (at, pending) = machine.add(id, opened)?;
             Ok((at, pending, passed))
         });
-        let (at, pending, passed) = given.map_err(|error| {
-            let config = vm.config_to_be();
-            let rival = image::rival(&error, &config, &device);
+        let (at, pending, passed) = given.map_err(|Unopened { why: error, rival }| {
+            let rival = rival.as_deref();
             let asked = |rival| vm.pending.iter().any(|pending| pending.is_removal_of(rival));
             let stopping = |rival| vm.machine().is_some_and(|machine| machine.stopping().contains(&rival));
             let leaving = rival.is_some_and(|rival| asked(rival) || stopping(rival));

@@ -21,7 +21,7 @@ pub(crate) fn is_taken(error: &BuildError) -> bool {
         || matches!(source.downcast_ref(), Some(PmemError::Busy))
 }
 
-/// The device of `config` whose file `device` could not have, if that is why it failed.
+/// The device of `config` whose file `device` could not have, if that is why it failed. Looks at files, and waits for their file systems.
 pub(super) fn rival<'a>(error: &BuildError, config: &'a VmConfig, device: &NewDevice) -> Option<&'a str> {
     if !is_taken(error) {
         return None;

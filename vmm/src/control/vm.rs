@@ -10,9 +10,9 @@ use husk_virtio::threads::Threads;
 use serde_json::Value;
 
 use super::building::{Building, duplicate};
-use super::life;
 use super::resize::LastResize;
 use super::stopping::Stopping;
+use super::{image, life};
 use crate::api::{Containers, VmState};
 use crate::config::{ConsoleMode, NewDevice, RunOptions, VmConfig};
 use crate::machine::{BuildError, Machine, MachineSize, Passed, Pending, net};
@@ -23,12 +23,25 @@ use crate::trace::Trace;
 const BUILDER: &str = "__builder";
 
 /// A device that has been opened, with the descriptors that belong to it, or why there is none.
-pub(super) type Opened = Result<(Box<dyn VirtioDevice>, Passed), BuildError>;
+pub(super) type Opened = Result<(Box<dyn VirtioDevice>, Passed), Unopened>;
+
+/// Why a device is not there.
+pub(super) struct Unopened {
+    pub(super) why: BuildError,
+    /// The device of this VM that has its file.
+    pub(super) rival: Option<String>,
+}
+
+impl From<BuildError> for Unopened {
+    fn from(why: BuildError) -> Self {
+        Self { why, rival: None }
+    }
+}
 
 /// A device that is being opened, for a machine that runs.
 struct Opening {
     device: NewDevice,
-    building: Building<(Box<dyn VirtioDevice>, Passed)>,
+    building: Building<(Box<dyn VirtioDevice>, Passed), Unopened>,
 }
 
 impl Opening {
@@ -207,9 +220,17 @@ impl Vm {
     pub(super) fn open(&mut self, device: NewDevice, descriptors: Vec<OwnedFd>) -> Result<(), BuildError> {
         let Some(machine) = &self.machine else { return Ok(()) };
         let (opener, waker) = (machine.opener(), machine.waker());
-        let (config, id) = (device.clone(), device.id().unwrap_or_default().to_owned());
+        let (wanted, id) = (device.clone(), device.id().unwrap_or_default().to_owned());
         let passed = Passed::from([(id, descriptors)]);
-        let open = move || Ok((opener.open(&config, &passed)?, passed));
+        let others = self.config_to_be();
+        let open = move || match opener.open(&wanted, &passed) {
+            Ok(opened) => Ok((opened, passed)),
+            Err(why) => {
+                // Here, where files may be looked at: those of a slow file system keep nobody waiting.
+                let rival = image::rival(&why, &others, &wanted).map(str::to_owned);
+                Err(Unopened { why, rival })
+            }
+        };
         let building = Building::begin(waker, open)?;
         self.opening.push(Opening { device, building });
         Ok(())
