@@ -126,9 +126,15 @@ fn vm_with(field: &Field, value: &Value) -> Option<Value> {
         }
         "PmemConfig" => vm["pmem"] = json!([with(json!({"file": "/f"}))]),
         "ConsoleConfig" => {
-            let is_sockets = name == "socket" && !value.is_null();
-            let mode = if is_sockets { "Socket" } else { "Off" };
-            vm["serial"] = with(json!({"mode": mode, "file": "/f", "socket": "/s"}));
+            // Some fields mean something with one mode alone.
+            let mode = match name {
+                "socket" if !value.is_null() => "Socket",
+                "limit" | "keep" => "File",
+                "identifier" | "journal" => "Journald",
+                _ => "Off",
+            };
+            let limit = if name == "keep" { json!(4096) } else { Value::Null };
+            vm["serial"] = with(json!({"mode": mode, "file": "/f", "socket": "/s", "limit": limit}));
         }
         "PlatformConfig" => vm["platform"] = with(json!({})),
         "TokenBucket" => {

@@ -83,6 +83,49 @@ fn running_in(folder: TempDir, options: &[&str]) -> (Husk, Client) {
     (husk, client)
 }
 
+/// A folder that has gone from the host, and RAM that has grown, are none of a new disk's affair; and the next boot has room for what there is.
+#[test]
+fn a_disk_comes_whatever_has_become_of_the_rest_of_the_vm_and_the_next_guest_was_asked_for_nothing() {
+    if !has_kvm() {
+        return;
+    }
+    let mut husk = Husk::start(&["--resize-timeout", "0"]);
+    let place = |name| husk.folder.path().join(name);
+    let (share, disk, kernel) = (place("share"), place("disk"), place("vmlinux"));
+    fs::create_dir(&share).unwrap();
+    File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    fs::write(
+        &kernel,
+        husk_benches::elf_of(&husk_benches::code(husk_benches::Then::Halt)),
+    )
+    .unwrap();
+    let most: u64 = 32 << 30;
+    let mut client = husk.client();
+    let vm = json!({
+        "cpus": {"boot_vcpus": 1, "max_vcpus": 1, "max_phys_bits": 36},
+        "memory": {"size": 64 << 20, "hotplug_size": most - (64 << 20), "acpi_only": true},
+        "payload": {"kernel": kernel},
+        "fs": [{"tag": "t", "dir": share}],
+        "serial": {"mode": "Off"},
+        "console": {"mode": "Off"},
+    });
+    assert_eq!(client.put("vm.create", Some(vm)), DONE);
+    done(&mut client, "vm.boot");
+    assert_eq!(client.put("vm.resize", Some(json!({"desired_ram": 1_u64 << 30}))), DONE);
+    assert_eq!(client.get("vm.resize-status").1["last"]["outcome"], "timed-out");
+    fs::remove_dir(&share).unwrap();
+    let (status, added) = client.put("vm.add-disk", Some(json!({"path": disk})));
+    assert_eq!(status, 200, "{added}");
+    fs::create_dir(&share).unwrap();
+    done(&mut client, "vm.reboot");
+    let memory = client.get("vm.info").1["config"]["memory"].take();
+    let bytes = |field: &str| memory[field].as_u64().unwrap();
+    assert!(bytes("size") >= 1 << 30, "{memory}");
+    assert_eq!(bytes("size") + bytes("hotplug_size"), most);
+    assert_eq!(client.get("vm.resize-status").1["last"], Value::Null);
+    husk.shut_down();
+}
+
 #[test]
 fn a_life_can_be_read_from_the_log_in_about_ten_lines() {
     if !has_kvm() {

@@ -1,5 +1,7 @@
 //! What makes a [`VmConfig`] one that can be built.
 
+use std::collections::BTreeSet;
+
 use husk_firmware::CommandLine;
 use husk_virtio::block::{ID_BYTES, is_serial};
 use husk_virtio::net::check_tap_name;
@@ -9,8 +11,8 @@ use super::path::{self, PathError};
 use super::share::ShareError;
 use super::size::Size;
 use super::{
-    Backend, BalloonConfig, ConsoleConfig, ConsoleMode, DiskConfig, MAX_KEEP, MIN_LIMIT_BYTES, MemoryConfig, NetConfig,
-    PayloadConfig, PmemConfig, VmConfig, VsockConfig, unsupported,
+    Backend, BalloonConfig, ConsoleConfig, ConsoleMode, DiskConfig, Hotplug, HotplugMethod, MAX_KEEP, MIN_LIMIT_BYTES,
+    MemoryConfig, NetConfig, PayloadConfig, PmemConfig, VmConfig, VsockConfig, unsupported,
 };
 use crate::log::Tag;
 use crate::memory::BLOCK_BYTES as PMEM_UNIT_BYTES;
@@ -33,6 +35,10 @@ const MAX_RAM_BYTES: u64 = (8 << 40) - (2 << 30);
 
 /// What reserved huge pages of x86-64 can be, the usual ones first.
 pub const HUGE_PAGE_BYTES: [u64; 2] = [2 << 20, 1 << 30];
+/// The fewest bits of a guest-physical address: the windows of the machine's devices lie below 4 GiB.
+const MIN_PHYS_BITS: u8 = 32;
+/// Devices that a machine has room for: PCI slots, less that of the host bridge.
+const MAX_DEVICES: usize = crate::machine::PCI_SLOTS as usize - 1;
 /// The least and the most entries of a disk's virtqueue. A shorter one could not hold a request of usual length; a longer one
 /// only adds latency.
 pub(super) const QUEUE_SIZES: std::ops::RangeInclusive<u16> = 16..=1024;
@@ -80,6 +86,9 @@ pub enum ConfigError {
         /// `boot_vcpus`.
         boot: u32,
     },
+    /// Addresses too narrow for the machine.
+    #[error("cpus: max_phys_bits is {0}, {MIN_PHYS_BITS} or more allowed")]
+    PhysBits(u8),
     /// RAM outside the bounds.
     #[error("memory: {found} bytes ({}) asked for, {} to {} allowed", Size(*found), Size(MIN_MEMORY_BYTES), Size(*max))]
     Memory {
@@ -102,6 +111,15 @@ pub enum ConfigError {
         more: u64,
         /// The most that this host's address space holds.
         max: u64,
+    },
+    /// Two ways of adding memory, which exclude each other.
+    #[error("memory: acpi_only is on, hotplug_method is VirtioMem: one of the two is allowed")]
+    TwoMethods,
+    /// More devices than slots.
+    #[error("{found} devices, the machine's own included, {MAX_DEVICES} PCI slots are there")]
+    Slots {
+        /// How many there would be.
+        found: usize,
     },
     /// A balloon that does not fit the guest.
     #[error("balloon: size is {found}, whole pages of 4096 bytes below the guest's {max} allowed")]
@@ -241,9 +259,29 @@ pub enum ConfigError {
     /// A console in mode `Socket` and no socket.
     #[error("{0}: mode Socket needs a socket")]
     NoConsoleSocket(&'static str),
-    /// Both consoles want one socket.
-    #[error("serial and console both have the socket {0}, only one of them can")]
-    TwoSockets(String),
+    /// Two want one socket, on which one of them is to listen.
+    #[error("{one} and {other} both have the socket {path}, only one of them can")]
+    TwoSockets {
+        /// The one.
+        one: String,
+        /// The other.
+        other: String,
+        /// What they want.
+        path: String,
+    },
+    /// Two network devices want one tap.
+    #[error("net: tap {0} is used by two devices, taps must differ")]
+    TwoTaps(String),
+    /// A field of a console that means nothing with what else it has.
+    #[error("{port}.{field} is given, and has a meaning with {with} alone: leave it out")]
+    Idle {
+        /// `serial` or `console`.
+        port: &'static str,
+        /// Which field.
+        field: &'static str,
+        /// What it goes with.
+        with: &'static str,
+    },
     /// The wire format has it, husk has not.
     #[error("{field}: {found} is not supported, {allowed}")]
     Unsupported {
@@ -275,10 +313,10 @@ impl VmConfig {
         if max < boot {
             return Err(ConfigError::MaxCpus { max, boot });
         }
-        let limits = Limits {
-            phys_bits: limits.phys_bits.min(self.cpus.max_phys_bits),
-            ..limits
-        };
+        if self.cpus.max_phys_bits < MIN_PHYS_BITS {
+            return Err(ConfigError::PhysBits(self.cpus.max_phys_bits));
+        }
+        let limits = self.own_limits(limits);
         unsupported::refuse(self)?;
         self.memory.validate(limits)?;
         self.payload.validate()?;
@@ -289,15 +327,40 @@ impl VmConfig {
         }
         self.serial.validate("serial")?;
         self.console.validate("console")?;
-        match (self.serial.mode, self.console.mode, &self.serial.socket) {
-            (ConsoleMode::Tty, ConsoleMode::Tty, _) => Err(ConfigError::TwoTtys),
-            (ConsoleMode::Socket, ConsoleMode::Socket, Some(socket))
-                if self.console.socket.as_ref() == Some(socket) =>
-            {
-                Err(ConfigError::TwoSockets(socket.display().to_string()))
-            }
-            _ => Ok(()),
+        if (self.serial.mode, self.console.mode) == (ConsoleMode::Tty, ConsoleMode::Tty) {
+            return Err(ConfigError::TwoTtys);
         }
+        let found = self.slots();
+        if found > MAX_DEVICES {
+            return Err(ConfigError::Slots { found });
+        }
+        Ok(())
+    }
+
+    /// `limits`, with addresses as narrow as this VM's.
+    fn own_limits(&self, limits: Limits) -> Limits {
+        Limits {
+            phys_bits: limits.phys_bits.min(self.cpus.max_phys_bits),
+            ..limits
+        }
+    }
+
+    /// Has as much of what may come later as there are addresses for beside RAM that has grown since it was [validated](Self::validate).
+    pub fn fit_hotplug(&mut self, limits: Limits) {
+        let room = self
+            .own_limits(limits)
+            .max_memory_bytes()
+            .saturating_sub(self.memory.size);
+        self.memory.hotplug_size = self.memory.hotplug_size.map(|more| more.min(room));
+    }
+
+    /// How many PCI slots the machine takes at its start.
+    fn slots(&self) -> usize {
+        let blocks = self.memory.hotplug_size.is_some_and(|bytes| bytes > 0) && self.memory.hotplug() != Hotplug::Dimms;
+        let console = self.console.mode != ConsoleMode::Off;
+        let own = [self.rng.is_some(), self.balloon.is_some(), blocks, console];
+        let own = own.into_iter().filter(|there| *there).count();
+        self.devices().count().saturating_add(own)
     }
 
     /// Checks what a device can get wrong that comes to a VM which runs: its own fields, and what it has in common with others. The rest of
@@ -322,7 +385,42 @@ impl VmConfig {
         if let Some(id) = self.ids().find(|id| id.starts_with("__")) {
             return Err(ConfigError::ReservedId(id.into()));
         }
-        Ok(self.validate_shares()?)
+        self.validate_shares()?;
+        self.validate_sockets()?;
+        let mut taps = BTreeSet::new();
+        match self
+            .net
+            .iter()
+            .filter_map(|net| net.tap.as_ref())
+            .find(|tap| !taps.insert(*tap))
+        {
+            Some(tap) => Err(ConfigError::TwoTaps(tap.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks that nobody else has a socket on which husk is to listen.
+    fn validate_sockets(&self) -> Result<(), ConfigError> {
+        let ports = [("serial", &self.serial), ("console", &self.console)];
+        let ports = ports.into_iter().filter(|(_, port)| port.mode == ConsoleMode::Socket);
+        let ports = ports.filter_map(|(name, port)| Some((name.to_owned(), port.socket.as_ref()?)));
+        let vsock = self.vsock.iter().filter(|vsock| vsock.backend == Backend::Husk);
+        let listening: Vec<_> = ports
+            .chain(vsock.map(|vsock| ("vsock".to_owned(), &vsock.socket)))
+            .collect();
+        let shares = self.fs.iter().filter(|fs| fs.dir.is_none());
+        let connecting = shares.map(|fs| (format!("fs {}", fs.tag), &fs.socket));
+        let all: Vec<_> = listening.iter().cloned().chain(connecting).collect();
+        for (number, (one, path)) in listening.into_iter().enumerate() {
+            if let Some((other, _)) = all.iter().skip(number + 1).find(|(_, other)| *other == path) {
+                return Err(ConfigError::TwoSockets {
+                    one,
+                    other: other.clone(),
+                    path: path.display().to_string(),
+                });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -339,6 +437,9 @@ impl MemoryConfig {
             if !HUGE_PAGE_BYTES.contains(&bytes) {
                 return Err(ConfigError::HugePage(bytes));
             }
+        }
+        if self.acpi_only && self.hotplug_method == HotplugMethod::VirtioMem {
+            return Err(ConfigError::TwoMethods);
         }
         let page = self.page_bytes();
         if !found.is_multiple_of(page) {
@@ -486,6 +587,21 @@ impl ConsoleConfig {
         }
         if let Some(journal) = &self.journal {
             path::socket(&format!("{name}.journal"), journal)?;
+        }
+        let (file, journald) = (self.mode == ConsoleMode::File, self.mode == ConsoleMode::Journald);
+        let idle = [
+            (self.limit.is_some() && !file, "limit", "mode File"),
+            (self.keep.is_some() && !file, "keep", "mode File"),
+            (self.keep.is_some() && self.limit.is_none(), "keep", "limit"),
+            (self.identifier.is_some() && !journald, "identifier", "mode Journald"),
+            (self.journal.is_some() && !journald, "journal", "mode Journald"),
+        ];
+        if let Some((_, field, with)) = idle.into_iter().find(|(is_idle, ..)| *is_idle) {
+            return Err(ConfigError::Idle {
+                port: name,
+                field,
+                with,
+            });
         }
         match (self.mode, &self.file) {
             (ConsoleMode::File, None) => Err(ConfigError::NoFile(name)),

@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::config::CpusConfig;
+use crate::config::{CpusConfig, FsConfig};
 
 const HOST: Limits = Limits {
     max_vcpus: 8,
@@ -252,7 +252,7 @@ fn paths_that_lead_nowhere_are_refused_before_the_boot() {
     );
     let share = |c: &mut VmConfig| {
         c.memory.shared = true;
-        c.fs = vec![crate::config::FsConfig::new("t", &long)];
+        c.fs = vec![FsConfig::new("t", &long)];
     };
     assert_eq!(error(share), "fs t: the path has 108 bytes, allowed: up to 107");
 }
@@ -286,6 +286,146 @@ fn a_port_at_a_socket_needs_one_that_no_other_has() {
     // What it means for another mode is nothing.
     config.console.socket = Some("/s".into());
     config.validate(HOST).unwrap();
+}
+
+#[test]
+fn a_socket_on_which_husk_listens_is_nobody_elses() {
+    let vsock = || Some(VsockConfig::new(3, "/s"));
+    let at = ConsoleConfig::socket("/s");
+    assert_eq!(
+        error(|c| (c.console, c.vsock) = (at.clone(), vsock())),
+        "console and vsock both have the socket /s, only one of them can"
+    );
+    let shared = |c: &mut VmConfig| {
+        c.memory.shared = true;
+        c.fs = vec![FsConfig::new("a", "/s"), FsConfig::new("b", "/s")];
+    };
+    assert_eq!(
+        error(|c| (shared(c), c.vsock = vsock()).1),
+        "vsock and fs a both have the socket /s, only one of them can"
+    );
+    assert_eq!(
+        error(|c| (shared(c), c.serial = at).1),
+        "serial and fs a both have the socket /s, only one of them can"
+    );
+    let mut config = good();
+    shared(&mut config);
+    // What two clients of one process have is that process's affair.
+    config.validate(HOST).unwrap();
+}
+
+#[test]
+fn devices_that_no_machine_has_room_for_and_taps_of_two_are_refused_before_anything_is_opened() {
+    let disks = |count| (0..count).map(|number| DiskConfig::new(format!("/{number}"))).collect();
+    let full = |c: &mut VmConfig| {
+        c.memory.hotplug_size = Some(1 << 30);
+        (c.balloon, c.console.mode) = (Some(BalloonConfig::default()), ConsoleMode::Pty);
+        c.disks = disks(28);
+    };
+    assert_eq!(
+        error(full),
+        "32 devices, the machine's own included, 31 PCI slots are there"
+    );
+    let mut config = good();
+    full(&mut config);
+    config.memory.acpi_only = true;
+    config.validate(HOST).unwrap();
+    config.disks = disks(29);
+    assert!(matches!(config.validate(HOST), Err(ConfigError::Slots { found: 32 })));
+    (config.rng, config.balloon, config.console.mode) = (None, None, ConsoleMode::Off);
+    config.disks = disks(31);
+    config.validate(HOST).unwrap();
+    // Whoever comes later is told by the machine, which knows what has gone meanwhile.
+    config.disks = disks(32);
+    config.validate_added().unwrap();
+    let tap = |name: &str| NetConfig {
+        tap: Some(name.into()),
+        ..NetConfig::new()
+    };
+    assert_eq!(
+        error(|c| c.net = vec![tap("t0"), tap("t1"), tap("t0")]),
+        "net: tap t0 is used by two devices, taps must differ"
+    );
+}
+
+/// RAM that has come, and what may come anew at the next boot, may be more than a VM can be made with: a disk is none of it.
+#[test]
+fn what_comes_to_a_vm_that_runs_is_looked_at_by_itself() {
+    let mut config = good();
+    config.memory.hotplug_size = Some(Limits::ARCHITECTURE.max_memory_bytes() - config.memory.size);
+    config.validate(Limits::ARCHITECTURE).unwrap();
+    config.memory.size *= 2;
+    assert!(config.validate(Limits::ARCHITECTURE).is_err());
+    config.validate_added().unwrap();
+    config.disks[1].num_queues = 0;
+    assert!(matches!(config.validate_added(), Err(ConfigError::Queues { .. })));
+    config.disks[1].num_queues = 1;
+    // The next boot has less that may come, and not none at all.
+    config.fit_hotplug(Limits::ARCHITECTURE);
+    config.validate(Limits::ARCHITECTURE).unwrap();
+    let fits = config.clone();
+    config.fit_hotplug(Limits::ARCHITECTURE);
+    assert_eq!(config, fits);
+}
+
+#[test]
+fn fields_that_exclude_each_other_or_mean_nothing_together_are_named() {
+    assert_eq!(
+        error(|c| c.cpus.max_phys_bits = 31),
+        "cpus: max_phys_bits is 31, 32 or more allowed"
+    );
+    assert_eq!(
+        error(|c| (c.memory.acpi_only, c.memory.hotplug_method) = (true, HotplugMethod::VirtioMem)),
+        "memory: acpi_only is on, hotplug_method is VirtioMem: one of the two is allowed"
+    );
+    let file = || ConsoleConfig::file("/f");
+    for (port, field, with) in [
+        (
+            ConsoleConfig {
+                limit: Some(1 << 20),
+                ..ConsoleConfig::null()
+            },
+            "limit",
+            "mode File",
+        ),
+        (
+            ConsoleConfig {
+                keep: Some(1),
+                ..ConsoleConfig::null()
+            },
+            "keep",
+            "mode File",
+        ),
+        (
+            ConsoleConfig {
+                keep: Some(1),
+                ..file()
+            },
+            "keep",
+            "limit",
+        ),
+        (
+            ConsoleConfig {
+                identifier: Some("a".into()),
+                ..file()
+            },
+            "identifier",
+            "mode Journald",
+        ),
+        (
+            ConsoleConfig {
+                journal: Some("/j".into()),
+                ..file()
+            },
+            "journal",
+            "mode Journald",
+        ),
+    ] {
+        assert_eq!(
+            error(|c| c.console = port),
+            format!("console.{field} is given, and has a meaning with {with} alone: leave it out")
+        );
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::operation::{GiveUp, Operation, Work, superseded};
 use super::vm::{Opened, Unopened};
 use super::{
-    ApiError, Controller, Due, Kind, Outcome, Progress, Reply, bad_request, conflict, existing, image, of_build,
+    ApiError, Controller, Due, Kind, Outcome, Progress, Reply, conflict, existing, image, of_build, of_config,
 };
 use crate::config::NewDevice;
 use crate::events::Events;
@@ -61,7 +61,7 @@ impl Controller {
             Some(_) => config.validate_added(),
             None => config.validate(limits),
         };
-        valid.map_err(|e| bad_request(&e))?;
+        valid.map_err(|e| of_config(&e))?;
         if let NewDevice::Net(net) = &device {
             net::check(net, descriptors.len()).map_err(of_build)?;
         }

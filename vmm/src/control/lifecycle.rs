@@ -142,6 +142,10 @@ impl Controller {
     fn finish(&mut self, then: Then) -> Outcome {
         let had_vm = self.vm.is_some();
         log::info!("{}: {}", then.command(), then.outcome(had_vm));
+        let limits = self.limits();
+        if let Some(vm) = &mut self.vm {
+            vm.fit_hotplug(limits);
+        }
         match then {
             Then::Keep => self.events.emit("vm", "shutdown"),
             Then::Forget => {

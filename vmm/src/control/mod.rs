@@ -37,7 +37,7 @@ use husk_virtio::threads::Threads;
 use serde_json::{Value, json};
 
 use crate::api::{self, ApiError, Command, Execute, Info, Kind, Outcome, Reply, Resize, Responder, VmInfo};
-use crate::config::{Limits, RunOptions, VmConfig};
+use crate::config::{ConfigError, Limits, RunOptions, VmConfig};
 use crate::events::Events;
 use crate::kvm::Kvm;
 use crate::machine::{BuildError, Counted, Ending, Machine, STOP_DEADLINE, Tail, net};
@@ -344,7 +344,7 @@ impl Controller {
         }
         self.options.reclaim.apply(&mut config);
         self.options.hotplug.apply(&mut config.memory);
-        config.validate(self.limits()).map_err(|e| bad_request(&e))?;
+        config.validate(self.limits()).map_err(|e| of_config(&e))?;
         // Descriptors come with vm.add-net alone.
         let nets = config.net.iter().try_for_each(|net| net::check(net, 0));
         nets.map_err(of_build)?;
@@ -444,19 +444,23 @@ fn conflict(what: impl Into<String>) -> ApiError {
     ApiError::new(Kind::Conflict, what)
 }
 
-fn bad_request(error: &(dyn std::error::Error + 'static)) -> ApiError {
-    ApiError::from_error(Kind::BadRequest, error)
+/// A description that cannot be is its client's to mend; one that only asks for more room than there is would fit without something else.
+fn of_config(error: &ConfigError) -> ApiError {
+    let kind = match error {
+        ConfigError::Slots { .. } => Kind::Conflict,
+        _ => Kind::BadRequest,
+    };
+    ApiError::from_error(kind, error)
 }
 
 /// What the client can mend is its fault, what the host refuses is not.
 fn of_build(error: BuildError) -> ApiError {
     let kind = match &error {
         error if is_taken(error) => Kind::Conflict,
-        BuildError::NoKernel
-        | BuildError::Config(_)
-        | BuildError::Load(_)
-        | BuildError::CommandLine(_)
-        | BuildError::Device { .. } => Kind::BadRequest,
+        BuildError::Config(error) => return of_config(error),
+        BuildError::NoKernel | BuildError::Load(_) | BuildError::CommandLine(_) | BuildError::Device { .. } => {
+            Kind::BadRequest
+        }
         BuildError::Full { .. } => Kind::Conflict,
         _ => Kind::Internal,
     };

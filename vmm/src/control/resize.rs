@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::operation::{GiveUp, Operation, Work, superseded};
-use super::{ApiError, Controller, Due, Kind, Outcome, Progress, Reply, Resize, bad_request, existing, running};
+use super::{ApiError, Controller, Due, Kind, Outcome, Progress, Reply, Resize, existing, of_config, running};
 use crate::api::Command;
 use crate::config::{Limits, VmConfig};
 use crate::machine::{Change, ResizeError, Wanted, millis};
@@ -146,7 +146,7 @@ fn resize_config(config: &mut VmConfig, wanted: Resize, limits: Limits) -> Resul
         (None, Some(_)) => return Err(refused(&ResizeError::NoBalloon)),
         (_, None) => {}
     }
-    config.validate(limits).map_err(|e| bad_request(&e))
+    config.validate(limits).map_err(|e| of_config(&e))
 }
 
 fn refused(error: &ResizeError) -> ApiError {

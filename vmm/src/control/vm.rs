@@ -14,7 +14,7 @@ use super::resize::LastResize;
 use super::stopping::Stopping;
 use super::{image, life};
 use crate::api::{Containers, VmState};
-use crate::config::{ConsoleMode, NewDevice, RunOptions, VmConfig};
+use crate::config::{ConsoleMode, Limits, NewDevice, RunOptions, VmConfig};
 use crate::machine::{BuildError, Machine, MachineSize, Passed, Pending, net};
 use crate::terminal::StdoutSink;
 use crate::trace::Trace;
@@ -114,6 +114,11 @@ impl Vm {
     /// Takes another configuration in, of a VM that does not run.
     pub(super) fn set_config(&mut self, config: VmConfig) {
         self.config = config;
+    }
+
+    /// What RAM has come to is what the next machine begins with: see [`VmConfig::fit_hotplug`].
+    pub(super) fn fit_hotplug(&mut self, limits: Limits) {
+        self.config.fit_hotplug(limits);
     }
 
     /// The configuration shows how large the machine is. Whether any of it is new, what the guest has now included.
@@ -307,6 +312,8 @@ impl Vm {
         self.opening.clear();
         self.pending.clear();
         self.stopping = Stopping::default();
+        // The next guest has not been asked for anything.
+        self.last_resize = None;
         self.stopped = None;
         self.containers.replace(Value::Null);
         self.state = VmState::Shutdown;
