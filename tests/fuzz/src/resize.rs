@@ -204,7 +204,11 @@ impl Machine {
         banks[0].lock().unwrap().pin(0).unwrap();
         let mut cpus = Hotplug::new(Paper::default(), banks[0].clone(), bell.clone());
         cpus.present(0, ()).unwrap();
-        let dimms = Hotplug::new(DimmPlug::new(space.clone(), Waker::noop().clone()), banks[1].clone(), bell);
+        let dimms = Hotplug::new(
+            DimmPlug::new(space.clone(), Waker::noop().clone()),
+            banks[1].clone(),
+            bell,
+        );
         let parts = MemoryParts {
             boot_bytes: BOOT,
             more_bytes: MORE,
