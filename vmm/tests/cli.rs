@@ -4,7 +4,8 @@
 
 mod process;
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 
 use process::make_fifo;
@@ -197,6 +198,38 @@ fn completions_are_made_for_every_shell() {
             assert!(stdout(&output).contains(word), "{shell}: {word}");
         }
     }
+}
+
+#[test]
+fn bash_completes_the_ids_of_devices_that_a_husk_counts_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("completions"), stdout(&husk(&["completions", "bash"]))).unwrap();
+    // In the place of a husk: what its counters look like, for one socket.
+    fs::write(
+        path("husk"),
+        "#!/bin/sh\n[ \"$2\" = './a b' ] || exit 1\nprintf '__rng     bytes  1\\n_disk0    reads  1\\n_disk0    writes  1\\ndata      reads  1\\n'\n",
+    )
+    .unwrap();
+    fs::set_permissions(path("husk"), fs::Permissions::from_mode(0o700)).unwrap();
+    let completed = |words: &[&str]| {
+        let script = r#"PATH=.:$PATH; source ./completions
+            COMP_WORDS=(husk "$@"); COMP_CWORD=$#; _husk_with_ids husk "${!#}" "${COMP_WORDS[$#-1]}"; echo "${COMPREPLY[*]}""#;
+        let mut bash = Command::new("bash");
+        bash.args(["--norc", "-c", script, "bash"]).args(words);
+        let output = bash.current_dir(folder.path()).output().unwrap();
+        assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""), "{words:?}");
+        stdout(&output).trim_end().to_owned()
+    };
+    assert_eq!(completed(&["ctl", "./a b", "remove", ""]), "_disk0 data");
+    assert_eq!(
+        completed(&["ctl", "./a b", "--timeout", "3", "remove", "--json", "_"]),
+        "_disk0"
+    );
+    assert_eq!(completed(&["ctl", "./other", "remove", ""]), "");
+    assert!(completed(&["ctl", "./a b", "remove", "--"]).contains("--timeout"));
+    assert!(completed(&["ctl", "./a b", "remo"]).contains("remove"));
+    assert!(completed(&["ga"]).contains("gather"));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod backend;
 mod balloon;
 mod cmdline;
+mod completions;
 mod console;
 mod cpus;
 mod ctl;
@@ -221,7 +222,7 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, begin: Begin) -> Code {
             Some(Command::Overhead(args)) => overhead(args),
             Some(Command::Uninstall(args)) => uninstall(&args),
             Some(Command::Explain(args)) => explain::explain(&args),
-            Some(Command::Completions { shell }) => completions(shell),
+            Some(Command::Completions { shell }) => answer(&completions::script(shell), Code::Success),
             None => serve(&args),
         },
         Err(error) if is_help(&error) => {
@@ -450,13 +451,6 @@ fn uninstall(args: &UninstallArgs) -> Code {
         Ok(text) => answer(&text, Code::Success),
         Err(error) => refuse(Some("uninstall"), error.is_usage(), &anyhow::Error::new(error)),
     }
-}
-
-fn completions(shell: Shell) -> Code {
-    // clap_complete panics when it cannot write, so it writes to memory.
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "husk", &mut script);
-    answer(&String::from_utf8_lossy(&script), Code::Success)
 }
 
 /// Prints what was asked for. `code`, unless it did not get through.
