@@ -126,6 +126,28 @@ fn the_longest_phrase_wins_and_a_call_has_its_name() {
 }
 
 #[test]
+fn what_every_end_has_in_common_says_least() {
+    let end = "; husk ends here";
+    assert!(phrases().any(|entry| entry.key == ANY_END && ANY_END == end));
+    let shorter: Vec<_> = phrases().filter(|entry| entry.key.len() < end.len()).collect();
+    assert!(shorter.iter().any(|entry| entry.key == "panic in thread"));
+    for entry in shorter {
+        let told = explain(&format!("ERRO: {}{end}", entry.key)).unwrap();
+        assert!(told.starts_with(&format!("log: {}", entry.means)), "{told}");
+    }
+    let panic = "ERRO: panic in thread vcpu0 of process 7 at vmm/src/kvm/vcpu.rs:77; husk ends here: index out of bounds: the len is 3 but the index is 7";
+    assert!(
+        explain(panic)
+            .unwrap()
+            .starts_with("log: husk found itself in a state that cannot be")
+    );
+    let fault = explain("ERRO: SIGBUS at address 0x7f12 in thread io-disk0 of process 4711; husk ends here").unwrap();
+    assert_eq!(Some(fault), explain("SIGBUS"));
+    let error = explain("ERRO: cannot do it; husk ends here").unwrap();
+    assert!(error.starts_with("log: husk ended by the error"), "{error}");
+}
+
+#[test]
 fn codes_and_signals_are_explained_and_nothing_is_made_up() {
     for (what, says) in [
         ("0", "powered itself off"),

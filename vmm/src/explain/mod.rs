@@ -97,11 +97,18 @@ fn of_signal(wanted: &str) -> Option<String> {
     Some(told(&format!("signal {}", signal.key), signal))
 }
 
+/// How every line ends by which husk says that it ends: it says least of all, whatever else is in the line.
+const ANY_END: &str = "; husk ends here";
+
 /// The entry of the longest phrase that the line has: a longer one says more.
 fn of_line(line: &str) -> Option<String> {
     let known = phrases().filter(|entry| line.contains(entry.key));
-    let entry = known.max_by_key(|entry| entry.key.len())?;
-    let mut text = told("log", entry);
+    let entry = known.max_by_key(|entry| (entry.key != ANY_END, entry.key.len()))?;
+    // A fault's line has the signal's name, and nothing else that is known.
+    let fault = (entry.key == ANY_END)
+        .then(|| line.split(' ').find_map(of_signal))
+        .flatten();
+    let mut text = fault.unwrap_or_else(|| told("log", entry));
     if let Some((number, name)) = call_in(line) {
         let _ = writeln!(text, "system call {number} is {name}: man 2 {name}");
     }
