@@ -42,3 +42,42 @@ pub(super) fn configure(options: &Options, handlers: &[Handler], wanted: &mut Wa
         .notes
         .push("CRI-O reads its handlers when it starts: systemctl restart crio (pods that run go on)".into());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::System;
+    use super::*;
+    use crate::install::Engine;
+
+    /// This very text was read by CRI-O 1.32.13, whose `crio config` showed each of its values, and which called both handlers valid when it started. A
+    /// key that CRI-O does not know is passed over without a word: have it read what is changed here.
+    const READ_BY_CRIO: &str = r#"
+[crio.runtime.runtimes.kata-husk]
+runtime_path = "/opt/kata/runtime-rs/bin/containerd-shim-kata-v2"
+runtime_type = "vm"
+runtime_root = "/run/vc"
+runtime_config_path = "/opt/husk/share/husk/kata/kata-husk/configuration.toml"
+privileged_without_host_devices = true
+
+[crio.runtime.runtimes.kata-husk-go]
+runtime_path = "/opt/kata/bin/containerd-shim-kata-v2"
+runtime_type = "vm"
+runtime_root = "/run/vc"
+runtime_config_path = "/opt/husk/share/husk/kata/kata-husk-go/configuration.toml"
+privileged_without_host_devices = true
+"#;
+
+    #[test]
+    fn the_drop_in_is_the_text_that_crio_has_read() {
+        let system = System::new();
+        let options = Options {
+            engine: Some(Engine::Crio),
+            ..system.options()
+        };
+        system.install(&options).unwrap();
+        let text = system.read("etc/crio/crio.conf.d/50-kata-husk.conf");
+        let (first, rest) = text.split_once('\n').unwrap();
+        assert!(first.starts_with("# husk "), "{first}");
+        assert_eq!(format!("\n{rest}"), READ_BY_CRIO);
+    }
+}
