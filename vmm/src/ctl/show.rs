@@ -89,6 +89,12 @@ pub fn info(answer: &Value, status: &Status) -> String {
         let told = [cid, text(&vsock["socket"]), text(&vsock["backend"])];
         rows.push(row("vsock", words(told)));
     }
+    for port in ["serial", "console"] {
+        let place = ["file", "socket"]
+            .into_iter()
+            .find_map(|key| config[port][key].as_str());
+        rows.extend(place.map(|place| row(port, place)));
+    }
     table(&rows)
 }
 

@@ -23,6 +23,7 @@ fn a_vm_is_shown_with_its_size_and_devices() {
         "net": [{"id": "_net0", "tap": null}, {"id": "_net1", "tap": "t0", "backend": "vhost"}],
         "fs": [{"id": "_fs0", "tag": "t", "dir": "/f"}, {"id": "_fs1", "tag": "u", "socket": "/s"}],
         "vsock": {"cid": 3, "socket": "/v"},
+        "serial": {"mode": "Pty", "file": "/dev/pts/3"}, "console": {"mode": "Socket", "socket": "/c", "file": null},
     }});
     let status: Status = serde_json::from_value(json!({
         "vcpus": {"present": 2, "online": 1, "max": 8},
@@ -43,7 +44,9 @@ fn a_vm_is_shown_with_its_size_and_devices() {
          net          _net1 t0 vhost\n\
          fs           _fs0 t /f\n\
          fs           _fs1 u\n\
-         vsock        cid 3 /v\n"
+         vsock        cid 3 /v\n\
+         serial       /dev/pts/3\n\
+         console      /c\n"
     );
     let of_kernel = json!({"config": {"vsock": {"cid": 9, "socket": "", "backend": "vhost"}}});
     assert!(info(&of_kernel, &status).ends_with("vsock        cid 9 vhost\n"));
