@@ -37,7 +37,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::Instant;
 
 pub use escape::{Escape, Quit};
-pub use files::Files;
+pub use files::{Files, numbered};
 pub use input::{Arrival, Input};
 pub use journal::Journal;
 pub use line::Line;

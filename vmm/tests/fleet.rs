@@ -68,3 +68,21 @@ fn without_a_terminal_top_shows_all_once() {
     );
     assert!(!table.contains('\x1b'));
 }
+
+#[test]
+fn a_host_without_a_thread_to_spare_shows_all_the_same() {
+    let of = Husk::start(&[]);
+    for command in [&["ps", "--timeout", "10"][..], &["top", "--timeout", "10"]] {
+        let mut husk = Command::new(HUSK);
+        // No thread can be started with such a stack, as none can at a limit of processes.
+        husk.args(command)
+            .env("RUST_MIN_STACK", usize::MAX.to_string())
+            .stdin(Stdio::null());
+        let output = husk.output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        let table = String::from_utf8(output.stdout).unwrap();
+        let pid = of.child.id().to_string();
+        let row = table.lines().find(|row| row.split_whitespace().nth(1) == Some(&pid));
+        assert!(row.is_some_and(|row| row.contains("  no VM  ")), "{table}");
+    }
+}

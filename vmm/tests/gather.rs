@@ -131,6 +131,25 @@ fn a_bundle_has_all_there_is_and_no_secret_and_explains_itself() {
 }
 
 #[test]
+fn a_log_and_a_console_are_found_from_where_the_process_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = process::command(Path::new("api.sock"), &["-v", "--log", "file=l"]);
+    let child = command.current_dir(folder.path()).spawn().unwrap();
+    let mut husk = Husk { folder, child };
+    husk.ready();
+    let vm = json!({
+        "payload": {"kernel": "/nowhere/vmlinux"}, "memory": {"size": 64 << 20},
+        "serial": {"mode": "File", "file": "c"}, "console": {"mode": "Off"},
+    });
+    assert_eq!(husk.client().put("vm.create", Some(vm)).0, 204);
+    fs::write(husk.folder.path().join("c"), "last words\n").unwrap();
+    let (_, own) = gathered(&husk, &[&husk.child.id().to_string()], "bundle");
+    assert!(text(&own.join("log.txt")).contains("vm.create"));
+    assert_eq!(text(&own.join("console.txt")), "==> c <==\nlast words\n");
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
+#[test]
 fn a_husk_that_hangs_costs_what_it_would_say_and_nothing_else() {
     let (husk, _, _) = husk();
     husk.signal(Signal::STOP);
@@ -192,4 +211,20 @@ fn what_cannot_be_gathered_is_said_in_one_line_and_leaves_nothing() {
     }
     assert_eq!(text(Path::new(&path("there"))), "kept");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_host_without_a_thread_to_spare_gets_an_index_that_says_so() {
+    let husk = Husk::start(&[]);
+    let folder = husk.folder.path().join("bundle");
+    let mut command = Command::new(HUSK);
+    command.arg("gather").arg(husk.socket()).arg("--dir").arg(&folder);
+    // No thread can be started with such a stack, as none can at a limit of processes.
+    command
+        .env("RUST_MIN_STACK", usize::MAX.to_string())
+        .stdin(Stdio::null());
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let index = text(&folder.join("index.txt"));
+    assert!(index.contains("no thread to read it: "), "{index}");
 }

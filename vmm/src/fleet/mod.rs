@@ -21,7 +21,7 @@ pub use process::Husk;
 
 /// What `husk ps` prints: every husk that the user may see, each asked for `patience` at most, all at once.
 pub fn ps(patience: Duration, as_json: bool) -> String {
-    let looks = look_at(process::all(Path::new("/proc")), patience);
+    let looks = look_at(&process::all(Path::new("/proc")), patience);
     if as_json {
         table::json(&looks)
     } else {
@@ -30,12 +30,22 @@ pub fn ps(patience: Duration, as_json: bool) -> String {
 }
 
 /// Asks `husks`, all at once: one that does not answer keeps nobody waiting.
-pub fn look_at(husks: Vec<Husk>, patience: Duration) -> Vec<Look> {
+pub fn look_at(husks: &[Husk], patience: Duration) -> Vec<Look> {
+    all_at_once(husks, |husk| Look::at(husk.clone(), patience))
+}
+
+/// `work` for each of `items`, on a thread of its own: here, one after the other, for those for which the host has no thread any more.
+pub fn all_at_once<'a, T: Sync, R: Send>(items: &'a [T], work: impl Fn(&'a T) -> R + Sync) -> Vec<R> {
+    let work = &work;
     thread::scope(|scope| {
-        let asked: Vec<_> = husks
-            .into_iter()
-            .map(|husk| scope.spawn(move || Look::at(husk, patience)))
+        let begun: Vec<_> = items
+            .iter()
+            .map(|item| (item, thread::Builder::new().spawn_scoped(scope, move || work(item))))
             .collect();
-        asked.into_iter().filter_map(|asked| asked.join().ok()).collect()
+        let done = begun.into_iter().filter_map(|(item, thread)| match thread {
+            Ok(thread) => thread.join().ok(),
+            Err(_) => Some(work(item)),
+        });
+        done.collect()
     })
 }

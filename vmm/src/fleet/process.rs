@@ -95,6 +95,11 @@ impl Husk {
         meminfo_bytes(&fs::read_to_string(self.folder.join("status")).ok()?, name)
     }
 
+    /// `path` as the process meant it, who has a folder of its own to start from.
+    pub fn whole_path(&self, path: &Path) -> PathBuf {
+        whole_path(&self.folder, path)
+    }
+
     /// The value of its option `--name`, if it was given.
     pub fn option(&self, name: &str) -> Option<&str> {
         option(&self.arguments, name)
@@ -156,9 +161,14 @@ fn socket(folder: &Path, arguments: &[String]) -> Option<PathBuf> {
         place.strip_prefix("path=").unwrap_or(place).as_bytes(),
     ))
     .to_owned();
+    Some(whole_path(folder, &path))
+}
+
+/// A path of the process in `folder`, from wherever that stands.
+fn whole_path(folder: &Path, path: &Path) -> PathBuf {
     match fs::read_link(folder.join("cwd")) {
-        Ok(from) if path.is_relative() => Some(from.join(path)),
-        _ => Some(path),
+        Ok(from) if path.is_relative() => from.join(path),
+        _ => path.to_owned(),
     }
 }
 

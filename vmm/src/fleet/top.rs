@@ -92,7 +92,7 @@ impl Shares {
     fn look(&mut self, patience: Duration) -> String {
         let husks = process::all(Path::new("/proc"));
         let now = Instant::now();
-        self.rows(look_at(husks, patience), now)
+        self.rows(look_at(&husks, patience), now)
     }
 
     /// Those first that have used most since the last look.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `subject.rs` | whom it is about |
 //! | `parts.rs` | what of one husk, and of its host, is looked at |
+//! | `consoles.rs` | the end of what its guest printed into files |
 //! | `threads.rs` | where the threads of a process are |
 //! | `mask.rs` | what looks like a secret is not told |
 //! | `bundle.rs` | the archive or folder, and its index |
@@ -12,6 +13,7 @@
 //! are files. Each part has a thread and a time limit of its own: a husk that hangs costs the parts that it would have to say.
 
 mod bundle;
+mod consoles;
 mod mask;
 mod parts;
 mod subject;
@@ -27,6 +29,8 @@ use std::time::{Duration, Instant};
 use bundle::{Bundle, Entry};
 use parts::Part;
 use subject::Subject;
+
+use crate::fleet::all_at_once;
 
 pub use subject::{SubjectError, Target};
 
@@ -81,13 +85,7 @@ pub fn gather(target: &Target, output: &Output, limit: Duration) -> Result<Summa
     let mut bundle = Bundle::create(output).map_err(failed)?;
     let mut all = carry_out("host", parts::of_host(&subjects, limit), limit);
     for some in subjects.chunks(AT_ONCE) {
-        let gathered = thread::scope(|scope| {
-            let begun: Vec<_> = some
-                .iter()
-                .map(|subject| scope.spawn(move || of_one(subject, limit)))
-                .collect();
-            begun.into_iter().filter_map(|one| one.join().ok()).collect::<Vec<_>>()
-        });
+        let gathered = all_at_once(some, |subject| of_one(subject, limit));
         all.extend(gathered.into_iter().flatten());
     }
     let summary = Summary {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::consoles::consoles;
 use super::subject::Subject;
 use super::threads::threads;
 use crate::check;
@@ -18,7 +19,7 @@ use crate::log::Destination;
 use crate::procfs;
 
 /// The most that is kept of any file: of a log and a console the end.
-const FILE_BYTES: u64 = 1 << 20;
+pub(super) const FILE_BYTES: u64 = 1 << 20;
 /// What a line of the kernel's log has in it that is of interest here, in small letters.
 const KERNEL_LOG: [&str; 5] = ["kvm", "husk", "cloud-hyperviso", "out of memory", "oom-kill"];
 
@@ -53,7 +54,7 @@ pub(super) fn of_host(subjects: &[Subject], limit: Duration) -> Vec<Part> {
     let mut parts = vec![
         part("husks.json", "what husk ps says of them", move || {
             // Each is asked for several things.
-            let looks = look_at(husks, limit / 4);
+            let looks = look_at(&husks, limit / 4);
             Ok(table::json(&looks).into_bytes())
         }),
         part("check.json", "what husk check says of this host", || {
@@ -156,26 +157,17 @@ pub(super) fn said(subject: &Subject, limit: Duration) -> Vec<Part> {
             followed.map(|()| lines.into_bytes()).map_err(|e| told(&e))
         },
     ));
-    let at = socket.clone();
+    let (at, husk) = (socket.clone(), subject.husk.clone());
     parts.push(part(
         "console.txt",
         "the end of what the guest's console printed, if that is a file",
         move || {
             let mut client = Client::connect(&at, limit).map_err(|e| told(&e))?;
             let info = client.get("vm.info").map_err(|e| told(&e))?;
-            let config = &info["config"];
-            let files = ["console", "serial"]
-                .into_iter()
-                .filter_map(|port| config[port]["file"].as_str());
-            let mut text = Vec::new();
-            for file in files {
-                text.extend(format!("==> {file} <==\n").into_bytes());
-                text.extend(tail(Path::new(file))?);
-            }
-            if text.is_empty() {
-                return Err("no console of the VM is a file".into());
-            }
-            Ok(text)
+            consoles(&info["config"], |file| match &husk {
+                Some(husk) => husk.whole_path(file),
+                None => file.to_owned(),
+            })
         },
     ));
     parts
@@ -256,7 +248,7 @@ fn whole(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 /// The end of a regular file. Others are not touched: a FIFO has another reader.
-fn tail(path: &Path) -> Result<Vec<u8>, String> {
+pub(super) fn tail(path: &Path) -> Result<Vec<u8>, String> {
     let read = || -> io::Result<Vec<u8>> {
         let mut file = OpenOptions::new()
             .read(true)
@@ -356,8 +348,8 @@ fn log_file(husk: &Husk) -> Option<PathBuf> {
 /// Where it was told to log, or what its standard error is.
 fn log(husk: &Husk) -> Result<Vec<u8>, String> {
     match log_file(husk) {
-        Some(file) if file.is_absolute() => tail(&file),
-        _ => {
+        Some(file) => tail(&husk.whole_path(&file)),
+        None => {
             let error = fs::read_link(husk.folder.join("fd/2")).map_err(|error| error.to_string())?;
             if error.is_absolute() && error.is_file() {
                 tail(&error)
