@@ -124,7 +124,7 @@ impl Engine {
     }
 
     /// Carries `op` out (`Some`), or starts it for `slot` (`None`): then [`Engine::reap`] tells of its end, and it may
-    /// begin only with [`Engine::submit`]. `others` says whether more is to be begun after it.
+    /// begin only with [`Engine::submit`]. `others` says of a write whether more is to be begun after it.
     ///
     /// # Safety
     /// Until the operation has ended, or this engine has been dropped, the file must stay open, the array of buffers

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::ID_BYTES;
 use super::config_space::Writeback;
-use super::engine::{Completion, Engine};
+use super::engine::{Completion, Engine, Op};
 use super::image::Image;
 use super::in_flight::InFlight;
 use super::job::{Answer, Job, Step};
@@ -211,7 +211,8 @@ impl QueueHandler {
                 Step::Run(_) | Step::Wait if self.ending => Status::IoError,
                 Step::Run(op) if !at_limit => {
                     let cost = op.cost();
-                    let others = !self.waiting.is_empty() || self.ring.backlog()? > 0;
+                    let others =
+                        matches!(op, Op::Write { .. }) && (!self.waiting.is_empty() || self.ring.backlog()? > 0);
                     // SAFETY: file and bounce buffers, the array of buffers and, through its chain, guest memory belong
                     // to `disk`, `scratch` and the job. The job stays in its slot, untouched, until the operation's
                     // result has been told; on every way out of here the engine is dropped before any of them.
