@@ -1,19 +1,9 @@
 use std::fs;
-use std::os::fd::OwnedFd;
 
-use vm_memory::{MmapRegion, VolatileMemory};
+use vm_memory::MmapRegion;
 
 use super::*;
-use crate::block::testing::{has_uring, image};
-
-/// "At the file's own position", for a pipe has no other.
-const HERE: u64 = u64::MAX;
-
-fn buffers(memory: &MmapRegion<()>) -> Iovecs {
-    let mut buffers = Iovecs::default();
-    buffers.fill([memory.as_volatile_slice()].into_iter());
-    buffers
-}
+use crate::block::testing::{HERE, buffers, has_uring, image, pipe};
 
 /// What became of a write of `buffers` at the start of `file`: `None` if it went to the ring.
 fn write(engine: &mut Engine, file: &File, buffers: &Iovecs, others: bool) -> Option<io::Result<usize>> {
@@ -38,8 +28,7 @@ fn a_write_beside_another_operation_goes_to_the_ring() {
     if !has_uring() {
         return;
     }
-    let (reader, writer) = io::pipe().unwrap();
-    let (reader, writer) = (File::from(OwnedFd::from(reader)), File::from(OwnedFd::from(writer)));
+    let (reader, writer) = pipe();
     let (memory, read) = (MmapRegion::new(4096).unwrap(), MmapRegion::new(1).unwrap());
     let (buffers, read) = (buffers(&memory), buffers(&read));
     let file = image(&[7; 4096]);

@@ -1,7 +1,8 @@
 //! A guest's side of a disk, for unit tests: requests in, answers out, with the handler driven by hand.
 
-use std::io::{ErrorKind, Write};
-use std::os::fd::RawFd;
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,11 +10,13 @@ use std::time::{Duration, Instant};
 use husk_devices::memory::GuestMemory;
 use husk_devices::metrics::Metered;
 use tempfile::NamedTempFile;
+use vm_memory::{MmapRegion, VolatileMemory};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::uring::Uring;
 use super::{Block, BlockConfig, BlockMetrics};
 use crate::device::{Activation, Handler, HandlerError, VirtioDevice, Watch};
+use crate::iovecs::Iovecs;
 use crate::ring::{Notify, Ring, RingState};
 use crate::testing::{Buf, Driver, memory};
 
@@ -31,6 +34,22 @@ pub(crate) const OK: u8 = 0;
 pub(crate) const IO_ERROR: u8 = 1;
 pub(crate) const UNSUPPORTED: u8 = 2;
 pub(crate) const KIB: usize = 1024;
+
+/// "At the file's own position", for a pipe has no other.
+pub(crate) const HERE: u64 = u64::MAX;
+
+/// All of `memory`, for an operation of the host.
+pub(crate) fn buffers(memory: &MmapRegion<()>) -> Iovecs {
+    let mut buffers = Iovecs::default();
+    buffers.fill([memory.as_volatile_slice()].into_iter());
+    buffers
+}
+
+/// The end that is read, on which an operation waits, and the other one.
+pub(crate) fn pipe() -> (File, File) {
+    let (reader, writer) = io::pipe().unwrap();
+    (OwnedFd::from(reader).into(), OwnedFd::from(writer).into())
+}
 
 /// A disk on `path` that is called `disk-1`.
 pub(crate) fn config(path: &Path, io_uring: bool) -> BlockConfig {
@@ -114,12 +133,12 @@ pub(crate) struct Reply {
 pub(crate) struct Watched(Vec<(RawFd, u32)>);
 
 impl Watch for Watched {
-    fn readable(&mut self, fd: RawFd, token: u32) -> std::io::Result<()> {
+    fn readable(&mut self, fd: RawFd, token: u32) -> io::Result<()> {
         self.0.push((fd, token));
         Ok(())
     }
 
-    fn forget(&mut self, fd: RawFd) -> std::io::Result<()> {
+    fn forget(&mut self, fd: RawFd) -> io::Result<()> {
         self.0.retain(|(watched, _)| *watched != fd);
         Ok(())
     }

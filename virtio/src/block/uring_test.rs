@@ -1,14 +1,11 @@
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::OwnedFd;
 
 use vm_memory::{MmapRegion, VolatileMemory};
 
 use super::*;
-use crate::block::testing::{has_uring, image};
+use crate::block::testing::{HERE, buffers, has_uring, image, pipe};
 
-/// "At the file's own position", for a pipe has no other.
-const HERE: u64 = u64::MAX;
 const LATER: Duration = Duration::from_millis(200);
 
 /// Starts a read that ends only when something is written to the pipe.
@@ -23,21 +20,10 @@ fn start_read(uring: &mut Uring, slot: usize, file: &File, buffers: &Iovecs) {
     assert!(uring.submit().unwrap());
 }
 
-fn buffers(memory: &MmapRegion<()>) -> Iovecs {
-    let mut buffers = Iovecs::default();
-    buffers.fill([memory.as_volatile_slice()].into_iter());
-    buffers
-}
-
 fn content(memory: &MmapRegion<()>) -> Vec<u8> {
     let mut bytes = vec![0; 5];
     memory.as_volatile_slice().copy_to(&mut bytes);
     bytes
-}
-
-fn pipe() -> (File, File) {
-    let (reader, writer) = io::pipe().unwrap();
-    (OwnedFd::from(reader).into(), OwnedFd::from(writer).into())
 }
 
 #[test]
