@@ -13,6 +13,7 @@ use husk_guest::AGENT_PORT;
 use husk_guest::resources::Resources;
 use husk_tests::agent::{Agent, dial};
 use husk_tests::api::{Api, Shim};
+use husk_tests::body::AGENT;
 use husk_tests::info::VmInfo;
 use husk_tests::pod::PATIENCE;
 use husk_tests::resize::Resizing;
@@ -43,7 +44,7 @@ impl Sandbox {
         let annotations = json!({
             format!("{KATA}default_vcpus"): "1",
             format!("{KATA}default_memory"): "512",
-            format!("{KATA}kernel_params"): "quiet cryptomgr.notests husk.console=null husk.do=agent",
+            format!("{KATA}kernel_params"): format!("quiet {AGENT}"),
         });
         fs::write(&config, json!({"annotations": annotations}).to_string()).unwrap();
         let mut socket = std::ffi::OsString::from("socket=");

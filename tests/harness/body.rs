@@ -37,7 +37,7 @@ pub struct Shape {
 
 /// What makes the lab's initramfs the agent, on kernels with and without a console. The kernel does not test its own cryptography, as Kata's never does:
 /// Debian's takes a quarter of its boot for that, and goes on beside its init.
-const AGENT: &str = "cryptomgr.notests husk.console=null husk.do=agent";
+pub const AGENT: &str = "cryptomgr.notests husk.console=null husk.do=agent";
 
 /// The tag of a pod's share.
 pub const SHARE: &str = "kataShared";

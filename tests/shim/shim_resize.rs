@@ -62,6 +62,12 @@ impl Lab {
         self.agree(vcpus, mib);
     }
 
+    /// Asks for so many MiB of memory beside what the shim does, until both sides have it.
+    fn resize(&mut self, mib: u64) {
+        let size = Size::Memory(mib * MIB);
+        self.resizing.resize(&mut self.pod, &mut self.agent, size).unwrap();
+    }
+
     /// What the memory that has come consists of: bytes in blocks of virtio-mem, if there is such a device, and in each DIMM.
     fn comes_as(&mut self) -> (Option<u64>, Vec<u64>) {
         let status: Value = self.pod.api().get("vm.resize-status").unwrap().json().unwrap();
@@ -402,17 +408,11 @@ fn a_node_that_says_virtio_mem_gives_no_memory_in_another_way_and_all_of_it_once
     assert_eq!(lab.comes_as(), (Some(0), vec![]));
     assert_eq!(lab.pod.info().unwrap().memory_actual_size, 256 * MIB);
     lab.agent.load_module("virtio_mem").unwrap();
-    let Lab {
-        pod, agent, resizing, ..
-    } = &mut lab;
-    resizing.resize(pod, agent, Size::Memory(512 * MIB)).unwrap();
+    lab.resize(512);
     lab.agree(1, 512);
     assert_eq!(lab.comes_as(), (Some(256 * MIB), vec![]));
     // And back, which takes blocks of the same kind.
-    let Lab {
-        pod, agent, resizing, ..
-    } = &mut lab;
-    resizing.resize(pod, agent, Size::Memory(256 * MIB)).unwrap();
+    lab.resize(256);
     assert_eq!(lab.comes_as().1, Vec::<u64>::new());
     lab.end();
 }
