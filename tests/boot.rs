@@ -17,7 +17,7 @@ fn boots(boot: Boot, release: &str) {
 
 #[test]
 fn debian_6_12_bzimage_boots() {
-    boots(Boot::new([Report, PowerOff]), "6.12.");
+    boots(Boot::new([Report, PowerOff]).kernel("6.12", Image::BzImage), "6.12.");
 }
 
 #[test]
@@ -43,7 +43,9 @@ fn debian_6_12_vmlinux_boots_by_the_64_bit_protocol() {
 #[test]
 fn debian_6_12_bzimage_boots_by_the_64_bit_protocol() {
     boots(
-        Boot::new([Report, PowerOff]).arguments(["--protocol", "linux64"]),
+        Boot::new([Report, PowerOff])
+            .kernel("6.12", Image::BzImage)
+            .arguments(["--protocol", "linux64"]),
         "6.12.",
     );
 }
