@@ -190,8 +190,7 @@ fn place<T, S: Shelf<T>>(_shelf: &S, field: &str, number: usize) -> String {
 impl VmConfig {
     /// The first name that two devices share.
     pub fn duplicate_id(&self) -> Option<&str> {
-        let mut seen = BTreeSet::new();
-        self.ids().find(|id| !seen.insert(*id))
+        first_twice(self.ids())
     }
 
     /// Gives `device` a name, unless it has one, that no device here has.
@@ -199,6 +198,12 @@ impl VmConfig {
         let kind = device.kind();
         Fresh(self.ids().map(str::to_owned).collect()).name(kind, device.id_mut());
     }
+}
+
+/// The first of `names` that came before.
+pub(super) fn first_twice<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let mut seen = BTreeSet::new();
+    names.into_iter().find(|name| !seen.insert(*name))
 }
 
 /// Names that are taken, and the next one that is not.

@@ -1,8 +1,7 @@
 //! What makes a folder of the host one that a guest can mount.
 
-use std::collections::BTreeSet;
-
 use super::path;
+use super::roster::first_twice;
 use super::translation;
 use super::validate::{ConfigError, QUEUE_SIZES};
 use super::{FsConfig, VmConfig};
@@ -98,7 +97,6 @@ pub enum ShareError {
 impl VmConfig {
     /// Checks the shares together.
     pub(super) fn validate_shares(&self) -> Result<(), ShareError> {
-        let mut tags = BTreeSet::new();
         for fs in &self.fs {
             let max = self.cpus.max_vcpus;
             if fs.dir.is_some() && u32::from(fs.num_queues) > max {
@@ -108,11 +106,11 @@ impl VmConfig {
             if fs.dir.is_none() && !self.memory.shared {
                 return Err(ShareError::PrivateMemory(fs.tag.clone()));
             }
-            if !tags.insert(&fs.tag) {
-                return Err(ShareError::DuplicateTag(fs.tag.clone()));
-            }
         }
-        Ok(())
+        match first_twice(self.fs.iter().map(|fs| fs.tag.as_str())) {
+            Some(tag) => Err(ShareError::DuplicateTag(tag.into())),
+            None => Ok(()),
+        }
     }
 }
 

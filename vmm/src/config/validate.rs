@@ -1,13 +1,12 @@
 //! What makes a [`VmConfig`] one that can be built.
 
-use std::collections::BTreeSet;
-
 use husk_firmware::CommandLine;
 use husk_virtio::block::{ID_BYTES, is_serial};
 use husk_virtio::net::check_tap_name;
 use husk_virtio::vsock::CIDS;
 
 use super::path::{self, PathError};
+use super::roster::first_twice;
 use super::share::ShareError;
 use super::size::Size;
 use super::{
@@ -387,14 +386,8 @@ impl VmConfig {
         }
         self.validate_shares()?;
         self.validate_sockets()?;
-        let mut taps = BTreeSet::new();
-        match self
-            .net
-            .iter()
-            .filter_map(|net| net.tap.as_ref())
-            .find(|tap| !taps.insert(*tap))
-        {
-            Some(tap) => Err(ConfigError::TwoTaps(tap.clone())),
+        match first_twice(self.net.iter().filter_map(|net| net.tap.as_deref())) {
+            Some(tap) => Err(ConfigError::TwoTaps(tap.into())),
             None => Ok(()),
         }
     }

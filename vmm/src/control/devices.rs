@@ -149,7 +149,7 @@ impl Controller {
         let stopping: Vec<String> = machine.stopping().into_iter().map(Into::into).collect();
         if let Some(error) = collected.failure {
             log::error!("a removed device cannot be taken apart yet: {}", chain(&error));
-            self.timers.set_if_idle(Due::Retry, Instant::now() + RETRY);
+            self.timers.set_if_sooner(Due::Retry, Instant::now() + RETRY);
         }
         vm.stopping.update(stopping, Instant::now(), STOP_DEADLINE);
         if let Some(deadline) = vm.stopping.deadline() {

@@ -26,13 +26,6 @@ impl<Due: Copy + Ord> Timers<Due> {
         self.by_time.insert((at, due));
     }
 
-    /// As [`Timers::set`], unless it has a time already.
-    pub(super) fn set_if_idle(&mut self, due: Due, at: Instant) {
-        if !self.by_due.contains_key(&due) {
-            self.set(due, at);
-        }
-    }
-
     /// `due` will be at `at`, or when it is already, if that is sooner.
     pub(super) fn set_if_sooner(&mut self, due: Due, at: Instant) {
         if self.by_due.get(&due).is_none_or(|known| at < *known) {
@@ -95,12 +88,8 @@ mod tests {
         timers.set('a', now);
         timers.set('a', now + SECOND);
         assert_eq!(timers.take_due(now), []);
-        timers.set_if_idle('a', now);
-        assert_eq!(timers.take_due(now), [], "it had a time");
         timers.cancel('a');
         assert_eq!(timers.take_due(now + SECOND), []);
-        timers.set_if_idle('a', now);
-        assert_eq!(timers.take_due(now), ['a']);
     }
 
     #[test]

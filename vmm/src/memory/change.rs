@@ -1,6 +1,7 @@
 //! How memory comes and goes: each step of [`Step`] forward, and back.
 
 use std::error::Error;
+use std::io;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, Weak};
@@ -16,6 +17,10 @@ use super::mapping::Mapping;
 use super::places::{Era, Place};
 use super::steps::{Fault, Parts, Step, hide, show};
 use super::{AddressSpace, HostError, Kind, MemoryError, RegionInfo};
+
+fn bytes_of(part: &Range<u64>) -> u64 {
+    part.end.saturating_sub(part.start)
+}
 
 impl AddressSpace {
     /// Takes all steps, or none.
@@ -188,54 +193,47 @@ impl AddressSpace {
 
     /// Asks the host for `part` of `mapping`.
     pub(super) fn take_from_host(&self, kind: Kind, mapping: &Mapping, part: &Range<u64>) -> Result<(), HostError> {
-        let bytes = part.end.saturating_sub(part.start);
-        let pages = mapping.backing().pages;
-        let explain = |asked| move |error| self.host.explain(pages, bytes, asked, error);
-        self.host.check(mapping.backing(), bytes)?;
-        mapping.commit(part).map_err(explain(Asked::Mapping))?;
+        self.host.check(mapping.backing(), bytes_of(part))?;
+        self.commit(mapping, part)?;
         // What comes later is touched by whoever adds it, and not under the lock: DIMMs by `Region::prefault`, blocks of virtio-mem as they
         // are plugged (`promise`).
         if !self.config.prefault || kind != Kind::Boot {
             return Ok(());
         }
-        mapping.prefault(part).map_err(|error| {
-            // Explained first: what is given back would be counted as free.
-            let why = explain(Asked::Prefault)(error);
+        // What it refuses is explained by now: what is given back would be counted as free.
+        self.prefault(mapping, part).inspect_err(|_| {
             if let Err(error) = mapping.decommit(part) {
                 log::warn!("{kind} is not given back to the host: {error}");
             }
-            why
         })
     }
 
     /// Asks the host for `part` of `mapping` again, which is committed and was discarded.
     pub(super) fn promise(&self, mapping: &Mapping, part: &Range<u64>) -> Result<(), HostError> {
-        let bytes = part.end.saturating_sub(part.start);
-        let pages = mapping.backing().pages;
-        let explain = |asked| move |error| self.host.explain(pages, bytes, asked, error);
-        self.host.check(mapping.backing(), bytes)?;
-        if pages != Pages::Usual {
-            mapping.commit(part).map_err(explain(Asked::Mapping))?;
+        self.host.check(mapping.backing(), bytes_of(part))?;
+        if mapping.backing().pages != Pages::Usual {
+            self.commit(mapping, part)?;
         }
         match self.config.prefault {
-            true => mapping.prefault(part).map_err(explain(Asked::Prefault)),
+            true => self.prefault(mapping, part),
             false => Ok(()),
         }
     }
 
     /// Has the host find every page of `part` of `mapping`, which is committed.
     pub(super) fn prefault(&self, mapping: &Mapping, part: &Range<u64>) -> Result<(), HostError> {
-        let (pages, bytes) = (mapping.backing().pages, part.end.saturating_sub(part.start));
-        let touched = mapping.prefault(part);
-        touched.map_err(|error| self.host.explain(pages, bytes, Asked::Prefault, error))
+        let found = mapping.prefault(part);
+        found.map_err(|error| self.explain(mapping, part, Asked::Prefault, error))
     }
 
-    /// Asks the host for `part` of `mapping` again, which something else was laid over.
-    pub(super) fn uncover(&self, mapping: &Mapping, part: &Range<u64>) -> Result<(), HostError> {
-        let bytes = part.end.saturating_sub(part.start);
-        let pages = mapping.backing().pages;
+    /// Has the host set aside `part` of `mapping`, whether that is new or something else was laid over it.
+    pub(super) fn commit(&self, mapping: &Mapping, part: &Range<u64>) -> Result<(), HostError> {
         let committed = mapping.commit(part);
-        committed.map_err(|error| self.host.explain(pages, bytes, Asked::Mapping, error))
+        committed.map_err(|error| self.explain(mapping, part, Asked::Mapping, error))
+    }
+
+    fn explain(&self, mapping: &Mapping, part: &Range<u64>, asked: Asked, error: io::Error) -> HostError {
+        self.host.explain(mapping.backing().pages, bytes_of(part), asked, error)
     }
 
     /// Tells all back-ends what there is.

@@ -60,14 +60,12 @@ impl Region {
         restored.map_err(|why| self.refused("reserve", range, why))
     }
 
-    /// With `prefault`, has the host find every page of it: gigabytes take it seconds, so this is for a thread that nobody waits for.
+    /// Has the host find every page of it, which [`AddressSpace::prefaults`] asks for: gigabytes take it seconds, so this is for a thread
+    /// that nobody waits for.
     ///
     /// # Errors
     /// The host's refusal, with figures.
     pub fn prefault(&self) -> Result<(), MemoryError> {
-        if !self.space.prefaults() {
-            return Ok(());
-        }
         let Parts {
             mapping, part, info, ..
         } = self.parts();
@@ -92,8 +90,8 @@ impl Region {
     /// As [`Region::restore`].
     pub(super) fn uncover(&self, range: &Range<u64>) -> Result<(), MemoryError> {
         let part = self.part(range)?;
-        let uncovered = self.space.uncover(&self.parts().mapping, &part);
-        uncovered.map_err(|why| self.refused("reserve", range, why))
+        let committed = self.space.commit(&self.parts().mapping, &part);
+        committed.map_err(|why| self.refused("reserve", range, why))
     }
 
     /// Takes it from the guest, which has let go of it, and gives it back to the host. Requests in flight keep their pages until they
