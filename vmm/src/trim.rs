@@ -63,16 +63,27 @@ impl Pace {
 }
 
 /// Unmaps the program's pages that cannot have been written to, and returns free pages of the heap. Any thread may be in the middle
-/// of them: it takes a page fault.
+/// of them: it takes a page fault. A fault brings what is around it as well, 64 KiB as a rule: so the heap comes first and the program's code last,
+/// and whoever calls this should have nothing left to do.
 pub fn trim() {
-    // SAFETY: the callback is called during this call only, with the program's own headers.
-    unsafe { libc::dl_iterate_phdr(Some(forget), std::ptr::null_mut()) };
     // SAFETY: a number only; malloc takes its own lock.
     unsafe { libc::malloc_trim(0) };
+    let mut found = Segments::default();
+    // SAFETY: the callback is called during this call only, with the program's own headers and what it is to write to.
+    unsafe { libc::dl_iterate_phdr(Some(collect), (&raw mut found).cast()) };
+    for (start, len) in found.0.into_iter().flatten() {
+        // SAFETY: these pages are private, of a file, and never written to: what is read there next is what was read before.
+        // Where the host refuses, they stay.
+        unsafe { libc::madvise(start as *mut c_void, len, libc::MADV_DONTNEED) };
+    }
 }
 
-/// Forgets the read-only segments of the program, which are its file as it is. Relocations are applied to writable ones.
-unsafe extern "C" fn forget(info: *mut libc::dl_phdr_info, _size: usize, _data: *mut c_void) -> c_int {
+/// Address and length of the read-only segments of the program, in the order of its headers: of constants and of code. A linker makes no more than four.
+#[derive(Debug, Default)]
+struct Segments([Option<(usize, usize)>; 4]);
+
+/// Finds the read-only segments of the program, which are its file as it is. Relocations are applied to writable ones.
+unsafe extern "C" fn collect(info: *mut libc::dl_phdr_info, _size: usize, found: *mut c_void) -> c_int {
     // SAFETY: the loader passes a structure that is valid during the call.
     let info = unsafe { &*info };
     if info.dlpi_phdr.is_null() {
@@ -80,13 +91,14 @@ unsafe extern "C" fn forget(info: *mut libc::dl_phdr_info, _size: usize, _data: 
     }
     // SAFETY: the loader says where the headers are and how many.
     let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
-    for header in headers.iter().filter(|header| is_read_only(header)) {
-        let Some((start, len)) = pages(info.dlpi_addr, header) else {
-            continue;
-        };
-        // SAFETY: these pages are private, of a file, and never written to: what is read there next is what was read before.
-        // Where the host refuses, they stay.
-        unsafe { libc::madvise(start as *mut c_void, len, libc::MADV_DONTNEED) };
+    // SAFETY: `trim` passes a place that nobody else has during the call.
+    let found = unsafe { &mut *found.cast::<Segments>() };
+    let segments = headers
+        .iter()
+        .filter(|header| is_read_only(header))
+        .filter_map(|header| pages(info.dlpi_addr, header));
+    for (place, segment) in found.0.iter_mut().zip(segments) {
+        *place = Some(segment);
     }
     ENOUGH
 }
@@ -164,6 +176,21 @@ mod tests {
     fn what_relocations_write_to_is_left_alone() {
         assert!(is_read_only(&segment(0, 1, !PF_W)));
         assert!(!is_read_only(&segment(0, 1, PF_W)));
+    }
+
+    #[test]
+    fn the_programs_constants_and_code_are_found() {
+        let mut found = Segments::default();
+        // SAFETY: as in `trim`.
+        unsafe { libc::dl_iterate_phdr(Some(collect), (&raw mut found).cast()) };
+        let holds = |address: usize| {
+            let mut segments = found.0.iter().flatten();
+            segments.any(|(start, len)| (*start..start + len).contains(&address))
+        };
+        assert!(holds(pages as fn(_, _) -> _ as usize), "{found:x?}");
+        assert!(holds("a constant".as_ptr() as usize), "{found:x?}");
+        let local = 0_u8;
+        assert!(!holds((&raw const local) as usize), "{found:x?}");
     }
 
     #[test]

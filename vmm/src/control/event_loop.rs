@@ -79,6 +79,7 @@ pub fn run_event_loop(
         watched: None,
         keys: None,
         trims: trim::Pace::default(),
+        is_trim_due: false,
     };
     event_loop.watch_machine()?;
     event_loop.run()
@@ -99,6 +100,8 @@ struct EventLoop<'a> {
     watched: Option<Watched>,
     keys: Option<Keys>,
     trims: trim::Pace,
+    /// It is time for one.
+    is_trim_due: bool,
 }
 
 impl EventLoop<'_> {
@@ -120,7 +123,12 @@ impl EventLoop<'_> {
         let mut events = [EpollEvent::default(); SOURCES];
         loop {
             self.narrow()?;
-            let ready = match self.epoll.wait(self.timeout(), &mut events) {
+            let timeout = self.timeout();
+            if std::mem::take(&mut self.is_trim_due) {
+                // As late as can be: what this thread does after it has to be found again.
+                trim::trim();
+            }
+            let ready = match self.epoll.wait(timeout, &mut events) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
                 ready => ready?,
             };
@@ -223,7 +231,7 @@ impl EventLoop<'_> {
     }
 
     fn trim(&mut self) {
-        trim::trim();
+        self.is_trim_due = true;
         if let (Some(after), Some(_)) = (self.trims.next(), self.controller.machine()) {
             self.controller.timers.set_if_sooner(Due::Trim, Instant::now() + after);
         }
