@@ -63,10 +63,14 @@ struct Saved {
 static RAW: AtomicPtr<Saved> = AtomicPtr::new(ptr::null_mut());
 static GUARDS: Once = Once::new();
 
+/// What a terminal is made of what it was.
+type Change = fn(libc::termios) -> libc::termios;
+
 /// While it lives, the terminal passes every key on. One at a time in a process.
 #[derive(Debug)]
 pub struct RawMode {
     fd: RawFd,
+    change: Change,
 }
 
 impl RawMode {
@@ -81,16 +85,28 @@ impl RawMode {
             return Ok(None);
         }
         crate::log::tell(&format!("husk: {ESCAPE_HINT}\n"));
-        Self::enter_on(stdin.as_fd()).map(Some)
+        Self::enter_on(stdin.as_fd(), raw).map(Some)
     }
 
-    fn enter_on(fd: BorrowedFd<'_>) -> io::Result<Self> {
+    /// Has standard input pass keys on one by one and unseen, but for those that are signals; `None` when it is no terminal.
+    ///
+    /// # Errors
+    /// What the terminal says.
+    pub fn enter_for_keys() -> io::Result<Option<Self>> {
+        let stdin = io::stdin();
+        if !stdin.is_terminal() {
+            return Ok(None);
+        }
+        Self::enter_on(stdin.as_fd(), keys).map(Some)
+    }
+
+    fn enter_on(fd: BorrowedFd<'_>, change: Change) -> io::Result<Self> {
         let fd = fd.as_raw_fd();
         let termios = get_attributes(fd)?;
         GUARDS.call_once(install_guards);
         RAW.store(Box::into_raw(Box::new(Saved { fd, termios })), Ordering::Release);
-        set_attributes(fd, &raw(termios)).inspect_err(|_| RAW.store(ptr::null_mut(), Ordering::Release))?;
-        Ok(Self { fd })
+        set_attributes(fd, &change(termios)).inspect_err(|_| RAW.store(ptr::null_mut(), Ordering::Release))?;
+        Ok(Self { fd, change })
     }
 
     /// Restores the terminal and stops the process, as SIGTSTP asks. Returns when the process has been continued; the terminal is
@@ -115,7 +131,7 @@ impl RawMode {
                 Ordering::Release,
             );
         }
-        set_attributes(self.fd, &raw(termios))
+        set_attributes(self.fd, &(self.change)(termios))
     }
 }
 
@@ -219,6 +235,11 @@ fn in_background(fd: RawFd) -> bool {
 fn raw(mut termios: libc::termios) -> libc::termios {
     // SAFETY: changes the structure it is given. Output processing goes as well: the guest's terminal does its own.
     unsafe { libc::cfmakeraw(&raw mut termios) };
+    termios
+}
+
+fn keys(mut termios: libc::termios) -> libc::termios {
+    termios.c_lflag &= !(libc::ICANON | libc::ECHO);
     termios
 }
 

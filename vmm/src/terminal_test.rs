@@ -52,7 +52,7 @@ fn raw_mode_ends_with_its_guard() {
     let _alone = alone();
     let (_emulator, terminal) = pty(80, 24);
     assert!(is_cooked(&terminal));
-    let guard = RawMode::enter_on(terminal.as_fd()).unwrap();
+    let guard = RawMode::enter_on(terminal.as_fd(), raw).unwrap();
     assert!(!is_cooked(&terminal));
     assert_eq!(line_end(), "\r\n");
     drop(guard);
@@ -64,7 +64,7 @@ fn raw_mode_ends_with_its_guard() {
 fn a_panic_restores_the_terminal_before_it_speaks() {
     let _alone = alone();
     let (_emulator, terminal) = pty(80, 24);
-    let guard = RawMode::enter_on(terminal.as_fd()).unwrap();
+    let guard = RawMode::enter_on(terminal.as_fd(), raw).unwrap();
     std::thread::spawn(|| panic!("on purpose, in a test"))
         .join()
         .unwrap_err();
@@ -76,7 +76,7 @@ fn a_panic_restores_the_terminal_before_it_speaks() {
 fn raw_mode_comes_back_after_a_stop() {
     let _alone = alone();
     let (_emulator, terminal) = pty(80, 24);
-    let guard = RawMode::enter_on(terminal.as_fd()).unwrap();
+    let guard = RawMode::enter_on(terminal.as_fd(), raw).unwrap();
     restore();
     assert!(is_cooked(&terminal));
     guard.resume().unwrap();
@@ -90,7 +90,7 @@ fn raw_mode_comes_back_after_a_stop() {
 fn what_is_no_terminal_is_refused() {
     let _alone = alone();
     let file = tempfile::tempfile().unwrap();
-    assert!(RawMode::enter_on(file.as_fd()).is_err());
+    assert!(RawMode::enter_on(file.as_fd(), raw).is_err());
     assert_eq!(line_end(), "\n");
     assert_eq!(window_size_of(file.as_fd()), None);
 }
@@ -117,7 +117,7 @@ fn a_pipe_without_room_is_known_before_it_is_written_to() {
 
 /// Makes this process's standard input raw and dies of `signal`, or exits for 0.
 fn die_raw(signal: libc::c_int) {
-    let _guard = RawMode::enter_on(io::stdin().as_fd()).unwrap();
+    let _guard = RawMode::enter_on(io::stdin().as_fd(), raw).unwrap();
     println!("raw");
     match signal {
         0 => std::process::exit(7),

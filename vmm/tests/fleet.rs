@@ -4,9 +4,17 @@
 
 mod process;
 
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
 
 use process::{HUSK, Husk, Signal};
+use rustix::fs::OFlags;
+use rustix::pty::{OpenptFlags, openpt, ptsname, unlockpt};
+use rustix::termios::tcgetattr;
 use serde_json::{Value, json};
 
 fn husk(args: &[&str]) -> String {
@@ -67,6 +75,49 @@ fn without_a_terminal_top_shows_all_once() {
         "{table}"
     );
     assert!(!table.contains('\x1b'));
+}
+
+#[test]
+fn on_a_terminal_top_goes_on_until_q_and_leaves_the_terminal_as_it_was() {
+    let of = Husk::start(&[]);
+    let emulator = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    unlockpt(&emulator).unwrap();
+    let terminal = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlags::NOCTTY.bits().cast_signed())
+        .open(OsStr::from_bytes(ptsname(&emulator, Vec::new()).unwrap().as_bytes()))
+        .unwrap();
+    let before = format!("{:?}", tcgetattr(&terminal).unwrap());
+    let copy = || Stdio::from(terminal.try_clone().unwrap());
+    let mut top = Command::new(HUSK)
+        .args(["top", "--interval", "1"])
+        .stdin(copy())
+        .stdout(copy())
+        .spawn()
+        .unwrap();
+    let emulator = File::from(emulator);
+    let mut shown = String::new();
+    let mut show_until = |text: &str, times: usize| {
+        while shown.matches(text).count() < times {
+            let mut bytes = [0; 4096];
+            let count = (&emulator).read(&mut bytes).unwrap();
+            shown.push_str(str::from_utf8(&bytes[..count]).unwrap());
+        }
+        shown.clone()
+    };
+    let twice = show_until("POD ", 2);
+    assert!(twice.contains(&of.child.id().to_string()), "{twice}");
+    assert_ne!(
+        format!("{:?}", tcgetattr(&terminal).unwrap()),
+        before,
+        "keys come one by one"
+    );
+    (&emulator).write_all(b"xq").unwrap();
+    let all = show_until("\x1b[?1049l", 1);
+    assert!(all.starts_with("\x1b[?1049h") && !all.contains("xq"), "{all}");
+    assert_eq!(top.wait().unwrap().code(), Some(0));
+    assert_eq!(format!("{:?}", tcgetattr(&terminal).unwrap()), before);
 }
 
 #[test]

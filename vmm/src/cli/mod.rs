@@ -122,7 +122,7 @@ pub enum Command {
     /// Show every husk of this host that you may look into, with its VM
     #[command(after_help = exit_codes(), after_long_help = examples())]
     Ps(PsArgs),
-    /// Show them again and again, those first that use most of the processors, until Ctrl-C; once where there is no terminal
+    /// Show them again and again, those first that use most of the processors, until q or Ctrl-C; once where there is no terminal
     #[command(after_help = exit_codes(), after_long_help = examples())]
     Top(TopArgs),
     /// Gather what is needed to find out what is wrong with a VM, for a support case

@@ -10,7 +10,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{Look, look_at, process, table};
 use crate::news::whole_millis;
-use crate::terminal::{self, Signal, Signals, window_size};
+use crate::terminal::{Arrival, Input, RawMode, Signal, Signals, stop_process, window_size};
 
 /// Another screen, without a cursor; and the one before.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l";
@@ -20,7 +20,13 @@ const HOME: &str = "\x1b[H";
 const CLEAR_LINE: &str = "\x1b[K\r\n";
 const CLEAR_BELOW: &str = "\x1b[J";
 
-/// Shows all husks each `interval` until a signal says otherwise; once, where standard output is no terminal. Each husk has `patience`.
+/// The key that ends it, as it ends other programs of the kind.
+const QUIT: u8 = b'q';
+const SIGNALS: u64 = 0;
+const KEYS: u64 = 1;
+
+/// Shows all husks each `interval` until a signal or the key `q` says otherwise; once, where standard output is no terminal. Each husk has
+/// `patience`.
 ///
 /// # Errors
 /// What the host says, or standard output.
@@ -32,31 +38,30 @@ pub fn top(interval: Duration, patience: Duration) -> io::Result<()> {
     // Before the threads that ask: a signal comes to this loop, and the screen is put back.
     let mut signals = Signals::new()?;
     let epoll = Epoll::new()?;
-    epoll.ctl(
-        ControlOperation::Add,
-        signals.as_raw_fd(),
-        EpollEvent::new(EventSet::IN, 0),
-    )?;
-    let _screen = Screen::enter()?;
+    let watch = |fd, source| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, source));
+    watch(signals.as_raw_fd(), SIGNALS)?;
+    let mut screen = Screen::enter()?;
+    if let Some(keys) = &screen.keys {
+        watch(keys.as_raw_fd(), KEYS)?;
+    }
     loop {
         let begun = Instant::now();
         show(&shares.look(patience))?;
         loop {
             let left = interval.saturating_sub(begun.elapsed());
-            // A signal is looked for even if there is no time left.
-            match epoll.wait(whole_millis(left), &mut [EpollEvent::default()]) {
+            // Signals and keys are looked for even if there is no time left.
+            let mut event = [EpollEvent::default()];
+            match epoll.wait(whole_millis(left), &mut event) {
                 Ok(0) => break,
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                Ok(_) if event.iter().any(|event| event.data() == KEYS) && screen.is_told_to_quit() => return Ok(()),
                 _ => {}
             }
             while let Some(signal) = signals.next()? {
                 match signal {
                     Signal::Terminate | Signal::Hangup => return Ok(()),
-                    Signal::Suspend => {
-                        write(LEAVE)?;
-                        terminal::stop_process();
-                    }
-                    Signal::Continue => write(ENTER)?,
+                    Signal::Suspend => screen.suspend()?,
+                    Signal::Continue => screen.resume()?,
                     Signal::WindowChange | Signal::LogMore | Signal::LogLess => {}
                 }
             }
@@ -64,13 +69,45 @@ pub fn top(interval: Duration, patience: Duration) -> io::Result<()> {
     }
 }
 
-/// The screen on which everything is shown, while it lives.
-struct Screen;
+/// The screen on which everything is shown, and its keys, while it lives.
+struct Screen {
+    /// Neither is there where standard input is no terminal.
+    mode: Option<RawMode>,
+    keys: Option<Input>,
+}
 
 impl Screen {
     fn enter() -> io::Result<Self> {
+        let mode = RawMode::enter_for_keys()?;
+        let keys = match mode {
+            Some(_) => Input::stdin()?,
+            None => None,
+        };
         write(ENTER)?;
-        Ok(Self)
+        Ok(Self { mode, keys })
+    }
+
+    /// Whether one of the keys that have been pressed is [`QUIT`], or there will be none any more.
+    fn is_told_to_quit(&mut self) -> bool {
+        let Some(keys) = &mut self.keys else { return false };
+        let mut pressed = Vec::new();
+        keys.read(usize::MAX, &mut pressed) != Arrival::Bytes || pressed.contains(&QUIT)
+    }
+
+    fn suspend(&self) -> io::Result<()> {
+        write(LEAVE)?;
+        match &self.mode {
+            Some(mode) => mode.suspend(),
+            None => stop_process(),
+        }
+        Ok(())
+    }
+
+    fn resume(&self) -> io::Result<()> {
+        if let Some(mode) = &self.mode {
+            mode.resume()?;
+        }
+        write(ENTER)
     }
 }
 
