@@ -76,6 +76,18 @@ pub(super) struct Row {
     pub help: &'static str,
 }
 
+impl Row {
+    fn parse(line: &'static str) -> Option<Self> {
+        let mut words = line.splitn(4, ' ');
+        Some(Self {
+            name: words.next()?,
+            kind: Type::parse(words.next()?)?,
+            labels: words.next()?,
+            help: words.next()?,
+        })
+    }
+}
+
 pub(super) const BUILD: &str = "husk_build";
 pub(super) const VM_STATE: &str = "husk_vm_state";
 pub(super) const BOOTS: &str = "husk_boots";
@@ -252,9 +264,9 @@ hotplug ignored_writes counter Writes of the guest to the registers of hot-plug 
 
 /// The figure called `name`, one of those that have a name here.
 pub(super) fn row(name: &str) -> Row {
-    rows()
-        .find(|row| row.name == name)
-        .expect("every name here has its line")
+    let is_its = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' '));
+    let found = ROWS.lines().find(is_its).and_then(Row::parse);
+    found.expect("every name here has its line")
 }
 
 /// The figures of devices, in the order in which they are told.
@@ -271,15 +283,7 @@ pub(super) fn devices() -> impl Iterator<Item = DeviceRow> {
 }
 
 fn rows() -> impl Iterator<Item = Row> {
-    ROWS.lines().filter_map(|line| {
-        let mut words = line.splitn(4, ' ');
-        Some(Row {
-            name: words.next()?,
-            kind: Type::parse(words.next()?)?,
-            labels: words.next()?,
-            help: words.next()?,
-        })
-    })
+    ROWS.lines().filter_map(Row::parse)
 }
 
 /// Everything that can be told, in the order in which it is.

@@ -14,7 +14,8 @@ use husk_guest::pattern;
 use super::emulated::{Extent, Profile};
 use super::parts::{Figures, InParts};
 use super::rounds::Extract;
-use super::subject::{Guest, Subject};
+use super::scraper::Scraper;
+use super::subject::{Guest, Kind, Subject};
 use super::{Results, parts, scripted};
 use crate::paths::Lab;
 
@@ -77,6 +78,8 @@ pub fn sample(subject: &Subject, scratch: &Path, part: usize) -> Result<Figures>
         disk: Some(disk),
         ..parts::guest(IMAGE, &part)
     };
-    let ((), printed) = scripted::run(subject.start(&guest, scratch)?, LIMIT, |_| Ok(()))?;
+    let mut start = subject.start(&guest, scratch)?;
+    let scraper = (subject.kind == Kind::HuskScraped).then(|| Scraper::of(&mut start.command, place.path()));
+    let ((), printed) = scripted::run(start, LIMIT, |_| scraper.as_ref().map_or(Ok(()), Scraper::begin))?;
     Figures::had(subject.kind, &printed).of_any()
 }

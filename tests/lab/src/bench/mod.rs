@@ -33,6 +33,7 @@ mod payload;
 mod portable;
 mod resize;
 mod rounds;
+mod scraper;
 mod scripted;
 mod subject;
 mod vsock;
@@ -111,7 +112,11 @@ impl Profile {
             Self::Vsock => matches!(kind, Kind::Husk | Kind::CloudHypervisor | Kind::Firecracker),
             Self::Net | Self::Resize => matches!(kind, Kind::Husk | Kind::CloudHypervisor),
             Self::Block => {
-                kind.is_without_io_uring() || matches!(kind, Kind::Husk | Kind::CloudHypervisor | Kind::Firecracker)
+                let asked_for = matches!(
+                    kind,
+                    Kind::Husk | Kind::HuskScraped | Kind::CloudHypervisor | Kind::Firecracker
+                );
+                asked_for || kind.is_without_io_uring()
             }
             Self::Fs => matches!(kind, Kind::Husk | Kind::CloudHypervisor) || kind.has_file_server(),
         }
@@ -175,6 +180,9 @@ pub struct BenchArgs {
     /// Have the clocks of emulated hosts follow this machine's: a quick look at whether all subjects work. Such figures compare nothing.
     #[arg(long)]
     uncounted: bool,
+    /// In the profile block, measure husk once more with its figures read a hundred times a second, as no scraper does.
+    #[arg(long)]
+    scraped: bool,
     /// Measure this part only: read, write, random or flush of block; names, read, random, write or inodes of fs. May be given several times.
     #[arg(long = "part", value_name = "PART")]
     parts: Vec<String>,
@@ -187,6 +195,12 @@ impl BenchArgs {
         } else {
             Timing::Deterministic
         }
+    }
+
+    /// What of the project itself is measured, in profiles that can.
+    fn ours(&self) -> impl Iterator<Item = Kind> {
+        let kinds = Kind::OURS.into_iter();
+        kinds.filter(|kind| self.scraped || *kind != Kind::HuskScraped)
     }
 }
 
@@ -216,11 +230,14 @@ pub fn run(lab: &Lab, arguments: &BenchArgs) -> Result<bool> {
         file.with_context(|| format!("cannot write {}", path.display()))?;
     }
     check_parts(profiles, &arguments.parts)?;
-    foretell(profiles, &peers, runs);
+    let kinds: Vec<_> = arguments.ours().chain(peers.iter().map(|peer| peer.kind)).collect();
+    foretell(profiles, &kinds, runs);
     let (husk, floor) = programs(lab, arguments.quick)?;
-    let ours = Kind::OURS.map(|kind| Subject::new(kind, if kind == Kind::Floor { &floor } else { &husk }));
+    let ours = arguments
+        .ours()
+        .map(|kind| Subject::new(kind, if kind == Kind::Floor { &floor } else { &husk }));
     let measured = |subject: &Subject| profiles.iter().any(|profile| profile.measures(subject.kind));
-    let subjects: Vec<_> = ours.into_iter().chain(peers).filter(measured).collect();
+    let subjects: Vec<_> = ours.chain(peers).filter(measured).collect();
     let seen = confinement(profiles, &subjects);
     let mut results = Vec::new();
     let measured = profiles.iter().try_for_each(|profile| {
@@ -302,11 +319,7 @@ fn measure_one(lab: &Lab, profile: Profile, subjects: &[Subject], extent: Extent
 }
 
 /// Says what will be done, and about how long it takes.
-fn foretell(profiles: &[Profile], peers: &[Subject], runs: impl Fn(Profile) -> u32) {
-    let kinds: Vec<_> = Kind::OURS
-        .into_iter()
-        .chain(peers.iter().map(|peer| peer.kind))
-        .collect();
+fn foretell(profiles: &[Profile], kinds: &[Kind], runs: impl Fn(Profile) -> u32) {
     let forecast = |profile: &Profile| Forecast::new(*profile, kinds.iter().copied(), runs(*profile));
     let forecasts: Vec<_> = profiles.iter().map(forecast).collect();
     for forecast in &forecasts {

@@ -73,6 +73,8 @@ pub enum Kind {
     HuskVirtiofsd,
     /// This project with plain reads and writes for its disks.
     HuskPlain,
+    /// This project, its figures read a hundred times a second.
+    HuskScraped,
     /// The bare KVM calls; knows the tiny payload only.
     Floor,
     /// Cloud Hypervisor.
@@ -89,12 +91,13 @@ pub enum Kind {
 
 impl Kind {
     /// What is built here, and measured whether peers are or not.
-    pub const OURS: [Self; 6] = [
+    pub const OURS: [Self; 7] = [
         Self::Husk,
         Self::HuskUnfiltered,
         Self::HuskFs,
         Self::HuskVirtiofsd,
         Self::HuskPlain,
+        Self::HuskScraped,
         Self::Floor,
     ];
 
@@ -115,6 +118,7 @@ impl Kind {
             Self::HuskFs => "husk-with-husk-fs",
             Self::HuskVirtiofsd => "husk-with-virtiofsd",
             Self::HuskPlain => "husk-without-io_uring",
+            Self::HuskScraped => "husk-scraped",
             Self::Floor => "floor",
             Self::CloudHypervisor => "cloud-hypervisor",
             Self::CloudHypervisorPlain => "cloud-hypervisor-without-io_uring",
@@ -146,7 +150,7 @@ impl Kind {
 
     /// Whether it is a program that is measured by itself as well, and in this arrangement for one profile alone.
     pub fn is_variant(self) -> bool {
-        self.has_file_server() || self.is_without_io_uring()
+        self.has_file_server() || self.is_without_io_uring() || self == Self::HuskScraped
     }
 
     /// Whether it is QEMU, which needs more files than its own.
@@ -201,7 +205,7 @@ impl Subject {
         let mut command = Command::new(&self.program);
         command.args(&self.first);
         match self.kind {
-            Kind::Husk | Kind::HuskFs | Kind::HuskVirtiofsd => husk(&mut command, guest, ""),
+            Kind::Husk | Kind::HuskFs | Kind::HuskVirtiofsd | Kind::HuskScraped => husk(&mut command, guest, ""),
             Kind::HuskPlain => husk(&mut command, guest, ",io_uring=off"),
             Kind::HuskUnfiltered => {
                 husk(&mut command, guest, "");
