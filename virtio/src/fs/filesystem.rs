@@ -161,6 +161,16 @@ pub(crate) struct Opened {
     pub cache_dir: bool,
 }
 
+/// What a write has beside its contents and their place. The flags that a file was opened with say nothing of it: they change (`F_SETFL` of
+/// fcntl(2)), and the guest's kernel writes what was mapped by any open file that can be written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Writing {
+    /// It goes to the end of the file, wherever that is by now.
+    pub append: bool,
+    /// Clear set-user-ID, set-group-ID and capabilities.
+    pub kill_priv: bool,
+}
+
 /// An entry of a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Listed<'a> {
@@ -328,7 +338,7 @@ pub(crate) trait FileSystem: Send + Sync {
         handle: Handle,
         offset: u64,
         from: Buffers<'_>,
-        kill_priv: bool,
+        how: Writing,
     ) -> Result<usize, Errno>;
     /// A descriptor of the guest was closed; record locks of `owner` go.
     fn flush(&self, node: Node, handle: Handle, owner: u64) -> Result<(), Errno>;

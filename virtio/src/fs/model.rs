@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::filesystem::{
     Abilities, Attr, Caller, Change, Creation, Entry, FileSystem, Handle, Listed, Lock, LockKind, Locked, Name, Node,
-    Opened, Space, Stamp, Ttl, Waiter,
+    Opened, Space, Stamp, Ttl, Waiter, Writing,
 };
 use crate::iovecs::Buffers;
 use state::{File, NOW, State};
@@ -75,7 +75,7 @@ impl Model {
 
 /// Writes down a call and what it was given.
 macro_rules! note {
-    ($model:expr, $name:literal $(, $argument:expr)*) => {
+    ($model:expr, $name:expr $(, $argument:expr)*) => {
         $model.note([$name.to_string() $(, format!("{:?}", $argument))*].join(" "))
     };
 }
@@ -290,17 +290,17 @@ impl FileSystem for Model {
         handle: Handle,
         offset: u64,
         from: Buffers<'_>,
-        kill_priv: bool,
+        how: Writing,
     ) -> Result<usize, Errno> {
         note!(
             self,
-            "write",
+            if how.append { "append" } else { "write" },
             caller.uid,
             node.0,
             handle.0,
             offset,
             from.as_slice().len(),
-            kill_priv
+            how.kill_priv
         );
         let mut state = self.state();
         state.opened(node, handle)?;

@@ -55,7 +55,7 @@ pub use self::share_root::ShareError;
 use self::waits::Waits;
 use super::filesystem::{
     Abilities, Attr, Caller, Change, Creation, Entry, FileSystem, Handle, Listed, Lock, Locked, Name, Node, Opened,
-    Space, Ttl, Waiter,
+    Space, Ttl, Waiter, Writing,
 };
 use super::share::{Cache, ShareConfig};
 use crate::iovecs::Buffers;
@@ -334,10 +334,10 @@ impl FileSystem for Tree {
         handle: Handle,
         offset: u64,
         from: Buffers<'_>,
-        kill_priv: bool,
+        how: Writing,
     ) -> Result<usize, Errno> {
         self.writable()?;
-        self.write(node, handle, offset, from, kill_priv)
+        self.write(node, handle, offset, from, how)
     }
 
     fn flush(&self, node: Node, handle: Handle, owner: u64) -> Result<(), Errno> {

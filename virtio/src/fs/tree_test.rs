@@ -177,17 +177,17 @@ impl Share {
     }
 
     fn write(&self, node: Node, handle: Handle, offset: u64, bytes: &[u8]) -> Result<usize, Errno> {
-        self.write_as(node, handle, offset, bytes, false)
+        self.write_as(node, handle, offset, bytes, Writing::default())
     }
 
-    fn write_as(&self, node: Node, handle: Handle, offset: u64, bytes: &[u8], kill: bool) -> Result<usize, Errno> {
+    fn write_as(&self, node: Node, handle: Handle, offset: u64, bytes: &[u8], how: Writing) -> Result<usize, Errno> {
         let mut bytes = bytes.to_vec();
         let mut iovecs = Iovecs::default();
         let mut live = iovecs.begin();
         let (one, two) = bytes.split_at_mut(1);
         live.push(VolatileSlice::from(one));
         live.push(VolatileSlice::from(two));
-        self.tree.write(node, handle, offset, live.buffers(), kill)
+        self.tree.write(node, handle, offset, live.buffers(), how)
     }
 
     /// Names, offsets behind them, and nodes, of a directory from `offset` on; `room` at a time.

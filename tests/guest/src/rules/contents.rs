@@ -1,5 +1,7 @@
 //! What is in files: reading, writing, sizes, holes, copies, mappings.
 
+use std::os::fd::AsFd;
+
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom, fallocate, ftruncate};
 use rustix::io::{Errno, pread, pwrite, read};
 
@@ -240,6 +242,14 @@ fn opening(cases: &mut Cases) {
         let file = edit("x")?;
         rustix::fs::fcntl_setfl(&file, OFlags::APPEND)?;
         rustix::io::write(&file, b"c")?;
+        content("x")
+    });
+    cases.add("O_APPEND: taken from an open file", "xbc", || {
+        file_of("x", b"abc")?;
+        let file = open("x", OFlags::WRONLY | OFlags::APPEND)?;
+        rustix::fs::fcntl_setfl(&file, OFlags::empty())?;
+        write(&file, b"x")?;
+        forget(&file)?;
         content("x")
     });
     cases.add("O_TRUNC: nothing is left", "0", || {
@@ -511,6 +521,12 @@ fn copying(cases: &mut Cases) {
     );
 }
 
+/// Has the kernel read the file anew from wherever it comes from.
+fn forget(file: impl AsFd) -> Did {
+    rustix::fs::fsync(&file)?;
+    rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)
+}
+
 fn mapping(cases: &mut Cases) {
     let mapped = |shared: bool| -> Result<(std::os::fd::OwnedFd, Mapping), Errno> {
         let file = create("x", 0o644)?;
@@ -530,6 +546,17 @@ fn mapping(cases: &mut Cases) {
         let mut bytes = [0; 2];
         pread(&file, &mut bytes, 4500)?;
         Ok(format!("{} {}", char::from(bytes[0]), char::from(bytes[1])))
+    });
+    cases.add("mmap: shared, of a file that appends", "5000 b", || {
+        file_of("x", &[b'a'; 5000])?;
+        let file = open("x", OFlags::RDWR | OFlags::APPEND)?;
+        let mut mapping = Mapping::new(&file, 5000, true).map_err(|_| Errno::IO)?;
+        mapping.write(4500, b"b");
+        drop(mapping);
+        forget(&file)?;
+        let mut byte = [0];
+        pread(&file, &mut byte, 4500)?;
+        Ok(format!("{} {}", stat("x")?.st_size, char::from(byte[0])))
     });
     cases.add("mmap: shared, what the file gets is there", "b", move || {
         let (file, mapping) = mapped(true)?;

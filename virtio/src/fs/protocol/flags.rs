@@ -54,6 +54,8 @@ pub(in crate::fs) mod fopen {
     pub const PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
 }
 
+/// `fuse_write_in.write_flags`: from the guest's cache, by whatever open file there is.
+pub(in crate::fs) const WRITE_CACHE: u32 = 1;
 /// `fuse_write_in.write_flags`: clear set-user-ID and set-group-ID.
 pub(in crate::fs) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// `fuse_release_in.release_flags`: flush first.

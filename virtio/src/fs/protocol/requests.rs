@@ -92,7 +92,7 @@ wire! {
         size: U32,
         write_flags: U32,
         _lock_owner: U64,
-        _flags: U32,
+        flags: U32,
         _padding: U32,
     }
     /// `fuse_release_in`.

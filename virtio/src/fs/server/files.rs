@@ -10,9 +10,9 @@ use super::locks::OFFSET_MAX;
 use super::names::{PERMISSIONS, kind};
 use super::reply::Reply;
 use super::{Done, Server};
-use crate::fs::filesystem::{Creation, Handle, Node};
+use crate::fs::filesystem::{Creation, Handle, Node, Writing};
 use crate::fs::protocol::flags::{
-    FSYNC_FDATASYNC, OPEN_KILL_SUIDGID, RELEASE_FLOCK_UNLOCK, RELEASE_FLUSH, WRITE_KILL_SUIDGID,
+    FSYNC_FDATASYNC, OPEN_KILL_SUIDGID, RELEASE_FLOCK_UNLOCK, RELEASE_FLUSH, WRITE_CACHE, WRITE_KILL_SUIDGID,
 };
 use crate::fs::protocol::{Failure, MALFORMED, replies, requests};
 use crate::iovecs::Iovecs;
@@ -112,7 +112,11 @@ impl Server {
             return Err(MALFORMED);
         }
         let offset = range(wanted.offset.get(), u64::from(wanted.size.get()))?;
-        let kill_priv = wanted.write_flags.get() & WRITE_KILL_SUIDGID != 0;
+        let has = |flag| wanted.write_flags.get() & flag != 0;
+        let how = Writing {
+            append: OFlags::from_bits_retain(wanted.flags.get()).contains(OFlags::APPEND) && !has(WRITE_CACHE),
+            kill_priv: has(WRITE_KILL_SUIDGID),
+        };
         let handle = Handle(wanted.fh.get());
         let done = with_iovecs(|iovecs| {
             in_pieces(size, |done, left| {
@@ -120,7 +124,7 @@ impl Server {
                 let lent = ask.body().lend(done, left, &mut live);
                 let at = offset.saturating_add(u64::try_from(done).unwrap_or(u64::MAX));
                 let from = live.buffers();
-                let written = self.fs.write(&ask.caller, ask.node, handle, at, from, kill_priv)?;
+                let written = self.fs.write(&ask.caller, ask.node, handle, at, from, how)?;
                 Ok((lent, written))
             })
         });

@@ -71,7 +71,7 @@ fn write(tree: &Tree, node: Node, handle: Handle, text: &[u8]) {
     let mut iovecs = Iovecs::default();
     let mut live = iovecs.begin();
     live.push(VolatileSlice::from(&mut text[..]));
-    assert_eq!(tree.write(node, handle, 0, live.buffers(), false), Ok(len));
+    assert_eq!(tree.write(node, handle, 0, live.buffers(), Writing::default()), Ok(len));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::credentials;
 use super::descriptors::Use;
 use super::handles::OpenFile;
 use super::nodes::Inode;
-use crate::fs::filesystem::{Caller, Handle, Node, Opened};
+use crate::fs::filesystem::{Caller, Handle, Node, Opened, Writing};
 use crate::fs::share::Cache;
 use crate::iovecs::Buffers;
 
@@ -29,7 +29,8 @@ const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
 
 impl Tree {
-    /// The flags for the host of a guest's, of which those that are not known here are left out.
+    /// The flags for the host of a guest's, of which those that are not known here are left out. A file is not opened with
+    /// `O_APPEND`, where the host would take no other place for any write ([`Writing`]), unless there is no other way.
     pub(super) fn open_flags(&self, flags: u32) -> Result<OFlags, Errno> {
         let asked = OFlags::from_bits_retain(flags);
         let mut access = asked & OFlags::RWMODE;
@@ -69,9 +70,15 @@ impl Tree {
         }
         let fd = self.nodes.descriptor(inode)?;
         let kills = kill_priv && flags.contains(OFlags::TRUNC);
+        let open = |flags| self.budget.take(Use::File, || self.proc.reopen(&*fd, flags));
+        let placed = flags.difference(OFlags::APPEND);
         let (handle, ()) = self.handles.add(|| {
             let _less = kills.then(credentials::without_fsetid).transpose()?;
-            let file = self.budget.take(Use::File, || self.proc.reopen(&*fd, flags))?;
+            let file = match open(placed) {
+                // A file that nobody may write but at its end (`FS_APPEND_FL` of ioctl_iflags(2)).
+                Err(Errno::PERM) if placed != flags => open(flags)?,
+                opened => opened?,
+            };
             Ok((open_file(inode.clone(), file, flags), ()))
         })?;
         Ok(self.opened(handle))
@@ -97,11 +104,16 @@ impl Tree {
         handle: Handle,
         offset: u64,
         from: Buffers<'_>,
-        kill_priv: bool,
+        how: Writing,
     ) -> Result<usize, Errno> {
         let open = self.file(node, handle)?;
-        let _less = kill_priv.then(credentials::without_fsetid).transpose()?;
-        super::host::write(&open.file, from, offset)
+        let _less = how.kill_priv.then(credentials::without_fsetid).transpose()?;
+        // With a cache that is written back the guest knows where the end is, and the host may not yet.
+        if how.append && !self.policy.writeback() {
+            super::host::append(&open.file, from, offset)
+        } else {
+            super::host::write(&open.file, from, offset)
+        }
     }
 
     /// Of a directory as well.

@@ -89,6 +89,14 @@ pub(super) fn write(file: impl AsFd, from: Buffers<'_>, offset: u64) -> Result<u
     })
 }
 
+/// As [`write`], but at the end of the file, wherever that is (`RWF_APPEND` of pwritev2(2)).
+pub(super) fn append(file: impl AsFd, from: Buffers<'_>, offset: u64) -> Result<usize, Errno> {
+    move_all(from, offset, |array, count, at| {
+        // SAFETY: as for the write.
+        unsafe { libc::pwritev2(file.as_fd().as_raw_fd(), array, count, at, libc::RWF_APPEND) }
+    })
+}
+
 /// Calls `io` with as many buffers as one call can take, until a call falls short.
 fn move_all(
     buffers: Buffers<'_>,

@@ -32,7 +32,9 @@ fn a_long_list_of_buffers_is_moved_in_parts() {
     }
     assert!(live.len() > 2 * crate::iovecs::MAX_IOVECS);
     assert_eq!(
-        share.tree.write(file.node, opened.handle, 0, live.buffers(), false),
+        share
+            .tree
+            .write(file.node, opened.handle, 0, live.buffers(), Writing::default()),
         Ok(7000)
     );
     drop(iovecs);

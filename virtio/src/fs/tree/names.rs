@@ -30,6 +30,9 @@ const RENAME_FLAGS: RenameFlags = RenameFlags::NOREPLACE
     .union(RenameFlags::EXCHANGE)
     .union(RenameFlags::WHITEOUT);
 
+/// What a file that is made is not opened with: it is empty, and each write says whether it appends.
+const NOT_FOR_NEW: OFlags = OFlags::TRUNC.union(OFlags::APPEND);
+
 /// What is thought of a name before it is looked up: it saves a call if it is right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Guess {
@@ -208,7 +211,7 @@ impl Tree {
             let create = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let file = self.budget.take(Use::File, || {
                 self.on_behalf(caller, new, |mode| {
-                    openat(&*dir, name.as_c_str(), passed.difference(OFlags::TRUNC) | create, mode)
+                    openat(&*dir, name.as_c_str(), passed.difference(NOT_FOR_NEW) | create, mode)
                 })
             })?;
             self.made_file(file, passed, new, Some(Seen { parent, name }))
@@ -238,7 +241,7 @@ impl Tree {
         new: &Creation<'_>,
     ) -> Result<(Entry, Opened), Errno> {
         let dir = self.directory(parent)?;
-        let passed = self.open_flags(flags)?.difference(OFlags::TRUNC);
+        let passed = self.open_flags(flags)?.difference(NOT_FOR_NEW);
         // With O_EXCL it never gets a name.
         let exclusive = OFlags::from_bits_retain(flags) & OFlags::EXCL;
         let (handle, entry) = self.handles.add(|| {

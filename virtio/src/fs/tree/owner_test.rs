@@ -3,6 +3,11 @@
 use super::*;
 use crate::fs::share::IdMap;
 
+/// A write that takes set-user-ID and set-group-ID away.
+const KILLS: Writing = Writing {
+    append: false,
+    kill_priv: true,
+};
 const KIM: Caller = Caller {
     uid: 1000,
     gid: 2000,
@@ -164,9 +169,9 @@ fn set_user_id_goes_when_the_guest_says_so_and_not_otherwise() {
     let mode = || share.attr(node).mode & 0o7777;
     arm();
     let handle = share.open(node, O_RDWR).unwrap();
-    share.write_as(node, handle, 0, b"xx", false).unwrap();
+    share.write_as(node, handle, 0, b"xx", Writing::default()).unwrap();
     assert_eq!(mode(), 0o6755);
-    share.write_as(node, handle, 0, b"xx", true).unwrap();
+    share.write_as(node, handle, 0, b"xx", KILLS).unwrap();
     assert_eq!(mode(), 0o755);
     for (kill, left) in [(false, 0o6755), (true, 0o755)] {
         let size = Change {
@@ -214,7 +219,7 @@ fn set_user_id_goes_when_the_guest_says_so_and_not_otherwise() {
     assert_eq!(mode(), 0o755);
     // Nothing stays dropped.
     arm();
-    share.write_as(node, handle, 0, b"xx", false).unwrap();
+    share.write_as(node, handle, 0, b"xx", Writing::default()).unwrap();
     assert_eq!(mode(), 0o6755);
 }
 

@@ -1,6 +1,14 @@
 //! Each call: that it does what it should, each of its errors, and what it does to times.
 
+use rustix::fs::IFlags;
+
 use super::*;
+
+/// A write of a file that appends.
+const APPENDS: Writing = Writing {
+    append: true,
+    kill_priv: false,
+};
 
 #[test]
 fn a_file_is_made_written_read_and_found_on_the_host() {
@@ -26,12 +34,46 @@ fn an_append_goes_to_the_end_and_a_truncation_to_nothing() {
     fs::write(share.host("a"), "one").unwrap();
     let node = share.node("a");
     let handle = share.open(node, O_WRONLY | O_APPEND).unwrap();
-    share.write(node, handle, 0, b"two").unwrap();
+    share.write_as(node, handle, 0, b"two", APPENDS).unwrap();
     assert_eq!(content(share.host("a")), "onetwo");
+    // A flag that the guest's process took away again, and what it mapped, have their places.
+    share.write(node, handle, 1, b"NE").unwrap();
+    assert_eq!(content(share.host("a")), "oNEtwo");
+    // And one that was opened without may have it now.
+    let handle = share.open(node, O_WRONLY).unwrap();
+    share.write_as(node, handle, 0, b"!!", APPENDS).unwrap();
+    assert_eq!(content(share.host("a")), "oNEtwo!!");
+    let handle = share.open(node, O_WRONLY | O_APPEND).unwrap();
     assert_eq!(share.read(node, handle, 0, 1), Err(Errno::BADF));
     share.open(node, O_WRONLY | O_TRUNC).unwrap();
     assert_eq!(content(share.host("a")), "");
     assert_eq!(share.open(node, 3), Err(Errno::INVAL));
+}
+
+#[test]
+fn a_new_file_that_appends_has_places_as_well() {
+    let share = Share::new();
+    let (file, opened) = share.create(Node::ROOT, "a", O_RDWR | O_APPEND, 0o644).unwrap();
+    share.write_as(file.node, opened.handle, 9, b"one", APPENDS).unwrap();
+    share.write(file.node, opened.handle, 0, b"ON").unwrap();
+    assert_eq!(content(share.host("a")), "ONe");
+}
+
+#[test]
+fn what_may_only_be_appended_to_is_opened_for_that() {
+    let share = Share::new();
+    fs::write(share.host("a"), "one").unwrap();
+    let host = fs::File::open(share.host("a")).unwrap();
+    if let Err(error) = rustix::fs::ioctl_setflags(&host, IFlags::APPEND) {
+        return println!("left out: no such files here: {error}");
+    }
+    let node = share.node("a");
+    let appends = share.open(node, O_WRONLY | O_APPEND);
+    let appended = appends.and_then(|handle| share.write_as(node, handle, 0, b"two", APPENDS));
+    let others = [O_WRONLY, O_RDWR, O_WRONLY | O_APPEND | O_TRUNC].map(|flags| share.open(node, flags));
+    rustix::fs::ioctl_setflags(&host, IFlags::empty()).unwrap();
+    assert_eq!((appended, content(share.host("a"))), (Ok(3), "onetwo".into()));
+    assert_eq!(others, [Err(Errno::PERM); 3]);
 }
 
 #[test]
@@ -41,7 +83,7 @@ fn with_writeback_the_guest_reads_what_it_writes_and_knows_the_end() {
     let node = share.node("a");
     let handle = share.open(node, O_WRONLY | O_APPEND).unwrap();
     assert_eq!(share.read(node, handle, 0, 9).unwrap(), b"one");
-    share.write(node, handle, 0, b"two").unwrap();
+    share.write_as(node, handle, 0, b"two", APPENDS).unwrap();
     assert_eq!(content(share.host("a")), "two");
     share.tree.begin(Abilities::default());
     let handle = share.open(node, O_WRONLY).unwrap();
@@ -436,7 +478,10 @@ fn nothing_is_changed_in_a_share_that_is_read_only() {
     for flags in [O_WRONLY, O_RDWR, O_RDONLY | O_TRUNC] {
         assert_eq!(tree.open(&ROOT, a, flags, false).unwrap_err(), rofs);
     }
-    assert_eq!(tree.write(&ROOT, a, handle, 0, live.buffers(), false), Err(rofs));
+    assert_eq!(
+        tree.write(&ROOT, a, handle, 0, live.buffers(), Writing::default()),
+        Err(rofs)
+    );
     assert_eq!(tree.fallocate(a, handle, 0, 0, 1), Err(rofs));
     assert_eq!(tree.copy_file_range(lock, lock, 1, 0), Err(rofs));
     assert_eq!(tree.setxattr(&ROOT, a, c"user.x", b"", 0, false), Err(rofs));

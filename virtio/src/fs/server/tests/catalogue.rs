@@ -3,7 +3,7 @@
 use rustix::io::Errno;
 
 use super::rig::*;
-use crate::fs::filesystem::{Caller, Creation, FileSystem, Handle, Name, Node};
+use crate::fs::filesystem::{Caller, Creation, FileSystem, Handle, Name, Node, Writing};
 use crate::fs::model::Model;
 use crate::fs::protocol::Opcode;
 use crate::fs::protocol::flags::init::INIT_EXT;
@@ -69,7 +69,7 @@ pub fn furnish(model: &Model) {
     let mut live = iovecs.begin();
     live.push(vm_memory::VolatileSlice::from(&mut contents[..]));
     model
-        .write(&caller, file.node, open.handle, 0, live.buffers(), false)
+        .write(&caller, file.node, open.handle, 0, live.buffers(), Writing::default())
         .unwrap();
     let made = [
         file.node.0,

@@ -105,6 +105,19 @@ fn a_write_says_how_much_it_brings() {
 }
 
 #[test]
+fn a_write_appends_if_its_file_does_and_it_is_not_from_the_cache() {
+    const O_APPEND: u32 = 0o2000;
+    let rig = with_file(b"");
+    for (flags, from_cache, expected) in [(O_APPEND, 0, "append"), (O_APPEND, 1, "write"), (0, 0, "write")] {
+        let mut wanted = write(0, b"abcd");
+        wanted.body[20] = from_cache;
+        wanted.body[32..36].copy_from_slice(&flags.to_le_bytes());
+        assert_eq!(rig.ask(&wanted).error, 0);
+        assert_eq!(rig.model.calls(), [format!("{expected} 1000 2 103 0 1 false")]);
+    }
+}
+
+#[test]
 fn a_write_that_should_clear_privileges_says_so() {
     let rig = with_file(b"");
     let mut kill = write(0, b"abcd");
