@@ -6,13 +6,18 @@
 )]
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use husk_guest::{Answer, Step};
-use husk_tests::Boot;
+use husk_tests::{Boot, PATIENCE, husk};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
 /// A user and a group that own nothing, and a group that `/dev/kvm` is lent to.
 const NOBODY: u32 = 54_321;
@@ -171,4 +176,68 @@ fn a_write_beyond_the_limit_of_file_sizes_is_an_error_of_the_disk() {
         assert!(matches!(answers[0], Answer::Data { .. }), "{answers:?}");
         assert!(matches!(answers[1], Answer::Failed { .. }), "{answers:?}");
     }
+}
+
+/// Starts the API in `folder`, for which the kernel has no random numbers: of its filter and husk's own, the kernel does what the stricter
+/// says.
+fn without_random_numbers(folder: &Path) -> Child {
+    let calls = [(libc::SYS_getrandom, Vec::new())].into();
+    let failure = SeccompAction::Errno(libc::EIO.cast_unsigned());
+    let architecture = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(calls, SeccompAction::Allow, failure, architecture).unwrap();
+    let program: BpfProgram = filter.try_into().unwrap();
+    let mut command = husk();
+    command
+        .args(["--api-socket", "api.sock", "--log-file", "log"])
+        .current_dir(folder);
+    command.stdin(Stdio::null()).stderr(Stdio::piped());
+    let start = move || {
+        // It holds this thread, and what it starts.
+        seccompiler::apply_filter(&program).unwrap();
+        command.spawn().unwrap()
+    };
+    thread::spawn(start).join().unwrap()
+}
+
+/// Of the standard library, which knows no other way, in a thread that has its filter by then. A husk that is built to be tested by itself
+/// unwinds instead; this is one that is built as releases are.
+#[test]
+fn a_panic_is_one_line_there_and_in_the_log_and_sigabrt() {
+    /// An interface without an address gets one at random.
+    const CREATE: &str = r#"{"payload":{"kernel":"k"},"net":[{"tap":"t"}]}"#;
+    let folder = tempfile::tempdir().unwrap();
+    let husk = without_random_numbers(folder.path());
+    let begun = Instant::now();
+    let mut client = loop {
+        match UnixStream::connect(folder.path().join("api.sock")) {
+            Ok(client) => break client,
+            Err(error) => assert!(begun.elapsed() < PATIENCE, "{error}"),
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
+    let length = CREATE.len();
+    let request = format!("PUT /api/v1/vm.create HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n{CREATE}");
+    client.write_all(request.as_bytes()).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut answer = String::new();
+    // Whoever has asked is told nothing any more.
+    let _ = client.read_to_string(&mut answer);
+    assert_eq!(answer, "");
+    let pid = husk.id();
+    let ended = husk.wait_with_output().unwrap();
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.signal(), Some(libc::SIGABRT), "{:?}: {said}", ended.status);
+    assert_eq!(said.lines().count(), 1, "{said}");
+    let place = said.strip_prefix(&format!("ERRO: panic in thread api of process {pid} at "));
+    let place = place.and_then(|rest| rest.strip_suffix("; husk ends here: failed to generate random data\n"));
+    let (file, line) = place
+        .and_then(|place| place.rsplit_once(':'))
+        .unwrap_or_else(|| panic!("{said}"));
+    assert!(file.ends_with(".rs") && line.parse::<u32>().is_ok(), "{said}");
+    let logged = fs::read_to_string(folder.path().join("log")).unwrap();
+    let told = said.trim_start_matches("ERRO: ").trim_end();
+    assert!(
+        logged.lines().last().is_some_and(|last| last.contains(told)),
+        "{logged}"
+    );
 }
