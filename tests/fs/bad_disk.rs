@@ -4,12 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::modules;
+
 /// Where the kernel's devices are configured.
 const CONFIGURED: &str = "/sys/kernel/config";
 /// The device's name, also below `/dev`.
 const NAME: &str = "nullbhusk";
-/// Modules of the emulated host that nobody has loaded, in their order.
-const LATER: &str = "/later/null_blk";
 const SIZE_MIB: u64 = 8;
 const SECTORS_A_MIB: u64 = 2048;
 
@@ -78,20 +78,8 @@ pub fn forget() {
 
 /// Has the kernel of this host know such devices; whether it does.
 fn load() -> bool {
-    let run = |words: &[&str]| {
-        let ran = Command::new(words[0]).args(&words[1..]).output();
-        ran.is_ok_and(|ran| ran.status.success())
-    };
-    if let Ok(modules) = fs::read_dir(LATER) {
-        let mut modules: Vec<_> = modules.map(|entry| entry.unwrap().path()).collect();
-        modules.sort();
-        for module in &modules {
-            // Not every module has such a parameter, and the others are told in the kernel's log that they have none.
-            run(&["insmod", module.to_str().unwrap(), "nr_devices=0"]);
-        }
-    } else {
-        run(&["modprobe", "null_blk", "nr_devices=0"]);
-    }
+    // Else it makes one at once.
+    modules::load("null_blk", &["nr_devices=0"]);
     let there = || Path::new(CONFIGURED).join("nullb").exists();
-    there() || run(&["mount", "-t", "configfs", "none", CONFIGURED]) && there()
+    there() || modules::run(&["mount", "-t", "configfs", "none", CONFIGURED]) && there()
 }

@@ -10,8 +10,9 @@ use husk_tests::pod::Launch;
 use serde_json::Value;
 
 use crate::bad_disk::{BadDisk, forget};
+use crate::quota::{Limited, Quota, used};
 use crate::served::{Plan, SERVERS, Served};
-use crate::{Mounted, sh};
+use crate::{Mounted, make_users, run_as, sh};
 
 /// Who unmounts it on the host takes it from nobody who has it: what is below is served until the guest lets go of it.
 #[test]
@@ -111,6 +112,65 @@ fn a_full_file_system_says_so_and_takes_more_when_there_is_room(served: &Served,
     let bytes = usize::try_from(SPARSE).unwrap();
     assert!(
         fs::read(small.join("sparse")).unwrap() == pattern::bytes(8, bytes),
+        "{server}"
+    );
+}
+
+/// The guest's user `kim`, and what he may have: of files the folder that is his, and five in it.
+const KIM: u32 = 1000;
+const KIMS: Quota = Quota { kib: 256, files: 6 };
+
+fn a_user_at_his_quota_is_told_so_and_may_have_what_he_gives_back(served: &Served, agent: &mut Agent, server: &str) {
+    let limited = served.host(server).join("limited");
+    let at = format!("/{server}/limited");
+    let of_kim = |agent: &mut Agent, script: &str| run_as(agent, "kim", &format!("cd {at} && {script}"));
+    let told = |agent: &mut Agent, script: &str| {
+        let (code, told) = of_kim(agent, script);
+        assert!(
+            code != 0 && told.contains("Disk quota exceeded"),
+            "{server}: {script}: {code}: {told}"
+        );
+    };
+    let begun = format!("echo before > before && truncate -s {SPARSE} sparse");
+    assert_eq!(of_kim(agent, &begun), (0, String::new()), "{server}");
+    told(agent, "dd if=/dev/zero of=fill bs=20000");
+    // Of a page that does not fit the host writes nothing.
+    told(agent, "dd if=/dev/zero bs=1000 >> fill");
+    for script in ["echo more > more", "mkdir folder"] {
+        told(agent, script);
+    }
+    assert_eq!(
+        write_mapped(agent, &format!("{at}/sparse"), SPARSE),
+        libc::EDQUOT,
+        "{server}"
+    );
+    // There is room for others, and the host counts what the guest has.
+    sh(
+        agent,
+        &format!("cd {at}; echo roots > roots; [ $(stat -f -c %a .) -gt 1000 ]"),
+    );
+    let fill = fs::metadata(limited.join("fill")).unwrap().len();
+    assert!(fill > KIMS.kib * 1024 / 2, "{server}: {fill} bytes");
+    let seen = sh(agent, &format!("cd {at}; stat -c %s fill; cat before"));
+    assert_eq!(seen, format!("{fill}\nbefore\n"), "{server}");
+    let full = used(&limited, KIM);
+    assert!(full.kib <= KIMS.kib && full.kib > KIMS.kib - 20, "{server}: {full:?}");
+    // Files are counted as well.
+    told(agent, "for name in a b c d e f; do > $name || exit 1; done");
+    assert_eq!(used(&limited, KIM).files, KIMS.files, "{server}");
+    let again = "rm -f a b c d e fill && echo more > more && mkdir folder";
+    assert_eq!(of_kim(agent, again), (0, String::new()), "{server}");
+    let tries = (0..4).find(|_| write_mapped(agent, &format!("{at}/sparse"), SPARSE) == 0);
+    assert!(tries.is_some(), "{server}");
+    assert_eq!(fs::read_to_string(limited.join("more")).unwrap(), "more\n");
+    assert!(
+        fs::read_to_string(limited.join("before"))
+            .unwrap()
+            .starts_with("before\n")
+    );
+    let bytes = usize::try_from(SPARSE).unwrap();
+    assert!(
+        fs::read(limited.join("sparse")).unwrap() == pattern::bytes(8, bytes),
         "{server}"
     );
 }
@@ -249,7 +309,7 @@ fn a_disk_that_cannot_be_read_is_an_error_until_it_can(
 
 #[test]
 fn full_bad_replaced_and_cut_short_a_share_says_what_the_host_says_and_goes_on() {
-    let mut mounts = Vec::new();
+    let (mut mounts, mut limited) = (Vec::new(), Vec::new());
     let disk = BadDisk::new();
     let (mut served, mut agent) = Served::start_with(Plan::default(), |folder| {
         let mut mount = |what: &[&str], name: &str| {
@@ -261,7 +321,17 @@ fn full_bad_replaced_and_cut_short_a_share_says_what_the_host_says_and_goes_on()
             Some(disk) => mount(&["-t", "ext4", "-o", "noatime", disk.path().to_str().unwrap()], "bad"),
             None => fs::create_dir(folder.join("bad")).unwrap(),
         }
+        fs::create_dir(folder.join("limited")).unwrap();
+        limited.extend(Limited::new(&folder.join("limited"), KIM, KIMS));
     });
+    if limited.is_empty() {
+        println!("skipped: the user at his quota needs quota_v2");
+    } else {
+        make_users(&mut agent);
+        for server in SERVERS {
+            a_user_at_his_quota_is_told_so_and_may_have_what_he_gives_back(&served, &mut agent, server);
+        }
+    }
     for server in SERVERS {
         a_full_file_system_says_so_and_takes_more_when_there_is_room(&served, &mut agent, server);
         a_folder_that_is_replaced_is_served_on_and_the_new_one_is_not(&served, &mut agent, server);

@@ -5,12 +5,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
 use husk_guest::rules::Line;
-use husk_guest::{Call, Reply};
 use husk_tests::agent::Agent;
 use serde_json::json;
 
 use crate::served::{Plan, SERVERS, Served};
-use crate::sh;
+use crate::{make_users, run_as, sh};
 
 /// The guest's users from 0 on are the host's from here on, and likewise its groups.
 const USERS: u32 = 100_000;
@@ -48,14 +47,6 @@ fn prepare(folder: &Path) {
         fs::write(&path, name).unwrap();
         chown(&path, Some(owner), Some(group)).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-    }
-}
-
-/// Runs a script as one of the guest's users.
-fn run_as(agent: &mut Agent, user: &str, script: &str) -> (i32, String) {
-    match agent.must(&Call::run(&["su", user, "-c", script])).unwrap() {
-        Reply::Ran { code, stdout, stderr } => (code, stdout + &stderr),
-        other => panic!("{other:?}"),
     }
 }
 
@@ -201,11 +192,7 @@ fn users_of_a_share_have_other_numbers_on_the_host() {
         ..Plan::default()
     };
     let (served, mut agent) = Served::start_with(plan, prepare);
-    let users = "root:x:0:0::/:/bin/sh\nkim:x:1000:1000::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n";
-    sh(
-        &mut agent,
-        &format!("mkdir -p /etc; printf '{}' > /etc/passwd", users.replace('\n', "\\n")),
-    );
+    make_users(&mut agent);
     for server in SERVERS {
         who_made_it_owns_it_on_both_sides(&served, &mut agent, server);
         an_owner_is_given_where_there_is_one_on_the_host(&served, &mut agent, server);

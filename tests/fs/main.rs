@@ -14,6 +14,8 @@ mod fs_rules;
 mod fs_sharing;
 mod fs_strain;
 mod fs_users;
+mod modules;
+mod quota;
 mod served;
 mod server;
 
@@ -178,6 +180,21 @@ fn guest(name: &str) -> String {
 /// Runs a script in the guest that must succeed; what it printed.
 fn sh(agent: &mut Agent, script: &str) -> String {
     agent.run(&["sh", "-euc", script]).unwrap()
+}
+
+/// Gives the guest users: root, kim and nobody.
+fn make_users(agent: &mut Agent) {
+    let users = "root:x:0:0::/:/bin/sh\nkim:x:1000:1000::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n";
+    let users = users.replace('\n', "\\n");
+    sh(agent, &format!("mkdir -p /etc; printf '{users}' > /etc/passwd"));
+}
+
+/// Runs a script as one of the guest's users.
+fn run_as(agent: &mut Agent, user: &str, script: &str) -> (i32, String) {
+    match agent.must(&Call::run(&["su", user, "-c", script])).unwrap() {
+        Reply::Ran { code, stdout, stderr } => (code, stdout + &stderr),
+        other => panic!("{other:?}"),
+    }
 }
 
 /// How much to do: a number from the environment, or what an emulated host does in some seconds.

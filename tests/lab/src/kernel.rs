@@ -49,7 +49,7 @@ pub const KERNELS: [Kernel; 2] = [
         pod_modules: &["virtio_net"],
         later_modules: &RESIZE_DRIVERS,
         host_modules: &["virtio_blk", "kvm_amd", "loop", "tun", "vhost_net", "vhost_vsock"],
-        host_later_modules: &["null_blk"],
+        host_later_modules: &["null_blk", "quota_v2"],
     },
     Kernel {
         name: "6.1",

@@ -109,6 +109,7 @@ fn excused(skip: &Skip, host: Host) -> bool {
         reason if reason.contains("needs qemu-system-x86_64") => crate::command::find("qemu-system-x86_64").is_none(),
         reason if reason.contains("needs a loop device") => !can_open("/dev/loop-control"),
         reason if reason.contains("needs null_blk") => host == Host::Native && !knows_module("null_blk"),
+        reason if reason.contains("needs quota_v2") => host == Host::Native && !knows_module("quota_v2"),
         _ => false,
     }
 }
@@ -143,8 +144,9 @@ mod tests {
         assert_eq!(excused(&skip("needs qemu-system-x86_64"), Host::Native), !qemu);
         let loops = can_open("/dev/loop-control");
         assert_eq!(excused(&skip("needs a loop device"), Host::Native), !loops);
-        // The emulated host has it.
+        // The emulated host has them.
         assert!(!excused(&skip("needs null_blk"), Host::Emulated));
+        assert!(!excused(&skip("needs quota_v2"), Host::Emulated));
         assert!(can_open("/dev/null") && !can_open("/nowhere"));
     }
 
