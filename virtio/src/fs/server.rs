@@ -95,6 +95,10 @@ impl Server {
             return Err(Errno::NOSYS.into());
         };
         let rule = opcode.rule();
+        // Whoever pauses or ends the share waits for what has been begun: a chain of buffers may hold 4 GiB.
+        if ask.left() > session::MOST_ASKED {
+            return Err(MALFORMED);
+        }
         if ask.left() < rule.request || ask.has_extensions() && !opcode.creates() {
             return Err(MALFORMED);
         }

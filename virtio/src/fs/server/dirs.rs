@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::ask::Ask;
+use super::files::agreed;
 use super::reply::Reply;
 use super::{Done, Server};
 use crate::fs::filesystem::{Handle, Listed};
@@ -57,7 +58,7 @@ impl Server {
 
     fn list(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>, plus: bool) -> Done {
         let wanted: requests::Read = ask.last()?;
-        let room = self.fitting(wanted.size.get(), reply)?;
+        let room = self.fitting(agreed(wanted.size.get())?, reply)?;
         let mut list = List {
             body: reply.body()?,
             room,

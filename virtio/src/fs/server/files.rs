@@ -9,6 +9,7 @@ use super::ask::Ask;
 use super::locks::OFFSET_MAX;
 use super::names::{PERMISSIONS, kind};
 use super::reply::Reply;
+use super::session::MOST_READ;
 use super::{Done, Server};
 use crate::fs::filesystem::{Creation, Handle, Node, Writing};
 use crate::fs::protocol::flags::{
@@ -85,7 +86,7 @@ impl Server {
     pub(super) fn read(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
         let wanted: requests::Read = ask.last()?;
         let offset = position(wanted.offset.get())?;
-        let size = self.fitting(wanted.size.get(), reply)?;
+        let size = self.fitting(agreed(wanted.size.get())?, reply)?;
         // No file ends behind this.
         let size = size.min(usize::try_from(OFFSET_MAX.saturating_sub(offset)).unwrap_or(size));
         let handle = Handle(wanted.fh.get());
@@ -273,6 +274,11 @@ fn new_file(ask: &Ask<'_>, wanted: &requests::Create) -> Result<Creation<'static
         umask: ask.umask(wanted.umask),
         ..Creation::default()
     })
+}
+
+/// `size`, if the guest may read or list so much at a time.
+pub(super) fn agreed(size: u32) -> Result<u32, Failure> {
+    if size > MOST_READ { Err(MALFORMED) } else { Ok(size) }
 }
 
 /// `offset`, if the kernel has such a one.

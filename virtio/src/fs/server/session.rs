@@ -38,6 +38,9 @@ use crate::fs::protocol::{Failure, MAJOR, MALFORMED, MINOR, OLDEST_MINOR, replie
 
 /// Most bytes of a write, and pages of 4 KiB of any request.
 const MAX_WRITE: u32 = 1 << 20;
+/// Most bytes that a guest which keeps to that reads or lists at a time, and most bytes of any request of its: those of a write.
+pub(super) const MOST_READ: u32 = MAX_WRITE;
+pub(super) const MOST_ASKED: usize = size_of::<requests::Write>() + MAX_WRITE as usize;
 const MAX_PAGES_COUNT: u16 = 256;
 /// Pages of a request of guests that cannot be told ([`MAX_PAGES`]).
 const DEFAULT_MAX_WRITE: u32 = 32 * 4096;

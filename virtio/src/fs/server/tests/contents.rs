@@ -118,6 +118,23 @@ fn a_write_appends_if_its_file_does_and_it_is_not_from_the_cache() {
 }
 
 #[test]
+fn no_request_is_for_more_than_was_agreed_on() {
+    let rig = with_file(b"abcdef");
+    const MOST: usize = 1 << 20;
+    let all = vec![7; MOST + 1];
+    assert_eq!(rig.ask(&write(0, &all[..MOST])), success(u32s([1 << 20, 0])));
+    assert_eq!(rig.ask(&write(0, &all)), failure(Errno::INVAL));
+    assert_eq!(rig.ask(&read(6, 1 << 20)).error, 0);
+    assert_eq!(rig.ask(&read(6, (1 << 20) + 1)), failure(Errno::INVAL));
+    let forgets = |count: u32| request(42, 0, &[&u32s([count, 0]), &vec![0; 16 * count as usize]]);
+    let malformed = rig.count("malformed_requests");
+    rig.hand_in(&forgets(65_536).bytes(), 0, 4096);
+    assert_eq!(rig.count("malformed_requests"), malformed);
+    rig.hand_in(&forgets(65_539).bytes(), 0, 4096);
+    assert_eq!(rig.count("malformed_requests"), malformed + 1);
+}
+
+#[test]
 fn a_write_that_should_clear_privileges_says_so() {
     let rig = with_file(b"");
     let mut kill = write(0, b"abcd");
