@@ -203,6 +203,34 @@ fn stop_is_seen_without_waiting() {
 }
 
 #[test]
+fn a_worker_that_is_dropped_has_stopped() {
+    let driver = Driver::new(&memory(), 0x1000, 4);
+    let (handler, seen) = probe(&driver);
+    drop(Worker::spawn("io-probe", handler, Box::new(|error| panic!("{error}"))).unwrap());
+    assert_eq!(seen.try_iter().collect::<Vec<_>>(), ["io-probe", "stop"]);
+}
+
+#[test]
+fn a_handler_that_panics_takes_its_rings_with_it_and_nobody_waits_for_it() {
+    struct Frail;
+    impl Handler for Frail {
+        fn watch(&mut self, _: &mut dyn Watch) -> Result<(), HandlerError> {
+            panic!("as a fault of ours would")
+        }
+        fn wake(&mut self, _: u32, _: &mut dyn Watch) -> Result<(), HandlerError> {
+            unreachable!("nothing is watched")
+        }
+        fn stop(self: Box<Self>) -> Vec<RingState> {
+            unreachable!("it is gone")
+        }
+    }
+    let (worker, news) = watched(Box::new(Frail));
+    news.recv_timeout(Duration::from_secs(60)).unwrap();
+    assert!(worker.is_stopped());
+    assert!(worker.join().is_empty());
+}
+
+#[test]
 fn failure_is_reported_and_ends_the_thread() {
     let driver = Driver::new(&memory(), 0x1000, 4);
     let (handler, seen) = probe(&driver);
