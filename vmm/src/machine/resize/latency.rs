@@ -91,5 +91,10 @@ mod tests {
             [at("1"), at("2"), at("1024"), at("2048")],
             [Some(2), Some(3), Some(3), Some(4)]
         );
+        assert_eq!((latency.count(), latency.sum()), (5, Duration::from_micros(11_050_002)));
+        let buckets = latency.buckets();
+        let found: Vec<_> = buckets.iter().filter(|(_, count)| *count > 0).collect();
+        let expected = [(0.001, 2), (0.002, 1), (2.048, 1), (f64::INFINITY, 1)];
+        assert_eq!((buckets.len(), found), (13, expected.iter().collect()));
     }
 }

@@ -16,7 +16,7 @@ use husk_hotplug::slot::State;
 use husk_hotplug::ticket::{Outcome, Ticket};
 use husk_hotplug::{Hotplug, Plug, PlugError};
 use husk_virtio::balloon::BalloonHandle;
-use husk_virtio::mem::MemHandle;
+use husk_virtio::mem::{MemHandle, MemSize};
 use serde_json::{Value, json};
 
 use super::super::hotplug::Slots;
@@ -324,7 +324,7 @@ impl MemoryResize {
     fn prod(&mut self, now: Instant) {
         let Some(blocks) = &self.blocks else { return };
         let size = blocks.size();
-        let is_open = size.driver && (size.plugged_bytes != size.requested_bytes || !size.settled);
+        let is_open = size.driver && owed(size).is_some();
         if self.retry.look(is_open.then_some(size.plugged_bytes), now) {
             blocks.retry();
         }
@@ -587,14 +587,7 @@ impl MemoryResize {
         if self.is_held_up {
             return Some("the host to take memory back".into());
         }
-        let size = self.blocks.as_ref()?.size();
-        if size.plugged_bytes != size.requested_bytes {
-            return Some(format!(
-                "virtio-mem: {} of {} bytes",
-                size.plugged_bytes, size.requested_bytes
-            ));
-        }
-        (!size.settled).then(|| format!("virtio-mem: {} bytes to be added", size.plugged_bytes))
+        owed(self.blocks.as_ref()?.size())
     }
 
     /// How long the guest has taken.
@@ -654,6 +647,15 @@ impl MemoryResize {
             },
         })
     }
+}
+
+/// What the driver of virtio-mem has still to do.
+fn owed(size: MemSize) -> Option<String> {
+    let (plugged, requested) = (size.plugged_bytes, size.requested_bytes);
+    if plugged != requested {
+        return Some(format!("virtio-mem: {plugged} of {requested} bytes"));
+    }
+    (!size.settled).then(|| format!("virtio-mem: {plugged} bytes to be added"))
 }
 
 /// Bytes of the DIMMs that there will be.

@@ -1,8 +1,10 @@
+use std::io;
 use std::sync::Mutex;
 
 use husk_devices::{BusDevice, Irq};
 use husk_hotplug::bank::Bank;
 use husk_hotplug::ged::Bell;
+use husk_virtio::mem::{Backing, Mem, MemConfig};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
@@ -31,6 +33,8 @@ struct Bench {
     dimms: Dimms,
     bank: Arc<Mutex<Bank>>,
     slots: Arc<FakeSlots>,
+    /// How often the guest is told to look.
+    rings: EventFd,
     changes: Vec<Change>,
 }
 
@@ -48,7 +52,8 @@ impl Bench {
             ..Default::default()
         };
         let (space, slots) = space(&config).unwrap();
-        let bell = Bell::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
+        let rings = EventFd::new(EFD_NONBLOCK).unwrap();
+        let bell = Bell::new(Irq::new(rings.try_clone().unwrap()));
         let bank = Bank::new(SlotKind::Memory, DIMMS, bell.clone(), || ()).unwrap();
         let bank = Arc::new(Mutex::new(bank));
         let parts = MemoryParts {
@@ -66,6 +71,7 @@ impl Bench {
             )),
             bank,
             slots,
+            rings,
             changes: Vec::new(),
         }
     }
@@ -143,6 +149,36 @@ impl Bench {
             .map(|(_, bytes)| bytes / MIB)
             .collect()
     }
+}
+
+/// Blocks on paper.
+struct Paper;
+
+impl Backing for Paper {
+    fn plug(&mut self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn unplug(&mut self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A machine without slots for DIMMs, whose virtio-mem of 1 GiB has no driver yet.
+fn blocks(blocks_only: bool) -> (MemoryResize, MemHandle) {
+    let config = MemConfig {
+        base: 4 * GIB,
+        region_bytes: GIB,
+        block_bytes: 2 * MIB,
+    };
+    let parts = MemoryParts {
+        boot_bytes: BOOT,
+        more_bytes: GIB,
+        unit: UNIT,
+        blocks_only,
+    };
+    let handle = Mem::new(config, Paper, || ()).unwrap().handle();
+    (MemoryResize::new(parts, Some(handle.clone())), handle)
 }
 
 fn refusals(changes: &[Change]) -> usize {
@@ -381,9 +417,152 @@ fn pages_that_are_to_be_there_first_are_found_before_the_guest_hears_of_them_and
     // A question that the guest has not heard is not taken back, as pages would have to be found anew if it has: it goes, and comes.
     bench.set(BOOT).unwrap();
     bench.set(BOOT + UNIT).unwrap();
+    let pending = bench.resize.pending();
+    assert_eq!(pending.as_deref(), Some("memory slot 0 of 128 MiB to go"));
     bench.settle(Answer::Takes);
     assert_eq!((bench.present(), bench.slots()), (BOOT + UNIT, vec![128]));
     assert_eq!(refusals(&bench.changes), 0);
+}
+
+#[test]
+fn pages_that_were_found_and_are_not_wanted_any_more_go_back_beside_the_control_thread() {
+    let mut bench = Bench::with(GIB, true);
+    bench.set(BOOT + 4 * UNIT).unwrap();
+    bench.set(BOOT + UNIT).unwrap();
+    assert_eq!(bench.resize.unwanted.len(), 1);
+    while !bench.resize.unwanted.is_empty() {
+        bench.resize.advance(&mut bench.dimms, &mut bench.changes);
+    }
+    assert!(bench.dimms.as_ref().unwrap().plug().is_giving_back());
+}
+
+#[test]
+fn the_guest_and_the_status_are_told_where_a_dimm_is() {
+    let mut bench = Bench::new(GIB);
+    bench.set(BOOT + UNIT).unwrap();
+    let placed = bench.slots.taken().into_values().find(|(gpa, _)| *gpa > 0);
+    let (base, bytes) = placed.unwrap();
+    let record = [0x840, 0x848].map(|register| {
+        let mut value = [0; 8];
+        bench.bank.lock().unwrap().read(register, &mut value);
+        u64::from_le_bytes(value)
+    });
+    assert_eq!((record, bytes), ([base, UNIT], UNIT));
+    let dimms = |bench: &Bench| bench.resize.status(&bench.dimms, None)["dimms"].clone();
+    let dimm = |state| json!([{"slot": 0, "base": base, "bytes": UNIT, "state": state}]);
+    assert_eq!(dimms(&bench), dimm("offered"));
+    bench.settle(Answer::Takes);
+    assert_eq!(dimms(&bench), dimm("present"));
+}
+
+#[test]
+fn a_dimm_that_the_host_does_not_take_back_keeps_its_slot_until_it_does() {
+    let mut bench = Bench::new(GIB);
+    bench.set(BOOT + UNIT).unwrap();
+    bench.settle(Answer::Takes);
+    bench.slots.refuse(false, true);
+    bench.set(BOOT).unwrap();
+    bench.settle(Answer::Takes);
+    let state = |bench: &Bench| bench.dimms.as_ref().unwrap().state(0);
+    assert_eq!(bench.slots(), [128]);
+    assert_eq!(state(&bench), Some(State::Ejected { wanted: false }));
+    bench.slots.refuse(false, false);
+    bench.settle(Answer::Takes);
+    assert_eq!((bench.slots(), state(&bench)), (vec![], Some(State::Empty)));
+}
+
+#[test]
+fn a_driver_of_virtio_mem_is_waited_for_until_it_has_what_it_should_and_says_so() {
+    let owed = |plugged_bytes, settled| {
+        owed(MemSize {
+            plugged_bytes,
+            requested_bytes: UNIT,
+            usable_bytes: GIB,
+            block_bytes: 2 * MIB,
+            driver: true,
+            settled,
+        })
+    };
+    assert_eq!(owed(0, true).as_deref(), Some("virtio-mem: 0 of 134217728 bytes"));
+    assert!(owed(2 * UNIT, true).is_some(), "it may have more");
+    let to_add = "virtio-mem: 134217728 bytes to be added";
+    assert_eq!(owed(UNIT, false).as_deref(), Some(to_add));
+    assert_eq!(owed(UNIT, true), None);
+}
+
+#[test]
+fn what_is_asked_for_before_the_driver_has_come_waits_for_it_where_there_is_no_other_way() {
+    let now = Instant::now();
+    let (mut resize, handle) = blocks(true);
+    let requested = || handle.size().requested_bytes;
+    assert_eq!(
+        resize.check(BOOT + 1).unwrap(),
+        BOOT + 2 * MIB,
+        "its blocks are what counts"
+    );
+    for bytes in [256 * MIB, GIB, 2 * MIB, 0] {
+        resize.set(&mut None, BOOT + bytes, now).unwrap();
+        assert_eq!((resize.wanted_bytes(), requested()), (BOOT + bytes, bytes));
+    }
+}
+
+#[test]
+fn a_device_without_a_driver_is_asked_for_less_and_never_for_more() {
+    let now = Instant::now();
+    let (mut resize, handle) = blocks(false);
+    let requested = || handle.size().requested_bytes;
+    assert_eq!(resize.check(BOOT + 1).unwrap(), BOOT + UNIT);
+    resize.set(&mut None, BOOT + 2 * UNIT, now).unwrap();
+    assert_eq!(requested(), 0);
+    // Nothing has come, and nothing is said of it: that is still to be told.
+    let mut changes = Vec::new();
+    resize.advance(&mut None, &mut changes);
+    assert!(changes.is_empty() && resize.since.is_some());
+    handle.request(4 * UNIT).unwrap();
+    resize.set(&mut None, BOOT + 2 * UNIT, now).unwrap();
+    assert_eq!(requested(), 2 * UNIT);
+    resize.set(&mut None, BOOT + 3 * UNIT, now).unwrap();
+    assert_eq!(requested(), 2 * UNIT);
+}
+
+#[test]
+fn what_is_wanted_twice_is_asked_for_once() {
+    let mut bench = Bench::new(GIB);
+    bench.set(BOOT + UNIT).unwrap();
+    assert_eq!(bench.rings.read().unwrap(), 1);
+    bench.set(BOOT + UNIT).unwrap();
+    assert!(bench.rings.read().is_err(), "it is offered");
+    bench.settle(Answer::Takes);
+    let _ = bench.rings.read();
+    bench.set(BOOT).unwrap();
+    assert_eq!(bench.rings.read().unwrap(), 1);
+    bench.set(BOOT).unwrap();
+    bench.resize.advance(&mut bench.dimms, &mut bench.changes);
+    assert!(bench.rings.read().is_err(), "it is to go");
+}
+
+/// More than fits in the reserve, from which nothing goes.
+#[test]
+fn memory_that_has_no_place_does_not_wait_for_one() {
+    let mut bench = Bench::new(256 * MIB);
+    bench.resize.parts.more_bytes = GIB;
+    assert!(bench.set(BOOT + 512 * MIB).is_err());
+    assert_eq!((bench.resize.pending(), bench.present()), (None, BOOT));
+}
+
+#[test]
+fn what_came_and_what_went_is_told_without_what_was_there() {
+    let mut bench = Bench::new(4 * GIB);
+    for units in [1, 3, 1, 0] {
+        bench.set(BOOT + units * UNIT).unwrap();
+        bench.settle(Answer::Takes);
+    }
+    let told = bench.changes.iter().map(|change| match change {
+        Change::MemoryPlugged(bytes, _) => (true, bytes / UNIT),
+        Change::MemoryUnplugged(bytes, _) => (false, bytes / UNIT),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(told.collect::<Vec<_>>(), [(true, 1), (true, 2), (false, 2), (false, 1)]);
 }
 
 /// The whole reserve goes, and comes again before the host has taken it back.

@@ -13,7 +13,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use husk_hotplug::{Hotplug, HotplugError};
-use husk_virtio::balloon::{BalloonHandle, BalloonTarget};
+use husk_virtio::balloon::{BalloonHandle, BalloonSize, BalloonTarget};
 use serde_json::{Value, json};
 
 use super::Machine;
@@ -295,12 +295,7 @@ impl Resizes {
 
     fn pending_parts(&self) -> [Option<String>; 3] {
         let balloon = self.balloon.as_ref().map(BalloonHandle::size);
-        let balloon = balloon.filter(|size| size.driver && size.actual_bytes != size.target_bytes);
-        [
-            self.cpus.pending(),
-            self.memory.pending(),
-            balloon.map(|size| format!("balloon: {} of {} bytes", size.actual_bytes, size.target_bytes)),
-        ]
+        [self.cpus.pending(), self.memory.pending(), balloon.and_then(owed)]
     }
 
     /// What the guest would not do since the last resize began.
@@ -337,6 +332,12 @@ impl Resizes {
             "memory": self.memory.status(dimms, self.balloon.as_ref()),
         })
     }
+}
+
+/// What the driver of a balloon has still to do.
+fn owed(size: BalloonSize) -> Option<String> {
+    let is_open = size.driver && size.actual_bytes != size.target_bytes;
+    is_open.then(|| format!("balloon: {} of {} bytes", size.actual_bytes, size.target_bytes))
 }
 
 fn fill(balloon: &BalloonHandle, bytes: u64) {

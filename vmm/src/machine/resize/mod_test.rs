@@ -7,6 +7,7 @@ use husk_hotplug::bank::{Bank, Kind};
 use husk_hotplug::ged::Bell;
 use husk_hotplug::{Plug, PlugError};
 use husk_virtio::balloon::{Balloon, BalloonConfig};
+use husk_virtio::device::VirtioDevice;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
@@ -19,8 +20,11 @@ const MORE: u64 = 1024 * MIB;
 const VCPUS: u32 = 4;
 
 /// vCPUs on paper: so many can be created.
+#[derive(Default)]
 struct Paper {
     there: BTreeSet<u32>,
+    /// Those that the guest has started.
+    online: BTreeSet<u32>,
     most: usize,
 }
 
@@ -50,7 +54,7 @@ impl Vcpus for Paper {
     }
 
     fn is_online(&self, id: u32) -> bool {
-        self.there.contains(&id)
+        self.online.contains(&id)
     }
 
     fn is_starting(&self, _: u32) -> bool {
@@ -61,6 +65,8 @@ impl Vcpus for Paper {
 struct Bench {
     resizes: Resizes,
     cpus: Hotplug<Paper>,
+    /// What the guest sees of its vCPUs.
+    cpu_bank: Arc<Mutex<Bank>>,
     dimms: Dimms,
     slots: Arc<FakeSlots>,
     balloon: Balloon,
@@ -84,10 +90,11 @@ impl Bench {
         let bell = Bell::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
         let bank = |kind, count| Arc::new(Mutex::new(Bank::new(kind, count, bell.clone(), || ()).unwrap()));
         let paper = Paper {
-            there: BTreeSet::new(),
             most: usize::MAX,
+            ..Paper::default()
         };
-        let mut cpus = Hotplug::new(paper, bank(Kind::Cpu, VCPUS), bell.clone());
+        let cpu_bank = bank(Kind::Cpu, VCPUS);
+        let mut cpus = Hotplug::new(paper, cpu_bank.clone(), bell.clone());
         cpus.present(0, ()).unwrap();
         let dimms = Hotplug::new(
             DimmPlug::new(space.clone(), Waker::noop().clone()),
@@ -105,6 +112,7 @@ impl Bench {
         Self {
             resizes: Resizes::new(MemoryResize::new(parts, None), Some(balloon.handle()), reclaim),
             cpus,
+            cpu_bank,
             dimms: Some(dimms),
             slots,
             balloon,
@@ -118,6 +126,51 @@ impl Bench {
             balloon_bytes: Some(balloon_bytes),
         };
         self.resizes.begin(&mut self.cpus, &mut self.dimms, wanted)
+    }
+
+    /// As [`Bench::begin`], of nothing.
+    fn begin_nothing(&mut self) {
+        let Self {
+            resizes, cpus, dimms, ..
+        } = self;
+        resizes.begin(cpus, dimms, Wanted::default()).unwrap();
+    }
+
+    /// What has changed, without the times.
+    fn advance(&mut self) -> Vec<String> {
+        let changes = self.resizes.advance(&mut self.cpus, &mut self.dimms);
+        let told = changes.into_iter().map(|change| match change {
+            Change::VcpuPresent(id, _) => format!("{id} present"),
+            Change::VcpuOnline(id, _) => format!("{id} online"),
+            Change::VcpuGone(id, _) => format!("{id} gone"),
+            Change::MemoryPlugged(bytes, _) => format!("{bytes} plugged"),
+            Change::MemoryUnplugged(bytes, _) => format!("{bytes} unplugged"),
+            Change::Refused(refusal, _) => refusal.to_string(),
+        });
+        told.collect()
+    }
+
+    /// The guest hears of its vCPU slots: of which one, and whether it is to let go of it.
+    fn hear(&self) -> (u32, bool) {
+        let mut event = [0; 4];
+        self.cpu_bank.lock().unwrap().read(0, &mut event);
+        let event = u32::from_le_bytes(event);
+        (event & 0xffff, event >> 16 == 3)
+    }
+
+    /// `_SUN` of a vCPU that comes, and `_OST` with this status.
+    fn report(&self, slot: u32, status: u32) {
+        let report = u64::from(slot) | 1 << 16 | u64::from(status) << 32;
+        let mut bank = self.cpu_bank.lock().unwrap();
+        let _ = bank.write(0x08, &slot.to_le_bytes());
+        let _ = bank.write(0x10, &report.to_le_bytes());
+    }
+
+    /// `_EJ0` of a vCPU, and the look at `_STA` that follows.
+    fn let_go(&self, slot: u32) {
+        let mut bank = self.cpu_bank.lock().unwrap();
+        let _ = bank.write(0x04, &slot.to_le_bytes());
+        bank.read(0x40, &mut [0; 4]);
     }
 
     /// vCPUs and RAM that there will be, what is in them by now, and the balloon's size.
@@ -178,8 +231,8 @@ fn a_vcpu_that_the_host_cannot_make_again_is_refused_and_not_forgotten() {
     let bell = Bell::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
     let bank = Arc::new(Mutex::new(Bank::new(Kind::Cpu, VCPUS, bell.clone(), || ()).unwrap()));
     let paper = Paper {
-        there: BTreeSet::new(),
         most: usize::MAX,
+        ..Paper::default()
     };
     let mut cpus = Hotplug::new(paper, bank.clone(), bell);
     (0..2).for_each(|slot| cpus.present(slot, ()).unwrap());
@@ -202,6 +255,84 @@ fn a_vcpu_that_the_host_cannot_make_again_is_refused_and_not_forgotten() {
     cpus.plug_mut().most = 2;
     resize.set(&mut cpus, 2, now).unwrap();
     assert_eq!(cpus::count(&cpus), 2);
+}
+
+#[test]
+fn each_answer_about_a_vcpu_is_told_once_and_stands_in_the_status() {
+    let mut bench = Bench::new();
+    bench.begin(4, 0, MIB).unwrap();
+    let pending = |bench: &Bench| bench.resizes.pending().unwrap_or_default();
+    assert_eq!(pending(&bench), "vCPUs to come: 1 2 3");
+    for (slot, status) in [(1, 0), (2, 0x81), (3, 0)] {
+        assert_eq!(bench.hear(), (slot, false));
+        bench.report(slot, status);
+    }
+    let refused = "add vCPU 2: the guest refused, with code 0x81";
+    assert_eq!(bench.advance(), ["1 present", refused, "3 present"]);
+    let told: Vec<String> = bench.resizes.refusals().iter().map(ToString::to_string).collect();
+    assert_eq!((told, pending(&bench)), (vec![refused.to_owned()], String::new()));
+    assert!(bench.advance().is_empty());
+    bench.cpus.plug_mut().online.insert(1);
+    assert_eq!((bench.advance(), bench.advance()), (vec!["1 online".into()], vec![]));
+    let status = bench.resizes.status(&bench.cpus, &bench.dimms);
+    let vcpus = &status["vcpus"];
+    let states = ["online", "online", "absent", "present"];
+    assert_eq!(vcpus["states"], json!(states), "nobody has to start the first one");
+    let counts = ["desired", "present", "online", "max"].map(|name| vcpus[name].as_u64());
+    assert_eq!(counts, [Some(3), Some(3), Some(2), Some(4)]);
+    assert_eq!(status["memory"]["present_bytes"], BOOT);
+
+    bench.begin(1, 0, MIB).unwrap();
+    assert_eq!(pending(&bench), "vCPUs to go: 3 1");
+    for slot in [3, 1] {
+        assert_eq!(bench.hear(), (slot, true));
+        bench.let_go(slot);
+    }
+    assert_eq!(bench.advance(), ["3 gone", "1 gone"]);
+    assert!(bench.resizes.refusals().is_empty() && pending(&bench).is_empty());
+    let latencies = bench.resizes.latencies();
+    let counts: Vec<_> = latencies.iter().map(|(what, took)| (*what, took.count())).collect();
+    let vcpus = [("vcpu_present", 2), ("vcpu_online", 1), ("vcpu_removed", 2)];
+    assert_eq!(counts[..3], vcpus);
+    assert_eq!(counts[3..], [("memory_plugged", 0), ("memory_unplugged", 0)]);
+}
+
+#[test]
+fn a_resize_leaves_in_the_balloon_what_a_client_wants_of_what_an_idle_guest_gave() {
+    let config = crate::config::BalloonConfig {
+        size: MIB,
+        reclaim_idle: Some(8),
+        ..Default::default()
+    };
+    let mut bench = Bench::with(Reclaim::new(&config, Instant::now()));
+    let balloon = bench.balloon.handle();
+    let given = BalloonTarget::new(8 * MIB).unwrap();
+    balloon.set_target(given);
+    bench.begin_nothing();
+    assert_eq!(balloon.size().target_bytes, MIB);
+    bench.begin(1, 0, 2 * MIB).unwrap();
+    assert_eq!(balloon.size().target_bytes, 2 * MIB);
+    balloon.set_target(given);
+    bench.begin_nothing();
+    assert_eq!(balloon.size().target_bytes, 2 * MIB, "what it wanted last");
+    let generation = || bench.balloon.config().lock().unwrap().generation();
+    let before = generation();
+    fill(&balloon, 2 * MIB);
+    assert_eq!(generation(), before, "the driver is not disturbed for nothing");
+}
+
+#[test]
+fn a_balloon_is_waited_for_if_it_has_a_driver_and_another_size_than_it_should() {
+    let owed = |driver, actual_bytes| {
+        owed(BalloonSize {
+            actual_bytes,
+            target_bytes: MIB,
+            driver,
+        })
+    };
+    assert_eq!(owed(true, 4096).as_deref(), Some("balloon: 4096 of 1048576 bytes"));
+    assert!(owed(true, 2 * MIB).is_some());
+    assert_eq!([owed(true, MIB), owed(false, 0), owed(false, MIB)], [None, None, None]);
 }
 
 #[test]
@@ -251,4 +382,10 @@ fn a_refusal_says_whose_it_is() {
         "add vCPU 3: the guest reported success, but does not have it"
     );
     assert_eq!(said(Why::Host), "add vCPU 3");
+    let code = |why| {
+        let what = String::new();
+        Refusal { what, why }.code()
+    };
+    let codes = [Why::Code(0x81), Why::Unproven, Why::Host].map(code);
+    assert_eq!(codes, [Some(0x81), None, None]);
 }
