@@ -10,6 +10,7 @@ use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use process::{HUSK, Husk, Signal, has_kvm};
@@ -62,6 +63,17 @@ impl Daemon {
                 return entry;
             }
         }
+    }
+
+    /// Ends it. What another test starts has the socket as well, until it has become a program of its own.
+    fn end(self) {
+        let path = self.path();
+        let Self { folder, socket } = self;
+        drop(socket);
+        while UnixDatagram::unbound().unwrap().connect(&path).is_ok() {
+            thread::yield_now();
+        }
+        drop(folder);
     }
 }
 
@@ -133,7 +145,7 @@ fn a_daemon_that_is_away_or_goes_costs_nothing_but_its_lines() {
     let daemon = Daemon::start();
     let mut husk = Husk::start(&["-v", "--log", &daemon.option("journald")]);
     daemon.entry();
-    drop(daemon);
+    daemon.end();
     assert_eq!(husk.client().get("nowhere").0, 404);
     assert_eq!(husk.shut_down().code(), Some(0));
     let told = said(&mut husk);
