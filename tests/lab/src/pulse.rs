@@ -146,9 +146,15 @@ impl Watch {
     /// `standstill` in words.
     pub fn told(&self, standstill: Standstill) -> String {
         let seconds = self.patience().as_secs_f64();
+        let since = match self.since.counted {
+            Duration::ZERO => String::new(),
+            counted => format!(", since {:.1} s of its own clock", counted.as_secs_f64()),
+        };
         match standstill {
-            Standstill::Spins => format!("stands still: it has come to nothing in {seconds} s of processor time"),
-            Standstill::Sleeps => format!("stands still: it has slept for {seconds} s"),
+            Standstill::Spins => {
+                format!("stands still: it has come to nothing in {seconds} s of processor time{since}")
+            }
+            Standstill::Sleeps => format!("stands still: it has slept for {seconds} s{since}"),
         }
     }
 }
@@ -192,6 +198,15 @@ mod tests {
         let (mut watch, start) = unstarted();
         assert_eq!(watch.standstill(Look { lines: 1, ..start }), None);
         (watch, start)
+    }
+
+    #[test]
+    fn where_a_host_stands_still_is_told_by_its_own_clock() {
+        let (mut watch, start) = watched();
+        assert_eq!(watch.standstill(after(start, 9, 9, 7654, 1)), None);
+        let standstill = watch.standstill(after(start, 200, 200, 8000, 1)).unwrap();
+        let told = "stands still: it has come to nothing in 100 s of processor time, since 7.7 s of its own clock";
+        assert_eq!(watch.told(standstill), told);
     }
 
     #[test]
