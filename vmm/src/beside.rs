@@ -1,9 +1,56 @@
 //! What is done beside the control thread, because it may take long: the host or a back-end is waited for by a thread that nobody else needs.
+//!
+//! Such a thread stays for the next time. Kata's shims look for a VM's vCPUs among the threads of the process when `vm.boot` or `vm.resize` is answered
+//! (`/proc/PID/task`), and take the pod for broken if one that was there is gone when they ask for its name.
 
 use std::io;
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::mem;
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, SendError, Sender, TryRecvError, channel};
 use std::task::Waker;
 use std::thread;
+
+use husk_devices::lock;
+
+/// What a thread is to do, and who is to be told.
+type Work = Box<dyn FnOnce() -> Waker + Send>;
+
+/// Work for a thread, and the way to give it more.
+struct Order {
+    work: Work,
+    thread: Sender<Order>,
+}
+
+/// The threads that have nothing to do. One whose sender is dropped ends.
+static IDLE: Mutex<Vec<Sender<Order>>> = Mutex::new(Vec::new());
+
+/// Has the threads end that have nothing to do.
+pub fn end_idle() {
+    drop(mem::take(&mut *lock(&IDLE)));
+}
+
+/// Has a thread do `work`: one that has nothing to do, or another one.
+fn order(mut work: Work) -> io::Result<()> {
+    while let Some(thread) = lock(&IDLE).pop() {
+        let own = thread.clone();
+        match thread.send(Order { work, thread: own }) {
+            Ok(()) => return Ok(()),
+            Err(SendError(refused)) => work = refused.work,
+        }
+    }
+    let (thread, orders) = channel();
+    let body = move || {
+        let mut next = Some(Order { work, thread });
+        while let Some(Order { work, thread }) = next {
+            let waker = work();
+            lock(&IDLE).push(thread);
+            waker.wake();
+            next = orders.recv().ok();
+        }
+    };
+    thread::Builder::new().name("builder".into()).spawn(body)?;
+    Ok(())
+}
 
 /// A result on its way. Dropping this leaves it to its thread, which takes apart what nobody wants any more.
 #[derive(Debug)]
@@ -16,12 +63,11 @@ impl<T: Send + 'static> Beside<T> {
     /// The host has no thread left.
     pub fn begin(waker: Waker, work: impl FnOnce() -> T + Send + 'static) -> io::Result<Self> {
         let (done, result) = channel();
-        let body = move || {
+        order(Box::new(move || {
             // When nobody waits for it any more, it goes here.
             drop(done.send(work()));
-            waker.wake();
-        };
-        thread::Builder::new().name("builder".into()).spawn(body)?;
+            waker
+        }))?;
         Ok(Self(result))
     }
 
@@ -38,13 +84,13 @@ impl<T: Send + 'static> Beside<T> {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::mpsc::{Sender, channel};
     use std::task::Wake;
+    use std::thread::ThreadId;
 
     use super::*;
 
     /// Says by which thread it was dropped.
-    struct Told(Sender<thread::ThreadId>);
+    struct Told(Sender<ThreadId>);
 
     impl Drop for Told {
         fn drop(&mut self) {
@@ -57,6 +103,30 @@ mod tests {
     impl Wake for Bell {
         fn wake(self: Arc<Self>) {
             self.0.send(()).unwrap();
+        }
+    }
+
+    /// Has `work` done, and waits for the wake.
+    fn done<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (rung, rings) = channel();
+        let beside = Beside::begin(Arc::new(Bell(rung)).into(), work).unwrap();
+        rings.recv().unwrap();
+        beside.take().unwrap()
+    }
+
+    /// Other tests may have the thread do something in between: sooner or later it is there for this one.
+    #[test]
+    fn a_thread_that_has_done_its_work_does_more_and_ends_when_told() {
+        let id = || thread::current().id();
+        let first = done(id);
+        while done(id) != first {}
+        let (told, dropped) = channel();
+        thread_local! {
+            static LAST: std::cell::RefCell<Option<Told>> = const { std::cell::RefCell::new(None) };
+        }
+        done(move || LAST.set(Some(Told(told))));
+        while dropped.try_recv().is_err() {
+            end_idle();
         }
     }
 

@@ -463,7 +463,7 @@ fn a_guests_console_is_in_the_journal_beside_the_log_of_husk() {
     }
     let (log, console, folder) = (Daemon::start(), Daemon::start(), tempfile::tempdir().unwrap());
     let serial = format!("journald,journal={}", console.path().display());
-    let reader = std::thread::spawn(move || {
+    let reader = thread::spawn(move || {
         let mut found = Vec::new();
         while found.len() < 100 {
             found.push(console.entry());

@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{Controller, Due, Progress};
 use crate::api::{Execute, Inbox};
+use crate::beside;
 use crate::machine::{BuildError, Ending, Machine};
 use crate::news::whole_millis;
 use crate::seccomp::{Mode, Role};
@@ -116,6 +117,8 @@ impl EventLoop<'_> {
         };
         // What is ready stays so. A signal may end the wait.
         let _ = self.epoll.wait(whole_millis(NARROW), &mut [EpollEvent::default()]);
+        // They may do more than this thread from now on.
+        beside::end_idle();
         seccomp.enter(Role::EventLoop).map_err(io::Error::other)
     }
 
