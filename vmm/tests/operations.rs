@@ -619,11 +619,7 @@ fn a_device_that_does_not_open_is_left_behind_by_name_and_goes_when_it_can() {
     while husk.descriptors() >= before || fs::read_to_string(&smaps).unwrap().contains("guest-ram") {
         assert_eq!(client.get("vmm.ping").0, 200);
     }
-    assert_eq!(
-        thread_names(&husk).iter().filter(|name| *name == "builder").count(),
-        1,
-        "it stays"
-    );
+    assert!(thread_names(&husk).contains(&"builder".to_owned()), "it stays");
     assert_eq!(husk.shut_down().code(), Some(0));
 }
 

@@ -118,7 +118,7 @@ impl EventLoop<'_> {
         // What is ready stays so. A signal may end the wait.
         let _ = self.epoll.wait(whole_millis(NARROW), &mut [EpollEvent::default()]);
         // They may do more than this thread from now on.
-        beside::end_idle();
+        beside::end_when_idle();
         seccomp.enter(Role::EventLoop).map_err(io::Error::other)
     }
 
