@@ -90,6 +90,8 @@ mod tests {
         assert_eq!(timers.take_due(now), []);
         timers.cancel('a');
         assert_eq!(timers.take_due(now + SECOND), []);
+        timers.set_if_sooner('a', now);
+        assert_eq!(timers.take_due(now), ['a']);
     }
 
     #[test]

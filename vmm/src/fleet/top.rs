@@ -41,8 +41,8 @@ pub fn top(interval: Duration, patience: Duration) -> io::Result<()> {
     let watch = |fd, source| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, source));
     watch(signals.as_raw_fd(), SIGNALS)?;
     let mut screen = Screen::enter()?;
-    if let Some(keys) = &screen.keys {
-        watch(keys.as_raw_fd(), KEYS)?;
+    if let Some((_, input)) = &screen.keys {
+        watch(input.as_raw_fd(), KEYS)?;
     }
     loop {
         let begun = Instant::now();
@@ -71,40 +71,40 @@ pub fn top(interval: Duration, patience: Duration) -> io::Result<()> {
 
 /// The screen on which everything is shown, and its keys, while it lives.
 struct Screen {
-    /// Neither is there where standard input is no terminal.
-    mode: Option<RawMode>,
-    keys: Option<Input>,
+    /// None where standard input is no terminal.
+    keys: Option<(RawMode, Input)>,
 }
 
 impl Screen {
     fn enter() -> io::Result<Self> {
-        let mode = RawMode::enter_for_keys()?;
-        let keys = match mode {
-            Some(_) => Input::stdin()?,
+        let keys = match RawMode::enter_for_keys()? {
+            Some(mode) => Input::stdin()?.map(|input| (mode, input)),
             None => None,
         };
         write(ENTER)?;
-        Ok(Self { mode, keys })
+        Ok(Self { keys })
     }
 
     /// Whether one of the keys that have been pressed is [`QUIT`], or there will be none any more.
     fn is_told_to_quit(&mut self) -> bool {
-        let Some(keys) = &mut self.keys else { return false };
+        let Some((_, input)) = &mut self.keys else {
+            return false;
+        };
         let mut pressed = Vec::new();
-        keys.read(usize::MAX, &mut pressed) != Arrival::Bytes || pressed.contains(&QUIT)
+        input.read(usize::MAX, &mut pressed) != Arrival::Bytes || pressed.contains(&QUIT)
     }
 
     fn suspend(&self) -> io::Result<()> {
         write(LEAVE)?;
-        match &self.mode {
-            Some(mode) => mode.suspend(),
+        match &self.keys {
+            Some((mode, _)) => mode.suspend(),
             None => stop_process(),
         }
         Ok(())
     }
 
     fn resume(&self) -> io::Result<()> {
-        if let Some(mode) = &self.mode {
+        if let Some((mode, _)) = &self.keys {
             mode.resume()?;
         }
         write(ENTER)
