@@ -509,7 +509,7 @@ fn spawn(command: &mut Command, shape: &Shape) -> Result<(Child, Vec<fs::File>)>
             let (master, slave) = process::terminal()?;
             let child = started(command.stdout(master.try_clone()?).stderr(master))?;
             command.stdout(Stdio::null()).stderr(Stdio::null());
-            Ok((child, vec![slave]))
+            Ok((child, vec![slave.into()]))
         }
         (Shim::Go, false) => Ok((
             started(command.stdout(Stdio::null()).stderr(Stdio::null()))?,

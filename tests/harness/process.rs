@@ -3,9 +3,11 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 {
@@ -59,24 +61,11 @@ pub fn tap(name: &str) -> io::Result<File> {
     Ok(tun)
 }
 
-/// A new pseudo-terminal: its master and its other side, both closed on exec.
-pub(crate) fn terminal() -> io::Result<(OwnedFd, File)> {
-    let (mut master, mut slave) = (-1, -1);
-    // SAFETY: two ints that the call fills; no name, and the default settings and size.
-    check(unsafe {
-        libc::openpty(
-            &raw mut master,
-            &raw mut slave,
-            std::ptr::null_mut(),
-            std::ptr::null(),
-            std::ptr::null(),
-        )
-    })?;
-    // SAFETY: the call above made both descriptors, and nobody else has them.
-    let (master, slave) = unsafe { (OwnedFd::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
-    for fd in [&master, &slave] {
-        // SAFETY: an open descriptor and a flag.
-        check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) })?;
-    }
-    Ok((master, slave.into()))
+/// A new pseudo-terminal: its master and its other side, neither of which a program inherits.
+pub(crate) fn terminal() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = openpt(flags)?;
+    unlockpt(&master)?;
+    let slave = ioctl_tiocgptpeer(&master, flags)?;
+    Ok((master, slave))
 }

@@ -4,12 +4,13 @@
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::guest::Streams;
+use crate::process::terminal;
 
 /// A new terminal: the test's end and the VMM's.
 #[derive(Debug)]
@@ -43,25 +44,13 @@ fn check(result: libc::c_int, what: &str) {
 impl Pty {
     /// A terminal of this size, with the kernel's default settings.
     pub fn open(rows: u16, columns: u16) -> Self {
-        let (mut master, mut slave) = (-1, -1);
-        let size = winsize(rows, columns);
-        // SAFETY: two ints that the call fills, no name, default settings, and a winsize that it reads.
-        let result = unsafe {
-            libc::openpty(
-                &raw mut master,
-                &raw mut slave,
-                std::ptr::null_mut(),
-                std::ptr::null(),
-                &raw const size,
-            )
+        let (master, slave) = terminal().unwrap_or_else(|error| panic!("cannot open a terminal: {error}"));
+        let pty = Self {
+            master: master.into(),
+            slave: slave.into(),
         };
-        check(result, "open a terminal");
-        // SAFETY: the call above made both descriptors, and nobody else has them.
-        let (master, slave) = unsafe { (OwnedFd::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
-        Self {
-            master: close_on_exec(master),
-            slave: close_on_exec(slave),
-        }
+        resize(&pty.master, rows, columns);
+        pty
     }
 
     /// Makes this the standard input and output, and the controlling terminal, of what `command` starts.
@@ -108,27 +97,14 @@ impl Pty {
     }
 }
 
-fn close_on_exec(fd: OwnedFd) -> File {
-    // SAFETY: an open descriptor and a flag.
-    check(
-        unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) },
-        "mark a terminal",
-    );
-    fd.into()
-}
-
-fn winsize(rows: u16, columns: u16) -> libc::winsize {
-    libc::winsize {
+/// Resizes a terminal; the kernel signals `SIGWINCH` to what runs there.
+pub fn resize(terminal: &File, rows: u16, columns: u16) {
+    let size = libc::winsize {
         ws_row: rows,
         ws_col: columns,
         ws_xpixel: 0,
         ws_ypixel: 0,
-    }
-}
-
-/// Resizes a terminal; the kernel signals `SIGWINCH` to what runs there.
-pub fn resize(terminal: &File, rows: u16, columns: u16) {
-    let size = winsize(rows, columns);
+    };
     // SAFETY: the request reads a winsize.
     check(
         unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) },

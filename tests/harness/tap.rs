@@ -51,7 +51,7 @@ impl Tap {
         tap
     }
 
-    /// Another descriptor of it, which programs that are started inherit.
+    /// Another descriptor of it. No program inherits it: one that another test starts meanwhile would keep the interface busy.
     pub fn open(&self) -> OwnedFd {
         let file = OpenOptions::new()
             .read(true)
@@ -59,10 +59,16 @@ impl Tap {
             .open("/dev/net/tun")
             .unwrap_or_else(|error| panic!("/dev/net/tun: {error}"));
         attach(&file, &self.name, self.multi_queue).unwrap_or_else(|error| panic!("{}: {error}", self.name));
-        // SAFETY: the argument is a number.
-        check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) })
-            .unwrap_or_else(|error| panic!("cannot change a descriptor: {error}"));
         file.into()
+    }
+
+    /// Another descriptor of one of its queues, which programs inherit that are started while it is open.
+    pub fn open_inherited(&self) -> OwnedFd {
+        let fd = self.open();
+        // SAFETY: the argument is a number.
+        check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) })
+            .unwrap_or_else(|error| panic!("cannot change a descriptor: {error}"));
+        fd
     }
 
     /// What the host's `ip` says of it, as far as its owner decides it: state, address, MAC, MTU.

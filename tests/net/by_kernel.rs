@@ -72,7 +72,7 @@ fn each_pair_of_queues_has_a_thread_of_the_kernel() {
         return;
     }
     let tap = Tap::new("t0", true, PREFIX);
-    let fds = [tap.open(), tap.open()];
+    let fds = [tap.open_inherited(), tap.open_inherited()];
     let net = format!("fd={}:{},backend=vhost", fds[0].as_raw_fd(), fds[1].as_raw_fd());
     let mut guest = Session::start(boot(&net).cpus(2));
     drop(fds);

@@ -77,7 +77,7 @@ fn descriptors_from_another_network_carry_several_queues() {
         return;
     }
     let tap = Tap::new("t0", true, PREFIX);
-    let fds = [tap.open(), tap.open()];
+    let fds = [tap.open_inherited(), tap.open_inherited()];
     let net = format!("fd={}:{},mac=02:00:00:00:00:07", fds[0].as_raw_fd(), fds[1].as_raw_fd());
     let before = tap.settings();
     // husk is started where there is no such interface.

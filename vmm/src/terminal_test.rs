@@ -1,10 +1,13 @@
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard};
 
+use rustix::termios::{Winsize, tcsetwinsize};
+
+use super::testing::cooked_pty;
 use super::*;
 use husk_devices::lock;
 
@@ -20,26 +23,15 @@ fn alone() -> MutexGuard<'static, ()> {
 
 /// A pseudo-terminal: the emulator's side and husk's.
 fn pty(columns: u16, rows: u16) -> (File, OwnedFd) {
-    let (mut emulator, mut terminal) = (-1, -1);
-    let size = libc::winsize {
+    let (emulator, terminal) = cooked_pty();
+    let size = Winsize {
         ws_row: rows,
         ws_col: columns,
         ws_xpixel: 0,
         ws_ypixel: 0,
     };
-    // SAFETY: two places for descriptors, and a size.
-    let made = unsafe {
-        libc::openpty(
-            &raw mut emulator,
-            &raw mut terminal,
-            ptr::null_mut(),
-            ptr::null(),
-            &raw const size,
-        )
-    };
-    assert_eq!(made, 0, "{}", io::Error::last_os_error());
-    // SAFETY: two descriptors that nobody else owns.
-    unsafe { (File::from_raw_fd(emulator), OwnedFd::from_raw_fd(terminal)) }
+    tcsetwinsize(&terminal, size).unwrap();
+    (emulator, terminal.into())
 }
 
 fn is_cooked(fd: &OwnedFd) -> bool {

@@ -1,10 +1,10 @@
 //! What tests of inputs and outputs need.
 
 use std::fs::File;
-use std::io;
-use std::os::fd::FromRawFd;
 use std::path::PathBuf;
 
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use tempfile::TempDir;
 
 /// A new FIFO in `folder`.
@@ -21,24 +21,20 @@ pub fn fifo(folder: &TempDir) -> PathBuf {
     path
 }
 
-/// A pseudo-terminal: its master, and the other side in raw mode.
+/// A pseudo-terminal: its master, and the other side in raw mode. No program inherits either.
 pub fn pty() -> (File, File) {
-    let (mut master, mut slave) = (-1, -1);
-    // SAFETY: all zeroes is a termios, which is filled before it is used.
-    let mut raw: libc::termios = unsafe { std::mem::zeroed() };
-    // SAFETY: changes the structure and nothing else.
-    unsafe { libc::cfmakeraw(&raw mut raw) };
-    // SAFETY: two places for descriptors, and settings to read.
-    let made = unsafe {
-        libc::openpty(
-            &raw mut master,
-            &raw mut slave,
-            std::ptr::null_mut(),
-            &raw const raw,
-            std::ptr::null(),
-        )
-    };
-    assert_eq!(made, 0, "{}", io::Error::last_os_error());
-    // SAFETY: two descriptors that nobody else owns.
-    unsafe { (File::from_raw_fd(master), File::from_raw_fd(slave)) }
+    let (master, slave) = cooked_pty();
+    let mut settings = tcgetattr(&slave).unwrap();
+    settings.make_raw();
+    tcsetattr(&slave, OptionalActions::Now, &settings).unwrap();
+    (master, slave)
+}
+
+/// A pseudo-terminal as the kernel makes it: its master, and the other side. No program inherits either.
+pub fn cooked_pty() -> (File, File) {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = openpt(flags).unwrap();
+    unlockpt(&master).unwrap();
+    let slave = ioctl_tiocgptpeer(&master, flags).unwrap();
+    (master.into(), slave.into())
 }
