@@ -33,6 +33,8 @@ pub(super) struct Places {
     pmem: Option<AddressAllocator>,
     /// `None` without a reserve.
     reserve: Option<AddressAllocator>,
+    /// Where in it the addresses begin that are kept for blocks, if there are others before them.
+    dimms_end: Option<u64>,
     /// What the guest can reach.
     regions: Vec<Present>,
     /// What requests used that were in flight when it was removed.
@@ -71,10 +73,12 @@ impl Places {
     /// Nothing is taken. Addresses have `phys_bits` bits.
     pub fn new(phys_bits: u8, reserve: Option<Reserved>) -> Self {
         let allocator = |(base, bytes)| AddressAllocator::new(base, bytes).ok();
+        let blocks = reserve.and_then(|reserve| reserve.blocks.filter(|(base, _)| *base > reserve.base));
         Self {
             slots: BTreeSet::new(),
             pmem: layout::pmem_window(u32::from(phys_bits)).and_then(allocator),
             reserve: reserve.and_then(|reserve| allocator((reserve.base, reserve.bytes))),
+            dimms_end: blocks.map(|(base, _)| base),
             regions: Vec::new(),
             leaving: Vec::new(),
             era: Era::default(),
@@ -84,30 +88,53 @@ impl Places {
 
     /// Takes `bytes` bytes of addresses; where they begin.
     pub fn take(&mut self, place: Place, bytes: u64) -> Result<u64, Fault> {
-        let (places, align, policy, of) = match place {
-            Place::Pmem => (
-                &mut self.pmem,
-                BLOCK_BYTES,
-                AllocPolicy::FirstMatch,
-                "for persistent memory",
-            ),
-            Place::Reserve(unit) => (
-                &mut self.reserve,
-                unit,
-                AllocPolicy::FirstMatch,
-                "in the hot-plug reserve",
-            ),
-            Place::At(gpa) => (
-                &mut self.reserve,
-                BLOCK_BYTES,
-                AllocPolicy::ExactMatch(gpa),
-                "there in the hot-plug reserve",
-            ),
+        let of = match place {
+            Place::Pmem => "for persistent memory",
+            Place::Reserve(_) => "in the hot-plug reserve",
+            Place::At(_) => "there in the hot-plug reserve",
         };
-        let none = || format!("no {} of addresses are free {of}", Size(bytes));
-        let places = places.as_mut().ok_or_else(none)?;
-        let range = places.allocate(bytes, align, policy).map_err(|_| none())?;
+        let range = self.allocate(place, bytes);
+        let range = range.ok_or_else(|| format!("no {} of addresses are free {of}", Size(bytes)))?;
         Ok(range.start())
+    }
+
+    /// The largest multiple of `unit`, up to `most` bytes, that [`Places::take`] would find in the reserve in one piece.
+    pub fn room(&mut self, unit: u64, most: u64) -> u64 {
+        let mut fits = |units: u64| {
+            let range = self.allocate(Place::Reserve(unit), units.saturating_mul(unit));
+            range.is_some_and(|range| {
+                self.reserve
+                    .as_mut()
+                    .is_some_and(|reserve| reserve.free(&range).is_ok())
+            })
+        };
+        // What fits, and what does not.
+        let (mut least, mut above) = (0, most.checked_div(unit).unwrap_or_default().saturating_add(1));
+        while above - least > 1 {
+            let units = least.midpoint(above);
+            if fits(units) {
+                least = units;
+            } else {
+                above = units;
+            }
+        }
+        least.saturating_mul(unit)
+    }
+
+    fn allocate(&mut self, place: Place, bytes: u64) -> Option<RangeInclusive> {
+        let (places, align, policy) = match place {
+            Place::Pmem => (&mut self.pmem, BLOCK_BYTES, AllocPolicy::FirstMatch),
+            Place::Reserve(unit) => (&mut self.reserve, unit, AllocPolicy::FirstMatch),
+            Place::At(gpa) => (&mut self.reserve, BLOCK_BYTES, AllocPolicy::ExactMatch(gpa)),
+        };
+        let places = places.as_mut()?;
+        let range = places.allocate(bytes, align, policy).ok()?;
+        // The first that fits is the lowest: where that is beyond, there is none.
+        if matches!(place, Place::Reserve(_)) && self.dimms_end.is_some_and(|end| range.end() >= end) {
+            let _ = places.free(&range);
+            return None;
+        }
+        Some(range)
     }
 
     /// Gives back what [`Places::take`] has taken.

@@ -251,6 +251,12 @@ impl AddressSpace {
         self.grow_in_reserve(kind, Place::Reserve(unit), base, bytes, unit)
     }
 
+    /// The most of `bytes` bytes that [`AddressSpace::grow`] has a place for in one piece: whole units of the reserve, 0 if there is none.
+    pub fn room(&self, bytes: u64) -> u64 {
+        let reserve = self.reserve();
+        reserve.map_or(0, |reserve| self.places().room(reserve.unit, bytes))
+    }
+
     /// As [`AddressSpace::grow`], at `gpa`, and in blocks of 2 MiB or of the page size if that is larger.
     ///
     /// # Errors

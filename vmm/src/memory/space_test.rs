@@ -300,7 +300,7 @@ fn a_guest_gives_back_what_it_does_not_use_of_any_ram() {
         for (start, end) in [
             (RAM - 4096, RAM + 4096),
             (RAM, RAM + 4096),
-            (BASE + 2 * UNIT, BASE + 2 * UNIT + 4096),
+            (BASE + 4 * UNIT, BASE + 4 * UNIT + 4096),
             (3 << 38, (3 << 38) + 4096),
             (8192, 4096),
             (u64::MAX - 4095, u64::MAX),
@@ -404,6 +404,41 @@ fn a_reserve_that_is_full_says_so_and_has_room_again_when_something_goes() {
     );
     let gpa = regions.remove(3).info().gpa;
     assert_eq!(space.grow(Kind::Dimm, UNIT).unwrap().info().gpa, gpa);
+}
+
+#[test]
+fn the_room_is_the_largest_hole_that_is_there() {
+    let (space, _) = growing();
+    assert_eq!(
+        [0, 1, UNIT, GIB, u64::MAX].map(|most| space.room(most)),
+        [0, 0, UNIT, GIB, GIB]
+    );
+    let mut regions: Vec<_> = (0..8).map(|_| space.grow(Kind::Dimm, UNIT).unwrap()).collect();
+    assert_eq!(space.room(GIB), 0);
+    for (first, last, room) in [(4, 7, 3), (0, 2, 3), (2, 3, 4), (0, 1, 4)] {
+        regions.drain(first..last);
+        let found = [2 * UNIT, GIB].map(|most| space.room(most) / UNIT);
+        assert_eq!(found, [2, room], "{first}..{last}");
+    }
+    assert_eq!(space.grow(Kind::Dimm, 4 * UNIT).unwrap().info().gpa, BASE + 4 * UNIT);
+    let (none, _) = super::super::testing::space(&MemoryConfig::default()).unwrap();
+    assert_eq!(none.room(GIB), 0);
+}
+
+/// The guest's driver for blocks may come when it has DIMMs.
+#[test]
+fn dimms_take_no_addresses_that_are_kept_for_blocks() {
+    let either = MemoryConfig {
+        acpi_only: false,
+        ..config(false)
+    };
+    let (space, _) = space(&either).unwrap();
+    let _first = space.grow(Kind::Dimm, UNIT).unwrap();
+    assert!(space.grow(Kind::Dimm, GIB).is_err());
+    assert_eq!(space.room(2 * GIB), GIB - UNIT);
+    let _rest = space.grow(Kind::Dimm, GIB - UNIT).unwrap();
+    assert_eq!(space.room(UNIT), 0);
+    space.grow_at(Kind::VirtioMem, BASE + GIB, GIB).unwrap();
 }
 
 #[test]

@@ -469,14 +469,18 @@ impl MemoryResize {
         let Some((slot, _)) = empty.or_else(|| dimms.lowest_free()) else {
             return Err(ResizeError::NoSlot(DIMMS));
         };
-        let region = match self.region(dimms.plug(), bytes) {
+        let plug = dimms.plug();
+        let region = match self.region(plug, bytes) {
             // What went before has its place until the host has it again.
-            Err(ResizeError::Memory(MemoryError::Add { step: Step::Place, .. }))
-                if dimms.plug().is_giving_back() || !self.unwanted.is_empty() =>
-            {
+            Err(error) if is_without_place(&error) && (plug.is_giving_back() || !self.unwanted.is_empty()) => {
                 self.is_held_up = true;
                 None
             }
+            // DIMMs that stayed have cut it up. What is left over comes as the next one.
+            Err(error) if is_without_place(&error) => match plug.space.room(bytes) {
+                0 => return Err(error),
+                room => self.region(plug, room)?,
+            },
             region => region?,
         };
         let Some(region) = region else { return Ok(()) };
@@ -647,6 +651,11 @@ impl MemoryResize {
             },
         })
     }
+}
+
+/// Whether it is addresses in one piece that are missing.
+fn is_without_place(error: &ResizeError) -> bool {
+    matches!(error, ResizeError::Memory(MemoryError::Add { step: Step::Place, .. }))
 }
 
 /// What the driver of virtio-mem has still to do.

@@ -546,8 +546,30 @@ fn what_is_wanted_twice_is_asked_for_once() {
 fn memory_that_has_no_place_does_not_wait_for_one() {
     let mut bench = Bench::new(256 * MIB);
     bench.resize.parts.more_bytes = GIB;
+    bench.set(BOOT + 256 * MIB).unwrap();
+    bench.settle(Answer::Takes);
     assert!(bench.set(BOOT + 512 * MIB).is_err());
-    assert_eq!((bench.resize.pending(), bench.present()), (None, BOOT));
+    assert_eq!((bench.resize.pending(), bench.present()), (None, BOOT + 256 * MIB));
+}
+
+/// What stays lies in the middle: what comes again has as many DIMMs as there are holes.
+#[test]
+fn memory_that_was_given_back_comes_again_in_as_many_pieces_as_it_has_to() {
+    for prefault in [false, true] {
+        let mut bench = Bench::with(512 * MIB, prefault);
+        for more in [128 * MIB, 384 * MIB, 512 * MIB, 256 * MIB] {
+            bench.set(BOOT + more).unwrap();
+            bench.settle(Answer::Takes);
+        }
+        assert_eq!(bench.slots(), [256], "the one in the middle");
+        bench.set(BOOT + 512 * MIB).unwrap();
+        bench.settle(Answer::Takes);
+        assert_eq!(
+            (bench.present(), bench.slots()),
+            (BOOT + 512 * MIB, vec![128, 256, 128])
+        );
+        assert_eq!((bench.resize.pending(), refusals(&bench.changes)), (None, 0));
+    }
 }
 
 #[test]
