@@ -229,8 +229,10 @@ fn take_back(client: &mut Client, id: &str, before: Option<LinuxResources>) {
         };
         Ok::<_, ContainerError>(())
     });
+    // One that stays may need more than the VM has by now.
+    let change = before.map_or(Change::Exit, |_| Change::Update);
     if undone.is_ok() {
-        let _ = settle(client, Change::Exit, Duration::ZERO);
+        let _ = settle(client, change, Duration::ZERO);
     }
 }
 

@@ -133,6 +133,26 @@ fn what_came_for_a_container_that_does_not_start_is_given_back() {
     assert_eq!(vm.containers["containers"], json!({}));
 }
 
+/// Whether it was to have more or less.
+#[test]
+fn a_container_whose_update_fails_has_what_it_had() {
+    let (server, vm) = Vm::default().serve();
+    let client = &mut server.client();
+    add(client, "a", &container(4000, 256), PATIENCE).unwrap();
+    vm.lock().unwrap().deaf = true;
+    for millis in [1000, 6000] {
+        update(client, "a", &container(millis, 0), Duration::from_millis(50)).unwrap_err();
+        let asked = vm.lock().unwrap().resizes.last().cloned().unwrap();
+        assert_eq!(
+            asked,
+            json!({"desired_vcpus": 5, "desired_ram": 768 * MIB}),
+            "after {millis}"
+        );
+        let noted = Note::read(client).unwrap().list.resources();
+        assert_eq!(noted[0].cpu_time(), Some(CpuTime::from_millis(4000)));
+    }
+}
+
 /// It may use for itself what a container no longer needs; that vCPUs stay is told.
 #[test]
 fn memory_that_the_guest_keeps_keeps_no_container_from_its_size() {
