@@ -83,7 +83,7 @@ impl Container {
         Ok(Self { spec, node })
     }
 
-    /// What the pod has without containers, if this is the first of them and the VM is as `status` says.
+    /// What the pod has without containers, if this is the first of them ever and the VM is as `status` says.
     fn base(&self, status: &Status) -> Result<Base, PodError> {
         let mut sizing = Sizing {
             default_vcpus: CpuTime::from_vcpus(status.vcpus_now()),
@@ -111,9 +111,8 @@ pub fn add(client: &mut Client, id: &str, container: &Container, wait: Duration)
         if list.containers.contains_key(id) {
             return Err(ContainerError::Exists(id.into()));
         }
-        if list.containers.is_empty() {
-            list.pod = Some(base.clone());
-        }
+        // Once: a guest that keeps what a container had has it in its size.
+        list.pod.get_or_insert_with(|| base.clone());
         list.containers.insert(id.into(), container.spec.resources());
         Ok(())
     })?;

@@ -133,6 +133,25 @@ fn what_came_for_a_container_that_does_not_start_is_given_back() {
     assert_eq!(vm.containers["containers"], json!({}));
 }
 
+/// A guest that keeps memory, or is slow, has more than its pod without containers.
+#[test]
+fn containers_that_come_and_go_make_no_pod_larger() {
+    let (server, vm) = Vm {
+        kept: 768 * MIB,
+        ..Vm::default()
+    }
+    .serve();
+    let client = &mut server.client();
+    for id in ["a", "b", "c"] {
+        add(client, id, &container(1000, 256), PATIENCE).unwrap();
+        assert_eq!(size(&vm), (2, 768), "{id}");
+        remove(client, id, Duration::from_millis(50)).unwrap();
+        // As one that gives back later than it is waited for.
+        let mut vm = vm.lock().unwrap();
+        vm.desired = vm.present;
+    }
+}
+
 /// Whether it was to have more or less.
 #[test]
 fn a_container_whose_update_fails_has_what_it_had() {
