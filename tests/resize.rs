@@ -1,6 +1,9 @@
 //! vCPUs that come and go while the guest runs: asserted through the API and inside the guest.
 #![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use husk_tests::agent::Agent;
 use husk_tests::api::Shim;
 use husk_tests::body::Shape;
@@ -133,6 +136,12 @@ fn a_vcpu_that_comes_while_the_vm_is_paused_is_there_when_it_goes_on() {
         "{status}"
     );
     lab.pod.api().put("vm.resume", None).unwrap().done().unwrap();
+    // Nobody asks again, and what became of it is told.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while lab.status()["last"]["outcome"] != "accepted" {
+        assert!(Instant::now() < deadline, "{}", lab.status());
+        thread::sleep(Duration::from_millis(10));
+    }
     lab.resize(&mut agent, 2);
     lab.pod.stop().unwrap();
 }

@@ -3,7 +3,7 @@
 //! A client is told 204 when everything that it asked for is there or gone, and also when its time is over: shims take any other answer for
 //! the pod's failure, and the guest goes on. What it does later is told by events. What it refuses is 500, with what was refused; that is
 //! withdrawn, and the rest stays. A later `vm.resize` takes the place of one that waits, whose client is told 204: what it asked for is
-//! no longer wanted.
+//! no longer wanted. `vm.resize-status` tells what became of the last one, also when that is known only after its client has been answered.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use super::operation::{GiveUp, Operation, Work, superseded};
 use super::{ApiError, Controller, Due, Kind, Outcome, Progress, Reply, Resize, existing, of_config, running};
 use crate::api::Command;
 use crate::config::{Limits, VmConfig};
-use crate::machine::{Change, ResizeError, Wanted, millis};
+use crate::machine::{Change, Machine, Refusal, ResizeError, Wanted, millis};
 
 /// The guest is waited for.
 struct Waiting {
@@ -25,7 +25,31 @@ struct Waiting {
 pub(super) struct LastResize {
     outcome: &'static str,
     what: String,
+    /// When it was asked for.
+    since: Instant,
     latency: Option<Duration>,
+}
+
+const TIMED_OUT: &str = "timed-out";
+
+impl LastResize {
+    /// The guest has done all that it is going to do, or `refusals` say what not.
+    fn ended(since: Instant, refusals: &[Refusal]) -> Self {
+        let refusals: Vec<String> = refusals.iter().map(ToString::to_string).collect();
+        Self {
+            outcome: if refusals.is_empty() { "accepted" } else { "refused" },
+            what: refusals.join(", "),
+            since,
+            latency: Some(since.elapsed()),
+        }
+    }
+
+    /// As [`LastResize::ended`], of one whose client could not wait so long.
+    fn ends_late(&mut self, refusals: &[Refusal]) {
+        if self.outcome == TIMED_OUT {
+            *self = Self::ended(self.since, refusals);
+        }
+    }
 }
 
 impl Controller {
@@ -85,6 +109,17 @@ impl Controller {
             // What comes next of it may not have been heard.
             self.remind_soon();
         }
+        self.note_late_end();
+    }
+
+    /// What a guest does after the time of its client is what became of the resize all the same.
+    fn note_late_end(&mut self) {
+        let Some(vm) = &mut self.vm else { return };
+        let ended = vm.machine().filter(|machine| machine.resize_pending().is_none());
+        let refusals = ended.map(Machine::resize_refusals);
+        if let (Some(refusals), Some(last)) = (refusals, &mut vm.last_resize) {
+            last.ends_late(&refusals);
+        }
     }
 
     fn tell_change(&self, change: &Change) {
@@ -126,10 +161,9 @@ impl Controller {
         Ok(Reply::Json(status))
     }
 
-    fn note_resize(&mut self, outcome: &'static str, what: impl Into<String>, latency: Option<Duration>) {
+    fn note_resize(&mut self, last: LastResize) {
         if let Some(vm) = &mut self.vm {
-            let what = what.into();
-            vm.last_resize = Some(LastResize { outcome, what, latency });
+            vm.last_resize = Some(last);
         }
     }
 }
@@ -170,19 +204,19 @@ impl Work<Controller> for Waiting {
     fn advance(&mut self, owner: &mut Controller) -> Option<Outcome> {
         let machine = owner.vm.as_ref().and_then(|vm| vm.machine())?;
         if let Some(pending) = machine.resize_pending() {
-            owner.note_resize("in-progress", pending, None);
+            owner.note_resize(LastResize {
+                outcome: "in-progress",
+                what: pending,
+                since: self.since,
+                latency: None,
+            });
             return None;
         }
-        let refusals: Vec<String> = machine.resize_refusals().iter().map(ToString::to_string).collect();
-        let took = self.since.elapsed();
-        if refusals.is_empty() {
-            owner.note_resize("accepted", "", Some(took));
-            return Some(Ok(Reply::Done));
-        }
-        let refusals = refusals.join(", ");
-        owner.note_resize("refused", refusals.clone(), Some(took));
-        let error = ApiError::new(Kind::Internal, refusals);
-        Some(Err(error.context("cannot resize the VM")))
+        let refusals = machine.resize_refusals();
+        let last = LastResize::ended(self.since, &refusals);
+        let error = (!refusals.is_empty()).then(|| ApiError::new(Kind::Internal, last.what.clone()));
+        owner.note_resize(last);
+        Some(error.map_or(Ok(Reply::Done), |error| Err(error.context("cannot resize the VM"))))
     }
 
     fn give_up(&mut self, owner: &mut Controller, why: GiveUp<'_>) -> Outcome {
@@ -199,9 +233,48 @@ impl Work<Controller> for Waiting {
                 );
                 let what = [("what", json!(pending)), ("latency_ms", json!(millis(waited)))];
                 owner.events.emit_with("guest", "resize-unanswered", what);
-                owner.note_resize("timed-out", pending, Some(waited));
+                owner.note_resize(LastResize {
+                    outcome: TIMED_OUT,
+                    what: pending,
+                    since: self.since,
+                    latency: Some(waited),
+                });
                 Ok(Reply::Done)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Why;
+
+    #[test]
+    fn what_a_guest_does_after_its_time_is_what_became_of_the_resize() {
+        let refusal = |why| Refusal {
+            what: "add vCPU 3".into(),
+            why,
+        };
+        let refusals = [refusal(Why::Code(0x81)), refusal(Why::Unproven)];
+        let late = LastResize {
+            outcome: TIMED_OUT,
+            what: "vCPUs to come: 3".into(),
+            since: Instant::now() - Duration::from_secs(2),
+            latency: Some(Duration::from_millis(800)),
+        };
+        let end = |refusals: &[Refusal], mut last: LastResize| {
+            last.ends_late(refusals);
+            assert!(last.latency > Some(Duration::from_secs(1)), "since it was asked for");
+            (last.outcome, last.what)
+        };
+        assert_eq!(end(&[], late.clone()), ("accepted", String::new()));
+        let told = "add vCPU 3: the guest refused, with code 0x81, add vCPU 3: the guest reported success, but does not have it";
+        assert_eq!(end(&refusals, late.clone()), ("refused", told.to_owned()));
+        // It ends once.
+        let mut ended = LastResize::ended(late.since, &refusals);
+        let before = ended.clone();
+        ended.ends_late(&[]);
+        assert_eq!(ended, before);
     }
 }

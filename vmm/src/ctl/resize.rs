@@ -72,12 +72,16 @@ pub(super) fn resize_while(
         if wait.is_zero() || !runs || wanted.missing(&before, &now).is_none() {
             return Ok(now);
         }
-        if wanted.is_superseded(&now) || !is_current(client)? {
+        if !is_current(client)? {
             return Err(ResizeError::Superseded);
         }
         let said = now.last.clone().unwrap_or_default().what.unwrap_or_default();
+        // What is refused is not asked for any more either.
         if now.outcome() == Some("refused") && now.raw["last"] != before.raw["last"] {
             return Err(ResizeError::Refused(said));
+        }
+        if wanted.is_superseded(&now) {
+            return Err(ResizeError::Superseded);
         }
         if begin.elapsed() >= wait {
             return Err(ResizeError::Late {

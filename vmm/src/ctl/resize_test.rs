@@ -79,7 +79,7 @@ fn a_guest_that_refuses_later_is_told_and_one_that_refused_before_is_not() {
             while vm.lock().unwrap().resizes.is_empty() {
                 thread::yield_now();
             }
-            vm.lock().unwrap().outcome = "refused";
+            vm.lock().unwrap().refuse();
         }
     });
     let error = resize(&mut server.client(), vcpus(2), PATIENCE).unwrap_err();

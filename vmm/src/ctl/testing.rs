@@ -185,6 +185,12 @@ impl Vm {
         Reply::Answer(204, Value::Null)
     }
 
+    /// The guest refuses what is left: what it has is what there will be.
+    pub fn refuse(&mut self) {
+        self.outcome = "refused";
+        (self.vcpus, self.desired) = (self.online, self.present);
+    }
+
     fn advance(&mut self) {
         if self.deaf {
             return;

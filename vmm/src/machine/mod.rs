@@ -47,7 +47,7 @@ pub use device::{Collected, Counted, SlotError};
 pub use pending::{Pending, Request, Update};
 pub use pmem::PmemError;
 pub use populate::Passed;
-pub use resize::{Change, Latency, MachineSize, Refusal, ResizeError, Wanted, millis};
+pub use resize::{Change, Latency, MachineSize, Refusal, ResizeError, Wanted, Why, millis};
 pub use slots::SLOTS as PCI_SLOTS;
 pub use stop::STOP_DEADLINE;
 pub use tail::Tail;
