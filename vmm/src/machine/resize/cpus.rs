@@ -191,9 +191,14 @@ impl CpuResize {
         &self.refusals
     }
 
-    /// A new resize begins.
-    pub fn forget_refusals(&mut self) {
-        self.refusals.clear();
+    /// A new resize begins. What the guest would not do before it.
+    pub fn take_refusals(&mut self) -> Vec<Refusal> {
+        std::mem::take(&mut self.refusals)
+    }
+
+    /// It has not begun after all: what [`Self::take_refusals`] has taken is still what the guest would not do.
+    pub fn restore_refusals(&mut self, refusals: Vec<Refusal>) {
+        self.refusals = refusals;
     }
 
     /// What the guest has not answered.

@@ -272,11 +272,11 @@ impl MemoryResize {
     /// [`ResizeError::Ram`], or the host does not give the first part of it; then all is as before.
     pub fn set(&mut self, dimms: &mut Dimms, bytes: u64, now: Instant) -> Result<(), ResizeError> {
         let wanted = self.check(bytes)?.saturating_sub(self.parts.boot_bytes);
-        let before = std::mem::replace(&mut self.wanted, wanted);
-        self.since = Some(now);
+        let before = (self.wanted, self.since);
+        (self.wanted, self.since) = (wanted, Some(now));
         self.retry.begin();
         if let Err(error) = self.go_on(dimms) {
-            self.wanted = before;
+            (self.wanted, self.since) = before;
             return Err(error);
         }
         Ok(())
@@ -570,9 +570,14 @@ impl MemoryResize {
         &self.refusals
     }
 
-    /// A new resize begins.
-    pub fn forget_refusals(&mut self) {
-        self.refusals.clear();
+    /// A new resize begins. What the guest would not do before it.
+    pub fn take_refusals(&mut self) -> Vec<Refusal> {
+        std::mem::take(&mut self.refusals)
+    }
+
+    /// It has not begun after all: what [`Self::take_refusals`] has taken is still what the guest would not do.
+    pub fn restore_refusals(&mut self, refusals: Vec<Refusal>) {
+        self.refusals = refusals;
     }
 
     /// What the guest has not answered.

@@ -77,7 +77,7 @@ impl Bench {
     }
 
     fn set(&mut self, bytes: u64) -> Result<(), ResizeError> {
-        self.resize.forget_refusals();
+        self.resize.take_refusals();
         self.resize.set(&mut self.dimms, bytes, Instant::now())
     }
 

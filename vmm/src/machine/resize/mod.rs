@@ -220,17 +220,12 @@ impl Resizes {
         let before = self.memory.wanted_bytes();
         let ram = wanted.ram_bytes.map_or(Ok(before), |bytes| self.memory.check(bytes))?;
         let balloon = self.check_balloon(wanted, ram)?;
-        let now = Instant::now();
-        self.cpus.forget_refusals();
-        self.memory.forget_refusals();
-        if let Some(bytes) = wanted.ram_bytes {
-            self.memory.set(dimms, bytes, now)?;
-        }
-        if let Some(vcpus) = wanted.vcpus
-            && let Err(error) = self.cpus.set(cpus, vcpus, now)
-        {
-            self.memory.set_back(dimms, before);
-            return Err(error.into());
+        let refusals = (self.cpus.take_refusals(), self.memory.take_refusals());
+        if let Err(error) = self.begin_parts(cpus, dimms, wanted, before) {
+            // The one before may not have been answered: this one has not taken its place.
+            self.cpus.restore_refusals(refusals.0);
+            self.memory.restore_refusals(refusals.1);
+            return Err(error);
         }
         match (&mut self.reclaim, &self.balloon) {
             (Some(reclaim), Some(handle)) => fill(handle, reclaim.begin(wanted.balloon_bytes)),
@@ -241,6 +236,27 @@ impl Resizes {
             }
         }
         self.asked = wanted;
+        Ok(())
+    }
+
+    /// Begins with memory and vCPUs, or neither; `before` are the bytes of RAM that were wanted until now.
+    fn begin_parts<V: Vcpus>(
+        &mut self,
+        cpus: &mut Hotplug<V>,
+        dimms: &mut Dimms,
+        wanted: Wanted,
+        before: u64,
+    ) -> Result<(), ResizeError> {
+        let now = Instant::now();
+        if let Some(bytes) = wanted.ram_bytes {
+            self.memory.set(dimms, bytes, now)?;
+        }
+        if let Some(vcpus) = wanted.vcpus
+            && let Err(error) = self.cpus.set(cpus, vcpus, now)
+        {
+            self.memory.set_back(dimms, before);
+            return Err(error.into());
+        }
         Ok(())
     }
 

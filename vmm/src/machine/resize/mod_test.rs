@@ -225,6 +225,35 @@ fn a_host_that_fails_half_way_leaves_nothing_of_a_resize() {
     assert_eq!(bench.sizes(), (4, BOOT + MORE, 4, 2, 2 * MIB));
 }
 
+/// Whoever waits for it is told of it all the same.
+#[test]
+fn what_the_guest_has_refused_outlasts_a_resize_that_does_not_begin() {
+    let mut bench = Bench::new();
+    bench.begin(3, BOOT, MIB).unwrap();
+    assert_eq!([bench.hear(), bench.hear()], [(1, false), (2, false)]);
+    bench.report(1, 0x81);
+    let refused = "add vCPU 1: the guest refused, with code 0x81";
+    assert_eq!(bench.advance(), [refused]);
+    let stands = |bench: &mut Bench| {
+        assert!(bench.advance().is_empty());
+        let told: Vec<String> = bench.resizes.refusals().iter().map(ToString::to_string).collect();
+        assert_eq!(told, [refused]);
+        assert_eq!(bench.resizes.awaited().as_deref(), Some("vCPUs to come: 2"));
+    };
+    bench.slots.refuse(true, false);
+    bench.begin(2, BOOT + MORE, MIB).unwrap_err();
+    stands(&mut bench);
+    bench.slots.refuse(false, false);
+    bench.cpus.plug_mut().most = 2;
+    bench.begin(4, BOOT, MIB).unwrap_err();
+    stands(&mut bench);
+    bench.begin(2, BOOT, MIB).unwrap();
+    assert!(
+        bench.resizes.refusals().is_empty(),
+        "the next one that does takes its place"
+    );
+}
+
 /// The guest has let go of a vCPU that is wanted again by then, and the host has no thread for another one.
 #[test]
 fn a_vcpu_that_the_host_cannot_make_again_is_refused_and_not_forgotten() {
@@ -249,7 +278,7 @@ fn a_vcpu_that_the_host_cannot_make_again_is_refused_and_not_forgotten() {
     assert_eq!(told, [why]);
     assert!(matches!(changes.last(), Some(Change::Refused(..))), "{changes:?}");
     // It is said once, and the next resize begins anew.
-    resize.forget_refusals();
+    resize.take_refusals();
     resize.advance(&mut cpus, &mut changes);
     assert!(resize.refusals().is_empty());
     cpus.plug_mut().most = 2;
