@@ -73,32 +73,42 @@ impl CpuResize {
     /// # Errors
     /// The host cannot create one of them: those that were added for this go again.
     pub fn set<V: Vcpus>(&mut self, cpus: &mut Hotplug<V>, wanted: u32, now: Instant) -> Result<(), HotplugError> {
-        let before = count(cpus);
-        let set = self.fill_to(cpus, wanted, now);
-        if set.is_err() {
-            self.empty_to(cpus, before, now)?;
+        let mut filled = Vec::new();
+        if let Err(error) = self.fill_to(cpus, wanted, now, &mut filled) {
+            // Those, and not as many from the top: one of those may be the guest's for long.
+            for slot in filled.into_iter().rev() {
+                self.empty(cpus, slot, now)?;
+            }
+            return Err(error);
         }
-        set?;
-        self.empty_to(cpus, wanted, now)?;
+        while count(cpus) > wanted {
+            let Some(slot) = cpus.removable() else { break };
+            self.empty(cpus, slot, now)?;
+        }
         (self.wanted, self.failure) = (Some(wanted), None);
         Ok(())
     }
 
-    fn fill_to<V: Vcpus>(&mut self, cpus: &mut Hotplug<V>, wanted: u32, now: Instant) -> Result<(), HotplugError> {
+    /// Which slots it has `filled`, in order, also when it fails.
+    fn fill_to<V: Vcpus>(
+        &mut self,
+        cpus: &mut Hotplug<V>,
+        wanted: u32,
+        now: Instant,
+        filled: &mut Vec<u32>,
+    ) -> Result<(), HotplugError> {
         while count(cpus) < wanted {
             let Some((slot, _)) = cpus.lowest_free() else { break };
             let ticket = cpus.fill(slot, ())?;
             self.ask(slot, true, ticket, now);
+            filled.push(slot);
         }
         Ok(())
     }
 
-    fn empty_to<V: Vcpus>(&mut self, cpus: &mut Hotplug<V>, wanted: u32, now: Instant) -> Result<(), HotplugError> {
-        while count(cpus) > wanted {
-            let Some(slot) = cpus.removable() else { break };
-            let ticket = cpus.remove(slot)?;
-            self.ask(slot, false, ticket, now);
-        }
+    fn empty<V: Vcpus>(&mut self, cpus: &mut Hotplug<V>, slot: u32, now: Instant) -> Result<(), HotplugError> {
+        let ticket = cpus.remove(slot)?;
+        self.ask(slot, false, ticket, now);
         Ok(())
     }
 

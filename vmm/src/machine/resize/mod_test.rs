@@ -225,6 +225,33 @@ fn a_host_that_fails_half_way_leaves_nothing_of_a_resize() {
     assert_eq!(bench.sizes(), (4, BOOT + MORE, 4, 2, 2 * MIB));
 }
 
+/// Eight slots for vCPUs, and those that are there.
+fn vcpus(there: &[u32]) -> (Hotplug<Paper>, Arc<Mutex<Bank>>) {
+    let bell = Bell::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
+    let bank = Arc::new(Mutex::new(Bank::new(Kind::Cpu, 8, bell.clone(), || ()).unwrap()));
+    let paper = Paper {
+        most: usize::MAX,
+        ..Paper::default()
+    };
+    let mut cpus = Hotplug::new(paper, bank.clone(), bell);
+    there.iter().for_each(|slot| cpus.present(*slot, ()).unwrap());
+    (cpus, bank)
+}
+
+/// A guest that let go of one and kept the one above it.
+#[test]
+fn a_host_that_fails_half_way_takes_back_the_vcpus_that_it_made_and_no_others() {
+    let (mut cpus, _) = vcpus(&[0, 1, 3]);
+    let mut resize = CpuResize::default();
+    cpus.plug_mut().most = 4;
+    resize.set(&mut cpus, 6, Instant::now()).unwrap_err();
+    assert_eq!(cpus.plug().there, BTreeSet::from([0, 1, 3]));
+    let states: Vec<_> = cpus.states().into_iter().map(|(_, state)| state.name()).collect();
+    assert_eq!(states[..5], ["present", "present", "absent", "present", "absent"]);
+    resize.advance(&mut cpus, &mut Vec::new());
+    assert_eq!(resize.pending(), None);
+}
+
 /// Whoever waits for it is told of it all the same.
 #[test]
 fn what_the_guest_has_refused_outlasts_a_resize_that_does_not_begin() {
@@ -257,14 +284,7 @@ fn what_the_guest_has_refused_outlasts_a_resize_that_does_not_begin() {
 /// The guest has let go of a vCPU that is wanted again by then, and the host has no thread for another one.
 #[test]
 fn a_vcpu_that_the_host_cannot_make_again_is_refused_and_not_forgotten() {
-    let bell = Bell::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
-    let bank = Arc::new(Mutex::new(Bank::new(Kind::Cpu, VCPUS, bell.clone(), || ()).unwrap()));
-    let paper = Paper {
-        most: usize::MAX,
-        ..Paper::default()
-    };
-    let mut cpus = Hotplug::new(paper, bank.clone(), bell);
-    (0..2).for_each(|slot| cpus.present(slot, ()).unwrap());
+    let (mut cpus, bank) = vcpus(&[0, 1]);
     let (mut resize, mut changes, now) = (CpuResize::default(), Vec::new(), Instant::now());
     resize.set(&mut cpus, 1, now).unwrap();
     bank.lock().unwrap().read(0, &mut [0; 4]);
