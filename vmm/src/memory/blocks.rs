@@ -3,7 +3,8 @@
 //! The device's range is cut into chunks. A chunk is a [`Region`] while any block in it is plugged, and nothing otherwise: only then has
 //! KVM a memory slot for it, which it cannot cut while vCPUs run. So a chunk that is there is cut behind the slot, into units of a block
 //! or a few: over one without a plugged block lies the [`Sink`], which is the same for all. A guest that touches what is not
-//! plugged reaches that, and costs the host a unit's pages at most, however much it touches.
+//! plugged reaches that, and costs the host a unit's pages at most, however much it touches. A chunk begins with that over all of it, so
+//! that the host is asked for the blocks that are plugged and for no others.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -33,7 +34,7 @@ pub struct Blocks {
     chunk: u64,
     /// What the sink is laid over or not, as a whole: blocks.
     unit: u64,
-    sink: Sink,
+    sink: Arc<Sink>,
     /// Said once.
     is_uncovered: bool,
     /// By number, from the window's start.
@@ -78,7 +79,7 @@ impl Blocks {
             block,
             chunk,
             unit,
-            sink,
+            sink: Arc::new(sink),
             is_uncovered: false,
             chunks: BTreeMap::new(),
         })
@@ -87,7 +88,7 @@ impl Blocks {
     /// Plugs the blocks in `range`, counted from the window's start. They are empty.
     ///
     /// # Errors
-    /// [`MemoryError::Outside`], [`MemoryError::Unit`], or what [`AddressSpace::grow_at`] and [`Region::restore`] say. Nothing of
+    /// [`MemoryError::Outside`], [`MemoryError::Unit`], or the host's refusal, with figures. Nothing of
     /// it is plugged then.
     pub fn plug(&mut self, range: &Range<u64>) -> Result<(), MemoryError> {
         self.check(range)?;
@@ -137,11 +138,10 @@ impl Blocks {
     }
 
     fn plug_part(&mut self, part: Part) -> Result<(), MemoryError> {
-        let is_new = !self.chunks.contains_key(&part.chunk);
-        if is_new {
+        if !self.chunks.contains_key(&part.chunk) {
             let start = self.window.start.saturating_add(part.chunk.saturating_mul(self.chunk));
             let bytes = self.chunk.min(self.window.end.saturating_sub(start));
-            let region = self.space.grow_at(Kind::VirtioMem, start, bytes)?;
+            let region = self.space.grow_covered(start, bytes, &self.sink)?;
             let plugged = vec![false; index(bytes / self.block)];
             self.chunks.insert(part.chunk, Chunk { region, plugged });
         }
@@ -149,17 +149,13 @@ impl Blocks {
             return Ok(());
         };
         let bare = chunk.bare(&part.inside(), self.unit, self.block);
-        let uncovered = bare
-            .iter()
-            .filter(|_| !is_new)
-            .try_for_each(|unit| chunk.region.uncover(unit));
+        let uncovered = bare.iter().try_for_each(|unit| chunk.region.uncover(unit));
         let restored = uncovered.and_then(|()| chunk.region.restore(&part.inside()));
         if restored.is_ok() {
             mark(chunk, part, self.block, true);
         }
         self.drop_if_empty(part.chunk);
-        let changed = if is_new { 0..self.chunk } else { part.inside() };
-        self.cover(part.chunk, &changed);
+        self.cover(part.chunk, &part.inside());
         restored
     }
 

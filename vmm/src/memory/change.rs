@@ -11,7 +11,7 @@ use husk_devices::{chain, lock};
 use husk_virtio::device::MemoryListener;
 use husk_virtio::vhost_user::REPLY_TIMEOUT;
 
-use super::backing::Pages;
+use super::backing::{Pages, Sink};
 use super::host::Asked;
 use super::mapping::Mapping;
 use super::places::{Era, Place};
@@ -115,7 +115,10 @@ impl AddressSpace {
             }
             Step::Host => {
                 self.places().reuse(&parts.mapping, &parts.part);
-                Ok(self.take_from_host(parts.info.kind, &parts.mapping, &parts.part)?)
+                match &parts.sink {
+                    Some(sink) => Ok(cover(&parts.mapping, &parts.part, sink)?),
+                    None => Ok(self.take_from_host(parts.info.kind, &parts.mapping, &parts.part)?),
+                }
             }
             Step::Backends => {
                 let region = parts.mapping.region(&parts.part, parts.info.gpa);
@@ -226,6 +229,12 @@ impl AddressSpace {
         found.map_err(|error| self.explain(mapping, part, Asked::Prefault, error))
     }
 
+    /// Makes `part` of `mapping` memory again that was covered; huge pages are set aside for what is [promised](Self::promise) of it.
+    pub(super) fn uncover(&self, mapping: &Mapping, part: &Range<u64>) -> Result<(), HostError> {
+        let uncovered = mapping.uncover(part);
+        uncovered.map_err(|error| self.explain(mapping, part, Asked::Mapping, error))
+    }
+
     /// Has the host set aside `part` of `mapping`, whether that is new or something else was laid over it.
     pub(super) fn commit(&self, mapping: &Mapping, part: &Range<u64>) -> Result<(), HostError> {
         let committed = mapping.commit(part);
@@ -271,6 +280,18 @@ impl AddressSpace {
     pub(super) fn change(&self, kind: Kind) -> MutexGuard<'_, ()> {
         lock(if kind == Kind::Pmem { &self.files } else { &self.changes })
     }
+}
+
+/// Lays `sink` over all of `part`, or nothing.
+fn cover(mapping: &Mapping, part: &Range<u64>, sink: &Sink) -> io::Result<()> {
+    let mut units = std::iter::successors(Some(part.start), |start| start.checked_add(sink.bytes))
+        .take_while(|start| *start < part.end)
+        .map(|start| start..start.saturating_add(sink.bytes).min(part.end));
+    units.try_for_each(|unit| mapping.cover(&unit, sink)).inspect_err(|_| {
+        if let Err(error) = mapping.decommit(part) {
+            log::warn!("addresses of the hot-plug reserve stay covered: {error}");
+        }
+    })
 }
 
 /// Whether back-ends have it from the start, as a part of the reserve.

@@ -71,17 +71,27 @@ impl Mapping {
 
     /// Makes `part` memory: with huge pages all of it is set aside now, otherwise pages come when they are touched.
     pub fn commit(&self, part: &Range<u64>) -> io::Result<()> {
+        // The kernel sets huge pages aside for a mapping that does not say otherwise, and then never runs out of them.
+        self.map(part, self.backing.pages == Pages::Usual)
+    }
+
+    /// Undoes [`Mapping::cover`]. Huge pages are set aside by [`Mapping::commit`] of what is to be used: nothing else may be touched.
+    pub fn uncover(&self, part: &Range<u64>) -> io::Result<()> {
+        self.map(part, true)
+    }
+
+    fn map(&self, part: &Range<u64>, sparing: bool) -> io::Result<()> {
         let (fd, offset, kind) = match &self.backing.source {
             Source::Anonymous => (-1, 0, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
             Source::Shared(file) => (file.as_raw_fd(), part.start, libc::MAP_SHARED),
             Source::File { file, kept: true } => (file.as_raw_fd(), part.start, libc::MAP_SHARED),
             Source::File { file, kept: false } => (file.as_raw_fd(), part.start, libc::MAP_PRIVATE),
         };
-        // The kernel sets huge pages aside for a mapping that does not say otherwise, and then never runs out of them.
-        let flags = match self.backing.pages {
-            Pages::Usual => kind | libc::MAP_NORESERVE,
-            Pages::Huge { bytes } => kind | libc::MAP_HUGETLB | huge_flag(bytes),
+        let pages = match self.backing.pages {
+            Pages::Usual => 0,
+            Pages::Huge { bytes } => libc::MAP_HUGETLB | huge_flag(bytes),
         };
+        let flags = kind | pages | if sparing { libc::MAP_NORESERVE } else { 0 };
         let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mapped = self.map_over(part, libc::PROT_READ | libc::PROT_WRITE, flags, fd, offset);
         if let Err(error) = mapped {
@@ -107,7 +117,7 @@ impl Mapping {
         }
     }
 
-    /// Lays `sink` over the pages of `part`, no more than it has: who touches `part` reaches that, until [`Mapping::commit`].
+    /// Lays `sink` over the pages of `part`, no more than it has: who touches `part` reaches that, until [`Mapping::uncover`].
     pub fn cover(&self, part: &Range<u64>, sink: &Sink) -> io::Result<()> {
         if part.end.saturating_sub(part.start) > sink.bytes {
             return Err(io::ErrorKind::InvalidInput.into());

@@ -84,14 +84,14 @@ impl Region {
         covered.map_err(|error| self.refused("cover", range, error.into()))
     }
 
-    /// Makes `range` memory again after [`Region::cover`]. It is empty.
+    /// Makes `range` memory again after [`Region::cover`]. It is empty; with huge pages it must not be touched before [`Region::restore`].
     ///
     /// # Errors
     /// As [`Region::restore`].
     pub(super) fn uncover(&self, range: &Range<u64>) -> Result<(), MemoryError> {
         let part = self.part(range)?;
-        let committed = self.space.commit(&self.parts().mapping, &part);
-        committed.map_err(|why| self.refused("reserve", range, why))
+        let uncovered = self.space.uncover(&self.parts().mapping, &part);
+        uncovered.map_err(|why| self.refused("reserve", range, why))
     }
 
     /// Takes it from the guest, which has let go of it, and gives it back to the host. Requests in flight keep their pages until they

@@ -14,7 +14,7 @@ use husk_firmware::layout;
 use husk_virtio::balloon::Discard;
 use husk_virtio::device::MemoryListener;
 
-use super::backing::{Backing, Pages};
+use super::backing::{Backing, Pages, Sink};
 use super::host::{Asked, Host, HostError};
 use super::mapping::Mapping;
 use super::places::{Era, Place, Places, Present};
@@ -248,7 +248,7 @@ impl AddressSpace {
         let (base, unit) = self
             .reserve()
             .map_or((0, BLOCK_BYTES), |reserve| (reserve.base, reserve.unit));
-        self.grow_in_reserve(kind, Place::Reserve(unit), base, bytes, unit)
+        self.grow_in_reserve(kind, Place::Reserve(unit), base, bytes, unit, None)
     }
 
     /// The most of `bytes` bytes that [`AddressSpace::grow`] has a place for in one piece: whole units of the reserve, 0 if there is none.
@@ -262,7 +262,22 @@ impl AddressSpace {
     /// # Errors
     /// As [`AddressSpace::grow`].
     pub fn grow_at(self: &Arc<Self>, kind: Kind, gpa: u64, bytes: u64) -> Result<Region, MemoryError> {
-        self.grow_in_reserve(kind, Place::At(gpa), gpa, bytes, self.block_bytes())
+        self.grow_in_reserve(kind, Place::At(gpa), gpa, bytes, self.block_bytes(), None)
+    }
+
+    /// As [`AddressSpace::grow_at`], of memory for blocks, all of it covered by `sink`: the host gives pages for what is
+    /// [uncovered](Region::uncover) and [restored](Region::restore), and for nothing before.
+    ///
+    /// # Errors
+    /// As [`AddressSpace::grow_at`].
+    pub(super) fn grow_covered(
+        self: &Arc<Self>,
+        gpa: u64,
+        bytes: u64,
+        sink: &Arc<Sink>,
+    ) -> Result<Region, MemoryError> {
+        let (place, unit) = (Place::At(gpa), self.block_bytes());
+        self.grow_in_reserve(Kind::VirtioMem, place, gpa, bytes, unit, Some(sink.clone()))
     }
 
     /// Whether every page is to be there before the guest has the memory: see [`Region::prefault`].
@@ -303,6 +318,7 @@ impl AddressSpace {
         gpa: u64,
         bytes: u64,
         unit: u64,
+        sink: Option<Arc<Sink>>,
     ) -> Result<Region, MemoryError> {
         let Some((_, mapping)) = &self.reserve else {
             return Err(MemoryError::Add {
@@ -316,7 +332,10 @@ impl AddressSpace {
             return Err(MemoryError::Unit { gpa, bytes, unit });
         }
         // Which part of the mapping it is, is known with the place.
-        let parts = Parts::new(kind, None, mapping.clone(), 0..bytes);
+        let parts = Parts {
+            sink,
+            ..Parts::new(kind, None, mapping.clone(), 0..bytes)
+        };
         Ok(Region::new(self.clone(), self.add(parts, place)?))
     }
 

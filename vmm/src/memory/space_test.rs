@@ -8,6 +8,7 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, Gues
 use super::super::testing::{FakeBackend, FakeSlots, listen, space};
 use super::*;
 use crate::config::HotplugMethod;
+use crate::memory::Blocks;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -565,6 +566,27 @@ fn huge_reserve(space: &AddressSpace) -> Option<(Reserved, Arc<Mapping>)> {
     };
     let reserve = space.reserve().unwrap();
     Some((reserve, map(&space.host, &config, reserve.bytes, Kind::Dimm).unwrap()))
+}
+
+/// And not for those of a chunk, which is larger.
+#[test]
+fn the_host_is_asked_for_the_huge_pages_of_the_blocks_that_are_plugged() {
+    let (space, slots) = growing();
+    let space = AddressSpace {
+        reserve: huge_reserve(&space),
+        ..Arc::into_inner(space).unwrap()
+    };
+    let space = Arc::new(space);
+    let mut blocks = Blocks::new(space.clone(), BASE..BASE + GIB, 2 * MIB).unwrap();
+    let one = blocks.plug(&(0..2 * MIB)).map_err(|error| chain(&error));
+    if let Err(error) = one {
+        assert!(error.contains(": huge pages of 2 MiB: 1 needed"), "{error}");
+        assert_eq!(
+            (slots.taken().len(), committed(&space)),
+            (1, 0),
+            "nothing is left of it"
+        );
+    }
 }
 
 #[test]

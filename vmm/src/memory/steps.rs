@@ -3,7 +3,7 @@
 //! | step | forward | back |
 //! |---|---|---|
 //! | [`Step::Place`] | a range of guest-physical addresses, a slot number | both are free again |
-//! | [`Step::Host`] | pages: mapped, huge ones set aside | given back, once nothing in flight uses them |
+//! | [`Step::Host`] | pages: mapped, huge ones set aside; or what lies over all of it where the blocks that are plugged take their own | given back, once nothing in flight uses them |
 //! | [`Step::Backends`] | vhost-user back-ends acknowledge it | they are told that it is gone |
 //! | [`Step::Slot`] | KVM maps it into the guest | and takes it out |
 //! | [`Step::Devices`] | devices reach it | a descriptor into it is refused |
@@ -18,6 +18,7 @@ use std::sync::Arc;
 use husk_devices::memory::{GuestMemory, GuestMemoryMmap, GuestRegionMmap};
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryRegion};
 
+use super::backing::Sink;
 use super::mapping::Mapping;
 use super::{Kind, RegionInfo};
 use crate::kvm::{Access, KvmError, Vm};
@@ -94,6 +95,8 @@ pub(super) struct Parts {
     pub mapping: Arc<Mapping>,
     /// Where it is in the mapping.
     pub part: Range<u64>,
+    /// What lies over all of it at first; without one the host gives its pages.
+    pub sink: Option<Arc<Sink>>,
 }
 
 impl Parts {
@@ -115,6 +118,7 @@ impl Parts {
             memory: None,
             mapping,
             part,
+            sink: None,
         }
     }
 }
