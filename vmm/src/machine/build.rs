@@ -175,7 +175,11 @@ impl Machine {
         Ok(Self {
             cpus,
             dimms,
-            resizes: Resizes::new(MemoryResize::new(parts, handles.blocks), handles.balloon, reclaim),
+            resizes: Resizes::new(
+                MemoryResize::new(parts, memory.clone(), handles.blocks),
+                handles.balloon,
+                reclaim,
+            ),
             asked: Asked::Nothing,
             devices,
             board,

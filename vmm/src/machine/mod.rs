@@ -95,7 +95,7 @@ impl Machine {
     pub fn start(&mut self) {
         self.cpus.plug_mut().cpus.run();
         // The guest runs: what is only said is said now.
-        self.memory.warn_of_limits();
+        self.memory.warn_of_limits(0);
     }
 
     /// What opens devices for this machine, on any thread.

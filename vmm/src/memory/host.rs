@@ -1,6 +1,7 @@
 //! What the host can give: huge pages, its promise of memory, the limit of the control group, in words a user can act on.
 //!
-//! The kernel decides; this is asked beforehand only where it would say yes and then break its word.
+//! The kernel decides; this is asked beforehand only where it would say yes and then break its word, or say no when the guest has been told
+//! already.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -50,6 +51,14 @@ pub enum HostError {
         /// Bytes.
         left: u64,
     },
+    /// A control group does not let this process have it.
+    #[error("{} beside what the VM started with, {limit}", Size(*needed))]
+    Group {
+        /// Bytes of all that was added and is to be added.
+        needed: u64,
+        /// What is allowed.
+        limit: GroupLimit,
+    },
     /// It ran out while pages were touched.
     #[error("out of memory: {} needed, {} available on the host", Size(*needed), Size(*available))]
     OutOfMemory {
@@ -80,6 +89,9 @@ const MEMINFO: &str = "/proc/meminfo";
 
 /// The counters of a pool of huge pages, in its folder.
 const POOL_COUNTERS: [&str; 3] = ["nr_hugepages", "free_hugepages", "resv_hugepages"];
+
+/// How many pages the kernel may add to such a pool, and how many of those there are.
+const POOL_SURPLUS: [&str; 2] = ["nr_overcommit_hugepages", "surplus_hugepages"];
 
 /// The host as its files under `root` describe it: `/`, or a folder of a test.
 #[derive(Debug)]
@@ -120,6 +132,44 @@ impl Host {
         let by_page = matches!((&backing.source, backing.pages), (Source::Shared(_), Pages::Usual));
         match self.commit_left().filter(|left| by_page && bytes > *left) {
             Some(left) => Err(HostError::Commit { needed: bytes, left }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether `bytes` bytes more of such pages can be had now: nothing is set aside. What this host does not tell of is left to the kernel.
+    pub fn afford(&self, pages: Pages, bytes: u64) -> Result<(), HostError> {
+        let Pages::Huge { bytes: page } = pages else {
+            return match self.commit_left().filter(|left| bytes > *left) {
+                Some(left) => Err(HostError::Commit { needed: bytes, left }),
+                None => Ok(()),
+            };
+        };
+        let pool = pool(page);
+        let [total, free, promised] = POOL_COUNTERS.map(|name| self.number(&format!("{pool}/{name}")));
+        let (Some(total), Some(free)) = (total, free) else {
+            return Ok(());
+        };
+        let free = free.saturating_sub(promised.unwrap_or_default());
+        // The kernel adds so many to the pool when they are needed.
+        let [most, added] = POOL_SURPLUS.map(|name| self.number(&format!("{pool}/{name}")).unwrap_or_default());
+        let needed = bytes.div_ceil(page.max(1));
+        if needed <= free.saturating_add(most.saturating_sub(added)) {
+            return Ok(());
+        }
+        Err(HostError::HugePages {
+            needed,
+            page,
+            free,
+            total,
+            pool,
+        })
+    }
+
+    /// Whether this process's control groups let a VM have `bytes` bytes in all beside what it started with. What it started with is not
+    /// counted: a pod's limit is what its containers may have, and most guests have more RAM than that and use less.
+    pub fn allows(&self, bytes: u64) -> Result<(), HostError> {
+        match self.group_limit_below(bytes) {
+            Some(limit) => Err(HostError::Group { needed: bytes, limit }),
             None => Ok(()),
         }
     }
@@ -251,7 +301,7 @@ fn group_folder(line: &str) -> Option<(&'static str, &str, &'static str)> {
 
 /// A limit of a control group.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct GroupLimit {
+pub struct GroupLimit {
     bytes: u64,
     file: String,
 }

@@ -116,6 +116,56 @@ fn shared_memory_is_checked_before_since_the_kernel_promises_it_page_by_page() {
 }
 
 #[test]
+fn huge_pages_that_the_pool_may_still_get_can_be_afforded() {
+    let pool = "sys/kernel/mm/hugepages/hugepages-2048kB";
+    let afford = |pages: u64, counters: &[(&str, &str)]| {
+        let files: Vec<_> = counters
+            .iter()
+            .map(|(name, text)| (format!("{pool}/{name}"), *text))
+            .collect();
+        let files: Vec<_> = files.iter().map(|(path, text)| (path.as_str(), *text)).collect();
+        let (_root, host) = host(&files);
+        host.afford(HUGE, pages << 21).map_err(|error| error.to_string())
+    };
+    let own = [
+        ("nr_hugepages", "8\n"),
+        ("free_hugepages", "6\n"),
+        ("resv_hugepages", "4\n"),
+    ];
+    assert_eq!(afford(2, &own), Ok(()));
+    let why = "huge pages of 2 MiB: 3 needed, 2 of 8 free (see /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages)";
+    assert_eq!(afford(3, &own), Err(why.into()));
+    let surplus = [("nr_overcommit_hugepages", "5\n"), ("surplus_hugepages", "1\n")];
+    let both = [own.as_slice(), surplus.as_slice()].concat();
+    assert_eq!(afford(6, &both), Ok(()));
+    assert!(afford(7, &both).is_err());
+    assert_eq!(afford(7, &[]), Ok(()), "the kernel is to say");
+}
+
+#[test]
+fn usual_pages_are_limited_by_what_the_host_promises_and_by_the_control_groups() {
+    let group = [
+        ("proc/self/cgroup", "0::/pod/vmm\n"),
+        ("sys/fs/cgroup/pod/memory.max", "4194304\n"),
+    ];
+    let strict = [("proc/sys/vm/overcommit_memory", "2\n"), MEMINFO];
+    let (_root, host) = host(&[group, strict].concat());
+    host.afford(Pages::Usual, 3 << 20).unwrap();
+    assert!(matches!(
+        host.afford(Pages::Usual, 4 << 20),
+        Err(HostError::Commit {
+            needed: 0x40_0000,
+            left: 0x30_0000
+        })
+    ));
+    host.allows(4 << 20).unwrap();
+    assert_eq!(
+        host.allows(5 << 20).unwrap_err().to_string(),
+        "5 MiB beside what the VM started with, the control group allows 4194304 bytes (/sys/fs/cgroup/pod/memory.max)"
+    );
+}
+
+#[test]
 fn running_out_while_pages_are_touched_is_no_bad_address() {
     let (_root, host) = host(&[("proc/sys/vm/overcommit_memory", "0\n"), MEMINFO]);
     for code in [libc::EFAULT, libc::ENOMEM] {

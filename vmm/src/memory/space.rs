@@ -188,11 +188,36 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Says in the log what may end this VM later: a limit of the control group that is below its size.
-    pub fn warn_of_limits(&self) {
-        if let Some(limit) = self.host.group_limit_below(self.config.size) {
-            log::warn!("memory: the guest may use {}, {limit}", Size(self.config.size));
+    /// Says in the log what may end this VM later: a limit of the control group that is below its size, `added` bytes of memory that came
+    /// after its start included.
+    pub fn warn_of_limits(&self, added: u64) {
+        let bytes = self.config.size.saturating_add(added);
+        if let Some(limit) = self.group_host().and_then(|host| host.group_limit_below(bytes)) {
+            log::warn!("memory: the guest may use {}, {limit}", Size(bytes));
         }
+    }
+
+    /// Whether the host can give `more` bytes of memory, with which `added` bytes will have come after the start: to be asked before the guest
+    /// is told of them. Nothing is set aside.
+    ///
+    /// # Errors
+    /// [`MemoryError::Host`], with figures.
+    pub fn afford(&self, more: u64, added: u64) -> Result<(), MemoryError> {
+        let refused = |bytes, source| MemoryError::Host {
+            what: "add",
+            kind: Kind::Dimm,
+            bytes,
+            source,
+        };
+        let allowed = self.group_host().map_or(Ok(()), |host| host.allows(added));
+        allowed.map_err(|why| refused(added, why))?;
+        let afforded = self.host.afford(Pages::of(&self.config), more);
+        afforded.map_err(|why| refused(more, why))
+    }
+
+    /// The host, if its control groups count this VM's memory: huge pages are not.
+    fn group_host(&self) -> Option<&Host> {
+        (!self.config.hugepages).then_some(&self.host)
     }
 
     /// Where the first file ends that was shortened since it was added, as a guest-physical address. Any thread may ask.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -9,6 +10,7 @@ use husk_devices::memory::{GuestMemory, GuestRegionMmap};
 use husk_virtio::device::MemoryListener;
 use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::host::Host;
 use super::steps::Slots;
 use super::{AddressSpace, MemoryError};
 use crate::config::MemoryConfig;
@@ -108,6 +110,11 @@ fn beginnings(memory: &GuestMemory) -> Vec<u64> {
 pub(crate) fn space(config: &MemoryConfig) -> Result<(Arc<AddressSpace>, Arc<FakeSlots>), MemoryError> {
     let slots = Arc::<FakeSlots>::default();
     Ok((AddressSpace::new(config, slots.clone(), PHYS_BITS)?, slots))
+}
+
+/// As [`space`], on a host that is described by the files under `root`.
+pub(crate) fn space_under(root: &Path, config: &MemoryConfig) -> Arc<AddressSpace> {
+    AddressSpace::on(Host::at(root), config, Arc::<FakeSlots>::default(), PHYS_BITS).unwrap()
 }
 
 /// A back-end that hears of changes for as long as the listener lives.

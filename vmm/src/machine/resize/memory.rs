@@ -184,6 +184,7 @@ pub struct MemoryParts {
 /// What the guest should have, and what it has made of it.
 pub struct MemoryResize {
     parts: MemoryParts,
+    space: Arc<AddressSpace>,
     blocks: Option<MemHandle>,
     /// What should be there beside the RAM of the start.
     wanted: u64,
@@ -222,10 +223,11 @@ struct Asked {
 pub type Dimms = Option<Hotplug<DimmPlug>>;
 
 impl MemoryResize {
-    /// Nothing is added yet; `blocks` is the virtio-mem device, if there is one.
-    pub fn new(parts: MemoryParts, blocks: Option<MemHandle>) -> Self {
+    /// Nothing is added yet to `space`; `blocks` is the virtio-mem device, if there is one.
+    pub fn new(parts: MemoryParts, space: Arc<AddressSpace>, blocks: Option<MemHandle>) -> Self {
         Self {
             parts,
+            space,
             blocks,
             wanted: 0,
             since: None,
@@ -269,9 +271,12 @@ impl MemoryResize {
     /// RAM is to be `bytes` bytes in all.
     ///
     /// # Errors
-    /// [`ResizeError::Ram`], or the host does not give the first part of it; then all is as before.
+    /// [`ResizeError::Ram`], or the host cannot give it, or does not give the first part of it; then all is as before.
     pub fn set(&mut self, dimms: &mut Dimms, bytes: u64, now: Instant) -> Result<(), ResizeError> {
         let wanted = self.check(bytes)?.saturating_sub(self.parts.boot_bytes);
+        if wanted > self.wanted {
+            self.afford(dimms, wanted)?;
+        }
         let before = (self.wanted, self.since);
         (self.wanted, self.since) = (wanted, Some(now));
         self.retry.begin();
@@ -279,6 +284,20 @@ impl MemoryResize {
             (self.wanted, self.since) = before;
             return Err(error);
         }
+        Ok(())
+    }
+
+    /// Whether the host can give what is not there yet of `wanted`, whichever way it comes.
+    fn afford(&self, dimms: &Dimms, wanted: u64) -> Result<(), ResizeError> {
+        let plug = dimms.as_ref().map(Hotplug::plug);
+        let goes = !self.unwanted.is_empty() || plug.is_some_and(DimmPlug::is_giving_back);
+        let blocks = self.blocks.as_ref().map_or(0, |blocks| blocks.size().plugged_bytes);
+        let readying = self.readying.as_ref().map_or(0, |readying| readying.bytes);
+        let there = filled(dimms).saturating_add(blocks).saturating_add(readying);
+        // What is on its way to the host is in no figure of it yet: the kernel is to say then.
+        let more = if goes { 0 } else { wanted.saturating_sub(there) };
+        self.space.afford(more, wanted)?;
+        self.space.warn_of_limits(wanted);
         Ok(())
     }
 

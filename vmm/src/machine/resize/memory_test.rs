@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
 use crate::config::MemoryConfig;
-use crate::memory::testing::{FakeSlots, space};
+use crate::memory::testing::{FakeSlots, space, space_under};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -52,6 +52,10 @@ impl Bench {
             ..Default::default()
         };
         let (space, slots) = space(&config).unwrap();
+        Self::over(space, slots, more)
+    }
+
+    fn over(space: Arc<AddressSpace>, slots: Arc<FakeSlots>, more: u64) -> Self {
         let rings = EventFd::new(EFD_NONBLOCK).unwrap();
         let bell = Bell::new(Irq::new(rings.try_clone().unwrap()));
         let bank = Bank::new(SlotKind::Memory, DIMMS, bell.clone(), || ()).unwrap();
@@ -63,7 +67,7 @@ impl Bench {
             blocks_only: false,
         };
         Self {
-            resize: MemoryResize::new(parts, None),
+            resize: MemoryResize::new(parts, space.clone(), None),
             dimms: Some(Hotplug::new(
                 DimmPlug::new(space, Waker::noop().clone()),
                 bank.clone(),
@@ -166,6 +170,12 @@ impl Backing for Paper {
 
 /// A machine without slots for DIMMs, whose virtio-mem of 1 GiB has no driver yet.
 fn blocks(blocks_only: bool) -> (MemoryResize, MemHandle) {
+    let (space, _) = space(&MemoryConfig::default()).unwrap();
+    blocks_in(space, blocks_only)
+}
+
+/// The same, with memory in `space`.
+fn blocks_in(space: Arc<AddressSpace>, blocks_only: bool) -> (MemoryResize, MemHandle) {
     let config = MemConfig {
         base: 4 * GIB,
         region_bytes: GIB,
@@ -178,7 +188,7 @@ fn blocks(blocks_only: bool) -> (MemoryResize, MemHandle) {
         blocks_only,
     };
     let handle = Mem::new(config, Paper, || ()).unwrap().handle();
-    (MemoryResize::new(parts, Some(handle.clone())), handle)
+    (MemoryResize::new(parts, space, Some(handle.clone())), handle)
 }
 
 fn refusals(changes: &[Change]) -> usize {
@@ -488,6 +498,48 @@ fn a_driver_of_virtio_mem_is_waited_for_until_it_has_what_it_should_and_says_so(
     let to_add = "virtio-mem: 134217728 bytes to be added";
     assert_eq!(owed(UNIT, false).as_deref(), Some(to_add));
     assert_eq!(owed(UNIT, true), None);
+}
+
+/// Neither blocks nor DIMMs: nothing is asked for.
+#[test]
+fn what_the_host_cannot_give_is_refused_before_the_guest_hears_of_it() {
+    let meminfo = |promised: u64| format!("CommitLimit: 1048576 kB\nCommitted_AS: {} kB\n", promised >> 10);
+    let root = crate::check::testing::host(&[
+        ("proc/sys/vm/overcommit_memory", "2\n"),
+        ("proc/meminfo", &meminfo(GIB - 2 * UNIT)),
+        ("proc/self/cgroup", "0::/pod/vmm\n"),
+        ("sys/fs/cgroup/pod/memory.max", &(4 * UNIT).to_string()),
+    ]);
+    let config = MemoryConfig {
+        size: BOOT,
+        hotplug_size: Some(GIB),
+        acpi_only: true,
+        ..Default::default()
+    };
+    let space = space_under(root.path(), &config);
+    let (mut resize, handle) = blocks_in(space.clone(), true);
+    let mut bench = Bench::over(space, Arc::default(), GIB);
+    let now = Instant::now();
+    let commit = "384 MiB needed, the host may promise 256 MiB more (vm.overcommit_memory is 2, see CommitLimit in /proc/meminfo)";
+    let group = "640 MiB beside what the VM started with, the control group allows 536870912 bytes (/sys/fs/cgroup/pod/memory.max)";
+    for (units, why) in [(3, commit), (5, group)] {
+        let bytes = BOOT + units * UNIT;
+        let what = format!("cannot add {} MiB of hot-plugged memory: {why}", units * UNIT / MIB);
+        for error in [resize.set(&mut None, bytes, now), bench.set(bytes)] {
+            let error = error.unwrap_err();
+            assert_eq!((chain(&error), error.is_request()), (what.clone(), false));
+        }
+        assert_eq!((resize.wanted_bytes(), handle.size().requested_bytes), (BOOT, 0));
+        assert_eq!((bench.resize.wanted_bytes(), bench.settle(Answer::Takes)), (BOOT, 0));
+    }
+    // What there is, and what is asked for no more, is not asked of the host again.
+    bench.set(BOOT + 2 * UNIT).unwrap();
+    bench.settle(Answer::Takes);
+    resize.set(&mut None, BOOT + 2 * UNIT, now).unwrap();
+    std::fs::write(root.path().join("proc/meminfo"), meminfo(GIB - UNIT)).unwrap();
+    bench.set(BOOT + 3 * UNIT).unwrap();
+    resize.set(&mut None, BOOT + UNIT, now).unwrap();
+    resize.set(&mut None, BOOT + 2 * UNIT, now).unwrap_err();
 }
 
 #[test]

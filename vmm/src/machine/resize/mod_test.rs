@@ -107,10 +107,10 @@ impl Bench {
             unit: 128 * MIB,
             blocks_only: false,
         };
-        let balloon = Balloon::new(BalloonConfig::default(), space, || ()).unwrap();
+        let balloon = Balloon::new(BalloonConfig::default(), space.clone(), || ()).unwrap();
         balloon.handle().set_target(BalloonTarget::new(MIB).unwrap());
         Self {
-            resizes: Resizes::new(MemoryResize::new(parts, None), Some(balloon.handle()), reclaim),
+            resizes: Resizes::new(MemoryResize::new(parts, space, None), Some(balloon.handle()), reclaim),
             cpus,
             cpu_bank,
             dimms: Some(dimms),
