@@ -348,8 +348,7 @@ impl Controller {
         // Descriptors come with vm.add-net alone.
         let nets = config.net.iter().try_for_each(|net| net::check(net, 0));
         nets.map_err(of_build)?;
-        let mut vm = Vm::new(config);
-        vm.name_devices();
+        let vm = Vm::new(config);
         log::info!("vm.create: {}", life::described(vm.config()));
         self.vm = Some(vm);
         self.publish();

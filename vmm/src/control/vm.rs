@@ -77,7 +77,9 @@ pub(super) struct Vm {
 }
 
 impl Vm {
-    pub(super) fn new(config: VmConfig) -> Self {
+    /// A VM of this configuration, whose devices have a name each from here on.
+    pub(super) fn new(mut config: VmConfig) -> Self {
+        config.name_devices();
         Self {
             config,
             passed: Passed::new(),
@@ -145,20 +147,10 @@ impl Vm {
         }
     }
 
-    pub(super) fn name_devices(&mut self) {
-        self.config.name_devices();
-    }
-
     /// Takes the descriptors that the process was started with for its network devices.
     pub(super) fn inherit(&mut self) -> Result<(), BuildError> {
-        for (number, net) in self
-            .config
-            .net
-            .iter_mut()
-            .enumerate()
-            .filter(|(_, net)| net.fds.is_some())
-        {
-            let id = net.id.get_or_insert_with(|| format!("net{number}")).clone();
+        for net in self.config.net.iter().filter(|net| net.fds.is_some()) {
+            let id = net.id.clone().unwrap_or_default();
             self.passed.insert(id, net::inherited(net)?);
         }
         Ok(())
@@ -355,7 +347,36 @@ impl Vm {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+
     use super::*;
+    use crate::config::{DiskConfig, NetConfig};
+
+    /// Descriptors are found by the name that the device has everywhere.
+    #[test]
+    fn devices_have_names_that_differ_and_descriptors_go_by_them() {
+        let null = File::open("/dev/null").unwrap();
+        let tap = NetConfig {
+            tap: Some("tap0".into()),
+            ..NetConfig::new()
+        };
+        let passed = NetConfig {
+            fds: Some(vec![null.as_raw_fd()]),
+            ..NetConfig::new()
+        };
+        let config = VmConfig {
+            disks: vec![DiskConfig::new("/a")],
+            net: vec![tap, passed],
+            ..VmConfig::default()
+        };
+        let mut vm = Vm::new(config);
+        vm.inherit().unwrap();
+        let names: Vec<_> = vm.config().ids().collect();
+        assert_eq!(names, ["_disk0", "_net0", "_net1"]);
+        let passed: Vec<_> = vm.passed.iter().map(|(id, fds)| (id.as_str(), fds.len())).collect();
+        assert_eq!(passed, [("_net1", 1)]);
+    }
 
     /// A guest lets go of memory, or fills a balloon, bit by bit, long before all of a resize is done.
     #[test]

@@ -86,6 +86,9 @@ pub enum SlotError {
     /// There is no device of this name.
     #[error("there is no device '{0}'")]
     Unknown(String),
+    /// Its name is another's.
+    #[error("there is a device of this name already")]
+    Named,
     /// All are taken, or about to be.
     #[error("all PCI slots from 1 to 31 are taken")]
     Full,
@@ -176,7 +179,7 @@ impl Devices {
     /// after `io-`.
     ///
     /// # Errors
-    /// When slots, addresses or interrupts have run out.
+    /// When another device has the name, and when slots, addresses or interrupts have run out.
     pub fn add_virtio(&mut self, name: &str, device: Box<dyn VirtioDevice>) -> Result<Bdf, BuildError> {
         let (slot, at) = self.vacant(name)?;
         self.slots
@@ -264,7 +267,11 @@ impl Devices {
         virtio.chain(others).collect()
     }
 
+    /// A slot for a device called `name`, which no other may be: whoever waits for a device to rest knows it by its name alone.
     fn vacant(&self, name: &str) -> Result<(u32, Bdf), BuildError> {
+        if self.places.contains_key(name) {
+            return Err(BuildError::device(name, SlotError::Named));
+        }
         self.first_vacant().map_err(|source| BuildError::Full {
             device: name.into(),
             source,

@@ -117,6 +117,22 @@ fn a_device_that_the_guest_has_not_heard_of_is_gone_at_once_with_its_name() {
 }
 
 #[test]
+fn two_devices_never_have_one_name() {
+    let (mut devices, _) = devices();
+    let at = devices.add_virtio("a", device()).unwrap();
+    let again = [
+        devices.add_virtio("a", device()).unwrap_err(),
+        devices.offer_virtio("a", device()).unwrap_err(),
+    ];
+    for error in again {
+        assert_eq!(husk_devices::chain(&error), "a: there is a device of this name already");
+    }
+    assert_eq!(names(&devices), ["a"]);
+    assert_eq!(devices.add_virtio("b", device()).unwrap(), bdf(2), "no slot is lost");
+    assert_eq!(at, bdf(1));
+}
+
+#[test]
 fn slots_are_used_again_and_again() {
     let (mut devices, board) = devices();
     let names: Vec<String> = (1..SLOTS).map(|slot| format!("d{slot}")).collect();

@@ -94,12 +94,9 @@ pub fn populate(
     };
     let serial = add_serial(&config.serial, devices, stdout, &options.tail)?;
     let serial = serial.and_then(|(port, line)| connect("serial", config.serial.mode, line, port));
-    for (number, device) in config.devices().enumerate() {
-        let name = device
-            .id()
-            .map_or_else(|| format!("{}{number}", device.kind()), str::to_owned);
-        let device = open(&device, passed, memory, devices.threads())?;
-        devices.add_virtio(&name, device)?;
+    for device in config.devices() {
+        let opened = open(&device, passed, memory, devices.threads())?;
+        devices.add_virtio(device.id().unwrap_or(device.kind()), opened)?;
     }
     if let Some(rng) = &config.rng {
         let device = Rng::open(&rng.src).map_err(|e| BuildError::device(format!("rng {}", rng.src.display()), e))?;
