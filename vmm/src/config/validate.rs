@@ -1,6 +1,6 @@
 //! What makes a [`VmConfig`] one that can be built.
 
-use husk_firmware::CommandLine;
+use husk_firmware::{CommandLine, layout};
 use husk_virtio::block::{ID_BYTES, is_serial};
 use husk_virtio::net::check_tap_name;
 use husk_virtio::vsock::CIDS;
@@ -14,7 +14,7 @@ use super::{
     MemoryConfig, NetConfig, PayloadConfig, PmemConfig, VmConfig, VsockConfig, unsupported,
 };
 use crate::log::Tag;
-use crate::memory::BLOCK_BYTES as PMEM_UNIT_BYTES;
+use crate::memory::{BLOCK_BYTES as PMEM_UNIT_BYTES, Reserved};
 
 /// The unit of guest RAM.
 pub const PAGE_BYTES: u64 = 4096;
@@ -63,6 +63,19 @@ impl Limits {
     pub fn max_memory_bytes(self) -> u64 {
         let space = 1_u64.checked_shl(self.phys_bits.into());
         space.map_or(MAX_RAM_BYTES, |space| MAX_RAM_BYTES.min(space >> 1))
+    }
+
+    /// The most bytes that may come later beside the RAM of `memory`: what that leaves of [`Limits::max_memory_bytes`], as far as there are
+    /// addresses for it above RAM and below those of persistent memory.
+    fn room_beside(self, memory: &MemoryConfig) -> u64 {
+        let (limit, _) = self.pmem_window();
+        let left = self.max_memory_bytes().saturating_sub(memory.size);
+        left.min(Reserved::room(memory, limit))
+    }
+
+    /// Where persistent memory goes (base, bytes); nowhere if addresses are too narrow for any.
+    fn pmem_window(self) -> (u64, u64) {
+        layout::pmem_window(self.phys_bits.into()).unwrap_or_default()
     }
 }
 
@@ -246,6 +259,14 @@ pub enum ConfigError {
         /// What was asked for.
         found: u64,
     },
+    /// Persistent memory that there are no addresses for.
+    #[error("pmem: {} of addresses are needed, {} allowed: the last quarter of cpus.max_phys_bits and of what the host has", Size(*found), Size(*max))]
+    PmemRoom {
+        /// What was asked for, or is needed at least.
+        found: u64,
+        /// What there is.
+        max: u64,
+    },
     /// A path that leads nowhere.
     #[error(transparent)]
     Path(#[from] PathError),
@@ -320,6 +341,7 @@ impl VmConfig {
         self.memory.validate(limits)?;
         self.payload.validate()?;
         self.validate_roster()?;
+        self.validate_pmem_room(limits)?;
         self.rng.as_ref().map_or(Ok(()), |rng| path::file("rng", &rng.src))?;
         if let Some(balloon) = &self.balloon {
             balloon.validate(&self.memory)?;
@@ -339,17 +361,19 @@ impl VmConfig {
     /// `limits`, with addresses as narrow as this VM's.
     fn own_limits(&self, limits: Limits) -> Limits {
         Limits {
-            phys_bits: limits.phys_bits.min(self.cpus.max_phys_bits),
+            phys_bits: self.phys_bits(limits),
             ..limits
         }
     }
 
+    /// Width of this VM's guest-physical addresses on a host that has `limits`: as wide as they can be there, and may be here.
+    pub fn phys_bits(&self, limits: Limits) -> u8 {
+        limits.phys_bits.min(self.cpus.max_phys_bits)
+    }
+
     /// Has as much of what may come later as there are addresses for beside RAM that has grown since it was [validated](Self::validate).
     pub fn fit_hotplug(&mut self, limits: Limits) {
-        let room = self
-            .own_limits(limits)
-            .max_memory_bytes()
-            .saturating_sub(self.memory.size);
+        let room = self.own_limits(limits).room_beside(&self.memory);
         self.memory.hotplug_size = self.memory.hotplug_size.map(|more| more.min(room));
     }
 
@@ -390,6 +414,16 @@ impl VmConfig {
             Some(tap) => Err(ConfigError::TwoTaps(tap.into())),
             None => Ok(()),
         }
+    }
+
+    /// Checks that there are addresses for all persistent memory, as far as its size is known without a look at the files.
+    fn validate_pmem_room(&self, limits: Limits) -> Result<(), ConfigError> {
+        let sizes = self.pmem.iter().map(|pmem| pmem.size.unwrap_or(PMEM_UNIT_BYTES));
+        let (found, (_, max)) = (sizes.fold(0, u64::saturating_add), limits.pmem_window());
+        if found > max {
+            return Err(ConfigError::PmemRoom { found, max });
+        }
+        Ok(())
     }
 
     /// Checks that nobody else has a socket on which husk is to listen.
@@ -438,11 +472,12 @@ impl MemoryConfig {
         if !found.is_multiple_of(page) {
             return Err(ConfigError::MemoryUnit { found, page });
         }
-        let more = self.hotplug_size.unwrap_or_default();
-        match found.checked_add(more).filter(|all| *all <= max) {
-            Some(_) => Ok(()),
-            None => Err(ConfigError::Hotplug { size: found, more, max }),
+        let (more, room) = (self.hotplug_size.unwrap_or_default(), limits.room_beside(self));
+        if more > room {
+            let (size, max) = (found, found.saturating_add(room));
+            return Err(ConfigError::Hotplug { size, more, max });
         }
+        Ok(())
     }
 }
 

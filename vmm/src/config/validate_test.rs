@@ -368,6 +368,65 @@ fn what_comes_to_a_vm_that_runs_is_looked_at_by_itself() {
     assert_eq!(config, fits);
 }
 
+/// What comes lies above 4 GiB, wherever there would be room below.
+#[test]
+fn nothing_is_promised_beyond_the_addresses_that_a_vm_is_given() {
+    let with = |bits, size, hotplug: Option<u64>| {
+        let mut config = good();
+        config.cpus.max_phys_bits = bits;
+        (config.memory.size, config.memory.hotplug_size) = (size, hotplug);
+        config
+    };
+    let refused = |config: &VmConfig| config.validate(HOST).unwrap_err().to_string();
+    assert_eq!(
+        refused(&with(32, 512 << 20, Some(512 << 20))),
+        "memory: 512 MiB at the start and 512 MiB more later asked for, 512 MiB allowed together"
+    );
+    with(32, 2 << 30, None).validate(HOST).unwrap();
+    // From 4 GiB up to persistent memory, which begins at 6.
+    with(33, 2 << 30, Some(2 << 30)).validate(HOST).unwrap();
+    let mut grown = with(33, 7 << 29, Some(1 << 29));
+    assert!(grown.validate(HOST).is_err(), "RAM is in the way, up to 4.5 GiB");
+    grown.fit_hotplug(HOST);
+    assert_eq!(grown.memory.hotplug_size, Some(0));
+    grown.validate(HOST).unwrap();
+    // What hosts have is room enough for as much again as there may be.
+    for bits in [36, 39, 40, 46, 52] {
+        let host = Limits {
+            phys_bits: bits,
+            ..HOST
+        };
+        let most = host.max_memory_bytes();
+        for size in [2 << 20, 1 << 30, most / 2, most - (1 << 30)] {
+            let config = with(bits, size, Some(most - size));
+            config
+                .validate(host)
+                .unwrap_or_else(|error| panic!("{bits} {size:#x}: {error}"));
+        }
+    }
+    let pmem = |bits, size| {
+        let mut config = with(bits, 512 << 20, None);
+        let file = json!({"file": "/f", "size": size});
+        config.pmem = vec![serde_json::from_value(file).unwrap()];
+        config
+    };
+    assert_eq!(
+        refused(&pmem(32, json!(null))),
+        "pmem: 2 MiB of addresses are needed, 0 B allowed: the last quarter of cpus.max_phys_bits and of what the host has"
+    );
+    pmem(40, json!(256_u64 << 30)).validate(HOST).unwrap();
+    assert!(refused(&pmem(46, json!((256_u64 << 30) + (2 << 20)))).contains("256 GiB allowed"));
+}
+
+#[test]
+fn addresses_are_as_wide_as_the_host_and_the_vm_both_have_them() {
+    let mut config = good();
+    assert_eq!(config.phys_bits(HOST), 40, "46 unless said");
+    assert_eq!(config.phys_bits(Limits::ARCHITECTURE), 46);
+    config.cpus.max_phys_bits = 36;
+    assert_eq!(config.phys_bits(HOST), 36);
+}
+
 #[test]
 fn fields_that_exclude_each_other_or_mean_nothing_together_are_named() {
     assert_eq!(

@@ -11,6 +11,7 @@
 //! | 0x8000_001e | EAX; EBX; ECX | APIC ID; core ID; node 0 |
 //! | 0x8000_0026 | | absent |
 //!
+//! Guest-physical addresses have no more bits than the VM is given (0x8000_0008, EAX 7:0 and 23:16).
 //! A VM whose vCPUs may come lacks MTRR and PAT (0x1 and 0x8000_0001, EDX 12 and 16).
 //!
 //! KVM lists the leaves of the processor's name, 0x8000_0002 to 0x8000_0004, as zero, and a guest then makes one up of its family: they
@@ -33,6 +34,10 @@ const KVM_FEATURE_MSI_EXT_DEST_ID: u32 = 15;
 
 /// What SVM can do (AMD APM vol. 3 appendix E).
 const SVM_FEATURES: u32 = 0x8000_000a;
+
+/// Leaf whose EAX has the widths of addresses: physical in bits 7:0, linear in 15:8, and in 23:16 the physical ones of guests, 0 if those
+/// are no other (AMD APM vol. 3 §E.4.7).
+pub(super) const ADDRESS_SIZES: u32 = 0x8000_0008;
 
 /// The highest extended leaf.
 const EXTENDED: u32 = 0x8000_0000;
@@ -100,6 +105,17 @@ impl Topology {
             if matches!(entry.function, 0x1 | 0x8000_0001) {
                 entry.edx &= !(FEATURE_MTRR | FEATURE_PAT);
             }
+        }
+        self
+    }
+
+    /// The same with guest-physical addresses of `bits` bits at most (AMD APM vol. 3 §E.4.7): those of the processor, and of what KVM says
+    /// of its page tables.
+    #[must_use]
+    pub fn with_phys_bits(mut self, bits: u8) -> Self {
+        for entry in self.entries.iter_mut().filter(|entry| entry.function == ADDRESS_SIZES) {
+            let [of_processor, linear, of_guests, rest] = entry.eax.to_le_bytes();
+            entry.eax = u32::from_le_bytes([of_processor.min(bits), linear, of_guests.min(bits), rest]);
         }
         self
     }
@@ -212,7 +228,7 @@ fn share(entry: &mut kvm_cpuid_entry2, vcpus: u32, tsc_deadline: bool) {
         KVM_SIGNATURE => entry.eax = entry.eax.max(KVM_FEATURES),
         KVM_FEATURES if vcpus > 255 => entry.eax |= 1 << KVM_FEATURE_MSI_EXT_DEST_ID,
         0x8000_0001 => entry.ecx = set_if(entry.ecx, AMD_CMP_LEGACY, vcpus > 1 && is_amd_leaf(entry)),
-        0x8000_0008 => entry.ecx = others.min(0xff) | (id_bits(vcpus) << 12),
+        ADDRESS_SIZES => entry.ecx = others.min(0xff) | (id_bits(vcpus) << 12),
         _ => {}
     }
 }

@@ -74,6 +74,27 @@ fn five_vcpus_need_three_bits_of_apic_id() {
 }
 
 #[test]
+fn addresses_have_no_more_bits_than_the_vm_is_given() {
+    let sizes = |eax| {
+        let leaf = kvm_cpuid_entry2 {
+            function: ADDRESS_SIZES,
+            eax,
+            ..Default::default()
+        };
+        CpuId::from_entries(&[leaf]).unwrap()
+    };
+    for (host, bits, guest) in [
+        (0x3030, 40, 0x3028),
+        (0x0030_3934, 40, 0x0028_3928),
+        (0x0030_3934, 50, 0x0030_3932),
+        (0x3930, 52, 0x3930),
+    ] {
+        let topology = Topology::new(&sizes(host), 1, true).with_phys_bits(bits);
+        assert_eq!(find(&topology.cpuid(0, None), ADDRESS_SIZES, 0).eax, guest, "{host:#x}");
+    }
+}
+
+#[test]
 fn the_last_level_cache_is_shared_by_all_and_the_first_by_none() {
     let cpuid = Topology::new(&host(), 8, true).cpuid(0, None);
     assert_eq!(find(&cpuid, 4, 0).eax >> 14 & 0xfff, 0);

@@ -78,9 +78,6 @@ impl<T> Context<T> for Result<T, kvm_ioctls::Error> {
     }
 }
 
-/// Leaf whose EAX tells the width of addresses (AMD APM vol. 3 §E.4.7).
-const ADDRESS_SIZES: u32 = 0x8000_0008;
-
 /// An open `/dev/kvm` that has all of [`REQUIRED`].
 #[derive(Debug)]
 pub struct Kvm {
@@ -140,7 +137,7 @@ impl Kvm {
             .supported
             .as_slice()
             .iter()
-            .find(|entry| entry.function == ADDRESS_SIZES);
+            .find(|entry| entry.function == cpuid::ADDRESS_SIZES);
         leaf.map_or(WITHOUT_LEAF, |leaf| leaf.eax.to_le_bytes()[0])
     }
 

@@ -125,7 +125,8 @@ impl Machine {
         trace.mark(Phase::KvmOpen);
         let vm = Arc::new(kvm.create_vm()?);
         trace.mark(Phase::VmCreate);
-        let memory = AddressSpace::new(&config.memory, vm.clone(), kvm.phys_bits())?;
+        let phys_bits = config.phys_bits(kvm.limits());
+        let memory = AddressSpace::new(&config.memory, vm.clone(), phys_bits)?;
         trace.mark(Phase::Ram);
 
         // Nothing that the loader uses may move into the closure: on an error it would be dropped before the loader is joined.
@@ -145,7 +146,7 @@ impl Machine {
 
             vm.create_irqchip(max, layout::KVM_TSS)?;
             trace.mark(Phase::Irqchip);
-            let topology = topology(&kvm, &config.cpus);
+            let topology = topology(&kvm, &config.cpus).with_phys_bits(phys_bits);
             let vcpus = create_vcpus(&vm, boot, &topology)?;
             trace.mark(Phase::Vcpus);
             let mut devices = Devices::new(board.clone(), vm.clone(), memory.guest(), threads.clone())?;

@@ -25,8 +25,7 @@ impl Reserved {
     /// shown its drivers, and addresses cost nothing. Where those do not reach, below `limit`, there are only DIMMs.
     pub fn new(config: &MemoryConfig, ram_end: u64, limit: u64) -> Option<Self> {
         let asked = config.hotplug_size.filter(|bytes| *bytes > 0)?;
-        let unit = layout::memory_block(ram_end).max(config.page_bytes());
-        let base = layout::hotplug_base(ram_end)?.checked_next_multiple_of(unit)?;
+        let (base, unit) = beginning(config, ram_end)?;
         // What was asked for can come in whole units.
         let bytes = asked.checked_next_multiple_of(unit)?;
         let end = base.checked_add(bytes)?;
@@ -53,8 +52,25 @@ impl Reserved {
         })
     }
 
+    /// The most that may come, in whole units, to a VM with the RAM of `config`, below `limit`.
+    pub fn room(config: &MemoryConfig, limit: u64) -> u64 {
+        let ram_end = layout::ram_end(&layout::ram_ranges(config.size));
+        let Some((base, unit)) = beginning(config, ram_end) else {
+            return 0;
+        };
+        let room = limit.saturating_sub(base);
+        room.saturating_sub(room.checked_rem(unit).unwrap_or_default())
+    }
+
     /// Where it ends.
     pub fn end(&self) -> u64 {
         self.base.saturating_add(self.bytes)
     }
+}
+
+/// Where a reserve begins above RAM that ends at `ram_end`, and its unit.
+fn beginning(config: &MemoryConfig, ram_end: u64) -> Option<(u64, u64)> {
+    let unit = layout::memory_block(ram_end).max(config.page_bytes());
+    let base = layout::hotplug_base(ram_end)?.checked_next_multiple_of(unit)?;
+    Some((base, unit))
 }
