@@ -64,23 +64,22 @@ pub enum FsArgError {
 /// Reads `tag=NAME,dir=DIR,…` or `tag=NAME,socket=PATH,…`.
 pub fn parse_fs(text: &str) -> Result<FsConfig, FsArgError> {
     let mut fs = FsConfig::new("", "");
-    let serving = &mut fs.serving;
     for (key, value) in parse_pairs(text, &KEYS)? {
         match key {
             "tag" => fs.tag = value,
             "dir" => fs.dir = Some(value.into()),
             "socket" => fs.socket = value.into(),
-            "readonly" => serving.readonly = switch("readonly", value)?,
-            "cache" => serving.cache = cache(value)?,
-            "writeback" => serving.writeback = switch("writeback", value)?,
-            "direct_io" => serving.direct_io = switch("direct_io", value)?,
-            "xattr" => serving.xattr = switch("xattr", value)?,
-            "posix_acl" => serving.posix_acl = switch("posix_acl", value)?,
-            "submounts" => serving.submounts = switch("submounts", value)?,
-            "locks" => serving.locks = switch("locks", value)?,
-            "label" => serving.label = Some(value),
-            "translate_uid" => serving.translate_uid = ranges("translate_uid", value)?,
-            "translate_gid" => serving.translate_gid = ranges("translate_gid", value)?,
+            "readonly" => fs.readonly = switch("readonly", value)?,
+            "cache" => fs.cache = cache(value)?,
+            "writeback" => fs.writeback = switch("writeback", value)?,
+            "direct_io" => fs.direct_io = switch("direct_io", value)?,
+            "xattr" => fs.xattr = switch("xattr", value)?,
+            "posix_acl" => fs.posix_acl = switch("posix_acl", value)?,
+            "submounts" => fs.submounts = switch("submounts", value)?,
+            "locks" => fs.locks = switch("locks", value)?,
+            "label" => fs.label = Some(value),
+            "translate_uid" => fs.translate_uid = ranges("translate_uid", value)?,
+            "translate_gid" => fs.translate_gid = ranges("translate_gid", value)?,
             "queues" => fs.num_queues = number("queues", value)?,
             "queue_size" => fs.queue_size = number("queue_size", value)?,
             _ => fs.id = Some(value),
@@ -112,7 +111,6 @@ fn ranges(key: &'static str, found: String) -> Result<Vec<IdTranslation>, FsArgE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::FsServing;
 
     #[test]
     fn every_key_sets_its_field() {
@@ -124,7 +122,7 @@ mod tests {
         let text = "tag=t,dir=/d,readonly=on,cache=never,writeback=on,direct_io=on,xattr=on,posix_acl=on,submounts=off,\
                     locks=off,label=\"u:r:t:s0:c1,c2\",translate_uid=map:0:1000:1,translate_gid=map:0:1000:1+map:1:5000:9";
         let range = |guest, host, count| IdTranslation { guest, host, count };
-        let serving = FsServing {
+        let folder = FsConfig {
             readonly: true,
             cache: CacheMode::Never,
             writeback: true,
@@ -136,8 +134,9 @@ mod tests {
             label: Some("u:r:t:s0:c1,c2".into()),
             translate_uid: vec![range(0, 1000, 1)],
             translate_gid: vec![range(0, 1000, 1), range(1, 5000, 9)],
+            ..FsConfig::of_dir("t", "/d")
         };
-        assert_eq!(parse_fs(text).unwrap().serving, serving);
+        assert_eq!(parse_fs(text).unwrap(), folder);
     }
 
     #[test]

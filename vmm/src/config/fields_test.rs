@@ -115,8 +115,7 @@ fn every_field_of_a_whole_configuration_has_a_name() {
         host: 1,
         count: 1,
     };
-    let mut folder = super::super::FsConfig::of_dir("t", "/d");
-    folder.serving = super::super::FsServing {
+    let folder = super::super::FsConfig {
         readonly: true,
         cache: super::super::CacheMode::Never,
         writeback: true,
@@ -128,6 +127,7 @@ fn every_field_of_a_whole_configuration_has_a_name() {
         label: Some("u:r:t".into()),
         translate_uid: vec![ids],
         translate_gid: vec![ids],
+        ..super::super::FsConfig::of_dir("t", "/d")
     };
     config.fs = vec![super::super::FsConfig::new("t", "/f"), folder];
     config.vsock = Some(super::super::VsockConfig::new(3, "/v"));

@@ -30,17 +30,6 @@ pub struct FsConfig {
     /// The folder that husk serves, in place of a back-end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
-    /// How it serves it.
-    #[serde(flatten)]
-    pub serving: FsServing,
-    /// Everything else.
-    #[serde(flatten)]
-    pub rest: Rest,
-}
-
-/// How husk serves a folder. What is not as it usually is has no meaning to a back-end, which has options of its own.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FsServing {
     /// Whether nothing may be changed through this share.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_off")]
     pub readonly: bool,
@@ -78,6 +67,9 @@ pub struct FsServing {
     /// Groups, likewise.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub translate_gid: Vec<IdTranslation>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
 }
 
 /// What the guest may keep of what it was told, as it is written in the API and at the command line; the server knows it as [`Cache`].
@@ -122,9 +114,16 @@ impl CacheMode {
     }
 }
 
-impl Default for FsServing {
-    fn default() -> Self {
+impl FsConfig {
+    /// A back-end at `socket`, with one request queue of the usual size.
+    pub fn new(tag: impl Into<String>, socket: impl Into<PathBuf>) -> Self {
         Self {
+            tag: tag.into(),
+            socket: socket.into(),
+            num_queues: Self::one_queue(),
+            queue_size: Self::usual_queue_size(),
+            id: None,
+            dir: None,
             readonly: false,
             cache: CacheMode::Auto,
             writeback: false,
@@ -136,14 +135,22 @@ impl Default for FsServing {
             label: None,
             translate_uid: Vec::new(),
             translate_gid: Vec::new(),
+            rest: Rest::default(),
         }
     }
-}
 
-impl FsServing {
-    /// The first field that is not as it usually is.
-    pub(super) fn first_unusual(&self) -> Option<&'static str> {
-        let usual = Self::default();
+    /// The folder `dir`, served by husk as it usually is.
+    pub fn of_dir(tag: impl Into<String>, dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: Some(dir.into()),
+            ..Self::new(tag, "")
+        }
+    }
+
+    /// The first field that says how husk is to serve a folder, and is not as it usually is: it has no meaning to a back-end, which has
+    /// options of its own.
+    pub(super) fn first_of_folders(&self) -> Option<&'static str> {
+        let usual = Self::new("", "");
         [
             ("readonly", self.readonly != usual.readonly),
             ("cache", self.cache != usual.cache),
@@ -159,30 +166,6 @@ impl FsServing {
         ]
         .into_iter()
         .find_map(|(name, unusual)| unusual.then_some(name))
-    }
-}
-
-impl FsConfig {
-    /// A back-end at `socket`, with one request queue of the usual size.
-    pub fn new(tag: impl Into<String>, socket: impl Into<PathBuf>) -> Self {
-        Self {
-            tag: tag.into(),
-            socket: socket.into(),
-            num_queues: Self::one_queue(),
-            queue_size: Self::usual_queue_size(),
-            id: None,
-            dir: None,
-            serving: FsServing::default(),
-            rest: Rest::default(),
-        }
-    }
-
-    /// The folder `dir`, served by husk as it usually is.
-    pub fn of_dir(tag: impl Into<String>, dir: impl Into<PathBuf>) -> Self {
-        Self {
-            dir: Some(dir.into()),
-            ..Self::new(tag, "")
-        }
     }
 
     const fn one_queue() -> u16 {
@@ -220,6 +203,23 @@ mod tests {
         assert_eq!(from_value::<FsConfig>(json).unwrap(), FsConfig::new("t", "/s"));
     }
 
+    /// Those of a folder too.
+    #[test]
+    fn a_value_of_another_type_is_told_with_its_field() {
+        let fields = "tag socket num_queues queue_size id dir readonly cache writeback direct_io xattr posix_acl submounts locks label \
+                      translate_uid translate_gid";
+        for field in fields.split(' ') {
+            let mut json = json!({"tag": "t", "dir": "/d"});
+            json[field] = json!([{"no": "value"}]);
+            let refusal = crate::config::json::parse::<FsConfig>(json.to_string().as_bytes()).unwrap_err();
+            let place = match field {
+                "translate_uid" | "translate_gid" => format!("{field}[0]: "),
+                _ => format!("{field}: "),
+            };
+            assert!(refusal.to_string().starts_with(&place), "{field}: {refusal}");
+        }
+    }
+
     #[test]
     fn every_field_of_a_folder_is_read_and_written() {
         let json = json!({
@@ -230,7 +230,7 @@ mod tests {
         });
         let fs: FsConfig = from_value(json.clone()).unwrap();
         assert_eq!(to_value(&fs).unwrap(), json);
-        assert_eq!(fs.serving.first_unusual(), Some("readonly"));
+        assert_eq!(fs.first_of_folders(), Some("readonly"));
         for (name, mode) in CacheMode::ALL {
             assert_eq!(to_value(mode).unwrap(), name);
         }

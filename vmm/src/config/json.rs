@@ -97,6 +97,10 @@ mod tests {
                 "serial.mode: unknown variant `tty`, expected one of `Off`, `Null`",
             ),
             (
+                r#"{"fs":[{"tag":"t","translate_gid":[{"guest":"root"}]}]}"#,
+                r#"fs[0].translate_gid[0].guest: invalid type: string "root", expected a whole number"#,
+            ),
+            (
                 r#"{"net":[{"mac":"zz"}]}"#,
                 "net[0].mac: mac is 'zz', allowed: six pairs",
             ),

@@ -30,7 +30,7 @@ pub use device::{
     Backend, BalloonConfig, DiskConfig, NetConfig, PmemConfig, RateLimiterConfig, RngConfig, TokenBucketConfig,
     VsockConfig,
 };
-pub use fs::{CacheMode, FsConfig, FsServing};
+pub use fs::{CacheMode, FsConfig};
 pub use mac::{BadMac, MacAddr};
 pub use options::{BootProtocol, ResizeTimeout, RunOptions};
 pub use path::PathError;

@@ -133,23 +133,22 @@ impl FsConfig {
             (None, true) => return Err(ShareError::NoFiles(tag())),
             (Some(_), false) => return Err(ShareError::TwiceFiles(tag())),
             (None, false) => {
-                if let Some(field) = self.serving.first_unusual() {
+                if let Some(field) = self.first_of_folders() {
                     return Err(ShareError::NotOurs { tag: tag(), field });
                 }
             }
             (Some(_), true) => {}
         }
-        if let Some(label) = self.serving.label.as_ref().filter(|label| !is_label(label)) {
+        if let Some(label) = self.label.as_ref().filter(|label| !is_label(label)) {
             let label = label.clone();
             return Err(ShareError::Label { tag: tag(), label });
         }
-        if self.serving.posix_acl && !self.serving.xattr {
+        if self.posix_acl && !self.xattr {
             return Err(ShareError::AclWithoutXattr(tag()));
         }
-        let serving = &self.serving;
         for (field, ranges) in [
-            ("translate_uid", &serving.translate_uid),
-            ("translate_gid", &serving.translate_gid),
+            ("translate_uid", &self.translate_uid),
+            ("translate_gid", &self.translate_gid),
         ] {
             if let Some(why) = translation::fault(ranges) {
                 return Err(ShareError::Translation { tag: tag(), field, why });
@@ -257,17 +256,14 @@ mod tests {
             refused(&|fs| fs.num_queues = 2),
             "fs share: 2 request queues asked for, allowed with dir: 1 to 1, one for each vCPU"
         );
-        assert_eq!(
-            refused(&|fs| fs.serving.posix_acl = true),
-            "fs share: posix_acl needs xattr"
-        );
+        assert_eq!(refused(&|fs| fs.posix_acl = true), "fs share: posix_acl needs xattr");
         let none = IdTranslation {
             guest: 1,
             host: 2,
             count: 0,
         };
         assert_eq!(
-            refused(&|fs| fs.serving.translate_gid = vec![none]),
+            refused(&|fs| fs.translate_gid = vec![none]),
             "fs share: translate_gid map:1:2:0 maps no number"
         );
         for (label, good) in [
@@ -279,11 +275,11 @@ mod tests {
             ("u:r:t t", false),
             ("", false),
         ] {
-            let found = with(&|fs| fs.serving.label = Some(label.into()));
+            let found = with(&|fs| fs.label = Some(label.into()));
             assert_eq!(found.is_ok(), good, "{label}: {found:?}");
         }
         let mut remote = FsConfig::new("share", "/s");
-        remote.serving.readonly = true;
+        remote.readonly = true;
         assert_eq!(
             remote.validate().unwrap_err().to_string(),
             "fs share: readonly is for files that husk serves (dir); a back-end at a socket has options of its own"

@@ -60,20 +60,19 @@ fn local(config: &FsConfig, dir: &Path, threads: &Arc<dyn Threads>) -> Result<Lo
 
 /// What is to be shared. A label has no NUL, as validated.
 fn share(config: &FsConfig, dir: &Path) -> Result<ShareConfig, std::ffi::NulError> {
-    let serving = &config.serving;
     Ok(ShareConfig {
-        readonly: serving.readonly,
-        cache: serving.cache.into(),
-        writeback: serving.writeback,
-        allow_direct_io: serving.direct_io,
-        xattr: serving.xattr,
-        posix_acl: serving.posix_acl,
-        announce_submounts: serving.submounts,
-        locks: serving.locks,
+        readonly: config.readonly,
+        cache: config.cache.into(),
+        writeback: config.writeback,
+        allow_direct_io: config.direct_io,
+        xattr: config.xattr,
+        posix_acl: config.posix_acl,
+        announce_submounts: config.submounts,
+        locks: config.locks,
         confine: true,
-        uid_map: serving.translate_uid.iter().copied().map(Into::into).collect(),
-        gid_map: serving.translate_gid.iter().copied().map(Into::into).collect(),
-        label: serving.label.clone().map(CString::new).transpose()?,
+        uid_map: config.translate_uid.iter().copied().map(Into::into).collect(),
+        gid_map: config.translate_gid.iter().copied().map(Into::into).collect(),
+        label: config.label.clone().map(CString::new).transpose()?,
         ..ShareConfig::new(dir)
     })
 }

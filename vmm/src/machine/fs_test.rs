@@ -178,7 +178,7 @@ fn confined_thread() {
     let Ok(dir) = std::env::var(CONFINED) else { return };
     crate::process::prepare();
     let mut config = FsConfig::of_dir("t", &dir);
-    config.serving.xattr = true;
+    config.xattr = true;
     let opened = std::thread::scope(|scope| {
         let control = scope.spawn(|| {
             Mode::On.enter(Role::Control).unwrap();
@@ -230,8 +230,8 @@ fn users_have_the_numbers_on_the_host_that_the_share_gives_them() {
         vec![IdTranslation { guest, host, count }]
     };
     let mut config = FsConfig::of_dir("t", folder.path());
-    config.serving.translate_uid = to(101_000);
-    config.serving.translate_gid = to(201_000);
+    config.translate_uid = to(101_000);
+    config.translate_gid = to(201_000);
     let server = Server::open(&share(&config, folder.path()).unwrap()).unwrap();
     let work = || {
         server.enter().unwrap();
