@@ -4,6 +4,7 @@
 
 mod process;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -212,6 +213,101 @@ fn every_bound_that_is_described_is_where_the_server_has_it() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(tried > 100, "the description is read: {tried}");
+    husk.shut_down();
+}
+
+/// The names of each schema's fields that have to be there.
+fn required() -> BTreeMap<String, String> {
+    let text = document("openapi.yaml");
+    let mut schema = String::new();
+    let mut required = BTreeMap::new();
+    for line in text.split_once("\n  schemas:\n").unwrap().1.lines() {
+        let indent = line.len() - line.trim_start().len();
+        match (indent, line.trim().split_once(':')) {
+            (4, Some((name, _))) => schema = name.into(),
+            (6, Some(("required", names))) => {
+                required.insert(schema.clone(), names.to_owned());
+            }
+            _ => {}
+        }
+    }
+    required
+}
+
+/// A VM with `null` as the field of the schema; `None` if the schema is not one of a VM.
+fn vm_with_null(field: &Field) -> Option<Value> {
+    let mut vm = json!({"payload": {"kernel": "/k"}, "memory": {"size": 2_097_152}});
+    let name = field.name.as_str();
+    match field.schema.as_str() {
+        "VmConfig" => vm[name] = Value::Null,
+        "PayloadConfig" => vm["payload"][name] = Value::Null,
+        "RateLimiterConfig" => vm["disks"] = json!([{"path": "/d", "rate_limiter_config": {name: null}}]),
+        _ => return vm_with(field, &Value::Null),
+    }
+    Some(vm)
+}
+
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => fields
+            .iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(name, value)| (name.clone(), without_nulls(value)))
+            .collect(),
+        Value::Array(values) => values.iter().map(without_nulls).collect(),
+        other => other.clone(),
+    }
+}
+
+/// What husk makes of a configuration, but for addresses that it makes up; or that it refuses it.
+fn understood(client: &mut Client, vm: &Value) -> (u16, Value) {
+    let (status, _) = client.put("vm.create", Some(vm.clone()));
+    let mut config = client.get("vm.info").1.get("config").cloned().unwrap_or_default();
+    if vm["net"][0]["mac"].is_null()
+        && let Some(mac) = config.pointer_mut("/net/0/mac")
+    {
+        mac.take();
+    }
+    assert_eq!(client.put("vm.delete", None).0, 204);
+    (status, config)
+}
+
+#[test]
+fn null_is_the_same_as_leaving_a_field_out() {
+    /// `null` takes the device away.
+    const OTHERWISE: &str = "VmConfig.rng";
+    let mut husk = Husk::start(&[]);
+    let mut client = husk.client();
+    let required = required();
+    let is_required = |field: &Field| {
+        let names = required
+            .get(&field.schema)
+            .map(|names| names.trim_matches([' ', '[', ']']));
+        names.is_some_and(|names| names.split(", ").any(|name| name == field.name))
+    };
+    let (mut tried, mut wrong) = (0, Vec::new());
+    for field in fields().iter().filter(|field| !is_required(field)) {
+        let Some(vm) = vm_with_null(field).filter(|_| field.place() != OTHERWISE) else {
+            continue;
+        };
+        tried += 1;
+        let (with, without) = (
+            understood(&mut client, &vm),
+            understood(&mut client, &without_nulls(&vm)),
+        );
+        if with != without {
+            wrong.push(format!(
+                "{}: {} {}, not {} {}",
+                field.place(),
+                with.0,
+                with.1,
+                without.0,
+                without.1
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(tried > 80, "the description is read: {tried}");
     husk.shut_down();
 }
 

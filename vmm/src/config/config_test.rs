@@ -126,7 +126,10 @@ fn null_is_a_fields_default_and_no_device() {
         "memory": {"size": 4096, "shared": null, "thp": null, "hugepages": null},
     }));
     assert_eq!(config.rng, None);
-    assert_eq!(config.serial, ConsoleConfig::new(ConsoleMode::Off));
+    assert_eq!(
+        (config.serial.mode, config.console.mode),
+        (ConsoleMode::Null, ConsoleMode::Tty)
+    );
     assert_eq!(
         config.memory,
         MemoryConfig {

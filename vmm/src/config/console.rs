@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::rest::Rest;
 
@@ -83,6 +83,16 @@ impl ConsoleConfig {
 
     pub(super) fn tty() -> Self {
         Self::new(ConsoleMode::Tty)
+    }
+
+    /// What is sent, or for `null` what there is if nothing is sent: a serial port that leads nowhere.
+    pub(super) fn or_null<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Ok(Option::deserialize(from)?.unwrap_or_else(Self::null))
+    }
+
+    /// Likewise: a console on the terminal.
+    pub(super) fn or_tty<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Ok(Option::deserialize(from)?.unwrap_or_else(Self::tty))
     }
 }
 

@@ -21,10 +21,16 @@ pub struct DiskConfig {
     #[serde(default, deserialize_with = "null_is_default")]
     pub direct: bool,
     /// Virtqueues, each served on its own.
-    #[serde(default = "DiskConfig::one_queue")]
+    #[serde(
+        default = "DiskConfig::one_queue",
+        deserialize_with = "DiskConfig::null_is_one_queue"
+    )]
     pub num_queues: u16,
     /// Entries of each virtqueue, a power of two.
-    #[serde(default = "DiskConfig::usual_queue_size")]
+    #[serde(
+        default = "DiskConfig::usual_queue_size",
+        deserialize_with = "DiskConfig::null_is_usual_queue_size"
+    )]
     pub queue_size: u16,
     /// The device's name. Unless there is a `serial`, the guest reads its first 20 characters as the disk's serial number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -79,6 +85,14 @@ impl DiskConfig {
 
     const fn usual_queue_size() -> u16 {
         128
+    }
+
+    fn null_is_one_queue<'de, D: Deserializer<'de>>(from: D) -> Result<u16, D::Error> {
+        Ok(Option::deserialize(from)?.unwrap_or(Self::one_queue()))
+    }
+
+    fn null_is_usual_queue_size<'de, D: Deserializer<'de>>(from: D) -> Result<u16, D::Error> {
+        Ok(Option::deserialize(from)?.unwrap_or(Self::usual_queue_size()))
     }
 }
 
@@ -186,10 +200,13 @@ pub struct NetConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
     /// Virtqueues: two for each pair, one pair for each descriptor.
-    #[serde(default = "NetConfig::one_pair")]
+    #[serde(default = "NetConfig::one_pair", deserialize_with = "NetConfig::null_is_one_pair")]
     pub num_queues: u16,
     /// Entries of each virtqueue, a power of two.
-    #[serde(default = "NetConfig::usual_queue_size")]
+    #[serde(
+        default = "NetConfig::usual_queue_size",
+        deserialize_with = "NetConfig::null_is_usual_queue_size"
+    )]
     pub queue_size: u16,
     /// The device's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -265,6 +282,14 @@ impl NetConfig {
 
     const fn usual_queue_size() -> u16 {
         256
+    }
+
+    fn null_is_one_pair<'de, D: Deserializer<'de>>(from: D) -> Result<u16, D::Error> {
+        Ok(Option::deserialize(from)?.unwrap_or(Self::one_pair()))
+    }
+
+    fn null_is_usual_queue_size<'de, D: Deserializer<'de>>(from: D) -> Result<u16, D::Error> {
+        Ok(Option::deserialize(from)?.unwrap_or(Self::usual_queue_size()))
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use husk_virtio::fs::share::Cache;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::rest::Rest;
 use super::translation::IdTranslation;
@@ -19,10 +19,13 @@ pub struct FsConfig {
     #[serde(default, deserialize_with = "null_is_default")]
     pub socket: PathBuf,
     /// Request queues; the one for urgent requests comes on top.
-    #[serde(default = "FsConfig::one_queue")]
+    #[serde(default = "FsConfig::one_queue", deserialize_with = "FsConfig::null_is_one_queue")]
     pub num_queues: u16,
     /// Entries of each virtqueue, a power of two.
-    #[serde(default = "FsConfig::usual_queue_size")]
+    #[serde(
+        default = "FsConfig::usual_queue_size",
+        deserialize_with = "FsConfig::null_is_usual_queue_size"
+    )]
     pub queue_size: u16,
     /// The device's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -170,6 +173,14 @@ impl FsConfig {
 
     const fn one_queue() -> u16 {
         1
+    }
+
+    fn null_is_one_queue<'de, D: Deserializer<'de>>(from: D) -> Result<u16, D::Error> {
+        Ok(Option::deserialize(from)?.unwrap_or(Self::one_queue()))
+    }
+
+    fn null_is_usual_queue_size<'de, D: Deserializer<'de>>(from: D) -> Result<u16, D::Error> {
+        Ok(Option::deserialize(from)?.unwrap_or(Self::usual_queue_size()))
     }
 
     const fn usual_queue_size() -> u16 {

@@ -78,10 +78,10 @@ pub struct VmConfig {
     #[serde(default = "RngConfig::present")]
     pub rng: Option<RngConfig>,
     /// The 16550 serial port, `ttyS0` in a Linux guest.
-    #[serde(default = "ConsoleConfig::null", deserialize_with = "null_is_off")]
+    #[serde(default = "ConsoleConfig::null", deserialize_with = "ConsoleConfig::or_null")]
     pub serial: ConsoleConfig,
     /// The virtio console, `hvc0` in a Linux guest.
-    #[serde(default = "ConsoleConfig::tty", deserialize_with = "null_is_off")]
+    #[serde(default = "ConsoleConfig::tty", deserialize_with = "ConsoleConfig::or_tty")]
     pub console: ConsoleConfig,
     /// Whether the guest can report a kernel panic to the host.
     #[serde(default, deserialize_with = "null_is_default")]
@@ -358,10 +358,6 @@ fn null_is_default<'de, T: Default + Deserialize<'de>, D: Deserializer<'de>>(fro
 
 fn null_is_yes<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or(true))
-}
-
-fn null_is_off<'de, D: Deserializer<'de>>(from: D) -> Result<ConsoleConfig, D::Error> {
-    Ok(Option::deserialize(from)?.unwrap_or(ConsoleConfig::new(ConsoleMode::Off)))
 }
 
 fn null_is_urandom<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
