@@ -1,5 +1,6 @@
 //! `husk ctl SOCKET …`: asks a husk that serves the API.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -76,7 +77,8 @@ pub enum CtlCommand {
     },
     /// Configure a VM: vm.create with a file as its body
     ///
-    /// The file is what husk ctl SOCKET --json info shows as config, of which payload is enough; see docs/openapi.yaml.
+    /// The file is what husk ctl SOCKET --json info shows as config, of which payload is enough; see docs/openapi.yaml. It is sent as it is:
+    /// paths in it that do not begin with / begin where husk was started.
     Create {
         /// A JSON file
         #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -93,7 +95,7 @@ pub enum CtlCommand {
     /// Add a disk, and show where the guest finds it: the keys of husk run --disk
     AddDisk {
         /// path=FILE,...
-        #[arg(value_name = "KEYS", value_parser = boxed(parse_disk))]
+        #[arg(value_name = "KEYS", value_parser = placed(parse_disk))]
         disk: Box<DiskConfig>,
     },
     /// Add a network device on a tap of the host: the keys of husk run --net
@@ -105,19 +107,19 @@ pub enum CtlCommand {
     /// Add a folder of the host: the keys of husk run --fs
     AddFs {
         /// tag=NAME,dir=DIR,... or tag=NAME,socket=PATH,...
-        #[arg(value_name = "KEYS", value_parser = boxed(parse_fs))]
+        #[arg(value_name = "KEYS", value_parser = placed(parse_fs))]
         share: Box<FsConfig>,
     },
     /// Add persistent memory: the keys of husk run --pmem
     AddPmem {
         /// file=FILE,size=SIZE,...
-        #[arg(value_name = "KEYS", value_parser = boxed(parse_pmem))]
+        #[arg(value_name = "KEYS", value_parser = placed(parse_pmem))]
         pmem: Box<PmemConfig>,
     },
     /// Add vsock: the keys of husk run --vsock
     AddVsock {
         /// cid=N,socket=PATH
-        #[arg(value_name = "KEYS", value_parser = boxed(parse_vsock))]
+        #[arg(value_name = "KEYS", value_parser = placed(parse_vsock))]
         vsock: Box<VsockConfig>,
     },
     /// Ask the guest to let go of a device, and take it away when it has
@@ -260,6 +262,53 @@ impl ContainerArgs {
 /// What `parse` makes of an option, in a box: requests are small, devices are not.
 fn boxed<T, E>(parse: fn(&str) -> Result<T, E>) -> impl Fn(&str) -> Result<Box<T>, E> + Clone {
     move |text| parse(text).map(Box::new)
+}
+
+/// As [`boxed`], with paths that mean to husk what they mean here: its working directory is another.
+fn placed<T: Places, E: Display>(parse: fn(&str) -> Result<T, E>) -> impl Fn(&str) -> Result<Box<T>, String> + Clone {
+    move |text| {
+        let mut device = parse(text).map_err(|error| error.to_string())?;
+        device.places().into_iter().try_for_each(make_absolute)?;
+        Ok(Box::new(device))
+    }
+}
+
+/// Makes `path`, unless it is none, one from the root of the file system.
+fn make_absolute(path: &mut PathBuf) -> Result<(), String> {
+    if !path.as_os_str().is_empty() {
+        let made = std::path::absolute(&*path);
+        *path = made.map_err(|error| format!("{}: where it begins is not known: {error}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The paths of a device.
+trait Places {
+    fn places(&mut self) -> Vec<&mut PathBuf>;
+}
+
+impl Places for DiskConfig {
+    fn places(&mut self) -> Vec<&mut PathBuf> {
+        vec![&mut self.path]
+    }
+}
+
+impl Places for FsConfig {
+    fn places(&mut self) -> Vec<&mut PathBuf> {
+        self.dir.iter_mut().chain([&mut self.socket]).collect()
+    }
+}
+
+impl Places for PmemConfig {
+    fn places(&mut self) -> Vec<&mut PathBuf> {
+        vec![&mut self.file]
+    }
+}
+
+impl Places for VsockConfig {
+    fn places(&mut self) -> Vec<&mut PathBuf> {
+        vec![&mut self.socket]
+    }
 }
 
 /// A device as the API takes it.

@@ -76,3 +76,28 @@ fn wrong_values_are_named_with_what_is_allowed() {
         );
     }
 }
+
+#[test]
+fn a_path_is_sent_as_what_it_is_here() {
+    let here = std::env::current_dir().unwrap();
+    let at = |path: &str| here.join(path).to_str().unwrap().to_owned();
+    for (words, paths) in [
+        (["add-disk", "path=d/../disk.raw"], vec![("path", at("d/../disk.raw"))]),
+        (["add-disk", "path=/disk.raw"], vec![("path", "/disk.raw".into())]),
+        (["add-pmem", "file=./pmem"], vec![("file", at("pmem"))]),
+        (["add-vsock", "socket=vsock.sock"], vec![("socket", at("vsock.sock"))]),
+        (["add-vsock", "backend=vhost"], vec![("socket", String::new())]),
+        (["add-fs", "tag=t,socket=fs.sock"], vec![("socket", at("fs.sock"))]),
+        (
+            ["add-fs", "tag=t,dir=data"],
+            vec![("dir", at("data")), ("socket", String::new())],
+        ),
+    ] {
+        let Request::Do(_, Some(body)) = parse(&words).unwrap().command.into() else {
+            panic!("{words:?}: another request")
+        };
+        for (field, path) in paths {
+            assert_eq!(body[field], path, "{words:?}");
+        }
+    }
+}
