@@ -232,6 +232,7 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, begin: Begin) -> Code {
         }
         Err(error) => {
             let of = command_of(&args);
+            let of = of.as_deref();
             usage(of, &misplaced(of, &error).unwrap_or_else(|| one_line(&error)))
         }
     }
@@ -482,10 +483,49 @@ fn usage(of: Option<&str>, message: &str) -> Code {
     Code::Usage
 }
 
-/// The command that `args` ask for; `None` if they ask husk to serve, or for nothing that there is.
-fn command_of(args: &[OsString]) -> Option<&str> {
-    let asked = args.get(1)?.to_str()?;
-    Cli::command().find_subcommand(asked).map(|_| asked)
+/// The command that `args` ask for, as its help is asked for: `run`, `ctl SOCKET resize`. `None` if they ask husk to serve, or for nothing
+/// that there is.
+fn command_of(args: &[OsString]) -> Option<String> {
+    let mut root = Cli::command();
+    // Each command has the options then that it shares with those above it.
+    root.build();
+    let (mut command, mut before, mut path) = (&root, before_commands(&root), Vec::new());
+    let mut words = args.iter().skip(1).map(|word| word.to_string_lossy());
+    while let Some(word) = words.next() {
+        if word.starts_with('-') {
+            if path.is_empty() {
+                break;
+            }
+            if takes_next(command, &word) {
+                words.next();
+            }
+        } else if !before.is_empty() {
+            path.push(before.remove(0));
+        } else if let Some(inner) = command
+            .find_subcommand(&*word)
+            .filter(|inner| inner.get_name() != "help")
+        {
+            (command, before) = (inner, before_commands(inner));
+            path.push(inner.get_name().to_owned());
+        } else {
+            break;
+        }
+    }
+    (!path.is_empty()).then(|| path.join(" "))
+}
+
+/// What stands between a command and those of its own, as its help calls it.
+fn before_commands(command: &clap::Command) -> Vec<String> {
+    let values = command.get_positionals().filter(|_| command.has_subcommands());
+    let names = values.map(|value| value.get_value_names().and_then(<[_]>::first));
+    names.flatten().map(ToString::to_string).collect()
+}
+
+/// Whether the value of the option `word` is the word that follows.
+fn takes_next(command: &clap::Command, word: &str) -> bool {
+    let name = word.strip_prefix("--").filter(|name| !name.contains('='));
+    let option = name.and_then(|name| command.get_arguments().find(|option| option.get_long() == Some(name)));
+    option.is_some_and(|option| option.get_action().takes_values())
 }
 
 /// What is wrong when a negative size, or an option of husk itself, stands behind a command; clap takes the one for an option, and would
@@ -607,7 +647,20 @@ mod tests {
     fn every_command_is_known_by_its_name() {
         for command in Cli::command().get_subcommands() {
             let args = words(&format!("husk {}", command.get_name()));
-            assert_eq!(command_of(&args), Some(command.get_name()));
+            assert_eq!(command_of(&args).as_deref(), Some(command.get_name()));
+        }
+        for (line, path) in [
+            ("husk ctl", "ctl"),
+            ("husk ctl /s", "ctl SOCKET"),
+            ("husk ctl --json --timeout 3 /s resize --vcpus two", "ctl SOCKET resize"),
+            (
+                "husk ctl --timeout=3 resize container --json add x",
+                "ctl SOCKET container add",
+            ),
+            ("husk ctl /s nothing", "ctl SOCKET"),
+            ("husk run --cmdline run", "run"),
+        ] {
+            assert_eq!(command_of(&words(line)).as_deref(), Some(path), "{line}");
         }
         assert_eq!(command_of(&words("husk nothing")), None);
         assert_eq!(command_of(&words("husk --api-socket run")), None);
@@ -619,7 +672,7 @@ mod tests {
         let told = |line: &str| {
             let args = words(line);
             let error = Cli::try_parse_from(args.clone()).err()?;
-            misplaced(command_of(&args), &error)
+            misplaced(command_of(&args).as_deref(), &error)
         };
         for line in ["husk run --event-monitor /s", "husk run --event-monitor=/s"] {
             let message = told(line).unwrap();
@@ -650,6 +703,44 @@ mod tests {
         assert_eq!(codes, [0, 3, 4, 5]);
         for code in 0..=5 {
             assert!(exit_codes().contains(&format!("\n  {code}  ")), "{code}");
+        }
+    }
+
+    /// Every command without commands of its own, by the words that lead to it.
+    fn leaves(command: &clap::Command, words: &[String]) -> Vec<(clap::Command, Vec<String>)> {
+        if !command.has_subcommands() {
+            return vec![(command.clone(), words.to_vec())];
+        }
+        let values = before_commands(command);
+        let inner = command.get_subcommands().filter(|inner| inner.get_name() != "help");
+        let led = inner.map(|inner| {
+            let words = [words, values.as_slice(), &[inner.get_name().to_owned()]].concat();
+            leaves(inner, &words)
+        });
+        led.flatten().collect()
+    }
+
+    #[test]
+    fn an_error_names_the_help_that_has_what_is_wrong() {
+        let mut root = Cli::command();
+        root.build();
+        let leaves = leaves(&root, &["husk".into()]);
+        assert!(leaves.len() > 30, "{}", leaves.len());
+        for (leaf, words) in leaves {
+            let wrong: Vec<OsString> = words.iter().chain(&["--wrong".to_owned()]).map(Into::into).collect();
+            let path = command_of(&wrong).unwrap();
+            let help = format!("husk {path} --help");
+            let shown = Cli::try_parse_from(help.split(' ')).unwrap_err();
+            assert_eq!(shown.kind(), clap::error::ErrorKind::DisplayHelp, "{help}");
+            let shown = shown.to_string();
+            for argument in leaf.get_arguments().filter(|argument| !argument.is_hide_set()) {
+                let name = match (argument.get_long(), argument.get_short()) {
+                    (Some(long), _) => format!("--{long}"),
+                    (None, Some(short)) => format!("-{short}"),
+                    (None, None) => argument.get_value_names().map(|names| names[0].to_string()).unwrap(),
+                };
+                assert!(shown.contains(&name), "{help} has no {name}: {shown}");
+            }
         }
     }
 
