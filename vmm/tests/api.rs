@@ -242,7 +242,12 @@ fn a_misspelt_field_is_told_in_the_log_and_by_an_event_and_is_kept() {
     assert_eq!(
         fs::read_to_string(log).unwrap(),
         "WARN: vm.add-disk: there is no field read_only, it has no effect; is readonly meant?\n\
-         WARN: vm.resize: there is no field desired_cpus, it has no effect; is desired_vcpus meant?\n"
+    let level = json!({"level": "warn", "lvel": "x"});
+    assert_eq!(client.put("vmm.set-log-level", Some(level)).0, 204);
+    let refused = json!({"level": "loud", "lvel": "x"});
+    assert_eq!(client.put("vmm.set-log-level", Some(refused)).0, 400);
+         WARN: vm.resize: there is no field desired_cpus, it has no effect; is desired_vcpus meant?\n\
+         WARN: vmm.set-log-level: there is no field lvel, it has no effect; is level meant?\n"
     );
     husk.shut_down();
 }
@@ -255,6 +260,7 @@ fn what_can_be_known_is_refused_when_the_vm_is_described() {
         (
             "net",
             json!([{"mac": "02:00:00:00:00:01"}]),
+            &json!({"request": "vmm.set-log-level", "field": "lvel", "nearest": "level"}),
             "neither a tap nor descriptors",
         ),
         ("net", json!([{"tap": "a/b"}]), "no name of an interface"),

@@ -84,6 +84,11 @@ impl Response {
         }
     }
 
+    /// Whether what was asked for is done.
+    pub const fn is_success(&self) -> bool {
+        matches!(self.status, 200..=299)
+    }
+
     /// Appends the answer to `out`. `close` announces that the connection ends with it, `head` leaves the body out (RFC 9110 §9.3.2).
     pub fn write(&self, out: &mut Vec<u8>, close: bool, head: bool) {
         out.extend_from_slice(start(self.status, close).as_bytes());

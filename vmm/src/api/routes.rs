@@ -30,6 +30,16 @@ pub(super) enum Routed {
     Command(Command),
 }
 
+impl Routed {
+    /// Whether the request's body could be used.
+    pub(super) fn is_understood(&self) -> bool {
+        match self {
+            Self::Answer(response) => response.is_success(),
+            Self::Command(_) => true,
+        }
+    }
+}
+
 /// What stands behind a path.
 #[derive(Clone, Copy)]
 enum Endpoint {

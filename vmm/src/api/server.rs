@@ -364,11 +364,13 @@ impl EventLoop {
                 Rights::Metrics if !is_metrics(&message) => Routed::Answer(forbidden(&message)),
                 _ => route(&message, fds, &self.info),
             };
+            if routed.is_understood() {
+                tell_unknown(&self.events, &message);
+            }
             match routed {
                 Routed::Answer(response) => answer(connection, &mut self.calls, &response),
                 Routed::Command(command) => {
                     log::debug!("{}", message.path);
-                    tell_unknown(&self.events, &message);
                     self.outbox.send(command, number, &self.mailbox);
                 }
             }
