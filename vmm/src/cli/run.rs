@@ -1,5 +1,6 @@
 //! `husk run`: one VM, described by options.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -23,6 +24,7 @@ use crate::config::{
     BalloonConfig, BootProtocol, ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, FsConfig, Limits,
     MemoryConfig, NetConfig, PayloadConfig, PmemConfig, Reclaim, RngConfig, RunOptions, VmConfig, VsockConfig,
 };
+use crate::machine::{BuildError, net};
 use crate::pod::{Pod, PodError};
 use crate::seccomp::Mode;
 
@@ -32,6 +34,12 @@ pub enum UsageError {
     /// Values that make no VM.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A network device that cannot be made of its descriptors.
+    #[error(transparent)]
+    Net(#[from] BuildError),
+    /// One descriptor for two pairs of queues.
+    #[error("net: descriptor {0} is given twice, each pair of queues needs one of its own")]
+    Descriptor(i32),
     /// No kernel was named and none was found.
     #[error(transparent)]
     NoKernel(#[from] NoHostKernel),
@@ -320,6 +328,7 @@ impl RunArgs {
         }
         self.reclaim.apply(&mut config);
         config.validate(Limits::ARCHITECTURE)?;
+        check_descriptors(&config.net)?;
         let options = RunOptions {
             protocol: self.protocol,
             boot_trace: self.boot_trace,
@@ -329,6 +338,19 @@ impl RunArgs {
         };
         Ok((config, options))
     }
+}
+
+/// Checks that there is a descriptor for each pair of queues, and no other has it.
+fn check_descriptors(nets: &[NetConfig]) -> Result<(), UsageError> {
+    let mut taken = BTreeSet::new();
+    for net in nets {
+        let descriptors = net.fds.as_deref().unwrap_or_default();
+        net::check(net, descriptors.len())?;
+        if let Some(twice) = descriptors.iter().find(|descriptor| !taken.insert(**descriptor)) {
+            return Err(UsageError::Descriptor(*twice));
+        }
+    }
+    Ok(())
 }
 
 /// What the options say, or else the pod, or else nobody.
