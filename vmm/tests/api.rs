@@ -93,6 +93,24 @@ fn what_a_killed_process_leaves_behind_does_not_hinder_the_next() {
 }
 
 #[test]
+fn husks_own_socket_is_not_that_of_a_device() {
+    let mut husk = Husk::start(&[]);
+    let mut client = husk.client();
+    let socket = husk.socket();
+    let refusal = format!(
+        "vsock and --api-socket both have the socket {}, only one of them can",
+        socket.display()
+    );
+    let vsock = json!({"cid": 3, "socket": socket});
+    let mut with = vm();
+    with["vsock"] = vsock.clone();
+    assert_eq!(client.put("vm.create", Some(with)), (400, json!([refusal])));
+    assert_eq!(client.put("vm.create", Some(vm())).0, 204);
+    assert_eq!(client.put("vm.add-vsock", Some(vsock)), (400, json!([refusal])));
+    husk.shut_down();
+}
+
+#[test]
 fn a_socket_that_is_in_use_stays_in_use() {
     let mut husk = Husk::start(&[]);
     let second = command(&husk.socket(), &[]).output().unwrap();
@@ -224,6 +242,10 @@ fn a_misspelt_field_is_told_in_the_log_and_by_an_event_and_is_kept() {
     let disk = json!({"path": "/nowhere/disk", "read_only": true});
     assert_eq!(client.put("vm.add-disk", Some(disk)).0, 204);
     assert_eq!(client.put("vm.resize", Some(json!({"desired_cpus": 2}))).0, 204);
+    let level = json!({"level": "warn", "lvel": "x"});
+    assert_eq!(client.put("vmm.set-log-level", Some(level)).0, 204);
+    let refused = json!({"level": "loud", "lvel": "x"});
+    assert_eq!(client.put("vmm.set-log-level", Some(refused)).0, 400);
     assert_eq!(client.get("vm.info").1["config"]["disks"][0]["read_only"], true);
     let told = fs::read_to_string(path).unwrap();
     let told: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -237,15 +259,12 @@ fn a_misspelt_field_is_told_in_the_log_and_by_an_event_and_is_kept() {
         [
             &json!({"request": "vm.add-disk", "field": "read_only", "nearest": "readonly"}),
             &json!({"request": "vm.resize", "field": "desired_cpus", "nearest": "desired_vcpus"}),
+            &json!({"request": "vmm.set-log-level", "field": "lvel", "nearest": "level"}),
         ]
     );
     assert_eq!(
         fs::read_to_string(log).unwrap(),
         "WARN: vm.add-disk: there is no field read_only, it has no effect; is readonly meant?\n\
-    let level = json!({"level": "warn", "lvel": "x"});
-    assert_eq!(client.put("vmm.set-log-level", Some(level)).0, 204);
-    let refused = json!({"level": "loud", "lvel": "x"});
-    assert_eq!(client.put("vmm.set-log-level", Some(refused)).0, 400);
          WARN: vm.resize: there is no field desired_cpus, it has no effect; is desired_vcpus meant?\n\
          WARN: vmm.set-log-level: there is no field lvel, it has no effect; is level meant?\n"
     );
@@ -260,7 +279,6 @@ fn what_can_be_known_is_refused_when_the_vm_is_described() {
         (
             "net",
             json!([{"mac": "02:00:00:00:00:01"}]),
-            &json!({"request": "vmm.set-log-level", "field": "lvel", "nearest": "level"}),
             "neither a tap nor descriptors",
         ),
         ("net", json!([{"tap": "a/b"}]), "no name of an interface"),

@@ -62,6 +62,30 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
             &["run", "--kernel", "/k", "--serial", "stdio", "--console", "stdio"],
             "serial and console both use stdio",
         ),
+        (
+            &["run", "--kernel", "/k", "--net", "fd=0:1,queues=3"],
+            "2 descriptors for 3 queue pairs, one for each is needed",
+        ),
+        (
+            &["run", "--kernel", "/k", "--net", "fd=0", "--net", "fd=1:0"],
+            "net: descriptor 0 is given twice",
+        ),
+        (
+            &["run", "--kernel", "/k", "--api-socket", "/s", "--metrics", "path=/s"],
+            "--api-socket and --metrics both are /s",
+        ),
+        (
+            &["--api-socket", "fd=0", "--metrics", "fd=0"],
+            "--api-socket and --metrics both are fd 0",
+        ),
+        (
+            &["--api-socket", "/s", "--event-monitor", "path=/s"],
+            "--api-socket and --event-monitor both are /s",
+        ),
+        (
+            &["run", "--kernel", "/k", "--api-socket", "/s", "--vsock", "socket=/s"],
+            "vsock and --api-socket both have the socket /s",
+        ),
         (&["check", "--json", "--nfd"], "--nfd"),
         (&["completions", "cobol"], "cobol"),
         (&["ctl", "/s", "frobnicate"], "frobnicate"),

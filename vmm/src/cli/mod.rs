@@ -31,7 +31,7 @@ mod switch;
 mod translation;
 mod vsock;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -41,7 +41,9 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::api::Server;
 use crate::check;
+use crate::config::VmConfig;
 use crate::control::{self, Exit};
 use crate::ctl::show;
 use crate::explain::exit_codes;
@@ -286,7 +288,7 @@ fn run(args: RunArgs, begin: Begin) -> Code {
         options.trace = Trace::on_since(begin);
     }
     options.trace.mark(Phase::Args);
-    let server = match serve::listen(socket.as_deref(), metrics.as_deref()) {
+    let server = match listen(socket.as_deref(), metrics.as_deref(), &config, &mut options) {
         Ok(server) => server,
         Err(failure) => return fail(Some("run"), failure),
     };
@@ -299,6 +301,20 @@ fn run(args: RunArgs, begin: Begin) -> Code {
             if wrong { Code::Usage } else { Code::Failure }
         }
     }
+}
+
+/// Listens for clients beside the VM, if there are to be any, where the VM itself has nothing.
+fn listen(
+    socket: Option<&OsStr>,
+    metrics: Option<&OsStr>,
+    config: &VmConfig,
+    options: &mut RunOptions,
+) -> Result<Option<Server>, Failure> {
+    let doors = serve::Doors::parse(socket, metrics)?;
+    options.own_sockets = doors.own_sockets();
+    let apart = config.validate_beside(&options.own_sockets);
+    apart.map_err(|error| Failure::Usage(error.to_string()))?;
+    doors.listen()
 }
 
 fn serve(args: &ServeArgs) -> Code {

@@ -1,6 +1,7 @@
 //! `husk --api-socket …`: the API process, started as Kata's shims start Cloud Hypervisor.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -14,7 +15,7 @@ use super::log::LogArgs;
 use super::memory::parse_method;
 use super::reclaim::parse_reclaim;
 use crate::api::Server;
-use crate::config::{Hotplug, Reclaim, ResizeTimeout, RunOptions};
+use crate::config::{Hotplug, OwnSockets, Reclaim, ResizeTimeout, RunOptions};
 use crate::control::{self, Exit};
 use crate::events::Events;
 use crate::process::inherited;
@@ -80,12 +81,25 @@ pub struct ServeArgs {
 /// What the sockets are called when they cannot be had.
 const API: &str = "api socket";
 const METRICS: &str = "metrics socket";
+/// The options that name places.
+const API_OPTION: &str = "--api-socket";
+const METRICS_OPTION: &str = "--metrics";
+const MONITOR_OPTION: &str = "--event-monitor";
 
 /// Where a socket or a stream of events is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Place {
     Path(PathBuf),
     Fd(RawFd),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::Fd(fd) => write!(f, "fd {fd}"),
+        }
+    }
 }
 
 /// Which option cannot be understood, and why.
@@ -106,37 +120,97 @@ pub(super) enum Failure {
     Other(anyhow::Error),
 }
 
-/// Listens where `--api-socket` and `--metrics` say, if either does.
-pub(super) fn listen(socket: Option<&OsStr>, metrics: Option<&OsStr>) -> Result<Option<Server>, Failure> {
-    let socket = socket.map(parse_socket).transpose()?;
-    let metrics = metrics.map(parse_metrics).transpose()?;
-    if socket.is_none() && metrics.is_none() {
-        return Ok(None);
+/// Where husk listens itself: `--api-socket` and `--metrics`.
+pub(super) struct Doors {
+    socket: Option<Place>,
+    metrics: Option<Place>,
+}
+
+impl Doors {
+    /// Reads both options, of which there may be neither. Opens nothing.
+    pub(super) fn parse(socket: Option<&OsStr>, metrics: Option<&OsStr>) -> Result<Self, Failure> {
+        let doors = Self {
+            socket: socket.map(parse_socket).transpose()?,
+            metrics: metrics.map(parse_metrics).transpose()?,
+        };
+        apart(&doors.places())?;
+        Ok(doors)
     }
-    let server = bind(socket.as_ref(), metrics.as_ref());
-    server.map(Some).map_err(Failure::Other)
+
+    /// Those that have a path.
+    pub(super) fn own_sockets(&self) -> OwnSockets {
+        let places = self.places().into_iter();
+        let paths = places.filter_map(|(option, place)| match place {
+            Place::Path(path) => Some((option, path.clone())),
+            Place::Fd(_) => None,
+        });
+        OwnSockets::new(working_directory(), paths)
+    }
+
+    /// Listens there, if there is anything.
+    pub(super) fn listen(&self) -> Result<Option<Server>, Failure> {
+        if self.places().is_empty() {
+            return Ok(None);
+        }
+        let server = bind(self.socket.as_ref(), self.metrics.as_ref());
+        server.map(Some).map_err(Failure::Other)
+    }
+
+    fn places(&self) -> Vec<(&'static str, &Place)> {
+        let socket = self.socket.iter().map(|place| (API_OPTION, place));
+        socket
+            .chain(self.metrics.iter().map(|place| (METRICS_OPTION, place)))
+            .collect()
+    }
+}
+
+/// Refuses one place for two purposes, of which one would get what is for the other.
+fn apart(places: &[(&'static str, &Place)]) -> Result<(), Failure> {
+    let folder = working_directory();
+    let is_same = |one: &Place, other: &Place| match (one, other) {
+        (Place::Path(one), Place::Path(other)) => folder.join(one) == folder.join(other),
+        _ => one == other,
+    };
+    for (number, (one, place)) in places.iter().enumerate() {
+        let mut others = places.iter().skip(number + 1);
+        if let Some((other, _)) = others.find(|(_, other)| is_same(place, other)) {
+            return Err(Failure::Usage(format!(
+                "{one} and {other} both are {place}, allowed: one for each"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Where relative paths begin; nowhere if that has gone.
+fn working_directory() -> PathBuf {
+    std::env::current_dir().unwrap_or_default()
 }
 
 /// Serves until the end.
 pub(super) fn serve(args: &ServeArgs) -> Result<Exit, Failure> {
-    let socket = parse_socket(args.api_socket.as_deref().unwrap_or_default())?;
-    let metrics = args.metrics.as_deref().map(parse_metrics).transpose()?;
+    let doors = Doors::parse(
+        Some(args.api_socket.as_deref().unwrap_or_default()),
+        args.metrics.as_deref(),
+    )?;
     let monitor = args.event_monitor.as_deref();
     let monitor = monitor
-        .map(|place| Place::parse("--event-monitor", place, false))
+        .map(|place| Place::parse(MONITOR_OPTION, place, false))
         .transpose();
     let monitor = monitor.map_err(|e| Failure::Usage(e.to_string()))?;
+    let monitored = monitor.iter().map(|place| (MONITOR_OPTION, place));
+    apart(&doors.places().into_iter().chain(monitored).collect::<Vec<_>>())?;
     let options = RunOptions {
         verbosity: args.verbosity,
         seccomp: args.seccomp,
         resize_timeout: ResizeTimeout(Duration::from_millis(args.resize_timeout)),
         reclaim: args.reclaim,
         hotplug: args.hotplug_method,
+        own_sockets: doors.own_sockets(),
         ..RunOptions::default()
     };
     let started = start(
-        &socket,
-        metrics.as_ref(),
+        &doors,
         monitor.as_ref(),
         &args.log.options(args.api_socket.as_deref()),
         &options,
@@ -145,7 +219,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Exit, Failure> {
 }
 
 fn parse_socket(socket: &OsStr) -> Result<Place, Failure> {
-    Place::parse("--api-socket", socket, true).map_err(|e| Failure::Usage(e.to_string()))
+    Place::parse(API_OPTION, socket, true).map_err(|e| Failure::Usage(e.to_string()))
 }
 
 /// As [`parse_socket`]. What looks like an address of a network is refused: whoever reaches the host could read of its pods.
@@ -158,7 +232,7 @@ fn parse_metrics(socket: &OsStr) -> Result<Place, Failure> {
              decide who may scrape it"
         )));
     }
-    Place::parse("--metrics", socket, true).map_err(|e| Failure::Usage(e.to_string()))
+    Place::parse(METRICS_OPTION, socket, true).map_err(|e| Failure::Usage(e.to_string()))
 }
 
 fn bind(socket: Option<&Place>, metrics: Option<&Place>) -> anyhow::Result<Server> {
@@ -186,13 +260,12 @@ fn passed(name: &'static str, fd: RawFd) -> anyhow::Result<OwnedFd> {
 
 /// Listens first: a shim waits for it, and there is nothing before it that takes time.
 fn start(
-    socket: &Place,
-    metrics: Option<&Place>,
+    doors: &Doors,
     monitor: Option<&Place>,
     log: &crate::log::Options,
     options: &RunOptions,
 ) -> anyhow::Result<Exit> {
-    let server = bind(Some(socket), metrics)?;
+    let server = bind(doors.socket.as_ref(), doors.metrics.as_ref())?;
     begin_log(options.verbosity, log)?;
     let events = match monitor {
         Some(Place::Path(path)) => {
@@ -287,6 +360,30 @@ mod tests {
         }
         for place in ["/run/pod/metrics.sock", "path=/a:1", "fd=3", "metrics.sock"] {
             assert!(parse_metrics(OsStr::new(place)).is_ok(), "{place}");
+        }
+    }
+
+    #[test]
+    fn no_two_options_have_one_place() {
+        let refused =
+            |socket: &str, metrics: &str| match Doors::parse(Some(OsStr::new(socket)), Some(OsStr::new(metrics)))
+                .map(drop)
+            {
+                Err(Failure::Usage(told)) => Some(told),
+                other => other.map(|()| None).unwrap(),
+            };
+        let here = std::env::current_dir().unwrap().join("s");
+        for (socket, metrics, is) in [
+            ("fd=3", "fd=3", "fd 3"),
+            ("/s", "path=/s", "/s"),
+            ("s", "./s", "s"),
+            ("s", here.to_str().unwrap(), "s"),
+        ] {
+            let told = format!("--api-socket and --metrics both are {is}, allowed: one for each");
+            assert_eq!(refused(socket, metrics), Some(told));
+        }
+        for (socket, metrics) in [("fd=3", "fd=4"), ("/s", "/t"), ("3", "fd=3")] {
+            assert_eq!(refused(socket, metrics), None);
         }
     }
 

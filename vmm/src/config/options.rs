@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Hotplug, Reclaim};
+use super::{Hotplug, OwnSockets, Reclaim};
 use crate::machine::Tail;
 use crate::seccomp::Mode;
 use crate::trace::Trace;
@@ -25,6 +25,8 @@ pub struct RunOptions {
     pub reclaim: Reclaim,
     /// How memory comes to VMs, unless their configuration says.
     pub hotplug: Hotplug,
+    /// Where this process listens itself.
+    pub own_sockets: OwnSockets,
     /// Takes the phases of the run. Off unless somebody will read it.
     pub trace: Trace,
     /// Has what the guest printed last. Off unless somebody may ask for events.

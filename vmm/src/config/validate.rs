@@ -425,30 +425,6 @@ impl VmConfig {
         }
         Ok(())
     }
-
-    /// Checks that nobody else has a socket on which husk is to listen.
-    fn validate_sockets(&self) -> Result<(), ConfigError> {
-        let ports = [("serial", &self.serial), ("console", &self.console)];
-        let ports = ports.into_iter().filter(|(_, port)| port.mode == ConsoleMode::Socket);
-        let ports = ports.filter_map(|(name, port)| Some((name.to_owned(), port.socket.as_ref()?)));
-        let vsock = self.vsock.iter().filter(|vsock| vsock.backend == Backend::Husk);
-        let listening: Vec<_> = ports
-            .chain(vsock.map(|vsock| ("vsock".to_owned(), &vsock.socket)))
-            .collect();
-        let shares = self.fs.iter().filter(|fs| fs.dir.is_none());
-        let connecting = shares.map(|fs| (format!("fs {}", fs.tag), &fs.socket));
-        let all: Vec<_> = listening.iter().cloned().chain(connecting).collect();
-        for (number, (one, path)) in listening.into_iter().enumerate() {
-            if let Some((other, _)) = all.iter().skip(number + 1).find(|(_, other)| *other == path) {
-                return Err(ConfigError::TwoSockets {
-                    one,
-                    other: other.clone(),
-                    path: path.display().to_string(),
-                });
-            }
-        }
-        Ok(())
-    }
 }
 
 impl MemoryConfig {

@@ -61,7 +61,9 @@ impl Controller {
             Some(_) => config.validate_added(),
             None => config.validate(limits),
         };
-        valid.map_err(|e| of_config(&e))?;
+        valid
+            .and_then(|()| config.validate_beside(&self.options.own_sockets))
+            .map_err(|e| of_config(&e))?;
         if let NewDevice::Net(net) = &device {
             net::check(net, descriptors.len()).map_err(of_build)?;
         }

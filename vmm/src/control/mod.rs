@@ -345,6 +345,9 @@ impl Controller {
         self.options.reclaim.apply(&mut config);
         self.options.hotplug.apply(&mut config.memory);
         config.validate(self.limits()).map_err(|e| of_config(&e))?;
+        config
+            .validate_beside(&self.options.own_sockets)
+            .map_err(|e| of_config(&e))?;
         // Descriptors come with vm.add-net alone.
         let nets = config.net.iter().try_for_each(|net| net::check(net, 0));
         nets.map_err(of_build)?;
