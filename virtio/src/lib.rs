@@ -22,6 +22,7 @@ pub mod block;
 pub mod config;
 pub mod console;
 pub mod device;
+mod durability;
 pub mod fs;
 mod gate;
 mod iovecs;

@@ -11,10 +11,11 @@
 //!
 //! The memory itself is the machine's affair: it maps the file into the guest and hands the device what keeps it there. The one
 //! request, a flush, is answered when the host has written the file to its storage: once for all that wait, since it begins after the
-//! last of them was made.
+//! last of them was made. Once that has failed, no flush succeeds any more.
 
 use std::any::Any;
 use std::cell::LazyCell;
+use std::fmt::Display;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
@@ -23,6 +24,7 @@ use husk_devices::metrics::{Counter, Metered};
 
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
+use crate::durability::Durability;
 use crate::ring::{Reader, Ring, RingState, Step, Writer};
 use crate::threads::Duty;
 
@@ -64,22 +66,43 @@ impl Metered for PmemMetrics {
     }
 }
 
+/// A file that keeps what the guest writes.
+struct Kept {
+    file: File,
+    durability: Durability,
+}
+
+impl Kept {
+    /// Writes it to its storage; whether all that the guest wrote is there.
+    fn flush(&self) -> bool {
+        if self.durability.is_lost() {
+            return false;
+        }
+        let synced = self.file.sync_data().inspect_err(|error| self.durability.lose(error));
+        synced.is_ok()
+    }
+}
+
 /// A persistent memory device.
 pub struct Pmem {
     config: Arc<Mutex<ConfigBytes>>,
-    file: Option<Arc<File>>,
+    file: Option<Arc<Kept>>,
     metrics: Arc<PmemMetrics>,
     _mapping: Box<dyn Any + Send>,
 }
 
 impl Pmem {
-    /// A device of `bytes` bytes at guest-physical `start`. A flush writes `file` to its storage; without one, because the guest's
-    /// writes are not to be kept, it does nothing. `mapping` is what keeps the range in the guest: it goes with the device.
-    pub fn new(start: u64, bytes: u64, file: Option<File>, mapping: Box<dyn Any + Send>) -> Self {
+    /// A device of `bytes` bytes at guest-physical `start`. A flush writes `file` to its storage, which the log calls `name`; without one,
+    /// because the guest's writes are not to be kept, it does nothing. `mapping` is what keeps the range in the guest: it goes with the
+    /// device.
+    pub fn new(start: u64, bytes: u64, file: Option<File>, name: impl Display, mapping: Box<dyn Any + Send>) -> Self {
         let fields = [start.to_le_bytes(), bytes.to_le_bytes()].concat();
         Self {
             config: Arc::new(Mutex::new(ConfigBytes::new(fields))),
-            file: file.map(Arc::new),
+            file: file.map(|file| {
+                let durability = Durability::new(name);
+                Arc::new(Kept { file, durability })
+            }),
             metrics: Arc::default(),
             _mapping: mapping,
         }
@@ -124,7 +147,7 @@ impl VirtioDevice for Pmem {
 
 struct PmemHandler {
     ring: Ring,
-    file: Option<Arc<File>>,
+    file: Option<Arc<Kept>>,
     metrics: Arc<PmemMetrics>,
 }
 
@@ -167,7 +190,7 @@ impl Handler for PmemHandler {
         let Self { ring, file, metrics } = self;
         // Those that come later have to wait for another flush, and other work comes before that.
         let mut left = ring.backlog()?;
-        let flushed = LazyCell::new(|| file.as_deref().is_none_or(|file| file.sync_data().is_ok()));
+        let flushed = LazyCell::new(|| file.as_deref().is_none_or(Kept::flush));
         let mut unfinished = false;
         ring.drain(|reader, writer| {
             let Some(fewer) = left.checked_sub(1) else {

@@ -1,8 +1,9 @@
 use std::os::fd::RawFd;
+use std::os::unix::fs::FileExt;
 
 use super::*;
 use crate::ring::Notify;
-use crate::testing::{ABUSES, Buf, Driver, memory};
+use crate::testing::{ABUSES, Buf, Driver, LossyDevice, memory};
 
 const REQUEST: u64 = 0x8_0000;
 const RESPONSE: u64 = 0x9_0000;
@@ -20,7 +21,7 @@ impl Watch for Unwatched {
 }
 
 fn pmem(file: Option<File>) -> Pmem {
-    Pmem::new(0x1_2340_0000, 4 << 20, file, Box::new(()))
+    Pmem::new(0x1_2340_0000, 4 << 20, file, "a file", Box::new(()))
 }
 
 fn start(pmem: &mut Pmem, driver: &Driver) -> Box<dyn Handler> {
@@ -82,6 +83,22 @@ fn storage_that_refuses_is_an_error_of_the_request() {
     );
 }
 
+/// The kernel tells of lost data once: its next sync succeeds.
+#[test]
+fn no_flush_succeeds_once_the_storage_has_lost_data() {
+    let Some(device) = LossyDevice::new() else { return };
+    let file = File::options().read(true).write(true).open(device.path()).unwrap();
+    file.write_all_at(&[1; 6 << 20], 0).unwrap();
+    let mut lossy = pmem(Some(file));
+    assert_eq!(ask(&mut lossy, &[0; 4], &FLUSH), (4, RESPONSE_EIO));
+    // A driver that begins anew is told the same.
+    assert_eq!(ask(&mut lossy, &[0; 4], &FLUSH), (4, RESPONSE_EIO));
+    assert_eq!(
+        (lossy.metrics().flushes.get(), lossy.metrics().flush_errors.get()),
+        (0, 2)
+    );
+}
+
 #[test]
 fn what_is_no_request_is_counted_and_answered_where_it_can_be() {
     let mut pmem = pmem(Some(tempfile::tempfile().unwrap()));
@@ -103,7 +120,7 @@ fn what_is_no_request_is_counted_and_answered_where_it_can_be() {
 #[test]
 fn the_mapping_goes_with_the_device() {
     let mapping = Arc::new(());
-    let device = Pmem::new(0, 0, None, Box::new(mapping.clone()));
+    let device = Pmem::new(0, 0, None, "a file", Box::new(mapping.clone()));
     assert_eq!(Arc::strong_count(&mapping), 2);
     drop(device);
     assert_eq!(Arc::strong_count(&mapping), 1);

@@ -14,10 +14,12 @@ use crate::ring::{Notify, Ring, RingState};
 
 mod abuse;
 mod device;
+mod loops;
 mod vectors;
 
 pub(crate) use abuse::ABUSES;
 pub(crate) use device::{Echo, EchoControl};
+pub(crate) use loops::{Loop, LossyDevice};
 pub(crate) use vectors::Vectors;
 
 pub(crate) const F_NEXT: u16 = 1;

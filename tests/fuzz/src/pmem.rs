@@ -11,7 +11,7 @@ use crate::script::Script;
 pub fn run(input: &[u8]) {
     with_file(b"what was there before", |file| {
         let opened = std::fs::File::open(file.path()).unwrap();
-        let mut pmem = Pmem::new(1 << 32, 4096, Some(opened), Box::new(()));
+        let mut pmem = Pmem::new(1 << 32, 4096, Some(opened), "a file", Box::new(()));
         play(&mut pmem, &mut Script::new(input), |_, _| {});
         let metrics = pmem.metrics();
         assert_eq!(metrics.flush_errors.get(), 0, "memory can always be flushed");

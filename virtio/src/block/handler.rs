@@ -131,11 +131,15 @@ impl QueueHandler {
         let mut cost = 0_usize;
         let mut ended = std::mem::take(&mut self.ended);
         self.engine.reap(&mut ended);
-        for Completion { slot, result } in ended.drain(..) {
-            cost = cost.saturating_add(self.jobs.end(slot));
-            if let Some(job) = self.jobs.get_mut(slot) {
-                job.complete(&self.disk.image, result);
+        // All of them are told their results before one is answered: where the host has lost data, it has told so to one sync only of those
+        // that ended with it.
+        for Completion { slot, result } in &mut ended {
+            cost = cost.saturating_add(self.jobs.end(*slot));
+            if let Some(job) = self.jobs.get_mut(*slot) {
+                job.complete(&self.disk.image, std::mem::replace(result, Ok(0)));
             }
+        }
+        for Completion { slot, .. } in ended.drain(..) {
             self.advance(slot)?;
         }
         self.ended = ended;

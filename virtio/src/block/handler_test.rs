@@ -13,7 +13,7 @@ use crate::block::testing::{
     plain_reply, segment, with_both_engines,
 };
 use crate::block::{Block, BlockConfig};
-use crate::testing::Buf;
+use crate::testing::{Buf, LossyDevice};
 
 with_both_engines! {
     what_is_written_is_read_back
@@ -30,6 +30,7 @@ with_both_engines! {
     last_sector_may_be_partial
     shrunken_image_is_an_error_and_not_zeros
     write_through_writes_are_answered
+    no_flush_succeeds_once_the_storage_has_lost_data
 }
 
 fn what_is_written_is_read_back(io_uring: bool) {
@@ -55,6 +56,22 @@ fn what_is_written_is_read_back(io_uring: bool) {
         (1, 1)
     );
     assert!(guest.driver.interrupts() >= 2);
+}
+
+/// The kernel tells of lost data once: its next sync succeeds.
+fn no_flush_succeeds_once_the_storage_has_lost_data(io_uring: bool) {
+    let Some(device) = LossyDevice::new() else { return };
+    let mut guest = Guest::new(config(device.path(), io_uring), 8);
+    let data = pattern(512 * KIB, 1);
+    for number in 0..12 {
+        assert_eq!(guest.ask(OUT, number * 1024, &data, 0), plain_reply(OK));
+    }
+    assert_eq!(guest.ask(FLUSH, 0, &[], 0), plain_reply(IO_ERROR));
+    assert_eq!(guest.ask(FLUSH, 0, &[], 0), plain_reply(IO_ERROR));
+    assert_eq!(
+        (counter(&guest, "flush_errors"), counter(&guest, "flush_requests")),
+        (1, 0)
+    );
 }
 
 fn flush_is_answered(io_uring: bool) {

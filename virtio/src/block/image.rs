@@ -9,6 +9,7 @@ use super::BlockConfig;
 use super::limits::{self, Alignment, BlockSizes};
 use super::lock::FileLock;
 use super::scratch::BOUNCE_BYTES;
+use crate::durability::Durability;
 
 /// The sector of virtio 1.2 §5.2.4: the unit of every offset and length, whatever the block size.
 pub(super) const SECTOR_BYTES: u32 = 512;
@@ -95,6 +96,7 @@ pub(super) struct Image {
     is_device: bool,
     bytes: u64,
     sizes: BlockSizes,
+    durability: Durability,
 }
 
 /// What direct I/O needs beside the file.
@@ -161,6 +163,7 @@ impl Image {
             is_device,
             bytes,
             sizes,
+            durability: Durability::new(what),
         })
     }
 
@@ -209,6 +212,11 @@ impl Image {
         } else {
             1
         }
+    }
+
+    /// Whether what was written to it can be called stable.
+    pub fn durability(&self) -> &Durability {
+        &self.durability
     }
 
     /// The descriptor for operations without data.

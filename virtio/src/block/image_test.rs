@@ -1,12 +1,11 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::process::Command;
 
 use super::*;
 use crate::block::Block;
 use crate::block::testing::{image, pattern};
-use crate::testing::make_fifo;
+use crate::testing::{Loop, make_fifo};
 
 impl Block {
     /// Lets direct I/O on the image ask for offsets and lengths in units of `bytes`, as a disk with such blocks would.
@@ -146,34 +145,11 @@ fn cannot_be_written(path: &Path) {
     assert!(Image::open(&readonly(path)).is_ok());
 }
 
-/// A loop device that is read-only, detached when dropped.
-struct ReadOnlyLoop(PathBuf);
-
-impl ReadOnlyLoop {
-    fn attach(file: &Path) -> Option<Self> {
-        let mut losetup = Command::new("losetup");
-        let attached = losetup
-            .args(["--find", "--show", "--read-only"])
-            .arg(file)
-            .output()
-            .ok()?;
-        let device = String::from_utf8(attached.stdout).ok()?.trim().to_owned();
-        attached.status.success().then(|| Self(device.into()))
-    }
-}
-
-impl Drop for ReadOnlyLoop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn a_device_that_is_read_only_is_no_writable_disk() {
     let file = image(&[1; 4096]);
-    match ReadOnlyLoop::attach(file.path()) {
-        Some(device) => cannot_be_written(&device.0),
-        None => println!("skipped: needs a loop device, and root to attach it"),
+    if let Some(device) = Loop::attach(file.path(), &["--read-only"]) {
+        cannot_be_written(&device.0);
     }
 }
 

@@ -33,6 +33,12 @@ pub(super) struct Job {
     buffers: Iovecs,
     /// The request has failed, or needed nothing of the host.
     ended: Option<Status>,
+    /// Success means that what was written is on stable storage.
+    stable: bool,
+    /// The operation under way is [`Op::Sync`].
+    syncing: bool,
+    /// The host refused that.
+    unsynced: bool,
 }
 
 enum Work {
@@ -55,12 +61,16 @@ pub(super) struct Answer {
 impl Job {
     /// Begins to carry out `request`. With `stable`, what it writes must be on stable storage when it completes.
     pub fn new(chain: Chain, request: Request, image: &Image, stable: bool, id: &[u8; ID_BYTES]) -> Self {
+        let stable = match request {
+            // To a read-only disk nothing was ever written.
+            Request::Flush => !image.readonly(),
+            Request::Write(_) | Request::WriteZeroes(_) => stable,
+            _ => false,
+        };
         let (work, ended) = match request {
             Request::Read(extent) => (Work::Transfer(Transfer::new(Direction::Read, extent, false)), None),
             Request::Write(extent) => (Work::Transfer(Transfer::new(Direction::Write, extent, stable)), None),
-            // Nothing was ever written.
-            Request::Flush if image.readonly() => (Work::Flush, Some(Status::Ok)),
-            Request::Flush => (Work::Flush, None),
+            Request::Flush => (Work::Flush, (!stable).then_some(Status::Ok)),
             Request::GetId => {
                 let written = chain.writer().write_obj(*id);
                 let status = written.map_or(Status::IoError, |()| Status::Ok);
@@ -74,6 +84,9 @@ impl Job {
             work,
             buffers: Iovecs::default(),
             ended,
+            stable,
+            syncing: false,
+            unsynced: false,
         }
     }
 
@@ -84,20 +97,29 @@ impl Job {
             work: Work::Refused,
             buffers: Iovecs::default(),
             ended: Some(status),
+            stable: false,
+            syncing: false,
+            unsynced: false,
         }
     }
 
     /// What to do next.
     pub fn step<'a>(&'a mut self, image: &'a Image, scratch: &mut Scratch) -> Step<'a> {
+        // Also where its own sync has succeeded: the error may have been told to another one that ran beside it.
+        if self.stable && image.durability().is_lost() {
+            self.ended = Some(Status::IoError);
+        }
         if let Some(status) = self.ended {
             return Step::Done(status);
         }
-        match &mut self.work {
+        let step = match &mut self.work {
             Work::Transfer(transfer) => transfer.step(&self.chain, image, scratch, &mut self.buffers),
             Work::Flush => Step::Run(Op::Sync { file: image.file() }),
             Work::Discard(zeroing) | Work::WriteZeroes(zeroing) => zeroing.step(image, scratch, &mut self.buffers),
             Work::GetId | Work::Refused => Step::Done(Status::IoError),
-        }
+        };
+        self.syncing = matches!(step, Step::Run(Op::Sync { .. }));
+        step
     }
 
     /// Takes the result of the operation that [`Job::step`] asked for.
@@ -107,6 +129,10 @@ impl Job {
             && error.kind() == io::ErrorKind::Interrupted
         {
             return;
+        }
+        if let (true, Err(error)) = (self.syncing, &result) {
+            image.durability().lose(error);
+            self.unsynced = true;
         }
         let progress = match &mut self.work {
             Work::Transfer(transfer) => transfer.complete(&self.chain, image, result),
@@ -154,6 +180,9 @@ impl Job {
     }
 
     fn count(&self, status: Status, metrics: &BlockMetrics) {
+        if self.unsynced {
+            metrics.flush_errors.inc();
+        }
         match (status, &self.work) {
             (Status::IoError, _) => metrics.errors.inc(),
             (Status::Unsupported, _) => metrics.unsupported.inc(),

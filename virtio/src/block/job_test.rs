@@ -36,26 +36,37 @@ fn run(request: Request, bufs: &[Buf], stable: bool, results: &[Result<usize, i3
     let file = image(&[0; 8192]);
     let image = Image::open(&BlockConfig::new(file.path())).unwrap();
     assert!(image.file().as_raw_fd() >= 0);
+    run_on(&image, &Arc::default(), request, bufs, stable, results)
+}
+
+/// As [`run`], on an image that other requests may have had, whose `metrics` these are.
+fn run_on(
+    image: &Image,
+    metrics: &Arc<BlockMetrics>,
+    request: Request,
+    bufs: &[Buf],
+    stable: bool,
+    results: &[Result<usize, i32>],
+) -> (Vec<Asked>, u8, u32) {
     let mut driver = Driver::new(&memory(), 0x1000, 8);
     driver.write(STATUS, &[UNANSWERED]);
     driver.add(bufs);
     let chain = driver.ring().pop().unwrap().unwrap();
-    let mut job = Job::new(chain, request, &image, stable, &[0; ID_BYTES]);
-    let metrics = Arc::new(BlockMetrics::default());
+    let mut job = Job::new(chain, request, image, stable, &[0; ID_BYTES]);
     let mut scratch = Scratch::new(metrics.clone());
     let mut results: VecDeque<_> = results.iter().copied().collect();
     let mut asked = Vec::new();
     let status = loop {
-        match job.step(&image, &mut scratch) {
+        match job.step(image, &mut scratch) {
             Step::Run(op) => asked.push(seen(op)),
             Step::Done(status) => break status,
             Step::Wait => panic!("nobody else has a bounce buffer"),
         }
         let result = results.pop_front().expect("no more than these operations");
-        job.complete(&image, result.map_err(io::Error::from_raw_os_error));
+        job.complete(image, result.map_err(io::Error::from_raw_os_error));
     };
     assert!(results.is_empty(), "{asked:?}");
-    let answer = job.finish(status, &mut scratch, &metrics);
+    let answer = job.finish(status, &mut scratch, metrics);
     assert_eq!(driver.read(STATUS, 1)[0], status.byte());
     (asked, status.byte(), answer.written)
 }
@@ -102,6 +113,72 @@ fn error_ends_the_request_at_once() {
     assert_eq!((asked.len(), status, written), (1, 1, 1));
     let (asked, status, _) = run(Request::Flush, &BARE, false, &[Err(libc::EIO)]);
     assert_eq!((asked, status), (vec![Asked::Sync], 1));
+}
+
+/// The kernel tells of lost data once: it would call the second sync a success.
+#[test]
+fn nothing_is_called_stable_once_the_host_has_lost_data() {
+    let file = image(&[0; 8192]);
+    let eio = Err(libc::EIO);
+    for (request, bufs, stable, results) in [
+        (Request::Flush, &BARE[..], false, &[Err(libc::EINTR), eio][..]),
+        (Request::Write(ALL), &WRITE, true, &[Ok(4096), eio]),
+        (zeroes(false), &BARE, true, &[Ok(0), eio]),
+    ] {
+        let image = Image::open(&BlockConfig::new(file.path())).unwrap();
+        let metrics = Arc::default();
+        let mut ask = |request, bufs, stable, results| {
+            let (asked, status, _) = run_on(&image, &metrics, request, bufs, stable, results);
+            (asked, status)
+        };
+        assert_eq!(ask(request, bufs, stable, results).1, 1);
+        assert_eq!(ask(Request::Flush, &BARE, false, &[]), (vec![], 1));
+        assert_eq!(ask(Request::Write(ALL), &WRITE, true, &[]), (vec![], 1));
+        assert_eq!(ask(zeroes(false), &BARE, true, &[]), (vec![], 1));
+        // What is not promised to be stable goes on.
+        assert_eq!(ask(Request::Write(ALL), &WRITE, false, &[Ok(4096)]).1, 0);
+        assert_eq!(ask(Request::Read(ALL), &READ, false, &[Ok(4096)]).1, 0);
+        assert_eq!(ask(zeroes(false), &BARE, false, &[Ok(0)]).1, 0);
+        assert_eq!((metrics.flush_errors.get(), metrics.errors.get()), (1, 4));
+    }
+    // Opened anew it is as good as it is.
+    assert_eq!(run(Request::Flush, &BARE, false, &[Ok(0)]), (vec![Asked::Sync], 0, 1));
+}
+
+#[test]
+fn error_of_another_operation_says_nothing_of_what_is_stable() {
+    let file = image(&[0; 8192]);
+    let image = Image::open(&BlockConfig::new(file.path())).unwrap();
+    let metrics = Arc::default();
+    let mut ask = |request, bufs, results| run_on(&image, &metrics, request, bufs, true, results).1;
+    assert_eq!(ask(Request::Write(ALL), &WRITE[..], &[Err(libc::ENOSPC)][..]), 1);
+    assert_eq!(ask(zeroes(false), &BARE, &[Err(libc::EIO)]), 1);
+    assert_eq!(ask(Request::Flush, &BARE, &[Ok(0)]), 0);
+    assert_eq!(metrics.flush_errors.get(), 0);
+}
+
+#[test]
+fn sync_that_succeeds_beside_one_that_fails_is_not_believed() {
+    let file = image(&[0; 8192]);
+    let image = Image::open(&BlockConfig::new(file.path())).unwrap();
+    let mut scratch = Scratch::new(Arc::default());
+    let mut driver = Driver::new(&memory(), 0x1000, 8);
+    let mut ring = driver.ring();
+    let mut flush = || {
+        driver.add(&BARE);
+        let chain = ring.pop().unwrap().unwrap();
+        Job::new(chain, Request::Flush, &image, false, &[0; ID_BYTES])
+    };
+    let mut jobs = [flush(), flush()];
+    for job in &mut jobs {
+        assert!(matches!(job.step(&image, &mut scratch), Step::Run(Op::Sync { .. })));
+    }
+    let [one, other] = &mut jobs;
+    other.complete(&image, Ok(0));
+    one.complete(&image, Err(io::Error::from_raw_os_error(libc::EIO)));
+    for job in &mut jobs {
+        assert!(matches!(job.step(&image, &mut scratch), Step::Done(Status::IoError)));
+    }
 }
 
 #[test]

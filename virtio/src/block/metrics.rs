@@ -15,6 +15,8 @@ pub struct BlockMetrics {
     pub(super) written_bytes: Counter,
     /// Flushes completed.
     pub(super) flushes: Counter,
+    /// Times that the host could not bring writes to its storage. No flush succeeds after the first.
+    pub(super) flush_errors: Counter,
     /// Discards completed.
     pub(super) discards: Counter,
     /// Write-zeroes requests completed.
@@ -39,6 +41,7 @@ impl Metered for BlockMetrics {
             ("write_requests", &self.writes),
             ("write_bytes", &self.written_bytes),
             ("flush_requests", &self.flushes),
+            ("flush_errors", &self.flush_errors),
             ("discard_requests", &self.discards),
             ("write_zeroes_requests", &self.zeroes),
             ("bounced_requests", &self.bounces),

@@ -74,7 +74,8 @@ fn device(config: &PmemConfig, memory: &Arc<AddressSpace>) -> Result<Pmem, PmemE
     };
     let region = memory.add_file(file, &config.file.display().to_string(), bytes, keep)?;
     // In this order: nobody else has the file before the guest has let go of it.
-    Ok(Pmem::new(region.info().gpa, bytes, flushed, Box::new((region, lock))))
+    let gpa = region.info().gpa;
+    Ok(Pmem::new(gpa, bytes, flushed, what, Box::new((region, lock))))
 }
 
 /// Opens a file or block device; says how long it is. Whatever else the path is, opening it does not wait.

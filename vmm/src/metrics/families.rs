@@ -159,6 +159,7 @@ block read_bytes counter Bytes that reads gave the guest
 block write_requests counter Writes completed
 block write_bytes counter Bytes that the guest wrote
 block flush_requests counter Flushes completed
+block flush_errors counter Times that the host could not bring writes to its storage; no flush succeeds after the first
 block discard_requests counter Discards completed
 block write_zeroes_requests counter Write-zeroes requests completed
 block bounced_requests counter Requests that took a detour because direct I/O could not use the guest's buffers
@@ -232,7 +233,7 @@ fs handles gauge Files that the guest has open
 fs locks gauge Locks held
 fs landlock_version gauge Version of Landlock that holds the threads, 0 without
 pmem flushes counter Flushes completed
-pmem flush_errors counter Flushes that failed
+pmem flush_errors counter Flushes that failed; none succeeds after the first
 pmem bad_requests counter Requests that make no sense
 rng requests counter Requests answered
 rng bytes counter Random bytes given

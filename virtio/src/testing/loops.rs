@@ -1,0 +1,66 @@
+//! Block devices of the host, where it lets us have loop devices.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A loop device, detached when dropped.
+pub(crate) struct Loop(pub PathBuf);
+
+impl Loop {
+    /// One on `file`, with more options of losetup(8). `None`, and a word, where there is none to be had.
+    pub(crate) fn attach(file: &Path, options: &[&str]) -> Option<Self> {
+        let mut losetup = Command::new("losetup");
+        losetup.args(["--find", "--show"]).args(options).arg(file);
+        let device = losetup.output().ok().filter(|attached| attached.status.success());
+        if device.is_none() {
+            println!("skipped: needs a loop device, and root to attach it");
+        }
+        let device = String::from_utf8(device?.stdout).ok()?;
+        Some(Self(device.trim().into()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
+    }
+}
+
+/// A block device of 8 MiB whose storage has room for 1 MiB: a write succeeds, its write-back does not.
+pub(crate) struct LossyDevice {
+    device: Option<Loop>,
+    storage: tempfile::TempDir,
+}
+
+impl LossyDevice {
+    /// `None`, and a word, where there is none to be had.
+    pub(crate) fn new() -> Option<Self> {
+        let storage = tempfile::tempdir().unwrap();
+        let mut mount = Command::new("mount");
+        mount
+            .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
+            .arg(storage.path());
+        if !mount.output().is_ok_and(|mounted| mounted.status.success()) {
+            println!("skipped: needs root to mount a file system");
+            return None;
+        }
+        let mut lossy = Self { device: None, storage };
+        let file = lossy.storage.path().join("image");
+        File::create(&file).unwrap().set_len(8 << 20).unwrap();
+        lossy.device = Some(Loop::attach(&file, &[])?);
+        Some(lossy)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.device.as_ref().unwrap().0
+    }
+}
+
+impl Drop for LossyDevice {
+    fn drop(&mut self) {
+        self.device = None;
+        // Lazily: the device lets go of its file when the last who has it open does.
+        let _ = Command::new("umount").arg("-l").arg(self.storage.path()).status();
+    }
+}
