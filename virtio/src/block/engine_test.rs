@@ -23,6 +23,39 @@ fn reap(engine: &mut Engine) -> Vec<usize> {
     ended.into_iter().map(|completion| completion.slot).collect()
 }
 
+/// Linux 5.9 and 5.10 answer 0 in the middle of a file, too.
+#[test]
+fn a_read_that_finds_nothing_is_made_again_by_one_that_waits() {
+    if !has_uring() {
+        return;
+    }
+    let memory = MmapRegion::new(4096).unwrap();
+    let buffers = buffers(&memory);
+    let file = image(&[7; 4096]);
+    let mut engine = Engine::with_uring(4, true);
+    for offset in [4096, 1 << 20] {
+        let op = Op::Read {
+            file: file.as_file(),
+            buffers: &buffers,
+            offset,
+        };
+        // SAFETY: file, buffers and memory stay until the engine is gone.
+        let at_hand = unsafe { plain::read_at_hand(op) };
+        assert!(
+            matches!(at_hand, AtHand::Not | AtHand::Never),
+            "{at_hand:?} at {offset}"
+        );
+        // SAFETY: as above.
+        assert!(unsafe { engine.run(3, op, false) }.is_none());
+        assert!(engine.submit().unwrap());
+        let mut ended = Vec::new();
+        engine.wait().unwrap();
+        engine.reap(&mut ended);
+        let ended: Vec<_> = ended.iter().map(|one| (one.slot, one.result.as_ref().ok())).collect();
+        assert_eq!(ended, [(3, Some(&0))], "the end of the file");
+    }
+}
+
 #[test]
 fn a_write_beside_another_operation_goes_to_the_ring() {
     if !has_uring() {

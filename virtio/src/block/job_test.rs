@@ -127,7 +127,7 @@ fn nothing_is_called_stable_once_the_host_has_lost_data() {
     ] {
         let image = Image::open(&BlockConfig::new(file.path())).unwrap();
         let metrics = Arc::default();
-        let mut ask = |request, bufs, stable, results| {
+        let ask = |request, bufs, stable, results| {
             let (asked, status, _) = run_on(&image, &metrics, request, bufs, stable, results);
             (asked, status)
         };
@@ -150,7 +150,7 @@ fn error_of_another_operation_says_nothing_of_what_is_stable() {
     let file = image(&[0; 8192]);
     let image = Image::open(&BlockConfig::new(file.path())).unwrap();
     let metrics = Arc::default();
-    let mut ask = |request, bufs, results| run_on(&image, &metrics, request, bufs, true, results).1;
+    let ask = |request, bufs, results| run_on(&image, &metrics, request, bufs, true, results).1;
     assert_eq!(ask(Request::Write(ALL), &WRITE[..], &[Err(libc::ENOSPC)][..]), 1);
     assert_eq!(ask(zeroes(false), &BARE, &[Err(libc::EIO)]), 1);
     assert_eq!(ask(Request::Flush, &BARE, &[Ok(0)]), 0);

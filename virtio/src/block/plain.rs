@@ -25,10 +25,11 @@ pub(super) unsafe fn run(op: Op<'_>) -> io::Result<usize> {
 }
 
 /// What a read that does not wait came to.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum AtHand {
-    /// So many bytes, which may be fewer than were asked for; none at the end of the file.
+    /// So many bytes: at least one, and maybe fewer than were asked for.
     Read(usize),
-    /// Nothing of it is at hand, or it is no read.
+    /// Nothing of it is at hand, or there is nothing at the end of the file, or it is no read.
     Not,
     /// This host, or this file, has no reads that do not wait.
     Never,
@@ -49,6 +50,8 @@ pub(super) unsafe fn read_at_hand(op: Op<'_>) -> AtHand {
     // SAFETY: the array is borrowed, its buffers are mapped as the caller promises, the descriptor is open.
     let read = moved(unsafe { libc::preadv2(file.as_raw_fd(), array, count, offset, libc::RWF_NOWAIT) });
     match read {
+        // Linux 5.9 and 5.10 say so of what is not at hand, too (preadv2(2), BUGS). A read that waits tells the end of the file from that.
+        Ok(0) => AtHand::Not,
         Ok(bytes) => AtHand::Read(bytes),
         Err(error) => match error.raw_os_error() {
             Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL) => AtHand::Never,
