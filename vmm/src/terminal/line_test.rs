@@ -4,6 +4,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use super::*;
 
+/// What a sink holds.
+const BACKLOG_BYTES: usize = 256 << 10;
 /// More than a socket, a terminal and a sink hold.
 const MUCH: usize = 2 << 20;
 
@@ -141,6 +143,35 @@ fn where_nobody_reads_the_guest_goes_on_and_a_bounded_rest_is_kept() {
     port.sink.write_all(b"!").unwrap_err();
     let mut next = port.client();
     assert_eq!(read(&mut next, 1000), [b'x'; 1000]);
+}
+
+#[test]
+fn a_client_that_goes_while_the_guest_prints_leaves_what_waited_to_the_next_one() {
+    let mut port = Port::socket();
+    let client = port.client();
+    let kept = port.flood();
+    // It has gone, and the main thread does not know yet.
+    drop(client);
+    assert_eq!(port.sink.write(b"x").unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    assert!(
+        ready(&port.line) && !ready(&port.outputs),
+        "only the line has something to do"
+    );
+    port.rounds();
+    let mut next = port.client();
+    // A part of it is with the one that has gone.
+    for _ in 0..BACKLOG_BYTES / 1024 {
+        assert_eq!(read(&mut next, 1024), [b'x'; 1024]);
+        port.rounds();
+    }
+    assert!(kept > BACKLOG_BYTES);
+
+    // Likewise the first word to one that has gone.
+    let mut port = Port::socket();
+    drop(port.client());
+    port.sink.write_all(b"login: ").unwrap();
+    port.rounds();
+    assert_eq!(read(&mut port.client(), 7), b"login: ");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Policy: bytes go out at once while the outlet takes them. When it has no room (a full pipe, a terminal that was stopped) they wait, up
 //! to [`BACKLOG_BYTES`]; beyond that the newest are refused. When the outlet fails (`EPIPE`, `EIO`, a full file system) what waits is
 //! dropped and what comes is refused, each time anew: a reader that comes back, or room in the file system, is found by the next
-//! write. Whoever writes counts what is refused.
+//! write. Whoever writes counts what is refused. A client that fails has gone, and what waits does so for the next one.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -14,7 +14,7 @@ use std::time::Instant;
 use husk_devices::lock;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::Way;
+use super::{Outlet, Way};
 
 /// The most bytes that wait for a reader: a boot's worth of kernel messages.
 const BACKLOG_BYTES: usize = 256 << 10;
@@ -37,6 +37,8 @@ struct State {
     /// `None` where there never was one.
     way: Option<Way>,
     backlog: VecDeque<u8>,
+    /// A client that has gone, and may still be watched.
+    gone: Option<Outlet>,
 }
 
 impl Sink {
@@ -45,9 +47,13 @@ impl Sink {
     /// # Errors
     /// What the host says when it has no descriptor left.
     pub fn over(way: Option<Way>) -> io::Result<Self> {
-        let backlog = VecDeque::new();
+        let state = State {
+            way,
+            backlog: VecDeque::new(),
+            gone: None,
+        };
         Ok(Self(Arc::new(Shared {
-            state: Mutex::new(State { way, backlog }),
+            state: Mutex::new(state),
             wakeup: Epoll::new()?,
         })))
     }
@@ -58,9 +64,7 @@ impl Sink {
         let waited = !state.backlog.is_empty();
         state.make_room();
         state.send_backlog();
-        if waited && state.backlog.is_empty() {
-            self.watch(&state, ControlOperation::Delete);
-        }
+        self.look_for_room(&mut state, waited);
     }
 
     /// Has everything go to `way` from now on, with what waits; `None` refuses it.
@@ -71,9 +75,7 @@ impl Sink {
         }
         state.way = way;
         state.send_backlog();
-        if !state.backlog.is_empty() {
-            self.watch(&state, ControlOperation::Add);
-        }
+        self.look_for_room(&mut state, false);
     }
 
     /// Gives what waits until `deadline` to be read. For the end of the VM.
@@ -84,6 +86,7 @@ impl Sink {
             let writable = way.is_some_and(|way| way.has_room_by(deadline));
             state.make_room();
             state.send_backlog();
+            self.look_for_room(&mut state, true);
             if !writable {
                 return;
             }
@@ -113,11 +116,31 @@ impl Sink {
         lock(&self.0.state)
     }
 
+    /// Has room looked for while bytes wait; `waited` says whether it has been.
+    fn look_for_room(&self, state: &mut State, waited: bool) {
+        if let Some(gone) = state.gone.take() {
+            if waited {
+                // Closing it would not take it out of the set: its line has a duplicate.
+                self.control(ControlOperation::Delete, gone.as_raw_fd());
+            }
+            return;
+        }
+        match (waited, !state.backlog.is_empty()) {
+            (false, true) => self.watch(state, ControlOperation::Add),
+            (true, false) => self.watch(state, ControlOperation::Delete),
+            _ => {}
+        }
+    }
+
     fn watch(&self, state: &State, operation: ControlOperation) {
         if let Some(fd) = state.way.as_ref().and_then(Way::room) {
-            // Regular files are refused, and never have a backlog. Anything else waits for the next write instead.
-            let _ = self.0.wakeup.ctl(operation, fd, EpollEvent::new(EventSet::OUT, 0));
+            self.control(operation, fd);
         }
+    }
+
+    fn control(&self, operation: ControlOperation, fd: RawFd) {
+        // Regular files are refused, and never have a backlog. Anything else waits for the next write instead.
+        let _ = self.0.wakeup.ctl(operation, fd, EpollEvent::new(EventSet::OUT, 0));
     }
 }
 
@@ -127,11 +150,7 @@ impl Write for Sink {
         let mut state = self.locked();
         let waited = !state.backlog.is_empty();
         let taken = state.put(bytes);
-        match (waited, !state.backlog.is_empty()) {
-            (false, true) => self.watch(&state, ControlOperation::Add),
-            (true, false) => self.watch(&state, ControlOperation::Delete),
-            _ => {}
-        }
+        self.look_for_room(&mut state, waited);
         taken
     }
 
@@ -202,7 +221,15 @@ impl State {
             match way.write(rest) {
                 Ok(0) => return (sent, Err(io::ErrorKind::WriteZero.into())),
                 Ok(count) => sent = sent.saturating_add(count),
-                Err(error) => return (sent, Err(error)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return (sent, Err(error)),
+                Err(error) => match way.part() {
+                    None => return (sent, Err(error)),
+                    // Its line hears of it, on the main thread, and takes the next one.
+                    gone => {
+                        self.gone = gone;
+                        return (sent, Err(io::ErrorKind::WouldBlock.into()));
+                    }
+                },
             }
         }
         (sent, Ok(()))

@@ -38,6 +38,14 @@ impl Way {
         }
     }
 
+    /// Parts with the client, if that is what this leads to: there is none until another one comes.
+    pub(super) fn part(&mut self) -> Option<Outlet> {
+        match self {
+            Self::Client(client) => client.take(),
+            _ => None,
+        }
+    }
+
     /// Makes room where that is ours to do. For the main thread.
     pub(super) fn make_room(&mut self) {
         if let Self::Files(files) = self {
