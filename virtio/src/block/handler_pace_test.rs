@@ -1,10 +1,13 @@
 use std::time::Duration;
 
-use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH as FLUSH, VIRTIO_BLK_T_IN as IN};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_T_DISCARD as DISCARD, VIRTIO_BLK_T_FLUSH as FLUSH, VIRTIO_BLK_T_IN as IN,
+    VIRTIO_BLK_T_WRITE_ZEROES as WRITE_ZEROES,
+};
 
 use crate::block::BlockConfig;
 use crate::block::testing::{
-    DATA, Guest, HEADER, KIB, OK, STATUS, config, counter, image, pattern, plain_reply, with_both_engines,
+    DATA, Guest, HEADER, KIB, OK, STATUS, config, counter, image, pattern, plain_reply, segment, with_both_engines,
 };
 use crate::rate_limit::{BucketConfig, LimiterConfig};
 use crate::testing::Buf;
@@ -13,6 +16,7 @@ with_both_engines! {
     requests_beyond_the_rate_wait_in_the_ring
     requests_that_wait_go_on_when_the_timer_rings
     bytes_are_paid_for_after_the_request_that_moves_them
+    zeroes_are_paid_for_and_discards_are_not
 }
 
 fn bucket(size: u64, refill: Duration) -> Option<BucketConfig> {
@@ -79,4 +83,44 @@ fn bytes_are_paid_for_after_the_request_that_moves_them(io_uring: bool) {
     guest.wake().unwrap();
     assert_eq!(guest.driver.take_used(), None);
     assert_eq!(counter(&guest, "throttled_waits"), 1);
+}
+
+fn zeroes_are_paid_for_and_discards_are_not(io_uring: bool) {
+    // As many sectors as one request may have.
+    const SECTORS: u32 = 1 << 16;
+    let file = image(&[]);
+    file.as_file().set_len(64 << 20).unwrap();
+    let limits = LimiterConfig {
+        bandwidth: bucket(1 << 20, Duration::from_secs(3600)),
+        ops: None,
+    };
+    let config = BlockConfig {
+        limits,
+        ..config(file.path(), io_uring)
+    };
+    let mut guest = Guest::new(config, 64);
+    for _ in 0..20 {
+        let discarded = guest.ask(DISCARD, 0, &segment(0, SECTORS, 0), 0);
+        assert_eq!(discarded, plain_reply(OK), "it moves no bytes");
+    }
+    let zeroes = segment(0, SECTORS, 0);
+    assert_eq!(
+        guest.ask(WRITE_ZEROES, 0, &zeroes, 0),
+        plain_reply(OK),
+        "larger than the bucket"
+    );
+    guest.driver.write(DATA, &zeroes);
+    guest
+        .driver
+        .add(&[Buf::Out(HEADER, 16), Buf::Out(DATA, 16), Buf::In(STATUS, 1)]);
+    guest.kick();
+    guest.wake().unwrap();
+    assert_eq!(guest.driver.take_used(), None);
+    assert_eq!(counter(&guest, "throttled_waits"), 1);
+    let states = guest.stop();
+    assert_eq!(states[0].queue.next_avail, 21, "it is still the driver's");
+    assert_eq!(
+        (counter(&guest, "write_zeroes_requests"), counter(&guest, "write_bytes")),
+        (1, 0)
+    );
 }

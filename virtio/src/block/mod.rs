@@ -115,7 +115,7 @@ pub struct BlockConfig {
     pub discard: bool,
     /// Use io_uring where the host has it. Otherwise, and where it refuses, plain system calls do the work.
     pub io_uring: bool,
-    /// How fast the guest may use the disk, over all its queues: bytes read and written, requests of any kind.
+    /// How fast the guest may use the disk, over all its queues: bytes read, written and zeroed, requests of any kind.
     pub limits: LimiterConfig,
     /// What the guest sees as the disk's serial number: at most 20 printable ASCII characters.
     pub serial: String,

@@ -93,11 +93,15 @@ pub(super) enum Request {
 }
 
 impl Request {
-    /// Bytes of the image that are read or written. Ranges that are discarded or zeroed move none.
+    /// Bytes of the image that are read or written, as the rate limiter counts them. Zeroes may have to be written; a range that is
+    /// discarded moves none.
     pub fn bytes(&self) -> u64 {
         match self {
             Self::Read(extent) | Self::Write(extent) => extent.len,
-            _ => 0,
+            Self::WriteZeroes(extents) => extents
+                .iter()
+                .fold(0, |bytes: u64, zero| bytes.saturating_add(zero.extent.len)),
+            Self::Flush | Self::GetId | Self::Discard(_) => 0,
         }
     }
 }
