@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::rest::Rest;
+use crate::terminal::numbered;
 
 /// Files beside one with a limit, unless it is said: what the guest has said last is in one of the two.
 const USUAL_KEEP: u32 = 1;
@@ -75,6 +76,14 @@ impl ConsoleConfig {
     /// How many files there are beside the one with a limit.
     pub fn kept(&self) -> u32 {
         self.keep.unwrap_or(USUAL_KEEP)
+    }
+
+    /// The files that the output goes to: the one, and those that take turns with it.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let file = self.file.iter().filter(|_| self.mode == ConsoleMode::File);
+        let beside = self.limit.map_or(0, |_| self.kept());
+        file.flat_map(|file| (0..=beside).map(|number| numbered(file, number)))
+            .collect()
     }
 
     pub(super) fn null() -> Self {

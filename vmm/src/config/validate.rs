@@ -289,6 +289,9 @@ pub enum ConfigError {
         /// What they want.
         path: String,
     },
+    /// Two ports want one file, which one of them empties when it is full.
+    #[error("serial and console both have the file {0}: with a limit only one of them can")]
+    TwoFiles(String),
     /// Two network devices want one tap.
     #[error("net: tap {0} is used by two devices, taps must differ")]
     TwoTaps(String),
@@ -351,6 +354,7 @@ impl VmConfig {
         if (self.serial.mode, self.console.mode) == (ConsoleMode::Tty, ConsoleMode::Tty) {
             return Err(ConfigError::TwoTtys);
         }
+        self.validate_files()?;
         let found = self.slots();
         if found > MAX_DEVICES {
             return Err(ConfigError::Slots { found });
@@ -412,6 +416,18 @@ impl VmConfig {
         self.validate_sockets()?;
         match first_twice(self.net.iter().filter_map(|net| net.tap.as_deref())) {
             Some(tap) => Err(ConfigError::TwoTaps(tap.into())),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks that no port empties a file that the other one writes to.
+    fn validate_files(&self) -> Result<(), ConfigError> {
+        if self.serial.limit.or(self.console.limit).is_none() {
+            return Ok(());
+        }
+        let others = self.console.files();
+        match self.serial.files().iter().find(|file| others.contains(file)) {
+            Some(file) => Err(ConfigError::TwoFiles(file.display().to_string())),
             None => Ok(()),
         }
     }

@@ -289,6 +289,36 @@ fn a_port_at_a_socket_needs_one_that_no_other_has() {
 }
 
 #[test]
+fn a_file_with_a_limit_is_one_ports_alone() {
+    let limited = |path: &str| ConsoleConfig {
+        limit: Some(4096),
+        keep: Some(1),
+        ..ConsoleConfig::file(path)
+    };
+    for (serial, console, file) in [
+        (limited("/l"), limited("/l"), "/l"),
+        (limited("/l"), ConsoleConfig::file("/l"), "/l"),
+        (ConsoleConfig::file("/l"), limited("/l"), "/l"),
+        (limited("/l"), ConsoleConfig::file("/l.1"), "/l.1"),
+        (ConsoleConfig::file("/l.1"), limited("/l"), "/l.1"),
+    ] {
+        assert_eq!(
+            error(|c| (c.serial, c.console) = (serial, console)),
+            format!("serial and console both have the file {file}: with a limit only one of them can")
+        );
+    }
+    for (serial, console) in [
+        (ConsoleConfig::file("/l"), ConsoleConfig::file("/l")),
+        (limited("/l"), ConsoleConfig::file("/l.2")),
+        (limited("/l"), limited("/m")),
+    ] {
+        let mut config = good();
+        (config.serial, config.console) = (serial, console);
+        config.validate(HOST).unwrap();
+    }
+}
+
+#[test]
 fn a_socket_on_which_husk_listens_is_nobody_elses() {
     let vsock = || Some(VsockConfig::new(3, "/s"));
     let at = ConsoleConfig::socket("/s");

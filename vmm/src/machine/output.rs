@@ -1,7 +1,8 @@
 //! Where serial port and console lead.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use super::build::BuildError;
 use crate::config::{ConsoleConfig, ConsoleMode};
@@ -58,6 +59,26 @@ pub(super) fn output(name: &str, config: &ConsoleConfig, stdout: &StdoutSink) ->
             return Err(BuildError::device(name, "its mode needs a file or a socket"));
         }
     }))
+}
+
+/// Checks, when both ports have been opened, that none empties a file that the other one writes to under another name.
+///
+/// # Errors
+/// [`BuildError::Device`], with the path.
+pub(super) fn check_files(serial: &ConsoleConfig, console: &ConsoleConfig) -> Result<(), BuildError> {
+    if serial.limit.or(console.limit).is_none() {
+        return Ok(());
+    }
+    let which = |path: &PathBuf| path.metadata().map(|found| (found.dev(), found.ino())).ok();
+    let taken: Vec<_> = serial.files().iter().filter_map(which).collect();
+    let is_taken = |path: &&PathBuf| which(path).is_some_and(|file| taken.contains(&file));
+    match console.files().iter().find(is_taken) {
+        Some(path) => Err(BuildError::device(
+            format!("console {}", path.display()),
+            "it is the serial port's file too: with a limit only one of them can have it",
+        )),
+        None => Ok(()),
+    }
 }
 
 fn attached((line, sink): (Line, impl Write + Send + 'static)) -> Output {

@@ -93,3 +93,38 @@ fn what_cannot_be_written_to_is_named_with_its_port_and_path() {
         assert!(why.starts_with(&format!("it is a {kind}, allowed:")), "{why}");
     }
 }
+
+#[test]
+fn a_file_of_both_ports_has_no_limit_whatever_its_names_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, other) = (folder.path().join("L"), folder.path().join("M"));
+    std::os::unix::fs::symlink(&path, &other).unwrap();
+    let stdout = StdoutSink::new().unwrap();
+    let limited = |path: &Path| ConsoleConfig {
+        limit: Some(4096),
+        keep: Some(1),
+        ..ConsoleConfig::file(path)
+    };
+    let check = |serial: &ConsoleConfig, console: &ConsoleConfig| {
+        for (name, port) in [("serial", serial), ("console", console)] {
+            output(name, port, &stdout).unwrap();
+        }
+        check_files(serial, console)
+    };
+    for (serial, console) in [
+        (limited(&path), limited(&other)),
+        (limited(&path), ConsoleConfig::file(&other)),
+        (ConsoleConfig::file(&path), limited(&other)),
+    ] {
+        let error = check(&serial, &console).unwrap_err();
+        let why = std::error::Error::source(&error).unwrap().to_string();
+        assert_eq!(
+            why,
+            "it is the serial port's file too: with a limit only one of them can have it"
+        );
+        assert!(error.to_string().contains(other.to_str().unwrap()), "{error}");
+    }
+    check(&ConsoleConfig::file(&path), &ConsoleConfig::file(&other)).unwrap();
+    check(&limited(&path), &limited(&folder.path().join("N"))).unwrap();
+    check(&limited(&path), &ConsoleConfig::new(ConsoleMode::Null)).unwrap();
+}

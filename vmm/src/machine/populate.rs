@@ -23,7 +23,7 @@ use husk_virtio::threads::Threads;
 use super::build::BuildError;
 use super::device::Devices;
 use super::keyboard::{Attached, Keyboard};
-use super::output::{Output, output};
+use super::output::{Output, check_files, output};
 use super::tail::Tail;
 use crate::config::{BalloonConfig, ConsoleConfig, ConsoleMode, DiskConfig, NewDevice, RunOptions, VmConfig};
 use crate::memory::{AddressSpace, Blocks};
@@ -106,6 +106,7 @@ pub fn populate(
     let balloon = config.balloon.as_ref();
     let balloon = balloon.map(|config| add_balloon(config, devices, memory)).transpose()?;
     let console = add_console(&config.console, devices, stdout, &options.tail)?;
+    check_files(&config.serial, &config.console)?;
     let console = console.and_then(|(port, line)| connect("console", config.console.mode, line, port));
     Ok(Handles {
         keyboard: serial.or(console),
