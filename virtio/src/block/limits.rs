@@ -85,8 +85,11 @@ pub(super) fn block_sizes(device: &File) -> io::Result<BlockSizes> {
     })
 }
 
-/// Whether a block device takes no writes (`BLKROGET`).
-pub(super) fn is_readonly(device: &File) -> io::Result<bool> {
+/// Whether a block device takes no writes (`BLKROGET`). It can be opened for writing all the same, and loses what is written to its cache.
+///
+/// # Errors
+/// What the host says: of what is no block device, for instance.
+pub fn is_readonly(device: &File) -> io::Result<bool> {
     Ok(ask(device, BLKROGET)? != 0)
 }
 

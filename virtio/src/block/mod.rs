@@ -50,6 +50,7 @@ mod zeroing;
 mod testing;
 
 pub use image::BlockError;
+pub use limits::is_readonly;
 pub use lock::FileLock;
 pub use metrics::BlockMetrics;
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use husk_virtio::block::FileLock;
+use husk_virtio::block::{FileLock, is_readonly};
 use husk_virtio::pmem::Pmem;
 
 use super::build::BuildError;
@@ -19,6 +19,9 @@ pub enum PmemError {
     /// It cannot be opened, or has no size.
     #[error("cannot open it")]
     Open(#[source] io::Error),
+    /// Its writes are to be kept, where the host lets nobody write.
+    #[error("it cannot be written, with discard_writes=on it can be read")]
+    NotWritable(#[source] io::Error),
     /// No whole number of units, or nothing.
     #[error("{bytes} bytes are not a multiple of {BLOCK_BYTES}, and at least that")]
     Unit {
@@ -56,7 +59,7 @@ pub fn open(config: &PmemConfig, memory: &Arc<AddressSpace>) -> Result<Pmem, Bui
 
 fn device(config: &PmemConfig, memory: &Arc<AddressSpace>) -> Result<Pmem, PmemError> {
     let keep = !config.discard_writes;
-    let (file, found) = open_file(&config.file, keep).map_err(PmemError::Open)?;
+    let (file, found) = open_file(&config.file, keep)?;
     let bytes = config.size.unwrap_or(found);
     if bytes == 0 || !bytes.is_multiple_of(BLOCK_BYTES) {
         return Err(PmemError::Unit { bytes });
@@ -79,15 +82,24 @@ fn device(config: &PmemConfig, memory: &Arc<AddressSpace>) -> Result<Pmem, PmemE
 }
 
 /// Opens a file or block device; says how long it is. Whatever else the path is, opening it does not wait.
-fn open_file(path: &Path, write: bool) -> io::Result<(File, u64)> {
+fn open_file(path: &Path, write: bool) -> Result<(File, u64), PmemError> {
     let mut options = OpenOptions::new();
     options.read(true).write(write).custom_flags(libc::O_NONBLOCK);
-    let mut file = options.open(path)?;
-    let kind = file.metadata()?.file_type();
+    let mut file = options.open(path).map_err(|error| match error.raw_os_error() {
+        // As of a disk: a permission, an immutable file; a file system that is mounted read-only; a program that runs.
+        Some(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY) if write => PmemError::NotWritable(error),
+        _ => PmemError::Open(error),
+    })?;
+    let kind = file.metadata().map_err(PmemError::Open)?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
-        return Err(io::Error::other("it is no file and no block device"));
+        let error = io::Error::other("it is no file and no block device");
+        return Err(PmemError::Open(error));
     }
-    let length = file.seek(SeekFrom::End(0))?;
+    // Older kernels map one that is read-only all the same, and lose the guest's stores.
+    if write && kind.is_block_device() && is_readonly(&file).map_err(PmemError::Open)? {
+        return Err(PmemError::NotWritable(io::Error::from_raw_os_error(libc::EROFS)));
+    }
+    let length = file.seek(SeekFrom::End(0)).map_err(PmemError::Open)?;
     Ok((file, length))
 }
 

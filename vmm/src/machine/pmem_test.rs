@@ -186,3 +186,41 @@ fn a_file_has_one_writer_or_readers_whatever_kind_of_device_they_are() {
         drop(first);
     }
 }
+
+fn cannot_be_written(path: &Path) {
+    let space = space();
+    let error = open(&config(path), &space).err().unwrap();
+    assert!(
+        chain(&error).contains("it cannot be written, with discard_writes=on it can be read: "),
+        "{}",
+        chain(&error)
+    );
+    let discarding = PmemConfig {
+        discard_writes: true,
+        size: Some(BLOCK_BYTES),
+        ..config(path)
+    };
+    open(&discarding, &space).unwrap();
+}
+
+#[test]
+fn a_file_that_cannot_be_written_keeps_nothing() {
+    // A program that runs: not even root may write it.
+    cannot_be_written(&std::env::current_exe().unwrap());
+}
+
+#[test]
+fn a_device_that_is_read_only_keeps_nothing() {
+    let file = file(BLOCK_BYTES);
+    let losetup = |args: &[&str], path: &Path| std::process::Command::new("losetup").args(args).arg(path).output();
+    let attached = losetup(&["--find", "--show", "--read-only"], file.path());
+    let Some(attached) = attached.ok().filter(|attached| attached.status.success()) else {
+        println!("skipped: needs a loop device, and root to attach it");
+        return;
+    };
+    let device = String::from_utf8(attached.stdout).unwrap();
+    let device = Path::new(device.trim());
+    let tried = std::panic::catch_unwind(|| cannot_be_written(device));
+    losetup(&["-d"], device).unwrap();
+    tried.unwrap();
+}
