@@ -60,7 +60,8 @@ impl Machine {
     }
 
     /// Stops the devices once no vCPU runs, and says who has still to come after [`Machine::stop`]. Once that is nobody, what the
-    /// devices have acknowledged is on its disk, and the machine can be dropped without waiting.
+    /// devices have acknowledged is in their files, and the machine can be dropped without waiting. Nothing is flushed: what the guest
+    /// has not had flushed is in the host's page cache, which outlives the process.
     pub fn unstopped(&mut self) -> Vec<String> {
         if !self.cpus.plug().cpus.is_stopped() {
             return vec![VCPUS.into()];
