@@ -5,11 +5,13 @@
 mod process;
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use process::{HUSK, Husk, Signal};
+use process::{HUSK, Husk, Signal, has_kvm};
 use serde_json::{Value, json};
 
 const SECRET: &str = "hunter2";
@@ -25,14 +27,21 @@ fn gathered(husk: &Husk, args: &[&str], name: &str) -> (PathBuf, PathBuf) {
     let all = husk.folder.path().join(name);
     let output = gather(&[args, &["--dir", all.to_str().unwrap()]].concat());
     assert!(output.status.success(), "{output:?}");
-    let end = format!("-{}", husk.child.id());
-    let mut folders = fs::read_dir(&all).unwrap().map(|entry| entry.unwrap().path());
-    let own = folders.find(|path| path.to_str().unwrap().ends_with(&end)).unwrap();
+    let pid = husk.child.id().to_string();
+    let mut folders = fs::read_dir(&all).unwrap().map(|entry| entry.unwrap().file_name());
+    let is_own = |name: &std::ffi::OsString| name.to_str().unwrap().rsplit('-').next() == Some(&pid);
+    let own = all.join(folders.find(is_own).unwrap());
     (all, own)
 }
 
 fn text(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Why `index` says that the part whose name ends so could not be had.
+fn why<'a>(index: &'a str, part: &str) -> &'a str {
+    let is_it = |line: &&str| line.split(' ').next().is_some_and(|name| name.ends_with(part));
+    index.lines().find(is_it).unwrap_or_default()
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {
@@ -47,29 +56,52 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// A husk with a VM whose command line has a secret in it, and the path of its log and of its guest's console.
-fn husk() -> (Husk, PathBuf, PathBuf) {
+/// A husk with a VM whose command line has a secret in it; with a guest that has printed one where it `boots`, if one can run here.
+fn husk(boots: bool) -> Option<Husk> {
+    if boots && !has_kvm() {
+        return None;
+    }
     let folder = tempfile::tempdir().unwrap();
     let (log, console) = (folder.path().join("log"), folder.path().join("console"));
+    let kernel = kernel(folder.path());
     let husk = Husk::start_in(folder, &["-v", "--log-file", log.to_str().unwrap()]);
-    fs::write(
-        &console,
-        format!("Command line: quiet db_password={SECRET}\nlast words\n"),
-    )
-    .unwrap();
     let vm = json!({
-        "payload": {"kernel": "/nowhere/vmlinux", "cmdline": format!("quiet db_password={SECRET}")},
+        "payload": {"kernel": kernel, "cmdline": format!("quiet db_password={SECRET}")},
         "memory": {"size": 64 << 20},
         "serial": {"mode": "File", "file": console},
         "console": {"mode": "Off"},
     });
     assert_eq!(husk.client().put("vm.create", Some(vm)).0, 204);
-    (husk, log, console)
+    if boots {
+        assert_eq!(husk.client().put("vm.boot", None).0, 204);
+        print(
+            &console,
+            &format!("Command line: quiet db_password={SECRET}\nlast words\n"),
+        );
+    }
+    Some(husk)
+}
+
+/// A kernel of a few instructions, which stays.
+fn kernel(folder: &Path) -> PathBuf {
+    let path = folder.join("vmlinux");
+    fs::write(
+        &path,
+        husk_benches::elf_of(&husk_benches::code(husk_benches::Then::Halt)),
+    )
+    .unwrap();
+    path
+}
+
+/// As if the guest had printed `text`.
+fn print(console: &Path, text: &str) {
+    let mut file = File::options().append(true).open(console).unwrap();
+    file.write_all(text.as_bytes()).unwrap();
 }
 
 #[test]
 fn a_bundle_has_all_there_is_and_no_secret_and_explains_itself() {
-    let (mut husk, _, _) = husk();
+    let mut husk = husk(false).unwrap();
     let socket = husk.socket();
     let (all, own) = gathered(&husk, &[socket.to_str().unwrap()], "bundle");
     let info: Value = serde_json::from_str(&text(&own.join("api/info.json"))).unwrap();
@@ -81,8 +113,6 @@ fn a_bundle_has_all_there_is_and_no_secret_and_explains_itself() {
     assert!(text(&own.join("api/metrics.txt")).contains("husk_vm_state"));
     assert!(text(&own.join("api/events.jsonl")).contains("\"starting\""));
     assert!(text(&own.join("log.txt")).contains("vm.create"));
-    let console = text(&own.join("console.txt"));
-    assert!(console.contains("db_password=***\nlast words\n"), "{console}");
     let threads = text(&own.join("threads.txt"));
     assert!(threads.contains(" api\n") && threads.contains("  wchan: "), "{threads}");
     assert!(text(&own.join("proc/status")).contains("VmRSS:"));
@@ -105,6 +135,10 @@ fn a_bundle_has_all_there_is_and_no_secret_and_explains_itself() {
     let (_, missing) = index.split_once("\nCould not be had:\n").unwrap();
     assert!(
         missing.contains("api/counters.json") && missing.contains("refused (409)"),
+        "{missing}"
+    );
+    assert!(
+        missing.contains("console.txt") && missing.contains("console: not open there for writing"),
         "{missing}"
     );
 
@@ -132,26 +166,35 @@ fn a_bundle_has_all_there_is_and_no_secret_and_explains_itself() {
 
 #[test]
 fn a_log_and_a_console_are_found_from_where_the_process_stands() {
+    if !has_kvm() {
+        return;
+    }
     let folder = tempfile::tempdir().unwrap();
+    let kernel = kernel(folder.path());
     let mut command = process::command(Path::new("api.sock"), &["-v", "--log", "file=l"]);
     let child = command.current_dir(folder.path()).spawn().unwrap();
     let mut husk = Husk { folder, child };
     husk.ready();
     let vm = json!({
-        "payload": {"kernel": "/nowhere/vmlinux"}, "memory": {"size": 64 << 20},
+        "payload": {"kernel": kernel}, "memory": {"size": 64 << 20},
         "serial": {"mode": "File", "file": "c"}, "console": {"mode": "Off"},
     });
     assert_eq!(husk.client().put("vm.create", Some(vm)).0, 204);
-    fs::write(husk.folder.path().join("c"), "last words\n").unwrap();
+    assert_eq!(husk.client().put("vm.boot", None).0, 204);
+    print(&husk.folder.path().join("c"), "last words\n");
     let (_, own) = gathered(&husk, &[&husk.child.id().to_string()], "bundle");
     assert!(text(&own.join("log.txt")).contains("vm.create"));
-    assert_eq!(text(&own.join("console.txt")), "==> c <==\nlast words\n");
+    let said = text(&own.join("console.txt"));
+    assert!(
+        said.starts_with("==> c <==\n") && said.contains("last words\n"),
+        "{said}"
+    );
     assert_eq!(husk.shut_down().code(), Some(0));
 }
 
 #[test]
 fn a_husk_that_hangs_costs_what_it_would_say_and_nothing_else() {
-    let (husk, _, _) = husk();
+    let Some(husk) = husk(true) else { return };
     husk.signal(Signal::STOP);
     let stat = format!("/proc/{}/stat", husk.child.id());
     while !text(Path::new(&stat)).contains(") T ") {}
@@ -170,9 +213,78 @@ fn a_husk_that_hangs_costs_what_it_would_say_and_nothing_else() {
     );
     assert!(text(&own.join("threads.txt")).contains("State: T (stopped)"));
     assert!(text(&own.join("log.txt")).contains("vm.create"));
+    // What it has open tells where its guest printed, and nothing else that it writes is taken for that.
+    let (console, said) = (husk.folder.path().join("console"), text(&own.join("console.txt")));
+    assert!(
+        said.starts_with(&format!("==> {} <==\n", console.display()))
+            && said.contains("Command line: quiet db_password=***\nlast words\n")
+            && said.matches("==>").count() == 1,
+        "{said}"
+    );
     let husks: Value = serde_json::from_str(&text(&all.join("host/husks.json"))).unwrap();
     assert_eq!(husks[0]["state"], "stopped");
     husk.signal(Signal::CONT);
+}
+
+#[test]
+fn a_husk_without_an_api_has_a_console_and_the_index_says_what_it_has_not() {
+    if !has_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (console, kernel) = (folder.path().join("console"), kernel(folder.path()));
+    let mut command = Command::new(HUSK);
+    command.arg("run").arg("--kernel").arg(kernel).args(["--memory", "64M"]);
+    command.arg("--serial").arg(format!("file={}", console.display()));
+    let child = command.stdin(Stdio::null()).spawn().unwrap();
+    let husk = Husk { folder, child };
+    // Its guest says something, and goes on.
+    while !fs::metadata(&console).is_ok_and(|found| found.len() > 0) {
+        std::thread::yield_now();
+    }
+    print(&console, "last words\n");
+    let (all, own) = gathered(&husk, &[&husk.child.id().to_string()], "bundle");
+    let said = text(&own.join("console.txt"));
+    assert!(
+        said.starts_with(&format!("==> {} <==\n", console.display())) && said.ends_with("last words\n"),
+        "{said}"
+    );
+    let index = text(&all.join("index.txt"));
+    let (_, missing) = index.split_once("\nCould not be had:\n").unwrap();
+    for part in ["api/ping.json", "api/info.json", "api/metrics.txt", "api/events.jsonl"] {
+        assert!(why(missing, part).contains("it serves no API"), "{part}: {missing}");
+    }
+}
+
+/// Of whoever calls itself a husk, and is a user's, root's bundle must have nothing but what that user writes.
+#[test]
+fn a_name_on_a_command_line_opens_no_file_of_roots() {
+    const NOBODY: u32 = 65_534;
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: needs root");
+        return;
+    }
+    let (own, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let secret = own.path().join("secret");
+    fs::write(&secret, "of root alone\n").unwrap();
+    let program = folder.path().join("husk");
+    fs::copy("/bin/bash", &program).unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = Command::new(&program);
+    command.args(["-c", "read line", "--log-file"]).arg(&secret);
+    command.arg("--serial").arg(format!("file={}", secret.display()));
+    let child = command.uid(NOBODY).gid(NOBODY).stdin(Stdio::piped()).spawn().unwrap();
+    let husk = Husk {
+        folder: tempfile::tempdir().unwrap(),
+        child,
+    };
+    let (all, found) = gathered(&husk, &["--all"], "bundle");
+    assert!(!found.join("log.txt").exists() && !found.join("console.txt").exists());
+    let index = text(&all.join("index.txt"));
+    for part in ["log.txt", "console.txt"] {
+        let why = why(&index, &format!("{}/{part}", husk.child.id()));
+        assert!(why.contains("secret: not open there for writing"), "{part}: {index}");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! | `subject.rs` | whom it is about |
 //! | `parts.rs` | what of one husk, and of its host, is looked at |
 //! | `consoles.rs` | the end of what its guest printed into files |
+//! | `written.rs` | files that a process writes to, read through its own descriptors |
 //! | `threads.rs` | where the threads of a process are |
 //! | `mask.rs` | what looks like a secret is not told |
 //! | `bundle.rs` | the archive or folder, and its index |
@@ -18,10 +19,11 @@ mod mask;
 mod parts;
 mod subject;
 mod threads;
+mod written;
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -110,22 +112,35 @@ pub fn gather(target: &Target, output: &Output, limit: Duration) -> Result<Summa
 /// What is known of one husk. When it does not answer at all, it is not asked again and again.
 fn of_one(subject: &Subject, limit: Duration) -> Vec<Entry> {
     let folder = &subject.name;
-    let mut entries = carry_out(folder, parts::hello(subject, limit), limit);
-    let answers = entries.iter().all(|entry| entry.content.is_ok());
-    let said = parts::said(subject, limit);
-    if answers {
-        entries.extend(carry_out(folder, said, limit));
-    } else {
-        entries.extend(said.into_iter().map(|part| Entry {
+    let not_asked = |parts: Vec<Part>, why: &str| -> Vec<Entry> {
+        let entries = parts.into_iter().map(|part| Entry {
             path: format!("{folder}/{}", part.path),
             about: part.about,
             took: Duration::ZERO,
-            content: Err("not asked for: vmm.ping was not answered".into()),
-        }));
-    }
+            content: Err(format!("not asked for: {why}")),
+        });
+        entries.collect()
+    };
+    let (mut entries, answers) = match &subject.socket {
+        Some(socket) => {
+            let entries = carry_out(folder, parts::hello(socket, limit), limit);
+            let answers = entries.iter().all(|entry| entry.content.is_ok());
+            (entries, answers)
+        }
+        None => (not_asked(parts::hello(Path::new(""), limit), NO_API), false),
+    };
+    entries.extend(match (&subject.socket, answers) {
+        (Some(socket), true) => carry_out(folder, parts::said(socket, limit), limit),
+        (Some(socket), false) => not_asked(parts::said(socket, limit), "vmm.ping was not answered"),
+        (None, _) => not_asked(parts::said(Path::new(""), limit), NO_API),
+    });
+    entries.extend(carry_out(folder, vec![parts::console(subject, answers, limit)], limit));
     entries.extend(carry_out(folder, parts::of_process(subject), limit));
     entries
 }
+
+/// Why a husk without a socket is asked nothing.
+const NO_API: &str = "it serves no API";
 
 /// Has each part read by a thread of its own, and goes on without it when it takes longer than `limit`.
 fn carry_out(folder: &str, parts: Vec<Part>, limit: Duration) -> Vec<Entry> {

@@ -1,16 +1,17 @@
 //! What is looked at: of the host, by a husk's own word, and of its process.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::consoles::consoles;
+use super::consoles;
 use super::subject::Subject;
 use super::threads::threads;
+use super::written;
 use crate::check;
 use crate::ctl::client::Client;
 use crate::ctl::{events, show};
@@ -105,19 +106,18 @@ pub(super) fn of_host(subjects: &[Subject], limit: Duration) -> Vec<Part> {
 }
 
 /// Whether the husk answers at all.
-pub(super) fn hello(subject: &Subject, limit: Duration) -> Vec<Part> {
-    subject
-        .socket
-        .iter()
-        .map(|socket| get(socket, limit, "vmm.ping", "api/ping.json", "its version and process"))
-        .collect()
+pub(super) fn hello(socket: &Path, limit: Duration) -> Vec<Part> {
+    vec![get(
+        socket,
+        limit,
+        "vmm.ping",
+        "api/ping.json",
+        "its version and process",
+    )]
 }
 
-/// What a husk that answers says. Nothing if it has no socket.
-pub(super) fn said(subject: &Subject, limit: Duration) -> Vec<Part> {
-    let Some(socket) = &subject.socket else {
-        return Vec::new();
-    };
+/// What a husk that answers says.
+pub(super) fn said(socket: &Path, limit: Duration) -> Vec<Part> {
     let mut parts = Vec::new();
     for (name, path, about) in [
         ("vm.info", "api/info.json", "the VM's configuration and state"),
@@ -135,7 +135,7 @@ pub(super) fn said(subject: &Subject, limit: Duration) -> Vec<Part> {
     ] {
         parts.push(get(socket, limit, name, path, about));
     }
-    let at = socket.clone();
+    let at = socket.to_owned();
     parts.push(part("api/metrics.txt", "its figures, for Prometheus", move || {
         let mut client = Client::connect(&at, limit).map_err(|e| told(&e))?;
         client
@@ -143,7 +143,7 @@ pub(super) fn said(subject: &Subject, limit: Duration) -> Vec<Part> {
             .map(String::into_bytes)
             .map_err(|e| told(&e))
     }));
-    let at = socket.clone();
+    let at = socket.to_owned();
     parts.push(part(
         "api/events.jsonl",
         "the last events, as far as it has kept them",
@@ -157,27 +157,37 @@ pub(super) fn said(subject: &Subject, limit: Duration) -> Vec<Part> {
             followed.map(|()| lines.into_bytes()).map_err(|e| told(&e))
         },
     ));
-    let (at, husk) = (socket.clone(), subject.husk.clone());
-    parts.push(part(
+    parts
+}
+
+/// The end of what its guest printed: by what the husk says where it `answers`, else by what it was started with and has open.
+pub(super) fn console(subject: &Subject, answers: bool, limit: Duration) -> Part {
+    let (husk, socket) = (subject.husk.clone(), subject.socket.clone());
+    part(
         "console.txt",
         "the end of what the guest's console printed, if that is a file",
         move || {
-            let mut client = Client::connect(&at, limit).map_err(|e| told(&e))?;
-            let info = client.get("vm.info").map_err(|e| told(&e))?;
-            consoles(&info["config"], |file| match &husk {
-                Some(husk) => husk.whole_path(file),
-                None => file.to_owned(),
-            })
+            let husk = husk.ok_or(UNKNOWN)?;
+            match socket.filter(|_| answers) {
+                Some(socket) => {
+                    let mut client = Client::connect(&socket, limit).map_err(|e| told(&e))?;
+                    let info = client.get("vm.info").map_err(|e| told(&e))?;
+                    consoles::by_word(&info["config"], &husk)
+                }
+                None => consoles::unasked(&husk),
+            }
         },
-    ));
-    parts
+    )
 }
+
+/// Why nothing is known of a process.
+const UNKNOWN: &str = "its process is not known, or not for this user to look into";
 
 /// What the kernel says of its process.
 pub(super) fn of_process(subject: &Subject) -> Vec<Part> {
     let Some(husk) = &subject.husk else {
         return vec![part("process", "all that the kernel says of its process", || {
-            Err("its process is not known, or not for this user to look into".into())
+            Err(UNKNOWN.into())
         })];
     };
     let folder = husk.folder.clone();
@@ -242,25 +252,6 @@ fn whole(path: &Path) -> Result<Vec<u8>, String> {
     let read = || -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         File::open(path)?.take(FILE_BYTES).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    read().map_err(|error| format!("{}: {error}", path.display()))
-}
-
-/// The end of a regular file. Others are not touched: a FIFO has another reader.
-pub(super) fn tail(path: &Path) -> Result<Vec<u8>, String> {
-    let read = || -> io::Result<Vec<u8>> {
-        let mut file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)?;
-        let about = file.metadata()?;
-        if !about.is_file() {
-            return Err(io::Error::other("no regular file"));
-        }
-        file.seek(SeekFrom::Start(about.len().saturating_sub(FILE_BYTES)))?;
-        let mut bytes = Vec::new();
-        file.take(FILE_BYTES).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     read().map_err(|error| format!("{}: {error}", path.display()))
@@ -337,7 +328,7 @@ fn descriptors(folder: &Path) -> Result<Vec<u8>, String> {
 }
 
 /// The file that it was told to log to.
-fn log_file(husk: &Husk) -> Option<PathBuf> {
+pub(super) fn log_file(husk: &Husk) -> Option<PathBuf> {
     let destination = || match husk.option("--log")?.parse() {
         Ok(Destination::File(file)) => Some(file),
         _ => None,
@@ -347,20 +338,19 @@ fn log_file(husk: &Husk) -> Option<PathBuf> {
 
 /// Where it was told to log, or what its standard error is.
 fn log(husk: &Husk) -> Result<Vec<u8>, String> {
-    match log_file(husk) {
-        Some(file) => tail(&husk.whole_path(&file)),
-        None => {
-            let error = fs::read_link(husk.folder.join("fd/2")).map_err(|error| error.to_string())?;
-            if error.is_absolute() && error.is_file() {
-                tail(&error)
-            } else {
-                Err(format!(
-                    "it logs to {}: whoever started it has it, or the journal",
-                    error.display()
-                ))
-            }
-        }
+    if let Some(file) = log_file(husk) {
+        return written::called(husk, &file)?.tail();
     }
+    let error = fs::read_link(husk.folder.join("fd/2")).map_err(|error| error.to_string())?;
+    written::behind(husk, 2).map_or_else(
+        |why| {
+            Err(format!(
+                "it logs to {}: whoever started it has it, or the journal ({why})",
+                error.display()
+            ))
+        },
+        |file| file.tail(),
+    )
 }
 
 /// Limits and counts of the control group of the process in `folder`, of either version of cgroups.
@@ -448,19 +438,5 @@ mod tests {
         ] {
             assert_eq!(log(arguments), None, "{arguments:?}");
         }
-    }
-
-    #[test]
-    fn the_end_of_a_long_file_is_kept_and_nothing_but_files_is_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("log");
-        let mut long = vec![b'a'; 10];
-        long.extend(vec![b'b'; usize::try_from(FILE_BYTES).unwrap()]);
-        fs::write(&path, &long).unwrap();
-        let kept = tail(&path).unwrap();
-        assert!(kept.len() as u64 == FILE_BYTES && kept.iter().all(|byte| *byte == b'b'));
-        let fifo = crate::terminal::testing::fifo(&folder);
-        assert!(tail(&fifo).unwrap_err().contains("no regular file"));
-        assert!(tail(folder.path()).is_err());
     }
 }
