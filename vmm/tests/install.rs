@@ -107,6 +107,27 @@ fn a_vm_that_runs_keeps_its_program_through_an_upgrade_and_the_end() {
         std::thread::yield_now();
     }
     // A newer program: as it is, with a byte behind its end.
+    // Its program has another name than the link by which it was started.
+    let pid = running.id();
+    let is_found = |when: &str| {
+        let listed = Command::new(HUSK).args(["ps", "--json"]).output().unwrap();
+        let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+        let mut pids = listed.as_array().unwrap().iter().map(|husk| &husk["pid"]);
+        assert!(pids.any(|found| *found == pid), "{when}: {listed}");
+        let bundle = root.join(when);
+        let gather = Command::new(HUSK)
+            .args(["gather", "--all", "--dir"])
+            .arg(&bundle)
+            .output();
+        assert!(gather.unwrap().status.success(), "{when}");
+        let mut folders = fs::read_dir(&bundle).unwrap().map(|entry| entry.unwrap().file_name());
+        let end = format!("-{pid}");
+        assert!(
+            folders.any(|name| name.to_str().unwrap().ends_with(&end) || *name == *pid.to_string()),
+            "{when}"
+        );
+    };
+    is_found("before");
     let newer = root.join("newer");
     let mut bytes = fs::read(HUSK).unwrap();
     bytes.push(0);
@@ -122,7 +143,9 @@ fn a_vm_that_runs_keeps_its_program_through_an_upgrade_and_the_end() {
     assert!(told.contains("replace  /opt/husk/bin/husk -> "), "{told}");
     assert!(fs::read(root.join("opt/husk/bin/husk")).unwrap() == fs::read(&newer).unwrap());
     assert_eq!(husk(root, "uninstall", &[]).0, 0);
+    is_found("after");
     let ping = Command::new(HUSK).arg("ctl").arg(&socket).arg("ping").output().unwrap();
+    is_found("uninstalled");
     assert_eq!(ping.status.code(), Some(0), "it goes on: {ping:?}");
     running.kill().unwrap();
     assert_eq!(running.wait().unwrap().signal(), Some(9));

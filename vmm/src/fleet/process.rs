@@ -49,7 +49,7 @@ impl Husk {
         // Only who may look into a process is told what it runs.
         let program = fs::read_link(folder.join("exe")).ok()?;
         let name = program.file_name()?.to_str()?;
-        if !NAMES.contains(&name.trim_end_matches(" (deleted)")) {
+        if !is_name(name.trim_end_matches(" (deleted)")) {
             return None;
         }
         let arguments = fs::read(folder.join("cmdline")).ok()?;
@@ -121,6 +121,12 @@ impl Husk {
             folder: "/proc/self".into(),
         }
     }
+}
+
+/// Whether a program called `name` is husk: also as `husk install` calls it, by version and digest behind `husk-`.
+fn is_name(name: &str) -> bool {
+    let version = name.strip_prefix("husk-").and_then(|version| version.chars().next());
+    NAMES.contains(&name) || version.is_some_and(|first| first.is_ascii_digit())
 }
 
 /// Whether a process started so has a VM, or will: others of husk's commands have none.
@@ -208,11 +214,24 @@ mod tests {
         process(proc, 13, "/usr/bin/husk", &["husk", "ctl", "/s", "info"]);
         process(proc, 14, "/usr/bin/husk", &["husk", "fs", "--socket-path", "x"]);
         process(proc, 15, "/usr/bin/bash", &vm);
+        process(proc, 17, "/opt/husk/lib/husk/husk-0.1.0-def5d3d26b6e", &vm);
+        process(proc, 18, "/opt/husk/lib/husk/husk-0.1.0-def5d3d26b6e (deleted)", &vm);
+        process(proc, 19, "/usr/bin/husk-tests", &vm);
+        process(proc, 20, "/usr/bin/husk-", &vm);
         process(proc, 16, "/usr/bin/husk", &["husk"]);
         fs::create_dir(proc.join("self")).unwrap();
         let husks = all(proc);
         let shown: Vec<_> = husks.iter().map(|husk| (husk.pid, husk.pod())).collect();
-        assert_eq!(shown, [(9, "web".into()), (10, "-".into()), (12, "abc".into())]);
+        assert_eq!(
+            shown,
+            [
+                (9, "web".into()),
+                (10, "-".into()),
+                (12, "abc".into()),
+                (17, "abc".into()),
+                (18, "abc".into())
+            ]
+        );
         assert_eq!(husks[0].socket.as_deref(), Some(Path::new("/srv/web/api.sock")));
         let Husk {
             own_pid,
