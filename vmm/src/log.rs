@@ -1,9 +1,9 @@
 //! The log: one line an event on standard error, in a file, with journald or the system's log. The text form is marked with its level
 //! as Kata's shims look for it.
 //!
-//! A reader that stops reading must not stop the VM: a line for which there is no room is dropped, and the next one that gets through
-//! is preceded by the number of those that did not. Errors of writing (`EPIPE` after the reader has gone) are ignored. What one place
-//! in the source says too often is counted instead (`limit.rs`).
+//! A reader that stops reading must not stop the VM: a line for which there is no room, on a full file system too, is dropped, and the next
+//! one that gets through is preceded by the number of those that did not. What has got through of one is ended first. Only a reader that has
+//! gone (`EPIPE`) misses nothing. What one place in the source says too often is counted instead (`limit.rs`).
 
 mod limit;
 mod line;
@@ -113,6 +113,8 @@ struct Logger {
     lost: AtomicU64,
     /// Lines that never got through.
     lost_ever: AtomicU64,
+    /// The last line got through in part: the next one has to end it.
+    torn: AtomicBool,
     /// Who said too much.
     limit: Limit,
     /// Standard error, unless it was closed.
@@ -135,6 +137,7 @@ static LOGGER: Logger = Logger {
     left_out: [const { AtomicU64::new(0) }; LEVELS.len()],
     lost: AtomicU64::new(0),
     lost_ever: AtomicU64::new(0),
+    torn: AtomicBool::new(false),
     limit: Limit::new(),
     stderr: OnceLock::new(),
     setup: OnceLock::new(),
@@ -419,17 +422,26 @@ impl Logger {
 
     fn write(&self, entry: &Entry<'_>, to: &Outlet, end: &str) {
         let lost = self.lost.swap(0, Ordering::Relaxed);
+        let torn = self.torn.swap(false, Ordering::Relaxed);
         let mut text = String::with_capacity(160);
+        if torn {
+            text.push_str(end);
+        }
         if lost > 0 {
             let _ = self.line(&mut text, &lost_entry(format_args!("{lost}{LOST}")), end);
         }
         let _ = self.line(&mut text, entry, end);
-        // One write a line, so that lines of two threads do not mix. When the reader has gone, nobody misses it.
-        if to
-            .write(text.as_bytes())
-            .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
-        {
-            self.lose(lost);
+        match write_line(to, text.as_bytes()) {
+            // When the reader has gone, nobody misses it.
+            Wrote::All | Wrote::Gone => {}
+            Wrote::Nothing => {
+                self.torn.fetch_or(torn, Ordering::Relaxed);
+                self.lose(lost);
+            }
+            Wrote::Part => {
+                self.torn.store(true, Ordering::Relaxed);
+                self.lose(lost);
+            }
         }
     }
 
@@ -442,15 +454,24 @@ impl Logger {
     /// Says it on standard error, which the parent reads, and where the log goes.
     fn die(&self, entry: &Entry<'_>) {
         let mut text = Line::<LAST_BYTES>::default();
+        let target = self.setup.get().map(|setup| &setup.target);
+        let has_file = matches!(target, Some(Target::File(_)));
+        let torn = self.torn.load(Ordering::Relaxed);
+        if torn && !has_file {
+            text.push(terminal::line_end().as_bytes());
+        }
         let _ = self.line(&mut text, entry, terminal::line_end());
         text.write_on_stderr();
         text.clear();
-        match self.setup.get().map(|setup| &setup.target) {
+        match target {
             Some(Target::Journal(socket) | Target::Syslog(socket)) => {
                 let _ = self.datagram(&mut text, entry);
                 send(socket, text.bytes());
             }
             Some(Target::File(file)) => {
+                if torn {
+                    text.push(b"\n");
+                }
                 let _ = self.line(&mut text, entry, "\n");
                 // When there is no room, nobody is waited for.
                 let _ = file.write(text.bytes());
@@ -463,7 +484,35 @@ impl Logger {
 /// The most bytes of a last line with what is around it in any form: a message of [`Line`]'s usual length, each of its characters escaped.
 const LAST_BYTES: usize = 1_024;
 /// Follows the number of lines that were lost.
-const LOST: &str = " log lines were dropped because nobody read them";
+const LOST: &str = " log lines were dropped: nobody read them, or there was no room for them";
+
+/// What became of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wrote {
+    /// It got through.
+    All,
+    /// Its head did.
+    Part,
+    /// There was no room.
+    Nothing,
+    /// There is nobody to read it any more.
+    Gone,
+}
+
+/// Writes a line, in one write where `to` takes it in one, so that lines of two threads do not mix.
+fn write_line(to: &Outlet, line: &[u8]) -> Wrote {
+    let mut rest = line;
+    while !rest.is_empty() {
+        match to.write(rest) {
+            // Of a full file system the next write says why.
+            Ok(count @ 1..) => rest = rest.get(count..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Wrote::Gone,
+            Ok(0) | Err(_) if rest.len() < line.len() => return Wrote::Part,
+            Ok(0) | Err(_) => return Wrote::Nothing,
+        }
+    }
+    Wrote::All
+}
 
 /// A warning of the log's own.
 fn lost_entry(message: fmt::Arguments<'_>) -> Entry<'_> {

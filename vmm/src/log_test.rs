@@ -16,6 +16,7 @@ fn logger(options: &Options) -> Logger {
         left_out: [const { AtomicU64::new(0) }; LEVELS.len()],
         lost: AtomicU64::new(0),
         lost_ever: AtomicU64::new(0),
+        torn: AtomicBool::new(false),
         limit: Limit::new(),
         stderr: OnceLock::new(),
         setup: OnceLock::from(setup),
@@ -90,7 +91,7 @@ fn journald_gets_an_entry_a_line_and_is_told_what_it_had_no_room_for() {
     say(&logger, "room again");
     assert_eq!(
         field(&receive(&daemon), "MESSAGE"),
-        "3 log lines were dropped because nobody read them"
+        "3 log lines were dropped: nobody read them, or there was no room for them"
     );
     assert_eq!(field(&receive(&daemon), "MESSAGE"), "room again");
 }
@@ -128,11 +129,11 @@ fn lost_lines_are_counted_on_the_next_one_in_either_form() {
     for (format, expected) in [
         (
             Format::Text,
-            "WARN: 2 log lines were dropped because nobody read them\nWARN: here\n",
+            "WARN: 2 log lines were dropped: nobody read them, or there was no room for them\nWARN: here\n",
         ),
         (
             Format::Json,
-            "2 log lines were dropped because nobody read them\"}\n{\"time",
+            "2 log lines were dropped: nobody read them, or there was no room for them\"}\n{\"time",
         ),
     ] {
         let folder = tempfile::tempdir().unwrap();
@@ -161,6 +162,42 @@ fn a_file_may_be_a_pipe_that_is_full() {
     while logger.lost_ever.load(Ordering::Relaxed) == 0 {
         say(&logger, "nobody reads");
     }
+}
+
+#[test]
+fn a_line_that_a_full_disk_refuses_is_lost_and_one_in_part_is_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = |path: &Path| Options {
+        destination: Destination::File(path.into()),
+        ..Options::default()
+    };
+    let full = logger(&options(Path::new("/dev/full")));
+    say(&full, "no room");
+    say(&full, "no room");
+    assert_eq!(full.lost_ever.load(Ordering::Relaxed), 2);
+    assert!(!full.torn.load(Ordering::Relaxed), "nothing of it got through");
+    let path = folder.path().join("log");
+    let logger = logger(&options(&path));
+    let Target::File(file) = &logger.setup.get().unwrap().target else {
+        panic!("it is a file")
+    };
+    assert_eq!(file.write(b"WARN: to").unwrap(), 8);
+    logger.torn.store(true, Ordering::Relaxed);
+    logger.lose(0);
+    say(&logger, "here");
+    say(&logger, "again");
+    let said = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(said, format!("WARN: to\nWARN: 1{LOST}\nWARN: here\nWARN: again\n"));
+}
+
+#[test]
+fn a_line_longer_than_one_write_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let file = Outlet::append(&path, 0o600).unwrap();
+    let line = vec![b'x'; 10_000];
+    assert_eq!(write_line(&file, &line), Wrote::All);
+    assert_eq!(std::fs::read(&path).unwrap(), line);
 }
 
 #[test]

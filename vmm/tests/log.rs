@@ -386,6 +386,52 @@ fn a_guest_is_in_the_fips_mode_of_its_host() {
 }
 
 #[test]
+fn what_a_full_disk_did_not_take_is_counted_and_no_line_is_glued_to_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let mut command = Command::new("sh");
+    // A file that may not grow fails as a full file system does: what still fits is written.
+    command.args(["-c", "ulimit -S -f 4; exec \"$@\"", "sh", HUSK, "-v", "--log-file"]);
+    command
+        .arg(&log)
+        .arg("--api-socket")
+        .arg(folder.path().join("api.sock"));
+    let child = command.stdin(Stdio::null()).spawn().unwrap();
+    let mut husk = Husk { folder, child };
+    husk.ready();
+    let another = || {
+        let vm = serde_json::json!({"payload": {"kernel": "/nowhere"}});
+        assert_eq!(husk.client().put("vm.create", Some(vm)).0, 204);
+        assert_eq!(husk.client().put("vm.delete", None).0, 204);
+    };
+    let lost = || -> u64 {
+        let text = husk.client().scrape("/api/v1/vmm.metrics", "text/plain").unwrap().1;
+        let count = text
+            .lines()
+            .find_map(|line| line.strip_prefix("husk_log_lost_lines_total "));
+        count.unwrap().parse().unwrap()
+    };
+    while lost() < 3 {
+        another();
+    }
+    let torn = fs::read_to_string(&log).unwrap();
+    assert!(torn.len().is_multiple_of(512), "{torn}");
+    let pid = Pid::from_child(&husk.child);
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize);
+    rustix::process::prlimit(Some(pid), rustix::process::Resource::Fsize, limit).unwrap();
+    let lost = lost();
+    another();
+    assert_eq!(husk.shut_down().code(), Some(0));
+    let said = fs::read_to_string(&log).unwrap();
+    let (before, after) = said.split_at(torn.len());
+    assert_eq!(before, torn);
+    // Now and then a line ends where the file does.
+    let end = if torn.ends_with('\n') { "" } else { "\n" };
+    let news = format!("{end}WARN: {lost} log lines were dropped: nobody read them, or there was no room for them\n");
+    assert!(after.starts_with(&news), "{after}");
+}
+
+#[test]
 fn what_is_no_place_for_a_log_is_refused_in_one_line() {
     for (options, says) in [
         (&["--log", "journal"][..], "allowed: stderr, journald"),

@@ -136,7 +136,7 @@ husk_api_request_duration_seconds histogram endpoint,status Requests to the API,
 husk_api_connections gauge socket Clients that are connected
 husk_log_lines counter level Lines of the log
 husk_log_left_out_lines counter level Lines that were only counted, because their place in the source had said enough
-husk_log_lost_lines counter - Lines of the log that had no reader
+husk_log_lost_lines counter - Lines of the log that had no reader or no room
 husk_device_failures counter device,kind Times that a virtio device came to need a reset
 husk_queue_chains counter device,kind,queue Requests and buffers that a virtqueue gave back to the driver, of a queue that husk itself serves
 husk_queue_wakeups counter device,kind,queue Times that a virtqueue's doorbell called its thread, by the driver or for the rest of what it had offered
