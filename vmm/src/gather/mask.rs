@@ -1,5 +1,6 @@
 //! What looks like a secret: the value of a name that has `password`, `secret`, `token`, `credential`, `auth`, `private` or `key` in it, and
-//! what stands between `://` and `@`. Too much is masked rather than too little.
+//! what stands between `://` and `@`. Too much is masked rather than too little: in a text, which is no JSON as a whole, a field of JSON may
+//! stand anywhere, and may be in a string itself, its quotation marks escaped.
 
 use std::sync::LazyLock;
 
@@ -44,6 +45,12 @@ struct Patterns {
     names: Regex,
     /// `name=value` up to the next blank, or quotation mark if the value begins with one.
     values: Regex,
+    /// `"name": value` of JSON.
+    fields: Regex,
+    /// The same within a string of JSON: `\"name\": \"value\"`.
+    escaped_fields: Regex,
+    /// `name: value`, as [`values`](Self::values); the scheme of an `Authorization:` belongs to the value.
+    headers: Regex,
     /// The word after an option `--name`.
     options: Regex,
     /// Passwords in addresses.
@@ -57,6 +64,15 @@ static PATTERNS: LazyLock<Patterns> = LazyLock::new(|| {
         values: expression(&format!(
             r#"(?i)([\w.\-]*(?:{NAMES})[\w.\-]*=)(\\?"[^"]*"?|'[^']*'?|[^\s"'\\]+)"#
         )),
+        fields: expression(&format!(
+            r#"(?i)("[^"\\]*(?:{NAMES})[^"\\]*"\s*:\s*)("(?:[^"\\]|\\.)*"?|\{{[^}}]*\}}?|\[[^\]]*\]?|[^\s"\\,}}\]]+)"#
+        )),
+        escaped_fields: expression(&format!(
+            r#"(?i)(\\"[^"\\]*(?:{NAMES})[^"\\]*\\"\s*:\s*)(\\"(?:\\{{3}}"|\\{{4}}|\\{{0,2}}[^"\\])*\\?"?|\{{[^}}]*\}}?|\[[^\]]*\]?|[^\s"\\,}}\]]+)"#
+        )),
+        headers: expression(&format!(
+            r#"(?i)([\w.\-]*(?:{NAMES})[\w.\-]*:[ \t]+)(\\?"[^"]*"?|'[^']*'?|(?:(?:basic|bearer|digest|token)[ \t]+)?[^\s"'\\]+)"#
+        )),
         options: expression(&format!(r"(?i)(--[\w\-]*(?:{NAMES})[\w\-]*[ \n\x00]+)([^\s\-]\S*)")),
         addresses: expression(r"(://)[^/@\s]+(@)"),
     }
@@ -65,14 +81,30 @@ static PATTERNS: LazyLock<Patterns> = LazyLock::new(|| {
 /// `text` without secrets.
 fn text(text: &str) -> String {
     let Patterns {
+        names,
         values,
+        fields,
+        escaped_fields,
+        headers,
         options,
         addresses,
-        ..
     } = &*PATTERNS;
-    let hide = |found: &Captures<'_>| format!("{}{MASK}", found.get(1).map_or("", |m| m.as_str()));
-    let masked = values.replace_all(text, hide);
-    let masked = options.replace_all(&masked, hide);
+    let mut masked = text.to_owned();
+    if names.is_match(text) {
+        for (pattern, quote) in [
+            (fields, "\""),
+            (escaped_fields, "\\\""),
+            (values, ""),
+            (headers, ""),
+            (options, ""),
+        ] {
+            let hide = |found: &Captures<'_>| {
+                let name = found.get(1).map_or("", |m| m.as_str());
+                format!("{name}{quote}{MASK}{quote}")
+            };
+            masked = pattern.replace_all(&masked, hide).into_owned();
+        }
+    }
     addresses
         .replace_all(&masked, format!("${{1}}{MASK}${{2}}"))
         .into_owned()
@@ -118,6 +150,29 @@ mod tests {
             ("secret=", "secret="),
             ("line=\\\"token=\\\"a b\\\"\\\"", "line=\\\"token=***\\\""),
             ("no tokens here", "no tokens here"),
+            (r#"{"password": "hunter2", "b": 1}"#, r#"{"password": "***", "b": 1}"#),
+            (r#"said {"apiToken":"a\"b c"} and"#, r#"said {"apiToken":"***"} and"#),
+            (r#"{"pin_key" : 1234,"b":"x"}"#, r#"{"pin_key" : "***","b":"x"}"#),
+            (r#"{"auth": {"user": "a"}, "b": [1]}"#, r#"{"auth": "***", "b": [1]}"#),
+            (r#"{"keys": ["a", "b"], "c": 2}"#, r#"{"keys": "***", "c": 2}"#),
+            (
+                r#"{"msg":"got {\"db_password\": \"a b\", \"c\": \"d\"}"}"#,
+                r#"{"msg":"got {\"db_password\": \"***\", \"c\": \"d\"}"}"#,
+            ),
+            (
+                r#"{"msg":"{\"token\":\"a\\\"b\\\\\",\"c\":1}"}"#,
+                r#"{"msg":"{\"token\":\"***\",\"c\":1}"}"#,
+            ),
+            (
+                r#"{"msg":"{\"pwd\": 12, \"c\":1}"}"#,
+                r#"{"msg":"{\"pwd\": \"***\", \"c\":1}"}"#,
+            ),
+            (r#""token": "cut off"#, r#""token": "***""#),
+            ("db-password: hunter2 next", "db-password: *** next"),
+            ("Authorization: Bearer abc.def\nHost: x", "Authorization: ***\nHost: x"),
+            ("api_key: 'a b' next", "api_key: *** next"),
+            ("husk::keys::x and a:b", "husk::keys::x and a:b"),
+            (r#"{"name": "keeps", "n": 1}"#, r#"{"name": "keeps", "n": 1}"#),
         ] {
             assert_eq!(text(said), shown);
         }
