@@ -30,9 +30,9 @@ use crate::seccomp;
 use crate::terminal;
 
 /// What a fault of the process's own raises. Their handlers stay until the process ends: two threads may have a fault at once.
-const FAULTS: [libc::c_int; 5] = [libc::SIGABRT, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
+pub(crate) const FAULTS: [libc::c_int; 5] = [libc::SIGABRT, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
 /// What else ends a process by default. A confined thread may not change what these do, so that the kernel resets their handlers.
-const OTHERS: [libc::c_int; 11] = [
+pub(crate) const OTHERS: [libc::c_int; 11] = [
     libc::SIGSYS,
     libc::SIGTRAP,
     libc::SIGXCPU,

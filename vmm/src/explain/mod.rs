@@ -61,7 +61,7 @@ pub fn explain(what: &str) -> Option<String> {
     let what = what.trim();
     match what.parse::<u16>() {
         Ok(code) => of_code(code),
-        Err(_) => of_signal(what).or_else(|| of_line(what)),
+        Err(_) => of_signal(what).or_else(|| of_line(what)).or_else(|| of_error(what)),
     }
 }
 
@@ -106,13 +106,26 @@ fn of_line(line: &str) -> Option<String> {
     let entry = known.max_by_key(|entry| (entry.key != ANY_END, entry.key.len()))?;
     // A fault's line has the signal's name, and nothing else that is known.
     let fault = (entry.key == ANY_END)
-        .then(|| line.split(' ').find_map(of_signal))
+        .then(|| {
+            let mut names = line.split(' ').filter(|word| word.starts_with("SIG"));
+            names.find_map(of_signal)
+        })
         .flatten();
     let mut text = fault.unwrap_or_else(|| told("log", entry));
     if let Some((number, name)) = call_in(line) {
         let _ = writeln!(text, "system call {number} is {name}: man 2 {name}");
     }
     Some(text)
+}
+
+/// What a command says that fails, where nothing more is known of it: on standard error, as exit codes 1 and 2 tell of.
+fn of_error(line: &str) -> Option<String> {
+    let error = line.strip_prefix("error: ")?;
+    let known = match error.contains(" (see husk ") {
+        true => exits().find(|exit| exit.key == "2"),
+        false => phrases().find(|entry| entry.key == ANY_END),
+    };
+    Some(told("error", known?))
 }
 
 fn told(title: &str, known: Known) -> String {
