@@ -22,7 +22,7 @@ use std::mem::MaybeUninit;
 use std::panic::PanicHookInfo;
 use std::ptr;
 use std::sync::Once;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 pub use line::Line;
 
@@ -139,6 +139,28 @@ pub fn end_when_asked<const CODE: libc::c_int>() {
             set(signal, handler, 0);
         }
     }
+}
+
+/// Whether somebody has asked this process to end.
+static ASKED: AtomicBool = AtomicBool::new(false);
+
+/// From now on what asks a process to end (SIGTERM, SIGINT, SIGHUP unless ignored) is only [noted](is_asked_to_end): for one that has something
+/// to clear away. The second time it ends the process as it does by default.
+pub fn note_when_asked() {
+    extern "C" fn note(_: libc::c_int) {
+        ASKED.store(true, Ordering::Relaxed);
+    }
+    let handler = note as *const () as libc::sighandler_t;
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        if !is_ignored(signal) {
+            set(signal, handler, libc::SA_RESETHAND);
+        }
+    }
+}
+
+/// Whether this process has been asked to end since [`note_when_asked`].
+pub fn is_asked_to_end() -> bool {
+    ASKED.load(Ordering::Relaxed)
 }
 
 fn set(signal: libc::c_int, handler: libc::sighandler_t, flags: libc::c_int) {

@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 const HUSK: &str = env!("CARGO_BIN_EXE_husk");
@@ -78,6 +79,60 @@ fn what_vms_cost_is_measured_and_installed() {
     let measured = files.path().join("overhead.json");
     fs::write(&measured, told.stdout).unwrap();
     assert_eq!(husk::install::Overhead::read(&measured).unwrap().memory_mib, memory_mib);
+}
+
+/// Processes whose command line has `word` in it, but for this one and `parent`.
+fn running(word: &str, parent: u32) -> Vec<String> {
+    let own = [std::process::id(), parent].map(|pid| pid.to_string());
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let is_one = |name: &String| {
+        let words = fs::read(format!("/proc/{name}/cmdline")).unwrap_or_default();
+        !own.contains(name) && String::from_utf8_lossy(&words).contains(word)
+    };
+    names.filter(is_one).collect()
+}
+
+#[test]
+fn whoever_is_asked_to_end_or_killed_takes_its_vms_along() {
+    if File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        println!("skipped: needs /dev/kvm");
+        return;
+    }
+    let (files, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let kernel = kernel(files.path(), husk_benches::Then::Halt);
+    let word = scratch.path().to_str().unwrap();
+    for signal in [Signal::TERM, Signal::INT, Signal::KILL] {
+        // A signal that the tests' own parent ignores would stay ignored.
+        let mut command = Command::new("env");
+        command.args(["--default-signal", HUSK]);
+        command.args([
+            "overhead", "--pods", "2", "--rest", "600", "--memory", "64M", "--kernel", &kernel,
+        ]);
+        command
+            .env("TMPDIR", scratch.path())
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped());
+        let measuring = command.spawn().unwrap();
+        let pid = measuring.id();
+        while running(word, pid).len() < 4 {
+            std::thread::yield_now();
+        }
+        kill_process(Pid::from_child(&measuring), signal).unwrap();
+        let ended = measuring.wait_with_output().unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        if signal == Signal::KILL {
+            // They are told as it ends, and nobody waits for them.
+            while !running(word, pid).is_empty() {
+                std::thread::yield_now();
+            }
+        } else {
+            assert_eq!(ended.status.code(), Some(5), "{said}");
+            assert_eq!(said, "error: the measurement was ended by a signal\n");
+            assert_eq!(running(word, pid), [""; 0]);
+            assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
+        }
+    }
 }
 
 #[test]

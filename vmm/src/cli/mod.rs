@@ -49,6 +49,7 @@ use crate::ctl::show;
 use crate::explain::exit_codes;
 use crate::install::{Lock, apply, plain_path, plan, removal, remove};
 use crate::machine::BuildError;
+use crate::overhead::MeasureError;
 use crate::trace::{Begin, Phase, Trace};
 
 use serve::Failure;
@@ -452,7 +453,11 @@ fn overhead(args: OverheadArgs) -> Code {
             answer(&text, Code::Success)
         }
         Ok(measured) => answer(&measured.to_table(), Code::Success),
-        Err(error) => refuse(Some("overhead"), false, &anyhow::Error::new(error)),
+        Err(error) => {
+            let is_interrupted = matches!(error, MeasureError::Interrupted);
+            let code = refuse(Some("overhead"), false, &anyhow::Error::new(error));
+            if is_interrupted { Code::Interrupted } else { code }
+        }
     }
 }
 

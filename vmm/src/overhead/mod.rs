@@ -73,6 +73,9 @@ pub enum MeasureError {
     /// The figures went on growing.
     #[error("figures were not at rest within {0} s: is the guest at work? --rest and --patience say how long to wait")]
     Restless(u64),
+    /// A signal asked for the end.
+    #[error("the measurement was ended by a signal")]
+    Interrupted,
 }
 
 /// One pod's figures, in bytes.
@@ -98,12 +101,13 @@ pub struct Measured {
     kvm_bytes: Option<u64>,
 }
 
-/// Measures. Everything that was started has ended when this returns.
+/// Measures. Everything that was started has ended when this returns, which it does early when the process is asked to end.
 ///
 /// # Errors
 ///
-/// A VM did not start or ended, or figures did not come to rest.
+/// A VM did not start or ended, figures did not come to rest, or a signal asked for the end.
 pub fn measure(options: &Options) -> Result<Measured, MeasureError> {
+    crate::fatal::note_when_asked();
     let before = smaps::kvm_tables();
     let mut pods = pods::Pods::start(options)?;
     let figures = pods.at_rest(options)?;

@@ -1,25 +1,33 @@
 //! The VMs that are measured, and their end.
 
+#![expect(
+    unsafe_code,
+    reason = "what a process does between fork and exec is a closure that must keep to system calls"
+)]
+
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 use serde_json::json;
 
 use super::smaps::share;
 use super::{Figures, MeasureError, Options};
 use crate::ctl::client::{Client, ClientError};
+use crate::fatal;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(250);
 /// What a figure may change by and still be at rest.
 const STILL_BYTES: u64 = 64 << 10;
 
-/// A process that ends with its owner.
+/// A process that ends with its owner, and with this process however that ends.
 struct Process {
     child: Child,
     log: PathBuf,
@@ -29,6 +37,17 @@ impl Process {
     fn start(command: &mut Command, log: PathBuf) -> Result<Self, MeasureError> {
         let file = File::create(&log).map_err(|error| MeasureError::Io(format!("write {}", log.display()), error))?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
+        let own = getpid();
+        let bind = move || {
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            // It may have gone before that.
+            match getppid() == Some(own) {
+                true => Ok(()),
+                false => Err(std::io::ErrorKind::NotFound.into()),
+            }
+        };
+        // SAFETY: two system calls that touch no memory, and an error of a kind alone, which allocates nothing.
+        unsafe { command.pre_exec(bind) };
         let child = command.spawn();
         let program = || command.get_program().to_string_lossy().into_owned();
         let child = child.map_err(|error| MeasureError::Io(format!("start {}", program()), error))?;
@@ -48,6 +67,14 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Whether it is to go on: nobody has asked this process to end.
+fn go_on() -> Result<(), MeasureError> {
+    match fatal::is_asked_to_end() {
+        true => Err(MeasureError::Interrupted),
+        false => Ok(()),
     }
 }
 
@@ -88,6 +115,7 @@ impl Pods {
         };
         make(&folder.join("shared"))?;
         for pod in 1..=options.pods {
+            go_on()?;
             let pod = pods.start_one(options, pod)?;
             pods.pods.push(pod);
         }
@@ -122,8 +150,10 @@ impl Pods {
         for (process, is_ready) in [(&mut server, &serves as &dyn Fn() -> bool), (&mut vmm, &listens)] {
             while !is_ready() {
                 if let Some(said) = process.ended() {
+                    go_on()?;
                     return Err(failed(said));
                 }
+                go_on()?;
                 thread::sleep(Duration::from_millis(5));
             }
         }
@@ -143,7 +173,10 @@ impl Pods {
         };
         match boot() {
             Ok(()) => Ok(Pod { vmm, server }),
-            Err(error) => Err(failed(format!("{:#}", anyhow::Error::new(error)))),
+            Err(error) => {
+                go_on()?;
+                Err(failed(format!("{:#}", anyhow::Error::new(error))))
+            }
         }
     }
 
@@ -155,6 +188,7 @@ impl Pods {
             if begin.elapsed() > options.patience {
                 return Err(MeasureError::Restless(options.patience.as_secs()));
             }
+            go_on()?;
             thread::sleep(LOOK);
             let now = self.look(options)?;
             let moved = |(old, new): (&Figures, &Figures)| old.sum().abs_diff(new.sum()) > STILL_BYTES;
@@ -166,10 +200,13 @@ impl Pods {
     }
 
     fn look(&mut self, options: &Options) -> Result<Vec<Figures>, MeasureError> {
+        // Whoever asks by a key asks the VMs as well: that they end is no failure of theirs.
+        go_on()?;
         let mut figures = Vec::new();
         for (index, pod) in self.pods.iter_mut().enumerate() {
             for process in [&mut pod.vmm, &mut pod.server] {
                 if let Some(said) = process.ended() {
+                    go_on()?;
                     let (pod, pods) = (index + 1, options.pods);
                     return Err(MeasureError::Ended { pod, pods, said });
                 }
