@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use toml_edit::{DocumentMut, Item, TableLike};
 
 use super::facts::read;
-use crate::install::{Shim, beneath, program_version};
+use crate::install::{Shim, behind, program_version};
 use crate::memory::meminfo_bytes;
 
 /// Where Kata is, unless somebody put it elsewhere.
@@ -43,7 +43,7 @@ impl Node {
     pub(super) fn gather(root: &Path) -> Self {
         let meminfo = read(root, "proc/meminfo");
         let bytes = |field: &str| meminfo_bytes(&meminfo, field).unwrap_or(0);
-        let has = |shim: &Shim| beneath(root, &Path::new(KATA).join(shim.program())).is_file();
+        let has = |shim: &Shim| behind(root, &Path::new(KATA).join(shim.program())).is_file();
         let shims = Shim::ALL.into_iter().filter(has).map(|shim| match shim {
             Shim::Rust => "Rust",
             Shim::Go => "Go",
@@ -66,7 +66,7 @@ fn handlers(root: &Path) -> Vec<String> {
     let mut names = Vec::new();
     for path in CONFIGURATIONS
         .iter()
-        .flat_map(|path| files(&beneath(root, Path::new(path))))
+        .flat_map(|path| files(&behind(root, Path::new(path))))
     {
         let text = fs::read_to_string(path).unwrap_or_default();
         let Ok(document) = text.parse::<DocumentMut>() else {

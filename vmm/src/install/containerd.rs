@@ -30,7 +30,7 @@ struct Config {
 impl Config {
     /// Reads `path` of the installed system; `None` if there is no such file.
     fn read(options: &Options, path: &Path) -> Result<Option<Self>, InstallError> {
-        let place = options.at(path);
+        let place = options.behind(path);
         if !place.exists() {
             return Ok(None);
         }

@@ -82,8 +82,8 @@ pub(super) fn handlers(options: &Options, wanted: &mut Wanted) -> Result<Vec<Han
         let found = shim
             .configurations()
             .into_iter()
-            .find(|path| options.at(&options.kata.join(path)).is_file());
-        let (true, Some(base)) = (options.at(&program).is_file(), found) else {
+            .find(|path| options.behind(&options.kata.join(path)).is_file());
+        let (true, Some(base)) = (options.behind(&program).is_file(), found) else {
             let [newest, _] = shim.configurations();
             looked_for.push(format!("{} with {newest}", shim.program()));
             continue;
@@ -93,7 +93,7 @@ pub(super) fn handlers(options: &Options, wanted: &mut Wanted) -> Result<Vec<Han
             Some(_) => format!("{}-go", options.class),
         };
         let base = options.kata.join(base);
-        let (text, key) = read(&options.at(&base))?;
+        let (text, key) = read(&options.behind(&base))?;
         wanted.source(base.clone(), text.as_bytes());
         handlers.push(Handler {
             name,

@@ -31,7 +31,8 @@ mod version;
 mod wanted;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::{Component, Path, PathBuf};
 
 pub use apply::apply;
 pub(crate) use kata::Shim;
@@ -84,6 +85,11 @@ impl Options {
         beneath(&self.root, path)
     }
 }
+
+    /// As [`at`](Self::at), for who reads what a link leads to.
+    fn behind(&self, path: &Path) -> PathBuf {
+        behind(&self.root, path)
+    }
 
 /// Why nothing was installed or removed.
 #[derive(Debug, thiserror::Error)]
@@ -180,7 +186,44 @@ fn shared(prefix: &Path) -> PathBuf {
 
 /// Where the absolute `path` of the system whose root is `root` is found.
 pub(crate) fn beneath(root: &Path, path: &Path) -> PathBuf {
-    root.join(path.strip_prefix("/").unwrap_or(path))
+    walk(root, path, false)
+}
+
+/// As [`beneath`], where a link at `path` itself is followed, too: for who reads what it leads to.
+pub(crate) fn behind(root: &Path, path: &Path) -> PathBuf {
+    walk(root, path, true)
+}
+
+fn walk(root: &Path, path: &Path, follows_last: bool) -> PathBuf {
+    /// As many as the kernel follows (path_resolution(7)).
+    const LINKS: usize = 40;
+    if root == Path::new("/") {
+        return path.to_owned();
+    }
+    let parts = |path: &Path| -> Vec<OsString> {
+        let parts = path.components().rev();
+        let named = parts.filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
+        named.map(|part| part.as_os_str().to_owned()).collect()
+    };
+    let (mut at, mut rest, mut links) = (PathBuf::new(), parts(path), 0);
+    while let Some(part) = rest.pop() {
+        if part == ".." {
+            at.pop();
+            continue;
+        }
+        let is_followed = links < LINKS && (follows_last || !rest.is_empty());
+        match std::fs::read_link(root.join(&at).join(&part)) {
+            Ok(target) if is_followed => {
+                links += 1;
+                if target.is_absolute() {
+                    at.clear();
+                }
+                rest.extend(parts(&target));
+            }
+            Ok(_) | Err(_) => at.push(part),
+        }
+    }
+    root.join(at)
 }
 
 /// Checks that `path` is one that configuration files can name.

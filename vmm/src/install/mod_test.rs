@@ -226,3 +226,56 @@ fn what_is_not_husks_to_change_is_said_where_it_matters() {
     system.write("proc/sys/vm/overcommit_memory", "2\n");
     assert!(told().contains("note     vm.overcommit_memory is 2: "));
 }
+
+/// An image's absolute links mean the image, whatever the host has there.
+#[test]
+fn links_of_an_image_lead_nowhere_outside_of_it() {
+    let (system, host) = (System::new(), tempfile::tempdir().unwrap());
+    let elsewhere = host.path().strip_prefix("/").unwrap();
+    let inside = system.root().join(elsewhere);
+    std::fs::create_dir_all(&inside).unwrap();
+    let link = |name: &str, path: &str| {
+        let path = system.root().join(path);
+        std::fs::rename(&path, inside.join(name)).unwrap();
+        std::os::unix::fs::symlink(host.path().join(name), path).unwrap();
+    };
+    link("opt", "opt");
+    link("config.toml", "etc/containerd/config.toml");
+    system.install(&system.options()).unwrap();
+    assert!(inside.join("opt/husk/bin/husk").is_symlink());
+    assert!(
+        system
+            .read("etc/containerd/conf.d/90-kata-husk.toml")
+            .contains("version = 3")
+    );
+    assert_eq!(std::fs::read_dir(host.path()).unwrap().count(), 0);
+    assert!(status(system.root(), Path::new("/opt/husk")).unwrap().is_ok());
+    remove(&removal(system.root(), Path::new("/opt/husk")).unwrap()).unwrap();
+    assert!(!inside.join("opt/husk").exists() && inside.join("opt/kata").exists());
+}
+
+#[test]
+fn a_path_is_resolved_as_in_its_system() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    let link = |target: &str, path: &str| std::os::unix::fs::symlink(target, root.join(path)).unwrap();
+    std::fs::create_dir(root.join("a")).unwrap();
+    link("/a", "absolute");
+    link("../../../a", "a/above");
+    link("loop", "loop");
+    for (path, of_itself, followed) in [
+        ("/a/x", "a/x", "a/x"),
+        ("/absolute/x", "a/x", "a/x"),
+        ("/absolute", "absolute", "a"),
+        ("/a/above/x", "a/x", "a/x"),
+        ("/a/above", "a/above", "a"),
+        ("/nowhere/x", "nowhere/x", "nowhere/x"),
+        ("/", "", ""),
+    ] {
+        let path = Path::new(path);
+        assert_eq!(beneath(root, path), root.join(of_itself), "{}", path.display());
+        assert_eq!(behind(root, path), root.join(followed), "{}", path.display());
+    }
+    assert!(!behind(root, Path::new("/loop/x")).exists());
+    assert_eq!(beneath(Path::new("/"), Path::new("/etc/x")), Path::new("/etc/x"));
+}

@@ -119,7 +119,7 @@ fn folders(options: &Options, before: Option<&Manifest>, after: &Manifest) -> Ve
         let missing = path
             .ancestors()
             .skip(1)
-            .take_while(|folder| !options.at(folder).exists());
+            .take_while(|folder| !options.behind(folder).exists());
         folders.extend(missing.map(Path::to_owned));
     }
     folders.sort();

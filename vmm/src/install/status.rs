@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::content::{Content, Fingerprint, digest};
 use super::manifest::Manifest;
-use super::{InstallError, beneath};
+use super::{InstallError, behind, beneath};
 
 /// What became of an installation.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ pub fn status(root: &Path, prefix: &Path) -> Result<Status, InstallError> {
     });
     let sources = manifest.sources.iter().filter_map(|(path, known)| {
         // Read through a link, as when it was derived from.
-        let found = std::fs::read(beneath(root, path)).map(|bytes| Fingerprint::Sha256(digest(&bytes)));
+        let found = std::fs::read(behind(root, path)).map(|bytes| Fingerprint::Sha256(digest(&bytes)));
         let word = match found {
             Ok(found) if found == *known => return None,
             Ok(_) => "changed since; install again to follow it",

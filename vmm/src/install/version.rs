@@ -3,14 +3,14 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::beneath;
+use super::behind;
 
 /// The version of `program` of the system at `root`, as it tells itself: the first word that begins with a digit.
 pub(crate) fn program_version(root: &Path, program: &str) -> Option<String> {
     let folders = ["/usr/local/bin", "/usr/bin", "/usr/local/sbin", "/usr/sbin"];
     let mut paths = folders
         .iter()
-        .map(|folder| beneath(root, &Path::new(folder).join(program)));
+        .map(|folder| behind(root, &Path::new(folder).join(program)));
     let path = paths.find(|path| path.is_file())?;
     let told = Command::new(path)
         .arg("--version")

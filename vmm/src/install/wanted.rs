@@ -78,7 +78,7 @@ fn programs(options: &Options, wanted: &mut Wanted) -> Result<(), InstallError> 
 
 /// The engine that was asked for, or the only one that is here.
 fn engine(options: &Options) -> Result<Engine, InstallError> {
-    let is_here = |paths: [&str; 3]| paths.iter().any(|path| options.at(path.as_ref()).exists());
+    let is_here = |paths: [&str; 3]| paths.iter().any(|path| options.behind(path.as_ref()).exists());
     let containerd = is_here(["/etc/containerd", "/usr/bin/containerd", "/usr/local/bin/containerd"]);
     let crio = is_here(["/etc/crio", "/usr/bin/crio", "/usr/local/bin/crio"]);
     match (options.engine, containerd, crio) {
@@ -96,7 +96,7 @@ fn engine(options: &Options) -> Result<Engine, InstallError> {
 
 /// What is not husk's to change, and may be in the way.
 fn hints(options: &Options, handlers: &[Handler], wanted: &mut Wanted) {
-    let read = |path: &str| std::fs::read_to_string(options.at(path.as_ref())).unwrap_or_default();
+    let read = |path: &str| std::fs::read_to_string(options.behind(path.as_ref())).unwrap_or_default();
     let notes = &mut wanted.notes;
     let classes = options.shared().join("kubernetes");
     let names: Vec<_> = handlers.iter().map(|handler| handler.name.as_str()).collect();
