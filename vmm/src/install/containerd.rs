@@ -4,6 +4,7 @@
 //! with nothing but a new handler takes `runc`, and whatever else was set for CRI, away. For it the drop-in is a copy of the section as it is, with the
 //! handlers added, and the manifest remembers what it was copied from.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use toml_edit::{Array, DocumentMut, Item, Table, value};
@@ -79,26 +80,15 @@ pub(super) fn configure(
         true => None,
         false => Config::read(options, main)?,
     };
-    let (config_version, folder, section) = match &found {
-        Some(config) => existing(options, config, major, wanted)?,
-        None => {
-            let version = match major {
-                Some(0 | 1) => 2,
-                Some(_) => 3,
-                None => {
-                    let problem = "is not there, and neither is containerd: make it with containerd config default";
-                    return Err(foreign(options, main, problem));
-                }
-            };
-            let text = format!(
-                "# husk {}: there was no configuration; this one has containerd's defaults, and drop-ins.\n\
-                 version = {version}\nimports = [\"{FOLDER}/*.toml\"]\n",
-                env!("CARGO_PKG_VERSION")
-            );
-            wanted.items.push((main.into(), Content::text(text)));
-            (version, FOLDER.into(), None)
-        }
+    let is_others = found.is_some();
+    let config = match found {
+        Some(config) => config,
+        None => first(options, major)?,
     };
+    let (config_version, folder, section) = existing(options, &config, major, is_others, wanted)?;
+    if !is_others {
+        wanted.items.push((config.path, Content::text(config.text)));
+    }
     let path = folder.join(drop_in(options));
     let plugin = plugin_of(config_version);
     let text = text(options, handlers, config_version.min(3), plugin, section);
@@ -107,6 +97,28 @@ pub(super) fn configure(
         "containerd reads its handlers when it starts: systemctl restart containerd (pods that run go on)".into(),
     );
     Ok(())
+}
+
+/// The configuration of a containerd of version `major` that has none: it imports drop-ins, and some may be there already.
+fn first(options: &Options, major: Option<u32>) -> Result<Config, InstallError> {
+    let path = PathBuf::from(CONFIGURATION);
+    let version = match major {
+        Some(0 | 1) => 2,
+        Some(_) => 3,
+        None => {
+            let problem = "is not there, and neither is containerd: make it with containerd config default";
+            return Err(foreign(options, &path, problem));
+        }
+    };
+    let text = format!(
+        "# husk {}: there was no configuration; this one has containerd's defaults, and drop-ins.\n\
+         version = {version}\nimports = [\"{FOLDER}/*.toml\"]\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    let document = text
+        .parse()
+        .map_err(|error| foreign(options, &path, one_line(&error)))?;
+    Ok(Config { path, text, document })
 }
 
 /// Sorts behind what others usually have: in containerd 1 the last file with a section is the one that counts.
@@ -135,11 +147,13 @@ fn foreign(options: &Options, path: &Path, problem: impl Into<String>) -> Instal
     }
 }
 
-/// What a drop-in beside `config` has to be: its version, its folder, and the section that it has to begin with.
+/// What a drop-in beside `config` has to be: its version, its folder, and the section that it has to begin with. Where `config` is not
+/// `others`', it is husk's own, and no reason by itself to install again.
 fn existing(
     options: &Options,
     config: &Config,
     major: Option<u32>,
+    is_others: bool,
     wanted: &mut Wanted,
 ) -> Result<(i64, PathBuf, Option<Item>), InstallError> {
     let version = config.version();
@@ -150,55 +164,134 @@ fn existing(
     let name = drop_in(options);
     let merges = version >= 3 || major.is_some_and(|major| major >= 2);
     let imports = config.imports(!merges);
-    let folder = imports.iter().find_map(|import| {
-        let folder = import.parent()?;
-        matches(import, &folder.join(&name)).then(|| folder.to_owned())
-    });
-    let folder = folder.unwrap_or_else(|| {
+    let mut folders: Vec<PathBuf> = imports
+        .iter()
+        .filter_map(|import| {
+            let folder = import.parent().filter(|folder| !has_star(folder))?;
+            matches(import, &folder.join(&name)).then(|| folder.to_owned())
+        })
+        .collect();
+    if folders.is_empty() {
         wanted.notes.push(format!(
             "{CONFIGURATION} does not import the handlers yet: put imports = [\"{FOLDER}/*.toml\"] at its top"
         ));
-        FOLDER.into()
-    });
-    if merges {
-        return Ok((version, folder, None));
+        folders.push(FOLDER.into());
     }
-    wanted.source(config.path.clone(), config.text.as_bytes());
-    let plugin = plugin_of(version);
-    let mut section = config.section(plugin).cloned();
-    let own = folder.join(&name);
-    for path in imported(options, &imports).into_iter().filter(|path| *path != own) {
-        let Some(config) = Config::read(options, &path)? else {
-            continue;
+    if merges {
+        return Ok((version, folders.swap_remove(0), None));
+    }
+    if is_others {
+        wanted.source(config.path.clone(), config.text.as_bytes());
+    }
+    let mut refused = None;
+    for folder in folders {
+        match beginning(options, config, &folder.join(&name)) {
+            Ok((section, source)) => {
+                if let Some(source) = source {
+                    wanted.source(source.path, source.text.as_bytes());
+                }
+                return Ok((version, folder, section));
+            }
+            Err(error) => refused = refused.or(Some(error)),
+        }
+    }
+    Err(refused.unwrap_or_else(|| foreign(options, &config.path, "imports nothing")))
+}
+
+/// The section that the drop-in `own` has to begin with, for a containerd that takes all of it from the last file that has one: what it would have
+/// without `own`, and the file that it is of, if that is not `main`.
+///
+/// # Errors
+/// A file that is read after `own` has the section, too.
+fn beginning(options: &Options, main: &Config, own: &Path) -> Result<(Option<Item>, Option<Config>), InstallError> {
+    let plugin = plugin_of(main.version());
+    let (mut last, mut is_behind) = (None, false);
+    for loaded in loaded(options, main, own)? {
+        let config = match loaded {
+            Loaded::Own => {
+                is_behind = true;
+                continue;
+            }
+            Loaded::Others(config) if config.section(plugin).is_none() => continue,
+            Loaded::Others(config) => config,
         };
-        let Some(found) = config.section(plugin) else {
-            continue;
-        };
-        if path.file_name() > own.file_name() {
+        if is_behind {
             let problem = format!(
                 "has a section of {plugin} and is read after {}: containerd before 2.0 would not see the handlers",
                 own.display()
             );
-            return Err(foreign(options, &path, problem));
+            return Err(foreign(options, &config.path, problem));
         }
-        section = Some(found.clone());
-        wanted.source(path, config.text.as_bytes());
+        last = Some(config);
     }
-    Ok((version, folder, section))
+    let section = last.as_ref().unwrap_or(main).section(plugin).cloned();
+    Ok((section, last))
 }
 
-/// Files that `imports` name, in the order in which containerd reads them.
-fn imported(options: &Options, imports: &[PathBuf]) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for import in imports {
-        let folder = import.parent().unwrap_or(import);
-        let entries = std::fs::read_dir(options.at(folder)).into_iter().flatten().flatten();
-        let paths = entries.map(|entry| folder.join(entry.file_name()));
-        let mut paths: Vec<_> = paths.filter(|path| matches(import, path)).collect();
-        paths.sort();
-        found.extend(paths);
+/// One of the files that containerd reads.
+enum Loaded {
+    /// husk's drop-in, whether it is there yet or not.
+    Own,
+    /// Any other.
+    Others(Config),
+}
+
+/// What containerd 1 reads after `main`, in its order (`LoadConfig` in its `config.go`): what each file imports goes to the end of a queue,
+/// and of what is there twice the first counts.
+fn loaded(options: &Options, main: &Config, own: &Path) -> Result<Vec<Loaded>, InstallError> {
+    let resolve = |config: &Config| -> Vec<PathBuf> {
+        let imports = config.imports(true);
+        imports
+            .iter()
+            .flat_map(|import| stands_for(options, import, own))
+            .collect()
+    };
+    let (mut seen, mut found) = (vec![main.path.clone()], Vec::new());
+    let mut pending = VecDeque::from(resolve(main));
+    while let Some(path) = pending.pop_front() {
+        if seen.contains(&path) {
+            continue;
+        }
+        if path == own {
+            found.push(Loaded::Own);
+        } else if let Some(config) = Config::read(options, &path)? {
+            pending.extend(resolve(&config));
+            found.push(Loaded::Others(config));
+        }
+        seen.push(path);
+    }
+    Ok(found)
+}
+
+/// The files that `import` stands for, as if `own` were there: with a `*` in it what there is, folder by folder, in the order of names.
+fn stands_for(options: &Options, import: &Path, own: &Path) -> Vec<PathBuf> {
+    if !has_star(import) {
+        return vec![import.to_owned()];
+    }
+    let mut found = vec![PathBuf::from("/")];
+    for part in import.components().skip(1) {
+        let below = |folder: PathBuf| {
+            let entries = std::fs::read_dir(options.behind(&folder))
+                .into_iter()
+                .flatten()
+                .flatten();
+            let mut paths: Vec<_> = entries.map(|entry| folder.join(entry.file_name())).collect();
+            if let Some(name) = own.strip_prefix(&folder).ok().and_then(|rest| rest.iter().next()) {
+                paths.push(folder.join(name));
+            }
+            let pattern = folder.join(part);
+            paths.retain(|path| matches(&pattern, path));
+            paths.sort();
+            paths.dedup();
+            paths
+        };
+        found = found.into_iter().flat_map(below).collect();
     }
     found
+}
+
+fn has_star(path: &Path) -> bool {
+    path.as_os_str().to_string_lossy().contains('*')
 }
 
 /// Whether `pattern`, which may have `*` in its last part, stands for `path`.

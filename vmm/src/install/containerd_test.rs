@@ -106,6 +106,119 @@ fn the_last_file_with_a_section_is_what_containerd_1_has() {
     );
 }
 
+/// The order is containerd's: breadth first, a pattern's files by their names, what comes twice at its first place.
+#[test]
+fn what_containerd_1_reads_after_the_handlers_is_refused_and_nothing_else() {
+    let (cri, none) = (OLD.replace("pause:3", "pause:other"), "version = 2\n".to_owned());
+    let cri = cri.replace("imports = [\"/etc/containerd/conf.d/*.toml\"]", "");
+    let importing = |imports: &str| format!("version = 2\nimports = [{imports}]\n");
+    let (d, other) = ("\"/etc/containerd/conf.d/*.toml\"", "\"/etc/other/*.toml\"");
+    let cri_at = |path| (path, cri.clone());
+    let nested = "etc/containerd/conf.d/10-more.toml";
+    let elsewhere = "etc/other/90-kata-husk.toml";
+    for (imports, files, place) in [
+        // Behind the folder that comes first, and so into the other one, if that takes the drop-in.
+        (
+            format!("{d}, {other}"),
+            vec![cri_at("etc/other/10-cri.toml")],
+            Some(elsewhere),
+        ),
+        (
+            format!("{d}, \"/etc/other/1*.toml\""),
+            vec![cri_at("etc/other/10-cri.toml")],
+            None,
+        ),
+        (
+            format!("{d}, {other}"),
+            vec![("etc/other/10-none.toml", none)],
+            Some(DROP_IN),
+        ),
+        (
+            format!("\"/etc/containerd/nvidia.toml\", {d}"),
+            vec![cri_at("etc/containerd/nvidia.toml")],
+            Some(DROP_IN),
+        ),
+        (
+            format!("{other}, {d}"),
+            vec![cri_at("etc/other/99-cri.toml")],
+            Some(DROP_IN),
+        ),
+        // What a drop-in imports comes after all that the first file imports,
+        (
+            d.to_owned(),
+            vec![(nested, importing("\"/srv/00-cri.toml\"")), cri_at("srv/00-cri.toml")],
+            None,
+        ),
+        // but for what was there already.
+        (
+            d.to_owned(),
+            vec![
+                (nested, importing("\"20-cri.toml\"")),
+                cri_at("etc/containerd/conf.d/20-cri.toml"),
+            ],
+            Some(DROP_IN),
+        ),
+        // Nothing of these is the drop-in's: the plan says what is to be imported.
+        (
+            "\"/etc/*/*.toml\"".to_owned(),
+            vec![cri_at("etc/containerd/10-cri.toml")],
+            Some(DROP_IN),
+        ),
+    ] {
+        let system = System::new();
+        system.write(MAIN, &OLD.replace(d, &imports));
+        for (path, text) in &files {
+            system.write(path, text);
+        }
+        let told = system.install(&system.options());
+        let Some(place) = place else {
+            let refused = told.unwrap_err();
+            assert!(
+                refused.contains("and is read after /etc/containerd/conf.d/90-"),
+                "{refused}"
+            );
+            continue;
+        };
+        told.unwrap();
+        let has_others = files.iter().any(|(_, text)| *text == cri);
+        let text = system.read(place);
+        assert_eq!(text.contains("pause:other"), has_others, "{imports}: {files:?}: {text}");
+        assert_eq!(system.has(DROP_IN), place == DROP_IN, "{imports}");
+    }
+}
+
+#[test]
+fn what_others_put_beside_a_configuration_of_husks_own_is_kept() {
+    let system = System::new();
+    std::fs::remove_file(system.root().join(MAIN)).unwrap();
+    system.program(
+        "usr/bin/containerd",
+        "containerd github.com/containerd/containerd 1.7.20 abc",
+    );
+    system.install(&system.options()).unwrap();
+    let plugin = "io.containerd.grpc.v1.cri";
+    assert_eq!(runtimes(&drop_in(&system), plugin), ["kata-husk", "kata-husk-go"]);
+    let other = "etc/containerd/conf.d/20-runc.toml";
+    let runc = format!(
+        "version = 2\n[plugins.\"{plugin}\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
+         [plugins.\"{plugin}\".containerd.runtimes.runc.options]\nSystemdCgroup = true\n"
+    );
+    system.write(other, &runc);
+    system.install(&system.options()).unwrap();
+    let document = drop_in(&system);
+    assert_eq!(runtimes(&document, plugin), ["runc", "kata-husk", "kata-husk-go"]);
+    let kept = &document["plugins"][plugin]["containerd"]["runtimes"]["runc"];
+    assert_eq!(kept["options"]["SystemdCgroup"].as_bool(), Some(true));
+    let told = || status(system.root(), Path::new("/opt/husk")).unwrap();
+    assert!(
+        told().is_ok() && plan(&system.options()).unwrap().is_done(),
+        "{}",
+        told().to_table()
+    );
+    system.write(other, &runc.replace("true", "false"));
+    assert!(told().to_table().contains(&format!("stale      /{other}")));
+}
+
 #[test]
 fn a_folder_that_is_imported_already_is_used() {
     let system = System::new();
