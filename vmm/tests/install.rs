@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -106,7 +107,6 @@ fn a_vm_that_runs_keeps_its_program_through_an_upgrade_and_the_end() {
         assert!(running.try_wait().unwrap().is_none());
         std::thread::yield_now();
     }
-    // A newer program: as it is, with a byte behind its end.
     // Its program has another name than the link by which it was started.
     let pid = running.id();
     let is_found = |when: &str| {
@@ -128,6 +128,7 @@ fn a_vm_that_runs_keeps_its_program_through_an_upgrade_and_the_end() {
         );
     };
     is_found("before");
+    // A newer program: as it is, with a byte behind its end.
     let newer = root.join("newer");
     let mut bytes = fs::read(HUSK).unwrap();
     bytes.push(0);
@@ -142,13 +143,37 @@ fn a_vm_that_runs_keeps_its_program_through_an_upgrade_and_the_end() {
     let told = String::from_utf8(upgrade.stderr).unwrap();
     assert!(told.contains("replace  /opt/husk/bin/husk -> "), "{told}");
     assert!(fs::read(root.join("opt/husk/bin/husk")).unwrap() == fs::read(&newer).unwrap());
-    assert_eq!(husk(root, "uninstall", &[]).0, 0);
     is_found("after");
-    let ping = Command::new(HUSK).arg("ctl").arg(&socket).arg("ping").output().unwrap();
+    assert_eq!(husk(root, "uninstall", &[]).0, 0);
     is_found("uninstalled");
+    let ping = Command::new(HUSK).arg("ctl").arg(&socket).arg("ping").output().unwrap();
     assert_eq!(ping.status.code(), Some(0), "it goes on: {ping:?}");
     running.kill().unwrap();
     assert_eq!(running.wait().unwrap().signal(), Some(9));
+}
+
+#[test]
+fn folders_and_files_are_for_everybody_whatever_the_umask_is() {
+    let system = system();
+    let root = system.path();
+    let installed = Command::new("sh")
+        .args(["-c", "umask 077; exec \"$@\"", "sh", HUSK, "install", "--root"])
+        .arg(root)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(installed.status.success(), "{installed:?}");
+    let mode = |path: &str| fs::metadata(root.join(path)).unwrap().permissions().mode() & 0o7777;
+    for path in [
+        "opt/husk",
+        "opt/husk/bin",
+        "opt/husk/bin/husk",
+        "opt/husk/share/husk/kata/kata-husk/config.d",
+        "etc/containerd/conf.d",
+    ] {
+        assert_eq!(mode(path), 0o755, "{path}");
+    }
+    assert_eq!(mode("etc/containerd/conf.d/90-kata-husk.toml"), 0o644);
 }
 
 #[test]
@@ -156,8 +181,7 @@ fn while_one_is_at_work_another_changes_nothing_and_says_so() {
     let system = system();
     let root = system.path();
     // What the first of two has for as long as it is at work.
-    let first = fs::File::open(root).unwrap();
-    first.try_lock().unwrap();
+    let first = husk::install::Lock::take(root).unwrap();
     for command in ["install", "uninstall"] {
         let (code, out, errors) = husk(root, command, &[]);
         assert_eq!((code, out.as_str(), errors.lines().count()), (1, "", 1), "{errors}");

@@ -55,8 +55,8 @@ use crate::trace::{Begin, Phase, Trace};
 use serve::Failure;
 
 pub use crate::config::RunOptions;
-pub use ctl::{CtlArgs, CtlCommand};
 pub(crate) use console::parse_console;
+pub use ctl::{CtlArgs, CtlCommand};
 pub use explain::ExplainArgs;
 pub use file_server::{FileServerArgs, FileServerUsage};
 pub use fleet::{PsArgs, TopArgs};

@@ -1,16 +1,17 @@
 //! Carrying out a plan: all of it, or nothing.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::content::Content;
+use super::content::{Content, draft};
 use super::manifest::Manifest;
 use super::plan::{Change, Plan};
 use super::{InstallError, beneath};
 
 /// Does what `plan` says. Before anything else the manifest gets what there was and what will be, so that even what is left by a
-/// process that is killed can be removed by `husk uninstall`.
+/// process that is killed can be removed by `husk uninstall`; what such a one left half-written goes now.
 ///
 /// # Errors
 ///
@@ -53,6 +54,9 @@ pub fn apply(plan: &Plan) -> Result<(), InstallError> {
             });
         }
     }
+    for path in meanwhile.items.keys() {
+        let _ = fs::remove_file(draft(&place(path)));
+    }
     for gone in plan.changes.iter().filter(|change| change.after.is_none()) {
         let folders = gone.path.ancestors().skip(1);
         for folder in folders.take_while(|folder| plan.after.folders.iter().any(|own| own == folder)) {
@@ -74,6 +78,8 @@ fn take(root: &Path, step: &Change, made: &mut Vec<PathBuf>) -> io::Result<()> {
     while let Some(folder) = missing.pop() {
         fs::create_dir(folder)?;
         made.push(folder.to_owned());
+        // Whatever the umask is, as of files: engine and shims run as others, too.
+        fs::set_permissions(folder, Permissions::from_mode(0o755))?;
     }
     after.put(&path)
 }

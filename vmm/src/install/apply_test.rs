@@ -60,40 +60,44 @@ fn an_upgrade_that_fails_leaves_what_there_was() {
 }
 
 #[test]
-fn what_was_killed_halfway_is_known_and_can_be_finished_or_removed() {
-    for finish in [true, false] {
+fn what_was_killed_at_any_step_can_be_finished_or_removed() {
+    let steps = plan(&System::new().options()).unwrap().changes.len();
+    for (step, finish) in (0..=steps).flat_map(|step| [(step, true), (step, false)]) {
         let system = System::new();
         let before = system.tree();
         let plan = plan(&system.options()).unwrap();
-        // As a process does that is killed in the middle.
-        let half: Vec<_> = plan.changes.iter().take(5).cloned().collect();
-        let halfway = Plan { changes: half, ..plan };
         let first = Change {
-            path: Manifest::path(&halfway.prefix),
+            path: Manifest::path(&plan.prefix),
             before: None,
-            after: Some(halfway.after.content()),
+            after: Some(plan.after.content()),
         };
+        let steps: Vec<_> = [&first].into_iter().chain(&plan.changes).collect();
         let mut made = Vec::new();
-        for step in [&first].into_iter().chain(&halfway.changes) {
-            take(&halfway.root, step, &mut made).unwrap();
+        for step in &steps[..step] {
+            take(&plan.root, step, &mut made).unwrap();
         }
-        let told = super::super::status(system.root(), Path::new("/opt/husk")).unwrap();
+        // As a process does that is killed when it has written half of a file.
+        let draft = draft(&beneath(&plan.root, &steps[step].path));
+        take(&plan.root, steps[step], &mut made).unwrap();
+        fs::remove_file(beneath(&plan.root, &steps[step].path)).unwrap();
+        fs::write(&draft, "half").unwrap();
+        let told = super::super::status(system.root(), Path::new("/opt/husk"));
         assert!(
-            !told.is_ok() && told.to_table().contains("missing "),
-            "{}",
-            told.to_table()
+            step == 0
+                || told
+                    .as_ref()
+                    .is_ok_and(|told| !told.is_ok() && told.to_table().contains("missing ")),
+            "{told:?}"
         );
         if finish {
             system.install(&system.options()).unwrap();
-            assert!(
-                super::super::status(system.root(), Path::new("/opt/husk"))
-                    .unwrap()
-                    .is_ok()
-            );
+            assert!(!draft.exists(), "step {step}");
+            let told = super::super::status(system.root(), Path::new("/opt/husk"));
+            assert!(told.unwrap().is_ok());
         }
         let removal = super::super::removal(system.root(), Path::new("/opt/husk")).unwrap();
         super::super::remove(&removal).unwrap();
-        assert!(system.tree() == before);
+        assert!(system.tree() == before, "step {step}, finished: {finish}");
     }
 }
 

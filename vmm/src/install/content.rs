@@ -83,10 +83,8 @@ impl Content {
     ///
     /// The host refused; `path` is as it was.
     pub fn put(&self, path: &Path) -> io::Result<()> {
-        let folder = path.parent().unwrap_or(path);
-        let above = folder.parent().unwrap_or(folder);
-        let made = above.join(format!(".husk-install-{}", std::process::id()));
-        // Left by one of the same number that was killed.
+        let made = draft(path);
+        // Left by one that was killed.
         let _ = fs::remove_file(&made);
         let placed = self.make(&made).and_then(|()| fs::rename(&made, path));
         if placed.is_err() {
@@ -108,6 +106,13 @@ impl Content {
             }
         }
     }
+}
+
+/// Where that which is to stand at `path` is made: the same place at each try, so that what is left of one that was killed is found. Who has the
+/// [lock](super::Lock) has it alone.
+pub fn draft(path: &Path) -> PathBuf {
+    let folder = path.parent().unwrap_or(path);
+    folder.parent().unwrap_or(folder).join(".husk-install")
 }
 
 /// SHA-256 of `bytes`, as hexadecimal digits.

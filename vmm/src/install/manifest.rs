@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::content::{Content, Fingerprint};
+use super::content::{Content, Fingerprint, draft};
 use super::{InstallError, beneath, shared};
 
 /// The version of the file's form.
@@ -74,6 +74,26 @@ impl Manifest {
             )));
         }
         Ok(Some(found))
+    }
+
+    /// As [`read`](Self::read), or that of an installation that was killed before it had written one: it has made nothing but folders, and a
+    /// part of its manifest.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read, or is none.
+    pub fn read_or_begun(root: &Path, prefix: &Path) -> Result<Option<Self>, InstallError> {
+        let found = Self::read(root, prefix)?;
+        let is_begun = || draft(&beneath(root, &Self::path(prefix))).symlink_metadata().is_ok();
+        if found.is_some() || !is_begun() {
+            return Ok(found);
+        }
+        let shared = shared(prefix);
+        let made = shared.ancestors().take_while(|folder| folder.starts_with(prefix));
+        let mut begun = Self::new("");
+        begun.folders = made.map(Path::to_owned).collect();
+        begun.folders.reverse();
+        Ok(Some(begun))
     }
 
     /// As a file.

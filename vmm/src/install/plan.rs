@@ -43,7 +43,7 @@ impl Plan {
 ///
 /// Kata or the engine cannot be used, or something stands in the way.
 pub fn plan(options: &Options) -> Result<Plan, InstallError> {
-    let before = Manifest::read(&options.root, &options.prefix)?;
+    let before = Manifest::read_or_begun(&options.root, &options.prefix)?;
     let Wanted {
         items,
         mut fingerprints,

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::content::Content;
+use super::content::{Content, draft};
 use super::manifest::Manifest;
 use super::{InstallError, beneath};
 
@@ -26,7 +26,7 @@ pub struct Removal {
 ///
 /// Nothing is installed there, or it cannot be read.
 pub fn removal(root: &Path, prefix: &Path) -> Result<Removal, InstallError> {
-    let manifest = Manifest::read(root, prefix)?.ok_or_else(|| InstallError::NotInstalled {
+    let manifest = Manifest::read_or_begun(root, prefix)?.ok_or_else(|| InstallError::NotInstalled {
         prefix: beneath(root, prefix),
     })?;
     let (mut remove, mut keep) = (Vec::new(), Vec::new());
@@ -67,6 +67,10 @@ pub fn remove(removal: &Removal) -> Result<(), InstallError> {
             }
             Ok(()) | Err(_) => {}
         }
+    }
+    for path in removal.manifest.items.keys().chain([&manifest]) {
+        // What a killed installation left.
+        let _ = fs::remove_file(draft(&beneath(&removal.root, path)));
     }
     for folder in removal.manifest.folders.iter().rev() {
         // Not empty: somebody else uses it.
