@@ -73,10 +73,11 @@ impl Handler {
     }
 }
 
-/// A handler for each of Kata's shims that is there. The first has the class's name, the other one the same with `-go` behind it.
+/// A handler for each of Kata's shims that is there. The first has the class's name, the other one the same with `-go` behind it. One whose
+/// configuration cannot be used is left out, with a note, as long as there is another.
 pub(super) fn handlers(options: &Options, wanted: &mut Wanted) -> Result<Vec<Handler>, InstallError> {
     let mut handlers: Vec<Handler> = Vec::new();
-    let mut looked_for = Vec::new();
+    let (mut looked_for, mut unusable) = (Vec::new(), Vec::new());
     for shim in Shim::ALL {
         let program = options.kata.join(shim.program());
         let found = shim
@@ -93,7 +94,13 @@ pub(super) fn handlers(options: &Options, wanted: &mut Wanted) -> Result<Vec<Han
             Some(_) => format!("{}-go", options.class),
         };
         let base = options.kata.join(base);
-        let (text, key) = read(&options.behind(&base))?;
+        let (text, key) = match read(&options.behind(&base)) {
+            Ok(read) => read,
+            Err(error) => {
+                unusable.push((shim, error));
+                continue;
+            }
+        };
         wanted.source(base.clone(), text.as_bytes());
         handlers.push(Handler {
             name,
@@ -103,7 +110,17 @@ pub(super) fn handlers(options: &Options, wanted: &mut Wanted) -> Result<Vec<Han
             key,
         });
     }
-    if handlers.is_empty() {
+    let is_empty = handlers.is_empty();
+    for (shim, error) in unusable {
+        if is_empty {
+            return Err(error);
+        }
+        let program = options.kata.join(shim.program());
+        wanted
+            .notes
+            .push(format!("{} gets no handler: {error}", program.display()));
+    }
+    if is_empty {
         return Err(InstallError::NoKata {
             dir: options.at(&options.kata),
             looked_for: looked_for.join("; "),

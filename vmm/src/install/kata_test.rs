@@ -82,6 +82,7 @@ fn the_hypervisors_older_name_is_kept() {
 #[test]
 fn a_configuration_that_is_none_is_refused_by_its_place() {
     let system = System::new();
+    std::fs::remove_file(system.root().join(RUST)).unwrap();
     for (text, problem) in [
         ("[hypervisor.clh\n", "TOML parse error at line 1, column 16: "),
         ("[hypervisor.qemu]\n", "has no [hypervisor.clh]"),
@@ -100,4 +101,36 @@ fn a_configuration_that_is_none_is_refused_by_its_place() {
         super::super::plan(&system.options()),
         Err(InstallError::Io { .. })
     ));
+}
+
+#[test]
+fn one_shim_without_a_usable_configuration_keeps_no_handler_from_the_other() {
+    for (broken, program, other) in [
+        (
+            GO,
+            "/opt/kata/bin/containerd-shim-kata-v2",
+            "/opt/kata/runtime-rs/bin/containerd-shim-kata-v2",
+        ),
+        (
+            RUST,
+            "/opt/kata/runtime-rs/bin/containerd-shim-kata-v2",
+            "/opt/kata/bin/containerd-shim-kata-v2",
+        ),
+    ] {
+        let system = System::new();
+        system.write(broken, "[hypervisor.qemu]\n");
+        let told = super::super::plan(&system.options()).unwrap().describe();
+        let note = told
+            .lines()
+            .find(|line| line.starts_with(&format!("note     {program} gets no handler: ")));
+        let note = note.unwrap_or_else(|| panic!("{told}"));
+        assert!(
+            note.contains(broken) && note.contains("has no [hypervisor.clh]"),
+            "{note}"
+        );
+        system.install(&system.options()).unwrap();
+        let text = system.read("etc/containerd/conf.d/90-kata-husk.toml");
+        assert!(text.contains(&format!("runtime_path = \"{other}\"")), "{text}");
+        assert!(!system.has("opt/husk/share/husk/kata/kata-husk-go"));
+    }
 }
