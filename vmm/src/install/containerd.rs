@@ -16,8 +16,10 @@ use super::version::program_version;
 use super::wanted::Wanted;
 use super::{InstallError, Options};
 
-const CONFIGURATION: &str = "/etc/containerd/config.toml";
-const FOLDER: &str = "/etc/containerd/conf.d";
+/// What containerd reads first.
+pub(super) const CONFIGURATION: &str = "/etc/containerd/config.toml";
+/// Where its drop-ins are, unless its configuration imports another folder.
+pub(super) const FOLDER: &str = "/etc/containerd/conf.d";
 /// CRI in configuration version 2, and its part that has the runtimes in version 3.
 const PLUGINS: [(i64, &str); 2] = [(2, "io.containerd.grpc.v1.cri"), (3, "io.containerd.cri.v1.runtime")];
 
@@ -80,6 +82,9 @@ pub(super) fn configure(
         true => None,
         false => Config::read(options, main)?,
     };
+    // What another installation has made is as much this one's.
+    let is_first = |found: &Config| first(options, major).is_ok_and(|first| first.text == found.text);
+    let found = found.filter(|found| !is_first(found));
     let is_others = found.is_some();
     let config = match found {
         Some(config) => config,

@@ -7,7 +7,8 @@ use super::content::Content;
 use super::kata::Handler;
 use super::wanted::Wanted;
 
-const FOLDER: &str = "/etc/crio/crio.conf.d";
+/// Where its drop-ins are.
+pub(super) const FOLDER: &str = "/etc/crio/crio.conf.d";
 
 /// Adds the drop-in with all `handlers`.
 pub(super) fn configure(options: &Options, handlers: &[Handler], wanted: &mut Wanted) {

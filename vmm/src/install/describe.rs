@@ -48,6 +48,9 @@ impl Removal {
         for path in &self.keep {
             let _ = writeln!(text, "keep     {} (changed since it was installed)", path.display());
         }
+        for path in &self.needed {
+            let _ = writeln!(text, "keep     {} (another installation needs it)", path.display());
+        }
         text
     }
 }

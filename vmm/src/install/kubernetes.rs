@@ -9,7 +9,7 @@ use super::wanted::Wanted;
 use super::{Options, Overhead};
 
 /// Where node feature discovery's local source looks (its hostPath in its own manifests).
-const FEATURES: &str = "/etc/kubernetes/node-feature-discovery/features.d/husk";
+pub(super) const FEATURES: &str = "/etc/kubernetes/node-feature-discovery/features.d/husk";
 /// The label that runtime classes select by.
 const LABEL: &str = "feature.node.kubernetes.io/runtime.kata";
 

@@ -13,6 +13,7 @@
 //! Nothing that husk did not write is changed.
 
 mod apply;
+mod common;
 mod containerd;
 mod content;
 mod crio;
@@ -30,8 +31,8 @@ mod testing;
 mod version;
 mod wanted;
 
-use std::io;
 use std::ffi::OsString;
+use std::io;
 use std::path::{Component, Path, PathBuf};
 
 pub use apply::apply;
@@ -84,12 +85,12 @@ impl Options {
     fn at(&self, path: &Path) -> PathBuf {
         beneath(&self.root, path)
     }
-}
 
     /// As [`at`](Self::at), for who reads what a link leads to.
     fn behind(&self, path: &Path) -> PathBuf {
         behind(&self.root, path)
     }
+}
 
 /// Why nothing was installed or removed.
 #[derive(Debug, thiserror::Error)]
@@ -184,7 +185,8 @@ fn shared(prefix: &Path) -> PathBuf {
     prefix.join("share/husk")
 }
 
-/// Where the absolute `path` of the system whose root is `root` is found.
+/// Where the absolute `path` of the system whose root is `root` is found. Links among its folders lead where they lead in that system; `path` itself
+/// may be one.
 pub(crate) fn beneath(root: &Path, path: &Path) -> PathBuf {
     walk(root, path, false)
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::common::is_needed;
 use super::content::Content;
 use super::manifest::Manifest;
 use super::wanted::{Wanted, wanted};
@@ -85,7 +86,11 @@ pub fn plan(options: &Options) -> Result<Plan, InstallError> {
         if after.items.contains_key(path) {
             continue;
         }
+        let is_needed = before
+            .as_ref()
+            .is_some_and(|before| is_needed(&options.root, before, path));
         match read(options, path)? {
+            Some(_) if is_needed => notes.push(format!("{} stays: another installation needs it", path.display())),
             Some(found) if before.as_ref().is_some_and(|before| before.has(path, &found)) => changes.push(Change {
                 path: path.clone(),
                 before: Some(found),

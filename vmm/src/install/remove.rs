@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::common::is_needed;
 use super::content::{Content, draft};
 use super::manifest::Manifest;
 use super::{InstallError, beneath};
@@ -18,6 +19,8 @@ pub struct Removal {
     pub remove: Vec<PathBuf>,
     /// Those that stay, because they are not as they were installed.
     pub keep: Vec<PathBuf>,
+    /// Those that stay, because another installation needs them.
+    pub needed: Vec<PathBuf>,
 }
 
 /// What is to be removed below `prefix`.
@@ -29,11 +32,12 @@ pub fn removal(root: &Path, prefix: &Path) -> Result<Removal, InstallError> {
     let manifest = Manifest::read_or_begun(root, prefix)?.ok_or_else(|| InstallError::NotInstalled {
         prefix: beneath(root, prefix),
     })?;
-    let (mut remove, mut keep) = (Vec::new(), Vec::new());
+    let (mut remove, mut keep, mut needed) = (Vec::new(), Vec::new(), Vec::new());
     for path in manifest.items.keys() {
         let place = beneath(root, path);
         match Content::read(&place) {
             Ok(None) => {}
+            Ok(Some(_)) if is_needed(root, &manifest, path) => needed.push(path.clone()),
             Ok(Some(found)) if manifest.has(path, &found) => remove.push(path.clone()),
             Ok(Some(_)) => keep.push(path.clone()),
             // Somebody's folder stands there.
@@ -49,6 +53,7 @@ pub fn removal(root: &Path, prefix: &Path) -> Result<Removal, InstallError> {
         manifest,
         remove,
         keep,
+        needed,
     })
 }
 

@@ -1,4 +1,5 @@
 use super::super::testing::{DROP_IN, System};
+use super::super::{Options, plan, status};
 use super::*;
 
 const PREFIX: &str = "/opt/husk";
@@ -67,4 +68,50 @@ fn what_could_not_be_removed_can_be_tried_again() {
     let again = super::removal(system.root(), Path::new(PREFIX)).unwrap();
     remove(&again).unwrap();
     assert!(!system.has("opt/husk"));
+}
+
+#[test]
+fn what_another_installation_needs_stays_until_that_goes() {
+    let system = System::new();
+    let main = "etc/containerd/config.toml";
+    let features = "etc/kubernetes/node-feature-discovery/features.d/husk";
+    fs::remove_file(system.root().join(main)).unwrap();
+    system.program(
+        "usr/bin/containerd",
+        "containerd github.com/containerd/containerd/v2 v2.1.0 abc",
+    );
+    let other = Options {
+        class: "kata-other".into(),
+        prefix: "/opt/other".into(),
+        ..system.options()
+    };
+    let uninstall = |prefix: &str| {
+        let removal = removal(system.root(), Path::new(prefix)).unwrap();
+        remove(&removal).unwrap();
+        removal.describe()
+    };
+    system.install(&system.options()).unwrap();
+    system.install(&other).unwrap();
+    let told = uninstall(PREFIX);
+    for path in [main, features] {
+        assert!(
+            told.contains(&format!("keep     /{path} (another installation needs it)\n")),
+            "{told}"
+        );
+        assert!(system.has(path), "{path}");
+    }
+    assert!(status(system.root(), &other.prefix).unwrap().is_ok() && plan(&other).unwrap().is_done());
+    assert!(!system.has(DROP_IN) && !system.has("opt/husk"));
+    // A plan that wants one of them no more leaves it, too.
+    system.install(&system.options()).unwrap();
+    let without = Options {
+        features: String::new(),
+        ..other.clone()
+    };
+    system.install(&without).unwrap();
+    assert!(system.has(features));
+    uninstall("/opt/other");
+    assert!(system.has(main) && system.has(features));
+    uninstall(PREFIX);
+    assert!(!system.has(main) && !system.has(features));
 }
