@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawF
 
 use rustix::io::Errno;
 
-use crate::iovecs::{Buffers, MAX_IOVECS};
+use crate::iovecs::{Buffers, Iovecs, MAX_IOVECS, pieces};
 
 /// Largest handle that the kernel gives (`MAX_HANDLE_SZ` of linux/exportfs.h).
 const MAX_HANDLE_BYTES: u32 = 128;
@@ -74,11 +74,42 @@ impl FileHandle {
 }
 
 /// Reads from `offset` on: fewer bytes than there is room for only at the end of the file.
+///
+/// # Errors
+/// What the host says of any byte before that, also if it read others.
 pub(super) fn read(file: impl AsFd, into: Buffers<'_>, offset: u64) -> Result<usize, Errno> {
-    move_all(into, offset, |array, count, at| {
-        // SAFETY: the array is borrowed, its buffers are mapped as long as `into`, and may be written by anybody.
-        unsafe { libc::preadv(file.as_fd().as_raw_fd(), array, count, at) }
+    read_by(into, offset, |part, at| {
+        move_all(part, at, |array, count, at| {
+            // SAFETY: the array is borrowed, its buffers are mapped as long as `into`, and may be written by anybody.
+            unsafe { libc::preadv(file.as_fd().as_raw_fd(), array, count, at) }
+        })
     })
+}
+
+/// Has `read` read, and again behind what it read, as long as that falls short: it does so at the end of the file, but also before what
+/// cannot be read, and only the next call says which of them it was.
+fn read_by(
+    into: Buffers<'_>,
+    offset: u64,
+    mut read: impl FnMut(Buffers<'_>, u64) -> Result<usize, Errno>,
+) -> Result<usize, Errno> {
+    let mut done = read(into, offset)?;
+    let mut rest = Iovecs::default();
+    while done > 0 {
+        // One buffer will do: there is more only if somebody appends, or a signal came.
+        let Some(piece) = pieces(into.slices(), done, usize::MAX).next() else {
+            break;
+        };
+        let mut live = rest.begin();
+        live.push(piece);
+        let behind = u64::try_from(done).ok().and_then(|done| offset.checked_add(done));
+        match read(live.buffers(), behind.ok_or(Errno::INVAL)?) {
+            // The file ends inside of a block, where some file systems begin no direct I/O (open(2), `O_DIRECT`).
+            Ok(0) | Err(Errno::INVAL) => break,
+            more => done = done.saturating_add(more?),
+        }
+    }
+    Ok(done)
 }
 
 /// Writes from `offset` on: fewer bytes than there are only when the host has no room for more.
@@ -204,3 +235,7 @@ fn done(answer: libc::c_long) -> Result<libc::c_long, Errno> {
     }
     Ok(answer)
 }
+
+#[cfg(test)]
+#[path = "reading_test.rs"]
+mod tests;

@@ -91,6 +91,77 @@ fn a_full_disk_is_passed_on() {
     );
 }
 
+/// A file system on a loop device, mounted in the share under `disk`, whose image ends where the data begins that `file` has at `from`: no
+/// longer does the device. None, and a line that says so, where that cannot be had.
+fn disk_that_ends_within(share: &Share, file: &[u8], from: usize) -> Option<LoopDevice> {
+    let image = share.outside("image");
+    fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
+    let done = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+    let made = done(Command::new("mke2fs").args(["-q", "-b", "4096", "-F"]).arg(&image));
+    // What is behind the image's end is an error only to direct I/O.
+    let mut attach = Command::new("losetup");
+    attach.args(["--find", "--show", "--direct-io=on"]).arg(&image);
+    let attached = attach
+        .output()
+        .ok()
+        .filter(|attached| made && attached.status.success());
+    let Some(attached) = attached else {
+        eprintln!("skipped: needs a loop device with direct I/O");
+        return None;
+    };
+    let device = LoopDevice(String::from_utf8(attached.stdout).unwrap().trim().into());
+    fs::create_dir(share.host("disk")).unwrap();
+    let mounted = done(
+        Command::new("mount")
+            .args(["-t", "ext4", &device.0])
+            .arg(share.host("disk")),
+    );
+    assert!(mounted, "{device:?}");
+    fs::write(share.host("disk/file"), file).unwrap();
+    rustix::fs::sync();
+    let (stored, part) = (fs::read(&image).unwrap(), &file[from..from + 4096]);
+    let at = stored.chunks(4096).position(|block| block == part).unwrap() as u64;
+    let image = fs::File::options().write(true).open(&image).unwrap();
+    image.set_len(at * 4096).unwrap();
+    fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
+    Some(device)
+}
+
+/// It goes when this is dropped, or when the last mount of it does.
+#[derive(Debug)]
+struct LoopDevice(String);
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_an_error_also_behind_what_can_and_no_end_of_the_file() {
+    const BYTES: usize = 1 << 20;
+    const HALF: usize = BYTES / 2;
+    if !may_mount() {
+        return;
+    }
+    let share = Share::new();
+    let content: Vec<u8> = (0..BYTES as u32 / 4).flat_map(u32::to_le_bytes).collect();
+    let Some(_disk) = disk_that_ends_within(&share, &content, HALF) else {
+        return;
+    };
+    let disk = share.node("disk");
+    let file = share.lookup(disk, "file").unwrap().node;
+    let handle = share.open(file, O_RDONLY).unwrap();
+    let read = |offset, bytes| share.read(file, handle, offset, bytes);
+    assert_eq!(read(HALF as u64 - 65_536, 131_072), Err(Errno::IO));
+    assert_eq!(read(0, BYTES), Err(Errno::IO));
+    assert_eq!(read(0, 65_536).unwrap(), content[..65_536]);
+    assert_eq!(read(BYTES as u64 - 4096, 8192), Err(Errno::IO));
+    assert_eq!(share.attr(file).size, BYTES as u64);
+    let unmounted = Command::new("umount").arg("-l").arg(share.host("disk")).status();
+    assert!(unmounted.unwrap().success());
+}
+
 #[test]
 fn a_file_that_is_removed_while_it_is_open_stays_until_it_is_closed() {
     let share = Share::new();
