@@ -64,6 +64,11 @@ impl Model {
         !self.state().locks.is_empty()
     }
 
+    /// From now on there is no room for what a file has from `end` on.
+    pub fn fill_up(&self, end: u64) {
+        self.state().full = Some(end);
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap()
     }
@@ -309,6 +314,12 @@ impl FileSystem for Model {
             let begin = data.len();
             data.resize(begin + slice.len(), 0);
             slice.copy_to(&mut data[begin..]);
+        }
+        if let Some(end) = state.full {
+            data.truncate(usize::try_from(end.saturating_sub(offset)).unwrap());
+            if data.is_empty() {
+                return Err(Errno::NOSPC);
+            }
         }
         let file = state.file_mut(node)?;
         let end = offset + u64::try_from(data.len()).unwrap();

@@ -80,6 +80,8 @@ pub(super) struct State {
     pub handles: BTreeMap<Handle, Node>,
     pub locks: Vec<(Node, Lock)>,
     pub generation: u64,
+    /// Where files end that are written, if the disk is full.
+    pub full: Option<u64>,
     next: u64,
 }
 
@@ -95,6 +97,7 @@ impl Default for State {
             handles: BTreeMap::new(),
             locks: Vec::new(),
             generation: 0,
+            full: None,
             next: 2,
         }
     }

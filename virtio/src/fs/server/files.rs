@@ -91,7 +91,7 @@ impl Server {
         let size = size.min(usize::try_from(OFFSET_MAX.saturating_sub(offset)).unwrap_or(size));
         let handle = Handle(wanted.fh.get());
         let done = with_iovecs(|iovecs| {
-            in_pieces(size, |done, left| {
+            in_pieces(size, Short::Ends, |done, left| {
                 let mut live = iovecs.begin();
                 let lent = reply.lend(done, left, &mut live);
                 let at = offset.saturating_add(u64::try_from(done).unwrap_or(u64::MAX));
@@ -114,13 +114,16 @@ impl Server {
         }
         let offset = range(wanted.offset.get(), u64::from(wanted.size.get()))?;
         let has = |flag| wanted.write_flags.get() & flag != 0;
+        // What comes from its cache the guest has forgotten by the reply: it asks only whether that failed (Linux `fuse_writepage_end`).
+        let cached = has(WRITE_CACHE);
+        let short = if cached { Short::GoesOn } else { Short::Ends };
         let how = Writing {
-            append: OFlags::from_bits_retain(wanted.flags.get()).contains(OFlags::APPEND) && !has(WRITE_CACHE),
+            append: OFlags::from_bits_retain(wanted.flags.get()).contains(OFlags::APPEND) && !cached,
             kill_priv: has(WRITE_KILL_SUIDGID),
         };
         let handle = Handle(wanted.fh.get());
         let done = with_iovecs(|iovecs| {
-            in_pieces(size, |done, left| {
+            in_pieces(size, short, |done, left| {
                 let mut live = iovecs.begin();
                 let lent = ask.body().lend(done, left, &mut live);
                 let at = offset.saturating_add(u64::try_from(done).unwrap_or(u64::MAX));
@@ -131,7 +134,8 @@ impl Server {
         });
         let done = match done {
             // What was written stays written.
-            Err((done, _)) if done > 0 => done,
+            Err((done, _)) if done > 0 && !cached => done,
+            Ok(done) if done < size && cached => return Err(Errno::IO.into()),
             other => other.map_err(|(_, errno)| errno)?,
         };
         self.counters.writes.inc();
@@ -215,10 +219,19 @@ impl Server {
     }
 }
 
+/// What becomes of a transfer of which a step moves less than it might.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Short {
+    Ends,
+    /// Only a step that moves nothing ends it, or one that fails and so says why.
+    GoesOn,
+}
+
 /// Moves `size` bytes by `step`, which is told how many are done and how many are left, and says how many it had buffers for and how many it
-/// moved. Ends where it moves fewer, or fails: then with what was moved before.
+/// moved. Ends where it moves fewer, unless `short` says otherwise, or fails: then with what was moved before.
 fn in_pieces(
     size: usize,
+    short: Short,
     mut step: impl FnMut(usize, usize) -> Result<(usize, usize), Errno>,
 ) -> Result<usize, (usize, Errno)> {
     let mut done = 0usize;
@@ -226,7 +239,8 @@ fn in_pieces(
         let (lent, moved) = step(done, size.saturating_sub(done)).map_err(|errno| (done, errno))?;
         let moved = moved.min(lent);
         done = done.saturating_add(moved);
-        if moved < lent || done >= size || lent == 0 {
+        let ends = moved < lent && (short == Short::Ends || moved == 0);
+        if ends || done >= size || lent == 0 {
             return Ok(done);
         }
     }

@@ -142,3 +142,26 @@ fn a_write_that_should_clear_privileges_says_so() {
     assert_eq!(rig.ask(&kill).error, 0);
     assert_eq!(rig.model.calls(), ["write 1000 2 103 0 1 true"]);
 }
+
+#[test]
+fn a_write_on_a_full_disk_is_a_failure_if_it_comes_from_the_cache_and_short_if_not() {
+    const WRITE_CACHE: u8 = 1;
+    for piece in [1, 3, 4096] {
+        let rig = with_file(b"");
+        rig.model.fill_up(2000);
+        let ask = |offset, from_cache| {
+            let mut wanted = write(offset, &[7; 3000]);
+            wanted.body[20] = from_cache;
+            let (_, bytes) = rig.hand_in(&wanted.bytes(), 24, piece);
+            (
+                i32::from_le_bytes(bytes[4..8].try_into().unwrap()),
+                bytes[16..].to_vec(),
+            )
+        };
+        let enospc = -Errno::NOSPC.raw_os_error();
+        assert_eq!(ask(500, 0), (0, u32s([1500, 0])), "in pieces of {piece}");
+        assert_eq!(ask(500, WRITE_CACHE).0, enospc, "in pieces of {piece}");
+        assert_eq!(ask(2000, 0).0, enospc, "in pieces of {piece}");
+        assert_eq!(rig.ask(&read(0, 4096)), success([vec![0; 500], vec![7; 1500]].concat()));
+    }
+}
