@@ -12,6 +12,7 @@ use husk_tests::body::Shape;
 use husk_tests::info::{PciDevice, State};
 use husk_tests::kernel_file;
 use husk_tests::pod::Pod;
+use husk_tests::tap::{Tap, own_network};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -24,8 +25,12 @@ struct Lab {
 
 impl Lab {
     fn launch(kernel: &str) -> Self {
+        Self::launch_with(kernel, "initramfs.cpio")
+    }
+
+    fn launch_with(kernel: &str, initramfs: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (kernel, initramfs) = (kernel_file(kernel, "vmlinux"), kernel_file(kernel, "initramfs.cpio"));
+        let (kernel, initramfs) = (kernel_file(kernel, "vmlinux"), kernel_file(kernel, initramfs));
         let pod = Pod::launch(Shape::new(Shim::Rust, kernel, initramfs), folder.path()).unwrap();
         Self { folder, pod }
     }
@@ -233,6 +238,40 @@ fn persistent_memory_comes_while_the_guest_runs() {
         )
     });
     writes_through(&mut agent, "pmem0", &image, 5);
+    lab.pod.stop().unwrap();
+}
+
+#[test]
+fn persistent_memory_goes_though_a_network_has_had_it_in_view() {
+    if own_network().is_err() {
+        println!("skipped: needs root");
+        return;
+    }
+    let tap = Tap::new("hotplug", false, "10.0.0.1/24");
+    let mut lab = Lab::launch_with("6.12", "pod.cpio");
+    lab.pod.create().unwrap();
+    lab.pod.add_net(&File::from(tap.open())).unwrap();
+    lab.pod.boot().unwrap();
+    let (mut agent, _) = lab.pod.agent().unwrap();
+    let image = lab.image("pmem");
+    let device: PciDevice = {
+        let body = json!({"file": image});
+        lab.pod.api().put("vm.add-pmem", Some(&body)).unwrap().json().unwrap()
+    };
+    let maps = format!("/proc/{}/maps", lab.pod.pid());
+    let is_mapped = || fs::read_to_string(&maps).unwrap().contains(image.to_str().unwrap());
+    agent
+        .run(&["sh", "-c", "until [ -e /sys/block/pmem0 ]; do sleep 0.1; done"])
+        .unwrap();
+    let ping = "ip link set eth0 up && ip addr add 10.0.0.2/24 dev eth0 && ping -c 1 10.0.0.1";
+    agent.run(&["sh", "-c", ping]).unwrap();
+    assert!(is_mapped());
+
+    lab.pod.remove(&device).unwrap();
+    gone(&mut agent, &device);
+
+    until(|| !is_mapped());
+    agent.run(&["sh", "-c", "ping -c 1 10.0.0.1"]).unwrap();
     lab.pod.stop().unwrap();
 }
 

@@ -153,7 +153,8 @@ pub trait VirtioDevice: Send {
     fn start(&mut self, activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError>;
 }
 
-/// Part of a device that has to know of changes of guest RAM, because it passes memory on to another process.
+/// Part of a device that has to know of changes of guest RAM, because it passes memory on to another process, or keeps it from one request
+/// to the next.
 ///
 /// Apart from the device, so that it can be told without holding up vCPUs that use the device's registers.
 pub trait MemoryListener: Send + Sync {

@@ -4,7 +4,9 @@ use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use husk_devices::memory::{GuestMemory, GuestRegionMmap};
 use proptest::prelude::*;
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, MemoryRegionAddress};
 
 use super::*;
 use crate::config::ConfigBytes;
@@ -14,7 +16,7 @@ use crate::net::metrics::NetMetrics;
 use crate::net::tap::Tap;
 use crate::rate_limit::{BucketConfig, Limiter, LimiterConfig, Pace};
 use crate::ring::{Notify, RingError};
-use crate::testing::{ABUSES, Buf, Driver, memory};
+use crate::testing::{ABUSES, Buf, Driver, SECOND, memory};
 
 const RX: u64 = 0x1000;
 const TX: u64 = 0x1_1000;
@@ -312,6 +314,79 @@ fn what_was_taken_and_not_used_is_the_rings_again_after_a_stop() {
     assert_eq!(states[1].queue.next_avail, 0);
 }
 
+/// Takes the second of the two regions out of guest memory; what was there, for as long as somebody has it.
+fn remove_second_region(mem: &GuestMemory) -> Arc<GuestRegionMmap> {
+    let (left, region) = mem.memory().remove_region(GuestAddress(SECOND), 0x10_0000).unwrap();
+    mem.lock().unwrap().replace(left);
+    region
+}
+
+#[test]
+fn a_frame_does_not_go_where_memory_was_removed_though_there_is_room() {
+    let mut bench = Bench::new(&USUAL);
+    // More than any frame needs.
+    for n in 0..48 {
+        bench.rx.add(&[Buf::In(SECOND + n * 2048, 2048)]);
+    }
+    bench.wake(RX_KICK).unwrap();
+    let region = remove_second_region(&bench.rx.mem);
+    bench.arrive(&[7; 60]);
+
+    let error = bench.wake(TAP).unwrap_err();
+
+    assert!(
+        matches!(
+            error,
+            HandlerError::Ring(RingError::OutsideMemory { what: "buffer", .. })
+        ),
+        "{error}"
+    );
+    let mut found = vec![1; 48 * 2048];
+    region.read_slice(&mut found, MemoryRegionAddress(0)).unwrap();
+    assert!(found.iter().all(|byte| *byte == 0), "nobody's any more");
+    assert_eq!(bench.metrics.rx_frames.get(), 0);
+}
+
+#[test]
+fn what_does_not_fit_goes_with_the_memory_that_its_beginning_is_in() {
+    let mut bench = Bench::new(&USUAL);
+    bench.rx.add(&[Buf::In(RX_DATA, 1536)]);
+    bench.arrive(&pattern(2000));
+    bench.wake(TAP).unwrap();
+    drop(remove_second_region(&bench.rx.mem));
+    bench.give(3, 1536);
+    bench.arrive(&pattern(100));
+    bench.wake(RX_KICK).unwrap();
+    assert_eq!(bench.metrics.rx_dropped.get(), 1);
+    assert_eq!(bench.received(1536).unwrap()[HEADER_BYTES..], pattern(100));
+}
+
+#[test]
+fn memory_that_was_removed_is_let_go_of_though_no_frame_may_come() {
+    for hindered in ["by nothing", "by the limiter", "by a tap that is gone"] {
+        let ops = BucketConfig {
+            size: 1,
+            one_time_burst: 0,
+            refill: Duration::from_secs(3600),
+        };
+        let limits = LimiterConfig {
+            bandwidth: None,
+            ops: Some(ops).filter(|_| hindered == "by the limiter"),
+        };
+        let mut bench = Bench::new(&Setup { limits, ..USUAL });
+        bench.give(64, 1536);
+        bench.arrive(&pattern(60));
+        bench.wake(TAP).unwrap();
+        if hindered == "by a tap that is gone" {
+            bench.handler.as_ref().unwrap().line.lose();
+        }
+        let region = remove_second_region(&bench.rx.mem);
+        assert_eq!(Arc::strong_count(&region), 2, "the room keeps it");
+        bench.wake(RX_KICK).unwrap();
+        assert_eq!(Arc::strong_count(&region), 1, "hindered {hindered}");
+    }
+}
+
 #[test]
 fn frames_are_sent_from_buffers_of_any_shape() {
     for cuts in [&[][..], &[12], &[10, 2], &[1, 0, 13, 7], &[12, 14, 20, 20]] {
@@ -382,7 +457,7 @@ fn a_frame_in_more_pieces_than_the_kernel_takes_is_dropped() {
     assert_eq!(bench.metrics.tx_frames.get(), 1);
 
     // In a chain of buffers that all cross from one region of memory to the next there are twice as many pieces.
-    bench.tx.add(&vec![Buf::Out(crate::testing::SECOND - 1, 2); 1024]);
+    bench.tx.add(&vec![Buf::Out(SECOND - 1, 2); 1024]);
     bench.wake(TX_KICK).unwrap();
     assert_eq!((bench.left(), bench.metrics.tx_malformed.get()), (None, 1));
 }
@@ -390,7 +465,7 @@ fn a_frame_in_more_pieces_than_the_kernel_takes_is_dropped() {
 #[test]
 fn a_receive_chain_in_too_many_pieces_goes_back_unused() {
     let mut bench = Bench::new(&Setup { size: 1024, ..USUAL });
-    bench.rx.add(&vec![Buf::In(crate::testing::SECOND - 1, 2); 1024]);
+    bench.rx.add(&vec![Buf::In(SECOND - 1, 2); 1024]);
     bench.arrive(&pattern(60));
     bench.wake(TAP).unwrap();
     assert_eq!(bench.rx.take_used(), Some((0, 0)));

@@ -23,6 +23,7 @@
 //! | `header` | what precedes each frame, checked |
 //! | `room`, `rx` | the driver's buffers; receiving |
 //! | `tx` | sending |
+//! | `doorbells` | what has receiving let go of memory that is gone |
 //! | `control` | commands |
 //! | `line` | the tap as long as there is one |
 //! | `handler` | one pair |
@@ -39,6 +40,7 @@
 )]
 
 mod control;
+mod doorbells;
 mod features;
 mod handler;
 pub mod header;
@@ -70,6 +72,7 @@ use crate::ring::Ring;
 use crate::threads::Duty;
 use crate::vhost::{Group, KernelRings, Link, NetRings, OwnQueue, VhostError, VhostHandler};
 use control::{Commands, Control, Switches};
+use doorbells::Doorbells;
 use features::has;
 use handler::{Beginning, PairHandler};
 use line::Line;
@@ -136,6 +139,8 @@ pub struct Net {
     rx_limiter: Option<Arc<Limiter>>,
     tx_limiter: Option<Arc<Limiter>>,
     metrics: Arc<NetMetrics>,
+    /// Of the threads that move frames.
+    doorbells: Arc<Doorbells>,
     /// Who moves frames, if not the threads of this process.
     kernel: Option<Arc<Link>>,
 }
@@ -188,6 +193,7 @@ impl Net {
             rx_limiter: limiter(),
             tx_limiter: limiter(),
             metrics: Arc::default(),
+            doorbells: Arc::default(),
             kernel: None,
             config,
         }
@@ -333,7 +339,10 @@ impl VirtioDevice for Net {
     }
 
     fn memory_listener(&self) -> Option<Arc<dyn MemoryListener>> {
-        Some(self.kernel.clone()?)
+        Some(match &self.kernel {
+            Some(link) => link.clone(),
+            None => self.doorbells.clone(),
+        })
     }
 
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {
@@ -350,10 +359,12 @@ impl VirtioDevice for Net {
         let mut beginning = Some(self.beginning(features));
         let mut control = self.control(&mut activation);
         let mut handlers: Vec<Box<dyn Handler>> = Vec::new();
+        let mut doorbells = Vec::new();
         for (queue, tap) in (0u16..).step_by(2).zip(&self.taps.0) {
             let Some((rx, tx)) = take_pair(&mut activation, queue)? else {
                 continue;
             };
+            doorbells.push(rx.doorbell());
             let line = Line {
                 tap: tap.clone(),
                 link: link.clone(),
@@ -370,6 +381,7 @@ impl VirtioDevice for Net {
                 control.take(),
             )));
         }
+        self.doorbells.set(doorbells);
         Ok(handlers)
     }
 }

@@ -70,6 +70,22 @@ fn a_handler_serves_each_pair_that_is_complete() {
 }
 
 #[test]
+fn receive_queues_look_at_memory_that_was_removed() {
+    let mut net = net(several(2));
+    let mut activation = activation(1 << VIRTIO_NET_F_MQ, &[true; 5]);
+    let doorbells: Vec<_> = activation.rings.iter().flatten().map(Ring::doorbell).collect();
+    let mem = activation.mem.clone();
+    activation.rings[4] = None;
+    let _handlers = net.start(activation).unwrap();
+    let listener = net.memory_listener().unwrap();
+    listener.memory_added(&mem, Instant::now()).unwrap();
+    assert!(doorbells.iter().all(|doorbell| doorbell.read().is_err()));
+    listener.memory_removed(&mem).unwrap();
+    let rung: Vec<_> = doorbells.iter().map(|doorbell| doorbell.read().is_ok()).collect();
+    assert_eq!(rung, [true, false, true, false, false]);
+}
+
+#[test]
 fn commands_come_after_the_pairs_that_the_driver_knows_of() {
     let net = net(several(3));
     assert_eq!(net.control_index(1 << VIRTIO_NET_F_MQ), 6);

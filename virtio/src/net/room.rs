@@ -53,10 +53,6 @@ impl Room {
         chains: usize,
         mut useless: impl FnMut(),
     ) -> Result<(), RingError> {
-        if self.bytes >= bytes || self.chains.len() >= chains {
-            return Ok(());
-        }
-        self.follow_memory(ring);
         // One is left for what does not fit.
         while self.bytes < bytes && self.chains.len() < chains && self.pieces() < MAX_IOVECS.saturating_sub(1) {
             let iovecs = self.iovecs.get_or_insert_with(|| Kept::new(ring.memory().into_inner()));
@@ -148,15 +144,9 @@ impl Room {
         self.bytes = 0;
     }
 
-    /// Whether guest memory is no longer what the chains were found in.
+    /// Whether guest memory is no longer what the chains were found in: then they are to be given back, and found again.
     pub fn is_stale(&self, ring: &Ring) -> bool {
         let now = ring.memory();
         self.iovecs.as_ref().is_some_and(|iovecs| !iovecs.is_in(&now))
-    }
-
-    fn follow_memory(&mut self, ring: &mut Ring) {
-        if self.is_stale(ring) {
-            self.give_back(ring);
-        }
     }
 }

@@ -83,6 +83,7 @@ impl Receive {
     fn receive_frames(&mut self, line: &Line) -> Result<Pause, RingError> {
         self.ring.disable_kicks()?;
         for frame in 1..=BUDGET {
+            self.follow_memory(line);
             if line.is_down() {
                 return Ok(Pause::NoFrame);
             }
@@ -117,9 +118,6 @@ impl Receive {
     /// Sees to it that the next frame can be read. `false`: the driver has to give more first, and will kick.
     fn make_room(&mut self, line: &Line) -> Result<bool, RingError> {
         loop {
-            if self.tail > 0 && self.room.is_stale(&self.ring) {
-                self.drop_frame(line);
-            }
             let (bytes, chains) = if self.mergeable {
                 (MAX_BYTES, usize::MAX)
             } else {
@@ -144,6 +142,18 @@ impl Receive {
             }
             self.ring.disable_kicks()?;
         }
+    }
+
+    /// Lets go of guest memory that is no longer what the room was found in: parts of it may be somebody else's by now, and none of it
+    /// can be given back as long as it is kept. Looked at before each frame, whether or not there is one.
+    fn follow_memory(&mut self, line: &Line) {
+        if !self.room.is_stale(&self.ring) {
+            return;
+        }
+        if self.tail > 0 {
+            self.drop_frame(line);
+        }
+        self.room.give_back(&mut self.ring);
     }
 
     /// A frame of `bytes` with its header has been read.

@@ -165,6 +165,14 @@ impl Controller {
         }
         if !collected.gone.is_empty() {
             self.publish();
+            self.collect_memory(Instant::now());
+        }
+    }
+
+    /// Has the host have back what went with a device and was still in use, now or as soon as it is not.
+    pub(super) fn collect_memory(&mut self, now: Instant) {
+        if self.machine().is_some_and(Machine::collect_memory) {
+            self.timers.set_if_sooner(Due::Memory, now + RETRY);
         }
     }
 

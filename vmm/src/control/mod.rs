@@ -100,6 +100,8 @@ enum Due {
     Stuck,
     /// A device that could not be taken apart is tried again.
     Retry,
+    /// A file was still in use when it was removed from the guest's memory.
+    Memory,
     /// The guest has not answered for long.
     Patience,
     /// The guest may not have heard what it was told.
@@ -289,6 +291,7 @@ impl Controller {
                     self.follow_resize();
                     self.advance();
                 }
+                Due::Memory => self.collect_memory(now),
                 Due::Patience => self.report_answers(),
                 Due::Remind => self.remind(now),
                 Due::Watch => self.look_out(now),

@@ -135,6 +135,12 @@ impl Machine {
         self.devices.collect()
     }
 
+    /// Gives memory back that was in use when it was removed and is not any more. Returns whether a file still is: then it is to be called
+    /// again.
+    pub fn collect_memory(&self) -> bool {
+        self.memory.collect()
+    }
+
     /// Devices that the guest has let go of and whose threads have yet to stop.
     pub fn stopping(&self) -> Vec<&str> {
         self.devices.stopping()

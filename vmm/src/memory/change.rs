@@ -80,7 +80,7 @@ impl AddressSpace {
     }
 
     /// As [`AddressSpace::change`]. A file goes without a wait for another one that back-ends are asked about.
-    fn change_for_removal(&self, kind: Kind) -> Option<MutexGuard<'_, ()>> {
+    pub(super) fn change_for_removal(&self, kind: Kind) -> Option<MutexGuard<'_, ()>> {
         (kind != Kind::Pmem).then(|| self.change(kind))
     }
 

@@ -218,6 +218,11 @@ impl Places {
         }
     }
 
+    /// Whether something of `kind` has left and is not taken apart yet.
+    pub fn is_leaving(&self, kind: Kind) -> bool {
+        self.leaving.iter().any(|leaving| leaving.kind == kind)
+    }
+
     /// What has left, of the kinds that are `wanted`, and is not used by anyone any more.
     pub fn left(&mut self, wanted: impl Fn(Kind) -> bool) -> Vec<Leaving> {
         let (left, leaving) = std::mem::take(&mut self.leaving)

@@ -328,12 +328,14 @@ impl AddressSpace {
         Ok(Region::new(self.clone(), self.add(parts, Place::Pmem)?))
     }
 
-    /// Gives back what was removed while requests used it and is used no longer. Whatever changes memory does so as well.
-    pub fn collect(&self) {
+    /// Gives back what was removed while requests used it and is used no longer. Whatever changes memory does so as well. Returns whether a
+    /// file is still in use: it stays open and mapped until it is looked at again. Of RAM addresses alone wait, whose pages went at once.
+    pub fn collect(&self) -> bool {
         for kind in [Kind::Pmem, Kind::Dimm] {
-            let _one = self.change(kind);
+            let _one = self.change_for_removal(kind);
             self.collect_left(kind);
         }
+        self.places().is_leaving(Kind::Pmem)
     }
 
     fn grow_in_reserve(

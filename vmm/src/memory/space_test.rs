@@ -230,6 +230,21 @@ fn a_request_in_flight_keeps_its_memory_until_it_is_done() {
 }
 
 #[test]
+fn a_file_in_use_is_collected_once_it_is_not() {
+    let (space, _) = growing();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(BLOCK_BYTES).unwrap();
+    let path = file.path().to_str().unwrap();
+    let is_mapped = || std::fs::read_to_string("/proc/self/maps").unwrap().contains(path);
+    let region = space.add_file(file.reopen().unwrap(), path, BLOCK_BYTES, true).unwrap();
+    let in_flight = space.guest().memory();
+    drop(region);
+    assert!(space.collect() && is_mapped());
+    drop(in_flight);
+    assert!(!space.collect() && !is_mapped());
+}
+
+#[test]
 fn a_part_that_is_used_again_is_kept_and_the_rest_goes() {
     let (space, _) = growing();
     let region = space.grow(Kind::Dimm, 4 * UNIT).unwrap();
