@@ -277,7 +277,10 @@ impl Handler for QueueHandler {
         match (token, &mut self.alarm) {
             (KICKED, _) => self.ring.take_kick(),
             (COMPLETED, _) => self.engine.take_event(),
-            (TIMER, Some(alarm)) => alarm.rang(),
+            (TIMER, Some(alarm)) => {
+                alarm.rang();
+                self.pace.rang();
+            }
             _ => {}
         }
         self.serve()?;

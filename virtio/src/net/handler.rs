@@ -124,6 +124,8 @@ impl Handler for PairHandler {
                 if let Some(alarm) = &mut self.alarm {
                     alarm.rang();
                 }
+                self.rx.pace.rang();
+                self.tx.pace.rang();
                 self.rx.run(&self.line)?;
                 self.tx.run(&self.line)?;
             }

@@ -633,6 +633,29 @@ fn a_rate_limiter_lets_go_on_when_its_timer_rings() {
 }
 
 #[test]
+fn a_timer_that_rings_for_a_tap_that_is_gone_does_not_ring_again() {
+    let limits = LimiterConfig {
+        bandwidth: None,
+        ops: Some(BucketConfig {
+            size: 1,
+            one_time_burst: 0,
+            refill: Duration::from_millis(20),
+        }),
+    };
+    let mut bench = Bench::new(&Setup { limits, ..USUAL });
+    bench.give(4, 1536);
+    bench.arrive(&pattern(60));
+    bench.arrive(&pattern(60));
+    bench.wake(TAP).unwrap();
+    let alarm = |bench: &Bench| bench.handler.as_ref().unwrap().alarm.as_ref().unwrap().at();
+    assert!(alarm(&bench).is_some());
+    bench.handler.as_ref().unwrap().line.lose();
+    // Blocks until the timer rings.
+    bench.wake(TIMER).unwrap();
+    assert_eq!(alarm(&bench), None);
+}
+
+#[test]
 fn chains_that_break_the_rules_end_the_handler_and_nothing_else() {
     for (name, abuse) in ABUSES {
         let mut bench = Bench::new(&USUAL);

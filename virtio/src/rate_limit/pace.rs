@@ -11,6 +11,8 @@ use super::Limiter;
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     limiter: Option<Arc<Limiter>>,
+    /// The last request had to wait.
+    waits: bool,
     /// When to try again.
     until: Option<Instant>,
 }
@@ -18,7 +20,10 @@ pub(crate) struct Pace {
 impl Pace {
     /// As fast as `limiter` allows.
     pub fn new(limiter: Option<Arc<Limiter>>) -> Self {
-        Self { limiter, until: None }
+        Self {
+            limiter,
+            ..Self::default()
+        }
     }
 
     /// Whether there is anything to wait for, ever.
@@ -31,11 +36,19 @@ impl Pace {
         let Some(limiter) = &self.limiter else { return true };
         let now = Instant::now();
         let until = limiter.wait(now).and_then(|wait| now.checked_add(wait));
-        if until.is_some() && self.until.is_none() {
+        if until.is_some() && !self.waits {
             waits.inc();
         }
+        self.waits = until.is_some();
         self.until = until;
-        until.is_none()
+        !self.waits
+    }
+
+    /// The timer has rung. Whoever waited for it tries again now; where that leads to no request, because something else is in its way,
+    /// there is nothing to wait for here.
+    pub fn rang(&mut self) {
+        let now = Instant::now();
+        self.until = self.until.filter(|until| *until > now);
     }
 
     /// Pays for a request of so many bytes.
@@ -48,5 +61,35 @@ impl Pace {
     /// When to try again, if it waits.
     pub fn until(&self) -> Option<Instant> {
         self.until
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::{BucketConfig, LimiterConfig};
+    use super::*;
+
+    #[test]
+    fn a_wait_is_counted_once_and_over_when_its_timer_has_rung() {
+        let ops = Some(BucketConfig {
+            size: 1,
+            one_time_burst: 0,
+            refill: Duration::from_secs(3600),
+        });
+        let limiter = Limiter::new(LimiterConfig { ops, bandwidth: None }, Instant::now());
+        let mut pace = Pace::new(limiter.map(Arc::new));
+        let waits = Counter::default();
+        assert!(pace.allows(&waits));
+        pace.spend(1);
+        assert!(!pace.allows(&waits));
+        pace.rang();
+        assert!(pace.until().is_some(), "it rang for somebody else");
+        pace.until = Some(Instant::now());
+        pace.rang();
+        assert_eq!(pace.until(), None);
+        assert!(!pace.allows(&waits) && pace.until().is_some());
+        assert_eq!(waits.get(), 1);
     }
 }
