@@ -410,15 +410,20 @@ impl Ring {
     }
 }
 
-/// Checks that the three parts of the ring lie in guest RAM (virtio 1.2 §2.7: their sizes; +2 for the event index).
-fn check_placement(queue: u16, state: &QueueState, mem: &GuestMemoryMmap) -> Result<(), RingError> {
+/// The three parts of a ring: what each is, where it begins, and its bytes (virtio 1.2 §2.7; +2 for the event index).
+pub(crate) fn parts(state: &QueueState) -> [(&'static str, u64, u64); 3] {
     let entries = u64::from(state.size);
-    for (what, gpa, entry, fixed) in [
-        ("descriptor table", state.desc_table, 16, 0),
-        ("available ring", state.avail_ring, 2, 6),
-        ("used ring", state.used_ring, 8, 6),
-    ] {
-        let size = entries.saturating_mul(entry).saturating_add(fixed);
+    let size = |entry: u64, fixed| entries.saturating_mul(entry).saturating_add(fixed);
+    [
+        ("descriptor table", state.desc_table, size(16, 0)),
+        ("available ring", state.avail_ring, size(2, 6)),
+        ("used ring", state.used_ring, size(8, 6)),
+    ]
+}
+
+/// Checks that the three parts of the ring lie in guest RAM.
+fn check_placement(queue: u16, state: &QueueState, mem: &GuestMemoryMmap) -> Result<(), RingError> {
+    for (what, gpa, size) in parts(state) {
         let len = usize::try_from(size).expect("usize has 64 bits");
         if !mem.check_range(GuestAddress(gpa), len) {
             return Err(RingError::OutsideMemory { queue, what, gpa, size });

@@ -57,14 +57,14 @@ impl Group {
 struct Lent {
     ring: RingParts,
     call: Call,
-    fault: EventFd,
+    fault: Arc<EventFd>,
 }
 
 impl Lent {
     fn new(ring: RingParts) -> io::Result<Self> {
         Ok(Self {
             call: Call::new(&ring.notify)?,
-            fault: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            fault: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
             ring,
         })
     }
@@ -124,11 +124,12 @@ impl VhostHandler {
         }
     }
 
-    /// The handles that have rings.
-    fn in_use(&self) -> impl Iterator<Item = (&dyn KernelRings, &[Lent])> {
-        let groups = self.groups.iter().map(|group| group.0.as_slice());
-        let pairs = self.link.handles().iter().map(Box::as_ref).zip(groups);
-        pairs.filter(|(_, rings)| !rings.is_empty())
+    /// The handles that have rings, by their numbers.
+    fn in_use(&self) -> impl Iterator<Item = (usize, &dyn KernelRings, &[Lent])> {
+        let handles = self.link.handles().iter().map(Box::as_ref).enumerate();
+        let pairs = handles.zip(&self.groups);
+        let all = pairs.map(|((handle, rings), group)| (handle, rings, group.0.as_slice()));
+        all.filter(|(.., rings)| !rings.is_empty())
     }
 
     /// All rings, in the order of their numbers.
@@ -138,7 +139,7 @@ impl VhostHandler {
 
     /// Hands everything over.
     fn begin(&mut self) -> Result<(), HandlerError> {
-        for (handle, _) in self.in_use() {
+        for (_, handle, _) in self.in_use() {
             let features = self.features & handle.features();
             handle.set_features(features).map_err(failed("set the features"))?;
         }
@@ -151,8 +152,10 @@ impl VhostHandler {
     /// Hands the rings over where they stand.
     fn lend(&mut self) -> Result<(), HandlerError> {
         self.lent = true;
-        for (handle, rings) in self.in_use() {
+        for (index, handle, rings) in self.in_use() {
             for (number, lent) in rings.iter().enumerate() {
+                let kept = self.link.lend(index, &lent.ring.state.queue, &lent.fault);
+                kept.map_err(failed("describe a ring"))?;
                 let set = handle.set_ring(number, &lent.describe());
                 set.map_err(failed("describe a ring"))?;
             }
@@ -172,11 +175,14 @@ impl VhostHandler {
             return Ok(());
         }
         let mut first_failure = Ok(());
-        for (handle, group) in self.link.handles().iter().zip(&mut self.groups) {
+        for (index, (handle, group)) in self.link.handles().iter().zip(&mut self.groups).enumerate() {
             if group.0.is_empty() {
                 continue;
             }
             let stopped = handle.run(false);
+            if stopped.is_ok() {
+                self.link.take_back(index);
+            }
             for (number, lent) in group.0.iter_mut().enumerate() {
                 let queue = &mut lent.ring.state.queue;
                 queue.next_used = used_index(&self.mem.memory(), queue.used_ring);
@@ -230,7 +236,7 @@ impl Handler for VhostHandler {
             self.link.metrics().ring_faults.inc();
             let queue = ring.state.index;
             let source = io::Error::other(format!(
-                "queue {queue}: an address or a chain is not what the rules allow"
+                "queue {queue}: an address or a chain is not what the rules allow, or memory is gone"
             ));
             let what = "the kernel cannot go on with a ring";
             return Err(HandlerError::Host { what, source });

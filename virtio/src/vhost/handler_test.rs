@@ -1,9 +1,12 @@
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use husk_devices::memory::GuestRegionMmap;
+use vm_memory::GuestAddress;
+
 use super::*;
 use crate::device::MemoryListener;
-use crate::testing::{Driver, memory};
+use crate::testing::{Driver, SECOND, memory};
 use crate::vhost::testing::{FEATURES, FakeKernel};
 use crate::worker::Worker;
 
@@ -35,11 +38,16 @@ impl Rig {
 
     /// With a kernel that refuses what begins so.
     fn refused(what: Option<&'static str>) -> Self {
+        Self::with_rings(what, [0x1000, 0x1_1000])
+    }
+
+    /// The same, with its rings there.
+    fn with_rings(what: Option<&'static str>, rings: [u64; 2]) -> Self {
         let mem = memory();
         let kernel = FakeKernel::new(FEATURES);
         what.into_iter().for_each(|what| kernel.refuse(what));
         let link = FakeKernel::link(std::slice::from_ref(&kernel), &mem);
-        let drivers = [0x1000, 0x1_1000].map(|base| Driver::new(&mem, base, 8));
+        let drivers = rings.map(|base| Driver::new(&mem, base, 8));
         let group = Group::new(drivers.iter().map(Driver::ring)).unwrap();
         let handler = VhostHandler::new(link.clone(), mem, AGREED, vec![group], None);
         let (said, failures) = channel();
@@ -125,7 +133,7 @@ fn a_ring_that_the_kernel_cannot_follow_is_counted_and_comes_back() {
     rig.kernel.with_events(1, |events| events.fault.write(1)).unwrap();
     assert_eq!(
         rig.failure(),
-        "the kernel cannot go on with a ring: queue 0: an address or a chain is not what the rules allow"
+        "the kernel cannot go on with a ring: queue 0: an address or a chain is not what the rules allow, or memory is gone"
     );
     assert_eq!(rig.worker.join().len(), 2);
     assert_eq!(rig.link.metrics().ring_faults.get(), 1);
@@ -187,4 +195,79 @@ fn memory_that_changes_is_told_whether_or_not_rings_are_served() {
     );
     rig.worker.join();
     assert_eq!(rig.link.metrics().memory_updates.get(), 1);
+}
+
+/// Takes the region at `gpa` out of the memory that the kernel is told of; what it was, for as long as somebody has it.
+fn remove_region(rig: &Rig, gpa: u64) -> Arc<GuestRegionMmap> {
+    let mem = &rig.drivers[0].mem;
+    let (left, region) = mem.memory().remove_region(GuestAddress(gpa), 0x10_0000).unwrap();
+    mem.lock().unwrap().replace(left);
+    region
+}
+
+#[test]
+fn a_ring_whose_memory_is_removed_is_left_alone_and_stays_mapped_until_then() {
+    let rig = Rig::with_rings(None, [0x1000, SECOND + 0x1000]);
+    until(|| rig.link.metrics().starts.get() == 1);
+    rig.kernel.asked();
+    let region = remove_region(&rig, SECOND);
+    assert_eq!(Arc::strong_count(&region), 5, "three parts of the ring, and the table");
+    rig.link.memory_removed(&rig.drivers[0].mem).unwrap();
+    assert_eq!(rig.kernel.asked()[..2], ["memory of 1 regions", "run false"]);
+    assert!(rig.failure().contains("memory is gone"));
+    let link = rig.link.clone();
+    rig.worker.join();
+    assert_eq!(Arc::strong_count(&region), 1);
+    drop(link);
+}
+
+#[test]
+fn rings_that_the_kernel_does_not_leave_alone_stay_mapped() {
+    let rig = Rig::with_rings(None, [0x1000, SECOND + 0x1000]);
+    until(|| rig.link.metrics().starts.get() == 1);
+    let region = remove_region(&rig, SECOND);
+    rig.kernel.refuse("run false");
+    rig.link.memory_removed(&rig.drivers[0].mem).unwrap();
+    let Rig { link, worker, .. } = rig;
+    worker.join();
+    assert_eq!(Arc::strong_count(&region), 4);
+    drop(link);
+    assert_eq!(Arc::strong_count(&region), 1, "it has closed the handle");
+}
+
+#[test]
+fn memory_that_the_kernel_still_knows_stays_mapped_and_is_not_written() {
+    let rig = Rig::started();
+    let region = remove_region(&rig, SECOND);
+    rig.kernel.refuse("memory");
+    rig.link.memory_removed(&rig.drivers[0].mem).unwrap_err();
+    assert_eq!(rig.kernel.asked()[..2], ["memory of 1 regions", "run false"]);
+    assert!(rig.failure().contains("memory is gone"));
+    assert_eq!(Arc::strong_count(&region), 2);
+    rig.kernel.refuse("nothing");
+    rig.link.memory_removed(&rig.drivers[0].mem).unwrap();
+    assert_eq!(Arc::strong_count(&region), 1);
+    rig.worker.join();
+}
+
+#[test]
+fn one_handle_that_refuses_memory_keeps_no_other_from_hearing_of_it() {
+    let mem = memory();
+    let kernels = [FakeKernel::new(FEATURES), FakeKernel::new(FEATURES)];
+    let link = FakeKernel::link(&kernels, &mem);
+    kernels[0].refuse("memory");
+    link.memory_removed(&mem).unwrap_err();
+    assert_eq!(kernels[1].asked(), ["memory of 2 regions"]);
+}
+
+#[test]
+fn a_ring_over_the_end_of_a_region_is_refused() {
+    // Its descriptor table begins 32 bytes before that.
+    let rig = Rig::with_rings(None, [0x1000, SECOND - 32]);
+    assert_eq!(
+        rig.failure(),
+        "the kernel does not serve the device: cannot describe a ring: descriptor table at 0xfffe0: it is not all in one region of guest RAM"
+    );
+    assert!(!rig.kernel.asked().contains(&"run true".into()));
+    rig.worker.join();
 }

@@ -14,6 +14,8 @@
 //! What it reads of the guest it checks itself: it copies from and to the addresses of this process that the memory table names, and finds
 //! a fault where there is nothing, as in a reserve that is not used yet. A chain or a ring that it cannot follow it reports by an
 //! eventfd for errors; the device needs a reset then, and its rings come back.
+//! It does not notice that memory is gone which it was told of: what it may use stays mapped, and a ring is taken from it before the memory
+//! under it can be somebody else's.
 //!
 //! **Interrupts** are masked as those of a vhost-user back-end are ([`vhost_user`](crate::vhost_user)).
 //!

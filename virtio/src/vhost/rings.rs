@@ -44,7 +44,8 @@ pub(crate) struct Vring<'a> {
     pub fault: &'a EventFd,
 }
 
-/// Rings of one handle, counted from 0. I/O threads ask; only [`KernelRings::set_memory`] is asked on a control thread as well.
+/// Rings of one handle, counted from 0. I/O threads ask; [`KernelRings::set_memory`] and, when memory is gone, [`KernelRings::run`] are asked
+/// on a control thread as well.
 pub(crate) trait KernelRings: Send + Sync {
     /// What the kernel can do: virtio features, among others.
     fn features(&self) -> u64;

@@ -488,8 +488,10 @@ const EVENT_LOOP_REQUESTS: &[u32] = &[
     // The terminal: raw and back, its size.
     r::TIOCGWINSZ,
     r::FIONBIO,
-    // The kernel as a back-end is told of memory.
+    // The kernel as a back-end is told of memory, and leaves a ring alone that was in what is gone.
     r::VHOST_SET_MEM_TABLE,
+    r::VHOST_NET_SET_BACKEND,
+    r::VHOST_VSOCK_SET_RUNNING,
 ];
 
 /// Building a machine, and changing it.
