@@ -72,6 +72,8 @@ pub(super) struct Connection {
     pub credit_asked: bool,
     /// There may be something to read.
     pub readable: bool,
+    /// The host's program has sent data out of band. The kernel ends a read before such a byte, whatever is behind it.
+    pub urgent: bool,
     /// The host's program sends no more: what is there is the rest.
     pub last: bool,
     /// The rest has been read.
@@ -103,6 +105,7 @@ impl Connection {
             credit_wanted: false,
             credit_asked: false,
             readable: false,
+            urgent: false,
             last: false,
             ended: false,
             gone: false,

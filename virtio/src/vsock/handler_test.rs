@@ -8,6 +8,8 @@ use super::super::allowance::{SHARED, STREAM_FIRST, STREAM_MAX, STREAM_MIN};
 use super::super::muxer::{COMMANDS_MAX, REPLIES_MAX, REQUESTS_MAX};
 use super::super::packet::{HEADER_BYTES, HOST_CID, Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::super::rig::{CID, GUEST_BUFFER, PORT, ROOM, Rig, is_at_end, said};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
 use super::*;
 use crate::testing::Buf;
 
@@ -139,6 +141,30 @@ fn one_read_fills_many_buffers() {
         "{lengths:?}"
     );
     assert!(packets.into_iter().flat_map(|packet| packet.payload).eq(sent));
+}
+
+#[test]
+fn what_comes_with_a_descriptor_does_not_hide_what_follows() {
+    let mut rig = Rig::new();
+    let (mut client, _) = rig.open();
+    client.send_with_fd(&b"one"[..], client.as_raw_fd()).unwrap();
+    client.write_all(b"two").unwrap();
+    let payloads: Vec<_> = rig.received().into_iter().map(|packet| packet.payload).collect();
+    assert_eq!(payloads, [b"one", b"two"]);
+}
+
+#[test]
+fn what_comes_out_of_band_does_not_hide_what_follows() {
+    let mut rig = Rig::new();
+    let (mut client, _) = rig.open();
+    client.write_all(b"one").unwrap();
+    if rustix::net::send(&client, b"!", rustix::net::SendFlags::OOB).is_err() {
+        println!("skipped: the kernel has no data out of band on Unix sockets (CONFIG_AF_UNIX_OOB)");
+        return;
+    }
+    client.write_all(b"two").unwrap();
+    let payloads: Vec<_> = rig.received().into_iter().map(|packet| packet.payload).collect();
+    assert_eq!(payloads, [b"one", b"two"], "what is out of band goes nowhere");
 }
 
 #[test]

@@ -250,6 +250,7 @@ impl Muxer {
         let has = |set: EventSet| events & set.bits() != 0;
         let broken = has(EventSet::HANG_UP | EventSet::ERROR);
         connection.gone |= broken;
+        connection.urgent |= has(EventSet::PRIORITY);
         connection.last |= broken || has(EventSet::READ_HANG_UP);
         connection.readable |= connection.last || has(EventSet::IN);
         match connection.state {
@@ -502,7 +503,7 @@ impl Muxer {
     }
 
     fn watch(&self, operation: ControlOperation, fd: RawFd, token: Token, room: bool) -> io::Result<()> {
-        let mut events = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        let mut events = EventSet::IN | EventSet::PRIORITY | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
         if room {
             events |= EventSet::OUT;
         }

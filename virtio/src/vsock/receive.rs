@@ -8,6 +8,7 @@ use super::connection::State;
 use super::metrics::VsockMetrics;
 use super::muxer::Muxer;
 use super::packet::{Header, Op};
+use super::socket::Received;
 use super::table::Token;
 use super::vectors::{Taken, Vectors};
 use crate::ring::{Ring, RingError};
@@ -180,8 +181,11 @@ impl Receive {
             batch.discard(&mut self.ring)?;
             return Ok(true);
         }
-        let read = match batch.receive(&connection.socket, room) {
-            Ok(read @ 1..) => read,
+        let (read, cut) = match batch.receive(&connection.socket, room) {
+            Ok(Received {
+                bytes: bytes @ 1..,
+                cut,
+            }) => (bytes, cut),
             result => {
                 batch.cancel(&mut self.ring);
                 match result {
@@ -204,9 +208,9 @@ impl Receive {
         if read == room {
             connection.burst = connection.burst.saturating_mul(2).min(BURST_MAX);
         } else {
-            // A read that comes short has emptied the socket: the next byte, or the end, is an event of its own.
+            // A read that comes short has emptied the socket, unless something ended it: the next byte, or the end, is an event of its own.
             connection.burst = used.max(1);
-            connection.readable = connection.last;
+            connection.readable = connection.last || cut || connection.urgent;
         }
         metrics.rx_packets.add(used as u64);
         metrics.rx_bytes.add(count.into());

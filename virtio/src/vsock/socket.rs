@@ -21,6 +21,15 @@ const DISCARDS_MAX: usize = 32;
 #[derive(Debug)]
 pub(super) struct Socket(UnixStream);
 
+/// What a read into several buffers has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Received {
+    /// Bytes; 0 at the end of the stream.
+    pub bytes: usize,
+    /// Descriptors came with the last of them, and were closed. There the kernel ends a read, whatever is behind it.
+    pub cut: bool,
+}
+
 impl Socket {
     /// Takes the next dial.
     pub fn accept(listener: &UnixListener) -> io::Result<Self> {
@@ -56,10 +65,13 @@ impl Socket {
     }
 
     /// Takes what has arrived into several buffers.
-    pub fn receive_vectored(&self, buffers: Buffers<'_>) -> io::Result<usize> {
+    pub fn receive_vectored(&self, buffers: Buffers<'_>) -> io::Result<Received> {
         let mut message = message(buffers);
         // SAFETY: the message is a local, and `Buffers` are mapped and may be written.
-        retry(|| unsafe { libc::recvmsg(self.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) })
+        let bytes = retry(|| unsafe { libc::recvmsg(self.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) })?;
+        // There is no room for anything but data.
+        let cut = message.msg_flags & libc::MSG_CTRUNC != 0;
+        Ok(Received { bytes, cut })
     }
 
     /// Sends as much of several buffers as there is room for.

@@ -7,7 +7,7 @@ use vm_memory::VolatileSlice;
 
 use super::outbox::Outbox;
 use super::packet::{HEADER_BYTES, Header};
-use super::socket::Socket;
+use super::socket::{Received, Socket};
 use crate::iovecs::{Iovecs, Live, MAX_IOVECS, pieces};
 use crate::ring::{Ring, RingError};
 
@@ -153,7 +153,7 @@ impl Incoming<'_, '_> {
     }
 
     /// Reads at most `limit` bytes of payload from `socket`.
-    pub fn receive(&mut self, socket: &Socket, limit: usize) -> io::Result<usize> {
+    pub fn receive(&mut self, socket: &Socket, limit: usize) -> io::Result<Received> {
         self.payload.cut(limit);
         socket.receive_vectored(self.payload.buffers())
     }
