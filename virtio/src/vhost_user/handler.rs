@@ -33,7 +33,7 @@ pub struct VhostUserHandler {
     rings: Vec<Lent>,
     /// Rings at the beginning of `rings` that the back-end has.
     lent: usize,
-    /// Those that it has ever had since the device started: requests in them may be owed.
+    /// Those that it may ever have had since the device started: requests in them may be answered, or owed.
     served: usize,
     /// What is watched of the connection.
     connection: Option<RawFd>,
@@ -110,6 +110,8 @@ impl VhostUserHandler {
 
     fn start_rings(&mut self, frontend: &mut Frontend) -> Result<(), BackendError> {
         for lent in &self.rings {
+            // One that does not say that it has the ring, or not in time, may have answered requests in it already.
+            self.served = self.served.max(self.lent.saturating_add(1));
             frontend.start_ring(&Vring {
                 index: lent.ring.state.index,
                 state: &lent.ring.state.queue,
@@ -117,7 +119,6 @@ impl VhostUserHandler {
                 call: lent.call.event().as_raw_fd(),
             })?;
             self.lent = self.lent.saturating_add(1);
-            self.served = self.served.max(self.lent);
         }
         Ok(())
     }

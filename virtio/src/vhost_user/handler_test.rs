@@ -535,6 +535,32 @@ fn a_start_that_fails_is_a_device_that_refuses() {
 }
 
 #[test]
+fn what_a_back_end_answered_before_it_said_that_it_has_the_ring_is_not_served_again() {
+    let mut bench = bench(Some((Request::SetVringEnable, Deed::KeepSilent)));
+    let head = ask(&mut bench.drivers[0], 0x8_0000);
+    let (worker, failures) = bench.run();
+    while !bench.heard.requests().contains(&(Request::SetVringEnable as u32)) {
+        std::thread::yield_now();
+    }
+    let driver = &mut bench.drivers[0];
+    driver.write(0x8_0001, &[0x81]);
+    driver.write(driver.used + 4, &[head, 1].map(u32::to_le_bytes).concat());
+    driver.store(driver.used + 2, 1);
+    bench.link.hang_up();
+    failures.recv().unwrap();
+    let driver = &mut bench.drivers[0];
+    let later = ask(driver, 0x8_1000);
+    driver.kick.write(1).unwrap();
+    assert_eq!(answer_of(driver), (head, 1));
+    assert_eq!(answer_of(driver), (later, 1), "the used index does not go back");
+    assert_eq!(driver.read(0x8_0000, 2), [1, 0x81], "nor is the reply another one");
+    assert_eq!(driver.read(0x8_1000, 2), [1, 0xff]);
+    let states = worker.join();
+    assert_eq!((states[0].queue.next_avail, states[0].queue.next_used), (2, 2));
+    assert_eq!(bench.metrics().refused_requests.get(), 1);
+}
+
+#[test]
 fn a_back_end_that_ruined_a_ring_costs_that_ring_only() {
     let mut bench = bench(Some((Request::RemMemReg, Deed::Close)));
     let (worker, failures) = bench.started();
