@@ -123,17 +123,23 @@ impl VhostUserHandler {
         Ok(())
     }
 
-    /// Counts a failure of the back-end, and says whose it is. One that was half-way through something is left.
-    fn failed(&self, error: BackendError) -> HandlerError {
+    /// Counts a failure of the back-end, and says whose it is. One that was half-way through something is left. It is none of the back-end's
+    /// when the connection was ended here: then the request to stop is on its way.
+    fn failed(&mut self, error: &BackendError, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        // Before the descriptor is closed, and its number somebody else's.
+        self.forget(watch);
+        if self.link.is_retired() {
+            return Ok(());
+        }
         if !error.is_local() {
             self.link.close();
         }
         self.link.metrics().backend_failures.inc();
         let socket = self.link.socket().display();
-        HandlerError::Host {
+        Err(HandlerError::Host {
             what: "the vhost-user back-end failed",
-            source: io::Error::other(format!("{socket}: {}", chain(&error))),
-        }
+            source: io::Error::other(format!("{socket}: {}", chain(error))),
+        })
     }
 }
 
@@ -199,7 +205,10 @@ impl VhostUserHandler {
 
 impl Handler for VhostUserHandler {
     fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        let connection = self.lend().map_err(|error| self.failed(error))?;
+        let connection = match self.lend() {
+            Ok(connection) => connection,
+            Err(error) => return self.failed(&error, watch),
+        };
         watch.readable(connection, CONNECTION).map_err(HandlerError::watch)?;
         self.connection = Some(connection);
         for (number, Lent { ring, call, .. }) in (0..).zip(&self.rings) {
@@ -237,11 +246,7 @@ impl Handler for VhostUserHandler {
             Ok(mut connection) => connection.present().and_then(Frontend::check),
             Err(_) => return Ok(()),
         };
-        checked.map_err(|error| {
-            // Before the descriptor is closed, and its number somebody else's.
-            self.forget(watch);
-            self.failed(error)
-        })
+        checked.or_else(|error| self.failed(&error, watch))
     }
 
     /// What the back-end holds it gives back, as for a reset.
@@ -250,20 +255,17 @@ impl Handler for VhostUserHandler {
             return Ok(());
         }
         let link = self.link.clone();
-        self.take_back(&link, Link::talk_patiently).map_err(|error| {
-            self.forget(watch);
-            self.failed(error)
-        })
+        let taken = self.take_back(&link, Link::talk_patiently);
+        taken.or_else(|error| self.failed(&error, watch))
     }
 
     fn release(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
         if self.refuser.is_some() {
             return Ok(());
         }
-        self.lend_again().map_err(|error| {
-            self.forget(watch);
-            self.failed(error)
-        })?;
+        if let Err(error) = self.lend_again() {
+            return self.failed(&error, watch);
+        }
         // What became available meanwhile came without a kick that anybody heard.
         self.rings.iter().for_each(|lent| lent.doorbell.ring());
         Ok(())

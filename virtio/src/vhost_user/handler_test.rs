@@ -35,6 +35,17 @@ impl Protocol for Bytewise {
     }
 }
 
+/// Watches nothing.
+struct Blind;
+impl Watch for Blind {
+    fn readable(&mut self, _: RawFd, _: u32) -> io::Result<()> {
+        Ok(())
+    }
+    fn forget(&mut self, _: RawFd) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// A device with two queues of 16 entries, its back-end, and the driver's side.
 struct Bench {
     mem: GuestMemory,
@@ -362,7 +373,7 @@ fn a_ring_in_memory_of_its_own_fails_the_device_and_not_the_connection() {
     handler.rings[1].ring.state.queue.desc_table = 32 << 20;
     let error = handler.lend().unwrap_err();
     assert!(matches!(error, BackendError::RingMemory { queue: 1, .. }));
-    handler.failed(error);
+    assert!(handler.failed(&error, &mut Blind).is_err());
     let states = handler.stop();
     let positions: Vec<u16> = states.iter().map(|state| state.queue.next_avail).collect();
     assert_eq!(positions, [7, 0], "the first one was already handed over");
@@ -615,7 +626,7 @@ fn a_device_on_its_way_out_waits_for_no_answer_and_connects_to_nobody() {
         // Nobody would live to see this limit.
         let limit = Duration::from_secs(1 << 30);
         bench.link = Link::over(here, Path::new("/nowhere/s"), 2, limit).unwrap();
-        let (worker, _failures) = bench.run();
+        let (worker, failures) = bench.run();
         if step == Request::GetVringBase {
             while bench.metrics().starts.get() == 0 {
                 std::thread::yield_now();
@@ -633,6 +644,8 @@ fn a_device_on_its_way_out_waits_for_no_answer_and_connects_to_nobody() {
         );
         bench.link.retire();
         assert_eq!(worker.join().len(), 2, "at {step:?}");
+        assert!(failures.try_recv().is_err(), "at {step:?}");
+        assert_eq!(bench.metrics().backend_failures.get(), 0, "at {step:?}");
         let error = bench.link.talk().unwrap().ready().unwrap_err();
         assert!(matches!(error, BackendError::Gone(None)), "{error}");
     }
@@ -739,15 +752,6 @@ fn a_back_end_that_left_while_the_device_was_held_is_replaced_by_nobody() {
 
 #[test]
 fn the_end_of_a_device_is_no_failure_of_its_back_end() {
-    struct Blind;
-    impl Watch for Blind {
-        fn readable(&mut self, _: RawFd, _: u32) -> io::Result<()> {
-            Ok(())
-        }
-        fn forget(&mut self, _: RawFd) -> io::Result<()> {
-            Ok(())
-        }
-    }
     let bench = bench(None);
     let mut handler = bench.handler();
     handler.watch(&mut Blind).unwrap();
