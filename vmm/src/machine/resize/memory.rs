@@ -198,6 +198,8 @@ pub struct MemoryResize {
     unwanted: Vec<Readying>,
     /// It has to wait for the place of one that the host has not again yet.
     is_held_up: bool,
+    /// The guest has less than when it was looked at last, and the host has not all of that again.
+    is_leaving: bool,
     /// What was there when it was looked at last.
     seen: u64,
     /// When the driver of virtio-mem is told to try again.
@@ -235,6 +237,7 @@ impl MemoryResize {
             readying: None,
             unwanted: Vec::new(),
             is_held_up: false,
+            is_leaving: false,
             seen: 0,
             retry: Retry::default(),
             refusals: Vec::new(),
@@ -335,6 +338,8 @@ impl MemoryResize {
         if !self.refusals.is_empty() && self.asked.is_none() {
             self.stop_at(dimms);
         }
+        let leaves = dimms.as_ref().is_some_and(|dimms| !dimms.plug().leaving.is_empty());
+        self.is_leaving = leaves && self.added(dimms) < self.seen;
         self.tell(dimms, changes);
         self.prod(Instant::now());
     }
@@ -612,7 +617,7 @@ impl MemoryResize {
         if let Some(readying) = &self.readying {
             return Some(format!("the host to find {} MiB of memory", readying.bytes >> 20));
         }
-        if self.is_held_up {
+        if self.is_held_up || self.is_leaving {
             return Some("the host to take memory back".into());
         }
         owed(self.blocks.as_ref()?.size())

@@ -657,6 +657,34 @@ fn memory_that_comes_again_waits_for_the_place_of_what_went() {
     assert_eq!(refusals(&bench.changes), 0);
 }
 
+/// That it is, is told then, and whoever asked is answered.
+#[test]
+fn memory_is_gone_when_the_host_has_it_again() {
+    let mut bench = Bench::new(256 * MIB);
+    let mut waited = 0;
+    for _ in 0..50 {
+        bench.set(BOOT + 256 * MIB).unwrap();
+        bench.settle(Answer::Takes);
+        bench.changes.clear();
+        bench.set(BOOT).unwrap();
+        bench.bank.lock().unwrap().read(0, &mut [0; 4]);
+        bench.let_go(0);
+        loop {
+            bench.resize.advance(&mut bench.dimms, &mut bench.changes);
+            if !bench.is_busy() {
+                break;
+            }
+            waited += 1;
+            assert_eq!((bench.present(), bench.changes.len()), (BOOT, 0));
+            assert_eq!(bench.resize.pending().as_deref(), Some("the host to take memory back"));
+            std::thread::yield_now();
+        }
+        assert!(matches!(bench.changes[..], [Change::MemoryUnplugged(bytes, _)] if bytes == 256 * MIB));
+        assert_eq!(bench.resize.pending(), None);
+    }
+    assert!(waited > 0, "a thread takes longer than nothing");
+}
+
 /// What was asked for takes two DIMMs, and there is a slot for one.
 #[test]
 fn slots_that_run_out_on_the_way_are_a_refusal_and_what_came_stays() {
