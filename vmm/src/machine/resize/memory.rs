@@ -4,7 +4,7 @@
 //! kill its own processes on the way. So a DIMM is at most [`STEP`] times what the guest has already, and the next one comes when it
 //! has that. virtio-mem needs no such care: the driver takes a block after the other, and stops when it cannot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -205,6 +205,10 @@ pub struct MemoryResize {
     /// When the driver of virtio-mem is told to try again.
     retry: Retry,
     refusals: Vec<Refusal>,
+    /// DIMMs that the guest did not let go of, since they were filled: others are asked for before them.
+    kept: BTreeSet<u32>,
+    /// What it said of those that the last resize has asked for, as long as others may go in their place.
+    keeps: BTreeMap<u32, Refusal>,
     /// Of each DIMM, by the guest's own word.
     present: Latency,
     gone: Latency,
@@ -241,6 +245,8 @@ impl MemoryResize {
             seen: 0,
             retry: Retry::default(),
             refusals: Vec::new(),
+            kept: BTreeSet::new(),
+            keeps: BTreeMap::new(),
             present: Latency::default(),
             gone: Latency::default(),
             plugged: Latency::default(),
@@ -283,8 +289,10 @@ impl MemoryResize {
         let before = (self.wanted, self.since);
         (self.wanted, self.since) = (wanted, Some(now));
         self.retry.begin();
+        let keeps = std::mem::take(&mut self.keeps);
         if let Err(error) = self.go_on(dimms) {
             (self.wanted, self.since) = before;
+            self.keeps = keeps;
             return Err(error);
         }
         Ok(())
@@ -333,8 +341,10 @@ impl MemoryResize {
         if let Err(error) = self.go_on(dimms) {
             let why = chain(&error);
             log::error!("memory cannot be added: {why}");
-            self.refuse(format!("add memory: {why}"), Why::Host, changes);
+            let what = format!("add memory: {why}");
+            self.refuse(Refusal { what, why: Why::Host }, changes);
         }
+        self.judge_kept(dimms, changes);
         if !self.refusals.is_empty() && self.asked.is_none() {
             self.stop_at(dimms);
         }
@@ -378,11 +388,29 @@ impl MemoryResize {
             Outcome::Unproven => Why::Unproven,
         };
         let what = format!("{verb} memory slot {} of {} MiB", asked.slot, asked.bytes >> 20);
-        self.refuse(what, why, changes);
+        let refusal = Refusal { what, why };
+        if asked.comes {
+            self.refuse(refusal, changes);
+        } else {
+            self.kept.insert(asked.slot);
+            self.keeps.insert(asked.slot, refusal);
+        }
     }
 
-    fn refuse(&mut self, what: String, why: Why, changes: &mut Vec<Change>) {
-        let refusal = Refusal { what, why };
+    /// What the guest keeps is a refusal if nothing could go in its place.
+    fn judge_kept(&mut self, dimms: &Dimms, changes: &mut Vec<Change>) {
+        if self.asked.is_some() {
+            return;
+        }
+        let keeps = std::mem::take(&mut self.keeps).into_values();
+        if filled(dimms) > self.by_dimms() {
+            keeps.for_each(|refusal| self.refuse(refusal, changes));
+        } else {
+            keeps.for_each(|refusal| log::info!("{refusal}; another one went"));
+        }
+    }
+
+    fn refuse(&mut self, refusal: Refusal, changes: &mut Vec<Change>) {
         self.refusals.push(refusal.clone());
         let took = self.since.map_or(Duration::ZERO, |since| since.elapsed());
         changes.push(Change::Refused(refusal, took));
@@ -427,9 +455,7 @@ impl MemoryResize {
         if self.has_driver() || self.wanted < filled.saturating_add(self.requested()) {
             self.request(self.wanted.saturating_sub(filled));
         }
-        // What was asked for as blocks may be no whole unit.
-        let by_dimms = self.wanted.saturating_sub(self.requested());
-        let by_dimms = by_dimms.next_multiple_of(self.parts.unit.max(1));
+        let by_dimms = self.by_dimms();
         let Some(dimms) = dimms else { return Ok(()) };
         let comes = by_dimms > filled && !self.has_driver();
         self.is_held_up = false;
@@ -437,10 +463,16 @@ impl MemoryResize {
         if comes {
             self.add_dimm(dimms, by_dimms - filled, filled)
         } else if by_dimms < filled {
-            self.remove_dimm(dimms, filled - by_dimms)
+            self.remove_dimm(dimms, filled - by_dimms, filled)
         } else {
             Ok(())
         }
+    }
+
+    /// What is to be there as DIMMs. What was asked for as blocks may be no whole unit.
+    fn by_dimms(&self) -> u64 {
+        let bytes = self.wanted.saturating_sub(self.requested());
+        bytes.next_multiple_of(self.parts.unit.max(1))
     }
 
     /// Gives back what the host has found for sizes that are not wanted any more.
@@ -510,6 +542,7 @@ impl MemoryResize {
         let Some(region) = region else { return Ok(()) };
         let bytes = region.info().bytes;
         let ticket = dimms.fill(slot, NewDimm::Ready(region))?;
+        self.kept.remove(&slot);
         self.ask(slot, bytes, true, ticket);
         Ok(())
     }
@@ -534,13 +567,18 @@ impl MemoryResize {
         Ok(None)
     }
 
-    /// A DIMM goes as a whole, and only if it is not too much.
-    fn remove_dimm(&mut self, dimms: &mut Hotplug<DimmPlug>, spare: u64) -> Result<(), ResizeError> {
-        let fits = |slot: &u32| (1..=spare).contains(&dimms.plug().bytes(*slot));
-        let filled = dimms.states().into_iter().rev();
-        let mut slots = filled.filter_map(|(slot, state)| state.will_be_plugged().then_some(slot));
-        let Some(slot) = slots.find(fits) else {
-            self.wanted = self.wanted.saturating_add(spare);
+    /// A DIMM goes as a whole, and only if it is not too much: the highest one that the guest has not kept before, if there is one.
+    fn remove_dimm(&mut self, dimms: &mut Hotplug<DimmPlug>, spare: u64, filled: u64) -> Result<(), ResizeError> {
+        let slots = dimms.states().into_iter().filter(|(_, state)| state.will_be_plugged());
+        let fit = slots.map(|(slot, _)| slot).filter(|slot| {
+            let fits = (1..=spare).contains(&dimms.plug().bytes(*slot));
+            fits && !self.keeps.contains_key(slot)
+        });
+        let Some(slot) = fit.max_by_key(|slot| (!self.kept.contains(slot), *slot)) else {
+            // What the guest keeps is told of first.
+            if self.keeps.is_empty() {
+                self.wanted = self.wanted.max(filled.saturating_add(self.requested()));
+            }
             return Ok(());
         };
         let bytes = dimms.plug().bytes(slot);

@@ -25,6 +25,8 @@ enum Answer {
     Fails,
     /// It says no.
     Refuses(u32),
+    /// It does not let go of this one.
+    Keeps(u32),
 }
 
 /// A machine's memory, and the guest behind its bank.
@@ -103,8 +105,9 @@ impl Bench {
             events += 1;
             let (slot, removal) = (event & 0xffff, event >> 16 == 3);
             match answer {
-                Answer::Takes if removal => self.let_go(slot),
-                Answer::Takes => self.report(slot, 1, 0),
+                Answer::Keeps(kept) if removal && slot == kept => self.report(slot, 3, 0x82),
+                Answer::Takes | Answer::Keeps(_) if removal => self.let_go(slot),
+                Answer::Takes | Answer::Keeps(_) => self.report(slot, 1, 0),
                 Answer::Fails => {
                     self.bank
                         .lock()
@@ -325,6 +328,51 @@ fn a_dimm_that_the_guest_keeps_stays() {
     bench.settle(Answer::Refuses(0x82));
     assert_eq!((bench.present(), bench.slots()), (BOOT + 512 * MIB, vec![512]));
     assert_eq!(bench.resize.wanted_bytes(), BOOT + 512 * MIB);
+}
+
+/// It has something in it that cannot be moved.
+#[test]
+fn another_dimm_goes_in_the_place_of_one_that_the_guest_keeps() {
+    let mut bench = Bench::new(4 * GIB);
+    for more in [128 * MIB, 256 * MIB, 384 * MIB] {
+        bench.set(BOOT + more).unwrap();
+        bench.settle(Answer::Takes);
+    }
+    bench.set(BOOT + 256 * MIB).unwrap();
+    assert_eq!(bench.settle(Answer::Keeps(2)), 2, "two were asked for");
+    assert_eq!((bench.present(), bench.slots()), (BOOT + 256 * MIB, vec![128, 128]));
+    assert_eq!((bench.resize.pending(), refusals(&bench.changes)), (None, 0));
+    bench.set(BOOT + 128 * MIB).unwrap();
+    assert_eq!(bench.settle(Answer::Keeps(2)), 1, "it is asked last from then on");
+    assert_eq!((bench.present(), refusals(&bench.changes)), (BOOT + 128 * MIB, 0));
+    bench.set(BOOT).unwrap();
+    assert_eq!(bench.settle(Answer::Keeps(2)), 1);
+    assert_eq!(bench.resize.refusals()[0].what, "remove memory slot 2 of 128 MiB");
+    assert_eq!(bench.resize.wanted_bytes(), BOOT + 128 * MIB);
+    bench.set(BOOT).unwrap();
+    bench.settle(Answer::Takes);
+    assert_eq!(bench.present(), BOOT, "and asked again by each resize");
+}
+
+/// The driver of virtio-mem has come when there was a DIMM already.
+#[test]
+fn a_dimm_that_is_too_large_to_go_is_in_the_size_that_there_will_be() {
+    let mut bench = Bench::new(GIB);
+    let config = MemConfig {
+        base: 64 * GIB,
+        region_bytes: GIB,
+        block_bytes: 2 * MIB,
+    };
+    bench.set(BOOT + 384 * MIB).unwrap();
+    bench.settle(Answer::Takes);
+    let device = Mem::new(config, Paper, || ()).unwrap();
+    bench.resize.blocks = Some(device.handle());
+    bench.resize.parts.blocks_only = true;
+    bench.set(BOOT + 130 * MIB).unwrap();
+    bench.resize.advance(&mut bench.dimms, &mut bench.changes);
+    let there = BOOT + 384 * MIB;
+    assert_eq!((bench.resize.wanted_bytes(), bench.present()), (there, there));
+    assert_eq!(device.handle().size().requested_bytes, 0);
 }
 
 #[test]
