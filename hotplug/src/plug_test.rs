@@ -327,7 +327,7 @@ fn a_grow_takes_back_a_shrink_the_guest_has_not_heard_of() {
     let grow = machine.host.reclaim(1, 99).unwrap();
     assert_eq!(
         (answer(&shrink), answer(&grow)),
-        (Outcome::Withdrawn, Outcome::Accepted)
+        (Outcome::Withdrawn, Outcome::Withdrawn)
     );
     assert_eq!((machine.take(), machine.state(1)), (0, State::Present));
     assert_eq!(machine.there(), [(0, 1), (1, 10)], "the old unit stays");
@@ -344,8 +344,11 @@ fn a_grow_is_served_when_the_guest_refuses_the_shrink() {
         (Outcome::Withdrawn, Outcome::TimedOut)
     );
     machine.ost(1, 3, 0x82);
-    assert_eq!(answer(&grow), Outcome::Accepted);
-    assert_eq!(machine.there(), [(0, 1), (1, 10)]);
+    assert_eq!(answer(&grow), Outcome::Withdrawn, "it has done nothing for it");
+    assert_eq!(
+        (machine.there(), machine.state(1)),
+        (vec![(0, 1), (1, 10)], State::Present)
+    );
 }
 
 #[test]
@@ -455,7 +458,7 @@ fn an_unheard_offer_is_removed_without_the_guest() {
     let shrink = machine.host.remove(3).unwrap();
     assert_eq!(
         (answer(&grow), answer(&shrink)),
-        (Outcome::Withdrawn, Outcome::Accepted)
+        (Outcome::Withdrawn, Outcome::Withdrawn)
     );
     assert_eq!(
         (machine.state(3), machine.there(), machine.take()),

@@ -263,7 +263,8 @@ fn offered(seen: bool, event: Event) -> Option<Step> {
     let let_go = Step::to(State::Ejected { wanted: false });
     match event {
         Event::Ask if seen => Some(asked_early()),
-        Event::Ask => Some(let_go.add(Outcome::Withdrawn).remove(Outcome::Accepted)),
+        // The guest lets go of nothing.
+        Event::Ask => Some(let_go.add(Outcome::Withdrawn).remove(Outcome::Withdrawn)),
         Event::Reclaim => Some(same),
         Event::Expire if seen => Some(same),
         Event::Expire => Some(let_go.add(Outcome::TimedOut)),
@@ -297,7 +298,7 @@ fn present(event: Event) -> Option<Step> {
             wanted: false,
             confirmed: true,
         })),
-        Event::Reclaim => Some(Step::to(State::Present).add(Outcome::Accepted)),
+        Event::Reclaim => Some(regained(true)),
         Event::Expire => Some(Step::to(State::Present)),
         _ => None,
     }
@@ -347,10 +348,11 @@ fn kept(confirmed: bool) -> Step {
     })
 }
 
-/// The same for a grow, which is served, unless the insertion before is still unanswered: then that answer is its own.
+/// The same for a grow, which has what it wants and of which the guest hears nothing; if the insertion before is still unanswered, that
+/// answer is its own.
 fn regained(confirmed: bool) -> Step {
     Step {
-        add: confirmed.then_some(Outcome::Accepted),
+        add: confirmed.then_some(Outcome::Withdrawn),
         ..kept(confirmed)
     }
 }

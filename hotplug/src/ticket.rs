@@ -19,7 +19,8 @@ pub enum Outcome {
     Unproven,
     /// The guest has not answered in time.
     TimedOut,
-    /// A later operation on the same slot took its place, or the host could not go on with it: no answer will come.
+    /// A later operation on the same slot took its place, or it undid one that the guest had not heard of or would not do, or the host could
+    /// not go on with it: the guest has done nothing for it, and no answer will come.
     Withdrawn,
 }
 

@@ -271,7 +271,9 @@ fn report(events: &Events, of: &Pending, update: Update) {
             log::warn!("{request} {id}: no answer of the guest for {} s", waited.as_secs());
             say("device-unanswered", None);
         }
-        Update::Withdrawn => log::debug!("{request} {id}: overtaken by a later request"),
+        Update::Withdrawn => {
+            log::debug!("{request} {id}: overtaken by a later request, or of nothing that the guest has heard of")
+        }
     }
 }
 

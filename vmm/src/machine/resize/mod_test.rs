@@ -166,6 +166,12 @@ impl Bench {
         let _ = bank.write(0x10, &report.to_le_bytes());
     }
 
+    /// `_OST` of a vCPU that it was asked to let go of, with this status.
+    fn refuse_to_let_go(&self, slot: u32, status: u32) {
+        let report = u64::from(slot) | 3 << 16 | u64::from(status) << 32;
+        let _ = self.cpu_bank.lock().unwrap().write(0x10, &report.to_le_bytes());
+    }
+
     /// `_EJ0` of a vCPU, and the look at `_STA` that follows.
     fn let_go(&self, slot: u32) {
         let mut bank = self.cpu_bank.lock().unwrap();
@@ -250,6 +256,39 @@ fn a_host_that_fails_half_way_takes_back_the_vcpus_that_it_made_and_no_others() 
     assert_eq!(states[..5], ["present", "present", "absent", "present", "absent"]);
     resize.advance(&mut cpus, &mut Vec::new());
     assert_eq!(resize.pending(), None);
+}
+
+/// Up and down, and down and up, while the guest looks at nothing.
+#[test]
+fn a_reversal_that_the_guest_does_not_hear_of_is_no_change() {
+    let mut bench = Bench::new();
+    let counts = |bench: &Bench| {
+        let latencies = bench.resizes.latencies();
+        let counts = latencies.iter().map(|(_, took)| took.count());
+        counts.take(3).collect::<Vec<_>>()
+    };
+    bench.begin(4, BOOT, MIB).unwrap();
+    bench.begin(1, BOOT, MIB).unwrap();
+    assert_eq!((bench.advance(), bench.resizes.pending()), (vec![], None));
+    assert_eq!((bench.hear().0, counts(&bench)), (0, vec![0, 0, 0]));
+    bench.begin(2, BOOT, MIB).unwrap();
+    assert_eq!(bench.hear(), (1, false));
+    bench.report(1, 0);
+    bench.cpus.plug_mut().online.insert(1);
+    assert_eq!(bench.advance(), ["1 present", "1 online"]);
+    for keeps in [false, true] {
+        bench.begin(1, BOOT, MIB).unwrap();
+        if keeps {
+            assert_eq!(bench.hear(), (1, true));
+        }
+        bench.begin(2, BOOT, MIB).unwrap();
+        if keeps {
+            bench.refuse_to_let_go(1, 0x82);
+        }
+        assert_eq!((bench.advance(), bench.resizes.pending()), (vec![], None));
+        assert!(bench.resizes.refusals().is_empty());
+        assert_eq!((bench.sizes().0, counts(&bench)), (2, vec![1, 1, 0]));
+    }
 }
 
 /// Whoever waits for it is told of it all the same.
