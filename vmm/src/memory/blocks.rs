@@ -115,17 +115,9 @@ impl Blocks {
             let Some(chunk) = self.chunks.get_mut(&part.chunk) else {
                 continue;
             };
-            if chunk
-                .blocks(self.block)
-                .all(|(at, plugged)| !plugged || part.inside().contains(&at))
-            {
-                // It goes with the chunk.
-                mark(chunk, part, self.block, false);
-                self.drop_if_empty(part.chunk);
-                continue;
-            }
-            chunk.region.discard(&part.inside())?;
+            chunk.region.discard_committed(&part.inside())?;
             mark(chunk, part, self.block, false);
+            self.drop_if_empty(part.chunk);
             self.cover(part.chunk, &part.inside());
         }
         Ok(())
@@ -229,13 +221,6 @@ impl Blocks {
 }
 
 impl Chunk {
-    /// Its blocks of `block` bytes: where each is, and whether it is plugged.
-    fn blocks(&self, block: u64) -> impl Iterator<Item = (u64, bool)> {
-        (0_u64..)
-            .map(move |number| number * block)
-            .zip(self.plugged.iter().copied())
-    }
-
     /// Its units of `unit` bytes that overlap `range` and have no plugged block. The last one may be short.
     fn bare(&self, range: &Range<u64>, unit: u64, block: u64) -> Vec<Range<u64>> {
         let end = self.region.info().bytes.min(range.end);

@@ -175,10 +175,15 @@ impl AddressSpace {
     /// Gives the pages of `parts` back to the host at once, whoever still uses them.
     fn give_back(&self, parts: &Parts) {
         let RegionInfo { kind, gpa, .. } = parts.info;
-        if parts.reached >= Some(Step::Host)
-            && kind != Kind::Pmem
-            && let Err(error) = parts.mapping.discard(&parts.part)
-        {
+        if parts.reached < Some(Step::Host) || kind == Kind::Pmem {
+            return;
+        }
+        let discarded = match parts.sink {
+            // What is plugged of it was discarded before.
+            Some(_) => parts.mapping.discard(&parts.part),
+            None => parts.mapping.discard_committed(&parts.part),
+        };
+        if let Err(error) = discarded {
             log::warn!("{kind} at {gpa:#x} is not given back to the host: {error}");
         }
     }

@@ -117,6 +117,19 @@ impl Mapping {
         }
     }
 
+    /// As [`Mapping::discard`], of what was committed. A hole in a shared file of huge pages leaves those set aside that were never touched,
+    /// so they are touched first.
+    pub fn discard_committed(&self, part: &Range<u64>) -> io::Result<()> {
+        if matches!(
+            (&self.backing.source, self.backing.pages),
+            (Source::Shared(_), Pages::Huge { .. })
+        ) {
+            // What the host has not set aside after all is no loss.
+            let _ = self.prefault(part);
+        }
+        self.discard(part)
+    }
+
     /// Lays `sink` over the pages of `part`, no more than it has: who touches `part` reaches that, until [`Mapping::uncover`].
     pub fn cover(&self, part: &Range<u64>, sink: &Sink) -> io::Result<()> {
         if part.end.saturating_sub(part.start) > sink.bytes {

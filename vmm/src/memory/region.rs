@@ -49,6 +49,17 @@ impl Region {
         discarded.map_err(|error| self.refused("give back", range, error.into()))
     }
 
+    /// As [`Region::discard`], of what was [restored](Region::restore) or never discarded: huge pages that were set aside for it and not touched
+    /// are free again, too.
+    ///
+    /// # Errors
+    /// As [`Region::discard`].
+    pub(super) fn discard_committed(&self, range: &Range<u64>) -> Result<(), MemoryError> {
+        let part = self.part(range)?;
+        let discarded = self.parts().mapping.discard_committed(&part);
+        discarded.map_err(|error| self.refused("give back", range, error.into()))
+    }
+
     /// Has the host promise pages for `range` again after [`Region::discard`]: huge ones are set aside, with `prefault` all are there.
     ///
     /// # Errors
