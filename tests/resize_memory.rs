@@ -237,7 +237,8 @@ fn set_huge_pages(count: u64) {
     .unwrap();
 }
 
-/// Nobody tells the driver that there is memory again, and by itself it looks after 50 seconds, and then less and less often.
+/// What the host has not when it is asked is refused. For what it has lost by the time that the guest is about it, nobody tells the driver that
+/// there is memory again, and by itself it looks after 50 seconds, and then less and less often.
 #[test]
 fn memory_that_the_host_did_not_have_comes_once_it_has_it() {
     let of = |bytes: u64| bytes / (2 * MIB);
@@ -246,7 +247,17 @@ fn memory_that_the_host_did_not_have_comes_once_it_has_it() {
     let (mut lab, mut agent) = Lab::start("6.12", "", &memory);
     agent.load_module("virtio_mem").unwrap();
     let before = agent.resources().unwrap();
+    let body = lab.pod.shape().resize_memory(BOOT + 128 * MIB);
+    let why = lab.pod.put("vm.resize", Some(&body)).unwrap().failure(500).unwrap();
+    let figures = format!("huge pages of 2 MiB: 64 needed, 16 of {} free", of(BOOT) + 16);
+    assert!(why.join(": ").contains(&figures), "{why:?}");
+    assert_eq!(lab.status()["memory"]["desired_bytes"], BOOT);
+    // The guest hears of it when it goes on.
+    set_huge_pages(of(BOOT + 128 * MIB));
+    lab.pod.put("vm.pause", None).unwrap().done().unwrap();
     lab.resize(BOOT + 128 * MIB);
+    set_huge_pages(of(BOOT) + 16);
+    lab.pod.put("vm.resume", None).unwrap().done().unwrap();
     until(|| {
         let busy = lab.counter("__mem", "busy");
         (busy >= 4).then_some(()).ok_or_else(|| format!("put off {busy} times"))
