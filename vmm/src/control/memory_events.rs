@@ -1,4 +1,5 @@
-//! What the kernel says of the control group that husk is in and its memory (cgroup v2, `memory.events`).
+//! What the kernel says of the control group that husk is in and its memory (cgroup v2, `memory.events`), and of those around it
+//! (`memory.events.local`).
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -31,7 +32,42 @@ struct Counts {
 pub(super) struct MemoryEvents {
     file: File,
     known: Counts,
+    /// From the nearest to the farthest.
+    around: Vec<Around>,
     quiet_until: Option<Instant>,
+}
+
+/// A group around that of this process.
+#[derive(Debug)]
+struct Around {
+    name: String,
+    /// What happened for its own limit, and not for one of a group in it.
+    file: File,
+    oom: u64,
+}
+
+impl Around {
+    /// `group` is its path from the root, in the hierarchy at `root`; the root of all has no limit.
+    fn open(root: &Path, group: &Path) -> Option<Self> {
+        let inside = group.strip_prefix("/").ok()?;
+        let file = File::open(root.join(inside).join("memory.events.local")).ok()?;
+        let mut around = Self {
+            name: group.display().to_string(),
+            file,
+            oom: 0,
+        };
+        around.is_new();
+        Some(around)
+    }
+
+    /// Whether its limit has led to a lack of memory since the last look.
+    fn is_new(&mut self) -> bool {
+        let Ok(text) = read_from_start(&self.file) else {
+            return false;
+        };
+        let oom = Counts::parse(&text).oom;
+        oom > std::mem::replace(&mut self.oom, oom)
+    }
 }
 
 impl MemoryEvents {
@@ -40,19 +76,18 @@ impl MemoryEvents {
         let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
         let mut groups = groups.lines().filter_map(procfs::control_group);
         let (_, group) = groups.find(|(controllers, _)| controllers.is_empty())?;
-        let file = Path::new("/sys/fs/cgroup")
-            .join(group.strip_prefix('/')?)
-            .join("memory.events");
-        Self::over(File::open(file).ok()?)
+        Self::of(Path::new("/sys/fs/cgroup"), Path::new(group))
     }
 
-    fn over(file: File) -> Option<Self> {
-        let known = Counts::parse(&read_from_start(&file).ok()?);
-        let quiet_until = None;
+    /// That of `group` in the hierarchy at `root`.
+    fn of(root: &Path, group: &Path) -> Option<Self> {
+        let file = File::open(root.join(group.strip_prefix("/").ok()?).join("memory.events")).ok()?;
+        let around = group.ancestors().skip(1);
         Some(Self {
+            known: Counts::parse(&read_from_start(&file).ok()?),
             file,
-            known,
-            quiet_until,
+            around: around.filter_map(|group| Around::open(root, group)).collect(),
+            quiet_until: None,
         })
     }
 
@@ -66,12 +101,24 @@ impl MemoryEvents {
             new.oom.saturating_sub(old.oom),
             new.oom_kill.saturating_sub(old.oom_kill),
         );
+        // All of them: what is old by the next look explains nothing then.
+        let mut met: Vec<&str> = Vec::new();
+        for around in &mut self.around {
+            if around.is_new() {
+                met.push(&around.name);
+            }
+        }
         if oom > 0 || oom_kill > 0 {
             // A kill that the group's own limit did not ask for was asked for by one around it, or by the host's lack of memory.
-            let limit = if oom > 0 { "own" } else { "outside" };
-            log::error!("out of memory: {oom_kill} processes of the control group were killed (limit: {limit})");
+            let (limit, group) = match met.first() {
+                _ if oom > 0 => ("own", None),
+                group => ("outside", group.copied()),
+            };
+            let whose = group.map_or_else(|| limit.into(), |group| format!("{limit}, that of {group}"));
+            log::error!("out of memory: {oom_kill} processes of the control group were killed (limit: {whose})");
             let properties = [
                 ("limit", Value::from(limit)),
+                ("group", group.into()),
                 ("oom", oom.into()),
                 ("oom_kill", oom_kill.into()),
             ];
@@ -115,10 +162,18 @@ mod tests {
     #[test]
     fn what_is_new_is_told_with_whose_limit_it_was() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("memory.events");
-        let say = |text: &str| fs::write(&path, text).unwrap();
+        fs::create_dir_all(folder.path().join("pods/one/vmm")).unwrap();
+        let write = |path: &str, text: &str| fs::write(folder.path().join(path), text).unwrap();
+        let say = |text: &str| write("pods/one/vmm/memory.events", text);
+        let say_of_pod = |oom: u64| {
+            write(
+                "pods/one/memory.events.local",
+                &format!("max 9\noom {oom}\noom_kill 0\n"),
+            )
+        };
         say("low 0\nhigh 5\nmax 7\noom 1\noom_kill 1\noom_group_kill 0\n");
-        let mut watched = MemoryEvents::over(File::open(&path).unwrap()).unwrap();
+        say_of_pod(3);
+        let mut watched = MemoryEvents::of(folder.path(), Path::new("/pods/one/vmm")).unwrap();
         let (events, now) = (Events::new(), Instant::now());
         let reader = events.subscribe().unwrap();
         let told = || -> Vec<(Value, Value)> {
@@ -136,17 +191,34 @@ mod tests {
         assert_eq!(
             told(),
             [
-                (json!("out-of-memory"), json!({"limit": "own", "oom": 1, "oom_kill": 2})),
+                (
+                    json!("out-of-memory"),
+                    json!({"limit": "own", "group": null, "oom": 1, "oom_kill": 2})
+                ),
                 (json!("memory-pressure"), json!({"high": 1, "max": 2})),
             ]
         );
+        // For another one in the pod: nothing to tell.
+        say_of_pod(4);
+        watched.look(&events, now);
+        assert_eq!(told(), []);
         say("high 8\nmax 9\noom 2\noom_kill 4\n");
         watched.look(&events, now + QUIET / 2);
         assert_eq!(
             told(),
             [(
                 json!("out-of-memory"),
-                json!({"limit": "outside", "oom": 0, "oom_kill": 1})
+                json!({"limit": "outside", "group": null, "oom": 0, "oom_kill": 1})
+            )]
+        );
+        say_of_pod(5);
+        say("high 8\nmax 9\noom 2\noom_kill 6\n");
+        watched.look(&events, now + QUIET / 2);
+        assert_eq!(
+            told(),
+            [(
+                json!("out-of-memory"),
+                json!({"limit": "outside", "group": "/pods/one", "oom": 0, "oom_kill": 2})
             )]
         );
         watched.look(&events, now + QUIET);
