@@ -435,6 +435,47 @@ fn heads_and_statuses_are_those_of_the_document() {
     husk.shut_down();
 }
 
+/// The head of an answer, but for how long the body is, and whether there is one.
+fn head_of(answer: &str) -> (String, bool) {
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let lines = head.lines().filter(|line| !line.starts_with("Content-Length: "));
+    (lines.collect::<Vec<_>>().join("\n"), !body.is_empty())
+}
+
+#[test]
+fn a_head_is_that_of_what_can_be_asked_for_and_other_methods_are_told_which_there_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let figures = folder.path().join("figures");
+    let mut husk = Husk::start_in(folder, &["--metrics", figures.to_str().unwrap()]);
+    let ask = |method: &str, path: &str| raw(&husk, &format!("{method} {path} HTTP/1.1\r\n\r\n"));
+    for path in ["/metrics", "/api/v1/vmm.ping", "/api/v1/vm.info", "/api/v1/vm.counters"] {
+        let (get, head) = (ask("GET", path), ask("HEAD", path));
+        assert_eq!(head_of(&head), (head_of(&get).0, false), "{path}");
+        assert!(head.contains("\r\nContent-Length: "), "{head}");
+        let other = ask("POST", path);
+        assert!(
+            other.starts_with("HTTP/1.1 405 ") && other.contains("\r\nAllow: GET, HEAD\r\n"),
+            "{other}"
+        );
+    }
+    // The stream itself would not end.
+    let (head, has_body) = head_of(&ask("HEAD", "/api/v1/vm.events"));
+    assert!(head.starts_with("HTTP/1.1 200 ") && !has_body, "{head}");
+    let other = ask("GET", "/api/v1/vm.boot");
+    assert!(
+        other.starts_with("HTTP/1.1 405 ") && other.contains("\r\nAllow: PUT\r\n"),
+        "{other}"
+    );
+    let mut scraper = UnixStream::connect(&figures).unwrap();
+    scraper
+        .write_all(b"HEAD /metrics HTTP/1.1\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    scraper.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && !head_of(&answer).1, "{answer}");
+    husk.shut_down();
+}
+
 #[test]
 fn every_sample_of_json_is_json() {
     for block in document("api.md").split("```json\n").skip(1) {

@@ -263,7 +263,7 @@ impl Client {
                 .next(message.method != Method::Head)
                 .expect("every request is answered");
             assert!(
-                matches!(status, 200 | 204 | 400 | 404 | 409 | 500 | 501),
+                matches!(status, 200 | 204 | 400 | 404 | 405 | 409 | 500 | 501),
                 "status {status}"
             );
             self.check_descriptors(&message, begin, &body, taken);

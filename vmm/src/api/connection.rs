@@ -45,7 +45,8 @@ enum Phase {
 /// The request that is being carried out.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pending {
-    head: bool,
+    /// Whether the answer has no body, whatever it would say.
+    pub(super) head: bool,
     close: bool,
     /// What is asked for.
     pub(super) endpoint: Endpoint,

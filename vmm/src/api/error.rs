@@ -9,12 +9,14 @@ use husk_devices::causes;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Kind {
-    /// The request is wrong: its body, its method, or a configuration that cannot be.
+    /// The request is wrong: its body, or a configuration that cannot be.
     BadRequest = 400,
     /// The socket is not for that.
     Forbidden = 403,
     /// No such path, VM or device.
     NotFound = 404,
+    /// The path has another method.
+    Method = 405,
     /// What is asked for is taken already.
     Conflict = 409,
     /// It should have worked.

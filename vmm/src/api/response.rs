@@ -54,6 +54,8 @@ pub struct Response {
     pub body: Option<Vec<u8>>,
     /// The body's media type.
     pub content_type: &'static str,
+    /// The methods that the path has, if it was asked for by another (RFC 9110 §15.5.6).
+    pub allow: Option<&'static str>,
 }
 
 impl Response {
@@ -63,6 +65,7 @@ impl Response {
             status: 204,
             body: None,
             content_type: JSON,
+            allow: None,
         }
     }
 
@@ -72,6 +75,7 @@ impl Response {
             status,
             body: Some(to_ascii_json(value)),
             content_type: JSON,
+            allow: None,
         }
     }
 
@@ -81,7 +85,23 @@ impl Response {
             status: 200,
             body: Some(text.into_bytes()),
             content_type,
+            allow: None,
         }
+    }
+
+    /// Success, without a word of a body that would come bit by bit.
+    pub fn begun() -> Self {
+        Self {
+            status: 200,
+            ..Self::done()
+        }
+    }
+
+    /// The same, which says what methods there are.
+    #[must_use]
+    pub const fn allowing(mut self, methods: &'static str) -> Self {
+        self.allow = Some(methods);
+        self
     }
 
     /// Whether what was asked for is done.
@@ -92,6 +112,9 @@ impl Response {
     /// Appends the answer to `out`. `close` announces that the connection ends with it, `head` leaves the body out (RFC 9110 §9.3.2).
     pub fn write(&self, out: &mut Vec<u8>, close: bool, head: bool) {
         out.extend_from_slice(start(self.status, close).as_bytes());
+        if let Some(methods) = self.allow {
+            out.extend_from_slice(format!("Allow: {methods}\r\n").as_bytes());
+        }
         if let Some(body) = &self.body {
             let (of, length) = (self.content_type, body.len());
             let about = format!("Content-Type: {of}\r\nContent-Length: {length}\r\n");

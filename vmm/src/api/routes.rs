@@ -146,7 +146,7 @@ pub(super) fn asked(message: &Message) -> metrics::Endpoint {
 
 /// Whether somebody who may only look may ask for it.
 pub(super) fn is_metrics(message: &Message) -> bool {
-    name(&message.path) == Some(VMM_METRICS) && message.method == Method::Get
+    name(&message.path) == Some(VMM_METRICS) && matches!(message.method, Method::Get | Method::Head)
 }
 
 /// The endpoint that a path stands for, if there can be one.
@@ -169,12 +169,14 @@ fn find(message: &Message, fds: Vec<OwnedFd>, info: &Info) -> Result<Routed, Api
         Full(_) | Endpoint::Add(_) => Method::Put,
         Missing => return Err(missing(name)),
     };
-    if message.method != expected {
-        let method = if expected == Method::Get { "GET" } else { "PUT" };
-        return Err(ApiError::new(
-            Kind::BadRequest,
-            format!("{name}: the method is {method}"),
-        ));
+    // HEAD is GET without the body of its answer (RFC 9110 §9.3.2).
+    let (fits, method, allowed) = match expected {
+        Method::Get => (matches!(message.method, Method::Get | Method::Head), "GET", "GET, HEAD"),
+        _ => (message.method == expected, "PUT", "PUT"),
+    };
+    if !fits {
+        let error = ApiError::new(Kind::Method, format!("{name}: the method is {method}"));
+        return Ok(Routed::Answer(refusal(&message.path, &error).allowing(allowed)));
     }
     match endpoint {
         AtOnce(_, answer) => answer(&message.body)

@@ -115,13 +115,41 @@ fn a_wrong_body_is_a_bad_request_that_says_what_is_wrong() {
 #[test]
 fn the_method_must_be_the_right_one() {
     for method in [Method::Get, Method::Head, Method::Other] {
-        assert_eq!(refused(method, "/api/v1/vm.boot", "").0, 400);
+        let (status, body) = refused(method, "/api/v1/vm.boot", "");
+        assert_eq!((status, body.as_str()), (405, "[\"vm.boot: the method is PUT\"]"));
     }
-    for method in [Method::Put, Method::Head, Method::Other] {
-        assert_eq!(refused(method, "/api/v1/vmm.ping", "").0, 400);
-        assert_eq!(refused(method, "/api/v1/vm.info", "").0, 400);
-        assert_eq!(refused(method, "/api/v1/vm.counters", "").0, 400);
+    for method in [Method::Put, Method::Other] {
+        assert_eq!(refused(method, "/api/v1/vmm.ping", "").0, 405);
+        assert_eq!(refused(method, "/api/v1/vm.info", "").0, 405);
+        assert_eq!(refused(method, "/api/v1/vm.counters", "").0, 405);
     }
+}
+
+/// RFC 9110 §9.3.2 and §15.5.6.
+#[test]
+fn whatever_can_be_asked_for_has_a_head_and_what_is_asked_for_otherwise_is_told_the_methods() {
+    let mut heads = 0;
+    for (name, endpoint) in ENDPOINTS {
+        let path = format!("/api/v1/{name}");
+        let (allowed, is_asked_for) = match endpoint {
+            Endpoint::Info | AtOnce(Method::Get, _) | Plain(Method::Get, _) => ("GET, HEAD", true),
+            AtOnce(..) | Plain(..) | Full(_) | Endpoint::Add(_) => ("PUT", false),
+            Missing => continue,
+        };
+        let Routed::Answer(other) = routed(Method::Other, &path, "") else {
+            panic!("{name} has any method")
+        };
+        assert_eq!((other.status, other.allow), (405, Some(allowed)), "{name}");
+        if is_asked_for {
+            heads += 1;
+            let [get, head] = [Method::Get, Method::Head].map(|method| match routed(method, &path, "") {
+                Routed::Answer(answer) => format!("{answer:?}"),
+                Routed::Command(command) => format!("{command:?}"),
+            });
+            assert_eq!(head, get);
+        }
+    }
+    assert!(heads > 6);
 }
 
 #[test]

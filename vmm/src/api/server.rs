@@ -406,7 +406,11 @@ impl EventLoop {
             return;
         };
         let (format, endpoint, took) = (pending.format, pending.endpoint, pending.since.elapsed());
-        if let (Ok(Reply::Events(reader)), Some(connection)) = (&to.outcome, self.connections.get_mut(&to.connection)) {
+        let events = match &to.outcome {
+            Ok(Reply::Events(reader)) if !pending.head => Some(reader),
+            _ => None,
+        };
+        if let (Some(reader), Some(connection)) = (events, self.connections.get_mut(&to.connection)) {
             self.calls.add(endpoint, 200, took);
             connection.stream(reader.clone());
             return;
@@ -419,7 +423,9 @@ impl EventLoop {
 
     fn respond(&self, outcome: Outcome, format: Format) -> Response {
         match outcome {
-            Ok(Reply::Done | Reply::Events(_)) => Response::done(),
+            Ok(Reply::Done) => Response::done(),
+            // To somebody who asked for the head alone.
+            Ok(Reply::Events(_)) => Response::begun(),
             Ok(Reply::Json(value)) => Response::json(200, &value),
             Ok(Reply::Figures(figures)) => {
                 let exposition = Exposition {

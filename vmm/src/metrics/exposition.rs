@@ -34,12 +34,14 @@ pub enum Format {
 }
 
 impl Format {
-    /// What a client that accepts `accept` (RFC 9110 §12.5.1) is given.
+    /// What a client that accepts `accept` (RFC 9110 §12.5.1) is given: OpenMetrics, if it names that and likes it no less than plain text.
     pub fn accepted(accept: &str) -> Self {
-        let mut types = accept
-            .split(',')
-            .map(|kind| kind.split(';').next().unwrap_or_default().trim());
-        if types.any(|kind| kind.eq_ignore_ascii_case("application/openmetrics-text")) {
+        let weight_of = |name: &str| {
+            let named = accept.split(',').filter_map(|range| weight(range, name));
+            named.fold(0.0, f32::max)
+        };
+        let weight = weight_of("application/openmetrics-text");
+        if weight > 0.0 && weight >= weight_of("text/plain") {
             Self::OpenMetrics
         } else {
             Self::Prometheus
@@ -53,6 +55,20 @@ impl Format {
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
         }
     }
+}
+
+/// How much the client that sends `range` likes the media type `name`, from 0 for not at all to 1 (RFC 9110 §12.4.2); `None` if it says so of
+/// another. A weight that is none counts as if it were not there.
+fn weight(range: &str, name: &str) -> Option<f32> {
+    let mut parts = range.split(';').map(str::trim);
+    parts.next().filter(|kind| kind.eq_ignore_ascii_case(name))?;
+    let weights = parts.filter_map(|parameter| {
+        parameter
+            .split_once('=')
+            .filter(|(key, _)| key.eq_ignore_ascii_case("q"))
+    });
+    let weight = weights.last().and_then(|(_, value)| value.parse().ok());
+    Some(weight.filter(|weight| (0.0..=1.0).contains(weight)).unwrap_or(1.0))
 }
 
 /// Everything that is known at the moment of a scrape.

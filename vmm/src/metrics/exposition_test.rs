@@ -224,6 +224,25 @@ fn open_metrics_is_for_who_asks_for_it() {
             "text/html, application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,*/*;q=0.1",
             Format::OpenMetrics,
         ),
+        ("application/openmetrics-text;q=0", Format::Prometheus),
+        (
+            "application/openmetrics-text; version=1.0.0; Q=0.000, */*",
+            Format::Prometheus,
+        ),
+        ("application/openmetrics-text;q=0.001", Format::OpenMetrics),
+        ("application/openmetrics-text;q=much", Format::OpenMetrics),
+        (
+            "application/openmetrics-text;q=0,application/openmetrics-text;version=1.0.0;q=0.5",
+            Format::OpenMetrics,
+        ),
+        (
+            "application/openmetrics-text;q=0.3,text/plain;q=0.4",
+            Format::Prometheus,
+        ),
+        (
+            "application/openmetrics-text;q=0.4,text/plain;q=0.4",
+            Format::OpenMetrics,
+        ),
     ] {
         assert_eq!(Format::accepted(accept), format, "{accept}");
     }
