@@ -111,8 +111,10 @@ mod tests {
             assert_eq!(check(&|config| config.vsock = Some(VsockConfig::new(3, free))), Ok(()));
         }
         let nobody = OwnSockets::default();
-        let mut config = VmConfig::default();
-        config.vsock = Some(VsockConfig::new(3, "/pod/api.sock"));
+        let config = VmConfig {
+            vsock: Some(VsockConfig::new(3, "/pod/api.sock")),
+            ..VmConfig::default()
+        };
         config.validate_beside(&nobody).unwrap();
     }
 }

@@ -62,12 +62,12 @@ impl Format {
 fn weight(range: &str, name: &str) -> Option<f32> {
     let mut parts = range.split(';').map(str::trim);
     parts.next().filter(|kind| kind.eq_ignore_ascii_case(name))?;
-    let weights = parts.filter_map(|parameter| {
+    let mut weights = parts.filter_map(|parameter| {
         parameter
             .split_once('=')
             .filter(|(key, _)| key.eq_ignore_ascii_case("q"))
     });
-    let weight = weights.last().and_then(|(_, value)| value.parse().ok());
+    let weight = weights.next_back().and_then(|(_, value)| value.parse().ok());
     Some(weight.filter(|weight| (0.0..=1.0).contains(weight)).unwrap_or(1.0))
 }
 
