@@ -159,12 +159,25 @@ impl Board {
 
 impl Board {
     /// Makes the memory bus agree with what function `bdf` decodes now. A window that would overlap another is left out, and the first is logged:
-    /// the guest asked for it, so the guest lives with reads of all ones there.
+    /// the guest asked for it, so the guest lives with reads of all ones there, until the other one has gone: then it is placed, as both
+    /// registers say by then (PCIe 5.0 §7.5.1.2.1).
     ///
     /// One at a time: of two threads that both remap a function, or of which one takes it away, the later one sees what the other
     /// has done. Not to be called with a lock held.
     pub fn remap(&self, bdf: Bdf) {
         let mut windows = lock(&self.windows);
+        let mut made_room = self.agree(&mut windows, bdf);
+        // Ends: a vCPU that has changed another function waits for this before it can change more.
+        while made_room {
+            let all: Vec<Bdf> = windows.keys().copied().collect();
+            made_room = all
+                .into_iter()
+                .fold(false, |made_room, bdf| self.agree(&mut windows, bdf) || made_room);
+        }
+    }
+
+    /// As [`Board::remap`], for `bdf` alone; whether windows of it have gone.
+    fn agree(&self, windows: &mut BTreeMap<Bdf, Vec<BarRange>>, bdf: Bdf) -> bool {
         let function = lock(&self.pci).function(bdf);
         let wanted = function
             .as_ref()
@@ -174,7 +187,9 @@ impl Board {
         for window in &gone {
             self.mmio.remove(window.base);
         }
-        let Some(function) = function else { return };
+        let Some(function) = function else {
+            return !gone.is_empty();
+        };
         for window in gone.iter().filter(|gone| wanted.iter().all(|new| new.bar != gone.bar)) {
             self.follow(&function, bdf, window.bar, None);
         }
@@ -184,6 +199,7 @@ impl Board {
             }
         }
         windows.insert(bdf, kept);
+        !gone.is_empty()
     }
 
     fn place(&self, function: &Arc<Mutex<dyn PciFunction>>, bdf: Bdf, window: BarRange) -> bool {

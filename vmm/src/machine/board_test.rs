@@ -1,3 +1,5 @@
+use husk_devices::pci::{Bar, ConfigSpace, Identity};
+
 use super::*;
 use crate::config::MemoryConfig;
 use crate::memory::{Kind, testing};
@@ -133,4 +135,101 @@ fn devices_and_addresses_of_nobody_are_no_missing_memory() {
         );
     }
     assert_eq!(board.ending(), None);
+}
+
+/// A function with one BAR, whose registers read as its number.
+struct Numbered(u8, ConfigSpace);
+
+impl PciFunction for Numbered {
+    fn config(&self) -> &ConfigSpace {
+        &self.1
+    }
+
+    fn config_mut(&mut self) -> &mut ConfigSpace {
+        &mut self.1
+    }
+
+    fn read_bar(&mut self, _: u8, _: u64, data: &mut [u8]) {
+        data.fill(self.0);
+    }
+
+    fn write_bar(&mut self, _: u8, _: u64, _: &[u8]) -> Effect {
+        Effect::None
+    }
+}
+
+/// Offset of the command register and its bit 1, memory space (PCIe 5.0 §7.5.1.1.3), and of BAR 0.
+const COMMAND: (u16, u8) = (4, 2);
+const BAR_0: u16 = 0x10;
+
+/// A board with functions that are called 1, 2 and so on, at these addresses.
+fn board_with(bases: &[u32]) -> (Board, Vec<(Bdf, Arc<Mutex<dyn PciFunction>>)>) {
+    let (board, _) = board();
+    let add = |(number, base): (u8, &u32)| {
+        let mut config = ConfigSpace::new(&Identity::default());
+        config.add_bar(0, Bar::memory32(0x1000)).unwrap();
+        let function: Arc<Mutex<dyn PciFunction>> = Arc::new(Mutex::new(Numbered(number, config)));
+        let bdf = lock(board.pci()).insert(None, function.clone()).unwrap();
+        let _ = lock(&function).write_config(COMMAND.0, &[COMMAND.1]);
+        move_to(&board, &(bdf, function.clone()), *base);
+        (bdf, function)
+    };
+    let functions = (1..).zip(bases).map(add).collect();
+    (board, functions)
+}
+
+fn move_to(board: &Board, (bdf, function): &(Bdf, Arc<Mutex<dyn PciFunction>>), base: u32) {
+    let _ = lock(function).write_config(BAR_0, &base.to_le_bytes());
+    board.remap(*bdf);
+}
+
+/// Who answers at `gpa`.
+fn at(board: &Board, gpa: u32) -> u8 {
+    let mut data = [0];
+    board.mmio().read(gpa.into(), &mut data);
+    data[0]
+}
+
+const A: u32 = 0xc000_0000;
+const B: u32 = 0xc000_1000;
+const C: u32 = 0xc000_2000;
+const NOBODY: u8 = 0xff;
+
+#[test]
+fn a_window_that_found_no_place_gets_it_when_the_other_one_moves_away() {
+    let (board, functions) = board_with(&[A, B]);
+    move_to(&board, &functions[0], B);
+    assert_eq!([A, B, C].map(|gpa| at(&board, gpa)), [NOBODY, 2, NOBODY]);
+    move_to(&board, &functions[1], C);
+    assert_eq!([A, B, C].map(|gpa| at(&board, gpa)), [NOBODY, 1, 2]);
+    // Two that change places, as a guest does that reassigns all of them.
+    move_to(&board, &functions[0], C);
+    move_to(&board, &functions[1], B);
+    assert_eq!([A, B, C].map(|gpa| at(&board, gpa)), [NOBODY, 2, 1]);
+}
+
+#[test]
+fn a_window_that_found_no_place_gets_it_when_the_other_one_is_unplugged_or_switched_off() {
+    let (board, functions) = board_with(&[A, B, C]);
+    move_to(&board, &functions[0], B);
+    let (bdf, second) = &functions[1];
+    let _ = lock(second).write_config(COMMAND.0, &[0]);
+    board.remap(*bdf);
+    assert_eq!([A, B, C].map(|gpa| at(&board, gpa)), [NOBODY, 1, 3]);
+
+    move_to(&board, &functions[0], C);
+    let (bdf, _) = functions[2];
+    lock(board.pci()).remove(bdf).unwrap();
+    board.remap(bdf);
+    assert_eq!([A, B, C].map(|gpa| at(&board, gpa)), [NOBODY, NOBODY, 1]);
+}
+
+#[test]
+fn windows_that_wait_for_one_another_are_all_placed() {
+    let (board, functions) = board_with(&[A, B, C]);
+    // Each moves onto the next one's place before that is left.
+    for (function, base) in functions.iter().zip([B, C, A]) {
+        move_to(&board, function, base);
+    }
+    assert_eq!([A, B, C].map(|gpa| at(&board, gpa)), [3, 1, 2]);
 }
