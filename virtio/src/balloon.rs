@@ -25,6 +25,7 @@ pub use stats::BalloonStats;
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -352,6 +353,7 @@ impl VirtioDevice for Balloon {
             stats,
             reporting,
             held: None,
+            right: Arc::new(AtomicBool::new(true)),
             handle: self.handle.clone(),
             memory: self.memory.clone(),
             metrics: self.metrics.clone(),
@@ -366,6 +368,8 @@ struct BalloonHandler {
     reporting: Option<Ring>,
     /// The head of the buffer with which the driver can be asked for statistics.
     held: Option<u16>,
+    /// Whether guest memory may be touched.
+    right: Arc<AtomicBool>,
     handle: BalloonHandle,
     memory: Arc<dyn Discard>,
     metrics: Arc<BalloonMetrics>,
@@ -453,6 +457,10 @@ fn discard(memory: &dyn Discard, metrics: &BalloonMetrics, gpa: u64, bytes: u64)
 }
 
 impl Handler for BalloonHandler {
+    fn heed(&mut self, right: Arc<AtomicBool>) {
+        self.right = right;
+    }
+
     fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
         let rings = [
             (Some(&self.inflate), INFLATE),
@@ -485,7 +493,8 @@ impl Handler for BalloonHandler {
     /// A driver that is gone has forgotten its balloon: whatever was in it is the guest's again.
     fn stop(self: Box<Self>) -> Vec<RingState> {
         let mut this = *self;
-        if let (Some(ring), Some(head)) = (&mut this.stats, this.held.take()) {
+        let held = this.held.take().filter(|_| this.right.load(Ordering::Acquire));
+        if let (Some(ring), Some(head)) = (&mut this.stats, held) {
             // The ring ends; the driver need not hear of it.
             let _ = ring.push(head, 0);
         }

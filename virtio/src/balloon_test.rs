@@ -305,6 +305,18 @@ fn of_many_buffers_for_statistics_one_is_kept() {
 }
 
 #[test]
+fn a_reset_without_the_right_to_memory_leaves_the_ring_alone() {
+    let mut bench = Bench::new();
+    let right = Arc::new(AtomicBool::new(true));
+    bench.handler.as_mut().unwrap().heed(right.clone());
+    bench.drivers[2].add(&[Buf::Out(STAT, 10)]);
+    bench.wake(STATS).unwrap();
+    right.store(false, Ordering::Relaxed);
+    bench.reset();
+    assert_eq!(bench.drivers[2].take_used(), None);
+}
+
+#[test]
 fn a_buffer_full_of_statistics_is_read_in_part() {
     let mut bench = Bench::new();
     bench.drivers[2].write(0x4_0000, &stat(4, 1).repeat(1000));

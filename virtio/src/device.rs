@@ -191,8 +191,9 @@ pub trait Watch {
 
 /// The running half of a device: owns rings, lives on one I/O thread.
 pub trait Handler: Send {
-    /// Told before anything else where it stands whether the device may touch guest memory at present (PCIe bus mastering). A handler
-    /// is not called without that right; only one whose work other threads do as well has to look.
+    /// Told before anything else where it stands whether the device may touch guest memory at present (PCIe bus mastering). Without that
+    /// right only [`Handler::hold`], [`Handler::release`] and [`Handler::stop`] are called: a handler that answers in one of them, or whose
+    /// work other threads do as well, has to look.
     fn heed(&mut self, _right: Arc<AtomicBool>) {}
 
     /// Registers what to wait for. Called once, on the I/O thread, before anything else. The kick of every ring is among it.
@@ -226,6 +227,7 @@ pub trait Handler: Send {
         false
     }
 
-    /// Waits for requests in flight, then gives the rings' positions back. Nothing touches guest memory afterwards.
+    /// Waits for requests in flight, then gives the rings' positions back. Nothing touches guest memory afterwards. Without the right to
+    /// touch it ([`Handler::heed`]) nobody is answered.
     fn stop(self: Box<Self>) -> Vec<RingState>;
 }

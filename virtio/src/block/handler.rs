@@ -5,8 +5,10 @@
 )]
 
 use std::collections::VecDeque;
+use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::ID_BYTES;
 use super::config_space::Writeback;
@@ -62,6 +64,9 @@ pub(super) struct QueueHandler {
     ending: bool,
     /// The queue is held: nothing is begun for now.
     held: bool,
+    /// Whether guest memory may be touched.
+    right: Arc<AtomicBool>,
+    /// What has ended, and nobody has looked at.
     ended: Vec<Completion>,
     scratch: Scratch,
     disk: Disk,
@@ -81,6 +86,7 @@ impl QueueHandler {
             done: 0,
             ending: false,
             held: false,
+            right: Arc::new(AtomicBool::new(true)),
             ended: Vec::new(),
             scratch: Scratch::new(disk.metrics.clone()),
             pace: Pace::new(disk.limiter.clone()),
@@ -244,6 +250,19 @@ impl QueueHandler {
         }
     }
 
+    fn has_right(&self) -> bool {
+        self.right.load(Ordering::Acquire)
+    }
+
+    /// Waits for everything that the host has begun, and answers none of it.
+    fn await_host(&mut self) -> io::Result<()> {
+        while self.engine.is_busy() {
+            self.engine.wait()?;
+            self.engine.reap(&mut self.ended);
+        }
+        Ok(())
+    }
+
     fn answer(&mut self, job: Job, status: Status) -> Result<(), RingError> {
         let Answer { head, written } = job.finish(status, &mut self.scratch, &self.disk.metrics);
         self.ring.push(head, written)
@@ -251,6 +270,10 @@ impl QueueHandler {
 }
 
 impl Handler for QueueHandler {
+    fn heed(&mut self, right: Arc<AtomicBool>) {
+        self.right = right;
+    }
+
     fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
         let failed = |source| HandlerError::Host {
             what: "cannot watch the events of a block queue",
@@ -292,16 +315,17 @@ impl Handler for QueueHandler {
     }
 
     /// What the host has begun is finished. Requests that need more of it wait, as those still in the ring do: how much the driver has
-    /// queued is no measure for a pause.
+    /// queued is no measure for a pause. Who may not be answered now is when the device may touch memory again.
     fn hold(&mut self, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
         self.held = true;
-        while self.engine.is_busy() {
-            self.engine.wait().map_err(|source| HandlerError::Host {
-                what: "cannot wait for block requests",
-                source,
-            })?;
-            self.proceed()?;
+        self.await_host().map_err(|source| HandlerError::Host {
+            what: "cannot wait for block requests",
+            source,
+        })?;
+        if !self.has_right() {
+            return Ok(());
         }
+        self.proceed()?;
         Ok(self.ring.signal()?)
     }
 
@@ -313,19 +337,35 @@ impl Handler for QueueHandler {
     }
 
     /// What the host has begun is finished. Requests that need more of it have failed: how many the driver has made, and how long
-    /// they are, is no measure for whoever waits. Each request that was taken is answered, those still in the ring are not taken.
+    /// they are, is no measure for whoever waits. Each request that was taken is answered, if memory may be touched; those still in the
+    /// ring are not taken.
     fn stop(mut self: Box<Self>) -> Vec<RingState> {
         self.ending = true;
-        while self.engine.wait().is_ok() && self.proceed().is_ok() {}
+        let answers = self.has_right();
+        // Where that fails, the engine waits when it is dropped.
+        let _ = self.await_host();
+        if answers {
+            // A ring that fails is told of to nobody any more.
+            let _ = self.proceed();
+        }
         let Self {
             engine,
-            jobs,
+            mut jobs,
             mut scratch,
             disk,
             mut ring,
+            ended,
             ..
         } = *self;
         drop(engine);
+        for Completion { slot, result } in &ended {
+            if let Some(job) = jobs.get_mut(*slot) {
+                job.note_lost(&disk.image, result);
+            }
+        }
+        if !answers {
+            return vec![ring.into_state()];
+        }
         // None of them is with the kernel any more.
         for job in jobs.into_jobs() {
             let Answer { head, written } = job.finish(Status::IoError, &mut scratch, &disk.metrics);

@@ -1,6 +1,7 @@
 //! Many requests at a time, large and odd ones, and the end of a queue.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ with_both_engines! {
     stop_leaves_guest_memory_alone
     stopped_queue_goes_on_where_it_was
     stop_waits_for_no_more_than_the_host_has_begun
+    nobody_is_answered_without_the_right_to_memory
+    what_ended_while_the_queue_was_held_without_the_right_is_answered_when_it_is_back
     one_turn_moves_no_more_than_its_share
     long_requests_come_to_their_end_all_the_same
     a_turn_of_flushes_is_short
@@ -379,6 +382,52 @@ fn stop_waits_for_no_more_than_the_host_has_begun(io_uring: bool) {
     assert_eq!(used.len(), usize::from(state.next_avail));
     assert!((1..=16).contains(&used.len()));
     assert_eq!(guest.driver.read(STATUS, 1), [IO_ERROR]);
+}
+
+fn nobody_is_answered_without_the_right_to_memory(io_uring: bool) {
+    let (_file, mut guest) = large_disk(io_uring);
+    let right = Arc::new(AtomicBool::new(true));
+    guest.heed(&right);
+    guest.driver.write(STATUS, &[UNANSWERED]);
+    offer_long_reads(&mut guest, 16);
+    guest.wake().unwrap();
+    right.store(false, Ordering::SeqCst);
+    let before = guest.driver.used_flags();
+    let interrupts = guest.driver.interrupts();
+    guest.hold();
+    let state = guest.stop()[0].queue;
+    assert!(state.next_avail > 0 && state.next_used == 0);
+    assert_eq!(guest.driver.take_used(), None);
+    assert_eq!(guest.driver.read(STATUS, 1), [UNANSWERED]);
+    assert_eq!(
+        (guest.driver.used_flags(), guest.driver.interrupts()),
+        (before, interrupts)
+    );
+}
+
+fn what_ended_while_the_queue_was_held_without_the_right_is_answered_when_it_is_back(io_uring: bool) {
+    let file = image(&[]);
+    file.as_file().set_len(64 << 20).unwrap();
+    let mut guest = Guest::new(config(file.path(), io_uring), 64);
+    let right = Arc::new(AtomicBool::new(true));
+    guest.heed(&right);
+    for _ in 0..10 {
+        assert_eq!(guest.ask(OUT, 0, &pattern(512 * KIB, 1), 0).status, OK);
+        guest.driver.write(HEADER, &Guest::header(FLUSH, 0));
+        for _ in 0..3 {
+            guest.driver.add(&[Buf::Out(HEADER, 16), Buf::In(STATUS, 1)]);
+        }
+        guest.kick();
+        guest.wake().unwrap();
+        right.store(false, Ordering::SeqCst);
+        let before = std::iter::from_fn(|| guest.driver.take_used()).count();
+        guest.hold();
+        assert_eq!(guest.driver.take_used(), None);
+        guest.release();
+        right.store(true, Ordering::SeqCst);
+        guest.settle(3 - before);
+        assert_eq!(guest.driver.read(STATUS, 1), [OK]);
+    }
 }
 
 fn one_turn_moves_no_more_than_its_share(io_uring: bool) {

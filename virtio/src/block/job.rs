@@ -130,10 +130,7 @@ impl Job {
         {
             return;
         }
-        if let (true, Err(error)) = (self.syncing, &result) {
-            image.durability().lose(error);
-            self.unsynced = true;
-        }
+        self.unsynced |= self.note_lost(image, &result);
         let progress = match &mut self.work {
             Work::Transfer(transfer) => transfer.complete(&self.chain, image, result),
             Work::Discard(zeroing) | Work::WriteZeroes(zeroing) => zeroing.complete(result),
@@ -146,6 +143,14 @@ impl Job {
         if let Err(status) = progress {
             self.ended = Some(status);
         }
+    }
+
+    /// Takes note of data that the host has lost, if `result` says so; whether it does. All that is left of an operation whose request is not
+    /// answered.
+    pub fn note_lost(&self, image: &Image, result: &io::Result<usize>) -> bool {
+        let lost = result.as_ref().err().filter(|_| self.syncing);
+        let lost = lost.filter(|error| error.kind() != io::ErrorKind::Interrupted);
+        lost.inspect(|error| image.durability().lose(error)).is_some()
     }
 
     /// Writes the status, gives back what was lent, and counts.

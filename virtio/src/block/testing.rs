@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind, Write};
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use husk_devices::memory::GuestMemory;
@@ -277,6 +278,10 @@ impl Guest {
 
     pub fn release(&mut self) {
         self.handler.as_mut().unwrap().release(&mut self.watched).unwrap();
+    }
+
+    pub fn heed(&mut self, right: &Arc<AtomicBool>) {
+        self.handler.as_mut().unwrap().heed(right.clone());
     }
 
     pub fn stop(&mut self) -> Vec<RingState> {

@@ -443,6 +443,25 @@ fn a_device_without_the_right_to_memory_leaves_its_ring_alone_whoever_is_at_it()
 }
 
 #[test]
+fn a_reset_of_a_device_without_the_right_to_memory_answers_nobody() {
+    let right = Arc::new(AtomicBool::new(true));
+    let mut bench = Bench::new();
+    for lane in &bench.session.lanes {
+        lane.heed(right.clone());
+    }
+    bench.serve.locked.store(true, Ordering::SeqCst);
+    bench.queues[2].send(LOCK, 1);
+    bench.queues[2].send(ECHO, 2);
+    assert_eq!(bench.queues[2].replies(1), ok([2]));
+    bench.queues[1].send(SLOW, 3);
+    bench.serve.wait_for_slow(1);
+    right.store(false, Ordering::SeqCst);
+    bench.serve.let_go(1);
+    assert_eq!(bench.stop().len(), 3);
+    assert_eq!((bench.queues[2].reply(), bench.queues[1].reply()), (None, None));
+}
+
+#[test]
 fn a_reset_waits_for_what_was_begun_refuses_what_waits_and_begins_anew() {
     let mut bench = Bench::new();
     bench.serve.locked.store(true, Ordering::SeqCst);

@@ -4,7 +4,7 @@
 //! handler that would be called has its descriptors watched no more, so that its thread sleeps, and is called for all of them when the
 //! right is back. Neither direction has anybody wait: taking the right away is a flag, which the thread sees before its next piece of
 //! work. The piece that it is at is short; what the host has begun by then, such as a read from a disk, is finished. A handler that has
-//! other threads help it is told where the flag is ([`Handler::heed`]).
+//! other threads help it, or that is held or stopped while it has requests to answer, is told where the flag is ([`Handler::heed`]).
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -152,7 +152,7 @@ impl Handler for Guarded {
         handler.wake(token, &mut watch)
     }
 
-    /// Whether or not it has the right: what it has begun ends all the same.
+    /// Whether or not it has the right: what it has begun ends all the same, and is answered when it has.
     fn hold(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
         let (handler, mut watch) = self.parts(watch);
         handler.hold(&mut watch)
@@ -168,6 +168,7 @@ impl Handler for Guarded {
         handler.survive(&mut watch)
     }
 
+    /// Without the right it answers nobody: the driver that resets the device may have given the memory to others.
     fn stop(self: Box<Self>) -> Vec<RingState> {
         self.handler.stop()
     }

@@ -232,7 +232,9 @@ impl Lane {
     /// Begins nothing more, waits for what has been begun, and tells the driver.
     pub fn hold(&self) {
         let mut state = self.stop_beginning();
-        state.announce();
+        if state.has_right() {
+            state.announce();
+        }
     }
 
     /// Goes on after [`Lane::hold`].
@@ -246,12 +248,15 @@ impl Lane {
         lock(&self.state).failure.take()
     }
 
-    /// As [`Lane::hold`], for good: what waits is refused. Returns where the ring stood.
+    /// As [`Lane::hold`], for good: what waits is refused, or without the right to memory forgotten. Returns where the ring stood.
     pub fn finish(&self) -> Option<RingState> {
         let mut state = self.stop_beginning();
         let State { waiting, again, .. } = &mut *state;
         let left: Vec<Chain> = again.drain(..).chain(waiting.drain(..)).collect();
         self.waiting.store(0, Ordering::SeqCst);
+        if !state.has_right() {
+            return state.ring.take().map(Ring::into_state);
+        }
         let now = Instant::now();
         for chain in left {
             let len = fuse::refuse(&mut chain.reader(), &mut chain.writer(), libc::ENOTCONN);
@@ -267,7 +272,9 @@ impl Lane {
         while state.busy > 0 {
             state = self.quiet.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.settle();
+        if state.has_right() {
+            state.settle();
+        }
         state
     }
 }
