@@ -256,6 +256,36 @@ fn a_husk_without_an_api_has_a_console_and_the_index_says_what_it_has_not() {
     }
 }
 
+/// The host has another file of that name.
+#[test]
+fn a_husk_in_a_mount_namespace_of_its_own_has_its_own_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("place");
+    fs::create_dir(&place).unwrap();
+    fs::write(place.join("log"), "of the host\n").unwrap();
+    let inside = |script: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]);
+        command.arg(&place).arg(HUSK).arg(folder.path().join("api.sock"));
+        command.stdin(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    let mount = "mount -t tmpfs none $1";
+    if !inside(mount).status().is_ok_and(|status| status.success()) {
+        println!("skipped: needs unshare(1) and a user namespace");
+        return;
+    }
+    let run = format!("{mount} && exec $2 --api-socket $3 -v --log-file $1/log");
+    let child = inside(&run).spawn().unwrap();
+    let husk = Husk { folder, child };
+    husk.ready();
+    let vm = json!({"payload": {"kernel": "/nowhere"}});
+    assert_eq!(husk.client().put("vm.create", Some(vm)).0, 204);
+    let (_, own) = gathered(&husk, &[&husk.child.id().to_string()], "bundle");
+    let log = text(&own.join("log.txt"));
+    assert!(log.contains("vm.create") && !log.contains("of the host"), "{log}");
+}
+
 /// Of whoever calls itself a husk, and is a user's, root's bundle must have nothing but what that user writes.
 #[test]
 fn a_name_on_a_command_line_opens_no_file_of_roots() {
