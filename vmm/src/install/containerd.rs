@@ -213,12 +213,12 @@ fn beginning(options: &Options, main: &Config, own: &Path) -> Result<(Option<Ite
     let (mut last, mut is_behind) = (None, false);
     for loaded in loaded(options, main, own)? {
         let config = match loaded {
-            Loaded::Own => {
+            None => {
                 is_behind = true;
                 continue;
             }
-            Loaded::Others(config) if config.section(plugin).is_none() => continue,
-            Loaded::Others(config) => config,
+            Some(config) if config.section(plugin).is_none() => continue,
+            Some(config) => config,
         };
         if is_behind {
             let problem = format!(
@@ -233,17 +233,9 @@ fn beginning(options: &Options, main: &Config, own: &Path) -> Result<(Option<Ite
     Ok((section, last))
 }
 
-/// One of the files that containerd reads.
-enum Loaded {
-    /// husk's drop-in, whether it is there yet or not.
-    Own,
-    /// Any other.
-    Others(Config),
-}
-
 /// What containerd 1 reads after `main`, in its order (`LoadConfig` in its `config.go`): what each file imports goes to the end of a queue,
-/// and of what is there twice the first counts.
-fn loaded(options: &Options, main: &Config, own: &Path) -> Result<Vec<Loaded>, InstallError> {
+/// and of what is there twice the first counts. `None` stands for husk's drop-in `own`, whether it is there yet or not.
+fn loaded(options: &Options, main: &Config, own: &Path) -> Result<Vec<Option<Config>>, InstallError> {
     let resolve = |config: &Config| -> Vec<PathBuf> {
         let imports = config.imports(true);
         imports
@@ -258,10 +250,10 @@ fn loaded(options: &Options, main: &Config, own: &Path) -> Result<Vec<Loaded>, I
             continue;
         }
         if path == own {
-            found.push(Loaded::Own);
+            found.push(None);
         } else if let Some(config) = Config::read(options, &path)? {
             pending.extend(resolve(&config));
-            found.push(Loaded::Others(config));
+            found.push(Some(config));
         }
         seen.push(path);
     }
