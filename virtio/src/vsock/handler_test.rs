@@ -444,6 +444,43 @@ fn what_the_guest_sent_before_it_closed_is_delivered_in_its_absence() {
     assert!(is_at_end(&mut client));
 }
 
+#[test]
+fn a_stream_that_ends_with_something_unread_ends_in_order() {
+    type End = fn(&mut Rig, u32);
+    let ends: [(&str, End); 4] = [
+        ("both directions closed", |rig, port| rig.shut_down(port, SHUTDOWN_BOTH)),
+        ("reset", |rig, port| rig.send(Rig::header(port, PORT, Op::Reset), &[])),
+        ("one direction after the other", |rig, port| {
+            rig.shut_down(port, SHUTDOWN_RECEIVE);
+            rig.shut_down(port, SHUTDOWN_SEND);
+        }),
+        ("transport reset", |rig, _| {
+            rig.host.reset_transport();
+            rig.run();
+        }),
+    ];
+    for (name, end) in ends {
+        let mut rig = Rig::new();
+        let (mut client, port) = rig.open_with(10);
+        client.write_all(&[1; 25]).unwrap();
+        assert_eq!(rig.received()[0].payload.len(), 10, "what the guest has room for");
+        end(&mut rig, port);
+        assert!(is_at_end(&mut client), "{name}");
+    }
+}
+
+#[test]
+fn dials_and_streams_end_in_order_when_the_driver_goes() {
+    let mut rig = Rig::new();
+    let (mut client, _) = rig.open_with(10);
+    let mut dial = rig.connect();
+    dial.write_all(b"conn").unwrap();
+    client.write_all(&[1; 25]).unwrap();
+    rig.run();
+    rig.handler.stop();
+    assert!(is_at_end(&mut client) && is_at_end(&mut dial));
+}
+
 /// Sends until the socket is full, which shows in credit that does not come back. Whether there may be more.
 fn said_nothing_of(rig: &mut Rig, port: u32, sent: &mut usize) -> bool {
     rig.data(port, &[5; BUFFER]);

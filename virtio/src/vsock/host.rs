@@ -118,9 +118,8 @@ impl Doorman {
         for _ in 0..DIALS_PER_TURN {
             let Host { listener, metrics, .. } = &*self.host;
             match listener.accept() {
-                Ok(socket) => {
+                Ok(_closed) => {
                     metrics.dials_without_driver.inc();
-                    socket.discard();
                 }
                 Err(error) if is_shortage(&error) => {
                     metrics.dials_dropped.inc();

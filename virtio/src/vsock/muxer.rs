@@ -125,7 +125,7 @@ impl Muxer {
         self.table.get_mut(token)
     }
 
-    /// Ends all streams and dials, without a word to the guest.
+    /// Ends all streams and dials, without a word to the guest. The host's programs come to the end of theirs.
     pub fn forget_all(&mut self) {
         self.table = Table::default();
         self.ready.clear();
@@ -480,9 +480,6 @@ impl Muxer {
         if connection.queued {
             // A guest without buffers could otherwise make the queue as long as it likes.
             self.ready.retain(|waiting| *waiting != token);
-        }
-        if connection.readable {
-            connection.socket.discard();
         }
         drop(connection);
         if std::mem::take(&mut self.starved) {

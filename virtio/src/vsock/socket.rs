@@ -17,7 +17,7 @@ const LEAST_BUFFER: libc::c_int = 64;
 const DISCARD_BYTES: usize = 16 << 10;
 const DISCARDS_MAX: usize = 32;
 
-/// One end of a connection.
+/// One end of a connection. It is closed in order: what its peer has sent and nobody has read is thrown away first.
 #[derive(Debug)]
 pub(super) struct Socket(UnixStream);
 
@@ -97,14 +97,22 @@ impl Socket {
         let _ = self.0.shutdown(how);
     }
 
-    /// Throws away what has arrived: a socket closed with something unread gives its peer an error in place of an end.
-    pub fn discard(&self) {
+    /// Throws away what has arrived.
+    fn discard(&self) {
         let mut scrap = [0; DISCARD_BYTES];
         for _ in 0..DISCARDS_MAX {
             if !matches!(self.receive(&mut scrap), Ok(1..)) {
                 return;
             }
         }
+    }
+}
+
+impl Drop for Socket {
+    /// A socket closed with something unread gives its peer an error in place of an end.
+    fn drop(&mut self) {
+        self.shutdown(Shutdown::Read);
+        self.discard();
     }
 }
 
@@ -124,7 +132,10 @@ impl From<UnixStream> for Socket {
 #[cfg(test)]
 impl From<Socket> for UnixStream {
     fn from(socket: Socket) -> Self {
-        socket.0
+        let stream = socket.0.try_clone().unwrap();
+        // Nothing is to be thrown away.
+        std::mem::forget(socket);
+        stream
     }
 }
 
