@@ -7,16 +7,18 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use vmm_sys_util::epoll::EpollEvent;
 
-use super::host::Host;
+use super::host::{Host, SHORTAGE};
 use super::moderation::Moderation;
 use super::muxer::Muxer;
 use super::receive::Receive;
 use super::table::Token;
 use super::vectors::Vectors;
 use crate::device::{Handler, HandlerError, Watch};
+use crate::rate_limit::Alarm;
 use crate::ring::{Ring, RingError, RingState, Step};
 
 /// Events taken in one go.
@@ -27,13 +29,14 @@ const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
 /// epoll's number of the listening socket; those of connections are far below.
 const LISTENER: u64 = u64::MAX;
 
-/// [`Watch`] tokens: doorbells, the bell of the device, all sockets, news for the driver.
+/// [`Watch`] tokens: doorbells, the bell of the device, all sockets, news for the driver, descriptors that may be there.
 const RECEIVE: u32 = 0;
 const TRANSMIT: u32 = 1;
 const EVENT: u32 = 2;
 const BELL: u32 = 3;
 const SOCKETS: u32 = 4;
 const NEWS: u32 = 5;
+const DESCRIPTORS: u32 = 6;
 
 /// Queues and streams.
 pub(super) struct VsockHandler {
@@ -50,6 +53,8 @@ pub(super) struct VsockHandler {
     reset_due: bool,
     /// News for the driver that wait; none before there is a thread.
     moderation: Option<Moderation>,
+    /// For dials that wait for a descriptor.
+    alarm: Option<Alarm>,
 }
 
 impl VsockHandler {
@@ -66,6 +71,7 @@ impl VsockHandler {
             held_up: false,
             reset_due: false,
             moderation: None,
+            alarm: None,
         }
     }
 
@@ -81,6 +87,8 @@ impl VsockHandler {
         }
         let moderation = self.moderation.insert(Moderation::new()?);
         watch.readable(moderation.as_raw_fd(), NEWS)?;
+        let alarm = self.alarm.insert(Alarm::new()?);
+        watch.readable(alarm.as_raw_fd(), DESCRIPTORS)?;
         watch.readable(self.muxer.open()?, SOCKETS)
     }
 
@@ -97,6 +105,16 @@ impl VsockHandler {
             }
         }
         Ok(())
+    }
+
+    /// Looks again for a descriptor, if dials wait for one: it may be others that give it back.
+    fn set_alarm(&mut self) -> io::Result<()> {
+        match &mut self.alarm {
+            Some(alarm) if self.muxer.is_starved() && !alarm.is_set() => {
+                alarm.set(Instant::now().checked_add(SHORTAGE))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Takes the guest's packets and gives their buffers back. The driver hears of it later.
@@ -168,6 +186,13 @@ impl VsockHandler {
     }
 }
 
+fn no_sockets(source: io::Error) -> HandlerError {
+    HandlerError::Host {
+        what: "cannot wait for sockets",
+        source,
+    }
+}
+
 impl Handler for VsockHandler {
     fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
         self.host.set_served(true);
@@ -179,10 +204,13 @@ impl Handler for VsockHandler {
 
     fn wake(&mut self, token: u32, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
         match token {
-            SOCKETS => self.look_at_sockets().map_err(|source| HandlerError::Host {
-                what: "cannot wait for sockets",
-                source,
-            })?,
+            SOCKETS => self.look_at_sockets().map_err(no_sockets)?,
+            DESCRIPTORS => {
+                self.alarm.iter_mut().for_each(Alarm::rang);
+                if self.muxer.is_starved() {
+                    self.muxer.accept().map_err(no_sockets)?;
+                }
+            }
             BELL => self.reset_due |= self.host.reset_wanted.swap(false, Ordering::AcqRel),
             // New buffers are found by whoever needs some.
             RECEIVE => self.receive.ring.note_kick(),
@@ -195,7 +223,7 @@ impl Handler for VsockHandler {
         }
         self.serve(token == TRANSMIT || self.held_up)?;
         self.tell_taken(token == NEWS)?;
-        Ok(())
+        self.set_alarm().map_err(no_sockets)
     }
 
     /// All streams end. The listening socket stays, and whoever dials it is sent away.

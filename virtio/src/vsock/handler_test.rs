@@ -481,6 +481,37 @@ fn dials_and_streams_end_in_order_when_the_driver_goes() {
     assert!(is_at_end(&mut client) && is_at_end(&mut dial));
 }
 
+#[test]
+fn a_dial_without_a_descriptor_is_taken_once_there_is_one() {
+    let mut rig = Rig::new();
+    let exhausted = |rig: &Rig, now| rig.host.listener.exhausted.store(now, Ordering::Relaxed);
+    exhausted(&rig, true);
+    rig.handler.muxer.reserve.lose();
+    let mut client = rig.connect();
+    client.write_all(b"connect 1024\n").unwrap();
+    assert_eq!(rig.received(), []);
+    exhausted(&rig, false);
+    // Nothing happens but that the timer rings.
+    rig.run_once_more();
+    assert_eq!(ops(&mut rig), [Op::Request]);
+    assert!(rig.handler.muxer.reserve.is_there(), "and the next one is answered");
+}
+
+#[test]
+fn without_descriptors_nobody_looks_for_dials_that_are_not_there() {
+    let mut rig = Rig::new();
+    rig.host.listener.exhausted.store(true, Ordering::Relaxed);
+    rig.handler.muxer.reserve.lose();
+    let client = rig.connect();
+    rig.run();
+    assert!(rig.handler.muxer.is_starved());
+    drop(client);
+    // One that has hung up is still there to be taken.
+    rig.host.listener.accept_all();
+    rig.run_once_more();
+    assert!(!rig.handler.muxer.is_starved());
+}
+
 /// Sends until the socket is full, which shows in credit that does not come back. Whether there may be more.
 fn said_nothing_of(rig: &mut Rig, port: u32, sent: &mut usize) -> bool {
     rig.data(port, &[5; BUFFER]);

@@ -19,7 +19,7 @@ use crate::threads::{Body, Duty, Plain, Threads};
 const DIALS_PER_TURN: usize = 64;
 
 /// How long a dial waits when not even one descriptor can be had.
-const SHORTAGE: Duration = Duration::from_millis(10);
+pub(super) const SHORTAGE: Duration = Duration::from_millis(10);
 
 const DIAL: u32 = 0;
 const BELL: u32 = 1;
@@ -120,6 +120,7 @@ impl Doorman {
             match listener.accept() {
                 Ok(_closed) => {
                     metrics.dials_without_driver.inc();
+                    self.reserve.renew(listener);
                 }
                 Err(error) if is_shortage(&error) => {
                     metrics.dials_dropped.inc();

@@ -4,8 +4,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::socket::Socket;
+use crate::syscall::is_ready;
 use crate::unix::{self, BindError, SocketFile};
 
 /// Dials that may wait until they are looked at.
@@ -16,6 +18,9 @@ const BACKLOG: libc::c_int = 1024;
 pub(super) struct Listener {
     socket: UnixListener,
     path: PathBuf,
+    /// There are no descriptors, as far as dials are concerned.
+    #[cfg(test)]
+    pub exhausted: std::sync::atomic::AtomicBool,
 }
 
 impl Listener {
@@ -23,12 +28,35 @@ impl Listener {
     pub fn bind(path: &Path) -> Result<(Self, SocketFile), BindError> {
         let (socket, file) = unix::bind(path, BACKLOG)?;
         let path = path.to_owned();
-        Ok((Self { socket, path }, file))
+        let listener = Self {
+            socket,
+            path,
+            #[cfg(test)]
+            exhausted: std::sync::atomic::AtomicBool::default(),
+        };
+        Ok((listener, file))
     }
 
     /// Takes the next dial.
     pub fn accept(&self) -> io::Result<Socket> {
+        #[cfg(test)]
+        if self.exhausted.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
         Socket::accept(&self.socket)
+    }
+
+    /// Whether a dial waits. Without a descriptor that is not to be learned by taking it.
+    pub fn has_dial(&self) -> bool {
+        is_ready(self.as_raw_fd(), libc::POLLIN, Duration::ZERO).unwrap_or(true)
+    }
+
+    /// Takes all dials that wait, whether or not there are descriptors.
+    #[cfg(test)]
+    pub fn accept_all(&self) {
+        while self.has_dial() {
+            drop(self.socket.accept());
+        }
     }
 
     /// The socket of a program of the host that serves `port` to the guest.
@@ -54,6 +82,25 @@ impl Reserve {
     /// Puts one aside, if there is one.
     pub fn new(listener: &Listener) -> Self {
         Self(listener.socket.as_fd().try_clone_to_owned().ok())
+    }
+
+    /// Puts one aside again, if the last one was lost to somebody else.
+    pub fn renew(&mut self, listener: &Listener) {
+        if self.0.is_none() {
+            *self = Self::new(listener);
+        }
+    }
+
+    /// Whether one is put aside.
+    #[cfg(test)]
+    pub fn is_there(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Somebody else has it.
+    #[cfg(test)]
+    pub fn lose(&mut self) {
+        self.0 = None;
     }
 
     /// Closes the next dial. `false` if there is no reserve.

@@ -55,8 +55,8 @@ pub(super) struct Muxer {
     /// Dials that the guest has not answered.
     requested: usize,
     next_port: u32,
-    reserve: Reserve,
-    /// Dials wait until a descriptor becomes free.
+    pub(super) reserve: Reserve,
+    /// Dials wait until a descriptor becomes free, here or elsewhere.
     starved: bool,
 }
 
@@ -134,13 +134,25 @@ impl Muxer {
         self.requested = 0;
     }
 
+    /// Whether dials wait for a descriptor: they are to be looked at again soon.
+    pub fn is_starved(&self) -> bool {
+        self.starved
+    }
+
     /// Takes dials of the host.
     pub fn accept(&mut self) -> io::Result<()> {
+        self.starved = false;
         for _ in 0..DIALS_PER_TURN {
             match self.host.listener.accept() {
-                Ok(socket) => self.admit(socket),
+                Ok(socket) => {
+                    self.reserve.renew(&self.host.listener);
+                    self.admit(socket);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if is_shortage(&error) => {
+                    if !self.host.listener.has_dial() {
+                        return Ok(());
+                    }
                     if !self.shed() {
                         self.starved = true;
                         return Ok(());
