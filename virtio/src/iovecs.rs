@@ -215,6 +215,16 @@ impl<'b> Buffers<'b> {
             data = data.get(piece.len()..).unwrap_or_default();
         }
     }
+
+    /// Copies what is `offset` bytes from the beginning to `data`; returns how much of it there is.
+    pub fn read(self, offset: usize, data: &mut [u8]) -> usize {
+        let mut found = 0usize;
+        for piece in pieces(self.slices(), offset, data.len()) {
+            let copied = piece.copy_to(data.get_mut(found..).unwrap_or_default());
+            found = found.saturating_add(copied);
+        }
+        found
+    }
 }
 
 fn iovec(slice: VolatileSlice<'_>) -> libc::iovec {
@@ -269,6 +279,11 @@ mod tests {
         live.buffers().write(2, &[7, 8]);
         live.buffers().write(5, &[9, 10, 11]);
         live.buffers().write(6, &[12]);
+        let mut read = [1; 4];
+        assert_eq!(live.buffers().read(2, &mut read), 4);
+        assert_eq!(read, [7, 8, 0, 9]);
+        assert_eq!(live.buffers().read(5, &mut read), 1);
+        assert_eq!((read[0], live.buffers().read(6, &mut read)), (9, 0));
         drop(iovecs);
         assert_eq!((one, two), ([0, 0, 7], [8, 0, 9]));
     }

@@ -13,6 +13,7 @@ use crate::config::ConfigBytes;
 use crate::net::header::{HEADER_BYTES, MAX_FRAME_BYTES};
 use crate::net::line::Link;
 use crate::net::metrics::NetMetrics;
+use crate::net::rx::Terms;
 use crate::net::tap::Tap;
 use crate::rate_limit::{BucketConfig, Limiter, LimiterConfig, Pace};
 use crate::ring::{Notify, RingError};
@@ -49,13 +50,19 @@ struct Bench {
 
 struct Setup {
     size: u16,
-    mergeable: bool,
+    terms: Terms,
     limits: LimiterConfig,
 }
 
+const TERMS: Terms = Terms {
+    mergeable: true,
+    checksums: true,
+    mtu: None,
+};
+
 const USUAL: Setup = Setup {
     size: 256,
-    mergeable: true,
+    terms: TERMS,
     limits: LimiterConfig {
         bandwidth: None,
         ops: None,
@@ -94,7 +101,7 @@ impl Bench {
             )),
             metrics: self.metrics.clone(),
         };
-        let rx = Receive::new(self.rx.ring(), Pace::new(limiter()), setup.mergeable);
+        let rx = Receive::new(self.rx.ring(), Pace::new(limiter()), setup.terms);
         let tx = Transmit::new(self.tx.ring(), Pace::new(limiter()), ALL);
         let mut handler = PairHandler::new(rx, tx, line, None, None);
         handler.watch(&mut Ignore).unwrap();
@@ -236,7 +243,10 @@ fn a_frame_for_which_the_ring_is_too_small_is_dropped_and_the_next_one_arrives()
 #[test]
 fn without_mergeable_buffers_a_frame_is_in_one_chain_or_dropped() {
     let mut bench = Bench::new(&Setup {
-        mergeable: false,
+        terms: Terms {
+            mergeable: false,
+            ..TERMS
+        },
         ..USUAL
     });
     bench.give(4, 1526);
@@ -312,6 +322,72 @@ fn what_was_taken_and_not_used_is_the_rings_again_after_a_stop() {
     let states = bench.stop();
     assert_eq!(states[0].queue.next_avail, 2, "one frame in two buffers");
     assert_eq!(states[1].queue.next_avail, 0);
+}
+
+#[test]
+fn flags_are_for_a_driver_that_knows_of_checksums() {
+    for checksums in [true, false] {
+        let terms = Terms { checksums, ..TERMS };
+        let mut bench = Bench::new(&Setup { terms, ..USUAL });
+        bench.give(4, 1536);
+        // The kernel has checked it (`VIRTIO_NET_HDR_F_DATA_VALID`).
+        let header = [2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        bench.wire.send(&[&header[..], &pattern(60)].concat()).unwrap();
+        bench.wake(TAP).unwrap();
+        assert_eq!(bench.received(1536).unwrap()[0], if checksums { 2 } else { 0 });
+    }
+}
+
+#[test]
+fn no_frame_is_longer_than_the_link_carries_unless_it_will_be_segmented() {
+    let tagged = |tags: &[[u8; 2]], len: usize| {
+        let mut frame = pattern(len);
+        frame[12..14].copy_from_slice(&[8, 0]);
+        for (at, tag) in tags.iter().enumerate() {
+            frame[12 + 4 * at..14 + 4 * at].copy_from_slice(tag);
+        }
+        frame
+    };
+    let (inner, outer) = ([0x81, 0], [0x88, 0xa8]);
+    for (gso, frame, passes) in [
+        (0, tagged(&[], 1514), true),
+        (0, tagged(&[], 1515), false),
+        (0x80, tagged(&[], 1515), false),
+        (1, tagged(&[], 4000), true),
+        (0x81, tagged(&[], 4000), true),
+        (5, tagged(&[], 4000), true),
+        (0, tagged(&[inner], 1518), true),
+        (0, tagged(&[inner], 1519), false),
+        (0, tagged(&[outer, inner], 1522), true),
+        (0, tagged(&[outer, inner], 1523), false),
+    ] {
+        // Buffers as small as they may be: a frame begins in one and goes on elsewhere.
+        for buffer in [12, 1536] {
+            let terms = Terms {
+                mtu: Some(1500),
+                ..TERMS
+            };
+            let mut bench = Bench::new(&Setup { terms, ..USUAL });
+            bench.give(1, buffer);
+            let header = [0, gso, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            bench.wire.send(&[&header[..], &frame].concat()).unwrap();
+            bench.wake(TAP).unwrap();
+            bench.give(8, 1536);
+            bench.wake(RX_KICK).unwrap();
+            let received = bench.received(1536).map(|bytes| bytes[HEADER_BYTES..].to_vec());
+            assert_eq!(
+                received,
+                passes.then(|| frame.clone()),
+                "{gso:#x}, {} bytes",
+                frame.len()
+            );
+            assert_eq!(bench.metrics.rx_dropped.get(), u64::from(!passes));
+            // What was not passed on is in nobody's way.
+            bench.arrive(&pattern(60));
+            bench.wake(TAP).unwrap();
+            assert_eq!(bench.received(1536).unwrap()[HEADER_BYTES..], pattern(60));
+        }
+    }
 }
 
 /// Takes the second of the two regions out of guest memory; what was there, for as long as somebody has it.

@@ -21,6 +21,8 @@ use virtio_bindings::virtio_net::{
 
 use super::features::has;
 
+/// Offset of `flags`.
+pub(super) const FLAGS: usize = 0;
 /// Bytes of the header with `VIRTIO_F_VERSION_1`.
 pub const HEADER_BYTES: usize = 12;
 /// Offset of `num_buffers`.
@@ -78,6 +80,31 @@ pub fn check(header: [u8; HEADER_BYTES], frame_bytes: usize, features: u64) -> R
     let [flags, _, _, _, _, _, rest @ ..] = out;
     let [cs0, cs1, co0, co1, _, _] = rest;
     Ok([flags, gso, hl0, hl1, gs0, gs1, cs0, cs1, co0, co1, 0, 0])
+}
+
+/// The beginning of a frame, for [`exceeds`]: its header, both addresses, two VLAN tags and what follows them.
+pub(super) const BEGINNING_BYTES: usize = HEADER_BYTES + MIN_FRAME_BYTES + 2 * TAG_BYTES;
+/// Bytes of a VLAN tag (IEEE 802.1Q), and the kinds there are: C-tag and S-tag.
+const TAG_BYTES: usize = 4;
+const TAGS: [[u8; 2]; 2] = [[0x81, 0x00], [0x88, 0xa8]];
+
+/// Whether a frame of `frame_bytes` that `begins` so is longer than a link of `mtu` carries: what will be segmented may be. An Ethernet
+/// header and VLAN tags do not count.
+pub(super) fn exceeds(begins: &[u8; BEGINNING_BYTES], frame_bytes: usize, mtu: u16) -> bool {
+    let [_, gso, ..] = begins;
+    let kind = |offset: usize| {
+        begins
+            .get(HEADER_BYTES.saturating_add(offset)..)
+            .and_then(|kind| kind.first_chunk())
+    };
+    let is_tag = |offset| kind(offset).is_some_and(|kind| TAGS.contains(kind));
+    let tags = match (is_tag(12), is_tag(12 + TAG_BYTES)) {
+        (false, _) => 0,
+        (true, false) => TAG_BYTES,
+        (true, true) => 2 * TAG_BYTES,
+    };
+    let longest = usize::from(mtu).saturating_add(MIN_FRAME_BYTES).saturating_add(tags);
+    u32::from(*gso) & !VIRTIO_NET_HDR_GSO_ECN == VIRTIO_NET_HDR_GSO_NONE && frame_bytes > longest
 }
 
 fn check_segments(gso: u8, size: u16, features: u64) -> Result<(), Flaw> {

@@ -13,7 +13,7 @@ pub struct NetMetrics {
     pub(super) rx_frames: Counter,
     /// Bytes of them.
     pub(super) rx_bytes: Counter,
-    /// Frames for which the guest's buffers were too short.
+    /// Frames for which the guest's buffers were too short, or that were longer than the link's MTU.
     pub(super) rx_dropped: Counter,
     /// Buffers of the guest that cannot hold a header or are in too many pieces.
     pub(super) rx_malformed: Counter,

@@ -63,7 +63,9 @@ use std::time::Instant;
 use husk_devices::memory::GuestMemory;
 use husk_devices::metrics::Metered;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
-use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+};
 
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, MemoryListener, Profile, StartError, VirtioDevice};
@@ -76,7 +78,7 @@ use doorbells::Doorbells;
 use features::has;
 use handler::{Beginning, PairHandler};
 use line::Line;
-use rx::Receive;
+use rx::{Receive, Terms};
 use tap::Tap;
 use tx::Transmit;
 
@@ -255,6 +257,15 @@ impl Net {
         Some(Control::new(ring, commands))
     }
 
+    /// What holds for frames that the driver receives.
+    fn terms(&self, features: u64) -> Terms {
+        Terms {
+            mergeable: has(features, VIRTIO_NET_F_MRG_RXBUF),
+            checksums: has(features, VIRTIO_NET_F_GUEST_CSUM),
+            mtu: self.config.mtu.filter(|_| has(features, VIRTIO_NET_F_MTU)),
+        }
+    }
+
     /// What is done on an I/O thread before the first frame.
     fn beginning(&self, features: u64) -> Beginning {
         Beginning {
@@ -370,8 +381,7 @@ impl VirtioDevice for Net {
                 link: link.clone(),
                 metrics: self.metrics.clone(),
             };
-            let mergeable = has(features, VIRTIO_NET_F_MRG_RXBUF);
-            let rx = Receive::new(rx, Pace::new(self.rx_limiter.clone()), mergeable);
+            let rx = Receive::new(rx, Pace::new(self.rx_limiter.clone()), self.terms(features));
             let tx = Transmit::new(tx, Pace::new(self.tx_limiter.clone()), features);
             handlers.push(Box::new(PairHandler::new(
                 rx,

@@ -53,6 +53,22 @@ fn the_configuration_space_says_what_there_is() {
 }
 
 #[test]
+fn only_what_was_agreed_on_holds_for_frames() {
+    let net = net(NetConfig {
+        mtu: Some(1400),
+        ..several(1)
+    });
+    let agreed = 1 << VIRTIO_NET_F_MRG_RXBUF | 1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_MTU;
+    let terms = |mergeable, checksums, mtu| Terms {
+        mergeable,
+        checksums,
+        mtu,
+    };
+    assert_eq!(net.terms(agreed), terms(true, true, Some(1400)));
+    assert_eq!(net.terms(0), terms(false, false, None));
+}
+
+#[test]
 fn a_handler_serves_each_pair_that_is_complete() {
     let handlers = |pairs, features, queues: &[bool]| {
         net(several(pairs))

@@ -103,6 +103,12 @@ impl Room {
         }
     }
 
+    /// Copies what is `offset` bytes from the beginning to `data`; returns how much of it there is room for.
+    pub fn read(&self, offset: usize, data: &mut [u8]) -> usize {
+        let Some(iovecs) = &self.iovecs else { return 0 };
+        iovecs.buffers(self.first).read(offset, data)
+    }
+
     /// Moves the chains that hold the first `bytes` to `done`, head and length each.
     pub fn consume(&mut self, mut bytes: usize, done: &mut Vec<(u16, u32)>) {
         while bytes > 0

@@ -3,7 +3,7 @@
 //! Nobody says how long the next frame is. So it is read into whatever room the driver has given, followed by a buffer of husk's own,
 //! and nothing is ever cut off: what ends up there is copied as soon as the driver gives more room. Mostly there is enough.
 
-use super::header::{HEADER_BYTES, MAX_FRAME_BYTES, NUM_BUFFERS};
+use super::header::{self, BEGINNING_BYTES, FLAGS, HEADER_BYTES, MAX_FRAME_BYTES, MIN_FRAME_BYTES, NUM_BUFFERS};
 use super::line::{Fault, Line};
 use super::room::Room;
 use crate::device::HandlerError;
@@ -17,12 +17,22 @@ const BUDGET: usize = 256;
 /// Frames after which the driver is told, so that it need not wait for the last of them.
 const BATCH: usize = 32;
 
+/// What was agreed on with the driver about frames that it receives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Terms {
+    /// A frame may take several chains (`VIRTIO_NET_F_MRG_RXBUF`).
+    pub mergeable: bool,
+    /// `flags` of a header may say something of the checksum (`VIRTIO_NET_F_GUEST_CSUM`); otherwise they are 0 (virtio 1.3 §5.1.6.4.1).
+    pub checksums: bool,
+    /// Longer frames are for segmentation only (`VIRTIO_NET_F_MTU`, virtio 1.2 §5.1.4.1).
+    pub mtu: Option<u16>,
+}
+
 /// The receiving half of a queue pair.
 pub(super) struct Receive {
     ring: Ring,
     pub pace: Pace,
-    /// A frame may take several chains (`VIRTIO_NET_F_MRG_RXBUF`).
-    mergeable: bool,
+    terms: Terms,
     room: Room,
     /// Takes what the room does not.
     overflow: Box<[u8]>,
@@ -46,11 +56,11 @@ enum Pause {
 
 impl Receive {
     /// Takes the ring of a receive queue.
-    pub fn new(ring: Ring, pace: Pace, mergeable: bool) -> Self {
+    pub fn new(ring: Ring, pace: Pace, terms: Terms) -> Self {
         Self {
             ring,
             pace,
-            mergeable,
+            terms,
             room: Room::default(),
             overflow: vec![0; MAX_BYTES].into_boxed_slice(),
             tail: 0,
@@ -118,7 +128,7 @@ impl Receive {
     /// Sees to it that the next frame can be read. `false`: the driver has to give more first, and will kick.
     fn make_room(&mut self, line: &Line) -> Result<bool, RingError> {
         loop {
-            let (bytes, chains) = if self.mergeable {
+            let (bytes, chains) = if self.terms.mergeable {
                 (MAX_BYTES, usize::MAX)
             } else {
                 (MAX_BYTES, 1)
@@ -163,16 +173,35 @@ impl Receive {
             return Ok(());
         }
         self.pace.spend(bytes.saturating_sub(HEADER_BYTES) as u64);
+        if self.is_too_long(bytes) {
+            self.drop_frame(line);
+            return Ok(());
+        }
         match bytes.checked_sub(self.room.bytes()) {
             None | Some(0) => self.complete(bytes, line),
             Some(tail) => {
                 self.tail = tail;
-                if !self.mergeable {
+                if !self.terms.mergeable {
                     self.drop_frame(line);
                 }
                 Ok(())
             }
         }
+    }
+
+    /// Whether the frame of `bytes` that was just read is one that the link does not carry.
+    fn is_too_long(&self, bytes: usize) -> bool {
+        let Some(mtu) = self.terms.mtu else { return false };
+        let frame = bytes.saturating_sub(HEADER_BYTES);
+        if frame <= usize::from(mtu).saturating_add(MIN_FRAME_BYTES) {
+            return false;
+        }
+        let mut begins = [0; BEGINNING_BYTES];
+        let found = self.room.read(0, &mut begins);
+        for (to, from) in begins.iter_mut().skip(found).zip(&self.overflow) {
+            *to = *from;
+        }
+        header::exceeds(&begins, frame, mtu)
     }
 
     /// Moves on with the frame that fills the first `filled` bytes of the room and goes on in `overflow`.
@@ -195,6 +224,9 @@ impl Receive {
     fn complete(&mut self, bytes: usize, line: &Line) -> Result<(), RingError> {
         let chains = u16::try_from(self.room.chains_for(bytes)).unwrap_or(u16::MAX);
         self.room.write(NUM_BUFFERS, &chains.to_le_bytes());
+        if !self.terms.checksums {
+            self.room.write(FLAGS, &[0]);
+        }
         self.done.clear();
         self.room.consume(bytes, &mut self.done);
         line.metrics.rx_frames.inc();
@@ -202,7 +234,7 @@ impl Receive {
         self.ring.push_all(&self.done)
     }
 
-    /// Forgets the frame that does not fit. Its chains are the next one's.
+    /// Forgets the frame that does not fit, or is not to be passed on. Its chains are the next one's.
     fn drop_frame(&mut self, line: &Line) {
         self.tail = 0;
         line.metrics.rx_dropped.inc();

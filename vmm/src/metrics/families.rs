@@ -169,7 +169,7 @@ block unsupported_requests counter Requests answered as unsupported
 block malformed_chains counter Chains without room for a status
 net rx_frames counter Frames given to the guest
 net rx_bytes counter Bytes of frames given to the guest
-net rx_dropped_frames counter Frames for which the guest's buffers were too short
+net rx_dropped_frames counter Frames for which the guest's buffers were too short, or that were longer than the MTU
 net rx_malformed_chains counter Receive buffers that cannot hold a header or are in too many pieces
 net rx_starved_waits counter Times that receiving waited for the guest to give buffers
 net rx_throttled_waits counter Times that receiving waited for its rate limiter
