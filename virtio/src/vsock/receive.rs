@@ -238,3 +238,20 @@ impl Receive {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_length_of_a_turn_is_the_real_one() {
+        let documented = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/devices.md")).unwrap();
+        let kib = TURN_BYTES >> 10;
+        for said in [
+            format!("Streams take turns of up to {kib} KiB."),
+            format!("there are bytes, up to {kib} KiB, in one `recvmsg`."),
+        ] {
+            assert!(documented.contains(&said), "{said:?} is not in docs/devices.md");
+        }
+    }
+}
