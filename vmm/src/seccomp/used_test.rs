@@ -158,6 +158,7 @@ const fn with(number: libc::c_int) -> Option<u32> {
 }
 
 const KERNEL: &str = "a device with backend=vhost (tests/net/by_kernel.rs, tests/vsock/vsock_by_kernel.rs)";
+const RING_GOES: &str = "a guest with a ring of a device with backend=vhost in persistent memory that goes";
 const STANDARD_LIBRARY: &str = "the standard library and malloc, when a lock is contended or a buffer grows";
 const LEFT_BEHIND: &str = "a disk whose thread was left behind and is the last to have the image";
 const MANY_NODES: &str = "a guest that knows more nodes than there are descriptors for";
@@ -300,6 +301,14 @@ const UNSEEN: &[(Use, &str)] = &[
     (("SETUP", n(libc::SYS_ioctl), Some(r::VHOST_SET_FEATURES)), KERNEL),
     (("SETUP", n(libc::SYS_ioctl), Some(r::VHOST_SET_MEM_TABLE)), KERNEL),
     (("EVENT_LOOP", n(libc::SYS_ioctl), Some(r::VHOST_SET_MEM_TABLE)), KERNEL),
+    (
+        ("EVENT_LOOP", n(libc::SYS_ioctl), Some(r::VHOST_NET_SET_BACKEND)),
+        RING_GOES,
+    ),
+    (
+        ("EVENT_LOOP", n(libc::SYS_ioctl), Some(r::VHOST_VSOCK_SET_RUNNING)),
+        RING_GOES,
+    ),
     (("CONTROL", n(libc::SYS_ioctl), Some(r::VHOST_GET_FEATURES)), KERNEL),
     (("CONTROL", n(libc::SYS_ioctl), Some(r::VHOST_SET_OWNER)), KERNEL),
     (
