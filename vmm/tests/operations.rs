@@ -35,6 +35,23 @@ fn store(code: &mut Vec<u8>, gpa: u32, value: &[u8]) {
 /// A guest that starts the device in PCI slot 1 with its first queue, as a driver does (virtio 1.2 §3.1.1), says so on the serial port,
 /// and halts.
 fn kernel(folder: &Path) -> Value {
+    kernel_that(folder, &husk_benches::code(husk_benches::Then::Halt))
+}
+
+/// A guest that starts that device, and lets go of whatever it is told to (`hotplug/src/bank.rs`): it asks all the time.
+fn ejecting_kernel(folder: &Path) -> Value {
+    let eject = [
+        &[0xa1, 0x00, 0x10, 0xb0, 0xfe][..], // mov eax, [TAKE]
+        &[0x85, 0xc0, 0x74, 0xf7],           // test eax, eax; jz back to it
+        &[0x0f, 0xb7, 0xc0],                 // movzx eax, ax: the slot
+        &[0xa3, 0x04, 0x10, 0xb0, 0xfe],     // mov [EJCT], eax
+        &[0xeb, 0xed],                       // jmp back to the first
+    ];
+    kernel_that(folder, &eject.concat())
+}
+
+/// A guest that starts that device and does `then`.
+fn kernel_that(folder: &Path, then: &[u8]) -> Value {
     const CONFIG: u32 = 0xe800_0000 + (1 << 15);
     const BAR: u32 = 0xc000_0000;
     let mut code = Vec::new();
@@ -53,7 +70,7 @@ fn kernel(folder: &Path) -> Value {
     ] {
         store(&mut code, BAR + register, value);
     }
-    code.extend(husk_benches::code(husk_benches::Then::Halt));
+    code.extend(then);
     let path = folder.join("vmlinux");
     fs::write(&path, husk_benches::elf_of(&code)).unwrap();
     json!(path)
@@ -232,6 +249,23 @@ impl Stuck {
     }
 }
 
+/// A file of 1 MiB for a disk called `name`, and how it is described.
+fn disk(folder: &Path, name: &str) -> Value {
+    let path = folder.join(name);
+    File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    json!({"id": name, "path": path})
+}
+
+/// How many events of this name there are in the file `events` for the device `id`.
+fn told(events: &Path, event: &str, id: &str) -> usize {
+    let lines = fs::read_to_string(events).unwrap();
+    let is_meant = |line: &&str| {
+        let line: Value = serde_json::from_str(line).unwrap();
+        line["event"] == event && line["properties"]["id"] == id
+    };
+    lines.lines().filter(is_meant).count()
+}
+
 /// What a client is told of a stop that came to no end: the VM is gone, which it asked for.
 const DONE: (u16, Value) = (204, Value::Null);
 
@@ -300,6 +334,65 @@ fn clients_are_served_while_a_device_does_not_stop_and_the_vm_ends_without_it() 
         assert_eq!(client.get("vmm.ping").0, 200);
     }
     done(&mut client, "vm.boot");
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
+#[test]
+fn a_device_that_was_asked_back_goes_with_its_machine_although_the_guest_never_answered() {
+    if !has_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let events = folder.path().join("events");
+    let monitor = format!("path={}", events.display());
+    let mut husk = Husk::start_in(folder, &["--event-monitor", &monitor]);
+    let folder = husk.folder.path();
+    let (mut vm, goes) = (vm(folder), disk(folder, "goes"));
+    vm["disks"] = json!([goes, disk(folder, "stays")]);
+    let mut client = husk.client();
+    assert_eq!(client.put("vm.create", Some(vm)), DONE);
+    done(&mut client, "vm.boot");
+    assert_eq!(client.put("vm.remove-device", Some(json!({"id": "goes"}))), DONE);
+    assert_eq!(client.get("vm.info").1["config"]["disks"][0]["id"], "goes");
+    done(&mut client, "vm.reboot");
+    let disks = client.get("vm.info").1["config"]["disks"].take();
+    assert_eq!((disks[0]["id"].as_str(), &disks[1]), (Some("stays"), &Value::Null));
+    assert_eq!(told(&events, "device-removed", "goes"), 1);
+    let (status, added) = client.put("vm.add-disk", Some(goes));
+    assert_eq!(status, 200, "nobody has its image: {added}");
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
+#[test]
+fn a_device_that_the_guest_let_go_of_does_not_come_back_although_its_thread_stands_still() {
+    if !has_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let events = folder.path().join("events");
+    let monitor = format!("path={}", events.display());
+    let mut husk = Husk::start_in(folder, &["--event-monitor", &monitor]);
+    let folder = husk.folder.path();
+    let mut vm = vm(folder);
+    vm["payload"]["kernel"] = ejecting_kernel(folder);
+    vm["disks"] = json!([disk(folder, "d")]);
+    let mut client = husk.client();
+    assert_eq!(client.put("vm.create", Some(vm)), DONE);
+    done(&mut client, "vm.boot");
+    let stuck = Stuck::new(&husk, "io-d");
+    assert_eq!(client.put("vm.remove-device", Some(json!({"id": "d"}))), DONE);
+    while told(&events, "device-stuck", "d") == 0 {
+        assert_eq!(client.get("vmm.ping").0, 200);
+    }
+    assert_eq!(told(&events, "device-removed", "d"), 0);
+    done(&mut client, "vm.shutdown");
+    assert_eq!(client.get("vm.info").1["config"]["disks"], Value::Null);
+    done(&mut client, "vm.boot");
+    stuck.release();
+    done(&mut client, "vm.reboot");
+    assert_eq!(client.get("vm.info").1["config"]["disks"], Value::Null);
+    let both = ["device-stuck", "device-removed"].map(|event| told(&events, event, "d"));
+    assert_eq!(both, [1, 1], "each is said once");
     assert_eq!(husk.shut_down().code(), Some(0));
 }
 

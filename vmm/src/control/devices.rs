@@ -97,9 +97,7 @@ impl Controller {
         });
         let (at, pending, passed) = given.map_err(|Unopened { why: error, rival }| {
             let rival = rival.as_deref();
-            let asked = |rival| vm.pending.iter().any(|pending| pending.is_removal_of(rival));
-            let stopping = |rival| vm.machine().is_some_and(|machine| machine.stopping().contains(&rival));
-            let leaving = rival.is_some_and(|rival| asked(rival) || stopping(rival));
+            let leaving = rival.is_some_and(|rival| vm.leaving().iter().any(|(id, _)| id == rival));
             let why = rival.map_or_else(String::new, |rival| image::reason(rival, leaving));
             of_build(error).context(format!("cannot add {id}{why}"))
         })?;
@@ -173,6 +171,20 @@ impl Controller {
     pub(super) fn collect_memory(&mut self, now: Instant) {
         if self.machine().is_some_and(Machine::collect_memory) {
             self.timers.set_if_sooner(Due::Memory, now + RETRY);
+        }
+    }
+
+    /// Devices that were asked back go with the machine that ends, whatever the guest has made of that: no other one begins with them.
+    pub(super) fn end_removals(&mut self) {
+        // What the guest has refused stays, and what is gone is gone.
+        self.report_answers();
+        self.collect();
+        let Some(vm) = &mut self.vm else { return };
+        for (id, at) in vm.leaving() {
+            vm.forget(&id);
+            log::info!("{id} is gone, with the machine that it was to be removed from");
+            self.events
+                .emit_with("vm", "device-removed", properties(&id, &at.to_string()));
         }
     }
 

@@ -231,12 +231,11 @@ impl Work<Controller> for Stop {
         if self.rebuilt_by.is_some() {
             return owner.built(NOT_AGAIN);
         }
-        if let Some(vm) = &mut owner.vm {
-            if !vm.is_stopped() {
-                return None;
-            }
-            drop(vm.take_machine());
+        if owner.vm.as_mut().is_some_and(|vm| !vm.is_stopped()) {
+            return None;
         }
+        owner.end_removals();
+        drop(owner.vm.as_mut().and_then(Vm::take_machine));
         let done = owner.finish(self.then);
         if self.then != Then::Reboot || done.is_err() {
             return Some(done);
@@ -261,14 +260,17 @@ impl Work<Controller> for Stop {
         if self.rebuilt_by.is_some() {
             return Err(late(owner).context(NOT_AGAIN));
         }
+        owner.end_removals();
         let unbuilt = owner.vm.as_ref().map(Vm::unbuilt).unwrap_or_default();
-        let mut machine = owner.vm.as_mut().and_then(|vm| vm.take_machine());
-        let mut names = machine.as_mut().map(Machine::unstopped).unwrap_or_default();
-        names.extend(unbuilt);
+        let machine = owner.machine_mut().map(Machine::unstopped);
+        let names = [machine.unwrap_or_default(), unbuilt].concat();
+        let told = |name: &str| owner.vm.as_ref().is_some_and(|vm| vm.stopping.is_told(name));
+        let untold: Vec<String> = names.iter().filter(|name| !told(name)).cloned().collect();
+        owner.tell_stuck(&untold);
+        let machine = owner.vm.as_mut().and_then(Vm::take_machine);
         owner.abandoned.extend(machine);
         // If it was not the machine that did not come, it has stopped.
         owner.collect_abandoned();
-        owner.tell_stuck(&names);
         let names = names.join(", ");
         log::warn!("{names}: left behind by a VM that ends; what was not acknowledged to the guest may be lost");
         if self.then != Then::Reboot {

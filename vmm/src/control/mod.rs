@@ -234,13 +234,14 @@ impl Controller {
         {
             let deadline = asked + STOP_DEADLINE;
             self.news.wait_until(deadline, || vm.is_stopped());
-            let mut stuck = vm.unbuilt();
+            let (mut stuck, told) = (vm.unbuilt(), std::mem::take(&mut vm.stopping));
             let machine = vm.take_machine();
             stuck.extend(
                 machine
                     .into_iter()
                     .flat_map(|machine| machine.stop_by(&self.news, deadline)),
             );
+            stuck.retain(|name| !told.is_told(name));
             self.tell_stuck(&stuck);
         }
         self.vm = None;

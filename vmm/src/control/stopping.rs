@@ -19,6 +19,11 @@ impl Stopping {
         }
     }
 
+    /// Whether the device called `name` has been told of as late.
+    pub(super) fn is_told(&self, name: &str) -> bool {
+        matches!(self.deadlines.get(name), Some(None))
+    }
+
     /// When the next of them is late.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.deadlines.values().flatten().min().copied()
@@ -58,6 +63,7 @@ mod tests {
         assert!(stopping.take_late(now + SECOND).is_empty());
         assert_eq!(stopping.take_late(now + LIMIT), ["a"]);
         assert!(stopping.take_late(now + LIMIT).is_empty());
+        assert_eq!(["a", "b", "c"].map(|name| stopping.is_told(name)), [true, false, false]);
         assert_eq!(stopping.deadline(), Some(now + SECOND + LIMIT));
         stopping.update(names(&["a", "b"]), now + LIMIT, LIMIT);
         assert_eq!(stopping.take_late(now + 9 * LIMIT), ["b"]);

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use husk_devices::pci::Bdf;
 use husk_virtio::device::VirtioDevice;
 use husk_virtio::threads::Threads;
 use serde_json::Value;
@@ -310,6 +311,13 @@ impl Vm {
         self.containers.replace(Value::Null);
         self.state = VmState::Shutdown;
         self.machine.take()
+    }
+
+    /// The devices of the machine that a client has asked back, unless the guest refused, and where they are.
+    pub(super) fn leaving(&self) -> Vec<(String, Bdf)> {
+        let asked = |id: &str| self.pending.iter().any(|pending| pending.is_removal_of(id));
+        let leaving = self.machine.as_ref().map(|machine| machine.leaving(asked));
+        leaving.unwrap_or_default()
     }
 
     /// Asks everything to hold: it is [paused](Self::paused) when it does.

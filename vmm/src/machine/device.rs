@@ -233,6 +233,14 @@ impl Devices {
         stopping.map(|(name, _)| name.as_str()).collect()
     }
 
+    /// The devices that fit `wanted`, and where they are, or that the guest has let go of and that are there still.
+    pub fn leaving(&self, wanted: impl Fn(&str) -> bool) -> Vec<(String, Bdf)> {
+        let plug = self.slots.plug();
+        let leaves = |name: &str, at: &Bdf| wanted(name) || plug.is_retired(u32::from(at.device));
+        let leaving = self.places.iter().filter(|(name, at)| leaves(name, at));
+        leaving.map(|(name, at)| (name.clone(), *at)).collect()
+    }
+
     /// What tells the guest of changes.
     pub fn hotplug(&self) -> &Hotplugs {
         &self.hotplug

@@ -146,6 +146,11 @@ impl Machine {
         self.devices.stopping()
     }
 
+    /// The devices on their way out, and where they are: those that `asked` says the guest was asked for, and those that it has let go of.
+    pub fn leaving(&self, asked: impl Fn(&str) -> bool) -> Vec<(String, Bdf)> {
+        self.devices.leaving(asked)
+    }
+
     /// Tells the guest again of what it has not asked about yet; whether there is such a thing.
     pub fn remind(&self) -> bool {
         self.devices.hotplug().remind()

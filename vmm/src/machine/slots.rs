@@ -156,10 +156,14 @@ impl PciPlug {
         self.plugged.contains_key(&slot)
     }
 
+    /// Whether the guest has let go of the function in `slot`, which is on its way out.
+    pub fn is_retired(&self, slot: u32) -> bool {
+        self.plugged.get(&slot).is_some_and(|plugged| plugged.retired)
+    }
+
     /// Whether the function in `slot` is on its way out, and its threads have yet to stop.
     pub fn is_stopping(&self, slot: u32) -> bool {
-        let retired = self.plugged.get(&slot).is_some_and(|plugged| plugged.retired);
-        retired && self.with(slot, |function| !function.is_stopped()).unwrap_or(false)
+        self.is_retired(slot) && self.with(slot, |function| !function.is_stopped()).unwrap_or(false)
     }
 
     fn make(&mut self, slot: u32, unit: NewFunction) -> Result<(), Fault> {
