@@ -60,6 +60,9 @@ pub(crate) const RECORDS: u64 = 0x840;
 /// Length of a memory slot's record.
 pub(crate) const RECORD_BYTES: u64 = 0x10;
 
+/// What a slot's device is notified of to have the guest let go (ACPI 6.5 §5.6.6).
+const EJECT_REQUEST: u8 = 3;
+
 /// How often a guest is told again of memory that it says it has, before it is not believed. Each time it tries to add what is missing,
 /// so the second attempt may succeed and the third event then prove it.
 const CHECKS: u8 = 3;
@@ -86,6 +89,13 @@ impl Kind {
             Self::Memory => GedEvent::Memory,
             Self::Pci => GedEvent::Pci,
         }
+    }
+
+    /// Whether a guest that has taken the request to let go is told of it once more when the host asks once more: somebody who asks for a
+    /// device does so by hand, and the driver may have lost the first request, or its kernel been replaced (kexec). Processors and memory are
+    /// asked for by resizes, which a guest has begun to carry out.
+    const fn repeats_requests(self) -> bool {
+        matches!(self, Self::Pci)
     }
 
     /// Whether guests look at `_STA` once `_EJ0` has returned, and rely on what it says.
@@ -176,6 +186,8 @@ struct Entry {
     checks: u8,
     /// The guest has let go and not yet seen that the unit has gone.
     unverified: bool,
+    /// The guest has taken the request to let go, and is to be told of it once more.
+    again: bool,
     add: Option<Promise>,
     remove: Option<Promise>,
 }
@@ -263,14 +275,24 @@ impl Bank {
 
     /// Carries out an event of the host's; `promise`, if any, is for whoever asked for it.
     pub(crate) fn apply(&mut self, slot: u32, event: Event, promise: Option<Promise>) -> Result<State, BankError> {
+        let repeats = self.kind.repeats_requests();
         let entry = self.entry(slot)?;
         // What the guest has already let go of has nothing left to keep: there, asking means that nobody wants the slot again.
         if entry.pinned && event == Event::Ask && !matches!(entry.state, State::Ejected { .. }) {
             return Err(BankError::Pinned { slot });
         }
-        entry
+        let before = entry.state;
+        let state = entry
             .step(event, promise)
-            .map_err(|source| BankError::NotAllowed { slot, source })
+            .map_err(|source| BankError::NotAllowed { slot, source })?;
+        // Asked before, heard, and asked again.
+        entry.again |= repeats && event == Event::Ask && is_heard(before) && is_heard(state);
+        Ok(state)
+    }
+
+    /// Whether the guest is to be told something of `slot`, now or once it has seen an ejection.
+    pub(crate) fn waits(&self, slot: u32) -> bool {
+        self.find(slot).is_some_and(|entry| entry.news().is_some())
     }
 
     fn entry(&mut self, slot: u32) -> Result<&mut Entry, BankError> {
@@ -300,8 +322,8 @@ impl Bank {
         let (Ok(slot), Some(notify)) = (u32::try_from(index), entry.notification()) else {
             return 0;
         };
-        // What waits can be taken.
-        if entry.step(Event::Take, None).is_err() {
+        // What waits can be taken. Of what is said once more the guest has taken the first time already.
+        if !std::mem::take(&mut entry.again) && entry.step(Event::Take, None).is_err() {
             return 0;
         }
         entry.looked_at = false;
@@ -453,14 +475,21 @@ impl Entry {
             looked_at: false,
             checks: 0,
             unverified: false,
+            again: false,
             add: None,
             remove: None,
         }
     }
 
-    /// What the guest is to be told of now.
+    /// What the guest is to be told of.
+    fn news(&self) -> Option<u8> {
+        let again = self.again.then_some(EJECT_REQUEST);
+        self.state.notification().or(again)
+    }
+
+    /// What it is to be told of now.
     fn notification(&self) -> Option<u8> {
-        self.state.notification().filter(|_| !self.unverified)
+        self.news().filter(|_| !self.unverified)
     }
 
     /// What an answer of the guest's is worth: see [`Kind`]. `signs` tells whether it is one that evaluates `_SUN`.
@@ -502,8 +531,21 @@ impl Entry {
         keep(&mut self.add, step.add);
         keep(&mut self.remove, step.remove);
         self.state = step.state;
+        self.again &= is_heard(step.state);
         Ok(step.state)
     }
+}
+
+/// Whether the guest has taken the request to let go, and nobody wants the slot again.
+fn is_heard(state: State) -> bool {
+    matches!(
+        state,
+        State::Asked {
+            seen: true,
+            wanted: false,
+            ..
+        }
+    )
 }
 
 fn keep(promise: &mut Option<Promise>, outcome: Option<Outcome>) {

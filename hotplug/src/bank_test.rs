@@ -367,6 +367,42 @@ fn the_guest_is_called_again_for_what_has_to_be_checked() {
 }
 
 #[test]
+fn a_guest_that_took_a_request_and_is_asked_again_is_told_again_of_functions_only() {
+    for (kind, told) in [(Kind::Pci, 1 | 3 << 16), (Kind::Cpu, 0), (Kind::Memory, 0)] {
+        let (mut bank, _) = bank_of(kind, 2);
+        bank.apply(1, Event::Boot, None).unwrap();
+        let first = ask(&mut bank, 1);
+        ask(&mut bank, 1);
+        assert_eq!(read32(&mut bank, 0), 1 | 3 << 16);
+        assert_eq!(read32(&mut bank, 0), 0, "asked twice before it heard, told once");
+        let second = ask(&mut bank, 1);
+        assert_eq!(bank.waits(1), told != 0, "{kind:?}");
+        assert_eq!(read32(&mut bank, 0), told, "{kind:?}");
+        assert_eq!(read32(&mut bank, 0), 0);
+        assert_eq!(first.wait(Instant::now()), Outcome::Withdrawn);
+        ask(&mut bank, 1);
+        drop(second);
+        eject(&mut bank, 1);
+        assert_eq!(read32(&mut bank, 0), 0, "what it let go of is asked for no more");
+        assert!(matches!(state(&bank, 1), State::Ejected { .. }));
+        bank.apply(1, Event::Destroyed, None).unwrap();
+        assert_eq!(read32(&mut bank, 0), 0);
+    }
+}
+
+#[test]
+fn a_request_that_is_refused_is_not_told_again() {
+    let (mut bank, _) = bank(2);
+    bank.apply(1, Event::Boot, None).unwrap();
+    ask(&mut bank, 1);
+    assert_eq!(read32(&mut bank, 0), 1 | 3 << 16);
+    let ticket = ask(&mut bank, 1);
+    ost(&mut bank, 1, 3, 0x82);
+    assert_eq!(ticket.wait(Instant::now()), Outcome::Refused { ost: 0x82 });
+    assert_eq!(read32(&mut bank, 0), 0);
+}
+
+#[test]
 fn a_pinned_slot_is_never_asked_for() {
     let (mut bank, _) = bank(2);
     bank.pin(0).unwrap();

@@ -116,8 +116,8 @@ impl<P: Plug> Hotplug<P> {
         }
         self.create(slot, unit, Event::Offer)?;
         let (promise, ticket) = Ticket::with(self.waker.clone());
-        let state = self.bank().apply(slot, Event::Offer, Some(promise))?;
-        self.ring(state);
+        self.bank().apply(slot, Event::Offer, Some(promise))?;
+        self.ring(slot);
         Ok(ticket)
     }
 
@@ -139,7 +139,7 @@ impl<P: Plug> Hotplug<P> {
     }
 
     /// Asks the guest to let go of a slot. The ticket is kept by its `_EJ0`, or by the `_OST` that refuses. A unit that the guest
-    /// has not yet heard of goes at once.
+    /// has not yet heard of goes at once. A guest that has been asked for a PCI function before, and has not answered, is told again.
     ///
     /// # Errors
     /// The slot is empty or pinned.
@@ -150,7 +150,7 @@ impl<P: Plug> Hotplug<P> {
         if matches!(state, State::Ejected { .. }) {
             self.complete_eject(slot)?;
         }
-        self.ring(state);
+        self.ring(slot);
         Ok(ticket)
     }
 
@@ -269,10 +269,11 @@ impl<P: Plug> Hotplug<P> {
             .collect()
     }
 
-    fn ring(&self, state: State) {
-        if state.notification().is_some() {
-            let event = self.bank().kind().event();
-            self.bell.ring(event);
+    /// Announces what the guest is to be told of `slot`, if there is anything.
+    fn ring(&self, slot: u32) {
+        let bank = self.bank();
+        if bank.waits(slot) {
+            self.bell.ring(bank.kind().event());
         }
     }
 
@@ -305,8 +306,8 @@ impl<P: Plug> Hotplug<P> {
                 self.bank().apply(slot, Event::Ask, None)?;
             }
         }
-        let state = self.bank().apply(slot, Event::Destroyed, None)?;
-        self.ring(state);
+        self.bank().apply(slot, Event::Destroyed, None)?;
+        self.ring(slot);
         created.map(|()| true)
     }
 }

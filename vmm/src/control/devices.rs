@@ -129,10 +129,13 @@ impl Controller {
                 self.publish();
             }
             Some(machine) => {
-                let pending = machine
+                let mut pending = machine
                     .remove(id)
                     .map_err(|e| ApiError::from_error(Kind::Conflict, &e).context(format!("cannot remove {id}")))?;
                 log::info!("vm.remove-device: the guest is asked to let go of {id}");
+                if let Some(earlier) = vm.pending.iter().find(|pending| pending.is_removal_of(id)) {
+                    pending.follow(earlier);
+                }
                 vm.pending.push(pending);
                 self.collect();
                 self.remind_soon();

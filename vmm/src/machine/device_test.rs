@@ -106,6 +106,20 @@ fn a_device_that_the_guest_lets_go_of_is_gone_with_its_name() {
 }
 
 #[test]
+fn a_guest_that_is_asked_again_is_told_again_once() {
+    let (mut devices, board) = devices();
+    let at = devices.add_virtio("a", device()).unwrap();
+    devices.ask_back("a").unwrap();
+    let told = 3 << 16 | u32::from(at.device);
+    assert_eq!([take(&board), take(&board)], [told, 0]);
+    let ticket = devices.ask_back("a").unwrap();
+    assert_eq!([take(&board), take(&board)], [told, 0]);
+    let_go(&board, at);
+    assert_eq!(collect(&mut devices), [("a".to_owned(), at)]);
+    assert_eq!(ticket.wait(Instant::now()), Outcome::Accepted);
+}
+
+#[test]
 fn a_device_that_the_guest_has_not_heard_of_is_gone_at_once_with_its_name() {
     let (mut devices, board) = devices();
     let (at, _) = devices.offer_virtio("a", device()).unwrap();

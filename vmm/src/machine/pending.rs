@@ -72,6 +72,13 @@ impl Pending {
         }
     }
 
+    /// Takes the place of `earlier`, which asked the same: the guest is given no more time, unless its silence has been told of.
+    pub fn follow(&mut self, earlier: &Self) {
+        if !earlier.overdue {
+            self.since = earlier.since;
+        }
+    }
+
     /// Whether the guest was asked to let go of the device called `id`.
     pub fn is_removal_of(&self, id: &str) -> bool {
         self.request == Request::Remove && self.id == id
@@ -131,6 +138,19 @@ mod tests {
         assert_eq!(pending.update(late + PATIENCE), None);
         promise.keep(Outcome::Accepted);
         assert!(matches!(pending.update(late + PATIENCE), Some(Update::Done(_))));
+    }
+
+    #[test]
+    fn asking_again_puts_silence_off_only_once_it_was_told() {
+        let ((_first_promise, mut first), (_promise, mut second)) = (pending(), pending());
+        let begun = first.since - PATIENCE / 2;
+        first.since = begun;
+        second.follow(&first);
+        assert_eq!(second.deadline(), Some(begun + PATIENCE));
+        assert!(second.update(begun + PATIENCE).is_some());
+        let (_third_promise, mut third) = pending();
+        third.follow(&second);
+        assert!(third.deadline() > second.since.checked_add(PATIENCE));
     }
 
     #[test]
