@@ -12,6 +12,7 @@ const CONFIGURED: &str = "/sys/kernel/config";
 const NAME: &str = "nullbhusk";
 const SIZE_MIB: u64 = 8;
 const SECTORS_A_MIB: u64 = 2048;
+const SECTOR: usize = 512;
 
 /// A disk in memory with a file system on it. It goes when this is dropped.
 pub struct BadDisk {
@@ -45,6 +46,16 @@ impl BadDisk {
     pub fn spoil(&self) {
         forget();
         self.set("badblocks", &format!("+{}", Self::sectors()));
+    }
+
+    /// The block goes bad that begins with `content`, which is there once, and no other; what the kernel remembers of the disk goes.
+    pub fn spoil_where(&self, content: &[u8]) {
+        forget();
+        let stored = fs::read(self.path()).unwrap();
+        let sector = stored.chunks(SECTOR).position(|sector| content.starts_with(sector));
+        let sector = sector.unwrap();
+        forget();
+        self.set("badblocks", &format!("+{sector}-{sector}"));
     }
 
     /// It holds what it held.

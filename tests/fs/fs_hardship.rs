@@ -116,6 +116,24 @@ fn a_full_file_system_says_so_and_takes_more_when_there_is_room(served: &Served,
     );
 }
 
+/// Of what is written back to a host that has room for the half of it, nothing is lost without a word. virtiofsd tells the guest how much it
+/// wrote, which the guest does not look at.
+fn what_a_disk_takes_a_part_of_is_a_failure(served: &Served, agent: &mut Agent, server: &str) {
+    let at = format!("/{server}/small");
+    let script = format!(
+        "cd {at}; rm *; fallocate -l {} half; truncate -s {SMALL} part",
+        SMALL / 2
+    );
+    sh(agent, &script);
+    assert_eq!(
+        write_mapped(agent, &format!("{at}/part"), SMALL),
+        libc::ENOSPC,
+        "{server}"
+    );
+    let small = rustix::fs::statvfs(served.host(server).join("small")).unwrap();
+    assert_eq!(small.f_bavail, 0, "{server}: a part of it was written");
+}
+
 /// The guest's user `kim`, and what he may have: of files the folder that is his, and five in it.
 const KIM: u32 = 1000;
 const KIMS: Quota = Quota { kib: 256, files: 6 };
@@ -307,6 +325,43 @@ fn a_disk_that_cannot_be_read_is_an_error_until_it_can(
     assert_eq!(sum(agent), found(&[0; ON_DISK]), "{server}");
 }
 
+/// A file of which one request may read both what is there and what is not, and where that begins.
+const LONG: usize = 1 << 20;
+const BAD: usize = LONG / 2 + 65_536;
+
+fn a_file_that_cannot_be_read_in_the_middle_is_an_error_and_no_shorter(
+    disk: &BadDisk,
+    served: &Served,
+    agent: &mut Agent,
+    server: &str,
+) {
+    let name = format!("bad/{server}-long");
+    let (file, path) = (served.host(server).join(&name), format!("/{server}/{name}"));
+    // Nothing of it is on the disk from another's.
+    let seed = server.bytes().map(u64::from).sum();
+    let content = pattern::bytes(seed, LONG);
+    fs::write(&file, &content).unwrap();
+    disk.spoil_where(&content[BAD..]);
+    let drop_caches = "echo 3 > /proc/sys/vm/drop_caches";
+    sh(agent, drop_caches);
+    let failed = agent.ask(&Call::Sum { path: path.clone() }).unwrap();
+    let errno = match &failed {
+        Reply::Failed { errno, .. } => *errno,
+        _ => None,
+    };
+    assert_eq!(errno, Some(libc::EIO), "{server}: {failed:?}");
+    let look = format!("stat -c %s {path}; head -c 65536 {path} | wc -c; tail -c 65536 {path} | wc -c");
+    assert_eq!(sh(agent, &look), format!("{LONG}\n65536\n65536\n"), "{server}");
+    disk.mend();
+    sh(agent, drop_caches);
+    let found = Reply::Data {
+        bytes: LONG as u64,
+        checksum: pattern::checksum(&content),
+    };
+    assert_eq!(agent.ask(&Call::Sum { path }).unwrap(), found, "{server}");
+    fs::remove_file(&file).unwrap();
+}
+
 #[test]
 fn full_bad_replaced_and_cut_short_a_share_says_what_the_host_says_and_goes_on() {
     let (mut mounts, mut limited) = (Vec::new(), Vec::new());
@@ -337,9 +392,13 @@ fn full_bad_replaced_and_cut_short_a_share_says_what_the_host_says_and_goes_on()
         a_folder_that_is_replaced_is_served_on_and_the_new_one_is_not(&served, &mut agent, server);
         a_file_cut_short_while_it_is_mapped_is_the_mappers_loss(&served, &mut agent, server);
     }
+    for server in &SERVERS[..2] {
+        what_a_disk_takes_a_part_of_is_a_failure(&served, &mut agent, server);
+    }
     match &disk {
         Some(disk) => SERVERS[..2].iter().for_each(|server| {
             a_disk_that_cannot_be_read_is_an_error_until_it_can(disk, &served, &mut agent, server);
+            a_file_that_cannot_be_read_in_the_middle_is_an_error_and_no_shorter(disk, &served, &mut agent, server);
         }),
         None => println!("skipped: the disk that goes bad needs null_blk"),
     }
