@@ -191,7 +191,10 @@ fn choice() -> Choice {
     let listed = DIFFERENCES.iter().map(|difference| difference.case);
     Choice {
         every: usize::try_from(amount("HUSK_TEST_RULES_EVERY", 16)).unwrap(),
-        also: listed.chain(["lock: two who wait"]).map(String::from).collect(),
+        also: listed
+            .chain(["lock: two who wait", "lock: of an open file"])
+            .map(String::from)
+            .collect(),
     }
 }
 

@@ -122,6 +122,15 @@ pub fn lock_range(file: impl AsFd, lock: Lock, start: i64, length: i64) -> Resul
     record_lock(file, libc::F_SETLK, lock, start, length).map(drop)
 }
 
+/// As [`lock_range`], but for the open file in place of the process (`F_OFD_SETLK`).
+///
+/// # Errors
+///
+/// `EAGAIN`: somebody else has a lock in the way.
+pub fn lock_range_of_file(file: impl AsFd, lock: Lock, start: i64, length: i64) -> Result<(), Errno> {
+    record_lock(file, libc::F_OFD_SETLK, lock, start, length).map(drop)
+}
+
 /// As [`lock_range`], but waits (`F_SETLKW`).
 ///
 /// # Errors

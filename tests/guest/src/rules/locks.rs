@@ -8,7 +8,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
 use super::case::{Cases, Found, create, edit, file, name, open, said};
-use crate::kernel::{self, Lock, in_the_way, lock_range};
+use crate::kernel::{self, Lock, in_the_way, lock_range, lock_range_of_file};
 
 /// What another process would be answered.
 fn elsewhere<T: Send>(act: impl FnOnce() -> Result<T, Errno> + Send) -> Result<T, Errno> {
@@ -118,14 +118,19 @@ pub fn add(cases: &mut Cases) {
         let [mine, theirs] = opened()?;
         elsewhere(|| lock_range(&theirs, Lock::Exclusive, 0, 0))?;
         // A thread is joined before its table is closed.
-        let mut answer = lock_range(&mine, Lock::Exclusive, 0, 0);
-        for _ in 0..200 {
-            if answer.is_err() {
-                thread::sleep(std::time::Duration::from_millis(10));
-                answer = lock_range(&mine, Lock::Exclusive, 0, 0);
-            }
-        }
-        Ok(said(answer))
+        Ok(said(soon(|| lock_range(&mine, Lock::Exclusive, 0, 0))))
+    });
+    cases.add("lock: of an open file, in the way of another", "EAGAIN", || {
+        let [mine, theirs] = opened()?;
+        lock_range_of_file(&mine, Lock::Exclusive, 0, 0)?;
+        Ok(said(lock_range_of_file(&theirs, Lock::Exclusive, 0, 0)))
+    });
+    cases.add("lock: of an open file, gone when that is closed", "ok", || {
+        let [mine, theirs] = opened()?;
+        lock_range_of_file(&mine, Lock::Exclusive, 0, 0)?;
+        drop(mine);
+        // A server hears of it a moment later.
+        Ok(said(soon(|| lock_range_of_file(&theirs, Lock::Exclusive, 0, 0))))
     });
     cases.add("lock: exclusive takes a right to write", "EBADF", || {
         file("x")?;
@@ -267,6 +272,18 @@ fn waits(wait: impl FnOnce() -> Result<(), Errno> + Send, release: impl FnOnce()
             (Err(_), Err(_)) => "was lost".into(),
         })
     })
+}
+
+/// The answer of `lock` once it is no failure, or after two seconds.
+fn soon(lock: impl Fn() -> Result<(), Errno>) -> Result<(), Errno> {
+    let mut answer = lock();
+    for _ in 0..200 {
+        if answer.is_err() {
+            thread::sleep(std::time::Duration::from_millis(10));
+            answer = lock();
+        }
+    }
+    answer
 }
 
 fn told(found: Option<(Lock, i64, i64)>) -> Found {

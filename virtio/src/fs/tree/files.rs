@@ -201,10 +201,7 @@ impl Tree {
             self.locks.drop_owner(node, owner, true);
         }
         let open = self.handles.remove(node, handle)?;
-        // Linux flushes before; whoever does not, leaves nothing locked either.
-        if open.inode.leaves_locks() {
-            self.locks.drop_node(node);
-        }
+        self.drop_locks_of(&open, handle);
         Ok(())
     }
 

@@ -104,10 +104,32 @@ fn a_file_that_nobody_has_open_is_locked_by_nobody() {
     assert_eq!(set(second, whole(2, Write)), Ok(Locked::Yes));
     let before = share.tree.lock_generation();
     share.tree.release(node, handle, None).unwrap();
-    assert_eq!(share.counter("locks"), 2, "another has it open still");
+    assert_eq!(share.counter("locks"), 1, "another has it open still");
     share.tree.release(node, second, None).unwrap();
     assert_eq!((share.counter("locks"), share.tree.budget.open()), (0, 2));
     assert_ne!(share.tree.lock_generation(), before);
+}
+
+/// An owner is a process, whose locks go when the guest says so, or an open file, of which it says only that it is closed.
+#[test]
+fn an_owner_who_is_an_open_file_goes_with_it() {
+    let share = Share::new();
+    let (node, handle) = opened(&share);
+    let second = share.open(node, O_RDWR).unwrap();
+    let set = |handle, lock: Lock| share.tree.setlk(node, handle, &lock, None);
+    assert_eq!(set(handle, range(1, Write, 0, 9)), Ok(Locked::Yes));
+    assert_eq!(set(second, range(2, Write, 0, 9)), Err(Errno::AGAIN));
+    // A process that goes on with another descriptor keeps what it has.
+    assert_eq!(set(handle, range(3, Write, 20, 29)), Ok(Locked::Yes));
+    assert_eq!(set(second, range(3, Write, 30, 39)), Ok(Locked::Yes));
+    let before = share.tree.lock_generation();
+    share.tree.release(node, handle, None).unwrap();
+    assert_ne!(share.tree.lock_generation(), before);
+    assert_eq!(set(second, range(2, Write, 0, 9)), Ok(Locked::Yes));
+    assert_eq!(set(second, range(2, Write, 20, 20)), Err(Errno::AGAIN));
+    assert_eq!(share.counter("locks"), 2);
+    share.tree.flush(node, second, 3).unwrap();
+    assert_eq!(set(second, range(2, Write, 20, 20)), Ok(Locked::Yes));
 }
 
 /// Threads of one process are one owner: what one gives up must not take what another just got.

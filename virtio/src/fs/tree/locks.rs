@@ -56,6 +56,8 @@ impl Holder {
 /// An owner's locks of one file.
 struct Owned {
     file: Held,
+    /// By which the last of them was taken. An owner who is an open file of the guest (`F_OFD_SETLK` of fcntl(2)) goes with it.
+    handle: Handle,
     pid: u32,
     spans: Vec<Span>,
     /// Taken out of the table: who still has it must look there again.
@@ -114,11 +116,21 @@ impl Locks {
         self.let_go(&holder, &mut lock(&owned));
     }
 
+    /// The locks of ranges go whose owners took the last one by `handle`, which is closed.
+    ///
+    /// The guest's kernel says when a process lets go of its locks ([`Locks::drop_owner`]), and does so before it says that the file is
+    /// closed. Of open files as owners it says nothing else: they have one handle.
+    pub fn drop_handle(&self, node: Node, handle: Handle) {
+        self.drop_all(Holder::of_ranges(node), |owned| lock(owned).handle == handle);
+    }
+
     /// All locks of `node` go.
     pub fn drop_node(&self, node: Node) {
-        let gone: Vec<_> = lock(&self.table)
-            .extract_if(Holder::of_node(node), |_, _| true)
-            .collect();
+        self.drop_all(Holder::of_node(node), |_| true);
+    }
+
+    fn drop_all(&self, of: std::ops::RangeInclusive<Holder>, goes: impl Fn(&Mutex<Owned>) -> bool) {
+        let gone: Vec<_> = lock(&self.table).extract_if(of, |_, owned| goes(owned)).collect();
         for (holder, owned) in &gone {
             self.let_go(holder, &mut lock(owned));
         }
@@ -243,11 +255,14 @@ impl Tree {
             let owned = match known {
                 Some(owned) => owned,
                 None if lock.kind == LockKind::Unlock => return Ok(Locked::Yes),
-                None => self.new_owner(&open, holder, lock.pid)?,
+                None => self.new_owner(&open, holder, handle, lock.pid)?,
             };
             let mut held = self::lock(&owned);
             if !held.gone {
                 let answer = self.change(&mut held, lock, range, span);
+                if answer.is_ok() && lock.kind != LockKind::Unlock {
+                    held.handle = handle;
+                }
                 drop(held);
                 self.locks.tidy(&holder);
                 break answer;
@@ -255,8 +270,8 @@ impl Tree {
         };
         // Closed meanwhile, perhaps: either that sees the lock, or this sees that.
         open.inode.note_lock();
-        if self.handles.get(node, handle).is_err() && open.inode.leaves_locks() {
-            self.locks.drop_node(node);
+        if self.handles.get(node, handle).is_err() {
+            self.drop_locks_of(&open, handle);
         }
         match answer {
             Ok(()) => Ok(Locked::Yes),
@@ -266,6 +281,17 @@ impl Tree {
                 None => Err(Errno::AGAIN),
             },
             Err(error) => Err(error),
+        }
+    }
+
+    /// What was locked by a handle that is closed goes; all that is left, if it was the last one of its node.
+    pub(super) fn drop_locks_of(&self, open: &OpenFile, handle: Handle) {
+        let node = open.inode.node();
+        // Linux flushes before; whoever does not, leaves nothing locked either.
+        if open.inode.leaves_locks() {
+            self.locks.drop_node(node);
+        } else if open.inode.has_locks() {
+            self.locks.drop_handle(node, handle);
         }
     }
 
@@ -280,12 +306,13 @@ impl Tree {
     }
 
     /// An owner who holds nothing yet, or who has come to be there meanwhile.
-    fn new_owner(&self, open: &OpenFile, holder: Holder, pid: u32) -> Result<Arc<Mutex<Owned>>, Errno> {
+    fn new_owner(&self, open: &OpenFile, holder: Holder, handle: Handle, pid: u32) -> Result<Arc<Mutex<Owned>>, Errno> {
         let file = self
             .budget
             .take(Use::File, || self.description(&open.file, open.position.is_some()))?;
         let owned = Owned {
             file,
+            handle,
             pid,
             spans: Vec::new(),
             gone: false,

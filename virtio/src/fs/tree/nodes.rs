@@ -111,6 +111,11 @@ impl Inode {
         self.locked.store(true, Ordering::SeqCst);
     }
 
+    /// Whether it may be locked.
+    pub fn has_locks(&self) -> bool {
+        self.locked.load(Ordering::SeqCst)
+    }
+
     /// Whether nobody has it open any more, but there may be locks: said once.
     pub fn leaves_locks(&self) -> bool {
         self.opens.load(Ordering::SeqCst) == 0 && self.locked.swap(false, Ordering::SeqCst)
