@@ -132,6 +132,108 @@ fn an_owner_who_is_an_open_file_goes_with_it() {
     assert_eq!(set(second, range(2, Write, 20, 20)), Ok(Locked::Yes));
 }
 
+/// Descriptors of this process that `path` is open for writing by.
+fn writers_of(path: &Path) -> usize {
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap();
+    let writes = |fd: &std::ffi::OsStr| {
+        let info = fs::read_to_string(Path::new("/proc/self/fdinfo").join(fd)).unwrap_or_default();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap_or("0");
+        u32::from_str_radix(flags.trim(), 8).unwrap() & 3 != 0
+    };
+    let names = descriptors.map(|entry| entry.unwrap().file_name());
+    let of_path =
+        |fd: &std::ffi::OsString| fs::read_link(Path::new("/proc/self/fd").join(fd)).is_ok_and(|link| link == path);
+    names.filter(of_path).filter(|fd| writes(fd)).count()
+}
+
+#[test]
+fn a_file_is_open_for_writing_only_for_whom_it_is_so_in_the_guest() {
+    for readonly in [false, true] {
+        let share = Share::with(|config| config.readonly = readonly);
+        fs::write(share.host("a"), "content").unwrap();
+        let node = share.node("a");
+        let handle = share.open(node, O_RDONLY).unwrap();
+        let set = |lock: Lock| share.tree.setlk(node, handle, &lock, None);
+        assert_eq!(set(range(1, Read, 0, 9)), Ok(Locked::Yes));
+        assert_eq!(set(range(1, Write, 0, 9)), Err(Errno::BADF), "as fcntl(2) says");
+        assert_eq!(set(whole(2, Write)), Ok(Locked::Yes), "flock(2) asks for nothing");
+        assert_eq!(share.counter("locks"), 2);
+        assert_eq!(writers_of(&share.host("a")), 0, "read-only: {readonly}");
+    }
+}
+
+#[test]
+fn an_owner_who_reads_first_and_writes_later_keeps_what_he_has() {
+    let share = Share::new();
+    fs::write(share.host("a"), "content").unwrap();
+    let node = share.node("a");
+    let (reads, writes) = (share.open(node, O_RDONLY).unwrap(), share.open(node, O_RDWR).unwrap());
+    let set = |handle, lock: Lock| share.tree.setlk(node, handle, &lock, None);
+    assert_eq!(set(reads, range(1, Read, 0, 9)), Ok(Locked::Yes));
+    assert_eq!(set(reads, range(1, Read, 20, u64::MAX)), Ok(Locked::Yes));
+    assert_eq!(set(reads, range(2, Read, 5, 5)), Ok(Locked::Yes));
+    let before = share.tree.budget.open();
+    assert_eq!(set(writes, range(1, Write, 5, 5)), Err(Errno::AGAIN));
+    assert_eq!(set(writes, range(1, Write, 12, 14)), Ok(Locked::Yes));
+    assert_eq!(share.tree.budget.open(), before);
+    let host = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(share.host("a"))
+        .unwrap();
+    let found = |start| {
+        let all = host::Range {
+            kind: libc::F_WRLCK,
+            start,
+            len: 1,
+        };
+        let found = host::find_lock(host.as_fd(), all).unwrap();
+        found.map(|found| (found.kind, found.start, found.len))
+    };
+    assert_eq!((found(10), found(15)), (None, None));
+    assert_eq!(found(13), Some((libc::F_WRLCK, 12, 3)));
+    assert_eq!(found(30), Some((libc::F_RDLCK, 20, 0)));
+    assert_eq!(found(9), Some((libc::F_RDLCK, 0, 10)));
+    share.tree.flush(node, reads, 1).unwrap();
+    assert_eq!((found(9), found(13), found(30)), (None, None, None));
+}
+
+#[test]
+fn a_lock_to_read_has_an_overlay_copy_nothing() {
+    if !may_mount() {
+        return;
+    }
+    let share = Share::new();
+    for name in ["lower", "upper", "work"] {
+        fs::create_dir(share.outside(name)).unwrap();
+    }
+    fs::write(share.outside("lower/a"), "content").unwrap();
+    fs::create_dir(share.host("merged")).unwrap();
+    let options = ["lower", "upper", "work"]
+        .map(|name| format!("{name}dir={}", share.outside(name).display()))
+        .join(",");
+    let mounted = Command::new("mount")
+        .args(["-t", "overlay", "-o", &options, "none"])
+        .arg(share.host("merged"))
+        .output();
+    if !mounted.unwrap().status.success() {
+        eprintln!("skipped: needs overlayfs");
+        return;
+    }
+    let merged = share.node("merged");
+    let node = share.lookup(merged, "a").unwrap().node;
+    let copied = || fs::read_dir(share.outside("upper")).unwrap().count();
+    let handle = share.open(node, O_RDONLY).unwrap();
+    let set = |handle, lock: Lock| share.tree.setlk(node, handle, &lock, None);
+    assert_eq!(set(handle, range(1, Read, 0, 9)), Ok(Locked::Yes));
+    assert_eq!(set(handle, whole(2, Write)), Ok(Locked::Yes));
+    assert_eq!(copied(), 0);
+    let writes = share.open(node, O_RDWR).unwrap();
+    assert_eq!(copied(), 1);
+    assert_eq!(set(writes, range(3, Write, 5, 5)), Err(Errno::AGAIN));
+    assert_eq!(set(writes, range(1, Write, 5, 5)), Ok(Locked::Yes));
+}
+
 /// Threads of one process are one owner: what one gives up must not take what another just got.
 #[test]
 fn threads_of_one_owner_keep_what_they_were_granted() {

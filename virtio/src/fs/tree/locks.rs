@@ -56,6 +56,8 @@ impl Holder {
 /// An owner's locks of one file.
 struct Owned {
     file: Held,
+    /// It is open for writing, which locks of ranges take that exclude others.
+    writes: bool,
     /// By which the last of them was taken. An owner who is an open file of the guest (`F_OFD_SETLK` of fcntl(2)) goes with it.
     handle: Handle,
     pid: u32,
@@ -160,18 +162,7 @@ impl Locks {
     /// Whoever waits may look again.
     fn let_go(&self, holder: &Holder, owned: &mut Owned) {
         owned.gone = true;
-        // Not by closing alone: a process that is being started has a copy of the descriptor for a moment.
-        let _ = match holder.whole_file {
-            true => flock(&owned.file, FlockOperation::NonBlockingUnlock),
-            false => set_lock(
-                owned.file.as_fd(),
-                Range {
-                    kind: libc::F_UNLCK,
-                    start: 0,
-                    len: 0,
-                },
-            ),
-        };
+        unlock(&owned.file, holder.whole_file);
         self.count.fetch_sub(owned.spans.len(), Ordering::Relaxed);
         owned.spans.clear();
         self.generation.fetch_add(1, Ordering::Release);
@@ -259,7 +250,7 @@ impl Tree {
             };
             let mut held = self::lock(&owned);
             if !held.gone {
-                let answer = self.change(&mut held, lock, range, span);
+                let answer = self.change(&mut held, &open, lock, range, span);
                 if answer.is_ok() && lock.kind != LockKind::Unlock {
                     held.handle = handle;
                 }
@@ -307,11 +298,10 @@ impl Tree {
 
     /// An owner who holds nothing yet, or who has come to be there meanwhile.
     fn new_owner(&self, open: &OpenFile, holder: Holder, handle: Handle, pid: u32) -> Result<Arc<Mutex<Owned>>, Errno> {
-        let file = self
-            .budget
-            .take(Use::File, || self.description(&open.file, open.position.is_some()))?;
+        let (file, writes) = self.description(open, open.writes)?;
         let owned = Owned {
             file,
+            writes,
             handle,
             pid,
             spans: Vec::new(),
@@ -325,17 +315,12 @@ impl Tree {
     }
 
     /// Carries a change of an owner's locks out.
-    fn change(&self, owned: &mut Owned, lock: &Lock, range: Range, span: Span) -> Result<(), Errno> {
+    fn change(&self, owned: &mut Owned, open: &OpenFile, lock: &Lock, range: Range, span: Span) -> Result<(), Errno> {
         let keeps = lock.kind != LockKind::Unlock;
         let spans = with(&owned.spans, span, keeps);
         let (before, after) = (owned.spans.len(), spans.len());
         self.locks.recount(before, after)?;
-        let done = match (lock.whole_file, lock.kind) {
-            (false, _) => set_lock(owned.file.as_fd(), range),
-            (true, LockKind::Read) => flock(&owned.file, FlockOperation::NonBlockingLockShared),
-            (true, LockKind::Write) => flock(&owned.file, FlockOperation::NonBlockingLockExclusive),
-            (true, LockKind::Unlock) => flock(&owned.file, FlockOperation::NonBlockingUnlock),
-        };
+        let done = self.ask_host(owned, open, lock, range);
         if let Err(error) = done {
             // As it was: the locks that there are may be too many.
             self.locks.count.fetch_add(before, Ordering::Relaxed);
@@ -351,16 +336,76 @@ impl Tree {
         Ok(())
     }
 
-    /// Opens a file once more, for one owner's locks: for writing, which a write lock needs, if that may be.
-    fn description(&self, file: &Held, is_dir: bool) -> Result<std::os::fd::OwnedFd, Errno> {
-        if !is_dir {
-            match self.proc.reopen(file, OFlags::RDWR) {
+    fn ask_host(&self, owned: &mut Owned, open: &OpenFile, lock: &Lock, range: Range) -> Result<(), Errno> {
+        let wants_more = lock.kind == LockKind::Write && !owned.writes;
+        if !lock.whole_file {
+            if wants_more && open.writes {
+                self.widen(owned, open, false)?;
+            }
+            return set_lock(owned.file.as_fd(), range);
+        }
+        let how = match lock.kind {
+            LockKind::Read => FlockOperation::NonBlockingLockShared,
+            LockKind::Write => FlockOperation::NonBlockingLockExclusive,
+            LockKind::Unlock => FlockOperation::NonBlockingUnlock,
+        };
+        match flock(&owned.file, how) {
+            // NFS makes it a lock of all bytes (flock(2)).
+            Err(Errno::BADF) if wants_more => {
+                self.widen(owned, open, true)?;
+                flock(&owned.file, how)
+            }
+            done => done,
+        }
+    }
+
+    /// Opens a file once more, for one owner's locks; for writing if it is to be, and may be. Whether it is.
+    ///
+    /// Not for writing where reading will do: that alone has an overlay of the host copy the file (overlayfs.rst, "Non-directories"), and
+    /// nobody can run it meanwhile.
+    fn description(&self, open: &OpenFile, writes: bool) -> Result<(Held, bool), Errno> {
+        let reopened = |flags| self.budget.take(Use::File, || self.proc.reopen(&open.file, flags));
+        if writes && open.position.is_none() && !self.policy.readonly {
+            match reopened(OFlags::RDWR) {
                 Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::TXTBSY) => {}
-                opened => return opened,
+                opened => return Ok((opened?, true)),
             }
         }
-        self.proc.reopen(file, OFlags::RDONLY)
+        Ok((reopened(OFlags::RDONLY)?, false))
     }
+
+    /// Has an owner's locks on a description that is open for writing. On the one that he had they exclude no reader, and so may be on
+    /// both for a moment.
+    fn widen(&self, owned: &mut Owned, open: &OpenFile, whole_file: bool) -> Result<(), Errno> {
+        let (file, writes) = self.description(open, true)?;
+        if !writes {
+            return Err(Errno::BADF);
+        }
+        for span in &owned.spans {
+            match whole_file {
+                true => flock(&file, FlockOperation::NonBlockingLockShared)?,
+                false => set_lock(file.as_fd(), checked(&span.as_lock(0, 0))?.0)?,
+            }
+        }
+        let old = std::mem::replace(&mut owned.file, file);
+        owned.writes = true;
+        unlock(&old, whole_file);
+        Ok(())
+    }
+}
+
+/// Takes all locks off a description that is closed next. Not by closing alone: a process that is being started has a copy of it for a
+/// moment.
+fn unlock(file: &Held, whole_file: bool) {
+    let all = Range {
+        kind: libc::F_UNLCK,
+        start: 0,
+        len: 0,
+    };
+    let _ = match whole_file {
+        true => flock(file, FlockOperation::NonBlockingUnlock),
+        false => set_lock(file.as_fd(), all),
+    };
 }
 
 /// The range of a lock, for the host and for the notes here.
