@@ -70,6 +70,9 @@ pub struct ShareConfig {
     pub announce_submounts: bool,
     /// Locks are those of the host, seen by others there; else the guest keeps its own.
     pub locks: bool,
+    /// The guest says which security label is stored with what it creates (`FUSE_SECURITY_CTX`); needs `xattr`, and nothing of it with a
+    /// `label`. Where the host refuses the label of a guest, nothing is created.
+    pub security_label: bool,
     /// SELinux label of what is created (`/proc/thread-self/attr/fscreate`).
     pub label: Option<CString>,
     /// User numbers; none: as they are. With maps, an owner without a number in the guest is 65534 there, and a number without one on the
@@ -103,6 +106,7 @@ impl ShareConfig {
             posix_acl: false,
             announce_submounts: true,
             locks: true,
+            security_label: false,
             label: None,
             confine: false,
             uid_map: Vec::new(),

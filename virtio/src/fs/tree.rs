@@ -111,7 +111,7 @@ impl Policy {
                 submounts: config.announce_submounts,
                 writeback: config.writeback && !config.readonly,
                 // With a label of the share's own, the guest has no say.
-                security_context: config.xattr && !config.readonly && config.label.is_none(),
+                security_context: config.security_label && config.xattr && !config.readonly && config.label.is_none(),
                 readdirplus: config.cache != Cache::Never,
                 unshared: config.cache == Cache::Always,
             },

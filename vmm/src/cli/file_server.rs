@@ -337,6 +337,7 @@ impl FileServerArgs {
             return Err(FileServerUsage::AttributeMap);
         }
         let posix_acl = self.posix_acl != Negotiation::Never;
+        let security_label = self.security_label != Negotiation::Never;
         if let Some(tag) = self.tag.as_ref().filter(|tag| tag.is_empty() || tag.len() > TAG_BYTES) {
             return Err(FileServerUsage::Tag(tag.len()));
         }
@@ -356,8 +357,9 @@ impl FileServerArgs {
             cache: self.cache.into(),
             writeback: self.writeback,
             allow_direct_io: self.allow_direct_io,
-            xattr: self.xattr || posix_acl || self.security_label != Negotiation::Never,
+            xattr: self.xattr || posix_acl || security_label,
             posix_acl,
+            security_label,
             announce_submounts: !self.no_announce_submounts,
             uid_map: self.translate_uid.into_iter().map(Into::into).collect(),
             gid_map: self.translate_gid.into_iter().map(Into::into).collect(),

@@ -40,6 +40,7 @@ fn the_rust_shim_starts_it() {
     assert_eq!(found.share.dir, Path::new("/run/kata-containers/shared/sandboxes/s/ro"));
     assert_eq!(found.share.cache, Cache::Auto);
     assert!(found.share.xattr && found.share.announce_submounts && !found.share.readonly);
+    assert!(!found.share.security_label, "it is for --security-label to say");
     assert_eq!((found.sandbox, found.seccomp), (Sandbox::Namespace, Mode::On));
     assert_eq!((found.threads, found.ignored), (1, vec![]));
     assert_eq!(found.log_level, LevelFilter::Info);
@@ -68,6 +69,10 @@ fn what_is_written_in_the_old_form_is_the_same() {
         "husk fs --socket-path /s --shared-dir /d --cache never --xattr --posix-acl --writeback --allow-direct-io --sandbox chroot --log-level warn --modcaps=+sys_admin:-chown",
     );
     assert_eq!(format!("{old:?}"), format!("{new:?}"));
+    for (label, given) in [("", true), ("=always", true), ("=auto", true), ("=never", false)] {
+        let share = options(&format!("virtiofsd --fd 3 --shared-dir /d --security-label{label}")).share;
+        assert_eq!((share.security_label, share.xattr), (given, given), "{label}");
+    }
     let taken_back = options("virtiofsd --socket-path /s -o source=/d,xattr,no_xattr,writeback,no_writeback,no_flock");
     assert!(!taken_back.share.xattr && !taken_back.share.writeback);
 }
@@ -89,6 +94,7 @@ fn every_option_of_virtiofsd_is_known() {
          --migration-verify-handles --migration-confirm-paths",
     );
     assert_eq!(found.tag.as_deref(), Some("t"));
+    assert!(found.share.security_label && found.share.xattr);
     assert!(found.share.readonly && !found.share.announce_submounts && found.share.posix_acl);
     assert_eq!((found.sandbox, found.seccomp), (Sandbox::None, Mode::Log));
     assert_eq!((found.log_level, found.descriptors), (LevelFilter::Debug, Some(0)));

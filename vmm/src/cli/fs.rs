@@ -6,7 +6,7 @@ use super::translation::translations;
 use crate::config::{CacheMode, FsConfig, IdTranslation};
 
 /// Every key, in the order in which help and errors list them.
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 18] = [
     "tag",
     "dir",
     "socket",
@@ -18,6 +18,7 @@ const KEYS: [&str; 17] = [
     "posix_acl",
     "submounts",
     "locks",
+    "security_label",
     "label",
     "translate_uid",
     "translate_gid",
@@ -77,6 +78,7 @@ pub fn parse_fs(text: &str) -> Result<FsConfig, FsArgError> {
             "posix_acl" => fs.posix_acl = switch("posix_acl", value)?,
             "submounts" => fs.submounts = switch("submounts", value)?,
             "locks" => fs.locks = switch("locks", value)?,
+            "security_label" => fs.security_label = switch("security_label", value)?,
             "label" => fs.label = Some(value),
             "translate_uid" => fs.translate_uid = ranges("translate_uid", value)?,
             "translate_gid" => fs.translate_gid = ranges("translate_gid", value)?,
@@ -120,7 +122,7 @@ mod tests {
         assert_eq!(parse_fs("tag=t,socket=/s").unwrap(), FsConfig::new("t", "/s"));
         assert_eq!(parse_fs("tag=t,dir=/d").unwrap(), FsConfig::of_dir("t", "/d"));
         let text = "tag=t,dir=/d,readonly=on,cache=never,writeback=on,direct_io=on,xattr=on,posix_acl=on,submounts=off,\
-                    locks=off,label=\"u:r:t:s0:c1,c2\",translate_uid=map:0:1000:1,translate_gid=map:0:1000:1+map:1:5000:9";
+                    locks=off,security_label=on,label=\"u:r:t:s0:c1,c2\",translate_uid=map:0:1000:1,translate_gid=map:0:1000:1+map:1:5000:9";
         let range = |guest, host, count| IdTranslation { guest, host, count };
         let folder = FsConfig {
             readonly: true,
@@ -131,6 +133,7 @@ mod tests {
             posix_acl: true,
             submounts: false,
             locks: false,
+            security_label: true,
             label: Some("u:r:t:s0:c1,c2".into()),
             translate_uid: vec![range(0, 1000, 1)],
             translate_gid: vec![range(0, 1000, 1), range(1, 5000, 9)],

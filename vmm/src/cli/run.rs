@@ -190,6 +190,7 @@ pub struct RunArgs {
     ///   posix_acl=on     access control lists; needs xattr
     ///   submounts=off    mounts below the folder look like folders
     ///   locks=off        locks of the guest's files are the guest's own
+    ///   security_label=on  what the guest makes gets the security label that it says; needs xattr
     ///   label=LABEL      SELinux label of what is made through the share
     ///   translate_uid=map:GUEST:HOST:COUNT  users of the host have other numbers in the guest; several are joined by +
     ///   translate_gid=map:GUEST:HOST:COUNT  groups, likewise

@@ -167,6 +167,7 @@ pub static FS: Shape = Shape {
         own("posix_acl"),
         own("queue_size"),
         own("readonly"),
+        own("security_label"),
         own("socket"),
         own("submounts"),
         own("tag"),

@@ -124,6 +124,7 @@ fn every_field_of_a_whole_configuration_has_a_name() {
         posix_acl: true,
         submounts: false,
         locks: false,
+        security_label: true,
         label: Some("u:r:t".into()),
         translate_uid: vec![ids],
         translate_gid: vec![ids],

@@ -61,6 +61,9 @@ pub struct FsConfig {
     /// Whether the guest's locks are locks of the host.
     #[serde(default = "yes", deserialize_with = "null_is_yes", skip_serializing_if = "is_on")]
     pub locks: bool,
+    /// Whether the guest says which security label is stored with what it makes.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_off")]
+    pub security_label: bool,
     /// SELinux label of what is made through the share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
@@ -135,6 +138,7 @@ impl FsConfig {
             posix_acl: false,
             submounts: true,
             locks: true,
+            security_label: false,
             label: None,
             translate_uid: Vec::new(),
             translate_gid: Vec::new(),
@@ -163,6 +167,7 @@ impl FsConfig {
             ("posix_acl", self.posix_acl != usual.posix_acl),
             ("submounts", self.submounts != usual.submounts),
             ("locks", self.locks != usual.locks),
+            ("security_label", self.security_label != usual.security_label),
             ("label", self.label != usual.label),
             ("translate_uid", self.translate_uid != usual.translate_uid),
             ("translate_gid", self.translate_gid != usual.translate_gid),
@@ -236,7 +241,7 @@ mod tests {
         let json = json!({
             "tag": "t", "socket": "", "num_queues": 2, "queue_size": 64, "dir": "/d", "readonly": true, "cache": "metadata",
             "writeback": true, "direct_io": true, "xattr": true, "posix_acl": true, "submounts": false, "locks": false,
-            "label": "u:r:t:s0", "translate_uid": [{"guest": 0, "host": 1000, "count": 1}],
+            "security_label": true, "label": "u:r:t:s0", "translate_uid": [{"guest": 0, "host": 1000, "count": 1}],
             "translate_gid": [{"guest": 0, "host": 1000, "count": 1}, {"guest": 1, "host": 5000, "count": 9}],
         });
         let fs: FsConfig = from_value(json.clone()).unwrap();

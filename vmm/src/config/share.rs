@@ -53,6 +53,9 @@ pub enum ShareError {
     /// Lists without the attributes that they are kept in.
     #[error("fs {0}: posix_acl needs xattr")]
     AclWithoutXattr(String),
+    /// Labels without the attributes that they are.
+    #[error("fs {0}: security_label needs xattr")]
+    LabelsWithoutXattr(String),
     /// Numbers of users or groups that cannot be told from each other.
     #[error("fs {tag}: {field} {why}")]
     Translation {
@@ -145,6 +148,9 @@ impl FsConfig {
         }
         if self.posix_acl && !self.xattr {
             return Err(ShareError::AclWithoutXattr(tag()));
+        }
+        if self.security_label && !self.xattr {
+            return Err(ShareError::LabelsWithoutXattr(tag()));
         }
         for (field, ranges) in [
             ("translate_uid", &self.translate_uid),
@@ -257,6 +263,10 @@ mod tests {
             "fs share: 2 request queues asked for, allowed with dir: 1 to 1, one for each vCPU"
         );
         assert_eq!(refused(&|fs| fs.posix_acl = true), "fs share: posix_acl needs xattr");
+        assert_eq!(
+            refused(&|fs| fs.security_label = true),
+            "fs share: security_label needs xattr"
+        );
         let none = IdTranslation {
             guest: 1,
             host: 2,

@@ -69,6 +69,7 @@ fn share(config: &FsConfig, dir: &Path) -> Result<ShareConfig, std::ffi::NulErro
         posix_acl: config.posix_acl,
         announce_submounts: config.submounts,
         locks: config.locks,
+        security_label: config.security_label,
         confine: true,
         uid_map: config.translate_uid.iter().copied().map(Into::into).collect(),
         gid_map: config.translate_gid.iter().copied().map(Into::into).collect(),
