@@ -47,6 +47,15 @@ fn husk_serves_what_virtiofsd_does_from_two_queues_and_over_a_pause() {
     assert_eq!(stormed, Reply::Text { text: text.clone() });
     assert_eq!(fs::read_to_string(shared.join("counter")).unwrap(), text);
 
+    // Locks are the guest's own: who waits for one can be killed.
+    sh(
+        &mut agent,
+        "cd /share; touch locked; flock locked sleep 1000 & holder=$!
+         while flock -n locked true; do sleep 0.05; done
+         timeout -s KILL 1 flock locked true && exit 1
+         [ $(jobs -p | wc -l) = 1 ]; kill $holder; rm locked",
+    );
+
     // A mount that comes on the host while the share is in use, as a container's root does.
     let below = shared.join("below");
     fs::create_dir(&below).unwrap();

@@ -34,15 +34,15 @@ pub struct Plan {
 }
 
 impl Default for Plan {
-    /// A guest with one processor whose shares have attributes and access control lists.
+    /// A guest with one processor whose shares have attributes and access control lists, and of husk's the locks of the host.
     fn default() -> Self {
         Self {
             kernel: "6.12",
             vcpus: 1,
             memory_mib: 256,
             launch: Launch::default(),
-            device: json!({"xattr": true, "posix_acl": true}),
-            daemon: &["--posix-acl"],
+            device: json!({"xattr": true, "posix_acl": true, "locks": true}),
+            daemon: &["--posix-acl", "--locks"],
             virtiofsd: &["--posix-acl"],
         }
     }

@@ -332,7 +332,7 @@ fn every_queue_is_served() {
 
 #[test]
 fn a_request_that_waits_for_a_lock_is_answered_when_the_lock_goes() {
-    let daemon = Daemon::start(&[]);
+    let daemon = Daemon::start(&["--locks"]);
     let mut front_end = daemon.front_end();
     front_end.mount();
     let file = front_end.open("greeting");
@@ -347,7 +347,7 @@ fn a_request_that_waits_for_a_lock_is_answered_when_the_lock_goes() {
 
 #[test]
 fn helpers_go_when_there_is_nothing_to_do_and_come_again() {
-    let daemon = Daemon::start(&[]);
+    let daemon = Daemon::start(&["--locks"]);
     let mut front_end = daemon.front_end();
     front_end.mount();
     let file = front_end.open("greeting");
@@ -377,7 +377,7 @@ fn helpers_go_when_there_is_nothing_to_do_and_come_again() {
 
 #[test]
 fn those_who_wait_for_a_lock_leave_room_for_who_has_it() {
-    let daemon = Daemon::start(&[]);
+    let daemon = Daemon::start(&["--locks"]);
     let mut front_end = daemon.front_end();
     front_end.mount();
     let file = front_end.open("greeting");
@@ -397,7 +397,7 @@ fn those_who_wait_for_a_lock_leave_room_for_who_has_it() {
 
 #[test]
 fn a_pause_keeps_the_request_that_waits() {
-    let daemon = Daemon::start(&[]);
+    let daemon = Daemon::start(&["--locks"]);
     let mut front_end = daemon.front_end();
     front_end.mount();
     let file = front_end.open("greeting");
@@ -478,7 +478,7 @@ fn a_sandbox_leaves_the_process_with_what_it_needs() {
 /// The process has no descriptor left: who wants one is told, and what has one goes on.
 #[test]
 fn a_process_without_descriptors_serves_what_is_open_and_everything_once_it_has_some() {
-    let mut daemon = Daemon::start(&[]);
+    let mut daemon = Daemon::start(&["--locks"]);
     let mut front_end = daemon.front_end();
     front_end.mount();
     let file = front_end.open("greeting");

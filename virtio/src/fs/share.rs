@@ -68,7 +68,8 @@ pub struct ShareConfig {
     pub posix_acl: bool,
     /// Mounts below the directory are shown as mounts; they are part of the share in any case.
     pub announce_submounts: bool,
-    /// Locks are those of the host, seen by others there; else the guest keeps its own.
+    /// Locks are those of the host, seen by others there; else the guest keeps its own. A process that waits for one of the host's cannot be
+    /// interrupted: Linux tells no virtio-fs server that it should be.
     pub locks: bool,
     /// The guest says which security label is stored with what it creates (`FUSE_SECURITY_CTX`); needs `xattr`, and nothing of it with a
     /// `label`. Where the host refuses the label of a guest, nothing is created.
@@ -105,7 +106,7 @@ impl ShareConfig {
             xattr: false,
             posix_acl: false,
             announce_submounts: true,
-            locks: true,
+            locks: false,
             security_label: false,
             label: None,
             confine: false,

@@ -77,6 +77,12 @@ pub struct FileServerArgs {
     /// Store the security label that the guest gives a new file; with it --xattr
     #[arg(long, value_enum, require_equals = true, num_args = 0..=1, default_value_t = Negotiation::Never, default_missing_value = "always", value_name = "WHEN", help_heading = "How to share")]
     pub security_label: Negotiation,
+    /// Have the guest's locks be locks of the host, which other guests see as well
+    ///
+    /// Without it they are the guest's own, as with virtiofsd. A process of the guest that waits for a lock of the host cannot be
+    /// interrupted, and not be killed, until it has it.
+    #[arg(long, help_heading = "How to share")]
+    pub locks: bool,
     /// Show mounts below the directory as mounts: the default
     #[arg(long, help_heading = "How to share")]
     pub announce_submounts: bool,
@@ -361,6 +367,7 @@ impl FileServerArgs {
             posix_acl,
             security_label,
             announce_submounts: !self.no_announce_submounts,
+            locks: self.locks,
             uid_map: self.translate_uid.into_iter().map(Into::into).collect(),
             gid_map: self.translate_gid.into_iter().map(Into::into).collect(),
             ..ShareConfig::new(dir)
@@ -443,8 +450,8 @@ impl FileServerArgs {
             "no_posix_acl" => self.posix_acl = Negotiation::Never,
             "security_label" => self.security_label = Negotiation::Always,
             "no_security_label" => self.security_label = Negotiation::Never,
-            // What they forbid the guest's kernel does by itself.
-            "no_posix_lock" | "no_flock" => {}
+            // One switch for both kinds.
+            "no_posix_lock" | "no_flock" => self.locks = false,
             _ => return Err(FileServerUsage::Old(text.into())),
         }
         Ok(())

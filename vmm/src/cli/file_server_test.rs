@@ -73,6 +73,15 @@ fn what_is_written_in_the_old_form_is_the_same() {
         let share = options(&format!("virtiofsd --fd 3 --shared-dir /d --security-label{label}")).share;
         assert_eq!((share.security_label, share.xattr), (given, given), "{label}");
     }
+    for (given, locks) in [
+        ("", false),
+        (" --locks", true),
+        (" --locks -o no_posix_lock", false),
+        (" -o no_flock", false),
+    ] {
+        let share = options(&format!("virtiofsd --fd 3 --shared-dir /d{given}")).share;
+        assert_eq!(share.locks, locks, "{given}");
+    }
     let taken_back = options("virtiofsd --socket-path /s -o source=/d,xattr,no_xattr,writeback,no_writeback,no_flock");
     assert!(!taken_back.share.xattr && !taken_back.share.writeback);
 }

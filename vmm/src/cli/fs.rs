@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(parse_fs("tag=t,socket=/s").unwrap(), FsConfig::new("t", "/s"));
         assert_eq!(parse_fs("tag=t,dir=/d").unwrap(), FsConfig::of_dir("t", "/d"));
         let text = "tag=t,dir=/d,readonly=on,cache=never,writeback=on,direct_io=on,xattr=on,posix_acl=on,submounts=off,\
-                    locks=off,security_label=on,label=\"u:r:t:s0:c1,c2\",translate_uid=map:0:1000:1,translate_gid=map:0:1000:1+map:1:5000:9";
+                    locks=on,security_label=on,label=\"u:r:t:s0:c1,c2\",translate_uid=map:0:1000:1,translate_gid=map:0:1000:1+map:1:5000:9";
         let range = |guest, host, count| IdTranslation { guest, host, count };
         let folder = FsConfig {
             readonly: true,
@@ -132,7 +132,7 @@ mod tests {
             xattr: true,
             posix_acl: true,
             submounts: false,
-            locks: false,
+            locks: true,
             security_label: true,
             label: Some("u:r:t:s0:c1,c2".into()),
             translate_uid: vec![range(0, 1000, 1)],

@@ -189,7 +189,7 @@ pub struct RunArgs {
     ///   xattr=on         extended attributes
     ///   posix_acl=on     access control lists; needs xattr
     ///   submounts=off    mounts below the folder look like folders
-    ///   locks=off        locks of the guest's files are the guest's own
+    ///   locks=on         locks of the guest's files are locks of the host; who waits for one cannot be killed
     ///   security_label=on  what the guest makes gets the security label that it says; needs xattr
     ///   label=LABEL      SELinux label of what is made through the share
     ///   translate_uid=map:GUEST:HOST:COUNT  users of the host have other numbers in the guest; several are joined by +

@@ -123,7 +123,7 @@ fn every_field_of_a_whole_configuration_has_a_name() {
         xattr: true,
         posix_acl: true,
         submounts: false,
-        locks: false,
+        locks: true,
         security_label: true,
         label: Some("u:r:t".into()),
         translate_uid: vec![ids],

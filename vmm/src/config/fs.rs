@@ -58,8 +58,8 @@ pub struct FsConfig {
     /// Whether mounts below the folder are mounts for the guest as well.
     #[serde(default = "yes", deserialize_with = "null_is_yes", skip_serializing_if = "is_on")]
     pub submounts: bool,
-    /// Whether the guest's locks are locks of the host.
-    #[serde(default = "yes", deserialize_with = "null_is_yes", skip_serializing_if = "is_on")]
+    /// Whether the guest's locks are locks of the host, which a process that waits for one has no way out of.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_off")]
     pub locks: bool,
     /// Whether the guest says which security label is stored with what it makes.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_off")]
@@ -137,7 +137,7 @@ impl FsConfig {
             xattr: false,
             posix_acl: false,
             submounts: true,
-            locks: true,
+            locks: false,
             security_label: false,
             label: None,
             translate_uid: Vec::new(),
@@ -240,7 +240,7 @@ mod tests {
     fn every_field_of_a_folder_is_read_and_written() {
         let json = json!({
             "tag": "t", "socket": "", "num_queues": 2, "queue_size": 64, "dir": "/d", "readonly": true, "cache": "metadata",
-            "writeback": true, "direct_io": true, "xattr": true, "posix_acl": true, "submounts": false, "locks": false,
+            "writeback": true, "direct_io": true, "xattr": true, "posix_acl": true, "submounts": false, "locks": true,
             "security_label": true, "label": "u:r:t:s0", "translate_uid": [{"guest": 0, "host": 1000, "count": 1}],
             "translate_gid": [{"guest": 0, "host": 1000, "count": 1}, {"guest": 1, "host": 5000, "count": 9}],
         });

@@ -179,6 +179,7 @@ fn confined_thread() {
     crate::process::prepare();
     let mut config = FsConfig::of_dir("t", &dir);
     config.xattr = true;
+    config.locks = true;
     let opened = std::thread::scope(|scope| {
         let control = scope.spawn(|| {
             Mode::On.enter(Role::Control).unwrap();
