@@ -35,11 +35,12 @@ mod waits;
 mod xattrs;
 
 use std::ffi::{CStr, CString};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 pub use self::confinement::Confinement;
@@ -49,7 +50,7 @@ use self::credentials::Identity;
 use self::descriptors::{Budget, Held, Use};
 use self::handles::Handles;
 use self::locks::Locks;
-use self::nodes::Nodes;
+use self::nodes::{Inode, Nodes};
 use self::proc::ProcFds;
 pub use self::share_root::ShareError;
 use self::waits::Waits;
@@ -154,6 +155,21 @@ impl Tree {
         self.nodes.descriptor(&self.nodes.get(node)?)
     }
 
+    /// Opens what `fd`, the descriptor of `inode`, holds.
+    ///
+    /// # Errors
+    /// `ESTALE` in place of `EACCES` if that is Landlock's answer to a file that a handle alone led to: the guest looks its name up again
+    /// then, by which it can be opened.
+    fn reopen(&self, inode: &Inode, fd: &Arc<Held>, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let opened = self.proc.reopen(&**fd, flags);
+        // Who may open handles may read any file but for that.
+        let nowhere = || matches!(self.proc.reopen(&**fd, OFlags::RDONLY), Err(Errno::ACCESS));
+        match opened {
+            Err(Errno::ACCESS) if nowhere() && self.nodes.forsake(inode, fd) => Err(Errno::STALE),
+            opened => opened,
+        }
+    }
+
     /// # Errors
     /// `EROFS` if nothing may be changed.
     fn writable(&self) -> Result<(), Errno> {
@@ -181,7 +197,7 @@ impl Tree {
             return Err(Errno::INVAL);
         }
         let fd = self.nodes.descriptor(&inode)?;
-        let open = || self.proc.reopen(&*fd, rustix::fs::OFlags::RDONLY);
+        let open = || self.reopen(&inode, &fd, OFlags::RDONLY);
         rustix::fs::syncfs(self.budget.take(Use::File, open)?)
     }
 }

@@ -1,6 +1,7 @@
 //! What `stat` says of a node, and how it is changed.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{
@@ -11,6 +12,7 @@ use rustix::io::Errno;
 
 use super::Tree;
 use super::credentials;
+use super::descriptors::Held;
 use super::nodes::{Inode, Key};
 use super::proc::Number;
 use crate::fs::filesystem::{Attr, Change, Handle, Name, Node, Stamp, Time, device_number};
@@ -150,6 +152,7 @@ impl Tree {
             self.truncate(
                 &inode,
                 fd,
+                held.as_ref(),
                 open.as_ref().is_some_and(|open| open.writes),
                 size,
                 change.kill_priv,
@@ -166,11 +169,13 @@ impl Tree {
         Ok((self.attr(&stat, node == Node::ROOT), self.policy.ttl().attr))
     }
 
-    /// Makes the file `size` bytes long; `writes` says that `fd` is good for it.
+    /// Makes the file `size` bytes long. `fd` is that of an open file, of which `writes` says that it is good for it, or what the node has,
+    /// `held`.
     fn truncate(
         &self,
         inode: &Inode,
         fd: BorrowedFd<'_>,
+        held: Option<&Arc<Held>>,
         writes: bool,
         size: u64,
         kill_priv: bool,
@@ -184,7 +189,11 @@ impl Tree {
         if writes {
             return ftruncate(fd, size);
         }
-        ftruncate(self.proc.reopen(fd, OFlags::WRONLY)?, size)
+        let opened = match held {
+            Some(held) => self.reopen(inode, held, OFlags::WRONLY)?,
+            None => self.proc.reopen(fd, OFlags::WRONLY)?,
+        };
+        ftruncate(opened, size)
     }
 }
 

@@ -1,5 +1,7 @@
 //! A thread that the host's kernel holds to the share: what it can no longer do outside, and everything that it still does inside.
 
+use std::sync::mpsc;
+
 use rustix::fs::{Mode, OFlags, openat};
 
 use super::*;
@@ -191,6 +193,67 @@ fn nodes_are_opened_again_by_name_and_then_by_handle() {
     );
     let expected = if read.1 { Ok(()) } else { Err(Errno::STALE) };
     assert_eq!(read.0, expected);
+}
+
+/// The name that is known may be the one that is gone, of a file that has others. Where its handle leads is nowhere in a hierarchy then, once
+/// the host's kernel has forgotten the other name.
+#[test]
+fn a_file_that_only_a_handle_leads_to_is_stale_until_another_name_of_it_is_looked_up() {
+    if !has_landlock() || !is_root() {
+        return;
+    }
+    let folder = Folder::new();
+    fs::write(folder.path("share/a"), "text").unwrap();
+    fs::hard_link(folder.path("share/a"), folder.path("share/b")).unwrap();
+    for name in ["first", "last"] {
+        fs::write(folder.path(&format!("share/{name}")), "text").unwrap();
+    }
+    let (ask, asked) = mpsc::channel();
+    let (done, is_done) = mpsc::channel();
+    std::thread::scope(|scope| {
+        // Somebody on the host, whom nothing holds.
+        scope.spawn(move || {
+            for () in asked {
+                // What was in use lately takes more than one look to be forgotten.
+                for _ in 0..4 {
+                    fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+                }
+                done.send(()).unwrap();
+            }
+        });
+        folder.confined(
+            |config| config.max_node_descriptors = 1,
+            move |tree, _| {
+                // The first one that is opened again by handle stays open for all that are on its mount.
+                lookup(tree, Node::ROOT, "first").unwrap();
+                let node = lookup(tree, Node::ROOT, "a").unwrap();
+                assert_eq!(lookup(tree, Node::ROOT, "b"), Ok(node));
+                lookup(tree, Node::ROOT, "last").unwrap();
+                let root = tree.nodes.descriptor(&tree.nodes.root()).unwrap();
+                rustix::fs::unlinkat(&*root, "b", rustix::fs::AtFlags::empty()).unwrap();
+                ask.send(()).unwrap();
+                is_done.recv().unwrap();
+                // It is there, and what does not open it works.
+                assert_eq!(tree.getattr(node, None).unwrap().0.nlink, 1);
+                let opened = open(tree, node, O_RDONLY).map(drop);
+                assert!(matches!(opened, Ok(()) | Err(Errno::STALE)), "{opened:?}");
+                let size = Some(2);
+                let cut = tree.setattr(
+                    node,
+                    None,
+                    &Change {
+                        size,
+                        ..Change::default()
+                    },
+                );
+                assert!(matches!(cut, Ok(_) | Err(Errno::STALE)), "{cut:?}");
+                // What a guest does then.
+                assert_eq!(lookup(tree, Node::ROOT, "a"), Ok(node));
+                let handle = open(tree, node, O_RDWR).unwrap();
+                tree.release(node, handle, None).unwrap();
+            },
+        );
+    });
 }
 
 #[test]

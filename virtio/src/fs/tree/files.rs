@@ -70,7 +70,7 @@ impl Tree {
         }
         let fd = self.nodes.descriptor(inode)?;
         let kills = kill_priv && flags.contains(OFlags::TRUNC);
-        let open = |flags| self.budget.take(Use::File, || self.proc.reopen(&*fd, flags));
+        let open = |flags| self.budget.take(Use::File, || self.reopen(inode, &fd, flags));
         let placed = flags.difference(OFlags::APPEND);
         let (handle, ()) = self.handles.add(|| {
             let _less = kills.then(credentials::without_fsetid).transpose()?;

@@ -460,6 +460,20 @@ impl Nodes {
         }
     }
 
+    /// Whether a handle may have opened `fd` where Landlock holds the threads: it is no good for opening what it holds then. As long as the node
+    /// had it a look-up of its name would bring no better one, so that it is taken from it.
+    pub fn forsake(&self, inode: &Inode, fd: &Arc<Held>) -> bool {
+        let mut place = inode.place();
+        if !self.restricted.load(Ordering::Relaxed) || place.handle().is_none() {
+            return false;
+        }
+        if place.fd.as_ref().is_some_and(|held| Arc::ptr_eq(held, fd)) {
+            place.fd = None;
+            self.open.fetch_sub(1, Ordering::Relaxed);
+        }
+        true
+    }
+
     /// Opens the node by name, and the directories above it that it takes.
     fn open_from_above(&self, inode: &Arc<Inode>) -> Result<Arc<Held>, Errno> {
         let mut closed = vec![inode.clone()];

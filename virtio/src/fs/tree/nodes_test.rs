@@ -460,5 +460,5 @@ fn many_threads_leave_nothing_behind() {
 #[test]
 fn a_node_takes_less_than_200_bytes() {
     // Its handle and its name come on top, 32 bytes each.
-    assert!(size_of::<nodes::Inode>() <= 112, "{}", size_of::<nodes::Inode>());
+    assert!(size_of::<Inode>() <= 112, "{}", size_of::<Inode>());
 }
