@@ -44,6 +44,7 @@ const O_RDWR: u32 = 2;
 const O_EXCL: u32 = 0o200;
 const O_TRUNC: u32 = 0o1000;
 const O_APPEND: u32 = 0o2000;
+const O_NOATIME: u32 = 0o1000000;
 
 /// A share in a directory of its own, and the other things that are in that.
 struct Share {

@@ -170,7 +170,7 @@ pub struct FileServerArgs {
     /// Has no effect: the guest asks for what it needs
     #[arg(long, help_heading = "Accepted for virtiofsd's sake")]
     pub no_readdirplus: bool,
-    /// Has no effect: O_NOATIME is left out where the host refuses it
+    /// Has no effect: O_NOATIME is always passed on, and left out where the host refuses it
     #[arg(long, help_heading = "Accepted for virtiofsd's sake")]
     pub preserve_noatime: bool,
     /// Refused: attributes have the same names in the guest and on the host

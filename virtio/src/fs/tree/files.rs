@@ -74,11 +74,7 @@ impl Tree {
         let placed = flags.difference(OFlags::APPEND);
         let (handle, ()) = self.handles.add(|| {
             let _less = kills.then(credentials::without_fsetid).transpose()?;
-            let file = match open(placed) {
-                // A file that nobody may write but at its end (`FS_APPEND_FL` of ioctl_iflags(2)).
-                Err(Errno::PERM) if placed != flags => open(flags)?,
-                opened => opened?,
-            };
+            let file = as_allowed(open, placed, flags)?;
             Ok((open_file(inode.clone(), file, flags), ()))
         })?;
         Ok(self.opened(handle))
@@ -226,6 +222,22 @@ impl Tree {
             Err(Errno::ACCESS)
         }
     }
+}
+
+/// Opens a file with the flags that the host lets it be opened with, if it is particular about them (`EPERM`): with `placed`, or as was `asked`
+/// for, with `O_APPEND`, where it may be written at its end alone (`FS_APPEND_FL` of ioctl_iflags(2)); and without `O_NOATIME` if that is for
+/// its owner to ask for, who may be the guest's caller and is not the server (open(2)).
+fn as_allowed<T>(open: impl Fn(OFlags) -> Result<T, Errno>, placed: OFlags, asked: OFlags) -> Result<T, Errno> {
+    let ways = [
+        asked,
+        placed.difference(OFlags::NOATIME),
+        asked.difference(OFlags::NOATIME),
+    ];
+    let others = ways.into_iter().filter(|flags| *flags != placed);
+    others.fold(open(placed), |opened, flags| match opened {
+        Err(Errno::PERM) => open(flags),
+        opened => opened,
+    })
 }
 
 /// An open file that was opened with `flags`.

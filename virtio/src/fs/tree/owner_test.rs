@@ -279,6 +279,8 @@ fn an_ordinary_user_serves_with_his_own_rights() {
     std::os::unix::fs::chown(&path, Some(1234), Some(1234)).unwrap();
     fs::write(path.join("secret"), "root's").unwrap();
     fs::set_permissions(path.join("secret"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(path.join("public"), "root's").unwrap();
+    fs::set_permissions(path.join("public"), fs::Permissions::from_mode(0o666)).unwrap();
     let config = ShareConfig::new(&path);
     let mapped = ShareConfig {
         uid_map: vec![IdMap {
@@ -304,6 +306,16 @@ fn an_ordinary_user_serves_with_his_own_rights() {
         assert_eq!((a.attr.uid, b.attr.uid), (1234, 1234));
         let secret = share.node("secret");
         assert_eq!(share.open(secret, O_RDONLY), Err(Errno::ACCESS));
+        // Of another's file the host keeps the time of access, whatever somebody in the guest may ask for.
+        let public = share.node("public");
+        for flags in [O_RDONLY, O_RDWR, O_WRONLY | O_APPEND] {
+            let handle = share.open(public, flags | O_NOATIME).unwrap();
+            share.tree.release(public, handle, None).unwrap();
+        }
+        let (_, opened) = share.create(Node::ROOT, "public", O_RDONLY | O_NOATIME, 0o644).unwrap();
+        share.tree.release(public, opened.handle, None).unwrap();
+        let (own, opened) = share.create(Node::ROOT, "own", O_RDWR | O_NOATIME, 0o644).unwrap();
+        share.tree.release(own.node, opened.handle, None).unwrap();
         let owner = Change {
             uid: Some(0),
             ..Change::default()
