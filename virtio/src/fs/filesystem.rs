@@ -255,6 +255,8 @@ pub(crate) struct Abilities {
     pub submounts: bool,
     pub writeback: bool,
     pub security_context: bool,
+    /// Files that the guest does not cache ([`Opened::direct`]) may be mapped shared.
+    pub direct_mmap: bool,
     /// `READDIRPLUS` is worth asking for.
     pub readdirplus: bool,
     /// Nobody else changes the tree: what the guest keeps stays true until it changes it.

@@ -62,6 +62,9 @@ pub struct ShareConfig {
     pub writeback: bool,
     /// `O_DIRECT` of the guest is carried out on the host, in place of being left out.
     pub allow_direct_io: bool,
+    /// Files whose contents the guest does not keep ([`Cache::Never`], [`Cache::Metadata`]) can be mapped by several nevertheless, where its
+    /// kernel knows how (Linux 6.6).
+    pub allow_mmap: bool,
     /// Extended attributes are served.
     pub xattr: bool,
     /// POSIX access control lists are served; needs `xattr`.
@@ -103,6 +106,7 @@ impl ShareConfig {
             cache: Cache::Auto,
             writeback: false,
             allow_direct_io: false,
+            allow_mmap: false,
             xattr: false,
             posix_acl: false,
             announce_submounts: true,

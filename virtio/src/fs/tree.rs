@@ -113,6 +113,7 @@ impl Policy {
                 writeback: config.writeback && !config.readonly,
                 // With a label of the share's own, the guest has no say.
                 security_context: config.security_label && config.xattr && !config.readonly && config.label.is_none(),
+                direct_mmap: config.allow_mmap && matches!(config.cache, Cache::Never | Cache::Metadata),
                 readdirplus: config.cache != Cache::Never,
                 unshared: config.cache == Cache::Always,
             },

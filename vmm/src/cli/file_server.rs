@@ -68,6 +68,9 @@ pub struct FileServerArgs {
     /// Carry O_DIRECT of the guest out on the host
     #[arg(long, help_heading = "How to share")]
     pub allow_direct_io: bool,
+    /// Let the guest map files whose contents it does not keep (--cache never, metadata); it takes Linux 6.6 there
+    #[arg(long, help_heading = "How to share")]
+    pub allow_mmap: bool,
     /// Serve extended attributes
     #[arg(long, help_heading = "How to share")]
     pub xattr: bool,
@@ -164,9 +167,6 @@ pub struct FileServerArgs {
         help_heading = "Accepted for virtiofsd's sake"
     )]
     pub inode_file_handles: Option<InodeFileHandles>,
-    /// Has no effect: files can be mapped whenever the guest's kernel can do so
-    #[arg(long, help_heading = "Accepted for virtiofsd's sake")]
-    pub allow_mmap: bool,
     /// Has no effect: the guest asks for what it needs
     #[arg(long, help_heading = "Accepted for virtiofsd's sake")]
     pub no_readdirplus: bool,
@@ -363,6 +363,7 @@ impl FileServerArgs {
             cache: self.cache.into(),
             writeback: self.writeback,
             allow_direct_io: self.allow_direct_io,
+            allow_mmap: self.allow_mmap,
             xattr: self.xattr || posix_acl || security_label,
             posix_acl,
             security_label,
@@ -403,11 +404,6 @@ impl FileServerArgs {
                 self.inode_file_handles.is_some(),
                 "--inode-file-handles",
                 "handles are used where the host has them, and descriptors are few in either case",
-            ),
-            (
-                self.allow_mmap,
-                "--allow-mmap",
-                "the guest's kernel decides what it maps",
             ),
             (
                 self.no_readdirplus,

@@ -24,6 +24,7 @@ pub(in crate::fs) mod init {
     pub const INIT_EXT: u64 = 1 << 30;
     pub const SECURITY_CTX: u64 = 1 << 32;
     pub const CREATE_SUPP_GROUP: u64 = 1 << 34;
+    pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
 }
 
 /// `fuse_getattr_in.getattr_flags`: the handle is valid.

@@ -12,6 +12,7 @@
 //! | `POSIX_ACL`, `DONT_MASK` | `posix_acl` |
 //! | `SUBMOUNTS` | `submounts` |
 //! | `SECURITY_CTX` | `security_context` |
+//! | `DIRECT_IO_ALLOW_MMAP` | `direct_mmap` |
 //!
 //! Never: `EXPORT_SUPPORT`, since there are no look-ups of `.` and `..`; `ALLOW_IDMAP`, which asks for more than rights by the mode; what
 //! needs a notification queue or a DAX window.
@@ -31,8 +32,9 @@ use super::{Done, Server};
 use crate::fs::filesystem::Abilities;
 use crate::fs::protocol::flags::init::{
     ASYNC_DIO, ASYNC_READ, ATOMIC_O_TRUNC, AUTO_INVAL_DATA, BIG_WRITES, CACHE_SYMLINKS, CREATE_SUPP_GROUP,
-    DO_READDIRPLUS, DONT_MASK, EXPLICIT_INVAL_DATA, FLOCK_LOCKS, HANDLE_KILLPRIV_V2, INIT_EXT, MAX_PAGES,
-    PARALLEL_DIROPS, POSIX_ACL, POSIX_LOCKS, READDIRPLUS_AUTO, SECURITY_CTX, SETXATTR_EXT, SUBMOUNTS, WRITEBACK_CACHE,
+    DIRECT_IO_ALLOW_MMAP, DO_READDIRPLUS, DONT_MASK, EXPLICIT_INVAL_DATA, FLOCK_LOCKS, HANDLE_KILLPRIV_V2, INIT_EXT,
+    MAX_PAGES, PARALLEL_DIROPS, POSIX_ACL, POSIX_LOCKS, READDIRPLUS_AUTO, SECURITY_CTX, SETXATTR_EXT, SUBMOUNTS,
+    WRITEBACK_CACHE,
 };
 use crate::fs::protocol::{Failure, MAJOR, MALFORMED, MINOR, OLDEST_MINOR, replies, requests};
 
@@ -193,6 +195,7 @@ fn agree(share: &Abilities, offered: u64) -> (Abilities, u64) {
         submounts: both(share.submounts, SUBMOUNTS),
         writeback: both(share.writeback, WRITEBACK_CACHE),
         security_context: both(share.security_context, SECURITY_CTX | INIT_EXT),
+        direct_mmap: both(share.direct_mmap, DIRECT_IO_ALLOW_MMAP | INIT_EXT),
         readdirplus: both(share.readdirplus, DO_READDIRPLUS),
         unshared: share.unshared,
     };
@@ -211,6 +214,7 @@ fn agree(share: &Abilities, offered: u64) -> (Abilities, u64) {
         (agreed.posix_acl, POSIX_ACL | DONT_MASK),
         (agreed.submounts, SUBMOUNTS),
         (agreed.security_context, SECURITY_CTX),
+        (agreed.direct_mmap, DIRECT_IO_ALLOW_MMAP),
     ];
     let chosen = choices.iter().filter(|(chosen, _)| *chosen);
     (agreed, chosen.fold(0, |all, (_, flags)| all | flags) & offered)

@@ -60,30 +60,42 @@ fn a_directory_of_the_host_is_listed_with_what_is_in_it() {
 
 #[test]
 fn what_a_share_is_not_asked_to_do_is_not_agreed_on() {
-    use crate::fs::protocol::flags::init::{FLOCK_LOCKS, POSIX_LOCKS, SECURITY_CTX};
+    use crate::fs::protocol::flags::init::{DIRECT_IO_ALLOW_MMAP, FLOCK_LOCKS, POSIX_LOCKS, SECURITY_CTX};
     let dir = tempfile::tempdir().unwrap();
-    let agreed = |change: fn(&mut ShareConfig)| {
+    let agreed = |change: &dyn Fn(&mut ShareConfig)| {
         let mut config = ShareConfig::new(dir.path());
         config.xattr = true;
         change(&mut config);
         let server = Server::open(&config).unwrap();
         let reply = ask_in(&server, &init_request(7, 41, LINUX_6_12), 64);
         let word = |at: usize| u64::from(u32::from_le_bytes(reply.body[at..at + 4].try_into().unwrap()));
-        (word(12) | word(32) << 32) & (FLOCK_LOCKS | POSIX_LOCKS | SECURITY_CTX)
+        (word(12) | word(32) << 32) & (FLOCK_LOCKS | POSIX_LOCKS | SECURITY_CTX | DIRECT_IO_ALLOW_MMAP)
     };
-    assert_eq!(agreed(|_| ()), 0, "with attributes alone");
-    assert_eq!(agreed(|share| share.locks = true), FLOCK_LOCKS | POSIX_LOCKS);
-    assert_eq!(agreed(|share| share.security_label = true), SECURITY_CTX);
+    for (cache, flags) in [
+        (Cache::Auto, 0),
+        (Cache::Never, DIRECT_IO_ALLOW_MMAP),
+        (Cache::Metadata, DIRECT_IO_ALLOW_MMAP),
+        (Cache::Always, 0),
+    ] {
+        let mapped = |share: &mut ShareConfig| {
+            share.cache = cache;
+            share.allow_mmap = true;
+        };
+        assert_eq!(agreed(&mapped), flags, "{cache:?}");
+    }
+    assert_eq!(agreed(&|_| ()), 0, "with attributes alone");
+    assert_eq!(agreed(&|share| share.locks = true), FLOCK_LOCKS | POSIX_LOCKS);
+    assert_eq!(agreed(&|share| share.security_label = true), SECURITY_CTX);
     let of_its_own = |share: &mut ShareConfig| {
         share.security_label = true;
         share.readonly = true;
     };
-    assert_eq!(agreed(of_its_own), 0, "nothing is made");
+    assert_eq!(agreed(&of_its_own), 0, "nothing is made");
     let without = |share: &mut ShareConfig| {
         share.security_label = true;
         share.xattr = false;
     };
-    assert_eq!(agreed(without), 0, "a label is an attribute");
+    assert_eq!(agreed(&without), 0, "a label is an attribute");
 }
 
 #[test]

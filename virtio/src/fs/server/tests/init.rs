@@ -93,6 +93,21 @@ fn each_ability_adds_its_flags_if_the_guest_has_them() {
 }
 
 #[test]
+fn files_that_are_not_cached_can_be_mapped_if_both_sides_say_so() {
+    let mapped = Abilities {
+        direct_mmap: true,
+        ..Abilities::default()
+    };
+    let common = ALWAYS | AUTO_INVAL_DATA;
+    let rig = Rig::before_init(mapped);
+    let flags = common | CREATE_SUPP_GROUP | DIRECT_IO_ALLOW_MMAP;
+    assert_eq!(rig.ask(&init_request(7, 41, LINUX_6_12)), answer(flags, 256));
+    assert_eq!(rig.model.agreed(), Some(mapped));
+    assert_eq!(rig.ask(&init_request(7, 37, LINUX_6_1)), answer(common, 256));
+    assert_eq!(rig.model.agreed(), Some(Abilities::default()));
+}
+
+#[test]
 fn access_control_lists_need_attributes_and_both_flags() {
     let flags = POSIX_ACL | DONT_MASK;
     let acl = Abilities {
