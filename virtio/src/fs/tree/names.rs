@@ -48,6 +48,11 @@ pub(super) fn open(dir: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
     openat2(dir, name, flags, Mode::empty(), resolve)
 }
 
+/// Removes what was just made under `name` in `dir`, of which the guest is told that it was not.
+fn take_back(dir: &Held, name: Name<'_>, removal: AtFlags) {
+    let _ = unlinkat(dir, name.as_c_str(), removal);
+}
+
 impl Tree {
     pub(super) fn lookup(&self, parent: Node, name: Name<'_>) -> Result<Entry, Errno> {
         let dir_node = self.directory_node(parent)?;
@@ -184,16 +189,14 @@ impl Tree {
         make(Mode::from_raw_mode(new.mode & PERMISSIONS))
     }
 
-    /// The entry of what was just made; it gets its label, or is removed again.
+    /// The entry of what was just made, with its label; if either cannot be had, it is removed again.
     fn made(&self, dir: &Held, seen: Seen<'_>, new: &Creation<'_>, removal: AtFlags) -> Result<Entry, Errno> {
-        let entry = self.entry(dir, seen, Guess::New)?;
-        let labelled = self.label(new, || self.descriptor(entry.node));
-        if let Err(error) = labelled {
-            self.nodes.forget(entry.node, 1);
-            let _ = unlinkat(dir, seen.name.as_c_str(), removal);
-            return Err(error);
-        }
-        Ok(entry)
+        let made = self.entry(dir, seen, Guess::New).and_then(|entry| {
+            let labelled = self.label(new, || self.descriptor(entry.node));
+            labelled.inspect_err(|_| self.nodes.forget(entry.node, 1))?;
+            Ok(entry)
+        });
+        made.inspect_err(|_| take_back(dir, seen.name, removal))
     }
 
     pub(super) fn create(
@@ -215,9 +218,7 @@ impl Tree {
                 })
             })?;
             self.made_file(file, passed, new, Some(Seen { parent, name }))
-                .inspect_err(|_| {
-                    let _ = unlinkat(&*dir, name.as_c_str(), AtFlags::empty());
-                })
+                .inspect_err(|_| take_back(&dir, name, AtFlags::empty()))
         });
         match made {
             Ok((handle, entry)) => Ok((entry, self.opened(handle))),
@@ -315,6 +316,7 @@ impl Tree {
             name.as_c_str(),
             AtFlags::SYMLINK_FOLLOW,
         )?;
-        self.entry(&*dir, Seen { parent, name }, Guess::Known)
+        let entry = self.entry(&*dir, Seen { parent, name }, Guess::Known);
+        entry.inspect_err(|_| take_back(&dir, name, AtFlags::empty()))
     }
 }

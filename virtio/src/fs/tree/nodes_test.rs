@@ -155,9 +155,17 @@ fn nodes_handles_and_descriptors_are_bounded() {
     let (a, _) = (share.node("a"), share.node("b"));
     assert_eq!(share.lookup(Node::ROOT, "c").unwrap_err(), Errno::NFILE);
     assert_eq!(share.node("a"), a, "one that is known is no more");
-    let made = share.create(Node::ROOT, "new", O_RDWR, 0o644);
-    assert_eq!(made.unwrap_err(), Errno::NFILE);
-    assert!(!share.host("new").exists(), "nothing is half done");
+    for made in [
+        share.create(Node::ROOT, "new", O_RDWR, 0o644).map(|(entry, _)| entry),
+        share.mkdir(Node::ROOT, "new", 0o755),
+        share.mknod("new", 0o100_644, 0),
+        share.mknod("new", 0o010_644, 0),
+        share.symlink(Node::ROOT, "new", "a"),
+    ] {
+        assert_eq!(made.unwrap_err(), Errno::NFILE);
+        let left = fs::symlink_metadata(share.host("new"));
+        assert!(left.is_err(), "nothing is half done: {left:?}");
+    }
     let handles = [share.open(a, O_RDONLY).unwrap(), share.open(a, O_RDONLY).unwrap()];
     assert_eq!(share.open(a, O_RDONLY), Err(Errno::NFILE));
     assert_eq!(share.tree.opendir(Node::ROOT).unwrap_err(), Errno::NFILE);
@@ -175,6 +183,9 @@ fn nodes_handles_and_descriptors_are_bounded() {
         made.iter().all(|made| matches!(made, Ok(_) | Err(Errno::NFILE))),
         "{made:?}"
     );
+    for (name, made) in ["b", "c", "d", "e", "f", "g", "h"].iter().zip(&made) {
+        assert_eq!(share.host(name).exists(), made.is_ok(), "{name}");
+    }
     let mut opened = 0;
     let error = loop {
         match share.open(a, O_RDONLY) {
