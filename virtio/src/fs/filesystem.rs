@@ -83,7 +83,7 @@ pub(crate) struct Attr {
     /// For a device node, as Linux encodes it for user space.
     pub rdev: u32,
     pub blksize: u32,
-    /// A file system is mounted here (`FUSE_ATTR_SUBMOUNT`).
+    /// A file system begins here, with inode numbers of its own (`FUSE_ATTR_SUBMOUNT`).
     pub submount: bool,
     /// Birth, for `FUSE_STATX`.
     pub btime: Option<Time>,

@@ -83,9 +83,9 @@ pub(super) fn has_name(fd: impl AsFd) -> bool {
 
 impl Tree {
     /// For the guest.
-    pub(super) fn attr(&self, stat: &Statx, is_root: bool) -> Attr {
-        let kind = Kind::of(stat.stx_mode);
-        let mount_root = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+    pub(super) fn attr(&self, stat: &Statx, inode: &Inode) -> Attr {
+        let begins = inode.crosses() || stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+        let is_below = inode.node() != Node::ROOT && inode.kind() == Kind::Directory;
         let has_btime = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
         Attr {
             ino: stat.stx_ino,
@@ -100,18 +100,25 @@ impl Tree {
             gid: self.who.guest_gid(stat.stx_gid),
             rdev: device_number(stat.stx_rdev_major, stat.stx_rdev_minor),
             blksize: stat.stx_blksize,
-            submount: self.policy.announce_submounts && mount_root && !is_root && kind == Kind::Directory,
+            submount: self.policy.announce_submounts && begins && is_below,
             btime: has_btime.then(|| time(&stat.stx_btime)),
         }
     }
 
     pub(super) fn getattr(&self, node: Node, handle: Option<Handle>) -> Result<(Attr, Duration), Errno> {
         // An open file has attributes even if its node has gone from the host.
-        let stat = match handle.map(|handle| self.handles.get(node, handle)) {
-            Some(open) => of(&open?.file)?,
-            None => of(&*self.descriptor(node)?)?,
+        let (inode, stat) = match handle.map(|handle| self.handles.get(node, handle)) {
+            Some(open) => {
+                let open = open?;
+                (open.inode.clone(), of(&open.file)?)
+            }
+            None => {
+                let inode = self.nodes.get(node)?;
+                let stat = of(&*self.nodes.descriptor(&inode)?)?;
+                (inode, stat)
+            }
         };
-        Ok((self.attr(&stat, node == Node::ROOT), self.policy.ttl().attr))
+        Ok((self.attr(&stat, &inode), self.policy.ttl().attr))
     }
 
     pub(super) fn setattr(
@@ -166,7 +173,7 @@ impl Tree {
             utimensat(fd, c"", &times, AtFlags::EMPTY_PATH)?;
         }
         let stat = of(fd)?;
-        Ok((self.attr(&stat, node == Node::ROOT), self.policy.ttl().attr))
+        Ok((self.attr(&stat, &inode), self.policy.ttl().attr))
     }
 
     /// Makes the file `size` bytes long. `fd` is that of an open file, of which `writes` says that it is good for it, or what the node has,

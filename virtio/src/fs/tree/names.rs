@@ -101,7 +101,7 @@ impl Tree {
             node: inode.node(),
             // No number is given twice.
             generation: 0,
-            attr: self.attr(stat, false),
+            attr: self.attr(stat, inode),
             ttl: self.policy.ttl(),
         }
     }

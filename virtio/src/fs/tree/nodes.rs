@@ -62,12 +62,13 @@ pub(super) struct Inode {
     recent: AtomicBool,
     /// Of a directory: the name that was looked up last was that of a new node.
     new_last: AtomicBool,
-    kind: Kind,
+    /// What it is; none for a directory that is on another device than the one that it is in.
+    kind: Option<Kind>,
 }
 
 impl Inode {
     /// What `fd` holds, given once.
-    fn new(number: u64, key: Key, kind: Kind, fd: Held, seen: Option<Seen<'_>>) -> Self {
+    fn new(number: u64, key: Key, kind: Kind, crosses: bool, fd: Held, seen: Option<Seen<'_>>) -> Self {
         Self {
             number,
             key,
@@ -77,7 +78,7 @@ impl Inode {
             locked: AtomicBool::new(false),
             recent: AtomicBool::new(false),
             new_last: AtomicBool::new(false),
-            kind,
+            kind: (!crosses).then_some(kind),
         }
     }
 
@@ -93,7 +94,12 @@ impl Inode {
 
     /// What it is. That never changes.
     pub fn kind(&self) -> Kind {
-        self.kind
+        self.kind.unwrap_or(Kind::Directory)
+    }
+
+    /// Whether a file system begins with it that has inode numbers of its own, which need be no mount: a subvolume of btrfs.
+    pub fn crosses(&self) -> bool {
+        self.kind.is_none()
     }
 
     /// It was opened.
@@ -205,7 +211,7 @@ impl Nodes {
     pub fn new(root: Held, key: Key, mounts: Mounts, budget: Arc<Budget>, most: usize, most_open: usize) -> Self {
         let most_open = most_open.min(budget.limit() / 2).max(1);
         Self {
-            root: Arc::new(Inode::new(Node::ROOT.0, key, Kind::Directory, root, None)),
+            root: Arc::new(Inode::new(Node::ROOT.0, key, Kind::Directory, false, root, None)),
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
             hasher: RandomState::new(),
             count: AtomicUsize::new(1),
@@ -294,6 +300,7 @@ impl Nodes {
     /// # Errors
     /// `ENFILE` when there are too many.
     pub fn add(&self, key: Key, kind: Kind, fd: Held, seen: Option<Seen<'_>>) -> Result<Arc<Inode>, Errno> {
+        let crosses = kind == Kind::Directory && self.crosses(&key, seen);
         let (index, shard) = self.shard_of(&key);
         let mut shard = write(shard);
         if let Some(inode) = shard.by_key(&key) {
@@ -319,13 +326,20 @@ impl Nodes {
             self.count.fetch_sub(1, Ordering::Relaxed);
             return Err(Errno::NFILE);
         }
-        let new = |number| Inode::new(number, key, kind, fd, seen);
+        let new = |number| Inode::new(number, key, kind, crosses, fd, seen);
         let inode = self.insert(&mut shard, index, key, new).inspect_err(|_| {
             self.count.fetch_sub(1, Ordering::Relaxed);
         })?;
         drop(shard);
         self.note_open(&inode);
         Ok(inode)
+    }
+
+    /// Whether what has `key` is on another device than the directory that it was seen in. A directory is in no other of those that it might
+    /// be moved to.
+    fn crosses(&self, key: &Key, seen: Option<Seen<'_>>) -> bool {
+        let above = seen.and_then(|seen| self.get(seen.parent).ok());
+        above.is_some_and(|above| above.key.dev != key.dev)
     }
 
     fn insert(
@@ -447,7 +461,7 @@ impl Nodes {
     /// Opens the node by the best way that there is.
     fn open_again(&self, inode: &Arc<Inode>) -> Result<Arc<Held>, Errno> {
         // What a handle opens may be nowhere, for all the kernel knows, unless it is a directory. Landlock would not let it be read.
-        let name_first = inode.kind != Kind::Directory && self.restricted.load(Ordering::Relaxed);
+        let name_first = inode.kind() != Kind::Directory && self.restricted.load(Ordering::Relaxed);
         if !name_first && let Some(fd) = self.open_by_handle(inode) {
             return self.keep(inode, fd?);
         }
@@ -568,7 +582,7 @@ impl Nodes {
             return Fate::Gone;
         }
         if place.handle().is_none() {
-            let mark = match self.mounts.handle(inode.key.mount, inode.kind, &fd) {
+            let mark = match self.mounts.handle(inode.key.mount, inode.kind(), &fd) {
                 Some(handle) => Some(Mark::Handle(handle)),
                 // A file that is open may lose its name, and is there all the same.
                 None if inode.is_open() => return Fate::Stays,

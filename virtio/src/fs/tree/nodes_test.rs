@@ -144,6 +144,84 @@ fn there_is_room_for_the_descriptors_of_all_nodes() {
 }
 
 #[test]
+fn a_directory_on_another_device_than_what_it_is_in_is_shown_as_a_mount() {
+    for announced in [true, false] {
+        let share = Share::with(|config| config.announce_submounts = announced);
+        fs::create_dir(share.host("subvolume")).unwrap();
+        fs::write(share.host("file"), "").unwrap();
+        // As btrfs answers: no mount, and yet other numbers.
+        let add = |name: &str| {
+            let fd = fs::File::open(share.host(name)).unwrap();
+            let fd = share.tree.nodes.open(|| Ok(fd.into())).unwrap();
+            let stat = attributes::of(&fd).unwrap();
+            let (mut key, kind) = (attributes::key(&stat), attributes::Kind::of(stat.stx_mode));
+            key.dev += 1;
+            named(name, |name| {
+                let parent = Node::ROOT;
+                share.tree.nodes.add(key, kind, fd, Some(place::Seen { parent, name }))
+            })
+            .unwrap()
+            .node()
+        };
+        let (subvolume, file) = (add("subvolume"), add("file"));
+        assert_eq!(share.attr(subvolume).submount, announced);
+        let changed = share.setattr(
+            subvolume,
+            Change {
+                mode: Some(0o700),
+                ..Change::default()
+            },
+        );
+        assert_eq!(changed.unwrap().submount, announced);
+        let handle = share.tree.opendir(subvolume).unwrap().handle;
+        assert_eq!(
+            share.tree.getattr(subvolume, Some(handle)).unwrap().0.submount,
+            announced
+        );
+        assert!(!share.attr(file).submount && !share.attr(Node::ROOT).submount);
+    }
+}
+
+#[test]
+fn subvolumes_of_btrfs_are_told_apart() {
+    if !may_mount() {
+        return;
+    }
+    let share = Share::new();
+    let image = share.outside("image");
+    fs::File::create(&image).unwrap().set_len(128 << 20).unwrap();
+    let done = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+    if !done(Command::new("mkfs.btrfs").arg("-q").arg(&image)) {
+        eprintln!("skipped: needs mkfs.btrfs");
+        return;
+    }
+    fs::create_dir(share.host("disk")).unwrap();
+    let mut mount = Command::new("mount");
+    if !done(mount.args(["-o", "loop"]).arg(&image).arg(share.host("disk"))) {
+        eprintln!("skipped: needs btrfs and a loop device");
+        return;
+    }
+    for name in ["one", "two"] {
+        let made = share.host(&format!("disk/{name}"));
+        assert!(done(Command::new("btrfs").args(["subvolume", "create"]).arg(&made)));
+        fs::write(made.join("file"), name).unwrap();
+    }
+    fs::create_dir(share.host("disk/folder")).unwrap();
+    let disk = share.node("disk");
+    let [one, two, folder] = ["one", "two", "folder"].map(|name| share.lookup(disk, name).unwrap());
+    assert_eq!(one.attr.ino, two.attr.ino, "the host's are not told apart by that");
+    assert!(one.attr.submount && two.attr.submount && !folder.attr.submount);
+    assert_eq!(share.attr(one.node).submount, one.attr.submount);
+    let handle = share.tree.opendir(disk).unwrap().handle;
+    for (name, _, entry) in share.list(disk, handle, 0, true, 9) {
+        let Some(entry) = entry else { continue };
+        assert_eq!(entry.attr.submount, name != "folder", "{name}");
+    }
+    share.tree.reset();
+    assert!(done(Command::new("umount").arg(share.host("disk"))));
+}
+
+#[test]
 fn nodes_handles_and_descriptors_are_bounded() {
     let share = Share::with(|config| {
         config.max_nodes = 3;
