@@ -145,7 +145,7 @@ fn what_cannot_be_read_is_an_error_also_behind_what_can_and_no_end_of_the_file()
         return;
     }
     let share = Share::new();
-    let content: Vec<u8> = (0..BYTES as u32 / 4).flat_map(u32::to_le_bytes).collect();
+    let content: Vec<u8> = (0..1u32 << 18).flat_map(u32::to_le_bytes).collect();
     let Some(_disk) = disk_that_ends_within(&share, &content, HALF) else {
         return;
     };
