@@ -272,7 +272,7 @@ fn a_block_device_is_a_disk() {
     ]);
     let path = image(&boot, "disk", 1);
     let Some(device) = Loop::attach(&path) else {
-        println!("skipped: needs root and loop devices");
+        println!("skipped: needs root, a loop device");
         return;
     };
     let ended = boot.disk(Path::new(&device.0), "").run();
@@ -287,7 +287,7 @@ fn a_block_device_that_is_read_only_is_a_read_only_disk_or_none() {
     let boot = Boot::new([Step::Disk("vda".into()), Step::read("vda", 0, 8192), Step::PowerOff]);
     let path = image(&boot, "disk", 1);
     let Some(device) = Loop::attach_with(&path, &["-r"]) else {
-        println!("skipped: needs root and loop devices");
+        println!("skipped: needs root, a loop device");
         return;
     };
     let refused = Boot::new([Step::PowerOff]).disk(Path::new(&device.0), "").run();

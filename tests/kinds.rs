@@ -120,7 +120,7 @@ fn use_files(agent: &mut Agent, own: &Path) {
 #[test]
 fn every_kind_of_device_works_and_counts_what_is_documented() {
     if own_network().is_err() {
-        println!("skipped: needs root");
+        println!("skipped: needs a network namespace");
         return;
     }
     let folder = tempfile::tempdir().unwrap();

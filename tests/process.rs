@@ -27,7 +27,7 @@ const KVM_GROUP: u32 = 54_322;
 fn is_root() -> bool {
     let root = fs::metadata("/proc/self").unwrap().uid() == 0;
     if !root {
-        println!("skipped: needs root to become another user");
+        println!("skipped: needs root: another user is to be become");
     }
     root
 }

@@ -380,7 +380,7 @@ fn full_bad_replaced_and_cut_short_a_share_says_what_the_host_says_and_goes_on()
         limited.extend(Limited::new(&folder.join("limited"), KIM, KIMS));
     });
     if limited.is_empty() {
-        println!("skipped: the user at his quota needs quota_v2");
+        println!("skipped: needs quota_v2: the user at his quota");
     } else {
         make_users(&mut agent);
         for server in SERVERS {
@@ -400,7 +400,7 @@ fn full_bad_replaced_and_cut_short_a_share_says_what_the_host_says_and_goes_on()
             a_disk_that_cannot_be_read_is_an_error_until_it_can(disk, &served, &mut agent, server);
             a_file_that_cannot_be_read_in_the_middle_is_an_error_and_no_shorter(disk, &served, &mut agent, server);
         }),
-        None => println!("skipped: the disk that goes bad needs null_blk"),
+        None => println!("skipped: needs null_blk: the disk that goes bad"),
     }
     served.pod().expect_state(State::Running).unwrap();
     served.end();

@@ -25,7 +25,7 @@ pub fn stream_bytes() -> u64 {
 pub fn network() -> bool {
     let allowed = own_network().is_ok();
     if !allowed {
-        println!("skipped: needs root");
+        println!("skipped: needs a network namespace");
     }
     allowed
 }

@@ -117,7 +117,7 @@ fn a_tap_that_goes_away_is_the_guests_loss_only() {
     let tap = match husk_tests::tap(NAME) {
         Ok(tap) => tap,
         Err(error) => {
-            println!("skipped: needs root and a tun device ({error})");
+            println!("skipped: needs root, a tun device: {error}");
             return;
         }
     };

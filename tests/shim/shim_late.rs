@@ -22,7 +22,7 @@ fn find(bdf: &str) -> String {
 
 fn comes_while_the_guest_runs(shim: Shim) {
     if own_network().is_err() {
-        println!("skipped: needs root");
+        println!("skipped: needs a network namespace");
         return;
     }
     let folder = folder();

@@ -26,7 +26,7 @@ const BYTES: u64 = 8 << 20;
 fn vhost() -> bool {
     let there = Path::new("/dev/vhost-vsock").exists();
     if !there {
-        println!("skipped: there is no /dev/vhost-vsock");
+        println!("skipped: needs /dev/vhost-vsock");
     }
     there
 }

@@ -5,7 +5,7 @@
 
 mod process;
 
-use std::fs::{self, File};
+use std::fs;
 use std::process::{Command, Output};
 
 use husk_benches::Then;
@@ -53,8 +53,7 @@ fn kernel() -> Vec<u8> {
 
 /// How husk ends whose guest fills a file of 2 MiB without blocks, on a file system of `megabytes`; `None` where there can be none.
 fn fills(megabytes: u32, options: &str) -> Option<Output> {
-    if File::options().read(true).write(true).open("/dev/kvm").is_err() {
-        println!("skipped: needs /dev/kvm");
+    if !process::has_kvm() {
         return None;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -69,7 +68,7 @@ fn fills(megabytes: u32, options: &str) -> Option<Output> {
     };
     let mount = format!("mount -t tmpfs -o size={megabytes}m none $1");
     if !inside(&mount).is_ok_and(|output| output.status.success()) {
-        println!("skipped: needs unshare(1) and a user namespace");
+        println!("skipped: needs unshare, user namespaces");
         return None;
     }
     let run = format!(

@@ -5,7 +5,7 @@
 
 mod process;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufReader, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -193,8 +193,7 @@ fn husk_run_takes_the_same_options() {
 /// A guest of a few instructions, which waits for interrupts.
 #[test]
 fn a_guests_figures_are_those_of_its_counters() {
-    if File::options().read(true).write(true).open("/dev/kvm").is_err() {
-        println!("skipped: needs /dev/kvm");
+    if !process::has_kvm() {
         return;
     }
     let mut husk = Husk::start(&[]);
@@ -267,8 +266,7 @@ fn a_guests_figures_are_those_of_its_counters() {
 /// The socket for figures alone, for a VM of the command line.
 #[test]
 fn husk_run_serves_figures_without_the_api() {
-    if File::options().read(true).write(true).open("/dev/kvm").is_err() {
-        println!("skipped: needs /dev/kvm");
+    if !process::has_kvm() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();

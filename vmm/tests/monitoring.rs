@@ -145,8 +145,7 @@ fn husks(folder: &Path) -> [Husk; 2] {
 
 #[test]
 fn prometheus_answers_every_query_of_the_dashboard() {
-    if File::options().read(true).write(true).open("/dev/kvm").is_err() {
-        println!("skipped: needs /dev/kvm");
+    if !process::has_kvm() {
         return;
     }
     let tool = |variable: &str, name: &str| std::env::var_os(variable).unwrap_or(name.into());
@@ -181,7 +180,7 @@ fn prometheus_answers_every_query_of_the_dashboard() {
         &place("nginx.log"),
     );
     let Some(mut nginx) = started else {
-        println!("skipped: needs nginx (Debian's package nginx)");
+        println!("skipped: needs nginx: Debian's package nginx has it");
         return;
     };
     nginx.ready(proxy, &place("nginx.log"));
@@ -225,7 +224,7 @@ fn prometheus_answers_every_query_of_the_dashboard() {
         &place("prometheus.log"),
     );
     let Some(mut prometheus) = started else {
-        println!("skipped: needs prometheus (Debian's package prometheus)");
+        println!("skipped: needs prometheus: Debian's package prometheus has it");
         return;
     };
     prometheus.ready(server, &place("prometheus.log"));

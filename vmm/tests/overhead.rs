@@ -2,14 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::fs::{self, File};
+mod process;
+
+use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use process::HUSK;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-
-const HUSK: &str = env!("CARGO_BIN_EXE_husk");
 
 /// `husk overhead OPTIONS` with its scratch below `folder`.
 fn overhead(folder: &Path, options: &[&str]) -> Output {
@@ -28,8 +29,7 @@ fn kernel(folder: &Path, then: husk_benches::Then) -> String {
 
 #[test]
 fn what_vms_cost_is_measured_and_installed() {
-    if File::options().read(true).write(true).open("/dev/kvm").is_err() {
-        println!("skipped: needs /dev/kvm");
+    if !process::has_kvm() {
         return;
     }
     let (files, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -142,11 +142,11 @@ fn a_vm_that_cannot_be_measured_is_named() {
     let line = String::from_utf8(told.stderr).unwrap();
     assert_eq!((told.status.code(), line.lines().count()), (Some(1), 1), "{line}");
     assert!(
-        line.starts_with("error: VM 1 of 2 did not start: ") && line.contains("/nowhere"),
+        line.starts_with("error: VM 1 of 2 did not start: ") && line.contains(process::refusal("/nowhere")),
         "{line}"
     );
     assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
-    if File::options().read(true).write(true).open("/dev/kvm").is_ok() {
+    if process::has_kvm() {
         let kernel = kernel(files.path(), husk_benches::Then::PowerOff);
         let told = overhead(scratch.path(), &["--kernel", &kernel, "--pods", "1"]);
         let line = String::from_utf8(told.stderr).unwrap();

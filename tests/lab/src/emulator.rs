@@ -308,7 +308,7 @@ mod tests {
     #[test]
     fn what_is_left_in_out_comes_back_and_replaces_what_came_before() {
         if find("mke2fs").is_none() || find("debugfs").is_none() {
-            println!("skipped: needs e2fsprogs");
+            println!("skipped: needs mke2fs, debugfs");
             return;
         }
         let folder = tempfile::tempdir().unwrap();

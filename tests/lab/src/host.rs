@@ -5,9 +5,10 @@ use std::fs::{self, OpenOptions};
 use clap::ValueEnum;
 
 /// A host for guests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Host {
     /// This machine.
+    #[default]
     Native,
     /// A machine with SVM that QEMU emulates in software.
     Emulated,

@@ -21,6 +21,7 @@ mod interactive;
 mod kernel;
 mod life;
 mod modules;
+mod needs;
 mod package;
 mod packages;
 mod paths;

@@ -17,6 +17,7 @@ use crate::board::Board;
 use crate::build::Built;
 use crate::command::{command, output};
 use crate::emulator::{Emulator, Request};
+use crate::host::Host;
 use crate::progress::{self, Ticker};
 use crate::report::Report;
 use crate::sys;
@@ -176,7 +177,7 @@ fn again_if_it_failed(
             .collect();
         if exact.is_none() {
             // The program died, and said nothing of its other tests: all of them again.
-            report.tally = Tally::default();
+            report.tally = Tally::on(Host::Emulated);
         }
         let request = request([program].into_iter(), &exact.unwrap_or_default())?;
         let again;
@@ -244,6 +245,7 @@ fn in_one_host<W: Write>(
     tell: &dyn Fn(&Tally),
 ) -> Result<(Report<W>, bool)> {
     let mut report = Report::new(out);
+    report.tally = Tally::on(Host::Emulated);
     let exit = emulator.run(request, &mut |bytes| {
         report.bytes(bytes);
         tell(&report.tally);

@@ -6,9 +6,10 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 
 use crate::command::typed;
-use crate::host::{self, Host};
+use crate::host::Host;
+use crate::needs;
 use crate::suite;
-use crate::tally::{Skip, Tally};
+use crate::tally::Tally;
 
 /// Output of test programs, counted line by line and passed on to `out`, less what tests that held have written.
 pub struct Report<W> {
@@ -73,14 +74,14 @@ impl<W: Write> Report<W> {
     }
 
     /// Prints what failed, what was skipped, and the summary; whether everything that can run here ran and held.
-    pub fn conclude(&mut self, host: Host) -> bool {
-        let (text, held) = conclusion(&self.tally, host);
+    pub fn conclude(&mut self) -> bool {
+        let (text, held) = conclusion(&self.tally);
         let _ = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush());
         held
     }
 }
 
-fn conclusion(tally: &Tally, host: Host) -> (String, bool) {
+fn conclusion(tally: &Tally) -> (String, bool) {
     let mut lines = vec![String::new()];
     // Once more: what came in between can be long.
     for (name, said) in &tally.said {
@@ -89,66 +90,27 @@ fn conclusion(tally: &Tally, host: Host) -> (String, bool) {
     lines.extend(tally.failures.iter().map(|name| format!("failed: {name}")));
     let mut held = tally.failures.is_empty();
     for skip in &tally.skips {
-        let excused = excused(skip, host);
-        let verdict = if excused { "" } else { " (this machine can run it)" };
+        let excused = needs::excuses(&skip.reason, skip.host);
+        let verdict = match skip.host {
+            _ if excused => "",
+            Host::Native => " (this machine can run it)",
+            Host::Emulated => " (the emulated host can run it)",
+        };
         lines.push(format!("skipped: {}: {}{verdict}", skip.name, skip.reason));
         held &= excused;
+    }
+    for skip in &tally.left_out {
+        lines.push(format!("left out: {}: {}", skip.name, skip.reason));
     }
     lines.push(tally.summary());
     lines.push(String::new());
     (lines.join("\n"), held)
 }
 
-/// Whether this machine really lacks what the test says it needs. A reason that is not known here excuses nothing.
-fn excused(skip: &Skip, host: Host) -> bool {
-    let root = || crate::command::output(crate::command::command("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
-    match skip.reason.as_str() {
-        reason if reason.contains("needs a native host") => host == Host::Emulated,
-        reason if reason.contains("needs /dev/kvm") => host::open_kvm().is_err(),
-        reason if reason.contains("needs root") => !root(),
-        reason if reason.contains("needs qemu-system-x86_64") => crate::command::find("qemu-system-x86_64").is_none(),
-        reason if reason.contains("needs a loop device") => !can_open("/dev/loop-control"),
-        reason if reason.contains("needs null_blk") => host == Host::Native && !knows_module("null_blk"),
-        reason if reason.contains("needs quota_v2") => host == Host::Native && !knows_module("quota_v2"),
-        _ => false,
-    }
-}
-
-fn knows_module(name: &str) -> bool {
-    crate::command::output(crate::command::command("modprobe").args(["--dry-run", name])).is_ok()
-}
-
-fn can_open(path: &str) -> bool {
-    std::fs::File::options().read(true).write(true).open(path).is_ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_skip_is_excused_only_by_what_this_machine_lacks() {
-        let skip = |reason: &str| Skip {
-            name: "t".into(),
-            reason: reason.into(),
-        };
-        assert!(excused(&skip("needs a native host"), Host::Emulated));
-        assert!(!excused(&skip("needs a native host"), Host::Native));
-        assert!(!excused(&skip("flaky"), Host::Emulated));
-        assert!(!excused(&skip(""), Host::Emulated));
-        assert_eq!(
-            excused(&skip("needs /dev/kvm"), Host::Native),
-            host::open_kvm().is_err()
-        );
-        let qemu = crate::command::find("qemu-system-x86_64").is_some();
-        assert_eq!(excused(&skip("needs qemu-system-x86_64"), Host::Native), !qemu);
-        let loops = can_open("/dev/loop-control");
-        assert_eq!(excused(&skip("needs a loop device"), Host::Native), !loops);
-        // The emulated host has them.
-        assert!(!excused(&skip("needs null_blk"), Host::Emulated));
-        assert!(!excused(&skip("needs quota_v2"), Host::Emulated));
-        assert!(can_open("/dev/null") && !can_open("/nowhere"));
-    }
+    use crate::tally::Skip;
 
     #[test]
     fn lines_split_between_reads_are_read_whole() {
@@ -173,28 +135,33 @@ mod tests {
         tally.failures.push("p: a".into());
         tally.said.push(("p: a".into(), "panicked\n".into()));
         let text = "\n---- p: a ----\npanicked\n\nfailed: p: a\n0 passed, 1 failed, 0 skipped\n";
-        assert_eq!(conclusion(&tally, Host::Native), (text.into(), false));
+        assert_eq!(conclusion(&tally), (text.into(), false));
     }
 
     #[test]
     fn a_failure_or_a_skip_without_reason_spoils_the_whole() {
         let mut tally = Tally::default();
-        assert_eq!(
-            conclusion(&tally, Host::Native),
-            ("\n0 passed, 0 failed, 0 skipped\n".into(), true)
-        );
+        assert_eq!(conclusion(&tally), ("\n0 passed, 0 failed, 0 skipped\n".into(), true));
         tally.failures.push("a".into());
         assert_eq!(
-            conclusion(&tally, Host::Native),
+            conclusion(&tally),
             ("\nfailed: a\n0 passed, 1 failed, 0 skipped\n".into(), false)
         );
-        let skip = Skip {
+        let skip = |reason: &str, host| Skip {
             name: "b".into(),
-            reason: "flaky".into(),
+            reason: reason.into(),
+            host,
         };
         let mut tally = Tally::default();
-        tally.skips.push(skip);
-        let text = "\nskipped: b: flaky (this machine can run it)\n0 passed, 0 failed, 1 skipped\n";
-        assert_eq!(conclusion(&tally, Host::Native), (text.into(), false));
+        tally.skips.push(skip("flaky", Host::Native));
+        tally.skips.push(skip("needs root", Host::Emulated));
+        let text = "\nskipped: b: flaky (this machine can run it)\nskipped: b: needs root (the emulated host can run it)\n\
+                    0 passed, 0 failed, 1 skipped\n";
+        assert_eq!(conclusion(&tally), (text.into(), false));
+        let mut tally = Tally::default();
+        tally.skips.push(skip("needs a native host", Host::Emulated));
+        tally.left_out.push(skip("nobody wants it", Host::Native));
+        let text = "\nskipped: b: needs a native host\nleft out: b: nobody wants it\n0 passed, 0 failed, 1 skipped, 1 left out\n";
+        assert_eq!(conclusion(&tally), (text.into(), true));
     }
 }

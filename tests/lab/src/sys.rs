@@ -1,12 +1,13 @@
 //! The system calls that the standard library does not offer. The only unsafe code of the lab.
 #![expect(
     unsafe_code,
-    reason = "signals, terminal settings and size, a look at another process's filters"
+    reason = "signals, terminal settings and size, a look at another process's filters and at what the kernel has"
 )]
 
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr;
@@ -148,6 +149,55 @@ fn trace(request: libc::c_uint, thread: libc::pid_t, number: usize, data: *mut l
         )
     };
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Whether the kernel has io_uring, and lets this user have it.
+pub fn has_io_uring() -> bool {
+    // SAFETY: an address that is not mapped: the call fails as soon as it looks at it, and makes nothing.
+    unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, ptr::null_mut::<u8>()) };
+    io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
+}
+
+/// Which version of Landlock's rules the kernel has; 0 if none.
+pub fn landlock_version() -> u32 {
+    const VERSION: libc::c_int = 1; // LANDLOCK_CREATE_RULESET_VERSION
+    // SAFETY: with this flag nothing is read, and no descriptor is made.
+    let answer = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, ptr::null::<u8>(), 0, VERSION) };
+    u32::try_from(answer).unwrap_or(0)
+}
+
+/// `struct file_handle` (open_by_handle_at(2)), with room for the largest one.
+#[repr(C)]
+struct FileHandle {
+    bytes: libc::c_uint,
+    kind: libc::c_int,
+    handle: [u8; libc::MAX_HANDLE_SZ as usize],
+}
+
+/// Opens the node of `file` once more, by its handle.
+///
+/// # Errors
+///
+/// The file system has no handles, or this user may not: it takes `CAP_DAC_READ_SEARCH`.
+pub fn open_by_handle(file: &fs::File) -> io::Result<OwnedFd> {
+    let mut handle = FileHandle {
+        bytes: libc::MAX_HANDLE_SZ as libc::c_uint,
+        kind: 0,
+        handle: [0; libc::MAX_HANDLE_SZ as usize],
+    };
+    let mut mount: libc::c_int = 0;
+    let (fd, place) = (file.as_raw_fd(), (&raw mut handle).cast::<libc::file_handle>());
+    // SAFETY: the name is a C string, the handle has room for as many bytes as it says, and `mount` is an int; they outlive the call.
+    if unsafe { libc::name_to_handle_at(fd, c"".as_ptr(), place, &raw mut mount, libc::AT_EMPTY_PATH) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has filled the handle, and only reads it.
+    let opened: RawFd = unsafe { libc::open_by_handle_at(fd, place, libc::O_PATH | libc::O_CLOEXEC) };
+    if opened < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made the descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(opened) })
 }
 
 /// Rows and columns of the terminal on standard output.

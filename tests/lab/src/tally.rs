@@ -1,15 +1,22 @@
 //! Counting tests by reading what Rust's test runner prints.
 //!
 //! A test that finds that it cannot run here prints `skipped: REASON` and returns; the runner shows that only with
-//! `--show-output`, in a section that is read here and not passed on. A test marked `#[ignore = "REASON"]` counts as skipped too.
+//! `--show-output`, in a section that is read here and not passed on. A test marked `#[ignore = "REASON"]` counts as skipped too. One
+//! that is not wanted unless somebody asks for it prints `left out: REASON`.
 
-/// A test that did not run.
+use std::collections::BTreeSet;
+
+use crate::host::Host;
+
+/// A test that did not run, or a part of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skip {
     /// The test.
     pub name: String,
     /// Why, as the test says.
     pub reason: String,
+    /// Where it was to run.
+    pub host: Host,
 }
 
 /// Tests counted so far.
@@ -19,10 +26,14 @@ pub struct Tally {
     pub passed: usize,
     /// Names of tests that did not hold, and of test programs that died.
     pub failures: Vec<String>,
-    /// Tests that did not run.
+    /// Tests that did not run, once for each reason.
     pub skips: Vec<Skip>,
+    /// Tests that nobody has asked for, in the same way.
+    pub left_out: Vec<Skip>,
     /// What tests that did not hold have written: name and text.
     pub said: Vec<(String, String)>,
+    /// Where the tests run.
+    host: Host,
     /// Tests that have a verdict, of whatever kind.
     pub verdicts: usize,
     /// Set between the head and the summary of a test program.
@@ -39,8 +50,10 @@ struct Program {
     /// Whose captured output is being read.
     test: String,
     skips: Vec<Skip>,
+    left_out: Vec<Skip>,
     failures: Vec<String>,
     said: Vec<(String, String)>,
+    host: Host,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,6 +66,14 @@ enum Section {
 }
 
 impl Tally {
+    /// A tally of nothing yet, for tests that run on `host`.
+    pub fn on(host: Host) -> Self {
+        Self {
+            host,
+            ..Self::default()
+        }
+    }
+
     /// Names the test programs that follow.
     pub fn name_program(&mut self, name: &str) {
         self.next_name = name.to_string();
@@ -64,6 +85,7 @@ impl Tally {
             self.close();
             self.program = Some(Program {
                 name: self.next_name.clone(),
+                host: self.host,
                 ..Program::default()
             });
             return true;
@@ -89,7 +111,7 @@ impl Tally {
 
     /// Whether there was no test at all.
     pub fn is_empty(&self) -> bool {
-        self.passed == 0 && self.failures.is_empty() && self.skips.is_empty()
+        self.passed == 0 && self.failures.is_empty() && self.skips.is_empty() && self.left_out.is_empty()
     }
 
     /// Adds what was counted elsewhere, to its end.
@@ -98,6 +120,7 @@ impl Tally {
         self.passed += other.passed;
         self.failures.extend(other.failures);
         self.skips.extend(other.skips);
+        self.left_out.extend(other.left_out);
         self.said.extend(other.said);
         self.verdicts += other.verdicts;
     }
@@ -107,6 +130,7 @@ impl Tally {
         if let Some(program) = self.program.take() {
             self.failures.extend(program.failures);
             self.skips.extend(program.skips);
+            self.left_out.extend(program.left_out);
             self.said.extend(program.said);
             let name = if program.name.is_empty() {
                 "a test program"
@@ -119,26 +143,36 @@ impl Tally {
 
     fn end(&mut self, program: Program, counts: &str) {
         // A test that skipped itself has passed in the runner's eyes.
-        let ignored = count(counts, "ignored");
-        let own_skips = program.skips.len().saturating_sub(ignored);
-        self.passed += count(counts, "passed").saturating_sub(own_skips);
+        let did_not_run = names(program.skips.iter().chain(&program.left_out)).len();
+        let own = did_not_run.saturating_sub(count(counts, "ignored"));
+        self.passed += count(counts, "passed").saturating_sub(own);
         let unnamed = count(counts, "failed").saturating_sub(program.failures.len());
         self.failures.extend(program.failures);
         self.failures
             .extend((0..unnamed).map(|_| format!("{} (a test without a name)", program.name)));
         self.skips.extend(program.skips);
+        self.left_out.extend(program.left_out);
         self.said.extend(program.said);
     }
 
-    /// `1 passed, 2 failed, 3 skipped`.
+    /// `1 passed, 2 failed, 3 skipped`, and `, 4 left out` if there are any.
     pub fn summary(&self) -> String {
-        format!(
+        let mut summary = format!(
             "{} passed, {} failed, {} skipped",
             self.passed,
             self.failures.len(),
-            self.skips.len()
-        )
+            names(&self.skips).len()
+        );
+        if !self.left_out.is_empty() {
+            summary.push_str(&format!(", {} left out", names(&self.left_out).len()));
+        }
+        summary
     }
+}
+
+/// Whom these are about: a test can have more than one reason.
+fn names<'a>(skips: impl IntoIterator<Item = &'a Skip>) -> BTreeSet<&'a str> {
+    skips.into_iter().map(|skip| skip.name.as_str()).collect()
 }
 
 impl Program {
@@ -161,11 +195,11 @@ impl Program {
         match self.section {
             Section::Tests => self.test_line(line),
             Section::Successes => {
-                if let Some(reason) = line.strip_prefix("skipped: ") {
-                    self.skips.push(Skip {
-                        name: self.full_name(&self.test),
-                        reason: reason.to_string(),
-                    });
+                let skip = |reason| self.skip(&self.test, reason);
+                if let Some(skip) = line.strip_prefix("skipped: ").map(skip) {
+                    add(&mut self.skips, skip);
+                } else if let Some(skip) = line.strip_prefix("left out: ").map(skip) {
+                    add(&mut self.left_out, skip);
                 }
             }
             // After what they have written comes a list of their names, under the same word once more.
@@ -188,11 +222,16 @@ impl Program {
         if verdict.starts_with("FAILED") {
             self.failures.push(self.full_name(name));
         } else if let Some(reason) = verdict.strip_prefix("ignored") {
-            let reason = reason.trim_start_matches(", ").to_string();
-            self.skips.push(Skip {
-                name: self.full_name(name),
-                reason,
-            });
+            let skip = self.skip(name, reason.trim_start_matches(", "));
+            self.skips.push(skip);
+        }
+    }
+
+    fn skip(&self, test: &str, reason: &str) -> Skip {
+        Skip {
+            name: self.full_name(test),
+            reason: reason.to_string(),
+            host: self.host,
         }
     }
 
@@ -202,6 +241,13 @@ impl Program {
         } else {
             format!("{}: {test}", self.name)
         }
+    }
+}
+
+/// Adds a skip, unless the test has said the same before.
+fn add(skips: &mut Vec<Skip>, skip: Skip) {
+    if !skips.contains(&skip) {
+        skips.push(skip);
     }
 }
 

@@ -90,3 +90,69 @@ fn a_failure_whose_line_was_torn_still_counts() {
     let text = "running 1 test\ntest x ... noise\nFAILED\ntest result: FAILED. 0 passed; 1 failed; 0 ignored;\n";
     assert_eq!(read(text).0.summary(), "0 passed, 1 failed, 0 skipped");
 }
+
+const SEVERAL: &str = "
+running 5 tests
+test a ... ok
+test b ... ok
+test c ... ok
+test d ... ignored, needs a native host
+test e ... ok
+
+successes:
+
+---- a stdout ----
+skipped: needs root
+skipped: needs mounts
+skipped: needs root
+
+---- b stdout ----
+left out: nobody wants it
+left out: nobody wants it
+
+---- c stdout ----
+skipped: needs mounts
+left out: nobody wants it
+
+successes:
+    a
+    b
+    c
+    e
+
+test result: ok. 4 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s
+";
+
+#[test]
+fn what_is_left_out_has_not_passed_and_is_no_skip() {
+    let (tally, _) = read(SEVERAL);
+    assert_eq!(tally.summary(), "1 passed, 0 failed, 3 skipped, 2 left out");
+    let left_out: Vec<_> = tally.left_out.iter().map(|skip| skip.name.as_str()).collect();
+    assert_eq!(left_out, ["p: b", "p: c"]);
+    assert!(!tally.is_empty());
+    let mut sum = Tally::default();
+    sum.add(tally);
+    assert_eq!(sum.left_out.len(), 2);
+}
+
+#[test]
+fn a_test_that_skips_for_two_reasons_is_one_test_with_both() {
+    let (tally, _) = read(SEVERAL);
+    let reasons: Vec<_> = tally
+        .skips
+        .iter()
+        .filter(|skip| skip.name == "p: a")
+        .map(|skip| skip.reason.as_str())
+        .collect();
+    assert_eq!(reasons, ["needs root", "needs mounts"]);
+}
+
+#[test]
+fn a_skip_says_where_the_test_was_to_run() {
+    let mut tally = Tally::on(Host::Emulated);
+    for line in SEVERAL.lines() {
+        tally.line(line);
+    }
+    assert!(tally.skips.iter().all(|skip| skip.host == Host::Emulated));
+    assert!(read(SEVERAL).0.skips.iter().all(|skip| skip.host == Host::Native));
+}

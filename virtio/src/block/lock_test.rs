@@ -29,7 +29,7 @@ impl Qemu {
     fn is_there() -> bool {
         let there = Command::new(Self::PROGRAM).arg("--version").output().is_ok();
         if !there {
-            println!("skipped: needs {}", Self::PROGRAM);
+            println!("skipped: needs qemu-system-x86_64");
         }
         there
     }

@@ -101,7 +101,7 @@ pub(crate) fn has_uring() -> bool {
     match Uring::new(1) {
         Ok(_) => true,
         Err(error) => {
-            eprintln!("skipped: no io_uring on this host ({error})");
+            eprintln!("skipped: needs io_uring: {error}");
             false
         }
     }

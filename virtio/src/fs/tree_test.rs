@@ -251,7 +251,7 @@ fn is_root() -> bool {
     let everybody = fs::read_to_string("/proc/self/uid_map").unwrap().contains("4294967295");
     let root = everybody && rustix::process::geteuid().is_root();
     if !root {
-        eprintln!("skipped: only root acts for others, and gives files away");
+        eprintln!("skipped: needs root: nobody else acts for others, and gives files away");
     }
     root
 }
@@ -261,7 +261,7 @@ fn may_mount() -> bool {
     let private = || Command::new("mount").args(["--make-rprivate", "/"]).output();
     let may = host::own_mounts().is_ok() && private().is_ok_and(|output| output.status.success());
     if !may {
-        eprintln!("skipped: nothing can be mounted here");
+        eprintln!("skipped: needs mounts");
     }
     may
 }

@@ -399,7 +399,7 @@ fn containerd_itself_has_the_handlers_and_what_it_had() {
     let dump = match dump {
         Ok(dump) => dump,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            println!("skipped: needs containerd (Debian's package containerd)");
+            println!("skipped: needs containerd: Debian's package containerd has it");
             return;
         }
         Err(error) => panic!("{error}"),

@@ -260,7 +260,7 @@ fn promtool_has_nothing_to_say() {
         .stderr(Stdio::piped());
     let mut check = match check.spawn() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            println!("skipped: needs promtool (Debian's package prometheus)");
+            println!("skipped: needs promtool: Debian's package prometheus has it");
             return;
         }
         check => check.unwrap(),

@@ -18,11 +18,21 @@ pub const HUSK: &str = env!("CARGO_BIN_EXE_husk");
 
 /// Whether a guest can run here. Says so if not: what needs one is not tested then.
 pub fn has_kvm() -> bool {
-    let kvm = fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    let kvm = opens_kvm();
     if !kvm {
         println!("skipped: needs /dev/kvm");
     }
     kvm
+}
+
+/// Whether this user may open `/dev/kvm`.
+pub fn opens_kvm() -> bool {
+    fs::File::options().read(true).write(true).open("/dev/kvm").is_ok()
+}
+
+/// What there is no VM for: `reason`, unless there can be none because of `/dev/kvm`, which is opened first.
+pub fn refusal(reason: &str) -> &str {
+    if opens_kvm() { reason } else { "cannot open /dev/kvm" }
 }
 
 /// A folder for one process, and the process. Killed at the end, should it still be there.

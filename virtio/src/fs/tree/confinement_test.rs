@@ -48,7 +48,7 @@ impl Folder {
 fn has_landlock() -> bool {
     let version = host::landlock_abi();
     if version < 2 {
-        eprintln!("skipped: this host has no Landlock that is good for a share (version {version})");
+        eprintln!("skipped: needs Landlock: its version here is {version}");
     }
     version >= 2
 }
@@ -286,7 +286,7 @@ fn what_is_mounted_below_is_part_of_the_share() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             if host::own_mounts().is_err() {
-                eprintln!("skipped: no mounts may be made here");
+                eprintln!("skipped: needs mounts");
                 return;
             }
             let private = rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;

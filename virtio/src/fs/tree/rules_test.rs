@@ -65,7 +65,7 @@ fn what_may_only_be_appended_to_is_opened_for_that() {
     fs::write(share.host("a"), "one").unwrap();
     let host = fs::File::open(share.host("a")).unwrap();
     if let Err(error) = rustix::fs::ioctl_setflags(&host, IFlags::APPEND) {
-        return println!("left out: no such files here: {error}");
+        return println!("skipped: needs files that can only be appended to: {error}");
     }
     let node = share.node("a");
     let appends = share.open(node, O_WRONLY | O_APPEND);

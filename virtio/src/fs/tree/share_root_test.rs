@@ -41,7 +41,7 @@ fn what_cannot_be_shared_is_named() {
 #[test]
 fn a_label_without_selinux_is_refused_when_the_share_is_opened() {
     if Path::new("/sys/fs/selinux/enforce").exists() {
-        eprintln!("skipped: there is SELinux here");
+        eprintln!("skipped: needs no SELinux");
         return;
     }
     let text = refused(|config| config.label = Some(c"system_u:object_r:container_file_t:s0:c1,c2".into()));
@@ -68,7 +68,7 @@ fn a_label_is_written_whole_and_taken_back_by_an_empty_one() {
 #[test]
 fn a_thread_that_cannot_have_the_label_is_not_prepared() {
     if Path::new("/sys/fs/selinux/enforce").exists() {
-        eprintln!("skipped: there is SELinux here");
+        eprintln!("skipped: needs no SELinux");
         return;
     }
     let mut share = Share::new();

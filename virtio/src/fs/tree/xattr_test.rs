@@ -102,7 +102,7 @@ fn a_label_that_the_guest_wants_is_there_with_the_file() {
     match made {
         Err(Errno::PERM | Errno::OPNOTSUPP) => {
             assert!(!share.host("dir").exists(), "nothing is half done");
-            eprintln!("skipped: no security attributes here");
+            eprintln!("skipped: needs security attributes");
             return;
         }
         made => {
@@ -159,7 +159,7 @@ fn a_default_list_takes_the_place_of_the_umask() {
         .tree
         .setxattr(Node::ROOT, c"system.posix_acl_default", &list, 0, false);
     if set == Err(Errno::OPNOTSUPP) {
-        eprintln!("skipped: no access control lists here");
+        eprintln!("skipped: needs access control lists");
         return;
     }
     set.unwrap();
@@ -221,7 +221,7 @@ fn lists_have_the_numbers_of_the_guest_there_and_of_the_host_here() {
     let name = c"system.posix_acl_access";
     let set = |value: &[u8]| share.tree.setxattr(file, name, value, 0, false);
     if set(&list(1003, 7)) == Err(Errno::OPNOTSUPP) {
-        eprintln!("skipped: no access control lists here");
+        eprintln!("skipped: needs access control lists");
         return;
     }
     let mut of_host = [0u8; 99];
@@ -243,7 +243,7 @@ fn set_group_id_goes_with_a_list_if_the_guest_says_so() {
     let list = acl(&[(1, 7, NONE), (4, 5, NONE), (32, 5, NONE)]);
     let set = |clear| share.tree.setxattr(file, c"system.posix_acl_access", &list, 0, clear);
     if set(false) == Err(Errno::OPNOTSUPP) {
-        eprintln!("skipped: no access control lists here");
+        eprintln!("skipped: needs access control lists");
         return;
     }
     assert_eq!(share.attr(file).mode, 0o102_755);
