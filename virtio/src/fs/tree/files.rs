@@ -77,6 +77,7 @@ impl Tree {
             let file = as_allowed(open, placed, flags)?;
             Ok((open_file(inode.clone(), file, flags), ()))
         })?;
+        self.nodes.hold(inode, &fd);
         Ok(self.opened(handle))
     }
 

@@ -221,7 +221,14 @@ impl Tree {
                 .inspect_err(|_| take_back(&dir, name, AtFlags::empty()))
         });
         match made {
-            Ok((handle, entry)) => Ok((entry, self.opened(handle))),
+            Ok((handle, entry)) => {
+                // Parked before it counted as open, it is opened once more while it has its name.
+                let _ = self
+                    .nodes
+                    .get(entry.node)
+                    .and_then(|inode| self.nodes.descriptor(&inode));
+                Ok((entry, self.opened(handle)))
+            }
             // It came to be between the guest's look-up and this: an ordinary open.
             Err(Errno::EXIST) if !OFlags::from_bits_retain(flags).contains(OFlags::EXCL) => {
                 let entry = self.entry(&*dir, Seen { parent, name }, Guess::Known)?;

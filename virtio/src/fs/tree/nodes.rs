@@ -560,6 +560,21 @@ impl Nodes {
         Ok(fd)
     }
 
+    /// `inode`, which the caller has opened by `fd`, is to be found without its name from now on: it has that descriptor, if it was parked
+    /// before it counted as open and no handle leads to it.
+    pub fn hold(&self, inode: &Arc<Inode>, fd: &Arc<Held>) {
+        {
+            let mut place = inode.place();
+            // One without a mark was taken out of its table.
+            if place.fd.is_some() || place.mark.is_none() || place.handle().is_some() {
+                return;
+            }
+            place.fd = Some(fd.clone());
+        }
+        self.open.fetch_add(1, Ordering::Relaxed);
+        self.note_open(inode);
+    }
+
     /// `inode` got a descriptor: others may have to close theirs.
     fn note_open(&self, inode: &Arc<Inode>) {
         self.oldest.add(inode.number, |number, last| {
