@@ -1,9 +1,10 @@
 use std::arch::asm;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use super::*;
+use crate::again::again;
 use crate::seccomp::{Mode, Role};
 
 /// Tells a child process of a test what to die of.
@@ -87,11 +88,7 @@ fn victim() {
 }
 
 fn victim_of(what: &str) -> Output {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .args(["--exact", "fatal::tests::victim", "--nocapture"])
-        .env(DIE_OF, what);
-    command.output().unwrap()
+    again("fatal::tests::victim").env(DIE_OF, what).output().unwrap()
 }
 
 /// The line of a process that died of `signal`, without the number of that process.
@@ -172,11 +169,8 @@ fn the_log_has_the_last_line_as_well() {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("socket");
         let daemon = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command
-            .args(["--exact", "fatal::tests::victim", "--nocapture"])
-            .env(DIE_OF, "read");
-        let ended = command
+        let ended = again("fatal::tests::victim")
+            .env(DIE_OF, "read")
             .env(LOG, format!("{log}={}", socket.display()))
             .output()
             .unwrap();

@@ -3,6 +3,9 @@
 //! This crate owns the process: KVM, threads, the command line. What a guest finds in RAM is `husk-firmware`'s, what sits on its
 //! buses `husk-devices`' and `husk-virtio`'s. The library is the program's; its API serves the program and the tests.
 
+#[cfg(test)]
+#[path = "again_test.rs"]
+mod again;
 pub mod api;
 mod beside;
 pub mod check;

@@ -2,13 +2,14 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard};
 
 use rustix::termios::{Winsize, tcsetwinsize};
 
 use super::testing::cooked_pty;
 use super::*;
+use crate::again::again;
 use husk_devices::lock;
 
 /// Tells a child process of a test what to die of.
@@ -125,8 +126,7 @@ fn die_raw(signal: libc::c_int) {
 /// afterwards, and how the process ended.
 fn dies_of(signal: libc::c_int, test: &str) -> (bool, std::process::ExitStatus) {
     let (_emulator, terminal) = pty(80, 24);
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "--nocapture", &format!("terminal::tests::{test}")])
+    let mut child = again(&format!("terminal::tests::{test}"))
         .env(DIE_OF, signal.to_string())
         .stdin(Stdio::from(terminal.try_clone().unwrap()))
         .stdout(Stdio::piped())

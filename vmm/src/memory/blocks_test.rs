@@ -2,6 +2,7 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::super::testing::{FakeSlots, space};
 use super::*;
+use crate::again::{again, held};
 use crate::config::MemoryConfig;
 use crate::seccomp::{Mode, Role};
 
@@ -216,6 +217,8 @@ fn a_large_device_has_few_slots() {
 
 /// Which role the process is to confine a thread to, and have it do its work.
 const CONFINED: &str = "HUSK_MEMORY_CONFINED";
+/// What it says at its end.
+const DONE: &str = "the work of the role was done";
 
 /// Not a test by itself: run by the one below, in a process of its own.
 #[test]
@@ -252,17 +255,13 @@ fn confined_thread() {
         }
     };
     std::thread::spawn(work).join().unwrap();
+    eprintln!("{DONE}");
 }
 
 #[test]
 fn the_threads_of_virtio_mem_and_the_balloon_may_do_what_they_have_to() {
     for role in ["mem", "balloon"] {
-        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-        command
-            .args(["--exact", "memory::blocks::tests::confined_thread", "--nocapture"])
-            .env(CONFINED, role);
-        let ended = command.output().unwrap();
-        let said = String::from_utf8_lossy(&ended.stderr);
-        assert!(ended.status.success(), "{role}: {}: {said}", ended.status);
+        let mut confined = again("memory::blocks::tests::confined_thread");
+        assert_eq!(held(confined.env(CONFINED, role), DONE), Ok(()), "{role}");
     }
 }

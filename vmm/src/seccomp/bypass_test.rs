@@ -7,10 +7,10 @@
 )]
 
 use std::ffi::CStr;
-use std::process::Command;
 use std::ptr;
 
 use super::{EXIT_CODE, Mode, Role, tables};
+use crate::again::again;
 
 /// Role and attempt of the process that is to misbehave.
 const VICTIM: &str = "HUSK_SECCOMP_BYPASS";
@@ -120,11 +120,8 @@ fn victim() {
 fn nothing_gets_out_of_any_role() {
     for role in tables::ROLES {
         for (attempt, _) in ATTEMPTS {
-            let mut command = Command::new(std::env::current_exe().unwrap());
-            command
-                .args(["--exact", "seccomp::bypass::victim", "--nocapture"])
-                .env(VICTIM, format!("{role:?}/{attempt}"));
-            let ended = command.output().unwrap();
+            let mut victim = again("seccomp::bypass::victim");
+            let ended = victim.env(VICTIM, format!("{role:?}/{attempt}")).output().unwrap();
             let said = String::from_utf8_lossy(&ended.stderr);
             let expected = if is_its_work(role, attempt) {
                 CAME_BACK
