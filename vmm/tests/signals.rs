@@ -4,6 +4,7 @@
 
 mod process;
 
+use std::fs::File;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -100,15 +101,20 @@ fn one_fatal_signal_is_enough_and_is_what_the_parent_sees() {
 #[test]
 fn a_limit_of_file_sizes_costs_what_would_be_written_and_no_more() {
     let husk = Husk::start("ulimit -f 0;");
-    assert_eq!(
-        std::fs::metadata(husk.path("events")).unwrap().len(),
-        0,
-        "no event fits"
-    );
+    // It listens before it opens that.
+    let begun = Instant::now();
+    let events = loop {
+        match File::open(husk.path("events")) {
+            Ok(events) => break events,
+            Err(error) => assert!(begun.elapsed() < PATIENCE, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
     UnixStream::connect(husk.path("api.sock")).unwrap();
     husk.signal(Signal::TERM);
     let (status, said) = husk.end();
     assert_eq!(status.code(), Some(5), "{status:?}: {said}");
+    assert_eq!(events.metadata().unwrap().len(), 0, "no event fits");
 }
 
 #[test]
