@@ -22,7 +22,7 @@ use crate::session::{PREFIX, SET_UP, Session, a_driver_comes_again, boot, downlo
 fn vhost() -> bool {
     let there = Path::new("/dev/vhost-net").exists();
     if !there {
-        println!("skipped: there is no /dev/vhost-net");
+        println!("skipped: needs /dev/vhost-net");
     }
     there && network()
 }

@@ -272,7 +272,7 @@ fn a_husk_in_a_mount_namespace_of_its_own_has_its_own_log() {
     };
     let mount = "mount -t tmpfs none $1";
     if !inside(mount).status().is_ok_and(|status| status.success()) {
-        println!("skipped: needs unshare(1) and a user namespace");
+        println!("skipped: needs unshare, user namespaces");
         return;
     }
     let run = format!("{mount} && exec $2 --api-socket $3 -v --log-file $1/log");

@@ -6,9 +6,11 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, IFlags, Mode, XattrFlags};
+use rustix::net::SendFlags;
 
 use crate::command::{command, find, output};
 use crate::host::{self, Host};
@@ -27,7 +29,7 @@ const fn need(name: &'static str, is_here: fn() -> bool) -> Need {
 }
 
 /// All that tests may need. Where tests make files is the folder for temporary ones.
-const NEEDS: [Need; 30] = [
+const NEEDS: [Need; 34] = [
     need("a native host", || true),
     need("root", is_root),
     // Devices.
@@ -43,6 +45,9 @@ const NEEDS: [Need; 30] = [
     need("user namespaces", || mounts(&["--user", "--map-root-user"])),
     need("a network namespace", || succeeds("unshare", &["--net", "true"])),
     need("io_uring", sys::has_io_uring),
+    need("data out of band on Unix sockets", has_out_of_band),
+    need("overlayfs", || knows_module("overlay")),
+    need("btrfs", || knows_module("btrfs")),
     need("Landlock", || sys::landlock_version() >= 2),
     need("no SELinux", || !Path::new("/sys/fs/selinux/enforce").exists()),
     // What the file system has, and lets this user have.
@@ -58,6 +63,7 @@ const NEEDS: [Need; 30] = [
     // Programs.
     need("qemu-system-x86_64", || find("qemu-system-x86_64").is_some()),
     need("mke2fs", || find("mke2fs").is_some()),
+    need("mkfs.btrfs", || find("mkfs.btrfs").is_some()),
     need("debugfs", || find("debugfs").is_some()),
     need("unshare", || find("unshare").is_some()),
     // Those that the lab brings along: a test that does not find them was not told.
@@ -118,6 +124,12 @@ fn knows_module(name: &str) -> bool {
 fn mounts(more: &[&str]) -> bool {
     let mount = ["--mount", "mount", "-t", "tmpfs", "none", "/tmp"];
     output(command("unshare").args(more).args(mount)).is_ok()
+}
+
+/// Whether the kernel has `CONFIG_AF_UNIX_OOB`.
+fn has_out_of_band() -> bool {
+    let sent = |(one, _other): (UnixStream, UnixStream)| Ok(rustix::net::send(one, b"!", SendFlags::OOB)?);
+    UnixStream::pair().and_then(sent).is_ok()
 }
 
 /// Whether a file becomes a loop device, and is none afterwards.

@@ -14,7 +14,7 @@ impl Loop {
         losetup.args(["--find", "--show"]).args(options).arg(file);
         let device = losetup.output().ok().filter(|attached| attached.status.success());
         if device.is_none() {
-            println!("skipped: needs a loop device, and root to attach it");
+            println!("skipped: needs root, a loop device");
         }
         let device = String::from_utf8(device?.stdout).ok()?;
         Some(Self(device.trim().into()))
@@ -42,7 +42,7 @@ impl LossyDevice {
             .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
             .arg(storage.path());
         if !mount.output().is_ok_and(|mounted| mounted.status.success()) {
-            println!("skipped: needs root to mount a file system");
+            println!("skipped: needs mounts");
             return None;
         }
         let mut lossy = Self { device: None, storage };

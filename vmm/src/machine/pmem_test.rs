@@ -215,7 +215,7 @@ fn a_device_that_is_read_only_keeps_nothing() {
     let losetup = |args: &[&str], path: &Path| std::process::Command::new("losetup").args(args).arg(path).output();
     let attached = losetup(&["--find", "--show", "--read-only"], file.path());
     let Some(attached) = attached.ok().filter(|attached| attached.status.success()) else {
-        println!("skipped: needs a loop device, and root to attach it");
+        println!("skipped: needs root, a loop device");
         return;
     };
     let device = String::from_utf8(attached.stdout).unwrap();

@@ -198,7 +198,7 @@ fn subvolumes_of_btrfs_are_told_apart() {
     fs::create_dir(share.host("disk")).unwrap();
     let mut mount = Command::new("mount");
     if !done(mount.args(["-o", "loop"]).arg(&image).arg(share.host("disk"))) {
-        eprintln!("skipped: needs btrfs and a loop device");
+        eprintln!("skipped: needs btrfs, mounts, a loop device");
         return;
     }
     for name in ["one", "two"] {
