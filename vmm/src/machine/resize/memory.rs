@@ -6,167 +6,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use husk_devices::chain;
-use husk_firmware::layout;
-use husk_hotplug::bank::{Extent, Kind as SlotKind};
 use husk_hotplug::slot::State;
 use husk_hotplug::ticket::{Outcome, Ticket};
-use husk_hotplug::{Hotplug, Plug, PlugError};
+use husk_hotplug::{Hotplug, Plug};
 use husk_virtio::balloon::BalloonHandle;
 use husk_virtio::mem::{MemHandle, MemSize};
 use serde_json::{Value, json};
 
-use super::super::hotplug::Slots;
+use super::dimms::{DIMMS, DimmPlug, Dimms, NewDimm, Readying, filled};
 use super::retry::Retry;
 use super::{Change, Latency, Refusal, ResizeError, Why, millis};
-use crate::beside::Beside;
 use crate::memory::{AddressSpace, Kind, MemoryError, Region, Step};
 
 /// A DIMM has at most so many times the memory that the guest has: it takes an eighth of that to describe it.
 const STEP: u64 = 8;
-/// Slots for DIMMs: a shim that adds one for each container needs one for each.
-const DIMMS: u32 = 64;
-
-/// The slots for DIMMs.
-pub const fn slots() -> Slots {
-    Slots {
-        kind: SlotKind::Memory,
-        address: layout::MEMORY_BANK,
-        count: DIMMS,
-        pinned: 0,
-    }
-}
-
-/// What makes DIMMs real. Where the host needs time for one, to find its pages or to take them back, a thread beside waits for it.
-pub struct DimmPlug {
-    space: Arc<AddressSpace>,
-    /// Woken when such a thread is done.
-    waker: Waker,
-    regions: BTreeMap<u32, Region>,
-    /// DIMMs that the guest has let go of, and where they were, on their way to the host.
-    leaving: BTreeMap<u32, (Extent, Beside<()>)>,
-    /// Those that were never the guest's, likewise.
-    unwanted: Vec<Beside<()>>,
-    /// Those that KVM does not give back, and why.
-    kept: BTreeMap<u32, String>,
-}
-
-/// A DIMM to be.
-pub enum NewDimm {
-    /// Of so many bytes.
-    Bytes(u64),
-    /// Its pages are there.
-    Ready(Region),
-}
-
-/// A DIMM whose pages the host is to find before the guest hears of it.
-struct Readying {
-    bytes: u64,
-    region: Beside<Result<Region, MemoryError>>,
-}
-
-impl DimmPlug {
-    /// DIMMs in the reserve of `space`; none yet. `waker` is woken when there is something to look at.
-    pub const fn new(space: Arc<AddressSpace>, waker: Waker) -> Self {
-        Self {
-            space,
-            waker,
-            regions: BTreeMap::new(),
-            leaving: BTreeMap::new(),
-            unwanted: Vec::new(),
-            kept: BTreeMap::new(),
-        }
-    }
-
-    fn bytes(&self, slot: u32) -> u64 {
-        self.regions.get(&slot).map_or(0, |region| region.info().bytes)
-    }
-
-    /// Whether DIMMs are on their way to the host.
-    fn is_giving_back(&self) -> bool {
-        !self.leaving.is_empty() || !self.unwanted.is_empty()
-    }
-
-    /// Gives back a DIMM that the guest has not heard of.
-    fn give_back(&mut self, region: Region) {
-        // Without a thread it goes here.
-        self.unwanted
-            .extend(Beside::begin(self.waker.clone(), move || drop(region)));
-    }
-
-    /// Begins to make a DIMM of `bytes` bytes with all its pages.
-    fn ready(&self, bytes: u64) -> Result<Readying, ResizeError> {
-        let region = self.space.grow(Kind::Dimm, bytes)?;
-        let work = move || region.prefault().map(|()| region);
-        let region = Beside::begin(self.waker.clone(), work).map_err(ResizeError::NoThread)?;
-        Ok(Readying { bytes, region })
-    }
-}
-
-impl Plug for DimmPlug {
-    type Unit = NewDimm;
-
-    fn create(&mut self, slot: u32, dimm: NewDimm) -> Result<(), PlugError> {
-        let region = match dimm {
-            NewDimm::Ready(region) => region,
-            NewDimm::Bytes(bytes) => self.space.grow(Kind::Dimm, bytes).map_err(|source| PlugError {
-                what: format!("fill memory slot {slot}"),
-                source: source.into(),
-            })?,
-        };
-        self.regions.insert(slot, region);
-        Ok(())
-    }
-
-    /// It is the guest's no more at once. Its pages go back to the host beside the control thread: gigabytes take a while.
-    fn retire(&mut self, slot: u32) -> bool {
-        if let Some(region) = self.regions.remove(&slot) {
-            let extent = extent(&region);
-            match region.withdraw() {
-                Ok(withdrawn) => {
-                    // Without a thread they go here, as `withdrawn` does.
-                    if let Ok(given) = Beside::begin(self.waker.clone(), move || drop(withdrawn)) {
-                        self.leaving.insert(slot, (extent, given));
-                    }
-                }
-                Err(error) => {
-                    self.kept.insert(slot, chain(&error));
-                    self.regions.insert(slot, *error.region);
-                    return true;
-                }
-            }
-        }
-        let gone = self.leaving.get(&slot).is_none_or(|(_, given)| given.take().is_some());
-        if gone {
-            self.leaving.remove(&slot);
-        }
-        gone
-    }
-
-    fn destroy(&mut self, slot: u32) -> Result<(), PlugError> {
-        self.kept.remove(&slot).map_or(Ok(()), |why| {
-            Err(PlugError {
-                what: format!("empty memory slot {slot}"),
-                source: why.into(),
-            })
-        })
-    }
-
-    fn extent(&self, slot: u32) -> Extent {
-        let leaving = || self.leaving.get(&slot).map(|(extent, _)| *extent);
-        self.regions.get(&slot).map(extent).or_else(leaving).unwrap_or_default()
-    }
-}
-
-fn extent(region: &Region) -> Extent {
-    Extent {
-        base: region.info().gpa,
-        size_bytes: region.info().bytes,
-    }
-}
 
 /// What memory a machine is made of.
 #[derive(Clone, Copy, Debug)]
@@ -224,9 +80,6 @@ struct Asked {
     comes: bool,
     ticket: Ticket,
 }
-
-/// The slots for DIMMs, where memory may come so.
-pub type Dimms = Option<Hotplug<DimmPlug>>;
 
 impl MemoryResize {
     /// Nothing is added yet to `space`; `blocks` is the virtio-mem device, if there is one.
@@ -732,14 +585,6 @@ fn owed(size: MemSize) -> Option<String> {
         return Some(format!("virtio-mem: {plugged} of {requested} bytes"));
     }
     (!size.settled).then(|| format!("virtio-mem: {plugged} bytes to be added"))
-}
-
-/// Bytes of the DIMMs that there will be.
-fn filled(dimms: &Dimms) -> u64 {
-    dimms.as_ref().map_or(0, |dimms| {
-        let filled = dimms.states().into_iter().filter(|(_, state)| state.will_be_plugged());
-        filled.map(|(slot, _)| dimms.plug().bytes(slot)).sum()
-    })
 }
 
 #[cfg(test)]

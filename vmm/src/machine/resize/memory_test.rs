@@ -1,8 +1,9 @@
 use std::io;
 use std::sync::Mutex;
+use std::task::Waker;
 
 use husk_devices::{BusDevice, Irq};
-use husk_hotplug::bank::Bank;
+use husk_hotplug::bank::{Bank, Kind as SlotKind};
 use husk_hotplug::ged::Bell;
 use husk_virtio::mem::{Backing, Mem, MemConfig};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};

@@ -4,6 +4,7 @@
 //! resize takes the place of an earlier one at once: it begins where that one has come to, and takes back what the guest has not heard.
 
 mod cpus;
+mod dimms;
 mod latency;
 mod memory;
 mod reclaim;
@@ -23,7 +24,8 @@ pub use cpus::{CpuResize, Vcpus};
 pub use latency::{Latency, millis};
 use reclaim::Move;
 
-pub use memory::{DimmPlug, Dimms, MemoryParts, MemoryResize, slots as dimm_slots};
+pub use dimms::{DimmPlug, Dimms, slots as dimm_slots};
+pub use memory::{MemoryParts, MemoryResize};
 pub use reclaim::Reclaim;
 
 /// What a machine should have. What is absent stays as it is.
