@@ -397,6 +397,53 @@ fn a_device_that_the_guest_let_go_of_does_not_come_back_although_its_thread_stan
 }
 
 #[test]
+fn a_device_that_does_not_stop_keeps_no_other_from_the_next_boot_and_no_socket() {
+    if !has_kvm() {
+        return;
+    }
+    let mut husk = Husk::start(&[]);
+    let folder = husk.folder.path();
+    let (mut vm, vsock) = (vm(folder), folder.join("vsock"));
+    vm["disks"] = json!([disk(folder, "d"), disk(folder, "good")]);
+    vm["vsock"] = json!({"cid": 3, "socket": vsock});
+    let mut client = husk.client();
+    assert_eq!(client.put("vm.create", Some(vm)), DONE);
+    done(&mut client, "vm.boot");
+    let stuck = Stuck::new(&husk, "io-d");
+    done(&mut client, "vm.shutdown");
+    assert!(!vsock.exists());
+    let (status, body) = client.put("vm.boot", None);
+    assert_eq!(status, 409, "{body}");
+    assert_eq!(body[1], "d has ended with its machine, but not stopped yet");
+    assert_eq!(body[2], json!(format!("disk {}", folder.join("d").display())));
+    assert_eq!(client.put("vm.remove-device", Some(json!({"id": "d"}))), DONE);
+    done(&mut client, "vm.boot");
+    assert!(vsock.exists());
+    assert_eq!(client.put("vmm.shutdown", None), DONE);
+    assert!(!vsock.exists());
+    stuck.wait();
+    assert_eq!(husk.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_socket_that_somebody_listens_at_is_a_conflict() {
+    if !has_kvm() {
+        return;
+    }
+    let mut husk = Husk::start(&[]);
+    let (mut vm, vsock) = (vm(husk.folder.path()), husk.folder.path().join("vsock"));
+    vm["vsock"] = json!({"cid": 3, "socket": vsock});
+    let mut client = husk.client();
+    assert_eq!(client.put("vm.create", Some(vm)), DONE);
+    let other = UnixListener::bind(&vsock).unwrap();
+    let (status, body) = client.put("vm.boot", None);
+    assert_eq!(status, 409, "{body}");
+    drop(other);
+    done(&mut client, "vm.boot");
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
+#[test]
 fn a_shutdown_of_the_process_takes_the_place_of_one_of_the_vm() {
     if !has_kvm() {
         return;

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::operation::{GiveUp, Operation, Work, superseded};
 use super::vm::Vm;
-use super::{Controller, Progress, conflict, existing, of_build};
+use super::{Controller, Progress, conflict, existing, is_taken, of_build};
 use crate::api::{ApiError, Command, Kind, Outcome, Reply};
 use crate::beside::Beside;
-use crate::machine::{BuildError, Passed};
+use crate::machine::{BuildError, Machine, Passed};
 
 /// How long building may take. Each back-end has its own, shorter limit; what is left is memory: with `prefault` the host zeroes
 /// gigabytes in a second, or less than one when it has to make room first.
@@ -95,7 +95,22 @@ impl Controller {
     /// Lets the guest run, once its machine is built; `failed` is what has failed if it cannot be.
     pub(super) fn built(&mut self, failed: &str) -> Option<Outcome> {
         let built = self.start_built()?;
-        Some(built.map_err(|error| of_build(error).context(failed)))
+        Some(built.map_err(|error| self.refused(error).context(failed)))
+    }
+
+    /// Why something cannot be had, for a client. What is taken may be by a device of this process that was left behind, and is named then.
+    pub(super) fn refused(&mut self, error: BuildError) -> ApiError {
+        let left: Vec<String> = match is_taken(&error) {
+            true => self.abandoned.iter_mut().flat_map(Machine::unstopped).collect(),
+            false => Vec::new(),
+        };
+        match left.is_empty() {
+            true => of_build(error),
+            false => of_build(error).context(format!(
+                "{} has ended with its machine, but not stopped yet",
+                left.join(", ")
+            )),
+        }
     }
 
     fn start_built(&mut self) -> Option<Result<Reply, BuildError>> {

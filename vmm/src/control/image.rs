@@ -8,17 +8,20 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use husk_virtio::block::BlockError;
+use husk_virtio::unix::BindError;
+use husk_virtio::vsock::VsockError;
 
 use crate::config::{NewDevice, VmConfig};
 use crate::machine::{BuildError, PmemError};
 
-/// Whether `error` is that the file of a device is taken.
+/// Whether `error` is that the file or socket of a device is taken.
 pub(crate) fn is_taken(error: &BuildError) -> bool {
     let BuildError::Device { source, .. } = error else {
         return false;
     };
     matches!(source.downcast_ref(), Some(BlockError::Busy { .. }))
         || matches!(source.downcast_ref(), Some(PmemError::Busy))
+        || matches!(source.downcast_ref(), Some(VsockError::Listen(BindError::InUse(_))))
 }
 
 /// The device of `config` whose file `device` could not have, if that is why it failed. Looks at files, and waits for their file systems.

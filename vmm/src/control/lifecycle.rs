@@ -173,9 +173,9 @@ impl Controller {
         }
     }
 
-    /// Takes machines apart that were left behind, once nobody uses them any more.
+    /// Takes apart what nobody uses any more of machines that were left behind.
     pub(super) fn collect_abandoned(&mut self) {
-        self.abandoned.retain_mut(|machine| !machine.unstopped().is_empty());
+        self.abandoned.retain_mut(|machine| !machine.shed().is_empty());
     }
 }
 

@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex};
 use husk_devices::ioapic::{self, Ioapic};
 use husk_devices::memory::GuestMemory;
 use husk_devices::pci::{BarAllocator, Bdf, PciRoot, Window};
-use husk_devices::{BusDevice, Host, Irq, Metered, lock};
+use husk_devices::{BusDevice, Host, Irq, Metered, chain, lock};
 use husk_firmware::layout;
 use husk_hotplug::bank::Kind;
 use husk_hotplug::slot::State;
 use husk_hotplug::ticket::Ticket;
-use husk_hotplug::{Hotplug, HotplugError};
+use husk_hotplug::{Hotplug, HotplugError, Plug};
 use husk_virtio::device::VirtioDevice;
 use husk_virtio::ring::QueueFigures;
 use husk_virtio::threads::Threads;
@@ -329,6 +329,22 @@ impl Devices {
     /// The devices whose threads may still touch guest memory after [`Devices::stop`].
     pub fn unstopped(&self) -> Vec<&str> {
         self.names_where(|function| !function.is_stopped())
+    }
+
+    /// Takes apart what has stopped after [`Devices::stop`], with its sockets, files and descriptors. The names stay taken.
+    pub fn shed(&mut self) {
+        let slots: Vec<u32> = self.places.values().map(|at| u32::from(at.device)).collect();
+        let plug = self.slots.plug_mut();
+        for slot in slots {
+            if plug.with(slot, |function| function.is_stopped()) == Some(true)
+                && let Err(error) = plug.destroy(slot)
+            {
+                log::debug!(
+                    "a device that has stopped is left behind all the same: {}",
+                    chain(&error)
+                );
+            }
+        }
     }
 
     fn names_where(&self, wanted: impl Fn(&VirtioPci) -> bool) -> Vec<&str> {

@@ -2,7 +2,7 @@
 //!
 //! All of them together have one deadline. A device whose threads do not come in time is left behind together with the machine it belongs
 //! to: threads, handlers, descriptors, and the guest memory that they may still write. Nothing of that is unmapped or closed while
-//! they live.
+//! they live. Devices that have stopped are not kept: see [`Machine::shed`].
 
 use std::time::{Duration, Instant};
 
@@ -73,12 +73,22 @@ impl Machine {
         owned(self.devices.unstopped())
     }
 
+    /// Takes what has stopped out of a machine that is left behind, as [`Machine::unstopped`] sees it, and says who keeps the rest: the next
+    /// machine may want the same images and sockets.
+    pub fn shed(&mut self) -> Vec<String> {
+        let unstopped = self.unstopped();
+        if self.asked == Asked::Stop {
+            self.devices.shed();
+        }
+        unstopped
+    }
+
     /// Stops the machine and takes it apart, or leaves it behind at `deadline`: then the names of those that did not stop. `news` is
     /// what the machine was built to wake.
     pub fn stop_by(mut self, news: &News, deadline: Instant) -> Vec<String> {
         self.stop();
         news.wait_until(deadline, || self.unstopped().is_empty());
-        let unstopped = self.unstopped();
+        let unstopped = self.shed();
         if !unstopped.is_empty() {
             self.abandon();
         }
