@@ -739,6 +739,31 @@ fn the_end_of_the_vm_calls_off_a_device_that_is_being_opened() {
 }
 
 #[test]
+fn a_reboot_goes_on_without_a_device_that_does_not_open() {
+    if !has_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let (mut husk, mut client, mut other, silent) = adding(&["--log-file", log.to_str().unwrap()]);
+    done(&mut other, "vm.reboot");
+    let taken = json!(["vm.reboot has taken the place of vm.add-fs"]);
+    assert_eq!(client.answer(), (409, taken));
+    let (_, info) = other.get("vm.info");
+    assert_eq!(
+        (&info["state"], &info["config"]["fs"]),
+        (&json!("Running"), &Value::Null)
+    );
+    let log = fs::read_to_string(log).unwrap();
+    assert!(
+        log.contains("WARN: a: not open yet, left behind by a VM that is built anew"),
+        "{log}"
+    );
+    drop(silent);
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
+#[test]
 fn a_device_that_does_not_open_is_left_behind_by_name_and_goes_when_it_can() {
     if !has_kvm() {
         return;

@@ -23,6 +23,8 @@ struct Pause;
 /// Everything comes to its end, and what follows.
 struct Stop {
     then: Then,
+    /// When everything should have stopped.
+    deadline: Instant,
     /// It has stopped, and is built anew until then.
     rebuilt_by: Option<Instant>,
 }
@@ -134,8 +136,12 @@ impl Controller {
         };
         // One deadline for the whole: what another command has asked to stop already gets no more time by this one.
         let deadline = asked + STOP_DEADLINE;
-        let rebuilt_by = None;
-        self.begin_until(Box::new(Stop { then, rebuilt_by }), deadline)
+        let stop = Stop {
+            then,
+            deadline,
+            rebuilt_by: None,
+        };
+        self.begin_until(Box::new(stop), deadline)
     }
 
     /// What the machine was stopped for.
@@ -215,6 +221,21 @@ impl Work<Controller> for Pause {
     }
 }
 
+impl Stop {
+    /// Whether a reboot goes on without the devices that are still being opened: nobody wants them any more.
+    fn leaves_opening(&self, vm: &mut Vm) -> bool {
+        let leaves = self.then == Then::Reboot && Instant::now() >= self.deadline && vm.is_machine_stopped();
+        if leaves {
+            let names: Vec<&str> = vm.opening().collect();
+            log::warn!(
+                "{}: not open yet, left behind by a VM that is built anew",
+                names.join(", ")
+            );
+        }
+        leaves
+    }
+}
+
 impl Work<Controller> for Stop {
     fn operation(&self) -> Operation {
         match self.then {
@@ -231,7 +252,11 @@ impl Work<Controller> for Stop {
         if self.rebuilt_by.is_some() {
             return owner.built(NOT_AGAIN);
         }
-        if owner.vm.as_mut().is_some_and(|vm| !vm.is_stopped()) {
+        if owner
+            .vm
+            .as_mut()
+            .is_some_and(|vm| !vm.is_stopped() && !self.leaves_opening(vm))
+        {
             return None;
         }
         owner.end_removals();

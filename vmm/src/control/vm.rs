@@ -267,11 +267,14 @@ impl Vm {
 
     /// Whether nothing of the VM is at work any more, after [`Vm::stop`]. A device that opens slowly keeps no other from being stopped.
     pub(super) fn is_stopped(&mut self) -> bool {
-        let stopped = self
-            .machine
-            .as_mut()
-            .is_none_or(|machine| machine.unstopped().is_empty());
+        let stopped = self.is_machine_stopped();
         self.is_building_over() && stopped
+    }
+
+    /// Whether nothing of the machine is at work any more, nor one being built. Devices may be: they are no part of it yet.
+    pub(super) fn is_machine_stopped(&mut self) -> bool {
+        let machine = self.machine.as_mut();
+        machine.is_none_or(|machine| machine.unstopped().is_empty()) && self.building.is_none()
     }
 
     /// What is still being built or opened, as it is called among devices.
