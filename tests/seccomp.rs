@@ -2,10 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
+use std::time::Instant;
 
 use husk_guest::{Answer, Step};
-use husk_tests::{Boot, Guest};
+use husk_tests::{Boot, Guest, PATIENCE};
 
 const MIB: u64 = 1 << 20;
 
@@ -18,11 +19,23 @@ struct Confinement {
     no_new_privs: u32,
 }
 
-/// The threads of the VMM by name.
+/// The threads of the VMM by name, once those are seen that a working one has: the kernel may end a list early at a thread that goes.
 fn threads(guest: &Guest) -> BTreeMap<String, Confinement> {
-    let tasks = fs::read_dir(format!("/proc/{}/task", guest.pid())).unwrap();
-    let statuses = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap());
+    let start = Instant::now();
+    loop {
+        let threads = seen(guest);
+        let mut working = ["husk", "spawner", "vcpu0", "vcpu1", "io-disk0", "io-rng"].into_iter();
+        let Some(name) = working.find(|name| !threads.contains_key(*name)) else {
+            return threads;
+        };
+        assert!(start.elapsed() < PATIENCE, "no {name} among {:?}", threads.keys());
+    }
+}
+
+fn seen(guest: &Guest) -> BTreeMap<String, Confinement> {
+    let statuses = husk_tests::threads::each(guest.pid(), "status");
     statuses
+        .iter()
         .map(|status| {
             let field = |name: &str| {
                 let line = status
@@ -60,11 +73,7 @@ fn working(arguments: &[&str]) -> Guest {
 #[test]
 fn every_thread_of_a_working_vm_is_confined() {
     let guest = working(&[]);
-    let threads = threads(&guest);
-    for name in ["husk", "spawner", "vcpu0", "vcpu1", "io-disk0", "io-rng"] {
-        assert!(threads.contains_key(name), "no {name} among {:?}", threads.keys());
-    }
-    for (name, confinement) in &threads {
+    for (name, confinement) in &threads(&guest) {
         assert_eq!(confinement.mode, 2, "{name}");
         assert_eq!(confinement.no_new_privs, 1, "{name}");
         // The parent's, and on top of it that of a role; the first thread has narrowed its own. Threads of the kernel's, of KVM and

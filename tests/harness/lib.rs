@@ -27,6 +27,7 @@ pub mod resize;
 pub mod share;
 pub mod smaps;
 pub mod tap;
+pub mod threads;
 mod trace;
 mod transcript;
 

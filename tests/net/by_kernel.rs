@@ -1,6 +1,5 @@
 //! Networks whose frames the host's kernel moves (`backend=vhost`).
 
-use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::thread;
@@ -14,6 +13,7 @@ use husk_tests::info::PciDevice;
 use husk_tests::kernel_file;
 use husk_tests::pod::Pod;
 use husk_tests::tap::Tap;
+use husk_tests::threads;
 use serde_json::{Value, json};
 
 use crate::session::{PREFIX, SET_UP, Session, a_driver_comes_again, boot, download, network, stream_bytes, upload};
@@ -29,9 +29,11 @@ fn vhost() -> bool {
 
 /// Threads that the kernel has in a process to serve its rings.
 fn kernel_threads(pid: u32) -> usize {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
-    let names = threads.filter_map(|thread| fs::read_to_string(thread.path().join("comm")).ok());
-    names.filter(|name| name.starts_with("vhost-")).count()
+    let names = threads::names(pid).into_iter();
+    names
+        .filter(|(name, _)| name.starts_with("vhost-"))
+        .map(|(_, count)| count)
+        .sum()
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::thread;
 use husk_guest::Answer;
 use husk_guest::answer::Interrupt;
 use husk_tests::tap::{Tap, ip, own_network};
+use husk_tests::threads::sleeps;
 
 use session::{PREFIX, SET_UP, Session, a_driver_comes_again, boot, network, stream_bytes};
 
@@ -218,14 +219,6 @@ fn a_tap_that_goes_away_takes_the_link_down_and_nothing_else() {
     );
     guest.end();
     drop(other);
-}
-
-/// Whether the thread `name` of a process ever sleeps. One that spins hardly ever does.
-fn sleeps(pid: u32, name: &str) -> bool {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
-    let stats = threads.map(|thread| fs::read_to_string(thread.path().join("stat")).unwrap());
-    let thread = stats.into_iter().find(|stat| stat.contains(&format!("({name})")));
-    thread.unwrap().contains(") S ")
 }
 
 #[test]
