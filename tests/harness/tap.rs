@@ -5,6 +5,13 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::threads;
+
+/// How long an interface may be in use by somebody who gives it back.
+const FREE: Duration = Duration::from_secs(10);
 
 /// Gives the calling thread, and whatever it starts from now on, a network of its own with nothing but a loopback interface that is up.
 ///
@@ -46,6 +53,9 @@ impl Tap {
         // SAFETY: the argument is a number.
         check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETPERSIST, 1) })
             .unwrap_or_else(|error| panic!("{name}: cannot make it stay: {error}"));
+        // Nobody has it open any more: neither this process nor one that another test began to start meanwhile.
+        drop(file);
+        threads::wait_for_exec();
         ip(&format!("addr add {address} dev {name}"));
         ip(&format!("link set {name} up"));
         tap
@@ -95,7 +105,21 @@ impl Drop for Tap {
     }
 }
 
+/// Attaches a descriptor to the interface, once nobody else is: a program that another test starts has each descriptor of this process
+/// until it is executed.
 fn attach(file: &File, name: &str, multi_queue: bool) -> io::Result<()> {
+    let start = Instant::now();
+    loop {
+        match try_to_attach(file, name, multi_queue) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && start.elapsed() < FREE => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            attached => return attached,
+        }
+    }
+}
+
+fn try_to_attach(file: &File, name: &str, multi_queue: bool) -> io::Result<()> {
     // SAFETY: integers and pointers, for which zero is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
@@ -113,4 +137,41 @@ fn check(result: libc::c_int) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_new_tap_is_nobodys_whatever_is_started_meanwhile() {
+        if own_network().is_err() {
+            println!("skipped: needs a network namespace");
+            return;
+        }
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    Command::new("true").status().unwrap();
+                }
+            });
+            for _ in 0..5 {
+                let tap = Tap::new("t0", false, "10.0.0.1/24");
+                let file = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+                let attached = try_to_attach(&file, "t0", false);
+                done.store(attached.is_err(), Ordering::Relaxed);
+                attached.unwrap();
+                // Who gives it back is waited for.
+                scope.spawn(move || {
+                    thread::sleep(Duration::from_millis(50));
+                    drop(file);
+                });
+                drop(tap.open());
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+    }
 }
