@@ -167,12 +167,11 @@ impl Board {
     pub fn remap(&self, bdf: Bdf) {
         let mut windows = lock(&self.windows);
         let mut made_room = self.agree(&mut windows, bdf);
-        // Ends: a vCPU that has changed another function waits for this before it can change more.
+        // From the start again whenever one has made more room, until none has. Ends: a vCPU that has changed another function waits for
+        // this before it can change more.
         while made_room {
             let all: Vec<Bdf> = windows.keys().copied().collect();
-            made_room = all
-                .into_iter()
-                .fold(false, |made_room, bdf| self.agree(&mut windows, bdf) || made_room);
+            made_room = all.into_iter().any(|bdf| self.agree(&mut windows, bdf));
         }
     }
 
