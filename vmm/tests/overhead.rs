@@ -95,8 +95,7 @@ fn running(word: &str, parent: u32) -> Vec<String> {
 
 #[test]
 fn whoever_is_asked_to_end_or_killed_takes_its_vms_along() {
-    if File::options().read(true).write(true).open("/dev/kvm").is_err() {
-        println!("skipped: needs /dev/kvm");
+    if !process::has_kvm() {
         return;
     }
     let (files, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

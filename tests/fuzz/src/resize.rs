@@ -216,7 +216,7 @@ impl Machine {
             blocks_only: false,
         };
         let balloon = Balloon::new(BalloonConfig::default(), space.clone(), || ()).unwrap();
-        let memory = MemoryResize::new(parts, mem.as_ref().map(Mem::handle));
+        let memory = MemoryResize::new(parts, space.clone(), mem.as_ref().map(Mem::handle));
         Self {
             resizes: Resizes::new(memory, Some(balloon.handle()), None),
             cpus,

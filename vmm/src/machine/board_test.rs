@@ -162,8 +162,11 @@ impl PciFunction for Numbered {
 const COMMAND: (u16, u8) = (4, 2);
 const BAR_0: u16 = 0x10;
 
+/// A function, and where it is.
+type Placed = (Bdf, Arc<Mutex<dyn PciFunction>>);
+
 /// A board with functions that are called 1, 2 and so on, at these addresses.
-fn board_with(bases: &[u32]) -> (Board, Vec<(Bdf, Arc<Mutex<dyn PciFunction>>)>) {
+fn board_with(bases: &[u32]) -> (Board, Vec<Placed>) {
     let (board, _) = board();
     let add = |(number, base): (u8, &u32)| {
         let mut config = ConfigSpace::new(&Identity::default());
@@ -178,7 +181,7 @@ fn board_with(bases: &[u32]) -> (Board, Vec<(Bdf, Arc<Mutex<dyn PciFunction>>)>)
     (board, functions)
 }
 
-fn move_to(board: &Board, (bdf, function): &(Bdf, Arc<Mutex<dyn PciFunction>>), base: u32) {
+fn move_to(board: &Board, (bdf, function): &Placed, base: u32) {
     let _ = lock(function).write_config(BAR_0, &base.to_le_bytes());
     board.remap(*bdf);
 }

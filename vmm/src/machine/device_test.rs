@@ -139,7 +139,7 @@ fn two_devices_never_have_one_name() {
         devices.offer_virtio("a", device()).unwrap_err(),
     ];
     for error in again {
-        assert_eq!(husk_devices::chain(&error), "a: there is a device of this name already");
+        assert_eq!(chain(&error), "a: there is a device of this name already");
     }
     assert_eq!(names(&devices), ["a"]);
     assert_eq!(devices.add_virtio("b", device()).unwrap(), bdf(2), "no slot is lost");
