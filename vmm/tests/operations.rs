@@ -12,7 +12,7 @@ mod process;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
@@ -93,11 +93,24 @@ fn running() -> (Husk, Client) {
 
 fn running_in(folder: TempDir, options: &[&str]) -> (Husk, Client) {
     let husk = Husk::start_in(folder, options);
-    let vm = vm(husk.folder.path());
-    let mut client = husk.client();
-    assert_eq!(client.put("vm.create", Some(vm)), (204, Value::Null));
-    assert_eq!(client.put("vm.boot", None), (204, Value::Null));
+    let client = booted(&husk, vm(husk.folder.path()));
     (husk, client)
+}
+
+/// A client that has made and booted `vm`.
+fn booted(husk: &Husk, vm: Value) -> Client {
+    let mut client = husk.client();
+    assert_eq!(client.put("vm.create", Some(vm)), DONE);
+    done(&mut client, "vm.boot");
+    client
+}
+
+/// husk, and the file that it writes events to.
+fn with_events() -> (Husk, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let events = folder.path().join("events");
+    let monitor = format!("path={}", events.display());
+    (Husk::start_in(folder, &["--event-monitor", &monitor]), events)
 }
 
 /// A folder that has gone from the host, and RAM that has grown, are none of a new disk's affair; and the next boot has room for what there is.
@@ -241,11 +254,15 @@ impl Stuck {
     }
 
     /// Lets it go on.
-    fn release(self) {
+    fn release(self) {}
+}
+
+impl Drop for Stuck {
+    /// Also when a test fails: its process could not be waited for.
+    fn drop(&mut self) {
         let none = std::ptr::null_mut::<libc::c_void>();
-        // SAFETY: numbers only.
-        let released = unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, none, none) };
-        assert_eq!(released, 0, "{}", io::Error::last_os_error());
+        // SAFETY: numbers only. Fails if it has ended.
+        unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, none, none) };
     }
 }
 
@@ -342,16 +359,11 @@ fn a_device_that_was_asked_back_goes_with_its_machine_although_the_guest_never_a
     if !has_kvm() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let events = folder.path().join("events");
-    let monitor = format!("path={}", events.display());
-    let mut husk = Husk::start_in(folder, &["--event-monitor", &monitor]);
+    let (mut husk, events) = with_events();
     let folder = husk.folder.path();
     let (mut vm, goes) = (vm(folder), disk(folder, "goes"));
     vm["disks"] = json!([goes, disk(folder, "stays")]);
-    let mut client = husk.client();
-    assert_eq!(client.put("vm.create", Some(vm)), DONE);
-    done(&mut client, "vm.boot");
+    let mut client = booted(&husk, vm);
     assert_eq!(client.put("vm.remove-device", Some(json!({"id": "goes"}))), DONE);
     assert_eq!(client.get("vm.info").1["config"]["disks"][0]["id"], "goes");
     done(&mut client, "vm.reboot");
@@ -368,17 +380,12 @@ fn a_device_that_the_guest_let_go_of_does_not_come_back_although_its_thread_stan
     if !has_kvm() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let events = folder.path().join("events");
-    let monitor = format!("path={}", events.display());
-    let mut husk = Husk::start_in(folder, &["--event-monitor", &monitor]);
+    let (mut husk, events) = with_events();
     let folder = husk.folder.path();
     let mut vm = vm(folder);
     vm["payload"]["kernel"] = ejecting_kernel(folder);
     vm["disks"] = json!([disk(folder, "d")]);
-    let mut client = husk.client();
-    assert_eq!(client.put("vm.create", Some(vm)), DONE);
-    done(&mut client, "vm.boot");
+    let mut client = booted(&husk, vm);
     let stuck = Stuck::new(&husk, "io-d");
     assert_eq!(client.put("vm.remove-device", Some(json!({"id": "d"}))), DONE);
     while told(&events, "device-stuck", "d") == 0 {
@@ -406,9 +413,7 @@ fn a_device_that_does_not_stop_keeps_no_other_from_the_next_boot_and_no_socket()
     let (mut vm, vsock) = (vm(folder), folder.join("vsock"));
     vm["disks"] = json!([disk(folder, "d"), disk(folder, "good")]);
     vm["vsock"] = json!({"cid": 3, "socket": vsock});
-    let mut client = husk.client();
-    assert_eq!(client.put("vm.create", Some(vm)), DONE);
-    done(&mut client, "vm.boot");
+    let mut client = booted(&husk, vm);
     let stuck = Stuck::new(&husk, "io-d");
     done(&mut client, "vm.shutdown");
     assert!(!vsock.exists());
@@ -648,9 +653,7 @@ fn adding(options: &[&str]) -> (Husk, Client, Client, UnixListener) {
     let silent = UnixListener::bind(&socket).unwrap();
     let mut vm = vm(husk.folder.path());
     vm["memory"]["shared"] = true.into();
-    let mut client = husk.client();
-    assert_eq!(client.put("vm.create", Some(vm)), DONE);
-    done(&mut client, "vm.boot");
+    let mut client = booted(&husk, vm);
     // What the guest starts is there: descriptors can be counted.
     thread_of(husk.child.id(), "io-rng");
     let share = json!({"id": "a", "tag": "a", "socket": socket}).to_string();
