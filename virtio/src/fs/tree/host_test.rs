@@ -1,6 +1,7 @@
 //! What the host does to files while the guest has them.
 
 use super::*;
+use crate::testing::Loop;
 
 #[test]
 fn a_file_that_is_cut_short_on_the_host_is_read_short() {
@@ -93,30 +94,20 @@ fn a_full_disk_is_passed_on() {
 
 /// A file system on a loop device, mounted in the share under `disk`, whose image ends where the data begins that `file` has at `from`: no
 /// longer does the device. None, and a line that says so, where that cannot be had.
-fn disk_that_ends_within(share: &Share, file: &[u8], from: usize) -> Option<LoopDevice> {
+fn disk_that_ends_within(share: &Share, file: &[u8], from: usize) -> Option<Loop> {
     let image = share.outside("image");
     fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
     let done = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
-    let made = done(Command::new("mke2fs").args(["-q", "-b", "4096", "-F"]).arg(&image));
-    // What is behind the image's end is an error only to direct I/O.
-    let mut attach = Command::new("losetup");
-    attach.args(["--find", "--show", "--direct-io=on"]).arg(&image);
-    let attached = attach
-        .output()
-        .ok()
-        .filter(|attached| made && attached.status.success());
-    let Some(attached) = attached else {
-        eprintln!("skipped: needs a loop device with direct I/O");
+    if !done(Command::new("mke2fs").args(["-q", "-b", "4096", "-F"]).arg(&image)) {
+        eprintln!("skipped: needs mke2fs");
         return None;
-    };
-    let device = LoopDevice(String::from_utf8(attached.stdout).unwrap().trim().into());
+    }
+    // What is behind the image's end is an error only to direct I/O.
+    let device = Loop::attach(&image, &["--direct-io=on"])?;
     fs::create_dir(share.host("disk")).unwrap();
-    let mounted = done(
-        Command::new("mount")
-            .args(["-t", "ext4", &device.0])
-            .arg(share.host("disk")),
-    );
-    assert!(mounted, "{device:?}");
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "ext4"]).arg(&device.0).arg(share.host("disk"));
+    assert!(done(&mut mount), "{mount:?}");
     fs::write(share.host("disk/file"), file).unwrap();
     rustix::fs::sync();
     let (stored, part) = (fs::read(&image).unwrap(), &file[from..from + 4096]);
@@ -125,16 +116,6 @@ fn disk_that_ends_within(share: &Share, file: &[u8], from: usize) -> Option<Loop
     image.set_len(at * 4096).unwrap();
     fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
     Some(device)
-}
-
-/// It goes when this is dropped, or when the last mount of it does.
-#[derive(Debug)]
-struct LoopDevice(String);
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
-    }
 }
 
 #[test]
