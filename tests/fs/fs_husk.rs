@@ -50,10 +50,9 @@ fn husk_serves_what_virtiofsd_does_from_two_queues_and_over_a_pause() {
     // Locks are the guest's own: who waits for one can be killed.
     sh(
         &mut agent,
-        "cd /share; touch locked; flock locked sleep 1000 & holder=$!
-         while flock -n locked true; do sleep 0.05; done
-         timeout -s KILL 1 flock locked true && exit 1
-         [ $(jobs -p | wc -l) = 1 ]; kill $holder; rm locked",
+        "cd /share; touch locked; /init files lock locked /has & while [ ! -e /has ]; do sleep 0.05; done
+         timeout -s KILL 1 /init files lock locked /had && exit 1
+         [ ! -e /had ]; rm /has locked; wait",
     );
 
     // A mount that comes on the host while the share is in use, as a container's root does.

@@ -5,6 +5,7 @@
 //! | `rules DIR EVERY NAME…`              | every EVERYth case of the [rules], and those whose names begin with a NAME; a [`Line`](rules::Line) of JSON for each |
 //! | `strain FILE SEED STEPS PART PARTS`  | [work](strain) on a part of a file; a [`Part`](strain::Part) as JSON           |
 //! | `hold FILE BYTES SIGN`               | maps a file, makes `SIGN`, waits until that is gone, and reads the last byte   |
+//! | `lock FILE SIGN`                     | waits for a lock of the file (flock(2)), makes `SIGN`, and has the lock until that is gone |
 //! | `crowd DIR MOST`                     | makes up to MOST files and keeps them open, until one is refused, and writes to all; how many, and the error number |
 //! | `stress DIR SEED STEPS NUMBER`       | [work](stress) in a tree; [`Done`](stress::Done) as JSON                       |
 
@@ -51,6 +52,7 @@ pub fn perform(words: &[String]) -> Result<String> {
             serde_json::to_string(&done)?
         }
         ["hold", path, bytes, sign] => hold(path, bytes.parse()?, sign.as_ref())?.to_string(),
+        ["lock", path, sign] => lock(path, sign.as_ref())?,
         ["crowd", root, most] => crowd(root.as_ref(), most.parse()?)?,
         _ => bail!("cannot do {words:?}"),
     })
@@ -64,6 +66,13 @@ fn hold(path: &str, bytes: usize, sign: &Path) -> Result<u8> {
     wait_at(sign)?;
     mapping.read(bytes.saturating_sub(1), &mut byte);
     Ok(byte[0])
+}
+
+fn lock(path: &str, sign: &Path) -> Result<String> {
+    let file = File::options().read(true).write(true).open(path)?;
+    file.lock()?;
+    wait_at(sign)?;
+    Ok(String::new())
 }
 
 /// What is open goes on being served when nothing more can be opened.
