@@ -84,6 +84,17 @@ impl Tap {
     /// What the host's `ip` says of it, as far as its owner decides it: state, address, MAC, MTU.
     pub fn settings(&self) -> String {
         let said = ip(&format!("addr show dev {}", self.name));
+        // The kernel gives itself an address for the link, and two lines here, as soon as somebody has it open.
+        let mut lines = said.lines();
+        let mut decided = Vec::new();
+        while let Some(line) = lines.next() {
+            if line.trim_start().starts_with("inet6 fe80:") {
+                lines.next();
+            } else {
+                decided.push(line);
+            }
+        }
+        let said = decided.join("\n");
         // Whether somebody has it open shows as carrier, queue and state of operation.
         let words = said
             .split(['<', '>', ',', ' ', '\n'])
