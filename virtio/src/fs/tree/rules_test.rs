@@ -1,5 +1,7 @@
 //! Each call: that it does what it should, each of its errors, and what it does to times.
 
+use std::sync::mpsc;
+
 use rustix::fs::IFlags;
 
 use super::*;
@@ -61,17 +63,30 @@ fn a_new_file_that_appends_has_places_as_well() {
 
 #[test]
 fn what_may_only_be_appended_to_is_opened_for_that() {
+    // The thread of a share may not do this (CAP_LINUX_IMMUTABLE), nor may one that it starts.
+    let (set, to_set) = mpsc::channel::<(fs::File, IFlags)>();
+    let (done, is_set) = mpsc::channel();
+    let marks = std::thread::spawn(move || {
+        to_set.iter().for_each(|(file, flags)| {
+            done.send(rustix::fs::ioctl_setflags(&file, flags)).unwrap();
+        });
+    });
     let share = Share::new();
     fs::write(share.host("a"), "one").unwrap();
-    let host = fs::File::open(share.host("a")).unwrap();
-    if let Err(error) = rustix::fs::ioctl_setflags(&host, IFlags::APPEND) {
+    let mark = |flags| {
+        set.send((fs::File::open(share.host("a")).unwrap(), flags)).unwrap();
+        is_set.recv().unwrap()
+    };
+    if let Err(error) = mark(IFlags::APPEND) {
         return println!("skipped: needs files that can only be appended to: {error}");
     }
     let node = share.node("a");
     let appends = share.open(node, O_WRONLY | O_APPEND);
     let appended = appends.and_then(|handle| share.write_as(node, handle, 0, b"two", APPENDS));
     let others = [O_WRONLY, O_RDWR, O_WRONLY | O_APPEND | O_TRUNC].map(|flags| share.open(node, flags));
-    rustix::fs::ioctl_setflags(&host, IFlags::empty()).unwrap();
+    mark(IFlags::empty()).unwrap();
+    drop(set);
+    marks.join().unwrap();
     assert_eq!((appended, content(share.host("a"))), (Ok(3), "onetwo".into()));
     assert_eq!(others, [Err(Errno::PERM); 3]);
 }
