@@ -224,6 +224,16 @@ fn activation(mem: &GuestMemory, queues: &[Queue]) -> Activation {
 }
 
 impl Bench {
+    /// Has a lock waited for in queue 2, which is number 1 there, and a slow request in service in queue 1, which is number 3.
+    fn keep_busy(&mut self) {
+        self.serve.locked.store(true, Ordering::SeqCst);
+        self.queues[2].send(LOCK, 1);
+        self.queues[2].send(ECHO, 2);
+        assert_eq!(self.queues[2].replies(1), ok([2]));
+        self.queues[1].send(SLOW, 3);
+        self.serve.wait_for_slow(1);
+    }
+
     fn new() -> Self {
         Self::on(&(Arc::new(Plain) as Arc<dyn Threads>))
     }
@@ -449,12 +459,7 @@ fn a_reset_of_a_device_without_the_right_to_memory_answers_nobody() {
     for lane in &bench.session.lanes {
         lane.heed(right.clone());
     }
-    bench.serve.locked.store(true, Ordering::SeqCst);
-    bench.queues[2].send(LOCK, 1);
-    bench.queues[2].send(ECHO, 2);
-    assert_eq!(bench.queues[2].replies(1), ok([2]));
-    bench.queues[1].send(SLOW, 3);
-    bench.serve.wait_for_slow(1);
+    bench.keep_busy();
     right.store(false, Ordering::SeqCst);
     bench.serve.let_go(1);
     assert_eq!(bench.stop().len(), 3);
@@ -464,12 +469,7 @@ fn a_reset_of_a_device_without_the_right_to_memory_answers_nobody() {
 #[test]
 fn a_reset_waits_for_what_was_begun_refuses_what_waits_and_begins_anew() {
     let mut bench = Bench::new();
-    bench.serve.locked.store(true, Ordering::SeqCst);
-    bench.queues[2].send(LOCK, 1);
-    bench.queues[2].send(ECHO, 2);
-    assert_eq!(bench.queues[2].replies(1), ok([2]));
-    bench.queues[1].send(SLOW, 3);
-    bench.serve.wait_for_slow(1);
+    bench.keep_busy();
     bench.queues[1].send(SLOW, 4);
     bench.serve.wait_for_slow(2);
     bench.workers.iter().for_each(Worker::stop);
