@@ -2,8 +2,8 @@
 //! as Kata's shims look for it.
 //!
 //! A reader that stops reading must not stop the VM: a line for which there is no room, on a full file system too, is dropped, and the next
-//! one that gets through is preceded by the number of those that did not. What has got through of one is ended first. Only a reader that has
-//! gone (`EPIPE`) misses nothing. What one place in the source says too often is counted instead (`limit.rs`).
+//! one that gets through is preceded by the number of those that did not. If only a part of a line was written, the next one starts with a
+//! line end. Only a reader that has gone (`EPIPE`) misses nothing. What one place in the source says too often is counted instead (`limit.rs`).
 
 mod limit;
 mod line;
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use log::{Level, LevelFilter, Log, Metadata, Record, STATIC_MAX_LEVEL};
 
 use crate::fatal::Line;
-use crate::terminal::{self, Outlet, OutletError};
+use crate::terminal::{self, Debt, Lines, Outlet, OutletError};
 
 use limit::{Admission, Limit, Origin};
 use line::{Entry, LEVELS, Speaker};
@@ -109,12 +109,10 @@ struct Logger {
     lines: [AtomicU64; LEVELS.len()],
     /// Those that were only counted, likewise.
     left_out: [AtomicU64; LEVELS.len()],
-    /// Lines since the last one that got through.
-    lost: AtomicU64,
+    /// Lines that did not get through, and have not been told of.
+    debt: Debt,
     /// Lines that never got through.
     lost_ever: AtomicU64,
-    /// The last line got through in part: the next one has to end it.
-    torn: AtomicBool,
     /// Who said too much.
     limit: Limit,
     /// Standard error, unless it was closed.
@@ -135,9 +133,8 @@ struct Setup {
 static LOGGER: Logger = Logger {
     lines: [const { AtomicU64::new(0) }; LEVELS.len()],
     left_out: [const { AtomicU64::new(0) }; LEVELS.len()],
-    lost: AtomicU64::new(0),
+    debt: Debt::new(),
     lost_ever: AtomicU64::new(0),
-    torn: AtomicBool::new(false),
     limit: Limit::new(),
     stderr: OnceLock::new(),
     setup: OnceLock::new(),
@@ -331,6 +328,9 @@ impl Log for Logger {
     /// Tells what has only been counted so far. For the end.
     fn flush(&self) {
         self.tell_left_out(None);
+        if self.debt.lost() > 0 {
+            self.say_maybe(None);
+        }
     }
 }
 
@@ -354,36 +354,46 @@ impl Logger {
     }
 
     fn say(&self, entry: &Entry<'_>) {
+        self.say_maybe(Some(entry));
+    }
+
+    /// Says how many lines were lost, if any were, and `entry`.
+    fn say_maybe(&self, entry: Option<&Entry<'_>>) {
         let setup = self.setup.get();
         let datagram = match setup.map(|setup| &setup.target) {
             Some(Target::Journal(socket) | Target::Syslog(socket)) if !self.away.load(Ordering::Relaxed) => socket,
             Some(Target::File(file)) => return self.write(entry, file, "\n"),
             _ => return self.say_on_stderr(entry),
         };
-        let lost = self.lost.swap(0, Ordering::Relaxed);
-        let mut sent = Sent::Through;
-        if lost > 0 {
-            sent = self.send(&lost_entry(format_args!("{lost}{LOST}")), datagram);
-        }
-        if sent == Sent::Through {
-            sent = self.send(entry, datagram);
-        }
-        match sent {
+        match self.send_after_notice(entry, datagram) {
             Sent::Through => {}
-            Sent::Full | Sent::Lost => self.lose(lost),
+            Sent::Full | Sent::Lost => self.lose(entry),
             Sent::Away => {
                 if !self.away.swap(true, Ordering::Relaxed)
                     && let Some(destination) = setup.map(|setup| &setup.destination)
                 {
                     let message = format_args!("{destination} takes no lines any more; standard error has them");
-                    self.say_on_stderr(&lost_entry(message));
+                    self.say_on_stderr(Some(&own_entry(message)));
                 }
                 self.say_on_stderr(entry);
             }
         }
     }
 
-    fn say_on_stderr(&self, entry: &Entry<'_>) {
+    /// Sends how many lines were lost, if any were, and then `entry`. What is not told stays owed.
+    fn send_after_notice(&self, entry: Option<&Entry<'_>>, socket: &File) -> Sent {
+        let lost = self.debt.take_lost();
+        if lost > 0 {
+            let sent = self.send(&own_entry(format_args!("{lost}{LOST}")), socket);
+            if sent != Sent::Through {
+                self.debt.lose(lost);
+                return sent;
+            }
+        }
+        entry.map_or(Sent::Through, |entry| self.send(entry, socket))
+    }
+
+    fn say_on_stderr(&self, entry: Option<&Entry<'_>>) {
         if let Some(stderr) = self.stderr.get() {
             self.write(entry, stderr, terminal::line_end());
         }
@@ -420,35 +430,41 @@ impl Logger {
         }
     }
 
-    fn write(&self, entry: &Entry<'_>, to: &Outlet, end: &str) {
-        let lost = self.lost.swap(0, Ordering::Relaxed);
-        let torn = self.torn.swap(false, Ordering::Relaxed);
-        let mut text = String::with_capacity(160);
-        if torn {
-            text.push_str(end);
+    /// Writes how many lines were lost, if any were, and `entry`.
+    fn write(&self, entry: Option<&Entry<'_>>, to: &Outlet, end: &str) {
+        let owed = self.debt.take();
+        let (mut lines, mut text) = (Lines::default(), String::with_capacity(160));
+        lines.end_torn(owed, end);
+        if owed.lost > 0 {
+            let _ = self.line(&mut text, &own_entry(format_args!("{}{LOST}", owed.lost)), end);
+            lines.tell(text.as_bytes(), owed.lost);
         }
-        if lost > 0 {
-            let _ = self.line(&mut text, &lost_entry(format_args!("{lost}{LOST}")), end);
+        if let Some(entry) = entry {
+            text.clear();
+            let _ = self.line(&mut text, entry, end);
+            lines.push(text.as_bytes(), 0);
         }
-        let _ = self.line(&mut text, entry, end);
-        match write_line(to, text.as_bytes()) {
+        match lines.write_to(to) {
+            Ok(()) => {}
             // When the reader has gone, nobody misses it.
-            Wrote::All | Wrote::Gone => {}
-            Wrote::Nothing => {
-                self.torn.fetch_or(torn, Ordering::Relaxed);
-                self.lose(lost);
-            }
-            Wrote::Part => {
-                self.torn.store(true, Ordering::Relaxed);
-                self.lose(lost);
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(_) => {
+                self.debt.add(lines.give_up());
+                self.count_lost(entry);
             }
         }
     }
 
-    /// One more line did not get through, nor did the news of `lost` before it.
-    fn lose(&self, lost: u64) {
-        self.lost.fetch_add(lost.saturating_add(1), Ordering::Relaxed);
-        self.lost_ever.fetch_add(1, Ordering::Relaxed);
+    /// `entry`, if it is one, did not get through.
+    fn lose(&self, entry: Option<&Entry<'_>>) {
+        if entry.is_some() {
+            self.debt.lose(1);
+        }
+        self.count_lost(entry);
+    }
+
+    fn count_lost(&self, entry: Option<&Entry<'_>>) {
+        self.lost_ever.fetch_add(u64::from(entry.is_some()), Ordering::Relaxed);
     }
 
     /// Says it on standard error, which the parent reads, and where the log goes.
@@ -456,7 +472,7 @@ impl Logger {
         let mut text = Line::<LAST_BYTES>::default();
         let target = self.setup.get().map(|setup| &setup.target);
         let has_file = matches!(target, Some(Target::File(_)));
-        let torn = self.torn.load(Ordering::Relaxed);
+        let torn = self.debt.is_torn();
         if torn && !has_file {
             text.push(terminal::line_end().as_bytes());
         }
@@ -486,36 +502,8 @@ const LAST_BYTES: usize = 1_024;
 /// Follows the number of lines that were lost.
 const LOST: &str = " log lines were dropped: nobody read them, or there was no room for them";
 
-/// What became of a line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wrote {
-    /// It got through.
-    All,
-    /// Its head did.
-    Part,
-    /// There was no room.
-    Nothing,
-    /// There is nobody to read it any more.
-    Gone,
-}
-
-/// Writes a line, in one write where `to` takes it in one, so that lines of two threads do not mix.
-fn write_line(to: &Outlet, line: &[u8]) -> Wrote {
-    let mut rest = line;
-    while !rest.is_empty() {
-        match to.write(rest) {
-            // Of a full file system the next write says why.
-            Ok(count @ 1..) => rest = rest.get(count..).unwrap_or_default(),
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Wrote::Gone,
-            Ok(0) | Err(_) if rest.len() < line.len() => return Wrote::Part,
-            Ok(0) | Err(_) => return Wrote::Nothing,
-        }
-    }
-    Wrote::All
-}
-
 /// A warning of the log's own.
-fn lost_entry(message: fmt::Arguments<'_>) -> Entry<'_> {
+fn own_entry(message: fmt::Arguments<'_>) -> Entry<'_> {
     Entry {
         level: Level::Warn,
         target: module_path!(),

@@ -2,6 +2,7 @@ use std::io::Read;
 use std::os::unix::net::UnixDatagram;
 
 use super::*;
+use crate::terminal::Owed;
 use crate::terminal::testing::fifo;
 
 fn logger(options: &Options) -> Logger {
@@ -14,9 +15,8 @@ fn logger(options: &Options) -> Logger {
     Logger {
         lines: [const { AtomicU64::new(0) }; LEVELS.len()],
         left_out: [const { AtomicU64::new(0) }; LEVELS.len()],
-        lost: AtomicU64::new(0),
+        debt: Debt::new(),
         lost_ever: AtomicU64::new(0),
-        torn: AtomicBool::new(false),
         limit: Limit::new(),
         stderr: OnceLock::new(),
         setup: OnceLock::from(setup),
@@ -96,6 +96,65 @@ fn journald_gets_an_entry_a_line_and_is_told_what_it_had_no_room_for() {
     assert_eq!(field(&receive(&daemon), "MESSAGE"), "room again");
 }
 
+/// A notice takes the room of a line: it must not be the reason why lines are lost for ever.
+#[test]
+fn a_notice_that_got_through_is_not_told_again_by_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let daemon = UnixDatagram::bind(&path).unwrap();
+    let logger = logger(&Options {
+        destination: Destination::Syslog(path),
+        ..Options::default()
+    });
+    daemon.set_nonblocking(true).unwrap();
+    let receive = || {
+        let mut bytes = [0; 8_192];
+        let count = daemon.recv(&mut bytes).ok()?;
+        Some(String::from_utf8(bytes[..count].to_vec()).unwrap())
+    };
+    let (mut said, mut heard) = (0_u64, Vec::new());
+    let mut say = |text: &str| {
+        self::say(&logger, text);
+        said += 1;
+    };
+    while logger.lost_ever.load(Ordering::Relaxed) < 3 {
+        say("too much");
+    }
+    // One place at a time becomes free.
+    for _ in 0..8 {
+        heard.extend(receive());
+        say("one place");
+    }
+    heard.extend(std::iter::from_fn(receive));
+    say("room");
+    heard.extend(std::iter::from_fn(receive));
+    let told = |line: &String| {
+        let (number, _) = line.split_once(LOST)?;
+        number.rsplit(' ').next()?.parse::<u64>().ok()
+    };
+    let told: u64 = heard.iter().filter_map(told).sum();
+    let lines = heard.iter().filter(|line| !line.contains(LOST)).count() as u64;
+    assert_eq!(told, logger.lost_ever.load(Ordering::Relaxed), "{heard:#?}");
+    assert_eq!(told + lines, said, "{heard:#?}");
+    assert!(heard.last().unwrap().ends_with("room"), "{heard:#?}");
+}
+
+#[test]
+fn what_was_lost_is_told_at_the_end_if_nothing_else_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let logger = logger(&Options {
+        destination: Destination::File(path.clone()),
+        ..Options::default()
+    });
+    logger.flush();
+    logger.debt.lose(4);
+    logger.flush();
+    logger.flush();
+    assert_eq!(std::fs::read_to_string(path).unwrap(), format!("WARN: 4{LOST}\n"));
+    assert_eq!(logger.lost_ever.load(Ordering::Relaxed), 0, "a notice is no line");
+}
+
 #[test]
 fn standard_error_has_the_lines_of_a_daemon_that_has_gone() {
     let folder = tempfile::tempdir().unwrap();
@@ -108,6 +167,7 @@ fn standard_error_has_the_lines_of_a_daemon_that_has_gone() {
     let (mut reader, writer) = io::pipe().unwrap();
     let stderr = Outlet::inherit(File::from(std::os::fd::OwnedFd::from(writer)));
     logger.stderr.set(stderr).unwrap();
+    logger.debt.lose(2);
     drop(daemon);
     say(&logger, "first");
     say(&logger, "second");
@@ -115,9 +175,10 @@ fn standard_error_has_the_lines_of_a_daemon_that_has_gone() {
     let mut said = String::new();
     reader.read_to_string(&mut said).unwrap();
     let lines: Vec<&str> = said.lines().collect();
-    let [news, "WARN: first", "WARN: second"] = lines[..] else {
+    let [lost, news, "WARN: first", "WARN: second"] = lines[..] else {
         panic!("{said}")
     };
+    assert_eq!(lost, format!("WARN: 2{LOST}"));
     assert!(
         news.starts_with("WARN: the system's log at ") && news.contains("takes no lines any more"),
         "{news}"
@@ -143,7 +204,7 @@ fn lost_lines_are_counted_on_the_next_one_in_either_form() {
             format,
             tag: None,
         });
-        logger.lose(1);
+        logger.debt.lose(2);
         say(&logger, "here");
         let said = std::fs::read_to_string(path).unwrap();
         assert_eq!(said.lines().count(), 2, "{said}");
@@ -175,15 +236,14 @@ fn a_line_that_a_full_disk_refuses_is_lost_and_one_in_part_is_ended() {
     say(&full, "no room");
     say(&full, "no room");
     assert_eq!(full.lost_ever.load(Ordering::Relaxed), 2);
-    assert!(!full.torn.load(Ordering::Relaxed), "nothing of it got through");
+    assert!(!full.debt.is_torn(), "nothing of it got through");
     let path = folder.path().join("log");
     let logger = logger(&options(&path));
     let Target::File(file) = &logger.setup.get().unwrap().target else {
         panic!("it is a file")
     };
     assert_eq!(file.write(b"WARN: to").unwrap(), 8);
-    logger.torn.store(true, Ordering::Relaxed);
-    logger.lose(0);
+    logger.debt.add(Owed { lost: 1, torn: true });
     say(&logger, "here");
     say(&logger, "again");
     let said = std::fs::read_to_string(&path).unwrap();
@@ -196,7 +256,9 @@ fn a_line_longer_than_one_write_is_whole() {
     let path = folder.path().join("log");
     let file = Outlet::append(&path, 0o600).unwrap();
     let line = vec![b'x'; 10_000];
-    assert_eq!(write_line(&file, &line), Wrote::All);
+    let mut lines = Lines::default();
+    lines.push(&line, 0);
+    lines.write_to(&file).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), line);
 }
 
@@ -237,7 +299,7 @@ fn the_last_line_reaches_whoever_has_the_log() {
         destination: Destination::Journal(path),
         ..Options::default()
     });
-    logger.die(&lost_entry(format_args!("SIGSEGV; husk ends here")));
+    logger.die(&own_entry(format_args!("SIGSEGV; husk ends here")));
     assert_eq!(field(&receive(&daemon), "MESSAGE"), "SIGSEGV; husk ends here");
 }
 

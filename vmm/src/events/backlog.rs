@@ -3,71 +3,43 @@
 use std::io;
 
 use super::record::Record;
-use crate::terminal::Outlet;
+use crate::terminal::{Debt, Lines, Outlet};
 
 /// Bytes of events that wait for their reader.
 const BACKLOG_BYTES: usize = 64 << 10;
 
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
-    bytes: Vec<u8>,
+    lines: Lines,
     /// Events that found no room since the last one that did.
-    dropped: u64,
-    /// How many of these a line among `bytes` tells of.
-    told: u64,
-    /// The head of the line that `bytes` begins with has been written.
-    is_begun: bool,
-    /// A line was written in part, and its rest is lost: the next one has to end it.
-    is_torn: bool,
+    debt: Debt,
 }
 
 impl Backlog {
     /// Has an event wait, if there is room for it.
     pub(super) fn put(&mut self, record: &Record) {
-        let line = record.line(self.dropped);
-        if self.bytes.len().saturating_add(line.len()) > BACKLOG_BYTES {
-            self.dropped = self.dropped.saturating_add(1);
+        let line = record.line(self.debt.lost());
+        if self.lines.bytes().len().saturating_add(line.len()) > BACKLOG_BYTES {
+            self.debt.lose(1);
             return;
         }
-        self.told = self.told.saturating_add(std::mem::take(&mut self.dropped));
-        if std::mem::take(&mut self.is_torn) {
-            self.bytes.push(b'\n');
-        }
-        self.bytes.extend(line);
+        let owed = self.debt.take();
+        self.lines.end_torn(owed, "\n");
+        self.lines.push(&line, owed.lost);
     }
 
     /// Takes all that waits.
     pub(super) fn take(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.bytes)
+        self.lines.take()
     }
 
     /// Writes what waits, as far as there is room. What cannot be written, on a full file system for example, is lost, and counted.
     pub(super) fn send(&mut self, sink: &Outlet) {
-        while !self.bytes.is_empty() {
-            match sink.write(&self.bytes) {
-                Ok(written) => {
-                    let written: Vec<u8> = self.bytes.drain(..written.min(self.bytes.len())).collect();
-                    if written.contains(&b'\n') {
-                        self.told = 0;
-                    }
-                    if let Some(last) = written.last() {
-                        self.is_begun = *last != b'\n';
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => self.lose(),
-            }
+        match self.lines.write_to(sink) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => self.debt.add(self.lines.give_up()),
         }
-    }
-
-    /// Gives up all that waits.
-    fn lose(&mut self) {
-        let lines = self.bytes.iter().filter(|byte| **byte == b'\n').count();
-        let lines = u64::try_from(lines).unwrap_or(u64::MAX);
-        let told = std::mem::take(&mut self.told);
-        self.dropped = self.dropped.saturating_add(told).saturating_add(lines);
-        self.is_torn |= std::mem::take(&mut self.is_begun);
-        self.bytes.clear();
     }
 }
 
@@ -132,6 +104,11 @@ mod tests {
         backlog.put(&record(&"x".repeat(6000)));
         backlog.send(&pipe);
         backlog.send(&full);
+        // The end of the torn line is lost as well, and no event of its own.
+        for _ in 0..2 {
+            backlog.put(&record("lost"));
+            backlog.send(&full);
+        }
         backlog.put(&record("there"));
         backlog.send(&file);
         drop(pipe);
@@ -140,6 +117,6 @@ mod tests {
         assert!(head.len() == 64 << 10 && head.ends_with(b"xxx"));
         let after = fs::read_to_string(&path).unwrap();
         assert!(after.starts_with("\n{"), "{after}");
-        assert_eq!(events(&after)[0]["properties"]["dropped"], 1);
+        assert_eq!(events(&after)[0]["properties"]["dropped"], 3);
     }
 }

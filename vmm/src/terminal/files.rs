@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::OutletError;
+use super::outlet::some_of;
 
 /// Files of limited size, in turn.
 #[derive(Debug)]
@@ -55,7 +56,8 @@ impl Files {
     /// Writes the head of `bytes`, and says how many bytes that was.
     ///
     /// # Errors
-    /// `WouldBlock` when the file is full, `StorageFull` when there will be no other; what the host says otherwise.
+    /// `WouldBlock` when the file is full, `StorageFull` when there will be no other, `WriteZero` when nothing was taken and nothing said; what
+    /// the host says otherwise.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.stuck {
             return Err(io::ErrorKind::StorageFull.into());
@@ -68,7 +70,7 @@ impl Files {
         let Some(mut file) = self.files.get(self.current) else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        let count = file.write(head)?;
+        let count = some_of(head, file.write(head))?;
         self.written = self.written.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
         Ok(count)
     }

@@ -112,13 +112,14 @@ impl Outlet {
     /// Writes the head of `bytes`, and says how many bytes that was.
     ///
     /// # Errors
-    /// `WouldBlock` when there is no room; what the host says otherwise. There may be room later in both cases.
+    /// `WouldBlock` when there is no room, `WriteZero` when nothing was taken and nothing said; what the host says otherwise. There may be
+    /// room later in all cases.
     pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         let head = bytes.get(..self.chunk).unwrap_or(bytes);
         loop {
             match self.write_once(head) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                written => return written,
+                written => return some_of(head, written),
             }
         }
     }
@@ -188,6 +189,15 @@ fn open(path: &Path, mode: u32) -> Result<File, OutletError> {
         // It is there to be written to only: then somebody has to read already.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(options.read(false).open(path)?),
         opened => Ok(opened?),
+    }
+}
+
+/// What a write of `bytes` has `written`. Nothing is an error: whoever went on with the rest would do so for ever. Some file systems answer
+/// so, and POSIX does not forbid it (write(2)).
+pub(super) fn some_of(bytes: &[u8], written: io::Result<usize>) -> io::Result<usize> {
+    match written {
+        Ok(0) if !bytes.is_empty() => Err(io::ErrorKind::WriteZero.into()),
+        written => written,
     }
 }
 

@@ -152,3 +152,25 @@ fn the_last_words_wait_for_room_but_not_for_ever() {
     drop(outlet);
     assert!(reading.join().unwrap() > 300_000);
 }
+
+/// What takes nothing and says nothing would be written to for ever. The memory of a process that has ended is such a file.
+#[test]
+fn a_write_that_takes_nothing_is_an_error() {
+    let mut child = std::process::Command::new("cat")
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let memory = File::options()
+        .write(true)
+        .open(format!("/proc/{}/mem", child.id()))
+        .unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let outlet = Outlet::inherit(memory);
+    for _ in 0..2 {
+        assert_eq!(outlet.write(b"abc").unwrap_err().kind(), io::ErrorKind::WriteZero);
+        let error = outlet.write_all_within(b"abc", Duration::from_secs(60)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WriteZero);
+    }
+    assert_eq!(outlet.write(b"").unwrap(), 0);
+}

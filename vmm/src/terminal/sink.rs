@@ -219,7 +219,6 @@ impl State {
         let mut sent = 0;
         while let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty()) {
             match way.write(rest) {
-                Ok(0) => return (sent, Err(io::ErrorKind::WriteZero.into())),
                 Ok(count) => sent = sent.saturating_add(count),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return (sent, Err(error)),
                 Err(error) => match way.part() {

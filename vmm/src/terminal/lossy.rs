@@ -1,0 +1,236 @@
+//! Lines for a reader that may have no room: which of them are lost, and what the next one owes for those that are.
+//!
+//! A line that is lost is counted, and the number goes out with a later one: in a line of its own ([`Lines::tell`]) or in the later line itself
+//! ([`Lines::push`]). A line of which only a part was written is ended before anything else is. What is owed stays owed until the bytes that
+//! pay it have been written: a notice or an end of line that is lost as well is due again, and is no lost line.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::Outlet;
+
+/// What is owed to a reader. Nothing here waits, and any thread or signal handler may look at it.
+#[derive(Debug)]
+pub struct Debt {
+    lost: AtomicU64,
+    torn: AtomicBool,
+}
+
+/// A debt that was taken over by lines which are about to be written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use = "what is dropped is never told"]
+pub struct Owed {
+    /// Lines that were lost and have not been told of.
+    pub lost: u64,
+    /// Of the last line only a part was written.
+    pub torn: bool,
+}
+
+impl Debt {
+    /// Nothing is lost.
+    pub const fn new() -> Self {
+        Self {
+            lost: AtomicU64::new(0),
+            torn: AtomicBool::new(false),
+        }
+    }
+
+    /// `lines` more are lost, of which nothing was written; or lost ones, taken over, were not told of.
+    pub fn lose(&self, lines: u64) {
+        self.lost.fetch_add(lines, Ordering::Relaxed);
+    }
+
+    /// `owed` is owed again, or in addition.
+    pub fn add(&self, owed: Owed) {
+        self.lose(owed.lost);
+        self.torn.fetch_or(owed.torn, Ordering::Relaxed);
+    }
+
+    /// Takes all of it over.
+    pub fn take(&self) -> Owed {
+        Owed {
+            lost: self.take_lost(),
+            torn: self.torn.swap(false, Ordering::Relaxed),
+        }
+    }
+
+    /// As [`Debt::take`], for what has no torn lines: the number of those that were lost and have not been told of.
+    pub fn take_lost(&self) -> u64 {
+        self.lost.swap(0, Ordering::Relaxed)
+    }
+
+    /// Lines that were lost and have not been told of.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Whether the next line has to end another one first.
+    pub fn is_torn(&self) -> bool {
+        self.torn.load(Ordering::Relaxed)
+    }
+}
+
+impl Default for Debt {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Whole lines on their way to a reader, of which the first may have been written in part.
+#[derive(Debug, Default)]
+pub struct Lines {
+    bytes: Vec<u8>,
+    /// How many bytes at the beginning end a line that was torn.
+    ending: usize,
+    /// How many bytes of the first line have been written.
+    begun: usize,
+    lines: VecDeque<Line>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Line {
+    bytes: usize,
+    /// How many lines the reader lacks if this one is not written.
+    worth: u64,
+}
+
+impl Lines {
+    /// Ends the torn line of `owed`, if there is one, by `end`. Before the first of the lines.
+    pub fn end_torn(&mut self, owed: Owed, end: &str) {
+        if owed.torn && self.bytes.is_empty() {
+            self.bytes.extend(end.as_bytes());
+            self.ending = end.len();
+        }
+    }
+
+    /// Adds a line that does nothing but tell of `lost` lines.
+    pub fn tell(&mut self, line: &[u8], lost: u64) {
+        self.add(line, lost);
+    }
+
+    /// Adds a line that also tells of `lost` lines.
+    pub fn push(&mut self, line: &[u8], lost: u64) {
+        self.add(line, lost.saturating_add(1));
+    }
+
+    fn add(&mut self, line: &[u8], worth: u64) {
+        self.bytes.extend(line);
+        let bytes = line.len();
+        self.lines.push_back(Line { bytes, worth });
+    }
+
+    /// What has not been written.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Takes note that the first `count` bytes have been written.
+    pub fn wrote(&mut self, count: usize) {
+        let count = count.min(self.bytes.len());
+        self.bytes.drain(..count);
+        let ended = count.min(self.ending);
+        self.ending = self.ending.saturating_sub(ended);
+        self.begun = self.begun.saturating_add(count.saturating_sub(ended));
+        while let Some(first) = self.lines.front().filter(|line| line.bytes <= self.begun) {
+            self.begun = self.begun.saturating_sub(first.bytes);
+            self.lines.pop_front();
+        }
+    }
+
+    /// Gives up what has not been written; what is owed for it.
+    pub fn give_up(&mut self) -> Owed {
+        let lost = self
+            .lines
+            .iter()
+            .fold(0, |sum: u64, line| sum.saturating_add(line.worth));
+        let torn = self.ending > 0 || self.begun > 0;
+        *self = Self::default();
+        Owed { lost, torn }
+    }
+
+    /// Takes what has not been written: it is somebody else's to write.
+    pub fn take(&mut self) -> Vec<u8> {
+        std::mem::take(self).bytes
+    }
+
+    /// Writes as far as `to` takes it, in one write where it takes all in one, so that lines of two threads do not mix.
+    ///
+    /// # Errors
+    /// Why it takes no more at present; [`Lines::wrote`] has taken note of what it took.
+    pub fn write_to(&mut self, to: &Outlet) -> io::Result<()> {
+        while !self.bytes.is_empty() {
+            let count = to.write(&self.bytes)?;
+            self.wrote(count);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOTHING: Owed = Owed { lost: 0, torn: false };
+
+    /// A torn line is ended, a notice of `lost` follows, then a line.
+    fn lines(owed: Owed) -> Lines {
+        let mut lines = Lines::default();
+        lines.end_torn(owed, "\r\n");
+        if owed.lost > 0 {
+            lines.tell(b"lost\n", owed.lost);
+        }
+        lines.push(b"line\n", 0);
+        lines
+    }
+
+    #[test]
+    fn what_is_owed_is_paid_by_the_bytes_that_were_written() {
+        let owed = Owed { lost: 7, torn: true };
+        for (written, left) in [
+            (0, Owed { lost: 8, torn: true }),
+            (1, Owed { lost: 8, torn: true }),
+            (2, Owed { lost: 8, torn: false }),
+            (3, Owed { lost: 8, torn: true }),
+            (7, Owed { lost: 1, torn: false }),
+            (8, Owed { lost: 1, torn: true }),
+            (11, Owed { lost: 1, torn: true }),
+            (12, NOTHING),
+        ] {
+            let mut lines = lines(owed);
+            assert_eq!(lines.bytes(), b"\r\nlost\nline\n");
+            lines.wrote(written);
+            assert_eq!(lines.give_up(), left, "{written}");
+            assert_eq!(lines.give_up(), NOTHING, "once");
+        }
+        for byte in 0..=12 {
+            let mut lines = lines(owed);
+            (0..byte).for_each(|_| lines.wrote(1));
+            let mut at_once = self::lines(owed);
+            at_once.wrote(byte);
+            assert_eq!(lines.give_up(), at_once.give_up(), "{byte}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_tells_is_lost_with_what_it_tells_wherever_it_stands() {
+        let mut lines = Lines::default();
+        lines.push(b"a\n", 0);
+        lines.push(b"b\n", 3);
+        lines.wrote(2);
+        assert_eq!(lines.give_up(), Owed { lost: 4, torn: false });
+    }
+
+    #[test]
+    fn a_debt_is_taken_over_once() {
+        let debt = Debt::new();
+        debt.lose(1);
+        debt.add(Owed { lost: 3, torn: true });
+        debt.add(NOTHING);
+        assert_eq!((debt.lost(), debt.is_torn()), (4, true));
+        assert_eq!(debt.take(), Owed { lost: 4, torn: true });
+        assert_eq!(debt.take(), NOTHING);
+        debt.add(Owed { lost: 2, torn: true });
+        assert_eq!((debt.take_lost(), debt.take()), (2, Owed { lost: 0, torn: true }));
+    }
+}
