@@ -27,16 +27,18 @@
 //! | `guest` | `resize-unanswered` | `what`, `latency_ms` |
 //! | `guest` | `device-unanswered` | `id`, `request` |
 //!
-//! Time is that since husk started. There is one monitor at most, to which events are written, and there are a few readers, who come and go
-//! (`vm.events`): the last events are kept for those who come later. Nobody who reads must be able to stop the VM: when one falls behind by
-//! more than 64 KiB, whole events are left out for him, and the next one that fits has their number in `properties.dropped`.
+//! Time is that since husk started. There is one monitor at most, to which events are written (`monitor.rs`), and there are a few readers, who
+//! come and go (`vm.events`): the last events are kept for those who come later. No reader can stop the VM: when one falls behind by more than
+//! 64 KiB, whole events are left out for it, and the next one that fits has their number in `properties.dropped`.
 
 mod backlog;
+mod monitor;
 mod record;
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
@@ -46,6 +48,7 @@ use serde_json::Value;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::backlog::Backlog;
+use self::monitor::Monitor;
 use self::record::Record;
 use crate::terminal::{Outlet, OutletError};
 
@@ -60,12 +63,22 @@ const MODE: u32 = 0o600;
 
 /// Where events go. Clones share it; the default goes nowhere, and has no readers.
 #[derive(Clone, Debug, Default)]
-pub struct Events(Option<Arc<Mutex<Hub>>>);
+pub struct Events {
+    shared: Option<Arc<Shared>>,
+    /// Told by another thread than the main one, which is to write them.
+    is_beside: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Never held while something is written.
+    hub: Mutex<Hub>,
+    monitor: Option<Monitor>,
+}
 
 #[derive(Debug)]
 struct Hub {
     start: Instant,
-    monitor: Option<Monitor>,
     /// Each with what waits for it. Whoever has gone is left out when something happens.
     readers: Vec<Weak<Mutex<Backlog>>>,
     /// Tells whoever serves the readers.
@@ -73,12 +86,6 @@ struct Hub {
     kept: VecDeque<Record>,
     /// How many are not kept any more.
     forgotten: u64,
-}
-
-#[derive(Debug)]
-struct Monitor {
-    sink: Outlet,
-    backlog: Backlog,
 }
 
 /// One who reads events: those that were kept, then `listening`, then what happens. Dropped, nothing is kept for it any more.
@@ -97,71 +104,130 @@ impl Events {
     /// # Errors
     /// Nothing can be written there.
     pub fn to_path(path: &Path) -> Result<Self, OutletError> {
-        Ok(Self::with(Some(Outlet::create(path, MODE)?)))
+        Ok(Self::with(Some(Monitor::over(Outlet::create(path, MODE)?)?)))
     }
 
     /// Events also go to `fd`: a pipe, a file, a terminal, or a connected socket. Its flags stay as they are.
-    pub fn to_fd(fd: OwnedFd) -> Self {
-        Self::with(Some(Outlet::inherit(File::from(fd))))
+    ///
+    /// # Errors
+    /// The host has no descriptor left.
+    pub fn to_fd(fd: OwnedFd) -> io::Result<Self> {
+        Ok(Self::with(Some(Monitor::over(Outlet::inherit(File::from(fd)))?)))
     }
 
-    fn with(sink: Option<Outlet>) -> Self {
-        let backlog = Backlog::default();
-        Self(Some(Arc::new(Mutex::new(Hub {
+    fn with(monitor: Option<Monitor>) -> Self {
+        let hub = Mutex::new(Hub {
             start: Instant::now(),
-            monitor: sink.map(|sink| Monitor { sink, backlog }),
             readers: Vec::new(),
             bell: None,
             kept: VecDeque::new(),
             forgotten: 0,
-        }))))
+        });
+        Self {
+            shared: Some(Arc::new(Shared { hub, monitor })),
+            is_beside: false,
+        }
+    }
+
+    /// The same for another thread than the main one, which writes to the monitor what this thread tells.
+    pub fn beside(&self) -> Self {
+        Self {
+            is_beside: true,
+            ..self.clone()
+        }
     }
 
     /// From now on `bell` rings when readers have something to read.
     pub fn ring(&self, bell: Arc<EventFd>) {
-        if let Some(hub) = &self.0 {
-            lock(hub).bell = Some(bell);
+        if let Some(shared) = &self.shared {
+            lock(&shared.hub).bell = Some(bell);
         }
     }
 
     /// One reader more; `None` when there are [`READERS`] already, or events go nowhere.
     pub fn subscribe(&self) -> Option<Reader> {
-        lock(self.0.as_ref()?).subscribe()
+        lock(&self.shared.as_ref()?.hub).subscribe()
     }
 
     /// Whether somebody could listen.
     pub fn is_on(&self) -> bool {
-        self.0.is_some()
+        self.shared.is_some()
     }
 
     /// Whether somebody listens: a monitor, or a reader.
     pub fn is_heard(&self) -> bool {
-        let is_read = |hub: &Hub| hub.monitor.is_some() || hub.readers.iter().any(|reader| reader.strong_count() > 0);
-        self.0.as_ref().is_some_and(|hub| is_read(&lock(hub)))
+        let is_read = |hub: &Hub| hub.readers.iter().any(|reader| reader.strong_count() > 0);
+        let shared = self.shared.as_ref();
+        shared.is_some_and(|shared| shared.monitor.is_some() || is_read(&lock(&shared.hub)))
     }
 
-    /// Something happened. Never blocks.
+    /// Something happened. Waits for no reader; on the main thread for the monitor's file system, if it is a regular file.
     pub fn emit(&self, source: &'static str, event: &'static str) {
         self.emit_with(source, event, []);
     }
 
-    /// Something happened, and there is more to say of it. Never blocks.
+    /// As [`Events::emit`], and there is more to say of it.
     pub fn emit_with(
         &self,
         source: &'static str,
         event: &'static str,
         properties: impl IntoIterator<Item = (&'static str, Value)>,
     ) {
-        if let Some(hub) = &self.0 {
-            let properties = properties.into_iter().collect();
-            let mut hub = lock(hub);
-            let at = hub.start.elapsed();
-            hub.tell(Record {
+        let Some(shared) = &self.shared else { return };
+        let monitor = shared.monitor.as_ref();
+        // What waits first: it may make room.
+        self.write();
+        let properties = properties.into_iter().collect();
+        let mut hub = lock(&shared.hub);
+        let at = hub.start.elapsed();
+        hub.tell(
+            Record {
                 at,
                 source,
                 event,
                 properties,
-            });
+            },
+            monitor,
+        );
+        drop(hub);
+        match monitor {
+            Some(monitor) if self.is_beside => monitor.ring(),
+            _ => self.write(),
+        }
+    }
+
+    /// Has the monitor written to if that is this thread's to do.
+    fn write(&self) {
+        if !self.is_beside {
+            self.flush();
+        }
+    }
+
+    /// A descriptor for the main thread to watch for reading, level-triggered: readable when [`Events::flush`] has something to do. `None` if
+    /// there is no monitor.
+    pub fn monitor(&self) -> Option<RawFd> {
+        let monitor = self.shared.as_ref()?.monitor.as_ref()?;
+        Some(monitor.as_raw_fd())
+    }
+
+    /// Writes to the monitor what waits, as far as there is room. For the main thread.
+    pub fn flush(&self) {
+        if let Some(monitor) = self.shared.as_ref().and_then(|shared| shared.monitor.as_ref()) {
+            monitor.flush();
+        }
+    }
+
+    /// Gives the monitor's reader until `deadline` to read what waits. The last event is the one that it gets if it can get but one more. For
+    /// the main thread at the end of the process.
+    pub fn finish(&self, deadline: Instant) {
+        if let Some(shared) = &self.shared
+            && let Some(monitor) = &shared.monitor
+        {
+            monitor.flush_until(deadline);
+            if let Some(last) = lock(&shared.hub).kept.back() {
+                monitor.put_lost(last);
+            }
+            monitor.flush_until(deadline);
         }
     }
 }
@@ -185,9 +251,9 @@ impl Hub {
         Some(Reader(backlog))
     }
 
-    fn tell(&mut self, record: Record) {
-        if let Some(monitor) = &mut self.monitor {
-            monitor.tell(&record);
+    fn tell(&mut self, record: Record, monitor: Option<&Monitor>) {
+        if let Some(monitor) = monitor {
+            monitor.put(&record);
         }
         self.readers.retain(|reader| {
             let reader = reader.upgrade();
@@ -208,15 +274,6 @@ impl Hub {
     }
 }
 
-impl Monitor {
-    fn tell(&mut self, record: &Record) {
-        // What waits first: it may make room.
-        self.backlog.send(&self.sink);
-        self.backlog.put(record);
-        self.backlog.send(&self.sink);
-    }
-}
-
 impl Reader {
     /// All that waits: whole lines.
     pub fn take(&self) -> Vec<u8> {
@@ -233,8 +290,11 @@ impl PartialEq for Reader {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{self, BufRead, BufReader};
+    use std::io::{BufRead, BufReader, Read};
     use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
     use super::*;
 
@@ -276,7 +336,7 @@ mod tests {
     #[test]
     fn a_reader_that_falls_behind_loses_whole_events_and_is_told() {
         let (reader, writer) = io::pipe().unwrap();
-        let events = Events::to_fd(writer.into());
+        let events = Events::to_fd(writer.into()).unwrap();
         for _ in 0..3000 {
             events.emit("vm", "paused");
         }
@@ -296,14 +356,117 @@ mod tests {
         panic!("nobody said that events were dropped");
     }
 
+    /// A pipe as a monitor, and all that it holds.
+    fn piped() -> (io::PipeReader, Events) {
+        let (reader, writer) = io::pipe().unwrap();
+        (reader, Events::to_fd(writer.into()).unwrap())
+    }
+
+    fn is_woken(events: &Events) -> bool {
+        let epoll = Epoll::new().unwrap();
+        let event = EpollEvent::new(EventSet::IN, 0);
+        epoll
+            .ctl(ControlOperation::Add, events.monitor().unwrap(), event)
+            .unwrap();
+        epoll.wait(0, &mut [EpollEvent::default()]).unwrap() == 1
+    }
+
+    #[test]
+    fn what_waits_for_a_slow_reader_goes_out_when_there_is_room_without_another_event() {
+        let (mut reader, events) = piped();
+        // More than a pipe holds, and less than may wait beside that.
+        let count = 1_000;
+        for _ in 0..count {
+            events.emit("vm", "paused");
+        }
+        assert!(!is_woken(&events), "nothing to do before the reader reads");
+        rustix::io::ioctl_fionbio(&reader, true).unwrap();
+        let mut text = Vec::new();
+        while text.iter().filter(|byte| **byte == b'\n').count() < count {
+            let mut piece = [0; 4096];
+            match reader.read(&mut piece) {
+                Ok(read) => text.extend(&piece[..read]),
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                    assert!(is_woken(&events), "nobody is told that there is room");
+                    events.flush();
+                }
+            }
+        }
+        assert!(!is_woken(&events), "nothing waits any more");
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.len() > 64 << 10, "{}", text.len());
+        assert!(text.lines().all(|line| parsed(line)["properties"].is_null()));
+    }
+
+    #[test]
+    fn another_threads_events_are_the_main_threads_to_write_whatever_that_does() {
+        let (mut reader, events) = piped();
+        let beside = events.beside();
+        let shared = events.shared.as_ref().unwrap();
+        let writing = shared.monitor.as_ref().unwrap().hold_writer();
+        // The main thread is in the middle of a write that does not end.
+        beside.emit("vm", "unknown-field");
+        assert!(beside.is_heard() && beside.subscribe().is_some());
+        drop(writing);
+        assert!(is_woken(&events));
+        events.flush();
+        assert!(!is_woken(&events));
+        let mut line = [0; 256];
+        let count = reader.read(&mut line).unwrap();
+        assert_eq!(
+            parsed(str::from_utf8(&line[..count]).unwrap())["event"],
+            "unknown-field"
+        );
+        // A regular file has room always, and cannot be watched for it.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events");
+        let events = Events::to_path(&path).unwrap();
+        events.beside().emit("vm", "unknown-field");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
+        assert!(is_woken(&events));
+        events.flush();
+        assert!(!is_woken(&events));
+        assert_eq!(
+            parsed(&std::fs::read_to_string(&path).unwrap())["event"],
+            "unknown-field"
+        );
+    }
+
+    #[test]
+    fn the_last_event_is_there_at_the_end_with_the_number_of_those_that_are_not() {
+        let (reader, events) = piped();
+        for _ in 0..3_000 {
+            events.emit("vm", "paused");
+        }
+        events.emit_with("vmm", "shutdown", [("reason", "asked".into())]);
+        let reading = std::thread::spawn(move || io::read_to_string(reader).unwrap());
+        events.finish(Instant::now() + Duration::from_secs(60));
+        drop(events);
+        let text = reading.join().unwrap();
+        let last = parsed(text.lines().last().unwrap());
+        assert_eq!(
+            (&last["event"], &last["properties"]["reason"]),
+            (&"shutdown".into(), &"asked".into())
+        );
+        let dropped = last["properties"]["dropped"].as_u64().unwrap();
+        assert_eq!(text.lines().count() as u64 + dropped, 3_001);
+        // Nobody reads, and nobody is waited for beyond the deadline.
+        let (reader, events) = piped();
+        (0..3_000).for_each(|_| events.emit("vm", "paused"));
+        events.finish(Instant::now());
+        drop(reader);
+        events.finish(Instant::now() + Duration::from_secs(600));
+    }
+
     #[test]
     fn a_reader_that_has_gone_is_no_error() {
         let (reader, writer) = io::pipe().unwrap();
-        let events = Events::to_fd(writer.into());
+        let events = Events::to_fd(writer.into()).unwrap();
         drop(reader);
         events.emit("vm", "booting");
         let (reader, writer) = UnixStream::pair().unwrap();
-        let events = Events::to_fd(writer.into());
+        let events = Events::to_fd(writer.into()).unwrap();
         for _ in 0..10_000 {
             events.emit("vm", "booting");
         }

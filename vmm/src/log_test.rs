@@ -113,20 +113,20 @@ fn a_notice_that_got_through_is_not_told_again_by_the_next() {
         Some(String::from_utf8(bytes[..count].to_vec()).unwrap())
     };
     let (mut said, mut heard) = (0_u64, Vec::new());
-    let mut say = |text: &str| {
-        self::say(&logger, text);
+    let mut count_and_say = |text: &str| {
+        say(&logger, text);
         said += 1;
     };
     while logger.lost_ever.load(Ordering::Relaxed) < 3 {
-        say("too much");
+        count_and_say("too much");
     }
     // One place at a time becomes free.
     for _ in 0..8 {
         heard.extend(receive());
-        say("one place");
+        count_and_say("one place");
     }
     heard.extend(std::iter::from_fn(receive));
-    say("room");
+    count_and_say("room");
     heard.extend(std::iter::from_fn(receive));
     let told = |line: &String| {
         let (number, _) = line.split_once(LOST)?;

@@ -5,17 +5,21 @@
 mod process;
 
 use std::fs::{self, File};
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use process::{Client, HUSK, Husk, Signal, command};
+use process::{Client, HUSK, Husk, Signal, command, make_fifo};
 use serde_json::{Value, json};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+/// How long something is waited for that has to come.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn vm() -> Value {
     json!({
@@ -227,6 +231,44 @@ fn events_go_where_they_are_wanted() {
 }
 
 #[test]
+fn a_slow_reader_of_a_fifo_gets_all_events_without_another_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events");
+    make_fifo(&path);
+    let monitor = format!("path={}", path.display());
+    let mut husk = Husk::start_in(folder, &["--event-monitor", &monitor]);
+    let mut reader = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(&path)
+        .unwrap();
+    let mut client = husk.client();
+    // More than a pipe holds, and less than may wait beside that.
+    let count = 400;
+    for _ in 0..count {
+        client.put("vm.create", Some(vm()));
+        assert_eq!(client.put("vm.delete", None).0, 204);
+    }
+    let (begun, mut text) = (Instant::now(), Vec::new());
+    let deleted = |text: &[u8]| {
+        events(&String::from_utf8_lossy(text))
+            .iter()
+            .filter(|event| *event == "vm deleted")
+            .count()
+    };
+    while !text.ends_with(b"\n") || deleted(&text) < count {
+        let mut piece = [0; 4096];
+        match reader.read(&mut piece) {
+            Ok(read) => text.extend(&piece[..read]),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+        assert!(begun.elapsed() < PATIENCE, "{} of {count} came", deleted(&text));
+    }
+    assert!(text.len() > 64 << 10, "{}", text.len());
+    husk.shut_down();
+}
+
+#[test]
 fn a_misspelt_field_is_told_in_the_log_and_by_an_event_and_is_kept() {
     let folder = tempfile::tempdir().unwrap();
     let (path, log) = (folder.path().join("events"), folder.path().join("log"));
@@ -247,6 +289,7 @@ fn a_misspelt_field_is_told_in_the_log_and_by_an_event_and_is_kept() {
     let refused = json!({"level": "loud", "lvel": "x"});
     assert_eq!(client.put("vmm.set-log-level", Some(refused)).0, 400);
     assert_eq!(client.get("vm.info").1["config"]["disks"][0]["read_only"], true);
+    husk.shut_down();
     let told = fs::read_to_string(path).unwrap();
     let told: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let told: Vec<&Value> = told
@@ -268,7 +311,6 @@ fn a_misspelt_field_is_told_in_the_log_and_by_an_event_and_is_kept() {
          WARN: vm.resize: there is no field desired_cpus, it has no effect; is desired_vcpus meant?\n\
          WARN: vmm.set-log-level: there is no field lvel, it has no effect; is level meant?\n"
     );
-    husk.shut_down();
 }
 
 #[test]

@@ -272,7 +272,7 @@ fn start(
             Events::to_path(path).with_context(|| format!("event monitor {} cannot be opened", path.display()))?
         }
         Some(Place::Fd(fd)) => inherited(*fd)
-            .map(Events::to_fd)
+            .and_then(Events::to_fd)
             .with_context(|| format!("event monitor fd {fd}"))?,
         None => Events::new(),
     };

@@ -28,8 +28,10 @@ const KEYS: u64 = 4;
 /// What others attach to, the one or the other.
 const LINES: u64 = 5;
 const OUTPUT: u64 = 6;
+/// The monitor of events.
+const MONITOR: u64 = 7;
 /// How many there are: a round hears of all.
-const SOURCES: usize = 8;
+const SOURCES: usize = 9;
 
 /// Keys read ahead of a guest that does not read them. More stay with the terminal.
 const BACKLOG_BYTES: usize = 4096;
@@ -67,6 +69,9 @@ pub fn run_event_loop(
     watch(&epoll, signals.as_raw_fd(), SIGNAL)?;
     watch(&epoll, out.as_raw_fd(), OUTPUT)?;
     watch(&epoll, controller.news().as_raw_fd(), NEWS)?;
+    if let Some(monitor) = controller.events.monitor() {
+        watch(&epoll, monitor, MONITOR)?;
+    }
     if let Some(inbox) = inbox {
         watch(&epoll, inbox.as_raw_fd(), COMMANDS)?;
     }
@@ -166,6 +171,7 @@ impl EventLoop<'_> {
             NEWS => self.controller.on_news(),
             COMMANDS => self.on_command(),
             LINES => self.serve_lines(),
+            MONITOR => self.controller.events.flush(),
             _ => self.out.drain(),
         }
         Ok(None)

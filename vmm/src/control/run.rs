@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use husk_virtio::threads::Threads;
@@ -21,7 +21,7 @@ use crate::spawner::Spawner;
 use crate::terminal::{Outlet, Signals, StdoutSink};
 use crate::trace::Phase;
 
-/// How long the end of the VM waits for a reader of what the guest has written last.
+/// How long the end of the VM waits for readers of what the guest has written last, and of the last events.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Permissions of the boot trace's file, less the user's mask.
 const TRACE_MODE: u32 = 0o666;
@@ -90,7 +90,9 @@ pub fn conclude(
         Err(_) => controller.tell_end("failed"),
     }
     controller.stop();
-    stdout.finish(LAST_WORDS);
+    let deadline = Instant::now() + LAST_WORDS;
+    stdout.finish(deadline);
+    controller.events.finish(deadline);
     log::logger().flush();
     match ended.context("the main loop failed")? {
         Ended::Asked => Ok(Exit::PowerOff),

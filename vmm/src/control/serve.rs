@@ -28,7 +28,7 @@ impl Served {
         let about = [("version", VERSION.into()), ("pid", std::process::id().into())];
         events.emit_with("vmm", "starting", about);
         let confine_api = move || seccomp.enter(Role::Api).map_err(io::Error::other);
-        let server = server.with_events(events.clone());
+        let server = server.with_events(events.beside());
         let (running, inbox) = server.spawn(info, confine_api).context("cannot start the API")?;
         Ok(Self {
             inbox,

@@ -1,12 +1,17 @@
 //! Lines that wait for one reader: bounded, and what does not fit is counted.
 
 use std::io;
+use std::sync::Mutex;
+
+use husk_devices::lock;
 
 use super::record::Record;
 use crate::terminal::{Debt, Lines, Outlet};
 
 /// Bytes of events that wait for their reader.
 const BACKLOG_BYTES: usize = 64 << 10;
+/// The most bytes of one write.
+const CHUNK: usize = 4096;
 
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
@@ -33,12 +38,52 @@ impl Backlog {
         self.lines.take()
     }
 
-    /// Writes what waits, as far as there is room. What cannot be written, on a full file system for example, is lost, and counted.
-    pub(super) fn send(&mut self, sink: &Outlet) {
-        match self.lines.write_to(sink) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+    /// Whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lines.bytes().is_empty()
+    }
+
+    /// Whether the last event was lost.
+    pub(super) fn has_lost(&self) -> bool {
+        self.debt.lost() > 0
+    }
+
+    /// Has the last event wait after all, which was lost, with the number of the others that were.
+    pub(super) fn put_lost(&mut self, last: &Record) {
+        let owed = self.debt.take();
+        let others = owed.lost.saturating_sub(1);
+        self.lines.end_torn(owed, "\n");
+        self.lines.push(&last.line(others), others);
+    }
+
+    /// A copy of what is to be written first.
+    fn head(&self) -> Vec<u8> {
+        let bytes = self.lines.bytes();
+        bytes.get(..CHUNK).unwrap_or(bytes).to_vec()
+    }
+
+    /// What has become of the head; whether the rest can be tried.
+    fn wrote(&mut self, written: io::Result<usize>) -> bool {
+        match written {
+            Ok(count) => self.lines.wrote(count),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
             Err(_) => self.debt.add(self.lines.give_up()),
+        }
+        true
+    }
+}
+
+/// Writes what waits in `backlog`, as far as there is room, with its lock free meanwhile. What cannot be written, on a full file system for
+/// example, is lost, and counted. One thread at a time may do so for a backlog, while others put events into it.
+pub(super) fn send(backlog: &Mutex<Backlog>, sink: &Outlet) {
+    loop {
+        let head = lock(backlog).head();
+        if head.is_empty() {
+            return;
+        }
+        let written = sink.write(&head);
+        if !lock(backlog).wrote(written) {
+            return;
         }
     }
 }
@@ -76,14 +121,14 @@ mod tests {
         let path = folder.path().join("events");
         let full = Outlet::append(Path::new("/dev/full"), 0o600).unwrap();
         let file = Outlet::append(&path, 0o600).unwrap();
-        let mut backlog = Backlog::default();
+        let backlog = Mutex::new(Backlog::default());
         for _ in 0..3 {
-            backlog.put(&record("lost"));
-            backlog.send(&full);
+            lock(&backlog).put(&record("lost"));
+            send(&backlog, &full);
         }
-        backlog.put(&record("there"));
-        backlog.put(&record("there"));
-        backlog.send(&file);
+        lock(&backlog).put(&record("there"));
+        lock(&backlog).put(&record("there"));
+        send(&backlog, &file);
         let found = events(&fs::read_to_string(&path).unwrap());
         assert_eq!(found.len(), 2);
         assert_eq!(found[0]["properties"]["dropped"], 3);
@@ -100,17 +145,17 @@ mod tests {
         let pipe = Outlet::inherit(File::from(OwnedFd::from(writer)));
         let full = Outlet::append(Path::new("/dev/full"), 0o600).unwrap();
         let file = Outlet::append(&path, 0o600).unwrap();
-        let mut backlog = Backlog::default();
-        backlog.put(&record(&"x".repeat(6000)));
-        backlog.send(&pipe);
-        backlog.send(&full);
+        let backlog = Mutex::new(Backlog::default());
+        lock(&backlog).put(&record(&"x".repeat(6000)));
+        send(&backlog, &pipe);
+        send(&backlog, &full);
         // The end of the torn line is lost as well, and no event of its own.
         for _ in 0..2 {
-            backlog.put(&record("lost"));
-            backlog.send(&full);
+            lock(&backlog).put(&record("lost"));
+            send(&backlog, &full);
         }
-        backlog.put(&record("there"));
-        backlog.send(&file);
+        lock(&backlog).put(&record("there"));
+        send(&backlog, &file);
         drop(pipe);
         let mut head = Vec::new();
         reader.read_to_end(&mut head).unwrap();

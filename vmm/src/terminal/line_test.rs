@@ -254,7 +254,7 @@ fn a_socket_goes_with_its_line_and_the_last_words_reach_the_client() {
     assert!(!path.exists());
     drop(sink);
     let reader = thread::spawn(move || read(&mut client, kept).len());
-    outputs.finish(Duration::from_secs(60));
+    outputs.finish(Instant::now() + Duration::from_secs(60));
     assert_eq!(reader.join().unwrap(), kept);
 }
 
@@ -267,7 +267,7 @@ fn the_end_does_not_wait_for_a_client_that_never_came() {
     } = port;
     drop((line, sink));
     assert!(!ready(&outputs));
-    outputs.finish(Duration::from_secs(600));
+    outputs.finish(Instant::now() + Duration::from_secs(600));
 }
 
 #[test]
@@ -307,7 +307,7 @@ fn the_end_waits_for_the_reader_of_a_terminal() {
     } = port;
     drop((line, sink));
     let reader = thread::spawn(move || read(&mut slave, 10));
-    outputs.finish(Duration::from_secs(60));
+    outputs.finish(Instant::now() + Duration::from_secs(60));
     drop(outputs);
     assert_eq!(reader.join().unwrap(), b"last words");
 }

@@ -156,7 +156,7 @@ impl Outlet {
     }
 
     /// Waits for room until `deadline`; whether there is some. Also true of what is broken: the write will say so.
-    pub(super) fn has_room_by(&self, deadline: Instant) -> bool {
+    pub fn has_room_by(&self, deadline: Instant) -> bool {
         writable_by(&self.file, deadline)
     }
 }

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use husk_devices::lock;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -99,9 +99,8 @@ impl StdoutSink {
         sinks.retain(|sink| !sink.is_only_one() || sink.has_backlog());
     }
 
-    /// Gives what waits up to `limit` to be read, all in all. For the end of the VM.
-    pub fn finish(&self, limit: Duration) {
-        let deadline = Instant::now() + limit;
+    /// Gives what waits until `deadline` to be read. For the end of the VM.
+    pub fn finish(&self, deadline: Instant) {
         self.stdout.finish(deadline);
         self.others.locked().iter().for_each(|sink| sink.finish(deadline));
     }

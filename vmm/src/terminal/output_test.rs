@@ -1,6 +1,8 @@
 use std::fs::OpenOptions;
 use std::io::Read;
 
+use std::time::Duration;
+
 use super::*;
 use crate::terminal::testing::fifo;
 
@@ -45,7 +47,7 @@ fn the_end_waits_for_every_reader_also_of_a_port_that_is_gone() {
         let mut reader = OpenOptions::new().read(true).open(&path).unwrap();
         reader.read_exact(&mut received).map(|()| received)
     });
-    outputs.finish(Duration::from_secs(60));
+    outputs.finish(Instant::now() + Duration::from_secs(60));
     assert!(reading.join().unwrap().unwrap() == [b'x'; 200_000]);
 }
 
