@@ -60,7 +60,7 @@ pub struct ConsoleMetrics {
     /// Bytes printed.
     pub tx_bytes: Counter,
     /// Bytes of output that the sink did not take.
-    pub tx_dropped_bytes: Counter,
+    pub tx_dropped_bytes: Arc<Counter>,
     /// Bytes typed that the guest was given.
     pub rx_bytes: Counter,
 }

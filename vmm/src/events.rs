@@ -50,7 +50,7 @@ use vmm_sys_util::eventfd::EventFd;
 use self::backlog::Backlog;
 use self::monitor::Monitor;
 use self::record::Record;
-use crate::terminal::{Outlet, OutletError};
+use crate::terminal::{FileId, Outlet, OutletError};
 
 /// Of what is written: it changes when a reader that knows an older one would misunderstand it. New events and properties do not change it.
 pub const VERSION: u32 = 1;
@@ -208,6 +208,11 @@ impl Events {
     pub fn monitor(&self) -> Option<RawFd> {
         let monitor = self.shared.as_ref()?.monitor.as_ref()?;
         Some(monitor.as_raw_fd())
+    }
+
+    /// The regular file that is the monitor, if one is.
+    pub fn file(&self) -> Option<FileId> {
+        self.shared.as_ref()?.monitor.as_ref()?.file()
     }
 
     /// Writes to the monitor what waits, as far as there is room. For the main thread.

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use log::{Level, LevelFilter, Log, Metadata, Record, STATIC_MAX_LEVEL};
 
 use crate::fatal::Line;
-use crate::terminal::{self, Debt, Lines, Outlet, OutletError};
+use crate::terminal::{self, Debt, Lines, Outlet, OutletError, OwnFiles};
 
 use limit::{Admission, Limit, Origin};
 use line::{Entry, LEVELS, Speaker};
@@ -214,6 +214,17 @@ pub fn tell_death(message: &str) {
         message: format_args!("{message}"),
         remark: "",
     });
+}
+
+/// The regular files that lines go to: the one of the log's own, and standard error.
+pub fn files() -> OwnFiles {
+    let mut files = OwnFiles::default();
+    if let Some(Target::File(file)) = LOGGER.setup.get().map(|setup| &setup.target) {
+        files.add("husk's log", file.file_id());
+    }
+    let stderr = LOGGER.stderr.get();
+    files.add("husk's standard error", stderr.and_then(Outlet::file_id));
+    files
 }
 
 /// What this process is called in the log.

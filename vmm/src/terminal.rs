@@ -23,6 +23,7 @@ mod line;
 mod lossy;
 mod outlet;
 mod output;
+mod own;
 mod signals;
 mod sink;
 #[cfg(test)]
@@ -45,8 +46,9 @@ pub use line::Line;
 pub use lossy::{Debt, Lines, Owed};
 pub use outlet::{Outlet, OutletError};
 pub use output::{PortSink, StdoutSink};
+pub use own::{FileId, OwnFiles};
 pub use signals::{Signal, Signals};
-use sink::Sink;
+pub use sink::Sink;
 pub use way::Way;
 
 /// Printed when the terminal becomes the guest's.

@@ -6,16 +6,17 @@
 mod process;
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use process::{HUSK, Husk, Signal, has_kvm};
+use process::{HUSK, Husk, NO_HARDWARE, Signal, has_kvm};
 use rustix::process::{Pid, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// No line takes longer.
@@ -461,8 +462,19 @@ fn what_is_no_place_for_a_log_is_refused_in_one_line() {
     }
 }
 
+/// What a guest ends with.
+#[derive(Clone, Copy)]
+enum End {
+    PowerOff,
+    Halt,
+}
+
 /// A guest that prints `lines` lines of eight bytes on its serial port, and powers off.
 fn prints_lines(lines: u32) -> Vec<u8> {
+    prints_lines_to(End::PowerOff, lines)
+}
+
+fn prints_lines_to(end: End, lines: u32) -> Vec<u8> {
     let mut code = vec![0xb9]; // mov ecx, lines
     code.extend(lines.to_le_bytes());
     code.extend([0x66, 0xba, 0xf8, 0x03]); // mov dx, 0x3f8
@@ -475,7 +487,9 @@ fn prints_lines(lines: u32) -> Vec<u8> {
     let back = i32::try_from(begin).unwrap() - i32::try_from(code.len() + 6).unwrap();
     code.extend([0x0f, 0x85]); // jnz back
     code.extend(back.to_le_bytes());
-    code.extend([0xb0, 5 << 2 | 1 << 5, 0x66, 0xba, 0x00, 0x06, 0xee]); // SLP_TYP 5 | SLP_EN to port 0x600
+    if let End::PowerOff = end {
+        code.extend([0xb0, 5 << 2 | 1 << 5, 0x66, 0xba, 0x00, 0x06, 0xee]); // SLP_TYP 5 | SLP_EN to port 0x600
+    }
     code.extend([0xf4, 0xeb, 0xfd]); // hlt; jmp back to it
     husk_benches::elf_of(&code)
 }
@@ -543,6 +557,92 @@ fn a_guests_console_is_in_the_journal_beside_the_log_of_husk() {
     );
 }
 
+/// Taken is not there yet: what waits for a journal that goes is lost, and its guest is told of nothing.
+#[test]
+fn what_waits_for_a_journal_that_goes_is_counted_as_lost() {
+    if !has_kvm() {
+        return;
+    }
+    let journal = Daemon::start();
+    let mut husk = Husk::start(&[]);
+    let folder = husk.folder.path().to_owned();
+    let lines = 5_000;
+    fs::write(folder.join("kernel"), prints_lines_to(End::Halt, lines)).unwrap();
+    let vm = json!({
+        "payload": {"kernel": folder.join("kernel")}, "memory": {"size": 64 << 20}, "rng": null, "console": {"mode": "Off"},
+        "serial": {"mode": "Journald", "journal": journal.path()},
+    });
+    let mut client = husk.client();
+    assert_eq!(client.put("vm.create", Some(vm)).0, 204);
+    assert_eq!(client.put("vm.boot", None).0, 204);
+    let printed = u64::from(lines) * "a line!\n".len() as u64;
+    let mut counter = |name| client.get("vm.counters").1["__serial"][name].as_u64().unwrap();
+    let begun = Instant::now();
+    while counter("tx_bytes") < printed {
+        assert!(begun.elapsed() < PATIENCE, "the guest prints");
+    }
+    assert_eq!(counter("tx_lost_bytes"), 0, "all of it waits");
+    drop(journal);
+    let begun = Instant::now();
+    while counter("tx_lost_bytes") == 0 {
+        assert!(begun.elapsed() < PATIENCE, "it is lost and not counted");
+    }
+    assert!(counter("tx_lost_bytes") < printed, "the first lines had room");
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
+#[test]
+fn a_console_with_a_limit_cannot_have_the_file_of_the_log_or_of_events() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("kernel"), prints_lines(1)).unwrap();
+    fs::write(folder.path().join("log"), "of before\n").unwrap();
+    symlink("log", folder.path().join("console")).unwrap();
+    let output = Command::new(HUSK)
+        .args([
+            "run",
+            "--no-rng",
+            "--memory",
+            "64M",
+            "--kernel",
+            "kernel",
+            "--log-file",
+            "log",
+        ])
+        .args(["--serial", "file=console,limit=4K"])
+        .current_dir(&folder)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let why = "serial console: it is husk's log too: with a limit only the port can have it";
+    let told = String::from_utf8(output.stderr).unwrap();
+    let complaints: Vec<&str> = told.lines().filter(|line| !line.starts_with(NO_HARDWARE)).collect();
+    assert!(
+        complaints.len() == 1 && complaints[0].contains(process::refusal(why)),
+        "{told}"
+    );
+    let log = fs::read_to_string(folder.path().join("log")).unwrap();
+    assert!(
+        log.starts_with("of before\n") && log.contains(process::refusal(why)),
+        "{log}"
+    );
+
+    let events = folder.path().join("events");
+    let monitor = format!("path={}", events.display());
+    let mut husk = Husk::start_in(folder, &["--event-monitor", &monitor]);
+    let vm = json!({
+        "payload": {"kernel": husk.folder.path().join("kernel")}, "memory": {"size": 64 << 20}, "rng": null,
+        "console": {"mode": "Off"}, "serial": {"mode": "File", "file": events, "limit": 4096},
+    });
+    let mut client = husk.client();
+    assert_eq!(client.put("vm.create", Some(vm)).0, 204);
+    let (_, why) = client.put("vm.boot", None);
+    let expected = process::refusal("the monitor of husk's events too");
+    assert!(why.to_string().contains(expected), "{why}");
+    let told = fs::read_to_string(&events).unwrap();
+    assert!(told.contains("\"starting\""), "{told}");
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
 #[test]
 fn where_no_journal_takes_a_console_there_is_no_vm_and_a_line_that_says_so() {
     let folder = tempfile::tempdir().unwrap();
@@ -561,7 +661,7 @@ fn where_no_journal_takes_a_console_there_is_no_vm_and_a_line_that_says_so() {
         let told = String::from_utf8(output.stderr).unwrap();
         let complaints: Vec<&str> = told
             .lines()
-            .filter(|line| !line.starts_with(process::NO_HARDWARE))
+            .filter(|line| !line.starts_with(NO_HARDWARE))
             .collect();
         let expected = [says, process::refusal(says)];
         assert!(

@@ -48,7 +48,12 @@ pub fn run(config: VmConfig, server: Option<Server>, options: &RunOptions) -> Re
     let trace = &options.trace;
     let (signals, news, threads) = confine(options.seccomp)?;
     let trace_file = options.boot_trace.as_deref().map(create_trace).transpose()?;
-    let stdout = StdoutSink::new().context("cannot take standard output")?;
+    let mut own = crate::log::files();
+    own.add(
+        "husk's boot trace",
+        trace_file.as_ref().and_then(|(_, file)| file.file_id()),
+    );
+    let stdout = StdoutSink::new(own).context("cannot take standard output")?;
     let info = Info::new();
     let events = server.as_ref().map(|_| Events::new()).unwrap_or_default();
     let served = server

@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::backlog::{Backlog, send};
 use super::record::Record;
-use crate::terminal::Outlet;
+use crate::terminal::{FileId, Outlet};
 
 #[derive(Debug)]
 pub(super) struct Monitor {
@@ -27,6 +27,8 @@ pub(super) struct Monitor {
     wakeup: Epoll,
     /// Another thread than the writer's has told something.
     bell: EventFd,
+    /// Which regular file it is, if it is one.
+    file: Option<FileId>,
 }
 
 /// Belongs to the thread that writes, which is the main thread.
@@ -46,6 +48,7 @@ impl Monitor {
         let (wakeup, bell) = (Epoll::new()?, EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
         let event = EpollEvent::new(EventSet::IN, 0);
         wakeup.ctl(ControlOperation::Add, bell.as_raw_fd(), event)?;
+        let file = sink.file_id();
         Ok(Self {
             backlog: Mutex::default(),
             writer: Mutex::new(Writer {
@@ -54,7 +57,13 @@ impl Monitor {
             }),
             wakeup,
             bell,
+            file,
         })
+    }
+
+    /// Which regular file it is, if it is one.
+    pub(super) fn file(&self) -> Option<FileId> {
+        self.file
     }
 
     /// Has an event wait, if there is room for it. From any thread.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::build::BuildError;
 use crate::config::{ConsoleConfig, ConsoleMode};
 use crate::log::JOURNAL;
-use crate::terminal::{Journal, Line, StdoutSink, Way};
+use crate::terminal::{Journal, Line, PortSink, Sink, StdoutSink, Way};
 
 /// The host's side of a port.
 pub(super) struct Output {
@@ -15,12 +15,20 @@ pub(super) struct Output {
     pub sink: Box<dyn Write + Send>,
     /// Brings what somebody types who attaches to it.
     pub line: Option<Line>,
+    /// What waits for its reader, and is lost if that fails.
+    pub backlog: Option<Sink>,
 }
 
 impl Output {
-    fn to(sink: impl Write + Send + 'static) -> Self {
+    fn to(sink: impl Write + Send + 'static, backlog: Option<Sink>) -> Self {
         let sink = Box::new(sink);
-        Self { sink, line: None }
+        let line = None;
+        Self { sink, line, backlog }
+    }
+
+    fn to_port(port: PortSink) -> Self {
+        let backlog = Some(port.sink());
+        Self::to(port, backlog)
     }
 }
 
@@ -32,21 +40,21 @@ impl Output {
 pub(super) fn output(name: &str, config: &ConsoleConfig, stdout: &StdoutSink) -> Result<Option<Output>, BuildError> {
     Ok(Some(match (config.mode, &config.file, &config.socket) {
         (ConsoleMode::Off, ..) => return Ok(None),
-        (ConsoleMode::Null, ..) => Output::to(io::sink()),
-        (ConsoleMode::Tty, ..) => Output::to(stdout.clone()),
+        (ConsoleMode::Null, ..) => Output::to(io::sink(), None),
+        (ConsoleMode::Tty, ..) => Output::to(stdout.clone(), Some(stdout.sink())),
         (ConsoleMode::File, Some(path), _) => {
             let sink = match config.limit {
                 Some(limit) => stdout.open_limited(path, limit, config.kept()),
                 None => stdout.open(path),
             };
-            Output::to(sink.map_err(|e| BuildError::device(format!("{name} {}", path.display()), e))?)
+            Output::to_port(sink.map_err(|e| BuildError::device(format!("{name} {}", path.display()), e))?)
         }
         (ConsoleMode::Journald, ..) => {
             let path = config.journal.as_deref().unwrap_or(Path::new(JOURNAL));
             let usual = || format!("{}-console", crate::log::tag());
             let identifier = config.identifier.clone().unwrap_or_else(usual);
             let sink = Journal::open(path, &identifier, name).and_then(|journal| stdout.port(Way::Journal(journal)));
-            Output::to(sink.map_err(|e| BuildError::device(format!("{name} journald {}", path.display()), e))?)
+            Output::to_port(sink.map_err(|e| BuildError::device(format!("{name} journald {}", path.display()), e))?)
         }
         (ConsoleMode::Socket, _, Some(path)) => {
             attached(Line::listen(path, stdout).map_err(|e| BuildError::device(name, e))?)
@@ -81,11 +89,11 @@ pub(super) fn check_files(serial: &ConsoleConfig, console: &ConsoleConfig) -> Re
     }
 }
 
-fn attached((line, sink): (Line, impl Write + Send + 'static)) -> Output {
+fn attached((line, port): (Line, PortSink)) -> Output {
     let line = Some(line);
     Output {
         line,
-        ..Output::to(sink)
+        ..Output::to_port(port)
     }
 }
 

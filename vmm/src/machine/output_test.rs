@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
 use crate::terminal::testing::fifo;
+use crate::terminal::{Outlet, OutletError, OwnFiles};
 
 /// More than a pipe and a sink hold.
 const MUCH: usize = 1 << 20;
@@ -46,7 +47,7 @@ fn counter(serial: &Serial, name: &str) -> u64 {
 fn a_port_whose_reader_never_comes_holds_up_nobody_and_counts_what_it_loses() {
     let folder = tempfile::tempdir().unwrap();
     let path = fifo(&folder);
-    let stdout = StdoutSink::new().unwrap();
+    let stdout = StdoutSink::new(OwnFiles::default()).unwrap();
     let mut serial = serial(&path, &stdout);
     print(&mut serial, &vec![b'x'; MUCH]);
     let (sent, lost) = (counter(&serial, "tx_bytes"), counter(&serial, "tx_lost_bytes"));
@@ -72,7 +73,7 @@ fn two_ports_in_one_file_lose_nothing_of_each_other() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
     fs::write(&path, "of an earlier run").unwrap();
-    let stdout = StdoutSink::new().unwrap();
+    let stdout = StdoutSink::new(OwnFiles::default()).unwrap();
     let (mut one, mut two) = (open(&path, &stdout), open(&path, &stdout));
     one.write_all(b"one ").unwrap();
     two.write_all(b"two ").unwrap();
@@ -85,7 +86,7 @@ fn what_cannot_be_written_to_is_named_with_its_port_and_path() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
-    let stdout = StdoutSink::new().unwrap();
+    let stdout = StdoutSink::new(OwnFiles::default()).unwrap();
     for (path, kind) in [(folder.path(), "directory"), (&socket, "socket")] {
         let error = output("console", &ConsoleConfig::file(path), &stdout).err().unwrap();
         let why = std::error::Error::source(&error).unwrap().to_string();
@@ -99,7 +100,7 @@ fn a_file_of_both_ports_has_no_limit_whatever_its_names_are() {
     let folder = tempfile::tempdir().unwrap();
     let (path, other) = (folder.path().join("L"), folder.path().join("M"));
     std::os::unix::fs::symlink(&path, &other).unwrap();
-    let stdout = StdoutSink::new().unwrap();
+    let stdout = StdoutSink::new(OwnFiles::default()).unwrap();
     let limited = |path: &Path| ConsoleConfig {
         limit: Some(4096),
         keep: Some(1),
@@ -127,4 +128,36 @@ fn a_file_of_both_ports_has_no_limit_whatever_its_names_are() {
     check(&ConsoleConfig::file(&path), &ConsoleConfig::file(&other)).unwrap();
     check(&limited(&path), &limited(&folder.path().join("N"))).unwrap();
     check(&limited(&path), &ConsoleConfig::new(ConsoleMode::Null)).unwrap();
+}
+
+/// The guest cannot be let empty what husk writes, whatever its name is.
+#[test]
+fn a_file_of_husks_own_is_not_emptied_for_a_port_and_has_no_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, other, beside] = ["log", "link", "x.1"].map(|name| folder.path().join(name));
+    let log = Outlet::append(&path, 0o600).unwrap();
+    log.write(b"husk ").unwrap();
+    fs::hard_link(&path, &other).unwrap();
+    fs::hard_link(&path, &beside).unwrap();
+    let mut own = OwnFiles::default();
+    own.add("a closed descriptor", None);
+    own.add("husk's log", log.file_id());
+    let stdout = StdoutSink::new(own).unwrap();
+    for name in ["log", "link", "x"] {
+        let config = ConsoleConfig {
+            limit: Some(4096),
+            keep: Some(1),
+            ..ConsoleConfig::file(folder.path().join(name))
+        };
+        let error = output("serial", &config, &stdout).err().unwrap();
+        let why = std::error::Error::source(&error).unwrap();
+        assert!(
+            matches!(why.downcast_ref(), Some(OutletError::Own("husk's log"))),
+            "{why}"
+        );
+        assert_eq!(fs::read_to_string(&path).unwrap(), "husk ");
+    }
+    open(&other, &stdout).write_all(b"guest ").unwrap();
+    log.write(b"husk").unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "husk guest husk");
 }

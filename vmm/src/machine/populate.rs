@@ -164,13 +164,17 @@ fn add_serial(
     stdout: &StdoutSink,
     tail: &Tail,
 ) -> Result<Option<(Keyboard, Option<Line>)>, BuildError> {
-    let Some(Output { sink, line }) = output("serial", config, stdout)? else {
+    let Some(Output { sink, line, backlog }) = output("serial", config, stdout)? else {
         return Ok(None);
     };
     let irq = devices
         .line(layout::COM1_GSI)
         .map_err(|e| BuildError::device("serial", e))?;
-    let port = shared(Serial::new(irq, tail.over(sink)));
+    let port = Serial::new(irq, tail.over(sink));
+    if let Some(backlog) = backlog {
+        backlog.count_lost_in(port.metrics().tx_lost_bytes.clone());
+    }
+    let port = shared(port);
     let aml = Serial::aml(layout::COM1_PORT, layout::COM1_GSI);
     devices.add_ports("serial", layout::COM1_PORT, serial::SIZE, port.clone(), Some(aml))?;
     devices.show_counters("__serial", lock(&port).metrics());
@@ -183,7 +187,7 @@ fn add_console(
     stdout: &StdoutSink,
     tail: &Tail,
 ) -> Result<Option<(Keyboard, Option<Line>)>, BuildError> {
-    let Some(Output { sink, line }) = output("console", config, stdout)? else {
+    let Some(Output { sink, line, backlog }) = output("console", config, stdout)? else {
         return Ok(None);
     };
     let (columns, rows) = match (config.mode, window_size()) {
@@ -191,6 +195,9 @@ fn add_console(
         _ => COLUMNS_ROWS,
     };
     let console = Console::new(columns, rows, tail.over(sink)).map_err(|e| BuildError::device("console", e))?;
+    if let Some(backlog) = backlog {
+        backlog.count_lost_in(console.metrics().tx_dropped_bytes.clone());
+    }
     let handle = console.handle();
     devices.add_virtio("__console", Box::new(console))?;
     Ok(Some((Keyboard::Console(handle), line)))

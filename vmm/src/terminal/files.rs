@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::OutletError;
 use super::outlet::some_of;
+use super::{FileId, OutletError, OwnFiles};
 
 /// Files of limited size, in turn.
 #[derive(Debug)]
@@ -33,13 +33,14 @@ pub struct Files {
 }
 
 impl Files {
-    /// Opens `path`, emptied, and `keep` more beside it, each to be of `limit` bytes at most. Those that are made have the permissions `mode`.
+    /// Opens `path`, emptied, and `keep` more beside it, each to be of `limit` bytes at most and none of `own`. Those that are made have the
+    /// permissions `mode`.
     ///
     /// # Errors
-    /// One of them is no regular file, or cannot be written to.
-    pub fn open(path: &Path, limit: u64, keep: u32, mode: u32) -> Result<Self, OutletError> {
+    /// One of them is no regular file, or one of `own`, or cannot be written to. None has been emptied then.
+    pub fn open(path: &Path, limit: u64, keep: u32, mode: u32, own: &OwnFiles) -> Result<Self, OutletError> {
         let paths = (0..=keep).map(|number| numbered(path, number));
-        let files: Vec<File> = paths.map(|path| open(&path, mode)).collect::<Result<_, _>>()?;
+        let files: Vec<File> = paths.map(|path| open(&path, mode, own)).collect::<Result<_, _>>()?;
         if let Some(first) = files.first() {
             first.set_len(0)?;
         }
@@ -107,7 +108,7 @@ pub fn numbered(path: &Path, number: u32) -> PathBuf {
     name.into()
 }
 
-fn open(path: &Path, mode: u32) -> Result<File, OutletError> {
+fn open(path: &Path, mode: u32, own: &OwnFiles) -> Result<File, OutletError> {
     let refuse = |found: &std::fs::Metadata| match found.is_file() {
         true => Ok(()),
         false => Err(OutletError::Unlimited),
@@ -120,7 +121,10 @@ fn open(path: &Path, mode: u32) -> Result<File, OutletError> {
     options.append(true).create(true).mode(mode);
     let file = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     refuse(&file.metadata()?)?;
-    Ok(file)
+    match own.purpose(FileId::of(&file)) {
+        Some(purpose) => Err(OutletError::Own(purpose)),
+        None => Ok(file),
+    }
 }
 
 #[cfg(test)]
@@ -148,7 +152,7 @@ mod tests {
         let read = |number| fs::read_to_string(numbered(&path, number)).unwrap();
         fs::write(&path, "of an earlier guest").unwrap();
         fs::write(numbered(&path, 1), "of an earlier guest").unwrap();
-        let mut files = Files::open(&path, 10, 2, 0o600).unwrap();
+        let mut files = Files::open(&path, 10, 2, 0o600, &OwnFiles::default()).unwrap();
         write_all(&mut files, b"0123456789");
         assert_eq!(
             (read(0).as_str(), read(1).as_str()),
@@ -166,7 +170,7 @@ mod tests {
     fn one_file_alone_begins_anew() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
-        let mut files = Files::open(&path, 4, 0, 0o600).unwrap();
+        let mut files = Files::open(&path, 4, 0, 0o600, &OwnFiles::default()).unwrap();
         write_all(&mut files, b"abcdef");
         assert_eq!(fs::read_to_string(&path).unwrap(), "ef");
     }
@@ -176,7 +180,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let fifo = crate::terminal::testing::fifo(&folder);
         for path in [fifo.as_path(), Path::new("/dev/null"), folder.path()] {
-            let error = Files::open(path, 10, 1, 0o600).unwrap_err();
+            let error = Files::open(path, 10, 1, 0o600, &OwnFiles::default()).unwrap_err();
             assert!(error.to_string().starts_with("it is no regular file"), "{error}");
         }
     }

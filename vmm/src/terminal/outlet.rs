@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::{Errno, ReadWriteFlags, pwritev2};
 
-use super::{NO_OFFSET, writable_by, writable_within};
+use super::{FileId, NO_OFFSET, writable_by, writable_within};
 
 /// The most bytes of one write (`PIPE_BUF`).
 const CHUNK: usize = 4096;
@@ -37,6 +37,9 @@ pub enum OutletError {
     /// Not a file that can be kept small.
     #[error("it is no regular file, which alone can have a limit")]
     Unlimited,
+    /// A file that husk writes for itself, which nothing is to empty.
+    #[error("it is {0} too: with a limit only the port can have it")]
+    Own(&'static str),
     /// The host does not let us have it.
     #[error("cannot open it")]
     Open(#[from] io::Error),
@@ -69,10 +72,21 @@ impl Outlet {
     /// Nothing can be written there.
     pub fn create(path: &Path, mode: u32) -> Result<Self, OutletError> {
         let outlet = Self::append(path, mode)?;
-        if outlet.file.metadata()?.is_file() {
-            outlet.file.set_len(0)?;
-        }
+        outlet.empty()?;
         Ok(outlet)
+    }
+
+    /// Empties it, if it is a regular file.
+    pub(super) fn empty(&self) -> io::Result<()> {
+        match self.file.metadata()?.is_file() {
+            true => self.file.set_len(0),
+            false => Ok(()),
+        }
+    }
+
+    /// Which regular file this is, if it is one.
+    pub fn file_id(&self) -> Option<FileId> {
+        FileId::of(&self.file)
     }
 
     /// Opens what is at `path`, or makes a regular file with the permissions `mode`. What a file has stays.

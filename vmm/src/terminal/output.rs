@@ -11,7 +11,7 @@ use std::time::Instant;
 use husk_devices::lock;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::{Files, Outlet, OutletError, Sink, Way};
+use super::{Files, Outlet, OutletError, OwnFiles, Sink, Way};
 
 /// Permissions of a file that is made, less the user's mask: it is the log of a machine, read by whoever collects logs.
 const LOG_MODE: u32 = 0o666;
@@ -27,6 +27,8 @@ pub struct StdoutSink {
 struct Others {
     /// Readable while one of the sinks is.
     wakeup: Epoll,
+    /// Files that no port may empty.
+    own: OwnFiles,
     /// Those that ports have, and those of ports that are gone for which bytes still wait. No vCPU locks it; the sinks' own locks are
     /// taken under it.
     sinks: Mutex<Vec<Sink>>,
@@ -40,40 +42,50 @@ pub struct PortSink {
 }
 
 impl StdoutSink {
-    /// Takes standard output. When it is closed, everything is refused.
+    /// Takes standard output. When it is closed, everything is refused. None of `own` is emptied for a port.
     ///
     /// # Errors
     /// What the host says when it has no descriptor left.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(own: OwnFiles) -> io::Result<Self> {
         match io::stdout().as_fd().try_clone_to_owned() {
-            Ok(fd) => Self::over(Some(Outlet::inherit(File::from(fd)).into())),
-            Err(error) if error.raw_os_error() == Some(libc::EBADF) => Self::over(None),
+            Ok(fd) => Self::beside(Some(Outlet::inherit(File::from(fd)).into()), own),
+            Err(error) if error.raw_os_error() == Some(libc::EBADF) => Self::beside(None, own),
             Err(error) => Err(error),
         }
     }
 
+    /// One beside which nothing is husk's own.
+    #[cfg(test)]
     pub(super) fn over(way: Option<Way>) -> io::Result<Self> {
+        Self::beside(way, OwnFiles::default())
+    }
+
+    fn beside(way: Option<Way>, own: OwnFiles) -> io::Result<Self> {
         let (stdout, wakeup) = (Sink::over(way)?, Epoll::new()?);
         watch(&wakeup, &stdout)?;
         let sinks = Mutex::default();
-        let others = Arc::new(Others { wakeup, sinks });
+        let others = Arc::new(Others { wakeup, own, sinks });
         Ok(Self { stdout, others })
     }
 
-    /// A sink for what is at `path`, a regular file emptied or made. It is drained with standard output.
+    /// A sink for what is at `path`, a regular file made, or emptied unless husk writes to it itself. It is drained with standard output.
     ///
     /// # Errors
     /// Nothing can be written there.
     pub fn open(&self, path: &Path) -> Result<PortSink, OutletError> {
-        Ok(self.port(Outlet::create(path, LOG_MODE)?.into())?)
+        let outlet = Outlet::append(path, LOG_MODE)?;
+        if self.others.own.purpose(outlet.file_id()).is_none() {
+            outlet.empty()?;
+        }
+        Ok(self.port(outlet.into())?)
     }
 
     /// As [`StdoutSink::open`], for a regular file that is never larger than `limit` bytes, and `keep` more beside it that are used in turn.
     ///
     /// # Errors
-    /// One of them is no regular file, or cannot be written to.
+    /// One of them is no regular file, or one that husk writes to itself, or cannot be written to.
     pub fn open_limited(&self, path: &Path, limit: u64, keep: u32) -> Result<PortSink, OutletError> {
-        Ok(self.port(Way::Files(Files::open(path, limit, keep, LOG_MODE)?))?)
+        Ok(self.port(Way::Files(Files::open(path, limit, keep, LOG_MODE, &self.others.own)?))?)
     }
 
     /// A sink for what `way` leads to.
@@ -89,6 +101,11 @@ impl StdoutSink {
         sinks.push(sink.clone());
         let others = self.others.clone();
         Ok(PortSink { sink, others })
+    }
+
+    /// The sink of standard output itself.
+    pub fn sink(&self) -> Sink {
+        self.stdout.clone()
     }
 
     /// Writes what waits, as far as there is room. To be called when the descriptor is readable.
@@ -107,8 +124,8 @@ impl StdoutSink {
 }
 
 impl PortSink {
-    /// The sink itself, for whoever chooses where it leads.
-    pub(super) fn sink(&self) -> Sink {
+    /// The sink itself, for whoever chooses where it leads, or counts what it loses.
+    pub fn sink(&self) -> Sink {
         self.sink.clone()
     }
 }

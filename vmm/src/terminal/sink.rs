@@ -3,7 +3,7 @@
 //! Policy: bytes go out at once while the outlet takes them. When it has no room (a full pipe, a terminal that was stopped) they wait, up
 //! to [`BACKLOG_BYTES`]; beyond that the newest are refused. When the outlet fails (`EPIPE`, `EIO`, a full file system) what waits is
 //! dropped and what comes is refused, each time anew: a reader that comes back, or room in the file system, is found by the next
-//! write. Whoever writes counts what is refused. A client that fails has gone, and what waits does so for the next one.
+//! write. Whoever writes counts what is refused; what was taken and is dropped later is added to a counter of the same. A client that fails has gone, and what waits does so for the next one.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use husk_devices::lock;
+use husk_devices::metrics::Counter;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{Outlet, Way};
@@ -37,6 +38,8 @@ struct State {
     /// `None` where there never was one.
     way: Option<Way>,
     backlog: VecDeque<u8>,
+    /// Bytes that waited and were dropped.
+    lost_bytes: Arc<Counter>,
     /// A client that has gone, and may still be watched.
     gone: Option<Outlet>,
 }
@@ -50,6 +53,7 @@ impl Sink {
         let state = State {
             way,
             backlog: VecDeque::new(),
+            lost_bytes: Arc::default(),
             gone: None,
         };
         Ok(Self(Arc::new(Shared {
@@ -65,6 +69,11 @@ impl Sink {
         state.make_room();
         state.send_backlog();
         self.look_for_room(&mut state, waited);
+    }
+
+    /// From now on `counter` counts bytes that were taken, and dropped because the outlet failed.
+    pub fn count_lost_in(&self, counter: Arc<Counter>) {
+        self.locked().lost_bytes = counter;
     }
 
     /// Has everything go to `way` from now on, with what waits; `None` refuses it.
@@ -205,7 +214,10 @@ impl State {
             match end {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => waiting.clear(),
+                Err(_) => {
+                    self.lost_bytes.add(u64::try_from(waiting.len()).unwrap_or(u64::MAX));
+                    waiting.clear();
+                }
             }
         }
         self.backlog = waiting;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::terminal::testing::pty;
-use crate::terminal::{Files, Outlet};
+use crate::terminal::{Files, Outlet, OwnFiles};
 
 fn pipe() -> (io::PipeReader, Sink) {
     let (reader, writer) = io::pipe().unwrap();
@@ -96,12 +96,19 @@ fn a_reader_that_has_gone_loses_the_bytes_and_nothing_else() {
 #[test]
 fn a_reader_that_goes_with_a_backlog_leaves_none_behind() {
     let (reader, mut sink) = pipe();
+    let lost = Arc::<Counter>::default();
+    sink.count_lost_in(lost.clone());
     sink.write_all(&pattern(100_000)).unwrap();
     drop(reader);
     assert!(wants_drain(&sink), "a broken pipe wakes the main loop");
+    let waiting = sink.locked().backlog.len() as u64;
+    assert_eq!((waiting > 0, lost.get()), (true, 0));
     sink.drain();
     assert!(!wants_drain(&sink));
     assert!(sink.locked().backlog.is_empty());
+    assert_eq!(lost.get(), waiting, "what was taken is counted when it is lost");
+    sink.write(b"more").unwrap_err();
+    assert_eq!(lost.get(), waiting, "what is refused is the writer's to count");
 }
 
 #[test]
@@ -155,7 +162,7 @@ fn a_closed_standard_output_refuses_everything() {
 fn a_file_that_is_full_wakes_the_main_loop_which_goes_on_to_the_next() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
-    let files = Files::open(&path, 10, 1, 0o600).unwrap();
+    let files = Files::open(&path, 10, 1, 0o600, &OwnFiles::default()).unwrap();
     let mut sink = Sink::over(Some(Way::Files(files))).unwrap();
     sink.write_all(b"0123456").unwrap();
     assert!(!wants_drain(&sink));
