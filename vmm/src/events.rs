@@ -15,10 +15,10 @@
 //! | `vm` | `device-errors` | `id`, `what`, `count` |
 //! | `vm` | `unknown-field` | `request`, `field`, `nearest` |
 //! | `host` | `memory-pressure` | `high`, `max` |
-//! | `host` | `out-of-memory` | `limit`, `oom`, `oom_kill` |
+//! | `host` | `out-of-memory` | `limit`, `group`, `oom`, `oom_kill` |
 //! | `guest` | `power-off`, `reset` | |
 //! | `guest` | `panic` | `text` |
-//! | `guest` | `out-of-memory` | `text` |
+//! | `guest` | `out-of-memory` | `text`, `count` |
 //! | `guest` | `failed` | `reason` |
 //! | `guest` | `device-refused` | `id`, `request`, `code` |
 //! | `guest` | `vcpu-online`, `vcpu-removed` | `id`, `latency_ms` |

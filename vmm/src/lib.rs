@@ -8,6 +8,7 @@
 mod again;
 pub mod api;
 mod beside;
+mod burst;
 pub mod check;
 pub mod cli;
 pub mod config;

@@ -659,10 +659,7 @@ fn where_no_journal_takes_a_console_there_is_no_vm_and_a_line_that_says_so() {
             .current_dir(&folder);
         let output = command.stdin(Stdio::null()).output().unwrap();
         let told = String::from_utf8(output.stderr).unwrap();
-        let complaints: Vec<&str> = told
-            .lines()
-            .filter(|line| !line.starts_with(NO_HARDWARE))
-            .collect();
+        let complaints: Vec<&str> = told.lines().filter(|line| !line.starts_with(NO_HARDWARE)).collect();
         let expected = [says, process::refusal(says)];
         assert!(
             complaints.len() == 1 && expected.iter().any(|says| complaints[0].contains(says)),

@@ -320,7 +320,7 @@ impl Controller {
     /// Says how the guest ended to whoever listens.
     pub(super) fn tell_ending(&mut self, ending: &Ending) {
         // What went wrong before may be why.
-        self.tell_errors(Instant::now());
+        self.tell_errors(Instant::now(), true);
         let what = match ending {
             Ending::Panic => {
                 let text = self.options.tail.last_words();

@@ -1,5 +1,6 @@
 //! What is looked for once a second while somebody listens to events, and by nobody else: errors of devices, a host or a guest without
-//! memory. It costs the data path nothing, and no more than one event a second and kind is told.
+//! memory. It costs the data path nothing. A guest can cause such events without end: of a kind no more than one a second and [`MOST`] in
+//! [`WINDOW`] are told, with the number of what there was.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -7,11 +8,17 @@ use std::time::{Duration, Instant};
 use super::memory_events::MemoryEvents;
 use super::{Controller, Due};
 use crate::api::{ApiError, Kind, Outcome, Reply};
+use crate::burst::Burst;
 use crate::events::READERS;
 use crate::machine::{Counted, Machine};
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Events of a kind in [`WINDOW`]. A guest that causes them for a day has written some MiB to a monitor's file.
+const MOST: u64 = 8;
+/// How long they count.
+const WINDOW: Duration = Duration::from_secs(60);
 
 /// Counters that count what the host, or whoever serves a device, has failed to do.
 const ERRORS: [&str; 10] = [
@@ -32,9 +39,43 @@ const ERRORS: [&str; 10] = [
 pub(super) struct Watch {
     on: bool,
     /// Errors of the machine of this number, by device and counter.
-    errors: BTreeMap<(String, &'static str), u64>,
+    errors: BTreeMap<(String, &'static str), Errors>,
     of: u64,
+    kills: Kills,
     memory: Option<MemoryEvents>,
+}
+
+/// What a counter was when it was told of last.
+#[derive(Debug)]
+struct Errors {
+    count: u64,
+    burst: Burst,
+}
+
+/// Processes that the guest has killed for lack of memory.
+#[derive(Debug)]
+struct Kills {
+    burst: Burst,
+    /// What it said of the last one that was not told.
+    last: Option<String>,
+}
+
+impl Default for Errors {
+    fn default() -> Self {
+        Self {
+            count: 0,
+            burst: Burst::new(MOST, WINDOW),
+        }
+    }
+}
+
+impl Default for Kills {
+    fn default() -> Self {
+        Self {
+            burst: Burst::new(MOST, WINDOW),
+            last: None,
+        }
+    }
 }
 
 impl Controller {
@@ -63,7 +104,7 @@ impl Controller {
 
     /// Looks, and goes on with it for as long as somebody listens.
     pub(super) fn look_out(&mut self, now: Instant) {
-        self.tell_errors(now);
+        self.tell_errors(now, false);
         if self.events.is_heard() {
             self.timers.set(Due::Watch, now + INTERVAL);
         } else {
@@ -72,8 +113,8 @@ impl Controller {
         }
     }
 
-    /// Tells what has gone wrong since the last look.
-    pub(super) fn tell_errors(&mut self, now: Instant) {
+    /// Tells what has gone wrong since the last look; all of it if that `is_last`.
+    pub(super) fn tell_errors(&mut self, now: Instant, is_last: bool) {
         if !self.watch.on {
             return;
         }
@@ -82,13 +123,19 @@ impl Controller {
             self.watch.of = self.boots;
         }
         let counted = self.machine().map(Machine::counters).unwrap_or_default();
-        for (id, what, count) in self.watch.new_errors(&counted) {
+        for (id, what, count) in self.watch.new_errors(&counted, now, is_last) {
             let properties = [("id", id.into()), ("what", what.into()), ("count", count.into())];
             self.events.emit_with("vm", "device-errors", properties);
         }
-        for line in self.options.tail.take_kills() {
-            log::warn!("the guest is out of memory: {line}");
-            self.events.emit_with("guest", "out-of-memory", [("text", line.into())]);
+        let (lines, more) = self.options.tail.take_kills();
+        for (line, count) in self.watch.kills.tell(lines, more, now, is_last) {
+            let others = match count {
+                0 | 1 => String::new(),
+                count => format!(" ({count} such lines)"),
+            };
+            log::warn!("the guest is out of memory: {line}{others}");
+            let properties = [("text", line.into()), ("count", count.into())];
+            self.events.emit_with("guest", "out-of-memory", properties);
         }
         if let Some(memory) = &mut self.watch.memory {
             memory.look(&self.events, now);
@@ -97,26 +144,60 @@ impl Controller {
 }
 
 impl Watch {
-    /// Device, counter, and how many more errors there are.
-    fn new_errors(&mut self, counted: &[Counted]) -> Vec<(String, &'static str, u64)> {
+    /// Device, counter, and how many more errors there are, where it is time to tell or this `is_last`.
+    fn new_errors(&mut self, counted: &[Counted], now: Instant, is_last: bool) -> Vec<(String, &'static str, u64)> {
         let mut new = Vec::new();
         for device in counted {
             let errors = device.counters.iter().filter(|(name, _)| ERRORS.contains(name));
             for (name, count) in errors.filter(|(_, count)| *count > 0) {
                 let known = self.errors.entry((device.name.clone(), *name)).or_default();
+                if !is_last && !known.burst.has_room(now) {
+                    continue;
+                }
                 // A device may have gone, and another one have come under its name.
-                let more = if *count < *known {
+                let more = if *count < known.count {
                     *count
                 } else {
-                    count.saturating_sub(*known)
+                    count.saturating_sub(known.count)
                 };
-                *known = *count;
+                known.count = *count;
                 if more > 0 {
+                    known.burst.tell(now);
                     new.push((device.name.clone(), *name, more));
                 }
             }
         }
         new
+    }
+}
+
+impl Kills {
+    /// What is to be told of the guest's new `lines`, and `more` of which only the number is known: a line, and how many there were since the last
+    /// one that was told, itself included.
+    fn tell(&mut self, lines: Vec<String>, more: u64, now: Instant, is_last: bool) -> Vec<(String, u64)> {
+        let mut told = Vec::new();
+        for line in lines {
+            if self.burst.has_room(now) {
+                self.burst.tell(now);
+                let count = self.burst.take_left_out().saturating_add(1);
+                self.last = None;
+                told.push((line, count));
+            } else {
+                self.burst.leave_out(1);
+                self.last = Some(line);
+            }
+        }
+        // Those came after the lines that are known.
+        self.burst.leave_out(more);
+        if more > 0 && self.last.is_none() {
+            self.last = told.last().map(|(line, _)| line.clone());
+        }
+        if self.burst.left_out() > 0 && (is_last || self.burst.is_over(now)) {
+            self.burst.tell(now);
+            let count = self.burst.take_left_out();
+            told.extend(self.last.take().map(|line| (line, count)));
+        }
+        told
     }
 }
 
@@ -135,15 +216,62 @@ mod tests {
 
     #[test]
     fn errors_are_told_once_by_device_and_kind() {
-        let mut watch = Watch::default();
-        assert_eq!(watch.new_errors(&disk(0)), []);
-        assert_eq!(watch.new_errors(&disk(3)), [("_disk0".into(), "failed_requests", 3)]);
-        assert_eq!(watch.new_errors(&disk(3)), []);
-        assert_eq!(watch.new_errors(&disk(5)), [("_disk0".into(), "failed_requests", 2)]);
+        let (mut watch, now) = (Watch::default(), Instant::now());
+        let mut new_errors = |count| watch.new_errors(&disk(count), now, false);
+        assert_eq!(new_errors(0), []);
+        assert_eq!(new_errors(3), [("_disk0".into(), "failed_requests", 3)]);
+        assert_eq!(new_errors(3), []);
+        assert_eq!(new_errors(5), [("_disk0".into(), "failed_requests", 2)]);
+        let another = [("_disk0".into(), "failed_requests", 1)];
+        assert_eq!(new_errors(1), another, "another disk of this name");
+    }
+
+    #[test]
+    fn errors_that_go_on_are_told_so_often_a_minute_and_none_is_missing() {
+        let (mut watch, begun) = (Watch::default(), Instant::now());
+        let (mut told, mut sum) = (0, 0);
+        for second in 1..=600 {
+            let now = begun + Duration::from_secs(second);
+            for (_, _, more) in watch.new_errors(&disk(second * 1_000), now, second == 600) {
+                told += 1;
+                sum += more;
+            }
+        }
+        assert_eq!(sum, 600_000);
+        assert!((MOST * 9..=MOST * 10 + 1).contains(&told), "{told}");
+    }
+
+    #[test]
+    fn a_guest_that_kills_without_end_is_told_of_so_often_a_minute_and_none_is_missing() {
+        let (mut kills, begun) = (Kills::default(), Instant::now());
+        let (mut told, mut sum) = (0, 0);
+        for second in 1..=600 {
+            let now = begun + Duration::from_secs(second);
+            let lines = (0..8).map(|number| format!("{second}.{number}")).collect();
+            for (_, count) in kills.tell(lines, 5, now, second == 600) {
+                told += 1;
+                sum += count;
+            }
+        }
+        assert_eq!(sum, 600 * 13);
+        assert!((MOST * 9..=MOST * 10 + 2).contains(&told), "{told}");
+        assert_eq!(kills.tell(Vec::new(), 0, begun, true), []);
+    }
+
+    #[test]
+    fn the_last_kills_of_a_burst_are_told_although_no_other_follows() {
+        let (mut kills, begun) = (Kills::default(), Instant::now());
+        let lines = |count: u64| (0..count).map(|number| format!("process {number}")).collect();
+        let told = kills.tell(lines(MOST + 2), 0, begun, false);
+        let one_each = |(number, line): (usize, &(String, u64))| *line == (format!("process {number}"), 1);
+        assert!(
+            told.len() as u64 == MOST && told.iter().enumerate().all(one_each),
+            "{told:?}"
+        );
+        assert_eq!(kills.tell(Vec::new(), 0, begun + WINDOW / 2, false), []);
         assert_eq!(
-            watch.new_errors(&disk(1)),
-            [("_disk0".into(), "failed_requests", 1)],
-            "another disk of this name"
+            kills.tell(Vec::new(), 0, begun + WINDOW, false),
+            [("process 9".into(), 2)]
         );
     }
 

@@ -39,6 +39,8 @@ struct Port {
     kept: VecDeque<u8>,
     line: Vec<u8>,
     kills: Vec<String>,
+    /// Lines of that kind for which there was no room.
+    more_kills: u64,
 }
 
 /// An output whose end is kept.
@@ -90,18 +92,21 @@ impl Tail {
         panicked.or_else(last).map(readable)
     }
 
-    /// Lines by which the guest has said whom it killed for lack of memory, each once.
-    pub fn take_kills(&self) -> Vec<String> {
-        let Some(shared) = &self.0 else { return Vec::new() };
-        let ports = lock(&shared.ports);
-        let mut kills: Vec<String> = Vec::new();
-        for line in ports.iter().flat_map(|port| std::mem::take(&mut lock(port).kills)) {
-            // A guest may have two consoles.
-            if !kills.contains(&line) {
-                kills.push(line);
+    /// Lines by which the guest has said whom it killed for lack of memory, each once; and how many more there were.
+    pub fn take_kills(&self) -> (Vec<String>, u64) {
+        let (mut kills, mut more): (Vec<String>, _) = (Vec::new(), 0);
+        let Some(shared) = &self.0 else { return (kills, more) };
+        // A guest may have two consoles, which say the same.
+        for port in lock(&shared.ports).iter() {
+            let mut port = lock(port);
+            for line in std::mem::take(&mut port.kills) {
+                if !kills.contains(&line) {
+                    kills.push(line);
+                }
             }
+            more = more.max(std::mem::take(&mut port.more_kills));
         }
-        kills
+        (kills, more)
     }
 }
 
@@ -122,8 +127,11 @@ impl Port {
 
     fn end_line(&mut self) {
         let has = |what: &[u8]| self.line.windows(what.len()).any(|at| at == what);
-        if self.kills.len() < KILLS && KILLED.iter().any(|what| has(what)) {
-            self.kills.push(readable(&self.line));
+        if KILLED.iter().any(|what| has(what)) {
+            match self.kills.len() < KILLS {
+                true => self.kills.push(readable(&self.line)),
+                false => self.more_kills = self.more_kills.saturating_add(1),
+            }
         }
         self.line.clear();
     }
@@ -202,9 +210,12 @@ mod tests {
         }
         assert_eq!(
             tail.take_kills(),
-            ["[    9.1] Out of memory: Killed process 7 (app) total-vm:1kB"]
+            (
+                vec!["[    9.1] Out of memory: Killed process 7 (app) total-vm:1kB".into()],
+                0
+            )
         );
-        assert!(tail.take_kills().is_empty());
+        assert_eq!(tail.take_kills(), (Vec::new(), 0));
         for number in 0..100 {
             let line = format!(
                 "Memory cgroup out of memory: Killed process {number}{}\n",
@@ -212,8 +223,9 @@ mod tests {
             );
             ports[0].write_all(line.as_bytes()).unwrap();
         }
-        let kills = tail.take_kills();
+        let (kills, more) = tail.take_kills();
         assert_eq!((kills.len(), kills[0].len()), (KILLS, LINE_BYTES));
+        assert_eq!(more, 100 - KILLS as u64);
     }
 
     #[test]

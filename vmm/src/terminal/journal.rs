@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
+use crate::burst::Burst;
 use crate::log::{Sent, connect, journal_head, send};
 
 /// The most bytes of a line.
@@ -31,9 +32,7 @@ pub struct Journal {
     port: String,
     /// What the guest has said of a line so far.
     line: Vec<u8>,
-    begun: Instant,
-    lines: u64,
-    left_out: u64,
+    burst: Burst,
 }
 
 impl Journal {
@@ -47,9 +46,7 @@ impl Journal {
             identifier: identifier.to_owned(),
             port: port.to_owned(),
             line: Vec::with_capacity(LINE_BYTES),
-            begun: Instant::now(),
-            lines: 0,
-            left_out: 0,
+            burst: Burst::new(BURST, WINDOW),
         })
     }
 
@@ -78,19 +75,18 @@ impl Journal {
 
     /// Sends the line, unless there were too many.
     fn end_line(&mut self, now: Instant) -> io::Result<()> {
-        if now.saturating_duration_since(self.begun) >= WINDOW {
+        if self.burst.is_over(now) {
             self.tell_left_out()?;
-            (self.begun, self.lines) = (now, 0);
         }
-        if self.lines >= BURST {
-            self.left_out = self.left_out.saturating_add(1);
+        if !self.burst.has_room(now) {
+            self.burst.leave_out(1);
         } else {
             let text = String::from_utf8_lossy(self.line.trim_ascii_end());
             // An empty line says nothing in a journal.
             if !text.is_empty() {
                 let sent = self.send(format_args!("{text}"), Level::Info)?;
-                self.left_out = self.left_out.saturating_add(u64::from(!sent));
-                self.lines += 1;
+                self.burst.leave_out(u64::from(!sent));
+                self.burst.tell(now);
             }
         }
         self.line.clear();
@@ -98,10 +94,10 @@ impl Journal {
     }
 
     fn tell_left_out(&mut self) -> io::Result<()> {
-        if self.left_out > 0 {
-            let told = format_args!("... {} lines of the guest were left out", self.left_out);
+        if self.burst.left_out() > 0 {
+            let told = format_args!("... {} lines of the guest were left out", self.burst.left_out());
             self.send(told, Level::Warn)?;
-            self.left_out = 0;
+            self.burst.take_left_out();
         }
         Ok(())
     }
@@ -209,9 +205,9 @@ mod tests {
             journal.write(format!("line {number}\n").as_bytes()).unwrap();
             found.extend(messages(&daemon));
         }
-        assert_eq!((found.len() as u64, journal.left_out), (BURST, 7));
+        assert_eq!((found.len() as u64, journal.burst.left_out()), (BURST, 7));
         journal.line.extend(b"later");
-        journal.end_line(journal.begun + WINDOW).unwrap();
+        journal.end_line(Instant::now() + WINDOW).unwrap();
         assert_eq!(messages(&daemon), ["... 7 lines of the guest were left out", "later"]);
     }
 
