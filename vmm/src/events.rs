@@ -4,28 +4,7 @@
 //! {"timestamp":{"secs":0,"nanos":81234567},"source":"vm","event":"booted","properties":null}
 //! ```
 //!
-//! | source | event | properties |
-//! |---|---|---|
-//! | `vmm` | `starting` | `version`, `pid` |
-//! | `vmm` | `listening` | `version`, `forgotten` |
-//! | `vmm` | `shutdown` | `reason` |
-//! | `vm` | `booting`, `booted`, `pausing`, `paused`, `resuming`, `resumed`, `rebooting`, `shutdown`, `deleted` | |
-//! | `vm` | `device-added`, `device-removed` | `id`, `bdf` |
-//! | `vm` | `device-stuck` | `id` |
-//! | `vm` | `device-errors` | `id`, `what`, `count` |
-//! | `vm` | `unknown-field` | `request`, `field`, `nearest` |
-//! | `host` | `memory-pressure` | `high`, `max` |
-//! | `host` | `out-of-memory` | `limit`, `group`, `oom`, `oom_kill` |
-//! | `guest` | `power-off`, `reset` | |
-//! | `guest` | `panic` | `text` |
-//! | `guest` | `out-of-memory` | `text`, `count` |
-//! | `guest` | `failed` | `reason` |
-//! | `guest` | `device-refused` | `id`, `request`, `code` |
-//! | `guest` | `vcpu-online`, `vcpu-removed` | `id`, `latency_ms` |
-//! | `guest` | `memory-plugged`, `memory-unplugged` | `bytes`, `latency_ms` |
-//! | `guest` | `resize-refused` | `what`, `code`, `latency_ms` |
-//! | `guest` | `resize-unanswered` | `what`, `latency_ms` |
-//! | `guest` | `device-unanswered` | `id`, `request` |
+//! Which there are, and what is told with each, is in `docs/api.md`, Events.
 //!
 //! Time is that since husk started. There is one monitor at most, to which events are written (`monitor.rs`), and there are a few readers, who
 //! come and go (`vm.events`): the last events are kept for those who come later. No reader can stop the VM: when one falls behind by more than

@@ -101,13 +101,6 @@ fn every_event_is_documented_and_happens() {
             "{from} {event} is documented and never happens"
         );
     }
-    let in_source = text("vmm/src/events.rs");
-    for (_, event) in documented {
-        assert!(
-            in_source.contains(&format!("`{event}`")),
-            "vmm/src/events.rs lacks {event}"
-        );
-    }
     let emitted = source.split(".emit").skip(1).filter_map(|call| {
         let arguments = call.split(['(', ')']).nth(1)?;
         arguments.split('"').nth(3).map(str::to_owned)

@@ -141,10 +141,10 @@ impl Default for RngConfig {
 /// How fast a device may be used: a bucket of bytes, a bucket of operations, or both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RateLimiterConfig {
-    /// Bytes.
+    /// A bucket whose tokens are bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<TokenBucketConfig>,
-    /// Requests or packets.
+    /// A bucket whose tokens are requests or packets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ops: Option<TokenBucketConfig>,
 }

@@ -26,7 +26,7 @@ pub struct Husk {
     pub socket: Option<PathBuf>,
     /// What it was started with.
     pub arguments: Vec<String>,
-    /// Since when it runs.
+    /// How long it has run.
     pub uptime: Duration,
     /// `S`, `R`, `T` and so on.
     pub state: char,
