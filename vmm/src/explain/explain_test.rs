@@ -83,6 +83,31 @@ fn the_texts_are_of_whole_blocks() {
     assert!(listed.is_sorted_by(|a, b| a < b), "{listed:?}");
 }
 
+#[test]
+fn a_line_that_is_another_signals_is_that_ones_and_none_stands_twice() {
+    let (mut own, mut all) = (Vec::new(), Vec::new());
+    for (written, told) in blocks(SIGNALS).zip(signals()) {
+        assert_eq!(written.key, told.key);
+        own.extend(
+            [written.means, written.act]
+                .into_iter()
+                .filter(|line| !line.starts_with("= ")),
+        );
+        all.extend([told.means, told.act]);
+    }
+    let known = |line: &&&str| !own.contains(*line);
+    assert_eq!(
+        all.iter().find(known),
+        None,
+        "no signal has it, or its own is another's"
+    );
+    own.retain(|line| *line != "nothing");
+    own.sort_unstable();
+    assert_eq!(own.windows(2).find(|pair| pair[0] == pair[1]), None);
+    let told = explain("SIGUSR2").unwrap();
+    assert_eq!(told.replace("12 SIGUSR2", "10 SIGUSR1"), explain("SIGUSR1").unwrap());
+}
+
 /// All that husk says it dies of, and what it dies of without a word.
 #[test]
 fn every_signal_that_ends_husk_is_explained() {

@@ -34,6 +34,24 @@ fn blocks(text: &'static str) -> impl Iterator<Item = Known> {
     })
 }
 
+/// Signals that husk may die of, each in full.
+fn signals() -> impl Iterator<Item = Known> {
+    blocks(SIGNALS).map(|signal| Known {
+        means: resolved(signal.means, |other| other.means),
+        act: resolved(signal.act, |other| other.act),
+        ..signal
+    })
+}
+
+/// `line`, or what another signal has in its place (`= SIGNAL`).
+fn resolved(line: &'static str, place: fn(Known) -> &'static str) -> &'static str {
+    let Some(name) = line.strip_prefix("= ") else {
+        return line;
+    };
+    let other = blocks(SIGNALS).find(|signal| signal.key.split(' ').nth(1) == Some(name));
+    other.map_or(line, place)
+}
+
 /// husk's own exit codes.
 pub fn exits() -> impl Iterator<Item = Known> {
     blocks(EXITS)
@@ -78,8 +96,7 @@ fn of_code(code: u16) -> Option<String> {
         127 => ("the shell did not find husk", "name it with its whole path"),
         _ => {
             let number = code.checked_sub(128)?;
-            let signal =
-                blocks(SIGNALS).find(|signal| signal.key.split(' ').next().map(str::parse) == Some(Ok(number)))?;
+            let signal = signals().find(|signal| signal.key.split(' ').next().map(str::parse) == Some(Ok(number)))?;
             let title = format!("exit code {code} of a shell or container, signal {}", signal.key);
             return Some(told(&title, signal));
         }
@@ -90,7 +107,7 @@ fn of_code(code: u16) -> Option<String> {
 
 /// What a death by the signal of this name, or one without `SIG`, means.
 fn of_signal(wanted: &str) -> Option<String> {
-    let signal = blocks(SIGNALS).find(|signal| {
+    let signal = signals().find(|signal| {
         let name = signal.key.split(' ').nth(1).unwrap_or_default();
         wanted == name || Some(wanted) == name.strip_prefix("SIG")
     })?;
