@@ -29,7 +29,7 @@ use vmm_sys_util::eventfd::EventFd;
 use self::backlog::Backlog;
 use self::monitor::Monitor;
 use self::record::Record;
-use crate::terminal::{FileId, Outlet, OutletError};
+use crate::terminal::{FileId, Outlet, OutletError, OwnFiles};
 
 /// Of what is written: it changes when a reader that knows an older one would misunderstand it. New events and properties do not change it.
 pub const VERSION: u32 = 1;
@@ -77,13 +77,13 @@ impl Events {
         Self::with(None)
     }
 
-    /// Events also go to the file at `path`, which is emptied, or made and readable by its owner alone; or to a FIFO, whose reader may come
-    /// later, or a terminal.
+    /// Events also go to the file at `path`, which is made and readable by its owner alone, or emptied unless it is one of `own`; or to a FIFO,
+    /// whose reader may come later, or a terminal.
     ///
     /// # Errors
     /// Nothing can be written there.
-    pub fn to_path(path: &Path) -> Result<Self, OutletError> {
-        Ok(Self::with(Some(Monitor::over(Outlet::create(path, MODE)?)?)))
+    pub fn to_path(path: &Path, own: &OwnFiles) -> Result<Self, OutletError> {
+        Ok(Self::with(Some(Monitor::over(Outlet::create(path, MODE, own)?)?)))
     }
 
     /// Events also go to `fd`: a pipe, a file, a terminal, or a connected socket. Its flags stay as they are.
@@ -290,7 +290,7 @@ mod tests {
     fn an_event_is_a_line_with_the_usual_fields() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("events");
-        let events = Events::to_path(&path).unwrap();
+        let events = Events::to_path(&path, &OwnFiles::default()).unwrap();
         events.emit("vm", "booting");
         events
             .clone()
@@ -307,10 +307,25 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_emptied_unless_husk_writes_to_it_already() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let log = Outlet::append(&path, MODE).unwrap();
+        log.write(b"of before\n").unwrap();
+        let mut own = OwnFiles::default();
+        own.add("husk's log", log.file_id());
+        Events::to_path(&path, &own).unwrap().emit("vm", "booting");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("of before\n{"), "{text}");
+        Events::to_path(&path, &OwnFiles::default()).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
+    }
+
+    #[test]
     fn a_fifo_has_events_for_a_reader_that_comes_later() {
         let folder = tempfile::tempdir().unwrap();
         let path = crate::terminal::testing::fifo(&folder);
-        let events = Events::to_path(&path).unwrap();
+        let events = Events::to_path(&path, &OwnFiles::default()).unwrap();
         events.emit("vm", "booting");
         let mut line = String::new();
         BufReader::new(File::open(&path).unwrap()).read_line(&mut line).unwrap();
@@ -405,7 +420,7 @@ mod tests {
         // A regular file has room always, and cannot be watched for it.
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("events");
-        let events = Events::to_path(&path).unwrap();
+        let events = Events::to_path(&path, &OwnFiles::default()).unwrap();
         events.beside().emit("vm", "unknown-field");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
         assert!(is_woken(&events));

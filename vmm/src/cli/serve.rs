@@ -268,9 +268,8 @@ fn start(
     let server = bind(doors.socket.as_ref(), doors.metrics.as_ref())?;
     begin_log(options.verbosity, log)?;
     let events = match monitor {
-        Some(Place::Path(path)) => {
-            Events::to_path(path).with_context(|| format!("event monitor {} cannot be opened", path.display()))?
-        }
+        Some(Place::Path(path)) => Events::to_path(path, &crate::log::files())
+            .with_context(|| format!("event monitor {} cannot be opened", path.display()))?,
         Some(Place::Fd(fd)) => inherited(*fd)
             .and_then(Events::to_fd)
             .with_context(|| format!("event monitor fd {fd}"))?,

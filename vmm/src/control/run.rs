@@ -137,7 +137,8 @@ fn verdict(ending: &Ending) -> Result<Exit> {
 
 /// What the boot trace goes to. Opened before there is a guest: a name that cannot be written costs no run.
 fn create_trace(path: &Path) -> Result<(&Path, Outlet)> {
-    let file = Outlet::create(path, TRACE_MODE).with_context(|| format!("cannot create {}", path.display()))?;
+    let file = Outlet::create(path, TRACE_MODE, &crate::log::files())
+        .with_context(|| format!("cannot create {}", path.display()))?;
     Ok((path, file))
 }
 

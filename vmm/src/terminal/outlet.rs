@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::{Errno, ReadWriteFlags, pwritev2};
 
-use super::{FileId, NO_OFFSET, writable_by, writable_within};
+use super::{FileId, NO_OFFSET, OwnFiles, writable_by, writable_within};
 
 /// The most bytes of one write (`PIPE_BUF`).
 const CHUNK: usize = 4096;
@@ -66,22 +66,17 @@ pub struct Outlet {
 }
 
 impl Outlet {
-    /// Opens what is at `path`, a regular file emptied, or made with the permissions `mode`.
+    /// Opens what is at `path`, a regular file emptied unless it is one of `own`, or made with the permissions `mode`.
     ///
     /// # Errors
     /// Nothing can be written there.
-    pub fn create(path: &Path, mode: u32) -> Result<Self, OutletError> {
+    pub fn create(path: &Path, mode: u32, own: &OwnFiles) -> Result<Self, OutletError> {
         let outlet = Self::append(path, mode)?;
-        outlet.empty()?;
-        Ok(outlet)
-    }
-
-    /// Empties it, if it is a regular file.
-    pub(super) fn empty(&self) -> io::Result<()> {
-        match self.file.metadata()?.is_file() {
-            true => self.file.set_len(0),
-            false => Ok(()),
+        let file = outlet.file_id();
+        if file.is_some() && own.purpose(file).is_none() {
+            outlet.file.set_len(0)?;
         }
+        Ok(outlet)
     }
 
     /// Which regular file this is, if it is one.

@@ -26,14 +26,20 @@ fn fill(outlet: &Outlet) -> usize {
 fn a_file_is_emptied_or_not_and_made_with_its_permissions() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
-    Outlet::create(&path, MODE).unwrap().write(b"first").unwrap();
+    Outlet::create(&path, MODE, &OwnFiles::default())
+        .unwrap()
+        .write(b"first")
+        .unwrap();
     assert_eq!(
         fs::metadata(&path).unwrap().permissions().mode() & 0o777 & !0o040,
         0o600
     );
     Outlet::append(&path, MODE).unwrap().write(b" second").unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"first second");
-    Outlet::create(&path, MODE).unwrap().write(b"third").unwrap();
+    Outlet::create(&path, MODE, &OwnFiles::default())
+        .unwrap()
+        .write(b"third")
+        .unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"third");
 }
 
@@ -41,7 +47,7 @@ fn a_file_is_emptied_or_not_and_made_with_its_permissions() {
 fn a_file_that_a_log_rotator_shortens_goes_on_without_a_hole() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
-    let outlet = Outlet::create(&path, MODE).unwrap();
+    let outlet = Outlet::create(&path, MODE, &OwnFiles::default()).unwrap();
     outlet.write(b"before").unwrap();
     File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
     outlet.write(b"after").unwrap();
@@ -53,8 +59,8 @@ fn two_outlets_of_one_file_do_not_overwrite_each_other() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
     let (one, two) = (
-        Outlet::create(&path, MODE).unwrap(),
-        Outlet::create(&path, MODE).unwrap(),
+        Outlet::create(&path, MODE, &OwnFiles::default()).unwrap(),
+        Outlet::create(&path, MODE, &OwnFiles::default()).unwrap(),
     );
     for (outlet, text) in [(&one, "a1 "), (&two, "b1 "), (&one, "a2 "), (&two, "b2")] {
         outlet.write(text.as_bytes()).unwrap();
@@ -66,7 +72,7 @@ fn two_outlets_of_one_file_do_not_overwrite_each_other() {
 fn a_fifo_without_a_reader_is_opened_and_filled_without_waiting_and_read_later() {
     let folder = tempfile::tempdir().unwrap();
     let path = fifo(&folder);
-    let outlet = Outlet::create(&path, MODE).unwrap();
+    let outlet = Outlet::create(&path, MODE, &OwnFiles::default()).unwrap();
     let written = fill(&outlet);
     let mut reader = File::open(&path).unwrap();
     let mut bytes = vec![0; written];
@@ -85,7 +91,11 @@ fn what_is_not_written_byte_by_byte_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
-    let refusal = |path: &Path| Outlet::create(path, MODE).unwrap_err().to_string();
+    let refusal = |path: &Path| {
+        Outlet::create(path, MODE, &OwnFiles::default())
+            .unwrap_err()
+            .to_string()
+    };
     let allowed = "allowed: a regular file, a FIFO, a terminal or another character device";
     assert_eq!(refusal(folder.path()), format!("it is a directory, {allowed}"));
     assert_eq!(refusal(&socket), format!("it is a socket, {allowed}"));
@@ -95,13 +105,13 @@ fn what_is_not_written_byte_by_byte_is_named() {
 #[test]
 fn character_devices_are_written_and_their_errors_told_each_time() {
     assert_eq!(
-        Outlet::create(Path::new("/dev/null"), MODE)
+        Outlet::create(Path::new("/dev/null"), MODE, &OwnFiles::default())
             .unwrap()
             .write(b"abc")
             .unwrap(),
         3
     );
-    let full = Outlet::create(Path::new("/dev/full"), MODE).unwrap();
+    let full = Outlet::create(Path::new("/dev/full"), MODE, &OwnFiles::default()).unwrap();
     for _ in 0..2 {
         assert_eq!(full.write(b"abc").unwrap_err().kind(), io::ErrorKind::StorageFull);
     }

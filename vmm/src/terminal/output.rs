@@ -73,11 +73,7 @@ impl StdoutSink {
     /// # Errors
     /// Nothing can be written there.
     pub fn open(&self, path: &Path) -> Result<PortSink, OutletError> {
-        let outlet = Outlet::append(path, LOG_MODE)?;
-        if self.others.own.purpose(outlet.file_id()).is_none() {
-            outlet.empty()?;
-        }
-        Ok(self.port(outlet.into())?)
+        Ok(self.port(Outlet::create(path, LOG_MODE, &self.others.own)?.into())?)
     }
 
     /// As [`StdoutSink::open`], for a regular file that is never larger than `limit` bytes, and `keep` more beside it that are used in turn.
