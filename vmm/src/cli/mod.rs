@@ -201,7 +201,10 @@ impl From<Exit> for Code {
 /// All of `main`: takes the process's arguments, does what they ask, and returns what the shell is told.
 pub fn main() -> ExitCode {
     let begin = Begin::now();
-    ExitCode::from(dispatch(std::env::args_os(), begin) as u8)
+    let code = dispatch(std::env::args_os(), begin);
+    // What was only counted so far: nothing is said after this.
+    ::log::logger().flush();
+    ExitCode::from(code as u8)
 }
 
 /// Does what `args` (the first is the program's name) ask. `begin` is when.

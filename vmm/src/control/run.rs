@@ -98,7 +98,6 @@ pub fn conclude(
     let deadline = Instant::now() + LAST_WORDS;
     stdout.finish(deadline);
     controller.events.finish(deadline);
-    log::logger().flush();
     match ended.context("the main loop failed")? {
         Ended::Asked => Ok(Exit::PowerOff),
         Ended::Interrupted => Ok(Exit::Interrupted),
