@@ -65,7 +65,8 @@ pub struct SerialMetrics {
     pub rx_bytes: Counter,
     /// Bytes printed.
     pub tx_bytes: Counter,
-    /// Bytes of output that were lost: the sink did not take them. A sink that loses what it has taken may count it here as well.
+    /// Bytes of output that were lost: the sink did not take them. A sink that loses what it has taken may count it
+    /// here as well.
     pub tx_lost_bytes: Arc<Counter>,
 }
 

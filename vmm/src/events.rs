@@ -6,9 +6,10 @@
 //!
 //! Which there are, and what is told with each, is in `docs/api.md`, Events.
 //!
-//! Time is that since husk started. There is one monitor at most, to which events are written (`monitor.rs`), and there are a few readers, who
-//! come and go (`vm.events`): the last events are kept for those who come later. No reader can stop the VM: when one falls behind by more than
-//! 64 KiB, whole events are left out for it, and the next one that fits has their number in `properties.dropped`.
+//! Time is that since husk started. There is one monitor at most, to which events are written (`monitor.rs`), and there
+//! are a few readers, who come and go (`vm.events`): the last events are kept for those who come later. No reader can
+//! stop the VM: when one falls behind by more than 64 KiB, whole events are left out for it, and the next one that fits
+//! has their number in `properties.dropped`.
 
 mod backlog;
 mod monitor;
@@ -77,8 +78,8 @@ impl Events {
         Self::with(None)
     }
 
-    /// Events also go to the file at `path`, which is made and readable by its owner alone, or emptied unless it is one of `own`; or to a FIFO,
-    /// whose reader may come later, or a terminal.
+    /// Events also go to the file at `path`, which is made and readable by its owner alone, or emptied unless it is one
+    /// of `own`; or to a FIFO, whose reader may come later, or a terminal.
     ///
     /// # Errors
     /// Nothing can be written there.
@@ -140,7 +141,8 @@ impl Events {
         shared.is_some_and(|shared| shared.monitor.is_some() || is_read(&lock(&shared.hub)))
     }
 
-    /// Something happened. Waits for no reader; on the main thread for the monitor's file system, if it is a regular file.
+    /// Something happened. Waits for no reader; on the main thread for the monitor's file system, if it is a regular
+    /// file.
     pub fn emit(&self, source: &'static str, event: &'static str) {
         self.emit_with(source, event, []);
     }
@@ -182,8 +184,8 @@ impl Events {
         }
     }
 
-    /// A descriptor for the main thread to watch for reading, level-triggered: readable when [`Events::flush`] has something to do. `None` if
-    /// there is no monitor.
+    /// A descriptor for the main thread to watch for reading, level-triggered: readable when [`Events::flush`] has
+    /// something to do. `None` if there is no monitor.
     pub fn monitor(&self) -> Option<RawFd> {
         let monitor = self.shared.as_ref()?.monitor.as_ref()?;
         Some(monitor.as_raw_fd())
@@ -201,8 +203,8 @@ impl Events {
         }
     }
 
-    /// Gives the monitor's reader until `deadline` to read what waits. The last event is the one that it gets if it can get but one more. For
-    /// the main thread at the end of the process.
+    /// Gives the monitor's reader until `deadline` to read what waits. The last event is the one that it gets if it can
+    /// get but one more. For the main thread at the end of the process.
     pub fn finish(&self, deadline: Instant) {
         if let Some(shared) = &self.shared
             && let Some(monitor) = &shared.monitor

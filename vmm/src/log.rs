@@ -2,8 +2,9 @@
 //! as Kata's shims look for it.
 //!
 //! A reader that stops reading must not stop the VM: a line for which there is no room, on a full file system too, is dropped, and the next
-//! one that gets through is preceded by the number of those that did not. If only a part of a line was written, the next one starts with a
-//! line end. Only a reader that has gone (`EPIPE`) misses nothing. What one place in the source says too often is counted instead (`limit.rs`).
+//! one that gets through is preceded by the number of those that did not. If only a part of a line was written, the
+//! next one starts with a line end. Only a reader that has gone (`EPIPE`) misses nothing. What one place in the source
+//! says too often is counted instead (`limit.rs`).
 
 mod limit;
 mod line;

@@ -1,6 +1,6 @@
 //! What is looked for once a second while somebody listens to events, and by nobody else: errors of devices, a host or a guest without
-//! memory. It costs the data path nothing. A guest can cause such events without end: of a kind no more than one a second and [`MOST`] in
-//! [`WINDOW`] are told, with the number of what there was.
+//! memory. It costs the data path nothing. A guest can cause such events without end: of a kind no more than one a
+//! second and [`MOST`] in [`WINDOW`] are told, with the number of what there was.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -172,8 +172,8 @@ impl Watch {
 }
 
 impl Kills {
-    /// What is to be told of the guest's new `lines`, and `more` of which only the number is known: a line, and how many there were since the last
-    /// one that was told, itself included.
+    /// What is to be told of the guest's new `lines`, and `more` of which only the number is known: a line, and how
+    /// many there were since the last one that was told, itself included.
     fn tell(&mut self, lines: Vec<String>, more: u64, now: Instant, is_last: bool) -> Vec<(String, u64)> {
         let mut told = Vec::new();
         for line in lines {

@@ -73,8 +73,9 @@ impl Backlog {
     }
 }
 
-/// Writes what waits in `backlog`, as far as there is room, with its lock free meanwhile. What cannot be written, on a full file system for
-/// example, is lost, and counted. One thread at a time may do so for a backlog, while others put events into it.
+/// Writes what waits in `backlog`, as far as there is room, with its lock free meanwhile. What cannot be written, on a
+/// full file system for example, is lost, and counted. One thread at a time may do so for a backlog, while others put
+/// events into it.
 pub(super) fn send(backlog: &Mutex<Backlog>, sink: &Outlet) {
     loop {
         let head = lock(backlog).head();

@@ -1,9 +1,10 @@
 //! The monitor: one descriptor that all events are written to, from the start of husk on.
 //!
-//! Whoever tells an event has its line wait, under a lock that is never held for longer. The main thread writes what waits: its own events at once,
-//! and the rest when the monitor's descriptor is readable, which is so when another thread has told one and when a reader that was slow has
-//! made room. A pipe, a socket or a terminal is never waited for. A regular file is: nothing tells whether its file system hangs, and then the main
-//! thread does as well, as with a log in a file. No other thread does.
+//! Whoever tells an event has its line wait, under a lock that is never held for longer. The main thread writes what
+//! waits: its own events at once, and the rest when the monitor's descriptor is readable, which is so when another
+//! thread has told one and when a reader that was slow has made room. A pipe, a socket or a terminal is never waited
+//! for. A regular file is: nothing tells whether its file system hangs, and then the main thread does as well, as with
+//! a log in a file. No other thread does.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -89,7 +90,8 @@ impl Monitor {
             _ => return,
         };
         let event = EpollEvent::new(EventSet::OUT, 0);
-        // A regular file is refused, and never without room for long: what another thread has put meanwhile it has rung for.
+        // A regular file is refused, and never without room for long: what another thread has put meanwhile it has rung
+        // for.
         if self.wakeup.ctl(operation, writer.sink.as_raw_fd(), event).is_ok() {
             writer.is_watched = !writer.is_watched;
         }

@@ -33,8 +33,8 @@ pub struct Files {
 }
 
 impl Files {
-    /// Opens `path`, emptied, and `keep` more beside it, each to be of `limit` bytes at most and none of `own`. Those that are made have the
-    /// permissions `mode`.
+    /// Opens `path`, emptied, and `keep` more beside it, each to be of `limit` bytes at most and none of `own`. Those
+    /// that are made have the permissions `mode`.
     ///
     /// # Errors
     /// One of them is no regular file, or one of `own`, or cannot be written to. None has been emptied then.
@@ -57,8 +57,8 @@ impl Files {
     /// Writes the head of `bytes`, and says how many bytes that was.
     ///
     /// # Errors
-    /// `WouldBlock` when the file is full, `StorageFull` when there will be no other, `WriteZero` when nothing was taken and nothing said; what
-    /// the host says otherwise.
+    /// `WouldBlock` when the file is full, `StorageFull` when there will be no other, `WriteZero` when nothing was
+    /// taken and nothing said; what the host says otherwise.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.stuck {
             return Err(io::ErrorKind::StorageFull.into());

@@ -1,8 +1,9 @@
 //! Lines for a reader that may have no room: which of them are lost, and what the next one owes for those that are.
 //!
-//! A line that is lost is counted, and the number goes out with a later one: in a line of its own ([`Lines::tell`]) or in the later line itself
-//! ([`Lines::push`]). A line of which only a part was written is ended before anything else is. What is owed stays owed until the bytes that
-//! pay it have been written: a notice or an end of line that is lost as well is due again, and is no lost line.
+//! A line that is lost is counted, and the number goes out with a later one: in a line of its own ([`Lines::tell`]) or
+//! in the later line itself ([`Lines::push`]). A line of which only a part was written is ended before anything else
+//! is. What is owed stays owed until the bytes that pay it have been written: a notice or an end of line that is lost
+//! as well is due again, and is no lost line.
 
 use std::collections::VecDeque;
 use std::io;

@@ -121,8 +121,8 @@ impl Outlet {
     /// Writes the head of `bytes`, and says how many bytes that was.
     ///
     /// # Errors
-    /// `WouldBlock` when there is no room, `WriteZero` when nothing was taken and nothing said; what the host says otherwise. There may be
-    /// room later in all cases.
+    /// `WouldBlock` when there is no room, `WriteZero` when nothing was taken and nothing said; what the host says
+    /// otherwise. There may be room later in all cases.
     pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         let head = bytes.get(..self.chunk).unwrap_or(bytes);
         loop {
@@ -201,8 +201,8 @@ fn open(path: &Path, mode: u32) -> Result<File, OutletError> {
     }
 }
 
-/// What a write of `bytes` has `written`. Nothing is an error: whoever went on with the rest would do so for ever. Some file systems answer
-/// so, and POSIX does not forbid it (write(2)).
+/// What a write of `bytes` has `written`. Nothing is an error: whoever went on with the rest would do so for ever. Some
+/// file systems answer so, and POSIX does not forbid it (write(2)).
 pub(super) fn some_of(bytes: &[u8], written: io::Result<usize>) -> io::Result<usize> {
     match written {
         Ok(0) if !bytes.is_empty() => Err(io::ErrorKind::WriteZero.into()),

@@ -163,7 +163,8 @@ fn the_last_words_wait_for_room_but_not_for_ever() {
     assert!(reading.join().unwrap() > 300_000);
 }
 
-/// What takes nothing and says nothing would be written to for ever. The memory of a process that has ended is such a file.
+/// What takes nothing and says nothing would be written to for ever. The memory of a process that has ended is such a
+/// file.
 #[test]
 fn a_write_that_takes_nothing_is_an_error() {
     let mut child = std::process::Command::new("cat")

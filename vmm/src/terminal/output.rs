@@ -68,7 +68,8 @@ impl StdoutSink {
         Ok(Self { stdout, others })
     }
 
-    /// A sink for what is at `path`, a regular file made, or emptied unless husk writes to it itself. It is drained with standard output.
+    /// A sink for what is at `path`, a regular file made, or emptied unless husk writes to it itself. It is drained
+    /// with standard output.
     ///
     /// # Errors
     /// Nothing can be written there.

@@ -3,7 +3,8 @@
 //! Policy: bytes go out at once while the outlet takes them. When it has no room (a full pipe, a terminal that was stopped) they wait, up
 //! to [`BACKLOG_BYTES`]; beyond that the newest are refused. When the outlet fails (`EPIPE`, `EIO`, a full file system) what waits is
 //! dropped and what comes is refused, each time anew: a reader that comes back, or room in the file system, is found by the next
-//! write. Whoever writes counts what is refused; what was taken and is dropped later is added to a counter of the same. A client that fails has gone, and what waits does so for the next one.
+//! write. Whoever writes counts what is refused; what was taken and is dropped later is added to a counter of the same.
+//! A client that fails has gone, and what waits does so for the next one.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
