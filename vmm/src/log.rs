@@ -22,7 +22,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use log::{Level, LevelFilter, Log, Metadata, Record, STATIC_MAX_LEVEL};
 
 use crate::fatal::Line;
-use crate::terminal::{self, Debt, Lines, Outlet, OutletError, OwnFiles};
+use crate::terminal::{self, Losses, Outlet, OutletError, OwnFiles, PendingLines};
 
 use limit::{Admission, Limit, Origin};
 use line::{Entry, LEVELS, Speaker};
@@ -111,7 +111,7 @@ struct Logger {
     /// Those that were only counted, likewise.
     left_out: [AtomicU64; LEVELS.len()],
     /// Lines that did not get through, and have not been told of.
-    debt: Debt,
+    losses: Losses,
     /// Lines that never got through.
     lost_ever: AtomicU64,
     /// Who said too much.
@@ -134,7 +134,7 @@ struct Setup {
 static LOGGER: Logger = Logger {
     lines: [const { AtomicU64::new(0) }; LEVELS.len()],
     left_out: [const { AtomicU64::new(0) }; LEVELS.len()],
-    debt: Debt::new(),
+    losses: Losses::new(),
     lost_ever: AtomicU64::new(0),
     limit: Limit::new(),
     stderr: OnceLock::new(),
@@ -340,7 +340,7 @@ impl Log for Logger {
     /// Tells what has only been counted so far. For the end.
     fn flush(&self) {
         self.tell_left_out(None);
-        if self.debt.lost() > 0 {
+        if self.losses.lost() > 0 {
             self.say_maybe(None);
         }
     }
@@ -392,13 +392,13 @@ impl Logger {
         }
     }
 
-    /// Sends how many lines were lost, if any were, and then `entry`. What is not told stays owed.
+    /// Sends how many lines were lost, if any were, and then `entry`. What is not told is kept for later.
     fn send_after_notice(&self, entry: Option<&Entry<'_>>, socket: &File) -> Sent {
-        let lost = self.debt.take_lost();
+        let lost = self.losses.take_lost();
         if lost > 0 {
             let sent = self.send(&own_entry(format_args!("{lost}{LOST}")), socket);
             if sent != Sent::Through {
-                self.debt.lose(lost);
+                self.losses.lose(lost);
                 return sent;
             }
         }
@@ -444,12 +444,12 @@ impl Logger {
 
     /// Writes how many lines were lost, if any were, and `entry`.
     fn write(&self, entry: Option<&Entry<'_>>, to: &Outlet, end: &str) {
-        let owed = self.debt.take();
-        let (mut lines, mut text) = (Lines::default(), String::with_capacity(160));
-        lines.end_torn(owed, end);
-        if owed.lost > 0 {
-            let _ = self.line(&mut text, &own_entry(format_args!("{}{LOST}", owed.lost)), end);
-            lines.tell(text.as_bytes(), owed.lost);
+        let loss = self.losses.take();
+        let (mut lines, mut text) = (PendingLines::default(), String::with_capacity(160));
+        lines.end_torn(loss, end);
+        if loss.lost > 0 {
+            let _ = self.line(&mut text, &own_entry(format_args!("{}{LOST}", loss.lost)), end);
+            lines.tell(text.as_bytes(), loss.lost);
         }
         if let Some(entry) = entry {
             text.clear();
@@ -461,7 +461,7 @@ impl Logger {
             // When the reader has gone, nobody misses it.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             Err(_) => {
-                self.debt.add(lines.give_up());
+                self.losses.add(lines.give_up());
                 self.count_lost(entry);
             }
         }
@@ -470,7 +470,7 @@ impl Logger {
     /// `entry`, if it is one, did not get through.
     fn lose(&self, entry: Option<&Entry<'_>>) {
         if entry.is_some() {
-            self.debt.lose(1);
+            self.losses.lose(1);
         }
         self.count_lost(entry);
     }
@@ -484,7 +484,7 @@ impl Logger {
         let mut text = Line::<LAST_BYTES>::default();
         let target = self.setup.get().map(|setup| &setup.target);
         let has_file = matches!(target, Some(Target::File(_)));
-        let torn = self.debt.is_torn();
+        let torn = self.losses.is_torn();
         if torn && !has_file {
             text.push(terminal::line_end().as_bytes());
         }

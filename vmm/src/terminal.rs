@@ -43,7 +43,7 @@ pub use files::{Files, numbered};
 pub use input::{Arrival, Input};
 pub use journal::Journal;
 pub use line::Line;
-pub use lossy::{Debt, Lines, Owed};
+pub use lossy::{Loss, Losses, PendingLines};
 pub use outlet::{Outlet, OutletError};
 pub use output::{PortSink, StdoutSink};
 pub use own::{FileId, OwnFiles};
@@ -194,7 +194,7 @@ fn ready_within(fd: BorrowedFd<'_>, events: i16, timeout_ms: i32) -> bool {
 pub struct WindowSize {
     /// Characters in a line.
     pub columns: u16,
-    /// Lines.
+    /// PendingLines.
     pub rows: u16,
 }
 

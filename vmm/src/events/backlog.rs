@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use husk_devices::lock;
 
 use super::record::Record;
-use crate::terminal::{Debt, Lines, Outlet};
+use crate::terminal::{Losses, Outlet, PendingLines};
 
 /// Bytes of events that wait for their reader.
 const BACKLOG_BYTES: usize = 64 << 10;
@@ -15,22 +15,22 @@ const CHUNK: usize = 4096;
 
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
-    lines: Lines,
+    lines: PendingLines,
     /// Events that found no room since the last one that did.
-    debt: Debt,
+    losses: Losses,
 }
 
 impl Backlog {
     /// Has an event wait, if there is room for it.
     pub(super) fn put(&mut self, record: &Record) {
-        let line = record.line(self.debt.lost());
+        let line = record.line(self.losses.lost());
         if self.lines.bytes().len().saturating_add(line.len()) > BACKLOG_BYTES {
-            self.debt.lose(1);
+            self.losses.lose(1);
             return;
         }
-        let owed = self.debt.take();
-        self.lines.end_torn(owed, "\n");
-        self.lines.push(&line, owed.lost);
+        let loss = self.losses.take();
+        self.lines.end_torn(loss, "\n");
+        self.lines.push(&line, loss.lost);
     }
 
     /// Takes all that waits.
@@ -45,14 +45,14 @@ impl Backlog {
 
     /// Whether the last event was lost.
     pub(super) fn has_lost(&self) -> bool {
-        self.debt.lost() > 0
+        self.losses.lost() > 0
     }
 
     /// Has the last event wait after all, which was lost, with the number of the others that were.
     pub(super) fn put_lost(&mut self, last: &Record) {
-        let owed = self.debt.take();
-        let others = owed.lost.saturating_sub(1);
-        self.lines.end_torn(owed, "\n");
+        let loss = self.losses.take();
+        let others = loss.lost.saturating_sub(1);
+        self.lines.end_torn(loss, "\n");
         self.lines.push(&last.line(others), others);
     }
 
@@ -67,7 +67,7 @@ impl Backlog {
         match written {
             Ok(count) => self.lines.wrote(count),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-            Err(_) => self.debt.add(self.lines.give_up()),
+            Err(_) => self.losses.add(self.lines.give_up()),
         }
         true
     }

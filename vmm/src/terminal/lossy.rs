@@ -1,9 +1,9 @@
-//! Lines for a reader that may have no room: which of them are lost, and what the next one owes for those that are.
+//! Lines for a reader that may have no room: which of them are lost, and what the next one has to tell of those.
 //!
-//! A line that is lost is counted, and the number goes out with a later one: in a line of its own ([`Lines::tell`]) or
-//! in the later line itself ([`Lines::push`]). A line of which only a part was written is ended before anything else
-//! is. What is owed stays owed until the bytes that pay it have been written: a notice or an end of line that is lost
-//! as well is due again, and is no lost line.
+//! A line that is lost is counted, and the number goes out with a later one: in a line of its own
+//! ([`PendingLines::tell`]) or in the later line itself ([`PendingLines::push`]). A line of which only a part was
+//! written is ended before anything else is. A loss counts as told only when the bytes that tell of it have been
+//! written: a notice or an end of line that could not be written is to be written again, and is no lost line.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,24 +11,24 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::Outlet;
 
-/// What is owed to a reader. Nothing here waits, and any thread or signal handler may look at it.
+/// What a reader has lost and was not told of. Nothing here waits: a signal handler may look at it.
 #[derive(Debug)]
-pub struct Debt {
+pub struct Losses {
     lost: AtomicU64,
     torn: AtomicBool,
 }
 
-/// A debt that was taken over by lines which are about to be written.
+/// A loss that lines which are about to be written tell of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use = "what is dropped is never told"]
-pub struct Owed {
+pub struct Loss {
     /// Lines that were lost and have not been told of.
     pub lost: u64,
     /// Of the last line only a part was written.
     pub torn: bool,
 }
 
-impl Debt {
+impl Losses {
     /// Nothing is lost.
     pub const fn new() -> Self {
         Self {
@@ -37,26 +37,26 @@ impl Debt {
         }
     }
 
-    /// `lines` more are lost, of which nothing was written; or lost ones, taken over, were not told of.
+    /// `lines` more are lost, of which nothing was written; or were taken, and not told of.
     pub fn lose(&self, lines: u64) {
         self.lost.fetch_add(lines, Ordering::Relaxed);
     }
 
-    /// `owed` is owed again, or in addition.
-    pub fn add(&self, owed: Owed) {
-        self.lose(owed.lost);
-        self.torn.fetch_or(owed.torn, Ordering::Relaxed);
+    /// `loss` is still to be told of, or in addition.
+    pub fn add(&self, loss: Loss) {
+        self.lose(loss.lost);
+        self.torn.fetch_or(loss.torn, Ordering::Relaxed);
     }
 
-    /// Takes all of it over.
-    pub fn take(&self) -> Owed {
-        Owed {
+    /// Takes all of it: what the caller does not tell of, it gives back by [`Losses::add`].
+    pub fn take(&self) -> Loss {
+        Loss {
             lost: self.take_lost(),
             torn: self.torn.swap(false, Ordering::Relaxed),
         }
     }
 
-    /// As [`Debt::take`], for what has no torn lines: the number of those that were lost and have not been told of.
+    /// As [`Losses::take`], for what has no torn lines: the number of those that were lost and have not been told of.
     pub fn take_lost(&self) -> u64 {
         self.lost.swap(0, Ordering::Relaxed)
     }
@@ -72,7 +72,7 @@ impl Debt {
     }
 }
 
-impl Default for Debt {
+impl Default for Losses {
     fn default() -> Self {
         Self::new()
     }
@@ -80,7 +80,7 @@ impl Default for Debt {
 
 /// Whole lines on their way to a reader, of which the first may have been written in part.
 #[derive(Debug, Default)]
-pub struct Lines {
+pub struct PendingLines {
     bytes: Vec<u8>,
     /// How many bytes at the beginning end a line that was torn.
     ending: usize,
@@ -96,10 +96,10 @@ struct Line {
     worth: u64,
 }
 
-impl Lines {
-    /// Ends the torn line of `owed`, if there is one, by `end`. Before the first of the lines.
-    pub fn end_torn(&mut self, owed: Owed, end: &str) {
-        if owed.torn && self.bytes.is_empty() {
+impl PendingLines {
+    /// Ends the torn line of `loss`, if there is one, by `end`. Before the first of the lines.
+    pub fn end_torn(&mut self, loss: Loss, end: &str) {
+        if loss.torn && self.bytes.is_empty() {
             self.bytes.extend(end.as_bytes());
             self.ending = end.len();
         }
@@ -139,15 +139,15 @@ impl Lines {
         }
     }
 
-    /// Gives up what has not been written; what is owed for it.
-    pub fn give_up(&mut self) -> Owed {
+    /// Gives up what has not been written; the loss that this is.
+    pub fn give_up(&mut self) -> Loss {
         let lost = self
             .lines
             .iter()
             .fold(0, |sum: u64, line| sum.saturating_add(line.worth));
         let torn = self.ending > 0 || self.begun > 0;
         *self = Self::default();
-        Owed { lost, torn }
+        Loss { lost, torn }
     }
 
     /// Takes what has not been written: it is somebody else's to write.
@@ -158,7 +158,7 @@ impl Lines {
     /// Writes as far as `to` takes it, in one write where it takes all in one, so that lines of two threads do not mix.
     ///
     /// # Errors
-    /// Why it takes no more at present; [`Lines::wrote`] has taken note of what it took.
+    /// Why it takes no more at present; [`PendingLines::wrote`] has taken note of what it took.
     pub fn write_to(&mut self, to: &Outlet) -> io::Result<()> {
         while !self.bytes.is_empty() {
             let count = to.write(&self.bytes)?;
@@ -172,42 +172,42 @@ impl Lines {
 mod tests {
     use super::*;
 
-    const NOTHING: Owed = Owed { lost: 0, torn: false };
+    const NOTHING: Loss = Loss { lost: 0, torn: false };
 
     /// A torn line is ended, a notice of `lost` follows, then a line.
-    fn lines(owed: Owed) -> Lines {
-        let mut lines = Lines::default();
-        lines.end_torn(owed, "\r\n");
-        if owed.lost > 0 {
-            lines.tell(b"lost\n", owed.lost);
+    fn lines(loss: Loss) -> PendingLines {
+        let mut lines = PendingLines::default();
+        lines.end_torn(loss, "\r\n");
+        if loss.lost > 0 {
+            lines.tell(b"lost\n", loss.lost);
         }
         lines.push(b"line\n", 0);
         lines
     }
 
     #[test]
-    fn what_is_owed_is_paid_by_the_bytes_that_were_written() {
-        let owed = Owed { lost: 7, torn: true };
+    fn a_loss_is_told_by_the_bytes_that_were_written() {
+        let loss = Loss { lost: 7, torn: true };
         for (written, left) in [
-            (0, Owed { lost: 8, torn: true }),
-            (1, Owed { lost: 8, torn: true }),
-            (2, Owed { lost: 8, torn: false }),
-            (3, Owed { lost: 8, torn: true }),
-            (7, Owed { lost: 1, torn: false }),
-            (8, Owed { lost: 1, torn: true }),
-            (11, Owed { lost: 1, torn: true }),
+            (0, Loss { lost: 8, torn: true }),
+            (1, Loss { lost: 8, torn: true }),
+            (2, Loss { lost: 8, torn: false }),
+            (3, Loss { lost: 8, torn: true }),
+            (7, Loss { lost: 1, torn: false }),
+            (8, Loss { lost: 1, torn: true }),
+            (11, Loss { lost: 1, torn: true }),
             (12, NOTHING),
         ] {
-            let mut lines = lines(owed);
+            let mut lines = lines(loss);
             assert_eq!(lines.bytes(), b"\r\nlost\nline\n");
             lines.wrote(written);
             assert_eq!(lines.give_up(), left, "{written}");
             assert_eq!(lines.give_up(), NOTHING, "once");
         }
         for byte in 0..=12 {
-            let mut lines = lines(owed);
+            let mut lines = lines(loss);
             (0..byte).for_each(|_| lines.wrote(1));
-            let mut at_once = self::lines(owed);
+            let mut at_once = self::lines(loss);
             at_once.wrote(byte);
             assert_eq!(lines.give_up(), at_once.give_up(), "{byte}");
         }
@@ -215,23 +215,23 @@ mod tests {
 
     #[test]
     fn a_line_that_tells_is_lost_with_what_it_tells_wherever_it_stands() {
-        let mut lines = Lines::default();
+        let mut lines = PendingLines::default();
         lines.push(b"a\n", 0);
         lines.push(b"b\n", 3);
         lines.wrote(2);
-        assert_eq!(lines.give_up(), Owed { lost: 4, torn: false });
+        assert_eq!(lines.give_up(), Loss { lost: 4, torn: false });
     }
 
     #[test]
-    fn a_debt_is_taken_over_once() {
-        let debt = Debt::new();
-        debt.lose(1);
-        debt.add(Owed { lost: 3, torn: true });
-        debt.add(NOTHING);
-        assert_eq!((debt.lost(), debt.is_torn()), (4, true));
-        assert_eq!(debt.take(), Owed { lost: 4, torn: true });
-        assert_eq!(debt.take(), NOTHING);
-        debt.add(Owed { lost: 2, torn: true });
-        assert_eq!((debt.take_lost(), debt.take()), (2, Owed { lost: 0, torn: true }));
+    fn a_loss_is_taken_once() {
+        let losses = Losses::new();
+        losses.lose(1);
+        losses.add(Loss { lost: 3, torn: true });
+        losses.add(NOTHING);
+        assert_eq!((losses.lost(), losses.is_torn()), (4, true));
+        assert_eq!(losses.take(), Loss { lost: 4, torn: true });
+        assert_eq!(losses.take(), NOTHING);
+        losses.add(Loss { lost: 2, torn: true });
+        assert_eq!((losses.take_lost(), losses.take()), (2, Loss { lost: 0, torn: true }));
     }
 }
