@@ -11,12 +11,15 @@
 //! |--------|-------|-----|-----------------------------------------------------------|
 //! | 0x00   | 4     | R   | `num_pages`: how large the balloon should be, in 4 KiB    |
 //! | 0x04   | 4     | RW  | `actual`: how large it is, by the driver's word           |
+//! | 0x08   | 4     | R   | `free_page_hint_cmd_id`: 0, its feature is not offered    |
+//! | 0x0c   | 4     | RW  | `poison_val`: what the driver fills free pages with       |
 //!
 //! Queues of features that were not negotiated are left out, and those behind them move up, as Linux and QEMU have it.
 //!
 //! Pages in the balloon, and pages that are reported free, are given back to the host at once ([`Discard`]). The guest gets a page again by
 //! touching it: the host then has to find one. What it reports free has to be so when it says it: the driver keeps such pages aside until
-//! their request is answered.
+//! their request is answered. A guest that fills free pages with something else than zeroes finds it there again (§5.5.6.4.2): its reports
+//! are answered, and its pages stay. Without `VIRTIO_BALLOON_F_PAGE_POISON` a Linux that fills them at all would not report them.
 
 mod pages;
 mod stats;
@@ -25,7 +28,7 @@ pub use stats::BalloonStats;
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -49,10 +52,16 @@ const QUEUE_SIZES: [u16; 4] = [64, 64, 16, 64];
 /// Feature bits (virtio 1.2 §5.5.3).
 const VIRTIO_BALLOON_F_STATS_VQ: u64 = 1 << 1;
 const VIRTIO_BALLOON_F_DEFLATE_ON_OOM: u64 = 1 << 2;
+const VIRTIO_BALLOON_F_PAGE_POISON: u64 = 1 << 4;
 const VIRTIO_BALLOON_F_PAGE_REPORTING: u64 = 1 << 5;
 
 const ACTUAL: usize = 4;
-const CONFIG_BYTES: usize = 8;
+const POISON: usize = 12;
+const CONFIG_BYTES: usize = 16;
+
+/// Ranges that are given back in one wake, and those of one more request: each costs the host some microseconds, and who stops or pauses
+/// the device waits for them.
+const DISCARDS_PER_WAKE: usize = 4096;
 
 const INFLATE: u32 = 0;
 const DEFLATE: u32 = 1;
@@ -62,11 +71,10 @@ const REFRESH: u32 = 4;
 
 /// What gives pages of guest RAM back to the host.
 pub trait Discard: Send + Sync {
-    /// Gives the whole pages among `bytes` bytes of RAM from guest-physical `gpa` on back. What the guest reads there next is zero. Ranges
-    /// without RAM, or in part, are cut to what there is.
+    /// Gives `bytes` bytes of RAM from guest-physical `gpa` on back, whole pages of 4 KiB. What the guest reads there next is zero.
     ///
     /// # Errors
-    /// The host refuses; the pages are as they were.
+    /// Not whole pages, or not all of it RAM of such pages: nothing has changed. The host refuses: part of it may be given back.
     fn discard(&self, gpa: u64, bytes: u64) -> io::Result<()>;
 }
 
@@ -127,6 +135,8 @@ struct Shared {
     target_pages: u32,
     config: ConfigBytes,
     actual: [u8; 4],
+    /// Shared with the handler, which is at work without the lock.
+    poison: Arc<AtomicU32>,
     stats: BalloonStats,
     config_changed: Option<Notify>,
     on_change: Arc<dyn Fn() + Send + Sync>,
@@ -139,6 +149,11 @@ impl Shared {
         self.config.update(ACTUAL, &actual);
         self.show_size();
         (self.on_change)();
+    }
+
+    fn set_poison(&mut self, poison: [u8; 4]) {
+        self.poison.store(u32::from_le_bytes(poison), Ordering::Release);
+        self.config.update(POISON, &poison);
     }
 
     fn set_driver(&mut self, config_changed: Option<Notify>) {
@@ -171,25 +186,33 @@ impl ConfigAccess for Shared {
         self.config.read(offset, data);
     }
 
-    /// The driver may write `actual`, and nothing else (virtio 1.2 §5.5.6).
+    /// The driver may write `actual` and `poison_val`, and nothing else (virtio 1.2 §5.5.6).
     fn write(&mut self, offset: u64, data: &[u8]) {
-        let mut actual = self.actual;
-        for (distance, byte) in (0..).zip(data) {
-            let at = offset.checked_add(distance);
-            let place = at.and_then(|at| at.checked_sub(ACTUAL as u64));
-            let place = place.and_then(|place| usize::try_from(place).ok());
-            if let Some(place) = place.and_then(|place| actual.get_mut(place)) {
-                *place = *byte;
-            }
-        }
-        if actual != self.actual {
+        let (was, actual) = (self.actual, written(self.actual, ACTUAL, offset, data));
+        if actual != was {
             self.set_actual(actual);
         }
+        let poison = self.poison.load(Ordering::Acquire).to_le_bytes();
+        self.set_poison(written(poison, POISON, offset, data));
     }
 
     fn generation(&self) -> u8 {
         self.config.generation()
     }
+}
+
+/// The field at `at`, of the bytes `field`, once `data` has been written to `offset`.
+fn written(mut field: [u8; 4], at: usize, offset: u64, data: &[u8]) -> [u8; 4] {
+    for (distance, byte) in (0..).zip(data) {
+        let place = offset
+            .checked_add(distance)
+            .and_then(|place| place.checked_sub(at as u64));
+        let place = place.and_then(|place| usize::try_from(place).ok());
+        if let Some(place) = place.and_then(|place| field.get_mut(place)) {
+            *place = *byte;
+        }
+    }
+    field
 }
 
 /// The host's end of a balloon. From any thread, never blocks for long.
@@ -273,6 +296,7 @@ impl Balloon {
             target_pages: 0,
             config: ConfigBytes::new([0; CONFIG_BYTES]),
             actual: [0; 4],
+            poison: Arc::default(),
             stats: BalloonStats::default(),
             config_changed: None,
             on_change: Arc::new(on_change),
@@ -303,9 +327,10 @@ impl Balloon {
 impl VirtioDevice for Balloon {
     fn profile(&self) -> Profile {
         let when = |on, feature| if on { feature } else { 0 };
+        let reporting = VIRTIO_BALLOON_F_PAGE_REPORTING | VIRTIO_BALLOON_F_PAGE_POISON;
         let features = VIRTIO_BALLOON_F_STATS_VQ
             | when(self.config.deflate_on_oom, VIRTIO_BALLOON_F_DEFLATE_ON_OOM)
-            | when(self.config.free_page_reporting, VIRTIO_BALLOON_F_PAGE_REPORTING);
+            | when(self.config.free_page_reporting, reporting);
         let queues = if self.config.free_page_reporting { 4 } else { 3 };
         Profile {
             id: VIRTIO_ID_BALLOON,
@@ -341,10 +366,11 @@ impl VirtioDevice for Balloon {
         };
         let stats = optional(VIRTIO_BALLOON_F_STATS_VQ)?;
         let reporting = optional(VIRTIO_BALLOON_F_PAGE_REPORTING)?;
-        let on_change = {
+        let (on_change, poison) = {
             let mut shared = lock(&self.handle.shared);
             shared.set_driver(Some(activation.config_changed));
-            shared.on_change.clone()
+            let poison = (features & VIRTIO_BALLOON_F_PAGE_POISON != 0).then(|| shared.poison.clone());
+            (shared.on_change.clone(), poison)
         };
         on_change();
         Ok(vec![Box::new(BalloonHandler {
@@ -353,6 +379,7 @@ impl VirtioDevice for Balloon {
             stats,
             reporting,
             held: None,
+            poison,
             right: Arc::new(AtomicBool::new(true)),
             handle: self.handle.clone(),
             memory: self.memory.clone(),
@@ -368,6 +395,8 @@ struct BalloonHandler {
     reporting: Option<Ring>,
     /// The head of the buffer with which the driver can be asked for statistics.
     held: Option<u16>,
+    /// What the driver fills free pages with, if it has said that it may.
+    poison: Option<Arc<AtomicU32>>,
     /// Whether guest memory may be touched.
     right: Arc<AtomicBool>,
     handle: BalloonHandle,
@@ -378,13 +407,26 @@ struct BalloonHandler {
 impl BalloonHandler {
     fn inflate(&mut self) -> Result<(), HandlerError> {
         let (memory, metrics) = (&*self.memory, &*self.metrics);
+        let mut left = DISCARDS_PER_WAKE;
         self.inflate.drain(|reader, _| {
-            match pages::ranges(reader, |gpa, bytes| discard(memory, metrics, gpa, bytes)) {
+            if left == 0 {
+                return Ok(Step::Later);
+            }
+            let given = pages::ranges(reader, |gpa, bytes| {
+                left = left.saturating_sub(1);
+                discard(memory, metrics, gpa, bytes);
+            });
+            match given {
                 Ok(count) => metrics.inflated_pages.add(count as u64),
                 Err(_) => metrics.bad_requests.inc(),
             }
             Ok(Step::Used(0))
-        })
+        })?;
+        if left == 0 {
+            // Again, after whatever else waits.
+            self.inflate.kick_self();
+        }
+        Ok(())
     }
 
     fn deflate(&mut self) -> Result<(), HandlerError> {
@@ -433,14 +475,22 @@ impl BalloonHandler {
     /// Each buffer is memory that is free.
     fn take_report(&mut self) -> Result<(), HandlerError> {
         let Some(ring) = &mut self.reporting else { return Ok(()) };
+        let poison = self.poison.as_ref().map_or(0, |poison| poison.load(Ordering::Acquire));
+        let mut left = DISCARDS_PER_WAKE;
         ring.take_kick();
         loop {
             while let Some(chain) = ring.pop()? {
-                for (gpa, bytes) in chain.writable_ranges() {
+                for (gpa, bytes) in chain.writable_ranges().filter(|_| poison == 0) {
+                    left = left.saturating_sub(1);
                     self.metrics.reported_bytes.add(bytes);
                     discard(&*self.memory, &self.metrics, gpa, bytes);
                 }
                 ring.push(chain.head(), 0)?;
+                if left == 0 {
+                    // Again, after whatever else waits.
+                    ring.kick_self();
+                    return Ok(ring.signal()?);
+                }
             }
             if !ring.enable_kicks()? {
                 break;
@@ -501,6 +551,7 @@ impl Handler for BalloonHandler {
         let mut shared = lock(&this.handle.shared);
         shared.set_driver(None);
         shared.set_actual([0; 4]);
+        shared.set_poison([0; 4]);
         drop(shared);
         let rings = [Some(this.inflate), Some(this.deflate), this.stats, this.reporting];
         rings.into_iter().flatten().map(Ring::into_state).collect()

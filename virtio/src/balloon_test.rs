@@ -356,5 +356,68 @@ fn features_are_offered_as_configured() {
         deflate_on_oom: true,
         free_page_reporting: true,
     };
-    assert_eq!(offered(all), (ALL | VIRTIO_BALLOON_F_DEFLATE_ON_OOM, 4));
+    let features = ALL | VIRTIO_BALLOON_F_DEFLATE_ON_OOM | VIRTIO_BALLOON_F_PAGE_POISON;
+    assert_eq!(offered(all), (features, 4));
+}
+
+#[test]
+fn a_guest_that_fills_free_pages_finds_them_as_it_left_them() {
+    let mut bench = Bench::new();
+    let poison = |bench: &Bench, value: u32| {
+        let config = bench.device.config();
+        config.lock().unwrap().write(12, &value.to_le_bytes());
+    };
+    let report = |bench: &mut Bench| {
+        bench.drivers[3].add(&[Buf::In(PAGES, 0x2000)]);
+        bench.wake(REPORTING).unwrap();
+        bench.drivers[3].take_used().unwrap();
+        bench.host.done()
+    };
+    // Without the feature the field is nothing.
+    poison(&bench, 0xaa);
+    assert_eq!(report(&mut bench), [(PAGES, 0x2000)]);
+    bench.reset();
+    let all = ALL | VIRTIO_BALLOON_F_PAGE_POISON;
+    assert_eq!(bench.device.profile().features & all, all);
+    poison(&bench, 0xaaaa_aaaa);
+    bench.start(all);
+    assert_eq!(report(&mut bench), []);
+    let mut field = [0; 4];
+    bench.device.config().lock().unwrap().read(12, &mut field);
+    assert_eq!(field, [0xaa; 4]);
+    // Zeroes are what the host gives.
+    poison(&bench, 0);
+    assert_eq!(report(&mut bench), [(PAGES, 0x2000)]);
+    // The next driver says for itself.
+    poison(&bench, 1);
+    bench.reset();
+    bench.start(all);
+    assert_eq!(report(&mut bench), [(PAGES, 0x2000)]);
+}
+
+/// Who pauses or stops the device waits for a wake to end.
+#[test]
+fn a_wake_gives_so_many_ranges_back_and_the_rest_comes_after_whatever_else_waits() {
+    let mut bench = Bench::new();
+    // Every other page: no two of them are one range.
+    let pages: Vec<u8> = (0..1024_u32).flat_map(|page| (2 * page).to_le_bytes()).collect();
+    bench.drivers[0].write(PAGES, &pages);
+    for _ in 0..20 {
+        bench.drivers[0].add(&[Buf::Out(PAGES, 4096)]);
+    }
+    let mut given = Vec::new();
+    loop {
+        bench.wake(INFLATE).unwrap();
+        let done = bench.host.done().len();
+        assert!(done <= DISCARDS_PER_WAKE + 1024, "{done}");
+        if done == 0 {
+            break;
+        }
+        given.push(done);
+        // It has rung its own doorbell.
+        assert!(bench.drivers[0].kick.read().is_ok());
+        bench.drivers[0].kick.write(1).unwrap();
+    }
+    assert_eq!((given.len(), given.iter().sum::<usize>()), (5, 20 * 1024));
+    assert_eq!(bench.counter("inflated_pages"), 20 * 1024);
 }

@@ -112,7 +112,7 @@ pub trait Backing: Send {
     /// Takes `bytes` bytes at `offset` of the region from the guest, all of which it has, and gives their pages back to the host.
     ///
     /// # Errors
-    /// The host cannot at present. Nothing has changed.
+    /// The host cannot at present. The guest has all of it as before, but part of it may be empty.
     fn unplug(&mut self, offset: u64, bytes: u64) -> io::Result<()>;
 }
 

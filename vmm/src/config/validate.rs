@@ -153,6 +153,9 @@ pub enum ConfigError {
     /// A balloon gives nothing back of huge pages.
     #[error("balloon: reclaim_idle is given, memory.hugepages is on: huge pages are not given back")]
     ReclaimHugePages,
+    /// Pages that the balloon would take from the guest and give to nobody.
+    #[error("balloon.size: RAM of huge pages is not given back to the host; allowed: 0")]
+    BalloonHugePages,
     /// Pages that x86-64 does not have.
     #[error("memory: hugepage_size is {}, allowed: 2 MiB, 1 GiB", Size(*.0))]
     HugePage(u64),
@@ -482,6 +485,7 @@ impl BalloonConfig {
         match self.reclaim_idle {
             Some(found) if !(1..=Self::RECLAIM_IDLE_MAX).contains(&found) => Err(ConfigError::ReclaimIdle { found }),
             Some(_) if memory.hugepages => Err(ConfigError::ReclaimHugePages),
+            _ if memory.hugepages && self.size > 0 => Err(ConfigError::BalloonHugePages),
             _ => Ok(()),
         }
     }

@@ -518,6 +518,25 @@ fn fields_that_exclude_each_other_or_mean_nothing_together_are_named() {
 }
 
 #[test]
+fn a_balloon_of_huge_pages_has_no_size() {
+    let with = |size| {
+        let mut config = good();
+        config.memory.hugepages = true;
+        config.balloon = Some(BalloonConfig {
+            size,
+            free_page_reporting: true,
+            ..BalloonConfig::default()
+        });
+        config.validate(HOST)
+    };
+    assert_eq!(
+        with(2 << 20).unwrap_err().to_string(),
+        "balloon.size: RAM of huge pages is not given back to the host; allowed: 0"
+    );
+    with(0).unwrap();
+}
+
+#[test]
 fn a_balloon_is_whole_pages_and_leaves_the_guest_some() {
     let balloon = |size| BalloonConfig {
         size,

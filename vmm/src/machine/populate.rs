@@ -143,9 +143,13 @@ fn add_balloon(
 ) -> Result<BalloonHandle, BuildError> {
     let failed = |error: Box<dyn Error + Send + Sync>| BuildError::device("balloon", error);
     let waker = devices.threads().waker();
+    let reports = config.free_page_reporting && !memory.has_huge_pages();
+    if reports != config.free_page_reporting {
+        log::warn!("balloon: free pages are not reported, since RAM is of huge pages, which are not given back");
+    }
     let features = husk_virtio::balloon::BalloonConfig {
         deflate_on_oom: config.deflate_on_oom,
-        free_page_reporting: config.free_page_reporting,
+        free_page_reporting: reports,
     };
     let device = Balloon::new(features, memory.clone(), move || waker.wake_by_ref()).map_err(|e| failed(e.into()))?;
     let handle = device.handle();

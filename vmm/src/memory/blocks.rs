@@ -85,7 +85,7 @@ impl Blocks {
         })
     }
 
-    /// Plugs the blocks in `range`, counted from the window's start. They are empty.
+    /// Plugs the blocks in `range`, counted from the window's start. They are empty, whatever a guest has done to them before.
     ///
     /// # Errors
     /// [`MemoryError::Outside`], [`MemoryError::Unit`], or the host's refusal, with figures. Nothing of
@@ -108,19 +108,64 @@ impl Blocks {
     /// Unplugs the blocks in `range`, counted from the window's start: their pages are the host's again.
     ///
     /// # Errors
-    /// As [`Blocks::plug`]; what comes before the failure is unplugged.
+    /// As [`Blocks::plug`]. All of it is plugged then, as before, but what comes before the failure is empty.
     pub fn unplug(&mut self, range: &Range<u64>) -> Result<(), MemoryError> {
         self.check(range)?;
+        let mut undone = Vec::new();
         for part in self.parts(range) {
-            let Some(chunk) = self.chunks.get_mut(&part.chunk) else {
-                continue;
-            };
-            chunk.region.discard_committed(&part.inside())?;
-            mark(chunk, part, self.block, false);
-            self.drop_if_empty(part.chunk);
-            self.cover(part.chunk, &part.inside());
+            let was_plugged = self.chunks.get(&part.chunk).map(|chunk| chunk.marks(part, self.block));
+            if let Err(error) = self.unplug_part(part) {
+                for (part, marks) in undone {
+                    self.plug_again(part, marks);
+                }
+                return Err(error);
+            }
+            undone.extend(was_plugged.map(|marks| (part, marks)));
         }
         Ok(())
+    }
+
+    fn unplug_part(&mut self, part: Part) -> Result<(), MemoryError> {
+        let (unit, block, inside) = (self.unit, self.block, part.inside());
+        let Some(chunk) = self.chunks.get_mut(&part.chunk) else {
+            return Ok(());
+        };
+        let marks = chunk.marks(part, block);
+        if !chunk.region.is_shared() {
+            // The sink takes the place of these pages, and of those that a vCPU has touched since.
+            chunk.region.discard_committed(&inside)?;
+            mark(chunk, part, block, false);
+        } else {
+            // The pages of a file stay when something else is mapped over them. A vCPU that touched them after they had been given
+            // back would have new ones made, which nobody gives back: so the sink comes first.
+            chunk.region.touch_reserved(&inside);
+            mark(chunk, part, block, false);
+            self.cover(part.chunk, &inside);
+            let chunk = self.chunks.get_mut(&part.chunk).expect("nothing is dropped between");
+            if let Err(error) = chunk.region.discard(&inside) {
+                let bare = chunk.bare(&inside, unit, block);
+                let uncovered = bare.iter().try_for_each(|unit| chunk.region.uncover(unit));
+                let restored = uncovered.and_then(|()| chunk.region.restore(&inside));
+                restored.unwrap_or_else(|again| log::error!("virtio-mem: {}", chain(&again)));
+                chunk.put_marks(part, block, &marks);
+                return Err(error);
+            }
+        }
+        self.drop_if_empty(part.chunk);
+        self.cover(part.chunk, &inside);
+        Ok(())
+    }
+
+    /// Plugs those blocks of `part` again that had `marks`.
+    fn plug_again(&mut self, part: Part, marks: Vec<bool>) {
+        for (number, _) in (0..).zip(marks).filter(|(_, plugged)| *plugged) {
+            let again = self.plug_part(Part {
+                offset: part.offset + number * self.block,
+                len: self.block,
+                ..part
+            });
+            again.unwrap_or_else(|error| log::error!("virtio-mem: {}", chain(&error)));
+        }
     }
 
     /// Bytes that are plugged.
@@ -140,6 +185,10 @@ impl Blocks {
         let Some(chunk) = self.chunks.get_mut(&part.chunk) else {
             return Ok(());
         };
+        if self.unit > self.block {
+            // What shares a unit with a plugged block was within the guest's reach.
+            chunk.region.discard(&part.inside())?;
+        }
         let bare = chunk.bare(&part.inside(), self.unit, self.block);
         let uncovered = bare.iter().try_for_each(|unit| chunk.region.uncover(unit));
         let restored = uncovered.and_then(|()| chunk.region.restore(&part.inside()));
@@ -221,6 +270,18 @@ impl Blocks {
 }
 
 impl Chunk {
+    /// Which blocks of `part` are plugged.
+    fn marks(&self, part: Part, block: u64) -> Vec<bool> {
+        let (first, count) = (index(part.offset / block), index(part.len / block));
+        self.plugged.iter().skip(first).take(count).copied().collect()
+    }
+
+    /// Undoes [`mark`].
+    fn put_marks(&mut self, part: Part, block: u64, marks: &[bool]) {
+        let of_part = self.plugged.iter_mut().skip(index(part.offset / block));
+        of_part.zip(marks).for_each(|(of, was)| *of = *was);
+    }
+
     /// Its units of `unit` bytes that overlap `range` and have no plugged block. The last one may be short.
     fn bare(&self, range: &Range<u64>, unit: u64, block: u64) -> Vec<Range<u64>> {
         let end = self.region.info().bytes.min(range.end);

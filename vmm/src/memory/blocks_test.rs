@@ -1,4 +1,11 @@
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::super::testing::{FakeSlots, space};
 use super::*;
@@ -102,6 +109,84 @@ fn a_block_that_comes_again_is_empty_and_its_neighbours_are_not() {
 }
 
 /// What is written where no block is plugged shows wherever none is, and in no memory.
+/// A vCPU does not stop while its memory goes.
+#[test]
+fn what_is_touched_while_it_goes_leaves_no_page_behind() {
+    for shared in [false, true] {
+        let (mut blocks, space, _) = blocks(shared);
+        // Its neighbour keeps the chunk.
+        blocks.plug(&(0..BLOCK)).unwrap();
+        let (done, memory) = (AtomicBool::new(false), space.guest().memory());
+        let region = memory.find_region(GuestAddress(BASE + BLOCK)).unwrap();
+        thread::scope(|scope| {
+            let touching = scope.spawn(|| {
+                let (bytes, mut touched) = (region.as_volatile_slice().unwrap(), 0);
+                while !done.load(Ordering::Relaxed) {
+                    bytes.write_obj(1_u8, index(BLOCK) + touched % 512 * 4096).unwrap();
+                    touched += 1;
+                }
+                touched
+            });
+            let left_behind = (0..2000).find_map(|_| {
+                blocks.plug(&(BLOCK..2 * BLOCK)).unwrap();
+                blocks.unplug(&(BLOCK..2 * BLOCK)).unwrap();
+                Some(resident(&space, BLOCK)).filter(|pages| *pages > 0)
+            });
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(left_behind, None, "shared: {shared}");
+            assert!(touching.join().unwrap() > 0);
+        });
+    }
+}
+
+/// Pages of 4 KiB that the host keeps for the block at `offset`.
+fn resident(space: &AddressSpace, offset: u64) -> u64 {
+    let memory = space.guest().memory();
+    let region = memory.find_region(GuestAddress(BASE + offset)).unwrap();
+    match region.file_offset() {
+        Some(file) => file.file().metadata().unwrap().blocks() / 8,
+        // What lies over it now has taken its place, and everything that it had.
+        None => 0,
+    }
+}
+
+#[test]
+fn what_the_host_does_not_take_back_is_plugged_as_before() {
+    let (mut blocks, space, _) = blocks(true);
+    blocks.plug(&(126 * MIB..130 * MIB)).unwrap();
+    assert!(write(&space, 126 * MIB) && write(&space, 128 * MIB));
+    // Of the file's second chunk no page is given back.
+    let unplugged = thread::scope(|scope| {
+        let confined = scope.spawn(|| {
+            refuse_holes_from(128 * MIB);
+            blocks
+                .unplug(&(126 * MIB..130 * MIB))
+                .map_err(|error| chain(&error).to_string())
+        });
+        confined.join().unwrap()
+    });
+    assert!(unplugged.unwrap_err().contains("Input/output error"));
+    assert_eq!(blocks.plugged_bytes(), 4 * MIB);
+    assert_eq!((read(&space, 126 * MIB), read(&space, 128 * MIB)), (Some(0), Some(1)));
+    assert!(write(&space, 126 * MIB) && write(&space, 130 * MIB - 1));
+    blocks.unplug(&(126 * MIB..130 * MIB)).unwrap();
+    assert_eq!((blocks.plugged_bytes(), read(&space, 128 * MIB)), (0, None));
+}
+
+/// Has fallocate(2) of this thread fail with EIO from `offset` of any file on.
+fn refuse_holes_from(offset: u64) {
+    let beyond = SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Ge, offset).unwrap();
+    let rule = SeccompRule::new(vec![beyond]).unwrap();
+    let filter = SeccompFilter::new(
+        [(libc::SYS_fallocate, vec![rule])].into_iter().collect(),
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::EIO.unsigned_abs()),
+        TargetArch::x86_64,
+    );
+    let program: BpfProgram = filter.unwrap().try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
+}
+
 #[test]
 fn blocks_that_are_not_plugged_are_one_and_the_same_and_no_memory() {
     for shared in [false, true] {
@@ -254,7 +339,7 @@ fn confined_thread() {
             }
         }
     };
-    std::thread::spawn(work).join().unwrap();
+    thread::spawn(work).join().unwrap();
     eprintln!("{DONE}");
 }
 

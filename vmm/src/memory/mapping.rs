@@ -120,6 +120,12 @@ impl Mapping {
     /// As [`Mapping::discard`], of what was committed. A hole in a shared file of huge pages leaves those set aside that were never touched,
     /// so they are touched first.
     pub fn discard_committed(&self, part: &Range<u64>) -> io::Result<()> {
+        self.touch_reserved(part);
+        self.discard(part)
+    }
+
+    /// Touches huge pages of a shared file that were set aside.
+    pub fn touch_reserved(&self, part: &Range<u64>) {
         if matches!(
             (&self.backing.source, self.backing.pages),
             (Source::Shared(_), Pages::Huge { .. })
@@ -127,7 +133,6 @@ impl Mapping {
             // What the host has not set aside after all is no loss.
             let _ = self.prefault(part);
         }
-        self.discard(part)
     }
 
     /// Lays `sink` over the pages of `part`, no more than it has: who touches `part` reaches that, until [`Mapping::uncover`].

@@ -60,6 +60,19 @@ impl Region {
         discarded.map_err(|error| self.refused("give back", range, error.into()))
     }
 
+    /// Has the host find the huge pages that were set aside for `range`, committed memory in a file: a hole in the file would leave them
+    /// set aside, and frees those that are there.
+    pub(super) fn touch_reserved(&self, range: &Range<u64>) {
+        if let Ok(part) = self.part(range) {
+            self.parts().mapping.touch_reserved(&part);
+        }
+    }
+
+    /// Whether its pages are those of a file that others may have mapped.
+    pub(super) fn is_shared(&self) -> bool {
+        self.parts().mapping.backing().is_shared()
+    }
+
     /// Has the host promise pages for `range` again after [`Region::discard`]: huge ones are set aside, with `prefault` all are there.
     ///
     /// # Errors

@@ -305,6 +305,11 @@ impl AddressSpace {
         self.grow_in_reserve(Kind::VirtioMem, place, gpa, bytes, unit, Some(sink.clone()))
     }
 
+    /// Whether RAM is of huge pages, which [`AddressSpace::discard`] does not give back.
+    pub fn has_huge_pages(&self) -> bool {
+        self.config.hugepages
+    }
+
     /// Whether every page is to be there before the guest has the memory: see [`Region::prefault`].
     pub fn prefaults(&self) -> bool {
         self.config.prefault

@@ -82,6 +82,11 @@ struct Asked {
 }
 
 impl MemoryResize {
+    /// Whether RAM is of huge pages.
+    pub fn has_huge_pages(&self) -> bool {
+        self.space.has_huge_pages()
+    }
+
     /// Nothing is added yet to `space`; `blocks` is the virtio-mem device, if there is one.
     pub fn new(parts: MemoryParts, space: Arc<AddressSpace>, blocks: Option<MemHandle>) -> Self {
         Self {

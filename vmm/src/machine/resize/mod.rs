@@ -198,7 +198,9 @@ impl Resizes {
 
     /// What the machine has and will have.
     pub fn size<V: Vcpus>(&self, cpus: &Hotplug<V>, dimms: &Dimms) -> MachineSize {
-        let balloon = self.balloon.as_ref().map_or(0, |balloon| balloon.size().actual_bytes);
+        // No more than was asked for: a driver may say what it likes, and shims count with the sum.
+        let in_balloon = |size: BalloonSize| size.actual_bytes.min(size.target_bytes);
+        let balloon = self.balloon.as_ref().map_or(0, |balloon| in_balloon(balloon.size()));
         MachineSize {
             vcpus: cpus::count(cpus),
             ram_bytes: self.memory.wanted_bytes(),
@@ -268,6 +270,8 @@ impl Resizes {
             return Ok(None);
         };
         let balloon = self.balloon.as_ref().ok_or(ResizeError::NoBalloon)?;
+        // Huge pages would be taken from the guest and given to nobody.
+        let max = if self.memory.has_huge_pages() { 0 } else { max };
         let target = BalloonTarget::new(found).ok().filter(|_| found <= max);
         let target = target.ok_or(ResizeError::Balloon { found, max })?;
         Ok(Some((balloon.clone(), target)))
