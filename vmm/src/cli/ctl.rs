@@ -32,10 +32,10 @@ pub struct CtlArgs {
     #[arg(long, global = true)]
     pub json: bool,
 
-    /// Give up when husk does not answer for so long
-    #[arg(long, global = true, value_name = "SECONDS", default_value = "10", value_parser = parse_timeout)]
+    /// Give up when husk does not answer for so long; by default for as long as it may take: 10 s, 70 s to add a device, 610 s to boot
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = parse_timeout)]
     #[arg(allow_negative_numbers = true)]
-    pub timeout: Duration,
+    pub timeout: Option<Duration>,
 
     /// What to ask.
     #[command(subcommand)]

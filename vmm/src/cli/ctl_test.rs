@@ -37,7 +37,7 @@ fn sizes_and_waits_are_read_wherever_they_stand() {
     };
     assert_eq!((wanted, wait), (expected, Duration::from_millis(500)));
     let args = parse(&["--json", "--timeout", "3", "container", "list"]).unwrap();
-    assert_eq!((args.json, args.timeout), (true, Duration::from_secs(3)));
+    assert_eq!((args.json, args.timeout), (true, Some(Duration::from_secs(3))));
     assert!(matches!(args.command.into(), Request::List));
 }
 

@@ -300,7 +300,7 @@ fn run(args: RunArgs, begin: Begin) -> Code {
     match control::run(config, server, &options) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            crate::log::tell_failure(&format!("{error:#}"));
+            crate::log::tell_failure(&show::plain(&format!("{error:#}")));
             // What KVM's limits forbid is as wrong as what the architecture's do.
             let wrong = matches!(error.downcast_ref(), Some(BuildError::Config(_)));
             if wrong { Code::Usage } else { Code::Failure }
@@ -334,7 +334,7 @@ fn fail(of: Option<&str>, failure: Failure) -> Code {
     match failure {
         Failure::Usage(what) => usage(of, &what),
         Failure::Other(error) => {
-            crate::log::tell_failure(&format!("{error:#}"));
+            crate::log::tell_failure(&show::plain(&format!("{error:#}")));
             Code::Failure
         }
     }
@@ -359,9 +359,11 @@ fn check(args: CheckArgs) -> Code {
 
 fn ctl(args: CtlArgs) -> Code {
     if let CtlCommand::Events { past: false } = args.command {
-        return events(&args.socket, args.timeout, args.json);
+        return events(&args.socket, args.timeout.unwrap_or(crate::ctl::PATIENCE), args.json);
     }
-    let asked = crate::ctl::ask(&args.socket, &args.command.into(), args.timeout, args.json);
+    let request = args.command.into();
+    let patience = args.timeout.unwrap_or_else(|| crate::ctl::patience(&request));
+    let asked = crate::ctl::ask(&args.socket, &request, patience, args.json);
     match asked {
         Ok(text) => answer(&text, Code::Success),
         Err(error) => refuse(Some("ctl"), error.is_usage(), &anyhow::Error::new(error)),
@@ -417,7 +419,7 @@ fn fs(args: FileServerArgs) -> Code {
     match crate::fs::serve(options) {
         Ok(()) => Code::Success,
         Err(error) => {
-            crate::log::tell_failure(&format!("{error:#}"));
+            crate::log::tell_failure(&show::plain(&format!("{error:#}")));
             Code::Failure
         }
     }
@@ -504,6 +506,7 @@ fn refuse(of: Option<&str>, is_usage: bool, error: &anyhow::Error) -> Code {
 /// Says what is wrong with the options of a command, or of husk itself, and where the right ones are.
 fn usage(of: Option<&str>, message: &str) -> Code {
     let of = of.map(|command| format!("{command} ")).unwrap_or_default();
+    let message = show::plain(message);
     say(&format!("error: {message} (see husk {of}--help)"));
     Code::Usage
 }

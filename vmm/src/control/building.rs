@@ -16,7 +16,7 @@ use crate::machine::{BuildError, Machine, Passed};
 
 /// How long building may take. Each back-end has its own, shorter limit; what is left is memory: with `prefault` the host zeroes
 /// gigabytes in a second, or less than one when it has to make room first.
-pub(super) const BUILD_DEADLINE: Duration = Duration::from_secs(600);
+pub(crate) const BUILD_DEADLINE: Duration = Duration::from_secs(600);
 
 /// A machine, or a device, on its way. Dropping this leaves it to its thread, which takes apart what nobody wants any more.
 #[derive(Debug)]

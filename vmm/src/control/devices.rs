@@ -20,7 +20,7 @@ const REMIND: std::ops::RangeInclusive<Duration> = Duration::from_millis(20)..=D
 /// When a device that could not be taken apart is tried again: what the host refuses for the moment, it grants a moment later.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long opening a device may take. A back-end has its own, shorter limit; what is left is storage that is slow.
-const ADD_DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const ADD_DEADLINE: Duration = Duration::from_secs(60);
 
 /// `vm.add-…` of a VM that runs, until the device is open.
 struct Add {

@@ -1,6 +1,9 @@
 //! A client of the REST API: one connection, one request at a time, each answered within a deadline or given up.
 
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -42,7 +45,7 @@ pub enum ClientError {
         seconds: f64,
     },
     /// No answer.
-    #[error("{request} was not answered within {seconds} s")]
+    #[error("{request} was not answered within {seconds} s{}", goes_on(.request))]
     Silent {
         /// The request.
         request: String,
@@ -81,6 +84,14 @@ pub enum ClientError {
         /// What failed, then why, in one line.
         chain: String,
     },
+}
+
+/// What there is to know of a request that was not answered: one that changes something is carried out nevertheless.
+fn goes_on(request: &str) -> &'static str {
+    match request {
+        "vm.info" | "vmm.ping" | "vm.counters" | "vm.resize-status" | "vmm.metrics" | "vm.events" | "vmm.log-level" => "",
+        _ => "; husk goes on with it, and husk ctl SOCKET info shows how far it has come",
+    }
 }
 
 impl ClientError {
@@ -125,7 +136,8 @@ struct Asked<'a> {
 struct Head {
     bytes: usize,
     status: u16,
-    body_bytes: usize,
+    /// `None`: up to the end of the connection.
+    body_bytes: Option<usize>,
     is_stream: bool,
 }
 
@@ -135,6 +147,12 @@ struct Head {
 /// `WouldBlock` if it is full for as long; what the host says otherwise.
 pub fn dial(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
     let begin = Instant::now();
+    // A path through /proc/PID/root may be too long for an address, where the socket's own is not.
+    let (_folder, short) = match shortened(socket) {
+        Some((folder, short)) => (Some(folder), Some(short)),
+        None => (None, None),
+    };
+    let socket = short.as_deref().unwrap_or(socket);
     loop {
         match unix::connect(socket) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && begin.elapsed() < patience => {}
@@ -142,6 +160,19 @@ pub fn dial(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
         }
         thread::sleep(RETRY);
     }
+}
+
+/// The same socket by a path that fits into an address, and the open directory that this path begins in. `None` where `socket` fits, or
+/// where there is no such directory.
+fn shortened(socket: &Path) -> Option<(File, PathBuf)> {
+    if socket.as_os_str().len() <= unix::PATH_MAX {
+        return None;
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY);
+    let folder = options.open(socket.parent()?).ok()?;
+    let path = format!("/proc/self/fd/{}", folder.as_raw_fd());
+    Some((folder, Path::new(&path).join(socket.file_name()?)))
 }
 
 impl Client {
@@ -280,7 +311,10 @@ impl Client {
         if head.is_stream {
             return Err(asked.nonsense("a body of unknown length".into()));
         }
-        let end = head.bytes + head.body_bytes;
+        let end = match head.body_bytes {
+            Some(bytes) => head.bytes + bytes,
+            None => self.read_to_end(asked)?,
+        };
         while self.left.len() < end {
             self.read_more(asked)?;
         }
@@ -294,6 +328,19 @@ impl Client {
             });
         }
         Ok(body)
+    }
+
+    /// Reads until the other side hangs up, and returns how much has come.
+    fn read_to_end(&mut self, asked: &Asked<'_>) -> Result<usize, ClientError> {
+        loop {
+            match self.read_more(asked) {
+                Err(ClientError::Closed { .. }) => return Ok(self.left.len()),
+                other => other?,
+            }
+            if self.left.len() > HEAD_BYTES + BODY_BYTES {
+                return Err(asked.nonsense(format!("a body of more than {BODY_BYTES} bytes")));
+            }
+        }
     }
 
     fn read_more(&mut self, asked: &Asked<'_>) -> Result<(), ClientError> {
@@ -417,19 +464,25 @@ impl Asked<'_> {
             named.find(|field| field.name.eq_ignore_ascii_case(name))
         };
         let is_stream = field("Transfer-Encoding").is_some();
+        let status = response.code.unwrap_or_default();
+        // RFC 9112 §6.3. A refusal that does not say how long its reason is has none: its server may keep the connection.
+        let has_body = (200..300).contains(&status) && status != 204;
+        let too_long = || self.nonsense(format!("a body of more than {BODY_BYTES} bytes, or of none"));
         let body_bytes = match field("Content-Length") {
-            None => Some(0),
-            Some(field) => str::from_utf8(field.value)
-                .ok()
-                .and_then(|text| text.trim().parse().ok())
-                .filter(|bytes| *bytes <= BODY_BYTES),
+            None => (!has_body).then_some(0),
+            Some(field) => Some(
+                str::from_utf8(field.value)
+                    .ok()
+                    .and_then(|text| text.trim().parse().ok())
+                    .filter(|bytes| *bytes <= BODY_BYTES)
+                    .ok_or_else(too_long)?,
+            ),
         };
         Ok(Some(Head {
             bytes: head_bytes,
-            status: response.code.unwrap_or_default(),
+            status,
             is_stream,
-            body_bytes: body_bytes
-                .ok_or_else(|| self.nonsense(format!("a body of more than {BODY_BYTES} bytes, or of none")))?,
+            body_bytes,
         }))
     }
 

@@ -92,6 +92,8 @@ fn what_is_no_answer_of_this_api_is_named() {
             b"HTTP/1.1 200 \r\nContent-Length: 99999999999999999999\r\n\r\n",
             "the answer to vm.info is a body of more than 16777216 bytes",
         ),
+        // Without a length the body ends with the connection.
+        (b"HTTP/1.1 200 OK\r\n\r\n<html>", "the answer to vm.info is no JSON: "),
         (
             b"HTTP/1.1 200 \r\nTransfer-Encoding: chunked\r\n\r\n",
             "the answer to vm.info is a body of unknown length",
@@ -105,6 +107,21 @@ fn what_is_no_answer_of_this_api_is_named() {
         made_of(&endless).unwrap_err(),
         "the answer to vm.info is a head of more than 16384 bytes"
     );
+}
+
+#[test]
+fn a_body_without_a_length_ends_with_the_connection() {
+    let server = Server::new(|_, _| Reply::Bytes(b"HTTP/1.1 200 \r\n\r\n{\"a\": 1}".to_vec()));
+    assert_eq!(server.client().get("vm.info").unwrap(), json!({"a": 1}));
+}
+
+#[test]
+fn a_socket_whose_path_is_too_long_is_reached_through_its_folder() {
+    let server = Server::new(|_, _| Reply::Answer(200, json!(1)));
+    let socket = server.socket();
+    let long = PathBuf::from(format!("/{}{}", "./".repeat(60), socket.strip_prefix("/").unwrap().display()));
+    assert!(long.as_os_str().len() > unix::PATH_MAX);
+    assert_eq!(Client::connect(&long, PATIENCE).unwrap().get("vm.info").unwrap(), 1);
 }
 
 #[test]
@@ -129,6 +146,9 @@ fn a_server_that_does_not_answer_is_given_up() {
         .get("vmm.ping")
         .unwrap_err();
     assert_eq!(error.to_string(), "vmm.ping was not answered within 0.05 s");
+    let client = Client::connect(&server.socket(), brief);
+    let error = client.unwrap().put("vm.boot", None).unwrap_err().to_string();
+    assert!(error.starts_with("vm.boot was not answered within 0.05 s; husk goes on"), "{error}");
 }
 
 #[test]

@@ -25,6 +25,7 @@ use self::client::{Client, ClientError};
 use self::containers::{Container, ContainerError};
 use self::resize::{ResizeError, Wanted};
 use self::status::Status;
+use crate::control::{ADD_DEADLINE, BUILD_DEADLINE};
 use crate::pod::{Node, PodError, Policy, Spec};
 
 /// What a husk is asked.
@@ -128,6 +129,19 @@ pub enum DescriptionError {
     /// What is in it.
     #[error("is no JSON")]
     Json(#[from] serde_json::Error),
+}
+
+/// How long an answer takes at most that husk has at hand.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long an answer to `request` may take: as long as husk itself gives what it is asked for, and [`PATIENCE`] on top.
+pub fn patience(request: &Request) -> Duration {
+    let own = match request {
+        Request::Do("vm.boot" | "vm.reboot", _) => BUILD_DEADLINE,
+        Request::Do(name, _) if name.starts_with("vm.add-") => ADD_DEADLINE,
+        _ => Duration::ZERO,
+    };
+    own + PATIENCE
 }
 
 /// Asks the husk that serves `socket`, and returns what to print. `patience` is what each answer is given.

@@ -59,7 +59,10 @@ fn serve(mut stream: UnixStream, mut answer: impl FnMut(&str, Value) -> Reply) {
     let mut requests = BufReader::new(stream.try_clone().unwrap());
     while let Some((request, body)) = receive(&mut requests) {
         let bytes = match answer(&request, body) {
-            Reply::Answer(status, Value::Null) => format!("HTTP/1.1 {status} \r\nServer: test\r\n\r\n").into_bytes(),
+            Reply::Answer(status, Value::Null) => {
+                let length = if status == 204 { "" } else { "Content-Length: 0\r\n" };
+                format!("HTTP/1.1 {status} \r\nServer: test\r\n{length}\r\n").into_bytes()
+            }
             Reply::Answer(status, body) => {
                 let body = body.to_string();
                 let head = format!("HTTP/1.1 {status} \r\nContent-Type: application/json\r\n");

@@ -63,7 +63,7 @@ impl Look {
 impl Said {
     fn ask(husk: &Husk, patience: Duration) -> Self {
         let mut said = Self::default();
-        let Some(socket) = &husk.socket else {
+        let Some(socket) = &husk.reachable_socket() else {
             return Self {
                 state: "no API".into(),
                 ..said

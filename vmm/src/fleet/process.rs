@@ -49,9 +49,12 @@ impl Husk {
         // Only who may look into a process is told what it runs.
         let program = fs::read_link(folder.join("exe")).ok()?;
         let name = program.file_name()?.to_str()?;
-        if !is_name(name.trim_end_matches(" (deleted)")) {
-            return None;
-        }
+        is_name(name.trim_end_matches(" (deleted)")).then(|| Self::called_anything(proc, pid))?
+    }
+
+    /// As [`find`](Self::find), for a process that the user has named: its program's file may be called anything.
+    pub fn called_anything(proc: &Path, pid: u32) -> Option<Self> {
+        let folder = proc.join(pid.to_string());
         let arguments = fs::read(folder.join("cmdline")).ok()?;
         let arguments: Vec<String> = arguments
             .split(|byte| *byte == 0)
@@ -83,6 +86,12 @@ impl Husk {
         })
     }
 
+    /// Whether its arguments are those of a husk that has a VM, and of no other program that is likely to run here.
+    pub fn is_started_as_husk(&self) -> bool {
+        let runs = self.arguments.get(1).is_some_and(|first| first == "run");
+        self.option("--api-socket").is_some() || (runs && self.option("--kernel").is_some())
+    }
+
     /// The pod that it is for: what its log calls it. A VM of which that says nothing is `-`.
     pub fn pod(&self) -> String {
         let chosen = self.option("--log-tag").and_then(|tag| tag.parse().ok());
@@ -93,6 +102,19 @@ impl Husk {
     /// Bytes of the item `name` of its status, such as `RssAnon:`.
     pub fn status_bytes(&self, name: &str) -> Option<u64> {
         meminfo_bytes(&fs::read_to_string(self.folder.join("status")).ok()?, name)
+    }
+
+    /// Where this process reaches its socket: through `/proc/PID/root` if husk has another root or mount namespace than this process, as in
+    /// a container.
+    pub fn reachable_socket(&self) -> Option<PathBuf> {
+        let socket = self.socket.as_ref()?;
+        let own = Path::new("/proc/self");
+        let same = |name: &str| fs::read_link(self.folder.join(name)).ok() == fs::read_link(own.join(name)).ok();
+        if same("ns/mnt") && same("root") {
+            return Some(socket.clone());
+        }
+        let below = socket.strip_prefix("/").ok()?;
+        Some(self.folder.join("root").join(below))
     }
 
     /// `path` as the process meant it, who has a folder of its own to start from.
@@ -132,13 +154,19 @@ fn is_name(name: &str) -> bool {
 /// Whether a process started so has a VM, or will: others of husk's commands have none.
 fn has_a_vm(arguments: &[String]) -> bool {
     let first = arguments.get(1).map(String::as_str);
-    first.is_some_and(|first| first == "run" || first.starts_with('-'))
-        && !arguments.iter().any(|word| word == "--help")
+    // Further behind it may be the value of an option, such as --cmdline.
+    let is_help = arguments.iter().skip(1).take(2).any(|word| word == "--help");
+    first.is_some_and(|first| first == "run" || first.starts_with('-')) && !is_help
 }
 
 fn option<'a>(arguments: &'a [String], name: &str) -> Option<&'a str> {
     let mut words = arguments.iter().skip(1);
     while let Some(word) = words.next() {
+        // The one option whose value may look like another.
+        if word == "--cmdline" && name != "--cmdline" {
+            words.next();
+            continue;
+        }
         let Some(rest) = word.strip_prefix(name) else { continue };
         match rest.strip_prefix('=') {
             Some(value) => return Some(value),

@@ -3,10 +3,12 @@
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::fs::{AtFlags, CWD, linkat};
 use tar::{Builder, Header};
 use zstd::Encoder;
 
@@ -43,25 +45,22 @@ pub(super) struct Bundle {
 }
 
 enum To {
-    Archive(Option<Box<Builder<Encoder<'static, File>>>>),
+    /// Also whether the file has its name already.
+    Archive(Option<Box<Builder<Encoder<'static, File>>>>, bool),
     Folder,
 }
 
 impl Bundle {
-    /// A new bundle with nothing in it.
+    /// A new bundle with nothing in it. An archive has its name only when it is whole, where the file system can have files without one.
     ///
     /// # Errors
     /// There is something of this name, or it cannot be made.
     pub(super) fn create(output: &Output) -> io::Result<Self> {
         let (path, to) = match output {
             Output::Archive(path) => {
-                let file = OpenOptions::new()
-                    .write(true)
-                    .create_new(true)
-                    .mode(FILE_MODE)
-                    .open(path)?;
+                let (file, is_named) = new_file(path)?;
                 let archive = Builder::new(Encoder::new(file, LEVEL)?);
-                (path, To::Archive(Some(Box::new(archive))))
+                (path, To::Archive(Some(Box::new(archive)), is_named))
             }
             Output::Folder(path) => {
                 fs::DirBuilder::new().mode(FOLDER_MODE).create(path)?;
@@ -83,10 +82,17 @@ impl Bundle {
             }
         }
         match &mut self.to {
-            To::Archive(archive) => match archive.take() {
-                Some(archive) => archive.into_inner()?.finish()?.flush(),
-                None => Ok(()),
-            },
+            To::Archive(archive, is_named) => {
+                let Some(archive) = archive.take() else { return Ok(()) };
+                let mut file = archive.into_inner()?.finish()?;
+                file.flush()?;
+                if !*is_named {
+                    let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+                    linkat(CWD, own, CWD, &self.path, AtFlags::SYMLINK_FOLLOW)?;
+                    *is_named = true;
+                }
+                Ok(())
+            }
             To::Folder => Ok(()),
         }
     }
@@ -95,21 +101,22 @@ impl Bundle {
     pub(super) fn discard(self) {
         // There is nothing more to be done about it.
         let _ = match self.to {
-            To::Archive(_) => fs::remove_file(&self.path),
+            To::Archive(_, true) => fs::remove_file(&self.path),
+            To::Archive(_, false) => Ok(()),
             To::Folder => fs::remove_dir_all(&self.path),
         };
     }
 
     fn put(&mut self, path: &str, content: &[u8]) -> io::Result<()> {
         match &mut self.to {
-            To::Archive(Some(archive)) => {
+            To::Archive(Some(archive), _) => {
                 let mut header = Header::new_gnu();
                 header.set_size(content.len() as u64);
                 header.set_mode(FILE_MODE);
                 header.set_mtime(now().as_secs());
                 archive.append_data(&mut header, Path::new(ROOT).join(path), content)
             }
-            To::Archive(None) => Ok(()),
+            To::Archive(None, _) => Ok(()),
             To::Folder => {
                 let path = self.path.join(path);
                 if let Some(folder) = path.parent() {
@@ -126,6 +133,24 @@ impl Bundle {
     }
 }
 
+/// A new file that is to be `path`, and whether it is already: not every file system can have files without a name.
+fn new_file(path: &Path) -> io::Result<(File, bool)> {
+    if path.symlink_metadata().is_ok() {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut options = OpenOptions::new();
+    options.write(true).mode(FILE_MODE);
+    let nameless = options.clone().custom_flags(libc::O_TMPFILE).open(folder);
+    match nameless {
+        Ok(file) => Ok((file, false)),
+        Err(_) => Ok((options.create_new(true).open(path)?, true)),
+    }
+}
+
 fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
@@ -136,7 +161,7 @@ fn index(entries: &[Entry]) -> String {
         "Gathered by husk {} at {} s since 1970 (UTC).\n\n\
          There is no guest memory, no environment and no content of files in it, but for the ends of husk's log and of the guest's\n\
          console where those are files. What looks like a secret is ***: values of names with password, secret, token, credential,\n\
-         auth, private or key in them, and names and passwords in addresses.\n\n",
+         auth, private, cookie or key in them, names and passwords in addresses and behind -u, and keys in PEM.\n\n",
         env!("CARGO_PKG_VERSION"),
         now().as_secs()
     );
@@ -217,6 +242,23 @@ mod tests {
             // The indices were written at different times.
             assert!(there == *content || path == Path::new(INDEX));
         }
+    }
+
+    /// Whoever ends husk gather, by whatever signal, finds the name free.
+    #[test]
+    fn an_archive_that_is_not_whole_has_no_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let archive = folder.path().join("a");
+        let mut bundle = Bundle::create(&Output::Archive(archive.clone())).unwrap();
+        bundle.put("x", b"y").unwrap();
+        assert!(matches!(bundle.to, To::Archive(_, false)), "no O_TMPFILE here");
+        assert!(!archive.exists());
+        // Somebody else takes the name.
+        fs::write(&archive, "other").unwrap();
+        let error = bundle.fill(&entries()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        bundle.discard();
+        assert_eq!(fs::read(&archive).unwrap(), b"other");
     }
 
     #[test]

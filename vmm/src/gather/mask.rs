@@ -1,6 +1,6 @@
-//! What looks like a secret: the value of a name that has `password`, `secret`, `token`, `credential`, `auth`, `private` or `key` in it, and
-//! what stands between `://` and `@`. Too much is masked rather than too little: in a text, which is no JSON as a whole, a field of JSON may
-//! stand anywhere, and may be in a string itself, its quotation marks escaped.
+//! What looks like a secret: the value of a name that has `password`, `secret`, `token`, `credential`, `auth`, `private`, `cookie` or `key` in it,
+//! what stands between `://` and `@`, what follows `-u` and has a colon, and keys in PEM. Too much is masked rather than too little: in a text,
+//! which is no JSON as a whole, a field of JSON may stand anywhere, and may be in a string itself, its quotation marks escaped.
 
 use std::sync::LazyLock;
 
@@ -10,7 +10,11 @@ use serde_json::Value;
 /// What stands in place of a secret.
 const MASK: &str = "***";
 /// Names that a secret has.
-const NAMES: &str = "passw|passphrase|passwd|pwd|secret|token|credential|auth|private|key";
+const NAMES: &str = "passw|passphrase|passwd|pwd|pw|secret|token|credential|auth|private|cookie|key";
+/// Those of them whose numbers are secrets too: `key_count` and `private_kib` are figures.
+const NUMBERED: &str = "passw|passphrase|passwd|pwd|secret|token|credential";
+/// What the kernel says of pages (proc(5)), with the name of a secret.
+const PAGES: [&str; 3] = ["Private_Clean", "Private_Dirty", "Private_Hugetlb"];
 
 /// The content of the file `path` without secrets. JSON stays JSON.
 pub(super) fn content(path: &str, bytes: &[u8]) -> Vec<u8> {
@@ -43,27 +47,32 @@ fn document(json: &str) -> String {
 struct Patterns {
     /// Names of secrets.
     names: Regex,
-    /// `name=value` up to the next blank, or quotation mark if the value begins with one.
-    values: Regex,
+    /// Names of secrets that are numbers.
+    numbered: Regex,
+    /// `name=` and `name =`: how far the value goes is for [`value_end`] to say.
+    assignments: Regex,
     /// `"name": value` of JSON.
     fields: Regex,
     /// The same within a string of JSON: `\"name\": \"value\"`.
     escaped_fields: Regex,
-    /// `name: value`, as [`values`](Self::values); the scheme of an `Authorization:` belongs to the value.
+    /// `name: value`, up to the end of the line.
     headers: Regex,
-    /// The word after an option `--name`.
+    /// `--name value`, also with a NUL between them, as in a command line.
     options: Regex,
+    /// `-u user:password`.
+    users: Regex,
     /// Passwords in addresses.
     addresses: Regex,
+    /// Keys and certificates in PEM.
+    pem: Regex,
 }
 
 static PATTERNS: LazyLock<Patterns> = LazyLock::new(|| {
     let expression = |pattern: &str| Regex::new(pattern).expect("every pattern here is one");
     Patterns {
         names: expression(&format!("(?i)(?:{NAMES})")),
-        values: expression(&format!(
-            r#"(?i)([\w.\-]*(?:{NAMES})[\w.\-]*=)(\\?"[^"]*"?|'[^']*'?|[^\s"'\\]+)"#
-        )),
+        numbered: expression(&format!("(?i)(?:{NUMBERED})")),
+        assignments: expression(&format!(r#"(?i)[\w.\-]*(?:{NAMES})[\w.\-]*[ \t]*=[ \t]*"#)),
         fields: expression(&format!(
             r#"(?i)("[^"\\]*(?:{NAMES})[^"\\]*"\s*:\s*)("(?:[^"\\]|\\.)*"?|\{{[^}}]*\}}?|\[[^\]]*\]?|[^\s"\\,}}\]]+)"#
         )),
@@ -71,43 +80,128 @@ static PATTERNS: LazyLock<Patterns> = LazyLock::new(|| {
             r#"(?i)(\\"[^"\\]*(?:{NAMES})[^"\\]*\\"\s*:\s*)(\\"(?:\\{{3}}"|\\{{4}}|\\{{0,2}}[^"\\])*\\?"?|\{{[^}}]*\}}?|\[[^\]]*\]?|[^\s"\\,}}\]]+)"#
         )),
         headers: expression(&format!(
-            r#"(?i)([\w.\-]*(?:{NAMES})[\w.\-]*:[ \t]+)(\\?"[^"]*"?|'[^']*'?|(?:(?:basic|bearer|digest|token)[ \t]+)?[^\s"'\\]+)"#
+            r#"(?i)([\w.\-]*(?:{NAMES})[\w.\-]*):[ \t]+(\\?"[^"]*"?|'[^'\n]*'?|[^\s"'][^\n]*)"#
         )),
-        options: expression(&format!(r"(?i)(--[\w\-]*(?:{NAMES})[\w\-]*[ \n\x00]+)([^\s\-]\S*)")),
-        addresses: expression(r"(://)[^/@\s]+(@)"),
+        options: expression(&format!(
+            r"(?i)(--[\w\-]*(?:{NAMES})[\w\-]*[ \n\x00]+)(-?[^\s\-\x00][^\s\x00]*)"
+        )),
+        users: expression(r"(?m)((?:^|[\s\x00])-u[ \t\n\x00]*)[^\s\x00:]+:[^\s\x00]+"),
+        addresses: expression(r#"(://)[^\s"'<>\x00]*(@)"#),
+        pem: expression("(?s)-----BEGIN [A-Z0-9 ]+-----.*?(?:-----END [A-Z0-9 ]+-----|$)"),
     }
 });
 
 /// `text` without secrets.
 fn text(text: &str) -> String {
-    let Patterns {
-        names,
-        values,
-        fields,
-        escaped_fields,
-        headers,
-        options,
-        addresses,
-    } = &*PATTERNS;
-    let mut masked = text.to_owned();
-    if names.is_match(text) {
-        for (pattern, quote) in [
-            (fields, "\""),
-            (escaped_fields, "\\\""),
-            (values, ""),
-            (headers, ""),
-            (options, ""),
-        ] {
-            let hide = |found: &Captures<'_>| {
-                let name = found.get(1).map_or("", |m| m.as_str());
-                format!("{name}{quote}{MASK}{quote}")
-            };
+    let patterns = &*PATTERNS;
+    let mut masked = patterns.pem.replace_all(text, MASK).into_owned();
+    if patterns.names.is_match(&masked) {
+        for (pattern, quote) in [(&patterns.fields, "\""), (&patterns.escaped_fields, "\\\"")] {
+            let hide = |found: &Captures<'_>| format!("{}{quote}{MASK}{quote}", group(found, 1));
             masked = pattern.replace_all(&masked, hide).into_owned();
         }
+        masked = without_assigned(&masked);
+        let hide = |found: &Captures<'_>| match group(found, 1) {
+            name if PAGES.contains(&name) => group(found, 0).to_owned(),
+            name => format!("{name}: {MASK}"),
+        };
+        masked = patterns.headers.replace_all(&masked, hide).into_owned();
+        let hide = |found: &Captures<'_>| format!("{}{MASK}", group(found, 1));
+        masked = patterns.options.replace_all(&masked, hide).into_owned();
     }
-    addresses
+    masked = patterns.users.replace_all(&masked, format!("${{1}}{MASK}")).into_owned();
+    patterns
+        .addresses
         .replace_all(&masked, format!("${{1}}{MASK}${{2}}"))
         .into_owned()
+}
+
+fn group<'t>(found: &Captures<'t>, number: usize) -> &'t str {
+    found.get(number).map_or("", |found| found.as_str())
+}
+
+/// `text` without the values of `name=value`.
+fn without_assigned(text: &str) -> String {
+    let (mut masked, mut done) = (String::with_capacity(text.len()), 0);
+    for found in PATTERNS.assignments.find_iter(text) {
+        // A name within the value of another.
+        if found.start() < done {
+            continue;
+        }
+        let end = found.end() + value_end(&text[..found.start()], &text[found.end()..]);
+        masked.push_str(&text[done..found.end()]);
+        if end > found.end() {
+            masked.push_str(MASK);
+        }
+        done = end;
+    }
+    masked.push_str(&text[done..]);
+    masked
+}
+
+/// What opens or closes a string.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Quote {
+    Single,
+    Double,
+    /// That of a string within a string of JSON: `\"`.
+    Escaped,
+}
+
+/// How many bytes of `value` belong to a secret whose name follows `before`: up to white space outside quotation marks, or to the mark that
+/// closes the string in which the name stands too. Where such a string begins with the name, all of it is the secret.
+fn value_end(before: &str, value: &str) -> usize {
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    let around = quotes(line).fold(None, |open: Option<(usize, Quote)>, (at, quote)| match open {
+        Some((_, opened)) if opened == quote => None,
+        // An apostrophe in a string, or an escaped mark in one, is no end of it; a string in a string of JSON is one of its own.
+        Some((_, Quote::Double)) if quote == Quote::Escaped => Some((at, quote)),
+        Some(open) => Some(open),
+        None => Some((at, quote)),
+    });
+    let starts_with_name = around.is_some_and(|(at, quote)| at + quote.len() == line.len());
+    let first_line = value.split('\n').next().unwrap_or_default();
+    let mut marks = quotes(first_line).peekable();
+    let mut inside: Option<Quote> = None;
+    for (at, found) in first_line.char_indices() {
+        if let Some((_, quote)) = marks.next_if(|(mark, _)| *mark == at) {
+            match inside {
+                Some(opened) if opened == quote => inside = None,
+                Some(_) => {}
+                // A value that has marks of its own begins with them, also in a string.
+                None if at == 0 && marks.clone().any(|(_, other)| other == quote) => inside = Some(quote),
+                None if around.is_some_and(|(_, outer)| outer == quote) => return at,
+                None => inside = Some(quote),
+            }
+        } else if (found.is_whitespace() || found == '\0') && inside.is_none() && !starts_with_name {
+            return at;
+        }
+    }
+    first_line.len()
+}
+
+/// The quotation marks of `line`, and where they are.
+fn quotes(line: &str) -> impl Iterator<Item = (usize, Quote)> + Clone {
+    let mut escaped = false;
+    line.char_indices().filter_map(move |(at, found)| {
+        let was_escaped = escaped;
+        escaped = found == '\\' && !escaped;
+        match (found, was_escaped) {
+            ('"', true) => Some((at - 1, Quote::Escaped)),
+            ('"', false) => Some((at, Quote::Double)),
+            ('\'', false) => Some((at, Quote::Single)),
+            _ => None,
+        }
+    })
+}
+
+impl Quote {
+    fn len(self) -> usize {
+        match self {
+            Self::Escaped => 2,
+            Self::Single | Self::Double => 1,
+        }
+    }
 }
 
 /// `value` without secrets: every string below such a name, and in every other string what [`text`] masks.
@@ -118,9 +212,14 @@ fn json(value: &mut Value) {
 /// As [`json`], where `value` stands below the name of a secret if it is `secret`.
 fn mask(value: &mut Value, secret: bool) {
     match value {
-        Value::Object(fields) => fields
-            .iter_mut()
-            .for_each(|(name, value)| mask(value, secret || PATTERNS.names.is_match(name))),
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                if value.is_number() && PATTERNS.numbered.is_match(name) {
+                    *value = MASK.into();
+                }
+                mask(value, secret || PATTERNS.names.is_match(name));
+            }
+        }
         Value::Array(values) => values.iter_mut().for_each(|value| mask(value, secret)),
         Value::String(string) if secret => *string = MASK.into(),
         Value::String(string) => *string = text(string),
@@ -168,7 +267,26 @@ mod tests {
                 r#"{"msg":"{\"pwd\": \"***\", \"c\":1}"}"#,
             ),
             (r#""token": "cut off"#, r#""token": "***""#),
-            ("db-password: hunter2 next", "db-password: *** next"),
+            ("db-password: two words\nnext", "db-password: ***\nnext"),
+            ("Private_Dirty:    12 kB", "Private_Dirty:    12 kB"),
+            ("db_password=hunter\\2x rest", "db_password=*** rest"),
+            ("\"app_secret=two words\" rest", "\"app_secret=***\" rest"),
+            ("x=\"quiet key=1\" root=/", "x=\"quiet key=***\" root=/"),
+            ("token=ab\"c d\"e rest", "token=*** rest"),
+            ("token=ab\"c d\nrest", "token=***\nrest"),
+            ("key=a'b c", "key=***"),
+            ("aws_secret_access_key = abc rest", "aws_secret_access_key = *** rest"),
+            ("rootpw=abc rest", "rootpw=*** rest"),
+            ("http://me:p@x@host/y z", "http://***@host/y z"),
+            ("https://me:p/w@host z", "https://***@host z"),
+            ("--token -abc rest", "--token *** rest"),
+            ("curl -u me:abc https://x", "curl -u *** https://x"),
+            ("Set-Cookie: id=abc; Path=/\nHost: x", "Set-Cookie: ***\nHost: x"),
+            (
+                "a -----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----\nb",
+                "a ***\nb",
+            ),
+            ("-----BEGIN PRIVATE KEY-----\nabc", "***"),
             ("Authorization: Bearer abc.def\nHost: x", "Authorization: ***\nHost: x"),
             ("api_key: 'a b' next", "api_key: *** next"),
             ("husk::keys::x and a:b", "husk::keys::x and a:b"),
@@ -183,6 +301,7 @@ mod tests {
         let mut value = json!({
             "payload": {"cmdline": "quiet password=1"},
             "rest": [{"apiToken": "x", "key_count": 3, "name": "keep"}],
+            "passwd": 1234,
             "credentials": {"users": ["a", {"name": "b", "uid": 7}]},
         });
         json(&mut value);
@@ -191,6 +310,7 @@ mod tests {
             json!({
                 "payload": {"cmdline": "quiet password=***"},
                 "rest": [{"apiToken": "***", "key_count": 3, "name": "keep"}],
+                "passwd": "***",
                 "credentials": {"users": ["***", {"name": "***", "uid": 7}]},
             })
         );

@@ -296,11 +296,21 @@ fn kernel_log() -> Result<Vec<u8>, String> {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             Err(error) => return Err(format!("/dev/kmsg: {error}")),
         }
-        if text.len() as u64 > FILE_BYTES {
-            break;
+        // The last are of most interest.
+        if text.len() as u64 > 2 * FILE_BYTES {
+            text = the_last(text);
         }
     }
-    Ok(text)
+    Ok(the_last(text))
+}
+
+/// The last lines of `text`, of which there are [`FILE_BYTES`] at most.
+fn the_last(mut text: Vec<u8>) -> Vec<u8> {
+    if let Some(surplus) = text.len().checked_sub(FILE_BYTES as usize).filter(|surplus| *surplus > 0) {
+        let line = text.iter().skip(surplus - 1).position(|byte| *byte == b'\n');
+        text.drain(..line.map_or(text.len(), |end| surplus + end));
+    }
+    text
 }
 
 /// A record of `/dev/kmsg` (`level,number,microseconds,flags;text`, then properties) as a line, if it is of interest.
@@ -401,6 +411,16 @@ fn control_group(folder: &Path) -> Result<Vec<u8>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_too_many_lines_the_last_are_kept_whole() {
+        let text: Vec<u8> = (0..200_000).flat_map(|n| format!("{n:09}\n").into_bytes()).collect();
+        let kept = the_last(text.clone());
+        assert_eq!(kept.len() as u64, FILE_BYTES / 10 * 10);
+        assert!(text.ends_with(&kept) && kept.len() % 10 == 0);
+        assert_eq!(the_last(kept.clone()), kept);
+        assert_eq!(the_last(vec![b'x'; 2 << 20]), b"");
+    }
 
     #[test]
     fn lines_of_the_kernel_about_others_are_left_out() {

@@ -1,6 +1,7 @@
 //! Whom a bundle is about.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -30,9 +31,17 @@ pub enum SubjectError {
     /// No such process.
     #[error("process {0} is no husk with a VM, or not one that this user may look into")]
     Process(u32),
-    /// No such socket.
+    /// Nobody serves the socket.
     #[error("{}: nobody serves it", .0.display())]
     Socket(PathBuf),
+    /// The socket may be served, but not to this user.
+    #[error("{}: cannot be connected to", .path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// The host's answer.
+        source: io::Error,
+    },
     /// None at all.
     #[error("there is no husk with a VM that this user may look into")]
     None,
@@ -67,7 +76,10 @@ impl FromStr for Target {
 pub(super) fn subjects(target: &Target, limit: Duration) -> Result<Vec<Subject>, SubjectError> {
     let proc = Path::new(PROC);
     let found = match target {
-        Target::Process(pid) => vec![Husk::find(proc, *pid).ok_or(SubjectError::Process(*pid))?],
+        Target::Process(pid) => {
+            let named = Husk::find(proc, *pid).or_else(|| renamed(proc, *pid));
+            vec![named.ok_or(SubjectError::Process(*pid))?]
+        }
         Target::All => process::all(proc),
         Target::Socket(socket) => return by_socket(socket, limit).map(|subject| vec![subject]),
     };
@@ -77,34 +89,45 @@ pub(super) fn subjects(target: &Target, limit: Duration) -> Result<Vec<Subject>,
     Ok(found.into_iter().map(Subject::of).collect())
 }
 
+/// The process `pid`, whatever the file of its program is called, if it was started as husk is.
+fn renamed(proc: &Path, pid: u32) -> Option<Husk> {
+    Husk::called_anything(proc, pid).filter(Husk::is_started_as_husk)
+}
+
 fn by_socket(socket: &Path, limit: Duration) -> Result<Subject, SubjectError> {
     let proc = Path::new(PROC);
-    // The kernel says whose it is, also if that process does nothing any more.
-    let owner = dial(socket, limit)
-        .ok()
-        .and_then(|stream| socket_peercred(&stream).ok());
-    let husk = match owner.and_then(|owner| u32::try_from(owner.pid.as_raw_nonzero().get()).ok()) {
-        Some(pid) => Husk::find(proc, pid),
-        None => {
-            let path = fs::canonicalize(socket).unwrap_or_else(|_| socket.to_owned());
-            let mut all = process::all(proc).into_iter();
-            Some(
-                all.find(|husk| husk.socket.as_ref() == Some(&path))
-                    .ok_or_else(|| SubjectError::Socket(socket.to_owned()))?,
-            )
-        }
-    };
-    Ok(match husk {
-        Some(husk) => Subject {
+    let dialled = dial(socket, limit);
+    // Who called listen(2): husk, or whoever passed it the socket.
+    let owner = dialled.as_ref().ok().and_then(|stream| socket_peercred(stream).ok());
+    let owner = owner.and_then(|owner| u32::try_from(owner.pid.as_raw_nonzero().get()).ok());
+    let by_owner = owner.and_then(|pid| Husk::find(proc, pid).or_else(|| renamed(proc, pid)));
+    let husk = by_owner.or_else(|| with_socket(proc, socket));
+    match (husk, dialled) {
+        (Some(husk), _) => Ok(Subject {
             socket: Some(socket.to_owned()),
             ..Subject::of(husk)
-        },
-        None => Subject {
+        }),
+        (None, Ok(_)) => Ok(Subject {
             name: "husk".into(),
             socket: Some(socket.to_owned()),
             husk: None,
-        },
-    })
+        }),
+        (None, Err(error)) => Err(match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => SubjectError::Socket(socket.to_owned()),
+            _ => SubjectError::Connect {
+                path: socket.to_owned(),
+                source: error,
+            },
+        }),
+    }
+}
+
+/// The husk that was started with `socket`, by whatever path that leads to it.
+fn with_socket(proc: &Path, socket: &Path) -> Option<Husk> {
+    let wanted = fs::canonicalize(socket).ok()?;
+    let is_it = |socket: PathBuf| fs::canonicalize(socket).is_ok_and(|path| path == wanted);
+    let mut husks = process::all(proc).into_iter();
+    husks.find(|husk| husk.socket.clone().is_some_and(is_it))
 }
 
 impl Subject {
@@ -120,7 +143,7 @@ impl Subject {
         };
         Self {
             name,
-            socket: husk.socket.clone(),
+            socket: husk.reachable_socket(),
             husk: Some(husk),
         }
     }
