@@ -6,7 +6,9 @@ mod process;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -256,6 +258,61 @@ fn a_husk_without_an_api_has_a_console_and_the_index_says_what_it_has_not() {
     }
 }
 
+/// Whoever listens first is whom the kernel names as the socket's owner: a shim, or systemd.
+#[test]
+fn a_husk_is_found_by_a_socket_that_was_passed_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(folder.path().join("api.sock")).unwrap();
+    let mut command = Command::new(HUSK);
+    command.args(["--api-socket", "fd=0"]).stdin(OwnedFd::from(listener));
+    let child = command.stderr(Stdio::null()).spawn().unwrap();
+    let mut husk = Husk { folder, child };
+    // It answers: it has become what its command line says.
+    assert_eq!(husk.client().get("vmm.ping").0, 200);
+    let (_, own) = gathered(&husk, &[husk.socket().to_str().unwrap()], "bundle");
+    assert!(text(&own.join("proc/status")).contains("VmRSS:"));
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
+#[test]
+fn a_husk_whose_program_is_called_something_else_is_found_when_it_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("my-vmm");
+    fs::copy(HUSK, &program).unwrap();
+    let mut command = Command::new(program);
+    command.arg("--api-socket").arg(folder.path().join("api.sock"));
+    let child = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut husk = Husk { folder, child };
+    husk.ready();
+    for (name, target) in [
+        ("a", husk.socket().to_str().unwrap().to_owned()),
+        ("b", husk.child.id().to_string()),
+    ] {
+        let (_, own) = gathered(&husk, &[&target], name);
+        assert!(text(&own.join("proc/status")).contains("VmRSS:"), "{target}");
+    }
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
+#[test]
+fn a_husk_that_takes_no_connection_is_found_by_whatever_path_leads_to_its_socket() {
+    let husk = Husk::start(&[]);
+    husk.signal(Signal::STOP);
+    let link = tempfile::tempdir().unwrap();
+    let link = link.path().join("link");
+    std::os::unix::fs::symlink(husk.folder.path(), &link).unwrap();
+    // Until its queue is full.
+    let connect = || husk_virtio::unix::connect(&husk.socket());
+    let waiting: Vec<_> = std::iter::repeat_with(connect).take_while(Result::is_ok).collect();
+    assert!(!waiting.is_empty());
+    let socket = link.join("api.sock");
+    let (all, own) = gathered(&husk, &[socket.to_str().unwrap(), "--timeout", "0.3"], "bundle");
+    assert!(text(&own.join("proc/status")).contains("VmRSS:"));
+    let index = text(&all.join("index.txt"));
+    assert!(why(&index, "api/ping.json").contains("takes no connection"), "{index}");
+    husk.signal(Signal::CONT);
+}
+
 /// The host has another file of that name.
 #[test]
 fn a_husk_in_a_mount_namespace_of_its_own_has_its_own_log() {
@@ -284,6 +341,48 @@ fn a_husk_in_a_mount_namespace_of_its_own_has_its_own_log() {
     let (_, own) = gathered(&husk, &[&husk.child.id().to_string()], "bundle");
     let log = text(&own.join("log.txt"));
     assert!(log.contains("vm.create") && !log.contains("of the host"), "{log}");
+}
+
+/// As in a container, of a path that the host does not have.
+#[test]
+fn a_husk_whose_socket_is_in_another_mount_namespace_is_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let inside = |script: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]);
+        command.arg(folder.path()).arg(HUSK);
+        command.stdin(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    let mount = "mount -t tmpfs none $1";
+    if !inside(mount).status().is_ok_and(|status| status.success()) {
+        println!("skipped: needs unshare, user namespaces");
+        return;
+    }
+    let run = format!("{mount} && exec $2 --api-socket $1/api.sock");
+    let child = inside(&run).spawn().unwrap();
+    let husk = Husk { folder, child };
+    let pid = husk.child.id();
+    // Its socket is there, and answers, once husk has begun.
+    let seen = loop {
+        let output = Command::new(HUSK).args(["ps", "--json"]).output().unwrap();
+        let all: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+        let found = all.into_iter().find(|seen| seen["pid"] == pid);
+        match found {
+            Some(seen) if seen["state"] != "unreachable" => break seen,
+            _ => assert!(Path::new(&format!("/proc/{pid}/exe")).read_link().is_ok()),
+        }
+    };
+    assert_eq!(
+        (&seen["state"], &seen["socket"]),
+        (&json!("no VM"), &json!(husk.socket()))
+    );
+    let elsewhere = tempfile::tempdir().unwrap();
+    let all = elsewhere.path().join("bundle");
+    let output = gather(&[&pid.to_string(), "--dir", all.to_str().unwrap()]);
+    assert!(output.status.success(), "{output:?}");
+    let answers = files(&all).into_iter().filter(|file| file.ends_with("api/ping.json"));
+    assert_eq!(answers.count(), 1);
 }
 
 /// Of whoever calls itself a husk, and is a user's, root's bundle must have nothing but what that user writes.

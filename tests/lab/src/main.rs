@@ -43,7 +43,7 @@ mod watched;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 
 use crate::host::Host;
@@ -53,7 +53,7 @@ use crate::paths::Lab;
 #[derive(Parser)]
 #[command(name = "cargo lab", bin_name = "cargo lab", version)]
 struct Arguments {
-    /// Where guests run; by default on this machine if it can, else in an emulated one.
+    /// Where guests run, for demo, test and soak; by default on this machine if it can, else in an emulated one.
     #[arg(long, global = true, value_enum)]
     host: Option<Host>,
     #[command(subcommand)]
@@ -104,6 +104,13 @@ enum Task {
     Measure(bench::MeasureArgs),
 }
 
+impl Task {
+    /// Whether its guests may run here or in the emulated host.
+    fn has_a_choice(&self) -> bool {
+        matches!(self, Self::Demo | Self::Test { .. } | Self::Soak(_))
+    }
+}
+
 /// What a shell reports of a command that Ctrl-C ended.
 const INTERRUPTED: u8 = 130;
 
@@ -123,6 +130,10 @@ fn main() -> ExitCode {
 }
 
 fn perform(arguments: &Arguments) -> Result<ExitCode> {
+    ensure!(
+        arguments.host.is_none() || arguments.task.has_a_choice(),
+        "--host is for demo, test and soak: this command has no choice of where guests run"
+    );
     let choice = || Host::choose(arguments.host);
     match &arguments.task {
         Task::Demo => demo::run(&Lab::open()?, &choice()).map(verdict),

@@ -1,6 +1,6 @@
 //! The value of `--cpus`.
 
-use super::pairs::{PairsError, parse_pairs};
+use super::pairs::{PairsError, parse_pairs_after};
 use crate::config::CpusConfig;
 
 /// Every key, in the order in which help and errors list them.
@@ -26,13 +26,13 @@ pub enum CpusArgError {
     },
 }
 
-/// Reads `N`, or `boot=N,max=N`.
+/// Reads `N`, or `boot=N,max=N`, of which `boot=` may be left out.
 pub fn parse_cpus(text: &str) -> Result<CpusConfig, CpusArgError> {
-    if !text.contains('=') {
+    if !text.contains(['=', ',']) {
         return Ok(CpusConfig::fixed(text.parse().map_err(|_| CpusArgError::Alone)?));
     }
     let (mut boot, mut max) = (1, None);
-    for (key, found) in parse_pairs(text, &KEYS)? {
+    for (key, found) in parse_pairs_after("boot", text, &KEYS)? {
         let number = found.parse().map_err(|_| CpusArgError::Number { key, found })?;
         match key {
             "boot" => boot = number,
@@ -58,6 +58,7 @@ mod tests {
     fn more_may_come() {
         let cpus = parse_cpus("boot=2,max=16").unwrap();
         assert_eq!((cpus.boot_vcpus, cpus.max_vcpus), (2, 16));
+        assert_eq!(parse_cpus("2,max=16").unwrap(), cpus);
         let cpus = parse_cpus("max=3").unwrap();
         assert_eq!((cpus.boot_vcpus, cpus.max_vcpus), (1, 3));
     }

@@ -125,7 +125,7 @@ pub enum CtlCommand {
     /// Ask the guest to let go of a device, and take it away when it has
     Remove {
         /// The device's id
-        #[arg(value_name = "ID", value_parser = parse_id)]
+        #[arg(value_name = "ID", value_parser = clap::builder::NonEmptyStringValueParser::new())]
         id: String,
     },
     /// Ask for another size, and return when the vCPUs are on-line and the memory is there

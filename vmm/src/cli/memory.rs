@@ -1,6 +1,6 @@
 //! The value of `--memory`.
 
-use super::pairs::{PairsError, parse_pairs};
+use super::pairs::{PairsError, parse_pairs_after};
 use super::size::{BadSize, SizeError, parse_size, size};
 use super::switch::{BadSwitch, switch};
 use crate::config::{Hotplug, MemoryConfig};
@@ -43,14 +43,14 @@ pub enum MemoryArgError {
 #[error("'{0}', allowed: acpi, virtio-mem, auto")]
 pub struct BadMethod(String);
 
-/// Reads `SIZE`, or `size=SIZE,hotplug=SIZE,…`.
+/// Reads `SIZE`, or `size=SIZE,hotplug=SIZE,…`, of which `size=` may be left out.
 pub fn parse_memory(text: &str) -> Result<MemoryConfig, MemoryArgError> {
     let mut memory = MemoryConfig::default();
-    if !text.contains('=') {
+    if !text.contains(['=', ',']) {
         memory.size = parse_size(text).map_err(MemoryArgError::Alone)?;
         return Ok(memory);
     }
-    for (key, value) in parse_pairs(text, &KEYS)? {
+    for (key, value) in parse_pairs_after("size", text, &KEYS)? {
         match key {
             "size" => memory.size = size(key, value)?,
             "hotplug" => memory.hotplug_size = Some(size(key, value)?),
@@ -107,6 +107,7 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(parse_memory(text).unwrap(), expected);
+        assert_eq!(parse_memory(text.strip_prefix("size=").unwrap()).unwrap(), expected);
         assert_eq!(parse_memory("hotplug=1G").unwrap().size, MemoryConfig::default().size);
     }
 
@@ -115,6 +116,7 @@ mod tests {
         let message = |text| parse_memory(text).unwrap_err().to_string();
         assert!(message("lots").starts_with("a size is a whole number"));
         assert!(message("").starts_with("a size is a whole number"));
+        assert!(message("64M,shared").starts_with("'shared' has no value, write it as key=value"));
         assert!(message("size=12Q").starts_with("size is '12Q': unknown unit 'Q'"));
         assert_eq!(
             message("method=dimm"),
@@ -124,6 +126,5 @@ mod tests {
         assert_eq!(message("shared=maybe"), "shared is 'maybe', allowed: on, off");
         assert_eq!(message("size=1G,size=2G"), "key 'size' is given twice");
         assert!(message("sice=1G").starts_with("unknown key 'sice', allowed: size, hotplug, method, shared"));
-        assert!(message("1G,hotplug=8G").starts_with("'1G' has no value, write it as key=value"));
     }
 }

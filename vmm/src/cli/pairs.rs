@@ -63,6 +63,19 @@ pub fn parse_pairs<'k>(text: &str, allowed: &[&'k str]) -> Result<Vec<(&'k str, 
     Ok(pairs)
 }
 
+/// As [`parse_pairs`], where the key of the first value may be left out: it is `first` then.
+pub fn parse_pairs_after<'k>(
+    first: &str,
+    text: &str,
+    allowed: &[&'k str],
+) -> Result<Vec<(&'k str, String)>, PairsError> {
+    let word = text.split(',').next().unwrap_or_default();
+    if word.contains('=') {
+        return parse_pairs(text, allowed);
+    }
+    parse_pairs(&format!("{first}={text}"), allowed)
+}
+
 /// The characters before the first of `ends`, which is taken as well and returned.
 fn take_until(rest: &mut Peekable<Chars<'_>>, ends: &[char]) -> (String, Option<char>) {
     let mut taken = String::new();

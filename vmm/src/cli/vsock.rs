@@ -16,13 +16,13 @@ pub enum VsockArgError {
     #[error(transparent)]
     Pairs(#[from] PairsError),
     /// No socket, or an empty name.
-    #[error("socket=PATH is missing")]
+    #[error("socket=PATH is missing, which only backend=vhost does without")]
     NoSocket,
     /// Nobody who moves packets.
     #[error(transparent)]
     Backend(#[from] BadBackend),
     /// Not a number of the right size.
-    #[error("cid is '{0}', allowed: a whole number from 3 up")]
+    #[error("cid is '{0}', allowed: a whole number from 3 to 4294967294")]
     Cid(String),
 }
 
@@ -61,13 +61,22 @@ mod tests {
     #[test]
     fn errors_name_the_key() {
         let message = |text| parse_vsock(text).unwrap_err().to_string();
-        assert_eq!(message("cid=3"), "socket=PATH is missing");
-        assert_eq!(message("cid=3,socket="), "socket=PATH is missing");
+        assert_eq!(
+            message("cid=3"),
+            "socket=PATH is missing, which only backend=vhost does without"
+        );
+        assert_eq!(
+            message("cid=3,socket="),
+            "socket=PATH is missing, which only backend=vhost does without"
+        );
         assert_eq!(
             message("cid=host,socket=/s"),
-            "cid is 'host', allowed: a whole number from 3 up"
+            "cid is 'host', allowed: a whole number from 3 to 4294967294"
         );
-        assert_eq!(message("cid=3,backend=husk"), "socket=PATH is missing");
+        assert_eq!(
+            message("cid=3,backend=husk"),
+            "socket=PATH is missing, which only backend=vhost does without"
+        );
         assert_eq!(message("backend=qemu"), "backend is 'qemu', allowed: husk, vhost");
         assert_eq!(
             message("path=/s"),

@@ -114,7 +114,13 @@ impl Controller {
     /// Before the boot a device leaves the configuration; afterwards the guest is asked to let go of it, and it goes when it has.
     pub(super) fn remove(&mut self, id: &str) -> Outcome {
         let vm = existing(&mut self.vm)?;
-        let unknown = || ApiError::new(Kind::NotFound, format!("there is no device '{id}'"));
+        let unknown = || {
+            let why = match id.strip_prefix("__") {
+                Some(_) => format!("'{id}' is no device that can be removed: names with __ are the machine's own"),
+                None => format!("there is no device '{id}'"),
+            };
+            ApiError::new(Kind::NotFound, why)
+        };
         if vm.is_opening(id) {
             return Err(conflict(format!(
                 "{id} is being added, it can be removed once it is there"

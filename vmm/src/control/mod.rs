@@ -46,9 +46,9 @@ use crate::news::News;
 use crate::terminal::StdoutSink;
 use crate::trace::Trace;
 
-pub use event_loop::{Ended, run_event_loop};
 pub(crate) use building::BUILD_DEADLINE;
 pub(crate) use devices::ADD_DEADLINE;
+pub use event_loop::{Ended, run_event_loop};
 pub(crate) use image::is_taken;
 pub use operation::OperationId;
 use operation::{Answers, Operations};

@@ -119,7 +119,11 @@ fn a_body_without_a_length_ends_with_the_connection() {
 fn a_socket_whose_path_is_too_long_is_reached_through_its_folder() {
     let server = Server::new(|_, _| Reply::Answer(200, json!(1)));
     let socket = server.socket();
-    let long = PathBuf::from(format!("/{}{}", "./".repeat(60), socket.strip_prefix("/").unwrap().display()));
+    let long = PathBuf::from(format!(
+        "/{}{}",
+        "./".repeat(60),
+        socket.strip_prefix("/").unwrap().display()
+    ));
     assert!(long.as_os_str().len() > unix::PATH_MAX);
     assert_eq!(Client::connect(&long, PATIENCE).unwrap().get("vm.info").unwrap(), 1);
 }
@@ -148,7 +152,10 @@ fn a_server_that_does_not_answer_is_given_up() {
     assert_eq!(error.to_string(), "vmm.ping was not answered within 0.05 s");
     let client = Client::connect(&server.socket(), brief);
     let error = client.unwrap().put("vm.boot", None).unwrap_err().to_string();
-    assert!(error.starts_with("vm.boot was not answered within 0.05 s; husk goes on"), "{error}");
+    assert!(
+        error.starts_with("vm.boot was not answered within 0.05 s; husk goes on"),
+        "{error}"
+    );
 }
 
 #[test]

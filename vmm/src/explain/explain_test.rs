@@ -35,7 +35,14 @@ fn complaints(source: &str) -> Vec<String> {
     let calls = source
         .split("log::warn!(")
         .skip(1)
-        .chain(source.split("log::error!(").skip(1));
+        .chain(source.split("log::error!(").skip(1))
+        // The level comes first.
+        .chain(
+            source
+                .split("log::log!(")
+                .skip(1)
+                .filter_map(|call| Some(call.split_once(',')?.1)),
+        );
     let literal = |call: &str| {
         let text = call.trim_start().strip_prefix('"')?;
         let end = text
@@ -112,7 +119,14 @@ fn a_line_that_is_another_signals_is_that_ones_and_none_stands_twice() {
 #[test]
 fn every_signal_that_ends_husk_is_explained() {
     let listed: Vec<&str> = blocks(SIGNALS).map(|signal| signal.key).collect();
-    let silent = [libc::SIGHUP, libc::SIGINT, libc::SIGKILL, libc::SIGPIPE, libc::SIGTERM];
+    let silent = [
+        libc::SIGHUP,
+        libc::SIGINT,
+        libc::SIGKILL,
+        libc::SIGPIPE,
+        libc::SIGQUIT,
+        libc::SIGTERM,
+    ];
     let mut numbers = [&FAULTS[..], &OTHERS, &silent].concat();
     for number in &numbers {
         let key = listed.iter().find(|key| key.starts_with(&format!("{number} ")));
@@ -187,12 +201,58 @@ fn what_every_end_has_in_common_says_least() {
     assert!(error.starts_with("log: husk ended by the error"), "{error}");
 }
 
+#[test]
+fn codes_and_signals_are_known_as_shells_engines_and_systemd_tell_of_them() {
+    for (what, says) in [
+        ("exit status 159", "exit code 159"),
+        ("exit code 137", "signal 9 SIGKILL"),
+        ("exited with code 137", "signal 9 SIGKILL"),
+        ("Exit Code: 139", "signal 11 SIGSEGV"),
+        ("code=exited, status=3", "exit code 3"),
+        ("code=exited, status=5/NOTINSTALLED", "exit code 5"),
+        ("status=9/KILL", "signal 9 SIGKILL"),
+        ("code=killed, status=9/KILL", "signal 9 SIGKILL"),
+        ("signal: killed", "signal 9 SIGKILL"),
+        ("signal: bad system call (core dumped)", "signal 31 SIGSYS"),
+        ("Segmentation fault (core dumped)", "signal 11 SIGSEGV"),
+        ("signal 7", "signal 7 SIGBUS"),
+        ("sigkill", "signal 9 SIGKILL"),
+        ("-9", "signal 9 SIGKILL"),
+        ("131", "signal 3 SIGQUIT"),
+        ("SIGQUIT", "signal 3 SIGQUIT"),
+    ] {
+        let told = explain(what).unwrap_or_else(|| panic!("{what}"));
+        assert!(told.contains(says), "{what}: {told}");
+    }
+}
+
+#[test]
+fn a_line_that_complains_of_nothing_says_so() {
+    for line in [
+        "INFO: vm.boot: after 12.3 ms",
+        "husk[7]: INFO: vCPU 1: the guest took it",
+    ] {
+        assert!(
+            explain(line).is_some_and(|told| told.contains("nothing is wrong")),
+            "{line}"
+        );
+    }
+    assert_eq!(explain("WARN: what nobody has ever heard of"), None);
+}
+
+/// A message of another command is no line of the log of a husk with a VM.
+#[test]
+fn the_error_of_a_command_is_not_taken_for_a_line_of_the_log() {
+    let told = explain("error: bad BAR foo").unwrap();
+    assert!(told.starts_with("error: a command of husk came to nothing"), "{told}");
+}
+
 /// Exit code 1 says to give it that line.
 #[test]
 fn the_line_by_which_a_command_fails_is_explained() {
     let told = explain("error: kernel /nowhere cannot be opened: No such file or directory (os error 2)").unwrap();
     assert!(
-        told.starts_with("error: husk ended by the error that the line names"),
+        told.starts_with("error: a command of husk came to nothing by the error that the line names"),
         "{told}"
     );
     let told = explain("error: --memory 1: is too little (see husk run --help)").unwrap();
@@ -223,7 +283,7 @@ fn codes_and_signals_are_explained_and_nothing_is_made_up() {
         "255",
         "256",
         "65536",
-        "-1",
+        "-99",
         "",
         "hello",
         "SIG",

@@ -74,13 +74,80 @@ fn phrases() -> impl Iterator<Item = Known> {
     })
 }
 
-/// Explains an exit code (a number), a signal (`SIGKILL`, `KILL`) or a line of the log; `None` for what is unknown.
+/// Explains an exit code (a number, or `exit status 137` and the like), a signal (`SIGKILL`, `kill`, `-9`, `signal: killed`, systemd's
+/// `status=9/KILL`) or a line of the log; `None` for what is unknown.
 pub fn explain(what: &str) -> Option<String> {
     let what = what.trim();
-    match what.parse::<u16>() {
-        Ok(code) => of_code(code),
-        Err(_) => of_signal(what).or_else(|| of_line(what)).or_else(|| of_error(what)),
+    let of_signal_told = || signal_in(what).and_then(|signal| of_signal(&signal));
+    of_signal_told()
+        .or_else(|| code_in(what).and_then(of_code))
+        .or_else(|| of_line(what))
+        .or_else(|| of_error(what))
+        .or_else(|| of_note(what))
+}
+
+/// The exit code that `what` is, by itself or behind the words that shells, container engines and systemd put before one.
+fn code_in(what: &str) -> Option<u16> {
+    let small = what.to_ascii_lowercase();
+    let words = ["code=exited,", "exited", "with", "exit", "status", "code"];
+    let mut rest = small.as_str();
+    while let Some(shorter) = words.iter().find_map(|word| rest.strip_prefix(word)) {
+        rest = shorter.trim_start_matches([' ', ':', '=']);
     }
+    // systemd puts a name behind it: status=203/EXEC.
+    rest.split('/').next()?.trim().parse().ok()
+}
+
+/// The name of the signal that `what` is, without `SIG`: by name, as `-9`, as systemd has it, or in the words in which Go's and C's
+/// libraries tell of one.
+fn signal_in(what: &str) -> Option<String> {
+    let small = what.to_ascii_lowercase();
+    let systemd = small.split_once("code=killed, status=").map(|(_, rest)| rest);
+    if let Some((_, name)) = systemd
+        .or(small.strip_prefix("status="))
+        .and_then(|rest| rest.split_once('/'))
+    {
+        return Some(name.to_ascii_uppercase());
+    }
+    if let Some(number) = small.strip_prefix('-').and_then(|number| number.parse::<i32>().ok()) {
+        return name_of(number).map(str::to_owned);
+    }
+    let told = small
+        .strip_prefix("signal: ")
+        .or(small.strip_prefix("signal "))
+        .unwrap_or(&small);
+    let told = told.trim_end_matches(" (core dumped)");
+    let by_words = WORDS.iter().find(|(words, _)| *words == told).map(|(_, name)| *name);
+    let by_number = (told != small).then(|| told.parse().ok().and_then(name_of)).flatten();
+    let is_a_name = told.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    by_words
+        .or(by_number)
+        .map(str::to_owned)
+        .or_else(|| is_a_name.then(|| told.strip_prefix("sig").unwrap_or(told).to_ascii_uppercase()))
+}
+
+/// What libraries call signals.
+const WORDS: [(&str, &str); 13] = [
+    ("hangup", "HUP"),
+    ("interrupt", "INT"),
+    ("quit", "QUIT"),
+    ("illegal instruction", "ILL"),
+    ("trace/breakpoint trap", "TRAP"),
+    ("aborted", "ABRT"),
+    ("bus error", "BUS"),
+    ("floating point exception", "FPE"),
+    ("killed", "KILL"),
+    ("segmentation fault", "SEGV"),
+    ("broken pipe", "PIPE"),
+    ("terminated", "TERM"),
+    ("bad system call", "SYS"),
+];
+
+/// The name, without `SIG`, of a signal that is known by its number.
+fn name_of(number: i32) -> Option<&'static str> {
+    let mut signals = blocks(SIGNALS).map(|signal| signal.key);
+    let key = signals.find(|key| key.split(' ').next().map(str::parse) == Some(Ok(number)))?;
+    key.split(' ').nth(1)?.strip_prefix("SIG")
 }
 
 /// What an exit code means, husk's own or a shell's.
@@ -114,12 +181,17 @@ fn of_signal(wanted: &str) -> Option<String> {
     Some(told(&format!("signal {}", signal.key), signal))
 }
 
+/// Shorter phrases may stand in the error of any command.
+const LEAST_IN_ERROR: usize = 12;
+
 /// How every line ends by which husk says that it ends: it says least of all, whatever else is in the line.
 const ANY_END: &str = "; husk ends here";
 
 /// The entry of the longest phrase that the line has: a longer one says more.
 fn of_line(line: &str) -> Option<String> {
-    let known = phrases().filter(|entry| line.contains(entry.key));
+    // What a command says that fails is no line of the log, though it may name the same things.
+    let is_error = line.starts_with("error: ");
+    let known = phrases().filter(|entry| line.contains(entry.key) && !(is_error && entry.key.len() < LEAST_IN_ERROR));
     let entry = known.max_by_key(|entry| (entry.key != ANY_END, entry.key.len()))?;
     // A fault's line has the signal's name, and nothing else that is known.
     let fault = (entry.key == ANY_END)
@@ -138,12 +210,42 @@ fn of_line(line: &str) -> Option<String> {
 /// What a command says that fails, where nothing more is known of it: on standard error, as exit codes 1 and 2 tell of.
 fn of_error(line: &str) -> Option<String> {
     let error = line.strip_prefix("error: ")?;
-    let known = match error.contains(" (see husk ") {
-        true => exits().find(|exit| exit.key == "2"),
-        false => phrases().find(|entry| entry.key == ANY_END),
-    };
-    Some(told("error", known?))
+    if error.contains(" (see husk ") {
+        return Some(told("error", exits().find(|exit| exit.key == "2")?));
+    }
+    // husk run and husk fs end by it; of the others it is only the answer.
+    Some(told(
+        "error",
+        Known {
+            key: "",
+            means: "a command of husk came to nothing by the error that the line names; if that command ran a VM or served files, it has ended",
+            act: "the error names what was not as it must be, the last part of it the reason: mend that, and do it again",
+        },
+    ))
 }
+
+/// A line of the log that complains of nothing.
+fn of_note(line: &str) -> Option<String> {
+    let levels = ["INFO: ", "DEBU: ", "TRAC: "];
+    let (at, _) = levels
+        .iter()
+        .filter_map(|level| line.find(level).map(|at| (at, level)))
+        .min()?;
+    // Other programs have such words too, further into a line.
+    (at <= LONGEST_PREFIX).then(|| {
+        told(
+            "log",
+            Known {
+                key: "",
+                means: "husk tells what it does; nothing is wrong",
+                act: "nothing; lines that begin with WARN: or ERRO: are those that complain",
+            },
+        )
+    })
+}
+
+/// The most that stands before a line's level: the time, the process and the thread.
+const LONGEST_PREFIX: usize = 80;
 
 fn told(title: &str, known: Known) -> String {
     format!("{title}: {}\ndo: {}\n", known.means, known.act)

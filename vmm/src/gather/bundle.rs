@@ -136,7 +136,7 @@ impl Bundle {
 /// A new file that is to be `path`, and whether it is already: not every file system can have files without a name.
 fn new_file(path: &Path) -> io::Result<(File, bool)> {
     if path.symlink_metadata().is_ok() {
-        return Err(io::ErrorKind::AlreadyExists.into());
+        return Err(io::Error::from_raw_os_error(libc::EEXIST));
     }
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,

@@ -109,7 +109,10 @@ fn text(text: &str) -> String {
         let hide = |found: &Captures<'_>| format!("{}{MASK}", group(found, 1));
         masked = patterns.options.replace_all(&masked, hide).into_owned();
     }
-    masked = patterns.users.replace_all(&masked, format!("${{1}}{MASK}")).into_owned();
+    masked = patterns
+        .users
+        .replace_all(&masked, format!("${{1}}{MASK}"))
+        .into_owned();
     patterns
         .addresses
         .replace_all(&masked, format!("${{1}}{MASK}${{2}}"))

@@ -306,7 +306,11 @@ fn kernel_log() -> Result<Vec<u8>, String> {
 
 /// The last lines of `text`, of which there are [`FILE_BYTES`] at most.
 fn the_last(mut text: Vec<u8>) -> Vec<u8> {
-    if let Some(surplus) = text.len().checked_sub(FILE_BYTES as usize).filter(|surplus| *surplus > 0) {
+    if let Some(surplus) = text
+        .len()
+        .checked_sub(FILE_BYTES as usize)
+        .filter(|surplus| *surplus > 0)
+    {
         let line = text.iter().skip(surplus - 1).position(|byte| *byte == b'\n');
         text.drain(..line.map_or(text.len(), |end| surplus + end));
     }
