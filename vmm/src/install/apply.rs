@@ -2,7 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
 use super::content::{Content, draft};
@@ -32,14 +32,16 @@ pub fn apply(plan: &Plan) -> Result<(), InstallError> {
         path: manifest.clone(),
         before,
         after: Some(after.content()),
+        excerpt: None,
     };
     let mut steps = vec![change(before, &meanwhile)];
     steps.extend(plan.changes.iter().cloned());
     steps.push(change(Some(meanwhile.content()), &plan.after));
-    let mut made = Vec::new();
-    for (done, step) in steps.iter().enumerate() {
+    let (mut made, mut owners) = (Vec::new(), Vec::new());
+    for step in &steps {
+        let owner = owner(&place(&step.path));
         if let Err(source) = take(&plan.root, step, &mut made) {
-            let stuck = undo(&plan.root, &steps[..done], &made);
+            let stuck = undo(&plan.root, &steps, &owners, &made);
             let aftermath = match stuck.as_slice() {
                 [] => "; nothing was changed".into(),
                 stuck => format!("; {} could not be put back", stuck.join(", ")),
@@ -53,6 +55,7 @@ pub fn apply(plan: &Plan) -> Result<(), InstallError> {
                 source,
             });
         }
+        owners.push(owner);
     }
     for path in meanwhile.items.keys() {
         let _ = fs::remove_file(draft(&place(path)));
@@ -84,13 +87,22 @@ fn take(root: &Path, step: &Change, made: &mut Vec<PathBuf>) -> io::Result<()> {
     after.put(&path)
 }
 
-/// Takes steps back, the last first; those that could not be.
-fn undo(root: &Path, steps: &[Change], made: &[PathBuf]) -> Vec<String> {
+/// Who owns what stands at `path`, a link itself.
+fn owner(path: &Path) -> Option<(u32, u32)> {
+    let found = fs::symlink_metadata(path).ok()?;
+    Some((found.uid(), found.gid()))
+}
+
+/// Takes as many of `steps` back as there are `owners` of what stood there, the last first; those that could not be.
+fn undo(root: &Path, steps: &[Change], owners: &[Option<(u32, u32)>], made: &[PathBuf]) -> Vec<String> {
     let mut stuck = Vec::new();
-    for step in steps.iter().rev() {
+    for (step, before) in steps.iter().zip(owners).rev() {
         let path = beneath(root, &step.path);
         let undone = match &step.before {
-            Some(before) => before.put(&path),
+            Some(content) => content.put(&path).and_then(|()| match before {
+                Some((uid, gid)) if owner(&path) != *before => lchown(&path, Some(*uid), Some(*gid)),
+                _ => Ok(()),
+            }),
             None => fs::remove_file(&path),
         };
         if undone.is_err() {

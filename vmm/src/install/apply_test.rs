@@ -70,6 +70,7 @@ fn what_was_killed_at_any_step_can_be_finished_or_removed() {
             path: Manifest::path(&plan.prefix),
             before: None,
             after: Some(plan.after.content()),
+            excerpt: None,
         };
         let steps: Vec<_> = [&first].into_iter().chain(&plan.changes).collect();
         let mut made = Vec::new();
@@ -113,4 +114,26 @@ fn a_folder_of_drop_ins_never_has_a_half_written_file() {
     assert_eq!(names("etc/containerd/conf.d"), ["90-kata-husk.toml"]);
     assert_eq!(names("opt/husk/share/husk/kata/kata-husk/config.d"), ["10-husk.toml"]);
     assert_eq!(names("etc/containerd").len(), 2, "nothing is left in the folder above");
+}
+
+#[test]
+fn what_is_taken_back_has_its_owner_again() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: needs root: only root gives files away");
+        return;
+    }
+    let system = prepared(true);
+    let plan = plan(&system.options()).unwrap();
+    // The link is replaced, and a later step fails.
+    let link = system.root().join("opt/husk/bin/husk");
+    lchown(&link, Some(4711), Some(4712)).unwrap();
+    let manifest = system.root().join("opt/husk/share/husk/manifest.json");
+    let last = plan.changes.iter().rfind(|change| change.after.is_none()).unwrap();
+    let place = beneath(&plan.root, &last.path);
+    fs::remove_file(&place).unwrap();
+    fs::create_dir(&place).unwrap();
+    lchown(&manifest, Some(4711), None).unwrap();
+    apply(&plan).unwrap_err();
+    assert_eq!(owner(&link), Some((4711, 4712)));
+    assert_eq!(owner(&manifest).unwrap().0, 4711);
 }

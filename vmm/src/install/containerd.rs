@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use toml_edit::{Array, DocumentMut, Item, Table, value};
 
-use super::content::Content;
+use super::content::{Content, is_public};
 use super::kata::{Handler, one_line};
 use super::manifest::Manifest;
 use super::version::program_version;
@@ -23,11 +23,23 @@ pub(super) const FOLDER: &str = "/etc/containerd/conf.d";
 /// CRI in configuration version 2, and its part that has the runtimes in version 3.
 const PLUGINS: [(i64, &str); 2] = [(2, "io.containerd.grpc.v1.cri"), (3, "io.containerd.cri.v1.runtime")];
 
+/// Stands at the end of the first line of a drop-in that begins with a copied section.
+const COPY: &str = ", and the section of CRI as it was: containerd before 2.0 takes all of it from here";
+
+/// Whether `text` is that of a drop-in of husk's with a copied section.
+pub(super) fn is_copy(text: &str) -> bool {
+    text.lines()
+        .next()
+        .is_some_and(|first| first.starts_with("# husk ") && first.contains(COPY))
+}
+
 /// A file of containerd's configuration.
 struct Config {
     path: PathBuf,
     text: String,
     document: DocumentMut,
+    /// Whether everybody may read it.
+    is_public: bool,
 }
 
 impl Config {
@@ -38,12 +50,17 @@ impl Config {
             return Ok(None);
         }
         let text = std::fs::read_to_string(&place).map_err(|error| InstallError::io("read", &place, error))?;
+        let is_public = is_public(&options.root, &place);
         let document = text.parse().map_err(|error| InstallError::Foreign {
             path: place,
             problem: one_line(&error),
         })?;
-        let path = path.to_owned();
-        Ok(Some(Self { path, text, document }))
+        Ok(Some(Self {
+            path: path.to_owned(),
+            text,
+            document,
+            is_public,
+        }))
     }
 
     fn version(&self) -> i64 {
@@ -64,6 +81,23 @@ impl Config {
         let named = named.filter(is_known);
         named.map(|import| folder.join(import).components().collect()).collect()
     }
+}
+
+/// What a drop-in has to be, beside a configuration.
+struct Place {
+    /// The configuration's version.
+    version: i64,
+    folder: PathBuf,
+    copied: Option<Copied>,
+}
+
+/// A section of CRI that the drop-in has to begin with.
+struct Copied {
+    section: Item,
+    /// The file that it is of.
+    from: PathBuf,
+    /// Whether everybody may read that.
+    is_public: bool,
 }
 
 /// Adds the drop-in with all `handlers`, and the file that imports it if containerd has no configuration at all.
@@ -90,14 +124,25 @@ pub(super) fn configure(
         Some(config) => config,
         None => first(options, major)?,
     };
-    let (config_version, folder, section) = existing(options, &config, major, is_others, wanted)?;
+    let place = existing(options, &config, major, is_others, wanted)?;
+    let path = place.folder.join(drop_in(options));
+    let version = place.version.min(3);
+    let content = match place.copied {
+        Some(copied) => {
+            // Of what others have set, tokens of registries among it, a plan shows nothing.
+            let own = text(options, handlers, version, None);
+            let from = copied.from.display();
+            let shown = format!("{own}# and a copy of the section of CRI in {from}, which is not shown\n");
+            wanted.excerpts.insert(path.clone(), shown);
+            let text = text(options, handlers, version, Some(copied.section));
+            Content::copy(text, copied.is_public)
+        }
+        None => Content::text(text(options, handlers, version, None)),
+    };
     if !is_others {
         wanted.items.push((config.path, Content::text(config.text)));
     }
-    let path = folder.join(drop_in(options));
-    let plugin = plugin_of(config_version);
-    let text = text(options, handlers, config_version.min(3), plugin, section);
-    wanted.items.push((path, Content::text(text)));
+    wanted.items.push((path, content));
     wanted.notes.push(
         "containerd reads its handlers when it starts: systemctl restart containerd (pods that run go on)".into(),
     );
@@ -123,7 +168,12 @@ fn first(options: &Options, major: Option<u32>) -> Result<Config, InstallError> 
     let document = text
         .parse()
         .map_err(|error| foreign(options, &path, one_line(&error)))?;
-    Ok(Config { path, text, document })
+    Ok(Config {
+        path,
+        text,
+        document,
+        is_public: true,
+    })
 }
 
 /// Sorts behind what others usually have: in containerd 1 the last file with a section is the one that counts.
@@ -160,7 +210,7 @@ fn existing(
     major: Option<u32>,
     is_others: bool,
     wanted: &mut Wanted,
-) -> Result<(i64, PathBuf, Option<Item>), InstallError> {
+) -> Result<Place, InstallError> {
     let version = config.version();
     if version < 2 {
         let problem = format!("has configuration version {version}: containerd config migrate writes a newer one");
@@ -183,7 +233,11 @@ fn existing(
         folders.push(FOLDER.into());
     }
     if merges {
-        return Ok((version, folders.swap_remove(0), None));
+        return Ok(Place {
+            version,
+            folder: folders.swap_remove(0),
+            copied: None,
+        });
     }
     if is_others {
         wanted.source(config.path.clone(), config.text.as_bytes());
@@ -191,11 +245,22 @@ fn existing(
     let mut refused = None;
     for folder in folders {
         match beginning(options, config, &folder.join(&name)) {
-            Ok((section, source)) => {
+            Ok(source) => {
+                let from = source.as_ref().unwrap_or(config);
+                let section = from.section(plugin_of(version)).cloned();
+                let copied = section.map(|section| Copied {
+                    section,
+                    from: from.path.clone(),
+                    is_public: from.is_public,
+                });
                 if let Some(source) = source {
                     wanted.source(source.path, source.text.as_bytes());
                 }
-                return Ok((version, folder, section));
+                return Ok(Place {
+                    version,
+                    folder,
+                    copied,
+                });
             }
             Err(error) => refused = refused.or(Some(error)),
         }
@@ -203,12 +268,12 @@ fn existing(
     Err(refused.unwrap_or_else(|| foreign(options, &config.path, "imports nothing")))
 }
 
-/// The section that the drop-in `own` has to begin with, for a containerd that takes all of it from the last file that has one: what it would have
-/// without `own`, and the file that it is of, if that is not `main`.
+/// The file with the section that the drop-in `own` has to begin with, for a containerd that takes all of it from the last file that has one: what
+/// it would have without `own`. `None` is `main`.
 ///
 /// # Errors
 /// A file that is read after `own` has the section, too.
-fn beginning(options: &Options, main: &Config, own: &Path) -> Result<(Option<Item>, Option<Config>), InstallError> {
+fn beginning(options: &Options, main: &Config, own: &Path) -> Result<Option<Config>, InstallError> {
     let plugin = plugin_of(main.version());
     let (mut last, mut is_behind) = (None, false);
     for loaded in loaded(options, main, own)? {
@@ -229,8 +294,7 @@ fn beginning(options: &Options, main: &Config, own: &Path) -> Result<(Option<Ite
         }
         last = Some(config);
     }
-    let section = last.as_ref().unwrap_or(main).section(plugin).cloned();
-    Ok((section, last))
+    Ok(last)
 }
 
 /// What containerd 1 reads after `main`, in its order (`LoadConfig` in its `config.go`): what each file imports goes to the end of a queue,
@@ -315,9 +379,10 @@ fn matches(pattern: &Path, path: &Path) -> bool {
 }
 
 /// The drop-in.
-fn text(options: &Options, handlers: &[Handler], version: i64, plugin: &str, section: Option<Item>) -> String {
+fn text(options: &Options, handlers: &[Handler], version: i64, section: Option<Item>) -> String {
+    let plugin = plugin_of(version);
     let why = match section {
-        Some(_) => ", and the section of CRI as it was: containerd before 2.0 takes all of it from here",
+        Some(_) => COPY,
         None => "",
     };
     let implicit = || {

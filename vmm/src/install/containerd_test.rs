@@ -420,3 +420,73 @@ fn containerd_itself_has_the_handlers_and_what_it_had() {
     assert_eq!(handler["options"]["ConfigPath"].as_str(), Some(configuration));
     assert_eq!(handler["privileged_without_host_devices"].as_bool(), Some(true));
 }
+
+/// A registry's password, as containerd 1 has it in its configuration.
+const SECRET: &str =
+    "[plugins.\"io.containerd.grpc.v1.cri\".registry.configs.\"reg.example\".auth]\npassword = \"hunter2\"\n";
+
+fn mode(system: &System, path: &str) -> u32 {
+    let found = std::fs::metadata(system.root().join(path)).unwrap();
+    std::os::unix::fs::PermissionsExt::mode(&found.permissions()) & 0o7777
+}
+
+fn permit(system: &System, path: &str, mode: u32) {
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+    std::fs::set_permissions(system.root().join(path), permissions).unwrap();
+}
+
+#[test]
+fn what_not_everybody_may_read_is_copied_for_its_owner_alone() {
+    let system = System::new();
+    let other = "etc/containerd/conf.d/20-other.toml";
+    let secret = format!("{OLD}{SECRET}");
+    for (path, folder, of_original, of_folder, of_copy) in [
+        (MAIN, "etc/containerd", 0o600, 0o755, 0o600),
+        (MAIN, "etc/containerd", 0o640, 0o755, 0o600),
+        (MAIN, "etc/containerd", 0o644, 0o755, 0o644),
+        // Nobody else gets to the original.
+        (MAIN, "etc/containerd", 0o644, 0o750, 0o600),
+        (MAIN, "etc", 0o644, 0o700, 0o600),
+        // The file with the section counts.
+        (other, "etc", 0o600, 0o755, 0o600),
+    ] {
+        system.write(MAIN, OLD);
+        system.write(path, &secret);
+        for folder in ["etc", "etc/containerd", "etc/containerd/conf.d"] {
+            permit(&system, folder, 0o755);
+        }
+        permit(&system, path, of_original);
+        permit(&system, folder, of_folder);
+        let told = plan(&system.options()).unwrap().describe();
+        assert!(!told.contains("hunter2"), "{told}");
+        system.install(&system.options()).unwrap();
+        let place = format!("{path} {of_original:o}, {folder} {of_folder:o}");
+        assert_eq!(mode(&system, DROP_IN), of_copy, "{place}");
+        assert!(system.read(DROP_IN).contains("hunter2"), "{place}");
+    }
+}
+
+#[test]
+fn a_plan_shows_what_husk_adds_and_nothing_that_it_copies() {
+    let system = System::new();
+    system.write(MAIN, &format!("{OLD}{SECRET}"));
+    let told = plan(&system.options()).unwrap().describe();
+    for shown in [
+        "+[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.kata-husk]\n",
+        "+# and a copy of the section of CRI in /etc/containerd/config.toml, which is not shown\n",
+    ] {
+        assert!(told.contains(shown), "no {shown}: {told}");
+    }
+    assert!(!told.contains("hunter2") && !told.contains("pause:3"), "{told}");
+    system.install(&system.options()).unwrap();
+    // Neither when it is replaced by one that needs no copy, nor when it goes.
+    system.write(MAIN, &OLD.replace("version = 2", "version = 3"));
+    let told = plan(&system.options()).unwrap().describe();
+    assert!(told.contains("replace  /etc/containerd/conf.d/90-kata-husk.toml\n") && !told.contains("hunter2"));
+    let other = Options {
+        class: "other".into(),
+        ..system.options()
+    };
+    let told = plan(&other).unwrap().describe();
+    assert!(told.contains("remove   /etc/containerd/conf.d/90-kata-husk.toml\n") && !told.contains("hunter2"));
+}

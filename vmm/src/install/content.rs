@@ -44,6 +44,15 @@ impl Content {
         }
     }
 
+    /// A copy of what somebody else wrote, with or without something added: for everybody if that `is_public`, for its owner alone otherwise. Its
+    /// group is not the original's, and may not read it either.
+    pub fn copy(text: impl Into<String>, is_public: bool) -> Self {
+        Self::File {
+            bytes: text.into().into_bytes(),
+            mode: if is_public { 0o644 } else { 0o600 },
+        }
+    }
+
     /// What stands at `path`; `None` if nothing does.
     ///
     /// # Errors
@@ -106,6 +115,17 @@ impl Content {
             }
         }
     }
+}
+
+/// Whether everybody may read the file at `path`: its mode and those of the folders between it and `root` let them. One that cannot be looked at
+/// counts as secret.
+pub fn is_public(root: &Path, path: &Path) -> bool {
+    let allows = |path: &Path, bit| fs::metadata(path).is_ok_and(|found| found.mode() & bit != 0);
+    let (Ok(root), Ok(path)) = (fs::canonicalize(root), fs::canonicalize(path)) else {
+        return false;
+    };
+    let mut folders = path.ancestors().skip(1).take_while(|folder| *folder != root);
+    allows(&path, 0o004) && folders.all(|folder| allows(folder, 0o001))
 }
 
 /// Where that which is to stand at `path` is made: the same place at each try, so that what is left of one that was killed is found. Who has the

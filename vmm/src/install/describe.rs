@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use similar::TextDiff;
 
+use super::containerd;
 use super::content::Content;
 use super::plan::{Change, Plan};
 use super::remove::Removal;
@@ -65,12 +66,16 @@ fn arrow(change: &Change) -> String {
     }
 }
 
-/// What changes in a text; `None` for programs and links.
+/// What changes in a text; `None` for programs and links, and for what goes. Of one that is, or was, a copy of what others have set it is what husk
+/// has added: whoever reads a plan may not be who may read the original.
 fn difference(change: &Change) -> Option<String> {
     let (old, new) = (text_of(&change.before)?, text_of(&change.after)?);
-    if old == new {
-        return None;
-    }
+    let (old, new) = match &change.excerpt {
+        _ if old == new || change.after.is_none() => return None,
+        Some(excerpt) => ("", excerpt.as_str()),
+        None if containerd::is_copy(old) => ("", new),
+        None => (old, new),
+    };
     let path = change.path.display().to_string();
     let name = |there: bool| if there { path.as_str() } else { "/dev/null" };
     let (from, to) = (name(change.before.is_some()), name(change.after.is_some()));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use toml_edit::{Array, DocumentMut, Item, Table, value};
 
-use super::content::Content;
+use super::content::{Content, is_public};
 use super::wanted::{self, Wanted};
 use super::{InstallError, Options};
 
@@ -58,6 +58,8 @@ pub(super) struct Handler {
     /// Kata's configuration.
     base: PathBuf,
     text: String,
+    /// Whether everybody may read that.
+    is_public: bool,
     /// The hypervisor's name in it: `clh`, or `cloud-hypervisor` in older ones.
     key: String,
 }
@@ -105,6 +107,7 @@ pub(super) fn handlers(options: &Options, wanted: &mut Wanted) -> Result<Vec<Han
         handlers.push(Handler {
             name,
             program,
+            is_public: is_public(&options.root, &options.behind(&base)),
             base,
             text,
             key,
@@ -160,8 +163,16 @@ pub(super) fn configure(options: &Options, handler: &Handler, wanted: &mut Wante
     wanted
         .items
         .push((folder.join("config.d/10-husk.toml"), Content::text(overlay)));
-    let base = Content::text(handler.text.clone());
-    wanted.items.push((handler.configuration(options), base));
+    let path = handler.configuration(options);
+    if !handler.is_public {
+        let from = handler.base.display();
+        wanted
+            .excerpts
+            .insert(path.clone(), format!("# a copy of {from}, which is not shown\n"));
+    }
+    wanted
+        .items
+        .push((path, Content::copy(handler.text.clone(), handler.is_public)));
     Ok(())
 }
 

@@ -134,3 +134,23 @@ fn one_shim_without_a_usable_configuration_keeps_no_handler_from_the_other() {
         assert!(!system.has("opt/husk/share/husk/kata/kata-husk-go"));
     }
 }
+
+#[test]
+fn a_configuration_that_not_everybody_may_read_is_copied_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let system = System::new();
+    let mode = |path: &str| {
+        let found = std::fs::metadata(system.root().join(path)).unwrap();
+        found.permissions().mode() & 0o7777
+    };
+    let secret = std::fs::Permissions::from_mode(0o640);
+    std::fs::set_permissions(system.root().join(GO), secret).unwrap();
+    let told = super::super::plan(&system.options()).unwrap().describe();
+    assert!(
+        told.contains(&format!("+# a copy of /{GO}, which is not shown\n")),
+        "{told}"
+    );
+    system.install(&system.options()).unwrap();
+    let copy = |handler| format!("opt/husk/share/husk/kata/{handler}/configuration.toml");
+    assert_eq!((mode(&copy("kata-husk")), mode(&copy("kata-husk-go"))), (0o644, 0o600));
+}

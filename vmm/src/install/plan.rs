@@ -17,6 +17,8 @@ pub struct Change {
     pub before: Option<Content>,
     /// What shall be there.
     pub after: Option<Content>,
+    /// What people are shown in place of the text that shall be there.
+    pub excerpt: Option<String>,
 }
 
 /// Everything that an installation would do.
@@ -48,6 +50,7 @@ pub fn plan(options: &Options) -> Result<Plan, InstallError> {
     let Wanted {
         items,
         mut fingerprints,
+        mut excerpts,
         sources,
         mut notes,
     } = wanted(options, before.as_ref())?;
@@ -76,10 +79,12 @@ pub fn plan(options: &Options) -> Result<Plan, InstallError> {
                 return Err(InstallError::InTheWay { path, whose });
             }
         }
+        let excerpt = excerpts.remove(&path);
         changes.push(Change {
             path,
             before: found,
             after: Some(content),
+            excerpt,
         });
     }
     for path in before.iter().flat_map(|before| before.items.keys()) {
@@ -95,6 +100,7 @@ pub fn plan(options: &Options) -> Result<Plan, InstallError> {
                 path: path.clone(),
                 before: Some(found),
                 after: None,
+                excerpt: None,
             }),
             Some(_) => notes.push(format!("{} was changed since husk wrote it, and stays", path.display())),
             None => {}

@@ -15,6 +15,8 @@ pub(super) struct Wanted {
     pub items: Vec<(PathBuf, Content)>,
     /// What is to be remembered of those of which it is known already.
     pub fingerprints: BTreeMap<PathBuf, Fingerprint>,
+    /// What people are shown of files that are copies of others' with something added.
+    pub excerpts: BTreeMap<PathBuf, String>,
     /// Files of others from which some were derived.
     pub sources: BTreeMap<PathBuf, Fingerprint>,
     /// What is for people to do or to know.
