@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use toml_edit::{DocumentMut, Item, TableLike};
 
 use super::facts::read;
-use crate::install::{Shim, behind, program_version};
+use crate::install::{CONTAINERD_PACKAGES, CRIO_PACKAGES, Shim, behind, program_version};
 use crate::memory::meminfo_bytes;
 
 /// Where Kata is, unless somebody put it elsewhere.
@@ -39,7 +39,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// Reads it below `root`; engines are asked for their version.
+    /// Reads it below `root`; engines of this system are asked for their version.
     pub(super) fn gather(root: &Path) -> Self {
         let meminfo = read(root, "proc/meminfo");
         let bytes = |field: &str| meminfo_bytes(&meminfo, field).unwrap_or(0);
@@ -50,8 +50,8 @@ impl Node {
         });
         let kata = read(root, &format!("{}/VERSION", &KATA[1..]));
         Self {
-            containerd: program_version(root, "containerd"),
-            crio: program_version(root, "crio"),
+            containerd: program_version(root, "containerd", &CONTAINERD_PACKAGES),
+            crio: program_version(root, "crio", &CRIO_PACKAGES),
             kata: kata.trim().chars().filter(|c| !c.is_control()).take(32).collect(),
             shims: shims.collect(),
             handlers: handlers(root),
@@ -111,13 +111,12 @@ mod tests {
     #[test]
     fn a_node_is_read_from_its_files_and_its_engines() {
         let root = host(&[
+            ("usr/bin/containerd", ""),
+            ("usr/bin/crio", ""),
             (
-                "usr/bin/containerd",
-                "#!/bin/sh\necho containerd github.com/x/v2 v2.1.5 abc\n",
-            ),
-            (
-                "usr/local/bin/crio",
-                "#!/bin/sh\necho 'crio version 1.33.1'\necho 'Version: 9'\n",
+                "var/lib/dpkg/status",
+                "Package: containerd.io\nStatus: install ok installed\nVersion: 2.1.5\n\n\
+                 Package: cri-o\nStatus: install ok installed\nVersion: 1.33.1-1.1\n",
             ),
             ("opt/kata/VERSION", "4.1.0\n"),
             ("opt/kata/bin/containerd-shim-kata-v2", ""),
@@ -141,7 +140,7 @@ mod tests {
             node,
             Node {
                 containerd: Some("2.1.5".into()),
-                crio: Some("1.33.1".into()),
+                crio: Some("1.33.1-1.1".into()),
                 kata: "4.1.0".into(),
                 shims: vec!["Go"],
                 handlers: vec!["kata-husk".into(), "pods".into()],
@@ -152,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_that_fails_or_says_nothing_has_no_version() {
+    fn an_engine_of_which_nothing_is_known_has_no_version() {
         let root = host(&[
             ("usr/bin/containerd", "#!/bin/sh\necho containerd unknown\n"),
             ("usr/bin/crio", "no program"),

@@ -20,6 +20,8 @@ use super::{InstallError, Options};
 pub(super) const CONFIGURATION: &str = "/etc/containerd/config.toml";
 /// Where its drop-ins are, unless its configuration imports another folder.
 pub(super) const FOLDER: &str = "/etc/containerd/conf.d";
+/// Packages of Debian and of Docker that bring it.
+pub(crate) const PACKAGES: [&str; 2] = ["containerd", "containerd.io"];
 /// CRI in configuration version 2, and its part that has the runtimes in version 3.
 const PLUGINS: [(i64, &str); 2] = [(2, "io.containerd.grpc.v1.cri"), (3, "io.containerd.cri.v1.runtime")];
 
@@ -108,7 +110,7 @@ pub(super) fn configure(
     wanted: &mut Wanted,
 ) -> Result<(), InstallError> {
     let main = Path::new(CONFIGURATION);
-    let program = program_version(&options.root, "containerd");
+    let program = program_version(&options.root, "containerd", &PACKAGES);
     let major = program
         .as_deref()
         .and_then(|version| version.split('.').next()?.parse::<u32>().ok());
@@ -156,7 +158,7 @@ fn first(options: &Options, major: Option<u32>) -> Result<Config, InstallError> 
         Some(0 | 1) => 2,
         Some(_) => 3,
         None => {
-            let problem = "is not there, and neither is containerd: make it with containerd config default";
+            let problem = "is not there, and what version of containerd is to read it is not known: make it with containerd config default";
             return Err(foreign(options, &path, problem));
         }
     };

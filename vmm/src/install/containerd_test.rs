@@ -74,10 +74,7 @@ fn containerd_1_keeps_what_it_had_beside_the_handlers() {
 #[test]
 fn containerd_2_merges_by_itself_whatever_version_its_file_has() {
     let system = System::new();
-    system.program(
-        "usr/bin/containerd",
-        "containerd github.com/containerd/containerd/v2 v2.1.5 abc",
-    );
+    system.containerd("2.1.5");
     system.write(MAIN, OLD);
     system.install(&system.options()).unwrap();
     assert_eq!(
@@ -191,10 +188,7 @@ fn what_containerd_1_reads_after_the_handlers_is_refused_and_nothing_else() {
 fn what_others_put_beside_a_configuration_of_husks_own_is_kept() {
     let system = System::new();
     std::fs::remove_file(system.root().join(MAIN)).unwrap();
-    system.program(
-        "usr/bin/containerd",
-        "containerd github.com/containerd/containerd 1.7.20 abc",
-    );
+    system.containerd("1.7.20");
     system.install(&system.options()).unwrap();
     let plugin = "io.containerd.grpc.v1.cri";
     assert_eq!(runtimes(&drop_in(&system), plugin), ["kata-husk", "kata-husk-go"]);
@@ -237,10 +231,7 @@ fn a_relative_pattern_is_an_import_for_containerd_2_only() {
     system.write(MAIN, &relative);
     let told = || plan(&system.options()).unwrap().describe();
     assert!(told().contains("does not import the handlers yet"));
-    system.program(
-        "usr/bin/containerd",
-        "containerd github.com/containerd/containerd/v2 v2.0.0 abc",
-    );
+    system.containerd("2.0.0");
     assert!(!told().contains("does not import"));
 }
 
@@ -257,18 +248,15 @@ fn an_import_that_is_missing_is_for_the_administrator_to_add() {
 
 #[test]
 fn without_a_configuration_there_is_one_for_the_version_that_is_here() {
-    for (told, version) in [
-        ("containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1", 2),
-        ("containerd github.com/containerd/containerd/v2 v2.2.0 abc", 3),
-    ] {
+    for (told, version) in [("1.6.20~ds1-1+b1", 2), ("2.2.0-1", 3)] {
         let system = System::new();
         std::fs::remove_file(system.root().join(MAIN)).unwrap();
         let refused = system.install(&system.options()).unwrap_err();
         assert!(
-            refused.contains("config.toml: is not there, and neither is containerd"),
+            refused.contains("config.toml: is not there, and what version of containerd is to read it is not known"),
             "{refused}"
         );
-        system.program("usr/bin/containerd", told);
+        system.containerd(told);
         let before = system.tree();
         system.install(&system.options()).unwrap();
         let main: DocumentMut = system.read(MAIN).parse().unwrap();
@@ -288,10 +276,7 @@ fn without_a_configuration_there_is_one_for_the_version_that_is_here() {
 fn a_configuration_that_somebody_has_added_to_is_theirs() {
     let system = System::new();
     std::fs::remove_file(system.root().join(MAIN)).unwrap();
-    system.program(
-        "usr/bin/containerd",
-        "containerd github.com/containerd/containerd 1.6.20 abc",
-    );
+    system.containerd("1.6.20");
     system.install(&system.options()).unwrap();
     let more = "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"mine\"\n";
     system.write(MAIN, &format!("{}{more}", system.read(MAIN)));
@@ -451,6 +436,7 @@ fn what_not_everybody_may_read_is_copied_for_its_owner_alone() {
         (other, "etc", 0o600, 0o755, 0o600),
     ] {
         system.write(MAIN, OLD);
+        system.write(other, "version = 2\n");
         system.write(path, &secret);
         for folder in ["etc", "etc/containerd", "etc/containerd/conf.d"] {
             permit(&system, folder, 0o755);

@@ -10,6 +10,9 @@ use super::wanted::Wanted;
 /// Where its drop-ins are.
 pub(super) const FOLDER: &str = "/etc/crio/crio.conf.d";
 
+/// Packages of Debian's and CRI-O's own archives that bring it.
+pub(crate) const PACKAGES: [&str; 1] = ["cri-o"];
+
 /// Adds the drop-in with all `handlers`.
 pub(super) fn configure(options: &Options, handlers: &[Handler], wanted: &mut Wanted) {
     let mut runtimes = Table::new();

@@ -36,6 +36,8 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 pub use apply::apply;
+pub(crate) use containerd::PACKAGES as CONTAINERD_PACKAGES;
+pub(crate) use crio::PACKAGES as CRIO_PACKAGES;
 pub(crate) use kata::Shim;
 pub use lock::Lock;
 pub use overhead::Overhead;

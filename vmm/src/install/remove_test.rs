@@ -76,10 +76,7 @@ fn what_another_installation_needs_stays_until_that_goes() {
     let main = "etc/containerd/config.toml";
     let features = "etc/kubernetes/node-feature-discovery/features.d/husk";
     fs::remove_file(system.root().join(main)).unwrap();
-    system.program(
-        "usr/bin/containerd",
-        "containerd github.com/containerd/containerd/v2 v2.1.0 abc",
-    );
+    system.containerd("2.1.0");
     let other = Options {
         class: "kata-other".into(),
         prefix: "/opt/other".into(),

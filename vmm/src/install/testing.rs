@@ -48,7 +48,19 @@ impl System {
 
     /// A program that prints `text`.
     pub fn program(&self, path: &str, text: &str) {
-        self.write(path, &format!("#!/bin/sh\necho '{text}'\n"));
+        self.script(path, &format!("echo '{text}'"));
+    }
+
+    /// containerd as the package of a version.
+    pub fn containerd(&self, version: &str) {
+        self.write("usr/bin/containerd", "");
+        let package = format!("Package: containerd\nStatus: install ok installed\nVersion: {version}\n");
+        self.write("var/lib/dpkg/status", &package);
+    }
+
+    /// A program that does what `commands` say.
+    pub fn script(&self, path: &str, commands: &str) {
+        self.write(path, &format!("#!/bin/sh\n{commands}\n"));
         fs::set_permissions(self.root().join(path), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
