@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use toml_edit::{DocumentMut, Item, TableLike};
+use toml_edit::DocumentMut;
 
 use super::facts::read;
-use crate::install::{CONTAINERD_PACKAGES, CRIO_PACKAGES, Shim, behind, program_version};
+use crate::install::{CONTAINERD_PACKAGES, CRIO_PACKAGES, Shim, behind, program_version, runtimes};
 use crate::memory::meminfo_bytes;
 
 /// Where Kata is, unless somebody put it elsewhere.
@@ -72,19 +72,9 @@ fn handlers(root: &Path) -> Vec<String> {
         let Ok(document) = text.parse::<DocumentMut>() else {
             continue;
         };
-        let plugins = document.get("plugins").and_then(Item::as_table_like);
-        let of_containerd = plugins.into_iter().flat_map(TableLike::iter);
-        let of_containerd = of_containerd.filter_map(|(_, plugin)| plugin.get("containerd")?.get("runtimes"));
-        let of_crio = document
-            .get("crio")
-            .and_then(|crio| crio.get("runtime")?.get("runtimes"));
-        for runtimes in of_containerd.chain(of_crio).filter_map(Item::as_table_like) {
-            let of_kata = runtimes.iter().filter(|(_, runtime)| {
-                let value = |key: &str| runtime.get(key).and_then(Item::as_str).unwrap_or_default();
-                value("runtime_path").contains("kata") || value("runtime_type").contains("kata")
-            });
-            names.extend(of_kata.map(|(name, _)| name.to_owned()));
-        }
+        let of_kata = runtimes(&document).into_iter();
+        let of_kata = of_kata.filter(|runtime| runtime.program.contains("kata") || runtime.kind.contains("kata"));
+        names.extend(of_kata.map(|runtime| runtime.name));
     }
     names.sort();
     names.dedup();

@@ -4,11 +4,21 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
+use super::content::Content;
 use super::manifest::Manifest;
-use super::{behind, containerd, crio, kubernetes};
+use super::{InstallError, Options, behind, containerd, crio, kubernetes};
 
 /// How husk's own drop-ins begin.
 const HEAD: &[u8] = b"# husk ";
+
+/// Whether `path` is as husk wrote it, as far as `manifest` knows. One that somebody has changed since is theirs.
+pub(super) fn is_own(options: &Options, manifest: Option<&Manifest>, path: &Path) -> Result<bool, InstallError> {
+    let place = options.at(path);
+    let found = Content::read(&place).map_err(|error| InstallError::io("read", &place, error))?;
+    Ok(manifest
+        .zip(found)
+        .is_some_and(|(manifest, found)| manifest.has(path, &found)))
+}
 
 /// Whether `path`, which `manifest` has of the system at `root`, is needed by another installation: it is common to all of them, and an engine's
 /// folder has a drop-in of husk's that `manifest` does not have.

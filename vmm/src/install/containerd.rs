@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 
 use toml_edit::{Array, DocumentMut, Item, Table, value};
 
+use super::common::is_own;
 use super::content::{Content, is_public};
 use super::kata::{Handler, one_line};
 use super::manifest::Manifest;
+use super::runtimes::are_free;
 use super::version::program_version;
 use super::wanted::Wanted;
 use super::{InstallError, Options};
@@ -34,6 +36,14 @@ pub(super) fn is_copy(text: &str) -> bool {
         .next()
         .is_some_and(|first| first.starts_with("# husk ") && first.contains(COPY))
 }
+
+/// What CRI is called where plugins are turned off: in configurations of version 1, 2 and 3.
+const CRI: [&str; 4] = [
+    "cri",
+    "io.containerd.grpc.v1.cri",
+    "io.containerd.cri.v1.runtime",
+    "io.containerd.cri.v1.images",
+];
 
 /// A file of containerd's configuration.
 struct Config {
@@ -90,6 +100,8 @@ struct Place {
     /// The configuration's version.
     version: i64,
     folder: PathBuf,
+    /// Whether containerd is one before 2.0, or may be.
+    is_first: bool,
     copied: Option<Copied>,
 }
 
@@ -114,19 +126,19 @@ pub(super) fn configure(
     let major = program
         .as_deref()
         .and_then(|version| version.split('.').next()?.parse::<u32>().ok());
-    let found = match is_own(options, before, main)? {
-        true => None,
-        false => Config::read(options, main)?,
-    };
-    // What another installation has made is as much this one's.
-    let is_first = |found: &Config| first(options, major).is_ok_and(|first| first.text == found.text);
-    let found = found.filter(|found| !is_first(found));
-    let is_others = found.is_some();
-    let config = match found {
-        Some(config) => config,
-        None => first(options, major)?,
+    let found = Config::read(options, main)?;
+    let own = first(options, major);
+    let (config, is_others) = match (found, own) {
+        // What another installation has made is as much this one's, whatever version of husk that was.
+        (Some(found), Ok(own)) if without_head(&found.text) == without_head(&own.text) => (found, false),
+        (Some(found), own) => match is_own(options, before, main)? {
+            true => (own?, false),
+            false => (found, true),
+        },
+        (None, own) => (own?, false),
     };
     let place = existing(options, &config, major, is_others, wanted)?;
+    look_around(options, handlers, before, &config, &place, wanted)?;
     let path = place.folder.join(drop_in(options));
     let version = place.version.min(3);
     let content = match place.copied {
@@ -149,6 +161,48 @@ pub(super) fn configure(
         "containerd reads its handlers when it starts: systemctl restart containerd (pods that run go on)".into(),
     );
     Ok(())
+}
+
+/// Looks for handlers of the same name, and for what keeps containerd from having any, in `main` and in what is read with it. A folder that `main`
+/// does not import yet counts, too.
+fn look_around(
+    options: &Options,
+    handlers: &[Handler],
+    before: Option<&Manifest>,
+    main: &Config,
+    place: &Place,
+    wanted: &mut Wanted,
+) -> Result<(), InstallError> {
+    let own = place.folder.join(drop_in(options));
+    let mut others = loaded(options, main, &own, place.is_first)?;
+    let known: Vec<_> = others.iter().flatten().map(|config| config.path.clone()).collect();
+    let beside = stands_for(options, &place.folder.join("*.toml"), &own);
+    for path in beside.into_iter().filter(|path| *path != own && !known.contains(path)) {
+        // What containerd does not read may be no configuration.
+        others.push(Config::read(options, &path).unwrap_or_default());
+    }
+    for config in [main].into_iter().chain(others.iter().flatten()) {
+        if !is_own(options, before, &config.path)? {
+            are_free(handlers, options.at(&config.path), &config.document)?;
+        }
+        let disabled = config.document.get("disabled_plugins").and_then(Item::as_array);
+        let mut disabled = disabled.into_iter().flatten().filter_map(|plugin| plugin.as_str());
+        if let Some(plugin) = disabled.find(|plugin| CRI.contains(plugin)) {
+            wanted.problems.push(format!(
+                "{} has {plugin} among its disabled_plugins: without CRI containerd has no handlers for Kubernetes",
+                config.path.display()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The text of a configuration of husk's own without its first line, which says by what version it was made; all of any other.
+fn without_head(text: &str) -> &str {
+    match text.split_once('\n') {
+        Some((head, rest)) if head.starts_with("# husk ") => rest,
+        Some(_) | None => text,
+    }
 }
 
 /// The configuration of a containerd of version `major` that has none: it imports drop-ins, and some may be there already.
@@ -188,15 +242,6 @@ fn plugin_of(version: i64) -> &'static str {
     if version < split { old } else { new }
 }
 
-/// Whether `path` is as husk wrote it. One that somebody has changed since is theirs.
-fn is_own(options: &Options, before: Option<&Manifest>, path: &Path) -> Result<bool, InstallError> {
-    let place = options.at(path);
-    let found = Content::read(&place).map_err(|error| InstallError::io("read", &place, error))?;
-    Ok(before
-        .zip(found)
-        .is_some_and(|(before, found)| before.has(path, &found)))
-}
-
 fn foreign(options: &Options, path: &Path, problem: impl Into<String>) -> InstallError {
     InstallError::Foreign {
         path: options.at(path),
@@ -229,7 +274,7 @@ fn existing(
         })
         .collect();
     if folders.is_empty() {
-        wanted.notes.push(format!(
+        wanted.problems.push(format!(
             "{CONFIGURATION} does not import the handlers yet: put imports = [\"{FOLDER}/*.toml\"] at its top"
         ));
         folders.push(FOLDER.into());
@@ -238,6 +283,7 @@ fn existing(
         return Ok(Place {
             version,
             folder: folders.swap_remove(0),
+            is_first: false,
             copied: None,
         });
     }
@@ -261,6 +307,7 @@ fn existing(
                 return Ok(Place {
                     version,
                     folder,
+                    is_first: true,
                     copied,
                 });
             }
@@ -278,7 +325,7 @@ fn existing(
 fn beginning(options: &Options, main: &Config, own: &Path) -> Result<Option<Config>, InstallError> {
     let plugin = plugin_of(main.version());
     let (mut last, mut is_behind) = (None, false);
-    for loaded in loaded(options, main, own)? {
+    for loaded in loaded(options, main, own, true)? {
         let config = match loaded {
             None => {
                 is_behind = true;
@@ -299,11 +346,11 @@ fn beginning(options: &Options, main: &Config, own: &Path) -> Result<Option<Conf
     Ok(last)
 }
 
-/// What containerd 1 reads after `main`, in its order (`LoadConfig` in its `config.go`): what each file imports goes to the end of a queue,
-/// and of what is there twice the first counts. `None` stands for husk's drop-in `own`, whether it is there yet or not.
-fn loaded(options: &Options, main: &Config, own: &Path) -> Result<Vec<Option<Config>>, InstallError> {
+/// What containerd reads after `main`, containerd 1 in this order (`LoadConfig` in its `config.go`): what each file imports goes to the end of a
+/// queue, and of what is there twice the first counts. `None` stands for husk's drop-in `own`, whether it is there yet or not.
+fn loaded(options: &Options, main: &Config, own: &Path, is_first: bool) -> Result<Vec<Option<Config>>, InstallError> {
     let resolve = |config: &Config| -> Vec<PathBuf> {
-        let imports = config.imports(true);
+        let imports = config.imports(is_first);
         imports
             .iter()
             .flat_map(|import| stands_for(options, import, own))

@@ -476,3 +476,121 @@ fn a_plan_shows_what_husk_adds_and_nothing_that_it_copies() {
     let told = plan(&other).unwrap().describe();
     assert!(told.contains("remove   /etc/containerd/conf.d/90-kata-husk.toml\n") && !told.contains("hunter2"));
 }
+
+#[test]
+fn a_handler_that_others_have_is_refused_wherever_it_stands() {
+    let others = |version: i64, name: &str| {
+        let plugin = plugin_of(version);
+        format!("version = {version}\n[plugins.\"{plugin}\".containerd.runtimes.{name}]\nruntime_type = \"x.y.v2\"\n")
+    };
+    let imports = "imports = [\"/etc/containerd/conf.d/*.toml\", \"more/*.toml\"]\n";
+    for (path, version) in [
+        (MAIN, 2),
+        (MAIN, 3),
+        ("etc/containerd/conf.d/10-theirs.toml", 2),
+        ("etc/containerd/conf.d/10-theirs.toml", 3),
+        ("etc/containerd/conf.d/99-theirs.toml", 3),
+        // A relative pattern: containerd 2 reads it.
+        ("etc/containerd/more/a.toml", 3),
+    ] {
+        for name in ["kata-husk", "kata-husk-go"] {
+            let system = System::new();
+            system.write(MAIN, &format!("{imports}version = {version}\n"));
+            system.write(
+                path,
+                &format!(
+                    "{}{}",
+                    if path == MAIN { imports } else { "" },
+                    others(version, "kata-qemu")
+                ),
+            );
+            system.install(&system.options()).unwrap();
+            system.write(
+                path,
+                &format!("{}{}", if path == MAIN { imports } else { "" }, others(version, name)),
+            );
+            let tree = system.tree();
+            let refused = system.install(&system.options()).unwrap_err();
+            let says = format!("{path}: has a handler {name} already; install with another --runtime-class");
+            assert!(refused.ends_with(&says), "{refused}");
+            assert!(system.tree() == tree);
+        }
+    }
+    // A folder that is to be imported.
+    let system = System::new();
+    system.write(MAIN, "version = 3\n");
+    system.write("etc/containerd/conf.d/10-theirs.toml", &others(3, "kata-husk"));
+    system.write("etc/containerd/conf.d/11-broken.toml", "[[[");
+    let refused = system.install(&system.options()).unwrap_err();
+    assert!(
+        refused.contains("10-theirs.toml: has a handler kata-husk already"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn two_installations_have_no_handler_in_common() {
+    for engine in [Engine::Containerd, Engine::Crio] {
+        let system = System::new();
+        let first = Options {
+            class: "x-go".into(),
+            prefix: "/opt/one".into(),
+            engine: Some(engine),
+            ..system.options()
+        };
+        system.install(&first).unwrap();
+        let second = |class: &str| Options {
+            class: class.into(),
+            prefix: "/opt/two".into(),
+            ..first.clone()
+        };
+        let refused = system.install(&second("x")).unwrap_err();
+        assert!(
+            refused.contains("0-x-go.") && refused.contains(": has a handler x-go already"),
+            "{refused}"
+        );
+        system.install(&second("y")).unwrap();
+        assert!(plan(&first).unwrap().is_done());
+    }
+}
+
+#[test]
+fn a_containerd_without_cri_is_a_problem() {
+    let other = "etc/containerd/conf.d/10-theirs.toml";
+    for (path, plugin, is_off) in [
+        (MAIN, "io.containerd.grpc.v1.cri", true),
+        (MAIN, "cri", true),
+        (other, "io.containerd.cri.v1.runtime", true),
+        (MAIN, "io.containerd.grpc.v1.tasks", false),
+    ] {
+        let system = System::new();
+        let text = system.read(MAIN);
+        system.write(path, &format!("disabled_plugins = [\"{plugin}\"]\n{text}"));
+        let told = plan(&system.options()).unwrap().describe();
+        let says = format!("problem  /{path} has {plugin} among its disabled_plugins: without CRI ");
+        assert_eq!(told.contains(&says), is_off, "{told}");
+    }
+}
+
+#[test]
+fn a_configuration_that_another_version_of_husk_made_is_everybodys() {
+    let system = System::new();
+    std::fs::remove_file(system.root().join(MAIN)).unwrap();
+    system.containerd("2.1.0");
+    let other = Options {
+        class: "kata-other".into(),
+        prefix: "/opt/other".into(),
+        ..system.options()
+    };
+    system.install(&system.options()).unwrap();
+    let older = system.read(MAIN).replacen(env!("CARGO_PKG_VERSION"), "0.0.1", 1);
+    system.write(MAIN, &older);
+    system.install(&other).unwrap();
+    system.install(&system.options()).unwrap();
+    assert_eq!(system.read(MAIN), older);
+    for prefix in ["/opt/husk", "/opt/other"] {
+        let removal = super::super::removal(system.root(), Path::new(prefix)).unwrap();
+        super::super::remove(&removal).unwrap();
+    }
+    assert!(!system.has(MAIN));
+}

@@ -1,12 +1,19 @@
 //! CRI-O's handlers: one drop-in, which CRI-O reads whatever else it has.
 
+use std::path::{Path, PathBuf};
+
 use toml_edit::{DocumentMut, Item, Table, value};
 
-use super::Options;
+use super::common::is_own;
 use super::content::Content;
 use super::kata::Handler;
+use super::manifest::Manifest;
+use super::runtimes::are_free;
 use super::wanted::Wanted;
+use super::{InstallError, Options};
 
+/// What CRI-O reads first.
+const CONFIGURATION: &str = "/etc/crio/crio.conf";
 /// Where its drop-ins are.
 pub(super) const FOLDER: &str = "/etc/crio/crio.conf.d";
 
@@ -14,7 +21,27 @@ pub(super) const FOLDER: &str = "/etc/crio/crio.conf.d";
 pub(crate) const PACKAGES: [&str; 1] = ["cri-o"];
 
 /// Adds the drop-in with all `handlers`.
-pub(super) fn configure(options: &Options, handlers: &[Handler], wanted: &mut Wanted) {
+///
+/// # Errors
+///
+/// A file of somebody else's has a handler of the same name, whichever of the two CRI-O would take.
+pub(super) fn configure(
+    options: &Options,
+    handlers: &[Handler],
+    before: Option<&Manifest>,
+    wanted: &mut Wanted,
+) -> Result<(), InstallError> {
+    let path = PathBuf::from(format!("{FOLDER}/50-{}.conf", options.class));
+    let mut others = files(options, Path::new(FOLDER));
+    others.push(CONFIGURATION.into());
+    for other in others.into_iter().filter(|other| *other != path) {
+        let text = std::fs::read_to_string(options.behind(&other)).unwrap_or_default();
+        // CRI-O takes nothing of a file that is no TOML.
+        let document = text.parse().unwrap_or_default();
+        if !is_own(options, before, &other)? {
+            are_free(handlers, options.at(&other), &document)?;
+        }
+    }
     let mut runtimes = Table::new();
     runtimes.set_implicit(true);
     for handler in handlers {
@@ -36,15 +63,38 @@ pub(super) fn configure(options: &Options, handlers: &[Handler], wanted: &mut Wa
         above = table;
     }
     *document.as_table_mut() = above;
-    let path = format!("{FOLDER}/50-{}.conf", options.class);
     let text = format!(
         "# husk {}: Kata's shims with husk.\n{document}",
         env!("CARGO_PKG_VERSION")
     );
-    wanted.items.push((path.into(), Content::text(text)));
+    wanted.items.push((path, Content::text(text)));
     wanted
         .notes
         .push("CRI-O reads its handlers when it starts: systemctl restart crio (pods that run go on)".into());
+    Ok(())
+}
+
+/// The files of `folder` and of those in it: CRI-O reads all of them, whatever they are called (crio(8), `--config-dir`).
+fn files(options: &Options, folder: &Path) -> Vec<PathBuf> {
+    /// More than anybody has.
+    const DEEPEST: usize = 16;
+    let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        let entries = std::fs::read_dir(options.behind(&folder))
+            .into_iter()
+            .flatten()
+            .flatten();
+        for path in entries.map(|entry| folder.join(entry.file_name())) {
+            let place = options.behind(&path);
+            if place.is_file() {
+                files.push(path);
+            } else if options.at(&path).is_dir() && path.components().count() < DEEPEST {
+                folders.push(path);
+            }
+        }
+    }
+    files.sort();
+    files
 }
 
 #[cfg(test)]
@@ -70,6 +120,34 @@ runtime_root = "/run/vc"
 runtime_config_path = "/opt/husk/share/husk/kata/kata-husk-go/configuration.toml"
 privileged_without_host_devices = true
 "#;
+
+    #[test]
+    fn a_handler_that_others_have_is_refused_wherever_it_stands() {
+        let others = |name: &str| format!("[crio.runtime.runtimes.{name}]\nruntime_path = \"/bin/x\"\n");
+        for path in [
+            "etc/crio/crio.conf",
+            "etc/crio/crio.conf.d/10-theirs.conf",
+            "etc/crio/crio.conf.d/99-theirs",
+            "etc/crio/crio.conf.d/more/x.conf",
+        ] {
+            for name in ["kata-husk", "kata-husk-go"] {
+                let system = System::new();
+                let options = Options {
+                    engine: Some(Engine::Crio),
+                    ..system.options()
+                };
+                system.write("etc/crio/crio.conf.d/00-broken.conf", "[[[");
+                system.write(path, &others("kata-husk-rs"));
+                system.install(&options).unwrap();
+                system.write(path, &others(name));
+                let tree = system.tree();
+                let refused = system.install(&options).unwrap_err();
+                let says = format!("{path}: has a handler {name} already; install with another --runtime-class");
+                assert!(refused.ends_with(&says), "{refused}");
+                assert!(system.tree() == tree);
+            }
+        }
+    }
 
     #[test]
     fn the_drop_in_is_the_text_that_crio_has_read() {

@@ -29,8 +29,11 @@ impl Plan {
             text.push('\n');
             text.push_str(&difference);
         }
-        if !self.notes.is_empty() {
+        if !self.problems.is_empty() || !self.notes.is_empty() {
             text.push('\n');
+        }
+        for problem in &self.problems {
+            let _ = writeln!(text, "problem  {problem}");
         }
         for note in &self.notes {
             let _ = writeln!(text, "note     {note}");

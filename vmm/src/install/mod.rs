@@ -25,6 +25,7 @@ mod manifest;
 mod overhead;
 mod plan;
 mod remove;
+mod runtimes;
 mod status;
 #[cfg(test)]
 mod testing;
@@ -43,6 +44,7 @@ pub use lock::Lock;
 pub use overhead::Overhead;
 pub use plan::{Plan, plan};
 pub use remove::{Removal, removal, remove};
+pub(crate) use runtimes::runtimes;
 pub use status::{Status, status};
 pub(crate) use version::program_version;
 
@@ -138,6 +140,14 @@ pub enum InstallError {
         path: PathBuf,
         /// Who wrote it.
         whose: &'static str,
+    },
+    /// A handler's name is not free.
+    #[error("{}: has a handler {name} already; install with another --runtime-class", path.display())]
+    Taken {
+        /// The file that has it.
+        path: PathBuf,
+        /// The name.
+        name: String,
     },
     /// Another one is at work.
     #[error("another husk install or uninstall is at work on {}: wait for its end", root.display())]
@@ -256,23 +266,36 @@ pub fn plain_path(option: &'static str, path: &Path) -> Result<PathBuf, InstallE
     Ok(path.components().collect())
 }
 
+/// Handlers that the engines have without being told.
+const ORDINARY: [&str; 2] = ["runc", "crun"];
+
 /// Checks the name of a handler: a label by RFC 1123, as Kubernetes demands, with room for what is appended to it.
 ///
 /// # Errors
 ///
 /// It is none.
 pub fn plain_class(name: &str) -> Result<&str, InstallError> {
+    let refuse = |problem, allowed| InstallError::Option {
+        option: "--runtime-class",
+        value: name.escape_debug().to_string(),
+        problem,
+        allowed,
+    };
+    if ORDINARY.contains(&name) {
+        return Err(refuse(
+            "is what engines start ordinary pods with",
+            "a name that no other handler has",
+        ));
+    }
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let bounded = !name.starts_with('-') && !name.ends_with('-');
     if !name.is_empty() && name.len() <= 60 && bounded && name.chars().all(fits) {
         return Ok(name);
     }
-    Err(InstallError::Option {
-        option: "--runtime-class",
-        value: name.escape_debug().to_string(),
-        problem: "is no name of a handler",
-        allowed: "1 to 60 of a-z, 0-9 and -, not at either end",
-    })
+    Err(refuse(
+        "is no name of a handler",
+        "1 to 60 of a-z, 0-9 and -, not at either end",
+    ))
 }
 
 #[cfg(test)]

@@ -183,6 +183,14 @@ fn names_and_paths_that_configurations_cannot_have_are_refused() {
     for name in ["", "-a", "a-", "A", "a.b", "a/b", "a\n", "ä", "a b", &"x".repeat(61)] {
         assert!(plain_class(name).unwrap_err().is_usage(), "{name:?}");
     }
+    for name in ["runc", "crun"] {
+        let refused = plain_class(name).unwrap_err();
+        let says = format!("--runtime-class {name}: is what engines start ordinary pods with; allowed: ");
+        assert!(
+            refused.is_usage() && refused.to_string().starts_with(&says),
+            "{refused}"
+        );
+    }
     assert_eq!(
         plain_path("--kata", Path::new("/opt//kata/")).unwrap(),
         Path::new("/opt/kata")

@@ -30,6 +30,7 @@ pub struct Plan {
     pub(super) changes: Vec<Change>,
     pub(super) before: Option<Manifest>,
     pub(super) after: Manifest,
+    pub(super) problems: Vec<String>,
     pub(super) notes: Vec<String>,
 }
 
@@ -52,6 +53,7 @@ pub fn plan(options: &Options) -> Result<Plan, InstallError> {
         mut fingerprints,
         mut excerpts,
         sources,
+        problems,
         mut notes,
     } = wanted(options, before.as_ref())?;
     let mut after = Manifest::new(&options.class);
@@ -113,6 +115,7 @@ pub fn plan(options: &Options) -> Result<Plan, InstallError> {
         changes,
         before,
         after,
+        problems,
         notes,
     })
 }

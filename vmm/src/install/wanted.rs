@@ -19,7 +19,9 @@ pub(super) struct Wanted {
     pub excerpts: BTreeMap<PathBuf, String>,
     /// Files of others from which some were derived.
     pub sources: BTreeMap<PathBuf, Fingerprint>,
-    /// What is for people to do or to know.
+    /// What keeps pods from starting until somebody does something about it.
+    pub problems: Vec<String>,
+    /// What else is for people to do or to know.
     pub notes: Vec<String>,
 }
 
@@ -51,7 +53,7 @@ pub(super) fn wanted(options: &Options, before: Option<&Manifest>) -> Result<Wan
     kubernetes::describe(options, &handlers, &mut wanted);
     match engine(options)? {
         Engine::Containerd => containerd::configure(options, &handlers, before, &mut wanted)?,
-        Engine::Crio => crio::configure(options, &handlers, &mut wanted),
+        Engine::Crio => crio::configure(options, &handlers, before, &mut wanted)?,
     }
     hints(options, &handlers, &mut wanted);
     Ok(wanted)
