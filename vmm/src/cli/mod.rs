@@ -473,10 +473,11 @@ fn uninstall(args: &UninstallArgs) -> Code {
         if !args.dry_run {
             remove(&found)?;
         }
-        Ok(found.describe())
+        Ok((found.describe(), found.dangling.is_empty()))
     });
     match done {
-        Ok(text) => answer(&text, Code::Success),
+        Ok((text, true)) => answer(&text, Code::Success),
+        Ok((text, false)) => answer(&text, Code::Failure),
         Err(error) => refuse(Some("uninstall"), error.is_usage(), &anyhow::Error::new(error)),
     }
 }

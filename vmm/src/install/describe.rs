@@ -1,6 +1,7 @@
 //! A plan for people: every path, the text that would change, and what is left to do by hand.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use similar::TextDiff;
 
@@ -55,8 +56,17 @@ impl Removal {
         for path in &self.needed {
             let _ = writeln!(text, "keep     {} (another installation needs it)", path.display());
         }
+        for (path, names) in &self.dangling {
+            let _ = writeln!(text, "problem  {}", dangling(path, names));
+        }
         text
     }
+}
+
+/// What is wrong with a file that stays, whose handlers `names` name what goes.
+pub(super) fn dangling(path: &Path, names: &[String]) -> String {
+    let (path, names) = (path.display(), names.join(", "));
+    format!("{path} still has the handlers {names}, whose pods will not start: take them out, and restart the engine")
 }
 
 fn arrow(change: &Change) -> String {

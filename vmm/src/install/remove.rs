@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use super::common::is_needed;
 use super::content::{Content, draft};
 use super::manifest::Manifest;
-use super::{InstallError, beneath};
+use super::runtimes::that_read;
+use super::{InstallError, beneath, shared};
 
 /// What an uninstallation would do.
 #[derive(Clone, Debug)]
@@ -21,6 +22,8 @@ pub struct Removal {
     pub keep: Vec<PathBuf>,
     /// Those that stay, because another installation needs them.
     pub needed: Vec<PathBuf>,
+    /// Of those that stay, files with handlers that name what is removed, and these handlers.
+    pub dangling: Vec<(PathBuf, Vec<String>)>,
 }
 
 /// What is to be removed below `prefix`.
@@ -45,6 +48,11 @@ pub fn removal(root: &Path, prefix: &Path) -> Result<Removal, InstallError> {
             Err(error) => return Err(InstallError::io("read", &place, error)),
         }
     }
+    let dangling = keep.iter().filter_map(|path| {
+        let names = that_read(&beneath(root, path), &shared(prefix));
+        (!names.is_empty()).then(|| (path.clone(), names))
+    });
+    let dangling = dangling.collect();
     // Whoever reads an engine's drop-in finds what it names as long as it is there.
     remove.sort_by_key(|path| path.starts_with(prefix));
     Ok(Removal {
@@ -54,6 +62,7 @@ pub fn removal(root: &Path, prefix: &Path) -> Result<Removal, InstallError> {
         remove,
         keep,
         needed,
+        dangling,
     })
 }
 

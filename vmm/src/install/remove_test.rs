@@ -1,5 +1,5 @@
 use super::super::testing::{DROP_IN, System};
-use super::super::{Options, plan, status};
+use super::super::{Engine, Options, plan, status};
 use super::*;
 
 const PREFIX: &str = "/opt/husk";
@@ -43,6 +43,31 @@ fn what_was_changed_since_stays() {
     assert_eq!(system.read(DROP_IN), "# mine now\n");
     assert!(system.has("opt/husk/bin/husk") && system.has(rule));
     assert!(!system.has("opt/husk/lib") && !system.has("opt/husk/share/husk/manifest.json"));
+}
+
+#[test]
+fn a_handler_that_stays_and_names_what_goes_is_told() {
+    for (engine, path) in [
+        (Engine::Containerd, DROP_IN),
+        (Engine::Crio, "etc/crio/crio.conf.d/50-kata-husk.conf"),
+    ] {
+        let system = System::new();
+        let options = Options {
+            engine: Some(engine),
+            ..system.options()
+        };
+        system.install(&options).unwrap();
+        let told = || removal(system.root(), Path::new(PREFIX)).unwrap().describe();
+        assert!(!told().contains("problem"), "it goes: {}", told());
+        system.write(path, &format!("# mine\n{}", system.read(path)));
+        let says = format!(
+            "problem  /{path} still has the handlers kata-husk, kata-husk-go, whose pods will not start: take them out"
+        );
+        assert!(told().contains(&says), "{}", told());
+        let told = removal(system.root(), Path::new(PREFIX)).unwrap();
+        remove(&told).unwrap();
+        assert!(system.has(path));
+    }
 }
 
 #[test]

@@ -51,3 +51,13 @@ pub(super) fn are_free(handlers: &[Handler], path: PathBuf, document: &DocumentM
         None => Ok(()),
     }
 }
+
+/// The names of those handlers in the file at `path` whose shim reads something below `folder`; none if there is no such file, or it cannot be read.
+pub(super) fn that_read(path: &Path, folder: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let found = text.parse().map(|document| runtimes(&document)).unwrap_or_default();
+    let found = found
+        .into_iter()
+        .filter(|runtime| runtime.configuration.starts_with(folder));
+    found.map(|runtime| runtime.name).collect()
+}
