@@ -176,6 +176,31 @@ fn folders_and_files_are_for_everybody_whatever_the_umask_is() {
     assert_eq!(mode("etc/containerd/conf.d/90-kata-husk.toml"), 0o644);
 }
 
+/// The recipe of docs/operate.md: an upgrade is `husk install`.
+#[test]
+fn an_upgrade_without_options_keeps_those_of_the_first_time() {
+    let system = system();
+    let root = system.path();
+    let overhead = root.join("overhead.json");
+    fs::write(&overhead, r#"{"memory_mib": 77, "cpu_millis": 250, "method": "m"}"#).unwrap();
+    let overhead = overhead.to_str().unwrap();
+    let first = ["--runtime-class", "x", "--file-server", "--overhead", overhead];
+    assert_eq!(husk(root, "install", &first).0, 0);
+    let (code, told, _) = husk(root, "install", &["--dry-run"]);
+    assert!(
+        code == 0 && told.starts_with("everything is installed as asked for\n"),
+        "{told}"
+    );
+    let (code, _, told) = husk(root, "install", &["--file-server=false", "--overhead", "kata"]);
+    assert_eq!(code, 0, "{told}");
+    assert!(!root.join("opt/husk/libexec").exists() && root.join("etc/containerd/conf.d/90-x.toml").exists());
+    let classes = fs::read_to_string(root.join("opt/husk/share/husk/kubernetes/runtimeclass.yaml")).unwrap();
+    assert!(
+        classes.contains("name: x\n") && classes.contains("memory: \"130Mi\""),
+        "{classes}"
+    );
+}
+
 #[test]
 fn while_one_is_at_work_another_changes_nothing_and_says_so() {
     let system = system();

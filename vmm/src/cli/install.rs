@@ -1,33 +1,36 @@
 //! `husk install` and `husk uninstall`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use crate::check;
-use crate::install::{Engine, InstallError, Options, Overhead, plain_class, plain_path};
+use crate::install::{Engine, InstallError, Overhead, Request, plain_class, plain_path};
 
 const PREFIX: &str = "/opt/husk";
+
+/// What `--overhead` takes for a file of this name, `./kata` being one.
+const KATAS: &str = "kata";
 
 /// The options of `husk install`.
 #[derive(Args, Clone, Debug)]
 pub struct InstallArgs {
-    /// Where Kata is
-    #[arg(long, value_name = "DIR", default_value = "/opt/kata", conflicts_with = "status")]
-    pub kata: PathBuf,
+    /// Where Kata is, /opt/kata without it; this and the four options below stay as they are until they are given again
+    #[arg(long, value_name = "DIR", conflicts_with = "status")]
+    pub kata: Option<PathBuf>,
     /// The container engine, if there are two
     #[arg(long, value_enum, conflicts_with = "status")]
     pub engine: Option<Engine>,
-    /// Name of the handler and of the runtime class; with both of Kata's shims, the Go shim's has -go behind it
-    #[arg(long, value_name = "NAME", default_value = "kata-husk", conflicts_with = "status")]
-    pub runtime_class: String,
+    /// Name of the handler and of the runtime class, kata-husk without it; with both of Kata's shims, the Go shim's has -go behind it
+    #[arg(long, value_name = "NAME", conflicts_with = "status")]
+    pub runtime_class: Option<String>,
     /// Where husk goes
     #[arg(long, value_name = "DIR", default_value = PREFIX)]
     pub prefix: PathBuf,
-    /// Let husk fs serve files in virtiofsd's place
-    #[arg(long, conflicts_with = "status")]
-    pub file_server: bool,
-    /// What a pod costs beside its guest, as husk overhead --json has measured it
+    /// Let husk fs serve files in virtiofsd's place; with =false Kata's configuration decides again
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", conflicts_with = "status")]
+    pub file_server: Option<bool>,
+    /// What a pod costs beside its guest, as husk overhead --json has measured it; the word kata for Kata's own figures
     #[arg(long, value_name = "FILE", conflicts_with = "status")]
     pub overhead: Option<PathBuf>,
     /// Install into the system below this directory, an image for example
@@ -57,15 +60,20 @@ pub struct UninstallArgs {
 
 impl InstallArgs {
     /// What is to be installed.
-    pub(super) fn into_options(self) -> Result<Options, InstallError> {
-        Ok(Options {
-            kata: plain_path("--kata", &self.kata)?,
+    pub(super) fn into_request(self) -> Result<Request, InstallError> {
+        let overhead = |path: &Path| match path.to_str() {
+            Some(KATAS) => Ok(None),
+            _ => Overhead::read(path).map(Some),
+        };
+        let class = self.runtime_class.as_deref().map(plain_class).transpose()?;
+        Ok(Request {
+            kata: self.kata.map(|kata| plain_path("--kata", &kata)).transpose()?,
             engine: self.engine,
-            class: plain_class(&self.runtime_class)?.into(),
+            class: class.map(str::to_owned),
             prefix: plain_path("--prefix", &self.prefix)?,
             file_server: self.file_server,
             program: super::own_program(),
-            overhead: self.overhead.as_deref().map(Overhead::read).transpose()?,
+            overhead: self.overhead.as_deref().map(overhead).transpose()?,
             features: check::check(&self.root).to_nfd(),
             root: self.root,
         })

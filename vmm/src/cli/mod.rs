@@ -431,9 +431,9 @@ fn install(args: InstallArgs) -> Code {
         true => plain_path("--prefix", &prefix)
             .and_then(|prefix| crate::install::status(&root, &prefix))
             .map(|status| (status.to_table(), status.is_ok())),
-        false => args.into_options().and_then(|options| {
+        false => args.into_request().and_then(|request| {
             let _lock = (!dry_run).then(|| Lock::take(&root)).transpose()?;
-            let plan = plan(&options)?;
+            let plan = plan(&request.settle()?)?;
             let text = plan.describe();
             if dry_run {
                 return Ok((text, true));

@@ -7,10 +7,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::content::{Content, Fingerprint, draft};
+use super::request::Choices;
 use super::{InstallError, beneath, shared};
 
 /// The version of the file's form.
-const FORM: u32 = 1;
+const FORM: u32 = 2;
+/// The oldest form that can be read: the same without [`options`](Manifest::options).
+const OLDEST_FORM: u32 = 1;
 
 /// What was installed below one prefix.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +24,9 @@ pub struct Manifest {
     pub version: String,
     /// What it was told to install.
     pub class: String,
+    /// Whatever else it was told, of a finished or killed installation.
+    #[serde(default)]
+    pub(super) options: Option<Choices>,
     /// Files and links, by their path in the installed system. While an installation goes on, those of before are here, too.
     pub items: BTreeMap<PathBuf, Vec<Fingerprint>>,
     /// Folders that were made for them.
@@ -31,11 +37,12 @@ pub struct Manifest {
 
 impl Manifest {
     /// One that has nothing yet.
-    pub fn new(class: &str) -> Self {
+    pub(super) fn new(class: &str, options: Option<Choices>) -> Self {
         Self {
             form: FORM,
             version: env!("CARGO_PKG_VERSION").into(),
             class: class.into(),
+            options,
             items: BTreeMap::new(),
             folders: Vec::new(),
             sources: BTreeMap::new(),
@@ -67,7 +74,7 @@ impl Manifest {
         };
         let found: Self =
             serde_json::from_slice(&bytes).map_err(|error| refuse(format!("is no manifest of husk's: {error}")))?;
-        if found.form != FORM {
+        if !(OLDEST_FORM..=FORM).contains(&found.form) {
             return Err(refuse(format!(
                 "a manifest of form {}, which another version of husk wrote",
                 found.form
@@ -90,7 +97,7 @@ impl Manifest {
         }
         let shared = shared(prefix);
         let made = shared.ancestors().take_while(|folder| folder.starts_with(prefix));
-        let mut begun = Self::new("");
+        let mut begun = Self::new("", None);
         begun.folders = made.map(Path::to_owned).collect();
         begun.folders.reverse();
         Ok(Some(begun))
@@ -107,6 +114,15 @@ impl Manifest {
     pub fn has(&self, path: &Path, content: &Content) -> bool {
         let print = content.fingerprint();
         self.items.get(path).is_some_and(|known| known.contains(&print))
+    }
+
+    /// The handlers of an installation below `prefix`.
+    pub(super) fn handlers(&self, prefix: &Path) -> Vec<String> {
+        let folder = shared(prefix).join("kata");
+        let configurations = self.items.keys().filter(|path| path.ends_with("configuration.toml"));
+        let folders = configurations.filter_map(|path| path.parent());
+        let names = folders.filter_map(|path| path.strip_prefix(&folder).ok());
+        names.map(|name| name.display().to_string()).collect()
     }
 
     /// What has to be known while `self` is being replaced by `next`: the things and folders of both.

@@ -25,6 +25,7 @@ mod manifest;
 mod overhead;
 mod plan;
 mod remove;
+mod request;
 mod runtimes;
 mod status;
 #[cfg(test)]
@@ -36,6 +37,8 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 pub use apply::apply;
 pub(crate) use containerd::PACKAGES as CONTAINERD_PACKAGES;
 pub(crate) use crio::PACKAGES as CRIO_PACKAGES;
@@ -44,12 +47,14 @@ pub use lock::Lock;
 pub use overhead::Overhead;
 pub use plan::{Plan, plan};
 pub use remove::{Removal, removal, remove};
+pub use request::Request;
 pub(crate) use runtimes::runtimes;
 pub use status::{Status, status};
 pub(crate) use version::program_version;
 
 /// The container engine that starts Kata's shims.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Engine {
     /// containerd, configuration version 2 or 3.
     Containerd,
@@ -68,6 +73,8 @@ pub struct Options {
     pub engine: Option<Engine>,
     /// Name of the handler and of the runtime class.
     pub class: String,
+    /// Whether that name was given, and not only kept from before: handlers of other names go then.
+    pub class_is_given: bool,
     /// Where husk goes, below `root`.
     pub prefix: PathBuf,
     /// Whether `husk fs` takes virtiofsd's place.
@@ -148,6 +155,17 @@ pub enum InstallError {
         path: PathBuf,
         /// The name.
         name: String,
+    },
+    /// Handlers would go that nobody has asked to.
+    #[error(
+        "the handlers {} would go, and no pod with that runtime class would start: say --runtime-class {class} if that is meant",
+        names.join(", ")
+    )]
+    Handlers {
+        /// Their names.
+        names: Vec<String>,
+        /// The class of the installation.
+        class: String,
     },
     /// Another one is at work.
     #[error("another husk install or uninstall is at work on {}: wait for its end", root.display())]

@@ -164,8 +164,8 @@ fn a_manifest_that_is_none_is_refused() {
         ("{}", "is no manifest of husk's: missing field"),
         ("\u{0}", "is no manifest of husk's: "),
         (
-            r#"{"form": 2, "version": "9", "class": "a", "items": {}, "folders": [], "sources": {}}"#,
-            "a manifest of form 2",
+            r#"{"form": 9, "version": "9", "class": "a", "items": {}, "folders": [], "sources": {}}"#,
+            "a manifest of form 9",
         ),
     ] {
         system.write("opt/husk/share/husk/manifest.json", text);
@@ -286,4 +286,145 @@ fn a_path_is_resolved_as_in_its_system() {
     }
     assert!(!behind(root, Path::new("/loop/x")).exists());
     assert_eq!(beneath(Path::new("/"), Path::new("/etc/x")), Path::new("/etc/x"));
+}
+
+/// As `husk install` without options.
+fn again(system: &System) -> Request {
+    let options = system.options();
+    Request::again(&options.root, &options.prefix, &options.program, options.features)
+}
+
+#[test]
+fn what_was_asked_for_once_is_kept_until_it_is_asked_for_otherwise() {
+    let overhead = |memory_mib| Overhead {
+        memory_mib,
+        cpu_millis: 1,
+        method: "m".into(),
+    };
+    let system = System::new();
+    system.write("etc/crio/crio.conf", "");
+    std::fs::rename(system.root().join("opt/kata"), system.root().join("opt/other")).unwrap();
+    let first = Request {
+        kata: Some("/opt/other".into()),
+        engine: Some(Engine::Crio),
+        class: Some("x".into()),
+        file_server: Some(true),
+        overhead: Some(Some(overhead(77))),
+        ..again(&system)
+    };
+    system.install(&first.settle().unwrap()).unwrap();
+    let tree = system.tree();
+    let same = plan(&again(&system).settle().unwrap()).unwrap();
+    assert!(same.is_done(), "{}", same.describe());
+    // An upgrade without options changes the program and nothing else.
+    system.write("downloads/husk", "\0newer\0");
+    let upgrade = plan(&again(&system).settle().unwrap()).unwrap();
+    apply(&upgrade).unwrap();
+    let now = system.tree();
+    let changed = now.iter().filter(|(path, content)| tree.get(*path) != Some(content));
+    let changed: Vec<_> = changed.map(|(path, _)| path.display().to_string()).collect();
+    assert!(
+        changed.iter().all(|path| path.contains("/lib/husk/")
+            || path.ends_with("/bin/husk")
+            || path.ends_with("/virtiofsd")
+            || path.ends_with("/manifest.json")
+            || path == "downloads/husk"),
+        "{changed:?}"
+    );
+    // What is asked for otherwise is told, and kept from then on.
+    let other = Request {
+        file_server: Some(false),
+        overhead: Some(None),
+        ..again(&system)
+    };
+    let other = plan(&other.settle().unwrap()).unwrap();
+    let told = other.describe();
+    for line in [
+        "note     --file-server is false from now on; it was true\n",
+        "note     --overhead is Kata's from now on; it was 77 MiB (m)\n",
+    ] {
+        assert!(told.contains(line), "no {line}: {told}");
+    }
+    assert!(!told.contains("--kata is") && !told.contains("--engine is"), "{told}");
+    apply(&other).unwrap();
+    assert!(!system.has("opt/husk/libexec"));
+    assert!(plan(&again(&system).settle().unwrap()).unwrap().is_done());
+}
+
+#[test]
+fn no_handler_goes_unless_its_class_is_named() {
+    let system = System::new();
+    system.install(&system.options()).unwrap();
+    let tree = system.tree();
+    std::fs::remove_file(system.root().join(GO)).unwrap();
+    let refused = system.install(&again(&system).settle().unwrap()).unwrap_err();
+    assert_eq!(
+        refused,
+        "the handlers kata-husk-go would go, and no pod with that runtime class would start: \
+         say --runtime-class kata-husk if that is meant"
+    );
+    system.write(GO, BASE);
+    assert!(system.tree() == tree);
+    std::fs::remove_file(system.root().join(GO)).unwrap();
+    let named = Request {
+        class: Some("kata-husk".into()),
+        ..again(&system)
+    };
+    let named = plan(&named.settle().unwrap()).unwrap();
+    let told = named.describe();
+    assert!(
+        told.contains("note     the handlers kata-husk-go go: no pod with that runtime class will start\n"),
+        "{told}"
+    );
+    apply(&named).unwrap();
+    assert!(plan(&again(&system).settle().unwrap()).unwrap().is_done());
+}
+
+#[test]
+fn a_change_of_class_that_was_killed_is_finished_without_options() {
+    let system = System::new();
+    system.install(&system.options()).unwrap();
+    let other = Options {
+        class: "other".into(),
+        ..system.options()
+    };
+    let other = plan(&other).unwrap();
+    // Killed when the manifest of both was written.
+    let both = other.before.as_ref().unwrap().meanwhile(&other.after);
+    both.content()
+        .put(&system.root().join("opt/husk/share/husk/manifest.json"))
+        .unwrap();
+    system.install(&again(&system).settle().unwrap()).unwrap();
+    assert!(system.has("etc/containerd/conf.d/90-other.toml") && !system.has(DROP_IN));
+}
+
+#[test]
+fn a_manifest_of_the_first_form_keeps_its_class() {
+    let system = System::new();
+    let first = Options {
+        class: "x".into(),
+        ..system.options()
+    };
+    system.install(&first).unwrap();
+    let path = "opt/husk/share/husk/manifest.json";
+    let mut old: serde_json::Value = serde_json::from_str(&system.read(path)).unwrap();
+    old["form"] = 1.into();
+    old.as_object_mut().unwrap().remove("options").unwrap();
+    system.write(path, &old.to_string());
+    system.install(&again(&system).settle().unwrap()).unwrap();
+    assert!(system.has("etc/containerd/conf.d/90-x.toml") && !system.has(DROP_IN));
+}
+
+#[test]
+fn a_changed_drop_in_that_stays_is_told_with_its_handlers() {
+    let system = System::new();
+    system.install(&system.options()).unwrap();
+    system.write(DROP_IN, &format!("# mine\n{}", system.read(DROP_IN)));
+    let other = Options {
+        class: "other".into(),
+        ..system.options()
+    };
+    let told = plan(&other).unwrap().describe();
+    let line = format!("problem  /{DROP_IN} still has the handlers kata-husk, kata-husk-go, whose pods will not start");
+    assert!(told.contains(&line), "{told}");
 }

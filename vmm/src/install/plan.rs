@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use super::common::is_needed;
 use super::content::Content;
+use super::describe::dangling;
 use super::manifest::Manifest;
+use super::request::Choices;
+use super::runtimes::that_read;
 use super::wanted::{Wanted, wanted};
 use super::{InstallError, Options};
 
@@ -50,13 +53,24 @@ pub fn plan(options: &Options) -> Result<Plan, InstallError> {
     let before = Manifest::read_or_begun(&options.root, &options.prefix)?;
     let Wanted {
         items,
+        engine,
         mut fingerprints,
         mut excerpts,
         sources,
-        problems,
+        mut problems,
         mut notes,
     } = wanted(options, before.as_ref())?;
-    let mut after = Manifest::new(&options.class);
+    let choices = engine.map(|engine| Choices {
+        kata: options.kata.clone(),
+        engine,
+        file_server: options.file_server,
+        overhead: options.overhead.clone(),
+    });
+    let kept = before.as_ref().and_then(|before| before.options.as_ref());
+    if let Some((now, before)) = choices.as_ref().zip(kept) {
+        notes.extend(now.changes(before));
+    }
+    let mut after = Manifest::new(&options.class, choices);
     after.sources = sources;
     let mut changes = Vec::new();
     for (path, content) in items {
@@ -89,6 +103,9 @@ pub fn plan(options: &Options) -> Result<Plan, InstallError> {
             excerpt,
         });
     }
+    let handlers = after.handlers(&options.prefix);
+    let gone = |name: &String| !handlers.contains(name);
+    notes.extend(going(options, before.as_ref(), &handlers)?);
     for path in before.iter().flat_map(|before| before.items.keys()) {
         if after.items.contains_key(path) {
             continue;
@@ -104,7 +121,14 @@ pub fn plan(options: &Options) -> Result<Plan, InstallError> {
                 after: None,
                 excerpt: None,
             }),
-            Some(_) => notes.push(format!("{} was changed since husk wrote it, and stays", path.display())),
+            Some(_) => {
+                notes.push(format!("{} was changed since husk wrote it, and stays", path.display()));
+                let mut names = that_read(&options.at(path), &options.shared());
+                names.retain(gone);
+                if !names.is_empty() {
+                    problems.push(dangling(path, &names));
+                }
+            }
             None => {}
         }
     }
@@ -118,6 +142,35 @@ pub fn plan(options: &Options) -> Result<Plan, InstallError> {
         problems,
         notes,
     })
+}
+
+/// What is told of handlers that go.
+///
+/// # Errors
+///
+/// Some go that belong to the class, and nobody has named that: a shim or its configuration is not there any more, or cannot be used.
+fn going(options: &Options, before: Option<&Manifest>, handlers: &[String]) -> Result<Option<String>, InstallError> {
+    let Some(before) = before else {
+        return Ok(None);
+    };
+    let mut names = before.handlers(&options.prefix);
+    names.retain(|name| !handlers.contains(name));
+    if names.is_empty() {
+        return Ok(None);
+    }
+    // Others are what an installation under another name was killed before it had removed.
+    let is_of_class = |name: &String| {
+        name.strip_prefix(before.class.as_str())
+            .is_some_and(|rest| rest.is_empty() || rest == "-go")
+    };
+    if !options.class_is_given && names.iter().any(is_of_class) {
+        let class = options.class.clone();
+        return Err(InstallError::Handlers { names, class });
+    }
+    let names = names.join(", ");
+    Ok(Some(format!(
+        "the handlers {names} go: no pod with that runtime class will start"
+    )))
 }
 
 fn read(options: &Options, path: &Path) -> Result<Option<Content>, InstallError> {

@@ -78,6 +78,7 @@ impl System {
             kata: "/opt/kata".into(),
             engine: Some(Engine::Containerd),
             class: "kata-husk".into(),
+            class_is_given: true,
             prefix: "/opt/husk".into(),
             file_server: true,
             program: self.root().join("downloads/husk"),

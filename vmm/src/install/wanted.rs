@@ -13,6 +13,8 @@ use super::{Engine, InstallError, Options, containerd, crio, kubernetes};
 pub(super) struct Wanted {
     /// Files and links: whoever reads one finds what it names, so the engine's handlers are last.
     pub items: Vec<(PathBuf, Content)>,
+    /// The engine that it is for.
+    pub engine: Option<Engine>,
     /// What is to be remembered of those of which it is known already.
     pub fingerprints: BTreeMap<PathBuf, Fingerprint>,
     /// What people are shown of files that are copies of others' with something added.
@@ -51,7 +53,9 @@ pub(super) fn wanted(options: &Options, before: Option<&Manifest>) -> Result<Wan
         kata::configure(options, handler, &mut wanted)?;
     }
     kubernetes::describe(options, &handlers, &mut wanted);
-    match engine(options)? {
+    let engine = engine(options)?;
+    wanted.engine = Some(engine);
+    match engine {
         Engine::Containerd => containerd::configure(options, &handlers, before, &mut wanted)?,
         Engine::Crio => crio::configure(options, &handlers, before, &mut wanted)?,
     }
