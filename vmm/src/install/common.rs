@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::content::Content;
 use super::manifest::Manifest;
-use super::{InstallError, Options, behind, containerd, crio, kubernetes};
+use super::{InstallError, Options, behind, containerd, crio};
 
 /// How husk's own drop-ins begin.
 const HEAD: &[u8] = b"# husk ";
@@ -23,8 +23,7 @@ pub(super) fn is_own(options: &Options, manifest: Option<&Manifest>, path: &Path
 /// Whether `path`, which `manifest` has of the system at `root`, is needed by another installation: it is common to all of them, and an engine's
 /// folder has a drop-in of husk's that `manifest` does not have.
 pub(super) fn is_needed(root: &Path, manifest: &Manifest, path: &Path) -> bool {
-    let common = [containerd::CONFIGURATION, kubernetes::FEATURES];
-    if !common.iter().any(|common| path == Path::new(common)) {
+    if path != Path::new(containerd::CONFIGURATION) {
         return false;
     }
     let own = manifest.items.keys().filter_map(|path| path.parent());

@@ -1,15 +1,15 @@
 //! What Kubernetes is told: runtime classes, and how nodes that can run them are found.
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::content::Content;
 use super::kata::Handler;
 use super::wanted::Wanted;
 use super::{Options, Overhead};
 
-/// Where node feature discovery's local source looks (its hostPath in its own manifests).
-pub(super) const FEATURES: &str = "/etc/kubernetes/node-feature-discovery/features.d/husk";
+/// Where node feature discovery's local source looks (its hostPath in its own manifests). It reads every file there.
+const FEATURES: &str = "/etc/kubernetes/node-feature-discovery/features.d";
 /// The label that runtime classes select by.
 const LABEL: &str = "feature.node.kubernetes.io/runtime.kata";
 
@@ -20,8 +20,13 @@ pub(super) fn describe(options: &Options, handlers: &[Handler], wanted: &mut Wan
     put(&folder.join("runtimeclass.yaml"), classes(options, handlers));
     put(&folder.join("nodefeaturerule.yaml"), rule(options));
     if !options.features.is_empty() {
-        put(Path::new(FEATURES), options.features.clone());
+        put(&features(&options.class), options.features.clone());
     }
+}
+
+/// The file with the node's features of the installation with `class`. Each has its own: they say which version of husk it is.
+pub(super) fn features(class: &str) -> PathBuf {
+    Path::new(FEATURES).join(format!("husk-{class}"))
 }
 
 /// A `RuntimeClass` (node.k8s.io/v1) for each handler.

@@ -201,7 +201,7 @@ fn an_overhead_that_was_measured_is_told_with_its_method() {
 #[test]
 fn a_host_that_cannot_run_pods_has_no_feature_file() {
     let system = System::new();
-    let features = "etc/kubernetes/node-feature-discovery/features.d/husk";
+    let features = "etc/kubernetes/node-feature-discovery/features.d/husk-kata-husk";
     system.install(&system.options()).unwrap();
     assert_eq!(system.read(features), system.options().features);
     let none = Options {

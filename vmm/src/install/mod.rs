@@ -7,7 +7,7 @@
 //! | `PREFIX/share/husk/kata/HANDLER/…` | Kata's configuration as it is, and what differs for husk in `config.d` beside it |
 //! | `PREFIX/share/husk/kubernetes/…` | what Kubernetes is to be told, for `kubectl apply` |
 //! | `/etc/containerd/conf.d/…`, `/etc/crio/crio.conf.d/…` | the container engine's handlers |
-//! | `/etc/kubernetes/node-feature-discovery/features.d/husk` | the node's features, on a host that can run pods |
+//! | `/etc/kubernetes/node-feature-discovery/features.d/husk-CLASS` | the node's features, on a host that can run pods |
 //! | `PREFIX/share/husk/manifest.json` | all of these with their digests, so that what somebody changed since is left alone |
 //!
 //! Nothing that husk did not write is changed.

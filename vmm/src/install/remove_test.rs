@@ -99,7 +99,7 @@ fn what_could_not_be_removed_can_be_tried_again() {
 fn what_another_installation_needs_stays_until_that_goes() {
     let system = System::new();
     let main = "etc/containerd/config.toml";
-    let features = "etc/kubernetes/node-feature-discovery/features.d/husk";
+    let features = "etc/kubernetes/node-feature-discovery/features.d/husk-kata-husk";
     fs::remove_file(system.root().join(main)).unwrap();
     system.containerd("2.1.0");
     let other = Options {
@@ -115,25 +115,37 @@ fn what_another_installation_needs_stays_until_that_goes() {
     system.install(&system.options()).unwrap();
     system.install(&other).unwrap();
     let told = uninstall(PREFIX);
-    for path in [main, features] {
-        assert!(
-            told.contains(&format!("keep     /{path} (another installation needs it)\n")),
-            "{told}"
-        );
-        assert!(system.has(path), "{path}");
-    }
+    assert!(
+        told.contains(&format!("keep     /{main} (another installation needs it)\n")),
+        "{told}"
+    );
+    assert!(system.has(main) && !system.has(features));
     assert!(status(system.root(), &other.prefix).unwrap().is_ok() && plan(&other).unwrap().is_done());
     assert!(!system.has(DROP_IN) && !system.has("opt/husk"));
-    // A plan that wants one of them no more leaves it, too.
     system.install(&system.options()).unwrap();
-    let without = Options {
-        features: String::new(),
-        ..other.clone()
-    };
-    system.install(&without).unwrap();
-    assert!(system.has(features));
     uninstall("/opt/other");
     assert!(system.has(main) && system.has(features));
     uninstall(PREFIX);
     assert!(!system.has(main) && !system.has(features));
+}
+
+#[test]
+fn installations_of_two_versions_have_features_of_their_own() {
+    let system = System::new();
+    system.install(&system.options()).unwrap();
+    let other = Options {
+        class: "kata-other".into(),
+        prefix: "/opt/other".into(),
+        features: system.options().features + "feature.node.kubernetes.io/husk.version=9.9.9\n",
+        ..system.options()
+    };
+    system.install(&other).unwrap();
+    let path = |class: &str| format!("etc/kubernetes/node-feature-discovery/features.d/husk-{class}");
+    assert_eq!(system.read(&path("kata-husk")), system.options().features);
+    assert_eq!(system.read(&path("kata-other")), other.features);
+    assert!(plan(&system.options()).unwrap().is_done() && plan(&other).unwrap().is_done());
+    for prefix in [&other.prefix, Path::new(PREFIX)] {
+        remove(&removal(system.root(), prefix).unwrap()).unwrap();
+    }
+    assert!(!system.has("etc/kubernetes"));
 }
