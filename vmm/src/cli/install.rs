@@ -39,7 +39,7 @@ pub struct InstallArgs {
     /// Print what would change, and change nothing
     #[arg(long, conflicts_with = "status")]
     pub dry_run: bool,
-    /// Say whether what was installed is still as it was
+    /// Say whether what was installed is still as it was, and would be so today
     #[arg(long)]
     pub status: bool,
 }

@@ -429,7 +429,7 @@ fn install(args: InstallArgs) -> Code {
     let (dry_run, prefix, root) = (args.dry_run, args.prefix.clone(), args.root.clone());
     let done = match args.status {
         true => plain_path("--prefix", &prefix)
-            .and_then(|prefix| crate::install::status(&root, &prefix))
+            .and_then(|prefix| crate::install::status(&root, &prefix, &own_program()))
             .map(|status| (status.to_table(), status.is_ok())),
         false => args.into_request().and_then(|request| {
             let _lock = (!dry_run).then(|| Lock::take(&root)).transpose()?;

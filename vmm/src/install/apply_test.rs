@@ -82,7 +82,7 @@ fn what_was_killed_at_any_step_can_be_finished_or_removed() {
         take(&plan.root, steps[step], &mut made).unwrap();
         fs::remove_file(beneath(&plan.root, &steps[step].path)).unwrap();
         fs::write(&draft, "half").unwrap();
-        let told = super::super::status(system.root(), Path::new("/opt/husk"));
+        let told = super::super::status(system.root(), Path::new("/opt/husk"), &system.options().program);
         assert!(
             step == 0
                 || told
@@ -93,7 +93,7 @@ fn what_was_killed_at_any_step_can_be_finished_or_removed() {
         if finish {
             system.install(&system.options()).unwrap();
             assert!(!draft.exists(), "step {step}");
-            let told = super::super::status(system.root(), Path::new("/opt/husk"));
+            let told = super::super::status(system.root(), Path::new("/opt/husk"), &system.options().program);
             assert!(told.unwrap().is_ok());
         }
         let removal = super::super::removal(system.root(), Path::new("/opt/husk")).unwrap();

@@ -65,7 +65,7 @@ fn containerd_1_keeps_what_it_had_beside_the_handlers() {
     );
     // What was copied has changed: the copy is stale.
     system.write(MAIN, &OLD.replace("pause:3", "pause:4"));
-    let told = status(system.root(), Path::new("/opt/husk")).unwrap();
+    let told = status(system.root(), Path::new("/opt/husk"), &system.options().program).unwrap();
     assert!(!told.is_ok() && told.to_table().contains(&format!("stale      /{MAIN}")));
     system.install(&system.options()).unwrap();
     assert!(system.read(DROP_IN).contains("pause:4"));
@@ -203,7 +203,7 @@ fn what_others_put_beside_a_configuration_of_husks_own_is_kept() {
     assert_eq!(runtimes(&document, plugin), ["runc", "kata-husk", "kata-husk-go"]);
     let kept = &document["plugins"][plugin]["containerd"]["runtimes"]["runc"];
     assert_eq!(kept["options"]["SystemdCgroup"].as_bool(), Some(true));
-    let told = || status(system.root(), Path::new("/opt/husk")).unwrap();
+    let told = || status(system.root(), Path::new("/opt/husk"), &system.options().program).unwrap();
     assert!(
         told().is_ok() && plan(&system.options()).unwrap().is_done(),
         "{}",

@@ -9,6 +9,7 @@ use super::content::Content;
 use super::kata::Handler;
 use super::manifest::Manifest;
 use super::runtimes::are_free;
+use super::version::program_path;
 use super::wanted::Wanted;
 use super::{InstallError, Options};
 
@@ -41,6 +42,11 @@ pub(super) fn configure(
         if !is_own(options, before, &other)? {
             are_free(handlers, options.at(&other), &document)?;
         }
+    }
+    if program_path(&options.root, "crio").is_none() && !options.behind(Path::new(CONFIGURATION)).exists() {
+        wanted
+            .problems
+            .push(format!("CRI-O is not here: neither its program nor {CONFIGURATION} is"));
     }
     let mut runtimes = Table::new();
     runtimes.set_implicit(true);

@@ -13,7 +13,11 @@ fn whoever_asks_again_gets_nothing_new() {
     assert!(again.describe().starts_with("everything is installed"));
     apply(&again).unwrap();
     assert!(system.tree() == tree);
-    assert!(status(system.root(), Path::new("/opt/husk")).unwrap().is_ok());
+    assert!(
+        status(system.root(), Path::new("/opt/husk"), &system.options().program)
+            .unwrap()
+            .is_ok()
+    );
 }
 
 #[test]
@@ -120,7 +124,7 @@ fn what_somebody_changed_is_in_the_way_of_an_upgrade() {
         refused.contains("10-husk.toml: was changed since husk wrote it"),
         "{refused}"
     );
-    let told = status(system.root(), Path::new("/opt/husk")).unwrap();
+    let told = status(system.root(), Path::new("/opt/husk"), &system.options().program).unwrap();
     assert!(!told.is_ok() && told.to_table().contains(&format!("changed    /{overlay}\n")));
 }
 
@@ -142,18 +146,24 @@ fn an_upgrade_of_kata_is_seen_and_followed() {
     let system = System::new();
     system.install(&system.options()).unwrap();
     system.write(GO, &format!("{BASE}sandbox_cgroup_only = true\n"));
-    let told = status(system.root(), Path::new("/opt/husk")).unwrap();
+    let told = status(system.root(), Path::new("/opt/husk"), &system.options().program).unwrap();
     let line = format!("stale      /{GO} changed since; install again to follow it\n");
     assert!(!told.is_ok() && told.to_table().contains(&line), "{}", told.to_table());
     system.install(&system.options()).unwrap();
-    assert!(status(system.root(), Path::new("/opt/husk")).unwrap().is_ok());
+    assert!(
+        status(system.root(), Path::new("/opt/husk"), &system.options().program)
+            .unwrap()
+            .is_ok()
+    );
     assert!(
         system
             .read("opt/husk/share/husk/kata/kata-husk-go/configuration.toml")
             .ends_with("_only = true\n")
     );
     std::fs::remove_file(system.root().join(RUST)).unwrap();
-    let told = status(system.root(), Path::new("/opt/husk")).unwrap().to_table();
+    let told = status(system.root(), Path::new("/opt/husk"), &system.options().program)
+        .unwrap()
+        .to_table();
     assert!(told.contains(&format!("stale      /{RUST} gone")), "{told}");
 }
 
@@ -257,7 +267,11 @@ fn links_of_an_image_lead_nowhere_outside_of_it() {
             .contains("version = 3")
     );
     assert_eq!(std::fs::read_dir(host.path()).unwrap().count(), 0);
-    assert!(status(system.root(), Path::new("/opt/husk")).unwrap().is_ok());
+    assert!(
+        status(system.root(), Path::new("/opt/husk"), &system.options().program)
+            .unwrap()
+            .is_ok()
+    );
     remove(&removal(system.root(), Path::new("/opt/husk")).unwrap()).unwrap();
     assert!(!inside.join("opt/husk").exists() && inside.join("opt/kata").exists());
 }

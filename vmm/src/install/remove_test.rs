@@ -120,7 +120,12 @@ fn what_another_installation_needs_stays_until_that_goes() {
         "{told}"
     );
     assert!(system.has(main) && !system.has(features));
-    assert!(status(system.root(), &other.prefix).unwrap().is_ok() && plan(&other).unwrap().is_done());
+    assert!(
+        status(system.root(), &other.prefix, &system.options().program)
+            .unwrap()
+            .is_ok()
+            && plan(&other).unwrap().is_done()
+    );
     assert!(!system.has(DROP_IN) && !system.has("opt/husk"));
     system.install(&system.options()).unwrap();
     uninstall("/opt/other");
