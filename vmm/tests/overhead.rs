@@ -6,7 +6,7 @@ mod process;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use process::HUSK;
 use rustix::process::{Pid, Signal, kill_process};
@@ -34,7 +34,7 @@ fn what_vms_cost_is_measured_and_installed() {
     }
     let (files, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let kernel = kernel(files.path(), husk_benches::Then::Halt);
-    let told = overhead(scratch.path(), &["--kernel", &kernel, "--pods", "3"]);
+    let told = overhead(scratch.path(), &["--kernel", &kernel, "--pods", "3", "--shim", "0"]);
     assert!(told.status.success(), "{told:?}");
     let table = String::from_utf8(told.stdout).unwrap();
     let kibibytes = |name: &str| -> Vec<u64> {
@@ -81,6 +81,98 @@ fn what_vms_cost_is_measured_and_installed() {
     assert_eq!(husk::install::Overhead::read(&measured).unwrap().memory_mib, memory_mib);
 }
 
+/// A process whose program is called as Kata's shims are; it ends with this.
+struct Shim(Child);
+
+impl Shim {
+    fn start(folder: &Path) -> Self {
+        let program = folder.join("containerd-shim-kata-v2");
+        fs::copy(HUSK, &program).unwrap();
+        let mut shim = Command::new(program);
+        shim.arg("--api-socket")
+            .arg(folder.join("shim.sock"))
+            .stdin(Stdio::null());
+        Self(shim.spawn().unwrap())
+    }
+}
+
+impl Drop for Shim {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The recipe of docs/operate.md: measured with a shim that runs, and told to Kubernetes.
+#[test]
+fn a_runtime_class_has_room_for_katas_shim() {
+    let (files, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    if running("containerd-shim-kata-v2", 0).is_empty() {
+        let told = overhead(scratch.path(), &["--kernel", "/k", "--json"]);
+        let line = String::from_utf8(told.stderr).unwrap();
+        assert_eq!((told.status.code(), line.lines().count()), (Some(2), 1), "{line}");
+        assert!(
+            line.contains("--shim is missing: no containerd-shim-kata-v2 "),
+            "{line}"
+        );
+    }
+    if !process::has_kvm() {
+        return;
+    }
+    let kernel = kernel(files.path(), husk_benches::Then::Halt);
+    let shim = Shim::start(files.path());
+    while !files.path().join("shim.sock").exists() {
+        std::thread::yield_now();
+    }
+    let told = overhead(scratch.path(), &["--kernel", &kernel, "--pods", "2", "--json"]);
+    drop(shim);
+    assert!(told.status.success(), "{told:?}");
+    let found: Value = serde_json::from_slice(&told.stdout).unwrap();
+    let [memory, shim] = ["memory_mib", "shim_mib"].map(|name| found[name].as_u64().unwrap());
+    assert!(shim > 0 && memory > shim, "{found}");
+    let method = found["method"].as_str().unwrap();
+    assert!(
+        method.contains(&format!("; {shim} MiB for Kata's shim, the largest of ")),
+        "{method}"
+    );
+    let root = files.path().join("root");
+    for (path, text) in [
+        ("opt/kata/bin/containerd-shim-kata-v2", ""),
+        (
+            "opt/kata/share/defaults/kata-containers/configuration-clh.toml",
+            "[hypervisor.clh]\n",
+        ),
+        ("etc/containerd/config.toml", "version = 3\n"),
+    ] {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    let install = |measured: &str| {
+        let path = files.path().join("overhead.json");
+        fs::write(&path, measured).unwrap();
+        let mut install = Command::new(HUSK);
+        install
+            .args(["install", "--root"])
+            .arg(&root)
+            .arg("--overhead")
+            .arg(path);
+        let told = install.stdin(Stdio::null()).output().unwrap();
+        assert!(told.status.success(), "{told:?}");
+        String::from_utf8(told.stderr).unwrap()
+    };
+    let without = "the overhead of the runtime classes is without Kata's shim";
+    let told = install(&found.to_string());
+    assert!(!told.contains(without), "{told}");
+    let classes = fs::read_to_string(root.join("opt/husk/share/husk/kubernetes/runtimeclass.yaml")).unwrap();
+    assert!(
+        classes.contains(&format!("podFixed:\n    memory: \"{memory}Mi\"\n")),
+        "{classes}"
+    );
+    let told = install(r#"{"memory_mib": 2, "cpu_millis": 250, "method": "without Kata's shim"}"#);
+    assert!(told.contains(&format!("note     {without}")), "{told}");
+}
+
 /// Processes whose command line has `word` in it, but for this one and `parent`.
 fn running(word: &str, parent: u32) -> Vec<String> {
     let own = [std::process::id(), parent].map(|pid| pid.to_string());
@@ -106,7 +198,7 @@ fn whoever_is_asked_to_end_or_killed_takes_its_vms_along() {
         let mut command = Command::new("env");
         command.args(["--default-signal", HUSK]);
         command.args([
-            "overhead", "--pods", "2", "--rest", "600", "--memory", "64M", "--kernel", &kernel,
+            "overhead", "--pods", "2", "--rest", "600", "--memory", "64M", "--shim", "0", "--kernel", &kernel,
         ]);
         command
             .env("TMPDIR", scratch.path())
@@ -137,7 +229,7 @@ fn whoever_is_asked_to_end_or_killed_takes_its_vms_along() {
 #[test]
 fn a_vm_that_cannot_be_measured_is_named() {
     let (files, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let told = overhead(scratch.path(), &["--kernel", "/nowhere", "--pods", "2"]);
+    let told = overhead(scratch.path(), &["--kernel", "/nowhere", "--pods", "2", "--shim", "0"]);
     let line = String::from_utf8(told.stderr).unwrap();
     assert_eq!((told.status.code(), line.lines().count()), (Some(1), 1), "{line}");
     assert!(
@@ -147,7 +239,7 @@ fn a_vm_that_cannot_be_measured_is_named() {
     assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
     if process::has_kvm() {
         let kernel = kernel(files.path(), husk_benches::Then::PowerOff);
-        let told = overhead(scratch.path(), &["--kernel", &kernel, "--pods", "1"]);
+        let told = overhead(scratch.path(), &["--kernel", &kernel, "--pods", "1", "--shim", "0"]);
         let line = String::from_utf8(told.stderr).unwrap();
         assert!(
             told.status.code() == Some(1) && line.starts_with("error: VM 1 of 1 "),

@@ -460,7 +460,8 @@ fn overhead(args: OverheadArgs) -> Code {
         Ok(measured) => answer(&measured.to_table(), Code::Success),
         Err(error) => {
             let is_interrupted = matches!(error, MeasureError::Interrupted);
-            let code = refuse(Some("overhead"), false, &anyhow::Error::new(error));
+            let is_usage = matches!(error, MeasureError::NoShim);
+            let code = refuse(Some("overhead"), is_usage, &anyhow::Error::new(error));
             if is_interrupted { Code::Interrupted } else { code }
         }
     }

@@ -32,9 +32,9 @@ pub struct OverheadArgs {
     /// For how long to wait for that
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = clap::value_parser!(u16).range(1..=3600))]
     pub patience: u16,
-    /// What Kata's shim takes beside them, in MiB; it does not run here
-    #[arg(long, value_name = "MIB", default_value = "0", value_parser = clap::value_parser!(u64).range(0..=4096))]
-    pub shim: u64,
+    /// What Kata's shim takes beside them, in MiB; needed where none runs that may be looked into
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(0..=4096))]
+    pub shim: Option<u64>,
     /// Print JSON, for husk install --overhead
     #[arg(long)]
     pub json: bool,

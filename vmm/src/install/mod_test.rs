@@ -313,6 +313,7 @@ fn what_was_asked_for_once_is_kept_until_it_is_asked_for_otherwise() {
     let overhead = |memory_mib| Overhead {
         memory_mib,
         cpu_millis: 1,
+        shim_mib: 0,
         method: "m".into(),
     };
     let system = System::new();

@@ -113,6 +113,13 @@ fn hints(options: &Options, handlers: &[Handler], wanted: &mut Wanted) {
         classes.join("runtimeclass.yaml").display(),
         names.join(", ")
     ));
+    if options.overhead.as_ref().is_some_and(|overhead| overhead.shim_mib == 0) {
+        notes.push(
+            "the overhead of the runtime classes is without Kata's shim: where that is in a pod's cgroup (sandbox_cgroup_only), the kernel kills \
+             pods for want of memory; husk overhead --shim adds it"
+                .into(),
+        );
+    }
     if options.features.is_empty() {
         notes.push("this host cannot run pods (husk check): node feature discovery is told nothing of it".into());
     }

@@ -6,8 +6,10 @@
 //! | VMM, file server | private pages of every mapping but guest RAM, swapped ones included (`/proc/PID/smaps`) |
 //! | page tables | `VmPTE` of both (`/proc/PID/status`) |
 //! | KVM | what `SecPageTables` of `/proc/meminfo` has grown by, over the number of VMs: nested page tables, which have no owner there; Linux 6.0 |
+//! | Kata's shim | the same of the largest `containerd-shim-kata-v2` that runs on this host, or as given |
 //!
-//! What all VMs share, the program's text, is no single pod's. Kata's shim does not run here: what it takes is given, not measured.
+//! What all VMs share, the program's text, is no single pod's. No shim drives these VMs: without one beside them, and without a figure, nothing is
+//! measured, since a sum without it kills pods whose cgroup has the shim in it.
 
 mod pods;
 mod smaps;
@@ -40,8 +42,8 @@ pub struct Options {
     pub rest: Duration,
     /// For how long to wait for that.
     pub patience: Duration,
-    /// What Kata's shim takes, in MiB.
-    pub shim_mib: u64,
+    /// What Kata's shim takes, in MiB; `None` to look at those that run here.
+    pub shim_mib: Option<u64>,
 }
 
 /// Why nothing was measured.
@@ -73,6 +75,11 @@ pub enum MeasureError {
     /// The figures went on growing.
     #[error("figures were not at rest within {0} s: is the guest at work? --rest and --patience say how long to wait")]
     Restless(u64),
+    /// Nothing is known of Kata's shim.
+    #[error(
+        "--shim is missing: no containerd-shim-kata-v2 that may be looked into runs here; allowed: 0 to 4096 MiB, 0 for a figure without the shim"
+    )]
+    NoShim,
     /// A signal asked for the end.
     #[error("the measurement was ended by a signal")]
     Interrupted,
@@ -93,10 +100,45 @@ impl Figures {
     }
 }
 
+/// What Kata's shim takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shim {
+    /// As many MiB, as somebody has said.
+    Given(u64),
+    /// As many bytes, the most that any of so many has.
+    Seen {
+        /// What that one has.
+        bytes: u64,
+        /// How many there are.
+        count: usize,
+    },
+}
+
+impl Shim {
+    const fn mib(self) -> u64 {
+        match self {
+            Self::Given(mib) => mib,
+            Self::Seen { bytes, .. } => bytes.div_ceil(1 << 20),
+        }
+    }
+
+    fn of(options: &Options) -> Result<Self, MeasureError> {
+        if let Some(mib) = options.shim_mib {
+            return Ok(Self::Given(mib));
+        }
+        let shares = smaps::shims();
+        let count = shares.len();
+        let sums = shares.iter().map(|share| share.private_bytes + share.tables_bytes);
+        let bytes = sums.max().ok_or(MeasureError::NoShim)?;
+        Ok(Self::Seen { bytes, count })
+    }
+}
+
 /// What was found.
 #[derive(Clone, Debug)]
 pub struct Measured {
     options: Options,
+    shim: Shim,
     pods: Vec<Figures>,
     kvm_bytes: Option<u64>,
 }
@@ -105,8 +147,9 @@ pub struct Measured {
 ///
 /// # Errors
 ///
-/// A VM did not start or ended, figures did not come to rest, or a signal asked for the end.
+/// Nothing is known of Kata's shim, a VM did not start or ended, figures did not come to rest, or a signal asked for the end.
 pub fn measure(options: &Options) -> Result<Measured, MeasureError> {
+    let shim = Shim::of(options)?;
     crate::fatal::note_when_asked();
     let before = smaps::kvm_tables();
     let mut pods = pods::Pods::start(options)?;
@@ -117,6 +160,7 @@ pub fn measure(options: &Options) -> Result<Measured, MeasureError> {
     let count = u64::try_from(options.pods).unwrap_or(u64::MAX);
     Ok(Measured {
         options: options.clone(),
+        shim,
         pods: figures,
         kvm_bytes: growth.map(|bytes| bytes.div_ceil(count)),
     })
@@ -127,12 +171,19 @@ impl Measured {
     pub fn overhead(&self) -> Overhead {
         let sums = self.pods.iter().map(|pod| pod.sum()).collect();
         let bytes = rank(sums, 99) + self.kvm_bytes.unwrap_or(0);
-        let shim = match self.options.shim_mib {
-            0 => "without Kata's shim".into(),
-            mib => format!("{mib} MiB for Kata's shim added"),
+        let shim = match self.shim {
+            Shim::Given(0) => "without Kata's shim".into(),
+            Shim::Given(mib) => format!("{mib} MiB for Kata's shim, as given, added"),
+            Shim::Seen { count, .. } => {
+                format!(
+                    "{} MiB for Kata's shim, the largest of {count} here, added",
+                    self.shim.mib()
+                )
+            }
         };
         Overhead {
-            memory_mib: bytes.div_ceil(1 << 20) + self.options.shim_mib,
+            memory_mib: bytes.div_ceil(1 << 20) + self.shim.mib(),
+            shim_mib: self.shim.mib(),
             cpu_millis: 250,
             method: format!(
                 "p99 of {} pods at rest, {} vCPUs and {} MiB each: private memory and page tables of VMM and file server{}; {shim}; cpu is Kata's figure",
@@ -169,6 +220,13 @@ impl Measured {
                 bytes.div_ceil(1024)
             ),
             None => writeln!(text, "{:<28}   unknown: this kernel does not tell", "KVM's page tables"),
+        };
+        let _ = match self.shim {
+            Shim::Given(mib) => writeln!(text, "{:<28}{:>10}   as given", "Kata's shim", mib << 10),
+            Shim::Seen { bytes, count } => {
+                let largest = bytes.div_ceil(1024);
+                writeln!(text, "{:<28}{largest:>10}   the largest of {count} here", "Kata's shim")
+            }
         };
         let overhead = self.overhead();
         let _ = writeln!(text, "\noverhead: {} MiB ({})", overhead.memory_mib, overhead.method);
@@ -216,8 +274,9 @@ mod tests {
                 pods: 2,
                 rest: Duration::ZERO,
                 patience: Duration::ZERO,
-                shim_mib: 0,
+                shim_mib: None,
             },
+            shim: Shim::Given(0),
             pods: vec![pod(0), pod(1 << 20)],
             kvm_bytes: None,
         };
@@ -230,8 +289,25 @@ mod tests {
         );
         assert!(overhead.method.ends_with("; without Kata's shim; cpu is Kata's figure"));
         measured.kvm_bytes = Some(1 << 20);
-        measured.options.shim_mib = 10;
+        measured.shim = Shim::Given(10);
         assert_eq!(measured.overhead().memory_mib, 17);
+        assert!(
+            measured
+                .overhead()
+                .method
+                .contains("; 10 MiB for Kata's shim, as given, added; ")
+        );
+        measured.shim = Shim::Seen {
+            bytes: (9 << 20) + 1,
+            count: 3,
+        };
+        let overhead = measured.overhead();
+        assert_eq!((overhead.memory_mib, overhead.shim_mib), (17, 10));
+        assert!(
+            overhead
+                .method
+                .contains("; 10 MiB for Kata's shim, the largest of 3 here, added; ")
+        );
         let table = measured.to_table();
         assert!(
             table.contains("VMM, private                      3072      4096      4096\n"),

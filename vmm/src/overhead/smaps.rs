@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use crate::memory::meminfo_bytes;
 use crate::procfs;
@@ -30,6 +31,29 @@ pub(super) fn share(pid: u32) -> io::Result<Share> {
         private_bytes: private(&smaps),
         tables_bytes: meminfo_bytes(&status, "VmPTE:").unwrap_or(0),
     })
+}
+
+/// The program of both of Kata's shims.
+const SHIM: &str = "containerd-shim-kata-v2";
+
+/// What each of Kata's shims that run here has, as far as they may be looked into.
+pub(super) fn shims() -> Vec<Share> {
+    running(Path::new("/proc"), SHIM)
+        .into_iter()
+        .filter_map(|pid| share(pid).ok())
+        .collect()
+}
+
+/// The processes in the folder `proc` whose program is called `name`, one that has been replaced since included (proc_pid_exe(5)).
+fn running(proc: &Path, name: &str) -> Vec<u32> {
+    let entries = fs::read_dir(proc).into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_it = |pid: &u32| {
+        let program = fs::read_link(proc.join(pid.to_string()).join("exe")).unwrap_or_default();
+        let program = program.file_name().unwrap_or_default().to_string_lossy();
+        program.strip_suffix(" (deleted)").unwrap_or(&program) == name
+    };
+    pids.filter(is_it).collect()
 }
 
 /// Page tables that KVM has for all guests; `None` if the kernel does not tell (before Linux 6.0).
@@ -67,6 +91,25 @@ Private_Dirty:       16 kB
 ";
         assert_eq!(private(smaps), 128 << 10);
         assert_eq!(private(""), 0);
+    }
+
+    #[test]
+    fn shims_are_found_by_their_program() {
+        let proc = tempfile::tempdir().unwrap();
+        for (pid, program) in [
+            ("1", "/sbin/init"),
+            ("7", "/opt/kata/bin/containerd-shim-kata-v2"),
+            ("8", "/opt/kata/runtime-rs/bin/containerd-shim-kata-v2 (deleted)"),
+            ("9", "/usr/bin/containerd-shim-runc-v2"),
+            ("self", "/opt/kata/bin/containerd-shim-kata-v2"),
+        ] {
+            fs::create_dir(proc.path().join(pid)).unwrap();
+            std::os::unix::fs::symlink(program, proc.path().join(pid).join("exe")).unwrap();
+        }
+        fs::create_dir(proc.path().join("10")).unwrap();
+        let mut found = running(proc.path(), SHIM);
+        found.sort_unstable();
+        assert_eq!(found, [7, 8]);
     }
 
     #[test]
