@@ -201,6 +201,81 @@ fn an_upgrade_without_options_keeps_those_of_the_first_time() {
     );
 }
 
+/// Has a shell of a mount namespace of its own do `commands`, with the program as `$0` and `root` as `$1`; `None` where there is none to be had.
+fn with_mounts(root: &Path, commands: &str) -> Option<Output> {
+    let mut shell = Command::new("unshare");
+    shell.args(["--mount", "sh", "-ec", "mount -t tmpfs none /tmp"]);
+    if !shell
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+    {
+        println!("skipped: needs mounts");
+        return None;
+    }
+    let mut shell = Command::new("unshare");
+    shell.args(["--mount", "sh", "-ec", commands, HUSK]).arg(root);
+    Some(shell.stdin(Stdio::null()).output().unwrap())
+}
+
+#[test]
+fn a_folder_of_drop_ins_may_be_a_mount_of_its_own() {
+    let system = system();
+    let newer = system.path().join("newer");
+    let mut bytes = fs::read(HUSK).unwrap();
+    bytes.push(0);
+    fs::write(&newer, bytes).unwrap();
+    fs::set_permissions(&newer, fs::metadata(HUSK).unwrap().permissions()).unwrap();
+    let told = with_mounts(
+        system.path(),
+        "cd \"$1\"; mkdir -p etc/containerd/conf.d opt/husk/bin
+         mount -t tmpfs none etc/containerd/conf.d
+         mount -t tmpfs none opt/husk/bin
+         touch etc/containerd/conf.d/.husk-install
+         \"$0\" install --root \"$1\" 2>/dev/null
+         stat --format '%n %a' etc/containerd/conf.d/* etc/containerd/conf.d/.[!.]* opt/husk/bin/* 2>/dev/null || true
+         grep -c kata-husk etc/containerd/conf.d/90-kata-husk.toml
+         ./newer install --root \"$1\" --runtime-class kata-husk 2>/dev/null
+         cmp newer opt/husk/bin/husk
+         \"$0\" uninstall --root \"$1\" >/dev/null
+         ls -A etc/containerd/conf.d opt/husk/bin",
+    );
+    let Some(told) = told else {
+        return;
+    };
+    assert!(told.status.success(), "{told:?}");
+    let said = String::from_utf8(told.stdout).unwrap();
+    let lines: Vec<_> = said.lines().collect();
+    assert_eq!(
+        lines[..2],
+        ["etc/containerd/conf.d/90-kata-husk.toml 644", "opt/husk/bin/husk 777"],
+        "{said}"
+    );
+    assert_eq!(lines[3..], ["etc/containerd/conf.d:", "", "opt/husk/bin:"], "{said}");
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_to_says_why() {
+    let system = system();
+    fs::create_dir(system.path().join("etc/containerd/conf.d")).unwrap();
+    let told = with_mounts(
+        system.path(),
+        "mount -t tmpfs -o ro none \"$1/etc/containerd/conf.d\"
+         \"$0\" install --root \"$1\" 2>\"$1/said\" && exit 9
+         test ! -e \"$1/opt/husk\"
+         tail -n 1 \"$1/said\"",
+    );
+    let Some(told) = told else {
+        return;
+    };
+    assert!(told.status.success(), "{told:?}");
+    let said = String::from_utf8(told.stdout).unwrap();
+    assert!(
+        said.ends_with("90-kata-husk.toml; nothing was changed: Read-only file system (os error 30)\n"),
+        "{said}"
+    );
+}
+
 #[test]
 fn while_one_is_at_work_another_changes_nothing_and_says_so() {
     let system = system();

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
-use super::content::{Content, draft};
+use super::content::{Content, remove_drafts};
 use super::manifest::Manifest;
 use super::plan::{Change, Plan};
 use super::{InstallError, beneath};
@@ -58,7 +58,7 @@ pub fn apply(plan: &Plan) -> Result<(), InstallError> {
         owners.push(owner);
     }
     for path in meanwhile.items.keys() {
-        let _ = fs::remove_file(draft(&place(path)));
+        remove_drafts(&place(path));
     }
     for gone in plan.changes.iter().filter(|change| change.after.is_none()) {
         let folders = gone.path.ancestors().skip(1);

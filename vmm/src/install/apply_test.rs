@@ -1,3 +1,4 @@
+use super::super::content::drafts;
 use super::super::testing::System;
 use super::super::{apply, plan};
 use super::*;
@@ -78,7 +79,7 @@ fn what_was_killed_at_any_step_can_be_finished_or_removed() {
             take(&plan.root, step, &mut made).unwrap();
         }
         // As a process does that is killed when it has written half of a file.
-        let draft = draft(&beneath(&plan.root, &steps[step].path));
+        let [draft, _] = drafts(&beneath(&plan.root, &steps[step].path));
         take(&plan.root, steps[step], &mut made).unwrap();
         fs::remove_file(beneath(&plan.root, &steps[step].path)).unwrap();
         fs::write(&draft, "half").unwrap();

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -86,20 +88,30 @@ impl Content {
 
     /// Puts it at `path` in one step, in place of what stands there.
     ///
-    /// It is made in the folder above first: engines and shims read every file of a folder of drop-ins, half-written ones too.
+    /// It is made in the folder above first: engines and shims read every file of a folder of drop-ins, half-written ones too. A folder that is a
+    /// mount of its own has no such place: there a file has no name until it is whole, and then for a moment two.
     ///
     /// # Errors
     ///
     /// The host refused; `path` is as it was.
     pub fn put(&self, path: &Path) -> io::Result<()> {
-        let made = draft(path);
+        let [above, beside] = drafts(path);
         // Left by one that was killed.
-        let _ = fs::remove_file(&made);
-        let placed = self.make(&made).and_then(|()| fs::rename(&made, path));
-        if placed.is_err() {
-            let _ = fs::remove_file(&made);
+        let _ = fs::remove_file(&above);
+        let placed = self.make(&above).and_then(|()| fs::rename(&above, path));
+        let _ = fs::remove_file(&above);
+        match placed {
+            // A folder above that nobody may write to says nothing of this one.
+            Err(error) if is_of_other_mount(&error) => {
+                let _ = fs::remove_file(&beside);
+                let placed = self.make_at_once(&beside).and_then(|()| fs::rename(&beside, path));
+                if placed.is_err() {
+                    let _ = fs::remove_file(&beside);
+                }
+                placed
+            }
+            placed => placed,
         }
-        placed
     }
 
     fn make(&self, path: &Path) -> io::Result<()> {
@@ -107,13 +119,24 @@ impl Content {
             Self::Link { target } => symlink(target, path),
             Self::File { bytes, mode } => {
                 let mut options = fs::File::options();
-                let mut file = options.write(true).create_new(true).mode(0o600).open(path)?;
-                io::Write::write_all(&mut file, bytes)?;
-                // Whatever the umask is.
-                file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(*mode))?;
-                file.sync_all()
+                let file = options.write(true).create_new(true).mode(0o600).open(path)?;
+                fill(file, bytes, *mode).map(drop)
             }
         }
+    }
+
+    /// As [`make`](Self::make), where nobody sees a part of it.
+    fn make_at_once(&self, path: &Path) -> io::Result<()> {
+        let Self::File { bytes, mode } = self else {
+            return self.make(path);
+        };
+        let folder = path.parent().unwrap_or(path);
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR)?;
+        let file = fill(file.into(), bytes, *mode)?;
+        // open(2): how a file without a name gets one without the capability CAP_DAC_READ_SEARCH.
+        let nameless = format!("/proc/self/fd/{}", file.as_raw_fd());
+        Ok(linkat(CWD, nameless, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
     }
 }
 
@@ -128,11 +151,36 @@ pub fn is_public(root: &Path, path: &Path) -> bool {
     allows(&path, 0o004) && folders.all(|folder| allows(folder, 0o001))
 }
 
-/// Where that which is to stand at `path` is made: the same place at each try, so that what is left of one that was killed is found. Who has the
-/// [lock](super::Lock) has it alone.
-pub fn draft(path: &Path) -> PathBuf {
+/// Writes `bytes` to `file`, which gets `mode` whatever the umask is.
+fn fill(mut file: fs::File, bytes: &[u8], mode: u32) -> io::Result<fs::File> {
+    io::Write::write_all(&mut file, bytes)?;
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
+    file.sync_all()?;
+    Ok(file)
+}
+
+/// Whether a folder may be another mount than the one above, as far as `error` tells: that one cannot be written to, or nothing can be moved from
+/// one into the other.
+fn is_of_other_mount(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::CrossesDevices | io::ErrorKind::ReadOnlyFilesystem
+    )
+}
+
+/// Where that which is to stand at `path` is made: in the folder above, or beside it; the same places at each try, so that what is left of one that
+/// was killed is found. Who has the [lock](super::Lock) has them alone.
+pub fn drafts(path: &Path) -> [PathBuf; 2] {
+    const NAME: &str = ".husk-install";
     let folder = path.parent().unwrap_or(path);
-    folder.parent().unwrap_or(folder).join(".husk-install")
+    [folder.parent().unwrap_or(folder), folder].map(|folder| folder.join(NAME))
+}
+
+/// Removes what is left of one that was killed when it was to make `path`.
+pub fn remove_drafts(path: &Path) {
+    for draft in drafts(path) {
+        let _ = fs::remove_file(draft);
+    }
 }
 
 /// SHA-256 of `bytes`, as hexadecimal digits.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::content::{Content, Fingerprint, draft};
+use super::content::{Content, Fingerprint, drafts};
 use super::request::Choices;
 use super::{InstallError, beneath, shared};
 
@@ -91,7 +91,10 @@ impl Manifest {
     /// It cannot be read, or is none.
     pub fn read_or_begun(root: &Path, prefix: &Path) -> Result<Option<Self>, InstallError> {
         let found = Self::read(root, prefix)?;
-        let is_begun = || draft(&beneath(root, &Self::path(prefix))).symlink_metadata().is_ok();
+        let is_begun = || {
+            let drafts = drafts(&beneath(root, &Self::path(prefix)));
+            drafts.iter().any(|draft| draft.symlink_metadata().is_ok())
+        };
         if found.is_some() || !is_begun() {
             return Ok(found);
         }

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::common::is_needed;
-use super::content::{Content, draft};
+use super::content::{Content, remove_drafts};
 use super::manifest::Manifest;
 use super::runtimes::that_read;
 use super::{InstallError, beneath, shared};
@@ -84,7 +84,7 @@ pub fn remove(removal: &Removal) -> Result<(), InstallError> {
     }
     for path in removal.manifest.items.keys().chain([&manifest]) {
         // What a killed installation left.
-        let _ = fs::remove_file(draft(&beneath(&removal.root, path)));
+        remove_drafts(&beneath(&removal.root, path));
     }
     for folder in removal.manifest.folders.iter().rev() {
         // Not empty: somebody else uses it.
