@@ -201,8 +201,6 @@ impl<'a> Making<'a> {
         let mut files = vec![
             ("bin/husk".to_owned(), release.join("husk"), 0o755),
             ("share/man/man1/husk.1".into(), docs.join("husk.1"), 0o644),
-            ("LICENSE".into(), self.source.join("LICENSE"), 0o644),
-            ("README.md".into(), self.source.join("README.md"), 0o644),
             ("husk.cdx.json".into(), release.join("husk.cdx.json"), 0o644),
         ];
         for (place, name) in [
@@ -216,14 +214,48 @@ impl<'a> Making<'a> {
                 0o644,
             ));
         }
-        for entry in fs::read_dir(&docs)?.flatten().filter(|entry| entry.path().is_file()) {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            files.push((format!("docs/{name}"), entry.path(), 0o644));
+        for name in documents(&self.source)? {
+            let path = self.source.join(&name);
+            files.push((name, path, 0o644));
         }
         let folder = format!("husk-{}", self.version);
         fs::write(path, tarball::pack(&folder, &files, self.epoch)?)?;
         Ok(())
     }
+}
+
+/// The documents of the checkout at `source`, as they lie there.
+fn documents(source: &Path) -> Result<Vec<String>> {
+    let mut names = ["CONTRIBUTING.md", "LICENSE", "README.md"].map(str::to_owned).to_vec();
+    for folder in ["docs", "docs/adr"] {
+        let entries = fs::read_dir(source.join(folder))?.flatten();
+        let files = entries.filter(|entry| entry.path().is_file());
+        names.extend(files.map(|entry| format!("{folder}/{}", entry.file_name().to_string_lossy())));
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// What the text in Markdown at `name` refers to beside it, by the same kind of names.
+fn links(name: &str, text: &str) -> Vec<String> {
+    let folder = Path::new(name).parent().unwrap_or(Path::new(""));
+    let targets = text
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split([')', '#']).next());
+    let local = targets.filter(|target| !target.is_empty() && !target.contains(':'));
+    let paths = local.map(|target| {
+        let mut path = folder.to_owned();
+        for part in target.split('/') {
+            if part == ".." {
+                path.pop();
+            } else {
+                path.push(part);
+            }
+        }
+        path.to_string_lossy().into_owned()
+    });
+    paths.collect()
 }
 
 /// The program `name` of the crate of that name, built below the lab's tools unless this system has it, or it was built before.
@@ -237,4 +269,31 @@ fn tool(lab: &Lab, name: &str) -> Result<PathBuf> {
     let mut install = build::cargo_install(lab, name, &folder, scratch.path());
     progress::step(&format!("building {name}"), || shown(&mut install))?;
     tools::find(lab, name).with_context(|| format!("the crate {name} has no program of that name"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_refer_to_documents_that_are_packed() {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
+        let documents = documents(source).unwrap();
+        for name in documents.iter().filter(|name| name.ends_with(".md")) {
+            let text = fs::read_to_string(source.join(name)).unwrap();
+            // Source files are no documents.
+            for link in links(name, &text).into_iter().filter(|link| !link.ends_with(".rs")) {
+                let mut names = documents.iter();
+                let is_packed = names.any(|name| *name == link || link.ends_with('/') && name.starts_with(&link));
+                assert!(is_packed, "{name} refers to {link}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_link_is_what_stands_beside_its_text() {
+        let text = "[a](b.md) [c](../d.md#e) [f](#g) [h](https://i/j) [k](adr/l.md)";
+        assert_eq!(links("docs/x.md", text), ["docs/b.md", "d.md", "docs/adr/l.md"]);
+        assert_eq!(links("README.md", "[a](docs/b.md)"), ["docs/b.md"]);
+    }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Making, TARGET, tool};
+use super::{Making, TARGET, documents, tool};
 use crate::command::{command, output};
 use crate::packages::root_prefix;
 use crate::progress;
@@ -18,6 +18,9 @@ const FILES: [&str; 5] = [
     "usr/share/zsh/vendor-completions/_husk",
     "usr/share/fish/vendor_completions.d/husk.fish",
 ];
+
+/// Where it has documents, as they lie in the source.
+const DOCUMENTS: &str = "usr/share/doc/husk";
 
 /// Its file's name.
 pub(super) fn file_name(version: &str) -> String {
@@ -78,6 +81,10 @@ pub(super) fn try_out(making: &Making<'_>, deb: &Path) -> Result<()> {
     for file in FILES {
         ensure!(root.join(file).is_file(), "the package has no {file}");
     }
+    for name in documents(&making.source)? {
+        let file = root.join(DOCUMENTS).join(&name);
+        ensure!(file.is_file(), "the package has no {name} in {DOCUMENTS}");
+    }
     let told = output(command(root.join(FILES[0])).arg("--version"))?;
     ensure!(
         told == format!("husk {}\n", making.version),
@@ -88,4 +95,37 @@ pub(super) fn try_out(making: &Making<'_>, deb: &Path) -> Result<()> {
     ensure!(left.is_empty(), "the package leaves {left:?}");
     ensure!(!root.join("usr").exists(), "the package leaves folders");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether `pattern`, which may have one `*` in its last part, stands for `path`.
+    fn fits(pattern: &str, path: &str) -> bool {
+        match pattern.split_once('*') {
+            None => pattern == path,
+            Some((begin, end)) => {
+                let rest = path.strip_prefix(begin).and_then(|rest| rest.strip_suffix(end));
+                rest.is_some_and(|rest| !rest.contains('/'))
+            }
+        }
+    }
+
+    #[test]
+    fn every_document_is_in_the_package_where_links_lead() {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
+        let manifest = fs::read_to_string(source.join("vmm/Cargo.toml")).unwrap();
+        let rows = manifest.lines().filter_map(|line| line.trim().strip_suffix(','));
+        let assets: Vec<[String; 3]> = rows.filter_map(|row| serde_json::from_str(row).ok()).collect();
+        for name in documents(source).unwrap() {
+            let folder = Path::new(DOCUMENTS).join(&name);
+            let folder = format!("{}/", folder.parent().unwrap().display());
+            let file = format!("../{name}");
+            assert!(
+                assets.iter().any(|[from, to, _]| fits(from, &file) && *to == folder),
+                "no asset brings {name} to {folder}"
+            );
+        }
+    }
 }
