@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use toml_edit::DocumentMut;
 
 use super::facts::read;
-use crate::install::{CONTAINERD_PACKAGES, CRIO_PACKAGES, Shim, behind, program_version, runtimes};
+use crate::install::{
+    CONTAINERD_PACKAGES, CRIO_PACKAGES, DISTRIBUTIONS, Shim, behind, distribution, program_version, runtimes,
+};
 use crate::memory::meminfo_bytes;
 
 /// Where Kata is, unless somebody put it elsewhere.
@@ -26,6 +28,8 @@ pub struct Node {
     pub containerd: Option<String>,
     /// Version of CRI-O, if it is here.
     pub crio: Option<String>,
+    /// Distribution of Kubernetes that brings a containerd of its own, if one is here.
+    pub distribution: Option<&'static str>,
     /// Version of Kata, as its own file says; empty when unknown.
     pub kata: String,
     /// Which of Kata's shims are here: `Rust`, `Go`.
@@ -52,6 +56,7 @@ impl Node {
         Self {
             containerd: program_version(root, "containerd", &CONTAINERD_PACKAGES),
             crio: program_version(root, "crio", &CRIO_PACKAGES),
+            distribution: distribution(root).map(|found| found.name),
             kata: kata.trim().chars().filter(|c| !c.is_control()).take(32).collect(),
             shims: shims.collect(),
             handlers: handlers(root),
@@ -64,8 +69,12 @@ impl Node {
 /// Names of the handlers that start a program or shim with `kata` in its name, sorted. A file that cannot be read has none.
 fn handlers(root: &Path) -> Vec<String> {
     let mut names = Vec::new();
+    let others = DISTRIBUTIONS
+        .iter()
+        .flat_map(|distribution| distribution.configurations);
     for path in CONFIGURATIONS
         .iter()
+        .chain(others)
         .flat_map(|path| files(&behind(root, Path::new(path))))
     {
         let text = fs::read_to_string(path).unwrap_or_default();
@@ -131,6 +140,7 @@ mod tests {
             Node {
                 containerd: Some("2.1.5".into()),
                 crio: Some("1.33.1-1.1".into()),
+                distribution: None,
                 kata: "4.1.0".into(),
                 shims: vec!["Go"],
                 handlers: vec!["kata-husk".into(), "pods".into()],
@@ -138,6 +148,32 @@ mod tests {
                 available_bytes: 2 << 30,
             }
         );
+    }
+
+    #[test]
+    fn a_distribution_that_brings_its_engine_is_known_with_its_handlers() {
+        let handler = "[plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.kata]\nruntime_type = \"io.containerd.kata.v2\"\n";
+        for (name, folder, path) in [
+            (
+                "k3s",
+                "var/lib/rancher/k3s/x",
+                "var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.d/kata.toml",
+            ),
+            (
+                "RKE2",
+                "var/lib/rancher/rke2/x",
+                "var/lib/rancher/rke2/agent/etc/containerd/config.toml",
+            ),
+            (
+                "MicroK8s",
+                "var/snap/microk8s/x",
+                "var/snap/microk8s/current/args/containerd-template.toml",
+            ),
+            ("k0s", "var/lib/k0s/x", "etc/k0s/containerd.d/kata.toml"),
+        ] {
+            let node = Node::gather(host(&[(folder, ""), (path, handler)]).path());
+            assert_eq!((node.distribution, node.handlers), (Some(name), vec!["kata".into()]));
+        }
     }
 
     #[test]

@@ -298,6 +298,16 @@ fn what_an_installation_needs_is_told_with_its_version() {
     assert_eq!(found("kata"), "4.1.0, shims: Rust, Go");
     assert_eq!(found("kata handlers"), "kata-husk");
     assert_eq!(found("free memory"), "2048 MiB, enough for 3 pods of 512 MiB");
+    // One that brings its own, into which husk does not install.
+    let of_k3s = |name| {
+        self::found(name, |facts| {
+            facts.node.containerd = None;
+            facts.node.distribution = Some("k3s");
+            facts.node.handlers.clear();
+        })
+    };
+    assert_eq!(of_k3s("container engine").found, "k3s's own containerd");
+    assert!(of_k3s("kata handlers").remedy.unwrap().contains("by hand"));
     let (bad, eligible) = verdict(|facts| facts.node.available_bytes = 641 << 20);
     assert_eq!((bad, eligible), (vec![("free memory", Status::Warn)], true));
 }

@@ -18,6 +18,7 @@ mod containerd;
 mod content;
 mod crio;
 mod describe;
+mod distribution;
 mod kata;
 mod kubernetes;
 mod lock;
@@ -42,6 +43,7 @@ use serde::{Deserialize, Serialize};
 pub use apply::apply;
 pub(crate) use containerd::PACKAGES as CONTAINERD_PACKAGES;
 pub(crate) use crio::PACKAGES as CRIO_PACKAGES;
+pub(crate) use distribution::{DISTRIBUTIONS, distribution};
 pub(crate) use kata::Shim;
 pub use lock::Lock;
 pub use overhead::Overhead;
@@ -132,6 +134,17 @@ pub enum InstallError {
         /// What there is.
         found: &'static str,
     },
+    /// The engine that starts pods is one that husk does not install into.
+    #[error(
+        "{name} is here, and its containerd does not read /etc/containerd: handlers go to {place}, by hand (docs/kata.md, section 3); say --engine \
+         containerd or --engine crio if another engine is meant"
+    )]
+    Distribution {
+        /// The distribution of Kubernetes.
+        name: &'static str,
+        /// Where its containerd has handlers from.
+        place: &'static str,
+    },
     /// A configuration that others wrote cannot be used.
     #[error("{}: {problem}", path.display())]
     Foreign {
@@ -196,7 +209,10 @@ pub enum InstallError {
 impl InstallError {
     /// Whether the command line is to blame.
     pub const fn is_usage(&self) -> bool {
-        matches!(self, Self::Option { .. } | Self::Engine { .. })
+        matches!(
+            self,
+            Self::Option { .. } | Self::Engine { .. } | Self::Distribution { .. }
+        )
     }
 
     fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {

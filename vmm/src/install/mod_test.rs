@@ -443,3 +443,45 @@ fn a_changed_drop_in_that_stays_is_told_with_its_handlers() {
     let line = format!("problem  /{DROP_IN} still has the handlers kata-husk, kata-husk-go, whose pods will not start");
     assert!(told.contains(&line), "{told}");
 }
+
+#[test]
+fn the_engine_of_a_distribution_is_not_taken_for_another() {
+    for (folder, name, place) in [
+        (
+            "var/lib/rancher/k3s",
+            "k3s",
+            "/var/lib/rancher/k3s/agent/etc/containerd/",
+        ),
+        (
+            "var/lib/rancher/rke2",
+            "RKE2",
+            "/var/lib/rancher/rke2/agent/etc/containerd/",
+        ),
+        ("var/snap/microk8s", "MicroK8s", "/var/snap/microk8s/current/args/"),
+        ("var/lib/k0s", "k0s", "/etc/k0s/containerd.d"),
+    ] {
+        for has_containerd in [true, false] {
+            let system = System::new();
+            if !has_containerd {
+                std::fs::remove_dir_all(system.root().join("etc/containerd")).unwrap();
+            }
+            std::fs::create_dir_all(system.root().join(folder)).unwrap();
+            let any = Options {
+                engine: None,
+                ..system.options()
+            };
+            let refused = plan(&any).unwrap_err();
+            assert!(refused.is_usage());
+            let says =
+                format!("{name} is here, and its containerd does not read /etc/containerd: handlers go to {place}");
+            assert!(refused.to_string().starts_with(&says), "{refused}");
+            if has_containerd {
+                let told = plan(&system.options()).unwrap().describe();
+                assert!(
+                    told.contains(&format!("note     {name} is here, whose own containerd ")),
+                    "{told}"
+                );
+            }
+        }
+    }
+}

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::content::{Content, Fingerprint, digest};
+use super::distribution::{Distribution, distribution};
 use super::kata::{self, Handler};
 use super::manifest::Manifest;
 use super::{Engine, InstallError, Options, containerd, crio, kubernetes};
@@ -89,6 +90,9 @@ fn engine(options: &Options) -> Result<Engine, InstallError> {
     let is_here = |paths: [&str; 3]| paths.iter().any(|path| options.behind(path.as_ref()).exists());
     let containerd = is_here(["/etc/containerd", "/usr/bin/containerd", "/usr/local/bin/containerd"]);
     let crio = is_here(["/etc/crio", "/usr/bin/crio", "/usr/local/bin/crio"]);
+    if let (None, Some(&Distribution { name, place, .. })) = (options.engine, distribution(&options.root)) {
+        return Err(InstallError::Distribution { name, place });
+    }
     match (options.engine, containerd, crio) {
         (Some(engine), ..) => Ok(engine),
         (None, true, false) => Ok(Engine::Containerd),
@@ -119,6 +123,11 @@ fn hints(options: &Options, handlers: &[Handler], wanted: &mut Wanted) {
              pods for want of memory; husk overhead --shim adds it"
                 .into(),
         );
+    }
+    if let Some(Distribution { name, place, .. }) = distribution(&options.root) {
+        notes.push(format!(
+            "{name} is here, whose own containerd has its handlers from {place}: these are for another engine"
+        ));
     }
     if options.features.is_empty() {
         notes.push("this host cannot run pods (husk check): node feature discovery is told nothing of it".into());

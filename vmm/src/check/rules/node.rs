@@ -13,6 +13,7 @@ pub(super) fn engine(facts: &Facts) -> Check {
     let found = [
         named("containerd", &facts.node.containerd),
         named("CRI-O", &facts.node.crio),
+        facts.node.distribution.map(|name| format!("{name}'s own containerd")),
     ];
     let found: Vec<_> = found.into_iter().flatten().collect();
     if found.is_empty() {
@@ -44,7 +45,11 @@ pub(super) fn kata(facts: &Facts) -> Check {
 pub(super) fn handlers(facts: &Facts) -> Check {
     let rule = Rule::should("kata handlers", "a runtime class stands for a handler of the engine");
     if facts.node.handlers.is_empty() {
-        rule.bad("none", "husk install --dry-run shows what it takes")
+        let remedy = match facts.node.distribution {
+            Some(_) => "put them where its containerd reads them, by hand: docs/kata.md, section 3",
+            None => "husk install --dry-run shows what it takes",
+        };
+        rule.bad("none", remedy)
     } else {
         rule.ok(facts.node.handlers.join(", "))
     }
