@@ -433,6 +433,8 @@ fn what_cannot_be_gathered_is_said_in_one_line_and_leaves_nothing() {
             "cannot be used with",
         ),
         (&["0", "-o", &path("new")], 2, "from 1 on"),
+        (&["1", "-o", "-"], 2, "is not written to standard output; allowed: "),
+        (&["1", "--dir", "-"], 2, "is not written to standard output; allowed: "),
     ] {
         let output = gather(args);
         let error = String::from_utf8(output.stderr).unwrap();

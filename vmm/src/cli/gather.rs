@@ -1,8 +1,9 @@
 //! `husk gather`: what is needed to find out what is wrong with a VM.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{ArgGroup, Args, ValueHint};
 
 use super::ctl::parse_timeout;
@@ -19,14 +20,24 @@ pub struct GatherArgs {
     #[arg(long, group = "whom")]
     pub all: bool,
     /// Write a new archive, such as bundle.tar.zst
-    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath, group = "where")]
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = PathBufValueParser::new().try_map(named), group = "where")]
     pub output: Option<PathBuf>,
     /// Write a new folder
-    #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath, group = "where")]
+    #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath, value_parser = PathBufValueParser::new().try_map(named), group = "where")]
     pub dir: Option<PathBuf>,
     /// Leave out a part that is not there after so long
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = parse_timeout, allow_negative_numbers = true)]
     pub timeout: Duration,
+}
+
+/// What `-` means to other programs is not what a file of that name is.
+fn named(path: PathBuf) -> Result<PathBuf, &'static str> {
+    match path == Path::new("-") {
+        true => Err(
+            "a bundle is not written to standard output; allowed: the name of a new file or folder, ./- for one that is called so",
+        ),
+        false => Ok(path),
+    }
 }
 
 impl GatherArgs {
