@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -274,6 +274,40 @@ fn a_folder_that_cannot_be_written_to_says_why() {
         said.ends_with("90-kata-husk.toml; nothing was changed: Read-only file system (os error 30)\n"),
         "{said}"
     );
+}
+
+#[test]
+fn what_only_root_may_read_is_unknown_to_others() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: needs root");
+        return;
+    }
+    let system = system();
+    let root = system.path();
+    let everybody = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(root, everybody).unwrap();
+    let kata = "opt/kata/share/defaults/kata-containers/configuration-clh.toml";
+    fs::set_permissions(root.join(kata), fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(husk(root, "install", &[]).0, 0);
+    let mut asked = Command::new(root.join("opt/husk/bin/husk"));
+    asked
+        .args(["install", "--status", "--root"])
+        .arg(root)
+        .uid(65534)
+        .gid(65534);
+    let told = asked.current_dir("/").stdin(Stdio::null()).output().unwrap();
+    let table = String::from_utf8(told.stdout).unwrap();
+    assert_eq!(told.status.code(), Some(1), "{table}");
+    let copy = "/opt/husk/share/husk/kata/kata-husk/configuration.toml";
+    assert!(
+        table.contains(&format!("unknown    {copy} is not for you to read\n")),
+        "{table}"
+    );
+    assert!(
+        table.contains(&format!("stale      /{kata} cannot be read: Permission denied")),
+        "{table}"
+    );
+    assert!(!table.contains("changed "), "{table}");
 }
 
 #[test]

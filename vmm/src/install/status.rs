@@ -55,9 +55,19 @@ pub fn status(root: &Path, prefix: &Path, program: &Path) -> Result<Status, Inst
             _ if known.len() != 1 => "unfinished",
             Ok(Some(found)) if manifest.has(path, &found) => "ok",
             Ok(None) => "missing",
+            // A copy of what not everybody may read is for root alone.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => "unknown",
             Ok(Some(_)) | Err(_) => "changed",
         };
-        Line::of(word, path, "")
+        Line::of(
+            word,
+            path,
+            if word == "unknown" {
+                "is not for you to read"
+            } else {
+                ""
+            },
+        )
     });
     let sources = manifest.sources.iter().filter_map(|(path, known)| {
         // Read through a link, as when it was derived from.
