@@ -236,28 +236,6 @@ fn documents(source: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// What the text in Markdown at `name` refers to beside it, by the same kind of names.
-fn links(name: &str, text: &str) -> Vec<String> {
-    let folder = Path::new(name).parent().unwrap_or(Path::new(""));
-    let targets = text
-        .split("](")
-        .skip(1)
-        .filter_map(|rest| rest.split([')', '#']).next());
-    let local = targets.filter(|target| !target.is_empty() && !target.contains(':'));
-    let paths = local.map(|target| {
-        let mut path = folder.to_owned();
-        for part in target.split('/') {
-            if part == ".." {
-                path.pop();
-            } else {
-                path.push(part);
-            }
-        }
-        path.to_string_lossy().into_owned()
-    });
-    paths.collect()
-}
-
 /// The program `name` of the crate of that name, built below the lab's tools unless this system has it, or it was built before.
 fn tool(lab: &Lab, name: &str) -> Result<PathBuf> {
     if let Some(found) = tools::find(lab, name) {
@@ -274,6 +252,28 @@ fn tool(lab: &Lab, name: &str) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What the text in Markdown at `name` refers to beside it, by the same kind of names.
+    fn links(name: &str, text: &str) -> Vec<String> {
+        let folder = Path::new(name).parent().unwrap_or(Path::new(""));
+        let targets = text
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split([')', '#']).next());
+        let local = targets.filter(|target| !target.is_empty() && !target.contains(':'));
+        let paths = local.map(|target| {
+            let mut path = folder.to_owned();
+            for part in target.split('/') {
+                if part == ".." {
+                    path.pop();
+                } else {
+                    path.push(part);
+                }
+            }
+            path.to_string_lossy().into_owned()
+        });
+        paths.collect()
+    }
 
     #[test]
     fn documents_refer_to_documents_that_are_packed() {
