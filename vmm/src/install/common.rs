@@ -1,12 +1,14 @@
 //! What all installations on one host have in common: it stays as long as one of them needs it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::content::Content;
 use super::manifest::Manifest;
-use super::{InstallError, Options, behind, containerd, crio};
+use super::runtimes::runtimes;
+use super::{InstallError, Options, behind, containerd, crio, shared};
 
 /// How husk's own drop-ins begin.
 const HEAD: &[u8] = b"# husk ";
@@ -35,6 +37,27 @@ pub(super) fn is_needed(root: &Path, manifest: &Manifest, path: &Path) -> bool {
             .filter(|entry| !manifest.items.contains_key(&folder.join(entry.file_name())))
             .any(|entry| is_drop_in(&entry.path()))
     })
+}
+
+/// The manifests of other installations than that below `prefix`: those whose configurations the handlers of the engines' drop-ins name, `folders`
+/// having more of these.
+pub(super) fn others<'a>(root: &Path, prefix: &Path, folders: impl Iterator<Item = &'a Path>) -> Vec<Manifest> {
+    let folders = folders.chain([containerd::FOLDER, crio::FOLDER].map(Path::new));
+    let entries = folders.flat_map(|folder| fs::read_dir(behind(root, folder)).into_iter().flatten().flatten());
+    let texts = entries.filter_map(|entry| fs::read_to_string(entry.path()).ok());
+    let handlers = texts.flat_map(|text| text.parse().map(|document| runtimes(&document)).unwrap_or_default());
+    let prefixes: BTreeSet<PathBuf> = handlers
+        .filter_map(|handler| prefix_of(&handler.configuration))
+        .collect();
+    let others = prefixes.into_iter().filter(|other| other != prefix);
+    others.filter_map(|other| Manifest::read(root, &other).ok()?).collect()
+}
+
+/// The prefix of the installation that the configuration of a handler belongs to.
+fn prefix_of(configuration: &Path) -> Option<PathBuf> {
+    let kata = configuration.ancestors().nth(2)?;
+    let prefix = kata.ancestors().nth(3)?;
+    (shared(prefix).join("kata") == kata).then(|| prefix.to_owned())
 }
 
 fn is_drop_in(path: &Path) -> bool {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::common::is_needed;
+use super::common::{is_needed, others};
 use super::content::Content;
 use super::describe::dangling;
 use super::manifest::Manifest;
@@ -178,11 +178,23 @@ fn read(options: &Options, path: &Path) -> Result<Option<Content>, InstallError>
     Content::read(&path).map_err(|error| InstallError::io("read", &path, error))
 }
 
-/// Folders that are husk's: those that were, and those that are missing.
+/// Folders that are husk's: those that were, those that are missing, and those that another installation has made. The last of them takes it away.
 fn folders(options: &Options, before: Option<&Manifest>, after: &Manifest) -> Vec<PathBuf> {
     let mut folders = before.map(|before| before.folders.clone()).unwrap_or_default();
     let manifest = Manifest::path(&options.prefix);
+    let used = after.items.keys().filter_map(|path| path.parent());
+    let others = others(
+        &options.root,
+        &options.prefix,
+        used.filter(|folder| folder.starts_with("/etc")),
+    );
+    let of_others: Vec<_> = others.iter().flat_map(|other| &other.folders).collect();
     for path in after.items.keys().chain([&manifest]) {
+        let common = path
+            .ancestors()
+            .skip(1)
+            .filter(|folder| of_others.iter().any(|other| other == folder));
+        folders.extend(common.map(Path::to_owned));
         let missing = path
             .ancestors()
             .skip(1)

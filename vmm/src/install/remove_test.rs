@@ -131,7 +131,7 @@ fn what_another_installation_needs_stays_until_that_goes() {
     uninstall("/opt/other");
     assert!(system.has(main) && system.has(features));
     uninstall(PREFIX);
-    assert!(!system.has(main) && !system.has(features));
+    assert!(!system.has(main) && !system.has("etc/kubernetes") && !system.has("etc/containerd/conf.d"));
 }
 
 #[test]
