@@ -542,6 +542,16 @@ fn of_two_who_change_the_list_of_containers_at_once_one_is_told() {
     let says = "the list of containers has changed: revision 0 was read, it is 1 now";
     assert_eq!((status, body), (409, json!([says])));
     assert_eq!(client.get("vm.containers"), (200, list(1, noted)));
+    // So is one of two whose sizes were made of them.
+    let resize = |revision: u64| json!({"desired_ram": 128 << 20, "containers_revision": revision});
+    for old in [0, 2] {
+        let (status, body) = client.put("vm.resize", Some(resize(old)));
+        let says = format!("the list of containers has changed: revision {old} was read, it is 1 now");
+        assert_eq!((status, body), (409, json!([says])));
+        assert_eq!(client.get("vm.info").1["config"]["memory"]["size"], 64 << 20);
+    }
+    assert_eq!(client.put("vm.resize", Some(resize(1))).0, 204);
+    assert_eq!(client.get("vm.info").1["config"]["memory"]["size"], 128 << 20);
     client.put("vm.delete", None);
     client.put("vm.create", Some(vm()));
     assert_eq!(client.get("vm.containers"), (200, list(0, Value::Null)));

@@ -244,6 +244,7 @@ impl Machine {
                     desired_vcpus: (fields & 1 != 0).then_some(u32::from(vcpus % 8)),
                     desired_ram: (fields & 2 != 0).then_some(u64::from(ram % 480) * MIB),
                     desired_balloon: (fields & 4 != 0).then_some(u64::from(balloon) * MIB),
+                    containers_revision: None,
                 });
             }
             2 => drop(self.resizes.advance(&mut self.cpus, &mut self.dimms)),

@@ -108,6 +108,8 @@ pub struct Resize {
     pub desired_ram: Option<u64>,
     /// Size of the balloon in bytes.
     pub desired_balloon: Option<u64>,
+    /// The revision of `vm.containers` that the size was made of: with another one present, nothing is asked for.
+    pub containers_revision: Option<u64>,
 }
 
 /// The body of `vm.set-containers`, and the answer to `vm.containers`.

@@ -224,7 +224,12 @@ static CONSOLE: Shape = Shape {
 static LIMITER: Shape = shape(&[of("bandwidth", &BUCKET), of("ops", &BUCKET)]);
 static BUCKET: Shape = shape(&[own("one_time_burst"), own("refill_time"), own("size")]);
 /// The body of `vm.resize`.
-pub static RESIZE: Shape = shape(&[own("desired_balloon"), own("desired_ram"), own("desired_vcpus")]);
+pub static RESIZE: Shape = shape(&[
+    own("containers_revision"),
+    own("desired_balloon"),
+    own("desired_ram"),
+    own("desired_vcpus"),
+]);
 /// The body of `vm.remove-device`.
 pub static REMOVE: Shape = shape(&[own("id")]);
 /// The body of `vmm.set-log-level`.
