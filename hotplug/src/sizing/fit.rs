@@ -7,7 +7,7 @@ use super::{Change, PodSize, Sizing, SizingError};
 
 impl Sizing {
     /// As [`Sizing::resized`], but an update and an exit also take whole blocks of memory away that the containers do not need, down to
-    /// the `boot_bytes` that the guest started with.
+    /// the `boot_bytes` that the guest started with, and give the pod the vCPUs that they need.
     ///
     /// # Errors
     /// As [`Sizing::resized`].
@@ -19,7 +19,12 @@ impl Sizing {
         boot_bytes: u64,
         block_bytes: u64,
     ) -> Result<PodSize, SizingError> {
-        let size = self.resized(now, containers, change, block_bytes)?;
+        let rule = match change {
+            Change::Add => Change::Add,
+            // What all containers need, whatever there is now: another one may have come beside it, and found the pod too small.
+            Change::Update | Change::Exit => Change::Update,
+        };
+        let size = self.resized(now, containers, rule, block_bytes)?;
         if change == Change::Add {
             return Ok(size);
         }

@@ -1,8 +1,8 @@
 //! `husk ctl container …`: a pod that grows and shrinks with its containers.
 //!
-//! A container is noted first, and then the VM is brought to the size that all noted ones need. Whoever does so looks at the list once
-//! more afterwards: of two that change it at once, both end at the size of the list that both of them made. A container that does not
-//! come to its size is taken from the list again, and what came of the size is given back.
+//! A container is noted first, and then the VM is brought to the size that all noted ones need. The request names the revision of the
+//! list that the size was made of, and husk refuses it if there is a later one: no client takes back what another one's container has
+//! been given meanwhile. A container that does not come to its size is taken from the list again, and what came of the size is given back.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,15 +13,17 @@ use husk_hotplug::sizing::{Change, PodSize, Shim, Sizing, SizingError};
 use serde_json::{Value, json};
 
 use super::client::{Client, ClientError};
-use super::note::{Base, List, Note, NoteError, revision};
-use super::resize::{ResizeError, Wanted, resize_while, state};
+use super::note::{Note, NoteError, revision};
+use super::resize::{ResizeError, Wanted, resize_of, state};
 use super::show::table;
 use super::status::Status;
 use crate::config::Size;
-use crate::pod::{LinuxResources, Node, PodError, Policy, Spec};
+use crate::pod::{Base, LinuxResources, List, Node, PodError, Policy, Spec};
 
 /// Between two looks at a resize that another one came before.
 const PAUSE: Duration = Duration::from_millis(10);
+/// How long others may come before at least, also one that does not wait for its size.
+const UNREST: Duration = Duration::from_secs(1);
 
 /// Why a container was not added, updated or removed.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +97,8 @@ impl Container {
             default_vcpus: sizing.default_vcpus.to_string(),
             max_vcpus: sizing.max_vcpus,
             default_memory_bytes: sizing.default_memory_bytes,
+            least_vcpus: 0,
+            is_orphaned: false,
         })
     }
 }
@@ -102,44 +106,58 @@ impl Container {
 /// Makes room for a container, and returns when it is there.
 ///
 /// # Errors
-/// There is one of this id, or the VM does not come to the size; the list is as it was then.
+/// There is one of this id, there is no room, or the VM does not come to the size; the list is as it was then.
 pub fn add(client: &mut Client, id: &str, container: &Container, wait: Duration) -> Result<Status, ContainerError> {
     runs(client)?;
     let status = Status::ask(client)?;
     let base = container.base(&status)?;
+    let mut made_base = false;
     Note::change(client, |list| {
         if list.containers.contains_key(id) {
             return Err(ContainerError::Exists(id.into()));
         }
         // Once: a guest that keeps what a container had has it in its size.
+        made_base = list.pod.is_none();
         list.pod.get_or_insert_with(|| base.clone());
         list.containers.insert(id.into(), container.spec.resources());
+        wanted(list, &status, Change::Add)?;
         Ok(())
     })?;
-    settle(client, Change::Add, wait).inspect_err(|_| take_back(client, id, None))
+    settle(client, Change::Add, wait)
+        .inspect_err(|_| take_back(client, Change::Exit, |list| list.undo_add(id, made_base)))
 }
 
 /// Gives a container other limits, and returns when they are there.
 ///
 /// # Errors
-/// There is none of this id, or the VM does not come to the size; the list is as it was then.
+/// There is none of this id, there is no room, or the VM does not come to the size; the list is as it was then.
 pub fn update(client: &mut Client, id: &str, container: &Container, wait: Duration) -> Result<Status, ContainerError> {
     runs(client)?;
-    let mut before = None;
+    let status = Status::ask(client)?;
+    let mut before = LinuxResources::default();
     Note::change(client, |list| {
-        let noted = find(list, id)?;
-        before = Some(std::mem::replace(noted, container.spec.resources()));
+        before = std::mem::replace(find(list, id)?, container.spec.resources());
+        wanted(list, &status, Change::Update)?;
         Ok::<_, ContainerError>(())
     })?;
-    settle(client, Change::Update, wait).inspect_err(|_| take_back(client, id, before))
+    // One that stays may need more than the VM has by now.
+    settle(client, Change::Update, wait).inspect_err(|_| {
+        take_back(client, Change::Update, |list| {
+            list.containers.insert(id.into(), before.clone());
+        });
+    })
 }
 
-/// Forgets a container, and takes back what it had.
+/// Forgets a container, and takes back what it had; of a paused guest that is asked for and not waited for.
 ///
 /// # Errors
 /// There is none of this id, or the VM does not come to the size. It is forgotten then: it has ended.
 pub fn remove(client: &mut Client, id: &str, wait: Duration) -> Result<Status, ContainerError> {
-    runs(client)?;
+    let wait = match state(client)?.as_str() {
+        "Running" => wait,
+        "Paused" => Duration::ZERO,
+        other => return Err(ContainerError::NotRunning(other.into())),
+    };
     Note::change(client, |list| {
         find(list, id)?;
         list.containers.remove(id);
@@ -192,44 +210,76 @@ fn settle(client: &mut Client, change: Change, wait: Duration) -> Result<Status,
     let begin = Instant::now();
     loop {
         let note = Note::read(client)?;
-        let wanted = wanted(&note.list, &Status::ask(client)?, change)?;
+        let now = Status::ask(client)?;
+        let wanted = wanted(&note.list, &now, change)?;
         // What is left, and not nothing unless that was asked for.
         let left = wait.saturating_sub(begin.elapsed()).max(PAUSE.min(wait));
-        let is_current = |client: &mut Client| Ok(revision(client)? == note.revision);
-        match resize_while(client, wanted, left, is_current) {
+        match fit(client, wanted, &now, note.revision, left) {
             Ok(status) if revision(client)? == note.revision => return Ok(status),
-            // Another size has taken its place.
+            // Another list, or another size, has taken its place.
             Err(ResizeError::Client(error)) if error.status() == Some(409) => {}
             Ok(_) | Err(ResizeError::Superseded) => {}
             Err(ResizeError::Late { missing, hint, .. }) => {
-                let now = Status::ask(client)?;
-                if wanted.has_its_memory(&now) && revision(client)? == note.revision {
-                    return Ok(now);
-                }
                 let seconds = wait.as_secs_f64();
                 return Err(ResizeError::Late { seconds, missing, hint }.into());
             }
             Err(error) => return Err(error.into()),
         }
-        if begin.elapsed() > wait {
+        if begin.elapsed() > wait.max(UNREST) {
             return Err(ContainerError::Unsettled);
         }
         thread::sleep(PAUSE);
     }
 }
 
-/// Has the list say what it said `before` of a container, and asks for that size without waiting for it. What fails here is told by the
-/// error that led here.
-fn take_back(client: &mut Client, id: &str, before: Option<LinuxResources>) {
+/// Asks for what the containers of the list of this `revision` need, and then for memory that none of them needs: what a guest cannot
+/// give back keeps no container from its size.
+fn fit(
+    client: &mut Client,
+    wanted: Wanted,
+    now: &Status,
+    revision: u64,
+    wait: Duration,
+) -> Result<Status, ResizeError> {
+    let begin = Instant::now();
+    let (asked, present) = (now.memory_now(), now.memory.present_bytes);
+    let has_less = |bytes: u64| bytes > asked || present.is_some_and(|present| bytes > present);
+    let needed = Wanted {
+        memory_bytes: wanted.memory_bytes.filter(|bytes| has_less(*bytes)),
+        ..wanted
+    };
+    let status = ask_for(client, needed, revision, wait)?;
+    let Some(bytes) = wanted.memory_bytes.filter(|bytes| *bytes < asked) else {
+        return Ok(status);
+    };
+    let rest = Wanted {
+        memory_bytes: Some(bytes),
+        ..Wanted::default()
+    };
+    ask_for(client, rest, revision, wait.saturating_sub(begin.elapsed()))
+}
+
+fn ask_for(client: &mut Client, wanted: Wanted, revision: u64, wait: Duration) -> Result<Status, ResizeError> {
+    match resize_of(client, wanted, wait, Some(revision)) {
+        Err(error) => {
+            let now = Status::ask(client)?;
+            if wanted.is_there_despite(&error, &now) {
+                Ok(now)
+            } else {
+                Err(error)
+            }
+        }
+        done => done,
+    }
+}
+
+/// Has the list be what it was, by `undo`, and asks for that size without waiting for it. What fails here is told by the error that led
+/// here.
+fn take_back(client: &mut Client, change: Change, mut undo: impl FnMut(&mut List)) {
     let undone = Note::change(client, |list| {
-        match &before {
-            Some(resources) => list.containers.insert(id.into(), resources.clone()),
-            None => list.containers.remove(id),
-        };
+        undo(list);
         Ok::<_, ContainerError>(())
     });
-    // One that stays may need more than the VM has by now.
-    let change = before.map_or(Change::Exit, |_| Change::Update);
     if undone.is_ok() {
         let _ = settle(client, change, Duration::ZERO);
     }
@@ -259,8 +309,10 @@ fn wanted(list: &List, status: &Status, change: Change) -> Result<Wanted, Sizing
     let block = driven.and_then(|device| device.block_bytes);
     let block = block.unwrap_or_else(|| layout::memory_block_of(status.boot_bytes()));
     let size = sizing.fitted(now, &list.resources(), change, status.boot_bytes(), block)?;
+    // The limits of a pod's boot are its containers' already.
+    let least = list.pod.as_ref().map_or(0, |base| base.least_vcpus).min(now.max_vcpus);
     Ok(Wanted {
-        vcpus: Some(size.vcpus),
+        vcpus: Some(size.vcpus.max(least)),
         memory_bytes: Some(size.memory_bytes),
         balloon_bytes: None,
     })

@@ -1,6 +1,6 @@
 use std::sync::Mutex;
 
-use super::super::testing::{MIB, PATIENCE, Server, Vm};
+use super::super::testing::{Keeps, MIB, PATIENCE, Server, Vm};
 use super::*;
 
 const NODE: Node = Node {
@@ -164,7 +164,7 @@ fn a_container_whose_update_fails_has_what_it_had() {
         let asked = vm.lock().unwrap().resizes.last().cloned().unwrap();
         assert_eq!(
             asked,
-            json!({"desired_vcpus": 5, "desired_ram": 768 * MIB}),
+            json!({"desired_vcpus": 5, "containers_revision": vm.lock().unwrap().revision}),
             "after {millis}"
         );
         let noted = Note::read(client).unwrap().list.resources();
@@ -198,6 +198,58 @@ fn memory_that_the_guest_keeps_keeps_no_container_from_its_size() {
             .starts_with("not there within 0.05 s: 1 vCPUs asked for"),
         "{error}"
     );
+}
+
+/// Linux lets no DIMM go that it uses: neither is that the container's failure, nor does it keep vCPUs from coming.
+#[test]
+fn memory_that_the_guest_refuses_to_give_back_keeps_no_container_from_its_size() {
+    for keeps in [Keeps::AtOnce, Keeps::Later] {
+        let (server, vm) = Vm { keeps, ..Vm::default() }.serve();
+        let client = &mut server.client();
+        add(client, "a", &container(1000, 512), PATIENCE).unwrap();
+        assert_eq!(size(&vm), (2, 1024));
+        for (limits, vcpus) in [
+            (container(2000, 128), 3),
+            (container(3000, 0), 4),
+            (container(500, 64), 2),
+        ] {
+            let status = update(client, "a", &limits, PATIENCE).unwrap();
+            assert_eq!(size(&vm), (vcpus, 1024), "{keeps:?}");
+            assert_eq!(status.outcome(), Some("refused"), "which is told");
+            let noted = Note::read(client).unwrap().list.resources();
+            assert_eq!(noted, [limits.spec.resources().sized().unwrap()], "{keeps:?}");
+        }
+        remove(client, "a", PATIENCE).unwrap();
+        assert_eq!((size(&vm), ids(&server)), ((1, 1024), vec![]), "{keeps:?}");
+        // It is not asked for again, and there is room in it.
+        add(client, "b", &container(1000, 512), PATIENCE).unwrap();
+        assert_eq!(size(&vm), (2, 1024), "{keeps:?}");
+    }
+}
+
+/// The base of a pod is that of a container that has been there.
+#[test]
+fn a_first_container_that_fails_leaves_nothing() {
+    let (server, vm) = Vm::default().serve();
+    let client = &mut server.client();
+    let large = annotated(1000, 0, &[("default_vcpus", "7"), ("default_memory", "16384")]).unwrap();
+    let error = add(client, "a", &large, PATIENCE).unwrap_err();
+    assert!(matches!(error, ContainerError::Sizing(_)), "{error}");
+    assert_eq!(vm.lock().unwrap().revision, 0, "not even noted");
+    vm.lock().unwrap().full = true;
+    let more = annotated(1000, 256, &[("default_memory", "1024")]).unwrap();
+    add(client, "a", &more, PATIENCE).unwrap_err();
+    assert_eq!(Note::read(client).unwrap().list, List::default());
+    vm.lock().unwrap().full = false;
+    add(client, "a", &container(1000, 256), PATIENCE).unwrap();
+    assert_eq!(size(&vm), (2, 768));
+    // One that comes later and fails takes the base of the others not with it.
+    remove(client, "a", PATIENCE).unwrap();
+    let base = Note::read(client).unwrap().list.pod;
+    vm.lock().unwrap().deaf = true;
+    add(client, "b", &container(1000, 256), Duration::from_millis(50)).unwrap_err();
+    assert_eq!(Note::read(client).unwrap().list.pod, base);
+    assert!(base.is_some());
 }
 
 #[test]
@@ -234,13 +286,97 @@ fn two_that_come_at_once_both_have_their_room() {
     }
 }
 
+/// Whatever comes between a client's look at the list and its request.
 #[test]
-fn without_a_running_guest_there_are_no_containers() {
+fn a_sum_that_another_container_has_overtaken_is_not_asked_for() {
+    let vm = std::sync::Arc::new(Mutex::new(Vm::default()));
+    let served = std::sync::Arc::clone(&vm);
+    let mut overtaken = false;
+    let server = Server::new(move |request, body| {
+        let mut vm = served.lock().unwrap();
+        if request == "PUT vm.resize" && !std::mem::replace(&mut overtaken, true) {
+            // It is noted, has its size, and starts.
+            vm.revision += 1;
+            vm.containers["containers"]["b"] = json!(container(3000, 512).spec.resources());
+            (vm.vcpus, vm.online) = (5, 5);
+            (vm.desired, vm.present) = (1280 * MIB, 1280 * MIB);
+        }
+        vm.answer(request, body)
+    });
+    add(&mut server.client(), "a", &container(1000, 256), PATIENCE).unwrap();
+    assert_eq!((size(&vm), ids(&server).len()), ((5, 1280), 2));
+    let revision = vm.lock().unwrap().revision;
+    let asked = std::mem::take(&mut vm.lock().unwrap().resizes);
+    assert_eq!(asked, [json!({"desired_vcpus": 5, "containers_revision": revision})]);
+}
+
+/// One that goes while another comes asks for what both lists need, not for what there was when it looked.
+#[test]
+fn a_container_that_goes_takes_no_vcpus_from_one_that_comes() {
+    let (server, vm) = Vm::default().serve();
+    let client = &mut server.client();
+    add(client, "a", &container(1000, 0), PATIENCE).unwrap();
+    Note::change(client, |list| {
+        list.containers.insert("b".into(), container(4000, 0).spec.resources());
+        Ok::<_, NoteError>(())
+    })
+    .unwrap();
+    remove(client, "a", PATIENCE).unwrap();
+    assert_eq!(size(&vm), (5, 512));
+}
+
+#[test]
+fn while_containers_only_come_nobody_asks_for_less() {
+    for keeps in [Keeps::Nothing, Keeps::AtOnce] {
+        let (server, vm) = Vm {
+            keeps,
+            max_vcpus: 16,
+            ..Vm::default()
+        }
+        .serve();
+        thread::scope(|scope| {
+            for id in 0..12 {
+                let mut client = server.client();
+                scope.spawn(move || add(&mut client, &id.to_string(), &container(1000, 256), PATIENCE).unwrap());
+            }
+        });
+        assert_eq!((size(&vm), ids(&server).len()), ((13, 3584), 12));
+        let vm = vm.lock().unwrap();
+        for field in ["desired_vcpus", "desired_ram"] {
+            let asked: Vec<u64> = vm.resizes.iter().filter_map(|body| body[field].as_u64()).collect();
+            assert!(asked.is_sorted(), "{field}: {asked:?}");
+        }
+    }
+}
+
+#[test]
+fn without_a_running_guest_no_container_comes() {
     for state in ["Created", "Paused", "Shutdown"] {
         let (server, _) = Vm { state, ..Vm::default() }.serve();
         let error = add(&mut server.client(), "a", &container(0, 0), PATIENCE).unwrap_err();
         assert_eq!(error.to_string(), format!("the VM is {state}, its guest has to run"));
     }
+}
+
+/// It may have ended before that.
+#[test]
+fn a_container_of_a_paused_guest_is_removed_and_its_room_is_asked_for() {
+    let (server, vm) = Vm::default().serve();
+    let client = &mut server.client();
+    add(client, "a", &container(1000, 256), PATIENCE).unwrap();
+    {
+        let mut vm = vm.lock().unwrap();
+        (vm.state, vm.deaf) = ("Paused", true);
+    }
+    remove(client, "a", PATIENCE).unwrap();
+    {
+        let vm = vm.lock().unwrap();
+        assert_eq!((vm.vcpus, vm.desired), (1, 512 * MIB));
+    }
+    assert_eq!(ids(&server), Vec::<String>::new());
+    vm.lock().unwrap().state = "Shutdown";
+    let error = remove(client, "a", PATIENCE).unwrap_err();
+    assert_eq!(error.to_string(), "the VM is Shutdown, its guest has to run");
 }
 
 #[test]

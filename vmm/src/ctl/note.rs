@@ -1,13 +1,10 @@
 //! The list of a VM's containers, which its husk keeps for us: `vm.containers` and `vm.set-containers`.
 
-use std::collections::BTreeMap;
-
-use husk_hotplug::sizing::resources::{CpuTime, Resources};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::json;
 
 use super::client::{Client, ClientError};
-use crate::pod::LinuxResources;
+use crate::pod::List;
 
 /// How often a change is tried again that others have come before.
 const TRIES: u32 = 100;
@@ -21,28 +18,6 @@ pub enum NoteError {
     /// Somebody else keeps something else there.
     #[error("the list of containers is another client's")]
     Foreign(#[source] serde_json::Error),
-}
-
-/// What is noted.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct List {
-    /// What the pod has without its containers.
-    #[serde(default)]
-    pub pod: Option<Base>,
-    /// What each container asks for, by its id.
-    #[serde(default)]
-    pub containers: BTreeMap<String, LinuxResources>,
-}
-
-/// What a pod has without its containers: its size when the first one came, or what that one's annotations say.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Base {
-    /// vCPUs, decimal.
-    pub default_vcpus: String,
-    /// The most vCPUs; 0: as many as the VM may have.
-    pub max_vcpus: u32,
-    /// Memory.
-    pub default_memory_bytes: u64,
 }
 
 /// The list, and which one it is.
@@ -100,23 +75,4 @@ impl Note {
 /// There is no VM, or no answer.
 pub fn revision(client: &mut Client) -> Result<u64, ClientError> {
     Ok(client.get("vm.containers")?["revision"].as_u64().unwrap_or_default())
-}
-
-impl List {
-    /// What all containers ask for.
-    pub fn resources(&self) -> Vec<Resources> {
-        // They had a meaning when they were noted.
-        let sized = self
-            .containers
-            .values()
-            .map(|resources| resources.sized().unwrap_or_default());
-        sized.collect()
-    }
-}
-
-impl Base {
-    /// vCPUs.
-    pub fn vcpus(&self) -> CpuTime {
-        CpuTime::parse(&self.default_vcpus).unwrap_or(CpuTime::from_vcpus(1))
-    }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use super::client::{Client, ClientError};
+use super::note::revision;
 use super::status::Status;
 use crate::config::Size;
 
@@ -53,26 +54,29 @@ pub enum ResizeError {
 /// # Errors
 /// The size is refused, not there in time, or no longer wanted by whoever asked last.
 pub fn resize(client: &mut Client, wanted: Wanted, wait: Duration) -> Result<Status, ResizeError> {
-    resize_while(client, wanted, wait, |_| Ok(true))
+    resize_of(client, wanted, wait, None)
 }
 
-/// As [`resize`], as long as `is_current`: looked at whenever the guest is.
-pub(super) fn resize_while(
+/// As [`resize`]; if `wanted` was made of a list of containers, asked for and waited for only as long as
+/// `list` is the revision of that.
+pub(super) fn resize_of(
     client: &mut Client,
     wanted: Wanted,
     wait: Duration,
-    is_current: impl Fn(&mut Client) -> Result<bool, ClientError>,
+    list: Option<u64>,
 ) -> Result<Status, ResizeError> {
     let runs = matches!(state(client)?.as_str(), "Running" | "Paused");
     let before = Status::ask(client)?;
-    client.put("vm.resize", Some(&wanted.body()))?;
+    client.put("vm.resize", Some(&wanted.body(list)))?;
     let begin = Instant::now();
     loop {
         let now = Status::ask(client)?;
         if wait.is_zero() || !runs || wanted.missing(&before, &now).is_none() {
             return Ok(now);
         }
-        if !is_current(client)? {
+        if let Some(list) = list
+            && revision(client)? != list
+        {
             return Err(ResizeError::Superseded);
         }
         let said = now.last.clone().unwrap_or_default().what.unwrap_or_default();
@@ -104,11 +108,12 @@ pub fn state(client: &mut Client) -> Result<String, ClientError> {
 }
 
 impl Wanted {
-    fn body(self) -> Value {
+    fn body(self, list: Option<u64>) -> Value {
         let fields = [
             ("desired_vcpus", self.vcpus.map(u64::from)),
             ("desired_ram", self.memory_bytes),
             ("desired_balloon", self.balloon_bytes),
+            ("containers_revision", list),
         ];
         let wanted = fields.into_iter().filter_map(|(name, value)| Some((name, value?)));
         let wanted: Map<String, Value> = wanted.map(|(name, value)| (name.to_owned(), json!(value))).collect();
@@ -120,11 +125,30 @@ impl Wanted {
         matches!((self.vcpus, now.vcpus.desired), (Some(wanted), Some(desired)) if wanted != desired)
     }
 
-    /// Whether the vCPUs are there and the memory at least: what a guest cannot give back keeps no container from its size.
-    pub(super) fn has_its_memory(self, now: &Status) -> bool {
+    /// Whether the vCPUs are there and the memory at least.
+    fn has_its_memory(self, now: &Status) -> bool {
         let vcpus = self.vcpus.and_then(|wanted| missing_vcpus(wanted, now));
+        vcpus.is_none() && self.has_room(now)
+    }
+
+    /// Whether as many vCPUs and as much memory are there, or more.
+    fn has_room(self, now: &Status) -> bool {
+        let online = now.vcpus.online.or(now.vcpus.present);
+        let vcpus = self.vcpus.zip(online);
         let memory = self.memory_bytes.zip(now.memory.present_bytes);
-        vcpus.is_none() && memory.is_none_or(|(wanted, present)| present >= wanted)
+        vcpus.is_none_or(|(wanted, online)| online >= wanted)
+            && memory.is_none_or(|(wanted, present)| present >= wanted)
+    }
+
+    /// Whether `error` is about what the guest has kept, and `now` has all that is wanted. vCPUs may be taken back late, and are waited
+    /// for; once the guest has refused, they stay.
+    pub(super) fn is_there_despite(self, error: &ResizeError, now: &Status) -> bool {
+        match error {
+            ResizeError::Late { .. } => self.has_its_memory(now),
+            ResizeError::Refused(_) => self.has_room(now),
+            ResizeError::Client(error) => error.status() == Some(500) && self.has_room(now),
+            ResizeError::Superseded => false,
+        }
     }
 
     /// What is not there yet. What a husk does not tell is taken to be there: it has granted it.

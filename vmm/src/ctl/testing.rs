@@ -96,6 +96,17 @@ fn receive(requests: &mut impl BufRead) -> Option<(String, Value)> {
 
 pub const MIB: u64 = 1 << 20;
 
+/// When it is told that a guest lets no memory go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeps {
+    /// It lets it go.
+    Nothing,
+    /// While the client waits for the answer, which is 500 then.
+    AtOnce,
+    /// After the answer.
+    Later,
+}
+
 /// A VM with the API of husk. Its guest brings one vCPU on-line, or takes one block of memory, between two looks at it.
 #[derive(Clone, Debug)]
 pub struct Vm {
@@ -111,6 +122,8 @@ pub struct Vm {
     pub outcome: &'static str,
     /// Memory of which the guest gives nothing back.
     pub kept: u64,
+    /// How the guest says that it lets no memory go, as Linux does of DIMMs that it uses.
+    pub keeps: Keeps,
     /// The guest does nothing any more.
     pub deaf: bool,
     /// Larger sizes are refused.
@@ -134,6 +147,7 @@ impl Default for Vm {
             present: 512 * MIB,
             outcome: "accepted",
             kept: 0,
+            keeps: Keeps::Nothing,
             deaf: false,
             full: false,
             revision: 0,
@@ -170,6 +184,13 @@ impl Vm {
                 self.containers = body["containers"].clone();
                 Reply::Answer(204, Value::Null)
             }
+            "PUT vm.resize"
+                if body
+                    .get("containers_revision")
+                    .is_some_and(|read| *read != self.revision) =>
+            {
+                Reply::Answer(409, json!(["changed"]))
+            }
             "PUT vm.resize" => self.resize(body),
             _ => Reply::Answer(404, json!([format!("no such path: {request}")])),
         }
@@ -184,7 +205,19 @@ impl Vm {
         self.vcpus = body["desired_vcpus"]
             .as_u64()
             .map_or(self.vcpus, |vcpus| vcpus.try_into().unwrap());
-        self.desired = memory;
+        if self.keeps != Keeps::Nothing {
+            self.outcome = if memory < self.desired { "refused" } else { "accepted" };
+        }
+        if self.outcome == "refused" && self.keeps != Keeps::Nothing {
+            if self.keeps == Keeps::AtOnce {
+                return Reply::Answer(
+                    500,
+                    json!(["cannot resize the VM", "the guest refused, with code 0x82"]),
+                );
+            }
+        } else {
+            self.desired = memory;
+        }
         Reply::Answer(204, Value::Null)
     }
 
@@ -217,7 +250,7 @@ impl Vm {
             "vcpus": {"desired": self.vcpus, "present": self.vcpus, "online": self.online, "max": self.max_vcpus, "states": []},
             "memory": {"desired_bytes": self.desired, "present_bytes": self.present, "boot_bytes": self.boot,
                 "hotplug_bytes": self.room, "dimms": [], "virtio_mem": null, "balloon": null},
-            "last": {"outcome": outcome, "what": "as told", "latency_ms": 3},
+            "last": {"outcome": outcome, "what": "as told", "latency_ms": self.resizes.len()},
         })
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! A `config.json` ([`Spec`]) says what it needs in `linux.resources` and in annotations; a node's [`Policy`] says which annotations it
 //! honours, and the [`Node`] itself how much there is. [`Pod`] is the VM that a sandbox boots with; containers that come later are
-//! `husk ctl`'s (`crate::ctl`). The rules of sizes are those of [`husk_hotplug::sizing`].
+//! `husk ctl`'s (`crate::ctl`), which notes them in a [`List`]. The rules of sizes are those of [`husk_hotplug::sizing`].
 
 mod boot;
+mod list;
 mod node;
 mod policy;
 mod spec;
@@ -13,6 +14,7 @@ use husk_hotplug::sizing::SizingError;
 use husk_hotplug::sizing::annotation::AnnotationError;
 
 pub use boot::Pod;
+pub use list::{Base, List};
 pub use node::Node;
 pub use policy::{NotEnabled, Policy};
 pub use spec::{LinuxResources, Spec, SpecError};
