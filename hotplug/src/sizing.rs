@@ -6,15 +6,23 @@
 //! | | Rust shim | Go shim |
 //! |---|---|---|
 //! | static vCPUs | overhead + workload, at least 1 | default + workload, at least 1 |
-//! | static memory | overhead + workload, which is rounded up to an even number of MiB | default + workload, likewise |
+//! | the workload's CPU | quota/period, else the CPUs of its cpuset | quota/period; with quota -1 a sandbox's shares/1024 |
+//! | static memory | overhead + whole MiB of the workload, an even number | default + whole MiB of the workload |
+//! | only one of both is known | the other is the overhead alone | the other is the default |
+//! | neither is known | the defaults | the defaults |
 //! | dynamic vCPUs | sum of quota/period + default | the same |
-//! | only cpusets | CPUs in their union | CPUs in their union + default |
-//! | dynamic memory | sum of limits and huge pages + default | the same |
+//! | only cpusets | CPUs in their union | the sum of their CPUs + default |
+//! | dynamic memory | whole MiB of the sum of limits and huge pages + default | the same |
 //! | too much memory | an error | cut to what is possible |
 //! | step | any | at most 48 times the present size |
 //!
-//! vCPUs are rounded up at the very end and cut to the maximum; memory grows by whole blocks of the guest and never shrinks.
-//! husk's own client gives it back all the same: [`Sizing::fitted`].
+//! vCPUs are rounded up at the very end. Dynamic ones are cut to the maximum, static ones are the maximum; memory grows
+//! by whole blocks of the guest and never shrinks. husk's own client gives it back all the same: [`Sizing::fitted`].
+//!
+//! Four things are not the shims': static vCPUs are cut to what the host has, which the shims leave to the VMM; a quota
+//! of 0 limits nothing, where the shims count it as no CPU and pass over the cpuset beside it; negative limits of
+//! memory count for none, where the Rust shim adds them up; and huge pages count without a `memory` beside them, as
+//! with the Rust shim.
 
 use crate::sizing::annotation::AnnotationError;
 use crate::sizing::resources::{CpuSet, CpuTime, Resources};
@@ -140,28 +148,43 @@ impl Sizing {
         })
     }
 
-    /// The size at start, and for good, of a pod of this workload. What the workload leaves open is the default.
+    /// The size at start, and for good, of a pod of this workload.
     ///
     /// # Errors
     /// The maximum of vCPUs is out of range, or the memory above its maximum.
     pub fn static_start(&self, workload: &Resources) -> Result<PodSize, SizingError> {
-        let (base_vcpus, base_memory) = match self.shim {
-            Shim::Rust => (self.overhead_vcpus, self.overhead_memory_bytes),
-            Shim::Go => (self.default_vcpus, self.default_memory_bytes),
+        let max_vcpus = self.max_vcpus()?;
+        let memory_bytes = whole_mib(workload.memory_limit_bytes.unwrap_or(0));
+        let time = self.static_time(workload);
+        let (vcpus, memory_bytes) = match self.shim {
+            Shim::Rust if time.is_none() && memory_bytes == 0 => {
+                let vcpus = self.default_vcpus.vcpus().clamp(1, max_vcpus);
+                (vcpus, self.default_memory_bytes)
+            }
+            Shim::Rust => {
+                let even = memory_bytes.checked_next_multiple_of(2 * MIB).unwrap_or(u64::MAX);
+                let time = self.overhead_vcpus.plus(time.unwrap_or_default());
+                (time.vcpus(), even.saturating_add(self.overhead_memory_bytes))
+            }
+            Shim::Go => {
+                let time = self.default_vcpus.plus(time.unwrap_or_default());
+                (time.vcpus(), memory_bytes.saturating_add(self.default_memory_bytes))
+            }
         };
-        let time = workload
-            .cpu_time()
-            .map_or(self.default_vcpus, |time| time.plus(base_vcpus));
-        let vcpus = time.vcpus().clamp(1, self.max_vcpus()?);
-        let even = |bytes: u64| bytes.checked_next_multiple_of(2 * MIB).unwrap_or(u64::MAX);
-        let memory_bytes = workload.memory_limit_bytes.map_or(self.default_memory_bytes, |bytes| {
-            even(bytes).saturating_add(base_memory)
-        });
+        let vcpus = vcpus.clamp(1, self.host_vcpus.clamp(1, MAX_VCPUS));
         let memory_bytes = self.allow(memory_bytes)?;
         Ok(PodSize {
             vcpus,
             max_vcpus: vcpus,
             memory_bytes,
+        })
+    }
+
+    /// The CPU that a static pod of this workload has for it.
+    fn static_time(&self, workload: &Resources) -> Option<CpuTime> {
+        workload.cpu_time().or_else(|| match self.shim {
+            Shim::Rust => workload.cpuset_time(),
+            Shim::Go => workload.shares_time(),
         })
     }
 
@@ -194,20 +217,25 @@ impl Sizing {
 
     fn wanted_vcpus(&self, containers: &[Resources]) -> u32 {
         let quota = containers.iter().filter_map(Resources::cpu_time).reduce(CpuTime::plus);
-        let cpus = containers
-            .iter()
-            .fold(CpuSet::default(), |all, one| all.union(&one.cpus))
-            .len();
-        match (quota, self.shim) {
-            (Some(quota), _) => quota.plus(self.default_vcpus).vcpus(),
-            (None, Shim::Rust) if cpus > 0 => cpus,
-            (None, _) => CpuTime::from_vcpus(cpus).plus(self.default_vcpus).vcpus(),
+        if let Some(quota) = quota {
+            return quota.plus(self.default_vcpus).vcpus();
+        }
+        let sets = containers.iter().map(|container| &container.cpus);
+        match self.shim {
+            Shim::Rust => match sets.fold(CpuSet::default(), |all, one| all.union(one)).len() {
+                0 => self.default_vcpus.vcpus(),
+                cpus => cpus,
+            },
+            Shim::Go => {
+                let cpus = sets.map(CpuSet::len).fold(0, u32::saturating_add);
+                CpuTime::from_vcpus(cpus).plus(self.default_vcpus).vcpus()
+            }
         }
     }
 
     fn wanted_memory(&self, containers: &[Resources]) -> u64 {
         let bytes = containers.iter().map(Resources::memory_bytes);
-        bytes.fold(self.default_memory_bytes, u64::saturating_add)
+        whole_mib(bytes.fold(0, u64::saturating_add)).saturating_add(self.default_memory_bytes)
     }
 
     fn grown_memory(&self, now: u64, containers: &[Resources], block_bytes: u64) -> Result<u64, SizingError> {
@@ -262,6 +290,11 @@ impl Sizing {
             limit => Ok(limit.min(self.host_vcpus).clamp(1, MAX_VCPUS)),
         }
     }
+}
+
+/// What there is of whole MiB, in bytes: the shims count in those.
+fn whole_mib(bytes: u64) -> u64 {
+    bytes & !(MIB - 1)
 }
 
 #[cfg(test)]

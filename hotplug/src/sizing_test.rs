@@ -52,7 +52,7 @@ fn vcpus_of_a_running_pod() {
         (vec![cpu(50_000, 100_000), cpu(250_001, 500_000)], 3, 3),
         (thirds(), 2, 2),
         (vec![cpu(-1, 100_000), cpu(0, 100_000), cpu(100_000, 0)], 1, 1),
-        (vec![cpus("0-1"), cpus("1,3")], 3, 4),
+        (vec![cpus("0-1"), cpus("1,3")], 3, 5),
         (quota_and_set(), 2, 2),
         (vec![cpu(2_000_000, 100_000)], 8, 8),
         (vec![cpu(i64::MAX, 1), cpu(i64::MAX, 1)], 8, 8),
@@ -89,7 +89,10 @@ fn memory_of_a_running_pod() {
     };
     for (now, containers, expected) in [
         (512, vec![memory(256 * MIB)], 768),
-        (512, vec![memory(1)], 640),
+        (512, vec![memory(1)], 512),
+        (512, vec![memory(MIB), memory(MIB - 1)], 640),
+        (512, vec![memory(128 * MIB + 1)], 640),
+        (512, vec![memory(MIB / 2), memory(MIB / 2)], 640),
         (512, vec![memory(129 * MIB)], 768),
         (576, vec![memory(65 * MIB)], 704),
         (512, vec![huge], 640),
@@ -151,7 +154,7 @@ fn the_go_shim_grows_in_steps() {
 #[test]
 fn a_guest_without_blocks_cannot_grow() {
     let grow = |bytes| sizing(Shim::Rust).resized(pod(1, 512), &[memory(bytes)], Change::Add, 0);
-    assert_eq!(grow(1), Err(SizingError::NoBlocks));
+    assert_eq!(grow(MIB), Err(SizingError::NoBlocks));
     assert_eq!(grow(0), Ok(pod(1, 512)));
 }
 
@@ -161,14 +164,23 @@ fn a_static_pod_gets_its_workload_and_some() {
         memory_limit_bytes: Some(bytes),
         ..cpu(quota_us, 100_000)
     };
+    let both_and_set = |quota_us| Resources {
+        cpus: CpuSet::parse("4-5").unwrap(),
+        ..both(quota_us, 256 * MIB)
+    };
     for (workload, rust, go) in [
         (Resources::default(), (1, 512), (1, 512)),
         (both(100_000, 256 * MIB), (2, 288), (2, 768)),
-        (both(80_000, 255 * MIB), (1, 288), (2, 768)),
-        (both(80_001, 256 * MIB + 1), (2, 290), (2, 770)),
+        (both(80_000, 255 * MIB), (1, 288), (2, 767)),
+        (both(80_001, 256 * MIB + 1), (2, 288), (2, 768)),
+        (memory(500_000_000), (1, 508), (1, 988)),
+        (memory(MIB - 1), (1, 512), (1, 512)),
         (memory(256 * MIB), (1, 288), (1, 768)),
-        (cpu(220_000, 100_000), (3, 512), (4, 512)),
-        (cpu(99_000_000, 100_000), (16, 512), (16, 512)),
+        (cpus("0-1"), (3, 32), (1, 512)),
+        (both_and_set(0), (3, 288), (1, 768)),
+        (both_and_set(50_000), (1, 288), (2, 768)),
+        (cpu(220_000, 100_000), (3, 32), (4, 512)),
+        (cpu(99_000_000, 100_000), (16, 32), (16, 512)),
     ] {
         for (shim, (vcpus, memory_mib)) in [(Shim::Rust, rust), (Shim::Go, go)] {
             let expected = PodSize {
@@ -182,6 +194,119 @@ fn a_static_pod_gets_its_workload_and_some() {
                 "{shim:?} {workload:?}"
             );
         }
+    }
+}
+
+/// The figures of the Rust shim's own tests: `default_vcpus`, `overhead_vcpus`, `default_maxvcpus`, `default_memory`,
+/// `overhead_memory`, a workload in thousandths of a CPU and MiB, and what comes of it, in the same units.
+#[test]
+fn the_rust_shims_own_cases_of_static_pods() {
+    for (defaults, workload, expected) in [
+        ((3000, 750, 8, 1024, 256), (1250, 1024), (2000, 1280)),
+        ((3000, 500, 8, 1024, 128), (1500, 0), (2000, 128)),
+        ((3000, 500, 8, 1024, 128), (0, 512), (1000, 640)),
+        ((3000, 0, 8, 1024, 0), (1250, 1024), (1250, 1024)),
+        ((3000, 0, 8, 1024, 0), (0, 512), (1000, 512)),
+        ((1000, 500, 4, 256, 128), (1200, 512), (1700, 640)),
+        // The maximum is that of pods that grow.
+        ((1000, 1000, 2, 256, 128), (2500, 0), (3500, 128)),
+        ((2000, 500, 8, 512, 128), (0, 0), (2000, 512)),
+        ((1000, 0, 8, 256, 0), (2200, 512), (2200, 512)),
+        ((1000, 0, 8, 256, 0), (0, 513), (1000, 514)),
+    ] {
+        let (default_vcpus, overhead_vcpus, max_vcpus, default_mib, overhead_mib) = defaults;
+        let shim = Sizing {
+            default_vcpus: CpuTime::from_millis(default_vcpus),
+            max_vcpus,
+            default_memory_bytes: default_mib * MIB,
+            overhead_vcpus: CpuTime::from_millis(overhead_vcpus),
+            overhead_memory_bytes: overhead_mib * MIB,
+            ..Sizing::new(Shim::Rust, 16, 32 * GIB)
+        };
+        let (millis, mib) = workload;
+        let workload = Resources {
+            memory_limit_bytes: Some(mib * MIB),
+            ..cpu(millis, 1000)
+        };
+        let (millis, mib) = expected;
+        let vcpus = CpuTime::from_millis(millis).vcpus();
+        let expected = PodSize {
+            vcpus,
+            max_vcpus: vcpus,
+            memory_bytes: mib * MIB,
+        };
+        assert_eq!(shim.static_start(&workload), Ok(expected), "{defaults:?} {workload:?}");
+    }
+}
+
+/// The figures of the Go shim's own tests: memory, quota, period and shares, and the CPUs and MiB that are added to the
+/// default.
+#[test]
+fn the_go_shims_own_cases_of_static_pods() {
+    for (bytes, quota_us, period_us, cpu_shares, vcpus, mib) in [
+        (0, 0, 0, 0, 0, 0),
+        (1_048_576, 200, 100, 0, 2, 1),
+        (1024, 200, 1, 0, 200, 0),
+        (-1_048_576, -100, 1, 0, 0, 0),
+        (-1, 100, 1, 0, 100, 0),
+        (4_294_967_296, 400, 100, 0, 4, 4096),
+        (1_048_576, -1, 100, 2048, 2, 1),
+        (0, -1, 100, 1536, 2, 0),
+        (0, 0, 100, 2, 0, 0),
+        (0, 200, 100, 8192, 2, 0),
+        (0, -1, 100, 0, 0, 0),
+    ] {
+        let shim = Sizing {
+            default_memory_bytes: 512 * MIB,
+            ..Sizing::new(Shim::Go, 256, 32 * GIB)
+        };
+        let workload = Resources {
+            memory_limit_bytes: Resources::memory_limit(bytes),
+            cpu_shares,
+            ..cpu(quota_us, period_us)
+        };
+        let expected = PodSize {
+            vcpus: 1 + vcpus,
+            max_vcpus: 1 + vcpus,
+            memory_bytes: (512 + mib) * MIB,
+        };
+        assert_eq!(shim.static_start(&workload), Ok(expected), "{workload:?}");
+    }
+}
+
+/// The figures of the Rust shim's own tests: `default_vcpus` in thousandths, quotas and periods, vCPUs.
+#[test]
+fn the_rust_shims_own_cases_of_vcpus_that_are_added() {
+    for (default_millis, containers, vcpus) in [
+        (0, vec![(100_000, 1_000_000); 10], 1),
+        (
+            10_000,
+            vec![
+                (32_000_000, 1_000_000),
+                (32_000_000, 1_000_000),
+                (64_000_000, 1_000_000),
+            ],
+            138,
+        ),
+        (3000, vec![(1_000_000, 1_000_000), (1_000_000, 500_000)], 6),
+        (3000, vec![(3_000_000, 1_500_000), (1_000_000, 500_000)], 7),
+        (1000, vec![(1_000_000, 1_000_000), (900_000, 300_000)], 5),
+        (1000, vec![(1_000_000, 1_000_000), (900_000, 299_999)], 6),
+        (500, vec![(250_000, 1_000_000)], 1),
+        (500, vec![(500_000, 1_000_000)], 1),
+        (500, vec![(500_001, 1_000_000)], 2),
+    ] {
+        let shim = Sizing {
+            default_vcpus: CpuTime::from_millis(default_millis),
+            ..Sizing::new(Shim::Rust, 256, 32 * GIB)
+        };
+        let resources: Vec<Resources> = containers.iter().map(|(quota, period)| cpu(*quota, *period)).collect();
+        let now = PodSize {
+            max_vcpus: 256,
+            ..pod(1, 2048)
+        };
+        let size = shim.resized(now, &resources, Change::Add, BLOCK).unwrap();
+        assert_eq!(size.vcpus, vcpus, "{containers:?}");
     }
 }
 

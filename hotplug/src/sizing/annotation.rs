@@ -4,10 +4,11 @@
 //! |---|---|
 //! | `io.kubernetes.cri.sandbox-cpu-quota` | microseconds, 0 or -1 for no limit; per period at most the host's CPUs |
 //! | `io.kubernetes.cri.sandbox-cpu-period` | microseconds |
+//! | `io.kubernetes.cri.sandbox-cpu-shares` | a whole number, 1024 for a CPU |
 //! | `io.kubernetes.cri.sandbox-memory` | bytes, 0 or -1 for no limit, at most the host's memory |
 //! | `io.katacontainers.config.hypervisor.default_vcpus` | vCPUs, decimal, at most the host's CPUs |
 //! | `….default_max_vcpus` | vCPUs, 0 for the host's count, at most that |
-//! | `….default_memory` | MiB, at least 64, at most the host's memory |
+//! | `….default_memory` | MiB, or a number with its unit such as `2GiB`; at least 64 MiB, at most the host's memory |
 //! | `….memory_overhead` | MiB, at most the host's memory |
 //! | `….memory_slots` | a number; 0 means that memory is never added |
 //! | `….enable_hugepages`, `….enable_virtio_mem`, `….enable_mem_prealloc` | `true` or `false` |
@@ -37,6 +38,7 @@ pub const HYPERVISOR_KEYS: [&str; 9] = [
 
 const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 const CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+const CPU_SHARES: &str = "io.kubernetes.cri.sandbox-cpu-shares";
 const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 
 const MIN_MEMORY_MIB: u64 = 64;
@@ -97,6 +99,7 @@ impl Sizing {
         for (key, value) in annotations {
             match key {
                 CPU_QUOTA => quota = Some(value),
+                CPU_SHARES => pod.cpu_shares = number(key, value, "a whole number")?,
                 CPU_PERIOD => pod.cpu_period_us = number(key, value, "a whole number of microseconds")?,
                 MEMORY => pod.memory_limit_bytes = Resources::memory_limit(self.limit(key, value)?),
                 _ => {}
@@ -123,7 +126,7 @@ impl Sizing {
                 None => {}
                 Some("default_vcpus") => sizing.default_vcpus = self.vcpus(key, value)?,
                 Some("default_max_vcpus") => sizing.max_vcpus = self.max_vcpus_of(key, value)?,
-                Some("default_memory") => sizing.default_memory_bytes = self.memory(key, value, MIN_MEMORY_MIB)?,
+                Some("default_memory") => sizing.default_memory_bytes = self.default_memory(key, value)?,
                 Some("memory_overhead") => sizing.overhead_memory_bytes = self.memory(key, value, 0)?,
                 Some("memory_slots") => features.memory_slots = Some(number(key, value, "a whole number")?),
                 Some("enable_hugepages") => features.hugepages = switch(key, value)?,
@@ -160,6 +163,21 @@ impl Sizing {
         Ok(mib.saturating_mul(MIB))
     }
 
+    /// MiB, or a number with its unit, as Kata's Rust shim takes it.
+    fn default_memory(&self, key: &str, value: &str) -> Result<u64, AnnotationError> {
+        let most = self.host_memory_bytes / MIB;
+        let found = mib(value.trim()).filter(|mib| (MIN_MEMORY_MIB..=most).contains(mib));
+        let mib = found.ok_or_else(|| {
+            let range = format!("from {MIN_MEMORY_MIB} to {most}");
+            error(
+                key,
+                value,
+                format!("a whole number of MiB {range}, or as much in another unit such as GiB"),
+            )
+        })?;
+        Ok(mib.saturating_mul(MIB))
+    }
+
     /// A limit of the workload's memory.
     fn limit(&self, key: &str, value: &str) -> Result<i64, AnnotationError> {
         let most = i64::try_from(self.host_memory_bytes).unwrap_or(i64::MAX);
@@ -173,6 +191,37 @@ impl Sizing {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         within(CPU_QUOTA, value, -1, most, "a whole number of microseconds")
     }
+}
+
+/// Whole MiB: digits are MiB; a decimal number with a unit is that much. Units are `B`, and `K`, `M`, `G` and `T`,
+/// which are powers of 1000 alone or before `B`, and of 1024 before `i` or `iB`, in letters of either case.
+fn mib(text: &str) -> Option<u64> {
+    let unit = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at_checked(unit)?;
+    let unit = unit.trim().to_ascii_lowercase();
+    if unit.is_empty() {
+        return text.parse().ok();
+    }
+    let factor: u64 = match unit.as_str() {
+        "b" => 1,
+        "k" | "kb" => 1000,
+        "m" | "mb" => 1_000_000,
+        "g" | "gb" => 1_000_000_000,
+        "t" | "tb" => 1_000_000_000_000,
+        "ki" | "kib" => 1 << 10,
+        "mi" | "mib" => 1 << 20,
+        "gi" | "gib" => 1 << 30,
+        "ti" | "tib" => 1 << 40,
+        _ => return None,
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let (whole, part) = (whole.parse::<u64>().ok()?, fraction.parse::<u64>().ok()?);
+    let scale = 10_u64.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+    let bytes = |number: u64| u128::from(number).checked_mul(factor.into());
+    let bytes = bytes(whole)?.checked_add(bytes(part)?.checked_div(scale.into())?)?;
+    u64::try_from(bytes.checked_div(MIB.into())?).ok()
 }
 
 fn within<T>(key: &str, value: &str, least: T, most: T, what: &str) -> Result<T, AnnotationError>

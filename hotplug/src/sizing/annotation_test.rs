@@ -5,6 +5,8 @@ use super::*;
 
 const GIB: u64 = 1 << 30;
 
+const MEMORY_RANGE: &str = "a whole number of MiB from 64 to 32768, or as much in another unit such as GiB";
+
 /// A host of 16 CPUs and 32 GiB.
 fn sizing() -> Sizing {
     Sizing::new(Shim::Rust, 16, 32 * GIB)
@@ -90,6 +92,23 @@ fn annotations_ask_for_features() {
 }
 
 #[test]
+fn memory_without_a_unit_is_mib() {
+    for (value, mib) in [
+        ("2048", 2048),
+        ("2 GiB", 2048),
+        ("512MiB", 512),
+        ("512mi", 512),
+        ("1.5Gi", 1536),
+        ("1G", 953),
+        ("100000 kB", 95),
+        ("67108864B", 64),
+    ] {
+        let (sizing, _) = annotate("default_memory", value).unwrap();
+        assert_eq!(sizing.default_memory_bytes, mib * MIB, "{value}");
+    }
+}
+
+#[test]
 fn every_key_of_the_list_is_known_and_no_other_is() {
     for name in HYPERVISOR_KEYS {
         let refusal = annotate(name, "\n").err().unwrap_or_default();
@@ -117,14 +136,17 @@ fn what_is_no_value_or_beyond_the_host_is_refused_with_the_range() {
         ("default_max_vcpus", "-1", "a whole number from 0 to 16"),
         ("default_max_vcpus", "4294967297", "a whole number from 0 to 16"),
         ("default_max_vcpus", "+4", "a whole number from 0 to 16"),
-        ("default_memory", "63", "a whole number of MiB from 64 to 32768"),
-        ("default_memory", "32769", "a whole number of MiB from 64 to 32768"),
-        (
-            "default_memory",
-            "17592186044416",
-            "a whole number of MiB from 64 to 32768",
-        ),
-        ("default_memory", "1G", "a whole number of MiB from 64 to 32768"),
+        ("default_memory", "63", MEMORY_RANGE),
+        ("default_memory", "32769", MEMORY_RANGE),
+        ("default_memory", "17592186044416", MEMORY_RANGE),
+        ("default_memory", "33GiB", MEMORY_RANGE),
+        ("default_memory", "64MB", MEMORY_RANGE),
+        ("default_memory", "2048r", MEMORY_RANGE),
+        ("default_memory", "99999999999999999999 TiB", MEMORY_RANGE),
+        ("default_memory", "-1GiB", MEMORY_RANGE),
+        ("default_memory", "1..5GiB", MEMORY_RANGE),
+        ("default_memory", "GiB", MEMORY_RANGE),
+        ("default_memory", "1.5", MEMORY_RANGE),
         ("memory_overhead", "-1", "a whole number of MiB from 0 to 32768"),
         ("memory_overhead", "32769", "a whole number of MiB from 0 to 32768"),
         ("memory_slots", "-1", "a whole number"),
@@ -189,6 +211,10 @@ fn a_workload_beyond_the_host_is_refused_with_the_range() {
             "sandbox-cpu-period is \"-1\", allowed: a whole number of microseconds",
         ),
         (
+            &[(CPU_SHARES, "-1")],
+            "sandbox-cpu-shares is \"-1\", allowed: a whole number",
+        ),
+        (
             &[(CPU_QUOTA, "1600001")],
             "sandbox-cpu-quota is \"1600001\", allowed: a whole number of microseconds from -1 to 1600000",
         ),
@@ -226,14 +252,14 @@ fn a_workload_beyond_the_host_is_refused_with_the_range() {
 /// Any key, the known ones often, with any value, numbers near the limits often.
 fn annotation() -> impl Strategy<Value = (String, String)> {
     let known = prop::sample::select(HYPERVISOR_KEYS.as_slice()).prop_map(key);
-    let cri = prop::sample::select(&[CPU_QUOTA, CPU_PERIOD, MEMORY][..]).prop_map(str::to_owned);
+    let cri = prop::sample::select(&[CPU_QUOTA, CPU_PERIOD, CPU_SHARES, MEMORY][..]).prop_map(str::to_owned);
     let name = prop_oneof![8 => known, 4 => cri, 1 => ".*", 1 => ".*".prop_map(|name: String| key(&name))];
     let value = prop_oneof![
         any::<i64>().prop_map(|n| n.to_string()),
         (-2..40_000_i64).prop_map(|n| n.to_string()),
         any::<u64>().prop_map(|n| n.to_string()),
         any::<f64>().prop_map(|n| n.to_string()),
-        "[ +-]?[0-9]{0,22}(\\.[0-9]{0,12})?[ kMG]?",
+        "[ +-]?[0-9]{0,22}(\\.[0-9]{0,12})?[ kMG]?(iB)?",
         "true|false|TRUE|1",
         "(?s).{0,80}",
     ];

@@ -21,7 +21,8 @@ impl Sizing {
     ) -> Result<PodSize, SizingError> {
         let rule = match change {
             Change::Add => Change::Add,
-            // What all containers need, whatever there is now: another one may have come beside it, and found the pod too small.
+            // What all containers need, whatever there is now: another one may have come beside it, and found the pod
+            // too small.
             Change::Update | Change::Exit => Change::Update,
         };
         let size = self.resized(now, containers, rule, block_bytes)?;

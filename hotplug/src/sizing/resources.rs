@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 const NANOS: u128 = 1_000_000_000;
+/// cgroup v1, `cpu.shares`, as Kubernetes counts them.
+const SHARES_OF_A_CPU: u64 = 1024;
 
 /// An amount of CPU, in billionths of one: exact enough that thirds of a CPU add up to whole ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -119,6 +121,8 @@ pub struct Resources {
     pub cpu_period_us: u64,
     /// `cpu.cpus`.
     pub cpus: CpuSet,
+    /// `cpu.shares`, of a sandbox, as the CRI announces them. 0: not announced.
+    pub cpu_shares: u64,
     /// `memory.limit`, if there is one.
     pub memory_limit_bytes: Option<u64>,
     /// The sum of `hugepageLimits`.
@@ -134,6 +138,19 @@ impl Resources {
     /// How much CPU the quota allows, or `None` if it does not limit.
     pub fn cpu_time(&self) -> Option<CpuTime> {
         CpuTime::from_quota(self.cpu_quota_us, self.cpu_period_us)
+    }
+
+    /// The CPUs of the set, if there is one.
+    pub fn cpuset_time(&self) -> Option<CpuTime> {
+        (!self.cpus.is_empty()).then(|| CpuTime::from_vcpus(self.cpus.len()))
+    }
+
+    /// Whole CPUs of the shares, 1024 each, where a negative quota says that a set which is still to come has them: so
+    /// does the kubelet with its CPU manager's policy `static`. Any other sandbox has shares as well, and these limit
+    /// nothing.
+    pub fn shares_time(&self) -> Option<CpuTime> {
+        let cpus = u32::try_from(self.cpu_shares.div_ceil(SHARES_OF_A_CPU)).unwrap_or(u32::MAX);
+        (self.cpu_quota_us < 0 && cpus > 0).then(|| CpuTime::from_vcpus(cpus))
     }
 
     /// All memory it may use.

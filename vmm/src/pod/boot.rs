@@ -1,14 +1,18 @@
-//! The VM that a sandbox boots with.
+//! The VM that a sandbox boots with: the Rust shim's static size ([`Sizing::static_start`]) if its workload is known,
+//! else its dynamic one.
 //!
 //! | | said by | else |
 //! |---|---|---|
-//! | workload | `io.kubernetes.cri.sandbox-*` | `linux.resources`, else none |
-//! | vCPUs | workload and 0.2, rounded up | `default_vcpus`, else 1 |
+//! | workload's CPU | `io.kubernetes.cri.sandbox-cpu-quota`; if that is -1, `-cpu-shares` | quota, else cpuset of the spec |
+//! | workload's memory | `io.kubernetes.cri.sandbox-memory` | limit of the spec |
+//! | vCPUs | workload and 0.2, rounded up | of a workload of memory alone 1, without one `default_vcpus`, else 1 |
 //! | memory | workload, and `memory_overhead` (32 MiB) | `default_memory`, else 2 GiB |
 //! | vCPUs that may come | up to `default_max_vcpus` | without a workload up to the host's, else none |
 //! | memory that may come | up to the host's, unless `memory_slots` is 0 | without a workload the same, else none |
 //!
-//! A pod whose workload is known has its size; one without grows with its containers.
+//! A pod whose workload is known has its size, with its containers in it; one without grows with its containers. Not
+//! the Rust shim's are the shares, which are the Go shim's, and the memory beside a workload of CPU alone: no guest
+//! boots in the 32 MiB of the overhead.
 
 use std::path::Path;
 
@@ -17,8 +21,11 @@ use husk_hotplug::sizing::annotation::{Features, HYPERVISOR};
 use husk_hotplug::sizing::resources::Resources;
 use husk_hotplug::sizing::{Shim, Sizing};
 
-use super::{Node, PodError, Policy, Spec};
+use super::{Base, List, Node, PodError, Policy, Spec, SpecError};
 use crate::config::{CpusConfig, HUGE_PAGE_BYTES, HotplugMethod, MemoryConfig};
+
+/// In which the CPUs of shares are counted.
+const PERIOD_US: u32 = 100_000;
 
 /// What a sandbox asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +36,8 @@ pub struct Pod {
     pub memory: MemoryConfig,
     /// More words for the kernel's command line; may be empty.
     pub kernel_params: String,
+    /// What it has without its containers, if the workload is known; else its first container says that.
+    base: Option<Base>,
 }
 
 impl Pod {
@@ -49,8 +58,12 @@ impl Pod {
         let mut sizing = Sizing::new(Shim::Rust, node.vcpus, node.memory_bytes);
         let features = sizing.annotate(spec.annotations())?;
         let workload = workload(&sizing, spec)?;
-        let start = sizing.static_start(&workload)?;
-        let is_open = workload.cpu_time().is_none() && workload.memory_limit_bytes.is_none();
+        let mut start = sizing.static_start(&workload)?;
+        if workload.memory_limit_bytes.is_none() {
+            start.memory_bytes = sizing.static_start(&Resources::default())?.memory_bytes;
+        }
+        let has_cpu = workload.cpu_time().or_else(|| workload.cpuset_time()).is_some();
+        let is_open = !has_cpu && workload.memory_limit_bytes.is_none();
 
         let max_key = format!("{HYPERVISOR}default_max_vcpus");
         let max_vcpus = if is_open || spec.annotations().any(|(key, _)| key == max_key) {
@@ -67,6 +80,26 @@ impl Pod {
             cpus,
             memory: memory(start.memory_bytes, grows, &features, node),
             kernel_params: features.kernel_params,
+            base: (!is_open).then(|| Base {
+                default_vcpus: sizing.overhead_vcpus.to_string(),
+                max_vcpus: 0,
+                default_memory_bytes: sizing.overhead_memory_bytes,
+                least_vcpus: 0,
+                is_orphaned: false,
+            }),
+        })
+    }
+
+    /// What is noted of it while it has no containers, in a VM that boots with `vcpus`; nothing if its first container
+    /// will say.
+    pub fn list(&self, vcpus: u32) -> Option<List> {
+        let base = self.base.clone()?;
+        Some(List {
+            pod: Some(Base {
+                least_vcpus: vcpus,
+                ..base
+            }),
+            ..List::default()
         })
     }
 }
@@ -76,16 +109,34 @@ fn workload(sizing: &Sizing, spec: &Spec) -> Result<Resources, PodError> {
     let announced = sizing.workload(spec.annotations())?;
     // Read before, so it has a meaning.
     let own = spec.resources().sized().unwrap_or_default();
+    let memory_limit_bytes = announced.memory_limit_bytes.or(own.memory_limit_bytes);
     let cpu = if announced.cpu_time().is_some() {
-        &announced
+        announced
+    } else if let Some(time) = announced.shares_time() {
+        Resources {
+            cpu_quota_us: i64::from(time.vcpus()).saturating_mul(PERIOD_US.into()),
+            cpu_period_us: PERIOD_US.into(),
+            ..Resources::default()
+        }
     } else {
-        &own
+        within(own, sizing.host_vcpus)?
     };
     Ok(Resources {
-        cpu_quota_us: cpu.cpu_quota_us,
-        cpu_period_us: cpu.cpu_period_us,
-        memory_limit_bytes: announced.memory_limit_bytes.or(own.memory_limit_bytes),
-        ..Resources::default()
+        memory_limit_bytes,
+        hugepage_bytes: 0,
+        ..cpu
+    })
+}
+
+/// `resources`, if their quota is one of `host_vcpus` at most.
+fn within(resources: Resources, host_vcpus: u32) -> Result<Resources, SpecError> {
+    if resources.cpu_time().is_none_or(|time| time.vcpus() <= host_vcpus) {
+        return Ok(resources);
+    }
+    Err(SpecError::Field {
+        field: "linux.resources.cpu.quota",
+        found: format!("{} in a period of {}", resources.cpu_quota_us, resources.cpu_period_us),
+        allowed: format!("as many periods as this host has CPUs, {host_vcpus}"),
     })
 }
 

@@ -67,6 +67,59 @@ fn a_pod_has_the_size_of_its_workload_and_one_without_has_room() {
             json!({}),
             (1, 1, 288, None),
         ),
+        // Memory alone: the default does not count.
+        (
+            &[("CRI-memory", "268435456"), ("KATA.default_vcpus", "2")],
+            json!({}),
+            (1, 1, 288, None),
+        ),
+        (&[("CRI-memory", "500000000")], json!({}), (1, 1, 508, None)),
+        // The CPUs of a set, and where it is still to come those of the shares; a quota comes before both.
+        (
+            &[],
+            json!({"cpu": {"cpus": "0-1"}, "memory": {"limit": 268_435_456}}),
+            (3, 3, 288, None),
+        ),
+        (&[], json!({"cpu": {"cpus": "0-1"}}), (3, 3, 2048, None)),
+        (
+            &[],
+            json!({"cpu": {"quota": 50_000, "period": 100_000, "cpus": "0-7"}, "memory": {"limit": 268_435_456}}),
+            (1, 1, 288, None),
+        ),
+        (
+            &[
+                ("CRI-cpu-quota", "-1"),
+                ("CRI-cpu-shares", "2048"),
+                ("CRI-memory", "268435456"),
+            ],
+            json!({}),
+            (3, 3, 288, None),
+        ),
+        (
+            &[
+                ("CRI-cpu-quota", "0"),
+                ("CRI-cpu-shares", "2"),
+                ("CRI-memory", "268435456"),
+            ],
+            json!({}),
+            (1, 1, 288, None),
+        ),
+        // As many as the host has, and some: no pod has more than the host.
+        (
+            &[("CRI-cpu-quota", "1600000"), ("CRI-cpu-period", "100000")],
+            json!({}),
+            (16, 16, 2048, None),
+        ),
+        // A maximum is that of pods that grow.
+        (
+            &[
+                ("CRI-cpu-quota", "400000"),
+                ("CRI-cpu-period", "100000"),
+                ("KATA.default_max_vcpus", "2"),
+            ],
+            json!({}),
+            (5, 5, 2048, None),
+        ),
         // What the CRI leaves open, the container of a pod of one says.
         (
             &[("CRI-cpu-quota", "0"), ("CRI-cpu-period", "100000")],
@@ -156,6 +209,11 @@ fn what_the_host_or_the_node_does_not_give_is_refused() {
         ),
         (
             &[],
+            json!({"cpu": {"quota": 1_600_001, "period": 100_000}}),
+            "linux.resources.cpu.quota is 1600001 in a period of 100000, allowed: as many periods as this host has CPUs, 16",
+        ),
+        (
+            &[],
             json!({"memory": {"limit": 32_u64 << 30}}),
             "memory of 34393292800 bytes wanted, at most 34359738368 allowed",
         ),
@@ -168,6 +226,28 @@ fn what_the_host_or_the_node_does_not_give_is_refused() {
     let policy = Policy::of([Policy::expression("kernel_params").unwrap()]);
     let refusal = Pod::of(&spec, &policy, NODE).unwrap_err();
     assert!(matches!(refusal, PodError::NotEnabled(_)), "{refusal}");
+}
+
+#[test]
+fn a_pod_whose_workload_is_known_has_the_overhead_without_its_containers() {
+    let list = |annotations| pod(annotations, &json!({})).unwrap().list(2);
+    assert_eq!(list(&[]), None);
+    assert_eq!(list(&[("KATA.default_memory", "512")]), None);
+    for (annotations, mib) in [
+        (&[("CRI-memory", "268435456")][..], 32),
+        (&[("CRI-memory", "268435456"), ("KATA.memory_overhead", "130")], 130),
+        (&[("CRI-cpu-quota", "100000"), ("CRI-cpu-period", "100000")], 32),
+    ] {
+        let list = list(annotations).unwrap();
+        let base = Base {
+            default_vcpus: "0.2".into(),
+            max_vcpus: 0,
+            default_memory_bytes: mib * MIB,
+            least_vcpus: 2,
+            is_orphaned: false,
+        };
+        assert_eq!((list.pod, list.containers.len()), (Some(base), 0), "{annotations:?}");
+    }
 }
 
 #[test]

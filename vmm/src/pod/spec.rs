@@ -49,7 +49,7 @@ pub enum SpecError {
         /// What it says.
         found: String,
         /// What it may say.
-        allowed: &'static str,
+        allowed: String,
     },
 }
 
@@ -168,8 +168,9 @@ impl LinuxResources {
             cpus: CpuSet::parse(&list).ok_or_else(|| SpecError::Field {
                 field: "linux.resources.cpu.cpus",
                 found: format!("{list:?}"),
-                allowed: "a list such as 0-3,8",
+                allowed: "a list such as 0-3,8".into(),
             })?,
+            cpu_shares: 0,
             memory_limit_bytes: self
                 .memory
                 .as_ref()
@@ -185,7 +186,7 @@ fn unsigned(field: &'static str, found: i128) -> Result<u64, SpecError> {
     u64::try_from(found).map_err(|_| SpecError::Field {
         field,
         found: found.to_string(),
-        allowed: "a whole number from 0 to 18446744073709551615",
+        allowed: "a whole number from 0 to 18446744073709551615".into(),
     })
 }
 

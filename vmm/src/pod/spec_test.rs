@@ -18,6 +18,7 @@ fn resources_and_annotations_are_found_among_everything_else() {
         cpu_quota_us: 150_000,
         cpu_period_us: 100_000,
         cpus: CpuSet::parse("0-1,4").unwrap(),
+        cpu_shares: 0,
         memory_limit_bytes: Some(256 << 20),
         hugepage_bytes: (4 << 20) + (1 << 30),
     };
