@@ -146,9 +146,10 @@ pub enum CtlCommand {
     },
     /// Resize the VM for a container that comes, changes or has ended
     ///
-    /// The pod has what the VM had when its first container came, or what that one's annotations say, and on top of it what the
-    /// containers ask for in linux.resources: CPU quotas are added up and rounded up, memory limits and huge pages are added up. husk keeps
-    /// the list of containers as long as the guest runs.
+    /// The pod has what the VM had when its first container came, or what that one's annotations say, and on top of it
+    /// what the containers ask for in linux.resources: CPU quotas are added up and rounded up, memory limits and huge
+    /// pages are added up. A pod whose limits were announced to `husk run --pod` has them since its start: its
+    /// containers are held against them, and not added. husk keeps the list of containers as long as the guest runs.
     #[command(subcommand)]
     Container(ContainerCommand),
 }

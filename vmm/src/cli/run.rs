@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Args};
+use serde_json::{Value, json};
 
 use super::balloon::parse_balloon;
 use super::cmdline::default_cmdline;
@@ -40,6 +41,9 @@ pub enum UsageError {
     /// One descriptor for two pairs of queues.
     #[error("net: descriptor {0} is given twice, each pair of queues needs one of its own")]
     Descriptor(i32),
+    /// What a node lets pods ask for, and no pod.
+    #[error("--enable-annotations: there is no pod that it is about, --pod FILE names one")]
+    NoPod,
     /// No kernel was named and none was found.
     #[error(transparent)]
     NoKernel(#[from] NoHostKernel),
@@ -322,6 +326,7 @@ impl RunArgs {
             pvpanic: self.pvpanic,
             ..VmConfig::default()
         };
+        let containers = pod.as_ref().and_then(|pod| pod.list(config.cpus.boot_vcpus));
         if config.payload.cmdline.is_none() {
             let words = [Some(default_cmdline(&config)), pod.map(|pod| pod.kernel_params)];
             let words = words.into_iter().flatten().filter(|words| !words.is_empty());
@@ -335,6 +340,7 @@ impl RunArgs {
             boot_trace: self.boot_trace,
             verbosity: self.verbosity,
             seccomp: self.seccomp,
+            containers: containers.map_or(Value::Null, |list| json!(list)),
             ..RunOptions::default()
         };
         Ok((config, options))

@@ -270,6 +270,10 @@ fn a_pod_that_cannot_be_is_refused_by_its_file_and_annotation() {
         refused(&["--enable-annotations", "a("]).split(':').next(),
         Some("invalid value 'a(' for '--enable-annotations <REGEX,...>'")
     );
+    assert_eq!(
+        unusable(&["--enable-annotations", "vcpus"]),
+        "--enable-annotations: there is no pod that it is about, --pod FILE names one"
+    );
     let missing = args(&["--kernel", "/k", "--pod", "/nowhere"]).unwrap().into_config();
     let refusal = format!("{:#}", anyhow::Error::new(missing.unwrap_err()));
     assert!(

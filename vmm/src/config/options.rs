@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::{Hotplug, OwnSockets, Reclaim};
 use crate::machine::Tail;
 use crate::seccomp::Mode;
@@ -25,6 +27,8 @@ pub struct RunOptions {
     pub reclaim: Reclaim,
     /// How memory comes to VMs, unless their configuration says.
     pub hotplug: Hotplug,
+    /// What is noted of the containers of this process's own VM when its guest begins (`vm.containers`).
+    pub containers: Value,
     /// Where this process listens itself.
     pub own_sockets: OwnSockets,
     /// Takes the phases of the run. Off unless somebody will read it.

@@ -180,6 +180,7 @@ impl Controller {
     pub fn start(&mut self, config: VmConfig) -> Result<(), anyhow::Error> {
         let mut vm = Vm::new(config);
         vm.inherit()?;
+        vm.begin_containers(self.options.containers.clone());
         log::info!("{}", life::described(vm.config()));
         self.events.emit("vm", "booting");
         if vm.config().may_wait() {

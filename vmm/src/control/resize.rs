@@ -1,10 +1,11 @@
 //! `vm.resize`: asked, watched, and answered when the guest has acted, or when the client cannot wait any longer.
 //!
-//! A client is told 204 when everything that it asked for is there or gone, and also when its time is over: shims take any other answer for
-//! the pod's failure, and the guest goes on. What it does later is told by events. What it refuses is 500, with what was refused; that is
-//! withdrawn, and the rest stays. A later `vm.resize` takes the place of one that waits, whose client is told 204: what it asked for is
-//! no longer wanted. One whose size was made of a list of containers that has changed since is 409, and nothing is asked for.
-//! `vm.resize-status` tells what became of the last one, also when that is known only after its client has been answered.
+//! A client is told 204 when everything that it asked for is there or gone, and also when its time is over: shims take
+//! any other answer for the pod's failure, and the guest goes on. What it does later is told by events. What it refuses
+//! is 500, with what was refused; that is withdrawn, and the rest stays. A later `vm.resize` takes the place of one
+//! that waits, whose client is told 204: what it asked for is no longer wanted. One whose size was made of a list of
+//! containers that has changed since is 409, and nothing is asked for. `vm.resize-status` tells what became of the last
+//! one, also when that is known only after its client has been answered.
 
 use std::time::{Duration, Instant};
 

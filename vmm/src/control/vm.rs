@@ -71,6 +71,8 @@ pub(super) struct Vm {
     pub(super) last_resize: Option<LastResize>,
     /// What clients have noted of the guest's containers.
     pub(super) containers: Containers,
+    /// What is noted of them while there are none.
+    no_containers: Value,
     /// How long the guest is given before it is reminded again.
     pub(super) patience: Duration,
     /// When everything was asked to stop.
@@ -93,9 +95,16 @@ impl Vm {
             stopping: Stopping::default(),
             last_resize: None,
             containers: Containers::default(),
+            no_containers: Value::Null,
             patience: Duration::ZERO,
             stopped: None,
         }
+    }
+
+    /// What is noted of the containers of each guest of this VM while there are none.
+    pub(super) fn begin_containers(&mut self, list: Value) {
+        self.containers.containers = list.clone();
+        self.no_containers = list;
     }
 
     pub(super) fn config(&self) -> &VmConfig {
@@ -311,7 +320,7 @@ impl Vm {
         // The next guest has not been asked for anything.
         self.last_resize = None;
         self.stopped = None;
-        self.containers.replace(Value::Null);
+        self.containers.replace(self.no_containers.clone());
         self.state = VmState::Shutdown;
         self.machine.take()
     }

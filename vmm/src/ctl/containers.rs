@@ -1,8 +1,9 @@
 //! `husk ctl container …`: a pod that grows and shrinks with its containers.
 //!
-//! A container is noted first, and then the VM is brought to the size that all noted ones need. The request names the revision of the
-//! list that the size was made of, and husk refuses it if there is a later one: no client takes back what another one's container has
-//! been given meanwhile. A container that does not come to its size is taken from the list again, and what came of the size is given back.
+//! A container is noted first, and then the VM is brought to the size that all noted ones need. The request names the
+//! revision of the list that the size was made of, and husk refuses it if there is a later one: no client takes back
+//! what another one's container has been given meanwhile. A container that does not come to its size is taken from the
+//! list again, and what came of the size is given back.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -232,8 +233,8 @@ fn settle(client: &mut Client, change: Change, wait: Duration) -> Result<Status,
     }
 }
 
-/// Asks for what the containers of the list of this `revision` need, and then for memory that none of them needs: what a guest cannot
-/// give back keeps no container from its size.
+/// Asks for what the containers of the list of this `revision` need, and then for memory that none of them needs: what
+/// a guest cannot give back keeps no container from its size.
 fn fit(
     client: &mut Client,
     wanted: Wanted,
@@ -273,8 +274,8 @@ fn ask_for(client: &mut Client, wanted: Wanted, revision: u64, wait: Duration) -
     }
 }
 
-/// Has the list be what it was, by `undo`, and asks for that size without waiting for it. What fails here is told by the error that led
-/// here.
+/// Has the list be what it was, by `undo`, and asks for that size without waiting for it. What fails here is told by
+/// the error that led here.
 fn take_back(client: &mut Client, change: Change, mut undo: impl FnMut(&mut List)) {
     let undone = Note::change(client, |list| {
         undo(list);

@@ -140,8 +140,8 @@ impl Wanted {
             && memory.is_none_or(|(wanted, present)| present >= wanted)
     }
 
-    /// Whether `error` is about what the guest has kept, and `now` has all that is wanted. vCPUs may be taken back late, and are waited
-    /// for; once the guest has refused, they stay.
+    /// Whether `error` is about what the guest has kept, and `now` has all that is wanted. vCPUs may be taken back
+    /// late, and are waited for; once the guest has refused, they stay.
     pub(super) fn is_there_despite(self, error: &ResizeError, now: &Status) -> bool {
         match error {
             ResizeError::Late { .. } => self.has_its_memory(now),

@@ -1,6 +1,7 @@
 //! What is noted of a pod while it runs: what it has without its containers, and what each of those asks for.
 //!
-//! Clients keep it in husk (`vm.containers`), which does not read it. `husk run --pod` begins it for a sandbox whose workload is announced.
+//! Clients keep it in husk (`vm.containers`), which does not read it. `husk run --pod` begins it for a sandbox whose
+//! workload is announced.
 
 use std::collections::BTreeMap;
 
@@ -20,8 +21,8 @@ pub struct List {
     pub containers: BTreeMap<String, LinuxResources>,
 }
 
-/// What a pod has without its containers: its size when the first one came, or what that one's annotations say. Of a pod whose workload
-/// was announced, it is the overhead: the size of its boot has its containers in it.
+/// What a pod has without its containers: its size when the first one came, or what that one's annotations say. Of a
+/// pod whose workload was announced, it is the overhead: the size of its boot has its containers in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Base {
     /// vCPUs, decimal.
@@ -49,8 +50,8 @@ impl List {
         sized.collect()
     }
 
-    /// Takes out a container that has not come to its size; with `made_base`, the base is of this one, and goes with it unless others
-    /// have it by now. The last of those takes it along if none of them comes either.
+    /// Takes out a container that has not come to its size; with `made_base`, the base is of this one, and goes with it
+    /// unless others have it by now. The last of those takes it along if none of them comes either.
     pub fn undo_add(&mut self, id: &str, made_base: bool) {
         self.containers.remove(id);
         if let Some(base) = &mut self.pod {
