@@ -73,7 +73,7 @@ pub enum ResizeError {
     #[error("desired_balloon: the VM has no balloon (balloon)")]
     NoBalloon,
     /// No size for a balloon.
-    #[error("desired_balloon: {found} bytes asked for, whole pages of 4096 bytes up to {max} allowed")]
+    #[error("desired_balloon: {found} bytes asked for, whole pages of 4096 bytes below the guest's {max} allowed")]
     Balloon {
         /// What was asked for.
         found: u64,
@@ -271,8 +271,9 @@ impl Resizes {
         };
         let balloon = self.balloon.as_ref().ok_or(ResizeError::NoBalloon)?;
         // Huge pages would be taken from the guest and given to nobody.
-        let max = if self.memory.has_huge_pages() { 0 } else { max };
-        let target = BalloonTarget::new(found).ok().filter(|_| found <= max);
+        let is_huge = self.memory.has_huge_pages();
+        let fits = |bytes: u64| bytes == 0 || (bytes < max && !is_huge);
+        let target = BalloonTarget::new(found).ok().filter(|_| fits(found));
         let target = target.ok_or(ResizeError::Balloon { found, max })?;
         Ok(Some((balloon.clone(), target)))
     }

@@ -198,9 +198,9 @@ fn what_cannot_be_begins_nothing() {
         (u32::MAX, BOOT, 0, "desired_vcpus"),
         (2, BOOT + MORE + 1, 0, "desired_ram"),
         (2, u64::MAX, 0, "desired_ram"),
-        (2, BOOT + MORE, BOOT + MORE + 4096, "desired_balloon"),
+        (2, BOOT + MORE, BOOT + MORE, "desired_balloon"),
         (2, BOOT + MORE, 4095, "desired_balloon"),
-        (2, 0, BOOT + 4096, "desired_balloon"),
+        (2, 0, BOOT, "desired_balloon"),
     ] {
         let error = bench.begin(vcpus, ram, balloon).unwrap_err();
         assert!(error.is_request() && error.to_string().contains(why), "{error}");
@@ -208,8 +208,12 @@ fn what_cannot_be_begins_nothing() {
     }
     bench.begin(2, BOOT + MORE, 2 * MIB).unwrap();
     assert_eq!(bench.sizes(), (2, BOOT + MORE, 2, 2, 2 * MIB));
-    bench.begin(1, 0, BOOT).unwrap();
-    assert_eq!(bench.sizes(), (1, BOOT, 1, 1, BOOT), "what it began with is the least");
+    bench.begin(1, 0, BOOT - 4096).unwrap();
+    assert_eq!(
+        bench.sizes(),
+        (1, BOOT, 1, 1, BOOT - 4096),
+        "what it began with is the least"
+    );
 }
 
 #[test]
