@@ -8,7 +8,6 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use husk_firmware::layout;
 use husk_hotplug::sizing::resources::CpuTime;
 use husk_hotplug::sizing::{Change, PodSize, Shim, Sizing, SizingError};
 use serde_json::{Value, json};
@@ -25,6 +24,9 @@ use crate::pod::{Base, LinuxResources, List, Node, PodError, Policy, Spec};
 const PAUSE: Duration = Duration::from_millis(10);
 /// How long others may come before at least, also one that does not wait for its size.
 const UNREST: Duration = Duration::from_secs(1);
+
+/// In what memory is asked for: in which blocks it comes is known to husk, which rounds up.
+const BYTE: u64 = 1;
 
 /// Why a container was not added, updated or removed.
 #[derive(Debug, thiserror::Error)]
@@ -246,7 +248,11 @@ fn fit(
     let (asked, present) = (now.memory_now(), now.memory.present_bytes);
     let has_less = |bytes: u64| bytes > asked || present.is_some_and(|present| bytes > present);
     let needed = Wanted {
-        memory_bytes: wanted.memory_bytes.filter(|bytes| has_less(*bytes)),
+        // What is on its way is not asked back before it is there: others may wait for it.
+        memory_bytes: wanted
+            .memory_bytes
+            .filter(|bytes| has_less(*bytes))
+            .map(|bytes| bytes.max(asked)),
         ..wanted
     };
     let status = ask_for(client, needed, revision, wait)?;
@@ -306,10 +312,7 @@ fn wanted(list: &List, status: &Status, change: Change) -> Result<Wanted, Sizing
             ..all
         },
     };
-    let driven = status.memory.virtio_mem.filter(|device| device.driver == Some(true));
-    let block = driven.and_then(|device| device.block_bytes);
-    let block = block.unwrap_or_else(|| layout::memory_block_of(status.boot_bytes()));
-    let size = sizing.fitted(now, &list.resources(), change, status.boot_bytes(), block)?;
+    let size = sizing.fitted(now, &list.resources(), change, status.boot_bytes(), BYTE)?;
     // The limits of a pod's boot are its containers' already.
     let least = list.pod.as_ref().map_or(0, |base| base.least_vcpus).min(now.max_vcpus);
     Ok(Wanted {

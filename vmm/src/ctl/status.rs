@@ -46,20 +46,8 @@ pub struct Memory {
     pub boot_bytes: Option<u64>,
     /// What may come on top of that.
     pub hotplug_bytes: Option<u64>,
-    /// The virtio-mem device.
-    pub virtio_mem: Option<VirtioMem>,
     /// The balloon.
     pub balloon: Option<Balloon>,
-}
-
-/// The virtio-mem device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct VirtioMem {
-    /// In what it adds and removes.
-    pub block_bytes: Option<u64>,
-    /// Whether the guest has a driver for it.
-    pub driver: Option<bool>,
 }
 
 /// The balloon.

@@ -197,7 +197,10 @@ impl Vm {
     }
 
     fn resize(&mut self, body: Value) -> Reply {
-        let memory = body["desired_ram"].as_u64().unwrap_or(self.desired);
+        let memory = body["desired_ram"].as_u64().map_or(self.desired, |bytes| {
+            let more = bytes.saturating_sub(self.boot).next_multiple_of(128 * MIB);
+            self.boot.saturating_add(more)
+        });
         self.resizes.push(body.clone());
         if memory > self.boot + self.room || self.full && memory > self.desired {
             return Reply::Answer(500, json!(["cannot resize the VM", "out of memory"]));

@@ -564,7 +564,7 @@ impl MemoryResize {
             "desired_bytes": self.wanted_bytes(),
             "present_bytes": self.present_bytes(dimms),
             "boot_bytes": self.parts.boot_bytes,
-            "hotplug_bytes": self.parts.more_bytes,
+            "hotplug_bytes": self.most(),
             "dimms": slots,
             "virtio_mem": blocks,
             "balloon": balloon,

@@ -653,6 +653,19 @@ fn memory_that_has_no_place_does_not_wait_for_one() {
     assert_eq!((bench.resize.pending(), bench.present()), (None, BOOT + 256 * MIB));
 }
 
+/// Whoever goes by what is told, and not by what was configured, may ask for all of it.
+#[test]
+fn what_may_be_added_is_told_in_whole_units() {
+    for (more, told) in [(300 * MIB, 384 * MIB), (384 * MIB, 384 * MIB), (0, 0)] {
+        let mut bench = Bench::new(512 * MIB);
+        bench.resize.parts.more_bytes = more;
+        let status = bench.resize.status(&bench.dimms, None);
+        assert_eq!(status["hotplug_bytes"], told);
+        bench.set(BOOT + told).unwrap();
+        assert!(bench.set(BOOT + told + 1).is_err(), "{more}");
+    }
+}
+
 /// What stays lies in the middle: what comes again has as many DIMMs as there are holes.
 #[test]
 fn memory_that_was_given_back_comes_again_in_as_many_pieces_as_it_has_to() {
