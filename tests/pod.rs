@@ -38,7 +38,8 @@ struct Sandbox {
 }
 
 impl Sandbox {
-    fn start() -> Self {
+    /// With these options beside those of every sandbox, and in the guest these drivers that its init has left out.
+    fn start(options: &[&str], drivers: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("sandbox.json");
         let annotations = json!({
@@ -58,6 +59,7 @@ impl Sandbox {
             .arg(config)
             // An emulated host has one CPU, and no pod may have more than the host.
             .args(["--cpus", "boot=1,max=4"])
+            .args(options)
             .arg("--vsock")
             .arg(socket)
             .arg("--api-socket")
@@ -72,7 +74,9 @@ impl Sandbox {
             }
             connect(folder.path()).ok()
         });
-        agent.load_module("virtio_mem").unwrap();
+        for driver in drivers {
+            agent.load_module(driver).unwrap();
+        }
         let resizing = Resizing::of(agent.resources().unwrap(), &info(folder.path()));
         Self {
             child: child.0.take().unwrap(),
@@ -128,25 +132,10 @@ impl Sandbox {
     /// Linux's driver of virtio-mem plugs a block first, and adds it to what programs may use then.
     fn resize(&mut self, command: &[&str], vcpus: usize, mib: u64) {
         let bytes = (mib * MIB).next_multiple_of(BLOCK);
-        let is_over = AtomicBool::new(false);
-        let mut helper = connect(self.path()).unwrap();
         let grows = bytes > info(self.path()).config.memory.size;
         // What the guest cannot give back is not waited for.
         let wait = if grows { "200" } else { "20" };
-        let (code, said) = thread::scope(|scope| {
-            scope.spawn(|| {
-                while !is_over.load(Ordering::Relaxed) {
-                    // It gives up after 5 seconds.
-                    if helper.bring_online(vcpus).is_ok() {
-                        return;
-                    }
-                }
-            });
-            let ended = self.ctl(&[&["container"], command, &["--wait", wait]].concat());
-            is_over.store(true, Ordering::Relaxed);
-            ended
-        });
-        assert_eq!(code, 0, "{command:?}: {said}");
+        self.with_agent(command, vcpus, wait);
         let (guest, host) = (self.agent.resources().unwrap(), info(self.path()));
         assert_eq!(
             (guest.online_cpus(), guest.present_cpus(), host.config.cpus.boot_vcpus),
@@ -166,6 +155,26 @@ impl Sandbox {
         let status = self.status();
         let (present, online) = (&status["vcpus"]["present"], &status["vcpus"]["online"]);
         assert_eq!((present, online), (&vcpus.into(), &vcpus.into()), "{status}");
+    }
+
+    /// Performs a command about containers, while the guest brings `vcpus` online.
+    fn with_agent(&self, command: &[&str], vcpus: usize, wait: &str) {
+        let is_over = AtomicBool::new(false);
+        let mut helper = connect(self.path()).unwrap();
+        let (code, said) = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    // It gives up after 5 seconds.
+                    if helper.bring_online(vcpus).is_ok() {
+                        return;
+                    }
+                }
+            });
+            let ended = self.ctl(&[&["container"], command, &["--wait", wait]].concat());
+            is_over.store(true, Ordering::Relaxed);
+            ended
+        });
+        assert_eq!(code, 0, "{command:?}: {said}");
     }
 
     /// A command about containers that is refused, and changes nothing.
@@ -263,7 +272,7 @@ fn limits(millis: u64, mib: u64) -> Value {
 
 #[test]
 fn a_sandbox_grows_and_shrinks_with_its_containers() {
-    let mut sandbox = Sandbox::start();
+    let mut sandbox = Sandbox::start(&[], &["virtio_mem"]);
     let (host, guest) = (info(sandbox.path()), sandbox.agent.resources().unwrap());
     assert_eq!((host.config.cpus.boot_vcpus, host.memory_actual_size), (1, 512 * MIB));
     assert_eq!((guest.online_cpus(), guest.memory_kib >> 10 > 400), (1, true));
@@ -354,4 +363,43 @@ fn a_sandbox_grows_and_shrinks_with_its_containers() {
     let ended = end_of(&mut sandbox.child, PATIENCE).unwrap().unwrap();
     assert!(ended.success(), "{ended}");
     assert!(!api.exists() && !vsock.exists());
+}
+
+/// Linux lets no DIMM go whose memory has been brought online as an agent does: containers change and end all the same.
+#[test]
+fn a_guest_that_keeps_its_dimms_fails_no_container() {
+    let mut sandbox = Sandbox::start(&["--memory", "size=512M,hotplug=2G,method=acpi"], &[]);
+    let resources = |millis: u64, mib: u64| limits(millis, mib)["linux"]["resources"].clone();
+    let [web, other, open] = [(1000, 256), (2000, 64), (1500, 0)].map(|(millis, mib)| {
+        let name = format!("{millis}-{mib}");
+        sandbox.config(&name, &limits(millis, mib))
+    });
+    for (command, vcpus, mib, noted) in [
+        (
+            ["add", "web", &web].as_slice(),
+            2,
+            768,
+            json!({"web": resources(1000, 256)}),
+        ),
+        (&["update", "web", &other], 3, 576, json!({"web": resources(2000, 64)})),
+        (&["update", "web", &open], 3, 512, json!({"web": resources(1500, 0)})),
+        (&["remove", "web"], 1, 512, json!({})),
+    ] {
+        sandbox.with_agent(command, vcpus, "200");
+        let status = sandbox.status();
+        let (present, online) = (&status["vcpus"]["present"], &status["vcpus"]["online"]);
+        assert_eq!(
+            (present, online),
+            (&vcpus.into(), &vcpus.into()),
+            "{command:?}: {status}"
+        );
+        let memory = status["memory"]["present_bytes"].as_u64().unwrap();
+        assert!(memory >= mib * MIB, "{command:?}: {status}");
+        assert_eq!(sandbox.list(), noted, "{command:?}");
+        let guest = sandbox.agent.resources().unwrap();
+        assert_eq!(guest.online_cpus(), vcpus, "{command:?}: {guest:?}");
+    }
+    assert_eq!(sandbox.ctl(&["shutdown"]), (0, String::new()));
+    let ended = end_of(&mut sandbox.child, PATIENCE).unwrap().unwrap();
+    assert!(ended.success(), "{ended}");
 }

@@ -146,7 +146,10 @@ pub fn update(client: &mut Client, id: &str, container: &Container, wait: Durati
     // One that stays may need more than the VM has by now.
     settle(client, Change::Update, wait).inspect_err(|_| {
         take_back(client, Change::Update, |list| {
-            list.containers.insert(id.into(), before.clone());
+            // Unless it has ended meanwhile.
+            if let Some(noted) = list.containers.get_mut(id) {
+                noted.clone_from(&before);
+            }
         });
     })
 }
