@@ -77,8 +77,8 @@ fn disk(path: &str) -> Value {
     json!({
         "path": path, "readonly": true, "direct": false, "iommu": false, "num_queues": 1, "queue_size": 128, "vhost_user": false,
         "vhost_socket": null, "rate_limit_group": null, "rate_limiter_config": null, "id": "data", "disable_io_uring": false,
-        "disable_aio": false, "pci_segment": 0, "serial": null, "queue_affinity": null, "backing_files": false, "sparse": true,
-        "image_type": "Unknown",
+        "disable_aio": false, "pci_segment": 0, "pci_device_id": null, "serial": null, "queue_affinity": null, "backing_files": false,
+        "sparse": true, "image_type": "Unknown", "lock_granularity": "ByteRange",
     })
 }
 
@@ -135,6 +135,32 @@ fn a_vm_is_described_and_given_devices_before_it_boots() {
     assert_eq!(ask(&husk, "PUT", "vm.delete", None), (204, None));
     assert_eq!(ask(&husk, "PUT", "vmm.shutdown", None), (204, None));
     assert_eq!(husk.child.wait().unwrap().code(), Some(0));
+}
+
+/// A refusal names the field of the body that was sent, wherever the device would have been in the VM's configuration.
+#[test]
+fn what_a_device_cannot_have_is_told_in_the_places_of_its_own_body() {
+    let husk = Husk::start(&[]);
+    assert_eq!(ask(&husk, "PUT", "vm.create", Some(&description(&husk))), (204, None));
+    assert_eq!(ask(&husk, "PUT", "vm.add-disk", Some(&disk("/d"))), (204, None));
+    for (name, field, value) in [
+        ("vm.add-disk", "iommu", json!(true)),
+        ("vm.add-disk", "vhost_user", json!(true)),
+        ("vm.add-disk", "image_type", json!("Qcow2")),
+        ("vm.add-disk", "pci_device_id", json!(9)),
+        ("vm.add-net", "vhost_mode", json!("Server")),
+    ] {
+        let mut body = disk("/e");
+        body["id"] = Value::Null;
+        body[field] = value.clone();
+        let (status, chain) = ask(&husk, "PUT", name, Some(&body));
+        let told = chain.unwrap()[0].as_str().unwrap().to_owned();
+        assert_eq!(status, 400, "{told}");
+        assert!(
+            told.starts_with(&format!("{field}: {value} is not supported, ")),
+            "{told}"
+        );
+    }
 }
 
 #[test]

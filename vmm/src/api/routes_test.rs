@@ -92,7 +92,7 @@ fn a_wrong_body_is_a_bad_request_that_says_what_is_wrong() {
         ),
         ("vm.resize", "null", "invalid type"),
         ("vm.resize", "{\"desired_vcpus\":-1}", "invalid value"),
-        ("vm.add-disk", "{}", "missing field `path`"),
+        ("vm.add-disk", "{\"path\":1}", "path: invalid type"),
         ("vm.add-fs", "{\"tag\":1}", "invalid type"),
         ("vm.add-vsock", "{\"socket\":\"/s\"}", "missing field `cid`"),
         ("vm.add-pmem", "{} trailing", "missing field `file`"),

@@ -13,6 +13,7 @@ use super::{null_is_default, null_is_urandom, null_is_yes, yes};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskConfig {
     /// A raw image file or a block device of the host.
+    #[serde(default, deserialize_with = "null_is_default")]
     pub path: PathBuf,
     /// Whether the guest may only read.
     #[serde(default, deserialize_with = "null_is_default")]

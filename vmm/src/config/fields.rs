@@ -1,20 +1,19 @@
 //! The names of the wire format's fields: a name that is none of them is told to whoever sent it, since it is probably misspelt.
 //!
 //! Fields that husk gives no meaning to are kept and echoed all the same ([`Rest`](super::Rest)): shims may send what a later Cloud
-//! Hypervisor has.
+//! Hypervisor has. `wire.txt` has the fields of the one that is known.
 
 use serde_json::Value;
 
-use super::unsupported as refused;
+use super::unsupported::{self as theirs, Foreign, Neutral, PCI};
 
 /// The fields of an object.
+#[derive(Debug)]
 pub struct Shape {
     /// Those that husk reads, with the objects that they hold.
     own: &'static [(&'static str, Option<&'static Shape>)],
-    /// Cloud Hypervisor's that are refused unless they are neutral.
-    pub(super) refused: &'static [&'static str],
-    /// Cloud Hypervisor's that have no effect.
-    ignored: &'static [&'static str],
+    /// Cloud Hypervisor's that husk gives no meaning to.
+    pub(super) foreign: &'static [&'static [Foreign]],
 }
 
 /// A field that no object of its kind has.
@@ -41,15 +40,8 @@ const fn of(name: &'static str, shape: &'static Shape) -> (&'static str, Option<
 }
 
 const fn shape(own: &'static [(&'static str, Option<&'static Shape>)]) -> Shape {
-    Shape {
-        own,
-        refused: &[],
-        ignored: &[],
-    }
+    Shape { own, foreign: &[] }
 }
-
-/// Where a device is to be on PCI: husk has one segment, and finds the place itself.
-const PLACE: &[&str] = &["pci_device_id", "pci_segment"];
 
 /// The body of `vm.create`.
 pub static VM: Shape = Shape {
@@ -66,13 +58,12 @@ pub static VM: Shape = Shape {
         of("pmem", &PMEM),
         own("pvpanic"),
         of("rng", &RNG),
-        of("serial", &CONSOLE),
+        of("serial", &SERIAL),
         of("vsock", &VSOCK),
     ],
-    refused: refused::VM,
-    ignored: &[],
+    foreign: &[theirs::VM],
 };
-static CPUS: Shape = Shape {
+pub(super) static CPUS: Shape = Shape {
     own: &[
         own("boot_vcpus"),
         own("max_phys_bits"),
@@ -80,16 +71,20 @@ static CPUS: Shape = Shape {
         own("nested"),
         of("topology", &TOPOLOGY),
     ],
-    refused: refused::CPUS,
-    ignored: &["features"],
+    foreign: &[theirs::CPUS],
 };
-static TOPOLOGY: Shape = shape(&[
+/// In `cpus`.
+pub(super) static FEATURES: Shape = Shape {
+    own: &[],
+    foreign: &[theirs::FEATURES],
+};
+pub(super) static TOPOLOGY: Shape = shape(&[
     own("cores_per_die"),
     own("dies_per_package"),
     own("packages"),
     own("threads_per_core"),
 ]);
-static MEMORY: Shape = Shape {
+pub(super) static MEMORY: Shape = Shape {
     own: &[
         own("acpi_only"),
         own("hotplug_method"),
@@ -102,18 +97,15 @@ static MEMORY: Shape = Shape {
         own("size"),
         own("thp"),
     ],
-    refused: refused::MEMORY,
-    ignored: &[],
+    foreign: &[theirs::MEMORY],
 };
-static PAYLOAD: Shape = Shape {
+pub(super) static PAYLOAD: Shape = Shape {
     own: &[own("cmdline"), own("initramfs"), own("kernel")],
-    refused: refused::PAYLOAD,
-    ignored: &[],
+    foreign: &[theirs::PAYLOAD],
 };
-static PLATFORM: Shape = Shape {
+pub(super) static PLATFORM: Shape = Shape {
     own: &[own("num_pci_segments")],
-    refused: refused::PLATFORM,
-    ignored: &["iommu_address_width", "oem_strings", "serial_number", "uuid"],
+    foreign: &[theirs::PLATFORM],
 };
 /// The body of `vm.add-disk`.
 pub static DISK: Shape = Shape {
@@ -130,8 +122,7 @@ pub static DISK: Shape = Shape {
         own("serial"),
         own("sparse"),
     ],
-    refused: refused::DISK,
-    ignored: &["disable_aio", "lock_granularity", "pci_device_id", "pci_segment"],
+    foreign: &[PCI, theirs::DISK],
 };
 /// The body of `vm.add-net`.
 pub static NET: Shape = Shape {
@@ -151,8 +142,7 @@ pub static NET: Shape = Shape {
         of("rate_limiter_config", &LIMITER),
         own("tap"),
     ],
-    refused: refused::NET,
-    ignored: &["pci_device_id", "pci_segment", "vhost_mode"],
+    foreign: &[PCI, theirs::NET],
 };
 /// The body of `vm.add-fs`.
 pub static FS: Shape = Shape {
@@ -176,28 +166,24 @@ pub static FS: Shape = Shape {
         own("writeback"),
         own("xattr"),
     ],
-    refused: refused::DEVICE,
-    ignored: PLACE,
+    foreign: &[PCI],
 };
 static ID_RANGE: Shape = shape(&[own("count"), own("guest"), own("host")]);
 /// The body of `vm.add-pmem`.
 pub static PMEM: Shape = Shape {
     own: &[own("discard_writes"), own("file"), own("id"), own("size")],
-    refused: refused::DEVICE,
-    ignored: PLACE,
+    foreign: &[PCI],
 };
 /// The body of `vm.add-vsock`.
 pub static VSOCK: Shape = Shape {
     own: &[own("backend"), own("cid"), own("id"), own("socket")],
-    refused: refused::DEVICE,
-    ignored: PLACE,
+    foreign: &[PCI],
 };
-static RNG: Shape = Shape {
+pub(super) static RNG: Shape = Shape {
     own: &[own("src")],
-    refused: refused::DEVICE,
-    ignored: PLACE,
+    foreign: &[PCI, theirs::RNG],
 };
-static BALLOON: Shape = Shape {
+pub(super) static BALLOON: Shape = Shape {
     own: &[
         own("deflate_on_oom"),
         own("free_page_reporting"),
@@ -205,24 +191,28 @@ static BALLOON: Shape = Shape {
         own("reclaim_keep"),
         own("size"),
     ],
-    refused: refused::DEVICE,
-    ignored: PLACE,
+    foreign: &[PCI, theirs::BALLOON],
 };
-static CONSOLE: Shape = Shape {
-    own: &[
-        own("file"),
-        own("identifier"),
-        own("journal"),
-        own("keep"),
-        own("limit"),
-        own("mode"),
-        own("socket"),
-    ],
-    refused: refused::DEVICE,
-    ignored: &[],
+/// Where a port leads.
+const PORT: &[(&str, Option<&Shape>)] = &[
+    own("file"),
+    own("identifier"),
+    own("journal"),
+    own("keep"),
+    own("limit"),
+    own("mode"),
+    own("socket"),
+];
+pub(super) static SERIAL: Shape = Shape {
+    own: PORT,
+    foreign: &[theirs::SERIAL],
 };
-static LIMITER: Shape = shape(&[of("bandwidth", &BUCKET), of("ops", &BUCKET)]);
-static BUCKET: Shape = shape(&[own("one_time_burst"), own("refill_time"), own("size")]);
+pub(super) static CONSOLE: Shape = Shape {
+    own: PORT,
+    foreign: &[PCI, theirs::CONSOLE],
+};
+pub(super) static LIMITER: Shape = shape(&[of("bandwidth", &BUCKET), of("ops", &BUCKET)]);
+pub(super) static BUCKET: Shape = shape(&[own("one_time_burst"), own("refill_time"), own("size")]);
 /// The body of `vm.resize`.
 pub static RESIZE: Shape = shape(&[
     own("containers_revision"),
@@ -241,8 +231,12 @@ impl Shape {
     /// Every name that an object of this kind may have.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
         let own = self.own.iter().map(|(name, _)| *name);
-        own.chain(self.refused.iter().copied())
-            .chain(self.ignored.iter().copied())
+        own.chain(self.foreign().map(|field| field.name))
+    }
+
+    /// Those that husk gives no meaning to.
+    pub(super) fn foreign(&self) -> impl Iterator<Item = &'static Foreign> {
+        self.foreign.iter().copied().flatten()
     }
 
     /// The fields of `body` that are not of this kind, the first few of them. Values that are `null` say nothing, whatever they are
@@ -266,12 +260,17 @@ impl Shape {
                     if found.len() >= MOST {
                         return;
                     }
-                    let inner = self.own.iter().find(|(known, _)| known == name);
-                    match inner {
-                        Some((_, Some(shape))) => shape.look(value, &format!("{place}{dot}{name}"), found),
-                        Some((_, None)) => {}
-                        None if self.names().any(|known| known == name) => {}
-                        None => {
+                    let own = self.own.iter().find(|(known, _)| known == name);
+                    let foreign = || self.foreign().find(|field| field.name == name);
+                    match (own, foreign()) {
+                        (Some((_, Some(shape))), _) => shape.look(value, &format!("{place}{dot}{name}"), found),
+                        (None, Some(field)) => {
+                            if let Neutral::Fields(shape) = &field.neutral {
+                                shape.look(value, &format!("{place}{dot}{name}"), found);
+                            }
+                        }
+                        (Some((_, None)), _) => {}
+                        (None, None) => {
                             let name: String = name.chars().take(NAME_CHARS).collect();
                             found.push(Unknown {
                                 nearest: self.nearest(&name),

@@ -33,6 +33,10 @@ fn a_misspelt_field_is_told_with_the_name_that_was_meant() {
         ]
     );
     assert_eq!(
+        unknown(&VM, &json!({"cpus": {"features": {"amx": false, "avx": true}}})),
+        [("cpus.features.avx".into(), Some("amx"))]
+    );
+    assert_eq!(
         unknown(&RESIZE, &json!({"desired_cpus": 2})),
         [("desired_cpus".into(), Some("desired_vcpus"))]
     );

@@ -369,3 +369,6 @@ fn null_is_urandom<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Err
 #[cfg(test)]
 #[path = "config_test.rs"]
 mod tests;
+
+#[cfg(test)]
+mod wire_test;

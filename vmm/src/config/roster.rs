@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::fields::{self, Shape};
 use super::json::{self, JsonError};
 use super::validate::ConfigError;
-use super::{DiskConfig, FsConfig, NetConfig, PmemConfig, Rest, VmConfig, VsockConfig};
+use super::{DiskConfig, FsConfig, NetConfig, PmemConfig, Rest, VmConfig, VsockConfig, unsupported};
 
 /// Where a [`VmConfig`] has the devices of one kind: any number of them, or one at most.
 trait Shelf<T> {
@@ -107,6 +107,13 @@ macro_rules! kinds {
                 }
             }
 
+            /// What was sent of it beside the fields that husk reads, and the names of all.
+            pub(super) fn rest(&self) -> (&Rest, &'static Shape) {
+                match self {
+                    $(Self::$kind(device) => (&device.rest, &fields::$shape),)*
+                }
+            }
+
             fn id_mut(&mut self) -> &mut Option<String> {
                 match self {
                     $(Self::$kind(device) => &mut device.id,)*
@@ -157,13 +164,14 @@ macro_rules! kinds {
                 self.ids().count() < before
             }
 
-            /// What was sent of each device beside the fields that husk reads, with the place of that in the configuration.
-            pub(super) fn device_rests(&self) -> Vec<(String, &Rest, &'static Shape)> {
-                let mut rests = Vec::new();
+            /// All devices, with the place of each in the configuration.
+            pub(super) fn placed_devices(&self) -> Vec<(String, NewDevice)> {
+                let mut devices = Vec::new();
                 $(for (number, device) in self.$field.iter().enumerate() {
-                    rests.push((place(&self.$field, stringify!($field), number), &device.rest, &fields::$shape));
+                    let place = place(&self.$field, stringify!($field), number);
+                    devices.push((place, NewDevice::$kind(device.clone())));
                 })*
-                rests
+                devices
             }
 
             /// Checks each device by itself, in the order of the rows.
@@ -185,6 +193,16 @@ kinds! {
 
 fn place<T, S: Shelf<T>>(_shelf: &S, field: &str, number: usize) -> String {
     S::place(field, number)
+}
+
+impl NewDevice {
+    /// Refuses the first field that asks for what husk does not have, by its name in the body that describes this device alone.
+    ///
+    /// # Errors
+    /// [`ConfigError::Unsupported`].
+    pub fn refuse_foreign(&self) -> Result<(), ConfigError> {
+        unsupported::refuse_device("", self)
+    }
 }
 
 impl VmConfig {
@@ -276,7 +294,7 @@ mod tests {
         let disk = NewDevice::Disk(DiskConfig::new("/a"));
         config.insert(disk.clone());
         assert!(!config.is_full_for(&disk));
-        let places: Vec<_> = config.device_rests().into_iter().map(|(place, ..)| place).collect();
+        let places: Vec<_> = config.placed_devices().into_iter().map(|(place, ..)| place).collect();
         assert_eq!(places, ["disks[0]", "vsock"]);
     }
 

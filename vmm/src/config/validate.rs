@@ -393,13 +393,12 @@ impl VmConfig {
         self.devices().count().saturating_add(own)
     }
 
-    /// Checks what a device can get wrong that comes to a VM which runs: its own fields, and what it has in common with others. The rest of
-    /// the machine is there, and may be larger by now than one that is to be built might be.
+    /// Checks what a device that is [in itself](NewDevice::refuse_foreign) as it may be can get wrong in a VM which runs: its own fields, and
+    /// what it has in common with others. The rest of the machine is there, and may be larger by now than one that is to be built might be.
     ///
     /// # Errors
     /// As [`VmConfig::validate`].
     pub fn validate_added(&self) -> Result<(), ConfigError> {
-        unsupported::refuse(self)?;
         self.validate_roster()
     }
 

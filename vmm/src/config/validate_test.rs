@@ -696,6 +696,14 @@ fn what_husk_cannot_honour_is_refused_by_name() {
             json!({"disks": [{"path": "/a", "image_type": "Qcow2"}]}),
             "disks[0].image_type",
         ),
+        (
+            json!({"disks": [{"vhost_user": true, "vhost_socket": "/s"}]}),
+            "disks[0].vhost_socket",
+        ),
+        (
+            json!({"disks": [{"path": null, "vhost_user": true}]}),
+            "disks[0].vhost_user",
+        ),
         (json!({"net": [{"vhost_user": true}]}), "net[0].vhost_user"),
         (
             json!({"fs": [{"tag": "t", "socket": "/s", "iommu": true}]}),
@@ -719,6 +727,13 @@ fn what_husk_cannot_honour_is_refused_by_name() {
     assert!(
         wire_error(threads).starts_with("cpus.topology: 2 threads x 4 cores x 1 dies x 1 packages is not supported")
     );
+}
+
+#[test]
+fn a_disk_without_a_path_is_one_without_an_image() {
+    for disk in [json!({}), json!({"path": null}), json!({"path": ""})] {
+        assert_eq!(wire_error(json!({"disks": [disk]})), "disk: no path given");
+    }
 }
 
 #[test]

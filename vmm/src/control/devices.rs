@@ -55,6 +55,7 @@ impl Controller {
                 "there is a {kind} device already, a VM has one at most"
             )));
         }
+        device.refuse_foreign().map_err(|e| of_config(&e))?;
         config.name(&mut device);
         config.insert(device.clone());
         let valid = match vm.machine() {
