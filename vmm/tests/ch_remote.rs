@@ -137,6 +137,33 @@ fn a_vm_is_described_and_given_devices_before_it_boots() {
     assert_eq!(husk.child.wait().unwrap().code(), Some(0));
 }
 
+/// The Go shim asks for a queue a vCPU for each disk that it plugs in, the Rust shim for as many pairs as it is configured with.
+#[test]
+fn a_device_may_have_a_queue_for_each_vcpu_of_a_large_pod() {
+    let husk = Husk::start(&[]);
+    let mut large = description(&husk);
+    large["cpus"] = json!({"boot_vcpus": 96, "max_vcpus": 96});
+    let mut initdata = disk("/initdata");
+    (initdata["id"], initdata["num_queues"]) = (Value::Null, json!(96));
+    large["disks"] = json!([initdata]);
+    assert_eq!(ask(&husk, "PUT", "vm.create", Some(&large)), (204, None));
+    for (name, body) in [
+        ("vm.add-disk", json!({"path": "/d", "num_queues": 255})),
+        ("vm.add-net", json!({"tap": "husk-none", "num_queues": 254})),
+        ("vm.add-fs", json!({"tag": "t", "socket": "/s", "num_queues": 254})),
+    ] {
+        assert_eq!(ask(&husk, "PUT", name, Some(&body)), (204, None), "{name}");
+        let mut more = body.clone();
+        more["num_queues"] = json!(256);
+        let (status, chain) = ask(&husk, "PUT", name, Some(&more));
+        let told = chain.unwrap()[0].to_string();
+        assert!(
+            status == 400 && told.contains("256") && told.contains("allowed"),
+            "{told}"
+        );
+    }
+}
+
 /// A refusal names the field of the body that was sent, wherever the device would have been in the VM's configuration.
 #[test]
 fn what_a_device_cannot_have_is_told_in_the_places_of_its_own_body() {
@@ -171,7 +198,9 @@ fn a_guest_is_booted_held_resized_and_ended() {
     let mut husk = Husk::start(&[]);
     let path = husk.folder.path().join("disk");
     fs::write(&path, [0; 4096]).unwrap();
-    let disk = disk(path.to_str().unwrap());
+    let mut disk = disk(path.to_str().unwrap());
+    // As many as a device can have.
+    disk["num_queues"] = json!(255);
     assert_eq!(ask(&husk, "PUT", "vm.create", Some(&description(&husk))), (204, None));
     for (method, name, body, status) in [
         ("PUT", "vm.boot", None, 204),

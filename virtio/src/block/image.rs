@@ -5,10 +5,10 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::BlockConfig;
 use super::limits::{self, Alignment, BlockSizes};
 use super::lock::FileLock;
 use super::scratch::BOUNCE_BYTES;
+use super::{BlockConfig, MAX_QUEUES};
 use crate::durability::Durability;
 
 /// The sector of virtio 1.2 §5.2.4: the unit of every offset and length, whatever the block size.
@@ -18,7 +18,7 @@ pub(super) const SECTOR_BYTES: u32 = 512;
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
     /// Number of queues out of range.
-    #[error("{0} queues: a disk has 1 to 64")]
+    #[error("{0} queues: a disk has 1 to {MAX_QUEUES}")]
     Queues(u16),
     /// Size of the queues not allowed.
     #[error("queue size {0} is not a power of two from 4 to 32768")]

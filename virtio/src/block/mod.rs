@@ -68,14 +68,15 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use crate::device::{Activation, ConfigAccess, Handler, Profile, StartError, VirtioDevice};
 use crate::rate_limit::{Limiter, LimiterConfig};
 use crate::threads::Duty;
+use crate::transport::pci::QUEUES_MAX;
 use config_space::{ConfigSpace, Writeback};
 use handler::QueueHandler;
 use image::Image;
 
 /// PCI class: mass storage controller, SCSI, as other virtio block devices report themselves.
 const PCI_CLASS: u32 = 0x01_00_00;
-/// Most queues of one disk.
-const MAX_QUEUES: u16 = 64;
+/// Most queues of one disk: those of any device.
+const MAX_QUEUES: u16 = QUEUES_MAX;
 /// Smallest queue: header, one data segment and status need three descriptors.
 const MIN_QUEUE_SIZE: u16 = 4;
 /// Largest queue (virtio 1.2 §2.7).
@@ -108,7 +109,7 @@ pub struct BlockConfig {
     pub readonly: bool,
     /// Bypass the host's page cache (`O_DIRECT`).
     pub direct: bool,
-    /// Number of request queues, each with its own I/O thread: 1 to 64.
+    /// Number of request queues, each with its own I/O thread once the driver enables it: 1 to 255.
     pub queues: u16,
     /// Entries of each queue: a power of two from 4 to 32768.
     pub queue_size: u16,

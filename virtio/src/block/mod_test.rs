@@ -23,8 +23,8 @@ fn configuration_out_of_range_is_refused_before_the_file_is_touched() {
         change(&mut config);
         Block::open(config).err().unwrap().to_string()
     };
-    assert_eq!(bad(|config| config.queues = 0), "0 queues: a disk has 1 to 64");
-    assert_eq!(bad(|config| config.queues = 65), "65 queues: a disk has 1 to 64");
+    assert_eq!(bad(|config| config.queues = 0), "0 queues: a disk has 1 to 255");
+    assert_eq!(bad(|config| config.queues = 256), "256 queues: a disk has 1 to 255");
     for size in [0, 1, 2, 3, 100, 65535] {
         let mut config = BlockConfig::new("/nonexistent");
         config.queue_size = size;

@@ -102,7 +102,7 @@ pub struct NetConfig {
     pub mac: [u8; MAC_BYTES],
     /// The link's largest packet, for the guest to know.
     pub mtu: Option<u16>,
-    /// Queue pairs, each with its own I/O thread: 1 to 32.
+    /// Queue pairs, each with its own I/O thread once the driver enables it: 1 to 127.
     pub pairs: u16,
     /// Entries of each queue: a power of two.
     pub queue_size: u16,

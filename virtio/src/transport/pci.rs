@@ -25,7 +25,8 @@ use crate::threads::Threads;
 use capability::Window;
 use common::Common;
 use doorbells::Doorbells;
-use layout::{BAR, COMMON, DEVICE, ISR, MSIX_PBA, MSIX_TABLE, NOTIFY, QUEUES_MAX};
+pub use layout::QUEUES_MAX;
+use layout::{BAR, COMMON, DEVICE, ISR, MSIX_PBA, MSIX_TABLE, NOTIFY};
 
 /// ISR status bits (virtio 1.2 §4.1.4.5).
 const ISR_QUEUE: u8 = 1 << 0;

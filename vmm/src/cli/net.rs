@@ -199,6 +199,6 @@ mod tests {
             message("tap=a,ops=0"),
             "ops is '0', allowed: how many a second, 1 or more"
         );
-        assert_eq!(message("tap=a,queues=40000"), "queues is 40000, allowed: 1 to 32");
+        assert_eq!(message("tap=a,queues=40000"), "queues is 40000, allowed: 1 to 127");
     }
 }

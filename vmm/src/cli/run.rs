@@ -140,7 +140,7 @@ pub struct RunArgs {
     ///   path=FILE        the image or block device (needed)
     ///   readonly=on      the guest may only read
     ///   direct=on        bypass the host's page cache (O_DIRECT)
-    ///   queues=N         virtqueues, 1 to 64 (default 1)
+    ///   queues=N         virtqueues, 1 to 255 (default 1)
     ///   queue_size=N     entries of each, 16 to 1024 (default 128)
     ///   id=NAME          name; the guest reads 20 characters of it as serial number
     ///   discard=on       let the guest give space back to the host
@@ -159,7 +159,7 @@ pub struct RunArgs {
     ///   tap=NAME         the tap; made, until husk ends, if there is none and this user may
     ///   fd=N             a tap that is already open; with several queues fd=N:M:...
     ///   mac=MAC          the guest's address (default: a random one)
-    ///   queues=N         pairs of queues, 1 to 32 (default 1, or one a descriptor)
+    ///   queues=N         pairs of queues, 1 to 127 (default 1, or one a descriptor)
     ///   queue_size=N     entries of each, 16 to 1024 (default 256)
     ///   mtu=N            largest packet that the guest may send, 68 to 65535
     ///   id=NAME          the device's name
@@ -180,7 +180,7 @@ pub struct RunArgs {
     ///   tag=NAME         the name to mount by, up to 36 bytes (needed)
     ///   dir=DIR          the folder, served by husk; nothing outside of it can be reached
     ///   socket=PATH      where the process listens that serves one; either this or dir is needed
-    ///   queues=N         request queues, 1 to 64 (default 1; with dir up to one a vCPU)
+    ///   queues=N         request queues, 1 to 254 (default 1; with dir up to one a vCPU)
     ///   queue_size=N     entries of each, 16 to 1024 (default 1024)
     ///   id=NAME          the device's name
     ///

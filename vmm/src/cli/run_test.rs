@@ -216,7 +216,7 @@ fn impossible_machines_are_refused_before_anything_starts() {
     );
     assert_eq!(
         unusable(&["--disk", "path=/d,queues=0"]),
-        "disk /d: 0 queues asked for, 1 to 64 allowed"
+        "disk /d: 0 queues asked for, 1 to 255 allowed"
     );
     assert_eq!(
         unusable(&["--disk", "path=/d,id=x", "--disk", "path=/e,id=x"]),

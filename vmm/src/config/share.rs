@@ -1,13 +1,15 @@
 //! What makes a folder of the host one that a guest can mount.
 
+use husk_virtio::transport::pci::QUEUES_MAX;
+
 use super::path;
 use super::roster::first_twice;
 use super::translation;
 use super::validate::{ConfigError, QUEUE_SIZES};
 use super::{FsConfig, VmConfig};
 
-/// The most request queues of a file system device.
-pub const MAX_FS_QUEUES: u16 = 64;
+/// The most request queues of a file system device, beside the one for urgent requests.
+pub const MAX_FS_QUEUES: u16 = QUEUES_MAX - 1;
 /// The most bytes of its tag (virtio 1.2 §5.11.4).
 const MAX_TAG_BYTES: usize = husk_virtio::fs::TAG_BYTES;
 
@@ -221,7 +223,7 @@ mod tests {
         );
         assert_eq!(
             with(|fs| fs.num_queues = 0),
-            "fs share: 0 request queues asked for, 1 to 64 allowed"
+            "fs share: 0 request queues asked for, 1 to 254 allowed"
         );
         assert_eq!(
             with(|fs| fs.queue_size = 2048),

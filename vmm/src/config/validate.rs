@@ -3,6 +3,7 @@
 use husk_firmware::{CommandLine, layout};
 use husk_virtio::block::{ID_BYTES, is_serial};
 use husk_virtio::net::check_tap_name;
+use husk_virtio::transport::pci::QUEUES_MAX;
 use husk_virtio::vsock::CIDS;
 
 use super::path::{self, PathError};
@@ -20,11 +21,10 @@ use crate::memory::{BLOCK_BYTES as PMEM_UNIT_BYTES, Reserved};
 pub const PAGE_BYTES: u64 = 4096;
 /// The least RAM that holds the boot structures below 1 MiB and a payload above them.
 pub const MIN_MEMORY_BYTES: u64 = 2 << 20;
-/// The most virtqueues of a disk.
-pub const MAX_DISK_QUEUES: u16 = 64;
-
-/// The most pairs of virtqueues of a network device.
-pub const MAX_NET_PAIRS: u16 = 32;
+/// The most virtqueues of a disk: as many as a device can have. Shims ask for one a vCPU, whatever the guest makes use of.
+pub const MAX_DISK_QUEUES: u16 = QUEUES_MAX;
+/// The most pairs of virtqueues of a network device, beside the queue for commands.
+pub const MAX_NET_PAIRS: u16 = (QUEUES_MAX - 1) / 2;
 /// The smallest MTU that IP works with (RFC 791).
 const MIN_MTU: u16 = 68;
 

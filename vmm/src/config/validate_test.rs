@@ -198,11 +198,11 @@ fn an_id_that_is_empty_is_none() {
 fn disk_queues_are_bounded() {
     assert_eq!(
         error(|c| c.disks[1].num_queues = 0),
-        "disk /b: 0 queues asked for, 1 to 64 allowed"
+        "disk /b: 0 queues asked for, 1 to 255 allowed"
     );
     assert_eq!(
-        error(|c| c.disks[0].num_queues = 65),
-        "disk /a: 65 queues asked for, 1 to 64 allowed"
+        error(|c| c.disks[0].num_queues = 256),
+        "disk /a: 256 queues asked for, 1 to 255 allowed"
     );
     for size in [0, 1, 8, 100, 1025, 2048, u16::MAX] {
         assert_eq!(
@@ -763,11 +763,11 @@ fn network_queues_come_in_pairs_of_a_size_that_rings_have() {
         config.validate(Limits::ARCHITECTURE).map_err(|error| error.to_string())
     };
     assert_eq!(
-        message(json!({"tap": "t", "num_queues": 64, "queue_size": 1024})),
+        message(json!({"tap": "t", "num_queues": 254, "queue_size": 1024})),
         Ok(())
     );
-    for queues in [0, 1, 3, 66] {
-        let expected = format!("net t: {queues} queues asked for, 2 to 64 allowed, two for each pair");
+    for queues in [0, 1, 3, 255, 256] {
+        let expected = format!("net t: {queues} queues asked for, 2 to 254 allowed, two for each pair");
         assert_eq!(message(json!({"tap": "t", "num_queues": queues})), Err(expected));
     }
     for size in [0, 8, 255, 2048] {

@@ -38,8 +38,8 @@ pub(super) const DEVICE: u32 = 0x2000;
 pub(super) const NOTIFY: u32 = 0x3000;
 pub(super) const MSIX_TABLE: u32 = 0x4000;
 pub(super) const MSIX_PBA: u32 = 0x5000;
-/// A page of the MSI-X table has 256 entries, one of which is the configuration's.
-pub(super) const QUEUES_MAX: u16 = 255;
+/// The most queues of a device: a page of the MSI-X table has 256 entries, one of which is the configuration's.
+pub const QUEUES_MAX: u16 = 255;
 
 /// Who the function says it is.
 ///
