@@ -56,6 +56,45 @@ fn it_starts_as_the_rust_shim_starts_it_and_ends_when_told() {
     assert_eq!(out, "");
 }
 
+/// Shims ask for all the memory of the host, which may be more than the guest has addresses for.
+#[test]
+fn of_memory_that_may_come_a_vm_has_what_there_are_addresses_for() {
+    let mut husk = Husk::start(&[]);
+    let mut client = husk.client();
+    for (bits, asked, most) in [(46, 9_u64 << 40, (8_u64 << 40) - (2 << 30)), (40, 768 << 30, 512 << 30)] {
+        let mut body = vm();
+        body["cpus"] = json!({"boot_vcpus": 1, "max_vcpus": 8, "max_phys_bits": bits});
+        body["memory"] = json!({"size": 2_u64 << 30, "hotplug_method": "Acpi", "hotplug_size": asked, "shared": true});
+        assert_eq!(client.put("vm.create", Some(body.clone())), (204, Value::Null));
+        let config = client.get("vm.info").1["config"].clone();
+        let fits = config["memory"]["hotplug_size"].as_u64().unwrap();
+        // A host may have narrower addresses.
+        assert!((1..=most - (2 << 30)).contains(&fits), "{bits}: {fits}");
+        // RAM that grows before the boot leaves less.
+        assert_eq!(
+            client.put("vm.resize", Some(json!({"desired_ram": 8_u64 << 30}))),
+            (204, Value::Null)
+        );
+        let less = client.get("vm.info").1["config"]["memory"]["hotplug_size"].as_u64();
+        assert!(less.unwrap() < fits, "{less:?}");
+        assert_eq!(client.put("vm.delete", None), (204, Value::Null));
+        // What was told can be asked for.
+        body["memory"]["hotplug_size"] = json!(fits);
+        assert_eq!(client.put("vm.create", Some(body)), (204, Value::Null));
+        assert_eq!(client.get("vm.info").1["config"]["memory"]["hotplug_size"], fits);
+        assert_eq!(client.put("vm.delete", None), (204, Value::Null));
+    }
+    husk.shut_down();
+    let mut said = String::new();
+    husk.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    let warnings: Vec<_> = said.lines().filter(|line| line.contains("hotplug_size")).collect();
+    assert_eq!(warnings.len(), 2, "{said}");
+    assert!(
+        warnings[1].contains("not 768 GiB, there are addresses for no more"),
+        "{said}"
+    );
+}
+
 #[test]
 fn it_is_the_same_by_the_name_of_cloud_hypervisor_and_without_any_stdio() {
     let folder = tempfile::tempdir().unwrap();

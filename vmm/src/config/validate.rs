@@ -378,7 +378,8 @@ impl VmConfig {
         limits.phys_bits.min(self.cpus.max_phys_bits)
     }
 
-    /// Has as much of what may come later as there are addresses for beside RAM that has grown since it was [validated](Self::validate).
+    /// Has as much of what may come later as there are addresses for: beside RAM that has grown since it was [validated](Self::validate), or
+    /// where clients ask for all that the host has.
     pub fn fit_hotplug(&mut self, limits: Limits) {
         let room = self.own_limits(limits).room_beside(&self.memory);
         self.memory.hotplug_size = self.memory.hotplug_size.map(|more| more.min(room));

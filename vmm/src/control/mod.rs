@@ -37,7 +37,7 @@ use husk_virtio::threads::Threads;
 use serde_json::{Value, json};
 
 use crate::api::{self, ApiError, Command, Execute, Info, Kind, Outcome, Reply, Resize, Responder, VmInfo};
-use crate::config::{ConfigError, Limits, RunOptions, VmConfig};
+use crate::config::{ConfigError, Limits, RunOptions, Size, VmConfig};
 use crate::events::Events;
 use crate::kvm::Kvm;
 use crate::machine::{BuildError, Counted, Ending, Machine, STOP_DEADLINE, Tail, net};
@@ -351,7 +351,11 @@ impl Controller {
         }
         self.options.reclaim.apply(&mut config);
         self.options.hotplug.apply(&mut config.memory);
-        config.validate(self.limits()).map_err(|e| of_config(&e))?;
+        let limits = self.limits();
+        // Shims ask for all that the host has, whatever the pod may come to: beyond that there is nothing to be refused.
+        let asked = config.memory.hotplug_size;
+        config.fit_hotplug(limits);
+        config.validate(limits).map_err(|e| of_config(&e))?;
         config
             .validate_beside(&self.options.own_sockets)
             .map_err(|e| of_config(&e))?;
@@ -359,6 +363,16 @@ impl Controller {
         let nets = config.net.iter().try_for_each(|net| net::check(net, 0));
         nets.map_err(of_build)?;
         let vm = Vm::new(config);
+        let fits = vm.config().memory.hotplug_size;
+        if let (Some(asked), Some(fits)) = (asked, fits)
+            && fits < asked
+        {
+            log::warn!(
+                "vm.create: memory.hotplug_size is {} and not {}, there are addresses for no more",
+                Size(fits),
+                Size(asked)
+            );
+        }
         log::info!("vm.create: {}", life::described(vm.config()));
         self.vm = Some(vm);
         self.publish();

@@ -179,7 +179,10 @@ fn resize_config(config: &mut VmConfig, wanted: Resize, limits: Limits) -> Resul
         ResizeError::check_vcpus(found, config.cpus.max_vcpus).map_err(|e| refused(&e))?;
         config.cpus.boot_vcpus = found;
     }
-    config.memory.size = wanted.desired_ram.unwrap_or(config.memory.size);
+    if let Some(bytes) = wanted.desired_ram {
+        config.memory.size = bytes;
+        config.fit_hotplug(limits);
+    }
     match (&mut config.balloon, wanted.desired_balloon) {
         (Some(balloon), Some(bytes)) => balloon.size = bytes,
         (None, Some(_)) => return Err(refused(&ResizeError::NoBalloon)),
