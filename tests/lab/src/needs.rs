@@ -11,6 +11,7 @@ use std::path::Path;
 
 use rustix::fs::{CWD, FileType, IFlags, Mode, XattrFlags};
 use rustix::net::SendFlags;
+use rustix::thread::{CoreSchedulingScope, core_scheduling_cookie, gettid};
 
 use crate::command::{command, find, output};
 use crate::host::{self, Host};
@@ -29,7 +30,7 @@ const fn need(name: &'static str, is_here: fn() -> bool) -> Need {
 }
 
 /// All that tests may need. Where tests make files is the folder for temporary ones.
-const NEEDS: [Need; 34] = [
+const NEEDS: [Need; 35] = [
     need("a native host", || true),
     need("root", is_root),
     // Devices.
@@ -45,6 +46,7 @@ const NEEDS: [Need; 34] = [
     need("user namespaces", || mounts(&["--user", "--map-root-user"])),
     need("a network namespace", || succeeds("unshare", &["--net", "true"])),
     need("io_uring", sys::has_io_uring),
+    need("core scheduling", has_core_scheduling),
     need("data out of band on Unix sockets", has_out_of_band),
     need("overlayfs", || knows_module("overlay")),
     need("btrfs", || knows_module("btrfs")),
@@ -103,6 +105,10 @@ pub fn excuses(reason: &str, host: Host) -> bool {
 }
 
 /// Root over all users, and not just in a namespace.
+fn has_core_scheduling() -> bool {
+    core_scheduling_cookie(gettid(), CoreSchedulingScope::Thread).is_ok()
+}
+
 fn is_root() -> bool {
     let users = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     rustix::process::geteuid().is_root() && users.split_whitespace().any(|count| count == "4294967295")

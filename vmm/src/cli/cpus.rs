@@ -1,10 +1,12 @@
 //! The value of `--cpus`.
 
+use clap::ValueEnum;
+
 use super::pairs::{PairsError, parse_pairs_after};
-use crate::config::CpusConfig;
+use crate::config::{CoreScheduling, CpusConfig};
 
 /// Every key, in the order in which help and errors list them.
-const KEYS: [&str; 2] = ["boot", "max"];
+const KEYS: [&str; 3] = ["boot", "max", "core_scheduling"];
 const ALLOWED: &str = "a whole number from 1 up to what KVM offers";
 
 /// Why a text describes no vCPUs.
@@ -24,15 +26,22 @@ pub enum CpusArgError {
         /// Its value.
         found: String,
     },
+    /// Nobody who could share a core.
+    #[error("core_scheduling is '{0}', allowed: vm, vcpu, off")]
+    Cores(String),
 }
 
-/// Reads `N`, or `boot=N,max=N`, of which `boot=` may be left out.
+/// Reads `N`, or `boot=N,max=N,core_scheduling=WHO`, of which `boot=` may be left out.
 pub fn parse_cpus(text: &str) -> Result<CpusConfig, CpusArgError> {
     if !text.contains(['=', ',']) {
         return Ok(CpusConfig::fixed(text.parse().map_err(|_| CpusArgError::Alone)?));
     }
-    let (mut boot, mut max) = (1, None);
+    let (mut boot, mut max, mut cores) = (1, None, CoreScheduling::default());
     for (key, found) in parse_pairs_after("boot", text, &KEYS)? {
+        if key == "core_scheduling" {
+            cores = CoreScheduling::from_str(&found, false).map_err(|_| CpusArgError::Cores(found))?;
+            continue;
+        }
         let number = found.parse().map_err(|_| CpusArgError::Number { key, found })?;
         match key {
             "boot" => boot = number,
@@ -41,6 +50,7 @@ pub fn parse_cpus(text: &str) -> Result<CpusConfig, CpusArgError> {
     }
     let mut cpus = CpusConfig::fixed(boot);
     cpus.max_vcpus = max.unwrap_or(boot);
+    cpus.core_scheduling = cores;
     Ok(cpus)
 }
 
@@ -64,6 +74,15 @@ mod tests {
     }
 
     #[test]
+    fn cores_are_shared_as_is_said() {
+        let shared = |text| parse_cpus(text).unwrap().core_scheduling;
+        assert_eq!(shared("2"), CoreScheduling::Vm);
+        assert_eq!(shared("core_scheduling=vm"), CoreScheduling::Vm);
+        assert_eq!(shared("boot=2,core_scheduling=vcpu"), CoreScheduling::Vcpu);
+        assert_eq!(shared("boot=2,core_scheduling=off"), CoreScheduling::Off);
+    }
+
+    #[test]
     fn errors_name_the_key() {
         let message = |text| parse_cpus(text).unwrap_err().to_string();
         assert_eq!(message("many"), "allowed: a whole number from 1 up to what KVM offers");
@@ -71,6 +90,10 @@ mod tests {
             message("boot=-1"),
             "boot is '-1', allowed: a whole number from 1 up to what KVM offers"
         );
-        assert!(message("bot=1").starts_with("unknown key 'bot', allowed: boot, max"));
+        assert!(message("bot=1").starts_with("unknown key 'bot', allowed: boot, max, core_scheduling"));
+        assert_eq!(
+            message("core_scheduling=Core"),
+            "core_scheduling is 'Core', allowed: vm, vcpu, off"
+        );
     }
 }

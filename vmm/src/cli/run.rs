@@ -93,8 +93,15 @@ pub struct RunArgs {
     #[command(flatten)]
     pub pod: PodArgs,
 
-    /// Number of vCPUs, or boot=N,max=N: those of the start, and as many as there may be [default: 1, or what --pod asks for]
-    #[arg(short, long, value_name = "N", value_parser = parse_cpus, help_heading = "Machine")]
+    /// Number of vCPUs, or boot=N,max=N,...: those of the start, and as many as there may be [default: 1, or what --pod asks for]
+    ///
+    /// Keys:
+    ///
+    ///   boot=N               those of the start (default 1)
+    ///   max=N                as many as there may be (default: as many as at the start)
+    ///   core_scheduling=WHO  who may run on the other hardware threads of a core of the host while a vCPU runs on one:
+    ///                        vm, other vCPUs of the VM (default), vcpu, nobody, or off, everybody
+    #[arg(short, long, value_name = "N", value_parser = parse_cpus, verbatim_doc_comment, help_heading = "Machine")]
     #[arg(allow_negative_numbers = true)]
     pub cpus: Option<CpusConfig>,
 

@@ -15,7 +15,7 @@ use super::log::LogArgs;
 use super::memory::parse_method;
 use super::reclaim::parse_reclaim;
 use crate::api::Server;
-use crate::config::{Hotplug, OwnSockets, Reclaim, ResizeTimeout, RunOptions};
+use crate::config::{CoreScheduling, Hotplug, OwnSockets, Reclaim, ResizeTimeout, RunOptions};
 use crate::control::{self, Exit};
 use crate::events::Events;
 use crate::process::inherited;
@@ -68,6 +68,12 @@ pub struct ServeArgs {
     /// For those whose client asks for Acpi, as all shims do, and does not set acpi_only.
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = parse_method, help_heading = "Serve the API")]
     pub hotplug_method: Hotplug,
+
+    /// Who may run on a core of the host while a vCPU does, where a core has several hardware threads
+    ///
+    /// For VMs whose client asks for nothing else than the default, as all shims do.
+    #[arg(long, value_enum, value_name = "WHO", default_value_t = CoreScheduling::Vm, help_heading = "Serve the API")]
+    pub core_scheduling: CoreScheduling,
 
     /// Log more: -v for information, -vv to debug, -vvv for everything
     #[arg(short, long = "verbose", action = ArgAction::Count, help_heading = "Serve the API")]
@@ -206,6 +212,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Exit, Failure> {
         resize_timeout: ResizeTimeout(Duration::from_millis(args.resize_timeout)),
         reclaim: args.reclaim,
         hotplug: args.hotplug_method,
+        core_scheduling: args.core_scheduling,
         own_sockets: doors.own_sockets(),
         ..RunOptions::default()
     };

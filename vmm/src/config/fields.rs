@@ -66,6 +66,7 @@ pub static VM: Shape = Shape {
 pub(super) static CPUS: Shape = Shape {
     own: &[
         own("boot_vcpus"),
+        own("core_scheduling"),
         own("max_phys_bits"),
         own("max_vcpus"),
         own("nested"),

@@ -5,6 +5,7 @@
 //! done with it, and refuses by name what husk cannot honour.
 
 mod console;
+mod cores;
 mod device;
 pub mod fields;
 mod fs;
@@ -27,6 +28,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use console::{ConsoleConfig, ConsoleMode, MAX_KEEP, MIN_LIMIT_BYTES};
+pub use cores::CoreScheduling;
 pub use device::{
     Backend, BalloonConfig, DiskConfig, NetConfig, PmemConfig, RateLimiterConfig, RngConfig, TokenBucketConfig,
     VsockConfig,
@@ -137,6 +139,9 @@ pub struct CpusConfig {
         deserialize_with = "CpusConfig::null_is_phys_bits"
     )]
     pub max_phys_bits: u8,
+    /// Who may share a core of the host with one of them.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub core_scheduling: CoreScheduling,
     /// Everything else.
     #[serde(flatten)]
     pub rest: Rest,
@@ -151,6 +156,7 @@ impl CpusConfig {
             topology: None,
             nested: true,
             max_phys_bits: Self::usual_phys_bits(),
+            core_scheduling: CoreScheduling::default(),
             rest: Rest::default(),
         }
     }

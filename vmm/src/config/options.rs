@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Hotplug, OwnSockets, Reclaim};
+use super::{CoreScheduling, Hotplug, OwnSockets, Reclaim};
 use crate::machine::Tail;
 use crate::seccomp::Mode;
 use crate::trace::Trace;
@@ -29,6 +29,8 @@ pub struct RunOptions {
     pub hotplug: Hotplug,
     /// What is noted of the containers of this process's own VM when its guest begins (`vm.containers`).
     pub containers: Value,
+    /// Who may share cores of the host with their vCPUs, unless their configuration says.
+    pub core_scheduling: CoreScheduling,
     /// Where this process listens itself.
     pub own_sockets: OwnSockets,
     /// Takes the phases of the run. Off unless somebody will read it.

@@ -83,7 +83,6 @@ pub(super) const VM: &[Foreign] = &[
 ];
 pub(super) const CPUS: &[Foreign] = &[
     empty("affinity"),
-    foreign("core_scheduling", Neutral::Words(&["Vm", "Off"])),
     foreign("features", Neutral::Fields(&fields::FEATURES)),
     off("kvm_hyperv"),
     foreign("profile", Neutral::Words(&["Host"])),

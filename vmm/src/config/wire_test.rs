@@ -240,7 +240,7 @@ fn no_other_value_is_without_effect_unless_the_documents_say_so() {
             }
             other => panic!("{line}: {other}"),
         }
-        if foreign.is_some_and(|foreign| foreign.neutral.has_several() && foreign.name != "core_scheduling") {
+        if foreign.is_some_and(|foreign| foreign.neutral.has_several()) {
             assert_eq!(field.outcome, "without-effect", "{line}");
         }
     }

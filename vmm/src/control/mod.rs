@@ -351,6 +351,7 @@ impl Controller {
         }
         self.options.reclaim.apply(&mut config);
         self.options.hotplug.apply(&mut config.memory);
+        self.options.core_scheduling.apply(&mut config.cpus);
         let limits = self.limits();
         // Shims ask for all that the host has, whatever the pod may come to: beyond that there is nothing to be refused.
         let asked = config.memory.hotplug_size;

@@ -81,7 +81,15 @@ fn guest(boot: u32, max: u32) -> Option<Guest> {
     let news = News::new().unwrap();
     let board = Arc::new(Board::new(EventFd::new(EFD_NONBLOCK).unwrap()));
     let kicker = Kicker::install().unwrap();
-    let cpus = Cpus::prepare(boot, max, &board, kicker, Mode::Off, &Trace::default(), &news.waker()).unwrap();
+    let cpus = Cpus::prepare(
+        &up_to(boot, max),
+        &board,
+        kicker,
+        Mode::Off,
+        &Trace::default(),
+        &news.waker(),
+    )
+    .unwrap();
     let mut guest = Guest {
         cpus,
         vm,
@@ -172,13 +180,28 @@ impl Guest {
     }
 }
 
+fn up_to(boot_vcpus: u32, max_vcpus: u32) -> CpusConfig {
+    CpusConfig {
+        boot_vcpus,
+        max_vcpus,
+        ..CpusConfig::default()
+    }
+}
+
 /// Threads for `boot` of `max` vCPUs that never come, so that whatever is asked of one is not done before its thread ends. Needs no
 /// KVM.
 fn without_vcpus(boot: u32, max: u32) -> (Cpus, News) {
     let news = News::new().unwrap();
     let board = Arc::new(Board::new(EventFd::new(EFD_NONBLOCK).unwrap()));
     let kicker = Kicker::install().unwrap();
-    let cpus = Cpus::prepare(boot, max, &board, kicker, Mode::Off, &Trace::default(), &news.waker());
+    let cpus = Cpus::prepare(
+        &up_to(boot, max),
+        &board,
+        kicker,
+        Mode::Off,
+        &Trace::default(),
+        &news.waker(),
+    );
     (cpus.unwrap(), news)
 }
 

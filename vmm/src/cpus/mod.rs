@@ -10,6 +10,7 @@
 //! Nothing here waits: vCPUs are asked, and the waker is woken when one has come where it was asked to. A vCPU cannot be taken back from
 //! KVM, so one that is unplugged is kept for the time when it comes again. Its thread ends: what a pod does not have costs it nothing.
 
+mod cores;
 mod handover;
 
 use std::cell::Cell;
@@ -19,6 +20,7 @@ use std::task::Waker;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use crate::config::CpusConfig;
 use crate::cpu_time;
 use crate::kvm::{Kicker, KvmError, Stats, Topology, Vcpu, VcpuExit, Vm};
 use crate::machine::board::{Board, Ending};
@@ -26,6 +28,7 @@ use crate::metrics;
 use crate::seccomp::{Mode, Role};
 use crate::trace::Trace;
 
+use cores::Cores;
 use handover::{Handover, Order};
 
 /// A vCPU thread needs little: the run loop, a device's register write, and what a panic message takes.
@@ -92,6 +95,7 @@ pub enum AddError {
 struct Common {
     board: Arc<Board>,
     kicker: Kicker,
+    cores: Cores,
     seccomp: Mode,
     trace: Trace,
     waker: Waker,
@@ -117,15 +121,14 @@ struct Thread {
 }
 
 impl Cpus {
-    /// Starts a thread for each of the first `boot` of `max` vCPUs, confined as `seccomp` says, while the rest of the machine is still
+    /// Starts a thread for each vCPU that `config` has at the start, confined as `seccomp` says, while the rest of the machine is still
     /// being built: neither the thread nor its filter is waited for when the guest can run. `waker` is woken by every thread that has
     /// come where it was asked to.
     ///
     /// # Errors
     /// What the host says when it has no thread left; those already started end.
     pub fn prepare(
-        boot: u32,
-        max: u32,
+        config: &CpusConfig,
         board: &Arc<Board>,
         kicker: Kicker,
         seccomp: Mode,
@@ -136,16 +139,17 @@ impl Cpus {
             common: Common {
                 board: board.clone(),
                 kicker,
+                cores: Cores::new(config.core_scheduling),
                 seccomp,
                 trace: trace.clone(),
                 waker: waker.clone(),
             },
-            places: (0..max).map(|_| Place::default()).collect(),
+            places: (0..config.max_vcpus).map(|_| Place::default()).collect(),
             started: false,
             order: Order::Wait,
             tsc_offset: None,
         };
-        for (id, place) in (0..boot).zip(&mut cpus.places) {
+        for (id, place) in (0..config.boot_vcpus).zip(&mut cpus.places) {
             place.thread = Some(cpus.common.start(id, Order::Wait)?);
         }
         Ok(cpus)
@@ -383,6 +387,10 @@ impl Common {
     /// A vCPU's thread.
     fn serve(&self, id: u32, handover: &Handover<Vcpu>) {
         let _presence = handover.presence();
+        if let Err(error) = self.cores.join(id) {
+            let why = format!("vCPU {id}: cannot have it share cores with its VM alone: {error}");
+            return self.board.end(Ending::Failed(why));
+        }
         if let Err(error) = self.seccomp.enter(Role::Vcpu) {
             return self.board.end(Ending::Failed(format!("vCPU {id}: {error:?}")));
         }

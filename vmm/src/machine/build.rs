@@ -141,7 +141,7 @@ impl Machine {
             let board = Arc::new(Board::new(ended.try_clone().map_err(host("duplicate an eventfd"))?));
             board.set_memory(memory.clone());
             let kicker = Kicker::install().map_err(host("install the signal that interrupts vCPUs"))?;
-            let cpus = Cpus::prepare(boot, max, &board, kicker, options.seccomp, trace, &threads.waker())
+            let cpus = Cpus::prepare(&config.cpus, &board, kicker, options.seccomp, trace, &threads.waker())
                 .map_err(host("start the vCPU threads"))?;
 
             vm.create_irqchip(max, layout::KVM_TSS)?;

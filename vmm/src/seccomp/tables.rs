@@ -5,7 +5,8 @@
 use libc::{
     CLONE_FS, CLONE_SIGHAND, CLONE_THREAD, CLONE_VM, F_ADD_SEALS, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_OFD_GETLK,
     F_OFD_SETLK, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED, MADV_HUGEPAGE, MADV_MERGEABLE, MADV_POPULATE_WRITE,
-    PR_GET_NAME, PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_VMA,
+    PR_GET_NAME, PR_SCHED_CORE, PR_SCHED_CORE_CREATE, PR_SCHED_CORE_SHARE_FROM, PR_SET_NAME, PR_SET_NO_NEW_PRIVS,
+    PR_SET_VMA,
 };
 
 use super::policy::{Check, Policy, Rule, Values, any, one_of, only, without};
@@ -68,12 +69,13 @@ pub(super) fn policy(role: Role, pid: u32) -> Policy {
 
 /// Every list of rules below, with its name.
 #[cfg(test)]
-pub(super) const GROUPS: [(&str, &[Rule]); 21] = [
+pub(super) const GROUPS: [(&str, &[Rule]); 22] = [
     ("EVERY", EVERY),
     ("THREADS", THREADS),
     ("EVENT_LOOP", EVENT_LOOP),
     ("CONTROL", CONTROL),
     ("VCPU", VCPU),
+    ("VCPU_SETUP", VCPU_SETUP),
     ("LOADER", LOADER),
     ("API", API),
     ("SETUP", SETUP),
@@ -95,7 +97,7 @@ pub(super) const GROUPS: [(&str, &[Rule]); 21] = [
 pub(super) fn groups(role: Role) -> &'static [&'static [Rule]] {
     match role {
         // With what the threads need that it starts: vCPUs, loader, API.
-        Role::Control => &[EVERY, THREADS, EVENT_LOOP, CONTROL, VCPU, LOADER, IO, API],
+        Role::Control => &[EVERY, THREADS, EVENT_LOOP, CONTROL, VCPU, VCPU_SETUP, LOADER, IO, API],
         Role::EventLoop => &[EVERY, EVENT_LOOP],
         // With what the threads of all devices need.
         Role::Spawner => &[
@@ -223,6 +225,15 @@ const VCPU: &[Rule] = &[
     // The console, when standard output is full: the main thread goes on when there is room.
     any(libc::SYS_epoll_ctl),
 ];
+
+/// What a vCPU's thread sets up before it has its role: with whom it shares a core.
+const VCPU_SETUP: &[Rule] = &[only(
+    libc::SYS_prctl,
+    &[
+        one_of(0, &[n(PR_SCHED_CORE)]),
+        one_of(1, &[n(PR_SCHED_CORE_CREATE), n(PR_SCHED_CORE_SHARE_FROM)]),
+    ],
+)];
 
 /// What the thread of every device does, once its handler is set up.
 const IO: &[Rule] = &[

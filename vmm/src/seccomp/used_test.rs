@@ -42,7 +42,7 @@ fn threads(group: &str) -> &'static [&'static str] {
         "FILES" | "FILES_SETUP" | "FILES_WALLS" => &["files"],
         "MEM" => &["mem"],
         "BALLOON" => &["balloon"],
-        "VCPU" => &["vcpu"],
+        "VCPU" | "VCPU_SETUP" => &["vcpu"],
         "LOADER" => &["loader"],
         "API" => &["api"],
         "CONTROL" | "EVENT_LOOP" => &["husk"],
