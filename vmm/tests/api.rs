@@ -147,7 +147,8 @@ fn husks_own_socket_is_not_that_of_a_device() {
     let vsock = json!({"cid": 3, "socket": socket});
     let mut with = vm();
     with["vsock"] = vsock.clone();
-    assert_eq!(client.put("vm.create", Some(with)), (400, json!([refusal])));
+    let chain = json!(["cannot create the VM", refusal]);
+    assert_eq!(client.put("vm.create", Some(with)), (400, chain));
     assert_eq!(client.put("vm.create", Some(vm())).0, 204);
     assert_eq!(client.put("vm.add-vsock", Some(vsock)), (400, json!([refusal])));
     husk.shut_down();

@@ -27,7 +27,7 @@ use super::response::Response;
 use super::routes::{Routed, is_metrics, refusal, route, unknown_fields};
 use crate::config::fields::Unknown;
 use crate::events::Events;
-use crate::metrics::{Calls, Exposition, Format};
+use crate::metrics::{Calls, Endpoint, Exposition, Format};
 
 /// Connections at a time. Cloud Hypervisor has 10.
 pub const CONNECTIONS: usize = 64;
@@ -415,13 +415,13 @@ impl EventLoop {
             connection.stream(reader.clone());
             return;
         }
-        let response = self.respond(to.outcome, format);
+        let response = self.respond(to.outcome, endpoint, format);
         if let Some(connection) = self.connections.get_mut(&to.connection) {
             answer(connection, &mut self.calls, &response);
         }
     }
 
-    fn respond(&self, outcome: Outcome, format: Format) -> Response {
+    fn respond(&self, outcome: Outcome, endpoint: Endpoint, format: Format) -> Response {
         match outcome {
             Ok(Reply::Done) => Response::done(),
             // To somebody who asked for the head alone.
@@ -439,7 +439,7 @@ impl EventLoop {
                 };
                 Response::text(exposition.write(format), format.content_type())
             }
-            Err(error) => refusal("a command has failed", &error),
+            Err(error) => refusal(&format!("{endpoint} has failed"), &error),
         }
     }
 

@@ -356,13 +356,14 @@ impl Controller {
         // Shims ask for all that the host has, whatever the pod may come to: beyond that there is nothing to be refused.
         let asked = config.memory.hotplug_size;
         config.fit_hotplug(limits);
-        config.validate(limits).map_err(|e| of_config(&e))?;
-        config
-            .validate_beside(&self.options.own_sockets)
-            .map_err(|e| of_config(&e))?;
-        // Descriptors come with vm.add-net alone.
-        let nets = config.net.iter().try_for_each(|net| net::check(net, 0));
-        nets.map_err(of_build)?;
+        let valid = config.validate(limits);
+        let valid = valid.and_then(|()| config.validate_beside(&self.options.own_sockets));
+        let valid = valid.map_err(|e| of_config(&e)).and_then(|()| {
+            // Descriptors come with vm.add-net alone.
+            let nets = config.net.iter().try_for_each(|net| net::check(net, 0));
+            nets.map_err(of_build)
+        });
+        valid.map_err(|error| error.context("cannot create the VM"))?;
         let vm = Vm::new(config);
         let fits = vm.config().memory.hotplug_size;
         if let (Some(asked), Some(fits)) = (asked, fits)

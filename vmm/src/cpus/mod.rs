@@ -388,7 +388,7 @@ impl Common {
     fn serve(&self, id: u32, handover: &Handover<Vcpu>) {
         let _presence = handover.presence();
         if let Err(error) = self.cores.join(id) {
-            let why = format!("vCPU {id}: cannot have it share cores with its VM alone: {error}");
+            let why = format!("vCPU {id}: cannot set who shares a core with it: {error}");
             return self.board.end(Ending::Failed(why));
         }
         if let Err(error) = self.seccomp.enter(Role::Vcpu) {
