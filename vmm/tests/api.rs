@@ -499,6 +499,27 @@ fn descriptors_sent_with_a_device_that_has_no_use_for_them_are_closed_at_once() 
     husk.shut_down();
 }
 
+#[test]
+fn a_command_that_fails_is_named_in_the_log() {
+    let mut husk = Husk::start(&["-v"]);
+    let mut client = husk.client();
+    assert_eq!(client.put("vm.create", Some(vm())).0, 204);
+    assert_eq!(client.put("vm.remove-device", Some(json!({"id": "r0"}))).0, 404);
+    assert_eq!(
+        client.put("vm.add-disk", Some(json!({"path": "/d", "iommu": true}))).0,
+        400
+    );
+    husk.shut_down();
+    let mut said = String::new();
+    husk.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    for line in [
+        "INFO: vm.remove-device has failed: there is no device 'r0'",
+        "INFO: vm.add-disk has failed: iommu: true is not supported, leave it out",
+    ] {
+        assert!(said.lines().any(|said| said == line), "{said}");
+    }
+}
+
 /// The Go shim sends every network device again when it adds another.
 #[test]
 fn a_network_device_that_is_sent_twice_is_two() {

@@ -25,6 +25,8 @@ pub const MIN_MEMORY_BYTES: u64 = 2 << 20;
 pub const MAX_DISK_QUEUES: u16 = QUEUES_MAX;
 /// The most pairs of virtqueues of a network device, beside the queue for commands.
 pub const MAX_NET_PAIRS: u16 = (QUEUES_MAX - 1) / 2;
+/// The most bytes of a device's name.
+const MAX_ID_BYTES: usize = 255;
 /// The smallest MTU that IP works with (RFC 791).
 const MIN_MTU: u16 = 68;
 
@@ -176,6 +178,9 @@ pub enum ConfigError {
     /// A name that is none.
     #[error("a device's id is empty: give it a name, or leave it out")]
     NoId,
+    /// A name that is told again with every answer, event and figure of its device, and too long for that.
+    #[error("a device's id has {0} bytes, allowed: 1 to {MAX_ID_BYTES}")]
+    LongId(usize),
     /// Two devices of one name.
     #[error("id '{0}' is used by two devices, ids must differ")]
     DuplicateId(String),
@@ -406,6 +411,9 @@ impl VmConfig {
     /// Checks the devices that come and go: each by itself, and all together.
     fn validate_roster(&self) -> Result<(), ConfigError> {
         self.validate_devices()?;
+        if let Some(id) = self.ids().find(|id| id.len() > MAX_ID_BYTES) {
+            return Err(ConfigError::LongId(id.len()));
+        }
         if let Some(id) = self.duplicate_id() {
             return Err(ConfigError::DuplicateId(id.into()));
         }

@@ -37,6 +37,18 @@ fn names_of_the_machines_own_devices_are_not_the_clients() {
 }
 
 #[test]
+fn names_are_no_longer_than_what_tells_of_them_can_bear() {
+    let long = |bytes: usize| Some("x".repeat(bytes));
+    let mut config = good();
+    config.disks[1].id = long(255);
+    config.validate(HOST).unwrap();
+    assert_eq!(
+        error(|c| (c.disks[0].id, c.disks[1].id) = (long(256), long(256))),
+        "a device's id has 256 bytes, allowed: 1 to 255"
+    );
+}
+
+#[test]
 fn cpus_are_bounded_by_kvm() {
     assert_eq!(
         error(|c| c.cpus = CpusConfig::fixed(0)),
