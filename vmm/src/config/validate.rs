@@ -399,7 +399,7 @@ impl VmConfig {
         self.devices().count().saturating_add(own)
     }
 
-    /// Checks what a device that is [in itself](NewDevice::refuse_foreign) as it may be can get wrong in a VM which runs: its own fields, and
+    /// Checks what a device that is [in itself](super::NewDevice::refuse_foreign) as it may be can get wrong in a VM which runs: its own fields, and
     /// what it has in common with others. The rest of the machine is there, and may be larger by now than one that is to be built might be.
     ///
     /// # Errors
