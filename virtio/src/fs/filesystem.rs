@@ -169,6 +169,8 @@ pub(crate) struct Writing {
     pub append: bool,
     /// Clear set-user-ID, set-group-ID and capabilities.
     pub kill_priv: bool,
+    /// A process of the guest writes past the caches, of the host as well (`O_DIRECT` of open(2)).
+    pub direct: bool,
 }
 
 /// An entry of a directory.
@@ -330,8 +332,8 @@ pub(crate) trait FileSystem: Send + Sync {
         new: &Creation<'_>,
     ) -> Result<(Entry, Opened), Errno>;
     fn tmpfile(&self, caller: &Caller, parent: Node, flags: u32, new: &Creation<'_>) -> Result<(Entry, Opened), Errno>;
-    /// Bytes read; fewer than asked for only at the end of the file.
-    fn read(&self, node: Node, handle: Handle, offset: u64, into: Buffers<'_>) -> Result<usize, Errno>;
+    /// Bytes read; fewer than asked for only at the end of the file. `direct` as in [`Writing`].
+    fn read(&self, node: Node, handle: Handle, offset: u64, into: Buffers<'_>, direct: bool) -> Result<usize, Errno>;
     /// Bytes written.
     fn write(
         &self,

@@ -276,8 +276,9 @@ impl FileSystem for Model {
         Ok((state.give(made)?, state.open(made)?))
     }
 
-    fn read(&self, node: Node, handle: Handle, offset: u64, into: Buffers<'_>) -> Result<usize, Errno> {
-        note!(self, "read", node.0, handle.0, offset, into.as_slice().len());
+    fn read(&self, node: Node, handle: Handle, offset: u64, into: Buffers<'_>, direct: bool) -> Result<usize, Errno> {
+        let call = if direct { "read past caches" } else { "read" };
+        note!(self, call, node.0, handle.0, offset, into.as_slice().len());
         let state = self.state();
         state.opened(node, handle)?;
         let contents = &state.file(node)?.contents;
@@ -299,7 +300,12 @@ impl FileSystem for Model {
     ) -> Result<usize, Errno> {
         note!(
             self,
-            if how.append { "append" } else { "write" },
+            match (how.append, how.direct) {
+                (false, false) => "write",
+                (true, false) => "append",
+                (false, true) => "write past caches",
+                (true, true) => "append past caches",
+            },
             caller.uid,
             node.0,
             handle.0,

@@ -340,8 +340,8 @@ impl FileSystem for Tree {
         self.tmpfile(caller, parent, flags, new)
     }
 
-    fn read(&self, node: Node, handle: Handle, offset: u64, into: Buffers<'_>) -> Result<usize, Errno> {
-        self.read(node, handle, offset, into)
+    fn read(&self, node: Node, handle: Handle, offset: u64, into: Buffers<'_>, direct: bool) -> Result<usize, Errno> {
+        self.read(node, handle, offset, into, direct)
     }
 
     fn write(

@@ -44,6 +44,7 @@ const O_RDWR: u32 = 2;
 const O_EXCL: u32 = 0o200;
 const O_TRUNC: u32 = 0o1000;
 const O_APPEND: u32 = 0o2000;
+const O_DIRECT: u32 = 0o40000;
 const O_NOATIME: u32 = 0o1000000;
 
 /// A share in a directory of its own, and the other things that are in that.
@@ -164,6 +165,10 @@ impl Share {
     }
 
     fn read(&self, node: Node, handle: Handle, offset: u64, len: usize) -> Result<Vec<u8>, Errno> {
+        self.read_as(node, handle, offset, len, false)
+    }
+
+    fn read_as(&self, node: Node, handle: Handle, offset: u64, len: usize, direct: bool) -> Result<Vec<u8>, Errno> {
         let mut bytes = vec![0; len];
         let mut iovecs = Iovecs::default();
         let mut live = iovecs.begin();
@@ -171,7 +176,7 @@ impl Share {
         let (one, two) = bytes.split_at_mut(len / 2);
         live.push(VolatileSlice::from(one));
         live.push(VolatileSlice::from(two));
-        let read = self.tree.read(node, handle, offset, live.buffers())?;
+        let read = self.tree.read(node, handle, offset, live.buffers(), direct)?;
         drop(iovecs);
         bytes.truncate(read);
         Ok(bytes)

@@ -82,7 +82,7 @@ wire! {
         size: U32,
         _read_flags: U32,
         _lock_owner: U64,
-        _flags: U32,
+        flags: U32,
         _padding: U32,
     }
     /// `fuse_write_in`.

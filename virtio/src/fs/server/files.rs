@@ -90,12 +90,13 @@ impl Server {
         // No file ends behind this.
         let size = size.min(usize::try_from(OFFSET_MAX.saturating_sub(offset)).unwrap_or(size));
         let handle = Handle(wanted.fh.get());
+        let direct = OFlags::from_bits_retain(wanted.flags.get()).contains(OFlags::DIRECT);
         let done = with_iovecs(|iovecs| {
             in_pieces(size, Short::Ends, |done, left| {
                 let mut live = iovecs.begin();
                 let lent = reply.lend(done, left, &mut live);
                 let at = offset.saturating_add(u64::try_from(done).unwrap_or(u64::MAX));
-                let read = self.fs.read(ask.node, handle, at, live.buffers())?;
+                let read = self.fs.read(ask.node, handle, at, live.buffers(), direct)?;
                 Ok((lent, read))
             })
         });
@@ -117,9 +118,11 @@ impl Server {
         // What comes from its cache the guest has forgotten by the reply: it asks only whether that failed (Linux `fuse_writepage_end`).
         let cached = has(WRITE_CACHE);
         let short = if cached { Short::GoesOn } else { Short::Ends };
+        let flags = OFlags::from_bits_retain(wanted.flags.get());
         let how = Writing {
-            append: OFlags::from_bits_retain(wanted.flags.get()).contains(OFlags::APPEND) && !cached,
+            append: flags.contains(OFlags::APPEND) && !cached,
             kill_priv: has(WRITE_KILL_SUIDGID),
+            direct: flags.contains(OFlags::DIRECT) && !cached,
         };
         let handle = Handle(wanted.fh.get());
         let done = with_iovecs(|iovecs| {

@@ -39,6 +39,7 @@ impl Tree {
             let open = OpenFile {
                 inode: inode.clone(),
                 file,
+                direct: None,
                 writes: false,
                 position: Some(Position::default()),
             };

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::Tree;
 use super::attributes::Kind;
 use super::credentials;
-use super::descriptors::Use;
+use super::descriptors::{Held, Use};
 use super::handles::OpenFile;
 use super::nodes::Inode;
 use crate::fs::filesystem::{Caller, Handle, Node, Opened, Writing};
@@ -71,11 +71,12 @@ impl Tree {
         let fd = self.nodes.descriptor(inode)?;
         let kills = kill_priv && flags.contains(OFlags::TRUNC);
         let open = |flags| self.budget.take(Use::File, || self.reopen(inode, &fd, flags));
-        let placed = flags.difference(OFlags::APPEND);
         let (handle, ()) = self.handles.add(|| {
             let _less = kills.then(credentials::without_fsetid).transpose()?;
-            let file = as_allowed(open, placed, flags)?;
-            Ok((open_file(inode.clone(), file, flags), ()))
+            // First what the host may refuse, before anything is cut off.
+            let direct = past_cache(flags).map(|flags| as_allowed(open, flags)).transpose()?;
+            let file = as_allowed(open, flags.difference(OFlags::DIRECT))?;
+            Ok((open_file(inode.clone(), file, direct, flags), ()))
         })?;
         self.nodes.hold(inode, &fd);
         Ok(self.opened(handle))
@@ -91,8 +92,15 @@ impl Tree {
         }
     }
 
-    pub(super) fn read(&self, node: Node, handle: Handle, offset: u64, into: Buffers<'_>) -> Result<usize, Errno> {
-        super::host::read(&self.file(node, handle)?.file, into, offset)
+    pub(super) fn read(
+        &self,
+        node: Node,
+        handle: Handle,
+        offset: u64,
+        into: Buffers<'_>,
+        direct: bool,
+    ) -> Result<usize, Errno> {
+        super::host::read(self.file(node, handle)?.way(direct), into, offset)
     }
 
     pub(super) fn write(
@@ -107,9 +115,9 @@ impl Tree {
         let _less = how.kill_priv.then(credentials::without_fsetid).transpose()?;
         // With a cache that is written back the guest knows where the end is, and the host may not yet.
         if how.append && !self.policy.writeback() {
-            super::host::append(&open.file, from, offset)
+            super::host::append(open.way(how.direct), from, offset)
         } else {
-            super::host::write(&open.file, from, offset)
+            super::host::write(open.way(how.direct), from, offset)
         }
     }
 
@@ -225,10 +233,16 @@ impl Tree {
     }
 }
 
-/// Opens a file with the flags that the host lets it be opened with, if it is particular about them (`EPERM`): with `placed`, or as was `asked`
-/// for, with `O_APPEND`, where it may be written at its end alone (`FS_APPEND_FL` of ioctl_iflags(2)); and without `O_NOATIME` if that is for
+/// The flags for a file that was opened with `flags` and is opened once more past the host's cache, if it is to be.
+pub(super) fn past_cache(flags: OFlags) -> Option<OFlags> {
+    Some(flags.difference(OFlags::TRUNC)).filter(|flags| flags.contains(OFlags::DIRECT))
+}
+
+/// Opens a file with the flags that the host lets it be opened with, if it is particular about them (`EPERM`): without `O_APPEND`, or as was
+/// `asked` for, with it, where it may be written at its end alone (`FS_APPEND_FL` of ioctl_iflags(2)); and without `O_NOATIME` if that is for
 /// its owner to ask for, who may be the guest's caller and is not the server (open(2)).
-fn as_allowed<T>(open: impl Fn(OFlags) -> Result<T, Errno>, placed: OFlags, asked: OFlags) -> Result<T, Errno> {
+fn as_allowed<T>(open: impl Fn(OFlags) -> Result<T, Errno>, asked: OFlags) -> Result<T, Errno> {
+    let placed = asked.difference(OFlags::APPEND);
     let ways = [
         asked,
         placed.difference(OFlags::NOATIME),
@@ -242,10 +256,11 @@ fn as_allowed<T>(open: impl Fn(OFlags) -> Result<T, Errno>, placed: OFlags, aske
 }
 
 /// An open file that was opened with `flags`.
-pub(super) fn open_file(inode: Arc<Inode>, file: super::descriptors::Held, flags: OFlags) -> OpenFile {
+pub(super) fn open_file(inode: Arc<Inode>, file: Held, direct: Option<Held>, flags: OFlags) -> OpenFile {
     OpenFile {
         inode,
         file,
+        direct,
         writes: flags & OFlags::RWMODE != OFlags::RDONLY,
         position: None,
     }

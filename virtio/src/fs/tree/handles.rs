@@ -19,6 +19,9 @@ const SHARDS: u64 = 16;
 pub(super) struct OpenFile {
     pub inode: Arc<Inode>,
     pub file: Held,
+    /// The same once more, past the host's cache, if it was opened with `O_DIRECT`. What is not asked for so takes `file`: places and
+    /// buffers need not be aligned then (open(2)).
+    pub direct: Option<Held>,
     /// It was opened for writing.
     pub writes: bool,
     /// Of a directory.
@@ -26,6 +29,13 @@ pub(super) struct OpenFile {
 }
 
 type Shard = RwLock<HashMap<u64, Arc<OpenFile>>>;
+
+impl OpenFile {
+    /// What is read from and written to, `direct` or not.
+    pub fn way(&self, direct: bool) -> &Held {
+        self.direct.as_ref().filter(|_| direct).unwrap_or(&self.file)
+    }
+}
 
 /// All of them.
 pub(super) struct Handles {

@@ -45,13 +45,16 @@ fn a_long_list_of_buffers_is_moved_in_parts() {
     for piece in read.chunks_mut(3) {
         live.push(VolatileSlice::from(piece));
     }
-    assert_eq!(share.tree.read(file.node, opened.handle, 0, live.buffers()), Ok(7000));
+    assert_eq!(
+        share.tree.read(file.node, opened.handle, 0, live.buffers(), false),
+        Ok(7000)
+    );
     drop(iovecs);
     assert_eq!(read[..7000], expected);
     assert_eq!(
         share
             .tree
-            .read(file.node, opened.handle, 0, Iovecs::default().begin().buffers()),
+            .read(file.node, opened.handle, 0, Iovecs::default().begin().buffers(), false),
         Ok(0)
     );
 }
@@ -167,4 +170,98 @@ fn a_directory_that_is_removed_is_empty_for_who_has_it() {
     assert_eq!(share.lookup(dir, "x").unwrap_err(), Errno::NOENT);
     let listed = share.tree.readdir(dir, handle, 0, false, &mut |_| true);
     assert!(matches!(listed, Ok(()) | Err(Errno::NOENT)), "{listed:?}");
+}
+
+/// Room for a block and what brings its beginning to a multiple of its size.
+const BLOCK: usize = 4096;
+
+/// Writes a block of `byte`s from memory that is aligned to it, as a guest's pages are.
+fn write_block(share: &Share, node: Node, handle: Handle, offset: u64, byte: u8, how: Writing) -> Result<usize, Errno> {
+    let mut bytes = vec![byte; 2 * BLOCK];
+    let skip = bytes.as_ptr().align_offset(BLOCK);
+    let mut iovecs = Iovecs::default();
+    let mut live = iovecs.begin();
+    live.push(VolatileSlice::from(&mut bytes[skip..skip + BLOCK]));
+    share.tree.write(node, handle, offset, live.buffers(), how)
+}
+
+/// A share whose guest goes past the host's cache, on a file system that can do so. `None` where there is none, which is said.
+fn past_caches() -> Option<Share> {
+    let share = Share::with(|config| config.allow_direct_io = true);
+    fs::write(share.host("probe"), "").unwrap();
+    let can = share.open(share.node("probe"), O_RDWR | O_DIRECT);
+    let can = can.inspect_err(|error| println!("skipped: needs a file system with O_DIRECT: {error}"));
+    can.ok().map(|_| share)
+}
+
+#[test]
+fn what_a_guest_wrote_to_its_cache_reaches_a_file_that_was_opened_past_it() {
+    let Some(share) = past_caches() else { return };
+    let contents = vec![1; 5000];
+    fs::write(share.host("opened"), &contents).unwrap();
+    let opened = share.node("opened");
+    let (made, handle) = share.create(Node::ROOT, "made", O_RDWR | O_DIRECT, 0o644).unwrap();
+    let unnamed = share
+        .tree
+        .tmpfile(&ROOT, Node::ROOT, O_RDWR | O_DIRECT, &creation(0o644));
+    let (unnamed, unnamed_handle) = unnamed.unwrap();
+    share.link(unnamed.node, Node::ROOT, "unnamed").unwrap();
+    let files = [
+        ("opened", opened, share.open(opened, O_RDWR | O_DIRECT).unwrap()),
+        ("made", made.node, handle.handle),
+        ("unnamed", unnamed.node, unnamed_handle.handle),
+    ];
+    let direct = Writing {
+        direct: true,
+        ..Writing::default()
+    };
+    for (name, node, handle) in files {
+        // The last page of a file of 5000 bytes, as the guest's kernel writes back what was mapped; and any place, once the flag is off.
+        assert_eq!(share.write(node, handle, 4096, &[2; 904]), Ok(904), "{name}");
+        assert_eq!(share.write(node, handle, 4097, b"three"), Ok(5), "{name}");
+        assert_eq!(
+            share.read(node, handle, 4096, 9).unwrap(),
+            b"\x02three\x02\x02\x02",
+            "{name}"
+        );
+        let on_host = fs::read(share.host(name)).unwrap();
+        assert_eq!(
+            (on_host.len(), &on_host[4095..4102]),
+            (5000, &[on_host[4095], 2, b't', b'h', b'r', b'e', b'e'][..])
+        );
+        // What asks to go past the cache does, and has to be aligned.
+        assert_eq!(write_block(&share, node, handle, 0, 7, direct), Ok(BLOCK), "{name}");
+        assert_eq!(
+            share.write_as(node, handle, 1, b"unaligned", direct),
+            Err(Errno::INVAL),
+            "{name}"
+        );
+        assert_eq!(share.read_as(node, handle, 1, 3, true), Err(Errno::INVAL), "{name}");
+        assert_eq!(fs::read(share.host(name)).unwrap()[..BLOCK], [7; BLOCK], "{name}");
+    }
+    let held = share.tree.budget.open();
+    for (_, node, handle) in files {
+        share.tree.release(node, handle, None).unwrap();
+    }
+    assert_eq!(share.tree.budget.open(), held - 6);
+}
+
+#[test]
+fn past_the_cache_goes_what_was_opened_so_and_nothing_is_cut_off_that_cannot() {
+    let Some(share) = past_caches() else { return };
+    fs::write(share.host("a"), "some").unwrap();
+    let node = share.node("a");
+    // The guest's process set the flag later.
+    let handle = share.open(node, O_RDWR).unwrap();
+    let direct = Writing {
+        direct: true,
+        ..Writing::default()
+    };
+    assert_eq!(share.write_as(node, handle, 1, b"OM", direct), Ok(2));
+    assert_eq!(content(share.host("a")), "sOMe");
+    share.open(node, O_RDWR | O_DIRECT | O_TRUNC).unwrap();
+    assert_eq!(content(share.host("a")), "");
+    // A mode that keeps an ordinary user from opening it again does not keep him from making it.
+    let (made, opened) = share.create(Node::ROOT, "b", O_RDWR | O_DIRECT, 0o444).unwrap();
+    assert_eq!(write_block(&share, made.node, opened.handle, 0, 1, direct), Ok(BLOCK));
 }

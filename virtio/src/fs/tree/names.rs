@@ -17,7 +17,7 @@ use super::Tree;
 use super::attributes::{self, Kind};
 use super::credentials;
 use super::descriptors::{Held, Use};
-use super::files::open_file;
+use super::files::{open_file, past_cache};
 use super::nodes::Inode;
 use super::place::Seen;
 use super::proc::Number;
@@ -30,8 +30,8 @@ const RENAME_FLAGS: RenameFlags = RenameFlags::NOREPLACE
     .union(RenameFlags::EXCHANGE)
     .union(RenameFlags::WHITEOUT);
 
-/// What a file that is made is not opened with: it is empty, and each write says whether it appends.
-const NOT_FOR_NEW: OFlags = OFlags::TRUNC.union(OFlags::APPEND);
+/// What a file that is made is not opened with: it is empty, and each request says whether it appends and goes past the host's cache.
+const NOT_FOR_NEW: OFlags = OFlags::TRUNC.union(OFlags::APPEND).union(OFlags::DIRECT);
 
 /// What is thought of a name before it is looked up: it saves a call if it is right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -249,13 +249,15 @@ impl Tree {
         new: &Creation<'_>,
     ) -> Result<(Entry, Opened), Errno> {
         let dir = self.directory(parent)?;
-        let passed = self.open_flags(flags)?.difference(NOT_FOR_NEW);
+        let passed = self.open_flags(flags)?;
         // With O_EXCL it never gets a name.
         let exclusive = OFlags::from_bits_retain(flags) & OFlags::EXCL;
         let (handle, entry) = self.handles.add(|| {
             let make = OFlags::TMPFILE | OFlags::CLOEXEC | exclusive;
             let file = self.budget.take(Use::File, || {
-                self.on_behalf(caller, new, |mode| openat(&*dir, c".", passed | make, mode))
+                self.on_behalf(caller, new, |mode| {
+                    openat(&*dir, c".", passed.difference(NOT_FOR_NEW) | make, mode)
+                })
             })?;
             self.made_file(file, passed, new, None)
         })?;
@@ -271,11 +273,20 @@ impl Tree {
         seen: Option<Seen<'_>>,
     ) -> Result<(super::handles::OpenFile, Entry), Errno> {
         let fd = self.nodes.open(|| self.proc.reopen(&file, OFlags::PATH))?;
+        let again = |flags: OFlags| {
+            let flags = flags.difference(OFlags::APPEND);
+            self.budget.take(Use::File, || self.proc.reopen(&file, flags))
+        };
+        let direct = match past_cache(flags).map(again).transpose() {
+            // The mode of a new file may forbid an ordinary user to open it once more: it goes through the host's cache then.
+            Err(Errno::ACCESS | Errno::PERM) => None,
+            opened => opened?,
+        };
         let (inode, stat) = self.held(fd, seen)?;
         let labelled = self.label(new, || self.nodes.descriptor(&inode));
         labelled.inspect_err(|_| self.nodes.forget(inode.node(), 1))?;
         let entry = self.entry_of(&inode, &stat);
-        Ok((open_file(inode, file, flags), entry))
+        Ok((open_file(inode, file, direct, flags), entry))
     }
 
     pub(super) fn unlink(&self, parent: Node, name: Name<'_>) -> Result<(), Errno> {

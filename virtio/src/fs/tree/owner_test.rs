@@ -7,6 +7,7 @@ use crate::fs::share::IdMap;
 const KILLS: Writing = Writing {
     append: false,
     kill_priv: true,
+    direct: false,
 };
 const KIM: Caller = Caller {
     uid: 1000,

@@ -10,6 +10,7 @@ use super::*;
 const APPENDS: Writing = Writing {
     append: true,
     kill_priv: false,
+    direct: false,
 };
 
 #[test]
@@ -502,7 +503,7 @@ fn nothing_is_changed_in_a_share_that_is_read_only() {
     assert_eq!(tree.setxattr(&ROOT, a, c"user.x", b"", 0, false), Err(rofs));
     assert_eq!(tree.removexattr(&ROOT, a, c"user.x"), Err(rofs));
     assert_eq!(tree.access(&ROOT, a, 2), Err(rofs));
-    assert_eq!(tree.read(a, handle, 0, live.buffers()), Ok(2));
+    assert_eq!(tree.read(a, handle, 0, live.buffers(), false), Ok(2));
     assert!(tree.abilities().readonly && !tree.abilities().writeback);
     assert_eq!(content(share.host("a")), "text");
     assert_eq!(fs::read_dir(share.host("")).unwrap().count(), 2);

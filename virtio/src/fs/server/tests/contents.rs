@@ -165,3 +165,24 @@ fn a_write_on_a_full_disk_is_a_failure_if_it_comes_from_the_cache_and_short_if_n
         assert_eq!(rig.ask(&read(0, 4096)), success([vec![0; 500], vec![7; 1500]].concat()));
     }
 }
+
+#[test]
+fn past_caches_goes_what_says_so_and_does_not_come_from_the_guests() {
+    const O_RDWR_DIRECT: u32 = 0o40002;
+    let rig = with_file(b"contents");
+    let written = |write_flags, flags| {
+        let head = [u64s([103, 0]), u32s([2, write_flags]), u64s([0]), u32s([flags, 0])].concat();
+        assert_eq!(rig.ask(&request(16, 2, &[&head, b"xy"])).error, 0);
+        rig.model.calls().join(", ")
+    };
+    let read = |flags| {
+        let head = [u64s([103, 0]), u32s([2, 0]), u64s([0]), u32s([flags, 0])].concat();
+        assert_eq!(rig.ask(&request(15, 2, &[&head])).error, 0);
+        rig.model.calls().join(", ")
+    };
+    assert_eq!(written(0, O_RDWR_DIRECT), "write past caches 1000 2 103 0 1 false");
+    assert_eq!(written(1, O_RDWR_DIRECT), "write 1000 2 103 0 1 false");
+    assert_eq!(written(0, 2), "write 1000 2 103 0 1 false");
+    assert_eq!(read(O_RDWR_DIRECT), "read past caches 2 103 0 1");
+    assert_eq!(read(2), "read 2 103 0 1");
+}
