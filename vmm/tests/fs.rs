@@ -37,11 +37,13 @@ impl Daemon {
         Self::spawn(folder, command, options)
     }
 
-    fn spawn(folder: TempDir, mut command: Command, options: &[&str]) -> Self {
-        command
-            .arg("--shared-dir")
-            .arg(folder.path().join("shared"))
-            .args(options);
+    fn spawn(folder: TempDir, command: Command, options: &[&str]) -> Self {
+        let shared = folder.path().join("shared");
+        Self::sharing(folder, command, &shared, options)
+    }
+
+    fn sharing(folder: TempDir, mut command: Command, shared: &Path, options: &[&str]) -> Self {
+        command.arg("--shared-dir").arg(shared).args(options);
         command.stderr(Stdio::piped()).stdout(Stdio::null());
         let mut child = command.spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
@@ -470,6 +472,44 @@ fn a_sandbox_leaves_the_process_with_what_it_needs() {
             }
             _ => {}
         }
+        drop(front_end);
+        assert!(daemon.end().success(), "{}", daemon.said);
+    }
+}
+
+#[test]
+fn a_link_to_the_directory_is_shared_as_the_directory_is() {
+    let in_force = |daemon: &Daemon| {
+        let line = daemon.said.lines().find(|line| line.contains("is shared; ")).unwrap();
+        line.split_once("; sandbox: ").unwrap().1.to_string()
+    };
+    let shared_by = |link: Option<&str>, sandbox: &str| {
+        let folder = folder();
+        let (link, path) = (folder.path().join(link.unwrap_or("shared")), folder.path().to_owned());
+        if !link.exists() {
+            // Relative, and one more to follow.
+            symlink("second", &link).unwrap();
+            symlink("shared", path.join("second")).unwrap();
+        }
+        let mut command = Command::new(HUSK);
+        command.current_dir(&path);
+        command.args(["fs", "--socket-path", "fs.sock", "--sandbox", sandbox]);
+        let link = link.file_name().unwrap().to_owned();
+        Daemon::sharing(folder, command, Path::new(&link), &[])
+    };
+    for sandbox in ["namespace", "chroot", "none"] {
+        let directly = in_force(&shared_by(None, sandbox));
+        let mut daemon = shared_by(Some("link"), sandbox);
+        assert_eq!(in_force(&daemon), directly, "{sandbox}: {}", daemon.said);
+        assert!(!daemon.said.contains("WARN"), "{}", daemon.said);
+        // What the log says is so: with a mount namespace of its own, it has no mount but the directory's.
+        let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", daemon.child.id())).unwrap();
+        if directly.contains("mount, network and IPC namespaces, root in the directory") {
+            assert_eq!(mounts.lines().count(), 1, "{mounts}");
+        }
+        let mut front_end = daemon.front_end();
+        front_end.mount();
+        assert_eq!(front_end.read("greeting"), b"hello", "{sandbox}");
         drop(front_end);
         assert!(daemon.end().success(), "{}", daemon.said);
     }

@@ -64,6 +64,14 @@ impl Server {
         Tree::open(config).map(Self::new)
     }
 
+    /// The same of the directory that `dir` holds, whatever its path leads to by now. [`ShareConfig::dir`] is its name in what is said.
+    ///
+    /// # Errors
+    /// See [`ShareError`].
+    pub fn open_at(config: &ShareConfig, dir: BorrowedFd<'_>) -> Result<Self, ShareError> {
+        Tree::open_at(config, dir).map(Self::new)
+    }
+
     /// What holds each thread that serves, should the rules of this server have a fault. `None` if that cannot be told.
     pub fn confinement(&self) -> Option<Confinement> {
         self.fs.confinement()

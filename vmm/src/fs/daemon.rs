@@ -11,6 +11,7 @@ use husk_virtio::fs::serve::Serve;
 use husk_virtio::fs::server::Server;
 use log::LevelFilter;
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::thread::set_no_new_privs;
 use vhost::vhost_user::{Error as Fault, Listener};
 use vhost_user_backend::{Error, VhostUserDaemon};
@@ -38,13 +39,9 @@ const MOST_HELPERS: usize = 1024;
 pub fn serve(options: Options) -> anyhow::Result<()> {
     begin_log(&options);
     process::prepare_files(options.descriptors).context("--rlimit-nofile: cannot set the limit on descriptors")?;
-    let dir = &options.share.dir;
-    let found = std::fs::metadata(dir).with_context(|| format!("--shared-dir {}", dir.display()))?;
-    if !found.is_dir() {
-        bail!("--shared-dir {} is no directory", dir.display());
-    }
+    let dir = open_dir(&options.share.dir)?;
     let socket = Socket::open(&options.listen)?;
-    let server = confine(&options)?;
+    let server = confine(&options, dir)?;
     let crew = Crew::start(server, QUEUES, options.threads.clamp(HELPERS, MOST_HELPERS));
     let crew = crew.context("cannot start a thread")?;
     let backend = Backend::new(crew, options.tag.as_deref()).context("cannot make an eventfd")?;
@@ -103,6 +100,15 @@ fn begin_log(options: &Options) {
     }
 }
 
+/// The directory that is to be shared: its path is looked up this once, and a link at the end of it is followed as one elsewhere is.
+fn open_dir(path: &Path) -> anyhow::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        Err(Errno::NOTDIR) if path.exists() => bail!("--shared-dir {} is no directory", path.display()),
+        opened => opened.with_context(|| format!("--shared-dir {}", path.display())),
+    }
+}
+
 /// The directory whose files this process will have to remove: that of its socket, where it can still be reached in the end.
 fn removable(options: &Options) -> Option<OwnedFd> {
     let (Listen::Path { path, .. }, Sandbox::None) = (&options.listen, options.sandbox) else {
@@ -117,20 +123,19 @@ fn removable(options: &Options) -> Option<OwnedFd> {
 }
 
 /// Opens the directory, and takes everything else from this process. From here on nothing but the directory can be opened.
-fn confine(options: &Options) -> anyhow::Result<Arc<dyn Serve>> {
-    let prepared = options
-        .sandbox
-        .prepare(&options.share.dir, &options.users, &options.groups)?;
+fn confine(options: &Options, dir: OwnedFd) -> anyhow::Result<Arc<dyn Serve>> {
+    // Before the working directory may be another.
+    let folder = removable(options);
+    let prepared = options.sandbox.prepare(dir, &options.users, &options.groups)?;
     let of_others = prepared.of_others;
     let wish = options.capabilities;
     let capabilities = "cannot change capabilities";
     // What the server finds now must be what it has in the end.
     wish.lower(of_others).context(capabilities)?;
-    let server = Server::open(&options.share)?;
+    let server = Server::open_at(&options.share, prepared.dir())?;
     // While there is no other thread, it costs no wait.
     server.make_room();
     Capabilities::raise().context(capabilities)?;
-    let folder = removable(options);
     let sandbox = prepared.close().context("sandbox")?;
     let kept = wish.reduce(of_others).context(capabilities)?;
     set_no_new_privs(true).context("cannot give up new privileges")?;

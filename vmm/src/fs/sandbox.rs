@@ -11,11 +11,10 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 
-use rustix::fs::{CWD, Mode, OFlags, open};
+use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::mount::{
     MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount, open_tree, unmount,
@@ -28,9 +27,11 @@ use super::{IdRange, Sandbox};
 /// A sandbox whose walls are up and whose door is open.
 #[derive(Debug)]
 pub(super) struct Prepared {
-    dir: PathBuf,
-    /// The directory as the root of a mount namespace of this process.
-    root: Option<OwnedFd>,
+    dir: OwnedFd,
+    /// The process has namespaces of its own, for mounts, the network and IPC.
+    namespaces: bool,
+    /// In them `dir` is the root of a mount.
+    placed: bool,
     /// It is to be the root in the end.
     confine: bool,
     /// The process may act for other users.
@@ -55,7 +56,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// [`SandboxError`]
-    pub(super) fn prepare(self, dir: &Path, users: &[IdRange], groups: &[IdRange]) -> Result<Prepared, SandboxError> {
+    pub(super) fn prepare(self, dir: OwnedFd, users: &[IdRange], groups: &[IdRange]) -> Result<Prepared, SandboxError> {
         let root = geteuid().is_root();
         let maps = !(users.is_empty() && groups.is_empty());
         if maps && (root || self != Self::Namespace) {
@@ -66,15 +67,16 @@ impl Sandbox {
             let _ = set_thread_groups(&[]);
         }
         let mut prepared = Prepared {
-            dir: dir.into(),
-            root: None,
+            dir,
+            namespaces: false,
+            placed: false,
             confine: self != Self::None,
             of_others: root || maps,
             own_users: false,
         };
         if self == Self::Namespace {
             match prepared.unshare(users, groups)? {
-                Ok(()) => {}
+                Ok(()) => prepared.place(),
                 Err(error) => log::warn!("sandbox: no namespaces of its own: {error}"),
             }
         }
@@ -83,6 +85,11 @@ impl Sandbox {
 }
 
 impl Prepared {
+    /// The directory, as the process sees it now.
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
     /// Has the process in namespaces of its own. The inner error is the host's, and no reason not to go on.
     fn unshare(&mut self, users: &[IdRange], groups: &[IdRange]) -> Result<Result<(), Errno>, SandboxError> {
         let own = UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC;
@@ -95,10 +102,15 @@ impl Prepared {
             false => None,
         };
         let flags = if root { own } else { own | UnshareFlags::NEWUSER };
+        // By its working directory the process finds the directory again: a descriptor stays in the mount namespace that it was opened in.
+        if let Err(error) = fchdir(&self.dir) {
+            return Ok(Err(error));
+        }
         // SAFETY: no descriptors are unshared, and there is one thread.
         if let Err(error) = unsafe { unshare_unsafe(flags) } {
             return Ok(Err(error));
         }
+        self.namespaces = true;
         if !root {
             self.own_users = true;
             match mapper {
@@ -113,18 +125,22 @@ impl Prepared {
             // Without a number 0 inside, it stays who it is.
             self.of_others = changed.is_ok();
         }
-        Ok(self.place())
+        Ok(Ok(()))
     }
 
-    /// Puts the directory into the new namespace, with what is mounted below it now and later.
-    fn place(&mut self) -> Result<(), Errno> {
-        mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-        let tree = open_tree(CWD, &self.dir, flags)?;
-        move_mount(&tree, "", CWD, &self.dir, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        self.root = Some(open(&self.dir, flags, Mode::empty())?);
-        Ok(())
+    /// Has the directory in the new mount namespace, as a mount of its own if the host allows it.
+    fn place(&mut self) {
+        let placed = directory(".").and_then(|dir| {
+            self.dir = dir;
+            mounted(self.dir.as_fd())
+        });
+        match placed {
+            Ok(mount) => {
+                self.dir = mount;
+                self.placed = true;
+            }
+            Err(error) => log::warn!("sandbox: the directory is no mount of its own: {error}"),
+        }
     }
 
     /// Leaves behind what is not in the directory. What is in force, in words.
@@ -132,8 +148,8 @@ impl Prepared {
     /// # Errors
     /// What the host says.
     pub fn close(self) -> io::Result<&'static str> {
-        if let Some(root) = &self.root {
-            match pivot(root) {
+        if self.placed {
+            match pivot(&self.dir) {
                 Ok(()) if self.own_users => {
                     return Ok("user, mount, network and IPC namespaces, root in the directory");
                 }
@@ -145,23 +161,42 @@ impl Prepared {
         if !self.confine {
             return Ok("none");
         }
-        let entered = match &self.root {
-            Some(root) => fchdir(root).and_then(|()| chroot(".")),
-            None => chroot(&self.dir),
-        };
-        match entered.and_then(|()| chdir("/")) {
-            Ok(()) => Ok("root in the directory"),
-            Err(error) => {
-                log::warn!("sandbox: the root stays the host's: chroot: {error}");
-                Ok("none that this host allows")
-            }
-        }
+        let entered = fchdir(&self.dir).and_then(|()| chroot("."));
+        let entered = entered.and_then(|()| chdir("/")).inspect_err(|error| {
+            log::warn!("sandbox: the root stays the host's: chroot: {error}");
+        });
+        Ok(match (self.namespaces, self.own_users, entered) {
+            (true, true, Ok(())) => "user, mount, network and IPC namespaces, changed root in the directory",
+            (true, false, Ok(())) => "mount, network and IPC namespaces, changed root in the directory",
+            (true, true, Err(_)) => "user, mount, network and IPC namespaces",
+            (true, false, Err(_)) => "mount, network and IPC namespaces",
+            (false, _, Ok(())) => "changed root in the directory",
+            (false, _, Err(_)) => "none that this host allows",
+        })
     }
+}
+
+/// A descriptor of the directory `path`.
+fn directory(path: &str) -> Result<OwnedFd, Errno> {
+    open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Mounts `dir` over itself, with what is mounted below it now and later. Says what is to be seen there from now on.
+fn mounted(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(dir, "", flags)?;
+    let by_descriptors = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(&tree, "", dir, "", by_descriptors)?;
+    Ok(tree)
 }
 
 /// Makes `root` the root of the mount namespace, and lets go of the old one.
 fn pivot(root: &OwnedFd) -> Result<(), Errno> {
-    let old = open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let old = directory("/")?;
     fchdir(root)?;
     pivot_root(".", ".")?;
     fchdir(&old)?;

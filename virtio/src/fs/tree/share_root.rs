@@ -1,6 +1,7 @@
 //! A share is opened: what it is, what the host can do for it, and what is wrong with it.
 
 use std::ffi::CString;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -81,12 +82,27 @@ impl Tree {
         Self::open_within(config, Budget::of_process())
     }
 
-    /// The same, with descriptors of `budget`.
+    /// The same of the directory that `dir` holds.
+    pub(crate) fn open_at(config: &ShareConfig, dir: BorrowedFd<'_>) -> Result<Self, ShareError> {
+        Self::open_from(config, dir, Path::new("."), Budget::of_process())
+    }
+
+    /// That of its path, with descriptors of `budget`.
     pub(super) fn open_within(config: &ShareConfig, budget: Arc<Budget>) -> Result<Self, ShareError> {
+        Self::open_from(config, CWD, &config.dir, budget)
+    }
+
+    /// The directory `name` in `from`.
+    fn open_from(
+        config: &ShareConfig,
+        from: BorrowedFd<'_>,
+        name: &Path,
+        budget: Arc<Budget>,
+    ) -> Result<Self, ShareError> {
         let path = config.dir.as_path();
         check(config)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = budget.take(Use::Node, || openat(CWD, path, flags, Mode::empty()));
+        let root = budget.take(Use::Node, || openat(from, name, flags, Mode::empty()));
         let root = root.map_err(|error| ShareError::Open {
             path: path.into(),
             source: error.into(),
