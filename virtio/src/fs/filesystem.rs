@@ -257,6 +257,8 @@ pub(crate) struct Abilities {
     pub submounts: bool,
     pub writeback: bool,
     pub security_context: bool,
+    /// Set-user-ID and set-group-ID go when a request says so.
+    pub killpriv: bool,
     /// Files that the guest does not cache ([`Opened::direct`]) may be mapped shared.
     pub direct_mmap: bool,
     /// `READDIRPLUS` is worth asking for.

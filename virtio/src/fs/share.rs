@@ -71,6 +71,11 @@ pub struct ShareConfig {
     pub posix_acl: bool,
     /// Mounts below the directory are shown as mounts; they are part of the share in any case.
     pub announce_submounts: bool,
+    /// Writes clear set-user-ID and set-group-ID on the host where the guest asks for it (`FUSE_HANDLE_KILLPRIV_V2`), in place of the guest's
+    /// kernel doing so by a request of its own. Not so in any case where the directory is on NFS, whose server does not know who writes.
+    pub killpriv: bool,
+    /// The guest may ask what the names of a directory lead to while it lists it (`READDIRPLUS`); not so with [`Cache::Never`].
+    pub readdirplus: bool,
     /// Locks are those of the host, seen by others there; else the guest keeps its own. A process that waits for one of the host's cannot be
     /// interrupted: Linux tells no virtio-fs server that it should be.
     pub locks: bool,
@@ -110,6 +115,8 @@ impl ShareConfig {
             xattr: false,
             posix_acl: false,
             announce_submounts: true,
+            killpriv: true,
+            readdirplus: true,
             locks: false,
             security_label: false,
             label: None,

@@ -7,6 +7,7 @@
 //! | `handles.rs` | what the guest has open |
 //! | `names.rs`, `directories.rs`, `files.rs`, `attributes.rs`, `xattrs.rs`, `locks.rs`, `waits.rs` | what is done with them |
 //! | `credentials.rs`, `thread.rs` | on whose behalf |
+//! | `remote.rs` | where the host leaves set-user-ID to a server |
 //! | `confinement.rs` | what holds a thread if all of that has a fault |
 //! | `proc.rs`, `host.rs` | how the host is asked |
 //!
@@ -29,6 +30,7 @@ mod names;
 mod nodes;
 mod place;
 mod proc;
+mod remote;
 mod share_root;
 mod thread;
 mod waits;
@@ -52,6 +54,7 @@ use self::handles::Handles;
 use self::locks::Locks;
 use self::nodes::{Inode, Nodes};
 use self::proc::ProcFds;
+use self::remote::Remote;
 pub use self::share_root::ShareError;
 use self::waits::Waits;
 use super::filesystem::{
@@ -68,6 +71,8 @@ pub(crate) struct Tree {
     /// `trusted.*` is served.
     trusted: bool,
     proc: ProcFds,
+    /// Devices whose server clears set-user-ID, or does not.
+    remote: Remote,
     budget: Arc<Budget>,
     nodes: Nodes,
     handles: Handles,
@@ -114,7 +119,8 @@ impl Policy {
                 // With a label of the share's own, the guest has no say.
                 security_context: config.security_label && config.xattr && !config.readonly && config.label.is_none(),
                 direct_mmap: config.allow_mmap && matches!(config.cache, Cache::Never | Cache::Metadata),
-                readdirplus: config.cache != Cache::Never,
+                killpriv: config.killpriv,
+                readdirplus: config.readdirplus && config.cache != Cache::Never,
                 unshared: config.cache == Cache::Always,
             },
             writeback_agreed: AtomicBool::new(false),

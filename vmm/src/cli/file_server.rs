@@ -18,7 +18,6 @@ use crate::seccomp::Mode;
 const ALIAS: &str = "virtiofsd";
 
 /// Why an option that is accepted does nothing.
-const AGREED: &str = "it is agreed with the guest";
 const DEFAULT: &str = "it is so anyway";
 const NO_MIGRATION: &str = "the state of a share is not migrated";
 
@@ -87,9 +86,9 @@ pub struct FileServerArgs {
     #[arg(long, help_heading = "How to share")]
     pub locks: bool,
     /// Show mounts below the directory as mounts: the default
-    #[arg(long, help_heading = "How to share")]
+    #[arg(long, overrides_with = "no_announce_submounts", help_heading = "How to share")]
     pub announce_submounts: bool,
-    /// Do not
+    /// Do not; of the two the last counts
     #[arg(long, help_heading = "How to share")]
     pub no_announce_submounts: bool,
     /// Give users of the host other numbers in the guest: map:GUEST:HOST:COUNT; repeatable
@@ -152,12 +151,15 @@ pub struct FileServerArgs {
     /// Has no effect: the server always stays in the foreground
     #[arg(short = 'f', help_heading = "Accepted for virtiofsd's sake")]
     pub foreground: bool,
-    /// Has no effect: whether writes clear set-user-ID is agreed with the guest
-    #[arg(long, help_heading = "Accepted for virtiofsd's sake")]
+    /// Clear set-user-ID with writes here, in place of the guest's kernel: the default, but for a directory on NFS
+    #[arg(long, overrides_with = "no_killpriv_v2", help_heading = "How to share")]
     pub killpriv_v2: bool,
-    /// Has no effect
-    #[arg(long, help_heading = "Accepted for virtiofsd's sake")]
+    /// Leave that to the guest's kernel, which then has a request more to make; of the two the last counts
+    #[arg(long, help_heading = "How to share")]
     pub no_killpriv_v2: bool,
+    /// Do not tell the guest what the names of a directory lead to while it lists it
+    #[arg(long, help_heading = "How to share")]
+    pub no_readdirplus: bool,
     /// Has no effect: handles are used where the host has them, and descriptors are few in either case
     #[arg(
         long,
@@ -167,9 +169,6 @@ pub struct FileServerArgs {
         help_heading = "Accepted for virtiofsd's sake"
     )]
     pub inode_file_handles: Option<InodeFileHandles>,
-    /// Has no effect: the guest asks for what it needs
-    #[arg(long, help_heading = "Accepted for virtiofsd's sake")]
-    pub no_readdirplus: bool,
     /// Has no effect: O_NOATIME is always passed on, and left out where the host refuses it
     #[arg(long, help_heading = "Accepted for virtiofsd's sake")]
     pub preserve_noatime: bool,
@@ -368,6 +367,8 @@ impl FileServerArgs {
             posix_acl,
             security_label,
             announce_submounts: !self.no_announce_submounts,
+            killpriv: !self.no_killpriv_v2,
+            readdirplus: !self.no_readdirplus,
             locks: self.locks,
             uid_map: self.translate_uid.into_iter().map(Into::into).collect(),
             gid_map: self.translate_gid.into_iter().map(Into::into).collect(),
@@ -398,17 +399,11 @@ impl FileServerArgs {
     fn ignored(&self) -> Vec<(&'static str, &'static str)> {
         let all = [
             (self.foreground, "-f", "the server always stays in the foreground"),
-            (self.killpriv_v2, "--killpriv-v2", AGREED),
-            (self.no_killpriv_v2, "--no-killpriv-v2", AGREED),
+            (self.killpriv_v2, "--killpriv-v2", "it is so anyway, where the host can"),
             (
                 self.inode_file_handles.is_some(),
                 "--inode-file-handles",
                 "handles are used where the host has them, and descriptors are few in either case",
-            ),
-            (
-                self.no_readdirplus,
-                "--no-readdirplus",
-                "the guest asks for what it needs",
             ),
             (self.preserve_noatime, "--preserve-noatime", DEFAULT),
             (self.migration_mode.is_some(), "--migration-mode", NO_MIGRATION),
@@ -438,10 +433,10 @@ impl FileServerArgs {
             "no_writeback" => self.writeback = false,
             "allow_direct_io" => self.allow_direct_io = true,
             "no_allow_direct_io" => self.allow_direct_io = false,
-            "announce_submounts" => self.announce_submounts = true,
+            "announce_submounts" => self.no_announce_submounts = false,
             "no_announce_submounts" => self.no_announce_submounts = true,
-            "killpriv_v2" => self.killpriv_v2 = true,
-            "no_killpriv_v2" => self.no_killpriv_v2 = true,
+            "killpriv_v2" => (self.killpriv_v2, self.no_killpriv_v2) = (true, false),
+            "no_killpriv_v2" => (self.killpriv_v2, self.no_killpriv_v2) = (false, true),
             "posix_acl" => self.posix_acl = Negotiation::Always,
             "no_posix_acl" => self.posix_acl = Negotiation::Never,
             "security_label" => self.security_label = Negotiation::Always,

@@ -93,6 +93,54 @@ fn of_an_option_that_is_repeated_the_last_counts() {
 }
 
 #[test]
+fn of_two_options_that_contradict_each_other_the_last_counts_and_the_old_form_over_both() {
+    for (given, announced, killpriv) in [
+        ("", true, true),
+        ("--no-announce-submounts --no-killpriv-v2", false, false),
+        (
+            "--no-announce-submounts --announce-submounts --no-killpriv-v2 --killpriv-v2",
+            true,
+            true,
+        ),
+        (
+            "--announce-submounts --no-announce-submounts --killpriv-v2 --no-killpriv-v2",
+            false,
+            false,
+        ),
+        (
+            "-o announce_submounts,killpriv_v2 --no-announce-submounts --no-killpriv-v2",
+            true,
+            true,
+        ),
+        (
+            "-o no_announce_submounts,no_killpriv_v2 --announce-submounts --killpriv-v2",
+            false,
+            false,
+        ),
+        (
+            "-o no_announce_submounts,announce_submounts,no_killpriv_v2,killpriv_v2",
+            true,
+            true,
+        ),
+    ] {
+        let share = options(&format!("virtiofsd --fd 3 --shared-dir /d {given}").trim_end()).share;
+        assert_eq!(
+            (share.announce_submounts, share.killpriv),
+            (announced, killpriv),
+            "{given}"
+        );
+    }
+    for (given, readdirplus) in [
+        ("--no-readdirplus", false),
+        ("-o no_readdirplus", false),
+        ("-o no_readdirplus,readdirplus", true),
+    ] {
+        let share = options(&format!("virtiofsd --fd 3 --shared-dir /d {given}")).share;
+        assert_eq!(share.readdirplus, readdirplus, "{given}");
+    }
+}
+
+#[test]
 fn every_option_of_virtiofsd_is_known() {
     let found = options(
         "virtiofsd --shared-dir /d --tag t --socket-path /s --socket-group kvm --thread-pool-size 8 --xattr --posix-acl=auto \
@@ -109,7 +157,8 @@ fn every_option_of_virtiofsd_is_known() {
     assert_eq!((found.log_level, found.descriptors), (LevelFilter::Debug, Some(0)));
     assert_eq!((found.users.len(), found.groups.len()), (1, 1));
     assert!(found.share.allow_mmap);
-    assert_eq!(found.ignored.len(), 10, "{:?}", found.ignored);
+    assert!(found.share.killpriv && !found.share.readdirplus);
+    assert_eq!(found.ignored.len(), 8, "{:?}", found.ignored);
     let mapped =
         options("virtiofsd --fd 3 --shared-dir /d --posix-acl --translate-uid map:0:1000:10 --translate-gid map:1:2:3");
     assert!(mapped.share.posix_acl);

@@ -2,10 +2,11 @@
 //!
 //! | offered | if the share has |
 //! |---|---|
-//! | `ASYNC_READ`, `ATOMIC_O_TRUNC`, `BIG_WRITES`, `ASYNC_DIO`, `PARALLEL_DIROPS`, `MAX_PAGES`, `HANDLE_KILLPRIV_V2`, `INIT_EXT`, `CREATE_SUPP_GROUP` | |
+//! | `ASYNC_READ`, `ATOMIC_O_TRUNC`, `BIG_WRITES`, `ASYNC_DIO`, `PARALLEL_DIROPS`, `MAX_PAGES`, `INIT_EXT`, `CREATE_SUPP_GROUP` | |
 //! | `AUTO_INVAL_DATA` | other users, or may have |
 //! | `EXPLICIT_INVAL_DATA`, `CACHE_SYMLINKS` | none |
 //! | `DO_READDIRPLUS`, `READDIRPLUS_AUTO` | `readdirplus` |
+//! | `HANDLE_KILLPRIV_V2` | `killpriv` |
 //! | `WRITEBACK_CACHE` | `writeback` |
 //! | `POSIX_LOCKS`, `FLOCK_LOCKS` | `locks` |
 //! | `SETXATTR_EXT` | `xattr` |
@@ -195,6 +196,7 @@ fn agree(share: &Abilities, offered: u64) -> (Abilities, u64) {
         submounts: both(share.submounts, SUBMOUNTS),
         writeback: both(share.writeback, WRITEBACK_CACHE),
         security_context: both(share.security_context, SECURITY_CTX | INIT_EXT),
+        killpriv: both(share.killpriv, HANDLE_KILLPRIV_V2),
         direct_mmap: both(share.direct_mmap, DIRECT_IO_ALLOW_MMAP | INIT_EXT),
         readdirplus: both(share.readdirplus, DO_READDIRPLUS),
         unshared: share.unshared,
@@ -204,10 +206,11 @@ fn agree(share: &Abilities, offered: u64) -> (Abilities, u64) {
             true,
             ASYNC_READ | ATOMIC_O_TRUNC | BIG_WRITES | ASYNC_DIO | PARALLEL_DIROPS,
         ),
-        (true, MAX_PAGES | HANDLE_KILLPRIV_V2 | INIT_EXT | CREATE_SUPP_GROUP),
+        (true, MAX_PAGES | INIT_EXT | CREATE_SUPP_GROUP),
         (!agreed.unshared, AUTO_INVAL_DATA),
         (agreed.unshared, EXPLICIT_INVAL_DATA | CACHE_SYMLINKS),
         (agreed.readdirplus, DO_READDIRPLUS | READDIRPLUS_AUTO),
+        (agreed.killpriv, HANDLE_KILLPRIV_V2),
         (agreed.writeback, WRITEBACK_CACHE),
         (agreed.locks, POSIX_LOCKS | FLOCK_LOCKS),
         (agreed.xattr, SETXATTR_EXT),

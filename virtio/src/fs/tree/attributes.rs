@@ -11,7 +11,6 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::Tree;
-use super::credentials;
 use super::descriptors::Held;
 use super::nodes::{Inode, Key};
 use super::proc::Number;
@@ -192,7 +191,7 @@ impl Tree {
             Kind::Directory => return Err(Errno::ISDIR),
             Kind::Symlink | Kind::Special => return Err(Errno::INVAL),
         }
-        let _less = kill_priv.then(credentials::without_fsetid).transpose()?;
+        let _less = kill_priv.then(|| self.kill_set_id(inode, fd)).transpose()?;
         if writes {
             return ftruncate(fd, size);
         }

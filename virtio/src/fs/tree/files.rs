@@ -8,7 +8,6 @@ use rustix::io::Errno;
 
 use super::Tree;
 use super::attributes::Kind;
-use super::credentials;
 use super::descriptors::{Held, Use};
 use super::handles::OpenFile;
 use super::nodes::Inode;
@@ -72,7 +71,7 @@ impl Tree {
         let kills = kill_priv && flags.contains(OFlags::TRUNC);
         let open = |flags| self.budget.take(Use::File, || self.reopen(inode, &fd, flags));
         let (handle, ()) = self.handles.add(|| {
-            let _less = kills.then(credentials::without_fsetid).transpose()?;
+            let _less = kills.then(|| self.kill_set_id(inode, &*fd)).transpose()?;
             // First what the host may refuse, before anything is cut off.
             let direct = past_cache(flags).map(|flags| as_allowed(open, flags)).transpose()?;
             let file = as_allowed(open, flags.difference(OFlags::DIRECT))?;
@@ -112,7 +111,8 @@ impl Tree {
         how: Writing,
     ) -> Result<usize, Errno> {
         let open = self.file(node, handle)?;
-        let _less = how.kill_priv.then(credentials::without_fsetid).transpose()?;
+        let kill = || self.kill_set_id(&open.inode, &open.file);
+        let _less = how.kill_priv.then(kill).transpose()?;
         // With a cache that is written back the guest knows where the end is, and the host may not yet.
         if how.append && !self.policy.writeback() {
             super::host::append(open.way(how.direct), from, offset)
@@ -151,7 +151,7 @@ impl Tree {
         }
         let open = self.file(node, handle)?;
         // The guest does not say who asks: as for somebody who is not root there.
-        let _less = credentials::without_fsetid()?;
+        let _less = self.kill_set_id(&open.inode, &open.file)?;
         fallocate(&open.file, mode, offset, length)
     }
 
@@ -178,7 +178,7 @@ impl Tree {
         let (source, target) = (self.file(from.0, from.1)?, self.file(to.0, to.1)?);
         let (mut at, mut into) = (from.2, to.2);
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(MOST_COPIED);
-        let _less = credentials::without_fsetid()?;
+        let _less = self.kill_set_id(&target.inode, &target.file)?;
         copy_file_range(&source.file, Some(&mut at), &target.file, Some(&mut into), length)
     }
 

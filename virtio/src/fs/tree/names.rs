@@ -90,6 +90,7 @@ impl Tree {
     /// The node that `fd` holds, given away once, and what the host says of it.
     fn held(&self, fd: Held, seen: Option<Seen<'_>>) -> Result<(Arc<Inode>, Statx), Errno> {
         let stat = attributes::of(&fd)?;
+        self.look_for_remote(&fd, &stat);
         let inode = self
             .nodes
             .add(attributes::key(&stat), Kind::of(stat.stx_mode), fd, seen)?;

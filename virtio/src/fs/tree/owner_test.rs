@@ -224,6 +224,53 @@ fn set_user_id_goes_when_the_guest_says_so_and_not_otherwise() {
     assert_eq!(mode(), 0o6755);
 }
 
+/// As on NFS, where the host does not do it: the device of the share stands for one.
+#[test]
+fn set_user_id_goes_where_the_host_leaves_it_to_a_server() {
+    let share = Share::new();
+    let path = share.host("a");
+    fs::write(&path, "text").unwrap();
+    let node = share.node("a");
+    let root = share.tree.nodes.root();
+    share.tree.remote.note(root.key().dev);
+    let modes = |before: u32, call: &dyn Fn()| {
+        fs::set_permissions(&path, fs::Permissions::from_mode(before)).unwrap();
+        call();
+        share.attr(node).mode & 0o7777
+    };
+    let handle = share.open(node, O_RDWR).unwrap();
+    let size = Change {
+        size: Some(2),
+        kill_priv: true,
+        ..Change::default()
+    };
+    let write = |how: Writing| {
+        share.write_as(node, handle, 0, b"xx", how).unwrap();
+    };
+    // Nothing is left to the host: the bits go before it is asked to write.
+    let alone = || {
+        let file = fs::File::open(&path).unwrap();
+        assert!(share.tree.kill_set_id(&root, file).unwrap().is_none());
+    };
+    assert_eq!(modes(0o6755, &alone), 0o755);
+    assert_eq!(modes(0o6755, &|| write(KILLS)), 0o755);
+    // A group that may not execute: mandatory locks, which stay.
+    assert_eq!(modes(0o6745, &alone), 0o2745);
+    let by_node = || assert_eq!(share.setattr(node, size).unwrap().size, 2);
+    assert_eq!(modes(0o6755, &by_node), 0o755);
+    let by_handle = || assert_eq!(share.tree.setattr(node, Some(handle), &size).unwrap().0.size, 2);
+    assert_eq!(modes(0o6755, &by_handle), 0o755);
+    let cut = || {
+        share.tree.open_node(node, O_WRONLY | O_TRUNC, true).unwrap();
+    };
+    assert_eq!(modes(0o6755, &cut), 0o755);
+    let allocate = || share.tree.fallocate(node, handle, 0, 0, 9).unwrap();
+    assert_eq!(modes(0o6755, &allocate), 0o755);
+    if is_root() {
+        assert_eq!(modes(0o6755, &|| write(Writing::default())), 0o6755);
+    }
+}
+
 #[test]
 fn users_have_other_numbers_on_the_host() {
     if !is_root() {

@@ -18,7 +18,7 @@ use super::mounts::Mounts;
 use super::nodes::Nodes;
 use super::proc::ProcFds;
 use super::waits::Waits;
-use super::{Policy, Tree, thread, xattrs};
+use super::{Policy, Tree, remote, thread, xattrs};
 use crate::fs::share::{IdMap, ShareConfig};
 
 /// Why a directory cannot be shared.
@@ -131,13 +131,16 @@ impl Tree {
         };
         let mounts = Mounts::new(proc.clone(), budget.clone());
         let (most, most_open) = (config.max_nodes, config.max_node_descriptors);
+        let mut policy = Policy::new(config);
+        policy.offered.killpriv &= !remote::is_remote(&root);
         let nodes = Nodes::new(root, key, mounts, budget.clone(), most, most_open);
         if rules.is_some() {
             nodes.note_restricted();
         }
         Ok(Self {
             rules,
-            policy: Policy::new(config),
+            policy,
+            remote: remote::Remote::default(),
             who,
             trusted: xattrs::has_trusted(),
             proc,

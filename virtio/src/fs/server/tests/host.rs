@@ -99,6 +99,27 @@ fn what_a_share_is_not_asked_to_do_is_not_agreed_on() {
 }
 
 #[test]
+fn what_a_share_is_to_do_without_is_not_offered() {
+    use crate::fs::protocol::flags::init::{DO_READDIRPLUS, HANDLE_KILLPRIV_V2};
+    let dir = tempfile::tempdir().unwrap();
+    for (killpriv, readdirplus, flags) in [
+        (true, true, HANDLE_KILLPRIV_V2 | DO_READDIRPLUS),
+        (false, true, DO_READDIRPLUS),
+        (true, false, HANDLE_KILLPRIV_V2),
+    ] {
+        let config = ShareConfig {
+            killpriv,
+            readdirplus,
+            ..ShareConfig::new(dir.path())
+        };
+        let server = Server::open(&config).unwrap();
+        let reply = ask_in(&server, &init_request(7, 41, LINUX_6_12), 64);
+        let agreed = number(&reply, 12) & (HANDLE_KILLPRIV_V2 | DO_READDIRPLUS);
+        assert_eq!(agreed, flags, "{config:?}");
+    }
+}
+
+#[test]
 fn a_share_that_is_kept_by_the_guest_says_so() {
     use crate::fs::protocol::flags::init::{AUTO_INVAL_DATA, CACHE_SYMLINKS};
     let dir = tempfile::tempdir().unwrap();

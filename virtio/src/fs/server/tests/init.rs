@@ -8,8 +8,7 @@ use crate::fs::protocol::flags::init::*;
 use crate::fs::serve::Serve;
 
 /// What is always agreed on with Linux 6.1.
-const ALWAYS: u64 =
-    ASYNC_READ | ATOMIC_O_TRUNC | BIG_WRITES | ASYNC_DIO | PARALLEL_DIROPS | MAX_PAGES | HANDLE_KILLPRIV_V2 | INIT_EXT;
+const ALWAYS: u64 = ASYNC_READ | ATOMIC_O_TRUNC | BIG_WRITES | ASYNC_DIO | PARALLEL_DIROPS | MAX_PAGES | INIT_EXT;
 
 fn answer(flags: u64, pages: u16) -> Reply {
     let max_write = if pages == 0 { 32 * 4096 } else { 1 << 20 };
@@ -44,6 +43,7 @@ fn each_ability_adds_its_flags_if_the_guest_has_them() {
     let abilities = [
         (Abilities { xattr: true, ..none }, SETXATTR_EXT),
         (Abilities { locks: true, ..none }, POSIX_LOCKS | FLOCK_LOCKS),
+        (Abilities { killpriv: true, ..none }, HANDLE_KILLPRIV_V2),
         (
             Abilities {
                 submounts: true,

@@ -23,6 +23,7 @@ pub const ALL: Abilities = Abilities {
     submounts: true,
     writeback: true,
     security_context: true,
+    killpriv: true,
     direct_mmap: true,
     readdirplus: true,
     unshared: false,
