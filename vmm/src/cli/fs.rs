@@ -6,7 +6,7 @@ use super::translation::translations;
 use crate::config::{CacheMode, FsConfig, IdTranslation};
 
 /// Every key, in the order in which help and errors list them.
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 19] = [
     "tag",
     "dir",
     "socket",
@@ -14,6 +14,7 @@ const KEYS: [&str; 18] = [
     "cache",
     "writeback",
     "direct_io",
+    "mmap",
     "xattr",
     "posix_acl",
     "submounts",
@@ -74,6 +75,7 @@ pub fn parse_fs(text: &str) -> Result<FsConfig, FsArgError> {
             "cache" => fs.cache = cache(value)?,
             "writeback" => fs.writeback = switch("writeback", value)?,
             "direct_io" => fs.direct_io = switch("direct_io", value)?,
+            "mmap" => fs.mmap = switch("mmap", value)?,
             "xattr" => fs.xattr = switch("xattr", value)?,
             "posix_acl" => fs.posix_acl = switch("posix_acl", value)?,
             "submounts" => fs.submounts = switch("submounts", value)?,
@@ -121,7 +123,7 @@ mod tests {
         assert_eq!((fs.num_queues, fs.queue_size, fs.id.as_deref()), (3, 64, Some("share")));
         assert_eq!(parse_fs("tag=t,socket=/s").unwrap(), FsConfig::new("t", "/s"));
         assert_eq!(parse_fs("tag=t,dir=/d").unwrap(), FsConfig::of_dir("t", "/d"));
-        let text = "tag=t,dir=/d,readonly=on,cache=never,writeback=on,direct_io=on,xattr=on,posix_acl=on,submounts=off,\
+        let text = "tag=t,dir=/d,readonly=on,cache=never,writeback=on,direct_io=on,mmap=on,xattr=on,posix_acl=on,submounts=off,\
                     locks=on,security_label=on,label=\"u:r:t:s0:c1,c2\",translate_uid=map:0:1000:1,translate_gid=map:0:1000:1+map:1:5000:9";
         let range = |guest, host, count| IdTranslation { guest, host, count };
         let folder = FsConfig {
@@ -129,6 +131,7 @@ mod tests {
             cache: CacheMode::Never,
             writeback: true,
             direct_io: true,
+            mmap: true,
             xattr: true,
             posix_acl: true,
             submounts: false,

@@ -197,6 +197,7 @@ pub struct RunArgs {
     ///   cache=MODE       what the guest keeps: auto (default), never, always (nobody else changes the folder), metadata
     ///   writeback=on     the guest may hold back writes
     ///   direct_io=on     O_DIRECT of the guest is carried out on the host
+    ///   mmap=on          with cache=never or metadata: files can be mapped shared; it takes Linux 6.6 in the guest
     ///   xattr=on         extended attributes
     ///   posix_acl=on     access control lists; needs xattr
     ///   submounts=off    mounts below the folder look like folders

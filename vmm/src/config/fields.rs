@@ -154,6 +154,7 @@ pub static FS: Shape = Shape {
         own("id"),
         own("label"),
         own("locks"),
+        own("mmap"),
         own("num_queues"),
         own("posix_acl"),
         own("queue_size"),

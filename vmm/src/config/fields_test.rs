@@ -124,6 +124,7 @@ fn every_field_of_a_whole_configuration_has_a_name() {
         cache: super::super::CacheMode::Never,
         writeback: true,
         direct_io: true,
+        mmap: true,
         xattr: true,
         posix_acl: true,
         submounts: false,

@@ -49,6 +49,9 @@ pub struct FsConfig {
     /// Whether the guest's `O_DIRECT` is carried out on the host.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_off")]
     pub direct_io: bool,
+    /// Whether files whose contents the guest does not keep can be mapped by several of its processes.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_off")]
+    pub mmap: bool,
     /// Whether extended attributes are served.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_off")]
     pub xattr: bool,
@@ -134,6 +137,7 @@ impl FsConfig {
             cache: CacheMode::Auto,
             writeback: false,
             direct_io: false,
+            mmap: false,
             xattr: false,
             posix_acl: false,
             submounts: true,
@@ -163,6 +167,7 @@ impl FsConfig {
             ("cache", self.cache != usual.cache),
             ("writeback", self.writeback != usual.writeback),
             ("direct_io", self.direct_io != usual.direct_io),
+            ("mmap", self.mmap != usual.mmap),
             ("xattr", self.xattr != usual.xattr),
             ("posix_acl", self.posix_acl != usual.posix_acl),
             ("submounts", self.submounts != usual.submounts),
@@ -222,7 +227,7 @@ mod tests {
     /// Those of a folder too.
     #[test]
     fn a_value_of_another_type_is_told_with_its_field() {
-        let fields = "tag socket num_queues queue_size id dir readonly cache writeback direct_io xattr posix_acl submounts locks label \
+        let fields = "tag socket num_queues queue_size id dir readonly cache writeback direct_io mmap xattr posix_acl submounts locks label \
                       translate_uid translate_gid";
         for field in fields.split(' ') {
             let mut json = json!({"tag": "t", "dir": "/d"});
@@ -240,7 +245,7 @@ mod tests {
     fn every_field_of_a_folder_is_read_and_written() {
         let json = json!({
             "tag": "t", "socket": "", "num_queues": 2, "queue_size": 64, "dir": "/d", "readonly": true, "cache": "metadata",
-            "writeback": true, "direct_io": true, "xattr": true, "posix_acl": true, "submounts": false, "locks": true,
+            "writeback": true, "direct_io": true, "mmap": true, "xattr": true, "posix_acl": true, "submounts": false, "locks": true,
             "security_label": true, "label": "u:r:t:s0", "translate_uid": [{"guest": 0, "host": 1000, "count": 1}],
             "translate_gid": [{"guest": 0, "host": 1000, "count": 1}, {"guest": 1, "host": 5000, "count": 9}],
         });

@@ -65,6 +65,7 @@ fn share(config: &FsConfig, dir: &Path) -> Result<ShareConfig, std::ffi::NulErro
         cache: config.cache.into(),
         writeback: config.writeback,
         allow_direct_io: config.direct_io,
+        allow_mmap: config.mmap,
         xattr: config.xattr,
         posix_acl: config.posix_acl,
         announce_submounts: config.submounts,

@@ -263,3 +263,36 @@ fn users_have_the_numbers_on_the_host_that_the_share_gives_them() {
     let found = folder.path().join("made").metadata().unwrap();
     assert_eq!((found.uid(), found.gid()), (101_000, 201_000));
 }
+
+#[test]
+fn every_switch_of_a_folder_reaches_its_share() {
+    let folder = tempfile::tempdir().unwrap();
+    let usual = share(&FsConfig::of_dir("t", "/d"), folder.path()).unwrap();
+    let others = FsConfig {
+        readonly: true,
+        writeback: true,
+        direct_io: true,
+        mmap: true,
+        xattr: true,
+        posix_acl: true,
+        submounts: false,
+        locks: true,
+        security_label: true,
+        ..FsConfig::of_dir("t", "/d")
+    };
+    let others = share(&others, folder.path()).unwrap();
+    let switches = |share: &ShareConfig| {
+        [
+            share.readonly,
+            share.writeback,
+            share.allow_direct_io,
+            share.allow_mmap,
+            share.xattr,
+            share.posix_acl,
+            !share.announce_submounts,
+            share.locks,
+            share.security_label,
+        ]
+    };
+    assert_eq!((switches(&usual), switches(&others)), ([false; 9], [true; 9]));
+}
