@@ -291,11 +291,33 @@ impl Tree {
     }
 
     pub(super) fn unlink(&self, parent: Node, name: Name<'_>) -> Result<(), Errno> {
-        unlinkat(&*self.directory(parent)?, name.as_c_str(), AtFlags::empty())
+        self.remove(parent, name, AtFlags::empty())
     }
 
     pub(super) fn rmdir(&self, parent: Node, name: Name<'_>) -> Result<(), Errno> {
-        unlinkat(&*self.directory(parent)?, name.as_c_str(), AtFlags::REMOVEDIR)
+        self.remove(parent, name, AtFlags::REMOVEDIR)
+    }
+
+    fn remove(&self, parent: Node, name: Name<'_>, removal: AtFlags) -> Result<(), Errno> {
+        let dir = self.directory(parent)?;
+        let losing = self.losing(&dir, name);
+        unlinkat(&*dir, name.as_c_str(), removal)?;
+        self.lost(losing);
+        Ok(())
+    }
+
+    /// The node that `name` in `dir` leads to, which is about to lose it, with a descriptor, if the guest knows it: it may hold it without having
+    /// it open, as the working directory of a process, by `O_PATH` or by a mark of inotify(7), and nothing else leads to it afterwards.
+    fn losing(&self, dir: &Held, name: Name<'_>) -> Option<(Arc<Inode>, Arc<Held>)> {
+        // Usually every node has one, and nothing need be asked.
+        self.nodes.any_parked().then(|| self.moving(dir, name)).flatten()
+    }
+
+    /// What was [about to](Tree::losing) lose its name has lost it.
+    fn lost(&self, losing: Option<(Arc<Inode>, Arc<Held>)>) {
+        if let Some((inode, fd)) = losing {
+            self.nodes.give(&inode, &fd);
+        }
     }
 
     pub(super) fn rename(&self, from: (Node, Name<'_>), to: (Node, Name<'_>), flags: u32) -> Result<(), Errno> {
@@ -309,7 +331,9 @@ impl Tree {
         let back = flags
             .contains(RenameFlags::EXCHANGE)
             .then(|| self.moving(&target, to.1));
+        let replaced = back.is_none().then(|| self.losing(&target, to.1)).flatten();
         renameat_with(&*source, from.1.as_c_str(), &*target, to.1.as_c_str(), flags)?;
+        self.lost(replaced);
         for (moved, (parent, name)) in [(moving, to), (back.flatten(), from)] {
             if let Some((inode, _)) = moved {
                 self.nodes.moved(&inode, Seen { parent, name });

@@ -569,10 +569,26 @@ impl Nodes {
             if place.fd.is_some() || place.mark.is_none() || place.handle().is_some() {
                 return;
             }
+        }
+        self.give(inode, fd);
+    }
+
+    /// `inode` has the descriptor `fd`, if it was parked.
+    pub fn give(&self, inode: &Arc<Inode>, fd: &Arc<Held>) {
+        {
+            let mut place = inode.place();
+            if place.fd.is_some() || place.mark.is_none() {
+                return;
+            }
             place.fd = Some(fd.clone());
         }
         self.open.fetch_add(1, Ordering::Relaxed);
         self.note_open(inode);
+    }
+
+    /// Whether there is a node without a descriptor; which may be wrong a moment later.
+    pub fn any_parked(&self) -> bool {
+        self.open.load(Ordering::Relaxed) < self.count.load(Ordering::Relaxed)
     }
 
     /// `inode` got a descriptor: others may have to close theirs.

@@ -321,6 +321,57 @@ fn what_has_no_name_any_more_keeps_its_descriptor() {
     assert_eq!(share.read(file.node, handle, 6, 9).unwrap(), b"there");
 }
 
+/// A file, a directory and a file that another takes the place of, which the guest holds without having them open, as a process does whose
+/// working directory is removed.
+fn hold_what_loses_its_name(close_descriptors: impl Fn(&Share)) {
+    let share = Share::with(|config| config.max_node_descriptors = 1);
+    fs::write(share.host("file"), "text").unwrap();
+    fs::write(share.host("replaced"), "old").unwrap();
+    fs::create_dir(share.host("dir")).unwrap();
+    fs::write(share.host("new"), "another").unwrap();
+    let [file, replaced, dir, new] = ["file", "replaced", "dir", "new"].map(|name| share.node(name));
+    let parked = || {
+        close_descriptors(&share);
+        assert!(share.counter("node_descriptors") < share.counter("nodes"));
+    };
+    parked();
+    share.unlink(Node::ROOT, "file").unwrap();
+    parked();
+    share.rmdir(Node::ROOT, "dir").unwrap();
+    parked();
+    share.rename((Node::ROOT, "new"), (Node::ROOT, "replaced"), 0).unwrap();
+    parked();
+    for (node, size) in [(file, 4), (replaced, 3)] {
+        let found = share.tree.getattr(node, None);
+        assert_eq!(found.map(|(attr, _)| (attr.nlink, attr.size)), Ok((0, size)));
+    }
+    assert_eq!(share.tree.getattr(dir, None).map(|(attr, _)| attr.nlink), Ok(0));
+    assert_eq!(share.attr(new).size, 7);
+    let handle = share.open(file, O_RDWR).unwrap();
+    assert_eq!(share.read(file, handle, 0, 9).unwrap(), b"text");
+    // With the guest they go.
+    let open = share.counter("node_descriptors");
+    for node in [file, replaced, dir] {
+        share.tree.forget(node, 1);
+    }
+    assert_eq!(share.counter("node_descriptors"), open - 3);
+}
+
+#[test]
+fn what_the_guest_holds_may_lose_its_name_without_being_open() {
+    hold_what_loses_its_name(|share| {
+        for number in 0..8 {
+            fs::write(share.host(&format!("other {number}")), "").unwrap();
+            share.node(&format!("other {number}"));
+        }
+    });
+}
+
+#[test]
+fn what_the_guest_holds_may_lose_its_name_without_being_open_also_without_handles() {
+    without_handles(|| hold_what_loses_its_name(close_descriptors));
+}
+
 /// Has `work` run as somebody who may not open by handle, which takes `CAP_DAC_READ_SEARCH`, or since Linux 6.11 `CAP_SYS_ADMIN`.
 fn without_handles<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
