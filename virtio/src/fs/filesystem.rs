@@ -32,13 +32,14 @@ pub(crate) struct Caller {
     pub group: Option<u32>,
 }
 
-/// One component of a path: 1 to 255 bytes, without `/` and NUL, and neither `.` nor `..`.
+/// One component of a path: 1 to 1024 bytes, without `/` and NUL, and neither `.` nor `..`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Name<'a>(&'a std::ffi::CStr);
 
 impl<'a> Name<'a> {
-    /// Longest name (`NAME_MAX`).
-    const MAX: usize = 255;
+    /// Longest name that Linux sends and takes (`FUSE_NAME_MAX` of `fs/fuse/fuse_i.h`; up to 6.12, and of most guests after it). What is too long for
+    /// the host it says itself: many file systems have names of 255 characters, of several bytes each.
+    pub const MAX: usize = 1024;
 
     /// Takes `name` if it is one.
     ///

@@ -221,6 +221,7 @@ fs short_replies counter Requests without room for their reply
 fs unknown_requests counter Requests of a kind that is not known
 fs sessions counter Times that a guest mounted the share
 fs lookups counter Names looked up
+fs unlisted_names counter Names left out of lists since they are too long for a guest
 fs reads counter Reads served
 fs read_bytes counter Bytes read
 fs writes counter Writes served

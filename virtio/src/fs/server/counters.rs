@@ -19,6 +19,8 @@ pub(super) struct Counters {
     pub sessions: Counter,
     /// Look-ups of names.
     pub lookups: Counter,
+    /// Names of directories that no guest takes, left out of a list.
+    pub unlisted_names: Counter,
     pub reads: Counter,
     pub read_bytes: Counter,
     pub writes: Counter,
@@ -37,6 +39,7 @@ impl Counters {
             ("unknown_requests", &self.unknown_requests),
             ("sessions", &self.sessions),
             ("lookups", &self.lookups),
+            ("unlisted_names", &self.unlisted_names),
             ("reads", &self.reads),
             ("read_bytes", &self.read_bytes),
             ("writes", &self.writes),

@@ -10,20 +10,18 @@ use super::ask::Ask;
 use super::files::agreed;
 use super::reply::Reply;
 use super::{Done, Server};
-use crate::fs::filesystem::{Handle, Listed};
+use crate::fs::filesystem::{Handle, Listed, Name};
 use crate::fs::protocol::flags::FSYNC_FDATASYNC;
 use crate::fs::protocol::{replies, requests};
 use crate::ring::Writer;
 
-/// Longest name of an entry (`NAME_MAX`).
-const NAME_MAX: usize = 255;
 /// Entries begin at multiples of this (`FUSE_DIRENT_ALIGN`).
 const ALIGN: usize = 8;
 /// Bytes before the name: what it leads to, and the entry itself.
 const PLUS: usize = size_of::<replies::Entry>();
 const DIRENT: usize = size_of::<replies::Dirent>();
 /// Room for the longest entry.
-const LONGEST: usize = (PLUS + DIRENT + NAME_MAX).next_multiple_of(ALIGN);
+const LONGEST: usize = (PLUS + DIRENT + Name::MAX).next_multiple_of(ALIGN);
 
 impl Server {
     pub(super) fn opendir(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
@@ -64,10 +62,12 @@ impl Server {
             room,
             used: 0,
             refused: false,
+            skipped: 0,
         };
         let (handle, offset) = (Handle(wanted.fh.get()), wanted.offset.get());
         let mut take = |listed: &Listed<'_>| list.take(listed, plus);
         let done = self.fs.readdir(&ask.caller, ask.node, handle, offset, plus, &mut take);
+        self.counters.unlisted_names.add(list.skipped);
         match done {
             // What is in the list was given away: the failure comes again with the next request.
             _ if list.used > 0 => reply.filled(list.used),
@@ -85,15 +85,20 @@ struct List<'a> {
     used: usize,
     /// Something did not fit.
     refused: bool,
+    /// Entries that the guest would not take.
+    skipped: u64,
 }
 
 impl List<'_> {
-    /// Appends one entry, if it fits.
+    /// Appends one entry, if it fits. One whose name the guest would not take is left out, so that it sees the others.
     fn take(&mut self, listed: &Listed<'_>, plus: bool) -> bool {
         let mut bytes = [0; LONGEST];
-        let len = encode(listed, plus, &mut bytes);
+        let Some(len) = encode(listed, plus, &mut bytes) else {
+            self.skipped = self.skipped.saturating_add(1);
+            return !self.refused;
+        };
         let fits = |end: &usize| *end <= self.room;
-        let entry = len.and_then(|len| bytes.get(..len));
+        let entry = bytes.get(..len);
         let end = entry.and_then(|entry| self.used.checked_add(entry.len())).filter(fits);
         // After one that did not fit none may follow, or it would be left out.
         let (false, Some(entry), Some(end)) = (self.refused, entry, end) else {
@@ -112,7 +117,7 @@ impl List<'_> {
 /// Writes an entry to the beginning of `bytes`, and says how long it is with its padding. `None` if its name is none.
 fn encode(listed: &Listed<'_>, plus: bool, bytes: &mut [u8; LONGEST]) -> Option<usize> {
     let name = listed.name.to_bytes();
-    let namelen = Some(name.len()).filter(|len| (1..=NAME_MAX).contains(len))?;
+    let namelen = Some(name.len()).filter(|len| (1..=Name::MAX).contains(len))?;
     let dirent = replies::Dirent {
         ino: listed.ino.into(),
         off: listed.next.into(),
@@ -130,4 +135,47 @@ fn encode(listed: &Listed<'_>, plus: bool, bytes: &mut [u8; LONGEST]) -> Option<
     rest.write_all(name).ok()?;
     let left = rest.len();
     LONGEST.checked_sub(left)?.checked_next_multiple_of(ALIGN)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+
+    use vm_memory::VolatileSlice;
+
+    use super::*;
+
+    #[test]
+    fn a_name_that_no_guest_takes_hides_none_behind_it() {
+        for plus in [false, true] {
+            let mut room = vec![0; 8192];
+            let size = room.len();
+            let mut list = List {
+                body: [VolatileSlice::from(&mut room[..])].into_iter().collect(),
+                room: size,
+                used: 0,
+                refused: false,
+                skipped: 0,
+            };
+            let lengths = [1, 255, 256, 1024, 1025, 4095, 2];
+            let mut ends = Vec::new();
+            for (next, length) in (1..).zip(lengths) {
+                let name = CString::new(vec![b'x'; length]).unwrap();
+                let listed = Listed {
+                    ino: 9,
+                    next,
+                    kind: 8,
+                    name: &name,
+                    entry: None,
+                };
+                assert!(list.take(&listed, plus), "{length}");
+                ends.push(list.used);
+            }
+            assert_eq!((list.skipped, ends[4], ends[5]), (2, ends[3], ends[3]));
+            let used = list.used;
+            let head = if plus { PLUS + DIRENT } else { DIRENT };
+            let taken = [1, 255, 256, 1024, 2].map(|length| (head + length).next_multiple_of(ALIGN));
+            assert_eq!(used, taken.iter().sum::<usize>());
+        }
+    }
 }

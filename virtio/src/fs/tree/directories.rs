@@ -18,8 +18,9 @@ use crate::fs::filesystem::{Handle, Listed, Name, Node, Opened};
 use crate::fs::share::Cache;
 
 /// What is read of a directory at a time. The host's entries are smaller than the guest's, more so if these say what a name leads to:
-/// what does not fit there was read for nothing.
-const LISTING: usize = 4096;
+/// what does not fit there was read for nothing. The longest name there is (`PATH_MAX`) fits into the larger of the two, which is also for names
+/// that do not fit into the other.
+const LISTING: usize = 4096 + 64;
 const LISTING_PLUS: usize = 1024;
 
 /// Where an open directory is read next, unless the guest says otherwise.
@@ -63,7 +64,6 @@ impl Tree {
     ) -> Result<(), Errno> {
         let open = self.handles.get(node, handle)?;
         let position = open.position.as_ref().ok_or(Errno::NOTDIR)?;
-        let parent = self.nodes.get(node)?.key();
         let mut at = lock(&position.0);
         if *at != offset {
             seek(&open.file, SeekFrom::Start(offset))?;
@@ -71,19 +71,43 @@ impl Tree {
         // Where the host is, is not known until the end.
         *at = u64::MAX;
         let mut room = [MaybeUninit::uninit(); LISTING];
-        let (small, _) = room.split_at_mut(LISTING_PLUS);
-        let mut listing = match plus {
-            true => RawDir::new(&open.file, small),
-            false => RawDir::new(&open.file, &mut room),
-        };
         let mut given = offset;
+        let mut list = |room: &mut [MaybeUninit<u8>]| self.list(&open, room, plus, &mut given, take);
+        let (some, _) = room.split_at_mut(LISTING_PLUS);
+        let listed = match plus {
+            // The next name does not fit.
+            true => list(some).or_else(|error| {
+                if error == Errno::INVAL {
+                    list(&mut room)
+                } else {
+                    Err(error)
+                }
+            }),
+            false => list(&mut room),
+        };
+        match listed {
+            Ok(true) => *at = given,
+            Ok(false) => {}
+            // The guest hears of it when it comes to ask for the rest.
+            Err(_) if given != offset => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Lists what the host reads into `room`, from where it is on, and moves `given` behind what was taken. Whether that was all.
+    fn list(
+        &self,
+        open: &OpenFile,
+        room: &mut [MaybeUninit<u8>],
+        plus: bool,
+        given: &mut u64,
+        take: &mut dyn FnMut(&Listed<'_>) -> bool,
+    ) -> Result<bool, Errno> {
+        let (node, parent) = (open.inode.node(), open.inode.key());
+        let mut listing = RawDir::new(&open.file, room);
         while let Some(listed) = listing.next() {
-            let listed = match listed {
-                Ok(listed) => listed,
-                // The guest hears of it when it comes to ask for the rest.
-                Err(_) if given != offset => return Ok(()),
-                Err(error) => return Err(error),
-            };
+            let listed = listed?;
             let name = Name::new(listed.file_name()).ok().filter(|_| plus);
             let key = Key {
                 ino: listed.ino(),
@@ -108,12 +132,11 @@ impl Tree {
                 if let Some(entry) = entry {
                     self.nodes.forget(entry.node, 1);
                 }
-                return Ok(());
+                return Ok(false);
             }
-            given = next;
+            *given = next;
         }
-        *at = given;
-        Ok(())
+        Ok(true)
     }
 
     pub(super) fn releasedir(&self, node: Node, handle: Handle) -> Result<(), Errno> {

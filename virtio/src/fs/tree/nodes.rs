@@ -564,7 +564,7 @@ impl Nodes {
     /// before it counted as open and no handle leads to it.
     pub fn hold(&self, inode: &Arc<Inode>, fd: &Arc<Held>) {
         {
-            let mut place = inode.place();
+            let place = inode.place();
             // One without a mark was taken out of its table.
             if place.fd.is_some() || place.mark.is_none() || place.handle().is_some() {
                 return;

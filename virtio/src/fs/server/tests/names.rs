@@ -62,16 +62,19 @@ fn what_is_no_name_reaches_no_file_system() {
 #[test]
 fn a_name_that_is_too_long_is_told_so() {
     let rig = furnished();
-    for len in [256, 511, 512, 513, 1024, 4096] {
+    for len in [1025, 2048, 4096] {
         for request in requests_with(&vec![b'x'; len]) {
             assert_eq!(rig.ask(&request), failure(Errno::NAMETOOLONG), "{len}");
         }
     }
     assert_eq!((rig.model.calls().len(), rig.count("malformed_requests")), (0, 0));
-    for request in requests_with(&[b'x'; 255]) {
-        rig.ask(&request);
+    // Bytes are not characters, of which a host may have 255: how many there may be it says itself.
+    for len in [255, 256, 1024] {
+        for request in requests_with(&vec![b'x'; len]) {
+            rig.ask(&request);
+        }
+        assert_eq!(rig.model.calls().len(), 12, "{len}");
     }
-    assert_eq!(rig.model.calls().len(), 12);
     // More than there is room for before it is looked at.
     let endless = request(1, 1, &[&vec![b'x'; 80_000]]);
     assert_eq!(rig.ask(&endless), failure(Errno::NAMETOOLONG));
