@@ -67,6 +67,9 @@ pub struct ShareConfig {
     pub allow_mmap: bool,
     /// Extended attributes are served.
     pub xattr: bool,
+    /// The guest may change `trusted.overlay.*`, by which overlayfs on the host finds its files once the directory is a layer of it: what it is told there
+    /// it shows, also of other layers. Only where the server has `CAP_SYS_ADMIN`, as for any `trusted.*`.
+    pub overlay_xattr: bool,
     /// POSIX access control lists are served; needs `xattr`.
     pub posix_acl: bool,
     /// Mounts below the directory are shown as mounts; they are part of the share in any case.
@@ -113,6 +116,7 @@ impl ShareConfig {
             allow_direct_io: false,
             allow_mmap: false,
             xattr: false,
+            overlay_xattr: false,
             posix_acl: false,
             announce_submounts: true,
             killpriv: true,

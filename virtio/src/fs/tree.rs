@@ -88,6 +88,7 @@ struct Policy {
     cache: Cache,
     allow_direct_io: bool,
     xattr: bool,
+    overlay_xattr: bool,
     announce_submounts: bool,
     label: Option<CString>,
     offered: Abilities,
@@ -107,6 +108,7 @@ impl Policy {
             cache: config.cache,
             allow_direct_io: config.allow_direct_io,
             xattr: config.xattr,
+            overlay_xattr: config.overlay_xattr,
             announce_submounts: config.announce_submounts,
             label: config.label.clone(),
             offered: Abilities {

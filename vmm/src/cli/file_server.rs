@@ -364,6 +364,8 @@ impl FileServerArgs {
             allow_direct_io: self.allow_direct_io,
             allow_mmap: self.allow_mmap,
             xattr: self.xattr || posix_acl || security_label,
+            // It takes --modcaps +sys_admin.
+            overlay_xattr: true,
             posix_acl,
             security_label,
             announce_submounts: !self.no_announce_submounts,

@@ -81,6 +81,47 @@ fn a_link_and_a_special_file_have_attributes_of_their_own() {
 }
 
 #[test]
+fn what_overlayfs_of_the_host_goes_by_is_not_the_guests_to_change() {
+    if !is_root() {
+        return;
+    }
+    let on_host = |path: &Path| {
+        let mut value = [0; 99];
+        let found = rustix::fs::lgetxattr(path, c"trusted.overlay.redirect", &mut value[..]);
+        found.map(|len| value[..len].to_vec())
+    };
+    let redirect = c"trusted.overlay.redirect";
+    let share = share();
+    let dir = share.mkdir(Node::ROOT, "dir", 0o755).unwrap().node;
+    let path = share.host("dir");
+    for name in [redirect, c"trusted.overlay.opaque", c"trusted.overlay.metacopy"] {
+        assert_eq!(
+            share.tree.setxattr(dir, name, b"/../x", 0, false),
+            Err(Errno::PERM),
+            "{name:?}"
+        );
+        assert_eq!(share.tree.removexattr(dir, name), Err(Errno::PERM), "{name:?}");
+    }
+    assert_eq!(on_host(&path), Err(Errno::NODATA));
+    // What the host has there is to be seen, and stays.
+    rustix::fs::setxattr(&path, redirect, b"/of-the-host", rustix::fs::XattrFlags::empty()).unwrap();
+    assert_eq!(share.tree.getxattr(dir, redirect, 99).unwrap(), b"/of-the-host");
+    assert_eq!(share.tree.removexattr(dir, redirect), Err(Errno::PERM));
+    assert_eq!(on_host(&path).unwrap(), b"/of-the-host");
+    // Others, and those of an unprivileged overlay, are the guest's.
+    for name in [c"trusted.overlayed", c"user.overlay.opaque"] {
+        share.tree.setxattr(dir, name, b"y", 0, false).unwrap();
+    }
+    let share = Share::with(|config| {
+        config.xattr = true;
+        config.overlay_xattr = true;
+    });
+    let dir = share.mkdir(Node::ROOT, "dir", 0o755).unwrap().node;
+    share.tree.setxattr(dir, redirect, b"/x", 0, false).unwrap();
+    assert_eq!(on_host(&share.host("dir")).unwrap(), b"/x");
+}
+
+#[test]
 fn a_thread_that_was_not_prepared_is_refused() {
     let share = share();
     let file = share.create(Node::ROOT, "a", O_RDWR, 0o644).unwrap().0.node;

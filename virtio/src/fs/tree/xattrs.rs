@@ -5,6 +5,7 @@
 //! | `user.*`, `security.*`   | yes; what of `security.*` may be set is for the host to say                |
 //! | `system.posix_acl_*`     | if the share has them, with numbers of users translated                     |
 //! | `trusted.*`              | if the server has `CAP_SYS_ADMIN`, without which the host serves them to nobody |
+//! | `trusted.overlay.*`      | to be read; to be changed only if the share says so, else `EPERM`           |
 //! | others                   | `EOPNOTSUPP`                                                               |
 //!
 //! The host has no call that takes a descriptor which only names a file, so the thread's working directory is `/proc/self/fd` (see
@@ -33,6 +34,8 @@ const ACL_ENTRY: usize = 8;
 /// Entries with the number of a user or of a group (linux/posix_acl.h).
 const ACL_USER: u16 = 0x02;
 const ACL_GROUP: u16 = 0x08;
+/// What overlayfs keeps of its files (`OVL_XATTR_TRUSTED_PREFIX` of `fs/overlayfs/overlayfs.h`).
+const OVERLAY: &[u8] = b"trusted.overlay.";
 /// Set-group-ID, in a mode.
 const S_ISGID: u32 = 0o2000;
 
@@ -69,6 +72,15 @@ impl Tree {
         }
     }
 
+    /// Whether the guest may set or remove an attribute of that name.
+    fn check_change(&self, name: &CStr) -> Result<(), Errno> {
+        self.check_name(name)?;
+        if name.to_bytes().starts_with(OVERLAY) && !self.policy.overlay_xattr {
+            return Err(Errno::PERM);
+        }
+        Ok(())
+    }
+
     fn serves(&self, name: &[u8]) -> bool {
         if is_acl(name) {
             return self.policy.posix_acl();
@@ -84,7 +96,7 @@ impl Tree {
         flags: u32,
         clear_sgid: bool,
     ) -> Result<(), Errno> {
-        self.check_name(name)?;
+        self.check_change(name)?;
         let flags = XattrFlags::from_bits(flags).ok_or(Errno::INVAL)?;
         if value.len() > MOST_BYTES {
             return Err(Errno::TOOBIG);
@@ -153,7 +165,7 @@ impl Tree {
     }
 
     pub(super) fn removexattr(&self, node: Node, name: &CStr) -> Result<(), Errno> {
-        self.check_name(name)?;
+        self.check_change(name)?;
         removexattr(self.named(node)?.path(), name)
     }
 
