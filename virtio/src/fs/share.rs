@@ -41,12 +41,53 @@ pub enum Cache {
 /// A range of user or group numbers that are one thing in the guest and another on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdMap {
+    /// In which direction, and whether to as many numbers.
+    pub kind: IdMapKind,
     /// First number in the guest.
     pub guest: u32,
-    /// First number on the host.
+    /// First number on the host; of no meaning with [`IdMapKind::ForbidGuest`].
     pub host: u32,
     /// How many.
     pub count: u32,
+}
+
+impl IdMap {
+    /// Numbers that are mapped in both directions.
+    pub const fn both_ways(guest: u32, host: u32, count: u32) -> Self {
+        let kind = IdMapKind::Map;
+        Self {
+            kind,
+            guest,
+            host,
+            count,
+        }
+    }
+
+    /// The first number on the side that it is mapped from.
+    pub(crate) const fn first(&self) -> u32 {
+        match self.kind {
+            IdMapKind::Host | IdMapKind::SquashHost => self.host,
+            _ => self.guest,
+        }
+    }
+}
+
+/// What a range of numbers is for, as virtiofsd calls it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IdMapKind {
+    /// Each number of the guest is one of the host, in both directions.
+    #[default]
+    Map,
+    /// The same, from the guest to the host only.
+    Guest,
+    /// The same, from the host to the guest only.
+    Host,
+    /// All numbers of the guest are `host` there.
+    SquashGuest,
+    /// All numbers of the host are `guest` there.
+    SquashHost,
+    /// The guest may make nothing with these numbers, and give nothing to them.
+    ForbidGuest,
 }
 
 /// What is shared, and how.
@@ -87,8 +128,8 @@ pub struct ShareConfig {
     pub security_label: bool,
     /// SELinux label of what is created (`/proc/thread-self/attr/fscreate`).
     pub label: Option<CString>,
-    /// User numbers; none: as they are. With maps, an owner without a number in the guest is 65534 there, and a number without one on the
-    /// host is refused.
+    /// User numbers. Those in no range are as they are, unless one is [`IdMapKind::Map`]: then an owner without a number in the guest is 65534 there,
+    /// and a number without one on the host is refused. Of the ranges from one side no two may meet. With `posix_acl` all are [`IdMapKind::Map`].
     pub uid_map: Vec<IdMap>,
     /// Group numbers, likewise.
     pub gid_map: Vec<IdMap>,

@@ -6,7 +6,7 @@
 //! | `nodes.rs`, `place.rs`, `mounts.rs`, `descriptors.rs` | the nodes that the guest knows, where they are, and what is open for them |
 //! | `handles.rs` | what the guest has open |
 //! | `names.rs`, `directories.rs`, `files.rs`, `attributes.rs`, `xattrs.rs`, `locks.rs`, `waits.rs` | what is done with them |
-//! | `credentials.rs`, `thread.rs` | on whose behalf |
+//! | `credentials.rs`, `ids.rs`, `thread.rs` | on whose behalf |
 //! | `remote.rs` | where the host leaves set-user-ID to a server |
 //! | `confinement.rs` | what holds a thread if all of that has a fault |
 //! | `proc.rs`, `host.rs` | how the host is asked |
@@ -24,6 +24,7 @@ mod directories;
 mod files;
 mod handles;
 mod host;
+mod ids;
 mod locks;
 mod mounts;
 mod names;

@@ -10,7 +10,7 @@ use husk_virtio::fs::share::ShareConfig;
 use log::LevelFilter;
 
 use super::translation::translation;
-use crate::config::{CacheMode, IdTranslation};
+use crate::config::{CacheMode, IdKind, IdTranslation};
 use crate::fs::{Capabilities, IdRange, Listen, Options, Sandbox};
 use crate::seccomp::Mode;
 
@@ -91,7 +91,11 @@ pub struct FileServerArgs {
     /// Do not; of the two the last counts
     #[arg(long, help_heading = "How to share")]
     pub no_announce_submounts: bool,
-    /// Give users of the host other numbers in the guest: map:GUEST:HOST:COUNT; repeatable
+    /// Give users of the host other numbers in the guest: map:GUEST:HOST:COUNT and so on; repeatable
+    ///
+    /// map is for both directions, and then whoever is in no range has no number on the other side. guest:GUEST:HOST:COUNT and host:HOST:GUEST:COUNT are
+    /// for one; squash-guest:GUEST:HOST:COUNT makes all those of the guest the one HOST, squash-host:HOST:GUEST:COUNT all those of the host the one
+    /// GUEST; forbid-guest:GUEST:COUNT refuses to make files of these, or to give them any. These leave everybody else as he is.
     #[arg(long, value_name = "MAP", value_parser = translation, help_heading = "How to share")]
     pub translate_uid: Vec<IdTranslation>,
     /// The same for groups; repeatable
@@ -310,6 +314,9 @@ pub enum FileServerUsage {
         /// What may be there.
         allowed: &'static str,
     },
+    /// Access control lists would not come back as they went.
+    #[error("--posix-acl and {0} {1}, which maps one way only: with lists map:GUEST:HOST:COUNT is allowed")]
+    AclOneWay(&'static str, IdTranslation),
     /// To be ignored it is too much.
     #[error("--xattrmap is not supported: attributes have the same names in the guest and on the host")]
     AttributeMap,
@@ -342,6 +349,17 @@ impl FileServerArgs {
             return Err(FileServerUsage::AttributeMap);
         }
         let posix_acl = self.posix_acl != Negotiation::Never;
+        let of = |option, ranges: &[IdTranslation]| {
+            let one_way = ranges.iter().find(|range| range.kind != IdKind::Map);
+            one_way.map(|range| FileServerUsage::AclOneWay(option, *range))
+        };
+        let one_way = of("--translate-uid", &self.translate_uid);
+        if let Some(fault) = one_way
+            .or_else(|| of("--translate-gid", &self.translate_gid))
+            .filter(|_| posix_acl)
+        {
+            return Err(fault);
+        }
         let security_label = self.security_label != Negotiation::Never;
         if let Some(tag) = self.tag.as_ref().filter(|tag| tag.is_empty() || tag.len() > TAG_BYTES) {
             return Err(FileServerUsage::Tag(tag.len()));

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 
-use husk_virtio::fs::share::{Cache, IdMap};
+use husk_virtio::fs::share::{Cache, IdMap, IdMapKind};
 
 use super::*;
 use crate::cli::{Cli, Command};
@@ -162,10 +162,31 @@ fn every_option_of_virtiofsd_is_known() {
     let mapped =
         options("virtiofsd --fd 3 --shared-dir /d --posix-acl --translate-uid map:0:1000:10 --translate-gid map:1:2:3");
     assert!(mapped.share.posix_acl);
-    let map = |guest, host, count| IdMap { guest, host, count };
+    let map = IdMap::both_ways;
     assert_eq!(
         (mapped.share.uid_map, mapped.share.gid_map),
         (vec![map(0, 1000, 10)], vec![map(1, 2, 3)])
+    );
+    // As its README has it for an ordinary user.
+    let squashed = options(
+        "virtiofsd --fd 3 --shared-dir /d --translate-uid squash-guest:0:1001:4294967295 --translate-gid squash-guest:0:100:4294967295 \
+         --translate-uid host:1001:1000:1 --translate-gid host:100:1000:1",
+    );
+    let of = |kind, guest, host, count| IdMap {
+        kind,
+        guest,
+        host,
+        count,
+    };
+    let expected = |host| {
+        vec![
+            of(IdMapKind::SquashGuest, 0, host, u32::MAX),
+            of(IdMapKind::Host, 1000, host, 1),
+        ]
+    };
+    assert_eq!(
+        (squashed.share.uid_map, squashed.share.gid_map),
+        (expected(1001), expected(100))
     );
 }
 
@@ -199,16 +220,20 @@ fn what_cannot_be_is_told_with_what_can() {
             ":INSIDE:OUTSIDE:COUNT:",
         ),
         (
-            "virtiofsd --fd 3 --shared-dir /d --translate-uid squash-guest:0:1:1",
-            "not supported",
+            "virtiofsd --fd 3 --shared-dir /d --translate-uid squash-all:0:1:1",
+            "squash-guest:GUEST:HOST:COUNT",
         ),
         (
             "virtiofsd --fd 3 --shared-dir /d --translate-uid map:0:1",
-            "map:GUEST:HOST:COUNT",
+            "allowed: map, guest or squash-guest:GUEST:HOST:COUNT",
         ),
         (
             "virtiofsd --fd 3 --shared-dir /d --translate-uid map:0:1:2:3",
-            "map:GUEST:HOST:COUNT",
+            "forbid-guest:GUEST:COUNT",
+        ),
+        (
+            "virtiofsd --fd 3 --shared-dir /d --posix-acl --translate-uid squash-guest:0:1:2",
+            "--posix-acl and --translate-uid squash-guest:0:1:2",
         ),
     ] {
         let told = refused(line);

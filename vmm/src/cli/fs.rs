@@ -125,7 +125,7 @@ mod tests {
         assert_eq!(parse_fs("tag=t,dir=/d").unwrap(), FsConfig::of_dir("t", "/d"));
         let text = "tag=t,dir=/d,readonly=on,cache=never,writeback=on,direct_io=on,mmap=on,xattr=on,posix_acl=on,submounts=off,\
                     locks=on,security_label=on,label=\"u:r:t:s0:c1,c2\",translate_uid=map:0:1000:1,translate_gid=map:0:1000:1+map:1:5000:9";
-        let range = |guest, host, count| IdTranslation { guest, host, count };
+        let range = IdTranslation::both_ways;
         let folder = FsConfig {
             readonly: true,
             cache: CacheMode::Never,
@@ -160,7 +160,8 @@ mod tests {
         );
         assert_eq!(
             message("tag=t,dir=/d,translate_uid=map:0:1000:1+0:1:2"),
-            "translate_uid is 'map:0:1000:1+0:1:2', allowed: map:GUEST:HOST:COUNT with numbers of 32 bits; several are joined by +"
+            "translate_uid is 'map:0:1000:1+0:1:2', allowed: map, guest or squash-guest:GUEST:HOST:COUNT, host or \
+             squash-host:HOST:GUEST:COUNT, forbid-guest:GUEST:COUNT, with numbers of 32 bits; several are joined by +"
         );
         assert_eq!(message("tag=t,dir=/d,locks=no"), "locks is 'no', allowed: on, off");
         assert_eq!(

@@ -170,7 +170,7 @@ pub static FS: Shape = Shape {
     ],
     foreign: &[PCI],
 };
-static ID_RANGE: Shape = shape(&[own("count"), own("guest"), own("host")]);
+static ID_RANGE: Shape = shape(&[own("count"), own("guest"), own("host"), own("kind")]);
 /// The body of `vm.add-pmem`.
 pub static PMEM: Shape = Shape {
     own: &[own("discard_writes"), own("file"), own("id"), own("size")],

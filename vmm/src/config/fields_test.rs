@@ -115,6 +115,7 @@ fn every_field_of_a_whole_configuration_has_a_name() {
     config.disks = vec![super::super::DiskConfig::new("/d")];
     config.net = vec![super::super::NetConfig::new()];
     let ids = super::super::IdTranslation {
+        kind: super::super::IdKind::Guest,
         guest: 0,
         host: 1,
         count: 1,

@@ -43,7 +43,7 @@ pub use roster::NewDevice;
 pub use share::{MAX_FS_QUEUES, ShareError};
 pub use size::Size;
 pub use sockets::OwnSockets;
-pub use translation::{IdTranslation, MAX_RANGES};
+pub use translation::{IdKind, IdTranslation, MAX_RANGES};
 pub use validate::{
     ConfigError, HUGE_PAGE_BYTES, Limits, MAX_DISK_QUEUES, MAX_NET_PAIRS, MIN_MEMORY_BYTES, PAGE_BYTES,
 };

@@ -158,7 +158,7 @@ impl FsConfig {
             ("translate_uid", &self.translate_uid),
             ("translate_gid", &self.translate_gid),
         ] {
-            if let Some(why) = translation::fault(ranges) {
+            if let Some(why) = translation::fault(ranges, self.posix_acl) {
                 return Err(ShareError::Translation { tag: tag(), field, why });
             }
         }
@@ -269,11 +269,7 @@ mod tests {
             refused(&|fs| fs.security_label = true),
             "fs share: security_label needs xattr"
         );
-        let none = IdTranslation {
-            guest: 1,
-            host: 2,
-            count: 0,
-        };
+        let none = IdTranslation::both_ways(1, 2, 0);
         assert_eq!(
             refused(&|fs| fs.translate_gid = vec![none]),
             "fs share: translate_gid map:1:2:0 maps no number"

@@ -229,7 +229,7 @@ fn users_have_the_numbers_on_the_host_that_the_share_gives_them() {
     let folder = tempfile::tempdir().unwrap();
     let to = |host| {
         let (guest, count) = (1000, 1);
-        vec![IdTranslation { guest, host, count }]
+        vec![IdTranslation::both_ways(guest, host, count)]
     };
     let mut config = FsConfig::of_dir("t", folder.path());
     config.translate_uid = to(101_000);

@@ -13,11 +13,9 @@ use rustix::thread::{
     set_thread_res_uid,
 };
 
+use super::ids::Ids;
 use crate::fs::filesystem::Caller;
 use crate::fs::share::{IdMap, SERVING};
-
-/// What the guest sees of an owner who has no number there (`DEFAULT_OVERFLOWUID` of linux/highuid.h).
-const NOBODY: u32 = 65_534;
 
 /// What a thread keeps of root's capabilities. Quotas hold, which `CAP_SYS_RESOURCE` passes over. With attributes it keeps
 /// `CAP_SYS_ADMIN`, without which the host has no `trusted.*`, nor `security.*` where no security module is.
@@ -47,8 +45,8 @@ pub(super) struct Identity {
     gid: u32,
     /// It may act as others.
     switches: bool,
-    users: Vec<IdMap>,
-    groups: Vec<IdMap>,
+    users: Ids,
+    groups: Ids,
 }
 
 impl Identity {
@@ -59,8 +57,8 @@ impl Identity {
             uid: geteuid().as_raw(),
             gid: getegid().as_raw(),
             switches: capabilities(None)?.effective.contains(needed),
-            users: users.to_vec(),
-            groups: groups.to_vec(),
+            users: Ids::new(users),
+            groups: Ids::new(groups),
         })
     }
 
@@ -71,25 +69,25 @@ impl Identity {
 
     /// Whether users or groups have other numbers in the guest.
     pub fn maps(&self) -> bool {
-        !(self.users.is_empty() && self.groups.is_empty())
+        self.users.maps() || self.groups.maps()
     }
 
     /// A user of the host, for the guest.
     pub fn guest_uid(&self, host: u32) -> u32 {
-        to_guest(&self.users, host)
+        self.users.to_guest(host)
     }
 
     /// A group of the host, for the guest.
     pub fn guest_gid(&self, host: u32) -> u32 {
-        to_guest(&self.groups, host)
+        self.groups.to_guest(host)
     }
 
     /// A user of the guest, for the host.
     ///
     /// # Errors
-    /// `EPERM` if he has no number there, `EINVAL` for that which means nobody.
+    /// `EPERM` if he has no number there or is forbidden, `EINVAL` for that which means nobody.
     pub fn host_uid(&self, guest: u32) -> Result<u32, Errno> {
-        to_host(&self.users, guest)
+        self.users.to_host(guest)
     }
 
     /// A group of the guest, for the host.
@@ -97,7 +95,7 @@ impl Identity {
     /// # Errors
     /// As for [`Identity::host_uid`].
     pub fn host_gid(&self, guest: u32) -> Result<u32, Errno> {
-        to_host(&self.groups, guest)
+        self.groups.to_host(guest)
     }
 
     /// Has the thread act as `caller` until the result is dropped. Its real user stays, so that nobody of the host can signal or trace it. A server that is an ordinary user acts as himself for everybody; with
@@ -109,8 +107,12 @@ impl Identity {
         let (uid, gid) = (self.host_uid(caller.uid)?, self.host_gid(caller.gid)?);
         let group = caller.group.and_then(|group| self.host_gid(group).ok());
         if !self.switches {
-            let mapped = !(self.users.is_empty() || uid == self.uid) || !(self.groups.is_empty() || gid == self.gid);
-            return if mapped { Err(Errno::PERM) } else { Ok(Acting::none()) };
+            let other = |ids: &Ids, id, own| ids.maps_guest() && id != own;
+            return if other(&self.users, uid, self.uid) || other(&self.groups, gid, self.gid) {
+                Err(Errno::PERM)
+            } else {
+                Ok(Acting::none())
+            };
         }
         let mut acting = Acting::none();
         if let Some(group) = group.filter(|group| *group != gid) {
@@ -143,28 +145,6 @@ pub(super) fn set_groups(groups: &[Gid]) -> Result<bool, Errno> {
         Err(Errno::PERM) => Ok(false),
         Err(error) => Err(error),
     }
-}
-
-fn to_guest(maps: &[IdMap], host: u32) -> u32 {
-    translate(maps.iter().map(|map| (map.host, map.guest, map.count)), host).unwrap_or(NOBODY)
-}
-
-fn to_host(maps: &[IdMap], guest: u32) -> Result<u32, Errno> {
-    if guest == u32::MAX {
-        return Err(Errno::INVAL);
-    }
-    translate(maps.iter().map(|map| (map.guest, map.host, map.count)), guest).ok_or(Errno::PERM)
-}
-
-fn translate(maps: impl ExactSizeIterator<Item = (u32, u32, u32)>, id: u32) -> Option<u32> {
-    if maps.len() == 0 {
-        return Some(id);
-    }
-    maps.filter_map(|(from, to, count)| {
-        let beyond = id.checked_sub(from).filter(|beyond| *beyond < count)?;
-        to.checked_add(beyond).filter(|id| *id != u32::MAX)
-    })
-    .next()
 }
 
 /// A thread that acts for somebody else, until this is dropped.

@@ -1,7 +1,7 @@
 //! Who owns what is made, what he may, and what becomes of set-user-ID.
 
 use super::*;
-use crate::fs::share::IdMap;
+use crate::fs::share::{IdMap, IdMapKind};
 
 /// A write that takes set-user-ID and set-group-ID away.
 const KILLS: Writing = Writing {
@@ -277,16 +277,8 @@ fn users_have_other_numbers_on_the_host() {
         return;
     }
     let share = Share::with(|config| {
-        config.uid_map = vec![IdMap {
-            guest: 0,
-            host: 100_000,
-            count: 2000,
-        }];
-        config.gid_map = vec![IdMap {
-            guest: 0,
-            host: 200_000,
-            count: 3000,
-        }];
+        config.uid_map = vec![IdMap::both_ways(0, 100_000, 2000)];
+        config.gid_map = vec![IdMap::both_ways(0, 200_000, 3000)];
     });
     let (entry, _) = share.create_as(&KIM, Node::ROOT, "a", O_RDWR, 0o644).unwrap();
     assert_eq!((entry.attr.uid, entry.attr.gid), (1000, 2000));
@@ -331,16 +323,23 @@ fn an_ordinary_user_serves_with_his_own_rights() {
     fs::set_permissions(path.join("public"), fs::Permissions::from_mode(0o666)).unwrap();
     let config = ShareConfig::new(&path);
     let mapped = ShareConfig {
-        uid_map: vec![IdMap {
-            guest: 0,
-            host: 1234,
-            count: 1,
-        }],
-        gid_map: vec![IdMap {
-            guest: 0,
-            host: 1234,
-            count: 1,
-        }],
+        uid_map: vec![IdMap::both_ways(0, 1234, 1)],
+        gid_map: vec![IdMap::both_ways(0, 1234, 1)],
+        ..config.clone()
+    };
+    let one_way = |kind, guest, host, count| IdMap {
+        kind,
+        guest,
+        host,
+        count,
+    };
+    let squashed = ShareConfig {
+        uid_map: vec![
+            one_way(IdMapKind::SquashGuest, 0, 1234, 5000),
+            one_way(IdMapKind::ForbidGuest, 5000, 0, u32::MAX - 5000),
+            one_way(IdMapKind::Host, 1000, 1234, 1),
+        ],
+        gid_map: vec![one_way(IdMapKind::SquashGuest, 0, 1234, u32::MAX)],
         ..config.clone()
     };
     as_user(1234, || {
@@ -400,6 +399,27 @@ fn an_ordinary_user_serves_with_his_own_rights() {
             share.create_as(&KIM, Node::ROOT, "d", O_RDWR, 0o644).unwrap_err(),
             Errno::PERM
         );
+
+        // Everybody in the guest is him, and his files are somebody's there.
+        let tree = Tree::open_within(&squashed, Budget::new(16)).unwrap();
+        tree.begin(tree.abilities());
+        let share = Share {
+            dir: tempfile::tempdir().unwrap(),
+            tree,
+        };
+        let (e, _) = share.create_as(&KIM, Node::ROOT, "e", O_RDWR, 0o644).unwrap();
+        assert_eq!((e.attr.uid, e.attr.gid), (1000, 1234));
+        let owner = Change {
+            uid: Some(77),
+            gid: Some(78),
+            ..Change::default()
+        };
+        assert_eq!(share.setattr(e.node, owner).unwrap().uid, 1000);
+        let forbidden = Caller { uid: 5000, ..KIM };
+        let made = share.create_as(&forbidden, Node::ROOT, "f", O_RDWR, 0o644);
+        assert_eq!(made.unwrap_err(), Errno::PERM);
+        let public = share.lookup(Node::ROOT, "public").unwrap();
+        assert_eq!(public.attr.uid, 0, "who is in no range is who he is");
     });
 }
 

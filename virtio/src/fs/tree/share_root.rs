@@ -18,8 +18,8 @@ use super::mounts::Mounts;
 use super::nodes::Nodes;
 use super::proc::ProcFds;
 use super::waits::Waits;
-use super::{Policy, Tree, remote, thread, xattrs};
-use crate::fs::share::{IdMap, ShareConfig};
+use super::{Policy, Tree, ids, remote, thread, xattrs};
+use crate::fs::share::{IdMap, IdMapKind, ShareConfig};
 
 /// Why a directory cannot be shared.
 #[derive(Debug, thiserror::Error)]
@@ -58,10 +58,18 @@ pub enum ShareError {
         /// As configured.
         path: PathBuf,
     },
+    /// Access control lists would not come back as they went.
+    #[error("cannot share {} with posix_acl: the {whose} numbers may be mapped in both directions only", path.display())]
+    AclOneWay {
+        /// As configured.
+        path: PathBuf,
+        /// `user` or `group`.
+        whose: &'static str,
+    },
     /// Two users would be one.
     #[error(
         "cannot share {}: the {whose} numbers {} to {} are mapped twice, or go beyond 4294967294",
-        path.display(), map.guest, u64::from(map.guest).saturating_add(map.count.saturating_sub(1).into())
+        path.display(), map.first(), u64::from(map.first()).saturating_add(map.count.saturating_sub(1).into())
     )]
     Map {
         /// As configured.
@@ -161,22 +169,18 @@ fn check(config: &ShareConfig) -> Result<(), ShareError> {
         });
     }
     for (whose, maps) in [("user", &config.uid_map), ("group", &config.gid_map)] {
-        let fits = |from: u32, count: u32| from.checked_add(count).is_some();
-        let meets = |(a, a_count): (u32, u32), (b, b_count): (u32, u32)| {
-            a < b.saturating_add(b_count) && b < a.saturating_add(a_count)
-        };
-        for (index, map) in maps.iter().enumerate() {
-            let twice = maps.iter().take(index).any(|other| {
-                meets((map.guest, map.count), (other.guest, other.count))
-                    || meets((map.host, map.count), (other.host, other.count))
+        if let Some(map) = ids::fault(maps) {
+            return Err(ShareError::Map {
+                path: config.dir.clone(),
+                whose,
+                map: *map,
             });
-            if twice || !fits(map.guest, map.count) || !fits(map.host, map.count) {
-                return Err(ShareError::Map {
-                    path: config.dir.clone(),
-                    whose,
-                    map: *map,
-                });
-            }
+        }
+        if config.posix_acl && maps.iter().any(|map| map.kind != IdMapKind::Map) {
+            return Err(ShareError::AclOneWay {
+                path: config.dir.clone(),
+                whose,
+            });
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! What is wrong with a share is said in one line.
 
 use super::*;
-use crate::fs::share::IdMap;
+use crate::fs::share::{IdMap, IdMapKind};
 
 fn refused(change: impl FnOnce(&mut ShareConfig)) -> String {
     let dir = tempfile::tempdir().unwrap();
@@ -27,10 +27,24 @@ fn what_cannot_be_shared_is_named() {
         refused(|config| config.posix_acl = true),
         "cannot share DIR with posix_acl: it needs xattr"
     );
-    let map = |guest, host, count| IdMap { guest, host, count };
+    let map = IdMap::both_ways;
     let twice = refused(|config| config.uid_map = vec![map(0, 1000, 10), map(20, 1009, 5)]);
     let expected = "cannot share DIR: the user numbers 20 to 24 are mapped twice, or go beyond 4294967294";
     assert_eq!(twice, expected);
+    let one_way = IdMap {
+        kind: IdMapKind::SquashHost,
+        ..map(0, 1000, 10)
+    };
+    let twice = refused(|config| config.uid_map = vec![map(0, 1000, 10), one_way]);
+    let expected = "cannot share DIR: the user numbers 1000 to 1009 are mapped twice, or go beyond 4294967294";
+    assert_eq!(twice, expected);
+    let lists = refused(|config| {
+        config.gid_map = vec![one_way];
+        config.xattr = true;
+        config.posix_acl = true;
+    });
+    let expected = "cannot share DIR with posix_acl: the group numbers may be mapped in both directions only";
+    assert_eq!(lists, expected);
     let beyond = refused(|config| config.gid_map = vec![map(u32::MAX - 1, 0, 2)]);
     assert!(
         beyond.contains("the group numbers 4294967294 to 4294967295"),

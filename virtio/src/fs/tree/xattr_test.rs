@@ -232,16 +232,8 @@ fn lists_have_the_numbers_of_the_guest_there_and_of_the_host_here() {
     if !is_root() {
         return;
     }
-    let map = IdMap {
-        guest: 0,
-        host: 0,
-        count: 1000,
-    };
-    let users = IdMap {
-        guest: 1000,
-        host: 5000,
-        count: 10,
-    };
+    let map = IdMap::both_ways(0, 0, 1000);
+    let users = IdMap::both_ways(1000, 5000, 10);
     let share = Share::with(|config| {
         config.xattr = true;
         config.posix_acl = true;
