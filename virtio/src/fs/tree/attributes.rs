@@ -11,6 +11,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::Tree;
+use super::credentials;
 use super::descriptors::Held;
 use super::nodes::{Inode, Key};
 use super::proc::Number;
@@ -143,7 +144,7 @@ impl Tree {
             let gid = change.gid.map(|gid| self.who.host_gid(gid)).transpose()?;
             let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
             // The host clears set-user-ID, set-group-ID and capabilities of whatever is no directory.
-            chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH)?;
+            chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH).map_err(credentials::unknown)?;
         }
         if let Some(mode) = change.mode {
             // After the owner, whose change would take bits away.

@@ -118,8 +118,6 @@ impl Identity {
         if let Some(group) = group.filter(|group| *group != gid) {
             acting.groups = set_groups(&[Gid::from_raw(group)])?;
         }
-        // A user namespace says `EINVAL` of numbers that it does not have.
-        let unknown = |error| if error == Errno::INVAL { Errno::PERM } else { error };
         if gid != self.gid {
             set_thread_res_gid(None, Gid::from_raw(gid), None).map_err(unknown)?;
             acting.gid = Some(self.gid);
@@ -135,6 +133,11 @@ impl Identity {
         }
         Ok(acting)
     }
+}
+
+/// What the host says of a number of a user or group: a user namespace says `EINVAL` of one that it does not have.
+pub(super) fn unknown(error: Errno) -> Errno {
+    if error == Errno::INVAL { Errno::PERM } else { error }
 }
 
 /// Gives the calling thread these groups, and no others. Some user namespaces let nobody do that (`setgroups` of

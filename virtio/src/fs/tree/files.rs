@@ -32,7 +32,7 @@ impl Tree {
     /// `O_APPEND`, where the host would take no other place for any write ([`Writing`]), unless there is no other way.
     pub(super) fn open_flags(&self, flags: u32) -> Result<OFlags, Errno> {
         let asked = OFlags::from_bits_retain(flags);
-        let mut access = asked & OFlags::RWMODE;
+        let access = asked & OFlags::RWMODE;
         if access == OFlags::RWMODE {
             return Err(Errno::INVAL);
         }
@@ -44,13 +44,19 @@ impl Tree {
             passed |= asked & OFlags::DIRECT;
         }
         if self.policy.writeback() {
-            // The guest reads the rest of a page that it writes a part of, and knows where the end is.
-            if access == OFlags::WRONLY {
-                access = OFlags::RDWR;
-            }
+            // The guest knows where the end is.
             passed.remove(OFlags::APPEND);
         }
         Ok(access | passed)
+    }
+
+    /// What a file is opened with that is to be opened with `flags`: a guest that holds writes back reads the rest of a page that it writes a part of.
+    pub(super) fn widened(&self, flags: OFlags) -> OFlags {
+        if self.policy.writeback() && flags & OFlags::RWMODE == OFlags::WRONLY {
+            flags.difference(OFlags::RWMODE) | OFlags::RDWR
+        } else {
+            flags
+        }
     }
 
     pub(super) fn open_node(&self, node: Node, flags: u32, kill_priv: bool) -> Result<Opened, Errno> {
@@ -68,14 +74,23 @@ impl Tree {
             Kind::Special => return Err(Errno::NXIO),
         }
         let fd = self.nodes.descriptor(inode)?;
+        let widened = self.widened(flags);
         let kills = kill_priv && flags.contains(OFlags::TRUNC);
         let open = |flags| self.budget.take(Use::File, || self.reopen(inode, &fd, flags));
         let (handle, ()) = self.handles.add(|| {
             let _less = kills.then(|| self.kill_set_id(inode, &*fd)).transpose()?;
             // First what the host may refuse, before anything is cut off.
-            let direct = past_cache(flags).map(|flags| as_allowed(open, flags)).transpose()?;
-            let file = as_allowed(open, flags.difference(OFlags::DIRECT))?;
-            Ok((open_file(inode.clone(), file, direct, flags), ()))
+            let both = |flags: OFlags| {
+                let direct = past_cache(flags).map(|flags| as_allowed(open, flags)).transpose()?;
+                let file = as_allowed(open, flags.difference(OFlags::DIRECT))?;
+                Ok(open_file(inode.clone(), file, direct, flags))
+            };
+            let opened = match both(widened) {
+                // An ordinary user may not be allowed to read it.
+                Err(Errno::ACCESS) if widened != flags => both(flags),
+                opened => opened,
+            };
+            Ok((opened?, ()))
         })?;
         self.nodes.hold(inode, &fd);
         Ok(self.opened(handle))

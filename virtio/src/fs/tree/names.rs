@@ -210,7 +210,8 @@ impl Tree {
         new: &Creation<'_>,
     ) -> Result<(Entry, Opened), Errno> {
         let dir = self.directory(parent)?;
-        let passed = self.open_flags(flags)?;
+        let asked = self.open_flags(flags)?;
+        let passed = self.widened(asked);
         let made = self.handles.add(|| {
             let create = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let file = self.budget.take(Use::File, || {
@@ -234,7 +235,7 @@ impl Tree {
             Err(Errno::EXIST) if !OFlags::from_bits_retain(flags).contains(OFlags::EXCL) => {
                 let entry = self.entry(&*dir, Seen { parent, name }, Guess::Known)?;
                 let opened = self.nodes.get(entry.node);
-                let opened = opened.and_then(|inode| self.open_inode(&inode, passed, kill_priv));
+                let opened = opened.and_then(|inode| self.open_inode(&inode, asked, kill_priv));
                 let opened = opened.inspect_err(|_| self.nodes.forget(entry.node, 1))?;
                 Ok((entry, opened))
             }
@@ -250,7 +251,7 @@ impl Tree {
         new: &Creation<'_>,
     ) -> Result<(Entry, Opened), Errno> {
         let dir = self.directory(parent)?;
-        let passed = self.open_flags(flags)?;
+        let passed = self.widened(self.open_flags(flags)?);
         // With O_EXCL it never gets a name.
         let exclusive = OFlags::from_bits_retain(flags) & OFlags::EXCL;
         let (handle, entry) = self.handles.add(|| {

@@ -107,6 +107,24 @@ fn with_writeback_the_guest_reads_what_it_writes_and_knows_the_end() {
 }
 
 #[test]
+fn with_writeback_a_file_that_may_not_be_read_is_written_nevertheless() {
+    use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+    let share = Share::with(|config| config.writeback = true);
+    let (made, opened) = share.create(Node::ROOT, "a", O_WRONLY, 0o200).unwrap();
+    share.tree.release(made.node, opened.handle, None).unwrap();
+    // As an ordinary user, who may not read whatever there is.
+    let sets = capabilities(None).unwrap();
+    let all = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+    let effective = sets.effective.difference(all);
+    set_capabilities(None, CapabilitySets { effective, ..sets }).unwrap();
+    let handle = share.open(made.node, O_WRONLY).unwrap();
+    share.write(made.node, handle, 0, b"text").unwrap();
+    assert_eq!(share.read(made.node, handle, 0, 9), Err(Errno::BADF));
+    assert_eq!(share.open(made.node, O_RDWR), Err(Errno::ACCESS));
+    assert_eq!(share.attr(made.node).size, 4);
+}
+
+#[test]
 fn what_is_no_regular_file_is_never_opened() {
     let share = Share::new();
     share.mknod("fifo", 0o010_644, 0).unwrap();
