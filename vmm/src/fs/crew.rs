@@ -3,7 +3,8 @@
 //! A queue's own thread serves what comes, one request after the other, without a word to anybody: that is the quickest way. Helpers come
 //! to it when there is more to do, at once as long as there are processors, and beyond that when a look every other millisecond finds
 //! requests that nobody takes since all threads sleep in file operations. The look is that of the thread `fs-watch`, which sleeps itself
-//! when there was nothing to do for a while, and which also hands requests in again that wait for a lock.
+//! when there was nothing to do for a while, and which also hands requests in again that wait for a lock: then it looks as often as those are to
+//! be tried.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use husk_devices::lock;
-use husk_virtio::fs::serve::Serve;
+use husk_virtio::fs::serve::{RETRY, Serve};
 use husk_virtio::ring::Chain;
 
 use super::queue::{Load, Queue};
@@ -208,13 +209,23 @@ impl Crew {
 
     fn keep_watch(self: &Arc<Self>) {
         let mut before: Vec<Load> = vec![Load::default(); self.queues.len()];
-        let mut quiet = 0_u32;
+        let (mut quiet, mut waiting) = (0_u32, false);
         loop {
-            if quiet > QUIET {
-                self.sleep();
-                quiet = 0;
+            match (quiet > QUIET, waiting) {
+                (false, _) => thread::sleep(TICK),
+                (true, false) => {
+                    self.sleep();
+                    quiet = 0;
+                    thread::sleep(TICK);
+                }
+                // A lock of the guest's goes by a request; whether one of the host's has gone is asked now and then.
+                (true, true) => {
+                    if self.doze() {
+                        quiet = 0;
+                    }
+                }
             }
-            thread::sleep(TICK);
+            waiting = false;
             let mut rest = self.active.load(Ordering::SeqCst) == 0;
             let generation = self.serve.generation();
             for (index, (queue, before)) in self.queues.iter().zip(&mut before).enumerate() {
@@ -223,11 +234,25 @@ impl Crew {
                 if load.due || load.backlog > 0 && (slow || load.serving == 0) {
                     self.call(index);
                 }
-                rest &= load.backlog == 0 && load.waiting == 0;
+                rest &= load.backlog == 0;
+                waiting |= load.waiting > 0;
                 *before = load;
             }
             quiet = if rest { quiet.saturating_add(1) } else { 0 };
         }
+    }
+
+    /// Until a thread serves, which it says, or it is time to try requests again that wait for a lock.
+    fn doze(&self) -> bool {
+        let guard = lock(&self.watch);
+        self.asleep.store(true, Ordering::SeqCst);
+        if self.active.load(Ordering::SeqCst) > 0 {
+            self.asleep.store(false, Ordering::SeqCst);
+        }
+        let asleep = |(): &mut ()| self.asleep.load(Ordering::SeqCst);
+        let waited = self.woken.wait_timeout_while(guard, RETRY, asleep);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        !self.asleep.swap(false, Ordering::SeqCst)
     }
 
     /// Until a thread serves. What only the work before needed is given back to the host.
