@@ -6,9 +6,9 @@ mod front_end;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{chown, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
 
@@ -418,6 +418,34 @@ fn a_pause_keeps_the_request_that_waits() {
 }
 
 #[test]
+fn a_ring_that_was_brought_and_not_started_stands_where_it_was_brought() {
+    let daemon = Daemon::start(&[]);
+    let mut front_end = daemon.front_end();
+    front_end.mount();
+    assert_eq!(front_end.read("greeting"), b"hello");
+    assert_eq!(front_end.begin_anew_after_a_pause(), 0);
+    assert_eq!(front_end.read("greeting"), b"hello");
+}
+
+/// Each takes threads, and what these are ended by.
+#[test]
+fn nothing_is_left_of_a_front_end_that_was_hung_up_on() {
+    let descriptors_after = |front_ends: usize| {
+        let daemon = Daemon::start(&[]);
+        for _ in 0..front_ends {
+            let mut stream = UnixStream::connect(daemon.socket()).unwrap();
+            stream.write_all(&[0xff; 64]).unwrap();
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+        // Served once the one before has gone.
+        let mut front_end = daemon.front_end();
+        front_end.mount();
+        fs::read_dir(format!("/proc/{}/fd", daemon.child.id())).unwrap().count()
+    };
+    assert_eq!(descriptors_after(20), descriptors_after(0));
+}
+
+#[test]
 fn memory_that_comes_later_is_reached() {
     let daemon = Daemon::start(&[]);
     let mut front_end = daemon.front_end();
@@ -515,6 +543,33 @@ fn a_link_to_the_directory_is_shared_as_the_directory_is() {
     }
 }
 
+/// As one that is there and not his to give: the host says something else of the former.
+#[test]
+fn an_owner_whom_the_user_namespace_does_not_have_is_not_permitted() {
+    for sandbox in ["namespace", "none"] {
+        let folder = folder();
+        let mut command = Command::new(HUSK);
+        command.args(["fs", "--sandbox", sandbox, "--socket-path"]);
+        command.arg(folder.path().join("fs.sock"));
+        if geteuid().is_root() {
+            let own = |path: &Path| chown(path, Some(1000), Some(1000)).unwrap();
+            own(folder.path());
+            own(&folder.path().join("shared"));
+            own(&folder.path().join("shared/greeting"));
+            command.uid(1000).gid(1000);
+        }
+        let daemon = Daemon::spawn(folder, command, &[]);
+        if sandbox == "namespace" && !daemon.said.contains("sandbox: user, mount") {
+            return println!("skipped: needs user namespaces: {}", daemon.said);
+        }
+        let mut front_end = daemon.front_end();
+        front_end.mount();
+        for uid in [0, 77] {
+            assert_eq!(front_end.chown("greeting", uid), Err(-libc::EPERM), "{sandbox} {uid}");
+        }
+    }
+}
+
 /// The process has no descriptor left: who wants one is told, and what has one goes on.
 #[test]
 fn a_process_without_descriptors_serves_what_is_open_and_everything_once_it_has_some() {
@@ -572,9 +627,9 @@ fn a_share_for_reading_is_not_written() {
 
 #[test]
 fn what_has_no_effect_is_said() {
-    let mut daemon = Daemon::start(&["-f", "--no-readdirplus"]);
+    let mut daemon = Daemon::start(&["-f", "--preserve-noatime"]);
     daemon.hear("option -f is accepted and has no effect");
-    daemon.hear("option --no-readdirplus is accepted and has no effect: ");
+    daemon.hear("option --preserve-noatime is accepted and has no effect: ");
     // The line that is waited for comes at every level.
     let mut silent = Daemon::start(&["--log-level", "off"]);
     kill_process(Pid::from_child(&silent.child), Signal::TERM).unwrap();

@@ -2,6 +2,12 @@
 //!
 //! There is a thread for each processor, up to four, and one for the queue that must not wait; queues are dealt out to them.
 
+#![expect(
+    unsafe_code,
+    reason = "vhost-user-backend 0.24 gives descriptors up that nobody closes"
+)]
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 
 use husk_devices::lock;
@@ -37,6 +43,9 @@ pub(super) struct Backend {
     mem: Mutex<Option<GuestMemory>>,
     bell: Arc<EventFd>,
     threads: usize,
+    /// What the threads of the front-end that is served wait for to end. `vhost_user_backend` takes them as its own, has its threads watch their
+    /// numbers, and does not close them (`VringEpollHandler::new` of 0.24).
+    exits: Mutex<Vec<RawFd>>,
 }
 
 impl Backend {
@@ -52,13 +61,18 @@ impl Backend {
             mem: Mutex::new(None),
             bell: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
             threads: processors.clamp(1, MOST_THREADS),
+            exits: Mutex::default(),
         })
     }
 
-    /// Forgets a front-end.
+    /// Forgets a front-end, whose threads have ended.
     pub fn reset(&self) {
         self.crew.reset();
         *lock(&self.mem) = None;
+        for exit in lock(&self.exits).drain(..) {
+            // SAFETY: the descriptor was given up by its number, and who watched it has gone: nobody else closes it.
+            drop(unsafe { OwnedFd::from_raw_fd(exit) });
+        }
     }
 
     /// The number of the `event`th queue of a thread.
@@ -133,7 +147,9 @@ impl VhostUserBackend for Backend {
     }
 
     fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
-        new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).ok()
+        let (consumer, notifier) = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).ok()?;
+        lock(&self.exits).push(consumer.as_raw_fd());
+        Some((consumer, notifier))
     }
 
     fn stop_vring(&self, queue: u32) -> std::io::Result<()> {

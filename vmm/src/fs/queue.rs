@@ -164,28 +164,31 @@ impl Queue {
         }
     }
 
-    /// Takes no more requests, waits for those that threads have, and tells the front-end's ring where this one stands.
+    /// Takes no more requests, waits for those that threads have, and tells the front-end's ring where this one stands. One that was not started
+    /// since the front-end brought it stands where that said: what is kept is another then.
     pub fn stop(&self) {
-        let state = &mut *self.come_to_rest();
+        let (mut state, was_running) = self.come_to_rest();
+        let state = &mut *state;
         state.broken = false;
-        if let (Some(ring), Some(vring)) = (&state.ring, &state.vring) {
+        if let (true, Some(ring), Some(vring)) = (was_running, &state.ring, &state.vring) {
             vring.set_queue_next_avail(ring.state().queue.next_avail);
         }
     }
 
     /// As [`Queue::stop`], and nothing is kept.
     pub fn reset(&self) {
-        let mut state = self.come_to_rest();
+        let (mut state, _) = self.come_to_rest();
         *state = State::default();
     }
 
-    fn come_to_rest(&self) -> MutexGuard<'_, State> {
+    /// And whether requests were taken before.
+    fn come_to_rest(&self) -> (MutexGuard<'_, State>, bool) {
         let mut state = lock(&self.state);
-        state.running = false;
+        let was_running = std::mem::replace(&mut state.running, false);
         while state.serving > 0 {
             state = self.finished.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state
+        (state, was_running)
     }
 }
 

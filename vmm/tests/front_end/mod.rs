@@ -139,6 +139,20 @@ impl FrontEnd {
     }
 
     fn start(&mut self, queue: usize, base: u16) {
+        self.bring(queue, base);
+        let (kick, call) = (EventFd::new(EFD_NONBLOCK).unwrap(), EventFd::new(EFD_NONBLOCK).unwrap());
+        self.frontend.set_vring_call(queue, &call).unwrap();
+        self.frontend.set_vring_kick(queue, &kick).unwrap();
+        self.frontend.set_vring_enable(queue, true).unwrap();
+        self.rings[queue] = Some(Ring {
+            kick,
+            _call: call,
+            made: base,
+        });
+    }
+
+    /// Sets a ring up, and does not start it.
+    fn bring(&mut self, queue: usize, base: u16) {
         let part = PART * queue as u64;
         let host = region(&self.mem).userspace_addr + part;
         self.frontend.set_vring_num(queue, SIZE).unwrap();
@@ -153,15 +167,6 @@ impl FrontEnd {
             log_addr: None,
         };
         self.frontend.set_vring_addr(queue, &config).unwrap();
-        let (kick, call) = (EventFd::new(EFD_NONBLOCK).unwrap(), EventFd::new(EFD_NONBLOCK).unwrap());
-        self.frontend.set_vring_call(queue, &call).unwrap();
-        self.frontend.set_vring_kick(queue, &kick).unwrap();
-        self.frontend.set_vring_enable(queue, true).unwrap();
-        self.rings[queue] = Some(Ring {
-            kick,
-            _call: call,
-            made: base,
-        });
     }
 
     /// Takes the ring back as for a pause of the VM, and brings it again as it was.
@@ -180,6 +185,18 @@ impl FrontEnd {
         let part = PART * self.queue as u64;
         self.mem.write_slice(&[0; 0x4000], GuestAddress(part)).unwrap();
         self.start(self.queue, 0);
+    }
+
+    /// Takes the ring back, as when its driver is reset, brings it from its beginning, and takes it back again before it has run. Where it stands
+    /// then; and it is started there.
+    pub fn begin_anew_after_a_pause(&mut self) -> u32 {
+        self.frontend.get_vring_base(self.queue).unwrap();
+        let part = PART * self.queue as u64;
+        self.mem.write_slice(&[0; 0x4000], GuestAddress(part)).unwrap();
+        self.bring(self.queue, 0);
+        let base = self.frontend.get_vring_base(self.queue).unwrap();
+        self.start(self.queue, u16::try_from(base).unwrap());
+        base
     }
 
     /// Makes a chain available whose descriptor leads nowhere.
@@ -355,6 +372,16 @@ impl FrontEnd {
         let body = [&Self::transfer(file, size), data].concat();
         let written = self.call(16, file.node, &body, 8).unwrap();
         assert_eq!(written[..4], size.to_le_bytes());
+    }
+
+    /// Gives a file to a user.
+    pub fn chown(&mut self, name: &str, uid: u32) -> Result<(), i32> {
+        let node = self.lookup(name)?;
+        // FATTR_UID
+        let mut body = vec![0; 88];
+        body[0] = 1 << 1;
+        body[76..80].copy_from_slice(&uid.to_le_bytes());
+        self.call(4, node, &body, 104).map(drop)
     }
 
     fn lock_body(file: Opened, owner: u64, kind: i32) -> Vec<u8> {
