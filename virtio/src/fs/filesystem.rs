@@ -37,8 +37,9 @@ pub(crate) struct Caller {
 pub(crate) struct Name<'a>(&'a std::ffi::CStr);
 
 impl<'a> Name<'a> {
-    /// Longest name that Linux sends and takes (`FUSE_NAME_MAX` of `fs/fuse/fuse_i.h`; up to 6.12, and of most guests after it). What is too long for
-    /// the host it says itself: many file systems have names of 255 characters, of several bytes each.
+    /// Longest name that Linux sends and takes (`FUSE_NAME_MAX` of `fs/fuse/fuse_i.h`; up to 6.12, and of most guests
+    /// after it). What is too long for the host it says itself: many file systems have names of 255 characters, of
+    /// several bytes each.
     pub const MAX: usize = 1024;
 
     /// Takes `name` if it is one.

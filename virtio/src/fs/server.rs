@@ -64,7 +64,8 @@ impl Server {
         Tree::open(config).map(Self::new)
     }
 
-    /// The same of the directory that `dir` holds, whatever its path leads to by now. [`ShareConfig::dir`] is its name in what is said.
+    /// The same of the directory that `dir` holds, whatever its path leads to by now. [`ShareConfig::dir`] is its name
+    /// in what is said.
     ///
     /// # Errors
     /// See [`ShareError`].

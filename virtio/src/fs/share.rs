@@ -108,17 +108,20 @@ pub struct ShareConfig {
     pub allow_mmap: bool,
     /// Extended attributes are served.
     pub xattr: bool,
-    /// The guest may change `trusted.overlay.*`, by which overlayfs on the host finds its files once the directory is a layer of it: what it is told there
-    /// it shows, also of other layers. Only where the server has `CAP_SYS_ADMIN`, as for any `trusted.*`.
+    /// The guest may change `trusted.overlay.*`, by which overlayfs on the host finds its files once the directory is a
+    /// layer of it: what it is told there it shows, also of other layers. Only where the server has `CAP_SYS_ADMIN`, as
+    /// for any `trusted.*`.
     pub overlay_xattr: bool,
     /// POSIX access control lists are served; needs `xattr`.
     pub posix_acl: bool,
     /// Mounts below the directory are shown as mounts; they are part of the share in any case.
     pub announce_submounts: bool,
-    /// Writes clear set-user-ID and set-group-ID on the host where the guest asks for it (`FUSE_HANDLE_KILLPRIV_V2`), in place of the guest's
-    /// kernel doing so by a request of its own. Not so in any case where the directory is on NFS, whose server does not know who writes.
+    /// Writes clear set-user-ID and set-group-ID on the host where the guest asks for it (`FUSE_HANDLE_KILLPRIV_V2`),
+    /// in place of the guest's kernel doing so by a request of its own. Not so in any case where the directory is on
+    /// NFS, whose server does not know who writes.
     pub killpriv: bool,
-    /// The guest may ask what the names of a directory lead to while it lists it (`READDIRPLUS`); not so with [`Cache::Never`].
+    /// The guest may ask what the names of a directory lead to while it lists it (`READDIRPLUS`); not so with
+    /// [`Cache::Never`].
     pub readdirplus: bool,
     /// Locks are those of the host, seen by others there; else the guest keeps its own. A process that waits for one of the host's cannot be
     /// interrupted: Linux tells no virtio-fs server that it should be.
@@ -128,8 +131,9 @@ pub struct ShareConfig {
     pub security_label: bool,
     /// SELinux label of what is created (`/proc/thread-self/attr/fscreate`).
     pub label: Option<CString>,
-    /// User numbers. Those in no range are as they are, unless one is [`IdMapKind::Map`]: then an owner without a number in the guest is 65534 there,
-    /// and a number without one on the host is refused. Of the ranges from one side no two may meet. With `posix_acl` all are [`IdMapKind::Map`].
+    /// User numbers. Those in no range are as they are, unless one is [`IdMapKind::Map`]: then an owner without a
+    /// number in the guest is 65534 there, and a number without one on the host is refused. Of the ranges from one side
+    /// no two may meet. With `posix_acl` all are [`IdMapKind::Map`].
     pub uid_map: Vec<IdMap>,
     /// Group numbers, likewise.
     pub gid_map: Vec<IdMap>,

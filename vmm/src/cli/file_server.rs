@@ -93,9 +93,11 @@ pub struct FileServerArgs {
     pub no_announce_submounts: bool,
     /// Give users of the host other numbers in the guest: map:GUEST:HOST:COUNT and so on; repeatable
     ///
-    /// map is for both directions, and then whoever is in no range has no number on the other side. guest:GUEST:HOST:COUNT and host:HOST:GUEST:COUNT are
-    /// for one; squash-guest:GUEST:HOST:COUNT makes all those of the guest the one HOST, squash-host:HOST:GUEST:COUNT all those of the host the one
-    /// GUEST; forbid-guest:GUEST:COUNT refuses to make files of these, or to give them any. These leave everybody else as he is.
+    /// map is for both directions, and then whoever is in no range has no number on the other side.
+    /// guest:GUEST:HOST:COUNT and host:HOST:GUEST:COUNT are for one; squash-guest:GUEST:HOST:COUNT makes all those of
+    /// the guest the one HOST, squash-host:HOST:GUEST:COUNT all those of the host the one GUEST;
+    /// forbid-guest:GUEST:COUNT refuses to make files of these, or to give them any. These leave everybody else as he
+    /// is.
     #[arg(long, value_name = "MAP", value_parser = translation, help_heading = "How to share")]
     pub translate_uid: Vec<IdTranslation>,
     /// The same for groups; repeatable

@@ -123,7 +123,7 @@ fn of_two_options_that_contradict_each_other_the_last_counts_and_the_old_form_ov
             true,
         ),
     ] {
-        let share = options(&format!("virtiofsd --fd 3 --shared-dir /d {given}").trim_end()).share;
+        let share = options(format!("virtiofsd --fd 3 --shared-dir /d {given}").trim_end()).share;
         assert_eq!(
             (share.announce_submounts, share.killpriv),
             (announced, killpriv),

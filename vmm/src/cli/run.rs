@@ -204,8 +204,8 @@ pub struct RunArgs {
     ///   locks=on         locks of the guest's files are locks of the host; who waits for one cannot be killed
     ///   security_label=on  what the guest makes gets the security label that it says; needs xattr
     ///   label=LABEL      SELinux label of what is made through the share
-    ///   translate_uid=map:GUEST:HOST:COUNT  users of the host have other numbers in the guest; several, and other kinds (see
-    ///                    --translate-uid of husk fs), are joined by +
+    ///   translate_uid=map:GUEST:HOST:COUNT  users of the host have other numbers in the guest; several, and other
+    ///                    kinds (see --translate-uid of husk fs), are joined by +
     ///   translate_gid=map:GUEST:HOST:COUNT  groups, likewise
     ///
     /// A value with a comma in it is written in double quotes.

@@ -1,5 +1,5 @@
-//! Users and groups of the host that have other numbers in the guest, as virtiofsd's `--translate-uid` has it: `map:GUEST:HOST:COUNT` and five
-//! kinds more.
+//! Users and groups of the host that have other numbers in the guest, as virtiofsd's `--translate-uid` has it:
+//! `map:GUEST:HOST:COUNT` and five kinds more.
 
 use crate::config::{IdKind, IdTranslation};
 

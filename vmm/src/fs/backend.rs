@@ -43,8 +43,8 @@ pub(super) struct Backend {
     mem: Mutex<Option<GuestMemory>>,
     bell: Arc<EventFd>,
     threads: usize,
-    /// What the threads of the front-end that is served wait for to end. `vhost_user_backend` takes them as its own, has its threads watch their
-    /// numbers, and does not close them (`VringEpollHandler::new` of 0.24).
+    /// What the threads of the front-end that is served wait for to end. `vhost_user_backend` takes them as its own,
+    /// has its threads watch their numbers, and does not close them (`VringEpollHandler::new` of 0.24).
     exits: Mutex<Vec<RawFd>>,
 }
 

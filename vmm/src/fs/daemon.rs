@@ -100,7 +100,8 @@ fn begin_log(options: &Options) {
     }
 }
 
-/// The directory that is to be shared: its path is looked up this once, and a link at the end of it is followed as one elsewhere is.
+/// The directory that is to be shared: its path is looked up this once, and a link at the end of it is followed as one
+/// elsewhere is.
 fn open_dir(path: &Path) -> anyhow::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match rustix::fs::open(path, flags, Mode::empty()) {

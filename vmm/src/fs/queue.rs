@@ -164,8 +164,8 @@ impl Queue {
         }
     }
 
-    /// Takes no more requests, waits for those that threads have, and tells the front-end's ring where this one stands. One that was not started
-    /// since the front-end brought it stands where that said: what is kept is another then.
+    /// Takes no more requests, waits for those that threads have, and tells the front-end's ring where this one stands.
+    /// One that was not started since the front-end brought it stands where that said: what is kept is another then.
     pub fn stop(&self) {
         let (mut state, was_running) = self.come_to_rest();
         let state = &mut *state;

@@ -102,7 +102,8 @@ impl Prepared {
             false => None,
         };
         let flags = if root { own } else { own | UnshareFlags::NEWUSER };
-        // By its working directory the process finds the directory again: a descriptor stays in the mount namespace that it was opened in.
+        // By its working directory the process finds the directory again: a descriptor stays in the mount namespace
+        // that it was opened in.
         if let Err(error) = fchdir(&self.dir) {
             return Ok(Err(error));
         }

@@ -512,7 +512,8 @@ const CONTROL: &[Rule] = &[
     any(libc::SYS_lseek),
     any(libc::SYS_ftruncate),
     any(libc::SYS_fchmod),
-    // A folder that is to be shared: whether the host can hold names in it, what kind of file system it is on, and as whom.
+    // A folder that is to be shared: whether the host can hold names in it, what kind of file system it is on, and as
+    // whom.
     any(libc::SYS_openat2),
     any(libc::SYS_fstatfs),
     any(libc::SYS_capget),

@@ -187,8 +187,8 @@ impl FrontEnd {
         self.start(self.queue, 0);
     }
 
-    /// Takes the ring back, as when its driver is reset, brings it from its beginning, and takes it back again before it has run. Where it stands
-    /// then; and it is started there.
+    /// Takes the ring back, as when its driver is reset, brings it from its beginning, and takes it back again before
+    /// it has run. Where it stands then; and it is started there.
     pub fn begin_anew_after_a_pause(&mut self) -> u32 {
         self.frontend.get_vring_base(self.queue).unwrap();
         let part = PART * self.queue as u64;

@@ -18,8 +18,8 @@ use crate::fs::filesystem::{Handle, Listed, Name, Node, Opened};
 use crate::fs::share::Cache;
 
 /// What is read of a directory at a time. The host's entries are smaller than the guest's, more so if these say what a name leads to:
-/// what does not fit there was read for nothing. The longest name there is (`PATH_MAX`) fits into the larger of the two, which is also for names
-/// that do not fit into the other.
+/// what does not fit there was read for nothing. The longest name there is (`PATH_MAX`) fits into the larger of the
+/// two, which is also for names that do not fit into the other.
 const LISTING: usize = 4096 + 64;
 const LISTING_PLUS: usize = 1024;
 
@@ -95,7 +95,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Lists what the host reads into `room`, from where it is on, and moves `given` behind what was taken. Whether that was all.
+    /// Lists what the host reads into `room`, from where it is on, and moves `given` behind what was taken. Whether
+    /// that was all.
     fn list(
         &self,
         open: &OpenFile,

@@ -50,7 +50,8 @@ impl Tree {
         Ok(access | passed)
     }
 
-    /// What a file is opened with that is to be opened with `flags`: a guest that holds writes back reads the rest of a page that it writes a part of.
+    /// What a file is opened with that is to be opened with `flags`: a guest that holds writes back reads the rest of a
+    /// page that it writes a part of.
     pub(super) fn widened(&self, flags: OFlags) -> OFlags {
         if self.policy.writeback() && flags & OFlags::RWMODE == OFlags::WRONLY {
             flags.difference(OFlags::RWMODE) | OFlags::RDWR
@@ -253,9 +254,10 @@ pub(super) fn past_cache(flags: OFlags) -> Option<OFlags> {
     Some(flags.difference(OFlags::TRUNC)).filter(|flags| flags.contains(OFlags::DIRECT))
 }
 
-/// Opens a file with the flags that the host lets it be opened with, if it is particular about them (`EPERM`): without `O_APPEND`, or as was
-/// `asked` for, with it, where it may be written at its end alone (`FS_APPEND_FL` of ioctl_iflags(2)); and without `O_NOATIME` if that is for
-/// its owner to ask for, who may be the guest's caller and is not the server (open(2)).
+/// Opens a file with the flags that the host lets it be opened with, if it is particular about them (`EPERM`): without
+/// `O_APPEND`, or as was `asked` for, with it, where it may be written at its end alone (`FS_APPEND_FL` of
+/// ioctl_iflags(2)); and without `O_NOATIME` if that is for its owner to ask for, who may be the guest's caller and is
+/// not the server (open(2)).
 fn as_allowed<T>(open: impl Fn(OFlags) -> Result<T, Errno>, asked: OFlags) -> Result<T, Errno> {
     let placed = asked.difference(OFlags::APPEND);
     let ways = [

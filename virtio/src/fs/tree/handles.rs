@@ -19,8 +19,8 @@ const SHARDS: u64 = 16;
 pub(super) struct OpenFile {
     pub inode: Arc<Inode>,
     pub file: Held,
-    /// The same once more, past the host's cache, if it was opened with `O_DIRECT`. What is not asked for so takes `file`: places and
-    /// buffers need not be aligned then (open(2)).
+    /// The same once more, past the host's cache, if it was opened with `O_DIRECT`. What is not asked for so takes
+    /// `file`: places and buffers need not be aligned then (open(2)).
     pub direct: Option<Held>,
     /// It was opened for writing.
     pub writes: bool,

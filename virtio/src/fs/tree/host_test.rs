@@ -185,7 +185,8 @@ fn write_block(share: &Share, node: Node, handle: Handle, offset: u64, byte: u8,
     share.tree.write(node, handle, offset, live.buffers(), how)
 }
 
-/// A share whose guest goes past the host's cache, on a file system that can do so. `None` where there is none, which is said.
+/// A share whose guest goes past the host's cache, on a file system that can do so. `None` where there is none, which
+/// is said.
 fn past_caches() -> Option<Share> {
     let share = Share::with(|config| config.allow_direct_io = true);
     fs::write(share.host("probe"), "").unwrap();
@@ -216,7 +217,8 @@ fn what_a_guest_wrote_to_its_cache_reaches_a_file_that_was_opened_past_it() {
         ..Writing::default()
     };
     for (name, node, handle) in files {
-        // The last page of a file of 5000 bytes, as the guest's kernel writes back what was mapped; and any place, once the flag is off.
+        // The last page of a file of 5000 bytes, as the guest's kernel writes back what was mapped; and any place, once
+        // the flag is off.
         assert_eq!(share.write(node, handle, 4096, &[2; 904]), Ok(904), "{name}");
         assert_eq!(share.write(node, handle, 4097, b"three"), Ok(5), "{name}");
         assert_eq!(

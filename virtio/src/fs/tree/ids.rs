@@ -78,7 +78,8 @@ impl Ids {
     }
 }
 
-/// The range among those, each with its first number on this side and on the other, that `id` is in, and what it is there.
+/// The range among those, each with its first number on this side and on the other, that `id` is in, and what it is
+/// there.
 fn find<'a>(ranges: impl Iterator<Item = (&'a IdMap, u32, u32)>, id: u32) -> Option<(IdMapKind, u32)> {
     let mut found = ranges.filter_map(|(range, from, to)| {
         let beyond = id.checked_sub(from).filter(|beyond| *beyond < range.count)?;
@@ -89,7 +90,8 @@ fn find<'a>(ranges: impl Iterator<Item = (&'a IdMap, u32, u32)>, id: u32) -> Opt
     found.next()
 }
 
-/// The first of `ranges` that cannot be, if there is one: a number of one side is in an earlier one as well, or it goes beyond the last number.
+/// The first of `ranges` that cannot be, if there is one: a number of one side is in an earlier one as well, or it goes
+/// beyond the last number.
 pub(super) fn fault(ranges: &[IdMap]) -> Option<&IdMap> {
     let last = |from: u32, count: u32| from.checked_add(count);
     let meet = |one: u32, another: u32, counts: (u32, u32)| {

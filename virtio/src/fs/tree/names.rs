@@ -30,7 +30,8 @@ const RENAME_FLAGS: RenameFlags = RenameFlags::NOREPLACE
     .union(RenameFlags::EXCHANGE)
     .union(RenameFlags::WHITEOUT);
 
-/// What a file that is made is not opened with: it is empty, and each request says whether it appends and goes past the host's cache.
+/// What a file that is made is not opened with: it is empty, and each request says whether it appends and goes past the
+/// host's cache.
 const NOT_FOR_NEW: OFlags = OFlags::TRUNC.union(OFlags::APPEND).union(OFlags::DIRECT);
 
 /// What is thought of a name before it is looked up: it saves a call if it is right.
@@ -280,7 +281,8 @@ impl Tree {
             self.budget.take(Use::File, || self.proc.reopen(&file, flags))
         };
         let direct = match past_cache(flags).map(again).transpose() {
-            // The mode of a new file may forbid an ordinary user to open it once more: it goes through the host's cache then.
+            // The mode of a new file may forbid an ordinary user to open it once more: it goes through the host's cache
+            // then.
             Err(Errno::ACCESS | Errno::PERM) => None,
             opened => opened?,
         };
@@ -307,8 +309,9 @@ impl Tree {
         Ok(())
     }
 
-    /// The node that `name` in `dir` leads to, which is about to lose it, with a descriptor, if the guest knows it: it may hold it without having
-    /// it open, as the working directory of a process, by `O_PATH` or by a mark of inotify(7), and nothing else leads to it afterwards.
+    /// The node that `name` in `dir` leads to, which is about to lose it, with a descriptor, if the guest knows it: it
+    /// may hold it without having it open, as the working directory of a process, by `O_PATH` or by a mark of
+    /// inotify(7), and nothing else leads to it afterwards.
     fn losing(&self, dir: &Held, name: Name<'_>) -> Option<(Arc<Inode>, Arc<Held>)> {
         // Usually every node has one, and nothing need be asked.
         self.nodes.any_parked().then(|| self.moving(dir, name)).flatten()

@@ -321,8 +321,8 @@ fn what_has_no_name_any_more_keeps_its_descriptor() {
     assert_eq!(share.read(file.node, handle, 6, 9).unwrap(), b"there");
 }
 
-/// A file, a directory and a file that another takes the place of, which the guest holds without having them open, as a process does whose
-/// working directory is removed.
+/// A file, a directory and a file that another takes the place of, which the guest holds without having them open, as a
+/// process does whose working directory is removed.
 fn hold_what_loses_its_name(close_descriptors: impl Fn(&Share)) {
     let share = Share::with(|config| config.max_node_descriptors = 1);
     fs::write(share.host("file"), "text").unwrap();

@@ -1,5 +1,6 @@
-//! File systems where the host leaves it to a server to clear set-user-ID and set-group-ID of what is written: NFS. The server sees the process
-//! that serves, which may be root and keeps them, and not the guest's caller (Linux `nfs_setattr` drops `ATTR_KILL_SUID`).
+//! File systems where the host leaves it to a server to clear set-user-ID and set-group-ID of what is written: NFS. The
+//! server sees the process that serves, which may be root and keeps them, and not the guest's caller (Linux
+//! `nfs_setattr` drops `ATTR_KILL_SUID`).
 
 use std::os::fd::AsFd;
 use std::sync::RwLock;
@@ -28,7 +29,8 @@ pub(super) fn is_remote(fd: impl AsFd) -> bool {
     fstatfs(fd).is_ok_and(|found| u64::try_from(found.f_type) == Ok(NFS))
 }
 
-/// Devices of such file systems below the share. A number that another file system gets later stays one: what is done there is good for all.
+/// Devices of such file systems below the share. A number that another file system gets later stays one: what is done
+/// there is good for all.
 #[derive(Debug, Default)]
 pub(super) struct Remote {
     any: AtomicBool,
@@ -58,7 +60,8 @@ impl Tree {
         }
     }
 
-    /// Sees to it that what is done with `fd`, which holds `inode`, until the result is dropped clears set-user-ID and set-group-ID.
+    /// Sees to it that what is done with `fd`, which holds `inode`, until the result is dropped clears set-user-ID and
+    /// set-group-ID.
     ///
     /// # Errors
     /// The host's.
