@@ -20,7 +20,7 @@ pub(crate) const BUILD_DEADLINE: Duration = Duration::from_secs(600);
 
 /// A machine, or a device, on its way. Dropping this leaves it to its thread, which takes apart what nobody wants any more.
 #[derive(Debug)]
-pub(super) struct Building<T, E = BuildError> {
+pub(super) struct Building<T: Send + 'static, E: Send + 'static = BuildError> {
     result: Beside<Result<T, E>>,
     begun: Instant,
 }
@@ -42,6 +42,11 @@ impl<T: Send + 'static, E: Send + 'static> Building<T, E> {
     /// What has come of it, once. Never waits.
     pub fn take(&self) -> Option<Result<T, E>> {
         self.result.take()
+    }
+
+    /// Wants it no more. Whether nothing of it is left; to be called again until then. Never waits.
+    pub fn forgo(&self) -> bool {
+        self.result.forgo()
     }
 
     /// How long it has taken.

@@ -11,6 +11,7 @@ use super::vm::{Opened, Unopened};
 use super::{
     ApiError, Controller, Due, Kind, Outcome, Progress, Reply, conflict, existing, image, of_build, of_config,
 };
+use crate::beside::Discarded;
 use crate::config::NewDevice;
 use crate::events::Events;
 use crate::machine::{Machine, Pending, STOP_DEADLINE, Update, net};
@@ -92,9 +93,11 @@ impl Controller {
         let Some(machine) = vm.machine_mut() else {
             return Err(conflict("the VM does not run any more"));
         };
-        let given = opened.and_then(|(opened, passed)| {
+        let given = opened.and_then(|opened| {
+            let (opened, passed) = opened.keep();
+            let passed = Discarded::new(passed);
             let (at, pending) = machine.add(id, opened)?;
-            Ok((at, pending, passed))
+            Ok((at, pending, passed.keep()))
         });
         let (at, pending, passed) = given.map_err(|Unopened { why: error, rival }| {
             let rival = rival.as_deref();
@@ -151,7 +154,7 @@ impl Controller {
         Ok(Reply::Done)
     }
 
-    /// Takes apart what the guest has let go of, as far as it has stopped, and tells the world.
+    /// Has what the guest has let go of taken apart, as far as it has stopped, and tells the world of what is gone.
     pub(super) fn collect(&mut self) {
         let Some(vm) = &mut self.vm else { return };
         let Some(machine) = vm.machine_mut() else { return };
@@ -179,7 +182,7 @@ impl Controller {
 
     /// Has the host have back what went with a device and was still in use, now or as soon as it is not.
     pub(super) fn collect_memory(&mut self, now: Instant) {
-        if self.machine().is_some_and(Machine::collect_memory) {
+        if self.machine_mut().is_some_and(Machine::collect_memory) {
             self.timers.set_if_sooner(Due::Memory, now + RETRY);
         }
     }

@@ -122,8 +122,8 @@ impl EventLoop<'_> {
         };
         // What is ready stays so. A signal may end the wait.
         let _ = self.epoll.wait(whole_millis(NARROW), &mut [EpollEvent::default()]);
-        // They may do more than this thread from now on.
-        beside::end_when_idle();
+        // Others may do more than this thread from now on, and take apart what it must not wait for.
+        beside::confine();
         seccomp.enter(Role::EventLoop).map_err(io::Error::other)
     }
 

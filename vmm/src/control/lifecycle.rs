@@ -8,6 +8,7 @@ use super::operation::{GiveUp, Operation, Work, superseded};
 use super::vm::Vm;
 use super::{Controller, Due, Progress, conflict, running};
 use crate::api::{ApiError, Command, Kind, Outcome, Reply, VmState};
+use crate::beside;
 use crate::machine::{Machine, STOP_DEADLINE};
 
 /// How long a pause may take. What a device has to finish first is bounded (a disk: the requests that its host has), and a busy disk
@@ -25,7 +26,9 @@ struct Stop {
     then: Then,
     /// When everything should have stopped.
     deadline: Instant,
-    /// It has stopped, and is built anew until then.
+    /// It has stopped, and is given back to the host to be built anew, until then.
+    ended_by: Option<Instant>,
+    /// It is built anew until then.
     rebuilt_by: Option<Instant>,
 }
 
@@ -139,6 +142,7 @@ impl Controller {
         let stop = Stop {
             then,
             deadline,
+            ended_by: None,
             rebuilt_by: None,
         };
         self.begin_until(Box::new(stop), deadline)
@@ -155,13 +159,14 @@ impl Controller {
         match then {
             Then::Keep => self.events.emit("vm", "shutdown"),
             Then::Forget => {
-                if self.vm.take().is_some() {
+                if let Some(vm) = self.vm.take() {
+                    vm.discard();
                     self.events.emit("vm", "deleted");
                 }
             }
             Then::Reboot => {}
             Then::Leave => {
-                self.vm = None;
+                self.vm.take().into_iter().for_each(Vm::discard);
                 self.events.emit_with("vmm", "shutdown", [("reason", "asked".into())]);
                 self.leaving = true;
             }
@@ -179,9 +184,10 @@ impl Controller {
         }
     }
 
-    /// Takes apart what nobody uses any more of machines that were left behind.
+    /// Has what nobody uses any more of machines that were left behind taken apart.
     pub(super) fn collect_abandoned(&mut self) {
-        self.abandoned.retain_mut(|machine| !machine.shed().is_empty());
+        let ended = |machine: &mut Machine| machine.unstopped().is_empty();
+        self.abandoned.extract_if(.., ended).for_each(beside::discard);
     }
 }
 
@@ -222,6 +228,11 @@ impl Work<Controller> for Pause {
 }
 
 impl Stop {
+    /// Whether it is the rest of a machine that has not come in time, which has stopped.
+    fn is_late_to_end(&self, owner: &Controller) -> bool {
+        owner.vm.as_ref().is_some_and(Vm::is_ending)
+    }
+
     /// Whether a reboot goes on without the devices that are still being opened: nobody wants them any more.
     fn leaves_opening(&self, vm: &mut Vm) -> bool {
         let leaves = self.then == Then::Reboot && Instant::now() >= self.deadline && vm.is_machine_stopped();
@@ -259,8 +270,14 @@ impl Work<Controller> for Stop {
         {
             return None;
         }
-        owner.end_removals();
-        drop(owner.vm.as_mut().and_then(Vm::take_machine));
+        if owner.machine().is_some() {
+            owner.end_removals();
+            // The next guest needs the room, which the host may take seconds to find again.
+            self.ended_by = (self.then == Then::Reboot).then(|| Instant::now() + BUILD_DEADLINE);
+        }
+        if owner.vm.as_mut().is_some_and(|vm| !vm.end_machine()) {
+            return None;
+        }
         let done = owner.finish(self.then);
         if self.then != Then::Reboot || done.is_err() {
             return Some(done);
@@ -273,7 +290,7 @@ impl Work<Controller> for Stop {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.rebuilt_by
+        self.rebuilt_by.or(self.ended_by)
     }
 
     /// The machine is left behind, which ends the VM all the same: that is what was asked for, so it is no failure of the command. Only a
@@ -284,6 +301,20 @@ impl Work<Controller> for Stop {
         }
         if self.rebuilt_by.is_some() {
             return Err(late(owner).context(NOT_AGAIN));
+        }
+        if self.is_late_to_end(owner) {
+            log::warn!(
+                "{}: the machine has stopped, but its memory and files are not given back yet",
+                self.command()
+            );
+            drop(owner.vm.as_mut().and_then(Vm::take_machine));
+            if self.then != Then::Reboot {
+                return owner.finish(self.then);
+            }
+            owner.finish(Then::Keep)?;
+            let seconds = BUILD_DEADLINE.as_secs();
+            let what = format!("its memory and files were not given back within {seconds} s");
+            return Err(ApiError::new(Kind::Internal, what).context(NOT_AGAIN));
         }
         owner.end_removals();
         let unbuilt = owner.vm.as_ref().map(Vm::unbuilt).unwrap_or_default();

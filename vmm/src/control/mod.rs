@@ -236,7 +236,9 @@ impl Controller {
             && let Some(asked) = vm.stop()
         {
             let deadline = asked + STOP_DEADLINE;
-            self.news.wait_until(deadline, || vm.is_stopped());
+            self.news.wait_until(deadline, || {
+                vm.is_stopped() && (vm.machine().is_some() || vm.end_machine())
+            });
             let (mut stuck, told) = (vm.unbuilt(), std::mem::take(&mut vm.stopping));
             let machine = vm.take_machine();
             stuck.extend(
@@ -247,7 +249,7 @@ impl Controller {
             stuck.retain(|name| !told.is_told(name));
             self.tell_stuck(&stuck);
         }
-        self.vm = None;
+        self.vm.take().into_iter().for_each(Vm::discard);
         self.collect_abandoned();
         self.abandoned.drain(..).for_each(Machine::abandon);
         self.info.set(None);

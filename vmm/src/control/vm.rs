@@ -15,6 +15,7 @@ use super::resize::LastResize;
 use super::stopping::Stopping;
 use super::{image, life};
 use crate::api::{Containers, VmState};
+use crate::beside::{self, Beside, Discarded};
 use crate::config::{ConsoleMode, Limits, NewDevice, RunOptions, VmConfig};
 use crate::machine::{BuildError, Machine, MachineSize, Passed, Pending, net};
 use crate::terminal::StdoutSink;
@@ -23,8 +24,11 @@ use crate::trace::Trace;
 /// What a machine that is being built is called, among devices.
 const BUILDER: &str = "__builder";
 
-/// A device that has been opened, with the descriptors that belong to it, or why there is none.
-pub(super) type Opened = Result<(Box<dyn VirtioDevice>, Passed), Unopened>;
+/// A device that has been opened, with the descriptors that belong to it. What is not given to the guest, a thread closes.
+pub(super) type Open = Discarded<(Box<dyn VirtioDevice>, Passed)>;
+
+/// A device that has been opened, or why there is none.
+pub(super) type Opened = Result<Open, Unopened>;
 
 /// Why a device is not there.
 pub(super) struct Unopened {
@@ -42,7 +46,7 @@ impl From<BuildError> for Unopened {
 /// A device that is being opened, for a machine that runs.
 struct Opening {
     device: NewDevice,
-    building: Building<(Box<dyn VirtioDevice>, Passed), Unopened>,
+    building: Building<Open, Unopened>,
 }
 
 impl Opening {
@@ -61,6 +65,8 @@ pub(super) struct Vm {
     building: Option<(Building<Machine>, Trace)>,
     /// Devices that there will be.
     opening: Vec<Opening>,
+    /// The machine that has stopped, on its way back to the host.
+    ending: Option<Beside<()>>,
     /// The size that was shown last.
     size: Option<MachineSize>,
     /// What the guest has not answered yet.
@@ -90,6 +96,7 @@ impl Vm {
             machine: None,
             building: None,
             opening: Vec::new(),
+            ending: None,
             size: None,
             pending: Vec::new(),
             stopping: Stopping::default(),
@@ -216,10 +223,10 @@ impl Vm {
         self.building.is_some()
     }
 
-    /// Takes apart what was being built or opened, once it is; whether nothing is any more.
+    /// Has what was being built or opened taken apart, once it is; whether nothing is left of it.
     pub(super) fn is_building_over(&mut self) -> bool {
-        drop(self.built());
-        self.opening.retain(|opening| opening.building.take().is_none());
+        self.building.take_if(|(building, _)| building.forgo());
+        self.opening.retain(|opening| !opening.building.forgo());
         self.building.is_none() && self.opening.is_empty()
     }
 
@@ -231,7 +238,7 @@ impl Vm {
         let passed = Passed::from([(id, descriptors)]);
         let others = self.config_to_be();
         let open = move || match opener.open(&wanted, &passed) {
-            Ok(opened) => Ok((opened, passed)),
+            Ok(opened) => Ok(Discarded::new((opened, passed))),
             Err(why) => {
                 // Here, where files may be looked at: those of a slow file system keep nobody waiting.
                 let rival = image::rival(&why, &others, &wanted).map(str::to_owned);
@@ -301,18 +308,41 @@ impl Vm {
     pub(super) fn stop(&mut self) -> Option<Instant> {
         match &mut self.machine {
             Some(machine) => machine.stop(),
-            None if self.building.is_some() => {}
+            None if self.building.is_some() || self.ending.is_some() => {}
             None => return None,
         }
         Some(*self.stopped.get_or_insert_with(Instant::now))
+    }
+
+    /// Has a thread drop the machine, which has stopped. Whether nothing is left of it, and the VM has none any more; to be called again until then.
+    /// Never waits.
+    pub(super) fn end_machine(&mut self) -> bool {
+        if self.ending.is_none() {
+            self.ending = self.take_machine().and_then(Machine::take_apart);
+        }
+        self.ending.take_if(|ending| ending.take().is_some());
+        self.ending.is_none()
+    }
+
+    /// Whether there is something left of a machine that has stopped.
+    pub(super) fn is_ending(&self) -> bool {
+        self.ending.is_some()
+    }
+
+    /// Forgets it all. Descriptors of clients are closed by a thread.
+    pub(super) fn discard(self) {
+        if !self.passed.is_empty() {
+            beside::discard(self.passed);
+        }
     }
 
     pub(super) fn is_stopping(&self) -> bool {
         self.stopped.is_some()
     }
 
-    /// Parts with the machine, which has stopped or is left behind, and with what is being built or opened.
+    /// Parts with the machine, which has stopped or is left behind, and with what is being built, opened, or [ended](Self::end_machine).
     pub(super) fn take_machine(&mut self) -> Option<Machine> {
+        self.ending = None;
         self.building = None;
         self.opening.clear();
         self.pending.clear();
@@ -360,7 +390,9 @@ impl Vm {
 
     /// Forgets the device called `id`; whether there was one.
     pub(super) fn forget(&mut self, id: &str) -> bool {
-        self.passed.remove(id);
+        if let Some(passed) = self.passed.remove(id) {
+            beside::discard(passed);
+        }
         self.config.remove(id)
     }
 }

@@ -187,6 +187,8 @@ impl Machine {
             ended,
             keyboard: handles.keyboard,
             lines: handles.lines,
+            closing: Vec::new(),
+            collecting: None,
             vm,
             stats: OnceCell::new(),
             memory,

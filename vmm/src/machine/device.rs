@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex};
 use husk_devices::ioapic::{self, Ioapic};
 use husk_devices::memory::GuestMemory;
 use husk_devices::pci::{BarAllocator, Bdf, PciRoot, Window};
-use husk_devices::{BusDevice, Host, Irq, Metered, chain, lock};
+use husk_devices::{BusDevice, Host, Irq, Metered, lock};
 use husk_firmware::layout;
 use husk_hotplug::bank::Kind;
 use husk_hotplug::slot::State;
 use husk_hotplug::ticket::Ticket;
-use husk_hotplug::{Hotplug, HotplugError, Plug};
+use husk_hotplug::{Hotplug, HotplugError};
 use husk_virtio::device::VirtioDevice;
 use husk_virtio::ring::QueueFigures;
 use husk_virtio::threads::Threads;
@@ -181,21 +181,23 @@ impl Devices {
     /// # Errors
     /// When another device has the name, and when slots, addresses or interrupts have run out.
     pub fn add_virtio(&mut self, name: &str, device: Box<dyn VirtioDevice>) -> Result<Bdf, BuildError> {
+        let unit = NewFunction::new(name, device);
         let (slot, at) = self.vacant(name)?;
         self.slots
-            .present(slot, NewFunction::new(name, device))
+            .present(slot, unit)
             .map_err(|e| BuildError::device(name, e))?;
         self.places.insert(name.into(), at);
         Ok(at)
     }
 
-    /// As [`Devices::add_virtio`], while the guest runs: it is told, and its answer keeps the ticket.
+    /// As [`Devices::add_virtio`], while the guest runs: it is told, and its answer keeps the ticket. Never waits.
     ///
     /// # Errors
-    /// As [`Devices::add_virtio`]; the guest has heard nothing.
+    /// As [`Devices::add_virtio`]; the guest has heard nothing. The device is taken apart by a thread.
     pub fn offer_virtio(&mut self, name: &str, device: Box<dyn VirtioDevice>) -> Result<(Bdf, Ticket), BuildError> {
+        let unit = NewFunction::new(name, device);
         let (slot, at) = self.vacant(name)?;
-        let ticket = self.slots.add(slot, NewFunction::new(name, device));
+        let ticket = self.slots.add(slot, unit);
         let ticket = ticket.map_err(|e| BuildError::device(name, e))?;
         self.places.insert(name.into(), at);
         Ok((at, ticket))
@@ -210,8 +212,8 @@ impl Devices {
         Ok(self.slots.remove(u32::from(at.device))?)
     }
 
-    /// Takes apart what the guest has let go of, as far as it has stopped. Never waits: to be called again when a thread has ended, and
-    /// after a failure.
+    /// Has a thread take apart what the guest has let go of, as far as it has stopped, and says what is gone. Never waits: to be called again
+    /// when a thread has ended, and after a failure.
     pub fn collect(&mut self) -> Collected {
         let failure = self.slots.reap().err();
         // Not by what was ejected just now: what the guest had never heard of went when it was asked back.
@@ -223,7 +225,7 @@ impl Devices {
         }
     }
 
-    /// Devices that the guest has let go of and whose threads have yet to stop.
+    /// Devices that the guest has let go of, whose threads have yet to stop or that are being taken apart.
     pub fn stopping(&self) -> Vec<&str> {
         let plug = self.slots.plug();
         let stopping = self
@@ -326,25 +328,13 @@ impl Devices {
         self.slots.plug().each(VirtioPci::retire);
     }
 
-    /// The devices whose threads may still touch guest memory after [`Devices::stop`].
-    pub fn unstopped(&self) -> Vec<&str> {
-        self.names_where(|function| !function.is_stopped())
-    }
-
-    /// Takes apart what has stopped after [`Devices::stop`], with its sockets, files and descriptors. The names stay taken.
-    pub fn shed(&mut self) {
-        let slots: Vec<u32> = self.places.values().map(|at| u32::from(at.device)).collect();
+    /// Has threads take apart what has stopped after [`Devices::stop`], with its sockets, files and descriptors, and says what is left: the devices
+    /// whose threads may still touch guest memory, and those that are being taken apart. Never waits: to be called again when a thread has ended.
+    /// Names and slots stay taken.
+    pub fn unstopped(&mut self) -> Vec<&str> {
         let plug = self.slots.plug_mut();
-        for slot in slots {
-            if plug.with(slot, |function| function.is_stopped()) == Some(true)
-                && let Err(error) = plug.destroy(slot)
-            {
-                log::debug!(
-                    "a device that has stopped is left behind all the same: {}",
-                    chain(&error)
-                );
-            }
-        }
+        let left = self.places.iter().filter(|(_, at)| !plug.close(u32::from(at.device)));
+        left.map(|(name, _)| name.as_str()).collect()
     }
 
     fn names_where(&self, wanted: impl Fn(&VirtioPci) -> bool) -> Vec<&str> {

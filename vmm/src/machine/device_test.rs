@@ -1,18 +1,20 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::task::{Wake, Waker};
 use std::thread;
 use std::time::Instant;
 
 use husk_devices::host::fake::FakeHost;
 use husk_devices::memory::GuestMemoryMmap;
 use husk_devices::pci::BarWindow;
-use husk_devices::{Effect, Metered};
+use husk_devices::{Effect, Metered, chain};
 use husk_hotplug::ticket::Outcome;
 use husk_hotplug::{Plug, PlugError};
 use husk_virtio::config::ConfigBytes;
 use husk_virtio::device::{Activation, ConfigAccess, Handler, Profile, StartError};
 use husk_virtio::rng::Rng;
-use husk_virtio::threads::Plain;
+use husk_virtio::threads::{Body, Duty, Plain};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -24,6 +26,32 @@ use crate::machine::cpu_slots;
 const EJECT: u64 = 0x04;
 const REPORT: u64 = 0x10;
 
+/// Has the test look again.
+struct Unparks(thread::Thread);
+
+impl Wake for Unparks {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Threads that do so when they have stopped.
+struct Waking(Waker);
+
+impl Threads for Waking {
+    fn start(&self, name: &str, body: Body) -> io::Result<()> {
+        Plain.start(name, body)
+    }
+
+    fn confine(&self, _duty: Duty) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn waker(&self) -> Waker {
+        self.0.clone()
+    }
+}
+
 fn devices() -> (Devices, Arc<Board>) {
     devices_on(FakeHost::new())
 }
@@ -32,7 +60,8 @@ fn devices_on(host: Arc<FakeHost>) -> (Devices, Arc<Board>) {
     let board = Arc::new(Board::new(EventFd::new(EFD_NONBLOCK).unwrap()));
     let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
     let memory = GuestMemory::new(ram);
-    let devices = Devices::new(board.clone(), host, memory, Arc::new(Plain)).unwrap();
+    let threads = Arc::new(Waking(Waker::from(Arc::new(Unparks(thread::current())))));
+    let devices = Devices::new(board.clone(), host, memory, threads).unwrap();
     (devices, board)
 }
 
@@ -72,11 +101,18 @@ fn eject(board: &Board, at: Bdf) {
     let_go(board, at);
 }
 
-/// Takes apart what the guest has let go of, which works and has no threads to wait for.
+/// Takes apart what the guest has let go of, which works.
 fn collect(devices: &mut Devices) -> Vec<(String, Bdf)> {
-    let collected = devices.collect();
-    assert!(collected.failure.is_none(), "{:?}", collected.failure);
-    collected.gone
+    let mut gone = Vec::new();
+    loop {
+        let collected = devices.collect();
+        assert!(collected.failure.is_none(), "{:?}", collected.failure);
+        gone.extend(collected.gone);
+        if devices.stopping().is_empty() {
+            return gone;
+        }
+        thread::park();
+    }
 }
 
 fn names(devices: &Devices) -> Vec<String> {
@@ -120,7 +156,7 @@ fn a_guest_that_is_asked_again_is_told_again_once() {
 }
 
 #[test]
-fn a_device_that_the_guest_has_not_heard_of_is_gone_at_once_with_its_name() {
+fn a_device_that_the_guest_has_not_heard_of_is_gone_with_its_name() {
     let (mut devices, board) = devices();
     let (at, _) = devices.offer_virtio("a", device()).unwrap();
     devices.ask_back("a").unwrap();
@@ -260,16 +296,30 @@ fn a_guest_that_maps_a_device_while_it_goes_keeps_nothing_of_it() {
     assert_eq!(left, 0, "BARs of devices that are gone are on the bus");
 }
 
-/// A device that says on which thread it was dropped.
+/// A device that says on which thread it is dropped, and waits there for its test, as close(2) may for a file system.
 struct Traced {
-    dropped: Arc<Mutex<Vec<thread::ThreadId>>>,
+    dropped: Sender<thread::ThreadId>,
+    go_on: Receiver<()>,
     config: Arc<Mutex<ConfigBytes>>,
 }
 
 impl Drop for Traced {
     fn drop(&mut self) {
-        lock(&self.dropped).push(thread::current().id());
+        // Who is not interested has let it go.
+        let _ = self.dropped.send(thread::current().id());
+        let _ = self.go_on.recv();
     }
+}
+
+/// Such a device, where it tells, and what lets it go.
+fn traced() -> (Box<Traced>, Receiver<thread::ThreadId>, Sender<()>) {
+    let ((dropped, drops), (go, go_on)) = (channel(), channel());
+    let device = Traced {
+        dropped,
+        go_on,
+        config: Arc::default(),
+    };
+    (Box::new(device), drops, go)
 }
 
 impl VirtioDevice for Traced {
@@ -325,15 +375,13 @@ fn use_function(board: &Board, at: Bdf) {
 }
 
 #[test]
-fn a_device_ends_where_it_is_removed_although_vcpus_still_refer_to_it() {
+fn a_device_ends_when_it_is_removed_although_vcpus_still_refer_to_it() {
     let host = FakeHost::new();
     let (mut devices, board) = devices_on(host.clone());
-    let (dropped, gsis) = (Arc::default(), host.gsis());
-    let device = Traced {
-        dropped: Arc::clone(&dropped),
-        config: Arc::default(),
-    };
-    let at = devices.add_virtio("a", Box::new(device)).unwrap();
+    let gsis = host.gsis();
+    let (device, dropped, go) = traced();
+    drop(go);
+    let at = devices.add_virtio("a", device).unwrap();
     use_function(&board, at);
     assert_eq!(host.gsis().len(), gsis.len() + 1, "one vector is in use");
     // What vCPUs hold in the middle of an access: the function as `Board::remap` finds it, the window as the bus does.
@@ -342,7 +390,12 @@ fn a_device_ends_where_it_is_removed_although_vcpus_still_refer_to_it() {
     devices.ask_back("a").unwrap();
     eject(&board, at);
     assert_eq!(collect(&mut devices), [("a".to_owned(), at)]);
-    assert_eq!(*lock(&dropped), [thread::current().id()], "gone, and on this thread");
+    assert_ne!(
+        dropped.recv().unwrap(),
+        thread::current().id(),
+        "nor is this one asked to wait"
+    );
+    assert!(dropped.recv().is_err(), "it is gone");
     assert_eq!(host.gsis(), gsis, "with its interrupts");
     thread::spawn(move || {
         let mut register = [0; 4];
@@ -359,4 +412,68 @@ fn a_device_ends_where_it_is_removed_although_vcpus_still_refer_to_it() {
     .join()
     .unwrap();
     assert_eq!((host.gsis(), host.doorbells().len()), (gsis, 0));
+}
+
+#[test]
+fn a_device_whose_file_does_not_close_keeps_its_name_and_its_slot_and_keeps_nobody_waiting() {
+    let (mut devices, board) = devices();
+    let (device, dropped, go) = traced();
+    let at = devices.add_virtio("a", device).unwrap();
+    let other = devices.add_virtio("b", self::device()).unwrap();
+    for (name, at) in [("a", at), ("b", other)] {
+        devices.ask_back(name).unwrap();
+        eject(&board, at);
+    }
+    let mut gone = devices.collect().gone;
+    dropped.recv().unwrap();
+    loop {
+        gone.extend(devices.collect().gone);
+        if devices.stopping() == ["a"] {
+            break;
+        }
+        thread::park();
+    }
+    assert_eq!(gone, [("b".to_owned(), other)]);
+    let error = devices.offer_virtio("a", self::device()).unwrap_err();
+    assert_eq!(chain(&error), "a: there is a device of this name already");
+    assert_ne!(devices.offer_virtio("c", self::device()).unwrap().0, at);
+    // Nor does the end of the machine wait, which asks for it as well.
+    devices.stop();
+    while devices.unstopped() != ["a"] {
+        thread::park();
+    }
+    go.send(()).unwrap();
+    assert_eq!(collect(&mut devices), [("a".to_owned(), at)]);
+    assert!(devices.unstopped().is_empty());
+    assert_eq!(devices.add_virtio("a", self::device()).unwrap(), at, "its slot is free");
+}
+
+#[test]
+fn the_devices_of_a_machine_that_ends_are_closed_each_by_itself() {
+    let (mut devices, _) = devices();
+    let (slow, slow_drops, go) = traced();
+    let (quick, quick_drops, gone) = traced();
+    drop(gone);
+    devices.add_virtio("a", slow).unwrap();
+    devices.add_virtio("b", quick).unwrap();
+    devices.stop();
+    while devices.unstopped() != ["a"] {
+        thread::park();
+    }
+    let closers = [slow_drops.recv().unwrap(), quick_drops.recv().unwrap()];
+    assert!(closers.iter().all(|closer| *closer != thread::current().id()));
+    drop(go);
+    while !devices.unstopped().is_empty() {
+        thread::park();
+    }
+}
+
+#[test]
+fn a_device_that_is_refused_is_closed_by_a_thread() {
+    let (mut devices, _) = devices();
+    devices.add_virtio("a", device()).unwrap();
+    let (again, dropped, go) = traced();
+    devices.offer_virtio("a", again).unwrap_err();
+    assert_ne!(dropped.recv().unwrap(), thread::current().id());
+    drop(go);
 }

@@ -41,6 +41,10 @@ impl Attached {
     pub(super) fn new(name: &'static str, line: Line, keyboard: Keyboard) -> Self {
         Self { name, line, keyboard }
     }
+
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
 }
 
 impl Machine {
@@ -56,7 +60,7 @@ impl Machine {
         }
     }
 
-    /// Descriptors to watch for reading, level-triggered: see [`Machine::serve_lines`]. They are closed when the machine is asked to stop.
+    /// Descriptors to watch for reading, level-triggered: see [`Machine::serve_lines`]. A thread closes them when the machine is asked to stop.
     pub fn lines(&self) -> impl Iterator<Item = RawFd> {
         self.lines.iter().map(|attached| attached.line.as_raw_fd())
     }

@@ -29,6 +29,7 @@ use husk_virtio::device::VirtioDevice;
 use husk_virtio::threads::Threads;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::beside::Beside;
 use crate::config::NewDevice;
 use crate::kvm::{Stats, Vm, page_table_bytes};
 use crate::memory::AddressSpace;
@@ -68,6 +69,10 @@ pub struct Machine {
     keyboard: Option<Keyboard>,
     /// Until everything is asked to stop: nobody types any more.
     lines: Vec<Attached>,
+    /// Lines that are being closed, by the names of their ports.
+    closing: Vec<(String, Beside<()>)>,
+    /// A look after files that were the guest's memory.
+    collecting: Option<Beside<()>>,
     vm: Arc<Vm>,
     /// What KVM counts of the whole of it, once somebody has asked.
     stats: OnceCell<Option<Stats>>,
@@ -129,19 +134,27 @@ impl Machine {
         Ok(Pending::new(id, Request::Remove, ticket))
     }
 
-    /// Takes apart what the guest has let go of, as far as it has stopped. Never waits: to be called again when there is news, and after
-    /// a failure.
+    /// Has a thread take apart what the guest has let go of, as far as it has stopped, and says what is gone. Never waits: to be called again
+    /// when there is news, and after a failure.
     pub fn collect(&mut self) -> Collected {
         self.devices.collect()
     }
 
-    /// Gives memory back that was in use when it was removed and is not any more. Returns whether a file still is: then it is to be called
-    /// again.
-    pub fn collect_memory(&self) -> bool {
-        self.memory.collect()
+    /// Has a thread give memory back that was in use when it was removed and is not any more: to close a file may take long. Returns whether
+    /// there is a file: then it is to be called again. Never waits.
+    pub fn collect_memory(&mut self) -> bool {
+        let is_looked_after = self.collecting.as_ref().is_some_and(|looks| looks.take().is_none());
+        if !is_looked_after && self.memory.has_left() {
+            let memory = self.memory.clone();
+            let look = move || {
+                memory.collect();
+            };
+            self.collecting = Beside::begin(self.waker(), look).ok();
+        }
+        self.memory.has_left_file()
     }
 
-    /// Devices that the guest has let go of and whose threads have yet to stop.
+    /// Devices that the guest has let go of, whose threads have yet to stop or that are being taken apart.
     pub fn stopping(&self) -> Vec<&str> {
         self.devices.stopping()
     }

@@ -1,10 +1,12 @@
 //! The PCI slots: virtio functions that are there at boot, that come while the guest runs, and that go when it lets go of them.
 //!
 //! Slot numbers are PCI device numbers on bus 0. A function is real before the guest is told of it, and its BARs are placed, so that
-//! the guest finds it as firmware would have left it. It is stopped and taken apart when the guest has ejected it.
+//! the guest finds it as firmware would have left it. It is stopped when the guest has ejected it, and then taken apart by a thread that nobody
+//! waits for: closing a file may take as long as its file system likes. Slot, name and addresses are taken until that is done.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::task::Waker;
 
 use husk_devices::memory::GuestMemory;
 use husk_devices::pci::{BarAllocator, Bdf, PciFunction, Removable};
@@ -20,6 +22,7 @@ use virtio_bindings::virtio_ids::{
 };
 
 use super::board::Board;
+use crate::beside::{self, Beside, Discarded};
 
 /// Slots of bus 0, the host bridge's included.
 pub const SLOTS: u32 = 32;
@@ -29,7 +32,7 @@ pub struct NewFunction {
     /// What its threads are called, after `io-`.
     pub name: String,
     /// The device.
-    pub device: Box<dyn VirtioDevice>,
+    pub device: Discarded<Box<dyn VirtioDevice>>,
 }
 
 impl NewFunction {
@@ -37,7 +40,7 @@ impl NewFunction {
     pub fn new(name: &str, device: Box<dyn VirtioDevice>) -> Self {
         Self {
             name: name.trim_start_matches('_').into(),
-            device,
+            device: Discarded::new(device),
         }
     }
 }
@@ -101,6 +104,20 @@ struct Plugged {
     meter: Meter,
     /// Out of the guest's reach, and asked to stop.
     retired: bool,
+    /// What is left of the function.
+    rest: Rest,
+    /// Why the function cannot be taken apart.
+    fault: Option<PlugError>,
+}
+
+/// What is left of a function.
+enum Rest {
+    /// All of it.
+    Whole,
+    /// A thread takes it apart.
+    Closing(Beside<()>),
+    /// Nothing.
+    Gone,
 }
 
 /// What makes virtio functions real.
@@ -161,13 +178,22 @@ impl PciPlug {
         self.plugged.get(&slot).is_some_and(|plugged| plugged.retired)
     }
 
-    /// Whether the function in `slot` is on its way out, and its threads have yet to stop.
+    /// Whether the function in `slot` is on its way out: its threads have yet to stop, or it is being taken apart.
     pub fn is_stopping(&self, slot: u32) -> bool {
-        self.is_retired(slot) && self.with(slot, |function| !function.is_stopped()).unwrap_or(false)
+        let plugged = self.plugged.get(&slot).filter(|plugged| plugged.retired);
+        plugged.is_some_and(|plugged| plugged.is_busy())
+    }
+
+    /// Has a thread take the function in `slot` apart, once its own threads have stopped: with its files, sockets and descriptors. Whether nothing
+    /// is left of it; to be called again until then. Never waits. Doorbells stay as they are.
+    pub fn close(&mut self, slot: u32) -> bool {
+        let waker = self.threads.waker();
+        self.plugged.get_mut(&slot).is_none_or(|plugged| plugged.close(waker))
     }
 
     fn make(&mut self, slot: u32, unit: NewFunction) -> Result<(), Fault> {
-        let mut function = VirtioPci::new(unit.device, unit.name, self.host.clone(), self.memory.clone())?;
+        let device = unit.device.keep();
+        let mut function = VirtioPci::new(device, unit.name, self.host.clone(), self.memory.clone())?;
         function.set_threads(self.threads.clone());
         let mut bars = Vec::new();
         let placed = self.place(&mut function, &mut bars);
@@ -185,12 +211,16 @@ impl PciPlug {
                     bars,
                     meter,
                     retired: false,
+                    rest: Rest::Whole,
+                    fault: None,
                 };
                 self.plugged.insert(slot, plugged);
                 Ok(())
             }
             Err(fault) => {
                 self.free(&bars);
+                let function = lock(&place).take();
+                beside::discard(function);
                 Err(fault)
             }
         }
@@ -222,7 +252,8 @@ impl Plug for PciPlug {
         self.make(slot, unit).map_err(|source| PlugError { what, source })
     }
 
-    /// First out of the guest's reach, then asked to stop.
+    /// First out of the guest's reach, then asked to stop, then taken apart. What the device has acknowledged is done by then. Addresses are
+    /// free again once no doorbell answers there.
     fn retire(&mut self, slot: u32) -> bool {
         let (Some(plugged), Ok(device)) = (self.plugged.get_mut(&slot), u8::try_from(slot)) else {
             return true;
@@ -233,26 +264,57 @@ impl Plug for PciPlug {
             self.board.remap(bdf(device));
             lock(&plugged.place).get().map(VirtioPci::retire);
         }
-        !self.is_stopping(slot)
+        if plugged.has_stopped() {
+            plugged.fault = take_doorbells(&plugged.place).err();
+        }
+        // What failed is for `destroy` to tell.
+        plugged.fault.is_some() || self.close(slot)
     }
 
-    /// What the device has acknowledged is done by the end of this, and everything that it was is gone. Addresses are free again once
-    /// no doorbell answers there.
     fn destroy(&mut self, slot: u32) -> Result<(), PlugError> {
-        self.retire(slot);
-        let Some(plugged) = self.plugged.get(&slot) else {
-            return Ok(());
-        };
-        take_doorbells(&plugged.place)?;
-        let Some(Plugged { place, bars, .. }) = self.plugged.remove(&slot) else {
-            return Ok(());
-        };
-        let function = lock(&place).take();
-        if let Some(mut function) = function {
-            function.shutdown();
+        let fault = self.plugged.get_mut(&slot).and_then(|plugged| plugged.fault.take());
+        fault.map_or(Ok(()), Err)?;
+        if let Some(Plugged { bars, .. }) = self.plugged.remove(&slot) {
+            self.free(&bars);
         }
-        self.free(&bars);
         Ok(())
+    }
+}
+
+impl Plugged {
+    /// Whether its function is whole, and its threads have stopped.
+    fn has_stopped(&self) -> bool {
+        let mut place = lock(&self.place);
+        place.get().is_some_and(|function| function.is_stopped())
+    }
+
+    /// Whether its threads have yet to stop, or it is being taken apart.
+    fn is_busy(&self) -> bool {
+        match self.rest {
+            Rest::Whole => !self.has_stopped(),
+            Rest::Closing(_) => true,
+            Rest::Gone => false,
+        }
+    }
+
+    /// See [`PciPlug::close`].
+    fn close(&mut self, waker: Waker) -> bool {
+        if matches!(self.rest, Rest::Whole) && self.has_stopped() {
+            let function = lock(&self.place).take();
+            let close = move || {
+                if let Some(mut function) = function {
+                    function.shutdown();
+                }
+            };
+            // Without a thread it goes here.
+            self.rest = Beside::begin(waker, close).map_or(Rest::Gone, Rest::Closing);
+        }
+        if let Rest::Closing(closing) = &self.rest
+            && closing.take().is_some()
+        {
+            self.rest = Rest::Gone;
+        }
+        matches!(self.rest, Rest::Gone)
     }
 }
 

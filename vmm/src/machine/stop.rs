@@ -2,11 +2,13 @@
 //!
 //! All of them together have one deadline. A device whose threads do not come in time is left behind together with the machine it belongs
 //! to: threads, handlers, descriptors, and the guest memory that they may still write. Nothing of that is unmapped or closed while
-//! they live. Devices that have stopped are not kept: see [`Machine::shed`].
+//! they live. Devices that have stopped are not kept. Whatever is closed is closed by a thread beside, and has come when that is done: the last
+//! close of a file may wait for its file system as long as that likes.
 
 use std::time::{Duration, Instant};
 
 use super::Machine;
+use crate::beside::Beside;
 use crate::news::News;
 
 /// How long everything together may take to stop, and a single device to be taken apart. Kata's Go shim kills a process that is there 3
@@ -55,13 +57,18 @@ impl Machine {
     /// Asks everything to stop, for good, and returns at once: see [`Machine::unstopped`].
     pub fn stop(&mut self) {
         // Their sockets are free for the next machine, whatever of this one is left behind. Who has connected reads on.
-        self.lines.clear();
+        for line in self.lines.drain(..) {
+            let name = format!("__{}", line.name());
+            // Without a thread it goes here.
+            let closing = Beside::begin(self.devices.threads().waker(), move || drop(line));
+            self.closing.extend(closing.map(|closing| (name, closing)));
+        }
         self.cpus.plug_mut().cpus.stop();
     }
 
-    /// Stops the devices once no vCPU runs, and says who has still to come after [`Machine::stop`]. Once that is nobody, what the
-    /// devices have acknowledged is in their files, and the machine can be dropped without waiting. Nothing is flushed: what the guest
-    /// has not had flushed is in the host's page cache, which outlives the process.
+    /// Stops the devices once no vCPU runs, has what has stopped taken apart, and says who has still to come after [`Machine::stop`]. Once that
+    /// is nobody, what the devices have acknowledged is in their files, and these are closed: the next machine may want the same images and
+    /// sockets. Nothing is flushed: what the guest has not had flushed is in the host's page cache, which outlives the process. Never waits.
     pub fn unstopped(&mut self) -> Vec<String> {
         if !self.cpus.plug().cpus.is_stopped() {
             return vec![VCPUS.into()];
@@ -70,17 +77,16 @@ impl Machine {
             self.asked = Asked::Stop;
             self.devices.stop();
         }
-        owned(self.devices.unstopped())
+        self.closing.retain(|(_, closing)| closing.take().is_none());
+        let mut names = owned(self.devices.unstopped());
+        names.extend(self.closing.iter().map(|(name, _)| name.clone()));
+        names
     }
 
-    /// Takes what has stopped out of a machine that is left behind, as [`Machine::unstopped`] sees it, and says who keeps the rest: the next
-    /// machine may want the same images and sockets.
-    pub fn shed(&mut self) -> Vec<String> {
-        let unstopped = self.unstopped();
-        if self.asked == Asked::Stop {
-            self.devices.shed();
-        }
-        unstopped
+    /// Has a thread drop the machine, of which nothing is at work any more, or which never ran: to unmap gigabytes takes a while. `None` without
+    /// a thread: then it is gone.
+    pub fn take_apart(self) -> Option<Beside<()>> {
+        Beside::begin(self.waker(), move || drop(self)).ok()
     }
 
     /// Stops the machine and takes it apart, or leaves it behind at `deadline`: then the names of those that did not stop. `news` is
@@ -88,9 +94,14 @@ impl Machine {
     pub fn stop_by(mut self, news: &News, deadline: Instant) -> Vec<String> {
         self.stop();
         news.wait_until(deadline, || self.unstopped().is_empty());
-        let unstopped = self.shed();
-        if !unstopped.is_empty() {
-            self.abandon();
+        let unstopped = self.unstopped();
+        match unstopped.is_empty() {
+            true => {
+                if let Some(ending) = self.take_apart() {
+                    news.wait_until(deadline, || ending.take().is_some());
+                }
+            }
+            false => self.abandon(),
         }
         unstopped
     }

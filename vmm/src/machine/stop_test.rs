@@ -269,7 +269,7 @@ fn a_device_that_cannot_be_taken_apart_is_tried_again_and_keeps_no_other_from_go
         let collected = devices.collect();
         gone.extend(collected.gone);
         failure = collected.failure;
-        failure.is_some()
+        failure.is_some() && !gone.is_empty()
     });
     assert_eq!(gone, [("b".to_owned(), idle)]);
     let says = std::error::Error::source(&failure.unwrap()).unwrap().to_string();
@@ -280,6 +280,6 @@ fn a_device_that_cannot_be_taken_apart_is_tried_again_and_keeps_no_other_from_go
     );
 
     guest.host.refuse(false);
-    assert_eq!(guest.devices.collect().gone, [("a".to_owned(), at)]);
+    guest.until(|devices| devices.collect().gone == [("a".to_owned(), at)]);
     assert!(guest.host.doorbells().is_empty());
 }

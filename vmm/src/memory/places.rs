@@ -218,6 +218,11 @@ impl Places {
         }
     }
 
+    /// Whether anything has left and is not taken apart yet.
+    pub fn has_left(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+
     /// Whether something of `kind` has left and is not taken apart yet.
     pub fn is_leaving(&self, kind: Kind) -> bool {
         self.leaving.iter().any(|leaving| leaving.kind == kind)

@@ -340,6 +340,16 @@ impl AddressSpace {
             let _one = self.change_for_removal(kind);
             self.collect_left(kind);
         }
+        self.has_left_file()
+    }
+
+    /// Whether there is something for [`AddressSpace::collect`] to look after.
+    pub fn has_left(&self) -> bool {
+        self.places().has_left()
+    }
+
+    /// Whether there is a file for it.
+    pub fn has_left_file(&self) -> bool {
         self.places().is_leaving(Kind::Pmem)
     }
 

@@ -48,13 +48,13 @@ const SOURCE: u64 = 1;
 /// The two ends of a port's line, and what has been typed.
 #[derive(Debug)]
 pub struct Line {
+    /// Readable when [`Line::serve`] has something to do. Goes first: whoever waits for it hears nothing more, however long the rest takes.
+    epoll: Epoll,
     kind: Kind,
     /// Where the client's keys come from: it, or the terminal's master.
     source: Option<Source>,
     sink: Sink,
     typed: Vec<u8>,
-    /// Readable when [`Line::serve`] has something to do.
-    epoll: Epoll,
 }
 
 #[derive(Debug)]
@@ -148,11 +148,11 @@ impl Line {
     fn over(kind: Kind, way: Way, outputs: &StdoutSink) -> io::Result<(Self, PortSink)> {
         let port = outputs.port(way)?;
         let line = Self {
+            epoll: Epoll::new()?,
             kind,
             source: None,
             sink: port.sink(),
             typed: Vec::new(),
-            epoll: Epoll::new()?,
         };
         Ok((line, port))
     }
