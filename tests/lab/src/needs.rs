@@ -37,6 +37,7 @@ const NEEDS: [Need; 35] = [
     need("/dev/kvm", || host::open_kvm().is_ok()),
     need("/dev/vhost-net", || can_open("/dev/vhost-net")),
     need("/dev/vhost-vsock", || can_open("/dev/vhost-vsock")),
+    need("/dev/fuse", || can_open("/dev/fuse")),
     need("a tun device", || can_open("/dev/net/tun")),
     need("a loop device", has_loop_device),
     need("null_blk", || knows_module("null_blk")),

@@ -344,13 +344,6 @@ pub struct PayloadConfig {
     pub rest: Rest,
 }
 
-impl VmConfig {
-    /// Whether building the machine may wait for others, or take long: it has devices to open, or memory that is to be there at once.
-    pub fn may_wait(&self) -> bool {
-        self.devices().next().is_some() || self.memory.prefault || self.memory.hugepages
-    }
-}
-
 const fn yes() -> bool {
     true
 }

@@ -172,25 +172,18 @@ impl Controller {
         self.vm.as_mut()?.machine_mut()
     }
 
-    /// Takes in a configuration that was made of this process's own command line, and boots it. What may wait is left to the loop, which
-    /// serves signals meanwhile: `Controller::take_failure` says then why it cannot be had.
+    /// Takes in a configuration that was made of this process's own command line, and begins to boot it. The loop serves signals meanwhile: a
+    /// kernel's file system may take as long as it likes. `Controller::take_failure` says then why it cannot be had.
     ///
     /// # Errors
-    /// Why it cannot be built.
+    /// Why it cannot be begun.
     pub fn start(&mut self, config: VmConfig) -> Result<(), anyhow::Error> {
         let mut vm = Vm::new(config);
         vm.inherit()?;
         vm.begin_containers(self.options.containers.clone());
         log::info!("{}", life::described(vm.config()));
         self.events.emit("vm", "booting");
-        if vm.config().may_wait() {
-            self.begin_start(vm)?;
-        } else {
-            self.run(&mut vm)?;
-            self.events.emit("vm", "booted");
-            self.vm = Some(vm);
-            self.tell_terminals();
-        }
+        self.begin_start(vm)?;
         self.publish();
         Ok(())
     }
@@ -205,15 +198,6 @@ impl Controller {
     /// Why the VM that this process is for cannot be had, once that is known.
     pub(super) fn take_failure(&mut self) -> Option<BuildError> {
         self.failure.take()
-    }
-
-    /// Builds the machine of `vm` and lets its guest run.
-    fn run(&mut self, vm: &mut Vm) -> Result<(), BuildError> {
-        let begun = Instant::now();
-        let options = self.count_boot();
-        vm.boot(&options, &self.stdout, &self.threads)?;
-        log::info!("{}", life::started(begun.elapsed(), &options.trace));
-        Ok(())
     }
 
     /// There is one machine more, with these options.

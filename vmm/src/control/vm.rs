@@ -173,18 +173,6 @@ impl Vm {
         Ok(())
     }
 
-    /// Builds the machine and lets the guest run. On an error nothing has changed.
-    pub(super) fn boot(
-        &mut self,
-        options: &RunOptions,
-        stdout: &StdoutSink,
-        threads: &Arc<dyn Threads>,
-    ) -> Result<(), BuildError> {
-        let machine = Machine::build(&self.config, &self.passed, options, stdout, threads)?;
-        self.start(machine);
-        Ok(())
-    }
-
     /// Begins to build the machine beside this thread: see [`Vm::built`].
     pub(super) fn build(
         &mut self,

@@ -1,6 +1,8 @@
 //! The API process as a shim starts it, and one of its clients.
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub mod fuse;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::RawFd;
