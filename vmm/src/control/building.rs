@@ -8,7 +8,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::operation::{GiveUp, Operation, Work, superseded};
-use super::vm::Vm;
+use super::vm::{Then, Vm};
 use super::{Controller, Progress, conflict, existing, is_taken, of_build};
 use crate::api::{ApiError, Command, Kind, Outcome, Reply};
 use crate::beside::Beside;
@@ -84,7 +84,7 @@ impl Controller {
 
     /// Begins to build the machine of `vm`, which this process is for.
     pub(super) fn begin_start(&mut self, mut vm: Vm) -> Result<(), BuildError> {
-        vm.build(self.count_boot(), &self.stdout, &self.threads)?;
+        vm.build(self.count_boot(), &self.stdout, &self.threads, Then::Run)?;
         self.vm = Some(vm);
         let _unanswered = self.begin(Box::new(Start), BUILD_DEADLINE);
         Ok(())
@@ -94,7 +94,8 @@ impl Controller {
     pub(super) fn build(&mut self) -> Result<(), ApiError> {
         let options = self.count_boot();
         let vm = existing(&mut self.vm)?;
-        vm.build(options, &self.stdout, &self.threads).map_err(of_build)
+        vm.build(options, &self.stdout, &self.threads, Then::Wait)
+            .map_err(of_build)
     }
 
     /// Lets the guest run, once its machine is built; `failed` is what has failed if it cannot be.

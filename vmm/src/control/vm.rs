@@ -55,6 +55,15 @@ impl Opening {
     }
 }
 
+/// What becomes of a machine that is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    /// Its guest waits: whoever asked for it may have called it off.
+    Wait,
+    /// Its guest runs at once: nobody else can want it.
+    Run,
+}
+
 /// A configured VM.
 pub(super) struct Vm {
     config: VmConfig,
@@ -179,6 +188,7 @@ impl Vm {
         options: RunOptions,
         stdout: &StdoutSink,
         threads: &Arc<dyn Threads>,
+        then: Then,
     ) -> Result<(), BuildError> {
         let passed = duplicate(&self.passed).map_err(|source| BuildError::Host {
             what: "duplicate a descriptor",
@@ -186,7 +196,13 @@ impl Vm {
         })?;
         let (config, stdout, threads) = (self.config.clone(), stdout.clone(), threads.clone());
         let (trace, waker) = (options.trace.clone(), threads.waker());
-        let build = move || Machine::build(&config, &passed, &options, &stdout, &threads);
+        let build = move || {
+            let mut machine = Machine::build(&config, &passed, &options, &stdout, &threads)?;
+            if then == Then::Run {
+                machine.start();
+            }
+            Ok(machine)
+        };
         self.building = Some((Building::begin(waker, build)?, trace));
         Ok(())
     }
@@ -200,7 +216,7 @@ impl Vm {
         Some((built, told))
     }
 
-    /// Lets the guest of `machine` run.
+    /// Lets the guest of `machine` run, unless it does.
     pub(super) fn start(&mut self, mut machine: Machine) {
         machine.start();
         self.machine = Some(machine);

@@ -175,6 +175,11 @@ impl Cpus {
         self.order_all(Order::Run);
     }
 
+    /// Whether the guest was let run.
+    pub const fn has_started(&self) -> bool {
+        self.started
+    }
+
     /// Where vCPU `id` is.
     pub fn state(&self, id: u32) -> CpuState {
         let Some((place, thread)) = self.place(id).and_then(|place| Some((place, place.thread.as_ref()?))) else {

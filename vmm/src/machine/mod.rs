@@ -96,8 +96,11 @@ impl Opener {
 }
 
 impl Machine {
-    /// Lets the guest run.
+    /// Lets the guest run, once.
     pub fn start(&mut self) {
+        if self.cpus.plug().cpus.has_started() {
+            return;
+        }
         self.cpus.plug_mut().cpus.run();
         // The guest runs: what is only said is said now.
         self.memory.warn_of_limits(0);
