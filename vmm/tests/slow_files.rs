@@ -15,22 +15,27 @@ use serde_json::{Value, json};
 
 const DONE: (u16, Value) = (204, Value::Null);
 
-/// husk whose guest halts, with a log, and with what `more` adds to its configuration.
+/// A VM whose guest halts, with what `more` adds to its configuration.
+fn vm(husk: &Husk, more: &Value) -> Value {
+    let mut vm = json!({
+        "memory": {"size": 64 << 20},
+        "payload": {"kernel": husk.folder.path().join("vmlinux")},
+        "serial": {"mode": "Off"},
+        "console": {"mode": "Off"},
+    });
+    vm.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    vm
+}
+
+/// husk with that VM, and with a log.
 fn running(more: &Value) -> (Husk, Client) {
     let folder = tempfile::tempdir().unwrap();
     let (log, kernel) = (folder.path().join("log"), folder.path().join("vmlinux"));
     let code = husk_benches::code(husk_benches::Then::Halt);
     fs::write(&kernel, husk_benches::elf_of(&code)).unwrap();
     let husk = Husk::start_in(folder, &["-v", "--log-file", log.to_str().unwrap()]);
-    let mut vm = json!({
-        "memory": {"size": 64 << 20},
-        "payload": {"kernel": kernel},
-        "serial": {"mode": "Off"},
-        "console": {"mode": "Off"},
-    });
-    vm.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let mut client = husk.client();
-    assert_eq!(client.put("vm.create", Some(vm)), DONE);
+    assert_eq!(client.put("vm.create", Some(vm(&husk, more))), DONE);
     assert_eq!(client.put("vm.boot", None), DONE);
     (husk, client)
 }
@@ -49,7 +54,8 @@ fn an_image_that_does_not_close_is_left_behind_by_name_and_everybody_is_served()
         return;
     };
     for command in ["vm.shutdown", "vm.delete"] {
-        let (mut husk, mut client) = running(&json!({"disks": [disk(slow.path())]}));
+        let disks = json!({"disks": [disk(slow.path())]});
+        let (mut husk, mut client) = running(&disks);
         let hanging = slow.hang(FLUSH);
         client.send("PUT", command, None, &[]);
         slow.wait();
@@ -64,7 +70,22 @@ fn an_image_that_does_not_close_is_left_behind_by_name_and_everybody_is_served()
             "{command}: {log}"
         );
         assert!(!log.contains("__rng"), "what closes is not held up: {log}");
+        // It is that machine's image still.
+        if command == "vm.delete" {
+            assert_eq!(client.put("vm.create", Some(vm(&husk, &disks))), DONE);
+        }
+        let (status, refusal) = client.put("vm.boot", None);
+        let refusal = (status, refusal.to_string());
+        assert!(
+            refusal.0 == 409
+                && refusal
+                    .1
+                    .contains("slow has ended with its machine, but not stopped yet"),
+            "{refusal:?}"
+        );
         drop(hanging);
+        // Sooner or later.
+        while client.put("vm.boot", None).0 == 409 {}
         assert_eq!(husk.shut_down().code(), Some(0));
     }
 }

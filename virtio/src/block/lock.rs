@@ -148,7 +148,9 @@ impl FileLock {
 }
 
 impl Drop for FileLock {
+    /// A file system may write out at each close what it has of a file, and wait for it (FUSE, NFS): the image stays locked for that.
     fn drop(&mut self) {
+        drop(self.0.try_clone());
         unlock(&self.0);
     }
 }

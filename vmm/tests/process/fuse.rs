@@ -89,7 +89,7 @@ impl SlowFiles {
         self.folder.path()
     }
 
-    /// Answers no more requests of this kind until what is returned is dropped: before the process that waits for them, which could not end.
+    /// Does not answer the next request of this kind until what is returned is dropped: before the process that waits for it, which could not end.
     pub fn hang(&self, opcode: u32) -> Hanging<'_> {
         self.silence.lock().unwrap().of = Some(opcode);
         Hanging(self)
@@ -106,7 +106,7 @@ impl SlowFiles {
 pub struct Hanging<'a>(&'a SlowFiles);
 
 impl Drop for Hanging<'_> {
-    /// Everything is answered again. What has waited fails.
+    /// What has waited fails.
     fn drop(&mut self) {
         let SlowFiles {
             silence, hung, device, ..
@@ -136,6 +136,7 @@ fn serve(mut device: &File, silence: &Mutex<Silence>, hung: &Sender<()>) {
         let (opcode, id, node) = (number(header, 4), long(header, 8), long(header, 16));
         let mut silence = silence.lock().unwrap();
         if silence.of == Some(opcode) {
+            silence.of = None;
             silence.waiting.push(id);
             let _ = hung.send(());
             continue;
