@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::thread;
 
-use husk_devices::lock;
+use husk_devices::{chain, lock};
+
+use crate::seccomp::{Mode, Role};
 
 /// What a thread is to do, and who is to be told.
 type Work = Box<dyn FnOnce() -> Waker + Send>;
@@ -41,11 +43,15 @@ enum Pool {
 static POOL: Mutex<Pool> = Mutex::new(Pool::Open(Vec::new()));
 
 /// From now on nobody who has work starts a thread for it: one that is started by this call does, and a thread ends when its work is done. For
-/// a control thread that is about to give up its right to start any: the new thread has it still. Where the host has no thread left for that,
-/// there is nobody for more work.
-pub fn confine() {
+/// a control thread that is about to give up its right to start any: the new thread has it still, and may take apart what there is, confined as
+/// `seccomp` says. Where the host has no thread left for that, there is nobody for more work.
+pub fn confine(seccomp: Mode) {
     let (orders, received) = channel::<Work>();
     let starter = builder().spawn(move || {
+        if let Err(error) = seccomp.enter(Role::Closer) {
+            log::error!("the thread that closes devices ends: {}", chain(&error));
+            return;
+        }
         for work in received {
             if let Err(Refused { work, .. }) = start(work) {
                 // Without another thread this one waits.
@@ -297,7 +303,7 @@ mod tests {
             static LAST: std::cell::RefCell<Option<Told>> = const { std::cell::RefCell::new(None) };
         }
         done(move || LAST.set(Some(Told(told))));
-        confine();
+        confine(Mode::Off);
         dropped.recv().unwrap();
         // One that waits keeps no other from its work.
         let (rung, _rings) = channel();

@@ -123,7 +123,7 @@ impl EventLoop<'_> {
         // What is ready stays so. A signal may end the wait.
         let _ = self.epoll.wait(whole_millis(NARROW), &mut [EpollEvent::default()]);
         // Others may do more than this thread from now on, and take apart what it must not wait for.
-        beside::confine();
+        beside::confine(seccomp);
         seccomp.enter(Role::EventLoop).map_err(io::Error::other)
     }
 

@@ -117,13 +117,13 @@ fn no_role_may_do_what_a_vmm_never_does() {
 }
 
 fn starts_threads(role: Role) -> bool {
-    matches!(role, Role::Control | Role::Spawner | Role::FileServer)
+    matches!(role, Role::Control | Role::Closer | Role::Spawner | Role::FileServer)
 }
 
 /// Which of those that start threads is the parent of a thread of `role`.
 fn parent(role: Role) -> Role {
     match role {
-        Role::Control | Role::EventLoop | Role::Vcpu | Role::Loader | Role::Api => Role::Control,
+        Role::Control | Role::EventLoop | Role::Vcpu | Role::Loader | Role::Api | Role::Closer => Role::Control,
         Role::FileServer => Role::FileServer,
         _ => Role::Spawner,
     }
@@ -207,7 +207,7 @@ fn vcpus_have_their_ioctls_and_no_others() {
     );
     for role in tables::ROLES
         .into_iter()
-        .filter(|role| !matches!(role, Role::Vcpu | Role::Control | Role::EventLoop))
+        .filter(|role| !matches!(role, Role::Vcpu | Role::Control | Role::EventLoop | Role::Closer))
     {
         assert_denied(role, &[ioctl(run), ioctl(irqfd)]);
     }

@@ -42,4 +42,6 @@ pub enum Role {
     Balloon,
     /// Serves a device that moves bytes between the guest and a file that is open: console, entropy.
     Stream,
+    /// Takes devices and machines apart for a first thread that may start no thread, and starts more threads that do.
+    Closer,
 }

@@ -42,7 +42,7 @@ const OWN: Check = Check {
 };
 
 /// Every role, in the order of their discriminants.
-pub(super) const ROLES: [Role; 17] = [
+pub(super) const ROLES: [Role; 18] = [
     Role::Control,
     Role::EventLoop,
     Role::Spawner,
@@ -60,6 +60,7 @@ pub(super) const ROLES: [Role; 17] = [
     Role::Mem,
     Role::Balloon,
     Role::Stream,
+    Role::Closer,
 ];
 
 /// What `role` may do in a process with number `pid`.
@@ -131,6 +132,7 @@ pub(super) fn groups(role: Role) -> &'static [&'static [Rule]] {
         Role::Mem => &[EVERY, IO, MEM],
         Role::Balloon => &[EVERY, IO, BALLOON],
         Role::Stream => &[EVERY, IO],
+        Role::Closer => &[EVERY, THREADS, EVENT_LOOP],
     }
 }
 
