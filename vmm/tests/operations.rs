@@ -15,11 +15,15 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use process::{Client, HUSK, Husk, Signal, has_kvm};
 use rustix::process::{Pid, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+/// No step of these tests takes longer.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A store of `value`, of as many bytes as it has, to a guest-physical address (32-bit mode, no paging: PVH).
 fn store(code: &mut Vec<u8>, gpa: u32, value: &[u8]) {
@@ -872,6 +876,59 @@ fn a_pause_that_comes_to_no_end_is_refused_by_name_and_the_vm_runs_on() {
     stuck.release();
     done(&mut client, "vm.pause");
     assert_eq!(state(&mut client), "Paused");
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
+/// Waits for `done`; the message of what does not come in time.
+#[track_caller]
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < PATIENCE, "{what}");
+        thread::yield_now();
+    }
+}
+
+/// A guest that computes for ever, and leaves KVM for nothing but a signal.
+fn spinning_vm(folder: &Path) -> Value {
+    let kernel = folder.join("spin");
+    fs::write(&kernel, husk_benches::elf_of(&[0xeb, 0xfe])).unwrap(); // jmp to itself
+    json!({
+        "memory": {"size": 64 << 20},
+        "payload": {"kernel": kernel},
+        "serial": {"mode": "Off"},
+        "console": {"mode": "Off"},
+    })
+}
+
+#[test]
+fn a_vm_whose_vcpu_does_not_come_has_no_devices_and_is_not_said_to_have_ended() {
+    if !has_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut spinning = spinning_vm(folder.path());
+    spinning["disks"] = json!([disk(folder.path(), "a")]);
+    let mut plain = vm(folder.path());
+    plain["disks"] = spinning["disks"].clone();
+    let mut husk = Husk::start_in(folder, &[]);
+    let mut client = booted(&husk, spinning);
+    let stuck = Stuck::new(&husk, "vcpu0");
+    let left = json!([
+        "a VM that has ended is left behind",
+        "__vcpus did not leave the guest: its devices are taken away, but it may compute until husk ends"
+    ]);
+    assert_eq!(client.put("vm.shutdown", None), (500, left.clone()));
+    assert_eq!(state(&mut client), "Shutdown");
+    assert_eq!(client.put("vm.delete", None), (500, left.clone()));
+    assert_eq!(client.get("vm.info").0, 404);
+    assert_eq!(client.put("vm.delete", None), (500, left), "it is said again");
+    // Its image is nobody's.
+    assert_eq!(client.put("vm.create", Some(plain)), DONE);
+    done(&mut client, "vm.boot");
+    done(&mut client, "vm.shutdown");
+    stuck.release();
+    until("the guest is still there", || client.put("vm.delete", None) == DONE);
     assert_eq!(husk.shut_down().code(), Some(0));
 }
 

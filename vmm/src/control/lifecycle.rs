@@ -66,6 +66,12 @@ impl Then {
     }
 }
 
+/// What a client is told whose VM has ended but for a vCPU that does not leave the guest.
+fn still_in_guest() -> Outcome {
+    let what = "__vcpus did not leave the guest: its devices are taken away, but it may compute until husk ends";
+    Err(ApiError::new(Kind::Internal, what).context("a VM that has ended is left behind"))
+}
+
 impl Controller {
     pub(super) fn pause(&mut self) -> Progress {
         let vm = match running(&mut self.vm) {
@@ -135,7 +141,10 @@ impl Controller {
         self.supersede(command);
         let asked = self.vm.as_mut().and_then(|vm| vm.stop());
         let Some(asked) = asked else {
-            return Progress::Done(self.finish(then));
+            let done = self.finish(then);
+            // Asked again, after a stop that has failed for this.
+            let runs_on = then == Then::Forget && self.abandoned.iter().any(|machine| !machine.has_left_guest());
+            return Progress::Done(if runs_on { still_in_guest() } else { done });
         };
         // One deadline for the whole: what another command has asked to stop already gets no more time by this one.
         let deadline = asked + STOP_DEADLINE;
@@ -293,8 +302,9 @@ impl Work<Controller> for Stop {
         self.rebuilt_by.or(self.ended_by)
     }
 
-    /// The machine is left behind, which ends the VM all the same: that is what was asked for, so it is no failure of the command. Only a
-    /// reboot has failed, since nothing is built over what may still be used.
+    /// The machine is left behind, which ends the VM all the same: that is what was asked for, so it is no failure of the command, unless a
+    /// vCPU has not come, whose guest may run on until the process ends. A reboot has failed, since nothing is built over what may still
+    /// be used.
     fn give_up(&mut self, owner: &mut Controller, why: GiveUp<'_>) -> Outcome {
         if let GiveUp::Superseded(by) = why {
             return Err(superseded(self.command(), by));
@@ -318,21 +328,29 @@ impl Work<Controller> for Stop {
         }
         owner.end_removals();
         let unbuilt = owner.vm.as_ref().map(Vm::unbuilt).unwrap_or_default();
+        let runs_on = owner.machine().is_some_and(|machine| !machine.has_left_guest());
         let machine = owner.machine_mut().map(Machine::unstopped);
         let names = [machine.unwrap_or_default(), unbuilt].concat();
         let told = |name: &str| owner.vm.as_ref().is_some_and(|vm| vm.stopping.is_told(name));
         let untold: Vec<String> = names.iter().filter(|name| !told(name)).cloned().collect();
         owner.tell_stuck(&untold);
-        let machine = owner.vm.as_mut().and_then(Vm::take_machine);
+        let mut machine = owner.vm.as_mut().and_then(Vm::take_machine);
+        if let Some(machine) = &mut machine {
+            machine.withdraw_devices();
+        }
         owner.abandoned.extend(machine);
         // If it was not the machine that did not come, it has stopped.
         owner.collect_abandoned();
         let names = names.join(", ");
         log::warn!("{names}: left behind by a VM that ends; what was not acknowledged to the guest may be lost");
-        if self.then != Then::Reboot {
-            return owner.finish(self.then);
-        }
-        owner.finish(Then::Keep)?;
+        match self.then {
+            Then::Keep | Then::Forget if runs_on => {
+                owner.finish(self.then)?;
+                return still_in_guest();
+            }
+            Then::Keep | Then::Forget | Then::Leave => return owner.finish(self.then),
+            Then::Reboot => owner.finish(Then::Keep)?,
+        };
         let seconds = STOP_DEADLINE.as_secs();
         let what = format!("{names} did not stop within {seconds} s and was left behind");
         Err(ApiError::new(Kind::Internal, what).context(NOT_AGAIN))

@@ -337,6 +337,14 @@ impl Devices {
         left.map(|(name, _)| name.as_str()).collect()
     }
 
+    /// Takes every device out of the guest's reach and asks it to stop, also while a vCPU runs. Does not wait: see [`Devices::unstopped`].
+    pub fn withdraw(&mut self) {
+        let plug = self.slots.plug_mut();
+        for at in self.places.values() {
+            plug.retire(u32::from(at.device));
+        }
+    }
+
     fn names_where(&self, wanted: impl Fn(&VirtioPci) -> bool) -> Vec<&str> {
         let plug = self.slots.plug();
         let fits = |at: &Bdf| plug.with(u32::from(at.device), |function| wanted(function));

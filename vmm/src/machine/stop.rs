@@ -2,8 +2,8 @@
 //!
 //! All of them together have one deadline. A device whose threads do not come in time is left behind together with the machine it belongs
 //! to: threads, handlers, descriptors, and the guest memory that they may still write. Nothing of that is unmapped or closed while
-//! they live. Devices that have stopped are not kept. Whatever is closed is closed by a thread beside, and has come when that is done: the last
-//! close of a file may wait for its file system as long as that likes.
+//! they live. Devices that have stopped are not kept, and vCPUs that do not come keep no device from being stopped. Whatever is closed is
+//! closed by a thread beside, and has come when that is done: the last close of a file may wait for its file system as long as that likes.
 
 use std::time::{Duration, Instant};
 
@@ -70,15 +70,17 @@ impl Machine {
     /// is nobody, what the devices have acknowledged is in their files, and these are closed: the next machine may want the same images and
     /// sockets. Nothing is flushed: what the guest has not had flushed is in the host's page cache, which outlives the process. Never waits.
     pub fn unstopped(&mut self) -> Vec<String> {
-        if !self.cpus.plug().cpus.is_stopped() {
-            return vec![VCPUS.into()];
-        }
+        let in_guest = !self.has_left_guest();
         if self.asked != Asked::Stop {
+            if in_guest {
+                return vec![VCPUS.into()];
+            }
             self.asked = Asked::Stop;
             self.devices.stop();
         }
         self.closing.retain(|(_, closing)| closing.take().is_none());
-        let mut names = owned(self.devices.unstopped());
+        let mut names: Vec<String> = in_guest.then(|| VCPUS.into()).into_iter().collect();
+        names.extend(owned(self.devices.unstopped()));
         names.extend(self.closing.iter().map(|(name, _)| name.clone()));
         names
     }
@@ -87,6 +89,20 @@ impl Machine {
     /// a thread: then it is gone.
     pub fn take_apart(self) -> Option<Beside<()>> {
         Beside::begin(self.waker(), move || drop(self)).ok()
+    }
+
+    /// Takes the devices of a machine that is left behind out of its guest's reach, and asks them to stop, where a vCPU has not come: nothing is
+    /// served on for a guest that has been told to end. [`Machine::unstopped`] says when they have.
+    pub fn withdraw_devices(&mut self) {
+        if self.asked != Asked::Stop {
+            self.asked = Asked::Stop;
+            self.devices.withdraw();
+        }
+    }
+
+    /// Whether no vCPU is in the guest any more, for good, after [`Machine::stop`].
+    pub fn has_left_guest(&self) -> bool {
+        self.cpus.plug().cpus.is_stopped()
     }
 
     /// Stops the machine and takes it apart, or leaves it behind at `deadline`: then the names of those that did not stop. `news` is
