@@ -18,7 +18,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use process::{Client, HUSK, Husk, Signal, has_kvm};
-use rustix::process::{Pid, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, kill_process, prlimit};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -899,6 +899,39 @@ fn spinning_vm(folder: &Path) -> Value {
         "serial": {"mode": "Off"},
         "console": {"mode": "Off"},
     })
+}
+
+/// As where other processes of the user have used up the signals that may wait, and whoever started husk had blocked all that it could.
+#[test]
+fn a_guest_that_computes_is_stopped_whatever_becomes_of_signals() {
+    if !has_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new("env");
+    command.args(["--default-signal", "--block-signal", HUSK, "--api-socket"]);
+    let child = command.arg(folder.path().join("api.sock")).spawn().unwrap();
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    prlimit(Some(Pid::from_child(&child)), Resource::Sigpending, none).unwrap();
+    let mut husk = Husk { folder, child };
+    husk.ready();
+    let vm = spinning_vm(husk.folder.path());
+    let mut client = booted(&husk, vm);
+    // What looks for a guest that waits for a page in vain has no timer, and comes all the same.
+    until("nobody looks after the vCPU", || {
+        let counters = client.get("vm.counters").1;
+        let exits = counters["__vcpu0"]["signal_exits"].as_u64();
+        exits.is_none_or(|exits| exits >= 2)
+    });
+    done(&mut client, "vm.pause");
+    assert_eq!(state(&mut client), "Paused");
+    done(&mut client, "vm.resume");
+    done(&mut client, "vm.delete");
+    assert!(!thread_names(&husk).contains(&"vcpu0".to_owned()));
+    assert_eq!(husk.shut_down().code(), Some(0));
 }
 
 #[test]

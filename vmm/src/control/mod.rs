@@ -39,7 +39,7 @@ use serde_json::{Value, json};
 use crate::api::{self, ApiError, Command, Execute, Info, Kind, Outcome, Reply, Resize, Responder, VmInfo};
 use crate::config::{ConfigError, Limits, RunOptions, Size, VmConfig};
 use crate::events::Events;
-use crate::kvm::Kvm;
+use crate::kvm::{BETWEEN_LOOKS, Kvm};
 use crate::machine::{BuildError, Counted, Ending, Machine, STOP_DEADLINE, Tail, net};
 use crate::metrics::ProcessFiles;
 use crate::news::News;
@@ -110,6 +110,8 @@ enum Due {
     Remind,
     /// The guest is about to start a vCPU.
     Look,
+    /// A vCPU's thread has no timer that has it looked at.
+    Untimed,
     /// What the start needed can go.
     Trim,
     /// Somebody listens: what has gone wrong is looked for.
@@ -264,6 +266,8 @@ impl Controller {
         self.report_answers();
         self.follow_resize();
         self.advance();
+        // Of a machine that is there only now as well.
+        self.time_vcpus(Instant::now());
     }
 
     /// Does what is due, and says what of it is not the controller's.
@@ -284,11 +288,26 @@ impl Controller {
                 Due::Memory => self.collect_memory(now),
                 Due::Patience => self.report_answers(),
                 Due::Remind => self.remind(now),
+                Due::Untimed => self.remind_vcpus(now),
                 Due::Watch => self.look_out(now),
                 Due::Keys | Due::Trim => others.push(due),
             }
         }
         others
+    }
+
+    /// Has vCPUs looked at from time to time whose threads have no timer for it.
+    fn time_vcpus(&mut self, now: Instant) {
+        if self.machine().is_some_and(Machine::has_untimed_vcpus) {
+            self.timers.set_if_sooner(Due::Untimed, now + BETWEEN_LOOKS);
+        }
+    }
+
+    fn remind_vcpus(&mut self, now: Instant) {
+        if let Some(machine) = self.machine_mut() {
+            machine.remind_vcpus();
+        }
+        self.time_vcpus(now);
     }
 
     /// Whether the guest's end is what a client has asked for.

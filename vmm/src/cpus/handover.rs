@@ -30,6 +30,8 @@ pub struct Handover<T> {
     changed: Condvar,
     /// The guest has begun to start the vCPU.
     begun: AtomicBool,
+    /// The thread has no timer of its own.
+    untimed: AtomicBool,
     /// Woken by everything that the thread does here.
     waker: Waker,
 }
@@ -51,6 +53,7 @@ impl<T> Handover<T> {
             }),
             changed: Condvar::new(),
             begun: AtomicBool::new(false),
+            untimed: AtomicBool::new(false),
             waker,
         }
     }
@@ -106,6 +109,11 @@ impl<T> Handover<T> {
     pub fn has_begun(&self) -> bool {
         self.begun.load(Ordering::Acquire)
     }
+
+    /// Whether the thread has no timer of its own.
+    pub fn is_untimed(&self) -> bool {
+        self.untimed.load(Ordering::Acquire)
+    }
 }
 
 /// The thread's side.
@@ -140,6 +148,12 @@ impl<T> Handover<T> {
     /// The guest has begun to start the vCPU.
     pub fn begin(&self) {
         self.begun.store(true, Ordering::Release);
+        self.waker.wake_by_ref();
+    }
+
+    /// The thread has no timer of its own.
+    pub fn go_untimed(&self) {
+        self.untimed.store(true, Ordering::Release);
         self.waker.wake_by_ref();
     }
 

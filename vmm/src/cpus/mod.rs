@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use crate::config::CpusConfig;
 use crate::cpu_time;
-use crate::kvm::{Kicker, KvmError, Stats, Topology, Vcpu, VcpuExit, Vm};
+use crate::kvm::{BETWEEN_LOOKS, Kicker, KvmError, Reminder, Stats, Topology, Vcpu, VcpuExit, Vm};
 use crate::machine::board::{Board, Ending};
 use crate::metrics;
 use crate::seccomp::{Mode, Role};
@@ -118,6 +118,8 @@ struct Place {
 struct Thread {
     handle: JoinHandle<()>,
     handover: Arc<Handover<Vcpu>>,
+    /// The processor time that it had used when it was last [reminded](Cpus::remind).
+    reminded: Duration,
 }
 
 impl Cpus {
@@ -294,6 +296,25 @@ impl Cpus {
             .collect()
     }
 
+    /// Whether a thread has no timer of its own, so that [`Cpus::remind`] is to be called every [`BETWEEN_LOOKS`].
+    pub fn is_untimed(&self) -> bool {
+        self.threads().any(|thread| thread.handover.is_untimed())
+    }
+
+    /// Does for threads without a timer what a [`Reminder`] does for the others: each is kicked that has used [`BETWEEN_LOOKS`] of processor
+    /// time since it last was.
+    pub fn remind(&mut self) {
+        let kicker = self.common.kicker;
+        let threads = self.places.iter_mut().filter_map(|place| place.thread.as_mut());
+        for thread in threads.filter(|thread| thread.handover.is_untimed()) {
+            let used = cpu_time::of_thread(&thread.handle).unwrap_or(thread.reminded);
+            if used.saturating_sub(thread.reminded) >= BETWEEN_LOOKS {
+                thread.reminded = used;
+                kicker.kick(&thread.handle);
+            }
+        }
+    }
+
     /// Asks every vCPU out of the guest, and returns at once: see [`Cpus::is_paused`]. Their threads stay, for [`Cpus::resume`].
     pub fn pause(&mut self) {
         self.order_all(Order::Wait);
@@ -386,7 +407,11 @@ impl Common {
         let (common, theirs) = (self.clone(), handover.clone());
         let builder = thread::Builder::new().name(format!("vcpu{id}")).stack_size(STACK_BYTES);
         let handle = builder.spawn(move || common.serve(id, &theirs))?;
-        Ok(Thread { handle, handover })
+        Ok(Thread {
+            handle,
+            handover,
+            reminded: Duration::ZERO,
+        })
     }
 
     /// A vCPU's thread.
@@ -398,6 +423,11 @@ impl Common {
         }
         if let Err(error) = self.seccomp.enter(Role::Vcpu) {
             return self.board.end(Ending::Failed(format!("vCPU {id}: {error:?}")));
+        }
+        let reminder = Reminder::new();
+        if let Err(error) = &reminder {
+            log::info!("vCPU {id} has no timer, the main thread looks after it: {error}");
+            handover.go_untimed();
         }
         while let Some(mut vcpu) = handover.next() {
             self.trace.enter_guest();

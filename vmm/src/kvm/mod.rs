@@ -23,6 +23,7 @@ use crate::config::Limits;
 pub use cpuid::Topology;
 pub use kick::Kicker;
 pub use stats::{Stats, page_table_bytes};
+pub use stuck::{BETWEEN_LOOKS, Reminder};
 pub use vcpu::{Exit as VcpuExit, Port, Vcpu};
 pub use vm::{Access, Vm};
 

@@ -8,48 +8,64 @@
 //! So for every second of processor time that a vCPU's thread has used, its next instruction is run in the shadow of an STI, as it
 //! were: interrupts wait for one instruction. If that is the one that cannot go on, `KVM_RUN` says so. An idle guest uses no time, a
 //! busy one leaves KVM once a second. (QEMU's emulation of AMD-V forgets the shadow when it enters a guest: there this finds nothing.)
+//!
+//! A timer of the thread's own counts that second. It takes one of the signals that its user may have waiting (`RLIMIT_SIGPENDING`, which
+//! all processes of the user share): where there is none left, the control thread counts ([`Cpus::remind`](crate::cpus::Cpus::remind)).
 
 #![expect(unsafe_code, reason = "POSIX timers have no safe wrapper in the standard library")]
 
+use std::io;
 use std::mem;
 use std::ptr;
+use std::time::Duration;
 
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI, kvm_vcpu_events};
 use kvm_ioctls::VcpuFd;
-use vmm_sys_util::signal::SIGRTMIN;
 
-/// How much processor time a vCPU's thread uses between two looks.
-const BETWEEN_LOOKS: libc::timespec = libc::timespec { tv_sec: 1, tv_nsec: 0 };
+use super::kick::KICK;
+
+/// How much processor time a vCPU's thread uses between two looks: whole seconds.
+pub const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 /// Interrupts are on (Intel SDM vol. 1 §3.4.3.3).
 const RFLAGS_IF: u64 = 1 << 9;
 
 /// Kicks the thread that made it, for every [`BETWEEN_LOOKS`] of its processor time, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Reminder(libc::timer_t);
+pub struct Reminder(libc::timer_t);
 
 impl Reminder {
-    /// `None` where the host has no timer left: then a guest that waits for ever is not found.
-    pub fn new() -> Option<Self> {
+    /// For the thread that calls it.
+    ///
+    /// # Errors
+    /// `EAGAIN` where the user has no signal left for it (`RLIMIT_SIGPENDING`, timer_create(2)).
+    pub fn new() -> io::Result<Self> {
         // SAFETY: all zeroes is a value of this plain structure.
         let mut event: libc::sigevent = unsafe { mem::zeroed() };
         event.sigev_notify = libc::SIGEV_THREAD_ID;
-        event.sigev_signo = SIGRTMIN();
+        event.sigev_signo = KICK;
         // SAFETY: a number.
         event.sigev_notify_thread_id = unsafe { libc::gettid() };
         let mut timer: libc::timer_t = ptr::null_mut();
         // SAFETY: both structures live for the call.
         let made = unsafe { libc::timer_create(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut event, &raw mut timer) };
         if made != 0 {
-            return None;
+            return Err(io::Error::last_os_error());
         }
         let reminder = Self(timer);
+        let between = libc::timespec {
+            tv_sec: BETWEEN_LOOKS.as_secs().cast_signed(),
+            tv_nsec: 0,
+        };
         let times = libc::itimerspec {
-            it_interval: BETWEEN_LOOKS,
-            it_value: BETWEEN_LOOKS,
+            it_interval: between,
+            it_value: between,
         };
         // SAFETY: the timer was just made, the structure lives for the call.
         let set = unsafe { libc::timer_settime(reminder.0, 0, &raw const times, ptr::null_mut()) };
-        (set == 0).then_some(reminder)
+        if set != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(reminder)
     }
 }
 
@@ -105,7 +121,7 @@ mod tests {
     #[test]
     fn a_busy_thread_is_reminded() {
         let busy = std::thread::spawn(|| {
-            vmm_sys_util::signal::block_signal(SIGRTMIN()).unwrap();
+            vmm_sys_util::signal::block_signal(KICK).unwrap();
             let _reminder = Reminder::new().unwrap();
             // SAFETY: all zeroes is a value of this plain structure.
             let mut pending: libc::sigset_t = unsafe { mem::zeroed() };
@@ -113,7 +129,7 @@ mod tests {
                 // SAFETY: the structure lives for both calls.
                 let found = unsafe {
                     libc::sigpending(&raw mut pending);
-                    libc::sigismember(&raw const pending, SIGRTMIN())
+                    libc::sigismember(&raw const pending, KICK)
                 };
                 if found == 1 {
                     return;

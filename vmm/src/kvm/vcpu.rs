@@ -2,7 +2,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "reading the members of kvm_run's union that kvm-ioctls does not hand out"
+    reason = "reading the members of kvm_run's union that kvm-ioctls does not hand out; kicks that write to kvm_run"
 )]
 
 use std::io;
@@ -229,8 +229,8 @@ impl Vcpu {
     /// Called on the thread that a [`Kicker`](super::Kicker) aims at. A kick that comes after `stop` has been asked keeps the vCPU from
     /// entering, so whoever makes `stop` true and then kicks is not missed.
     pub fn run(&mut self, stop: impl Fn() -> bool, mut answer: impl FnMut(Port<'_>) -> bool) -> Exit {
-        let armed = Armed::new(&mut self.fd);
-        let _reminder = stuck::Reminder::new();
+        // SAFETY: dropped at the end of this function, which has the vCPU for itself until then.
+        let armed = unsafe { Armed::new(&mut self.fd) };
         let shared = ptr::from_mut(self.fd.get_kvm_run());
         while !stop() {
             let go_on = match self.fd.run() {

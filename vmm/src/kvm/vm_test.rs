@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use vm_memory::{Bytes, VolatileMemory};
 
 use super::*;
-use crate::kvm::{Kicker, Kvm, Port, VcpuExit};
+use crate::kvm::{Kvm, Port, VcpuExit};
 
 /// An empty VM for `vcpus` vCPUs; `None`, said in a line, where there is no KVM.
 fn vm(vcpus: u32) -> Option<Vm> {
@@ -125,8 +125,6 @@ fn memory_slots_come_and_go_and_do_not_overlap() {
 fn what_a_guest_writes_to_read_only_memory_leaves_it_and_changes_nothing() {
     const PAGE: usize = 4096;
     let Some(vm) = vm(1) else { return };
-    // What looks after a vCPU that runs sends it signals.
-    Kicker::install().unwrap();
     let ram = vm_memory::mmap::MmapRegion::<()>::new(3 * PAGE).unwrap();
     for (slot, access) in (0..).zip([Access::ReadWrite, Access::ReadWrite, Access::ReadOnly]) {
         let at = slot as usize * PAGE;

@@ -172,6 +172,16 @@ impl Machine {
         self.devices.hotplug().remind()
     }
 
+    /// Whether [`Machine::remind_vcpus`] is to be called every [`BETWEEN_LOOKS`](crate::kvm::BETWEEN_LOOKS): the host has no timer left for a vCPU's thread.
+    pub fn has_untimed_vcpus(&self) -> bool {
+        self.cpus.plug().cpus.is_untimed()
+    }
+
+    /// See [`Machine::has_untimed_vcpus`].
+    pub fn remind_vcpus(&mut self) {
+        self.cpus.plug_mut().cpus.remind();
+    }
+
     /// Presses the guest's power button.
     pub fn press_power_button(&self) {
         self.devices.hotplug().press_power_button();
