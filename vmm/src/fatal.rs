@@ -4,10 +4,12 @@
 //! | signal | what comes of it |
 //! |---|---|
 //! | SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT, SIGSYS | a line, then the signal's default action; from a fault or from a sender alike |
-//! | SIGXCPU, SIGALRM and others that end a process by default | the same, unless whoever started husk has them ignored |
+//! | SIGXCPU, SIGALRM, SIGRTMIN to SIGRTMAX and others that end a process by default | the same, unless whoever started husk has them ignored |
 //! | SIGSYS from a system call filter | `seccomp/violation.rs` |
 //! | SIGABRT after a panic | the panic's line, which was there before, and no second one |
 //! | SIGPIPE, SIGXFSZ | ignored: the write fails with `EPIPE`, `EFBIG`, and its caller knows what to do |
+//! | 32, 33 | ignored, as the C library's own, which it has for threads only and keeps everybody from handling |
+//! | SIGURG | a vCPU's, which does not end a process ([`Kicker`](crate::kvm::Kicker)) |
 //! | SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2 and those of a terminal | events of the main loop, where there is one ([`Signals`](crate::terminal::Signals)) |
 //!
 //! The standard library's own handler of SIGSEGV and SIGBUS is replaced: it takes a signal that somebody has sent for a fault that
@@ -19,6 +21,7 @@ mod line;
 
 use std::fmt::Write;
 use std::mem::MaybeUninit;
+use std::ops::RangeInclusive;
 use std::panic::PanicHookInfo;
 use std::ptr;
 use std::sync::Once;
@@ -31,7 +34,7 @@ use crate::terminal;
 
 /// What a fault of the process's own raises. Their handlers stay until the process ends: two threads may have a fault at once.
 pub(crate) const FAULTS: [libc::c_int; 5] = [libc::SIGABRT, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
-/// What else ends a process by default. A confined thread may not change what these do, so that the kernel resets their handlers.
+/// What else ends a process by default, beside [`real_time`]. A confined thread may not change what these do, so that the kernel resets their handlers.
 pub(crate) const OTHERS: [libc::c_int; 11] = [
     libc::SIGSYS,
     libc::SIGTRAP,
@@ -47,6 +50,8 @@ pub(crate) const OTHERS: [libc::c_int; 11] = [
 ];
 /// What tells of a write that fails, which the write does by itself.
 const IGNORED: [libc::c_int; 2] = [libc::SIGPIPE, libc::SIGXFSZ];
+/// What glibc has for its own threads (SIGCANCEL and SIGSETXID, nptl(7)), and lets nobody handle. From elsewhere they end a process.
+const OF_THE_LIBRARY: [libc::c_int; 2] = [32, 33];
 /// How long a second thread lets the first one finish its line.
 const TURN_MS: libc::c_long = 10;
 const TURNS: u32 = 100;
@@ -60,7 +65,7 @@ pub fn install() {
         for signal in FAULTS {
             set(signal, handler, flags);
         }
-        for signal in OTHERS {
+        for signal in OTHERS.into_iter().chain(real_time()) {
             if signal == libc::SIGSYS || !is_ignored(signal) {
                 set(signal, handler, flags | libc::SA_RESETHAND);
             }
@@ -68,10 +73,36 @@ pub fn install() {
         for signal in IGNORED {
             set(signal, libc::SIG_IGN, 0);
         }
+        for signal in OF_THE_LIBRARY {
+            ignore_past_the_library(signal);
+        }
         if cfg!(panic = "abort") {
             report_panics();
         }
     });
+}
+
+/// Signals without a meaning of their own, all of which end a process by default (signal(7)).
+pub(crate) fn real_time() -> RangeInclusive<libc::c_int> {
+    libc::SIGRTMIN()..=libc::SIGRTMAX()
+}
+
+/// Has the process ignore `signal` if that would end it: should the C library have a handler, or get one later, that stays.
+fn ignore_past_the_library(signal: libc::c_int) {
+    /// Linux' `struct sigaction` of x86 (uapi/asm/signal.h): handler, flags, restorer, mask.
+    type Action = [usize; 4];
+    const MASK_BYTES: usize = size_of::<u64>();
+    let mut action: Action = [libc::SIG_IGN; 4];
+    // SAFETY: a query, which fills the structure.
+    let found = unsafe {
+        let none = ptr::null::<Action>();
+        libc::syscall(libc::SYS_rt_sigaction, signal, none, &raw mut action, MASK_BYTES)
+    };
+    if found == 0 && action[0] == libc::SIG_DFL {
+        let (none, ignore): (_, Action) = (ptr::null_mut::<Action>(), [libc::SIG_IGN, 0, 0, 0]);
+        // SAFETY: reads the structure, which names no handler.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, &raw const ignore, none, MASK_BYTES) };
+    }
 }
 
 /// From now on a panic is told by one line, as a signal is. For a program that a panic ends; one that reads its own file for a backtrace
@@ -252,7 +283,7 @@ fn cause(signal: libc::c_int, info: &libc::siginfo_t) -> Cause {
 }
 
 fn compose(line: &mut Line, signal: libc::c_int, cause: Cause) {
-    line.push(name(signal));
+    push_name(line, signal);
     match cause {
         Cause::Address(address) => {
             line.push(b" at address ");
@@ -270,6 +301,14 @@ fn compose(line: &mut Line, signal: libc::c_int, cause: Cause) {
     line.push(b" of process ");
     line.push_process();
     line.push(b"; husk ends here");
+}
+
+fn push_name(line: &mut Line, signal: libc::c_int) {
+    line.push(name(signal));
+    if real_time().contains(&signal) && signal != libc::SIGRTMIN() {
+        line.push(b"+");
+        line.push_number(signal - libc::SIGRTMIN());
+    }
 }
 
 fn name(signal: libc::c_int) -> &'static [u8] {
@@ -290,6 +329,7 @@ fn name(signal: libc::c_int) -> &'static [u8] {
         libc::SIGIO => b"SIGIO",
         libc::SIGPWR => b"SIGPWR",
         libc::SIGSTKFLT => b"SIGSTKFLT",
+        _ if real_time().contains(&signal) => b"SIGRTMIN",
         _ => b"a signal",
     }
 }

@@ -13,7 +13,9 @@ const DIE_OF: &str = "HUSK_TEST_DIE_OF";
 const LOG: &str = "HUSK_TEST_LOG";
 
 fn name_of(signal: libc::c_int) -> String {
-    String::from_utf8_lossy(name(signal)).into_owned()
+    let mut line = Line::default();
+    push_name(&mut line, signal);
+    line.text()
 }
 
 /// Needs more stack than there is.
@@ -46,6 +48,7 @@ fn die(what: &str) {
         "overflow" => {
             std::hint::black_box(deeper(1));
         }
+        "nothing" => print!("{}", std::fs::read_to_string("/proc/self/status").unwrap()),
         "abort" => std::process::abort(),
         "panic" => {
             // As in a program that panics end.
@@ -55,9 +58,9 @@ fn die(what: &str) {
             std::process::abort();
         }
         number => {
-            let signal = number.parse().unwrap();
-            // SAFETY: numbers only.
-            unsafe { libc::raise(signal) };
+            let signal: libc::c_int = number.parse().unwrap();
+            // SAFETY: numbers only. Not by the C library, which does not send its own.
+            unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), libc::gettid(), signal) };
         }
     }
     std::process::exit(77);
@@ -78,7 +81,7 @@ fn victim() {
     }
     let thread = std::thread::Builder::new().name("vcpu7".into()).spawn(move || {
         // No vCPU could make a file.
-        if what != "beyond" {
+        if what != "beyond" && what != "nothing" {
             Mode::On.enter(Role::Control).unwrap();
             Mode::On.enter(Role::Vcpu).unwrap();
         }
@@ -135,7 +138,9 @@ fn a_fault_kills_at_once_and_says_where() {
 
 #[test]
 fn a_signal_that_was_sent_kills_the_first_time() {
-    for signal in FAULTS.into_iter().chain(OTHERS) {
+    // Each real-time signal is as the others.
+    let ends = [libc::SIGRTMIN(), libc::SIGRTMIN() + 3, libc::SIGRTMAX()];
+    for signal in FAULTS.into_iter().chain(OTHERS).chain(ends) {
         let line = last_words(&signal.to_string(), signal);
         assert_eq!(
             line,
@@ -144,9 +149,34 @@ fn a_signal_that_was_sent_kills_the_first_time() {
     }
 }
 
+/// Every signal is one that husk dies of with a line, that it takes as an event, or that does not end a process.
+#[test]
+fn no_signal_ends_husk_silently() {
+    let ended = victim_of("nothing");
+    assert_eq!(ended.status.code(), Some(77));
+    let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+    let mask = |name: &str| {
+        let line = said.lines().find_map(|line| line.strip_prefix(name));
+        u64::from_str_radix(line.unwrap_or_else(|| panic!("{name}: {said}")).trim(), 16).unwrap()
+    };
+    let seen = mask("SigIgn:") | mask("SigCgt:");
+    let unseen: Vec<libc::c_int> = (1..=64).filter(|signal| seen & 1 << (signal - 1) == 0).collect();
+    let expected = [
+        // Events where there is a main loop; what asks a command to end has no need of a line.
+        [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM],
+        // Nobody can.
+        [libc::SIGKILL, libc::SIGSTOP, libc::SIGTTIN, libc::SIGTTOU],
+        // These end nobody (signal(7)).
+        [libc::SIGCHLD, libc::SIGCONT, libc::SIGTSTP, libc::SIGURG],
+    ];
+    let mut expected = [expected.as_flattened(), &[libc::SIGWINCH]].concat();
+    expected.sort_unstable();
+    assert_eq!(unseen, expected);
+}
+
 #[test]
 fn writes_that_cannot_be_kill_nobody() {
-    for signal in IGNORED {
+    for signal in IGNORED.into_iter().chain([OF_THE_LIBRARY[0]]) {
         let ended = victim_of(&signal.to_string());
         assert_eq!(ended.status.code(), Some(77), "signal {signal}");
     }

@@ -30,12 +30,12 @@ mod sink;
 pub(crate) mod testing;
 mod way;
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::ptr;
 use std::sync::Once;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::time::Instant;
 
 pub use escape::{Escape, Quit};
@@ -66,6 +66,12 @@ struct Saved {
 /// The terminal that is raw at present, or null.
 static RAW: AtomicPtr<Saved> = AtomicPtr::new(ptr::null_mut());
 static GUARDS: Once = Once::new();
+
+/// What fills the window has a screen of its own, without a cursor (xterm's private modes 1049 and 25); and the screen of before.
+const OWN_SCREEN: &str = "\x1b[?1049h\x1b[?25l";
+const FIRST_SCREEN: &str = "\x1b[?25h\x1b[?1049l";
+/// Whether the terminal on standard output shows [`OWN_SCREEN`].
+static ON_OWN_SCREEN: AtomicBool = AtomicBool::new(false);
 
 /// What a terminal is made of what it was.
 type Change = fn(libc::termios) -> libc::termios;
@@ -145,6 +151,29 @@ impl Drop for RawMode {
     }
 }
 
+/// Has the terminal on standard output show a screen that is this program's alone, without a cursor, until [`show_first_screen`], or until the
+/// process ends.
+///
+/// # Errors
+/// What the terminal says.
+pub fn show_own_screen() -> io::Result<()> {
+    GUARDS.call_once(install_guards);
+    ON_OWN_SCREEN.store(true, Ordering::Release);
+    let mut out = io::stdout().lock();
+    out.write_all(OWN_SCREEN.as_bytes())?;
+    out.flush()
+}
+
+/// Puts the screen back as it was before [`show_own_screen`]. Safe in signal handlers: an atomic, poll and write (signal-safety(7)).
+pub fn show_first_screen() {
+    // SAFETY: standard output is never closed.
+    let stdout = unsafe { BorrowedFd::borrow_raw(libc::STDOUT_FILENO) };
+    if ON_OWN_SCREEN.swap(false, Ordering::AcqRel) && has_room(stdout) {
+        // A terminal that is gone needs nothing put back.
+        let _ = rustix::io::write(stdout, FIRST_SCREEN.as_bytes());
+    }
+}
+
 /// Stops the process until it is continued, as SIGTSTP asks.
 pub fn stop_process() {
     // SAFETY: no memory is involved.
@@ -215,8 +244,10 @@ fn window_size_of(fd: BorrowedFd<'_>) -> Option<WindowSize> {
     })
 }
 
-/// Puts the terminal back as it was, if it is raw. Safe in signal handlers: atomics, tcgetpgrp and tcsetattr (signal-safety(7)).
+/// Puts the terminal back as it was, if it is raw or shows another screen. Safe in signal handlers: atomics, poll, write, tcgetpgrp and
+/// tcsetattr (signal-safety(7)).
 pub(crate) fn restore() {
+    show_first_screen();
     let saved = RAW.swap(ptr::null_mut(), Ordering::AcqRel);
     if saved.is_null() {
         return;

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
 use process::{HUSK, Husk, Signal};
@@ -79,6 +80,18 @@ fn without_a_terminal_top_shows_all_once() {
 
 #[test]
 fn on_a_terminal_top_goes_on_until_q_and_leaves_the_terminal_as_it_was() {
+    top_leaves_the_terminal_as_it_was_after(None);
+}
+
+/// What nobody expects ends it by a handler, in which nothing else is put back.
+#[test]
+fn a_signal_that_kills_top_leaves_the_terminal_as_it_was() {
+    for signal in [libc::SIGSEGV, libc::SIGXCPU, libc::SIGRTMIN() + 3] {
+        top_leaves_the_terminal_as_it_was_after(Some(signal));
+    }
+}
+
+fn top_leaves_the_terminal_as_it_was_after(signal: Option<libc::c_int>) {
     let of = Husk::start(&[]);
     let emulator = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     unlockpt(&emulator).unwrap();
@@ -94,6 +107,7 @@ fn on_a_terminal_top_goes_on_until_q_and_leaves_the_terminal_as_it_was() {
         .args(["top", "--interval", "1"])
         .stdin(copy())
         .stdout(copy())
+        .stderr(Stdio::null())
         .spawn()
         .unwrap();
     let emulator = File::from(emulator);
@@ -113,10 +127,19 @@ fn on_a_terminal_top_goes_on_until_q_and_leaves_the_terminal_as_it_was() {
         before,
         "keys come one by one"
     );
-    (&emulator).write_all(b"xq").unwrap();
-    let all = show_until("\x1b[?1049l", 1);
+    match signal {
+        None => (&emulator).write_all(b"xq").unwrap(),
+        Some(number) => {
+            let kill = format!("kill -{number} {}", top.id());
+            assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+        }
+    }
+    let ended = top.wait().unwrap();
+    assert_eq!((ended.code(), ended.signal()), (signal.is_none().then_some(0), signal));
+    (&terminal).write_all(b"the end").unwrap();
+    let all = show_until("the end", 1);
     assert!(all.starts_with("\x1b[?1049h") && !all.contains("xq"), "{all}");
-    assert_eq!(top.wait().unwrap().code(), Some(0));
+    assert!(all.contains("\x1b[?1049l"), "{all}");
     assert_eq!(format!("{:?}", tcgetattr(&terminal).unwrap()), before);
 }
 

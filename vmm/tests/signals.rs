@@ -78,6 +78,20 @@ impl Drop for Husk {
     }
 }
 
+/// What tells systemd to halt, sent to what is not systemd; and what is sent to threads only.
+#[test]
+fn a_real_time_signal_kills_with_a_line_and_one_of_the_c_library_not_at_all() {
+    let husk = Husk::start("");
+    for number in [32, 33, libc::SIGRTMIN() + 3] {
+        let kill = format!("kill -{number} {}", husk.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+    let (status, said) = husk.end();
+    assert_eq!(status.signal(), Some(libc::SIGRTMIN() + 3), "{status:?}: {said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.starts_with("ERRO: SIGRTMIN+3 sent by process "), "{said}");
+}
+
 #[test]
 fn one_fatal_signal_is_enough_and_is_what_the_parent_sees() {
     for (name, signal) in [

@@ -127,7 +127,7 @@ fn every_signal_that_ends_husk_is_explained() {
         libc::SIGQUIT,
         libc::SIGTERM,
     ];
-    let mut numbers = [&FAULTS[..], &OTHERS, &silent].concat();
+    let mut numbers = [&FAULTS[..], &OTHERS, &silent, &[libc::SIGRTMIN()]].concat();
     for number in &numbers {
         let key = listed.iter().find(|key| key.starts_with(&format!("{number} ")));
         let name = key
@@ -147,6 +147,26 @@ fn every_signal_that_ends_husk_is_explained() {
     }
     numbers.sort_unstable();
     assert_eq!(numbers.len(), listed.len());
+}
+
+#[test]
+fn every_real_time_signal_is_explained_by_number_and_name() {
+    for (what, key) in [
+        ("162", "34 SIGRTMIN:"),
+        ("165", "37 SIGRTMIN+3:"),
+        ("192", "64 SIGRTMIN+30:"),
+        ("SIGRTMIN", "34 SIGRTMIN:"),
+        ("RTMIN+3", "37 SIGRTMIN+3:"),
+        ("SIGRTMAX", "64 SIGRTMIN+30:"),
+        ("RTMAX-1", "63 SIGRTMIN+29:"),
+        (
+            "ERRO: SIGRTMIN+3 in thread husk of process 7; husk ends here",
+            "37 SIGRTMIN+3:",
+        ),
+    ] {
+        let told = explain(what).unwrap_or_else(|| panic!("{what}"));
+        assert!(told.contains(key) && told.contains("another process"), "{what}: {told}");
+    }
 }
 
 #[test]
@@ -287,7 +307,13 @@ fn codes_and_signals_are_explained_and_nothing_is_made_up() {
         "",
         "hello",
         "SIG",
-        "SIGRTMIN",
+        "SIGRTMIN+",
+        "SIGRTMIN+31",
+        "SIGRTMAX-31",
+        "SIGRTMAX-+1",
+        "160",
+        "161",
+        "193",
     ] {
         assert_eq!(explain(what), None, "{what}");
     }

@@ -6,6 +6,7 @@
 use std::fmt::Write;
 use std::sync::LazyLock;
 
+use crate::fatal::real_time;
 use crate::seccomp;
 
 const EXITS: &str = include_str!("exits.txt");
@@ -110,7 +111,7 @@ fn signal_in(what: &str) -> Option<String> {
         return Some(name.to_ascii_uppercase());
     }
     if let Some(number) = small.strip_prefix('-').and_then(|number| number.parse::<i32>().ok()) {
-        return name_of(number).map(str::to_owned);
+        return name_of(number);
     }
     let told = small
         .strip_prefix("signal: ")
@@ -144,10 +145,9 @@ const WORDS: [(&str, &str); 13] = [
 ];
 
 /// The name, without `SIG`, of a signal that is known by its number.
-fn name_of(number: i32) -> Option<&'static str> {
-    let mut signals = blocks(SIGNALS).map(|signal| signal.key);
-    let key = signals.find(|key| key.split(' ').next().map(str::parse) == Some(Ok(number)))?;
-    key.split(' ').nth(1)?.strip_prefix("SIG")
+fn name_of(number: i32) -> Option<String> {
+    let (key, _) = signal_of(number)?;
+    key.split_once(" SIG").map(|(_, name)| name.to_owned())
 }
 
 /// What an exit code means, husk's own or a shell's.
@@ -162,9 +162,8 @@ fn of_code(code: u16) -> Option<String> {
         ),
         127 => ("the shell did not find husk", "name it with its whole path"),
         _ => {
-            let number = code.checked_sub(128)?;
-            let signal = signals().find(|signal| signal.key.split(' ').next().map(str::parse) == Some(Ok(number)))?;
-            let title = format!("exit code {code} of a shell or container, signal {}", signal.key);
+            let (key, signal) = signal_of(code.checked_sub(128)?.into())?;
+            let title = format!("exit code {code} of a shell or container, signal {key}");
             return Some(told(&title, signal));
         }
     };
@@ -174,11 +173,43 @@ fn of_code(code: u16) -> Option<String> {
 
 /// What a death by the signal of this name, or one without `SIG`, means.
 fn of_signal(wanted: &str) -> Option<String> {
-    let signal = signals().find(|signal| {
-        let name = signal.key.split(' ').nth(1).unwrap_or_default();
-        wanted == name || Some(wanted) == name.strip_prefix("SIG")
-    })?;
-    Some(told(&format!("signal {}", signal.key), signal))
+    let wanted = wanted.strip_prefix("SIG").unwrap_or(wanted);
+    let mut numbers = signals().filter_map(|signal| {
+        let (number, name) = signal.key.split_once(" SIG")?;
+        (name == wanted).then(|| number.parse().ok())?
+    });
+    let (key, signal) = signal_of(numbers.next().or_else(|| real_time_number(wanted))?)?;
+    Some(told(&format!("signal {key}"), signal))
+}
+
+/// Number and name of a signal, and what is known of it.
+fn signal_of(number: libc::c_int) -> Option<(String, Known)> {
+    let first = match number {
+        number if real_time().contains(&number) => *real_time().start(),
+        number => number,
+    };
+    let signal = signals().find(|signal| signal.key.split(' ').next().map(str::parse) == Some(Ok(first)))?;
+    let key = match number - first {
+        0 => signal.key.to_owned(),
+        after => format!("{number} SIGRTMIN+{after}"),
+    };
+    Some((key, signal))
+}
+
+/// The number of a real-time signal, from the name that husk gives it or that of kill(1): `RTMIN+3`, `RTMAX`, `RTMAX-1`.
+fn real_time_number(name: &str) -> Option<libc::c_int> {
+    let (first, last) = (*real_time().start(), *real_time().end());
+    let count = |text: &str| {
+        let digits = text.bytes().all(|found| found.is_ascii_digit());
+        text.parse::<u8>().ok().filter(|_| digits).map(libc::c_int::from)
+    };
+    let number = match (name.strip_prefix("RTMIN+"), name.strip_prefix("RTMAX")) {
+        (Some(after), _) => first + count(after)?,
+        (None, Some("")) => last,
+        (None, Some(before)) => last - count(before.strip_prefix('-')?)?,
+        (None, None) => return None,
+    };
+    real_time().contains(&number).then_some(number)
 }
 
 /// Shorter phrases may stand in the error of any command.

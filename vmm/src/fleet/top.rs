@@ -10,11 +10,10 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{Look, look_at, process, table};
 use crate::news::whole_millis;
-use crate::terminal::{Arrival, Input, RawMode, Signal, Signals, stop_process, window_size};
+use crate::terminal::{
+    Arrival, Input, RawMode, Signal, Signals, show_first_screen, show_own_screen, stop_process, window_size,
+};
 
-/// Another screen, without a cursor; and the one before.
-const ENTER: &str = "\x1b[?1049h\x1b[?25l";
-const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
 /// To the first cell; and what is right of the cursor, and below it, is no more.
 const HOME: &str = "\x1b[H";
 const CLEAR_LINE: &str = "\x1b[K\r\n";
@@ -81,7 +80,7 @@ impl Screen {
             Some(mode) => Input::stdin()?.map(|input| (mode, input)),
             None => None,
         };
-        write(ENTER)?;
+        show_own_screen()?;
         Ok(Self { keys })
     }
 
@@ -95,7 +94,7 @@ impl Screen {
     }
 
     fn suspend(&self) -> io::Result<()> {
-        write(LEAVE)?;
+        show_first_screen();
         match &self.keys {
             Some((mode, _)) => mode.suspend(),
             None => stop_process(),
@@ -107,14 +106,13 @@ impl Screen {
         if let Some((mode, _)) = &self.keys {
             mode.resume()?;
         }
-        write(ENTER)
+        show_own_screen()
     }
 }
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // A terminal that is gone needs nothing put back.
-        let _ = write(LEAVE);
+        show_first_screen();
     }
 }
 
