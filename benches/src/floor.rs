@@ -65,7 +65,12 @@ fn map_ram(vm: &VmFd, bytes: usize, entry: usize, code: &[u8]) {
             c"guest-ram".as_ptr(),
         )
     };
-    // SAFETY: the payload is a few dozen bytes at 1 MiB into a mapping of at least 2 MiB.
+    let end = entry.checked_add(code.len());
+    assert!(
+        end.is_some_and(|end| end <= bytes),
+        "RAM of {bytes} bytes has no room for the payload"
+    );
+    // SAFETY: inside the mapping, as just asserted; nobody else knows of it.
     unsafe { ptr::copy_nonoverlapping(code.as_ptr(), ram.cast::<u8>().add(entry), code.len()) };
     let slot = kvm_userspace_memory_region {
         memory_size: bytes as u64,
