@@ -901,6 +901,37 @@ fn spinning_vm(folder: &Path) -> Value {
     })
 }
 
+#[test]
+fn a_limit_of_the_process_that_refuses_memory_is_named() {
+    if !has_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    kernel(folder.path());
+    for (limit, memory, says) in [
+        (
+            "-f 100",
+            "size=64M,shared=on",
+            "64 MiB needed, RLIMIT_FSIZE (ulimit -f) allows ",
+        ),
+        (
+            "-f 100",
+            "size=64M,hotplug=1G",
+            "2 MiB needed, RLIMIT_FSIZE (ulimit -f) allows ",
+        ),
+        ("-v 1000000", "size=1G", " in use, RLIMIT_AS (ulimit -v) allows "),
+    ] {
+        let script =
+            format!("ulimit {limit}; exec \"$0\" run --kernel vmlinux --serial null --console off --memory {memory}");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, HUSK]).current_dir(&folder);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{limit}: {said}");
+        assert!(said.contains(says), "{limit}: {said}");
+    }
+}
+
 /// As where other processes of the user have used up the signals that may wait, and whoever started husk had blocked all that it could.
 #[test]
 fn a_guest_that_computes_is_stopped_whatever_becomes_of_signals() {

@@ -21,22 +21,11 @@ impl Limits {
     pub(super) fn gather(root: &Path) -> Self {
         let cgroups = read(root, "proc/self/cgroup");
         Self {
-            memlock_bytes: memlock(&read(root, "proc/self/limits")),
+            memlock_bytes: procfs::soft_limit(&read(root, "proc/self/limits"), "Max locked memory"),
             memory_bytes: tightest(root, &cgroups, "memory", &["memory.max", "memory.limit_in_bytes"]),
             pids: tightest(root, &cgroups, "pids", &["pids.max"]),
         }
     }
-}
-
-/// The soft limit in proc_pid_limits(5).
-fn memlock(limits: &str) -> Option<u64> {
-    limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max locked memory"))?
-        .split_ascii_whitespace()
-        .next()?
-        .parse()
-        .ok()
 }
 
 /// The least of the limits in `files`, over this process's cgroup of `controller` and all above it (cgroups(7)).
@@ -123,11 +112,12 @@ mod tests {
 
     #[test]
     fn locked_memory_is_the_soft_limit() {
-        let limits =
-            |soft: &str| format!("Limit  Soft Limit  Hard Limit  Units\nMax locked memory  {soft}  9999  bytes\n");
-        assert_eq!(memlock(&limits("8388608")), Some(8_388_608));
-        assert_eq!(memlock(&limits("unlimited")), None);
-        assert_eq!(memlock(""), None);
+        let limit = |soft: &str| {
+            let limits = format!("Limit  Soft Limit  Hard Limit  Units\nMax locked memory  {soft}  9999  bytes\n");
+            gather(&[("proc/self/limits", &limits)]).memlock_bytes
+        };
+        assert_eq!(limit("8388608"), Some(8_388_608));
+        assert_eq!(limit("unlimited"), None);
     }
 
     #[test]

@@ -71,7 +71,7 @@ impl Blocks {
             what: "reserve",
             kind: Kind::VirtioMem,
             bytes: unit,
-            source: error.into(),
+            source: space.explain_file(unit, error),
         })?;
         Ok(Self {
             space,

@@ -246,6 +246,11 @@ impl AddressSpace {
         committed.map_err(|error| self.explain(mapping, part, Asked::Mapping, error))
     }
 
+    /// Why the host refused a file of `bytes` bytes with `error`.
+    pub(super) fn explain_file(&self, bytes: u64, error: io::Error) -> HostError {
+        self.host.explain_file(bytes, error)
+    }
+
     fn explain(&self, mapping: &Mapping, part: &Range<u64>, asked: Asked, error: io::Error) -> HostError {
         self.host.explain(mapping.backing().pages, bytes_of(part), asked, error)
     }

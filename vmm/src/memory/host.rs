@@ -59,6 +59,18 @@ pub enum HostError {
         /// What is allowed.
         limit: GroupLimit,
     },
+    /// A limit of this process (setrlimit(2)).
+    #[error("{} needed{used}, {limit} allows {}", Size(*needed), Size(*most))]
+    Limit {
+        /// Bytes.
+        needed: u64,
+        /// What counts beside that.
+        used: Used,
+        /// How the limit is called, and how a shell calls it.
+        limit: &'static str,
+        /// Bytes that it allows.
+        most: u64,
+    },
     /// It ran out while pages were touched.
     #[error("out of memory: {} needed, {} available on the host", Size(*needed), Size(*available))]
     OutOfMemory {
@@ -83,9 +95,42 @@ pub(super) enum Asked {
     Prefault,
 }
 
+/// Bytes that count towards a limit already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Used(u64);
+
+impl fmt::Display for Used {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            used => write!(f, " beside {} in use", Size(used)),
+        }
+    }
+}
+
+/// Limits that mapping memory may run into: an error, the limit's line in proc_pid_limits(5), what counts towards it in
+/// proc_pid_status(5), and its name. A memfd counts as a file.
+const LIMITS: [(libc::c_int, &str, Option<&str>, &str); 3] = [
+    (libc::EFBIG, "Max file size", None, "RLIMIT_FSIZE (ulimit -f)"),
+    (
+        libc::ENOMEM,
+        "Max address space",
+        Some("VmSize:"),
+        "RLIMIT_AS (ulimit -v)",
+    ),
+    (
+        libc::ENOMEM,
+        "Max data size",
+        Some("VmData:"),
+        "RLIMIT_DATA (ulimit -d)",
+    ),
+];
+
 /// What the host promises, and whether it promises more than it has.
 const OVERCOMMIT: &str = "/proc/sys/vm/overcommit_memory";
 const MEMINFO: &str = "/proc/meminfo";
+const OWN_LIMITS: &str = "/proc/self/limits";
+const OWN_STATUS: &str = "/proc/self/status";
 
 /// The counters of a pool of huge pages, in its folder.
 const POOL_COUNTERS: [&str; 3] = ["nr_hugepages", "free_hugepages", "resv_hugepages"];
@@ -118,7 +163,9 @@ impl Host {
     /// Keeps open what [`Host::check`] and [`Host::explain`] read for RAM of such pages: where virtio-mem plugs blocks, seccomp
     /// lets no file be opened.
     pub fn keep_open(mut self, pages: Pages) -> Self {
-        let mut paths = vec![OVERCOMMIT.to_owned(), MEMINFO.to_owned()];
+        let mut paths = [OVERCOMMIT, MEMINFO, OWN_LIMITS, OWN_STATUS]
+            .map(str::to_owned)
+            .to_vec();
         if let Pages::Huge { bytes } = pages {
             paths.extend(POOL_COUNTERS.map(|name| format!("{}/{name}", pool(bytes))));
         }
@@ -176,6 +223,9 @@ impl Host {
 
     /// Says why the host refused `bytes` bytes with `error`.
     pub fn explain(&self, pages: Pages, bytes: u64, asked: Asked, error: io::Error) -> HostError {
+        if let Some(limit) = self.limit_below(bytes, &error).filter(|_| asked == Asked::Mapping) {
+            return limit;
+        }
         if let Pages::Huge { bytes: page } = pages {
             return self.explain_huge(bytes.div_ceil(page), page, error);
         }
@@ -193,6 +243,30 @@ impl Host {
             },
             _ => error.into(),
         }
+    }
+
+    /// The same of what is neither RAM nor promised: a file, or its mapping.
+    pub fn explain_file(&self, bytes: u64, error: io::Error) -> HostError {
+        self.limit_below(bytes, &error).unwrap_or(HostError::Other(error))
+    }
+
+    /// The limit of this process that `bytes` bytes exceed, if `error` may come of it. Its soft limit is what counts.
+    fn limit_below(&self, bytes: u64, error: &io::Error) -> Option<HostError> {
+        let number = error.raw_os_error()?;
+        let mut fitting = LIMITS.into_iter().filter(|(of, ..)| *of == number).peekable();
+        fitting.peek()?;
+        let limits = self.read(OWN_LIMITS)?;
+        let status = self.read(OWN_STATUS).unwrap_or_default();
+        fitting.find_map(|(_, line, counts, limit)| {
+            let most = procfs::soft_limit(&limits, line)?;
+            let used = counts.and_then(|name| meminfo_bytes(&status, name)).unwrap_or_default();
+            (used.saturating_add(bytes) > most).then_some(HostError::Limit {
+                needed: bytes,
+                used: Used(used),
+                limit,
+                most,
+            })
+        })
     }
 
     fn explain_huge(&self, needed: u64, page: u64, error: io::Error) -> HostError {

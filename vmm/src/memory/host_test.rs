@@ -211,3 +211,29 @@ fn the_least_limit_above_a_group_counts_in_both_hierarchies() {
     let (_root, bare) = host(&[]);
     assert_eq!(bare.group_limit_below(u64::MAX), None);
 }
+
+#[test]
+fn a_limit_of_the_process_is_named_if_it_is_what_was_exceeded() {
+    let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
+        Max file size             102400               unlimited            bytes     \n\
+        Max data size             unlimited            unlimited            bytes     \n\
+        Max address space         8388608              8388608              bytes     \n";
+    let status = "Name:\thusk\nVmSize:\t    5120 kB\nVmData:\t    1024 kB\n";
+    let (_root, host) = host(&[("proc/self/limits", limits), ("proc/self/status", status)]);
+    let explain = |bytes, error| {
+        let error = io::Error::from_raw_os_error(error);
+        host.explain(Pages::Usual, bytes, Asked::Mapping, error).to_string()
+    };
+    assert_eq!(
+        explain(4 << 20, libc::EFBIG),
+        "4 MiB needed, RLIMIT_FSIZE (ulimit -f) allows 100 KiB"
+    );
+    assert_eq!(
+        explain(4 << 20, libc::ENOMEM),
+        "4 MiB needed beside 5 MiB in use, RLIMIT_AS (ulimit -v) allows 8 MiB"
+    );
+    for (bytes, error) in [(3 << 20, libc::ENOMEM), (4 << 20, libc::EINVAL)] {
+        let says = explain(bytes, error);
+        assert_eq!(says, io::Error::from_raw_os_error(error).to_string());
+    }
+}

@@ -328,7 +328,7 @@ impl AddressSpace {
     pub fn add_file(self: &Arc<Self>, file: File, name: &str, bytes: u64, kept: bool) -> Result<Region, MemoryError> {
         let kind = Kind::Pmem;
         let mapping = Mapping::reserve(Backing::file(file, kept, PMEM_NAME), bytes);
-        let mapping = mapping.map_err(|error| refused(kind, bytes, error.into()))?;
+        let mapping = mapping.map_err(|error| refused(kind, bytes, self.host.explain_file(bytes, error)))?;
         let parts = Parts::new(kind, Some(name.into()), Arc::new(mapping), 0..bytes);
         Ok(Region::new(self.clone(), self.add(parts, Place::Pmem)?))
     }
