@@ -1,8 +1,8 @@
 //! Opens what the user names as kernel or initramfs: a regular file, not empty, and nothing else.
 
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Why a file cannot be used.
@@ -19,10 +19,13 @@ pub enum FileError {
     Empty,
 }
 
-/// Opens `path` and tells its size in bytes. Looks before it opens: opening a FIFO would wait for a writer.
+/// Opens `path` and tells its size in bytes. Looks before it opens: opening a device has effects. Should it be another file by then, it is
+/// opened all the same without a wait for a FIFO's writer, and without becoming the terminal of this process.
 pub(crate) fn open(path: &Path) -> Result<(File, u64), FileError> {
     check(&path.metadata().map_err(FileError::Open)?)?;
-    let file = File::open(path).map_err(FileError::Open)?;
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    let file = options.open(path).map_err(FileError::Open)?;
     let metadata = file.metadata().map_err(FileError::Open)?;
     check(&metadata)?;
     Ok((file, metadata.len()))

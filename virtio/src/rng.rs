@@ -16,6 +16,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use husk_devices::Looked;
 use husk_devices::metrics::{Counter, Metered};
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -72,18 +73,17 @@ impl Rng {
     /// When there is nothing to be read.
     pub fn open(path: &Path) -> io::Result<Self> {
         let refused = |found| Err(io::Error::other(format!("it is a {found}, nothing can be read of it")));
-        match path.metadata()?.file_type() {
+        let looked = Looked::at(path)?;
+        match looked.metadata().file_type() {
             kind if kind.is_dir() => return refused("directory"),
             kind if kind.is_socket() => return refused("socket"),
             _ => {}
         }
         // Non-blocking, so that a source which runs dry (a FIFO, a hardware generator) does not hold up a reset.
-        let source = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-            .open(path)?;
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
         Ok(Self {
-            source: Arc::new(source),
+            source: Arc::new(looked.open(&options)?),
             config: Arc::default(),
             metrics: Arc::default(),
         })

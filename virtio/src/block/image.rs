@@ -1,9 +1,11 @@
 //! The raw image behind a disk: opened, checked, locked and measured once.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use husk_devices::Looked;
 
 use super::limits::{self, Alignment, BlockSizes};
 use super::lock::FileLock;
@@ -68,12 +70,6 @@ pub enum BlockError {
         /// The image.
         path: PathBuf,
     },
-    /// The path led to another file the second time.
-    #[error("disk image {path} was replaced while it was being opened")]
-    Replaced {
-        /// The image.
-        path: PathBuf,
-    },
     /// The host refuses to say something about the open file.
     #[error("cannot find out {what} of disk image {path}")]
     Host {
@@ -125,13 +121,13 @@ impl Image {
     /// Opens, checks, locks and measures the image that `config` names.
     pub fn open(config: &BlockConfig) -> Result<Self, BlockError> {
         let path = config.path.as_path();
-        // Looked at before it is opened: opening a terminal or a FIFO has effects of its own.
-        let expected = fs::metadata(path).map_err(|source| cannot_open(path, source))?;
-        check_kind(path, &expected)?;
+        let looked = Looked::at(path).map_err(|source| cannot_open(path, source))?;
+        let found = looked.metadata();
+        check_kind(path, found)?;
         let flags = if config.direct { libc::O_DIRECT } else { 0 };
-        let file = open(config, flags, &expected)?;
+        let file = open(config, flags, &looked)?;
         let direct = match config.direct {
-            true => Some(Self::set_up_direct(config, &file, &expected)?),
+            true => Some(Self::set_up_direct(config, &file, &looked)?),
             false => None,
         };
         let what = format_args!("disk image {}", path.display());
@@ -139,7 +135,7 @@ impl Image {
             FileLock::take(file, !config.readonly, what).map_err(|source| unknown(path, "the lock", source))?;
         let locked = locked.ok_or_else(|| BlockError::Busy { path: path.into() })?;
         let file = locked.file();
-        let is_device = expected.file_type().is_block_device();
+        let is_device = found.file_type().is_block_device();
         if is_device && !config.readonly {
             let readonly = limits::is_readonly(file).map_err(|source| unknown(path, "the mode", source))?;
             check_writable(path, readonly)?;
@@ -153,7 +149,7 @@ impl Image {
         }
         let sizes = match is_device {
             true => limits::block_sizes(file).map_err(|source| unknown(path, "the block size", source))?,
-            false => file_sizes(&expected, direct.as_ref()),
+            false => file_sizes(found, direct.as_ref()),
         };
         Ok(Self {
             file: locked,
@@ -167,14 +163,14 @@ impl Image {
         })
     }
 
-    fn set_up_direct(config: &BlockConfig, file: &File, expected: &Metadata) -> Result<Direct, BlockError> {
+    fn set_up_direct(config: &BlockConfig, file: &File, looked: &Looked) -> Result<Direct, BlockError> {
         let path = config.path.as_path();
         let alignment = limits::direct_io(file)
             .map_err(|source| unknown(path, "the direct I/O alignment", source))?
             // Bounce buffers are aligned to a page and hold whole units; nothing is known to ask for more.
             .filter(|alignment| alignment.memory <= 4096 && BOUNCE_BYTES.is_multiple_of(alignment.offset))
             .ok_or_else(|| BlockError::NoDirectIo { path: path.into() })?;
-        let cached = open(config, 0, expected)?;
+        let cached = open(config, 0, looked)?;
         Ok(Direct { alignment, cached })
     }
 
@@ -241,27 +237,19 @@ impl Image {
     }
 }
 
-/// Opens the image once, and makes sure that it is the file that was looked at.
-fn open(config: &BlockConfig, flags: i32, expected: &Metadata) -> Result<File, BlockError> {
+/// Opens the image once.
+fn open(config: &BlockConfig, flags: i32, looked: &Looked) -> Result<File, BlockError> {
     let path = config.path.as_path();
-    let file = OpenOptions::new()
-        .read(true)
-        .write(!config.readonly)
-        .custom_flags(flags)
-        .open(path)
-        .map_err(|source| match source.raw_os_error() {
-            Some(libc::EINVAL) if flags & libc::O_DIRECT != 0 => BlockError::NoDirectIo { path: path.into() },
-            // A permission, an immutable file; a file system that is mounted read-only; a program that runs.
-            Some(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY) if !config.readonly => {
-                not_writable(path, source)
-            }
-            _ => cannot_open(path, source),
-        })?;
-    let found = file.metadata().map_err(|source| unknown(path, "the kind", source))?;
-    if (found.dev(), found.ino()) != (expected.dev(), expected.ino()) {
-        return Err(BlockError::Replaced { path: path.into() });
-    }
-    Ok(file)
+    let mut options = OpenOptions::new();
+    options.read(true).write(!config.readonly).custom_flags(flags);
+    looked.open(&options).map_err(|source| match source.raw_os_error() {
+        Some(libc::EINVAL) if flags & libc::O_DIRECT != 0 => BlockError::NoDirectIo { path: path.into() },
+        // A permission, an immutable file; a file system that is mounted read-only; a program that runs.
+        Some(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY) if !config.readonly => {
+            not_writable(path, source)
+        }
+        _ => cannot_open(path, source),
+    })
 }
 
 /// A block device that is read-only can be opened for writing all the same, and loses what is written to its cache.

@@ -2,10 +2,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use husk_devices::Looked;
 use husk_virtio::block::{FileLock, is_readonly};
 use husk_virtio::pmem::Pmem;
 
@@ -81,20 +82,20 @@ fn device(config: &PmemConfig, memory: &Arc<AddressSpace>) -> Result<Pmem, PmemE
     Ok(Pmem::new(gpa, bytes, flushed, what, Box::new((region, lock))))
 }
 
-/// Opens a file or block device; says how long it is. Whatever else the path is, opening it does not wait.
+/// Opens a file or block device, and nothing else; says how long it is.
 fn open_file(path: &Path, write: bool) -> Result<(File, u64), PmemError> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(write).custom_flags(libc::O_NONBLOCK);
-    let mut file = options.open(path).map_err(|error| match error.raw_os_error() {
-        // As of a disk: a permission, an immutable file; a file system that is mounted read-only; a program that runs.
-        Some(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY) if write => PmemError::NotWritable(error),
-        _ => PmemError::Open(error),
-    })?;
-    let kind = file.metadata().map_err(PmemError::Open)?.file_type();
+    let looked = Looked::at(path).map_err(PmemError::Open)?;
+    let kind = looked.metadata().file_type();
     if !kind.is_file() && !kind.is_block_device() {
         let error = io::Error::other("it is no file and no block device");
         return Err(PmemError::Open(error));
     }
+    let opened = looked.open(OpenOptions::new().read(true).write(write));
+    let mut file = opened.map_err(|error| match error.raw_os_error() {
+        // As of a disk: a permission, an immutable file; a file system that is mounted read-only; a program that runs.
+        Some(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY) if write => PmemError::NotWritable(error),
+        _ => PmemError::Open(error),
+    })?;
     // Older kernels map one that is read-only all the same, and lose the guest's stores.
     if write && kind.is_block_device() && is_readonly(&file).map_err(PmemError::Open)? {
         return Err(PmemError::NotWritable(io::Error::from_raw_os_error(libc::EROFS)));

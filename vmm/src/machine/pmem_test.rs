@@ -131,9 +131,12 @@ fn a_back_end_that_does_not_take_it_refuses_the_device_and_is_named_as_the_reaso
 }
 
 #[test]
-fn a_path_that_is_no_file_is_refused_without_waiting() {
+fn a_path_that_is_no_file_is_refused_without_being_opened() {
+    use rustix::fs::inotify;
     let folder = tempfile::tempdir().unwrap();
     let path = crate::terminal::testing::fifo(&folder);
+    let opens = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC).unwrap();
+    inotify::add_watch(&opens, &path, inotify::WatchFlags::OPEN).unwrap();
     for discard_writes in [false, true] {
         let config = PmemConfig {
             discard_writes,
@@ -146,6 +149,8 @@ fn a_path_that_is_no_file_is_refused_without_waiting() {
             "{text}"
         );
     }
+    let told = rustix::io::read(&opens, &mut [0; 256]);
+    assert_eq!(told, Err(rustix::io::Errno::AGAIN), "a device would have acted");
 }
 
 #[test]
