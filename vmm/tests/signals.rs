@@ -78,14 +78,30 @@ impl Drop for Husk {
     }
 }
 
-/// What tells systemd to halt, sent to what is not systemd; and what is sent to threads only.
+/// Sends a signal that has no name in rustix.
+fn kill(husk: &Husk, number: libc::c_int) {
+    let kill = format!("kill -{number} {}", husk.child.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+}
+
+/// What is for threads only, sent by another process.
 #[test]
-fn a_real_time_signal_kills_with_a_line_and_one_of_the_c_library_not_at_all() {
-    let husk = Husk::start("");
-    for number in [32, 33, libc::SIGRTMIN() + 3] {
-        let kill = format!("kill -{number} {}", husk.child.id());
-        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+fn a_signal_of_the_c_library_ends_nobody() {
+    for number in [32, 33] {
+        let husk = Husk::start("");
+        kill(&husk, number);
+        UnixStream::connect(husk.path("api.sock")).unwrap();
+        husk.signal(Signal::TERM);
+        let (status, said) = husk.end();
+        assert_eq!((status.code(), said.as_str()), (Some(5), ""), "{number}: {status:?}");
     }
+}
+
+/// What tells systemd to halt, sent to what is not systemd.
+#[test]
+fn a_real_time_signal_kills_with_a_line() {
+    let husk = Husk::start("");
+    kill(&husk, libc::SIGRTMIN() + 3);
     let (status, said) = husk.end();
     assert_eq!(status.signal(), Some(libc::SIGRTMIN() + 3), "{status:?}: {said}");
     assert_eq!(said.lines().count(), 1, "{said}");
