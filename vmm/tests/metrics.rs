@@ -13,7 +13,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use process::{Client, HUSK, Husk, Signal, command};
 use serde_json::json;
@@ -215,6 +215,12 @@ fn a_guests_figures_are_those_of_its_counters() {
     let mut client = husk.client();
     assert_eq!(client.put("vm.create", Some(vm)).0, 204);
     assert_eq!(client.put("vm.boot", None).0, 204);
+    // Its thread may not have had a processor yet.
+    let begun = Instant::now();
+    let ran = "husk_vcpu_run_seconds_total{vcpu=\"0\"}";
+    while value(&client.scrape("/metrics", "*/*").unwrap().1, ran) == 0.0 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the vCPU does not run");
+    }
     // What KVM counts goes on; devices are at rest.
     let before = client.get("vm.counters").1;
     let (_, text) = client.scrape("/metrics", "*/*").unwrap();
@@ -250,7 +256,7 @@ fn a_guests_figures_are_those_of_its_counters() {
     assert_eq!(value(&text, "husk_vm_state{state=\"Running\"}"), 1.0);
     assert_eq!(value(&text, "husk_boots_total"), 1.0);
     assert_eq!(value(&text, "husk_vcpus{state=\"present\"}"), 1.0);
-    assert!(value(&text, "husk_vcpu_run_seconds_total{vcpu=\"0\"}") > 0.0);
+    assert!(value(&text, ran) > 0.0);
     assert!(value(&text, "husk_boot_phase_seconds{phase=\"vcpus\"}") > 0.0);
     assert_eq!(client.put("vm.shutdown", None).0, 204);
     let (_, text) = client.scrape("/metrics", "*/*").unwrap();
