@@ -1,8 +1,9 @@
 //! A file of the host that is looked at before it is opened.
 //!
-//! Opening has effects: a FIFO waits for its other end, `/dev/ptmx` makes a terminal, a watchdog begins to count, a terminal may become
-//! the process's own. And a name may lead elsewhere between a look and an open. So the file is held by a descriptor that opens nothing
-//! (`O_PATH`, open(2)), and what is opened later is that file, by the name that `/proc` has for the descriptor (proc_pid_fd(5)).
+//! Opening has effects: a FIFO waits for its other end, `/dev/ptmx` makes a terminal, a watchdog begins to count, a
+//! terminal may become the process's own. And a name may lead elsewhere between a look and an open. So the file is held
+//! by a descriptor that opens nothing (`O_PATH`, open(2)), and what is opened later is that file, by the name that
+//! `/proc` has for the descriptor (proc_pid_fd(5)).
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;

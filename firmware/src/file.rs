@@ -19,8 +19,9 @@ pub enum FileError {
     Empty,
 }
 
-/// Opens `path` and tells its size in bytes. Looks before it opens: opening a device has effects. Should it be another file by then, it is
-/// opened all the same without a wait for a FIFO's writer, and without becoming the terminal of this process.
+/// Opens `path` and tells its size in bytes. Looks before it opens: opening a device has effects. Should it be another
+/// file by then, it is opened all the same without a wait for a FIFO's writer, and without becoming the terminal of
+/// this process.
 pub(crate) fn open(path: &Path) -> Result<(File, u64), FileError> {
     check(&path.metadata().map_err(FileError::Open)?)?;
     let mut options = OpenOptions::new();

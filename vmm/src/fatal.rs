@@ -34,7 +34,8 @@ use crate::terminal;
 
 /// What a fault of the process's own raises. Their handlers stay until the process ends: two threads may have a fault at once.
 pub(crate) const FAULTS: [libc::c_int; 5] = [libc::SIGABRT, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
-/// What else ends a process by default, beside [`real_time`]. A confined thread may not change what these do, so that the kernel resets their handlers.
+/// What else ends a process by default, beside [`real_time`]. A confined thread may not change what these do, so that
+/// the kernel resets their handlers.
 pub(crate) const OTHERS: [libc::c_int; 11] = [
     libc::SIGSYS,
     libc::SIGTRAP,
@@ -50,7 +51,8 @@ pub(crate) const OTHERS: [libc::c_int; 11] = [
 ];
 /// What tells of a write that fails, which the write does by itself.
 const IGNORED: [libc::c_int; 2] = [libc::SIGPIPE, libc::SIGXFSZ];
-/// What glibc has for its own threads (SIGCANCEL and SIGSETXID, nptl(7)), and lets nobody handle. From elsewhere they end a process.
+/// What glibc has for its own threads (SIGCANCEL and SIGSETXID, nptl(7)), and lets nobody handle. From elsewhere they
+/// end a process.
 const OF_THE_LIBRARY: [libc::c_int; 2] = [32, 33];
 /// How long a second thread lets the first one finish its line.
 const TURN_MS: libc::c_long = 10;
@@ -87,7 +89,8 @@ pub(crate) fn real_time() -> RangeInclusive<libc::c_int> {
     libc::SIGRTMIN()..=libc::SIGRTMAX()
 }
 
-/// Has the process ignore `signal` if that would end it: should the C library have a handler, or get one later, that stays.
+/// Has the process ignore `signal` if that would end it: should the C library have a handler, or get one later, that
+/// stays.
 fn ignore_past_the_library(signal: libc::c_int) {
     /// Linux' `struct sigaction` of x86 (uapi/asm/signal.h): handler, flags, restorer, mask.
     type Action = [usize; 4];

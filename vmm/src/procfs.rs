@@ -30,7 +30,8 @@ pub(crate) fn numbers(folder: &Path) -> io::Result<Vec<u32>> {
     Ok(numbers)
 }
 
-/// The soft limit that a text like `/proc/PID/limits` has in the line that begins with `name`; `None` if it is unlimited.
+/// The soft limit that a text like `/proc/PID/limits` has in the line that begins with `name`; `None` if it is
+/// unlimited.
 pub(crate) fn soft_limit(limits: &str, name: &str) -> Option<u64> {
     let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_ascii_whitespace().next()?.parse().ok()

@@ -67,7 +67,8 @@ struct Saved {
 static RAW: AtomicPtr<Saved> = AtomicPtr::new(ptr::null_mut());
 static GUARDS: Once = Once::new();
 
-/// What fills the window has a screen of its own, without a cursor (xterm's private modes 1049 and 25); and the screen of before.
+/// What fills the window has a screen of its own, without a cursor (xterm's private modes 1049 and 25); and the screen
+/// of before.
 const OWN_SCREEN: &str = "\x1b[?1049h\x1b[?25l";
 const FIRST_SCREEN: &str = "\x1b[?25h\x1b[?1049l";
 /// Whether the terminal on standard output shows [`OWN_SCREEN`].
@@ -151,8 +152,8 @@ impl Drop for RawMode {
     }
 }
 
-/// Has the terminal on standard output show a screen that is this program's alone, without a cursor, until [`show_first_screen`], or until the
-/// process ends.
+/// Has the terminal on standard output show a screen that is this program's alone, without a cursor, until
+/// [`show_first_screen`], or until the process ends.
 ///
 /// # Errors
 /// What the terminal says.
@@ -164,7 +165,8 @@ pub fn show_own_screen() -> io::Result<()> {
     out.flush()
 }
 
-/// Puts the screen back as it was before [`show_own_screen`]. Safe in signal handlers: an atomic, poll and write (signal-safety(7)).
+/// Puts the screen back as it was before [`show_own_screen`]. Safe in signal handlers: an atomic, poll and write
+/// (signal-safety(7)).
 pub fn show_first_screen() {
     // SAFETY: standard output is never closed.
     let stdout = unsafe { BorrowedFd::borrow_raw(libc::STDOUT_FILENO) };
@@ -244,8 +246,8 @@ fn window_size_of(fd: BorrowedFd<'_>) -> Option<WindowSize> {
     })
 }
 
-/// Puts the terminal back as it was, if it is raw or shows another screen. Safe in signal handlers: atomics, poll, write, tcgetpgrp and
-/// tcsetattr (signal-safety(7)).
+/// Puts the terminal back as it was, if it is raw or shows another screen. Safe in signal handlers: atomics, poll,
+/// write, tcgetpgrp and tcsetattr (signal-safety(7)).
 pub(crate) fn restore() {
     show_first_screen();
     let saved = RAW.swap(ptr::null_mut(), Ordering::AcqRel);

@@ -932,7 +932,8 @@ fn a_limit_of_the_process_that_refuses_memory_is_named() {
     }
 }
 
-/// As where other processes of the user have used up the signals that may wait, and whoever started husk had blocked all that it could.
+/// As where other processes of the user have used up the signals that may wait, and whoever started husk had blocked
+/// all that it could.
 #[test]
 fn a_guest_that_computes_is_stopped_whatever_becomes_of_signals() {
     if !has_kvm() {

@@ -302,9 +302,9 @@ impl Work<Controller> for Stop {
         self.rebuilt_by.or(self.ended_by)
     }
 
-    /// The machine is left behind, which ends the VM all the same: that is what was asked for, so it is no failure of the command, unless a
-    /// vCPU has not come, whose guest may run on until the process ends. A reboot has failed, since nothing is built over what may still
-    /// be used.
+    /// The machine is left behind, which ends the VM all the same: that is what was asked for, so it is no failure of
+    /// the command, unless a vCPU has not come, whose guest may run on until the process ends. A reboot has failed,
+    /// since nothing is built over what may still be used.
     fn give_up(&mut self, owner: &mut Controller, why: GiveUp<'_>) -> Outcome {
         if let GiveUp::Superseded(by) = why {
             return Err(superseded(self.command(), by));

@@ -301,8 +301,8 @@ impl Cpus {
         self.threads().any(|thread| thread.handover.is_untimed())
     }
 
-    /// Does for threads without a timer what a [`Reminder`] does for the others: each is kicked that has used [`BETWEEN_LOOKS`] of processor
-    /// time since it last was.
+    /// Does for threads without a timer what a [`Reminder`] does for the others: each is kicked that has used
+    /// [`BETWEEN_LOOKS`] of processor time since it last was.
     pub fn remind(&mut self) {
         let kicker = self.common.kicker;
         let threads = self.places.iter_mut().filter_map(|place| place.thread.as_mut());

@@ -196,7 +196,8 @@ fn signal_of(number: libc::c_int) -> Option<(String, Known)> {
     Some((key, signal))
 }
 
-/// The number of a real-time signal, from the name that husk gives it or that of kill(1): `RTMIN+3`, `RTMAX`, `RTMAX-1`.
+/// The number of a real-time signal, from the name that husk gives it or that of kill(1): `RTMIN+3`, `RTMAX`,
+/// `RTMAX-1`.
 fn real_time_number(name: &str) -> Option<libc::c_int> {
     let (first, last) = (*real_time().start(), *real_time().end());
     let count = |text: &str| {

@@ -3,9 +3,9 @@
 //! A signal alone loses a race: it may land after the loop has looked at its flags and before it enters the kernel. Its handler
 //! therefore sets `immediate_exit` in the thread's own `kvm_run`, which makes the next `KVM_RUN` return at once.
 //!
-//! No kick is lost. A real-time signal would be refused when as many signals wait for all processes of husk's user together as
-//! `RLIMIT_SIGPENDING` allows (setrlimit(2)); a standard one always stays pending, if without saying who sent it
-//! (`__send_signal_locked` in Linux' `kernel/signal.c`).
+//! No kick is lost. A real-time signal would be refused when as many signals wait for all processes of husk's user
+//! together as `RLIMIT_SIGPENDING` allows (setrlimit(2)); a standard one always stays pending, if without saying who
+//! sent it (`__send_signal_locked` in Linux' `kernel/signal.c`).
 
 #![expect(unsafe_code, reason = "a signal handler that writes to the shared kvm_run page")]
 
@@ -19,7 +19,8 @@ use std::thread::JoinHandle;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{register_signal_handler, unblock_signal};
 
-/// What interrupts a vCPU's thread. Nobody else in husk has a use for it, and a process that does not handle it ignores it.
+/// What interrupts a vCPU's thread. Nobody else in husk has a use for it, and a process that does not handle it ignores
+/// it.
 pub(super) const KICK: libc::c_int = libc::SIGURG;
 
 thread_local! {
@@ -63,10 +64,12 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
 pub struct Armed(*const AtomicU8);
 
 impl Armed {
-    /// Points this thread's handler at `vcpu`. Lets kicks through, should whoever started husk have blocked them: threads inherit that.
+    /// Points this thread's handler at `vcpu`. Lets kicks through, should whoever started husk have blocked them:
+    /// threads inherit that.
     ///
     /// # Safety
-    /// What this returns has to be dropped, on this thread, before `vcpu` is: until then the handler writes to what `vcpu` has mapped.
+    /// What this returns has to be dropped, on this thread, before `vcpu` is: until then the handler writes to what
+    /// `vcpu` has mapped.
     pub unsafe fn new(vcpu: &mut VcpuFd) -> Self {
         let unblocked = unblock_signal(KICK);
         debug_assert!(unblocked.is_ok(), "{unblocked:?}");
@@ -79,7 +82,7 @@ impl Armed {
 
     /// Forgets a kick that has been noticed.
     pub fn clear(&self) {
-        // SAFETY: points into the mapping of the vCPU, which `new` is promised to be outlived by.
+        // SAFETY: points into the mapping of the vCPU, which outlives `self`, as `new` demands.
         unsafe { (*self.0).store(0, Ordering::Relaxed) };
     }
 }

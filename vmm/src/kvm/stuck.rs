@@ -9,8 +9,9 @@
 //! were: interrupts wait for one instruction. If that is the one that cannot go on, `KVM_RUN` says so. An idle guest uses no time, a
 //! busy one leaves KVM once a second. (QEMU's emulation of AMD-V forgets the shadow when it enters a guest: there this finds nothing.)
 //!
-//! A timer of the thread's own counts that second. It takes one of the signals that its user may have waiting (`RLIMIT_SIGPENDING`, which
-//! all processes of the user share): where there is none left, the control thread counts ([`Cpus::remind`](crate::cpus::Cpus::remind)).
+//! A timer of the thread's own counts that second. It takes one of the signals that its user may have waiting
+//! (`RLIMIT_SIGPENDING`, which all processes of the user share): where there is none left, the control thread counts
+//! ([`Cpus::remind`](crate::cpus::Cpus::remind)).
 
 #![expect(unsafe_code, reason = "POSIX timers have no safe wrapper in the standard library")]
 

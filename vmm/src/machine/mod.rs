@@ -172,7 +172,8 @@ impl Machine {
         self.devices.hotplug().remind()
     }
 
-    /// Whether [`Machine::remind_vcpus`] is to be called every [`BETWEEN_LOOKS`](crate::kvm::BETWEEN_LOOKS): the host has no timer left for a vCPU's thread.
+    /// Whether [`Machine::remind_vcpus`] is to be called every [`BETWEEN_LOOKS`](crate::kvm::BETWEEN_LOOKS): the host
+    /// has no timer left for a vCPU's thread.
     pub fn has_untimed_vcpus(&self) -> bool {
         self.cpus.plug().cpus.is_untimed()
     }
