@@ -30,7 +30,7 @@ const fn need(name: &'static str, is_here: fn() -> bool) -> Need {
 }
 
 /// All that tests may need. Where tests make files is the folder for temporary ones.
-const NEEDS: [Need; 35] = [
+const NEEDS: [Need; 36] = [
     need("a native host", || true),
     need("root", is_root),
     // Devices.

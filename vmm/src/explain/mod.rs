@@ -120,7 +120,9 @@ fn signal_in(what: &str) -> Option<String> {
     let told = told.trim_end_matches(" (core dumped)");
     let by_words = WORDS.iter().find(|(words, _)| *words == told).map(|(_, name)| *name);
     let by_number = (told != small).then(|| told.parse().ok().and_then(name_of)).flatten();
-    let is_a_name = told.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-".contains(&byte));
+    let is_a_name = told
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"+-".contains(&byte));
     by_words
         .map(str::to_owned)
         .or(by_number)

@@ -13,7 +13,7 @@ use husk_firmware::layout;
 use husk_hotplug::bank::Kind;
 use husk_hotplug::slot::State;
 use husk_hotplug::ticket::Ticket;
-use husk_hotplug::{Hotplug, HotplugError};
+use husk_hotplug::{Hotplug, HotplugError, Plug};
 use husk_virtio::device::VirtioDevice;
 use husk_virtio::ring::QueueFigures;
 use husk_virtio::threads::Threads;
