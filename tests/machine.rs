@@ -259,4 +259,24 @@ fn a_panic_that_the_guest_reports_exits_with_4() {
 fn a_panic_that_nobody_hears_of_ends_as_the_reset_that_follows() {
     let ended = Boot::new([Step::Panic]).cmdline("reboot=k").run();
     assert!(said_good_bye(ended.assert_code(3)));
+#[test]
+fn a_reset_by_no_method_in_particular_exits_with_3() {
+    for kernel in ["6.12", "6.1"] {
+        let ended = Boot::new([Step::Reset]).kernel(kernel, Image::Elf).run();
+        assert!(said_good_bye(ended.assert_code(3)), "{kernel}");
+    }
+}
+
+/// Kata's Go shim boots so.
+#[test]
+fn the_reset_after_a_panic_by_no_method_in_particular_exits_with_3() {
+    for kernel in ["6.12", "6.1"] {
+        let ended = Boot::new([Step::Panic])
+            .kernel(kernel, Image::Elf)
+            .cmdline("panic=1")
+            .run();
+        assert!(said_good_bye(ended.assert_code(3)), "{kernel}");
+    }
+}
+
 }

@@ -20,6 +20,7 @@
 //!                      | RAM: kernel from 1 MiB,       |
 //!                      | initramfs as high as it goes  |
 //!            10_0000   +-------------------------------+  KERNEL_MIN
+//!             F_FFF0   | reset vector, 16 bytes        |  RESET_VECTOR
 //!             E_0000   | ACPI tables                   |  ACPI
 //!             A_0000   | RAM, but not offered as such  |
 //!                      +-------------------------------+  CONVENTIONAL_END
@@ -69,7 +70,10 @@ pub const CONVENTIONAL_END: u64 = 0xa_0000;
 /// ACPI tables, RSDP first. Linux finds it by pointer; others search here (ACPI 6.5 §5.2.5.1).
 pub const ACPI: u64 = 0xe_0000;
 /// Bytes for ACPI tables.
-pub const ACPI_LEN: u64 = 0x2_0000;
+pub const ACPI_LEN: u64 = RESET_VECTOR - ACPI;
+/// Where a processor of the 8086's kind begins, F000:FFF0, and where a guest jumps in real mode to reset by the BIOS; up to
+/// [`KERNEL_MIN`].
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// No kernel segment lies below.
 pub const KERNEL_MIN: u64 = 0x10_0000;
 
@@ -264,6 +268,7 @@ mod tests {
             (ACPI, ACPI_LEN),
             (KERNEL_MIN, 0),
             (ECAM, ECAM_LEN),
+            (RESET_VECTOR, 16),
             (GED, 4),
             (PCI_BANK, 0x840),
             (CPU_BANK, 0x840),

@@ -4,7 +4,7 @@
 //!
 //! 1. [`Payload::load`] on any thread: kernel and initramfs, the only step that takes milliseconds;
 //! 2. [`acpi::write`] on another, as soon as the devices have said their AML;
-//! 3. [`describe`] when both are done: boot parameters, and the [`Entry`] for [`registers`].
+//! 3. [`describe`] when both are done: boot parameters, the code at the reset vector, and the [`Entry`] for [`registers`].
 //!
 //! All three expect **fresh RAM**, which reads as zero: what a kernel wants zeroed, and whole pages of zeroes in its image, are
 //! not written. And they expect to be the only ones who write there: no vCPU runs and no device has been started.
@@ -18,6 +18,7 @@ mod kernel;
 pub mod layout;
 mod memory_map;
 pub mod registers;
+mod reset;
 #[cfg(test)]
 mod testing;
 
@@ -124,7 +125,7 @@ pub enum LoadError {
     /// The boot parameters.
     #[error(transparent)]
     Params(#[from] ParamsError),
-    /// The register state's tables.
+    /// The register state's tables, or the code at the reset vector.
     #[error("cannot write the {what} at {address:#x}")]
     Write {
         /// What was being written.
@@ -155,7 +156,7 @@ impl Payload {
     }
 }
 
-/// Writes the boot parameters, and what the entry state needs, for a payload that has been loaded and ACPI tables whose RSDP
+/// Writes the boot parameters, what the entry state needs, and the code at the reset vector, for a payload that has been loaded and ACPI tables whose RSDP
 /// is at `rsdp`.
 ///
 /// # Errors
@@ -176,6 +177,7 @@ pub fn describe(mem: &GuestMemoryMmap, platform: &Platform, loaded: &Loaded, rsd
 /// # Errors
 /// See [`LoadError`].
 pub fn load(mem: &GuestMemoryMmap, platform: &Platform, payload: Payload) -> Result<Entry, LoadError> {
+    reset::write(mem, &platform.power)?;
     let loaded = payload.load(mem)?;
     let rsdp = acpi::write(mem, platform)?;
     describe(mem, platform, &loaded, rsdp)

@@ -23,7 +23,7 @@ pub(crate) struct Range {
 
 /// The map of `platform`, lowest first.
 ///
-/// The ACPI tables are reserved as a whole: they lie in the legacy area, whose 128 KiB are not worth giving back. The PCI
+/// ACPI tables and reset vector are reserved as a whole: they lie in the legacy area, whose 128 KiB are not worth giving back. The PCI
 /// configuration space is reserved too, because Linux uses it only then (`pci_mmcfg_check_reserved`).
 pub(crate) fn build(platform: &Platform) -> Vec<Range> {
     let mut map = Vec::with_capacity(8);
@@ -31,12 +31,7 @@ pub(crate) fn build(platform: &Platform) -> Vec<Range> {
         let end = base.saturating_add(*len);
         if *base < layout::KERNEL_MIN {
             push(&mut map, *base, end.min(layout::CONVENTIONAL_END), Kind::Ram);
-            push(
-                &mut map,
-                layout::ACPI,
-                layout::ACPI.saturating_add(layout::ACPI_LEN),
-                Kind::Reserved,
-            );
+            push(&mut map, layout::ACPI, layout::KERNEL_MIN, Kind::Reserved);
         }
         push(&mut map, (*base).max(layout::KERNEL_MIN), end, Kind::Ram);
     }

@@ -166,7 +166,7 @@ fn more_aml_than_there_is_room_for_is_refused() {
     .unwrap_err();
     assert_eq!(
         error.to_string(),
-        "ACPI tables have 131073 bytes; at most 131072 are allowed"
+        "ACPI tables have 131057 bytes; at most 131056 are allowed"
     );
     let aml = [vec![0; ACPI_LEN as usize]];
     assert!(matches!(
