@@ -64,6 +64,19 @@ fn eight_processors() {
     boots_with_processors(8);
 }
 
+#[test]
+fn a_guest_may_have_more_processors_than_eight_bits_name() {
+    for kernel in ["6.12", "6.1"] {
+        let ended = Boot::new([Step::Report, Step::PowerOff])
+            .kernel(kernel, Image::Elf)
+            .arguments(["--cpus", "boot=2,max=300"])
+            .run();
+        ended.assert_code(0).assert_nothing_refused();
+        let report = ended.report();
+        assert_eq!((&*report.online, &*report.possible), ("0-1", "0-299"), "{kernel}");
+    }
+}
+
 fn boots_with_memory(size: &str, mib: u64, kernel: &str) {
     let ended = Boot::new([Step::Report, Step::PowerOff])
         .kernel(kernel, Image::BzImage)
@@ -247,19 +260,6 @@ fn a_reset_through_acpi_exits_with_3() {
 }
 
 #[test]
-fn a_panic_that_the_guest_reports_exits_with_4() {
-    let ended = Boot::new([Step::Panic])
-        .cmdline("reboot=k")
-        .arguments(["--pvpanic"])
-        .run();
-    assert!(said_good_bye(ended.assert_code(4)));
-}
-
-#[test]
-fn a_panic_that_nobody_hears_of_ends_as_the_reset_that_follows() {
-    let ended = Boot::new([Step::Panic]).cmdline("reboot=k").run();
-    assert!(said_good_bye(ended.assert_code(3)));
-#[test]
 fn a_reset_by_no_method_in_particular_exits_with_3() {
     for kernel in ["6.12", "6.1"] {
         let ended = Boot::new([Step::Reset]).kernel(kernel, Image::Elf).run();
@@ -279,4 +279,17 @@ fn the_reset_after_a_panic_by_no_method_in_particular_exits_with_3() {
     }
 }
 
+#[test]
+fn a_panic_that_the_guest_reports_exits_with_4() {
+    let ended = Boot::new([Step::Panic])
+        .cmdline("reboot=k")
+        .arguments(["--pvpanic"])
+        .run();
+    assert!(said_good_bye(ended.assert_code(4)));
+}
+
+#[test]
+fn a_panic_that_nobody_hears_of_ends_as_the_reset_that_follows() {
+    let ended = Boot::new([Step::Panic]).cmdline("reboot=k").run();
+    assert!(said_good_bye(ended.assert_code(3)));
 }

@@ -104,6 +104,8 @@ pub const GED_GSI: u32 = 5;
 pub const IOAPIC: u32 = 0xfec0_0000;
 /// Local APIC of every vCPU.
 pub const LAPIC: u32 = 0xfee0_0000;
+/// The last id of a local APIC in xAPIC mode: 255 is the broadcast (Intel SDM 3A §12.6.1).
+pub const XAPIC_ID_MAX: u32 = 254;
 /// `KVM_SET_IDENTITY_MAP_ADDR`: one page (KVM api.rst 4.101).
 pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 /// `KVM_SET_TSS_ADDR`: three pages (KVM api.rst 4.43).
@@ -266,9 +268,9 @@ mod tests {
             (GDT, 32),
             (PAGE_TABLES, 6 * 4096),
             (ACPI, ACPI_LEN),
+            (RESET_VECTOR, 16),
             (KERNEL_MIN, 0),
             (ECAM, ECAM_LEN),
-            (RESET_VECTOR, 16),
             (GED, 4),
             (PCI_BANK, 0x840),
             (CPU_BANK, 0x840),

@@ -53,6 +53,14 @@ pub struct Platform<'a> {
     pub aml: &'a [Vec<u8>],
 }
 
+impl Platform<'_> {
+    /// Whether a vCPU that there is, or may be, has an id that only an x2APIC can have.
+    pub(crate) fn has_x2apic_ids(&self) -> bool {
+        let mut ids = self.apic_ids.iter().chain(self.spare_apic_ids);
+        ids.any(|id| *id > layout::XAPIC_ID_MAX)
+    }
+}
+
 /// Memory-mapped PCI configuration space of segment 0, from bus 0 (PCI Firmware 3.3 §4.1.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ecam {
@@ -169,6 +177,7 @@ pub fn describe(mem: &GuestMemoryMmap, platform: &Platform, loaded: &Loaded, rsd
         params,
     };
     registers::write_tables(mem, &entry)?;
+    reset::write(mem, &platform.power)?;
     Ok(entry)
 }
 
@@ -177,7 +186,6 @@ pub fn describe(mem: &GuestMemoryMmap, platform: &Platform, loaded: &Loaded, rsd
 /// # Errors
 /// See [`LoadError`].
 pub fn load(mem: &GuestMemoryMmap, platform: &Platform, payload: Payload) -> Result<Entry, LoadError> {
-    reset::write(mem, &platform.power)?;
     let loaded = payload.load(mem)?;
     let rsdp = acpi::write(mem, platform)?;
     describe(mem, platform, &loaded, rsdp)

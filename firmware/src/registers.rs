@@ -8,13 +8,16 @@
 //! | `ds` `es` `ss` | flat data | flat data, selector 0x18 |
 //! | `rflags` | interrupts off | interrupts off |
 //!
+//! Where a vCPU has an id that needs an x2APIC, the first one's local APIC is in x2APIC mode already, as firmware of such machines leaves it:
+//! Linux takes no such id from the MADT otherwise, and it reads the MADT before it switches by itself.
+//!
 //! The other vCPUs need nothing: they wait for INIT and SIPI.
 
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::layout::{GDT, PAGE_TABLES};
-use crate::{Entry, GuestMemoryMmap, LoadError, Protocol};
+use crate::{Entry, GuestMemoryMmap, LoadError, Platform, Protocol};
 
 /// Protection enable (Intel SDM 3A §2.5).
 const CR0_PE: u64 = 1 << 0;
@@ -30,6 +33,9 @@ const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 /// Bit 1 of `rflags` is always set (Intel SDM 1 §3.4.3).
 const RFLAGS_RESERVED: u64 = 1 << 1;
+
+/// `IA32_APIC_BASE.EXTD`: the local APIC is in x2APIC mode (Intel SDM 3A §12.12.1).
+const APIC_BASE_EXTD: u64 = 1 << 10;
 
 /// Page table entry: present, writable (Intel SDM 3A §4.5).
 const PTE_TABLE: u64 = 0b11;
@@ -60,8 +66,12 @@ pub fn boot_regs(entry: &Entry) -> kvm_regs {
     regs
 }
 
-/// Sets the special registers that the protocol prescribes in `sregs`, which holds the vCPU's present ones.
-pub fn boot_sregs(entry: &Entry, sregs: &mut kvm_sregs) {
+/// Sets the special registers that the protocol and the ids of the vCPUs of `platform` prescribe in `sregs`, which holds the vCPU's present
+/// ones.
+pub fn boot_sregs(entry: &Entry, platform: &Platform, sregs: &mut kvm_sregs) {
+    if platform.has_x2apic_ids() {
+        sregs.apic_base |= APIC_BASE_EXTD;
+    }
     sregs.cs = segment(0x10, TYPE_CODE);
     let data = segment(0x18, TYPE_DATA);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);

@@ -1,7 +1,7 @@
 #![expect(clippy::cast_possible_truncation, reason = "test data is small")]
 
 use super::*;
-use crate::testing::{ram, read, read_obj};
+use crate::testing::{platform, ram, read, read_obj};
 
 fn entry(protocol: Protocol) -> Entry {
     Entry {
@@ -19,7 +19,7 @@ fn sregs(protocol: Protocol) -> kvm_sregs {
         efer: 7,
         ..Default::default()
     };
-    boot_sregs(&entry(protocol), &mut sregs);
+    boot_sregs(&entry(protocol), &platform(&[]), &mut sregs);
     sregs
 }
 
@@ -54,6 +54,31 @@ fn linux64_starts_in_long_mode_with_the_zero_page_in_rsi() {
 fn what_the_protocols_do_not_prescribe_stays() {
     assert_eq!(sregs(Protocol::Pvh).apic_base, 0xfee0_0900);
     assert_eq!(sregs(Protocol::Linux64).apic_base, 0xfee0_0900);
+}
+
+#[test]
+fn the_local_apic_starts_in_x2apic_mode_where_an_id_needs_that_and_nowhere_else() {
+    let ids: Vec<u32> = (0..4096).collect();
+    for (boot, max, expected) in [
+        (1, 1, 0xfee0_0900),
+        (255, 255, 0xfee0_0900),
+        (1, 255, 0xfee0_0900),
+        (1, 256, 0xfee0_0d00),
+        (256, 256, 0xfee0_0d00),
+        (1, 4096, 0xfee0_0d00),
+    ] {
+        let platform = Platform {
+            apic_ids: &ids[..boot],
+            spare_apic_ids: &ids[boot..max],
+            ..platform(&[])
+        };
+        let mut sregs = kvm_sregs {
+            apic_base: 0xfee0_0900,
+            ..Default::default()
+        };
+        boot_sregs(&entry(Protocol::Pvh), &platform, &mut sregs);
+        assert_eq!(sregs.apic_base, expected, "{boot} of {max}");
+    }
 }
 
 /// Walks the page tables as the CPU would.

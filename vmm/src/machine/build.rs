@@ -358,6 +358,6 @@ fn write_tables(
     let entry = husk_firmware::describe(&memory, &platform, loaded, rsdp)?;
     let first = first.expect("validated: at least one vCPU");
     let mut system = first.system_registers()?;
-    registers::boot_sregs(&entry, &mut system);
+    registers::boot_sregs(&entry, &platform, &mut system);
     Ok(first.set_registers(&registers::boot_regs(&entry), &system)?)
 }
