@@ -182,6 +182,8 @@ pub struct Resizes {
     reclaim: Option<Reclaim>,
     /// What was asked for last.
     asked: Wanted,
+    /// The RAM that was asked for last, in bytes, by whichever resize that was.
+    asked_ram: Option<u64>,
 }
 
 impl Resizes {
@@ -193,6 +195,7 @@ impl Resizes {
             balloon,
             reclaim,
             asked: Wanted::default(),
+            asked_ram: None,
         }
     }
 
@@ -224,13 +227,20 @@ impl Resizes {
         let before = self.memory.wanted_bytes();
         let ram = wanted.ram_bytes.map_or(Ok(before), |bytes| self.memory.check(bytes))?;
         let balloon = self.check_balloon(wanted, ram)?;
-        let refusals = (self.cpus.take_refusals(), self.memory.take_refusals());
+        // What has been refused of the other kind stays so.
+        let of_cpus = wanted.vcpus.map(|_| self.cpus.take_refusals());
+        let of_memory = wanted.ram_bytes.map(|_| self.memory.take_refusals());
         if let Err(error) = self.begin_parts(cpus, dimms, wanted, before) {
             // The one before may not have been answered: this one has not taken its place.
-            self.cpus.restore_refusals(refusals.0);
-            self.memory.restore_refusals(refusals.1);
+            of_cpus
+                .into_iter()
+                .for_each(|refusals| self.cpus.restore_refusals(refusals));
+            of_memory
+                .into_iter()
+                .for_each(|refusals| self.memory.restore_refusals(refusals));
             return Err(error);
         }
+        self.asked_ram = wanted.ram_bytes.or(self.asked_ram);
         match (&mut self.reclaim, &self.balloon) {
             (Some(reclaim), Some(handle)) => fill(handle, reclaim.begin(wanted.balloon_bytes)),
             _ => {
@@ -321,10 +331,12 @@ impl Resizes {
         [self.cpus.pending(), self.memory.pending(), balloon.and_then(owed)]
     }
 
-    /// What the guest would not do since the last resize began.
+    /// What the guest would not do of what was asked for last: a vCPU that it has refused to an earlier resize is nothing that one of memory
+    /// fails by.
     pub fn refusals(&self) -> Vec<Refusal> {
-        let memory = self.memory.refusals().iter().cloned();
-        self.cpus.refusals().iter().cloned().chain(memory).collect()
+        let cpus = self.asked.vcpus.map(|_| self.cpus.refusals());
+        let memory = self.asked.ram_bytes.map(|_| self.memory.refusals());
+        cpus.into_iter().chain(memory).flatten().cloned().collect()
     }
 
     /// When to look again, though nobody has news.
@@ -350,10 +362,17 @@ impl Resizes {
         if let Some(balloon) = &self.balloon {
             balloon.refresh();
         }
-        json!({
+        let told = |refusals: &[Refusal]| json!(refusals.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let mut status = json!({
             "vcpus": self.cpus.status(cpus),
             "memory": self.memory.status(dimms, self.balloon.as_ref()),
-        })
+        });
+        status["vcpus"]["pending"] = json!(self.cpus.pending());
+        status["vcpus"]["refusals"] = told(self.cpus.refusals());
+        status["memory"]["asked_bytes"] = json!(self.asked_ram);
+        status["memory"]["pending"] = json!(self.memory.pending());
+        status["memory"]["refusals"] = told(self.memory.refusals());
+        status
     }
 }
 

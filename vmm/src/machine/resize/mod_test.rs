@@ -324,6 +324,45 @@ fn what_the_guest_has_refused_outlasts_a_resize_that_does_not_begin() {
     );
 }
 
+/// Shims send vCPUs and memory one after the other.
+#[test]
+fn a_vcpu_that_is_refused_late_is_no_answer_to_a_resize_of_memory() {
+    let mut bench = Bench::new();
+    let begin = |bench: &mut Bench, vcpus, ram_bytes| {
+        let wanted = Wanted {
+            vcpus,
+            ram_bytes,
+            balloon_bytes: None,
+        };
+        bench.resizes.begin(&mut bench.cpus, &mut bench.dimms, wanted).unwrap();
+    };
+    begin(&mut bench, Some(2), None);
+    begin(&mut bench, None, Some(BOOT + MORE));
+    assert_eq!(bench.hear(), (1, false));
+    bench.report(1, 0x81);
+    let refused = "add vCPU 1: the guest refused, with code 0x81";
+    assert_eq!(bench.advance(), [refused], "it is told all the same");
+    assert_eq!(bench.resizes.refusals(), []);
+    let kinds = |bench: &Bench| {
+        let status = bench.resizes.status(&bench.cpus, &bench.dimms);
+        ["vcpus", "memory"].map(|kind| status[kind]["refusals"].clone())
+    };
+    assert_eq!(kinds(&bench), [json!([refused]), json!([])]);
+    // It stays until vCPUs are asked for again.
+    begin(&mut bench, None, Some(BOOT));
+    assert_eq!(kinds(&bench)[0], json!([refused]));
+    begin(&mut bench, Some(1), None);
+    assert_eq!(
+        (kinds(&bench), bench.resizes.refusals()),
+        ([json!([]), json!([])], vec![])
+    );
+    let status = bench.resizes.status(&bench.cpus, &bench.dimms);
+    assert_eq!(
+        status["memory"]["asked_bytes"], BOOT,
+        "of whichever resize spoke of it last"
+    );
+}
+
 /// The guest has let go of a vCPU that is wanted again by then, and the host has no thread for another one.
 #[test]
 fn a_vcpu_that_the_host_cannot_make_again_is_refused_and_not_forgotten() {
