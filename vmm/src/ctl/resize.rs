@@ -81,8 +81,8 @@ pub(super) fn resize_of(
         }
         let said = now.last.clone().unwrap_or_default().what.unwrap_or_default();
         // What is refused is not asked for any more either.
-        if now.outcome() == Some("refused") && now.raw["last"] != before.raw["last"] {
-            return Err(ResizeError::Refused(said));
+        if let Some(refused) = wanted.refused(&before, &now) {
+            return Err(ResizeError::Refused(refused));
         }
         if wanted.is_superseded(&now) {
             return Err(ResizeError::Superseded);
@@ -120,9 +120,29 @@ impl Wanted {
         wanted.into()
     }
 
-    /// Whether somebody has asked for another number of vCPUs; memory may be rounded.
+    /// Whether somebody has asked for another number of vCPUs or another size of memory.
     fn is_superseded(self, now: &Status) -> bool {
-        matches!((self.vcpus, now.vcpus.desired), (Some(wanted), Some(desired)) if wanted != desired)
+        let vcpus = self.vcpus.zip(now.vcpus.desired);
+        let memory = self.memory_bytes.zip(now.memory.asked_bytes);
+        vcpus.is_some_and(|(wanted, desired)| wanted != desired)
+            || memory.is_some_and(|(wanted, asked)| wanted != asked)
+    }
+
+    /// What has been refused of this, and not of what another client has asked for.
+    fn refused(self, before: &Status, now: &Status) -> Option<String> {
+        let kinds = [("vcpus", self.vcpus.is_some()), ("memory", self.memory_bytes.is_some())];
+        let refused: Vec<&str> = kinds
+            .into_iter()
+            .filter(|(_, is_asked)| *is_asked)
+            .flat_map(|(kind, _)| now.refusals(kind).unwrap_or_default())
+            .collect();
+        if !refused.is_empty() {
+            return Some(refused.join(", "));
+        }
+        // A husk that does not say what it was.
+        let is_untold = kinds.iter().all(|(kind, _)| now.refusals(kind).is_none());
+        let is_new = now.outcome() == Some("refused") && now.raw["last"] != before.raw["last"];
+        (is_untold && is_new).then(|| now.last.clone().unwrap_or_default().what.unwrap_or_default())
     }
 
     /// Whether the vCPUs are there and the memory at least.
@@ -179,7 +199,7 @@ fn missing_memory(wanted: u64, before: &Status, now: &Status) -> Option<String> 
     let done = if grows {
         present >= wanted
     } else {
-        present <= wanted || now.outcome() == Some("accepted")
+        present <= wanted || now.has_heard_of_memory(wanted)
     };
     (!done).then(|| format!("{} of memory asked for, {} present", Size(wanted), Size(present)))
 }

@@ -145,6 +145,61 @@ fn memory_that_a_guest_keeps_is_no_failure_once_it_has_been_heard() {
     ));
 }
 
+/// A VM that shrinks from 512 MiB: its status, `changed` by what else happens, at each look after the first.
+fn shrinking(changed: impl Fn(&mut Value, u32) + Send + 'static) -> Server {
+    let mut looks = 0;
+    Server::new(move |request, _| match request {
+        "GET vm.info" => Reply::Answer(200, json!({"state": "Running"})),
+        "GET vm.resize-status" => {
+            let mut status = json!({
+                "vcpus": {"desired": 1, "present": 1, "online": 1, "pending": null, "refusals": []},
+                "memory": {"desired_bytes": 256 * MIB, "asked_bytes": 256 * MIB, "present_bytes": 512 * MIB,
+                           "pending": "virtio-mem: 256 of 0 MiB", "refusals": []},
+                "last": {"outcome": "timed-out", "what": "as told"},
+            });
+            if looks > 0 {
+                changed(&mut status, looks);
+            }
+            looks += 1;
+            Reply::Answer(200, status)
+        }
+        _ => Reply::Answer(204, Value::Null),
+    })
+}
+
+#[test]
+fn memory_that_is_still_to_go_is_waited_for_whatever_became_of_another_clients_vcpus() {
+    let accepted = shrinking(|status, _| status["last"] = json!({"outcome": "accepted", "what": ""}));
+    let error = resize(&mut accepted.client(), memory(256), BRIEF).unwrap_err();
+    assert!(matches!(error, ResizeError::Late { .. }), "{error}");
+    let refused = |status: &mut Value, looks| {
+        status["last"] = json!({"outcome": "refused", "what": "add vCPU 2"});
+        status["vcpus"]["refusals"] = json!(["add vCPU 2"]);
+        if looks > 2 {
+            status["memory"]["present_bytes"] = json!(256 * MIB);
+        }
+    };
+    assert!(resize(&mut shrinking(refused).client(), memory(256), PATIENCE).is_ok());
+}
+
+#[test]
+fn memory_that_the_guest_keeps_is_done_refused_or_wanted_by_another_as_is_said_of_memory() {
+    let done = shrinking(|status, _| status["memory"]["pending"] = Value::Null);
+    assert!(resize(&mut done.client(), memory(256), PATIENCE).is_ok());
+    let refused = shrinking(|status, _| {
+        status["memory"]["pending"] = Value::Null;
+        status["memory"]["refusals"] = json!(["remove memory slot 0"]);
+    });
+    let error = resize(&mut refused.client(), memory(256), PATIENCE).unwrap_err();
+    assert_eq!(error.to_string(), "the guest refused: remove memory slot 0");
+    let other = shrinking(|status, _| {
+        status["memory"]["pending"] = Value::Null;
+        status["memory"]["asked_bytes"] = json!(512 * MIB);
+    });
+    let error = resize(&mut other.client(), memory(256), PATIENCE).unwrap_err();
+    assert!(matches!(error, ResizeError::Superseded), "{error}");
+}
+
 #[test]
 fn nothing_is_waited_for_without_a_guest_or_when_that_is_asked_for() {
     for (state, wait) in [

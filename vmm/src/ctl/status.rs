@@ -40,6 +40,8 @@ pub struct Vcpus {
 pub struct Memory {
     /// Asked for.
     pub desired_bytes: Option<u64>,
+    /// What the last resize that spoke of memory asked for, before it was rounded and before anything was refused.
+    pub asked_bytes: Option<u64>,
     /// The guest's.
     pub present_bytes: Option<u64>,
     /// What the guest started with.
@@ -107,6 +109,25 @@ impl Status {
     pub fn most_bytes(&self) -> u64 {
         let room = self.memory.hotplug_bytes.unwrap_or(0);
         self.boot_bytes().saturating_add(room).max(self.memory_now())
+    }
+
+    /// What has been refused of `vcpus` or `memory` since they were asked for last; `None` where that is not told.
+    pub fn refusals(&self, kind: &str) -> Option<Vec<&str>> {
+        let refusals = self.raw[kind]["refusals"].as_array()?;
+        Some(refusals.iter().filter_map(Value::as_str).collect())
+    }
+
+    /// Whether the guest has done all that it will with `wanted` bytes of memory, by what is said of memory, and where nothing is, by how the
+    /// last resize ended, whatever that asked for.
+    pub fn has_heard_of_memory(&self, wanted: u64) -> bool {
+        match self.raw["memory"].get("pending") {
+            Some(pending) => {
+                let is_refused = self.refusals("memory").is_some_and(|refusals| !refusals.is_empty());
+                let is_asked = self.memory.asked_bytes.is_none_or(|asked| asked == wanted);
+                pending.is_null() && !is_refused && is_asked
+            }
+            None => self.outcome() == Some("accepted"),
+        }
     }
 
     /// How the last resize ended, if that is known.
