@@ -161,6 +161,60 @@ fn a_disk_comes_whatever_has_become_of_the_rest_of_the_vm_and_the_next_guest_was
 }
 
 #[test]
+fn a_resize_that_the_host_cannot_begin_is_the_last_one_and_told_and_counted_and_an_empty_one_is_none() {
+    if !has_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (events, kernel) = (folder.path().join("events"), folder.path().join("vmlinux"));
+    fs::write(
+        &kernel,
+        husk_benches::elf_of(&husk_benches::code(husk_benches::Then::Halt)),
+    )
+    .unwrap();
+    let monitor = format!("path={}", events.display());
+    let mut husk = Husk::start_in(folder, &["--event-monitor", &monitor]);
+    let mut client = booted(
+        &husk,
+        json!({
+            "cpus": {"boot_vcpus": 1, "max_vcpus": 2},
+            "memory": {"size": 64 << 20},
+            "payload": {"kernel": kernel},
+            "serial": {"mode": "Off"},
+            "console": {"mode": "Off"},
+        }),
+    );
+    // Nothing can be mapped any more, for a vCPU or its thread.
+    let pid = Pid::from_raw(husk.child.id().cast_signed());
+    let limit = |current| Rlimit {
+        current: Some(current),
+        maximum: None,
+    };
+    let before = prlimit(pid, Resource::As, limit(4096)).unwrap();
+    let (status, told) = client.put("vm.resize", Some(json!({"desired_vcpus": 2})));
+    prlimit(pid, Resource::As, before).unwrap();
+    assert_eq!(status, 500, "{told}");
+    let last = |client: &mut Client| client.get("vm.resize-status").1["last"].take();
+    let noted = last(&mut client);
+    assert_eq!(
+        (&noted["outcome"], &noted["desired_vcpus"]),
+        (&json!("refused"), &json!(2))
+    );
+    assert!(noted["what"].as_str().unwrap().contains("add vCPU 1"), "{noted}");
+    assert_eq!(client.put("vm.resize", Some(json!({}))), DONE);
+    assert_eq!(last(&mut client), noted, "one that asks for nothing begins nothing");
+    let written = fs::read_to_string(&events).unwrap();
+    let refused: Vec<&str> = written.lines().filter(|line| line.contains("resize-refused")).collect();
+    assert!(
+        matches!(refused[..], [line] if line.contains("add vCPU 1")),
+        "{written}"
+    );
+    assert_eq!(client.put("vm.resize", Some(json!({"desired_ram": 64 << 20}))), DONE);
+    assert_eq!(last(&mut client)["outcome"], "accepted");
+    husk.shut_down();
+}
+
+#[test]
 fn a_life_can_be_read_from_the_log_in_about_ten_lines() {
     if !has_kvm() {
         return;

@@ -16,6 +16,10 @@ impl Controller {
         let process = process.clone();
         Ok(Reply::Figures(Box::new(Figures {
             boots: self.boots,
+            resize_failures: vec![
+                ("refused", self.resize_failures.refused),
+                ("unanswered", self.resize_failures.unanswered),
+            ],
             phases: self.phases(),
             process,
             ..self.machine().map(Machine::figures).unwrap_or_default()

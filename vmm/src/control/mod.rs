@@ -77,6 +77,8 @@ pub struct Controller {
     limits: Option<Limits>,
     /// How many machines have been built.
     boots: u64,
+    /// Of `vm.resize`.
+    resize_failures: resize::Failures,
     /// The next answer is the last one.
     leaving: bool,
     /// Why the VM that this process is for cannot be had.
@@ -156,6 +158,7 @@ impl Controller {
             abandoned: Vec::new(),
             limits: None,
             boots: 0,
+            resize_failures: resize::Failures::default(),
             leaving: false,
             failure: None,
             trace: Trace::off(),

@@ -9,22 +9,34 @@
 
 use std::time::{Duration, Instant};
 
+use husk_devices::chain;
 use serde_json::{Value, json};
 
 use super::operation::{GiveUp, Operation, Work, superseded};
 use super::{ApiError, Controller, Due, Kind, Outcome, Progress, Reply, Resize, existing, of_config, running};
 use crate::api::Command;
 use crate::config::{Limits, VmConfig};
-use crate::machine::{Change, Machine, Refusal, ResizeError, Wanted, millis};
+use crate::machine::{Change, Machine, Refusal, ResizeError, Wanted, Why, millis};
 
 /// The guest is waited for.
 struct Waiting {
     since: Instant,
+    wanted: Resize,
+}
+
+/// How often a `vm.resize` has not come to its end, since this process began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Failures {
+    /// The guest would not do something, or the host could not.
+    pub(super) refused: u64,
+    /// The guest has not done all of it in time.
+    pub(super) unanswered: u64,
 }
 
 /// What became of the last `vm.resize`, for `vm.resize-status`.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct LastResize {
+    wanted: Resize,
     outcome: &'static str,
     what: String,
     /// When it was asked for.
@@ -36,9 +48,10 @@ const TIMED_OUT: &str = "timed-out";
 
 impl LastResize {
     /// The guest has done all that it is going to do, or `refusals` say what not.
-    fn ended(since: Instant, refusals: &[Refusal]) -> Self {
+    fn ended(wanted: Resize, since: Instant, refusals: &[Refusal]) -> Self {
         let refusals: Vec<String> = refusals.iter().map(ToString::to_string).collect();
         Self {
+            wanted,
             outcome: if refusals.is_empty() { "accepted" } else { "refused" },
             what: refusals.join(", "),
             since,
@@ -49,7 +62,7 @@ impl LastResize {
     /// As [`LastResize::ended`], of one whose client could not wait so long.
     fn ends_late(&mut self, refusals: &[Refusal]) {
         if self.outcome == TIMED_OUT {
-            *self = Self::ended(self.since, refusals);
+            *self = Self::ended(self.wanted, self.since, refusals);
         }
     }
 }
@@ -60,7 +73,7 @@ impl Controller {
             Ok(true) => {
                 let timeout = self.options.resize_timeout.0;
                 let since = Instant::now();
-                self.begin(Box::new(Waiting { since }), timeout)
+                self.begin(Box::new(Waiting { since, wanted }), timeout)
             }
             Ok(false) => Progress::Done(Ok(Reply::Done)),
             Err(error) => error.into(),
@@ -74,6 +87,13 @@ impl Controller {
         if let Some(read) = wanted.containers_revision {
             vm.containers.check(read)?;
         }
+        let asks_for_nothing = Resize {
+            containers_revision: None,
+            ..wanted
+        } == Resize::default();
+        if asks_for_nothing {
+            return Ok(false);
+        }
         let Some(machine) = vm.machine_mut() else {
             let mut config = vm.config().clone();
             resize_config(&mut config, wanted, limits)?;
@@ -86,12 +106,32 @@ impl Controller {
             ram_bytes: wanted.desired_ram,
             balloon_bytes: wanted.desired_balloon,
         });
-        asked.map_err(|error| refused(&error))?;
+        if let Err(error) = asked {
+            let told = refused(&error);
+            if !error.is_request() {
+                self.note_refused(wanted, &error);
+            }
+            return Err(told);
+        }
         // Whoever waited for another size waits for nothing any more.
         self.supersede(&Command::Resize(wanted));
         self.follow_resize();
         self.remind_soon();
         Ok(true)
+    }
+
+    /// The host cannot give what is wanted, so the guest was not asked.
+    fn note_refused(&mut self, wanted: Resize, error: &ResizeError) {
+        let refusal = Refusal {
+            what: chain(error),
+            why: Why::Host,
+        };
+        self.note_resize(LastResize::ended(
+            wanted,
+            Instant::now(),
+            std::slice::from_ref(&refusal),
+        ));
+        self.tell_change(&Change::Refused(refusal, Duration::ZERO));
     }
 
     /// Looks at what the guest has done, and tells the world.
@@ -127,7 +167,7 @@ impl Controller {
         }
     }
 
-    fn tell_change(&self, change: &Change) {
+    fn tell_change(&mut self, change: &Change) {
         let say = |event, what: (&'static str, Value), took: Duration| {
             log::info!("{event} {}: after {:.1} ms", what.1, millis(took));
             let latency = ("latency_ms", json!(millis(took)));
@@ -141,6 +181,7 @@ impl Controller {
             Change::MemoryUnplugged(bytes, took) => say("memory-unplugged", ("bytes", json!(bytes)), *took),
             Change::Refused(refusal, took) => {
                 log::warn!("{refusal}");
+                self.resize_failures.refused += 1;
                 let what = [
                     ("what", json!(refusal.what)),
                     ("code", json!(refusal.code())),
@@ -161,6 +202,9 @@ impl Controller {
                 "outcome": last.outcome,
                 "what": last.what,
                 "latency_ms": last.latency.map(millis),
+                "desired_vcpus": last.wanted.desired_vcpus,
+                "desired_ram": last.wanted.desired_ram,
+                "desired_balloon": last.wanted.desired_balloon,
             })
         });
         Ok(Reply::Json(status))
@@ -213,6 +257,7 @@ impl Work<Controller> for Waiting {
         let machine = owner.vm.as_ref().and_then(|vm| vm.machine())?;
         if let Some(pending) = machine.resize_pending() {
             owner.note_resize(LastResize {
+                wanted: self.wanted,
                 outcome: "in-progress",
                 what: pending,
                 since: self.since,
@@ -221,7 +266,7 @@ impl Work<Controller> for Waiting {
             return None;
         }
         let refusals = machine.resize_refusals();
-        let last = LastResize::ended(self.since, &refusals);
+        let last = LastResize::ended(self.wanted, self.since, &refusals);
         let error = (!refusals.is_empty()).then(|| ApiError::new(Kind::Internal, last.what.clone()));
         owner.note_resize(last);
         Some(error.map_or(Ok(Reply::Done), |error| Err(error.context("cannot resize the VM"))))
@@ -241,7 +286,9 @@ impl Work<Controller> for Waiting {
                 );
                 let what = [("what", json!(pending)), ("latency_ms", json!(millis(waited)))];
                 owner.events.emit_with("guest", "resize-unanswered", what);
+                owner.resize_failures.unanswered += 1;
                 owner.note_resize(LastResize {
+                    wanted: self.wanted,
                     outcome: TIMED_OUT,
                     what: pending,
                     since: self.since,
@@ -256,7 +303,6 @@ impl Work<Controller> for Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Why;
 
     #[test]
     fn what_a_guest_does_after_its_time_is_what_became_of_the_resize() {
@@ -266,6 +312,10 @@ mod tests {
         };
         let refusals = [refusal(Why::Code(0x81)), refusal(Why::Unproven)];
         let late = LastResize {
+            wanted: Resize {
+                desired_vcpus: Some(4),
+                ..Resize::default()
+            },
             outcome: TIMED_OUT,
             what: "vCPUs to come: 3".into(),
             since: Instant::now() - Duration::from_secs(2),
@@ -274,13 +324,14 @@ mod tests {
         let end = |refusals: &[Refusal], mut last: LastResize| {
             last.ends_late(refusals);
             assert!(last.latency > Some(Duration::from_secs(1)), "since it was asked for");
+            assert_eq!(last.wanted, late.wanted);
             (last.outcome, last.what)
         };
         assert_eq!(end(&[], late.clone()), ("accepted", String::new()));
         let told = "add vCPU 3: the guest refused, with code 0x81, add vCPU 3: the guest reported success, but does not have it";
         assert_eq!(end(&refusals, late.clone()), ("refused", told.to_owned()));
         // It ends once.
-        let mut ended = LastResize::ended(late.since, &refusals);
+        let mut ended = LastResize::ended(late.wanted, late.since, &refusals);
         let before = ended.clone();
         ended.ends_late(&[]);
         assert_eq!(ended, before);

@@ -190,6 +190,11 @@ impl Exposition {
         let resizes = self.figures.resizes.iter();
         let resizes: Vec<_> = resizes.map(|(what, latency)| ([("what", *what)], latency)).collect();
         out.histogram(f::RESIZES, &resizes)?;
+        let failures = self.figures.resize_failures.iter();
+        let failures: Vec<_> = failures
+            .map(|(outcome, count)| ([("outcome", *outcome)], *count))
+            .collect();
+        out.family(f::RESIZE_FAILURES, &failures)?;
         let calls = self.calls.iter();
         let calls: Vec<_> = calls
             .map(|(endpoint, status, latency)| (endpoint.to_string(), status.to_string(), latency))

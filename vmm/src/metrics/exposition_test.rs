@@ -48,6 +48,7 @@ fn figures() -> Figures {
             halted: Some(Duration::from_secs(2)),
         }],
         resizes: vec![("vcpu_online", latency)],
+        resize_failures: vec![("refused", 3), ("unanswered", 0)],
         mapped: Some(Mapped {
             bytes: 4096,
             page_table_bytes: 16384,
@@ -165,6 +166,8 @@ fn values_are_those_of_the_devices() {
             "2",
         ),
         ("husk_resize_duration_seconds_count{what=\"vcpu_online\"}", "2"),
+        ("husk_resize_failures_total{outcome=\"refused\"}", "3"),
+        ("husk_resize_failures_total{outcome=\"unanswered\"}", "0"),
         (
             "husk_api_request_duration_seconds_count{endpoint=\"vm.add-disk\",status=\"400\"}",
             "1",

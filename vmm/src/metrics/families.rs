@@ -101,6 +101,7 @@ pub(super) const GUEST_MEMORY: &str = "husk_guest_memory_bytes";
 pub(super) const KVM_TABLES: &str = "husk_kvm_page_table_bytes";
 pub(super) const RESIDENT: &str = "husk_resident_memory_bytes";
 pub(super) const RESIZES: &str = "husk_resize_duration_seconds";
+pub(super) const RESIZE_FAILURES: &str = "husk_resize_failures";
 pub(super) const CALLS: &str = "husk_api_request_duration_seconds";
 pub(super) const CONNECTIONS: &str = "husk_api_connections";
 pub(super) const LOG_LINES: &str = "husk_log_lines";
@@ -123,7 +124,7 @@ husk_build info version The program
 husk_vm_state gauge state 1 for the state that the VM is in, 0 for the others
 husk_boots counter - Machines built by this process
 husk_boot_phase_seconds gauge phase How long each part of the last start took
-husk_vcpus gauge state vCPUs: that there may be (max), were asked for (wanted), are there (present), and were started by the guest (online)
+husk_vcpus gauge state vCPUs: that there may be (max), were asked for (wanted), are there (present), and have been started by the guest since they came (online)
 husk_vcpu_exits counter vcpu Times that a vCPU left the guest
 husk_vcpu_reason_exits counter vcpu,reason Times that a vCPU left the guest, by the reasons that KVM counts
 husk_vcpu_run_seconds counter vcpu Processor time of a vCPU's thread, in the guest and for it
@@ -132,6 +133,7 @@ husk_guest_memory_bytes gauge class Guest RAM: what was asked for (wanted), what
 husk_kvm_page_table_bytes gauge - Page tables that KVM needs at least for what it has mapped, computed from the pages by size; KVM does not tell what it has
 husk_resident_memory_bytes gauge class Memory of the process: anonymous (guest RAM that is private, and husk's own), shared (guest RAM that is shared), file (the program), page_tables, swapped
 husk_resize_duration_seconds histogram what How long the guest took for what it was asked
+husk_resize_failures counter outcome What a resize asked for and the guest or the host would not do (refused), and resizes that the guest had not done in time (unanswered)
 husk_api_request_duration_seconds histogram endpoint,status Requests to the API, by how long their answer took
 husk_api_connections gauge socket Clients that are connected
 husk_log_lines counter level Lines of the log
@@ -335,6 +337,7 @@ mod tests {
             KVM_TABLES,
             RESIDENT,
             RESIZES,
+            RESIZE_FAILURES,
             CALLS,
             CONNECTIONS,
             LOG_LINES,

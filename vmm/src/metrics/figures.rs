@@ -41,6 +41,8 @@ pub struct Figures {
     pub vcpus: Vec<Vcpu>,
     /// How long the guest has taken for what it was asked, by what that was.
     pub resizes: Vec<(&'static str, Latency)>,
+    /// How often it, or the host, has not done what a resize asked for, by what became of it.
+    pub resize_failures: Vec<(&'static str, u64)>,
     /// What KVM has mapped for the guest.
     pub mapped: Option<Mapped>,
     /// What the kernel knows of this process.
@@ -56,6 +58,7 @@ impl PartialEq for Figures {
             counted,
             vcpus,
             resizes,
+            resize_failures,
             mapped,
             process: _,
         } = self;
@@ -64,6 +67,7 @@ impl PartialEq for Figures {
             && *counted == other.counted
             && *vcpus == other.vcpus
             && *resizes == other.resizes
+            && *resize_failures == other.resize_failures
             && *mapped == other.mapped
     }
 }
