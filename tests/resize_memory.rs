@@ -512,6 +512,61 @@ fn an_idle_guest_gives_back_what_it_does_not_use_and_has_it_again() {
     lab.end();
 }
 
+/// A pod with a balloon whose guest has been given `steps` of memory, by virtio-mem or as DIMMs, and keeps a file of `mib` MiB in it.
+fn grown_and_filled(kernel: &str, by_virtio_mem: bool, steps: &[u64], mib: u64) -> (Lab, Agent, Resources) {
+    let (mut lab, mut agent) = Lab::start(kernel, "memhp_default_state=online_movable", &a_balloon(false));
+    agent.load_module("virtio_balloon").unwrap();
+    if by_virtio_mem {
+        agent.load_module("virtio_mem").unwrap();
+    }
+    let before = agent.resources().unwrap();
+    let mut more = 0;
+    for step in steps {
+        more += step;
+        lab.resize(BOOT + more);
+        lab.agree(&mut agent, &before, more);
+    }
+    fill(&mut agent, mib);
+    (lab, agent, before)
+}
+
+/// What a guest cannot spare stays with it until it can, and it is alive all the time: Linux would let go of the last free page.
+fn a_guest_is_made_no_smaller_than_what_it_uses(kernel: &str, by_virtio_mem: bool, steps: &[u64]) {
+    let all = BOOT + steps.iter().sum::<u64>();
+    let (mut lab, mut agent, before) = grown_and_filled(kernel, by_virtio_mem, steps, 280);
+    lab.resize(BOOT);
+    let size = until(|| {
+        let (status, size) = (lab.status(), lab.actual_size());
+        let pending = status["memory"]["pending"].as_str().unwrap_or_default();
+        let guest = BOOT + gained(&before, &agent.resources().unwrap());
+        let stays = pending.starts_with("the guest to need less memory") && size == guest && size < all;
+        stays.then_some(size).ok_or_else(|| format!("{size} {guest}: {status}"))
+    });
+    assert!(size > 280 * MIB, "{size}");
+    let last = lab.status()["last"].take();
+    assert_eq!(last["outcome"], "timed-out", "{last}");
+    agent.run(&["sh", "-c", "cat /filled/file > /dev/null"]).unwrap();
+    empty(&mut agent);
+    until(|| {
+        let (host, guest) = (lab.actual_size() - BOOT, gained(&before, &agent.resources().unwrap()));
+        let agreed = host == guest && host <= 32 * MIB;
+        agreed
+            .then_some(())
+            .ok_or_else(|| format!("host {host}, guest {guest}: {}", lab.status()))
+    });
+    lab.end();
+}
+
+#[test]
+fn a_guest_of_the_newer_kernel_is_made_no_smaller_than_what_it_uses_by_virtio_mem() {
+    a_guest_is_made_no_smaller_than_what_it_uses("6.12", true, &[512 * MIB]);
+}
+
+#[test]
+fn a_guest_of_the_older_kernel_is_made_no_smaller_than_what_it_uses_by_dimms() {
+    a_guest_is_made_no_smaller_than_what_it_uses("6.1", false, &[128 * MIB, 256 * MIB]);
+}
+
 /// The shims count on it: what is smaller than the VM is no error.
 #[test]
 fn less_than_the_guest_booted_with_changes_nothing() {

@@ -155,6 +155,16 @@ impl Controller {
             self.remind_soon();
         }
         self.note_late_end();
+        self.watch();
+    }
+
+    /// A guest that has said `why` it has no memory left gives none back.
+    pub(super) fn keep_memory(&mut self, why: &str) {
+        let machine = self.vm.as_mut().and_then(|vm| vm.machine_mut());
+        if let Some(change) = machine.and_then(|machine| machine.stop_shrinking(why)) {
+            self.tell_change(&change);
+            self.follow_resize();
+        }
     }
 
     /// What a guest does after the time of its client is what became of the resize all the same.

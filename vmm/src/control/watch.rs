@@ -1,6 +1,7 @@
-//! What is looked for once a second while somebody listens to events, and by nobody else: errors of devices, a host or a guest without
-//! memory. It costs the data path nothing. A guest can cause such events without end: of a kind no more than one a
-//! second and [`MOST`] in [`WINDOW`] are told, with the number of what there was.
+//! What is looked for once a second while somebody listens to events, or the guest gives memory back, and by nobody else:
+//! errors of devices, a host or a guest without memory. It costs the data path nothing. A guest can cause such events
+//! without end: of a kind no more than one a second and [`MOST`] in [`WINDOW`] are told, with the number of what there
+//! was.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -89,9 +90,14 @@ impl Controller {
         Ok(Reply::Events(reader))
     }
 
-    /// Begins to look, if somebody listens.
+    /// Whether there is reason to look.
+    fn is_watched(&self) -> bool {
+        self.events.is_heard() || self.machine().is_some_and(Machine::is_shrinking)
+    }
+
+    /// Begins to look, if there is reason to.
     pub(super) fn watch(&mut self) {
-        if self.watch.on || !self.events.is_heard() {
+        if self.watch.on || !self.is_watched() {
             return;
         }
         self.watch.on = true;
@@ -102,10 +108,10 @@ impl Controller {
         self.timers.set(Due::Watch, Instant::now() + INTERVAL);
     }
 
-    /// Looks, and goes on with it for as long as somebody listens.
+    /// Looks, and goes on with it for as long as there is reason to.
     pub(super) fn look_out(&mut self, now: Instant) {
         self.tell_errors(now, false);
-        if self.events.is_heard() {
+        if self.is_watched() {
             self.timers.set(Due::Watch, now + INTERVAL);
         } else {
             self.watch.on = false;
@@ -123,11 +129,19 @@ impl Controller {
             self.watch.of = self.boots;
         }
         let counted = self.machine().map(Machine::counters).unwrap_or_default();
-        for (id, what, count) in self.watch.new_errors(&counted, now, is_last) {
+        // What nobody hears of is told to the next one who listens.
+        let new = match self.events.is_heard() {
+            true => self.watch.new_errors(&counted, now, is_last),
+            false => Vec::new(),
+        };
+        for (id, what, count) in new {
             let properties = [("id", id.into()), ("what", what.into()), ("count", count.into())];
             self.events.emit_with("vm", "device-errors", properties);
         }
         let (lines, more) = self.options.tail.take_kills();
+        if let Some(line) = lines.last() {
+            self.keep_memory(line);
+        }
         for (line, count) in self.watch.kills.tell(lines, more, now, is_last) {
             let others = match count {
                 0 | 1 => String::new(),

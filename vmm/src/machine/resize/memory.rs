@@ -3,6 +3,9 @@
 //! A guest needs memory to describe memory: 64 bytes for each page of 4 KiB. Linux that has not enough of it fails to add a DIMM, and may
 //! kill its own processes on the way. So a DIMM is at most [`STEP`] times what the guest has already, and the next one comes when it
 //! has that. virtio-mem needs no such care: the driver takes a block after the other, and stops when it cannot.
+//!
+//! Of a guest that shrinks no more is asked than it says that it can spare ([`Spare`]), and nothing any more once it has said that it killed
+//! a process for want of memory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,6 +21,7 @@ use serde_json::{Value, json};
 
 use super::dimms::{DIMMS, DimmPlug, Dimms, NewDimm, Readying, filled};
 use super::retry::Retry;
+use super::spare::{Says, Spare, Word};
 use super::{Change, Latency, Refusal, ResizeError, Why, millis};
 use crate::memory::{AddressSpace, Kind, MemoryError, Region, Step};
 
@@ -60,6 +64,12 @@ pub struct MemoryResize {
     seen: u64,
     /// When the driver of virtio-mem is told to try again.
     retry: Retry,
+    /// What the guest can do without.
+    spare: Spare,
+    /// What is asked for of `wanted` at present: more than that as long as the guest cannot spare the rest.
+    goal: u64,
+    /// Why it is more.
+    held: Option<String>,
     refusals: Vec<Refusal>,
     /// DIMMs that the guest did not let go of, since they were filled: others are asked for before them.
     kept: BTreeSet<u32>,
@@ -102,6 +112,9 @@ impl MemoryResize {
             is_leaving: false,
             seen: 0,
             retry: Retry::default(),
+            spare: Spare::default(),
+            goal: 0,
+            held: None,
             refusals: Vec::new(),
             kept: BTreeSet::new(),
             keeps: BTreeMap::new(),
@@ -110,6 +123,12 @@ impl MemoryResize {
             plugged: Latency::default(),
             unplugged: Latency::default(),
         }
+    }
+
+    /// The same, of a guest of which `guest` says what it has available.
+    pub fn heeding(mut self, guest: Option<impl Says + 'static>) -> Self {
+        self.spare = Spare::new(guest.map(|guest| Box::new(guest) as Box<dyn Says>));
+        self
     }
 
     /// What the VM has if it is to have `bytes` bytes of RAM: not less than at its start, and whole blocks or DIMMs more.
@@ -147,6 +166,7 @@ impl MemoryResize {
         let before = (self.wanted, self.since);
         (self.wanted, self.since) = (wanted, Some(now));
         self.retry.begin();
+        self.spare.forget();
         let keeps = std::mem::take(&mut self.keeps);
         if let Err(error) = self.go_on(dimms) {
             (self.wanted, self.since) = before;
@@ -224,8 +244,32 @@ impl MemoryResize {
 
     /// When to look again, though nobody has news.
     pub fn poll(&self) -> Option<Duration> {
-        let due = self.retry.due()?;
+        let due = [self.retry.due(), self.spare.due()].into_iter().flatten().min()?;
         Some(due.saturating_duration_since(Instant::now()))
+    }
+
+    /// Whether the guest is giving memory back, and has not stood still for long.
+    pub fn is_shrinking(&self, dimms: &Dimms) -> bool {
+        let is_at_work = self.asked.is_some() || self.retry.due().is_some();
+        is_at_work && self.refusals.is_empty() && self.added(dimms) > self.wanted
+    }
+
+    /// The guest has said `why` it has no memory left: if that may be for what it gives back, it keeps the rest. A DIMM that it has been asked
+    /// for already may still go.
+    pub fn stop_shrinking(&mut self, dimms: &Dimms, why: &str) -> Option<Change> {
+        if !self.is_shrinking(dimms) {
+            return None;
+        }
+        if let Some(blocks) = &self.blocks {
+            self.request(blocks.size().plugged_bytes);
+        }
+        let what = format!("remove memory: the guest is out of memory: {why}");
+        let mut changes = Vec::new();
+        self.refuse(Refusal { what, why: Why::Host }, &mut changes);
+        if self.asked.is_none() {
+            self.stop_at(dimms);
+        }
+        changes.pop()
     }
 
     fn take_answer(&mut self, changes: &mut Vec<Change>) {
@@ -277,6 +321,7 @@ impl MemoryResize {
     /// What has been refused is not asked for again: what there is, is what there will be.
     fn stop_at(&mut self, dimms: &Dimms) {
         self.wanted = self.added(dimms).max(self.requested()).min(self.most());
+        self.goal = self.wanted;
     }
 
     /// Tells of memory that is there, or is not any more, once nothing is to be waited for.
@@ -306,12 +351,15 @@ impl MemoryResize {
         self.collect_unwanted(dimms);
         self.take_back(dimms);
         if self.asked.is_some() || !self.refusals.is_empty() {
+            self.spare.forget();
+            self.held = None;
             return Ok(());
         }
+        self.look_for_spare(dimms, Instant::now());
         let filled = filled(dimms);
         // A device without a driver is asked for no more than before.
-        if self.has_driver() || self.wanted < filled.saturating_add(self.requested()) {
-            self.request(self.wanted.saturating_sub(filled));
+        if self.has_driver() || self.goal < filled.saturating_add(self.requested()) {
+            self.request(self.goal.saturating_sub(filled));
         }
         let by_dimms = self.by_dimms();
         let Some(dimms) = dimms else { return Ok(()) };
@@ -327,9 +375,35 @@ impl MemoryResize {
         }
     }
 
+    /// Asks the guest what it can do without, if something is to go.
+    fn look_for_spare(&mut self, dimms: &Dimms, now: Instant) {
+        let added = self.added(dimms);
+        (self.goal, self.held) = (self.wanted, None);
+        if added <= self.wanted {
+            self.spare.forget();
+            return;
+        }
+        let boot_bytes = self.parts.boot_bytes;
+        let wanted_mib = self.wanted_bytes() >> 20;
+        let (needed, why) = match self.spare.look(boot_bytes.saturating_add(added), now) {
+            Word::Unknown => return,
+            Word::Awaited => (added, "the guest to say what memory it can spare".to_owned()),
+            Word::Needs(bytes) => (
+                bytes.saturating_sub(boot_bytes).min(added),
+                format!(
+                    "the guest to need less memory: {} MiB, {wanted_mib} are wanted",
+                    bytes >> 20
+                ),
+            ),
+        };
+        if needed > self.wanted {
+            (self.goal, self.held) = (needed, Some(why));
+        }
+    }
+
     /// What is to be there as DIMMs. What was asked for as blocks may be no whole unit.
     fn by_dimms(&self) -> u64 {
-        let bytes = self.wanted.saturating_sub(self.requested());
+        let bytes = self.goal.saturating_sub(self.requested());
         bytes.next_multiple_of(self.parts.unit.max(1))
     }
 
@@ -433,14 +507,16 @@ impl MemoryResize {
             fits && !self.keeps.contains_key(slot)
         });
         let Some(slot) = fit.max_by_key(|slot| (!self.kept.contains(slot), *slot)) else {
-            // What the guest keeps is told of first.
-            if self.keeps.is_empty() {
+            // What the guest keeps is told of first, and what it cannot spare yet may go later.
+            if self.keeps.is_empty() && self.held.is_none() {
                 self.wanted = self.wanted.max(filled.saturating_add(self.requested()));
             }
             return Ok(());
         };
         let bytes = dimms.plug().bytes(slot);
         let ticket = dimms.remove(slot)?;
+        // Before the next one goes, the guest is asked again.
+        self.spare.forget();
         self.ask(slot, bytes, false, ticket);
         Ok(())
     }
@@ -515,6 +591,9 @@ impl MemoryResize {
         }
         if self.is_held_up || self.is_leaving {
             return Some("the host to take memory back".into());
+        }
+        if let Some(held) = &self.held {
+            return Some(held.clone());
         }
         owed(self.blocks.as_ref()?.size())
     }

@@ -8,6 +8,7 @@ use husk_hotplug::ged::Bell;
 use husk_virtio::mem::{Backing, Mem, MemConfig};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::super::spare::testing::Guest;
 use super::*;
 use crate::config::MemoryConfig;
 use crate::memory::testing::{FakeSlots, space, space_under};
@@ -249,6 +250,75 @@ fn a_size_that_is_no_whole_block_is_rounded_up_and_a_smaller_one_than_at_the_sta
     bench.settle(Answer::Takes);
     assert_eq!((bench.present(), bench.slots()), (BOOT, vec![]));
     assert!(matches!(bench.changes.last(), Some(Change::MemoryUnplugged(UNIT, _))));
+}
+
+/// DIMMs of 512 and 1536 MiB, and a guest that says what it has available.
+fn bench_that_says() -> (Bench, Guest) {
+    let guest = Guest::default();
+    let mut bench = Bench::new(2 * GIB);
+    bench.resize = bench.resize.heeding(Some(guest.clone()));
+    bench.set(BOOT + 2 * GIB).unwrap();
+    bench.settle(Answer::Takes);
+    assert_eq!((bench.slots(), guest.asked()), (vec![512, 1536], 0));
+    guest.say(GIB);
+    (bench, guest)
+}
+
+#[test]
+fn a_guest_is_asked_for_no_more_than_it_says_that_it_can_spare_and_for_the_rest_once_it_can() {
+    let (mut bench, guest) = bench_that_says();
+    bench.set(BOOT).unwrap();
+    assert_eq!(bench.settle(Answer::Takes), 0, "it has not said it since it was asked");
+    let pending = |bench: &Bench| bench.resize.pending().unwrap_or_default();
+    assert_eq!(
+        (guest.asked(), pending(&bench).as_str()),
+        (1, "the guest to say what memory it can spare")
+    );
+    guest.say(GIB);
+    assert_eq!(bench.settle(Answer::Takes), 1);
+    assert_eq!((bench.slots(), guest.asked()), (vec![1536], 2));
+    guest.say(GIB - 512 * MIB);
+    assert_eq!(bench.settle(Answer::Takes), 0);
+    let needs = (BOOT + 1536 * MIB - 512 * MIB) / MIB;
+    let margin = needs / 16;
+    assert_eq!(
+        pending(&bench),
+        format!("the guest to need less memory: {} MiB, 64 are wanted", needs + margin)
+    );
+    assert!(bench.resize.poll().is_some(), "it is asked again without news");
+    assert_eq!((bench.present(), refusals(&bench.changes)), (BOOT + 1536 * MIB, 0));
+    // It has ended a program.
+    bench.resize.spare.forget();
+    bench.settle(Answer::Takes);
+    guest.say(BOOT + 1536 * MIB - 32 * MIB);
+    bench.settle(Answer::Takes);
+    assert_eq!((bench.slots(), bench.resize.pending()), (vec![], None));
+    assert_eq!(bench.resize.poll(), None, "and left alone then");
+    assert!(matches!(bench.changes.last(), Some(Change::MemoryUnplugged(..))));
+}
+
+#[test]
+fn a_guest_that_has_no_memory_left_keeps_the_rest_of_what_was_to_go() {
+    let mut bench = Bench::new(2 * GIB);
+    bench.set(BOOT + 2 * GIB).unwrap();
+    bench.settle(Answer::Takes);
+    assert_eq!(bench.resize.stop_shrinking(&bench.dimms, "it does not shrink"), None);
+    bench.set(BOOT).unwrap();
+    bench.resize.advance(&mut bench.dimms, &mut bench.changes);
+    assert!(bench.resize.is_shrinking(&bench.dimms));
+    let change = bench.resize.stop_shrinking(&bench.dimms, "Killed process 7").unwrap();
+    let Change::Refused(refusal, _) = change else {
+        panic!("{change:?}")
+    };
+    assert_eq!(
+        refusal.to_string(),
+        "remove memory: the guest is out of memory: Killed process 7"
+    );
+    // The one that it had been asked for goes, and no other.
+    assert_eq!(bench.settle(Answer::Takes), 1);
+    assert_eq!(bench.slots().len(), 1);
+    assert_eq!(bench.resize.wanted_bytes(), bench.present());
+    assert_eq!(bench.resize.stop_shrinking(&bench.dimms, "again"), None);
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod latency;
 mod memory;
 mod reclaim;
 mod retry;
+mod spare;
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -191,7 +192,7 @@ impl Resizes {
     pub fn new(memory: MemoryResize, balloon: Option<BalloonHandle>, reclaim: Option<Reclaim>) -> Self {
         Self {
             cpus: CpuResize::default(),
-            memory,
+            memory: memory.heeding(balloon.clone()),
             balloon,
             reclaim,
             asked: Wanted::default(),
@@ -339,6 +340,16 @@ impl Resizes {
         cpus.into_iter().chain(memory).flatten().cloned().collect()
     }
 
+    /// See [`MemoryResize::is_shrinking`].
+    pub fn is_shrinking(&self, dimms: &Dimms) -> bool {
+        self.memory.is_shrinking(dimms)
+    }
+
+    /// See [`MemoryResize::stop_shrinking`].
+    pub fn stop_shrinking(&mut self, dimms: &Dimms, why: &str) -> Option<Change> {
+        self.memory.stop_shrinking(dimms, why)
+    }
+
     /// When to look again, though nobody has news.
     pub fn poll(&self) -> Option<Duration> {
         let now = Instant::now();
@@ -422,6 +433,16 @@ impl Machine {
     /// See [`Resizes::refusals`].
     pub fn resize_refusals(&self) -> Vec<Refusal> {
         self.resizes.refusals()
+    }
+
+    /// See [`Resizes::is_shrinking`].
+    pub fn is_shrinking(&self) -> bool {
+        self.resizes.is_shrinking(&self.dimms)
+    }
+
+    /// See [`Resizes::stop_shrinking`].
+    pub fn stop_shrinking(&mut self, why: &str) -> Option<Change> {
+        self.resizes.stop_shrinking(&self.dimms, why)
     }
 
     /// See [`Resizes::poll`].
