@@ -232,7 +232,8 @@ impl Cpus {
         Ok(())
     }
 
-    /// Asks vCPU `id` out of the guest, for good. Whether it is: called again until then, and followed by [`Cpus::remove`].
+    /// Asks vCPU `id` out of the guest, for good, and its thread to end. Whether both is done, so that another thread may take its place: called
+    /// again until then, and followed by [`Cpus::remove`].
     pub fn retire(&mut self, id: u32) -> bool {
         let kicker = self.common.kicker;
         let Some(place) = self.place_mut(id) else { return true };
@@ -241,10 +242,10 @@ impl Cpus {
             place.retired = true;
             thread.order(kicker, Order::End);
         }
-        thread.handover.is_out()
+        thread.handover.is_gone()
     }
 
-    /// Forgets the thread of vCPU `id`, which is [retired](Cpus::retire) and ends by itself, and keeps the vCPU.
+    /// Forgets the thread of vCPU `id`, which is [retired](Cpus::retire), and keeps the vCPU.
     pub fn remove(&mut self, id: u32) {
         let Some(place) = self.place_mut(id) else { return };
         if let Some(thread) = place.thread.take_if(|_| place.retired) {

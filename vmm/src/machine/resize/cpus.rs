@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use husk_devices::chain;
+use husk_hotplug::slot::State;
 use husk_hotplug::ticket::{Outcome, Ticket};
 use husk_hotplug::{Hotplug, HotplugError, Plug};
 use serde_json::{Value, json};
@@ -13,6 +14,9 @@ use super::{Change, Latency, Refusal, Why};
 /// How soon a vCPU that the guest is starting is looked at again, and how late at most.
 const LOOK_FIRST: Duration = Duration::from_millis(1);
 const LOOK_LAST: Duration = Duration::from_secs(1);
+/// For how long the host is asked again for a vCPU that it could not make in place of one that went: that one's thread may be about to end,
+/// and count until it has.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// vCPUs in their slots, as a resize has to know them.
 pub trait Vcpus: Plug<Unit = ()> {
@@ -36,6 +40,10 @@ pub struct CpuResize {
     wanted: Option<u32>,
     /// What the host has refused since.
     failure: Option<String>,
+    /// Since when it has been asked again.
+    failing: Option<Instant>,
+    /// vCPUs that were wanted back when the guest had been asked to let go of them, and when that was: it may do so all the same.
+    reversed: BTreeMap<u32, Instant>,
     refusals: Vec<Refusal>,
     present: Latency,
     online: Latency,
@@ -85,7 +93,7 @@ impl CpuResize {
             let Some(slot) = cpus.removable() else { break };
             self.empty(cpus, slot, now)?;
         }
-        (self.wanted, self.failure) = (Some(wanted), None);
+        (self.wanted, self.failure, self.failing) = (Some(wanted), None, None);
         Ok(())
     }
 
@@ -98,8 +106,12 @@ impl CpuResize {
         filled: &mut Vec<u32>,
     ) -> Result<(), HotplugError> {
         while count(cpus) < wanted {
-            let Some((slot, _)) = cpus.lowest_free() else { break };
+            let Some((slot, state)) = cpus.lowest_free() else { break };
             let ticket = cpus.fill(slot, ())?;
+            let removal = self.asked.iter().rfind(|asked| asked.slot == slot && !asked.comes);
+            if let (State::Asked { seen: true, .. }, Some(removal)) = (state, removal) {
+                self.reversed.insert(slot, removal.since);
+            }
             self.ask(slot, true, ticket, now);
             filled.push(slot);
         }
@@ -123,11 +135,12 @@ impl CpuResize {
 
     /// Takes apart what the guest let go of, and tells what it has answered.
     pub fn advance<V: Vcpus>(&mut self, cpus: &mut Hotplug<V>, changes: &mut Vec<Change>) {
-        if let Err(error) = cpus.reap() {
+        let reaped = cpus.reap().unwrap_or_else(|error| {
             let why = chain(&error);
             log::error!("a vCPU that the guest let go of is not gone, or does not come again: {why}");
             self.failure = Some(why);
-        }
+            Vec::new()
+        });
         let now = Instant::now();
         for asked in std::mem::take(&mut self.asked) {
             match asked.ticket.wait(now) {
@@ -147,15 +160,50 @@ impl CpuResize {
             // One that has gone again will not be started.
             !online && cpus.state(*slot).is_some_and(|state| state.plugged())
         });
-        self.settle(count(cpus), changes);
+        self.tell_reversed(cpus, &reaped, now, changes);
+        self.settle(cpus, now, changes);
+    }
+
+    /// Tells of vCPUs that the guest has let go of though they are wanted again, of which no ticket speaks any more.
+    fn tell_reversed<V: Vcpus>(&mut self, cpus: &Hotplug<V>, reaped: &[u32], now: Instant, changes: &mut Vec<Change>) {
+        let is_asked = |slot: u32| {
+            let last = self.asked.iter().rfind(|asked| asked.slot == slot);
+            last.is_some_and(|asked| !asked.comes)
+        };
+        let is_told = |slot: u32, changes: &[Change]| {
+            changes
+                .iter()
+                .any(|change| matches!(change, Change::VcpuGone(gone, _) if *gone == slot))
+        };
+        self.reversed.retain(|slot, since| {
+            // Asked for anew, it has a ticket again.
+            if is_asked(*slot) || is_told(*slot, changes) {
+                return false;
+            }
+            let gone = reaped.contains(slot)
+                || match cpus.state(*slot) {
+                    Some(State::Asked { .. } | State::Ejected { .. }) => return true,
+                    Some(State::Offered { .. } | State::Empty) => true,
+                    _ => false,
+                };
+            if gone {
+                changes.push(Change::VcpuGone(*slot, now.saturating_duration_since(*since)));
+            }
+            false
+        });
     }
 
     /// Once nothing is to be waited for, there are as many as there should be, or somebody has said why not: a vCPU that the guest let go of,
     /// and that the host could not make again, comes to nothing without a word of the guest.
-    fn settle(&mut self, count: u32, changes: &mut Vec<Change>) {
-        let Some(wanted) = self.wanted.take_if(|_| self.asked.is_empty()) else {
+    fn settle<V: Vcpus>(&mut self, cpus: &mut Hotplug<V>, now: Instant, changes: &mut Vec<Change>) {
+        let Some(wanted) = self.wanted.filter(|_| self.asked.is_empty()) else {
             return;
         };
+        if count(cpus) < wanted && self.refusals.is_empty() && self.tries_again(cpus, wanted, now) {
+            return;
+        }
+        (self.wanted, self.failing) = (None, None);
+        let count = count(cpus);
         if count < wanted && self.refusals.is_empty() {
             let why = self.failure.take().unwrap_or_else(|| "the host could not".into());
             let refusal = Refusal {
@@ -165,6 +213,22 @@ impl CpuResize {
             self.refusals.push(refusal.clone());
             changes.push(Change::Refused(refusal, Duration::ZERO));
         }
+    }
+
+    /// Asks the host again for what it has refused in place of vCPUs that went. Whether it is still to be seen what comes of that.
+    fn tries_again<V: Vcpus>(&mut self, cpus: &mut Hotplug<V>, wanted: u32, now: Instant) -> bool {
+        if self.failure.is_none() {
+            return false;
+        }
+        let since = *self.failing.get_or_insert(now);
+        if now.saturating_duration_since(since) > AGAIN {
+            return false;
+        }
+        match self.fill_to(cpus, wanted, now, &mut Vec::new()) {
+            Ok(()) => (self.failure, self.failing) = (None, None),
+            Err(error) => self.failure = Some(chain(&error)),
+        }
+        true
     }
 
     fn answered(&mut self, asked: &Asked, outcome: Outcome, changes: &mut Vec<Change>) {
@@ -219,7 +283,7 @@ impl CpuResize {
         };
         let (come, go) = (named(true), named(false));
         match (come.is_empty(), go.is_empty()) {
-            (true, true) => None,
+            (true, true) => self.failing.map(|_| "the host to make vCPUs".into()),
             (false, true) => Some(format!("vCPUs to come: {come}")),
             (true, false) => Some(format!("vCPUs to go: {go}")),
             (false, false) => Some(format!("vCPUs to come: {come}, to go: {go}")),
@@ -228,7 +292,8 @@ impl CpuResize {
 
     /// When to look again for a vCPU that the guest is about to start, though nobody has news of it.
     pub fn poll(&self, now: Instant) -> Option<Duration> {
-        self.starting.values().filter_map(|starting| starting.pause(now)).min()
+        let starting = self.starting.values().filter_map(|starting| starting.pause(now));
+        starting.chain(self.failing.map(|_| LOOK_FIRST)).min()
     }
 
     /// How long the guest has taken.

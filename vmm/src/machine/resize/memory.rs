@@ -27,6 +27,8 @@ use crate::memory::{AddressSpace, Kind, MemoryError, Region, Step};
 
 /// A DIMM has at most so many times the memory that the guest has: it takes an eighth of that to describe it.
 const STEP: u64 = 8;
+/// After so long KVM is asked again for memory that it did not give back.
+const KEPT_AGAIN: Duration = Duration::from_secs(1);
 
 /// What memory a machine is made of.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +62,8 @@ pub struct MemoryResize {
     is_held_up: bool,
     /// The guest has less than when it was looked at last, and the host has not all of that again.
     is_leaving: bool,
+    /// KVM has not given back what the guest has let go of: it is asked again.
+    is_kept: bool,
     /// What was there when it was looked at last.
     seen: u64,
     /// When the driver of virtio-mem is told to try again.
@@ -110,6 +114,7 @@ impl MemoryResize {
             unwanted: Vec::new(),
             is_held_up: false,
             is_leaving: false,
+            is_kept: false,
             seen: 0,
             retry: Retry::default(),
             spare: Spare::default(),
@@ -226,8 +231,9 @@ impl MemoryResize {
         if !self.refusals.is_empty() && self.asked.is_none() {
             self.stop_at(dimms);
         }
+        self.is_kept = dimms.as_ref().is_some_and(keeps);
         let leaves = dimms.as_ref().is_some_and(|dimms| !dimms.plug().leaving.is_empty());
-        self.is_leaving = leaves && self.added(dimms) < self.seen;
+        self.is_leaving = (leaves || self.is_kept) && self.added(dimms) < self.seen;
         self.tell(dimms, changes);
         self.prod(Instant::now());
     }
@@ -244,8 +250,9 @@ impl MemoryResize {
 
     /// When to look again, though nobody has news.
     pub fn poll(&self) -> Option<Duration> {
-        let due = [self.retry.due(), self.spare.due()].into_iter().flatten().min()?;
-        Some(due.saturating_duration_since(Instant::now()))
+        let due = [self.retry.due(), self.spare.due()].into_iter().flatten().min();
+        let looks = due.map(|due| due.saturating_duration_since(Instant::now()));
+        looks.into_iter().chain(self.is_kept.then_some(KEPT_AGAIN)).min()
     }
 
     /// Whether the guest is giving memory back, and has not stood still for long.
@@ -655,6 +662,15 @@ impl MemoryResize {
             },
         })
     }
+}
+
+/// Whether there is a DIMM that the guest has let go of and the host has not: it is the VM's as before.
+fn keeps(dimms: &Hotplug<DimmPlug>) -> bool {
+    let mut ejected = dimms
+        .states()
+        .into_iter()
+        .filter(|(_, state)| matches!(state, State::Ejected { .. }));
+    ejected.any(|(slot, _)| dimms.plug().bytes(slot) > 0)
 }
 
 /// Whether it is addresses in one piece that are missing.

@@ -595,9 +595,18 @@ fn a_dimm_that_the_host_does_not_take_back_keeps_its_slot_until_it_does() {
     let state = |bench: &Bench| bench.dimms.as_ref().unwrap().state(0);
     assert_eq!(bench.slots(), [128]);
     assert_eq!(state(&bench), Some(State::Ejected { wanted: false }));
+    let unplugged = |bench: &Bench| {
+        let mut changes = bench.changes.iter();
+        changes.any(|change| matches!(change, Change::MemoryUnplugged(UNIT, _)))
+    };
+    assert_eq!(bench.resize.pending().as_deref(), Some("the host to take memory back"));
+    assert!(!unplugged(&bench), "it is not the host's yet");
+    assert!(bench.resize.poll().is_some(), "it is asked again without news");
     bench.slots.refuse(false, false);
     bench.settle(Answer::Takes);
     assert_eq!((bench.slots(), state(&bench)), (vec![], Some(State::Empty)));
+    assert!(unplugged(&bench));
+    assert_eq!((bench.resize.pending(), bench.resize.poll()), (None, None));
 }
 
 #[test]

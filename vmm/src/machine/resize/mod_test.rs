@@ -374,7 +374,16 @@ fn a_vcpu_that_the_host_cannot_make_again_is_refused_and_not_forgotten() {
     cpus.plug_mut().most = 1;
     let _ = bank.lock().unwrap().write(4, &1_u32.to_le_bytes());
     resize.advance(&mut cpus, &mut changes);
-    assert_eq!((cpus::count(&cpus), resize.pending()), (1, None));
+    assert_eq!(resize.pending().as_deref(), Some("the host to make vCPUs"));
+    assert!(
+        matches!(changes[..], [Change::VcpuGone(1, _)]),
+        "whatever comes in its place: {changes:?}"
+    );
+    while resize.pending().is_some() {
+        assert!(resize.poll(Instant::now()).is_some(), "it is tried again without news");
+        resize.advance(&mut cpus, &mut changes);
+    }
+    assert_eq!(cpus::count(&cpus), 1);
     let told: Vec<String> = resize.refusals().iter().map(ToString::to_string).collect();
     let why = "1 of 2 vCPUs: slot 1: cannot add vCPU 1: the host has no thread left";
     assert_eq!(told, [why]);
@@ -386,6 +395,51 @@ fn a_vcpu_that_the_host_cannot_make_again_is_refused_and_not_forgotten() {
     cpus.plug_mut().most = 2;
     resize.set(&mut cpus, 2, now).unwrap();
     assert_eq!(cpus::count(&cpus), 2);
+}
+
+/// The thread of the one that went may count until it has ended.
+#[test]
+fn a_vcpu_that_the_host_can_make_again_a_moment_later_comes() {
+    let (mut cpus, bank) = vcpus(&[0, 1]);
+    let (mut resize, mut changes, now) = (CpuResize::default(), Vec::new(), Instant::now());
+    resize.set(&mut cpus, 1, now).unwrap();
+    bank.lock().unwrap().read(0, &mut [0; 4]);
+    resize.set(&mut cpus, 2, now).unwrap();
+    cpus.plug_mut().most = 1;
+    let _ = bank.lock().unwrap().write(4, &1_u32.to_le_bytes());
+    resize.advance(&mut cpus, &mut changes);
+    cpus.plug_mut().most = 2;
+    resize.advance(&mut cpus, &mut changes);
+    assert_eq!((cpus::count(&cpus), resize.refusals()), (2, &[][..]));
+    assert_eq!(resize.pending().as_deref(), Some("vCPUs to come: 1"));
+}
+
+#[test]
+fn a_vcpu_that_goes_though_it_is_wanted_again_is_told_to_have_gone() {
+    let mut bench = Bench::new();
+    bench.begin(2, BOOT, MIB).unwrap();
+    assert_eq!(bench.hear(), (1, false));
+    bench.report(1, 0);
+    assert_eq!(bench.advance(), ["1 present"]);
+    bench.begin(1, BOOT, MIB).unwrap();
+    assert_eq!(bench.hear(), (1, true));
+    bench.begin(2, BOOT, MIB).unwrap();
+    assert!(bench.advance().is_empty(), "it may keep it yet");
+    bench.let_go(1);
+    assert_eq!(bench.advance(), ["1 gone"]);
+    assert_eq!(bench.hear(), (1, false));
+    bench.report(1, 0);
+    assert_eq!(bench.advance(), ["1 present"]);
+    // Wanted no more after all: told once.
+    for vcpus in [1, 2, 1] {
+        bench.begin(vcpus, BOOT, MIB).unwrap();
+        if vcpus == 1 {
+            bench.hear();
+        }
+    }
+    bench.let_go(1);
+    assert_eq!(bench.advance(), ["1 gone"]);
+    assert!(bench.advance().is_empty());
 }
 
 #[test]
