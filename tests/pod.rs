@@ -286,7 +286,7 @@ fn a_sandbox_grows_and_shrinks_with_its_containers() {
         said.starts_with("error: not there within 3 s: 2 vCPUs asked for, "),
         "{said}"
     );
-    assert!(said.contains(" 1 on-line"), "{said}");
+    assert!(said.contains(" 1 started"), "{said}");
     assert_eq!(sandbox.list(), json!({}));
     assert_eq!(wanted(&sandbox.status())[0], 1, "{}", sandbox.status());
     let folder = sandbox.folder.path().to_owned();

@@ -8,7 +8,7 @@ use husk_tests::agent::Agent;
 use husk_tests::api::Shim;
 use husk_tests::body::Shape;
 use husk_tests::kernel_file;
-use husk_tests::pod::Pod;
+use husk_tests::pod::{PATIENCE, Pod};
 use husk_tests::resize::{Resizing, Size};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -22,12 +22,18 @@ struct Lab {
 impl Lab {
     /// A pod of one vCPU, that may have `max`.
     fn start(kernel: &str, max: u32) -> (Self, Agent) {
+        Self::start_with(kernel, "", max)
+    }
+
+    /// As [`Lab::start`], with `params` for the kernel.
+    fn start_with(kernel: &str, params: &str, max: u32) -> (Self, Agent) {
         let folder = tempfile::tempdir().unwrap();
-        let shape = Shape::new(
+        let mut shape = Shape::new(
             Shim::Rust,
             kernel_file(kernel, "vmlinux"),
             kernel_file(kernel, "pod.cpio"),
         );
+        shape.kernel_params = params.into();
         let mut pod = Pod::launch(shape, folder.path()).unwrap();
         let mut body = pod.shape().create(&pod.vsock());
         body["cpus"]["max_vcpus"] = json!(max);
@@ -100,6 +106,41 @@ fn vcpus_come_and_go_on_the_newer_kernel() {
 #[test]
 fn vcpus_come_and_go_on_the_older_kernel() {
     vcpus_come_and_go("6.1");
+}
+
+/// Shims ask for vCPUs and memory one after the other. This guest says of a vCPU that it has it, and has it not.
+#[test]
+fn a_vcpu_that_the_guest_refuses_late_fails_no_memory() {
+    let (mut lab, _agent) = Lab::start_with("6.12", "nr_cpus=1", 4);
+    lab.pod.put("vm.pause", None).unwrap().done().unwrap();
+    lab.ask(2);
+    let bytes = lab.status()["memory"]["boot_bytes"].as_u64().unwrap() + (128 << 20);
+    let body = lab.pod.shape().resize_memory(bytes);
+    lab.pod.put("vm.resize", Some(&body)).unwrap().done().unwrap();
+    lab.pod.put("vm.resume", None).unwrap().done().unwrap();
+    let start = Instant::now();
+    let status = loop {
+        let status = lab.status();
+        let is_refused = status["vcpus"]["refusals"]
+            .as_array()
+            .is_some_and(|told| !told.is_empty());
+        if is_refused && status["last"]["outcome"] != "timed-out" {
+            break status;
+        }
+        assert!(start.elapsed() < PATIENCE, "{status}");
+        thread::sleep(Duration::from_millis(50));
+    };
+    let (last, memory) = (&status["last"], &status["memory"]);
+    assert_eq!(
+        (&last["outcome"], &last["desired_ram"]),
+        (&json!("accepted"), &json!(bytes)),
+        "{status}"
+    );
+    assert_eq!(
+        (&memory["present_bytes"], &memory["refusals"]),
+        (&json!(bytes), &json!([]))
+    );
+    lab.pod.stop().unwrap();
 }
 
 #[test]

@@ -184,12 +184,12 @@ impl Wanted {
     }
 }
 
-/// They have to be the guest's, and run there: an off-line processor is none for a container.
+/// They have to be the guest's, and started there: a processor that never was is none for a container.
 fn missing_vcpus(wanted: u32, now: &Status) -> Option<String> {
     let present = now.vcpus.present.unwrap_or(wanted);
     let online = now.vcpus.online.unwrap_or(present);
     (present != wanted || online != wanted)
-        .then(|| format!("{wanted} vCPUs asked for, {present} present, {online} on-line"))
+        .then(|| format!("{wanted} vCPUs asked for, {present} present, {online} started"))
 }
 
 /// More memory has to be all there. Less may be more than was asked for, if the guest has been heard: not all memory can be given back.

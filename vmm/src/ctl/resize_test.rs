@@ -123,7 +123,7 @@ fn what_does_not_come_is_named_with_what_is_there() {
     let error = resize(&mut server.client(), both, BRIEF).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "not there within 0.05 s: 4 vCPUs asked for, 4 present, 1 on-line, 1 GiB of memory asked for, 512 MiB present (as told)"
+        "not there within 0.05 s: 4 vCPUs asked for, 4 present, 1 started, 1 GiB of memory asked for, 512 MiB present (as told)"
     );
 }
 

@@ -124,7 +124,7 @@ fn sizes(status: &Status) -> Vec<Vec<String>> {
             "vcpus",
             list(&[
                 (count(vcpus.present), "present"),
-                (count(vcpus.online), "on-line"),
+                (count(vcpus.online), "started"),
                 (count(vcpus.max), "at most"),
             ]),
         ),

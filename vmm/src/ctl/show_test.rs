@@ -34,7 +34,7 @@ fn a_vm_is_shown_with_its_size_and_devices() {
     assert_eq!(
         info(&answer, &status),
         "state        Running\n\
-         vcpus        2 present, 1 on-line, 8 at most\n\
+         vcpus        2 present, 1 started, 8 at most\n\
          memory       1 GiB present, 512 MiB since the start\n\
          balloon      0 B given, 0 B asked for\n\
          last resize  refused: vcpu 1\n\

@@ -20,7 +20,7 @@ pub struct Status {
     pub raw: Value,
 }
 
-/// vCPUs: how many are asked for, are the guest's, run there, and may ever be.
+/// vCPUs: how many are asked for, are the guest's, have been started there, and may ever be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Vcpus {
@@ -28,7 +28,7 @@ pub struct Vcpus {
     pub desired: Option<u32>,
     /// The guest's.
     pub present: Option<u32>,
-    /// Seen to run.
+    /// Started by the guest since they came.
     pub online: Option<u32>,
     /// The most there may be.
     pub max: Option<u32>,

@@ -59,7 +59,7 @@ pub fn json(looks: &[Look]) -> String {
     show::json(&Value::Array(all.collect()))
 }
 
-/// Those that run, of those that are there.
+/// Those that the guest has started, of those that are there.
 fn vcpus(look: &Look) -> String {
     let Some(vcpus) = look.said.size.as_ref().map(|size| size.vcpus) else {
         return "-".into();
