@@ -7,28 +7,37 @@ use husk_devices::causes;
 
 /// The class of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u16)]
 pub enum Kind {
     /// The request is wrong: its body, or a configuration that cannot be.
-    BadRequest = 400,
+    BadRequest,
     /// The socket is not for that.
-    Forbidden = 403,
+    Forbidden,
     /// No such path, VM or device.
-    NotFound = 404,
+    NotFound,
     /// The path has another method.
-    Method = 405,
+    Method,
     /// What is asked for is taken already.
-    Conflict = 409,
+    Conflict,
     /// It should have worked.
-    Internal = 500,
+    Internal,
+    /// It would have worked, but husk was told to end.
+    Ending,
     /// Cloud Hypervisor has it, husk has not.
-    NotImplemented = 501,
+    NotImplemented,
 }
 
 impl Kind {
     /// The HTTP status code.
     pub const fn status(self) -> u16 {
-        self as u16
+        match self {
+            Self::BadRequest => 400,
+            Self::Forbidden => 403,
+            Self::NotFound => 404,
+            Self::Method => 405,
+            Self::Conflict => 409,
+            Self::Internal | Self::Ending => 500,
+            Self::NotImplemented => 501,
+        }
     }
 }
 

@@ -194,7 +194,7 @@ impl Drop for Responder {
     fn drop(&mut self) {
         if !self.answered {
             self.answer(Err(ApiError::new(
-                Kind::Internal,
+                Kind::Ending,
                 "the command was dropped unanswered, because husk is ending",
             )));
         }

@@ -45,7 +45,12 @@ fn a_command_that_is_dropped_is_answered_all_the_same() {
     for connection in 1..=3 {
         let answer = answers.next().unwrap();
         assert_eq!(answer.connection, connection);
-        assert_eq!(answer.outcome.unwrap_err().kind, Kind::Internal);
+        let error = answer.outcome.unwrap_err();
+        assert_eq!(
+            (error.kind, error.kind.status()),
+            (Kind::Ending, 500),
+            "no fault of husk's"
+        );
     }
 }
 

@@ -121,29 +121,35 @@ pub(super) mod testing {
 
     use super::*;
 
-    /// A guest that uses so many bytes, of as many as it has, and answers when it is told to.
+    /// A guest that answers when it is told to.
     #[derive(Clone, Default)]
-    pub struct Guest(Arc<Mutex<(Option<(Instant, u64)>, usize)>>);
+    pub struct Guest(Arc<Mutex<Said>>);
+
+    #[derive(Default)]
+    struct Said {
+        available: Option<(Instant, u64)>,
+        asked: usize,
+    }
 
     impl Guest {
         /// It says that it has `available` bytes.
         pub fn say(&self, available: u64) {
-            self.0.lock().unwrap().0 = Some((Instant::now(), available));
+            self.0.lock().unwrap().available = Some((Instant::now(), available));
         }
 
         /// How often it was asked.
         pub fn asked(&self) -> usize {
-            self.0.lock().unwrap().1
+            self.0.lock().unwrap().asked
         }
     }
 
     impl Says for Guest {
         fn available(&self) -> Option<(Instant, u64)> {
-            self.0.lock().unwrap().0
+            self.0.lock().unwrap().available
         }
 
         fn ask(&self) {
-            self.0.lock().unwrap().1 += 1;
+            self.0.lock().unwrap().asked += 1;
         }
     }
 }
