@@ -11,7 +11,7 @@ use husk_virtio::balloon::BalloonHandle;
 /// What a guest keeps available beside what it uses: a sixteenth of that, within these bounds.
 const MARGIN: [u64; 2] = [16 << 20, 256 << 20];
 /// A guest that shrinks is asked again after so long, one that does not after twice as long each time, but not later than so.
-const PAUSE: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(60)];
+const PAUSE: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(15)];
 
 /// Who says what a guest has available.
 pub trait Says: Send {
