@@ -35,10 +35,18 @@ pub struct DimmPlug {
     regions: BTreeMap<u32, Region>,
     /// DIMMs that the guest has let go of, and where they were, on their way to the host.
     pub(super) leaving: BTreeMap<u32, (Extent, Beside<()>)>,
-    /// Those that were never the guest's, likewise.
-    pub(super) unwanted: Vec<Beside<()>>,
+    /// Those that were never the guest's and are not wanted any more, until the host has them again.
+    unwanted: Vec<Unwanted>,
     /// Those that KVM does not give back, and why.
     kept: BTreeMap<u32, String>,
+}
+
+/// A DIMM that the guest does not hear of.
+enum Unwanted {
+    /// The host is still finding its pages.
+    Found(Readying),
+    /// It goes back to the host.
+    Given(Beside<()>),
 }
 
 /// A DIMM to be.
@@ -77,11 +85,36 @@ impl DimmPlug {
         !self.leaving.is_empty() || !self.unwanted.is_empty()
     }
 
-    /// Gives back a DIMM that the guest has not heard of.
-    pub(super) fn give_back(&mut self, region: Region) {
-        // Without a thread it goes here.
-        self.unwanted
-            .extend(Beside::begin(self.waker.clone(), move || drop(region)));
+    /// Of a DIMM that is not wanted any more: it goes back to the host once that has found its pages.
+    pub(super) fn discard(&mut self, readying: Readying) {
+        self.unwanted.push(Unwanted::Found(readying));
+    }
+
+    /// For how many the host is still finding pages.
+    #[cfg(test)]
+    pub(super) fn discarded(&self) -> usize {
+        let found = |unwanted: &&Unwanted| matches!(unwanted, Unwanted::Found(_));
+        self.unwanted.iter().filter(found).count()
+    }
+
+    /// Goes on with what is not wanted any more. Never waits.
+    pub(super) fn collect_unwanted(&mut self) {
+        for unwanted in std::mem::take(&mut self.unwanted) {
+            match unwanted {
+                Unwanted::Given(given) if given.take().is_some() => {}
+                Unwanted::Found(readying) => match readying.region.take() {
+                    None => self.unwanted.push(Unwanted::Found(readying)),
+                    // Without a thread it goes here.
+                    Some(Ok(region)) => {
+                        let given = Beside::begin(self.waker.clone(), move || drop(region));
+                        self.unwanted.extend(given.map(Unwanted::Given));
+                    }
+                    // There is nothing to give back.
+                    Some(Err(_)) => {}
+                },
+                given @ Unwanted::Given(_) => self.unwanted.push(given),
+            }
+        }
     }
 
     /// Begins to make a DIMM of `bytes` bytes with all its pages.

@@ -56,8 +56,6 @@ pub struct MemoryResize {
     asked: Option<Asked>,
     /// The one that comes next, where all its pages are to be there first.
     readying: Option<Readying>,
-    /// Others like it, of sizes that are not wanted any more.
-    unwanted: Vec<Readying>,
     /// It has to wait for the place of one that the host has not again yet.
     is_held_up: bool,
     /// The guest has less than when it was looked at last, and the host has not all of that again.
@@ -111,7 +109,6 @@ impl MemoryResize {
             since: None,
             asked: None,
             readying: None,
-            unwanted: Vec::new(),
             is_held_up: false,
             is_leaving: false,
             is_kept: false,
@@ -184,7 +181,7 @@ impl MemoryResize {
     /// Whether the host can give what is not there yet of `wanted`, whichever way it comes.
     fn afford(&self, dimms: &Dimms, wanted: u64) -> Result<(), ResizeError> {
         let plug = dimms.as_ref().map(Hotplug::plug);
-        let goes = !self.unwanted.is_empty() || plug.is_some_and(DimmPlug::is_giving_back);
+        let goes = plug.is_some_and(DimmPlug::is_giving_back);
         let blocks = self.blocks.as_ref().map_or(0, |blocks| blocks.size().plugged_bytes);
         let readying = self.readying.as_ref().map_or(0, |readying| readying.bytes);
         let there = filled(dimms).saturating_add(blocks).saturating_add(readying);
@@ -355,7 +352,9 @@ impl MemoryResize {
 
     /// Asks for the next part of what is wanted, if nothing is being waited for.
     fn go_on(&mut self, dimms: &mut Dimms) -> Result<(), ResizeError> {
-        self.collect_unwanted(dimms);
+        if let Some(dimms) = dimms {
+            dimms.plug_mut().collect_unwanted();
+        }
         self.take_back(dimms);
         if self.asked.is_some() || !self.refusals.is_empty() {
             self.spare.forget();
@@ -372,7 +371,9 @@ impl MemoryResize {
         let Some(dimms) = dimms else { return Ok(()) };
         let comes = by_dimms > filled && !self.has_driver();
         self.is_held_up = false;
-        self.unwanted.extend(self.readying.take_if(|_| !comes));
+        if let Some(readying) = self.readying.take_if(|_| !comes) {
+            dimms.plug_mut().discard(readying);
+        }
         if comes {
             self.add_dimm(dimms, by_dimms - filled, filled)
         } else if by_dimms < filled {
@@ -414,21 +415,6 @@ impl MemoryResize {
         bytes.next_multiple_of(self.parts.unit.max(1))
     }
 
-    /// Gives back what the host has found for sizes that are not wanted any more.
-    fn collect_unwanted(&mut self, dimms: &mut Dimms) {
-        let Some(dimms) = dimms else { return };
-        let plug = dimms.plug_mut();
-        plug.unwanted.retain(|given| given.take().is_none());
-        self.unwanted.retain(|readying| {
-            let found = readying.region.take();
-            let is_done = found.is_some();
-            if let Some(Ok(region)) = found {
-                plug.give_back(region);
-            }
-            !is_done
-        });
-    }
-
     /// Takes back what is not wanted any more and the guest has not heard of.
     fn take_back(&mut self, dimms: &mut Dimms) {
         let filled = filled(dimms).saturating_add(self.requested());
@@ -464,10 +450,10 @@ impl MemoryResize {
         let Some((slot, _)) = empty.or_else(|| dimms.lowest_free()) else {
             return Err(ResizeError::NoSlot(DIMMS));
         };
-        let plug = dimms.plug();
+        let plug = dimms.plug_mut();
         let region = match self.region(plug, bytes) {
             // What went before has its place until the host has it again.
-            Err(error) if is_without_place(&error) && (plug.is_giving_back() || !self.unwanted.is_empty()) => {
+            Err(error) if is_without_place(&error) && plug.is_giving_back() => {
                 self.is_held_up = true;
                 None
             }
@@ -487,12 +473,12 @@ impl MemoryResize {
     }
 
     /// A DIMM of `bytes` bytes at most, once there is one: with `prefault`, the host has to find its pages first.
-    fn region(&mut self, plug: &DimmPlug, bytes: u64) -> Result<Option<Region>, ResizeError> {
+    fn region(&mut self, plug: &mut DimmPlug, bytes: u64) -> Result<Option<Region>, ResizeError> {
         if !plug.space.prefaults() {
             return Ok(Some(plug.space.grow(Kind::Dimm, bytes)?));
         }
         match self.readying.take() {
-            Some(larger) if larger.bytes > bytes => self.unwanted.push(larger),
+            Some(larger) if larger.bytes > bytes => plug.discard(larger),
             Some(readying) => match readying.region.take() {
                 Some(region) => return Ok(Some(region?)),
                 None => {
