@@ -512,7 +512,8 @@ fn an_idle_guest_gives_back_what_it_does_not_use_and_has_it_again() {
     lab.end();
 }
 
-/// A pod with a balloon whose guest has been given `steps` of memory, by virtio-mem or as DIMMs, and keeps a file of `mib` MiB in it.
+/// A pod with a balloon whose guest has been given `steps` of memory, by virtio-mem or as DIMMs, and keeps a file of
+/// `mib` MiB in it.
 fn grown_and_filled(kernel: &str, by_virtio_mem: bool, steps: &[u64], mib: u64) -> (Lab, Agent, Resources) {
     let (mut lab, mut agent) = Lab::start(kernel, "memhp_default_state=online_movable", &a_balloon(false));
     agent.load_module("virtio_balloon").unwrap();
@@ -530,7 +531,8 @@ fn grown_and_filled(kernel: &str, by_virtio_mem: bool, steps: &[u64], mib: u64) 
     (lab, agent, before)
 }
 
-/// What a guest cannot spare stays with it until it can, and it is alive all the time: Linux would let go of the last free page.
+/// What a guest cannot spare stays with it until it can, and it is alive all the time: Linux would let go of the last
+/// free page.
 fn a_guest_is_made_no_smaller_than_what_it_uses(kernel: &str, by_virtio_mem: bool, steps: &[u64]) {
     let all = BOOT + steps.iter().sum::<u64>();
     let (mut lab, mut agent, before) = grown_and_filled(kernel, by_virtio_mem, steps, 280);

@@ -71,8 +71,8 @@ pub const CONVENTIONAL_END: u64 = 0xa_0000;
 pub const ACPI: u64 = 0xe_0000;
 /// Bytes for ACPI tables.
 pub const ACPI_LEN: u64 = RESET_VECTOR - ACPI;
-/// Where a processor of the 8086's kind begins, F000:FFF0, and where a guest jumps in real mode to reset by the BIOS; up to
-/// [`KERNEL_MIN`].
+/// Where a processor of the 8086's kind begins, F000:FFF0, and where a guest jumps in real mode to reset by the BIOS;
+/// up to [`KERNEL_MIN`].
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// No kernel segment lies below.
 pub const KERNEL_MIN: u64 = 0x10_0000;

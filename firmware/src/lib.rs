@@ -164,8 +164,8 @@ impl Payload {
     }
 }
 
-/// Writes the boot parameters, what the entry state needs, and the code at the reset vector, for a payload that has been loaded and ACPI tables whose RSDP
-/// is at `rsdp`.
+/// Writes the boot parameters, what the entry state needs, and the code at the reset vector, for a payload that has
+/// been loaded and ACPI tables whose RSDP is at `rsdp`.
 ///
 /// # Errors
 /// [`LoadError::Params`] or [`LoadError::Write`].

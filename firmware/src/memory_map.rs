@@ -23,8 +23,9 @@ pub(crate) struct Range {
 
 /// The map of `platform`, lowest first.
 ///
-/// ACPI tables and reset vector are reserved as a whole: they lie in the legacy area, whose 128 KiB are not worth giving back. The PCI
-/// configuration space is reserved too, because Linux uses it only then (`pci_mmcfg_check_reserved`).
+/// ACPI tables and reset vector are reserved as a whole: they lie in the legacy area, whose 128 KiB are not worth
+/// giving back. The PCI configuration space is reserved too, because Linux uses it only then
+/// (`pci_mmcfg_check_reserved`).
 pub(crate) fn build(platform: &Platform) -> Vec<Range> {
     let mut map = Vec::with_capacity(8);
     for (base, len) in platform.ram {

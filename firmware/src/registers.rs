@@ -8,8 +8,9 @@
 //! | `ds` `es` `ss` | flat data | flat data, selector 0x18 |
 //! | `rflags` | interrupts off | interrupts off |
 //!
-//! Where a vCPU has an id that needs an x2APIC, the first one's local APIC is in x2APIC mode already, as firmware of such machines leaves it:
-//! Linux takes no such id from the MADT otherwise, and it reads the MADT before it switches by itself.
+//! Where a vCPU has an id that needs an x2APIC, the first one's local APIC is in x2APIC mode already, as firmware of
+//! such machines leaves it: Linux takes no such id from the MADT otherwise, and it reads the MADT before it switches
+//! by itself.
 //!
 //! The other vCPUs need nothing: they wait for INIT and SIPI.
 
@@ -66,8 +67,8 @@ pub fn boot_regs(entry: &Entry) -> kvm_regs {
     regs
 }
 
-/// Sets the special registers that the protocol and the ids of the vCPUs of `platform` prescribe in `sregs`, which holds the vCPU's present
-/// ones.
+/// Sets the special registers that the protocol and the ids of the vCPUs of `platform` prescribe in `sregs`, which
+/// holds the vCPU's present ones.
 pub fn boot_sregs(entry: &Entry, platform: &Platform, sregs: &mut kvm_sregs) {
     if platform.has_x2apic_ids() {
         sregs.apic_base |= APIC_BASE_EXTD;

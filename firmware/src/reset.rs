@@ -1,7 +1,8 @@
 //! The code at the reset vector: a guest that jumps there in real mode resets the machine.
 //!
-//! Linux does so when nothing else has reset it (`arch/x86/kernel/reboot.c`, `BOOT_BIOS`), and on a machine with hardware-reduced ACPI
-//! tries nothing before it but the services of EFI, which are not there: a guest without `reboot=` on its command line gets here.
+//! Linux does so when nothing else has reset it (`arch/x86/kernel/reboot.c`, `BOOT_BIOS`), and on a machine with
+//! hardware-reduced ACPI tries nothing before it but the services of EFI, which are not there: a guest without
+//! `reboot=` on its command line gets here.
 
 use vm_memory::{Bytes, GuestAddress};
 

@@ -130,8 +130,9 @@ pub enum CtlCommand {
     },
     /// Ask for another size, and return when the guest has started the vCPUs and the memory is there
     ///
-    /// A vCPU that the guest itself takes off-line after it has started it still counts as started. Less memory than the guest uses can kill
-    /// it, unless it has a driver for a balloon: then it gives back what it says that it can spare.
+    /// A vCPU that the guest itself takes off-line after it has started it still counts as started. Less memory than
+    /// the guest uses can kill it, unless it has a driver for a balloon: then it gives back what it says that it can
+    /// spare.
     #[command(group = clap::ArgGroup::new("size").required(true).multiple(true))]
     Resize {
         /// vCPUs
@@ -168,8 +169,8 @@ pub enum ContainerCommand {
     Update(ContainerArgs),
     /// Forget a container that has ended, and take back what it had
     ///
-    /// Give the VM a balloon for this (--balloon size=0): a guest without one does not say what it can spare, and may be left with less
-    /// memory than its other containers use.
+    /// Give the VM a balloon for this (--balloon size=0): a guest without one does not say what it can spare, and may
+    /// be left with less memory than its other containers use.
     Remove {
         /// The container's id
         #[arg(value_name = "ID", value_parser = parse_id)]

@@ -232,8 +232,8 @@ impl Cpus {
         Ok(())
     }
 
-    /// Asks vCPU `id` out of the guest, for good, and its thread to end. Whether both is done, so that another thread may take its place: called
-    /// again until then, and followed by [`Cpus::remove`].
+    /// Asks vCPU `id` out of the guest, for good, and its thread to end. Whether both is done, so that another thread
+    /// may take its place: called again until then, and followed by [`Cpus::remove`].
     pub fn retire(&mut self, id: u32) -> bool {
         let kicker = self.common.kicker;
         let Some(place) = self.place_mut(id) else { return true };

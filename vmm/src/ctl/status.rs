@@ -117,8 +117,8 @@ impl Status {
         Some(refusals.iter().filter_map(Value::as_str).collect())
     }
 
-    /// Whether the guest has done all that it will with `wanted` bytes of memory, by what is said of memory, and where nothing is, by how the
-    /// last resize ended, whatever that asked for.
+    /// Whether the guest has done all that it will with `wanted` bytes of memory, by what is said of memory, and where
+    /// nothing is, by how the last resize ended, whatever that asked for.
     pub fn has_heard_of_memory(&self, wanted: u64) -> bool {
         match self.raw["memory"].get("pending") {
             Some(pending) => {

@@ -1,4 +1,5 @@
-//! What the guest has printed last, for whoever wants to know why it ended: a few KiB a port, kept only while somebody listens to events.
+//! What the guest has printed last, for whoever wants to know why it ended: a few KiB a port, kept only while somebody
+//! listens to events, or the guest gives memory back.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};

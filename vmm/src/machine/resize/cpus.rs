@@ -14,8 +14,8 @@ use super::{Change, Latency, Refusal, Why};
 /// How soon a vCPU that the guest is starting is looked at again, and how late at most.
 const LOOK_FIRST: Duration = Duration::from_millis(1);
 const LOOK_LAST: Duration = Duration::from_secs(1);
-/// For how long the host is asked again for a vCPU that it could not make in place of one that went: that one's thread may be about to end,
-/// and count until it has.
+/// For how long the host is asked again for a vCPU that it could not make in place of one that went: that one's thread
+/// may be about to end, and count until it has.
 const AGAIN: Duration = Duration::from_millis(100);
 
 /// vCPUs in their slots, as a resize has to know them.
@@ -42,7 +42,8 @@ pub struct CpuResize {
     failure: Option<String>,
     /// Since when it has been asked again.
     failing: Option<Instant>,
-    /// vCPUs that were wanted back when the guest had been asked to let go of them, and when that was: it may do so all the same.
+    /// vCPUs that were wanted back when the guest had been asked to let go of them, and when that was: it may do so
+    /// all the same.
     reversed: BTreeMap<u32, Instant>,
     refusals: Vec<Refusal>,
     present: Latency,
@@ -215,7 +216,8 @@ impl CpuResize {
         }
     }
 
-    /// Asks the host again for what it has refused in place of vCPUs that went. Whether it is still to be seen what comes of that.
+    /// Asks the host again for what it has refused in place of vCPUs that went. Whether it is still to be seen what
+    /// comes of that.
     fn tries_again<V: Vcpus>(&mut self, cpus: &mut Hotplug<V>, wanted: u32, now: Instant) -> bool {
         if self.failure.is_none() {
             return false;

@@ -4,8 +4,8 @@
 //! kill its own processes on the way. So a DIMM is at most [`STEP`] times what the guest has already, and the next one comes when it
 //! has that. virtio-mem needs no such care: the driver takes a block after the other, and stops when it cannot.
 //!
-//! Of a guest that shrinks no more is asked than it says that it can spare ([`Spare`]), and nothing any more once it has said that it killed
-//! a process for want of memory.
+//! Of a guest that shrinks no more is asked than it says that it can spare ([`Spare`]), and nothing any more once it
+//! has said that it killed a process for want of memory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,6 +27,8 @@ use crate::memory::{AddressSpace, Kind, MemoryError, Region, Step};
 
 /// A DIMM has at most so many times the memory that the guest has: it takes an eighth of that to describe it.
 const STEP: u64 = 8;
+/// What a guest that has run out of memory gets again of what it gave back, in bytes.
+const RELIEF: u64 = 64 << 20;
 /// After so long KVM is asked again for memory that it did not give back.
 const KEPT_AGAIN: Duration = Duration::from_secs(1);
 
@@ -258,14 +260,16 @@ impl MemoryResize {
         is_at_work && self.refusals.is_empty() && self.added(dimms) > self.wanted
     }
 
-    /// The guest has said `why` it has no memory left: if that may be for what it gives back, it keeps the rest. A DIMM that it has been asked
-    /// for already may still go.
+    /// The guest has said `why` it has no memory left: if that may be for what it gives back, it keeps the rest, and
+    /// gets some of it again where that comes in blocks. A DIMM that it has been asked for already may still go.
     pub fn stop_shrinking(&mut self, dimms: &Dimms, why: &str) -> Option<Change> {
         if !self.is_shrinking(dimms) {
             return None;
         }
         if let Some(blocks) = &self.blocks {
-            self.request(blocks.size().plugged_bytes);
+            // It was the guest's a moment ago, and it may need the last of it to come to itself.
+            let gone = self.seen.saturating_sub(self.added(dimms));
+            self.request(blocks.size().plugged_bytes.saturating_add(gone.min(RELIEF)));
         }
         let what = format!("remove memory: the guest is out of memory: {why}");
         let mut changes = Vec::new();

@@ -332,8 +332,8 @@ impl Resizes {
         [self.cpus.pending(), self.memory.pending(), balloon.and_then(owed)]
     }
 
-    /// What the guest would not do of what was asked for last: a vCPU that it has refused to an earlier resize is nothing that one of memory
-    /// fails by.
+    /// What the guest would not do of what was asked for last: a vCPU that it has refused to an earlier resize is
+    /// nothing that one of memory fails by.
     pub fn refusals(&self) -> Vec<Refusal> {
         let cpus = self.asked.vcpus.map(|_| self.cpus.refusals());
         let memory = self.asked.ram_bytes.map(|_| self.memory.refusals());

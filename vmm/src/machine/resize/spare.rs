@@ -1,8 +1,9 @@
 //! How small a guest can become, by its own word.
 //!
-//! Linux lets go of a block of memory as long as it has as many free pages elsewhere, whatever its programs need next: it kills them then, or
-//! panics. So a guest that says what it has available (`VIRTIO_BALLOON_S_AVAIL`, virtio 1.2 §5.5.6.4) is asked for no more than that, less a
-//! margin. It is asked anew while it shrinks, and, when it cannot spare what is wanted, more and more seldom whether it can by now.
+//! Linux lets go of a block of memory as long as it has as many free pages elsewhere, whatever its programs need next:
+//! it kills them then, or panics. So a guest that says what it has available (`VIRTIO_BALLOON_S_AVAIL`, virtio 1.2
+//! §5.5.6.4) is asked for no more than that, less a margin. It is asked anew while it shrinks, and, when it cannot
+//! spare what is wanted, more and more seldom whether it can by now.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,8 @@ use husk_virtio::balloon::BalloonHandle;
 
 /// What a guest keeps available beside what it uses: a sixteenth of that, within these bounds.
 const MARGIN: [u64; 2] = [16 << 20, 256 << 20];
-/// A guest that shrinks is asked again after so long, one that does not after twice as long each time, but not later than so.
+/// A guest that shrinks is asked again after so long, one that does not after twice as long each time, but not later
+/// than so.
 const PAUSE: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(15)];
 
 /// Who says what a guest has available.
