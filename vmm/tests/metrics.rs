@@ -296,13 +296,13 @@ fn husk_run_serves_figures_without_the_api() {
     }
     let mut scraper = connect(&socket);
     // It listens before the guest runs.
-    while value(&scraper.scrape("/metrics", "*/*").unwrap().1, "husk_boots_total") < 1.0 {}
-    assert!(
-        scraper
-            .scrape("/metrics", "*/*")
-            .unwrap()
-            .1
-            .contains("husk_vcpu_exits_total{vcpu=\"0\"}")
+    let exits = "husk_vcpu_exits_total{vcpu=\"0\"}";
+    while !scraper.scrape("/metrics", "*/*").unwrap().1.contains(exits) {
+        assert!(husk.child.try_wait().unwrap().is_none(), "it has ended");
+    }
+    assert_eq!(
+        value(&scraper.scrape("/metrics", "*/*").unwrap().1, "husk_boots_total"),
+        1.0
     );
     scraper.send("PUT", "vmm.shutdown", None, &[]);
     assert_eq!(scraper.answer().0, 403);

@@ -48,12 +48,13 @@ fn a_sandbox_that_runs_serves_the_api_and_ends_when_a_client_says_so() {
     let mut husk = Husk { folder, child };
     husk.ready();
     let mut client = husk.client();
-    // Until it has booted there is no VM.
+    // It listens before the guest runs.
     let info = loop {
-        let (status, info) = client.get("vm.info");
-        if status != 404 {
+        let (_, info) = client.get("vm.info");
+        if info["state"] == "Running" {
             break info;
         }
+        assert!(husk.child.try_wait().unwrap().is_none(), "it has ended");
     };
     assert_eq!(
         (&info["state"], &info["memory_actual_size"]),
