@@ -298,6 +298,8 @@ fn a_husk_whose_program_is_called_something_else_is_found_when_it_is_named() {
 fn a_husk_that_takes_no_connection_is_found_by_whatever_path_leads_to_its_socket() {
     let husk = Husk::start(&[]);
     husk.signal(Signal::STOP);
+    let stat = format!("/proc/{}/stat", husk.child.id());
+    while !text(Path::new(&stat)).contains(") T ") {}
     let link = tempfile::tempdir().unwrap();
     let link = link.path().join("link");
     std::os::unix::fs::symlink(husk.folder.path(), &link).unwrap();
