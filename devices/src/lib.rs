@@ -22,6 +22,8 @@ pub mod pci;
 pub mod power;
 pub mod pvpanic;
 pub mod serial;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod testing;
 pub mod told;
 
 pub use bus::{Bus, BusDevice, BusError, Effect};

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::thread::{self, JoinHandle};
 
 use husk_devices::memory::GuestMemory;
+use husk_devices::testing::until;
 use vhost::vhost_user::{Listener, VhostUserProtocolFeatures};
 use vhost_user_backend::{VhostUserBackendMut, VhostUserDaemon, VringRwLock, VringT};
 use virtio_queue::QueueT;
@@ -132,14 +133,14 @@ fn ask(drivers: &mut [Driver]) {
         driver.write(at, b"request");
         driver.add(&[Buf::Out(at, 7), Buf::In(at + 0x100, 7)]);
         driver.kick.write(1).unwrap();
-        let used = loop {
-            match driver.take_used() {
-                Some((_, used)) => break used,
-                None => thread::yield_now(),
-            }
-        };
+        let mut used = None;
+        until(|| {
+            used = driver.take_used();
+            used.is_some()
+        });
         let answer: Vec<u8> = b"request".iter().map(|byte| !byte).collect();
-        assert_eq!((used, driver.read(at + 0x100, 7)), (7, answer));
+        assert_eq!(used.map(|(_, bytes)| bytes), Some(7));
+        assert_eq!(driver.read(at + 0x100, 7), answer);
     }
 }
 
@@ -180,16 +181,12 @@ fn a_paused_device_is_served_from_where_it_was() {
     for _ in 0..20 {
         ask(&mut drivers);
         worker.hold();
-        while !worker.is_held() {
-            thread::yield_now();
-        }
+        until(|| worker.is_held());
         // Requests that come while nobody looks.
         let [driver, ..] = &mut drivers;
         driver.add(&[Buf::Out(0x8_0000, 7), Buf::In(0x8_0100, 7)]);
         worker.release();
-        while driver.take_used().is_none() {
-            thread::yield_now();
-        }
+        until(|| driver.take_used().is_some());
     }
     worker.join();
     let metrics = fs.metrics();

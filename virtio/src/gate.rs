@@ -93,19 +93,17 @@ impl Gate {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::sync::mpsc::{Receiver, Sender, channel};
     use std::sync::{Arc, OnceLock, TryLockError, Weak};
     use std::task::Wake;
     use std::thread;
-    use std::time::Duration;
 
-    use rustix::thread::{Pid, gettid};
+    use husk_devices::testing::{PATIENCE, until_asleep};
+    use rustix::thread::gettid;
 
     use super::*;
 
     /// Longer than anything here takes. Only a broken gate waits so long.
-    const PATIENCE: Duration = Duration::from_secs(60);
 
     struct Bell(Mutex<Sender<()>>);
 
@@ -185,18 +183,10 @@ mod tests {
             let (name, id) = channel();
             let ask = self.ask;
             thread::spawn(move || {
-                name.send(gettid()).unwrap();
+                name.send(gettid().as_raw_nonzero().get()).unwrap();
                 ask(&gate);
             });
             until_asleep(id.recv().unwrap());
-        }
-    }
-
-    /// Waits until a thread of this process sleeps, or has ended.
-    fn until_asleep(thread: Pid) {
-        let stat = format!("/proc/self/task/{}/stat", thread.as_raw_nonzero());
-        while fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") S ")) {
-            thread::yield_now();
         }
     }
 

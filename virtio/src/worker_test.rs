@@ -1,5 +1,6 @@
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+
+use husk_devices::testing::{PATIENCE, until};
 
 use super::*;
 use crate::ring::{Ring, Step};
@@ -86,7 +87,7 @@ fn a_held_worker_says_so_and_does_nothing_until_it_is_released() {
     worker.hold();
     assert_eq!(next(&seen), "hold");
     while !worker.is_held() {
-        news.recv_timeout(Duration::from_secs(60)).unwrap();
+        news.recv_timeout(PATIENCE).unwrap();
     }
     driver.add(&[Buf::In(0x2_0000, 4)]);
     driver.kick.write(1).unwrap();
@@ -108,11 +109,11 @@ fn a_held_worker_stops_without_going_on_first() {
     let (worker, news) = watched(handler);
     worker.hold();
     while !worker.is_held() {
-        news.recv_timeout(Duration::from_secs(60)).unwrap();
+        news.recv_timeout(PATIENCE).unwrap();
     }
     assert_eq!(worker.join().len(), 1);
     assert_eq!(seen.iter().collect::<Vec<_>>(), ["io-probe", "hold", "stop"]);
-    news.recv_timeout(Duration::from_secs(60)).unwrap();
+    news.recv_timeout(PATIENCE).unwrap();
 }
 
 #[test]
@@ -148,9 +149,7 @@ fn a_handler_that_gives_up_while_it_is_to_hold_is_not_held_as_long_as_it_lives()
     assert!(!worker.is_held());
     worker.release();
     worker.hold();
-    while !worker.is_held() {
-        std::thread::yield_now();
-    }
+    until(|| worker.is_held());
 }
 
 fn probe(driver: &Driver) -> (Box<Probe>, Receiver<String>) {
@@ -165,7 +164,7 @@ fn probe(driver: &Driver) -> (Box<Probe>, Receiver<String>) {
 }
 
 fn next(seen: &Receiver<String>) -> String {
-    seen.recv_timeout(Duration::from_secs(60)).unwrap()
+    seen.recv_timeout(PATIENCE).unwrap()
 }
 
 #[test]
@@ -196,9 +195,7 @@ fn stop_is_seen_without_waiting() {
     let (handler, seen) = probe(&driver);
     let worker = Worker::spawn("io-probe", handler, Box::new(|error| panic!("{error}"))).unwrap();
     worker.stop();
-    while !worker.is_stopped() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    until(|| worker.is_stopped());
     assert_eq!(seen.iter().last().unwrap(), "stop");
 }
 
@@ -225,7 +222,7 @@ fn a_handler_that_panics_takes_its_rings_with_it_and_nobody_waits_for_it() {
         }
     }
     let (worker, news) = watched(Box::new(Frail));
-    news.recv_timeout(Duration::from_secs(60)).unwrap();
+    news.recv_timeout(PATIENCE).unwrap();
     assert!(worker.is_stopped());
     assert!(worker.join().is_empty());
 }
@@ -246,7 +243,7 @@ fn failure_is_reported_and_ends_the_thread() {
     driver.offer(1000);
     driver.kick.write(1).unwrap();
 
-    let message = failure.recv_timeout(Duration::from_secs(60)).unwrap();
+    let message = failure.recv_timeout(PATIENCE).unwrap();
     assert_eq!(message, "queue 0: descriptor chain 1000 is not below the queue size 4");
     assert_eq!(next(&seen), "wake 7");
     assert_eq!(next(&seen), "stop");
@@ -277,7 +274,7 @@ fn handler_that_cannot_watch_fails_instead_of_hanging() {
         Box::new(move |error| failed.send(error.to_string()).unwrap()),
     )
     .unwrap();
-    assert_eq!(failure.recv_timeout(Duration::from_secs(60)).unwrap(), "cannot watch");
+    assert_eq!(failure.recv_timeout(PATIENCE).unwrap(), "cannot watch");
 }
 
 #[test]
@@ -375,9 +372,10 @@ fn a_handler_that_survives_goes_on_and_its_failure_is_reported_once() {
     bell.write(1).unwrap();
     assert_eq!(next(&failure), "hurt");
     assert!(!worker.is_stopped());
-    while !worker.is_stopped() {
+    until(|| {
         bell.write(1).unwrap();
-        std::thread::yield_now();
-    }
-    assert!(failure.recv().is_err(), "reported a second time");
+        worker.is_stopped()
+    });
+    let again = failure.recv_timeout(PATIENCE);
+    assert_eq!(again, Err(RecvTimeoutError::Disconnected), "reported a second time");
 }

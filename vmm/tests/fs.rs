@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
 
 use front_end::FrontEnd;
+use husk_devices::testing::until;
 use rustix::process::{Pid, Resource, Rlimit, Signal, geteuid, kill_process, prlimit};
 use tempfile::TempDir;
 
@@ -364,15 +365,14 @@ fn helpers_go_when_there_is_nothing_to_do_and_come_again() {
         // It takes a helper to hand a request in again.
         assert_eq!(front_end.lock(file, 1, true), Ok(()));
         let waiting = front_end.begin_lock(file, 2);
-        while helpers() == 0 {
+        until(|| {
             assert!(!front_end.is_answered(waiting));
-        }
+            helpers() > 0
+        });
         assert_eq!(front_end.lock(file, 1, false), Ok(()));
         assert_eq!(front_end.wait_for(waiting), Ok(vec![]));
         assert_eq!(front_end.lock(file, 2, false), Ok(()));
-        while helpers() > 0 {
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
+        until(|| helpers() == 0);
         assert_eq!(front_end.read("greeting"), b"hello");
     }
 }

@@ -13,6 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use husk_devices::testing::until;
 use process::{HUSK, Husk, Signal, has_kvm};
 use serde_json::{Value, json};
 
@@ -241,9 +242,7 @@ fn a_husk_without_an_api_has_a_console_and_the_index_says_what_it_has_not() {
     let child = command.stdin(Stdio::null()).spawn().unwrap();
     let husk = Husk { folder, child };
     // Its guest says something, and goes on.
-    while !fs::metadata(&console).is_ok_and(|found| found.len() > 0) {
-        std::thread::yield_now();
-    }
+    until(|| fs::metadata(&console).is_ok_and(|found| found.len() > 0));
     print(&console, "last words\n");
     let (all, own) = gathered(&husk, &[&husk.child.id().to_string()], "bundle");
     let said = text(&own.join("console.txt"));

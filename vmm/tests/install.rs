@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod process;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -103,10 +105,7 @@ fn a_vm_that_runs_keeps_its_program_through_an_upgrade_and_the_end() {
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
-    while std::os::unix::net::UnixStream::connect(&socket).is_err() {
-        assert!(running.try_wait().unwrap().is_none());
-        std::thread::yield_now();
-    }
+    process::ready(&running, &socket);
     // Its program has another name than the link by which it was started.
     let pid = running.id();
     let is_found = |when: &str| {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use husk_devices::testing::until;
 use process::{HUSK, Husk, NO_HARDWARE, has_kvm};
 use serde_json::{Value, json};
 
@@ -43,13 +44,14 @@ fn run(folder: &Path, serial: &str) -> Child {
 
 /// Connects as soon as somebody listens.
 fn connect(path: &Path) -> UnixStream {
-    loop {
-        if let Ok(stream) = UnixStream::connect(path) {
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            return stream;
-        }
-        std::thread::yield_now();
-    }
+    let mut stream = None;
+    until(|| {
+        stream = UnixStream::connect(path).ok();
+        stream.is_some()
+    });
+    let stream = stream.unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
 }
 
 #[track_caller]

@@ -12,15 +12,12 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
 
+use husk_devices::testing::{PATIENCE, until};
 use process::{HUSK, Husk, NO_HARDWARE, Signal, has_kvm};
 use rustix::process::{Pid, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-
-/// No line takes longer.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A daemon's socket.
 struct Daemon {
@@ -71,9 +68,7 @@ impl Daemon {
         let path = self.path();
         let Self { folder, socket } = self;
         drop(socket);
-        while UnixDatagram::unbound().unwrap().connect(&path).is_ok() {
-            thread::yield_now();
-        }
+        until(|| UnixDatagram::unbound().unwrap().connect(&path).is_err());
         drop(folder);
     }
 }
@@ -577,16 +572,10 @@ fn what_waits_for_a_journal_that_goes_is_counted_as_lost() {
     assert_eq!(client.put("vm.boot", None).0, 204);
     let printed = u64::from(lines) * "a line!\n".len() as u64;
     let mut counter = |name| client.get("vm.counters").1["__serial"][name].as_u64().unwrap();
-    let begun = Instant::now();
-    while counter("tx_bytes") < printed {
-        assert!(begun.elapsed() < PATIENCE, "the guest prints");
-    }
+    until(|| counter("tx_bytes") >= printed);
     assert_eq!(counter("tx_lost_bytes"), 0, "all of it waits");
     drop(journal);
-    let begun = Instant::now();
-    while counter("tx_lost_bytes") == 0 {
-        assert!(begun.elapsed() < PATIENCE, "it is lost and not counted");
-    }
+    until(|| counter("tx_lost_bytes") > 0);
     assert!(counter("tx_lost_bytes") < printed, "the first lines had room");
     assert_eq!(husk.shut_down().code(), Some(0));
 }

@@ -12,10 +12,10 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use process::{Client, HUSK, Husk, Signal, command};
+use husk_devices::testing::until;
+use process::{Client, HUSK, Husk, Signal, command, ready};
 use serde_json::json;
 
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -25,13 +25,15 @@ const PROMETHEUS: &str = "application/openmetrics-text;version=1.0.0;q=0.5,text/
 
 /// A client at `path`, once somebody listens there: the file is there before.
 fn connect(path: &Path) -> Client {
-    loop {
-        match UnixStream::connect(path) {
-            Ok(stream) => return Client(BufReader::new(stream)),
-            Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}"),
+    let mut stream = None;
+    until(|| match UnixStream::connect(path) {
+        Ok(connected) => stream.insert(connected).peer_addr().is_ok(),
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
+            false
         }
-        thread::sleep(Duration::from_millis(1));
-    }
+    });
+    Client(BufReader::new(stream.unwrap()))
 }
 
 /// The value of the sample called `name`, labels included.
@@ -290,16 +292,11 @@ fn husk_run_serves_figures_without_the_api() {
         .spawn()
         .unwrap();
     let mut husk = Husk { folder, child };
-    while UnixStream::connect(&socket).is_err() {
-        assert!(husk.child.try_wait().unwrap().is_none(), "it has ended");
-        thread::yield_now();
-    }
+    ready(&husk.child, &socket);
     let mut scraper = connect(&socket);
     // It listens before the guest runs.
     let exits = "husk_vcpu_exits_total{vcpu=\"0\"}";
-    while !scraper.scrape("/metrics", "*/*").unwrap().1.contains(exits) {
-        assert!(husk.child.try_wait().unwrap().is_none(), "it has ended");
-    }
+    until(|| scraper.scrape("/metrics", "*/*").unwrap().1.contains(exits));
     assert_eq!(
         value(&scraper.scrape("/metrics", "*/*").unwrap().1, "husk_boots_total"),
         1.0

@@ -11,6 +11,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use husk_devices::testing::until;
 use process::{Husk, command};
 use serde_json::{Value, json};
 
@@ -52,11 +53,11 @@ impl Running {
 
     /// Waits until `port` is listened on.
     fn ready(&mut self, port: u16, log: &Path) {
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        until(|| {
             let ended = self.0.try_wait().unwrap();
             assert!(ended.is_none(), "{ended:?}: {}", fs::read_to_string(log).unwrap());
-            std::thread::yield_now();
-        }
+            TcpStream::connect(("127.0.0.1", port)).is_ok()
+        });
     }
 }
 
@@ -133,9 +134,7 @@ fn husks(folder: &Path) -> [Husk; 2] {
     let socket = folder.join("vm/0123abcd/clh-api.sock");
     fs::create_dir_all(socket.parent().unwrap()).unwrap();
     let child = command(&socket, &[]).spawn().unwrap();
-    while std::os::unix::net::UnixStream::connect(&socket).is_err() {
-        std::thread::yield_now();
-    }
+    process::ready(&child, &socket);
     let kata = Husk {
         folder: tempfile::tempdir().unwrap(),
         child,
@@ -229,12 +228,11 @@ fn prometheus_answers_every_query_of_the_dashboard() {
     };
     prometheus.ready(server, &place("prometheus.log"));
     // Rates need two scrapes of each target, and it is ready before it has made one.
-    while get(server, "GET", "/-/ready").0 != 200
-        || ask(server, "count_over_time(up{job=\"husk\"}[1m]) > 3 and up == 1").len() < 2
-    {
+    until(|| {
         assert!(prometheus.0.try_wait().unwrap().is_none());
-        std::thread::yield_now();
-    }
+        get(server, "GET", "/-/ready").0 == 200
+            && ask(server, "count_over_time(up{job=\"husk\"}[1m]) > 3 and up == 1").len() >= 2
+    });
 
     let dashboard = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/grafana-husk.json")).unwrap();
     let dashboard: Value = serde_json::from_slice(&dashboard).unwrap();

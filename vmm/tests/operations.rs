@@ -17,6 +17,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use husk_devices::testing::until;
 use process::{Client, HUSK, Husk, Signal, has_kvm};
 use rustix::process::{Pid, Resource, Rlimit, kill_process, prlimit};
 use serde_json::{Value, json};
@@ -273,15 +274,15 @@ fn thread_names(husk: &Husk) -> Vec<String> {
 
 /// The thread of the process `pid` that is called `name`, once there is one.
 fn thread_of(pid: u32, name: &str) -> libc::pid_t {
-    loop {
-        for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
-            let comm = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-            if comm.trim_end() == name {
-                return task.file_name().to_str().unwrap().parse().unwrap();
-            }
-        }
-        thread::yield_now();
-    }
+    let mut found = None;
+    until(|| {
+        found = fs::read_dir(format!("/proc/{pid}/task"))
+            .unwrap()
+            .flatten()
+            .find(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name));
+        found.is_some()
+    });
+    found.unwrap().file_name().to_str().unwrap().parse().unwrap()
 }
 
 /// A thread that does nothing any more, whatever it is asked. Only the thread that made this may end it.

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
+use husk_devices::testing::until;
 use process::HUSK;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -121,9 +122,7 @@ fn a_runtime_class_has_room_for_katas_shim() {
     }
     let kernel = kernel(files.path(), husk_benches::Then::Halt);
     let shim = Shim::start(files.path());
-    while !files.path().join("shim.sock").exists() {
-        std::thread::yield_now();
-    }
+    until(|| files.path().join("shim.sock").exists());
     let told = overhead(scratch.path(), &["--kernel", &kernel, "--pods", "2", "--json"]);
     drop(shim);
     assert!(told.status.success(), "{told:?}");
@@ -206,17 +205,13 @@ fn whoever_is_asked_to_end_or_killed_takes_its_vms_along() {
             .stderr(Stdio::piped());
         let measuring = command.spawn().unwrap();
         let pid = measuring.id();
-        while running(word, pid).len() < 4 {
-            std::thread::yield_now();
-        }
+        until(|| running(word, pid).len() >= 4);
         kill_process(Pid::from_child(&measuring), signal).unwrap();
         let ended = measuring.wait_with_output().unwrap();
         let said = String::from_utf8(ended.stderr).unwrap();
         if signal == Signal::KILL {
             // They are told as it ends, and nobody waits for them.
-            while !running(word, pid).is_empty() {
-                std::thread::yield_now();
-            }
+            until(|| running(word, pid).is_empty());
         } else {
             assert_eq!(ended.status.code(), Some(5), "{said}");
             assert_eq!(said, "error: the measurement was ended by a signal\n");

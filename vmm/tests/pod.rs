@@ -91,7 +91,7 @@ fn a_sandbox_whose_workload_is_announced_has_its_containers_in_it() {
     let mut husk = Husk { folder, child };
     husk.ready();
     let mut client = husk.client();
-    while client.get("vm.info").0 == 404 {}
+    while client.get("vm.info").1["state"] != "Running" {}
     let none = json!({
         "pod": {"default_vcpus": "0.2", "max_vcpus": 0, "default_memory_bytes": 32 << 20, "least_vcpus": 1},
         "containers": {},

@@ -5,77 +5,28 @@
 mod process;
 
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
 
-use process::make_fifo;
-use rustix::process::{Pid, Signal, kill_process};
+use husk_devices::testing::until;
+use process::{Husk, Signal, make_fifo};
 use tempfile::TempDir;
 
-/// No step of these tests takes longer.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-struct Husk {
-    child: Child,
-    folder: TempDir,
+fn started(first: &str) -> Husk {
+    started_in(tempfile::tempdir().unwrap(), first)
 }
 
-impl Husk {
-    /// A process that listens, started by a shell that does `first` before.
-    fn start(first: &str) -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), first)
-    }
-
-    fn start_in(folder: TempDir, first: &str) -> Self {
-        let script = format!(
-            "{first} exec {} --api-socket api.sock --event-monitor path=events --log-file log -vv",
-            env!("CARGO_BIN_EXE_husk")
-        );
-        let mut command = Command::new("sh");
-        command.args(["-c", &script]).current_dir(&folder);
-        let child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let husk = Self { child, folder };
-        let begun = Instant::now();
-        while UnixStream::connect(husk.path("api.sock")).is_err() {
-            assert!(begun.elapsed() < PATIENCE, "husk does not listen");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        husk
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    /// How it ends, and what it has said.
-    fn end(mut self) -> (ExitStatus, String) {
-        let begun = Instant::now();
-        let status = loop {
-            match self.child.try_wait().unwrap() {
-                Some(status) => break status,
-                None => assert!(begun.elapsed() < PATIENCE, "husk lives on"),
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        };
-        let mut said = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        (status, said)
-    }
+/// A process whose events and log are files in its folder.
+fn started_in(folder: TempDir, first: &str) -> Husk {
+    Husk::start_by(folder, first, "--event-monitor path=events --log-file log -vv")
 }
 
-impl Drop for Husk {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+#[test]
+#[should_panic(
+    expected = "it ended before it listened, code Some(2), signal None: error: unexpected argument '--none'"
+)]
+fn whoever_waits_for_a_process_that_has_ended_is_told_why_it_did() {
+    Husk::start(&["--none"]);
 }
 
 /// Sends a signal that has no name in rustix.
@@ -118,7 +69,7 @@ fn one_fatal_signal_is_enough_and_is_what_the_parent_sees() {
         ("XCPU", Signal::XCPU),
         ("ALRM", Signal::ALARM),
     ] {
-        let husk = Husk::start("");
+        let husk = started("");
         husk.signal(signal);
         let (status, said) = husk.end();
         assert_eq!(status.signal(), Some(signal.as_raw()), "{name}: {status:?}: {said}");
@@ -130,17 +81,12 @@ fn one_fatal_signal_is_enough_and_is_what_the_parent_sees() {
 
 #[test]
 fn a_limit_of_file_sizes_costs_what_would_be_written_and_no_more() {
-    let husk = Husk::start("ulimit -f 0;");
+    let husk = started("ulimit -f 0;");
     // It listens before it opens that.
-    let begun = Instant::now();
-    let events = loop {
-        match File::open(husk.path("events")) {
-            Ok(events) => break events,
-            Err(error) => assert!(begun.elapsed() < PATIENCE, "{error}"),
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
-    UnixStream::connect(husk.path("api.sock")).unwrap();
+    let events = husk.folder.path().join("events");
+    until(|| events.exists());
+    let events = File::open(events).unwrap();
+    UnixStream::connect(husk.folder.path().join("api.sock")).unwrap();
     husk.signal(Signal::TERM);
     let (status, said) = husk.end();
     assert_eq!(status.code(), Some(5), "{status:?}: {said}");
@@ -153,7 +99,7 @@ fn events_and_log_may_be_fifos_that_nobody_reads() {
     for name in ["events", "log"] {
         make_fifo(&folder.path().join(name));
     }
-    let husk = Husk::start_in(folder, "");
+    let husk = started_in(folder, "");
     husk.signal(Signal::TERM);
     let (status, said) = husk.end();
     assert_eq!((status.code(), said.as_str()), (Some(5), ""));
@@ -161,7 +107,7 @@ fn events_and_log_may_be_fifos_that_nobody_reads() {
 
 #[test]
 fn what_the_parent_ignores_stays_ignored() {
-    let husk = Husk::start("trap '' USR1;");
+    let husk = started("trap '' USR1;");
     husk.signal(Signal::USR1);
     husk.signal(Signal::TERM);
     assert_eq!(husk.end().0.code(), Some(5));

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use husk_devices::lock;
 use husk_devices::memory::GuestMemory;
+use husk_devices::testing::{PATIENCE, until};
 
 use super::*;
 use crate::device::{HandlerError, Watch};
@@ -17,7 +18,6 @@ use crate::threads::{Body, Plain};
 use crate::worker::Worker;
 
 /// Longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Answered at once.
 const ECHO: u32 = 1;
@@ -56,11 +56,7 @@ impl Fake {
 
     /// Waits until so many slow requests are under way.
     fn wait_for_slow(&self, count: usize) {
-        let deadline = Instant::now() + PATIENCE;
-        while lock(&self.slow).1 != count {
-            assert!(Instant::now() < deadline, "{count} slow requests are not under way");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        until(|| lock(&self.slow).1 == count);
     }
 
     fn be_slow(&self) {
@@ -417,11 +413,7 @@ fn a_held_share_finishes_what_it_has_begun_and_begins_nothing() {
     bench.serve.wait_for_slow(2);
     bench.workers.iter().for_each(Worker::hold);
     bench.serve.let_go(2);
-    let deadline = Instant::now() + PATIENCE;
-    while !bench.workers.iter().all(Worker::is_held) {
-        assert!(Instant::now() < deadline);
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    until(|| bench.workers.iter().all(Worker::is_held));
     assert_eq!(sorted(bench.queues[1].replies(2)), ok([1, 2]));
     bench.queues[1].send(ECHO, 3);
     std::thread::sleep(Duration::from_millis(50));
@@ -620,11 +612,7 @@ fn a_rule_that_is_broken_while_another_thread_looks_ends_the_queue_as_well() {
     queues[1].driver.offer(1000);
     queues[1].kick();
     // The own thread is away: a helper finds it.
-    let deadline = Instant::now() + PATIENCE;
-    while session.helpers() == 0 {
-        assert!(Instant::now() < deadline);
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    until(|| session.helpers() > 0);
     serve.let_go(1);
     let message = failure.recv_timeout(PATIENCE).unwrap();
     assert!(message.contains("1000"), "{message}");

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use rustix::thread::gettid;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::ConfigBytes;
@@ -23,6 +24,8 @@ pub(crate) struct EchoControl {
     pub starts: AtomicUsize,
     /// Handlers that are alive.
     pub alive: AtomicUsize,
+    /// The numbers of the threads on which they wait.
+    pub threads: Mutex<Vec<i32>>,
     /// Features of the last start.
     pub features: Mutex<u64>,
     /// What the kernel is to signal for every queue, if not the queue's own kick.
@@ -98,6 +101,11 @@ struct Echoing {
 
 impl Handler for Echoing {
     fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        self.control
+            .threads
+            .lock()
+            .unwrap()
+            .push(gettid().as_raw_nonzero().get());
         watch
             .readable(self.ring.kick().as_raw_fd(), 0)
             .map_err(|source| HandlerError::Host {
@@ -118,6 +126,8 @@ impl Handler for Echoing {
         while self.control.hold_stop.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(1));
         }
+        let own = gettid().as_raw_nonzero().get();
+        self.control.threads.lock().unwrap().retain(|thread| *thread != own);
         self.control.alive.fetch_sub(1, Ordering::SeqCst);
         vec![self.ring.into_state()]
     }

@@ -1,6 +1,6 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
+use husk_devices::testing::until;
 use proptest::prelude::*;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
@@ -111,14 +111,6 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         self.control.hold_stop.store(false, Ordering::SeqCst);
-    }
-}
-
-fn until(mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < Duration::from_secs(60), "timed out");
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -372,9 +364,7 @@ fn a_retired_device_cannot_be_started_again() {
     bench.set_up(0);
     bench.go();
     bench.core.retire();
-    while !bench.core.is_stopped() {
-        std::thread::yield_now();
-    }
+    until(|| bench.core.is_stopped());
     bench.status(0);
     assert_eq!(bench.status(ACKNOWLEDGE), 0);
     assert!(!bench.core.is_live());

@@ -1,7 +1,8 @@
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use husk_devices::memory::GuestRegionMmap;
+use husk_devices::testing::{PATIENCE, until};
 use vm_memory::GuestAddress;
 
 use super::*;
@@ -72,16 +73,6 @@ impl Rig {
 
     fn failure(&self) -> String {
         self.failures.recv_timeout(PATIENCE).unwrap()
-    }
-}
-
-const PATIENCE: Duration = Duration::from_secs(60);
-
-fn until(done: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < PATIENCE);
-        std::thread::yield_now();
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use husk_devices::Irq;
 use husk_devices::memory::GuestRegionMmap;
+use husk_devices::testing::{PATIENCE, until};
 use vm_memory::{FileOffset, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -105,9 +106,7 @@ impl Bench {
 
     fn started(&self) -> (Worker, Receiver<HandlerError>) {
         let running = self.run();
-        while self.metrics().starts.get() == 0 {
-            std::thread::yield_now();
-        }
+        until(|| self.metrics().starts.get() > 0);
         running
     }
 
@@ -126,9 +125,7 @@ impl Bench {
     /// The device held, as a pause does it.
     fn hold(&self, worker: &Worker) {
         worker.hold();
-        while !worker.is_held() {
-            std::thread::yield_now();
-        }
+        until(|| worker.is_held());
     }
 
     fn metrics(&self) -> &VhostUserMetrics {
@@ -199,9 +196,7 @@ fn the_back_end_gets_the_doorbell_that_the_kernel_signals_and_no_descriptor_that
     assert!(same_file(&doorbell, &given));
     // A kick that the kernel did not catch gets there all the same.
     bench.drivers[1].kick.write(1).unwrap();
-    while given.read().is_err() {
-        std::thread::yield_now();
-    }
+    until(|| given.read().is_ok());
     assert!(!same_file(&given, &bench.drivers[1].kick));
 }
 
@@ -216,12 +211,15 @@ fn a_back_end_that_spoils_its_eventfds_holds_up_neither_kicks_nor_the_stop_nor_i
     for _ in 0..3 {
         bench.drivers[1].kick.write(1).unwrap();
     }
-    while bench.drivers[1].kick.read().is_ok() {
-        bench.drivers[1].kick.write(1).unwrap();
-        std::thread::yield_now();
-    }
+    until(|| {
+        let unheard = bench.drivers[1].kick.read().is_ok();
+        if unheard {
+            bench.drivers[1].kick.write(1).unwrap();
+        }
+        !unheard
+    });
     bench.leave();
-    failures.recv().unwrap();
+    failures.recv_timeout(PATIENCE).unwrap();
     let head = ask(&mut bench.drivers[1], 0x8_0000);
     bench.drivers[1].kick.write(1).unwrap();
     assert_eq!(answer_of(&mut bench.drivers[1]), (head, 1));
@@ -238,9 +236,7 @@ fn an_interrupt_without_an_eventfd_is_passed_on() {
     let bench = bench(None);
     let (_worker, _) = bench.started();
     bench.heard.event(Request::SetVringCall).write(1).unwrap();
-    while bench.drivers[1].interrupts() == 0 {
-        std::thread::yield_now();
-    }
+    until(|| bench.drivers[1].interrupts() > 0);
     assert_eq!(bench.drivers[0].interrupts(), 0);
 }
 
@@ -299,7 +295,7 @@ fn the_death_of_the_back_end_is_a_failure_of_the_device_only() {
     let (worker, failures) = bench.started();
     // The back-end leaves when it is asked to forget a region: the change fails, and so does the device.
     bench.leave();
-    let error = why(failures.recv().unwrap());
+    let error = why(failures.recv_timeout(PATIENCE).unwrap());
     assert_eq!(
         error,
         "the vhost-user back-end failed: /nowhere/fs.sock: it closed the connection"
@@ -316,7 +312,7 @@ fn a_back_end_that_talks_without_being_asked_is_left() {
     bytes.push(0);
     let bench = bench(Some((Request::SetVringEnable, Deed::Say(bytes))));
     let (_worker, failures) = bench.run();
-    assert!(why(failures.recv().unwrap()).contains("/nowhere/fs.sock: it "));
+    assert!(why(failures.recv_timeout(PATIENCE).unwrap()).contains("/nowhere/fs.sock: it "));
     assert_eq!(bench.metrics().backend_failures.get(), 1);
 }
 
@@ -350,7 +346,7 @@ fn every_step_of_the_start_and_of_the_stop_may_go_wrong() {
             bench.lose_patience();
         }
         let (worker, failures) = bench.run();
-        failures.recv().unwrap();
+        failures.recv_timeout(PATIENCE).unwrap();
         assert_eq!(worker.join().len(), 2);
         assert!(
             bench.link.talk().unwrap().present().is_err(),
@@ -411,9 +407,7 @@ fn memory_that_is_gone_is_told_without_a_wait_and_by_whoever_speaks_to_the_back_
             assert_eq!(bench.heard.requests(), [] as [u32; 0]);
             drop(connection);
         }
-        while bench.heard.requests() != [Request::RemMemReg as u32] {
-            std::thread::yield_now();
-        }
+        until(|| bench.heard.requests() == [Request::RemMemReg as u32]);
     }
     assert_eq!(bench.metrics().memory_updates.get(), 4);
     assert!(bench.link.talk().unwrap().present().unwrap().check().is_ok());
@@ -469,12 +463,10 @@ fn the_next_start_connects_to_the_next_back_end() {
     let (first, failures) = bench.started();
     let other = GuestMemory::new(regions_of(&Arc::new(tempfile_of(2 << 20)), &[]));
     assert!(bench.link.memory_added(&other, soon()).is_err());
-    failures.recv().unwrap();
+    failures.recv_timeout(PATIENCE).unwrap();
     first.join();
     let (second, _) = bench.run();
-    while bench.metrics().starts.get() < 2 {
-        std::thread::yield_now();
-    }
+    until(|| bench.metrics().starts.get() >= 2);
     assert_eq!(bench.metrics().connects.get(), 2);
     second.join();
     servant.join().unwrap();
@@ -497,12 +489,12 @@ fn ask(driver: &mut Driver, at: u64) -> u32 {
 }
 
 fn answer_of(driver: &mut Driver) -> (u32, u32) {
-    loop {
-        match driver.take_used() {
-            Some(used) => break used,
-            None => std::thread::yield_now(),
-        }
-    }
+    let mut used = None;
+    until(|| {
+        used = driver.take_used();
+        used.is_some()
+    });
+    used.unwrap()
 }
 
 #[test]
@@ -511,7 +503,7 @@ fn what_a_dead_back_end_owes_is_refused_and_so_is_what_comes_later() {
     let (worker, failures) = bench.started();
     let owed = [(0, 0x8_0000), (1, 0x8_1000)].map(|(queue, at)| ask(&mut bench.drivers[queue], at));
     bench.leave();
-    failures.recv().unwrap();
+    failures.recv_timeout(PATIENCE).unwrap();
     for (driver, head) in bench.drivers.iter_mut().zip(owed) {
         assert_eq!(answer_of(driver), (head, 1));
     }
@@ -538,7 +530,7 @@ fn a_start_that_fails_is_a_device_that_refuses() {
             let head = ask(&mut bench.drivers[1], 0x8_0000);
             let (worker, failures) = bench.run();
             assert_eq!(answer_of(&mut bench.drivers[1]), (head, 1));
-            failures.recv().unwrap();
+            failures.recv_timeout(PATIENCE).unwrap();
             worker.join();
             assert_eq!(bench.metrics().refused_requests.get(), 1);
         }
@@ -550,15 +542,13 @@ fn what_a_back_end_answered_before_it_said_that_it_has_the_ring_is_not_served_ag
     let mut bench = bench(Some((Request::SetVringEnable, Deed::KeepSilent)));
     let head = ask(&mut bench.drivers[0], 0x8_0000);
     let (worker, failures) = bench.run();
-    while !bench.heard.requests().contains(&(Request::SetVringEnable as u32)) {
-        std::thread::yield_now();
-    }
+    until(|| bench.heard.requests().contains(&(Request::SetVringEnable as u32)));
     let driver = &mut bench.drivers[0];
     driver.write(0x8_0001, &[0x81]);
     driver.write(driver.used + 4, &[head, 1].map(u32::to_le_bytes).concat());
     driver.store(driver.used + 2, 1);
     bench.link.hang_up();
-    failures.recv().unwrap();
+    failures.recv_timeout(PATIENCE).unwrap();
     let driver = &mut bench.drivers[0];
     let later = ask(driver, 0x8_1000);
     driver.kick.write(1).unwrap();
@@ -578,7 +568,7 @@ fn a_back_end_that_ruined_a_ring_costs_that_ring_only() {
     bench.drivers[0].store(bench.drivers[0].used + 2, 0x1234);
     let owed = ask(&mut bench.drivers[1], 0x8_0000);
     bench.leave();
-    failures.recv().unwrap();
+    failures.recv_timeout(PATIENCE).unwrap();
     assert_eq!(answer_of(&mut bench.drivers[1]), (owed, 1));
     assert_eq!(worker.join().len(), 2, "the ruined one comes back, too");
 }
@@ -587,12 +577,10 @@ fn a_back_end_that_ruined_a_ring_costs_that_ring_only() {
 fn a_driver_that_breaks_the_rules_ends_a_device_that_refuses() {
     let bench = bench(Some((Request::SetFeatures, Deed::Close)));
     let (worker, failures) = bench.run();
-    failures.recv().unwrap();
+    failures.recv_timeout(PATIENCE).unwrap();
     bench.drivers[0].store(bench.drivers[0].avail + 2, 0x1234);
     bench.drivers[0].kick.write(1).unwrap();
-    while !worker.is_stopped() {
-        std::thread::yield_now();
-    }
+    until(|| worker.is_stopped());
     assert_eq!(bench.metrics().backend_failures.get(), 1);
 }
 
@@ -601,7 +589,7 @@ fn all_rings_together_are_handed_over_and_taken_back_within_one_limit() {
     let bench = bench(Some((Request::SetFeatures, Deed::Dawdle)));
     bench.lose_patience();
     let (worker, failures) = bench.run();
-    assert!(why(failures.recv().unwrap()).contains("within 100 ms, with all that was asked before"));
+    assert!(why(failures.recv_timeout(PATIENCE).unwrap()).contains("within 100 ms, with all that was asked before"));
     assert!(bench.heard.requests().len() <= 2, "{:?}", bench.heard.requests());
     worker.join();
     let bench = self::bench(Some((Request::GetVringBase, Deed::Dawdle)));
@@ -628,14 +616,10 @@ fn a_device_on_its_way_out_waits_for_no_answer_and_connects_to_nobody() {
         bench.link = Link::over(here, Path::new("/nowhere/s"), 2, limit).unwrap();
         let (worker, failures) = bench.run();
         if step == Request::GetVringBase {
-            while bench.metrics().starts.get() == 0 {
-                std::thread::yield_now();
-            }
+            until(|| bench.metrics().starts.get() > 0);
             worker.hold();
         }
-        while !bench.heard.requests().contains(&(step as u32)) {
-            std::thread::yield_now();
-        }
+        until(|| bench.heard.requests().contains(&(step as u32)));
         // Whoever changes memory meanwhile waits for the connection until its own deadline, and no longer.
         let busy = bench.link.memory_added(&bench.mem, Instant::now());
         assert_eq!(
@@ -680,9 +664,7 @@ fn a_held_device_has_its_rings_back_and_goes_on_where_they_stopped() {
     let doorbell = bench.link.doorbell(1).unwrap().event().clone();
     while doorbell.read().is_ok() {}
     worker.release();
-    while doorbell.read().is_err() {
-        std::thread::yield_now();
-    }
+    until(|| doorbell.read().is_ok());
     let told = bench.heard.take();
     let bases = told
         .iter()
@@ -705,13 +687,9 @@ fn a_pause_that_is_given_up_leaves_a_slow_back_end_at_work() {
     // Both rings take a little longer than the usual limit for all, a twelfth of what there is for this.
     bench.link.set_limit(IMPATIENT * 3 / 2);
     worker.hold();
-    while bench.heard.requests().is_empty() {
-        std::thread::yield_now();
-    }
+    until(|| !bench.heard.requests().is_empty());
     worker.release();
-    while bench.heard.requests().len() < 2 {
-        std::thread::yield_now();
-    }
+    until(|| bench.heard.requests().len() >= 2);
     assert!(failures.try_recv().is_err(), "it has its time");
     bench.link.retire();
     worker.join();
@@ -723,7 +701,7 @@ fn a_back_end_that_does_not_let_go_is_not_held_and_refuses_what_it_owes() {
     let (worker, failures) = bench.started();
     let owed = ask(&mut bench.drivers[1], 0x8_0000);
     worker.hold();
-    failures.recv().unwrap();
+    failures.recv_timeout(PATIENCE).unwrap();
     assert_eq!(answer_of(&mut bench.drivers[1]), (owed, 1));
     assert!(!worker.is_held());
     worker.release();
@@ -744,7 +722,7 @@ fn a_back_end_that_left_while_the_device_was_held_is_replaced_by_nobody() {
     bench.leave();
     let owed = ask(&mut bench.drivers[0], 0x8_0000);
     worker.release();
-    failures.recv().unwrap();
+    failures.recv_timeout(PATIENCE).unwrap();
     assert_eq!(answer_of(&mut bench.drivers[0]), (owed, 1));
     assert_eq!(bench.metrics().connects.get(), 1);
     worker.join();

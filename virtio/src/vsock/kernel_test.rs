@@ -1,3 +1,5 @@
+use husk_devices::testing::until;
+
 use super::*;
 use crate::ring::Notify;
 use crate::testing::{Driver, memory};
@@ -48,9 +50,7 @@ fn the_kernel_has_the_packets_and_the_queue_for_events_stays() {
     let (mut vsock, kernel, mem) = device(FEATURES);
     let handler = vsock.start(activation(&mem, [true; 3])).unwrap().remove(0);
     let worker = Worker::spawn("io-vsock", handler, Box::new(|error| panic!("{error}"))).unwrap();
-    while vsock.link.metrics().starts.get() == 0 {
-        std::thread::yield_now();
-    }
+    until(|| vsock.link.metrics().starts.get() > 0);
     assert_eq!(worker.join().len(), 3);
     let asked = kernel.asked();
     assert_eq!(

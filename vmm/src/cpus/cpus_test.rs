@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use husk_devices::testing::until;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{Bytes, VolatileMemory};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -136,10 +137,10 @@ impl Guest {
     /// Waits until the vCPU that counts at `at` has gone on.
     fn counts(&self, at: usize) {
         let before = self.count(at);
-        while self.count(at) == before {
+        until(|| {
             assert_eq!(self.board.ending(), None);
-            thread::yield_now();
-        }
+            self.count(at) != before
+        });
     }
 
     fn until(&self, done: impl Fn(&Cpus) -> bool) {
@@ -148,9 +149,7 @@ impl Guest {
 
     /// Waits until the guest has started vCPU `id`, of which nothing but KVM's counters tells.
     fn until_online(&self, id: u32) {
-        while !self.cpus.is_online(id) {
-            thread::yield_now();
-        }
+        until(|| self.cpus.is_online(id));
     }
 
     fn pause(&mut self) {
@@ -163,9 +162,7 @@ impl Guest {
     }
 
     fn unplug(&mut self, id: u32) {
-        while !self.cpus.retire(id) {
-            thread::yield_now();
-        }
+        until(|| self.cpus.retire(id));
         self.cpus.remove(id);
     }
 
@@ -425,9 +422,7 @@ fn the_thread_of_a_vcpu_that_has_gone_is_not_waited_for() {
     guest.add(7).unwrap();
     guest.counts(FIRST);
     guest.unplug(7);
-    while has_thread("vcpu7") {
-        thread::yield_now();
-    }
+    until(|| !has_thread("vcpu7"));
     guest.add(7).unwrap();
     guest.unplug(7);
     guest.cpus.stop();

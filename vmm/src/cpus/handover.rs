@@ -175,14 +175,14 @@ impl<T> Drop for Presence<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::sync::mpsc::channel;
     use std::sync::{Arc, OnceLock, Weak};
     use std::task::Wake;
     use std::thread;
     use std::time::{Duration, Instant};
 
-    use rustix::thread::{Pid, gettid};
+    use husk_devices::testing::{until as until_true, until_asleep};
+    use rustix::thread::gettid;
 
     use super::*;
     use crate::news::News;
@@ -270,14 +270,6 @@ mod tests {
         assert_eq!(handover.take_back(), Some(1), "it stays where it is");
     }
 
-    /// Waits until a thread of this process sleeps, or has ended.
-    fn until_asleep(thread: Pid) {
-        let stat = format!("/proc/self/task/{}/stat", thread.as_raw_nonzero());
-        while fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") S ")) {
-            thread::yield_now();
-        }
-    }
-
     #[test]
     fn no_order_comes_between_the_look_of_a_thread_and_its_wait() {
         let handover = Arc::new(Handover::<u64>::new(Order::Wait, Waker::noop().clone()));
@@ -287,7 +279,7 @@ mod tests {
         let control = thread::spawn({
             let handover = handover.clone();
             move || {
-                name.send(gettid()).unwrap();
+                name.send(gettid().as_raw_nonzero().get()).unwrap();
                 handover.order(Order::Run);
             }
         });
@@ -311,9 +303,7 @@ mod tests {
             until(&news, || handover.is_out());
             let before = handover.with(|vcpu| *vcpu).unwrap();
             handover.order(Order::Run);
-            while handover.with(|_| ()).is_some() {
-                thread::yield_now();
-            }
+            until_true(|| handover.with(|_| ()).is_none());
             handover.order(Order::Wait);
             until(&news, || handover.is_out());
             assert!(handover.with(|vcpu| *vcpu).unwrap() >= before);

@@ -1,3 +1,5 @@
+use husk_devices::testing::until;
+
 use super::super::testing::{MIB, PATIENCE, Reply, Server, Vm};
 use super::*;
 
@@ -76,9 +78,7 @@ fn a_guest_that_refuses_later_is_told_and_one_that_refused_before_is_not() {
     let told = thread::spawn({
         let vm = std::sync::Arc::clone(&vm);
         move || {
-            while vm.lock().unwrap().resizes.is_empty() {
-                thread::yield_now();
-            }
+            until(|| !vm.lock().unwrap().resizes.is_empty());
             vm.lock().unwrap().refuse();
         }
     });
@@ -97,9 +97,7 @@ fn a_size_that_another_takes_the_place_of_is_not_waited_for() {
     let other = thread::spawn({
         let vm = std::sync::Arc::clone(&vm);
         move || {
-            while vm.lock().unwrap().resizes.is_empty() {
-                thread::yield_now();
-            }
+            until(|| !vm.lock().unwrap().resizes.is_empty());
             vm.lock().unwrap().vcpus = 5;
         }
     });

@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{Ordering, fence};
-use std::time::{Duration, Instant};
 
+use husk_devices::testing::until;
 use rustix::fs::{MemfdFlags, memfd_create};
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
@@ -26,8 +26,6 @@ const SLOT: u64 = 0x2000;
 const REPLY: u64 = 0x1000;
 /// Where memory is that comes later.
 const LATER: u64 = 1 << 30;
-/// No answer of a server takes so long.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 const ROOT: u64 = 1;
 /// `FUSE_POSIX_LOCKS`, `FUSE_BIG_WRITES`, `FUSE_FLOCK_LOCKS`.
@@ -307,11 +305,7 @@ impl FrontEnd {
 
     /// Waits for the reply to a request.
     pub fn wait_for(&self, asked: Asked) -> Answer {
-        let begin = Instant::now();
-        while !self.is_answered(asked) {
-            assert!(begin.elapsed() < PATIENCE, "no answer to {asked:?}");
-            std::thread::sleep(Duration::from_micros(200));
-        }
+        until(|| self.is_answered(asked));
         self.reply(asked).1
     }
 

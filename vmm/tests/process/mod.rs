@@ -5,13 +5,14 @@ pub mod fuse;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
+use husk_devices::testing::until;
 pub use rustix::process::Signal;
-use rustix::process::{Pid, kill_process};
+use rustix::process::{Pid, WaitId, WaitIdOptions, kill_process, waitid};
 use serde_json::Value;
 use tempfile::TempDir;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -60,14 +61,21 @@ impl Husk {
         self.folder.path().join("api.sock")
     }
 
-    /// Waits until somebody listens.
+    /// A process that listens, started by a shell in `folder` that does `first` before.
+    pub fn start_by(folder: TempDir, first: &str, options: &str) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{first} exec {HUSK} --api-socket api.sock {options}")]);
+        command.current_dir(&folder).stdin(Stdio::null()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        let husk = Self { folder, child };
+        husk.ready();
+        husk
+    }
+
+    /// Waits until it listens.
+    #[track_caller]
     pub fn ready(&self) {
-        loop {
-            if UnixStream::connect(self.socket()).is_ok() {
-                return;
-            }
-            std::thread::yield_now();
-        }
+        ready(&self.child, &self.socket());
     }
 
     pub fn client(&self) -> Client {
@@ -87,6 +95,43 @@ impl Husk {
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
+
+    /// How it ends by itself, and what it has said on standard error.
+    #[track_caller]
+    pub fn end(mut self) -> (ExitStatus, String) {
+        let mut status = None;
+        until(|| {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        let mut said = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        (status.unwrap(), said)
+    }
+}
+
+/// Waits until `child` listens at `socket`.
+///
+/// # Panics
+/// When it ends before that, with what it has said on standard error if that is a pipe.
+#[track_caller]
+pub fn ready(child: &Child, socket: &Path) {
+    let id = WaitId::Pid(Pid::from_child(child));
+    // Its status stays for who waits for it.
+    let looks = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    until(|| {
+        let listens = UnixStream::connect(socket).is_ok();
+        if !listens && let Some(ended) = waitid(id.clone(), looks).unwrap() {
+            let mut said = String::new();
+            if let Some(stderr) = &child.stderr {
+                let mut stderr = fs::File::from(stderr.as_fd().try_clone_to_owned().unwrap());
+                stderr.read_to_string(&mut said).unwrap();
+            }
+            let (code, signal) = (ended.exit_status(), ended.terminating_signal());
+            panic!("it ended before it listened, code {code:?}, signal {signal:?}: {said}");
+        }
+        listens
+    });
 }
 
 impl Drop for Husk {

@@ -1,10 +1,9 @@
 //! A guest in front of a virtio-pci function: what a driver does, register by register.
 
-use std::time::{Duration, Instant};
-
 use husk_devices::MsiMessage;
 use husk_devices::host::fake::FakeHost;
 use husk_devices::pci::Bdf;
+use husk_devices::testing::{until, until_asleep};
 
 use super::*;
 use crate::config::ConfigBytes;
@@ -166,12 +165,16 @@ impl Guest {
         self.drivers = vec![Driver::new(&mem, 0x1000, 8), Driver::new(&mem, 0x2000, 4)];
     }
 
+    #[track_caller]
     pub fn until(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
-        let start = Instant::now();
-        while !done(self) {
-            assert!(start.elapsed() < Duration::from_secs(60), "timed out");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        until(|| done(self));
+    }
+
+    /// Waits until every I/O thread of the device has seen what was asked of it, and waits for more.
+    pub fn until_idle(&self) {
+        let threads = || self.control.threads.lock().unwrap().clone();
+        until(|| threads().len() == self.control.alive.load(Ordering::SeqCst));
+        threads().into_iter().for_each(until_asleep);
     }
 
     /// One request, kicked by a write that arrives as an exit.
