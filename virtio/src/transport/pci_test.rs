@@ -209,9 +209,6 @@ fn aim(guest: &mut Guest, bar: u32, offset: u32, length: u32) -> u16 {
     at + 16
 }
 
-/// Long enough for a thread that was kicked to have done its work.
-const WHILE: std::time::Duration = std::time::Duration::from_millis(50);
-
 #[test]
 fn without_bus_mastering_nothing_is_used_or_sent_and_afterwards_all_of_it() {
     let mut guest = guest();
@@ -222,7 +219,7 @@ fn without_bus_mastering_nothing_is_used_or_sent_and_afterwards_all_of_it() {
     guest.drivers[0].add(&[Buf::In(DATA, 4)]);
     guest.set(DOORBELL_0 - BASE, 2, 0);
     guest.config.lock().unwrap().update(0, &[9]);
-    std::thread::sleep(WHILE);
+    guest.until_idle();
     assert_eq!(guest.drivers[0].take_used(), None);
     assert_eq!(guest.host.take_sent(Guest::message(1)), 0);
     guest.set_master(true);
@@ -237,7 +234,7 @@ fn a_device_that_starts_without_bus_mastering_waits_for_it() {
     guest.set_master(false);
     guest.drivers[0].add(&[Buf::In(DATA, 4)]);
     guest.bring_up();
-    std::thread::sleep(WHILE);
+    guest.until_idle();
     assert_eq!(guest.drivers[0].take_used(), None);
     guest.set_master(true);
     guest.until(|guest| guest.drivers[0].take_used().is_some());
