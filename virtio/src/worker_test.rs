@@ -189,6 +189,43 @@ fn worker_serves_until_stopped_and_gives_the_rings_back() {
     );
 }
 
+/// Files that the calling thread's table has open, the one through which this looks among them.
+fn open_files() -> usize {
+    std::fs::read_dir("/proc/thread-self/fd").unwrap().count()
+}
+
+#[test]
+#[expect(unsafe_code, reason = "a table of descriptors that no other test opens files in")]
+fn a_worker_has_two_descriptors_of_its_own() {
+    struct Count(Sender<usize>);
+    impl Handler for Count {
+        fn watch(&mut self, _: &mut dyn Watch) -> Result<(), HandlerError> {
+            self.0.send(open_files()).unwrap();
+            Ok(())
+        }
+        fn wake(&mut self, _: u32, _: &mut dyn Watch) -> Result<(), HandlerError> {
+            Ok(())
+        }
+        fn stop(self: Box<Self>) -> Vec<RingState> {
+            Vec::new()
+        }
+    }
+    std::thread::spawn(|| {
+        // Without copies of what other tests have open, who may wait for its end.
+        // SAFETY: this thread and the worker that it starts have no descriptor yet, and those of other threads stay as they are.
+        let unshared = unsafe { libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_UNSHARE.cast_signed()) };
+        assert_eq!(unshared, 0);
+        let before = open_files();
+        let (count, counted) = channel();
+        let worker = Worker::spawn("io-count", Box::new(Count(count)), Box::new(|error| panic!("{error}"))).unwrap();
+        // The eventfd that it is told by, and its epoll.
+        assert_eq!(counted.recv_timeout(PATIENCE).unwrap(), before + 2);
+        worker.join();
+    })
+    .join()
+    .unwrap();
+}
+
 #[test]
 fn stop_is_seen_without_waiting() {
     let driver = Driver::new(&memory(), 0x1000, 4);
