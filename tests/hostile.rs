@@ -6,15 +6,14 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use husk_guest::{Answer, Call, Reply, Step, pattern};
 use husk_tests::agent::Agent;
 use husk_tests::api::Shim;
 use husk_tests::body::Shape;
 use husk_tests::info::PciDevice;
-use husk_tests::kernel_file;
-use husk_tests::pod::{self, Launch, PATIENCE, Pod};
+use husk_tests::pod::{self, Launch, Pod};
+use husk_tests::{found, kernel_file, until};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -235,7 +234,7 @@ fn a_hostile_guest_ruins_one_device_and_no_other() {
     lab.works(&whole, 2);
     // A driver that agrees on VERSION_1 and has its rings where there is no RAM.
     lab.poke(&ruined, &[(STATUS, 0)]);
-    while lab.peek(&ruined, STATUS) != 0 {}
+    until(|| lab.peek(&ruined, STATUS) == 0);
     lab.poke(
         &ruined,
         &[
@@ -302,16 +301,15 @@ fn tell_bank(lab: &mut Lab, register: u64, bits: u32, value: u64) {
 
 /// Waits until the VMM has told of something about a device; what else it says of that.
 fn told(lab: &Lab, event: &str, id: &str) -> Value {
-    let start = Instant::now();
-    loop {
+    found(|| {
         let events = pod::events(lab.folder.path()).unwrap();
         let of = |of: &&Value| of["event"] == event && of["properties"]["id"] == id;
-        if let Some(found) = events.iter().find(of) {
-            return found["properties"].clone();
-        }
-        assert!(start.elapsed() < PATIENCE, "no {event} of {id}: {events:#?}");
-        thread::sleep(Duration::from_millis(50));
-    }
+        let found = events.iter().find(of);
+        found.map_or_else(
+            || Err(format!("no {event} of {id}: {events:#?}")),
+            |found| Ok(found["properties"].clone()),
+        )
+    })
 }
 
 #[test]
@@ -436,16 +434,11 @@ fn a_guest_that_writes_hot_plug_registers_at_random_hurts_nobody_else() {
 
 /// Waits until the memory slots that are not empty are as `is` wants them, by `vm.resize-status`.
 fn dimms(lab: &mut Lab, is: impl Fn(&[Value]) -> bool) -> Vec<Value> {
-    let start = Instant::now();
-    loop {
+    found(|| {
         let status: Value = lab.pod.api().get("vm.resize-status").unwrap().json().unwrap();
         let dimms = status["memory"]["dimms"].as_array().unwrap();
-        if is(dimms) {
-            return dimms.clone();
-        }
-        assert!(start.elapsed() < PATIENCE, "{status}");
-        thread::sleep(Duration::from_millis(50));
-    }
+        if is(dimms) { Ok(dimms.clone()) } else { Err(status) }
+    })
 }
 
 #[test]

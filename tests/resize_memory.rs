@@ -3,18 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
 
 use std::fs;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use husk_guest::Call;
 use husk_guest::resources::Resources;
 use husk_tests::agent::Agent;
 use husk_tests::api::Shim;
 use husk_tests::body::Shape;
-use husk_tests::kernel_file;
-use husk_tests::pod::{PATIENCE, Pod};
+use husk_tests::pod::Pod;
 use husk_tests::resize::{Resizing, Size};
 use husk_tests::smaps::resident_kib;
+use husk_tests::{found, kernel_file, until};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -86,7 +84,7 @@ impl Lab {
     /// Waits until host and guest agree that the guest has `bytes` more than when it booted, bringing memory online meanwhile as
     /// Kata's agent does.
     fn agree(&mut self, agent: &mut Agent, before: &Resources, bytes: u64) -> Resources {
-        until(|| {
+        found(|| {
             let now = agent.bring_online(1).unwrap();
             let (host, guest) = (self.actual_size(), gained(before, &now));
             (host == BOOT + bytes && guest == bytes).then_some(now).ok_or_else(|| {
@@ -100,7 +98,7 @@ impl Lab {
 
     /// Waits until as much of a mapping is in the host's memory as `is_enough` wants.
     fn resident_until(&self, mapping: &str, is_enough: impl Fn(u64) -> bool) {
-        until(|| {
+        found(|| {
             let kib = self.resident_kib(mapping);
             is_enough(kib)
                 .then_some(())
@@ -116,18 +114,6 @@ impl Lab {
 /// Bytes of memory that the guest has gained.
 fn gained(before: &Resources, now: &Resources) -> u64 {
     now.memory_kib.saturating_sub(before.memory_kib) * 1024
-}
-
-/// Looks again and again until `look` finds something; what it found instead is told when it never does.
-fn until<T>(mut look: impl FnMut() -> Result<T, String>) -> T {
-    let start = Instant::now();
-    loop {
-        match look() {
-            Ok(found) => return found,
-            Err(instead) => assert!(start.elapsed() < PATIENCE, "it does not happen: {instead}"),
-        }
-        thread::sleep(Duration::from_millis(50));
-    }
 }
 
 /// A file system in the guest's memory.
@@ -197,7 +183,7 @@ fn memory_comes_and_goes_back_to_the_host_by_virtio_mem(kernel: &str) {
     empty(&mut agent);
     lab.resize(BOOT);
     // A guest cannot let go of every block: where it uses one itself it keeps it.
-    let left = until(|| {
+    let left = found(|| {
         let (host, guest) = (lab.actual_size() - BOOT, gained(&before, &agent.resources().unwrap()));
         let agreed = (host == guest && host <= 32 * MIB).then_some(host);
         agreed.ok_or_else(|| format!("host {host}, guest {guest}: {}", lab.status()))
@@ -258,7 +244,7 @@ fn memory_that_the_host_did_not_have_comes_once_it_has_it() {
     lab.resize(BOOT + 128 * MIB);
     set_huge_pages(of(BOOT) + 16);
     lab.pod.put("vm.resume", None).unwrap().done().unwrap();
-    until(|| {
+    found(|| {
         let busy = lab.counter("__mem", "busy");
         (busy >= 4).then_some(()).ok_or_else(|| format!("put off {busy} times"))
     });
@@ -280,7 +266,7 @@ fn memory_comes_as_dimms(kernel: &str, state: &str) {
         more += step;
         lab.resize(BOOT + more);
         let there = blocks(&before) + more / before.block_bytes;
-        let came = until(|| {
+        let came = found(|| {
             let now = agent.resources().unwrap();
             let found = blocks(&now);
             (found == there)
@@ -330,7 +316,7 @@ fn a_dimm_that_the_guest_uses_stays_and_both_sides_know() {
     let body = lab.pod.shape().resize_memory(BOOT);
     let answer = lab.pod.put("vm.resize", Some(&body)).unwrap();
     assert!(matches!(answer.status, 204 | 500), "{answer:?}");
-    until(|| {
+    found(|| {
         let (host, now) = (lab.actual_size() - BOOT, agent.resources().unwrap());
         let agreed = host == gained(&before, &now) && now.blocks_in("going-offline") == 0;
         agreed
@@ -353,7 +339,7 @@ fn a_dimm_of_movable_memory_goes_back_to_the_host() {
     lab.resize(BOOT);
     lab.agree(&mut agent, &before, 0);
     // Unmapped as a whole.
-    until(|| match resident_kib(lab.pod.pid(), RESERVE) {
+    found(|| match resident_kib(lab.pod.pid(), RESERVE) {
         Ok(kib) if kib > 0 => Err(format!("{kib} KiB of {RESERVE}")),
         _ => Ok(()),
     });
@@ -381,7 +367,7 @@ fn more_than_a_small_guest_can_describe_at_once_does_not_kill_it() {
     let answer = lab.pod.put("vm.resize", Some(&body)).unwrap();
     assert!(matches!(answer.status, 204 | 400 | 500), "{answer:?}");
     // Whatever came of it, both sides say the same, and the guest can go on.
-    let more = until(|| {
+    let more = found(|| {
         let (host, now) = (lab.actual_size() - BOOT, agent.bring_online(1).unwrap());
         let guest = gained(&before, &now);
         (host == guest)
@@ -407,7 +393,7 @@ fn a_balloon_takes_memory_and_gives_it_back(kernel: &str) {
     let (before, used) = (agent.resources().unwrap(), lab.resident_kib(RAM));
     lab.inflate(96 * MIB);
     let size = |lab: &mut Lab, agent: &mut Agent, less: u64| {
-        until(|| {
+        found(|| {
             let (host, guest) = (lab.actual_size(), agent.resources().unwrap().memory_kib);
             let agreed = host == BOOT - less && guest == before.memory_kib - (less >> 10);
             agreed
@@ -444,16 +430,16 @@ fn whoever_asks_for_statistics_has_new_ones_soon() {
         let age = balloon["stats_age_ms"].as_f64();
         free.zip(age).ok_or_else(|| format!("no statistics: {balloon}"))
     };
-    let (before, _) = until(|| free(&mut lab));
+    let (before, _) = found(|| free(&mut lab));
     fill(&mut agent, 80);
-    until(|| {
+    found(|| {
         let (now, age) = free(&mut lab)?;
         let less = now < before.saturating_sub(60 * MIB);
         less.then_some(())
             .ok_or_else(|| format!("{now} bytes free {age} ms ago, {before} at first"))
     });
     empty(&mut agent);
-    until(|| {
+    found(|| {
         let (now, _) = free(&mut lab)?;
         (now > before.saturating_sub(40 * MIB))
             .then_some(())
@@ -493,7 +479,7 @@ fn an_idle_guest_gives_back_what_it_does_not_use_and_has_it_again() {
     fill(&mut agent, 80);
     empty(&mut agent);
     let used = lab.resident_kib(RAM);
-    let less = until(|| {
+    let less = found(|| {
         let (size, status) = (lab.actual_size(), lab.status());
         let free = status["memory"]["balloon"]["stats"]["free_bytes"].as_u64();
         let settled = size + 48 * MIB < BOOT && free.is_some_and(|free| free < 80 * MIB);
@@ -502,7 +488,7 @@ fn an_idle_guest_gives_back_what_it_does_not_use_and_has_it_again() {
     lab.resident_until(RAM, |kib| kib + (48 << 10) < used);
     // More than it has kept.
     fill(&mut agent, 90);
-    until(|| {
+    found(|| {
         let size = lab.actual_size();
         (size > less + 8 * MIB)
             .then_some(())
@@ -608,7 +594,7 @@ fn a_vm_that_is_rebooted_has_the_size_that_was_asked_for_last() {
     lab.resize(BOOT);
     assert_eq!(lab.actual_size(), BOOT + 256 * MIB);
     lab.resize(BOOT + 384 * MIB);
-    until(|| {
+    found(|| {
         let (host, guest) = (lab.actual_size(), agent.bring_online(2).unwrap());
         let come = guest.memory_kib - now.memory_kib;
         (host == BOOT + 384 * MIB && come == 128 << 10)
@@ -629,7 +615,7 @@ fn what_is_no_whole_block_becomes_one() {
     }
     agent.load_module("virtio_mem").unwrap();
     let driver = |lab: &mut Lab| lab.status()["memory"]["virtio_mem"]["driver"] == true;
-    until(|| driver(&mut lab).then_some(()).ok_or_else(|| "no driver".into()));
+    until(|| driver(&mut lab));
     for (bytes, comes) in [(256 * MIB + 1, 258 * MIB), (387 * MIB, 388 * MIB)] {
         lab.resize(BOOT + bytes);
         lab.agree(&mut agent, &before, comes);

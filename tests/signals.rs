@@ -3,7 +3,7 @@
 
 use husk_guest::{Answer, Step};
 use husk_tests::pty::{self, Pty};
-use husk_tests::{Boot, Guest};
+use husk_tests::{Boot, Guest, until};
 
 fn idle() -> Boot {
     Boot::new([Step::Idle])
@@ -49,11 +49,7 @@ fn ctrl_c_ends_a_vm_whose_console_is_elsewhere() {
     let terminal = Pty::open(24, 80);
     let mut guest = idle().serial("file=serial.log").terminal(terminal).start();
     let log = guest.folder().join("serial.log");
-    let start = std::time::Instant::now();
-    while !std::fs::read_to_string(&log).is_ok_and(|said| said.contains("bye")) {
-        assert!(start.elapsed() < husk_tests::PATIENCE, "the guest did not come up");
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
+    until(|| std::fs::read_to_string(&log).is_ok_and(|said| said.contains("bye")));
     guest.type_text("\x03");
     assert_ne!(guest.wait().code, None);
 }

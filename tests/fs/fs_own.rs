@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use husk_guest::Call;
 use husk_tests::agent::Agent;
 use husk_tests::api::Shim;
 use husk_tests::info::{PciDevice, State};
-use husk_tests::pod::{PATIENCE, Pod};
+use husk_tests::pod::Pod;
+use husk_tests::{found, until};
 use serde_json::{Value, json};
 
 use crate::{a_tree_from_each_processor, sh, shape};
@@ -23,25 +22,17 @@ fn holds(pid: u32, folder: &Path) -> bool {
 
 /// Waits until the VMM has let go of a folder that it served.
 fn wait_until_let_go(pod: &mut Pod, folder: &Path) {
-    let start = Instant::now();
-    while holds(pod.pid(), folder) {
-        assert!(start.elapsed() < PATIENCE, "{} is held", folder.display());
-        thread::sleep(Duration::from_millis(10));
-    }
+    until(|| !holds(pod.pid(), folder));
 }
 
 /// Mounts a share once the guest's driver has found it.
 fn mount_when_there(agent: &mut Agent, tag: &str) {
-    let start = Instant::now();
     let call = Call::Mount {
         source: tag.into(),
         target: format!("/{tag}"),
         kind: "virtiofs".into(),
     };
-    while let Err(error) = agent.must(&call) {
-        assert!(start.elapsed() < PATIENCE, "{error:#}");
-        thread::sleep(Duration::from_millis(50));
-    }
+    found(|| agent.must(&call));
 }
 
 #[test]

@@ -30,6 +30,7 @@ pub mod tap;
 pub mod threads;
 mod trace;
 mod transcript;
+mod until;
 
 pub use boot::{Boot, Image, Input, VMM};
 pub use end::{end_of, kill};
@@ -37,3 +38,4 @@ pub use guest::{Ended, Guest, PATIENCE};
 pub use lab::{husk, kernel_file};
 pub use process::tap;
 pub use trace::Trace;
+pub use until::{found, until};

@@ -2,18 +2,15 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
-use std::thread;
-use std::time::Duration;
 
 use husk_guest::pattern;
 use husk_tests::agent::Agent;
 use husk_tests::api::{Response, Shim};
 use husk_tests::body::Shape;
 use husk_tests::info::PciDevice;
-use husk_tests::kernel_file;
 use husk_tests::pod::Pod;
 use husk_tests::tap::Tap;
-use husk_tests::threads;
+use husk_tests::{kernel_file, threads, until};
 use serde_json::{Value, json};
 
 use crate::session::{PREFIX, SET_UP, Session, a_driver_comes_again, boot, download, network, stream_bytes, upload};
@@ -189,9 +186,7 @@ fn a_device_of_the_kernel_comes_pauses_goes_and_outlives_a_reboot() {
     pod.remove(&device).unwrap();
     guest.sh("while [ -e /sys/class/net/eth0 ]; do sleep 0.1; done");
     // The name is free once the device has gone.
-    while add(&mut pod, &descriptor).status != 200 {
-        thread::sleep(Duration::from_millis(50));
-    }
+    until(|| add(&mut pod, &descriptor).status == 200);
     guest.set_up();
     guest.traffic(5020);
     drop(guest);

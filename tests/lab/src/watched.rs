@@ -167,14 +167,12 @@ mod tests {
 
     #[test]
     fn what_does_not_end_is_killed() {
-        let start = Instant::now();
         let limits = Limits {
             timeout: Some(Duration::from_millis(200)),
             pulse: None,
         };
         let error = run(&mut shell("exec sleep 100"), true, &limits, &mut |_| {}).unwrap_err();
         assert!(error.to_string().contains("killed after"), "{error}");
-        assert!(start.elapsed() < Duration::from_secs(50));
     }
 
     /// Why `script` was given up, which has `patience` to say something.
