@@ -308,7 +308,7 @@ fn kernel_log() -> Result<Vec<u8>, String> {
 fn the_last(mut text: Vec<u8>) -> Vec<u8> {
     if let Some(surplus) = text
         .len()
-        .checked_sub(FILE_BYTES as usize)
+        .checked_sub(usize::try_from(FILE_BYTES).unwrap_or(usize::MAX))
         .filter(|surplus| *surplus > 0)
     {
         let line = text.iter().skip(surplus - 1).position(|byte| *byte == b'\n');
@@ -421,7 +421,7 @@ mod tests {
         let text: Vec<u8> = (0..200_000).flat_map(|n| format!("{n:09}\n").into_bytes()).collect();
         let kept = the_last(text.clone());
         assert_eq!(kept.len() as u64, FILE_BYTES / 10 * 10);
-        assert!(text.ends_with(&kept) && kept.len() % 10 == 0);
+        assert!(text.ends_with(&kept) && kept.len().is_multiple_of(10));
         assert_eq!(the_last(kept.clone()), kept);
         assert_eq!(the_last(vec![b'x'; 2 << 20]), b"");
     }
