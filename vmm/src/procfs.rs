@@ -4,8 +4,6 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::memory::meminfo_bytes;
-
 /// How names of mappings of guest memory begin in `smaps`: a memfd's, or that of anonymous memory. What follows tells them apart
 /// ([`RAM_NAME`](crate::memory::RAM_NAME) and others).
 const GUEST_MEMORY: [&str; 2] = ["/memfd:guest-", "[anon:guest-"];
@@ -35,6 +33,13 @@ pub(crate) fn numbers(folder: &Path) -> io::Result<Vec<u32>> {
 pub(crate) fn soft_limit(limits: &str, name: &str) -> Option<u64> {
     let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_ascii_whitespace().next()?.parse().ok()
+}
+
+/// The bytes that a text like `/proc/meminfo` (proc_meminfo(5)) or `/proc/PID/status` gives in kB for `name`, such as `MemTotal:`. None when it
+/// has no such line, or more than 64 bits hold.
+pub(crate) fn meminfo_bytes(meminfo: &str, name: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// Controllers and path of a line of `/proc/PID/cgroup`, `id:controllers:path` (cgroups(7)). The unified hierarchy of version 2 has no
@@ -87,6 +92,15 @@ mod tests {
         }
         assert_eq!(numbers(folder.path()).unwrap(), [9, 10]);
         assert!(numbers(Path::new("/nowhere")).is_err());
+    }
+
+    #[test]
+    fn kilobytes_of_a_name_are_bytes() {
+        let text = "MemTotal:       16303256 kB\nMemFree: x kB\nHuge: 18446744073709551615 kB\nEmpty:\n";
+        assert_eq!(meminfo_bytes(text, "MemTotal:"), Some(16_303_256 << 10));
+        for name in ["MemFree:", "Huge:", "Empty:", "None:"] {
+            assert_eq!(meminfo_bytes(text, name), None, "{name}");
+        }
     }
 
     #[test]

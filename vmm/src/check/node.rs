@@ -9,7 +9,7 @@ use super::facts::read;
 use crate::install::{
     CONTAINERD_PACKAGES, CRIO_PACKAGES, DISTRIBUTIONS, Shim, behind, distribution, program_version, runtimes,
 };
-use crate::memory::meminfo_bytes;
+use crate::procfs::meminfo_bytes;
 
 /// Where Kata is, unless somebody put it elsewhere.
 const KATA: &str = "/opt/kata";

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::log::Tag;
-use crate::memory::meminfo_bytes;
 use crate::procfs;
+use crate::procfs::meminfo_bytes;
 
 /// Clock ticks a second in `/proc`: `USER_HZ`, which on x86 is the same for all kernels.
 const TICKS: u64 = 100;

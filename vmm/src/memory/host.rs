@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::backing::{Backing, Pages, Source};
 use crate::config::Size;
-use crate::procfs;
+use crate::procfs::{self, meminfo_bytes};
 
 /// Why the host does not give memory.
 #[derive(Debug, thiserror::Error)]
@@ -336,12 +336,6 @@ impl Host {
     fn open(&self, path: &str) -> Option<File> {
         File::open(self.root.join(path.strip_prefix('/')?)).ok()
     }
-}
-
-/// The bytes that a `/proc/meminfo` (proc_meminfo(5)) gives in kB for `name`, such as `MemTotal:`.
-pub fn meminfo_bytes(meminfo: &str, name: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
-    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// The whole of a file of the kernel as it is now: what such a file says is made when its start is read.

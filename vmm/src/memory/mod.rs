@@ -37,7 +37,7 @@ use serde::Serialize;
 
 pub use blocks::Blocks;
 pub(crate) use host::read_from_start;
-pub use host::{GroupLimit, HostError, meminfo_bytes};
+pub use host::{GroupLimit, HostError};
 pub use places::Era;
 pub use region::{Region, RemoveError};
 pub use reserve::Reserved;

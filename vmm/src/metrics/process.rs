@@ -9,7 +9,8 @@ use std::mem::MaybeUninit;
 
 use rustix::fs::{RawDir, SeekFrom, seek};
 
-use crate::memory::{meminfo_bytes, read_from_start};
+use crate::memory::read_from_start;
+use crate::procfs::meminfo_bytes;
 use crate::procfs::stat_fields;
 
 /// Bytes of directory entries that are read at once.

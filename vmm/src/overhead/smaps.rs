@@ -4,8 +4,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::memory::meminfo_bytes;
 use crate::procfs;
+use crate::procfs::meminfo_bytes;
 
 /// Lines of a mapping that are its own: pages that no other process maps, and those that were swapped out.
 const PRIVATE: [&str; 3] = ["Private_Clean:", "Private_Dirty:", "SwapPss:"];

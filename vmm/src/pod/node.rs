@@ -5,7 +5,7 @@ use std::path::Path;
 
 use husk_hotplug::sizing::resources::CpuSet;
 
-use crate::memory::meminfo_bytes;
+use crate::procfs::meminfo_bytes;
 
 /// A host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
