@@ -1,5 +1,8 @@
-//! How tests wait for what another thread does: with an end, so that a fault fails the test in place of hanging it.
+//! What tests of several crates need: to wait for what another thread does, with an end, so that a fault fails the test in place of
+//! hanging it; and loop devices of the host.
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
@@ -27,6 +30,32 @@ pub fn until(mut done: impl FnMut() -> bool) {
 pub fn until_asleep(id: i32) {
     let stat = format!("/proc/self/task/{id}/stat");
     until(|| !fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") S ")));
+}
+
+/// A loop device, detached when dropped.
+pub struct Loop(
+    /// Its path, such as `/dev/loop0`.
+    pub PathBuf,
+);
+
+impl Loop {
+    /// One on `file`, with more options of losetup(8). `None`, and a word, where there is none to be had.
+    pub fn attach(file: &Path, options: &[&str]) -> Option<Self> {
+        let mut losetup = Command::new("losetup");
+        losetup.args(["--find", "--show"]).args(options).arg(file);
+        let device = losetup.output().ok().filter(|attached| attached.status.success());
+        if device.is_none() {
+            println!("skipped: needs root, a loop device");
+        }
+        let device = String::from_utf8(device?.stdout).ok()?;
+        Some(Self(device.trim().into()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
+    }
 }
 
 #[cfg(test)]

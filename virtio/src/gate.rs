@@ -103,8 +103,6 @@ mod tests {
 
     use super::*;
 
-    /// Longer than anything here takes. Only a broken gate waits so long.
-
     struct Bell(Mutex<Sender<()>>);
 
     impl Wake for Bell {

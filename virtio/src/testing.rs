@@ -19,7 +19,8 @@ mod vectors;
 
 pub(crate) use abuse::ABUSES;
 pub(crate) use device::{Echo, EchoControl};
-pub(crate) use loops::{Loop, LossyDevice};
+pub(crate) use husk_devices::testing::Loop;
+pub(crate) use loops::LossyDevice;
 pub(crate) use vectors::Vectors;
 
 pub(crate) const F_NEXT: u16 = 1;

@@ -17,8 +17,6 @@ use crate::testing::{ABUSES, Buf, Driver, memory};
 use crate::threads::{Body, Plain};
 use crate::worker::Worker;
 
-/// Longer than anything here takes.
-
 /// Answered at once.
 const ECHO: u32 = 1;
 /// Answered when the test lets it go.

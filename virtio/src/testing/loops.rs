@@ -1,31 +1,10 @@
 //! Block devices of the host, where it lets us have loop devices.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-/// A loop device, detached when dropped.
-pub(crate) struct Loop(pub PathBuf);
-
-impl Loop {
-    /// One on `file`, with more options of losetup(8). `None`, and a word, where there is none to be had.
-    pub(crate) fn attach(file: &Path, options: &[&str]) -> Option<Self> {
-        let mut losetup = Command::new("losetup");
-        losetup.args(["--find", "--show"]).args(options).arg(file);
-        let device = losetup.output().ok().filter(|attached| attached.status.success());
-        if device.is_none() {
-            println!("skipped: needs root, a loop device");
-        }
-        let device = String::from_utf8(device?.stdout).ok()?;
-        Some(Self(device.trim().into()))
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
-    }
-}
+use husk_devices::testing::Loop;
 
 /// A block device of 8 MiB whose storage has room for 1 MiB: a write succeeds, its write-back does not.
 pub(crate) struct LossyDevice {

@@ -1,4 +1,5 @@
 use husk_devices::chain;
+use husk_devices::testing::Loop;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::*;
@@ -217,15 +218,8 @@ fn a_file_that_cannot_be_written_keeps_nothing() {
 #[test]
 fn a_device_that_is_read_only_keeps_nothing() {
     let file = file(BLOCK_BYTES);
-    let losetup = |args: &[&str], path: &Path| std::process::Command::new("losetup").args(args).arg(path).output();
-    let attached = losetup(&["--find", "--show", "--read-only"], file.path());
-    let Some(attached) = attached.ok().filter(|attached| attached.status.success()) else {
-        println!("skipped: needs root, a loop device");
+    let Some(device) = Loop::attach(file.path(), &["--read-only"]) else {
         return;
     };
-    let device = String::from_utf8(attached.stdout).unwrap();
-    let device = Path::new(device.trim());
-    let tried = std::panic::catch_unwind(|| cannot_be_written(device));
-    losetup(&["-d"], device).unwrap();
-    tried.unwrap();
+    cannot_be_written(&device.0);
 }
