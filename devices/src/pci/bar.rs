@@ -40,7 +40,8 @@ pub struct BarRange {
 }
 
 impl Bar {
-    /// A BAR below 4 GiB. `size` is a power of two, 16 bytes to 2 GiB.
+    /// A BAR below 4 GiB, which no device of husk has. `size` is a power of two, 16 bytes to 2 GiB.
+    #[cfg(any(test, feature = "test-utils"))]
     pub const fn memory32(size: u64) -> Self {
         Self {
             size,

@@ -210,7 +210,8 @@ impl ConfigSpace {
     }
 
     /// The 32-bit register at `offset`.
-    pub fn u32_at(&self, offset: u16) -> u32 {
+    #[cfg(test)]
+    pub(crate) fn u32_at(&self, offset: u16) -> u32 {
         self.registers.u32(usize::from(offset))
     }
 

@@ -151,7 +151,8 @@ impl FsConfig {
     }
 
     /// The folder `dir`, served by husk as it usually is.
-    pub fn of_dir(tag: impl Into<String>, dir: impl Into<PathBuf>) -> Self {
+    #[cfg(test)]
+    pub(crate) fn of_dir(tag: impl Into<String>, dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: Some(dir.into()),
             ..Self::new(tag, "")
