@@ -120,7 +120,7 @@ pub(super) fn write(file: impl AsFd, from: Buffers<'_>, offset: u64) -> Result<u
     })
 }
 
-/// As [`write`], but at the end of the file, wherever that is (`RWF_APPEND` of pwritev2(2)).
+/// As [`write()`], but at the end of the file, wherever that is (`RWF_APPEND` of pwritev2(2)).
 pub(super) fn append(file: impl AsFd, from: Buffers<'_>, offset: u64) -> Result<usize, Errno> {
     move_all(from, offset, |array, count, at| {
         // SAFETY: as for the write.
