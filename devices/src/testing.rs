@@ -1,5 +1,5 @@
 //! What tests of several crates need: to wait for what another thread does, with an end, so that a fault fails the test in place of
-//! hanging it; and loop devices of the host.
+//! hanging it; loop devices of the host; and the source, which some compare with what is written about it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -58,11 +58,62 @@ impl Drop for Loop {
     }
 }
 
+/// The files below `folder` whose name ends with `end`, in order. Hidden files and what is built are left out.
+///
+/// # Panics
+/// When a folder cannot be read.
+pub fn files(folder: &Path, end: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    for entry in entries.flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        let name = name.to_string_lossy();
+        if name.starts_with('.') || name == "target" {
+            continue;
+        }
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(files(&path, end));
+        } else if name.ends_with(end) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+/// As [`files`] of Rust, each with its text, less tests: files called `…_test.rs`, and what follows the head of a module `tests`.
+///
+/// # Panics
+/// As [`files`], and when one cannot be read.
+pub fn shipped_sources(folder: &Path) -> Vec<(PathBuf, String)> {
+    let mut sources = Vec::new();
+    for path in files(folder, ".rs") {
+        if path.to_string_lossy().ends_with("_test.rs") {
+            continue;
+        }
+        let mut text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        if let Some(end) = text.find("\n#[cfg(test)]\nmod tests") {
+            text.truncate(end);
+        }
+        sources.push((path, text));
+    }
+    sources
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::channel;
 
     use super::*;
+
+    #[test]
+    fn sources_are_found_in_order_and_without_their_tests() {
+        let sources = shipped_sources(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")));
+        assert!(sources.is_sorted() && sources.iter().any(|(path, _)| path.ends_with("pci/bar.rs")));
+        let (_, own) = sources.iter().find(|(path, _)| path.ends_with("testing.rs")).unwrap();
+        assert!(own.ends_with("    sources\n}\n"), "{own}");
+        assert!(!sources.iter().any(|(path, _)| path.ends_with("bus_test.rs")));
+    }
 
     #[test]
     fn what_happens_later_is_waited_for() {

@@ -6,30 +6,14 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use husk_devices::testing::{files, shipped_sources};
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
 fn text(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
-}
-
-/// Files below `folder` whose name ends with `end`, as paths from the root, what is built left out.
-fn files(folder: &Path, end: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
-        let (path, name) = (entry.path(), entry.file_name().into_string().unwrap());
-        if name.starts_with('.') || name == "target" {
-            continue;
-        }
-        if entry.file_type().unwrap().is_dir() {
-            found.extend(files(&path, end));
-        } else if name.ends_with(end) {
-            found.push(path);
-        }
-    }
-    found.sort();
-    found
 }
 
 fn from_root(path: &Path) -> String {
@@ -78,11 +62,8 @@ fn the_list_of_files_with_unsafe_code_is_complete() {
 #[test]
 fn every_event_is_documented_and_happens() {
     let mut source = String::new();
-    for path in files(&root().join("vmm/src"), ".rs") {
-        if !from_root(&path).ends_with("_test.rs") {
-            let text = fs::read_to_string(&path).unwrap();
-            source += text.split("#[cfg(test)]").next().unwrap();
-        }
+    for (_, text) in shipped_sources(&root().join("vmm/src")) {
+        source += &text;
     }
     let in_api = section("docs/api.md", "## Events");
     let rows = in_api.lines().filter(|line| line.starts_with("| `"));
@@ -134,12 +115,7 @@ fn the_table_of_figures_is_that_of_the_program() {
 fn every_thread_is_documented() {
     let documented = first_cells(&section("docs/architecture.md", "## 5. Threads"));
     for folder in ["vmm/src", "virtio/src"] {
-        for path in files(&root().join(folder), ".rs") {
-            if from_root(&path).ends_with("_test.rs") {
-                continue;
-            }
-            let source = fs::read_to_string(&path).unwrap();
-            let source = source.split("#[cfg(test)]").next().unwrap();
+        for (path, source) in shipped_sources(&root().join(folder)) {
             let named = source
                 .split(".name(\"")
                 .skip(1)

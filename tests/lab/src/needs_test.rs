@@ -2,27 +2,12 @@
 
 use std::path::PathBuf;
 
+use husk_devices::testing::files;
+
 use super::*;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-/// Files of Rust below `folder`, but for those that are built.
-fn sources(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
-        let (path, name) = (entry.path(), entry.file_name().into_string().unwrap());
-        if name.starts_with('.') || name == "target" {
-            continue;
-        }
-        if entry.file_type().unwrap().is_dir() {
-            found.extend(sources(&path));
-        } else if name.ends_with(".rs") {
-            found.push(path);
-        }
-    }
-    found
 }
 
 /// The reasons that a source's literals give for skipping.
@@ -41,7 +26,7 @@ const READERS: [&str; 4] = ["needs_test.rs", "report.rs", "tally.rs", "tally_tes
 fn every_reason_to_skip_is_known_here() {
     let mut count = 0;
     let mut unknown = Vec::new();
-    for path in sources(&root()) {
+    for path in files(&root(), ".rs") {
         if READERS.iter().any(|name| path.ends_with(format!("lab/src/{name}"))) || path.ends_with("api_fuzz/mod.rs") {
             continue;
         }

@@ -1,33 +1,19 @@
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use husk_devices::testing::shipped_sources;
 
 use super::*;
 use crate::fatal::{FAULTS, OTHERS};
 
-fn sources(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
-        let (path, name) = (entry.path(), entry.file_name().into_string().unwrap());
-        if entry.file_type().unwrap().is_dir() {
-            // What is explained is no source of lines.
-            found.extend(if name == "explain" { Vec::new() } else { sources(&path) });
-        } else if name.ends_with(".rs") && !name.ends_with("_test.rs") {
-            found.push(path);
-        }
-    }
-    found
-}
-
-/// All of the source, less its tests.
+/// All of the source, less its tests, and less what is explained: that is no source of lines.
 fn source() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let crates = ["vmm", "virtio", "devices", "hotplug", "firmware"];
-    let files = crates.iter().flat_map(|name| sources(&root.join(name).join("src")));
-    let text = |path: PathBuf| fs::read_to_string(path).unwrap();
-    files
-        .map(text)
-        .map(|text| text.split("#[cfg(test)]\nmod tests").next().unwrap().to_owned())
-        .collect()
+    let sources = crates
+        .iter()
+        .flat_map(|name| shipped_sources(&root.join(name).join("src")));
+    let sources = sources.filter(|(path, _)| !path.starts_with(root.join("vmm/src/explain")));
+    sources.map(|(_, text)| text).collect()
 }
 
 /// The text of each warning and error, as it stands in the source.
