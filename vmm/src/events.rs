@@ -30,6 +30,7 @@ use vmm_sys_util::eventfd::EventFd;
 use self::backlog::Backlog;
 use self::monitor::Monitor;
 use self::record::Record;
+use crate::seccomp::Mode;
 use crate::terminal::{FileId, Outlet, OutletError, OwnFiles};
 
 /// Of what is written: it changes when a reader that knows an older one would misunderstand it. New events and properties do not change it.
@@ -129,6 +130,16 @@ impl Events {
         lock(&self.shared.as_ref()?.hub).subscribe()
     }
 
+    /// From now on a thread, confined as `seccomp` says, writes to the monitor if that is a regular file: nobody else
+    /// waits for its file system.
+    ///
+    /// # Errors
+    /// The host has no thread or descriptor left.
+    pub fn start_writer(&self, seccomp: Mode) -> io::Result<()> {
+        let monitor = self.shared.as_ref().and_then(|shared| shared.monitor.as_ref());
+        monitor.map_or(Ok(()), |monitor| monitor.start_writer(seccomp))
+    }
+
     /// Whether somebody could listen.
     pub fn is_on(&self) -> bool {
         self.shared.is_some()
@@ -141,8 +152,7 @@ impl Events {
         shared.is_some_and(|shared| shared.monitor.is_some() || is_read(&lock(&shared.hub)))
     }
 
-    /// Something happened. Waits for no reader; on the main thread for the monitor's file system, if it is a regular
-    /// file.
+    /// Something happened. Waits for nobody once [`Events::start_writer`] was called.
     pub fn emit(&self, source: &'static str, event: &'static str) {
         self.emit_with(source, event, []);
     }
@@ -210,10 +220,14 @@ impl Events {
             && let Some(monitor) = &shared.monitor
         {
             monitor.flush_until(deadline);
+            monitor.wait_written(deadline);
+            // What the file did not take is known now.
+            monitor.flush_until(deadline);
             if let Some(last) = lock(&shared.hub).kept.back() {
                 monitor.put_lost(last);
             }
             monitor.flush_until(deadline);
+            monitor.wait_written(deadline);
         }
     }
 }

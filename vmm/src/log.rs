@@ -22,7 +22,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use log::{Level, LevelFilter, Log, Metadata, Record, STATIC_MAX_LEVEL};
 
 use crate::fatal::Line;
-use crate::terminal::{self, Losses, Outlet, OutletError, OwnFiles, PendingLines};
+use crate::seccomp::Mode;
+use crate::terminal::{self, Losses, Outlet, OutletError, OwnFiles, PendingLines, Progress};
 
 use limit::{Admission, Limit, Origin};
 use line::{Entry, LEVELS, Speaker};
@@ -34,6 +35,9 @@ pub use target::{BadDestination, Destination, JOURNAL, Sent, connect, send};
 
 /// How long a reader of the last words is waited for.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long a thread that dies waits for one that writes to a file.
+const LAST_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Follows the last line of a place that has said too much.
 const ENOUGH: &str = " (more like this are only counted for some seconds)";
@@ -205,8 +209,9 @@ pub fn tell_failure(why: &str) {
     }
 }
 
-/// The last line of a process that dies, in every place where somebody may look for it. For a signal handler: no allocation, no lock,
-/// no waiting.
+/// The last line of a process that dies, in every place where somebody may look for it. For a signal handler: no
+/// allocation, no lock. A thread that writes to a file has [`LAST_PATIENCE`] for the lines before it; if it needs more,
+/// the file does without this one.
 pub fn tell_death(message: &str) {
     LOGGER.die(&Entry {
         level: Level::Error,
@@ -232,6 +237,28 @@ pub fn files() -> OwnFiles {
 pub fn tag() -> &'static str {
     let tag = LOGGER.setup.get().and_then(|setup| setup.tag.as_ref());
     tag.map_or(line::PROGRAM, |tag| &tag.0)
+}
+
+/// From now on threads, confined as `seccomp` says, write to the regular files that lines go to: nobody else waits for
+/// their file systems.
+///
+/// # Errors
+/// The host has no thread or descriptor left.
+pub fn start_writers(seccomp: Mode) -> io::Result<()> {
+    LOGGER
+        .outlets()
+        .into_iter()
+        .try_for_each(|outlet| outlet.start_writer(seccomp))
+}
+
+/// Tells what was only counted so far, and gives the last lines some time to be written. For the end of the process.
+pub fn finish() {
+    let deadline = Instant::now() + PATIENCE;
+    log::logger().flush();
+    if LOGGER.wait_written(deadline) && LOGGER.take_unwritten() > 0 {
+        log::logger().flush();
+        LOGGER.wait_written(deadline);
+    }
 }
 
 /// Which lines are logged: those of this level, and graver ones.
@@ -353,6 +380,38 @@ impl Logger {
         setup.is_some_and(|setup| !matches!(setup.target, Target::Stderr)) && !self.away.load(Ordering::Relaxed)
     }
 
+    /// What lines go to, datagrams aside.
+    fn outlets(&self) -> Vec<&Outlet> {
+        let file = match self.setup.get().map(|setup| &setup.target) {
+            Some(Target::File(file)) => Some(file),
+            _ => None,
+        };
+        file.into_iter().chain(self.stderr.get()).collect()
+    }
+
+    /// Waits for threads that write lines, up to `deadline`; whether all of them are written or lost.
+    fn wait_written(&self, deadline: Instant) -> bool {
+        let progress = self.outlets().into_iter().filter_map(Outlet::progress);
+        progress.fold(true, |all, progress| progress.wait(deadline) && all)
+    }
+
+    /// Takes note of lines that a thread could not write; how many there were.
+    fn take_unwritten(&self) -> u64 {
+        let progress = self.outlets().into_iter().filter_map(Outlet::progress);
+        progress.fold(0, |sum: u64, progress| {
+            sum.saturating_add(self.take_unwritten_by(progress))
+        })
+    }
+
+    fn take_unwritten_by(&self, progress: &Progress) -> u64 {
+        let lost = progress.take_lost_lines();
+        if lost > 0 {
+            self.losses.lose(lost);
+            self.lost_ever.fetch_add(lost, Ordering::Relaxed);
+        }
+        lost
+    }
+
     fn tell_left_out(&self, now_ms: Option<u64>) {
         self.limit.tell(now_ms, |origin, count| {
             self.say(&Entry {
@@ -444,6 +503,9 @@ impl Logger {
 
     /// Writes how many lines were lost, if any were, and `entry`.
     fn write(&self, entry: Option<&Entry<'_>>, to: &Outlet, end: &str) {
+        if let Some(progress) = to.progress() {
+            self.take_unwritten_by(progress);
+        }
         let loss = self.losses.take();
         let (mut lines, mut text) = (PendingLines::default(), String::with_capacity(160));
         lines.end_torn(loss, end);
@@ -489,7 +551,9 @@ impl Logger {
             text.push(terminal::line_end().as_bytes());
         }
         let _ = self.line(&mut text, entry, terminal::line_end());
-        text.write_on_stderr();
+        if is_current(self.stderr.get()) {
+            text.write_on_stderr();
+        }
         text.clear();
         match target {
             Some(Target::Journal(socket) | Target::Syslog(socket)) => {
@@ -501,12 +565,20 @@ impl Logger {
                     text.push(b"\n");
                 }
                 let _ = self.line(&mut text, entry, "\n");
-                // When there is no room, nobody is waited for.
-                let _ = file.write(text.bytes());
+                if is_current(Some(file)) {
+                    // When there is no room, nobody is waited for.
+                    let _ = file.write_directly(text.bytes());
+                }
             }
             Some(Target::Stderr) | None => {}
         }
     }
+}
+
+/// Whether a thread that may write to `outlet` has written what it was given, or does so soon: then its file takes more.
+fn is_current(outlet: Option<&Outlet>) -> bool {
+    let progress = outlet.and_then(Outlet::progress);
+    progress.is_none_or(|progress| progress.wait_unlocked(LAST_PATIENCE))
 }
 
 /// The most bytes of a last line with what is around it in any form: a message of [`Line`]'s usual length, each of its characters escaped.

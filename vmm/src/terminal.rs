@@ -1,8 +1,8 @@
 //! husk's own standard input and output as a guest's terminal.
 //!
 //! [`RawMode`] hands every key to the guest and puts the terminal back whatever happens. [`Input`] reads it, with a way out
-//! ([`Escape`]); [`StdoutSink`], and a [`PortSink`] for whatever else takes a guest's output, write to an [`Outlet`], to [`Files`] of limited
-//! size or to the [`Journal`] without ever holding up a vCPU; a [`Line`] is what others attach to instead; [`Signals`] turns signals into events of the main loop.
+//! ([`Escape`]); [`StdoutSink`], and a [`PortSink`] for whatever else takes a guest's output, write to an [`Outlet`], the [`Journal`] or a [`Writer`],
+//! which has files written by a thread, without ever holding up a vCPU; a [`Line`] is what others attach to instead; [`Signals`] turns signals into events of the main loop.
 //!
 //! | how husk ends | who restores the terminal |
 //! |---|---|
@@ -29,6 +29,7 @@ mod sink;
 #[cfg(test)]
 pub(crate) mod testing;
 mod way;
+mod writer;
 
 use std::io::{self, IsTerminal, Write};
 use std::mem::MaybeUninit;
@@ -36,7 +37,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use escape::{Escape, Quit};
 pub use files::{Files, numbered};
@@ -50,6 +51,7 @@ pub use own::{FileId, OwnFiles};
 pub use signals::{Signal, Signals};
 pub use sink::Sink;
 pub use way::Way;
+pub use writer::{Content, Progress, Writer};
 
 /// Printed when the terminal becomes the guest's.
 pub const ESCAPE_HINT: &str = "Ctrl-A x ends the VM, Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
@@ -207,6 +209,13 @@ fn writable_by(fd: impl AsFd, deadline: Instant) -> bool {
     let left = deadline.saturating_duration_since(Instant::now()).as_micros();
     let left = i32::try_from(left.div_ceil(1000)).unwrap_or(i32::MAX);
     writable_within(fd.as_fd(), left)
+}
+
+/// Sleeps. Safe in signal handlers (signal-safety(7), poll).
+fn pause(time: Duration) {
+    let time_ms = i32::try_from(time.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: no descriptor is looked at.
+    unsafe { libc::poll(ptr::null_mut(), 0, time_ms) };
 }
 
 /// Whether `fd` is ready for one of `events` within `timeout_ms`; also true of a descriptor that is broken.

@@ -103,7 +103,7 @@ fn entry(line: &str, field: &str) -> Option<(&'static str, String)> {
 
 /// What a thread of husk is by its name; `None` of others, and of a device whose name does not tell its kind.
 fn kind(thread: &str) -> Option<&'static str> {
-    let whole = ["husk", "spawner", "loader", "api"]
+    let whole = ["husk", "spawner", "loader", "api", "writer"]
         .into_iter()
         .find(|name| thread == *name)
         // It does what the first thread may, and beside it.

@@ -203,7 +203,7 @@ pub fn main() -> ExitCode {
     let begin = Begin::now();
     let code = dispatch(std::env::args_os(), begin);
     // What was only counted so far: nothing is said after this.
-    ::log::logger().flush();
+    crate::log::finish();
     ExitCode::from(code as u8)
 }
 

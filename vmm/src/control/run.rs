@@ -47,13 +47,14 @@ pub enum Exit {
 pub fn run(config: VmConfig, server: Option<Server>, options: &RunOptions) -> Result<Exit> {
     let trace = &options.trace;
     let (signals, news, threads) = confine(options.seccomp)?;
-    let trace_file = options.boot_trace.as_deref().map(create_trace).transpose()?;
+    let trace_file = options.boot_trace.as_deref();
+    let trace_file = trace_file.map(|path| create_trace(path, options.seccomp)).transpose()?;
     let mut own = crate::log::files();
     own.add(
         "husk's boot trace",
         trace_file.as_ref().and_then(|(_, file)| file.file_id()),
     );
-    let stdout = StdoutSink::new(own).context("cannot take standard output")?;
+    let stdout = StdoutSink::new(own, options.seccomp).context("cannot take standard output")?;
     let info = Info::new();
     let events = server.as_ref().map(|_| Events::new()).unwrap_or_default();
     let served = server
@@ -118,6 +119,7 @@ pub(super) fn confine(seccomp: Mode) -> Result<(Signals, News, Arc<dyn Threads>)
     let threads = Spawner::start(seccomp, news.waker());
     let threads = threads.context("cannot start the thread that starts device threads")?;
     seccomp.enter(Role::Control)?;
+    crate::log::start_writers(seccomp).context("cannot start the thread that writes the log")?;
     Ok((signals, news, Arc::new(threads)))
 }
 
@@ -135,9 +137,11 @@ fn verdict(ending: &Ending) -> Result<Exit> {
 }
 
 /// What the boot trace goes to. Opened before there is a guest: a name that cannot be written costs no run.
-fn create_trace(path: &Path) -> Result<(&Path, Outlet)> {
+fn create_trace(path: &Path, seccomp: Mode) -> Result<(&Path, Outlet)> {
     let file = Outlet::create(path, TRACE_MODE, &crate::log::files())
         .with_context(|| format!("cannot create {}", path.display()))?;
+    file.start_writer(seccomp)
+        .context("cannot start the thread that writes the boot trace")?;
     Ok((path, file))
 }
 

@@ -48,9 +48,12 @@ impl Served {
 /// What the operator can mend. What fails for a client is told the client.
 pub fn serve(server: Server, options: &RunOptions, events: Events) -> Result<Exit> {
     let (signals, news, threads) = confine(options.seccomp)?;
+    events
+        .start_writer(options.seccomp)
+        .context("cannot start the thread that writes events")?;
     let mut own = crate::log::files();
     own.add("the monitor of husk's events", events.file());
-    let stdout = StdoutSink::new(own).context("cannot take standard output")?;
+    let stdout = StdoutSink::new(own, options.seccomp).context("cannot take standard output")?;
     let info = Info::new();
     // First of all: what a client asks is told after it.
     log::info!(

@@ -33,6 +33,11 @@ impl Backlog {
         self.lines.push(&line, loss.lost);
     }
 
+    /// `events` more are lost that were taken.
+    pub(super) fn lose(&mut self, events: u64) {
+        self.losses.lose(events);
+    }
+
     /// Takes all that waits.
     pub(super) fn take(&mut self) -> Vec<u8> {
         self.lines.take()

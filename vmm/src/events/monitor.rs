@@ -2,9 +2,8 @@
 //!
 //! Whoever tells an event has its line wait, under a lock that is never held for longer. The main thread writes what
 //! waits: its own events at once, and the rest when the monitor's descriptor is readable, which is so when another
-//! thread has told one and when a reader that was slow has made room. A pipe, a socket or a terminal is never waited
-//! for. A regular file is: nothing tells whether its file system hangs, and then the main thread does as well, as with
-//! a log in a file. No other thread does.
+//! thread has told one and when a reader that was slow has made room. Nobody is waited for: what goes to a regular file a
+//! thread writes (`terminal/writer.rs`).
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -17,6 +16,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::backlog::{Backlog, send};
 use super::record::Record;
+use crate::seccomp::Mode;
 use crate::terminal::{FileId, Outlet};
 
 #[derive(Debug)]
@@ -67,6 +67,14 @@ impl Monitor {
         self.file
     }
 
+    /// From now on a thread writes to a regular file.
+    ///
+    /// # Errors
+    /// The host has no thread or descriptor left.
+    pub(super) fn start_writer(&self, seccomp: Mode) -> io::Result<()> {
+        lock(&self.writer).sink.start_writer(seccomp)
+    }
+
     /// Has an event wait, if there is room for it. From any thread.
     pub(super) fn put(&self, record: &Record) {
         lock(&self.backlog).put(record);
@@ -84,14 +92,16 @@ impl Monitor {
         let _ = self.bell.read();
         let mut writer = lock(&self.writer);
         send(&self.backlog, &writer.sink);
+        if let Some(progress) = writer.sink.progress() {
+            lock(&self.backlog).lose(progress.take_lost_lines());
+        }
         let operation = match (writer.is_watched, lock(&self.backlog).is_empty()) {
             (false, false) => ControlOperation::Add,
             (true, true) => ControlOperation::Delete,
             _ => return,
         };
         let event = EpollEvent::new(EventSet::OUT, 0);
-        // A regular file is refused, and never without room for long: what another thread has put meanwhile it has rung
-        // for.
+        // A regular file is refused, and has no backlog: what another thread has put meanwhile it has rung for.
         if self.wakeup.ctl(operation, writer.sink.as_raw_fd(), event).is_ok() {
             writer.is_watched = !writer.is_watched;
         }
@@ -105,6 +115,13 @@ impl Monitor {
             if !has_time || !lock(&self.writer).sink.has_room_by(deadline) {
                 return;
             }
+        }
+    }
+
+    /// Gives a thread that writes to a file until `deadline`. For the main thread at the end of the process.
+    pub(super) fn wait_written(&self, deadline: Instant) {
+        if let Some(progress) = lock(&self.writer).sink.progress() {
+            progress.wait(deadline);
         }
     }
 

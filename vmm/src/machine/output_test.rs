@@ -2,6 +2,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use husk_devices::metrics::Metered;
 use husk_devices::serial::Serial;
@@ -9,11 +10,17 @@ use husk_devices::{BusDevice, Effect, Irq};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
+use crate::seccomp::Mode;
 use crate::terminal::testing::fifo;
 use crate::terminal::{Outlet, OutletError, OwnFiles};
 
 /// More than a pipe and a sink hold.
 const MUCH: usize = 1 << 20;
+
+/// Gives the threads that write to files all the time that they need.
+fn written(stdout: &StdoutSink) {
+    stdout.finish(Instant::now() + Duration::from_secs(60));
+}
 
 fn open(path: &Path, stdout: &StdoutSink) -> Box<dyn Write + Send> {
     output("serial", &ConsoleConfig::file(path), stdout)
@@ -47,7 +54,7 @@ fn counter(serial: &Serial, name: &str) -> u64 {
 fn a_port_whose_reader_never_comes_holds_up_nobody_and_counts_what_it_loses() {
     let folder = tempfile::tempdir().unwrap();
     let path = fifo(&folder);
-    let stdout = StdoutSink::new(OwnFiles::default()).unwrap();
+    let stdout = StdoutSink::new(OwnFiles::default(), Mode::Off).unwrap();
     let mut serial = serial(&path, &stdout);
     print(&mut serial, &vec![b'x'; MUCH]);
     let (sent, lost) = (counter(&serial, "tx_bytes"), counter(&serial, "tx_lost_bytes"));
@@ -73,11 +80,12 @@ fn two_ports_in_one_file_lose_nothing_of_each_other() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
     fs::write(&path, "of an earlier run").unwrap();
-    let stdout = StdoutSink::new(OwnFiles::default()).unwrap();
+    let stdout = StdoutSink::new(OwnFiles::default(), Mode::Off).unwrap();
     let (mut one, mut two) = (open(&path, &stdout), open(&path, &stdout));
     one.write_all(b"one ").unwrap();
     two.write_all(b"two ").unwrap();
     one.write_all(b"one again").unwrap();
+    written(&stdout);
     assert_eq!(fs::read_to_string(&path).unwrap(), "one two one again");
 }
 
@@ -86,7 +94,7 @@ fn what_cannot_be_written_to_is_named_with_its_port_and_path() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
-    let stdout = StdoutSink::new(OwnFiles::default()).unwrap();
+    let stdout = StdoutSink::new(OwnFiles::default(), Mode::Off).unwrap();
     for (path, kind) in [(folder.path(), "directory"), (&socket, "socket")] {
         let error = output("console", &ConsoleConfig::file(path), &stdout).err().unwrap();
         let why = std::error::Error::source(&error).unwrap().to_string();
@@ -100,7 +108,7 @@ fn a_file_of_both_ports_has_no_limit_whatever_its_names_are() {
     let folder = tempfile::tempdir().unwrap();
     let (path, other) = (folder.path().join("L"), folder.path().join("M"));
     std::os::unix::fs::symlink(&path, &other).unwrap();
-    let stdout = StdoutSink::new(OwnFiles::default()).unwrap();
+    let stdout = StdoutSink::new(OwnFiles::default(), Mode::Off).unwrap();
     let limited = |path: &Path| ConsoleConfig {
         limit: Some(4096),
         keep: Some(1),
@@ -142,7 +150,7 @@ fn a_file_of_husks_own_is_not_emptied_for_a_port_and_has_no_limit() {
     let mut own = OwnFiles::default();
     own.add("a closed descriptor", None);
     own.add("husk's log", log.file_id());
-    let stdout = StdoutSink::new(own).unwrap();
+    let stdout = StdoutSink::new(own, Mode::Off).unwrap();
     for name in ["log", "link", "x"] {
         let config = ConsoleConfig {
             limit: Some(4096),
@@ -158,6 +166,7 @@ fn a_file_of_husks_own_is_not_emptied_for_a_port_and_has_no_limit() {
         assert_eq!(fs::read_to_string(&path).unwrap(), "husk ");
     }
     open(&other, &stdout).write_all(b"guest ").unwrap();
+    written(&stdout);
     log.write(b"husk").unwrap();
     assert_eq!(fs::read_to_string(&path).unwrap(), "husk guest husk");
 }

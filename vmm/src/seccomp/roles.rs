@@ -44,4 +44,6 @@ pub enum Role {
     Stream,
     /// Takes devices and machines apart for a first thread that may start no thread, and starts more threads that do.
     Closer,
+    /// Writes a guest's output, the log or events to a file.
+    Writer,
 }

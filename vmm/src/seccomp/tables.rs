@@ -42,7 +42,7 @@ const OWN: Check = Check {
 };
 
 /// Every role, in the order of their discriminants.
-pub(super) const ROLES: [Role; 18] = [
+pub(super) const ROLES: [Role; 19] = [
     Role::Control,
     Role::EventLoop,
     Role::Spawner,
@@ -61,6 +61,7 @@ pub(super) const ROLES: [Role; 18] = [
     Role::Balloon,
     Role::Stream,
     Role::Closer,
+    Role::Writer,
 ];
 
 /// What `role` may do in a process with number `pid`.
@@ -79,6 +80,7 @@ pub(super) const GROUPS: [(&str, &[Rule]); 22] = [
     ("VCPU_SETUP", VCPU_SETUP),
     ("LOADER", LOADER),
     ("API", API),
+    ("WRITER", WRITER),
     ("SETUP", SETUP),
     ("IO", IO),
     ("BLOCK", BLOCK),
@@ -97,8 +99,10 @@ pub(super) const GROUPS: [(&str, &[Rule]); 22] = [
 
 pub(super) fn groups(role: Role) -> &'static [&'static [Rule]] {
     match role {
-        // With what the threads need that it starts: vCPUs, loader, API.
-        Role::Control => &[EVERY, THREADS, EVENT_LOOP, CONTROL, VCPU, VCPU_SETUP, LOADER, IO, API],
+        // With what the threads need that it starts: vCPUs, loader, API, those that write to files.
+        Role::Control => &[
+            EVERY, THREADS, EVENT_LOOP, CONTROL, VCPU, VCPU_SETUP, LOADER, IO, API, WRITER,
+        ],
         Role::EventLoop => &[EVERY, EVENT_LOOP],
         // With what the threads of all devices need.
         Role::Spawner => &[
@@ -133,6 +137,7 @@ pub(super) fn groups(role: Role) -> &'static [&'static [Rule]] {
         Role::Balloon => &[EVERY, IO, BALLOON],
         Role::Stream => &[EVERY, IO],
         Role::Closer => &[EVERY, THREADS, EVENT_LOOP],
+        Role::Writer => &[EVERY, WRITER],
     }
 }
 
@@ -482,8 +487,6 @@ const EVENT_LOOP: &[Rule] = &[
     ),
     // The file of a socket goes with its device.
     any(libc::SYS_unlink),
-    // A port's file with a limit, when it is its turn.
-    any(libc::SYS_ftruncate),
     // A back-end gives back the rings it was lent, and is told of memory.
     any(libc::SYS_sendmsg),
     any(libc::SYS_recvfrom),
@@ -505,6 +508,12 @@ const EVENT_LOOP_REQUESTS: &[u32] = &[
     r::VHOST_SET_MEM_TABLE,
     r::VHOST_NET_SET_BACKEND,
     r::VHOST_VSOCK_SET_RUNNING,
+];
+
+/// Writing to a file that is open.
+const WRITER: &[Rule] = &[
+    // A port's file with a limit, when it is its turn.
+    any(libc::SYS_ftruncate),
 ];
 
 /// Building a machine, and changing it.
@@ -536,6 +545,8 @@ const CONTROL: &[Rule] = &[
         &[one_of(1, &[n(F_OFD_SETLK), n(F_OFD_GETLK), n(F_ADD_SEALS)])],
     ),
     any(libc::SYS_flock),
+    // The way to a thread that writes to a file.
+    any(libc::SYS_pipe2),
     // What KVM counts of a vCPU.
     any(libc::SYS_pread64),
     // Guest RAM: its file, its name, advice about it, and pages that the guest gives back.

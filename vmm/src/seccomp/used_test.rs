@@ -27,7 +27,7 @@ fn threads(group: &str) -> &'static [&'static str] {
     match group {
         "EVERY" => &[
             "husk", "spawner", "vcpu", "loader", "api", "disk", "net", "fs", "files", "vsock", "pmem", "mem",
-            "balloon", "rng", "console",
+            "balloon", "rng", "console", "writer",
         ],
         "THREADS" => &["husk", "spawner"],
         "SETUP" | "IO" => &IO,
@@ -45,6 +45,7 @@ fn threads(group: &str) -> &'static [&'static str] {
         "VCPU" | "VCPU_SETUP" => &["vcpu"],
         "LOADER" => &["loader"],
         "API" => &["api"],
+        "WRITER" => &["writer"],
         "CONTROL" | "EVENT_LOOP" => &["husk"],
         _ => panic!("whose are the rules of {group}?"),
     }
@@ -168,6 +169,8 @@ const VCPU_COMES: &str = "a vCPU that is added while the guest runs, as seen und
 const MEMORY_COMES: &str = "virtio-mem whose guest plugs memory";
 const FILE_SERVER: &str = "husk fs, whose whole process is confined in vmm/tests/fs.rs";
 const ATTACHED: &str = "a port that others attach to, confined in vmm/tests/lines.rs";
+const FILE_FULL: &str = "a port with a file of limited size that is full (vmm/tests/log.rs)";
+const TO_FILE: &str = "a log, events or a port in a file (vmm/tests/writers.rs)";
 const MEMORY_GOES: &str = "memory that the guest has given back";
 
 /// What is needed although no test has shown it, and why.
@@ -195,6 +198,8 @@ const UNSEEN: &[(Use, &str)] = &[
         "the kernel's own, after a stop by a signal",
     ),
     (("EVERY", n(libc::SYS_fcntl), with(libc::F_GETFD)), "debug assertions"),
+    (("WRITER", n(libc::SYS_ftruncate), None), FILE_FULL),
+    (("CONTROL", n(libc::SYS_pipe2), None), TO_FILE),
     (("API", n(libc::SYS_shutdown), None), "a client that is turned away"),
     (
         ("API", n(libc::SYS_epoll_create1), None),

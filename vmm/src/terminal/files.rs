@@ -1,17 +1,14 @@
 //! Files of limited size that take a guest's output in turn, so that it never fills a disk.
 //!
-//! `PATH`, `PATH.1` … `PATH.KEEP` are opened once. The one that is full stays as it is, and the next is emptied and written to: nothing is renamed
-//! or opened while a guest runs, which a confined process could not do. Emptying may wait for the file system, so that it is left to
-//! the main thread: whoever finds a file full is told that there is no room, and goes on.
+//! `PATH`, `PATH.1` … `PATH.KEEP` are opened once. The one that is full stays as it is, and the next is emptied and
+//! written to: nothing is renamed or opened while a guest runs, which a confined process could not do. Writing and
+//! emptying may wait for the file system: both are for the thread of a [`Writer`](super::Writer).
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::outlet::some_of;
 use super::{FileId, OutletError, OwnFiles};
@@ -28,8 +25,6 @@ pub struct Files {
     limit: u64,
     /// The next one could not be emptied: there will be no room any more.
     stuck: bool,
-    /// Stands in for files, which no epoll takes: always writable.
-    ready: EventFd,
 }
 
 impl Files {
@@ -50,24 +45,24 @@ impl Files {
             written: 0,
             limit,
             stuck: false,
-            ready: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
         })
     }
 
-    /// Writes the head of `bytes`, and says how many bytes that was.
+    /// Writes the head of `bytes`, to the next file if this one is full, and says how many bytes that was. May wait for
+    /// the file system.
     ///
     /// # Errors
-    /// `WouldBlock` when the file is full, `StorageFull` when there will be no other, `WriteZero` when nothing was
-    /// taken and nothing said; what the host says otherwise.
+    /// `StorageFull` when the next file could not be emptied, `WriteZero` when nothing was taken and nothing said; what
+    /// the host says otherwise.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.written >= self.limit && !bytes.is_empty() {
+            self.go_on();
+        }
         if self.stuck {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let room = usize::try_from(self.limit.saturating_sub(self.written)).unwrap_or(usize::MAX);
         let head = bytes.get(..room).unwrap_or(bytes);
-        if head.is_empty() && !bytes.is_empty() {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
         let Some(mut file) = self.files.get(self.current) else {
             return Err(io::ErrorKind::NotFound.into());
         };
@@ -76,25 +71,14 @@ impl Files {
         Ok(count)
     }
 
-    /// Goes on to the next file if this one is full. For the main thread.
-    pub fn make_room(&mut self) {
-        if self.written < self.limit {
-            return;
-        }
+    /// Goes on to the next file, emptied.
+    fn go_on(&mut self) {
         let next = self.current.saturating_add(1);
         let next = if next < self.files.len() { next } else { 0 };
         match self.files.get(next).map(|file| file.set_len(0)) {
             Some(Ok(())) => (self.current, self.written) = (next, 0),
-            // Whoever waits for room must not wait for ever.
             Some(Err(_)) | None => self.stuck = true,
         }
-    }
-}
-
-impl AsRawFd for Files {
-    /// A descriptor that is always writable.
-    fn as_raw_fd(&self) -> RawFd {
-        self.ready.as_raw_fd()
     }
 }
 
@@ -135,13 +119,8 @@ mod tests {
 
     fn write_all(files: &mut Files, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            match files.write(bytes) {
-                Ok(count) => bytes = &bytes[count..],
-                Err(error) => {
-                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-                    files.make_room();
-                }
-            }
+            let count = files.write(bytes).unwrap();
+            bytes = &bytes[count..];
         }
     }
 
@@ -158,7 +137,6 @@ mod tests {
             (read(0).as_str(), read(1).as_str()),
             ("0123456789", "of an earlier guest")
         );
-        assert!(files.write(b"a").is_err(), "nobody but the main thread makes room");
         write_all(&mut files, b"abcdefghijABC");
         assert_eq!([read(0), read(1), read(2)], ["0123456789", "abcdefghij", "ABC"]);
         write_all(&mut files, b"DEFGHIJxy");

@@ -2,7 +2,7 @@
 //!
 //! | what the user names | how it is opened | a write without room |
 //! |---|---|---|
-//! | a regular file | for appending, so that it goes on at its end when somebody has shortened it | fails as the file system says |
+//! | a regular file | for appending, so that it goes on at its end when somebody has shortened it | waits for the file system until a thread writes (below), then `WouldBlock` |
 //! | a FIFO | at both ends, so that its reader may come, go and come again | `WouldBlock` |
 //! | a terminal, another character device | as it is | `WouldBlock` |
 //! | a directory, a socket, a block device | not at all | |
@@ -17,11 +17,13 @@ use std::io::{self, IoSlice, IsTerminal, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::io::{Errno, ReadWriteFlags, pwritev2};
 
-use super::{FileId, NO_OFFSET, OwnFiles, writable_by, writable_within};
+use super::{Content, FileId, NO_OFFSET, OwnFiles, Progress, Way, Writer, writable_by, writable_within};
+use crate::seccomp::Mode;
 
 /// The most bytes of one write (`PIPE_BUF`).
 const CHUNK: usize = 4096;
@@ -63,6 +65,8 @@ pub struct Outlet {
     room: Room,
     /// The most bytes of one write.
     chunk: usize,
+    /// The thread that writes, of a regular file for which one has been started.
+    writer: OnceLock<Writer>,
 }
 
 impl Outlet {
@@ -100,6 +104,7 @@ impl Outlet {
             file,
             room: Room::Own,
             chunk: CHUNK,
+            writer: OnceLock::new(),
         }
     }
 
@@ -115,7 +120,55 @@ impl Outlet {
             _ => Room::Asked,
         };
         let chunk = if terminal { 1 } else { CHUNK };
-        Self { file, room, chunk }
+        let writer = OnceLock::new();
+        Self {
+            file,
+            room,
+            chunk,
+            writer,
+        }
+    }
+
+    /// Whether this is a regular file, which writes wait for.
+    fn is_file(&self) -> bool {
+        self.file.metadata().is_ok_and(|found| found.is_file())
+    }
+
+    /// From now on a thread writes lines to this if it is a regular file, so that nobody waits for its file system.
+    ///
+    /// # Errors
+    /// As of [`Writer::start`].
+    pub fn start_writer(&self, seccomp: Mode) -> io::Result<()> {
+        if self.writer.get().is_some() || !self.is_file() {
+            return Ok(());
+        }
+        let file = self.file.try_clone()?;
+        let writer = Writer::start(Content::Lines, seccomp, move |bytes| (&file).write(bytes))?;
+        // Fails only when there is one already.
+        let _ = self.writer.set(writer);
+        Ok(())
+    }
+
+    /// A way here for a guest's output: by a thread, which has the file then, if this is a regular one.
+    ///
+    /// # Errors
+    /// As of [`Writer::start`].
+    pub fn into_way(self, seccomp: Mode) -> io::Result<Way> {
+        if !self.is_file() {
+            return Ok(Way::Outlet(self));
+        }
+        let writer = Writer::start(Content::Bytes, seccomp, move |bytes| (&self.file).write(bytes))?;
+        Ok(Way::Writer(Arc::new(writer)))
+    }
+
+    /// How far the thread has come that writes, if one does.
+    pub fn progress(&self) -> Option<&Progress> {
+        self.writer.get().map(Writer::progress)
+    }
+
+    /// Writes without the thread, if one writes. For the last words of a process, which wait for the file system then.
+    pub fn write_directly(&self, bytes: &[u8]) -> io::Result<usize> {
+        (&self.file).write(bytes)
     }
 
     /// Writes the head of `bytes`, and says how many bytes that was.
@@ -126,7 +179,11 @@ impl Outlet {
     pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         let head = bytes.get(..self.chunk).unwrap_or(bytes);
         loop {
-            match self.write_once(head) {
+            let written = match self.writer.get() {
+                Some(writer) => writer.write(head),
+                None => self.write_once(head),
+            };
+            match written {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 written => return some_of(head, written),
             }
@@ -147,10 +204,11 @@ impl Outlet {
         (&self.file).write(bytes)
     }
 
-    /// Writes all of `bytes`, and waits for room up to `limit`. For a process that has nothing else to do any more.
+    /// Writes all of `bytes`, and waits for room up to `limit`, and for a thread that writes them. For a process that has
+    /// nothing else to do any more.
     ///
     /// # Errors
-    /// `TimedOut` when there was no room for the rest; what the host says otherwise.
+    /// `TimedOut` when there was no room for the rest, or it is not written; what the host says otherwise.
     pub fn write_all_within(&self, mut bytes: &[u8], limit: Duration) -> io::Result<()> {
         let deadline = Instant::now() + limit;
         while !bytes.is_empty() {
@@ -161,24 +219,29 @@ impl Outlet {
                 Err(_) => {}
             }
         }
-        Ok(())
+        match self.progress() {
+            Some(progress) if !progress.wait(deadline) => Err(io::ErrorKind::TimedOut.into()),
+            Some(progress) => progress.error().map_or(Ok(()), Err),
+            None => Ok(()),
+        }
     }
 
     /// Waits for room until `deadline`; whether there is some. Also true of what is broken: the write will say so.
     pub fn has_room_by(&self, deadline: Instant) -> bool {
-        writable_by(&self.file, deadline)
+        writable_by(self, deadline)
     }
 }
 
+/// What is to be watched for room.
 impl AsFd for Outlet {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.writer.get().map_or_else(|| self.file.as_fd(), AsFd::as_fd)
     }
 }
 
 impl AsRawFd for Outlet {
     fn as_raw_fd(&self) -> RawFd {
-        self.file.as_raw_fd()
+        self.as_fd().as_raw_fd()
     }
 }
 

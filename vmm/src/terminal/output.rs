@@ -5,13 +5,14 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Instant;
 
 use husk_devices::lock;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::{Files, Outlet, OutletError, OwnFiles, Sink, Way};
+use super::{Content, FileId, Files, Outlet, OutletError, OwnFiles, Progress, Sink, Way, Writer};
+use crate::seccomp::Mode;
 
 /// Permissions of a file that is made, less the user's mask: it is the log of a machine, read by whoever collects logs.
 const LOG_MODE: u32 = 0o666;
@@ -29,6 +30,13 @@ struct Others {
     wakeup: Epoll,
     /// Files that no port may empty.
     own: OwnFiles,
+    /// How threads are confined that write to files.
+    seccomp: Mode,
+    /// Threads that may still write, those of ports that are gone as well.
+    writers: Mutex<Vec<Progress>>,
+    /// Those that write to one file each: two ports with the same one share its thread, so that each of their writes
+    /// stands where it came.
+    files: Mutex<Vec<(FileId, Weak<Writer>)>>,
     /// Those that ports have, and those of ports that are gone for which bytes still wait. No vCPU locks it; the sinks' own locks are
     /// taken under it.
     sinks: Mutex<Vec<Sink>>,
@@ -42,14 +50,18 @@ pub struct PortSink {
 }
 
 impl StdoutSink {
-    /// Takes standard output. When it is closed, everything is refused. None of `own` is emptied for a port.
+    /// Takes standard output. When it is closed, everything is refused. None of `own` is emptied for a port. Files, which
+    /// standard output may be too, are written by threads that are confined as `seccomp` says.
     ///
     /// # Errors
-    /// What the host says when it has no descriptor left.
-    pub fn new(own: OwnFiles) -> io::Result<Self> {
+    /// What the host says when it has no descriptor or thread left.
+    pub fn new(own: OwnFiles, seccomp: Mode) -> io::Result<Self> {
         match io::stdout().as_fd().try_clone_to_owned() {
-            Ok(fd) => Self::beside(Some(Outlet::inherit(File::from(fd)).into()), own),
-            Err(error) if error.raw_os_error() == Some(libc::EBADF) => Self::beside(None, own),
+            Ok(fd) => {
+                let way = Outlet::inherit(File::from(fd)).into_way(seccomp)?;
+                Self::beside(Some(way), own, seccomp)
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EBADF) => Self::beside(None, own, seccomp),
             Err(error) => Err(error),
         }
     }
@@ -57,14 +69,20 @@ impl StdoutSink {
     /// One beside which nothing is husk's own.
     #[cfg(test)]
     pub(super) fn over(way: Option<Way>) -> io::Result<Self> {
-        Self::beside(way, OwnFiles::default())
+        Self::beside(way, OwnFiles::default(), Mode::Off)
     }
 
-    fn beside(way: Option<Way>, own: OwnFiles) -> io::Result<Self> {
+    fn beside(way: Option<Way>, own: OwnFiles, seccomp: Mode) -> io::Result<Self> {
         let (stdout, wakeup) = (Sink::over(way)?, Epoll::new()?);
         watch(&wakeup, &stdout)?;
-        let sinks = Mutex::default();
-        let others = Arc::new(Others { wakeup, own, sinks });
+        let others = Arc::new(Others {
+            wakeup,
+            own,
+            seccomp,
+            writers: Mutex::default(),
+            files: Mutex::default(),
+            sinks: Mutex::default(),
+        });
         Ok(Self { stdout, others })
     }
 
@@ -74,7 +92,19 @@ impl StdoutSink {
     /// # Errors
     /// Nothing can be written there.
     pub fn open(&self, path: &Path) -> Result<PortSink, OutletError> {
-        Ok(self.port(Outlet::create(path, LOG_MODE, &self.others.own)?.into())?)
+        let outlet = Outlet::create(path, LOG_MODE, &self.others.own)?;
+        let mut files = lock(&self.others.files);
+        files.retain(|(_, writer)| writer.strong_count() > 0);
+        let file = outlet.file_id();
+        let known = files.iter().find(|(known, _)| file == Some(*known));
+        if let Some(writer) = known.and_then(|(_, writer)| writer.upgrade()) {
+            return Ok(self.port(Way::Writer(writer))?);
+        }
+        let way = outlet.into_way(self.others.seccomp)?;
+        if let (Some(file), Way::Writer(writer)) = (file, &way) {
+            files.push((file, Arc::downgrade(writer)));
+        }
+        Ok(self.port(way)?)
     }
 
     /// As [`StdoutSink::open`], for a regular file that is never larger than `limit` bytes, and `keep` more beside it that are used in turn.
@@ -82,7 +112,9 @@ impl StdoutSink {
     /// # Errors
     /// One of them is no regular file, or one that husk writes to itself, or cannot be written to.
     pub fn open_limited(&self, path: &Path, limit: u64, keep: u32) -> Result<PortSink, OutletError> {
-        Ok(self.port(Way::Files(Files::open(path, limit, keep, LOG_MODE, &self.others.own)?))?)
+        let mut files = Files::open(path, limit, keep, LOG_MODE, &self.others.own)?;
+        let writer = Writer::start(Content::Bytes, self.others.seccomp, move |bytes| files.write(bytes))?;
+        Ok(self.port(Way::Writer(Arc::new(writer)))?)
     }
 
     /// A sink for what `way` leads to.
@@ -90,6 +122,11 @@ impl StdoutSink {
     /// # Errors
     /// What the host says when it has no descriptor left.
     pub fn port(&self, way: Way) -> io::Result<PortSink> {
+        if let Some(progress) = way.progress() {
+            let mut writers = lock(&self.others.writers);
+            writers.retain(|writer| !writer.is_over());
+            writers.push(progress.clone());
+        }
         let sink = Sink::over(Some(way))?;
         watch(&self.others.wakeup, &sink)?;
         let mut sinks = self.others.locked();
@@ -113,10 +150,13 @@ impl StdoutSink {
         sinks.retain(|sink| !sink.is_only_one() || sink.has_backlog());
     }
 
-    /// Gives what waits until `deadline` to be read. For the end of the VM.
+    /// Gives what waits until `deadline` to be read or written. For the end of the VM.
     pub fn finish(&self, deadline: Instant) {
         self.stdout.finish(deadline);
         self.others.locked().iter().for_each(|sink| sink.finish(deadline));
+        lock(&self.others.writers).iter().for_each(|writer| {
+            writer.wait(deadline);
+        });
     }
 }
 

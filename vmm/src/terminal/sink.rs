@@ -9,8 +9,9 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use husk_devices::lock;
 use husk_devices::metrics::Counter;
@@ -20,6 +21,8 @@ use super::{Outlet, Way};
 
 /// The most bytes that wait for a reader: a boot's worth of kernel messages.
 const BACKLOG_BYTES: usize = 256 << 10;
+/// How often the end of the process looks whether a sink that is in use is free.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// An outlet as a device's `Write`. Clones share it.
 ///
@@ -67,14 +70,17 @@ impl Sink {
     pub fn drain(&self) {
         let mut state = self.locked();
         let waited = !state.backlog.is_empty();
-        state.make_room();
         state.send_backlog();
         self.look_for_room(&mut state, waited);
     }
 
     /// From now on `counter` counts bytes that were taken, and dropped because the outlet failed.
     pub fn count_lost_in(&self, counter: Arc<Counter>) {
-        self.locked().lost_bytes = counter;
+        let mut state = self.locked();
+        if let Some(progress) = state.way.as_ref().and_then(Way::progress) {
+            progress.count_lost_in(counter.clone());
+        }
+        state.lost_bytes = counter;
     }
 
     /// Has everything go to `way` from now on, with what waits; `None` refuses it.
@@ -88,13 +94,14 @@ impl Sink {
         self.look_for_room(&mut state, false);
     }
 
-    /// Gives what waits until `deadline` to be read. For the end of the VM.
+    /// Gives what waits until `deadline` to be read or written. For the end of the VM.
     pub fn finish(&self, deadline: Instant) {
-        let mut state = self.locked();
+        let Some(mut state) = self.locked_by(deadline) else {
+            return;
+        };
         while !state.backlog.is_empty() {
             let way = state.way.as_ref();
             let writable = way.is_some_and(|way| way.has_room_by(deadline));
-            state.make_room();
             state.send_backlog();
             self.look_for_room(&mut state, true);
             if !writable {
@@ -126,6 +133,19 @@ impl Sink {
         lock(&self.0.state)
     }
 
+    /// As `locked`, but for `deadline`: whoever ends the process does not depend on a thread that may be in the middle of
+    /// a write.
+    fn locked_by(&self, deadline: Instant) -> Option<MutexGuard<'_, State>> {
+        loop {
+            match self.0.state.try_lock() {
+                Ok(state) => return Some(state),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return None,
+                Err(TryLockError::WouldBlock) => thread::sleep(LOOK_AGAIN),
+            }
+        }
+    }
+
     /// Has room looked for while bytes wait; `waited` says whether it has been.
     fn look_for_room(&self, state: &mut State, waited: bool) {
         if let Some(gone) = state.gone.take() {
@@ -149,7 +169,7 @@ impl Sink {
     }
 
     fn control(&self, operation: ControlOperation, fd: RawFd) {
-        // Regular files are refused, and never have a backlog. Anything else waits for the next write instead.
+        // What epoll refuses waits for the next write instead.
         let _ = self.0.wakeup.ctl(operation, fd, EpollEvent::new(EventSet::OUT, 0));
     }
 }
@@ -199,12 +219,6 @@ impl State {
         let room = BACKLOG_BYTES.saturating_sub(self.backlog.len()).min(bytes.len());
         self.backlog.extend(bytes.iter().take(room));
         room
-    }
-
-    fn make_room(&mut self) {
-        if let Some(way) = &mut self.way {
-            way.make_room();
-        }
     }
 
     fn send_backlog(&mut self) {

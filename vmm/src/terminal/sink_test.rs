@@ -4,8 +4,9 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::*;
+use crate::seccomp::Mode;
 use crate::terminal::testing::pty;
-use crate::terminal::{Files, Outlet, OwnFiles};
+use crate::terminal::{Content, Files, Outlet, OwnFiles, Writer};
 
 fn pipe() -> (io::PipeReader, Sink) {
     let (reader, writer) = io::pipe().unwrap();
@@ -118,8 +119,8 @@ fn the_end_waits_for_a_reader_that_reads_but_not_for_one_that_does_not() {
     let begun = Instant::now();
     sink.finish(begun + Duration::from_millis(20));
     assert!(begun.elapsed() >= Duration::from_millis(20));
-    let reading = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(20));
+    let reading = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(20));
         read(&mut reader, 100_000)
     });
     sink.finish(Instant::now() + Duration::from_secs(60));
@@ -144,8 +145,10 @@ fn the_master_of_a_terminal_is_written_and_never_blocks() {
 fn a_file_takes_everything_where_the_writer_stood() {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(b"before ").unwrap();
-    let mut sink = Sink::over(Some(Outlet::inherit(file.try_clone().unwrap()).into())).unwrap();
+    let way = Outlet::inherit(file.try_clone().unwrap()).into_way(Mode::Off).unwrap();
+    let mut sink = Sink::over(Some(way)).unwrap();
     sink.write_all(b"after").unwrap();
+    sink.finish(Instant::now() + Duration::from_secs(60));
     let mut text = String::new();
     io::Seek::rewind(&mut file).unwrap();
     file.read_to_string(&mut text).unwrap();
@@ -158,20 +161,56 @@ fn a_closed_standard_output_refuses_everything() {
     sink.write(b"abc").unwrap_err();
 }
 
+/// A sink whose file waits with every write until the sender is dropped, and tells of it.
+fn stuck() -> (std::sync::mpsc::Sender<()>, std::sync::mpsc::Receiver<usize>, Sink) {
+    let (go, gate) = std::sync::mpsc::channel::<()>();
+    let (told, writes) = std::sync::mpsc::channel();
+    let writer = Writer::start(Content::Bytes, Mode::Off, move |bytes: &[u8]| {
+        let _ = told.send(bytes.len());
+        let _ = gate.recv();
+        Ok(bytes.len())
+    });
+    let sink = Sink::over(Some(Way::Writer(Arc::new(writer.unwrap())))).unwrap();
+    (go, writes, sink)
+}
+
 #[test]
-fn a_file_that_is_full_wakes_the_main_loop_which_goes_on_to_the_next() {
+fn a_file_that_does_not_answer_holds_up_neither_guest_nor_end_and_has_all_when_it_does() {
+    let (go, writes, mut sink) = stuck();
+    let sent = pattern(BACKLOG_BYTES * 3);
+    let kept = sink.write(&sent).unwrap();
+    assert!(kept > BACKLOG_BYTES && kept < sent.len(), "{kept}");
+    let error = sink.write(b"more").unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "what is refused is told");
+    sink.drain();
+    sink.finish(Instant::now() + Duration::from_millis(5));
+    drop(go);
+    sink.finish(Instant::now() + Duration::from_secs(60));
+    let written: usize = writes.try_iter().sum();
+    assert_eq!(written, kept);
+    assert!(!wants_drain(&sink));
+}
+
+#[test]
+fn the_end_does_not_wait_for_a_sink_that_somebody_is_inside_of() {
+    let (_reader, sink) = pipe();
+    let inside = sink.locked();
+    let other = sink.clone();
+    let end = thread::spawn(move || other.finish(Instant::now() + Duration::from_millis(5)));
+    end.join().unwrap();
+    drop(inside);
+}
+
+#[test]
+fn files_of_limited_size_are_full_in_turn_with_every_byte_in_order() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
-    let files = Files::open(&path, 10, 1, 0o600, &OwnFiles::default()).unwrap();
-    let mut sink = Sink::over(Some(Way::Files(files))).unwrap();
+    let mut files = Files::open(&path, 10, 1, 0o600, &OwnFiles::default()).unwrap();
+    let writer = Writer::start(Content::Bytes, Mode::Off, move |bytes: &[u8]| files.write(bytes));
+    let mut sink = Sink::over(Some(Way::Writer(Arc::new(writer.unwrap())))).unwrap();
     sink.write_all(b"0123456").unwrap();
-    assert!(!wants_drain(&sink));
     sink.write_all(b"789abcdefghijkl").unwrap();
-    assert!(wants_drain(&sink), "what has no room waits, and the writer goes on");
-    assert_eq!(std::fs::read_to_string(&path).unwrap(), "0123456789");
-    while wants_drain(&sink) {
-        sink.drain();
-    }
+    sink.finish(Instant::now() + Duration::from_secs(60));
     let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
     assert_eq!((read("log"), read("log.1")), ("kl".into(), "abcdefghij".into()));
 }

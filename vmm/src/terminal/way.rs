@@ -2,18 +2,19 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::line::Terminal;
-use super::{Files, Journal, Outlet, writable_by};
+use super::{Journal, Outlet, Progress, Writer, writable_by};
 
 /// Takes bytes as far as there is room.
 #[derive(Debug)]
 pub enum Way {
     /// A descriptor.
     Outlet(Outlet),
-    /// Files of limited size.
-    Files(Files),
+    /// A file, or files of limited size.
+    Writer(Arc<Writer>),
     /// journald.
     Journal(Journal),
     /// The client of a socket, or the one that may come.
@@ -30,7 +31,7 @@ impl Way {
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Outlet(outlet) => outlet.write(bytes),
-            Self::Files(files) => files.write(bytes),
+            Self::Writer(writer) => writer.write(bytes),
             Self::Journal(journal) => journal.write(bytes),
             Self::Client(Some(outlet)) => outlet.write(bytes),
             Self::Client(None) => Err(io::ErrorKind::WouldBlock.into()),
@@ -46,18 +47,11 @@ impl Way {
         }
     }
 
-    /// Makes room where that is ours to do. For the main thread.
-    pub(super) fn make_room(&mut self) {
-        if let Self::Files(files) = self {
-            files.make_room();
-        }
-    }
-
     /// Waits for room until `deadline`; whether there is some. Also true of what is broken: the write will say so.
     pub(super) fn has_room_by(&self, deadline: Instant) -> bool {
         match self {
             Self::Outlet(outlet) => outlet.has_room_by(deadline),
-            Self::Files(_) => true,
+            Self::Writer(writer) => writable_by(writer.as_ref(), deadline),
             Self::Journal(journal) => writable_by(journal, deadline),
             Self::Client(client) => client.as_ref().is_some_and(|outlet| outlet.has_room_by(deadline)),
             Self::Terminal(terminal) => terminal.master().has_room_by(deadline),
@@ -69,18 +63,30 @@ impl Way {
         matches!(self, Self::Terminal(terminal) if terminal.is_unread())
     }
 
-    /// Gives what was taken until `deadline` to be read, if it would be lost.
+    /// Gives what was taken until `deadline` to be read or written, if it would be lost when the process ends.
     pub(super) fn wait_for_reader(&self, deadline: Instant) {
-        if let Self::Terminal(terminal) = self {
-            terminal.wait_for_reader(deadline);
+        match self {
+            Self::Terminal(terminal) => terminal.wait_for_reader(deadline),
+            Self::Writer(writer) => {
+                writer.progress().wait(deadline);
+            }
+            _ => {}
         }
     }
 
-    /// A descriptor that is writable when there is room, or when some can be made; `None` if it takes somebody to come.
+    /// What a thread does with what was taken, if one does.
+    pub(super) fn progress(&self) -> Option<&Progress> {
+        match self {
+            Self::Writer(writer) => Some(writer.progress()),
+            _ => None,
+        }
+    }
+
+    /// A descriptor that is writable when there is room; `None` if it takes somebody to come.
     pub(super) fn room(&self) -> Option<RawFd> {
         Some(match self {
             Self::Outlet(outlet) => outlet.as_raw_fd(),
-            Self::Files(files) => files.as_raw_fd(),
+            Self::Writer(writer) => writer.as_raw_fd(),
             Self::Journal(journal) => journal.as_raw_fd(),
             Self::Client(client) => client.as_ref()?.as_raw_fd(),
             Self::Terminal(terminal) => terminal.master().as_raw_fd(),
