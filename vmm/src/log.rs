@@ -23,7 +23,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record, STATIC_MAX_LEVEL};
 
 use crate::fatal::Line;
 use crate::seccomp::Mode;
-use crate::terminal::{self, Losses, Outlet, OutletError, OwnFiles, PendingLines, Progress};
+use crate::terminal::{self, Losses, Outlet, OutletError, OwnFiles, PendingLines, Progress, Unwritten};
 
 use limit::{Admission, Limit, Origin};
 use line::{Entry, LEVELS, Speaker};
@@ -323,6 +323,7 @@ fn by_level(counts: &[AtomicU64; LEVELS.len()]) -> [(&'static str, u64); LEVELS.
 
 /// Lines for which there was no room.
 pub fn lost_lines() -> u64 {
+    LOGGER.take_unwritten();
     LOGGER.lost_ever.load(Ordering::Relaxed)
 }
 
@@ -404,12 +405,10 @@ impl Logger {
     }
 
     fn take_unwritten_by(&self, progress: &Progress) -> u64 {
-        let lost = progress.take_lost_lines();
-        if lost > 0 {
-            self.losses.lose(lost);
-            self.lost_ever.fetch_add(lost, Ordering::Relaxed);
-        }
-        lost
+        let Unwritten { lines, untold } = progress.take_unwritten();
+        self.losses.lose(lines.saturating_add(untold));
+        self.lost_ever.fetch_add(lines, Ordering::Relaxed);
+        lines.saturating_add(untold)
     }
 
     fn tell_left_out(&self, now_ms: Option<u64>) {
@@ -519,7 +518,13 @@ impl Logger {
             lines.push(text.as_bytes(), 0);
         }
         match lines.write_to(to) {
-            Ok(()) => {}
+            Ok(()) => {
+                if let Some(progress) = to.progress()
+                    && loss.lost > 0
+                {
+                    progress.tell(loss.lost, 1);
+                }
+            }
             // When the reader has gone, nobody misses it.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             Err(_) => {

@@ -51,7 +51,7 @@ pub use own::{FileId, OwnFiles};
 pub use signals::{Signal, Signals};
 pub use sink::Sink;
 pub use way::Way;
-pub use writer::{Content, Progress, Writer};
+pub use writer::{Content, Progress, Unwritten, Writer};
 
 /// Printed when the terminal becomes the guest's.
 pub const ESCAPE_HINT: &str = "Ctrl-A x ends the VM, Ctrl-A Ctrl-A sends one Ctrl-A to the guest";

@@ -18,6 +18,8 @@ pub(super) struct Backlog {
     lines: PendingLines,
     /// Events that found no room since the last one that did.
     losses: Losses,
+    /// Lost events that those tell of which were put since this was asked for.
+    told: u64,
 }
 
 impl Backlog {
@@ -31,6 +33,12 @@ impl Backlog {
         let loss = self.losses.take();
         self.lines.end_torn(loss, "\n");
         self.lines.push(&line, loss.lost);
+        self.told = self.told.saturating_add(loss.lost);
+    }
+
+    /// Takes how many lost events those tell of that were put since it was asked.
+    pub(super) fn take_told(&mut self) -> u64 {
+        std::mem::take(&mut self.told)
     }
 
     /// `events` more are lost that were taken.
@@ -59,6 +67,7 @@ impl Backlog {
         let others = loss.lost.saturating_sub(1);
         self.lines.end_torn(loss, "\n");
         self.lines.push(&last.line(others), others);
+        self.told = self.told.saturating_add(others);
     }
 
     /// A copy of what is to be written first.

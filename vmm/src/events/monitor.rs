@@ -17,7 +17,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::backlog::{Backlog, send};
 use super::record::Record;
 use crate::seccomp::Mode;
-use crate::terminal::{FileId, Outlet};
+use crate::terminal::{FileId, Outlet, Unwritten};
 
 #[derive(Debug)]
 pub(super) struct Monitor {
@@ -93,7 +93,10 @@ impl Monitor {
         let mut writer = lock(&self.writer);
         send(&self.backlog, &writer.sink);
         if let Some(progress) = writer.sink.progress() {
-            lock(&self.backlog).lose(progress.take_lost_lines());
+            let mut backlog = lock(&self.backlog);
+            let Unwritten { lines, untold } = progress.take_unwritten();
+            backlog.lose(lines.saturating_add(untold));
+            progress.tell(backlog.take_told(), 0);
         }
         let operation = match (writer.is_watched, lock(&self.backlog).is_empty()) {
             (false, false) => ControlOperation::Add,

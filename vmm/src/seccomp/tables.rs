@@ -71,7 +71,7 @@ pub(super) fn policy(role: Role, pid: u32) -> Policy {
 
 /// Every list of rules below, with its name.
 #[cfg(test)]
-pub(super) const GROUPS: [(&str, &[Rule]); 22] = [
+pub(super) const GROUPS: [(&str, &[Rule]); 23] = [
     ("EVERY", EVERY),
     ("THREADS", THREADS),
     ("EVENT_LOOP", EVENT_LOOP),

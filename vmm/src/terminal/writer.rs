@@ -60,9 +60,28 @@ struct Shared {
     /// Why something was lost last, an errno; 0 while nothing was.
     error: AtomicI32,
     lost_bytes: Mutex<Arc<Counter>>,
+    /// Losses that lines tell of which may not be written yet.
+    told: Mutex<Told>,
     /// For those who wait for `done`.
     gate: Mutex<()>,
     moved: Condvar,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    /// Lines that were lost.
+    lines: u64,
+    /// Lines that do nothing but tell of others.
+    notices: u64,
+}
+
+/// What a thread could not write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unwritten {
+    /// Lines.
+    pub lines: u64,
+    /// Lines that were lost before, of which lines told that are lost now.
+    pub untold: u64,
 }
 
 impl Writer {
@@ -86,6 +105,7 @@ impl Writer {
             lost_lines: AtomicU64::new(0),
             error: AtomicI32::new(0),
             lost_bytes: Mutex::default(),
+            told: Mutex::default(),
             gate: Mutex::default(),
             moved: Condvar::new(),
         }));
@@ -168,9 +188,28 @@ impl Progress {
         true
     }
 
-    /// Takes the number of lines that were lost since it was asked for last.
-    pub fn take_lost_lines(&self) -> u64 {
-        self.0.lost_lines.swap(0, Ordering::Relaxed)
+    /// Takes note that what was written last tells of `lines` that were lost, in `notices` lines of their own.
+    pub fn tell(&self, lines: u64, notices: u64) {
+        let mut told = lock(&self.0.told);
+        told.lines = told.lines.saturating_add(lines);
+        told.notices = told.notices.saturating_add(notices);
+    }
+
+    /// Takes the number of lines that were lost since it was asked for last. A file that fails does so for all that is on
+    /// its way: what was told meanwhile is to be told again.
+    pub fn take_unwritten(&self) -> Unwritten {
+        let mut told = lock(&self.0.told);
+        let is_done = self.is_done_to(self.taken());
+        let lost = self.0.lost_lines.swap(0, Ordering::Relaxed);
+        if lost == 0 {
+            if is_done {
+                *told = Told::default();
+            }
+            return Unwritten::default();
+        }
+        let Told { lines: untold, notices } = std::mem::take(&mut *told);
+        let lines = lost.saturating_sub(notices);
+        Unwritten { lines, untold }
     }
 
     /// Why something was lost last, if something was.

@@ -101,8 +101,8 @@ fn lines_that_a_file_does_not_take_are_counted_and_a_torn_one_is_ended() {
     slow.answers.send(Ok(3)).unwrap();
     slow.answers.send(Err(full())).unwrap();
     assert!(writer.progress().wait(soon()));
-    assert_eq!(writer.progress().take_lost_lines(), 2);
-    assert_eq!(writer.progress().take_lost_lines(), 0, "once");
+    assert_eq!(writer.progress().take_unwritten().lines, 2);
+    assert_eq!(writer.progress().take_unwritten().lines, 0, "once");
     assert_eq!(writer.progress().error().unwrap().raw_os_error(), Some(libc::ENOSPC));
     // The end of the torn one is lost, and what comes with it.
     writer.write(b"third\n").unwrap();
@@ -112,13 +112,36 @@ fn lines_that_a_file_does_not_take_are_counted_and_a_torn_one_is_ended() {
     writer.write(b"fou").unwrap();
     slow.answers.send(Err(full())).unwrap();
     assert!(writer.progress().wait(soon()));
-    assert_eq!(writer.progress().take_lost_lines(), 2);
+    assert_eq!(writer.progress().take_unwritten().lines, 2);
     writer.write(b"rth\nfifth\n").unwrap();
     slow.answers.send(Ok(1)).unwrap();
     slow.answers.send(Ok(6)).unwrap();
     assert!(writer.progress().wait(soon()));
-    assert_eq!(writer.progress().take_lost_lines(), 0);
+    assert_eq!(writer.progress().take_unwritten().lines, 0);
     let writes: Vec<Vec<u8>> = slow.writes.try_iter().collect();
     let expected: [&[u8]; 6] = [b"first\nsecond\n", b"st\nsecond\n", b"\n", b"\n", b"\n", b"fifth\n"];
     assert_eq!(writes, expected);
+}
+
+#[test]
+fn a_notice_that_is_lost_is_to_be_told_again_and_is_no_lost_line() {
+    let (slow, writer) = slow(Content::Lines);
+    let progress = writer.progress();
+    let lost = |lines: &[u8]| {
+        writer.write(lines).unwrap();
+        slow.answers.send(Err(full())).unwrap();
+        assert!(progress.wait(soon()));
+    };
+    lost(b"a\nb\n");
+    assert_eq!(progress.take_unwritten(), Unwritten { lines: 2, untold: 0 });
+    lost(b"2 were lost\nc\n");
+    progress.tell(2, 1);
+    assert_eq!(progress.take_unwritten(), Unwritten { lines: 1, untold: 2 });
+    writer.write(b"3 were lost\nd\n").unwrap();
+    progress.tell(3, 1);
+    slow.answers.send(Ok(14)).unwrap();
+    assert!(progress.wait(soon()));
+    assert_eq!(progress.take_unwritten(), Unwritten::default());
+    lost(b"e\n");
+    assert_eq!(progress.take_unwritten(), Unwritten { lines: 1, untold: 0 });
 }
