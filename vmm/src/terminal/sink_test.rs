@@ -177,6 +177,8 @@ fn stuck() -> (std::sync::mpsc::Sender<()>, std::sync::mpsc::Receiver<usize>, Si
 #[test]
 fn a_file_that_does_not_answer_holds_up_neither_guest_nor_end_and_has_all_when_it_does() {
     let (go, writes, mut sink) = stuck();
+    sink.write_all(b"x").unwrap();
+    assert_eq!(writes.recv().unwrap(), 1, "the thread is inside of a write");
     let sent = pattern(BACKLOG_BYTES * 3);
     let kept = sink.write(&sent).unwrap();
     assert!(kept > BACKLOG_BYTES && kept < sent.len(), "{kept}");
