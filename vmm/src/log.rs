@@ -392,8 +392,8 @@ impl Logger {
 
     /// Waits for threads that write lines, up to `deadline`; whether all of them are written or lost.
     fn wait_written(&self, deadline: Instant) -> bool {
-        let progress = self.outlets().into_iter().filter_map(Outlet::progress);
-        progress.fold(true, |all, progress| progress.wait(deadline) && all)
+        let mut progress = self.outlets().into_iter().filter_map(Outlet::progress);
+        progress.all(|progress| progress.wait(deadline))
     }
 
     /// Takes note of lines that a thread could not write; how many there were.

@@ -260,7 +260,9 @@ fn a_log_or_monitor_whose_file_system_hangs_holds_up_neither_commands_nor_the_en
             "--log-file" => path,
             _ => format!("path={path}"),
         };
-        let mut husk = Husk::start(&["-vv", option, &path]);
+        let started = Husk::start(&["-vv", option, &path]);
+        // Dropped last: it cannot end before the file system has answered.
+        let (mut husk, fuse) = (started, fuse);
         fuse.hang();
         let config = vm(&husk, &json!({"mode": "Null"}));
         for round in 0..3 {

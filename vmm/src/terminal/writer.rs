@@ -294,10 +294,11 @@ impl<W: FnMut(&[u8]) -> io::Result<usize>> Tail<W> {
         if bytes.is_empty() {
             return;
         }
-        if self.is_broken && self.is_mid_line {
-            if let Err(error) = self.write_all(b"\n") {
-                return self.lose(bytes, &error);
-            }
+        if self.is_broken
+            && self.is_mid_line
+            && let Err(error) = self.write_all(b"\n")
+        {
+            return self.lose(bytes, &error);
         }
         self.is_broken = false;
         if let Err((written, error)) = self.write_counted(bytes) {
