@@ -7,6 +7,7 @@ mod process;
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 
 use husk_devices::testing::until;
 use process::{Husk, Signal, make_fifo};
@@ -39,9 +40,9 @@ fn kill(husk: &Husk, number: libc::c_int) {
 #[test]
 fn a_signal_of_the_c_library_ends_nobody() {
     for number in [32, 33] {
-        let husk = Husk::start("");
+        let husk = started("");
         kill(&husk, number);
-        UnixStream::connect(husk.path("api.sock")).unwrap();
+        UnixStream::connect(husk.socket()).unwrap();
         husk.signal(Signal::TERM);
         let (status, said) = husk.end();
         assert_eq!((status.code(), said.as_str()), (Some(5), ""), "{number}: {status:?}");
@@ -51,7 +52,7 @@ fn a_signal_of_the_c_library_ends_nobody() {
 /// What tells systemd to halt, sent to what is not systemd.
 #[test]
 fn a_real_time_signal_kills_with_a_line() {
-    let husk = Husk::start("");
+    let husk = started("");
     kill(&husk, libc::SIGRTMIN() + 3);
     let (status, said) = husk.end();
     assert_eq!(status.signal(), Some(libc::SIGRTMIN() + 3), "{status:?}: {said}");
