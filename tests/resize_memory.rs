@@ -523,7 +523,7 @@ fn a_guest_is_made_no_smaller_than_what_it_uses(kernel: &str, by_virtio_mem: boo
     let all = BOOT + steps.iter().sum::<u64>();
     let (mut lab, mut agent, before) = grown_and_filled(kernel, by_virtio_mem, steps, 280);
     lab.resize(BOOT);
-    let size = until(|| {
+    let size = found(|| {
         let (status, size) = (lab.status(), lab.actual_size());
         let pending = status["memory"]["pending"].as_str().unwrap_or_default();
         let guest = BOOT + gained(&before, &agent.resources().unwrap());
@@ -535,7 +535,7 @@ fn a_guest_is_made_no_smaller_than_what_it_uses(kernel: &str, by_virtio_mem: boo
     assert_eq!(last["outcome"], "timed-out", "{last}");
     agent.run(&["sh", "-c", "cat /filled/file > /dev/null"]).unwrap();
     empty(&mut agent);
-    until(|| {
+    found(|| {
         let (host, guest) = (lab.actual_size() - BOOT, gained(&before, &agent.resources().unwrap()));
         let agreed = host == guest && host <= 32 * MIB;
         agreed

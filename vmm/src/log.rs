@@ -210,7 +210,7 @@ pub fn tell_failure(why: &str) {
 }
 
 /// The last line of a process that dies, in every place where somebody may look for it. For a signal handler: no
-/// allocation, no lock. A thread that writes to a file has [`LAST_PATIENCE`] for the lines before it; if it needs more,
+/// allocation, no lock. A thread that writes to a file has 100 ms for the lines before it; if it needs more,
 /// the file does without this one.
 pub fn tell_death(message: &str) {
     LOGGER.die(&Entry {
