@@ -15,16 +15,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use husk_devices::testing::until;
 use process::{Client, HUSK, Husk, Signal, has_kvm};
 use rustix::process::{Pid, Resource, Rlimit, kill_process, prlimit};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-
-/// No step of these tests takes longer.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A store of `value`, of as many bytes as it has, to a guest-physical address (32-bit mode, no paging: PVH).
 fn store(code: &mut Vec<u8>, gpa: u32, value: &[u8]) {
@@ -934,16 +930,6 @@ fn a_pause_that_comes_to_no_end_is_refused_by_name_and_the_vm_runs_on() {
     assert_eq!(husk.shut_down().code(), Some(0));
 }
 
-/// Waits for `done`; the message of what does not come in time.
-#[track_caller]
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !done() {
-        assert!(begun.elapsed() < PATIENCE, "{what}");
-        thread::yield_now();
-    }
-}
-
 /// A guest that computes for ever, and leaves KVM for nothing but a signal.
 fn spinning_vm(folder: &Path) -> Value {
     let kernel = folder.join("spin");
@@ -1008,7 +994,7 @@ fn a_guest_that_computes_is_stopped_whatever_becomes_of_signals() {
     let vm = spinning_vm(husk.folder.path());
     let mut client = booted(&husk, vm);
     // What looks for a guest that waits for a page in vain has no timer, and comes all the same.
-    until("nobody looks after the vCPU", || {
+    until(|| {
         let counters = client.get("vm.counters").1;
         let exits = counters["__vcpu0"]["signal_exits"].as_u64();
         exits.is_none_or(|exits| exits >= 2)
@@ -1048,7 +1034,7 @@ fn a_vm_whose_vcpu_does_not_come_has_no_devices_and_is_not_said_to_have_ended() 
     done(&mut client, "vm.boot");
     done(&mut client, "vm.shutdown");
     stuck.release();
-    until("the guest is still there", || client.put("vm.delete", None) == DONE);
+    until(|| client.put("vm.delete", None) == DONE);
     assert_eq!(husk.shut_down().code(), Some(0));
 }
 
