@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use rustix::fs::{CWD, FileType, IFlags, Mode, XattrFlags};
+use rustix::fs::{CWD, FileType, IFlags, Mode, OFlags, XattrFlags};
 use rustix::net::SendFlags;
 use rustix::thread::{CoreSchedulingScope, core_scheduling_cookie, gettid};
 
@@ -30,7 +30,7 @@ const fn need(name: &'static str, is_here: fn() -> bool) -> Need {
 }
 
 /// All that tests may need. Where tests make files is the folder for temporary ones.
-const NEEDS: [Need; 36] = [
+const NEEDS: [Need; 37] = [
     need("a native host", || true),
     need("root", is_root),
     // Devices.
@@ -61,6 +61,7 @@ const NEEDS: [Need; 36] = [
         takes_attribute("system.posix_acl_access", &LIST)
     }),
     need("files that can only be appended to", has_append_only),
+    need("a file system with O_DIRECT", has_o_direct),
     need("device nodes", has_device_nodes),
     need("inode numbers that are used again", reuses_numbers),
     // Programs.
@@ -169,6 +170,13 @@ fn takes_attribute(name: &str, value: &[u8]) -> bool {
 fn has_append_only() -> bool {
     let set = |file: &File, flags| rustix::fs::ioctl_setflags(file, flags);
     in_a_file(|file, _| Ok(set(file, IFlags::APPEND).and_then(|()| set(file, IFlags::empty()))?)).is_ok()
+}
+
+fn has_o_direct() -> bool {
+    let Ok(file) = tempfile::NamedTempFile::new() else {
+        return false;
+    };
+    rustix::fs::open(file.path(), OFlags::RDWR | OFlags::DIRECT, Mode::empty()).is_ok()
 }
 
 fn has_device_nodes() -> bool {
