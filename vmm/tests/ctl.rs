@@ -160,6 +160,7 @@ fn the_log_tells_more_when_it_is_asked_to() {
     assert_eq!(ok(&husk, &["log-level", "info"]), "");
     assert_eq!(json_of(&ok(&husk, &["--json", "log-level"])), json!({"level": "info"}));
     assert!(refused(&husk, &["pause"]).contains("(404)"));
+    husk_devices::testing::until(|| fs::read_to_string(&log).unwrap().contains("there is no VM"));
     let logged = fs::read_to_string(&log).unwrap();
     assert!(
         logged.contains("there is no VM") && !logged.contains("vm.info"),

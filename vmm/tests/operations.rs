@@ -200,6 +200,7 @@ fn a_resize_that_the_host_cannot_begin_is_the_last_one_and_told_and_counted_and_
     assert!(noted["what"].as_str().unwrap().contains("add vCPU 1"), "{noted}");
     assert_eq!(client.put("vm.resize", Some(json!({}))), DONE);
     assert_eq!(last(&mut client), noted, "one that asks for nothing begins nothing");
+    until(|| fs::read_to_string(&events).unwrap().contains("resize-refused"));
     let written = fs::read_to_string(&events).unwrap();
     let refused: Vec<&str> = written.lines().filter(|line| line.contains("resize-refused")).collect();
     assert!(
@@ -335,7 +336,9 @@ fn told(events: &Path, event: &str, id: &str) -> usize {
         let line: Value = serde_json::from_str(line).unwrap();
         line["event"] == event && line["properties"]["id"] == id
     };
-    lines.lines().filter(is_meant).count()
+    // What is being written has no end yet.
+    let whole = lines.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    whole.filter(is_meant).count()
 }
 
 /// What a client is told of a stop that came to no end: the VM is gone, which it asked for.
@@ -392,6 +395,8 @@ fn clients_are_served_while_a_device_does_not_stop_and_the_vm_ends_without_it() 
     assert_eq!(other.put("vm.delete", None).0, 409);
     assert_eq!(client.answer(), DONE);
     assert_eq!(state(&mut client), "Shutdown");
+    until(|| fs::read_to_string(&log).unwrap().contains("WARN: __rng: left behind"));
+    until(|| fs::read_to_string(&events).unwrap().contains("device-stuck"));
     let (events, log) = (fs::read_to_string(events).unwrap(), fs::read_to_string(log).unwrap());
     assert!(
         events.contains(r#""event":"device-stuck","properties":{"id":"__rng"}"#),
@@ -424,7 +429,7 @@ fn a_device_that_was_asked_back_goes_with_its_machine_although_the_guest_never_a
     done(&mut client, "vm.reboot");
     let disks = client.get("vm.info").1["config"]["disks"].take();
     assert_eq!((disks[0]["id"].as_str(), &disks[1]), (Some("stays"), &Value::Null));
-    assert_eq!(told(&events, "device-removed", "goes"), 1);
+    until(|| told(&events, "device-removed", "goes") == 1);
     let (status, added) = client.put("vm.add-disk", Some(goes));
     assert_eq!(status, 200, "nobody has its image: {added}");
     assert_eq!(husk.shut_down().code(), Some(0));
@@ -453,6 +458,7 @@ fn a_device_that_the_guest_let_go_of_does_not_come_back_although_its_thread_stan
     stuck.release();
     done(&mut client, "vm.reboot");
     assert_eq!(client.get("vm.info").1["config"]["disks"], Value::Null);
+    until(|| told(&events, "device-removed", "d") > 0);
     let both = ["device-stuck", "device-removed"].map(|event| told(&events, event, "d"));
     assert_eq!(both, [1, 1], "each is said once");
     assert_eq!(husk.shut_down().code(), Some(0));
@@ -812,6 +818,11 @@ fn a_reboot_goes_on_without_a_device_that_does_not_open() {
         (&info["state"], &info["config"]["fs"]),
         (&json!("Running"), &Value::Null)
     );
+    until(|| {
+        fs::read_to_string(&log)
+            .unwrap()
+            .contains("left behind by a VM that is built anew")
+    });
     let log = fs::read_to_string(log).unwrap();
     assert!(
         log.contains("WARN: a: not open yet, left behind by a VM that is built anew"),
@@ -833,6 +844,11 @@ fn a_device_that_does_not_open_is_left_behind_by_name_and_goes_when_it_can() {
     done(&mut other, "vm.delete");
     let taken = json!(["vm.delete has taken the place of vm.add-fs"]);
     assert_eq!(client.answer(), (409, taken));
+    until(|| {
+        fs::read_to_string(&log)
+            .unwrap()
+            .contains("a has not stopped within 2 s")
+    });
     let log = fs::read_to_string(log).unwrap();
     assert!(log.contains("ERRO: a has not stopped within 2 s"), "{log}");
     assert!(!log.contains("__rng"), "what stops is not held up: {log}");

@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
 
+use husk_devices::testing::until;
 use process::fuse::{FLUSH, OPEN, SlowFiles};
 use process::{Client, HUSK, Husk, Signal, has_kvm};
 use serde_json::{Value, json};
@@ -64,6 +65,7 @@ fn an_image_that_does_not_close_is_left_behind_by_name_and_everybody_is_served()
         assert_eq!(other.get("vm.counters").0, 200);
         assert_eq!(client.answer(), DONE);
         assert!([404, 409].contains(&other.get("vm.counters").0), "{command}");
+        until(|| log_of(&husk).contains("ERRO: slow has not stopped within 2 s"));
         let log = log_of(&husk);
         assert!(
             log.contains("ERRO: slow has not stopped within 2 s"),

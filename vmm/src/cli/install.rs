@@ -9,7 +9,7 @@ use crate::install::{Engine, InstallError, Overhead, Request, plain_class, plain
 
 const PREFIX: &str = "/opt/husk";
 
-/// What `--overhead` takes for a file of this name, `./kata` being one.
+/// What `--overhead` takes as a word, and not as a file, which would be `./kata`.
 const KATAS: &str = "kata";
 
 /// The options of `husk install`.

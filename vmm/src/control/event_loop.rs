@@ -277,7 +277,8 @@ impl EventLoop<'_> {
     fn answer(&mut self) -> Option<Ended> {
         let leaving = self.controller.is_leaving();
         if let (true, Some(inbox)) = (leaving, self.inbox) {
-            // Whoever asked may kill the process as soon as it has the answer: nothing may be left to do then.
+            // Whoever asked may kill the process as soon as it has the answer: nothing may be left to do then, but for what
+            // threads are writing to files.
             inbox.close();
         }
         for (respond, outcome) in self.controller.take_answers() {

@@ -94,9 +94,10 @@ impl Monitor {
         send(&self.backlog, &writer.sink);
         if let Some(progress) = writer.sink.progress() {
             let mut backlog = lock(&self.backlog);
+            // First: the thread may have failed to write what tells of it already.
+            progress.tell(backlog.take_told(), 0);
             let Unwritten { lines, untold } = progress.take_unwritten();
             backlog.lose(lines.saturating_add(untold));
-            progress.tell(backlog.take_told(), 0);
         }
         let operation = match (writer.is_watched, lock(&self.backlog).is_empty()) {
             (false, false) => ControlOperation::Add,
@@ -104,7 +105,7 @@ impl Monitor {
             _ => return,
         };
         let event = EpollEvent::new(EventSet::OUT, 0);
-        // A regular file is refused, and has no backlog: what another thread has put meanwhile it has rung for.
+        // A regular file that no thread writes is refused, and has no backlog: what another thread has put meanwhile it has rung for.
         if self.wakeup.ctl(operation, writer.sink.as_raw_fd(), event).is_ok() {
             writer.is_watched = !writer.is_watched;
         }

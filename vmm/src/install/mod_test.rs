@@ -418,6 +418,7 @@ fn a_manifest_of_the_first_form_keeps_its_class() {
     let system = System::new();
     let first = Options {
         class: "x".into(),
+        file_server: true,
         ..system.options()
     };
     system.install(&first).unwrap();
@@ -426,8 +427,11 @@ fn a_manifest_of_the_first_form_keeps_its_class() {
     old["form"] = 1.into();
     old.as_object_mut().unwrap().remove("options").unwrap();
     system.write(path, &old.to_string());
-    system.install(&again(&system).settle().unwrap()).unwrap();
+    let settled = again(&system).settle().unwrap();
+    assert!(plan(&settled).unwrap().describe().contains("did not keep its options"));
+    system.install(&settled).unwrap();
     assert!(system.has("etc/containerd/conf.d/90-x.toml") && !system.has(DROP_IN));
+    assert!(system.has("opt/husk/libexec/husk/virtiofsd"), "its files say so");
 }
 
 #[test]

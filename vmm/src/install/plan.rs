@@ -70,6 +70,15 @@ pub fn plan(options: &Options) -> Result<Plan, InstallError> {
     if let Some((now, before)) = choices.as_ref().zip(kept) {
         notes.extend(now.changes(before));
     }
+    if before
+        .as_ref()
+        .is_some_and(|before| before.options.is_none() && !before.class.is_empty())
+    {
+        notes.push(
+            "the husk that installed this did not keep its options: --overhead, --kata and --engine count as they are given now"
+                .into(),
+        );
+    }
     let mut after = Manifest::new(&options.class, choices);
     after.sources = sources;
     let mut changes = Vec::new();

@@ -70,6 +70,11 @@ impl Request {
         let before = Manifest::read(&self.root, &self.prefix)?;
         let class_is_given = self.class.is_some();
         let kept_class = before.as_ref().map(|before| before.class.clone());
+        // A manifest of the first form does not say it; its files do.
+        let server = self.prefix.join("libexec/husk/virtiofsd");
+        let has_server = before
+            .as_ref()
+            .is_some_and(|before| before.options.is_none() && before.items.contains_key(&server));
         let kept = before.and_then(|before| before.options);
         let kept = kept.as_ref();
         let class = self.class.or(kept_class).unwrap_or_else(|| CLASS.into());
@@ -84,7 +89,7 @@ impl Request {
             file_server: self
                 .file_server
                 .or_else(|| kept.map(|kept| kept.file_server))
-                .unwrap_or(false),
+                .unwrap_or(has_server),
             overhead: self
                 .overhead
                 .unwrap_or_else(|| kept.and_then(|kept| kept.overhead.clone())),

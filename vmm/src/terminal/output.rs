@@ -125,7 +125,10 @@ impl StdoutSink {
         if let Some(progress) = way.progress() {
             let mut writers = lock(&self.others.writers);
             writers.retain(|writer| !writer.is_over());
-            writers.push(progress.clone());
+            // Two ports may have one file.
+            if !writers.iter().any(|known| known.is(progress)) {
+                writers.push(progress.clone());
+            }
         }
         let sink = Sink::over(Some(way))?;
         watch(&self.others.wakeup, &sink)?;

@@ -155,6 +155,11 @@ impl Writer {
 }
 
 impl Progress {
+    /// Whether both are of one thread.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Whether the thread has ended, and nobody can give it anything.
     pub fn is_over(&self) -> bool {
         Arc::strong_count(&self.0) == 1
