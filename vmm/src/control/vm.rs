@@ -46,7 +46,8 @@ impl From<BuildError> for Unopened {
 /// A device that is being opened, for a machine that runs.
 struct Opening {
     device: NewDevice,
-    building: Building<Open, Unopened>,
+    // Its thread drops what nobody takes: only then is nothing of it left.
+    building: Building<(Box<dyn VirtioDevice>, Passed), Unopened>,
 }
 
 impl Opening {
@@ -242,7 +243,7 @@ impl Vm {
         let passed = Passed::from([(id, descriptors)]);
         let others = self.config_to_be();
         let open = move || match opener.open(&wanted, &passed) {
-            Ok(opened) => Ok(Discarded::new((opened, passed))),
+            Ok(opened) => Ok((opened, passed)),
             Err(why) => {
                 // Here, where files may be looked at: those of a slow file system keep nobody waiting.
                 let rival = image::rival(&why, &others, &wanted).map(str::to_owned);
@@ -257,7 +258,7 @@ impl Vm {
     /// The device called `id` that was being opened, with its descriptors, or why there is none; `None` as long as it is not known.
     pub(super) fn opened(&mut self, id: &str) -> Option<(NewDevice, Opened)> {
         let at = self.opening.iter().position(|opening| opening.is(id))?;
-        let opened = self.opening.get(at)?.building.take()?;
+        let opened = self.opening.get(at)?.building.take()?.map(Discarded::new);
         Some((self.opening.remove(at).device, opened))
     }
 
@@ -287,8 +288,8 @@ impl Vm {
 
     /// Whether nothing of the VM is at work any more, after [`Vm::stop`]. A device that opens slowly keeps no other from being stopped.
     pub(super) fn is_stopped(&mut self) -> bool {
-        let stopped = self.is_machine_stopped();
-        self.is_building_over() && stopped
+        let is_over = self.is_building_over();
+        self.is_machine_stopped() && is_over
     }
 
     /// Whether nothing of the machine is at work any more, nor one being built. Devices may be: they are no part of it yet.

@@ -295,7 +295,9 @@ impl CpuResize {
     /// When to look again for a vCPU that the guest is about to start, though nobody has news of it.
     pub fn poll(&self, now: Instant) -> Option<Duration> {
         let starting = self.starting.values().filter_map(|starting| starting.pause(now));
-        starting.chain(self.failing.map(|_| LOOK_FIRST)).min()
+        // What the guest has been asked comes first, and is news.
+        let again = self.failing.filter(|_| self.asked.is_empty());
+        starting.chain(again.map(|_| LOOK_FIRST)).min()
     }
 
     /// How long the guest has taken.
