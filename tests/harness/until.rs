@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::pod::PATIENCE;
 
-/// Between two looks.
-const PACE: Duration = Duration::from_millis(5);
+/// Between two looks: as Kata's agent does. The emulated host has one processor for all that is going on.
+const PACE: Duration = Duration::from_millis(50);
 
 /// Looks again and again until `done` returns true.
 ///
