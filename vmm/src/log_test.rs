@@ -55,6 +55,18 @@ fn fields(mut datagram: &[u8]) -> Vec<(String, Vec<u8>)> {
     found
 }
 
+/// A log that goes to a daemon, whose socket is in the folder.
+fn to_syslog() -> (tempfile::TempDir, UnixDatagram, Logger) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let daemon = UnixDatagram::bind(&path).unwrap();
+    let logger = logger(&Options {
+        destination: Destination::Syslog(path),
+        ..Options::default()
+    });
+    (folder, daemon, logger)
+}
+
 fn receive(daemon: &UnixDatagram) -> Vec<(String, Vec<u8>)> {
     let mut bytes = vec![0; 8_192];
     let count = daemon.recv(&mut bytes).unwrap();
@@ -99,13 +111,7 @@ fn journald_gets_an_entry_a_line_and_is_told_what_it_had_no_room_for() {
 /// A notice takes the room of a line: it must not be the reason why lines are lost for ever.
 #[test]
 fn a_notice_that_got_through_is_not_told_again_by_the_next() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("log");
-    let daemon = UnixDatagram::bind(&path).unwrap();
-    let logger = logger(&Options {
-        destination: Destination::Syslog(path),
-        ..Options::default()
-    });
+    let (_folder, daemon, logger) = to_syslog();
     daemon.set_nonblocking(true).unwrap();
     let receive = || {
         let mut bytes = [0; 8_192];
@@ -157,13 +163,7 @@ fn what_was_lost_is_told_at_the_end_if_nothing_else_is() {
 
 #[test]
 fn standard_error_has_the_lines_of_a_daemon_that_has_gone() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("log");
-    let daemon = UnixDatagram::bind(&path).unwrap();
-    let logger = logger(&Options {
-        destination: Destination::Syslog(path),
-        ..Options::default()
-    });
+    let (_folder, daemon, logger) = to_syslog();
     let (mut reader, writer) = io::pipe().unwrap();
     let stderr = Outlet::inherit(File::from(std::os::fd::OwnedFd::from(writer)));
     logger.stderr.set(stderr).unwrap();

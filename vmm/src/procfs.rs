@@ -1,8 +1,11 @@
 //! What texts of `/proc` say (proc(5)), for everybody who reads them.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, linkat};
 
 /// How names of mappings of guest memory begin in `smaps`: a memfd's, or that of anonymous memory. What follows tells them apart
 /// ([`RAM_NAME`](crate::memory::RAM_NAME) and others).
@@ -26,6 +29,16 @@ pub(crate) fn numbers(folder: &Path) -> io::Result<Vec<u32>> {
         .collect();
     numbers.sort_unstable();
     Ok(numbers)
+}
+
+/// Makes `path` the name of `file`, which has none yet (`O_TMPFILE`).
+///
+/// # Errors
+/// There is something of this name, or what else the host says.
+pub(crate) fn give_name(file: &File, path: &Path) -> io::Result<()> {
+    // open(2): how a file gets one without the capability CAP_DAC_READ_SEARCH.
+    let nameless = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(linkat(CWD, nameless, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
 }
 
 /// The soft limit that a text like `/proc/PID/limits` has in the line that begins with `name`; `None` if it is

@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use husk_devices::testing::until;
 use process::{HUSK, Husk, Signal, has_kvm};
@@ -314,6 +314,24 @@ fn a_husk_that_takes_no_connection_is_found_by_whatever_path_leads_to_its_socket
     husk.signal(Signal::CONT);
 }
 
+/// `run` in a mount namespace where an empty file system lies over `place`, which is `$1` there; `$2` is husk, and `$3` its `socket`. `None`
+/// where there can be none, which is said.
+fn behind_a_mount(place: &Path, run: &str, socket: &Path) -> Option<Child> {
+    let inside = |script: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]);
+        command.arg(place).arg(HUSK).arg(socket);
+        command.stdin(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    let mount = "mount -t tmpfs none $1";
+    if !inside(mount).status().is_ok_and(|status| status.success()) {
+        println!("skipped: needs unshare, user namespaces");
+        return None;
+    }
+    Some(inside(&format!("{mount} && {run}")).spawn().unwrap())
+}
+
 /// The host has another file of that name.
 #[test]
 fn a_husk_in_a_mount_namespace_of_its_own_has_its_own_log() {
@@ -321,20 +339,11 @@ fn a_husk_in_a_mount_namespace_of_its_own_has_its_own_log() {
     let place = folder.path().join("place");
     fs::create_dir(&place).unwrap();
     fs::write(place.join("log"), "of the host\n").unwrap();
-    let inside = |script: &str| {
-        let mut command = Command::new("unshare");
-        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]);
-        command.arg(&place).arg(HUSK).arg(folder.path().join("api.sock"));
-        command.stdin(Stdio::null()).stderr(Stdio::null());
-        command
-    };
-    let mount = "mount -t tmpfs none $1";
-    if !inside(mount).status().is_ok_and(|status| status.success()) {
-        println!("skipped: needs unshare, user namespaces");
+    let socket = folder.path().join("api.sock");
+    let run = "exec $2 --api-socket $3 -v --log-file $1/log";
+    let Some(child) = behind_a_mount(&place, run, &socket) else {
         return;
-    }
-    let run = format!("{mount} && exec $2 --api-socket $3 -v --log-file $1/log");
-    let child = inside(&run).spawn().unwrap();
+    };
     let husk = Husk { folder, child };
     husk.ready();
     let vm = json!({"payload": {"kernel": "/nowhere"}});
@@ -348,20 +357,10 @@ fn a_husk_in_a_mount_namespace_of_its_own_has_its_own_log() {
 #[test]
 fn a_husk_whose_socket_is_in_another_mount_namespace_is_asked() {
     let folder = tempfile::tempdir().unwrap();
-    let inside = |script: &str| {
-        let mut command = Command::new("unshare");
-        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]);
-        command.arg(folder.path()).arg(HUSK);
-        command.stdin(Stdio::null()).stderr(Stdio::null());
-        command
-    };
-    let mount = "mount -t tmpfs none $1";
-    if !inside(mount).status().is_ok_and(|status| status.success()) {
-        println!("skipped: needs unshare, user namespaces");
+    let socket = folder.path().join("api.sock");
+    let Some(child) = behind_a_mount(folder.path(), "exec $2 --api-socket $3", &socket) else {
         return;
-    }
-    let run = format!("{mount} && exec $2 --api-socket $1/api.sock");
-    let child = inside(&run).spawn().unwrap();
+    };
     let husk = Husk { folder, child };
     let pid = husk.child.id();
     // Its socket is there, and answers, once husk has begun.

@@ -3,16 +3,15 @@
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{AtFlags, CWD, linkat};
 use tar::{Builder, Header};
 use zstd::Encoder;
 
 use super::Output;
+use crate::procfs;
 
 /// The folder in an archive.
 const ROOT: &str = "husk-gather";
@@ -87,8 +86,7 @@ impl Bundle {
                 let mut file = archive.into_inner()?.finish()?;
                 file.flush()?;
                 if !*is_named {
-                    let own = format!("/proc/self/fd/{}", file.as_raw_fd());
-                    linkat(CWD, own, CWD, &self.path, AtFlags::SYMLINK_FOLLOW)?;
+                    procfs::give_name(&file, &self.path)?;
                     *is_named = true;
                 }
                 Ok(())

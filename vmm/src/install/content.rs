@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat};
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use crate::procfs;
 
 /// A file or a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,9 +135,7 @@ impl Content {
         let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
         let file = rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR)?;
         let file = fill(file.into(), bytes, *mode)?;
-        // open(2): how a file without a name gets one without the capability CAP_DAC_READ_SEARCH.
-        let nameless = format!("/proc/self/fd/{}", file.as_raw_fd());
-        Ok(linkat(CWD, nameless, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+        procfs::give_name(&file, path)
     }
 }
 

@@ -363,9 +363,9 @@ fn a_vcpu_that_is_refused_late_is_no_answer_to_a_resize_of_memory() {
     );
 }
 
-/// The guest has let go of a vCPU that is wanted again by then, and the host has no thread for another one.
-#[test]
-fn a_vcpu_that_the_host_cannot_make_again_is_refused_and_not_forgotten() {
+/// What there is when the guest has let go of a vCPU that is wanted again by then, and the host has no thread for
+/// another one.
+fn let_go_of_and_wanted_again() -> (Hotplug<Paper>, CpuResize, Vec<Change>) {
     let (mut cpus, bank) = vcpus(&[0, 1]);
     let (mut resize, mut changes, now) = (CpuResize::default(), Vec::new(), Instant::now());
     resize.set(&mut cpus, 1, now).unwrap();
@@ -374,6 +374,13 @@ fn a_vcpu_that_the_host_cannot_make_again_is_refused_and_not_forgotten() {
     cpus.plug_mut().most = 1;
     let _ = bank.lock().unwrap().write(4, &1_u32.to_le_bytes());
     resize.advance(&mut cpus, &mut changes);
+    (cpus, resize, changes)
+}
+
+/// The guest has let go of a vCPU that is wanted again by then, and the host has no thread for another one.
+#[test]
+fn a_vcpu_that_the_host_cannot_make_again_is_refused_and_not_forgotten() {
+    let (mut cpus, mut resize, mut changes) = let_go_of_and_wanted_again();
     assert_eq!(resize.pending().as_deref(), Some("the host to make vCPUs"));
     assert!(
         matches!(changes[..], [Change::VcpuGone(1, _)]),
@@ -393,21 +400,14 @@ fn a_vcpu_that_the_host_cannot_make_again_is_refused_and_not_forgotten() {
     resize.advance(&mut cpus, &mut changes);
     assert!(resize.refusals().is_empty());
     cpus.plug_mut().most = 2;
-    resize.set(&mut cpus, 2, now).unwrap();
+    resize.set(&mut cpus, 2, Instant::now()).unwrap();
     assert_eq!(cpus::count(&cpus), 2);
 }
 
 /// The thread of the one that went may count until it has ended.
 #[test]
 fn a_vcpu_that_the_host_can_make_again_a_moment_later_comes() {
-    let (mut cpus, bank) = vcpus(&[0, 1]);
-    let (mut resize, mut changes, now) = (CpuResize::default(), Vec::new(), Instant::now());
-    resize.set(&mut cpus, 1, now).unwrap();
-    bank.lock().unwrap().read(0, &mut [0; 4]);
-    resize.set(&mut cpus, 2, now).unwrap();
-    cpus.plug_mut().most = 1;
-    let _ = bank.lock().unwrap().write(4, &1_u32.to_le_bytes());
-    resize.advance(&mut cpus, &mut changes);
+    let (mut cpus, mut resize, mut changes) = let_go_of_and_wanted_again();
     cpus.plug_mut().most = 2;
     resize.advance(&mut cpus, &mut changes);
     assert_eq!((cpus::count(&cpus), resize.refusals()), (2, &[][..]));
