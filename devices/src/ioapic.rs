@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use crate::bus::{BusDevice, Effect};
 use crate::host::{Host, Irq, MsiMessage, MsiVector};
-use crate::metrics::{Counter, Metered};
+use crate::metrics::{Counter, MetricsSource};
 
 /// Bytes of the window.
 pub const SIZE: u64 = 0x1000;
@@ -65,7 +65,7 @@ pub struct IoapicMetrics {
     pub refused_routes: Counter,
 }
 
-impl Metered for IoapicMetrics {
+impl MetricsSource for IoapicMetrics {
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         vec![("refused_routes", self.refused_routes.get())]
     }

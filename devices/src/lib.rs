@@ -32,4 +32,4 @@ pub use host::{Host, Irq, MsiMessage, MsiVector};
 pub use lock::{lock, read, write};
 pub use looked::Looked;
 pub use memory::{GuestMemory, GuestMemoryMmap, GuestRegionMmap};
-pub use metrics::{Counter, Gauge, Metered};
+pub use metrics::{Counter, Gauge, MetricsSource};

@@ -45,13 +45,13 @@ impl Gauge {
 }
 
 /// Something that counts what it does. It is read without a lock that a vCPU may want: whoever reads has its own reference to it.
-pub trait Metered: Send + Sync {
+pub trait MetricsSource: Send + Sync {
     /// Name and value of each counter. A name is `<what>_<unit>`, for example `tx_bytes`, and constant.
     fn metrics(&self) -> Vec<(&'static str, u64)>;
 }
 
 /// What counts nothing.
-impl Metered for () {
+impl MetricsSource for () {
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
     }

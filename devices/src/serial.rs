@@ -31,7 +31,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::{BusDevice, Effect};
 use crate::host::Irq;
-use crate::metrics::{Counter, Metered};
+use crate::metrics::{Counter, MetricsSource};
 
 /// Length of the register block.
 pub const SIZE: u64 = 8;
@@ -70,7 +70,7 @@ pub struct SerialMetrics {
     pub tx_lost_bytes: Arc<Counter>,
 }
 
-impl Metered for SerialMetrics {
+impl MetricsSource for SerialMetrics {
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("rx_bytes", self.rx_bytes.get()),

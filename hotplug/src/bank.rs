@@ -32,7 +32,7 @@
 
 use std::sync::Arc;
 
-use husk_devices::{BusDevice, Counter, Effect, Metered};
+use husk_devices::{BusDevice, Counter, Effect, MetricsSource};
 
 use crate::ged::{Bell, GedEvent};
 use crate::slot::{Event, NotAllowed, State};
@@ -168,7 +168,7 @@ pub struct BankMetrics {
     pub ignored_writes: Counter,
 }
 
-impl Metered for BankMetrics {
+impl MetricsSource for BankMetrics {
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         vec![("ignored_writes", self.ignored_writes.get())]
     }

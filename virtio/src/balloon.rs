@@ -33,13 +33,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use husk_devices::lock;
-use husk_devices::metrics::{Counter, Gauge, Metered};
+use husk_devices::metrics::{Counter, Gauge, MetricsSource};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
 use crate::ring::{Notify, Ring, RingState, Step};
-use crate::threads::Duty;
+use crate::threads::ThreadClass;
 use pages::PAGE_BYTES;
 
 /// virtio device ID (virtio 1.2 §5).
@@ -97,7 +97,7 @@ pub struct BalloonMetrics {
     pub bad_requests: Counter,
 }
 
-impl Metered for BalloonMetrics {
+impl MetricsSource for BalloonMetrics {
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("actual_bytes", self.actual_bytes.get()),
@@ -340,11 +340,11 @@ impl VirtioDevice for Balloon {
         }
     }
 
-    fn duty(&self) -> Duty {
-        Duty::Balloon
+    fn thread_class(&self) -> ThreadClass {
+        ThreadClass::Balloon
     }
 
-    fn meter(&self) -> Arc<dyn Metered> {
+    fn metrics_source(&self) -> Arc<dyn MetricsSource> {
         self.metrics.clone()
     }
 
@@ -380,7 +380,7 @@ impl VirtioDevice for Balloon {
             reporting,
             held: None,
             poison,
-            right: Arc::new(AtomicBool::new(true)),
+            bus_master: Arc::new(AtomicBool::new(true)),
             handle: self.handle.clone(),
             memory: self.memory.clone(),
             metrics: self.metrics.clone(),
@@ -398,7 +398,7 @@ struct BalloonHandler {
     /// What the driver fills free pages with, if it has said that it may.
     poison: Option<Arc<AtomicU32>>,
     /// Whether guest memory may be touched.
-    right: Arc<AtomicBool>,
+    bus_master: Arc<AtomicBool>,
     handle: BalloonHandle,
     memory: Arc<dyn Discard>,
     metrics: Arc<BalloonMetrics>,
@@ -507,8 +507,8 @@ fn discard(memory: &dyn Discard, metrics: &BalloonMetrics, gpa: u64, bytes: u64)
 }
 
 impl Handler for BalloonHandler {
-    fn heed(&mut self, right: Arc<AtomicBool>) {
-        self.right = right;
+    fn set_bus_master_flag(&mut self, bus_master: Arc<AtomicBool>) {
+        self.bus_master = bus_master;
     }
 
     fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
@@ -543,7 +543,7 @@ impl Handler for BalloonHandler {
     /// A driver that is gone has forgotten its balloon: whatever was in it is the guest's again.
     fn stop(self: Box<Self>) -> Vec<RingState> {
         let mut this = *self;
-        let held = this.held.take().filter(|_| this.right.load(Ordering::Acquire));
+        let held = this.held.take().filter(|_| this.bus_master.load(Ordering::Acquire));
         if let (Some(ring), Some(head)) = (&mut this.stats, held) {
             // The ring ends; the driver need not hear of it.
             let _ = ring.push(head, 0);

@@ -307,11 +307,11 @@ fn of_many_buffers_for_statistics_one_is_kept() {
 #[test]
 fn a_reset_without_the_right_to_memory_leaves_the_ring_alone() {
     let mut bench = Bench::new();
-    let right = Arc::new(AtomicBool::new(true));
-    bench.handler.as_mut().unwrap().heed(right.clone());
+    let bus_master = Arc::new(AtomicBool::new(true));
+    bench.handler.as_mut().unwrap().set_bus_master_flag(bus_master.clone());
     bench.drivers[2].add(&[Buf::Out(STAT, 10)]);
     bench.wake(STATS).unwrap();
-    right.store(false, Ordering::Relaxed);
+    bus_master.store(false, Ordering::Relaxed);
     bench.reset();
     assert_eq!(bench.drivers[2].take_used(), None);
 }

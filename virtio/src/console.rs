@@ -25,7 +25,7 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 
 use husk_devices::lock;
-use husk_devices::metrics::{Counter, Metered};
+use husk_devices::metrics::{Counter, MetricsSource};
 
 use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
 use crate::ring::{Notify, Reader, Ring, RingState, Step};
@@ -65,7 +65,7 @@ pub struct ConsoleMetrics {
     pub rx_bytes: Counter,
 }
 
-impl Metered for ConsoleMetrics {
+impl MetricsSource for ConsoleMetrics {
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("tx_requests", self.tx_requests.get()),
@@ -117,7 +117,7 @@ impl VirtioDevice for Console {
         }
     }
 
-    fn meter(&self) -> Arc<dyn Metered> {
+    fn metrics_source(&self) -> Arc<dyn MetricsSource> {
         self.metrics()
     }
 

@@ -9,12 +9,12 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use husk_devices::Metered;
+use husk_devices::MetricsSource;
 use husk_devices::memory::GuestMemory;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::ring::{Notify, Ring, RingState};
-use crate::threads::Duty;
+use crate::threads::ThreadClass;
 
 /// What a device is, before any driver has spoken to it.
 #[derive(Clone, Debug)]
@@ -114,16 +114,16 @@ pub trait VirtioDevice: Send {
     fn profile(&self) -> Profile;
 
     /// What its threads are for. Constant.
-    fn duty(&self) -> Duty {
-        Duty::Stream
+    fn thread_class(&self) -> ThreadClass {
+        ThreadClass::Stream
     }
 
     /// What counts for the device, from when it is made to its end. Constant.
-    fn meter(&self) -> Arc<dyn Metered>;
+    fn metrics_source(&self) -> Arc<dyn MetricsSource>;
 
     /// What the device has counted since it was made (name, value).
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.meter().metrics()
+        self.metrics_source().metrics()
     }
 
     /// The configuration space. Locked for one access at a time.
@@ -194,7 +194,7 @@ pub trait Handler: Send {
     /// Told before anything else where it stands whether the device may touch guest memory at present (PCIe bus mastering). Without that
     /// right only [`Handler::hold`], [`Handler::release`] and [`Handler::stop`] are called: a handler that answers in one of them, or whose
     /// work other threads do as well, has to look.
-    fn heed(&mut self, _right: Arc<AtomicBool>) {}
+    fn set_bus_master_flag(&mut self, _bus_master: Arc<AtomicBool>) {}
 
     /// Registers what to wait for. Called once, on the I/O thread, before anything else. The kick of every ring is among it.
     fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError>;
@@ -228,6 +228,6 @@ pub trait Handler: Send {
     }
 
     /// Waits for requests in flight, then gives the rings' positions back. Nothing touches guest memory afterwards. Without the right to
-    /// touch it ([`Handler::heed`]) nobody is answered.
+    /// touch it ([`Handler::set_bus_master_flag`]) nobody is answered.
     fn stop(self: Box<Self>) -> Vec<RingState>;
 }

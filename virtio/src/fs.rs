@@ -32,12 +32,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use husk_devices::memory::GuestMemory;
-use husk_devices::metrics::Metered;
+use husk_devices::metrics::MetricsSource;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, MemoryListener, Profile, StartError, VirtioDevice};
-use crate::threads::Duty;
+use crate::threads::ThreadClass;
 use crate::vhost_user::{BackendError, Link, VhostUserHandler, VhostUserMetrics};
 
 /// virtio device ID (virtio 1.2 §5).
@@ -132,11 +132,11 @@ impl VirtioDevice for Fs {
         self.profile.clone()
     }
 
-    fn duty(&self) -> Duty {
-        Duty::RemoteFiles
+    fn thread_class(&self) -> ThreadClass {
+        ThreadClass::RemoteFiles
     }
 
-    fn meter(&self) -> Arc<dyn Metered> {
+    fn metrics_source(&self) -> Arc<dyn MetricsSource> {
         self.metrics()
     }
 

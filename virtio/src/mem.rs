@@ -36,13 +36,13 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use husk_devices::metrics::{Counter, Gauge, Metered};
+use husk_devices::metrics::{Counter, Gauge, MetricsSource};
 use husk_devices::{chain, lock};
 
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
 use crate::ring::{Notify, Reader, Ring, RingState, Step, Writer};
-use crate::threads::Duty;
+use crate::threads::ThreadClass;
 use region::{BlockState, CONFIG_BYTES, Denied, PLUGGED_SIZE, REQUESTED_SIZE, Region};
 
 /// virtio device ID (virtio 1.2 §5).
@@ -135,7 +135,7 @@ pub struct MemMetrics {
     pub bad_requests: Counter,
 }
 
-impl Metered for MemMetrics {
+impl MetricsSource for MemMetrics {
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("plugged_bytes", self.plugged_bytes.get()),
@@ -336,11 +336,11 @@ impl VirtioDevice for Mem {
         }
     }
 
-    fn duty(&self) -> Duty {
-        Duty::Mem
+    fn thread_class(&self) -> ThreadClass {
+        ThreadClass::Mem
     }
 
-    fn meter(&self) -> Arc<dyn Metered> {
+    fn metrics_source(&self) -> Arc<dyn MetricsSource> {
         self.metrics.clone()
     }
 

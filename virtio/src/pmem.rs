@@ -20,13 +20,13 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 
-use husk_devices::metrics::{Counter, Metered};
+use husk_devices::metrics::{Counter, MetricsSource};
 
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
 use crate::durability::Durability;
 use crate::ring::{Reader, Ring, RingState, Step, Writer};
-use crate::threads::Duty;
+use crate::threads::ThreadClass;
 
 /// virtio device ID (virtio 1.2 §5).
 const VIRTIO_ID_PMEM: u32 = 27;
@@ -56,7 +56,7 @@ pub struct PmemMetrics {
     pub bad_requests: Counter,
 }
 
-impl Metered for PmemMetrics {
+impl MetricsSource for PmemMetrics {
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("flushes", self.flushes.get()),
@@ -124,11 +124,11 @@ impl VirtioDevice for Pmem {
         }
     }
 
-    fn duty(&self) -> Duty {
-        Duty::Pmem
+    fn thread_class(&self) -> ThreadClass {
+        ThreadClass::Pmem
     }
 
-    fn meter(&self) -> Arc<dyn Metered> {
+    fn metrics_source(&self) -> Arc<dyn MetricsSource> {
         self.metrics.clone()
     }
 

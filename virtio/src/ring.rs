@@ -9,8 +9,8 @@
 mod budget;
 mod buffers;
 mod chain;
+mod counters;
 mod error;
-mod meter;
 mod notify;
 mod orphans;
 mod take;
@@ -18,8 +18,8 @@ mod used;
 
 pub use buffers::{Reader, SplitError, Writer};
 pub use chain::Chain;
+pub use counters::{QueueCounters, QueueStats};
 pub use error::RingError;
-pub use meter::{QueueFigures, QueueMeter};
 pub use notify::{Notify, Signal};
 pub use orphans::{Adopted, Protocol, Trace};
 
@@ -74,7 +74,7 @@ pub struct Ring {
     /// Chains pushed since the driver was last told.
     unannounced: u16,
     budget: Budget,
-    meter: Arc<QueueMeter>,
+    counters: Arc<QueueCounters>,
     /// Called before each look at the available ring: a driver that is always at work, for tests.
     #[cfg(test)]
     pub(crate) busy_driver: Option<Box<dyn FnMut() + Send>>,
@@ -103,7 +103,7 @@ impl Ring {
             in_flight: vec![false; usize::from(queue.size())],
             unannounced: 0,
             budget: Budget::new(queue.size()),
-            meter: Arc::default(),
+            counters: Arc::default(),
             queue,
             #[cfg(test)]
             busy_driver: None,
@@ -112,9 +112,9 @@ impl Ring {
 
     /// Has what the ring does be counted in `meter`, which has been counting for its queue.
     #[must_use]
-    pub fn counted_by(mut self, meter: Arc<QueueMeter>) -> Self {
-        meter.set_counts(true);
-        self.meter = meter;
+    pub fn with_counters(mut self, counters: Arc<QueueCounters>) -> Self {
+        counters.set_counts(true);
+        self.counters = counters;
         self
     }
 
@@ -150,7 +150,7 @@ impl Ring {
 
     /// Begins another turn because the doorbell rang, and leaves it as it is: for those who watch its edges.
     pub fn note_kick(&mut self) {
-        self.meter.add_wakeup();
+        self.counters.add_wakeup();
         self.budget.refill();
     }
 
@@ -328,7 +328,7 @@ impl Ring {
 
     /// Takes the ring apart, for something else to serve it from the position in its state, which nobody counts here.
     pub fn into_parts(self) -> RingParts {
-        self.meter.set_counts(false);
+        self.counters.set_counts(false);
         let Self { kick, notify, .. } = &self;
         RingParts {
             kick: kick.clone(),

@@ -194,10 +194,10 @@ fn busy_driver_cannot_keep_the_thread() {
 #[test]
 fn what_a_queue_does_is_counted_over_resets_and_until_somebody_else_serves_it() {
     let mut driver = Driver::new(&memory(), BASE, 8);
-    let meter = Arc::<QueueMeter>::default();
-    assert_eq!(meter.figures(), None, "no driver has come");
-    let mut ring = driver.ring().counted_by(meter.clone());
-    assert_eq!(meter.figures(), Some(QueueFigures::default()));
+    let counters = Arc::<QueueCounters>::default();
+    assert_eq!(counters.snapshot(), None, "no driver has come");
+    let mut ring = driver.ring().with_counters(counters.clone());
+    assert_eq!(counters.snapshot(), Some(QueueStats::default()));
     for _ in 0..3 {
         driver.add(&[Buf::In(DATA, 4)]);
     }
@@ -205,30 +205,30 @@ fn what_a_queue_does_is_counted_over_resets_and_until_somebody_else_serves_it() 
     ring.drain(echo).unwrap();
     // The device looks by itself: nobody has called.
     ring.drain(echo).unwrap();
-    let once = QueueFigures {
+    let once = QueueStats {
         chains: 3,
         wakeups: 1,
         interrupts: 1,
     };
-    assert_eq!((meter.figures(), driver.interrupts()), (Some(once), 1));
+    assert_eq!((counters.snapshot(), driver.interrupts()), (Some(once), 1));
     // A driver that wants no interrupt, and one that begins anew.
     drop(ring);
     let mut driver = Driver::new(&memory(), BASE, 8);
-    let mut ring = driver.ring().counted_by(meter.clone());
+    let mut ring = driver.ring().with_counters(counters.clone());
     driver.set_avail_flags(1);
     driver.add(&[Buf::In(DATA, 4)]);
     let head = ring.pop().unwrap().unwrap().head();
     ring.push(head, 0).unwrap();
     ring.signal().unwrap();
     ring.note_kick();
-    let twice = QueueFigures {
+    let twice = QueueStats {
         chains: 4,
         wakeups: 2,
         interrupts: 1,
     };
-    assert_eq!((meter.figures(), driver.interrupts()), (Some(twice), 0));
+    assert_eq!((counters.snapshot(), driver.interrupts()), (Some(twice), 0));
     ring.into_parts();
-    assert_eq!(meter.figures(), None, "the kernel counts for itself");
+    assert_eq!(counters.snapshot(), None, "the kernel counts for itself");
 }
 
 #[test]

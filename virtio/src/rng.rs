@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use husk_devices::Looked;
-use husk_devices::metrics::{Counter, Metered};
+use husk_devices::metrics::{Counter, MetricsSource};
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::config::ConfigBytes;
@@ -49,7 +49,7 @@ pub struct RngMetrics {
     pub source_errors: Counter,
 }
 
-impl Metered for RngMetrics {
+impl MetricsSource for RngMetrics {
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("requests", self.requests.get()),
@@ -105,7 +105,7 @@ impl VirtioDevice for Rng {
         }
     }
 
-    fn meter(&self) -> Arc<dyn Metered> {
+    fn metrics_source(&self) -> Arc<dyn MetricsSource> {
         self.metrics.clone()
     }
 

@@ -1,7 +1,7 @@
 //! Where the threads of devices come from, and what confines them.
 //!
 //! A device is started by a register write, on a vCPU thread. What that thread may do it hands down to threads that it creates, and
-//! a vCPU should be able to do little. So the transport asks a [`Threads`], which may create them elsewhere; [`Plain`] does not.
+//! a vCPU should be able to do little. So the transport asks a [`Threads`], which may create them elsewhere; [`UnconfinedThreads`] does not.
 
 use std::io;
 use std::task::Waker;
@@ -14,7 +14,7 @@ const NAME_BYTES: usize = 15;
 
 /// What a device's threads are for: how they are confined follows from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Duty {
+pub enum ThreadClass {
     /// Bytes between the guest and a file that is open: console, entropy.
     Stream,
     /// A disk.
@@ -38,7 +38,7 @@ pub enum Duty {
 }
 
 /// What a thread does.
-pub type Body = Box<dyn FnOnce() + Send>;
+pub type ThreadBody = Box<dyn FnOnce() + Send>;
 
 /// A source of threads.
 pub trait Threads: Send + Sync {
@@ -47,13 +47,13 @@ pub trait Threads: Send + Sync {
     ///
     /// # Errors
     /// When it is clear at once that there will be no thread.
-    fn start(&self, name: &str, body: Body) -> io::Result<()>;
+    fn start(&self, name: &str, body: ThreadBody) -> io::Result<()>;
 
     /// Takes from the calling thread whatever `duty` does not need once a handler watches its descriptors. Called once on each thread, before the first request is looked at.
     ///
     /// # Errors
     /// When the host refuses. The thread must not go on then.
-    fn confine(&self, duty: Duty) -> io::Result<()>;
+    fn confine(&self, thread_class: ThreadClass) -> io::Result<()>;
 
     /// Woken when a thread is done with what it was asked for, to stop or to hold. Whoever asked looks again then: nobody waits.
     fn waker(&self) -> Waker {
@@ -63,14 +63,14 @@ pub trait Threads: Send + Sync {
 
 /// Threads without confinement, created where they are asked for.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Plain;
+pub struct UnconfinedThreads;
 
-impl Threads for Plain {
-    fn start(&self, name: &str, body: Body) -> io::Result<()> {
+impl Threads for UnconfinedThreads {
+    fn start(&self, name: &str, body: ThreadBody) -> io::Result<()> {
         builder(name).spawn(body).map(drop)
     }
 
-    fn confine(&self, _duty: Duty) -> io::Result<()> {
+    fn confine(&self, _thread_class: ThreadClass) -> io::Result<()> {
         Ok(())
     }
 }

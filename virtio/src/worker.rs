@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::device::{Handler, HandlerError, Watch};
 use crate::gate::{Gate, State};
 use crate::ring::RingState;
-use crate::threads::{Duty, Plain, Threads};
+use crate::threads::{ThreadClass, Threads, UnconfinedThreads};
 
 /// File descriptors reported by one wait; a handler has a few.
 const EVENTS_PER_WAIT: usize = 16;
@@ -35,11 +35,11 @@ impl Worker {
     /// # Errors
     /// When the host refuses an eventfd or a thread.
     pub fn spawn(name: &str, handler: Box<dyn Handler>, on_failure: OnFailure) -> io::Result<Self> {
-        let threads: Arc<dyn Threads> = Arc::new(Plain);
-        Self::spawn_on(&threads, Duty::Stream, name, handler, on_failure)
+        let threads: Arc<dyn Threads> = Arc::new(UnconfinedThreads);
+        Self::spawn_on(&threads, ThreadClass::Stream, name, handler, on_failure)
     }
 
-    /// Has `threads` start a thread called `name` (cut to 15 bytes), which serves `handler` of a device with `duty`
+    /// Has `threads` start a thread called `name` (cut to 15 bytes), which serves `handler` of a device whose threads are of `thread_class`
     /// until told to stop. Returns at once.
     ///
     /// If the handler gives up, `on_failure` is called on the I/O thread, once; unless it survives, the handler is stopped and the
@@ -49,7 +49,7 @@ impl Worker {
     /// When the host refuses an eventfd or a thread.
     pub fn spawn_on(
         threads: &Arc<dyn Threads>,
-        duty: Duty,
+        thread_class: ThreadClass,
         name: &str,
         handler: Box<dyn Handler>,
         on_failure: OnFailure,
@@ -65,7 +65,7 @@ impl Worker {
         };
         threads.start(
             name,
-            Box::new(move || life.run(rung, passed, || confiner.confine(duty))),
+            Box::new(move || life.run(rung, passed, || confiner.confine(thread_class))),
         )?;
         Ok(Self { bell, gate, outcome })
     }

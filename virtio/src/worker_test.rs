@@ -49,11 +49,11 @@ impl Handler for Probe {
 struct Watched(Mutex<Sender<()>>);
 
 impl Threads for Arc<Watched> {
-    fn start(&self, name: &str, body: crate::threads::Body) -> io::Result<()> {
-        Plain.start(name, body)
+    fn start(&self, name: &str, body: crate::threads::ThreadBody) -> io::Result<()> {
+        UnconfinedThreads.start(name, body)
     }
 
-    fn confine(&self, _: Duty) -> io::Result<()> {
+    fn confine(&self, _: ThreadClass) -> io::Result<()> {
         Ok(())
     }
 
@@ -73,7 +73,7 @@ impl std::task::Wake for Watched {
 fn watched(handler: Box<dyn Handler>) -> (Worker, Receiver<()>) {
     let (tell, news) = channel();
     let threads: Arc<dyn Threads> = Arc::new(Arc::new(Watched(Mutex::new(tell))));
-    let worker = Worker::spawn_on(&threads, Duty::Stream, "io-probe", handler, Box::new(|_| ())).unwrap();
+    let worker = Worker::spawn_on(&threads, ThreadClass::Stream, "io-probe", handler, Box::new(|_| ())).unwrap();
     (worker, news)
 }
 
@@ -329,16 +329,20 @@ struct Scarce {
 }
 
 impl Threads for Scarce {
-    fn start(&self, name: &str, body: crate::threads::Body) -> io::Result<()> {
+    fn start(&self, name: &str, body: crate::threads::ThreadBody) -> io::Result<()> {
         if self.started {
-            return Plain.start(name, body);
+            return UnconfinedThreads.start(name, body);
         }
         drop(body);
         Ok(())
     }
 
-    fn confine(&self, duty: Duty) -> io::Result<()> {
-        self.seen.lock().unwrap().send(format!("confine {duty:?}")).unwrap();
+    fn confine(&self, thread_class: ThreadClass) -> io::Result<()> {
+        self.seen
+            .lock()
+            .unwrap()
+            .send(format!("confine {thread_class:?}"))
+            .unwrap();
         Err(io::ErrorKind::PermissionDenied.into())
     }
 }
@@ -353,7 +357,7 @@ fn thread_that_cannot_be_had_is_a_failure_and_gives_the_rings_back() {
         seen: Mutex::new(channel().0),
     });
     let on_failure = Box::new(move |error: HandlerError| failed.send(error.to_string()).unwrap());
-    let worker = Worker::spawn_on(&threads, Duty::Block, "io-probe", handler, on_failure).unwrap();
+    let worker = Worker::spawn_on(&threads, ThreadClass::Block, "io-probe", handler, on_failure).unwrap();
     assert_eq!(next(&failure), "cannot start an I/O thread");
     assert_eq!(next(&seen), "stop");
     assert!(worker.is_stopped());
@@ -372,7 +376,7 @@ fn confinement_follows_the_set_up_and_its_failure_keeps_requests_from_being_serv
     driver.add(&[Buf::In(0x2_0000, 4)]);
     driver.kick.write(1).unwrap();
     let on_failure = Box::new(move |error: HandlerError| log.send(error.to_string()).unwrap());
-    let worker = Worker::spawn_on(&threads, Duty::Block, "io-probe", handler, on_failure).unwrap();
+    let worker = Worker::spawn_on(&threads, ThreadClass::Block, "io-probe", handler, on_failure).unwrap();
     assert_eq!(
         [next(&seen), next(&seen), next(&seen)],
         ["io-probe", "confine Block", "stop"]

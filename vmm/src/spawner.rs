@@ -10,14 +10,14 @@ use std::task::Waker;
 use std::thread;
 
 use husk_devices::chain;
-use husk_virtio::threads::{Body, Duty, Threads, builder};
+use husk_virtio::threads::{ThreadBody, ThreadClass, Threads, builder};
 
 use crate::seccomp::{Mode, Role};
 
 /// A thread to be.
 struct Order {
     name: String,
-    body: Body,
+    body: ThreadBody,
 }
 
 /// Starts and confines the threads of the process's devices, whichever machine they belong to.
@@ -54,31 +54,31 @@ fn carry_out(Order { name, body }: Order) {
 }
 
 /// The role of threads that do this for a device.
-fn role(duty: Duty) -> Role {
-    match duty {
-        Duty::Stream => Role::Stream,
-        Duty::Block => Role::Block,
-        Duty::Net => Role::Net,
-        Duty::Pmem => Role::Pmem,
-        Duty::Vsock => Role::Vsock,
-        Duty::Vhost => Role::Vhost,
-        Duty::RemoteFiles => Role::Fs,
-        Duty::Files => Role::Files,
-        Duty::Mem => Role::Mem,
-        Duty::Balloon => Role::Balloon,
+fn role(thread_class: ThreadClass) -> Role {
+    match thread_class {
+        ThreadClass::Stream => Role::Stream,
+        ThreadClass::Block => Role::Block,
+        ThreadClass::Net => Role::Net,
+        ThreadClass::Pmem => Role::Pmem,
+        ThreadClass::Vsock => Role::Vsock,
+        ThreadClass::Vhost => Role::Vhost,
+        ThreadClass::RemoteFiles => Role::Fs,
+        ThreadClass::Files => Role::Files,
+        ThreadClass::Mem => Role::Mem,
+        ThreadClass::Balloon => Role::Balloon,
     }
 }
 
 impl Threads for Spawner {
-    fn start(&self, name: &str, body: Body) -> io::Result<()> {
+    fn start(&self, name: &str, body: ThreadBody) -> io::Result<()> {
         let name = name.to_owned();
         self.orders
             .send(Order { name, body })
             .map_err(|_| io::Error::other("the thread that starts threads is gone"))
     }
 
-    fn confine(&self, duty: Duty) -> io::Result<()> {
-        self.seccomp.enter(role(duty)).map_err(io::Error::other)
+    fn confine(&self, thread_class: ThreadClass) -> io::Result<()> {
+        self.seccomp.enter(role(thread_class)).map_err(io::Error::other)
     }
 
     fn waker(&self) -> Waker {

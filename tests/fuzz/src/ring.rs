@@ -1,6 +1,6 @@
 //! A ring and nothing behind it: chains are taken and given back at once, later and in any order, or left in the ring.
 
-use husk_devices::Metered;
+use husk_devices::MetricsSource;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 
@@ -83,7 +83,7 @@ impl VirtioDevice for Juggler {
         }
     }
 
-    fn meter(&self) -> Arc<dyn Metered> {
+    fn metrics_source(&self) -> Arc<dyn MetricsSource> {
         Arc::new(())
     }
 

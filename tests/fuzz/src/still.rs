@@ -1,6 +1,6 @@
 //! A device that never moves: it takes its rings, and has no handler that would need a thread.
 
-use husk_devices::Metered;
+use husk_devices::MetricsSource;
 use std::sync::{Arc, Mutex};
 
 use husk_virtio::config::ConfigBytes;
@@ -35,7 +35,7 @@ impl VirtioDevice for Still {
         }
     }
 
-    fn meter(&self) -> Arc<dyn Metered> {
+    fn metrics_source(&self) -> Arc<dyn MetricsSource> {
         Arc::new(())
     }
 

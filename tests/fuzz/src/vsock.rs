@@ -16,7 +16,7 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
-use husk_virtio::threads::{Body, Duty, Threads};
+use husk_virtio::threads::{ThreadBody, ThreadClass, Threads};
 use husk_virtio::vsock::Vsock;
 
 use crate::Seeds;
@@ -60,11 +60,11 @@ pub fn run(input: &[u8]) {
 struct NoThreads;
 
 impl Threads for NoThreads {
-    fn start(&self, _name: &str, _body: Body) -> std::io::Result<()> {
+    fn start(&self, _name: &str, _body: ThreadBody) -> std::io::Result<()> {
         Ok(())
     }
 
-    fn confine(&self, _duty: Duty) -> std::io::Result<()> {
+    fn confine(&self, _thread_class: ThreadClass) -> std::io::Result<()> {
         Ok(())
     }
 }

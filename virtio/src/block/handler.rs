@@ -65,7 +65,7 @@ pub(super) struct QueueHandler {
     /// The queue is held: nothing is begun for now.
     held: bool,
     /// Whether guest memory may be touched.
-    right: Arc<AtomicBool>,
+    bus_master: Arc<AtomicBool>,
     /// What has ended, and nobody has looked at.
     ended: Vec<Completion>,
     scratch: Scratch,
@@ -86,7 +86,7 @@ impl QueueHandler {
             done: 0,
             ending: false,
             held: false,
-            right: Arc::new(AtomicBool::new(true)),
+            bus_master: Arc::new(AtomicBool::new(true)),
             ended: Vec::new(),
             scratch: Scratch::new(disk.metrics.clone()),
             pace: Pace::new(disk.limiter.clone()),
@@ -250,8 +250,8 @@ impl QueueHandler {
         }
     }
 
-    fn has_right(&self) -> bool {
-        self.right.load(Ordering::Acquire)
+    fn is_bus_master(&self) -> bool {
+        self.bus_master.load(Ordering::Acquire)
     }
 
     /// Waits for everything that the host has begun, and answers none of it.
@@ -270,8 +270,8 @@ impl QueueHandler {
 }
 
 impl Handler for QueueHandler {
-    fn heed(&mut self, right: Arc<AtomicBool>) {
-        self.right = right;
+    fn set_bus_master_flag(&mut self, bus_master: Arc<AtomicBool>) {
+        self.bus_master = bus_master;
     }
 
     fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
@@ -322,7 +322,7 @@ impl Handler for QueueHandler {
             what: "cannot wait for block requests",
             source,
         })?;
-        if !self.has_right() {
+        if !self.is_bus_master() {
             return Ok(());
         }
         self.proceed()?;
@@ -341,7 +341,7 @@ impl Handler for QueueHandler {
     /// ring are not taken.
     fn stop(mut self: Box<Self>) -> Vec<RingState> {
         self.ending = true;
-        let answers = self.has_right();
+        let answers = self.is_bus_master();
         // Where that fails, the engine waits when it is dropped.
         let _ = self.await_host();
         if answers {

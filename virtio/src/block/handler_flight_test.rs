@@ -386,12 +386,12 @@ fn stop_waits_for_no_more_than_the_host_has_begun(io_uring: bool) {
 
 fn nobody_is_answered_without_the_right_to_memory(io_uring: bool) {
     let (_file, mut guest) = large_disk(io_uring);
-    let right = Arc::new(AtomicBool::new(true));
-    guest.heed(&right);
+    let bus_master = Arc::new(AtomicBool::new(true));
+    guest.set_bus_master_flag(&bus_master);
     guest.driver.write(STATUS, &[UNANSWERED]);
     offer_long_reads(&mut guest, 16);
     guest.wake().unwrap();
-    right.store(false, Ordering::SeqCst);
+    bus_master.store(false, Ordering::SeqCst);
     let before = guest.driver.used_flags();
     let interrupts = guest.driver.interrupts();
     guest.hold();
@@ -409,8 +409,8 @@ fn what_ended_while_the_queue_was_held_without_the_right_is_answered_when_it_is_
     let file = image(&[]);
     file.as_file().set_len(64 << 20).unwrap();
     let mut guest = Guest::new(config(file.path(), io_uring), 64);
-    let right = Arc::new(AtomicBool::new(true));
-    guest.heed(&right);
+    let bus_master = Arc::new(AtomicBool::new(true));
+    guest.set_bus_master_flag(&bus_master);
     for _ in 0..10 {
         assert_eq!(guest.ask(OUT, 0, &pattern(512 * KIB, 1), 0).status, OK);
         guest.driver.write(HEADER, &Guest::header(FLUSH, 0));
@@ -419,12 +419,12 @@ fn what_ended_while_the_queue_was_held_without_the_right_is_answered_when_it_is_
         }
         guest.kick();
         guest.wake().unwrap();
-        right.store(false, Ordering::SeqCst);
+        bus_master.store(false, Ordering::SeqCst);
         let before = std::iter::from_fn(|| guest.driver.take_used()).count();
         guest.hold();
         assert_eq!(guest.driver.take_used(), None);
         guest.release();
-        right.store(true, Ordering::SeqCst);
+        bus_master.store(true, Ordering::SeqCst);
         guest.settle(3 - before);
         assert_eq!(guest.driver.read(STATUS, 1), [OK]);
     }

@@ -1,6 +1,6 @@
 //! What a disk counts.
 
-use husk_devices::metrics::{Counter, Metered};
+use husk_devices::metrics::{Counter, MetricsSource};
 
 /// Counters of one disk, over all its queues, since it was opened.
 #[derive(Debug, Default)]
@@ -33,7 +33,7 @@ pub struct BlockMetrics {
     pub(super) malformed: Counter,
 }
 
-impl Metered for BlockMetrics {
+impl MetricsSource for BlockMetrics {
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         [
             ("read_requests", &self.reads),

@@ -58,7 +58,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use husk_devices::metrics::Metered;
+use husk_devices::metrics::MetricsSource;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
@@ -67,7 +67,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use crate::device::{Activation, ConfigAccess, Handler, Profile, StartError, VirtioDevice};
 use crate::rate_limit::{Limiter, LimiterConfig};
-use crate::threads::Duty;
+use crate::threads::ThreadClass;
 use crate::transport::pci::QUEUES_MAX;
 use config_space::{ConfigSpace, Writeback};
 use handler::QueueHandler;
@@ -248,11 +248,11 @@ impl VirtioDevice for Block {
         }
     }
 
-    fn duty(&self) -> Duty {
-        Duty::Block
+    fn thread_class(&self) -> ThreadClass {
+        ThreadClass::Block
     }
 
-    fn meter(&self) -> Arc<dyn Metered> {
+    fn metrics_source(&self) -> Arc<dyn MetricsSource> {
         self.metrics.clone()
     }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use husk_devices::memory::GuestMemory;
-use husk_devices::metrics::Metered;
+use husk_devices::metrics::MetricsSource;
 use tempfile::NamedTempFile;
 use vm_memory::{MmapRegion, VolatileMemory};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -280,8 +280,8 @@ impl Guest {
         self.handler.as_mut().unwrap().release(&mut self.watched).unwrap();
     }
 
-    pub fn heed(&mut self, right: &Arc<AtomicBool>) {
-        self.handler.as_mut().unwrap().heed(right.clone());
+    pub fn set_bus_master_flag(&mut self, bus_master: &Arc<AtomicBool>) {
+        self.handler.as_mut().unwrap().set_bus_master_flag(bus_master.clone());
     }
 
     pub fn stop(&mut self) -> Vec<RingState> {

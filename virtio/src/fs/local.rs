@@ -17,12 +17,12 @@ mod session;
 
 use std::sync::{Arc, Mutex};
 
-use husk_devices::metrics::Metered;
+use husk_devices::metrics::MetricsSource;
 
 use super::serve::Serve;
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, Profile, StartError, VirtioDevice};
-use crate::threads::{Duty, Threads};
+use crate::threads::{ThreadClass, Threads};
 use handler::LaneHandler;
 use lane::Lane;
 pub use metrics::LocalMetrics;
@@ -98,7 +98,7 @@ struct Meter {
     serve: Arc<dyn Serve>,
 }
 
-impl Metered for Meter {
+impl MetricsSource for Meter {
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         let mut counters = self.metrics.metrics();
         counters.extend(self.serve.counters());
@@ -111,11 +111,11 @@ impl VirtioDevice for Local {
         self.profile.clone()
     }
 
-    fn duty(&self) -> Duty {
-        Duty::Files
+    fn thread_class(&self) -> ThreadClass {
+        ThreadClass::Files
     }
 
-    fn meter(&self) -> Arc<dyn Metered> {
+    fn metrics_source(&self) -> Arc<dyn MetricsSource> {
         Arc::new(Meter {
             metrics: self.metrics.clone(),
             serve: self.serve.clone(),

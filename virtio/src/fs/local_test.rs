@@ -14,7 +14,7 @@ use crate::device::{HandlerError, Watch};
 use crate::fs::serve::Outcome;
 use crate::ring::{Notify, Reader, RingState, Writer};
 use crate::testing::{ABUSES, Buf, Driver, memory};
-use crate::threads::{Body, Plain};
+use crate::threads::{ThreadBody, UnconfinedThreads};
 use crate::worker::Worker;
 
 /// Answered at once.
@@ -229,7 +229,7 @@ impl Bench {
     }
 
     fn new() -> Self {
-        Self::on(&(Arc::new(Plain) as Arc<dyn Threads>))
+        Self::on(&(Arc::new(UnconfinedThreads) as Arc<dyn Threads>))
     }
 
     fn on(threads: &Arc<dyn Threads>) -> Self {
@@ -276,14 +276,14 @@ fn the_driver_sees_the_tag_and_the_queues() {
     let local = Local::new(
         &config(),
         Arc::new(Fake::default()),
-        &(Arc::new(Plain) as Arc<dyn Threads>),
+        &(Arc::new(UnconfinedThreads) as Arc<dyn Threads>),
     );
     let mut data = [0; 40];
     lock(&local.config()).read(0, &mut data);
     assert_eq!((&data[..6], &data[36..]), (&b"share\0"[..], &[2, 0, 0, 0][..]));
     let profile = local.profile();
     assert_eq!((profile.id, profile.queue_sizes), (26, vec![64; 3]));
-    assert_eq!(local.duty(), Duty::Files);
+    assert_eq!(local.thread_class(), ThreadClass::Files);
 }
 
 #[test]
@@ -423,20 +423,20 @@ fn a_held_share_finishes_what_it_has_begun_and_begins_nothing() {
 
 #[test]
 fn a_device_without_the_right_to_memory_leaves_its_ring_alone_whoever_is_at_it() {
-    let right = Arc::new(AtomicBool::new(true));
+    let bus_master = Arc::new(AtomicBool::new(true));
     let mut bench = Bench::new();
-    bench.session.lanes[1].heed(right.clone());
+    bench.session.lanes[1].set_bus_master_flag(bus_master.clone());
     for unique in [1, 2] {
         bench.queues[1].send(SLOW, unique);
         bench.serve.wait_for_slow(usize::try_from(unique).unwrap());
     }
-    right.store(false, Ordering::SeqCst);
+    bus_master.store(false, Ordering::SeqCst);
     bench.queues[1].send(ECHO, 3);
     bench.serve.let_go(2);
     bench.serve.wait_for_slow(0);
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!((bench.queues[1].reply(), bench.counter("fake_seen")), (None, 2));
-    right.store(true, Ordering::SeqCst);
+    bus_master.store(true, Ordering::SeqCst);
     // As the transport does for a handler that it calls again.
     bench.queues[1].kick();
     assert_eq!(sorted(bench.queues[1].replies(3)), ok(1..=3));
@@ -444,13 +444,13 @@ fn a_device_without_the_right_to_memory_leaves_its_ring_alone_whoever_is_at_it()
 
 #[test]
 fn a_reset_of_a_device_without_the_right_to_memory_answers_nobody() {
-    let right = Arc::new(AtomicBool::new(true));
+    let bus_master = Arc::new(AtomicBool::new(true));
     let mut bench = Bench::new();
     for lane in &bench.session.lanes {
-        lane.heed(right.clone());
+        lane.set_bus_master_flag(bus_master.clone());
     }
     bench.keep_busy();
-    right.store(false, Ordering::SeqCst);
+    bus_master.store(false, Ordering::SeqCst);
     bench.serve.let_go(1);
     assert_eq!(bench.stop().len(), 3);
     assert_eq!((bench.queues[2].reply(), bench.queues[1].reply()), (None, None));
@@ -488,12 +488,12 @@ fn a_reset_waits_for_what_was_begun_refuses_what_waits_and_begins_anew() {
 struct Barren;
 
 impl Threads for Barren {
-    fn start(&self, _name: &str, body: Body) -> std::io::Result<()> {
+    fn start(&self, _name: &str, body: ThreadBody) -> std::io::Result<()> {
         drop(body);
         Ok(())
     }
 
-    fn confine(&self, _duty: Duty) -> std::io::Result<()> {
+    fn confine(&self, _thread_class: ThreadClass) -> std::io::Result<()> {
         Ok(())
     }
 }
@@ -574,7 +574,11 @@ impl Watch for Blind {
 #[test]
 fn an_abused_ring_ends_its_handler_and_the_next_driver_is_served() {
     let serve = Arc::new(Fake::default());
-    let mut local = Local::new(&config(), serve.clone(), &(Arc::new(Plain) as Arc<dyn Threads>));
+    let mut local = Local::new(
+        &config(),
+        serve.clone(),
+        &(Arc::new(UnconfinedThreads) as Arc<dyn Threads>),
+    );
     for (number, (name, abuse)) in (1..).zip(ABUSES) {
         let mem = memory();
         let queues: Vec<Queue> = (0..3).map(|number| Queue::new(&mem, number)).collect();
@@ -599,7 +603,11 @@ fn an_abused_ring_ends_its_handler_and_the_next_driver_is_served() {
 #[test]
 fn a_rule_that_is_broken_while_another_thread_looks_ends_the_queue_as_well() {
     let (serve, mem) = (Arc::new(Fake::default()), memory());
-    let local = Local::new(&config(), serve.clone(), &(Arc::new(Plain) as Arc<dyn Threads>));
+    let local = Local::new(
+        &config(),
+        serve.clone(),
+        &(Arc::new(UnconfinedThreads) as Arc<dyn Threads>),
+    );
     let mut queues: Vec<Queue> = (0..2).map(|number| Queue::new(&mem, number)).collect();
     let session = local.session(activation(&mem, &queues)).unwrap();
     let (failed, failure) = std::sync::mpsc::channel();
@@ -623,7 +631,7 @@ fn a_driver_that_leaves_out_what_no_share_can_do_without_is_refused() {
     let mut local = Local::new(
         &config(),
         Arc::new(Fake::default()),
-        &(Arc::new(Plain) as Arc<dyn Threads>),
+        &(Arc::new(UnconfinedThreads) as Arc<dyn Threads>),
     );
     let mem = memory();
     let queues: Vec<Queue> = (0..3).map(|number| Queue::new(&mem, number)).collect();

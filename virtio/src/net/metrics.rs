@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use husk_devices::metrics::{Counter, Metered};
+use husk_devices::metrics::{Counter, MetricsSource};
 
 use crate::vhost::VhostMetrics;
 
@@ -49,7 +49,7 @@ pub(super) struct KernelNetMetrics {
     pub(super) commands: Arc<NetMetrics>,
 }
 
-impl Metered for KernelNetMetrics {
+impl MetricsSource for KernelNetMetrics {
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         [self.rings.metrics(), self.commands.of_commands()].concat()
     }
@@ -65,7 +65,7 @@ impl NetMetrics {
     }
 }
 
-impl Metered for NetMetrics {
+impl MetricsSource for NetMetrics {
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         [
             ("rx_frames", &self.rx_frames),

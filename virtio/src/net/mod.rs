@@ -61,7 +61,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use husk_devices::memory::GuestMemory;
-use husk_devices::metrics::Metered;
+use husk_devices::metrics::MetricsSource;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
@@ -71,7 +71,7 @@ use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, MemoryListener, Profile, StartError, VirtioDevice};
 use crate::rate_limit::{Limiter, LimiterConfig, Pace};
 use crate::ring::Ring;
-use crate::threads::Duty;
+use crate::threads::ThreadClass;
 use crate::vhost::{Group, KernelRings, Link, NetRings, OwnQueue, VhostError, VhostHandler};
 use control::{Commands, Control, Switches};
 use doorbells::Doorbells;
@@ -332,14 +332,14 @@ impl VirtioDevice for Net {
         }
     }
 
-    fn duty(&self) -> Duty {
+    fn thread_class(&self) -> ThreadClass {
         match self.kernel {
-            Some(_) => Duty::Vhost,
-            None => Duty::Net,
+            Some(_) => ThreadClass::Vhost,
+            None => ThreadClass::Net,
         }
     }
 
-    fn meter(&self) -> Arc<dyn Metered> {
+    fn metrics_source(&self) -> Arc<dyn MetricsSource> {
         match &self.kernel {
             Some(link) => Arc::new(KernelNetMetrics {
                 rings: link.metrics().clone(),

@@ -142,7 +142,7 @@ fn the_kernel_has_each_pair_that_is_complete_and_commands_stay() {
     assert_eq!(handlers.len(), 1);
     let on_failure = Box::new(|error| panic!("{error}"));
     let worker = Worker::spawn("io-net", handlers.remove(0), on_failure).unwrap();
-    until(|| net.meter().metrics()[0] == ("starts", 1));
+    until(|| net.metrics_source().metrics()[0] == ("starts", 1));
     assert_eq!(worker.join().len(), 5);
     let lent = handles.iter().map(|handle| handle.asked().contains(&"run true".into()));
     assert_eq!(lent.collect::<Vec<_>>(), [true, false, true]);
@@ -167,7 +167,7 @@ fn commands_are_carried_out_while_the_kernel_has_the_rest() {
     let handler = net.start(activation).unwrap().remove(0);
     let worker = Worker::spawn("io-net", handler, Box::new(|error| panic!("{error}"))).unwrap();
     drivers[2].kick.write(1).unwrap();
-    let carried_out = || net.meter().metrics().contains(&("control_commands", 1));
+    let carried_out = || net.metrics_source().metrics().contains(&("control_commands", 1));
     until(carried_out);
     worker.join();
     assert_eq!(drivers[2].take_used(), Some((0, 1)));

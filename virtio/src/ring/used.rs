@@ -47,7 +47,7 @@ impl Ring {
         self.queue.set_next_used(next);
         let count = u16::try_from(chains.len()).unwrap_or(u16::MAX);
         self.unannounced = self.unannounced.saturating_add(count);
-        self.meter.add_chains(count);
+        self.counters.add_chains(count);
         Ok(())
     }
 
@@ -70,7 +70,7 @@ impl Ring {
         };
         if wanted {
             self.notify.signal();
-            self.meter.add_interrupt();
+            self.counters.add_interrupt();
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! A device for transport tests: copies what it reads to what it writes, and misbehaves on request.
 
-use husk_devices::Metered;
+use husk_devices::MetricsSource;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -61,7 +61,7 @@ impl VirtioDevice for Echo {
         }
     }
 
-    fn meter(&self) -> Arc<dyn Metered> {
+    fn metrics_source(&self) -> Arc<dyn MetricsSource> {
         Arc::new(())
     }
 

@@ -35,7 +35,7 @@ use super::queue::{QueuePart, QueueRegisters};
 use super::running::Running;
 use super::words;
 use crate::device::{Activation, Profile, StartError, VirtioDevice};
-use crate::ring::{Notify, QueueMeter, Ring, RingState};
+use crate::ring::{Notify, QueueCounters, Ring, RingState};
 use crate::threads::Threads;
 
 const ACKNOWLEDGE: u8 = status_bit(VIRTIO_CONFIG_S_ACKNOWLEDGE);
@@ -86,7 +86,7 @@ impl Core {
         let queues = profile.queue_sizes.iter().map(|size| QueueRegisters::new(*size));
         Ok(Self {
             name,
-            running: Running::new(device.duty()),
+            running: Running::new(device.thread_class()),
             device,
             queues: queues.collect(),
             mem,
@@ -125,8 +125,8 @@ impl Core {
     }
 
     /// What each queue counts.
-    pub fn queue_meters(&self) -> Vec<Arc<QueueMeter>> {
-        self.queues.iter().map(|queue| queue.meter().clone()).collect()
+    pub fn queue_counters(&self) -> Vec<Arc<QueueCounters>> {
+        self.queues.iter().map(|queue| queue.counters().clone()).collect()
     }
 
     /// Number of queues.
@@ -340,8 +340,8 @@ impl Core {
 
     /// Gives the device the right to read and write memory, or takes it away until it is given again. For buses that have such a
     /// right; without this the device has it. Waits for nobody.
-    pub fn allow_mastering(&self, allowed: bool) {
-        self.running.allow_mastering(allowed);
+    pub fn set_bus_master(&self, allowed: bool) {
+        self.running.set_bus_master(allowed);
     }
 
     /// Asks the device to stop, for good: whatever a driver still writes does not start it again. Returns at once.

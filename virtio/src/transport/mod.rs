@@ -1,8 +1,8 @@
 //! Between a driver and a device: discovery, negotiation, queues, life and death (virtio 1.2 §3, §4).
 
+mod bus_master;
 pub mod core;
 mod features;
-mod mastering;
 pub mod pci;
 mod profile;
 mod queue;

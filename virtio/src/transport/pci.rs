@@ -20,7 +20,7 @@ use husk_devices::{Counter, Effect, Host, lock};
 
 use super::core::{Core, Source};
 use crate::device::{ConfigAccess, VirtioDevice};
-use crate::ring::{Notify, QueueMeter, RingState};
+use crate::ring::{Notify, QueueCounters, RingState};
 use crate::threads::Threads;
 use capability::Window;
 use common::Common;
@@ -60,7 +60,7 @@ impl VirtioPci {
         let device_config = device.config();
         let core = Core::new(device, name, mem, QUEUES_MAX)?;
         // Until the driver sets the bit, which is clear after reset.
-        core.allow_mastering(false);
+        core.set_bus_master(false);
         let queues = core.queue_count();
         let mut msix = Msix::new(host.clone(), queues.saturating_add(1));
         let mut space = ConfigSpace::new(&layout::identity(core.profile(), core.name())?);
@@ -80,7 +80,7 @@ impl VirtioPci {
         })
     }
 
-    /// Has the device's threads come from `threads`; without this they are [`Plain`](crate::threads::Plain).
+    /// Has the device's threads come from `threads`; without this they are [`UnconfinedThreads`](crate::threads::UnconfinedThreads).
     pub fn set_threads(&mut self, threads: Arc<dyn Threads>) {
         self.core.set_threads(threads);
     }
@@ -101,8 +101,8 @@ impl VirtioPci {
     }
 
     /// What each queue counts, in the order of the queues.
-    pub fn queue_meters(&self) -> Vec<Arc<QueueMeter>> {
-        self.core.queue_meters()
+    pub fn queue_counters(&self) -> Vec<Arc<QueueCounters>> {
+        self.core.queue_counters()
     }
 
     /// Asks the device to finish what it has begun, here, in the kernel and in other processes, and to begin nothing until
@@ -245,7 +245,7 @@ impl PciFunction for VirtioPci {
     fn write_config(&mut self, offset: u16, data: &[u8]) -> Effect {
         let effect = self.space.write(offset, data);
         self.msix.config_written(&self.space);
-        self.core.allow_mastering(self.space.is_bus_master());
+        self.core.set_bus_master(self.space.is_bus_master());
         if self.window.is_touched(offset, data.len())
             && let Some((target, width)) = self.window_target()
         {

@@ -8,7 +8,7 @@ use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::device::StartError;
-use crate::ring::{Notify, QueueMeter, Ring, RingState};
+use crate::ring::{Notify, QueueCounters, Ring, RingState};
 
 /// The parts of a queue that have addresses, in register order (virtio 1.2 §4.1.4.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub(super) struct QueueRegisters {
     /// Guest-physical addresses of descriptor table, available ring and used ring. Checked when the ring is built.
     pub addresses: [u64; 3],
     kick: Option<Arc<EventFd>>,
-    meter: Arc<QueueMeter>,
+    counters: Arc<QueueCounters>,
 }
 
 impl QueueRegisters {
@@ -43,21 +43,21 @@ impl QueueRegisters {
             enabled: false,
             addresses: [0; 3],
             kick: None,
-            meter: Arc::default(),
+            counters: Arc::default(),
         }
     }
 
     /// What the queue counts, over resets too.
-    pub fn meter(&self) -> &Arc<QueueMeter> {
-        &self.meter
+    pub fn counters(&self) -> &Arc<QueueCounters> {
+        &self.counters
     }
 
     /// Goes back to the reset state. The doorbell stays: the host may have it connected.
     pub fn reset(&mut self) {
-        let (kick, meter) = (self.kick.take(), self.meter.clone());
+        let (kick, counters) = (self.kick.take(), self.counters.clone());
         *self = Self {
             kick,
-            meter,
+            counters,
             ..Self::new(self.max_size)
         };
     }
@@ -84,7 +84,7 @@ impl QueueRegisters {
         // Fails only when the counter is full, and then the doorbell rings anyway.
         let _ = kick.write(1);
         let ring = Ring::new(self.state(index, event_idx), kick, notify, mem.clone())?;
-        Ok(ring.counted_by(self.meter.clone()))
+        Ok(ring.with_counters(self.counters.clone()))
     }
 
     /// The doorbell, made when first needed.

@@ -7,30 +7,30 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use husk_devices::chain;
 use husk_devices::metrics::Counter;
 
-use super::mastering::Mastering;
+use super::bus_master::BusMaster;
 use crate::device::{Handler, HandlerError, StartError};
 use crate::ring::{Notify, RingState};
-use crate::threads::{Duty, Plain, Threads};
+use crate::threads::{ThreadClass, Threads, UnconfinedThreads};
 use crate::worker::Worker;
 
 /// The workers of one device, none before `DRIVER_OK`.
 pub(super) struct Running {
-    duty: Duty,
+    thread_class: ThreadClass,
     threads: Arc<dyn Threads>,
     workers: Vec<Worker>,
-    mastering: Mastering,
+    bus_master: BusMaster,
     needs_reset: Arc<AtomicBool>,
     failures: Arc<Counter>,
 }
 
 impl Running {
-    /// Nothing yet of a device whose threads have `duty`.
-    pub fn new(duty: Duty) -> Self {
+    /// Nothing yet of a device whose threads are of `thread_class`.
+    pub fn new(thread_class: ThreadClass) -> Self {
         Self {
-            duty,
-            threads: Arc::new(Plain),
+            thread_class,
+            threads: Arc::new(UnconfinedThreads),
             workers: Vec::new(),
-            mastering: Mastering::new(),
+            bus_master: BusMaster::new(),
             needs_reset: Arc::default(),
             failures: Arc::default(),
         }
@@ -68,9 +68,9 @@ impl Running {
                 format!("io-{name}")
             };
             let worker = self
-                .mastering
-                .guard(handler)
-                .and_then(|handler| Worker::spawn_on(&self.threads, self.duty, &thread, handler, on_failure));
+                .bus_master
+                .gate(handler)
+                .and_then(|handler| Worker::spawn_on(&self.threads, self.thread_class, &thread, handler, on_failure));
             self.workers.push(worker.map_err(|source| StartError::Host {
                 what: "start an I/O thread",
                 source,
@@ -121,9 +121,9 @@ impl Running {
         self.workers.iter().for_each(Worker::release);
     }
 
-    /// Gives or takes the right to read and write memory. Waits for nobody: see [`Mastering`].
-    pub fn allow_mastering(&self, allowed: bool) {
-        self.mastering.allow(allowed);
+    /// Gives or takes the right to read and write memory. Waits for nobody: see [`BusMaster`].
+    pub fn set_bus_master(&self, allowed: bool) {
+        self.bus_master.set(allowed);
     }
 
     /// Asks the threads to end.
@@ -139,7 +139,7 @@ impl Running {
     /// Waits for the threads and forgets them and their failure. Returns where the rings stood.
     pub fn join(&mut self) -> Vec<RingState> {
         let states = self.workers.drain(..).flat_map(Worker::join).collect();
-        self.mastering.forget();
+        self.bus_master.forget();
         self.needs_reset = Arc::default();
         states
     }

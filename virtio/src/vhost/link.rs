@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use husk_devices::lock;
 use husk_devices::memory::{GuestMemory, GuestMemoryMmap, GuestRegionMmap};
-use husk_devices::metrics::{Counter, Metered};
+use husk_devices::metrics::{Counter, MetricsSource};
 use virtio_queue::QueueState;
 use vm_memory::{Address, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
@@ -27,7 +27,7 @@ pub struct VhostMetrics {
     pub memory_updates: Counter,
 }
 
-impl Metered for VhostMetrics {
+impl MetricsSource for VhostMetrics {
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("starts", self.starts.get()),

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use husk_devices::memory::GuestMemory;
-use husk_devices::metrics::{Counter, Metered};
+use husk_devices::metrics::{Counter, MetricsSource};
 use husk_devices::{chain, lock};
 use vm_memory::GuestAddressSpace;
 
@@ -48,7 +48,7 @@ pub struct VhostUserMetrics {
     pub memory_updates: Counter,
 }
 
-impl Metered for VhostUserMetrics {
+impl MetricsSource for VhostUserMetrics {
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("connects", self.connects.get()),

@@ -13,7 +13,7 @@ use super::listener::{Listener, Reserve, is_shortage};
 use super::metrics::VsockMetrics;
 use crate::device::{Handler, HandlerError, Watch};
 use crate::ring::RingState;
-use crate::threads::{Body, Duty, Plain, Threads};
+use crate::threads::{ThreadBody, ThreadClass, Threads, UnconfinedThreads};
 
 /// Dials sent away before the doorman looks at his bell.
 const DIALS_PER_TURN: usize = 64;
@@ -73,12 +73,12 @@ impl Host {
 pub(super) struct OnTheSpot(pub Arc<dyn Threads>);
 
 impl Threads for OnTheSpot {
-    fn start(&self, name: &str, body: Body) -> io::Result<()> {
-        Plain.start(name, body)
+    fn start(&self, name: &str, body: ThreadBody) -> io::Result<()> {
+        UnconfinedThreads.start(name, body)
     }
 
-    fn confine(&self, duty: Duty) -> io::Result<()> {
-        self.0.confine(duty)
+    fn confine(&self, thread_class: ThreadClass) -> io::Result<()> {
+        self.0.confine(thread_class)
     }
 }
 

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
 
 use husk_devices::memory::GuestMemory;
-use husk_devices::metrics::Metered;
+use husk_devices::metrics::MetricsSource;
 
 use super::{CIDS, VIRTIO_VSOCK_F_STREAM, VsockError, config_space, profile};
 use crate::config::ConfigBytes;
@@ -16,7 +16,7 @@ use crate::device::{
     Activation, ConfigAccess, Handler, HandlerError, MemoryListener, Profile, StartError, VirtioDevice,
 };
 use crate::ring::{Ring, RingState};
-use crate::threads::Duty;
+use crate::threads::ThreadClass;
 use crate::vhost::{Group, Link, OwnQueue, VhostHandler, VsockRings};
 
 /// Message boundaries (virtio 1.2 §5.10.3): the host's sockets keep them.
@@ -52,11 +52,11 @@ impl VirtioDevice for KernelVsock {
         profile(VIRTIO_VSOCK_F_STREAM | self.link.features() & VIRTIO_VSOCK_F_SEQPACKET)
     }
 
-    fn duty(&self) -> Duty {
-        Duty::Vhost
+    fn thread_class(&self) -> ThreadClass {
+        ThreadClass::Vhost
     }
 
-    fn meter(&self) -> Arc<dyn Metered> {
+    fn metrics_source(&self) -> Arc<dyn MetricsSource> {
         self.link.metrics().clone()
     }
 

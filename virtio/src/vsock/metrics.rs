@@ -1,6 +1,6 @@
 //! What a vsock device counts.
 
-use husk_devices::metrics::{Counter, Metered};
+use husk_devices::metrics::{Counter, MetricsSource};
 
 /// Counters of one vsock device since it was made.
 #[derive(Debug, Default)]
@@ -37,7 +37,7 @@ pub struct VsockMetrics {
     pub malformed_chains: Counter,
 }
 
-impl Metered for VsockMetrics {
+impl MetricsSource for VsockMetrics {
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         [
             ("host_streams", &self.host_streams),

@@ -56,11 +56,11 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use husk_devices::chain;
-use husk_devices::metrics::Metered;
+use husk_devices::metrics::MetricsSource;
 
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice};
-use crate::threads::{Duty, Threads};
+use crate::threads::{ThreadClass, Threads};
 use crate::unix::{BindError, SocketFile};
 use crate::vhost::VhostError;
 use crate::worker::Worker;
@@ -135,7 +135,7 @@ impl Vsock {
             log::warn!("vsock: dials wait for the guest's driver: {}", chain(&error));
         });
         let threads: Arc<dyn Threads> = Arc::new(OnTheSpot(threads.clone()));
-        let doorman = Worker::spawn_on(&threads, Duty::Vsock, "io-vsock-door", doorman, gave_up);
+        let doorman = Worker::spawn_on(&threads, ThreadClass::Vsock, "io-vsock-door", doorman, gave_up);
         Ok(Self {
             cid: cid.into(),
             config: config_space(cid),
@@ -180,11 +180,11 @@ impl VirtioDevice for Vsock {
         profile(VIRTIO_VSOCK_F_STREAM)
     }
 
-    fn duty(&self) -> Duty {
-        Duty::Vsock
+    fn thread_class(&self) -> ThreadClass {
+        ThreadClass::Vsock
     }
 
-    fn meter(&self) -> Arc<dyn Metered> {
+    fn metrics_source(&self) -> Arc<dyn MetricsSource> {
         self.host.metrics.clone()
     }
 

@@ -5,12 +5,12 @@ use std::time::Duration;
 use super::*;
 use crate::ring::Notify;
 use crate::testing::{Driver, memory};
-use crate::threads::Plain;
+use crate::threads::UnconfinedThreads;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn threads() -> Arc<dyn Threads> {
-    Arc::new(Plain)
+    Arc::new(UnconfinedThreads)
 }
 
 /// Whether a dial is sent away.

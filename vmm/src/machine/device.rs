@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex};
 use husk_devices::ioapic::{self, Ioapic};
 use husk_devices::memory::GuestMemory;
 use husk_devices::pci::{BarAllocator, Bdf, PciRoot, Window};
-use husk_devices::{BusDevice, Host, Irq, Metered, lock};
+use husk_devices::{BusDevice, Host, Irq, MetricsSource, lock};
 use husk_firmware::layout;
 use husk_hotplug::bank::Kind;
 use husk_hotplug::slot::State;
 use husk_hotplug::ticket::Ticket;
 use husk_hotplug::{Hotplug, HotplugError, Plug};
 use husk_virtio::device::VirtioDevice;
-use husk_virtio::ring::QueueFigures;
+use husk_virtio::ring::QueueStats;
 use husk_virtio::threads::Threads;
 use husk_virtio::transport::pci::VirtioPci;
 
@@ -46,7 +46,7 @@ pub struct Devices {
     /// Where each virtio device is, by its name.
     places: BTreeMap<String, Bdf>,
     /// What counts and is no virtio device, by its name among the counters.
-    metered: Vec<(&'static str, Arc<dyn Metered>)>,
+    metered: Vec<(&'static str, Arc<dyn MetricsSource>)>,
     aml: Vec<Vec<u8>>,
 }
 
@@ -60,7 +60,7 @@ pub struct Counted {
     /// Name and value of each counter.
     pub counters: Vec<(&'static str, u64)>,
     /// What each virtqueue has counted that husk serves, by its number.
-    pub queues: Vec<(u16, QueueFigures)>,
+    pub queues: Vec<(u16, QueueStats)>,
 }
 
 impl Counted {
@@ -120,7 +120,7 @@ impl Devices {
         let placed = board.mmio().insert(ecam.base, ecam.size, board.pci().clone());
         placed.map_err(|e| BuildError::device("PCI root", e))?;
         let ioapic = Ioapic::new(machine.clone());
-        let metered: Vec<(&'static str, Arc<dyn Metered>)> = vec![(IOAPIC, ioapic.metrics())];
+        let metered: Vec<(&'static str, Arc<dyn MetricsSource>)> = vec![(IOAPIC, ioapic.metrics())];
         let ioapic = Arc::new(Mutex::new(ioapic));
         let placed = board
             .mmio()
@@ -171,7 +171,7 @@ impl Devices {
     }
 
     /// Shows what `meter` counts, under a name that begins with `__`: no device can be given such a name.
-    pub fn show_counters(&mut self, name: &'static str, meter: Arc<dyn Metered>) {
+    pub fn show_counters(&mut self, name: &'static str, meter: Arc<dyn MetricsSource>) {
         self.metered.push((name, meter));
     }
 

@@ -8,13 +8,13 @@ use std::time::Instant;
 use husk_devices::host::fake::FakeHost;
 use husk_devices::memory::GuestMemoryMmap;
 use husk_devices::pci::BarWindow;
-use husk_devices::{Effect, Metered, chain};
+use husk_devices::{Effect, MetricsSource, chain};
 use husk_hotplug::ticket::Outcome;
 use husk_hotplug::{Plug, PlugError};
 use husk_virtio::config::ConfigBytes;
 use husk_virtio::device::{Activation, ConfigAccess, Handler, Profile, StartError};
 use husk_virtio::rng::Rng;
-use husk_virtio::threads::{Body, Duty, Plain};
+use husk_virtio::threads::{ThreadBody, ThreadClass, UnconfinedThreads};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -39,11 +39,11 @@ impl Wake for Unparks {
 struct Waking(Waker);
 
 impl Threads for Waking {
-    fn start(&self, name: &str, body: Body) -> io::Result<()> {
-        Plain.start(name, body)
+    fn start(&self, name: &str, body: ThreadBody) -> io::Result<()> {
+        UnconfinedThreads.start(name, body)
     }
 
-    fn confine(&self, _duty: Duty) -> io::Result<()> {
+    fn confine(&self, _thread_class: ThreadClass) -> io::Result<()> {
         Ok(())
     }
 
@@ -332,7 +332,7 @@ impl VirtioDevice for Traced {
         }
     }
 
-    fn meter(&self) -> Arc<dyn Metered> {
+    fn metrics_source(&self) -> Arc<dyn MetricsSource> {
         Arc::new(())
     }
 

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use husk_devices::metrics::Metered;
+use husk_devices::metrics::MetricsSource;
 use husk_devices::serial::Serial;
 use husk_devices::{BusDevice, Effect, Irq};
 use vmm_sys_util::eventfd::EventFd;

@@ -10,10 +10,10 @@ use std::task::Waker;
 
 use husk_devices::memory::GuestMemory;
 use husk_devices::pci::{BarAllocator, Bdf, PciFunction, Removable};
-use husk_devices::{Counter, Host, Metered, lock};
+use husk_devices::{Counter, Host, MetricsSource, lock};
 use husk_hotplug::{Plug, PlugError};
 use husk_virtio::device::VirtioDevice;
-use husk_virtio::ring::{QueueFigures, QueueMeter};
+use husk_virtio::ring::{QueueCounters, QueueStats};
 use husk_virtio::threads::Threads;
 use husk_virtio::transport::pci::VirtioPci;
 use virtio_bindings::virtio_ids::{
@@ -48,18 +48,18 @@ impl NewFunction {
 /// What counts for a device in its slot, beside the function: nobody who reads has to lock that.
 pub struct Meter {
     id: u32,
-    device: Arc<dyn Metered>,
+    device: Arc<dyn MetricsSource>,
     failures: Arc<Counter>,
-    queues: Vec<Arc<QueueMeter>>,
+    queues: Vec<Arc<QueueCounters>>,
 }
 
 impl Meter {
     fn of(function: &VirtioPci) -> Self {
         Self {
             id: function.device().profile().id,
-            device: function.device().meter(),
+            device: function.device().metrics_source(),
             failures: function.failures().clone(),
-            queues: function.queue_meters(),
+            queues: function.queue_counters(),
         }
     }
 
@@ -87,10 +87,10 @@ impl Meter {
     }
 
     /// What each queue has counted that husk serves, by its number.
-    pub fn queues(&self) -> Vec<(u16, QueueFigures)> {
+    pub fn queues(&self) -> Vec<(u16, QueueStats)> {
         let queues = (0..).zip(&self.queues);
         queues
-            .filter_map(|(number, meter)| Some((number, meter.figures()?)))
+            .filter_map(|(number, meter)| Some((number, meter.snapshot()?)))
             .collect()
     }
 }

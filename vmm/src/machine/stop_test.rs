@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use husk_devices::host::fake::FakeHost;
 use husk_devices::memory::{GuestMemory, GuestMemoryMmap};
 use husk_devices::pci::Bdf;
-use husk_devices::{Effect, Metered};
+use husk_devices::{Effect, MetricsSource};
 use husk_firmware::layout;
 use husk_virtio::config::ConfigBytes;
 use husk_virtio::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
 use husk_virtio::ring::RingState;
 use husk_virtio::rng::Rng;
-use husk_virtio::threads::{Body, Duty, Plain, Threads};
+use husk_virtio::threads::{ThreadBody, ThreadClass, Threads, UnconfinedThreads};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -29,11 +29,11 @@ const NEVER: Duration = Duration::from_secs(600);
 struct Woken(Waker);
 
 impl Threads for Woken {
-    fn start(&self, name: &str, body: Body) -> std::io::Result<()> {
-        Plain.start(name, body)
+    fn start(&self, name: &str, body: ThreadBody) -> std::io::Result<()> {
+        UnconfinedThreads.start(name, body)
     }
 
-    fn confine(&self, _duty: Duty) -> std::io::Result<()> {
+    fn confine(&self, _thread_class: ThreadClass) -> std::io::Result<()> {
         Ok(())
     }
 
@@ -78,7 +78,7 @@ impl VirtioDevice for Stubborn {
         }
     }
 
-    fn meter(&self) -> Arc<dyn Metered> {
+    fn metrics_source(&self) -> Arc<dyn MetricsSource> {
         Arc::new(())
     }
 

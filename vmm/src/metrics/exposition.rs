@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use husk_virtio::ring::QueueFigures;
+use husk_virtio::ring::QueueStats;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet, prometheus_text, text};
 use prometheus_client::metrics::MetricType;
@@ -240,7 +240,7 @@ impl Exposition {
         let queues: Vec<_> = queues
             .map(|(device, (number, figures))| (device, number.to_string(), figures))
             .collect();
-        let mut family = |name, value: fn(&QueueFigures) -> u64| {
+        let mut family = |name, value: fn(&QueueStats) -> u64| {
             let rows = queues.iter().map(|(device, number, figures)| {
                 let labels = [
                     ("device", device.name.as_str()),

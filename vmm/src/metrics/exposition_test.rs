@@ -19,9 +19,9 @@ fn figures() -> Figures {
                 counters: vec![(FAILURES, 0)],
                 queues: vec![(
                     1,
-                    QueueFigures {
+                    QueueStats {
                         chains: 7,
-                        ..QueueFigures::default()
+                        ..QueueStats::default()
                     },
                 )],
             });

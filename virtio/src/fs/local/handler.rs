@@ -46,8 +46,10 @@ impl LaneHandler {
 }
 
 impl Handler for LaneHandler {
-    fn heed(&mut self, right: Arc<AtomicBool>) {
-        self.lane().into_iter().for_each(|lane| lane.heed(right.clone()));
+    fn set_bus_master_flag(&mut self, bus_master: Arc<AtomicBool>) {
+        self.lane()
+            .into_iter()
+            .for_each(|lane| lane.set_bus_master_flag(bus_master.clone()));
     }
 
     fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {

@@ -46,7 +46,7 @@ struct State {
     /// What is to be tried again.
     again: VecDeque<Chain>,
     /// Whether the ring may be touched at present.
-    right: Arc<AtomicBool>,
+    bus_master: Arc<AtomicBool>,
     /// What ended while it might not be: head and length of each.
     ended: Vec<(u16, u32)>,
     /// Since when the driver is owed an interrupt.
@@ -91,7 +91,7 @@ impl Lane {
                 attended: false,
                 waiting: Vec::new(),
                 again: VecDeque::new(),
-                right: Arc::new(AtomicBool::new(true)),
+                bus_master: Arc::new(AtomicBool::new(true)),
                 ended: Vec::new(),
                 owed: None,
                 usual: 0,
@@ -106,8 +106,8 @@ impl Lane {
     }
 
     /// The ring may be touched only as long as `right` is set, but for what was begun before.
-    pub fn heed(&self, right: Arc<AtomicBool>) {
-        lock(&self.state).right = right;
+    pub fn set_bus_master_flag(&self, bus_master: Arc<AtomicBool>) {
+        lock(&self.state).bus_master = bus_master;
     }
 
     /// Rings when the driver kicks, and when there is something to be tried again.
@@ -124,7 +124,7 @@ impl Lane {
     /// Begins to look for requests because the doorbell rang. Whoever does goes on until [`Lane::next`] gives none.
     pub fn begin(&self) {
         let mut state = lock(&self.state);
-        if !state.has_right() {
+        if !state.is_bus_master() {
             // It goes on ringing until the right is back.
             return;
         }
@@ -140,7 +140,7 @@ impl Lane {
     pub fn next(&self) -> Option<Turn> {
         let mut state = lock(&self.state);
         let chain = state.fetch();
-        if chain.is_none() && state.has_right() {
+        if chain.is_none() && state.is_bus_master() {
             state.announce();
         }
         let chain = chain?;
@@ -214,7 +214,7 @@ impl Lane {
     /// Takes the post at the doorbell, if nobody has it and there is something to be done there.
     pub fn attend(&self) -> bool {
         let mut state = lock(&self.state);
-        let free = state.ring.is_some() && !state.attended && state.has_right();
+        let free = state.ring.is_some() && !state.attended && state.is_bus_master();
         state.attended |= free;
         free
     }
@@ -232,7 +232,7 @@ impl Lane {
     /// Begins nothing more, waits for what has been begun, and tells the driver.
     pub fn hold(&self) {
         let mut state = self.stop_beginning();
-        if state.has_right() {
+        if state.is_bus_master() {
             state.announce();
         }
     }
@@ -254,7 +254,7 @@ impl Lane {
         let State { waiting, again, .. } = &mut *state;
         let left: Vec<Chain> = again.drain(..).chain(waiting.drain(..)).collect();
         self.waiting.store(0, Ordering::SeqCst);
-        if !state.has_right() {
+        if !state.is_bus_master() {
             return state.ring.take().map(Ring::into_state);
         }
         let now = Instant::now();
@@ -272,7 +272,7 @@ impl Lane {
         while state.busy > 0 {
             state = self.quiet.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        if state.has_right() {
+        if state.is_bus_master() {
             state.settle();
         }
         state
@@ -282,7 +282,7 @@ impl Lane {
 impl State {
     /// Takes what is to be tried again, then what is new.
     fn fetch(&mut self) -> Option<Chain> {
-        if self.held || self.failed || !self.has_right() {
+        if self.held || self.failed || !self.is_bus_master() {
             return None;
         }
         if let Some(chain) = self.again.pop_front() {
@@ -304,13 +304,13 @@ impl State {
         }
     }
 
-    fn has_right(&self) -> bool {
-        self.right.load(Ordering::Acquire)
+    fn is_bus_master(&self) -> bool {
+        self.bus_master.load(Ordering::Acquire)
     }
 
     /// Gives a chain back as soon as that is allowed.
     fn finish(&mut self, head: u16, len: u32, now: Instant) {
-        if self.has_right() {
+        if self.is_bus_master() {
             return self.give_back(head, len, now);
         }
         self.ended.push((head, len));

@@ -1,6 +1,6 @@
 //! What a share that husk serves counts, beside what its server does.
 
-use husk_devices::metrics::{Counter, Metered};
+use husk_devices::metrics::{Counter, MetricsSource};
 
 /// Counters of one share since it was made.
 #[derive(Debug, Default)]
@@ -15,7 +15,7 @@ pub struct LocalMetrics {
     pub(super) malformed: Counter,
 }
 
-impl Metered for LocalMetrics {
+impl MetricsSource for LocalMetrics {
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         [
             ("lock_waits", &self.waits),

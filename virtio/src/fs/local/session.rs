@@ -19,7 +19,7 @@ use super::metrics::LocalMetrics;
 use crate::fs::fuse;
 use crate::fs::serve::{Outcome, Serve};
 use crate::ring::RingState;
-use crate::threads::{Duty, Threads};
+use crate::threads::{ThreadClass, Threads};
 
 /// Requests that usually take so long are worth a second thread.
 const WORTH: Duration = Duration::from_micros(30);
@@ -170,7 +170,7 @@ impl Session {
     /// Prepares a thread of the crew and takes from it what it does not need. Returns what it may wait by.
     fn prepare(&self) -> Option<Epoll> {
         let prepared = self.enter().and_then(|()| Epoll::new());
-        let confined = prepared.and_then(|epoll| self.threads.confine(Duty::Files).map(|()| epoll));
+        let confined = prepared.and_then(|epoll| self.threads.confine(ThreadClass::Files).map(|()| epoll));
         confined
             .inspect_err(|error| log::warn!("{}: a thread that was to help cannot: {}", self.name, chain(error)))
             .ok()

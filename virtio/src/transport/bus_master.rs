@@ -3,8 +3,9 @@
 //! Its handlers are not called meanwhile. What they wait for stays in its descriptor: doorbells that have rung, frames, completions. A
 //! handler that would be called has its descriptors watched no more, so that its thread sleeps, and is called for all of them when the
 //! right is back. Neither direction has anybody wait: taking the right away is a flag, which the thread sees before its next piece of
-//! work. The piece that it is at is short; what the host has begun by then, such as a read from a disk, is finished. A handler that has
-//! other threads help it, or that is held or stopped while it has requests to answer, is told where the flag is ([`Handler::heed`]).
+//! work. The piece that it is at is short; what the host has begun by then, such as a read from a disk, is finished. A handler that
+//! other threads help, or that is held or stopped while it has requests to answer, is given the flag itself
+//! ([`Handler::set_bus_master_flag`]).
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -17,15 +18,15 @@ use crate::device::{Handler, HandlerError, Watch};
 use crate::ring::RingState;
 
 /// Token of the event that the right is back; a handler's own are far below.
-const BACK: u32 = u32::MAX;
+const UNPARK: u32 = u32::MAX;
 
 /// The right of one device, and who has to know when it comes back.
-pub(super) struct Mastering {
+pub(super) struct BusMaster {
     allowed: Arc<AtomicBool>,
     back: Vec<Arc<EventFd>>,
 }
 
-impl Mastering {
+impl BusMaster {
     /// The device has the right, as on a bus that knows of none.
     pub fn new() -> Self {
         Self {
@@ -35,7 +36,7 @@ impl Mastering {
     }
 
     /// Gives or takes the right. Waits for nobody.
-    pub fn allow(&self, allowed: bool) {
+    pub fn set(&self, allowed: bool) {
         if self.allowed.swap(allowed, Ordering::AcqRel) == allowed || !allowed {
             return;
         }
@@ -49,11 +50,11 @@ impl Mastering {
     ///
     /// # Errors
     /// When the host refuses an eventfd.
-    pub fn guard(&mut self, mut handler: Box<dyn Handler>) -> io::Result<Box<dyn Handler>> {
-        handler.heed(self.allowed.clone());
+    pub fn gate(&mut self, mut handler: Box<dyn Handler>) -> io::Result<Box<dyn Handler>> {
+        handler.set_bus_master_flag(self.allowed.clone());
         let back = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         self.back.push(back.clone());
-        Ok(Box::new(Guarded {
+        Ok(Box::new(GatedHandler {
             handler,
             allowed: self.allowed.clone(),
             back,
@@ -86,7 +87,7 @@ impl Watched {
 }
 
 /// A handler that is called only as long as its device has the right.
-struct Guarded {
+struct GatedHandler {
     handler: Box<dyn Handler>,
     allowed: Arc<AtomicBool>,
     back: Arc<EventFd>,
@@ -96,19 +97,19 @@ struct Guarded {
     parked: bool,
 }
 
-impl Guarded {
+impl GatedHandler {
     fn allowed(&self) -> bool {
         self.allowed.load(Ordering::Acquire)
     }
 
     /// The handler, and what it is to watch by.
-    fn parts<'a>(&'a mut self, watch: &'a mut dyn Watch) -> (&'a mut dyn Handler, Noting<'a>) {
-        let noting = Noting {
+    fn parts<'a>(&'a mut self, watch: &'a mut dyn Watch) -> (&'a mut dyn Handler, WatchRecorder<'a>) {
+        let recorder = WatchRecorder {
             watch,
             watched: &mut self.watched,
             parked: self.parked,
         };
-        (self.handler.as_mut(), noting)
+        (self.handler.as_mut(), recorder)
     }
 
     fn park(&mut self, watch: &mut dyn Watch) -> io::Result<()> {
@@ -128,17 +129,17 @@ impl Guarded {
     }
 }
 
-impl Handler for Guarded {
+impl Handler for GatedHandler {
     fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
         watch
-            .readable(self.back.as_raw_fd(), BACK)
+            .readable(self.back.as_raw_fd(), UNPARK)
             .map_err(HandlerError::watch)?;
         let (handler, mut watch) = self.parts(watch);
         handler.watch(&mut watch)
     }
 
     fn wake(&mut self, token: u32, watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        if token == BACK {
+        if token == UNPARK {
             return self.unpark(watch).map_err(HandlerError::watch);
         }
         if self.parked {
@@ -175,14 +176,14 @@ impl Handler for Guarded {
 }
 
 /// Notes what a handler waits for.
-struct Noting<'a> {
+struct WatchRecorder<'a> {
     watch: &'a mut dyn Watch,
     watched: &'a mut Vec<Watched>,
     /// It is watched later, when the right is back.
     parked: bool,
 }
 
-impl Noting<'_> {
+impl WatchRecorder<'_> {
     fn add(&mut self, watched: Watched) -> io::Result<()> {
         if !self.parked {
             watched.watch(self.watch)?;
@@ -192,7 +193,7 @@ impl Noting<'_> {
     }
 }
 
-impl Watch for Noting<'_> {
+impl Watch for WatchRecorder<'_> {
     fn readable(&mut self, fd: RawFd, token: u32) -> io::Result<()> {
         let edges = false;
         self.add(Watched { fd, token, edges })
@@ -213,5 +214,5 @@ impl Watch for Noting<'_> {
 }
 
 #[cfg(test)]
-#[path = "mastering_test.rs"]
+#[path = "bus_master_test.rs"]
 mod tests;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The counters of one queue, over all the rings that it becomes.
 #[derive(Debug, Default)]
-pub struct QueueMeter {
+pub struct QueueCounters {
     /// A ring counts here. Not so before the first start, nor where the kernel or another process serves the queue.
     counts: AtomicBool,
     chains: AtomicU64,
@@ -14,7 +14,7 @@ pub struct QueueMeter {
 
 /// What one queue has counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct QueueFigures {
+pub struct QueueStats {
     /// Chains given back to the driver.
     pub chains: u64,
     /// Times that the doorbell called the queue's thread, by the driver or for the rest of what it had offered.
@@ -23,11 +23,11 @@ pub struct QueueFigures {
     pub interrupts: u64,
 }
 
-impl QueueMeter {
+impl QueueCounters {
     /// What was counted so far; `None` if husk has not served the queue, or no longer does.
-    pub fn figures(&self) -> Option<QueueFigures> {
+    pub fn snapshot(&self) -> Option<QueueStats> {
         let get = |number: &AtomicU64| number.load(Ordering::Relaxed);
-        self.counts.load(Ordering::Relaxed).then(|| QueueFigures {
+        self.counts.load(Ordering::Relaxed).then(|| QueueStats {
             chains: get(&self.chains),
             wakeups: get(&self.wakeups),
             interrupts: get(&self.interrupts),

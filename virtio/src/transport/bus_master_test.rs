@@ -85,7 +85,7 @@ impl Handler for Counting {
 }
 
 struct Bench {
-    mastering: Mastering,
+    bus_master: BusMaster,
     handler: Box<dyn Handler>,
     events: [Arc<EventFd>; 3],
     calls: Arc<[AtomicUsize; 3]>,
@@ -96,16 +96,16 @@ impl Bench {
     fn new() -> Self {
         let events = [(); 3].map(|()| Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()));
         let calls = Arc::<[AtomicUsize; 3]>::default();
-        let mut mastering = Mastering::new();
+        let mut bus_master = BusMaster::new();
         let counting = Counting {
             events: events.clone(),
             calls: calls.clone(),
         };
-        let mut handler = mastering.guard(Box::new(counting)).unwrap();
+        let mut handler = bus_master.gate(Box::new(counting)).unwrap();
         let mut turns = Turns(Epoll::new().unwrap());
         handler.watch(&mut turns).unwrap();
         Self {
-            mastering,
+            bus_master,
             handler,
             events,
             calls,
@@ -139,7 +139,7 @@ fn without_the_right_no_handler_is_called_and_its_thread_sleeps() {
     bench.ring(LEVEL);
     bench.ring(EDGE);
     assert_eq!(bench.calls(), [1, 1, 0]);
-    bench.mastering.allow(false);
+    bench.bus_master.set(false);
     for token in [LEVEL, EDGE, LATE] {
         bench.ring(token);
     }
@@ -153,30 +153,30 @@ fn what_happened_meanwhile_is_remembered() {
     let mut bench = Bench::new();
     bench.ring(LEVEL);
     assert_eq!(bench.calls(), [1, 0, 0]);
-    bench.mastering.allow(false);
+    bench.bus_master.set(false);
     for token in [LEVEL, EDGE, LATE] {
         bench.ring(token);
         assert_eq!(bench.calls(), [0, 0, 0]);
     }
-    bench.mastering.allow(true);
+    bench.bus_master.set(true);
     assert_eq!(bench.calls(), [1, 1, 1]);
 }
 
 #[test]
 fn a_right_that_comes_and_goes_before_anybody_looks_changes_nothing() {
     let mut bench = Bench::new();
-    bench.mastering.allow(false);
-    bench.mastering.allow(true);
+    bench.bus_master.set(false);
+    bench.bus_master.set(true);
     bench.ring(EDGE);
     assert_eq!(bench.calls(), [0, 1, 0]);
 
-    bench.mastering.allow(false);
+    bench.bus_master.set(false);
     bench.ring(EDGE);
     assert_eq!(bench.calls(), [0, 0, 0]);
-    bench.mastering.allow(true);
-    bench.mastering.allow(false);
+    bench.bus_master.set(true);
+    bench.bus_master.set(false);
     assert_eq!(bench.calls(), [0, 0, 0]);
-    bench.mastering.allow(true);
+    bench.bus_master.set(true);
     assert_eq!(bench.calls(), [0, 1, 0]);
 }
 
@@ -186,10 +186,10 @@ fn what_a_handler_forgets_is_not_watched_again() {
     bench.ring(LEVEL);
     bench.ring(LATE);
     assert_eq!(bench.calls(), [1, 0, 1]);
-    bench.mastering.allow(false);
+    bench.bus_master.set(false);
     bench.ring(EDGE);
     assert_eq!(bench.calls(), [0, 0, 0]);
-    bench.mastering.allow(true);
+    bench.bus_master.set(true);
     assert_eq!(bench.calls(), [0, 1, 0], "and not for the event that still stands");
 }
 
@@ -202,13 +202,13 @@ fn a_handler_is_held_and_let_go_on_with_the_right_and_without() {
     bench.handler.release(&mut bench.turns).unwrap();
     assert_eq!(bench.calls(), [1, 0, 0]);
 
-    bench.mastering.allow(false);
+    bench.bus_master.set(false);
     bench.ring(EDGE);
     assert_eq!(bench.calls(), [0, 0, 0]);
     bench.handler.hold(&mut bench.turns).unwrap();
     bench.handler.release(&mut bench.turns).unwrap();
     bench.ring(LEVEL);
     assert_eq!(bench.calls(), [0, 0, 0], "it has no right");
-    bench.mastering.allow(true);
+    bench.bus_master.set(true);
     assert_eq!(bench.calls(), [1, 1, 0]);
 }
