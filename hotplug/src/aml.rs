@@ -18,7 +18,7 @@
 
 use acpi_tables::{Aml, AmlSink, aml};
 
-use crate::bank::{self, Kind, RECORD_BYTES, RECORDS};
+use crate::bank::{self, RECORD_BYTES, RECORDS, SlotKind};
 use crate::ged::GedEvent;
 
 /// Local APIC IDs and processor UIDs from this on have no room in a Processor Local APIC structure: 0xff is the broadcast ID.
@@ -30,7 +30,7 @@ pub struct BankAml {
     /// What sits in the slots. Processors are `\_SB_.HCPU.Cxxx` (ACPI0007), where slot, `_UID` and local APIC ID are the same; memory
     /// devices are `\_SB_.HMEM.Mxxx` (PNP0C80); functions 0 of bus 0 are `\_SB_.PCI0.Sxxx`, where slot and device number are the
     /// same.
-    pub kind: Kind,
+    pub kind: SlotKind,
     /// Guest-physical address of the bank's register window.
     pub address: u64,
     /// Number of slots, at most [`Bank::MAX_SLOTS`](crate::bank::Bank::MAX_SLOTS); 32 for PCI.
@@ -49,18 +49,18 @@ impl BankAml {
     /// The method to call on that event.
     pub fn scan(&self) -> &'static str {
         match self.kind {
-            Kind::Cpu => "\\_SB_.HCPU.SCAN",
-            Kind::Memory => "\\_SB_.HMEM.SCAN",
-            Kind::Pci => "\\_SB_.PCI0.SCAN",
+            SlotKind::Cpu => "\\_SB_.HCPU.SCAN",
+            SlotKind::Memory => "\\_SB_.HMEM.SCAN",
+            SlotKind::Pci => "\\_SB_.PCI0.SCAN",
         }
     }
 
     /// The name of a slot's device, beside the methods.
     fn device(&self, slot: u32) -> aml::Path {
         let letter = match self.kind {
-            Kind::Cpu => 'C',
-            Kind::Memory => 'M',
-            Kind::Pci => 'S',
+            SlotKind::Cpu => 'C',
+            SlotKind::Memory => 'M',
+            SlotKind::Pci => 'S',
         };
         aml::Path::new(&format!("{letter}{:03X}", slot & 0xfff))
     }
@@ -79,15 +79,15 @@ impl Aml for BankAml {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         let body = Raw(self.body());
         match self.kind {
-            Kind::Cpu => {
+            SlotKind::Cpu => {
                 let hid = aml::Name::new("_HID".into(), &"ACPI0010");
                 aml::Device::new("\\_SB_.HCPU".into(), vec![&hid, &body]).to_aml_bytes(sink);
             }
-            Kind::Memory => {
+            SlotKind::Memory => {
                 let hid = aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0A06"));
                 aml::Device::new("\\_SB_.HMEM".into(), vec![&hid, &body]).to_aml_bytes(sink);
             }
-            Kind::Pci => aml::Scope::new("\\_SB_.PCI0".into(), vec![&body]).to_aml_bytes(sink),
+            SlotKind::Pci => aml::Scope::new("\\_SB_.PCI0".into(), vec![&body]).to_aml_bytes(sink),
         }
     }
 }
@@ -100,14 +100,14 @@ impl BankAml {
         NotifyMethod(self).to_aml_bytes(&mut body);
         reports(&mut body);
         match self.kind {
-            Kind::Cpu => {
+            SlotKind::Cpu => {
                 sign(&mut body);
                 self.interrupt_controllers(&mut body);
             }
-            Kind::Memory => range(&mut body),
-            Kind::Pci => {}
+            SlotKind::Memory => range(&mut body),
+            SlotKind::Pci => {}
         }
-        let first = if self.kind == Kind::Cpu {
+        let first = if self.kind == SlotKind::Cpu {
             0
         } else {
             self.movable().start
@@ -133,13 +133,13 @@ impl BankAml {
     fn slot_device(&self, slot: u32, sink: &mut dyn AmlSink) {
         let mut body = Vec::new();
         match self.kind {
-            Kind::Cpu => {
+            SlotKind::Cpu => {
                 name("_HID", &"ACPI0007", &mut body);
                 name("_UID", &slot, &mut body);
                 forward("_MAT", 0, "HMAT", slot, &mut body);
                 forward("_SUN", 0, "HSUN", slot, &mut body);
             }
-            Kind::Memory => {
+            SlotKind::Memory => {
                 name("_HID", &aml::EISAName::new("PNP0C80"), &mut body);
                 name("_UID", &slot, &mut body);
                 let record = RECORD_BYTES.saturating_mul(slot.into()).saturating_add(RECORDS);
@@ -149,7 +149,7 @@ impl BankAml {
                 let range = aml::MethodCall::new("MRNG".into(), vec![&base, &size]);
                 aml::Method::new("_CRS".into(), 0, true, vec![&aml::Return::new(&range)]).to_aml_bytes(&mut body);
             }
-            Kind::Pci => {
+            SlotKind::Pci => {
                 name("_ADR", &(slot << 16), &mut body);
                 name("_SUN", &slot, &mut body);
             }

@@ -6,10 +6,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
 use crate::bank::{Bank, Extent};
-use crate::ged::{Bell, Ged, GedAml};
+use crate::ged::{Ged, GedAml, GedNotifier};
 use crate::guest_test::{Guest, Value};
+use crate::outcome::{Outcome, OutcomeReceiver};
 use crate::slot::{Event, State};
-use crate::ticket::{Outcome, Ticket};
 
 const BANK: u64 = 0xfec0_1000;
 const GED: u64 = 0xfec0_0000;
@@ -32,14 +32,14 @@ fn aml_bytes(aml: &dyn Aml) -> usize {
 /// One bank, its GED, and the guest that has loaded the AML of both.
 struct Machine {
     bank: Arc<Mutex<Bank>>,
-    bell: Bell,
+    notifier: GedNotifier,
     event: GedEvent,
     guest: Guest,
 }
 
-fn machine(kind: Kind, slots: u32, pinned: u32) -> Machine {
-    let bell = Bell::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
-    let mut bank = Bank::new(kind, slots, bell.clone(), || ()).unwrap();
+fn machine(kind: SlotKind, slots: u32, pinned: u32) -> Machine {
+    let notifier = GedNotifier::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
+    let mut bank = Bank::new(kind, slots, notifier.clone(), || ()).unwrap();
     (0..pinned).for_each(|slot| bank.pin(slot).unwrap());
     let window_bytes = bank.window_bytes();
     let bank = Arc::new(Mutex::new(bank));
@@ -51,7 +51,7 @@ fn machine(kind: Kind, slots: u32, pinned: u32) -> Machine {
     };
     let mut guest = Guest::default();
     guest.attach(BANK, window_bytes, Arc::clone(&bank) as _);
-    guest.attach(GED, Ged::WINDOW_BYTES, Arc::new(Mutex::new(Ged::new(bell.clone()))));
+    guest.attach(GED, Ged::WINDOW_BYTES, Arc::new(Mutex::new(Ged::new(notifier.clone()))));
     guest.load(&Root);
     guest.load(&aml);
     guest.load(&GedAml {
@@ -61,18 +61,18 @@ fn machine(kind: Kind, slots: u32, pinned: u32) -> Machine {
     });
     Machine {
         bank,
-        bell,
+        notifier,
         event: aml.event(),
         guest,
     }
 }
 
 impl Machine {
-    fn apply(&mut self, slot: u32, event: Event) -> Ticket {
-        let (promise, ticket) = Ticket::new();
-        self.bank.lock().unwrap().apply(slot, event, Some(promise)).unwrap();
-        self.bell.ring(self.event);
-        ticket
+    fn apply(&mut self, slot: u32, event: Event) -> OutcomeReceiver {
+        let (sender, receiver) = OutcomeReceiver::new();
+        self.bank.lock().unwrap().apply(slot, event, Some(sender)).unwrap();
+        self.notifier.notify(self.event);
+        receiver
     }
 
     /// The interrupt: what the guest is notified of in consequence.
@@ -88,7 +88,7 @@ impl Machine {
 
 #[test]
 fn a_processor_comes_and_goes() {
-    let mut machine = machine(Kind::Cpu, 4, 1);
+    let mut machine = machine(SlotKind::Cpu, 4, 1);
     let add = machine.apply(2, Event::Offer);
     assert_eq!(machine.sta("\\_SB_.HCPU.C002"), 0);
     assert_eq!(machine.interrupt(), [("\\_SB_.HCPU.C002".to_owned(), 1)]);
@@ -106,35 +106,35 @@ fn a_processor_comes_and_goes() {
 
 #[test]
 fn a_refusal_reaches_its_own_slot() {
-    let mut machine = machine(Kind::Memory, 8, 0);
-    let tickets = [1, 7].map(|slot| machine.apply(slot, Event::Offer));
+    let mut machine = machine(SlotKind::Memory, 8, 0);
+    let receivers = [1, 7].map(|slot| machine.apply(slot, Event::Offer));
     machine.interrupt();
     machine.guest.evaluate("\\_SB_.HMEM.M007._OST", &[1, 0x81, 0]);
-    assert_eq!(tickets[0].wait(Instant::now()), Outcome::TimedOut);
-    assert_eq!(tickets[1].wait(Instant::now()), Outcome::Refused { ost: 0x81 });
+    assert_eq!(receivers[0].wait(Instant::now()), Outcome::TimedOut);
+    assert_eq!(receivers[1].wait(Instant::now()), Outcome::Refused { ost: 0x81 });
 }
 
 #[test]
 fn every_slot_of_every_kind_is_notified_itself() {
     for (kind, slots, pinned, name) in [
-        (Kind::Cpu, 300, 1, "\\_SB_.HCPU.C"),
-        (Kind::Cpu, 2, 1, "\\_SB_.HCPU.C"),
-        (Kind::Memory, 64, 0, "\\_SB_.HMEM.M"),
-        (Kind::Memory, 1, 0, "\\_SB_.HMEM.M"),
-        (Kind::Pci, 32, 1, "\\_SB_.PCI0.S"),
-        (Kind::Pci, 32, 5, "\\_SB_.PCI0.S"),
+        (SlotKind::Cpu, 300, 1, "\\_SB_.HCPU.C"),
+        (SlotKind::Cpu, 2, 1, "\\_SB_.HCPU.C"),
+        (SlotKind::Memory, 64, 0, "\\_SB_.HMEM.M"),
+        (SlotKind::Memory, 1, 0, "\\_SB_.HMEM.M"),
+        (SlotKind::Pci, 32, 1, "\\_SB_.PCI0.S"),
+        (SlotKind::Pci, 32, 5, "\\_SB_.PCI0.S"),
     ] {
         let mut machine = machine(kind, slots, pinned);
-        let tickets: Vec<_> = (pinned..slots).map(|slot| machine.apply(slot, Event::Offer)).collect();
+        let receivers: Vec<_> = (pinned..slots).map(|slot| machine.apply(slot, Event::Offer)).collect();
         let expected: Vec<_> = (pinned..slots).map(|slot| (format!("{name}{slot:03X}"), 1)).collect();
         assert_eq!(machine.interrupt(), expected);
-        assert_eq!(tickets.len(), expected.len());
+        assert_eq!(receivers.len(), expected.len());
     }
 }
 
 #[test]
 fn a_scan_costs_one_access_per_event_and_one() {
-    let mut machine = machine(Kind::Cpu, 256, 1);
+    let mut machine = machine(SlotKind::Cpu, 256, 1);
     machine.interrupt();
     machine.guest.accesses = 0;
     drop([100, 200].map(|slot| machine.apply(slot, Event::Offer)));
@@ -148,25 +148,25 @@ fn a_scan_costs_one_access_per_event_and_one() {
 
 #[test]
 fn an_event_of_another_bank_does_not_scan_this_one() {
-    let mut machine = machine(Kind::Cpu, 2, 1);
+    let mut machine = machine(SlotKind::Cpu, 2, 1);
     machine.apply(1, Event::Offer);
     machine.interrupt();
     machine.guest.accesses = 0;
-    machine.bell.ring(GedEvent::Memory);
+    machine.notifier.notify(GedEvent::Memory);
     assert_eq!((machine.interrupt(), machine.guest.accesses), (vec![], 1));
 }
 
 #[test]
 fn the_power_button_is_notified() {
-    let mut machine = machine(Kind::Cpu, 2, 1);
-    machine.bell.ring(GedEvent::PowerButton);
+    let mut machine = machine(SlotKind::Cpu, 2, 1);
+    machine.notifier.notify(GedEvent::PowerButton);
     assert_eq!(machine.interrupt(), [("\\_SB_.PWRB".to_owned(), 0x80)]);
     assert_eq!(machine.interrupt(), []);
 }
 
 #[test]
 fn a_pinned_processor_is_there_and_cannot_be_ejected() {
-    let machine = machine(Kind::Cpu, 3, 2);
+    let machine = machine(SlotKind::Cpu, 3, 2);
     for (slot, movable) in [(0, false), (1, false), (2, true)] {
         assert!(machine.guest.exists(&format!("\\_SB_.HCPU.C{slot:03X}._MAT")));
         for method in ["_STA", "_EJ0", "_OST"] {
@@ -180,8 +180,8 @@ fn a_pinned_processor_is_there_and_cannot_be_ejected() {
 
 #[test]
 fn a_processor_names_its_apic() {
-    let mut small = machine(Kind::Cpu, 3, 1).guest;
-    let mut large = machine(Kind::Cpu, 300, 1).guest;
+    let mut small = machine(SlotKind::Cpu, 3, 1).guest;
+    let mut large = machine(SlotKind::Cpu, 300, 1).guest;
     let local = |slot| Value::Bytes(vec![0, 8, slot, slot, 1, 0, 0, 0]);
     let x2apic = |low, high| Value::Bytes(vec![9, 16, 0, 0, low, high, 0, 0, 1, 0, 0, 0, low, high, 0, 0]);
     assert_eq!(small.evaluate("\\_SB_.HCPU.C002._MAT", &[]), local(2));
@@ -205,7 +205,7 @@ fn only_a_bank_with_processors_that_need_it_has_the_longer_structure() {
     for (slots, has_it) in [(1, false), (255, false), (256, true)] {
         let mut bytes = Vec::new();
         BankAml {
-            kind: Kind::Cpu,
+            kind: SlotKind::Cpu,
             address: BANK,
             slots,
             pinned: 1,
@@ -221,7 +221,7 @@ fn only_a_bank_with_processors_that_need_it_has_the_longer_structure() {
 
 #[test]
 fn a_status_costs_one_access_and_no_method() {
-    let mut machine = machine(Kind::Cpu, 256, 1);
+    let mut machine = machine(SlotKind::Cpu, 256, 1);
     machine.bank.lock().unwrap().apply(77, Event::Boot, None).unwrap();
     let shown: Vec<u64> = (1..256)
         .map(|slot| machine.sta(&format!("\\_SB_.HCPU.C{slot:03X}")))
@@ -232,10 +232,10 @@ fn a_status_costs_one_access_and_no_method() {
 
 #[test]
 fn sun_reaches_the_bank() {
-    let mut machine = machine(Kind::Cpu, 3, 1);
+    let mut machine = machine(SlotKind::Cpu, 3, 1);
     machine.bank.lock().unwrap().apply(0, Event::Boot, None).unwrap();
     assert_eq!(machine.guest.evaluate("\\_SB_.HCPU.C000._SUN", &[]), Value::Int(0));
-    let tickets = [1, 2].map(|slot| machine.apply(slot, Event::Offer));
+    let receivers = [1, 2].map(|slot| machine.apply(slot, Event::Offer));
     machine.interrupt();
     machine.guest.evaluate("\\_SB_.HCPU.C002._SUN", &[]);
     for slot in [1, 2] {
@@ -243,28 +243,28 @@ fn sun_reaches_the_bank() {
             .guest
             .evaluate(&format!("\\_SB_.HCPU.C00{slot}._OST"), &[1, 0, 0]);
     }
-    assert_eq!(tickets[0].wait(Instant::now()), Outcome::Unproven);
-    assert_eq!(tickets[1].wait(Instant::now()), Outcome::Accepted);
+    assert_eq!(receivers[0].wait(Instant::now()), Outcome::Unproven);
+    assert_eq!(receivers[1].wait(Instant::now()), Outcome::Accepted);
     assert_eq!(machine.sta("\\_SB_.HCPU.C001"), 0, "withdrawn at once");
 }
 
 #[test]
 fn memory_is_asked_about_twice() {
-    let mut machine = machine(Kind::Memory, 4, 0);
-    let ticket = machine.apply(3, Event::Offer);
+    let mut machine = machine(SlotKind::Memory, 4, 0);
+    let receiver = machine.apply(3, Event::Offer);
     let device = "\\_SB_.HMEM.M003";
     assert_eq!(machine.interrupt(), [(device.to_owned(), 1)]);
     machine.guest.evaluate(&format!("{device}._CRS"), &[]);
     machine.guest.evaluate(&format!("{device}._OST"), &[1, 0, 0]);
-    assert_eq!(ticket.wait(Instant::now()), Outcome::TimedOut);
+    assert_eq!(receiver.wait(Instant::now()), Outcome::TimedOut);
     assert_eq!(machine.interrupt(), [(device.to_owned(), 1)]);
     machine.guest.evaluate(&format!("{device}._OST"), &[1, 1, 0]);
-    assert_eq!(ticket.wait(Instant::now()), Outcome::Accepted);
+    assert_eq!(receiver.wait(Instant::now()), Outcome::Accepted);
 }
 
 #[test]
 fn a_report_of_any_size_reaches_one_slot_only() {
-    let mut machine = machine(Kind::Pci, 32, 1);
+    let mut machine = machine(SlotKind::Pci, 32, 1);
     for args in [[u64::MAX; 3], [0x1_0001, 1 << 40, 0], [3, u64::MAX, 0]] {
         machine.guest.evaluate("\\_SB_.PCI0.S005._OST", &args);
     }
@@ -292,18 +292,18 @@ fn a_bank_is_small() {
     let per_slot =
         |kind, few, many| (size(kind, many) - size(kind, few)).div_ceil(usize::try_from(many - few).unwrap());
     let costs = [
-        per_slot(Kind::Cpu, 64, 128),
-        per_slot(Kind::Memory, 16, 64),
-        per_slot(Kind::Pci, 16, 32),
+        per_slot(SlotKind::Cpu, 64, 128),
+        per_slot(SlotKind::Memory, 16, 64),
+        per_slot(SlotKind::Pci, 16, 32),
     ];
     assert_eq!(costs, [117, 128, 84]);
-    let shared = [size(Kind::Cpu, 2), size(Kind::Pci, 2)];
+    let shared = [size(SlotKind::Cpu, 2), size(SlotKind::Pci, 2)];
     assert!(shared.iter().all(|bytes| *bytes <= 600), "{shared:?}");
 }
 
 #[test]
 fn a_memory_device_tells_its_range() {
-    let mut machine = machine(Kind::Memory, 64, 0);
+    let mut machine = machine(SlotKind::Memory, 64, 0);
     let extent = Extent {
         base: 0x1_4800_0000,
         size_bytes: 0x1_0800_0000,
@@ -327,7 +327,7 @@ fn a_memory_device_tells_its_range() {
 
 #[test]
 fn a_pci_slot_is_function_0_of_its_device() {
-    let mut guest = machine(Kind::Pci, 32, 1).guest;
+    let mut guest = machine(SlotKind::Pci, 32, 1).guest;
     assert!(!guest.exists("\\_SB_.PCI0.S000"));
     assert_eq!(guest.evaluate("\\_SB_.PCI0.S01F._ADR", &[]), Value::Int(0x1f_0000));
     assert_eq!(guest.evaluate("\\_SB_.PCI0.S01F._SUN", &[]), Value::Int(0x1f));
@@ -335,7 +335,7 @@ fn a_pci_slot_is_function_0_of_its_device() {
 
 #[test]
 fn the_ged_is_on_its_line() {
-    let mut guest = machine(Kind::Cpu, 1, 1).guest;
+    let mut guest = machine(SlotKind::Cpu, 1, 1).guest;
     let interrupt = [0x89, 6, 0, 0b11, 1, 9, 0, 0, 0, 0x79, 0];
     assert_eq!(
         guest.evaluate("\\_SB_.GED_._CRS", &[]),
@@ -352,14 +352,14 @@ fn the_ged_is_on_its_line() {
 fn devices_have_the_names_that_guests_know_them_by() {
     let eisa = |number: u64| Value::Int(number << 16 | 0xd041);
     let text = |name: &str| Value::Bytes([name.as_bytes(), b"\0"].concat());
-    let mut cpus = machine(Kind::Cpu, 2, 1).guest;
+    let mut cpus = machine(SlotKind::Cpu, 2, 1).guest;
     assert_eq!(cpus.evaluate("\\_SB_.PWRB._HID", &[]), eisa(0x0c0c));
     assert_eq!(cpus.evaluate("\\_SB_.HCPU._HID", &[]), text("ACPI0010"));
     for slot in ["C000", "C001"] {
         let name = format!("\\_SB_.HCPU.{slot}._HID");
         assert_eq!(cpus.evaluate(&name, &[]), text("ACPI0007"));
     }
-    let mut memory = machine(Kind::Memory, 2, 0).guest;
+    let mut memory = machine(SlotKind::Memory, 2, 0).guest;
     assert_eq!(memory.evaluate("\\_SB_.HMEM._HID", &[]), eisa(0x060a));
     assert_eq!(memory.evaluate("\\_SB_.HMEM.M001._HID", &[]), eisa(0x800c));
     assert_eq!(memory.evaluate("\\_SB_.HMEM.M001._UID", &[]), Value::Int(1));

@@ -34,9 +34,9 @@ use std::sync::Arc;
 
 use husk_devices::{BusDevice, Counter, Effect, MetricsSource};
 
-use crate::ged::{Bell, GedEvent};
+use crate::ged::{GedEvent, GedNotifier};
+use crate::outcome::{Outcome, OutcomeSender};
 use crate::slot::{Event, NotAllowed, State};
-use crate::ticket::{Outcome, Promise};
 
 /// Offset of the register that takes the next event.
 pub(crate) const TAKE: u64 = 0x00;
@@ -69,7 +69,7 @@ const CHECKS: u8 = 3;
 
 /// What sits in the slots of a bank, and with it how the guest's word is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum SlotKind {
     /// Processors. The second sign is `_SUN`, which Linux evaluates once a processor's local APIC has been given a logical
     /// number, and before `_OST`. A guest that did not evaluate it for a processor that was there at its start is one that never does,
     /// and is believed without.
@@ -81,7 +81,7 @@ pub enum Kind {
     Pci,
 }
 
-impl Kind {
+impl SlotKind {
     /// The GED event that announces a change.
     pub const fn event(self) -> GedEvent {
         match self {
@@ -152,10 +152,10 @@ pub enum BankError {
 
 /// The slots of one kind. On the bus it serves vCPU threads; [`Hotplug`](crate::Hotplug) works on it from the control thread.
 pub struct Bank {
-    kind: Kind,
+    kind: SlotKind,
     entries: Vec<Entry>,
-    bell: Bell,
-    on_let_go: Box<dyn Fn() + Send>,
+    notifier: GedNotifier,
+    on_eject: Box<dyn Fn() + Send>,
     /// The guest has evaluated `_SUN` of a processor that it started with.
     signs: bool,
     metrics: Arc<BankMetrics>,
@@ -188,35 +188,40 @@ struct Entry {
     unverified: bool,
     /// The guest has taken the request to let go, and is to be told of it once more.
     again: bool,
-    add: Option<Promise>,
-    remove: Option<Promise>,
+    add: Option<OutcomeSender>,
+    remove: Option<OutcomeSender>,
 }
 
 impl Bank {
     /// Slot numbers have three hexadecimal digits in AML names.
     pub const MAX_SLOTS: u32 = 0x1000;
 
-    /// `slots` empty slots for `kind`. The guest is told again by `bell` of what has to be checked. `on_let_go` is called, on a vCPU thread and with the bank locked, each time the guest has let go of a
-    /// slot: it should wake the control thread, which calls [`Hotplug::reap`](crate::Hotplug::reap), and do no more.
+    /// `slots` empty slots for `kind`. The guest is told again by `notifier` of what has to be checked. `on_eject` is called, on a
+    /// vCPU thread and with the bank locked, each time the guest has let go of a slot: it should wake the control thread, which calls [`Hotplug::reap`](crate::Hotplug::reap), and do no more.
     ///
     /// # Errors
     /// More than [`Bank::MAX_SLOTS`].
-    pub fn new(kind: Kind, slots: u32, bell: Bell, on_let_go: impl Fn() + Send + 'static) -> Result<Self, BankError> {
+    pub fn new(
+        kind: SlotKind,
+        slots: u32,
+        notifier: GedNotifier,
+        on_eject: impl Fn() + Send + 'static,
+    ) -> Result<Self, BankError> {
         if slots > Self::MAX_SLOTS {
             return Err(BankError::TooManySlots { found: slots });
         }
         Ok(Self {
             kind,
             entries: (0..slots).map(|_| Entry::new()).collect(),
-            bell,
-            on_let_go: Box::new(on_let_go),
+            notifier,
+            on_eject: Box::new(on_eject),
             signs: false,
             metrics: Arc::default(),
         })
     }
 
     /// What sits in the slots.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> SlotKind {
         self.kind
     }
 
@@ -273,8 +278,8 @@ impl Bank {
             .map_err(|source| BankError::NotAllowed { slot, source })
     }
 
-    /// Carries out an event of the host's; `promise`, if any, is for whoever asked for it.
-    pub(crate) fn apply(&mut self, slot: u32, event: Event, promise: Option<Promise>) -> Result<State, BankError> {
+    /// Carries out an event of the host's; `sender`, if any, is of whoever asked for it.
+    pub(crate) fn apply(&mut self, slot: u32, event: Event, sender: Option<OutcomeSender>) -> Result<State, BankError> {
         let repeats = self.kind.repeats_requests();
         let entry = self.entry(slot)?;
         // What the guest has already let go of has nothing left to keep: there, asking means that nobody wants the slot again.
@@ -283,7 +288,7 @@ impl Bank {
         }
         let before = entry.state;
         let state = entry
-            .step(event, promise)
+            .step(event, sender)
             .map_err(|source| BankError::NotAllowed { slot, source })?;
         // Asked before, heard, and asked again.
         entry.again |= repeats && event == Event::Ask && is_heard(before) && is_heard(state);
@@ -361,7 +366,7 @@ impl Bank {
     }
 
     fn slot_of(&self, offset: u64) -> Option<usize> {
-        let offset = offset.checked_sub(RECORDS).filter(|_| self.kind == Kind::Memory)?;
+        let offset = offset.checked_sub(RECORDS).filter(|_| self.kind == SlotKind::Memory)?;
         usize::try_from(offset / RECORD_BYTES).ok()
     }
 
@@ -398,10 +403,10 @@ impl Bank {
             entry.unverified = kind.verifies_ejections();
         }
         if matches!(state, State::Ejected { .. }) {
-            (self.on_let_go)();
+            (self.on_eject)();
         }
         if state.notification().is_some() {
-            self.bell.ring(kind.event());
+            self.notifier.notify(kind.event());
         }
         true
     }
@@ -411,7 +416,7 @@ impl Bank {
         let event = self.kind.event();
         let entry = self.entry(slot)?;
         if std::mem::take(&mut entry.unverified) && entry.notification().is_some() {
-            self.bell.ring(event);
+            self.notifier.notify(event);
         }
         Ok(())
     }
@@ -446,8 +451,8 @@ fn word(data: &[u8], at: usize) -> u32 {
 }
 
 /// Size of the register window of a bank of `slots` slots for `kind`.
-pub(crate) fn window_bytes(kind: Kind, slots: u32) -> u64 {
-    let records = if kind == Kind::Memory { u64::from(slots) } else { 0 };
+pub(crate) fn window_bytes(kind: SlotKind, slots: u32) -> u64 {
+    let records = if kind == SlotKind::Memory { u64::from(slots) } else { 0 };
     RECORDS.saturating_add(RECORD_BYTES.saturating_mul(records))
 }
 
@@ -493,11 +498,11 @@ impl Entry {
     }
 
     /// What an answer of the guest's is worth: see [`Kind`]. `signs` tells whether it is one that evaluates `_SUN`.
-    fn judge(&mut self, kind: Kind, signs: bool, event: Event) -> Event {
+    fn judge(&mut self, kind: SlotKind, signs: bool, event: Event) -> Event {
         match (kind, self.state, event) {
-            (Kind::Cpu, _, Event::Inserted) if signs && !self.signed => Event::InsertUnproven,
-            (Kind::Memory, State::Offered { seen: true }, Event::Inserted) => Event::Reported,
-            (Kind::Memory, State::Reported { seen: true }, Event::Inserted | Event::InsertRefused { .. }) => {
+            (SlotKind::Cpu, _, Event::Inserted) if signs && !self.signed => Event::InsertUnproven,
+            (SlotKind::Memory, State::Offered { seen: true }, Event::Inserted) => Event::Reported,
+            (SlotKind::Memory, State::Reported { seen: true }, Event::Inserted | Event::InsertRefused { .. }) => {
                 // Linux 6.1 refuses what it has already, 6.12 takes it for done.
                 if !self.looked_at {
                     Event::Inserted
@@ -511,13 +516,13 @@ impl Entry {
         }
     }
 
-    fn step(&mut self, event: Event, promise: Option<Promise>) -> Result<State, NotAllowed> {
+    fn step(&mut self, event: Event, sender: Option<OutcomeSender>) -> Result<State, NotAllowed> {
         let step = self.state.step(event)?;
-        if let Some(promise) = promise {
-            // The promise that was here before, if any, is dropped and thereby withdrawn: the last one who asks is answered.
+        if let Some(sender) = sender {
+            // The sender that was here before, if any, is dropped, and its request thereby withdrawn: the last one who asks is answered.
             match event {
-                Event::Ask => self.remove = Some(promise),
-                _ => self.add = Some(promise),
+                Event::Ask => self.remove = Some(sender),
+                _ => self.add = Some(sender),
             }
         }
         match (self.state, step.state) {
@@ -528,8 +533,8 @@ impl Entry {
             (_, State::Offered { seen: false }) => self.signed = false,
             _ => {}
         }
-        keep(&mut self.add, step.add);
-        keep(&mut self.remove, step.remove);
+        send_outcome(&mut self.add, step.add);
+        send_outcome(&mut self.remove, step.remove);
         self.state = step.state;
         self.again &= is_heard(step.state);
         Ok(step.state)
@@ -548,11 +553,11 @@ fn is_heard(state: State) -> bool {
     )
 }
 
-fn keep(promise: &mut Option<Promise>, outcome: Option<Outcome>) {
+fn send_outcome(sender: &mut Option<OutcomeSender>, outcome: Option<Outcome>) {
     if let Some(outcome) = outcome
-        && let Some(promise) = promise.take()
+        && let Some(sender) = sender.take()
     {
-        promise.keep(outcome);
+        sender.send(outcome);
     }
 }
 

@@ -7,25 +7,25 @@ use proptest::prelude::*;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
-use crate::ticket::Ticket;
+use crate::outcome::OutcomeReceiver;
 
-/// A bell and its line.
-fn bell() -> (Bell, EventFd) {
+/// A notifier and its line.
+fn notifier() -> (GedNotifier, EventFd) {
     let line = EventFd::new(EFD_NONBLOCK).unwrap();
-    (Bell::new(Irq::new(line.try_clone().unwrap())), line)
+    (GedNotifier::new(Irq::new(line.try_clone().unwrap())), line)
 }
 
 fn bank(slots: u32) -> (Bank, Arc<AtomicU32>) {
-    bank_of(Kind::Pci, slots)
+    bank_of(SlotKind::Pci, slots)
 }
 
-fn bank_of(kind: Kind, slots: u32) -> (Bank, Arc<AtomicU32>) {
+fn bank_of(kind: SlotKind, slots: u32) -> (Bank, Arc<AtomicU32>) {
     let let_go = Arc::new(AtomicU32::new(0));
     let seen = Arc::clone(&let_go);
-    let on_let_go = move || {
+    let on_eject = move || {
         seen.fetch_add(1, Ordering::Relaxed);
     };
-    (Bank::new(kind, slots, bell().0, on_let_go).unwrap(), let_go)
+    (Bank::new(kind, slots, notifier().0, on_eject).unwrap(), let_go)
 }
 
 fn read(bank: &mut Bank, offset: u64, width: usize) -> Vec<u8> {
@@ -67,16 +67,16 @@ fn ost(bank: &mut Bank, slot: u32, source_event: u32, status: u32) {
     assert_eq!(bank.write(0x10, &report.to_le_bytes()), Effect::None);
 }
 
-fn offer(bank: &mut Bank, slot: u32) -> Ticket {
-    let (promise, ticket) = Ticket::new();
-    bank.apply(slot, Event::Offer, Some(promise)).unwrap();
-    ticket
+fn offer(bank: &mut Bank, slot: u32) -> OutcomeReceiver {
+    let (sender, receiver) = OutcomeReceiver::new();
+    bank.apply(slot, Event::Offer, Some(sender)).unwrap();
+    receiver
 }
 
-fn ask(bank: &mut Bank, slot: u32) -> Ticket {
-    let (promise, ticket) = Ticket::new();
-    bank.apply(slot, Event::Ask, Some(promise)).unwrap();
-    ticket
+fn ask(bank: &mut Bank, slot: u32) -> OutcomeReceiver {
+    let (sender, receiver) = OutcomeReceiver::new();
+    bank.apply(slot, Event::Ask, Some(sender)).unwrap();
+    receiver
 }
 
 fn state(bank: &Bank, slot: usize) -> State {
@@ -86,13 +86,13 @@ fn state(bank: &Bank, slot: usize) -> State {
 #[test]
 fn an_offer_is_taken_shown_and_answered() {
     let (mut bank, _) = bank(4);
-    let ticket = offer(&mut bank, 2);
+    let receiver = offer(&mut bank, 2);
     assert!(!sta(&mut bank, 2), "hidden until the event is taken");
     assert_eq!(read32(&mut bank, 0), 2 | 1 << 16);
     assert_eq!(read32(&mut bank, 0), 0);
     assert!(sta(&mut bank, 2));
     ost(&mut bank, 2, 1, 0);
-    assert_eq!(ticket.wait(Instant::now()), Outcome::Accepted);
+    assert_eq!(receiver.wait(Instant::now()), Outcome::Accepted);
     assert_eq!(state(&bank, 2), State::Present);
 }
 
@@ -100,20 +100,20 @@ fn an_offer_is_taken_shown_and_answered() {
 fn an_ejection_empties_sta_at_once_and_wakes_the_host() {
     let (mut bank, let_go) = bank(2);
     bank.apply(1, Event::Boot, None).unwrap();
-    let ticket = ask(&mut bank, 1);
+    let receiver = ask(&mut bank, 1);
     assert_eq!(read32(&mut bank, 0), 1 | 3 << 16);
     eject(&mut bank, 1);
     assert!(!sta(&mut bank, 1));
-    assert_eq!(ticket.wait(Instant::now()), Outcome::Accepted);
+    assert_eq!(receiver.wait(Instant::now()), Outcome::Accepted);
     assert_eq!(let_go.load(Ordering::Relaxed), 1);
     ost(&mut bank, 1, 3, 0);
     assert_eq!(bank.ignored(), 0, "the report that follows an ejection is in order");
 }
 
 /// A slot that the guest has let go of and that is offered anew, before the guest has seen that the unit has gone.
-fn offered_anew(kind: Kind) -> (Bank, EventFd) {
-    let (bell, line) = bell();
-    let mut bank = Bank::new(kind, 40, bell, || ()).unwrap();
+fn offered_anew(kind: SlotKind) -> (Bank, EventFd) {
+    let (notifier, line) = notifier();
+    let mut bank = Bank::new(kind, 40, notifier, || ()).unwrap();
     bank.apply(33, Event::Boot, None).unwrap();
     drop(ask(&mut bank, 33));
     assert_eq!(read32(&mut bank, 0), 33 | 3 << 16);
@@ -125,7 +125,7 @@ fn offered_anew(kind: Kind) -> (Bank, EventFd) {
 
 #[test]
 fn a_slot_is_offered_anew_once_the_guest_has_seen_it_empty() {
-    for kind in [Kind::Cpu, Kind::Memory] {
+    for kind in [SlotKind::Cpu, SlotKind::Memory] {
         type Look = fn(&mut Bank);
         let looks: [Look; 4] = [
             |bank| assert!(!sta(bank, 33)),
@@ -149,8 +149,8 @@ fn a_slot_is_offered_anew_once_the_guest_has_seen_it_empty() {
 
 #[test]
 fn a_slot_that_nobody_offers_anew_calls_nobody() {
-    let (bell, line) = bell();
-    let mut bank = Bank::new(Kind::Cpu, 2, bell, || ()).unwrap();
+    let (notifier, line) = notifier();
+    let mut bank = Bank::new(SlotKind::Cpu, 2, notifier, || ()).unwrap();
     bank.apply(1, Event::Boot, None).unwrap();
     drop(ask(&mut bank, 1));
     read32(&mut bank, 0);
@@ -162,7 +162,7 @@ fn a_slot_that_nobody_offers_anew_calls_nobody() {
 
 #[test]
 fn a_pci_slot_is_offered_anew_at_once() {
-    let (mut bank, _) = offered_anew(Kind::Pci);
+    let (mut bank, _) = offered_anew(SlotKind::Pci);
     assert_eq!(read32(&mut bank, 0), 33 | 1 << 16);
 }
 
@@ -217,103 +217,103 @@ fn every_slot_has_four_bits_of_status() {
 
 #[test]
 fn the_last_slot_that_there_may_be_has_its_status_before_the_records() {
-    let (mut bank, _) = bank_of(Kind::Memory, Bank::MAX_SLOTS);
+    let (mut bank, _) = bank_of(SlotKind::Memory, Bank::MAX_SLOTS);
     bank.apply(Bank::MAX_SLOTS - 1, Event::Boot, None).unwrap();
     assert_eq!(read32(&mut bank, record(0) - 4), 0xf000_0000);
 }
 
 /// Offers slot 1 of a bank, whose slot 0 is there from the start, and lets the guest take the event.
-fn offered(kind: Kind) -> (Bank, Ticket) {
+fn offered(kind: SlotKind) -> (Bank, OutcomeReceiver) {
     let (mut bank, _) = bank_of(kind, 2);
     bank.pin(0).unwrap();
     bank.apply(0, Event::Boot, None).unwrap();
-    let ticket = offer(&mut bank, 1);
+    let receiver = offer(&mut bank, 1);
     assert_eq!(read32(&mut bank, 0), 1 | 1 << 16);
-    (bank, ticket)
+    (bank, receiver)
 }
 
 #[test]
 fn a_processor_is_taken_when_its_sun_was_asked_for() {
-    let (mut bank, ticket) = offered(Kind::Cpu);
+    let (mut bank, receiver) = offered(SlotKind::Cpu);
     sign(&mut bank, 0);
     sign(&mut bank, 1);
     ost(&mut bank, 1, 1, 0);
-    assert_eq!(ticket.wait(Instant::now()), Outcome::Accepted);
+    assert_eq!(receiver.wait(Instant::now()), Outcome::Accepted);
     assert_eq!((state(&bank, 1), bank.ignored()), (State::Present, 0));
 }
 
 #[test]
 fn a_processor_whose_sun_was_not_asked_for_is_withdrawn_at_once() {
-    let (mut bank, ticket) = offered(Kind::Cpu);
+    let (mut bank, receiver) = offered(SlotKind::Cpu);
     sign(&mut bank, 0);
     ost(&mut bank, 1, 1, 0);
-    assert_eq!(ticket.wait(Instant::now()), Outcome::Unproven);
+    assert_eq!(receiver.wait(Instant::now()), Outcome::Unproven);
     assert!(!sta(&mut bank, 1));
     // A sign of an earlier life proves nothing.
     sign(&mut bank, 1);
     bank.apply(1, Event::Destroyed, None).unwrap();
-    let ticket = offer(&mut bank, 1);
+    let receiver = offer(&mut bank, 1);
     sign(&mut bank, 1);
     read32(&mut bank, 0);
     ost(&mut bank, 1, 1, 0);
-    assert_eq!(ticket.wait(Instant::now()), Outcome::Unproven);
+    assert_eq!(receiver.wait(Instant::now()), Outcome::Unproven);
 }
 
 #[test]
 fn a_processor_that_comes_again_has_to_be_asked_for_again() {
-    let (mut bank, ticket) = offered(Kind::Cpu);
+    let (mut bank, receiver) = offered(SlotKind::Cpu);
     sign(&mut bank, 0);
     sign(&mut bank, 1);
     ost(&mut bank, 1, 1, 0);
-    assert_eq!(ticket.wait(Instant::now()), Outcome::Accepted);
+    assert_eq!(receiver.wait(Instant::now()), Outcome::Accepted);
     ask(&mut bank, 1);
     assert_eq!(read32(&mut bank, 0), 1 | 3 << 16);
     eject(&mut bank, 1);
     sta(&mut bank, 1);
     bank.apply(1, Event::Destroyed, None).unwrap();
-    let ticket = offer(&mut bank, 1);
+    let receiver = offer(&mut bank, 1);
     assert_eq!(read32(&mut bank, 0), 1 | 1 << 16);
     ost(&mut bank, 1, 1, 0);
-    assert_eq!(ticket.wait(Instant::now()), Outcome::Unproven);
+    assert_eq!(receiver.wait(Instant::now()), Outcome::Unproven);
 }
 
 #[test]
 fn a_sun_that_is_asked_for_twice_says_what_it_says_once() {
     for (times, expected) in [(0, Outcome::Unproven), (2, Outcome::Accepted)] {
-        let (mut bank, ticket) = offered(Kind::Cpu);
+        let (mut bank, receiver) = offered(SlotKind::Cpu);
         sign(&mut bank, 0);
         sign(&mut bank, 0);
         (0..times).for_each(|_| sign(&mut bank, 1));
         ost(&mut bank, 1, 1, 0);
-        assert_eq!(ticket.wait(Instant::now()), expected);
+        assert_eq!(receiver.wait(Instant::now()), expected);
     }
 }
 
 #[test]
 fn a_guest_that_asks_for_no_sun_is_believed() {
-    let (mut bank, ticket) = offered(Kind::Cpu);
+    let (mut bank, receiver) = offered(SlotKind::Cpu);
     ost(&mut bank, 1, 1, 0);
-    assert_eq!(ticket.wait(Instant::now()), Outcome::Accepted);
+    assert_eq!(receiver.wait(Instant::now()), Outcome::Accepted);
 }
 
 #[test]
 fn memory_is_taken_when_the_guest_needs_no_second_look() {
     // 6.12 takes what it has already for done, 6.1 for an error.
     for second in [0, 1] {
-        let (mut bank, ticket) = offered(Kind::Memory);
+        let (mut bank, receiver) = offered(SlotKind::Memory);
         read32(&mut bank, record(1));
         ost(&mut bank, 1, 1, 0);
-        assert_eq!(ticket.wait(Instant::now()), Outcome::TimedOut);
+        assert_eq!(receiver.wait(Instant::now()), Outcome::TimedOut);
         assert_eq!(read32(&mut bank, 0), 1 | 1 << 16, "told again");
         ost(&mut bank, 1, 1, second);
-        assert_eq!(ticket.wait(Instant::now()), Outcome::Accepted);
+        assert_eq!(receiver.wait(Instant::now()), Outcome::Accepted);
         assert_eq!((state(&bank, 1), read32(&mut bank, 0)), (State::Present, 0));
     }
 }
 
 #[test]
 fn memory_that_the_guest_tries_to_add_again_is_not_there() {
-    let (mut bank, ticket) = offered(Kind::Memory);
+    let (mut bank, receiver) = offered(SlotKind::Memory);
     let mut told = 0;
     loop {
         read(&mut bank, record(1), 8);
@@ -324,13 +324,13 @@ fn memory_that_the_guest_tries_to_add_again_is_not_there() {
         told += 1;
     }
     assert_eq!(told, 3);
-    assert_eq!(ticket.wait(Instant::now()), Outcome::Unproven);
+    assert_eq!(receiver.wait(Instant::now()), Outcome::Unproven);
     assert!(!sta(&mut bank, 1), "withdrawn");
 }
 
 #[test]
 fn memory_that_came_with_the_second_attempt_is_taken() {
-    let (mut bank, ticket) = offered(Kind::Memory);
+    let (mut bank, receiver) = offered(SlotKind::Memory);
     for look in [true, true, false] {
         if look {
             read(&mut bank, record(1), 8);
@@ -338,37 +338,37 @@ fn memory_that_came_with_the_second_attempt_is_taken() {
         ost(&mut bank, 1, 1, 0);
         read32(&mut bank, 0);
     }
-    assert_eq!(ticket.wait(Instant::now()), Outcome::Accepted);
+    assert_eq!(receiver.wait(Instant::now()), Outcome::Accepted);
 }
 
 #[test]
 fn a_look_at_another_slot_proves_nothing() {
-    let (mut bank, ticket) = offered(Kind::Memory);
+    let (mut bank, receiver) = offered(SlotKind::Memory);
     read(&mut bank, record(1), 8);
     ost(&mut bank, 1, 1, 0);
     read32(&mut bank, 0);
     read(&mut bank, record(0), 8);
     ost(&mut bank, 1, 1, 0);
-    assert_eq!(ticket.wait(Instant::now()), Outcome::Accepted);
+    assert_eq!(receiver.wait(Instant::now()), Outcome::Accepted);
 }
 
 #[test]
 fn the_guest_is_called_again_for_what_has_to_be_checked() {
-    let (bell, line) = bell();
-    let mut bank = Bank::new(Kind::Memory, 1, bell.clone(), || ()).unwrap();
+    let (notifier, line) = notifier();
+    let mut bank = Bank::new(SlotKind::Memory, 1, notifier.clone(), || ()).unwrap();
     drop(offer(&mut bank, 0));
     read32(&mut bank, 0);
     assert!(line.read().is_err(), "offers are rung by who makes them");
     ost(&mut bank, 0, 1, 0);
     assert!(line.read().is_ok());
     let mut status = [0; 4];
-    crate::ged::Ged::new(bell).read(0, &mut status);
+    crate::ged::Ged::new(notifier).read(0, &mut status);
     assert_eq!(u32::from_le_bytes(status), GedEvent::Memory.bit());
 }
 
 #[test]
 fn a_guest_that_took_a_request_and_is_asked_again_is_told_again_of_functions_only() {
-    for (kind, told) in [(Kind::Pci, 1 | 3 << 16), (Kind::Cpu, 0), (Kind::Memory, 0)] {
+    for (kind, told) in [(SlotKind::Pci, 1 | 3 << 16), (SlotKind::Cpu, 0), (SlotKind::Memory, 0)] {
         let (mut bank, _) = bank_of(kind, 2);
         bank.apply(1, Event::Boot, None).unwrap();
         let first = ask(&mut bank, 1);
@@ -396,9 +396,9 @@ fn a_request_that_is_refused_is_not_told_again() {
     bank.apply(1, Event::Boot, None).unwrap();
     ask(&mut bank, 1);
     assert_eq!(read32(&mut bank, 0), 1 | 3 << 16);
-    let ticket = ask(&mut bank, 1);
+    let receiver = ask(&mut bank, 1);
     ost(&mut bank, 1, 3, 0x82);
-    assert_eq!(ticket.wait(Instant::now()), Outcome::Refused { ost: 0x82 });
+    assert_eq!(receiver.wait(Instant::now()), Outcome::Refused { ost: 0x82 });
     assert_eq!(read32(&mut bank, 0), 0);
 }
 
@@ -425,12 +425,12 @@ fn an_ejection_nobody_asked_for_is_ignored() {
 
 #[test]
 fn a_guest_lets_go_of_the_processor_that_it_was_asked_for_and_of_no_other() {
-    let (mut bank, let_go) = bank_of(Kind::Cpu, 4);
+    let (mut bank, let_go) = bank_of(SlotKind::Cpu, 4);
     bank.pin(0).unwrap();
     for slot in 0..4 {
         bank.apply(slot, Event::Boot, None).unwrap();
     }
-    let ticket = ask(&mut bank, 3);
+    let receiver = ask(&mut bank, 3);
     assert_eq!(read32(&mut bank, 0), 3 << 16 | 3);
     for slot in [0, 1, 2, 4, u32::MAX] {
         eject(&mut bank, slot);
@@ -441,12 +441,12 @@ fn a_guest_lets_go_of_the_processor_that_it_was_asked_for_and_of_no_other() {
     assert_eq!(states[..3], [State::Present; 3]);
     assert!((0..4).all(|slot| sta(&mut bank, slot)));
     assert_eq!(
-        (ticket.wait(Instant::now()), let_go.load(Ordering::Relaxed)),
+        (receiver.wait(Instant::now()), let_go.load(Ordering::Relaxed)),
         (Outcome::TimedOut, 0)
     );
     eject(&mut bank, 3);
     assert_eq!(
-        (ticket.wait(Instant::now()), let_go.load(Ordering::Relaxed)),
+        (receiver.wait(Instant::now()), let_go.load(Ordering::Relaxed)),
         (Outcome::Accepted, 1)
     );
     assert!(!sta(&mut bank, 3) && (0..3).all(|slot| sta(&mut bank, slot)));
@@ -454,7 +454,7 @@ fn a_guest_lets_go_of_the_processor_that_it_was_asked_for_and_of_no_other() {
 
 #[test]
 fn a_memory_slot_shows_its_range_in_any_width() {
-    let (mut bank, _) = bank_of(Kind::Memory, 2);
+    let (mut bank, _) = bank_of(SlotKind::Memory, 2);
     bank.describe(
         1,
         Extent {
@@ -520,12 +520,12 @@ fn odd_writes_are_counted_and_do_nothing() {
 #[test]
 fn too_many_slots_and_unknown_slots_are_errors() {
     assert_eq!(
-        Bank::new(Kind::Pci, 0x1001, bell().0, || ()).err(),
+        Bank::new(SlotKind::Pci, 0x1001, notifier().0, || ()).err(),
         Some(BankError::TooManySlots { found: 0x1001 })
     );
     let (mut bank, _) = bank(3);
     assert_eq!(bank.window_bytes(), 0x840);
-    assert_eq!(bank_of(Kind::Memory, 3).0.window_bytes(), 0x870);
+    assert_eq!(bank_of(SlotKind::Memory, 3).0.window_bytes(), 0x870);
     assert_eq!(bank.pin(3), Err(BankError::NoSuchSlot { slot: 3, slots: 3 }));
     let error = bank.check(0, Event::Ask).unwrap_err();
     assert_eq!(error.to_string(), "slot 0 is not ready for this");
@@ -567,8 +567,8 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-fn kinds() -> impl Strategy<Value = Kind> {
-    prop::sample::select(vec![Kind::Cpu, Kind::Memory, Kind::Pci])
+fn kinds() -> impl Strategy<Value = SlotKind> {
+    prop::sample::select(vec![SlotKind::Cpu, SlotKind::Memory, SlotKind::Pci])
 }
 
 proptest! {
@@ -577,7 +577,7 @@ proptest! {
         let (mut bank, _) = bank_of(kind, 4);
         bank.pin(0).unwrap();
         bank.apply(0, Event::Boot, None).unwrap();
-        let mut tickets = Vec::new();
+        let mut receivers = Vec::new();
         for act in acts {
             let before: Vec<State> = bank.states().map(|(_, state)| state).collect();
             let guest = !matches!(act, Act::Host(..));
@@ -585,10 +585,10 @@ proptest! {
                 Act::Read(offset, width) => drop(read(&mut bank, offset, width)),
                 Act::Write(offset, data) => prop_assert_eq!(bank.write(offset, &data), Effect::None),
                 Act::Host(slot, event) => {
-                    let (promise, ticket) = Ticket::new();
-                    let promise = matches!(event, Event::Offer | Event::Ask | Event::Reclaim).then_some(promise);
-                    if bank.apply(slot, event, promise).is_ok() {
-                        tickets.push(ticket);
+                    let (sender, receiver) = OutcomeReceiver::new();
+                    let sender = matches!(event, Event::Offer | Event::Ask | Event::Reclaim).then_some(sender);
+                    if bank.apply(slot, event, sender).is_ok() {
+                        receivers.push(receiver);
                     }
                 }
             }
@@ -605,7 +605,7 @@ proptest! {
             let _ = bank.apply(slot, Event::Expire, None);
         }
         let at_rest = bank.states().all(|(_, state)| matches!(state, State::Empty | State::Present | State::Ejected { .. }));
-        let waiting = tickets.iter().filter(|ticket| ticket.wait(Instant::now()) == Outcome::TimedOut && ticket.latency().is_none());
+        let waiting = receivers.iter().filter(|receiver| receiver.wait(Instant::now()) == Outcome::TimedOut && receiver.latency().is_none());
         prop_assert!(!at_rest || waiting.count() == 0);
     }
 }

@@ -35,15 +35,15 @@ impl GedEvent {
     }
 }
 
-/// The host's end: tells the guest that something happened. Cheap to clone, any thread may ring it, and it never blocks.
+/// The host's end: tells the guest that something happened. Cheap to clone, any thread may call it, and it never blocks.
 #[derive(Clone, Debug)]
-pub struct Bell {
+pub struct GedNotifier {
     status: Arc<AtomicU32>,
     irq: Irq,
 }
 
-impl Bell {
-    /// A bell on `irq`, an edge-triggered line.
+impl GedNotifier {
+    /// A notifier on `irq`, an edge-triggered line.
     pub fn new(irq: Irq) -> Self {
         Self {
             status: Arc::default(),
@@ -52,7 +52,7 @@ impl Bell {
     }
 
     /// Sets the event's bit and raises the interrupt.
-    pub fn ring(&self, event: GedEvent) {
+    pub fn notify(&self, event: GedEvent) {
         self.status.fetch_or(event.bit(), Ordering::AcqRel);
         self.irq.raise();
     }
@@ -70,15 +70,15 @@ impl Bell {
 
 /// The guest's end: the status register.
 #[derive(Debug)]
-pub struct Ged(Bell);
+pub struct Ged(GedNotifier);
 
 impl Ged {
     /// Size of the register window.
     pub const WINDOW_BYTES: u64 = 4;
 
-    /// The register behind `bell`.
-    pub fn new(bell: Bell) -> Self {
-        Self(bell)
+    /// The register behind `notifier`.
+    pub fn new(notifier: GedNotifier) -> Self {
+        Self(notifier)
     }
 }
 

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
 
 use crate::bank::{Bank, BankError, Extent};
-use crate::ged::Bell;
+use crate::ged::GedNotifier;
+use crate::outcome::OutcomeReceiver;
 use crate::slot::{Event, State};
-use crate::ticket::Ticket;
 use husk_devices::lock;
 
 /// What comes and goes: vCPUs, memory blocks, PCI devices. All methods are called on the control thread, with no lock held.
@@ -71,27 +71,27 @@ pub enum HotplugError {
 pub struct Hotplug<P: Plug> {
     plug: P,
     bank: Arc<Mutex<Bank>>,
-    bell: Bell,
-    /// Woken by every promise.
+    notifier: GedNotifier,
+    /// Woken by every outcome.
     waker: Waker,
     /// What to create in wanted slots once the guest has let go of what is there.
     successors: BTreeMap<u32, P::Unit>,
 }
 
 impl<P: Plug> Hotplug<P> {
-    /// Drives `bank`, which is also on the bus, and rings `bell` for the event of its kind.
-    pub fn new(plug: P, bank: Arc<Mutex<Bank>>, bell: Bell) -> Self {
+    /// Drives `bank`, which is also on the bus, and has `notifier` raise the event of its kind.
+    pub fn new(plug: P, bank: Arc<Mutex<Bank>>, notifier: GedNotifier) -> Self {
         Self {
             plug,
             bank,
-            bell,
+            notifier,
             waker: Waker::noop().clone(),
             successors: BTreeMap::new(),
         }
     }
 
-    /// From now on `waker` is woken by every answer of the guest ([`Ticket::with`]).
-    pub fn notify(&mut self, waker: Waker) {
+    /// From now on `waker` is woken by every answer of the guest ([`OutcomeReceiver::with`]).
+    pub fn set_waker(&mut self, waker: Waker) {
         self.waker = waker;
     }
 
@@ -105,53 +105,53 @@ impl<P: Plug> Hotplug<P> {
         Ok(())
     }
 
-    /// Fills an empty slot and tells the guest. The ticket is kept by the guest's `_OST`; when it is refused, the unit goes with
+    /// Fills an empty slot and tells the guest. The outcome comes with the guest's `_OST`; when it is refused, the unit goes with
     /// the next [`Hotplug::reap`].
     ///
     /// # Errors
     /// The slot is not empty, or the host cannot create the unit; the guest has heard nothing.
-    pub fn add(&mut self, slot: u32, unit: P::Unit) -> Result<Ticket, HotplugError> {
+    pub fn add(&mut self, slot: u32, unit: P::Unit) -> Result<OutcomeReceiver, HotplugError> {
         if self.state(slot) == Some(State::Ejected { wanted: false }) {
             self.complete_eject(slot)?;
         }
         self.create(slot, unit, Event::Offer)?;
-        let (promise, ticket) = Ticket::with(self.waker.clone());
-        self.bank().apply(slot, Event::Offer, Some(promise))?;
-        self.ring(slot);
-        Ok(ticket)
+        let (sender, receiver) = OutcomeReceiver::with(self.waker.clone());
+        self.bank().apply(slot, Event::Offer, Some(sender))?;
+        self.notify_guest(slot);
+        Ok(receiver)
     }
 
     /// Wants a slot back whose removal is pending. If the guest has not heard of the removal it never will; if it has, it either
-    /// refuses, and so keeps the unit, or lets go, and `unit` is offered in its place. The removal's ticket is withdrawn.
+    /// refuses, and so keeps the unit, or lets go, and `unit` is offered in its place. The removal's outcome is [`Outcome::Withdrawn`].
     ///
     /// # Errors
     /// The slot is empty, or the successor could not be created at once.
-    pub fn reclaim(&mut self, slot: u32, unit: P::Unit) -> Result<Ticket, HotplugError> {
-        let (promise, ticket) = Ticket::with(self.waker.clone());
-        let state = self.bank().apply(slot, Event::Reclaim, Some(promise))?;
+    pub fn reclaim(&mut self, slot: u32, unit: P::Unit) -> Result<OutcomeReceiver, HotplugError> {
+        let (sender, receiver) = OutcomeReceiver::with(self.waker.clone());
+        let state = self.bank().apply(slot, Event::Reclaim, Some(sender))?;
         if wanted(state) {
             self.successors.insert(slot, unit);
         }
         if matches!(state, State::Ejected { .. }) {
             self.complete_eject(slot)?;
         }
-        Ok(ticket)
+        Ok(receiver)
     }
 
-    /// Asks the guest to let go of a slot. The ticket is kept by its `_EJ0`, or by the `_OST` that refuses. A unit that the guest
+    /// Asks the guest to let go of a slot. The outcome comes with its `_EJ0`, or with the `_OST` that refuses. A unit that the guest
     /// has not yet heard of goes at once. A guest that has been asked for a PCI function before, and has not answered, is told again.
     ///
     /// # Errors
     /// The slot is empty or pinned.
-    pub fn remove(&mut self, slot: u32) -> Result<Ticket, HotplugError> {
-        let (promise, ticket) = Ticket::with(self.waker.clone());
-        let state = self.bank().apply(slot, Event::Ask, Some(promise))?;
+    pub fn remove(&mut self, slot: u32) -> Result<OutcomeReceiver, HotplugError> {
+        let (sender, receiver) = OutcomeReceiver::with(self.waker.clone());
+        let state = self.bank().apply(slot, Event::Ask, Some(sender))?;
         self.successors.remove(&slot);
         if matches!(state, State::Ejected { .. }) {
             self.complete_eject(slot)?;
         }
-        self.ring(slot);
-        Ok(ticket)
+        self.notify_guest(slot);
+        Ok(receiver)
     }
 
     /// Gives up waiting: what the guest has not seen is undone, what it has seen it may still finish.
@@ -168,7 +168,7 @@ impl<P: Plug> Hotplug<P> {
     }
 
     /// Destroys what the guest let go of, offers anew what is wanted again, and says which slots those were; what is not yet
-    /// [retired](Plug::retire) is left to a later call. To be called when the bank's `on_let_go` has spoken, and whenever a unit may
+    /// [retired](Plug::retire) is left to a later call. To be called when the bank's `on_eject` has spoken, and whenever a unit may
     /// have become ready.
     ///
     /// # Errors
@@ -221,7 +221,7 @@ impl<P: Plug> Hotplug<P> {
     ///
     /// # Errors
     /// The slot is filled, or the host cannot create the unit.
-    pub fn fill(&mut self, slot: u32, unit: P::Unit) -> Result<Ticket, HotplugError> {
+    pub fn fill(&mut self, slot: u32, unit: P::Unit) -> Result<OutcomeReceiver, HotplugError> {
         match self.state(slot) {
             Some(State::Asked { .. } | State::Ejected { .. }) => self.reclaim(slot, unit),
             _ => self.add(slot, unit),
@@ -270,10 +270,10 @@ impl<P: Plug> Hotplug<P> {
     }
 
     /// Announces what the guest is to be told of `slot`, if there is anything.
-    fn ring(&self, slot: u32) {
+    fn notify_guest(&self, slot: u32) {
         let bank = self.bank();
         if bank.waits(slot) {
-            self.bell.ring(bank.kind().event());
+            self.notifier.notify(bank.kind().event());
         }
     }
 
@@ -307,7 +307,7 @@ impl<P: Plug> Hotplug<P> {
             }
         }
         self.bank().apply(slot, Event::Destroyed, None)?;
-        self.ring(slot);
+        self.notify_guest(slot);
         created.map(|()| true)
     }
 }

@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
-use crate::bank::Kind;
-use crate::ticket::Outcome;
+use crate::bank::SlotKind;
+use crate::outcome::Outcome;
 
 /// Memory blocks that exist on paper, and a host that can be told to fail.
 #[derive(Default)]
@@ -64,16 +64,16 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
-        Self::of(Kind::Memory)
+        Self::of(SlotKind::Memory)
     }
 
-    fn of(kind: Kind) -> Self {
+    fn of(kind: SlotKind) -> Self {
         let line = EventFd::new(EFD_NONBLOCK).unwrap();
-        let bell = Bell::new(Irq::new(line.try_clone().unwrap()));
-        let mut bank = Bank::new(kind, 4, bell.clone(), || ()).unwrap();
+        let notifier = GedNotifier::new(Irq::new(line.try_clone().unwrap()));
+        let mut bank = Bank::new(kind, 4, notifier.clone(), || ()).unwrap();
         bank.pin(0).unwrap();
         let bank = Arc::new(Mutex::new(bank));
-        let mut host = Hotplug::new(Blocks::default(), Arc::clone(&bank), bell);
+        let mut host = Hotplug::new(Blocks::default(), Arc::clone(&bank), notifier);
         host.present(0, 1).unwrap();
         Self { host, bank, line }
     }
@@ -81,10 +81,10 @@ impl Machine {
     /// With slot 1 present as well, by the regular way.
     fn grown() -> Self {
         let mut machine = Self::new();
-        let ticket = machine.host.add(1, 10).unwrap();
+        let receiver = machine.host.add(1, 10).unwrap();
         assert_eq!(machine.take(), 1 | 1 << 16);
         machine.accept(1);
-        assert_eq!(answer(&ticket), Outcome::Accepted);
+        assert_eq!(answer(&receiver), Outcome::Accepted);
         machine
     }
 
@@ -140,8 +140,8 @@ impl Machine {
     }
 }
 
-fn answer(ticket: &Ticket) -> Outcome {
-    ticket.wait(Instant::now())
+fn answer(receiver: &OutcomeReceiver) -> Outcome {
+    receiver.wait(Instant::now())
 }
 
 #[test]
@@ -184,12 +184,12 @@ fn whoever_waits_is_woken_by_the_guests_answer() {
     }
     let mut machine = Machine::new();
     let count = Arc::new(Count(AtomicU32::new(0)));
-    machine.host.notify(Waker::from(count.clone()));
-    let ticket = machine.host.add(1, 10).unwrap();
+    machine.host.set_waker(Waker::from(count.clone()));
+    let receiver = machine.host.add(1, 10).unwrap();
     assert_eq!((machine.take(), count.0.load(Ordering::Relaxed)), (1 | 1 << 16, 0));
     machine.accept(1);
     assert_eq!(
-        (answer(&ticket), count.0.load(Ordering::Relaxed)),
+        (answer(&receiver), count.0.load(Ordering::Relaxed)),
         (Outcome::Accepted, 1)
     );
 }
@@ -208,10 +208,12 @@ fn what_needs_no_time_to_go_and_is_no_memory_says_neither() {
             Ok(())
         }
     }
-    let machine = Machine::of(Kind::Pci);
-    let bell = Bell::new(Irq::new(machine.line.try_clone().unwrap()));
-    let bank = Arc::new(Mutex::new(Bank::new(Kind::Pci, 2, bell.clone(), || ()).unwrap()));
-    let mut host = Hotplug::new(Plain(Vec::new()), bank, bell);
+    let machine = Machine::of(SlotKind::Pci);
+    let notifier = GedNotifier::new(Irq::new(machine.line.try_clone().unwrap()));
+    let bank = Arc::new(Mutex::new(
+        Bank::new(SlotKind::Pci, 2, notifier.clone(), || ()).unwrap(),
+    ));
+    let mut host = Hotplug::new(Plain(Vec::new()), bank, notifier);
     host.add(0, ()).unwrap();
     host.add(1, ()).unwrap();
     assert_eq!((host.plug().extent(1).base, host.plug().extent(1).size_bytes), (0, 0));
@@ -223,7 +225,7 @@ fn what_needs_no_time_to_go_and_is_no_memory_says_neither() {
 #[test]
 fn a_unit_exists_before_the_guest_hears_of_it() {
     let mut machine = Machine::new();
-    let ticket = machine.host.add(2, 0x800_0000).unwrap();
+    let receiver = machine.host.add(2, 0x800_0000).unwrap();
     assert!(machine.rung());
     assert_eq!(machine.there(), [(0, 1), (2, 0x800_0000)]);
     assert_eq!(machine.take(), 2 | 1 << 16);
@@ -234,7 +236,7 @@ fn a_unit_exists_before_the_guest_hears_of_it() {
     );
     assert_eq!((machine.host.plugged(), machine.host.target()), (1, 2));
     machine.accept(2);
-    assert_eq!(answer(&ticket), Outcome::Accepted);
+    assert_eq!(answer(&receiver), Outcome::Accepted);
     assert_eq!((machine.host.plugged(), machine.host.target()), (2, 2));
 }
 
@@ -267,10 +269,10 @@ fn a_taken_slot_is_not_filled_twice() {
 #[test]
 fn a_refused_unit_is_destroyed() {
     let mut machine = Machine::new();
-    let ticket = machine.host.add(1, 10).unwrap();
+    let receiver = machine.host.add(1, 10).unwrap();
     machine.take();
     machine.ost(1, 1, 0x81);
-    assert_eq!(answer(&ticket), Outcome::Refused { ost: 0x81 });
+    assert_eq!(answer(&receiver), Outcome::Refused { ost: 0x81 });
     assert_eq!(machine.host.reap().unwrap(), [1]);
     assert_eq!((machine.there(), machine.state(1)), (vec![(0, 1)], State::Empty));
 }
@@ -278,12 +280,12 @@ fn a_refused_unit_is_destroyed() {
 #[test]
 fn a_unit_is_destroyed_after_the_guest_let_go_and_not_before() {
     let mut machine = Machine::grown();
-    let ticket = machine.host.remove(1).unwrap();
+    let receiver = machine.host.remove(1).unwrap();
     assert!(machine.rung());
     assert_eq!(machine.host.reap().unwrap(), [0_u32; 0]);
     assert_eq!(machine.take(), 1 | 3 << 16);
     machine.eject(1);
-    assert_eq!(answer(&ticket), Outcome::Accepted);
+    assert_eq!(answer(&receiver), Outcome::Accepted);
     assert_eq!(machine.there().len(), 2);
     let extent = |machine: &Machine| [0x850, 0x854, 0x858, 0x85c].map(|offset| machine.read(offset));
     assert_eq!(extent(&machine), [0, 1, 10, 0]);
@@ -550,16 +552,16 @@ proptest! {
     /// Exactly the slots that are not empty have a unit, whatever host and guest do, and in the end all of it can be cleared.
     #[test]
     fn units_and_slots_agree(
-        kind in prop::sample::select(vec![Kind::Cpu, Kind::Memory, Kind::Pci]),
+        kind in prop::sample::select(vec![SlotKind::Cpu, SlotKind::Memory, SlotKind::Pci]),
         acts in proptest::collection::vec(act(), 1..200),
     ) {
         let mut machine = Machine::of(kind);
-        let mut tickets = Vec::new();
+        let mut receivers = Vec::new();
         for act in acts {
             match act {
-                Act::Add(slot) => tickets.extend(machine.host.add(slot, 5)),
-                Act::Reclaim(slot) => tickets.extend(machine.host.reclaim(slot, 6)),
-                Act::Remove(slot) => tickets.extend(machine.host.remove(slot)),
+                Act::Add(slot) => receivers.extend(machine.host.add(slot, 5)),
+                Act::Reclaim(slot) => receivers.extend(machine.host.reclaim(slot, 6)),
+                Act::Remove(slot) => receivers.extend(machine.host.remove(slot)),
                 Act::Expire(slot) => drop(machine.host.expire(slot)),
                 Act::Ejected => drop(machine.host.reap()),
                 Act::Break(create, destroy) => {
@@ -590,11 +592,11 @@ proptest! {
         }
         machine.host.reap().unwrap();
         prop_assert_eq!(machine.there(), [(0, 1)]);
-        // Each ticket is kept once, by an answer or because nobody will answer any more.
+        // Each receiver gets one outcome, by an answer or because nobody will answer any more.
         drop(machine);
-        for ticket in tickets {
-            ticket.wait(Instant::now());
-            prop_assert!(ticket.latency().is_some());
+        for receiver in receivers {
+            receiver.wait(Instant::now());
+            prop_assert!(receiver.latency().is_some());
         }
     }
 }

@@ -27,7 +27,7 @@
 //! and nowhere else. *A grow never waits behind a shrink*: reclaiming a slot either takes the question back or, when the guest
 //! has already been asked, wants the slot again as soon as the guest has let go.
 
-use crate::ticket::Outcome;
+use crate::outcome::Outcome;
 
 /// Where a slot is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,7 +99,7 @@ pub enum Event {
     Eject,
 }
 
-/// What an event does: the next state, and the promises it keeps.
+/// What an event does: the next state, and the outcomes it sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
     /// Where the slot is now.

@@ -37,7 +37,7 @@ fn short(state: State) -> String {
     }
 }
 
-/// A step in short: the state, then `a` or `r` and an outcome for each promise kept, or `.` if not allowed.
+/// A step in short: the state, then `a` or `r` and an outcome for each request answered, or `.` if not allowed.
 fn outcome(state: State, event: Event) -> String {
     let Ok(step) = state.step(event) else {
         return ".".to_owned();
@@ -179,12 +179,12 @@ fn what_a_slot_holds_and_what_it_will_hold_are_known_of_every_state() {
 proptest! {
     /// Whoever asks for something waits only while there is something to wait for.
     #[test]
-    fn no_promise_waits_in_a_slot_at_rest(choices in proptest::collection::vec(0..EVENTS.len(), 1..200)) {
+    fn no_sender_waits_in_a_slot_at_rest(choices in proptest::collection::vec(0..EVENTS.len(), 1..200)) {
         let (mut state, mut adds, mut removes) = (State::Empty, false, false);
         for choice in choices {
             let event = EVENTS[choice];
             let Ok(step) = state.step(event) else { continue };
-            // As in the bank, a second promise of the same kind takes the place of the first.
+            // As in the bank, a second sender of the same kind takes the place of the first.
             adds |= matches!(event, Event::Offer | Event::Reclaim);
             removes |= event == Event::Ask;
             adds &= step.add.is_none();

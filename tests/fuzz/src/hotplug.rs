@@ -19,17 +19,17 @@
 //! - what `_STA` has shown the guest is its own until it writes that it has let go, or never had it: nothing that the host does takes it,
 //!   and no write of the guest's changes another slot than the one that it names;
 //! - what it has let go of is not told of anew before the guest has seen that it has gone;
-//! - a ticket is open as long as its slot may still answer it, and is then kept once, by an answer that the slot bears out.
+//! - a receiver waits as long as its slot may still answer it, and then gets one outcome, which the slot bears out.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use husk_devices::{BusDevice, Effect, Irq};
-use husk_hotplug::bank::{Bank, Extent, Kind};
-use husk_hotplug::ged::{Bell, Ged};
+use husk_hotplug::bank::{Bank, Extent, SlotKind};
+use husk_hotplug::ged::{Ged, GedNotifier};
+use husk_hotplug::outcome::{Outcome, OutcomeReceiver};
 use husk_hotplug::slot::State;
-use husk_hotplug::ticket::{Outcome, Ticket};
 use husk_hotplug::{Hotplug, Plug, PlugError};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -48,7 +48,7 @@ const RECORD_BYTES: u64 = 0x10;
 
 pub fn run(input: &[u8]) {
     let mut script = Script::new(input);
-    let kinds = [Kind::Pci, Kind::Cpu, Kind::Memory];
+    let kinds = [SlotKind::Pci, SlotKind::Cpu, SlotKind::Memory];
     let Some(kind) = script.u8().map(|byte| kinds[usize::from(byte) % kinds.len()]) else {
         return;
     };
@@ -57,12 +57,12 @@ pub fn run(input: &[u8]) {
         machine.check();
     }
     let Machine {
-        host, bank, tickets, ..
+        host, bank, receivers, ..
     } = machine;
     drop((host, bank));
-    for Asked { ticket, .. } in tickets {
-        ticket.wait(Instant::now());
-        assert!(ticket.latency().is_some(), "a ticket that nobody can keep");
+    for Asked { receiver, .. } in receivers {
+        receiver.wait(Instant::now());
+        assert!(receiver.latency().is_some(), "a receiver that nobody can answer");
     }
 }
 
@@ -129,7 +129,7 @@ fn extent(slot: u32) -> Extent {
 struct Asked {
     slot: u32,
     comes: bool,
-    ticket: Ticket,
+    receiver: OutcomeReceiver,
 }
 
 /// Who has just done something.
@@ -141,11 +141,11 @@ enum Actor {
 }
 
 struct Machine {
-    kind: Kind,
+    kind: SlotKind,
     host: Hotplug<Units>,
     bank: Arc<Mutex<Bank>>,
     ged: Ged,
-    tickets: Vec<Asked>,
+    receivers: Vec<Asked>,
     pinned: BTreeSet<u32>,
     actor: Actor,
     /// What the guest has just evaluated `_EJ0` of.
@@ -157,16 +157,16 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(kind: Kind) -> Self {
-        let bell = Bell::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
-        let bank = Bank::new(kind, SLOTS.into(), bell.clone(), || ()).unwrap();
+    fn new(kind: SlotKind) -> Self {
+        let notifier = GedNotifier::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
+        let bank = Bank::new(kind, SLOTS.into(), notifier.clone(), || ()).unwrap();
         let bank = Arc::new(Mutex::new(bank));
         Self {
             kind,
-            host: Hotplug::new(Units::default(), bank.clone(), bell.clone()),
+            host: Hotplug::new(Units::default(), bank.clone(), notifier.clone()),
             bank,
-            ged: Ged::new(bell),
-            tickets: Vec::new(),
+            ged: Ged::new(notifier),
+            receivers: Vec::new(),
             pinned: BTreeSet::new(),
             actor: Actor::Anyone,
             ejects: None,
@@ -222,7 +222,7 @@ impl Machine {
 
     fn ask(&mut self, what: u8, slot: u32) {
         let before = self.host.state(slot);
-        let ticket = match what {
+        let receiver = match what {
             5 => self.host.present(slot, ()).map(|()| None),
             6 => self.host.add(slot, ()).map(Some),
             7 => self.host.remove(slot).map(Some),
@@ -230,11 +230,11 @@ impl Machine {
             9 => self.host.expire(slot).map(|_| None),
             _ => self.host.reap().map(|_| None),
         };
-        if let Ok(Some(ticket)) = ticket {
+        if let Ok(Some(receiver)) = receiver {
             let kept = self.pinned.contains(&slot) && !matches!(before, Some(State::Ejected { .. }));
             assert!(what != 7 || !kept, "a pinned slot was given up");
             let comes = what != 7;
-            self.tickets.push(Asked { slot, comes, ticket });
+            self.receivers.push(Asked { slot, comes, receiver });
         }
         assert!(before.is_some() == (slot < SLOTS.into()));
     }
@@ -291,7 +291,7 @@ impl Machine {
             return;
         };
         let slot = u32::try_from(at / RECORD_BYTES).unwrap();
-        if self.kind != Kind::Memory || slot >= SLOTS.into() {
+        if self.kind != SlotKind::Memory || slot >= SLOTS.into() {
             assert_eq!(found, u64::MAX, "nothing is at {offset:#x}");
             return;
         }
@@ -313,9 +313,9 @@ impl Machine {
         for (state, slot) in states.iter().zip(0..) {
             self.check_slot(slot, *state);
         }
-        self.tickets.retain(|asked| check_ticket(asked, &states));
-        for (number, Asked { slot, comes, .. }) in self.tickets.iter().enumerate() {
-            let mut others = self.tickets.iter().skip(number + 1);
+        self.receivers.retain(|asked| check_receiver(asked, &states));
+        for (number, Asked { slot, comes, .. }) in self.receivers.iter().enumerate() {
+            let mut others = self.receivers.iter().skip(number + 1);
             let again = others.any(|other| (other.slot, other.comes) == (*slot, *comes));
             assert!(!again, "two wait for the same answer of slot {slot}");
         }
@@ -334,7 +334,7 @@ impl Machine {
         if let State::Asked { wanted: true, seen, .. } = state {
             assert!(seen, "what the guest has not heard of is taken back");
         }
-        if self.kind != Kind::Pci && changed && self.ejects == Some(slot) {
+        if self.kind != SlotKind::Pci && changed && self.ejects == Some(slot) {
             self.unverified.insert(slot);
         }
         let units = self.host.plug_mut();
@@ -353,18 +353,18 @@ impl Machine {
     }
 }
 
-/// Whether a ticket is still open. One that is not has been kept by what its slot is now.
-fn check_ticket(Asked { slot, comes, ticket }: &Asked, states: &[State]) -> bool {
+/// Whether a receiver still waits. One that does not has the outcome that its slot is in now.
+fn check_receiver(Asked { slot, comes, receiver }: &Asked, states: &[State]) -> bool {
     let state = states[usize::try_from(*slot).unwrap()];
-    let outcome = ticket.wait(Instant::now());
+    let outcome = receiver.wait(Instant::now());
     let waits = match state {
         State::Offered { .. } | State::Reported { .. } => *comes,
         State::Asked { wanted, .. } => *comes == wanted,
         State::Ejected { wanted } => *comes && wanted,
         State::Empty | State::Present => false,
     };
-    if ticket.latency().is_none() {
-        assert!(waits, "a ticket of slot {slot}, which is {state:?}, was forgotten");
+    if receiver.latency().is_none() {
+        assert!(waits, "a receiver of slot {slot}, which is {state:?}, was forgotten");
         return true;
     }
     let is_gone = matches!(state, State::Empty | State::Ejected { wanted: false });
@@ -378,7 +378,7 @@ fn check_ticket(Asked { slot, comes, ticket }: &Asked, states: &[State]) -> bool
     };
     assert!(
         borne_out,
-        "a ticket of slot {slot}, which is {state:?}, says {outcome:?}"
+        "a receiver of slot {slot}, which is {state:?}, says {outcome:?}"
     );
     false
 }

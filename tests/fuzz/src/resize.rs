@@ -37,8 +37,8 @@ use husk::machine::{MachineSize, Wanted};
 use husk::memory::{AddressSpace, Blocks, Slots};
 use husk_devices::memory::GuestRegionMmap;
 use husk_devices::{BusDevice, Irq};
-use husk_hotplug::bank::{Bank, Kind};
-use husk_hotplug::ged::Bell;
+use husk_hotplug::bank::{Bank, SlotKind};
+use husk_hotplug::ged::GedNotifier;
 use husk_hotplug::slot::State;
 use husk_hotplug::{Hotplug, Plug, PlugError};
 use husk_virtio::balloon::{Balloon, BalloonConfig};
@@ -198,16 +198,16 @@ impl Machine {
             };
             Mem::new(config, blocks, || ()).unwrap()
         });
-        let bell = Bell::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
-        let bank = |kind, slots| Arc::new(Mutex::new(Bank::new(kind, slots, bell.clone(), || ()).unwrap()));
-        let banks = [bank(Kind::Cpu, VCPUS), bank(Kind::Memory, dimm_slots().count)];
+        let notifier = GedNotifier::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
+        let bank = |kind, slots| Arc::new(Mutex::new(Bank::new(kind, slots, notifier.clone(), || ()).unwrap()));
+        let banks = [bank(SlotKind::Cpu, VCPUS), bank(SlotKind::Memory, dimm_slots().count)];
         banks[0].lock().unwrap().pin(0).unwrap();
-        let mut cpus = Hotplug::new(Paper::default(), banks[0].clone(), bell.clone());
+        let mut cpus = Hotplug::new(Paper::default(), banks[0].clone(), notifier.clone());
         cpus.present(0, ()).unwrap();
         let dimms = Hotplug::new(
             DimmPlug::new(space.clone(), Waker::noop().clone()),
             banks[1].clone(),
-            bell,
+            notifier,
         );
         let parts = MemoryParts {
             boot_bytes: BOOT,

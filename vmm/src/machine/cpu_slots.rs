@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use husk_firmware::layout;
-use husk_hotplug::bank::Kind;
+use husk_hotplug::bank::SlotKind;
 use husk_hotplug::{Plug, PlugError};
 
 use super::hotplug::Slots;
@@ -17,7 +17,7 @@ use crate::kvm::{Topology, Vm};
 /// The slots of `max` vCPUs.
 pub const fn slots(max: u32) -> Slots {
     Slots {
-        kind: Kind::Cpu,
+        kind: SlotKind::Cpu,
         address: layout::CPU_BANK,
         count: max,
         pinned: 1,

@@ -10,9 +10,9 @@ use husk_devices::memory::GuestMemory;
 use husk_devices::pci::{BarAllocator, Bdf, PciRoot, Window};
 use husk_devices::{BusDevice, Host, Irq, MetricsSource, lock};
 use husk_firmware::layout;
-use husk_hotplug::bank::Kind;
+use husk_hotplug::bank::SlotKind;
+use husk_hotplug::outcome::OutcomeReceiver;
 use husk_hotplug::slot::State;
-use husk_hotplug::ticket::Ticket;
 use husk_hotplug::{Hotplug, HotplugError, Plug};
 use husk_virtio::device::VirtioDevice;
 use husk_virtio::ring::QueueStats;
@@ -30,7 +30,7 @@ const IOAPIC: &str = "__ioapic";
 
 /// The slots of bus 0. The first has the host bridge.
 const PCI_SLOTS: Slots = Slots {
-    kind: Kind::Pci,
+    kind: SlotKind::Pci,
     address: layout::PCI_BANK,
     count: SLOTS,
     pinned: 1,
@@ -190,24 +190,28 @@ impl Devices {
         Ok(at)
     }
 
-    /// As [`Devices::add_virtio`], while the guest runs: it is told, and its answer keeps the ticket. Never waits.
+    /// As [`Devices::add_virtio`], while the guest runs: it is told, and the outcome comes with its answer. Never waits.
     ///
     /// # Errors
     /// As [`Devices::add_virtio`]; the guest has heard nothing. The device is taken apart by a thread.
-    pub fn offer_virtio(&mut self, name: &str, device: Box<dyn VirtioDevice>) -> Result<(Bdf, Ticket), BuildError> {
+    pub fn offer_virtio(
+        &mut self,
+        name: &str,
+        device: Box<dyn VirtioDevice>,
+    ) -> Result<(Bdf, OutcomeReceiver), BuildError> {
         let unit = NewFunction::new(name, device);
         let (slot, at) = self.vacant(name)?;
-        let ticket = self.slots.add(slot, unit);
-        let ticket = ticket.map_err(|e| BuildError::device(name, e))?;
+        let receiver = self.slots.add(slot, unit);
+        let receiver = receiver.map_err(|e| BuildError::device(name, e))?;
         self.places.insert(name.into(), at);
-        Ok((at, ticket))
+        Ok((at, receiver))
     }
 
-    /// Asks the guest to let go of the device called `name`. The ticket is kept when it has, or has refused.
+    /// Asks the guest to let go of the device called `name`. The outcome comes when it has, or has refused.
     ///
     /// # Errors
     /// There is no such device.
-    pub fn ask_back(&mut self, name: &str) -> Result<Ticket, SlotError> {
+    pub fn ask_back(&mut self, name: &str) -> Result<OutcomeReceiver, SlotError> {
         let at = self.places.get(name).ok_or_else(|| SlotError::Unknown(name.into()))?;
         Ok(self.slots.remove(u32::from(at.device))?)
     }

@@ -9,7 +9,7 @@ use husk_devices::host::fake::FakeHost;
 use husk_devices::memory::GuestMemoryMmap;
 use husk_devices::pci::BarWindow;
 use husk_devices::{Effect, MetricsSource, chain};
-use husk_hotplug::ticket::Outcome;
+use husk_hotplug::outcome::Outcome;
 use husk_hotplug::{Plug, PlugError};
 use husk_virtio::config::ConfigBytes;
 use husk_virtio::device::{Activation, ConfigAccess, Handler, Profile, StartError};
@@ -131,11 +131,11 @@ fn ignored_writes(devices: &Devices) -> u64 {
 fn a_device_that_the_guest_lets_go_of_is_gone_with_its_name() {
     let (mut devices, board) = devices();
     let at = devices.add_virtio("a", device()).unwrap();
-    let ticket = devices.ask_back("a").unwrap();
+    let receiver = devices.ask_back("a").unwrap();
     assert!(collect(&mut devices).is_empty());
     eject(&board, at);
     assert_eq!(collect(&mut devices), [("a".to_owned(), at)]);
-    assert_eq!(ticket.wait(Instant::now()), Outcome::Accepted);
+    assert_eq!(receiver.wait(Instant::now()), Outcome::Accepted);
     assert!(matches!(devices.ask_back("a"), Err(SlotError::Unknown(_))));
     assert!(lock(board.pci()).function(at).is_none());
     assert_eq!(devices.add_virtio("b", device()).unwrap(), at, "its slot is free");
@@ -148,11 +148,11 @@ fn a_guest_that_is_asked_again_is_told_again_once() {
     devices.ask_back("a").unwrap();
     let told = 3 << 16 | u32::from(at.device);
     assert_eq!([take(&board), take(&board)], [told, 0]);
-    let ticket = devices.ask_back("a").unwrap();
+    let receiver = devices.ask_back("a").unwrap();
     assert_eq!([take(&board), take(&board)], [told, 0]);
     let_go(&board, at);
     assert_eq!(collect(&mut devices), [("a".to_owned(), at)]);
-    assert_eq!(ticket.wait(Instant::now()), Outcome::Accepted);
+    assert_eq!(receiver.wait(Instant::now()), Outcome::Accepted);
 }
 
 #[test]
@@ -188,10 +188,10 @@ fn slots_are_used_again_and_again() {
     let names: Vec<String> = (1..SLOTS).map(|slot| format!("d{slot}")).collect();
     for round in 0..40 {
         for (name, slot) in names.iter().zip(1..) {
-            let (at, ticket) = devices.offer_virtio(name, device()).unwrap();
+            let (at, receiver) = devices.offer_virtio(name, device()).unwrap();
             assert_eq!(at, bdf(slot), "round {round}");
             insert(&board, at);
-            assert_eq!(ticket.wait(Instant::now()), Outcome::Accepted);
+            assert_eq!(receiver.wait(Instant::now()), Outcome::Accepted);
         }
         let one_more = devices.offer_virtio("d0", device()).unwrap_err();
         assert!(matches!(
@@ -202,10 +202,10 @@ fn slots_are_used_again_and_again() {
             }
         ));
         for (name, slot) in names.iter().zip(1..) {
-            let ticket = devices.ask_back(name).unwrap();
+            let receiver = devices.ask_back(name).unwrap();
             eject(&board, bdf(slot));
             assert_eq!(collect(&mut devices), [(name.clone(), bdf(slot))]);
-            assert_eq!(ticket.wait(Instant::now()), Outcome::Accepted);
+            assert_eq!(receiver.wait(Instant::now()), Outcome::Accepted);
         }
     }
     assert_eq!(ignored_writes(&devices), 0);

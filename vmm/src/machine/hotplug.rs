@@ -1,4 +1,4 @@
-//! What comes and goes while the guest runs: one bell, one GED, and a bank of slots for each kind.
+//! What comes and goes while the guest runs: one notifier, one GED, and a bank of slots for each kind.
 //!
 //! A kind is a [`Plug`]: PCI functions are in `slots.rs`, vCPUs in `cpu_slots.rs`. This room puts their banks on the bus and their AML into
 //! the DSDT.
@@ -10,8 +10,8 @@ use acpi_tables::Aml;
 use husk_devices::Irq;
 use husk_firmware::layout;
 use husk_hotplug::aml::BankAml;
-use husk_hotplug::bank::{Bank, BankMetrics, Kind};
-use husk_hotplug::ged::{Bell, Ged, GedAml, GedEvent};
+use husk_hotplug::bank::{Bank, BankMetrics, SlotKind};
+use husk_hotplug::ged::{Ged, GedAml, GedEvent, GedNotifier};
 use husk_hotplug::{Hotplug, Plug};
 
 use super::board::Board;
@@ -21,7 +21,7 @@ use super::build::BuildError;
 #[derive(Clone, Copy, Debug)]
 pub struct Slots {
     /// What is in them.
-    pub kind: Kind,
+    pub kind: SlotKind,
     /// Guest-physical address of the bank's registers.
     pub address: u64,
     /// How many there are.
@@ -32,7 +32,7 @@ pub struct Slots {
 
 /// What tells the guest of changes.
 pub struct Hotplugs {
-    bell: Bell,
+    notifier: GedNotifier,
     waker: Waker,
     banks: Vec<BankAml>,
     meters: Vec<Arc<BankMetrics>>,
@@ -44,12 +44,12 @@ impl Hotplugs {
     /// # Errors
     /// When its address is taken.
     pub fn new(board: &Board, irq: Irq, waker: Waker) -> Result<Self, BuildError> {
-        let bell = Bell::new(irq);
-        let ged = Arc::new(Mutex::new(Ged::new(bell.clone())));
+        let notifier = GedNotifier::new(irq);
+        let ged = Arc::new(Mutex::new(Ged::new(notifier.clone())));
         let placed = board.mmio().insert(layout::GED, Ged::WINDOW_BYTES, ged);
         placed.map_err(|e| BuildError::device("GED", e))?;
         Ok(Self {
-            bell,
+            notifier,
             waker,
             banks: Vec::new(),
             meters: Vec::new(),
@@ -64,7 +64,9 @@ impl Hotplugs {
     pub fn bank<P: Plug>(&mut self, board: &Board, slots: Slots, plug: P) -> Result<Hotplug<P>, BuildError> {
         let name = name(slots.kind);
         let waker = self.waker.clone();
-        let bank = Bank::new(slots.kind, slots.count, self.bell.clone(), move || waker.wake_by_ref());
+        let bank = Bank::new(slots.kind, slots.count, self.notifier.clone(), move || {
+            waker.wake_by_ref()
+        });
         let mut bank = bank.map_err(|e| BuildError::device(name, e))?;
         for slot in 0..slots.pinned {
             bank.pin(slot).map_err(|e| BuildError::device(name, e))?;
@@ -82,8 +84,8 @@ impl Hotplugs {
                 pinned: slots.pinned,
             });
         }
-        let mut hotplug = Hotplug::new(plug, bank, self.bell.clone());
-        hotplug.notify(self.waker.clone());
+        let mut hotplug = Hotplug::new(plug, bank, self.notifier.clone());
+        hotplug.set_waker(self.waker.clone());
         Ok(hotplug)
     }
 
@@ -94,12 +96,12 @@ impl Hotplugs {
 
     /// Tells the guest again of what it has not asked about yet; whether there is such a thing.
     pub fn remind(&self) -> bool {
-        self.bell.retrigger()
+        self.notifier.retrigger()
     }
 
     /// Presses the guest's power button (ACPI 6.5 §4.8.2.2.1.2).
     pub fn press_power_button(&self) {
-        self.bell.ring(GedEvent::PowerButton);
+        self.notifier.notify(GedEvent::PowerButton);
     }
 
     /// The ACPI descriptions of the banks and of the GED, for `\_SB`, after that of the PCI root.
@@ -115,11 +117,11 @@ impl Hotplugs {
 }
 
 /// What the slots of a kind are called when they cannot be had.
-const fn name(kind: Kind) -> &'static str {
+const fn name(kind: SlotKind) -> &'static str {
     match kind {
-        Kind::Cpu => "vCPU slots",
-        Kind::Memory => "memory slots",
-        Kind::Pci => "PCI slots",
+        SlotKind::Cpu => "vCPU slots",
+        SlotKind::Memory => "memory slots",
+        SlotKind::Pci => "PCI slots",
     }
 }
 

@@ -124,8 +124,8 @@ impl Machine {
     /// # Errors
     /// There is no place for it; the guest has heard nothing.
     pub fn add(&mut self, id: &str, opened: Box<dyn VirtioDevice>) -> Result<(Bdf, Pending), BuildError> {
-        let (at, ticket) = self.devices.offer_virtio(id, opened)?;
-        Ok((at, Pending::new(id, Request::Add, ticket)))
+        let (at, receiver) = self.devices.offer_virtio(id, opened)?;
+        Ok((at, Pending::new(id, Request::Add, receiver)))
     }
 
     /// Asks the guest to let go of the device called `id`.
@@ -133,8 +133,8 @@ impl Machine {
     /// # Errors
     /// There is none, or it is on its way out already.
     pub fn remove(&mut self, id: &str) -> Result<Pending, SlotError> {
-        let ticket = self.devices.ask_back(id)?;
-        Ok(Pending::new(id, Request::Remove, ticket))
+        let receiver = self.devices.ask_back(id)?;
+        Ok(Pending::new(id, Request::Remove, receiver))
     }
 
     /// Has a thread take apart what the guest has let go of, as far as it has stopped, and says what is gone. Never waits: to be called again

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use husk_hotplug::ticket::{Outcome, Ticket};
+use husk_hotplug::outcome::{Outcome, OutcomeReceiver};
 
 /// After how long it is said, once, that the guest has not answered.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -55,18 +55,18 @@ pub struct Pending {
     pub id: String,
     /// What was asked.
     pub request: Request,
-    ticket: Ticket,
+    receiver: OutcomeReceiver,
     since: Instant,
     overdue: bool,
 }
 
 impl Pending {
     /// The guest has just been told.
-    pub(super) fn new(id: impl Into<String>, request: Request, ticket: Ticket) -> Self {
+    pub(super) fn new(id: impl Into<String>, request: Request, receiver: OutcomeReceiver) -> Self {
         Self {
             id: id.into(),
             request,
-            ticket,
+            receiver,
             since: Instant::now(),
             overdue: false,
         }
@@ -91,8 +91,8 @@ impl Pending {
 
     /// What has become of it by `now`, if that is new.
     pub fn update(&mut self, now: Instant) -> Option<Update> {
-        match self.ticket.wait(Instant::now()) {
-            Outcome::Accepted => Some(Update::Done(self.ticket.latency().unwrap_or_default())),
+        match self.receiver.wait(Instant::now()) {
+            Outcome::Accepted => Some(Update::Done(self.receiver.latency().unwrap_or_default())),
             Outcome::Refused { ost } => Some(Update::Refused(ost)),
             Outcome::Unproven => Some(Update::Unproven),
             Outcome::Withdrawn => Some(Update::Withdrawn),
@@ -108,20 +108,20 @@ impl Pending {
 
 #[cfg(test)]
 mod tests {
-    use husk_hotplug::ticket::Promise;
+    use husk_hotplug::outcome::OutcomeSender;
 
     use super::*;
 
-    fn pending() -> (Promise, Pending) {
-        let (promise, ticket) = Ticket::new();
-        (promise, Pending::new("disk", Request::Remove, ticket))
+    fn pending() -> (OutcomeSender, Pending) {
+        let (sender, receiver) = OutcomeReceiver::new();
+        (sender, Pending::new("disk", Request::Remove, receiver))
     }
 
     #[test]
     fn a_refusal_comes_with_its_code() {
-        let (promise, mut pending) = pending();
+        let (sender, mut pending) = pending();
         assert_eq!(pending.update(Instant::now()), None);
-        promise.keep(Outcome::Refused { ost: 0x81 });
+        sender.send(Outcome::Refused { ost: 0x81 });
         let update = pending.update(Instant::now()).unwrap();
         assert_eq!(update, Update::Refused(0x81));
         assert!(update.is_last());
@@ -129,14 +129,14 @@ mod tests {
 
     #[test]
     fn silence_is_told_once_and_does_not_hide_the_answer() {
-        let (promise, mut pending) = pending();
+        let (sender, mut pending) = pending();
         let late = pending.since + PATIENCE;
         assert_eq!(pending.update(late - Duration::from_millis(1)), None);
         let update = pending.update(late).unwrap();
         assert_eq!(update, Update::Overdue(PATIENCE));
         assert!(!update.is_last());
         assert_eq!(pending.update(late + PATIENCE), None);
-        promise.keep(Outcome::Accepted);
+        sender.send(Outcome::Accepted);
         assert!(matches!(pending.update(late + PATIENCE), Some(Update::Done(_))));
     }
 
@@ -155,8 +155,8 @@ mod tests {
 
     #[test]
     fn what_nobody_can_answer_any_more_is_withdrawn() {
-        let (promise, mut pending) = pending();
-        drop(promise);
+        let (sender, mut pending) = pending();
+        drop(sender);
         assert_eq!(pending.update(Instant::now()), Some(Update::Withdrawn));
     }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use husk_devices::chain;
+use husk_hotplug::outcome::{Outcome, OutcomeReceiver};
 use husk_hotplug::slot::State;
-use husk_hotplug::ticket::{Outcome, Ticket};
 use husk_hotplug::{Hotplug, HotplugError, Plug};
 use serde_json::{Value, json};
 
@@ -72,7 +72,7 @@ impl Starting {
 struct Asked {
     slot: u32,
     comes: bool,
-    ticket: Ticket,
+    receiver: OutcomeReceiver,
     since: Instant,
 }
 
@@ -108,28 +108,28 @@ impl CpuResize {
     ) -> Result<(), HotplugError> {
         while count(cpus) < wanted {
             let Some((slot, state)) = cpus.lowest_free() else { break };
-            let ticket = cpus.fill(slot, ())?;
+            let receiver = cpus.fill(slot, ())?;
             let removal = self.asked.iter().rfind(|asked| asked.slot == slot && !asked.comes);
             if let (State::Asked { seen: true, .. }, Some(removal)) = (state, removal) {
                 self.reversed.insert(slot, removal.since);
             }
-            self.ask(slot, true, ticket, now);
+            self.ask(slot, true, receiver, now);
             filled.push(slot);
         }
         Ok(())
     }
 
     fn empty<V: Vcpus>(&mut self, cpus: &mut Hotplug<V>, slot: u32, now: Instant) -> Result<(), HotplugError> {
-        let ticket = cpus.remove(slot)?;
-        self.ask(slot, false, ticket, now);
+        let receiver = cpus.remove(slot)?;
+        self.ask(slot, false, receiver, now);
         Ok(())
     }
 
-    fn ask(&mut self, slot: u32, comes: bool, ticket: Ticket, since: Instant) {
+    fn ask(&mut self, slot: u32, comes: bool, receiver: OutcomeReceiver, since: Instant) {
         self.asked.push(Asked {
             slot,
             comes,
-            ticket,
+            receiver,
             since,
         });
     }
@@ -144,7 +144,7 @@ impl CpuResize {
         });
         let now = Instant::now();
         for asked in std::mem::take(&mut self.asked) {
-            match asked.ticket.wait(now) {
+            match asked.receiver.wait(now) {
                 Outcome::TimedOut => self.asked.push(asked),
                 outcome => self.answered(&asked, outcome, changes),
             }
@@ -165,7 +165,7 @@ impl CpuResize {
         self.settle(cpus, now, changes);
     }
 
-    /// Tells of vCPUs that the guest has let go of though they are wanted again, of which no ticket speaks any more.
+    /// Tells of vCPUs that the guest has let go of though they are wanted again, of which no receiver will hear any more.
     fn tell_reversed<V: Vcpus>(&mut self, cpus: &Hotplug<V>, reaped: &[u32], now: Instant, changes: &mut Vec<Change>) {
         let is_asked = |slot: u32| {
             let last = self.asked.iter().rfind(|asked| asked.slot == slot);
@@ -177,7 +177,7 @@ impl CpuResize {
                 .any(|change| matches!(change, Change::VcpuGone(gone, _) if *gone == slot))
         };
         self.reversed.retain(|slot, since| {
-            // Asked for anew, it has a ticket again.
+            // Asked for anew, it has a receiver again.
             if is_asked(*slot) || is_told(*slot, changes) {
                 return false;
             }
@@ -234,7 +234,7 @@ impl CpuResize {
     }
 
     fn answered(&mut self, asked: &Asked, outcome: Outcome, changes: &mut Vec<Change>) {
-        let took = asked.ticket.latency().unwrap_or_default();
+        let took = asked.receiver.latency().unwrap_or_default();
         match (outcome, asked.comes) {
             (Outcome::Accepted, true) => {
                 self.present.add(took);

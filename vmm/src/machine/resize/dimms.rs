@@ -6,7 +6,7 @@ use std::task::Waker;
 
 use husk_devices::chain;
 use husk_firmware::layout;
-use husk_hotplug::bank::{Extent, Kind as SlotKind};
+use husk_hotplug::bank::{Extent, SlotKind};
 use husk_hotplug::{Hotplug, Plug, PlugError};
 
 use super::super::hotplug::Slots;

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use husk_devices::chain;
+use husk_hotplug::outcome::{Outcome, OutcomeReceiver};
 use husk_hotplug::slot::State;
-use husk_hotplug::ticket::{Outcome, Ticket};
 use husk_hotplug::{Hotplug, Plug};
 use husk_virtio::balloon::BalloonHandle;
 use husk_virtio::mem::{MemHandle, MemSize};
@@ -92,7 +92,7 @@ struct Asked {
     slot: u32,
     bytes: u64,
     comes: bool,
-    ticket: Ticket,
+    receiver: OutcomeReceiver,
 }
 
 impl MemoryResize {
@@ -283,14 +283,14 @@ impl MemoryResize {
     fn take_answer(&mut self, changes: &mut Vec<Change>) {
         let Some(asked) = self.asked.take() else { return };
         let verb = if asked.comes { "add" } else { "remove" };
-        let why = match asked.ticket.wait(Instant::now()) {
+        let why = match asked.receiver.wait(Instant::now()) {
             Outcome::TimedOut => {
                 self.asked = Some(asked);
                 return;
             }
             Outcome::Accepted => {
                 let answers = if asked.comes { &mut self.present } else { &mut self.gone };
-                answers.add(asked.ticket.latency().unwrap_or_default());
+                answers.add(asked.receiver.latency().unwrap_or_default());
                 return;
             }
             Outcome::Withdrawn => return,
@@ -470,9 +470,9 @@ impl MemoryResize {
         };
         let Some(region) = region else { return Ok(()) };
         let bytes = region.info().bytes;
-        let ticket = dimms.fill(slot, NewDimm::Ready(region))?;
+        let receiver = dimms.fill(slot, NewDimm::Ready(region))?;
         self.kept.remove(&slot);
-        self.ask(slot, bytes, true, ticket);
+        self.ask(slot, bytes, true, receiver);
         Ok(())
     }
 
@@ -511,19 +511,19 @@ impl MemoryResize {
             return Ok(());
         };
         let bytes = dimms.plug().bytes(slot);
-        let ticket = dimms.remove(slot)?;
+        let receiver = dimms.remove(slot)?;
         // Before the next one goes, the guest is asked again.
         self.spare.forget();
-        self.ask(slot, bytes, false, ticket);
+        self.ask(slot, bytes, false, receiver);
         Ok(())
     }
 
-    fn ask(&mut self, slot: u32, bytes: u64, comes: bool, ticket: Ticket) {
+    fn ask(&mut self, slot: u32, bytes: u64, comes: bool, receiver: OutcomeReceiver) {
         self.asked = Some(Asked {
             slot,
             bytes,
             comes,
-            ticket,
+            receiver,
         });
     }
 

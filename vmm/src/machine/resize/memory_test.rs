@@ -3,8 +3,8 @@ use std::sync::Mutex;
 use std::task::Waker;
 
 use husk_devices::{BusDevice, Irq};
-use husk_hotplug::bank::{Bank, Kind as SlotKind};
-use husk_hotplug::ged::Bell;
+use husk_hotplug::bank::{Bank, SlotKind};
+use husk_hotplug::ged::GedNotifier;
 use husk_virtio::mem::{Backing, Mem, MemConfig};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -61,8 +61,8 @@ impl Bench {
 
     fn over(space: Arc<AddressSpace>, slots: Arc<FakeSlots>, more: u64) -> Self {
         let rings = EventFd::new(EFD_NONBLOCK).unwrap();
-        let bell = Bell::new(Irq::new(rings.try_clone().unwrap()));
-        let bank = Bank::new(SlotKind::Memory, DIMMS, bell.clone(), || ()).unwrap();
+        let notifier = GedNotifier::new(Irq::new(rings.try_clone().unwrap()));
+        let bank = Bank::new(SlotKind::Memory, DIMMS, notifier.clone(), || ()).unwrap();
         let bank = Arc::new(Mutex::new(bank));
         let parts = MemoryParts {
             boot_bytes: BOOT,
@@ -75,7 +75,7 @@ impl Bench {
             dimms: Some(Hotplug::new(
                 DimmPlug::new(space, Waker::noop().clone()),
                 bank.clone(),
-                bell,
+                notifier,
             )),
             bank,
             slots,

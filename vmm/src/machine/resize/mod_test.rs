@@ -3,8 +3,8 @@ use std::sync::{Arc, Mutex};
 use std::task::Waker;
 
 use husk_devices::{BusDevice, Irq};
-use husk_hotplug::bank::{Bank, Kind};
-use husk_hotplug::ged::Bell;
+use husk_hotplug::bank::{Bank, SlotKind};
+use husk_hotplug::ged::GedNotifier;
 use husk_hotplug::{Plug, PlugError};
 use husk_virtio::balloon::{Balloon, BalloonConfig};
 use husk_virtio::device::VirtioDevice;
@@ -87,19 +87,19 @@ impl Bench {
             ..Default::default()
         };
         let (space, slots) = space(&config).unwrap();
-        let bell = Bell::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
-        let bank = |kind, count| Arc::new(Mutex::new(Bank::new(kind, count, bell.clone(), || ()).unwrap()));
+        let notifier = GedNotifier::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
+        let bank = |kind, count| Arc::new(Mutex::new(Bank::new(kind, count, notifier.clone(), || ()).unwrap()));
         let paper = Paper {
             most: usize::MAX,
             ..Paper::default()
         };
-        let cpu_bank = bank(Kind::Cpu, VCPUS);
-        let mut cpus = Hotplug::new(paper, cpu_bank.clone(), bell.clone());
+        let cpu_bank = bank(SlotKind::Cpu, VCPUS);
+        let mut cpus = Hotplug::new(paper, cpu_bank.clone(), notifier.clone());
         cpus.present(0, ()).unwrap();
         let dimms = Hotplug::new(
             DimmPlug::new(space.clone(), Waker::noop().clone()),
-            bank(Kind::Memory, 8),
-            bell.clone(),
+            bank(SlotKind::Memory, 8),
+            notifier.clone(),
         );
         let parts = MemoryParts {
             boot_bytes: BOOT,
@@ -237,13 +237,15 @@ fn a_host_that_fails_half_way_leaves_nothing_of_a_resize() {
 
 /// Eight slots for vCPUs, and those that are there.
 fn vcpus(there: &[u32]) -> (Hotplug<Paper>, Arc<Mutex<Bank>>) {
-    let bell = Bell::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
-    let bank = Arc::new(Mutex::new(Bank::new(Kind::Cpu, 8, bell.clone(), || ()).unwrap()));
+    let notifier = GedNotifier::new(Irq::new(EventFd::new(EFD_NONBLOCK).unwrap()));
+    let bank = Arc::new(Mutex::new(
+        Bank::new(SlotKind::Cpu, 8, notifier.clone(), || ()).unwrap(),
+    ));
     let paper = Paper {
         most: usize::MAX,
         ..Paper::default()
     };
-    let mut cpus = Hotplug::new(paper, bank.clone(), bell);
+    let mut cpus = Hotplug::new(paper, bank.clone(), notifier);
     there.iter().for_each(|slot| cpus.present(*slot, ()).unwrap());
     (cpus, bank)
 }

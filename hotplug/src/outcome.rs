@@ -1,4 +1,5 @@
-//! A promise that the guest keeps: a [`Ticket`] for who waits, a [`Promise`] for who answers.
+//! How an operation of the host's on a slot ends: a channel for one [`Outcome`], from the [`OutcomeSender`] of whoever hears the guest's
+//! answer to the [`OutcomeReceiver`] of whoever waits for it.
 
 use std::cell::OnceCell;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -42,18 +43,18 @@ impl Outcome {
 /// An answer and when it came.
 type Answer = (Outcome, Instant);
 
-/// The answering end. Dropping it unkept withdraws the operation, so nobody waits for what can no longer come. Either way the
-/// ticket's waker is woken, once the answer can be seen.
+/// The answering end. Dropping it without an answer withdraws the operation, so nobody waits for what can no longer come. Either way the
+/// receiver's waker is woken, once the answer can be seen.
 #[derive(Debug)]
-pub struct Promise {
-    /// Taken when the promise ends.
+pub struct OutcomeSender {
+    /// Taken when the sender is dropped.
     answer: Option<SyncSender<Answer>>,
     waker: Waker,
 }
 
-impl Promise {
+impl OutcomeSender {
     /// Answers. Called on vCPU threads: takes no lock that a waiter holds, allocates nothing and never blocks.
-    pub fn keep(self, outcome: Outcome) {
+    pub fn send(self, outcome: Outcome) {
         if let Some(answer) = &self.answer {
             // The channel has room for the only answer there will be; a waiter that has gone does not want it.
             let _ = answer.try_send((outcome, Instant::now()));
@@ -61,7 +62,7 @@ impl Promise {
     }
 }
 
-impl Drop for Promise {
+impl Drop for OutcomeSender {
     fn drop(&mut self) {
         // First: whoever wakes must find that no answer will come any more.
         drop(self.answer.take());
@@ -71,30 +72,31 @@ impl Drop for Promise {
 
 /// The waiting end of one operation, or of several taken together.
 #[derive(Debug)]
-pub struct Ticket(Vec<Line>);
+pub struct OutcomeReceiver(Vec<Pending>);
 
 #[derive(Debug)]
-struct Line {
+struct Pending {
     asked: Instant,
     answers: Receiver<Answer>,
     answer: OnceCell<Answer>,
 }
 
-impl Ticket {
-    /// A promise and the ticket that waits for it. The clock starts here.
-    pub fn new() -> (Promise, Self) {
+impl OutcomeReceiver {
+    /// Both ends of an operation that begins now: [`OutcomeReceiver::latency`] counts from here.
+    pub fn new() -> (OutcomeSender, Self) {
         Self::with(Waker::noop().clone())
     }
 
-    /// As [`Ticket::new`], and `waker` is woken when the promise is kept or dropped: on a vCPU thread, so it must not block.
-    pub fn with(waker: Waker) -> (Promise, Self) {
+    /// As [`OutcomeReceiver::new`], and `waker` is woken when the sender has sent or is dropped: on a vCPU thread, so it must not
+    /// block.
+    pub fn with(waker: Waker) -> (OutcomeSender, Self) {
         let (sender, answers) = sync_channel(1);
         (
-            Promise {
+            OutcomeSender {
                 answer: Some(sender),
                 waker,
             },
-            Self(vec![Line {
+            Self(vec![Pending {
                 asked: Instant::now(),
                 answers,
                 answer: OnceCell::new(),
@@ -102,31 +104,31 @@ impl Ticket {
         )
     }
 
-    /// One ticket for many: accepted when all are, otherwise the worst of their outcomes. None at all is accepted.
-    pub fn all(tickets: impl IntoIterator<Item = Self>) -> Self {
-        Self(tickets.into_iter().flat_map(|ticket| ticket.0).collect())
+    /// One receiver for many: accepted when all are, otherwise the worst of their outcomes. None at all is accepted.
+    pub fn all(receivers: impl IntoIterator<Item = Self>) -> Self {
+        Self(receivers.into_iter().flat_map(|receiver| receiver.0).collect())
     }
 
     /// Waits for the answer until `deadline`.
     ///
     /// [`Outcome::TimedOut`] because of `deadline` changes nothing: the guest may still answer, and a later call sees it. So a
-    /// caller may wait in short steps and do something in between, such as [`Bell::retrigger`](crate::ged::Bell::retrigger).
+    /// caller may wait in short steps and do something in between, such as [`GedNotifier::retrigger`](crate::ged::GedNotifier::retrigger).
     pub fn wait(&self, deadline: Instant) -> Outcome {
-        self.0
-            .iter()
-            .fold(Outcome::Accepted, |outcome, line| outcome.and(line.wait(deadline)))
+        self.0.iter().fold(Outcome::Accepted, |outcome, pending| {
+            outcome.and(pending.wait(deadline))
+        })
     }
 
-    /// From the request to the last answer, once [`Ticket::wait`] has seen all of them.
+    /// From the request to the last answer, once [`OutcomeReceiver::wait`] has seen all of them.
     pub fn latency(&self) -> Option<Duration> {
-        self.0.iter().try_fold(Duration::ZERO, |longest, line| {
-            let (_, kept) = line.answer.get()?;
-            Some(longest.max(kept.saturating_duration_since(line.asked)))
+        self.0.iter().try_fold(Duration::ZERO, |longest, pending| {
+            let (_, came) = pending.answer.get()?;
+            Some(longest.max(came.saturating_duration_since(pending.asked)))
         })
     }
 }
 
-impl Line {
+impl Pending {
     fn wait(&self, deadline: Instant) -> Outcome {
         if let Some((outcome, _)) = self.answer.get() {
             return *outcome;
@@ -144,5 +146,5 @@ impl Line {
 }
 
 #[cfg(test)]
-#[path = "ticket_test.rs"]
+#[path = "outcome_test.rs"]
 mod tests;
