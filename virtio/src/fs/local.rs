@@ -4,15 +4,15 @@
 //!
 //! | part | what it holds |
 //! |---|---|
-//! | `lane` | one queue: its ring, whose turn it is, requests that wait for a lock |
+//! | `request_queue` | one queue: its ring, whose turn it is, requests that wait for a lock |
 //! | `session` | from the start of the driver to the reset: all queues, and how requests are carried out |
-//! | `crew` | the threads that help |
+//! | `helper_pool` | the threads that help |
 //! | `handler` | a queue's own thread |
 
-mod crew;
 mod handler;
-mod lane;
+mod helper_pool;
 mod metrics;
+mod request_queue;
 mod session;
 
 use std::sync::{Arc, Mutex};
@@ -23,9 +23,9 @@ use super::serve::Serve;
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, Profile, StartError, VirtioDevice};
 use crate::threads::{ThreadClass, Threads};
-use handler::LaneHandler;
-use lane::Lane;
+use handler::RequestQueueHandler;
 pub use metrics::LocalMetrics;
+use request_queue::RequestQueue;
 use session::Session;
 
 /// What such a device is to be.
@@ -72,7 +72,7 @@ impl Local {
         self.metrics.clone()
     }
 
-    /// A session over the rings that the driver enabled, and the numbers of its lanes.
+    /// A session over the rings that the driver enabled, and the numbers of its queues.
     fn session(&self, activation: Activation) -> Result<Arc<Session>, StartError> {
         for (queue, ring) in (0u16..2).zip(&activation.rings) {
             // A driver with fewer processors than request queues leaves the others alone.
@@ -80,11 +80,11 @@ impl Local {
                 return Err(StartError::QueueMissing(queue));
             }
         }
-        let lanes = activation.rings.into_iter().flatten().map(Lane::new).collect();
+        let queues = activation.rings.into_iter().flatten().map(RequestQueue::new).collect();
         let Self { serve, threads, .. } = self;
         Ok(Session::new(
             serve.clone(),
-            lanes,
+            queues,
             threads.clone(),
             &self.name,
             self.metrics.clone(),
@@ -128,8 +128,8 @@ impl VirtioDevice for Local {
 
     fn start(&mut self, activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError> {
         let session = self.session(activation)?;
-        let handler = |lane| Box::new(LaneHandler::new(session.clone(), lane)) as Box<dyn Handler>;
-        Ok((0..session.lanes.len()).map(handler).collect())
+        let handler = |queue| Box::new(RequestQueueHandler::new(session.clone(), queue)) as Box<dyn Handler>;
+        Ok((0..session.queues.len()).map(handler).collect())
     }
 }
 

@@ -238,8 +238,8 @@ impl Bench {
         let mem = memory();
         let queues: Vec<Queue> = (0..3).map(|number| Queue::new(&mem, number)).collect();
         let session = local.session(activation(&mem, &queues)).unwrap();
-        let spawn = |lane| {
-            let handler = Box::new(LaneHandler::new(session.clone(), lane));
+        let spawn = |queue| {
+            let handler = Box::new(RequestQueueHandler::new(session.clone(), queue));
             Worker::spawn("io-t", handler, Box::new(|error| panic!("{error}"))).unwrap()
         };
         Self {
@@ -325,12 +325,12 @@ fn a_request_that_takes_long_holds_up_none_behind_it() {
 #[test]
 fn a_slow_request_is_waited_for_behind_as_many_as_there_are_helpers_and_no_longer() {
     let mut bench = Bench::new();
-    let all = crew::MOST + 1;
+    let all = helper_pool::HELPERS_MAX + 1;
     for unique in 1..=u64::try_from(all).unwrap() {
         bench.queues[1].send(SLOW, unique);
         bench.serve.wait_for_slow(usize::try_from(unique).unwrap());
     }
-    assert_eq!(bench.session.helpers(), crew::MOST);
+    assert_eq!(bench.session.helpers(), helper_pool::HELPERS_MAX);
     bench.queues[1].send(ECHO, 99);
     assert_eq!(bench.queues[1].reply(), None);
     bench.serve.let_go(1);
@@ -425,7 +425,7 @@ fn a_held_share_finishes_what_it_has_begun_and_begins_nothing() {
 fn a_device_without_the_right_to_memory_leaves_its_ring_alone_whoever_is_at_it() {
     let bus_master = Arc::new(AtomicBool::new(true));
     let mut bench = Bench::new();
-    bench.session.lanes[1].set_bus_master_flag(bus_master.clone());
+    bench.session.queues[1].set_bus_master_flag(bus_master.clone());
     for unique in [1, 2] {
         bench.queues[1].send(SLOW, unique);
         bench.serve.wait_for_slow(usize::try_from(unique).unwrap());
@@ -446,8 +446,8 @@ fn a_device_without_the_right_to_memory_leaves_its_ring_alone_whoever_is_at_it()
 fn a_reset_of_a_device_without_the_right_to_memory_answers_nobody() {
     let bus_master = Arc::new(AtomicBool::new(true));
     let mut bench = Bench::new();
-    for lane in &bench.session.lanes {
-        lane.set_bus_master_flag(bus_master.clone());
+    for queue in &bench.session.queues {
+        queue.set_bus_master_flag(bus_master.clone());
     }
     bench.keep_busy();
     bus_master.store(false, Ordering::SeqCst);
@@ -612,7 +612,12 @@ fn a_rule_that_is_broken_while_another_thread_looks_ends_the_queue_as_well() {
     let session = local.session(activation(&mem, &queues)).unwrap();
     let (failed, failure) = std::sync::mpsc::channel();
     let on_failure = Box::new(move |error: HandlerError| failed.send(error.to_string()).unwrap());
-    let worker = Worker::spawn("io-t", Box::new(LaneHandler::new(session.clone(), 1)), on_failure).unwrap();
+    let worker = Worker::spawn(
+        "io-t",
+        Box::new(RequestQueueHandler::new(session.clone(), 1)),
+        on_failure,
+    )
+    .unwrap();
     queues[1].send(SLOW, 1);
     serve.wait_for_slow(1);
     queues[1].driver.offer(1000);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use super::lane::Lane;
+use super::request_queue::RequestQueue;
 use super::session::Session;
 use crate::device::{Handler, HandlerError, Watch};
 use crate::fs::serve::RETRY;
@@ -17,39 +17,39 @@ const KICKED: u32 = 0;
 /// [`Watch`] token of the timer.
 const TIMER: u32 = 1;
 
-/// The lane that nobody waits for when a share is mounted: it has interruptions, and nodes that are forgotten (virtio 1.2 §5.11.2).
+/// The queue that nobody waits for when a share is mounted: it has interruptions, and nodes that are forgotten (virtio 1.2 §5.11.2).
 const HIGH_PRIORITY: usize = 0;
 
 /// The running half of one queue.
-pub(super) struct LaneHandler {
+pub(super) struct RequestQueueHandler {
     session: Arc<Session>,
-    /// Number of the lane.
-    lane: usize,
+    /// Number of the queue.
+    queue: usize,
     alarm: Option<Alarm>,
 }
 
-impl LaneHandler {
-    /// For the lane of this number.
-    pub fn new(session: Arc<Session>, lane: usize) -> Self {
+impl RequestQueueHandler {
+    /// For the queue of this number.
+    pub fn new(session: Arc<Session>, queue: usize) -> Self {
         let alarm = None;
-        Self { session, lane, alarm }
+        Self { session, queue, alarm }
     }
 
-    fn lane(&self) -> Option<&Lane> {
-        self.session.lanes.get(self.lane)
+    fn queue(&self) -> Option<&RequestQueue> {
+        self.session.queues.get(self.queue)
     }
 
     fn check(&self) -> Result<(), HandlerError> {
-        let failure = self.lane().and_then(Lane::failure);
+        let failure = self.queue().and_then(RequestQueue::failure);
         failure.map_or(Ok(()), |error| Err(error.into()))
     }
 }
 
-impl Handler for LaneHandler {
+impl Handler for RequestQueueHandler {
     fn set_bus_master_flag(&mut self, bus_master: Arc<AtomicBool>) {
-        self.lane()
+        self.queue()
             .into_iter()
-            .for_each(|lane| lane.set_bus_master_flag(bus_master.clone()));
+            .for_each(|queue| queue.set_bus_master_flag(bus_master.clone()));
     }
 
     fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
@@ -57,17 +57,17 @@ impl Handler for LaneHandler {
             what: "cannot prepare a thread that serves files",
             source,
         })?;
-        if self.lane == HIGH_PRIORITY {
+        if self.queue == HIGH_PRIORITY {
             self.session.make_room();
         }
         let alarm = Alarm::new().map_err(HandlerError::watch)?;
         watch.readable(alarm.as_raw_fd(), TIMER).map_err(HandlerError::watch)?;
         self.alarm = Some(alarm);
-        let Some(lane) = self.lane() else { return Ok(()) };
-        let doorbell = lane.doorbell().as_raw_fd();
+        let Some(queue) = self.queue() else { return Ok(()) };
+        let doorbell = queue.doorbell().as_raw_fd();
         watch.readable(doorbell, KICKED).map_err(HandlerError::watch)?;
         // For what became available before there was a thread.
-        lane.ring();
+        queue.ring();
         Ok(())
     }
 
@@ -75,12 +75,12 @@ impl Handler for LaneHandler {
         if token == TIMER {
             self.alarm.iter_mut().for_each(Alarm::rang);
             // Those that are tried again ring the doorbell.
-            self.lane().into_iter().for_each(Lane::try_again);
+            self.queue().into_iter().for_each(RequestQueue::try_again);
         } else {
-            self.session.answer(self.lane);
+            self.session.answer(self.queue);
         }
         self.check()?;
-        let waiting = self.lane().is_some_and(|lane| lane.waiting() > 0);
+        let waiting = self.queue().is_some_and(|queue| queue.waiting() > 0);
         let Some(alarm) = self.alarm.as_mut().filter(|alarm| waiting && !alarm.is_set()) else {
             return Ok(());
         };
@@ -93,17 +93,17 @@ impl Handler for LaneHandler {
 
     /// What has been begun is finished; what waits, and what is in the ring, stays where it is.
     fn hold(&mut self, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        self.lane().into_iter().for_each(Lane::hold);
+        self.queue().into_iter().for_each(RequestQueue::hold);
         self.check()
     }
 
     fn release(&mut self, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        self.lane().into_iter().for_each(Lane::release);
+        self.queue().into_iter().for_each(RequestQueue::release);
         Ok(())
     }
 
     /// What has been begun is finished; what waits for a lock is refused, and what is in the ring is not taken.
     fn stop(self: Box<Self>) -> Vec<RingState> {
-        self.session.finish(self.lane).into_iter().collect()
+        self.session.finish(self.queue).into_iter().collect()
     }
 }

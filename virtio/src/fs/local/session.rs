@@ -13,52 +13,52 @@ use std::time::{Duration, Instant};
 use husk_devices::chain;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::crew::{Crew, Sleep, Wanted};
-use super::lane::{Lane, Progress, Turn};
+use super::helper_pool::{HelperPool, Sleep, Wanted};
 use super::metrics::LocalMetrics;
+use super::request_queue::{FetchedRequest, Progress, RequestQueue};
 use crate::fs::fuse;
 use crate::fs::serve::{Outcome, Serve};
 use crate::ring::RingState;
 use crate::threads::{ThreadClass, Threads};
 
 /// Requests that usually take so long are worth a second thread.
-const WORTH: Duration = Duration::from_micros(30);
+const SLOW_REQUEST: Duration = Duration::from_micros(30);
 /// Time between two looks of the watcher.
-const TICK: Duration = Duration::from_millis(1);
+const WATCH_INTERVAL: Duration = Duration::from_millis(1);
 /// Looks without work after which the watcher sleeps; after as many without a change it looks less and less often.
-const STILL: u32 = 32;
+const IDLE_LOOKS: u32 = 32;
 /// How much less often: by so many powers of two.
-const SLOWEST: u32 = 5;
+const BACKOFF_SHIFT_MAX: u32 = 5;
 /// How long a thread in another's place stays at the doorbell before it looks whether the other is back.
-const POST_MS: i32 = 20;
+const STAND_IN_POLL_MS: i32 = 20;
 
 /// Everything that threads of a share use together.
 pub(super) struct Session {
     serve: Arc<dyn Serve>,
-    pub lanes: Vec<Lane>,
-    crew: Crew,
+    pub queues: Vec<RequestQueue>,
+    pool: HelperPool,
     threads: Arc<dyn Threads>,
     /// What its threads are called.
     name: String,
     pub metrics: Arc<LocalMetrics>,
-    /// Lanes whose own thread has not ended.
+    /// Queues whose own thread has not ended.
     left: AtomicUsize,
 }
 
 impl Session {
-    /// A session over `lanes`, each of which has a thread of its own.
+    /// A session over `queues`, each of which has a thread of its own.
     pub fn new(
         serve: Arc<dyn Serve>,
-        lanes: Vec<Lane>,
+        queues: Vec<RequestQueue>,
         threads: Arc<dyn Threads>,
         name: &str,
         metrics: Arc<LocalMetrics>,
     ) -> Arc<Self> {
-        let left = AtomicUsize::new(lanes.len());
+        let left = AtomicUsize::new(queues.len());
         Arc::new(Self {
             serve,
-            lanes,
-            crew: Crew::new(),
+            queues,
+            pool: HelperPool::new(),
             threads,
             name: name.to_owned(),
             metrics,
@@ -79,46 +79,46 @@ impl Session {
         self.serve.make_room();
     }
 
-    /// Answers the doorbell of a lane on the lane's own thread.
-    pub fn answer(self: &Arc<Self>, lane: usize) {
-        let Some(found) = self.lanes.get(lane) else { return };
+    /// Answers the doorbell of a queue on the queue's own thread.
+    pub fn answer(self: &Arc<Self>, queue: usize) {
+        let Some(found) = self.queues.get(queue) else { return };
         found.begin();
-        self.work(lane, found, true);
+        self.work(queue, found, true);
     }
 
-    /// Carries out what there is in a lane.
-    fn work(self: &Arc<Self>, number: usize, lane: &Lane, own: bool) {
+    /// Carries out what there is in a queue.
+    fn work(self: &Arc<Self>, number: usize, queue: &RequestQueue, own: bool) {
         let mut since = Instant::now();
-        while let Some(Turn {
+        while let Some(FetchedRequest {
             chain,
             backlog,
             busy,
-            usual,
-        }) = lane.next()
+            average,
+        }) = queue.next()
         {
             if own {
-                lane.set_own(lane.progress().done.wrapping_add(1).max(1));
-                self.alarm();
+                queue.set_own(queue.progress().done.wrapping_add(1).max(1));
+                self.wake_watcher();
             }
             // Those that are under way have somebody who comes for the next one.
-            if backlog >= busy && usual >= WORTH {
-                self.call(number);
+            if backlog >= busy && average >= SLOW_REQUEST {
+                self.request_helper(number);
             }
             let generation = self.serve.generation();
             let outcome = self.carry_out(&chain);
             let now = Instant::now();
-            let kept = lane.end(&*self.serve, chain, outcome, now.saturating_duration_since(since), now);
+            let kept = queue.end(&*self.serve, chain, outcome, now.saturating_duration_since(since), now);
             since = now;
             if own {
-                lane.set_own(0);
+                queue.set_own(0);
             }
             self.count(outcome, kept);
             if self.serve.generation() != generation {
                 // Also for one that was handed in before the lock went, and was put aside after that.
-                self.lanes.iter().for_each(Lane::try_again);
+                self.queues.iter().for_each(RequestQueue::try_again);
             } else if outcome == Outcome::Wait && !own {
-                // The lane's own thread sets its timer.
-                lane.ring();
+                // The queue's own thread sets its timer.
+                queue.ring();
             }
         }
     }
@@ -140,34 +140,34 @@ impl Session {
         }
     }
 
-    fn call(self: &Arc<Self>, lane: usize) {
-        if self.crew.call(lane) == Wanted::Thread {
+    fn request_helper(self: &Arc<Self>, queue: usize) {
+        if self.pool.request_helper(queue) == Wanted::Thread {
             self.metrics.helpers.inc();
             self.start("h", Member::Helper);
         }
     }
 
-    fn alarm(self: &Arc<Self>) {
-        if self.crew.alarm() == Wanted::Thread {
+    fn wake_watcher(self: &Arc<Self>) {
+        if self.pool.wake_watcher() == Wanted::Thread {
             self.start("w", Member::Watcher);
         }
     }
 
     fn start(self: &Arc<Self>, what: &str, member: Member) {
-        let place = Place {
+        let membership = PoolMembership {
             session: self.clone(),
             member: Some(member),
             began: false,
         };
         let started = self
             .threads
-            .start(&format!("io-{}-{what}", self.name), Box::new(move || place.live()));
+            .start(&format!("io-{}-{what}", self.name), Box::new(move || membership.live()));
         if let Err(error) = started {
             log::warn!("{}: no thread to help: {error}", self.name);
         }
     }
 
-    /// Prepares a thread of the crew and takes from it what it does not need. Returns what it may wait by.
+    /// Prepares a thread of the pool and takes from it what it does not need. Returns what it may wait by.
     fn prepare(&self) -> Option<Epoll> {
         let prepared = self.enter().and_then(|()| Epoll::new());
         let confined = prepared.and_then(|epoll| self.threads.confine(ThreadClass::Files).map(|()| epoll));
@@ -178,88 +178,88 @@ impl Session {
 
     /// What a helper does.
     fn help(self: &Arc<Self>, doorbells: &Epoll) {
-        while let Some(number) = self.crew.answer() {
-            let Some(lane) = self.lanes.get(number) else { continue };
-            let away = lane.progress().own;
-            self.work(number, lane, false);
-            while away != 0 && lane.attend() {
-                let rang = self.stand_in(lane, away, doorbells).unwrap_or(false);
-                lane.leave();
+        while let Some(number) = self.pool.next_request() {
+            let Some(queue) = self.queues.get(number) else { continue };
+            let away = queue.progress().own;
+            self.work(number, queue, false);
+            while away != 0 && queue.claim_doorbell() {
+                let rang = self.stand_in(queue, away, doorbells).unwrap_or(false);
+                queue.unclaim_doorbell();
                 if !rang {
                     break;
                 }
-                lane.begin();
-                self.work(number, lane, false);
+                queue.begin();
+                self.work(number, queue, false);
             }
         }
     }
 
-    /// Waits at the doorbell of `lane` as long as its own thread is in request `away`; whether it rang.
-    fn stand_in(&self, lane: &Lane, away: u64, doorbells: &Epoll) -> io::Result<bool> {
-        let (doorbell, nothing) = (lane.doorbell().as_raw_fd(), EpollEvent::default());
+    /// Waits at the doorbell of `queue` as long as its own thread is in request `away`; whether it rang.
+    fn stand_in(&self, queue: &RequestQueue, away: u64, doorbells: &Epoll) -> io::Result<bool> {
+        let (doorbell, nothing) = (queue.doorbell().as_raw_fd(), EpollEvent::default());
         doorbells.ctl(ControlOperation::Add, doorbell, EpollEvent::new(EventSet::IN, 0))?;
         let mut rang = Ok(0);
         while let Ok(0) = rang
-            && lane.progress().own == away
-            && !self.crew.is_closed()
+            && queue.progress().own == away
+            && !self.pool.is_closed()
         {
-            rang = doorbells.wait(POST_MS, &mut [nothing]);
+            rang = doorbells.wait(STAND_IN_POLL_MS, &mut [nothing]);
         }
         doorbells.ctl(ControlOperation::Delete, doorbell, nothing)?;
         Ok(rang? > 0)
     }
 
-    /// What the watcher does. `false`: it was sent home.
+    /// What the watcher does. `false`: it slept until [`Sleep::IdleTimeout`].
     fn watch(self: &Arc<Self>) -> bool {
-        let mut before = vec![Progress::default(); self.lanes.len()];
+        let mut before = vec![Progress::default(); self.queues.len()];
         let mut still = 0u32;
         loop {
-            let slower = still.checked_div(STILL).unwrap_or_default().min(SLOWEST);
-            if !self.crew.pause(TICK.saturating_mul(1 << slower)) {
+            let slower = still.checked_div(IDLE_LOOKS).unwrap_or_default().min(BACKOFF_SHIFT_MAX);
+            if !self.pool.pause(WATCH_INTERVAL.saturating_mul(1 << slower)) {
                 return true;
             }
             let (changed, working) = self.look(&mut before);
             still = if changed { 0 } else { still.saturating_add(1) };
-            if working || still < STILL {
+            if working || still < IDLE_LOOKS {
                 continue;
             }
-            self.crew.doze();
-            if self.lanes.iter().any(|lane| lane.progress().own != 0) {
-                self.crew.stay_awake();
+            self.pool.doze();
+            if self.queues.iter().any(|queue| queue.progress().own != 0) {
+                self.pool.stay_awake();
                 still = 0;
                 continue;
             }
-            match self.crew.sleep() {
-                Sleep::Alarmed => still = 0,
-                Sleep::SentHome => return false,
+            match self.pool.sleep() {
+                Sleep::Work => still = 0,
+                Sleep::IdleTimeout => return false,
                 Sleep::Closed => return true,
             }
         }
     }
 
-    /// Sends help to each lane whose own thread is where it was `before`, and nobody else gets on; whether anything has changed, and
+    /// Sends help to each queue whose own thread is where it was `before`, and nobody else gets on; whether anything has changed, and
     /// whether any thread is in a request.
     fn look(self: &Arc<Self>, before: &mut [Progress]) -> (bool, bool) {
         let (mut changed, mut working) = (false, false);
-        for (number, (lane, before)) in self.lanes.iter().zip(before).enumerate() {
-            let now = lane.progress();
+        for (number, (queue, before)) in self.queues.iter().zip(before).enumerate() {
+            let now = queue.progress();
             let was = std::mem::replace(before, now);
             changed |= now != was;
             working |= now.own != 0;
-            if now == was && now.own != 0 && !lane.is_attended() {
-                self.call(number);
+            if now == was && now.own != 0 && !queue.is_doorbell_claimed() {
+                self.request_helper(number);
             }
         }
         (changed, working)
     }
 
-    /// The own thread of a lane ends, and the lane with it. The last one waits for those who help, and the server begins anew.
-    pub fn finish(&self, lane: usize) -> Option<RingState> {
-        let state = self.lanes.get(lane).and_then(Lane::finish);
+    /// The own thread of a queue ends, and the queue with it. The last one waits for those who help, and the server begins anew.
+    pub fn finish(&self, queue: usize) -> Option<RingState> {
+        let state = self.queues.get(queue).and_then(RequestQueue::finish);
         if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.crew.close();
-            self.lanes.iter().for_each(Lane::ring);
-            self.crew.wait();
+            self.pool.close();
+            self.queues.iter().for_each(RequestQueue::ring);
+            self.pool.wait();
             self.serve.reset();
         }
         state
@@ -268,7 +268,7 @@ impl Session {
     /// Helpers that there are.
     #[cfg(test)]
     pub fn helpers(&self) -> usize {
-        self.crew.helpers()
+        self.pool.helpers()
     }
 }
 
@@ -278,15 +278,15 @@ enum Member {
     Watcher,
 }
 
-/// A thread's place in the crew, given up when it ends or was never had.
-struct Place {
+/// A thread's membership of the pool, given up when it ends or was never had.
+struct PoolMembership {
     session: Arc<Session>,
     /// `None` once it was given up.
     member: Option<Member>,
     began: bool,
 }
 
-impl Place {
+impl PoolMembership {
     fn live(mut self) {
         let Some(doorbells) = self.session.prepare() else {
             return;
@@ -300,15 +300,15 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for PoolMembership {
     fn drop(&mut self) {
-        let crew = &self.session.crew;
+        let pool = &self.session.pool;
         if !self.began {
-            crew.bar();
+            pool.suspend_spawning();
         }
         match self.member {
-            Some(Member::Helper) => crew.helper_gone(),
-            Some(Member::Watcher) => crew.watcher_gone(),
+            Some(Member::Helper) => pool.helper_gone(),
+            Some(Member::Watcher) => pool.watcher_gone(),
             None => {}
         }
     }

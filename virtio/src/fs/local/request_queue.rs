@@ -1,6 +1,6 @@
 //! One queue of a share that husk serves: its ring, whose turn it is, and the requests that wait for a lock.
 //!
-//! A ring has one owner at a time: whoever holds the lane's lock, for as long as it takes to fetch a chain or to give one back. Nobody
+//! A ring has one owner at a time: whoever holds the queue's lock, for as long as it takes to fetch a chain or to give one back. Nobody
 //! holds it while a request is carried out.
 
 use std::collections::VecDeque;
@@ -16,10 +16,10 @@ use crate::fs::serve::{Outcome, Serve, most_waiting};
 use crate::ring::{Chain, Ring, RingError, RingState};
 
 /// How long the driver may be kept from knowing of what is done while more is being done.
-const QUIET: Duration = Duration::from_micros(50);
+const INTERRUPT_DELAY_MAX: Duration = Duration::from_micros(50);
 
 /// A queue.
-pub(super) struct Lane {
+pub(super) struct RequestQueue {
     kick: Arc<EventFd>,
     state: Mutex<State>,
     /// Notified when nothing is being carried out any more.
@@ -33,14 +33,14 @@ pub(super) struct Lane {
 }
 
 struct State {
-    /// Gone once the lane has ended.
+    /// Gone once the queue has ended.
     ring: Option<Ring>,
     /// Nothing is begun for now.
     held: bool,
     /// Requests under way.
     busy: usize,
     /// Somebody waits at the doorbell in the place of the queue's own thread.
-    attended: bool,
+    doorbell_claimed: bool,
     /// What wait for a lock.
     waiting: Vec<Chain>,
     /// What is to be tried again.
@@ -48,11 +48,11 @@ struct State {
     /// Whether the ring may be touched at present.
     bus_master: Arc<AtomicBool>,
     /// What ended while it might not be: head and length of each.
-    ended: Vec<(u16, u32)>,
+    deferred: Vec<(u16, u32)>,
     /// Since when the driver is owed an interrupt.
-    owed: Option<Instant>,
+    interrupt_due_since: Option<Instant>,
     /// Nanoseconds that a request took lately.
-    usual: u64,
+    average: u64,
     /// The driver broke a rule: nothing is begun any more.
     failed: bool,
     /// Which one, as long as nobody was told.
@@ -60,17 +60,17 @@ struct State {
 }
 
 /// A request to be carried out.
-pub(super) struct Turn {
+pub(super) struct FetchedRequest {
     pub chain: Chain,
     /// Requests that are there and that nobody has taken.
     pub backlog: usize,
     /// Requests under way, with this one.
     pub busy: usize,
     /// How long one usually takes.
-    pub usual: Duration,
+    pub average: Duration,
 }
 
-/// How far a lane has come.
+/// How far a queue has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Progress {
     /// Which request the queue's own thread is in; 0 for none.
@@ -79,8 +79,8 @@ pub(super) struct Progress {
     pub done: u64,
 }
 
-impl Lane {
-    /// A lane around `ring`.
+impl RequestQueue {
+    /// A queue around `ring`.
     pub fn new(ring: Ring) -> Self {
         Self {
             kick: ring.doorbell(),
@@ -88,13 +88,13 @@ impl Lane {
                 ring: Some(ring),
                 held: false,
                 busy: 0,
-                attended: false,
+                doorbell_claimed: false,
                 waiting: Vec::new(),
                 again: VecDeque::new(),
                 bus_master: Arc::new(AtomicBool::new(true)),
-                ended: Vec::new(),
-                owed: None,
-                usual: 0,
+                deferred: Vec::new(),
+                interrupt_due_since: None,
+                average: 0,
                 failed: false,
                 failure: None,
             }),
@@ -121,14 +121,14 @@ impl Lane {
         let _ = self.kick.write(1);
     }
 
-    /// Begins to look for requests because the doorbell rang. Whoever does goes on until [`Lane::next`] gives none.
+    /// Begins to look for requests because the doorbell rang. Whoever does goes on until [`RequestQueue::next`] gives none.
     pub fn begin(&self) {
         let mut state = lock(&self.state);
         if !state.is_bus_master() {
             // It goes on ringing until the right is back.
             return;
         }
-        state.settle();
+        state.return_deferred();
         if let Some(ring) = &mut state.ring {
             ring.take_kick();
             let disabled = ring.disable_kicks();
@@ -136,8 +136,8 @@ impl Lane {
         }
     }
 
-    /// The next request, after which [`Lane::end`] is owed. `None` when there is none for now: the doorbell rings for the next one.
-    pub fn next(&self) -> Option<Turn> {
+    /// The next request, after which [`RequestQueue::end`] is owed. `None` when there is none for now: the doorbell rings for the next one.
+    pub fn next(&self) -> Option<FetchedRequest> {
         let mut state = lock(&self.state);
         let chain = state.fetch();
         if chain.is_none() && state.is_bus_master() {
@@ -145,11 +145,11 @@ impl Lane {
         }
         let chain = chain?;
         state.busy = state.busy.saturating_add(1);
-        Some(Turn {
+        Some(FetchedRequest {
             chain,
             backlog: state.backlog(),
             busy: state.busy,
-            usual: Duration::from_nanos(state.usual),
+            average: Duration::from_nanos(state.average),
         })
     }
 
@@ -159,7 +159,10 @@ impl Lane {
         let mut state = lock(&self.state);
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         // An eighth of it is the new one.
-        state.usual = state.usual.saturating_sub(state.usual >> 3).saturating_add(took >> 3);
+        state.average = state
+            .average
+            .saturating_sub(state.average >> 3)
+            .saturating_add(took >> 3);
         let kept = outcome != Outcome::Wait || state.has_room_to_wait();
         match outcome {
             Outcome::Done(len) => state.finish(chain.head(), len, now),
@@ -211,22 +214,22 @@ impl Lane {
         self.ring();
     }
 
-    /// Takes the post at the doorbell, if nobody has it and there is something to be done there.
-    pub fn attend(&self) -> bool {
+    /// Claims the doorbell, if nobody has and there is something to be done there.
+    pub fn claim_doorbell(&self) -> bool {
         let mut state = lock(&self.state);
-        let free = state.ring.is_some() && !state.attended && state.is_bus_master();
-        state.attended |= free;
+        let free = state.ring.is_some() && !state.doorbell_claimed && state.is_bus_master();
+        state.doorbell_claimed |= free;
         free
     }
 
-    /// Gives the post at the doorbell up.
-    pub fn leave(&self) {
-        lock(&self.state).attended = false;
+    /// Gives the doorbell up.
+    pub fn unclaim_doorbell(&self) {
+        lock(&self.state).doorbell_claimed = false;
     }
 
     /// Whether somebody is at the doorbell.
-    pub fn is_attended(&self) -> bool {
-        lock(&self.state).attended
+    pub fn is_doorbell_claimed(&self) -> bool {
+        lock(&self.state).doorbell_claimed
     }
 
     /// Begins nothing more, waits for what has been begun, and tells the driver.
@@ -237,18 +240,18 @@ impl Lane {
         }
     }
 
-    /// Goes on after [`Lane::hold`].
+    /// Goes on after [`RequestQueue::hold`].
     pub fn release(&self) {
         lock(&self.state).held = false;
         self.ring();
     }
 
-    /// Why the lane serves no more, if the driver broke a rule.
+    /// Why the queue serves no more, if the driver broke a rule.
     pub fn failure(&self) -> Option<RingError> {
         lock(&self.state).failure.take()
     }
 
-    /// As [`Lane::hold`], for good: what waits is refused, or without the right to memory forgotten. Returns where the ring stood.
+    /// As [`RequestQueue::hold`], for good: what waits is refused, or without the right to memory forgotten. Returns where the ring stood.
     pub fn finish(&self) -> Option<RingState> {
         let mut state = self.stop_beginning();
         let State { waiting, again, .. } = &mut *state;
@@ -273,7 +276,7 @@ impl Lane {
             state = self.quiet.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if state.is_bus_master() {
-            state.settle();
+            state.return_deferred();
         }
         state
     }
@@ -313,15 +316,15 @@ impl State {
         if self.is_bus_master() {
             return self.give_back(head, len, now);
         }
-        self.ended.push((head, len));
+        self.deferred.push((head, len));
         // Which is looked at when the right is back.
         self.ring.iter().for_each(Ring::kick_self);
     }
 
     /// Gives back what ended while that was not allowed.
-    fn settle(&mut self) {
+    fn return_deferred(&mut self) {
         let now = Instant::now();
-        for (head, len) in std::mem::take(&mut self.ended) {
+        for (head, len) in std::mem::take(&mut self.deferred) {
             self.give_back(head, len, now);
         }
     }
@@ -330,15 +333,15 @@ impl State {
         let Some(ring) = &mut self.ring else { return };
         let pushed = ring.push(head, len);
         self.note(pushed);
-        let owed = *self.owed.get_or_insert(now);
+        let interrupt_due_since = *self.interrupt_due_since.get_or_insert(now);
         // Who has nothing else to look forward to is told at once.
-        if self.backlog() == 0 || now.saturating_duration_since(owed) >= QUIET {
+        if self.backlog() == 0 || now.saturating_duration_since(interrupt_due_since) >= INTERRUPT_DELAY_MAX {
             self.announce();
         }
     }
 
     fn announce(&mut self) {
-        if self.owed.take().is_none() {
+        if self.interrupt_due_since.take().is_none() {
             return;
         }
         if let Some(ring) = &mut self.ring {

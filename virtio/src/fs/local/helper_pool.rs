@@ -12,20 +12,20 @@ use std::time::{Duration, Instant};
 use husk_devices::lock;
 
 /// Most helpers of a share. With all of them in requests that the host does not finish, others wait.
-pub(super) const MOST: usize = 16;
+pub(super) const HELPERS_MAX: usize = 16;
 /// How long a thread with nothing to do stays.
-const PATIENCE: Duration = Duration::from_secs(5);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a host that had no thread is not asked for another.
-const RESPITE: Duration = Duration::from_secs(1);
+const SPAWN_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// The threads that there are, and what they are wanted for.
 #[derive(Default)]
-pub(super) struct Crew {
+pub(super) struct HelperPool {
     state: Mutex<State>,
-    /// Notified when a helper is called.
-    called: Condvar,
-    /// Notified when the watcher is wanted.
-    alarmed: Condvar,
+    /// Notified when a helper is requested.
+    requested: Condvar,
+    /// Notified when the watcher has work.
+    work: Condvar,
     /// Notified when a thread has gone.
     gone: Condvar,
     /// The watcher sleeps, or there is none.
@@ -34,15 +34,15 @@ pub(super) struct Crew {
 
 #[derive(Default)]
 struct State {
-    /// Numbers of the lanes that helpers are wanted at.
-    calls: VecDeque<usize>,
-    /// Helpers that wait for a call.
+    /// Numbers of the queues that helpers are wanted at.
+    requests: VecDeque<usize>,
+    /// Helpers that wait for a request.
     idle: usize,
     /// Helpers that there are, or will be.
     helpers: usize,
     watcher: bool,
     /// The host had no thread: none is asked for until then.
-    barred: Option<Instant>,
+    no_spawn_until: Option<Instant>,
     /// No thread is to be started any more.
     closed: bool,
 }
@@ -60,14 +60,14 @@ pub(super) enum Wanted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sleep {
     /// There is work.
-    Alarmed,
-    /// There was none for long: it has no place in the crew any more.
-    SentHome,
+    Work,
+    /// There was none for long: it has no place in the pool any more.
+    IdleTimeout,
     /// All are to end.
     Closed,
 }
 
-impl Crew {
+impl HelperPool {
     /// Nobody yet.
     pub fn new() -> Self {
         Self {
@@ -76,41 +76,41 @@ impl Crew {
         }
     }
 
-    /// Wants a helper at a lane. [`Wanted::Thread`]: one more is to be started.
-    pub fn call(&self, lane: usize) -> Wanted {
+    /// Wants a helper at a queue. [`Wanted::Thread`]: one more is to be started.
+    pub fn request_helper(&self, queue: usize) -> Wanted {
         let mut state = lock(&self.state);
-        if state.closed || state.calls.contains(&lane) {
+        if state.closed || state.requests.contains(&queue) {
             return Wanted::Nobody;
         }
-        if state.idle > state.calls.len() {
-            state.calls.push_back(lane);
+        if state.idle > state.requests.len() {
+            state.requests.push_back(queue);
             drop(state);
-            self.called.notify_one();
+            self.requested.notify_one();
             return Wanted::Nobody;
         }
-        if state.helpers >= MOST || state.is_barred() {
+        if state.helpers >= HELPERS_MAX || state.is_spawning_suspended() {
             return Wanted::Nobody;
         }
-        state.calls.push_back(lane);
+        state.requests.push_back(queue);
         state.helpers = state.helpers.saturating_add(1);
         Wanted::Thread
     }
 
-    /// Waits for a call. `None`: the helper is to end.
-    pub fn answer(&self) -> Option<usize> {
+    /// Waits for a queue that wants a helper. `None`: the helper is to end.
+    pub fn next_request(&self) -> Option<usize> {
         let mut state = lock(&self.state);
         loop {
             if state.closed {
                 return None;
             }
-            if let Some(lane) = state.calls.pop_front() {
-                return Some(lane);
+            if let Some(queue) = state.requests.pop_front() {
+                return Some(queue);
             }
             state.idle = state.idle.saturating_add(1);
-            let (back, timeout) = wait(&self.called, state, PATIENCE);
+            let (back, timeout) = wait(&self.requested, state, IDLE_TIMEOUT);
             state = back;
             state.idle = state.idle.saturating_sub(1);
-            if timeout && state.calls.is_empty() {
+            if timeout && state.requests.is_empty() {
                 return None;
             }
         }
@@ -121,15 +121,15 @@ impl Crew {
         let mut state = lock(&self.state);
         state.helpers = state.helpers.saturating_sub(1);
         if state.helpers == 0 {
-            // What nobody answers is called for again.
-            state.calls.clear();
+            // What nobody answers is requested again.
+            state.requests.clear();
         }
         drop(state);
         self.gone.notify_all();
     }
 
     /// Work has begun. [`Wanted::Thread`]: there is no watcher, and one is to be started.
-    pub fn alarm(&self) -> Wanted {
+    pub fn wake_watcher(&self) -> Wanted {
         // Pairs with `doze`: either sees what the other has written.
         if !self.dozing.load(Ordering::SeqCst) || !self.dozing.swap(false, Ordering::SeqCst) {
             return Wanted::Nobody;
@@ -139,7 +139,7 @@ impl Crew {
             return Wanted::Nobody;
         }
         if !state.watcher {
-            if state.is_barred() {
+            if state.is_spawning_suspended() {
                 self.doze();
                 return Wanted::Nobody;
             }
@@ -147,14 +147,14 @@ impl Crew {
             return Wanted::Thread;
         }
         drop(state);
-        self.alarmed.notify_all();
+        self.work.notify_all();
         Wanted::Nobody
     }
 
     /// The watcher waits for its next look. `false`: it is to end.
     pub fn pause(&self, time: Duration) -> bool {
         let state = lock(&self.state);
-        !state.closed && !wait(&self.alarmed, state, time).0.closed
+        !state.closed && !wait(&self.work, state, time).0.closed
     }
 
     /// The watcher says that it is going to sleep. It looks once more after that, and sleeps only if there is no work.
@@ -171,19 +171,19 @@ impl Crew {
     pub fn sleep(&self) -> Sleep {
         let mut state = lock(&self.state);
         while !state.closed && self.dozing.load(Ordering::SeqCst) {
-            let (back, timeout) = wait(&self.alarmed, state, PATIENCE);
+            let (back, timeout) = wait(&self.work, state, IDLE_TIMEOUT);
             state = back;
             if timeout && self.dozing.load(Ordering::SeqCst) {
-                // Under the lock: whoever alarms from now on starts another.
+                // Under the lock: whoever wakes it from now on starts another.
                 state.watcher = false;
                 self.gone.notify_all();
-                return Sleep::SentHome;
+                return Sleep::IdleTimeout;
             }
         }
-        if state.closed { Sleep::Closed } else { Sleep::Alarmed }
+        if state.closed { Sleep::Closed } else { Sleep::Work }
     }
 
-    /// The watcher is no more, or will not be; not to be called once it was sent home.
+    /// The watcher is no more, or will not be; not to be called once it had [`Sleep::IdleTimeout`].
     pub fn watcher_gone(&self) {
         lock(&self.state).watcher = false;
         self.doze();
@@ -191,8 +191,8 @@ impl Crew {
     }
 
     /// The host had no thread.
-    pub fn bar(&self) {
-        lock(&self.state).barred = Instant::now().checked_add(RESPITE);
+    pub fn suspend_spawning(&self) {
+        lock(&self.state).no_spawn_until = Instant::now().checked_add(SPAWN_RETRY_DELAY);
     }
 
     /// Whether all are to end.
@@ -203,8 +203,8 @@ impl Crew {
     /// No thread is to be started from now on, and those that there are end when they have done what they are at.
     pub fn close(&self) {
         lock(&self.state).closed = true;
-        self.called.notify_all();
-        self.alarmed.notify_all();
+        self.requested.notify_all();
+        self.work.notify_all();
     }
 
     /// Waits until all have ended.
@@ -223,8 +223,8 @@ impl Crew {
 }
 
 impl State {
-    fn is_barred(&self) -> bool {
-        self.barred.is_some_and(|until| Instant::now() < until)
+    fn is_spawning_suspended(&self) -> bool {
+        self.no_spawn_until.is_some_and(|until| Instant::now() < until)
     }
 }
 
