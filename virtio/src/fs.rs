@@ -90,7 +90,7 @@ impl Fs {
     #[cfg(any(test, feature = "test-utils"))]
     pub fn on_socket(config: &FsConfig, stream: UnixStream) -> Result<Self, BackendError> {
         let queues = config.queues.saturating_add(1);
-        let link = Link::over(stream, &config.socket, queues, crate::vhost_user::REPLY_TIMEOUT)?;
+        let link = Link::from_stream(stream, &config.socket, queues, crate::vhost_user::REPLY_TIMEOUT)?;
         Ok(Self::over(link, config))
     }
 

@@ -19,14 +19,14 @@
 
 pub mod balloon;
 pub mod block;
+mod call_event;
 pub mod config;
 pub mod console;
 pub mod device;
 mod durability;
 pub mod fs;
-mod gate;
+mod hold_point;
 mod iovecs;
-mod lent;
 pub mod mem;
 pub mod net;
 pub mod pmem;

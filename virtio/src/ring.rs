@@ -12,7 +12,7 @@ mod chain;
 mod counters;
 mod error;
 mod notify;
-mod orphans;
+mod recovery;
 mod take;
 mod used;
 
@@ -21,7 +21,7 @@ pub use chain::Chain;
 pub use counters::{QueueCounters, QueueStats};
 pub use error::RingError;
 pub use notify::{Notify, Signal};
-pub use orphans::{Adopted, Protocol, Trace};
+pub use recovery::{Protocol, Recovered, ReplyState};
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -11,7 +11,7 @@ use husk_devices::lock;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::device::{Handler, HandlerError, Watch};
-use crate::gate::{Gate, State};
+use crate::hold_point::{HoldPoint, State};
 use crate::ring::RingState;
 use crate::threads::{ThreadClass, Threads, UnconfinedThreads};
 
@@ -23,9 +23,9 @@ pub type OnFailure = Box<dyn FnOnce(HandlerError) + Send>;
 
 /// A running I/O thread. Dropping it stops the thread and waits, so [`Worker::stop`] it before, away from vCPU threads.
 pub struct Worker {
-    /// Rings whenever the gate has changed.
-    bell: Arc<EventFd>,
-    gate: Arc<Gate>,
+    /// Readable whenever the hold point has changed.
+    wakeup: Arc<EventFd>,
+    hold_point: Arc<HoldPoint>,
     outcome: Arc<Outcome>,
 }
 
@@ -54,49 +54,53 @@ impl Worker {
         handler: Box<dyn Handler>,
         on_failure: OnFailure,
     ) -> io::Result<Self> {
-        let bell = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let wakeup = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let outcome = Arc::new(Outcome::new(threads.waker()));
-        let gate = Arc::new(Gate::new(threads.waker()));
-        let (rung, passed, confiner) = (bell.clone(), gate.clone(), threads.clone());
-        let life = Life {
+        let hold_point = Arc::new(HoldPoint::new(threads.waker()));
+        let (rung, passed, confiner) = (wakeup.clone(), hold_point.clone(), threads.clone());
+        let thread = HandlerThread {
             handler: Some(handler),
             on_failure: Some(on_failure),
             outcome: outcome.clone(),
         };
         threads.start(
             name,
-            Box::new(move || life.run(rung, passed, || confiner.confine(thread_class))),
+            Box::new(move || thread.run(rung, passed, || confiner.confine(thread_class))),
         )?;
-        Ok(Self { bell, gate, outcome })
+        Ok(Self {
+            wakeup,
+            hold_point,
+            outcome,
+        })
     }
 
     /// Asks the thread to stop, and returns at once: see [`Worker::is_stopped`]. The waker of its [`Threads`] is woken when it has.
     pub fn stop(&self) {
-        self.gate.break_open();
+        self.hold_point.end();
         self.ring();
     }
 
     /// Asks the thread to finish what its handler has begun, here and elsewhere, and to begin nothing more until [`Worker::release`].
     /// Returns at once: see [`Worker::is_held`].
     pub fn hold(&self) {
-        self.gate.shut();
+        self.hold_point.request_hold();
         self.ring();
     }
 
     /// Whether nothing of the handler writes guest memory any more after [`Worker::hold`]. The waker of its [`Threads`] is woken when
     /// that becomes true. It does not if the handler gives up instead.
     pub fn is_held(&self) -> bool {
-        self.gate.state() == State::Held || self.is_stopped()
+        self.hold_point.state() == State::Held || self.is_stopped()
     }
 
     /// Lets the handler go on after [`Worker::hold`], whether or not it is held yet.
     pub fn release(&self) {
-        self.gate.open();
+        self.hold_point.release();
     }
 
     fn ring(&self) {
         // Fails only when the counter is full, and then it rings anyway.
-        let _ = self.bell.write(1);
+        let _ = self.wakeup.write(1);
     }
 
     /// Whether the thread is done with its handler and touches guest memory no more.
@@ -157,25 +161,25 @@ impl Outcome {
 }
 
 /// A handler on its way through its thread. However that ends, there is an outcome.
-struct Life {
+struct HandlerThread {
     handler: Option<Box<dyn Handler>>,
     on_failure: Option<OnFailure>,
     outcome: Arc<Outcome>,
 }
 
-impl Life {
-    fn run(mut self, bell: Arc<EventFd>, gate: Arc<Gate>, confine: impl FnOnce() -> io::Result<()>) {
+impl HandlerThread {
+    fn run(mut self, wakeup: Arc<EventFd>, hold_point: Arc<HoldPoint>, confine: impl FnOnce() -> io::Result<()>) {
         let Some(handler) = self.handler.take() else { return };
-        let hosted = Hosted {
+        let subscriber = HandlerSubscriber {
             handler,
             on_failure: self.on_failure.take(),
-            bell,
-            gate,
+            wakeup,
+            hold_point,
             end: None,
         };
-        let (hosted, failure) = serve(hosted, confine);
-        self.on_failure = hosted.on_failure;
-        self.finish(hosted.handler, failure);
+        let (subscriber, failure) = serve(subscriber, confine);
+        self.on_failure = subscriber.on_failure;
+        self.finish(subscriber.handler, failure);
     }
 
     fn finish(&mut self, handler: Box<dyn Handler>, failure: Option<HandlerError>) {
@@ -186,7 +190,7 @@ impl Life {
     }
 }
 
-impl Drop for Life {
+impl Drop for HandlerThread {
     fn drop(&mut self) {
         if let Some(handler) = self.handler.take() {
             let source = io::ErrorKind::OutOfMemory.into();
@@ -201,38 +205,41 @@ impl Drop for Life {
 /// Why a look-up of the subscriber cannot fail.
 const ONLY_HERE: &str = "only `serve` removes the subscriber that it added";
 
-/// The epoll loop, confined as soon as the handler has set itself up. Returns what it hosted, and why it gave up if it did.
-fn serve(hosted: Hosted, confine: impl FnOnce() -> io::Result<()>) -> (Hosted, Option<HandlerError>) {
+/// The epoll loop, confined as soon as the handler has set itself up. Returns the subscriber, and why it gave up if it did.
+fn serve(
+    subscriber: HandlerSubscriber,
+    confine: impl FnOnce() -> io::Result<()>,
+) -> (HandlerSubscriber, Option<HandlerError>) {
     let waiting = |error| HandlerError::Host {
         what: "cannot wait for events",
         source: io::Error::other(error),
     };
     let mut manager = match EventManager::new_with_capacity(EVENTS_PER_WAIT) {
         Ok(manager) => manager,
-        Err(error) => return (hosted, Some(waiting(error))),
+        Err(error) => return (subscriber, Some(waiting(error))),
     };
-    let id = manager.add_subscriber(hosted);
+    let id = manager.add_subscriber(subscriber);
     if let Err(source) = confine() {
         let what = "cannot confine an I/O thread";
-        let hosted = manager.subscriber_mut(id).expect(ONLY_HERE);
-        hosted
+        let subscriber = manager.subscriber_mut(id).expect(ONLY_HERE);
+        subscriber
             .end
             .get_or_insert(End::Failed(HandlerError::Host { what, source }));
     }
     loop {
-        let hosted = manager.subscriber_mut(id).expect(ONLY_HERE);
-        if hosted.end.is_some() {
+        let subscriber = manager.subscriber_mut(id).expect(ONLY_HERE);
+        if subscriber.end.is_some() {
             break;
         }
         if let Err(error) = manager.run() {
-            let hosted = manager.subscriber_mut(id).expect(ONLY_HERE);
-            hosted.end.get_or_insert(End::Failed(waiting(error)));
+            let subscriber = manager.subscriber_mut(id).expect(ONLY_HERE);
+            subscriber.end.get_or_insert(End::Failed(waiting(error)));
         }
     }
-    let mut hosted = manager.remove_subscriber(id).expect(ONLY_HERE);
-    match hosted.end.take() {
-        Some(End::Failed(error)) => (hosted, Some(error)),
-        _ => (hosted, None),
+    let mut subscriber = manager.remove_subscriber(id).expect(ONLY_HERE);
+    match subscriber.end.take() {
+        Some(End::Failed(error)) => (subscriber, Some(error)),
+        _ => (subscriber, None),
     }
 }
 
@@ -243,32 +250,32 @@ enum End {
 }
 
 /// A handler as event-manager sees it.
-struct Hosted {
+struct HandlerSubscriber {
     handler: Box<dyn Handler>,
     on_failure: Option<OnFailure>,
-    bell: Arc<EventFd>,
-    gate: Arc<Gate>,
+    wakeup: Arc<EventFd>,
+    hold_point: Arc<HoldPoint>,
     end: Option<End>,
 }
 
-impl Hosted {
-    /// Does what the gate says. A handler that gives up while it is asked to hold is not held: whoever asked learns that it does not come.
-    fn look(&mut self, watch: &mut dyn Watch) -> Option<End> {
-        if self.gate.state() == State::Shut {
+impl HandlerSubscriber {
+    /// Does what the hold point says. A handler that gives up while it is asked to hold is not held: whoever asked learns that it does not come.
+    fn follow_hold_point(&mut self, watch: &mut dyn Watch) -> Option<End> {
+        if self.hold_point.state() == State::HoldRequested {
             let held = self.handler.hold(watch);
             if held.is_err() {
-                return self.judge(held, watch);
+                return self.end_of(held, watch);
             }
-            if self.gate.arrive() == State::Open {
+            if self.hold_point.wait_while_held() == State::Running {
                 let released = self.handler.release(watch);
-                return self.judge(released, watch);
+                return self.end_of(released, watch);
             }
         }
-        (self.gate.state() == State::Broken).then_some(End::Asked)
+        (self.hold_point.state() == State::Ended).then_some(End::Asked)
     }
 
     /// What an error of the handler means: its end, unless it survives.
-    fn judge(&mut self, done: Result<(), HandlerError>, watch: &mut dyn Watch) -> Option<End> {
+    fn end_of(&mut self, done: Result<(), HandlerError>, watch: &mut dyn Watch) -> Option<End> {
         let error = done.err()?;
         if !self.handler.survive(watch) {
             return Some(End::Failed(error));
@@ -280,17 +287,17 @@ impl Hosted {
     }
 }
 
-impl MutEventSubscriber for Hosted {
+impl MutEventSubscriber for HandlerSubscriber {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let mut watch = Fds(ops);
         let watched = watch
-            .readable(self.bell.as_raw_fd(), 0)
+            .readable(self.wakeup.as_raw_fd(), 0)
             .map_err(|source| HandlerError::Host {
                 what: "cannot watch for requests to stop",
                 source,
             })
             .and_then(|()| self.handler.watch(&mut watch));
-        self.end = self.judge(watched, &mut watch);
+        self.end = self.end_of(watched, &mut watch);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
@@ -298,13 +305,13 @@ impl MutEventSubscriber for Hosted {
             return;
         }
         let mut watch = Fds(ops);
-        if events.fd() == self.bell.as_raw_fd() {
-            // Before looking at the gate: a change after that rings again.
-            let _ = self.bell.read();
-            return self.end = self.look(&mut watch);
+        if events.fd() == self.wakeup.as_raw_fd() {
+            // Before looking at the hold point: a change after that wakes again.
+            let _ = self.wakeup.read();
+            return self.end = self.follow_hold_point(&mut watch);
         }
         let woken = self.handler.wake(events.data(), &mut watch);
-        self.end = self.judge(woken, &mut watch);
+        self.end = self.end_of(woken, &mut watch);
     }
 }
 

@@ -10,7 +10,7 @@ use std::mem::size_of;
 use zerocopy::IntoBytes;
 
 use super::protocol::{replies, requests, take};
-use crate::ring::{Protocol, Reader, Trace, Writer};
+use crate::ring::{Protocol, Reader, ReplyState, Writer};
 
 /// Bytes of a request that has nothing but its header.
 pub(super) const REQUEST_BYTES: usize = size_of::<requests::Header>();
@@ -19,25 +19,25 @@ const REPLY_BYTES: usize = size_of::<replies::Header>();
 const LEN: u32 = 16;
 const _: () = assert!(LEN as usize == REPLY_BYTES);
 
-/// FUSE, for [`Ring::adopt`](crate::ring::Ring::adopt).
+/// FUSE, for [`Ring::recover`](crate::ring::Ring::recover).
 pub(super) struct Fuse;
 
 impl Protocol for Fuse {
-    fn trace(&self, request: &mut Reader<'_>, reply: &mut Reader<'_>) -> Trace {
+    fn reply_state(&self, request: &mut Reader<'_>, reply: &mut Reader<'_>) -> ReplyState {
         let (readable, writable) = (request.available_bytes(), reply.available_bytes());
         let Some(asked) = take::<requests::Header>(request) else {
-            return Trace::None;
+            return ReplyState::None;
         };
         let is_request =
             usize::try_from(asked.len.get()) == Ok(readable) && asked.opcode.get() != 0 && asked.unique.get() != 0;
         let Some(said) = take::<replies::Header>(reply).filter(|_| is_request) else {
-            return Trace::None;
+            return ReplyState::None;
         };
         if said.unique != asked.unique {
-            return Trace::Waiting;
+            return ReplyState::Waiting;
         }
         let longest = u32::try_from(writable).unwrap_or(u32::MAX);
-        Trace::Answered(said.len.get().min(longest))
+        ReplyState::Answered(said.len.get().min(longest))
     }
 
     fn refuse(&self, request: &mut Reader<'_>, reply: &mut Writer<'_>) -> u32 {

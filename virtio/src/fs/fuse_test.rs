@@ -31,18 +31,21 @@ fn reply(len: u32, unique: u64) -> Vec<u8> {
     [&len.to_le_bytes()[..], &[0; 4], &unique.to_le_bytes()].concat()
 }
 
-fn trace(request: &[u8], said: &[u8], room: u32) -> Trace {
+fn reply_state(request: &[u8], said: &[u8], room: u32) -> ReplyState {
     let (_, chain) = chain(request, said, room);
-    Fuse.trace(&mut chain.reader(), &mut chain.written())
+    Fuse.reply_state(&mut chain.reader(), &mut chain.written())
 }
 
 #[test]
 fn a_request_waits_until_its_number_is_in_the_reply() {
     let lookup = request(48, 1, 14);
-    assert_eq!(trace(&lookup, &[0; 16], 144), Trace::Waiting);
-    assert_eq!(trace(&lookup, &reply(144, 12), 144), Trace::Waiting);
-    assert_eq!(trace(&lookup, &reply(144, 14), 144), Trace::Answered(144));
-    assert_eq!(trace(&lookup, &reply(u32::MAX, 14), 144), Trace::Answered(144));
+    assert_eq!(reply_state(&lookup, &[0; 16], 144), ReplyState::Waiting);
+    assert_eq!(reply_state(&lookup, &reply(144, 12), 144), ReplyState::Waiting);
+    assert_eq!(reply_state(&lookup, &reply(144, 14), 144), ReplyState::Answered(144));
+    assert_eq!(
+        reply_state(&lookup, &reply(u32::MAX, 14), 144),
+        ReplyState::Answered(144)
+    );
 }
 
 #[test]
@@ -56,7 +59,11 @@ fn what_is_no_request_leaves_no_trace() {
         // FUSE_FORGET
         (request(48, 2, 14), 0),
     ] {
-        assert_eq!(trace(&no_request, &[0; 16], room), Trace::None, "{no_request:?}");
+        assert_eq!(
+            reply_state(&no_request, &[0; 16], room),
+            ReplyState::None,
+            "{no_request:?}"
+        );
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use super::control::{Control, Switches};
-use super::line::{Fault, Line};
+use super::link::{TapFault, TapPort};
 use super::rx::Receive;
 use super::tx::Transmit;
 use crate::device::{Handler, HandlerError, Watch};
@@ -24,7 +24,7 @@ pub(super) struct PairHandler {
     rx: Receive,
     tx: Transmit,
     control: Option<Control>,
-    line: Line,
+    port: TapPort,
     beginning: Option<Beginning>,
     /// For rate limiters, if there are any.
     alarm: Option<Alarm>,
@@ -52,12 +52,18 @@ impl Beginning {
 
 impl PairHandler {
     /// Joins both directions with their way out. The first pair has a beginning, and the control queue if there is one.
-    pub fn new(rx: Receive, tx: Transmit, line: Line, beginning: Option<Beginning>, control: Option<Control>) -> Self {
+    pub fn new(
+        rx: Receive,
+        tx: Transmit,
+        port: TapPort,
+        beginning: Option<Beginning>,
+        control: Option<Control>,
+    ) -> Self {
         Self {
             rx,
             tx,
             control,
-            line,
+            port,
             beginning,
             alarm: None,
         }
@@ -80,7 +86,7 @@ impl Handler for PairHandler {
     fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
         match self.beginning.take().map(Beginning::carry_out) {
             None | Some(Ok(())) => {}
-            Some(Err(error)) if Fault::of(&error) == Fault::Gone => self.line.lose(),
+            Some(Err(error)) if TapFault::of(&error) == TapFault::Gone => self.port.set_down(),
             Some(Err(source)) => {
                 let what = "cannot set the tap's queues and offloads";
                 return Err(HandlerError::Host { what, source });
@@ -98,7 +104,7 @@ impl Handler for PairHandler {
             self.alarm = Some(alarm);
         }
         watch
-            .edges(self.line.tap.as_raw_fd(), TAP)
+            .edges(self.port.tap.as_raw_fd(), TAP)
             .map_err(HandlerError::watch)?;
         // For what became available before there was a thread.
         self.tx.ring().kick_self();
@@ -109,11 +115,11 @@ impl Handler for PairHandler {
         match token {
             RX_KICK => {
                 self.rx.ring().take_kick();
-                self.rx.run(&self.line)?;
+                self.rx.run(&self.port)?;
             }
             TX_KICK => {
                 self.tx.ring().take_kick();
-                self.tx.run(&self.line)?;
+                self.tx.run(&self.port)?;
             }
             CONTROL_KICK => {
                 if let Some(control) = &mut self.control {
@@ -126,12 +132,12 @@ impl Handler for PairHandler {
                 }
                 self.rx.pace.rang();
                 self.tx.pace.rang();
-                self.rx.run(&self.line)?;
-                self.tx.run(&self.line)?;
+                self.rx.run(&self.port)?;
+                self.tx.run(&self.port)?;
             }
             _ => {
-                self.rx.run(&self.line)?;
-                self.tx.unblock(&self.line)?;
+                self.rx.run(&self.port)?;
+                self.tx.unblock(&self.port)?;
             }
         }
         self.set_alarm()

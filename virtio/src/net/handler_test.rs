@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, MemoryRegionAddress};
 use super::*;
 use crate::config::ConfigBytes;
 use crate::net::header::{HEADER_BYTES, MAX_FRAME_BYTES};
-use crate::net::line::Link;
+use crate::net::link::LinkState;
 use crate::net::metrics::NetMetrics;
 use crate::net::rx::Terms;
 use crate::net::tap::Tap;
@@ -93,9 +93,9 @@ impl Bench {
 
     fn start(&mut self, tap: Tap, setup: &Setup) {
         let limiter = || Limiter::new(setup.limits, Instant::now()).map(Arc::new);
-        let line = Line {
+        let port = TapPort {
             tap: Arc::new(tap),
-            link: Arc::new(Link::new(
+            link: Arc::new(LinkState::new(
                 Arc::new(Mutex::new(ConfigBytes::new([0; 12]))),
                 Notify::none(),
             )),
@@ -103,7 +103,7 @@ impl Bench {
         };
         let rx = Receive::new(self.rx.ring(), Pace::new(limiter()), setup.terms);
         let tx = Transmit::new(self.tx.ring(), Pace::new(limiter()), ALL);
-        let mut handler = PairHandler::new(rx, tx, line, None, None);
+        let mut handler = PairHandler::new(rx, tx, port, None, None);
         handler.watch(&mut Ignore).unwrap();
         self.handler = Some(Box::new(handler));
     }
@@ -454,7 +454,7 @@ fn memory_that_was_removed_is_let_go_of_though_no_frame_may_come() {
         bench.arrive(&pattern(60));
         bench.wake(TAP).unwrap();
         if hindered == "by a tap that is gone" {
-            bench.handler.as_ref().unwrap().line.lose();
+            bench.handler.as_ref().unwrap().port.set_down();
         }
         let region = remove_second_region(&bench.rx.mem);
         assert_eq!(Arc::strong_count(&region), 2, "the room keeps it");
@@ -623,11 +623,11 @@ fn a_refused_frame_is_counted_and_does_not_stop_the_queue() {
 
 #[test]
 fn errors_of_a_tap_are_told_apart() {
-    let fault = |errno| Fault::of(&io::Error::from_raw_os_error(errno));
-    assert_eq!(fault(libc::EAGAIN), Fault::Wait);
-    assert_eq!(fault(libc::EBADFD), Fault::Gone);
+    let fault = |errno| TapFault::of(&io::Error::from_raw_os_error(errno));
+    assert_eq!(fault(libc::EAGAIN), TapFault::Wait);
+    assert_eq!(fault(libc::EBADFD), TapFault::Gone);
     for errno in [libc::EIO, libc::EINVAL, libc::ENOBUFS, libc::ENOMEM, libc::EMSGSIZE] {
-        assert_eq!(fault(errno), Fault::Frame);
+        assert_eq!(fault(errno), TapFault::Frame);
     }
 }
 
@@ -636,8 +636,8 @@ fn a_lost_tap_takes_the_link_down_once_and_frames_with_it() {
     let mut bench = Bench::new(&USUAL);
     bench.give(4, 1536);
     let handler = bench.handler.as_ref().unwrap();
-    handler.line.lose();
-    handler.line.lose();
+    handler.port.set_down();
+    handler.port.set_down();
     bench.arrive(&pattern(60));
     bench.send(&with_header(&pattern(60)), &[]);
     for token in [TAP, RX_KICK, TX_KICK] {
@@ -725,7 +725,7 @@ fn a_timer_that_rings_for_a_tap_that_is_gone_does_not_ring_again() {
     bench.wake(TAP).unwrap();
     let alarm = |bench: &Bench| bench.handler.as_ref().unwrap().alarm.as_ref().unwrap().at();
     assert!(alarm(&bench).is_some());
-    bench.handler.as_ref().unwrap().line.lose();
+    bench.handler.as_ref().unwrap().port.set_down();
     // Blocks until the timer rings.
     bench.wake(TIMER).unwrap();
     assert_eq!(alarm(&bench), None);

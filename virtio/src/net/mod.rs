@@ -25,7 +25,7 @@
 //! | `tx` | sending |
 //! | `doorbells` | what has receiving let go of memory that is gone |
 //! | `control` | commands |
-//! | `line` | the tap as long as there is one |
+//! | `link` | the tap as long as there is one |
 //! | `handler` | one pair |
 //!
 //! Once it runs, a handler makes these system calls and no other: `preadv2`, `pwritev2`, `poll` and `ioctl` (`TUNSETOFFLOAD`, `TUNSETQUEUE`, on
@@ -44,7 +44,7 @@ mod doorbells;
 mod features;
 mod handler;
 pub mod header;
-mod line;
+mod link;
 mod metrics;
 mod room;
 mod rx;
@@ -72,12 +72,12 @@ use crate::device::{Activation, ConfigAccess, Handler, MemoryListener, Profile, 
 use crate::rate_limit::{Limiter, LimiterConfig, Pace};
 use crate::ring::Ring;
 use crate::threads::ThreadClass;
-use crate::vhost::{Group, KernelRings, Link, NetRings, OwnQueue, VhostError, VhostHandler};
+use crate::vhost::{Group, KernelRings, NetRings, OwnQueue, VhostError, VhostHandler, VhostHandles};
 use control::{Commands, Control, Switches};
 use doorbells::Doorbells;
 use features::has;
 use handler::{Beginning, PairHandler};
-use line::Line;
+use link::TapPort;
 use rx::{Receive, Terms};
 use tap::Tap;
 use tx::Transmit;
@@ -144,7 +144,7 @@ pub struct Net {
     /// Of the threads that move frames.
     doorbells: Arc<Doorbells>,
     /// Who moves frames, if not the threads of this process.
-    kernel: Option<Arc<Link>>,
+    kernel: Option<Arc<VhostHandles>>,
 }
 
 /// One tap for each queue pair.
@@ -212,16 +212,16 @@ impl Net {
             Ok(Box::new(rings) as Box<dyn KernelRings>)
         };
         let handles: Result<_, VhostError> = self.taps.0.iter().map(open).collect();
-        Ok(self.on_link(Link::new(handles?, memory.clone())))
+        Ok(self.with_kernel(VhostHandles::new(handles?, memory.clone())))
     }
 
-    /// A handle of `link` for each pair.
-    fn on_link(self, link: Arc<Link>) -> Self {
+    /// A device whose rings the kernel serves, one of `handles` for each pair.
+    fn with_kernel(self, handles: Arc<VhostHandles>) -> Self {
         // Of all others it knows nothing: they are between the driver and the tap.
-        let unknown = (1 << VIRTIO_NET_F_MRG_RXBUF) & !link.features();
+        let unknown = (1 << VIRTIO_NET_F_MRG_RXBUF) & !handles.features();
         Self {
             features: self.features & !unknown,
-            kernel: Some(link),
+            kernel: Some(handles),
             ..self
         }
     }
@@ -275,7 +275,11 @@ impl Net {
     }
 
     /// One handler for all pairs.
-    fn start_kernel(&self, link: &Arc<Link>, mut activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError> {
+    fn start_kernel(
+        &self,
+        handles: &Arc<VhostHandles>,
+        mut activation: Activation,
+    ) -> Result<Vec<Box<dyn Handler>>, StartError> {
         let features = activation.features;
         let control = self.control(&mut activation);
         let mut groups = Vec::new();
@@ -287,7 +291,7 @@ impl Net {
         }
         let beginning = self.beginning(features);
         let own = control.map(|control| Box::new(control) as Box<dyn OwnQueue>);
-        let handler = VhostHandler::new(link.clone(), activation.mem, features, groups, own);
+        let handler = VhostHandler::new(handles.clone(), activation.mem, features, groups, own);
         let handler = handler.after(Box::new(|| beginning.carry_out()));
         Ok(vec![Box::new(handler)])
     }
@@ -341,8 +345,8 @@ impl VirtioDevice for Net {
 
     fn metrics_source(&self) -> Arc<dyn MetricsSource> {
         match &self.kernel {
-            Some(link) => Arc::new(KernelNetMetrics {
-                rings: link.metrics().clone(),
+            Some(handles) => Arc::new(KernelNetMetrics {
+                rings: handles.metrics().clone(),
                 commands: self.metrics.clone(),
             }),
             None => self.metrics.clone(),
@@ -351,7 +355,7 @@ impl VirtioDevice for Net {
 
     fn memory_listener(&self) -> Option<Arc<dyn MemoryListener>> {
         Some(match &self.kernel {
-            Some(link) => link.clone(),
+            Some(handles) => handles.clone(),
             None => self.doorbells.clone(),
         })
     }
@@ -362,11 +366,14 @@ impl VirtioDevice for Net {
 
     /// One handler for every pair whose queues are both enabled; the first one must be.
     fn start(&mut self, mut activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError> {
-        if let Some(link) = &self.kernel {
-            return self.start_kernel(link, activation);
+        if let Some(handles) = &self.kernel {
+            return self.start_kernel(handles, activation);
         }
         let features = activation.features;
-        let link = Arc::new(line::Link::new(self.space.clone(), activation.config_changed.clone()));
+        let link = Arc::new(link::LinkState::new(
+            self.space.clone(),
+            activation.config_changed.clone(),
+        ));
         let mut beginning = Some(self.beginning(features));
         let mut control = self.control(&mut activation);
         let mut handlers: Vec<Box<dyn Handler>> = Vec::new();
@@ -376,7 +383,7 @@ impl VirtioDevice for Net {
                 continue;
             };
             doorbells.push(rx.doorbell());
-            let line = Line {
+            let port = TapPort {
                 tap: tap.clone(),
                 link: link.clone(),
                 metrics: self.metrics.clone(),
@@ -386,7 +393,7 @@ impl VirtioDevice for Net {
             handlers.push(Box::new(PairHandler::new(
                 rx,
                 tx,
-                line,
+                port,
                 beginning.take(),
                 control.take(),
             )));

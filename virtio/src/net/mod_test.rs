@@ -121,8 +121,8 @@ fn commands_come_after_the_pairs_that_the_driver_knows_of() {
 /// A device of `pairs` pairs whose frames move handles that have `features`.
 fn by_kernel(pairs: u16, features: u64) -> (Net, Vec<Arc<FakeKernel>>) {
     let handles: Vec<_> = (0..pairs).map(|_| FakeKernel::new(features)).collect();
-    let link = FakeKernel::link(&handles, &memory());
-    (net(several(pairs)).on_link(link), handles)
+    let link = FakeKernel::handles(&handles, &memory());
+    (net(several(pairs)).with_kernel(link), handles)
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! and nothing is ever cut off: what ends up there is copied as soon as the driver gives more room. Mostly there is enough.
 
 use super::header::{self, BEGINNING_BYTES, FLAGS, HEADER_BYTES, MAX_FRAME_BYTES, MIN_FRAME_BYTES, NUM_BUFFERS};
-use super::line::{Fault, Line};
+use super::link::{TapFault, TapPort};
 use super::room::Room;
 use crate::device::HandlerError;
 use crate::rate_limit::Pace;
@@ -77,45 +77,45 @@ impl Receive {
     ///
     /// # Errors
     /// When the driver broke the ring's rules.
-    pub fn run(&mut self, line: &Line) -> Result<(), HandlerError> {
-        let pause = self.receive_frames(line);
+    pub fn run(&mut self, port: &TapPort) -> Result<(), HandlerError> {
+        let pause = self.receive_frames(port);
         self.ring.signal()?;
         match pause? {
             Pause::NoFrame | Pause::Throttled => {}
             // Its turn is over, and not the driver's buffers.
             Pause::NoRoom if self.ring.is_spent() => {}
-            Pause::NoRoom => line.metrics.rx_starved.inc(),
+            Pause::NoRoom => port.metrics.rx_starved.inc(),
             Pause::Budget => self.ring.kick_self(),
         }
         Ok(())
     }
 
-    fn receive_frames(&mut self, line: &Line) -> Result<Pause, RingError> {
+    fn receive_frames(&mut self, port: &TapPort) -> Result<Pause, RingError> {
         self.ring.disable_kicks()?;
         for frame in 1..=BUDGET {
-            self.follow_memory(line);
-            if line.is_down() {
+            self.follow_memory(port);
+            if port.is_down() {
                 return Ok(Pause::NoFrame);
             }
-            if !self.pace.allows(&line.metrics.rx_throttled) {
+            if !self.pace.allows(&port.metrics.rx_throttled) {
                 return Ok(Pause::Throttled);
             }
-            if !self.make_room(line)? {
+            if !self.make_room(port)? {
                 return Ok(Pause::NoRoom);
             }
             let spill = match self.room.bytes() {
                 enough if enough >= MAX_BYTES => Default::default(),
                 _ => &mut *self.overflow,
             };
-            let Some(got) = self.room.with_buffers(spill, |buffers| line.tap.receive(buffers)) else {
+            let Some(got) = self.room.with_buffers(spill, |buffers| port.tap.receive(buffers)) else {
                 return Ok(Pause::NoRoom);
             };
             match got {
-                Ok(bytes) => self.deliver(bytes, line)?,
-                Err(error) => match Fault::of(&error) {
-                    Fault::Wait => return Ok(Pause::NoFrame),
-                    Fault::Gone => line.lose(),
-                    Fault::Frame => line.metrics.rx_errors.inc(),
+                Ok(bytes) => self.deliver(bytes, port)?,
+                Err(error) => match TapFault::of(&error) {
+                    TapFault::Wait => return Ok(Pause::NoFrame),
+                    TapFault::Gone => port.set_down(),
+                    TapFault::Frame => port.metrics.rx_errors.inc(),
                 },
             }
             if frame.is_multiple_of(BATCH) {
@@ -126,7 +126,7 @@ impl Receive {
     }
 
     /// Sees to it that the next frame can be read. `false`: the driver has to give more first, and will kick.
-    fn make_room(&mut self, line: &Line) -> Result<bool, RingError> {
+    fn make_room(&mut self, port: &TapPort) -> Result<bool, RingError> {
         loop {
             let (bytes, chains) = if self.terms.mergeable {
                 (MAX_BYTES, usize::MAX)
@@ -135,16 +135,16 @@ impl Receive {
             };
             let filled = self.room.bytes();
             self.room
-                .fill(&mut self.ring, bytes, chains, || line.metrics.rx_malformed.inc())?;
+                .fill(&mut self.ring, bytes, chains, || port.metrics.rx_malformed.inc())?;
             if self.tail > 0 {
-                self.finish(filled, line)?;
+                self.finish(filled, port)?;
             }
             if self.tail == 0 && self.room.chains() > 0 {
                 return Ok(true);
             }
             if self.tail > 0 && self.room.pieces() >= usize::from(self.ring.size() / 2) {
                 // Half of all that the driver can ever give is not enough, and it may be waiting for the other half itself.
-                self.drop_frame(line);
+                self.drop_frame(port);
                 continue;
             }
             if !self.ring.enable_kicks()? {
@@ -156,33 +156,33 @@ impl Receive {
 
     /// Lets go of guest memory that is no longer what the room was found in: parts of it may be somebody else's by now, and none of it
     /// can be given back as long as it is kept. Looked at before each frame, whether or not there is one.
-    fn follow_memory(&mut self, line: &Line) {
+    fn follow_memory(&mut self, port: &TapPort) {
         if !self.room.is_stale(&self.ring) {
             return;
         }
         if self.tail > 0 {
-            self.drop_frame(line);
+            self.drop_frame(port);
         }
         self.room.give_back(&mut self.ring);
     }
 
     /// A frame of `bytes` with its header has been read.
-    fn deliver(&mut self, bytes: usize, line: &Line) -> Result<(), RingError> {
+    fn deliver(&mut self, bytes: usize, port: &TapPort) -> Result<(), RingError> {
         if bytes < HEADER_BYTES {
-            line.metrics.rx_errors.inc();
+            port.metrics.rx_errors.inc();
             return Ok(());
         }
         self.pace.spend(bytes.saturating_sub(HEADER_BYTES) as u64);
         if self.is_too_long(bytes) {
-            self.drop_frame(line);
+            self.drop_frame(port);
             return Ok(());
         }
         match bytes.checked_sub(self.room.bytes()) {
-            None | Some(0) => self.complete(bytes, line),
+            None | Some(0) => self.complete(bytes, port),
             Some(tail) => {
                 self.tail = tail;
                 if !self.terms.mergeable {
-                    self.drop_frame(line);
+                    self.drop_frame(port);
                 }
                 Ok(())
             }
@@ -205,7 +205,7 @@ impl Receive {
     }
 
     /// Moves on with the frame that fills the first `filled` bytes of the room and goes on in `overflow`.
-    fn finish(&mut self, filled: usize, line: &Line) -> Result<(), RingError> {
+    fn finish(&mut self, filled: usize, port: &TapPort) -> Result<(), RingError> {
         let bytes = filled.saturating_add(self.tail);
         let space = self.room.bytes().saturating_sub(filled).min(self.tail);
         if space == 0 {
@@ -215,13 +215,13 @@ impl Receive {
         self.overflow.copy_within(space..self.tail, 0);
         self.tail = self.tail.saturating_sub(space);
         if self.tail == 0 {
-            self.complete(bytes, line)?;
+            self.complete(bytes, port)?;
         }
         Ok(())
     }
 
     /// Gives the driver the frame of `bytes` at the beginning of the room, all its chains at once.
-    fn complete(&mut self, bytes: usize, line: &Line) -> Result<(), RingError> {
+    fn complete(&mut self, bytes: usize, port: &TapPort) -> Result<(), RingError> {
         let chains = u16::try_from(self.room.chains_for(bytes)).unwrap_or(u16::MAX);
         self.room.write(NUM_BUFFERS, &chains.to_le_bytes());
         if !self.terms.checksums {
@@ -229,15 +229,15 @@ impl Receive {
         }
         self.done.clear();
         self.room.consume(bytes, &mut self.done);
-        line.metrics.rx_frames.inc();
-        line.metrics.rx_bytes.add(bytes.saturating_sub(HEADER_BYTES) as u64);
+        port.metrics.rx_frames.inc();
+        port.metrics.rx_bytes.add(bytes.saturating_sub(HEADER_BYTES) as u64);
         self.ring.push_all(&self.done)
     }
 
     /// Forgets the frame that does not fit, or is not to be passed on. Its chains are the next one's.
-    fn drop_frame(&mut self, line: &Line) {
+    fn drop_frame(&mut self, port: &TapPort) {
         self.tail = 0;
-        line.metrics.rx_dropped.inc();
+        port.metrics.rx_dropped.inc();
     }
 
     /// Ends receiving. What was taken and not used is the ring's again.

@@ -3,7 +3,7 @@
 use vm_memory::VolatileSlice;
 
 use super::header::{self, HEADER_BYTES};
-use super::line::{Fault, Line};
+use super::link::{TapFault, TapPort};
 use crate::device::HandlerError;
 use crate::iovecs::{Iovecs, Live, MAX_IOVECS};
 use crate::rate_limit::Pace;
@@ -96,31 +96,31 @@ impl Transmit {
     ///
     /// # Errors
     /// As [`Transmit::run`].
-    pub fn unblock(&mut self, line: &Line) -> Result<(), HandlerError> {
+    pub fn unblock(&mut self, port: &TapPort) -> Result<(), HandlerError> {
         if !self.blocked {
             return Ok(());
         }
-        self.run(line)
+        self.run(port)
     }
 
     /// Sends what is there, and tells the driver.
     ///
     /// # Errors
     /// When the driver broke the ring's rules.
-    pub fn run(&mut self, line: &Line) -> Result<(), HandlerError> {
-        let sent = self.send_frames(line);
+    pub fn run(&mut self, port: &TapPort) -> Result<(), HandlerError> {
+        let sent = self.send_frames(port);
         let returned = self.give_back();
         self.ring.signal()?;
         sent.and(returned)?;
         Ok(())
     }
 
-    fn send_frames(&mut self, line: &Line) -> Result<(), RingError> {
+    fn send_frames(&mut self, port: &TapPort) -> Result<(), RingError> {
         let mem = self.ring.memory().into_inner();
         loop {
             self.ring.disable_kicks()?;
             loop {
-                if !self.pace.allows(&line.metrics.tx_throttled) {
+                if !self.pace.allows(&port.metrics.tx_throttled) {
                     return Ok(());
                 }
                 let mut header = [0; HEADER_BYTES];
@@ -137,10 +137,10 @@ impl Transmit {
                 })?;
                 let Some(head) = taken else { break };
                 let sensible = frame.check(&mut header, self.features);
-                self.blocked = send(&frame, sensible, &self.pace, line) == Sent::Blocked;
+                self.blocked = send(&frame, sensible, &self.pace, port) == Sent::Blocked;
                 if self.blocked {
                     self.ring.put_back(head);
-                    line.metrics.tx_blocked.inc();
+                    port.metrics.tx_blocked.inc();
                     return Ok(());
                 }
                 self.done.push((head, 0));
@@ -171,26 +171,26 @@ impl Transmit {
 }
 
 /// Sends a frame, if it is `sensible`.
-fn send(frame: &Frame<'_, '_>, sensible: bool, pace: &Pace, line: &Line) -> Sent {
+fn send(frame: &Frame<'_, '_>, sensible: bool, pace: &Pace, port: &TapPort) -> Sent {
     if !sensible {
-        line.metrics.tx_malformed.inc();
+        port.metrics.tx_malformed.inc();
         return Sent::Done;
     }
-    if line.is_down() {
-        line.metrics.tx_refused.inc();
+    if port.is_down() {
+        port.metrics.tx_refused.inc();
         return Sent::Done;
     }
-    match line.tap.send(frame.buffers.buffers()) {
+    match port.tap.send(frame.buffers.buffers()) {
         Ok(_) => {
-            line.metrics.tx_frames.inc();
-            line.metrics.tx_bytes.add(frame.bytes as u64);
+            port.metrics.tx_frames.inc();
+            port.metrics.tx_bytes.add(frame.bytes as u64);
         }
-        Err(error) => match Fault::of(&error) {
-            Fault::Wait => return Sent::Blocked,
-            Fault::Frame => line.metrics.tx_refused.inc(),
-            Fault::Gone => {
-                line.metrics.tx_refused.inc();
-                line.lose();
+        Err(error) => match TapFault::of(&error) {
+            TapFault::Wait => return Sent::Blocked,
+            TapFault::Frame => port.metrics.tx_refused.inc(),
+            TapFault::Gone => {
+                port.metrics.tx_refused.inc();
+                port.set_down();
             }
         },
     }

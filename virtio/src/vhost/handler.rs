@@ -9,10 +9,10 @@ use husk_devices::memory::GuestMemory;
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::link::Link;
+use super::handles::VhostHandles;
 use super::rings::{KernelRings, Vring};
+use crate::call_event::{CallEvent, used_index};
 use crate::device::{Handler, HandlerError, StartError, Watch};
-use crate::lent::{Call, used_index};
 use crate::ring::{Ring, RingParts, RingState};
 
 /// [`Watch`] tokens: the queue that stays here. Rings have theirs by their number among all: for an interrupt that is passed on, and
@@ -35,7 +35,7 @@ pub(crate) trait OwnQueue: Send {
 pub(crate) type Beginning = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
 /// The rings of one handle, in its order. None if the driver left them disabled.
-pub(crate) struct Group(Vec<Lent>);
+pub(crate) struct Group(Vec<KernelRing>);
 
 impl Group {
     /// Takes the rings of a handle. Called on a vCPU thread: asks the kernel for nothing but eventfds.
@@ -43,7 +43,7 @@ impl Group {
     /// # Errors
     /// [`StartError::Host`] when there are none.
     pub fn new(rings: impl IntoIterator<Item = Ring>) -> Result<Self, StartError> {
-        let lent = rings.into_iter().map(|ring| Lent::new(ring.into_parts()));
+        let lent = rings.into_iter().map(|ring| KernelRing::new(ring.into_parts()));
         lent.collect::<io::Result<_>>()
             .map(Self)
             .map_err(|source| StartError::Host {
@@ -54,16 +54,16 @@ impl Group {
 }
 
 /// A ring for the kernel.
-struct Lent {
+struct KernelRing {
     ring: RingParts,
-    call: Call,
+    call: CallEvent,
     fault: Arc<EventFd>,
 }
 
-impl Lent {
+impl KernelRing {
     fn new(ring: RingParts) -> io::Result<Self> {
         Ok(Self {
-            call: Call::new(&ring.notify)?,
+            call: CallEvent::new(&ring.notify)?,
             fault: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
             ring,
         })
@@ -78,14 +78,14 @@ impl Lent {
         }
     }
 
-    fn pass_on(&self) {
-        self.call.pass_on(&self.ring.notify);
+    fn relay(&self) {
+        self.call.relay(&self.ring.notify);
     }
 }
 
 /// Serves no ring but the device's own queue.
 pub(crate) struct VhostHandler {
-    link: Arc<Link>,
+    handles: Arc<VhostHandles>,
     mem: GuestMemory,
     features: u64,
     groups: Vec<Group>,
@@ -96,17 +96,17 @@ pub(crate) struct VhostHandler {
 }
 
 impl VhostHandler {
-    /// Rings of a device on `link`, a group for each handle, with `features` agreed on; and the queue that stays here, if there is one.
+    /// Rings of a device on `handles`, a group for each handle, with `features` agreed on; and the queue that stays here, if there is one.
     /// `mem` is what the device reaches.
     pub fn new(
-        link: Arc<Link>,
+        handles: Arc<VhostHandles>,
         mem: GuestMemory,
         features: u64,
         groups: Vec<Group>,
         own: Option<Box<dyn OwnQueue>>,
     ) -> Self {
         Self {
-            link,
+            handles,
             mem,
             features,
             groups,
@@ -125,15 +125,14 @@ impl VhostHandler {
     }
 
     /// The handles that have rings, by their numbers.
-    fn in_use(&self) -> impl Iterator<Item = (usize, &dyn KernelRings, &[Lent])> {
-        let handles = self.link.handles().iter().map(Box::as_ref).enumerate();
-        let pairs = handles.zip(&self.groups);
+    fn in_use(&self) -> impl Iterator<Item = (usize, &dyn KernelRings, &[KernelRing])> {
+        let pairs = self.handles.iter().enumerate().zip(&self.groups);
         let all = pairs.map(|((handle, rings), group)| (handle, rings, group.0.as_slice()));
         all.filter(|(.., rings)| !rings.is_empty())
     }
 
     /// All rings, in the order of their numbers.
-    fn rings(&self) -> impl Iterator<Item = &Lent> {
+    fn rings(&self) -> impl Iterator<Item = &KernelRing> {
         self.groups.iter().flat_map(|group| &group.0)
     }
 
@@ -143,9 +142,9 @@ impl VhostHandler {
             let features = self.features & handle.features();
             handle.set_features(features).map_err(failed("set the features"))?;
         }
-        self.link.tell_memory().map_err(failed("tell where memory is"))?;
+        self.handles.tell_memory().map_err(failed("tell where memory is"))?;
         self.lend()?;
-        self.link.metrics().starts.inc();
+        self.handles.metrics().starts.inc();
         Ok(())
     }
 
@@ -154,7 +153,7 @@ impl VhostHandler {
         self.lent = true;
         for (index, handle, rings) in self.in_use() {
             for (number, lent) in rings.iter().enumerate() {
-                let kept = self.link.lend(index, &lent.ring.state.queue, &lent.fault);
+                let kept = self.handles.lend(index, &lent.ring.state.queue, &lent.fault);
                 kept.map_err(failed("describe a ring"))?;
                 let set = handle.set_ring(number, &lent.describe());
                 set.map_err(failed("describe a ring"))?;
@@ -175,13 +174,13 @@ impl VhostHandler {
             return Ok(());
         }
         let mut first_failure = Ok(());
-        for (index, (handle, group)) in self.link.handles().iter().zip(&mut self.groups).enumerate() {
+        for (index, (handle, group)) in self.handles.iter().zip(&mut self.groups).enumerate() {
             if group.0.is_empty() {
                 continue;
             }
             let stopped = handle.run(false);
             if stopped.is_ok() {
-                self.link.take_back(index);
+                self.handles.take_back(index);
             }
             for (number, lent) in group.0.iter_mut().enumerate() {
                 let queue = &mut lent.ring.state.queue;
@@ -189,7 +188,7 @@ impl VhostHandler {
                 let position = handle.position(number);
                 queue.next_avail = *position.as_ref().unwrap_or(&queue.next_used);
                 first_failure = first_failure.and(position.map(drop));
-                lent.pass_on();
+                lent.relay();
             }
             first_failure = first_failure.and(stopped);
         }
@@ -197,7 +196,7 @@ impl VhostHandler {
     }
 
     /// Whose ring a token stands for, counted from `first`.
-    fn ring_of(&self, token: u32, first: u32) -> Option<&Lent> {
+    fn ring_of(&self, token: u32, first: u32) -> Option<&KernelRing> {
         let number = usize::try_from(token.checked_sub(first)?).ok()?;
         self.rings().nth(number)
     }
@@ -232,8 +231,8 @@ impl Handler for VhostHandler {
     }
 
     fn wake(&mut self, token: u32, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        if let Some(Lent { ring, .. }) = self.ring_of(token, FAULTS) {
-            self.link.metrics().ring_faults.inc();
+        if let Some(KernelRing { ring, .. }) = self.ring_of(token, FAULTS) {
+            self.handles.metrics().ring_faults.inc();
             let queue = ring.state.index;
             let source = io::Error::other(format!(
                 "queue {queue}: an address or a chain is not what the rules allow, or memory is gone"
@@ -242,7 +241,7 @@ impl Handler for VhostHandler {
             return Err(HandlerError::Host { what, source });
         }
         if let Some(lent) = self.ring_of(token, CALLS) {
-            lent.pass_on();
+            lent.relay();
             return Ok(());
         }
         self.own.as_mut().map_or(Ok(()), |own| own.serve())

@@ -26,7 +26,7 @@ const STOPPED: [&str; 3] = ["run false", "position of 0", "position of 1"];
 /// A device with two rings on one handle.
 struct Rig {
     kernel: Arc<FakeKernel>,
-    link: Arc<Link>,
+    handles: Arc<VhostHandles>,
     drivers: [Driver; 2],
     worker: Worker,
     failures: Receiver<String>,
@@ -47,16 +47,16 @@ impl Rig {
         let mem = memory();
         let kernel = FakeKernel::new(FEATURES);
         what.into_iter().for_each(|what| kernel.refuse(what));
-        let link = FakeKernel::link(std::slice::from_ref(&kernel), &mem);
+        let handles = FakeKernel::handles(std::slice::from_ref(&kernel), &mem);
         let drivers = rings.map(|base| Driver::new(&mem, base, 8));
         let group = Group::new(drivers.iter().map(Driver::ring)).unwrap();
-        let handler = VhostHandler::new(link.clone(), mem, AGREED, vec![group], None);
+        let handler = VhostHandler::new(handles.clone(), mem, AGREED, vec![group], None);
         let (said, failures) = channel();
         let on_failure = Box::new(move |error: HandlerError| said.send(chain(&error)).unwrap());
         let worker = Worker::spawn("io-vhost", Box::new(handler), on_failure).unwrap();
         Self {
             kernel,
-            link,
+            handles,
             drivers,
             worker,
             failures,
@@ -66,7 +66,7 @@ impl Rig {
     /// Started, with what was asked on the way taken.
     fn started() -> Self {
         let rig = Self::new();
-        until(|| rig.link.metrics().starts.get() == 1);
+        until(|| rig.handles.metrics().starts.get() == 1);
         assert_eq!(rig.kernel.asked(), STARTED);
         rig
     }
@@ -113,7 +113,7 @@ fn a_pause_takes_the_rings_back_and_they_go_on_where_they_stood() {
             ["ring 0 of 8 from 0", "ring 1 of 8 from 65535", "run true"]
         );
     }
-    assert_eq!(rig.link.metrics().starts.get(), 1);
+    assert_eq!(rig.handles.metrics().starts.get(), 1);
     rig.worker.join();
     assert!(rig.failures.try_recv().is_err());
 }
@@ -127,7 +127,7 @@ fn a_ring_that_the_kernel_cannot_follow_is_counted_and_comes_back() {
         "the kernel cannot go on with a ring: queue 0: an address or a chain is not what the rules allow, or memory is gone"
     );
     assert_eq!(rig.worker.join().len(), 2);
-    assert_eq!(rig.link.metrics().ring_faults.get(), 1);
+    assert_eq!(rig.handles.metrics().ring_faults.get(), 1);
     assert_eq!(rig.kernel.asked(), STOPPED);
 }
 
@@ -148,7 +148,7 @@ fn what_the_kernel_refuses_is_told_and_leaves_it_without_rings() {
         let asked = rig.kernel.asked();
         let described = asked.iter().any(|asked| asked.starts_with("ring"));
         assert_eq!(asked.ends_with(&STOPPED.map(String::from)), described, "{asked:?}");
-        assert_eq!(rig.link.metrics().starts.get(), 0);
+        assert_eq!(rig.handles.metrics().starts.get(), 0);
     }
 }
 
@@ -175,17 +175,17 @@ fn an_interrupt_that_has_no_message_is_passed_on() {
 #[test]
 fn memory_that_changes_is_told_whether_or_not_rings_are_served() {
     let rig = Rig::started();
-    let tell = || rig.link.memory_added(&memory(), Instant::now());
+    let tell = || rig.handles.memory_added(&memory(), Instant::now());
     tell().unwrap();
     assert_eq!(rig.kernel.asked(), ["memory of 2 regions"]);
-    assert_eq!(rig.link.metrics().memory_updates.get(), 1);
+    assert_eq!(rig.handles.metrics().memory_updates.get(), 1);
     rig.kernel.refuse("memory");
     assert_eq!(
         tell().unwrap_err().to_string(),
         "vhost: the kernel does not take memory: Bad address (os error 14)"
     );
     rig.worker.join();
-    assert_eq!(rig.link.metrics().memory_updates.get(), 1);
+    assert_eq!(rig.handles.metrics().memory_updates.get(), 1);
 }
 
 /// Takes the region at `gpa` out of the memory that the kernel is told of; what it was, for as long as somebody has it.
@@ -199,30 +199,30 @@ fn remove_region(rig: &Rig, gpa: u64) -> Arc<GuestRegionMmap> {
 #[test]
 fn a_ring_whose_memory_is_removed_is_left_alone_and_stays_mapped_until_then() {
     let rig = Rig::with_rings(None, [0x1000, SECOND + 0x1000]);
-    until(|| rig.link.metrics().starts.get() == 1);
+    until(|| rig.handles.metrics().starts.get() == 1);
     rig.kernel.asked();
     let region = remove_region(&rig, SECOND);
     assert_eq!(Arc::strong_count(&region), 5, "three parts of the ring, and the table");
-    rig.link.memory_removed(&rig.drivers[0].mem).unwrap();
+    rig.handles.memory_removed(&rig.drivers[0].mem).unwrap();
     assert_eq!(rig.kernel.asked()[..2], ["memory of 1 regions", "run false"]);
     assert!(rig.failure().contains("memory is gone"));
-    let link = rig.link.clone();
+    let handles = rig.handles.clone();
     rig.worker.join();
     assert_eq!(Arc::strong_count(&region), 1);
-    drop(link);
+    drop(handles);
 }
 
 #[test]
 fn rings_that_the_kernel_does_not_leave_alone_stay_mapped() {
     let rig = Rig::with_rings(None, [0x1000, SECOND + 0x1000]);
-    until(|| rig.link.metrics().starts.get() == 1);
+    until(|| rig.handles.metrics().starts.get() == 1);
     let region = remove_region(&rig, SECOND);
     rig.kernel.refuse("run false");
-    rig.link.memory_removed(&rig.drivers[0].mem).unwrap();
-    let Rig { link, worker, .. } = rig;
+    rig.handles.memory_removed(&rig.drivers[0].mem).unwrap();
+    let Rig { handles, worker, .. } = rig;
     worker.join();
     assert_eq!(Arc::strong_count(&region), 4);
-    drop(link);
+    drop(handles);
     assert_eq!(Arc::strong_count(&region), 1, "it has closed the handle");
 }
 
@@ -231,12 +231,12 @@ fn memory_that_the_kernel_still_knows_stays_mapped_and_is_not_written() {
     let rig = Rig::started();
     let region = remove_region(&rig, SECOND);
     rig.kernel.refuse("memory");
-    rig.link.memory_removed(&rig.drivers[0].mem).unwrap_err();
+    rig.handles.memory_removed(&rig.drivers[0].mem).unwrap_err();
     assert_eq!(rig.kernel.asked()[..2], ["memory of 1 regions", "run false"]);
     assert!(rig.failure().contains("memory is gone"));
     assert_eq!(Arc::strong_count(&region), 2);
     rig.kernel.refuse("nothing");
-    rig.link.memory_removed(&rig.drivers[0].mem).unwrap();
+    rig.handles.memory_removed(&rig.drivers[0].mem).unwrap();
     assert_eq!(Arc::strong_count(&region), 1);
     rig.worker.join();
 }
@@ -245,9 +245,9 @@ fn memory_that_the_kernel_still_knows_stays_mapped_and_is_not_written() {
 fn one_handle_that_refuses_memory_keeps_no_other_from_hearing_of_it() {
     let mem = memory();
     let kernels = [FakeKernel::new(FEATURES), FakeKernel::new(FEATURES)];
-    let link = FakeKernel::link(&kernels, &mem);
+    let handles = FakeKernel::handles(&kernels, &mem);
     kernels[0].refuse("memory");
-    link.memory_removed(&mem).unwrap_err();
+    handles.memory_removed(&mem).unwrap_err();
     assert_eq!(kernels[1].asked(), ["memory of 2 regions"]);
 }
 

@@ -24,18 +24,18 @@
 //! | part | what it holds |
 //! |---|---|
 //! | `rings` | what is asked of a handle, and the handles of both drivers |
-//! | `link` | the handles of one device, and memory that changes |
+//! | `handles` | the handles of one device, and memory that changes |
 //! | `handler` | the running half |
 
 mod error;
 mod handler;
-mod link;
+mod handles;
 mod rings;
 #[cfg(test)]
 pub(crate) mod testing;
 
 pub use error::VhostError;
 pub(crate) use handler::{Group, OwnQueue, VhostHandler};
-pub(crate) use link::Link;
-pub use link::VhostMetrics;
+pub(crate) use handles::VhostHandles;
+pub use handles::VhostMetrics;
 pub(crate) use rings::{KernelRings, NetRings, VsockRings};

@@ -9,7 +9,7 @@ use husk_devices::memory::{GuestMemory, GuestMemoryMmap};
 use vm_memory::GuestMemoryBackend;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::link::Link;
+use super::handles::VhostHandles;
 use super::rings::{KernelRings, Vring};
 
 /// What a recent kernel says of vhost-net: rings' own features, and buffers that are merged.
@@ -43,12 +43,12 @@ impl FakeKernel {
         })
     }
 
-    /// A device's link to these handles.
-    pub fn link(handles: &[Arc<Self>], memory: &GuestMemory) -> Arc<Link> {
+    /// The handles of a device.
+    pub fn handles(handles: &[Arc<Self>], memory: &GuestMemory) -> Arc<VhostHandles> {
         let handles = handles
             .iter()
             .map(|handle| Box::new(handle.clone()) as Box<dyn KernelRings>);
-        Link::new(handles.collect(), memory.clone())
+        VhostHandles::new(handles.collect(), memory.clone())
     }
 
     /// What has been asked since the last call.

@@ -11,11 +11,11 @@ use vm_memory::GuestAddressSpace;
 
 use super::doorbell::Doorbell;
 use super::error::BackendError;
+use super::error_responder::ErrorResponder;
 use super::frontend::{Frontend, Vring};
-use super::link::{Connection, Link};
-use super::refuser::Refuser;
+use super::link::{Link, LinkGuard};
+use crate::call_event::{CallEvent, used_index};
 use crate::device::{Activation, Handler, HandlerError, StartError, Watch};
-use crate::lent::{Call, used_index};
 use crate::ring::{Protocol, RingParts, RingState};
 
 /// Token of the connection. A ring whose interrupts are passed on has its number, plus 1.
@@ -30,7 +30,7 @@ pub struct VhostUserHandler {
     mem: GuestMemory,
     features: u64,
     protocol: &'static dyn Protocol,
-    rings: Vec<Lent>,
+    rings: Vec<BackendRing>,
     /// Rings at the beginning of `rings` that the back-end has.
     lent: usize,
     /// Those that it may ever have had since the device started: requests in them may be answered, or owed.
@@ -38,17 +38,17 @@ pub struct VhostUserHandler {
     /// What is watched of the connection.
     connection: Option<RawFd>,
     /// Has the rings once the back-end is gone.
-    refuser: Option<Refuser>,
+    error_responder: Option<ErrorResponder>,
 }
 
 /// How the connection is taken: with how much patience.
-type Talk<'a> = fn(&'a Link) -> Result<Connection<'a>, BackendError>;
+type Acquire<'a> = fn(&'a Link) -> Result<LinkGuard<'a>, BackendError>;
 
 /// A ring for the back-end.
-struct Lent {
+struct BackendRing {
     ring: RingParts,
     doorbell: Doorbell,
-    call: Call,
+    call: CallEvent,
 }
 
 impl VhostUserHandler {
@@ -73,7 +73,7 @@ impl VhostUserHandler {
             .rings
             .drain(..)
             .flatten()
-            .map(|ring| Lent::new(&link, ring.into_parts()));
+            .map(|ring| BackendRing::new(&link, ring.into_parts()));
         Ok(Self {
             rings: rings.collect::<Result<_, _>>()?,
             link,
@@ -83,14 +83,14 @@ impl VhostUserHandler {
             lent: 0,
             served: 0,
             connection: None,
-            refuser: None,
+            error_responder: None,
         })
     }
 
     /// Hands everything over, to the back-end that is there when the device starts. Returns what ends with the connection.
     fn lend(&mut self) -> Result<RawFd, BackendError> {
         let link = self.link.clone();
-        let mut connection = link.talk()?;
+        let mut connection = link.acquire()?;
         let frontend = connection.ready()?;
         frontend.set_features(self.features)?;
         frontend.set_memory(&link.shared().unwrap_or(&self.mem).memory())?;
@@ -102,7 +102,7 @@ impl VhostUserHandler {
     /// Hands the rings over where they stand, to the back-end that had them before: another one would not know the driver's session.
     fn lend_again(&mut self) -> Result<(), BackendError> {
         let link = self.link.clone();
-        let mut connection = link.talk()?;
+        let mut connection = link.acquire()?;
         let frontend = connection.present()?;
         frontend.check()?;
         self.start_rings(frontend)
@@ -150,14 +150,14 @@ impl VhostUserHandler {
     /// # Errors
     /// Not all are given back in time. The back-end has been hung up on: one that lost its front-end lets go of guest memory, and there is
     /// no other way to make it.
-    fn take_back<'a>(&mut self, link: &'a Link, talk: Talk<'a>) -> Result<(), BackendError> {
+    fn take_back<'a>(&mut self, link: &'a Link, acquire: Acquire<'a>) -> Result<(), BackendError> {
         let lent = std::mem::take(&mut self.lent);
         let mut connection = match lent {
             0 => Err(BackendError::Gone(None)),
-            _ => talk(link),
+            _ => acquire(link),
         };
         let mut stopped: Result<(), BackendError> = Ok(());
-        for Lent { ring, .. } in self.rings.iter_mut().take(lent) {
+        for BackendRing { ring, .. } in self.rings.iter_mut().take(lent) {
             let queue = &mut ring.state.queue;
             let used = used_index(&self.mem.memory(), queue.used_ring);
             let position = match (&stopped, &mut connection) {
@@ -179,7 +179,7 @@ impl VhostUserHandler {
             link.hang_up();
         }
         drop(connection);
-        self.rings.iter().for_each(Lent::pass_on);
+        self.rings.iter().for_each(BackendRing::relay);
         stopped
     }
 
@@ -189,7 +189,7 @@ impl VhostUserHandler {
         if let Some(connection) = self.connection.take() {
             let _ = watch.forget(connection);
         }
-        for Lent { ring, call, .. } in &self.rings {
+        for BackendRing { ring, call, .. } in &self.rings {
             let _ = watch.forget(ring.kick.as_raw_fd());
             if let Some(event) = call.watched() {
                 let _ = watch.forget(event);
@@ -211,7 +211,7 @@ impl Handler for VhostUserHandler {
         };
         watch.readable(connection, CONNECTION).map_err(HandlerError::watch)?;
         self.connection = Some(connection);
-        for (number, Lent { ring, call, .. }) in (0..).zip(&self.rings) {
+        for (number, BackendRing { ring, call, .. }) in (0..).zip(&self.rings) {
             let kick = ring.kick.as_raw_fd();
             watch
                 .readable(kick, KICKS.saturating_add(number))
@@ -226,14 +226,14 @@ impl Handler for VhostUserHandler {
 
     fn wake(&mut self, token: u32, watch: &mut dyn Watch) -> Result<(), HandlerError> {
         if let Some(number) = Self::number(token, KICKS) {
-            if let Some(refuser) = &mut self.refuser {
-                return refuser.wake(number, self.link.metrics());
+            if let Some(error_responder) = &mut self.error_responder {
+                return error_responder.wake(number, self.link.metrics());
             }
-            self.rings.get(number).into_iter().for_each(Lent::relay_kick);
+            self.rings.get(number).into_iter().for_each(BackendRing::relay_kick);
             return Ok(());
         }
         if let Some(number) = Self::number(token, 1) {
-            self.rings.get(number).into_iter().for_each(Lent::pass_on);
+            self.rings.get(number).into_iter().for_each(BackendRing::relay);
             return Ok(());
         }
         if self.link.is_retired() {
@@ -242,7 +242,7 @@ impl Handler for VhostUserHandler {
             return Ok(());
         }
         // Another thread may be in the middle of an exchange: then this one waits, and finds nothing.
-        let checked = match self.link.talk() {
+        let checked = match self.link.acquire() {
             Ok(mut connection) => connection.present().and_then(Frontend::check),
             Err(_) => return Ok(()),
         };
@@ -251,16 +251,16 @@ impl Handler for VhostUserHandler {
 
     /// What the back-end holds it gives back, as for a reset.
     fn hold(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        if self.refuser.is_some() {
+        if self.error_responder.is_some() {
             return Ok(());
         }
         let link = self.link.clone();
-        let taken = self.take_back(&link, Link::talk_patiently);
+        let taken = self.take_back(&link, Link::acquire_for_drain);
         taken.or_else(|error| self.failed(&error, watch))
     }
 
     fn release(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        if self.refuser.is_some() {
+        if self.error_responder.is_some() {
             return Ok(());
         }
         if let Err(error) = self.lend_again() {
@@ -272,43 +272,43 @@ impl Handler for VhostUserHandler {
     }
 
     fn survive(&mut self, watch: &mut dyn Watch) -> bool {
-        if self.refuser.is_some() {
+        if self.error_responder.is_some() {
             return false;
         }
         self.forget(watch);
         let link = self.link.clone();
-        if self.take_back(&link, Link::talk).is_err() {
+        if self.take_back(&link, Link::acquire).is_err() {
             link.close();
         }
-        let mut refuser = Refuser::new(self.protocol);
-        for (number, Lent { ring, doorbell, .. }) in self.rings.drain(..).enumerate() {
+        let mut error_responder = ErrorResponder::new(self.protocol);
+        for (number, BackendRing { ring, doorbell, .. }) in self.rings.drain(..).enumerate() {
             let owed = number < self.served;
-            refuser.take(ring, doorbell, self.mem.clone(), owed, self.link.metrics());
+            error_responder.take(ring, doorbell, self.mem.clone(), owed, self.link.metrics());
         }
-        let watched = refuser.watch(watch, KICKS);
-        self.refuser = Some(refuser);
+        let watched = error_responder.watch(watch, KICKS);
+        self.error_responder = Some(error_responder);
         watched.is_ok()
     }
 
     fn stop(mut self: Box<Self>) -> Vec<RingState> {
-        if let Some(refuser) = self.refuser {
-            return refuser.into_states();
+        if let Some(error_responder) = self.error_responder {
+            return error_responder.into_states();
         }
         let link = self.link.clone();
-        if self.take_back(&link, Link::talk).is_err() {
+        if self.take_back(&link, Link::acquire).is_err() {
             link.close();
         }
         self.rings.into_iter().map(|lent| lent.ring.state).collect()
     }
 }
 
-impl Lent {
+impl BackendRing {
     fn new(link: &Link, ring: RingParts) -> Result<Self, StartError> {
         let event = |source| StartError::Host {
             what: "make an eventfd",
             source,
         };
-        let call = Call::new(&ring.notify).map_err(event)?;
+        let call = CallEvent::new(&ring.notify).map_err(event)?;
         let doorbell = link.doorbell(ring.state.index).map_err(event)?;
         Ok(Self { ring, doorbell, call })
     }
@@ -321,8 +321,8 @@ impl Lent {
     }
 
     /// Passes an interrupt of the back-end on, if there was one.
-    fn pass_on(&self) {
-        self.call.pass_on(&self.ring.notify);
+    fn relay(&self) {
+        self.call.relay(&self.ring.notify);
     }
 }
 

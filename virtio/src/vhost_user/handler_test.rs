@@ -15,7 +15,7 @@ use super::super::message::Request;
 use super::super::testing::{Deed, Heard, IMPATIENT, regions_of, serve, shared_memory, spoil};
 use super::*;
 use crate::device::MemoryListener;
-use crate::ring::{Notify, Reader, Ring, Signal, Trace, Writer};
+use crate::ring::{Notify, Reader, ReplyState, Ring, Signal, Writer};
 use crate::testing::{Buf, Driver};
 use crate::worker::Worker;
 
@@ -23,11 +23,11 @@ use crate::worker::Worker;
 struct Bytewise;
 
 impl Protocol for Bytewise {
-    fn trace(&self, request: &mut Reader<'_>, reply: &mut Reader<'_>) -> Trace {
+    fn reply_state(&self, request: &mut Reader<'_>, reply: &mut Reader<'_>) -> ReplyState {
         match (request.read_obj::<u8>(), reply.read_obj::<u8>()) {
-            (Ok(asked), Ok(said)) if asked | 0x80 == said => Trace::Answered(1),
-            (Ok(_), Ok(_)) => Trace::Waiting,
-            _ => Trace::None,
+            (Ok(asked), Ok(said)) if asked | 0x80 == said => ReplyState::Answered(1),
+            (Ok(_), Ok(_)) => ReplyState::Waiting,
+            _ => ReplyState::None,
         }
     }
 
@@ -58,7 +58,7 @@ struct Bench {
 fn bench(deed: Option<(Request, Deed)>) -> Bench {
     let (here, there) = UnixStream::pair().unwrap();
     let heard = serve(there, deed);
-    let link = Link::over(here, Path::new("/nowhere/fs.sock"), 2, REPLY_TIMEOUT).unwrap();
+    let link = Link::from_stream(here, Path::new("/nowhere/fs.sock"), 2, REPLY_TIMEOUT).unwrap();
     heard.take();
     let mem = shared_memory(&[]);
     let drivers = [0x1_0000, 0x2_0000].map(|base| Driver::new(&mem, base, 16));
@@ -349,7 +349,7 @@ fn every_step_of_the_start_and_of_the_stop_may_go_wrong() {
         failures.recv_timeout(PATIENCE).unwrap();
         assert_eq!(worker.join().len(), 2);
         assert!(
-            bench.link.talk().unwrap().present().is_err(),
+            bench.link.acquire().unwrap().present().is_err(),
             "nobody speaks to it again"
         );
     }
@@ -373,7 +373,7 @@ fn a_ring_in_memory_of_its_own_fails_the_device_and_not_the_connection() {
     let states = handler.stop();
     let positions: Vec<u16> = states.iter().map(|state| state.queue.next_avail).collect();
     assert_eq!(positions, [7, 0], "the first one was already handed over");
-    assert!(bench.link.talk().unwrap().present().is_ok());
+    assert!(bench.link.acquire().unwrap().present().is_ok());
 }
 
 #[test]
@@ -401,7 +401,7 @@ fn memory_that_is_gone_is_told_without_a_wait_and_by_whoever_speaks_to_the_back_
     for speaks in [false, true] {
         bench.link.memory_added(&grown, soon()).unwrap();
         bench.heard.take();
-        let connection = speaks.then(|| bench.link.talk().unwrap());
+        let connection = speaks.then(|| bench.link.acquire().unwrap());
         bench.link.memory_removed(&bench.mem).unwrap();
         if let Some(connection) = connection {
             assert_eq!(bench.heard.requests(), [] as [u32; 0]);
@@ -410,7 +410,7 @@ fn memory_that_is_gone_is_told_without_a_wait_and_by_whoever_speaks_to_the_back_
         until(|| bench.heard.requests() == [Request::RemMemReg as u32]);
     }
     assert_eq!(bench.metrics().memory_updates.get(), 4);
-    assert!(bench.link.talk().unwrap().present().unwrap().check().is_ok());
+    assert!(bench.link.acquire().unwrap().present().unwrap().check().is_ok());
 }
 
 #[test]
@@ -613,7 +613,7 @@ fn a_device_on_its_way_out_waits_for_no_answer_and_connects_to_nobody() {
         bench.heard = serve(there, Some((step, Deed::KeepSilent)));
         // Nobody would live to see this limit.
         let limit = Duration::from_secs(1 << 30);
-        bench.link = Link::over(here, Path::new("/nowhere/s"), 2, limit).unwrap();
+        bench.link = Link::from_stream(here, Path::new("/nowhere/s"), 2, limit).unwrap();
         let (worker, failures) = bench.run();
         if step == Request::GetVringBase {
             until(|| bench.metrics().starts.get() > 0);
@@ -630,7 +630,7 @@ fn a_device_on_its_way_out_waits_for_no_answer_and_connects_to_nobody() {
         assert_eq!(worker.join().len(), 2, "at {step:?}");
         assert!(failures.try_recv().is_err(), "at {step:?}");
         assert_eq!(bench.metrics().backend_failures.get(), 0, "at {step:?}");
-        let error = bench.link.talk().unwrap().ready().unwrap_err();
+        let error = bench.link.acquire().unwrap().ready().unwrap_err();
         assert!(matches!(error, BackendError::Gone(None)), "{error}");
     }
 }
@@ -756,7 +756,7 @@ fn a_back_end_that_is_gone_keeps_nobody_from_changing_memory() {
     // While the device does not run, nobody else notices.
     let (here, there) = UnixStream::pair().unwrap();
     serve(there.try_clone().unwrap(), None);
-    let link = Link::over(here, Path::new("/nowhere/s"), 2, REPLY_TIMEOUT).unwrap();
+    let link = Link::from_stream(here, Path::new("/nowhere/s"), 2, REPLY_TIMEOUT).unwrap();
     there.shutdown(std::net::Shutdown::Both).unwrap();
     link.memory_added(&shared_memory(&[]), soon()).unwrap();
     // The same after a stop that it did not answer.

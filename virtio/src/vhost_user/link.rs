@@ -71,7 +71,7 @@ pub struct Link {
     metrics: Arc<VhostUserMetrics>,
     /// What the back-end is told, where that is not what the device reaches.
     shared: OnceLock<GuestMemory>,
-    line: Mutex<Line>,
+    state: Mutex<LinkState>,
     /// The connection has come back.
     free: Condvar,
     /// By queue, once it is needed.
@@ -80,7 +80,7 @@ pub struct Link {
 
 /// Who has the connection.
 #[derive(Debug, Default)]
-struct Line {
+struct LinkState {
     /// The back-end while nobody speaks to it, if there is one.
     frontend: Option<Frontend>,
     /// Somebody speaks to it.
@@ -109,11 +109,11 @@ impl Link {
                 dialled => break dialled.map_err(BackendError::Connect)?,
             }
         };
-        Self::over(stream, socket, queues, REPLY_TIMEOUT)
+        Self::from_stream(stream, socket, queues, REPLY_TIMEOUT)
     }
 
     /// Comes to terms with a back-end over a connection that is already made.
-    pub(crate) fn over(
+    pub(crate) fn from_stream(
         stream: UnixStream,
         socket: &Path,
         queues: u16,
@@ -129,10 +129,10 @@ impl Link {
             limit: Mutex::new(limit),
             metrics,
             shared: OnceLock::new(),
-            line: Mutex::new(Line {
+            state: Mutex::new(LinkState {
                 frontend: Some(frontend),
                 stream: Some(stream),
-                ..Line::default()
+                ..LinkState::default()
             }),
             free: Condvar::new(),
             doorbells: vec![OnceLock::new(); queues.into()],
@@ -172,38 +172,38 @@ impl Link {
 
     /// Ends the connection for good: whoever speaks over it returns at once, and there will be no other. Waits for nobody.
     pub fn retire(&self) {
-        let mut line = self.line();
-        line.retired = true;
-        line.hang_up();
+        let mut state = self.state();
+        state.retired = true;
+        state.hang_up();
     }
 
     /// Whether [`Link::retire`] was called.
     pub(super) fn is_retired(&self) -> bool {
-        self.line().retired
+        self.state().retired
     }
 
     /// Ends this connection, whoever has it.
     pub(super) fn hang_up(&self) {
-        self.line().hang_up();
+        self.state().hang_up();
     }
 
     /// Ends this connection and closes it, or leaves that to whoever has it.
     pub(super) fn close(&self) {
-        match self.talk() {
+        match self.acquire() {
             Ok(mut connection) => connection.close(),
             Err(_) => self.hang_up(),
         }
     }
 
     /// The connection for all that is to be said now, which has the usual time in all.
-    pub(super) fn talk(&self) -> Result<Connection<'_>, BackendError> {
-        self.talk_until(Deadline::after(self.limit()))
+    pub(super) fn acquire(&self) -> Result<LinkGuard<'_>, BackendError> {
+        self.acquire_until(Deadline::after(self.limit()))
     }
 
     /// The connection for taking rings back that are going to be handed over again: a back-end first finishes the requests that it has
     /// begun, whatever that waits for. Whoever asks for a pause gives up sooner; the share goes on then, as soon as it can.
-    pub(super) fn talk_patiently(&self) -> Result<Connection<'_>, BackendError> {
-        self.talk_until(Deadline::after(self.limit().saturating_mul(DRAIN_LIMITS)))
+    pub(super) fn acquire_for_drain(&self) -> Result<LinkGuard<'_>, BackendError> {
+        self.acquire_until(Deadline::after(self.limit().saturating_mul(DRAIN_LIMITS)))
     }
 
     fn limit(&self) -> Duration {
@@ -217,22 +217,22 @@ impl Link {
     }
 
     /// The connection, when nobody else has it any more, for all that can be said until `deadline`.
-    fn talk_until(&self, deadline: Deadline) -> Result<Connection<'_>, BackendError> {
-        let mut line = self.line();
-        while line.busy {
+    fn acquire_until(&self, deadline: Deadline) -> Result<LinkGuard<'_>, BackendError> {
+        let mut state = self.state();
+        while state.busy {
             let Some(left) = deadline.left() else {
                 let limit = deadline.limit();
                 return Err(BackendError::Busy { limit });
             };
-            let waited = self.free.wait_timeout(line, left);
-            (line, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            let waited = self.free.wait_timeout(state, left);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
-        line.busy = true;
-        let mut frontend = line.frontend.take();
+        state.busy = true;
+        let mut frontend = state.frontend.take();
         if let Some(frontend) = &mut frontend {
             frontend.set_deadline(deadline);
         }
-        Ok(Connection {
+        Ok(LinkGuard {
             link: self,
             deadline,
             frontend,
@@ -240,15 +240,15 @@ impl Link {
     }
 
     /// A new connection, unless the device is on its way out.
-    fn dial(&self) -> Result<Arc<UnixStream>, BackendError> {
-        if self.line().retired {
+    fn reconnect(&self) -> Result<Arc<UnixStream>, BackendError> {
+        if self.state().retired {
             return Err(BackendError::Gone(None));
         }
         let stream = Arc::new(unix::connect(&self.socket).map_err(BackendError::Connect)?);
-        let mut line = self.line();
-        line.stream = Some(stream.clone());
-        if line.retired {
-            line.hang_up();
+        let mut state = self.state();
+        state.stream = Some(stream.clone());
+        if state.retired {
+            state.hang_up();
         }
         Ok(stream)
     }
@@ -259,9 +259,9 @@ impl Link {
     }
 
     /// Tells the back-end, to whom nobody else speaks, which memory is gone. Waits for nothing.
-    fn give_up_memory(&self, line: &mut Line, memory: &GuestMemory) -> Result<(), BackendError> {
+    fn give_up_memory(&self, state: &mut LinkState, memory: &GuestMemory) -> Result<(), BackendError> {
         // One that is not there is told everything when it comes.
-        let Some(frontend) = &mut line.frontend else {
+        let Some(frontend) = &mut state.frontend else {
             return Ok(());
         };
         frontend.set_deadline(Deadline::after(Duration::ZERO));
@@ -279,12 +279,12 @@ impl Link {
         Ok(())
     }
 
-    fn line(&self) -> MutexGuard<'_, Line> {
-        lock(&self.line)
+    fn state(&self) -> MutexGuard<'_, LinkState> {
+        lock(&self.state)
     }
 }
 
-impl Line {
+impl LinkState {
     fn hang_up(&self) {
         if let Some(stream) = &self.stream {
             // Fails only when the other end has gone already.
@@ -294,19 +294,19 @@ impl Line {
 }
 
 /// A link that is in use.
-pub(super) struct Connection<'a> {
+pub(super) struct LinkGuard<'a> {
     link: &'a Link,
     deadline: Deadline,
     frontend: Option<Frontend>,
 }
 
-impl Connection<'_> {
+impl LinkGuard<'_> {
     /// A back-end that can be spoken to: a new one if the last one has gone.
     pub fn ready(&mut self) -> Result<&mut Frontend, BackendError> {
         let usable = self.frontend.as_mut().is_some_and(|frontend| frontend.check().is_ok());
         if !usable {
             self.close();
-            let dialled = self.link.dial();
+            let dialled = self.link.reconnect();
             match dialled.and_then(|stream| Frontend::negotiate(stream, self.deadline, self.link.queues)) {
                 Ok(frontend) => self.frontend = Some(frontend),
                 Err(error) => {
@@ -327,29 +327,29 @@ impl Connection<'_> {
     /// Ends the connection.
     pub fn close(&mut self) {
         self.frontend = None;
-        self.link.line().stream = None;
+        self.link.state().stream = None;
     }
 }
 
-impl Drop for Connection<'_> {
+impl Drop for LinkGuard<'_> {
     fn drop(&mut self) {
-        let mut line = self.link.line();
-        line.frontend = self.frontend.take();
-        line.busy = false;
-        if let Some(memory) = line.shrunk.take()
-            && let Err(error) = self.link.give_up_memory(&mut line, &memory)
+        let mut state = self.link.state();
+        state.frontend = self.frontend.take();
+        state.busy = false;
+        if let Some(memory) = state.shrunk.take()
+            && let Err(error) = self.link.give_up_memory(&mut state, &memory)
         {
             let socket = self.link.socket.display();
             log::warn!("{socket}: it is not told of memory that is gone: {}", chain(&error));
         }
-        drop(line);
+        drop(state);
         self.link.free.notify_one();
     }
 }
 
 impl MemoryListener for Link {
     fn memory_added(&self, memory: &GuestMemory, deadline: Instant) -> io::Result<()> {
-        let changed = self.talk_until(Deadline::at(deadline)).and_then(|mut connection| {
+        let changed = self.acquire_until(Deadline::at(deadline)).and_then(|mut connection| {
             // One that is not there is told everything when it comes.
             let Ok(frontend) = connection.present() else {
                 return Ok(false);
@@ -375,12 +375,12 @@ impl MemoryListener for Link {
     }
 
     fn memory_removed(&self, memory: &GuestMemory) -> io::Result<()> {
-        let mut line = self.line();
-        if line.busy {
-            line.shrunk = Some(memory.clone());
+        let mut state = self.state();
+        if state.busy {
+            state.shrunk = Some(memory.clone());
             return Ok(());
         }
-        self.give_up_memory(&mut line, memory)
+        self.give_up_memory(&mut state, memory)
             .map_err(|error| self.named(&error))
     }
 }

@@ -26,7 +26,7 @@
 //!
 //! **The end.** A driver does not give up on a request: what a lost back-end owed would hold the guest's processes for ever. So the
 //! handler survives its back-end: it hangs up, which makes one that still lives let go of the rings, finds out what is owed
-//! ([`Ring::adopt`](crate::ring::Ring::adopt)), answers it and all that comes with the error of the device's
+//! ([`Ring::recover`](crate::ring::Ring::recover)), answers it and all that comes with the error of the device's
 //! [`Protocol`](crate::ring::Protocol), and needs a reset. Nothing is given to a new back-end before that: it would not know the
 //! driver's session. A back-end that goes on writing although it was left can spoil the guest's rings, as it always could. One that keeps
 //! its connection and does not serve is not left: what it owes may still come, and nothing tells a slow request from a forgotten one.
@@ -41,12 +41,12 @@ mod channel;
 mod deadline;
 mod doorbell;
 mod error;
+mod error_responder;
 mod frontend;
 mod handler;
 mod link;
 mod memory;
 mod message;
-mod refuser;
 mod socket;
 #[cfg(test)]
 pub(crate) mod testing;

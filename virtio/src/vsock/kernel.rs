@@ -17,7 +17,7 @@ use crate::device::{
 };
 use crate::ring::{Ring, RingState};
 use crate::threads::ThreadClass;
-use crate::vhost::{Group, Link, OwnQueue, VhostHandler, VsockRings};
+use crate::vhost::{Group, OwnQueue, VhostHandler, VhostHandles, VsockRings};
 
 /// Message boundaries (virtio 1.2 §5.10.3): the host's sockets keep them.
 const VIRTIO_VSOCK_F_SEQPACKET: u64 = 1 << 1;
@@ -25,7 +25,7 @@ const VIRTIO_VSOCK_F_SEQPACKET: u64 = 1 << 1;
 /// A vsock device whose context is the guest's address on this host, as long as the device lives.
 pub struct KernelVsock {
     config: Arc<Mutex<ConfigBytes>>,
-    link: Arc<Link>,
+    handles: Arc<VhostHandles>,
 }
 
 impl KernelVsock {
@@ -38,18 +38,18 @@ impl KernelVsock {
             return Err(VsockError::Cid { found: cid });
         }
         let rings = VsockRings::open(memory.clone(), cid)?;
-        Ok(Self::on(cid, Link::new(vec![Box::new(rings)], memory.clone())))
+        Ok(Self::on(cid, VhostHandles::new(vec![Box::new(rings)], memory.clone())))
     }
 
-    fn on(cid: u32, link: Arc<Link>) -> Self {
+    fn on(cid: u32, handles: Arc<VhostHandles>) -> Self {
         let config = config_space(cid);
-        Self { config, link }
+        Self { config, handles }
     }
 }
 
 impl VirtioDevice for KernelVsock {
     fn profile(&self) -> Profile {
-        profile(VIRTIO_VSOCK_F_STREAM | self.link.features() & VIRTIO_VSOCK_F_SEQPACKET)
+        profile(VIRTIO_VSOCK_F_STREAM | self.handles.features() & VIRTIO_VSOCK_F_SEQPACKET)
     }
 
     fn thread_class(&self) -> ThreadClass {
@@ -57,7 +57,7 @@ impl VirtioDevice for KernelVsock {
     }
 
     fn metrics_source(&self) -> Arc<dyn MetricsSource> {
-        self.link.metrics().clone()
+        self.handles.metrics().clone()
     }
 
     fn config(&self) -> Arc<Mutex<dyn ConfigAccess>> {
@@ -65,7 +65,7 @@ impl VirtioDevice for KernelVsock {
     }
 
     fn memory_listener(&self) -> Option<Arc<dyn MemoryListener>> {
-        Some(self.link.clone())
+        Some(self.handles.clone())
     }
 
     fn start(&mut self, mut activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError> {
@@ -73,7 +73,7 @@ impl VirtioDevice for KernelVsock {
         let events = activation.take_ring(2).ok();
         let events = events.map(|ring| Box::new(Events(ring)) as Box<dyn OwnQueue>);
         let (mem, features) = (activation.mem, activation.features);
-        let handler = VhostHandler::new(self.link.clone(), mem, features, vec![group], events);
+        let handler = VhostHandler::new(self.handles.clone(), mem, features, vec![group], events);
         Ok(vec![Box::new(handler)])
     }
 }

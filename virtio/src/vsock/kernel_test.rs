@@ -9,8 +9,8 @@ use crate::worker::Worker;
 fn device(features: u64) -> (KernelVsock, Arc<FakeKernel>, GuestMemory) {
     let mem = memory();
     let kernel = FakeKernel::new(features);
-    let link = FakeKernel::link(std::slice::from_ref(&kernel), &mem);
-    (KernelVsock::on(7, link), kernel, mem)
+    let handles = FakeKernel::handles(std::slice::from_ref(&kernel), &mem);
+    (KernelVsock::on(7, handles), kernel, mem)
 }
 
 fn activation(mem: &GuestMemory, queues: [bool; 3]) -> Activation {
@@ -50,7 +50,7 @@ fn the_kernel_has_the_packets_and_the_queue_for_events_stays() {
     let (mut vsock, kernel, mem) = device(FEATURES);
     let handler = vsock.start(activation(&mem, [true; 3])).unwrap().remove(0);
     let worker = Worker::spawn("io-vsock", handler, Box::new(|error| panic!("{error}"))).unwrap();
-    until(|| vsock.link.metrics().starts.get() > 0);
+    until(|| vsock.handles.metrics().starts.get() > 0);
     assert_eq!(worker.join().len(), 3);
     let asked = kernel.asked();
     assert_eq!(

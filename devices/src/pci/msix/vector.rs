@@ -36,12 +36,12 @@ struct Route {
     /// The message, while the vector may send.
     message: Option<MsiMessage>,
     /// The other process's eventfd.
-    lent: Option<Lent>,
+    lent: Option<SharedEventfd>,
 }
 
 /// An eventfd that another process has as well: it can fill and empty the counter, and make the next read or write of it wait. So nobody
 /// here reads or writes it: KVM takes what is written, and keeps it from a vector that is disconnected.
-struct Lent {
+struct SharedEventfd {
     source: MsiVector,
     routed: Option<MsiMessage>,
 }
@@ -152,7 +152,7 @@ impl Route {
         let host = self.host.clone().ok_or(io::ErrorKind::NotConnected)?;
         let mut lent = match self.lent.take() {
             Some(lent) => lent,
-            None => Lent {
+            None => SharedEventfd {
                 source: host.msi()?,
                 routed: None,
             },
@@ -164,7 +164,7 @@ impl Route {
     }
 }
 
-impl Lent {
+impl SharedEventfd {
     fn route(&mut self, host: &dyn Host, message: Option<MsiMessage>) -> io::Result<()> {
         if self.routed == message {
             return Ok(());

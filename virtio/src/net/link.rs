@@ -13,13 +13,13 @@ use crate::config::ConfigBytes;
 use crate::ring::Notify;
 
 /// What all queue pairs of a device share: whether there still is a tap.
-pub(super) struct Link {
+pub(super) struct LinkState {
     space: Arc<Mutex<ConfigBytes>>,
     config_changed: Notify,
     down: AtomicBool,
 }
 
-impl Link {
+impl LinkState {
     /// The link of a tap that is there as far as anybody knows.
     pub fn new(space: Arc<Mutex<ConfigBytes>>, config_changed: Notify) -> Self {
         Self {
@@ -31,15 +31,15 @@ impl Link {
 }
 
 /// One queue pair's way out.
-pub(super) struct Line {
+pub(super) struct TapPort {
     pub tap: Arc<Tap>,
-    pub link: Arc<Link>,
+    pub link: Arc<LinkState>,
     pub metrics: Arc<NetMetrics>,
 }
 
 /// What an error of the tap means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(super) enum TapFault {
     /// Not now.
     Wait,
     /// Not this frame.
@@ -48,7 +48,7 @@ pub(super) enum Fault {
     Gone,
 }
 
-impl Fault {
+impl TapFault {
     /// `EBADFD`: the descriptor has lost its interface. `EIO`: the interface is down. `EINVAL`: the header makes no sense to the kernel.
     pub fn of(error: &io::Error) -> Self {
         match error.raw_os_error() {
@@ -59,14 +59,14 @@ impl Fault {
     }
 }
 
-impl Line {
+impl TapPort {
     /// Whether the tap is gone.
     pub fn is_down(&self) -> bool {
         self.link.down.load(Ordering::Relaxed)
     }
 
     /// The tap is gone: tells the driver, counts, and says so, once.
-    pub fn lose(&self) {
+    pub fn set_down(&self) {
         if self.link.down.swap(true, Ordering::Relaxed) {
             return;
         }

@@ -10,19 +10,19 @@ use crate::device::{HandlerError, Watch};
 use crate::ring::{Protocol, Ring, RingError, RingParts, RingState, Step};
 
 /// Serves rings in the place of a back-end.
-pub(super) struct Refuser {
+pub(super) struct ErrorResponder {
     protocol: &'static dyn Protocol,
-    rings: Vec<(Taken, Doorbell)>,
+    rings: Vec<(TakenRing, Doorbell)>,
 }
 
 /// A ring that came back.
-enum Taken {
+enum TakenRing {
     Served(Box<Ring>),
     /// What is in it makes no sense.
     Broken(RingState),
 }
 
-impl Refuser {
+impl ErrorResponder {
     /// With no rings yet.
     pub fn new(protocol: &'static dyn Protocol) -> Self {
         Self {
@@ -41,17 +41,17 @@ impl Refuser {
         metrics: &VhostUserMetrics,
     ) {
         let state = parts.state;
-        let taken = match self.adopt(parts, mem, owed, metrics) {
-            Ok(ring) => Taken::Served(Box::new(ring)),
+        let taken = match self.recover(parts, mem, owed, metrics) {
+            Ok(ring) => TakenRing::Served(Box::new(ring)),
             Err(error) => {
                 log::debug!("a ring that nobody can serve: {error}");
-                Taken::Broken(state)
+                TakenRing::Broken(state)
             }
         };
         self.rings.push((taken, doorbell));
     }
 
-    fn adopt(
+    fn recover(
         &self,
         parts: RingParts,
         mem: GuestMemory,
@@ -61,9 +61,9 @@ impl Refuser {
         let RingParts { state, kick, notify } = parts;
         let mut ring = Ring::new(state, kick, notify, mem)?;
         if owed {
-            let adopted = ring.adopt(self.protocol)?;
-            metrics.refused_requests.add(adopted.refused.into());
-            metrics.lost_requests.add(adopted.lost.into());
+            let recovered = ring.recover(self.protocol)?;
+            metrics.refused_requests.add(recovered.refused.into());
+            metrics.lost_requests.add(recovered.lost.into());
         }
         // Fails only when the counter is full, and then it rings anyway.
         let _ = ring.kick().write(1);
@@ -74,7 +74,7 @@ impl Refuser {
     /// is in the hands of the old back-end as well, and so is not read.
     pub fn watch(&self, watch: &mut dyn Watch, first: u32) -> Result<(), HandlerError> {
         for (token, (ring, doorbell)) in (first..).zip(&self.rings) {
-            if let Taken::Served(ring) = ring {
+            if let TakenRing::Served(ring) = ring {
                 let kick = watch.readable(ring.kick().as_raw_fd(), token);
                 kick.and_then(|()| watch.edges(doorbell.as_raw_fd(), token))
                     .map_err(HandlerError::watch)?;
@@ -85,7 +85,7 @@ impl Refuser {
 
     /// Refuses whatever waits in a ring, by its number.
     pub fn wake(&mut self, number: usize, metrics: &VhostUserMetrics) -> Result<(), HandlerError> {
-        let Some((Taken::Served(ring), _)) = self.rings.get_mut(number) else {
+        let Some((TakenRing::Served(ring), _)) = self.rings.get_mut(number) else {
             return Ok(());
         };
         let protocol = self.protocol;
@@ -101,8 +101,8 @@ impl Refuser {
     /// Where the rings stand.
     pub fn into_states(self) -> Vec<RingState> {
         let state = |(taken, _)| match taken {
-            Taken::Served(ring) => ring.into_state(),
-            Taken::Broken(state) => state,
+            TakenRing::Served(ring) => ring.into_state(),
+            TakenRing::Broken(state) => state,
         };
         self.rings.into_iter().map(state).collect()
     }

@@ -11,12 +11,12 @@ use crate::testing::{Driver, F_INDIRECT, F_NEXT, F_WRITE, memory};
 struct Numbers;
 
 impl Protocol for Numbers {
-    fn trace(&self, request: &mut Reader<'_>, reply: &mut Reader<'_>) -> Trace {
+    fn reply_state(&self, request: &mut Reader<'_>, reply: &mut Reader<'_>) -> ReplyState {
         let asked = request.read_obj::<u32>().ok().filter(|number| *number != 0);
         match (asked, reply.read_obj::<u32>()) {
-            (Some(asked), Ok(said)) if asked == said => Trace::Answered(4),
-            (Some(_), Ok(_)) => Trace::Waiting,
-            _ => Trace::None,
+            (Some(asked), Ok(said)) if asked == said => ReplyState::Answered(4),
+            (Some(_), Ok(_)) => ReplyState::Waiting,
+            _ => ReplyState::None,
         }
     }
 
@@ -99,10 +99,10 @@ impl Guest {
         self.free_rooms.push(room);
     }
 
-    fn adopt(&self) -> (Ring, Result<Adopted, RingError>) {
+    fn recover(&self) -> (Ring, Result<Recovered, RingError>) {
         let mut ring = self.driver.ring();
-        let adopted = ring.adopt(&Numbers);
-        (ring, adopted)
+        let recovered = ring.recover(&Numbers);
+        (ring, recovered)
     }
 
     /// What the driver is given: head and length.
@@ -148,8 +148,8 @@ proptest! {
                 Deed::Answer(which) => guest.answer(which.index(guest.out.len())),
             }
         }
-        let (ring, adopted) = guest.adopt();
-        let Adopted { refused, returned, lost } = adopted.unwrap();
+        let (ring, recovered) = guest.recover();
+        let Recovered { refused, returned, lost } = recovered.unwrap();
         let (given, owed) = (guest.given(), guest.owed());
         prop_assert!(given.is_subset(&owed), "{given:?} of {owed:?}");
         prop_assert_eq!((usize::from(refused), returned), (given.len(), 0));
@@ -173,7 +173,7 @@ fn a_request_older_than_all_that_the_rings_remember_is_found() {
         guest.ask(false).unwrap();
         guest.answer(1);
     }
-    assert_eq!(guest.adopt().1.unwrap().refused, 1);
+    assert_eq!(guest.recover().1.unwrap().refused, 1);
     assert_eq!(guest.given(), [(u32::from(old), 4)].into());
     assert!(guest.driver.interrupts() > 0);
 }
@@ -187,8 +187,8 @@ fn a_reply_that_only_lacks_its_entry_is_given_as_it_is() {
     }
     let head = guest.ask(false).unwrap();
     guest.reply(0);
-    let adopted = guest.adopt().1.unwrap();
-    assert_eq!((adopted.refused, adopted.returned, adopted.lost), (0, 1, 0));
+    let recovered = guest.recover().1.unwrap();
+    assert_eq!((recovered.refused, recovered.returned, recovered.lost), (0, 1, 0));
     assert_eq!(guest.given(), [(u32::from(head), 4)].into());
     let (_, room) = guest.out[0];
     assert_eq!(guest.driver.read(room + REPLY, 4), 21_u32.to_le_bytes());
@@ -198,8 +198,8 @@ fn a_reply_that_only_lacks_its_entry_is_given_as_it_is() {
 fn requests_without_a_reply_are_given_back_empty() {
     let mut guest = Guest::new();
     let heads = [guest.ask(true).unwrap(), guest.ask(true).unwrap()];
-    let adopted = guest.adopt().1.unwrap();
-    assert_eq!((adopted.refused, adopted.returned, adopted.lost), (0, 2, 0));
+    let recovered = guest.recover().1.unwrap();
+    assert_eq!((recovered.refused, recovered.returned, recovered.lost), (0, 2, 0));
     assert_eq!(guest.given(), heads.map(|head| (u32::from(head), 0)).into());
 }
 
@@ -208,8 +208,8 @@ fn what_is_no_request_and_has_room_for_a_reply_is_left_alone() {
     let mut guest = Guest::new();
     guest.ask(false).unwrap();
     guest.driver.write(guest.out[0].1 + REQUEST, &[0; 4]);
-    let adopted = guest.adopt().1.unwrap();
-    assert_eq!((adopted.refused, adopted.returned, adopted.lost), (0, 0, 1));
+    let recovered = guest.recover().1.unwrap();
+    assert_eq!((recovered.refused, recovered.returned, recovered.lost), (0, 0, 1));
     assert!(guest.given().is_empty());
 }
 
@@ -220,8 +220,8 @@ fn what_cannot_be_found_is_counted() {
     // The driver takes it all back, the entry in the available ring excepted.
     guest.driver.write(guest.out[0].1, &[0; 0x40]);
     guest.driver.write(guest.driver.desc, &[0xff; 16 * SIZE as usize]);
-    let adopted = guest.adopt().1.unwrap();
-    assert_eq!((adopted.refused, adopted.returned, adopted.lost), (0, 0, 1));
+    let recovered = guest.recover().1.unwrap();
+    assert_eq!((recovered.refused, recovered.returned, recovered.lost), (0, 0, 1));
     assert!(guest.given().is_empty());
 }
 
@@ -235,8 +235,8 @@ fn a_driver_between_writing_and_offering_gets_what_is_owed() {
     }
     guest.driver.store(guest.driver.avail + 2, 1);
     let watched = Watched::new(|_| ());
-    let adopted = guest.driver.ring().adopt(&watched).unwrap();
-    assert_eq!((adopted.refused, adopted.lost), (1, 0));
+    let recovered = guest.driver.ring().recover(&watched).unwrap();
+    assert_eq!((recovered.refused, recovered.lost), (1, 0));
     assert_eq!(watched.looks(), LOOKS, "it may still offer them");
     assert_eq!(guest.given(), [(u32::from(guest.out[0].0), 4)].into());
 }
@@ -260,10 +260,10 @@ impl<F: Fn(usize) + Send + Sync> Watched<F> {
 }
 
 impl<F: Fn(usize) + Send + Sync> Protocol for Watched<F> {
-    fn trace(&self, request: &mut Reader<'_>, reply: &mut Reader<'_>) -> Trace {
-        let trace = Numbers.trace(request, reply);
+    fn reply_state(&self, request: &mut Reader<'_>, reply: &mut Reader<'_>) -> ReplyState {
+        let reply_state = Numbers.reply_state(request, reply);
         (self.then)(self.looked_at.fetch_add(1, Ordering::Relaxed) + 1);
-        trace
+        reply_state
     }
 
     fn refuse(&self, request: &mut Reader<'_>, reply: &mut Writer<'_>) -> u32 {
@@ -276,7 +276,7 @@ fn a_driver_at_rest_is_looked_at_once() {
     let mut guest = Guest::new();
     guest.ask(false).unwrap();
     let watched = Watched::new(|_| ());
-    assert_eq!(guest.driver.ring().adopt(&watched).unwrap().refused, 1);
+    assert_eq!(guest.driver.ring().recover(&watched).unwrap().refused, 1);
     assert_eq!(watched.looks(), 1);
 }
 
@@ -297,7 +297,7 @@ fn a_driver_that_offers_more_meanwhile_is_looked_at_again() {
         }
     });
     let mut ring = guest.driver.ring();
-    assert_eq!(ring.adopt(&watched).unwrap().refused, 2);
+    assert_eq!(ring.recover(&watched).unwrap().refused, 2);
     assert_eq!((watched.looks(), ring.state().queue.next_avail), (2, 2));
     assert_eq!(guest.given(), guest.owed());
 }
@@ -316,8 +316,8 @@ fn of_two_that_say_a_room_is_theirs_and_cannot_be_dated_neither_is_believed() {
         guest.ask(false).unwrap();
         guest.answer(1);
     }
-    let adopted = guest.adopt().1.unwrap();
-    assert_eq!((adopted.refused, adopted.returned, adopted.lost), (0, 0, 1));
+    let recovered = guest.recover().1.unwrap();
+    assert_eq!((recovered.refused, recovered.returned, recovered.lost), (0, 0, 1));
     assert!(guest.given().is_empty());
 }
 
@@ -326,13 +326,13 @@ fn indices_that_make_no_sense_are_an_error() {
     let guest = Guest::new();
     guest.driver.store(guest.driver.avail + 2, SIZE + 1);
     assert!(matches!(
-        guest.adopt().1,
+        guest.recover().1,
         Err(RingError::AvailIndex { found: 9, next: 0, .. })
     ));
     // As after a back-end that used what it was never given.
     guest.driver.store(guest.driver.avail + 2, 0);
     guest.driver.store(guest.driver.used + 2, 1);
-    assert!(matches!(guest.adopt().1, Err(RingError::AvailIndex { next: 1, .. })));
+    assert!(matches!(guest.recover().1, Err(RingError::AvailIndex { next: 1, .. })));
 }
 
 #[test]

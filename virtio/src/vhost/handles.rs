@@ -41,7 +41,7 @@ impl MetricsSource for VhostMetrics {
 ///
 /// The kernel uses addresses of this process for as long as it has not been told otherwise, whatever is behind them by then. So what
 /// it knows stays mapped: `known` goes after the handles.
-pub(crate) struct Link {
+pub(crate) struct VhostHandles {
     handles: Vec<Box<dyn KernelRings>>,
     /// What the kernel may reach: all of the reserve, more perhaps than the device does by then.
     memory: GuestMemory,
@@ -56,17 +56,17 @@ struct Known {
     /// The memory that each handle was told last.
     told: Vec<Option<Arc<GuestMemoryMmap>>>,
     /// Rings that the kernel has.
-    lent: Vec<Lent>,
+    lent: Vec<PinnedRing>,
 }
 
 /// A ring that the kernel has: it was told where its parts are, and looks into no table for them again.
-struct Lent {
+struct PinnedRing {
     handle: usize,
     regions: Vec<Arc<GuestRegionMmap>>,
     fault: Arc<EventFd>,
 }
 
-impl Lent {
+impl PinnedRing {
     fn is_in(&self, memory: &GuestMemoryMmap) -> bool {
         let is_there = |region: &Arc<GuestRegionMmap>| {
             let found = memory.find_region(region.start_addr());
@@ -88,7 +88,7 @@ fn region_of(memory: &GuestMemoryMmap, gpa: u64, bytes: u64) -> Option<Arc<Guest
     Some(removed.ok()?.1)
 }
 
-impl Link {
+impl VhostHandles {
     /// Joins handles with the memory that their rings are in.
     pub fn new(handles: Vec<Box<dyn KernelRings>>, memory: GuestMemory) -> Arc<Self> {
         Arc::new(Self {
@@ -100,8 +100,8 @@ impl Link {
     }
 
     /// One handle for each group of rings.
-    pub fn handles(&self) -> &[Box<dyn KernelRings>] {
-        &self.handles
+    pub fn iter(&self) -> impl Iterator<Item = &dyn KernelRings> {
+        self.handles.iter().map(Box::as_ref)
     }
 
     /// What all handles can do.
@@ -128,7 +128,7 @@ impl Link {
                 io::Error::other(format!("{what} at {gpa:#x}: it is not all in one region of guest RAM"))
             })
         });
-        let lent = Lent {
+        let lent = PinnedRing {
             handle,
             regions: regions.collect::<io::Result<_>>()?,
             fault: fault.clone(),
@@ -177,7 +177,7 @@ impl Link {
     fn stop_lost(&self, known: &Known, memory: &Arc<GuestMemoryMmap>, gone: bool) {
         for (number, (handle, told)) in self.handles.iter().zip(&known.told).enumerate() {
             let knows = told.as_ref().is_some_and(|told| Arc::ptr_eq(told, memory));
-            let lost = |lent: &&Lent| lent.handle == number && (gone && !knows || !lent.is_in(memory));
+            let lost = |lent: &&PinnedRing| lent.handle == number && (gone && !knows || !lent.is_in(memory));
             let Some(lent) = known.lent.iter().find(lost) else {
                 continue;
             };
@@ -190,7 +190,7 @@ impl Link {
     }
 }
 
-impl MemoryListener for Link {
+impl MemoryListener for VhostHandles {
     /// The kernel answers at once, whatever the deadline.
     fn memory_added(&self, _memory: &GuestMemory, _deadline: Instant) -> io::Result<()> {
         self.update_memory(false)

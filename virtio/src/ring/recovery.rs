@@ -41,7 +41,7 @@ const DESCRIPTORS: u32 = 1 << 22;
 
 /// What there is to see of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trace {
+pub enum ReplyState {
     /// It is one, and has no reply yet.
     Waiting,
     /// Its reply is there: so many bytes.
@@ -53,7 +53,7 @@ pub enum Trace {
 /// What requests of a device look like.
 pub trait Protocol: Send + Sync {
     /// What there is to see of a request, and of the bytes where its reply goes.
-    fn trace(&self, request: &mut Reader<'_>, reply: &mut Reader<'_>) -> Trace;
+    fn reply_state(&self, request: &mut Reader<'_>, reply: &mut Reader<'_>) -> ReplyState;
 
     /// Answers a request with an error. Returns the number of bytes written: none if no answer is possible.
     fn refuse(&self, request: &mut Reader<'_>, reply: &mut Writer<'_>) -> u32;
@@ -61,7 +61,7 @@ pub trait Protocol: Send + Sync {
 
 /// What became of the chains that were owed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Adopted {
+pub struct Recovered {
     /// Answered with an error.
     pub refused: u16,
     /// Given back as they were.
@@ -71,7 +71,7 @@ pub struct Adopted {
 }
 
 /// The chains that are owed.
-struct Orphans {
+struct OwedChains {
     waiting: Vec<Chain>,
     others: Vec<(u16, u32)>,
     lost: u16,
@@ -107,7 +107,7 @@ impl Ring {
     ///
     /// # Errors
     /// When the indices make no sense, or the rings cannot be accessed.
-    pub fn adopt(&mut self, protocol: &dyn Protocol) -> Result<Adopted, RingError> {
+    pub fn recover(&mut self, protocol: &dyn Protocol) -> Result<Recovered, RingError> {
         let mem = self.mem.memory().into_inner();
         let access = |source| RingError::Access {
             queue: self.index,
@@ -115,21 +115,21 @@ impl Ring {
         };
         let used = self.queue.used_idx(&*mem, Ordering::Acquire).map_err(access)?.0;
         self.queue.set_next_used(used);
-        let (available, orphans) = self.search(&mem, used, protocol)?;
+        let (available, owed_chains) = self.search(&mem, used, protocol)?;
         self.queue.set_next_avail(available);
-        let refused = orphans.waiting.iter().map(|chain| {
+        let refused = owed_chains.waiting.iter().map(|chain| {
             let len = protocol.refuse(&mut chain.reader(), &mut chain.writer());
             (chain.head(), len)
         });
-        let given: Vec<_> = refused.chain(orphans.others.iter().copied()).collect();
+        let given: Vec<_> = refused.chain(owed_chains.others.iter().copied()).collect();
         self.complete(&mem, &given)?;
         // Also for what was given back before, and not announced any more.
         self.unannounced = 0;
         self.notify.signal();
-        Ok(Adopted {
-            refused: count(orphans.waiting.len()),
-            returned: count(orphans.others.len()),
-            lost: orphans.lost,
+        Ok(Recovered {
+            refused: count(owed_chains.waiting.len()),
+            returned: count(owed_chains.others.len()),
+            lost: owed_chains.lost,
         })
     }
 
@@ -139,7 +139,7 @@ impl Ring {
         mem: &Arc<GuestMemoryMmap>,
         used: u16,
         protocol: &dyn Protocol,
-    ) -> Result<(u16, Orphans), RingError> {
+    ) -> Result<(u16, OwedChains), RingError> {
         let mut budget = DESCRIPTORS;
         let mut looks = 0usize;
         let mut available = self.available(mem, used)?;
@@ -151,8 +151,8 @@ impl Ring {
             let now = self.available(mem, used)?;
             if now == available && waiting.len() <= owed || looks == LOOKS {
                 waiting.truncate(owed);
-                let orphans = self.orphans(mem, &heads.latest, waiting, owed, protocol, &mut budget);
-                return Ok((available, orphans));
+                let owed_chains = self.owed_chains(mem, &heads.latest, waiting, owed, protocol, &mut budget);
+                return Ok((available, owed_chains));
             }
             available = now;
             thread::sleep(PAUSE);
@@ -209,7 +209,7 @@ impl Ring {
             let Some(chain) = Chain::at(mem, &queue, head, budget) else {
                 continue;
             };
-            if protocol.trace(&mut chain.reader(), &mut chain.written()) != Trace::Waiting {
+            if protocol.reply_state(&mut chain.reader(), &mut chain.written()) != ReplyState::Waiting {
                 continue;
             }
             let order = rooms.len();
@@ -231,7 +231,7 @@ impl Ring {
     }
 
     /// `waiting`, and as many others of the `latest` chains as are owed in addition.
-    fn orphans(
+    fn owed_chains(
         &self,
         mem: &Arc<GuestMemoryMmap>,
         latest: &[u16],
@@ -239,7 +239,7 @@ impl Ring {
         owed: usize,
         protocol: &dyn Protocol,
         budget: &mut u32,
-    ) -> Orphans {
+    ) -> OwedChains {
         let missing = owed.saturating_sub(waiting.len());
         let claimed = waiting.len();
         let waiting: Vec<Chain> = waiting.into_iter().filter_map(|claim| claim.chain).collect();
@@ -248,14 +248,14 @@ impl Ring {
         let others = latest.iter().take(owed).filter(|head| !found.contains(head));
         let others = others.filter_map(|head| {
             let chain = Chain::at(mem, &self.queue.state(), *head, budget)?;
-            match protocol.trace(&mut chain.reader(), &mut chain.written()) {
-                Trace::Answered(len) => Some((*head, len)),
-                Trace::None if chain.room().is_none() => Some((*head, 0)),
-                Trace::None | Trace::Waiting => None,
+            match protocol.reply_state(&mut chain.reader(), &mut chain.written()) {
+                ReplyState::Answered(len) => Some((*head, len)),
+                ReplyState::None if chain.room().is_none() => Some((*head, 0)),
+                ReplyState::None | ReplyState::Waiting => None,
             }
         });
         let others: Vec<_> = others.take(missing).collect();
-        Orphans {
+        OwedChains {
             lost: count(missing.saturating_sub(others.len()).saturating_add(doubtful)),
             waiting,
             others,
@@ -269,5 +269,5 @@ fn count(chains: usize) -> u16 {
 }
 
 #[cfg(test)]
-#[path = "orphans_test.rs"]
+#[path = "recovery_test.rs"]
 mod tests;

@@ -14,14 +14,14 @@ use crate::ring::Notify;
 use crate::syscall::is_ready;
 
 /// How whoever serves a ring interrupts its driver.
-pub(crate) enum Call {
+pub(crate) enum CallEvent {
     /// By an eventfd that is connected to the MSI-X vector.
     Direct(Irq),
     /// By an eventfd that this process watches, and never reads: there is no message, or not yet.
-    PassedOn(EventFd),
+    Relayed(EventFd),
 }
 
-impl Call {
+impl CallEvent {
     /// The way for `notify`. To be asked when [`Notify::share`] may be.
     ///
     /// # Errors
@@ -29,7 +29,7 @@ impl Call {
     pub fn new(notify: &Notify) -> io::Result<Self> {
         match notify.share() {
             Some(irq) => Ok(Self::Direct(irq)),
-            None => EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Self::PassedOn),
+            None => EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Self::Relayed),
         }
     }
 
@@ -37,21 +37,21 @@ impl Call {
     pub fn event(&self) -> &EventFd {
         match self {
             Self::Direct(irq) => irq.event(),
-            Self::PassedOn(event) => event,
+            Self::Relayed(event) => event,
         }
     }
 
-    /// What has to be watched for its edges, and passed on by [`Call::pass_on`].
+    /// What has to be watched for its edges, and passed on by [`CallEvent::relay`].
     pub fn watched(&self) -> Option<RawFd> {
         match self {
             Self::Direct(_) => None,
-            Self::PassedOn(event) => Some(event.as_raw_fd()),
+            Self::Relayed(event) => Some(event.as_raw_fd()),
         }
     }
 
     /// Passes an interrupt on to `notify`, if there was one. It is not read, since it may be another process's as well: one interrupt
     /// too many is harmless.
-    pub fn pass_on(&self, notify: &Notify) {
+    pub fn relay(&self, notify: &Notify) {
         if let Some(event) = self.watched()
             && let Ok(true) = is_ready(event, libc::POLLIN, Duration::ZERO)
         {
