@@ -9,27 +9,27 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 pub mod bus;
-mod chain;
 pub mod debug_port;
+mod error_chain;
 pub mod host;
 pub mod i8042;
 pub mod ioapic;
 mod lock;
-mod looked;
+pub mod log_once;
 pub mod memory;
 pub mod metrics;
+mod path_handle;
 pub mod pci;
 pub mod power;
 pub mod pvpanic;
 pub mod serial;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
-pub mod told;
 
 pub use bus::{Bus, BusDevice, BusError, Effect};
-pub use chain::{causes, chain};
+pub use error_chain::{causes, error_chain};
 pub use host::{Host, Irq, MsiMessage, MsiVector};
 pub use lock::{lock, read, write};
-pub use looked::Looked;
 pub use memory::{GuestMemory, GuestMemoryMmap, GuestRegionMmap};
 pub use metrics::{Counter, Gauge, MetricsSource};
+pub use path_handle::PathHandle;

@@ -9,7 +9,7 @@ use acpi_tables::Aml;
 use acpi_tables::aml::{Device, IO, Name, Path, ResourceTemplate};
 
 use crate::bus::{BusDevice, Effect};
-use crate::told::Told;
+use crate::log_once::LogOnce;
 
 /// The I/O port at which guests have found the device since before it was described by ACPI.
 pub const PORT: u16 = 0x505;
@@ -24,7 +24,7 @@ const STA_WORKING: u8 = 0xf;
 /// The pvpanic device.
 #[derive(Debug, Default)]
 pub struct PvPanic {
-    crashed: Told,
+    crashed: LogOnce,
 }
 
 impl PvPanic {

@@ -16,7 +16,7 @@
 //! and the window's size come through a [`ConsoleHandle`] from any thread. The size that there was from the start is told as well (`teller.rs`).
 
 mod handle;
-mod teller;
+mod size_notifier;
 
 pub use handle::ConsoleHandle;
 
@@ -30,7 +30,7 @@ use husk_devices::metrics::{Counter, MetricsSource};
 use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
 use crate::ring::{Notify, Reader, Ring, RingState, Step};
 use handle::Shared;
-use teller::Teller;
+use size_notifier::SizeNotifier;
 
 /// virtio device ID (virtio 1.2 §5).
 const VIRTIO_ID_CONSOLE: u32 = 3;
@@ -48,7 +48,7 @@ const TURN_BYTES: usize = 256 << 10;
 const RECEIVE: u32 = 0;
 const TRANSMIT: u32 = 1;
 const INPUT: u32 = 2;
-const TELL: u32 = 3;
+const SIZE_TIMER: u32 = 3;
 
 type Sink = Arc<Mutex<Box<dyn Write + Send>>>;
 
@@ -136,7 +136,7 @@ impl VirtioDevice for Console {
             transmit,
             printed: 0,
             config_changed,
-            teller: None,
+            size_notifier: None,
             shared: self.shared.clone(),
             sink: self.sink.clone(),
         })])
@@ -151,7 +151,7 @@ struct ConsoleHandler {
     /// What a driver that knows sizes is told by.
     config_changed: Option<Notify>,
     /// Made of it when the thread starts.
-    teller: Option<Teller>,
+    size_notifier: Option<SizeNotifier>,
     shared: Arc<Shared>,
     sink: Sink,
 }
@@ -204,9 +204,11 @@ impl Handler for ConsoleHandler {
             .try_for_each(|(fd, token)| watch.readable(fd, token))
             .map_err(HandlerError::watch)?;
         if let Some(config_changed) = self.config_changed.take() {
-            let teller = Teller::new(config_changed).map_err(HandlerError::watch)?;
-            let teller = self.teller.insert(teller);
-            watch.readable(teller.as_raw_fd(), TELL).map_err(HandlerError::watch)?;
+            let size_notifier = SizeNotifier::new(config_changed).map_err(HandlerError::watch)?;
+            let size_notifier = self.size_notifier.insert(size_notifier);
+            watch
+                .readable(size_notifier.as_raw_fd(), SIZE_TIMER)
+                .map_err(HandlerError::watch)?;
         }
         Ok(())
     }
@@ -215,15 +217,15 @@ impl Handler for ConsoleHandler {
         match token {
             TRANSMIT => {
                 self.print()?;
-                let printed = self.teller.as_mut().map_or(Ok(()), Teller::printed);
-                printed.map_err(|source| HandlerError::Host {
+                let noted = self.size_notifier.as_mut().map_or(Ok(()), SizeNotifier::on_output);
+                noted.map_err(|source| HandlerError::Host {
                     what: "cannot set the timer of the window's size",
                     source,
                 })
             }
             RECEIVE => self.type_in(),
-            TELL => {
-                self.teller.iter_mut().for_each(Teller::rang);
+            SIZE_TIMER => {
+                self.size_notifier.iter_mut().for_each(SizeNotifier::on_timer);
                 Ok(())
             }
             _ => {

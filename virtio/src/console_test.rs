@@ -233,7 +233,7 @@ fn a_driver_that_cares_is_told_the_first_size_after_it_has_printed() {
         handler.wake(TRANSMIT, &mut Ignore).unwrap();
         assert_eq!(bench.config_changes.load(Ordering::SeqCst), 0, "not at once");
         // Waits for the timer, if there is one.
-        handler.wake(TELL, &mut Ignore).unwrap();
+        handler.wake(SIZE_TIMER, &mut Ignore).unwrap();
         assert_eq!(bench.config_changes.load(Ordering::SeqCst), times);
     }
 }
@@ -257,7 +257,7 @@ fn everything_readable_is_watched() {
     bench.receive = Driver::new(&bench.receive.mem.clone(), 0x1000, 16);
     bench.transmit = Driver::new(&bench.transmit.mem.clone(), 0x2000, 16);
     bench.start(VIRTIO_CONSOLE_F_SIZE).watch(&mut tokens).unwrap();
-    assert!(tokens.0.contains(&TELL));
+    assert!(tokens.0.contains(&SIZE_TIMER));
 }
 
 #[test]

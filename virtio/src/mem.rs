@@ -37,7 +37,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use husk_devices::metrics::{Counter, Gauge, MetricsSource};
-use husk_devices::{chain, lock};
+use husk_devices::{error_chain, lock};
 
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
@@ -485,7 +485,7 @@ impl RequestExecutor<'_> {
         if self.metrics.busy.get() == 0 {
             log::warn!(
                 "memory device: the host cannot {what} memory now: {}; further ones are only counted",
-                chain(error)
+                error_chain(error)
             );
         }
         RESP_BUSY

@@ -6,11 +6,11 @@
 //!
 //! A limiter belongs to a device and is shared by its queues. It is looked at on I/O threads only, and only where one is configured.
 
-mod alarm;
-mod pace;
+mod deadline_timer;
+mod queue_limiter;
 
-pub(crate) use alarm::Alarm;
-pub(crate) use pace::Pace;
+pub(crate) use deadline_timer::DeadlineTimer;
+pub(crate) use queue_limiter::QueueLimiter;
 
 use std::sync::{Mutex, MutexGuard};
 

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use husk_devices::Looked;
+use husk_devices::PathHandle;
 use husk_devices::metrics::{Counter, MetricsSource};
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -73,7 +73,7 @@ impl Rng {
     /// When there is nothing to be read.
     pub fn open(path: &Path) -> io::Result<Self> {
         let refused = |found| Err(io::Error::other(format!("it is a {found}, nothing can be read of it")));
-        let looked = Looked::at(path)?;
+        let looked = PathHandle::at(path)?;
         match looked.metadata().file_type() {
             kind if kind.is_dir() => return refused("directory"),
             kind if kind.is_socket() => return refused("socket"),

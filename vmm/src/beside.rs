@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::thread;
 
-use husk_devices::{chain, lock};
+use husk_devices::{error_chain, lock};
 
 use crate::seccomp::{Mode, Role};
 
@@ -49,7 +49,7 @@ pub fn confine(seccomp: Mode) {
     let (orders, received) = channel::<Work>();
     let starter = builder().spawn(move || {
         if let Err(error) = seccomp.enter(Role::Closer) {
-            log::error!("the thread that closes devices ends: {}", chain(&error));
+            log::error!("the thread that closes devices ends: {}", error_chain(&error));
             return;
         }
         for work in received {

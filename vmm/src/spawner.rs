@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::task::Waker;
 use std::thread;
 
-use husk_devices::chain;
+use husk_devices::error_chain;
 use husk_virtio::threads::{ThreadBody, ThreadClass, Threads, builder};
 
 use crate::seccomp::{Mode, Role};
@@ -39,7 +39,7 @@ impl Spawner {
         let carry_out = move || match seccomp.enter(Role::Spawner) {
             Ok(()) => received.into_iter().for_each(carry_out),
             // Whoever sends an order is told that nobody takes it.
-            Err(error) => log::error!("the thread that starts device threads ends: {}", chain(&error)),
+            Err(error) => log::error!("the thread that starts device threads ends: {}", error_chain(&error)),
         };
         thread::Builder::new().name("spawner".into()).spawn(carry_out)?;
         Ok(Self { seccomp, waker, orders })

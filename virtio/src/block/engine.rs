@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
-use super::lone::LoneWrites;
+use super::inline_write::InlineWrites;
 use super::plain::{self, AtHand};
 use super::uring::Uring;
 use crate::iovecs::Iovecs;
@@ -85,7 +85,7 @@ pub(super) enum Engine {
         /// Reads are tried in the host's page cache before: what is there needs no way through the ring.
         cached: bool,
         /// Writes to the page cache are made at once where nothing else is under way. `None` where there is no such cache.
-        lone: Option<LoneWrites>,
+        inline_writes: Option<InlineWrites>,
     },
 }
 
@@ -97,7 +97,7 @@ impl Engine {
             Ok(ring) => Self::Uring {
                 ring: Box::new(ring),
                 cached,
-                lone: cached.then(LoneWrites::default),
+                inline_writes: cached.then(InlineWrites::default),
             },
             Err(error) => {
                 log::debug!("no io_uring, block device goes on with plain system calls: {error}");
@@ -133,14 +133,18 @@ impl Engine {
         match self {
             // SAFETY: the buffers are valid for the duration of the call, as the caller promises.
             Self::Plain => Some(unsafe { plain::run(op) }),
-            Self::Uring { ring, cached, lone } => {
-                if let (Op::Write { buffers, .. }, Some(lone), false) = (&op, lone, ring.is_busy())
-                    && lone.allows(buffers.bytes(), others)
+            Self::Uring {
+                ring,
+                cached,
+                inline_writes,
+            } => {
+                if let (Op::Write { buffers, .. }, Some(inline_writes), false) = (&op, inline_writes, ring.is_busy())
+                    && inline_writes.allows(buffers.bytes(), others)
                 {
                     let begun = Instant::now();
                     // SAFETY: the buffers are valid for the duration of the call, as the caller promises.
                     let result = unsafe { plain::run(op) };
-                    lone.took(begun.elapsed());
+                    inline_writes.took(begun.elapsed());
                     return Some(result);
                 }
                 if *cached {

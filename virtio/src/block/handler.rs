@@ -20,7 +20,7 @@ use super::metrics::BlockMetrics;
 use super::request::{self, Limits, Status};
 use super::scratch::Scratch;
 use crate::device::{Handler, HandlerError, Watch};
-use crate::rate_limit::{Alarm, Limiter, Pace};
+use crate::rate_limit::{DeadlineTimer, Limiter, QueueLimiter};
 use crate::ring::{Chain, Ring, RingError, RingState};
 
 /// Most requests under way in one queue. Enough to keep a fast disk busy; what is beyond waits in the ring, where it
@@ -71,8 +71,8 @@ pub(super) struct QueueHandler {
     scratch: Scratch,
     disk: Disk,
     ring: Ring,
-    pace: Pace,
-    alarm: Option<Alarm>,
+    limiter: QueueLimiter,
+    timer: Option<DeadlineTimer>,
     want_uring: bool,
 }
 
@@ -89,8 +89,8 @@ impl QueueHandler {
             bus_master: Arc::new(AtomicBool::new(true)),
             ended: Vec::new(),
             scratch: Scratch::new(disk.metrics.clone()),
-            pace: Pace::new(disk.limiter.clone()),
-            alarm: None,
+            limiter: QueueLimiter::new(disk.limiter.clone()),
+            timer: None,
             disk,
             ring,
             want_uring,
@@ -165,7 +165,7 @@ impl QueueHandler {
             self.ring.disable_kicks()?;
             while self.has_room() {
                 // No kick is wanted here either: the timer leads here again.
-                if !self.pace.allows(&self.disk.metrics.throttled) {
+                if !self.limiter.allows(&self.disk.metrics.throttled) {
                     return Ok(());
                 }
                 let Some(chain) = self.ring.pop()? else { break };
@@ -196,11 +196,11 @@ impl QueueHandler {
         let image = &self.disk.image;
         let job = match request::parse(&chain, Limits::of(image)) {
             Ok(request) => {
-                self.pace.spend(request.bytes());
+                self.limiter.spend(request.bytes());
                 Job::new(chain, request, image, !self.disk.writeback.is_on(), &self.disk.id)
             }
             Err(status) => {
-                self.pace.spend(0);
+                self.limiter.spend(0);
                 Job::refused(chain, status)
             }
         };
@@ -286,10 +286,10 @@ impl Handler for QueueHandler {
         if let Some(event) = self.engine.event() {
             watch.readable(event, COMPLETED).map_err(failed)?;
         }
-        if self.pace.is_limited() {
-            let alarm = Alarm::new().map_err(failed)?;
-            watch.readable(alarm.as_raw_fd(), TIMER).map_err(failed)?;
-            self.alarm = Some(alarm);
+        if self.limiter.is_limited() {
+            let timer = DeadlineTimer::new().map_err(failed)?;
+            watch.readable(timer.as_raw_fd(), TIMER).map_err(failed)?;
+            self.timer = Some(timer);
         }
         // For what became available before there was a thread.
         self.ring.kick_self();
@@ -297,18 +297,18 @@ impl Handler for QueueHandler {
     }
 
     fn wake(&mut self, token: u32, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        match (token, &mut self.alarm) {
+        match (token, &mut self.timer) {
             (KICKED, _) => self.ring.take_kick(),
             (COMPLETED, _) => self.engine.take_event(),
-            (TIMER, Some(alarm)) => {
-                alarm.rang();
-                self.pace.rang();
+            (TIMER, Some(timer)) => {
+                timer.on_timer();
+                self.limiter.on_timer();
             }
             _ => {}
         }
         self.serve()?;
-        let Some(alarm) = &mut self.alarm else { return Ok(()) };
-        alarm.set(self.pace.until()).map_err(|source| HandlerError::Host {
+        let Some(timer) = &mut self.timer else { return Ok(()) };
+        timer.set(self.limiter.until()).map_err(|source| HandlerError::Host {
             what: "cannot set the timer of a rate limiter",
             source,
         })
@@ -390,5 +390,5 @@ mod flight_tests;
 mod model_tests;
 
 #[cfg(test)]
-#[path = "handler_pace_test.rs"]
-mod pace_tests;
+#[path = "handler_rate_limit_test.rs"]
+mod rate_limit_tests;

@@ -5,7 +5,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use husk_devices::Looked;
+use husk_devices::PathHandle;
 
 use super::limits::{self, Alignment, BlockSizes};
 use super::lock::FileLock;
@@ -121,7 +121,7 @@ impl Image {
     /// Opens, checks, locks and measures the image that `config` names.
     pub fn open(config: &BlockConfig) -> Result<Self, BlockError> {
         let path = config.path.as_path();
-        let looked = Looked::at(path).map_err(|source| cannot_open(path, source))?;
+        let looked = PathHandle::at(path).map_err(|source| cannot_open(path, source))?;
         let found = looked.metadata();
         check_kind(path, found)?;
         let flags = if config.direct { libc::O_DIRECT } else { 0 };
@@ -163,7 +163,7 @@ impl Image {
         })
     }
 
-    fn set_up_direct(config: &BlockConfig, file: &File, looked: &Looked) -> Result<Direct, BlockError> {
+    fn set_up_direct(config: &BlockConfig, file: &File, looked: &PathHandle) -> Result<Direct, BlockError> {
         let path = config.path.as_path();
         let alignment = limits::direct_io(file)
             .map_err(|source| unknown(path, "the direct I/O alignment", source))?
@@ -238,7 +238,7 @@ impl Image {
 }
 
 /// Opens the image once.
-fn open(config: &BlockConfig, flags: i32, looked: &Looked) -> Result<File, BlockError> {
+fn open(config: &BlockConfig, flags: i32, looked: &PathHandle) -> Result<File, BlockError> {
     let path = config.path.as_path();
     let mut options = OpenOptions::new();
     options.read(true).write(!config.readonly).custom_flags(flags);

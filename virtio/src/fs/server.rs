@@ -14,7 +14,6 @@
 //! file system as a `Name` only; a reply that would not fit is found out before anything is done. Nothing is
 //! kept between requests but the session's agreement (one atomic) and a bounded list of interrupted requests.
 
-mod ask;
 mod attrs;
 mod counters;
 mod dirs;
@@ -22,6 +21,7 @@ mod files;
 mod locks;
 mod names;
 mod reply;
+mod request_parser;
 mod session;
 mod xattrs;
 
@@ -36,10 +36,10 @@ use super::serve::{Outcome, Serve};
 use super::share::{Confinement, ShareConfig};
 use super::tree::Tree;
 use crate::ring::{Reader, Writer};
-use ask::Ask;
 use counters::Counters;
 use locks::Interrupted;
 use reply::Reply;
+use request_parser::RequestParser;
 use session::Session;
 
 /// What a request comes to.
@@ -98,17 +98,17 @@ impl Server {
         }
     }
 
-    fn carry_out(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        let Some(opcode) = ask.opcode() else {
+    fn carry_out(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        let Some(opcode) = request.opcode() else {
             self.counters.unknown_requests.inc();
             return Err(Errno::NOSYS.into());
         };
         let rule = opcode.rule();
         // Whoever pauses or ends the share waits for what has been begun: a chain of buffers may hold 4 GiB.
-        if ask.left() > session::MOST_ASKED {
+        if request.left() > session::MOST_ASKED {
             return Err(MALFORMED);
         }
-        if ask.left() < rule.request || ask.has_extensions() && !opcode.creates() {
+        if request.left() < rule.request || request.has_extensions() && !opcode.creates() {
             return Err(MALFORMED);
         }
         if rule.reply.is_some_and(|bytes| reply.room() < bytes) {
@@ -117,62 +117,62 @@ impl Server {
         }
         // Which begins what the others are in.
         if opcode != Opcode::Init {
-            ask.agreed = self.session.agreed().ok_or(Failure::Malformed(Errno::NOTCONN))?;
+            request.features = self.session.features().ok_or(Failure::Malformed(Errno::NOTCONN))?;
         }
-        if rule.changes && ask.agreed.readonly() {
+        if rule.changes && request.features.readonly() {
             return Err(Errno::ROFS.into());
         }
-        self.dispatch(opcode, ask, reply)
+        self.dispatch(opcode, request, reply)
     }
 
-    fn dispatch(&self, opcode: Opcode, ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
+    fn dispatch(&self, opcode: Opcode, request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
         match opcode {
-            Opcode::Lookup => self.lookup(ask, reply),
-            Opcode::Forget => self.forget(ask),
-            Opcode::Getattr => self.getattr(ask, reply),
-            Opcode::Setattr => self.setattr(ask, reply),
-            Opcode::Readlink => self.readlink(&ask, reply),
-            Opcode::Symlink => self.symlink(ask, reply),
-            Opcode::Mknod => self.mknod(ask, reply),
-            Opcode::Mkdir => self.mkdir(ask, reply),
-            Opcode::Unlink => self.unlink(ask, reply),
-            Opcode::Rmdir => self.rmdir(ask, reply),
-            Opcode::Rename => self.rename(ask, reply),
-            Opcode::Link => self.link(ask, reply),
-            Opcode::Open => self.open_file(ask, reply),
-            Opcode::Read => self.read(ask, reply),
-            Opcode::Write => self.write(ask, reply),
-            Opcode::Statfs => self.statfs(&ask, reply),
-            Opcode::Release => self.release(ask, reply),
-            Opcode::Fsync => self.fsync(ask, reply),
-            Opcode::Setxattr => self.setxattr(ask, reply),
-            Opcode::Getxattr => self.getxattr(ask, reply),
-            Opcode::Listxattr => self.listxattr(ask, reply),
-            Opcode::Removexattr => self.removexattr(ask, reply),
-            Opcode::Flush => self.flush(ask, reply),
-            Opcode::Init => self.init(ask, reply),
-            Opcode::Opendir => self.opendir(ask, reply),
-            Opcode::Readdir => self.readdir(ask, reply),
-            Opcode::Readdirplus => self.readdirplus(ask, reply),
-            Opcode::Releasedir => self.releasedir(ask, reply),
-            Opcode::Fsyncdir => self.fsyncdir(ask, reply),
-            Opcode::Getlk => self.getlk(ask, reply),
-            Opcode::Setlk => self.setlk(ask, reply, false),
-            Opcode::Setlkw => self.setlk(ask, reply, true),
-            Opcode::Access => self.access(ask, reply),
-            Opcode::Create => self.create(ask, reply),
-            Opcode::Tmpfile => self.tmpfile(ask, reply),
-            Opcode::Interrupt => self.interrupt(ask),
-            Opcode::Destroy => self.destroy(&ask, reply),
+            Opcode::Lookup => self.lookup(request, reply),
+            Opcode::Forget => self.forget(request),
+            Opcode::Getattr => self.getattr(request, reply),
+            Opcode::Setattr => self.setattr(request, reply),
+            Opcode::Readlink => self.readlink(&request, reply),
+            Opcode::Symlink => self.symlink(request, reply),
+            Opcode::Mknod => self.mknod(request, reply),
+            Opcode::Mkdir => self.mkdir(request, reply),
+            Opcode::Unlink => self.unlink(request, reply),
+            Opcode::Rmdir => self.rmdir(request, reply),
+            Opcode::Rename => self.rename(request, reply),
+            Opcode::Link => self.link(request, reply),
+            Opcode::Open => self.open_file(request, reply),
+            Opcode::Read => self.read(request, reply),
+            Opcode::Write => self.write(request, reply),
+            Opcode::Statfs => self.statfs(&request, reply),
+            Opcode::Release => self.release(request, reply),
+            Opcode::Fsync => self.fsync(request, reply),
+            Opcode::Setxattr => self.setxattr(request, reply),
+            Opcode::Getxattr => self.getxattr(request, reply),
+            Opcode::Listxattr => self.listxattr(request, reply),
+            Opcode::Removexattr => self.removexattr(request, reply),
+            Opcode::Flush => self.flush(request, reply),
+            Opcode::Init => self.init(request, reply),
+            Opcode::Opendir => self.opendir(request, reply),
+            Opcode::Readdir => self.readdir(request, reply),
+            Opcode::Readdirplus => self.readdirplus(request, reply),
+            Opcode::Releasedir => self.releasedir(request, reply),
+            Opcode::Fsyncdir => self.fsyncdir(request, reply),
+            Opcode::Getlk => self.getlk(request, reply),
+            Opcode::Setlk => self.setlk(request, reply, false),
+            Opcode::Setlkw => self.setlk(request, reply, true),
+            Opcode::Access => self.access(request, reply),
+            Opcode::Create => self.create(request, reply),
+            Opcode::Tmpfile => self.tmpfile(request, reply),
+            Opcode::Interrupt => self.interrupt(request),
+            Opcode::Destroy => self.destroy(&request, reply),
             // None of the host's would mean the same to the guest. Without this answer it asks for each look at a file's flags again.
             Opcode::Ioctl => Err(Errno::NOTTY.into()),
-            Opcode::BatchForget => self.batch_forget(ask),
-            Opcode::Fallocate => self.fallocate(ask, reply),
-            Opcode::Rename2 => self.rename2(ask, reply),
-            Opcode::Lseek => self.lseek(ask, reply),
-            Opcode::CopyFileRange => self.copy_file_range(ask, reply),
-            Opcode::Syncfs => self.syncfs(ask, reply),
-            Opcode::Statx => self.statx(ask, reply),
+            Opcode::BatchForget => self.batch_forget(request),
+            Opcode::Fallocate => self.fallocate(request, reply),
+            Opcode::Rename2 => self.rename2(request, reply),
+            Opcode::Lseek => self.lseek(request, reply),
+            Opcode::CopyFileRange => self.copy_file_range(request, reply),
+            Opcode::Syncfs => self.syncfs(request, reply),
+            Opcode::Statx => self.statx(request, reply),
         }
     }
 
@@ -208,20 +208,20 @@ impl Serve for Server {
     fn handle(&self, request: Reader<'_>, reply: Writer<'_>) -> Outcome {
         self.counters.requests.inc();
         let room = reply.available_bytes();
-        let Some((ask, whole)) = Ask::read(request) else {
+        let Some((request, whole)) = RequestParser::read(request) else {
             self.counters.malformed_requests.inc();
             return Outcome::Done(0);
         };
-        let opcode = ask.opcode();
+        let opcode = request.opcode();
         let is_answered = opcode.is_none_or(|opcode| opcode.rule().reply.is_some());
         if is_answered && room < reply::HEADER_BYTES {
             self.counters.short_replies.inc();
             self.counters.malformed_requests.inc();
             return Outcome::Done(0);
         }
-        let mut reply = Reply::new(ask.unique, reply);
+        let mut reply = Reply::new(request.unique, reply);
         let done = if whole {
-            self.carry_out(ask, &mut reply)
+            self.carry_out(request, &mut reply)
         } else {
             Err(MALFORMED)
         };
@@ -229,8 +229,8 @@ impl Serve for Server {
     }
 
     fn give_up(&self, request: Reader<'_>) {
-        if let Some((ask, _)) = Ask::read(request) {
-            self.give_up(ask);
+        if let Some((request, _)) = RequestParser::read(request) {
+            self.give_up(request);
         }
     }
 

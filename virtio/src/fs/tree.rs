@@ -34,7 +34,7 @@ mod proc;
 mod remote;
 mod share_root;
 mod thread;
-mod waits;
+mod wait_graph;
 mod xattrs;
 
 use std::ffi::{CStr, CString};
@@ -50,14 +50,14 @@ pub use self::confinement::Confinement;
 use self::confinement::Rules;
 pub(super) use self::confinement::landlock_versions;
 use self::credentials::Identity;
-use self::descriptors::{Budget, Held, Use};
+use self::descriptors::{CountedFd, FdBudget, Use};
 use self::handles::Handles;
 use self::locks::Locks;
 use self::nodes::{Inode, Nodes};
 use self::proc::ProcFds;
 use self::remote::Remote;
 pub use self::share_root::ShareError;
-use self::waits::Waits;
+use self::wait_graph::WaitGraph;
 use super::filesystem::{
     Abilities, Attr, Caller, Change, Creation, Entry, FileSystem, Handle, Listed, Lock, Locked, Name, Node, Opened,
     Space, Ttl, Waiter, Writing,
@@ -74,11 +74,11 @@ pub(crate) struct Tree {
     proc: ProcFds,
     /// Devices whose server clears set-user-ID, or does not.
     remote: Remote,
-    budget: Arc<Budget>,
+    budget: Arc<FdBudget>,
     nodes: Nodes,
     handles: Handles,
     locks: Locks,
-    waits: Waits,
+    waits: WaitGraph,
     /// What each thread has the host's kernel hold it to, if it does.
     rules: Option<Rules>,
 }
@@ -161,7 +161,7 @@ impl Policy {
 
 impl Tree {
     /// A descriptor of a node.
-    fn descriptor(&self, node: Node) -> Result<Arc<Held>, Errno> {
+    fn descriptor(&self, node: Node) -> Result<Arc<CountedFd>, Errno> {
         self.nodes.descriptor(&self.nodes.get(node)?)
     }
 
@@ -170,12 +170,12 @@ impl Tree {
     /// # Errors
     /// `ESTALE` in place of `EACCES` if that is Landlock's answer to a file that a handle alone led to: the guest looks its name up again
     /// then, by which it can be opened.
-    fn reopen(&self, inode: &Inode, fd: &Arc<Held>, flags: OFlags) -> Result<OwnedFd, Errno> {
+    fn reopen(&self, inode: &Inode, fd: &Arc<CountedFd>, flags: OFlags) -> Result<OwnedFd, Errno> {
         let opened = self.proc.reopen(&**fd, flags);
         // Who may open handles may read any file but for that.
         let nowhere = || matches!(self.proc.reopen(&**fd, OFlags::RDONLY), Err(Errno::ACCESS));
         match opened {
-            Err(Errno::ACCESS) if nowhere() && self.nodes.forsake(inode, fd) => Err(Errno::STALE),
+            Err(Errno::ACCESS) if nowhere() && self.nodes.drop_handle_fd(inode, fd) => Err(Errno::STALE),
             opened => opened,
         }
     }

@@ -27,8 +27,8 @@ mod rules;
 mod share_root;
 #[path = "tree/twin_test.rs"]
 mod twin;
-#[path = "tree/waits_test.rs"]
-mod waits;
+#[path = "tree/wait_graph_test.rs"]
+mod wait_graph;
 #[path = "tree/xattr_test.rs"]
 mod xattr;
 
@@ -59,20 +59,20 @@ impl Share {
     }
 
     fn with(change: impl FnOnce(&mut ShareConfig)) -> Self {
-        Self::within(Budget::new(4096), change)
+        Self::within(FdBudget::new(4096), change)
     }
 
-    fn within(budget: Arc<Budget>, change: impl FnOnce(&mut ShareConfig)) -> Self {
+    fn within(budget: Arc<FdBudget>, change: impl FnOnce(&mut ShareConfig)) -> Self {
         Self::of(tempfile::tempdir().unwrap(), budget, change)
     }
 
     /// In memory, where there is such a file system: for a great many files.
     fn in_memory(change: impl FnOnce(&mut ShareConfig)) -> Self {
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
-        Self::of(dir.unwrap(), Budget::new(4096), change)
+        Self::of(dir.unwrap(), FdBudget::new(4096), change)
     }
 
-    fn of(dir: tempfile::TempDir, budget: Arc<Budget>, change: impl FnOnce(&mut ShareConfig)) -> Self {
+    fn of(dir: tempfile::TempDir, budget: Arc<FdBudget>, change: impl FnOnce(&mut ShareConfig)) -> Self {
         fs::create_dir(dir.path().join("share")).unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let mut config = ShareConfig::new(dir.path().join("share"));

@@ -37,7 +37,7 @@ use crate::ring::{Reader, Ring, RingState, Step};
 use crate::vhost::OwnQueue;
 
 /// What the commands act on.
-pub(super) trait Switches: Send + Sync {
+pub(super) trait TapControl: Send + Sync {
     /// Tells the host what the guest may be handed (`TUN_F_…`).
     fn set_offloads(&self, offloads: u32) -> io::Result<()>;
     /// Has the host use the first `pairs` queues and no other.
@@ -47,23 +47,23 @@ pub(super) trait Switches: Send + Sync {
 /// The control queue of a device.
 pub(super) struct Control {
     ring: Ring,
-    commands: Commands,
+    commands: CommandContext,
 }
 
 /// What commands are checked against, and act on.
-pub(super) struct Commands {
+pub(super) struct CommandContext {
     /// Features agreed on.
     pub features: u64,
     /// Queue pairs there are.
     pub pairs: u16,
     pub space: Arc<Mutex<ConfigBytes>>,
-    pub switches: Arc<dyn Switches>,
+    pub tap_control: Arc<dyn TapControl>,
     pub metrics: Arc<NetMetrics>,
 }
 
 impl Control {
     /// Takes the ring.
-    pub fn new(ring: Ring, commands: Commands) -> Self {
+    pub fn new(ring: Ring, commands: CommandContext) -> Self {
         Self { ring, commands }
     }
 
@@ -111,7 +111,7 @@ impl OwnQueue for Control {
     }
 }
 
-impl Commands {
+impl CommandContext {
     /// Carries out one command; `None` if it makes no sense or the host refuses.
     fn run(&self, reader: &mut Reader<'_>) -> Option<()> {
         let [class, command] = reader.read_obj::<[u8; 2]>().ok()?;
@@ -127,14 +127,14 @@ impl Commands {
                 if !(1..=self.pairs).contains(&pairs) {
                     return None;
                 }
-                self.switches.set_pairs(pairs).ok()
+                self.tap_control.set_pairs(pairs).ok()
             }
             (VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET) => {
                 let offloads = u64::from_le_bytes(self.data(reader, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS)?);
                 if offloads & !(self.features & features::guest_offloads()) != 0 {
                     return None;
                 }
-                self.switches.set_offloads(features::tap_offloads(offloads)).ok()
+                self.tap_control.set_offloads(features::tap_offloads(offloads)).ok()
             }
             _ => None,
         }

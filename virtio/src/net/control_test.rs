@@ -24,7 +24,7 @@ impl Notebook {
     }
 }
 
-impl Switches for Notebook {
+impl TapControl for Notebook {
     fn set_offloads(&self, offloads: u32) -> io::Result<()> {
         self.offloads.store(offloads, Ordering::SeqCst);
         self.answer()
@@ -45,11 +45,11 @@ struct Bench {
 fn bench(features: u64) -> Bench {
     let driver = Driver::new(&memory(), 0x1000, 8);
     let notes = Arc::new(Notebook::default());
-    let commands = Commands {
+    let commands = CommandContext {
         features,
         pairs: 4,
         space: Arc::new(Mutex::new(ConfigBytes::new([0; 12]))),
-        switches: notes.clone(),
+        tap_control: notes.clone(),
         metrics: Arc::default(),
     };
     let control = Control::new(driver.ring(), commands);

@@ -4,12 +4,12 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
-use super::control::{Control, Switches};
+use super::control::{Control, TapControl};
 use super::link::{TapFault, TapPort};
 use super::rx::Receive;
 use super::tx::Transmit;
 use crate::device::{Handler, HandlerError, Watch};
-use crate::rate_limit::Alarm;
+use crate::rate_limit::DeadlineTimer;
 use crate::ring::RingState;
 
 /// [`Watch`] tokens: doorbells, the tap, the timer of the rate limiters.
@@ -25,28 +25,28 @@ pub(super) struct PairHandler {
     tx: Transmit,
     control: Option<Control>,
     port: TapPort,
-    beginning: Option<Beginning>,
+    start_commands: Option<StartCommands>,
     /// For rate limiters, if there are any.
-    alarm: Option<Alarm>,
+    timer: Option<DeadlineTimer>,
 }
 
 /// What the host is told when a driver starts: one pair, and the offloads that it took, whatever the last one had (virtio 1.2
 /// §5.1.6.5.5, §5.1.6.5.6). The host may take its time for this, so it is done on the I/O thread.
-pub(super) struct Beginning {
+pub(super) struct StartCommands {
     /// What it acts on.
-    pub switches: Arc<dyn Switches>,
+    pub tap_control: Arc<dyn TapControl>,
     /// Offloads (`TUN_F_…`).
     pub offloads: u32,
 }
 
-impl Beginning {
+impl StartCommands {
     /// Tells the host.
     ///
     /// # Errors
     /// What it says.
     pub fn carry_out(self) -> io::Result<()> {
-        self.switches.set_pairs(1)?;
-        self.switches.set_offloads(self.offloads)
+        self.tap_control.set_pairs(1)?;
+        self.tap_control.set_offloads(self.offloads)
     }
 }
 
@@ -56,7 +56,7 @@ impl PairHandler {
         rx: Receive,
         tx: Transmit,
         port: TapPort,
-        beginning: Option<Beginning>,
+        start_commands: Option<StartCommands>,
         control: Option<Control>,
     ) -> Self {
         Self {
@@ -64,16 +64,16 @@ impl PairHandler {
             tx,
             control,
             port,
-            beginning,
-            alarm: None,
+            start_commands,
+            timer: None,
         }
     }
 
-    /// Sets the alarm to the first moment at which a direction that waits for its limiter may go on.
-    fn set_alarm(&mut self) -> Result<(), HandlerError> {
-        let Some(alarm) = &mut self.alarm else { return Ok(()) };
-        let (rx, tx) = (self.rx.pace.until(), self.tx.pace.until());
-        alarm
+    /// Sets the timer to the first moment at which a direction that waits for its limiter may go on.
+    fn set_timer(&mut self) -> Result<(), HandlerError> {
+        let Some(timer) = &mut self.timer else { return Ok(()) };
+        let (rx, tx) = (self.rx.limiter.until(), self.tx.limiter.until());
+        timer
             .set(rx.into_iter().chain(tx).min())
             .map_err(|source| HandlerError::Host {
                 what: "cannot set the timer of a rate limiter",
@@ -84,7 +84,7 @@ impl PairHandler {
 
 impl Handler for PairHandler {
     fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        match self.beginning.take().map(Beginning::carry_out) {
+        match self.start_commands.take().map(StartCommands::carry_out) {
             None | Some(Ok(())) => {}
             Some(Err(error)) if TapFault::of(&error) == TapFault::Gone => self.port.set_down(),
             Some(Err(source)) => {
@@ -98,10 +98,10 @@ impl Handler for PairHandler {
         if let Some(control) = &self.control {
             doorbell(control.ring().kick().as_raw_fd(), CONTROL_KICK)?;
         }
-        if self.rx.pace.is_limited() || self.tx.pace.is_limited() {
-            let alarm = Alarm::new().map_err(HandlerError::watch)?;
-            doorbell(alarm.as_raw_fd(), TIMER)?;
-            self.alarm = Some(alarm);
+        if self.rx.limiter.is_limited() || self.tx.limiter.is_limited() {
+            let timer = DeadlineTimer::new().map_err(HandlerError::watch)?;
+            doorbell(timer.as_raw_fd(), TIMER)?;
+            self.timer = Some(timer);
         }
         watch
             .edges(self.port.tap.as_raw_fd(), TAP)
@@ -127,11 +127,11 @@ impl Handler for PairHandler {
                 }
             }
             TIMER => {
-                if let Some(alarm) = &mut self.alarm {
-                    alarm.rang();
+                if let Some(timer) = &mut self.timer {
+                    timer.on_timer();
                 }
-                self.rx.pace.rang();
-                self.tx.pace.rang();
+                self.rx.limiter.on_timer();
+                self.tx.limiter.on_timer();
                 self.rx.run(&self.port)?;
                 self.tx.run(&self.port)?;
             }
@@ -140,7 +140,7 @@ impl Handler for PairHandler {
                 self.tx.unblock(&self.port)?;
             }
         }
-        self.set_alarm()
+        self.set_timer()
     }
 
     fn stop(self: Box<Self>) -> Vec<RingState> {

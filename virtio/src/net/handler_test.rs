@@ -13,9 +13,9 @@ use crate::config::ConfigBytes;
 use crate::net::header::{HEADER_BYTES, MAX_FRAME_BYTES};
 use crate::net::link::LinkState;
 use crate::net::metrics::NetMetrics;
-use crate::net::rx::Terms;
+use crate::net::rx::RxTerms;
 use crate::net::tap::Tap;
-use crate::rate_limit::{BucketConfig, Limiter, LimiterConfig, Pace};
+use crate::rate_limit::{BucketConfig, Limiter, LimiterConfig, QueueLimiter};
 use crate::ring::{Notify, RingError};
 use crate::testing::{ABUSES, Buf, Driver, SECOND, memory};
 
@@ -50,11 +50,11 @@ struct Bench {
 
 struct Setup {
     size: u16,
-    terms: Terms,
+    terms: RxTerms,
     limits: LimiterConfig,
 }
 
-const TERMS: Terms = Terms {
+const TERMS: RxTerms = RxTerms {
     mergeable: true,
     checksums: true,
     mtu: None,
@@ -101,8 +101,8 @@ impl Bench {
             )),
             metrics: self.metrics.clone(),
         };
-        let rx = Receive::new(self.rx.ring(), Pace::new(limiter()), setup.terms);
-        let tx = Transmit::new(self.tx.ring(), Pace::new(limiter()), ALL);
+        let rx = Receive::new(self.rx.ring(), QueueLimiter::new(limiter()), setup.terms);
+        let tx = Transmit::new(self.tx.ring(), QueueLimiter::new(limiter()), ALL);
         let mut handler = PairHandler::new(rx, tx, port, None, None);
         handler.watch(&mut Ignore).unwrap();
         self.handler = Some(Box::new(handler));
@@ -243,7 +243,7 @@ fn a_frame_for_which_the_ring_is_too_small_is_dropped_and_the_next_one_arrives()
 #[test]
 fn without_mergeable_buffers_a_frame_is_in_one_chain_or_dropped() {
     let mut bench = Bench::new(&Setup {
-        terms: Terms {
+        terms: RxTerms {
             mergeable: false,
             ..TERMS
         },
@@ -327,7 +327,7 @@ fn what_was_taken_and_not_used_is_the_rings_again_after_a_stop() {
 #[test]
 fn flags_are_for_a_driver_that_knows_of_checksums() {
     for checksums in [true, false] {
-        let terms = Terms { checksums, ..TERMS };
+        let terms = RxTerms { checksums, ..TERMS };
         let mut bench = Bench::new(&Setup { terms, ..USUAL });
         bench.give(4, 1536);
         // The kernel has checked it (`VIRTIO_NET_HDR_F_DATA_VALID`).
@@ -363,7 +363,7 @@ fn no_frame_is_longer_than_the_link_carries_unless_it_will_be_segmented() {
     ] {
         // Buffers as small as they may be: a frame begins in one and goes on elsewhere.
         for buffer in [12, 1536] {
-            let terms = Terms {
+            let terms = RxTerms {
                 mtu: Some(1500),
                 ..TERMS
             };
@@ -681,7 +681,7 @@ fn a_rate_limiter_holds_both_directions_back_by_themselves() {
     );
     assert_eq!(bench.tx.used_flags(), 1, "no kick can help");
     assert!(
-        bench.handler.as_ref().unwrap().alarm.as_ref().unwrap().at().is_some(),
+        bench.handler.as_ref().unwrap().timer.as_ref().unwrap().at().is_some(),
         "the timer will ring"
     );
 }
@@ -723,12 +723,12 @@ fn a_timer_that_rings_for_a_tap_that_is_gone_does_not_ring_again() {
     bench.arrive(&pattern(60));
     bench.arrive(&pattern(60));
     bench.wake(TAP).unwrap();
-    let alarm = |bench: &Bench| bench.handler.as_ref().unwrap().alarm.as_ref().unwrap().at();
-    assert!(alarm(&bench).is_some());
+    let timer = |bench: &Bench| bench.handler.as_ref().unwrap().timer.as_ref().unwrap().at();
+    assert!(timer(&bench).is_some());
     bench.handler.as_ref().unwrap().port.set_down();
     // Blocks until the timer rings.
     bench.wake(TIMER).unwrap();
-    assert_eq!(alarm(&bench), None);
+    assert_eq!(timer(&bench), None);
 }
 
 #[test]

@@ -36,7 +36,7 @@ const MIN_TCP_SEGMENT: u16 = 8;
 
 /// Why a frame of the driver is not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flaw {
+pub enum HeaderError {
     /// Shorter than its headers, or longer than any frame.
     Length,
     /// Asks for an offload that was not agreed on or does not exist.
@@ -51,22 +51,22 @@ pub enum Flaw {
 /// that mean nothing here are 0.
 ///
 /// # Errors
-/// The first [`Flaw`]. The frame must not be sent.
-pub fn check(header: [u8; HEADER_BYTES], frame_bytes: usize, features: u64) -> Result<[u8; HEADER_BYTES], Flaw> {
+/// The first [`HeaderError`]. The frame must not be sent.
+pub fn check(header: [u8; HEADER_BYTES], frame_bytes: usize, features: u64) -> Result<[u8; HEADER_BYTES], HeaderError> {
     let [flags, gso, hl0, hl1, gs0, gs1, cs0, cs1, co0, co1, _, _] = header;
     if !(MIN_FRAME_BYTES..=MAX_FRAME_BYTES).contains(&frame_bytes) {
-        return Err(Flaw::Length);
+        return Err(HeaderError::Length);
     }
     let mut out = [0; HEADER_BYTES];
     if u32::from(flags) & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0 {
         if !has(features, VIRTIO_NET_F_CSUM) {
-            return Err(Flaw::Feature);
+            return Err(HeaderError::Feature);
         }
         let end = u32::from(u16::from_le_bytes([cs0, cs1]))
             .saturating_add(u16::from_le_bytes([co0, co1]).into())
             .saturating_add(2);
         if usize::try_from(end).map_or(true, |end| end > frame_bytes) {
-            return Err(Flaw::Checksum);
+            return Err(HeaderError::Checksum);
         }
         out = [1, 0, 0, 0, 0, 0, cs0, cs1, co0, co1, 0, 0];
     }
@@ -107,21 +107,21 @@ pub(super) fn exceeds(begins: &[u8; BEGINNING_BYTES], frame_bytes: usize, mtu: u
     u32::from(*gso) & !VIRTIO_NET_HDR_GSO_ECN == VIRTIO_NET_HDR_GSO_NONE && frame_bytes > longest
 }
 
-fn check_segments(gso: u8, size: u16, features: u64) -> Result<(), Flaw> {
+fn check_segments(gso: u8, size: u16, features: u64) -> Result<(), HeaderError> {
     let gso = u32::from(gso);
     let (feature, least) = match gso & !VIRTIO_NET_HDR_GSO_ECN {
         VIRTIO_NET_HDR_GSO_TCPV4 => (VIRTIO_NET_F_HOST_TSO4, MIN_TCP_SEGMENT),
         VIRTIO_NET_HDR_GSO_TCPV6 => (VIRTIO_NET_F_HOST_TSO6, MIN_TCP_SEGMENT),
         VIRTIO_NET_HDR_GSO_UDP => (VIRTIO_NET_F_HOST_UFO, MIN_TCP_SEGMENT),
         VIRTIO_NET_HDR_GSO_UDP_L4 => (VIRTIO_NET_F_HOST_USO, 1),
-        _ => return Err(Flaw::Feature),
+        _ => return Err(HeaderError::Feature),
     };
     let ecn = gso & VIRTIO_NET_HDR_GSO_ECN != 0;
     if !has(features, feature) || (ecn && !has(features, VIRTIO_NET_F_HOST_ECN)) {
-        return Err(Flaw::Feature);
+        return Err(HeaderError::Feature);
     }
     if size < least {
-        return Err(Flaw::SegmentSize);
+        return Err(HeaderError::SegmentSize);
     }
     Ok(())
 }

@@ -30,11 +30,11 @@ fn a_segmented_frame_keeps_what_the_kernel_needs() {
 #[test]
 fn a_frame_has_the_length_of_one() {
     for (bytes, verdict) in [
-        (0, Err(Flaw::Length)),
-        (13, Err(Flaw::Length)),
+        (0, Err(HeaderError::Length)),
+        (13, Err(HeaderError::Length)),
         (14, Ok([0; HEADER_BYTES])),
         (MAX_FRAME_BYTES, Ok([0; HEADER_BYTES])),
-        (MAX_FRAME_BYTES + 1, Err(Flaw::Length)),
+        (MAX_FRAME_BYTES + 1, Err(HeaderError::Length)),
     ] {
         assert_eq!(check([0; HEADER_BYTES], bytes, 0), verdict, "{bytes}");
     }
@@ -43,23 +43,29 @@ fn a_frame_has_the_length_of_one() {
 #[test]
 fn a_checksum_lies_inside_the_frame() {
     assert!(check(header(1, 0, 0, 0, 34, 16), 52, ALL).is_ok());
-    assert_eq!(check(header(1, 0, 0, 0, 34, 16), 51, ALL), Err(Flaw::Checksum));
+    assert_eq!(check(header(1, 0, 0, 0, 34, 16), 51, ALL), Err(HeaderError::Checksum));
     assert_eq!(
         check(header(1, 0, 0, 0, 0xffff, 0xffff), 1500, ALL),
-        Err(Flaw::Checksum)
+        Err(HeaderError::Checksum)
     );
 }
 
 #[test]
 fn segments_have_a_size_worth_the_work() {
-    assert_eq!(check(header(1, TCP4, 54, 0, 34, 16), 1500, ALL), Err(Flaw::SegmentSize));
-    assert_eq!(check(header(1, TCP4, 54, 1, 34, 16), 1500, ALL), Err(Flaw::SegmentSize));
+    assert_eq!(
+        check(header(1, TCP4, 54, 0, 34, 16), 1500, ALL),
+        Err(HeaderError::SegmentSize)
+    );
+    assert_eq!(
+        check(header(1, TCP4, 54, 1, 34, 16), 1500, ALL),
+        Err(HeaderError::SegmentSize)
+    );
     assert!(check(header(1, TCP4, 54, 0xffff, 34, 16), 1500, ALL).is_ok());
 }
 
 #[test]
 fn only_what_was_agreed_on_may_be_asked_for() {
-    assert_eq!(check(header(1, 0, 0, 0, 34, 16), 60, 0), Err(Flaw::Feature));
+    assert_eq!(check(header(1, 0, 0, 0, 34, 16), 60, 0), Err(HeaderError::Feature));
     for (gso, feature) in [
         (1, VIRTIO_NET_F_HOST_TSO4),
         (4, VIRTIO_NET_F_HOST_TSO6),
@@ -68,15 +74,18 @@ fn only_what_was_agreed_on_may_be_asked_for() {
     ] {
         let sent = header(1, gso, 54, 1000, 34, 16);
         assert!(check(sent, 3000, ALL).is_ok());
-        assert_eq!(check(sent, 3000, ALL & !(1 << feature)), Err(Flaw::Feature));
+        assert_eq!(check(sent, 3000, ALL & !(1 << feature)), Err(HeaderError::Feature));
     }
     let ecn = header(1, TCP4 | 0x80, 54, 1000, 34, 16);
     assert_eq!(
         check(ecn, 3000, ALL & !(1 << VIRTIO_NET_F_HOST_ECN)),
-        Err(Flaw::Feature)
+        Err(HeaderError::Feature)
     );
     for unknown in [2, 6, 0x7f, 0x80, 0xff] {
-        assert_eq!(check(header(0, unknown, 0, 1000, 0, 0), 3000, ALL), Err(Flaw::Feature));
+        assert_eq!(
+            check(header(0, unknown, 0, 1000, 0, 0), 3000, ALL),
+            Err(HeaderError::Feature)
+        );
     }
 }
 

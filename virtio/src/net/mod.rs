@@ -21,7 +21,7 @@
 //! | `tap` | the interface's descriptors |
 //! | `features` | offloads: virtio's names and the tap's |
 //! | `header` | what precedes each frame, checked |
-//! | `room`, `rx` | the driver's buffers; receiving |
+//! | `rx_buffers`, `rx` | the driver's buffers; receiving |
 //! | `tx` | sending |
 //! | `doorbells` | what has receiving let go of memory that is gone |
 //! | `control` | commands |
@@ -46,8 +46,8 @@ mod handler;
 pub mod header;
 mod link;
 mod metrics;
-mod room;
 mod rx;
+mod rx_buffers;
 mod tap;
 mod tx;
 
@@ -69,16 +69,16 @@ use virtio_bindings::virtio_net::{
 
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, MemoryListener, Profile, StartError, VirtioDevice};
-use crate::rate_limit::{Limiter, LimiterConfig, Pace};
+use crate::rate_limit::{Limiter, LimiterConfig, QueueLimiter};
 use crate::ring::Ring;
 use crate::threads::ThreadClass;
 use crate::vhost::{Group, KernelRings, NetRings, OwnQueue, VhostError, VhostHandler, VhostHandles};
-use control::{Commands, Control, Switches};
+use control::{CommandContext, Control, TapControl};
 use doorbells::Doorbells;
 use features::has;
-use handler::{Beginning, PairHandler};
+use handler::{PairHandler, StartCommands};
 use link::TapPort;
-use rx::{Receive, Terms};
+use rx::{Receive, RxTerms};
 use tap::Tap;
 use tx::Transmit;
 
@@ -247,19 +247,19 @@ impl Net {
             return None;
         }
         let ring = activation.take_ring(self.control_index(features)).ok()?;
-        let commands = Commands {
+        let commands = CommandContext {
             features,
             pairs: self.config.pairs,
             space: self.space.clone(),
-            switches: self.taps.clone(),
+            tap_control: self.taps.clone(),
             metrics: self.metrics.clone(),
         };
         Some(Control::new(ring, commands))
     }
 
     /// What holds for frames that the driver receives.
-    fn terms(&self, features: u64) -> Terms {
-        Terms {
+    fn terms(&self, features: u64) -> RxTerms {
+        RxTerms {
             mergeable: has(features, VIRTIO_NET_F_MRG_RXBUF),
             checksums: has(features, VIRTIO_NET_F_GUEST_CSUM),
             mtu: self.config.mtu.filter(|_| has(features, VIRTIO_NET_F_MTU)),
@@ -267,9 +267,9 @@ impl Net {
     }
 
     /// What is done on an I/O thread before the first frame.
-    fn beginning(&self, features: u64) -> Beginning {
-        Beginning {
-            switches: self.taps.clone(),
+    fn start_commands(&self, features: u64) -> StartCommands {
+        StartCommands {
+            tap_control: self.taps.clone(),
             offloads: features::tap_offloads(features),
         }
     }
@@ -289,10 +289,10 @@ impl Net {
                 None => Group::new([])?,
             });
         }
-        let beginning = self.beginning(features);
+        let start_commands = self.start_commands(features);
         let own = control.map(|control| Box::new(control) as Box<dyn OwnQueue>);
         let handler = VhostHandler::new(handles.clone(), activation.mem, features, groups, own);
-        let handler = handler.after(Box::new(|| beginning.carry_out()));
+        let handler = handler.after(Box::new(|| start_commands.carry_out()));
         Ok(vec![Box::new(handler)])
     }
 }
@@ -312,7 +312,7 @@ fn take_pair(activation: &mut Activation, queue: u16) -> Result<Option<(Ring, Ri
     }
 }
 
-impl Switches for Taps {
+impl TapControl for Taps {
     fn set_offloads(&self, offloads: u32) -> io::Result<()> {
         // They are the interface's, not the queue's; the first queue always takes part.
         self.0.first().map_or(Ok(()), |tap| tap.set_offloads(offloads))
@@ -374,7 +374,7 @@ impl VirtioDevice for Net {
             self.space.clone(),
             activation.config_changed.clone(),
         ));
-        let mut beginning = Some(self.beginning(features));
+        let mut start_commands = Some(self.start_commands(features));
         let mut control = self.control(&mut activation);
         let mut handlers: Vec<Box<dyn Handler>> = Vec::new();
         let mut doorbells = Vec::new();
@@ -388,13 +388,13 @@ impl VirtioDevice for Net {
                 link: link.clone(),
                 metrics: self.metrics.clone(),
             };
-            let rx = Receive::new(rx, Pace::new(self.rx_limiter.clone()), self.terms(features));
-            let tx = Transmit::new(tx, Pace::new(self.tx_limiter.clone()), features);
+            let rx = Receive::new(rx, QueueLimiter::new(self.rx_limiter.clone()), self.terms(features));
+            let tx = Transmit::new(tx, QueueLimiter::new(self.tx_limiter.clone()), features);
             handlers.push(Box::new(PairHandler::new(
                 rx,
                 tx,
                 port,
-                beginning.take(),
+                start_commands.take(),
                 control.take(),
             )));
         }

@@ -61,7 +61,7 @@ fn only_what_was_agreed_on_holds_for_frames() {
         ..several(1)
     });
     let agreed = 1 << VIRTIO_NET_F_MRG_RXBUF | 1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_MTU;
-    let terms = |mergeable, checksums, mtu| Terms {
+    let terms = |mergeable, checksums, mtu| RxTerms {
         mergeable,
         checksums,
         mtu,

@@ -5,9 +5,9 @@
 
 use super::header::{self, BEGINNING_BYTES, FLAGS, HEADER_BYTES, MAX_FRAME_BYTES, MIN_FRAME_BYTES, NUM_BUFFERS};
 use super::link::{TapFault, TapPort};
-use super::room::Room;
+use super::rx_buffers::RxBuffers;
 use crate::device::HandlerError;
-use crate::rate_limit::Pace;
+use crate::rate_limit::QueueLimiter;
 use crate::ring::{Ring, RingError, RingState};
 
 /// Most bytes of one frame with its header.
@@ -19,7 +19,7 @@ const BATCH: usize = 32;
 
 /// What was agreed on with the driver about frames that it receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Terms {
+pub(super) struct RxTerms {
     /// A frame may take several chains (`VIRTIO_NET_F_MRG_RXBUF`).
     pub mergeable: bool,
     /// `flags` of a header may say something of the checksum (`VIRTIO_NET_F_GUEST_CSUM`); otherwise they are 0 (virtio 1.3 §5.1.6.4.1).
@@ -31,9 +31,9 @@ pub(super) struct Terms {
 /// The receiving half of a queue pair.
 pub(super) struct Receive {
     ring: Ring,
-    pub pace: Pace,
-    terms: Terms,
-    room: Room,
+    pub limiter: QueueLimiter,
+    terms: RxTerms,
+    buffers: RxBuffers,
     /// Takes what the room does not.
     overflow: Box<[u8]>,
     /// Bytes of a frame that wait in `overflow` for more room; what is before them fills the room.
@@ -56,12 +56,12 @@ enum Pause {
 
 impl Receive {
     /// Takes the ring of a receive queue.
-    pub fn new(ring: Ring, pace: Pace, terms: Terms) -> Self {
+    pub fn new(ring: Ring, limiter: QueueLimiter, terms: RxTerms) -> Self {
         Self {
             ring,
-            pace,
+            limiter,
             terms,
-            room: Room::default(),
+            buffers: RxBuffers::default(),
             overflow: vec![0; MAX_BYTES].into_boxed_slice(),
             tail: 0,
             done: Vec::new(),
@@ -97,17 +97,17 @@ impl Receive {
             if port.is_down() {
                 return Ok(Pause::NoFrame);
             }
-            if !self.pace.allows(&port.metrics.rx_throttled) {
+            if !self.limiter.allows(&port.metrics.rx_throttled) {
                 return Ok(Pause::Throttled);
             }
-            if !self.make_room(port)? {
+            if !self.refill(port)? {
                 return Ok(Pause::NoRoom);
             }
-            let spill = match self.room.bytes() {
+            let spill = match self.buffers.bytes() {
                 enough if enough >= MAX_BYTES => Default::default(),
                 _ => &mut *self.overflow,
             };
-            let Some(got) = self.room.with_buffers(spill, |buffers| port.tap.receive(buffers)) else {
+            let Some(got) = self.buffers.with_buffers(spill, |buffers| port.tap.receive(buffers)) else {
                 return Ok(Pause::NoRoom);
             };
             match got {
@@ -126,23 +126,23 @@ impl Receive {
     }
 
     /// Sees to it that the next frame can be read. `false`: the driver has to give more first, and will kick.
-    fn make_room(&mut self, port: &TapPort) -> Result<bool, RingError> {
+    fn refill(&mut self, port: &TapPort) -> Result<bool, RingError> {
         loop {
             let (bytes, chains) = if self.terms.mergeable {
                 (MAX_BYTES, usize::MAX)
             } else {
                 (MAX_BYTES, 1)
             };
-            let filled = self.room.bytes();
-            self.room
+            let filled = self.buffers.bytes();
+            self.buffers
                 .fill(&mut self.ring, bytes, chains, || port.metrics.rx_malformed.inc())?;
             if self.tail > 0 {
                 self.finish(filled, port)?;
             }
-            if self.tail == 0 && self.room.chains() > 0 {
+            if self.tail == 0 && self.buffers.chains() > 0 {
                 return Ok(true);
             }
-            if self.tail > 0 && self.room.pieces() >= usize::from(self.ring.size() / 2) {
+            if self.tail > 0 && self.buffers.pieces() >= usize::from(self.ring.size() / 2) {
                 // Half of all that the driver can ever give is not enough, and it may be waiting for the other half itself.
                 self.drop_frame(port);
                 continue;
@@ -157,13 +157,13 @@ impl Receive {
     /// Lets go of guest memory that is no longer what the room was found in: parts of it may be somebody else's by now, and none of it
     /// can be given back as long as it is kept. Looked at before each frame, whether or not there is one.
     fn follow_memory(&mut self, port: &TapPort) {
-        if !self.room.is_stale(&self.ring) {
+        if !self.buffers.is_stale(&self.ring) {
             return;
         }
         if self.tail > 0 {
             self.drop_frame(port);
         }
-        self.room.give_back(&mut self.ring);
+        self.buffers.return_all(&mut self.ring);
     }
 
     /// A frame of `bytes` with its header has been read.
@@ -172,12 +172,12 @@ impl Receive {
             port.metrics.rx_errors.inc();
             return Ok(());
         }
-        self.pace.spend(bytes.saturating_sub(HEADER_BYTES) as u64);
+        self.limiter.spend(bytes.saturating_sub(HEADER_BYTES) as u64);
         if self.is_too_long(bytes) {
             self.drop_frame(port);
             return Ok(());
         }
-        match bytes.checked_sub(self.room.bytes()) {
+        match bytes.checked_sub(self.buffers.bytes()) {
             None | Some(0) => self.complete(bytes, port),
             Some(tail) => {
                 self.tail = tail;
@@ -197,7 +197,7 @@ impl Receive {
             return false;
         }
         let mut begins = [0; BEGINNING_BYTES];
-        let found = self.room.read(0, &mut begins);
+        let found = self.buffers.read(0, &mut begins);
         for (to, from) in begins.iter_mut().skip(found).zip(&self.overflow) {
             *to = *from;
         }
@@ -207,11 +207,12 @@ impl Receive {
     /// Moves on with the frame that fills the first `filled` bytes of the room and goes on in `overflow`.
     fn finish(&mut self, filled: usize, port: &TapPort) -> Result<(), RingError> {
         let bytes = filled.saturating_add(self.tail);
-        let space = self.room.bytes().saturating_sub(filled).min(self.tail);
+        let space = self.buffers.bytes().saturating_sub(filled).min(self.tail);
         if space == 0 {
             return Ok(());
         }
-        self.room.write(filled, self.overflow.get(..space).unwrap_or_default());
+        self.buffers
+            .write(filled, self.overflow.get(..space).unwrap_or_default());
         self.overflow.copy_within(space..self.tail, 0);
         self.tail = self.tail.saturating_sub(space);
         if self.tail == 0 {
@@ -222,13 +223,13 @@ impl Receive {
 
     /// Gives the driver the frame of `bytes` at the beginning of the room, all its chains at once.
     fn complete(&mut self, bytes: usize, port: &TapPort) -> Result<(), RingError> {
-        let chains = u16::try_from(self.room.chains_for(bytes)).unwrap_or(u16::MAX);
-        self.room.write(NUM_BUFFERS, &chains.to_le_bytes());
+        let chains = u16::try_from(self.buffers.chains_needed(bytes)).unwrap_or(u16::MAX);
+        self.buffers.write(NUM_BUFFERS, &chains.to_le_bytes());
         if !self.terms.checksums {
-            self.room.write(FLAGS, &[0]);
+            self.buffers.write(FLAGS, &[0]);
         }
         self.done.clear();
-        self.room.consume(bytes, &mut self.done);
+        self.buffers.consume(bytes, &mut self.done);
         port.metrics.rx_frames.inc();
         port.metrics.rx_bytes.add(bytes.saturating_sub(HEADER_BYTES) as u64);
         self.ring.push_all(&self.done)
@@ -242,7 +243,7 @@ impl Receive {
 
     /// Ends receiving. What was taken and not used is the ring's again.
     pub fn stop(mut self) -> RingState {
-        self.room.give_back(&mut self.ring);
+        self.buffers.return_all(&mut self.ring);
         self.ring.into_state()
     }
 }

@@ -6,7 +6,7 @@ use super::header::{self, HEADER_BYTES};
 use super::link::{TapFault, TapPort};
 use crate::device::HandlerError;
 use crate::iovecs::{Iovecs, Live, MAX_IOVECS};
-use crate::rate_limit::Pace;
+use crate::rate_limit::QueueLimiter;
 use crate::ring::{Ring, RingError, RingState};
 
 /// Frames after which the driver gets its buffers back, so that it never waits for the last of them.
@@ -15,7 +15,7 @@ const BATCH: usize = 32;
 /// The sending half of a queue pair.
 pub(super) struct Transmit {
     ring: Ring,
-    pub pace: Pace,
+    pub limiter: QueueLimiter,
     /// Features agreed on.
     features: u64,
     iovecs: Iovecs,
@@ -76,10 +76,10 @@ impl<'m> Frame<'_, 'm> {
 
 impl Transmit {
     /// Takes the ring of a transmit queue.
-    pub fn new(ring: Ring, pace: Pace, features: u64) -> Self {
+    pub fn new(ring: Ring, limiter: QueueLimiter, features: u64) -> Self {
         Self {
             ring,
-            pace,
+            limiter,
             features,
             iovecs: Iovecs::default(),
             blocked: false,
@@ -120,7 +120,7 @@ impl Transmit {
         loop {
             self.ring.disable_kicks()?;
             loop {
-                if !self.pace.allows(&port.metrics.tx_throttled) {
+                if !self.limiter.allows(&port.metrics.tx_throttled) {
                     return Ok(());
                 }
                 let mut header = [0; HEADER_BYTES];
@@ -137,7 +137,7 @@ impl Transmit {
                 })?;
                 let Some(head) = taken else { break };
                 let sensible = frame.check(&mut header, self.features);
-                self.blocked = send(&frame, sensible, &self.pace, port) == Sent::Blocked;
+                self.blocked = send(&frame, sensible, &self.limiter, port) == Sent::Blocked;
                 if self.blocked {
                     self.ring.put_back(head);
                     port.metrics.tx_blocked.inc();
@@ -171,7 +171,7 @@ impl Transmit {
 }
 
 /// Sends a frame, if it is `sensible`.
-fn send(frame: &Frame<'_, '_>, sensible: bool, pace: &Pace, port: &TapPort) -> Sent {
+fn send(frame: &Frame<'_, '_>, sensible: bool, limiter: &QueueLimiter, port: &TapPort) -> Sent {
     if !sensible {
         port.metrics.tx_malformed.inc();
         return Sent::Done;
@@ -194,6 +194,6 @@ fn send(frame: &Frame<'_, '_>, sensible: bool, pace: &Pace, port: &TapPort) -> S
             }
         },
     }
-    pace.spend(frame.bytes as u64);
+    limiter.spend(frame.bytes as u64);
     Sent::Done
 }

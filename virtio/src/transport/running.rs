@@ -4,7 +4,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use husk_devices::chain;
+use husk_devices::error_chain;
 use husk_devices::metrics::Counter;
 
 use super::bus_master::BusMaster;
@@ -89,7 +89,7 @@ impl Running {
                 _ => log::Level::Debug,
             };
             failures.inc();
-            log::log!(level, "{name}: needs a reset: {}", chain(error));
+            log::log!(level, "{name}: needs a reset: {}", error_chain(error));
             needs_reset.store(true, Ordering::Release);
             config_changed.signal();
         }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
-use husk_devices::chain;
+use husk_devices::error_chain;
 use husk_devices::memory::GuestMemory;
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -32,7 +32,7 @@ pub(crate) trait OwnQueue: Send {
 }
 
 /// What is to be done on the I/O thread before the kernel begins.
-pub(crate) type Beginning = Box<dyn FnOnce() -> io::Result<()> + Send>;
+pub(crate) type BeforeStart = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
 /// The rings of one handle, in its order. None if the driver left them disabled.
 pub(crate) struct Group(Vec<KernelRing>);
@@ -90,7 +90,7 @@ pub(crate) struct VhostHandler {
     features: u64,
     groups: Vec<Group>,
     own: Option<Box<dyn OwnQueue>>,
-    beginning: Option<Beginning>,
+    before_start: Option<BeforeStart>,
     /// The kernel may have the rings.
     lent: bool,
 }
@@ -111,15 +111,15 @@ impl VhostHandler {
             features,
             groups,
             own,
-            beginning: None,
+            before_start: None,
             lent: false,
         }
     }
 
     /// Has `beginning` done before the kernel begins. An error of it is the handler's.
-    pub fn after(self, beginning: Beginning) -> Self {
+    pub fn after(self, before_start: BeforeStart) -> Self {
         Self {
-            beginning: Some(beginning),
+            before_start: Some(before_start),
             ..self
         }
     }
@@ -212,8 +212,8 @@ fn failed(what: &'static str) -> impl FnOnce(io::Error) -> HandlerError {
 
 impl Handler for VhostHandler {
     fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        if let Some(beginning) = self.beginning.take() {
-            beginning().map_err(failed("set the tap's queues and offloads"))?;
+        if let Some(before_start) = self.before_start.take() {
+            before_start().map_err(failed("set the tap's queues and offloads"))?;
         }
         if let Some(own) = &self.own {
             watch.readable(own.kick(), OWN).map_err(HandlerError::watch)?;
@@ -257,7 +257,7 @@ impl Handler for VhostHandler {
 
     fn stop(mut self: Box<Self>) -> Vec<RingState> {
         if let Err(error) = self.take_back() {
-            log::debug!("vhost: not stopped in order: {}", chain(&error));
+            log::debug!("vhost: not stopped in order: {}", error_chain(&error));
         }
         let rings = self.groups.into_iter().flat_map(|group| group.0);
         let states = rings.map(|lent| lent.ring.state);

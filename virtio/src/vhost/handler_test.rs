@@ -52,7 +52,7 @@ impl Rig {
         let group = Group::new(drivers.iter().map(Driver::ring)).unwrap();
         let handler = VhostHandler::new(handles.clone(), mem, AGREED, vec![group], None);
         let (said, failures) = channel();
-        let on_failure = Box::new(move |error: HandlerError| said.send(chain(&error)).unwrap());
+        let on_failure = Box::new(move |error: HandlerError| said.send(error_chain(&error)).unwrap());
         let worker = Worker::spawn("io-vhost", Box::new(handler), on_failure).unwrap();
         Self {
             kernel,

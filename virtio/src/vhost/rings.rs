@@ -306,7 +306,7 @@ mod tests {
         assert_eq!(said(libc::EACCES), "not allowed to read and write /dev/vhost-net");
         let other = VSOCK.not_open(errno(libc::EMFILE));
         assert_eq!(
-            husk_devices::chain(&other),
+            husk_devices::error_chain(&other),
             "/dev/vhost-vsock: cannot open it: Too many open files (os error 24)"
         );
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
-use husk_devices::chain;
+use husk_devices::error_chain;
 use husk_devices::memory::GuestMemory;
 use vm_memory::GuestAddressSpace;
 
@@ -138,7 +138,7 @@ impl VhostUserHandler {
         let socket = self.link.socket().display();
         Err(HandlerError::Host {
             what: "the vhost-user back-end failed",
-            source: io::Error::other(format!("{socket}: {}", chain(error))),
+            source: io::Error::other(format!("{socket}: {}", error_chain(error))),
         })
     }
 }
@@ -175,7 +175,11 @@ impl VhostUserHandler {
             };
         }
         if let Err(error) = &stopped {
-            log::debug!("{}: not stopped in order: {}", link.socket().display(), chain(error));
+            log::debug!(
+                "{}: not stopped in order: {}",
+                link.socket().display(),
+                error_chain(error)
+            );
             link.hang_up();
         }
         drop(connection);

@@ -477,7 +477,7 @@ fn nobody_at_the_socket_is_an_error_that_says_so() {
     let patience = Duration::from_millis(25);
     let error = Link::connect(Path::new("/nowhere/s"), 2, patience).unwrap_err();
     assert_eq!(
-        chain(&error),
+        error_chain(&error),
         "cannot connect to its socket: No such file or directory (os error 2)"
     );
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use husk_devices::memory::GuestMemory;
 use husk_devices::metrics::{Counter, MetricsSource};
-use husk_devices::{chain, lock};
+use husk_devices::{error_chain, lock};
 use vm_memory::GuestAddressSpace;
 
 use super::channel::REPLY_TIMEOUT;
@@ -255,7 +255,7 @@ impl Link {
 
     /// `error` for somebody who knows nothing of the socket.
     fn named(&self, error: &BackendError) -> io::Error {
-        io::Error::other(format!("{}: {}", self.socket.display(), chain(error)))
+        io::Error::other(format!("{}: {}", self.socket.display(), error_chain(error)))
     }
 
     /// Tells the back-end, to whom nobody else speaks, which memory is gone. Waits for nothing.
@@ -340,7 +340,10 @@ impl Drop for LinkGuard<'_> {
             && let Err(error) = self.link.give_up_memory(&mut state, &memory)
         {
             let socket = self.link.socket.display();
-            log::warn!("{socket}: it is not told of memory that is gone: {}", chain(&error));
+            log::warn!(
+                "{socket}: it is not told of memory that is gone: {}",
+                error_chain(&error)
+            );
         }
         drop(state);
         self.link.free.notify_one();

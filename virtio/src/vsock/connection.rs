@@ -3,9 +3,9 @@
 use std::io;
 use std::net::Shutdown;
 
-use super::allowance::Pool;
+use super::buf_alloc::BufAllocPool;
 use super::command::Command;
-use super::credit::{Credit, Lie};
+use super::credit::{Credit, CreditViolation};
 use super::outbox::Outbox;
 use super::packet::{HOST_CID, Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
 use super::socket::Socket;
@@ -30,15 +30,15 @@ pub(super) enum State {
 
 /// A packet that the state of its stream does not allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Breach {
+pub(super) enum StreamViolation {
     /// More data than there was credit for, or credit for what was never sent.
     Credit,
     /// Anything else.
     Protocol,
 }
 
-impl From<Lie> for Breach {
-    fn from(_: Lie) -> Self {
+impl From<CreditViolation> for StreamViolation {
+    fn from(_: CreditViolation) -> Self {
         Self::Credit
     }
 }
@@ -90,7 +90,7 @@ pub(super) struct Connection {
 
 impl Connection {
     /// A dial of the host, with a part of `pool` for what the guest will send.
-    pub fn new(socket: Socket, pool: Pool) -> Self {
+    pub fn new(socket: Socket, pool: BufAllocPool) -> Self {
         Self {
             socket,
             name: Name::default(),
@@ -175,9 +175,9 @@ impl Connection {
     ///
     /// # Errors
     /// When the guest may not send this.
-    pub fn data(&mut self, packet: &mut Outgoing<'_, '_>, len: u32) -> Result<(), Breach> {
+    pub fn data(&mut self, packet: &mut Outgoing<'_, '_>, len: u32) -> Result<(), StreamViolation> {
         if !matches!(self.state, State::Open) || self.opening.is_some() || self.guest_shutdown & SHUTDOWN_SEND != 0 {
-            return Err(Breach::Protocol);
+            return Err(StreamViolation::Protocol);
         }
         self.credit.received(len)?;
         if len == 0 {

@@ -2,9 +2,9 @@
 //!
 //! Each side tells the other how large its buffer for the stream is (`buf_alloc`) and how much has left that buffer so far
 //! (`fwd_cnt`); the other side never has more than that under way. All counts are modulo 2^32. How large ours is depends on the other
-//! streams, and changes: see [`Allowance`].
+//! streams, and changes: see [`BufAlloc`].
 
-use super::allowance::{Allowance, Pool};
+use super::buf_alloc::{BufAlloc, BufAllocPool};
 
 /// More than this is never under way to the guest, whatever it offers. Counts of what is under way can so be told from counts that
 /// went backwards.
@@ -12,13 +12,13 @@ const IN_FLIGHT_MAX: u32 = 1 << 30;
 
 /// A count that the guest cannot have reached honestly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Lie;
+pub(super) struct CreditViolation;
 
 /// Both directions of one stream.
 #[derive(Debug)]
 pub(super) struct Credit {
     /// Our buffer: what the guest may send, and what of that is kept here.
-    allowance: Allowance,
+    window: BufAlloc,
     /// Bytes received from the guest.
     received: u32,
     /// Those of them that have left our buffer.
@@ -35,9 +35,9 @@ pub(super) struct Credit {
 
 impl Credit {
     /// A stream whose buffer is a part of `pool`. Nothing may be sent before the other side has offered its own, either way.
-    pub fn new(pool: Pool) -> Self {
+    pub fn new(pool: BufAllocPool) -> Self {
         Self {
-            allowance: Allowance::new(pool),
+            window: BufAlloc::new(pool),
             received: 0,
             forwarded: 0,
             limit: 0,
@@ -48,9 +48,9 @@ impl Credit {
     }
 
     /// Takes what the guest says of its buffer. Old news, overtaken by newer, are no lie.
-    pub fn peer_says(&mut self, buf_alloc: u32, fwd_cnt: u32) -> Result<(), Lie> {
+    pub fn peer_says(&mut self, buf_alloc: u32, fwd_cnt: u32) -> Result<(), CreditViolation> {
         if self.sent.wrapping_sub(fwd_cnt) > IN_FLIGHT_MAX {
-            return Err(Lie);
+            return Err(CreditViolation);
         }
         if fwd_cnt.wrapping_sub(self.peer_fwd_cnt) <= IN_FLIGHT_MAX {
             self.peer_fwd_cnt = fwd_cnt;
@@ -71,9 +71,9 @@ impl Credit {
     }
 
     /// So many bytes came from the guest. A lie is more than it was told that there is room for.
-    pub fn received(&mut self, bytes: u32) -> Result<(), Lie> {
+    pub fn received(&mut self, bytes: u32) -> Result<(), CreditViolation> {
         if bytes > self.limit.wrapping_sub(self.received) {
-            return Err(Lie);
+            return Err(CreditViolation);
         }
         self.received = self.received.wrapping_add(bytes);
         Ok(())
@@ -82,13 +82,13 @@ impl Credit {
     /// So many bytes have left our buffer, or have never been in it.
     pub fn forwarded(&mut self, bytes: u32) {
         self.forwarded = self.forwarded.wrapping_add(bytes);
-        self.allowance.lower(bytes);
+        self.window.shrink(bytes);
     }
 
     /// `buf_alloc` and `fwd_cnt` for a packet to the guest, which now knows them.
     pub fn announce(&mut self) -> (u32, u32) {
-        self.allowance.raise();
-        let buf_alloc = self.allowance.bytes();
+        self.window.grow();
+        let buf_alloc = self.window.bytes();
         self.limit = self.forwarded.wrapping_add(buf_alloc);
         (buf_alloc, self.forwarded)
     }
@@ -96,7 +96,7 @@ impl Credit {
     /// Whether the guest should be told of room that it does not know of: when it is half of all. Telling it earlier costs an
     /// interrupt each time, telling it later may have it wait.
     pub fn is_update_due(&self) -> bool {
-        self.allowance.bytes() <= self.allowance.raised() >> 1
+        self.window.bytes() <= self.window.grown() >> 1
     }
 }
 
@@ -105,14 +105,14 @@ mod tests {
     use super::*;
 
     fn open(peer: u32) -> Credit {
-        let mut credit = Credit::new(Pool::new());
+        let mut credit = Credit::new(BufAllocPool::new());
         credit.peer_says(peer, 0).unwrap();
         credit
     }
 
     #[test]
     fn nothing_may_be_sent_before_the_peer_offers_room() {
-        let mut credit = Credit::new(Pool::new());
+        let mut credit = Credit::new(BufAllocPool::new());
         assert_eq!(credit.free(), 0);
         credit.peer_says(10, 0).unwrap();
         assert_eq!(credit.free(), 10);
@@ -146,7 +146,7 @@ mod tests {
             let (buf_alloc, fwd_cnt) = credit.announce();
             assert_eq!(u64::from(fwd_cnt), told & u64::from(u32::MAX));
             credit.received(buf_alloc).unwrap();
-            assert_eq!(credit.received(1), Err(Lie));
+            assert_eq!(credit.received(1), Err(CreditViolation));
             credit.forwarded(buf_alloc);
             told += u64::from(buf_alloc);
         }
@@ -156,8 +156,8 @@ mod tests {
     fn peer_cannot_have_forwarded_what_was_not_sent() {
         let mut credit = open(100);
         credit.sent(50);
-        assert_eq!(credit.peer_says(100, 51), Err(Lie));
-        assert_eq!(credit.peer_says(100, 1 << 31), Err(Lie));
+        assert_eq!(credit.peer_says(100, 51), Err(CreditViolation));
+        assert_eq!(credit.peer_says(100, 1 << 31), Err(CreditViolation));
         assert_eq!(credit.peer_says(100, 50), Ok(()));
     }
 
@@ -182,27 +182,27 @@ mod tests {
     #[test]
     fn more_than_was_offered_is_a_lie() {
         let mut credit = open(0);
-        assert_eq!(credit.received(1), Err(Lie), "nothing was offered yet");
+        assert_eq!(credit.received(1), Err(CreditViolation), "nothing was offered yet");
         let (first, _) = credit.announce();
         credit.received(first - 40).unwrap();
         credit.forwarded(first - 40);
         assert_eq!(
             credit.received(41),
-            Err(Lie),
+            Err(CreditViolation),
             "the peer has not been told of the others"
         );
         credit.received(40).unwrap();
-        assert_eq!(credit.received(1), Err(Lie));
+        assert_eq!(credit.received(1), Err(CreditViolation));
         let (second, forwarded) = credit.announce();
         assert_eq!(forwarded, first - 40);
         credit.received(second - 40).unwrap();
-        assert_eq!(credit.received(1), Err(Lie), "the 40 are still here");
-        assert_eq!(credit.received(u32::MAX), Err(Lie));
+        assert_eq!(credit.received(1), Err(CreditViolation), "the 40 are still here");
+        assert_eq!(credit.received(u32::MAX), Err(CreditViolation));
     }
 
     #[test]
     fn what_was_offered_is_never_taken_back() {
-        let pool = Pool::new();
+        let pool = BufAllocPool::new();
         let mut credits: Vec<_> = (0..300).map(|_| Credit::new(pool.clone())).collect();
         let mut limits = vec![0u64; 300];
         for round in 0..20 {

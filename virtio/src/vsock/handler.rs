@@ -11,14 +11,14 @@ use std::time::Instant;
 
 use vmm_sys_util::epoll::EpollEvent;
 
-use super::host::{Host, SHORTAGE};
-use super::moderation::Moderation;
+use super::host::{FD_RETRY_DELAY, Host};
+use super::interrupt_coalescer::InterruptCoalescer;
 use super::muxer::Muxer;
 use super::receive::Receive;
 use super::table::Token;
 use super::vectors::Vectors;
 use crate::device::{Handler, HandlerError, Watch};
-use crate::rate_limit::Alarm;
+use crate::rate_limit::DeadlineTimer;
 use crate::ring::{Ring, RingError, RingState, Step};
 
 /// Events taken in one go.
@@ -35,7 +35,7 @@ const TRANSMIT: u32 = 1;
 const EVENT: u32 = 2;
 const BELL: u32 = 3;
 const SOCKETS: u32 = 4;
-const NEWS: u32 = 5;
+const COALESCE_TIMER: u32 = 5;
 const DESCRIPTORS: u32 = 6;
 
 /// Queues and streams.
@@ -52,9 +52,9 @@ pub(super) struct VsockHandler {
     /// A transport reset is still to be told.
     reset_due: bool,
     /// News for the driver that wait; none before there is a thread.
-    moderation: Option<Moderation>,
+    coalescer: Option<InterruptCoalescer>,
     /// For dials that wait for a descriptor.
-    alarm: Option<Alarm>,
+    timer: Option<DeadlineTimer>,
 }
 
 impl VsockHandler {
@@ -70,8 +70,8 @@ impl VsockHandler {
             events: [EpollEvent::default(); EVENTS],
             held_up: false,
             reset_due: false,
-            moderation: None,
-            alarm: None,
+            coalescer: None,
+            timer: None,
         }
     }
 
@@ -85,10 +85,10 @@ impl VsockHandler {
         for (fd, token) in doorbells.into_iter().chain(event) {
             watch.edges(fd, token)?;
         }
-        let moderation = self.moderation.insert(Moderation::new()?);
-        watch.readable(moderation.as_raw_fd(), NEWS)?;
-        let alarm = self.alarm.insert(Alarm::new()?);
-        watch.readable(alarm.as_raw_fd(), DESCRIPTORS)?;
+        let coalescer = self.coalescer.insert(InterruptCoalescer::new()?);
+        watch.readable(coalescer.as_raw_fd(), COALESCE_TIMER)?;
+        let timer = self.timer.insert(DeadlineTimer::new()?);
+        watch.readable(timer.as_raw_fd(), DESCRIPTORS)?;
         watch.readable(self.muxer.open()?, SOCKETS)
     }
 
@@ -108,10 +108,10 @@ impl VsockHandler {
     }
 
     /// Looks again for a descriptor, if dials wait for one: it may be others that give it back.
-    fn set_alarm(&mut self) -> io::Result<()> {
-        match &mut self.alarm {
-            Some(alarm) if self.muxer.is_starved() && !alarm.is_set() => {
-                alarm.set(Instant::now().checked_add(SHORTAGE))
+    fn set_timer(&mut self) -> io::Result<()> {
+        match &mut self.timer {
+            Some(timer) if self.muxer.is_starved() && !timer.is_set() => {
+                timer.set(Instant::now().checked_add(FD_RETRY_DELAY))
             }
             _ => Ok(()),
         }
@@ -157,10 +157,10 @@ impl VsockHandler {
     }
 
     /// Tells the driver what became of its packets: when it is interrupted anyway, or when that is `due`.
-    fn tell_taken(&mut self, due: bool) -> Result<(), RingError> {
+    fn notify_used(&mut self, due: bool) -> Result<(), RingError> {
         let now = std::mem::take(&mut self.receive.gave) || due;
-        match &mut self.moderation {
-            Some(moderation) => moderation.notify(&mut self.transmit, now),
+        match &mut self.coalescer {
+            Some(coalescer) => coalescer.notify(&mut self.transmit, now),
             None => self.transmit.signal(),
         }
     }
@@ -206,7 +206,7 @@ impl Handler for VsockHandler {
         match token {
             SOCKETS => self.look_at_sockets().map_err(no_sockets)?,
             DESCRIPTORS => {
-                self.alarm.iter_mut().for_each(Alarm::rang);
+                self.timer.iter_mut().for_each(DeadlineTimer::on_timer);
                 if self.muxer.is_starved() {
                     self.muxer.accept().map_err(no_sockets)?;
                 }
@@ -218,12 +218,12 @@ impl Handler for VsockHandler {
             _ => {}
         }
         self.tell_reset()?;
-        if let (NEWS, Some(moderation)) = (token, &mut self.moderation) {
-            moderation.rang();
+        if let (COALESCE_TIMER, Some(coalescer)) = (token, &mut self.coalescer) {
+            coalescer.on_timer();
         }
         self.serve(token == TRANSMIT || self.held_up)?;
-        self.tell_taken(token == NEWS)?;
-        self.set_alarm().map_err(no_sockets)
+        self.notify_used(token == COALESCE_TIMER)?;
+        self.set_timer().map_err(no_sockets)
     }
 
     /// All streams end. The listening socket stays, and whoever dials it is sent away.

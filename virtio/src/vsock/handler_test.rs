@@ -4,7 +4,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use proptest::prelude::*;
 
-use super::super::allowance::{SHARED, STREAM_FIRST, STREAM_MAX, STREAM_MIN};
+use super::super::buf_alloc::{POOL_BYTES, STREAM_INITIAL, STREAM_MAX, STREAM_MIN};
 use super::super::muxer::{COMMANDS_MAX, REPLIES_MAX, REQUESTS_MAX};
 use super::super::packet::{HEADER_BYTES, HOST_CID, Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::super::rig::{CID, GUEST_BUFFER, PORT, ROOM, Rig, is_at_end, said};
@@ -14,7 +14,7 @@ use super::*;
 use crate::testing::Buf;
 
 /// What the device offers for the data of a stream that has not been used.
-const BUFFER: usize = STREAM_FIRST as usize;
+const BUFFER: usize = STREAM_INITIAL as usize;
 
 fn ops(rig: &mut Rig) -> Vec<Op> {
     rig.received().iter().map(|packet| packet.op()).collect()
@@ -315,7 +315,7 @@ fn more_data_than_credit_is_the_end_of_the_stream() {
     let mut rig = Rig::new();
     let (mut client, port) = rig.open();
     let header = Header {
-        len: STREAM_FIRST,
+        len: STREAM_INITIAL,
         ..Rig::header(port, PORT, Op::Data)
     };
     rig.queue(header, &[0; BUFFER]);
@@ -774,7 +774,7 @@ fn nothing_to_do_wakes_nobody_a_second_time() {
 /// An open stream of a driver that has been told everything, and forgot how often.
 fn open_and_told(rig: &mut Rig) -> (UnixStream, u32) {
     let opened = rig.open();
-    while rig.handler.moderation.as_ref().is_some_and(Moderation::is_armed) {
+    while rig.handler.coalescer.as_ref().is_some_and(InterruptCoalescer::is_armed) {
         rig.run_once_more();
     }
     rig.transmit.interrupts();
@@ -834,7 +834,7 @@ fn buffers_that_are_too_small_do_not_keep_the_thread() {
     // Something for the guest: a stray packet is answered by RST.
     rig.send(Rig::header(77, 77, Op::Data), &[]);
     rig.receive.add(&[Buf::In(0x4_0000, 4)]);
-    for token in [RECEIVE, TRANSMIT, SOCKETS, NEWS, BELL] {
+    for token in [RECEIVE, TRANSMIT, SOCKETS, COALESCE_TIMER, BELL] {
         let before = rig.metrics().malformed_chains.get();
         wake_busy(&mut rig, token);
         assert!(rig.metrics().malformed_chains.get() - before <= 64, "{token}");
@@ -889,8 +889,8 @@ fn programs_that_do_not_read_cost_little_together_and_stall_nobody_else() {
         rig.send(Rig::header(80, guest, Op::CreditRequest), &[]);
         kept += sent - rig.received().last().unwrap().header.fwd_cnt;
     }
-    assert!(kept <= SHARED + 30 * STREAM_MIN, "{kept}");
-    assert!(kept > SHARED / 4, "{kept}: there was no need");
+    assert!(kept <= POOL_BYTES + 30 * STREAM_MIN, "{kept}");
+    assert!(kept > POOL_BYTES / 4, "{kept}: there was no need");
     assert_eq!(rig.metrics().credit_lies.get(), 0);
 
     // The next one begins with less, and goes on all the same.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::listener::{Listener, Reserve, is_shortage};
+use super::listener::{Listener, ReserveFd, is_shortage};
 use super::metrics::VsockMetrics;
 use crate::device::{Handler, HandlerError, Watch};
 use crate::ring::RingState;
@@ -19,7 +19,7 @@ use crate::threads::{ThreadBody, ThreadClass, Threads, UnconfinedThreads};
 const DIALS_PER_TURN: usize = 64;
 
 /// How long a dial waits when not even one descriptor can be had.
-pub(super) const SHORTAGE: Duration = Duration::from_millis(10);
+pub(super) const FD_RETRY_DELAY: Duration = Duration::from_millis(10);
 
 const DIAL: u32 = 0;
 const BELL: u32 = 1;
@@ -33,7 +33,7 @@ pub(super) struct Host {
     /// A handler takes the dials.
     served: AtomicBool,
     /// Rings for the doorman when `served` has changed.
-    door: EventFd,
+    served_changed: EventFd,
     /// The driver is to be told that its streams are gone.
     pub reset_wanted: AtomicBool,
     /// Rings for the handler when `reset_wanted` was set.
@@ -48,7 +48,7 @@ impl Host {
             listener,
             metrics: Arc::default(),
             served: AtomicBool::new(false),
-            door: bell()?,
+            served_changed: bell()?,
             reset_wanted: AtomicBool::new(false),
             bell: bell()?,
         })
@@ -58,7 +58,7 @@ impl Host {
     pub fn set_served(&self, by_handler: bool) {
         self.served.store(by_handler, Ordering::Release);
         // Fails only when the counter is full, and then the doorman wakes anyway.
-        let _ = self.door.write(1);
+        let _ = self.served_changed.write(1);
     }
 
     /// Asks the handler to tell the driver that its streams are gone.
@@ -70,9 +70,9 @@ impl Host {
 }
 
 /// The doorman's thread: started on the spot, because there are dials before anything else of the machine runs.
-pub(super) struct OnTheSpot(pub Arc<dyn Threads>);
+pub(super) struct DirectSpawn(pub Arc<dyn Threads>);
 
-impl Threads for OnTheSpot {
+impl Threads for DirectSpawn {
     fn start(&self, name: &str, body: ThreadBody) -> io::Result<()> {
         UnconfinedThreads.start(name, body)
     }
@@ -83,24 +83,24 @@ impl Threads for OnTheSpot {
 }
 
 /// Sends dials away at once while no driver is there: a shim that got no answer would wait for ever.
-pub(super) struct Doorman {
-    reserve: Reserve,
+pub(super) struct IdleListener {
+    reserve: ReserveFd,
     host: Arc<Host>,
     watching: bool,
 }
 
-impl Doorman {
+impl IdleListener {
     /// On duty as soon as there is a thread for him.
     pub fn new(host: Arc<Host>) -> Self {
         Self {
-            reserve: Reserve::new(&host.listener),
+            reserve: ReserveFd::new(&host.listener),
             host,
             watching: false,
         }
     }
 
     /// Looks at the door if nobody else does.
-    fn take_post(&mut self, watch: &mut dyn Watch) -> io::Result<()> {
+    fn update_watch(&mut self, watch: &mut dyn Watch) -> io::Result<()> {
         let wanted = !self.host.served.load(Ordering::Acquire);
         if wanted == self.watching {
             return Ok(());
@@ -114,7 +114,7 @@ impl Doorman {
         }
     }
 
-    fn send_away(&mut self) {
+    fn reject_dials(&mut self) {
         for _ in 0..DIALS_PER_TURN {
             let Host { listener, metrics, .. } = &*self.host;
             match listener.accept() {
@@ -125,7 +125,7 @@ impl Doorman {
                 Err(error) if is_shortage(&error) => {
                     metrics.dials_dropped.inc();
                     if !self.reserve.shed(listener) {
-                        return thread::sleep(SHORTAGE);
+                        return thread::sleep(FD_RETRY_DELAY);
                     }
                 }
                 Err(_) => return,
@@ -134,22 +134,22 @@ impl Doorman {
     }
 }
 
-impl Handler for Doorman {
+impl Handler for IdleListener {
     fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
         watch
-            .readable(self.host.door.as_raw_fd(), BELL)
-            .and_then(|()| self.take_post(watch))
+            .readable(self.host.served_changed.as_raw_fd(), BELL)
+            .and_then(|()| self.update_watch(watch))
             .map_err(HandlerError::watch)
     }
 
     fn wake(&mut self, token: u32, watch: &mut dyn Watch) -> Result<(), HandlerError> {
         if token == BELL {
             // Readable, so this only resets it.
-            let _ = self.host.door.read();
+            let _ = self.host.served_changed.read();
         }
-        self.take_post(watch).map_err(HandlerError::watch)?;
+        self.update_watch(watch).map_err(HandlerError::watch)?;
         if self.watching {
-            self.send_away();
+            self.reject_dials();
         }
         Ok(())
     }

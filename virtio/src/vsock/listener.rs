@@ -76,9 +76,9 @@ impl AsRawFd for Listener {
 /// A descriptor in reserve: given up for a moment when there are no others, so that a dial can be taken and closed. Left alone, it
 /// would wait without an answer.
 #[derive(Debug)]
-pub(super) struct Reserve(Option<OwnedFd>);
+pub(super) struct ReserveFd(Option<OwnedFd>);
 
-impl Reserve {
+impl ReserveFd {
     /// Puts one aside, if there is one.
     pub fn new(listener: &Listener) -> Self {
         Self(listener.socket.as_fd().try_clone_to_owned().ok())

@@ -20,24 +20,24 @@
 //! | `listener`, `socket` | the socket in the file system; sockets that never block |
 //! | `host` | what outlives a driver, and the doorman who sends dials away while there is none |
 //! | `command` | the line that a program of the host begins with |
-//! | `packet`, `credit`, `allowance` | the wire format; flow control; what all streams may have the guest send |
+//! | `packet`, `credit`, `buf_alloc` | the wire format; flow control; what all streams may have the guest send |
 //! | `connection`, `outbox`, `table` | one stream; what its reader has not taken yet; all streams |
 //! | `muxer` | what becomes of packets and of events at sockets |
 //! | `receive`, `vectors` | turns on the way to the guest; guest buffers as `iovec`s |
-//! | `moderation` | when the driver hears that its packets have been taken |
+//! | `interrupt_coalescer` | when the driver hears that its packets have been taken |
 //! | `handler` | queues and sockets on one I/O thread |
 //! | `kernel` | the device whose streams are in the host's kernel |
 
-mod allowance;
+mod buf_alloc;
 mod command;
 mod connection;
 mod credit;
 mod handler;
 mod host;
+mod interrupt_coalescer;
 mod kernel;
 mod listener;
 mod metrics;
-mod moderation;
 mod muxer;
 mod outbox;
 mod packet;
@@ -55,7 +55,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use husk_devices::chain;
+use husk_devices::error_chain;
 use husk_devices::metrics::MetricsSource;
 
 use crate::config::ConfigBytes;
@@ -65,7 +65,7 @@ use crate::unix::{BindError, SocketFile};
 use crate::vhost::VhostError;
 use crate::worker::Worker;
 use handler::VsockHandler;
-use host::{Doorman, Host, OnTheSpot};
+use host::{DirectSpawn, Host, IdleListener};
 use listener::Listener;
 
 /// virtio device ID (virtio 1.2 §5).
@@ -111,7 +111,7 @@ pub struct Vsock {
     cid: u64,
     config: Arc<Mutex<ConfigBytes>>,
     host: Arc<Host>,
-    _doorman: Worker,
+    _idle_listener: Worker,
 }
 
 impl Vsock {
@@ -130,17 +130,17 @@ impl Vsock {
             source,
         })?;
         let host = Arc::new(host);
-        let doorman = Box::new(Doorman::new(host.clone()));
+        let idle_listener = Box::new(IdleListener::new(host.clone()));
         let gave_up = Box::new(|error: HandlerError| {
-            log::warn!("vsock: dials wait for the guest's driver: {}", chain(&error));
+            log::warn!("vsock: dials wait for the guest's driver: {}", error_chain(&error));
         });
-        let threads: Arc<dyn Threads> = Arc::new(OnTheSpot(threads.clone()));
-        let doorman = Worker::spawn_on(&threads, ThreadClass::Vsock, "io-vsock-door", doorman, gave_up);
+        let threads: Arc<dyn Threads> = Arc::new(DirectSpawn(threads.clone()));
+        let idle_listener = Worker::spawn_on(&threads, ThreadClass::Vsock, "io-vsock-door", idle_listener, gave_up);
         Ok(Self {
             cid: cid.into(),
             config: config_space(cid),
             host,
-            _doorman: doorman.map_err(|source| VsockError::Host {
+            _idle_listener: idle_listener.map_err(|source| VsockError::Host {
                 what: "start a thread",
                 source,
             })?,

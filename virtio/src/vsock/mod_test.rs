@@ -7,7 +7,7 @@ use crate::ring::Notify;
 use crate::testing::{Driver, memory};
 use crate::threads::UnconfinedThreads;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const DELAY_MAX: Duration = Duration::from_secs(20);
 
 fn threads() -> Arc<dyn Threads> {
     Arc::new(UnconfinedThreads)
@@ -18,7 +18,7 @@ fn is_sent_away(path: &Path) -> bool {
     let Ok(mut stream) = UnixStream::connect(path) else {
         return false;
     };
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(DELAY_MAX)).unwrap();
     let _ = stream.write_all(b"connect 1024\n");
     // An end, or an error if the line came after the close.
     !matches!(stream.read(&mut [0]), Ok(1..))

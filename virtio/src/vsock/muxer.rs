@@ -12,11 +12,11 @@ use std::sync::Arc;
 use husk_devices::metrics::Counter;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::allowance::Pool;
+use super::buf_alloc::BufAllocPool;
 use super::command::{Command, Progress};
-use super::connection::{Breach, Connection, State};
+use super::connection::{Connection, State, StreamViolation};
 use super::host::Host;
-use super::listener::{Reserve, is_shortage};
+use super::listener::{ReserveFd, is_shortage};
 use super::packet::{HOST_CID, Header, Op, SHUTDOWN_BOTH, TYPE_STREAM};
 use super::socket::Socket;
 use super::table::{Name, Table, Token};
@@ -45,7 +45,7 @@ pub(super) struct Muxer {
     listener: u64,
     table: Table,
     /// What streams may have the guest send.
-    pool: Pool,
+    pool: BufAllocPool,
     /// Connections with something for the guest, in the order of their turns.
     ready: VecDeque<Token>,
     /// `RST` packets on their way to the guest.
@@ -55,7 +55,7 @@ pub(super) struct Muxer {
     /// Dials that the guest has not answered.
     requested: usize,
     next_port: u32,
-    pub(super) reserve: Reserve,
+    pub(super) reserve: ReserveFd,
     /// Dials wait until a descriptor becomes free, here or elsewhere.
     starved: bool,
 }
@@ -65,12 +65,12 @@ impl Muxer {
     pub fn new(cid: u64, host: Arc<Host>, listener: u64) -> Self {
         Self {
             cid,
-            reserve: Reserve::new(&host.listener),
+            reserve: ReserveFd::new(&host.listener),
             host,
             epoll: None,
             listener,
             table: Table::default(),
-            pool: Pool::new(),
+            pool: BufAllocPool::new(),
             ready: VecDeque::new(),
             replies: VecDeque::new(),
             commands: VecDeque::new(),
@@ -355,7 +355,7 @@ impl Muxer {
         op: Op,
         header: &Header,
         packet: &mut Outgoing<'_, '_>,
-    ) -> Result<(), Breach> {
+    ) -> Result<(), StreamViolation> {
         let Some(connection) = self.table.get_mut(token) else {
             return Ok(());
         };
@@ -379,19 +379,19 @@ impl Muxer {
             Op::Shutdown => self.shut_down(token, header.flags),
             Op::CreditRequest => connection.credit_wanted = true,
             Op::CreditUpdate => {}
-            Op::Request | Op::Reset => return Err(Breach::Protocol),
+            Op::Request | Op::Reset => return Err(StreamViolation::Protocol),
         }
         self.enqueue(token);
         Ok(())
     }
 
     /// The guest has accepted a dial of the host.
-    fn established(&mut self, token: Token) -> Result<(), Breach> {
+    fn established(&mut self, token: Token) -> Result<(), StreamViolation> {
         let Some(connection) = self.table.get_mut(token) else {
             return Ok(());
         };
         if !matches!(connection.state, State::Requested { asked: true }) {
-            return Err(Breach::Protocol);
+            return Err(StreamViolation::Protocol);
         }
         let answer = format!("OK {}\n", connection.name.host);
         if !matches!(connection.socket.send(answer.as_bytes()), Ok(sent) if sent == answer.len()) {
@@ -449,10 +449,10 @@ impl Muxer {
         }
     }
 
-    fn cut_off(&mut self, token: Token, breach: Breach) {
+    fn cut_off(&mut self, token: Token, breach: StreamViolation) {
         let counter: &Counter = match breach {
-            Breach::Credit => &self.host.metrics.credit_lies,
-            Breach::Protocol => &self.host.metrics.protocol_errors,
+            StreamViolation::Credit => &self.host.metrics.credit_lies,
+            StreamViolation::Protocol => &self.host.metrics.protocol_errors,
         };
         counter.inc();
         self.reset(token);

@@ -119,10 +119,10 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::vsock::allowance::Pool;
+    use crate::vsock::buf_alloc::BufAllocPool;
 
     fn connection() -> Connection {
-        Connection::new(UnixStream::pair().unwrap().0.into(), Pool::new())
+        Connection::new(UnixStream::pair().unwrap().0.into(), BufAllocPool::new())
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use husk_devices::chain;
+use husk_devices::error_chain;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -183,7 +183,7 @@ impl Server {
         };
         let body = move || match confine() {
             Ok(()) => event_loop.run(),
-            Err(error) => log::error!("the API cannot be confined, and ends: {}", chain(&error)),
+            Err(error) => log::error!("the API cannot be confined, and ends: {}", error_chain(&error)),
         };
         let thread = thread::Builder::new().name("api".into()).spawn(body)?;
         Ok((

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use husk_devices::chain;
+use husk_devices::error_chain;
 use serde_json::{Value, json};
 
 use super::operation::{GiveUp, Operation, Work, superseded};
@@ -161,7 +161,7 @@ impl Controller {
         let collected = machine.collect();
         let stopping: Vec<String> = machine.stopping().into_iter().map(Into::into).collect();
         if let Some(error) = collected.failure {
-            log::error!("a removed device cannot be taken apart yet: {}", chain(&error));
+            log::error!("a removed device cannot be taken apart yet: {}", error_chain(&error));
             self.timers.set_if_sooner(Due::Retry, Instant::now() + RETRY);
         }
         vm.stopping.update(stopping, Instant::now(), STOP_DEADLINE);

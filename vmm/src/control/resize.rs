@@ -9,7 +9,7 @@
 
 use std::time::{Duration, Instant};
 
-use husk_devices::chain;
+use husk_devices::error_chain;
 use serde_json::{Value, json};
 
 use super::operation::{GiveUp, Operation, Work, superseded};
@@ -123,7 +123,7 @@ impl Controller {
     /// The host cannot give what is wanted, so the guest was not asked.
     fn note_refused(&mut self, wanted: Resize, error: &ResizeError) {
         let refusal = Refusal {
-            what: chain(error),
+            what: error_chain(error),
             why: Why::Host,
         };
         self.note_resize(LastResize::ended(

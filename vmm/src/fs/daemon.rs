@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use husk_devices::chain;
+use husk_devices::error_chain;
 use husk_virtio::fs::serve::Serve;
 use husk_virtio::fs::server::Server;
 use log::LevelFilter;
@@ -150,7 +150,7 @@ fn confine(options: &Options, dir: OwnedFd) -> anyhow::Result<Arc<dyn Serve>> {
     options
         .seccomp
         .enter(Role::FileServer)
-        .map_err(|error| anyhow::anyhow!("{}", chain(&error)))?;
+        .map_err(|error| anyhow::anyhow!("{}", error_chain(&error)))?;
     let filter = match options.seccomp {
         seccomp::Mode::On => "on",
         seccomp::Mode::Log => "log",

@@ -228,7 +228,7 @@ impl State {
         self.waiting.clear();
         log::warn!(
             "a queue is left alone until its driver is reset: {}",
-            husk_devices::chain(error)
+            husk_devices::error_chain(error)
         );
     }
 }

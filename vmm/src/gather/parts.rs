@@ -244,7 +244,7 @@ fn get(socket: &Path, limit: Duration, name: &'static str, path: &'static str, a
 
 /// A failure in one line.
 fn told(error: &(dyn std::error::Error + 'static)) -> String {
-    show::plain(&husk_devices::chain(error))
+    show::plain(&husk_devices::error_chain(error))
 }
 
 /// The start of a file, which may be of the kernel's, as long as one is kept.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use husk_devices::bus::Bus;
+use husk_devices::log_once::LogOnce;
 use husk_devices::pci::{BarRange, BarWindow, Bdf, PciFunction, PciRoot};
-use husk_devices::told::Told;
 use husk_devices::{Effect, lock};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -40,7 +40,7 @@ pub struct Board {
     /// What is memory, and so has to have a page of the host behind it.
     memory: OnceLock<Arc<AddressSpace>>,
     /// A guest can move its windows wherever it likes, as often as it likes.
-    misplaced: Told,
+    misplaced: LogOnce,
     ending: OnceLock<Ending>,
     ended: EventFd,
 }
@@ -63,7 +63,7 @@ impl Board {
             pci,
             windows: Mutex::default(),
             memory: OnceLock::new(),
-            misplaced: Told::default(),
+            misplaced: LogOnce::default(),
             ending: OnceLock::new(),
             ended,
         }

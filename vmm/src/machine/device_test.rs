@@ -8,7 +8,7 @@ use std::time::Instant;
 use husk_devices::host::fake::FakeHost;
 use husk_devices::memory::GuestMemoryMmap;
 use husk_devices::pci::BarWindow;
-use husk_devices::{Effect, MetricsSource, chain};
+use husk_devices::{Effect, MetricsSource, error_chain};
 use husk_hotplug::outcome::Outcome;
 use husk_hotplug::{Plug, PlugError};
 use husk_virtio::config::ConfigBytes;
@@ -175,7 +175,7 @@ fn two_devices_never_have_one_name() {
         devices.offer_virtio("a", device()).unwrap_err(),
     ];
     for error in again {
-        assert_eq!(chain(&error), "a: there is a device of this name already");
+        assert_eq!(error_chain(&error), "a: there is a device of this name already");
     }
     assert_eq!(names(&devices), ["a"]);
     assert_eq!(devices.add_virtio("b", device()).unwrap(), bdf(2), "no slot is lost");
@@ -435,7 +435,7 @@ fn a_device_whose_file_does_not_close_keeps_its_name_and_its_slot_and_keeps_nobo
     }
     assert_eq!(gone, [("b".to_owned(), other)]);
     let error = devices.offer_virtio("a", self::device()).unwrap_err();
-    assert_eq!(chain(&error), "a: there is a device of this name already");
+    assert_eq!(error_chain(&error), "a: there is a device of this name already");
     assert_ne!(devices.offer_virtio("c", self::device()).unwrap().0, at);
     // Nor does the end of the machine wait, which asks for it as well.
     devices.stop();

@@ -122,7 +122,7 @@ mod tests {
     use std::fs::File;
     use std::os::fd::AsRawFd;
 
-    use husk_devices::chain;
+    use husk_devices::error_chain;
     use husk_devices::memory::GuestMemoryMmap;
 
     use super::*;
@@ -130,7 +130,7 @@ mod tests {
     fn why(config: &NetConfig, fds: &[OwnedFd]) -> String {
         let memory = GuestMemory::new(GuestMemoryMmap::new());
         let error = open(config, fds, &memory).err().unwrap();
-        chain(&error)
+        error_chain(&error)
     }
 
     fn something() -> OwnedFd {

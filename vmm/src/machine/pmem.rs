@@ -6,7 +6,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use husk_devices::Looked;
+use husk_devices::PathHandle;
 use husk_virtio::block::{FileLock, is_readonly};
 use husk_virtio::pmem::Pmem;
 
@@ -84,7 +84,7 @@ fn device(config: &PmemConfig, memory: &Arc<AddressSpace>) -> Result<Pmem, PmemE
 
 /// Opens a file or block device, and nothing else; says how long it is.
 fn open_file(path: &Path, write: bool) -> Result<(File, u64), PmemError> {
-    let looked = Looked::at(path).map_err(PmemError::Open)?;
+    let looked = PathHandle::at(path).map_err(PmemError::Open)?;
     let kind = looked.metadata().file_type();
     if !kind.is_file() && !kind.is_block_device() {
         let error = io::Error::other("it is no file and no block device");

@@ -1,4 +1,4 @@
-use husk_devices::chain;
+use husk_devices::error_chain;
 use husk_devices::testing::Loop;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -89,7 +89,7 @@ fn files_that_cannot_be_are_named() {
     let space = space();
     let error = |config: &PmemConfig| {
         let error = open(config, &space).err().unwrap();
-        chain(&error)
+        error_chain(&error)
     };
     let odd = file(BLOCK_BYTES + 4096);
     assert!(error(&config(odd.path())).contains("2101248 bytes are not a multiple of 2097152"));
@@ -122,7 +122,7 @@ fn a_back_end_that_does_not_take_it_refuses_the_device_and_is_named_as_the_reaso
     backend.refuse_more();
     let file = file(BLOCK_BYTES);
     let error = open(&config(file.path()), &space).err().unwrap();
-    let text = chain(&error);
+    let text = error_chain(&error);
     assert!(
         text.ends_with(
             "cannot add 2 MiB of persistent memory: a vhost-user back-end does not take it: it takes no more regions"
@@ -144,7 +144,7 @@ fn a_path_that_is_no_file_is_refused_without_being_opened() {
             ..config(&path)
         };
         let error = open(&config, &space()).err().unwrap();
-        let text = chain(&error);
+        let text = error_chain(&error);
         assert!(
             text.ends_with("cannot open it: it is no file and no block device"),
             "{text}"
@@ -197,9 +197,9 @@ fn cannot_be_written(path: &Path) {
     let space = space();
     let error = open(&config(path), &space).err().unwrap();
     assert!(
-        chain(&error).contains("it cannot be written, with discard_writes=on it can be read: "),
+        error_chain(&error).contains("it cannot be written, with discard_writes=on it can be read: "),
         "{}",
-        chain(&error)
+        error_chain(&error)
     );
     let discarding = PmemConfig {
         discard_writes: true,

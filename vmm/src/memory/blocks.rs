@@ -11,7 +11,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use husk_devices::chain;
+use husk_devices::error_chain;
 use husk_virtio::mem::Backing;
 
 use super::backing::Sink;
@@ -96,7 +96,7 @@ impl Blocks {
         for part in self.parts(range) {
             if let Err(error) = self.plug_part(part) {
                 self.unplug(&(range.start..done)).unwrap_or_else(|again| {
-                    log::error!("virtio-mem: {}", chain(&again));
+                    log::error!("virtio-mem: {}", error_chain(&again));
                 });
                 return Err(error);
             }
@@ -146,7 +146,7 @@ impl Blocks {
                 let bare = chunk.bare(&inside, unit, block);
                 let uncovered = bare.iter().try_for_each(|unit| chunk.region.uncover(unit));
                 let restored = uncovered.and_then(|()| chunk.region.restore(&inside));
-                restored.unwrap_or_else(|again| log::error!("virtio-mem: {}", chain(&again)));
+                restored.unwrap_or_else(|again| log::error!("virtio-mem: {}", error_chain(&again)));
                 chunk.put_marks(part, block, &marks);
                 return Err(error);
             }
@@ -164,7 +164,7 @@ impl Blocks {
                 len: self.block,
                 ..part
             });
-            again.unwrap_or_else(|error| log::error!("virtio-mem: {}", chain(&error)));
+            again.unwrap_or_else(|error| log::error!("virtio-mem: {}", error_chain(&error)));
         }
     }
 
@@ -210,7 +210,10 @@ impl Blocks {
         if let Err(error) = covered
             && !std::mem::replace(&mut self.is_uncovered, true)
         {
-            log::warn!("virtio-mem: the guest can touch what is not plugged: {}", chain(&error));
+            log::warn!(
+                "virtio-mem: the guest can touch what is not plugged: {}",
+                error_chain(&error)
+            );
         }
     }
 
@@ -227,11 +230,11 @@ impl Blocks {
         }
         let Chunk { region, plugged } = chunk;
         let Err(error) = region.remove() else { return };
-        log::warn!("virtio-mem: {}", chain(&error));
+        log::warn!("virtio-mem: {}", error_chain(&error));
         let region = *error.region;
         let whole = 0..region.info().bytes;
         if let Err(error) = region.discard(&whole) {
-            log::warn!("virtio-mem: {}", chain(&error));
+            log::warn!("virtio-mem: {}", error_chain(&error));
         }
         self.chunks.insert(number, Chunk { region, plugged });
         self.cover(number, &whole);

@@ -161,7 +161,7 @@ fn what_the_host_does_not_take_back_is_plugged_as_before() {
             refuse_holes_from(128 * MIB);
             blocks
                 .unplug(&(126 * MIB..130 * MIB))
-                .map_err(|error| chain(&error).to_string())
+                .map_err(|error| error_chain(&error).to_string())
         });
         confined.join().unwrap()
     });

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, Weak};
 use std::time::Instant;
 
-use husk_devices::{chain, lock};
+use husk_devices::{error_chain, lock};
 use husk_virtio::device::MemoryListener;
 use husk_virtio::vhost_user::REPLY_TIMEOUT;
 
@@ -93,7 +93,12 @@ impl AddressSpace {
 
     /// What cannot be removed and has no owner any more stays as it is.
     pub(super) fn keep(&self, parts: Parts, why: &(dyn Error + 'static)) {
-        log::error!("{} at {:#x} stays: {}", parts.info.kind, parts.info.gpa, chain(why));
+        log::error!(
+            "{} at {:#x} stays: {}",
+            parts.info.kind,
+            parts.info.gpa,
+            error_chain(why)
+        );
         self.places().kept.push(parts);
     }
 
@@ -160,7 +165,7 @@ impl AddressSpace {
             if let Err(error) = self.vm.unmap(parts.slot) {
                 let region = parts.memory.as_ref().filter(|_| parts.reached >= Some(Step::Devices));
                 if let Some(Err(again)) = region.map(|region| show(&self.devices, region)) {
-                    log::error!("{kind} at {gpa:#x} is lost to devices: {}", chain(&*again));
+                    log::error!("{kind} at {gpa:#x} is lost to devices: {}", error_chain(&*again));
                 }
                 return Err((parts, error.into()));
             }
@@ -268,13 +273,16 @@ impl AddressSpace {
     /// Takes a region from what back-ends have, and waits for none of them. One that cannot be told learns of it with the next change.
     fn forget(&self, gpa: u64, bytes: u64) {
         if let Err(error) = hide(&self.backends, gpa, bytes) {
-            log::error!("memory at {gpa:#x} cannot be taken from back-ends: {}", chain(&*error));
+            log::error!(
+                "memory at {gpa:#x} cannot be taken from back-ends: {}",
+                error_chain(&*error)
+            );
         }
         for listener in self.listeners() {
             if let Err(error) = listener.memory_removed(&self.backends) {
                 log::warn!(
                     "a back-end is not told that memory at {gpa:#x} is gone: {}",
-                    chain(&error)
+                    error_chain(&error)
                 );
             }
         }

@@ -1,7 +1,7 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-use husk_devices::chain;
+use husk_devices::error_chain;
 use husk_devices::memory::GuestRegionMmap;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -150,7 +150,7 @@ fn ram_beyond_the_address_space_is_refused_with_its_size() {
     })
     .map(drop)
     .unwrap_err();
-    let text = chain(&error);
+    let text = error_chain(&error);
     assert!(
         text.starts_with("cannot add 1048576 TiB of guest RAM: the host does not give it"),
         "{text}"
@@ -379,9 +379,9 @@ fn what_is_no_block_of_the_guest_is_refused() {
     ] {
         let error = space.grow_at(Kind::VirtioMem, gpa, bytes).unwrap_err();
         assert!(
-            chain(&error).contains("free there in the hot-plug reserve"),
+            error_chain(&error).contains("free there in the hot-plug reserve"),
             "{}",
-            chain(&error)
+            error_chain(&error)
         );
     }
     assert_eq!(seen(&space, &slots), before);
@@ -415,7 +415,7 @@ fn a_reserve_that_is_full_says_so_and_has_room_again_when_something_goes() {
     let mut regions: Vec<_> = (0..8).map(|_| space.grow(Kind::Dimm, UNIT).unwrap()).collect();
     let error = space.grow(Kind::Dimm, UNIT).unwrap_err();
     assert_eq!(
-        chain(&error),
+        error_chain(&error),
         "cannot add 128 MiB of hot-plugged memory: there is no place for it: no 128 MiB of addresses are free in the hot-plug reserve"
     );
     let gpa = regions.remove(3).info().gpa;
@@ -511,7 +511,7 @@ fn without_a_reserve_nothing_comes() {
     .unwrap();
     let error = space.grow(Kind::Dimm, UNIT).unwrap_err();
     assert_eq!(
-        chain(&error),
+        error_chain(&error),
         "cannot add 128 MiB of hot-plugged memory: there is no place for it: the VM has no hot-plug reserve (memory.hotplug_size)"
     );
 }
@@ -558,7 +558,7 @@ fn whatever_step_fails_all_before_it_are_undone() {
         assert!(
             matches!(&error, MemoryError::Add { step: failed, kind: of, .. } if (*failed, *of) == (step, kind)),
             "{step:?} {kind:?}: {}",
-            chain(&error)
+            error_chain(&error)
         );
         assert_eq!(seen(&space, &slots), before, "{step:?} {kind:?}");
         let known = backend.told().pop();
@@ -593,7 +593,7 @@ fn the_host_is_asked_for_the_huge_pages_of_the_blocks_that_are_plugged() {
     };
     let space = Arc::new(space);
     let mut blocks = Blocks::new(space.clone(), BASE..BASE + GIB, 2 * MIB).unwrap();
-    let one = blocks.plug(&(0..2 * MIB)).map_err(|error| chain(&error));
+    let one = blocks.plug(&(0..2 * MIB)).map_err(|error| error_chain(&error));
     if let Err(error) = one {
         assert!(error.contains(": huge pages of 2 MiB: 1 needed"), "{error}");
         assert_eq!(
@@ -702,9 +702,9 @@ fn what_kvm_does_not_give_back_stays_whole_and_can_be_tried_again() {
     slots.refuse(false, true);
     let error = region.remove().unwrap_err();
     assert!(
-        chain(&error).contains("cannot take 128 MiB of hot-plugged memory back from the guest"),
+        error_chain(&error).contains("cannot take 128 MiB of hot-plugged memory back from the guest"),
         "{}",
-        chain(&error)
+        error_chain(&error)
     );
     assert_eq!(seen(&space, &slots), before);
     assert_eq!(space.guest().memory().read_obj::<u8>(GuestAddress(BASE)).unwrap(), 5);
@@ -749,7 +749,7 @@ fn huge_pages_that_are_not_there_are_refused_with_figures() {
             prefault,
             ..config(shared)
         });
-        let text = chain(&error.map(drop).unwrap_err());
+        let text = error_chain(&error.map(drop).unwrap_err());
         let end = format!(
             "huge pages of 2 MiB: 524288 needed, {} of {} free (see /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages)",
             free.trim(),

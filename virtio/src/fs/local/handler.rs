@@ -9,7 +9,7 @@ use super::request_queue::RequestQueue;
 use super::session::Session;
 use crate::device::{Handler, HandlerError, Watch};
 use crate::fs::serve::RETRY;
-use crate::rate_limit::Alarm;
+use crate::rate_limit::DeadlineTimer;
 use crate::ring::RingState;
 
 /// [`Watch`] token of the doorbell.
@@ -25,14 +25,14 @@ pub(super) struct RequestQueueHandler {
     session: Arc<Session>,
     /// Number of the queue.
     queue: usize,
-    alarm: Option<Alarm>,
+    timer: Option<DeadlineTimer>,
 }
 
 impl RequestQueueHandler {
     /// For the queue of this number.
     pub fn new(session: Arc<Session>, queue: usize) -> Self {
-        let alarm = None;
-        Self { session, queue, alarm }
+        let timer = None;
+        Self { session, queue, timer }
     }
 
     fn queue(&self) -> Option<&RequestQueue> {
@@ -60,9 +60,9 @@ impl Handler for RequestQueueHandler {
         if self.queue == HIGH_PRIORITY {
             self.session.make_room();
         }
-        let alarm = Alarm::new().map_err(HandlerError::watch)?;
-        watch.readable(alarm.as_raw_fd(), TIMER).map_err(HandlerError::watch)?;
-        self.alarm = Some(alarm);
+        let timer = DeadlineTimer::new().map_err(HandlerError::watch)?;
+        watch.readable(timer.as_raw_fd(), TIMER).map_err(HandlerError::watch)?;
+        self.timer = Some(timer);
         let Some(queue) = self.queue() else { return Ok(()) };
         let doorbell = queue.doorbell().as_raw_fd();
         watch.readable(doorbell, KICKED).map_err(HandlerError::watch)?;
@@ -73,7 +73,7 @@ impl Handler for RequestQueueHandler {
 
     fn wake(&mut self, token: u32, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
         if token == TIMER {
-            self.alarm.iter_mut().for_each(Alarm::rang);
+            self.timer.iter_mut().for_each(DeadlineTimer::on_timer);
             // Those that are tried again ring the doorbell.
             self.queue().into_iter().for_each(RequestQueue::try_again);
         } else {
@@ -81,11 +81,11 @@ impl Handler for RequestQueueHandler {
         }
         self.check()?;
         let waiting = self.queue().is_some_and(|queue| queue.waiting() > 0);
-        let Some(alarm) = self.alarm.as_mut().filter(|alarm| waiting && !alarm.is_set()) else {
+        let Some(timer) = self.timer.as_mut().filter(|timer| waiting && !timer.is_set()) else {
             return Ok(());
         };
         let retry = Instant::now().checked_add(RETRY);
-        alarm.set(retry).map_err(|source| HandlerError::Host {
+        timer.set(retry).map_err(|source| HandlerError::Host {
             what: "cannot set the timer of requests that wait",
             source,
         })

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use husk_devices::chain;
+use husk_devices::error_chain;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::helper_pool::{HelperPool, Sleep, Wanted};
@@ -172,7 +172,13 @@ impl Session {
         let prepared = self.enter().and_then(|()| Epoll::new());
         let confined = prepared.and_then(|epoll| self.threads.confine(ThreadClass::Files).map(|()| epoll));
         confined
-            .inspect_err(|error| log::warn!("{}: a thread that was to help cannot: {}", self.name, chain(error)))
+            .inspect_err(|error| {
+                log::warn!(
+                    "{}: a thread that was to help cannot: {}",
+                    self.name,
+                    error_chain(error)
+                )
+            })
             .ok()
     }
 

@@ -3,10 +3,10 @@
 use rustix::fs::Access;
 use rustix::io::Errno;
 
-use super::ask::Ask;
 use super::files::position;
 use super::names::{PERMISSIONS, nothing_left};
 use super::reply::Reply;
+use super::request_parser::RequestParser;
 use super::{Done, Server};
 use crate::fs::filesystem::{Change, Handle, Stamp, Time};
 use crate::fs::protocol::flags::{GETATTR_FH, setattr};
@@ -19,52 +19,52 @@ const RIGHTS: Access = Access::READ_OK.union(Access::WRITE_OK).union(Access::EXE
 const NSEC_PER_SEC: u32 = 1_000_000_000;
 
 impl Server {
-    pub(super) fn getattr(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        let wanted: requests::Getattr = ask.last()?;
+    pub(super) fn getattr(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        let wanted: requests::Getattr = request.last()?;
         let handle = handle(wanted.getattr_flags.get(), wanted.fh.get());
-        let (attr, ttl) = self.fs.getattr(ask.node, handle)?;
+        let (attr, ttl) = self.fs.getattr(request.node, handle)?;
         reply.send(&replies::AttrOut::new(&attr, ttl))
     }
 
     /// All that there is, whatever was asked for.
-    pub(super) fn statx(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        let wanted: requests::Statx = ask.last()?;
+    pub(super) fn statx(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        let wanted: requests::Statx = request.last()?;
         let handle = handle(wanted.getattr_flags.get(), wanted.fh.get());
-        let (attr, ttl) = self.fs.getattr(ask.node, handle)?;
+        let (attr, ttl) = self.fs.getattr(request.node, handle)?;
         reply.send(&replies::StatxOut::new(&attr, ttl))
     }
 
-    pub(super) fn setattr(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        let wanted: requests::Setattr = ask.last()?;
+    pub(super) fn setattr(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        let wanted: requests::Setattr = request.last()?;
         let handle = Some(Handle(wanted.fh.get())).filter(|_| wanted.valid.get() & setattr::FH != 0);
         let change = change(&wanted)?;
-        let (attr, ttl) = self.fs.setattr(&ask.caller, ask.node, handle, &change)?;
+        let (attr, ttl) = self.fs.setattr(&request.caller, request.node, handle, &change)?;
         reply.send(&replies::AttrOut::new(&attr, ttl))
     }
 
-    pub(super) fn access(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        let wanted: requests::Access = ask.last()?;
+    pub(super) fn access(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        let wanted: requests::Access = request.last()?;
         let mask = wanted.mask.get();
         let rights = Access::from_bits_retain(mask);
         if !RIGHTS.contains(rights) {
             return Err(Errno::INVAL.into());
         }
-        if ask.agreed.readonly() && rights.contains(Access::WRITE_OK) {
+        if request.features.readonly() && rights.contains(Access::WRITE_OK) {
             return Err(Errno::ROFS.into());
         }
-        self.fs.access(&ask.caller, ask.node, mask)?;
+        self.fs.access(&request.caller, request.node, mask)?;
         reply.empty()
     }
 
-    pub(super) fn statfs(&self, ask: &Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        nothing_left(ask)?;
-        let space = self.fs.statfs(ask.node)?;
+    pub(super) fn statfs(&self, request: &RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        nothing_left(request)?;
+        let space = self.fs.statfs(request.node)?;
         reply.send(&replies::Statfs::from(&space))
     }
 
-    pub(super) fn syncfs(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        let _: requests::Syncfs = ask.last()?;
-        self.fs.syncfs(ask.node)?;
+    pub(super) fn syncfs(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        let _: requests::Syncfs = request.last()?;
+        self.fs.syncfs(request.node)?;
         reply.empty()
     }
 }

@@ -6,9 +6,9 @@ use std::mem::size_of;
 use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::ask::Ask;
-use super::files::agreed;
+use super::files::features;
 use super::reply::Reply;
+use super::request_parser::RequestParser;
 use super::{Done, Server};
 use crate::fs::filesystem::{Handle, Listed, Name};
 use crate::fs::protocol::flags::FSYNC_FDATASYNC;
@@ -24,39 +24,39 @@ const DIRENT: usize = size_of::<replies::Dirent>();
 const LONGEST: usize = (PLUS + DIRENT + Name::MAX).next_multiple_of(ALIGN);
 
 impl Server {
-    pub(super) fn opendir(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        let _: requests::Open = ask.last()?;
-        let opened = self.fs.opendir(&ask.caller, ask.node)?;
+    pub(super) fn opendir(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        let _: requests::Open = request.last()?;
+        let opened = self.fs.opendir(&request.caller, request.node)?;
         reply.send(&replies::Opened::from(&opened))
     }
 
-    pub(super) fn readdir(&self, ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        self.list(ask, reply, false)
+    pub(super) fn readdir(&self, request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        self.list(request, reply, false)
     }
 
-    pub(super) fn readdirplus(&self, ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        if !ask.agreed.readdirplus() {
+    pub(super) fn readdirplus(&self, request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        if !request.features.readdirplus() {
             return Err(Errno::NOSYS.into());
         }
-        self.list(ask, reply, true)
+        self.list(request, reply, true)
     }
 
-    pub(super) fn releasedir(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        let wanted: requests::Release = ask.last()?;
-        self.fs.releasedir(ask.node, Handle(wanted.fh.get()))?;
+    pub(super) fn releasedir(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        let wanted: requests::Release = request.last()?;
+        self.fs.releasedir(request.node, Handle(wanted.fh.get()))?;
         reply.empty()
     }
 
-    pub(super) fn fsyncdir(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        let wanted: requests::Fsync = ask.last()?;
+    pub(super) fn fsyncdir(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        let wanted: requests::Fsync = request.last()?;
         let data_only = wanted.fsync_flags.get() & FSYNC_FDATASYNC != 0;
-        self.fs.fsyncdir(ask.node, Handle(wanted.fh.get()), data_only)?;
+        self.fs.fsyncdir(request.node, Handle(wanted.fh.get()), data_only)?;
         reply.empty()
     }
 
-    fn list(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>, plus: bool) -> Done {
-        let wanted: requests::Read = ask.last()?;
-        let room = self.fitting(agreed(wanted.size.get())?, reply)?;
+    fn list(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>, plus: bool) -> Done {
+        let wanted: requests::Read = request.last()?;
+        let room = self.fitting(features(wanted.size.get())?, reply)?;
         let mut list = List {
             body: reply.body()?,
             room,
@@ -66,7 +66,9 @@ impl Server {
         };
         let (handle, offset) = (Handle(wanted.fh.get()), wanted.offset.get());
         let mut take = |listed: &Listed<'_>| list.take(listed, plus);
-        let done = self.fs.readdir(&ask.caller, ask.node, handle, offset, plus, &mut take);
+        let done = self
+            .fs
+            .readdir(&request.caller, request.node, handle, offset, plus, &mut take);
         self.counters.unlisted_names.add(list.skipped);
         match done {
             // What is in the list was given away: the failure comes again with the next request.

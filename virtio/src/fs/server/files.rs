@@ -5,10 +5,10 @@ use std::cell::Cell;
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
-use super::ask::Ask;
 use super::locks::OFFSET_MAX;
 use super::names::{PERMISSIONS, kind};
 use super::reply::Reply;
+use super::request_parser::RequestParser;
 use super::session::MOST_READ;
 use super::{Done, Server};
 use crate::fs::filesystem::{Creation, Handle, Node, Writing};
@@ -40,27 +40,29 @@ thread_local! {
 }
 
 impl Server {
-    pub(super) fn open_file(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        let wanted: requests::Open = ask.last()?;
+    pub(super) fn open_file(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        let wanted: requests::Open = request.last()?;
         let flags = open_flags(wanted.flags.get())?;
-        if ask.agreed.readonly() && changes(flags) {
+        if request.features.readonly() && changes(flags) {
             return Err(Errno::ROFS.into());
         }
         let kill_priv = wanted.open_flags.get() & OPEN_KILL_SUIDGID != 0;
-        let opened = self.fs.open(&ask.caller, ask.node, flags.bits(), kill_priv)?;
+        let opened = self.fs.open(&request.caller, request.node, flags.bits(), kill_priv)?;
         reply.send(&replies::Opened::from(&opened))
     }
 
-    pub(super) fn create(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        let wanted: requests::Create = ask.take()?;
+    pub(super) fn create(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        let wanted: requests::Create = request.take()?;
         let flags = creation_flags(&wanted)?;
-        let tail = ask.tail()?;
+        let tail = request.tail()?;
         let mut parts = tail.parts();
         let name = parts.name()?;
-        let mut new = new_file(&ask, &wanted)?;
-        ask.extend(parts, &mut new)?;
+        let mut new = new_file(&request, &wanted)?;
+        request.extend(parts, &mut new)?;
         let kill_priv = wanted.open_flags.get() & OPEN_KILL_SUIDGID != 0;
-        let (entry, opened) = self.fs.create(&ask.caller, ask.node, name, flags, kill_priv, &new)?;
+        let (entry, opened) = self
+            .fs
+            .create(&request.caller, request.node, name, flags, kill_priv, &new)?;
         reply.send(&replies::Created {
             entry: (&entry).into(),
             opened: (&opened).into(),
@@ -68,25 +70,25 @@ impl Server {
     }
 
     /// The name is what the guest's kernel has in its place; nobody looks at it.
-    pub(super) fn tmpfile(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        let wanted: requests::Create = ask.take()?;
+    pub(super) fn tmpfile(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        let wanted: requests::Create = request.take()?;
         let flags = creation_flags(&wanted)?;
-        let tail = ask.tail()?;
+        let tail = request.tail()?;
         let mut parts = tail.parts();
         parts.string()?;
-        let mut new = new_file(&ask, &wanted)?;
-        ask.extend(parts, &mut new)?;
-        let (entry, opened) = self.fs.tmpfile(&ask.caller, ask.node, flags, &new)?;
+        let mut new = new_file(&request, &wanted)?;
+        request.extend(parts, &mut new)?;
+        let (entry, opened) = self.fs.tmpfile(&request.caller, request.node, flags, &new)?;
         reply.send(&replies::Created {
             entry: (&entry).into(),
             opened: (&opened).into(),
         })
     }
 
-    pub(super) fn read(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        let wanted: requests::Read = ask.last()?;
+    pub(super) fn read(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        let wanted: requests::Read = request.last()?;
         let offset = position(wanted.offset.get())?;
-        let size = self.fitting(agreed(wanted.size.get())?, reply)?;
+        let size = self.fitting(features(wanted.size.get())?, reply)?;
         // No file ends behind this.
         let size = size.min(usize::try_from(OFFSET_MAX.saturating_sub(offset)).unwrap_or(size));
         let handle = Handle(wanted.fh.get());
@@ -96,7 +98,7 @@ impl Server {
                 let mut live = iovecs.begin();
                 let lent = reply.lend(done, left, &mut live);
                 let at = offset.saturating_add(u64::try_from(done).unwrap_or(u64::MAX));
-                let read = self.fs.read(ask.node, handle, at, live.buffers(), direct)?;
+                let read = self.fs.read(request.node, handle, at, live.buffers(), direct)?;
                 Ok((lent, read))
             })
         });
@@ -107,10 +109,10 @@ impl Server {
         reply.filled(done)
     }
 
-    pub(super) fn write(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        let wanted: requests::Write = ask.take()?;
+    pub(super) fn write(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        let wanted: requests::Write = request.take()?;
         let size = usize::try_from(wanted.size.get()).map_err(|_| MALFORMED)?;
-        if size != ask.left() {
+        if size != request.left() {
             return Err(MALFORMED);
         }
         let offset = range(wanted.offset.get(), u64::from(wanted.size.get()))?;
@@ -128,10 +130,10 @@ impl Server {
         let done = with_iovecs(|iovecs| {
             in_pieces(size, short, |done, left| {
                 let mut live = iovecs.begin();
-                let lent = ask.body().lend(done, left, &mut live);
+                let lent = request.body().lend(done, left, &mut live);
                 let at = offset.saturating_add(u64::try_from(done).unwrap_or(u64::MAX));
                 let from = live.buffers();
-                let written = self.fs.write(&ask.caller, ask.node, handle, at, from, how)?;
+                let written = self.fs.write(&request.caller, request.node, handle, at, from, how)?;
                 Ok((lent, written))
             })
         });
@@ -146,59 +148,59 @@ impl Server {
         reply.send(&written(done)?)
     }
 
-    pub(super) fn flush(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        let wanted: requests::Flush = ask.last()?;
+    pub(super) fn flush(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        let wanted: requests::Flush = request.last()?;
         let owner = wanted.lock_owner.get();
-        self.fs.flush(ask.node, Handle(wanted.fh.get()), owner)?;
+        self.fs.flush(request.node, Handle(wanted.fh.get()), owner)?;
         reply.empty()
     }
 
-    pub(super) fn release(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        let wanted: requests::Release = ask.last()?;
+    pub(super) fn release(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        let wanted: requests::Release = request.last()?;
         let (handle, owner) = (Handle(wanted.fh.get()), wanted.lock_owner.get());
         let flags = wanted.release_flags.get();
         let flushed = match flags & RELEASE_FLUSH {
             0 => Ok(()),
-            _ => self.fs.flush(ask.node, handle, owner),
+            _ => self.fs.flush(request.node, handle, owner),
         };
         let flock_owner = Some(owner).filter(|_| flags & RELEASE_FLOCK_UNLOCK != 0);
-        self.fs.release(ask.node, handle, flock_owner)?;
+        self.fs.release(request.node, handle, flock_owner)?;
         flushed?;
         reply.empty()
     }
 
-    pub(super) fn fsync(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        let wanted: requests::Fsync = ask.last()?;
+    pub(super) fn fsync(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        let wanted: requests::Fsync = request.last()?;
         let data_only = wanted.fsync_flags.get() & FSYNC_FDATASYNC != 0;
-        self.fs.fsync(ask.node, Handle(wanted.fh.get()), data_only)?;
+        self.fs.fsync(request.node, Handle(wanted.fh.get()), data_only)?;
         reply.empty()
     }
 
-    pub(super) fn fallocate(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        let wanted: requests::Fallocate = ask.last()?;
+    pub(super) fn fallocate(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        let wanted: requests::Fallocate = request.last()?;
         let length = wanted.length.get();
         let offset = range(wanted.offset.get(), length)?;
         self.fs
-            .fallocate(ask.node, Handle(wanted.fh.get()), wanted.mode.get(), offset, length)?;
+            .fallocate(request.node, Handle(wanted.fh.get()), wanted.mode.get(), offset, length)?;
         reply.empty()
     }
 
-    pub(super) fn lseek(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        let wanted: requests::Lseek = ask.last()?;
+    pub(super) fn lseek(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        let wanted: requests::Lseek = request.last()?;
         let whence = wanted.whence.get();
         if !SEEKS.contains(&whence) {
             return Err(Errno::INVAL.into());
         }
         let offset = position(wanted.offset.get())?;
-        let offset = self.fs.lseek(ask.node, Handle(wanted.fh.get()), offset, whence)?;
+        let offset = self.fs.lseek(request.node, Handle(wanted.fh.get()), offset, whence)?;
         reply.send(&replies::Lseek { offset: offset.into() })
     }
 
-    pub(super) fn copy_file_range(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        let wanted: requests::CopyFileRange = ask.last()?;
+    pub(super) fn copy_file_range(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        let wanted: requests::CopyFileRange = request.last()?;
         let length = wanted.len.get().min(COPY_MAX);
         let from = (
-            ask.node,
+            request.node,
             Handle(wanted.fh_in.get()),
             range(wanted.off_in.get(), length)?,
         );
@@ -279,7 +281,7 @@ fn changes(flags: OFlags) -> bool {
 }
 
 /// A regular file.
-fn new_file(ask: &Ask<'_>, wanted: &requests::Create) -> Result<Creation<'static>, Failure> {
+fn new_file(request: &RequestParser<'_>, wanted: &requests::Create) -> Result<Creation<'static>, Failure> {
     let mode = wanted.mode.get();
     let is_file = matches!(FileType::from_raw_mode(mode), FileType::RegularFile);
     // Some callers leave the type out.
@@ -288,13 +290,13 @@ fn new_file(ask: &Ask<'_>, wanted: &requests::Create) -> Result<Creation<'static
     }
     Ok(Creation {
         mode: kind(FileType::RegularFile) | mode & PERMISSIONS,
-        umask: ask.umask(wanted.umask),
+        umask: request.umask(wanted.umask),
         ..Creation::default()
     })
 }
 
 /// `size`, if the guest may read or list so much at a time.
-pub(super) fn agreed(size: u32) -> Result<u32, Failure> {
+pub(super) fn features(size: u32) -> Result<u32, Failure> {
     if size > MOST_READ { Err(MALFORMED) } else { Ok(size) }
 }
 

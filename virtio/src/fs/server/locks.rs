@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use husk_devices::lock;
 use rustix::io::Errno;
 
-use super::ask::Ask;
 use super::reply::Reply;
+use super::request_parser::RequestParser;
 use super::{Done, Server};
 use crate::fs::filesystem::{Handle, Lock, LockKind, Locked, Waiter};
 use crate::fs::protocol::flags::LK_FLOCK;
@@ -27,14 +27,14 @@ const F_UNLCK: u32 = 2;
 pub(super) const OFFSET_MAX: u64 = i64::MAX.cast_unsigned();
 
 impl Server {
-    pub(super) fn getlk(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        let wanted: requests::Lk = ask.last()?;
-        let lock = lock_of(&ask, &wanted)?;
+    pub(super) fn getlk(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        let wanted: requests::Lk = request.last()?;
+        let lock = lock_of(&request, &wanted)?;
         // flock(2) has no such question, and nothing is in the way of letting go.
         if lock.whole_file || lock.kind == LockKind::Unlock {
             return Err(MALFORMED);
         }
-        let found = self.fs.getlk(ask.node, Handle(wanted.fh.get()), &lock)?;
+        let found = self.fs.getlk(request.node, Handle(wanted.fh.get()), &lock)?;
         let found = found.unwrap_or(Lock {
             kind: LockKind::Unlock,
             pid: 0,
@@ -48,19 +48,19 @@ impl Server {
         })
     }
 
-    pub(super) fn setlk(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>, wait: bool) -> Done {
-        let wanted: requests::Lk = ask.last()?;
-        let lock = lock_of(&ask, &wanted)?;
+    pub(super) fn setlk(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>, wait: bool) -> Done {
+        let wanted: requests::Lk = request.last()?;
+        let lock = lock_of(&request, &wanted)?;
         let waiter = Waiter {
             owner: lock.owner,
-            request: ask.unique,
+            request: request.unique,
         };
         let waiter = Some(waiter).filter(|_| wait);
-        let locked = self.fs.setlk(ask.node, Handle(wanted.fh.get()), &lock, waiter)?;
+        let locked = self.fs.setlk(request.node, Handle(wanted.fh.get()), &lock, waiter)?;
         match (locked, waiter) {
             (Locked::Yes, _) => reply.empty(),
             (Locked::Later, None) => Err(Errno::AGAIN.into()),
-            (Locked::Later, Some(waiter)) if self.interrupted.take(ask.unique) => {
+            (Locked::Later, Some(waiter)) if self.interrupted.take(request.unique) => {
                 self.fs.give_up(waiter);
                 Err(Errno::INTR.into())
             }
@@ -69,20 +69,20 @@ impl Server {
     }
 
     /// A request that was to wait does not, and will not come again.
-    pub(super) fn give_up(&self, mut ask: Ask<'_>) {
-        if ask.opcode() == Some(Opcode::Setlkw)
-            && let Ok(wanted) = ask.take::<requests::Lk>()
+    pub(super) fn give_up(&self, mut request: RequestParser<'_>) {
+        if request.opcode() == Some(Opcode::Setlkw)
+            && let Ok(wanted) = request.take::<requests::Lk>()
         {
             self.fs.give_up(Waiter {
                 owner: wanted.owner.get(),
-                request: ask.unique,
+                request: request.unique,
             });
         }
     }
 
     /// No reply.
-    pub(super) fn interrupt(&self, mut ask: Ask<'_>) -> Done {
-        let wanted: requests::Interrupt = ask.last()?;
+    pub(super) fn interrupt(&self, mut request: RequestParser<'_>) -> Done {
+        let wanted: requests::Interrupt = request.last()?;
         self.counters.interrupts.inc();
         self.interrupted.add(wanted.unique.get());
         Ok(Outcome::Done(0))
@@ -90,8 +90,8 @@ impl Server {
 }
 
 /// What is to be locked.
-fn lock_of(ask: &Ask<'_>, wanted: &requests::Lk) -> Result<Lock, Failure> {
-    if !ask.agreed.locks() {
+fn lock_of(request: &RequestParser<'_>, wanted: &requests::Lk) -> Result<Lock, Failure> {
+    if !request.features.locks() {
         return Err(Errno::NOSYS.into());
     }
     let (start, end) = (wanted.start.get(), wanted.end.get());

@@ -26,9 +26,9 @@ use rustix::io::Errno;
 use zerocopy::FromZeros;
 use zerocopy::little_endian::U32;
 
-use super::ask::Ask;
 use super::names::nothing_left;
 use super::reply::Reply;
+use super::request_parser::RequestParser;
 use super::{Done, Server};
 use crate::fs::filesystem::Abilities;
 use crate::fs::protocol::flags::init::{
@@ -55,9 +55,9 @@ const CONGESTED: u16 = 192;
 
 /// What holds in a session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Agreed(u32);
+pub(super) struct SessionFeatures(u32);
 
-impl Agreed {
+impl SessionFeatures {
     const SESSION: u32 = 1;
     const READONLY: u32 = 1 << 1;
     const XATTR: u32 = 1 << 2;
@@ -125,32 +125,33 @@ impl Agreed {
 /// The session, if there is one.
 #[derive(Default)]
 pub(super) struct Session {
-    /// [`Agreed`], or 0.
-    agreed: AtomicU32,
+    /// [`SessionFeatures`], or 0.
+    features: AtomicU32,
     /// Held while one ends and another begins.
     change: Mutex<()>,
 }
 
 impl Session {
     /// What holds; `None` outside of a session.
-    pub fn agreed(&self) -> Option<Agreed> {
-        Some(Agreed(self.agreed.load(Ordering::Acquire))).filter(|agreed| agreed.has(Agreed::SESSION))
+    pub fn features(&self) -> Option<SessionFeatures> {
+        Some(SessionFeatures(self.features.load(Ordering::Acquire)))
+            .filter(|features| features.has(SessionFeatures::SESSION))
     }
 
     /// Ends the session.
     pub fn end(&self) {
-        self.agreed.store(0, Ordering::Release);
+        self.features.store(0, Ordering::Release);
     }
 
-    fn begin(&self, agreed: Agreed) {
-        self.agreed.store(agreed.0, Ordering::Release);
+    fn begin(&self, features: SessionFeatures) {
+        self.features.store(features.0, Ordering::Release);
     }
 }
 
 impl Server {
     /// Begins a session, and ends the one before.
-    pub(super) fn init(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        let wanted: requests::Init = ask.take()?;
+    pub(super) fn init(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        let wanted: requests::Init = request.take()?;
         if wanted.major.get() > MAJOR {
             // It comes again, with a version that it was told.
             return reply.send(&versions(0));
@@ -160,14 +161,14 @@ impl Server {
         }
         let mut offered = u64::from(wanted.flags.get());
         if offered & INIT_EXT != 0 {
-            let more: requests::InitExt = ask.take().map_err(|_| MALFORMED)?;
+            let more: requests::InitExt = request.take().map_err(|_| MALFORMED)?;
             offered |= u64::from(more.flags2.get()) << 32;
         }
         let (abilities, flags) = agree(&self.fs.abilities(), offered);
         let change = lock(&self.session.change);
         self.end();
         self.fs.begin(abilities);
-        self.session.begin(Agreed::new(&abilities, flags));
+        self.session.begin(SessionFeatures::new(&abilities, flags));
         drop(change);
         self.counters.sessions.inc();
         let mut out = versions(flags);
@@ -176,8 +177,8 @@ impl Server {
     }
 
     /// Ends the session.
-    pub(super) fn destroy(&self, ask: &Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        nothing_left(ask)?;
+    pub(super) fn destroy(&self, request: &RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        nothing_left(request)?;
         let change = lock(&self.session.change);
         self.end();
         drop(change);
@@ -188,7 +189,7 @@ impl Server {
 /// What of the share's abilities, and which flags, hold with a guest that offers `offered`.
 fn agree(share: &Abilities, offered: u64) -> (Abilities, u64) {
     let both = |ability: bool, flags: u64| ability && offered & flags == flags;
-    let agreed = Abilities {
+    let features = Abilities {
         readonly: share.readonly,
         xattr: share.xattr,
         posix_acl: share.xattr && both(share.posix_acl, POSIX_ACL | DONT_MASK),
@@ -207,20 +208,20 @@ fn agree(share: &Abilities, offered: u64) -> (Abilities, u64) {
             ASYNC_READ | ATOMIC_O_TRUNC | BIG_WRITES | ASYNC_DIO | PARALLEL_DIROPS,
         ),
         (true, MAX_PAGES | INIT_EXT | CREATE_SUPP_GROUP),
-        (!agreed.unshared, AUTO_INVAL_DATA),
-        (agreed.unshared, EXPLICIT_INVAL_DATA | CACHE_SYMLINKS),
-        (agreed.readdirplus, DO_READDIRPLUS | READDIRPLUS_AUTO),
-        (agreed.killpriv, HANDLE_KILLPRIV_V2),
-        (agreed.writeback, WRITEBACK_CACHE),
-        (agreed.locks, POSIX_LOCKS | FLOCK_LOCKS),
-        (agreed.xattr, SETXATTR_EXT),
-        (agreed.posix_acl, POSIX_ACL | DONT_MASK),
-        (agreed.submounts, SUBMOUNTS),
-        (agreed.security_context, SECURITY_CTX),
-        (agreed.direct_mmap, DIRECT_IO_ALLOW_MMAP),
+        (!features.unshared, AUTO_INVAL_DATA),
+        (features.unshared, EXPLICIT_INVAL_DATA | CACHE_SYMLINKS),
+        (features.readdirplus, DO_READDIRPLUS | READDIRPLUS_AUTO),
+        (features.killpriv, HANDLE_KILLPRIV_V2),
+        (features.writeback, WRITEBACK_CACHE),
+        (features.locks, POSIX_LOCKS | FLOCK_LOCKS),
+        (features.xattr, SETXATTR_EXT),
+        (features.posix_acl, POSIX_ACL | DONT_MASK),
+        (features.submounts, SUBMOUNTS),
+        (features.security_context, SECURITY_CTX),
+        (features.direct_mmap, DIRECT_IO_ALLOW_MMAP),
     ];
     let chosen = choices.iter().filter(|(chosen, _)| *chosen);
-    (agreed, chosen.fold(0, |all, (_, flags)| all | flags) & offered)
+    (features, chosen.fold(0, |all, (_, flags)| all | flags) & offered)
 }
 
 /// The reply with `flags`, and what follows from them.

@@ -4,9 +4,9 @@ use std::ffi::CStr;
 
 use rustix::io::Errno;
 
-use super::ask::Ask;
 use super::reply::Reply;
-use super::session::Agreed;
+use super::request_parser::RequestParser;
+use super::session::SessionFeatures;
 use super::{Done, Server};
 use crate::fs::protocol::flags::SETXATTR_ACL_KILL_SGID;
 use crate::fs::protocol::tail::{Parts, XATTR_MAX};
@@ -18,11 +18,11 @@ const SET_FLAGS: u32 = 0b11;
 const ACL: &[u8] = b"system.posix_acl_";
 
 impl Server {
-    pub(super) fn setxattr(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        served(ask.agreed)?;
-        let wanted: requests::Setxattr = ask.take()?;
-        let more = match ask.agreed.setxattr_ext() {
-            true => ask.take::<requests::SetxattrExt>()?.setxattr_flags.get(),
+    pub(super) fn setxattr(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        served(request.features)?;
+        let wanted: requests::Setxattr = request.take()?;
+        let more = match request.features.setxattr_ext() {
+            true => request.take::<requests::SetxattrExt>()?.setxattr_flags.get(),
             false => 0,
         };
         let size = usize::try_from(wanted.size.get()).map_err(|_| MALFORMED)?;
@@ -33,52 +33,52 @@ impl Server {
         if flags & !SET_FLAGS != 0 {
             return Err(Errno::INVAL.into());
         }
-        let tail = ask.tail()?;
+        let tail = request.tail()?;
         let mut parts = tail.parts();
-        let name = permitted(&mut parts, ask.agreed)?;
+        let name = permitted(&mut parts, request.features)?;
         let value = parts.bytes(size)?;
         parts.end()?;
         let clear_sgid = more & SETXATTR_ACL_KILL_SGID != 0;
         self.fs
-            .setxattr(&ask.caller, ask.node, name, value, flags, clear_sgid)?;
+            .setxattr(&request.caller, request.node, name, value, flags, clear_sgid)?;
         reply.empty()
     }
 
-    pub(super) fn getxattr(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        served(ask.agreed)?;
-        let wanted: requests::Getxattr = ask.take()?;
-        let tail = ask.tail()?;
+    pub(super) fn getxattr(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        served(request.features)?;
+        let wanted: requests::Getxattr = request.take()?;
+        let tail = request.tail()?;
         let mut parts = tail.parts();
-        let name = permitted(&mut parts, ask.agreed)?;
+        let name = permitted(&mut parts, request.features)?;
         parts.end()?;
         if wanted.size.get() == 0 {
-            let len = self.fs.getxattr_len(ask.node, name)?;
+            let len = self.fs.getxattr_len(request.node, name)?;
             return self.size(len, reply);
         }
         let room = self.fitting(wanted.size.get(), reply)?.min(XATTR_MAX);
-        let value = self.fs.getxattr(ask.node, name, room)?;
+        let value = self.fs.getxattr(request.node, name, room)?;
         within(&value, room, reply)
     }
 
-    pub(super) fn listxattr(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        served(ask.agreed)?;
-        let wanted: requests::Getxattr = ask.last()?;
+    pub(super) fn listxattr(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        served(request.features)?;
+        let wanted: requests::Getxattr = request.last()?;
         if wanted.size.get() == 0 {
-            let len = self.fs.listxattr_len(ask.node)?;
+            let len = self.fs.listxattr_len(request.node)?;
             return self.size(len, reply);
         }
         let room = self.fitting(wanted.size.get(), reply)?.min(XATTR_MAX);
-        let names = self.fs.listxattr(ask.node, room)?;
+        let names = self.fs.listxattr(request.node, room)?;
         within(&names, room, reply)
     }
 
-    pub(super) fn removexattr(&self, mut ask: Ask<'_>, reply: &mut Reply<'_>) -> Done {
-        served(ask.agreed)?;
-        let tail = ask.tail()?;
+    pub(super) fn removexattr(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
+        served(request.features)?;
+        let tail = request.tail()?;
         let mut parts = tail.parts();
-        let name = permitted(&mut parts, ask.agreed)?;
+        let name = permitted(&mut parts, request.features)?;
         parts.end()?;
-        self.fs.removexattr(&ask.caller, ask.node, name)?;
+        self.fs.removexattr(&request.caller, request.node, name)?;
         reply.empty()
     }
 
@@ -96,8 +96,8 @@ impl Server {
     }
 }
 
-fn served(agreed: Agreed) -> Result<(), Failure> {
-    if agreed.xattr() {
+fn served(features: SessionFeatures) -> Result<(), Failure> {
+    if features.xattr() {
         Ok(())
     } else {
         Err(Errno::NOSYS.into())
@@ -105,9 +105,9 @@ fn served(agreed: Agreed) -> Result<(), Failure> {
 }
 
 /// The next name, if this session has attributes of its kind.
-fn permitted<'t>(parts: &mut Parts<'t>, agreed: Agreed) -> Result<&'t CStr, Failure> {
+fn permitted<'t>(parts: &mut Parts<'t>, features: SessionFeatures) -> Result<&'t CStr, Failure> {
     let name = parts.xattr()?;
-    if name.to_bytes().starts_with(ACL) && !agreed.posix_acl() {
+    if name.to_bytes().starts_with(ACL) && !features.posix_acl() {
         return Err(Errno::OPNOTSUPP.into());
     }
     Ok(name)

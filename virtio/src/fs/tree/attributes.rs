@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::Tree;
 use super::credentials;
-use super::descriptors::Held;
+use super::descriptors::CountedFd;
 use super::nodes::{Inode, Key};
 use super::proc::Number;
 use crate::fs::filesystem::{Attr, Change, Handle, Name, Node, Stamp, Time, device_number};
@@ -182,7 +182,7 @@ impl Tree {
         &self,
         inode: &Inode,
         fd: BorrowedFd<'_>,
-        held: Option<&Arc<Held>>,
+        held: Option<&Arc<CountedFd>>,
         writes: bool,
         size: u64,
         kill_priv: bool,

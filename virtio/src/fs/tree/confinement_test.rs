@@ -31,7 +31,7 @@ impl Folder {
         let mut config = ShareConfig::new(self.path("share"));
         config.confine = true;
         change(&mut config);
-        let tree = Tree::open_within(&config, Budget::new(4096)).unwrap();
+        let tree = Tree::open_within(&config, FdBudget::new(4096)).unwrap();
         tree.begin(tree.abilities());
         let folder = fs::File::open(self.0.path()).unwrap();
         std::thread::scope(|scope| {

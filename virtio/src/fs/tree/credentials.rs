@@ -26,7 +26,7 @@ pub(super) fn kept(xattr: bool) -> CapabilitySet {
 }
 
 /// Takes the rest from the calling thread.
-pub(super) fn keep_few(xattr: bool) -> Result<(), Errno> {
+pub(super) fn drop_capabilities(xattr: bool) -> Result<(), Errno> {
     let kept = kept(xattr);
     let sets = capabilities(None)?;
     set_capabilities(
@@ -103,7 +103,7 @@ impl Identity {
     ///
     /// # Errors
     /// `EPERM` if the caller cannot be acted for.
-    pub fn act_for(&self, caller: &Caller) -> Result<Acting, Errno> {
+    pub fn impersonate(&self, caller: &Caller) -> Result<Impersonation, Errno> {
         let (uid, gid) = (self.host_uid(caller.uid)?, self.host_gid(caller.gid)?);
         let group = caller.group.and_then(|group| self.host_gid(group).ok());
         if !self.switches {
@@ -111,10 +111,10 @@ impl Identity {
             return if other(&self.users, uid, self.uid) || other(&self.groups, gid, self.gid) {
                 Err(Errno::PERM)
             } else {
-                Ok(Acting::none())
+                Ok(Impersonation::none())
             };
         }
-        let mut acting = Acting::none();
+        let mut acting = Impersonation::none();
         if let Some(group) = group.filter(|group| *group != gid) {
             acting.groups = set_groups(&[Gid::from_raw(group)])?;
         }
@@ -152,7 +152,7 @@ pub(super) fn set_groups(groups: &[Gid]) -> Result<bool, Errno> {
 
 /// A thread that acts for somebody else, until this is dropped.
 #[must_use]
-pub(super) struct Acting {
+pub(super) struct Impersonation {
     uid: Option<(u32, CapabilitySets)>,
     gid: Option<u32>,
     groups: bool,
@@ -160,7 +160,7 @@ pub(super) struct Acting {
     here: PhantomData<*const ()>,
 }
 
-impl Acting {
+impl Impersonation {
     fn none() -> Self {
         Self {
             uid: None,
@@ -171,7 +171,7 @@ impl Acting {
     }
 }
 
-impl Drop for Acting {
+impl Drop for Impersonation {
     fn drop(&mut self) {
         // A thread that stayed somebody else would do the next caller's work as him.
         const BACK: &str = "the real user is still who he was, and may take his own number back";
@@ -190,14 +190,14 @@ impl Drop for Acting {
 
 /// A thread without `CAP_FSETID`, until this is dropped: the host clears set-user-ID and set-group-ID of what it changes.
 #[must_use]
-pub(super) struct Less {
+pub(super) struct WithoutFsetid {
     sets: Option<CapabilitySets>,
     here: PhantomData<*const ()>,
 }
 
-/// See [`Less`].
-pub(super) fn without_fsetid() -> Result<Less, Errno> {
-    let mut less = Less {
+/// See [`WithoutFsetid`].
+pub(super) fn without_fsetid() -> Result<WithoutFsetid, Errno> {
+    let mut less = WithoutFsetid {
         sets: None,
         here: PhantomData,
     };
@@ -210,7 +210,7 @@ pub(super) fn without_fsetid() -> Result<Less, Errno> {
     Ok(less)
 }
 
-impl Drop for Less {
+impl Drop for WithoutFsetid {
     fn drop(&mut self) {
         if let Some(sets) = self.sets {
             set_capabilities(None, sets).expect("it was permitted, and still is");
@@ -221,21 +221,21 @@ impl Drop for Less {
 /// A thread whose umask is the caller's, until this is dropped. The host leaves it aside where a directory has a default list of access
 /// rights, which is why the mode is not masked here.
 #[must_use]
-pub(super) struct Masked {
+pub(super) struct UmaskGuard {
     before: Option<Mode>,
     here: PhantomData<*const ()>,
 }
 
-/// See [`Masked`].
-pub(super) fn mask(umask: u32) -> Masked {
+/// See [`UmaskGuard`].
+pub(super) fn mask(umask: u32) -> UmaskGuard {
     let mode = Mode::from_raw_mode(umask & 0o777);
-    Masked {
+    UmaskGuard {
         before: (!mode.is_empty()).then(|| rustix::process::umask(mode)),
         here: PhantomData,
     }
 }
 
-impl Drop for Masked {
+impl Drop for UmaskGuard {
     fn drop(&mut self) {
         if let Some(before) = self.before {
             rustix::process::umask(before);

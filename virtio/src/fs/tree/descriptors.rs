@@ -11,7 +11,7 @@ use rustix::process::{Resource, getrlimit};
 
 /// What shares may have open at a time, together. The rest is left to the process.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(super) struct FdBudget {
     open: AtomicUsize,
     limit: usize,
 }
@@ -25,10 +25,10 @@ pub(super) enum Use {
     File,
 }
 
-impl Budget {
+impl FdBudget {
     /// That of this process: its limit less a quarter, or less 1024 where it is high.
     pub fn of_process() -> Arc<Self> {
-        static OF_PROCESS: OnceLock<Arc<Budget>> = OnceLock::new();
+        static OF_PROCESS: OnceLock<Arc<FdBudget>> = OnceLock::new();
         let budget = OF_PROCESS.get_or_init(|| {
             let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
             let limit = usize::try_from(limit).unwrap_or(usize::MAX);
@@ -58,14 +58,18 @@ impl Budget {
     ///
     /// # Errors
     /// `ENFILE` if not; what `open` says.
-    pub fn take(self: &Arc<Self>, purpose: Use, open: impl FnOnce() -> Result<OwnedFd, Errno>) -> Result<Held, Errno> {
+    pub fn take(
+        self: &Arc<Self>,
+        purpose: Use,
+        open: impl FnOnce() -> Result<OwnedFd, Errno>,
+    ) -> Result<CountedFd, Errno> {
         let most = match purpose {
             Use::Node => self.limit.saturating_sub(self.limit / 4),
             Use::File => self.limit,
         };
         // Counted before it is there: dropped with `held` if it never will be.
         let before = self.open.fetch_add(1, Ordering::Relaxed);
-        let mut held = Held {
+        let mut held = CountedFd {
             fd: None,
             budget: self.clone(),
         };
@@ -79,19 +83,19 @@ impl Budget {
 
 /// A descriptor that counts.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct CountedFd {
     /// `None` only while it is being opened.
     fd: Option<OwnedFd>,
-    budget: Arc<Budget>,
+    budget: Arc<FdBudget>,
 }
 
-impl AsFd for Held {
+impl AsFd for CountedFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_ref().expect("it is there once it was opened").as_fd()
     }
 }
 
-impl Drop for Held {
+impl Drop for CountedFd {
     fn drop(&mut self) {
         self.budget.open.fetch_sub(1, Ordering::Relaxed);
     }
@@ -106,14 +110,14 @@ pub(super) fn make_room(any: impl AsFd, count: usize) {
 }
 
 /// The nodes whose descriptors may be closed, oldest first. A node that was used since it came to the front goes to the end instead.
-pub(super) struct Oldest {
+pub(super) struct FdLru {
     nodes: Mutex<VecDeque<u64>>,
     most: usize,
 }
 
 /// What [`Oldest::add`] is told of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum ParkResult {
     /// Its descriptor was closed, cannot be, or is not there.
     Gone,
     /// It was used lately, or is in use.
@@ -123,7 +127,7 @@ pub(super) enum Fate {
 /// How many nodes are looked at to close one.
 const LOOKS: usize = 32;
 
-impl Oldest {
+impl FdLru {
     /// At most `most` nodes with descriptors that can be closed.
     pub fn new(most: usize) -> Self {
         let nodes = Mutex::default();
@@ -136,7 +140,7 @@ impl Oldest {
     }
 
     /// Notes that `node` got a descriptor, and has `close` decide about the oldest of those that are too many. No lock is held then.
-    pub fn add(&self, node: u64, mut close: impl FnMut(u64, bool) -> Fate) {
+    pub fn add(&self, node: u64, mut close: impl FnMut(u64, bool) -> ParkResult) {
         lock(&self.nodes).push_back(node);
         for look in 0..LOOKS {
             let oldest = {
@@ -148,7 +152,7 @@ impl Oldest {
             };
             let Some(oldest) = oldest else { return };
             let last = look.saturating_add(1) == LOOKS;
-            if close(oldest, last) == Fate::Stays {
+            if close(oldest, last) == ParkResult::Stays {
                 lock(&self.nodes).push_back(oldest);
             }
         }

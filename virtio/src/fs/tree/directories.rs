@@ -11,9 +11,9 @@ use super::Tree;
 use super::attributes::Kind;
 use super::descriptors::Use;
 use super::handles::OpenFile;
-use super::names::Guess;
+use super::names::LookupHint;
 use super::nodes::Key;
-use super::place::Seen;
+use super::place::NameInDir;
 use crate::fs::filesystem::{Handle, Listed, Name, Node, Opened};
 use crate::fs::share::Cache;
 
@@ -115,12 +115,12 @@ impl Tree {
                 ..parent
             };
             let guess = if self.nodes.seems_known(&key) {
-                Guess::Known
+                LookupHint::Known
             } else {
-                Guess::New
+                LookupHint::New
             };
             // What cannot be looked up is listed nevertheless.
-            let entry = name.and_then(|name| self.entry(&open.file, Seen { parent: node, name }, guess).ok());
+            let entry = name.and_then(|name| self.entry(&open.file, NameInDir { parent: node, name }, guess).ok());
             let next = listed.next_entry_cookie();
             let taken = take(&Listed {
                 ino: listed.ino(),

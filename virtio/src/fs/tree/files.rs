@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::Tree;
 use super::attributes::Kind;
-use super::descriptors::{Held, Use};
+use super::descriptors::{CountedFd, Use};
 use super::handles::OpenFile;
 use super::nodes::Inode;
 use crate::fs::filesystem::{Caller, Handle, Node, Opened, Writing};
@@ -273,7 +273,7 @@ fn as_allowed<T>(open: impl Fn(OFlags) -> Result<T, Errno>, asked: OFlags) -> Re
 }
 
 /// An open file that was opened with `flags`.
-pub(super) fn open_file(inode: Arc<Inode>, file: Held, direct: Option<Held>, flags: OFlags) -> OpenFile {
+pub(super) fn open_file(inode: Arc<Inode>, file: CountedFd, direct: Option<CountedFd>, flags: OFlags) -> OpenFile {
     OpenFile {
         inode,
         file,

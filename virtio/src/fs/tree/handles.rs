@@ -7,7 +7,7 @@ use std::sync::{Arc, RwLock};
 use husk_devices::{read, write};
 use rustix::io::Errno;
 
-use super::descriptors::Held;
+use super::descriptors::CountedFd;
 use super::directories::Position;
 use super::nodes::Inode;
 use crate::fs::filesystem::{Handle, Node};
@@ -18,10 +18,10 @@ const SHARDS: u64 = 16;
 /// An open file or directory.
 pub(super) struct OpenFile {
     pub inode: Arc<Inode>,
-    pub file: Held,
+    pub file: CountedFd,
     /// The same once more, past the host's cache, if it was opened with `O_DIRECT`. What is not asked for so takes
     /// `file`: places and buffers need not be aligned then (open(2)).
-    pub direct: Option<Held>,
+    pub direct: Option<CountedFd>,
     /// It was opened for writing.
     pub writes: bool,
     /// Of a directory.
@@ -32,7 +32,7 @@ type Shard = RwLock<HashMap<u64, Arc<OpenFile>>>;
 
 impl OpenFile {
     /// What is read from and written to, `direct` or not.
-    pub fn way(&self, direct: bool) -> &Held {
+    pub fn way(&self, direct: bool) -> &CountedFd {
         self.direct.as_ref().filter(|_| direct).unwrap_or(&self.file)
     }
 }

@@ -14,10 +14,10 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
 use super::Tree;
-use super::descriptors::{Held, Use};
+use super::descriptors::{CountedFd, Use};
 use super::handles::OpenFile;
 use super::host::{Range, find_lock, set_lock};
-use super::waits::Wish;
+use super::wait_graph::WantedLock;
 use crate::fs::filesystem::{Handle, Lock, LockKind, Locked, Node, Waiter};
 
 /// The last byte that a lock of the host can end with.
@@ -55,7 +55,7 @@ impl Holder {
 
 /// An owner's locks of one file.
 struct Owned {
-    file: Held,
+    file: CountedFd,
     /// It is open for writing, which locks of ranges take that exclude others.
     writes: bool,
     /// By which the last of them was taken. An owner who is an open file of the guest (`F_OFD_SETLK` of fcntl(2)) goes with it.
@@ -170,16 +170,16 @@ impl Locks {
 
     /// Adds those who keep `owner` from `wish` to `found`, of the first `most` who have locks there; how many it looked at. Who is just
     /// changing his locks is left out: whoever waits for him looks again soon.
-    fn in_the_way(&self, owner: u64, wish: &Wish, most: usize, found: &mut Vec<u64>) -> usize {
+    fn in_the_way(&self, owner: u64, wanted: &WantedLock, most: usize, found: &mut Vec<u64>) -> usize {
         let table = lock(&self.table);
         let mut looks: usize = 0;
-        for (holder, owned) in table.range(Holder::of_ranges(wish.node)).take(most) {
+        for (holder, owned) in table.range(Holder::of_ranges(wanted.node)).take(most) {
             looks = looks.saturating_add(1);
             if holder.owner == owner {
                 continue;
             }
             let Ok(owned) = owned.try_lock() else { continue };
-            if owned.spans.iter().any(|span| span.excludes(&wish.span)) {
+            if owned.spans.iter().any(|span| span.excludes(&wanted.span)) {
                 found.push(holder.owner);
             }
         }
@@ -268,7 +268,7 @@ impl Tree {
             Ok(()) => Ok(Locked::Yes),
             // `EACCES` is what some file systems say.
             Err(Errno::AGAIN | Errno::ACCESS) => match waiter {
-                Some(waiter) => self.wait(waiter, lock, Wish { node, span }),
+                Some(waiter) => self.wait(waiter, lock, WantedLock { node, span }),
                 None => Err(Errno::AGAIN),
             },
             Err(error) => Err(error),
@@ -287,11 +287,12 @@ impl Tree {
     }
 
     /// Notes that `waiter` waits, if that can come to an end. flock(2) has no word of circles.
-    fn wait(&self, waiter: Waiter, lock: &Lock, wish: Wish) -> Result<Locked, Errno> {
+    fn wait(&self, waiter: Waiter, lock: &Lock, wanted: WantedLock) -> Result<Locked, Errno> {
         if !lock.whole_file {
             let locks = &self.locks;
-            let in_the_way = |owner, wish: &Wish, most, found: &mut _| locks.in_the_way(owner, wish, most, found);
-            self.waits.enter(waiter, wish, in_the_way)?;
+            let in_the_way =
+                |owner, wanted: &WantedLock, most, found: &mut _| locks.in_the_way(owner, wanted, most, found);
+            self.waits.enter(waiter, wanted, in_the_way)?;
         }
         Ok(Locked::Later)
     }
@@ -363,7 +364,7 @@ impl Tree {
     ///
     /// Not for writing where reading will do: that alone has an overlay of the host copy the file (overlayfs.rst, "Non-directories"), and
     /// nobody can run it meanwhile.
-    fn description(&self, open: &OpenFile, writes: bool) -> Result<(Held, bool), Errno> {
+    fn description(&self, open: &OpenFile, writes: bool) -> Result<(CountedFd, bool), Errno> {
         let reopened = |flags| self.budget.take(Use::File, || self.proc.reopen(&open.file, flags));
         if writes && open.position.is_none() && !self.policy.readonly {
             match reopened(OFlags::RDWR) {
@@ -396,7 +397,7 @@ impl Tree {
 
 /// Takes all locks off a description that is closed next. Not by closing alone: a process that is being started has a copy of it for a
 /// moment.
-fn unlock(file: &Held, whole_file: bool) {
+fn unlock(file: &CountedFd, whole_file: bool) {
     let all = Range {
         kind: libc::F_UNLCK,
         start: 0,

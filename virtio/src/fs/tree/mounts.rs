@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex};
 use husk_devices::lock;
 
 use super::attributes::Kind;
-use super::descriptors::{Budget, Held, Use};
+use super::descriptors::{CountedFd, FdBudget, Use};
 use super::host::FileHandle;
 use super::proc::ProcFds;
 
 /// A mount that handles are opened on.
-pub(super) struct Mount(Held);
+pub(super) struct Mount(CountedFd);
 
 impl Mount {
     /// Something on it.
@@ -28,7 +28,7 @@ impl Mount {
 pub(super) struct Mounts {
     table: Mutex<HashMap<u32, Known>>,
     proc: ProcFds,
-    budget: Arc<Budget>,
+    budget: Arc<FdBudget>,
 }
 
 struct Known {
@@ -43,13 +43,13 @@ const MOST_WITHOUT: usize = 1024;
 
 impl Mounts {
     /// None yet.
-    pub fn new(proc: ProcFds, budget: Arc<Budget>) -> Self {
+    pub fn new(proc: ProcFds, budget: Arc<FdBudget>) -> Self {
         let table = Mutex::default();
         Self { table, proc, budget }
     }
 
     /// The handle of the node that `fd` holds, if it can be opened again by it; counted until [`Mounts::release`].
-    pub fn handle(&self, mount: u32, kind: Kind, fd: &Held) -> Option<FileHandle> {
+    pub fn handle(&self, mount: u32, kind: Kind, fd: &CountedFd) -> Option<FileHandle> {
         let mut table = lock(&self.table);
         if !table.contains_key(&mount) {
             // A special file must not be opened: one of the others on the mount will do.
@@ -98,7 +98,7 @@ impl Mounts {
     }
 
     /// Opens what `fd` holds for handles, and sees whether they work.
-    fn probe(&self, fd: &Held) -> Option<Arc<Mount>> {
+    fn probe(&self, fd: &CountedFd) -> Option<Arc<Mount>> {
         let handle = FileHandle::of(fd).ok()?;
         let open = || self.proc.reopen(fd, rustix::fs::OFlags::RDONLY);
         let mount = self.budget.take(Use::File, open).ok()?;

@@ -16,10 +16,10 @@ use rustix::io::Errno;
 use super::Tree;
 use super::attributes::{self, Kind};
 use super::credentials;
-use super::descriptors::{Held, Use};
+use super::descriptors::{CountedFd, Use};
 use super::files::{open_file, past_cache};
 use super::nodes::Inode;
-use super::place::Seen;
+use super::place::NameInDir;
 use super::proc::Number;
 use crate::fs::filesystem::{Caller, Creation, Entry, Name, Node, Opened, device_numbers};
 
@@ -36,7 +36,7 @@ const NOT_FOR_NEW: OFlags = OFlags::TRUNC.union(OFlags::APPEND).union(OFlags::DI
 
 /// What is thought of a name before it is looked up: it saves a call if it is right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Guess {
+pub(super) enum LookupHint {
     /// The guest knows its node.
     Known,
     New,
@@ -50,7 +50,7 @@ pub(super) fn open(dir: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
 }
 
 /// Removes what was just made under `name` in `dir`, of which the guest is told that it was not.
-fn take_back(dir: &Held, name: Name<'_>, removal: AtFlags) {
+fn take_back(dir: &CountedFd, name: Name<'_>, removal: AtFlags) {
     let _ = unlinkat(dir, name.as_c_str(), removal);
 }
 
@@ -58,12 +58,18 @@ impl Tree {
     pub(super) fn lookup(&self, parent: Node, name: Name<'_>) -> Result<Entry, Errno> {
         let dir_node = self.directory_node(parent)?;
         // A guest that walks through a directory asks for one new name after the other; one that looks again, for those that it knows.
-        let guess = if dir_node.gave_new() { Guess::New } else { Guess::Known };
+        let guess = if dir_node.gave_new() {
+            LookupHint::New
+        } else {
+            LookupHint::Known
+        };
         let dir = self.nodes.descriptor(&dir_node)?;
-        let seen = Seen { parent, name };
+        let seen = NameInDir { parent, name };
         let (inode, stat) = match self.found(dir.as_fd(), seen, guess) {
             // One that is known needs no descriptor.
-            Err(Errno::NFILE | Errno::MFILE) if guess == Guess::New => self.found(dir.as_fd(), seen, Guess::Known)?,
+            Err(Errno::NFILE | Errno::MFILE) if guess == LookupHint::New => {
+                self.found(dir.as_fd(), seen, LookupHint::Known)?
+            }
             found => found?,
         };
         dir_node.note_new(inode.is_new());
@@ -71,14 +77,14 @@ impl Tree {
     }
 
     /// What the name `seen` leads to, in the directory that `dir` holds; given away once.
-    pub(super) fn entry(&self, dir: impl AsFd, seen: Seen<'_>, guess: Guess) -> Result<Entry, Errno> {
+    pub(super) fn entry(&self, dir: impl AsFd, seen: NameInDir<'_>, guess: LookupHint) -> Result<Entry, Errno> {
         let (inode, stat) = self.found(dir.as_fd(), seen, guess)?;
         Ok(self.entry_of(&inode, &stat))
     }
 
     /// The node that `seen` leads to, given away once, and what the host says of it.
-    fn found(&self, dir: BorrowedFd<'_>, seen: Seen<'_>, guess: Guess) -> Result<(Arc<Inode>, Statx), Errno> {
-        if guess == Guess::Known {
+    fn found(&self, dir: BorrowedFd<'_>, seen: NameInDir<'_>, guess: LookupHint) -> Result<(Arc<Inode>, Statx), Errno> {
+        if guess == LookupHint::Known {
             let stat = attributes::of_name(dir, seen.name)?;
             if let Some(inode) = self.nodes.known(&attributes::key(&stat), seen) {
                 return Ok((inode, stat));
@@ -89,7 +95,7 @@ impl Tree {
     }
 
     /// The node that `fd` holds, given away once, and what the host says of it.
-    fn held(&self, fd: Held, seen: Option<Seen<'_>>) -> Result<(Arc<Inode>, Statx), Errno> {
+    fn held(&self, fd: CountedFd, seen: Option<NameInDir<'_>>) -> Result<(Arc<Inode>, Statx), Errno> {
         let stat = attributes::of(&fd)?;
         self.look_for_remote(&fd, &stat);
         let inode = self
@@ -109,7 +115,7 @@ impl Tree {
     }
 
     /// A descriptor of a directory.
-    pub(super) fn directory(&self, node: Node) -> Result<Arc<Held>, Errno> {
+    pub(super) fn directory(&self, node: Node) -> Result<Arc<CountedFd>, Errno> {
         self.nodes.descriptor(&self.directory_node(node)?)
     }
 
@@ -142,7 +148,7 @@ impl Tree {
     ) -> Result<Entry, Errno> {
         let dir = self.directory(parent)?;
         self.on_behalf(caller, new, |_| symlinkat(target, &*dir, name.as_c_str()))?;
-        self.made(&dir, Seen { parent, name }, new, AtFlags::empty())
+        self.made(&dir, NameInDir { parent, name }, new, AtFlags::empty())
     }
 
     pub(super) fn mknod(
@@ -164,7 +170,7 @@ impl Tree {
         self.on_behalf(caller, new, |mode| {
             mknodat(&*dir, name.as_c_str(), kind, mode, makedev(major, minor))
         })?;
-        self.made(&dir, Seen { parent, name }, new, AtFlags::empty())
+        self.made(&dir, NameInDir { parent, name }, new, AtFlags::empty())
     }
 
     pub(super) fn mkdir(
@@ -176,7 +182,7 @@ impl Tree {
     ) -> Result<Entry, Errno> {
         let dir = self.directory(parent)?;
         self.on_behalf(caller, new, |mode| mkdirat(&*dir, name.as_c_str(), mode))?;
-        self.made(&dir, Seen { parent, name }, new, AtFlags::REMOVEDIR)
+        self.made(&dir, NameInDir { parent, name }, new, AtFlags::REMOVEDIR)
     }
 
     /// Has `make` make something with the caller's name, his umask and the permissions that it is told.
@@ -186,14 +192,14 @@ impl Tree {
         new: &Creation<'_>,
         make: impl FnOnce(Mode) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
-        let _acting = self.who.act_for(caller)?;
+        let _acting = self.who.impersonate(caller)?;
         let _masked = credentials::mask(new.umask);
         make(Mode::from_raw_mode(new.mode & PERMISSIONS))
     }
 
     /// The entry of what was just made, with its label; if either cannot be had, it is removed again.
-    fn made(&self, dir: &Held, seen: Seen<'_>, new: &Creation<'_>, removal: AtFlags) -> Result<Entry, Errno> {
-        let made = self.entry(dir, seen, Guess::New).and_then(|entry| {
+    fn made(&self, dir: &CountedFd, seen: NameInDir<'_>, new: &Creation<'_>, removal: AtFlags) -> Result<Entry, Errno> {
+        let made = self.entry(dir, seen, LookupHint::New).and_then(|entry| {
             let labelled = self.label(new, || self.descriptor(entry.node));
             labelled.inspect_err(|_| self.nodes.forget(entry.node, 1))?;
             Ok(entry)
@@ -220,7 +226,7 @@ impl Tree {
                     openat(&*dir, name.as_c_str(), passed.difference(NOT_FOR_NEW) | create, mode)
                 })
             })?;
-            self.made_file(file, passed, new, Some(Seen { parent, name }))
+            self.made_file(file, passed, new, Some(NameInDir { parent, name }))
                 .inspect_err(|_| take_back(&dir, name, AtFlags::empty()))
         });
         match made {
@@ -234,7 +240,7 @@ impl Tree {
             }
             // It came to be between the guest's look-up and this: an ordinary open.
             Err(Errno::EXIST) if !OFlags::from_bits_retain(flags).contains(OFlags::EXCL) => {
-                let entry = self.entry(&*dir, Seen { parent, name }, Guess::Known)?;
+                let entry = self.entry(&*dir, NameInDir { parent, name }, LookupHint::Known)?;
                 let opened = self.nodes.get(entry.node);
                 let opened = opened.and_then(|inode| self.open_inode(&inode, asked, kill_priv));
                 let opened = opened.inspect_err(|_| self.nodes.forget(entry.node, 1))?;
@@ -270,10 +276,10 @@ impl Tree {
     /// The node of a file that was just made and is open.
     fn made_file(
         &self,
-        file: Held,
+        file: CountedFd,
         flags: OFlags,
         new: &Creation<'_>,
-        seen: Option<Seen<'_>>,
+        seen: Option<NameInDir<'_>>,
     ) -> Result<(super::handles::OpenFile, Entry), Errno> {
         let fd = self.nodes.open(|| self.proc.reopen(&file, OFlags::PATH))?;
         let again = |flags: OFlags| {
@@ -312,13 +318,13 @@ impl Tree {
     /// The node that `name` in `dir` leads to, which is about to lose it, with a descriptor, if the guest knows it: it
     /// may hold it without having it open, as the working directory of a process, by `O_PATH` or by a mark of
     /// inotify(7), and nothing else leads to it afterwards.
-    fn losing(&self, dir: &Held, name: Name<'_>) -> Option<(Arc<Inode>, Arc<Held>)> {
+    fn losing(&self, dir: &CountedFd, name: Name<'_>) -> Option<(Arc<Inode>, Arc<CountedFd>)> {
         // Usually every node has one, and nothing need be asked.
         self.nodes.any_parked().then(|| self.moving(dir, name)).flatten()
     }
 
     /// What was [about to](Tree::losing) lose its name has lost it.
-    fn lost(&self, losing: Option<(Arc<Inode>, Arc<Held>)>) {
+    fn lost(&self, losing: Option<(Arc<Inode>, Arc<CountedFd>)>) {
         if let Some((inode, fd)) = losing {
             self.nodes.give(&inode, &fd);
         }
@@ -340,14 +346,14 @@ impl Tree {
         self.lost(replaced);
         for (moved, (parent, name)) in [(moving, to), (back.flatten(), from)] {
             if let Some((inode, _)) = moved {
-                self.nodes.moved(&inode, Seen { parent, name });
+                self.nodes.moved(&inode, NameInDir { parent, name });
             }
         }
         Ok(())
     }
 
     /// The node that `name` in `dir` leads to, if the guest knows it.
-    fn moving(&self, dir: &Held, name: Name<'_>) -> Option<(Arc<Inode>, Arc<Held>)> {
+    fn moving(&self, dir: &CountedFd, name: Name<'_>) -> Option<(Arc<Inode>, Arc<CountedFd>)> {
         self.nodes
             .on_the_move(&attributes::key(&attributes::of_name(dir, name).ok()?))
     }
@@ -363,7 +369,7 @@ impl Tree {
             name.as_c_str(),
             AtFlags::SYMLINK_FOLLOW,
         )?;
-        let entry = self.entry(&*dir, Seen { parent, name }, Guess::Known);
+        let entry = self.entry(&*dir, NameInDir { parent, name }, LookupHint::Known);
         entry.inspect_err(|_| take_back(&dir, name, AtFlags::empty()))
     }
 }

@@ -18,10 +18,10 @@ use husk_devices::{lock, read, write};
 use rustix::io::Errno;
 
 use super::attributes::{self, Kind};
-use super::descriptors::{self, Budget, Fate, Held, Oldest, Use};
+use super::descriptors::{self, CountedFd, FdBudget, FdLru, ParkResult, Use};
 use super::mounts::Mounts;
 use super::names;
-use super::place::{Mark, Place, Seen};
+use super::place::{NameInDir, NodeIdentity, Place};
 use crate::fs::filesystem::Node;
 
 /// Tables that nodes are spread over, so that threads seldom meet.
@@ -68,7 +68,7 @@ pub(super) struct Inode {
 
 impl Inode {
     /// What `fd` holds, given once.
-    fn new(number: u64, key: Key, kind: Kind, crosses: bool, fd: Held, seen: Option<Seen<'_>>) -> Self {
+    fn new(number: u64, key: Key, kind: Kind, crosses: bool, fd: CountedFd, seen: Option<NameInDir<'_>>) -> Self {
         Self {
             number,
             key,
@@ -164,8 +164,8 @@ pub(super) struct Nodes {
     hasher: RandomState,
     count: AtomicUsize,
     most: usize,
-    budget: Arc<Budget>,
-    oldest: Oldest,
+    budget: Arc<FdBudget>,
+    oldest: FdLru,
     mounts: Mounts,
     reopened: AtomicU64,
     /// Descriptors of nodes.
@@ -208,7 +208,14 @@ impl Shard {
 
 impl Nodes {
     /// The root alone.
-    pub fn new(root: Held, key: Key, mounts: Mounts, budget: Arc<Budget>, most: usize, most_open: usize) -> Self {
+    pub fn new(
+        root: CountedFd,
+        key: Key,
+        mounts: Mounts,
+        budget: Arc<FdBudget>,
+        most: usize,
+        most_open: usize,
+    ) -> Self {
         let most_open = most_open.min(budget.limit() / 2).max(1);
         Self {
             root: Arc::new(Inode::new(Node::ROOT.0, key, Kind::Directory, false, root, None)),
@@ -217,7 +224,7 @@ impl Nodes {
             count: AtomicUsize::new(1),
             most,
             budget,
-            oldest: Oldest::new(most_open),
+            oldest: FdLru::new(most_open),
             mounts,
             reopened: AtomicU64::new(0),
             open: AtomicUsize::new(1),
@@ -257,7 +264,7 @@ impl Nodes {
     }
 
     /// The node with `key`, if it is known beyond doubt, counted as given once more.
-    pub fn known(&self, key: &Key, seen: Seen<'_>) -> Option<Arc<Inode>> {
+    pub fn known(&self, key: &Key, seen: NameInDir<'_>) -> Option<Arc<Inode>> {
         let (_, shard) = self.shard_of(key);
         let shard = read(shard);
         let inode = shard.by_key(key)?;
@@ -278,7 +285,7 @@ impl Nodes {
     }
 
     /// The node with `key` under its name of now, with a descriptor, if the guest knows it; which may be wrong a moment later.
-    pub fn on_the_move(&self, key: &Key) -> Option<(Arc<Inode>, Arc<Held>)> {
+    pub fn on_the_move(&self, key: &Key) -> Option<(Arc<Inode>, Arc<CountedFd>)> {
         let (_, shard) = self.shard_of(key);
         let inode = read(shard).by_key(key)?.clone();
         let fd = self.descriptor(&inode).ok()?;
@@ -286,12 +293,12 @@ impl Nodes {
     }
 
     /// `inode` has this name now.
-    pub fn moved(&self, inode: &Inode, seen: Seen<'_>) {
+    pub fn moved(&self, inode: &Inode, seen: NameInDir<'_>) {
         inode.place().see(seen);
     }
 
     /// Opens a node for [`Nodes::add`].
-    pub fn open(&self, open: impl FnOnce() -> Result<OwnedFd, Errno>) -> Result<Held, Errno> {
+    pub fn open(&self, open: impl FnOnce() -> Result<OwnedFd, Errno>) -> Result<CountedFd, Errno> {
         self.budget.take(Use::Node, open)
     }
 
@@ -299,7 +306,7 @@ impl Nodes {
     ///
     /// # Errors
     /// `ENFILE` when there are too many.
-    pub fn add(&self, key: Key, kind: Kind, fd: Held, seen: Option<Seen<'_>>) -> Result<Arc<Inode>, Errno> {
+    pub fn add(&self, key: Key, kind: Kind, fd: CountedFd, seen: Option<NameInDir<'_>>) -> Result<Arc<Inode>, Errno> {
         let crosses = kind == Kind::Directory && self.crosses(&key, seen);
         let (index, shard) = self.shard_of(&key);
         let mut shard = write(shard);
@@ -337,7 +344,7 @@ impl Nodes {
 
     /// Whether what has `key` is on another device than the directory that it was seen in. A directory is in no other of those that it might
     /// be moved to.
-    fn crosses(&self, key: &Key, seen: Option<Seen<'_>>) -> bool {
+    fn crosses(&self, key: &Key, seen: Option<NameInDir<'_>>) -> bool {
         let above = seen.and_then(|seen| self.get(seen.parent).ok());
         above.is_some_and(|above| above.key.dev != key.dev)
     }
@@ -441,7 +448,7 @@ impl Nodes {
     ///
     /// # Errors
     /// `ESTALE` if it is not there any more, `ENFILE` if there are too many descriptors.
-    pub fn descriptor(&self, inode: &Arc<Inode>) -> Result<Arc<Held>, Errno> {
+    pub fn descriptor(&self, inode: &Arc<Inode>) -> Result<Arc<CountedFd>, Errno> {
         match self.at_hand(inode) {
             Some(fd) => Ok(fd),
             None => self.open_again(inode),
@@ -449,7 +456,7 @@ impl Nodes {
     }
 
     /// The descriptor that the node has.
-    fn at_hand(&self, inode: &Inode) -> Option<Arc<Held>> {
+    fn at_hand(&self, inode: &Inode) -> Option<Arc<CountedFd>> {
         let place = inode.place();
         let fd = place.fd.as_ref()?;
         if !inode.recent.load(Ordering::Relaxed) {
@@ -459,7 +466,7 @@ impl Nodes {
     }
 
     /// Opens the node by the best way that there is.
-    fn open_again(&self, inode: &Arc<Inode>) -> Result<Arc<Held>, Errno> {
+    fn open_again(&self, inode: &Arc<Inode>) -> Result<Arc<CountedFd>, Errno> {
         // What a handle opens may be nowhere, for all the kernel knows, unless it is a directory. Landlock would not let it be read.
         let name_first = inode.kind() != Kind::Directory && self.restricted.load(Ordering::Relaxed);
         if !name_first && let Some(fd) = self.open_by_handle(inode) {
@@ -476,7 +483,7 @@ impl Nodes {
 
     /// Whether a handle may have opened `fd` where Landlock holds the threads: it is no good for opening what it holds then. As long as the node
     /// had it a look-up of its name would bring no better one, so that it is taken from it.
-    pub fn forsake(&self, inode: &Inode, fd: &Arc<Held>) -> bool {
+    pub fn drop_handle_fd(&self, inode: &Inode, fd: &Arc<CountedFd>) -> bool {
         let mut place = inode.place();
         if !self.restricted.load(Ordering::Relaxed) || place.handle().is_none() {
             return false;
@@ -489,7 +496,7 @@ impl Nodes {
     }
 
     /// Opens the node by name, and the directories above it that it takes.
-    fn open_from_above(&self, inode: &Arc<Inode>) -> Result<Arc<Held>, Errno> {
+    fn open_from_above(&self, inode: &Arc<Inode>) -> Result<Arc<CountedFd>, Errno> {
         let mut closed = vec![inode.clone()];
         // Up, to the first that can be had without the one above it.
         let mut found = loop {
@@ -516,7 +523,7 @@ impl Nodes {
     }
 
     /// Opens the node by its handle; `None` if that is no way to this one.
-    fn open_by_handle(&self, inode: &Inode) -> Option<Result<Held, Errno>> {
+    fn open_by_handle(&self, inode: &Inode) -> Option<Result<CountedFd, Errno>> {
         let place = inode.place();
         let handle = place.handle()?;
         let open = |mount: BorrowedFd<'_>| handle.open(mount, libc::O_PATH | libc::O_NOFOLLOW);
@@ -527,7 +534,7 @@ impl Nodes {
     }
 
     /// Opens the node by the name that it was last seen under in `dir`, if it is there still.
-    fn open_by_name(&self, inode: &Inode, dir: &Held) -> Result<Held, Errno> {
+    fn open_by_name(&self, inode: &Inode, dir: &CountedFd) -> Result<CountedFd, Errno> {
         let name = inode.place().name().ok_or(Errno::BADF)?;
         let opened = self.budget.take(Use::Node, || names::open(dir, &name));
         let fd = opened.map_err(|error| match error {
@@ -544,7 +551,7 @@ impl Nodes {
     }
 
     /// `inode` has a descriptor again, if nobody else opened it meanwhile.
-    fn keep(&self, inode: &Arc<Inode>, fd: Held) -> Result<Arc<Held>, Errno> {
+    fn keep(&self, inode: &Arc<Inode>, fd: CountedFd) -> Result<Arc<CountedFd>, Errno> {
         let fd = {
             let mut place = inode.place();
             // Taken out of its table while the caller had it.
@@ -562,7 +569,7 @@ impl Nodes {
 
     /// `inode`, which the caller has opened by `fd`, is to be found without its name from now on: it has that descriptor, if it was parked
     /// before it counted as open and no handle leads to it.
-    pub fn hold(&self, inode: &Arc<Inode>, fd: &Arc<Held>) {
+    pub fn hold(&self, inode: &Arc<Inode>, fd: &Arc<CountedFd>) {
         {
             let place = inode.place();
             // One without a mark was taken out of its table.
@@ -574,7 +581,7 @@ impl Nodes {
     }
 
     /// `inode` has the descriptor `fd`, if it was parked.
-    pub fn give(&self, inode: &Arc<Inode>, fd: &Arc<Held>) {
+    pub fn give(&self, inode: &Arc<Inode>, fd: &Arc<CountedFd>) {
         {
             let mut place = inode.place();
             if place.fd.is_some() || place.mark.is_none() {
@@ -595,39 +602,41 @@ impl Nodes {
     fn note_open(&self, inode: &Arc<Inode>) {
         self.oldest.add(inode.number, |number, last| {
             let Ok(oldest) = self.get(Node(number)) else {
-                return Fate::Gone;
+                return ParkResult::Gone;
             };
             if oldest.recent.swap(false, Ordering::Relaxed) && !last {
-                return Fate::Stays;
+                return ParkResult::Stays;
             }
             self.park(&oldest)
         });
     }
 
     /// Closes the descriptor of `inode`, if it can be opened again.
-    fn park(&self, inode: &Inode) -> Fate {
+    fn park(&self, inode: &Inode) -> ParkResult {
         let mut place = inode.place();
-        let Some(fd) = place.fd.clone() else { return Fate::Gone };
+        let Some(fd) = place.fd.clone() else {
+            return ParkResult::Gone;
+        };
         // Without a name it would be gone.
         if !attributes::has_name(&*fd) {
-            return Fate::Gone;
+            return ParkResult::Gone;
         }
         if place.handle().is_none() {
             let mark = match self.mounts.handle(inode.key.mount, inode.kind(), &fd) {
-                Some(handle) => Some(Mark::Handle(handle)),
+                Some(handle) => Some(NodeIdentity::Handle(handle)),
                 // A file that is open may lose its name, and is there all the same.
-                None if inode.is_open() => return Fate::Stays,
-                None if place.has_name() => Mark::of(&*fd),
+                None if inode.is_open() => return ParkResult::Stays,
+                None if place.has_name() => NodeIdentity::of(&*fd),
                 None => None,
             };
             if mark.is_none() {
-                return Fate::Gone;
+                return ParkResult::Gone;
             }
             place.mark = mark;
         }
         place.fd = None;
         self.open.fetch_sub(1, Ordering::Relaxed);
-        Fate::Gone
+        ParkResult::Gone
     }
 
     /// What `vm.counters` shows.

@@ -98,7 +98,7 @@ fn lookups_are_counted_exactly() {
 
 #[test]
 fn a_name_leads_to_its_node_whatever_was_looked_up_before() {
-    let share = Share::within(Budget::new(8), |_| {});
+    let share = Share::within(FdBudget::new(8), |_| {});
     for name in ["a", "b", "c"] {
         fs::write(share.host(name), "").unwrap();
     }
@@ -131,7 +131,7 @@ fn a_name_leads_to_its_node_whatever_was_looked_up_before() {
 #[test]
 fn there_is_room_for_the_descriptors_of_all_nodes() {
     // No other test has so many at a time.
-    let share = Share::within(Budget::new(4 * 896), |config| config.max_node_descriptors = 896);
+    let share = Share::within(FdBudget::new(4 * 896), |config| config.max_node_descriptors = 896);
     let table = || -> usize {
         let status = fs::read_to_string("/proc/self/status").unwrap();
         let size = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
@@ -158,7 +158,10 @@ fn a_directory_on_another_device_than_what_it_is_in_is_shown_as_a_mount() {
             key.dev += 1;
             named(name, |name| {
                 let parent = Node::ROOT;
-                share.tree.nodes.add(key, kind, fd, Some(place::Seen { parent, name }))
+                share
+                    .tree
+                    .nodes
+                    .add(key, kind, fd, Some(place::NameInDir { parent, name }))
             })
             .unwrap()
             .node()
@@ -253,7 +256,7 @@ fn nodes_handles_and_descriptors_are_bounded() {
     share.node("c");
 
     // Descriptors of the whole process: nodes leave some for files.
-    let share = Share::within(Budget::new(8), |config| config.max_node_descriptors = 1);
+    let share = Share::within(FdBudget::new(8), |config| config.max_node_descriptors = 1);
     let a = share.mknod("a", 0o100_644, 0).unwrap().node;
     // Without handles, nodes keep theirs, and some are refused.
     let made = ["b", "c", "d", "e", "f", "g", "h"].map(|name| share.mknod(name, 0o100_644, 0));

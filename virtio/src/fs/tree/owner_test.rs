@@ -343,7 +343,7 @@ fn an_ordinary_user_serves_with_his_own_rights() {
         ..config.clone()
     };
     as_user(1234, || {
-        let tree = Tree::open_within(&config, Budget::new(16)).unwrap();
+        let tree = Tree::open_within(&config, FdBudget::new(16)).unwrap();
         tree.begin(tree.abilities());
         tree.enter().unwrap();
         let share = Share { dir, tree };
@@ -387,7 +387,7 @@ fn an_ordinary_user_serves_with_his_own_rights() {
         }
         assert!(share.open(a.node, O_RDONLY).is_ok());
 
-        let tree = Tree::open_within(&mapped, Budget::new(16)).unwrap();
+        let tree = Tree::open_within(&mapped, FdBudget::new(16)).unwrap();
         tree.begin(tree.abilities());
         let share = Share {
             dir: tempfile::tempdir().unwrap(),
@@ -401,7 +401,7 @@ fn an_ordinary_user_serves_with_his_own_rights() {
         );
 
         // Everybody in the guest is him, and his files are somebody's there.
-        let tree = Tree::open_within(&squashed, Budget::new(16)).unwrap();
+        let tree = Tree::open_within(&squashed, FdBudget::new(16)).unwrap();
         tree.begin(tree.abilities());
         let share = Share {
             dir: tempfile::tempdir().unwrap(),

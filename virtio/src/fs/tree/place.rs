@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustix::fs::StatxFlags;
 
 use super::attributes;
-use super::descriptors::Held;
+use super::descriptors::CountedFd;
 use super::host::FileHandle;
 use crate::fs::filesystem::{Name, Node};
 
@@ -16,14 +16,14 @@ const SECOND: i64 = 1_000_000_000;
 
 /// A name that leads to a node, in the directory that it is in.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Seen<'a> {
+pub(super) struct NameInDir<'a> {
     pub parent: Node,
     pub name: Name<'a>,
 }
 
 /// What tells a node from a later one of the same number.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Mark {
+pub(super) enum NodeIdentity {
     /// It can be opened by this handle, which holds its mount (see [`super::mounts::Mounts`]).
     Handle(FileHandle),
     /// It has this handle, by which it cannot be opened.
@@ -32,7 +32,7 @@ pub(super) enum Mark {
     Born(i64),
 }
 
-impl Mark {
+impl NodeIdentity {
     /// One of what `fd` holds, that is no way to open it. None if the file system tells nothing.
     pub fn of(fd: impl AsFd) -> Option<Self> {
         match FileHandle::telling(&fd) {
@@ -61,9 +61,9 @@ fn born(fd: impl AsFd) -> Option<i64> {
 /// Where a node is to be found.
 pub(super) struct Place {
     /// A descriptor, unless it was closed.
-    pub fd: Option<Arc<Held>>,
+    pub fd: Option<Arc<CountedFd>>,
     /// What it is known by if it was.
-    pub mark: Option<Mark>,
+    pub mark: Option<NodeIdentity>,
     /// The directory that it was last seen in.
     parent: Option<Node>,
     /// Under which name. Empty for none.
@@ -72,7 +72,7 @@ pub(super) struct Place {
 
 impl Place {
     /// Of what `fd` holds.
-    pub fn of(fd: Held, seen: Option<Seen<'_>>) -> Self {
+    pub fn of(fd: CountedFd, seen: Option<NameInDir<'_>>) -> Self {
         let mut place = Self {
             fd: Some(Arc::new(fd)),
             mark: None,
@@ -84,7 +84,7 @@ impl Place {
     }
 
     /// It was seen under that name.
-    pub fn see(&mut self, seen: Seen<'_>) {
+    pub fn see(&mut self, seen: NameInDir<'_>) {
         self.parent = Some(seen.parent);
         let name = seen.name.as_c_str().to_bytes();
         if *self.name != *name {
@@ -110,7 +110,7 @@ impl Place {
     /// The handle to open it by, if there is one.
     pub fn handle(&self) -> Option<&FileHandle> {
         match &self.mark {
-            Some(Mark::Handle(handle)) => Some(handle),
+            Some(NodeIdentity::Handle(handle)) => Some(handle),
             _ => None,
         }
     }
@@ -119,6 +119,6 @@ impl Place {
     pub fn leave(&mut self) -> bool {
         self.parent = None;
         self.name = Box::default();
-        matches!(self.mark.take(), Some(Mark::Handle(_)))
+        matches!(self.mark.take(), Some(NodeIdentity::Handle(_)))
     }
 }

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::Tree;
 use super::attributes;
-use super::credentials::{self, Less};
+use super::credentials::{self, WithoutFsetid};
 use super::nodes::Inode;
 use super::proc::Number;
 
@@ -65,7 +65,7 @@ impl Tree {
     ///
     /// # Errors
     /// The host's.
-    pub(super) fn kill_set_id(&self, inode: &Inode, fd: impl AsFd) -> Result<Option<Less>, Errno> {
+    pub(super) fn kill_set_id(&self, inode: &Inode, fd: impl AsFd) -> Result<Option<WithoutFsetid>, Errno> {
         if !self.remote.has(inode.key().dev) {
             return credentials::without_fsetid().map(Some);
         }

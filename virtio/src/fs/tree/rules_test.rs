@@ -582,7 +582,7 @@ fn a_reset_forgets_everything_but_the_root() {
 #[test]
 fn what_the_host_cannot_read_or_write_is_told_and_the_file_goes_on() {
     let own = format!("/proc/{}", std::process::id());
-    let tree = Tree::open_within(&ShareConfig::new(own), Budget::new(64)).unwrap();
+    let tree = Tree::open_within(&ShareConfig::new(own), FdBudget::new(64)).unwrap();
     tree.begin(tree.abilities());
     tree.enter().unwrap();
     let dir = tempfile::tempdir().unwrap();

@@ -11,13 +11,13 @@ use rustix::io::Errno;
 use super::attributes;
 use super::confinement::Rules;
 use super::credentials::Identity;
-use super::descriptors::{Budget, Use};
+use super::descriptors::{FdBudget, Use};
 use super::handles::Handles;
 use super::locks::Locks;
 use super::mounts::Mounts;
 use super::nodes::Nodes;
 use super::proc::ProcFds;
-use super::waits::Waits;
+use super::wait_graph::WaitGraph;
 use super::{Policy, Tree, ids, remote, thread, xattrs};
 use crate::fs::share::{IdMap, IdMapKind, ShareConfig};
 
@@ -87,16 +87,16 @@ impl Tree {
     /// # Errors
     /// See [`ShareError`].
     pub(crate) fn open(config: &ShareConfig) -> Result<Self, ShareError> {
-        Self::open_within(config, Budget::of_process())
+        Self::open_within(config, FdBudget::of_process())
     }
 
     /// The same of the directory that `dir` holds.
     pub(crate) fn open_at(config: &ShareConfig, dir: BorrowedFd<'_>) -> Result<Self, ShareError> {
-        Self::open_from(config, dir, Path::new("."), Budget::of_process())
+        Self::open_from(config, dir, Path::new("."), FdBudget::of_process())
     }
 
     /// That of its path, with descriptors of `budget`.
-    pub(super) fn open_within(config: &ShareConfig, budget: Arc<Budget>) -> Result<Self, ShareError> {
+    pub(super) fn open_within(config: &ShareConfig, budget: Arc<FdBudget>) -> Result<Self, ShareError> {
         Self::open_from(config, CWD, &config.dir, budget)
     }
 
@@ -105,7 +105,7 @@ impl Tree {
         config: &ShareConfig,
         from: BorrowedFd<'_>,
         name: &Path,
-        budget: Arc<Budget>,
+        budget: Arc<FdBudget>,
     ) -> Result<Self, ShareError> {
         let path = config.dir.as_path();
         check(config)?;
@@ -156,7 +156,7 @@ impl Tree {
             budget,
             handles: Handles::new(config.max_handles),
             locks: Locks::new(config.max_locks),
-            waits: Waits::new(config.max_locks),
+            waits: WaitGraph::new(config.max_locks),
         })
     }
 }

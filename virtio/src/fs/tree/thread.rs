@@ -31,7 +31,7 @@ impl Tree {
             // Else what a caller makes could have a group that only the server is in.
             credentials::set_groups(&[])?;
         }
-        credentials::keep_few(self.policy.xattr)?;
+        credentials::drop_capabilities(self.policy.xattr)?;
         self.restrict()?;
         ENTERED.set(true);
         Ok(())

@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::Tree;
-use super::descriptors::Held;
+use super::descriptors::CountedFd;
 use super::proc::Number;
 use super::{attributes, thread};
 use crate::fs::filesystem::{Creation, Node};
@@ -42,7 +42,7 @@ const S_ISGID: u32 = 0o2000;
 /// A name of the host's that leads to a node from a thread's working directory.
 struct Named {
     /// Keeps the number what it is.
-    _fd: Arc<Held>,
+    _fd: Arc<CountedFd>,
     number: Number,
 }
 
@@ -170,7 +170,11 @@ impl Tree {
     }
 
     /// Gives what was just made the label that the guest wants of it.
-    pub(super) fn label(&self, new: &Creation<'_>, fd: impl FnOnce() -> Result<Arc<Held>, Errno>) -> Result<(), Errno> {
+    pub(super) fn label(
+        &self,
+        new: &Creation<'_>,
+        fd: impl FnOnce() -> Result<Arc<CountedFd>, Errno>,
+    ) -> Result<(), Errno> {
         let Some((name, value)) = new.label else { return Ok(()) };
         if !name.to_bytes().starts_with(b"security.") {
             return Err(Errno::INVAL);

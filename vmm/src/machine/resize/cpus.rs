@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use husk_devices::chain;
+use husk_devices::error_chain;
 use husk_hotplug::outcome::{Outcome, OutcomeReceiver};
 use husk_hotplug::slot::State;
 use husk_hotplug::{Hotplug, HotplugError, Plug};
@@ -137,7 +137,7 @@ impl CpuResize {
     /// Takes apart what the guest let go of, and tells what it has answered.
     pub fn advance<V: Vcpus>(&mut self, cpus: &mut Hotplug<V>, changes: &mut Vec<Change>) {
         let reaped = cpus.reap().unwrap_or_else(|error| {
-            let why = chain(&error);
+            let why = error_chain(&error);
             log::error!("a vCPU that the guest let go of is not gone, or does not come again: {why}");
             self.failure = Some(why);
             Vec::new()
@@ -228,7 +228,7 @@ impl CpuResize {
         }
         match self.fill_to(cpus, wanted, now, &mut Vec::new()) {
             Ok(()) => (self.failure, self.failing) = (None, None),
-            Err(error) => self.failure = Some(chain(&error)),
+            Err(error) => self.failure = Some(error_chain(&error)),
         }
         true
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::task::Waker;
 
-use husk_devices::chain;
+use husk_devices::error_chain;
 use husk_firmware::layout;
 use husk_hotplug::bank::{Extent, SlotKind};
 use husk_hotplug::{Hotplug, Plug, PlugError};
@@ -153,7 +153,7 @@ impl Plug for DimmPlug {
                     }
                 }
                 Err(error) => {
-                    self.kept.insert(slot, chain(&error));
+                    self.kept.insert(slot, error_chain(&error));
                     self.regions.insert(slot, *error.region);
                     return true;
                 }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use husk_devices::chain;
+use husk_devices::error_chain;
 use husk_hotplug::outcome::{Outcome, OutcomeReceiver};
 use husk_hotplug::slot::State;
 use husk_hotplug::{Hotplug, Plug};
@@ -198,7 +198,7 @@ impl MemoryResize {
     pub fn set_back(&mut self, dimms: &mut Dimms, bytes: u64) {
         self.wanted = bytes.saturating_sub(self.parts.boot_bytes);
         if let Err(error) = self.go_on(dimms) {
-            log::error!("memory is not as it was: {}", chain(&error));
+            log::error!("memory is not as it was: {}", error_chain(&error));
         }
     }
 
@@ -217,11 +217,11 @@ impl MemoryResize {
         if let Some(dimms) = dimms
             && let Err(error) = dimms.reap()
         {
-            log::error!("memory that the guest let go of stays: {}", chain(&error));
+            log::error!("memory that the guest let go of stays: {}", error_chain(&error));
         }
         self.take_answer(changes);
         if let Err(error) = self.go_on(dimms) {
-            let why = chain(&error);
+            let why = error_chain(&error);
             log::error!("memory cannot be added: {why}");
             let what = format!("add memory: {why}");
             self.refuse(Refusal { what, why: Why::Host }, changes);
@@ -439,7 +439,7 @@ impl MemoryResize {
         };
         if let Err(error) = taken_back {
             // The guest never had it. What the host does not give back is tried again with the next news.
-            log::error!("memory slot {} is not taken apart: {}", asked.slot, chain(&error));
+            log::error!("memory slot {} is not taken apart: {}", asked.slot, error_chain(&error));
         }
         self.asked = None;
     }

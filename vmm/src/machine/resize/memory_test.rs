@@ -656,7 +656,7 @@ fn what_the_host_cannot_give_is_refused_before_the_guest_hears_of_it() {
         let what = format!("cannot add {} MiB of hot-plugged memory: {why}", units * UNIT / MIB);
         for error in [resize.set(&mut None, bytes, now), bench.set(bytes)] {
             let error = error.unwrap_err();
-            assert_eq!((chain(&error), error.is_request()), (what.clone(), false));
+            assert_eq!((error_chain(&error), error.is_request()), (what.clone(), false));
         }
         assert_eq!((resize.wanted_bytes(), handle.size().requested_bytes), (BOOT, 0));
         assert_eq!((bench.resize.wanted_bytes(), bench.settle(Answer::Takes)), (BOOT, 0));

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::timerfd::TimerFd;
 
 /// A timer that is set to the first of several moments. Readable when it rings.
-pub(crate) struct Alarm {
+pub(crate) struct DeadlineTimer {
     timer: TimerFd,
     at: Option<Instant>,
 }
 
-impl Alarm {
+impl DeadlineTimer {
     /// A timer that is not set.
     ///
     /// # Errors
@@ -40,7 +40,7 @@ impl Alarm {
     }
 
     /// It has rung: makes it quiet.
-    pub fn rang(&mut self) {
+    pub fn on_timer(&mut self) {
         // Readable, so this only resets it.
         let _ = self.timer.wait();
         self.at = None;
@@ -58,7 +58,7 @@ impl Alarm {
     }
 }
 
-impl AsRawFd for Alarm {
+impl AsRawFd for DeadlineTimer {
     fn as_raw_fd(&self) -> RawFd {
         self.timer.as_raw_fd()
     }

@@ -9,7 +9,7 @@ use crate::iovecs::{Buffers, Kept, MAX_IOVECS};
 use crate::ring::{Ring, RingError};
 
 /// A chain and its part of the array.
-struct Space {
+struct RxChain {
     head: u16,
     iovecs: usize,
     bytes: usize,
@@ -17,15 +17,15 @@ struct Space {
 
 /// Chains in the order of the ring, with their buffers.
 #[derive(Default)]
-pub(super) struct Room {
+pub(super) struct RxBuffers {
     /// The buffers, and what keeps them mapped. Those before `first` are used up.
     iovecs: Option<Kept>,
     first: usize,
-    chains: VecDeque<Space>,
+    chains: VecDeque<RxChain>,
     bytes: usize,
 }
 
-impl Room {
+impl RxBuffers {
     /// Bytes that fit.
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -81,7 +81,7 @@ impl Room {
                 continue;
             }
             self.bytes = self.bytes.saturating_add(space);
-            self.chains.push_back(Space {
+            self.chains.push_back(RxChain {
                 head,
                 iovecs: pieces,
                 bytes: space,
@@ -130,9 +130,9 @@ impl Room {
     }
 
     /// How many chains the first `bytes` take.
-    pub fn chains_for(&self, bytes: usize) -> usize {
+    pub fn chains_needed(&self, bytes: usize) -> usize {
         let mut left = bytes;
-        let fits = |space: &&Space| {
+        let fits = |space: &&RxChain| {
             let more = left > 0;
             left = left.saturating_sub(space.bytes);
             more
@@ -141,7 +141,7 @@ impl Room {
     }
 
     /// Puts all chains back into the ring, as if they had never been taken.
-    pub fn give_back(&mut self, ring: &mut Ring) {
+    pub fn return_all(&mut self, ring: &mut Ring) {
         while let Some(space) = self.chains.pop_back() {
             ring.put_back(space.head);
         }

@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Whether something has been told.
 #[derive(Debug, Default)]
-pub struct Told(AtomicBool);
+pub struct LogOnce(AtomicBool);
 
-impl Told {
+impl LogOnce {
     /// Whether nobody has asked before: whoever asks first tells it. From any thread.
     pub fn is_first(&self) -> bool {
         !self.0.swap(true, Ordering::Relaxed)
@@ -19,7 +19,7 @@ mod tests {
 
     #[test]
     fn only_one_is_the_first() {
-        let told = Told::default();
+        let told = LogOnce::default();
         let asked: Vec<bool> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| told.is_first())).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()

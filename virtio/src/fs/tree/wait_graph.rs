@@ -20,34 +20,34 @@ const MOST_LOOKS: usize = 512;
 
 /// What somebody waits for.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wish {
+pub(super) struct WantedLock {
     pub node: Node,
     pub span: Span,
 }
 
 /// Those who wait.
-pub(super) struct Waits {
-    wishes: Mutex<BTreeMap<Waiter, Wish>>,
+pub(super) struct WaitGraph {
+    wanted_locks: Mutex<BTreeMap<Waiter, WantedLock>>,
     most: usize,
 }
 
-impl Waits {
+impl WaitGraph {
     /// Nobody yet, and at most `most`: of those beyond nobody is told.
     pub fn new(most: usize) -> Self {
         Self {
-            wishes: Mutex::default(),
+            wanted_locks: Mutex::default(),
             most,
         }
     }
 
     /// `waiter` waits no more.
     pub fn leave(&self, waiter: Waiter) {
-        lock(&self.wishes).remove(&waiter);
+        lock(&self.wanted_locks).remove(&waiter);
     }
 
     /// Nobody waits any more.
     pub fn clear(&self) {
-        lock(&self.wishes).clear();
+        lock(&self.wanted_locks).clear();
     }
 
     /// `waiter` waits for `wish`. `in_the_way` adds to a list those who keep an owner from his wish at present, and says how many it looked
@@ -58,15 +58,15 @@ impl Waits {
     pub fn enter(
         &self,
         waiter: Waiter,
-        wish: Wish,
-        in_the_way: impl Fn(u64, &Wish, usize, &mut Vec<u64>) -> usize,
+        wanted: WantedLock,
+        in_the_way: impl Fn(u64, &WantedLock, usize, &mut Vec<u64>) -> usize,
     ) -> Result<(), Errno> {
         // Held throughout: of two who close a circle at once, the second is told.
-        let mut wishes = lock(&self.wishes);
+        let mut wanted_locks = lock(&self.wanted_locks);
         let mut looks = MOST_LOOKS;
         let mut next = Vec::new();
         let mut seen = HashSet::new();
-        looks = looks.saturating_sub(in_the_way(waiter.owner, &wish, looks, &mut next));
+        looks = looks.saturating_sub(in_the_way(waiter.owner, &wanted, looks, &mut next));
         while let Some(owner) = next.pop() {
             if owner == waiter.owner {
                 return Err(Errno::DEADLK);
@@ -74,12 +74,12 @@ impl Waits {
             if !seen.insert(owner) {
                 continue;
             }
-            for (_, wish) in wishes.range(Waiter::all_of(owner)) {
-                looks = looks.saturating_sub(in_the_way(owner, wish, looks, &mut next));
+            for (_, wanted) in wanted_locks.range(Waiter::all_of(owner)) {
+                looks = looks.saturating_sub(in_the_way(owner, wanted, looks, &mut next));
             }
         }
-        if wishes.len() < self.most {
-            wishes.insert(waiter, wish);
+        if wanted_locks.len() < self.most {
+            wanted_locks.insert(waiter, wanted);
         }
         Ok(())
     }
@@ -87,6 +87,6 @@ impl Waits {
     /// How many wait.
     #[cfg(test)]
     pub fn count(&self) -> usize {
-        lock(&self.wishes).len()
+        lock(&self.wanted_locks).len()
     }
 }

@@ -3,7 +3,7 @@
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::session::Agreed;
+use super::session::SessionFeatures;
 use crate::fs::filesystem::{Caller, Creation, Node};
 use crate::fs::protocol::extensions::Extensions;
 use crate::fs::protocol::tail::Parts;
@@ -14,25 +14,25 @@ use crate::ring::Reader;
 const UMASK: u32 = 0o777;
 
 /// A request behind its header.
-pub(super) struct Ask<'a> {
+pub(super) struct RequestParser<'a> {
     /// What the reply repeats.
     pub unique: u64,
     pub node: Node,
     pub caller: Caller,
     /// What holds in the session.
-    pub agreed: Agreed,
+    pub features: SessionFeatures,
     opcode: u32,
     /// Bytes at the end that are extensions.
     extensions: usize,
     body: Reader<'a>,
 }
 
-impl<'a> Ask<'a> {
+impl<'a> RequestParser<'a> {
     /// Reads the header, and says whether it tells the length right. `None` if there is no header.
     pub fn read(mut body: Reader<'a>) -> Option<(Self, bool)> {
         let readable = body.available_bytes();
         let header: requests::Header = take(&mut body)?;
-        let ask = Self {
+        let request = Self {
             unique: header.unique.get(),
             node: Node(header.nodeid.get()),
             caller: Caller {
@@ -41,12 +41,12 @@ impl<'a> Ask<'a> {
                 pid: header.pid.get(),
                 group: None,
             },
-            agreed: Agreed::default(),
+            features: SessionFeatures::default(),
             opcode: header.opcode.get(),
             extensions: usize::from(header.total_extlen.get()).saturating_mul(8),
             body,
         };
-        Some((ask, usize::try_from(header.len.get()) == Ok(readable)))
+        Some((request, usize::try_from(header.len.get()) == Ok(readable)))
     }
 
     pub fn opcode(&self) -> Option<Opcode> {
@@ -86,7 +86,7 @@ impl<'a> Ask<'a> {
     /// What of `umask` is left to be done. A guest's kernel has taken it from the mode itself, unless it leaves that to a host with lists of
     /// access rights (`FUSE_DONT_MASK`, Linux `fs/fuse/dir.c`).
     pub fn umask(&self, umask: U32) -> u32 {
-        if self.agreed.posix_acl() {
+        if self.features.posix_acl() {
             umask.get() & UMASK
         } else {
             0
@@ -95,13 +95,13 @@ impl<'a> Ask<'a> {
 
     /// Adds to `new` and to the caller what `parts` has of extensions.
     pub fn extend<'t>(&mut self, parts: Parts<'t>, new: &mut Creation<'t>) -> Result<(), Failure> {
-        let found = if self.extensions != 0 || self.agreed.labels() {
+        let found = if self.extensions != 0 || self.features.labels() {
             Extensions::read(parts, self.extensions)?
         } else {
             parts.end()?;
             Extensions::default()
         };
-        new.label = found.label.filter(|_| self.agreed.labels());
+        new.label = found.label.filter(|_| self.features.labels());
         self.caller.group = found.group;
         Ok(())
     }

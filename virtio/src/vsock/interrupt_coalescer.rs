@@ -13,18 +13,18 @@ use crate::ring::{Ring, RingError};
 
 /// Buffers after which it is told at once. A driver whose queue is full waits for some of them: the longest packets of Linux take 18
 /// descriptors, so that a queue of 256 holds more than that.
-const PATIENT_CHAINS: u16 = 8;
+const PENDING_MAX: u16 = 8;
 /// How long it waits for its news at most.
-const PATIENCE: Duration = Duration::from_millis(1);
+const DELAY_MAX: Duration = Duration::from_millis(1);
 
 /// The timer of news that wait.
-pub(super) struct Moderation {
+pub(super) struct InterruptCoalescer {
     timer: TimerFd,
     /// It will ring.
     armed: bool,
 }
 
-impl Moderation {
+impl InterruptCoalescer {
     /// Nothing waits.
     ///
     /// # Errors
@@ -40,12 +40,12 @@ impl Moderation {
     /// When the available ring cannot be read.
     pub fn notify(&mut self, ring: &mut Ring, now: bool) -> Result<(), RingError> {
         let waiting = ring.unannounced();
-        if now || waiting >= PATIENT_CHAINS {
+        if now || waiting >= PENDING_MAX {
             return ring.signal();
         }
         if waiting > 0 && !self.armed {
             // A timer that is running is left alone, whatever it was for: setting it costs as much as letting it ring.
-            self.armed = self.timer.reset(PATIENCE, None).is_ok();
+            self.armed = self.timer.reset(DELAY_MAX, None).is_ok();
             if !self.armed {
                 return ring.signal();
             }
@@ -60,14 +60,14 @@ impl Moderation {
     }
 
     /// It has rung: makes it quiet.
-    pub fn rang(&mut self) {
+    pub fn on_timer(&mut self) {
         // Readable, so this only resets it.
         let _ = self.timer.wait();
         self.armed = false;
     }
 }
 
-impl AsRawFd for Moderation {
+impl AsRawFd for InterruptCoalescer {
     fn as_raw_fd(&self) -> RawFd {
         self.timer.as_raw_fd()
     }

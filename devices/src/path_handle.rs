@@ -13,13 +13,13 @@ use std::path::{Path, PathBuf};
 
 /// A file that is there, and not open.
 #[derive(Debug)]
-pub struct Looked {
+pub struct PathHandle {
     place: File,
     metadata: Metadata,
     path: PathBuf,
 }
 
-impl Looked {
+impl PathHandle {
     /// Finds what is at `path`; links are followed.
     ///
     /// # Errors
@@ -75,7 +75,7 @@ mod tests {
         let (path, other) = (folder.path().join("file"), folder.path().join("other"));
         fs::write(&path, "looked at").unwrap();
         fs::write(&other, "another").unwrap();
-        let looked = Looked::at(&path).unwrap();
+        let looked = PathHandle::at(&path).unwrap();
         assert!(looked.metadata().is_file());
         fs::rename(&other, &path).unwrap();
         for _ in 0..2 {
@@ -86,7 +86,7 @@ mod tests {
         }
         let error = looked.open_by_name(OpenOptions::new().read(true)).unwrap_err();
         assert!(error.to_string().starts_with("it was replaced"), "{error}");
-        let looked = Looked::at(&path).unwrap();
+        let looked = PathHandle::at(&path).unwrap();
         assert!(looked.open_by_name(OpenOptions::new().read(true)).is_ok());
     }
 
@@ -99,7 +99,7 @@ mod tests {
             rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
         );
         rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, 0).unwrap();
-        let looked = Looked::at(&path).unwrap();
+        let looked = PathHandle::at(&path).unwrap();
         assert!(looked.metadata().file_type().is_fifo());
         let mut write = OpenOptions::new();
         write.write(true).custom_flags(libc::O_NONBLOCK);
@@ -109,7 +109,7 @@ mod tests {
             "nobody reads it"
         );
         assert_eq!(
-            Looked::at(folder.path().join("none").as_path()).unwrap_err().kind(),
+            PathHandle::at(folder.path().join("none").as_path()).unwrap_err().kind(),
             io::ErrorKind::NotFound
         );
     }

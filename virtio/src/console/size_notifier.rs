@@ -9,32 +9,32 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-use crate::rate_limit::Alarm;
+use crate::rate_limit::DeadlineTimer;
 use crate::ring::Notify;
 
 /// From the first output to the first time.
-const SOON: Duration = Duration::from_millis(50);
+const FIRST_DELAY: Duration = Duration::from_millis(50);
 /// How often.
-const TIMES: u32 = 8;
+const REPEATS: u32 = 8;
 
 /// What tells the driver of one life.
-pub(super) struct Teller {
+pub(super) struct SizeNotifier {
     config_changed: Notify,
-    alarm: Alarm,
+    timer: DeadlineTimer,
     is_set: bool,
     told: u32,
 }
 
-impl Teller {
+impl SizeNotifier {
     /// One that tells by `config_changed`.
     ///
     /// # Errors
     /// The host has no timer.
     pub fn new(config_changed: Notify) -> io::Result<Self> {
-        let alarm = Alarm::new()?;
+        let timer = DeadlineTimer::new()?;
         Ok(Self {
             config_changed,
-            alarm,
+            timer,
             is_set: false,
             told: 0,
         })
@@ -44,27 +44,27 @@ impl Teller {
     ///
     /// # Errors
     /// What the host says of the timer.
-    pub fn printed(&mut self) -> io::Result<()> {
-        if self.is_set || self.told == TIMES {
+    pub fn on_output(&mut self) -> io::Result<()> {
+        if self.is_set || self.told == REPEATS {
             return Ok(());
         }
         self.is_set = true;
-        let moment = SOON.saturating_mul(1 << self.told.min(TIMES));
-        self.alarm.set(Instant::now().checked_add(moment))
+        let moment = FIRST_DELAY.saturating_mul(1 << self.told.min(REPEATS));
+        self.timer.set(Instant::now().checked_add(moment))
     }
 
     /// The timer has rung.
-    pub fn rang(&mut self) {
-        self.alarm.rang();
+    pub fn on_timer(&mut self) {
+        self.timer.on_timer();
         self.is_set = false;
-        self.told = self.told.saturating_add(1).min(TIMES);
+        self.told = self.told.saturating_add(1).min(REPEATS);
         self.config_changed.signal();
     }
 }
 
-impl AsRawFd for Teller {
+impl AsRawFd for SizeNotifier {
     fn as_raw_fd(&self) -> RawFd {
-        self.alarm.as_raw_fd()
+        self.timer.as_raw_fd()
     }
 }
 
@@ -82,22 +82,22 @@ mod tests {
         let notify = Notify::new(move || {
             counter.fetch_add(1, Ordering::SeqCst);
         });
-        let mut teller = Teller::new(notify).unwrap();
+        let mut size_notifier = SizeNotifier::new(notify).unwrap();
         let mut least = Duration::ZERO;
-        for times in 1..=TIMES {
-            teller.printed().unwrap();
-            let at = teller.alarm.at().unwrap();
-            teller.printed().unwrap();
-            assert_eq!(teller.alarm.at(), Some(at), "more output does not put it off");
+        for times in 1..=REPEATS {
+            size_notifier.on_output().unwrap();
+            let at = size_notifier.timer.at().unwrap();
+            size_notifier.on_output().unwrap();
+            assert_eq!(size_notifier.timer.at(), Some(at), "more output does not put it off");
             let wait = at.saturating_duration_since(Instant::now());
             assert!(wait > least, "{wait:?}");
             least = wait;
             // Nobody waits so long here.
-            teller.alarm.set(Some(Instant::now())).unwrap();
-            teller.rang();
+            size_notifier.timer.set(Some(Instant::now())).unwrap();
+            size_notifier.on_timer();
             assert_eq!(told.load(Ordering::SeqCst), times);
         }
-        teller.printed().unwrap();
-        assert_eq!(teller.alarm.at(), None, "it has been told");
+        size_notifier.on_output().unwrap();
+        assert_eq!(size_notifier.timer.at(), None, "it has been told");
     }
 }

@@ -5,33 +5,33 @@ use std::time::Duration;
 /// Most bytes of such a write while others wait to be begun: what the page cache takes in some ten microseconds.
 const MAX_BYTES: usize = 64 << 10;
 /// A write that took as long has waited for something: room in a journal, or pages that are being written back. The longest copy takes a fraction of it.
-const LONG: Duration = Duration::from_millis(4);
+const SLOW_WRITE: Duration = Duration::from_millis(4);
 /// How many writes io_uring gets after one that has waited.
-const APART: u32 = 1024;
+const BACKOFF_WRITES: u32 = 1024;
 
 /// Whether the next lone write is made by the I/O thread.
 #[derive(Debug, Default)]
-pub(super) struct LoneWrites {
+pub(super) struct InlineWrites {
     /// Writes that io_uring gets before the thread tries one itself.
-    apart: u32,
+    backoff: u32,
 }
 
-impl LoneWrites {
+impl InlineWrites {
     /// Whether the thread should make a write of so many bytes itself, when nothing is under way and `others` says whether something is to be begun.
     /// Each question is one write.
     pub fn allows(&mut self, bytes: usize, others: bool) -> bool {
         if others && bytes > MAX_BYTES {
             return false;
         }
-        let left = self.apart;
-        self.apart = left.saturating_sub(1);
+        let left = self.backoff;
+        self.backoff = left.saturating_sub(1);
         left == 0
     }
 
     /// The thread has made one, in this time.
     pub fn took(&mut self, time: Duration) {
-        if time >= LONG {
-            self.apart = APART;
+        if time >= SLOW_WRITE {
+            self.backoff = BACKOFF_WRITES;
         }
     }
 }
@@ -44,25 +44,25 @@ mod tests {
 
     #[test]
     fn small_writes_are_made_at_once_and_long_ones_where_nobody_waits() {
-        let mut lone = LoneWrites::default();
+        let mut inline_writes = InlineWrites::default();
         for (bytes, others) in [(512, true), (MAX_BYTES, true), (MAX_BYTES + 1, false), (2 << 20, false)] {
-            assert!(lone.allows(bytes, others), "{bytes}, others: {others}");
-            lone.took(QUICK);
+            assert!(inline_writes.allows(bytes, others), "{bytes}, others: {others}");
+            inline_writes.took(QUICK);
         }
-        assert!(!lone.allows(MAX_BYTES + 1, true));
-        assert!(lone.allows(512, true), "a long one changes nothing");
+        assert!(!inline_writes.allows(MAX_BYTES + 1, true));
+        assert!(inline_writes.allows(512, true), "a long one changes nothing");
     }
 
     #[test]
     fn one_that_has_waited_sends_the_next_to_the_ring() {
-        let mut lone = LoneWrites::default();
-        assert!(lone.allows(512, false));
-        lone.took(LONG);
-        for n in 0..APART {
-            assert!(!lone.allows(512, n % 2 == 0), "{n}");
+        let mut inline_writes = InlineWrites::default();
+        assert!(inline_writes.allows(512, false));
+        inline_writes.took(SLOW_WRITE);
+        for n in 0..BACKOFF_WRITES {
+            assert!(!inline_writes.allows(512, n % 2 == 0), "{n}");
         }
-        assert!(lone.allows(512, false), "and then it is tried again");
-        lone.took(QUICK);
-        assert!(lone.allows(512, true));
+        assert!(inline_writes.allows(512, false), "and then it is tried again");
+        inline_writes.took(QUICK);
+        assert!(inline_writes.allows(512, true));
     }
 }

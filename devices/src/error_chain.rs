@@ -12,7 +12,7 @@ pub fn causes(error: &dyn Error) -> Vec<String> {
 }
 
 /// The same on one line.
-pub fn chain(error: &dyn Error) -> String {
+pub fn error_chain(error: &dyn Error) -> String {
     causes(error).join(": ")
 }
 
@@ -39,7 +39,7 @@ mod tests {
             ["cannot open the disk", "No such file or directory (os error 2)"]
         );
         assert_eq!(
-            chain(&error),
+            error_chain(&error),
             "cannot open the disk: No such file or directory (os error 2)"
         );
     }

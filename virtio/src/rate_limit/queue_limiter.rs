@@ -9,7 +9,7 @@ use super::Limiter;
 
 /// The pace of one queue, on its I/O thread.
 #[derive(Debug, Default)]
-pub(crate) struct Pace {
+pub(crate) struct QueueLimiter {
     limiter: Option<Arc<Limiter>>,
     /// The last request had to wait.
     waits: bool,
@@ -17,7 +17,7 @@ pub(crate) struct Pace {
     until: Option<Instant>,
 }
 
-impl Pace {
+impl QueueLimiter {
     /// As fast as `limiter` allows.
     pub fn new(limiter: Option<Arc<Limiter>>) -> Self {
         Self {
@@ -46,7 +46,7 @@ impl Pace {
 
     /// The timer has rung. Whoever waited for it tries again now; where that leads to no request, because something else is in its way,
     /// there is nothing to wait for here.
-    pub fn rang(&mut self) {
+    pub fn on_timer(&mut self) {
         let now = Instant::now();
         self.until = self.until.filter(|until| *until > now);
     }
@@ -79,17 +79,17 @@ mod tests {
             refill: Duration::from_secs(3600),
         });
         let limiter = Limiter::new(LimiterConfig { ops, bandwidth: None }, Instant::now());
-        let mut pace = Pace::new(limiter.map(Arc::new));
+        let mut limiter = QueueLimiter::new(limiter.map(Arc::new));
         let waits = Counter::default();
-        assert!(pace.allows(&waits));
-        pace.spend(1);
-        assert!(!pace.allows(&waits));
-        pace.rang();
-        assert!(pace.until().is_some(), "it rang for somebody else");
-        pace.until = Some(Instant::now());
-        pace.rang();
-        assert_eq!(pace.until(), None);
-        assert!(!pace.allows(&waits) && pace.until().is_some());
+        assert!(limiter.allows(&waits));
+        limiter.spend(1);
+        assert!(!limiter.allows(&waits));
+        limiter.on_timer();
+        assert!(limiter.until().is_some(), "it rang for somebody else");
+        limiter.until = Some(Instant::now());
+        limiter.on_timer();
+        assert_eq!(limiter.until(), None);
+        assert!(!limiter.allows(&waits) && limiter.until().is_some());
         assert_eq!(waits.get(), 1);
     }
 }

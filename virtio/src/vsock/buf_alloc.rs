@@ -10,22 +10,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// What streams may have together beyond the least of each.
-pub(super) const SHARED: u32 = 2 << 20;
+pub(super) const POOL_BYTES: u32 = 2 << 20;
 /// Most of one stream.
 pub(super) const STREAM_MAX: u32 = 256 << 10;
 /// Of one stream that has not been used yet.
-pub(super) const STREAM_FIRST: u32 = 4 << 10;
+pub(super) const STREAM_INITIAL: u32 = 4 << 10;
 /// Least of one stream.
 pub(super) const STREAM_MIN: u32 = 512;
 
 /// What is left over for the streams of one device.
 #[derive(Clone, Debug)]
-pub(super) struct Pool(Arc<AtomicU32>);
+pub(super) struct BufAllocPool(Arc<AtomicU32>);
 
-impl Pool {
+impl BufAllocPool {
     /// All of it.
     pub fn new() -> Self {
-        Self(Arc::new(AtomicU32::new(SHARED)))
+        Self(Arc::new(AtomicU32::new(POOL_BYTES)))
     }
 
     /// Bytes left over.
@@ -36,21 +36,21 @@ impl Pool {
 
 /// What one stream is allowed: bytes that are under way from the guest, may come at any time, or are kept here.
 #[derive(Debug)]
-pub(super) struct Allowance {
-    pool: Pool,
+pub(super) struct BufAlloc {
+    pool: BufAllocPool,
     bytes: u32,
     /// What it should have, if there is enough.
     wanted: u32,
 }
 
-impl Allowance {
+impl BufAlloc {
     /// Nothing yet.
-    pub fn new(pool: Pool) -> Self {
+    pub fn new(pool: BufAllocPool) -> Self {
         Self {
             pool,
             bytes: 0,
             // The first time it is raised it has used all of nothing.
-            wanted: STREAM_FIRST >> 1,
+            wanted: STREAM_INITIAL >> 1,
         }
     }
 
@@ -60,21 +60,21 @@ impl Allowance {
     }
 
     /// What it would be if it were raised now.
-    pub fn raised(&self) -> u32 {
+    pub fn grown(&self) -> u32 {
         let fair = STREAM_MIN.saturating_add(self.pool.left() >> 3);
         self.bytes.max(self.wanted.min(fair))
     }
 
     /// Allows as much as is fair. Of a stream that has used half of what it was allowed, that is twice as much from now on.
-    pub fn raise(&mut self) {
+    pub fn grow(&mut self) {
         if self.bytes <= self.wanted >> 1 {
             self.wanted = self.wanted.saturating_mul(2).min(STREAM_MAX);
         }
-        self.set(self.raised());
+        self.set(self.grown());
     }
 
     /// So many bytes have come and are kept no more.
-    pub fn lower(&mut self, bytes: u32) {
+    pub fn shrink(&mut self, bytes: u32) {
         self.set(self.bytes.saturating_sub(bytes));
     }
 
@@ -88,7 +88,7 @@ impl Allowance {
     }
 }
 
-impl Drop for Allowance {
+impl Drop for BufAlloc {
     fn drop(&mut self) {
         self.set(0);
     }
@@ -100,51 +100,51 @@ mod tests {
 
     #[test]
     fn a_stream_that_uses_what_it_has_is_allowed_more_and_more() {
-        let mut stream = Allowance::new(Pool::new());
+        let mut stream = BufAlloc::new(BufAllocPool::new());
         let mut seen = Vec::new();
         for _ in 0..9 {
-            stream.raise();
+            stream.grow();
             seen.push(stream.bytes() >> 10);
-            stream.lower(stream.bytes() - 1);
+            stream.shrink(stream.bytes() - 1);
         }
         assert_eq!(seen, [4, 8, 16, 32, 64, 128, 256, 256, 256]);
     }
 
     #[test]
     fn streams_that_are_never_read_leave_something_for_the_next() {
-        let pool = Pool::new();
+        let pool = BufAllocPool::new();
         let mut streams = Vec::new();
         for n in 0..4096 {
-            let mut stream = Allowance::new(pool.clone());
+            let mut stream = BufAlloc::new(pool.clone());
             // Nobody reads what it sends, as far as that goes.
             for _ in 0..8 {
-                stream.raise();
+                stream.grow();
                 stream.wanted = STREAM_MAX;
             }
             assert!(stream.bytes() >= STREAM_MIN, "stream {n}");
             streams.push(stream);
         }
-        let sum: u32 = streams.iter().map(Allowance::bytes).sum();
-        assert!(sum <= SHARED + 4096 * STREAM_MIN, "{sum}");
-        assert_eq!(SHARED - pool.left() + 4096 * STREAM_MIN, sum);
+        let sum: u32 = streams.iter().map(BufAlloc::bytes).sum();
+        assert!(sum <= POOL_BYTES + 4096 * STREAM_MIN, "{sum}");
+        assert_eq!(POOL_BYTES - pool.left() + 4096 * STREAM_MIN, sum);
         drop(streams);
-        assert_eq!(pool.left(), SHARED);
+        assert_eq!(pool.left(), POOL_BYTES);
     }
 
     #[test]
     fn what_is_nobodys_again_is_the_others() {
-        let pool = Pool::new();
-        let mut hogs: Vec<_> = (0..40).map(|_| Allowance::new(pool.clone())).collect();
+        let pool = BufAllocPool::new();
+        let mut hogs: Vec<_> = (0..40).map(|_| BufAlloc::new(pool.clone())).collect();
         for hog in &mut hogs {
             hog.wanted = STREAM_MAX;
-            hog.raise();
+            hog.grow();
         }
-        let mut late = Allowance::new(pool);
-        late.raise();
-        assert!(late.bytes() < STREAM_FIRST);
+        let mut late = BufAlloc::new(pool);
+        late.grow();
+        assert!(late.bytes() < STREAM_INITIAL);
         hogs.clear();
-        late.lower(late.bytes());
-        late.raise();
-        assert!(late.bytes() >= STREAM_FIRST);
+        late.shrink(late.bytes());
+        late.grow();
+        assert!(late.bytes() >= STREAM_INITIAL);
     }
 }
