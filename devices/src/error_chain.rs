@@ -11,7 +11,7 @@ pub fn causes(error: &dyn Error) -> Vec<String> {
     words
 }
 
-/// The same on one line.
+/// `error` and its causes on one line, joined by `: `, for a log line or an API answer.
 pub fn error_chain(error: &dyn Error) -> String {
     causes(error).join(": ")
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Zero.
+    /// A counter at 0; `const`, so that it may be a `static`.
     pub const fn new() -> Self {
         Self(AtomicU64::new(0))
     }

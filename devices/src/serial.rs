@@ -43,13 +43,13 @@ const LOOPBACK: u8 = 1 << 4;
 
 /// A serial port.
 pub struct Serial {
-    uart: vm_superio::Serial<Line, Events, Box<dyn Write + Send>>,
+    uart: vm_superio::Serial<IrqTrigger, Events, Box<dyn Write + Send>>,
 }
 
 /// The port's interrupt, as vm-superio raises it.
-struct Line(Irq);
+struct IrqTrigger(Irq);
 
-impl Trigger for Line {
+impl Trigger for IrqTrigger {
     type E = Infallible;
 
     fn trigger(&self) -> Result<(), Infallible> {
@@ -122,7 +122,7 @@ impl Serial {
     /// A serial port that raises `irq` and writes to `output`; see the module for what is asked of `output`.
     pub fn new(irq: Irq, output: Box<dyn Write + Send>) -> Self {
         Self {
-            uart: vm_superio::Serial::with_events(Line(irq), Events::default(), output),
+            uart: vm_superio::Serial::with_events(IrqTrigger(irq), Events::default(), output),
         }
     }
 

@@ -51,7 +51,7 @@ impl fmt::Display for Protocol {
 #[derive(Debug, thiserror::Error)]
 #[error("kernel {}", path.display())]
 pub struct KernelError {
-    /// The file.
+    /// Path of the kernel file, as the caller gave it.
     pub path: PathBuf,
     /// What is wrong with it.
     #[source]
@@ -124,13 +124,13 @@ enum Format {
 /// A kernel in guest RAM.
 #[derive(Clone, Debug)]
 pub struct LoadedKernel {
-    /// How it is entered.
+    /// The protocol by which the kernel is entered: the one asked for, else PVH where the kernel has a PVH note.
     pub protocol: Protocol,
     /// Address of its first instruction.
     pub entry: u64,
     /// First address behind it.
     pub end: u64,
-    /// Highest address that an initramfs may cover.
+    /// Highest guest-physical address that a byte of the initramfs may have.
     pub initrd_addr_max: u32,
     pub(crate) setup_header: Option<setup_header>,
 }

@@ -46,7 +46,7 @@
 //! | 0x601 | 1 | sleep status ([`SLEEP_STATUS_PORT`], ACPI 6.5 §4.8.3.7) |
 //! | 0x602 | 1 | reset ([`RESET_PORT`], ACPI 6.5 §4.8.3.6) |
 
-/// PVH `hvm_start_info`.
+/// Guest-physical address of PVH's `struct hvm_start_info`.
 pub const START_INFO: u64 = 0x1000;
 /// PVH module list: the initramfs.
 pub const MODULES: u64 = 0x1040;
@@ -79,7 +79,7 @@ pub const KERNEL_MIN: u64 = 0x10_0000;
 
 /// End of RAM below 4 GiB.
 pub const LOW_RAM_END: u64 = 0xc000_0000;
-/// Where RAM goes on.
+/// First guest-physical address of RAM above the 32-bit hole: 4 GiB.
 pub const HIGH_RAM: u64 = 0x1_0000_0000;
 
 /// 32-bit PCI memory window.
@@ -119,9 +119,9 @@ pub const I8042_PORT: u16 = 0x60;
 pub const I8042_PORT_LEN: u16 = 5;
 /// A byte written here is a mark in the boot trace.
 pub const DEBUG_PORT: u16 = 0x80;
-/// First serial port.
+/// First I/O port of the first serial port (16550), 0x3f8.
 pub const COM1_PORT: u16 = 0x3f8;
-/// Ports of a 16550.
+/// Number of I/O ports of a 16550 from [`COM1_PORT`] on.
 pub const COM1_PORT_LEN: u16 = 8;
 /// GSI of the first serial port.
 pub const COM1_GSI: u32 = 4;
@@ -131,7 +131,7 @@ pub const PVPANIC_PORT: u16 = 0x505;
 pub const SLEEP_CONTROL_PORT: u16 = 0x600;
 /// ACPI sleep status register.
 pub const SLEEP_STATUS_PORT: u16 = 0x601;
-/// ACPI reset register.
+/// I/O port of the ACPI reset register, one byte wide (see [`crate::PowerRegisters::reset`]).
 pub const RESET_PORT: u16 = 0x602;
 
 /// Linux' `MIN_MEMORY_BLOCK_SIZE` on x86-64.

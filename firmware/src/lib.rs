@@ -47,7 +47,7 @@ pub struct Platform<'a> {
     pub spare_apic_ids: &'a [u32],
     /// PCI configuration space, if there is PCI.
     pub ecam: Option<Ecam>,
-    /// Power-off and reset.
+    /// The ports by which the guest powers off and resets; they go into the FADT.
     pub power: PowerRegisters,
     /// AML objects for `\_SB`, each complete, for example a `Device (...)`.
     pub aml: &'a [Vec<u8>],
@@ -75,18 +75,19 @@ pub struct Ecam {
 pub struct PowerRegisters {
     /// Sleep control: the guest writes `SLP_TYP << 2 | SLP_EN` with the sleep type [`acpi::S5_SLEEP_TYPE`].
     pub sleep_control: u16,
-    /// Sleep status.
+    /// I/O port of the sleep status register (ACPI 6.5 §4.8.3.7), one byte wide.
     pub sleep_status: u16,
-    /// Reset.
+    /// I/O port of the reset register (ACPI 6.5 §4.8.3.6), one byte wide.
     pub reset: u16,
-    /// What the guest writes to the reset register.
+    /// The byte that resets the machine when the guest writes it to [`PowerRegisters::reset`] (`RESET_VALUE` of the
+    /// FADT).
     pub reset_value: u8,
 }
 
 /// What a guest boots: files that have been opened and checked, but not yet read.
 #[derive(Debug)]
 pub struct Payload {
-    /// The kernel.
+    /// The kernel image, vmlinux or bzImage: its headers are checked, its contents not yet read.
     pub kernel: KernelImage,
     /// The initial RAM file system.
     pub initramfs: Option<Initramfs>,
@@ -99,7 +100,7 @@ pub struct Payload {
 /// A payload in guest RAM.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// Where the kernel went and how it is entered.
+    /// The kernel in RAM: its entry point, its end, and the protocol chosen.
     pub kernel: LoadedKernel,
     /// Where the initramfs went (base, bytes).
     pub initramfs: Option<(u64, u64)>,
@@ -110,7 +111,7 @@ pub struct Loaded {
 /// Where and how the first vCPU starts: input of [`registers`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Boot protocol.
+    /// How the kernel is entered, which decides the CPU mode of [`registers::boot_sregs`].
     pub protocol: Protocol,
     /// Address of the first instruction.
     pub address: u64,

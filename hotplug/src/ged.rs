@@ -111,7 +111,7 @@ impl BusDevice for Ged {
 pub struct GedAml {
     /// Guest-physical address of the register window.
     pub address: u64,
-    /// The interrupt line.
+    /// GSI of the edge-triggered line that the GED's `_CRS` names.
     pub gsi: u32,
     /// Which method to call on which event: [`BankAml::scan`](crate::aml::BankAml::scan) of every bank there is.
     pub scans: Vec<(GedEvent, &'static str)>,

@@ -39,7 +39,7 @@ pub const MAX_VCPUS: u32 = 256;
 /// The Go shim grows memory by at most this factor at once, since the guest needs memory to describe memory.
 const GO_GROWTH: u64 = 48;
 
-/// Whose rules.
+/// Which Kata runtime's sizing rules apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shim {
     /// runtime-rs, the default one.
@@ -62,7 +62,7 @@ pub enum Change {
 /// The configuration that the shim sizes pods by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sizing {
-    /// Whose rules.
+    /// Whose sizing rules apply: the two runtimes round and add differently.
     pub shim: Shim,
     /// `default_vcpus`.
     pub default_vcpus: CpuTime,
@@ -76,9 +76,9 @@ pub struct Sizing {
     pub overhead_vcpus: CpuTime,
     /// `overhead_memory`, in bytes, likewise.
     pub overhead_memory_bytes: u64,
-    /// The host's CPUs.
+    /// CPUs that the host has: no pod gets more vCPUs than that.
     pub host_vcpus: u32,
-    /// The host's memory.
+    /// Bytes of memory that the host has: the bound where `max_memory_bytes` is 0.
     pub host_memory_bytes: u64,
 }
 

@@ -234,7 +234,7 @@ impl BalloonHandle {
         }
     }
 
-    /// How large it is now.
+    /// The balloon's target and actual size at this moment, in bytes.
     pub fn size(&self) -> BalloonSize {
         lock(&self.shared).size()
     }
@@ -272,7 +272,7 @@ impl BalloonTarget {
 #[error("a balloon of {0} bytes: whole pages of 4096 bytes, less than 16 TiB")]
 pub struct BalloonSizeError(u64);
 
-/// A memory balloon.
+/// A virtio memory balloon (virtio 1.2 §5.5), with statistics and, if configured, free page reporting.
 pub struct Balloon {
     config: BalloonConfig,
     handle: BalloonHandle,
@@ -313,7 +313,7 @@ impl Balloon {
         })
     }
 
-    /// The host's end.
+    /// A handle for the control thread: sets the target, asks for statistics. Cheap to clone.
     pub fn handle(&self) -> BalloonHandle {
         self.handle.clone()
     }

@@ -13,7 +13,7 @@
 //! | 8      | 4     | -   | `emerg_wr`: ignored, not offered        |
 //!
 //! Output goes to a sink that the machine provides; what it does not take is dropped and counted, and the guest goes on. Input
-//! and the window's size come through a [`ConsoleHandle`] from any thread. The size that there was from the start is told as well (`teller.rs`).
+//! and the window's size come through a [`ConsoleHandle`] from any thread. The size that there was from the start is told as well (`size_notifier.rs`).
 
 mod handle;
 mod size_notifier;
@@ -50,14 +50,14 @@ const TRANSMIT: u32 = 1;
 const INPUT: u32 = 2;
 const SIZE_TIMER: u32 = 3;
 
-type Sink = Arc<Mutex<Box<dyn Write + Send>>>;
+type Output = Arc<Mutex<Box<dyn Write + Send>>>;
 
 /// What a console has done since it was made.
 #[derive(Debug, Default)]
 pub struct ConsoleMetrics {
     /// Output requests handled.
     pub tx_requests: Counter,
-    /// Bytes printed.
+    /// Bytes of output that the sink took.
     pub tx_bytes: Counter,
     /// Bytes of output that the sink did not take.
     pub tx_dropped_bytes: Arc<Counter>,
@@ -76,10 +76,10 @@ impl MetricsSource for ConsoleMetrics {
     }
 }
 
-/// A console device.
+/// A virtio console with one port (virtio 1.2 §5.3), whose output goes to a sink.
 pub struct Console {
     shared: Arc<Shared>,
-    sink: Sink,
+    sink: Output,
 }
 
 impl Console {
@@ -153,7 +153,7 @@ struct ConsoleHandler {
     /// Made of it when the thread starts.
     size_notifier: Option<SizeNotifier>,
     shared: Arc<Shared>,
-    sink: Sink,
+    sink: Output,
 }
 
 impl ConsoleHandler {

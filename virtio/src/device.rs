@@ -41,13 +41,13 @@ pub trait ConfigAccess: Send {
 
 /// Everything a device gets when the driver sets `DRIVER_OK`.
 pub struct Activation {
-    /// Guest RAM.
+    /// Guest RAM that the device may reach. `mem.memory()` yields it as it is at that moment; it may grow and shrink.
     pub mem: GuestMemory,
-    /// Features both sides agreed on.
+    /// Negotiated feature bits: offered by the device or the transport, and accepted by the driver.
     pub features: u64,
     /// The enabled queues in index order; `None` where the driver left a queue disabled.
     pub rings: Vec<Option<Ring>>,
-    /// Raises a configuration change interrupt.
+    /// Raises the configuration change interrupt (virtio 1.2 §2.3). Never blocks; any thread.
     pub config_changed: Notify,
 }
 
@@ -99,7 +99,7 @@ pub enum HandlerError {
 }
 
 impl HandlerError {
-    /// A file descriptor could not be watched.
+    /// The error of a handler that could not add a descriptor to its epoll set; `source` is the host's answer.
     pub fn watch(source: std::io::Error) -> Self {
         Self::Host {
             what: "cannot watch a file descriptor",
@@ -110,15 +110,17 @@ impl HandlerError {
 
 /// A virtio device of any kind, without its transport.
 pub trait VirtioDevice: Send {
-    /// What the device is. Constant.
+    /// Identity, class, features and queue sizes. The same at each call.
     fn profile(&self) -> Profile;
 
-    /// What its threads are for. Constant.
+    /// The class of threads that serve the device: by it they are confined ([`Threads::confine`]). The same at each
+    /// call.
     fn thread_class(&self) -> ThreadClass {
         ThreadClass::Stream
     }
 
-    /// What counts for the device, from when it is made to its end. Constant.
+    /// The device's counters, to be read at any time from any thread without a lock, also while it runs and across
+    /// resets. The same counters at each call.
     fn metrics_source(&self) -> Arc<dyn MetricsSource>;
 
     /// What the device has counted since it was made (name, value).
@@ -191,9 +193,10 @@ pub trait Watch {
 
 /// The running half of a device: owns rings, lives on one I/O thread.
 pub trait Handler: Send {
-    /// Told before anything else where it stands whether the device may touch guest memory at present (PCIe bus mastering). Without that
-    /// right only [`Handler::hold`], [`Handler::release`] and [`Handler::stop`] are called: a handler that answers in one of them, or whose
-    /// work other threads do as well, has to look.
+    /// Called once, before [`Handler::watch`], with the flag that is set while the driver lets the device be a bus
+    /// master (PCIe 5.0 §7.5.1.1.3). While it is clear the device must not touch guest memory, and [`Handler::wake`] is
+    /// not called: a handler that answers in one of the other methods, or whose work other threads do as well, has to
+    /// look.
     fn set_bus_master_flag(&mut self, _bus_master: Arc<AtomicBool>) {}
 
     /// Registers what to wait for. Called once, on the I/O thread, before anything else. The kick of every ring is among it.

@@ -54,7 +54,7 @@ pub struct FsConfig {
     pub tag: String,
     /// The back-end's listening socket.
     pub socket: PathBuf,
-    /// Request queues.
+    /// Request queues, at least 1; a high-priority queue comes on top.
     pub queues: u16,
     /// Entries of every queue: a power of two up to 32768.
     pub queue_size: u16,

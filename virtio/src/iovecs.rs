@@ -5,8 +5,8 @@
 //! | type | what it says |
 //! |---|---|
 //! | [`Iovecs`] | an array, kept between calls to save the allocation; nobody follows its addresses but the kernel |
-//! | [`Live`] | such an array while it is filled with memory that outlives it |
-//! | [`Kept`] | one that stays filled, with the memory that it is in |
+//! | [`BorrowedIovecs`] | such an array while it is filled with memory that outlives it |
+//! | [`OwnedIovecs`] | one that stays filled, with the memory that it is in |
 //! | [`Buffers`] | what a call is given of the two: mapped as long as the borrow lasts, to be read and written by anybody at any time |
 #![expect(
     unsafe_code,
@@ -72,9 +72,9 @@ impl Iovecs {
     }
 
     /// Begins anew, with buffers that all live for `'m`.
-    pub fn begin<'m>(&mut self) -> Live<'_, 'm> {
+    pub fn begin<'m>(&mut self) -> BorrowedIovecs<'_, 'm> {
         self.0.clear();
-        Live {
+        BorrowedIovecs {
             array: &mut self.0,
             lives: PhantomData,
         }
@@ -82,13 +82,13 @@ impl Iovecs {
 }
 
 /// An array of buffers that all live for `'m`.
-pub(crate) struct Live<'a, 'm> {
+pub(crate) struct BorrowedIovecs<'a, 'm> {
     array: &'a mut Vec<libc::iovec>,
     /// Neither longer nor shorter than `'m`.
     lives: PhantomData<fn(&'m ()) -> &'m ()>,
 }
 
-impl<'m> Live<'_, 'm> {
+impl<'m> BorrowedIovecs<'_, 'm> {
     /// Appends one.
     pub fn push(&mut self, slice: VolatileSlice<'m>) {
         self.array.push(iovec(slice));
@@ -131,12 +131,12 @@ impl<'m> Live<'_, 'm> {
 }
 
 /// An array of buffers in guest memory, and what keeps them mapped.
-pub(crate) struct Kept {
+pub(crate) struct OwnedIovecs {
     mem: Arc<GuestMemoryMmap>,
     iovecs: Iovecs,
 }
 
-impl Kept {
+impl OwnedIovecs {
     /// Nothing yet of `mem`.
     pub fn new(mem: Arc<GuestMemoryMmap>) -> Self {
         let iovecs = Iovecs::default();
@@ -154,8 +154,8 @@ impl Kept {
     }
 
     /// Has `change` append buffers of the memory that it is given, which it can get from nowhere else.
-    pub fn with<R>(&mut self, change: impl for<'m> FnOnce(&'m GuestMemoryMmap, &mut Live<'_, 'm>) -> R) -> R {
-        let mut live = Live {
+    pub fn with<R>(&mut self, change: impl for<'m> FnOnce(&'m GuestMemoryMmap, &mut BorrowedIovecs<'_, 'm>) -> R) -> R {
+        let mut live = BorrowedIovecs {
             array: &mut self.iovecs.0,
             lives: PhantomData,
         };
@@ -307,7 +307,7 @@ mod tests {
     #[test]
     fn kept_buffers_stay_until_they_are_forgotten() {
         let mem = vm_memory::GuestAddressSpace::memory(&memory()).into_inner();
-        let mut kept = Kept::new(mem.clone());
+        let mut kept = OwnedIovecs::new(mem.clone());
         kept.with(|mem, live| {
             for n in 0..4 {
                 live.push(mem.get_slice(GuestAddress(n * 8), 8).unwrap());

@@ -129,7 +129,7 @@ pub struct MemMetrics {
     pub requests: Counter,
     /// Requests turned down because there is a newer wish of the host's.
     pub nacks: Counter,
-    /// Requests put off because the host could not.
+    /// Requests answered with `VIRTIO_MEM_RESP_BUSY` because the host could not carry them out at that moment.
     pub busy: Counter,
     /// Requests that make no sense, or without room for the answer.
     pub bad_requests: Counter,
@@ -154,11 +154,11 @@ impl MetricsSource for MemMetrics {
 pub struct MemSize {
     /// What the guest has, in bytes.
     pub plugged_bytes: u64,
-    /// What it should have.
+    /// Bytes that the guest should have (`requested_size`), whole blocks.
     pub requested_bytes: u64,
-    /// The end of what it may use: the whole region.
+    /// Bytes of the region that the guest may plug (`usable_region_size`): always the whole region.
     pub usable_bytes: u64,
-    /// Unit of all of them.
+    /// Bytes of a block: the three sizes above are multiples of it.
     pub block_bytes: u64,
     /// A driver has taken the device.
     pub driver: bool,
@@ -276,7 +276,7 @@ fn tell(shared: &Shared) {
     }
 }
 
-/// A memory device.
+/// A virtio-mem device (virtio 1.2 §5.15): guest memory that comes and goes in blocks.
 pub struct Mem {
     shared: Arc<Mutex<Shared>>,
     backing: Arc<Mutex<dyn Backing>>,
@@ -315,7 +315,7 @@ impl Mem {
         })
     }
 
-    /// The host's end.
+    /// A handle for the control thread: sets the requested size and reads the present one.
     pub fn handle(&self) -> MemHandle {
         MemHandle(self.shared.clone())
     }

@@ -67,12 +67,12 @@ impl MetricsSource for PmemMetrics {
 }
 
 /// A file that keeps what the guest writes.
-struct Kept {
+struct BackingFile {
     file: File,
     durability: Durability,
 }
 
-impl Kept {
+impl BackingFile {
     /// Writes it to its storage; whether all that the guest wrote is there.
     fn flush(&self) -> bool {
         if self.durability.is_lost() {
@@ -86,7 +86,7 @@ impl Kept {
 /// A persistent memory device.
 pub struct Pmem {
     config: Arc<Mutex<ConfigBytes>>,
-    file: Option<Arc<Kept>>,
+    file: Option<Arc<BackingFile>>,
     metrics: Arc<PmemMetrics>,
     _mapping: Box<dyn Any + Send>,
 }
@@ -101,7 +101,7 @@ impl Pmem {
             config: Arc::new(Mutex::new(ConfigBytes::new(fields))),
             file: file.map(|file| {
                 let durability = Durability::new(name);
-                Arc::new(Kept { file, durability })
+                Arc::new(BackingFile { file, durability })
             }),
             metrics: Arc::default(),
             _mapping: mapping,
@@ -147,7 +147,7 @@ impl VirtioDevice for Pmem {
 
 struct PmemHandler {
     ring: Ring,
-    file: Option<Arc<Kept>>,
+    file: Option<Arc<BackingFile>>,
     metrics: Arc<PmemMetrics>,
 }
 
@@ -190,7 +190,7 @@ impl Handler for PmemHandler {
         let Self { ring, file, metrics } = self;
         // Those that come later have to wait for another flush, and other work comes before that.
         let mut left = ring.backlog()?;
-        let flushed = LazyCell::new(|| file.as_deref().is_none_or(Kept::flush));
+        let flushed = LazyCell::new(|| file.as_deref().is_none_or(BackingFile::flush));
         let mut unfinished = false;
         ring.drain(|reader, writer| {
             let Some(fewer) = left.checked_sub(1) else {

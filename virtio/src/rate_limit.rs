@@ -20,20 +20,20 @@ use std::time::{Duration, Instant};
 /// One token bucket as it is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BucketConfig {
-    /// Tokens that fit.
+    /// Tokens that a full bucket holds. 0: the bucket limits nothing.
     pub size: u64,
-    /// Tokens that there are once more at the start.
+    /// Tokens that are spent before those of the bucket, once: they are never refilled.
     pub one_time_burst: u64,
-    /// Time in which an empty bucket fills.
+    /// Time in which an empty bucket becomes full, at a constant rate. Zero: the bucket limits nothing.
     pub refill: Duration,
 }
 
 /// How fast a device may be used. A bucket without a size or a time limits nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LimiterConfig {
-    /// Bytes.
+    /// Limit on bytes moved: one token is one byte. `None` for no limit.
     pub bandwidth: Option<BucketConfig>,
-    /// Requests or frames.
+    /// Limit on operations: one token is one disk request or one network frame. `None` for no limit.
     pub ops: Option<BucketConfig>,
 }
 

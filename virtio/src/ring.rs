@@ -34,7 +34,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::device::HandlerError;
 use budget::{Budget, Look};
 
-/// What became of a chain in [`Ring::drain`].
+/// What the callback of [`Ring::drain`] did with a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Done; so many bytes were written to the chain (virtio 1.2 §2.7.8).
@@ -56,13 +56,13 @@ pub struct RingState {
 pub struct RingParts {
     /// Position and addresses.
     pub state: RingState,
-    /// The doorbell: readable when the driver kicked.
+    /// The doorbell, an eventfd: readable once the driver has kicked.
     pub kick: Arc<EventFd>,
     /// How the driver is told.
     pub notify: Notify,
 }
 
-/// A live virtqueue. Owned by one I/O thread.
+/// A virtqueue in use (split ring, virtio 1.2 §2.7). One thread at a time owns it.
 pub struct Ring {
     index: u16,
     queue: Queue,
@@ -110,7 +110,7 @@ impl Ring {
         })
     }
 
-    /// Has what the ring does be counted in `meter`, which has been counting for its queue.
+    /// Has what the ring does be counted in `counters`, which are those of its queue.
     #[must_use]
     pub fn with_counters(mut self, counters: Arc<QueueCounters>) -> Self {
         counters.set_counts(true);
@@ -123,7 +123,7 @@ impl Ring {
         self.index
     }
 
-    /// Number of entries that the driver chose.
+    /// Entries of the descriptor table, as the driver chose: a power of two, 1 to 32768.
     pub fn size(&self) -> u16 {
         self.queue.size()
     }
@@ -289,7 +289,7 @@ impl Ring {
         Ok(found.wrapping_sub(self.queue.next_avail()))
     }
 
-    /// Chains pushed since [`Ring::signal`].
+    /// Chains pushed since the last [`Ring::signal`], 0 to the ring's size.
     pub fn unannounced(&self) -> u16 {
         self.unannounced
     }
@@ -313,7 +313,7 @@ impl Ring {
         self.suppress_kicks(&mem)
     }
 
-    /// Where the ring stands.
+    /// The ring's addresses and its positions in the available and used ring, as [`Ring::new`] takes them.
     pub fn state(&self) -> RingState {
         RingState {
             index: self.index,

@@ -41,9 +41,10 @@ const TIMER: u32 = 1;
 /// What an entropy device has done since it was made.
 #[derive(Debug, Default)]
 pub struct RngMetrics {
-    /// Requests answered.
+    /// Requests answered, those without room for a byte included; one that the source could not serve is not counted
+    /// until it is.
     pub requests: Counter,
-    /// Random bytes given.
+    /// Random bytes written to guest memory.
     pub bytes: Counter,
     /// Times that the source failed or was at its end.
     pub source_errors: Counter,

@@ -37,10 +37,10 @@ pub enum ThreadClass {
     Balloon,
 }
 
-/// What a thread does.
+/// The function that a thread runs, called once; dropped uncalled if there is no thread for it.
 pub type ThreadBody = Box<dyn FnOnce() + Send>;
 
-/// A source of threads.
+/// Starts and confines the threads of devices. Called on vCPU threads and on the new threads themselves.
 pub trait Threads: Send + Sync {
     /// Has a thread called `name` call `body`, as [`builder`] makes it. Called on vCPU threads: does not wait for it. A `body` that
     /// is dropped without having been called could not be given a thread.
@@ -49,7 +49,8 @@ pub trait Threads: Send + Sync {
     /// When it is clear at once that there will be no thread.
     fn start(&self, name: &str, body: ThreadBody) -> io::Result<()>;
 
-    /// Takes from the calling thread whatever `duty` does not need once a handler watches its descriptors. Called once on each thread, before the first request is looked at.
+    /// Takes from the calling thread whatever `thread_class` does not need once a handler watches its descriptors. Called once on
+    /// each thread, before the first request is looked at.
     ///
     /// # Errors
     /// When the host refuses. The thread must not go on then.

@@ -21,7 +21,7 @@ impl CpuTime {
         }
     }
 
-    /// Thousandths.
+    /// `millis` thousandths of a CPU (Kubernetes' `m`).
     pub fn from_millis(millis: u32) -> Self {
         Self {
             nanos: u64::from(millis).saturating_mul(1_000_000),
@@ -119,7 +119,7 @@ pub struct Resources {
     pub cpu_quota_us: i64,
     /// `cpu.period`, in microseconds. 0: no limit.
     pub cpu_period_us: u64,
-    /// `cpu.cpus`.
+    /// `cpu.cpus`: the host's CPUs that the container may run on; empty for no restriction.
     pub cpus: CpuSet,
     /// `cpu.shares`, of a sandbox, as the CRI announces them. 0: not announced.
     pub cpu_shares: u64,
@@ -153,7 +153,7 @@ impl Resources {
         (self.cpu_quota_us < 0 && cpus > 0).then(|| CpuTime::from_vcpus(cpus))
     }
 
-    /// All memory it may use.
+    /// `memory_limit_bytes` and `hugepage_bytes` together; an absent limit counts as 0.
     pub fn memory_bytes(&self) -> u64 {
         self.memory_limit_bytes.unwrap_or(0).saturating_add(self.hugepage_bytes)
     }

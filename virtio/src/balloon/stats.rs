@@ -29,7 +29,7 @@ const AVAILABLE: usize = 6;
 /// What the guest has said last. It may say anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BalloonStats {
-    /// When that was.
+    /// When the last statistics came; `None` before the first.
     pub at: Option<Instant>,
     values: [Option<u64>; NAMES.len()],
 }

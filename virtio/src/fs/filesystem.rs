@@ -275,8 +275,8 @@ pub(crate) struct Abilities {
 pub(crate) trait FileSystem: Send + Sync {
     /// Prepares the calling thread. See [`super::serve::Serve::enter`].
     fn enter(&self) -> std::io::Result<()>;
-    /// Makes room for descriptors. See [`super::serve::Serve::make_room`].
-    fn make_room(&self) {}
+    /// Reserves descriptors of the process. See [`super::serve::Serve::reserve_fds`].
+    fn reserve_fds(&self) {}
     /// What holds each thread that serves, if something does.
     fn confinement(&self) -> Option<Confinement> {
         None

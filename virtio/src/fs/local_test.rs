@@ -74,7 +74,7 @@ impl Serve for Fake {
         Ok(())
     }
 
-    fn make_room(&self) {
+    fn reserve_fds(&self) {
         self.roomy.fetch_add(1, Ordering::SeqCst);
     }
 

@@ -39,7 +39,7 @@ pub trait Serve: Send + Sync {
     /// Makes room for the descriptors that there will be, once for all. A process with several threads gets more room only after all of the
     /// host's processors have been heard, which takes milliseconds: so this is for a thread that nobody waits for, or for the only one that
     /// there is. Without it, requests wait for that now and then.
-    fn make_room(&self) {}
+    fn reserve_fds(&self) {}
 
     /// Carries out one request. May sleep in file operations of the host; never waits for another request.
     fn handle(&self, request: Reader<'_>, reply: Writer<'_>) -> Outcome;

@@ -4,7 +4,7 @@
 //! | file | what |
 //! |---|---|
 //! | `session.rs` | `INIT`, `DESTROY`, and what both sides agreed on |
-//! | `ask.rs`, `reply.rs` | one request while it is taken apart, and its reply |
+//! | `request_parser.rs`, `reply.rs` | one request while it is taken apart, and its reply |
 //! | `names.rs` | what is done with a name: look-ups, creations, removals; and how look-ups are taken back |
 //! | `files.rs`, `dirs.rs` | open files and directories |
 //! | `attrs.rs`, `xattrs.rs` | attributes, space, rights; extended attributes |
@@ -201,8 +201,8 @@ impl Serve for Server {
         self.fs.enter()
     }
 
-    fn make_room(&self) {
-        self.fs.make_room();
+    fn reserve_fds(&self) {
+        self.fs.reserve_fds();
     }
 
     fn handle(&self, request: Reader<'_>, reply: Writer<'_>) -> Outcome {

@@ -47,7 +47,7 @@ pub struct IdMap {
     pub guest: u32,
     /// First number on the host; of no meaning with [`IdMapKind::ForbidGuest`].
     pub host: u32,
-    /// How many.
+    /// How many numbers the range has, from the first ones on.
     pub count: u32,
 }
 
@@ -93,11 +93,11 @@ pub enum IdMapKind {
 /// What is shared, and how.
 #[derive(Clone, Debug)]
 pub struct ShareConfig {
-    /// The directory.
+    /// The directory of the host that is shared.
     pub dir: PathBuf,
     /// Nothing may be changed through this share.
     pub readonly: bool,
-    /// See [`Cache`].
+    /// How long the guest may cache names, attributes and contents.
     pub cache: Cache,
     /// The guest may hold back writes.
     pub writeback: bool,
@@ -137,16 +137,16 @@ pub struct ShareConfig {
     pub uid_map: Vec<IdMap>,
     /// Group numbers, likewise.
     pub gid_map: Vec<IdMap>,
-    /// Most open files and directories of the guest.
+    /// Most files and directories that the guest may have open at a time; beyond, `open` fails with `ENFILE`.
     pub max_handles: usize,
-    /// Most nodes that the guest may know at a time.
+    /// Most nodes (inodes) that the guest may hold references to at a time; beyond, look-ups fail with `ENFILE`.
     pub max_nodes: usize,
     /// Each thread has the host's kernel hold it to the directory by Landlock, if that is there. Else it is for whoever starts them.
     pub confine: bool,
     /// Most descriptors kept open for nodes. Those beyond are opened again when needed: by file handle, or where the host has none, or the
     /// process may not open them, by name, if it is seen then that they are what they were.
     pub max_node_descriptors: usize,
-    /// Most locks.
+    /// Most ranges locked by the guest at a time; beyond, a lock fails with `ENOLCK`.
     pub max_locks: usize,
 }
 

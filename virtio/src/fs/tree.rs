@@ -5,7 +5,7 @@
 //! | `share_root.rs` | the share is opened: what it is, what the host can do, what is wrong |
 //! | `nodes.rs`, `place.rs`, `mounts.rs`, `descriptors.rs` | the nodes that the guest knows, where they are, and what is open for them |
 //! | `handles.rs` | what the guest has open |
-//! | `names.rs`, `directories.rs`, `files.rs`, `attributes.rs`, `xattrs.rs`, `locks.rs`, `waits.rs` | what is done with them |
+//! | `names.rs`, `directories.rs`, `files.rs`, `attributes.rs`, `xattrs.rs`, `locks.rs`, `wait_graph.rs` | what is done with them |
 //! | `credentials.rs`, `ids.rs`, `thread.rs` | on whose behalf |
 //! | `remote.rs` | where the host leaves set-user-ID to a server |
 //! | `confinement.rs` | what holds a thread if all of that has a fault |
@@ -218,8 +218,8 @@ impl FileSystem for Tree {
         self.enter()
     }
 
-    fn make_room(&self) {
-        self.nodes.make_room();
+    fn reserve_fds(&self) {
+        self.nodes.reserve_fds();
     }
 
     fn confinement(&self) -> Option<Confinement> {

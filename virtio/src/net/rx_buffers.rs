@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 
 use super::header::HEADER_BYTES;
-use crate::iovecs::{Buffers, Kept, MAX_IOVECS};
+use crate::iovecs::{Buffers, MAX_IOVECS, OwnedIovecs};
 use crate::ring::{Ring, RingError};
 
 /// A chain and its part of the array.
@@ -19,7 +19,7 @@ struct RxChain {
 #[derive(Default)]
 pub(super) struct RxBuffers {
     /// The buffers, and what keeps them mapped. Those before `first` are used up.
-    iovecs: Option<Kept>,
+    iovecs: Option<OwnedIovecs>,
     first: usize,
     chains: VecDeque<RxChain>,
     bytes: usize,
@@ -33,7 +33,10 @@ impl RxBuffers {
 
     /// Buffers that they are in.
     pub fn pieces(&self) -> usize {
-        self.iovecs.as_ref().map_or(0, Kept::len).saturating_sub(self.first)
+        self.iovecs
+            .as_ref()
+            .map_or(0, OwnedIovecs::len)
+            .saturating_sub(self.first)
     }
 
     /// Chains that they are in.
@@ -55,7 +58,9 @@ impl RxBuffers {
     ) -> Result<(), RingError> {
         // One is left for what does not fit.
         while self.bytes < bytes && self.chains.len() < chains && self.pieces() < MAX_IOVECS.saturating_sub(1) {
-            let iovecs = self.iovecs.get_or_insert_with(|| Kept::new(ring.memory().into_inner()));
+            let iovecs = self
+                .iovecs
+                .get_or_insert_with(|| OwnedIovecs::new(ring.memory().into_inner()));
             let before = iovecs.len();
             let mut space = 0usize;
             let taken = iovecs.with(|mem, live| {

@@ -5,7 +5,7 @@ use vm_memory::VolatileSlice;
 use super::header::{self, HEADER_BYTES};
 use super::link::{TapFault, TapPort};
 use crate::device::HandlerError;
-use crate::iovecs::{Iovecs, Live, MAX_IOVECS};
+use crate::iovecs::{BorrowedIovecs, Iovecs, MAX_IOVECS};
 use crate::rate_limit::QueueLimiter;
 use crate::ring::{Ring, RingError, RingState};
 
@@ -30,7 +30,7 @@ struct Frame<'a, 'm> {
     /// Bytes of the header that have been found.
     found: usize,
     bytes: usize,
-    buffers: Live<'a, 'm>,
+    buffers: BorrowedIovecs<'a, 'm>,
 }
 
 /// What became of a frame.

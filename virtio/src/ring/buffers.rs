@@ -7,7 +7,7 @@ use std::io;
 
 use vm_memory::{ByteValued, ReadVolatile, VolatileMemoryError, VolatileSlice};
 
-use crate::iovecs::{Live, MAX_IOVECS, pieces};
+use crate::iovecs::{BorrowedIovecs, MAX_IOVECS, pieces};
 
 /// A cursor over the slices of one direction of a chain.
 #[derive(Clone, Default)]
@@ -86,7 +86,7 @@ impl<'a> Cursor<'a> {
 
     /// Appends the next `limit` bytes after `skip` to `buffers`, as far as one call of the kernel takes them, and says how many bytes
     /// that is. Uses nothing up.
-    fn lend(&self, skip: usize, limit: usize, buffers: &mut Live<'_, 'a>) -> usize {
+    fn lend(&self, skip: usize, limit: usize, buffers: &mut BorrowedIovecs<'_, 'a>) -> usize {
         let left = self.slices.get(self.at..).unwrap_or_default();
         let mut bytes = 0usize;
         for piece in pieces(left.iter().copied(), skip, limit) {
@@ -136,12 +136,12 @@ pub struct SplitError {
 pub struct Reader<'a>(Cursor<'a>);
 
 impl<'a> Reader<'a> {
-    /// Bytes left to read.
+    /// Bytes of the chain's device-readable part that were not read yet.
     pub fn available_bytes(&self) -> usize {
         self.0.available
     }
 
-    /// Bytes read so far.
+    /// Bytes read from the beginning of the chain so far.
     pub fn bytes_read(&self) -> usize {
         self.0.consumed
     }
@@ -170,7 +170,7 @@ impl<'a> Reader<'a> {
 
     /// Appends the next `limit` bytes after `skip` to `buffers`, as far as one call of the kernel takes them, and says how many bytes
     /// that is. Nothing is used up.
-    pub(crate) fn lend(&self, skip: usize, limit: usize, buffers: &mut Live<'_, 'a>) -> usize {
+    pub(crate) fn lend(&self, skip: usize, limit: usize, buffers: &mut BorrowedIovecs<'_, 'a>) -> usize {
         self.0.lend(skip, limit, buffers)
     }
 
@@ -206,7 +206,7 @@ impl io::Read for Reader<'_> {
 pub struct Writer<'a>(Cursor<'a>);
 
 impl<'a> Writer<'a> {
-    /// Bytes left to write.
+    /// Bytes of the chain's device-writable part that were not written yet.
     pub fn available_bytes(&self) -> usize {
         self.0.available
     }
@@ -247,7 +247,7 @@ impl<'a> Writer<'a> {
 
     /// Appends the next `limit` bytes after `skip` to `buffers`, as far as one call of the kernel takes them, and says how many bytes
     /// that is. Nothing is used up.
-    pub(crate) fn lend(&self, skip: usize, limit: usize, buffers: &mut Live<'_, 'a>) -> usize {
+    pub(crate) fn lend(&self, skip: usize, limit: usize, buffers: &mut BorrowedIovecs<'_, 'a>) -> usize {
         self.0.lend(skip, limit, buffers)
     }
 

@@ -19,7 +19,7 @@ pub struct QueueStats {
     pub chains: u64,
     /// Times that the doorbell called the queue's thread, by the driver or for the rest of what it had offered.
     pub wakeups: u64,
-    /// Interrupts raised.
+    /// Interrupts raised for the queue; those that the driver suppressed are not counted.
     pub interrupts: u64,
 }
 

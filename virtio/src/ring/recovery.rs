@@ -59,14 +59,14 @@ pub trait Protocol: Send + Sync {
     fn refuse(&self, request: &mut Reader<'_>, reply: &mut Writer<'_>) -> u32;
 }
 
-/// What became of the chains that were owed.
+/// How many of the chains that the former server owed were dealt with in which way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Recovered {
     /// Answered with an error.
     pub refused: u16,
     /// Given back as they were.
     pub returned: u16,
-    /// Not found.
+    /// Chains that could not be found: the driver's requests stay unanswered until it resets the device.
     pub lost: u16,
 }
 

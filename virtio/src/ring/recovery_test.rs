@@ -122,7 +122,7 @@ impl Guest {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Deed {
+enum BackendAction {
     Ask(prop::sample::Index),
     Answer(prop::sample::Index),
 }
@@ -134,18 +134,18 @@ proptest! {
     fn whatever_was_owed_is_refused_and_nothing_else(
         deeds in prop::collection::vec(
             prop_oneof![
-                any::<prop::sample::Index>().prop_map(Deed::Ask),
-                any::<prop::sample::Index>().prop_map(Deed::Answer),
+                any::<prop::sample::Index>().prop_map(BackendAction::Ask),
+                any::<prop::sample::Index>().prop_map(BackendAction::Answer),
             ],
             1..200,
         ),
     ) {
         let mut guest = Guest::new();
-        for deed in deeds {
-            match deed {
-                Deed::Ask(room) => drop(guest.ask_in(false, room.index(guest.free_rooms.len()))),
-                Deed::Answer(_) if guest.out.is_empty() => {}
-                Deed::Answer(which) => guest.answer(which.index(guest.out.len())),
+        for action in deeds {
+            match action {
+                BackendAction::Ask(room) => drop(guest.ask_in(false, room.index(guest.free_rooms.len()))),
+                BackendAction::Answer(_) if guest.out.is_empty() => {}
+                BackendAction::Answer(which) => guest.answer(which.index(guest.out.len())),
             }
         }
         let (ring, recovered) = guest.recover();

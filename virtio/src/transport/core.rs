@@ -45,9 +45,9 @@ const FEATURES_OK: u8 = status_bit(VIRTIO_CONFIG_S_FEATURES_OK);
 const NEEDS_RESET: u8 = status_bit(VIRTIO_CONFIG_S_NEEDS_RESET);
 const FAILED: u8 = status_bit(VIRTIO_CONFIG_S_FAILED);
 
-/// Who interrupts.
+/// Which of a device's interrupts is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum InterruptSource {
     /// A configuration change (virtio 1.2 §2.3).
     Config,
     /// A queue.
@@ -104,22 +104,23 @@ impl Core {
         self.running.set_threads(threads);
     }
 
-    /// The device's name.
+    /// The name given to [`Core::new`]: in logs, counters and names of threads (`io-NAME`).
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The device itself.
+    /// The device behind the transport, for its metrics and handles.
     pub fn device(&self) -> &dyn VirtioDevice {
         self.device.as_ref()
     }
 
-    /// What the device is.
+    /// The device's profile, as read when the transport was made.
     pub fn profile(&self) -> &Profile {
         &self.profile
     }
 
-    /// Times that the device came to need a reset.
+    /// How often the device gave up and came to need a reset (`DEVICE_NEEDS_RESET`), over all drivers since it was
+    /// made.
     pub fn failures(&self) -> &Arc<Counter> {
         self.running.failures()
     }
@@ -129,7 +130,7 @@ impl Core {
         self.queues.iter().map(|queue| queue.counters().clone()).collect()
     }
 
-    /// Number of queues.
+    /// Number of virtqueues that the device has, enabled or not.
     pub fn queue_count(&self) -> u16 {
         u16::try_from(self.queues.len()).expect("checked by Core::new")
     }
@@ -161,7 +162,7 @@ impl Core {
     }
 
     /// Takes a write of `device_status`. `notify` makes the interrupts of a device that starts.
-    pub fn set_status(&mut self, value: u8, notify: impl Fn(Source) -> Notify) {
+    pub fn set_status(&mut self, value: u8, notify: impl Fn(InterruptSource) -> Notify) {
         self.finish_reset();
         if value == 0 {
             return self.begin_reset();
@@ -221,7 +222,7 @@ impl Core {
         }
     }
 
-    /// `queue_enable`.
+    /// `queue_enable` of `queue`; `false` for one that does not exist.
     pub fn queue_enabled(&self, queue: u16) -> bool {
         self.queues.get(usize::from(queue)).is_some_and(|queue| queue.enabled)
     }
@@ -274,8 +275,8 @@ impl Core {
         Some(self.device.doorbell(queue).unwrap_or_else(|| kick.clone()))
     }
 
-    fn start(&mut self, notify: &dyn Fn(Source) -> Notify) {
-        let config_changed = notify(Source::Config);
+    fn start(&mut self, notify: &dyn Fn(InterruptSource) -> Notify) {
+        let config_changed = notify(InterruptSource::Config);
         let started = self.build_rings(notify).and_then(|rings| {
             self.device.start(Activation {
                 mem: self.mem.clone(),
@@ -288,12 +289,12 @@ impl Core {
     }
 
     /// The enabled queues as rings.
-    fn build_rings(&mut self, notify: &dyn Fn(Source) -> Notify) -> Result<Vec<Option<Ring>>, StartError> {
+    fn build_rings(&mut self, notify: &dyn Fn(InterruptSource) -> Notify) -> Result<Vec<Option<Ring>>, StartError> {
         let event_idx = self.features.negotiated(VIRTIO_RING_F_EVENT_IDX);
         let mut rings = Vec::with_capacity(self.queues.len());
         for (index, queue) in (0..).zip(&mut self.queues) {
             rings.push(match queue.enabled {
-                true => Some(queue.ring(index, event_idx, notify(Source::Queue(index)), &self.mem)?),
+                true => Some(queue.ring(index, event_idx, notify(InterruptSource::Queue(index)), &self.mem)?),
                 false => None,
             });
         }

@@ -38,8 +38,8 @@ impl Bench {
         self.core.set_status(value, |source| {
             let interrupts = interrupts.clone();
             let slot = match source {
-                Source::Config => 0,
-                Source::Queue(queue) => 1 + usize::from(queue),
+                InterruptSource::Config => 0,
+                InterruptSource::Queue(queue) => 1 + usize::from(queue),
             };
             Notify::new(move || {
                 interrupts[slot].fetch_add(1, Ordering::SeqCst);

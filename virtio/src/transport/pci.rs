@@ -18,7 +18,7 @@ use husk_devices::memory::GuestMemory;
 use husk_devices::pci::{ConfigSpace, Msix, PciFunction};
 use husk_devices::{Counter, Effect, Host, lock};
 
-use super::core::{Core, Source};
+use super::core::{Core, InterruptSource};
 use crate::device::{ConfigAccess, VirtioDevice};
 use crate::ring::{Notify, QueueCounters, RingState};
 use crate::threads::Threads;
@@ -283,14 +283,14 @@ impl PciFunction for VirtioPci {
 
 /// The interrupt of `source` by MSI-X `vector`, and its trace in the ISR status: the configuration's always, the queues' only
 /// where there is no message (virtio 1.2 §4.1.4.5.1).
-fn notify(msix: &Msix, isr: &Arc<AtomicU8>, source: Source, vector: u16) -> Notify {
+fn notify(msix: &Msix, isr: &Arc<AtomicU8>, source: InterruptSource, vector: u16) -> Notify {
     let (vector, isr) = (msix.vector(vector), isr.clone());
     match (source, vector) {
-        (Source::Queue(_), Some(vector)) => Notify::new(vector),
-        (Source::Queue(_), None) => Notify::new(move || {
+        (InterruptSource::Queue(_), Some(vector)) => Notify::new(vector),
+        (InterruptSource::Queue(_), None) => Notify::new(move || {
             isr.fetch_or(ISR_QUEUE, Ordering::AcqRel);
         }),
-        (Source::Config, vector) => Notify::new(move || {
+        (InterruptSource::Config, vector) => Notify::new(move || {
             isr.fetch_or(ISR_CONFIG, Ordering::AcqRel);
             if let Some(vector) = &vector {
                 vector.signal();

@@ -12,7 +12,7 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use super::deadline::Deadline;
 use super::error::BackendError;
 use super::message::{ANSWER_BYTES, Answer, HEADER_BYTES, Request, header};
-use super::socket::{Heard, peek};
+use super::socket::{Pending, peek};
 use crate::syscall::is_ready;
 
 /// How long a back-end may take for everything that it is asked on one occasion: to agree, to take all rings or give them back, to
@@ -80,8 +80,8 @@ impl Channel {
     /// Whether the back-end is still there, and silent as it should be while it is asked nothing.
     pub fn check(&mut self) -> Result<(), BackendError> {
         let checked = match peek(&self.socket) {
-            Ok(Heard::Nothing) if !self.lost => return Ok(()),
-            Ok(Heard::Something) => Err(BackendError::Unasked),
+            Ok(Pending::Nothing) if !self.lost => return Ok(()),
+            Ok(Pending::Something) => Err(BackendError::Unasked),
             _ => Err(BackendError::Gone(None)),
         };
         self.lost = true;

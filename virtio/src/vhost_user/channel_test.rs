@@ -1,24 +1,24 @@
 use std::io::Write;
 
-use super::super::testing::{Deed, IMPATIENT, answer, serve};
+use super::super::testing::{BackendAction, IMPATIENT, answer, serve};
 use super::*;
 
 const NUMBER: Request = Request::GetQueueNum;
 
-fn channel(deed: Option<Deed>) -> Channel {
-    channel_with(deed, REPLY_TIMEOUT)
+fn channel(action: Option<BackendAction>) -> Channel {
+    channel_with(action, REPLY_TIMEOUT)
 }
 
 /// To a back-end that has `limit`.
-fn channel_with(deed: Option<Deed>, limit: Duration) -> Channel {
+fn channel_with(action: Option<BackendAction>, limit: Duration) -> Channel {
     let (here, there) = UnixStream::pair().unwrap();
-    serve(there, deed.map(|deed| (NUMBER, deed)));
+    serve(there, action.map(|action| (NUMBER, action)));
     Channel::new(here.into(), Deadline::after(limit)).unwrap()
 }
 
 /// Asks a back-end that answers with `bytes`.
 fn told(bytes: Vec<u8>) -> BackendError {
-    let mut channel = channel(Some(Deed::Say(bytes)));
+    let mut channel = channel(Some(BackendAction::Say(bytes)));
     let error = channel.ask(NUMBER, &[]).unwrap_err();
     // Whatever comes next would not be the answer to what is asked next.
     assert!(matches!(
@@ -60,21 +60,21 @@ fn what_is_not_the_answer_is_an_error() {
 
 #[test]
 fn silence_and_half_an_answer_end_at_the_limit() {
-    for deed in [
-        Deed::KeepSilent,
-        Deed::Drip,
-        Deed::Say(answer(NUMBER as u32, 4)[..19].to_vec()),
+    for action in [
+        BackendAction::KeepSilent,
+        BackendAction::Drip,
+        BackendAction::Say(answer(NUMBER as u32, 4)[..19].to_vec()),
     ] {
-        let error = channel_with(Some(deed.clone()), IMPATIENT)
+        let error = channel_with(Some(action.clone()), IMPATIENT)
             .ask(NUMBER, &[])
             .unwrap_err();
-        assert!(matches!(error, BackendError::Silent { .. }), "{deed:?}: {error}");
+        assert!(matches!(error, BackendError::Silent { .. }), "{action:?}: {error}");
     }
 }
 
 #[test]
 fn all_exchanges_together_have_one_limit() {
-    let mut channel = channel_with(Some(Deed::Dawdle), IMPATIENT);
+    let mut channel = channel_with(Some(BackendAction::Dawdle), IMPATIENT);
     let answers = (0..100).take_while(|_| channel.ask(NUMBER, &[]).is_ok()).count();
     assert!(answers < 2, "{answers} answers, each within the limit, were waited for");
     assert!(channel.is_lost());
@@ -114,13 +114,13 @@ fn a_back_end_that_does_not_read_is_given_up() {
 
 #[test]
 fn a_back_end_that_leaves_is_gone() {
-    let error = channel(Some(Deed::Close)).ask(NUMBER, &[]).unwrap_err();
+    let error = channel(Some(BackendAction::Close)).ask(NUMBER, &[]).unwrap_err();
     assert!(matches!(error, BackendError::Gone(Some(NUMBER))), "{error}");
 }
 
 #[test]
 fn a_refusal_leaves_the_connection_usable() {
-    let mut channel = channel(Some(Deed::Refuse(3)));
+    let mut channel = channel(Some(BackendAction::Refuse(3)));
     channel.expect_acknowledgements();
     let error = channel.command(NUMBER, &[], &[]).unwrap_err();
     assert_eq!(error.to_string(), "it refused GetQueueNum with code 3");

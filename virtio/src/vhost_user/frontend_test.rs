@@ -4,15 +4,15 @@ use husk_devices::memory::GuestRegionMmap;
 use vm_memory::{FileOffset, GuestAddress, GuestAddressSpace};
 
 use super::super::channel::REPLY_TIMEOUT;
-use super::super::testing::{Deed, FEATURES, Heard, IMPATIENT, PROTOCOL, regions_of, serve, shared_memory};
+use super::super::testing::{BackendAction, FEATURES, Heard, IMPATIENT, PROTOCOL, regions_of, serve, shared_memory};
 use super::*;
 use crate::testing::memory;
 
-fn negotiated(deed: Option<(Request, Deed)>) -> (Result<Frontend, BackendError>, Arc<Heard>) {
+fn negotiated(action: Option<(Request, BackendAction)>) -> (Result<Frontend, BackendError>, Arc<Heard>) {
     let (here, there) = UnixStream::pair().unwrap();
-    let is_slow = deed.as_ref().is_some_and(|(_, deed)| deed.is_slow());
+    let is_slow = action.as_ref().is_some_and(|(_, action)| action.is_slow());
     let limit = if is_slow { IMPATIENT } else { REPLY_TIMEOUT };
-    let heard = serve(there, deed);
+    let heard = serve(there, action);
     (Frontend::negotiate(here.into(), Deadline::after(limit), 3), heard)
 }
 
@@ -68,7 +68,7 @@ fn a_back_end_is_taken_as_it_should_be() {
 #[test]
 fn what_a_back_end_lacks_is_named() {
     let refused = |request, number| {
-        negotiated(Some((request, Deed::Number(number))))
+        negotiated(Some((request, BackendAction::Number(number))))
             .0
             .unwrap_err()
             .to_string()
@@ -91,8 +91,13 @@ fn what_a_back_end_lacks_is_named() {
 fn every_step_of_the_negotiation_may_go_wrong() {
     use Request::*;
     for request in [GetFeatures, GetProtocolFeatures, GetQueueNum, GetMaxMemSlots] {
-        for deed in [Deed::Close, Deed::KeepSilent, Deed::Drip, Deed::Say(vec![0xa5; 1000])] {
-            assert!(negotiated(Some((request, deed))).0.is_err());
+        for action in [
+            BackendAction::Close,
+            BackendAction::KeepSilent,
+            BackendAction::Drip,
+            BackendAction::Say(vec![0xa5; 1000]),
+        ] {
+            assert!(negotiated(Some((request, action))).0.is_err());
         }
     }
 }
@@ -123,7 +128,7 @@ fn memory_is_told_once_and_then_by_its_changes() {
 #[test]
 fn without_memory_slots_the_whole_table_is_told() {
     let (here, there) = UnixStream::pair().unwrap();
-    let few = Some((Request::GetProtocolFeatures, Deed::Number(PROTOCOL & 9)));
+    let few = Some((Request::GetProtocolFeatures, BackendAction::Number(PROTOCOL & 9)));
     let heard = serve(there, few);
     let mut frontend = Frontend::negotiate(here.into(), Deadline::after(REPLY_TIMEOUT), 3).unwrap();
     heard.take();
@@ -156,7 +161,7 @@ impl Tables {
 
 #[test]
 fn memory_that_is_refused_costs_the_back_end_nothing_that_it_had() {
-    let (frontend, heard) = negotiated(Some((Request::AddMemReg, Deed::RefuseLater(7))));
+    let (frontend, heard) = negotiated(Some((Request::AddMemReg, BackendAction::RefuseLater(7))));
     let mut frontend = frontend.unwrap();
     let tables = Tables::new();
     let before = regions_of(&tables.0, &[]);
@@ -172,7 +177,7 @@ fn memory_that_is_refused_costs_the_back_end_nothing_that_it_had() {
 
 #[test]
 fn of_several_new_regions_all_are_taken_or_none() {
-    let (frontend, heard) = negotiated(Some((Request::AddMemReg, Deed::RefuseLater(1))));
+    let (frontend, heard) = negotiated(Some((Request::AddMemReg, BackendAction::RefuseLater(1))));
     let mut frontend = frontend.unwrap();
     let tables = Tables::new();
     // The first is taken, the second is not.
@@ -187,7 +192,7 @@ fn of_several_new_regions_all_are_taken_or_none() {
 
 #[test]
 fn a_region_that_is_not_given_back_is_asked_for_again_and_hampers_no_other() {
-    let (frontend, heard) = negotiated(Some((Request::RemMemReg, Deed::Refuse(1))));
+    let (frontend, heard) = negotiated(Some((Request::RemMemReg, BackendAction::Refuse(1))));
     let mut frontend = frontend.unwrap();
     let tables = Tables::new();
     let base = regions_of(&tables.0, &[]);
@@ -203,7 +208,7 @@ fn a_region_that_is_not_given_back_is_asked_for_again_and_hampers_no_other() {
 #[test]
 fn a_table_that_is_refused_is_followed_by_the_one_before() {
     let (here, there) = UnixStream::pair().unwrap();
-    let heard = serve(there, Some((Request::SetMemTable, Deed::RefuseLater(1))));
+    let heard = serve(there, Some((Request::SetMemTable, BackendAction::RefuseLater(1))));
     let mut frontend = Frontend::negotiate(here.into(), Deadline::after(REPLY_TIMEOUT), 3).unwrap();
     frontend.slots = false;
     let tables = Tables::new();
@@ -219,7 +224,7 @@ fn a_table_that_is_refused_is_followed_by_the_one_before() {
 
 #[test]
 fn memory_that_is_gone_is_told_to_a_back_end_that_does_not_answer() {
-    let (frontend, heard) = negotiated(Some((Request::RemMemReg, Deed::KeepSilent)));
+    let (frontend, heard) = negotiated(Some((Request::RemMemReg, BackendAction::KeepSilent)));
     let mut frontend = frontend.unwrap();
     let tables = Tables::new();
     let base = regions_of(&tables.0, &[]);
@@ -310,7 +315,7 @@ fn a_ring_outside_shared_memory_is_not_handed_over() {
 
 #[test]
 fn an_impossible_position_is_an_error() {
-    let answer = Deed::Number(2 | 65536 << 32);
+    let answer = BackendAction::Number(2 | 65536 << 32);
     let (frontend, _heard) = negotiated(Some((Request::GetVringBase, answer)));
     let error = frontend.unwrap().stop_ring(2).unwrap_err();
     assert_eq!(

@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::super::channel::REPLY_TIMEOUT;
 use super::super::link::{Link, VhostUserMetrics};
 use super::super::message::Request;
-use super::super::testing::{Deed, Heard, IMPATIENT, regions_of, serve, shared_memory, spoil};
+use super::super::testing::{BackendAction, Heard, IMPATIENT, regions_of, serve, shared_memory, spoil};
 use super::*;
 use crate::device::MemoryListener;
 use crate::ring::{Notify, Reader, ReplyState, Ring, Signal, Writer};
@@ -55,9 +55,9 @@ struct Bench {
     drivers: [Driver; 2],
 }
 
-fn bench(deed: Option<(Request, Deed)>) -> Bench {
+fn bench(action: Option<(Request, BackendAction)>) -> Bench {
     let (here, there) = UnixStream::pair().unwrap();
-    let heard = serve(there, deed);
+    let heard = serve(there, action);
     let link = Link::from_stream(here, Path::new("/nowhere/fs.sock"), 2, REPLY_TIMEOUT).unwrap();
     heard.take();
     let mem = shared_memory(&[]);
@@ -202,7 +202,7 @@ fn the_back_end_gets_the_doorbell_that_the_kernel_signals_and_no_descriptor_that
 
 #[test]
 fn a_back_end_that_spoils_its_eventfds_holds_up_neither_kicks_nor_the_stop_nor_its_successor() {
-    let mut bench = bench(Some((Request::RemMemReg, Deed::Close)));
+    let mut bench = bench(Some((Request::RemMemReg, BackendAction::Close)));
     let (worker, failures) = bench.started();
     for queue in [0, 1] {
         spoil(bench.link.doorbell(queue).unwrap().event());
@@ -291,7 +291,7 @@ fn a_missing_queue_is_named_unless_it_may_be_missing() {
 
 #[test]
 fn the_death_of_the_back_end_is_a_failure_of_the_device_only() {
-    let bench = bench(Some((Request::RemMemReg, Deed::Close)));
+    let bench = bench(Some((Request::RemMemReg, BackendAction::Close)));
     let (worker, failures) = bench.started();
     // The back-end leaves when it is asked to forget a region: the change fails, and so does the device.
     bench.leave();
@@ -310,7 +310,7 @@ fn a_back_end_that_talks_without_being_asked_is_left() {
     // The second byte comes when nobody waits for an answer any more.
     let mut bytes = super::super::testing::answer(Request::SetVringEnable as u32, 0);
     bytes.push(0);
-    let bench = bench(Some((Request::SetVringEnable, Deed::Say(bytes))));
+    let bench = bench(Some((Request::SetVringEnable, BackendAction::Say(bytes))));
     let (_worker, failures) = bench.run();
     assert!(why(failures.recv_timeout(PATIENCE).unwrap()).contains("/nowhere/fs.sock: it "));
     assert_eq!(bench.metrics().backend_failures.get(), 1);
@@ -331,17 +331,20 @@ fn every_step_of_the_start_and_of_the_stop_may_go_wrong() {
     ];
     let deeds = || {
         [
-            Deed::Refuse(1),
-            Deed::Close,
-            Deed::KeepSilent,
-            Deed::Drip,
-            Deed::Dawdle,
-            Deed::Say(vec![0x5a; 600]),
+            BackendAction::Refuse(1),
+            BackendAction::Close,
+            BackendAction::KeepSilent,
+            BackendAction::Drip,
+            BackendAction::Dawdle,
+            BackendAction::Say(vec![0x5a; 600]),
         ]
     };
-    for (request, deed) in start.iter().flat_map(|request| deeds().map(|deed| (*request, deed))) {
-        let is_slow = deed.is_slow();
-        let bench = bench(Some((request, deed)));
+    for (request, action) in start
+        .iter()
+        .flat_map(|request| deeds().map(|action| (*request, action)))
+    {
+        let is_slow = action.is_slow();
+        let bench = bench(Some((request, action)));
         if is_slow {
             bench.lose_patience();
         }
@@ -353,8 +356,13 @@ fn every_step_of_the_start_and_of_the_stop_may_go_wrong() {
             "nobody speaks to it again"
         );
     }
-    for deed in [Deed::Close, Deed::KeepSilent, Deed::Drip, Deed::Say(vec![0x5a; 600])] {
-        let bench = bench(Some((GetVringBase, deed)));
+    for action in [
+        BackendAction::Close,
+        BackendAction::KeepSilent,
+        BackendAction::Drip,
+        BackendAction::Say(vec![0x5a; 600]),
+    ] {
+        let bench = bench(Some((GetVringBase, action)));
         let (worker, _) = bench.started();
         bench.lose_patience();
         let positions: Vec<u16> = worker.join().iter().map(|state| state.queue.next_avail).collect();
@@ -396,7 +404,7 @@ fn new_memory_is_told_while_the_device_works() {
 
 #[test]
 fn memory_that_is_gone_is_told_without_a_wait_and_by_whoever_speaks_to_the_back_end() {
-    let bench = bench(Some((Request::RemMemReg, Deed::KeepSilent)));
+    let bench = bench(Some((Request::RemMemReg, BackendAction::KeepSilent)));
     let grown = bench.grown();
     for speaks in [false, true] {
         bench.link.memory_added(&grown, soon()).unwrap();
@@ -451,7 +459,7 @@ fn the_next_start_connects_to_the_next_back_end() {
     let serve_next = move || {
         drop(serve(
             listener.accept().unwrap().0,
-            Some((Request::RemMemReg, Deed::Close)),
+            Some((Request::RemMemReg, BackendAction::Close)),
         ))
     };
     let mut bench = bench(None);
@@ -499,7 +507,7 @@ fn answer_of(driver: &mut Driver) -> (u32, u32) {
 
 #[test]
 fn what_a_dead_back_end_owes_is_refused_and_so_is_what_comes_later() {
-    let mut bench = bench(Some((Request::RemMemReg, Deed::Close)));
+    let mut bench = bench(Some((Request::RemMemReg, BackendAction::Close)));
     let (worker, failures) = bench.started();
     let owed = [(0, 0x8_0000), (1, 0x8_1000)].map(|(queue, at)| ask(&mut bench.drivers[queue], at));
     bench.leave();
@@ -524,9 +532,13 @@ fn what_a_dead_back_end_owes_is_refused_and_so_is_what_comes_later() {
 
 #[test]
 fn a_start_that_fails_is_a_device_that_refuses() {
-    for deed in [Deed::Close, Deed::Refuse(1), Deed::Say(vec![0x5a; 600])] {
+    for action in [
+        BackendAction::Close,
+        BackendAction::Refuse(1),
+        BackendAction::Say(vec![0x5a; 600]),
+    ] {
         for step in [Request::SetFeatures, Request::AddMemReg, Request::SetVringEnable] {
-            let mut bench = bench(Some((step, deed.clone())));
+            let mut bench = bench(Some((step, action.clone())));
             let head = ask(&mut bench.drivers[1], 0x8_0000);
             let (worker, failures) = bench.run();
             assert_eq!(answer_of(&mut bench.drivers[1]), (head, 1));
@@ -539,7 +551,7 @@ fn a_start_that_fails_is_a_device_that_refuses() {
 
 #[test]
 fn what_a_back_end_answered_before_it_said_that_it_has_the_ring_is_not_served_again() {
-    let mut bench = bench(Some((Request::SetVringEnable, Deed::KeepSilent)));
+    let mut bench = bench(Some((Request::SetVringEnable, BackendAction::KeepSilent)));
     let head = ask(&mut bench.drivers[0], 0x8_0000);
     let (worker, failures) = bench.run();
     until(|| bench.heard.requests().contains(&(Request::SetVringEnable as u32)));
@@ -563,7 +575,7 @@ fn what_a_back_end_answered_before_it_said_that_it_has_the_ring_is_not_served_ag
 
 #[test]
 fn a_back_end_that_ruined_a_ring_costs_that_ring_only() {
-    let mut bench = bench(Some((Request::RemMemReg, Deed::Close)));
+    let mut bench = bench(Some((Request::RemMemReg, BackendAction::Close)));
     let (worker, failures) = bench.started();
     bench.drivers[0].store(bench.drivers[0].used + 2, 0x1234);
     let owed = ask(&mut bench.drivers[1], 0x8_0000);
@@ -575,7 +587,7 @@ fn a_back_end_that_ruined_a_ring_costs_that_ring_only() {
 
 #[test]
 fn a_driver_that_breaks_the_rules_ends_a_device_that_refuses() {
-    let bench = bench(Some((Request::SetFeatures, Deed::Close)));
+    let bench = bench(Some((Request::SetFeatures, BackendAction::Close)));
     let (worker, failures) = bench.run();
     failures.recv_timeout(PATIENCE).unwrap();
     bench.drivers[0].store(bench.drivers[0].avail + 2, 0x1234);
@@ -586,13 +598,13 @@ fn a_driver_that_breaks_the_rules_ends_a_device_that_refuses() {
 
 #[test]
 fn all_rings_together_are_handed_over_and_taken_back_within_one_limit() {
-    let bench = bench(Some((Request::SetFeatures, Deed::Dawdle)));
+    let bench = bench(Some((Request::SetFeatures, BackendAction::Dawdle)));
     bench.lose_patience();
     let (worker, failures) = bench.run();
     assert!(why(failures.recv_timeout(PATIENCE).unwrap()).contains("within 100 ms, with all that was asked before"));
     assert!(bench.heard.requests().len() <= 2, "{:?}", bench.heard.requests());
     worker.join();
-    let bench = self::bench(Some((Request::GetVringBase, Deed::Dawdle)));
+    let bench = self::bench(Some((Request::GetVringBase, BackendAction::Dawdle)));
     let (worker, _) = bench.started();
     bench.heard.take();
     bench.lose_patience();
@@ -610,7 +622,7 @@ fn a_device_on_its_way_out_waits_for_no_answer_and_connects_to_nobody() {
     ] {
         let mut bench = bench(None);
         let (here, there) = UnixStream::pair().unwrap();
-        bench.heard = serve(there, Some((step, Deed::KeepSilent)));
+        bench.heard = serve(there, Some((step, BackendAction::KeepSilent)));
         // Nobody would live to see this limit.
         let limit = Duration::from_secs(1 << 30);
         bench.link = Link::from_stream(here, Path::new("/nowhere/s"), 2, limit).unwrap();
@@ -637,7 +649,7 @@ fn a_device_on_its_way_out_waits_for_no_answer_and_connects_to_nobody() {
 
 #[test]
 fn memory_that_the_back_end_refuses_is_an_error_of_the_change_and_not_the_end_of_the_share() {
-    let bench = bench(Some((Request::AddMemReg, Deed::RefuseLater(1))));
+    let bench = bench(Some((Request::AddMemReg, BackendAction::RefuseLater(1))));
     let (worker, failures) = bench.started();
     let grown = bench.grown();
     let error = bench.link.memory_added(&grown, soon()).unwrap_err().to_string();
@@ -681,7 +693,7 @@ fn a_held_device_has_its_rings_back_and_goes_on_where_they_stopped() {
 
 #[test]
 fn a_pause_that_is_given_up_leaves_a_slow_back_end_at_work() {
-    let bench = bench(Some((Request::GetVringBase, Deed::Dawdle)));
+    let bench = bench(Some((Request::GetVringBase, BackendAction::Dawdle)));
     let (worker, failures) = bench.started();
     bench.heard.take();
     // Both rings take a little longer than the usual limit for all, a twelfth of what there is for this.
@@ -709,7 +721,7 @@ fn a_pause_that_is_given_up_leaves_a_slow_back_end_at_work() {
 
 #[test]
 fn a_back_end_that_does_not_let_go_is_not_held_and_refuses_what_it_owes() {
-    let mut bench = bench(Some((Request::GetVringBase, Deed::Close)));
+    let mut bench = bench(Some((Request::GetVringBase, BackendAction::Close)));
     let (worker, failures) = bench.started();
     let owed = ask(&mut bench.drivers[1], 0x8_0000);
     worker.hold();
@@ -728,7 +740,7 @@ fn a_back_end_that_does_not_let_go_is_not_held_and_refuses_what_it_owes() {
 
 #[test]
 fn a_back_end_that_left_while_the_device_was_held_is_replaced_by_nobody() {
-    let mut bench = bench(Some((Request::RemMemReg, Deed::Close)));
+    let mut bench = bench(Some((Request::RemMemReg, BackendAction::Close)));
     let (worker, failures) = bench.started();
     bench.hold(&worker);
     bench.leave();
@@ -760,7 +772,7 @@ fn a_back_end_that_is_gone_keeps_nobody_from_changing_memory() {
     there.shutdown(std::net::Shutdown::Both).unwrap();
     link.memory_added(&shared_memory(&[]), soon()).unwrap();
     // The same after a stop that it did not answer.
-    let bench = bench(Some((Request::GetVringBase, Deed::Close)));
+    let bench = bench(Some((Request::GetVringBase, BackendAction::Close)));
     let (worker, _) = bench.started();
     worker.join();
     bench.link.memory_added(&shared_memory(&[]), soon()).unwrap();

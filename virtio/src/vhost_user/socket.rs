@@ -10,15 +10,15 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
 /// Whether the other end has said something, or left, without taking what it said.
-pub(super) fn peek(socket: &UnixStream) -> io::Result<Heard> {
+pub(super) fn peek(socket: &UnixStream) -> io::Result<Pending> {
     let mut byte = 0_u8;
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
     // SAFETY: the kernel writes at most one byte to the local, during the call only.
     match unsafe { libc::recv(socket.as_raw_fd(), (&raw mut byte).cast(), 1, flags) } {
-        0 => Ok(Heard::End),
-        1.. => Ok(Heard::Something),
+        0 => Ok(Pending::End),
+        1.. => Ok(Pending::Something),
         _ => match io::Error::last_os_error() {
-            error if error.kind() == io::ErrorKind::WouldBlock => Ok(Heard::Nothing),
+            error if error.kind() == io::ErrorKind::WouldBlock => Ok(Pending::Nothing),
             error => Err(error),
         },
     }
@@ -26,7 +26,7 @@ pub(super) fn peek(socket: &UnixStream) -> io::Result<Heard> {
 
 /// What waits in a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Heard {
+pub(super) enum Pending {
     Nothing,
     Something,
     /// The other end has closed it.
@@ -40,12 +40,12 @@ mod tests {
     #[test]
     fn what_waits_is_told_apart_and_stays() {
         let (here, there) = UnixStream::pair().unwrap();
-        assert_eq!(peek(&here).unwrap(), Heard::Nothing);
+        assert_eq!(peek(&here).unwrap(), Pending::Nothing);
         io::Write::write_all(&mut &there, b"x").unwrap();
-        assert_eq!(peek(&here).unwrap(), Heard::Something);
+        assert_eq!(peek(&here).unwrap(), Pending::Something);
         drop(there);
-        assert_eq!(peek(&here).unwrap(), Heard::Something);
+        assert_eq!(peek(&here).unwrap(), Pending::Something);
         io::Read::read_exact(&mut &here, &mut [0]).unwrap();
-        assert_eq!(peek(&here).unwrap(), Heard::End);
+        assert_eq!(peek(&here).unwrap(), Pending::End);
     }
 }

@@ -41,7 +41,7 @@ pub(crate) fn regions_of(file: &Arc<File>, more: &[u64]) -> GuestMemoryMmap {
 
 /// What a back-end does in place of answering.
 #[derive(Clone, Debug)]
-pub(crate) enum Deed {
+pub(crate) enum BackendAction {
     /// Says that it failed.
     Refuse(u64),
     /// Another number than the usual one.
@@ -60,7 +60,7 @@ pub(crate) enum Deed {
     RefuseLater(u64),
 }
 
-impl Deed {
+impl BackendAction {
     /// Whether only a limit in time ends it.
     pub fn is_slow(&self) -> bool {
         matches!(self, Self::KeepSilent | Self::Drip | Self::Dawdle)
@@ -114,7 +114,7 @@ impl Heard {
 }
 
 /// Serves `socket` on a thread of its own until the other end leaves.
-pub(crate) fn serve(mut socket: UnixStream, deed: Option<(Request, Deed)>) -> Arc<Heard> {
+pub(crate) fn serve(mut socket: UnixStream, action: Option<(Request, BackendAction)>) -> Arc<Heard> {
     let heard = Arc::<Heard>::default();
     let ears = heard.clone();
     thread::spawn(move || {
@@ -123,27 +123,29 @@ pub(crate) fn serve(mut socket: UnixStream, deed: Option<(Request, Deed)>) -> Ar
             let request = message.request;
             let usual = answer_to(&message).or(wants_answer.then_some(0));
             ears.messages.lock().unwrap().push(message);
-            let now = deed.as_ref().filter(|(at, _)| *at as u32 == request);
+            let now = action.as_ref().filter(|(at, _)| *at as u32 == request);
             times += usize::from(now.is_some());
-            dawdles |= now.is_some_and(|(_, deed)| matches!(deed, Deed::Dawdle));
+            dawdles |= now.is_some_and(|(_, action)| matches!(action, BackendAction::Dawdle));
             if dawdles {
                 thread::sleep(IMPATIENT * 4 / 5);
             }
-            match now.map(|(_, deed)| deed.clone()) {
-                Some(Deed::RefuseLater(number)) if times > 1 => say(&mut socket, request, number),
-                None | Some(Deed::Dawdle | Deed::RefuseLater(_)) => {
+            match now.map(|(_, action)| action.clone()) {
+                Some(BackendAction::RefuseLater(number)) if times > 1 => say(&mut socket, request, number),
+                None | Some(BackendAction::Dawdle | BackendAction::RefuseLater(_)) => {
                     usual.into_iter().for_each(|number| say(&mut socket, request, number))
                 }
-                Some(Deed::Refuse(number) | Deed::Number(number)) => say(&mut socket, request, number),
-                Some(Deed::Close) => return,
-                Some(Deed::Say(bytes)) => socket.write_all(&bytes).unwrap(),
-                Some(Deed::Drip) => {
+                Some(BackendAction::Refuse(number) | BackendAction::Number(number)) => {
+                    say(&mut socket, request, number)
+                }
+                Some(BackendAction::Close) => return,
+                Some(BackendAction::Say(bytes)) => socket.write_all(&bytes).unwrap(),
+                Some(BackendAction::Drip) => {
                     for byte in answer(request, usual.unwrap_or(0)) {
                         thread::sleep(IMPATIENT / 4);
                         let _ = socket.write_all(&[byte]);
                     }
                 }
-                Some(Deed::KeepSilent) => {}
+                Some(BackendAction::KeepSilent) => {}
             }
         }
     });

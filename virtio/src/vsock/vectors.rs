@@ -8,7 +8,7 @@ use vm_memory::VolatileSlice;
 use super::outbox::Outbox;
 use super::packet::{HEADER_BYTES, Header};
 use super::socket::{Received, Socket};
-use crate::iovecs::{Iovecs, Live, MAX_IOVECS, pieces};
+use crate::iovecs::{BorrowedIovecs, Iovecs, MAX_IOVECS, pieces};
 use crate::ring::{Ring, RingError};
 
 /// Arrays kept between calls.
@@ -76,7 +76,7 @@ impl Vectors {
 }
 
 /// Appends one buffer of a payload, if it has bytes and there is a place for it.
-fn push<'m>(payload: &mut Live<'_, 'm>, slice: VolatileSlice<'m>) -> bool {
+fn push<'m>(payload: &mut BorrowedIovecs<'_, 'm>, slice: VolatileSlice<'m>) -> bool {
     let fits = !slice.is_empty() && payload.len() < MAX_IOVECS;
     if fits {
         payload.push(slice);
@@ -86,8 +86,8 @@ fn push<'m>(payload: &mut Live<'_, 'm>, slice: VolatileSlice<'m>) -> bool {
 
 /// Chains of the driver that a socket is about to be read into.
 pub(super) struct Incoming<'v, 'm> {
-    headers: Live<'v, 'm>,
-    payload: Live<'v, 'm>,
+    headers: BorrowedIovecs<'v, 'm>,
+    payload: BorrowedIovecs<'v, 'm>,
     chains: &'v mut Vec<Piece>,
     used: &'v mut Vec<(u16, u32)>,
     mem: &'m GuestMemoryMmap,
@@ -209,7 +209,7 @@ pub(super) struct Outgoing<'v, 'm> {
     header: Option<Header>,
     head: u16,
     room: usize,
-    payload: Live<'v, 'm>,
+    payload: BorrowedIovecs<'v, 'm>,
 }
 
 impl Outgoing<'_, '_> {

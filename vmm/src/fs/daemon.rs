@@ -135,7 +135,7 @@ fn confine(options: &Options, dir: OwnedFd) -> anyhow::Result<Arc<dyn Serve>> {
     wish.lower(of_others).context(capabilities)?;
     let server = Server::open_at(&options.share, prepared.dir())?;
     // While there is no other thread, it costs no wait.
-    server.make_room();
+    server.reserve_fds();
     Capabilities::raise().context(capabilities)?;
     let sandbox = prepared.close().context("sandbox")?;
     let kept = wish.reduce(of_others).context(capabilities)?;

@@ -58,7 +58,7 @@ impl Handler for RequestQueueHandler {
             source,
         })?;
         if self.queue == HIGH_PRIORITY {
-            self.session.make_room();
+            self.session.reserve_fds();
         }
         let timer = DeadlineTimer::new().map_err(HandlerError::watch)?;
         watch.readable(timer.as_raw_fd(), TIMER).map_err(HandlerError::watch)?;

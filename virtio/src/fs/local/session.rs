@@ -74,9 +74,9 @@ impl Session {
         self.serve.enter()
     }
 
-    /// See [`Serve::make_room`].
-    pub fn make_room(&self) {
-        self.serve.make_room();
+    /// See [`Serve::reserve_fds`].
+    pub fn reserve_fds(&self) {
+        self.serve.reserve_fds();
     }
 
     /// Answers the doorbell of a queue on the queue's own thread.

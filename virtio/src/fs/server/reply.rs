@@ -9,7 +9,7 @@ use zerocopy::{Immutable, IntoBytes};
 use super::Done;
 use crate::fs::protocol::{Failure, replies};
 use crate::fs::serve::Outcome;
-use crate::iovecs::Live;
+use crate::iovecs::BorrowedIovecs;
 use crate::ring::Writer;
 
 /// Bytes of a reply's header.
@@ -53,7 +53,7 @@ impl<'a> Reply<'a> {
 
     /// Appends the `limit` bytes of the body after `skip` to `buffers`, as far as one call of the kernel takes them, and says how many
     /// bytes that is.
-    pub fn lend(&self, skip: usize, limit: usize, buffers: &mut Live<'_, 'a>) -> usize {
+    pub fn lend(&self, skip: usize, limit: usize, buffers: &mut BorrowedIovecs<'_, 'a>) -> usize {
         self.writer.lend(HEADER_BYTES.saturating_add(skip), limit, buffers)
     }
 

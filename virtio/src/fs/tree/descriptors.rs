@@ -103,7 +103,7 @@ impl Drop for CountedFd {
 
 /// Has the process's table hold `count` descriptors, with the help of any that is open. The kernel doubles it when it is full, and with
 /// several threads waits each time until no processor looks at the old one. Where the host refuses, it does so again.
-pub(super) fn make_room(any: impl AsFd, count: usize) {
+pub(super) fn reserve_fds(any: impl AsFd, count: usize) {
     if let Some(last) = count.checked_sub(1).and_then(|last| i32::try_from(last).ok()) {
         drop(fcntl_dupfd_cloexec(any, last));
     }

@@ -233,9 +233,9 @@ impl Nodes {
     }
 
     /// Has the process's table of descriptors hold those of all nodes that may have one.
-    pub fn make_room(&self) {
+    pub fn reserve_fds(&self) {
         if let Some(fd) = self.at_hand(&self.root) {
-            descriptors::make_room(&*fd, self.oldest.most());
+            descriptors::reserve_fds(&*fd, self.oldest.most());
         }
     }
 

@@ -137,7 +137,7 @@ fn there_is_room_for_the_descriptors_of_all_nodes() {
         let size = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
         size.unwrap().trim().parse().unwrap()
     };
-    share.tree.make_room();
+    share.tree.reserve_fds();
     assert!(table() >= 896, "{}", table());
     // It stays open to the root alone.
     assert_eq!(share.counter("node_descriptors"), 1);

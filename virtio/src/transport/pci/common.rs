@@ -25,7 +25,7 @@
 
 use crate::ring::Notify;
 use crate::transport::QueuePart;
-use crate::transport::core::{Core, Source};
+use crate::transport::core::{Core, InterruptSource};
 
 /// Size of the structure.
 pub(super) const COMMON_BYTES: u32 = 0x3c;
@@ -128,7 +128,7 @@ impl Common {
             Register::Generation => generation.into(),
             Register::QueueSelect => queue.into(),
             Register::QueueSize => core.queue_size(queue).into(),
-            Register::QueueVector => self.vector(Source::Queue(queue)).into(),
+            Register::QueueVector => self.vector(InterruptSource::Queue(queue)).into(),
             Register::QueueEnable => core.queue_enabled(queue).into(),
             Register::QueueNotifyOff if queue < core.queue_count() => queue.into(),
             Register::QueueNotifyOff | Register::Absent => 0,
@@ -138,7 +138,13 @@ impl Common {
 
     /// Takes a write of one register, or of both halves of a queue address. `notify` makes the interrupt of a source from the
     /// vector that was set for it.
-    pub fn write(&mut self, core: &mut Core, offset: u64, data: &[u8], notify: impl Fn(Source, u16) -> Notify) {
+    pub fn write(
+        &mut self,
+        core: &mut Core,
+        offset: u64,
+        data: &[u8],
+        notify: impl Fn(InterruptSource, u16) -> Notify,
+    ) {
         self.follow_reset(core);
         if let (Some((low, high)), true) = (
             data.split_at_checked(4),
@@ -151,7 +157,13 @@ impl Common {
         }
     }
 
-    fn write_one(&mut self, core: &mut Core, offset: u64, data: &[u8], notify: &impl Fn(Source, u16) -> Notify) {
+    fn write_one(
+        &mut self,
+        core: &mut Core,
+        offset: u64,
+        data: &[u8],
+        notify: &impl Fn(InterruptSource, u16) -> Notify,
+    ) {
         let exact = |(start, width, _): &&(u64, u64, Register)| *start == offset && *width == data.len() as u64;
         let Some((.., register)) = REGISTERS.iter().find(exact) else {
             return;
@@ -177,10 +189,10 @@ impl Common {
     }
 
     /// The vector of a source, `VIRTIO_MSI_NO_VECTOR` for a queue that does not exist.
-    fn vector(&self, source: Source) -> u16 {
+    fn vector(&self, source: InterruptSource) -> u16 {
         match source {
-            Source::Config => self.config_vector,
-            Source::Queue(queue) => self
+            InterruptSource::Config => self.config_vector,
+            InterruptSource::Queue(queue) => self
                 .queue_vectors
                 .get(usize::from(queue))
                 .copied()
