@@ -196,8 +196,9 @@ impl Bank {
     /// Slot numbers have three hexadecimal digits in AML names.
     pub const MAX_SLOTS: u32 = 0x1000;
 
-    /// `slots` empty slots for `kind`. The guest is told again by `notifier` of what has to be checked. `on_eject` is called, on a
-    /// vCPU thread and with the bank locked, each time the guest has let go of a slot: it should wake the control thread, which calls [`Hotplug::reap`](crate::Hotplug::reap), and do no more.
+    /// `slots` empty slots for `kind`. The guest is told again by `notifier` of what has to be checked. `on_eject` is
+    /// called, on a vCPU thread and with the bank locked, each time the guest has let go of a slot: it should wake the
+    /// control thread, which calls [`Hotplug::reap`](crate::Hotplug::reap), and do no more.
     ///
     /// # Errors
     /// More than [`Bank::MAX_SLOTS`].
@@ -519,7 +520,8 @@ impl Entry {
     fn step(&mut self, event: Event, sender: Option<OutcomeSender>) -> Result<State, NotAllowed> {
         let step = self.state.step(event)?;
         if let Some(sender) = sender {
-            // The sender that was here before, if any, is dropped, and its request thereby withdrawn: the last one who asks is answered.
+            // The sender that was here before, if any, is dropped, and its request thereby withdrawn: the last one who
+            // asks is answered.
             match event {
                 Event::Ask => self.remove = Some(sender),
                 _ => self.add = Some(sender),

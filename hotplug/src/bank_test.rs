@@ -605,7 +605,10 @@ proptest! {
             let _ = bank.apply(slot, Event::Expire, None);
         }
         let at_rest = bank.states().all(|(_, state)| matches!(state, State::Empty | State::Present | State::Ejected { .. }));
-        let waiting = receivers.iter().filter(|receiver| receiver.wait(Instant::now()) == Outcome::TimedOut && receiver.latency().is_none());
+        let waits = |receiver: &&OutcomeReceiver| {
+            receiver.wait(Instant::now()) == Outcome::TimedOut && receiver.latency().is_none()
+        };
+        let waiting = receivers.iter().filter(waits);
         prop_assert!(!at_rest || waiting.count() == 0);
     }
 }

@@ -35,7 +35,8 @@ impl GedEvent {
     }
 }
 
-/// The host's end: tells the guest that something happened. Cheap to clone, any thread may call it, and it never blocks.
+/// The host's end: tells the guest that something happened. Cheap to clone, any thread may call it, and it never
+/// blocks.
 #[derive(Clone, Debug)]
 pub struct GedNotifier {
     status: Arc<AtomicU32>,

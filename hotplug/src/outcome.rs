@@ -1,5 +1,5 @@
-//! How an operation of the host's on a slot ends: a channel for one [`Outcome`], from the [`OutcomeSender`] of whoever hears the guest's
-//! answer to the [`OutcomeReceiver`] of whoever waits for it.
+//! How an operation of the host's on a slot ends: a channel for one [`Outcome`], from the [`OutcomeSender`] of whoever
+//! hears the guest's answer to the [`OutcomeReceiver`] of whoever waits for it.
 
 use std::cell::OnceCell;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -43,8 +43,8 @@ impl Outcome {
 /// An answer and when it came.
 type Answer = (Outcome, Instant);
 
-/// The answering end. Dropping it without an answer withdraws the operation, so nobody waits for what can no longer come. Either way the
-/// receiver's waker is woken, once the answer can be seen.
+/// The answering end. Dropping it without an answer withdraws the operation, so nobody waits for what can no longer
+/// come. Either way the receiver's waker is woken, once the answer can be seen.
 #[derive(Debug)]
 pub struct OutcomeSender {
     /// Taken when the sender is dropped.
@@ -87,8 +87,8 @@ impl OutcomeReceiver {
         Self::with(Waker::noop().clone())
     }
 
-    /// As [`OutcomeReceiver::new`], and `waker` is woken when the sender has sent or is dropped: on a vCPU thread, so it must not
-    /// block.
+    /// As [`OutcomeReceiver::new`], and `waker` is woken when the sender has sent or is dropped: on a vCPU thread, so
+    /// it must not block.
     pub fn with(waker: Waker) -> (OutcomeSender, Self) {
         let (sender, answers) = sync_channel(1);
         (
@@ -111,8 +111,9 @@ impl OutcomeReceiver {
 
     /// Waits for the answer until `deadline`.
     ///
-    /// [`Outcome::TimedOut`] because of `deadline` changes nothing: the guest may still answer, and a later call sees it. So a
-    /// caller may wait in short steps and do something in between, such as [`GedNotifier::retrigger`](crate::ged::GedNotifier::retrigger).
+    /// [`Outcome::TimedOut`] because of `deadline` changes nothing: the guest may still answer, and a later call sees
+    /// it. So a caller may wait in short steps and do something in between, such as
+    /// [`GedNotifier::retrigger`](crate::ged::GedNotifier::retrigger).
     pub fn wait(&self, deadline: Instant) -> Outcome {
         self.0.iter().fold(Outcome::Accepted, |outcome, pending| {
             outcome.and(pending.wait(deadline))

@@ -17,7 +17,7 @@ fn kept(outcome: Outcome) -> OutcomeReceiver {
     receiver
 }
 
-/// Counts how often it is woken, and what could be seen of a ticket then.
+/// Counts how often it is woken, and what could be seen of a receiver then.
 struct Watcher {
     receiver: Mutex<Option<OutcomeReceiver>>,
     seen: Mutex<Vec<Outcome>>,

@@ -105,8 +105,8 @@ impl<P: Plug> Hotplug<P> {
         Ok(())
     }
 
-    /// Fills an empty slot and tells the guest. The outcome comes with the guest's `_OST`; when it is refused, the unit goes with
-    /// the next [`Hotplug::reap`].
+    /// Fills an empty slot and tells the guest. The outcome comes with the guest's `_OST`; when it is refused, the unit
+    /// goes with the next [`Hotplug::reap`].
     ///
     /// # Errors
     /// The slot is not empty, or the host cannot create the unit; the guest has heard nothing.
@@ -121,8 +121,9 @@ impl<P: Plug> Hotplug<P> {
         Ok(receiver)
     }
 
-    /// Wants a slot back whose removal is pending. If the guest has not heard of the removal it never will; if it has, it either
-    /// refuses, and so keeps the unit, or lets go, and `unit` is offered in its place. The removal's outcome is [`Outcome::Withdrawn`].
+    /// Wants a slot back whose removal is pending. If the guest has not heard of the removal it never will; if it has,
+    /// it either refuses, and so keeps the unit, or lets go, and `unit` is offered in its place. The removal's outcome
+    /// is [`Outcome::Withdrawn`].
     ///
     /// # Errors
     /// The slot is empty, or the successor could not be created at once.
@@ -138,8 +139,9 @@ impl<P: Plug> Hotplug<P> {
         Ok(receiver)
     }
 
-    /// Asks the guest to let go of a slot. The outcome comes with its `_EJ0`, or with the `_OST` that refuses. A unit that the guest
-    /// has not yet heard of goes at once. A guest that has been asked for a PCI function before, and has not answered, is told again.
+    /// Asks the guest to let go of a slot. The outcome comes with its `_EJ0`, or with the `_OST` that refuses. A unit
+    /// that the guest has not yet heard of goes at once. A guest that has been asked for a PCI function before, and has
+    /// not answered, is told again.
     ///
     /// # Errors
     /// The slot is empty or pinned.
@@ -167,9 +169,9 @@ impl<P: Plug> Hotplug<P> {
         Ok(self.state(slot).unwrap_or(state))
     }
 
-    /// Destroys what the guest let go of, offers anew what is wanted again, and says which slots those were; what is not yet
-    /// [retired](Plug::retire) is left to a later call. To be called when the bank's `on_eject` has spoken, and whenever a unit may
-    /// have become ready.
+    /// Destroys what the guest let go of, offers anew what is wanted again, and says which slots those were; what is
+    /// not yet [retired](Plug::retire) is left to a later call. To be called when the bank's `on_eject` has spoken, and
+    /// whenever a unit may have become ready.
     ///
     /// # Errors
     /// The first failure of the host; the other slots are served all the same, and those that failed will be tried again.

@@ -12,8 +12,9 @@
 //! | 4      | 4     | R   | `max_nr_ports`: 0, no multiport         |
 //! | 8      | 4     | -   | `emerg_wr`: ignored, not offered        |
 //!
-//! Output goes to a sink that the machine provides; what it does not take is dropped and counted, and the guest goes on. Input
-//! and the window's size come through a [`ConsoleHandle`] from any thread. The size that there was from the start is told as well (`size_notifier.rs`).
+//! Output goes to a sink that the machine provides; what it does not take is dropped and counted, and the guest goes
+//! on. Input and the window's size come through a [`ConsoleHandle`] from any thread. The size that there was from the
+//! start is told as well (`size_notifier.rs`).
 
 mod handle;
 mod size_notifier;

@@ -1,4 +1,4 @@
-//! Where an I/O thread is held: asked by a control thread, which does not wait for it, and arrived at by the I/O thread itself.
+//! Where an I/O thread is held: a control thread asks for that and does not wait; the I/O thread comes by itself.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -63,14 +63,15 @@ impl HoldPoint {
         self.change(|_| State::Ended);
     }
 
-    /// The thread is there. Waits as long as it is held, and returns how it stands then: [`State::Running`] or [`State::Ended`].
+    /// The thread is there. Waits as long as it is held, and returns how it stands then: [`State::Running`] or
+    /// [`State::Ended`].
     pub fn wait_while_held(&self) -> State {
         let state = self.changed.wait_while(self.lock(), |state| self.must_wait(state));
         *state.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a thread that finds `state` has to wait. Says that it is there when that is new: under the lock, so that whoever is
-    /// woken finds it held.
+    /// Whether a thread that finds `state` has to wait. Says that it is there when that is new: under the lock, so that
+    /// whoever is woken finds it held.
     fn must_wait(&self, state: &mut State) -> bool {
         if *state == State::HoldRequested {
             *state = State::Held;
@@ -103,9 +104,9 @@ mod tests {
 
     use super::*;
 
-    struct Bell(Mutex<Sender<()>>);
+    struct Wakes(Mutex<Sender<()>>);
 
-    impl Wake for Bell {
+    impl Wake for Wakes {
         fn wake(self: Arc<Self>) {
             self.0.lock().unwrap().send(()).unwrap();
         }
@@ -113,8 +114,8 @@ mod tests {
 
     fn hold_point() -> (Arc<HoldPoint>, Receiver<()>) {
         let (ring, rings) = channel();
-        let bell = Arc::new(Bell(Mutex::new(ring)));
-        (Arc::new(HoldPoint::new(bell.into())), rings)
+        let wakes = Arc::new(Wakes(Mutex::new(ring)));
+        (Arc::new(HoldPoint::new(wakes.into())), rings)
     }
 
     /// A thread that arrives, and the state in which it left.

@@ -1,7 +1,8 @@
 //! Where the threads of devices come from, and what confines them.
 //!
-//! A device is started by a register write, on a vCPU thread. What that thread may do it hands down to threads that it creates, and
-//! a vCPU should be able to do little. So the transport asks a [`Threads`], which may create them elsewhere; [`UnconfinedThreads`] does not.
+//! A device is started by a register write, on a vCPU thread. What that thread may do it hands down to threads that it
+//! creates, and a vCPU should be able to do little. So the transport asks a [`Threads`], which may create them
+//! elsewhere; [`UnconfinedThreads`] does not.
 
 use std::io;
 use std::task::Waker;
@@ -49,8 +50,8 @@ pub trait Threads: Send + Sync {
     /// When it is clear at once that there will be no thread.
     fn start(&self, name: &str, body: ThreadBody) -> io::Result<()>;
 
-    /// Takes from the calling thread whatever `thread_class` does not need once a handler watches its descriptors. Called once on
-    /// each thread, before the first request is looked at.
+    /// Takes from the calling thread whatever `thread_class` does not need once a handler watches its descriptors.
+    /// Called once on each thread, before the first request is looked at.
     ///
     /// # Errors
     /// When the host refuses. The thread must not go on then.

@@ -39,8 +39,8 @@ impl Worker {
         Self::spawn_on(&threads, ThreadClass::Stream, name, handler, on_failure)
     }
 
-    /// Has `threads` start a thread called `name` (cut to 15 bytes), which serves `handler` of a device whose threads are of `thread_class`
-    /// until told to stop. Returns at once.
+    /// Has `threads` start a thread called `name` (cut to 15 bytes), which serves `handler` of a device whose threads
+    /// are of `thread_class` until told to stop. Returns at once.
     ///
     /// If the handler gives up, `on_failure` is called on the I/O thread, once; unless it survives, the handler is stopped and the
     /// thread ends. If there turns out to be no thread, the same happens elsewhere.
@@ -205,7 +205,8 @@ impl Drop for HandlerThread {
 /// Why a look-up of the subscriber cannot fail.
 const ONLY_HERE: &str = "only `serve` removes the subscriber that it added";
 
-/// The epoll loop, confined as soon as the handler has set itself up. Returns the subscriber, and why it gave up if it did.
+/// The epoll loop, confined as soon as the handler has set itself up. Returns the subscriber, and why it gave up if it
+/// did.
 fn serve(
     subscriber: HandlerSubscriber,
     confine: impl FnOnce() -> io::Result<()>,
@@ -259,7 +260,8 @@ struct HandlerSubscriber {
 }
 
 impl HandlerSubscriber {
-    /// Does what the hold point says. A handler that gives up while it is asked to hold is not held: whoever asked learns that it does not come.
+    /// Does what the hold point says. A handler that gives up while it is asked to hold is not held: whoever asked
+    /// learns that it does not come.
     fn follow_hold_point(&mut self, watch: &mut dyn Watch) -> Option<End> {
         if self.hold_point.state() == State::HoldRequested {
             let held = self.handler.hold(watch);

@@ -132,7 +132,7 @@ proptest! {
 
     #[test]
     fn whatever_was_owed_is_refused_and_nothing_else(
-        deeds in prop::collection::vec(
+        actions in prop::collection::vec(
             prop_oneof![
                 any::<prop::sample::Index>().prop_map(BackendAction::Ask),
                 any::<prop::sample::Index>().prop_map(BackendAction::Answer),
@@ -141,7 +141,7 @@ proptest! {
         ),
     ) {
         let mut guest = Guest::new();
-        for action in deeds {
+        for action in actions {
             match action {
                 BackendAction::Ask(room) => drop(guest.ask_in(false, room.index(guest.free_rooms.len()))),
                 BackendAction::Answer(_) if guest.out.is_empty() => {}

@@ -1,11 +1,11 @@
 //! Bus mastering: a function whose driver has taken that right away issues no memory requests (PCIe 5.0 §7.5.1.1.3).
 //!
-//! Its handlers are not called meanwhile. What they wait for stays in its descriptor: doorbells that have rung, frames, completions. A
-//! handler that would be called has its descriptors watched no more, so that its thread sleeps, and is called for all of them when the
-//! right is back. Neither direction has anybody wait: taking the right away is a flag, which the thread sees before its next piece of
-//! work. The piece that it is at is short; what the host has begun by then, such as a read from a disk, is finished. A handler that
-//! other threads help, or that is held or stopped while it has requests to answer, is given the flag itself
-//! ([`Handler::set_bus_master_flag`]).
+//! Its handlers are not called meanwhile. What they wait for stays in its descriptor: doorbells that have rung, frames,
+//! completions. A handler that would be called has its descriptors watched no more, so that its thread sleeps, and is
+//! called for all of them when the right is back. Neither direction has anybody wait: taking the right away is a flag,
+//! which the thread sees before its next piece of work. The piece that it is at is short; what the host has begun by
+//! then, such as a read from a disk, is finished. A handler that other threads help, or that is held or stopped while
+//! it has requests to answer, is given the flag itself ([`Handler::set_bus_master_flag`]).
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};

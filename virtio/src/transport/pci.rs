@@ -80,7 +80,8 @@ impl VirtioPci {
         })
     }
 
-    /// Has the device's threads come from `threads`; without this they are [`UnconfinedThreads`](crate::threads::UnconfinedThreads).
+    /// Has the device's threads come from `threads`; without this they are
+    /// [`UnconfinedThreads`](crate::threads::UnconfinedThreads).
     pub fn set_threads(&mut self, threads: Arc<dyn Threads>) {
         self.core.set_threads(threads);
     }

@@ -96,7 +96,8 @@ pub(crate) struct VhostHandler {
 }
 
 impl VhostHandler {
-    /// Rings of a device on `handles`, a group for each handle, with `features` agreed on; and the queue that stays here, if there is one.
+    /// Rings of a device on `handles`, a group for each handle, with `features` agreed on; and the queue that stays
+    /// here, if there is one.
     /// `mem` is what the device reaches.
     pub fn new(
         handles: Arc<VhostHandles>,

@@ -329,7 +329,7 @@ fn every_step_of_the_start_and_of_the_stop_may_go_wrong() {
         SetVringKick,
         SetVringEnable,
     ];
-    let deeds = || {
+    let actions = || {
         [
             BackendAction::Refuse(1),
             BackendAction::Close,
@@ -341,7 +341,7 @@ fn every_step_of_the_start_and_of_the_stop_may_go_wrong() {
     };
     for (request, action) in start
         .iter()
-        .flat_map(|request| deeds().map(|action| (*request, action)))
+        .flat_map(|request| actions().map(|action| (*request, action)))
     {
         let is_slow = action.is_slow();
         let bench = bench(Some((request, action)));

@@ -29,11 +29,12 @@ const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
 /// epoll's number of the listening socket; those of connections are far below.
 const LISTENER: u64 = u64::MAX;
 
-/// [`Watch`] tokens: doorbells, the bell of the device, all sockets, news for the driver, descriptors that may be there.
+/// [`Watch`] tokens: doorbells, the reset event of the device, all sockets, interrupts put off, descriptors that may be
+/// there.
 const RECEIVE: u32 = 0;
 const TRANSMIT: u32 = 1;
 const EVENT: u32 = 2;
-const BELL: u32 = 3;
+const RESET: u32 = 3;
 const SOCKETS: u32 = 4;
 const COALESCE_TIMER: u32 = 5;
 const DESCRIPTORS: u32 = 6;
@@ -79,7 +80,7 @@ impl VsockHandler {
         let doorbells = [
             (self.receive.ring.kick().as_raw_fd(), RECEIVE),
             (self.transmit.kick().as_raw_fd(), TRANSMIT),
-            (self.host.bell.as_raw_fd(), BELL),
+            (self.host.reset_event.as_raw_fd(), RESET),
         ];
         let event = self.event.as_ref().map(|ring| (ring.kick().as_raw_fd(), EVENT));
         for (fd, token) in doorbells.into_iter().chain(event) {
@@ -211,7 +212,7 @@ impl Handler for VsockHandler {
                     self.muxer.accept().map_err(no_sockets)?;
                 }
             }
-            BELL => self.reset_due |= self.host.reset_wanted.swap(false, Ordering::AcqRel),
+            RESET => self.reset_due |= self.host.reset_wanted.swap(false, Ordering::AcqRel),
             // New buffers are found by whoever needs some.
             RECEIVE => self.receive.ring.note_kick(),
             TRANSMIT => self.transmit.note_kick(),

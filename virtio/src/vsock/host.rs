@@ -1,4 +1,5 @@
-//! The device's side that outlives a driver: the listening socket, and a doorman who sends dials away while there is no driver.
+//! The device's side that outlives a driver: the listening socket, and a listener that closes dials while there is no
+//! driver.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -15,16 +16,16 @@ use crate::device::{Handler, HandlerError, Watch};
 use crate::ring::RingState;
 use crate::threads::{ThreadBody, ThreadClass, Threads, UnconfinedThreads};
 
-/// Dials sent away before the doorman looks at his bell.
+/// Dials closed before the idle listener looks again whether a handler takes them.
 const DIALS_PER_TURN: usize = 64;
 
 /// How long a dial waits when not even one descriptor can be had.
 pub(super) const FD_RETRY_DELAY: Duration = Duration::from_millis(10);
 
 const DIAL: u32 = 0;
-const BELL: u32 = 1;
+const SERVED_CHANGED: u32 = 1;
 
-/// What device, handler and doorman share.
+/// What device, handler and idle listener share.
 pub(super) struct Host {
     /// The socket that programs of the host dial.
     pub listener: Listener,
@@ -32,32 +33,32 @@ pub(super) struct Host {
     pub metrics: Arc<VsockMetrics>,
     /// A handler takes the dials.
     served: AtomicBool,
-    /// Rings for the doorman when `served` has changed.
+    /// Wakes the idle listener when `served` has changed.
     served_changed: EventFd,
     /// The driver is to be told that its streams are gone.
     pub reset_wanted: AtomicBool,
-    /// Rings for the handler when `reset_wanted` was set.
-    pub bell: EventFd,
+    /// Wakes the handler when `reset_wanted` was set.
+    pub reset_event: EventFd,
 }
 
 impl Host {
     /// The host's side around a listening socket.
     pub fn new(listener: Listener) -> io::Result<Self> {
-        let bell = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
+        let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
         Ok(Self {
             listener,
             metrics: Arc::default(),
             served: AtomicBool::new(false),
-            served_changed: bell()?,
+            served_changed: event()?,
             reset_wanted: AtomicBool::new(false),
-            bell: bell()?,
+            reset_event: event()?,
         })
     }
 
     /// Says whether a handler takes the dials.
     pub fn set_served(&self, by_handler: bool) {
         self.served.store(by_handler, Ordering::Release);
-        // Fails only when the counter is full, and then the doorman wakes anyway.
+        // Fails only when the counter is full, and then the idle listener wakes anyway.
         let _ = self.served_changed.write(1);
     }
 
@@ -65,11 +66,12 @@ impl Host {
     pub fn reset_transport(&self) {
         self.reset_wanted.store(true, Ordering::Release);
         // Fails only when the counter is full, and then the handler wakes anyway.
-        let _ = self.bell.write(1);
+        let _ = self.reset_event.write(1);
     }
 }
 
-/// The doorman's thread: started on the spot, because there are dials before anything else of the machine runs.
+/// Starts the idle listener's thread at once, as any thread is, because there are dials before anything else of the
+/// machine runs.
 pub(super) struct DirectSpawn(pub Arc<dyn Threads>);
 
 impl Threads for DirectSpawn {
@@ -82,7 +84,7 @@ impl Threads for DirectSpawn {
     }
 }
 
-/// Sends dials away at once while no driver is there: a shim that got no answer would wait for ever.
+/// Closes dials at once while no driver is there: a shim that got no answer would wait for ever.
 pub(super) struct IdleListener {
     reserve: ReserveFd,
     host: Arc<Host>,
@@ -90,7 +92,7 @@ pub(super) struct IdleListener {
 }
 
 impl IdleListener {
-    /// On duty as soon as there is a thread for him.
+    /// Takes dials as soon as there is a thread for it.
     pub fn new(host: Arc<Host>) -> Self {
         Self {
             reserve: ReserveFd::new(&host.listener),
@@ -99,7 +101,7 @@ impl IdleListener {
         }
     }
 
-    /// Looks at the door if nobody else does.
+    /// Watches the listening socket if no handler does.
     fn update_watch(&mut self, watch: &mut dyn Watch) -> io::Result<()> {
         let wanted = !self.host.served.load(Ordering::Acquire);
         if wanted == self.watching {
@@ -137,13 +139,13 @@ impl IdleListener {
 impl Handler for IdleListener {
     fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
         watch
-            .readable(self.host.served_changed.as_raw_fd(), BELL)
+            .readable(self.host.served_changed.as_raw_fd(), SERVED_CHANGED)
             .and_then(|()| self.update_watch(watch))
             .map_err(HandlerError::watch)
     }
 
     fn wake(&mut self, token: u32, watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        if token == BELL {
+        if token == SERVED_CHANGED {
             // Readable, so this only resets it.
             let _ = self.host.served_changed.read();
         }

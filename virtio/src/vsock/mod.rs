@@ -18,7 +18,7 @@
 //! | part | what it holds |
 //! |---|---|
 //! | `listener`, `socket` | the socket in the file system; sockets that never block |
-//! | `host` | what outlives a driver, and the doorman who sends dials away while there is none |
+//! | `host` | what outlives a driver, and the listener that closes dials while there is none |
 //! | `command` | the line that a program of the host begins with |
 //! | `packet`, `credit`, `buf_alloc` | the wire format; flow control; what all streams may have the guest send |
 //! | `connection`, `outbox`, `table` | one stream; what its reader has not taken yet; all streams |
@@ -115,7 +115,7 @@ pub struct Vsock {
 }
 
 impl Vsock {
-    /// A device of context `cid` that listens at `path`. The doorman's thread, `io-vsock-door`, is
+    /// A device of context `cid` that listens at `path`. The thread of the idle listener, `io-vsock-door`, is
     /// started at once, and confined as `threads` does it.
     ///
     /// # Errors

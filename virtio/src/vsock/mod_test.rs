@@ -71,7 +71,8 @@ fn without_a_driver_dials_are_sent_away() {
     };
     let handler = vsock.start(activation).unwrap().remove(0);
     let worker = Worker::spawn("io-vsock", handler, Box::new(|error| panic!("{error}"))).unwrap();
-    // Until the doorman has heard of the driver he sends dials away; after that they wait for the guest, which does not answer.
+    // Until the idle listener has heard of the driver it closes dials; after that they wait for the guest, which does
+    // not answer.
     let waits = || {
         let mut stream = UnixStream::connect(&path).unwrap();
         stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();

@@ -190,7 +190,8 @@ impl Devices {
         Ok(at)
     }
 
-    /// As [`Devices::add_virtio`], while the guest runs: it is told, and the outcome comes with its answer. Never waits.
+    /// As [`Devices::add_virtio`], while the guest runs: it is told, and the outcome comes with its answer. Never
+    /// waits.
     ///
     /// # Errors
     /// As [`Devices::add_virtio`]; the guest has heard nothing. The device is taken apart by a thread.

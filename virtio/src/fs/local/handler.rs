@@ -17,7 +17,8 @@ const KICKED: u32 = 0;
 /// [`Watch`] token of the timer.
 const TIMER: u32 = 1;
 
-/// The queue that nobody waits for when a share is mounted: it has interruptions, and nodes that are forgotten (virtio 1.2 §5.11.2).
+/// The queue that nobody waits for when a share is mounted: it has interruptions, and nodes that are forgotten (virtio
+/// 1.2 §5.11.2).
 const HIGH_PRIORITY: usize = 0;
 
 /// The running half of one queue.

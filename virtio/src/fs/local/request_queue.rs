@@ -1,7 +1,7 @@
 //! One queue of a share that husk serves: its ring, whose turn it is, and the requests that wait for a lock.
 //!
-//! A ring has one owner at a time: whoever holds the queue's lock, for as long as it takes to fetch a chain or to give one back. Nobody
-//! holds it while a request is carried out.
+//! A ring has one owner at a time: whoever holds the queue's lock, for as long as it takes to fetch a chain or to give
+//! one back. Nobody holds it while a request is carried out.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -121,7 +121,8 @@ impl RequestQueue {
         let _ = self.kick.write(1);
     }
 
-    /// Begins to look for requests because the doorbell rang. Whoever does goes on until [`RequestQueue::next`] gives none.
+    /// Begins to look for requests because the doorbell rang. Whoever does goes on until [`RequestQueue::next`] gives
+    /// none.
     pub fn begin(&self) {
         let mut state = lock(&self.state);
         if !state.is_bus_master() {
@@ -136,7 +137,8 @@ impl RequestQueue {
         }
     }
 
-    /// The next request, after which [`RequestQueue::end`] is owed. `None` when there is none for now: the doorbell rings for the next one.
+    /// The next request, after which [`RequestQueue::end`] is owed. `None` when there is none for now: the doorbell
+    /// rings for the next one.
     pub fn next(&self) -> Option<FetchedRequest> {
         let mut state = lock(&self.state);
         let chain = state.fetch();
@@ -251,7 +253,8 @@ impl RequestQueue {
         lock(&self.state).failure.take()
     }
 
-    /// As [`RequestQueue::hold`], for good: what waits is refused, or without the right to memory forgotten. Returns where the ring stood.
+    /// As [`RequestQueue::hold`], for good: what waits is refused, or without the right to memory forgotten. Returns
+    /// where the ring stood.
     pub fn finish(&self) -> Option<RingState> {
         let mut state = self.stop_beginning();
         let State { waiting, again, .. } = &mut *state;

@@ -243,8 +243,8 @@ impl Session {
         }
     }
 
-    /// Sends help to each queue whose own thread is where it was `before`, and nobody else gets on; whether anything has changed, and
-    /// whether any thread is in a request.
+    /// Sends help to each queue whose own thread is where it was `before`, and nobody else gets on; whether anything
+    /// has changed, and whether any thread is in a request.
     fn look(self: &Arc<Self>, before: &mut [Progress]) -> (bool, bool) {
         let (mut changed, mut working) = (false, false);
         for (number, (queue, before)) in self.queues.iter().zip(before).enumerate() {
@@ -259,7 +259,8 @@ impl Session {
         (changed, working)
     }
 
-    /// The own thread of a queue ends, and the queue with it. The last one waits for those who help, and the server begins anew.
+    /// The own thread of a queue ends, and the queue with it. The last one waits for those who help, and the server
+    /// begins anew.
     pub fn finish(&self, queue: usize) -> Option<RingState> {
         let state = self.queues.get(queue).and_then(RequestQueue::finish);
         if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {

@@ -165,7 +165,8 @@ impl CpuResize {
         self.settle(cpus, now, changes);
     }
 
-    /// Tells of vCPUs that the guest has let go of though they are wanted again, of which no receiver will hear any more.
+    /// Tells of vCPUs that the guest has let go of though they are wanted again, of which no receiver will hear any
+    /// more.
     fn tell_reversed<V: Vcpus>(&mut self, cpus: &Hotplug<V>, reaped: &[u32], now: Instant, changes: &mut Vec<Change>) {
         let is_asked = |slot: u32| {
             let last = self.asked.iter().rfind(|asked| asked.slot == slot);
