@@ -7,7 +7,7 @@
 #[path = "again_test.rs"]
 mod again;
 pub mod api;
-mod beside;
+mod background;
 mod burst;
 pub mod check;
 pub mod cli;
@@ -28,7 +28,7 @@ pub mod log;
 pub mod machine;
 pub mod memory;
 pub mod metrics;
-pub mod news;
+
 pub mod overhead;
 pub mod pod;
 mod process;
@@ -38,3 +38,4 @@ pub mod spawner;
 pub mod terminal;
 pub mod trace;
 mod trim;
+pub mod wakeup;

@@ -11,7 +11,7 @@ use super::vm::{Opened, Unopened};
 use super::{
     ApiError, Controller, Due, Kind, Outcome, Progress, Reply, conflict, existing, image, of_build, of_config,
 };
-use crate::beside::Discarded;
+use crate::background::DropInBackground;
 use crate::config::NewDevice;
 use crate::events::Events;
 use crate::machine::{Machine, Pending, STOP_DEADLINE, Update, net};
@@ -94,10 +94,10 @@ impl Controller {
             return Err(conflict("the VM does not run any more"));
         };
         let given = opened.and_then(|opened| {
-            let (opened, passed) = opened.keep();
-            let passed = Discarded::new(passed);
+            let (opened, passed) = opened.into_inner();
+            let passed = DropInBackground::new(passed);
             let (at, pending) = machine.add(id, opened)?;
-            Ok((at, pending, passed.keep()))
+            Ok((at, pending, passed.into_inner()))
         });
         let (at, pending, passed) = given.map_err(|Unopened { why: error, rival }| {
             let rival = rival.as_deref();

@@ -1,4 +1,4 @@
-//! The main thread's loop: commands, signals, the keyboard and what others attach to, news, timers, and the guest's end.
+//! The main thread's loop: commands, signals, the keyboard and what others attach to, wakeups, timers, and the guest's end.
 //!
 //! Each round serves everything that is ready, the most urgent first, and of each a piece that is bounded: one command, one signal, one
 //! read of keys. So nothing that never ceases keeps the rest from its turn, and timers are looked at in every round.
@@ -12,17 +12,17 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{Controller, Due, Progress};
 use crate::api::{Execute, Inbox};
-use crate::beside;
+use crate::background;
 use crate::machine::{BuildError, Ending, Machine};
-use crate::news::whole_millis;
 use crate::seccomp::{Mode, Role};
 use crate::terminal::{self, Arrival, Input, RawMode, Signal, Signals, StdoutSink};
 use crate::trim;
+use crate::wakeup::whole_millis;
 
 /// What can be ready, in the order in which it is served.
 const ENDED: u64 = 0;
 const SIGNAL: u64 = 1;
-const NEWS: u64 = 2;
+const WAKEUP: u64 = 2;
 const COMMANDS: u64 = 3;
 const KEYS: u64 = 4;
 /// What others attach to, the one or the other.
@@ -68,7 +68,7 @@ pub fn run_event_loop(
     let epoll = Epoll::new()?;
     watch(&epoll, signals.as_raw_fd(), SIGNAL)?;
     watch(&epoll, out.as_raw_fd(), OUTPUT)?;
-    watch(&epoll, controller.news().as_raw_fd(), NEWS)?;
+    watch(&epoll, controller.wakeup().as_raw_fd(), WAKEUP)?;
     if let Some(monitor) = controller.events.monitor() {
         watch(&epoll, monitor, MONITOR)?;
     }
@@ -123,7 +123,7 @@ impl EventLoop<'_> {
         // What is ready stays so. A signal may end the wait.
         let _ = self.epoll.wait(whole_millis(NARROW), &mut [EpollEvent::default()]);
         // Others may do more than this thread from now on, and take apart what it must not wait for.
-        beside::confine(seccomp);
+        background::confine(seccomp);
         seccomp.enter(Role::EventLoop).map_err(io::Error::other)
     }
 
@@ -168,7 +168,7 @@ impl EventLoop<'_> {
             ENDED => return Ok(self.on_end()),
             SIGNAL => return self.on_signal(),
             KEYS => return self.on_keys(),
-            NEWS => self.controller.on_news(),
+            WAKEUP => self.controller.on_wakeup(),
             COMMANDS => self.on_command(),
             LINES => self.serve_lines(),
             MONITOR => self.controller.events.flush(),

@@ -8,7 +8,7 @@ use super::operation::{GiveUp, Operation, Work, superseded};
 use super::vm::Vm;
 use super::{Controller, Due, Progress, conflict, running};
 use crate::api::{ApiError, Command, Kind, Outcome, Reply, VmState};
-use crate::beside;
+use crate::background;
 use crate::machine::{Machine, STOP_DEADLINE};
 
 /// How long a pause may take. What a device has to finish first is bounded (a disk: the requests that its host has), and a busy disk
@@ -196,7 +196,9 @@ impl Controller {
     /// Has what nobody uses any more of machines that were left behind taken apart.
     pub(super) fn collect_abandoned(&mut self) {
         let ended = |machine: &mut Machine| machine.unstopped().is_empty();
-        self.abandoned.extract_if(.., ended).for_each(beside::discard);
+        self.abandoned
+            .extract_if(.., ended)
+            .for_each(background::drop_in_background);
     }
 }
 

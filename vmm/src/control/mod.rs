@@ -9,7 +9,7 @@
 //! | `Shutdown` | yes | no | `vm.shutdown` |
 //!
 //! A command either succeeds, or leaves everything as it was and says why. One that depends on others, devices or the guest, is an
-//! operation in progress (`operation.rs`) that news and timers drive on, until it is answered. A guest that ends by itself ends the process, in
+//! operation in progress (`operation.rs`) that wakeups and timers drive on, until it is answered. A guest that ends by itself ends the process, in
 //! `event_loop.rs`; a reboot by command builds the machine anew.
 
 mod building;
@@ -42,9 +42,9 @@ use crate::events::Events;
 use crate::kvm::{BETWEEN_LOOKS, Kvm};
 use crate::machine::{BuildError, Counted, Ending, Machine, STOP_DEADLINE, Tail, net};
 use crate::metrics::ProcessFiles;
-use crate::news::News;
 use crate::terminal::StdoutSink;
 use crate::trace::Trace;
+use crate::wakeup::Wakeup;
 
 pub(crate) use building::BUILD_DEADLINE;
 pub(crate) use devices::ADD_DEADLINE;
@@ -64,7 +64,7 @@ pub struct Controller {
     events: Events,
     options: RunOptions,
     stdout: StdoutSink,
-    news: News,
+    wakeup: Wakeup,
     threads: Arc<dyn Threads>,
     timers: Timers<Due>,
     operations: Operations<Controller>,
@@ -131,13 +131,13 @@ impl From<ApiError> for Progress {
 
 impl Controller {
     /// No VM yet. `info` and `events` are kept up to date; `stdout` is what a console in mode `Tty` prints on; `threads` start what serves
-    /// devices, and wake the waker of `news`.
+    /// devices, and wake the waker of `wakeup`.
     pub fn new(
         info: Info,
         events: Events,
         mut options: RunOptions,
         stdout: StdoutSink,
-        news: News,
+        wakeup: Wakeup,
         threads: Arc<dyn Threads>,
     ) -> Self {
         if events.is_on() {
@@ -149,7 +149,7 @@ impl Controller {
             events,
             options,
             stdout,
-            news,
+            wakeup,
             threads,
             timers: Timers::new(),
             operations: Operations::default(),
@@ -225,7 +225,7 @@ impl Controller {
             && let Some(asked) = vm.stop()
         {
             let deadline = asked + STOP_DEADLINE;
-            self.news.wait_until(deadline, || {
+            self.wakeup.wait_until(deadline, || {
                 vm.is_stopped() && (vm.machine().is_some() || vm.end_machine())
             });
             let (mut stuck, told) = (vm.unbuilt(), std::mem::take(&mut vm.stopping));
@@ -233,7 +233,7 @@ impl Controller {
             stuck.extend(
                 machine
                     .into_iter()
-                    .flat_map(|machine| machine.stop_by(&self.news, deadline)),
+                    .flat_map(|machine| machine.stop_by(&self.wakeup, deadline)),
             );
             stuck.retain(|name| !told.is_told(name));
             self.tell_stuck(&stuck);
@@ -244,9 +244,9 @@ impl Controller {
         self.info.set(None);
     }
 
-    /// Readable when [`Controller::on_news`] has something to do.
-    pub(super) fn news(&self) -> &News {
-        &self.news
+    /// Readable when [`Controller::on_wakeup`] has something to do.
+    pub(super) fn wakeup(&self) -> &Wakeup {
+        &self.wakeup
     }
 
     /// Answers that are ready, with whom to give them to.
@@ -262,8 +262,8 @@ impl Controller {
     }
 
     /// Looks after everything that others may have changed.
-    pub(super) fn on_news(&mut self) {
-        self.news.take();
+    pub(super) fn on_wakeup(&mut self) {
+        self.wakeup.clear();
         self.collect();
         self.collect_abandoned();
         self.report_answers();

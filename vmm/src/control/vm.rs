@@ -15,7 +15,7 @@ use super::resize::LastResize;
 use super::stopping::Stopping;
 use super::{image, life};
 use crate::api::{Containers, VmState};
-use crate::beside::{self, Beside, Discarded};
+use crate::background::{self, BackgroundTask, DropInBackground};
 use crate::config::{ConsoleMode, Limits, NewDevice, RunOptions, VmConfig};
 use crate::machine::{BuildError, Machine, MachineSize, Passed, Pending, net};
 use crate::terminal::StdoutSink;
@@ -25,7 +25,7 @@ use crate::trace::Trace;
 const BUILDER: &str = "__builder";
 
 /// A device that has been opened, with the descriptors that belong to it. What is not given to the guest, a thread closes.
-pub(super) type Open = Discarded<(Box<dyn VirtioDevice>, Passed)>;
+pub(super) type Open = DropInBackground<(Box<dyn VirtioDevice>, Passed)>;
 
 /// A device that has been opened, or why there is none.
 pub(super) type Opened = Result<Open, Unopened>;
@@ -76,7 +76,7 @@ pub(super) struct Vm {
     /// Devices that there will be.
     opening: Vec<Opening>,
     /// The machine that has stopped, on its way back to the host.
-    ending: Option<Beside<()>>,
+    ending: Option<BackgroundTask<()>>,
     /// The size that was shown last.
     size: Option<MachineSize>,
     /// What the guest has not answered yet.
@@ -211,7 +211,7 @@ impl Vm {
     /// The machine that was being built, or why there is none, and what to say of it; `None` as long as it is not known.
     pub(super) fn built(&mut self) -> Option<(Result<Machine, BuildError>, String)> {
         let (building, trace) = self.building.as_ref()?;
-        let built = building.take()?;
+        let built = building.take_result()?;
         let told = life::started(building.took(), trace);
         self.building = None;
         Some((built, told))
@@ -230,8 +230,8 @@ impl Vm {
 
     /// Has what was being built or opened taken apart, once it is; whether nothing is left of it.
     pub(super) fn is_building_over(&mut self) -> bool {
-        self.building.take_if(|(building, _)| building.forgo());
-        self.opening.retain(|opening| !opening.building.forgo());
+        self.building.take_if(|(building, _)| building.abandon());
+        self.opening.retain(|opening| !opening.building.abandon());
         self.building.is_none() && self.opening.is_empty()
     }
 
@@ -258,7 +258,7 @@ impl Vm {
     /// The device called `id` that was being opened, with its descriptors, or why there is none; `None` as long as it is not known.
     pub(super) fn opened(&mut self, id: &str) -> Option<(NewDevice, Opened)> {
         let at = self.opening.iter().position(|opening| opening.is(id))?;
-        let opened = self.opening.get(at)?.building.take()?.map(Discarded::new);
+        let opened = self.opening.get(at)?.building.take_result()?.map(DropInBackground::new);
         Some((self.opening.remove(at).device, opened))
     }
 
@@ -325,7 +325,7 @@ impl Vm {
         if self.ending.is_none() {
             self.ending = self.take_machine().and_then(Machine::take_apart);
         }
-        self.ending.take_if(|ending| ending.take().is_some());
+        self.ending.take_if(|ending| ending.take_result().is_some());
         self.ending.is_none()
     }
 
@@ -337,7 +337,7 @@ impl Vm {
     /// Forgets it all. Descriptors of clients are closed by a thread.
     pub(super) fn discard(self) {
         if !self.passed.is_empty() {
-            beside::discard(self.passed);
+            background::drop_in_background(self.passed);
         }
     }
 
@@ -396,7 +396,7 @@ impl Vm {
     /// Forgets the device called `id`; whether there was one.
     pub(super) fn forget(&mut self, id: &str) -> bool {
         if let Some(passed) = self.passed.remove(id) {
-            beside::discard(passed);
+            background::drop_in_background(passed);
         }
         self.config.remove(id)
     }

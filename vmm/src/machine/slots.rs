@@ -22,7 +22,7 @@ use virtio_bindings::virtio_ids::{
 };
 
 use super::board::Board;
-use crate::beside::{self, Beside, Discarded};
+use crate::background::{self, BackgroundTask, DropInBackground};
 
 /// Slots of bus 0, the host bridge's included.
 pub const SLOTS: u32 = 32;
@@ -32,7 +32,7 @@ pub struct NewFunction {
     /// What its threads are called, after `io-`.
     pub name: String,
     /// The device.
-    pub device: Discarded<Box<dyn VirtioDevice>>,
+    pub device: DropInBackground<Box<dyn VirtioDevice>>,
 }
 
 impl NewFunction {
@@ -40,7 +40,7 @@ impl NewFunction {
     pub fn new(name: &str, device: Box<dyn VirtioDevice>) -> Self {
         Self {
             name: name.trim_start_matches('_').into(),
-            device: Discarded::new(device),
+            device: DropInBackground::new(device),
         }
     }
 }
@@ -115,7 +115,7 @@ enum Rest {
     /// All of it.
     Whole,
     /// A thread takes it apart.
-    Closing(Beside<()>),
+    Closing(BackgroundTask<()>),
     /// Nothing.
     Gone,
 }
@@ -192,7 +192,7 @@ impl PciPlug {
     }
 
     fn make(&mut self, slot: u32, unit: NewFunction) -> Result<(), Fault> {
-        let device = unit.device.keep();
+        let device = unit.device.into_inner();
         let mut function = VirtioPci::new(device, unit.name, self.host.clone(), self.memory.clone())?;
         function.set_threads(self.threads.clone());
         let mut bars = Vec::new();
@@ -220,7 +220,7 @@ impl PciPlug {
             Err(fault) => {
                 self.free(&bars);
                 let function = lock(&place).take();
-                beside::discard(function);
+                background::drop_in_background(function);
                 Err(fault)
             }
         }
@@ -307,10 +307,10 @@ impl Plugged {
                 }
             };
             // Without a thread it goes here.
-            self.rest = Beside::begin(waker, close).map_or(Rest::Gone, Rest::Closing);
+            self.rest = BackgroundTask::spawn(waker, close).map_or(Rest::Gone, Rest::Closing);
         }
         if let Rest::Closing(closing) = &self.rest
-            && closing.take().is_some()
+            && closing.take_result().is_some()
         {
             self.rest = Rest::Gone;
         }

@@ -8,8 +8,8 @@
 use std::time::{Duration, Instant};
 
 use super::Machine;
-use crate::beside::Beside;
-use crate::news::News;
+use crate::background::BackgroundTask;
+use crate::wakeup::Wakeup;
 
 /// How long everything together may take to stop, and a single device to be taken apart. Kata's Go shim kills a process that is there 3
 /// seconds after `vmm.shutdown`: the rest of them is for the answer and for what the end of a process takes. A request that is not
@@ -60,7 +60,7 @@ impl Machine {
         for line in self.lines.drain(..) {
             let name = format!("__{}", line.name());
             // Without a thread it goes here.
-            let closing = Beside::begin(self.devices.threads().waker(), move || drop(line));
+            let closing = BackgroundTask::spawn(self.devices.threads().waker(), move || drop(line));
             self.closing.extend(closing.map(|closing| (name, closing)));
         }
         self.cpus.plug_mut().cpus.stop();
@@ -78,7 +78,7 @@ impl Machine {
             self.asked = Asked::Stop;
             self.devices.stop();
         }
-        self.closing.retain(|(_, closing)| closing.take().is_none());
+        self.closing.retain(|(_, closing)| closing.take_result().is_none());
         let mut names: Vec<String> = in_guest.then(|| VCPUS.into()).into_iter().collect();
         names.extend(owned(self.devices.unstopped()));
         names.extend(self.closing.iter().map(|(name, _)| name.clone()));
@@ -87,8 +87,8 @@ impl Machine {
 
     /// Has a thread drop the machine, of which nothing is at work any more, or which never ran: to unmap gigabytes takes a while. `None` without
     /// a thread: then it is gone.
-    pub fn take_apart(self) -> Option<Beside<()>> {
-        Beside::begin(self.waker(), move || drop(self)).ok()
+    pub fn take_apart(self) -> Option<BackgroundTask<()>> {
+        BackgroundTask::spawn(self.waker(), move || drop(self)).ok()
     }
 
     /// Takes the devices of a machine that is left behind out of its guest's reach, and asks them to stop, where a vCPU has not come: nothing is
@@ -105,16 +105,16 @@ impl Machine {
         self.cpus.plug().cpus.is_stopped()
     }
 
-    /// Stops the machine and takes it apart, or leaves it behind at `deadline`: then the names of those that did not stop. `news` is
+    /// Stops the machine and takes it apart, or leaves it behind at `deadline`: then the names of those that did not stop. `wakeup` is
     /// what the machine was built to wake.
-    pub fn stop_by(mut self, news: &News, deadline: Instant) -> Vec<String> {
+    pub fn stop_by(mut self, wakeup: &Wakeup, deadline: Instant) -> Vec<String> {
         self.stop();
-        news.wait_until(deadline, || self.unstopped().is_empty());
+        wakeup.wait_until(deadline, || self.unstopped().is_empty());
         let unstopped = self.unstopped();
         match unstopped.is_empty() {
             true => {
                 if let Some(ending) = self.take_apart() {
-                    news.wait_until(deadline, || ending.take().is_some());
+                    wakeup.wait_until(deadline, || ending.take_result().is_some());
                 }
             }
             false => self.abandon(),

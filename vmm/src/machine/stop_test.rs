@@ -20,7 +20,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::kvm::Port;
 use crate::machine::board::Board;
 use crate::machine::device::Devices;
-use crate::news::News;
+use crate::wakeup::Wakeup;
 
 /// Nothing here takes this long.
 const NEVER: Duration = Duration::from_secs(600);
@@ -122,20 +122,20 @@ struct Guest {
     devices: Devices,
     board: Arc<Board>,
     host: Arc<FakeHost>,
-    news: News,
+    wakeup: Wakeup,
 }
 
 fn guest() -> Guest {
     let board = Arc::new(Board::new(EventFd::new(EFD_NONBLOCK).unwrap()));
     let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap();
-    let (host, news) = (FakeHost::new(), News::new().unwrap());
-    let threads = Arc::new(Woken(news.waker()));
+    let (host, wakeup) = (FakeHost::new(), Wakeup::new().unwrap());
+    let threads = Arc::new(Woken(wakeup.waker()));
     let devices = Devices::new(board.clone(), host.clone(), GuestMemory::new(ram), threads).unwrap();
     Guest {
         devices,
         board,
         host,
-        news,
+        wakeup,
     }
 }
 
@@ -178,10 +178,10 @@ impl Guest {
         assert_eq!(written, Effect::None);
     }
 
-    /// Waits for news after which `devices` are as wanted.
+    /// Waits for a wakeup after which `devices` are as wanted.
     fn until(&mut self, mut done: impl FnMut(&mut Devices) -> bool) {
-        let Self { devices, news, .. } = self;
-        assert!(news.wait_until(Instant::now() + NEVER, || done(devices)));
+        let Self { devices, wakeup, .. } = self;
+        assert!(wakeup.wait_until(Instant::now() + NEVER, || done(devices)));
     }
 }
 

@@ -292,10 +292,10 @@ impl CpuResize {
         }
     }
 
-    /// When to look again for a vCPU that the guest is about to start, though nobody has news of it.
+    /// When to look again for a vCPU that the guest is about to start, though nothing wakes whoever looks.
     pub fn poll(&self, now: Instant) -> Option<Duration> {
         let starting = self.starting.values().filter_map(|starting| starting.pause(now));
-        // What the guest has been asked comes first, and is news.
+        // What the guest has been asked comes first, and its answer is a wakeup.
         let again = self.failing.filter(|_| self.asked.is_empty());
         starting.chain(again.map(|_| LOOK_FIRST)).min()
     }

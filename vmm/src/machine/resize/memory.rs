@@ -247,7 +247,7 @@ impl MemoryResize {
         }
     }
 
-    /// When to look again, though nobody has news.
+    /// When to look again without having been woken.
     pub fn poll(&self) -> Option<Duration> {
         let due = [self.retry.due(), self.spare.due()].into_iter().flatten().min();
         let looks = due.map(|due| due.saturating_duration_since(Instant::now()));
@@ -376,7 +376,7 @@ impl MemoryResize {
         let comes = by_dimms > filled && !self.has_driver();
         self.is_held_up = false;
         if let Some(readying) = self.readying.take_if(|_| !comes) {
-            dimms.plug_mut().discard(readying);
+            dimms.plug_mut().abandon(readying);
         }
         if comes {
             self.add_dimm(dimms, by_dimms - filled, filled)
@@ -438,7 +438,7 @@ impl MemoryResize {
             _ => return,
         };
         if let Err(error) = taken_back {
-            // The guest never had it. What the host does not give back is tried again with the next news.
+            // The guest never had it. What the host does not give back is tried again at the next wakeup.
             log::error!("memory slot {} is not taken apart: {}", asked.slot, chain(&error));
         }
         self.asked = None;
@@ -482,8 +482,8 @@ impl MemoryResize {
             return Ok(Some(plug.space.grow(Kind::Dimm, bytes)?));
         }
         match self.readying.take() {
-            Some(larger) if larger.bytes > bytes => plug.discard(larger),
-            Some(readying) => match readying.region.take() {
+            Some(larger) if larger.bytes > bytes => plug.abandon(larger),
+            Some(readying) => match readying.region.take_result() {
                 Some(region) => return Ok(Some(region?)),
                 None => {
                     self.readying = Some(readying);

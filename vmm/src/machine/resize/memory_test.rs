@@ -285,7 +285,7 @@ fn a_guest_is_asked_for_no_more_than_it_says_that_it_can_spare_and_for_the_rest_
         pending(&bench),
         format!("the guest to need less memory: {} MiB, 64 are wanted", needs + margin)
     );
-    assert!(bench.resize.poll().is_some(), "it is asked again without news");
+    assert!(bench.resize.poll().is_some(), "it is asked again without a wakeup");
     assert_eq!((bench.present(), refusals(&bench.changes)), (BOOT + 1536 * MIB, 0));
     // It has ended a program.
     bench.resize.spare.forget();
@@ -558,9 +558,9 @@ fn pages_that_were_found_and_are_not_wanted_any_more_go_back_beside_the_control_
     let mut bench = Bench::with(GIB, true);
     bench.set(BOOT + 4 * UNIT).unwrap();
     bench.set(BOOT + UNIT).unwrap();
-    let discarded = |bench: &Bench| bench.dimms.as_ref().unwrap().plug().discarded();
-    assert_eq!(discarded(&bench), 1);
-    while discarded(&bench) > 0 {
+    let abandoned = |bench: &Bench| bench.dimms.as_ref().unwrap().plug().abandoned();
+    assert_eq!(abandoned(&bench), 1);
+    while abandoned(&bench) > 0 {
         bench.resize.advance(&mut bench.dimms, &mut bench.changes);
     }
     assert!(bench.dimms.as_ref().unwrap().plug().is_giving_back());
@@ -602,7 +602,7 @@ fn a_dimm_that_the_host_does_not_take_back_keeps_its_slot_until_it_does() {
     };
     assert_eq!(bench.resize.pending().as_deref(), Some("the host to take memory back"));
     assert!(!unplugged(&bench), "it is not the host's yet");
-    assert!(bench.resize.poll().is_some(), "it is asked again without news");
+    assert!(bench.resize.poll().is_some(), "it is asked again without a wakeup");
     bench.slots.refuse(false, false);
     bench.settle(Answer::Takes);
     assert_eq!((bench.slots(), state(&bench)), (vec![], Some(State::Empty)));

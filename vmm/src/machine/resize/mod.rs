@@ -350,7 +350,7 @@ impl Resizes {
         self.memory.stop_shrinking(dimms, why)
     }
 
-    /// When to look again, though nobody has news.
+    /// When to look again without having been woken.
     pub fn poll(&self) -> Option<Duration> {
         let now = Instant::now();
         let idle = self

@@ -387,7 +387,10 @@ fn a_vcpu_that_the_host_cannot_make_again_is_refused_and_not_forgotten() {
         "whatever comes in its place: {changes:?}"
     );
     while resize.pending().is_some() {
-        assert!(resize.poll(Instant::now()).is_some(), "it is tried again without news");
+        assert!(
+            resize.poll(Instant::now()).is_some(),
+            "it is tried again without a wakeup"
+        );
         resize.advance(&mut cpus, &mut changes);
     }
     assert_eq!(cpus::count(&cpus), 1);

@@ -122,7 +122,7 @@ impl Reclaim {
         (target / PAGE_BYTES * PAGE_BYTES).max(self.base)
     }
 
-    /// When to look again, though nobody has news.
+    /// When to look again without having been woken.
     pub fn due(&self) -> Instant {
         self.next
     }

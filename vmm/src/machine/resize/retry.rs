@@ -53,7 +53,7 @@ impl Retry {
         true
     }
 
-    /// When to look again, though nobody has news.
+    /// When to look again without having been woken.
     pub fn due(&self) -> Option<Instant> {
         self.0.as_ref()?.at
     }

@@ -104,7 +104,7 @@ impl Spare {
         self.needs.map_or(Word::Awaited, Word::Needs)
     }
 
-    /// When to look again, though nobody has news.
+    /// When to look again without having been woken.
     pub fn due(&self) -> Option<Instant> {
         self.next
     }
