@@ -92,18 +92,18 @@ impl Machine {
         match script.u8()? & 7 {
             0 => {
                 let (port, width) = (script.u16()?, script.width()?);
-                assert!(self.board.answer(Port::In(port, &mut data[..width]), self.board.era()));
+                assert!(self.board.answer(Port::In(port, &mut data[..width]), self.board.memory_generation()));
             }
             1 => {
                 let (port, bytes) = (script.u16()?, script.bytes()?);
                 let on = self
                     .board
-                    .answer(Port::Out(port, &bytes[..bytes.len().min(8)]), self.board.era());
+                    .answer(Port::Out(port, &bytes[..bytes.len().min(8)]), self.board.memory_generation());
                 assert!(on || self.board.ending().is_some());
             }
             2 => {
                 let (gpa, width) = (script.u64()?, script.width()?);
-                assert!(self.board.answer(Port::Load(gpa, &mut data[..width]), self.board.era()));
+                assert!(self.board.answer(Port::Load(gpa, &mut data[..width]), self.board.memory_generation()));
             }
             3 => {
                 let (gpa, bytes) = (script.u64()?, script.bytes()?);
@@ -120,7 +120,7 @@ impl Machine {
                 for window in windows.into_iter().flatten() {
                     let gpa = window.base.saturating_add(offset.into());
                     self.store(gpa, &value.to_le_bytes());
-                    self.board.answer(Port::Load(gpa, &mut data[..4]), self.board.era());
+                    self.board.answer(Port::Load(gpa, &mut data[..4]), self.board.memory_generation());
                 }
             }
             6 => {
@@ -141,7 +141,7 @@ impl Machine {
 
     /// No store is anything but the end of a function's own registers: nothing memory-mapped ends the machine.
     fn store(&self, gpa: u64, bytes: &[u8]) {
-        assert!(self.board.answer(Port::Store(gpa, bytes), self.board.era()));
+        assert!(self.board.answer(Port::Store(gpa, bytes), self.board.memory_generation()));
     }
 
     fn check(&self) {

@@ -54,7 +54,7 @@ pub enum CpuState {
     Absent,
     /// Its thread exists and is not to run the guest: the VM has not started, is stopping, or the vCPU was retired.
     Parked,
-    /// Its thread is in `KVM_RUN`, or about to enter it.
+    /// Its thread is in `KVM_RUN`, about to enter it, or on its way out of it.
     Running,
     /// Out of the guest for a pause, and with the control thread.
     Held,
@@ -447,11 +447,11 @@ impl Common {
     fn run(&self, vcpu: &mut Vcpu, handover: &Handover<Vcpu>) -> VcpuExit {
         // Of the last two entries: of an access of more than 8 bytes KVM brings one half an entry, and has looked for memory before the
         // first of them.
-        let entered = Cell::new([self.board.era(); 2]);
+        let entered = Cell::new([self.board.memory_generation(); 2]);
         // Asked before each entry.
         let calls_out = || {
             let [_, last] = entered.get();
-            entered.set([last, self.board.era()]);
+            entered.set([last, self.board.memory_generation()]);
             handover.calls_out()
         };
         loop {
