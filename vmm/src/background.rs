@@ -1,7 +1,6 @@
-//! Tasks in the background of the control thread, because they may take long: the host or a back-end is waited for by a thread that nobody else
-//! needs.
-//! Making something is such work, and so is taking it apart: close(2) waits for the file system, and the last one of a block device for all that
-//! was written to it.
+//! Tasks in the background of the control thread, because they may take long: the host or a back-end is waited for by a
+//! thread that nobody else needs. Making something is such work, and so is taking it apart: close(2) waits for the file
+//! system, and the last one of a block device for all that was written to it.
 //!
 //! Such a thread stays for the next time. Kata's shims look for a VM's vCPUs among the threads of the process when `vm.boot` or `vm.resize` is answered
 //! (`/proc/PID/task`), and take the pod for broken if one that was there is gone when they ask for its name.

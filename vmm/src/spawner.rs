@@ -1,8 +1,8 @@
 //! Threads for devices, created by a thread that may.
 //!
 //! A driver starts its device by a register write, on a vCPU thread. A vCPU has no need to create threads, and what it creates would
-//! inherit its seccomp filter, which has no room for a device's work. So vCPUs send a request to the thread `spawner`, whose filter
-//! has that room and no other, and go on with their guest.
+//! inherit its seccomp filter, which has no room for a device's work. So vCPUs send a request to the thread `spawner`,
+//! whose filter has that room and no other, and go on with their guest.
 
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -28,9 +28,9 @@ pub struct Spawner {
 }
 
 impl Spawner {
-    /// Starts the thread that carries requests out, confined as `seccomp` says; it ends with the spawner. Threads wake `waker` when they have
-    /// done what they were asked for. To be called on a thread without a filter: a filter is inherited, and this thread's has what no other
-    /// role has.
+    /// Starts the thread that carries requests out, confined as `seccomp` says; it ends with the spawner. Threads wake
+    /// `waker` when they have done what they were asked for. To be called on a thread without a filter: a filter is
+    /// inherited, and this thread's has what no other role has.
     ///
     /// # Errors
     /// When the host has no thread left.

@@ -1,7 +1,9 @@
-//! The control thread's wakeup, for when something that it watches may have changed: one eventfd, written to through [`Waker`]s.
+//! The control thread's wakeup, for when something that it watches may have changed: one eventfd, written to through
+//! [`Waker`]s.
 //!
-//! The guest's answers, workers that have stopped or are held, and slots that were let go of all wake it. It says *that* something changed, not
-//! *what*: whoever is woken looks at everything it watches, so that any number of wakes between two looks is as good as one.
+//! The guest's answers, workers that have stopped or are held, and slots that were let go of all wake it. It says
+//! *that* something changed, not *what*: whoever is woken looks at everything it watches, so that any number of wakes
+//! between two looks is as good as one.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -45,14 +47,15 @@ impl Wakeup {
         Waker::from(self.0.clone())
     }
 
-    /// Makes it unreadable again. To be called *before* looking at what is watched: what changes after the look wakes again.
+    /// Makes it unreadable again. To be called *before* looking at what is watched: what changes after the look wakes
+    /// again.
     pub fn clear(&self) {
         // Fails only when nothing has woken it.
         let _ = self.0.0.read();
     }
 
-    /// Calls `done` now and after each wake, until it says true or `deadline` has come. Whether it did. For a thread that has nothing
-    /// else left to do.
+    /// Calls `done` now and after each wake, until it says true or `deadline` has come. Whether it did. For a thread
+    /// that has nothing else left to do.
     pub fn wait_until(&self, deadline: Instant, mut done: impl FnMut() -> bool) -> bool {
         let epoll = self.watched();
         loop {

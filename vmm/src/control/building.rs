@@ -8,8 +8,8 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::operation::{GiveUp, Operation, Work, superseded};
-use super::vm::{Then, Vm};
-use super::{Controller, Progress, conflict, existing, is_taken, of_build};
+use super::vm::{AfterBuild, Vm};
+use super::{Controller, Progress, conflict, existing, is_in_use, of_build};
 use crate::api::{ApiError, Command, Kind, Outcome, Reply};
 use crate::background::BackgroundTask;
 use crate::machine::{BuildError, Machine, Passed};
@@ -84,7 +84,7 @@ impl Controller {
 
     /// Begins to build the machine of `vm`, which this process is for.
     pub(super) fn begin_start(&mut self, mut vm: Vm) -> Result<(), BuildError> {
-        vm.build(self.count_boot(), &self.stdout, &self.threads, Then::Run)?;
+        vm.build(self.count_boot(), &self.stdout, &self.threads, AfterBuild::Run)?;
         self.vm = Some(vm);
         let _unanswered = self.begin(Box::new(Start), BUILD_DEADLINE);
         Ok(())
@@ -94,7 +94,7 @@ impl Controller {
     pub(super) fn build(&mut self) -> Result<(), ApiError> {
         let options = self.count_boot();
         let vm = existing(&mut self.vm)?;
-        vm.build(options, &self.stdout, &self.threads, Then::Wait)
+        vm.build(options, &self.stdout, &self.threads, AfterBuild::Wait)
             .map_err(of_build)
     }
 
@@ -106,7 +106,7 @@ impl Controller {
 
     /// Why something cannot be had, for a client. What is taken may be by a device of this process that was left behind, and is named then.
     pub(super) fn refused(&mut self, error: BuildError) -> ApiError {
-        let left: Vec<String> = match is_taken(&error) {
+        let left: Vec<String> = match is_in_use(&error) {
             true => self.abandoned.iter_mut().flat_map(Machine::unstopped).collect(),
             false => Vec::new(),
         };

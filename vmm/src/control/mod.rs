@@ -9,18 +9,19 @@
 //! | `Shutdown` | yes | no | `vm.shutdown` |
 //!
 //! A command either succeeds, or leaves everything as it was and says why. One that depends on others, devices or the guest, is an
-//! operation in progress (`operation.rs`) that wakeups and timers drive on, until it is answered. A guest that ends by itself ends the process, in
-//! `event_loop.rs`; a reboot by command builds the machine anew.
+//! operation in progress (`operation.rs`) that wakeups and timers drive on, until it is answered. A guest that ends by
+//! itself ends the process, in `event_loop.rs`; a reboot by command builds the machine anew.
 
 mod building;
 mod containers;
 mod devices;
 mod event_loop;
+mod fault_poller;
 mod figures;
-mod image;
-mod life;
+mod file_conflict;
 mod lifecycle;
 mod memory_events;
+mod messages;
 mod operation;
 mod resize;
 mod run;
@@ -28,7 +29,6 @@ mod serve;
 mod stopping;
 mod timers;
 mod vm;
-mod watch;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -49,14 +49,14 @@ use crate::wakeup::Wakeup;
 pub(crate) use building::BUILD_DEADLINE;
 pub(crate) use devices::ADD_DEADLINE;
 pub use event_loop::{Ended, run_event_loop};
-pub(crate) use image::is_taken;
+use fault_poller::FaultPoller;
+pub(crate) use file_conflict::is_in_use;
 pub use operation::OperationId;
 use operation::{Answers, Operations};
 pub use run::{Exit, conclude, run};
 pub use serve::serve;
 use timers::Timers;
 use vm::Vm;
-use watch::Watch;
 
 /// Owner of at most one VM.
 pub struct Controller {
@@ -90,7 +90,7 @@ pub struct Controller {
     /// What the kernel knows of the process, once somebody has asked.
     process: Option<Arc<ProcessFiles>>,
     /// What those who listen are told of.
-    watch: Watch,
+    faults: FaultPoller,
 }
 
 /// What the main thread has to do at a certain time.
@@ -117,7 +117,7 @@ enum Due {
     /// What the start needed can go.
     Trim,
     /// Somebody listens: what has gone wrong is looked for.
-    Watch,
+    PollFaults,
 }
 
 /// How far a command has come.
@@ -164,7 +164,7 @@ impl Controller {
             trace: Trace::off(),
             phases: Vec::new(),
             process: None,
-            watch: Watch::default(),
+            faults: FaultPoller::default(),
         }
     }
 
@@ -186,7 +186,7 @@ impl Controller {
         let mut vm = Vm::new(config);
         vm.inherit()?;
         vm.begin_containers(self.options.containers.clone());
-        log::info!("{}", life::described(vm.config()));
+        log::info!("{}", messages::vm_summary(vm.config()));
         self.events.emit("vm", "booting");
         self.begin_start(vm)?;
         self.publish();
@@ -292,7 +292,7 @@ impl Controller {
                 Due::Patience => self.report_answers(),
                 Due::Remind => self.remind(now),
                 Due::Untimed => self.remind_vcpus(now),
-                Due::Watch => self.look_out(now),
+                Due::PollFaults => self.poll_faults(now),
                 Due::Keys | Due::Trim => others.push(due),
             }
         }
@@ -331,7 +331,7 @@ impl Controller {
     /// Says how the guest ended to whoever listens.
     pub(super) fn tell_ending(&mut self, ending: &Ending) {
         // What went wrong before may be why.
-        self.tell_errors(Instant::now(), true);
+        self.report_faults(Instant::now(), true);
         let what = match ending {
             Ending::Panic => {
                 let text = self.options.tail.last_words();
@@ -340,8 +340,8 @@ impl Controller {
             Ending::Failed(why) => Some(("reason", Value::from(why.as_str()))),
             Ending::PowerOff | Ending::Reset | Ending::TripleFault => None,
         };
-        log::info!("{}", life::ended(ending));
-        self.events.emit_with("guest", life::event(ending), what);
+        log::info!("{}", messages::ended_message(ending));
+        self.events.emit_with("guest", messages::ending_event(ending), what);
     }
 
     /// Says that the process ends for this reason, without having been asked to by a client.
@@ -383,7 +383,7 @@ impl Controller {
                 Size(asked)
             );
         }
-        log::info!("vm.create: {}", life::described(vm.config()));
+        log::info!("vm.create: {}", messages::vm_summary(vm.config()));
         self.vm = Some(vm);
         self.publish();
         Ok(Reply::Done)
@@ -489,7 +489,7 @@ fn of_config(error: &ConfigError) -> ApiError {
 /// What the client can mend is its fault, what the host refuses is not.
 fn of_build(error: BuildError) -> ApiError {
     let kind = match &error {
-        error if is_taken(error) => Kind::Conflict,
+        error if is_in_use(error) => Kind::Conflict,
         BuildError::Config(error) => return of_config(error),
         BuildError::NoKernel | BuildError::Load(_) | BuildError::CommandLine(_) | BuildError::Device { .. } => {
             Kind::BadRequest

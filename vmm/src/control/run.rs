@@ -9,7 +9,7 @@ use husk_virtio::threads::Threads;
 
 use super::event_loop::{Ended, run_event_loop};
 use super::serve::Served;
-use super::{Controller, life};
+use super::{Controller, messages};
 use crate::api::{Inbox, Info, Server};
 use crate::config::{RunOptions, VmConfig};
 use crate::events::Events;
@@ -91,7 +91,7 @@ pub fn conclude(
     options.trace.leave_guest();
     match &ended {
         Ok(Ended::Asked | Ended::Unbuilt(_)) => {}
-        Ok(Ended::Guest(ending)) => controller.tell_end(life::event(ending)),
+        Ok(Ended::Guest(ending)) => controller.tell_end(messages::ending_event(ending)),
         Ok(Ended::Interrupted) => controller.tell_end("interrupted"),
         Err(_) => controller.tell_end("failed"),
     }

@@ -7,12 +7,12 @@ mod device;
 pub mod fips;
 mod fs;
 mod hotplug;
-mod keyboard;
 pub mod net;
 mod output;
 mod pending;
 pub mod pmem;
 mod populate;
+mod port_input;
 pub mod resize;
 mod slots;
 mod stop;
@@ -38,9 +38,9 @@ use crate::metrics::{Figures, Mapped};
 use board::Board;
 use cpu_slots::CpuPlug;
 use device::Devices;
-use keyboard::{Attached, Keyboard};
+use port_input::{AttachablePort, PortInput};
 use resize::{Dimms, Resizes};
-use stop::Asked;
+use stop::HoldState;
 
 pub use board::Ending;
 pub use build::BuildError;
@@ -48,7 +48,7 @@ pub use device::{Collected, Counted, SlotError};
 pub use pending::{Pending, Request, Update};
 pub use pmem::PmemError;
 pub use populate::Passed;
-pub use resize::{Change, Latency, MachineSize, Refusal, ResizeError, Wanted, Why, millis};
+pub use resize::{Change, Latency, MachineSize, Refusal, ResizeError, TargetSize, Why, millis};
 pub use slots::SLOTS as PCI_SLOTS;
 pub use stop::STOP_DEADLINE;
 pub use tail::Tail;
@@ -60,15 +60,15 @@ pub struct Machine {
     cpus: Hotplug<CpuPlug>,
     resizes: Resizes,
     /// What the devices have been asked for.
-    asked: Asked,
+    hold_state: HoldState,
     devices: Devices,
     /// Memory that came while the guest ran. Devices use it.
     dimms: Dimms,
     board: Arc<Board>,
     ended: EventFd,
-    keyboard: Option<Keyboard>,
+    stdin_port: Option<PortInput>,
     /// Until everything is asked to stop: nobody types any more.
-    lines: Vec<Attached>,
+    lines: Vec<AttachablePort>,
     /// Lines that are being closed, by the names of their ports.
     closing: Vec<(String, BackgroundTask<()>)>,
     /// A look after files that were the guest's memory.

@@ -46,14 +46,14 @@ impl NewFunction {
 }
 
 /// What counts for a device in its slot, beside the function: nobody who reads has to lock that.
-pub struct Meter {
+pub struct DeviceCounters {
     id: u32,
     device: Arc<dyn Metered>,
     failures: Arc<Counter>,
     queues: Vec<Arc<QueueMeter>>,
 }
 
-impl Meter {
+impl DeviceCounters {
     fn of(function: &VirtioPci) -> Self {
         Self {
             id: function.device().profile().id,
@@ -101,23 +101,23 @@ struct Plugged {
     place: Arc<Mutex<Removable<VirtioPci>>>,
     /// Where its BARs were placed (base, bytes).
     bars: Vec<(u64, u64)>,
-    meter: Meter,
+    counters: DeviceCounters,
     /// Out of the guest's reach, and asked to stop.
     retired: bool,
-    /// What is left of the function.
-    rest: Rest,
+    /// How far the function is from its end.
+    teardown: TeardownState,
     /// Why the function cannot be taken apart.
     fault: Option<PlugError>,
 }
 
-/// What is left of a function.
-enum Rest {
-    /// All of it.
-    Whole,
-    /// A thread takes it apart.
+/// How far a function is from its end.
+enum TeardownState {
+    /// The function is complete, and may serve the guest.
+    Intact,
+    /// A background thread closes it: files, sockets, eventfds.
     Closing(BackgroundTask<()>),
-    /// Nothing.
-    Gone,
+    /// It is closed; only slot, name and addresses are still to be freed.
+    Closed,
 }
 
 /// What makes virtio functions real.
@@ -164,8 +164,8 @@ impl PciPlug {
     }
 
     /// What counts for the function in `slot`.
-    pub fn meter(&self, slot: u32) -> Option<&Meter> {
-        Some(&self.plugged.get(&slot)?.meter)
+    pub fn counters(&self, slot: u32) -> Option<&DeviceCounters> {
+        Some(&self.plugged.get(&slot)?.counters)
     }
 
     /// Whether there is a function in `slot`.
@@ -197,7 +197,7 @@ impl PciPlug {
         function.set_threads(self.threads.clone());
         let mut bars = Vec::new();
         let placed = self.place(&mut function, &mut bars);
-        let meter = Meter::of(&function);
+        let counters = DeviceCounters::of(&function);
         let place = Arc::new(Mutex::new(Removable::new(function)));
         let inserted = placed.and_then(|()| {
             let device = u8::try_from(slot)?;
@@ -209,9 +209,9 @@ impl PciPlug {
                 let plugged = Plugged {
                     place,
                     bars,
-                    meter,
+                    counters,
                     retired: false,
-                    rest: Rest::Whole,
+                    teardown: TeardownState::Intact,
                     fault: None,
                 };
                 self.plugged.insert(slot, plugged);
@@ -290,16 +290,16 @@ impl Plugged {
 
     /// Whether its threads have yet to stop, or it is being taken apart.
     fn is_busy(&self) -> bool {
-        match self.rest {
-            Rest::Whole => !self.has_stopped(),
-            Rest::Closing(_) => true,
-            Rest::Gone => false,
+        match self.teardown {
+            TeardownState::Intact => !self.has_stopped(),
+            TeardownState::Closing(_) => true,
+            TeardownState::Closed => false,
         }
     }
 
     /// See [`PciPlug::close`].
     fn close(&mut self, waker: Waker) -> bool {
-        if matches!(self.rest, Rest::Whole) && self.has_stopped() {
+        if matches!(self.teardown, TeardownState::Intact) && self.has_stopped() {
             let function = lock(&self.place).take();
             let close = move || {
                 if let Some(mut function) = function {
@@ -307,14 +307,14 @@ impl Plugged {
                 }
             };
             // Without a thread it goes here.
-            self.rest = BackgroundTask::spawn(waker, close).map_or(Rest::Gone, Rest::Closing);
+            self.teardown = BackgroundTask::spawn(waker, close).map_or(TeardownState::Closed, TeardownState::Closing);
         }
-        if let Rest::Closing(closing) = &self.rest
+        if let TeardownState::Closing(closing) = &self.teardown
             && closing.take_result().is_some()
         {
-            self.rest = Rest::Gone;
+            self.teardown = TeardownState::Closed;
         }
-        matches!(self.rest, Rest::Gone)
+        matches!(self.teardown, TeardownState::Closed)
     }
 }
 

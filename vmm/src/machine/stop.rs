@@ -19,9 +19,9 @@ pub const STOP_DEADLINE: Duration = Duration::from_secs(2);
 /// What vCPUs that have not come are called, among devices.
 const VCPUS: &str = "__vcpus";
 
-/// What a machine's devices have been asked for, since no vCPU runs.
+/// What the devices of a machine have been asked for, whose vCPUs have left the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum HoldState {
     Nothing,
     Hold,
     Stop,
@@ -38,8 +38,8 @@ impl Machine {
         if !self.cpus.plug().cpus.is_paused() {
             return vec![VCPUS.into()];
         }
-        if self.asked == Asked::Nothing {
-            self.asked = Asked::Hold;
+        if self.hold_state == HoldState::Nothing {
+            self.hold_state = HoldState::Hold;
             self.devices.hold();
         }
         owned(self.devices.unheld())
@@ -47,8 +47,8 @@ impl Machine {
 
     /// Lets devices and guest go on after [`Machine::pause`], however far that has come.
     pub fn resume(&mut self) {
-        if self.asked == Asked::Hold {
-            self.asked = Asked::Nothing;
+        if self.hold_state == HoldState::Hold {
+            self.hold_state = HoldState::Nothing;
             self.devices.release();
         }
         self.cpus.plug_mut().cpus.resume();
@@ -71,11 +71,11 @@ impl Machine {
     /// sockets. Nothing is flushed: what the guest has not had flushed is in the host's page cache, which outlives the process. Never waits.
     pub fn unstopped(&mut self) -> Vec<String> {
         let in_guest = !self.has_left_guest();
-        if self.asked != Asked::Stop {
+        if self.hold_state != HoldState::Stop {
             if in_guest {
                 return vec![VCPUS.into()];
             }
-            self.asked = Asked::Stop;
+            self.hold_state = HoldState::Stop;
             self.devices.stop();
         }
         self.closing.retain(|(_, closing)| closing.take_result().is_none());
@@ -94,8 +94,8 @@ impl Machine {
     /// Takes the devices of a machine that is left behind out of its guest's reach, and asks them to stop, where a vCPU has not come: nothing is
     /// served on for a guest that has been told to end. [`Machine::unstopped`] says when they have.
     pub fn withdraw_devices(&mut self) {
-        if self.asked != Asked::Stop {
-            self.asked = Asked::Stop;
+        if self.hold_state != HoldState::Stop {
+            self.hold_state = HoldState::Stop;
             self.devices.withdraw();
         }
     }
@@ -105,8 +105,8 @@ impl Machine {
         self.cpus.plug().cpus.is_stopped()
     }
 
-    /// Stops the machine and takes it apart, or leaves it behind at `deadline`: then the names of those that did not stop. `wakeup` is
-    /// what the machine was built to wake.
+    /// Stops the machine and takes it apart, or leaves it behind at `deadline`: then the names of those that did not
+    /// stop. `wakeup` is what the machine was built to wake.
     pub fn stop_by(mut self, wakeup: &Wakeup, deadline: Instant) -> Vec<String> {
         self.stop();
         wakeup.wait_until(deadline, || self.unstopped().is_empty());

@@ -51,9 +51,9 @@ enum Unwanted {
 
 /// A DIMM to be.
 pub enum NewDimm {
-    /// Of so many bytes.
+    /// Memory of so many bytes, a multiple of the DIMM unit, which is mapped when the slot is filled.
     Bytes(u64),
-    /// Its pages are there.
+    /// Memory that has been mapped already, and whose pages the host has found if `prefault` asks for them.
     Ready(Region),
 }
 
