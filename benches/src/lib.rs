@@ -13,7 +13,7 @@ pub const CODE_OFFSET: usize = 0x1000;
 
 /// What the payload does after its mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Then {
+pub enum GuestAction {
     /// Powers off: ACPI S5 by a sleep control register at port 0x600, then i8042 reset, then S5 by a sleep control register at
     /// 0xfea0_0200 (QEMU's microvm), then a triple fault, whichever the VMM has.
     PowerOff,
@@ -22,7 +22,7 @@ pub enum Then {
 }
 
 /// Machine code that means the same in 32-bit and 64-bit mode.
-pub fn code(then: Then) -> Vec<u8> {
+pub fn code(action: GuestAction) -> Vec<u8> {
     const COM1: [u8; 4] = [0x66, 0xba, 0xf8, 0x03]; // mov dx, 0x3f8
     const SLEEP: [u8; 4] = [0x66, 0xba, 0x00, 0x06]; // mov dx, 0x600
     const OUT_DX: u8 = 0xee; // out dx, al
@@ -31,7 +31,7 @@ pub fn code(then: Then) -> Vec<u8> {
     code.extend([0xb0, MARK]); // mov al, MARK
     code.extend(COM1);
     code.push(OUT_DX);
-    if then == Then::PowerOff {
+    if action == GuestAction::PowerOff {
         code.extend([0xb0, 5 << 2 | 1 << 5]); // mov al, SLP_TYP 5 | SLP_EN
         code.extend(SLEEP);
         code.push(OUT_DX);
@@ -45,8 +45,8 @@ pub fn code(then: Then) -> Vec<u8> {
 }
 
 /// The payload as an ELF file.
-pub fn elf(then: Then) -> Vec<u8> {
-    elf_of(&code(then))
+pub fn elf(action: GuestAction) -> Vec<u8> {
+    elf_of(&code(action))
 }
 
 /// An ELF file with `code` at [`ENTRY`], a PVH entry note (Xen `XEN_ELFNOTE_PHYS32_ENTRY`), and the same 64-bit entry.
@@ -93,9 +93,9 @@ mod tests {
 
     #[test]
     fn the_code_stands_where_the_program_header_says() {
-        let elf = elf(Then::Halt);
-        assert!(elf.ends_with(&code(Then::Halt)));
-        assert_eq!(elf.len() - code(Then::Halt).len(), CODE_OFFSET);
+        let elf = elf(GuestAction::Halt);
+        assert!(elf.ends_with(&code(GuestAction::Halt)));
+        assert_eq!(elf.len() - code(GuestAction::Halt).len(), CODE_OFFSET);
         assert_eq!(&elf[..4], b"\x7fELF");
     }
 }

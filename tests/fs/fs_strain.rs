@@ -4,9 +4,9 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
-use husk_guest::strain::{PART_BYTES, Part};
-use husk_guest::stress::{self, Done};
+use husk_guest::file_stress::{PART_BYTES, Part};
 use husk_guest::tree::{self, Depth};
+use husk_guest::tree_stress::{self, Done};
 use husk_guest::{Call, Reply, pattern};
 use husk_tests::agent::Agent;
 use serde::de::DeserializeOwned;
@@ -86,7 +86,7 @@ fn the_tree_is_what_the_host_makes_of_the_same_work(
     let (here, there) = (served.host("host"), served.host(server).join("tree"));
     for (number, (done, expected)) in (0..).zip(done.iter().zip(expected)) {
         assert_eq!(done, expected, "{server}: process {number}");
-        let survey = |root| tree::survey(&stress::own(root, number), Depth::Contents).unwrap();
+        let survey = |root| tree::survey(&tree_stress::own(root, number), Depth::Contents).unwrap();
         assert_eq!(survey(&there), survey(&here), "{server}: process {number}");
     }
     let survey = tree::survey(&there, Depth::Contents).unwrap();
@@ -96,7 +96,7 @@ fn the_tree_is_what_the_host_makes_of_the_same_work(
     };
     assert_eq!(agent.must(&call).unwrap(), Reply::Surveyed { survey }, "{server}");
     let counted: u64 = done.iter().map(|done| done.counted).sum();
-    let counter = there.join(stress::COMMON).join(stress::COUNTER);
+    let counter = there.join(tree_stress::COMMON).join(tree_stress::COUNTER);
     assert_eq!(fs::read_to_string(counter).unwrap(), counted.to_string(), "{server}");
 }
 
@@ -115,13 +115,13 @@ fn what_several_processes_write_map_cut_copy_rename_and_lock_at_once_is_the_same
         let file = File::create_new(folder.join("file")).unwrap();
         file.set_len((PARTS * PART_BYTES) as u64).unwrap();
         fs::create_dir(folder.join("tree")).unwrap();
-        stress::prepare(&folder.join("tree")).unwrap();
+        tree_stress::prepare(&folder.join("tree")).unwrap();
     });
     let host = served.host("host");
     fs::create_dir(&host).unwrap();
-    stress::prepare(&host).unwrap();
+    tree_stress::prepare(&host).unwrap();
     let expected: Vec<_> = (0..PROCESSES)
-        .map(|number| stress::work(&host, work.seed, work.steps, number).unwrap())
+        .map(|number| tree_stress::work(&host, work.seed, work.steps, number).unwrap())
         .collect();
     for server in SERVERS {
         let (parts, done) = strain(&mut agent, server, &work);

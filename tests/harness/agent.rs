@@ -65,7 +65,7 @@ pub struct Agent {
 
 /// What a program left on its streams.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ran {
+pub struct ExecOutput {
     /// Its exit code, or 128 and the signal.
     pub code: i32,
     /// Its standard output.
@@ -199,7 +199,7 @@ impl Agent {
     /// # Errors
     ///
     /// The agent is gone, or does not keep to the frames.
-    pub fn exec(self, command: &[&str], input: &[u8]) -> Result<Ran> {
+    pub fn exec(self, command: &[&str], input: &[u8]) -> Result<ExecOutput> {
         let stream = self.stream(&Call::Exec {
             command: command.iter().map(ToString::to_string).collect(),
         })?;
@@ -251,7 +251,7 @@ impl Agent {
 }
 
 /// Reads frames up to the exit code.
-fn collect(mut stream: &UnixStream) -> Result<Ran> {
+fn collect(mut stream: &UnixStream) -> Result<ExecOutput> {
     let (mut output, mut errors) = (Vec::new(), Vec::new());
     loop {
         match frame::read(&mut stream)?.context("a program without an end")? {
@@ -259,7 +259,7 @@ fn collect(mut stream: &UnixStream) -> Result<Ran> {
             (Kind::Errors, content) => errors.extend(content),
             (Kind::Exit, code) => {
                 let code = code.try_into().ok().context("a strange exit code")?;
-                return Ok(Ran {
+                return Ok(ExecOutput {
                     code: i32::from_le_bytes(code),
                     output,
                     errors,

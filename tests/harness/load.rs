@@ -26,7 +26,7 @@ pub struct Load {
 
 /// What a load came to that had no error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Worked {
+pub struct LoadResult {
     /// Rounds of the guest's own work.
     pub rounds: Rounds,
     /// Bytes that went to the guest and came back.
@@ -61,7 +61,7 @@ impl Load {
     /// # Errors
     ///
     /// Anything of it went wrong, or it has not even begun.
-    pub fn stop(mut self) -> Result<Worked> {
+    pub fn stop(mut self) -> Result<LoadResult> {
         self.stop.store(true, Ordering::Relaxed);
         self.work.close_write()?;
         let reply = self.work.reply().context("the guest's work has no end")?;
@@ -74,7 +74,7 @@ impl Load {
             let streamed = stream.join().map_err(|_| anyhow!("a stream's thread panicked"))?;
             streamed_bytes += streamed.context("a stream over vsock")?;
         }
-        Ok(Worked { rounds, streamed_bytes })
+        Ok(LoadResult { rounds, streamed_bytes })
     }
 }
 

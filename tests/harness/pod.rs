@@ -71,7 +71,7 @@ impl Drop for Vmm {
 
 /// How a VMM that was told to stop has ended.
 #[derive(Clone, Debug)]
-pub struct Stopped {
+pub struct StoppedPod {
     /// Its status.
     pub status: ExitStatus,
     /// How long it took from the answer to `vmm.shutdown`, or from the end of the guest.
@@ -95,22 +95,22 @@ pub struct Launch {
 
 /// A guest whose agent never answered, though its VMM lives: how often it was dialled, and what the VM did meanwhile.
 #[derive(Debug)]
-pub struct Silent(String);
+pub struct AgentTimeout(String);
 
-impl Silent {
+impl AgentTimeout {
     /// One of which `what` is known.
     pub fn new(what: impl Into<String>) -> Self {
         Self(what.into())
     }
 }
 
-impl fmt::Display for Silent {
+impl fmt::Display for AgentTimeout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for Silent {}
+impl std::error::Error for AgentTimeout {}
 
 impl Pod {
     /// Starts the VMM with its sockets in `folder` and waits until it answers, as the shim does.
@@ -245,7 +245,7 @@ impl Pod {
     ///
     /// # Errors
     ///
-    /// It never answers ([`Silent`]), or the VMM has gone.
+    /// It never answers ([`AgentTimeout`]), or the VMM has gone.
     pub fn agent(&mut self) -> Result<(Agent, u32)> {
         let start = Instant::now();
         let mut refused = 0;
@@ -264,7 +264,7 @@ impl Pod {
                     .doing()
                     .unwrap_or_else(|error| format!("nobody says what it does: {error:#}"));
                 let what = format!("no agent after {refused} tries; {doing}; {}", self.output());
-                return Err(Silent::new(what).into());
+                return Err(AgentTimeout::new(what).into());
             }
             thread::sleep(DIAL_POLL);
         }
@@ -383,7 +383,7 @@ impl Pod {
     /// # Errors
     ///
     /// It does not answer, does not end, or leaves something behind.
-    pub fn stop(mut self) -> Result<Stopped> {
+    pub fn stop(mut self) -> Result<StoppedPod> {
         if self.shape.shim == Shim::Go {
             let _: Value = self.api.get("vmm.ping")?.json()?;
         }
@@ -396,7 +396,7 @@ impl Pod {
     /// # Errors
     ///
     /// As [`Pod::stop`].
-    pub fn ended(mut self) -> Result<Stopped> {
+    pub fn ended(mut self) -> Result<StoppedPod> {
         let start = Instant::now();
         let status = end_of(&mut self.vmm.0, PATIENCE)?;
         let status = status.with_context(|| format!("the VMM does not end: {}", self.output()))?;
@@ -408,7 +408,7 @@ impl Pod {
         for socket in [self.api_socket(), self.vsock()] {
             ensure!(!socket.exists(), "{} is left behind: {output}", socket.display());
         }
-        Ok(Stopped { status, took, output })
+        Ok(StoppedPod { status, took, output })
     }
 
     /// Kills the VMM, as a shim that has lost patience.

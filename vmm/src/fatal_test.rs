@@ -4,8 +4,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Output;
 
 use super::*;
-use crate::again::again;
 use crate::seccomp::{Mode, Role};
+use crate::subprocess::rerun;
 
 /// Tells a child process of a test what to die of.
 const DIE_OF: &str = "HUSK_TEST_DIE_OF";
@@ -91,7 +91,7 @@ fn victim() {
 }
 
 fn victim_of(what: &str) -> Output {
-    again("fatal::tests::victim").env(DIE_OF, what).output().unwrap()
+    rerun("fatal::tests::victim").env(DIE_OF, what).output().unwrap()
 }
 
 /// The line of a process that died of `signal`, without the number of that process.
@@ -202,7 +202,7 @@ fn the_log_has_the_last_line_as_well() {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("socket");
         let daemon = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
-        let ended = again("fatal::tests::victim")
+        let ended = rerun("fatal::tests::victim")
             .env(DIE_OF, "read")
             .env(LOG, format!("{log}={}", socket.display()))
             .output()

@@ -3,11 +3,8 @@
 //! This crate owns the process: KVM, threads, the command line. What a guest finds in RAM is `husk-firmware`'s, what sits on its
 //! buses `husk-devices`' and `husk-virtio`'s. The library is the program's; its API serves the program and the tests.
 
-#[cfg(test)]
-#[path = "again_test.rs"]
-mod again;
 pub mod api;
-mod beside;
+mod background;
 mod burst;
 pub mod check;
 pub mod cli;
@@ -28,13 +25,16 @@ pub mod log;
 pub mod machine;
 pub mod memory;
 pub mod metrics;
-pub mod news;
 pub mod overhead;
 pub mod pod;
 mod process;
 mod procfs;
 pub mod seccomp;
 pub mod spawner;
+#[cfg(test)]
+#[path = "subprocess_test.rs"]
+mod subprocess;
 pub mod terminal;
 pub mod trace;
 mod trim;
+pub mod wakeup;

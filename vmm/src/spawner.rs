@@ -1,8 +1,8 @@
 //! Threads for devices, created by a thread that may.
 //!
 //! A driver starts its device by a register write, on a vCPU thread. A vCPU has no need to create threads, and what it creates would
-//! inherit its seccomp filter, which has no room for a device's work. So vCPUs send an order to the thread `spawner`, whose filter
-//! has that room and no other, and go on with their guest.
+//! inherit its seccomp filter, which has no room for a device's work. So vCPUs send a request to the thread `spawner`,
+//! whose filter has that room and no other, and go on with their guest.
 
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -14,8 +14,8 @@ use husk_virtio::threads::{ThreadBody, ThreadClass, Threads, builder};
 
 use crate::seccomp::{Mode, Role};
 
-/// A thread to be.
-struct Order {
+/// A thread to be started: its name, of which the kernel keeps 15 bytes, and what it does.
+struct SpawnRequest {
     name: String,
     body: ThreadBody,
 }
@@ -24,29 +24,33 @@ struct Order {
 pub struct Spawner {
     seccomp: Mode,
     waker: Waker,
-    orders: Sender<Order>,
+    requests: Sender<SpawnRequest>,
 }
 
 impl Spawner {
-    /// Starts the thread that carries orders out, confined as `seccomp` says; it ends with the spawner. Threads wake `waker` when they have
-    /// done what they were asked for. To be called on a thread without a filter: a filter is inherited, and this thread's has what no other
-    /// role has.
+    /// Starts the thread that carries requests out, confined as `seccomp` says; it ends with the spawner. Threads wake
+    /// `waker` when they have done what they were asked for. To be called on a thread without a filter: a filter is
+    /// inherited, and this thread's has what no other role has.
     ///
     /// # Errors
     /// When the host has no thread left.
     pub fn start(seccomp: Mode, waker: Waker) -> io::Result<Self> {
-        let (orders, received): (_, Receiver<Order>) = channel();
+        let (requests, received): (_, Receiver<SpawnRequest>) = channel();
         let carry_out = move || match seccomp.enter(Role::Spawner) {
             Ok(()) => received.into_iter().for_each(carry_out),
-            // Whoever sends an order is told that nobody takes it.
+            // Whoever sends a request is told that nobody takes it.
             Err(error) => log::error!("the thread that starts device threads ends: {}", error_chain(&error)),
         };
         thread::Builder::new().name("spawner".into()).spawn(carry_out)?;
-        Ok(Self { seccomp, waker, orders })
+        Ok(Self {
+            seccomp,
+            waker,
+            requests,
+        })
     }
 }
 
-fn carry_out(Order { name, body }: Order) {
+fn carry_out(SpawnRequest { name, body }: SpawnRequest) {
     // A thread that cannot be had drops the body, which is how its owner learns.
     if let Err(error) = builder(&name).spawn(body) {
         log::error!("cannot start the thread {name}: {error}");
@@ -72,8 +76,8 @@ fn role(thread_class: ThreadClass) -> Role {
 impl Threads for Spawner {
     fn start(&self, name: &str, body: ThreadBody) -> io::Result<()> {
         let name = name.to_owned();
-        self.orders
-            .send(Order { name, body })
+        self.requests
+            .send(SpawnRequest { name, body })
             .map_err(|_| io::Error::other("the thread that starts threads is gone"))
     }
 
@@ -91,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn threads_have_the_names_that_were_ordered_as_far_as_there_is_room() {
+    fn threads_have_the_names_that_were_asked_for_as_far_as_there_is_room() {
         let spawner = Spawner::start(Mode::Off, Waker::noop().clone()).unwrap();
         let (said, heard) = channel();
         for name in ["io-a", "io-a-name-beyond-measure"] {
@@ -109,13 +113,13 @@ mod tests {
     }
 
     #[test]
-    fn an_order_that_nobody_carries_out_is_refused() {
-        let (orders, received) = channel();
+    fn a_request_that_nobody_carries_out_is_refused() {
+        let (requests, received) = channel();
         drop(received);
         let spawner = Spawner {
             seccomp: Mode::Off,
             waker: Waker::noop().clone(),
-            orders,
+            requests,
         };
         let error = Threads::start(&spawner, "io-a", Box::new(|| ())).unwrap_err();
         assert_eq!(error.to_string(), "the thread that starts threads is gone");

@@ -9,7 +9,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 
 use super::testing::cooked_pty;
 use super::*;
-use crate::again::again;
+use crate::subprocess::rerun;
 use husk_devices::lock;
 
 /// Tells a child process of a test what to die of.
@@ -126,7 +126,7 @@ fn die_raw(signal: libc::c_int) {
 /// afterwards, and how the process ended.
 fn dies_of(signal: libc::c_int, test: &str) -> (bool, std::process::ExitStatus) {
     let (_emulator, terminal) = pty(80, 24);
-    let mut child = again(&format!("terminal::tests::{test}"))
+    let mut child = rerun(&format!("terminal::tests::{test}"))
         .env(DIE_OF, signal.to_string())
         .stdin(Stdio::from(terminal.try_clone().unwrap()))
         .stdout(Stdio::piped())

@@ -22,36 +22,36 @@ const FIRST: Duration = Duration::from_secs(1);
 /// Each pause is twice as long as the one before, up to this.
 const LAST: Duration = Duration::from_secs(64);
 
-/// What has needed memory.
+/// What has used memory since the last trim, and so decides when the next one is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub enum Activity {
     /// A start, or a command that changes something.
-    Work,
+    Change,
     /// A question, as a scraper asks many. A trim has the threads of a guest that is at work find their pages again, so it comes rarely for that.
-    Look,
+    Query,
 }
 
 /// When to trim: soon after a start or a command, and some more times, each after twice the pause of the one before. What a guest needs of the program
 /// on its way to rest (its drivers' start, the first files) comes after the first trim, and nobody tells when it is there: so that goes when the guest
 /// has rested for as long as its way took, at the latest. Two minutes later there are no more, and an idle VM is not woken.
 #[derive(Debug)]
-pub struct Pace(Duration);
+pub struct TrimSchedule(Duration);
 
-impl Default for Pace {
+impl Default for TrimSchedule {
     fn default() -> Self {
         Self(LAST)
     }
 }
 
-impl Pace {
-    /// How long from now there has to be a trim for `cause`, at the latest.
-    pub fn begin(&mut self, cause: Cause) -> Duration {
-        match cause {
-            Cause::Work => {
+impl TrimSchedule {
+    /// How long from now there has to be a trim for `activity`, at the latest.
+    pub fn begin(&mut self, activity: Activity) -> Duration {
+        match activity {
+            Activity::Change => {
                 self.0 = FIRST;
                 FIRST
             }
-            Cause::Look => LAST,
+            Activity::Query => LAST,
         }
     }
 
@@ -138,28 +138,28 @@ mod tests {
 
     #[test]
     fn trims_come_at_twice_the_distance_each_time_and_end() {
-        let mut pace = Pace::default();
+        let mut schedule = TrimSchedule::default();
         for _ in 0..2 {
-            assert_eq!(pace.begin(Cause::Work), Duration::from_secs(1));
-            let pauses: Vec<u64> = std::iter::from_fn(|| pace.next())
+            assert_eq!(schedule.begin(Activity::Change), Duration::from_secs(1));
+            let pauses: Vec<u64> = std::iter::from_fn(|| schedule.next())
                 .map(|pause| pause.as_secs())
                 .collect();
             assert_eq!(pauses, [2, 4, 8, 16, 32, 64]);
         }
-        pace.begin(Cause::Work);
-        pace.next();
-        pace.begin(Cause::Work);
-        assert_eq!(pace.next(), Some(Duration::from_secs(2)), "a command begins anew");
+        schedule.begin(Activity::Change);
+        schedule.next();
+        schedule.begin(Activity::Change);
+        assert_eq!(schedule.next(), Some(Duration::from_secs(2)), "a command begins anew");
     }
 
     #[test]
-    fn a_look_is_followed_by_one_trim_and_changes_nothing_of_what_is_under_way() {
-        let mut pace = Pace::default();
-        assert_eq!(pace.begin(Cause::Look), Duration::from_secs(64));
-        assert_eq!(pace.next(), None);
-        pace.begin(Cause::Work);
-        pace.begin(Cause::Look);
-        assert_eq!(pace.next(), Some(Duration::from_secs(2)));
+    fn a_query_is_followed_by_one_trim_and_changes_nothing_of_what_is_under_way() {
+        let mut schedule = TrimSchedule::default();
+        assert_eq!(schedule.begin(Activity::Query), Duration::from_secs(64));
+        assert_eq!(schedule.next(), None);
+        schedule.begin(Activity::Change);
+        schedule.begin(Activity::Query);
+        assert_eq!(schedule.next(), Some(Duration::from_secs(2)));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 /// What becomes of the creation and the boot of a guest of a few instructions with so many bits, and persistent memory of so many bytes.
 fn boots(husk: &Husk, client: &mut Client, bits: u8, pmem: u64) -> (u16, Value) {
     let path = |name: &str| husk.folder.path().join(name);
-    let code = husk_benches::code(husk_benches::Then::Halt);
+    let code = husk_benches::code(husk_benches::GuestAction::Halt);
     fs::write(path("vmlinux"), husk_benches::elf_of(&code)).unwrap();
     File::create(path("pmem")).unwrap().set_len(pmem).unwrap();
     let vm = json!({

@@ -61,7 +61,7 @@ fn ask(husk: &Husk, method: &str, name: &str, body: Option<&Value>) -> Answer {
 /// A description as a user writes one, of a guest of a few instructions.
 fn description(husk: &Husk) -> Value {
     let kernel = husk.folder.path().join("vmlinux");
-    let code = husk_benches::code(husk_benches::Then::Halt);
+    let code = husk_benches::code(husk_benches::GuestAction::Halt);
     fs::write(&kernel, husk_benches::elf_of(&code)).unwrap();
     json!({
         "cpus": {"boot_vcpus": 1, "max_vcpus": 2},

@@ -53,7 +53,7 @@ fn husk(boots: bool) -> Option<Husk> {
     let kernel = husk.folder.path().join("vmlinux");
     fs::write(
         &kernel,
-        husk_benches::elf_of(&husk_benches::code(husk_benches::Then::Halt)),
+        husk_benches::elf_of(&husk_benches::code(husk_benches::GuestAction::Halt)),
     )
     .unwrap();
     let vm = json!({

@@ -354,7 +354,7 @@ fn the_requests_of_the_example_do_what_is_said_of_them() {
     fs::create_dir(&files).unwrap();
     fs::write(
         files.join("vmlinux"),
-        husk_benches::elf_of(&husk_benches::code(husk_benches::Then::Halt)),
+        husk_benches::elf_of(&husk_benches::code(husk_benches::GuestAction::Halt)),
     )
     .unwrap();
     fs::write(files.join("initrd.img"), [0; 512]).unwrap();

@@ -8,7 +8,7 @@ mod process;
 use std::fs;
 use std::process::{Command, Output};
 
-use husk_benches::Then;
+use husk_benches::GuestAction;
 use process::HUSK;
 
 /// Fills 2 MiB of persistent memory, the first there is, page by page, and powers off. The window is the last quarter of physical
@@ -47,7 +47,7 @@ fn kernel() -> Vec<u8> {
     code.extend([0x81, 0xc7, 0, 0x10, 0, 0]); // add edi, 4096
     code.extend([0x81, 0xff, 0, 0, 0x40, 0]); // cmp edi, 4 MiB
     code.extend([0x75, 0xef]); // jne to the store
-    code.extend(husk_benches::code(Then::PowerOff));
+    code.extend(husk_benches::code(GuestAction::PowerOff));
     husk_benches::elf_of(&code)
 }
 

@@ -90,7 +90,7 @@ fn kernel(folder: &Path) -> PathBuf {
     let path = folder.join("vmlinux");
     fs::write(
         &path,
-        husk_benches::elf_of(&husk_benches::code(husk_benches::Then::Halt)),
+        husk_benches::elf_of(&husk_benches::code(husk_benches::GuestAction::Halt)),
     )
     .unwrap();
     path

@@ -202,7 +202,7 @@ fn a_guests_figures_are_those_of_its_counters() {
     let file = |name: &str| husk.folder.path().join(name);
     fs::write(
         file("vmlinux"),
-        husk_benches::elf_of(&husk_benches::code(husk_benches::Then::Halt)),
+        husk_benches::elf_of(&husk_benches::code(husk_benches::GuestAction::Halt)),
     )
     .unwrap();
     fs::write(file("disk"), [0; 4096]).unwrap();
@@ -281,7 +281,7 @@ fn husk_run_serves_figures_without_the_api() {
     let (kernel, socket) = (folder.path().join("vmlinux"), folder.path().join("metrics.sock"));
     fs::write(
         &kernel,
-        husk_benches::elf_of(&husk_benches::code(husk_benches::Then::Halt)),
+        husk_benches::elf_of(&husk_benches::code(husk_benches::GuestAction::Halt)),
     )
     .unwrap();
     let child = Command::new(HUSK)

@@ -118,7 +118,7 @@ fn husks(folder: &Path) -> [Husk; 2] {
     let metrics = folder.join("husk/web.sock");
     let husk = Husk::start(&["--metrics", metrics.to_str().unwrap()]);
     let file = |name: &str| husk.folder.path().join(name);
-    let kernel = husk_benches::elf_of(&husk_benches::code(husk_benches::Then::Halt));
+    let kernel = husk_benches::elf_of(&husk_benches::code(husk_benches::GuestAction::Halt));
     fs::write(file("vmlinux"), kernel).unwrap();
     fs::write(file("disk"), [0; 4096]).unwrap();
     let vm = json!({

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 fn running(disks: &[&str]) -> Husk {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
-    let code = husk_benches::code(husk_benches::Then::Halt);
+    let code = husk_benches::code(husk_benches::GuestAction::Halt);
     fs::write(path("vmlinux"), husk_benches::elf_of(&code)).unwrap();
     let mut command = Command::new("env");
     command.args(["--default-signal", HUSK, "run", "--memory", "64M", "--serial", "null"]);

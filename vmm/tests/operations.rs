@@ -36,7 +36,7 @@ fn store(code: &mut Vec<u8>, gpa: u32, value: &[u8]) {
 /// A guest that starts the device in PCI slot 1 with its first queue, as a driver does (virtio 1.2 §3.1.1), says so on the serial port,
 /// and halts.
 fn kernel(folder: &Path) -> Value {
-    kernel_that(folder, &husk_benches::code(husk_benches::Then::Halt))
+    kernel_that(folder, &husk_benches::code(husk_benches::GuestAction::Halt))
 }
 
 /// A guest that starts that device, and lets go of whatever it is told to (`hotplug/src/bank.rs`): it asks all the time.
@@ -127,7 +127,7 @@ fn a_disk_comes_whatever_has_become_of_the_rest_of_the_vm_and_the_next_guest_was
     File::create(&disk).unwrap().set_len(1 << 20).unwrap();
     fs::write(
         &kernel,
-        husk_benches::elf_of(&husk_benches::code(husk_benches::Then::Halt)),
+        husk_benches::elf_of(&husk_benches::code(husk_benches::GuestAction::Halt)),
     )
     .unwrap();
     let most: u64 = 32 << 30;
@@ -166,7 +166,7 @@ fn a_resize_that_the_host_cannot_begin_is_the_last_one_and_told_and_counted_and_
     let (events, kernel) = (folder.path().join("events"), folder.path().join("vmlinux"));
     fs::write(
         &kernel,
-        husk_benches::elf_of(&husk_benches::code(husk_benches::Then::Halt)),
+        husk_benches::elf_of(&husk_benches::code(husk_benches::GuestAction::Halt)),
     )
     .unwrap();
     let monitor = format!("path={}", events.display());

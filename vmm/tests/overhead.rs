@@ -22,9 +22,9 @@ fn overhead(folder: &Path, options: &[&str]) -> Output {
     command.env("TMPDIR", folder).stdin(Stdio::null()).output().unwrap()
 }
 
-fn kernel(folder: &Path, then: husk_benches::Then) -> String {
+fn kernel(folder: &Path, action: husk_benches::GuestAction) -> String {
     let path = folder.join("vmlinux");
-    fs::write(&path, husk_benches::elf_of(&husk_benches::code(then))).unwrap();
+    fs::write(&path, husk_benches::elf_of(&husk_benches::code(action))).unwrap();
     path.to_str().unwrap().to_owned()
 }
 
@@ -34,7 +34,7 @@ fn what_vms_cost_is_measured_and_installed() {
         return;
     }
     let (files, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let kernel = kernel(files.path(), husk_benches::Then::Halt);
+    let kernel = kernel(files.path(), husk_benches::GuestAction::Halt);
     let told = overhead(scratch.path(), &["--kernel", &kernel, "--pods", "3", "--shim", "0"]);
     assert!(told.status.success(), "{told:?}");
     let table = String::from_utf8(told.stdout).unwrap();
@@ -120,7 +120,7 @@ fn a_runtime_class_has_room_for_katas_shim() {
     if !process::has_kvm() {
         return;
     }
-    let kernel = kernel(files.path(), husk_benches::Then::Halt);
+    let kernel = kernel(files.path(), husk_benches::GuestAction::Halt);
     let shim = Shim::start(files.path());
     until(|| files.path().join("shim.sock").exists());
     let told = overhead(scratch.path(), &["--kernel", &kernel, "--pods", "2", "--json"]);
@@ -190,7 +190,7 @@ fn whoever_is_asked_to_end_or_killed_takes_its_vms_along() {
         return;
     }
     let (files, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let kernel = kernel(files.path(), husk_benches::Then::Halt);
+    let kernel = kernel(files.path(), husk_benches::GuestAction::Halt);
     let word = scratch.path().to_str().unwrap();
     for signal in [Signal::TERM, Signal::INT, Signal::KILL] {
         // A signal that the tests' own parent ignores would stay ignored.
@@ -233,7 +233,7 @@ fn a_vm_that_cannot_be_measured_is_named() {
     );
     assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
     if process::has_kvm() {
-        let kernel = kernel(files.path(), husk_benches::Then::PowerOff);
+        let kernel = kernel(files.path(), husk_benches::GuestAction::PowerOff);
         let told = overhead(scratch.path(), &["--kernel", &kernel, "--pods", "1", "--shim", "0"]);
         let line = String::from_utf8(told.stderr).unwrap();
         assert!(

@@ -8,14 +8,14 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use husk_benches::Then;
+use husk_benches::GuestAction;
 use process::{HUSK, Husk, complaints, has_kvm};
 use serde_json::{Value, json};
 
 /// `husk run` for a sandbox of 256 MiB whose guest does `then`.
-fn run(folder: &Path, then: Then) -> Command {
+fn run(folder: &Path, action: GuestAction) -> Command {
     let (kernel, sandbox) = (folder.join("vmlinux"), folder.join("config.json"));
-    fs::write(&kernel, husk_benches::elf_of(&husk_benches::code(then))).unwrap();
+    fs::write(&kernel, husk_benches::elf_of(&husk_benches::code(action))).unwrap();
     let memory = "io.katacontainers.config.hypervisor.default_memory";
     fs::write(&sandbox, json!({"annotations": {memory: "256"}}).to_string()).unwrap();
     let mut command = Command::new(HUSK);
@@ -31,7 +31,7 @@ fn a_sandbox_boots_with_its_size_and_room() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let output = run(folder.path(), Then::PowerOff).output().unwrap();
+    let output = run(folder.path(), GuestAction::PowerOff).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert_eq!(complaints(&output), [""; 0]);
 }
@@ -42,7 +42,7 @@ fn a_sandbox_that_runs_serves_the_api_and_ends_when_a_client_says_so() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let mut command = run(folder.path(), Then::Halt);
+    let mut command = run(folder.path(), GuestAction::Halt);
     command.arg("--api-socket").arg(folder.path().join("api.sock"));
     let child = command.spawn().unwrap();
     let mut husk = Husk { folder, child };
@@ -75,7 +75,7 @@ fn a_sandbox_whose_workload_is_announced_has_its_containers_in_it() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let mut command = run(folder.path(), Then::Halt);
+    let mut command = run(folder.path(), GuestAction::Halt);
     let cri = |key: &str| format!("io.kubernetes.cri.sandbox-{key}");
     // The engine hands the annotations of the pod to its containers.
     let annotations = json!({
@@ -146,7 +146,7 @@ fn a_socket_that_cannot_be_served_is_told_before_the_guest_starts() {
         ("fd=-1", 2, "--api-socket: 'fd=-1' is not a descriptor"),
         ("/nowhere/api.sock", 1, "/nowhere/api.sock"),
     ] {
-        let output = run(folder.path(), Then::PowerOff)
+        let output = run(folder.path(), GuestAction::PowerOff)
             .args(["--api-socket", socket])
             .output()
             .unwrap();

@@ -32,7 +32,7 @@ fn vm(husk: &Husk, more: &Value) -> Value {
 fn running(more: &Value) -> (Husk, Client) {
     let folder = tempfile::tempdir().unwrap();
     let (log, kernel) = (folder.path().join("log"), folder.path().join("vmlinux"));
-    let code = husk_benches::code(husk_benches::Then::Halt);
+    let code = husk_benches::code(husk_benches::GuestAction::Halt);
     fs::write(&kernel, husk_benches::elf_of(&code)).unwrap();
     let husk = Husk::start_in(folder, &["-v", "--log-file", log.to_str().unwrap()]);
     let mut client = husk.client();

@@ -12,7 +12,7 @@ use husk_virtio::balloon::{Balloon, BalloonConfig, BalloonTarget, Discard};
 use husk_virtio::device::VirtioDevice;
 
 use crate::Seeds;
-use crate::guest::{RAM, play};
+use crate::guest::{RAM, run_script};
 use crate::op::{Op, readable, script, writable};
 use crate::script::{Recorder, Script};
 
@@ -33,7 +33,7 @@ pub fn run(input: &[u8]) {
     });
     let mut balloon = Balloon::new(config, pages.clone(), || ()).unwrap();
     let target = Mutex::new(0);
-    play(&mut balloon, &mut script, |balloon, script| {
+    run_script(&mut balloon, &mut script, |balloon, script| {
         let _ = host(balloon, &pages, &target, script);
         check(balloon, &target);
     });

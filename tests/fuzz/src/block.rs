@@ -9,7 +9,7 @@ use virtio_bindings::virtio_blk::{
 
 use crate::Seeds;
 use crate::file::{MemoryFile, with_file};
-use crate::guest::play;
+use crate::guest::run_script;
 use crate::op::{Op, readable, script, writable};
 use crate::script::{Recorder, Script};
 
@@ -45,7 +45,7 @@ fn on_image(file: &MemoryFile, image: &[u8], flags: u8, script: &mut Script<'_>)
     let mut block = Block::open(config).unwrap();
     let sectors = block.sectors();
     assert_eq!(sectors, (image.len() as u64).div_ceil(512));
-    play(&mut block, script, |_, _| {});
+    run_script(&mut block, script, |_, _| {});
     if flags & READONLY != 0 {
         assert!(file.content() == image, "a read-only image has changed");
     } else {

@@ -32,8 +32,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::Seeds;
 use crate::guest::memory;
+use crate::inert_device::InertDevice;
 use crate::script::{Recorder, Script};
-use crate::still::Still;
 
 /// Functions that there are at first.
 const FUNCTIONS: u8 = 3;
@@ -92,18 +92,25 @@ impl Machine {
         match script.u8()? & 7 {
             0 => {
                 let (port, width) = (script.u16()?, script.width()?);
-                assert!(self.board.answer(Port::In(port, &mut data[..width]), self.board.era()));
+                assert!(
+                    self.board
+                        .answer(Port::In(port, &mut data[..width]), self.board.memory_generation())
+                );
             }
             1 => {
                 let (port, bytes) = (script.u16()?, script.bytes()?);
-                let on = self
-                    .board
-                    .answer(Port::Out(port, &bytes[..bytes.len().min(8)]), self.board.era());
+                let on = self.board.answer(
+                    Port::Out(port, &bytes[..bytes.len().min(8)]),
+                    self.board.memory_generation(),
+                );
                 assert!(on || self.board.ending().is_some());
             }
             2 => {
                 let (gpa, width) = (script.u64()?, script.width()?);
-                assert!(self.board.answer(Port::Load(gpa, &mut data[..width]), self.board.era()));
+                assert!(
+                    self.board
+                        .answer(Port::Load(gpa, &mut data[..width]), self.board.memory_generation())
+                );
             }
             3 => {
                 let (gpa, bytes) = (script.u64()?, script.bytes()?);
@@ -120,7 +127,8 @@ impl Machine {
                 for window in windows.into_iter().flatten() {
                     let gpa = window.base.saturating_add(offset.into());
                     self.store(gpa, &value.to_le_bytes());
-                    self.board.answer(Port::Load(gpa, &mut data[..4]), self.board.era());
+                    self.board
+                        .answer(Port::Load(gpa, &mut data[..4]), self.board.memory_generation());
                 }
             }
             6 => {
@@ -141,7 +149,10 @@ impl Machine {
 
     /// No store is anything but the end of a function's own registers: nothing memory-mapped ends the machine.
     fn store(&self, gpa: u64, bytes: &[u8]) {
-        assert!(self.board.answer(Port::Store(gpa, bytes), self.board.era()));
+        assert!(
+            self.board
+                .answer(Port::Store(gpa, bytes), self.board.memory_generation())
+        );
     }
 
     fn check(&self) {
@@ -152,7 +163,7 @@ impl Machine {
         ));
         let doorbells = self.host.doorbells().len();
         assert!(
-            doorbells <= 31 * crate::still::QUEUE_SIZES.len(),
+            doorbells <= 31 * crate::inert_device::QUEUE_SIZES.len(),
             "{doorbells} doorbells"
         );
     }
@@ -164,7 +175,8 @@ impl Machine {
     /// As the machine adds a device: with its BAR placed.
     fn insert(&mut self, device: u8) {
         let host: Arc<dyn Host> = self.host.clone();
-        let mut function = VirtioPci::new(Box::new(Still::new()), "still".into(), host, self.memory.clone()).unwrap();
+        let mut function =
+            VirtioPci::new(Box::new(InertDevice::new()), "still".into(), host, self.memory.clone()).unwrap();
         let base = layout::PCI32 + u64::from(device) * BAR_BYTES;
         function.config_mut().place_bar(0, base).unwrap();
         // As a driver does first: without bus mastering the device would do nothing.

@@ -3,13 +3,13 @@
 use husk_virtio::console::Console;
 
 use crate::Seeds;
-use crate::guest::play;
+use crate::guest::run_script;
 use crate::op::{Op, readable, script, writable};
 use crate::script::{Recorder, Script};
 
 pub fn run(input: &[u8]) {
     let mut console = Console::new(80, 25, Box::new(std::io::sink())).unwrap();
-    play(&mut console, &mut Script::new(input), |console, script| {
+    run_script(&mut console, &mut Script::new(input), |console, script| {
         let _ = typed(console, script);
     });
     let metrics = console.metrics();

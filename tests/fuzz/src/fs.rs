@@ -22,7 +22,7 @@ use husk_virtio::fs::{Fs, FsConfig};
 use husk_virtio::vhost_user::VhostUserMetrics;
 
 use crate::Seeds;
-use crate::guest::{play_lent, shared_memory};
+use crate::guest::{run_script_lent, shared_memory};
 use crate::op::{Buffer, Op, readable, script, writable};
 use crate::script::{Recorder, Script};
 
@@ -53,7 +53,7 @@ fn live(input: &[u8]) -> Option<Arc<VhostUserMetrics>> {
     };
     let device = Fs::on_socket(&config, here).ok();
     let metrics = device.map(|mut fs| {
-        play_lent(shared_memory(), &mut fs, &mut script, |_, _| {
+        run_script_lent(shared_memory(), &mut fs, &mut script, |_, _| {
             // Fails when it has left before.
             let _ = line.shutdown(Shutdown::Both);
         });

@@ -58,13 +58,13 @@ pub fn shared_memory() -> GuestMemory {
 ///
 /// # Panics
 /// When the device does what it must not.
-pub fn play<D: VirtioDevice>(device: &mut D, script: &mut Script<'_>, host: impl FnMut(&mut D, &mut Script<'_>)) {
-    Guest::new(memory()).play(device, script, host);
+pub fn run_script<D: VirtioDevice>(device: &mut D, script: &mut Script<'_>, host: impl FnMut(&mut D, &mut Script<'_>)) {
+    Guest::new(memory()).run_script(device, script, host);
 }
 
 /// The same in a `memory` that is laid out like [`memory`], to a device that lends its rings: where they stand is what somebody else
 /// says.
-pub fn play_lent<D: VirtioDevice>(
+pub fn run_script_lent<D: VirtioDevice>(
     memory: GuestMemory,
     device: &mut D,
     script: &mut Script<'_>,
@@ -72,7 +72,7 @@ pub fn play_lent<D: VirtioDevice>(
 ) {
     let mut guest = Guest::new(memory);
     guest.lends = true;
-    guest.play(device, script, host);
+    guest.run_script(device, script, host);
 }
 
 /// A handler as its I/O thread would hold it.
@@ -102,7 +102,7 @@ impl Guest {
         }
     }
 
-    fn play<D: VirtioDevice>(
+    fn run_script<D: VirtioDevice>(
         mut self,
         device: &mut D,
         script: &mut Script<'_>,

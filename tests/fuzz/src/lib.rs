@@ -22,6 +22,7 @@ mod fs;
 mod guest;
 mod hotplug;
 mod http;
+mod inert_device;
 mod kernel;
 mod mem;
 mod net;
@@ -33,7 +34,6 @@ mod ring;
 mod rng;
 mod script;
 mod share;
-mod still;
 mod virtio_pci;
 mod vsock;
 

@@ -12,7 +12,7 @@ use husk_virtio::device::VirtioDevice;
 use husk_virtio::mem::{Backing, Mem, MemConfig};
 
 use crate::Seeds;
-use crate::guest::play;
+use crate::guest::run_script;
 use crate::op::{Buffer, Op, readable, script, writable};
 use crate::script::{Recorder, Script};
 
@@ -37,7 +37,7 @@ pub fn run(input: &[u8]) {
         news.fetch_add(1, Ordering::Relaxed);
     };
     let mut mem = Mem::new(config, Blocks(machine.clone()), on_change).unwrap();
-    play(&mut mem, &mut Script::new(input), |mem, script| {
+    run_script(&mut mem, &mut Script::new(input), |mem, script| {
         let _ = host(mem, &machine, script);
         check(mem, &machine);
     });

@@ -13,7 +13,7 @@ use husk_virtio::net::header::{HEADER_BYTES, MAX_FRAME_BYTES, check};
 use husk_virtio::net::{Net, NetConfig};
 
 use crate::Seeds;
-use crate::guest::play;
+use crate::guest::run_script;
 use crate::op::{Op, readable, script, writable};
 use crate::script::{Recorder, Script};
 
@@ -35,7 +35,7 @@ pub fn run(input: &[u8]) {
         ..NetConfig::new([2, 0, 0, 0, 0, 1])
     };
     let mut net = Net::on_sockets(config, taps.into_iter().map(Into::into).collect());
-    play(&mut net, &mut Script::new(input), |net, script| {
+    run_script(&mut net, &mut Script::new(input), |net, script| {
         let _ = step(net, &wires, script);
     });
 }

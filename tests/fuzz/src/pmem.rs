@@ -4,7 +4,7 @@ use husk_virtio::pmem::Pmem;
 
 use crate::Seeds;
 use crate::file::with_file;
-use crate::guest::play;
+use crate::guest::run_script;
 use crate::op::{Op, readable, script, writable};
 use crate::script::Script;
 
@@ -12,7 +12,7 @@ pub fn run(input: &[u8]) {
     with_file(b"what was there before", |file| {
         let opened = std::fs::File::open(file.path()).unwrap();
         let mut pmem = Pmem::new(1 << 32, 4096, Some(opened), "a file", Box::new(()));
-        play(&mut pmem, &mut Script::new(input), |_, _| {});
+        run_script(&mut pmem, &mut Script::new(input), |_, _| {});
         let metrics = pmem.metrics();
         assert_eq!(metrics.flush_errors.get(), 0, "memory can always be flushed");
         assert_eq!(file.content(), b"what was there before");

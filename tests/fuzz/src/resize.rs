@@ -33,7 +33,7 @@ use husk::api::Resize;
 use husk::config::MemoryConfig;
 use husk::kvm::KvmError;
 use husk::machine::resize::{DimmPlug, Dimms, MemoryParts, MemoryResize, Resizes, Vcpus, dimm_slots};
-use husk::machine::{MachineSize, Wanted};
+use husk::machine::{MachineSize, TargetSize};
 use husk::memory::{AddressSpace, Blocks, Slots};
 use husk_devices::memory::GuestRegionMmap;
 use husk_devices::{BusDevice, Irq};
@@ -308,7 +308,7 @@ impl Machine {
         let begun = self.resizes.begin(
             &mut self.cpus,
             &mut self.dimms,
-            Wanted {
+            TargetSize {
                 vcpus: wanted.desired_vcpus,
                 ram_bytes: wanted.desired_ram,
                 balloon_bytes: wanted.desired_balloon,

@@ -9,7 +9,7 @@ use husk_virtio::device::{Activation, ConfigAccess, Handler, HandlerError, Profi
 use husk_virtio::ring::{Chain, Ring, RingState, Step};
 
 use crate::Seeds;
-use crate::guest::play;
+use crate::guest::run_script;
 use crate::op::{Op, readable, script, writable};
 use crate::script::Script;
 
@@ -19,7 +19,7 @@ const HELD_MAX: usize = 8;
 const BATCH: usize = 4;
 
 pub fn run(input: &[u8]) {
-    play(&mut Juggler, &mut Script::new(input), |_, _| {});
+    run_script(&mut Juggler, &mut Script::new(input), |_, _| {});
 }
 
 pub fn seeds() -> Seeds {

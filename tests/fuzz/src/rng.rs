@@ -5,13 +5,13 @@ use std::path::Path;
 use husk_virtio::rng::Rng;
 
 use crate::Seeds;
-use crate::guest::play;
+use crate::guest::run_script;
 use crate::op::{Op, script, writable};
 use crate::script::Script;
 
 pub fn run(input: &[u8]) {
     let mut rng = Rng::open(Path::new("/dev/zero")).unwrap();
-    play(&mut rng, &mut Script::new(input), |_, _| {});
+    run_script(&mut rng, &mut Script::new(input), |_, _| {});
 }
 
 pub fn seeds() -> Seeds {

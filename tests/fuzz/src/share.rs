@@ -14,8 +14,8 @@
 //! | 8, 9 | `a`: an offset or a size |
 //! | 10 to 13 | `b`: flags, a mode |
 
-mod books;
-mod outside;
+mod fixture;
+mod guest_model;
 
 use husk_virtio::fs::serve::{Outcome, Serve};
 use husk_virtio::fs::server::Server;
@@ -24,8 +24,8 @@ use vm_memory::VolatileSlice;
 
 use crate::Seeds;
 use crate::script::{Recorder, Script};
-use books::{Books, number};
-use outside::{Outside, SECRET};
+use fixture::{SECRET, ShareFixture};
+use guest_model::{GuestModel, number};
 
 /// Names that lead somewhere, or should not.
 const NAMES: [&[u8]; 20] = [
@@ -110,26 +110,26 @@ type Tally = (usize, usize, usize);
 /// A guest's life, if there is a share for it.
 fn live(input: &[u8]) -> Option<Tally> {
     let mut script = Script::new(input);
-    let outside = Outside::new();
-    let config = config(&outside, &mut script)?;
+    let fixture = ShareFixture::new();
+    let config = config(&fixture, &mut script)?;
     let server = Server::open(&config).expect("a directory can be shared");
     let tally = std::thread::scope(|threads| {
         // What a thread gives up to serve it does not get back.
         let guest = threads.spawn(|| {
             server.enter().expect("a thread can serve");
-            Guest::new(&server).play(&mut script)
+            Guest::new(&server).run_script(&mut script)
         });
         guest.join().expect("the guest ends nothing but itself")
     });
-    outside.check(config.readonly);
+    fixture.check(config.readonly);
     Some(tally)
 }
 
 /// The share that the first bytes choose.
-fn config(outside: &Outside, script: &mut Script<'_>) -> Option<ShareConfig> {
+fn config(fixture: &ShareFixture, script: &mut Script<'_>) -> Option<ShareConfig> {
     let [flags, cache, limits, locks] = [script.u8()?, script.u8()?, script.u8()?, script.u8()?];
     let has = |bit: u8| flags & 1 << bit != 0;
-    let mut config = ShareConfig::new(outside.share());
+    let mut config = ShareConfig::new(fixture.share());
     config.readonly = has(0);
     config.writeback = has(1);
     config.allow_direct_io = has(2);
@@ -190,7 +190,7 @@ impl<'a> Wish<'a> {
 
 struct Guest<'s> {
     server: &'s Server,
-    books: Books,
+    model: GuestModel,
     unique: u64,
     done: usize,
     refused: usize,
@@ -200,20 +200,20 @@ impl<'s> Guest<'s> {
     fn new(server: &'s Server) -> Self {
         Self {
             server,
-            books: Books::default(),
+            model: GuestModel::default(),
             unique: 0,
             done: 0,
             refused: 0,
         }
     }
 
-    fn play(mut self, script: &mut Script<'_>) -> Tally {
+    fn run_script(mut self, script: &mut Script<'_>) -> Tally {
         self.init();
         for _ in 0..REQUESTS {
             let Some(wish) = Wish::read(script) else { break };
             self.wish(&wish, script);
         }
-        let tally = (self.done, self.refused, self.books.checked());
+        let tally = (self.done, self.refused, self.model.checked());
         self.leave();
         tally
     }
@@ -224,12 +224,12 @@ impl<'s> Guest<'s> {
         body.extend([0; 44]);
         self.ask(INIT.into(), 0, 0, &body, 64)
             .expect("a session can always begin");
-        self.books = Books::default();
+        self.model = GuestModel::default();
     }
 
     fn wish(&mut self, wish: &Wish<'_>, script: &mut Script<'_>) {
-        let node = self.books.node(wish.nodes[0]);
-        let (owner, handle) = self.books.handle(wish.handle);
+        let node = self.model.node(wish.nodes[0]);
+        let (owner, handle) = self.model.handle(wish.handle);
         // What is done with something open is mostly done with its own node.
         let node = if takes_handle(wish.op) && wish.nodes[0] < 0x80 {
             owner
@@ -256,11 +256,11 @@ impl<'s> Guest<'s> {
             .zip(self.server.counters())
             .any(|(before, now)| before.0 == "sessions" && before.1 != now.1)
         {
-            self.books = Books::default();
+            self.model = GuestModel::default();
         } else if opcode == u32::from(DESTROY) && done.is_ok() {
             self.init();
         } else {
-            self.books.note(opcode, node, &body, &done);
+            self.model.note(opcode, node, &body, &done);
         }
     }
 
@@ -268,7 +268,7 @@ impl<'s> Guest<'s> {
     fn body(&self, wish: &Wish<'_>, handle: u64) -> Vec<u8> {
         let [name, second] = wish.names.map(|name| [name, b"\0"].concat());
         let (offset, size) = (u64::from(wish.a & 0x3fff), wish.b & 0x1fff);
-        let other = self.books.node(wish.nodes[1]);
+        let other = self.model.node(wish.nodes[1]);
         let (a, b) = (u32::from(wish.a), wish.b);
         let parts: &[&[u8]] = match wish.op {
             LOOKUP | UNLINK | RMDIR | REMOVEXATTR => &[&name],
@@ -312,7 +312,7 @@ impl<'s> Guest<'s> {
             FALLOCATE => &[&u64s(&[handle, offset, u64::from(size)]), &u32s(&[b >> 25, 0])],
             LSEEK => &[&u64s(&[handle, offset]), &u32s(&[b & 7, 0])],
             COPY_FILE_RANGE => {
-                let (node, to) = self.books.handle(wish.nodes[1]);
+                let (node, to) = self.model.handle(wish.nodes[1]);
                 &[&u64s(&[
                     handle,
                     offset,
@@ -374,13 +374,13 @@ impl<'s> Guest<'s> {
 
     /// Gives back all that was given: nothing may be left of it.
     fn leave(mut self) {
-        for (node, handle, is_directory) in self.books.opened() {
+        for (node, handle, is_directory) in self.model.opened() {
             let release = if is_directory { RELEASEDIR } else { RELEASE };
             let body = u64s(&[handle, 0, 0]);
             self.ask(release.into(), node, 0, &body, 64)
                 .expect("what is open can be closed");
         }
-        for (node, count) in self.books.given() {
+        for (node, count) in self.model.given() {
             // The file may be gone, but never the node.
             let known = self.ask(GETATTR.into(), node, 0, &[0; 16], 200);
             assert_ne!(known.err(), Some(EBADF), "node {node} was given {count} times");
@@ -678,14 +678,14 @@ mod tests {
             |base| std::fs::create_dir(base.join("new")).unwrap(),
         ];
         for harm in harms {
-            let outside = Outside::new();
-            outside.check(false);
-            harm(outside.share().parent().unwrap());
-            assert!(std::panic::catch_unwind(|| outside.check(false)).is_err());
+            let fixture = ShareFixture::new();
+            fixture.check(false);
+            harm(fixture.share().parent().unwrap());
+            assert!(std::panic::catch_unwind(|| fixture.check(false)).is_err());
         }
-        let outside = Outside::new();
-        std::fs::write(outside.share().join("new"), "").unwrap();
-        outside.check(false);
-        assert!(std::panic::catch_unwind(|| outside.check(true)).is_err());
+        let fixture = ShareFixture::new();
+        std::fs::write(fixture.share().join("new"), "").unwrap();
+        fixture.check(false);
+        assert!(std::panic::catch_unwind(|| fixture.check(true)).is_err());
     }
 }

@@ -22,8 +22,8 @@ use husk_virtio::transport::VirtioPci;
 
 use crate::Seeds;
 use crate::guest::memory;
+use crate::inert_device::{InertDevice, QUEUE_SIZES};
 use crate::script::{Recorder, Script};
-use crate::still::{QUEUE_SIZES, Still};
 
 /// Offsets of the BAR's parts.
 const DEVICE: u64 = 0x2000;
@@ -64,7 +64,7 @@ const KNOWN: u64 = 1 | 2 | 4 | 8 | 64 | 128;
 pub fn run(input: &[u8]) {
     let host = FakeHost::new();
     let mut guest = Guest {
-        function: VirtioPci::new(Box::new(Still::new()), "still".into(), host.clone(), memory()).unwrap(),
+        function: VirtioPci::new(Box::new(InertDevice::new()), "still".into(), host.clone(), memory()).unwrap(),
         host: host.clone(),
         base: None,
         refused: false,

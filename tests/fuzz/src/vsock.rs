@@ -21,7 +21,7 @@ use husk_virtio::vsock::Vsock;
 
 use crate::Seeds;
 use crate::file::folder;
-use crate::guest::play;
+use crate::guest::run_script;
 use crate::op::{Op, readable, script, writable};
 use crate::script::{Recorder, Script};
 
@@ -51,7 +51,7 @@ pub fn run(input: &[u8]) {
         streams: Vec::new(),
         dials: 0,
     };
-    play(&mut vsock, &mut Script::new(input), |vsock, script| {
+    run_script(&mut vsock, &mut Script::new(input), |vsock, script| {
         let _ = programs.step(vsock, script);
     });
 }

@@ -3,11 +3,11 @@
 //! | words                                | what it does, and prints                                                     |
 //! |--------------------------------------|-------------------------------------------------------------------------------|
 //! | `rules DIR EVERY NAME…`              | every EVERYth case of the [rules], and those whose names begin with a NAME; a [`Line`](rules::Line) of JSON for each |
-//! | `strain FILE SEED STEPS PART PARTS`  | [work](strain) on a part of a file; a [`Part`](strain::Part) as JSON           |
+//! | `strain FILE SEED STEPS PART PARTS`  | [work](file_stress) on a part of a file; a [`Part`](file_stress::Part) as JSON |
 //! | `hold FILE BYTES SIGN`               | maps a file, makes `SIGN`, waits until that is gone, and reads the last byte   |
 //! | `lock FILE SIGN`                     | waits for a lock of the file (flock(2)), makes `SIGN`, and has the lock until that is gone |
 //! | `crowd DIR MOST`                     | makes up to MOST files and keeps them open, until one is refused, and writes to all; how many, and the error number |
-//! | `stress DIR SEED STEPS NUMBER`       | [work](stress) in a tree; [`Done`](stress::Done) as JSON                       |
+//! | `stress DIR SEED STEPS NUMBER`       | [work](tree_stress) in a tree; [`Done`](tree_stress::Done) as JSON |
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -16,10 +16,10 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use husk_guest::file_stress::Worker;
 use husk_guest::kernel::Mapping;
 use husk_guest::rules::Choice;
-use husk_guest::strain::Worker;
-use husk_guest::{rules, strain, stress};
+use husk_guest::{file_stress, rules, tree_stress};
 
 /// Carries out `words`; what there is to print.
 ///
@@ -45,10 +45,10 @@ pub fn perform(words: &[String]) -> Result<String> {
                 part: part.parse()?,
                 parts: parts.parse()?,
             };
-            serde_json::to_string(&strain::work(path.as_ref(), worker)?)?
+            serde_json::to_string(&file_stress::work(path.as_ref(), worker)?)?
         }
         ["stress", root, seed, steps, number] => {
-            let done = stress::work(root.as_ref(), seed.parse()?, steps.parse()?, number.parse()?)?;
+            let done = tree_stress::work(root.as_ref(), seed.parse()?, steps.parse()?, number.parse()?)?;
             serde_json::to_string(&done)?
         }
         ["hold", path, bytes, sign] => hold(path, bytes.parse()?, sign.as_ref())?.to_string(),

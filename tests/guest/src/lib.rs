@@ -7,7 +7,7 @@
 pub mod answer;
 pub mod blocks;
 pub mod call;
-mod dice;
+pub mod file_stress;
 pub mod folder;
 pub mod frame;
 pub mod job;
@@ -16,13 +16,13 @@ mod parts;
 pub mod pattern;
 pub mod raw;
 pub mod resources;
+mod rng;
 pub mod rules;
 pub mod step;
-pub mod strain;
 pub mod stream;
-pub mod stress;
 pub mod traffic;
 pub mod tree;
+pub mod tree_stress;
 
 pub use answer::Answer;
 pub use call::{AGENT_PORT, Call, Reply};

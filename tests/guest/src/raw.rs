@@ -1,4 +1,5 @@
-//! Streams to be measured, without a checksum that would be what is measured: a wish of nine bytes, then nothing but data.
+//! Streams to be measured, without a checksum that would be what is measured: a request of nine bytes, then nothing but
+//! data.
 
 use std::io::{self, Read, Write};
 
@@ -7,7 +8,7 @@ pub const PORT: u32 = 2000;
 
 /// What the host wants of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum StreamRequest {
     /// Everything back.
     Echo,
     /// This many bytes taken, and then one byte back.
@@ -16,7 +17,7 @@ pub enum Wish {
     Give(u64),
 }
 
-impl Wish {
+impl StreamRequest {
     /// Says it.
     ///
     /// # Errors
@@ -28,11 +29,11 @@ impl Wish {
             Self::Take(bytes) => (1, bytes),
             Self::Give(bytes) => (2, bytes),
         };
-        let mut wish = [kind; 9];
-        for (to, from) in wish.iter_mut().skip(1).zip(bytes.to_le_bytes()) {
+        let mut request = [kind; 9];
+        for (to, from) in request.iter_mut().skip(1).zip(bytes.to_le_bytes()) {
             *to = from;
         }
-        to.write_all(&wish)
+        to.write_all(&request)
     }
 
     /// Hears it.
@@ -60,12 +61,16 @@ mod tests {
 
     #[test]
     fn wishes_are_heard_as_they_were_said() {
-        for wish in [Wish::Echo, Wish::Take(0x0102_0304_0506_0708), Wish::Give(u64::MAX)] {
+        for request in [
+            StreamRequest::Echo,
+            StreamRequest::Take(0x0102_0304_0506_0708),
+            StreamRequest::Give(u64::MAX),
+        ] {
             let mut said = Vec::new();
-            wish.write(&mut said).unwrap();
+            request.write(&mut said).unwrap();
             assert_eq!(said.len(), 9);
-            assert_eq!(Wish::read(&mut said.as_slice()).unwrap(), wish);
+            assert_eq!(StreamRequest::read(&mut said.as_slice()).unwrap(), request);
         }
-        assert!(Wish::read(&mut [9; 9].as_slice()).is_err());
+        assert!(StreamRequest::read(&mut [9; 9].as_slice()).is_err());
     }
 }

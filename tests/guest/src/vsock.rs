@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
-use husk_guest::raw::{PORT, Wish};
+use husk_guest::raw::{PORT, StreamRequest};
 use husk_guest::{Answer, stream};
 
 use crate::rest;
@@ -52,17 +52,17 @@ pub fn serve_raw() -> Result<Answer> {
 
 /// Does what the first bytes of a stream say.
 fn raw(mut stream: UnixStream) -> Result<()> {
-    let wish = Wish::read(&mut stream)?;
+    let request = StreamRequest::read(&mut stream)?;
     let mut buffer = vec![0; CHUNK];
-    match wish {
-        Wish::Echo => loop {
+    match request {
+        StreamRequest::Echo => loop {
             let count = stream.read(&mut buffer)?;
             if count == 0 {
                 return Ok(());
             }
             stream.write_all(buffer.get(..count).unwrap_or_default())?;
         },
-        Wish::Take(bytes) => {
+        StreamRequest::Take(bytes) => {
             let mut left = bytes;
             while left > 0 {
                 let count = stream.read(&mut buffer)?;
@@ -73,7 +73,7 @@ fn raw(mut stream: UnixStream) -> Result<()> {
             }
             stream.write_all(&[1])?;
         }
-        Wish::Give(bytes) => {
+        StreamRequest::Give(bytes) => {
             let mut left = bytes;
             while left > 0 {
                 let count = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);

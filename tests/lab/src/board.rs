@@ -7,7 +7,7 @@ use crate::progress;
 use crate::tally::Tally;
 
 /// What the user is told of while programs run.
-pub struct Board(Mutex<State>);
+pub struct ProgressBoard(Mutex<State>);
 
 #[derive(Default)]
 struct State {
@@ -27,7 +27,7 @@ struct Running {
     told: Vec<String>,
 }
 
-impl Board {
+impl ProgressBoard {
     /// Programs of so many tests each, none of which has begun.
     pub fn new(programs: impl Iterator<Item = usize>) -> Self {
         let mut state = State::default();
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn the_line_says_what_runs_and_what_is_done() {
-        let board = Board::new([3, 5].into_iter());
+        let board = ProgressBoard::new([3, 5].into_iter());
         board.begin("boot", 3);
         board.begin("fs", 5);
         let mut tally = Tally::default();
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_failure_is_news_once() {
-        let board = Board::new([3].into_iter());
+        let board = ProgressBoard::new([3].into_iter());
         board.begin("boot", 3);
         let mut tally = Tally::default();
         tally.name_program("boot");

@@ -21,7 +21,7 @@ use crate::command::{command, find, output};
 use crate::host::Host;
 use crate::kernel::HOST_KERNEL;
 use crate::paths::{self, Lab};
-use crate::pulse::Pulse;
+use crate::stall::HostProgress;
 use crate::watched::{self, Limits};
 use crate::{images, packages, sys};
 
@@ -86,7 +86,7 @@ pub struct Request {
     /// When to give up.
     pub timeout: Option<Duration>,
     /// What shows that the host gets on, for who wants it given up when it does not.
-    pub pulse: Option<Arc<Pulse>>,
+    pub progress: Option<Arc<HostProgress>>,
 }
 
 /// An emulated host that did not live to the end of its command.
@@ -163,7 +163,7 @@ impl Emulator {
         };
         let limits = Limits {
             timeout: request.timeout,
-            pulse: request.pulse.clone(),
+            progress: request.progress.clone(),
         };
         let captured = request.terminal == Terminal::Captured;
         let ended = watched::run(&mut qemu, captured, &limits, &mut remove_then_pass);

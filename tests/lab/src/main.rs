@@ -27,12 +27,12 @@ mod packages;
 mod paths;
 mod pool;
 mod progress;
-mod pulse;
 #[cfg(test)]
 mod readme_test;
 mod ready;
 mod report;
 mod soak;
+mod stall;
 mod suite;
 mod sys;
 mod tally;

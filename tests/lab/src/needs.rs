@@ -97,7 +97,7 @@ fn named(reason: &str) -> Option<Vec<&'static Need>> {
 
 /// Whether a test that skips for `reason` on `host` really lacks something there. A reason that is not known here excuses nothing. An
 /// emulated host has everything: it is made for these tests, which are root there.
-pub fn excuses(reason: &str, host: Host) -> bool {
+pub fn allows_skip(reason: &str, host: Host) -> bool {
     named(reason).is_some_and(|needs| {
         needs.iter().any(|need| match host {
             Host::Emulated => need.name == "a native host",

@@ -52,9 +52,9 @@ fn a_reason_that_is_not_known_is_noticed() {
 fn only_what_this_machine_lacks_excuses() {
     for need in &NEEDS {
         let reason = format!("needs {}", need.name);
-        assert_eq!(excuses(&reason, Host::Native), !(need.is_here)(), "{reason}");
+        assert_eq!(allows_skip(&reason, Host::Native), !(need.is_here)(), "{reason}");
     }
-    let here = |reason| excuses(reason, Host::Native);
+    let here = |reason| allows_skip(reason, Host::Native);
     for reason in [
         "flaky",
         "",
@@ -75,7 +75,7 @@ fn only_what_this_machine_lacks_excuses() {
 fn an_emulated_host_lacks_nothing_but_hardware() {
     for need in &NEEDS {
         let reason = format!("needs {}", need.name);
-        let excused = excuses(&reason, Host::Emulated);
+        let excused = allows_skip(&reason, Host::Emulated);
         assert_eq!(excused, need.name == "a native host", "{reason}");
     }
 }

@@ -3,7 +3,7 @@
 //! A host has one processor and QEMU one thread for it, since QEMU's threads do not always agree in time on code that a kernel rewrites
 //! while it runs. So as many hosts as this machine has processors share the work, and a program can have no other program's
 //! remains before it. What a program prints is shown in one piece when it has ended; which run, how far they are, and what has failed is
-//! seen before ([`Board`]).
+//! seen before ([`ProgressBoard`]).
 
 use std::io::{self, Stdout, Write};
 use std::num::NonZeroUsize;
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::board::Board;
+use crate::board::ProgressBoard;
 use crate::build::Built;
 use crate::command::{command, output};
 use crate::emulator::{Emulator, Request};
@@ -68,7 +68,9 @@ pub fn run(emulator: &Emulator, programs: &[Built], filter: Option<&str>, report
     let mut waiting: Vec<&Built> = programs.iter().collect();
     waiting.sort_by_cached_key(|program| seconds(program));
     let hosts = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MOST);
-    let board = Arc::new(Board::new(waiting.iter().map(|program| tests_in(program).len())));
+    let board = Arc::new(ProgressBoard::new(
+        waiting.iter().map(|program| tests_in(program).len()),
+    ));
     let ticker = Ticker::with(
         &format!("{} test programs in emulated hosts, {hosts} at a time", programs.len()),
         {
@@ -142,7 +144,7 @@ fn conclude(program: &Built, ended: Result<(Report<Vec<u8>>, bool)>, report: &mu
 
 /// What the tests of `program` printed and whether they held, those that did not in another host once more, and in a third one. What kills
 /// an emulated host can also kill a guest in it, and then a test fails that has found nothing; what fails each time has.
-fn beyond_doubt(emulator: &Emulator, program: &Built, board: &Board) -> Result<(Report<Vec<u8>>, bool)> {
+fn beyond_doubt(emulator: &Emulator, program: &Built, board: &ProgressBoard) -> Result<(Report<Vec<u8>>, bool)> {
     let whole = request([program].into_iter(), &[])?;
     board.begin(&program.name, tests_in(program).len());
     let tell = |tally: &Tally| board.tell(&program.name, tally);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::command::typed;
-use crate::pulse::{Pulse, Watch};
+use crate::stall::{HostProgress, StallDetector};
 use crate::sys;
 
 /// How often the watchdog looks.
@@ -30,7 +30,7 @@ pub struct Limits {
     /// After this time.
     pub timeout: Option<Duration>,
     /// When it shows no progress any more, if it shows any at all.
-    pub pulse: Option<Arc<Pulse>>,
+    pub progress: Option<Arc<HostProgress>>,
 }
 
 /// Runs `command` until it ends by itself, is given up, or the user interrupts the lab. If `captured`, it reads nothing and `output`
@@ -86,12 +86,12 @@ fn wait(child: &Mutex<Child>) -> Result<ExitStatus> {
 fn watch_over(child: &Mutex<Child>, limits: &Limits, ended: &Receiver<()>) -> Option<Verdict> {
     let start = Instant::now();
     let pid = child.lock().unwrap_or_else(PoisonError::into_inner).id();
-    let look = || limits.pulse.as_ref()?.look(pid).ok();
+    let look = || limits.progress.as_ref()?.look(pid).ok();
     let mut watch = limits
-        .pulse
+        .progress
         .as_ref()
         .zip(look())
-        .map(|(pulse, first)| Watch::new(pulse, first));
+        .map(|(progress, first)| StallDetector::new(progress, first));
     let verdict = loop {
         if ended.recv_timeout(PERIOD) != Err(RecvTimeoutError::Timeout) {
             return None;
@@ -169,7 +169,7 @@ mod tests {
     fn what_does_not_end_is_killed() {
         let limits = Limits {
             timeout: Some(Duration::from_millis(200)),
-            pulse: None,
+            progress: None,
         };
         let error = run(&mut shell("exec sleep 100"), true, &limits, &mut |_| {}).unwrap_err();
         assert!(error.to_string().contains("killed after"), "{error}");
@@ -177,12 +177,12 @@ mod tests {
 
     /// Why `script` was given up, which has `patience` to say something.
     fn given_up(script: &str, patience: Duration) -> String {
-        let pulse = Arc::new(Pulse::new(patience));
+        let progress = Arc::new(HostProgress::new(patience));
         let limits = Limits {
             timeout: None,
-            pulse: Some(Arc::clone(&pulse)),
+            progress: Some(Arc::clone(&progress)),
         };
-        let ended = run(&mut shell(script), true, &limits, &mut |_| pulse.line());
+        let ended = run(&mut shell(script), true, &limits, &mut |_| progress.line());
         ended.unwrap_err().to_string()
     }
 

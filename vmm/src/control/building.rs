@@ -1,5 +1,5 @@
 //! What is being made beside the control thread, a machine or a device of one that runs: a back-end may let husk wait, storage may be slow,
-//! and memory that is to be there from the start takes its time. Whoever began it looks for the result at each news.
+//! and memory that is to be there from the start takes its time. Whoever began it looks for the result at each wakeup.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,10 +8,10 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::operation::{GiveUp, Operation, Work, superseded};
-use super::vm::{Then, Vm};
-use super::{Controller, Progress, conflict, existing, is_taken, of_build};
+use super::vm::{AfterBuild, Vm};
+use super::{Controller, Progress, conflict, existing, is_in_use, of_build};
 use crate::api::{ApiError, Command, Kind, Outcome, Reply};
-use crate::beside::Beside;
+use crate::background::BackgroundTask;
 use crate::machine::{BuildError, Machine, Passed};
 
 /// How long building may take. Each back-end has its own, shorter limit; what is left is memory: with `prefault` the host zeroes
@@ -21,7 +21,7 @@ pub(crate) const BUILD_DEADLINE: Duration = Duration::from_secs(600);
 /// A machine, or a device, on its way. Dropping this leaves it to its thread, which takes apart what nobody wants any more.
 #[derive(Debug)]
 pub(super) struct Building<T: Send + 'static, E: Send + 'static = BuildError> {
-    result: Beside<Result<T, E>>,
+    result: BackgroundTask<Result<T, E>>,
     begun: Instant,
 }
 
@@ -32,7 +32,7 @@ impl<T: Send + 'static, E: Send + 'static> Building<T, E> {
     /// The host has no thread left.
     pub fn begin(waker: Waker, build: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<Self, BuildError> {
         let begun = Instant::now();
-        let result = Beside::begin(waker, build).map_err(|source| BuildError::Host {
+        let result = BackgroundTask::spawn(waker, build).map_err(|source| BuildError::Host {
             what: "start a thread",
             source,
         })?;
@@ -40,13 +40,13 @@ impl<T: Send + 'static, E: Send + 'static> Building<T, E> {
     }
 
     /// What has come of it, once. Never waits.
-    pub fn take(&self) -> Option<Result<T, E>> {
-        self.result.take()
+    pub fn take_result(&self) -> Option<Result<T, E>> {
+        self.result.take_result()
     }
 
     /// Wants it no more. Whether nothing of it is left; to be called again until then. Never waits.
-    pub fn forgo(&self) -> bool {
-        self.result.forgo()
+    pub fn abandon(&self) -> bool {
+        self.result.abandon()
     }
 
     /// How long it has taken.
@@ -84,7 +84,7 @@ impl Controller {
 
     /// Begins to build the machine of `vm`, which this process is for.
     pub(super) fn begin_start(&mut self, mut vm: Vm) -> Result<(), BuildError> {
-        vm.build(self.count_boot(), &self.stdout, &self.threads, Then::Run)?;
+        vm.build(self.count_boot(), &self.stdout, &self.threads, AfterBuild::Run)?;
         self.vm = Some(vm);
         let _unanswered = self.begin(Box::new(Start), BUILD_DEADLINE);
         Ok(())
@@ -94,7 +94,7 @@ impl Controller {
     pub(super) fn build(&mut self) -> Result<(), ApiError> {
         let options = self.count_boot();
         let vm = existing(&mut self.vm)?;
-        vm.build(options, &self.stdout, &self.threads, Then::Wait)
+        vm.build(options, &self.stdout, &self.threads, AfterBuild::Wait)
             .map_err(of_build)
     }
 
@@ -106,7 +106,7 @@ impl Controller {
 
     /// Why something cannot be had, for a client. What is taken may be by a device of this process that was left behind, and is named then.
     pub(super) fn refused(&mut self, error: BuildError) -> ApiError {
-        let left: Vec<String> = match is_taken(&error) {
+        let left: Vec<String> = match is_in_use(&error) {
             true => self.abandoned.iter_mut().flat_map(Machine::unstopped).collect(),
             false => Vec::new(),
         };

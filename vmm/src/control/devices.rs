@@ -7,11 +7,11 @@ use husk_devices::error_chain;
 use serde_json::{Value, json};
 
 use super::operation::{GiveUp, Operation, Work, superseded};
-use super::vm::{Opened, Unopened};
+use super::vm::{OpenFailure, OpenResult};
 use super::{
-    ApiError, Controller, Due, Kind, Outcome, Progress, Reply, conflict, existing, image, of_build, of_config,
+    ApiError, Controller, Due, Kind, Outcome, Progress, Reply, conflict, existing, file_conflict, of_build, of_config,
 };
-use crate::beside::Discarded;
+use crate::background::DropInBackground;
 use crate::config::NewDevice;
 use crate::events::Events;
 use crate::machine::{Machine, Pending, STOP_DEADLINE, Update, net};
@@ -88,22 +88,22 @@ impl Controller {
         Some(self.give(id, device, opened))
     }
 
-    fn give(&mut self, id: &str, device: NewDevice, opened: Opened) -> Outcome {
+    fn give(&mut self, id: &str, device: NewDevice, opened: OpenResult) -> Outcome {
         let vm = existing(&mut self.vm)?;
         let Some(machine) = vm.machine_mut() else {
             return Err(conflict("the VM does not run any more"));
         };
         let given = opened.and_then(|opened| {
-            let (opened, passed) = opened.keep();
-            let passed = Discarded::new(passed);
+            let (opened, passed) = opened.into_inner();
+            let passed = DropInBackground::new(passed);
             let (at, pending) = machine.add(id, opened)?;
-            Ok((at, pending, passed.keep()))
+            Ok((at, pending, passed.into_inner()))
         });
-        let (at, pending, passed) = given.map_err(|Unopened { why: error, rival }| {
-            let rival = rival.as_deref();
-            let leaving = rival.is_some_and(|rival| vm.leaving().iter().any(|(id, _)| id == rival));
-            let why = rival.map_or_else(String::new, |rival| image::reason(rival, leaving));
-            of_build(error).context(format!("cannot add {id}{why}"))
+        let (at, pending, passed) = given.map_err(|failure: OpenFailure| {
+            let holder = failure.conflicting_device.as_deref();
+            let leaving = holder.is_some_and(|holder| vm.leaving().iter().any(|(id, _)| id == holder));
+            let why = holder.map_or_else(String::new, |holder| file_conflict::reason(holder, leaving));
+            of_build(failure.why).context(format!("cannot add {id}{why}"))
         })?;
         vm.pending.push(pending);
         vm.insert(device, passed.into_values().flatten().collect());

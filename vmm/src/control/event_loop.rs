@@ -1,4 +1,5 @@
-//! The main thread's loop: commands, signals, the keyboard and what others attach to, news, timers, and the guest's end.
+//! The main thread's loop: commands, signals, the keyboard and what others attach to, wakeups, timers, and the guest's
+//! end.
 //!
 //! Each round serves everything that is ready, the most urgent first, and of each a piece that is bounded: one command, one signal, one
 //! read of keys. So nothing that never ceases keeps the rest from its turn, and timers are looked at in every round.
@@ -12,17 +13,17 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{Controller, Due, Progress};
 use crate::api::{Execute, Inbox};
-use crate::beside;
+use crate::background;
 use crate::machine::{BuildError, Ending, Machine};
-use crate::news::whole_millis;
 use crate::seccomp::{Mode, Role};
 use crate::terminal::{self, Arrival, Input, RawMode, Signal, Signals, StdoutSink};
 use crate::trim;
+use crate::wakeup::whole_millis;
 
 /// What can be ready, in the order in which it is served.
 const ENDED: u64 = 0;
 const SIGNAL: u64 = 1;
-const NEWS: u64 = 2;
+const WAKEUP: u64 = 2;
 const COMMANDS: u64 = 3;
 const KEYS: u64 = 4;
 /// What others attach to, the one or the other.
@@ -68,7 +69,7 @@ pub fn run_event_loop(
     let epoll = Epoll::new()?;
     watch(&epoll, signals.as_raw_fd(), SIGNAL)?;
     watch(&epoll, out.as_raw_fd(), OUTPUT)?;
-    watch(&epoll, controller.news().as_raw_fd(), NEWS)?;
+    watch(&epoll, controller.wakeup().as_raw_fd(), WAKEUP)?;
     if let Some(monitor) = controller.events.monitor() {
         watch(&epoll, monitor, MONITOR)?;
     }
@@ -84,7 +85,7 @@ pub fn run_event_loop(
         narrow: inbox.is_none().then_some(seccomp),
         watched: None,
         keys: None,
-        trims: trim::Pace::default(),
+        trims: trim::TrimSchedule::default(),
         is_trim_due: false,
     };
     event_loop.watch_machine()?;
@@ -105,7 +106,7 @@ struct EventLoop<'a> {
     narrow: Option<Mode>,
     watched: Option<Watched>,
     keys: Option<Keys>,
-    trims: trim::Pace,
+    trims: trim::TrimSchedule,
     /// It is time for one.
     is_trim_due: bool,
 }
@@ -123,7 +124,7 @@ impl EventLoop<'_> {
         // What is ready stays so. A signal may end the wait.
         let _ = self.epoll.wait(whole_millis(NARROW), &mut [EpollEvent::default()]);
         // Others may do more than this thread from now on, and take apart what it must not wait for.
-        beside::confine(seccomp);
+        background::confine(seccomp);
         seccomp.enter(Role::EventLoop).map_err(io::Error::other)
     }
 
@@ -168,7 +169,7 @@ impl EventLoop<'_> {
             ENDED => return Ok(self.on_end()),
             SIGNAL => return self.on_signal(),
             KEYS => return self.on_keys(),
-            NEWS => self.controller.on_news(),
+            WAKEUP => self.controller.on_wakeup(),
             COMMANDS => self.on_command(),
             LINES => self.serve_lines(),
             MONITOR => self.controller.events.flush(),
@@ -197,11 +198,11 @@ impl EventLoop<'_> {
         watch(&self.epoll, ended.as_raw_fd(), ENDED)?;
         machine.lines().try_for_each(|line| watch(&self.epoll, line, LINES))?;
         self.watched = Some(Watched { number, ended });
-        if machine.keyboard().is_some() && self.keys.is_none() {
-            self.keys = Some(Keys::new()?);
+        if machine.stdin_port().is_some() && self.keys.is_none() {
+            self.keys = Some(Keys::of_stdin()?);
         }
-        self.trim_soon(trim::Cause::Work);
-        self.controller.watch();
+        self.trim_soon(trim::Activity::Change);
+        self.controller.start_fault_polling();
         Ok(())
     }
 
@@ -232,9 +233,9 @@ impl EventLoop<'_> {
     }
 
     /// What a start or a command needed is to be given back.
-    fn trim_soon(&mut self, cause: trim::Cause) {
+    fn trim_soon(&mut self, activity: trim::Activity) {
         if self.controller.machine().is_some() {
-            let after = self.trims.begin(cause);
+            let after = self.trims.begin(activity);
             self.controller.timers.set_if_sooner(Due::Trim, Instant::now() + after);
         }
     }
@@ -262,15 +263,15 @@ impl EventLoop<'_> {
         let Some(request) = self.inbox.and_then(Inbox::next) else {
             return;
         };
-        let cause = match request.command.only_looks() {
-            true => trim::Cause::Look,
-            false => trim::Cause::Work,
+        let activity = match request.command.only_looks() {
+            true => trim::Activity::Query,
+            false => trim::Activity::Change,
         };
         match self.controller.execute(request.command) {
             Progress::Done(outcome) => self.controller.answers.push((request.respond, outcome)),
             Progress::Later(id) => self.controller.keep(id, request.respond),
         }
-        self.trim_soon(cause);
+        self.trim_soon(activity);
     }
 
     /// Gives the answers that are ready. The end, if one of them was the last.
@@ -328,8 +329,8 @@ impl EventLoop<'_> {
         let Some(keys) = self.keys.as_mut().filter(|keys| !keys.backlog.is_empty()) else {
             return;
         };
-        if let Some(keyboard) = self.controller.machine().and_then(|machine| machine.keyboard()) {
-            let taken = keyboard.press(&keys.backlog);
+        if let Some(port) = self.controller.machine().and_then(|machine| machine.stdin_port()) {
+            let taken = port.send(&keys.backlog);
             keys.backlog.drain(..taken.min(keys.backlog.len()));
         }
         if !keys.backlog.is_empty() {
@@ -363,14 +364,14 @@ struct Keys {
 }
 
 impl Keys {
-    fn new() -> io::Result<Self> {
+    fn of_stdin() -> io::Result<Self> {
         Ok(Self {
             raw: RawMode::enter()?,
-            ..Self::over(Input::stdin()?)
+            ..Self::new(Input::stdin()?)
         })
     }
 
-    fn over(input: Option<Input>) -> Self {
+    fn new(input: Option<Input>) -> Self {
         Self {
             input,
             raw: None,
@@ -427,7 +428,7 @@ mod tests {
     #[test]
     fn input_that_the_guest_does_not_take_does_not_wake_the_loop_until_there_is_room_again() {
         let (epoll, input) = (Epoll::new().unwrap(), Input::new(File::open("/dev/zero").unwrap()));
-        let mut keys = Keys::over(Some(input.unwrap()));
+        let mut keys = Keys::new(Some(input.unwrap()));
         for _ in 0..2 {
             let mut turns = 0;
             keys.watch(&epoll).unwrap();

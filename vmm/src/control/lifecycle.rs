@@ -8,7 +8,7 @@ use super::operation::{GiveUp, Operation, Work, superseded};
 use super::vm::Vm;
 use super::{Controller, Due, Progress, conflict, running};
 use crate::api::{ApiError, Command, Kind, Outcome, Reply, VmState};
-use crate::beside;
+use crate::background;
 use crate::machine::{Machine, STOP_DEADLINE};
 
 /// How long a pause may take. What a device has to finish first is bounded (a disk: the requests that its host has), and a busy disk
@@ -23,7 +23,7 @@ struct Pause;
 
 /// Everything comes to its end, and what follows.
 struct Stop {
-    then: Then,
+    then: AfterStop,
     /// When everything should have stopped.
     deadline: Instant,
     /// It has stopped, and is given back to the host to be built anew, until then.
@@ -34,21 +34,21 @@ struct Stop {
 
 /// What the end of the machine is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Then {
+enum AfterStop {
     Keep,
-    Forget,
+    Delete,
     Reboot,
-    Leave,
+    Exit,
 }
 
-impl Then {
+impl AfterStop {
     /// Who asked for it.
     fn command(self) -> &'static str {
         let command = match self {
             Self::Keep => Command::Shutdown,
-            Self::Forget => Command::Delete,
+            Self::Delete => Command::Delete,
             Self::Reboot => Command::Reboot,
-            Self::Leave => Command::ShutdownVmm,
+            Self::Exit => Command::ShutdownVmm,
         };
         command.name()
     }
@@ -56,11 +56,11 @@ impl Then {
     /// What has come of it, for the log.
     fn outcome(self, had_vm: bool) -> &'static str {
         match (self, had_vm) {
-            (Self::Leave, true) => "the VM has ended, and husk ends",
-            (Self::Leave, false) => "husk ends",
+            (Self::Exit, true) => "the VM has ended, and husk ends",
+            (Self::Exit, false) => "husk ends",
             (_, false) => "there is no VM",
             (Self::Keep, true) => "the VM has ended",
-            (Self::Forget, true) => "the VM has ended and is forgotten",
+            (Self::Delete, true) => "the VM has ended and is forgotten",
             (Self::Reboot, true) => "the VM has ended and is built anew",
         }
     }
@@ -106,7 +106,7 @@ impl Controller {
 
     pub(super) fn shutdown(&mut self) -> Progress {
         match self.running_or_building() {
-            Ok(()) => self.stop_then(Then::Keep, &Command::Shutdown),
+            Ok(()) => self.stop_then(AfterStop::Keep, &Command::Shutdown),
             Err(error) => error.into(),
         }
     }
@@ -115,7 +115,7 @@ impl Controller {
         match self.running_or_building() {
             Ok(()) => {
                 self.events.emit("vm", "rebooting");
-                self.stop_then(Then::Reboot, &Command::Reboot)
+                self.stop_then(AfterStop::Reboot, &Command::Reboot)
             }
             Err(error) => error.into(),
         }
@@ -129,21 +129,21 @@ impl Controller {
     }
 
     pub(super) fn delete(&mut self) -> Progress {
-        self.stop_then(Then::Forget, &Command::Delete)
+        self.stop_then(AfterStop::Delete, &Command::Delete)
     }
 
     /// Stops everything before the answer: whoever asked may kill the process as soon as it has come.
     pub(super) fn shutdown_vmm(&mut self) -> Progress {
-        self.stop_then(Then::Leave, &Command::ShutdownVmm)
+        self.stop_then(AfterStop::Exit, &Command::ShutdownVmm)
     }
 
-    fn stop_then(&mut self, then: Then, command: &Command) -> Progress {
+    fn stop_then(&mut self, then: AfterStop, command: &Command) -> Progress {
         self.supersede(command);
         let asked = self.vm.as_mut().and_then(|vm| vm.stop());
         let Some(asked) = asked else {
             let done = self.finish(then);
             // Asked again, after a stop that has failed for this.
-            let runs_on = then == Then::Forget && self.abandoned.iter().any(|machine| !machine.has_left_guest());
+            let runs_on = then == AfterStop::Delete && self.abandoned.iter().any(|machine| !machine.has_left_guest());
             return Progress::Done(if runs_on { still_in_guest() } else { done });
         };
         // One deadline for the whole: what another command has asked to stop already gets no more time by this one.
@@ -158,7 +158,7 @@ impl Controller {
     }
 
     /// What the machine was stopped for.
-    fn finish(&mut self, then: Then) -> Outcome {
+    fn finish(&mut self, then: AfterStop) -> Outcome {
         let had_vm = self.vm.is_some();
         log::info!("{}: {}", then.command(), then.outcome(had_vm));
         let limits = self.limits();
@@ -166,15 +166,15 @@ impl Controller {
             vm.fit_hotplug(limits);
         }
         match then {
-            Then::Keep => self.events.emit("vm", "shutdown"),
-            Then::Forget => {
+            AfterStop::Keep => self.events.emit("vm", "shutdown"),
+            AfterStop::Delete => {
                 if let Some(vm) = self.vm.take() {
                     vm.discard();
                     self.events.emit("vm", "deleted");
                 }
             }
-            Then::Reboot => {}
-            Then::Leave => {
+            AfterStop::Reboot => {}
+            AfterStop::Exit => {
                 self.vm.take().into_iter().for_each(Vm::discard);
                 self.events.emit_with("vmm", "shutdown", [("reason", "asked".into())]);
                 self.leaving = true;
@@ -196,7 +196,9 @@ impl Controller {
     /// Has what nobody uses any more of machines that were left behind taken apart.
     pub(super) fn collect_abandoned(&mut self) {
         let ended = |machine: &mut Machine| machine.unstopped().is_empty();
-        self.abandoned.extract_if(.., ended).for_each(beside::discard);
+        self.abandoned
+            .extract_if(.., ended)
+            .for_each(background::drop_in_background);
     }
 }
 
@@ -244,7 +246,7 @@ impl Stop {
 
     /// Whether a reboot goes on without the devices that are still being opened: nobody wants them any more.
     fn leaves_opening(&self, vm: &mut Vm) -> bool {
-        let leaves = self.then == Then::Reboot && Instant::now() >= self.deadline && vm.is_machine_stopped();
+        let leaves = self.then == AfterStop::Reboot && Instant::now() >= self.deadline && vm.is_machine_stopped();
         if leaves {
             let names: Vec<&str> = vm.opening().collect();
             log::warn!(
@@ -259,8 +261,8 @@ impl Stop {
 impl Work<Controller> for Stop {
     fn operation(&self) -> Operation {
         match self.then {
-            Then::Leave => Operation::Leave,
-            Then::Keep | Then::Forget | Then::Reboot => Operation::Stop,
+            AfterStop::Exit => Operation::Leave,
+            AfterStop::Keep | AfterStop::Delete | AfterStop::Reboot => Operation::Stop,
         }
     }
 
@@ -282,13 +284,13 @@ impl Work<Controller> for Stop {
         if owner.machine().is_some() {
             owner.end_removals();
             // The next guest needs the room, which the host may take seconds to find again.
-            self.ended_by = (self.then == Then::Reboot).then(|| Instant::now() + BUILD_DEADLINE);
+            self.ended_by = (self.then == AfterStop::Reboot).then(|| Instant::now() + BUILD_DEADLINE);
         }
         if owner.vm.as_mut().is_some_and(|vm| !vm.end_machine()) {
             return None;
         }
         let done = owner.finish(self.then);
-        if self.then != Then::Reboot || done.is_err() {
+        if self.then != AfterStop::Reboot || done.is_err() {
             return Some(done);
         }
         if let Err(error) = owner.build() {
@@ -318,10 +320,10 @@ impl Work<Controller> for Stop {
                 self.command()
             );
             drop(owner.vm.as_mut().and_then(Vm::take_machine));
-            if self.then != Then::Reboot {
+            if self.then != AfterStop::Reboot {
                 return owner.finish(self.then);
             }
-            owner.finish(Then::Keep)?;
+            owner.finish(AfterStop::Keep)?;
             let seconds = BUILD_DEADLINE.as_secs();
             let what = format!("its memory and files were not given back within {seconds} s");
             return Err(ApiError::new(Kind::Internal, what).context(NOT_AGAIN));
@@ -344,12 +346,12 @@ impl Work<Controller> for Stop {
         let names = names.join(", ");
         log::warn!("{names}: left behind by a VM that ends; what was not acknowledged to the guest may be lost");
         match self.then {
-            Then::Keep | Then::Forget if runs_on => {
+            AfterStop::Keep | AfterStop::Delete if runs_on => {
                 owner.finish(self.then)?;
                 return still_in_guest();
             }
-            Then::Keep | Then::Forget | Then::Leave => return owner.finish(self.then),
-            Then::Reboot => owner.finish(Then::Keep)?,
+            AfterStop::Keep | AfterStop::Delete | AfterStop::Exit => return owner.finish(self.then),
+            AfterStop::Reboot => owner.finish(AfterStop::Keep)?,
         };
         let seconds = STOP_DEADLINE.as_secs();
         let what = format!("{names} did not stop within {seconds} s and was left behind");

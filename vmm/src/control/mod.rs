@@ -9,18 +9,19 @@
 //! | `Shutdown` | yes | no | `vm.shutdown` |
 //!
 //! A command either succeeds, or leaves everything as it was and says why. One that depends on others, devices or the guest, is an
-//! operation in progress (`operation.rs`) that news and timers drive on, until it is answered. A guest that ends by itself ends the process, in
-//! `event_loop.rs`; a reboot by command builds the machine anew.
+//! operation in progress (`operation.rs`) that wakeups and timers drive on, until it is answered. A guest that ends by
+//! itself ends the process, in `event_loop.rs`; a reboot by command builds the machine anew.
 
 mod building;
 mod containers;
 mod devices;
 mod event_loop;
+mod fault_poller;
 mod figures;
-mod image;
-mod life;
+mod file_conflict;
 mod lifecycle;
 mod memory_events;
+mod messages;
 mod operation;
 mod resize;
 mod run;
@@ -28,7 +29,6 @@ mod serve;
 mod stopping;
 mod timers;
 mod vm;
-mod watch;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -42,21 +42,21 @@ use crate::events::Events;
 use crate::kvm::{BETWEEN_LOOKS, Kvm};
 use crate::machine::{BuildError, Counted, Ending, Machine, STOP_DEADLINE, Tail, net};
 use crate::metrics::ProcessFiles;
-use crate::news::News;
 use crate::terminal::StdoutSink;
 use crate::trace::Trace;
+use crate::wakeup::Wakeup;
 
 pub(crate) use building::BUILD_DEADLINE;
 pub(crate) use devices::ADD_DEADLINE;
 pub use event_loop::{Ended, run_event_loop};
-pub(crate) use image::is_taken;
+use fault_poller::FaultPoller;
+pub(crate) use file_conflict::is_in_use;
 pub use operation::OperationId;
 use operation::{Answers, Operations};
 pub use run::{Exit, conclude, run};
 pub use serve::serve;
 use timers::Timers;
 use vm::Vm;
-use watch::Watch;
 
 /// Owner of at most one VM.
 pub struct Controller {
@@ -64,7 +64,7 @@ pub struct Controller {
     events: Events,
     options: RunOptions,
     stdout: StdoutSink,
-    news: News,
+    wakeup: Wakeup,
     threads: Arc<dyn Threads>,
     timers: Timers<Due>,
     operations: Operations<Controller>,
@@ -90,7 +90,7 @@ pub struct Controller {
     /// What the kernel knows of the process, once somebody has asked.
     process: Option<Arc<ProcessFiles>>,
     /// What those who listen are told of.
-    watch: Watch,
+    faults: FaultPoller,
 }
 
 /// What the main thread has to do at a certain time.
@@ -117,7 +117,7 @@ enum Due {
     /// What the start needed can go.
     Trim,
     /// Somebody listens: what has gone wrong is looked for.
-    Watch,
+    PollFaults,
 }
 
 /// How far a command has come.
@@ -131,13 +131,13 @@ impl From<ApiError> for Progress {
 
 impl Controller {
     /// No VM yet. `info` and `events` are kept up to date; `stdout` is what a console in mode `Tty` prints on; `threads` start what serves
-    /// devices, and wake the waker of `news`.
+    /// devices, and wake the waker of `wakeup`.
     pub fn new(
         info: Info,
         events: Events,
         mut options: RunOptions,
         stdout: StdoutSink,
-        news: News,
+        wakeup: Wakeup,
         threads: Arc<dyn Threads>,
     ) -> Self {
         if events.is_on() {
@@ -149,7 +149,7 @@ impl Controller {
             events,
             options,
             stdout,
-            news,
+            wakeup,
             threads,
             timers: Timers::new(),
             operations: Operations::default(),
@@ -164,7 +164,7 @@ impl Controller {
             trace: Trace::off(),
             phases: Vec::new(),
             process: None,
-            watch: Watch::default(),
+            faults: FaultPoller::default(),
         }
     }
 
@@ -186,7 +186,7 @@ impl Controller {
         let mut vm = Vm::new(config);
         vm.inherit()?;
         vm.begin_containers(self.options.containers.clone());
-        log::info!("{}", life::described(vm.config()));
+        log::info!("{}", messages::vm_summary(vm.config()));
         self.events.emit("vm", "booting");
         self.begin_start(vm)?;
         self.publish();
@@ -225,7 +225,7 @@ impl Controller {
             && let Some(asked) = vm.stop()
         {
             let deadline = asked + STOP_DEADLINE;
-            self.news.wait_until(deadline, || {
+            self.wakeup.wait_until(deadline, || {
                 vm.is_stopped() && (vm.machine().is_some() || vm.end_machine())
             });
             let (mut stuck, told) = (vm.unbuilt(), std::mem::take(&mut vm.stopping));
@@ -233,7 +233,7 @@ impl Controller {
             stuck.extend(
                 machine
                     .into_iter()
-                    .flat_map(|machine| machine.stop_by(&self.news, deadline)),
+                    .flat_map(|machine| machine.stop_by(&self.wakeup, deadline)),
             );
             stuck.retain(|name| !told.is_told(name));
             self.tell_stuck(&stuck);
@@ -244,9 +244,9 @@ impl Controller {
         self.info.set(None);
     }
 
-    /// Readable when [`Controller::on_news`] has something to do.
-    pub(super) fn news(&self) -> &News {
-        &self.news
+    /// Readable when [`Controller::on_wakeup`] has something to do.
+    pub(super) fn wakeup(&self) -> &Wakeup {
+        &self.wakeup
     }
 
     /// Answers that are ready, with whom to give them to.
@@ -262,8 +262,8 @@ impl Controller {
     }
 
     /// Looks after everything that others may have changed.
-    pub(super) fn on_news(&mut self) {
-        self.news.take();
+    pub(super) fn on_wakeup(&mut self) {
+        self.wakeup.clear();
         self.collect();
         self.collect_abandoned();
         self.report_answers();
@@ -292,7 +292,7 @@ impl Controller {
                 Due::Patience => self.report_answers(),
                 Due::Remind => self.remind(now),
                 Due::Untimed => self.remind_vcpus(now),
-                Due::Watch => self.look_out(now),
+                Due::PollFaults => self.poll_faults(now),
                 Due::Keys | Due::Trim => others.push(due),
             }
         }
@@ -331,7 +331,7 @@ impl Controller {
     /// Says how the guest ended to whoever listens.
     pub(super) fn tell_ending(&mut self, ending: &Ending) {
         // What went wrong before may be why.
-        self.tell_errors(Instant::now(), true);
+        self.report_faults(Instant::now(), true);
         let what = match ending {
             Ending::Panic => {
                 let text = self.options.tail.last_words();
@@ -340,8 +340,8 @@ impl Controller {
             Ending::Failed(why) => Some(("reason", Value::from(why.as_str()))),
             Ending::PowerOff | Ending::Reset | Ending::TripleFault => None,
         };
-        log::info!("{}", life::ended(ending));
-        self.events.emit_with("guest", life::event(ending), what);
+        log::info!("{}", messages::ended_message(ending));
+        self.events.emit_with("guest", messages::ending_event(ending), what);
     }
 
     /// Says that the process ends for this reason, without having been asked to by a client.
@@ -383,7 +383,7 @@ impl Controller {
                 Size(asked)
             );
         }
-        log::info!("vm.create: {}", life::described(vm.config()));
+        log::info!("vm.create: {}", messages::vm_summary(vm.config()));
         self.vm = Some(vm);
         self.publish();
         Ok(Reply::Done)
@@ -489,7 +489,7 @@ fn of_config(error: &ConfigError) -> ApiError {
 /// What the client can mend is its fault, what the host refuses is not.
 fn of_build(error: BuildError) -> ApiError {
     let kind = match &error {
-        error if is_taken(error) => Kind::Conflict,
+        error if is_in_use(error) => Kind::Conflict,
         BuildError::Config(error) => return of_config(error),
         BuildError::NoKernel | BuildError::Load(_) | BuildError::CommandLine(_) | BuildError::Device { .. } => {
             Kind::BadRequest

@@ -29,8 +29,8 @@ pub(super) enum Operation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Relation {
     /// It is carried out meanwhile.
-    Beside,
-    /// It is refused.
+    Concurrent,
+    /// The command is answered with 409 Conflict while the operation goes on.
     Refused,
     /// It takes the operation's place, if it can be carried out at all.
     Supersedes,
@@ -38,7 +38,7 @@ pub(super) enum Relation {
 
 /// Which command may come during which operation.
 pub(super) fn relation(operation: Operation, command: &Command) -> Relation {
-    use Relation::{Beside, Refused, Supersedes};
+    use Relation::{Concurrent, Refused, Supersedes};
     match (operation, command) {
         (
             _,
@@ -49,13 +49,13 @@ pub(super) fn relation(operation: Operation, command: &Command) -> Relation {
             | Command::ResizeStatus
             | Command::Containers
             | Command::SetContainers(_),
-        ) => Beside,
+        ) => Concurrent,
         (Operation::Leave, _) => Refused,
         (_, Command::ShutdownVmm) => Supersedes,
         (Operation::Boot, Command::Shutdown | Command::Reboot | Command::Delete) => Supersedes,
         (Operation::Resize, Command::Resize(_) | Command::Shutdown | Command::Reboot | Command::Delete) => Supersedes,
         (Operation::Add, Command::Shutdown | Command::Reboot | Command::Delete) => Supersedes,
-        (Operation::Add | Operation::Resize, _) | (Operation::Pause, Command::Resize(_)) => Beside,
+        (Operation::Add | Operation::Resize, _) | (Operation::Pause, Command::Resize(_)) => Concurrent,
         (Operation::Pause, Command::Resume | Command::Shutdown | Command::Reboot | Command::Delete) => Supersedes,
         (
             Operation::Boot | Operation::Pause | Operation::Stop,
@@ -76,7 +76,7 @@ pub(super) fn relation(operation: Operation, command: &Command) -> Relation {
 /// Why an operation ends before its work is done.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum GiveUp<'a> {
-    /// Its deadline has come.
+    /// The operation has not ended within its time limit.
     Late,
     /// The command of this name takes its place.
     Superseded(&'a str),

@@ -211,7 +211,7 @@ fn the_documented_table_is_what_happens() {
             let mut relations: Vec<Relation> = commands.iter().map(|command| relation(operation, command)).collect();
             relations.dedup();
             match relations[..] {
-                [Relation::Beside] => "meanwhile",
+                [Relation::Concurrent] => "meanwhile",
                 [Relation::Refused] => "409",
                 [Relation::Supersedes] => "takes its place",
                 _ => panic!("{name}: the columns do not fit {commands:?}"),

@@ -16,7 +16,7 @@ use super::operation::{GiveUp, Operation, Work, superseded};
 use super::{ApiError, Controller, Due, Kind, Outcome, Progress, Reply, Resize, existing, of_config, running};
 use crate::api::Command;
 use crate::config::{Limits, VmConfig};
-use crate::machine::{Change, Machine, Refusal, ResizeError, Wanted, Why, millis};
+use crate::machine::{Change, Machine, Refusal, ResizeError, TargetSize, Why, millis};
 
 /// The guest is waited for.
 struct Waiting {
@@ -101,7 +101,7 @@ impl Controller {
             self.publish();
             return Ok(false);
         };
-        let asked = machine.resize(Wanted {
+        let asked = machine.resize(TargetSize {
             vcpus: wanted.desired_vcpus,
             ram_bytes: wanted.desired_ram,
             balloon_bytes: wanted.desired_balloon,
@@ -155,7 +155,7 @@ impl Controller {
             self.remind_soon();
         }
         self.note_late_end();
-        self.watch();
+        self.start_fault_polling();
     }
 
     /// A guest that has said `why` it has no memory left gives none back.

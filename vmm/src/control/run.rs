@@ -9,17 +9,17 @@ use husk_virtio::threads::Threads;
 
 use super::event_loop::{Ended, run_event_loop};
 use super::serve::Served;
-use super::{Controller, life};
+use super::{Controller, messages};
 use crate::api::{Inbox, Info, Server};
 use crate::config::{RunOptions, VmConfig};
 use crate::events::Events;
 use crate::machine::Ending;
-use crate::news::News;
 use crate::process;
 use crate::seccomp::{Mode, Role};
 use crate::spawner::Spawner;
 use crate::terminal::{Outlet, Signals, StdoutSink};
 use crate::trace::Phase;
+use crate::wakeup::Wakeup;
 
 /// How long the end of the VM waits for readers of what the guest has written last, and of the last events.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -46,7 +46,7 @@ pub enum Exit {
 /// What the user can mend, in one line each. Nothing is left running.
 pub fn run(config: VmConfig, server: Option<Server>, options: &RunOptions) -> Result<Exit> {
     let trace = &options.trace;
-    let (signals, news, threads) = confine(options.seccomp)?;
+    let (signals, wakeup, threads) = confine(options.seccomp)?;
     let trace_file = options.boot_trace.as_deref();
     let trace_file = trace_file.map(|path| create_trace(path, options.seccomp)).transpose()?;
     let mut own = crate::log::files();
@@ -60,7 +60,7 @@ pub fn run(config: VmConfig, server: Option<Server>, options: &RunOptions) -> Re
     let served = server
         .map(|server| Served::start(server, info.clone(), &events, options.seccomp))
         .transpose()?;
-    let mut controller = Controller::new(info, events, options.clone(), stdout.clone(), news, threads);
+    let mut controller = Controller::new(info, events, options.clone(), stdout.clone(), wakeup, threads);
     controller.start(config)?;
     let exit = conclude(
         controller,
@@ -91,7 +91,7 @@ pub fn conclude(
     options.trace.leave_guest();
     match &ended {
         Ok(Ended::Asked | Ended::Unbuilt(_)) => {}
-        Ok(Ended::Guest(ending)) => controller.tell_end(life::event(ending)),
+        Ok(Ended::Guest(ending)) => controller.tell_end(messages::ending_event(ending)),
         Ok(Ended::Interrupted) => controller.tell_end("interrupted"),
         Err(_) => controller.tell_end("failed"),
     }
@@ -108,19 +108,19 @@ pub fn conclude(
 }
 
 /// Starts the thread that starts device threads, then confines this one: neither can do what only the other needs. Signals are diverted
-/// first, so that no thread is ever without that. The threads wake the waker of the news.
+/// first, so that no thread is ever without that. The threads wake the waker of the wakeup.
 ///
 /// # Errors
 /// What the host refuses; the process ends then.
-pub(super) fn confine(seccomp: Mode) -> Result<(Signals, News, Arc<dyn Threads>)> {
+pub(super) fn confine(seccomp: Mode) -> Result<(Signals, Wakeup, Arc<dyn Threads>)> {
     process::prepare();
     let signals = Signals::new().context("cannot divert signals")?;
-    let news = News::new().context("cannot make an eventfd")?;
-    let threads = Spawner::start(seccomp, news.waker());
+    let wakeup = Wakeup::new().context("cannot make an eventfd")?;
+    let threads = Spawner::start(seccomp, wakeup.waker());
     let threads = threads.context("cannot start the thread that starts device threads")?;
     seccomp.enter(Role::Control)?;
     crate::log::start_writers(seccomp).context("cannot start the thread that writes the log")?;
-    Ok((signals, news, Arc::new(threads)))
+    Ok((signals, wakeup, Arc::new(threads)))
 }
 
 fn verdict(ending: &Ending) -> Result<Exit> {

@@ -47,7 +47,7 @@ impl Served {
 /// # Errors
 /// What the operator can mend. What fails for a client is told the client.
 pub fn serve(server: Server, options: &RunOptions, events: Events) -> Result<Exit> {
-    let (signals, news, threads) = confine(options.seccomp)?;
+    let (signals, wakeup, threads) = confine(options.seccomp)?;
     events
         .start_writer(options.seccomp)
         .context("cannot start the thread that writes events")?;
@@ -62,6 +62,6 @@ pub fn serve(server: Server, options: &RunOptions, events: Events) -> Result<Exi
         std::process::id()
     );
     let served = Served::start(server, info.clone(), &events, options.seccomp)?;
-    let controller = Controller::new(info, events, options.clone(), stdout.clone(), news, threads);
+    let controller = Controller::new(info, events, options.clone(), stdout.clone(), wakeup, threads);
     conclude(controller, signals, &stdout, Some(served.inbox()), options)
 }

@@ -13,9 +13,9 @@ use serde_json::Value;
 use super::building::{Building, duplicate};
 use super::resize::LastResize;
 use super::stopping::Stopping;
-use super::{image, life};
+use super::{file_conflict, messages};
 use crate::api::{Containers, VmState};
-use crate::beside::{self, Beside, Discarded};
+use crate::background::{self, BackgroundTask, DropInBackground};
 use crate::config::{ConsoleMode, Limits, NewDevice, RunOptions, VmConfig};
 use crate::machine::{BuildError, Machine, MachineSize, Passed, Pending, net};
 use crate::terminal::StdoutSink;
@@ -25,21 +25,24 @@ use crate::trace::Trace;
 const BUILDER: &str = "__builder";
 
 /// A device that has been opened, with the descriptors that belong to it. What is not given to the guest, a thread closes.
-pub(super) type Open = Discarded<(Box<dyn VirtioDevice>, Passed)>;
+pub(super) type OpenedDevice = DropInBackground<(Box<dyn VirtioDevice>, Passed)>;
 
 /// A device that has been opened, or why there is none.
-pub(super) type Opened = Result<Open, Unopened>;
+pub(super) type OpenResult = Result<OpenedDevice, OpenFailure>;
 
 /// Why a device is not there.
-pub(super) struct Unopened {
+pub(super) struct OpenFailure {
     pub(super) why: BuildError,
     /// The device of this VM that has its file.
-    pub(super) rival: Option<String>,
+    pub(super) conflicting_device: Option<String>,
 }
 
-impl From<BuildError> for Unopened {
+impl From<BuildError> for OpenFailure {
     fn from(why: BuildError) -> Self {
-        Self { why, rival: None }
+        Self {
+            why,
+            conflicting_device: None,
+        }
     }
 }
 
@@ -47,7 +50,7 @@ impl From<BuildError> for Unopened {
 struct Opening {
     device: NewDevice,
     // Its thread drops what nobody takes: only then is nothing of it left.
-    building: Building<(Box<dyn VirtioDevice>, Passed), Unopened>,
+    building: Building<(Box<dyn VirtioDevice>, Passed), OpenFailure>,
 }
 
 impl Opening {
@@ -58,7 +61,7 @@ impl Opening {
 
 /// What becomes of a machine that is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Then {
+pub(super) enum AfterBuild {
     /// Its guest waits: whoever asked for it may have called it off.
     Wait,
     /// Its guest runs at once: nobody else can want it.
@@ -76,7 +79,7 @@ pub(super) struct Vm {
     /// Devices that there will be.
     opening: Vec<Opening>,
     /// The machine that has stopped, on its way back to the host.
-    ending: Option<Beside<()>>,
+    ending: Option<BackgroundTask<()>>,
     /// The size that was shown last.
     size: Option<MachineSize>,
     /// What the guest has not answered yet.
@@ -189,7 +192,7 @@ impl Vm {
         options: RunOptions,
         stdout: &StdoutSink,
         threads: &Arc<dyn Threads>,
-        then: Then,
+        then: AfterBuild,
     ) -> Result<(), BuildError> {
         let passed = duplicate(&self.passed).map_err(|source| BuildError::Host {
             what: "duplicate a descriptor",
@@ -199,7 +202,7 @@ impl Vm {
         let (trace, waker) = (options.trace.clone(), threads.waker());
         let build = move || {
             let mut machine = Machine::build(&config, &passed, &options, &stdout, &threads)?;
-            if then == Then::Run {
+            if then == AfterBuild::Run {
                 machine.start();
             }
             Ok(machine)
@@ -211,8 +214,8 @@ impl Vm {
     /// The machine that was being built, or why there is none, and what to say of it; `None` as long as it is not known.
     pub(super) fn built(&mut self) -> Option<(Result<Machine, BuildError>, String)> {
         let (building, trace) = self.building.as_ref()?;
-        let built = building.take()?;
-        let told = life::started(building.took(), trace);
+        let built = building.take_result()?;
+        let told = messages::started_message(building.took(), trace);
         self.building = None;
         Some((built, told))
     }
@@ -230,8 +233,8 @@ impl Vm {
 
     /// Has what was being built or opened taken apart, once it is; whether nothing is left of it.
     pub(super) fn is_building_over(&mut self) -> bool {
-        self.building.take_if(|(building, _)| building.forgo());
-        self.opening.retain(|opening| !opening.building.forgo());
+        self.building.take_if(|(building, _)| building.abandon());
+        self.opening.retain(|opening| !opening.building.abandon());
         self.building.is_none() && self.opening.is_empty()
     }
 
@@ -246,8 +249,11 @@ impl Vm {
             Ok(opened) => Ok((opened, passed)),
             Err(why) => {
                 // Here, where files may be looked at: those of a slow file system keep nobody waiting.
-                let rival = image::rival(&why, &others, &wanted).map(str::to_owned);
-                Err(Unopened { why, rival })
+                let conflicting_device = file_conflict::conflicting_device(&why, &others, &wanted).map(str::to_owned);
+                Err(OpenFailure {
+                    why,
+                    conflicting_device,
+                })
             }
         };
         let building = Building::begin(waker, open)?;
@@ -256,9 +262,9 @@ impl Vm {
     }
 
     /// The device called `id` that was being opened, with its descriptors, or why there is none; `None` as long as it is not known.
-    pub(super) fn opened(&mut self, id: &str) -> Option<(NewDevice, Opened)> {
+    pub(super) fn opened(&mut self, id: &str) -> Option<(NewDevice, OpenResult)> {
         let at = self.opening.iter().position(|opening| opening.is(id))?;
-        let opened = self.opening.get(at)?.building.take()?.map(Discarded::new);
+        let opened = self.opening.get(at)?.building.take_result()?.map(DropInBackground::new);
         Some((self.opening.remove(at).device, opened))
     }
 
@@ -325,7 +331,7 @@ impl Vm {
         if self.ending.is_none() {
             self.ending = self.take_machine().and_then(Machine::take_apart);
         }
-        self.ending.take_if(|ending| ending.take().is_some());
+        self.ending.take_if(|ending| ending.take_result().is_some());
         self.ending.is_none()
     }
 
@@ -337,7 +343,7 @@ impl Vm {
     /// Forgets it all. Descriptors of clients are closed by a thread.
     pub(super) fn discard(self) {
         if !self.passed.is_empty() {
-            beside::discard(self.passed);
+            background::drop_in_background(self.passed);
         }
     }
 
@@ -396,7 +402,7 @@ impl Vm {
     /// Forgets the device called `id`; whether there was one.
     pub(super) fn forget(&mut self, id: &str) -> bool {
         if let Some(passed) = self.passed.remove(id) {
-            beside::discard(passed);
+            background::drop_in_background(passed);
         }
         self.config.remove(id)
     }

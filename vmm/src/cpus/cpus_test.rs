@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
 use crate::kvm::{Access, Kvm};
-use crate::news::News;
+use crate::wakeup::Wakeup;
 
 /// Nothing here takes this long.
 const NEVER: Duration = Duration::from_secs(600);
@@ -64,7 +64,7 @@ struct Guest {
     cpus: Cpus,
     vm: Vm,
     topology: Topology,
-    news: News,
+    wakeup: Wakeup,
     board: Arc<Board>,
     ram: MmapRegion,
 }
@@ -79,7 +79,7 @@ fn guest(boot: u32, max: u32) -> Option<Guest> {
     unsafe { vm.map(0, 0, ram.as_ptr(), RAM_BYTES as u64, Access::ReadWrite) }.unwrap();
     vm.create_irqchip(max, 0xfffb_d000).unwrap();
     let topology = kvm.topology(max);
-    let news = News::new().unwrap();
+    let wakeup = Wakeup::new().unwrap();
     let board = Arc::new(Board::new(EventFd::new(EFD_NONBLOCK).unwrap()));
     let kicker = Kicker::install().unwrap();
     let cpus = Cpus::prepare(
@@ -88,14 +88,14 @@ fn guest(boot: u32, max: u32) -> Option<Guest> {
         kicker,
         Mode::Off,
         &Trace::default(),
-        &news.waker(),
+        &wakeup.waker(),
     )
     .unwrap();
     let mut guest = Guest {
         cpus,
         vm,
         topology,
-        news,
+        wakeup,
         board,
         ram,
     };
@@ -144,7 +144,7 @@ impl Guest {
     }
 
     fn until(&self, done: impl Fn(&Cpus) -> bool) {
-        assert!(self.news.wait_until(Instant::now() + NEVER, || done(&self.cpus)));
+        assert!(self.wakeup.wait_until(Instant::now() + NEVER, || done(&self.cpus)));
     }
 
     /// Waits until the guest has started vCPU `id`, of which nothing but KVM's counters tells.
@@ -187,8 +187,8 @@ fn up_to(boot_vcpus: u32, max_vcpus: u32) -> CpusConfig {
 
 /// Threads for `boot` of `max` vCPUs that never come, so that whatever is asked of one is not done before its thread ends. Needs no
 /// KVM.
-fn without_vcpus(boot: u32, max: u32) -> (Cpus, News) {
-    let news = News::new().unwrap();
+fn without_vcpus(boot: u32, max: u32) -> (Cpus, Wakeup) {
+    let wakeup = Wakeup::new().unwrap();
     let board = Arc::new(Board::new(EventFd::new(EFD_NONBLOCK).unwrap()));
     let kicker = Kicker::install().unwrap();
     let cpus = Cpus::prepare(
@@ -197,15 +197,15 @@ fn without_vcpus(boot: u32, max: u32) -> (Cpus, News) {
         kicker,
         Mode::Off,
         &Trace::default(),
-        &news.waker(),
+        &wakeup.waker(),
     );
-    (cpus.unwrap(), news)
+    (cpus.unwrap(), wakeup)
 }
 
 #[test]
 fn what_was_asked_is_not_done_before_the_last_vcpu_has_done_it() {
     use CpuState::{Absent, Parked, Running};
-    let (mut cpus, news) = without_vcpus(2, 3);
+    let (mut cpus, wakeup) = without_vcpus(2, 3);
     let states = |cpus: &Cpus| [0, 1, 2, 3].map(|id| cpus.state(id));
     assert_eq!(states(&cpus), [Parked, Parked, Absent, Absent]);
     assert_eq!(cpus.max(), 3);
@@ -220,7 +220,7 @@ fn what_was_asked_is_not_done_before_the_last_vcpu_has_done_it() {
     assert!(!cpus.is_paused() && !cpus.is_stopped());
     // The one that is to leave has no vCPU to give back, but an end.
     cpus.retire(1);
-    assert!(news.wait_until(Instant::now() + NEVER, || cpus.retire(1)));
+    assert!(wakeup.wait_until(Instant::now() + NEVER, || cpus.retire(1)));
     assert_eq!(
         states(&cpus),
         [Running, Parked, Absent, Absent],
@@ -233,15 +233,15 @@ fn what_was_asked_is_not_done_before_the_last_vcpu_has_done_it() {
     cpus.resume();
     assert_eq!(cpus.state(0), Running);
     cpus.stop();
-    assert!(news.wait_until(Instant::now() + NEVER, || cpus.is_stopped()));
+    assert!(wakeup.wait_until(Instant::now() + NEVER, || cpus.is_stopped()));
 }
 
 #[test]
 fn a_vcpu_that_is_to_go_runs_until_it_has_left_and_is_not_called_running_then() {
-    let (mut cpus, news) = without_vcpus(2, 2);
+    let (mut cpus, wakeup) = without_vcpus(2, 2);
     cpus.run();
     assert_eq!(cpus.state(1), CpuState::Running);
-    assert!(news.wait_until(Instant::now() + NEVER, || cpus.retire(1)));
+    assert!(wakeup.wait_until(Instant::now() + NEVER, || cpus.retire(1)));
     assert_eq!([0, 1].map(|id| cpus.state(id)), [CpuState::Running, CpuState::Parked]);
 }
 
@@ -343,7 +343,7 @@ fn a_vcpu_that_was_reset_and_not_yet_sent_off_is_starting() {
 #[test]
 fn each_vcpu_that_is_there_shows_what_kvm_counts_and_has_the_clock_of_the_first() {
     let Some(mut guest) = guest(1, 3) else { return };
-    let first = guest.cpus.places[0].thread.as_ref().unwrap();
+    let first = guest.cpus.slots[0].thread.as_ref().unwrap();
     let offset = first.handover.with(|vcpu| vcpu.tsc_offset()).unwrap();
     assert_eq!(guest.cpus.tsc_offset, offset);
     guest.cpus.run();
@@ -353,7 +353,7 @@ fn each_vcpu_that_is_there_shows_what_kvm_counts_and_has_the_clock_of_the_first(
     let counted: Vec<_> = guest.cpus.counters().collect();
     assert_eq!(counted.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [0, 2]);
     for (id, counters) in counted {
-        let has_stats = guest.cpus.places[id as usize].stats.is_some();
+        let has_stats = guest.cpus.slots[id as usize].stats.is_some();
         let names: Vec<_> = counters.iter().map(|(name, _)| *name).collect();
         assert!(names.contains(&"exits") == has_stats, "vCPU {id}: {names:?}");
         let exits = counters.iter().find(|(name, _)| *name == "exits");

@@ -1,7 +1,8 @@
 //! One vCPU between the control thread and its own: what the thread is asked to do, and who has the vCPU.
 //!
 //! The thread has the vCPU while the guest runs on it, and gives it back whenever it is asked out of the guest. So the control thread
-//! makes its calls on the vCPU itself, under its own seccomp filter, and nobody waits for anybody: an order is given and seen to.
+//! makes its calls on the vCPU itself, under its own seccomp filter, and nobody waits for anybody: a command is given
+//! and seen to.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,12 +13,12 @@ use husk_devices::lock;
 /// What a thread is asked to do with its vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Order {
-    /// Run the guest on it.
+pub enum VcpuCommand {
+    /// Take the vCPU and run the guest (`KVM_RUN`) until told otherwise.
     Run,
-    /// Give it back and wait.
+    /// Leave the guest, give the vCPU back to the control thread, and wait for the next command.
     Wait,
-    /// Give it back and end.
+    /// Leave the guest, give the vCPU back, and end the thread; no command follows.
     End,
 }
 
@@ -25,7 +26,7 @@ pub enum Order {
 #[derive(Debug)]
 pub struct Handover<T> {
     /// Written under the lock only; read without it between two entries into the guest.
-    order: AtomicU8,
+    command: AtomicU8,
     inner: Mutex<Inner<T>>,
     changed: Condvar,
     /// The guest has begun to start the vCPU.
@@ -44,9 +45,9 @@ struct Inner<T> {
 
 impl<T> Handover<T> {
     /// No vCPU yet. `waker` is woken when the thread has done what it was asked to.
-    pub fn new(order: Order, waker: Waker) -> Self {
+    pub fn new(command: VcpuCommand, waker: Waker) -> Self {
         Self {
-            order: AtomicU8::new(order as u8),
+            command: AtomicU8::new(command as u8),
             inner: Mutex::new(Inner {
                 vcpu: None,
                 gone: false,
@@ -63,18 +64,18 @@ impl<T> Handover<T> {
         lock(&self.inner)
     }
 
-    fn is(&self, order: Order) -> bool {
-        self.order.load(Ordering::Acquire) == order as u8
+    fn is(&self, command: VcpuCommand) -> bool {
+        self.command.load(Ordering::Acquire) == command as u8
     }
 }
 
 /// The control thread's side.
 impl<T> Handover<T> {
-    /// Changes the order. A thread that runs the guest sees it when it is kicked.
-    pub fn order(&self, order: Order) {
-        // Under the lock, so that the thread is not between looking at the order and waiting.
+    /// Changes the command. A thread that runs the guest sees it when it is kicked.
+    pub fn command(&self, command: VcpuCommand) {
+        // Under the lock, so that the thread is not between looking at the command and waiting.
         let _inner = self.inner();
-        self.order.store(order as u8, Ordering::Release);
+        self.command.store(command as u8, Ordering::Release);
         self.changed.notify_one();
     }
 
@@ -120,17 +121,17 @@ impl<T> Handover<T> {
 impl<T> Handover<T> {
     /// Whether the thread has to leave the guest.
     pub fn calls_out(&self) -> bool {
-        !self.is(Order::Run)
+        !self.is(VcpuCommand::Run)
     }
 
     /// Waits for a vCPU that is to run. `None` when the thread is to end.
     pub fn next(&self) -> Option<T> {
         let mut inner = self.inner();
         loop {
-            if self.is(Order::End) {
+            if self.is(VcpuCommand::End) {
                 return None;
             }
-            if self.is(Order::Run)
+            if self.is(VcpuCommand::Run)
                 && let Some(vcpu) = inner.vcpu.take()
             {
                 return Some(vcpu);
@@ -157,16 +158,17 @@ impl<T> Handover<T> {
         self.waker.wake_by_ref();
     }
 
-    /// Tells of the thread's end when it is dropped, however that comes.
-    pub fn presence(&self) -> Presence<'_, T> {
-        Presence(self)
+    /// Marks the thread as gone when it is dropped, however that comes.
+    pub fn exit_guard(&self) -> ThreadExitGuard<'_, T> {
+        ThreadExitGuard(self)
     }
 }
 
-/// A thread that is there.
-pub struct Presence<'a, T>(&'a Handover<T>);
+/// Held by the vCPU's thread for as long as it lives; dropping it (also by a panic) marks the thread as gone and wakes
+/// the control thread.
+pub struct ThreadExitGuard<'a, T>(&'a Handover<T>);
 
-impl<T> Drop for Presence<'_, T> {
+impl<T> Drop for ThreadExitGuard<'_, T> {
     fn drop(&mut self) {
         self.0.inner().gone = true;
         self.0.waker.wake_by_ref();
@@ -185,19 +187,19 @@ mod tests {
     use rustix::thread::gettid;
 
     use super::*;
-    use crate::news::News;
+    use crate::wakeup::Wakeup;
 
     /// Nothing here takes this long.
     const NEVER: Duration = Duration::from_secs(600);
 
     /// A thread that runs its vCPU, a number, by counting it up until it is called out.
-    fn counting(order: Order) -> (Arc<Handover<u64>>, News, thread::JoinHandle<()>) {
-        let news = News::new().unwrap();
-        let handover = Arc::new(Handover::new(order, news.waker()));
+    fn counting(command: VcpuCommand) -> (Arc<Handover<u64>>, Wakeup, thread::JoinHandle<()>) {
+        let wakeup = Wakeup::new().unwrap();
+        let handover = Arc::new(Handover::new(command, wakeup.waker()));
         let thread = thread::spawn({
             let handover = handover.clone();
             move || {
-                let _presence = handover.presence();
+                let _exit_guard = handover.exit_guard();
                 while let Some(mut vcpu) = handover.next() {
                     while !handover.calls_out() {
                         vcpu += 1;
@@ -206,11 +208,11 @@ mod tests {
                 }
             }
         });
-        (handover, news, thread)
+        (handover, wakeup, thread)
     }
 
-    fn until(news: &News, done: impl FnMut() -> bool) {
-        assert!(news.wait_until(Instant::now() + NEVER, done));
+    fn until(wakeup: &Wakeup, done: impl FnMut() -> bool) {
+        assert!(wakeup.wait_until(Instant::now() + NEVER, done));
     }
 
     /// Notes what whoever is woken finds: the vCPU, the beginning, the end.
@@ -232,55 +234,59 @@ mod tests {
     #[test]
     fn whatever_the_thread_does_can_be_seen_by_whoever_is_woken() {
         let finds = Arc::new(Finds::default());
-        let handover = Arc::new(Handover::new(Order::Wait, finds.clone().into()));
+        let handover = Arc::new(Handover::new(VcpuCommand::Wait, finds.clone().into()));
         finds.handover.set(Arc::downgrade(&handover)).unwrap();
         let found = || std::mem::take(&mut *finds.found.lock().unwrap());
-        let presence = handover.presence();
+        let exit_guard = handover.exit_guard();
         handover.put(1);
-        handover.order(Order::Run);
+        handover.command(VcpuCommand::Run);
         assert!(handover.is_out() && !handover.is_gone());
         assert_eq!(handover.next(), Some(1));
         assert!(!handover.is_out() && !handover.has_begun());
         assert_eq!(
             found(),
             [],
-            "what the control thread does is no news to it, and a thread that goes off is none"
+            "what the control thread does wakes nobody, and a thread that goes off is none"
         );
         handover.begin();
         assert_eq!(found(), [(None, true, false)]);
         handover.give_back(2);
         assert_eq!(found(), [(Some(2), true, false)]);
-        drop(presence);
+        drop(exit_guard);
         assert_eq!(found(), [(Some(2), true, true)]);
     }
 
     #[test]
-    fn every_order_but_to_run_calls_out_and_the_last_one_needs_no_vcpu() {
-        for (order, calls_out) in [(Order::Run, false), (Order::Wait, true), (Order::End, true)] {
-            let handover = Handover::<u64>::new(order, Waker::noop().clone());
-            assert_eq!(handover.calls_out(), calls_out, "{order:?} from the start");
-            let handover = Handover::<u64>::new(Order::Wait, Waker::noop().clone());
-            handover.order(order);
-            assert_eq!(handover.calls_out(), calls_out, "{order:?}");
+    fn every_command_but_to_run_calls_out_and_the_last_one_needs_no_vcpu() {
+        for (command, calls_out) in [
+            (VcpuCommand::Run, false),
+            (VcpuCommand::Wait, true),
+            (VcpuCommand::End, true),
+        ] {
+            let handover = Handover::<u64>::new(command, Waker::noop().clone());
+            assert_eq!(handover.calls_out(), calls_out, "{command:?} from the start");
+            let handover = Handover::<u64>::new(VcpuCommand::Wait, Waker::noop().clone());
+            handover.command(command);
+            assert_eq!(handover.calls_out(), calls_out, "{command:?}");
         }
-        let handover = Handover::new(Order::Run, Waker::noop().clone());
+        let handover = Handover::new(VcpuCommand::Run, Waker::noop().clone());
         handover.put(1);
-        handover.order(Order::End);
+        handover.command(VcpuCommand::End);
         assert_eq!(handover.next(), None);
         assert_eq!(handover.take_back(), Some(1), "it stays where it is");
     }
 
     #[test]
-    fn no_order_comes_between_the_look_of_a_thread_and_its_wait() {
-        let handover = Arc::new(Handover::<u64>::new(Order::Wait, Waker::noop().clone()));
-        // As of a thread that has looked at the order and does not wait yet.
+    fn no_command_comes_between_the_look_of_a_thread_and_its_wait() {
+        let handover = Arc::new(Handover::<u64>::new(VcpuCommand::Wait, Waker::noop().clone()));
+        // As of a thread that has looked at the command and does not wait yet.
         let looked = handover.inner();
         let (name, id) = channel();
         let control = thread::spawn({
             let handover = handover.clone();
             move || {
                 name.send(gettid().as_raw_nonzero().get()).unwrap();
-                handover.order(Order::Run);
+                handover.command(VcpuCommand::Run);
             }
         });
         until_asleep(id.recv().unwrap());
@@ -295,42 +301,42 @@ mod tests {
 
     #[test]
     fn a_vcpu_comes_back_when_it_is_called_out_and_goes_on_from_there() {
-        let (handover, news, thread) = counting(Order::Run);
+        let (handover, wakeup, thread) = counting(VcpuCommand::Run);
         assert!(!handover.is_out(), "it has none yet");
         handover.put(0);
         for _ in 0..3 {
-            handover.order(Order::Wait);
-            until(&news, || handover.is_out());
+            handover.command(VcpuCommand::Wait);
+            until(&wakeup, || handover.is_out());
             let before = handover.with(|vcpu| *vcpu).unwrap();
-            handover.order(Order::Run);
+            handover.command(VcpuCommand::Run);
             until_true(|| handover.with(|_| ()).is_none());
-            handover.order(Order::Wait);
-            until(&news, || handover.is_out());
+            handover.command(VcpuCommand::Wait);
+            until(&wakeup, || handover.is_out());
             assert!(handover.with(|vcpu| *vcpu).unwrap() >= before);
-            handover.order(Order::Run);
+            handover.command(VcpuCommand::Run);
         }
-        handover.order(Order::End);
-        until(&news, || handover.is_gone());
+        handover.command(VcpuCommand::End);
+        until(&wakeup, || handover.is_gone());
         assert!(handover.take_back().is_some(), "a thread that ends leaves its vCPU");
         thread.join().unwrap();
     }
 
     #[test]
     fn a_vcpu_that_is_put_while_everything_waits_stays_where_it_is() {
-        let (handover, news, thread) = counting(Order::Wait);
+        let (handover, wakeup, thread) = counting(VcpuCommand::Wait);
         handover.put(7);
         assert!(handover.is_out());
-        handover.order(Order::End);
-        until(&news, || handover.is_gone());
+        handover.command(VcpuCommand::End);
+        until(&wakeup, || handover.is_gone());
         assert_eq!(handover.take_back(), Some(7));
         thread.join().unwrap();
     }
 
     #[test]
     fn a_thread_without_a_vcpu_ends_when_it_is_told_to() {
-        let (handover, news, thread) = counting(Order::Run);
-        handover.order(Order::End);
-        until(&news, || handover.is_gone());
+        let (handover, wakeup, thread) = counting(VcpuCommand::Run);
+        handover.command(VcpuCommand::End);
+        until(&wakeup, || handover.is_gone());
         assert!(handover.is_out());
         thread.join().unwrap();
     }

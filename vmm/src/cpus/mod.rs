@@ -29,7 +29,7 @@ use crate::seccomp::{Mode, Role};
 use crate::trace::Trace;
 
 use cores::Cores;
-use handover::{Handover, Order};
+use handover::{Handover, VcpuCommand};
 
 /// A vCPU thread needs little: the run loop, a device's register write, and what a panic message takes.
 const STACK_BYTES: usize = 128 << 10;
@@ -47,14 +47,14 @@ const COUNTERS: [&str; 6] = [
 /// For how long a vCPU has waited in KVM for an interrupt, in nanoseconds, as KVM calls it.
 const HALTED: &str = "halt_wait_ns";
 
-/// Where a vCPU is.
+/// The state of one possible vCPU, by what has its file descriptor at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CpuState {
-    /// Not there: no thread.
+    /// There is no thread for it: it was never added, or it was removed.
     Absent,
-    /// Its thread waits for it.
+    /// Its thread exists and is not to run the guest: the VM has not started, is stopping, or the vCPU was retired.
     Parked,
-    /// The guest has it.
+    /// Its thread is in `KVM_RUN`, about to enter it, or on its way out of it.
     Running,
     /// Out of the guest for a pause, and with the control thread.
     Held,
@@ -64,11 +64,11 @@ pub enum CpuState {
 #[derive(Debug)]
 pub struct Cpus {
     common: Common,
-    places: Vec<Place>,
+    slots: Vec<VcpuSlot>,
     /// The guest has been let run.
     started: bool,
     /// What every thread is to do, once it is.
-    order: Order,
+    command: VcpuCommand,
     /// How far the first vCPU's time stamp counter was from the host's when it could last be read.
     tsc_offset: Option<u64>,
 }
@@ -76,7 +76,7 @@ pub struct Cpus {
 /// Why a vCPU cannot be added. There is none then, as before.
 #[derive(Debug, thiserror::Error)]
 pub enum AddError {
-    /// KVM.
+    /// KVM refused to create or set up the vCPU.
     #[error(transparent)]
     Kvm(#[from] KvmError),
     /// The host has no thread left.
@@ -103,10 +103,10 @@ struct Common {
 
 /// One possible vCPU.
 #[derive(Debug, Default)]
-struct Place {
+struct VcpuSlot {
     thread: Option<Thread>,
     /// The vCPU while there is no thread for it.
-    spare: Option<Vcpu>,
+    parked: Option<Vcpu>,
     stats: Option<Stats>,
     /// What [`Stats::exits`] was before the guest could start it.
     exits_before: u64,
@@ -146,25 +146,25 @@ impl Cpus {
                 trace: trace.clone(),
                 waker: waker.clone(),
             },
-            places: (0..config.max_vcpus).map(|_| Place::default()).collect(),
+            slots: (0..config.max_vcpus).map(|_| VcpuSlot::default()).collect(),
             started: false,
-            order: Order::Wait,
+            command: VcpuCommand::Wait,
             tsc_offset: None,
         };
-        for (id, place) in (0..config.boot_vcpus).zip(&mut cpus.places) {
-            place.thread = Some(cpus.common.start(id, Order::Wait)?);
+        for (id, slot) in (0..config.boot_vcpus).zip(&mut cpus.slots) {
+            slot.thread = Some(cpus.common.start(id, VcpuCommand::Wait)?);
         }
         Ok(cpus)
     }
 
     /// Gives the threads that wait their vCPUs, ready for their first instruction.
     pub fn put(&mut self, vcpus: Vec<Vcpu>) {
-        for (vcpu, place) in vcpus.into_iter().zip(&mut self.places) {
+        for (vcpu, slot) in vcpus.into_iter().zip(&mut self.slots) {
             if vcpu.id() == 0 {
                 self.tsc_offset = vcpu.tsc_offset();
             }
-            place.count_from_here(&vcpu);
-            if let Some(thread) = &place.thread {
+            slot.count_from_here(&vcpu);
+            if let Some(thread) = &slot.thread {
                 thread.handover.put(vcpu);
             }
         }
@@ -174,7 +174,7 @@ impl Cpus {
     /// vol. 3A §9.4, INIT-SIPI).
     pub fn run(&mut self) {
         self.started = true;
-        self.order_all(Order::Run);
+        self.command_all(VcpuCommand::Run);
     }
 
     /// Whether the guest was let run.
@@ -184,23 +184,23 @@ impl Cpus {
 
     /// Where vCPU `id` is.
     pub fn state(&self, id: u32) -> CpuState {
-        let Some((place, thread)) = self.place(id).and_then(|place| Some((place, place.thread.as_ref()?))) else {
+        let Some((slot, thread)) = self.slot(id).and_then(|slot| Some((slot, slot.thread.as_ref()?))) else {
             return CpuState::Absent;
         };
         if !self.started {
             return CpuState::Parked;
         }
-        match self.order {
+        match self.command {
             _ if !thread.handover.is_out() => CpuState::Running,
-            Order::Run if !place.retired => CpuState::Running,
-            Order::Wait if !place.retired => CpuState::Held,
+            VcpuCommand::Run if !slot.retired => CpuState::Running,
+            VcpuCommand::Wait if !slot.retired => CpuState::Held,
             _ => CpuState::Parked,
         }
     }
 
-    /// How many there may be.
+    /// The most vCPUs that this VM can have (`cpus.max_vcpus`); ids are 0 to this less one.
     pub fn max(&self) -> u32 {
-        u32::try_from(self.places.len()).expect("made of a u32")
+        u32::try_from(self.slots.len()).expect("made of a u32")
     }
 
     /// Lets vCPU `id` come: reset if it has been here before, made in `vm` with its part of `topology` if not. The guest finds it waiting to
@@ -209,26 +209,26 @@ impl Cpus {
     /// # Errors
     /// See [`AddError`].
     pub fn add(&mut self, id: u32, vm: &Vm, topology: &Topology) -> Result<(), AddError> {
-        let place = usize::try_from(id).ok().and_then(|id| self.places.get_mut(id));
-        let place = place.filter(|place| place.thread.is_none());
-        let place = place.ok_or(AddError::Taken { id })?;
-        let vcpu = match place.spare.take() {
+        let slot = usize::try_from(id).ok().and_then(|id| self.slots.get_mut(id));
+        let slot = slot.filter(|slot| slot.thread.is_none());
+        let slot = slot.ok_or(AddError::Taken { id })?;
+        let vcpu = match slot.parked.take() {
             Some(vcpu) => vcpu,
             None => vm.create_vcpu(id)?,
         };
         // Kept whatever fails from here on: KVM makes one of each number only.
-        let vcpu = place.spare.insert(vcpu);
+        let vcpu = slot.parked.insert(vcpu);
         vcpu.prepare(topology)?;
         if let Some(offset) = self.tsc_offset {
             vcpu.set_tsc_offset(offset)?;
         }
-        let thread = self.common.start(id, self.order).map_err(AddError::Thread)?;
-        place.retired = false;
-        if let Some(vcpu) = place.spare.take() {
-            place.count_from_here(&vcpu);
+        let thread = self.common.start(id, self.command).map_err(AddError::Thread)?;
+        slot.retired = false;
+        if let Some(vcpu) = slot.parked.take() {
+            slot.count_from_here(&vcpu);
             thread.handover.put(vcpu);
         }
-        place.thread = Some(thread);
+        slot.thread = Some(thread);
         Ok(())
     }
 
@@ -236,59 +236,59 @@ impl Cpus {
     /// may take its place: called again until then, and followed by [`Cpus::remove`].
     pub fn retire(&mut self, id: u32) -> bool {
         let kicker = self.common.kicker;
-        let Some(place) = self.place_mut(id) else { return true };
-        let Some(thread) = &place.thread else { return true };
-        if !place.retired {
-            place.retired = true;
-            thread.order(kicker, Order::End);
+        let Some(slot) = self.slot_mut(id) else { return true };
+        let Some(thread) = &slot.thread else { return true };
+        if !slot.retired {
+            slot.retired = true;
+            thread.command(kicker, VcpuCommand::End);
         }
         thread.handover.is_gone()
     }
 
     /// Forgets the thread of vCPU `id`, which is [retired](Cpus::retire), and keeps the vCPU.
     pub fn remove(&mut self, id: u32) {
-        let Some(place) = self.place_mut(id) else { return };
-        if let Some(thread) = place.thread.take_if(|_| place.retired) {
-            place.spare = thread.handover.take_back();
+        let Some(slot) = self.slot_mut(id) else { return };
+        if let Some(thread) = slot.thread.take_if(|_| slot.retired) {
+            slot.parked = thread.handover.take_back();
         }
     }
 
     /// Whether the guest has started vCPU `id`. Disturbs nobody.
     pub fn is_online(&self, id: u32) -> bool {
-        let Some(place) = self.place(id) else { return false };
-        match place.stats.as_ref().and_then(Stats::exits) {
-            Some(exits) => exits > place.exits_before,
+        let Some(slot) = self.slot(id) else { return false };
+        match slot.stats.as_ref().and_then(Stats::exits) {
+            Some(exits) => exits > slot.exits_before,
             // Hosts before Linux 5.14: the guest has sent INIT, and will have sent SIPI.
-            None => place.thread.as_ref().is_some_and(|thread| thread.handover.has_begun()),
+            None => slot.thread.as_ref().is_some_and(|thread| thread.handover.has_begun()),
         }
     }
 
     /// Whether the guest is about to start vCPU `id`, so that it is worth asking again soon.
     pub fn is_starting(&self, id: u32) -> bool {
-        let thread = self.place(id).and_then(|place| place.thread.as_ref());
+        let thread = self.slot(id).and_then(|slot| slot.thread.as_ref());
         thread.is_some_and(|thread| thread.handover.has_begun()) && !self.is_online(id)
     }
 
     /// What KVM has counted of each vCPU that there is, by number.
     pub fn counters(&self) -> impl Iterator<Item = (u32, Vec<(&'static str, u64)>)> {
-        let there = (0..).zip(&self.places).filter(|(_, place)| place.thread.is_some());
-        there.map(|(id, place)| {
-            let count = |name| Some((name, place.stats.as_ref()?.get(name)?));
+        let there = (0..).zip(&self.slots).filter(|(_, slot)| slot.thread.is_some());
+        there.map(|(id, slot)| {
+            let count = |name| Some((name, slot.stats.as_ref()?.get(name)?));
             (id, COUNTERS.into_iter().filter_map(count).collect())
         })
     }
 
     /// What each vCPU that there is has done with its time.
     pub fn figures(&self) -> Vec<metrics::Vcpu> {
-        let there = (0..).zip(&self.places);
-        let there = there.filter_map(|(id, place)| Some((id, place, place.thread.as_ref()?)));
+        let there = (0..).zip(&self.slots);
+        let there = there.filter_map(|(id, slot)| Some((id, slot, slot.thread.as_ref()?)));
         there
-            .map(|(id, place, thread)| metrics::Vcpu {
+            .map(|(id, slot, thread)| metrics::Vcpu {
                 id,
                 // The first vCPU runs from the start, and nobody starts it.
                 online: id == 0 || self.is_online(id),
                 ran: cpu_time::of_thread(&thread.handle),
-                halted: place
+                halted: slot
                     .stats
                     .as_ref()
                     .and_then(|stats| stats.get(HALTED))
@@ -306,7 +306,7 @@ impl Cpus {
     /// [`BETWEEN_LOOKS`] of processor time since it last was.
     pub fn remind(&mut self) {
         let kicker = self.common.kicker;
-        let threads = self.places.iter_mut().filter_map(|place| place.thread.as_mut());
+        let threads = self.slots.iter_mut().filter_map(|slot| slot.thread.as_mut());
         for thread in threads.filter(|thread| thread.handover.is_untimed()) {
             let used = cpu_time::of_thread(&thread.handle).unwrap_or(thread.reminded);
             if used.saturating_sub(thread.reminded) >= BETWEEN_LOOKS {
@@ -318,7 +318,7 @@ impl Cpus {
 
     /// Asks every vCPU out of the guest, and returns at once: see [`Cpus::is_paused`]. Their threads stay, for [`Cpus::resume`].
     pub fn pause(&mut self) {
-        self.order_all(Order::Wait);
+        self.command_all(VcpuCommand::Wait);
     }
 
     /// Whether every vCPU is out of the guest, after [`Cpus::pause`].
@@ -331,12 +331,12 @@ impl Cpus {
         for thread in self.threads() {
             thread.handover.with(|vcpu| vcpu.mark_stopped());
         }
-        self.order_all(Order::Run);
+        self.command_all(VcpuCommand::Run);
     }
 
     /// Asks every vCPU out of the guest, for good, and returns at once: see [`Cpus::is_stopped`].
     pub fn stop(&mut self) {
-        self.order_all(Order::End);
+        self.command_all(VcpuCommand::End);
     }
 
     /// Whether every vCPU's thread is at its end, after [`Cpus::stop`].
@@ -347,33 +347,33 @@ impl Cpus {
     /// Stops every vCPU and waits for its thread. Not to be called on a vCPU thread.
     pub fn join(&mut self) {
         self.stop();
-        for thread in self.places.iter_mut().filter_map(|place| place.thread.take()) {
+        for thread in self.slots.iter_mut().filter_map(|slot| slot.thread.take()) {
             if thread.handle.join().is_err() {
                 log::error!("a vCPU thread panicked");
             }
         }
     }
 
-    fn order_all(&mut self, order: Order) {
-        self.order = order;
+    fn command_all(&mut self, command: VcpuCommand) {
+        self.command = command;
         let kicker = self.common.kicker;
-        for place in self.places.iter().filter(|place| !place.retired) {
-            if let Some(thread) = &place.thread {
-                thread.order(kicker, order);
+        for slot in self.slots.iter().filter(|slot| !slot.retired) {
+            if let Some(thread) = &slot.thread {
+                thread.command(kicker, command);
             }
         }
     }
 
     fn threads(&self) -> impl Iterator<Item = &Thread> {
-        self.places.iter().filter_map(|place| place.thread.as_ref())
+        self.slots.iter().filter_map(|slot| slot.thread.as_ref())
     }
 
-    fn place(&self, id: u32) -> Option<&Place> {
-        self.places.get(usize::try_from(id).ok()?)
+    fn slot(&self, id: u32) -> Option<&VcpuSlot> {
+        self.slots.get(usize::try_from(id).ok()?)
     }
 
-    fn place_mut(&mut self, id: u32) -> Option<&mut Place> {
-        self.places.get_mut(usize::try_from(id).ok()?)
+    fn slot_mut(&mut self, id: u32) -> Option<&mut VcpuSlot> {
+        self.slots.get_mut(usize::try_from(id).ok()?)
     }
 }
 
@@ -383,7 +383,7 @@ impl Drop for Cpus {
     }
 }
 
-impl Place {
+impl VcpuSlot {
     /// The guest has not started `vcpu`, which is about to go to its thread: what KVM counts from here on is the guest's doing.
     fn count_from_here(&mut self, vcpu: &Vcpu) {
         if self.stats.is_none() {
@@ -394,17 +394,17 @@ impl Place {
 }
 
 impl Thread {
-    fn order(&self, kicker: Kicker, order: Order) {
-        self.handover.order(order);
-        if order != Order::Run {
+    fn command(&self, kicker: Kicker, command: VcpuCommand) {
+        self.handover.command(command);
+        if command != VcpuCommand::Run {
             kicker.kick(&self.handle);
         }
     }
 }
 
 impl Common {
-    fn start(&self, id: u32, order: Order) -> io::Result<Thread> {
-        let handover = Arc::new(Handover::new(order, self.waker.clone()));
+    fn start(&self, id: u32, command: VcpuCommand) -> io::Result<Thread> {
+        let handover = Arc::new(Handover::new(command, self.waker.clone()));
         let (common, theirs) = (self.clone(), handover.clone());
         let builder = thread::Builder::new().name(format!("vcpu{id}")).stack_size(STACK_BYTES);
         let handle = builder.spawn(move || common.serve(id, &theirs))?;
@@ -417,7 +417,7 @@ impl Common {
 
     /// A vCPU's thread.
     fn serve(&self, id: u32, handover: &Handover<Vcpu>) {
-        let _presence = handover.presence();
+        let _exit_guard = handover.exit_guard();
         if let Err(error) = self.cores.join(id) {
             let why = format!("vCPU {id}: cannot set who shares a core with it: {error}");
             return self.board.end(Ending::Failed(why));
@@ -447,11 +447,11 @@ impl Common {
     fn run(&self, vcpu: &mut Vcpu, handover: &Handover<Vcpu>) -> VcpuExit {
         // Of the last two entries: of an access of more than 8 bytes KVM brings one half an entry, and has looked for memory before the
         // first of them.
-        let entered = Cell::new([self.board.era(); 2]);
+        let entered = Cell::new([self.board.memory_generation(); 2]);
         // Asked before each entry.
         let calls_out = || {
             let [_, last] = entered.get();
-            entered.set([last, self.board.era()]);
+            entered.set([last, self.board.memory_generation()]);
             handover.calls_out()
         };
         loop {

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{Look, look_at, process, table};
-use crate::news::whole_millis;
 use crate::terminal::{
     Arrival, Input, RawMode, Signal, Signals, show_first_screen, show_own_screen, stop_process, window_size,
 };
+use crate::wakeup::whole_millis;
 
 /// To the first cell; and what is right of the cursor, and below it, is no more.
 const HOME: &str = "\x1b[H";

@@ -10,9 +10,9 @@ use husk_devices::{Effect, lock};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::kvm::Port;
-use crate::memory::{AddressSpace, Era};
+use crate::memory::{AddressSpace, MapGeneration};
 
-/// Why a VM ended.
+/// Why the guest ended by itself, or cannot go on. A stop by a client or a signal is none of these.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// The guest powered itself off.
@@ -103,12 +103,12 @@ impl Board {
     }
 
     /// This moment, for [`Board::answer`].
-    pub fn era(&self) -> Era {
-        self.memory.get().map(|memory| memory.era()).unwrap_or_default()
+    pub fn memory_generation(&self) -> MapGeneration {
+        self.memory.get().map(|memory| memory.generation()).unwrap_or_default()
     }
 
     /// Serves one exit of a vCPU that entered its guest at `entered`. Returns whether the guest goes on.
-    pub fn answer(&self, port: Port<'_>, entered: Era) -> bool {
+    pub fn answer(&self, port: Port<'_>, entered: MapGeneration) -> bool {
         match port {
             // An access that KVM emulates comes as one to a device when there is no page.
             Port::Load(gpa, _) | Port::Store(gpa, _) if self.is_missing(gpa, entered) => {
@@ -129,8 +129,8 @@ impl Board {
 
     /// Whether `gpa` was memory when the guest was `entered`, although KVM takes it for a device. What has come since was nobody's when
     /// the guest touched it, and it had not been told of it: it reads all ones, as from any such place.
-    fn is_missing(&self, gpa: u64, entered: Era) -> bool {
-        let is_memory = || Some(self.memory.get()?.find_at(gpa, entered).is_some());
+    fn is_missing(&self, gpa: u64, entered: MapGeneration) -> bool {
+        let is_memory = || Some(self.memory.get()?.find_in_generation(gpa, entered).is_some());
         !self.mmio.covers(gpa) && is_memory().unwrap_or(false)
     }
 

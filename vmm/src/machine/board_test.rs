@@ -41,9 +41,9 @@ fn a_file_that_has_no_page_there_ends_the_vm_with_its_name_and_place() {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(4 * MIB).unwrap();
     let told = [
-        |board: &Board, gpa| board.answer(Port::Missing(Some(gpa)), board.era()),
-        |board: &Board, gpa| board.answer(Port::Load(gpa, &mut [0; 4]), board.era()),
-        |board: &Board, gpa| board.answer(Port::Store(gpa, &[0; 8]), board.era()),
+        |board: &Board, gpa| board.answer(Port::Missing(Some(gpa)), board.memory_generation()),
+        |board: &Board, gpa| board.answer(Port::Load(gpa, &mut [0; 4]), board.memory_generation()),
+        |board: &Board, gpa| board.answer(Port::Store(gpa, &[0; 8]), board.memory_generation()),
     ];
     for tell in told {
         let (board, memory) = board();
@@ -70,14 +70,14 @@ fn a_file_that_was_shortened_ends_the_vm_whoever_waits_for_it() {
     let region = memory
         .add_file(file.reopen().unwrap(), "/data/store", 4 * MIB, true)
         .unwrap();
-    assert!(board.answer(Port::Look, board.era()));
+    assert!(board.answer(Port::Look, board.memory_generation()));
     file.as_file().set_len(4 * MIB - 4095).unwrap();
     assert!(
-        board.answer(Port::Look, board.era()),
+        board.answer(Port::Look, board.memory_generation()),
         "every page is there, the last one in part"
     );
     file.as_file().set_len(MIB + 1).unwrap();
-    assert!(!board.answer(Port::Look, board.era()));
+    assert!(!board.answer(Port::Look, board.memory_generation()));
     let gpa = region.info().gpa + MIB + 4096;
     let expected =
         format!("persistent memory /data/store: byte 1052672 (guest address {gpa:#x}) has nothing behind it");
@@ -88,13 +88,13 @@ fn a_file_that_was_shortened_ends_the_vm_whoever_waits_for_it() {
 fn ram_that_the_host_has_no_page_for_ends_the_vm_with_its_place() {
     let (board, memory) = board();
     let _region = memory.grow(Kind::Dimm, 128 * MIB).unwrap();
-    assert!(!board.answer(Port::Missing(Some(RESERVE + 4096)), board.era()));
+    assert!(!board.answer(Port::Missing(Some(RESERVE + 4096)), board.memory_generation()));
     assert_eq!(
         why(&board),
         "hot-plugged memory at 0x100001000: the host has no page for it"
     );
     let (board, _memory) = self::board();
-    assert!(!board.answer(Port::Missing(None), board.era()));
+    assert!(!board.answer(Port::Missing(None), board.memory_generation()));
     assert_eq!(why(&board), "the guest touched memory that the host has no page for");
 }
 
@@ -102,7 +102,7 @@ fn ram_that_the_host_has_no_page_for_ends_the_vm_with_its_place() {
 #[test]
 fn a_guest_that_touches_memory_on_its_way_finds_nobody_there_and_lives() {
     let (board, memory) = board();
-    let entered = board.era();
+    let entered = board.memory_generation();
     let _region = memory.grow(Kind::Dimm, 128 * MIB).unwrap();
     let mut data = [0; 4];
     assert!(board.answer(Port::Load(RESERVE, &mut data), entered));
@@ -110,7 +110,7 @@ fn a_guest_that_touches_memory_on_its_way_finds_nobody_there_and_lives() {
     assert!(board.answer(Port::Store(RESERVE, &data), entered));
     assert_eq!(board.ending(), None);
     // Another vCPU, or this one again: now it is memory, and if KVM finds no page there is none.
-    assert!(!board.answer(Port::Load(RESERVE, &mut data), board.era()));
+    assert!(!board.answer(Port::Load(RESERVE, &mut data), board.memory_generation()));
     assert_eq!(
         why(&board),
         "hot-plugged memory at 0x100000000: the host has no page for it"
@@ -130,7 +130,8 @@ fn devices_and_addresses_of_nobody_are_no_missing_memory() {
     for gpa in [0xfeb0_0000, 0xd000_0000, RESERVE + (512 << 20), RESERVE, u64::MAX] {
         let mut data = [0; 4];
         assert!(
-            board.answer(Port::Load(gpa, &mut data), board.era()) && board.answer(Port::Store(gpa, &data), board.era()),
+            board.answer(Port::Load(gpa, &mut data), board.memory_generation())
+                && board.answer(Port::Store(gpa, &data), board.memory_generation()),
             "{gpa:#x}"
         );
     }

@@ -28,7 +28,7 @@ use super::device::{Devices, SlotError};
 use super::fips;
 use super::populate::{Passed, populate};
 use super::resize::{DimmPlug, MemoryParts, MemoryResize, Reclaim, Resizes, dimm_slots};
-use super::stop::Asked;
+use super::stop::HoldState;
 use crate::config::{BootProtocol, ConfigError, CpusConfig, Hotplug as MemoryHotplug, RunOptions, VmConfig};
 use crate::cpus::Cpus;
 use crate::kvm::{Kicker, Kvm, KvmError, Topology, Vcpu, Vm};
@@ -49,7 +49,7 @@ pub enum BuildError {
     /// The configuration asks for what this host cannot give.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// KVM.
+    /// KVM refused a step of building the machine.
     #[error(transparent)]
     Kvm(#[from] KvmError),
     /// Guest memory.
@@ -181,11 +181,11 @@ impl Machine {
                 handles.balloon,
                 reclaim,
             ),
-            asked: Asked::Nothing,
+            hold_state: HoldState::Nothing,
             devices,
             board,
             ended,
-            keyboard: handles.keyboard,
+            stdin_port: handles.stdin_port,
             lines: handles.lines,
             closing: Vec::new(),
             collecting: None,
@@ -199,7 +199,7 @@ impl Machine {
 /// A payload on its way into RAM.
 enum Loading<'scope> {
     /// On a thread of its own.
-    Beside(ScopedJoinHandle<'scope, Result<Loaded, BuildError>>),
+    OnThread(ScopedJoinHandle<'scope, Result<Loaded, BuildError>>),
     /// Already there, or not to be had.
     Done(Result<Loaded, BuildError>),
 }
@@ -220,7 +220,7 @@ impl<'scope> Loading<'scope> {
             Ok(load()?)
         };
         let loader = thread::Builder::new().name("loader".into());
-        Ok(Self::Beside(
+        Ok(Self::OnThread(
             loader
                 .spawn_scoped(scope, load_confined)
                 .map_err(host("start a thread"))?,
@@ -229,7 +229,7 @@ impl<'scope> Loading<'scope> {
 
     fn end(self) -> Result<Loaded, BuildError> {
         match self {
-            Self::Beside(loader) => loader.join().expect("a panic anywhere ends the process"),
+            Self::OnThread(loader) => loader.join().expect("a panic anywhere ends the process"),
             Self::Done(loaded) => loaded,
         }
     }

@@ -53,7 +53,7 @@ pub struct Devices {
 /// What one device has counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counted {
-    /// Its name.
+    /// The name that the configuration gives it, or one that no such device can be given: `__ioapic`.
     pub name: String,
     /// What kind of device it is: `block`, `net`, `ioapic` and so on.
     pub kind: &'static str,
@@ -263,12 +263,12 @@ impl Devices {
     pub fn counters(&self) -> Vec<Counted> {
         let plug = self.slots.plug();
         let virtio = self.places.iter().filter_map(|(name, at)| {
-            let meter = plug.meter(u32::from(at.device))?;
+            let counters = plug.counters(u32::from(at.device))?;
             Some(Counted {
                 name: name.clone(),
-                kind: meter.kind(),
-                counters: meter.counters(),
-                queues: meter.queues(),
+                kind: counters.kind(),
+                counters: counters.counters(),
+                queues: counters.queues(),
             })
         });
         let others = self.metered.iter().map(|(name, meter)| (*name, meter.metrics()));

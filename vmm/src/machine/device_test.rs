@@ -268,7 +268,7 @@ fn switch_decoding(board: &Board, over: &AtomicBool) {
     let command = layout::ECAM + (1 << 15) + 4;
     while !over.load(Ordering::Relaxed) {
         for value in [2, 0] {
-            assert!(board.answer(Port::Store(command, &[value, 0]), board.era()));
+            assert!(board.answer(Port::Store(command, &[value, 0]), board.memory_generation()));
         }
     }
 }
@@ -352,24 +352,24 @@ const MSIX_TABLE: u64 = 0x4000;
 /// The guest lets the function at `at` decode its BARs and write to memory, and routes its first vector.
 fn use_function(board: &Board, at: Bdf) {
     let header = layout::ECAM + (u64::from(at.device) << 15);
-    assert!(board.answer(Port::Store(header + 4, &[6, 0]), board.era()));
+    assert!(board.answer(Port::Store(header + 4, &[6, 0]), board.memory_generation()));
     for (offset, value) in [(0, 0xfee0_0000_u32), (4, 0), (8, 0x41), (12, 0)] {
         board.answer(
             Port::Store(BAR_0 + MSIX_TABLE + offset, &value.to_le_bytes()),
-            board.era(),
+            board.memory_generation(),
         );
     }
     let mut capability = [0];
-    board.answer(Port::Load(header + 0x34, &mut capability), board.era());
+    board.answer(Port::Load(header + 0x34, &mut capability), board.memory_generation());
     loop {
         let here = header + u64::from(capability[0]);
         let mut id = [0];
-        board.answer(Port::Load(here, &mut id), board.era());
+        board.answer(Port::Load(here, &mut id), board.memory_generation());
         if id == [0x11] {
-            assert!(board.answer(Port::Store(here + 2, &[0, 0x80]), board.era()));
+            assert!(board.answer(Port::Store(here + 2, &[0, 0x80]), board.memory_generation()));
             return;
         }
-        board.answer(Port::Load(here + 1, &mut capability), board.era());
+        board.answer(Port::Load(here + 1, &mut capability), board.memory_generation());
         assert_ne!(capability, [0], "there is no MSI-X capability");
     }
 }

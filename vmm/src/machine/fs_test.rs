@@ -7,9 +7,9 @@ use husk_virtio::ring::{Reader, Writer};
 use vm_memory::VolatileSlice;
 
 use super::*;
-use crate::again::{again, held};
 use crate::config::IdTranslation;
 use crate::seccomp::{Mode, Role};
+use crate::subprocess::{expect_passed, rerun};
 
 /// The folder that the process is to serve.
 const CONFINED: &str = "HUSK_FILES_CONFINED";
@@ -215,8 +215,8 @@ fn confined_thread() {
 fn the_threads_of_a_share_may_do_what_they_have_to() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("given"), "abcdef").unwrap();
-    let mut confined = again("machine::fs::tests::confined_thread");
-    assert_eq!(held(confined.env(CONFINED, folder.path()), DONE), Ok(()));
+    let mut confined = rerun("machine::fs::tests::confined_thread");
+    assert_eq!(expect_passed(confined.env(CONFINED, folder.path()), DONE), Ok(()));
 }
 
 #[test]

@@ -7,12 +7,12 @@ mod device;
 pub mod fips;
 mod fs;
 mod hotplug;
-mod keyboard;
 pub mod net;
 mod output;
 mod pending;
 pub mod pmem;
 mod populate;
+mod port_input;
 pub mod resize;
 mod slots;
 mod stop;
@@ -29,7 +29,7 @@ use husk_virtio::device::VirtioDevice;
 use husk_virtio::threads::Threads;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::beside::Beside;
+use crate::background::BackgroundTask;
 use crate::config::NewDevice;
 use crate::kvm::{Stats, Vm, page_table_bytes};
 use crate::memory::AddressSpace;
@@ -38,9 +38,9 @@ use crate::metrics::{Figures, Mapped};
 use board::Board;
 use cpu_slots::CpuPlug;
 use device::Devices;
-use keyboard::{Attached, Keyboard};
+use port_input::{AttachablePort, PortInput};
 use resize::{Dimms, Resizes};
-use stop::Asked;
+use stop::HoldState;
 
 pub use board::Ending;
 pub use build::BuildError;
@@ -48,7 +48,7 @@ pub use device::{Collected, Counted, SlotError};
 pub use pending::{Pending, Request, Update};
 pub use pmem::PmemError;
 pub use populate::Passed;
-pub use resize::{Change, Latency, MachineSize, Refusal, ResizeError, Wanted, Why, millis};
+pub use resize::{Change, Latency, MachineSize, Refusal, ResizeError, TargetSize, Why, millis};
 pub use slots::SLOTS as PCI_SLOTS;
 pub use stop::STOP_DEADLINE;
 pub use tail::Tail;
@@ -60,19 +60,19 @@ pub struct Machine {
     cpus: Hotplug<CpuPlug>,
     resizes: Resizes,
     /// What the devices have been asked for.
-    asked: Asked,
+    hold_state: HoldState,
     devices: Devices,
     /// Memory that came while the guest ran. Devices use it.
     dimms: Dimms,
     board: Arc<Board>,
     ended: EventFd,
-    keyboard: Option<Keyboard>,
+    stdin_port: Option<PortInput>,
     /// Until everything is asked to stop: nobody types any more.
-    lines: Vec<Attached>,
+    lines: Vec<AttachablePort>,
     /// Lines that are being closed, by the names of their ports.
-    closing: Vec<(String, Beside<()>)>,
+    closing: Vec<(String, BackgroundTask<()>)>,
     /// A look after files that were the guest's memory.
-    collecting: Option<Beside<()>>,
+    collecting: Option<BackgroundTask<()>>,
     vm: Arc<Vm>,
     /// What KVM counts of the whole of it, once somebody has asked.
     stats: OnceCell<Option<Stats>>,
@@ -138,7 +138,7 @@ impl Machine {
     }
 
     /// Has a thread take apart what the guest has let go of, as far as it has stopped, and says what is gone. Never waits: to be called again
-    /// when there is news, and after a failure.
+    /// at each wakeup, and after a failure.
     pub fn collect(&mut self) -> Collected {
         self.devices.collect()
     }
@@ -146,13 +146,16 @@ impl Machine {
     /// Has a thread give memory back that was in use when it was removed and is not any more: to close a file may take long. Returns whether
     /// there is a file: then it is to be called again. Never waits.
     pub fn collect_memory(&mut self) -> bool {
-        let is_looked_after = self.collecting.as_ref().is_some_and(|looks| looks.take().is_none());
+        let is_looked_after = self
+            .collecting
+            .as_ref()
+            .is_some_and(|looks| looks.take_result().is_none());
         if !is_looked_after && self.memory.has_left() {
             let memory = self.memory.clone();
             let look = move || {
                 memory.collect();
             };
-            self.collecting = Beside::begin(self.waker(), look).ok();
+            self.collecting = BackgroundTask::spawn(self.waker(), look).ok();
         }
         self.memory.has_left_file()
     }

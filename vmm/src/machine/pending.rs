@@ -10,9 +10,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// What the guest was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// To take a device.
+    /// The guest was notified (ACPI device check) to bring a new device into use.
     Add,
-    /// To let go of one.
+    /// The guest was notified (ACPI eject request) to release a device.
     Remove,
 }
 

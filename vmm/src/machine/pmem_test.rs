@@ -175,7 +175,7 @@ fn a_file_has_one_writer_or_readers_whatever_kind_of_device_they_are() {
         let second = pmem(second_reads);
         assert_eq!(second.is_ok(), both, "{first_reads} {second_reads}");
         if let Err(error) = second {
-            assert!(crate::control::is_taken(&error), "{error:?}");
+            assert!(crate::control::is_in_use(&error), "{error:?}");
         }
         assert_eq!(
             disk(second_reads).is_ok(),

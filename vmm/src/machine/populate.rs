@@ -22,8 +22,8 @@ use husk_virtio::threads::Threads;
 
 use super::build::BuildError;
 use super::device::Devices;
-use super::keyboard::{Attached, Keyboard};
 use super::output::{Output, check_files, output};
+use super::port_input::{AttachablePort, PortInput};
 use super::tail::Tail;
 use crate::config::{BalloonConfig, ConsoleConfig, ConsoleMode, DiskConfig, NewDevice, RunOptions, VmConfig};
 use crate::memory::{AddressSpace, Blocks};
@@ -39,9 +39,9 @@ pub type Passed = BTreeMap<String, Vec<OwnedFd>>;
 #[derive(Default)]
 pub struct Handles {
     /// What standard input types on, if anything.
-    pub keyboard: Option<Keyboard>,
+    pub stdin_port: Option<PortInput>,
     /// What others attach to.
-    pub lines: Vec<Attached>,
+    pub lines: Vec<AttachablePort>,
     /// The virtio-mem device.
     pub blocks: Option<MemHandle>,
     /// The balloon.
@@ -85,12 +85,12 @@ pub fn populate(
         )?;
     }
     let mut lines = Vec::new();
-    let mut connect = |name, mode, line: Option<Line>, keyboard| match line {
+    let mut connect = |name, mode, line: Option<Line>, input| match line {
         Some(line) => {
-            lines.push(Attached::new(name, line, keyboard));
+            lines.push(AttachablePort::new(name, line, input));
             None
         }
-        None => (mode == ConsoleMode::Tty).then_some(keyboard),
+        None => (mode == ConsoleMode::Tty).then_some(input),
     };
     let serial = add_serial(&config.serial, devices, stdout, &options.tail)?;
     let serial = serial.and_then(|(port, line)| connect("serial", config.serial.mode, line, port));
@@ -109,7 +109,7 @@ pub fn populate(
     check_files(&config.serial, &config.console)?;
     let console = console.and_then(|(port, line)| connect("console", config.console.mode, line, port));
     Ok(Handles {
-        keyboard: serial.or(console),
+        stdin_port: serial.or(console),
         lines,
         blocks,
         balloon,
@@ -167,14 +167,14 @@ fn add_serial(
     devices: &mut Devices,
     stdout: &StdoutSink,
     tail: &Tail,
-) -> Result<Option<(Keyboard, Option<Line>)>, BuildError> {
+) -> Result<Option<(PortInput, Option<Line>)>, BuildError> {
     let Some(Output { sink, line, backlog }) = output("serial", config, stdout)? else {
         return Ok(None);
     };
     let irq = devices
         .line(layout::COM1_GSI)
         .map_err(|e| BuildError::device("serial", e))?;
-    let port = Serial::new(irq, tail.over(sink));
+    let port = Serial::new(irq, tail.wrap(sink));
     if let Some(backlog) = backlog {
         backlog.count_lost_in(port.metrics().tx_lost_bytes.clone());
     }
@@ -182,7 +182,7 @@ fn add_serial(
     let aml = Serial::aml(layout::COM1_PORT, layout::COM1_GSI);
     devices.add_ports("serial", layout::COM1_PORT, serial::SIZE, port.clone(), Some(aml))?;
     devices.show_counters("__serial", lock(&port).metrics());
-    Ok(Some((Keyboard::Serial(port), line)))
+    Ok(Some((PortInput::Serial(port), line)))
 }
 
 fn add_console(
@@ -190,7 +190,7 @@ fn add_console(
     devices: &mut Devices,
     stdout: &StdoutSink,
     tail: &Tail,
-) -> Result<Option<(Keyboard, Option<Line>)>, BuildError> {
+) -> Result<Option<(PortInput, Option<Line>)>, BuildError> {
     let Some(Output { sink, line, backlog }) = output("console", config, stdout)? else {
         return Ok(None);
     };
@@ -198,13 +198,13 @@ fn add_console(
         (ConsoleMode::Tty, Some(window)) => (window.columns, window.rows),
         _ => COLUMNS_ROWS,
     };
-    let console = Console::new(columns, rows, tail.over(sink)).map_err(|e| BuildError::device("console", e))?;
+    let console = Console::new(columns, rows, tail.wrap(sink)).map_err(|e| BuildError::device("console", e))?;
     if let Some(backlog) = backlog {
         backlog.count_lost_in(console.metrics().tx_dropped_bytes.clone());
     }
     let handle = console.handle();
     devices.add_virtio("__console", Box::new(console))?;
-    Ok(Some((Keyboard::Console(handle), line)))
+    Ok(Some((PortInput::Console(handle), line)))
 }
 
 /// Makes the device that is asked for, at boot or later. What it needs of `passed` it duplicates; what confines its own threads is

@@ -22,7 +22,7 @@ use virtio_bindings::virtio_ids::{
 };
 
 use super::board::Board;
-use crate::beside::{self, Beside, Discarded};
+use crate::background::{self, BackgroundTask, DropInBackground};
 
 /// Slots of bus 0, the host bridge's included.
 pub const SLOTS: u32 = 32;
@@ -32,7 +32,7 @@ pub struct NewFunction {
     /// What its threads are called, after `io-`.
     pub name: String,
     /// The device.
-    pub device: Discarded<Box<dyn VirtioDevice>>,
+    pub device: DropInBackground<Box<dyn VirtioDevice>>,
 }
 
 impl NewFunction {
@@ -40,20 +40,20 @@ impl NewFunction {
     pub fn new(name: &str, device: Box<dyn VirtioDevice>) -> Self {
         Self {
             name: name.trim_start_matches('_').into(),
-            device: Discarded::new(device),
+            device: DropInBackground::new(device),
         }
     }
 }
 
 /// What counts for a device in its slot, beside the function: nobody who reads has to lock that.
-pub struct Meter {
+pub struct DeviceCounters {
     id: u32,
     device: Arc<dyn MetricsSource>,
     failures: Arc<Counter>,
     queues: Vec<Arc<QueueCounters>>,
 }
 
-impl Meter {
+impl DeviceCounters {
     fn of(function: &VirtioPci) -> Self {
         Self {
             id: function.device().profile().id,
@@ -101,23 +101,23 @@ struct Plugged {
     place: Arc<Mutex<Removable<VirtioPci>>>,
     /// Where its BARs were placed (base, bytes).
     bars: Vec<(u64, u64)>,
-    meter: Meter,
+    counters: DeviceCounters,
     /// Out of the guest's reach, and asked to stop.
     retired: bool,
-    /// What is left of the function.
-    rest: Rest,
+    /// How far the function is from its end.
+    teardown: TeardownState,
     /// Why the function cannot be taken apart.
     fault: Option<PlugError>,
 }
 
-/// What is left of a function.
-enum Rest {
-    /// All of it.
-    Whole,
-    /// A thread takes it apart.
-    Closing(Beside<()>),
-    /// Nothing.
-    Gone,
+/// How far a function is from its end.
+enum TeardownState {
+    /// The function is complete, and may serve the guest.
+    Intact,
+    /// A background thread closes it: files, sockets, eventfds.
+    Closing(BackgroundTask<()>),
+    /// It is closed; only slot, name and addresses are still to be freed.
+    Closed,
 }
 
 /// What makes virtio functions real.
@@ -164,8 +164,8 @@ impl PciPlug {
     }
 
     /// What counts for the function in `slot`.
-    pub fn meter(&self, slot: u32) -> Option<&Meter> {
-        Some(&self.plugged.get(&slot)?.meter)
+    pub fn counters(&self, slot: u32) -> Option<&DeviceCounters> {
+        Some(&self.plugged.get(&slot)?.counters)
     }
 
     /// Whether there is a function in `slot`.
@@ -192,12 +192,12 @@ impl PciPlug {
     }
 
     fn make(&mut self, slot: u32, unit: NewFunction) -> Result<(), Fault> {
-        let device = unit.device.keep();
+        let device = unit.device.into_inner();
         let mut function = VirtioPci::new(device, unit.name, self.host.clone(), self.memory.clone())?;
         function.set_threads(self.threads.clone());
         let mut bars = Vec::new();
         let placed = self.place(&mut function, &mut bars);
-        let meter = Meter::of(&function);
+        let counters = DeviceCounters::of(&function);
         let place = Arc::new(Mutex::new(Removable::new(function)));
         let inserted = placed.and_then(|()| {
             let device = u8::try_from(slot)?;
@@ -209,9 +209,9 @@ impl PciPlug {
                 let plugged = Plugged {
                     place,
                     bars,
-                    meter,
+                    counters,
                     retired: false,
-                    rest: Rest::Whole,
+                    teardown: TeardownState::Intact,
                     fault: None,
                 };
                 self.plugged.insert(slot, plugged);
@@ -220,7 +220,7 @@ impl PciPlug {
             Err(fault) => {
                 self.free(&bars);
                 let function = lock(&place).take();
-                beside::discard(function);
+                background::drop_in_background(function);
                 Err(fault)
             }
         }
@@ -290,16 +290,16 @@ impl Plugged {
 
     /// Whether its threads have yet to stop, or it is being taken apart.
     fn is_busy(&self) -> bool {
-        match self.rest {
-            Rest::Whole => !self.has_stopped(),
-            Rest::Closing(_) => true,
-            Rest::Gone => false,
+        match self.teardown {
+            TeardownState::Intact => !self.has_stopped(),
+            TeardownState::Closing(_) => true,
+            TeardownState::Closed => false,
         }
     }
 
     /// See [`PciPlug::close`].
     fn close(&mut self, waker: Waker) -> bool {
-        if matches!(self.rest, Rest::Whole) && self.has_stopped() {
+        if matches!(self.teardown, TeardownState::Intact) && self.has_stopped() {
             let function = lock(&self.place).take();
             let close = move || {
                 if let Some(mut function) = function {
@@ -307,14 +307,14 @@ impl Plugged {
                 }
             };
             // Without a thread it goes here.
-            self.rest = Beside::begin(waker, close).map_or(Rest::Gone, Rest::Closing);
+            self.teardown = BackgroundTask::spawn(waker, close).map_or(TeardownState::Closed, TeardownState::Closing);
         }
-        if let Rest::Closing(closing) = &self.rest
-            && closing.take().is_some()
+        if let TeardownState::Closing(closing) = &self.teardown
+            && closing.take_result().is_some()
         {
-            self.rest = Rest::Gone;
+            self.teardown = TeardownState::Closed;
         }
-        matches!(self.rest, Rest::Gone)
+        matches!(self.teardown, TeardownState::Closed)
     }
 }
 

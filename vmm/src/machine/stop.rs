@@ -8,8 +8,8 @@
 use std::time::{Duration, Instant};
 
 use super::Machine;
-use crate::beside::Beside;
-use crate::news::News;
+use crate::background::BackgroundTask;
+use crate::wakeup::Wakeup;
 
 /// How long everything together may take to stop, and a single device to be taken apart. Kata's Go shim kills a process that is there 3
 /// seconds after `vmm.shutdown`: the rest of them is for the answer and for what the end of a process takes. A request that is not
@@ -19,9 +19,9 @@ pub const STOP_DEADLINE: Duration = Duration::from_secs(2);
 /// What vCPUs that have not come are called, among devices.
 const VCPUS: &str = "__vcpus";
 
-/// What a machine's devices have been asked for, since no vCPU runs.
+/// What the devices of a machine have been asked for, whose vCPUs have left the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum HoldState {
     Nothing,
     Hold,
     Stop,
@@ -38,8 +38,8 @@ impl Machine {
         if !self.cpus.plug().cpus.is_paused() {
             return vec![VCPUS.into()];
         }
-        if self.asked == Asked::Nothing {
-            self.asked = Asked::Hold;
+        if self.hold_state == HoldState::Nothing {
+            self.hold_state = HoldState::Hold;
             self.devices.hold();
         }
         owned(self.devices.unheld())
@@ -47,8 +47,8 @@ impl Machine {
 
     /// Lets devices and guest go on after [`Machine::pause`], however far that has come.
     pub fn resume(&mut self) {
-        if self.asked == Asked::Hold {
-            self.asked = Asked::Nothing;
+        if self.hold_state == HoldState::Hold {
+            self.hold_state = HoldState::Nothing;
             self.devices.release();
         }
         self.cpus.plug_mut().cpus.resume();
@@ -60,7 +60,7 @@ impl Machine {
         for line in self.lines.drain(..) {
             let name = format!("__{}", line.name());
             // Without a thread it goes here.
-            let closing = Beside::begin(self.devices.threads().waker(), move || drop(line));
+            let closing = BackgroundTask::spawn(self.devices.threads().waker(), move || drop(line));
             self.closing.extend(closing.map(|closing| (name, closing)));
         }
         self.cpus.plug_mut().cpus.stop();
@@ -71,14 +71,14 @@ impl Machine {
     /// sockets. Nothing is flushed: what the guest has not had flushed is in the host's page cache, which outlives the process. Never waits.
     pub fn unstopped(&mut self) -> Vec<String> {
         let in_guest = !self.has_left_guest();
-        if self.asked != Asked::Stop {
+        if self.hold_state != HoldState::Stop {
             if in_guest {
                 return vec![VCPUS.into()];
             }
-            self.asked = Asked::Stop;
+            self.hold_state = HoldState::Stop;
             self.devices.stop();
         }
-        self.closing.retain(|(_, closing)| closing.take().is_none());
+        self.closing.retain(|(_, closing)| closing.take_result().is_none());
         let mut names: Vec<String> = in_guest.then(|| VCPUS.into()).into_iter().collect();
         names.extend(owned(self.devices.unstopped()));
         names.extend(self.closing.iter().map(|(name, _)| name.clone()));
@@ -87,15 +87,15 @@ impl Machine {
 
     /// Has a thread drop the machine, of which nothing is at work any more, or which never ran: to unmap gigabytes takes a while. `None` without
     /// a thread: then it is gone.
-    pub fn take_apart(self) -> Option<Beside<()>> {
-        Beside::begin(self.waker(), move || drop(self)).ok()
+    pub fn take_apart(self) -> Option<BackgroundTask<()>> {
+        BackgroundTask::spawn(self.waker(), move || drop(self)).ok()
     }
 
     /// Takes the devices of a machine that is left behind out of its guest's reach, and asks them to stop, where a vCPU has not come: nothing is
     /// served on for a guest that has been told to end. [`Machine::unstopped`] says when they have.
     pub fn withdraw_devices(&mut self) {
-        if self.asked != Asked::Stop {
-            self.asked = Asked::Stop;
+        if self.hold_state != HoldState::Stop {
+            self.hold_state = HoldState::Stop;
             self.devices.withdraw();
         }
     }
@@ -105,16 +105,16 @@ impl Machine {
         self.cpus.plug().cpus.is_stopped()
     }
 
-    /// Stops the machine and takes it apart, or leaves it behind at `deadline`: then the names of those that did not stop. `news` is
-    /// what the machine was built to wake.
-    pub fn stop_by(mut self, news: &News, deadline: Instant) -> Vec<String> {
+    /// Stops the machine and takes it apart, or leaves it behind at `deadline`: then the names of those that did not
+    /// stop. `wakeup` is what the machine was built to wake.
+    pub fn stop_by(mut self, wakeup: &Wakeup, deadline: Instant) -> Vec<String> {
         self.stop();
-        news.wait_until(deadline, || self.unstopped().is_empty());
+        wakeup.wait_until(deadline, || self.unstopped().is_empty());
         let unstopped = self.unstopped();
         match unstopped.is_empty() {
             true => {
                 if let Some(ending) = self.take_apart() {
-                    news.wait_until(deadline, || ending.take().is_some());
+                    wakeup.wait_until(deadline, || ending.take_result().is_some());
                 }
             }
             false => self.abandon(),

@@ -20,7 +20,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::kvm::Port;
 use crate::machine::board::Board;
 use crate::machine::device::Devices;
-use crate::news::News;
+use crate::wakeup::Wakeup;
 
 /// Nothing here takes this long.
 const NEVER: Duration = Duration::from_secs(600);
@@ -122,33 +122,39 @@ struct Guest {
     devices: Devices,
     board: Arc<Board>,
     host: Arc<FakeHost>,
-    news: News,
+    wakeup: Wakeup,
 }
 
 fn guest() -> Guest {
     let board = Arc::new(Board::new(EventFd::new(EFD_NONBLOCK).unwrap()));
     let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap();
-    let (host, news) = (FakeHost::new(), News::new().unwrap());
-    let threads = Arc::new(Woken(news.waker()));
+    let (host, wakeup) = (FakeHost::new(), Wakeup::new().unwrap());
+    let threads = Arc::new(Woken(wakeup.waker()));
     let devices = Devices::new(board.clone(), host.clone(), GuestMemory::new(ram), threads).unwrap();
     Guest {
         devices,
         board,
         host,
-        news,
+        wakeup,
     }
 }
 
 impl Guest {
     fn store(&self, gpa: u64, value: &[u8]) {
-        assert!(self.board.answer(Port::Store(gpa, value), self.board.era()));
+        assert!(
+            self.board
+                .answer(Port::Store(gpa, value), self.board.memory_generation())
+        );
     }
 
     /// A driver starts the device at `at`, with its first queue.
     fn start(&self, at: Bdf) {
         let config = layout::ECAM + (u64::from(at.device) << 15);
         let mut bar = [0; 4];
-        assert!(self.board.answer(Port::Load(config + 0x10, &mut bar), self.board.era()));
+        assert!(
+            self.board
+                .answer(Port::Load(config + 0x10, &mut bar), self.board.memory_generation())
+        );
         let bar = u64::from(u32::from_le_bytes(bar) & !0xf);
         self.store(config + 4, &[6, 0]); // Memory Space and Bus Master Enable (PCIe 5.0 §7.5.1.1.3)
         // Common configuration (virtio 1.2 §4.1.4.3).
@@ -163,7 +169,10 @@ impl Guest {
         self.store(bar + 0x1c, &[1, 0]);
         self.store(bar + 0x14, &[15]);
         let mut status = [0];
-        assert!(self.board.answer(Port::Load(bar + 0x14, &mut status), self.board.era()));
+        assert!(
+            self.board
+                .answer(Port::Load(bar + 0x14, &mut status), self.board.memory_generation())
+        );
         assert_eq!(status, [15]);
     }
 
@@ -178,10 +187,10 @@ impl Guest {
         assert_eq!(written, Effect::None);
     }
 
-    /// Waits for news after which `devices` are as wanted.
+    /// Waits for a wakeup after which `devices` are as wanted.
     fn until(&mut self, mut done: impl FnMut(&mut Devices) -> bool) {
-        let Self { devices, news, .. } = self;
-        assert!(news.wait_until(Instant::now() + NEVER, || done(devices)));
+        let Self { devices, wakeup, .. } = self;
+        assert!(wakeup.wait_until(Instant::now() + NEVER, || done(devices)));
     }
 }
 
@@ -222,7 +231,11 @@ fn an_unplugged_device_keeps_slot_and_name_until_its_threads_have_stopped() {
     assert_eq!(guest.devices.stopping(), ["a"]);
     let mut identity = [0; 4];
     let config = layout::ECAM + (u64::from(at.device) << 15);
-    assert!(guest.board.answer(Port::Load(config, &mut identity), guest.board.era()));
+    assert!(
+        guest
+            .board
+            .answer(Port::Load(config, &mut identity), guest.board.memory_generation())
+    );
     assert_eq!(identity, [0xff; 4], "it is out of the guest's reach");
     let (next, _) = guest.devices.offer_virtio("b", rng()).unwrap();
     assert_ne!(next, at);

@@ -68,7 +68,7 @@ impl Tail {
     }
 
     /// The output of one more port, of the machine that is being built.
-    pub(super) fn over(&self, output: Box<dyn Write + Send>) -> Box<dyn Write + Send> {
+    pub(super) fn wrap(&self, output: Box<dyn Write + Send>) -> Box<dyn Write + Send> {
         let Some(shared) = &self.0 else { return output };
         let mut ports = lock(&shared.ports);
         // Those of a machine that is gone.
@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn nothing_is_kept_unless_somebody_wants_it() {
         let tail = Tail::new();
-        let mut output = tail.over(Box::new(io::sink()));
+        let mut output = tail.wrap(Box::new(io::sink()));
         output.write_all(b"Kernel panic - not syncing: before\n").unwrap();
         assert_eq!(tail.last_words(), None);
         tail.keep(true);
@@ -182,8 +182,8 @@ mod tests {
     fn a_panic_is_told_from_its_own_line_on_whatever_port_has_it() {
         let tail = Tail::new();
         tail.keep(true);
-        let mut serial = tail.over(Box::new(io::sink()));
-        let mut console = tail.over(Box::new(io::sink()));
+        let mut serial = tail.wrap(Box::new(io::sink()));
+        let mut console = tail.wrap(Box::new(io::sink()));
         serial.write_all(b"early\x1b\n").unwrap();
         assert_eq!(tail.last_words().unwrap(), "early");
         console.write_all(&[b'x'; 3 * KEPT_BYTES]).unwrap();
@@ -203,7 +203,7 @@ mod tests {
     fn processes_that_a_guest_kills_are_told_once_and_in_bounds() {
         let tail = Tail::new();
         tail.keep(true);
-        let mut ports = [tail.over(Box::new(io::sink())), tail.over(Box::new(io::sink()))];
+        let mut ports = [tail.wrap(Box::new(io::sink())), tail.wrap(Box::new(io::sink()))];
         for port in &mut ports {
             port.write_all(b"[    9.1] Out of memory: Killed process 7 (ap")
                 .unwrap();
@@ -240,7 +240,7 @@ mod tests {
                 Ok(())
             }
         }
-        assert_eq!(Tail::new().over(Box::new(Half)).write(b"four").unwrap(), 2);
-        assert_eq!(Tail::default().over(Box::new(Half)).write(b"four").unwrap(), 2);
+        assert_eq!(Tail::new().wrap(Box::new(Half)).write(b"four").unwrap(), 2);
+        assert_eq!(Tail::default().wrap(Box::new(Half)).write(b"four").unwrap(), 2);
     }
 }

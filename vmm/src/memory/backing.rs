@@ -43,7 +43,7 @@ pub(super) enum Pages {
 }
 
 impl Pages {
-    /// What `config` wants.
+    /// The size of pages that `config` asks for with `hugepages` and `hugepage_size`.
     pub fn of(config: &MemoryConfig) -> Self {
         match config.hugepages {
             true => Self::Huge {
@@ -121,14 +121,15 @@ impl Backing {
     }
 }
 
-/// Pages that stand where memory is not: all such places have the same, so there are never more of them.
+/// Pages laid over the blocks of virtio-mem that are not plugged, the same over all of them: so there are never more
+/// than these.
 #[derive(Debug)]
-pub(super) struct Sink {
+pub(super) struct PlaceholderPages {
     pub file: File,
     pub bytes: u64,
 }
 
-impl Sink {
+impl PlaceholderPages {
     /// `bytes` bytes, of which each takes a page when it is touched for the first time.
     pub fn new(bytes: u64) -> io::Result<Self> {
         let file = sealed_memfd(bytes, Pages::Usual, c"guest-ram-unplugged")?;

@@ -2,9 +2,9 @@
 //!
 //! The device's range is cut into chunks. A chunk is a [`Region`] while any block in it is plugged, and nothing otherwise: only then has
 //! KVM a memory slot for it, which it cannot cut while vCPUs run. So a chunk that is there is cut behind the slot, into units of a block
-//! or a few: over one without a plugged block lies the [`Sink`], which is the same for all. A guest that touches what is not
-//! plugged reaches that, and costs the host a unit's pages at most, however much it touches. A chunk begins with that over all of it, so
-//! that the host is asked for the blocks that are plugged and for no others.
+//! or a few: over one without a plugged block lies the [`PlaceholderPages`], which is the same for all. A guest that
+//! touches what is not plugged reaches that, and costs the host a unit's pages at most, however much it touches. A
+//! chunk begins with that over all of it, so that the host is asked for the blocks that are plugged and for no others.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use husk_devices::error_chain;
 use husk_virtio::mem::Backing;
 
-use super::backing::Sink;
+use super::backing::PlaceholderPages;
 use super::{AddressSpace, Kind, MemoryError, Region};
 
 /// The least of a chunk: what a Linux guest asks for at once.
@@ -32,9 +32,9 @@ pub struct Blocks {
     window: Range<u64>,
     block: u64,
     chunk: u64,
-    /// What the sink is laid over or not, as a whole: blocks.
+    /// What the placeholder is laid over or not, as a whole: blocks.
     unit: u64,
-    sink: Arc<Sink>,
+    placeholder: Arc<PlaceholderPages>,
     /// Said once.
     is_uncovered: bool,
     /// By number, from the window's start.
@@ -54,7 +54,7 @@ impl Blocks {
     /// the reserve, whole blocks. Nothing is plugged.
     ///
     /// # Errors
-    /// [`MemoryError::Unit`], or the host has no pages for the sink.
+    /// [`MemoryError::Unit`], or the host has no pages for the placeholder.
     pub fn new(space: Arc<AddressSpace>, window: Range<u64>, block: u64) -> Result<Self, MemoryError> {
         let bytes = window.end.saturating_sub(window.start);
         let unit = space.block_bytes();
@@ -67,7 +67,7 @@ impl Blocks {
         let chunk = bytes.div_ceil(CHUNKS_MAX).next_power_of_two();
         let chunk = chunk.max(CHUNK_MIN).max(block);
         let unit = (chunk / UNITS_MAX).max(block);
-        let sink = Sink::new(unit).map_err(|error| MemoryError::Host {
+        let placeholder = PlaceholderPages::new(unit).map_err(|error| MemoryError::Host {
             what: "reserve",
             kind: Kind::VirtioMem,
             bytes: unit,
@@ -79,7 +79,7 @@ impl Blocks {
             block,
             chunk,
             unit,
-            sink: Arc::new(sink),
+            placeholder: Arc::new(placeholder),
             is_uncovered: false,
             chunks: BTreeMap::new(),
         })
@@ -132,12 +132,12 @@ impl Blocks {
         };
         let marks = chunk.marks(part, block);
         if !chunk.region.is_shared() {
-            // The sink takes the place of these pages, and of those that a vCPU has touched since.
+            // The placeholder takes the place of these pages, and of those that a vCPU has touched since.
             chunk.region.discard_committed(&inside)?;
             mark(chunk, part, block, false);
         } else {
             // The pages of a file stay when something else is mapped over them. A vCPU that touched them after they had been given
-            // back would have new ones made, which nobody gives back: so the sink comes first.
+            // back would have new ones made, which nobody gives back: so the placeholder comes first.
             chunk.region.touch_reserved(&inside);
             mark(chunk, part, block, false);
             self.cover(part.chunk, &inside);
@@ -178,7 +178,7 @@ impl Blocks {
         if !self.chunks.contains_key(&part.chunk) {
             let start = self.window.start.saturating_add(part.chunk.saturating_mul(self.chunk));
             let bytes = self.chunk.min(self.window.end.saturating_sub(start));
-            let region = self.space.grow_covered(start, bytes, &self.sink)?;
+            let region = self.space.grow_covered(start, bytes, &self.placeholder)?;
             let plugged = vec![false; index(bytes / self.block)];
             self.chunks.insert(part.chunk, Chunk { region, plugged });
         }
@@ -200,13 +200,16 @@ impl Blocks {
         restored
     }
 
-    /// Lays the sink over what has no plugged block and overlaps `range`, counted from the start of chunk `number`.
+    /// Lays the placeholder over what has no plugged block and overlaps `range`, counted from the start of chunk
+    /// `number`.
     fn cover(&mut self, number: u64, range: &Range<u64>) {
         let Some(chunk) = self.chunks.get(&number) else {
             return;
         };
         let bare = chunk.bare(range, self.unit, self.block);
-        let covered = bare.iter().try_for_each(|unit| chunk.region.cover(unit, &self.sink));
+        let covered = bare
+            .iter()
+            .try_for_each(|unit| chunk.region.cover(unit, &self.placeholder));
         if let Err(error) = covered
             && !std::mem::replace(&mut self.is_uncovered, true)
         {

@@ -11,10 +11,10 @@ use husk_devices::{error_chain, lock};
 use husk_virtio::device::MemoryListener;
 use husk_virtio::vhost_user::REPLY_TIMEOUT;
 
-use super::backing::{Pages, Sink};
-use super::host::Asked;
+use super::address_map::{MapGeneration, Placement};
+use super::backing::{Pages, PlaceholderPages};
+use super::host::FailedRequest;
 use super::mapping::Mapping;
-use super::places::{Era, Place};
 use super::steps::{Fault, Parts, Step, hide, show};
 use super::{AddressSpace, HostError, Kind, MemoryError, RegionInfo};
 
@@ -24,20 +24,20 @@ fn bytes_of(part: &Range<u64>) -> u64 {
 
 impl AddressSpace {
     /// Takes all steps, or none.
-    pub(super) fn add(&self, parts: Parts, place: Place) -> Result<Box<Parts>, MemoryError> {
+    pub(super) fn add(&self, parts: Parts, placement: Placement) -> Result<Box<Parts>, MemoryError> {
         let kind = parts.info.kind;
         let _one = self.change(kind);
         self.collect_left(kind);
-        let added = self.carry_on(Box::new(parts), place);
+        let added = self.carry_on(Box::new(parts), placement);
         self.collect_left(kind);
         added
     }
 
     /// Takes the steps that `parts` has not taken yet. On an error those that it has are taken back.
-    pub(super) fn carry_on(&self, mut parts: Box<Parts>, place: Place) -> Result<Box<Parts>, MemoryError> {
+    pub(super) fn carry_on(&self, mut parts: Box<Parts>, placement: Placement) -> Result<Box<Parts>, MemoryError> {
         let reached = parts.reached;
         for step in Step::ALL.into_iter().filter(|step| Some(*step) > reached) {
-            if let Err(source) = self.forward(&mut parts, step, place) {
+            if let Err(source) = self.forward(&mut parts, step, placement) {
                 let (kind, bytes) = (parts.info.kind, parts.info.bytes);
                 if let Err((parts, error)) = self.back(parts) {
                     self.keep(*parts, &*error);
@@ -62,7 +62,7 @@ impl AddressSpace {
     pub(super) fn withdraw(&self, parts: Box<Parts>) -> Result<Box<Parts>, (Box<Parts>, MemoryError)> {
         let _one = self.change_for_removal(parts.info.kind);
         // First of all, so that an access of the guest that comes too late is one to nowhere.
-        self.places().withdraw(&parts);
+        self.address_map().withdraw(&parts);
         self.take_from_guest(parts).map_err(|(parts, source)| {
             let (kind, bytes) = (parts.info.kind, parts.info.bytes);
             self.enter(&parts);
@@ -86,42 +86,39 @@ impl AddressSpace {
 
     /// The guest reaches `parts`: its slot is there.
     pub(super) fn enter(&self, parts: &Parts) {
-        let mut places = self.places();
-        let Era(era) = places.enter(parts);
-        self.era.store(era, Ordering::Release);
+        let mut map = self.address_map();
+        let MapGeneration(generation) = map.enter(parts);
+        self.generation.store(generation, Ordering::Release);
     }
 
     /// What cannot be removed and has no owner any more stays as it is.
     pub(super) fn keep(&self, parts: Parts, why: &(dyn Error + 'static)) {
-        log::error!(
-            "{} at {:#x} stays: {}",
-            parts.info.kind,
-            parts.info.gpa,
-            error_chain(why)
-        );
-        self.places().kept.push(parts);
+        log::error!("{} at {:#x} stays: {}", parts.info.kind, parts.info.gpa, error_chain(why));
+        self.address_map().kept.push(parts);
     }
 
     /// Takes apart what has left and is changed by whoever may change `kind`, as far as nobody uses it any more.
     pub(super) fn collect_left(&self, kind: Kind) {
-        let left = self.places().left(|left| (left == Kind::Pmem) == (kind == Kind::Pmem));
-        left.into_iter().for_each(super::places::Leaving::take_apart);
+        let left = self
+            .address_map()
+            .left(|left| (left == Kind::Pmem) == (kind == Kind::Pmem));
+        left.into_iter().for_each(super::address_map::RetiredRegion::take_apart);
     }
 
-    fn forward(&self, parts: &mut Parts, step: Step, place: Place) -> Result<(), Fault> {
+    fn forward(&self, parts: &mut Parts, step: Step, placement: Placement) -> Result<(), Fault> {
         match step {
             Step::Place => {
-                parts.info.gpa = self.places().take(place, parts.info.bytes)?;
-                if let (Place::At(_) | Place::Reserve(_), Some(reserve)) = (place, self.reserve()) {
+                parts.info.gpa = self.address_map().take(placement, parts.info.bytes)?;
+                if let (Placement::At(_) | Placement::Reserve(_), Some(reserve)) = (placement, self.reserve()) {
                     let offset = parts.info.gpa.saturating_sub(reserve.base);
                     parts.part = offset..offset.saturating_add(parts.info.bytes);
                 }
                 Ok(())
             }
             Step::Host => {
-                self.places().reuse(&parts.mapping, &parts.part);
-                match &parts.sink {
-                    Some(sink) => Ok(cover(&parts.mapping, &parts.part, sink)?),
+                self.address_map().reuse(&parts.mapping, &parts.part);
+                match &parts.placeholder {
+                    Some(placeholder) => Ok(cover(&parts.mapping, &parts.part, placeholder)?),
                     None => Ok(self.take_from_host(parts.info.kind, &parts.mapping, &parts.part)?),
                 }
             }
@@ -137,9 +134,9 @@ impl AddressSpace {
             }
             Step::Slot => {
                 let region = parts.memory.as_ref().ok_or("it has no memory")?;
-                parts.slot = self.places().take_slot();
+                parts.slot = self.address_map().take_slot();
                 let mapped = self.vm.map(parts.slot, region);
-                Ok(mapped.inspect_err(|_| self.places().free_slot(parts.slot))?)
+                Ok(mapped.inspect_err(|_| self.address_map().free_slot(parts.slot))?)
             }
             Step::Devices => show(&self.devices, parts.memory.as_ref().ok_or("it has no memory")?),
         }
@@ -169,7 +166,7 @@ impl AddressSpace {
                 }
                 return Err((parts, error.into()));
             }
-            self.places().free_slot(parts.slot);
+            self.address_map().free_slot(parts.slot);
         }
         if parts.reached >= Some(Step::Backends) && !is_in_reserve(kind) {
             self.forget(gpa, bytes);
@@ -183,7 +180,7 @@ impl AddressSpace {
         if parts.reached < Some(Step::Host) || kind == Kind::Pmem {
             return;
         }
-        let discarded = match parts.sink {
+        let discarded = match parts.placeholder {
             // What is plugged of it was discarded before.
             Some(_) => parts.mapping.discard(&parts.part),
             None => parts.mapping.discard_committed(&parts.part),
@@ -195,12 +192,12 @@ impl AddressSpace {
 
     /// The addresses of `parts` are free, and its pages go for good when nobody uses them.
     fn free(&self, parts: Parts) {
-        let mut places = self.places();
+        let mut map = self.address_map();
         if parts.reached >= Some(Step::Place) {
-            places.free(&parts.info);
+            map.free(&parts.info);
         }
         if parts.reached >= Some(Step::Host) {
-            places.leave(parts);
+            map.retire(parts);
         }
     }
 
@@ -236,19 +233,19 @@ impl AddressSpace {
     /// Has the host find every page of `part` of `mapping`, which is committed.
     pub(super) fn prefault(&self, mapping: &Mapping, part: &Range<u64>) -> Result<(), HostError> {
         let found = mapping.prefault(part);
-        found.map_err(|error| self.explain(mapping, part, Asked::Prefault, error))
+        found.map_err(|error| self.explain(mapping, part, FailedRequest::Prefault, error))
     }
 
     /// Makes `part` of `mapping` memory again that was covered; huge pages are set aside for what is [promised](Self::promise) of it.
     pub(super) fn uncover(&self, mapping: &Mapping, part: &Range<u64>) -> Result<(), HostError> {
         let uncovered = mapping.uncover(part);
-        uncovered.map_err(|error| self.explain(mapping, part, Asked::Mapping, error))
+        uncovered.map_err(|error| self.explain(mapping, part, FailedRequest::Mapping, error))
     }
 
     /// Has the host set aside `part` of `mapping`, whether that is new or something else was laid over it.
     pub(super) fn commit(&self, mapping: &Mapping, part: &Range<u64>) -> Result<(), HostError> {
         let committed = mapping.commit(part);
-        committed.map_err(|error| self.explain(mapping, part, Asked::Mapping, error))
+        committed.map_err(|error| self.explain(mapping, part, FailedRequest::Mapping, error))
     }
 
     /// Why the host refused a file of `bytes` bytes with `error`.
@@ -256,8 +253,9 @@ impl AddressSpace {
         self.host.explain_file(bytes, error)
     }
 
-    fn explain(&self, mapping: &Mapping, part: &Range<u64>, asked: Asked, error: io::Error) -> HostError {
-        self.host.explain(mapping.backing().pages, bytes_of(part), asked, error)
+    fn explain(&self, mapping: &Mapping, part: &Range<u64>, request: FailedRequest, error: io::Error) -> HostError {
+        self.host
+            .explain(mapping.backing().pages, bytes_of(part), request, error)
     }
 
     /// Tells all back-ends what there is.
@@ -300,16 +298,18 @@ impl AddressSpace {
     }
 }
 
-/// Lays `sink` over all of `part`, or nothing.
-fn cover(mapping: &Mapping, part: &Range<u64>, sink: &Sink) -> io::Result<()> {
-    let mut units = std::iter::successors(Some(part.start), |start| start.checked_add(sink.bytes))
+/// Lays `placeholder` over all of `part`, or nothing.
+fn cover(mapping: &Mapping, part: &Range<u64>, placeholder: &PlaceholderPages) -> io::Result<()> {
+    let mut units = std::iter::successors(Some(part.start), |start| start.checked_add(placeholder.bytes))
         .take_while(|start| *start < part.end)
-        .map(|start| start..start.saturating_add(sink.bytes).min(part.end));
-    units.try_for_each(|unit| mapping.cover(&unit, sink)).inspect_err(|_| {
-        if let Err(error) = mapping.decommit(part) {
-            log::warn!("addresses of the hot-plug reserve stay covered: {error}");
-        }
-    })
+        .map(|start| start..start.saturating_add(placeholder.bytes).min(part.end));
+    units
+        .try_for_each(|unit| mapping.cover(&unit, placeholder))
+        .inspect_err(|_| {
+            if let Err(error) = mapping.decommit(part) {
+                log::warn!("addresses of the hot-plug reserve stay covered: {error}");
+            }
+        })
 }
 
 /// Whether back-ends have it from the start, as a part of the reserve.

@@ -81,17 +81,17 @@ pub enum HostError {
         /// The host's answer.
         source: io::Error,
     },
-    /// Anything else.
+    /// The host refused for a reason that no limit known here explains.
     #[error(transparent)]
     Other(#[from] io::Error),
 }
 
 /// What was asked of the host when it refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Asked {
-    /// Addresses, a file, a mapping.
+pub(super) enum FailedRequest {
+    /// To map: addresses, a file, huge pages set aside.
     Mapping,
-    /// Every page.
+    /// To find every page now, not at the first access (`memory.prefault`).
     Prefault,
 }
 
@@ -222,8 +222,11 @@ impl Host {
     }
 
     /// Says why the host refused `bytes` bytes with `error`.
-    pub fn explain(&self, pages: Pages, bytes: u64, asked: Asked, error: io::Error) -> HostError {
-        if let Some(limit) = self.limit_below(bytes, &error).filter(|_| asked == Asked::Mapping) {
+    pub fn explain(&self, pages: Pages, bytes: u64, request: FailedRequest, error: io::Error) -> HostError {
+        if let Some(limit) = self
+            .limit_below(bytes, &error)
+            .filter(|_| request == FailedRequest::Mapping)
+        {
             return limit;
         }
         if let Pages::Huge { bytes: page } = pages {
@@ -236,7 +239,7 @@ impl Host {
                 left: left.unwrap_or_default(),
             },
             // What populating a mapping says when no page is left (madvise(2)).
-            Some(libc::ENOMEM | libc::EFAULT) if asked == Asked::Prefault => HostError::OutOfMemory {
+            Some(libc::ENOMEM | libc::EFAULT) if request == FailedRequest::Prefault => HostError::OutOfMemory {
                 needed: bytes,
                 available: self.meminfo("MemAvailable:").unwrap_or_default(),
                 source: error,

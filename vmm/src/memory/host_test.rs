@@ -30,7 +30,7 @@ fn huge_pages_that_are_promised_to_others_are_not_free() {
     let files = files.map(|(name, text)| (format!("{pool}/{name}"), text));
     let files: Vec<_> = files.iter().map(|(path, text)| (path.as_str(), *text)).collect();
     let (_root, host) = host(&files);
-    let error = host.explain(HUGE, 7 << 20, Asked::Mapping, oom());
+    let error = host.explain(HUGE, 7 << 20, FailedRequest::Mapping, oom());
     assert_eq!(
         error.to_string(),
         "huge pages of 2 MiB: 4 needed, 2 of 8 free (see /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages)"
@@ -39,7 +39,7 @@ fn huge_pages_that_are_promised_to_others_are_not_free() {
     let error = host.explain(
         HUGE,
         7 << 20,
-        Asked::Prefault,
+        FailedRequest::Prefault,
         io::Error::from_raw_os_error(libc::EFAULT),
     );
     assert!(
@@ -52,7 +52,10 @@ fn huge_pages_that_are_promised_to_others_are_not_free() {
 fn what_is_kept_open_is_read_anew_and_needs_no_other_file() {
     let (root, host) = host(&[("proc/sys/vm/overcommit_memory", "2\n"), MEMINFO]);
     let host = host.keep_open(HUGE);
-    let refused = |host: &Host| host.explain(Pages::Usual, 4 << 20, Asked::Mapping, oom()).to_string();
+    let refused = |host: &Host| {
+        host.explain(Pages::Usual, 4 << 20, FailedRequest::Mapping, oom())
+            .to_string()
+    };
     assert!(refused(&host).contains("promise 3 MiB more"), "{}", refused(&host));
     fs::write(
         root.path().join(MEMINFO.0),
@@ -74,14 +77,14 @@ fn what_could_not_be_opened_at_the_start_is_not_opened_later() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     }
-    let error = host.explain(Pages::Usual, 4 << 20, Asked::Mapping, oom());
+    let error = host.explain(Pages::Usual, 4 << 20, FailedRequest::Mapping, oom());
     assert!(matches!(error, HostError::Other(_)), "{error}");
 }
 
 #[test]
 fn a_page_size_that_the_host_does_not_have_is_named() {
     let (_root, host) = host(&[]);
-    let error = host.explain(Pages::Huge { bytes: 1 << 30 }, 1 << 30, Asked::Mapping, oom());
+    let error = host.explain(Pages::Huge { bytes: 1 << 30 }, 1 << 30, FailedRequest::Mapping, oom());
     assert_eq!(
         error.to_string(),
         "this host has no huge pages of 1 GiB (no /sys/kernel/mm/hugepages/hugepages-1048576kB)"
@@ -91,7 +94,7 @@ fn a_page_size_that_the_host_does_not_have_is_named() {
 #[test]
 fn a_host_that_promises_no_more_than_it_has_is_named_with_what_is_left() {
     let (_root, host) = host(&[("proc/sys/vm/overcommit_memory", "2\n"), MEMINFO]);
-    let error = host.explain(Pages::Usual, 4 << 20, Asked::Mapping, oom());
+    let error = host.explain(Pages::Usual, 4 << 20, FailedRequest::Mapping, oom());
     assert_eq!(
         error.to_string(),
         "4 MiB needed, the host may promise 3 MiB more (vm.overcommit_memory is 2, see CommitLimit in /proc/meminfo)"
@@ -172,7 +175,7 @@ fn running_out_while_pages_are_touched_is_no_bad_address() {
         let error = host.explain(
             Pages::Usual,
             4 << 20,
-            Asked::Prefault,
+            FailedRequest::Prefault,
             io::Error::from_raw_os_error(code),
         );
         assert_eq!(
@@ -183,7 +186,7 @@ fn running_out_while_pages_are_touched_is_no_bad_address() {
     let error = host.explain(
         Pages::Usual,
         4 << 20,
-        Asked::Mapping,
+        FailedRequest::Mapping,
         io::Error::from_raw_os_error(libc::EINVAL),
     );
     assert!(matches!(error, HostError::Other(_)));
@@ -222,7 +225,8 @@ fn a_limit_of_the_process_is_named_if_it_is_what_was_exceeded() {
     let (_root, host) = host(&[("proc/self/limits", limits), ("proc/self/status", status)]);
     let explain = |bytes, error| {
         let error = io::Error::from_raw_os_error(error);
-        host.explain(Pages::Usual, bytes, Asked::Mapping, error).to_string()
+        host.explain(Pages::Usual, bytes, FailedRequest::Mapping, error)
+            .to_string()
     };
     assert_eq!(
         explain(4 << 20, libc::EFBIG),

@@ -17,7 +17,7 @@ use husk_devices::memory::GuestRegionMmap;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 use vm_memory::{FileOffset, GuestAddress};
 
-use super::backing::{Backing, Pages, Sink, Source};
+use super::backing::{Backing, Pages, PlaceholderPages, Source};
 
 /// A mapping starts on a multiple of this at least, as guest-physical memory does, so that huge pages can back both.
 const HUGE_PAGE: u64 = 2 << 20;
@@ -135,14 +135,15 @@ impl Mapping {
         }
     }
 
-    /// Lays `sink` over the pages of `part`, no more than it has: who touches `part` reaches that, until [`Mapping::uncover`].
-    pub fn cover(&self, part: &Range<u64>, sink: &Sink) -> io::Result<()> {
-        if part.end.saturating_sub(part.start) > sink.bytes {
+    /// Lays `placeholder` over the pages of `part`, no more than it has: who touches `part` reaches that, until
+    /// [`Mapping::uncover`].
+    pub fn cover(&self, part: &Range<u64>, placeholder: &PlaceholderPages) -> io::Result<()> {
+        if part.end.saturating_sub(part.start) > placeholder.bytes {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
         let prot = libc::PROT_READ | libc::PROT_WRITE;
-        self.map_over(part, prot, flags, sink.file.as_raw_fd(), 0)?;
+        self.map_over(part, prot, flags, placeholder.file.as_raw_fd(), 0)?;
         self.madvise(part, libc::MADV_DONTDUMP)
     }
 

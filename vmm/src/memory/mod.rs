@@ -10,18 +10,18 @@
 //! | `region.rs` | a region in the hands of its owner |
 //! | `blocks.rs` | the blocks of a virtio-mem device, on few regions |
 //! | `steps.rs`, `change.rs` | the steps by which memory comes and goes, forward and back |
-//! | `places.rs` | what is taken, and what is on its way out |
+//! | `address_map.rs` | what is taken, and what is on its way out |
 //! | `reserve.rs` | addresses for memory that comes later |
 //! | `mapping.rs` | host addresses |
 //! | `backing.rs` | what is behind them |
 //! | `host.rs` | what the host can give, in words |
 
+mod address_map;
 mod backing;
 mod blocks;
 mod change;
 mod host;
 mod mapping;
-mod places;
 mod region;
 mod reserve;
 mod space;
@@ -35,10 +35,10 @@ use std::fmt;
 
 use serde::Serialize;
 
+pub use address_map::MapGeneration;
 pub use blocks::Blocks;
 pub(crate) use host::read_from_start;
 pub use host::{GroupLimit, HostError};
-pub use places::Era;
 pub use region::{Region, RemoveError};
 pub use reserve::Reserved;
 pub use space::AddressSpace;
@@ -81,7 +81,7 @@ impl fmt::Display for Kind {
 /// A region as plain data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RegionInfo {
-    /// What it is.
+    /// Why the region is there: boot RAM, a DIMM, blocks of virtio-mem, or persistent memory.
     pub kind: Kind,
     /// Where it begins in guest-physical addresses.
     pub gpa: u64,

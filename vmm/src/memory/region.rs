@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::backing::Sink;
+use super::backing::PlaceholderPages;
 use super::steps::Parts;
 use super::{AddressSpace, HostError, MemoryError, RegionInfo};
 
@@ -19,7 +19,7 @@ pub struct Region {
 #[derive(Debug, thiserror::Error)]
 #[error("{} at {:#x} stays", region.info().kind, region.info().gpa)]
 pub struct RemoveError {
-    /// The region.
+    /// The region that could not be removed: it is the guest's as before.
     pub region: Box<Region>,
     /// Why.
     source: Box<MemoryError>,
@@ -97,14 +97,14 @@ impl Region {
         found.map_err(|why| self.refused("allocate", &(0..info.bytes), why))
     }
 
-    /// Lays `sink` over `range`, counted from the region's start, whose pages were given back: who touches it reaches that, and no
-    /// memory. `range` has no more bytes than `sink`.
+    /// Lays `placeholder` over `range`, counted from the region's start, whose pages were given back: who touches it
+    /// reaches that, and no memory. `range` has no more bytes than `placeholder`.
     ///
     /// # Errors
     /// As [`Region::discard`].
-    pub(super) fn cover(&self, range: &Range<u64>, sink: &Sink) -> Result<(), MemoryError> {
+    pub(super) fn cover(&self, range: &Range<u64>, placeholder: &PlaceholderPages) -> Result<(), MemoryError> {
         let part = self.part(range)?;
-        let covered = self.parts().mapping.cover(&part, sink);
+        let covered = self.parts().mapping.cover(&part, placeholder);
         covered.map_err(|error| self.refused("cover", range, error.into()))
     }
 

@@ -14,10 +14,10 @@ use husk_firmware::layout;
 use husk_virtio::balloon::Discard;
 use husk_virtio::device::MemoryListener;
 
-use super::backing::{Backing, Pages, Sink};
-use super::host::{Asked, Host, HostError};
+use super::address_map::{AddressMap, MapGeneration, MappedRegion, Placement};
+use super::backing::{Backing, Pages, PlaceholderPages};
+use super::host::{FailedRequest, Host, HostError};
 use super::mapping::Mapping;
-use super::places::{Era, Place, Places, Present};
 use super::region::Region;
 use super::reserve::Reserved;
 use super::steps::{Parts, Slots, Step, show};
@@ -29,8 +29,9 @@ const PMEM_NAME: &CStr = c"guest-pmem";
 
 /// All guest-physical memory of one VM.
 ///
-/// What is where may be asked anywhere, vCPU threads included. Lock order: `changes` or `files`, never both, then `places`; back-ends are
-/// waited for with `files` alone, so that no change of RAM waits for one, nor does a file that goes.
+/// What is where may be asked anywhere, vCPU threads included. Lock order: `changes` or `files`, never both, then
+/// `address_map`; back-ends are waited for with `files` alone, so that no change of RAM waits for one, nor does a file
+/// that goes.
 pub struct AddressSpace {
     pub(super) vm: Arc<dyn Slots>,
     pub(super) config: MemoryConfig,
@@ -46,9 +47,9 @@ pub struct AddressSpace {
     pub(super) files: Mutex<()>,
     reserve: Option<(Reserved, Arc<Mapping>)>,
     boot: Vec<(u64, u64)>,
-    places: Mutex<Places>,
-    /// That of `places`, for a look without its lock.
-    pub(super) era: AtomicU64,
+    address_map: Mutex<AddressMap>,
+    /// That of `address_map`, for a look without its lock.
+    pub(super) generation: AtomicU64,
 }
 
 impl fmt::Debug for AddressSpace {
@@ -92,8 +93,8 @@ impl AddressSpace {
             files: Mutex::default(),
             reserve: mapped.transpose()?,
             boot,
-            places: Mutex::new(Places::new(phys_bits, reserve)),
-            era: AtomicU64::new(0),
+            address_map: Mutex::new(AddressMap::new(phys_bits, reserve)),
+            generation: AtomicU64::new(0),
         };
         space.add_boot_ram()?;
         space.show_reserve()?;
@@ -123,32 +124,36 @@ impl AddressSpace {
 
     /// What the guest can reach, lowest first.
     pub fn regions(&self) -> Vec<RegionInfo> {
-        let mut regions: Vec<_> = self.places().present().map(|present| present.info.clone()).collect();
+        let mut regions: Vec<_> = self
+            .address_map()
+            .mapped()
+            .map(|present| present.info.clone())
+            .collect();
         regions.sort_by_key(|region| region.gpa);
         regions
     }
 
     /// The region that `gpa` is in.
     pub fn find(&self, gpa: u64) -> Option<RegionInfo> {
-        self.find_since(gpa).map(|(info, _)| info)
+        self.find_with_generation(gpa).map(|(info, _)| info)
     }
 
-    /// The region that `gpa` is in, if the guest could reach it at `era` already. What came later may have been on its way when the
-    /// guest touched it.
-    pub fn find_at(&self, gpa: u64, era: Era) -> Option<RegionInfo> {
-        let (info, since) = self.find_since(gpa)?;
-        (since <= era).then_some(info)
+    /// The region that `gpa` is in, if the guest could reach it in `generation` already. What came later may have been
+    /// on its way when the guest touched it.
+    pub fn find_in_generation(&self, gpa: u64, generation: MapGeneration) -> Option<RegionInfo> {
+        let (info, added_in) = self.find_with_generation(gpa)?;
+        (added_in <= generation).then_some(info)
     }
 
     /// This moment. Costs a look, and no lock.
-    pub fn era(&self) -> Era {
-        Era(self.era.load(Ordering::Acquire))
+    pub fn generation(&self) -> MapGeneration {
+        MapGeneration(self.generation.load(Ordering::Acquire))
     }
 
-    fn find_since(&self, gpa: u64) -> Option<(RegionInfo, Era)> {
-        let places = self.places();
-        let found = places.present().find(|present| present.info.contains(gpa))?;
-        Some((found.info.clone(), found.since))
+    fn find_with_generation(&self, gpa: u64) -> Option<(RegionInfo, MapGeneration)> {
+        let map = self.address_map();
+        let found = map.mapped().find(|present| present.info.contains(gpa))?;
+        Some((found.info.clone(), found.added_in))
     }
 
     /// Gives the pages of `range`, guest-physical addresses in RAM, back to the host: the guest reads zeroes there and has new pages
@@ -160,8 +165,8 @@ impl AddressSpace {
     pub fn discard(&self, range: &Range<u64>) -> Result<(), MemoryError> {
         let bytes = range.end.saturating_sub(range.start);
         let found: Vec<_> = self
-            .places()
-            .present()
+            .address_map()
+            .mapped()
             .filter_map(|present| within(present, range))
             .collect();
         let covered: u64 = found.iter().map(|(_, part)| part.end - part.start).sum();
@@ -223,8 +228,8 @@ impl AddressSpace {
     /// Where the first file ends that was shortened since it was added, as a guest-physical address. Any thread may ask.
     pub fn shortened(&self) -> Option<u64> {
         let files: Vec<_> = self
-            .places()
-            .present()
+            .address_map()
+            .mapped()
             .filter(|present| present.info.kind == Kind::Pmem)
             .cloned()
             .collect();
@@ -273,13 +278,13 @@ impl AddressSpace {
         let (base, unit) = self
             .reserve()
             .map_or((0, BLOCK_BYTES), |reserve| (reserve.base, reserve.unit));
-        self.grow_in_reserve(kind, Place::Reserve(unit), base, bytes, unit, None)
+        self.grow_in_reserve(kind, Placement::Reserve(unit), base, bytes, unit, None)
     }
 
     /// The most of `bytes` bytes that [`AddressSpace::grow`] has a place for in one piece: whole units of the reserve, 0 if there is none.
     pub fn room(&self, bytes: u64) -> u64 {
         let reserve = self.reserve();
-        reserve.map_or(0, |reserve| self.places().room(reserve.unit, bytes))
+        reserve.map_or(0, |reserve| self.address_map().room(reserve.unit, bytes))
     }
 
     /// As [`AddressSpace::grow`], at `gpa`, and in blocks of 2 MiB or of the page size if that is larger.
@@ -287,11 +292,11 @@ impl AddressSpace {
     /// # Errors
     /// As [`AddressSpace::grow`].
     pub fn grow_at(self: &Arc<Self>, kind: Kind, gpa: u64, bytes: u64) -> Result<Region, MemoryError> {
-        self.grow_in_reserve(kind, Place::At(gpa), gpa, bytes, self.block_bytes(), None)
+        self.grow_in_reserve(kind, Placement::At(gpa), gpa, bytes, self.block_bytes(), None)
     }
 
-    /// As [`AddressSpace::grow_at`], of memory for blocks, all of it covered by `sink`: the host gives pages for what is
-    /// [uncovered](Region::uncover) and [restored](Region::restore), and for nothing before.
+    /// As [`AddressSpace::grow_at`], of memory for blocks, all of it covered by `placeholder`: the host gives pages for
+    /// what is [uncovered](Region::uncover) and [restored](Region::restore), and for nothing before.
     ///
     /// # Errors
     /// As [`AddressSpace::grow_at`].
@@ -299,10 +304,10 @@ impl AddressSpace {
         self: &Arc<Self>,
         gpa: u64,
         bytes: u64,
-        sink: &Arc<Sink>,
+        placeholder: &Arc<PlaceholderPages>,
     ) -> Result<Region, MemoryError> {
-        let (place, unit) = (Place::At(gpa), self.block_bytes());
-        self.grow_in_reserve(Kind::VirtioMem, place, gpa, bytes, unit, Some(sink.clone()))
+        let (placement, unit) = (Placement::At(gpa), self.block_bytes());
+        self.grow_in_reserve(Kind::VirtioMem, placement, gpa, bytes, unit, Some(placeholder.clone()))
     }
 
     /// Whether RAM is of huge pages, which [`AddressSpace::discard`] does not give back.
@@ -330,7 +335,7 @@ impl AddressSpace {
         let mapping = Mapping::reserve(Backing::file(file, kept, PMEM_NAME), bytes);
         let mapping = mapping.map_err(|error| refused(kind, bytes, self.host.explain_file(bytes, error)))?;
         let parts = Parts::new(kind, Some(name.into()), Arc::new(mapping), 0..bytes);
-        Ok(Region::new(self.clone(), self.add(parts, Place::Pmem)?))
+        Ok(Region::new(self.clone(), self.add(parts, Placement::Pmem)?))
     }
 
     /// Gives back what was removed while requests used it and is used no longer. Whatever changes memory does so as well. Returns whether a
@@ -345,22 +350,22 @@ impl AddressSpace {
 
     /// Whether there is something for [`AddressSpace::collect`] to look after.
     pub fn has_left(&self) -> bool {
-        self.places().has_left()
+        self.address_map().has_left()
     }
 
     /// Whether there is a file for it.
     pub fn has_left_file(&self) -> bool {
-        self.places().is_leaving(Kind::Pmem)
+        self.address_map().is_leaving(Kind::Pmem)
     }
 
     fn grow_in_reserve(
         self: &Arc<Self>,
         kind: Kind,
-        place: Place,
+        placement: Placement,
         gpa: u64,
         bytes: u64,
         unit: u64,
-        sink: Option<Arc<Sink>>,
+        placeholder: Option<Arc<PlaceholderPages>>,
     ) -> Result<Region, MemoryError> {
         let Some((_, mapping)) = &self.reserve else {
             return Err(MemoryError::Add {
@@ -375,10 +380,10 @@ impl AddressSpace {
         }
         // Which part of the mapping it is, is known with the place.
         let parts = Parts {
-            sink,
+            placeholder,
             ..Parts::new(kind, None, mapping.clone(), 0..bytes)
         };
-        Ok(Region::new(self.clone(), self.add(parts, place)?))
+        Ok(Region::new(self.clone(), self.add(parts, placement)?))
     }
 
     /// RAM of the start: one mapping, a slot for each range.
@@ -393,8 +398,8 @@ impl AddressSpace {
             let mut parts = Parts::new(Kind::Boot, None, mapping.clone(), offset..end);
             parts.info.gpa = *base;
             parts.reached = Some(Step::Host);
-            let parts = self.carry_on(Box::new(parts), Place::At(*base))?;
-            self.places().kept.push(*parts);
+            let parts = self.carry_on(Box::new(parts), Placement::At(*base))?;
+            self.address_map().kept.push(*parts);
             offset = end;
         }
         Ok(())
@@ -410,8 +415,8 @@ impl AddressSpace {
         show(&self.backends, &region).map_err(|_| layout())
     }
 
-    pub(super) fn places(&self) -> MutexGuard<'_, Places> {
-        lock(&self.places)
+    pub(super) fn address_map(&self) -> MutexGuard<'_, AddressMap> {
+        lock(&self.address_map)
     }
 }
 
@@ -423,7 +428,7 @@ impl Discard for AddressSpace {
 }
 
 /// What of `range` is in RAM of usual pages, and where in its mapping.
-fn within(present: &Present, range: &Range<u64>) -> Option<(Present, Range<u64>)> {
+fn within(present: &MappedRegion, range: &Range<u64>) -> Option<(MappedRegion, Range<u64>)> {
     let (info, part) = (&present.info, &present.part);
     if info.kind == Kind::Pmem || info.page_bytes != PAGE_BYTES {
         return None;
@@ -442,7 +447,7 @@ fn map(host: &Host, config: &MemoryConfig, bytes: u64, kind: Kind) -> Result<Arc
     };
     let backing = Backing::new(config, bytes, name);
     let mapping = backing.and_then(|backing| Mapping::reserve(backing, bytes));
-    let explained = mapping.map_err(|error| host.explain(Pages::of(config), bytes, Asked::Mapping, error));
+    let explained = mapping.map_err(|error| host.explain(Pages::of(config), bytes, FailedRequest::Mapping, error));
     explained.map(Arc::new).map_err(|why| refused(kind, bytes, why))
 }
 

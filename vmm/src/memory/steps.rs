@@ -18,7 +18,7 @@ use std::sync::Arc;
 use husk_devices::memory::{GuestMemory, GuestMemoryMmap, GuestRegionMmap};
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryRegion};
 
-use super::backing::Sink;
+use super::backing::PlaceholderPages;
 use super::mapping::Mapping;
 use super::{Kind, RegionInfo};
 use crate::kvm::{Access, KvmError, Vm};
@@ -28,13 +28,14 @@ use crate::kvm::{Access, KvmError, Vm};
 pub enum Step {
     /// It has a place among guest-physical addresses.
     Place,
-    /// The host gives it.
+    /// The host has given what the region takes: the mapping, its huge pages, and of boot RAM every page if `prefault`
+    /// asks for them.
     Host,
     /// Every vhost-user back-end has it.
     Backends,
-    /// The guest can reach it.
+    /// KVM has a memory slot for it (`KVM_SET_USER_MEMORY_REGION`): the guest can reach it.
     Slot,
-    /// Devices can.
+    /// It is in the memory map that devices use for DMA.
     Devices,
 }
 
@@ -96,7 +97,7 @@ pub(super) struct Parts {
     /// Where it is in the mapping.
     pub part: Range<u64>,
     /// What lies over all of it at first; without one the host gives its pages.
-    pub sink: Option<Arc<Sink>>,
+    pub placeholder: Option<Arc<PlaceholderPages>>,
 }
 
 impl Parts {
@@ -118,7 +119,7 @@ impl Parts {
             memory: None,
             mapping,
             part,
-            sink: None,
+            placeholder: None,
         }
     }
 }

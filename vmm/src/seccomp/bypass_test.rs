@@ -10,7 +10,7 @@ use std::ffi::CStr;
 use std::ptr;
 
 use super::{EXIT_CODE, Mode, Role, tables};
-use crate::again::again;
+use crate::subprocess::rerun;
 
 /// Role and attempt of the process that is to misbehave.
 const VICTIM: &str = "HUSK_SECCOMP_BYPASS";
@@ -120,7 +120,7 @@ fn victim() {
 fn nothing_gets_out_of_any_role() {
     for role in tables::ROLES {
         for (attempt, _) in ATTEMPTS {
-            let mut victim = again("seccomp::bypass::victim");
+            let mut victim = rerun("seccomp::bypass::victim");
             let ended = victim.env(VICTIM, format!("{role:?}/{attempt}")).output().unwrap();
             let said = String::from_utf8_lossy(&ended.stderr);
             let expected = if is_its_work(role, attempt) {

@@ -2,7 +2,7 @@ use std::process::Command;
 
 use super::testing::{Call, decide};
 use super::*;
-use crate::again::{again, held};
+use crate::subprocess::{expect_passed, rerun};
 
 fn program(role: Role) -> Vec<sock_filter> {
     Mode::On.program(role).unwrap()
@@ -377,7 +377,7 @@ fn victim() {
 }
 
 fn victim_of(mode: &str) -> Command {
-    let mut command = again("seccomp::tests::victim");
+    let mut command = rerun("seccomp::tests::victim");
     command.env(VICTIM, mode);
     command
 }
@@ -403,7 +403,7 @@ fn a_forbidden_call_ends_the_process_and_says_which() {
 #[test]
 fn without_filter_and_with_one_that_logs_nothing_ends() {
     for mode in ["false", "log"] {
-        assert_eq!(held(&mut victim_of(mode), "100000"), Ok(()), "{mode}");
+        assert_eq!(expect_passed(&mut victim_of(mode), "100000"), Ok(()), "{mode}");
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) struct Check {
 /// What an argument may be.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Values {
-    /// One of these.
+    /// The masked argument equals one of these values.
     Of(&'static [u32]),
     /// The process's own number.
     OwnPid,

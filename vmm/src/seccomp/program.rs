@@ -43,11 +43,11 @@ pub(super) fn compile(policy: &Policy, denied: u32) -> Vec<sock_filter> {
     let fallback = code.action(denied);
     let allow = code.action(libc::SECCOMP_RET_ALLOW);
     for (call, ways) in policy.allowed() {
-        let place = ways
+        let label = ways
             .iter()
             .rev()
             .fold(fallback, |otherwise, way| code.all(way, allow, otherwise));
-        numbers.insert(*call, place);
+        numbers.insert(*call, label);
     }
     let search = code.find(&numbers, fallback, CHAIN);
     let search = code.load(NR, search);
@@ -56,33 +56,34 @@ pub(super) fn compile(policy: &Policy, denied: u32) -> Vec<sock_filter> {
     code.into_program()
 }
 
-/// A place in a program under construction, as its distance from the end. Equal places are the same instruction.
+/// Names an instruction of a program under construction by its distance from the end. Equal labels are the same
+/// instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place(usize);
+struct InstructionLabel(usize);
 
 /// A program from its last instruction to its first.
 #[derive(Default)]
 struct Backwards(Vec<sock_filter>);
 
 impl Backwards {
-    fn push(&mut self, code: u32, k: u32, jt: u8, jf: u8) -> Place {
+    fn push(&mut self, code: u32, k: u32, jt: u8, jf: u8) -> InstructionLabel {
         let code = u16::try_from(code).expect("operation codes of classic BPF have 16 bits");
         self.0.push(sock_filter { code, jt, jf, k });
-        Place(self.0.len())
+        InstructionLabel(self.0.len())
     }
 
     /// Ends the program with `action`.
-    fn action(&mut self, action: u32) -> Place {
+    fn action(&mut self, action: u32) -> InstructionLabel {
         self.push(RETURN, action, 0, 0)
     }
 
     /// Instructions between one that is to be pushed next and `to`.
-    fn distance(&self, to: Place) -> usize {
+    fn distance(&self, to: InstructionLabel) -> usize {
         self.0.len() - to.0
     }
 
     /// Makes sure that what is pushed next continues at `to`.
-    fn fall_to(&mut self, to: Place) {
+    fn fall_to(&mut self, to: InstructionLabel) {
         let distance = self.distance(to);
         if distance > 0 {
             self.push(JUMP, as_k(distance), 0, 0);
@@ -90,7 +91,7 @@ impl Backwards {
     }
 
     /// `to`, or a jump to it if it is out of a branch's reach. One instruction may still come between.
-    fn near(&mut self, to: Place) -> Place {
+    fn near(&mut self, to: InstructionLabel) -> InstructionLabel {
         let distance = self.distance(to);
         if distance < usize::from(u8::MAX) {
             return to;
@@ -99,7 +100,7 @@ impl Backwards {
     }
 
     /// Goes on at `yes` if the comparison holds, else at `no`.
-    fn branch(&mut self, code: u32, k: u32, yes: Place, no: Place) -> Place {
+    fn branch(&mut self, code: u32, k: u32, yes: InstructionLabel, no: InstructionLabel) -> InstructionLabel {
         let yes = self.near(yes);
         let no = self.near(no);
         let offset = |to| u8::try_from(self.distance(to)).expect("`near` has seen to it");
@@ -108,13 +109,13 @@ impl Backwards {
     }
 
     /// Loads a word of `seccomp_data`, then goes on at `next`.
-    fn load(&mut self, offset: u32, next: Place) -> Place {
+    fn load(&mut self, offset: u32, next: InstructionLabel) -> InstructionLabel {
         self.fall_to(next);
         self.push(LOAD, offset, 0, 0)
     }
 
     /// Goes on at `yes` if all of `tests` hold, else at `no`.
-    fn all(&mut self, tests: &[Test], yes: Place, no: Place) -> Place {
+    fn all(&mut self, tests: &[Test], yes: InstructionLabel, no: InstructionLabel) -> InstructionLabel {
         tests.iter().rev().fold(yes, |yes, test| {
             let numbers = test.values.iter().map(|value| (*value, yes)).collect();
             let found = self.find(&numbers, no, u32::MAX);
@@ -128,17 +129,22 @@ impl Backwards {
         })
     }
 
-    /// Goes on at the place of the accumulator's value, or at `otherwise` when it has none. Up to `chain` values are compared one
-    /// after another, which takes the fewest instructions; of more, half are left out by each comparison.
-    fn find(&mut self, places: &BTreeMap<u32, Place>, otherwise: Place, chain: u32) -> Place {
+    /// Goes on at the label of the accumulator's value, or at `otherwise` when it has none. Up to `chain` values are
+    /// compared one after another, which takes the fewest instructions; of more, half are left out by each comparison.
+    fn find(
+        &mut self,
+        labels: &BTreeMap<u32, InstructionLabel>,
+        otherwise: InstructionLabel,
+        chain: u32,
+    ) -> InstructionLabel {
         let mut spans: Vec<Span> = Vec::new();
-        for (value, place) in places {
+        for (value, label) in labels {
             match spans.last_mut() {
-                Some(span) if span.place == *place && span.last.checked_add(1) == Some(*value) => span.last = *value,
+                Some(span) if span.label == *label && span.last.checked_add(1) == Some(*value) => span.last = *value,
                 _ => spans.push(Span {
                     first: *value,
                     last: *value,
-                    place: *place,
+                    label: *label,
                 }),
             }
         }
@@ -146,7 +152,7 @@ impl Backwards {
     }
 
     /// [`Backwards::find`] among values that are at least `from`.
-    fn search(&mut self, spans: &[Span], from: u32, otherwise: Place, chain: u32) -> Place {
+    fn search(&mut self, spans: &[Span], from: u32, otherwise: InstructionLabel, chain: u32) -> InstructionLabel {
         let further: u32 = spans.iter().map(|span| span.last - span.first).sum();
         let values = u32::try_from(spans.len()).map_or(u32::MAX, |count| count.saturating_add(further));
         match spans {
@@ -154,12 +160,12 @@ impl Backwards {
             _ if values <= chain => {
                 let values = spans
                     .iter()
-                    .flat_map(|span| (span.first..=span.last).map(|value| (value, span.place)));
+                    .flat_map(|span| (span.first..=span.last).map(|value| (value, span.label)));
                 let values: Vec<_> = values.collect();
                 values
                     .into_iter()
                     .rev()
-                    .fold(otherwise, |next, (value, place)| self.branch(IF_EQ, value, place, next))
+                    .fold(otherwise, |next, (value, label)| self.branch(IF_EQ, value, label, next))
             }
             _ => {
                 let (low, high) = spans.split_at(spans.len() / 2);
@@ -171,11 +177,11 @@ impl Backwards {
         }
     }
 
-    /// Goes on at the span's place if the accumulator, which is at least `from`, is in it.
-    fn within(&mut self, span: &Span, from: u32, otherwise: Place) -> Place {
+    /// Goes on at the span's label if the accumulator, which is at least `from`, is in it.
+    fn within(&mut self, span: &Span, from: u32, otherwise: InstructionLabel) -> InstructionLabel {
         let below_end = match span.last.checked_add(1) {
-            Some(end) => self.branch(IF_GE, end, otherwise, span.place),
-            None => span.place,
+            Some(end) => self.branch(IF_GE, end, otherwise, span.label),
+            None => span.label,
         };
         if span.first == from {
             return below_end;
@@ -189,11 +195,11 @@ impl Backwards {
     }
 }
 
-/// Values next to each other that lead to the same place.
+/// Values next to each other that lead to the same label.
 struct Span {
     first: u32,
     last: u32,
-    place: Place,
+    label: InstructionLabel,
 }
 
 fn as_k(distance: usize) -> u32 {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use husk_benches::Then;
+use husk_benches::GuestAction;
 
 use crate::command::{command, output, shown, typed};
 use crate::paths::Lab;
@@ -200,7 +200,8 @@ fn prepare(husk: &Husk, round: Round, folder: &Path) -> Result<Option<String>> {
         return Ok(None);
     }
     let kernel = folder.join("payload.elf");
-    fs::write(&kernel, husk_benches::elf(Then::Halt)).with_context(|| format!("cannot write {}", kernel.display()))?;
+    fs::write(&kernel, husk_benches::elf(GuestAction::Halt))
+        .with_context(|| format!("cannot write {}", kernel.display()))?;
     let vm = serde_json::json!({
         "payload": {"kernel": kernel}, "memory": {"size": 64 << 20}, "serial": {"mode": "Tty"}, "console": {"mode": "Off"},
     });

@@ -12,7 +12,7 @@ use husk_guest::{Step, step};
 use super::Results;
 use super::emulated::{Extent, Profile, Session};
 use super::measure;
-use super::rounds::Extract;
+use super::rounds::FigureDef;
 use super::subject::{Guest, Kind, Room, Subject};
 use crate::archive::Archive;
 use crate::kernel::HOST_KERNEL;
@@ -26,7 +26,7 @@ const MEMORY_MIB: u32 = 512;
 /// Milliseconds to init, and to the exit.
 pub type Times = (f64, f64);
 
-const FIGURES: [Extract<Times>; 2] = [
+const FIGURES: [FigureDef<Times>; 2] = [
     ("init_virtual_ms", "ms", |times| times.0),
     ("exit_virtual_ms", "ms", |times| times.1),
 ];
@@ -45,7 +45,7 @@ pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent) -> Result<Results
         files: vec![image(lab, &guest_init)?],
         guest_init,
         parts: Vec::new(),
-        extracts: &FIGURES,
+        figure_defs: &FIGURES,
     };
     session.run(lab)
 }

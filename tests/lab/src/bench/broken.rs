@@ -1,5 +1,5 @@
 //! Guests that the emulation has broken so that their kernel panics, or sleeps for ever: their lives are done again with other ones
-//! (`docs/adr/0015-one-thread-per-emulated-host.md`). Those that only spin are seen from outside ([`crate::pulse`]).
+//! (`docs/adr/0015-one-thread-per-emulated-host.md`). Those that only spin are seen from outside ([`crate::stall`]).
 
 use std::error::Error;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use husk_tests::pod::{Silent, processor_ticks, stat_of};
+use husk_tests::pod::{AgentTimeout, processor_ticks, stat_of};
 
 use super::ledger::{GUESTS, Life};
 
@@ -25,12 +25,12 @@ const PANIC: &str = "Kernel panic - not syncing";
 
 /// A guest whose kernel has given up, in its own words, or that was never heard of.
 #[derive(Debug)]
-pub struct Broken(String);
+pub struct GuestFailure(String);
 
-impl Broken {
+impl GuestFailure {
     /// `error`, if it is that a pod's agent never answered.
     pub fn silent(error: anyhow::Error) -> anyhow::Error {
-        match error.is::<Silent>() {
+        match error.is::<AgentTimeout>() {
             true => Self(format!("{error:#}")).into(),
             false => error,
         }
@@ -59,13 +59,13 @@ impl Broken {
     }
 }
 
-impl fmt::Display for Broken {
+impl fmt::Display for GuestFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl Error for Broken {}
+impl Error for GuestFailure {}
 
 /// Does `once` for `life`, and does it again with another guest when its guest was broken: `broken` hears why. `given_up` guests were
 /// before this one.
@@ -83,7 +83,7 @@ pub fn avoided<T>(
     for _ in life.broken..GUESTS {
         thread::sleep(SHIFT.saturating_mul(*given_up));
         last = match once() {
-            Err(error) if error.is::<Broken>() => format!("{error:#}"),
+            Err(error) if error.is::<GuestFailure>() => format!("{error:#}"),
             result => return result,
         };
         *given_up = given_up.saturating_add(1);
@@ -113,7 +113,8 @@ mod tests {
             || {
                 let outcome = outcomes[usize::try_from(times).unwrap() % outcomes.len()];
                 times += 1;
-                outcome.map_err(|words| Broken::find(words).map_or_else(|| anyhow::anyhow!("{words}"), Into::into))
+                outcome
+                    .map_err(|words| GuestFailure::find(words).map_or_else(|| anyhow::anyhow!("{words}"), Into::into))
             },
         );
         assert_eq!(usize::try_from(given_up).unwrap(), said.len());
@@ -143,15 +144,15 @@ mod tests {
     fn who_does_nothing_sleeps_and_who_works_has_failed() {
         let does = |command: &str| {
             let mut child = std::process::Command::new("sh").args(["-c", command]).spawn().unwrap();
-            let judged = Broken::asleep(child.id(), anyhow::anyhow!("it does not end"));
+            let judged = GuestFailure::asleep(child.id(), anyhow::anyhow!("it does not end"));
             child.kill().unwrap();
             child.wait().unwrap();
             judged
         };
         let sleeps = does("exec sleep 60");
-        assert!(sleeps.is::<Broken>(), "{sleeps}");
+        assert!(sleeps.is::<GuestFailure>(), "{sleeps}");
         assert_eq!(sleeps.to_string(), "it does not end, and has done nothing for 2 s");
-        assert!(!does("while :; do :; done").is::<Broken>());
+        assert!(!does("while :; do :; done").is::<GuestFailure>());
     }
 
     #[test]

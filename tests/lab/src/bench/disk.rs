@@ -13,7 +13,7 @@ use husk_guest::pattern;
 
 use super::emulated::{Extent, Profile};
 use super::parts::{Figures, InParts};
-use super::rounds::Extract;
+use super::rounds::FigureDef;
 use super::scraper::Scraper;
 use super::subject::{Guest, Kind, Subject};
 use super::{Results, parts, scripted};
@@ -26,7 +26,7 @@ const IMAGE: &str = "block.cpio";
 /// Where the guest finds its disk.
 const DEVICE: &str = "/dev/vda";
 
-const FIGURES: [Extract<Figures>; 17] = parts::figures_of![
+const FIGURES: [FigureDef<Figures>; 17] = parts::figures_of![
     "read_mib_s_1m_1" in "MiB/s",
     "read_mib_s_1m_32" in "MiB/s",
     "read_mib_s_4k_1" in "MiB/s",

@@ -15,7 +15,7 @@ pub use super::inside::{MeasureArgs, measure};
 
 use super::inside::Plan;
 use super::ledger::{Ledger, Life};
-use super::rounds::{self, Extract};
+use super::rounds::{self, FigureDef};
 use super::subject::{Kind, Subject};
 use super::wire::{Line, Lines};
 use super::{Results, forecast, portable};
@@ -23,7 +23,7 @@ use crate::build::Programs;
 use crate::emulator::{Emulator, Lost, Request, Timing};
 use crate::paths::{self, Lab};
 use crate::progress;
-use crate::pulse::Pulse;
+use crate::stall::HostProgress;
 use crate::sys;
 
 /// When an emulated host is given up at last, for each life in it: ten times what one takes.
@@ -88,7 +88,7 @@ pub struct Session<'a, T: 'static> {
     /// Its parts that are measured, each with guests of its own; none if it is a whole.
     pub parts: Vec<usize>,
     /// What the samples say.
-    pub extracts: &'static [Extract<T>],
+    pub figure_defs: &'static [FigureDef<T>],
 }
 
 impl<T: DeserializeOwned> Session<'_, T> {
@@ -111,10 +111,10 @@ impl<T: DeserializeOwned> Session<'_, T> {
             progress::say(&format!("{name}: {}: left out: {why}", kind.name()));
         }
         let emulator = Emulator::prepare(lab, &programs)?;
-        let mut measuring = Measuring::new(name, &there, self.extent, &self.parts, self.extracts);
+        let mut measuring = Measuring::new(name, &there, self.extent, &self.parts, self.figure_defs);
         let what = format!("{name}: {} lives in emulated hosts", measuring.ledger.all());
         progress::step(&what, || {
-            measuring.carry_out(&mut |lives, given_up, pulse, output| {
+            measuring.carry_out(&mut |lives, given_up, progress, output| {
                 let plan = Plan {
                     subjects: there.clone(),
                     lives,
@@ -122,7 +122,7 @@ impl<T: DeserializeOwned> Session<'_, T> {
                 };
                 let request = Request {
                     timing: self.extent.timing,
-                    ..request(lab, self.profile, &plan, &files, pulse)?
+                    ..request(lab, self.profile, &plan, &files, progress)?
                 };
                 emulator.run(&request, output)
             })
@@ -155,7 +155,7 @@ fn request(
     profile: Profile,
     plan: &Plan,
     files: &[(PathBuf, String)],
-    pulse: &Arc<Pulse>,
+    progress: &Arc<HostProgress>,
 ) -> Result<Request> {
     let file = lab.path("bench").join(PLAN);
     paths::write(&file, &serde_json::to_vec(plan)?)?;
@@ -169,19 +169,19 @@ fn request(
         steady: matches!(profile, Profile::Fs | Profile::Block),
         // And one for the host's own boot.
         timeout: Some(TIMEOUT_A_LIFE * (u32::try_from(plan.lives.len())? + 1)),
-        pulse: Some(Arc::clone(pulse)),
+        progress: Some(Arc::clone(progress)),
         ..Request::default()
     })
 }
 
 /// Has an emulated host measure these lives, after so many guests were given up, and passes on what it says.
-type Host<'a> = dyn FnMut(Vec<Life>, u32, &Arc<Pulse>, &mut dyn FnMut(&[u8])) -> Result<i32> + 'a;
+type Host<'a> = dyn FnMut(Vec<Life>, u32, &Arc<HostProgress>, &mut dyn FnMut(&[u8])) -> Result<i32> + 'a;
 
 /// A profile that is being measured.
 struct Measuring<T: 'static> {
     name: &'static str,
     patience: Duration,
-    extracts: &'static [Extract<T>],
+    figure_defs: &'static [FigureDef<T>],
     ledger: Ledger<T>,
     begun: Instant,
 }
@@ -192,12 +192,12 @@ impl<T: DeserializeOwned> Measuring<T> {
         subjects: &[Subject],
         extent: Extent,
         parts: &[usize],
-        extracts: &'static [Extract<T>],
+        figure_defs: &'static [FigureDef<T>],
     ) -> Self {
         Self {
             name,
             patience: extent.patience,
-            extracts,
+            figure_defs,
             ledger: Ledger::new(subjects.iter().map(|subject| subject.kind), extent.runs, parts),
             begun: Instant::now(),
         }
@@ -210,12 +210,12 @@ impl<T: DeserializeOwned> Measuring<T> {
             if lives.is_empty() {
                 return Ok(());
             }
-            let pulse = Arc::new(Pulse::new(self.patience));
+            let progress = Arc::new(HostProgress::new(self.patience));
             let given_up = u32::try_from(self.ledger.given_up().len())?;
             let (mut lines, mut last_line) = (Lines::default(), String::new());
-            let ended = host(lives, given_up, &pulse, &mut |bytes| {
+            let ended = host(lives, given_up, &progress, &mut |bytes| {
                 lines.more(bytes, |line| {
-                    if !self.hear(line, &pulse) {
+                    if !self.hear(line, &progress) {
                         line.clone_into(&mut last_line);
                     }
                 });
@@ -235,13 +235,13 @@ impl<T: DeserializeOwned> Measuring<T> {
     }
 
     /// Takes note of a line of the host, and tells the user what there is to tell; whether it was one for the lab.
-    fn hear(&mut self, line: &str, pulse: &Pulse) -> bool {
+    fn hear(&mut self, line: &str, progress: &HostProgress) -> bool {
         let name = self.name;
         let heard = Line::<T>::parse(line);
         let is_for_lab = heard.is_some();
         let said = match heard {
             Some(Line::CountedMs(ms)) => {
-                pulse.counted(ms);
+                progress.counted(ms);
                 return true;
             }
             Some(Line::Begins(life)) => {
@@ -254,7 +254,7 @@ impl<T: DeserializeOwned> Measuring<T> {
             }
             Some(Line::Ended(life, outcome)) => {
                 let what = match &outcome {
-                    Ok(sample) => rounds::told(sample, self.extracts),
+                    Ok(sample) => rounds::told(sample, self.figure_defs),
                     Err(why) => format!("failed: {why}"),
                 };
                 let kind = self.ledger.ended(life, outcome);
@@ -262,7 +262,7 @@ impl<T: DeserializeOwned> Measuring<T> {
             }
             None => Some(line.trim_start_matches("lab: ").to_string()),
         };
-        pulse.line();
+        progress.line();
         if let Some(said) = said {
             progress::say(&format!("{name}: {said}"));
         }
@@ -290,7 +290,7 @@ impl<T: DeserializeOwned> Measuring<T> {
 
     fn results(self) -> Results {
         let (samples, given_up) = self.ledger.into_parts();
-        let mut results = rounds::summarise(self.name, &samples, self.extracts);
+        let mut results = rounds::summarise(self.name, &samples, self.figure_defs);
         results.given_up = given_up;
         results
     }

@@ -6,7 +6,7 @@ use super::*;
 use crate::bench::ledger::GivenUp;
 use crate::watched::{self, Limits};
 
-const EXTRACTS: [Extract<f64>; 1] = [("exit_virtual_ms", "ms", |sample| *sample)];
+const FIGURE_DEFS: [FigureDef<f64>; 1] = [("exit_virtual_ms", "ms", |sample| *sample)];
 
 /// What a host of the test is asked for: the numbers of its lives, and how many guests were given up before.
 type Asked = Vec<(Vec<usize>, u32)>;
@@ -20,9 +20,9 @@ fn measured(scripts: &[&str]) -> (Result<()>, Results, Asked) {
         patience: Duration::from_secs(2),
         timing: Timing::Deterministic,
     };
-    let mut measuring = Measuring::new("boot", &subjects, extent, &[], &EXTRACTS);
+    let mut measuring = Measuring::new("boot", &subjects, extent, &[], &FIGURE_DEFS);
     let (mut asked, mut scripts) = (Asked::new(), scripts.iter());
-    let ended = measuring.carry_out(&mut |lives, given_up, pulse, output| {
+    let ended = measuring.carry_out(&mut |lives, given_up, progress, output| {
         let numbers: Vec<_> = lives.iter().map(|life| life.number).collect();
         let words: Vec<_> = numbers.iter().map(usize::to_string).collect();
         asked.push((numbers, given_up));
@@ -31,7 +31,7 @@ fn measured(scripts: &[&str]) -> (Result<()>, Results, Asked) {
         qemu.args(["-c", script]).env("LIVES", words.join(" "));
         let limits = Limits {
             timeout: None,
-            pulse: Some(Arc::clone(pulse)),
+            progress: Some(Arc::clone(progress)),
         };
         match watched::run(&mut qemu, true, &limits, output) {
             Ok(()) => Ok(0),

@@ -16,7 +16,7 @@ use husk_tests::share::FileServer;
 
 use super::emulated::{Extent, Profile};
 use super::parts::{Figures, InParts};
-use super::rounds::Extract;
+use super::rounds::FigureDef;
 use super::subject::{Guest, Kind, Share, Subject, TAG};
 use super::{Results, footprint, parts, scripted};
 use crate::paths::Lab;
@@ -29,7 +29,7 @@ const PACE: Duration = Duration::from_millis(50);
 const SETTLE: Duration = Duration::from_millis(5500);
 
 const IMAGE: &str = "fs.cpio";
-const FIGURES: [Extract<Figures>; 18] = parts::figures_of![
+const FIGURES: [FigureDef<Figures>; 18] = parts::figures_of![
     "read_mib_s_1m_buffered" in "MiB/s",
     "read_mib_s_4k_buffered" in "MiB/s",
     "read_mib_s_1m_direct" in "MiB/s",

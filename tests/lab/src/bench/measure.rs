@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use husk_benches::MARK;
 
-use super::broken::Broken;
+use super::broken::GuestFailure;
 use crate::command::typed;
 use crate::sys;
 
@@ -112,14 +112,14 @@ fn observe<T>(start: Start, limit: Duration, look: impl FnOnce(&mut Run) -> Resu
     end(&mut run.child);
     let said = collected(reader);
     // A VMM may boot its guest again, and all is well as far as it knows.
-    let seen = match Broken::find(&String::from_utf8_lossy(&said)) {
+    let seen = match GuestFailure::find(&String::from_utf8_lossy(&said)) {
         Some(panicked) => Err(panicked.into()),
         None => seen,
     };
     let complained = fs::read(&complaints).unwrap_or_default();
     seen.map_err(|error| {
         let words = last_words(&[complained, said]);
-        match error.is::<Broken>() {
+        match error.is::<GuestFailure>() {
             true => error,
             false => anyhow!("{error:#}{words}"),
         }
@@ -247,7 +247,7 @@ mod tests {
         let panic = "echo '[ 1.5] Kernel panic - not syncing: Fatal exception in interrupt'; echo booting again";
         for script in [panic.to_string(), format!("{panic}; printf '\\002'")] {
             let error = life(shell(&script, folder.path()), LIMIT).unwrap_err();
-            let panicked = error.downcast_ref::<Broken>().expect("a panic");
+            let panicked = error.downcast_ref::<GuestFailure>().expect("a panic");
             assert!(
                 panicked
                     .to_string()

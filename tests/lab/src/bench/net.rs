@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::emulated::{Extent, Profile, Session};
 use super::net_host::{HostSide, LIMIT, host_side};
-use super::rounds::Extract;
+use super::rounds::FigureDef;
 use super::subject::{Guest, Subject};
 use super::{Results, scripted};
 use crate::paths::Lab;
@@ -44,7 +44,7 @@ pub struct Talk {
     to_guest_us_per_datagram: f64,
 }
 
-const FIGURES: [Extract<Talk>; 5] = [
+const FIGURES: [FigureDef<Talk>; 5] = [
     ("to_host_us_per_mib", "virtual µs", |talk| talk.to_host_us_per_mib),
     ("to_guest_us_per_mib", "virtual µs", |talk| talk.to_guest_us_per_mib),
     ("exchange_us", "virtual µs", |talk| talk.exchange_us),
@@ -86,7 +86,7 @@ pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent) -> Result<Results
         files: vec![scripted::image(lab, &guest_init, IMAGE, &script())?],
         guest_init,
         parts: Vec::new(),
-        extracts: &FIGURES,
+        figure_defs: &FIGURES,
     };
     session.run(lab)
 }

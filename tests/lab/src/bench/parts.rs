@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::emulated::{Extent, Profile, Session};
-use super::rounds::Extract;
+use super::rounds::FigureDef;
 use super::subject::{Guest, Kind, Subject};
 use super::{Results, scripted};
 use crate::paths::Lab;
@@ -26,7 +26,7 @@ pub struct InParts<P: 'static> {
     /// The parts that there are.
     pub all: &'static [P],
     /// The figures of all of them.
-    pub figures: &'static [Extract<Figures>],
+    pub figures: &'static [FigureDef<Figures>],
 }
 
 impl<P: Display> InParts<P> {
@@ -44,7 +44,7 @@ impl<P: Display> InParts<P> {
             files: vec![scripted::image(lab, &guest_init, self.image, &script(&self.commands))?],
             guest_init,
             parts: places(self.all, chosen),
-            extracts: self.figures,
+            figure_defs: self.figures,
         };
         session.run(lab)
     }

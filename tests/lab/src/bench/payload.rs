@@ -5,12 +5,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use husk_benches::Then;
+use husk_benches::GuestAction;
 
 use super::Results;
 use super::footprint::{self, Footprint};
 use super::measure::{self, Life};
-use super::rounds::{self, Extract, Samples};
+use super::rounds::{self, FigureDef, Samples};
 use super::subject::{Guest, Subject};
 use crate::progress;
 
@@ -32,15 +32,15 @@ const DISK_BYTES: u64 = 64 << 20;
 /// The payload cannot be written.
 pub fn startup(subjects: &[Subject], runs: u32) -> Result<Results> {
     let scratch = tempfile::tempdir()?;
-    let guest = guest(scratch.path(), Then::PowerOff)?;
+    let guest = guest(scratch.path(), GuestAction::PowerOff)?;
     let samples = each("startup", subjects, runs, |subject| {
         measure::life(subject.start(&guest, scratch.path())?, LIMIT)
     })?;
-    let extracts: [Extract<Life>; 2] = [
+    let figure_defs: [FigureDef<Life>; 2] = [
         ("first_instruction_ms", "ms", |life| life.mark.as_secs_f64() * 1e3),
         ("exit_ms", "ms", |life| life.exit.as_secs_f64() * 1e3),
     ];
-    Ok(rounds::summarise("startup", &samples, &extracts))
+    Ok(rounds::summarise("startup", &samples, &figure_defs))
 }
 
 /// What a process holds beside guest RAM, with a serial port, a disk and a random number generator; the floor has no devices.
@@ -52,11 +52,11 @@ pub fn memory(subjects: &[Subject], runs: u32) -> Result<Results> {
     let samples = each("memory", subjects, runs, |subject| {
         halted(subject, SETTLE, |process| footprint::read(process, MEMORY_MIB))
     })?;
-    let extracts: [Extract<Footprint>; 2] = [
+    let figure_defs: [FigureDef<Footprint>; 2] = [
         ("private_kib", "KiB", |footprint| footprint.private_kib as f64),
         ("page_table_kib", "KiB", |footprint| footprint.page_table_kib as f64),
     ];
-    Ok(rounds::summarise("memory", &samples, &extracts))
+    Ok(rounds::summarise("memory", &samples, &figure_defs))
 }
 
 /// Takes a `look` at the folder below `/proc` of `subject`'s process, with a disk and a random number generator, when its guest has halted
@@ -71,7 +71,7 @@ pub fn halted<T>(subject: &Subject, settle: Duration, look: impl FnOnce(&Path) -
     File::create(&disk)?.set_len(DISK_BYTES)?;
     let guest = Guest {
         disk: Some(disk),
-        ..guest(scratch.path(), Then::Halt)?
+        ..guest(scratch.path(), GuestAction::Halt)?
     };
     measure::at_rest(subject.start(&guest, scratch.path())?, settle, LIMIT, look)
 }
@@ -94,9 +94,9 @@ fn each<T>(
     })
 }
 
-fn guest(scratch: &Path, then: Then) -> Result<Guest> {
+fn guest(scratch: &Path, action: GuestAction) -> Result<Guest> {
     let kernel = scratch.join("payload.elf");
-    fs::write(&kernel, husk_benches::elf(then)).with_context(|| format!("cannot write {}", kernel.display()))?;
+    fs::write(&kernel, husk_benches::elf(action)).with_context(|| format!("cannot write {}", kernel.display()))?;
     Ok(Guest {
         kernel,
         initramfs: None,

@@ -22,9 +22,9 @@ use serde_json::json;
 
 use super::Results;
 use super::boot;
-use super::broken::Broken;
+use super::broken::GuestFailure;
 use super::emulated::{Extent, Profile, Session};
-use super::rounds::{Extract, told};
+use super::rounds::{FigureDef, told};
 use super::subject::{Kind, Room, Subject};
 use crate::kernel::HOST_KERNEL;
 use crate::paths::Lab;
@@ -73,7 +73,7 @@ pub struct Latencies {
 
 const UNIT: &str = "virtual_ms";
 
-const FIGURES: [Extract<Latencies>; 11] = [
+const FIGURES: [FigureDef<Latencies>; 11] = [
     ("vcpu_1_online", UNIT, |ms| number(ms.vcpu_1_online)),
     ("vcpu_8_online", UNIT, |ms| number(ms.vcpu_8_online)),
     ("vcpu_1_gone", UNIT, |ms| number(ms.vcpu_1_gone)),
@@ -109,7 +109,7 @@ pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent) -> Result<Results
         files: vec![boot::image(lab, &guest_init)?],
         guest_init,
         parts: Vec::new(),
-        extracts: &FIGURES,
+        figure_defs: &FIGURES,
     };
     session.run(lab)
 }
@@ -150,7 +150,7 @@ type Measure = fn(&mut Running, &mut Latencies) -> Result<()>;
 fn had<T>(kind: Kind, what: &str, measured: Result<T>) -> Result<Option<T>> {
     match measured {
         Ok(value) => Ok(Some(value)),
-        Err(error) if error.is::<Broken>() => Err(error.context(what.to_string())),
+        Err(error) if error.is::<GuestFailure>() => Err(error.context(what.to_string())),
         Err(error) => {
             println!("{}: no {what}: {error:#}", kind.name());
             Ok(None)
@@ -191,7 +191,7 @@ fn with_pod<T>(subject: &Subject, scratch: &Path, measure: impl FnOnce(&mut Runn
 
 /// A guest's panic, or its silence, in place of what came of it.
 fn judged(output: &str, error: anyhow::Error) -> anyhow::Error {
-    Broken::find(output).map_or_else(|| Broken::silent(error), Into::into)
+    GuestFailure::find(output).map_or_else(|| GuestFailure::silent(error), Into::into)
 }
 
 fn shape() -> Shape {
@@ -364,7 +364,7 @@ fn ms(since: Instant) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use husk_tests::pod::Silent;
+    use husk_tests::pod::AgentTimeout;
 
     use super::*;
 
@@ -388,18 +388,18 @@ mod tests {
         let peer = |measured: Result<f64>| had(Kind::CloudHypervisor, "vcpu_1_gone", measured);
         assert_eq!(peer(Err(error())).unwrap(), None);
         assert_eq!(peer(Ok(1.0)).unwrap(), Some(1.0));
-        let panicked = Broken::find("Kernel panic - not syncing: stack").unwrap();
-        assert!(peer(Err(panicked.into())).unwrap_err().is::<Broken>());
+        let panicked = GuestFailure::find("Kernel panic - not syncing: stack").unwrap();
+        assert!(peer(Err(panicked.into())).unwrap_err().is::<GuestFailure>());
     }
 
     #[test]
     fn a_guest_that_panicked_or_never_came_up_is_told_from_one_that_was_not_resized() {
         let error = || anyhow::anyhow!("1 GiB back: not within 60 s");
         let said = "[ 1.5] Kernel panic - not syncing: Fatal exception in interrupt\n";
-        assert!(judged(said, error()).is::<Broken>());
-        assert!(!judged("", error()).is::<Broken>());
-        let silent = judged("", Silent::new("no agent after 9 tries").into());
-        assert!(silent.is::<Broken>());
+        assert!(judged(said, error()).is::<GuestFailure>());
+        assert!(!judged("", error()).is::<GuestFailure>());
+        let silent = judged("", AgentTimeout::new("no agent after 9 tries").into());
+        assert!(silent.is::<GuestFailure>());
         assert_eq!(silent.to_string(), "no agent after 9 tries");
     }
 }

@@ -10,7 +10,7 @@ use super::figures::Figure;
 use super::subject::{Kind, Subject};
 
 /// A figure to be made of every sample: its name, its unit and its value.
-pub type Extract<T> = (&'static str, &'static str, fn(&T) -> f64);
+pub type FigureDef<T> = (&'static str, &'static str, fn(&T) -> f64);
 
 /// One subject's turn in a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,9 +119,9 @@ fn turns(subjects: usize, round: u32) -> Vec<usize> {
 }
 
 /// Makes figures of samples, figure by figure.
-pub fn summarise<T>(profile: &str, samples: &[Samples<T>], extracts: &[Extract<T>]) -> Results {
+pub fn summarise<T>(profile: &str, samples: &[Samples<T>], figure_defs: &[FigureDef<T>]) -> Results {
     let mut results = Results::default();
-    for (figure, unit, value) in extracts {
+    for (figure, unit, value) in figure_defs {
         for samples in samples {
             // What a subject cannot do is no number.
             let values = samples.values.iter().map(value).filter(|value| value.is_finite());
@@ -136,8 +136,8 @@ pub fn summarise<T>(profile: &str, samples: &[Samples<T>], extracts: &[Extract<T
 }
 
 /// The figures of one sample, each with its unit.
-pub fn told<T>(sample: &T, extracts: &[Extract<T>]) -> String {
-    let values = extracts
+pub fn told<T>(sample: &T, figure_defs: &[FigureDef<T>]) -> String {
+    let values = figure_defs
         .iter()
         .map(|(figure, unit, value)| (figure, unit, value(sample)));
     let figures = values
@@ -229,13 +229,13 @@ mod tests {
 
     #[test]
     fn a_sample_is_told_with_its_units() {
-        let extracts: [Extract<(f64, f64)>; 3] = [
+        let figure_defs: [FigureDef<(f64, f64)>; 3] = [
             ("init_virtual_ms", "ms", |s| s.0),
             ("to_guest", "MiB/s", |s| s.1),
             ("returned", "KiB", |_| f64::NAN),
         ];
         assert_eq!(
-            told(&(1306.254, 93.8), &extracts),
+            told(&(1306.254, 93.8), &figure_defs),
             "init_virtual_ms 1306.25 ms, to_guest 93.80 MiB/s"
         );
     }

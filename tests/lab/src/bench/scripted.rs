@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use husk_guest::{Answer, PREFIX, Step, step};
 use husk_tests::end_of;
 
-use super::broken::Broken;
+use super::broken::GuestFailure;
 use super::measure::{Start, collected, end};
 use super::subject::Guest;
 use crate::archive::Archive;
@@ -78,19 +78,19 @@ pub fn run<T>(
     });
     let host = beside(&mut child.0).and_then(|host| {
         let end = end_of(&mut child.0, limit)?.context("it does not end");
-        end.map_err(|error| Broken::asleep(child.0.id(), error))?;
+        end.map_err(|error| GuestFailure::asleep(child.0.id(), error))?;
         Ok(host)
     });
     drop(child);
     let said = String::from_utf8_lossy(&collected(reader)).into_owned();
-    if let Some(panicked) = Broken::find(&said) {
+    if let Some(panicked) = GuestFailure::find(&said) {
         return Err(panicked.into());
     }
     let complained = fs::read_to_string(&start.complaints).unwrap_or_default();
     let words = || format!("{}{complained}", tail(&said));
     // A broken guest is told as it is.
     let host = host.map_err(|error| {
-        if error.is::<Broken>() {
+        if error.is::<GuestFailure>() {
             error
         } else {
             error.context(words())

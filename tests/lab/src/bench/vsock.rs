@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use husk_guest::raw::{PORT, Wish};
+use husk_guest::raw::{PORT, StreamRequest};
 use husk_guest::{Step, step};
 use serde::{Deserialize, Serialize};
 
 use super::Results;
 use super::emulated::{Extent, Profile, Session};
 use super::measure::during;
-use super::rounds::Extract;
+use super::rounds::FigureDef;
 use super::subject::{Guest, Subject};
 use crate::kernel::HOST_KERNEL;
 use crate::paths::Lab;
@@ -48,7 +48,7 @@ pub struct Rates {
     dials: f64,
 }
 
-const FIGURES: [Extract<Rates>; 5] = [
+const FIGURES: [FigureDef<Rates>; 5] = [
     ("to_guest_mib_s", "MiB/s", |rates| rates.to_guest),
     ("from_guest_mib_s", "MiB/s", |rates| rates.from_guest),
     ("from_guest_by_16_mib_s", "MiB/s", |rates| rates.from_guest_by_many),
@@ -69,7 +69,7 @@ pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent) -> Result<Results
         guest_init: super::guest_init(lab)?,
         files: Vec::new(),
         parts: Vec::new(),
-        extracts: &FIGURES,
+        figure_defs: &FIGURES,
     };
     session.run(lab)
 }
@@ -135,9 +135,9 @@ fn dial(socket: &Path) -> Result<UnixStream> {
     Ok(stream)
 }
 
-fn wish(socket: &Path, wish: Wish) -> Result<UnixStream> {
+fn request(socket: &Path, request: StreamRequest) -> Result<UnixStream> {
     let mut stream = dial(socket)?;
-    wish.write(&mut stream)?;
+    request.write(&mut stream)?;
     Ok(stream)
 }
 
@@ -148,7 +148,7 @@ fn mib_per_second(bytes: u64, time: Duration) -> f64 {
 
 /// Host to guest.
 fn give(socket: &Path, bytes: u64) -> Result<f64> {
-    let mut stream = wish(socket, Wish::Take(bytes))?;
+    let mut stream = request(socket, StreamRequest::Take(bytes))?;
     let chunk = vec![0; CHUNK];
     let start = Instant::now();
     for _ in 0..bytes / CHUNK as u64 {
@@ -161,7 +161,7 @@ fn give(socket: &Path, bytes: u64) -> Result<f64> {
 /// Guest to host.
 fn take(socket: &Path, bytes: u64) -> Result<f64> {
     let start = Instant::now();
-    let mut stream = wish(socket, Wish::Give(bytes))?;
+    let mut stream = request(socket, StreamRequest::Give(bytes))?;
     drain(&mut stream, bytes)?;
     Ok(mib_per_second(bytes, start.elapsed()))
 }
@@ -171,7 +171,7 @@ fn take_by_many(socket: &Path) -> Result<f64> {
     let bytes = BULK / STREAMS as u64;
     let start = Instant::now();
     let streams: Vec<_> = (0..STREAMS)
-        .map(|_| wish(socket, Wish::Give(bytes)))
+        .map(|_| request(socket, StreamRequest::Give(bytes)))
         .collect::<Result<_>>()?;
     let readers = streams
         .into_iter()
@@ -194,7 +194,7 @@ fn drain(stream: &mut UnixStream, bytes: u64) -> Result<()> {
 
 /// A byte there and back, in microseconds.
 fn round_trip(socket: &Path) -> Result<f64> {
-    let mut stream = wish(socket, Wish::Echo)?;
+    let mut stream = request(socket, StreamRequest::Echo)?;
     let mut byte = [7];
     let start = Instant::now();
     for _ in 0..ROUND_TRIPS {
@@ -208,7 +208,7 @@ fn round_trip(socket: &Path) -> Result<f64> {
 fn dials(socket: &Path) -> Result<f64> {
     let start = Instant::now();
     for _ in 0..DIALS {
-        let mut stream = wish(socket, Wish::Echo)?;
+        let mut stream = request(socket, StreamRequest::Echo)?;
         stream.write_all(&[7])?;
         stream.read_exact(&mut [0])?;
     }

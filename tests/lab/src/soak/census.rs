@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 /// What pods could leave behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Census {
+pub struct ResourceCensus {
     /// User processes, by name. Kernel threads are not counted: they come and go.
     pub processes: Vec<String>,
     /// Unix sockets of all processes in this network namespace.
@@ -25,7 +25,7 @@ pub struct Census {
     pub files: Vec<String>,
 }
 
-impl Census {
+impl ResourceCensus {
     /// Counts. `pods` is where the pods have their folders.
     ///
     /// # Errors
@@ -143,9 +143,9 @@ mod tests {
     #[test]
     fn only_what_is_more_is_left_behind() {
         let folder = tempfile::tempdir().unwrap();
-        let before = Census::take(folder.path()).unwrap();
+        let before = ResourceCensus::take(folder.path()).unwrap();
         assert_eq!(before.more_than(&before), Vec::<String>::new());
-        let after = Census {
+        let after = ResourceCensus {
             processes: [before.processes.clone(), vec!["husk".into()]].concat(),
             sockets: before.sockets + 2,
             descriptors: before.descriptors.saturating_sub(1),

@@ -14,7 +14,7 @@ use husk_tests::pod::Pod;
 use husk_tests::resize::{Resizing, Size};
 use husk_tests::share::FileServer;
 
-use super::census::{Census, available_kib, cost_per_pod};
+use super::census::{ResourceCensus, available_kib, cost_per_pod};
 use super::phases::Phases;
 use super::resizes;
 
@@ -85,7 +85,7 @@ pub fn run(arguments: &LivesArgs) -> Result<()> {
         println!("{described}: lived; {} MiB available", free / 1024);
         // The first pod is the one that allocates what this process and the host keep.
         if before.is_none() {
-            before = Some(Census::take(folder.path())?);
+            before = Some(ResourceCensus::take(folder.path())?);
         }
         available.push(free);
     }
@@ -227,12 +227,12 @@ fn exec(pod: &Pod) -> Result<()> {
 }
 
 /// What there is more of than before. Kernels tear some of it down a moment after the process, so this looks again for a while.
-pub(super) fn left_behind(before: &Census, folder: &Path) -> Result<Vec<String>> {
+pub(super) fn left_behind(before: &ResourceCensus, folder: &Path) -> Result<Vec<String>> {
     for _ in 0..100 {
-        if Census::take(folder)?.more_than(before).is_empty() {
+        if ResourceCensus::take(folder)?.more_than(before).is_empty() {
             return Ok(Vec::new());
         }
         thread::sleep(Duration::from_millis(100));
     }
-    Ok(Census::take(folder)?.more_than(before))
+    Ok(ResourceCensus::take(folder)?.more_than(before))
 }

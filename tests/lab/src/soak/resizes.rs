@@ -17,7 +17,7 @@ use husk_tests::pod::Pod;
 use husk_tests::resize::{Resizing, Size};
 use husk_tests::share::FileServer;
 
-use super::census::Census;
+use super::census::ResourceCensus;
 use super::lives::left_behind;
 use super::phases::Phases;
 use super::plan::{Action, Plan, State};
@@ -40,7 +40,7 @@ pub fn run(guest: &Path, count: u32, seed: u64) -> Result<()> {
     let folder = tempfile::tempdir().context("no folder for the pod")?;
     // The first pod is the one that allocates what this process and the host keep.
     Subject::start(guest, &folder.path().join("first"))?.end()?;
-    let before = Census::take(folder.path())?;
+    let before = ResourceCensus::take(folder.path())?;
     let mut phases = Phases::default();
     let lived = live(guest, &folder.path().join("pod"), count, seed, &mut phases);
     println!("\n{phases}");

@@ -33,7 +33,7 @@ pub trait Vcpus: Plug<Unit = ()> {
 /// What the guest has been asked for, and what it has answered.
 #[derive(Debug, Default)]
 pub struct CpuResize {
-    asked: Vec<Asked>,
+    in_flight: Vec<PendingSlot>,
     /// vCPUs that the guest has taken and not started yet.
     starting: BTreeMap<u32, Starting>,
     /// How many there should be, as long as it is not known whether there will.
@@ -69,7 +69,7 @@ impl Starting {
 }
 
 #[derive(Debug)]
-struct Asked {
+struct PendingSlot {
     slot: u32,
     comes: bool,
     receiver: OutcomeReceiver,
@@ -109,11 +109,14 @@ impl CpuResize {
         while count(cpus) < wanted {
             let Some((slot, state)) = cpus.lowest_free() else { break };
             let receiver = cpus.fill(slot, ())?;
-            let removal = self.asked.iter().rfind(|asked| asked.slot == slot && !asked.comes);
+            let removal = self
+                .in_flight
+                .iter()
+                .rfind(|in_flight| in_flight.slot == slot && !in_flight.comes);
             if let (State::Asked { seen: true, .. }, Some(removal)) = (state, removal) {
                 self.reversed.insert(slot, removal.since);
             }
-            self.ask(slot, true, receiver, now);
+            self.track_request(slot, true, receiver, now);
             filled.push(slot);
         }
         Ok(())
@@ -121,12 +124,12 @@ impl CpuResize {
 
     fn empty<V: Vcpus>(&mut self, cpus: &mut Hotplug<V>, slot: u32, now: Instant) -> Result<(), HotplugError> {
         let receiver = cpus.remove(slot)?;
-        self.ask(slot, false, receiver, now);
+        self.track_request(slot, false, receiver, now);
         Ok(())
     }
 
-    fn ask(&mut self, slot: u32, comes: bool, receiver: OutcomeReceiver, since: Instant) {
-        self.asked.push(Asked {
+    fn track_request(&mut self, slot: u32, comes: bool, receiver: OutcomeReceiver, since: Instant) {
+        self.in_flight.push(PendingSlot {
             slot,
             comes,
             receiver,
@@ -143,10 +146,10 @@ impl CpuResize {
             Vec::new()
         });
         let now = Instant::now();
-        for asked in std::mem::take(&mut self.asked) {
-            match asked.receiver.wait(now) {
-                Outcome::TimedOut => self.asked.push(asked),
-                outcome => self.answered(&asked, outcome, changes),
+        for in_flight in std::mem::take(&mut self.in_flight) {
+            match in_flight.receiver.wait(now) {
+                Outcome::TimedOut => self.in_flight.push(in_flight),
+                outcome => self.answered(&in_flight, outcome, changes),
             }
         }
         self.starting.retain(|slot, starting| {
@@ -169,8 +172,8 @@ impl CpuResize {
     /// more.
     fn tell_reversed<V: Vcpus>(&mut self, cpus: &Hotplug<V>, reaped: &[u32], now: Instant, changes: &mut Vec<Change>) {
         let is_asked = |slot: u32| {
-            let last = self.asked.iter().rfind(|asked| asked.slot == slot);
-            last.is_some_and(|asked| !asked.comes)
+            let last = self.in_flight.iter().rfind(|in_flight| in_flight.slot == slot);
+            last.is_some_and(|in_flight| !in_flight.comes)
         };
         let is_told = |slot: u32, changes: &[Change]| {
             changes
@@ -198,7 +201,7 @@ impl CpuResize {
     /// Once nothing is to be waited for, there are as many as there should be, or somebody has said why not: a vCPU that the guest let go of,
     /// and that the host could not make again, comes to nothing without a word of the guest.
     fn settle<V: Vcpus>(&mut self, cpus: &mut Hotplug<V>, now: Instant, changes: &mut Vec<Change>) {
-        let Some(wanted) = self.wanted.filter(|_| self.asked.is_empty()) else {
+        let Some(wanted) = self.wanted.filter(|_| self.in_flight.is_empty()) else {
             return;
         };
         if count(cpus) < wanted && self.refusals.is_empty() && self.tries_again(cpus, wanted, now) {
@@ -234,21 +237,21 @@ impl CpuResize {
         true
     }
 
-    fn answered(&mut self, asked: &Asked, outcome: Outcome, changes: &mut Vec<Change>) {
-        let took = asked.receiver.latency().unwrap_or_default();
-        match (outcome, asked.comes) {
+    fn answered(&mut self, in_flight: &PendingSlot, outcome: Outcome, changes: &mut Vec<Change>) {
+        let took = in_flight.receiver.latency().unwrap_or_default();
+        match (outcome, in_flight.comes) {
             (Outcome::Accepted, true) => {
                 self.present.add(took);
-                let since = asked.since;
-                self.starting.insert(asked.slot, Starting { since, begun: None });
-                changes.push(Change::VcpuPresent(asked.slot, took));
+                let since = in_flight.since;
+                self.starting.insert(in_flight.slot, Starting { since, begun: None });
+                changes.push(Change::VcpuPresent(in_flight.slot, took));
             }
             (Outcome::Accepted, false) => {
                 self.gone.add(took);
-                changes.push(Change::VcpuGone(asked.slot, took));
+                changes.push(Change::VcpuGone(in_flight.slot, took));
             }
-            (Outcome::Refused { ost }, comes) => self.refuse(asked.slot, comes, Why::Code(ost), took, changes),
-            (Outcome::Unproven, comes) => self.refuse(asked.slot, comes, Why::Unproven, took, changes),
+            (Outcome::Refused { ost }, comes) => self.refuse(in_flight.slot, comes, Why::Code(ost), took, changes),
+            (Outcome::Unproven, comes) => self.refuse(in_flight.slot, comes, Why::Unproven, took, changes),
             (Outcome::Withdrawn | Outcome::TimedOut, _) => {}
         }
     }
@@ -281,8 +284,11 @@ impl CpuResize {
     /// What the guest has not answered.
     pub fn pending(&self) -> Option<String> {
         let named = |comes| {
-            let slots = self.asked.iter().filter(|asked| asked.comes == comes);
-            slots.map(|asked| asked.slot.to_string()).collect::<Vec<_>>().join(" ")
+            let slots = self.in_flight.iter().filter(|in_flight| in_flight.comes == comes);
+            slots
+                .map(|in_flight| in_flight.slot.to_string())
+                .collect::<Vec<_>>()
+                .join(" ")
         };
         let (come, go) = (named(true), named(false));
         match (come.is_empty(), go.is_empty()) {
@@ -293,11 +299,11 @@ impl CpuResize {
         }
     }
 
-    /// When to look again for a vCPU that the guest is about to start, though nobody has news of it.
+    /// When to look again for a vCPU that the guest is about to start, though nothing wakes whoever looks.
     pub fn poll(&self, now: Instant) -> Option<Duration> {
         let starting = self.starting.values().filter_map(|starting| starting.pause(now));
-        // What the guest has been asked comes first, and is news.
-        let again = self.failing.filter(|_| self.asked.is_empty());
+        // What the guest has been asked comes first, and its answer is a wakeup.
+        let again = self.failing.filter(|_| self.in_flight.is_empty());
         starting.chain(again.map(|_| LOOK_FIRST)).min()
     }
 

@@ -11,7 +11,7 @@ use husk_hotplug::{Hotplug, Plug, PlugError};
 
 use super::super::hotplug::Slots;
 use super::ResizeError;
-use crate::beside::Beside;
+use crate::background::BackgroundTask;
 use crate::memory::{AddressSpace, Kind, MemoryError, Region};
 
 /// Slots for DIMMs: a shim that adds one for each container needs one for each.
@@ -34,7 +34,7 @@ pub struct DimmPlug {
     waker: Waker,
     regions: BTreeMap<u32, Region>,
     /// DIMMs that the guest has let go of, and where they were, on their way to the host.
-    pub(super) leaving: BTreeMap<u32, (Extent, Beside<()>)>,
+    pub(super) leaving: BTreeMap<u32, (Extent, BackgroundTask<()>)>,
     /// Those that were never the guest's and are not wanted any more, until the host has them again.
     unwanted: Vec<Unwanted>,
     /// Those that KVM does not give back, and why.
@@ -46,21 +46,21 @@ enum Unwanted {
     /// The host is still finding its pages.
     Found(Readying),
     /// It goes back to the host.
-    Given(Beside<()>),
+    Given(BackgroundTask<()>),
 }
 
 /// A DIMM to be.
 pub enum NewDimm {
-    /// Of so many bytes.
+    /// Memory of so many bytes, a multiple of the DIMM unit, which is mapped when the slot is filled.
     Bytes(u64),
-    /// Its pages are there.
+    /// Memory that has been mapped already, and whose pages the host has found if `prefault` asks for them.
     Ready(Region),
 }
 
 /// A DIMM whose pages the host is to find before the guest hears of it.
 pub(super) struct Readying {
     pub bytes: u64,
-    pub region: Beside<Result<Region, MemoryError>>,
+    pub region: BackgroundTask<Result<Region, MemoryError>>,
 }
 
 impl DimmPlug {
@@ -86,13 +86,13 @@ impl DimmPlug {
     }
 
     /// Of a DIMM that is not wanted any more: it goes back to the host once that has found its pages.
-    pub(super) fn discard(&mut self, readying: Readying) {
+    pub(super) fn abandon(&mut self, readying: Readying) {
         self.unwanted.push(Unwanted::Found(readying));
     }
 
     /// For how many the host is still finding pages.
     #[cfg(test)]
-    pub(super) fn discarded(&self) -> usize {
+    pub(super) fn abandoned(&self) -> usize {
         let found = |unwanted: &&Unwanted| matches!(unwanted, Unwanted::Found(_));
         self.unwanted.iter().filter(found).count()
     }
@@ -101,12 +101,12 @@ impl DimmPlug {
     pub(super) fn collect_unwanted(&mut self) {
         for unwanted in std::mem::take(&mut self.unwanted) {
             match unwanted {
-                Unwanted::Given(given) if given.take().is_some() => {}
-                Unwanted::Found(readying) => match readying.region.take() {
+                Unwanted::Given(given) if given.take_result().is_some() => {}
+                Unwanted::Found(readying) => match readying.region.take_result() {
                     None => self.unwanted.push(Unwanted::Found(readying)),
                     // Without a thread it goes here.
                     Some(Ok(region)) => {
-                        let given = Beside::begin(self.waker.clone(), move || drop(region));
+                        let given = BackgroundTask::spawn(self.waker.clone(), move || drop(region));
                         self.unwanted.extend(given.map(Unwanted::Given));
                     }
                     // There is nothing to give back.
@@ -121,7 +121,7 @@ impl DimmPlug {
     pub(super) fn ready(&self, bytes: u64) -> Result<Readying, ResizeError> {
         let region = self.space.grow(Kind::Dimm, bytes)?;
         let work = move || region.prefault().map(|()| region);
-        let region = Beside::begin(self.waker.clone(), work).map_err(ResizeError::NoThread)?;
+        let region = BackgroundTask::spawn(self.waker.clone(), work).map_err(ResizeError::NoThread)?;
         Ok(Readying { bytes, region })
     }
 }
@@ -148,7 +148,7 @@ impl Plug for DimmPlug {
             match region.withdraw() {
                 Ok(withdrawn) => {
                     // Without a thread they go here, as `withdrawn` does.
-                    if let Ok(given) = Beside::begin(self.waker.clone(), move || drop(withdrawn)) {
+                    if let Ok(given) = BackgroundTask::spawn(self.waker.clone(), move || drop(withdrawn)) {
                         self.leaving.insert(slot, (extent, given));
                     }
                 }
@@ -159,7 +159,10 @@ impl Plug for DimmPlug {
                 }
             }
         }
-        let gone = self.leaving.get(&slot).is_none_or(|(_, given)| given.take().is_some());
+        let gone = self
+            .leaving
+            .get(&slot)
+            .is_none_or(|(_, given)| given.take_result().is_some());
         if gone {
             self.leaving.remove(&slot);
         }

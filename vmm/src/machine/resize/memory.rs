@@ -4,8 +4,8 @@
 //! kill its own processes on the way. So a DIMM is at most [`STEP`] times what the guest has already, and the next one comes when it
 //! has that. virtio-mem needs no such care: the driver takes a block after the other, and stops when it cannot.
 //!
-//! Of a guest that shrinks no more is asked than it says that it can spare ([`Spare`]), and nothing any more once it
-//! has said that it killed a process for want of memory.
+//! Of a guest that shrinks no more is asked than it says that it can spare ([`ShrinkLimit`]), and nothing any more once
+//! it has said that it killed a process for want of memory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use super::dimms::{DIMMS, DimmPlug, Dimms, NewDimm, Readying, filled};
 use super::retry::Retry;
-use super::spare::{Says, Spare, Word};
+use super::shrink_limit::{AvailableMemory, MinimumSize, ShrinkLimit};
 use super::{Change, Latency, Refusal, ResizeError, Why, millis};
 use crate::memory::{AddressSpace, Kind, MemoryError, Region, Step};
 
@@ -55,7 +55,7 @@ pub struct MemoryResize {
     /// The last resize asked for it, and it has not come to its end.
     since: Option<Instant>,
     /// One DIMM at a time: each is proven before the next.
-    asked: Option<Asked>,
+    in_flight: Option<PendingSlot>,
     /// The one that comes next, where all its pages are to be there first.
     readying: Option<Readying>,
     /// It has to wait for the place of one that the host has not again yet.
@@ -63,22 +63,22 @@ pub struct MemoryResize {
     /// The guest has less than when it was looked at last, and the host has not all of that again.
     is_leaving: bool,
     /// KVM has not given back what the guest has let go of: it is asked again.
-    is_kept: bool,
+    has_unreturned_dimm: bool,
     /// What was there when it was looked at last.
-    seen: u64,
+    reported_bytes: u64,
     /// When the driver of virtio-mem is told to try again.
     retry: Retry,
     /// What the guest can do without.
-    spare: Spare,
+    shrink_limit: ShrinkLimit,
     /// What is asked for of `wanted` at present: more than that as long as the guest cannot spare the rest.
-    goal: u64,
+    goal_bytes: u64,
     /// Why it is more.
-    held: Option<String>,
+    held_reason: Option<String>,
     refusals: Vec<Refusal>,
     /// DIMMs that the guest did not let go of, since they were filled: others are asked for before them.
-    kept: BTreeSet<u32>,
+    refused_slots: BTreeSet<u32>,
     /// What it said of those that the last resize has asked for, as long as others may go in their place.
-    keeps: BTreeMap<u32, Refusal>,
+    open_refusals: BTreeMap<u32, Refusal>,
     /// Of each DIMM, by the guest's own word.
     present: Latency,
     gone: Latency,
@@ -88,7 +88,7 @@ pub struct MemoryResize {
 }
 
 #[derive(Debug)]
-struct Asked {
+struct PendingSlot {
     slot: u32,
     bytes: u64,
     comes: bool,
@@ -109,19 +109,19 @@ impl MemoryResize {
             blocks,
             wanted: 0,
             since: None,
-            asked: None,
+            in_flight: None,
             readying: None,
             is_held_up: false,
             is_leaving: false,
-            is_kept: false,
-            seen: 0,
+            has_unreturned_dimm: false,
+            reported_bytes: 0,
             retry: Retry::default(),
-            spare: Spare::default(),
-            goal: 0,
-            held: None,
+            shrink_limit: ShrinkLimit::default(),
+            goal_bytes: 0,
+            held_reason: None,
             refusals: Vec::new(),
-            kept: BTreeSet::new(),
-            keeps: BTreeMap::new(),
+            refused_slots: BTreeSet::new(),
+            open_refusals: BTreeMap::new(),
             present: Latency::default(),
             gone: Latency::default(),
             plugged: Latency::default(),
@@ -130,8 +130,8 @@ impl MemoryResize {
     }
 
     /// The same, of a guest of which `guest` says what it has available.
-    pub fn heeding(mut self, guest: Option<impl Says + 'static>) -> Self {
-        self.spare = Spare::new(guest.map(|guest| Box::new(guest) as Box<dyn Says>));
+    pub fn with_available_memory(mut self, guest: Option<impl AvailableMemory + 'static>) -> Self {
+        self.shrink_limit = ShrinkLimit::new(guest.map(|guest| Box::new(guest) as Box<dyn AvailableMemory>));
         self
     }
 
@@ -141,7 +141,7 @@ impl MemoryResize {
     /// [`ResizeError::Ram`].
     pub fn check(&self, bytes: u64) -> Result<u64, ResizeError> {
         let boot_bytes = self.parts.boot_bytes;
-        let most = self.most();
+        let most = self.max_added_bytes();
         let more = bytes.saturating_sub(boot_bytes);
         if more > most {
             let max = boot_bytes.saturating_add(most);
@@ -154,7 +154,7 @@ impl MemoryResize {
 
     /// The most that may be added: what was asked for is there, and a little more where it is no whole unit, which can be asked for as
     /// well.
-    fn most(&self) -> u64 {
+    fn max_added_bytes(&self) -> u64 {
         self.parts.more_bytes.next_multiple_of(self.parts.unit.max(1))
     }
 
@@ -170,11 +170,11 @@ impl MemoryResize {
         let before = (self.wanted, self.since);
         (self.wanted, self.since) = (wanted, Some(now));
         self.retry.begin();
-        self.spare.forget();
-        let keeps = std::mem::take(&mut self.keeps);
-        if let Err(error) = self.go_on(dimms) {
+        self.shrink_limit.reset();
+        let open_refusals = std::mem::take(&mut self.open_refusals);
+        if let Err(error) = self.request_next(dimms) {
             (self.wanted, self.since) = before;
-            self.keeps = keeps;
+            self.open_refusals = open_refusals;
             return Err(error);
         }
         Ok(())
@@ -195,9 +195,9 @@ impl MemoryResize {
     }
 
     /// RAM is to be `bytes` bytes in all again, as it was to be before: what was begun meanwhile goes, or comes again.
-    pub fn set_back(&mut self, dimms: &mut Dimms, bytes: u64) {
+    pub fn restore_target(&mut self, dimms: &mut Dimms, bytes: u64) {
         self.wanted = bytes.saturating_sub(self.parts.boot_bytes);
-        if let Err(error) = self.go_on(dimms) {
+        if let Err(error) = self.request_next(dimms) {
             log::error!("memory is not as it was: {}", error_chain(&error));
         }
     }
@@ -219,44 +219,50 @@ impl MemoryResize {
         {
             log::error!("memory that the guest let go of stays: {}", error_chain(&error));
         }
-        self.take_answer(changes);
-        if let Err(error) = self.go_on(dimms) {
+        self.poll_answer(changes);
+        if let Err(error) = self.request_next(dimms) {
             let why = error_chain(&error);
             log::error!("memory cannot be added: {why}");
             let what = format!("add memory: {why}");
             self.refuse(Refusal { what, why: Why::Host }, changes);
         }
-        self.judge_kept(dimms, changes);
-        if !self.refusals.is_empty() && self.asked.is_none() {
-            self.stop_at(dimms);
+        self.settle_refusals(dimms, changes);
+        if !self.refusals.is_empty() && self.in_flight.is_none() {
+            self.accept_current_size(dimms);
         }
-        self.is_kept = dimms.as_ref().is_some_and(keeps);
+        self.has_unreturned_dimm = dimms.as_ref().is_some_and(has_unreturned_dimm);
         let leaves = dimms.as_ref().is_some_and(|dimms| !dimms.plug().leaving.is_empty());
-        self.is_leaving = (leaves || self.is_kept) && self.added(dimms) < self.seen;
-        self.tell(dimms, changes);
-        self.prod(Instant::now());
+        self.is_leaving = (leaves || self.has_unreturned_dimm) && self.added(dimms) < self.reported_bytes;
+        self.report_completion(dimms, changes);
+        self.retry_driver(Instant::now());
     }
 
     /// Has the driver of virtio-mem try again, if it has stopped and it is time.
-    fn prod(&mut self, now: Instant) {
+    fn retry_driver(&mut self, now: Instant) {
         let Some(blocks) = &self.blocks else { return };
         let size = blocks.size();
         let is_open = size.driver && owed(size).is_some();
-        if self.retry.look(is_open.then_some(size.plugged_bytes), now) {
+        if self.retry.is_due(is_open.then_some(size.plugged_bytes), now) {
             blocks.retry();
         }
     }
 
-    /// When to look again, though nobody has news.
+    /// When to look again without having been woken.
     pub fn poll(&self) -> Option<Duration> {
-        let due = [self.retry.due(), self.spare.due()].into_iter().flatten().min();
+        let due = [self.retry.due(), self.shrink_limit.next_poll()]
+            .into_iter()
+            .flatten()
+            .min();
         let looks = due.map(|due| due.saturating_duration_since(Instant::now()));
-        looks.into_iter().chain(self.is_kept.then_some(KEPT_AGAIN)).min()
+        looks
+            .into_iter()
+            .chain(self.has_unreturned_dimm.then_some(KEPT_AGAIN))
+            .min()
     }
 
     /// Whether the guest is giving memory back, and has not stood still for long.
     pub fn is_shrinking(&self, dimms: &Dimms) -> bool {
-        let is_at_work = self.asked.is_some() || self.retry.due().is_some();
+        let is_at_work = self.in_flight.is_some() || self.retry.due().is_some();
         is_at_work && self.refusals.is_empty() && self.added(dimms) > self.wanted
     }
 
@@ -268,55 +274,59 @@ impl MemoryResize {
         }
         if let Some(blocks) = &self.blocks {
             // It was the guest's a moment ago, and it may need the last of it to come to itself.
-            let gone = self.seen.saturating_sub(self.added(dimms));
+            let gone = self.reported_bytes.saturating_sub(self.added(dimms));
             self.request(blocks.size().plugged_bytes.saturating_add(gone.min(RELIEF)));
         }
         let what = format!("remove memory: the guest is out of memory: {why}");
         let mut changes = Vec::new();
         self.refuse(Refusal { what, why: Why::Host }, &mut changes);
-        if self.asked.is_none() {
-            self.stop_at(dimms);
+        if self.in_flight.is_none() {
+            self.accept_current_size(dimms);
         }
         changes.pop()
     }
 
-    fn take_answer(&mut self, changes: &mut Vec<Change>) {
-        let Some(asked) = self.asked.take() else { return };
-        let verb = if asked.comes { "add" } else { "remove" };
-        let why = match asked.receiver.wait(Instant::now()) {
+    fn poll_answer(&mut self, changes: &mut Vec<Change>) {
+        let Some(in_flight) = self.in_flight.take() else { return };
+        let verb = if in_flight.comes { "add" } else { "remove" };
+        let why = match in_flight.receiver.wait(Instant::now()) {
             Outcome::TimedOut => {
-                self.asked = Some(asked);
+                self.in_flight = Some(in_flight);
                 return;
             }
             Outcome::Accepted => {
-                let answers = if asked.comes { &mut self.present } else { &mut self.gone };
-                answers.add(asked.receiver.latency().unwrap_or_default());
+                let answers = if in_flight.comes {
+                    &mut self.present
+                } else {
+                    &mut self.gone
+                };
+                answers.add(in_flight.receiver.latency().unwrap_or_default());
                 return;
             }
             Outcome::Withdrawn => return,
             Outcome::Refused { ost } => Why::Code(ost),
             Outcome::Unproven => Why::Unproven,
         };
-        let what = format!("{verb} memory slot {} of {} MiB", asked.slot, asked.bytes >> 20);
+        let what = format!("{verb} memory slot {} of {} MiB", in_flight.slot, in_flight.bytes >> 20);
         let refusal = Refusal { what, why };
-        if asked.comes {
+        if in_flight.comes {
             self.refuse(refusal, changes);
         } else {
-            self.kept.insert(asked.slot);
-            self.keeps.insert(asked.slot, refusal);
+            self.refused_slots.insert(in_flight.slot);
+            self.open_refusals.insert(in_flight.slot, refusal);
         }
     }
 
     /// What the guest keeps is a refusal if nothing could go in its place.
-    fn judge_kept(&mut self, dimms: &Dimms, changes: &mut Vec<Change>) {
-        if self.asked.is_some() {
+    fn settle_refusals(&mut self, dimms: &Dimms, changes: &mut Vec<Change>) {
+        if self.in_flight.is_some() {
             return;
         }
-        let keeps = std::mem::take(&mut self.keeps).into_values();
-        if filled(dimms) > self.by_dimms() {
-            keeps.for_each(|refusal| self.refuse(refusal, changes));
+        let open_refusals = std::mem::take(&mut self.open_refusals).into_values();
+        if filled(dimms) > self.dimm_goal_bytes() {
+            open_refusals.for_each(|refusal| self.refuse(refusal, changes));
         } else {
-            keeps.for_each(|refusal| log::info!("{refusal}; another one went"));
+            open_refusals.for_each(|refusal| log::info!("{refusal}; another one went"));
         }
     }
 
@@ -327,20 +337,20 @@ impl MemoryResize {
     }
 
     /// What has been refused is not asked for again: what there is, is what there will be.
-    fn stop_at(&mut self, dimms: &Dimms) {
-        self.wanted = self.added(dimms).max(self.requested()).min(self.most());
-        self.goal = self.wanted;
+    fn accept_current_size(&mut self, dimms: &Dimms) {
+        self.wanted = self.added(dimms).max(self.requested()).min(self.max_added_bytes());
+        self.goal_bytes = self.wanted;
     }
 
     /// Tells of memory that is there, or is not any more, once nothing is to be waited for.
-    fn tell(&mut self, dimms: &Dimms, changes: &mut Vec<Change>) {
+    fn report_completion(&mut self, dimms: &Dimms, changes: &mut Vec<Change>) {
         let added = self.added(dimms);
         let Some(since) = self.since.filter(|_| self.pending().is_none() && !self.is_short(added)) else {
             return;
         };
         self.since = None;
         let took = since.elapsed();
-        let before = std::mem::replace(&mut self.seen, added);
+        let before = std::mem::replace(&mut self.reported_bytes, added);
         if added > before {
             self.plugged.add(took);
             changes.push(Change::MemoryPlugged(added - before, took));
@@ -355,52 +365,52 @@ impl MemoryResize {
     }
 
     /// Asks for the next part of what is wanted, if nothing is being waited for.
-    fn go_on(&mut self, dimms: &mut Dimms) -> Result<(), ResizeError> {
+    fn request_next(&mut self, dimms: &mut Dimms) -> Result<(), ResizeError> {
         if let Some(dimms) = dimms {
             dimms.plug_mut().collect_unwanted();
         }
-        self.take_back(dimms);
-        if self.asked.is_some() || !self.refusals.is_empty() {
-            self.spare.forget();
-            self.held = None;
+        self.withdraw_unseen(dimms);
+        if self.in_flight.is_some() || !self.refusals.is_empty() {
+            self.shrink_limit.reset();
+            self.held_reason = None;
             return Ok(());
         }
-        self.look_for_spare(dimms, Instant::now());
+        self.update_goal(dimms, Instant::now());
         let filled = filled(dimms);
         // A device without a driver is asked for no more than before.
-        if self.has_driver() || self.goal < filled.saturating_add(self.requested()) {
-            self.request(self.goal.saturating_sub(filled));
+        if self.has_driver() || self.goal_bytes < filled.saturating_add(self.requested()) {
+            self.request(self.goal_bytes.saturating_sub(filled));
         }
-        let by_dimms = self.by_dimms();
+        let dimm_goal = self.dimm_goal_bytes();
         let Some(dimms) = dimms else { return Ok(()) };
-        let comes = by_dimms > filled && !self.has_driver();
+        let comes = dimm_goal > filled && !self.has_driver();
         self.is_held_up = false;
         if let Some(readying) = self.readying.take_if(|_| !comes) {
-            dimms.plug_mut().discard(readying);
+            dimms.plug_mut().abandon(readying);
         }
         if comes {
-            self.add_dimm(dimms, by_dimms - filled, filled)
-        } else if by_dimms < filled {
-            self.remove_dimm(dimms, filled - by_dimms, filled)
+            self.add_dimm(dimms, dimm_goal - filled, filled)
+        } else if dimm_goal < filled {
+            self.remove_dimm(dimms, filled - dimm_goal, filled)
         } else {
             Ok(())
         }
     }
 
     /// Asks the guest what it can do without, if something is to go.
-    fn look_for_spare(&mut self, dimms: &Dimms, now: Instant) {
+    fn update_goal(&mut self, dimms: &Dimms, now: Instant) {
         let added = self.added(dimms);
-        (self.goal, self.held) = (self.wanted, None);
+        (self.goal_bytes, self.held_reason) = (self.wanted, None);
         if added <= self.wanted {
-            self.spare.forget();
+            self.shrink_limit.reset();
             return;
         }
         let boot_bytes = self.parts.boot_bytes;
         let wanted_mib = self.wanted_bytes() >> 20;
-        let (needed, why) = match self.spare.look(boot_bytes.saturating_add(added), now) {
-            Word::Unknown => return,
-            Word::Awaited => (added, "the guest to say what memory it can spare".to_owned()),
-            Word::Needs(bytes) => (
+        let (needed, why) = match self.shrink_limit.poll(boot_bytes.saturating_add(added), now) {
+            MinimumSize::Unknown => return,
+            MinimumSize::Pending => (added, "the guest to say what memory it can spare".to_owned()),
+            MinimumSize::Bytes(bytes) => (
                 bytes.saturating_sub(boot_bytes).min(added),
                 format!(
                     "the guest to need less memory: {} MiB, {wanted_mib} are wanted",
@@ -409,39 +419,39 @@ impl MemoryResize {
             ),
         };
         if needed > self.wanted {
-            (self.goal, self.held) = (needed, Some(why));
+            (self.goal_bytes, self.held_reason) = (needed, Some(why));
         }
     }
 
     /// What is to be there as DIMMs. What was asked for as blocks may be no whole unit.
-    fn by_dimms(&self) -> u64 {
-        let bytes = self.goal.saturating_sub(self.requested());
+    fn dimm_goal_bytes(&self) -> u64 {
+        let bytes = self.goal_bytes.saturating_sub(self.requested());
         bytes.next_multiple_of(self.parts.unit.max(1))
     }
 
     /// Takes back what is not wanted any more and the guest has not heard of.
-    fn take_back(&mut self, dimms: &mut Dimms) {
+    fn withdraw_unseen(&mut self, dimms: &mut Dimms) {
         let filled = filled(dimms).saturating_add(self.requested());
-        let (Some(asked), Some(dimms)) = (&self.asked, dimms) else {
+        let (Some(in_flight), Some(dimms)) = (&self.in_flight, dimms) else {
             return;
         };
-        let taken_back = match dimms.state(asked.slot) {
-            Some(State::Offered { seen: false }) if filled > self.wanted => dimms.remove(asked.slot),
-            Some(State::Ejected { wanted: true }) if filled.saturating_add(asked.bytes) > self.wanted => {
-                dimms.remove(asked.slot)
+        let taken_back = match dimms.state(in_flight.slot) {
+            Some(State::Offered { seen: false }) if filled > self.wanted => dimms.remove(in_flight.slot),
+            Some(State::Ejected { wanted: true }) if filled.saturating_add(in_flight.bytes) > self.wanted => {
+                dimms.remove(in_flight.slot)
             }
             // Should the guest hear of it in this moment, another one is to come, whose pages would have to be there at once.
             Some(State::Asked { .. }) if dimms.plug().space.prefaults() => return,
             Some(State::Asked { seen: false, .. }) if filled < self.wanted => {
-                dimms.reclaim(asked.slot, NewDimm::Bytes(asked.bytes))
+                dimms.reclaim(in_flight.slot, NewDimm::Bytes(in_flight.bytes))
             }
             _ => return,
         };
         if let Err(error) = taken_back {
-            // The guest never had it. What the host does not give back is tried again with the next news.
-            log::error!("memory slot {} is not taken apart: {}", asked.slot, error_chain(&error));
+            // The guest never had it. What the host does not give back is tried again at the next wakeup.
+            log::error!("memory slot {} is not taken apart: {}", in_flight.slot, error_chain(&error));
         }
-        self.asked = None;
+        self.in_flight = None;
     }
 
     fn add_dimm(&mut self, dimms: &mut Hotplug<DimmPlug>, missing: u64, filled: u64) -> Result<(), ResizeError> {
@@ -471,8 +481,8 @@ impl MemoryResize {
         let Some(region) = region else { return Ok(()) };
         let bytes = region.info().bytes;
         let receiver = dimms.fill(slot, NewDimm::Ready(region))?;
-        self.kept.remove(&slot);
-        self.ask(slot, bytes, true, receiver);
+        self.refused_slots.remove(&slot);
+        self.track_request(slot, bytes, true, receiver);
         Ok(())
     }
 
@@ -482,8 +492,8 @@ impl MemoryResize {
             return Ok(Some(plug.space.grow(Kind::Dimm, bytes)?));
         }
         match self.readying.take() {
-            Some(larger) if larger.bytes > bytes => plug.discard(larger),
-            Some(readying) => match readying.region.take() {
+            Some(larger) if larger.bytes > bytes => plug.abandon(larger),
+            Some(readying) => match readying.region.take_result() {
                 Some(region) => return Ok(Some(region?)),
                 None => {
                     self.readying = Some(readying);
@@ -497,15 +507,15 @@ impl MemoryResize {
     }
 
     /// A DIMM goes as a whole, and only if it is not too much: the highest one that the guest has not kept before, if there is one.
-    fn remove_dimm(&mut self, dimms: &mut Hotplug<DimmPlug>, spare: u64, filled: u64) -> Result<(), ResizeError> {
+    fn remove_dimm(&mut self, dimms: &mut Hotplug<DimmPlug>, excess: u64, filled: u64) -> Result<(), ResizeError> {
         let slots = dimms.states().into_iter().filter(|(_, state)| state.will_be_plugged());
         let fit = slots.map(|(slot, _)| slot).filter(|slot| {
-            let fits = (1..=spare).contains(&dimms.plug().bytes(*slot));
-            fits && !self.keeps.contains_key(slot)
+            let fits = (1..=excess).contains(&dimms.plug().bytes(*slot));
+            fits && !self.open_refusals.contains_key(slot)
         });
-        let Some(slot) = fit.max_by_key(|slot| (!self.kept.contains(slot), *slot)) else {
+        let Some(slot) = fit.max_by_key(|slot| (!self.refused_slots.contains(slot), *slot)) else {
             // What the guest keeps is told of first, and what it cannot spare yet may go later.
-            if self.keeps.is_empty() && self.held.is_none() {
+            if self.open_refusals.is_empty() && self.held_reason.is_none() {
                 self.wanted = self.wanted.max(filled.saturating_add(self.requested()));
             }
             return Ok(());
@@ -513,13 +523,13 @@ impl MemoryResize {
         let bytes = dimms.plug().bytes(slot);
         let receiver = dimms.remove(slot)?;
         // Before the next one goes, the guest is asked again.
-        self.spare.forget();
-        self.ask(slot, bytes, false, receiver);
+        self.shrink_limit.reset();
+        self.track_request(slot, bytes, false, receiver);
         Ok(())
     }
 
-    fn ask(&mut self, slot: u32, bytes: u64, comes: bool, receiver: OutcomeReceiver) {
-        self.asked = Some(Asked {
+    fn track_request(&mut self, slot: u32, bytes: u64, comes: bool, receiver: OutcomeReceiver) {
+        self.in_flight = Some(PendingSlot {
             slot,
             bytes,
             comes,
@@ -575,12 +585,12 @@ impl MemoryResize {
 
     /// What the guest has not answered.
     pub fn pending(&self) -> Option<String> {
-        if let Some(asked) = &self.asked {
-            let verb = if asked.comes { "come" } else { "go" };
+        if let Some(in_flight) = &self.in_flight {
+            let verb = if in_flight.comes { "come" } else { "go" };
             return Some(format!(
                 "memory slot {} of {} MiB to {verb}",
-                asked.slot,
-                asked.bytes >> 20
+                in_flight.slot,
+                in_flight.bytes >> 20
             ));
         }
         if let Some(readying) = &self.readying {
@@ -589,8 +599,8 @@ impl MemoryResize {
         if self.is_held_up || self.is_leaving {
             return Some("the host to take memory back".into());
         }
-        if let Some(held) = &self.held {
-            return Some(held.clone());
+        if let Some(reason) = &self.held_reason {
+            return Some(reason.clone());
         }
         owed(self.blocks.as_ref()?.size())
     }
@@ -640,7 +650,7 @@ impl MemoryResize {
             "desired_bytes": self.wanted_bytes(),
             "present_bytes": self.present_bytes(dimms),
             "boot_bytes": self.parts.boot_bytes,
-            "hotplug_bytes": self.most(),
+            "hotplug_bytes": self.max_added_bytes(),
             "dimms": slots,
             "virtio_mem": blocks,
             "balloon": balloon,
@@ -655,7 +665,7 @@ impl MemoryResize {
 }
 
 /// Whether there is a DIMM that the guest has let go of and the host has not: it is the VM's as before.
-fn keeps(dimms: &Hotplug<DimmPlug>) -> bool {
+fn has_unreturned_dimm(dimms: &Hotplug<DimmPlug>) -> bool {
     let mut ejected = dimms
         .states()
         .into_iter()

@@ -8,7 +8,7 @@ use husk_hotplug::ged::GedNotifier;
 use husk_virtio::mem::{Backing, Mem, MemConfig};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::super::spare::testing::Guest;
+use super::super::shrink_limit::testing::Guest;
 use super::*;
 use crate::config::MemoryConfig;
 use crate::memory::testing::{FakeSlots, space, space_under};
@@ -56,10 +56,10 @@ impl Bench {
             ..Default::default()
         };
         let (space, slots) = space(&config).unwrap();
-        Self::over(space, slots, more)
+        Self::with_space(space, slots, more)
     }
 
-    fn over(space: Arc<AddressSpace>, slots: Arc<FakeSlots>, more: u64) -> Self {
+    fn with_space(space: Arc<AddressSpace>, slots: Arc<FakeSlots>, more: u64) -> Self {
         let rings = EventFd::new(EFD_NONBLOCK).unwrap();
         let notifier = GedNotifier::new(Irq::new(rings.try_clone().unwrap()));
         let bank = Bank::new(SlotKind::Memory, DIMMS, notifier.clone(), || ()).unwrap();
@@ -256,7 +256,7 @@ fn a_size_that_is_no_whole_block_is_rounded_up_and_a_smaller_one_than_at_the_sta
 fn bench_that_says() -> (Bench, Guest) {
     let guest = Guest::default();
     let mut bench = Bench::new(2 * GIB);
-    bench.resize = bench.resize.heeding(Some(guest.clone()));
+    bench.resize = bench.resize.with_available_memory(Some(guest.clone()));
     bench.set(BOOT + 2 * GIB).unwrap();
     bench.settle(Answer::Takes);
     assert_eq!((bench.slots(), guest.asked()), (vec![512, 1536], 0));
@@ -285,10 +285,10 @@ fn a_guest_is_asked_for_no_more_than_it_says_that_it_can_spare_and_for_the_rest_
         pending(&bench),
         format!("the guest to need less memory: {} MiB, 64 are wanted", needs + margin)
     );
-    assert!(bench.resize.poll().is_some(), "it is asked again without news");
+    assert!(bench.resize.poll().is_some(), "it is asked again without a wakeup");
     assert_eq!((bench.present(), refusals(&bench.changes)), (BOOT + 1536 * MIB, 0));
     // It has ended a program.
-    bench.resize.spare.forget();
+    bench.resize.shrink_limit.reset();
     bench.settle(Answer::Takes);
     guest.say(BOOT + 1536 * MIB - 32 * MIB);
     bench.settle(Answer::Takes);
@@ -558,9 +558,9 @@ fn pages_that_were_found_and_are_not_wanted_any_more_go_back_beside_the_control_
     let mut bench = Bench::with(GIB, true);
     bench.set(BOOT + 4 * UNIT).unwrap();
     bench.set(BOOT + UNIT).unwrap();
-    let discarded = |bench: &Bench| bench.dimms.as_ref().unwrap().plug().discarded();
-    assert_eq!(discarded(&bench), 1);
-    while discarded(&bench) > 0 {
+    let abandoned = |bench: &Bench| bench.dimms.as_ref().unwrap().plug().abandoned();
+    assert_eq!(abandoned(&bench), 1);
+    while abandoned(&bench) > 0 {
         bench.resize.advance(&mut bench.dimms, &mut bench.changes);
     }
     assert!(bench.dimms.as_ref().unwrap().plug().is_giving_back());
@@ -602,7 +602,7 @@ fn a_dimm_that_the_host_does_not_take_back_keeps_its_slot_until_it_does() {
     };
     assert_eq!(bench.resize.pending().as_deref(), Some("the host to take memory back"));
     assert!(!unplugged(&bench), "it is not the host's yet");
-    assert!(bench.resize.poll().is_some(), "it is asked again without news");
+    assert!(bench.resize.poll().is_some(), "it is asked again without a wakeup");
     bench.slots.refuse(false, false);
     bench.settle(Answer::Takes);
     assert_eq!((bench.slots(), state(&bench)), (vec![], Some(State::Empty)));
@@ -647,7 +647,7 @@ fn what_the_host_cannot_give_is_refused_before_the_guest_hears_of_it() {
     };
     let space = space_under(root.path(), &config);
     let (mut resize, handle) = blocks_in(space.clone(), true);
-    let mut bench = Bench::over(space, Arc::default(), GIB);
+    let mut bench = Bench::with_space(space, Arc::default(), GIB);
     let now = Instant::now();
     let commit = "384 MiB needed, the host may promise 256 MiB more (vm.overcommit_memory is 2, see CommitLimit in /proc/meminfo)";
     let group = "640 MiB beside what the VM started with, the control group allows 536870912 bytes (/sys/fs/cgroup/pod/memory.max)";

@@ -9,7 +9,7 @@ mod latency;
 mod memory;
 mod reclaim;
 mod retry;
-mod spare;
+mod shrink_limit;
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use crate::memory::MemoryError;
 
 pub use cpus::{CpuResize, Vcpus};
 pub use latency::{Latency, millis};
-use reclaim::Move;
+use reclaim::Action;
 
 pub use dimms::{DimmPlug, Dimms, slots as dimm_slots};
 pub use memory::{MemoryParts, MemoryResize};
@@ -31,8 +31,8 @@ pub use reclaim::Reclaim;
 
 /// What a machine should have. What is absent stays as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
-    /// vCPUs.
+pub struct TargetSize {
+    /// vCPUs that are to be on-line: 1 to `cpus.max_vcpus`; `None`: as many as before.
     pub vcpus: Option<u32>,
     /// RAM in all, in bytes.
     pub ram_bytes: Option<u64>,
@@ -134,12 +134,12 @@ pub enum Change {
     Refused(Refusal, Duration),
 }
 
-/// What is not done.
+/// A part of a resize that the guest or the host has refused; it is not tried again before the next resize.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// What was asked: `add vCPU 3`, `remove memory slot 0`.
     pub what: String,
-    /// Whose word it is.
+    /// Who refused: the guest by an `_OST` code or by a success that nothing shows, or the host.
     pub why: Why,
 }
 
@@ -182,7 +182,7 @@ pub struct Resizes {
     /// What an idle guest gives back.
     reclaim: Option<Reclaim>,
     /// What was asked for last.
-    asked: Wanted,
+    asked: TargetSize,
     /// The RAM that was asked for last, in bytes, by whichever resize that was.
     asked_ram: Option<u64>,
 }
@@ -192,10 +192,10 @@ impl Resizes {
     pub fn new(memory: MemoryResize, balloon: Option<BalloonHandle>, reclaim: Option<Reclaim>) -> Self {
         Self {
             cpus: CpuResize::default(),
-            memory: memory.heeding(balloon.clone()),
+            memory: memory.with_available_memory(balloon.clone()),
             balloon,
             reclaim,
-            asked: Wanted::default(),
+            asked: TargetSize::default(),
             asked_ram: None,
         }
     }
@@ -220,7 +220,7 @@ impl Resizes {
         &mut self,
         cpus: &mut Hotplug<V>,
         dimms: &mut Dimms,
-        wanted: Wanted,
+        wanted: TargetSize,
     ) -> Result<(), ResizeError> {
         if let Some(found) = wanted.vcpus {
             ResizeError::check_vcpus(found, cpus.plug().max())?;
@@ -259,7 +259,7 @@ impl Resizes {
         &mut self,
         cpus: &mut Hotplug<V>,
         dimms: &mut Dimms,
-        wanted: Wanted,
+        wanted: TargetSize,
         before: u64,
     ) -> Result<(), ResizeError> {
         let now = Instant::now();
@@ -269,14 +269,18 @@ impl Resizes {
         if let Some(vcpus) = wanted.vcpus
             && let Err(error) = self.cpus.set(cpus, vcpus, now)
         {
-            self.memory.set_back(dimms, before);
+            self.memory.restore_target(dimms, before);
             return Err(error.into());
         }
         Ok(())
     }
 
     /// The balloon and its size, if that is wanted and can be with `max` bytes of RAM.
-    fn check_balloon(&self, wanted: Wanted, max: u64) -> Result<Option<(BalloonHandle, BalloonTarget)>, ResizeError> {
+    fn check_balloon(
+        &self,
+        wanted: TargetSize,
+        max: u64,
+    ) -> Result<Option<(BalloonHandle, BalloonTarget)>, ResizeError> {
         let Some(found) = wanted.balloon_bytes else {
             return Ok(None);
         };
@@ -303,10 +307,10 @@ impl Resizes {
         let (Some(reclaim), Some(balloon)) = (&mut self.reclaim, &self.balloon) else {
             return;
         };
-        match reclaim.look(balloon.size(), &balloon.stats(), now) {
-            Some(Move::Ask) => balloon.refresh(),
+        match reclaim.next_action(balloon.size(), &balloon.stats(), now) {
+            Some(Action::Ask) => balloon.refresh(),
             // The guest may say that it has more free than there is.
-            Some(Move::Fill(bytes)) => fill(balloon, bytes.min(self.memory.present_bytes(dimms))),
+            Some(Action::Fill(bytes)) => fill(balloon, bytes.min(self.memory.present_bytes(dimms))),
             None => {}
         }
     }
@@ -350,7 +354,7 @@ impl Resizes {
         self.memory.stop_shrinking(dimms, why)
     }
 
-    /// When to look again, though nobody has news.
+    /// When to look again without having been woken.
     pub fn poll(&self) -> Option<Duration> {
         let now = Instant::now();
         let idle = self
@@ -416,7 +420,7 @@ impl Machine {
     ///
     /// # Errors
     /// As there.
-    pub fn resize(&mut self, wanted: Wanted) -> Result<(), ResizeError> {
+    pub fn resize(&mut self, wanted: TargetSize) -> Result<(), ResizeError> {
         self.resizes.begin(&mut self.cpus, &mut self.dimms, wanted)
     }
 

@@ -120,7 +120,7 @@ impl Bench {
     }
 
     fn begin(&mut self, vcpus: u32, ram_bytes: u64, balloon_bytes: u64) -> Result<(), ResizeError> {
-        let wanted = Wanted {
+        let wanted = TargetSize {
             vcpus: Some(vcpus),
             ram_bytes: Some(ram_bytes),
             balloon_bytes: Some(balloon_bytes),
@@ -133,7 +133,7 @@ impl Bench {
         let Self {
             resizes, cpus, dimms, ..
         } = self;
-        resizes.begin(cpus, dimms, Wanted::default()).unwrap();
+        resizes.begin(cpus, dimms, TargetSize::default()).unwrap();
     }
 
     /// What has changed, without the times.
@@ -331,7 +331,7 @@ fn what_the_guest_has_refused_outlasts_a_resize_that_does_not_begin() {
 fn a_vcpu_that_is_refused_late_is_no_answer_to_a_resize_of_memory() {
     let mut bench = Bench::new();
     let begin = |bench: &mut Bench, vcpus, ram_bytes| {
-        let wanted = Wanted {
+        let wanted = TargetSize {
             vcpus,
             ram_bytes,
             balloon_bytes: None,
@@ -389,7 +389,10 @@ fn a_vcpu_that_the_host_cannot_make_again_is_refused_and_not_forgotten() {
         "whatever comes in its place: {changes:?}"
     );
     while resize.pending().is_some() {
-        assert!(resize.poll(Instant::now()).is_some(), "it is tried again without news");
+        assert!(
+            resize.poll(Instant::now()).is_some(),
+            "it is tried again without a wakeup"
+        );
         resize.advance(&mut cpus, &mut changes);
     }
     assert_eq!(cpus::count(&cpus), 1);
@@ -525,9 +528,9 @@ fn a_balloon_is_waited_for_if_it_has_a_driver_and_another_size_than_it_should() 
 #[test]
 fn a_resize_waits_for_what_it_asked_for_and_not_for_what_an_earlier_one_did() {
     let mut bench = Bench::new();
-    let vcpus = |vcpus| Wanted {
+    let vcpus = |vcpus| TargetSize {
         vcpus: Some(vcpus),
-        ..Wanted::default()
+        ..TargetSize::default()
     };
     bench.begin(1, BOOT + MORE, MIB).unwrap();
     assert!(bench.resizes.awaited().is_some());

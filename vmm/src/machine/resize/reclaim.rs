@@ -31,9 +31,9 @@ pub struct Reclaim {
     next: Instant,
 }
 
-/// What is to be done.
+/// What the reclaim policy wants of the balloon now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Move {
+pub enum Action {
     /// The guest is to say what it has.
     Ask,
     /// The balloon is to have so many bytes.
@@ -42,7 +42,7 @@ pub enum Move {
 
 /// What a guest says that it has.
 #[derive(Clone, Copy, Debug)]
-struct Said {
+struct FreeMemory {
     at: Instant,
     free: u64,
     available: u64,
@@ -71,8 +71,8 @@ impl Reclaim {
     }
 
     /// What is to be done now.
-    pub fn look(&mut self, size: BalloonSize, stats: &BalloonStats, now: Instant) -> Option<Move> {
-        let said = stats.at.zip(stats.free_bytes()).map(|(at, free)| Said {
+    pub fn next_action(&mut self, size: BalloonSize, stats: &BalloonStats, now: Instant) -> Option<Action> {
+        let said = stats.at.zip(stats.free_bytes()).map(|(at, free)| FreeMemory {
             at,
             free,
             available: stats.available_bytes().unwrap_or(free),
@@ -80,12 +80,12 @@ impl Reclaim {
         self.decide(size, said, now)
     }
 
-    fn decide(&mut self, size: BalloonSize, said: Option<Said>, now: Instant) -> Option<Move> {
+    fn decide(&mut self, size: BalloonSize, said: Option<FreeMemory>, now: Instant) -> Option<Action> {
         if let Some(said) = said.filter(|said| self.asked.is_some_and(|asked| said.at >= asked)) {
             self.asked = None;
             let target = self.target(size, said, now);
             if target != size.target_bytes {
-                return Some(Move::Fill(target));
+                return Some(Action::Fill(target));
             }
         }
         if now < self.next {
@@ -97,11 +97,11 @@ impl Reclaim {
             return None;
         }
         self.asked = Some(now);
-        Some(Move::Ask)
+        Some(Action::Ask)
     }
 
     /// How large the balloon is to be. Whatever the guest says, that is at least what a client wants, and grows by what is idle alone.
-    fn target(&mut self, size: BalloonSize, said: Said, now: Instant) -> u64 {
+    fn target(&mut self, size: BalloonSize, said: FreeMemory, now: Instant) -> u64 {
         // What it has taken out, or has not found in all the time, it needs.
         let has = size.actual_bytes.min(size.target_bytes);
         let target = if said.available < self.keep / 2 {
@@ -122,7 +122,7 @@ impl Reclaim {
         (target / PAGE_BYTES * PAGE_BYTES).max(self.base)
     }
 
-    /// When to look again, though nobody has news.
+    /// When to look again without having been woken.
     pub fn due(&self) -> Instant {
         self.next
     }

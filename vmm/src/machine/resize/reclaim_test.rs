@@ -33,15 +33,15 @@ impl Bench {
     /// which the guest sees to.
     fn look(&mut self, free: u64, available: u64) -> u64 {
         self.now += 2 * SECOND;
-        assert_eq!(self.policy.decide(self.size, None, self.now), Some(Move::Ask));
+        assert_eq!(self.policy.decide(self.size, None, self.now), Some(Action::Ask));
         assert_eq!(self.policy.decide(self.size, None, self.now), None, "once");
-        let said = Said {
+        let said = FreeMemory {
             at: self.now,
             free: free * MIB,
             available: available * MIB,
         };
         match self.policy.decide(self.size, Some(said), self.now) {
-            Some(Move::Fill(bytes)) => (self.size.actual_bytes, self.size.target_bytes) = (bytes, bytes),
+            Some(Action::Fill(bytes)) => (self.size.actual_bytes, self.size.target_bytes) = (bytes, bytes),
             other => assert_eq!(other, None),
         }
         self.size.target_bytes / MIB
@@ -104,14 +104,14 @@ fn a_resize_empties_the_balloon_and_idleness_begins_anew() {
 #[test]
 fn a_guest_that_does_not_answer_or_has_no_driver_is_left_alone() {
     let mut bench = Bench::new();
-    let old = Said {
+    let old = FreeMemory {
         at: bench.now,
         free: 300 * MIB,
         available: 300 * MIB,
     };
     for _ in 0..9 {
         bench.now += 2 * SECOND;
-        assert_eq!(bench.policy.decide(bench.size, Some(old), bench.now), Some(Move::Ask));
+        assert_eq!(bench.policy.decide(bench.size, Some(old), bench.now), Some(Action::Ask));
         assert_eq!(bench.policy.decide(bench.size, Some(old), bench.now), None);
     }
     bench.size.driver = false;

@@ -32,7 +32,7 @@ impl Retry {
 
     /// Looks at what the driver has come to: `open` is what it has plugged, in bytes, or `None` if that is what it was asked for. Whether it
     /// is to be told now.
-    pub fn look(&mut self, open: Option<u64>, now: Instant) -> bool {
+    pub fn is_due(&mut self, open: Option<u64>, now: Instant) -> bool {
         let Some(plugged_bytes) = open else {
             self.0 = None;
             return false;
@@ -53,7 +53,7 @@ impl Retry {
         true
     }
 
-    /// When to look again, though nobody has news.
+    /// When to look again without having been woken.
     pub fn due(&self) -> Option<Instant> {
         self.0.as_ref()?.at
     }
@@ -69,7 +69,7 @@ mod tests {
     fn told(plugged: impl Fn(u64) -> Option<u64>) -> Vec<u64> {
         let (mut retry, start) = (Retry::default(), Instant::now());
         let second = |second| start + Duration::from_secs(second);
-        (0..200).filter(|at| retry.look(plugged(*at), second(*at))).collect()
+        (0..200).filter(|at| retry.is_due(plugged(*at), second(*at))).collect()
     }
 
     #[test]
@@ -89,11 +89,11 @@ mod tests {
         let moved = |at: u64| Some(if at < 10 { BLOCK } else { 2 * BLOCK });
         assert_eq!(told(moved), [1, 3, 7, 11, 13, 17, 25, 41]);
         let (mut retry, now) = (Retry::default(), Instant::now());
-        assert!(!retry.look(Some(BLOCK), now) && retry.look(Some(BLOCK), now + FIRST));
+        assert!(!retry.is_due(Some(BLOCK), now) && retry.is_due(Some(BLOCK), now + FIRST));
         assert_eq!(retry.due(), Some(now + FIRST + 2 * FIRST));
         retry.begin();
         assert_eq!(retry.due(), None);
-        assert!(!retry.look(Some(BLOCK), now + FIRST));
+        assert!(!retry.is_due(Some(BLOCK), now + FIRST));
         assert_eq!(retry.due(), Some(now + 2 * FIRST));
     }
 }

@@ -12,11 +12,11 @@ pub const QUEUE_SIZES: [u16; 3] = [16, 64, 2];
 pub const FEATURES: u64 = 0b1011;
 
 /// See the module.
-pub struct Still {
+pub struct InertDevice {
     config: Arc<Mutex<ConfigBytes>>,
 }
 
-impl Still {
+impl InertDevice {
     /// A device with eight bytes of configuration.
     pub fn new() -> Self {
         Self {
@@ -25,7 +25,7 @@ impl Still {
     }
 }
 
-impl VirtioDevice for Still {
+impl VirtioDevice for InertDevice {
     fn profile(&self) -> Profile {
         Profile {
             id: 42,

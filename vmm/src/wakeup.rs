@@ -1,7 +1,9 @@
-//! Word for the control thread that something it watches may have changed: one eventfd, rung through [`Waker`]s.
+//! The control thread's wakeup, for when something that it watches may have changed: one eventfd, written to through
+//! [`Waker`]s.
 //!
-//! The guest's answers, workers that have stopped or are held, and slots that were let go of all ring it. It says *that*, not *what*:
-//! whoever hears it looks at everything it watches, so that any number of rings between two looks is as good as one.
+//! The guest's answers, workers that have stopped or are held, and slots that were let go of all wake it. It says
+//! *that* something changed, not *what*: whoever is woken looks at everything it watches, so that any number of wakes
+//! between two looks is as good as one.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -12,14 +14,14 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-/// The listening end. Readable when there is news.
+/// The end that the control thread polls. Readable after a wake, until [`Wakeup::clear`].
 #[derive(Debug)]
-pub struct News(Arc<Bell>);
+pub struct Wakeup(Arc<WakeupFd>);
 
 #[derive(Debug)]
-struct Bell(EventFd);
+struct WakeupFd(EventFd);
 
-impl Wake for Bell {
+impl Wake for WakeupFd {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -31,32 +33,33 @@ impl Wake for Bell {
     }
 }
 
-impl News {
-    /// No news yet.
+impl Wakeup {
+    /// Not woken yet.
     ///
     /// # Errors
     /// When the host has no descriptor left.
     pub fn new() -> io::Result<Self> {
-        Ok(Self(Arc::new(Bell(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?))))
+        Ok(Self(Arc::new(WakeupFd(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?))))
     }
 
-    /// What rings. Cheap to clone, for any thread.
+    /// What wakes it. Cheap to clone, for any thread.
     pub fn waker(&self) -> Waker {
         Waker::from(self.0.clone())
     }
 
-    /// Silences the bell. To be called *before* looking at what is watched: what changes after the look rings again.
-    pub fn take(&self) {
-        // Fails only when nothing has rung.
+    /// Makes it unreadable again. To be called *before* looking at what is watched: what changes after the look wakes
+    /// again.
+    pub fn clear(&self) {
+        // Fails only when nothing has woken it.
         let _ = self.0.0.read();
     }
 
-    /// Calls `done` now and after each ring, until it says true or `deadline` has come. Whether it did. For a thread that has nothing
-    /// else left to do.
+    /// Calls `done` now and after each wake, until it says true or `deadline` has come. Whether it did. For a thread
+    /// that has nothing else left to do.
     pub fn wait_until(&self, deadline: Instant, mut done: impl FnMut() -> bool) -> bool {
         let epoll = self.watched();
         loop {
-            self.take();
+            self.clear();
             if done() {
                 return true;
             }
@@ -84,7 +87,7 @@ impl News {
     }
 }
 
-impl AsRawFd for News {
+impl AsRawFd for Wakeup {
     fn as_raw_fd(&self) -> RawFd {
         self.0.0.as_raw_fd()
     }
@@ -107,11 +110,11 @@ mod tests {
     const NEVER: Duration = Duration::from_secs(600);
 
     #[test]
-    fn who_waits_looks_again_at_every_ring() {
-        let news = News::new().unwrap();
+    fn who_waits_looks_again_at_every_wake() {
+        let wakeup = Wakeup::new().unwrap();
         let count = Arc::new(AtomicU32::new(0));
         let thread = thread::spawn({
-            let (waker, count) = (news.waker(), count.clone());
+            let (waker, count) = (wakeup.waker(), count.clone());
             move || {
                 for _ in 0..3 {
                     count.fetch_add(1, Ordering::Release);
@@ -119,15 +122,15 @@ mod tests {
                 }
             }
         });
-        assert!(news.wait_until(Instant::now() + NEVER, || count.load(Ordering::Acquire) == 3));
+        assert!(wakeup.wait_until(Instant::now() + NEVER, || count.load(Ordering::Acquire) == 3));
         thread.join().unwrap();
     }
 
     #[test]
     fn a_deadline_ends_the_wait_for_what_never_comes() {
-        let news = News::new().unwrap();
+        let wakeup = Wakeup::new().unwrap();
         let mut looks = 0;
-        assert!(!news.wait_until(Instant::now(), || {
+        assert!(!wakeup.wait_until(Instant::now(), || {
             looks += 1;
             false
         }));
@@ -135,12 +138,12 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_before_the_wait_is_not_lost() {
-        let news = News::new().unwrap();
-        news.waker().wake();
-        let epoll = news.watched().unwrap();
+    fn a_wake_before_the_wait_is_not_lost() {
+        let wakeup = Wakeup::new().unwrap();
+        wakeup.waker().wake();
+        let epoll = wakeup.watched().unwrap();
         assert_eq!(epoll.wait(0, &mut [EpollEvent::default()]).unwrap(), 1);
-        news.take();
+        wakeup.clear();
         assert_eq!(epoll.wait(0, &mut [EpollEvent::default()]).unwrap(), 0);
     }
 

@@ -16,41 +16,41 @@ const MARGIN: [u64; 2] = [16 << 20, 256 << 20];
 const PAUSE: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(15)];
 
 /// Who says what a guest has available.
-pub trait Says: Send {
+pub trait AvailableMemory: Send {
     /// What it has said last, in bytes, and when. `None` if it does not say such things.
     fn available(&self) -> Option<(Instant, u64)>;
 
     /// Asks it to say so anew. Never waits.
-    fn ask(&self);
+    fn request_update(&self);
 }
 
-impl Says for BalloonHandle {
+impl AvailableMemory for BalloonHandle {
     fn available(&self) -> Option<(Instant, u64)> {
         let stats = self.stats();
         let available = stats.at.zip(stats.available_bytes());
         available.filter(|_| self.size().driver)
     }
 
-    fn ask(&self) {
+    fn request_update(&self) {
         self.refresh();
     }
 }
 
-/// What is known of what a guest can spare.
+/// How small a guest can become, as far as that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Word {
+pub enum MinimumSize {
     /// Nobody says: it is asked for whatever is wanted.
     Unknown,
-    /// It has been asked.
-    Awaited,
-    /// It needs so many bytes of RAM.
-    Needs(u64),
+    /// The balloon's statistics have been asked for and have not come since: nothing may be taken yet.
+    Pending,
+    /// Bytes of RAM that the guest uses, and the margin: it must not be made smaller than this.
+    Bytes(u64),
 }
 
-/// A guest that is to shrink.
+/// How small a guest that is to shrink may be made.
 #[derive(Default)]
-pub struct Spare {
-    guest: Option<Box<dyn Says>>,
+pub struct ShrinkLimit {
+    guest: Option<Box<dyn AvailableMemory>>,
     /// When it was asked, if it has not answered, and the RAM that it had then, in bytes.
     asked: Option<(Instant, u64)>,
     needs: Option<u64>,
@@ -61,9 +61,9 @@ pub struct Spare {
     next: Option<Instant>,
 }
 
-impl Spare {
+impl ShrinkLimit {
     /// `guest` says what it has available; without one nobody does.
-    pub fn new(guest: Option<Box<dyn Says>>) -> Self {
+    pub fn new(guest: Option<Box<dyn AvailableMemory>>) -> Self {
         Self {
             guest,
             ..Self::default()
@@ -71,16 +71,16 @@ impl Spare {
     }
 
     /// Nothing is to go any more, or what is known is not to be relied on any further.
-    pub fn forget(&mut self) {
+    pub fn reset(&mut self) {
         (self.asked, self.needs, self.next) = (None, None, None);
     }
 
     /// What is known by now of a guest that has `has` bytes of RAM.
-    pub fn look(&mut self, has: u64, now: Instant) -> Word {
+    pub fn poll(&mut self, has: u64, now: Instant) -> MinimumSize {
         let said = self.guest.as_ref().map(|guest| guest.available());
         let Some(Some((at, available))) = said else {
-            self.forget();
-            return Word::Unknown;
+            self.reset();
+            return MinimumSize::Unknown;
         };
         if let Some((_, had)) = self.asked.take_if(|(asked, _)| at >= *asked) {
             // It had that at most when it answered.
@@ -98,14 +98,14 @@ impl Spare {
             self.had = has;
             self.asked.get_or_insert((now, has));
             if let Some(guest) = &self.guest {
-                guest.ask();
+                guest.request_update();
             }
         }
-        self.needs.map_or(Word::Awaited, Word::Needs)
+        self.needs.map_or(MinimumSize::Pending, MinimumSize::Bytes)
     }
 
-    /// When to look again, though nobody has news.
-    pub fn due(&self) -> Option<Instant> {
+    /// When to look again without having been woken.
+    pub fn next_poll(&self) -> Option<Instant> {
         self.next
     }
 }
@@ -125,10 +125,10 @@ pub(super) mod testing {
 
     /// A guest that answers when it is told to.
     #[derive(Clone, Default)]
-    pub struct Guest(Arc<Mutex<Said>>);
+    pub struct Guest(Arc<Mutex<Answers>>);
 
     #[derive(Default)]
-    struct Said {
+    struct Answers {
         available: Option<(Instant, u64)>,
         asked: usize,
     }
@@ -145,12 +145,12 @@ pub(super) mod testing {
         }
     }
 
-    impl Says for Guest {
+    impl AvailableMemory for Guest {
         fn available(&self) -> Option<(Instant, u64)> {
             self.0.lock().unwrap().available
         }
 
-        fn ask(&self) {
+        fn request_update(&self) {
             self.0.lock().unwrap().asked += 1;
         }
     }
@@ -175,10 +175,13 @@ mod tests {
     #[test]
     fn who_says_nothing_is_not_asked() {
         let now = Instant::now();
-        assert_eq!(Spare::new(None).look(512 * MIB, now), Word::Unknown);
+        assert_eq!(ShrinkLimit::new(None).poll(512 * MIB, now), MinimumSize::Unknown);
         let guest = Guest::default();
-        let mut spare = Spare::new(Some(Box::new(guest.clone())));
-        assert_eq!((spare.look(512 * MIB, now), spare.due()), (Word::Unknown, None));
+        let mut limit = ShrinkLimit::new(Some(Box::new(guest.clone())));
+        assert_eq!(
+            (limit.poll(512 * MIB, now), limit.next_poll()),
+            (MinimumSize::Unknown, None)
+        );
         assert_eq!(guest.asked(), 0);
     }
 
@@ -186,15 +189,15 @@ mod tests {
     fn what_was_said_before_it_was_asked_counts_for_nothing() {
         let guest = Guest::default();
         guest.say(512 * MIB);
-        let mut spare = Spare::new(Some(Box::new(guest.clone())));
+        let mut limit = ShrinkLimit::new(Some(Box::new(guest.clone())));
         let now = Instant::now();
-        assert_eq!(spare.look(512 * MIB, now), Word::Awaited);
-        assert_eq!((spare.look(512 * MIB, now), guest.asked()), (Word::Awaited, 1));
+        assert_eq!(limit.poll(512 * MIB, now), MinimumSize::Pending);
+        assert_eq!((limit.poll(512 * MIB, now), guest.asked()), (MinimumSize::Pending, 1));
         guest.say(256 * MIB);
         // It has shrunk meanwhile: what it has said may be of the moment when it was asked.
-        assert_eq!(spare.look(300 * MIB, now), Word::Needs(272 * MIB));
-        spare.forget();
-        assert_eq!(spare.look(300 * MIB, Instant::now()), Word::Awaited);
+        assert_eq!(limit.poll(300 * MIB, now), MinimumSize::Bytes(272 * MIB));
+        limit.reset();
+        assert_eq!(limit.poll(300 * MIB, Instant::now()), MinimumSize::Pending);
         assert_eq!(guest.asked(), 2);
     }
 
@@ -202,21 +205,21 @@ mod tests {
     fn a_guest_that_shrinks_is_asked_often_and_one_that_does_not_more_and_more_seldom() {
         let guest = Guest::default();
         guest.say(0);
-        let mut spare = Spare::new(Some(Box::new(guest.clone())));
+        let mut limit = ShrinkLimit::new(Some(Box::new(guest.clone())));
         let mut now = Instant::now();
         let mut pauses = Vec::new();
         for has in [512, 500, 490, 490, 490, 490] {
-            spare.look(has * MIB, now);
-            let due = spare.due().unwrap();
+            limit.poll(has * MIB, now);
+            let due = limit.next_poll().unwrap();
             pauses.push((due - now).as_millis());
-            spare.look(has * MIB, now);
+            limit.poll(has * MIB, now);
             now = due;
         }
         assert_eq!((pauses, guest.asked()), (vec![250, 250, 250, 500, 1000, 2000], 6));
         for _ in 0..20 {
-            spare.look(490 * MIB, now);
-            now = spare.due().unwrap();
+            limit.poll(490 * MIB, now);
+            now = limit.next_poll().unwrap();
         }
-        assert!(spare.look(490 * MIB, now) == Word::Awaited && spare.due() == Some(now + PAUSE[1]));
+        assert!(limit.poll(490 * MIB, now) == MinimumSize::Pending && limit.next_poll() == Some(now + PAUSE[1]));
     }
 }

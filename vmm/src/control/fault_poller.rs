@@ -1,7 +1,7 @@
 //! What is looked for once a second while somebody listens to events, or the guest gives memory back, and by nobody else:
 //! errors of devices, a host or a guest without memory. It costs the data path nothing. A guest can cause such events
-//! without end: of a kind no more than one a second and [`MOST`] in [`WINDOW`] are told, with the number of what there
-//! was.
+//! without end: of a kind no more than one a second and [`MAX_EVENTS`] in [`WINDOW`] are told, with the number of what
+//! there was.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::machine::{Counted, Machine};
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Events of a kind in [`WINDOW`]. A guest that causes them for a day has written some MiB to a monitor's file.
-const MOST: u64 = 8;
+const MAX_EVENTS: u64 = 8;
 /// How long they count.
 const WINDOW: Duration = Duration::from_secs(60);
 
@@ -35,14 +35,14 @@ const ERRORS: [&str; 10] = [
     "discard_failures",
 ];
 
-/// What has been told.
+/// What of the counters and of the guest's output has been told as events already, so that each is told once.
 #[derive(Debug, Default)]
-pub(super) struct Watch {
+pub(super) struct FaultPoller {
     on: bool,
     /// Errors of the machine of this number, by device and counter.
     errors: BTreeMap<(String, &'static str), Errors>,
     of: u64,
-    kills: Kills,
+    kills: OomKills,
     memory: Option<MemoryEvents>,
 }
 
@@ -55,7 +55,7 @@ struct Errors {
 
 /// Processes that the guest has killed for lack of memory.
 #[derive(Debug)]
-struct Kills {
+struct OomKills {
     burst: Burst,
     /// What it said of the last one that was not told.
     last: Option<String>,
@@ -65,15 +65,15 @@ impl Default for Errors {
     fn default() -> Self {
         Self {
             count: 0,
-            burst: Burst::new(MOST, WINDOW),
+            burst: Burst::new(MAX_EVENTS, WINDOW),
         }
     }
 }
 
-impl Default for Kills {
+impl Default for OomKills {
     fn default() -> Self {
         Self {
-            burst: Burst::new(MOST, WINDOW),
+            burst: Burst::new(MAX_EVENTS, WINDOW),
             last: None,
         }
     }
@@ -86,52 +86,52 @@ impl Controller {
             let what = format!("{READERS} clients read events, no more are allowed");
             ApiError::new(Kind::Conflict, what)
         })?;
-        self.watch();
+        self.start_fault_polling();
         Ok(Reply::Events(reader))
     }
 
     /// Whether there is reason to look.
-    fn is_watched(&self) -> bool {
+    fn polls_faults(&self) -> bool {
         self.events.is_heard() || self.machine().is_some_and(Machine::is_shrinking)
     }
 
     /// Begins to look, if there is reason to.
-    pub(super) fn watch(&mut self) {
-        if self.watch.on || !self.is_watched() {
+    pub(super) fn start_fault_polling(&mut self) {
+        if self.faults.on || !self.polls_faults() {
             return;
         }
-        self.watch.on = true;
+        self.faults.on = true;
         self.options.tail.keep(true);
-        if self.watch.memory.is_none() {
-            self.watch.memory = MemoryEvents::open();
+        if self.faults.memory.is_none() {
+            self.faults.memory = MemoryEvents::open();
         }
-        self.timers.set(Due::Watch, Instant::now() + INTERVAL);
+        self.timers.set(Due::PollFaults, Instant::now() + INTERVAL);
     }
 
     /// Looks, and goes on with it for as long as there is reason to.
-    pub(super) fn look_out(&mut self, now: Instant) {
-        self.tell_errors(now, false);
-        if self.is_watched() {
-            self.timers.set(Due::Watch, now + INTERVAL);
+    pub(super) fn poll_faults(&mut self, now: Instant) {
+        self.report_faults(now, false);
+        if self.polls_faults() {
+            self.timers.set(Due::PollFaults, now + INTERVAL);
         } else {
-            self.watch.on = false;
+            self.faults.on = false;
             self.options.tail.keep(false);
         }
     }
 
     /// Tells what has gone wrong since the last look; all of it if that `is_last`.
-    pub(super) fn tell_errors(&mut self, now: Instant, is_last: bool) {
-        if !self.watch.on {
+    pub(super) fn report_faults(&mut self, now: Instant, is_last: bool) {
+        if !self.faults.on {
             return;
         }
-        if self.watch.of != self.boots {
-            self.watch.errors.clear();
-            self.watch.of = self.boots;
+        if self.faults.of != self.boots {
+            self.faults.errors.clear();
+            self.faults.of = self.boots;
         }
         let counted = self.machine().map(Machine::counters).unwrap_or_default();
         // What nobody hears of is told to the next one who listens.
         let new = match self.events.is_heard() {
-            true => self.watch.new_errors(&counted, now, is_last),
+            true => self.faults.new_errors(&counted, now, is_last),
             false => Vec::new(),
         };
         for (id, what, count) in new {
@@ -142,7 +142,7 @@ impl Controller {
         if let Some(line) = lines.last() {
             self.keep_memory(line);
         }
-        for (line, count) in self.watch.kills.tell(lines, more, now, is_last) {
+        for (line, count) in self.faults.kills.report(lines, more, now, is_last) {
             let others = match count {
                 0 | 1 => String::new(),
                 count => format!(" ({count} such lines)"),
@@ -151,13 +151,13 @@ impl Controller {
             let properties = [("text", line.into()), ("count", count.into())];
             self.events.emit_with("guest", "out-of-memory", properties);
         }
-        if let Some(memory) = &mut self.watch.memory {
+        if let Some(memory) = &mut self.faults.memory {
             memory.look(&self.events, now);
         }
     }
 }
 
-impl Watch {
+impl FaultPoller {
     /// Device, counter, and how many more errors there are, where it is time to tell or this `is_last`.
     fn new_errors(&mut self, counted: &[Counted], now: Instant, is_last: bool) -> Vec<(String, &'static str, u64)> {
         let mut new = Vec::new();
@@ -185,10 +185,10 @@ impl Watch {
     }
 }
 
-impl Kills {
+impl OomKills {
     /// What is to be told of the guest's new `lines`, and `more` of which only the number is known: a line, and how
     /// many there were since the last one that was told, itself included.
-    fn tell(&mut self, lines: Vec<String>, more: u64, now: Instant, is_last: bool) -> Vec<(String, u64)> {
+    fn report(&mut self, lines: Vec<String>, more: u64, now: Instant, is_last: bool) -> Vec<(String, u64)> {
         let mut told = Vec::new();
         for line in lines {
             if self.burst.has_room(now) {
@@ -230,8 +230,8 @@ mod tests {
 
     #[test]
     fn errors_are_told_once_by_device_and_kind() {
-        let (mut watch, now) = (Watch::default(), Instant::now());
-        let mut new_errors = |count| watch.new_errors(&disk(count), now, false);
+        let (mut poller, now) = (FaultPoller::default(), Instant::now());
+        let mut new_errors = |count| poller.new_errors(&disk(count), now, false);
         assert_eq!(new_errors(0), []);
         assert_eq!(new_errors(3), [("_disk0".into(), "failed_requests", 3)]);
         assert_eq!(new_errors(3), []);
@@ -242,49 +242,49 @@ mod tests {
 
     #[test]
     fn errors_that_go_on_are_told_so_often_a_minute_and_none_is_missing() {
-        let (mut watch, begun) = (Watch::default(), Instant::now());
+        let (mut poller, begun) = (FaultPoller::default(), Instant::now());
         let (mut told, mut sum) = (0, 0);
         for second in 1..=600 {
             let now = begun + Duration::from_secs(second);
-            for (_, _, more) in watch.new_errors(&disk(second * 1_000), now, second == 600) {
+            for (_, _, more) in poller.new_errors(&disk(second * 1_000), now, second == 600) {
                 told += 1;
                 sum += more;
             }
         }
         assert_eq!(sum, 600_000);
-        assert!((MOST * 9..=MOST * 10 + 1).contains(&told), "{told}");
+        assert!((MAX_EVENTS * 9..=MAX_EVENTS * 10 + 1).contains(&told), "{told}");
     }
 
     #[test]
     fn a_guest_that_kills_without_end_is_told_of_so_often_a_minute_and_none_is_missing() {
-        let (mut kills, begun) = (Kills::default(), Instant::now());
+        let (mut kills, begun) = (OomKills::default(), Instant::now());
         let (mut told, mut sum) = (0, 0);
         for second in 1..=600 {
             let now = begun + Duration::from_secs(second);
             let lines = (0..8).map(|number| format!("{second}.{number}")).collect();
-            for (_, count) in kills.tell(lines, 5, now, second == 600) {
+            for (_, count) in kills.report(lines, 5, now, second == 600) {
                 told += 1;
                 sum += count;
             }
         }
         assert_eq!(sum, 600 * 13);
-        assert!((MOST * 9..=MOST * 10 + 2).contains(&told), "{told}");
-        assert_eq!(kills.tell(Vec::new(), 0, begun, true), []);
+        assert!((MAX_EVENTS * 9..=MAX_EVENTS * 10 + 2).contains(&told), "{told}");
+        assert_eq!(kills.report(Vec::new(), 0, begun, true), []);
     }
 
     #[test]
     fn the_last_kills_of_a_burst_are_told_although_no_other_follows() {
-        let (mut kills, begun) = (Kills::default(), Instant::now());
+        let (mut kills, begun) = (OomKills::default(), Instant::now());
         let lines = |count: u64| (0..count).map(|number| format!("process {number}")).collect();
-        let told = kills.tell(lines(MOST + 2), 0, begun, false);
+        let told = kills.report(lines(MAX_EVENTS + 2), 0, begun, false);
         let one_each = |(number, line): (usize, &(String, u64))| *line == (format!("process {number}"), 1);
         assert!(
-            told.len() as u64 == MOST && told.iter().enumerate().all(one_each),
+            told.len() as u64 == MAX_EVENTS && told.iter().enumerate().all(one_each),
             "{told:?}"
         );
-        assert_eq!(kills.tell(Vec::new(), 0, begun + WINDOW / 2, false), []);
+        assert_eq!(kills.report(Vec::new(), 0, begun + WINDOW / 2, false), []);
         assert_eq!(
-            kills.tell(Vec::new(), 0, begun + WINDOW, false),
+            kills.report(Vec::new(), 0, begun + WINDOW, false),
             [("process 9".into(), 2)]
         );
     }

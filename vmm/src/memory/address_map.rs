@@ -14,20 +14,20 @@ use super::steps::{Fault, Parts};
 use super::{BLOCK_BYTES, Kind, RegionInfo};
 use crate::config::Size;
 
-/// Where a region is to be.
+/// How the guest-physical address of a new region is chosen.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Place {
-    /// In the reserve, here.
+pub(super) enum Placement {
+    /// At exactly this guest-physical address, which is in the reserve.
     At(u64),
-    /// In the reserve, at a multiple of this.
+    /// At the lowest free multiple of so many bytes in the reserve.
     Reserve(u64),
-    /// In the window of persistent memory.
+    /// At the lowest free multiple of [`BLOCK_BYTES`] in the window of persistent memory.
     Pmem,
 }
 
-/// The books of an address space.
+/// Which guest-physical addresses and memory slots of an address space are taken, and by what.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct AddressMap {
     slots: BTreeSet<u32>,
     /// `None` when addresses are too narrow for any.
     pmem: Option<AddressAllocator>,
@@ -36,40 +36,40 @@ pub(super) struct Places {
     /// Where in it the addresses begin that are kept for blocks, if there are others before them.
     dimms_end: Option<u64>,
     /// What the guest can reach.
-    regions: Vec<Present>,
+    regions: Vec<MappedRegion>,
     /// What requests used that were in flight when it was removed.
-    leaving: Vec<Leaving>,
-    /// Of what came last to the guest, its number.
-    era: Era,
+    retired: Vec<RetiredRegion>,
+    /// Of the region that came last to the guest.
+    generation: MapGeneration,
     /// What is never removed: RAM of the start, and what KVM would not give back.
     pub kept: Vec<Parts>,
 }
 
 /// Memory that the guest can reach.
 #[derive(Clone, Debug)]
-pub(super) struct Present {
+pub(super) struct MappedRegion {
     pub info: RegionInfo,
     pub mapping: Arc<Mapping>,
     /// Where it is in the mapping.
     pub part: Range<u64>,
-    /// Since when.
-    pub since: Era,
+    /// The generation in which it came to the guest: accesses of an earlier one cannot mean it.
+    pub added_in: MapGeneration,
 }
 
-/// A moment, by what memory had come to the guest until then.
+/// A moment, by how many regions had come to the guest until then.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Era(pub(super) u64);
+pub struct MapGeneration(pub(super) u64);
 
 /// Memory that is no longer the guest's.
 #[derive(Debug)]
-pub(super) struct Leaving {
+pub(super) struct RetiredRegion {
     kind: Kind,
     mapping: Arc<Mapping>,
     part: Range<u64>,
     users: Weak<GuestRegionMmap>,
 }
 
-impl Places {
+impl AddressMap {
     /// Nothing is taken. Addresses have `phys_bits` bits.
     pub fn new(phys_bits: u8, reserve: Option<Reserved>) -> Self {
         let allocator = |(base, bytes)| AddressAllocator::new(base, bytes).ok();
@@ -80,28 +80,29 @@ impl Places {
             reserve: reserve.and_then(|reserve| allocator((reserve.base, reserve.bytes))),
             dimms_end: blocks.map(|(base, _)| base),
             regions: Vec::new(),
-            leaving: Vec::new(),
-            era: Era::default(),
+            retired: Vec::new(),
+            generation: MapGeneration::default(),
             kept: Vec::new(),
         }
     }
 
     /// Takes `bytes` bytes of addresses; where they begin.
-    pub fn take(&mut self, place: Place, bytes: u64) -> Result<u64, Fault> {
-        let of = match place {
-            Place::Pmem => "for persistent memory",
-            Place::Reserve(_) => "in the hot-plug reserve",
-            Place::At(_) => "there in the hot-plug reserve",
+    pub fn take(&mut self, placement: Placement, bytes: u64) -> Result<u64, Fault> {
+        let of = match placement {
+            Placement::Pmem => "for persistent memory",
+            Placement::Reserve(_) => "in the hot-plug reserve",
+            Placement::At(_) => "there in the hot-plug reserve",
         };
-        let range = self.allocate(place, bytes);
+        let range = self.allocate(placement, bytes);
         let range = range.ok_or_else(|| format!("no {} of addresses are free {of}", Size(bytes)))?;
         Ok(range.start())
     }
 
-    /// The largest multiple of `unit`, up to `most` bytes, that [`Places::take`] would find in the reserve in one piece.
+    /// The largest multiple of `unit`, up to `most` bytes, that [`AddressMap::take`] would find in the reserve in one
+    /// piece.
     pub fn room(&mut self, unit: u64, most: u64) -> u64 {
         let mut fits = |units: u64| {
-            let range = self.allocate(Place::Reserve(unit), units.saturating_mul(unit));
+            let range = self.allocate(Placement::Reserve(unit), units.saturating_mul(unit));
             range.is_some_and(|range| {
                 self.reserve
                     .as_mut()
@@ -121,32 +122,32 @@ impl Places {
         least.saturating_mul(unit)
     }
 
-    fn allocate(&mut self, place: Place, bytes: u64) -> Option<RangeInclusive> {
-        let (places, align, policy) = match place {
-            Place::Pmem => (&mut self.pmem, BLOCK_BYTES, AllocPolicy::FirstMatch),
-            Place::Reserve(unit) => (&mut self.reserve, unit, AllocPolicy::FirstMatch),
-            Place::At(gpa) => (&mut self.reserve, BLOCK_BYTES, AllocPolicy::ExactMatch(gpa)),
+    fn allocate(&mut self, placement: Placement, bytes: u64) -> Option<RangeInclusive> {
+        let (allocator, align, policy) = match placement {
+            Placement::Pmem => (&mut self.pmem, BLOCK_BYTES, AllocPolicy::FirstMatch),
+            Placement::Reserve(unit) => (&mut self.reserve, unit, AllocPolicy::FirstMatch),
+            Placement::At(gpa) => (&mut self.reserve, BLOCK_BYTES, AllocPolicy::ExactMatch(gpa)),
         };
-        let places = places.as_mut()?;
-        let range = places.allocate(bytes, align, policy).ok()?;
+        let allocator = allocator.as_mut()?;
+        let range = allocator.allocate(bytes, align, policy).ok()?;
         // The first that fits is the lowest: where that is beyond, there is none.
-        if matches!(place, Place::Reserve(_)) && self.dimms_end.is_some_and(|end| range.end() >= end) {
-            let _ = places.free(&range);
+        if matches!(placement, Placement::Reserve(_)) && self.dimms_end.is_some_and(|end| range.end() >= end) {
+            let _ = allocator.free(&range);
             return None;
         }
         Some(range)
     }
 
-    /// Gives back what [`Places::take`] has taken.
+    /// Gives back what [`AddressMap::take`] has taken.
     pub fn free(&mut self, info: &RegionInfo) {
-        let places = match info.kind {
+        let allocator = match info.kind {
             Kind::Boot => return,
             Kind::Dimm | Kind::VirtioMem => &mut self.reserve,
             Kind::Pmem => &mut self.pmem,
         };
         let range = RangeInclusive::new(info.gpa, info.gpa.saturating_add(info.bytes.saturating_sub(1)));
-        let freed = match (places, range) {
-            (Some(places), Ok(range)) => places.free(&range),
+        let freed = match (allocator, range) {
+            (Some(allocator), Ok(range)) => allocator.free(&range),
             _ => Ok(()),
         };
         if let Err(error) = freed {
@@ -154,25 +155,25 @@ impl Places {
         }
     }
 
-    /// The guest can reach `region` from now on: an era begins.
-    pub fn enter(&mut self, region: &Parts) -> Era {
-        self.era = Era(self.era.0.saturating_add(1));
-        self.regions.push(Present {
+    /// The guest can reach `region` from now on: a generation begins.
+    pub fn enter(&mut self, region: &Parts) -> MapGeneration {
+        self.generation = MapGeneration(self.generation.0.saturating_add(1));
+        self.regions.push(MappedRegion {
             info: region.info.clone(),
             mapping: region.mapping.clone(),
             part: region.part.clone(),
-            since: self.era,
+            added_in: self.generation,
         });
-        self.era
+        self.generation
     }
 
     /// It cannot any more.
     pub fn withdraw(&mut self, region: &Parts) {
-        self.regions.retain(|present| present.info.gpa != region.info.gpa);
+        self.regions.retain(|mapped| mapped.info.gpa != region.info.gpa);
     }
 
     /// What the guest can reach, in no order.
-    pub fn present(&self) -> impl Iterator<Item = &Present> {
+    pub fn mapped(&self) -> impl Iterator<Item = &MappedRegion> {
         self.regions.iter()
     }
 
@@ -189,8 +190,8 @@ impl Places {
     }
 
     /// `region` is the guest's no longer, but requests in flight may still use it.
-    pub fn leave(&mut self, region: Parts) {
-        self.leaving.push(Leaving {
+    pub fn retire(&mut self, region: Parts) {
+        self.retired.push(RetiredRegion {
             kind: region.info.kind,
             users: region.memory.as_ref().map(Arc::downgrade).unwrap_or_default(),
             mapping: region.mapping,
@@ -200,14 +201,14 @@ impl Places {
 
     /// `part` of `mapping` is used again: it is not to be taken apart when the last request of its former life is done.
     pub fn reuse(&mut self, mapping: &Arc<Mapping>, part: &Range<u64>) {
-        for old in std::mem::take(&mut self.leaving) {
+        for old in std::mem::take(&mut self.retired) {
             if !Arc::ptr_eq(&old.mapping, mapping) || old.part.end <= part.start || part.end <= old.part.start {
-                self.leaving.push(old);
+                self.retired.push(old);
                 continue;
             }
             for rest in [old.part.start..part.start, part.end..old.part.end] {
                 if rest.start < rest.end {
-                    self.leaving.push(Leaving {
+                    self.retired.push(RetiredRegion {
                         kind: old.kind,
                         mapping: old.mapping.clone(),
                         part: rest,
@@ -220,25 +221,25 @@ impl Places {
 
     /// Whether anything has left and is not taken apart yet.
     pub fn has_left(&self) -> bool {
-        !self.leaving.is_empty()
+        !self.retired.is_empty()
     }
 
     /// Whether something of `kind` has left and is not taken apart yet.
     pub fn is_leaving(&self, kind: Kind) -> bool {
-        self.leaving.iter().any(|leaving| leaving.kind == kind)
+        self.retired.iter().any(|region| region.kind == kind)
     }
 
     /// What has left, of the kinds that are `wanted`, and is not used by anyone any more.
-    pub fn left(&mut self, wanted: impl Fn(Kind) -> bool) -> Vec<Leaving> {
-        let (left, leaving) = std::mem::take(&mut self.leaving)
+    pub fn left(&mut self, wanted: impl Fn(Kind) -> bool) -> Vec<RetiredRegion> {
+        let (left, retired) = std::mem::take(&mut self.retired)
             .into_iter()
-            .partition(|leaving| wanted(leaving.kind) && leaving.users.strong_count() == 0);
-        self.leaving = leaving;
+            .partition(|region| wanted(region.kind) && region.users.strong_count() == 0);
+        self.retired = retired;
         left
     }
 }
 
-impl Leaving {
+impl RetiredRegion {
     /// Takes it apart.
     pub fn take_apart(self) {
         // A file's mapping ends with its last user.

@@ -11,9 +11,9 @@ use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::dice::Dice;
 use crate::kernel::{self, Lock};
 use crate::pattern::{self, Checksum};
+use crate::rng::SeededRng;
 
 /// The folder that all share, and the file in it that they count in.
 pub const COMMON: &str = "common";
@@ -66,8 +66,8 @@ pub fn work(root: &Path, seed: u64, steps: u64, number: u64) -> Result<Done> {
     let mine = own(root, number);
     let common = root.join(COMMON);
     fs::create_dir(&mine)?;
-    let mut here = Dice::new(seed.wrapping_add(number));
-    let mut there = Dice::new(!seed.wrapping_add(number));
+    let mut here = SeededRng::new(seed.wrapping_add(number));
+    let mut there = SeededRng::new(!seed.wrapping_add(number));
     let mut answers = Checksum::default();
     let mut counted = 0;
     for step in 0..steps {
@@ -87,24 +87,24 @@ pub fn work(root: &Path, seed: u64, steps: u64, number: u64) -> Result<Done> {
 }
 
 /// Some path of one to three names, of which there are few.
-fn path(dice: &mut Dice, root: &Path) -> PathBuf {
+fn path(rng: &mut SeededRng, root: &Path) -> PathBuf {
     let mut path = root.to_path_buf();
-    for _ in 0..=dice.below(3) {
-        path.push(dice.one_of(&["a", "b", "c", "d", "e"]));
+    for _ in 0..=rng.below(3) {
+        path.push(rng.one_of(&["a", "b", "c", "d", "e"]));
     }
     path
 }
 
 /// One call, in words, and what it answered.
-fn act(dice: &mut Dice, root: &Path) -> (&'static str, Result<u64, Errno>) {
-    let path = path(dice, root);
+fn act(rng: &mut SeededRng, root: &Path) -> (&'static str, Result<u64, Errno>) {
+    let path = path(rng, root);
     let path = path.as_path();
-    match dice.below(17) {
+    match rng.below(17) {
         0..3 => ("mkdir", rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)).map(|()| 0)),
-        3..6 => ("write", write(dice, path)),
-        6 => ("append", append(dice, path)),
+        3..6 => ("write", write(rng, path)),
+        6 => ("append", append(rng, path)),
         7 => {
-            let bytes = dice.below(20_000) as u64;
+            let bytes = rng.below(20_000) as u64;
             let opened = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
             (
                 "truncate",
@@ -114,18 +114,18 @@ fn act(dice: &mut Dice, root: &Path) -> (&'static str, Result<u64, Errno>) {
         8 => ("unlink", rustix::fs::unlink(path).map(|()| 0)),
         9 => ("rmdir", rustix::fs::rmdir(path).map(|()| 0)),
         10 => {
-            let target = dice.one_of(&["a", "b", "c/d"]);
+            let target = rng.one_of(&["a", "b", "c/d"]);
             ("symlink", rustix::fs::symlink(target, path).map(|()| 0))
         }
-        11 => ("link", rustix::fs::link(path, self::path(dice, root)).map(|()| 0)),
+        11 => ("link", rustix::fs::link(path, self::path(rng, root)).map(|()| 0)),
         12..14 => {
-            let flags = dice.one_of(&[
+            let flags = rng.one_of(&[
                 RenameFlags::empty(),
                 RenameFlags::empty(),
                 RenameFlags::NOREPLACE,
                 RenameFlags::EXCHANGE,
             ]);
-            let to = self::path(dice, root);
+            let to = self::path(rng, root);
             (
                 "rename",
                 rustix::fs::renameat_with(CWD, path, CWD, &to, flags).map(|()| 0),
@@ -133,7 +133,7 @@ fn act(dice: &mut Dice, root: &Path) -> (&'static str, Result<u64, Errno>) {
         }
         14 => {
             // A mode that lets anybody at it: root or not, the answers are the same.
-            let mode = dice.one_of(&[0o755, 0o700, 0o777]);
+            let mode = rng.one_of(&[0o755, 0o700, 0o777]);
             ("chmod", rustix::fs::chmod(path, Mode::from_raw_mode(mode)).map(|()| 0))
         }
         15 => ("read", read(path)),
@@ -142,16 +142,16 @@ fn act(dice: &mut Dice, root: &Path) -> (&'static str, Result<u64, Errno>) {
 }
 
 /// Puts a pattern in a file, there or not.
-fn write(dice: &mut Dice, path: &Path) -> Result<u64, Errno> {
-    let bytes = pattern::bytes(dice.below(1 << 20) as u64, dice.below(9000));
+fn write(rng: &mut SeededRng, path: &Path) -> Result<u64, Errno> {
+    let bytes = pattern::bytes(rng.below(1 << 20) as u64, rng.below(9000));
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
     let file = rustix::fs::open(path, flags, Mode::from_raw_mode(0o644))?;
     File::from(file).write_all(&bytes).map_err(errno)?;
     Ok(0)
 }
 
-fn append(dice: &mut Dice, path: &Path) -> Result<u64, Errno> {
-    let bytes = pattern::bytes(dice.below(1 << 20) as u64, dice.below(500));
+fn append(rng: &mut SeededRng, path: &Path) -> Result<u64, Errno> {
+    let bytes = pattern::bytes(rng.below(1 << 20) as u64, rng.below(500));
     let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC;
     let file = rustix::fs::open(path, flags, Mode::empty())?;
     File::from(file).write_all(&bytes).map_err(errno)?;

@@ -20,7 +20,7 @@ const FATTR_SIZE: u32 = 1 << 3;
 const MAX: usize = 1 << 16;
 
 #[derive(Default)]
-pub struct Books {
+pub struct GuestModel {
     /// Nodes in the order in which they were given first, and how often each was.
     given: Vec<(u64, u64)>,
     /// Node, handle, whether it is a directory.
@@ -45,7 +45,7 @@ fn size(number: u64) -> usize {
     usize::try_from(number).expect("usize has 64 bits")
 }
 
-impl Books {
+impl GuestModel {
     /// A node by its place in the list, or one that there is not.
     pub fn node(&self, choice: u8) -> u64 {
         let all = [ROOT].into_iter().chain(self.given.iter().map(|(node, _)| *node));

@@ -1,4 +1,5 @@
-//! A VM's life in the log, for whoever reads it with `-v`: what it is made of, how long its start took, how it ended. A line each.
+//! Messages about a VM in the log, for whoever reads it with `-v`: what it is made of, how long its start took, how it
+//! ended. A line each.
 
 use std::time::Duration;
 
@@ -6,8 +7,8 @@ use crate::config::{Size, VmConfig};
 use crate::machine::Ending;
 use crate::trace::Trace;
 
-/// What a VM is made of.
-pub(super) fn described(config: &VmConfig) -> String {
+/// What a VM is made of: vCPUs, RAM, what it boots, and its devices.
+pub(super) fn vm_summary(config: &VmConfig) -> String {
     let (cpus, memory) = (&config.cpus, &config.memory);
     let mut text = format!("{} vCPUs", cpus.boot_vcpus);
     if cpus.max_vcpus > cpus.boot_vcpus {
@@ -37,7 +38,7 @@ pub(super) fn described(config: &VmConfig) -> String {
 }
 
 /// That the guest runs, after so long.
-pub(super) fn started(took: Duration, trace: &Trace) -> String {
+pub(super) fn started_message(took: Duration, trace: &Trace) -> String {
     let took = format!("the guest runs after {:.1} ms", took.as_secs_f64() * 1e3);
     match trace.phases() {
         phases if phases.is_empty() => took,
@@ -46,7 +47,7 @@ pub(super) fn started(took: Duration, trace: &Trace) -> String {
 }
 
 /// How the guest ended, as events have it.
-pub(super) fn event(ending: &Ending) -> &'static str {
+pub(super) fn ending_event(ending: &Ending) -> &'static str {
     match ending {
         Ending::PowerOff => "power-off",
         Ending::Reset | Ending::TripleFault => "reset",
@@ -56,7 +57,7 @@ pub(super) fn event(ending: &Ending) -> &'static str {
 }
 
 /// How the guest ended.
-pub(super) fn ended(ending: &Ending) -> String {
+pub(super) fn ended_message(ending: &Ending) -> String {
     match ending {
         Ending::PowerOff => "the guest has powered itself off".into(),
         Ending::Reset => "the guest has reset itself".into(),
@@ -75,7 +76,7 @@ mod tests {
     fn a_vm_is_described_in_a_line() {
         let mut config = VmConfig::default();
         config.payload.kernel = Some("/boot/vmlinux".into());
-        assert_eq!(described(&config), "1 vCPUs, 512 MiB of RAM, kernel /boot/vmlinux");
+        assert_eq!(vm_summary(&config), "1 vCPUs, 512 MiB of RAM, kernel /boot/vmlinux");
         config.cpus = CpusConfig {
             max_vcpus: 8,
             ..CpusConfig::fixed(2)
@@ -84,7 +85,7 @@ mod tests {
         config.disks = vec![DiskConfig::new("/a"), DiskConfig::new("/b")];
         config.name_devices();
         assert_eq!(
-            described(&config),
+            vm_summary(&config),
             "2 vCPUs of 8, 512 MiB of RAM and 1 GiB later, kernel /boot/vmlinux, with _disk0 _disk1"
         );
     }
@@ -92,7 +93,10 @@ mod tests {
     #[test]
     fn a_start_has_its_phases_if_somebody_looked() {
         let took = Duration::from_micros(12_340);
-        assert_eq!(started(took, &Trace::off()), "the guest runs after 12.3 ms");
-        assert_eq!(started(took, &Trace::of_start()), "the guest runs after 12.3 ms");
+        assert_eq!(started_message(took, &Trace::off()), "the guest runs after 12.3 ms");
+        assert_eq!(
+            started_message(took, &Trace::of_start()),
+            "the guest runs after 12.3 ms"
+        );
     }
 }

@@ -4,9 +4,9 @@ use crate::pattern::Stream;
 
 /// A source of choices.
 #[derive(Clone, Debug)]
-pub struct Dice(Stream);
+pub struct SeededRng(Stream);
 
-impl Dice {
+impl SeededRng {
     /// The choices of `seed`.
     pub fn new(seed: u64) -> Self {
         Self(Stream::new(seed))

@@ -3,15 +3,15 @@
 use std::process::Command;
 
 /// A process that runs `test` alone, and shows what it says.
-pub(crate) fn again(test: &str) -> Command {
+pub(crate) fn rerun(test: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--nocapture"]);
     command
 }
 
-/// Whether the test of [`again`] ran, held and came to where it says `word`; if not, what was said. Where no test has the name,
-/// the test runner ends well.
-pub(crate) fn held(command: &mut Command, word: &str) -> Result<(), String> {
+/// Whether the test of [`rerun`] ran, held and came to where it says `word`; if not, what was said. Where no test has
+/// the name, the test runner ends well.
+pub(crate) fn expect_passed(command: &mut Command, word: &str) -> Result<(), String> {
     let ended = command.output().unwrap();
     let [said, complained] = [&ended.stdout, &ended.stderr].map(|text| String::from_utf8_lossy(text));
     let ran = said.contains("test result: ok. 1 passed;") && complained.lines().any(|line| line == word);
@@ -22,7 +22,7 @@ pub(crate) fn held(command: &mut Command, word: &str) -> Result<(), String> {
 }
 
 /// Set for [`victim`]: what it says, or `panic`.
-const SAYS: &str = "HUSK_AGAIN_SAYS";
+const SAYS: &str = "HUSK_SUBPROCESS_SAYS";
 
 /// Not a test by itself: run by the one below, in a process of its own.
 #[test]
@@ -34,14 +34,14 @@ fn victim() {
 
 #[test]
 fn a_test_that_did_not_come_to_its_end_has_not_held() {
-    let says = |name: &str, says: &str| held(again(name).env(SAYS, says), "the end");
-    assert_eq!(says("again::victim", "the end"), Ok(()));
-    assert!(says("again::victim", "not yet").is_err());
-    assert!(says("again::victim", "panic").is_err());
+    let says = |name: &str, says: &str| expect_passed(rerun(name).env(SAYS, says), "the end");
+    assert_eq!(says("subprocess::victim", "the end"), Ok(()));
+    assert!(says("subprocess::victim", "not yet").is_err());
+    assert!(says("subprocess::victim", "panic").is_err());
     assert!(
-        held(&mut again("again::victim"), "the end").is_err(),
+        expect_passed(&mut rerun("subprocess::victim"), "the end").is_err(),
         "nobody told it to"
     );
-    assert!(says("again::no_such_test", "the end").is_err());
+    assert!(says("subprocess::no_such_test", "the end").is_err());
     assert!(says("again", "the end").is_err(), "several, or none");
 }

@@ -18,13 +18,13 @@ use tempfile::TempDir;
 pub const SECRET: &[u8] = b"husk-canary-51f0c2";
 
 /// The directories; they go with this.
-pub struct Outside {
+pub struct ShareFixture {
     base: TempDir,
     before: Vec<String>,
     share: Vec<String>,
 }
 
-impl Outside {
+impl ShareFixture {
     pub fn new() -> Self {
         let base = tempfile::tempdir().expect("there is room");
         make(base.path()).expect("there is room");

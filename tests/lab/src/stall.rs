@@ -28,13 +28,13 @@ const TICKS_A_SECOND: u32 = 100;
 
 /// What a host has shown of itself: written by who reads its terminal, read by who watches it.
 #[derive(Debug)]
-pub struct Pulse {
+pub struct HostProgress {
     patience: Duration,
     counted_ms: AtomicU64,
     lines: AtomicU64,
 }
 
-impl Pulse {
+impl HostProgress {
     /// Of a host that has shown nothing yet, and may take `patience` of processor time to get on.
     pub fn new(patience: Duration) -> Self {
         Self {
@@ -89,7 +89,7 @@ pub enum Standstill {
 
 /// Looks at one host again and again.
 #[derive(Debug)]
-pub struct Watch {
+pub struct StallDetector {
     patience: Duration,
     /// When it got on last.
     since: Look,
@@ -99,16 +99,16 @@ pub struct Watch {
     awake: Look,
 }
 
-impl Watch {
-    /// Begins with a first look at the host of `pulse`. What that has shown by then is news.
-    pub fn new(pulse: &Pulse, first: Look) -> Self {
+impl StallDetector {
+    /// Begins with a first look at the host of `progress`. What that has shown by then is news.
+    pub fn new(progress: &HostProgress, first: Look) -> Self {
         let since = Look {
             counted: Duration::ZERO,
             lines: 0,
             ..first
         };
         Self {
-            patience: pulse.patience,
+            patience: progress.patience,
             since,
             started: false,
             awake: since,
@@ -183,18 +183,18 @@ mod tests {
     }
 
     /// A host that has not shown anything yet.
-    fn unstarted() -> (Watch, Look) {
+    fn unstarted() -> (StallDetector, Look) {
         let start = Look {
             at: Instant::now(),
             processor: Duration::ZERO,
             counted: Duration::ZERO,
             lines: 0,
         };
-        (Watch::new(&Pulse::new(PATIENCE), start), start)
+        (StallDetector::new(&HostProgress::new(PATIENCE), start), start)
     }
 
     /// A host that has just written its first line.
-    fn watched() -> (Watch, Look) {
+    fn watched() -> (StallDetector, Look) {
         let (mut watch, start) = unstarted();
         assert_eq!(watch.standstill(Look { lines: 1, ..start }), None);
         (watch, start)
@@ -264,7 +264,7 @@ mod tests {
         fs::write(&stat, "7 (a) b) 9) S 1 7 7 0 -1 0 1 2 3 4 150 50 8 9 20 0\n").unwrap();
         assert_eq!(processor_time(&stat).unwrap(), Duration::from_secs(2));
         assert!(processor_time(Path::new("/proc/0/stat")).is_err());
-        let of_this = Pulse::new(PATIENCE).look(std::process::id()).unwrap();
+        let of_this = HostProgress::new(PATIENCE).look(std::process::id()).unwrap();
         assert_eq!(of_this.lines, 0);
     }
 }

@@ -1,4 +1,4 @@
-//! What types into the guest: standard input, and whoever attaches to a port.
+//! Input of the guest's ports: from standard input, and from whoever attaches to one.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
@@ -11,8 +11,8 @@ use husk_virtio::console::ConsoleHandle;
 use super::Machine;
 use crate::terminal::{Line, window_size};
 
-/// The keys of a port.
-pub enum Keyboard {
+/// Where bytes go that are typed into a port.
+pub enum PortInput {
     /// The serial port.
     Serial(Arc<Mutex<Serial>>),
     /// The virtio console.
@@ -20,16 +20,16 @@ pub enum Keyboard {
 }
 
 /// A port with the line that others attach to.
-pub struct Attached {
+pub struct AttachablePort {
     /// The port, as the configuration calls it.
     name: &'static str,
     line: Line,
-    keyboard: Keyboard,
+    input: PortInput,
 }
 
-impl Keyboard {
+impl PortInput {
     /// Types `bytes`; returns how many the guest has room for.
-    pub fn press(&self, bytes: &[u8]) -> usize {
+    pub fn send(&self, bytes: &[u8]) -> usize {
         match self {
             Self::Serial(serial) => lock(serial).enqueue(bytes),
             Self::Console(console) => console.input(bytes),
@@ -37,9 +37,9 @@ impl Keyboard {
     }
 }
 
-impl Attached {
-    pub(super) fn new(name: &'static str, line: Line, keyboard: Keyboard) -> Self {
-        Self { name, line, keyboard }
+impl AttachablePort {
+    pub(super) fn new(name: &'static str, line: Line, input: PortInput) -> Self {
+        Self { name, line, input }
     }
 
     pub(super) fn name(&self) -> &'static str {
@@ -48,14 +48,14 @@ impl Attached {
 }
 
 impl Machine {
-    /// What standard input types on, if anything.
-    pub fn keyboard(&self) -> Option<&Keyboard> {
-        self.keyboard.as_ref()
+    /// The port that standard input types into, if any.
+    pub fn stdin_port(&self) -> Option<&PortInput> {
+        self.stdin_port.as_ref()
     }
 
     /// Tells the guest's console the size of the terminal.
     pub fn fit_window(&self) {
-        if let (Some(Keyboard::Console(console)), Some(window)) = (&self.keyboard, window_size()) {
+        if let (Some(PortInput::Console(console)), Some(window)) = (&self.stdin_port, window_size()) {
             console.resize(window.columns, window.rows);
         }
     }
@@ -68,8 +68,8 @@ impl Machine {
     /// Serves a piece of what comes by each line. Whether that is to be done again soon, whatever is readable.
     pub fn serve_lines(&mut self) -> bool {
         let mut again = false;
-        for Attached { line, keyboard, .. } in &mut self.lines {
-            again |= line.serve(|bytes| keyboard.press(bytes));
+        for AttachablePort { line, input, .. } in &mut self.lines {
+            again |= line.serve(|bytes| input.send(bytes));
         }
         again
     }

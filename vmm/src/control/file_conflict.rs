@@ -15,7 +15,7 @@ use crate::config::{NewDevice, VmConfig};
 use crate::machine::{BuildError, PmemError};
 
 /// Whether `error` is that the file or socket of a device is taken.
-pub(crate) fn is_taken(error: &BuildError) -> bool {
+pub(crate) fn is_in_use(error: &BuildError) -> bool {
     let BuildError::Device { source, .. } = error else {
         return false;
     };
@@ -25,8 +25,8 @@ pub(crate) fn is_taken(error: &BuildError) -> bool {
 }
 
 /// The device of `config` whose file `device` could not have, if that is why it failed. Looks at files, and waits for their file systems.
-pub(super) fn rival<'a>(error: &BuildError, config: &'a VmConfig, device: &NewDevice) -> Option<&'a str> {
-    if !is_taken(error) {
+pub(super) fn conflicting_device<'a>(error: &BuildError, config: &'a VmConfig, device: &NewDevice) -> Option<&'a str> {
+    if !is_in_use(error) {
         return None;
     }
     let wanted = match device {
@@ -41,9 +41,9 @@ pub(super) fn rival<'a>(error: &BuildError, config: &'a VmConfig, device: &NewDe
 }
 
 /// Why a device cannot be added, after `cannot add ID`.
-pub(super) fn reason(rival: &str, leaving: bool) -> String {
+pub(super) fn reason(holder: &str, leaving: bool) -> String {
     let until = if leaving { ", which is on its way out" } else { "" };
-    format!(": its image is {rival}'s{until}")
+    format!(": its image is {holder}'s{until}")
 }
 
 /// What two paths to one image have in common: the device, for a block device has many nodes, or the file.
@@ -56,5 +56,5 @@ fn identity(path: &Path) -> Option<(bool, u64, u64)> {
 }
 
 #[cfg(test)]
-#[path = "image_test.rs"]
+#[path = "file_conflict_test.rs"]
 mod tests;

@@ -46,7 +46,12 @@ fn the_disk_that_has_the_image_is_named_by_whatever_path() {
     };
     for path in [second, hard, soft] {
         let new = NewDevice::Disk(DiskConfig::new(&path));
-        assert_eq!(rival(&taken(&path), &config, &new), Some("two"), "{}", path.display());
+        assert_eq!(
+            conflicting_device(&taken(&path), &config, &new),
+            Some("two"),
+            "{}",
+            path.display()
+        );
     }
 }
 
@@ -59,13 +64,16 @@ fn nobody_is_named_when_another_process_has_the_image_or_something_else_is_wrong
         ..VmConfig::default()
     };
     let new = NewDevice::Disk(DiskConfig::new(&theirs));
-    assert_eq!(rival(&taken(&theirs), &config, &new), None);
+    assert_eq!(conflicting_device(&taken(&theirs), &config, &new), None);
     let gone = NewDevice::Disk(DiskConfig::new("/nowhere/disk"));
-    assert_eq!(rival(&taken(Path::new("/nowhere/disk")), &config, &gone), None);
+    assert_eq!(
+        conflicting_device(&taken(Path::new("/nowhere/disk")), &config, &gone),
+        None
+    );
     let again = NewDevice::Disk(DiskConfig::new(&ours));
     let other = BuildError::device("disk", BlockError::Queues(0));
-    assert_eq!(rival(&other, &config, &again), None);
-    assert!(!is_taken(&other) && !is_taken(&BuildError::NoKernel));
+    assert_eq!(conflicting_device(&other, &config, &again), None);
+    assert!(!is_in_use(&other) && !is_in_use(&BuildError::NoKernel));
 }
 
 #[test]

@@ -12,9 +12,9 @@ use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, ftruncate};
 use rustix::io::{Errno, pread, pwrite};
 use serde::{Deserialize, Serialize};
 
-use crate::dice::Dice;
 use crate::kernel::Mapping;
 use crate::pattern::{self, checksum};
+use crate::rng::SeededRng;
 
 /// Bytes of a part: no multiple of a page.
 pub const PART_BYTES: usize = 60_000;
@@ -52,11 +52,11 @@ pub fn work(path: &Path, worker: Worker) -> Result<Part> {
         file: open()?,
         start: worker.part * PART_BYTES,
         holds: vec![0; PART_BYTES],
-        dice: Dice::new(worker.seed),
+        rng: SeededRng::new(worker.seed),
     };
     let is_last = worker.part + 1 == worker.parts;
     for step in 0..worker.steps {
-        let what = work.dice.below(if is_last { 13 } else { 12 });
+        let what = work.rng.below(if is_last { 13 } else { 12 });
         let done = match what {
             0 => open().map(|file| work.file = file).map_err(Into::into),
             1..4 => work.write(),
@@ -85,19 +85,19 @@ struct Work {
     start: usize,
     /// What it holds.
     holds: Vec<u8>,
-    dice: Dice,
+    rng: SeededRng,
 }
 
 impl Work {
     /// Some place in the part, and how many bytes from there.
     fn range(&mut self) -> (usize, usize) {
-        let at = self.dice.below(self.holds.len());
-        let most = self.dice.one_of(&[10, 500, 5000, 20_000]).min(self.holds.len() - at);
-        (at, self.dice.below(most + 1))
+        let at = self.rng.below(self.holds.len());
+        let most = self.rng.one_of(&[10, 500, 5000, 20_000]).min(self.holds.len() - at);
+        (at, self.rng.below(most + 1))
     }
 
     fn fresh(&mut self, bytes: usize) -> Vec<u8> {
-        pattern::bytes(self.dice.below(1 << 30) as u64, bytes)
+        pattern::bytes(self.rng.below(1 << 30) as u64, bytes)
     }
 
     fn place(&self, at: usize) -> u64 {
@@ -154,7 +154,7 @@ impl Work {
         let mut mapping = self.mapped(true)?;
         mapping.write(self.start + at, &fresh);
         self.holds[at..at + bytes].copy_from_slice(&fresh);
-        if self.dice.below(2) == 0 {
+        if self.rng.below(2) == 0 {
             mapping.sync()?;
         }
         Ok(())
@@ -182,7 +182,7 @@ impl Work {
     fn punch(&mut self) -> Result<()> {
         let (at, bytes) = self.range();
         let kind = self
-            .dice
+            .rng
             .one_of(&[FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE]);
         match fallocate(
             &self.file,
@@ -203,7 +203,7 @@ impl Work {
     /// Copies something to somewhere else in the part.
     fn copy(&mut self) -> Result<()> {
         let (from, bytes) = self.range();
-        let to = self.dice.below(self.holds.len());
+        let to = self.rng.below(self.holds.len());
         let bytes = bytes.min(from.abs_diff(to)).min(self.holds.len() - to);
         let (mut from_place, mut to_place, mut copied) = (self.place(from), self.place(to), 0);
         while copied < bytes {
@@ -225,7 +225,7 @@ impl Work {
 
     /// Sets the end of the file, and so of the part.
     fn resize(&mut self) -> Result<()> {
-        let bytes = 1 + self.dice.below(2 * PART_BYTES);
+        let bytes = 1 + self.rng.below(2 * PART_BYTES);
         ftruncate(&self.file, self.place(bytes))?;
         self.holds.resize(bytes, 0);
         Ok(())
@@ -288,7 +288,7 @@ mod tests {
             file: File::open(&path).unwrap(),
             start: 0,
             holds: vec![0; PART_BYTES],
-            dice: Dice::new(1),
+            rng: SeededRng::new(1),
         };
         work.compare(0, PART_BYTES).unwrap();
         file.write_all_at(b"x", 5000).unwrap();
