@@ -31,7 +31,7 @@ use self::backlog::Backlog;
 use self::monitor::Monitor;
 use self::record::Record;
 use crate::seccomp::Mode;
-use crate::terminal::{FileId, Outlet, OutletError, OwnFiles};
+use crate::terminal::{FileId, NonBlockingFile, OpenOutputError, ProtectedFiles};
 
 /// Of what is written: it changes when a reader that knows an older one would misunderstand it. New events and properties do not change it.
 pub const VERSION: u32 = 1;
@@ -80,12 +80,14 @@ impl Events {
     }
 
     /// Events also go to the file at `path`, which is made and readable by its owner alone, or emptied unless it is one
-    /// of `own`; or to a FIFO, whose reader may come later, or a terminal.
+    /// of `protected`; or to a FIFO, whose reader may come later, or a terminal.
     ///
     /// # Errors
     /// Nothing can be written there.
-    pub fn to_path(path: &Path, own: &OwnFiles) -> Result<Self, OutletError> {
-        Ok(Self::with(Some(Monitor::over(Outlet::create(path, MODE, own)?)?)))
+    pub fn to_path(path: &Path, protected: &ProtectedFiles) -> Result<Self, OpenOutputError> {
+        Ok(Self::with(Some(Monitor::over(NonBlockingFile::create(
+            path, MODE, protected,
+        )?)?)))
     }
 
     /// Events also go to `fd`: a pipe, a file, a terminal, or a connected socket. Its flags stay as they are.
@@ -93,7 +95,9 @@ impl Events {
     /// # Errors
     /// The host has no descriptor left.
     pub fn to_fd(fd: OwnedFd) -> io::Result<Self> {
-        Ok(Self::with(Some(Monitor::over(Outlet::inherit(File::from(fd)))?)))
+        Ok(Self::with(Some(Monitor::over(NonBlockingFile::inherit(File::from(
+            fd,
+        )))?)))
     }
 
     fn with(monitor: Option<Monitor>) -> Self {
@@ -306,7 +310,7 @@ mod tests {
     fn an_event_is_a_line_with_the_usual_fields() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("events");
-        let events = Events::to_path(&path, &OwnFiles::default()).unwrap();
+        let events = Events::to_path(&path, &ProtectedFiles::default()).unwrap();
         events.emit("vm", "booting");
         events
             .clone()
@@ -326,14 +330,14 @@ mod tests {
     fn a_file_is_emptied_unless_husk_writes_to_it_already() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
-        let log = Outlet::append(&path, MODE).unwrap();
+        let log = NonBlockingFile::append(&path, MODE).unwrap();
         log.write(b"of before\n").unwrap();
-        let mut own = OwnFiles::default();
-        own.add("husk's log", log.file_id());
-        Events::to_path(&path, &own).unwrap().emit("vm", "booting");
+        let mut protected = ProtectedFiles::default();
+        protected.add("husk's log", log.file_id());
+        Events::to_path(&path, &protected).unwrap().emit("vm", "booting");
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("of before\n{"), "{text}");
-        Events::to_path(&path, &OwnFiles::default()).unwrap();
+        Events::to_path(&path, &ProtectedFiles::default()).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
     }
 
@@ -341,7 +345,7 @@ mod tests {
     fn a_fifo_has_events_for_a_reader_that_comes_later() {
         let folder = tempfile::tempdir().unwrap();
         let path = crate::terminal::testing::fifo(&folder);
-        let events = Events::to_path(&path, &OwnFiles::default()).unwrap();
+        let events = Events::to_path(&path, &ProtectedFiles::default()).unwrap();
         events.emit("vm", "booting");
         let mut line = String::new();
         BufReader::new(File::open(&path).unwrap()).read_line(&mut line).unwrap();
@@ -436,7 +440,7 @@ mod tests {
         // A regular file has room always, and cannot be watched for it.
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("events");
-        let events = Events::to_path(&path, &OwnFiles::default()).unwrap();
+        let events = Events::to_path(&path, &ProtectedFiles::default()).unwrap();
         events.beside().emit("vm", "unknown-field");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
         assert!(is_woken(&events));

@@ -23,7 +23,9 @@ use log::{Level, LevelFilter, Log, Metadata, Record, STATIC_MAX_LEVEL};
 
 use crate::fatal::Line;
 use crate::seccomp::Mode;
-use crate::terminal::{self, Losses, Outlet, OutletError, OwnFiles, PendingLines, Progress, Unwritten};
+use crate::terminal::{
+    self, LostLines, NonBlockingFile, OpenOutputError, PendingLines, ProtectedFiles, UnwrittenLines, WriteProgress,
+};
 
 use limit::{Admission, Limit, Origin};
 use line::{Entry, LEVELS, Speaker};
@@ -115,13 +117,13 @@ struct Logger {
     /// Those that were only counted, likewise.
     left_out: [AtomicU64; LEVELS.len()],
     /// Lines that did not get through, and have not been told of.
-    losses: Losses,
+    losses: LostLines,
     /// Lines that never got through.
     lost_ever: AtomicU64,
     /// Who said too much.
     limit: Limit,
     /// Standard error, unless it was closed.
-    stderr: OnceLock<Outlet>,
+    stderr: OnceLock<NonBlockingFile>,
     setup: OnceLock<Setup>,
     /// The daemon that lines went to has gone; standard error has them since.
     away: AtomicBool,
@@ -138,7 +140,7 @@ struct Setup {
 static LOGGER: Logger = Logger {
     lines: [const { AtomicU64::new(0) }; LEVELS.len()],
     left_out: [const { AtomicU64::new(0) }; LEVELS.len()],
-    losses: Losses::new(),
+    losses: LostLines::new(),
     lost_ever: AtomicU64::new(0),
     limit: Limit::new(),
     stderr: OnceLock::new(),
@@ -158,11 +160,11 @@ pub fn init(verbosity: u8) {
 ///
 /// # Errors
 /// A file cannot be written to.
-pub fn init_with(verbosity: u8, options: &Options) -> Result<(), OutletError> {
+pub fn init_with(verbosity: u8, options: &Options) -> Result<(), OpenOutputError> {
     let destination = &options.destination;
     let (target, away) = match (Target::open(destination), destination) {
         (Ok(target), _) => (target, None),
-        (Err(OutletError::Open(error)), Destination::Journal(_) | Destination::Syslog(_)) => {
+        (Err(OpenOutputError::Open(error)), Destination::Journal(_) | Destination::Syslog(_)) => {
             (Target::Stderr, Some(error))
         }
         (Err(error), _) => return Err(error),
@@ -186,7 +188,7 @@ fn start() {
     let _ = BEGUN.set(Instant::now());
     if let Ok(stderr) = io::stderr().as_fd().try_clone_to_owned() {
         // Fails only when there is one already.
-        let _ = LOGGER.stderr.set(Outlet::inherit(File::from(stderr)));
+        let _ = LOGGER.stderr.set(NonBlockingFile::inherit(File::from(stderr)));
     }
     // Fails only when the logger has been set, by an earlier call.
     let _ = log::set_logger(&LOGGER);
@@ -223,13 +225,13 @@ pub fn tell_death(message: &str) {
 }
 
 /// The regular files that lines go to: the one of the log's own, and standard error.
-pub fn files() -> OwnFiles {
-    let mut files = OwnFiles::default();
+pub fn protected_files() -> ProtectedFiles {
+    let mut files = ProtectedFiles::default();
     if let Some(Target::File(file)) = LOGGER.setup.get().map(|setup| &setup.target) {
         files.add("husk's log", file.file_id());
     }
     let stderr = LOGGER.stderr.get();
-    files.add("husk's standard error", stderr.and_then(Outlet::file_id));
+    files.add("husk's standard error", stderr.and_then(NonBlockingFile::file_id));
     files
 }
 
@@ -382,7 +384,7 @@ impl Logger {
     }
 
     /// What lines go to, datagrams aside.
-    fn outlets(&self) -> Vec<&Outlet> {
+    fn outlets(&self) -> Vec<&NonBlockingFile> {
         let file = match self.setup.get().map(|setup| &setup.target) {
             Some(Target::File(file)) => Some(file),
             _ => None,
@@ -392,20 +394,20 @@ impl Logger {
 
     /// Waits for threads that write lines, up to `deadline`; whether all of them are written or lost.
     fn wait_written(&self, deadline: Instant) -> bool {
-        let mut progress = self.outlets().into_iter().filter_map(Outlet::progress);
+        let mut progress = self.outlets().into_iter().filter_map(NonBlockingFile::progress);
         progress.all(|progress| progress.wait(deadline))
     }
 
     /// Takes note of lines that a thread could not write; how many there were.
     fn take_unwritten(&self) -> u64 {
-        let progress = self.outlets().into_iter().filter_map(Outlet::progress);
+        let progress = self.outlets().into_iter().filter_map(NonBlockingFile::progress);
         progress.fold(0, |sum: u64, progress| {
             sum.saturating_add(self.take_unwritten_by(progress))
         })
     }
 
-    fn take_unwritten_by(&self, progress: &Progress) -> u64 {
-        let Unwritten { lines, untold } = progress.take_unwritten();
+    fn take_unwritten_by(&self, progress: &WriteProgress) -> u64 {
+        let UnwrittenLines { lines, untold } = progress.take_unwritten();
         self.losses.lose(lines.saturating_add(untold));
         self.lost_ever.fetch_add(lines, Ordering::Relaxed);
         lines.saturating_add(untold)
@@ -501,7 +503,7 @@ impl Logger {
     }
 
     /// Writes how many lines were lost, if any were, and `entry`.
-    fn write(&self, entry: Option<&Entry<'_>>, to: &Outlet, end: &str) {
+    fn write(&self, entry: Option<&Entry<'_>>, to: &NonBlockingFile, end: &str) {
         if let Some(progress) = to.progress() {
             self.take_unwritten_by(progress);
         }
@@ -510,7 +512,7 @@ impl Logger {
         lines.end_torn(loss, end);
         if loss.lost > 0 {
             let _ = self.line(&mut text, &own_entry(format_args!("{}{LOST}", loss.lost)), end);
-            lines.tell(text.as_bytes(), loss.lost);
+            lines.push_notice(text.as_bytes(), loss.lost);
         }
         if let Some(entry) = entry {
             text.clear();
@@ -522,13 +524,13 @@ impl Logger {
                 if let Some(progress) = to.progress()
                     && loss.lost > 0
                 {
-                    progress.tell(loss.lost, 1);
+                    progress.record_reported(loss.lost, 1);
                 }
             }
             // When the reader has gone, nobody misses it.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             Err(_) => {
-                self.losses.add(lines.give_up());
+                self.losses.add(lines.take_unwritten());
                 self.count_lost(entry);
             }
         }
@@ -572,7 +574,7 @@ impl Logger {
                 let _ = self.line(&mut text, entry, "\n");
                 if is_current(Some(file)) {
                     // When there is no room, nobody is waited for.
-                    let _ = file.write_directly(text.bytes());
+                    let _ = file.write_bypassing_thread(text.bytes());
                 }
             }
             Some(Target::Stderr) | None => {}
@@ -581,8 +583,8 @@ impl Logger {
 }
 
 /// Whether a thread that may write to `outlet` has written what it was given, or does so soon: then its file takes more.
-fn is_current(outlet: Option<&Outlet>) -> bool {
-    let progress = outlet.and_then(Outlet::progress);
+fn is_current(outlet: Option<&NonBlockingFile>) -> bool {
+    let progress = outlet.and_then(NonBlockingFile::progress);
     progress.is_none_or(|progress| progress.wait_unlocked(LAST_PATIENCE))
 }
 

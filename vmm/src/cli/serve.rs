@@ -275,7 +275,7 @@ fn start(
     let server = bind(doors.socket.as_ref(), doors.metrics.as_ref())?;
     begin_log(options.verbosity, log)?;
     let events = match monitor {
-        Some(Place::Path(path)) => Events::to_path(path, &crate::log::files())
+        Some(Place::Path(path)) => Events::to_path(path, &crate::log::protected_files())
             .with_context(|| format!("event monitor {} cannot be opened", path.display()))?,
         Some(Place::Fd(fd)) => inherited(*fd)
             .and_then(Events::to_fd)

@@ -16,7 +16,7 @@ use crate::beside;
 use crate::machine::{BuildError, Ending, Machine};
 use crate::news::whole_millis;
 use crate::seccomp::{Mode, Role};
-use crate::terminal::{self, Arrival, Input, RawMode, Signal, Signals, StdoutSink};
+use crate::terminal::{self, Arrival, Input, ProcessOutputs, RawMode, Signal, Signals};
 use crate::trim;
 
 /// What can be ready, in the order in which it is served.
@@ -26,7 +26,7 @@ const NEWS: u64 = 2;
 const COMMANDS: u64 = 3;
 const KEYS: u64 = 4;
 /// What others attach to, the one or the other.
-const LINES: u64 = 5;
+const CHARDEVS: u64 = 5;
 const OUTPUT: u64 = 6;
 /// The monitor of events.
 const MONITOR: u64 = 7;
@@ -61,13 +61,13 @@ pub enum Ended {
 pub fn run_event_loop(
     controller: &mut Controller,
     signals: Signals,
-    out: &StdoutSink,
+    outputs: &ProcessOutputs,
     inbox: Option<&Inbox>,
     seccomp: Mode,
 ) -> io::Result<Ended> {
     let epoll = Epoll::new()?;
     watch(&epoll, signals.as_raw_fd(), SIGNAL)?;
-    watch(&epoll, out.as_raw_fd(), OUTPUT)?;
+    watch(&epoll, outputs.as_raw_fd(), OUTPUT)?;
     watch(&epoll, controller.news().as_raw_fd(), NEWS)?;
     if let Some(monitor) = controller.events.monitor() {
         watch(&epoll, monitor, MONITOR)?;
@@ -78,7 +78,7 @@ pub fn run_event_loop(
     let mut event_loop = EventLoop {
         controller,
         signals,
-        out,
+        outputs,
         inbox,
         epoll,
         narrow: inbox.is_none().then_some(seccomp),
@@ -98,7 +98,7 @@ fn watch(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
 struct EventLoop<'a> {
     controller: &'a mut Controller,
     signals: Signals,
-    out: &'a StdoutSink,
+    outputs: &'a ProcessOutputs,
     inbox: Option<&'a Inbox>,
     epoll: Epoll,
     /// The thread is to be confined to the role of this loop.
@@ -170,9 +170,9 @@ impl EventLoop<'_> {
             KEYS => return self.on_keys(),
             NEWS => self.controller.on_news(),
             COMMANDS => self.on_command(),
-            LINES => self.serve_lines(),
+            CHARDEVS => self.serve_chardevs(),
             MONITOR => self.controller.events.flush(),
-            _ => self.out.drain(),
+            _ => self.outputs.drain(),
         }
         Ok(None)
     }
@@ -195,7 +195,7 @@ impl EventLoop<'_> {
         };
         let ended = machine.ended().try_clone()?;
         watch(&self.epoll, ended.as_raw_fd(), ENDED)?;
-        machine.lines().try_for_each(|line| watch(&self.epoll, line, LINES))?;
+        machine.chardevs().try_for_each(|fd| watch(&self.epoll, fd, CHARDEVS))?;
         self.watched = Some(Watched { number, ended });
         if machine.keyboard().is_some() && self.keys.is_none() {
             self.keys = Some(Keys::new()?);
@@ -225,7 +225,7 @@ impl EventLoop<'_> {
                 Due::Trim => self.trim(),
                 _ => {
                     self.offer_keys();
-                    self.serve_lines();
+                    self.serve_chardevs();
                 }
             }
         }
@@ -337,9 +337,9 @@ impl EventLoop<'_> {
         }
     }
 
-    fn serve_lines(&mut self) {
+    fn serve_chardevs(&mut self) {
         let machine = self.controller.machine_mut();
-        if machine.is_some_and(Machine::serve_lines) {
+        if machine.is_some_and(Machine::serve_chardevs) {
             self.controller.timers.set(Due::Keys, Instant::now() + RETRY);
         }
     }

@@ -43,7 +43,7 @@ use crate::kvm::{BETWEEN_LOOKS, Kvm};
 use crate::machine::{BuildError, Counted, Ending, Machine, STOP_DEADLINE, Tail, net};
 use crate::metrics::ProcessFiles;
 use crate::news::News;
-use crate::terminal::StdoutSink;
+use crate::terminal::ProcessOutputs;
 use crate::trace::Trace;
 
 pub(crate) use building::BUILD_DEADLINE;
@@ -63,7 +63,7 @@ pub struct Controller {
     info: Info,
     events: Events,
     options: RunOptions,
-    stdout: StdoutSink,
+    outputs: ProcessOutputs,
     news: News,
     threads: Arc<dyn Threads>,
     timers: Timers<Due>,
@@ -130,13 +130,13 @@ impl From<ApiError> for Progress {
 }
 
 impl Controller {
-    /// No VM yet. `info` and `events` are kept up to date; `stdout` is what a console in mode `Tty` prints on; `threads` start what serves
+    /// No VM yet. `info` and `events` are kept up to date; `outputs` is what a console in mode `Tty` prints on; `threads` start what serves
     /// devices, and wake the waker of `news`.
     pub fn new(
         info: Info,
         events: Events,
         mut options: RunOptions,
-        stdout: StdoutSink,
+        outputs: ProcessOutputs,
         news: News,
         threads: Arc<dyn Threads>,
     ) -> Self {
@@ -148,7 +148,7 @@ impl Controller {
             info,
             events,
             options,
-            stdout,
+            outputs,
             news,
             threads,
             timers: Timers::new(),

@@ -18,7 +18,7 @@ use crate::news::News;
 use crate::process;
 use crate::seccomp::{Mode, Role};
 use crate::spawner::Spawner;
-use crate::terminal::{Outlet, Signals, StdoutSink};
+use crate::terminal::{NonBlockingFile, ProcessOutputs, Signals};
 use crate::trace::Phase;
 
 /// How long the end of the VM waits for readers of what the guest has written last, and of the last events.
@@ -49,23 +49,23 @@ pub fn run(config: VmConfig, server: Option<Server>, options: &RunOptions) -> Re
     let (signals, news, threads) = confine(options.seccomp)?;
     let trace_file = options.boot_trace.as_deref();
     let trace_file = trace_file.map(|path| create_trace(path, options.seccomp)).transpose()?;
-    let mut own = crate::log::files();
-    own.add(
+    let mut protected = crate::log::protected_files();
+    protected.add(
         "husk's boot trace",
         trace_file.as_ref().and_then(|(_, file)| file.file_id()),
     );
-    let stdout = StdoutSink::new(own, options.seccomp).context("cannot take standard output")?;
+    let outputs = ProcessOutputs::new(protected, options.seccomp).context("cannot take standard output")?;
     let info = Info::new();
     let events = server.as_ref().map(|_| Events::new()).unwrap_or_default();
     let served = server
         .map(|server| Served::start(server, info.clone(), &events, options.seccomp))
         .transpose()?;
-    let mut controller = Controller::new(info, events, options.clone(), stdout.clone(), news, threads);
+    let mut controller = Controller::new(info, events, options.clone(), outputs.clone(), news, threads);
     controller.start(config)?;
     let exit = conclude(
         controller,
         signals,
-        &stdout,
+        &outputs,
         served.as_ref().map(Served::inbox),
         options,
     );
@@ -83,11 +83,11 @@ pub fn run(config: VmConfig, server: Option<Server>, options: &RunOptions) -> Re
 pub fn conclude(
     mut controller: Controller,
     signals: Signals,
-    stdout: &StdoutSink,
+    outputs: &ProcessOutputs,
     inbox: Option<&Inbox>,
     options: &RunOptions,
 ) -> Result<Exit> {
-    let ended = run_event_loop(&mut controller, signals, stdout, inbox, options.seccomp);
+    let ended = run_event_loop(&mut controller, signals, outputs, inbox, options.seccomp);
     options.trace.leave_guest();
     match &ended {
         Ok(Ended::Asked | Ended::Unbuilt(_)) => {}
@@ -97,7 +97,7 @@ pub fn conclude(
     }
     controller.stop();
     let deadline = Instant::now() + LAST_WORDS;
-    stdout.finish(deadline);
+    outputs.finish(deadline);
     controller.events.finish(deadline);
     match ended.context("the main loop failed")? {
         Ended::Asked => Ok(Exit::PowerOff),
@@ -137,8 +137,8 @@ fn verdict(ending: &Ending) -> Result<Exit> {
 }
 
 /// What the boot trace goes to. Opened before there is a guest: a name that cannot be written costs no run.
-fn create_trace(path: &Path, seccomp: Mode) -> Result<(&Path, Outlet)> {
-    let file = Outlet::create(path, TRACE_MODE, &crate::log::files())
+fn create_trace(path: &Path, seccomp: Mode) -> Result<(&Path, NonBlockingFile)> {
+    let file = NonBlockingFile::create(path, TRACE_MODE, &crate::log::protected_files())
         .with_context(|| format!("cannot create {}", path.display()))?;
     file.start_writer(seccomp)
         .context("cannot start the thread that writes the boot trace")?;
@@ -146,7 +146,7 @@ fn create_trace(path: &Path, seccomp: Mode) -> Result<(&Path, Outlet)> {
 }
 
 /// Gives the boot trace to whoever asked for it.
-fn report(options: &RunOptions, trace_file: Option<(&Path, Outlet)>) -> Result<()> {
+fn report(options: &RunOptions, trace_file: Option<(&Path, NonBlockingFile)>) -> Result<()> {
     if let Some((path, file)) = trace_file {
         let mut json = Vec::new();
         let written = options.trace.write_json(&mut json);

@@ -10,7 +10,7 @@ use crate::api::{Inbox, Info, Running, Server};
 use crate::config::RunOptions;
 use crate::events::{Events, VERSION};
 use crate::seccomp::{Mode, Role};
-use crate::terminal::StdoutSink;
+use crate::terminal::ProcessOutputs;
 
 /// The API's thread, and what its clients ask for. Dropped in this order: commands that wait are refused, then all that has been answered
 /// goes out.
@@ -51,9 +51,9 @@ pub fn serve(server: Server, options: &RunOptions, events: Events) -> Result<Exi
     events
         .start_writer(options.seccomp)
         .context("cannot start the thread that writes events")?;
-    let mut own = crate::log::files();
-    own.add("the monitor of husk's events", events.file());
-    let stdout = StdoutSink::new(own, options.seccomp).context("cannot take standard output")?;
+    let mut protected = crate::log::protected_files();
+    protected.add("the monitor of husk's events", events.file());
+    let outputs = ProcessOutputs::new(protected, options.seccomp).context("cannot take standard output")?;
     let info = Info::new();
     // First of all: what a client asks is told after it.
     log::info!(
@@ -62,6 +62,6 @@ pub fn serve(server: Server, options: &RunOptions, events: Events) -> Result<Exi
         std::process::id()
     );
     let served = Served::start(server, info.clone(), &events, options.seccomp)?;
-    let controller = Controller::new(info, events, options.clone(), stdout.clone(), news, threads);
-    conclude(controller, signals, &stdout, Some(served.inbox()), options)
+    let controller = Controller::new(info, events, options.clone(), outputs.clone(), news, threads);
+    conclude(controller, signals, &outputs, Some(served.inbox()), options)
 }

@@ -3,7 +3,7 @@
 //! Whoever tells an event has its line wait, under a lock that is never held for longer. The main thread writes what
 //! waits: its own events at once, and the rest when the monitor's descriptor is readable, which is so when another
 //! thread has told one and when a reader that was slow has made room. Nobody is waited for: what goes to a regular file a
-//! thread writes (`terminal/writer.rs`).
+//! thread writes (`terminal/writer_thread.rs`).
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -17,7 +17,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::backlog::{Backlog, send};
 use super::record::Record;
 use crate::seccomp::Mode;
-use crate::terminal::{FileId, Outlet, Unwritten};
+use crate::terminal::{FileId, NonBlockingFile, UnwrittenLines};
 
 #[derive(Debug)]
 pub(super) struct Monitor {
@@ -35,7 +35,7 @@ pub(super) struct Monitor {
 /// Belongs to the thread that writes, which is the main thread.
 #[derive(Debug)]
 struct Writer {
-    sink: Outlet,
+    sink: NonBlockingFile,
     /// Room in `sink` is waited for.
     is_watched: bool,
 }
@@ -45,7 +45,7 @@ impl Monitor {
     ///
     /// # Errors
     /// The host has no descriptor left.
-    pub(super) fn over(sink: Outlet) -> io::Result<Self> {
+    pub(super) fn over(sink: NonBlockingFile) -> io::Result<Self> {
         let (wakeup, bell) = (Epoll::new()?, EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
         let event = EpollEvent::new(EventSet::IN, 0);
         wakeup.ctl(ControlOperation::Add, bell.as_raw_fd(), event)?;
@@ -95,8 +95,8 @@ impl Monitor {
         if let Some(progress) = writer.sink.progress() {
             let mut backlog = lock(&self.backlog);
             // First: the thread may have failed to write what tells of it already.
-            progress.tell(backlog.take_told(), 0);
-            let Unwritten { lines, untold } = progress.take_unwritten();
+            progress.record_reported(backlog.take_told(), 0);
+            let UnwrittenLines { lines, untold } = progress.take_unwritten();
             backlog.lose(lines.saturating_add(untold));
         }
         let operation = match (writer.is_watched, lock(&self.backlog).is_empty()) {
@@ -116,7 +116,7 @@ impl Monitor {
         loop {
             self.flush();
             let has_time = !lock(&self.backlog).is_empty() && Instant::now() < deadline;
-            if !has_time || !lock(&self.writer).sink.has_room_by(deadline) {
+            if !has_time || !lock(&self.writer).sink.wait_writable_until(deadline) {
                 return;
             }
         }

@@ -9,7 +9,7 @@ use husk_devices::serial::Serial;
 use husk_virtio::console::ConsoleHandle;
 
 use super::Machine;
-use crate::terminal::{Line, window_size};
+use crate::terminal::{Chardev, window_size};
 
 /// The keys of a port.
 pub enum Keyboard {
@@ -19,11 +19,11 @@ pub enum Keyboard {
     Console(ConsoleHandle),
 }
 
-/// A port with the line that others attach to.
+/// A port with the chardev that others attach to.
 pub struct Attached {
     /// The port, as the configuration calls it.
     name: &'static str,
-    line: Line,
+    chardev: Chardev,
     keyboard: Keyboard,
 }
 
@@ -38,8 +38,12 @@ impl Keyboard {
 }
 
 impl Attached {
-    pub(super) fn new(name: &'static str, line: Line, keyboard: Keyboard) -> Self {
-        Self { name, line, keyboard }
+    pub(super) fn new(name: &'static str, chardev: Chardev, keyboard: Keyboard) -> Self {
+        Self {
+            name,
+            chardev,
+            keyboard,
+        }
     }
 
     pub(super) fn name(&self) -> &'static str {
@@ -60,24 +64,24 @@ impl Machine {
         }
     }
 
-    /// Descriptors to watch for reading, level-triggered: see [`Machine::serve_lines`]. A thread closes them when the machine is asked to stop.
-    pub fn lines(&self) -> impl Iterator<Item = RawFd> {
-        self.lines.iter().map(|attached| attached.line.as_raw_fd())
+    /// Descriptors to watch for reading, level-triggered: see [`Machine::serve_chardevs`]. A thread closes them when the machine is asked to stop.
+    pub fn chardevs(&self) -> impl Iterator<Item = RawFd> {
+        self.chardevs.iter().map(|attached| attached.chardev.as_raw_fd())
     }
 
-    /// Serves a piece of what comes by each line. Whether that is to be done again soon, whatever is readable.
-    pub fn serve_lines(&mut self) -> bool {
+    /// Serves a piece of what comes by each chardev. Whether that is to be done again soon, whatever is readable.
+    pub fn serve_chardevs(&mut self) -> bool {
         let mut again = false;
-        for Attached { line, keyboard, .. } in &mut self.lines {
-            again |= line.serve(|bytes| keyboard.press(bytes));
+        for Attached { chardev, keyboard, .. } in &mut self.chardevs {
+            again |= chardev.serve(|bytes| keyboard.press(bytes));
         }
         again
     }
 
     /// The pseudo-terminals that lead to the guest, by the names of their ports.
     pub fn terminals(&self) -> impl Iterator<Item = (&'static str, &Path)> {
-        self.lines
+        self.chardevs
             .iter()
-            .filter_map(|attached| Some((attached.name, attached.line.path()?)))
+            .filter_map(|attached| Some((attached.name, attached.chardev.path()?)))
     }
 }

@@ -68,8 +68,8 @@ pub struct Machine {
     ended: EventFd,
     keyboard: Option<Keyboard>,
     /// Until everything is asked to stop: nobody types any more.
-    lines: Vec<Attached>,
-    /// Lines that are being closed, by the names of their ports.
+    chardevs: Vec<Attached>,
+    /// Chardevs that are being closed, by the names of their ports.
     closing: Vec<(String, Beside<()>)>,
     /// A look after files that were the guest's memory.
     collecting: Option<Beside<()>>,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::*;
 use crate::terminal::testing::fifo;
 
-fn wants_drain(outputs: &StdoutSink) -> bool {
+fn wants_drain(outputs: &ProcessOutputs) -> bool {
     let outer = Epoll::new().unwrap();
     let event = EpollEvent::new(EventSet::IN, 0);
     outer.ctl(ControlOperation::Add, outputs.as_raw_fd(), event).unwrap();
@@ -17,7 +17,7 @@ fn wants_drain(outputs: &StdoutSink) -> bool {
 fn what_waits_for_the_reader_of_a_fifo_goes_out_with_standard_output() {
     let folder = tempfile::tempdir().unwrap();
     let path = fifo(&folder);
-    let outputs = StdoutSink::over(None).unwrap();
+    let outputs = ProcessOutputs::wrap(None).unwrap();
     let mut sink = outputs.open(&path).unwrap();
     let sent = vec![b'x'; 200_000];
     sink.write_all(&sent).unwrap();
@@ -38,7 +38,7 @@ fn what_waits_for_the_reader_of_a_fifo_goes_out_with_standard_output() {
 fn the_end_waits_for_every_reader_also_of_a_port_that_is_gone() {
     let folder = tempfile::tempdir().unwrap();
     let path = fifo(&folder);
-    let outputs = StdoutSink::over(None).unwrap();
+    let outputs = ProcessOutputs::wrap(None).unwrap();
     let mut sink = outputs.open(&path).unwrap();
     sink.write_all(&[b'x'; 200_000]).unwrap();
     drop(sink);
@@ -54,7 +54,7 @@ fn the_end_waits_for_every_reader_also_of_a_port_that_is_gone() {
 #[test]
 fn what_is_at_a_path_is_closed_with_its_port_unless_something_waits() {
     let folder = tempfile::tempdir().unwrap();
-    let outputs = StdoutSink::over(None).unwrap();
+    let outputs = ProcessOutputs::wrap(None).unwrap();
     drop(outputs.open(&folder.path().join("log")).unwrap());
     assert_eq!(outputs.others.locked().len(), 0);
     let path = fifo(&folder);

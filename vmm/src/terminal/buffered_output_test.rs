@@ -6,13 +6,13 @@ use std::time::Duration;
 use super::*;
 use crate::seccomp::Mode;
 use crate::terminal::testing::pty;
-use crate::terminal::{Content, Files, Outlet, OwnFiles, Writer};
+use crate::terminal::{Content, Files, NonBlockingFile, ProtectedFiles, WriterThread};
 
-fn pipe() -> (io::PipeReader, Sink) {
+fn pipe() -> (io::PipeReader, BufferedOutput) {
     let (reader, writer) = io::pipe().unwrap();
     (
         reader,
-        Sink::over(Some(Outlet::inherit(File::from(OwnedFd::from(writer))).into())).unwrap(),
+        BufferedOutput::new(Some(NonBlockingFile::inherit(File::from(OwnedFd::from(writer))).into())).unwrap(),
     )
 }
 
@@ -22,7 +22,7 @@ fn read(reader: &mut io::PipeReader, count: usize) -> Vec<u8> {
     bytes
 }
 
-fn wants_drain(sink: &Sink) -> bool {
+fn wants_drain(sink: &BufferedOutput) -> bool {
     let outer = Epoll::new().unwrap();
     outer
         .ctl(
@@ -131,7 +131,7 @@ fn the_end_waits_for_a_reader_that_reads_but_not_for_one_that_does_not() {
 #[test]
 fn the_master_of_a_terminal_is_written_and_never_blocks() {
     let (master, slave) = pty();
-    let mut sink = Sink::over(Some(Outlet::inherit(master).into())).unwrap();
+    let mut sink = BufferedOutput::new(Some(NonBlockingFile::inherit(master).into())).unwrap();
     sink.write_all(b"to the other side\n").unwrap();
     let mut line = [0; 18];
     (&slave).read_exact(&mut line).unwrap();
@@ -145,8 +145,10 @@ fn the_master_of_a_terminal_is_written_and_never_blocks() {
 fn a_file_takes_everything_where_the_writer_stood() {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(b"before ").unwrap();
-    let way = Outlet::inherit(file.try_clone().unwrap()).into_way(Mode::Off).unwrap();
-    let mut sink = Sink::over(Some(way)).unwrap();
+    let target = NonBlockingFile::inherit(file.try_clone().unwrap())
+        .into_target(Mode::Off)
+        .unwrap();
+    let mut sink = BufferedOutput::new(Some(target)).unwrap();
     sink.write_all(b"after").unwrap();
     sink.finish(Instant::now() + Duration::from_secs(60));
     let mut text = String::new();
@@ -157,20 +159,24 @@ fn a_file_takes_everything_where_the_writer_stood() {
 
 #[test]
 fn a_closed_standard_output_refuses_everything() {
-    let mut sink = Sink::over(None).unwrap();
+    let mut sink = BufferedOutput::new(None).unwrap();
     sink.write(b"abc").unwrap_err();
 }
 
 /// A sink whose file waits with every write until the sender is dropped, and tells of it.
-fn stuck() -> (std::sync::mpsc::Sender<()>, std::sync::mpsc::Receiver<usize>, Sink) {
+fn stuck() -> (
+    std::sync::mpsc::Sender<()>,
+    std::sync::mpsc::Receiver<usize>,
+    BufferedOutput,
+) {
     let (go, gate) = std::sync::mpsc::channel::<()>();
     let (told, writes) = std::sync::mpsc::channel();
-    let writer = Writer::start(Content::Bytes, Mode::Off, move |bytes: &[u8]| {
+    let writer = WriterThread::start(Content::Bytes, Mode::Off, move |bytes: &[u8]| {
         let _ = told.send(bytes.len());
         let _ = gate.recv();
         Ok(bytes.len())
     });
-    let sink = Sink::over(Some(Way::Writer(Arc::new(writer.unwrap())))).unwrap();
+    let sink = BufferedOutput::new(Some(OutputTarget::WriterThread(Arc::new(writer.unwrap())))).unwrap();
     (go, writes, sink)
 }
 
@@ -207,9 +213,9 @@ fn the_end_does_not_wait_for_a_sink_that_somebody_is_inside_of() {
 fn files_of_limited_size_are_full_in_turn_with_every_byte_in_order() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
-    let mut files = Files::open(&path, 10, 1, 0o600, &OwnFiles::default()).unwrap();
-    let writer = Writer::start(Content::Bytes, Mode::Off, move |bytes: &[u8]| files.write(bytes));
-    let mut sink = Sink::over(Some(Way::Writer(Arc::new(writer.unwrap())))).unwrap();
+    let mut files = Files::open(&path, 10, 1, 0o600, &ProtectedFiles::default()).unwrap();
+    let writer = WriterThread::start(Content::Bytes, Mode::Off, move |bytes: &[u8]| files.write(bytes));
+    let mut sink = BufferedOutput::new(Some(OutputTarget::WriterThread(Arc::new(writer.unwrap())))).unwrap();
     sink.write_all(b"0123456").unwrap();
     sink.write_all(b"789abcdefghijkl").unwrap();
     sink.finish(Instant::now() + Duration::from_secs(60));

@@ -11,16 +11,16 @@ const MUCH: usize = 2 << 20;
 
 struct Port {
     folder: tempfile::TempDir,
-    outputs: StdoutSink,
-    line: Line,
-    sink: PortSink,
+    outputs: ProcessOutputs,
+    line: Chardev,
+    sink: PortOutput,
 }
 
 impl Port {
     fn socket() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let outputs = StdoutSink::over(None).unwrap();
-        let (line, sink) = Line::listen(&folder.path().join("s"), &outputs).unwrap();
+        let outputs = ProcessOutputs::wrap(None).unwrap();
+        let (line, sink) = Chardev::listen(&folder.path().join("s"), &outputs).unwrap();
         Self {
             folder,
             outputs,
@@ -31,8 +31,8 @@ impl Port {
 
     fn terminal() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let outputs = StdoutSink::over(None).unwrap();
-        let (line, sink) = Line::terminal(&outputs).unwrap();
+        let outputs = ProcessOutputs::wrap(None).unwrap();
+        let (line, sink) = Chardev::open_pty(&outputs).unwrap();
         Self {
             folder,
             outputs,
@@ -316,7 +316,7 @@ fn the_end_waits_for_the_reader_of_a_terminal() {
 fn what_is_at_the_path_already_is_named() {
     let port = Port::socket();
     let path = port.folder.path().join("s");
-    let error = Line::listen(&path, &port.outputs).unwrap_err();
+    let error = Chardev::listen(&path, &port.outputs).unwrap_err();
     assert!(matches!(error, BindError::InUse(_)), "{error}");
 }
 
@@ -326,10 +326,10 @@ fn a_client_that_could_not_be_taken_wakes_nobody_and_is_tried_again() {
     let _client = UnixStream::connect(port.folder.path().join("s")).unwrap();
     assert!(port.is_ready());
     // As after accept(2) has failed, when this process has no descriptor left.
-    port.line.close_door();
-    assert!(port.line.is_door_closed() && !port.is_ready());
+    port.line.refuse_clients();
+    assert!(port.line.is_refusing_clients() && !port.is_ready());
     port.line.serve(|_| 0);
-    assert!(!port.line.is_door_closed());
+    assert!(!port.line.is_refusing_clients());
     port.rounds();
     assert!(port.line.source.is_some());
 }
