@@ -8,7 +8,6 @@
 mod again;
 pub mod api;
 mod beside;
-mod burst;
 pub mod check;
 pub mod cli;
 pub mod config;
@@ -16,6 +15,7 @@ pub mod control;
 mod cpu_time;
 pub mod cpus;
 pub mod ctl;
+mod event_limit;
 pub mod events;
 pub mod explain;
 pub mod fatal;

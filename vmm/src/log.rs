@@ -4,9 +4,9 @@
 //! A reader that stops reading must not stop the VM: a line for which there is no room, on a full file system too, is dropped, and the next
 //! one that gets through is preceded by the number of those that did not. If only a part of a line was written, the
 //! next one starts with a line end. Only a reader that has gone (`EPIPE`) misses nothing. What one place in the source
-//! says too often is counted instead (`limit.rs`).
+//! says too often is counted instead (`limiter.rs`).
 
-mod limit;
+mod limiter;
 mod line;
 mod target;
 
@@ -21,13 +21,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use log::{Level, LevelFilter, Log, Metadata, Record, STATIC_MAX_LEVEL};
 
-use crate::fatal::Line;
+use crate::fatal::LineBuffer;
 use crate::seccomp::Mode;
 use crate::terminal::{
     self, LostLines, NonBlockingFile, OpenOutputError, PendingLines, ProtectedFiles, UnwrittenLines, WriteProgress,
 };
 
-use limit::{Admission, Limit, Origin};
+use limiter::{Admission, CallSite, LogLimiter};
 use line::{Entry, LEVELS, Speaker};
 use target::Target;
 
@@ -47,7 +47,7 @@ const ENOUGH: &str = " (more like this are only counted for some seconds)";
 /// Where the log goes, and how it looks.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Where.
+    /// Where lines go: standard error, a file, journald or the system's log.
     pub destination: Destination,
     /// How, on standard error and in a file.
     pub format: Format,
@@ -121,7 +121,7 @@ struct Logger {
     /// Lines that never got through.
     lost_ever: AtomicU64,
     /// Who said too much.
-    limit: Limit,
+    limiter: LogLimiter,
     /// Standard error, unless it was closed.
     stderr: OnceLock<NonBlockingFile>,
     setup: OnceLock<Setup>,
@@ -142,7 +142,7 @@ static LOGGER: Logger = Logger {
     left_out: [const { AtomicU64::new(0) }; LEVELS.len()],
     losses: LostLines::new(),
     lost_ever: AtomicU64::new(0),
-    limit: Limit::new(),
+    limiter: LogLimiter::new(),
     stderr: OnceLock::new(),
     setup: OnceLock::new(),
     away: AtomicBool::new(false),
@@ -348,10 +348,10 @@ impl Log for Logger {
             return;
         }
         let now_ms = now_ms();
-        let (counts, remark) = match self.limit.admit(&Origin::of(record), now_ms) {
+        let (counts, remark) = match self.limiter.admit(&CallSite::of(record), now_ms) {
             Admission::Admitted => (&self.lines, Some("")),
             Admission::Last => (&self.lines, Some(ENOUGH)),
-            Admission::LeftOut => (&self.left_out, None),
+            Admission::Suppressed => (&self.left_out, None),
         };
         if let Some(count) = counts.get((record.level() as usize).wrapping_sub(1)) {
             count.fetch_add(1, Ordering::Relaxed);
@@ -414,12 +414,12 @@ impl Logger {
     }
 
     fn tell_left_out(&self, now_ms: Option<u64>) {
-        self.limit.tell(now_ms, |origin, count| {
+        self.limiter.report(now_ms, |site, count| {
             self.say(&Entry {
-                level: origin.level,
-                target: origin.module,
+                level: site.level,
+                target: site.module,
                 place: None,
-                message: format_args!("... {count} more like this ({}:{})", origin.module, origin.line),
+                message: format_args!("... {count} more like this ({}:{})", site.module, site.line),
                 remark: "",
             });
         });
@@ -550,7 +550,7 @@ impl Logger {
 
     /// Says it on standard error, which the parent reads, and where the log goes.
     fn die(&self, entry: &Entry<'_>) {
-        let mut text = Line::<LAST_BYTES>::default();
+        let mut text = LineBuffer::<LAST_BYTES>::default();
         let target = self.setup.get().map(|setup| &setup.target);
         let has_file = matches!(target, Some(Target::File(_)));
         let torn = self.losses.is_torn();
@@ -588,7 +588,7 @@ fn is_current(outlet: Option<&NonBlockingFile>) -> bool {
     progress.is_none_or(|progress| progress.wait_unlocked(LAST_PATIENCE))
 }
 
-/// The most bytes of a last line with what is around it in any form: a message of [`Line`]'s usual length, each of its characters escaped.
+/// The most bytes of a last line with what is around it in any form: a message of [`LineBuffer`]'s usual length, each of its characters escaped.
 const LAST_BYTES: usize = 1_024;
 /// Follows the number of lines that were lost.
 const LOST: &str = " log lines were dropped: nobody read them, or there was no room for them";

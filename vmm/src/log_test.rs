@@ -17,7 +17,7 @@ fn logger(options: &Options) -> Logger {
         left_out: [const { AtomicU64::new(0) }; LEVELS.len()],
         losses: LostLines::new(),
         lost_ever: AtomicU64::new(0),
-        limit: Limit::new(),
+        limiter: LogLimiter::new(),
         stderr: OnceLock::new(),
         setup: OnceLock::from(setup),
         away: AtomicBool::new(false),

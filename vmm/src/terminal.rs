@@ -1,7 +1,7 @@
 //! husk's own standard input and output as a guest's terminal.
 //!
 //! [`RawMode`] hands every key to the guest and puts the terminal back whatever happens. [`Input`] reads it, with a way out
-//! ([`Escape`]); [`ProcessOutputs`], and a [`PortOutput`] for whatever else takes a guest's output, write to an [`NonBlockingFile`], the [`Journal`] or a [`WriterThread`],
+//! ([`Escape`]); [`ProcessOutputs`], and a [`PortOutput`] for whatever else takes a guest's output, write to a [`NonBlockingFile`], the [`Journal`] or a [`WriterThread`],
 //! which has files written by a thread, without ever holding up a vCPU; a [`Chardev`] is what others attach to instead; [`Signals`] turns signals into events of the main loop.
 //!
 //! | how husk ends | who restores the terminal |

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::inbox::Outcome;
+use super::queue::Outcome;
 use crate::config::VmConfig;
 use crate::events::Reader;
 use crate::metrics::Figures;

@@ -11,7 +11,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Controller, Due, Progress};
-use crate::api::{Execute, Inbox};
+use crate::api::{CommandReceiver, Execute};
 use crate::beside;
 use crate::machine::{BuildError, Ending, Machine};
 use crate::news::whole_millis;
@@ -53,7 +53,7 @@ pub enum Ended {
     Unbuilt(BuildError),
 }
 
-/// Carries out the commands in `inbox`, and serves the VM that `controller` has, until the end. Without an inbox there will be no other
+/// Carries out the commands in `commands`, and serves the VM that `controller` has, until the end. Without it there will be no other
 /// machine, and no device more: the thread confines itself to the role of this loop before it serves anything, or once there is a machine.
 ///
 /// # Errors
@@ -62,7 +62,7 @@ pub fn run_event_loop(
     controller: &mut Controller,
     signals: Signals,
     outputs: &ProcessOutputs,
-    inbox: Option<&Inbox>,
+    commands: Option<&CommandReceiver>,
     seccomp: Mode,
 ) -> io::Result<Ended> {
     let epoll = Epoll::new()?;
@@ -72,16 +72,16 @@ pub fn run_event_loop(
     if let Some(monitor) = controller.events.monitor() {
         watch(&epoll, monitor, MONITOR)?;
     }
-    if let Some(inbox) = inbox {
-        watch(&epoll, inbox.as_raw_fd(), COMMANDS)?;
+    if let Some(commands) = commands {
+        watch(&epoll, commands.as_raw_fd(), COMMANDS)?;
     }
     let mut event_loop = EventLoop {
         controller,
         signals,
         outputs,
-        inbox,
+        commands,
         epoll,
-        narrow: inbox.is_none().then_some(seccomp),
+        narrow: commands.is_none().then_some(seccomp),
         watched: None,
         keys: None,
         trims: trim::Pace::default(),
@@ -99,7 +99,7 @@ struct EventLoop<'a> {
     controller: &'a mut Controller,
     signals: Signals,
     outputs: &'a ProcessOutputs,
-    inbox: Option<&'a Inbox>,
+    commands: Option<&'a CommandReceiver>,
     epoll: Epoll,
     /// The thread is to be confined to the role of this loop.
     narrow: Option<Mode>,
@@ -259,7 +259,7 @@ impl EventLoop<'_> {
     }
 
     fn on_command(&mut self) {
-        let Some(request) = self.inbox.and_then(Inbox::next) else {
+        let Some(request) = self.commands.and_then(CommandReceiver::next) else {
             return;
         };
         let cause = match request.command.only_looks() {
@@ -276,10 +276,10 @@ impl EventLoop<'_> {
     /// Gives the answers that are ready. The end, if one of them was the last.
     fn answer(&mut self) -> Option<Ended> {
         let leaving = self.controller.is_leaving();
-        if let (true, Some(inbox)) = (leaving, self.inbox) {
+        if let (true, Some(commands)) = (leaving, self.commands) {
             // Whoever asked may kill the process as soon as it has the answer: nothing may be left to do then, but for what
             // threads are writing to files.
-            inbox.close();
+            commands.unlink_sockets();
         }
         for (respond, outcome) in self.controller.take_answers() {
             respond.send(outcome);

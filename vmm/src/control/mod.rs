@@ -140,9 +140,9 @@ impl Controller {
         news: News,
         threads: Arc<dyn Threads>,
     ) -> Self {
-        if events.is_on() {
+        if events.is_enabled() {
             options.tail = Tail::new();
-            options.tail.keep(events.is_heard());
+            options.tail.keep(events.has_listeners());
         }
         Self {
             info,

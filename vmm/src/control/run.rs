@@ -10,7 +10,7 @@ use husk_virtio::threads::Threads;
 use super::event_loop::{Ended, run_event_loop};
 use super::serve::Served;
 use super::{Controller, life};
-use crate::api::{Inbox, Info, Server};
+use crate::api::{CommandReceiver, Info, Server};
 use crate::config::{RunOptions, VmConfig};
 use crate::events::Events;
 use crate::machine::Ending;
@@ -66,7 +66,7 @@ pub fn run(config: VmConfig, server: Option<Server>, options: &RunOptions) -> Re
         controller,
         signals,
         &outputs,
-        served.as_ref().map(Served::inbox),
+        served.as_ref().map(Served::commands),
         options,
     );
     drop(served);
@@ -76,7 +76,7 @@ pub fn run(config: VmConfig, server: Option<Server>, options: &RunOptions) -> Re
     Ok(exit)
 }
 
-/// Serves the VM, and to `inbox` if there is one, until it is over, and takes everything apart.
+/// Serves the VM, and carries out `commands` if there are any, until it is over, and takes everything apart.
 ///
 /// # Errors
 /// The host cannot go on with the guest, or with the loop.
@@ -84,10 +84,10 @@ pub fn conclude(
     mut controller: Controller,
     signals: Signals,
     outputs: &ProcessOutputs,
-    inbox: Option<&Inbox>,
+    commands: Option<&CommandReceiver>,
     options: &RunOptions,
 ) -> Result<Exit> {
-    let ended = run_event_loop(&mut controller, signals, outputs, inbox, options.seccomp);
+    let ended = run_event_loop(&mut controller, signals, outputs, commands, options.seccomp);
     options.trace.leave_guest();
     match &ended {
         Ok(Ended::Asked | Ended::Unbuilt(_)) => {}

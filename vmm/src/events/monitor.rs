@@ -27,7 +27,7 @@ pub(super) struct Monitor {
     /// Readable while [`Monitor::flush`] has something to do.
     wakeup: Epoll,
     /// Another thread than the writer's has told something.
-    bell: EventFd,
+    eventfd: EventFd,
     /// Which regular file it is, if it is one.
     file: Option<FileId>,
 }
@@ -45,10 +45,10 @@ impl Monitor {
     ///
     /// # Errors
     /// The host has no descriptor left.
-    pub(super) fn over(sink: NonBlockingFile) -> io::Result<Self> {
-        let (wakeup, bell) = (Epoll::new()?, EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
+    pub(super) fn new(sink: NonBlockingFile) -> io::Result<Self> {
+        let (wakeup, eventfd) = (Epoll::new()?, EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
         let event = EpollEvent::new(EventSet::IN, 0);
-        wakeup.ctl(ControlOperation::Add, bell.as_raw_fd(), event)?;
+        wakeup.ctl(ControlOperation::Add, eventfd.as_raw_fd(), event)?;
         let file = sink.file_id();
         Ok(Self {
             backlog: Mutex::default(),
@@ -57,7 +57,7 @@ impl Monitor {
                 is_watched: false,
             }),
             wakeup,
-            bell,
+            eventfd,
             file,
         })
     }
@@ -81,15 +81,15 @@ impl Monitor {
     }
 
     /// Tells the main thread that something waits. From any thread.
-    pub(super) fn ring(&self) {
+    pub(super) fn wake(&self) {
         // Fails only when the counter is full, and then it is readable all the same.
-        let _ = self.bell.write(1);
+        let _ = self.eventfd.write(1);
     }
 
     /// Writes what waits, as far as there is room. For the main thread.
     pub(super) fn flush(&self) {
-        // Fails only when nobody has rung.
-        let _ = self.bell.read();
+        // Fails only when nobody has written to it.
+        let _ = self.eventfd.read();
         let mut writer = lock(&self.writer);
         send(&self.backlog, &writer.sink);
         if let Some(progress) = writer.sink.progress() {
@@ -105,7 +105,7 @@ impl Monitor {
             _ => return,
         };
         let event = EpollEvent::new(EventSet::OUT, 0);
-        // A regular file that no thread writes is refused, and has no backlog: what another thread has put meanwhile it has rung for.
+        // A regular file that no thread writes is refused, and has no backlog: what another thread has put meanwhile it has woken this for.
         if self.wakeup.ctl(operation, writer.sink.as_raw_fd(), event).is_ok() {
             writer.is_watched = !writer.is_watched;
         }

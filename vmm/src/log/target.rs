@@ -119,7 +119,7 @@ pub fn connect(path: &Path) -> io::Result<File> {
 /// What became of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// It got through.
+    /// The socket took the datagram.
     Through,
     /// There is no room for it now.
     Full,

@@ -82,11 +82,11 @@ struct Source {
 /// What of a source is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Watched {
-    /// Keys.
+    /// Input: there is room for what is typed (`EPOLLIN`).
     Keys,
     /// Nothing: there is no room for more.
     Nothing,
-    /// That it goes: it types no more.
+    /// Nothing but the hang-up: the client has closed its sending half and types no more.
     End,
 }
 

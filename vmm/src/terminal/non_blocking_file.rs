@@ -56,7 +56,7 @@ enum Room {
     Own,
     /// Each write says so. Where the kernel does not know that of this file, it is asked first.
     Told,
-    /// It is asked first.
+    /// poll(2) is asked before each write: neither `O_NONBLOCK` nor `RWF_NOWAIT` can be used on this descriptor.
     Asked,
 }
 

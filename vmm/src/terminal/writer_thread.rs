@@ -78,7 +78,7 @@ struct Told {
 /// What a thread could not write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UnwrittenLines {
-    /// Lines.
+    /// Lines that were lost since this was asked for last.
     pub lines: u64,
     /// Lines that were lost before, of which lines told that are lost now.
     pub untold: u64,
