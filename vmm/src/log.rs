@@ -117,7 +117,7 @@ struct Logger {
     /// Those that were only counted, likewise.
     left_out: [AtomicU64; LEVELS.len()],
     /// Lines that did not get through, and have not been told of.
-    losses: LostLines,
+    lost_lines: LostLines,
     /// Lines that never got through.
     lost_ever: AtomicU64,
     /// Who said too much.
@@ -140,7 +140,7 @@ struct Setup {
 static LOGGER: Logger = Logger {
     lines: [const { AtomicU64::new(0) }; LEVELS.len()],
     left_out: [const { AtomicU64::new(0) }; LEVELS.len()],
-    losses: LostLines::new(),
+    lost_lines: LostLines::new(),
     lost_ever: AtomicU64::new(0),
     limiter: LogLimiter::new(),
     stderr: OnceLock::new(),
@@ -248,9 +248,9 @@ pub fn tag() -> &'static str {
 /// The host has no thread or descriptor left.
 pub fn start_writers(seccomp: Mode) -> io::Result<()> {
     LOGGER
-        .outlets()
+        .files()
         .into_iter()
-        .try_for_each(|outlet| outlet.start_writer(seccomp))
+        .try_for_each(|file| file.start_writer(seccomp))
 }
 
 /// Tells what was only counted so far, and gives the last lines some time to be written. For the end of the process.
@@ -370,7 +370,7 @@ impl Log for Logger {
     /// Tells what has only been counted so far. For the end.
     fn flush(&self) {
         self.tell_left_out(None);
-        if self.losses.lost() > 0 {
+        if self.lost_lines.lost() > 0 {
             self.say_maybe(None);
         }
     }
@@ -384,7 +384,7 @@ impl Logger {
     }
 
     /// What lines go to, datagrams aside.
-    fn outlets(&self) -> Vec<&NonBlockingFile> {
+    fn files(&self) -> Vec<&NonBlockingFile> {
         let file = match self.setup.get().map(|setup| &setup.target) {
             Some(Target::File(file)) => Some(file),
             _ => None,
@@ -394,13 +394,13 @@ impl Logger {
 
     /// Waits for threads that write lines, up to `deadline`; whether all of them are written or lost.
     fn wait_written(&self, deadline: Instant) -> bool {
-        let mut progress = self.outlets().into_iter().filter_map(NonBlockingFile::progress);
+        let mut progress = self.files().into_iter().filter_map(NonBlockingFile::progress);
         progress.all(|progress| progress.wait(deadline))
     }
 
     /// Takes note of lines that a thread could not write; how many there were.
     fn take_unwritten(&self) -> u64 {
-        let progress = self.outlets().into_iter().filter_map(NonBlockingFile::progress);
+        let progress = self.files().into_iter().filter_map(NonBlockingFile::progress);
         progress.fold(0, |sum: u64, progress| {
             sum.saturating_add(self.take_unwritten_by(progress))
         })
@@ -408,7 +408,7 @@ impl Logger {
 
     fn take_unwritten_by(&self, progress: &WriteProgress) -> u64 {
         let UnwrittenLines { lines, untold } = progress.take_unwritten();
-        self.losses.lose(lines.saturating_add(untold));
+        self.lost_lines.lose(lines.saturating_add(untold));
         self.lost_ever.fetch_add(lines, Ordering::Relaxed);
         lines.saturating_add(untold)
     }
@@ -454,11 +454,11 @@ impl Logger {
 
     /// Sends how many lines were lost, if any were, and then `entry`. What is not told is kept for later.
     fn send_after_notice(&self, entry: Option<&Entry<'_>>, socket: &File) -> Sent {
-        let lost = self.losses.take_lost();
+        let lost = self.lost_lines.take_lost();
         if lost > 0 {
             let sent = self.send(&own_entry(format_args!("{lost}{LOST}")), socket);
             if sent != Sent::Through {
-                self.losses.lose(lost);
+                self.lost_lines.lose(lost);
                 return sent;
             }
         }
@@ -507,7 +507,7 @@ impl Logger {
         if let Some(progress) = to.progress() {
             self.take_unwritten_by(progress);
         }
-        let loss = self.losses.take();
+        let loss = self.lost_lines.take();
         let (mut lines, mut text) = (PendingLines::default(), String::with_capacity(160));
         lines.end_torn(loss, end);
         if loss.lost > 0 {
@@ -530,7 +530,7 @@ impl Logger {
             // When the reader has gone, nobody misses it.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             Err(_) => {
-                self.losses.add(lines.take_unwritten());
+                self.lost_lines.add(lines.take_unwritten());
                 self.count_lost(entry);
             }
         }
@@ -539,7 +539,7 @@ impl Logger {
     /// `entry`, if it is one, did not get through.
     fn lose(&self, entry: Option<&Entry<'_>>) {
         if entry.is_some() {
-            self.losses.lose(1);
+            self.lost_lines.lose(1);
         }
         self.count_lost(entry);
     }
@@ -553,7 +553,7 @@ impl Logger {
         let mut text = LineBuffer::<LAST_BYTES>::default();
         let target = self.setup.get().map(|setup| &setup.target);
         let has_file = matches!(target, Some(Target::File(_)));
-        let torn = self.losses.is_torn();
+        let torn = self.lost_lines.is_torn();
         if torn && !has_file {
             text.push(terminal::line_end().as_bytes());
         }
@@ -582,9 +582,9 @@ impl Logger {
     }
 }
 
-/// Whether a thread that may write to `outlet` has written what it was given, or does so soon: then its file takes more.
-fn is_current(outlet: Option<&NonBlockingFile>) -> bool {
-    let progress = outlet.and_then(NonBlockingFile::progress);
+/// Whether a thread that may write to `file` has written what it was given, or does so soon: then its file takes more.
+fn is_current(file: Option<&NonBlockingFile>) -> bool {
+    let progress = file.and_then(NonBlockingFile::progress);
     progress.is_none_or(|progress| progress.wait_unlocked(LAST_PATIENCE))
 }
 

@@ -234,7 +234,7 @@ fn ready_within(fd: BorrowedFd<'_>, events: i16, timeout_ms: i32) -> bool {
 pub struct WindowSize {
     /// Characters in a line.
     pub columns: u16,
-    /// Lines.
+    /// Lines on the screen.
     pub rows: u16,
 }
 

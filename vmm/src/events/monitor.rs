@@ -35,8 +35,8 @@ pub(super) struct Monitor {
 /// Belongs to the thread that writes, which is the main thread.
 #[derive(Debug)]
 struct Writer {
-    sink: NonBlockingFile,
-    /// Room in `sink` is waited for.
+    output: NonBlockingFile,
+    /// Room in `output` is waited for.
     is_watched: bool,
 }
 
@@ -45,15 +45,15 @@ impl Monitor {
     ///
     /// # Errors
     /// The host has no descriptor left.
-    pub(super) fn new(sink: NonBlockingFile) -> io::Result<Self> {
+    pub(super) fn new(output: NonBlockingFile) -> io::Result<Self> {
         let (wakeup, eventfd) = (Epoll::new()?, EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
         let event = EpollEvent::new(EventSet::IN, 0);
         wakeup.ctl(ControlOperation::Add, eventfd.as_raw_fd(), event)?;
-        let file = sink.file_id();
+        let file = output.file_id();
         Ok(Self {
             backlog: Mutex::default(),
             writer: Mutex::new(Writer {
-                sink,
+                output,
                 is_watched: false,
             }),
             wakeup,
@@ -72,7 +72,7 @@ impl Monitor {
     /// # Errors
     /// The host has no thread or descriptor left.
     pub(super) fn start_writer(&self, seccomp: Mode) -> io::Result<()> {
-        lock(&self.writer).sink.start_writer(seccomp)
+        lock(&self.writer).output.start_writer(seccomp)
     }
 
     /// Has an event wait, if there is room for it. From any thread.
@@ -91,8 +91,8 @@ impl Monitor {
         // Fails only when nobody has written to it.
         let _ = self.eventfd.read();
         let mut writer = lock(&self.writer);
-        send(&self.backlog, &writer.sink);
-        if let Some(progress) = writer.sink.progress() {
+        send(&self.backlog, &writer.output);
+        if let Some(progress) = writer.output.progress() {
             let mut backlog = lock(&self.backlog);
             // First: the thread may have failed to write what tells of it already.
             progress.record_reported(backlog.take_told(), 0);
@@ -106,7 +106,7 @@ impl Monitor {
         };
         let event = EpollEvent::new(EventSet::OUT, 0);
         // A regular file that no thread writes is refused, and has no backlog: what another thread has put meanwhile it has woken this for.
-        if self.wakeup.ctl(operation, writer.sink.as_raw_fd(), event).is_ok() {
+        if self.wakeup.ctl(operation, writer.output.as_raw_fd(), event).is_ok() {
             writer.is_watched = !writer.is_watched;
         }
     }
@@ -116,7 +116,7 @@ impl Monitor {
         loop {
             self.flush();
             let has_time = !lock(&self.backlog).is_empty() && Instant::now() < deadline;
-            if !has_time || !lock(&self.writer).sink.wait_writable_until(deadline) {
+            if !has_time || !lock(&self.writer).output.wait_writable_until(deadline) {
                 return;
             }
         }
@@ -124,7 +124,7 @@ impl Monitor {
 
     /// Gives a thread that writes to a file until `deadline`. For the main thread at the end of the process.
     pub(super) fn wait_written(&self, deadline: Instant) {
-        if let Some(progress) = lock(&self.writer).sink.progress() {
+        if let Some(progress) = lock(&self.writer).output.progress() {
             progress.wait(deadline);
         }
     }

@@ -51,19 +51,19 @@ pub(super) fn open_output(
         (ConsoleMode::Null, ..) => Output::to(io::sink(), None),
         (ConsoleMode::Tty, ..) => Output::to(outputs.clone(), Some(outputs.stdout())),
         (ConsoleMode::File, Some(path), _) => {
-            let sink = match config.limit {
+            let output = match config.limit {
                 Some(limit) => outputs.open_limited(path, limit, config.kept()),
                 None => outputs.open(path),
             };
-            Output::to_port(sink.map_err(|e| BuildError::device(format!("{name} {}", path.display()), e))?)
+            Output::to_port(output.map_err(|e| BuildError::device(format!("{name} {}", path.display()), e))?)
         }
         (ConsoleMode::Journald, ..) => {
             let path = config.journal.as_deref().unwrap_or(Path::new(JOURNAL));
             let usual = || format!("{}-console", crate::log::tag());
             let identifier = config.identifier.clone().unwrap_or_else(usual);
-            let sink =
+            let output =
                 Journal::open(path, &identifier, name).and_then(|journal| outputs.port(OutputTarget::Journal(journal)));
-            Output::to_port(sink.map_err(|e| BuildError::device(format!("{name} journald {}", path.display()), e))?)
+            Output::to_port(output.map_err(|e| BuildError::device(format!("{name} journald {}", path.display()), e))?)
         }
         (ConsoleMode::Socket, _, Some(path)) => {
             attached(Chardev::listen(path, outputs).map_err(|e| BuildError::device(name, e))?)

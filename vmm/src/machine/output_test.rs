@@ -14,7 +14,7 @@ use crate::seccomp::Mode;
 use crate::terminal::testing::fifo;
 use crate::terminal::{NonBlockingFile, OpenOutputError, ProtectedFiles};
 
-/// More than a pipe and a sink hold.
+/// More than a pipe and an output hold.
 const MUCH: usize = 1 << 20;
 
 /// Gives the threads that write to files all the time that they need.

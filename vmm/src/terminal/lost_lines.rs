@@ -224,16 +224,16 @@ mod tests {
 
     #[test]
     fn a_loss_is_taken_once() {
-        let losses = LostLines::new();
-        losses.lose(1);
-        losses.add(LossReport { lost: 3, torn: true });
-        losses.add(NOTHING);
-        assert_eq!((losses.lost(), losses.is_torn()), (4, true));
-        assert_eq!(losses.take(), LossReport { lost: 4, torn: true });
-        assert_eq!(losses.take(), NOTHING);
-        losses.add(LossReport { lost: 2, torn: true });
+        let lost_lines = LostLines::new();
+        lost_lines.lose(1);
+        lost_lines.add(LossReport { lost: 3, torn: true });
+        lost_lines.add(NOTHING);
+        assert_eq!((lost_lines.lost(), lost_lines.is_torn()), (4, true));
+        assert_eq!(lost_lines.take(), LossReport { lost: 4, torn: true });
+        assert_eq!(lost_lines.take(), NOTHING);
+        lost_lines.add(LossReport { lost: 2, torn: true });
         assert_eq!(
-            (losses.take_lost(), losses.take()),
+            (lost_lines.take_lost(), lost_lines.take()),
             (2, LossReport { lost: 0, torn: true })
         );
     }

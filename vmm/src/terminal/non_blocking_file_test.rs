@@ -55,7 +55,7 @@ fn a_file_that_a_log_rotator_shortens_goes_on_without_a_hole() {
 }
 
 #[test]
-fn two_outlets_of_one_file_do_not_overwrite_each_other() {
+fn two_descriptors_of_one_file_do_not_overwrite_each_other() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
     let (one, two) = (
