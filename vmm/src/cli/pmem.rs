@@ -19,10 +19,10 @@ pub enum PmemArgError {
     /// No file, or an empty name.
     #[error("file=FILE is missing")]
     NoFile,
-    /// Not a size.
+    /// The value of a key that is a size does not parse.
     #[error(transparent)]
     Size(#[from] BadSize),
-    /// No switch.
+    /// The value of a key that is on or off does not parse.
     #[error(transparent)]
     Switch(#[from] BadSwitch),
 }

@@ -33,7 +33,7 @@ pub(super) enum Neutral {
     Flag,
     /// A text or list without contents.
     Empty,
-    /// This number.
+    /// This number alone; any other is refused.
     Number(u64),
     /// Numbers from 0 to this one.
     Below(u64),

@@ -175,7 +175,7 @@ pub enum ConfigError {
     /// Nothing to boot.
     #[error("payload: no kernel given")]
     NoKernel,
-    /// A name that is none.
+    /// A device has an empty `id`.
     #[error("a device's id is empty: give it a name, or leave it out")]
     NoId,
     /// A name that is told again with every answer, event and figure of its device, and too long for that.

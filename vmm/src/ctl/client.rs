@@ -31,7 +31,7 @@ pub enum ClientError {
     /// Nobody listens there, or not for us.
     #[error("cannot connect to {}", .socket.display())]
     Connect {
-        /// Where.
+        /// The API's socket.
         socket: PathBuf,
         /// The host's answer.
         source: io::Error,
@@ -39,7 +39,7 @@ pub enum ClientError {
     /// Somebody listens, and does not take connections.
     #[error("{} takes no connection within {seconds} s", .socket.display())]
     Busy {
-        /// Where.
+        /// The API's socket.
         socket: PathBuf,
         /// How long it was given.
         seconds: f64,
@@ -71,10 +71,10 @@ pub enum ClientError {
     Nonsense {
         /// The request.
         request: String,
-        /// What it is.
+        /// What came instead, in words.
         what: String,
     },
-    /// The answer is no.
+    /// The server answered with a status other than 2xx.
     #[error("{request} was refused ({status}): {chain}")]
     Refused {
         /// The request.

@@ -25,7 +25,7 @@ pub enum ContainerListError {
 pub struct ContainerList {
     /// How often it has been changed.
     pub revision: u64,
-    /// What it says.
+    /// The containers, and the size of the pod without them.
     pub list: PodContainers,
 }
 

@@ -58,7 +58,7 @@ pub enum Request {
     Do(&'static str, Option<Value>),
     /// Another size.
     Resize {
-        /// Which.
+        /// The size; what is absent stays as it is.
         wanted: TargetSize,
         /// How long to wait for it.
         wait: Duration,

@@ -16,11 +16,11 @@ const POLL: Duration = Duration::from_millis(10);
 /// A size that is asked for. What is absent stays as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TargetSize {
-    /// vCPUs.
+    /// vCPUs that are to be on-line, 1 or more; `None`: as before.
     pub vcpus: Option<u32>,
-    /// Memory in all.
+    /// RAM in all in bytes, boot RAM included; `None`: as before.
     pub memory_bytes: Option<u64>,
-    /// Of the balloon.
+    /// Bytes that the balloon is to take from the guest; `None`: as before.
     pub balloon_bytes: Option<u64>,
 }
 

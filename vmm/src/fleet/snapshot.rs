@@ -8,10 +8,10 @@ use crate::ctl::client::{Client, ClientError};
 use crate::ctl::status::Status;
 use crate::procfs;
 
-/// What is known.
+/// One husk at one moment: what its API says, and what `/proc` says.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// Whose.
+    /// The process that was looked at.
     pub husk: HuskProcess,
     /// What it says of itself.
     pub reported: ReportedState,
@@ -24,7 +24,7 @@ pub struct Snapshot {
 /// What a husk says of itself.
 #[derive(Clone, Debug, Default)]
 pub struct ReportedState {
-    /// In a word: `Running` and so on, or why there is no such word.
+    /// `Running` and so on as `vm.info` has it, or why there is no such word: `no VM`, `no answer`, …
     pub state: String,
     /// The version.
     pub version: Option<String>,

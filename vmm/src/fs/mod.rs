@@ -68,7 +68,7 @@ pub struct Options {
 pub enum Listen {
     /// A socket is made.
     Path {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
         /// Who else may connect.
         group: Option<String>,

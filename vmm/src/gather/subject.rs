@@ -42,7 +42,7 @@ pub enum SubjectError {
         /// The host's answer.
         source: io::Error,
     },
-    /// None at all.
+    /// There is no husk with a VM that this user may look into.
     #[error("there is no husk with a VM that this user may look into")]
     None,
 }

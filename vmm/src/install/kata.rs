@@ -51,7 +51,7 @@ impl Shim {
 /// What the engine starts for a runtime class.
 #[derive(Clone, Debug)]
 pub(super) struct Handler {
-    /// Its name.
+    /// The handler's name in the engine's configuration and in Kubernetes' RuntimeClass.
     pub name: String,
     /// The shim's program.
     pub program: PathBuf,

@@ -155,7 +155,7 @@ impl Status {
         self.lines.iter().all(|line| line.word == "ok")
     }
 
-    /// For people.
+    /// As text for a terminal, with a line end after each row.
     pub fn to_table(&self) -> String {
         let mut text = format!("husk {} as {}\n", self.version, self.class);
         for StatusLine { word, path, text: what } in &self.lines {

@@ -29,7 +29,7 @@ pub struct PodBaseSize {
     pub default_vcpus: String,
     /// The most vCPUs; 0: as many as the VM may have.
     pub max_vcpus: u32,
-    /// Memory.
+    /// RAM of the pod without its containers, in bytes.
     pub default_memory_bytes: u64,
     /// vCPUs that stay, whatever the containers need: those of the boot, of a pod whose workload was announced.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -64,7 +64,7 @@ impl PodContainers {
 }
 
 impl PodBaseSize {
-    /// vCPUs.
+    /// [`PodBaseSize::default_vcpus`] as processor time; 1 vCPU if it cannot be parsed.
     pub fn vcpus(&self) -> CpuTime {
         CpuTime::parse(&self.default_vcpus).unwrap_or(CpuTime::from_vcpus(1))
     }

@@ -23,7 +23,7 @@ pub use spec::{LinuxResources, Spec, SpecError};
 /// Why a `config.json` makes no pod, or no container.
 #[derive(Debug, thiserror::Error)]
 pub enum PodError {
-    /// The file says nothing.
+    /// The OCI `config.json` cannot be read as one.
     #[error(transparent)]
     Spec(#[from] SpecError),
     /// An annotation that the node does not let pods use.
