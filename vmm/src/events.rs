@@ -31,14 +31,14 @@ use self::backlog::Backlog;
 use self::monitor::Monitor;
 use self::record::Record;
 use crate::seccomp::Mode;
-use crate::terminal::{FileId, Outlet, OutletError, OwnFiles};
+use crate::terminal::{FileId, NonBlockingFile, OpenOutputError, ProtectedFiles};
 
 /// Of what is written: it changes when a reader that knows an older one would misunderstand it. New events and properties do not change it.
 pub const VERSION: u32 = 1;
 /// Those who may read at a time, the monitor aside.
-pub const READERS: usize = 8;
+pub const MAX_READERS: usize = 8;
 /// Events that are kept for readers who come later.
-const KEPT: usize = 64;
+const MAX_KEPT: usize = 64;
 /// Permissions of a file that is made.
 const MODE: u32 = 0o600;
 
@@ -47,23 +47,23 @@ const MODE: u32 = 0o600;
 pub struct Events {
     shared: Option<Arc<Shared>>,
     /// Told by another thread than the main one, which is to write them.
-    is_beside: bool,
+    is_off_main_thread: bool,
 }
 
 #[derive(Debug)]
 struct Shared {
     /// Never held while something is written.
-    hub: Mutex<Hub>,
+    subscribers: Mutex<Subscribers>,
     monitor: Option<Monitor>,
 }
 
 #[derive(Debug)]
-struct Hub {
+struct Subscribers {
     start: Instant,
     /// Each with what waits for it. Whoever has gone is left out when something happens.
     readers: Vec<Weak<Mutex<Backlog>>>,
     /// Tells whoever serves the readers.
-    bell: Option<Arc<EventFd>>,
+    eventfd: Option<Arc<EventFd>>,
     kept: VecDeque<Record>,
     /// How many are not kept any more.
     forgotten: u64,
@@ -80,12 +80,14 @@ impl Events {
     }
 
     /// Events also go to the file at `path`, which is made and readable by its owner alone, or emptied unless it is one
-    /// of `own`; or to a FIFO, whose reader may come later, or a terminal.
+    /// of `protected`; or to a FIFO, whose reader may come later, or a terminal.
     ///
     /// # Errors
     /// Nothing can be written there.
-    pub fn to_path(path: &Path, own: &OwnFiles) -> Result<Self, OutletError> {
-        Ok(Self::with(Some(Monitor::over(Outlet::create(path, MODE, own)?)?)))
+    pub fn to_path(path: &Path, protected: &ProtectedFiles) -> Result<Self, OpenOutputError> {
+        Ok(Self::with(Some(Monitor::new(NonBlockingFile::create(
+            path, MODE, protected,
+        )?)?)))
     }
 
     /// Events also go to `fd`: a pipe, a file, a terminal, or a connected socket. Its flags stay as they are.
@@ -93,41 +95,43 @@ impl Events {
     /// # Errors
     /// The host has no descriptor left.
     pub fn to_fd(fd: OwnedFd) -> io::Result<Self> {
-        Ok(Self::with(Some(Monitor::over(Outlet::inherit(File::from(fd)))?)))
+        Ok(Self::with(Some(Monitor::new(NonBlockingFile::inherit(File::from(
+            fd,
+        )))?)))
     }
 
     fn with(monitor: Option<Monitor>) -> Self {
-        let hub = Mutex::new(Hub {
+        let subscribers = Mutex::new(Subscribers {
             start: Instant::now(),
             readers: Vec::new(),
-            bell: None,
+            eventfd: None,
             kept: VecDeque::new(),
             forgotten: 0,
         });
         Self {
-            shared: Some(Arc::new(Shared { hub, monitor })),
-            is_beside: false,
+            shared: Some(Arc::new(Shared { subscribers, monitor })),
+            is_off_main_thread: false,
         }
     }
 
     /// The same for another thread than the main one, which writes to the monitor what this thread tells.
-    pub fn beside(&self) -> Self {
+    pub fn for_other_thread(&self) -> Self {
         Self {
-            is_beside: true,
+            is_off_main_thread: true,
             ..self.clone()
         }
     }
 
-    /// From now on `bell` rings when readers have something to read.
-    pub fn ring(&self, bell: Arc<EventFd>) {
+    /// From now on `eventfd` is written to when readers have something to read.
+    pub fn set_reader_eventfd(&self, eventfd: Arc<EventFd>) {
         if let Some(shared) = &self.shared {
-            lock(&shared.hub).bell = Some(bell);
+            lock(&shared.subscribers).eventfd = Some(eventfd);
         }
     }
 
-    /// One reader more; `None` when there are [`READERS`] already, or events go nowhere.
+    /// One reader more; `None` when there are [`MAX_READERS`] already, or events go nowhere.
     pub fn subscribe(&self) -> Option<Reader> {
-        lock(&self.shared.as_ref()?.hub).subscribe()
+        lock(&self.shared.as_ref()?.subscribers).subscribe()
     }
 
     /// From now on a thread, confined as `seccomp` says, writes to the monitor if that is a regular file: nobody else
@@ -141,15 +145,15 @@ impl Events {
     }
 
     /// Whether somebody could listen.
-    pub fn is_on(&self) -> bool {
+    pub fn is_enabled(&self) -> bool {
         self.shared.is_some()
     }
 
     /// Whether somebody listens: a monitor, or a reader.
-    pub fn is_heard(&self) -> bool {
-        let is_read = |hub: &Hub| hub.readers.iter().any(|reader| reader.strong_count() > 0);
+    pub fn has_listeners(&self) -> bool {
+        let is_read = |subscribers: &Subscribers| subscribers.readers.iter().any(|reader| reader.strong_count() > 0);
         let shared = self.shared.as_ref();
-        shared.is_some_and(|shared| shared.monitor.is_some() || is_read(&lock(&shared.hub)))
+        shared.is_some_and(|shared| shared.monitor.is_some() || is_read(&lock(&shared.subscribers)))
     }
 
     /// Something happened. Waits for nobody once [`Events::start_writer`] was called.
@@ -169,9 +173,9 @@ impl Events {
         // What waits first: it may make room.
         self.write();
         let properties = properties.into_iter().collect();
-        let mut hub = lock(&shared.hub);
-        let at = hub.start.elapsed();
-        hub.tell(
+        let mut subscribers = lock(&shared.subscribers);
+        let at = subscribers.start.elapsed();
+        subscribers.publish(
             Record {
                 at,
                 source,
@@ -180,16 +184,16 @@ impl Events {
             },
             monitor,
         );
-        drop(hub);
+        drop(subscribers);
         match monitor {
-            Some(monitor) if self.is_beside => monitor.ring(),
+            Some(monitor) if self.is_off_main_thread => monitor.wake(),
             _ => self.write(),
         }
     }
 
     /// Has the monitor written to if that is this thread's to do.
     fn write(&self) {
-        if !self.is_beside {
+        if !self.is_off_main_thread {
             self.flush();
         }
     }
@@ -223,7 +227,7 @@ impl Events {
             monitor.wait_written(deadline);
             // What the file did not take is known now.
             monitor.flush_until(deadline);
-            if let Some(last) = lock(&shared.hub).kept.back() {
+            if let Some(last) = lock(&shared.subscribers).kept.back() {
                 monitor.put_lost(last);
             }
             monitor.flush_until(deadline);
@@ -232,10 +236,10 @@ impl Events {
     }
 }
 
-impl Hub {
+impl Subscribers {
     fn subscribe(&mut self) -> Option<Reader> {
         self.readers.retain(|reader| reader.strong_count() > 0);
-        if self.readers.len() >= READERS {
+        if self.readers.len() >= MAX_READERS {
             return None;
         }
         let mut backlog = Backlog::default();
@@ -251,7 +255,7 @@ impl Hub {
         Some(Reader(backlog))
     }
 
-    fn tell(&mut self, record: Record, monitor: Option<&Monitor>) {
+    fn publish(&mut self, record: Record, monitor: Option<&Monitor>) {
         if let Some(monitor) = monitor {
             monitor.put(&record);
         }
@@ -262,11 +266,11 @@ impl Hub {
                 true
             })
         });
-        if let (Some(bell), false) = (&self.bell, self.readers.is_empty()) {
+        if let (Some(eventfd), false) = (&self.eventfd, self.readers.is_empty()) {
             // Fails only when the counter is full, and then it is readable all the same.
-            let _ = bell.write(1);
+            let _ = eventfd.write(1);
         }
-        if self.kept.len() >= KEPT {
+        if self.kept.len() >= MAX_KEPT {
             self.kept.pop_front();
             self.forgotten = self.forgotten.saturating_add(1);
         }
@@ -306,7 +310,7 @@ mod tests {
     fn an_event_is_a_line_with_the_usual_fields() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("events");
-        let events = Events::to_path(&path, &OwnFiles::default()).unwrap();
+        let events = Events::to_path(&path, &ProtectedFiles::default()).unwrap();
         events.emit("vm", "booting");
         events
             .clone()
@@ -326,14 +330,14 @@ mod tests {
     fn a_file_is_emptied_unless_husk_writes_to_it_already() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
-        let log = Outlet::append(&path, MODE).unwrap();
+        let log = NonBlockingFile::append(&path, MODE).unwrap();
         log.write(b"of before\n").unwrap();
-        let mut own = OwnFiles::default();
-        own.add("husk's log", log.file_id());
-        Events::to_path(&path, &own).unwrap().emit("vm", "booting");
+        let mut protected = ProtectedFiles::default();
+        protected.add("husk's log", log.file_id());
+        Events::to_path(&path, &protected).unwrap().emit("vm", "booting");
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("of before\n{"), "{text}");
-        Events::to_path(&path, &OwnFiles::default()).unwrap();
+        Events::to_path(&path, &ProtectedFiles::default()).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
     }
 
@@ -341,7 +345,7 @@ mod tests {
     fn a_fifo_has_events_for_a_reader_that_comes_later() {
         let folder = tempfile::tempdir().unwrap();
         let path = crate::terminal::testing::fifo(&folder);
-        let events = Events::to_path(&path, &OwnFiles::default()).unwrap();
+        let events = Events::to_path(&path, &ProtectedFiles::default()).unwrap();
         events.emit("vm", "booting");
         let mut line = String::new();
         BufReader::new(File::open(&path).unwrap()).read_line(&mut line).unwrap();
@@ -417,12 +421,12 @@ mod tests {
     #[test]
     fn another_threads_events_are_the_main_threads_to_write_whatever_that_does() {
         let (mut reader, events) = piped();
-        let beside = events.beside();
+        let other = events.for_other_thread();
         let shared = events.shared.as_ref().unwrap();
         let writing = shared.monitor.as_ref().unwrap().hold_writer();
         // The main thread is in the middle of a write that does not end.
-        beside.emit("vm", "unknown-field");
-        assert!(beside.is_heard() && beside.subscribe().is_some());
+        other.emit("vm", "unknown-field");
+        assert!(other.has_listeners() && other.subscribe().is_some());
         drop(writing);
         assert!(is_woken(&events));
         events.flush();
@@ -436,8 +440,8 @@ mod tests {
         // A regular file has room always, and cannot be watched for it.
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("events");
-        let events = Events::to_path(&path, &OwnFiles::default()).unwrap();
-        events.beside().emit("vm", "unknown-field");
+        let events = Events::to_path(&path, &ProtectedFiles::default()).unwrap();
+        events.for_other_thread().emit("vm", "unknown-field");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
         assert!(is_woken(&events));
         events.flush();
@@ -497,15 +501,15 @@ mod tests {
     #[test]
     fn a_reader_who_comes_late_has_what_was_before_and_what_comes_and_no_other_readers_events_twice() {
         let events = Events::new();
-        let bell = Arc::new(EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap());
-        events.ring(bell.clone());
-        assert!(!events.is_heard());
+        let eventfd = Arc::new(EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap());
+        events.set_reader_eventfd(eventfd.clone());
+        assert!(!events.has_listeners());
         events.emit("vm", "booting");
-        assert!(bell.read().is_err(), "nobody reads");
+        assert!(eventfd.read().is_err(), "nobody reads");
         let reader = events.subscribe().unwrap();
-        assert!(events.is_heard());
+        assert!(events.has_listeners());
         events.emit_with("guest", "panic", [("text", "Kernel panic".into())]);
-        assert_eq!(bell.read().unwrap(), 1);
+        assert_eq!(eventfd.read().unwrap(), 1);
         let read = lines(&reader);
         let names: Vec<_> = read.iter().map(|event| event["event"].as_str().unwrap()).collect();
         assert_eq!(names, ["booting", "listening", "panic"]);
@@ -516,28 +520,28 @@ mod tests {
         assert_eq!(read[2]["properties"]["text"], "Kernel panic");
         events.emit("vm", "paused");
         assert_eq!(lines(&reader)[0]["event"], "paused");
-        assert_eq!(bell.read().unwrap(), 1);
+        assert_eq!(eventfd.read().unwrap(), 1);
         drop(reader);
         events.emit("vm", "resumed");
-        assert!(!events.is_heard());
-        assert!(bell.read().is_err());
+        assert!(!events.has_listeners());
+        assert!(eventfd.read().is_err());
     }
 
     #[test]
     fn old_events_are_forgotten_and_their_number_is_told() {
         let events = Events::new();
-        for _ in 0..KEPT + 3 {
+        for _ in 0..MAX_KEPT + 3 {
             events.emit("vm", "paused");
         }
         let read = lines(&events.subscribe().unwrap());
-        assert_eq!(read.len(), KEPT + 1);
-        assert_eq!(read[KEPT]["properties"]["forgotten"], 3);
+        assert_eq!(read.len(), MAX_KEPT + 1);
+        assert_eq!(read[MAX_KEPT]["properties"]["forgotten"], 3);
     }
 
     #[test]
     fn there_are_so_many_readers_and_a_slow_one_is_told_what_it_lost() {
         let events = Events::new();
-        let readers: Vec<Reader> = (0..READERS).map(|_| events.subscribe().unwrap()).collect();
+        let readers: Vec<Reader> = (0..MAX_READERS).map(|_| events.subscribe().unwrap()).collect();
         assert_eq!(events.subscribe(), None);
         assert_eq!(Events::default().subscribe(), None);
         for _ in 0..3000 {

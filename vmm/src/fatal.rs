@@ -27,7 +27,7 @@ use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
-pub use line::Line;
+pub use line::LineBuffer;
 
 use crate::seccomp;
 use crate::terminal;
@@ -114,14 +114,14 @@ fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
         terminal::restore();
         if claim_last_word() == Word::Own {
-            let mut line = Line::default();
+            let mut line = LineBuffer::default();
             compose_panic(&mut line, panic);
             line.say();
         }
     }));
 }
 
-fn compose_panic(line: &mut Line, panic: &PanicHookInfo<'_>) {
+fn compose_panic(line: &mut LineBuffer, panic: &PanicHookInfo<'_>) {
     line.push(b"panic in thread ");
     line.push_thread();
     line.push(b" of process ");
@@ -226,7 +226,7 @@ extern "C" fn on_fatal(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut 
     }
     match claim_last_word() {
         Word::Own => {
-            let mut line = Line::default();
+            let mut line = LineBuffer::default();
             compose(&mut line, signal, cause(signal, info));
             line.say();
         }
@@ -285,7 +285,7 @@ fn cause(signal: libc::c_int, info: &libc::siginfo_t) -> Cause {
     }
 }
 
-fn compose(line: &mut Line, signal: libc::c_int, cause: Cause) {
+fn compose(line: &mut LineBuffer, signal: libc::c_int, cause: Cause) {
     push_name(line, signal);
     match cause {
         Cause::Address(address) => {
@@ -306,7 +306,7 @@ fn compose(line: &mut Line, signal: libc::c_int, cause: Cause) {
     line.push(b"; husk ends here");
 }
 
-fn push_name(line: &mut Line, signal: libc::c_int) {
+fn push_name(line: &mut LineBuffer, signal: libc::c_int) {
     line.push(name(signal));
     if real_time().contains(&signal) && signal != libc::SIGRTMIN() {
         line.push(b"+");

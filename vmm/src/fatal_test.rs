@@ -13,7 +13,7 @@ const DIE_OF: &str = "HUSK_TEST_DIE_OF";
 const LOG: &str = "HUSK_TEST_LOG";
 
 fn name_of(signal: libc::c_int) -> String {
-    let mut line = Line::default();
+    let mut line = LineBuffer::default();
     push_name(&mut line, signal);
     line.text()
 }
@@ -222,7 +222,7 @@ fn the_log_has_the_last_line_as_well() {
 
 #[test]
 fn a_sender_is_named() {
-    let mut line = Line::default();
+    let mut line = LineBuffer::default();
     compose(&mut line, libc::SIGBUS, Cause::Sender(4711));
     let text = line.text();
     assert!(text.starts_with("SIGBUS sent by process 4711, in thread "), "{text}");

@@ -5,7 +5,6 @@
 
 pub mod api;
 mod background;
-mod burst;
 pub mod check;
 pub mod cli;
 pub mod config;
@@ -13,6 +12,7 @@ pub mod control;
 mod cpu_time;
 pub mod cpus;
 pub mod ctl;
+mod event_limit;
 pub mod events;
 pub mod explain;
 pub mod fatal;

@@ -4,9 +4,9 @@
 //! A reader that stops reading must not stop the VM: a line for which there is no room, on a full file system too, is dropped, and the next
 //! one that gets through is preceded by the number of those that did not. If only a part of a line was written, the
 //! next one starts with a line end. Only a reader that has gone (`EPIPE`) misses nothing. What one place in the source
-//! says too often is counted instead (`limit.rs`).
+//! says too often is counted instead (`limiter.rs`).
 
-mod limit;
+mod limiter;
 mod line;
 mod target;
 
@@ -21,11 +21,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use log::{Level, LevelFilter, Log, Metadata, Record, STATIC_MAX_LEVEL};
 
-use crate::fatal::Line;
+use crate::fatal::LineBuffer;
 use crate::seccomp::Mode;
-use crate::terminal::{self, Losses, Outlet, OutletError, OwnFiles, PendingLines, Progress, Unwritten};
+use crate::terminal::{
+    self, LostLines, NonBlockingFile, OpenOutputError, PendingLines, ProtectedFiles, UnwrittenLines, WriteProgress,
+};
 
-use limit::{Admission, Limit, Origin};
+use limiter::{Admission, CallSite, LogLimiter};
 use line::{Entry, LEVELS, Speaker};
 use target::Target;
 
@@ -45,7 +47,7 @@ const ENOUGH: &str = " (more like this are only counted for some seconds)";
 /// Where the log goes, and how it looks.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Where.
+    /// Where lines go: standard error, a file, journald or the system's log.
     pub destination: Destination,
     /// How, on standard error and in a file.
     pub format: Format,
@@ -115,13 +117,13 @@ struct Logger {
     /// Those that were only counted, likewise.
     left_out: [AtomicU64; LEVELS.len()],
     /// Lines that did not get through, and have not been told of.
-    losses: Losses,
+    lost_lines: LostLines,
     /// Lines that never got through.
     lost_ever: AtomicU64,
     /// Who said too much.
-    limit: Limit,
+    limiter: LogLimiter,
     /// Standard error, unless it was closed.
-    stderr: OnceLock<Outlet>,
+    stderr: OnceLock<NonBlockingFile>,
     setup: OnceLock<Setup>,
     /// The daemon that lines went to has gone; standard error has them since.
     away: AtomicBool,
@@ -138,9 +140,9 @@ struct Setup {
 static LOGGER: Logger = Logger {
     lines: [const { AtomicU64::new(0) }; LEVELS.len()],
     left_out: [const { AtomicU64::new(0) }; LEVELS.len()],
-    losses: Losses::new(),
+    lost_lines: LostLines::new(),
     lost_ever: AtomicU64::new(0),
-    limit: Limit::new(),
+    limiter: LogLimiter::new(),
     stderr: OnceLock::new(),
     setup: OnceLock::new(),
     away: AtomicBool::new(false),
@@ -158,11 +160,11 @@ pub fn init(verbosity: u8) {
 ///
 /// # Errors
 /// A file cannot be written to.
-pub fn init_with(verbosity: u8, options: &Options) -> Result<(), OutletError> {
+pub fn init_with(verbosity: u8, options: &Options) -> Result<(), OpenOutputError> {
     let destination = &options.destination;
     let (target, away) = match (Target::open(destination), destination) {
         (Ok(target), _) => (target, None),
-        (Err(OutletError::Open(error)), Destination::Journal(_) | Destination::Syslog(_)) => {
+        (Err(OpenOutputError::Open(error)), Destination::Journal(_) | Destination::Syslog(_)) => {
             (Target::Stderr, Some(error))
         }
         (Err(error), _) => return Err(error),
@@ -186,7 +188,7 @@ fn start() {
     let _ = BEGUN.set(Instant::now());
     if let Ok(stderr) = io::stderr().as_fd().try_clone_to_owned() {
         // Fails only when there is one already.
-        let _ = LOGGER.stderr.set(Outlet::inherit(File::from(stderr)));
+        let _ = LOGGER.stderr.set(NonBlockingFile::inherit(File::from(stderr)));
     }
     // Fails only when the logger has been set, by an earlier call.
     let _ = log::set_logger(&LOGGER);
@@ -223,13 +225,13 @@ pub fn tell_death(message: &str) {
 }
 
 /// The regular files that lines go to: the one of the log's own, and standard error.
-pub fn files() -> OwnFiles {
-    let mut files = OwnFiles::default();
+pub fn protected_files() -> ProtectedFiles {
+    let mut files = ProtectedFiles::default();
     if let Some(Target::File(file)) = LOGGER.setup.get().map(|setup| &setup.target) {
         files.add("husk's log", file.file_id());
     }
     let stderr = LOGGER.stderr.get();
-    files.add("husk's standard error", stderr.and_then(Outlet::file_id));
+    files.add("husk's standard error", stderr.and_then(NonBlockingFile::file_id));
     files
 }
 
@@ -246,9 +248,9 @@ pub fn tag() -> &'static str {
 /// The host has no thread or descriptor left.
 pub fn start_writers(seccomp: Mode) -> io::Result<()> {
     LOGGER
-        .outlets()
+        .files()
         .into_iter()
-        .try_for_each(|outlet| outlet.start_writer(seccomp))
+        .try_for_each(|file| file.start_writer(seccomp))
 }
 
 /// Tells what was only counted so far, and gives the last lines some time to be written. For the end of the process.
@@ -346,10 +348,10 @@ impl Log for Logger {
             return;
         }
         let now_ms = now_ms();
-        let (counts, remark) = match self.limit.admit(&Origin::of(record), now_ms) {
+        let (counts, remark) = match self.limiter.admit(&CallSite::of(record), now_ms) {
             Admission::Admitted => (&self.lines, Some("")),
             Admission::Last => (&self.lines, Some(ENOUGH)),
-            Admission::LeftOut => (&self.left_out, None),
+            Admission::Suppressed => (&self.left_out, None),
         };
         if let Some(count) = counts.get((record.level() as usize).wrapping_sub(1)) {
             count.fetch_add(1, Ordering::Relaxed);
@@ -368,7 +370,7 @@ impl Log for Logger {
     /// Tells what has only been counted so far. For the end.
     fn flush(&self) {
         self.tell_left_out(None);
-        if self.losses.lost() > 0 {
+        if self.lost_lines.lost() > 0 {
             self.say_maybe(None);
         }
     }
@@ -382,7 +384,7 @@ impl Logger {
     }
 
     /// What lines go to, datagrams aside.
-    fn outlets(&self) -> Vec<&Outlet> {
+    fn files(&self) -> Vec<&NonBlockingFile> {
         let file = match self.setup.get().map(|setup| &setup.target) {
             Some(Target::File(file)) => Some(file),
             _ => None,
@@ -392,32 +394,32 @@ impl Logger {
 
     /// Waits for threads that write lines, up to `deadline`; whether all of them are written or lost.
     fn wait_written(&self, deadline: Instant) -> bool {
-        let mut progress = self.outlets().into_iter().filter_map(Outlet::progress);
+        let mut progress = self.files().into_iter().filter_map(NonBlockingFile::progress);
         progress.all(|progress| progress.wait(deadline))
     }
 
     /// Takes note of lines that a thread could not write; how many there were.
     fn take_unwritten(&self) -> u64 {
-        let progress = self.outlets().into_iter().filter_map(Outlet::progress);
+        let progress = self.files().into_iter().filter_map(NonBlockingFile::progress);
         progress.fold(0, |sum: u64, progress| {
             sum.saturating_add(self.take_unwritten_by(progress))
         })
     }
 
-    fn take_unwritten_by(&self, progress: &Progress) -> u64 {
-        let Unwritten { lines, untold } = progress.take_unwritten();
-        self.losses.lose(lines.saturating_add(untold));
+    fn take_unwritten_by(&self, progress: &WriteProgress) -> u64 {
+        let UnwrittenLines { lines, untold } = progress.take_unwritten();
+        self.lost_lines.lose(lines.saturating_add(untold));
         self.lost_ever.fetch_add(lines, Ordering::Relaxed);
         lines.saturating_add(untold)
     }
 
     fn tell_left_out(&self, now_ms: Option<u64>) {
-        self.limit.tell(now_ms, |origin, count| {
+        self.limiter.report(now_ms, |site, count| {
             self.say(&Entry {
-                level: origin.level,
-                target: origin.module,
+                level: site.level,
+                target: site.module,
                 place: None,
-                message: format_args!("... {count} more like this ({}:{})", origin.module, origin.line),
+                message: format_args!("... {count} more like this ({}:{})", site.module, site.line),
                 remark: "",
             });
         });
@@ -452,11 +454,11 @@ impl Logger {
 
     /// Sends how many lines were lost, if any were, and then `entry`. What is not told is kept for later.
     fn send_after_notice(&self, entry: Option<&Entry<'_>>, socket: &File) -> Sent {
-        let lost = self.losses.take_lost();
+        let lost = self.lost_lines.take_lost();
         if lost > 0 {
             let sent = self.send(&own_entry(format_args!("{lost}{LOST}")), socket);
             if sent != Sent::Through {
-                self.losses.lose(lost);
+                self.lost_lines.lose(lost);
                 return sent;
             }
         }
@@ -501,16 +503,16 @@ impl Logger {
     }
 
     /// Writes how many lines were lost, if any were, and `entry`.
-    fn write(&self, entry: Option<&Entry<'_>>, to: &Outlet, end: &str) {
+    fn write(&self, entry: Option<&Entry<'_>>, to: &NonBlockingFile, end: &str) {
         if let Some(progress) = to.progress() {
             self.take_unwritten_by(progress);
         }
-        let loss = self.losses.take();
+        let loss = self.lost_lines.take();
         let (mut lines, mut text) = (PendingLines::default(), String::with_capacity(160));
         lines.end_torn(loss, end);
         if loss.lost > 0 {
             let _ = self.line(&mut text, &own_entry(format_args!("{}{LOST}", loss.lost)), end);
-            lines.tell(text.as_bytes(), loss.lost);
+            lines.push_notice(text.as_bytes(), loss.lost);
         }
         if let Some(entry) = entry {
             text.clear();
@@ -522,13 +524,13 @@ impl Logger {
                 if let Some(progress) = to.progress()
                     && loss.lost > 0
                 {
-                    progress.tell(loss.lost, 1);
+                    progress.record_reported(loss.lost, 1);
                 }
             }
             // When the reader has gone, nobody misses it.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             Err(_) => {
-                self.losses.add(lines.give_up());
+                self.lost_lines.add(lines.take_unwritten());
                 self.count_lost(entry);
             }
         }
@@ -537,7 +539,7 @@ impl Logger {
     /// `entry`, if it is one, did not get through.
     fn lose(&self, entry: Option<&Entry<'_>>) {
         if entry.is_some() {
-            self.losses.lose(1);
+            self.lost_lines.lose(1);
         }
         self.count_lost(entry);
     }
@@ -548,10 +550,10 @@ impl Logger {
 
     /// Says it on standard error, which the parent reads, and where the log goes.
     fn die(&self, entry: &Entry<'_>) {
-        let mut text = Line::<LAST_BYTES>::default();
+        let mut text = LineBuffer::<LAST_BYTES>::default();
         let target = self.setup.get().map(|setup| &setup.target);
         let has_file = matches!(target, Some(Target::File(_)));
-        let torn = self.losses.is_torn();
+        let torn = self.lost_lines.is_torn();
         if torn && !has_file {
             text.push(terminal::line_end().as_bytes());
         }
@@ -572,7 +574,7 @@ impl Logger {
                 let _ = self.line(&mut text, entry, "\n");
                 if is_current(Some(file)) {
                     // When there is no room, nobody is waited for.
-                    let _ = file.write_directly(text.bytes());
+                    let _ = file.write_bypassing_thread(text.bytes());
                 }
             }
             Some(Target::Stderr) | None => {}
@@ -580,13 +582,13 @@ impl Logger {
     }
 }
 
-/// Whether a thread that may write to `outlet` has written what it was given, or does so soon: then its file takes more.
-fn is_current(outlet: Option<&Outlet>) -> bool {
-    let progress = outlet.and_then(Outlet::progress);
+/// Whether a thread that may write to `file` has written what it was given, or does so soon: then its file takes more.
+fn is_current(file: Option<&NonBlockingFile>) -> bool {
+    let progress = file.and_then(NonBlockingFile::progress);
     progress.is_none_or(|progress| progress.wait_unlocked(LAST_PATIENCE))
 }
 
-/// The most bytes of a last line with what is around it in any form: a message of [`Line`]'s usual length, each of its characters escaped.
+/// The most bytes of a last line with what is around it in any form: a message of [`LineBuffer`]'s usual length, each of its characters escaped.
 const LAST_BYTES: usize = 1_024;
 /// Follows the number of lines that were lost.
 const LOST: &str = " log lines were dropped: nobody read them, or there was no room for them";

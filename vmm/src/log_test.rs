@@ -2,7 +2,7 @@ use std::io::Read;
 use std::os::unix::net::UnixDatagram;
 
 use super::*;
-use crate::terminal::Loss;
+use crate::terminal::LossReport;
 use crate::terminal::testing::fifo;
 
 fn logger(options: &Options) -> Logger {
@@ -15,9 +15,9 @@ fn logger(options: &Options) -> Logger {
     Logger {
         lines: [const { AtomicU64::new(0) }; LEVELS.len()],
         left_out: [const { AtomicU64::new(0) }; LEVELS.len()],
-        losses: Losses::new(),
+        lost_lines: LostLines::new(),
         lost_ever: AtomicU64::new(0),
-        limit: Limit::new(),
+        limiter: LogLimiter::new(),
         stderr: OnceLock::new(),
         setup: OnceLock::from(setup),
         away: AtomicBool::new(false),
@@ -154,7 +154,7 @@ fn what_was_lost_is_told_at_the_end_if_nothing_else_is() {
         ..Options::default()
     });
     logger.flush();
-    logger.losses.lose(4);
+    logger.lost_lines.lose(4);
     logger.flush();
     logger.flush();
     assert_eq!(std::fs::read_to_string(path).unwrap(), format!("WARN: 4{LOST}\n"));
@@ -165,9 +165,9 @@ fn what_was_lost_is_told_at_the_end_if_nothing_else_is() {
 fn standard_error_has_the_lines_of_a_daemon_that_has_gone() {
     let (_folder, daemon, logger) = to_syslog();
     let (mut reader, writer) = io::pipe().unwrap();
-    let stderr = Outlet::inherit(File::from(std::os::fd::OwnedFd::from(writer)));
+    let stderr = NonBlockingFile::inherit(File::from(std::os::fd::OwnedFd::from(writer)));
     logger.stderr.set(stderr).unwrap();
-    logger.losses.lose(2);
+    logger.lost_lines.lose(2);
     drop(daemon);
     say(&logger, "first");
     say(&logger, "second");
@@ -204,7 +204,7 @@ fn lost_lines_are_counted_on_the_next_one_in_either_form() {
             format,
             tag: None,
         });
-        logger.losses.lose(2);
+        logger.lost_lines.lose(2);
         say(&logger, "here");
         let said = std::fs::read_to_string(path).unwrap();
         assert_eq!(said.lines().count(), 2, "{said}");
@@ -236,14 +236,14 @@ fn a_line_that_a_full_disk_refuses_is_lost_and_one_in_part_is_ended() {
     say(&full, "no room");
     say(&full, "no room");
     assert_eq!(full.lost_ever.load(Ordering::Relaxed), 2);
-    assert!(!full.losses.is_torn(), "nothing of it got through");
+    assert!(!full.lost_lines.is_torn(), "nothing of it got through");
     let path = folder.path().join("log");
     let logger = logger(&options(&path));
     let Target::File(file) = &logger.setup.get().unwrap().target else {
         panic!("it is a file")
     };
     assert_eq!(file.write(b"WARN: to").unwrap(), 8);
-    logger.losses.add(Loss { lost: 1, torn: true });
+    logger.lost_lines.add(LossReport { lost: 1, torn: true });
     say(&logger, "here");
     say(&logger, "again");
     let said = std::fs::read_to_string(&path).unwrap();
@@ -254,7 +254,7 @@ fn a_line_that_a_full_disk_refuses_is_lost_and_one_in_part_is_ended() {
 fn a_line_longer_than_one_write_is_whole() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
-    let file = Outlet::append(&path, 0o600).unwrap();
+    let file = NonBlockingFile::append(&path, 0o600).unwrap();
     let line = vec![b'x'; 10_000];
     let mut lines = PendingLines::default();
     lines.push(&line, 0);

@@ -1,8 +1,8 @@
 //! husk's own standard input and output as a guest's terminal.
 //!
 //! [`RawMode`] hands every key to the guest and puts the terminal back whatever happens. [`Input`] reads it, with a way out
-//! ([`Escape`]); [`StdoutSink`], and a [`PortSink`] for whatever else takes a guest's output, write to an [`Outlet`], the [`Journal`] or a [`Writer`],
-//! which has files written by a thread, without ever holding up a vCPU; a [`Line`] is what others attach to instead; [`Signals`] turns signals into events of the main loop.
+//! ([`Escape`]); [`ProcessOutputs`], and a [`PortOutput`] for whatever else takes a guest's output, write to a [`NonBlockingFile`], the [`Journal`] or a [`WriterThread`],
+//! which has files written by a thread, without ever holding up a vCPU; a [`Chardev`] is what others attach to instead; [`Signals`] turns signals into events of the main loop.
 //!
 //! | how husk ends | who restores the terminal |
 //! |---|---|
@@ -15,21 +15,21 @@
 
 #![expect(unsafe_code, reason = "termios and poll of libc")]
 
+mod buffered_output;
+mod chardev;
 mod escape;
 mod files;
 mod input;
 mod journal;
-mod line;
-mod lossy;
-mod outlet;
+mod lost_lines;
+mod non_blocking_file;
 mod output;
-mod own;
+mod output_target;
+mod protected_files;
 mod signals;
-mod sink;
 #[cfg(test)]
 pub(crate) mod testing;
-mod way;
-mod writer;
+mod writer_thread;
 
 use std::io::{self, IsTerminal, Write};
 use std::mem::MaybeUninit;
@@ -39,19 +39,19 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::time::{Duration, Instant};
 
+pub use buffered_output::BufferedOutput;
+pub use chardev::Chardev;
 pub use escape::{Escape, Quit};
 pub use files::{Files, numbered};
 pub use input::{Arrival, Input};
 pub use journal::Journal;
-pub use line::Line;
-pub use lossy::{Loss, Losses, PendingLines};
-pub use outlet::{Outlet, OutletError};
-pub use output::{PortSink, StdoutSink};
-pub use own::{FileId, OwnFiles};
+pub use lost_lines::{LossReport, LostLines, PendingLines};
+pub use non_blocking_file::{NonBlockingFile, OpenOutputError};
+pub use output::{PortOutput, ProcessOutputs};
+pub use output_target::OutputTarget;
+pub use protected_files::{FileId, ProtectedFiles};
 pub use signals::{Signal, Signals};
-pub use sink::Sink;
-pub use way::Way;
-pub use writer::{Content, Progress, Unwritten, Writer};
+pub use writer_thread::{Content, UnwrittenLines, WriteProgress, WriterThread};
 
 /// Printed when the terminal becomes the guest's.
 pub const ESCAPE_HINT: &str = "Ctrl-A x ends the VM, Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
@@ -234,7 +234,7 @@ fn ready_within(fd: BorrowedFd<'_>, events: i16, timeout_ms: i32) -> bool {
 pub struct WindowSize {
     /// Characters in a line.
     pub columns: u16,
-    /// Lines.
+    /// Lines on the screen.
     pub rows: u16,
 }
 

@@ -122,7 +122,7 @@ pub struct Begin {
 }
 
 impl Begin {
-    /// Now. Costs one system call.
+    /// Takes the clock and the processor time used so far: one system call. To be called first in `main`.
     pub fn now() -> Self {
         Self {
             entered: Instant::now(),

@@ -20,7 +20,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use husk::api::http::{Message, Method, Parser};
-use husk::api::{ApiError, Command, Inbox, Info, Kind, Reply, Request, Running, Server, VmInfo, VmState};
+use husk::api::{ApiError, Command, CommandReceiver, Info, Kind, Reply, Request, Running, Server, VmInfo, VmState};
 use husk::config::VmConfig;
 use serde_json::{Value, json};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -64,7 +64,7 @@ type Taken = Vec<u64>;
 
 struct Bench {
     info: Info,
-    inbox: Inbox,
+    commands: CommandReceiver,
     running: Option<Running>,
     clients: Vec<Client>,
     taken: Vec<Taken>,
@@ -87,7 +87,7 @@ impl Bench {
         let folder = folder();
         let path = folder.path().join("api");
         let info = Info::new();
-        let (running, inbox) = Server::bind(&path).unwrap().spawn(info.clone(), || Ok(())).unwrap();
+        let (running, commands) = Server::bind(&path).unwrap().spawn(info.clone(), || Ok(())).unwrap();
         let client = || {
             let stream = UnixStream::connect(&path).unwrap();
             stream.set_nonblocking(true).unwrap();
@@ -101,7 +101,7 @@ impl Bench {
         };
         Self {
             info,
-            inbox,
+            commands,
             running: Some(running),
             clients: (0..CLIENTS).map(|_| client()).collect(),
             taken: Vec::new(),
@@ -131,7 +131,7 @@ impl Bench {
         }
         if what == 4 {
             let how = script.u8()?;
-            if let Some(request) = self.inbox.next() {
+            if let Some(request) = self.commands.next() {
                 self.answer(request, how);
             }
         } else {
@@ -168,7 +168,7 @@ impl Bench {
         let deadline = Instant::now() + PATIENCE;
         let epoll = Epoll::new().unwrap();
         let watch = |fd| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0));
-        watch(self.inbox.as_raw_fd()).unwrap();
+        watch(self.commands.as_raw_fd()).unwrap();
         for client in &mut self.clients {
             client.finish();
             if let Some(stream) = &client.stream {
@@ -176,7 +176,7 @@ impl Bench {
             }
         }
         loop {
-            while let Some(request) = self.inbox.next() {
+            while let Some(request) = self.commands.next() {
                 self.answer(request, 3);
             }
             let waiting = self.clients.iter_mut().filter_map(|client| client.receive()).count();
@@ -188,7 +188,7 @@ impl Bench {
             let _ = epoll.wait(100, &mut [EpollEvent::default(); 4]);
         }
         drop(self.running.take());
-        while self.inbox.next().is_some() {}
+        while self.commands.next().is_some() {}
         for client in &mut self.clients {
             client.check(&self.taken);
             for pipe in &mut client.pipes {

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::inbox::Outcome;
+use super::queue::Outcome;
 use crate::config::VmConfig;
 use crate::events::Reader;
 use crate::metrics::Figures;
@@ -102,11 +102,11 @@ impl Command {
 /// The body of `vm.resize`. What is absent stays as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Resize {
-    /// vCPUs.
+    /// vCPUs that are to be on-line; absent: as before.
     pub desired_vcpus: Option<u32>,
-    /// RAM in all, in bytes.
+    /// RAM in all in bytes, boot RAM included; absent: as before.
     pub desired_ram: Option<u64>,
-    /// Size of the balloon in bytes.
+    /// Bytes that the balloon is to take from the guest; absent: as before.
     pub desired_balloon: Option<u64>,
     /// The revision of `vm.containers` that the size was made of: with another one present, nothing is asked for.
     pub containers_revision: Option<u64>,

@@ -38,7 +38,7 @@ enum Phase {
     Closing,
     /// Everything has gone out.
     Lingering { until: Instant },
-    /// Nobody is there.
+    /// The client has closed the connection, or it broke: it is to be dropped.
     Gone,
 }
 
@@ -50,7 +50,7 @@ pub(super) struct Pending {
     close: bool,
     /// What is asked for.
     pub(super) endpoint: Endpoint,
-    /// Since when.
+    /// When the whole request had been taken from what the client sent; its latency is counted from here.
     pub(super) since: Instant,
     /// What figures are written in.
     pub(super) format: Format,
@@ -72,9 +72,9 @@ impl Pending {
 /// What a client may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rights {
-    /// Everything.
+    /// Every endpoint of the API: a client of `--api-socket`.
     Control,
-    /// The figures.
+    /// `vmm.metrics` alone, anything else is answered with 403: a client of `--metrics`.
     Metrics,
 }
 

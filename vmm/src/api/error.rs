@@ -10,7 +10,7 @@ use husk_devices::causes;
 pub enum Kind {
     /// The request is wrong: its body, or a configuration that cannot be.
     BadRequest,
-    /// The socket is not for that.
+    /// 403: the socket does not serve this path (that of `--metrics` serves figures alone).
     Forbidden,
     /// No such path, VM or device.
     NotFound,

@@ -53,7 +53,7 @@ pub enum Malformed {
     /// Too long a head.
     #[error("request line and headers exceed {HEAD_BYTES} bytes or {HEADERS} headers")]
     Head,
-    /// Too long a body.
+    /// `Content-Length` announces so many bytes, more than a body may have: answered with 413.
     #[error("body of {0} bytes, at most {BODY_BYTES} allowed")]
     Body(u64),
     /// A length that is no number, or two that differ.

@@ -52,7 +52,7 @@ pub struct VmInfo {
 pub struct Info(Arc<Mutex<Option<Arc<VmInfo>>>>);
 
 impl Info {
-    /// No VM.
+    /// No VM: [`Info::get`] answers `None` until [`Info::set`] was called.
     pub fn new() -> Self {
         Self::default()
     }

@@ -1,16 +1,16 @@
 //! The REST API: HTTP/1.1 on a Unix socket, in the dialect of Cloud Hypervisor that Kata's shims speak.
 //!
 //! The border between the two threads is [`Command`]: requests are parsed and answered on the thread `api`, commands are carried out
-//! one after another by whoever holds the [`Inbox`] and implements [`Execute`]. What must never wait for a command, `vmm.ping` and
+//! one after another by whoever holds the [`CommandReceiver`] and implements [`Execute`]. What must never wait for a command, `vmm.ping` and
 //! `vm.info`, needs none: the state of the VM is a snapshot in [`Info`].
 
 mod command;
 mod connection;
 mod error;
 pub mod http;
-mod inbox;
 mod info;
 mod listener;
+mod queue;
 mod response;
 mod routes;
 mod scm;
@@ -18,7 +18,7 @@ mod server;
 
 pub use command::{Command, Containers, Execute, NewDevice, Progress, Reply, Resize};
 pub use error::{ApiError, Kind};
-pub use inbox::{Inbox, Outcome, Request, Responder};
 pub use info::{Info, VmInfo, VmState};
 pub use listener::ListenError;
+pub use queue::{CommandReceiver, Outcome, Request, Responder};
 pub use server::{CONNECTIONS, Running, Server};

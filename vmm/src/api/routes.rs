@@ -52,7 +52,7 @@ enum Endpoint {
     Full(fn(&[u8], Vec<OwnedFd>) -> Result<Command, ApiError>),
     /// `vm.add-…` of this kind of device.
     Add(&'static str),
-    /// Cloud Hypervisor has it.
+    /// An endpoint of Cloud Hypervisor's API that husk does not implement: answered with 501.
     Missing,
 }
 

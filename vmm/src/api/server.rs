@@ -20,9 +20,9 @@ use super::command::Reply;
 use super::connection::{Connection, Rights};
 use super::error::{ApiError, Kind};
 use super::http::Message;
-use super::inbox::{self, Answer, Answers, Inbox, Mailbox, Outbox, Outcome};
 use super::info::Info;
 use super::listener::{ListenError, Listener};
+use super::queue::{self, Answer, AnswerReceiver, AnswerSender, CommandReceiver, CommandSender, Outcome};
 use super::response::Response;
 use super::routes::{Routed, is_metrics, refusal, route, unknown_fields};
 use crate::config::fields::Unknown;
@@ -131,7 +131,7 @@ impl Server {
         self
     }
 
-    /// Starts the thread, which calls `confine` before it looks at the first client. Commands come out of the inbox, which also
+    /// Starts the thread, which calls `confine` before it looks at the first client. Commands come out of the receiver, which also
     /// owns the socket's file; `info` is what `vm.info` answers.
     ///
     /// # Errors
@@ -140,13 +140,13 @@ impl Server {
         self,
         info: Info,
         confine: impl FnOnce() -> io::Result<()> + Send + 'static,
-    ) -> io::Result<(Running, Inbox)> {
+    ) -> io::Result<(Running, CommandReceiver)> {
         let Self {
             listener,
             metrics,
             events,
         } = self;
-        let (mut doors, mut files) = (Vec::new(), Vec::new());
+        let (mut sockets, mut files) = (Vec::new(), Vec::new());
         let listeners = [
             (listener, Rights::Control, LISTENER),
             (metrics, Rights::Metrics, METRICS_LISTENER),
@@ -156,25 +156,25 @@ impl Server {
                 continue;
             };
             files.extend(file);
-            doors.push(Door { socket, rights, token });
+            sockets.push(ListeningSocket { socket, rights, token });
         }
-        let (outbox, inbox) = inbox::commands(files)?;
-        let (mailbox, answers) = inbox::answers()?;
-        events.ring(mailbox.bell());
+        let (command_sender, commands) = queue::command_queue(files)?;
+        let (answer_sender, answers) = queue::answer_queue()?;
+        events.set_reader_eventfd(answer_sender.eventfd());
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let epoll = Epoll::new()?;
-        let doors_watched = doors.iter().map(|door| (door.socket.as_raw_fd(), door.token));
-        for (fd, token) in doors_watched.chain([(stop.as_raw_fd(), STOP), (answers.as_raw_fd(), ANSWERS)]) {
+        let listener_fds = sockets.iter().map(|s| (s.socket.as_raw_fd(), s.token));
+        for (fd, token) in listener_fds.chain([(stop.as_raw_fd(), STOP), (answers.as_raw_fd(), ANSWERS)]) {
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))?;
         }
         let event_loop = EventLoop {
             epoll,
-            doors,
+            listeners: sockets,
             accept_again: None,
             connections: BTreeMap::new(),
             next: 0,
-            outbox,
-            mailbox,
+            command_sender,
+            answer_sender,
             answers,
             info,
             events,
@@ -191,7 +191,7 @@ impl Server {
                 stop,
                 thread: Some(thread),
             },
-            inbox,
+            commands,
         ))
     }
 }
@@ -207,7 +207,7 @@ impl Drop for Running {
 }
 
 /// Where clients come in.
-struct Door {
+struct ListeningSocket {
     socket: UnixListener,
     /// What they may ask for then.
     rights: Rights,
@@ -217,15 +217,15 @@ struct Door {
 /// What the thread works with.
 struct EventLoop {
     epoll: Epoll,
-    doors: Vec<Door>,
+    listeners: Vec<ListeningSocket>,
     /// When clients are accepted again, while they are not.
     accept_again: Option<Instant>,
     connections: BTreeMap<u64, Connection>,
     /// The number of the next connection. None is used twice: an answer never reaches the wrong client.
     next: u64,
-    outbox: Outbox,
-    mailbox: Mailbox,
-    answers: Answers,
+    command_sender: CommandSender,
+    answer_sender: AnswerSender,
+    answers: AnswerReceiver,
     info: Info,
     events: Events,
     calls: Calls,
@@ -276,24 +276,25 @@ impl EventLoop {
         self.connections.retain(|_, connection| !connection.is_over(now));
         if self.accept_again.is_some_and(|again| again <= now) {
             self.accept_again = None;
-            self.watch_doors(EventSet::IN)?;
+            self.watch_listeners(EventSet::IN)?;
         }
         Ok(())
     }
 
-    fn watch_doors(&self, events: EventSet) -> io::Result<()> {
-        self.doors.iter().try_for_each(|door| {
-            let event = EpollEvent::new(events, door.token);
-            self.epoll.ctl(ControlOperation::Modify, door.socket.as_raw_fd(), event)
+    fn watch_listeners(&self, events: EventSet) -> io::Result<()> {
+        self.listeners.iter().try_for_each(|listening| {
+            let event = EpollEvent::new(events, listening.token);
+            self.epoll
+                .ctl(ControlOperation::Modify, listening.socket.as_raw_fd(), event)
         })
     }
 
     fn accept(&mut self, token: u64) -> io::Result<()> {
-        let Some(door) = self.doors.iter().find(|door| door.token == token) else {
+        let Some(listening) = self.listeners.iter().find(|listening| listening.token == token) else {
             return Ok(());
         };
-        let rights = door.rights;
-        match door.socket.accept() {
+        let rights = listening.rights;
+        match listening.socket.accept() {
             Ok((stream, _)) => {
                 if let Err(error) = self.add_connection(stream, rights) {
                     log::warn!("a client could not be taken in: {error}");
@@ -304,7 +305,7 @@ impl EventLoop {
             Err(error) => {
                 log::warn!("no client can be accepted for the moment: {error}");
                 self.accept_again = Some(Instant::now() + ACCEPT_PAUSE);
-                self.watch_doors(EventSet::empty())
+                self.watch_listeners(EventSet::empty())
             }
         }
     }
@@ -371,7 +372,7 @@ impl EventLoop {
                 Routed::Answer(response) => answer(connection, &mut self.calls, &response),
                 Routed::Command(command) => {
                     log::debug!("{}", message.path);
-                    self.outbox.send(command, number, &self.mailbox);
+                    self.command_sender.send(command, number, &self.answer_sender);
                 }
             }
             connection.flush();

@@ -8,8 +8,8 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::super::command::{Command, NewDevice};
 use super::super::error::{ApiError, Kind};
-use super::super::inbox::Request;
 use super::super::info::{VmInfo, VmState};
+use super::super::queue::Request;
 use super::*;
 use crate::config::VmConfig;
 
@@ -19,7 +19,7 @@ const PAUSE: &[u8] = b"PUT /api/v1/vm.pause HTTP/1.1\r\n\r\n";
 
 struct Bench {
     folder: tempfile::TempDir,
-    inbox: Option<Inbox>,
+    commands: Option<CommandReceiver>,
     running: Option<Running>,
     info: Info,
 }
@@ -35,10 +35,10 @@ impl Bench {
         let server = Server::bind(&folder.path().join("api"))
             .unwrap()
             .with_events(events.clone());
-        let (running, inbox) = server.spawn(info.clone(), || Ok(())).unwrap();
+        let (running, commands) = server.spawn(info.clone(), || Ok(())).unwrap();
         Self {
             folder,
-            inbox: Some(inbox),
+            commands: Some(commands),
             running: Some(running),
             info,
         }
@@ -51,12 +51,14 @@ impl Bench {
 
     /// Waits for the next command.
     fn command(&self) -> Request {
-        let inbox = self.inbox.as_ref().unwrap();
+        let commands = self.commands.as_ref().unwrap();
         let epoll = Epoll::new().unwrap();
         let interest = EpollEvent::new(EventSet::IN, 0);
-        epoll.ctl(ControlOperation::Add, inbox.as_raw_fd(), interest).unwrap();
+        epoll
+            .ctl(ControlOperation::Add, commands.as_raw_fd(), interest)
+            .unwrap();
         loop {
-            if let Some(request) = inbox.next() {
+            if let Some(request) = commands.next() {
                 return request;
             }
             epoll.wait(-1, &mut [EpollEvent::default()]).unwrap();
@@ -182,7 +184,7 @@ fn pipelined_requests_are_answered_in_order_one_at_a_time() {
     let mut client = bench.client();
     client.send(&[BOOT, PING, PAUSE, PING].concat());
     let boot = bench.command();
-    assert!(bench.inbox.as_ref().unwrap().next().is_none());
+    assert!(bench.commands.as_ref().unwrap().next().is_none());
     boot.respond.send(Ok(Reply::Done));
     assert_eq!(client.answer().0, 204);
     assert_eq!(client.answer().0, 200);
@@ -432,7 +434,7 @@ fn the_last_answer_goes_out_although_the_server_ends() {
     let boot = bench.command();
     shutdown.respond.send(Ok(Reply::Done));
     drop(boot);
-    drop(bench.inbox.take());
+    drop(bench.commands.take());
     drop(bench.running.take());
     assert_eq!(first.answer().0, 204);
     assert_eq!(second.answer().0, 500);
@@ -446,7 +448,7 @@ fn the_socket_can_go_before_the_last_answer() {
     let mut client = bench.client();
     client.send(b"PUT /api/v1/vmm.shutdown HTTP/1.1\r\n\r\n");
     let shutdown = bench.command();
-    bench.inbox.as_ref().unwrap().close();
+    bench.commands.as_ref().unwrap().unlink_sockets();
     assert!(!bench.folder.path().join("api").exists());
     shutdown.respond.send(Ok(Reply::Done));
     assert_eq!(client.answer().0, 204);
@@ -463,9 +465,9 @@ fn the_thread_is_confined_before_it_hears_anybody_and_ends_when_it_cannot_be() {
         tell.send(thread::current().name().map(str::to_string)).unwrap();
         Err(io::Error::other("no"))
     };
-    let (running, inbox) = server.spawn(Info::new(), confine).unwrap();
+    let (running, commands) = server.spawn(Info::new(), confine).unwrap();
     assert_eq!(told.recv().unwrap().as_deref(), Some("api"));
-    drop((inbox, running));
+    drop((commands, running));
     assert!(!path.exists());
 }
 
@@ -520,7 +522,7 @@ fn events_go_out_as_they_happen_to_all_who_read_and_end_with_the_server() {
     // Others are served meanwhile.
     assert_eq!(bench.client().ask(PING).0, 200);
     events.emit("vmm", "shutdown");
-    bench.inbox = None;
+    bench.commands = None;
     bench.running = None;
     for reader in &mut readers {
         let mut last = reader.chunk().unwrap();
@@ -564,7 +566,7 @@ fn a_reader_that_goes_is_forgotten() {
     let events = Events::new();
     let bench = Bench::with_events(&events);
     drop(stream(&bench, &events));
-    while events.is_heard() {
+    while events.has_listeners() {
         assert_eq!(bench.client().ask(PING).0, 200);
     }
 }

@@ -121,7 +121,7 @@ impl Report {
             .collect()
     }
 
-    /// For people.
+    /// As text for a terminal, with a line end after each row.
     pub fn to_table(&self) -> String {
         let mut text = String::new();
         for check in &self.checks {

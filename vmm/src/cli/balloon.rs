@@ -14,10 +14,10 @@ pub enum BalloonArgError {
     /// Not a list of known pairs.
     #[error(transparent)]
     Pairs(#[from] PairsError),
-    /// Not a size.
+    /// The value of a key that is a size does not parse.
     #[error(transparent)]
     Size(#[from] BadSize),
-    /// No switch.
+    /// The value of a key that is on or off does not parse.
     #[error(transparent)]
     Switch(#[from] BadSwitch),
 }

@@ -15,7 +15,7 @@ use super::pod::PolicyArgs;
 use super::size::parse_size;
 use super::vsock::parse_vsock;
 use crate::config::{DiskConfig, FsConfig, NetConfig, PmemConfig, VsockConfig};
-use crate::ctl::resize::Wanted;
+use crate::ctl::resize::TargetSize;
 use crate::ctl::{Action, Request};
 
 /// More is no wait, but a mistake.
@@ -238,7 +238,7 @@ impl From<CtlCommand> for Request {
                 balloon,
                 wait,
             } => Self::Resize {
-                wanted: Wanted {
+                wanted: TargetSize {
                     vcpus,
                     memory_bytes: memory,
                     balloon_bytes: balloon,

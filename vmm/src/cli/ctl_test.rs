@@ -30,7 +30,7 @@ fn sizes_and_waits_are_read_wherever_they_stand() {
     let Request::Resize { wanted, wait } = args.command.into() else {
         panic!("another request")
     };
-    let expected = Wanted {
+    let expected = TargetSize {
         vcpus: Some(4),
         memory_bytes: Some(1536 << 20),
         balloon_bytes: Some(0),

@@ -28,10 +28,10 @@ pub enum DiskError {
     /// No path, or an empty one.
     #[error("path=FILE is missing")]
     NoPath,
-    /// No rate.
+    /// The value of a key that is a rate does not parse.
     #[error(transparent)]
     Rate(#[from] BadRate),
-    /// No switch.
+    /// The value of a key that is on or off does not parse.
     #[error(transparent)]
     Switch(#[from] BadSwitch),
     /// Not a number of the right size.

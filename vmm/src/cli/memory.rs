@@ -27,13 +27,13 @@ pub enum MemoryArgError {
     /// Not a list of known pairs.
     #[error(transparent)]
     Pairs(#[from] PairsError),
-    /// Not a size.
+    /// The value of a key that is a size does not parse.
     #[error(transparent)]
     Size(#[from] BadSize),
     /// No way to add memory.
     #[error("method is {0}")]
     Method(#[from] BadMethod),
-    /// No switch.
+    /// The value of a key that is on or off does not parse.
     #[error(transparent)]
     Switch(#[from] BadSwitch),
 }

@@ -315,11 +315,11 @@ fn listen(
     config: &VmConfig,
     options: &mut RunOptions,
 ) -> Result<Option<Server>, Failure> {
-    let doors = serve::Doors::parse(socket, metrics)?;
-    options.own_sockets = doors.own_sockets();
+    let sockets = serve::ServerSockets::parse(socket, metrics)?;
+    options.own_sockets = sockets.own_sockets();
     let apart = config.validate_beside(&options.own_sockets);
     apart.map_err(|error| Failure::Usage(error.to_string()))?;
-    doors.listen()
+    sockets.listen()
 }
 
 fn serve(args: &ServeArgs) -> Code {

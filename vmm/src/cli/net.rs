@@ -38,10 +38,10 @@ pub enum NetArgError {
     /// Not a MAC address.
     #[error(transparent)]
     Mac(#[from] BadMac),
-    /// No rate.
+    /// The value of a key that is a rate does not parse.
     #[error(transparent)]
     Rate(#[from] BadRate),
-    /// No switch.
+    /// The value of a key that is on or off does not parse.
     #[error(transparent)]
     Switch(#[from] BadSwitch),
     /// Nobody who moves frames.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::pairs::{PairsError, parse_pairs};
 use super::size::{BadSize, size};
 use super::switch::{BadSwitch, switch};
-use crate::config::{PmemConfig, Rest};
+use crate::config::{ExtraFields, PmemConfig};
 
 /// Every key, in the order in which help and errors list them.
 const KEYS: [&str; 4] = ["file", "size", "discard_writes", "id"];
@@ -19,10 +19,10 @@ pub enum PmemArgError {
     /// No file, or an empty name.
     #[error("file=FILE is missing")]
     NoFile,
-    /// Not a size.
+    /// The value of a key that is a size does not parse.
     #[error(transparent)]
     Size(#[from] BadSize),
-    /// No switch.
+    /// The value of a key that is on or off does not parse.
     #[error(transparent)]
     Switch(#[from] BadSwitch),
 }
@@ -34,7 +34,7 @@ pub fn parse_pmem(text: &str) -> Result<PmemConfig, PmemArgError> {
         size: None,
         discard_writes: false,
         id: None,
-        rest: Rest::default(),
+        extra: ExtraFields::default(),
     };
     for (key, value) in parse_pairs(text, &KEYS)? {
         match key {

@@ -13,7 +13,7 @@ pub enum ReclaimArgError {
     /// Not a list of known pairs.
     #[error(transparent)]
     Pairs(#[from] PairsError),
-    /// Not a size.
+    /// The value of a key that is a size does not parse.
     #[error(transparent)]
     Size(#[from] BadSize),
     /// No time.

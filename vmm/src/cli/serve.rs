@@ -94,12 +94,12 @@ const MONITOR_OPTION: &str = "--event-monitor";
 
 /// Where a socket or a stream of events is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
+enum SocketLocation {
     Path(PathBuf),
     Fd(RawFd),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for SocketLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Path(path) => path.display().fmt(f),
@@ -111,7 +111,7 @@ impl fmt::Display for Place {
 /// Which option cannot be understood, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{option}: '{found}' is {allowed}")]
-struct BadPlace {
+struct BadSocketLocation {
     option: &'static str,
     found: String,
     allowed: &'static str,
@@ -127,42 +127,42 @@ pub(super) enum Failure {
 }
 
 /// Where husk listens itself: `--api-socket` and `--metrics`.
-pub(super) struct Doors {
-    socket: Option<Place>,
-    metrics: Option<Place>,
+pub(super) struct ServerSockets {
+    socket: Option<SocketLocation>,
+    metrics: Option<SocketLocation>,
 }
 
-impl Doors {
+impl ServerSockets {
     /// Reads both options, of which there may be neither. Opens nothing.
     pub(super) fn parse(socket: Option<&OsStr>, metrics: Option<&OsStr>) -> Result<Self, Failure> {
-        let doors = Self {
+        let sockets = Self {
             socket: socket.map(parse_socket).transpose()?,
             metrics: metrics.map(parse_metrics).transpose()?,
         };
-        apart(&doors.places())?;
-        Ok(doors)
+        apart(&sockets.locations())?;
+        Ok(sockets)
     }
 
     /// Those that have a path.
     pub(super) fn own_sockets(&self) -> OwnSockets {
-        let places = self.places().into_iter();
+        let places = self.locations().into_iter();
         let paths = places.filter_map(|(option, place)| match place {
-            Place::Path(path) => Some((option, path.clone())),
-            Place::Fd(_) => None,
+            SocketLocation::Path(path) => Some((option, path.clone())),
+            SocketLocation::Fd(_) => None,
         });
         OwnSockets::new(working_directory(), paths)
     }
 
     /// Listens there, if there is anything.
     pub(super) fn listen(&self) -> Result<Option<Server>, Failure> {
-        if self.places().is_empty() {
+        if self.locations().is_empty() {
             return Ok(None);
         }
         let server = bind(self.socket.as_ref(), self.metrics.as_ref());
         server.map(Some).map_err(Failure::Other)
     }
 
-    fn places(&self) -> Vec<(&'static str, &Place)> {
+    fn locations(&self) -> Vec<(&'static str, &SocketLocation)> {
         let socket = self.socket.iter().map(|place| (API_OPTION, place));
         socket
             .chain(self.metrics.iter().map(|place| (METRICS_OPTION, place)))
@@ -171,10 +171,10 @@ impl Doors {
 }
 
 /// Refuses one place for two purposes, of which one would get what is for the other.
-fn apart(places: &[(&'static str, &Place)]) -> Result<(), Failure> {
+fn apart(places: &[(&'static str, &SocketLocation)]) -> Result<(), Failure> {
     let folder = working_directory();
-    let is_same = |one: &Place, other: &Place| match (one, other) {
-        (Place::Path(one), Place::Path(other)) => folder.join(one) == folder.join(other),
+    let is_same = |one: &SocketLocation, other: &SocketLocation| match (one, other) {
+        (SocketLocation::Path(one), SocketLocation::Path(other)) => folder.join(one) == folder.join(other),
         _ => one == other,
     };
     for (number, (one, place)) in places.iter().enumerate() {
@@ -195,17 +195,17 @@ fn working_directory() -> PathBuf {
 
 /// Serves until the end.
 pub(super) fn serve(args: &ServeArgs) -> Result<Exit, Failure> {
-    let doors = Doors::parse(
+    let sockets = ServerSockets::parse(
         Some(args.api_socket.as_deref().unwrap_or_default()),
         args.metrics.as_deref(),
     )?;
     let monitor = args.event_monitor.as_deref();
     let monitor = monitor
-        .map(|place| Place::parse(MONITOR_OPTION, place, false))
+        .map(|place| SocketLocation::parse(MONITOR_OPTION, place, false))
         .transpose();
     let monitor = monitor.map_err(|e| Failure::Usage(e.to_string()))?;
     let monitored = monitor.iter().map(|place| (MONITOR_OPTION, place));
-    apart(&doors.places().into_iter().chain(monitored).collect::<Vec<_>>())?;
+    apart(&sockets.locations().into_iter().chain(monitored).collect::<Vec<_>>())?;
     let options = RunOptions {
         verbosity: args.verbosity,
         seccomp: args.seccomp,
@@ -213,11 +213,11 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Exit, Failure> {
         reclaim: args.reclaim,
         hotplug: args.hotplug_method,
         core_scheduling: args.core_scheduling,
-        own_sockets: doors.own_sockets(),
+        own_sockets: sockets.own_sockets(),
         ..RunOptions::default()
     };
     let started = start(
-        &doors,
+        &sockets,
         monitor.as_ref(),
         &args.log.options(args.api_socket.as_deref()),
         &options,
@@ -225,12 +225,12 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Exit, Failure> {
     started.map_err(Failure::Other)
 }
 
-fn parse_socket(socket: &OsStr) -> Result<Place, Failure> {
-    Place::parse(API_OPTION, socket, true).map_err(|e| Failure::Usage(e.to_string()))
+fn parse_socket(socket: &OsStr) -> Result<SocketLocation, Failure> {
+    SocketLocation::parse(API_OPTION, socket, true).map_err(|e| Failure::Usage(e.to_string()))
 }
 
 /// As [`parse_socket`]. What looks like an address of a network is refused: whoever reaches the host could read of its pods.
-fn parse_metrics(socket: &OsStr) -> Result<Place, Failure> {
+fn parse_metrics(socket: &OsStr) -> Result<SocketLocation, Failure> {
     let text = socket.to_string_lossy();
     let address = text.strip_prefix("tcp:").or(text.strip_prefix("http:"));
     if address.is_some() || text.parse::<SocketAddr>().is_ok() || text.starts_with(':') {
@@ -239,24 +239,24 @@ fn parse_metrics(socket: &OsStr) -> Result<Place, Failure> {
              decide who may scrape it"
         )));
     }
-    Place::parse(METRICS_OPTION, socket, true).map_err(|e| Failure::Usage(e.to_string()))
+    SocketLocation::parse(METRICS_OPTION, socket, true).map_err(|e| Failure::Usage(e.to_string()))
 }
 
-fn bind(socket: Option<&Place>, metrics: Option<&Place>) -> anyhow::Result<Server> {
+fn bind(socket: Option<&SocketLocation>, metrics: Option<&SocketLocation>) -> anyhow::Result<Server> {
     // Whoever has connected may also send a signal: that must find the socket's file removed in the end.
     Signals::hold().context("cannot hold signals back")?;
     // First: once the API is there, all of husk is.
     let server = match metrics {
         None => Server::silent(),
-        Some(Place::Path(path)) => Server::silent().with_metrics_at(path).context(METRICS)?,
-        Some(Place::Fd(fd)) => Server::silent()
+        Some(SocketLocation::Path(path)) => Server::silent().with_metrics_at(path).context(METRICS)?,
+        Some(SocketLocation::Fd(fd)) => Server::silent()
             .with_metrics_on(passed(METRICS, *fd)?)
             .context(METRICS)?,
     };
     match socket {
         None => Ok(server),
-        Some(Place::Path(path)) => server.with_api_at(path).context(API),
-        Some(Place::Fd(fd)) => server.with_api_on(passed(API, *fd)?).context(API),
+        Some(SocketLocation::Path(path)) => server.with_api_at(path).context(API),
+        Some(SocketLocation::Fd(fd)) => server.with_api_on(passed(API, *fd)?).context(API),
     }
 }
 
@@ -267,17 +267,17 @@ fn passed(name: &'static str, fd: RawFd) -> anyhow::Result<OwnedFd> {
 
 /// Listens first: a shim waits for it, and there is nothing before it that takes time.
 fn start(
-    doors: &Doors,
-    monitor: Option<&Place>,
+    sockets: &ServerSockets,
+    monitor: Option<&SocketLocation>,
     log: &crate::log::Options,
     options: &RunOptions,
 ) -> anyhow::Result<Exit> {
-    let server = bind(doors.socket.as_ref(), doors.metrics.as_ref())?;
+    let server = bind(sockets.socket.as_ref(), sockets.metrics.as_ref())?;
     begin_log(options.verbosity, log)?;
     let events = match monitor {
-        Some(Place::Path(path)) => Events::to_path(path, &crate::log::files())
+        Some(SocketLocation::Path(path)) => Events::to_path(path, &crate::log::protected_files())
             .with_context(|| format!("event monitor {} cannot be opened", path.display()))?,
-        Some(Place::Fd(fd)) => inherited(*fd)
+        Some(SocketLocation::Fd(fd)) => inherited(*fd)
             .and_then(Events::to_fd)
             .with_context(|| format!("event monitor fd {fd}"))?,
         None => Events::new(),
@@ -291,10 +291,10 @@ pub(super) fn begin_log(verbosity: u8, log: &crate::log::Options) -> anyhow::Res
     begun.with_context(|| format!("{} cannot be opened", log.destination))
 }
 
-impl Place {
+impl SocketLocation {
     /// `path=…`, `fd=…`, or where `bare` a path as it is.
-    fn parse(option: &'static str, text: &OsStr, bare: bool) -> Result<Self, BadPlace> {
-        let bad = |allowed| BadPlace {
+    fn parse(option: &'static str, text: &OsStr, bare: bool) -> Result<Self, BadSocketLocation> {
+        let bad = |allowed| BadSocketLocation {
             option,
             found: text.to_string_lossy().into_owned(),
             allowed,
@@ -325,18 +325,21 @@ impl Place {
 mod tests {
     use super::*;
 
-    fn parse(text: &str, bare: bool) -> Result<Place, String> {
-        Place::parse("--option", OsStr::new(text), bare).map_err(|error| error.to_string())
+    fn parse(text: &str, bare: bool) -> Result<SocketLocation, String> {
+        SocketLocation::parse("--option", OsStr::new(text), bare).map_err(|error| error.to_string())
     }
 
     #[test]
     fn a_place_is_a_path_or_a_descriptor() {
-        assert_eq!(parse("/run/a.sock", true), Ok(Place::Path("/run/a.sock".into())));
+        assert_eq!(
+            parse("/run/a.sock", true),
+            Ok(SocketLocation::Path("/run/a.sock".into()))
+        );
         assert_eq!(
             parse("path=/run/a=b.sock", true),
-            Ok(Place::Path("/run/a=b.sock".into()))
+            Ok(SocketLocation::Path("/run/a=b.sock".into()))
         );
-        assert_eq!(parse("fd=3", false), Ok(Place::Fd(3)));
+        assert_eq!(parse("fd=3", false), Ok(SocketLocation::Fd(3)));
         for (text, bare, says) in [
             ("", true, "empty"),
             ("path=", true, "without a path"),
@@ -371,13 +374,15 @@ mod tests {
 
     #[test]
     fn no_two_options_have_one_place() {
-        let refused =
-            |socket: &str, metrics: &str| match Doors::parse(Some(OsStr::new(socket)), Some(OsStr::new(metrics)))
-                .map(drop)
-            {
-                Err(Failure::Usage(told)) => Some(told),
-                other => other.map(|()| None).unwrap(),
-            };
+        let refused = |socket: &str, metrics: &str| match ServerSockets::parse(
+            Some(OsStr::new(socket)),
+            Some(OsStr::new(metrics)),
+        )
+        .map(drop)
+        {
+            Err(Failure::Usage(told)) => Some(told),
+            other => other.map(|()| None).unwrap(),
+        };
         let here = std::env::current_dir().unwrap().join("s");
         for (socket, metrics, is) in [
             ("fd=3", "fd=3", "fd 3"),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::rest::Rest;
+use super::extra_fields::ExtraFields;
 use crate::terminal::numbered;
 
 /// Files beside one with a limit, unless it is said: what the guest has said last is in one of the two.
@@ -37,9 +37,9 @@ pub struct ConsoleConfig {
     /// Where journald listens, if not where it usually does; husk's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal: Option<PathBuf>,
-    /// Everything else.
+    /// Fields that husk does not know, kept as they came so that `vm.info` echoes them.
     #[serde(flatten)]
-    pub rest: Rest,
+    pub extra: ExtraFields,
 }
 
 impl ConsoleConfig {
@@ -53,7 +53,7 @@ impl ConsoleConfig {
             socket: None,
             identifier: None,
             journal: None,
-            rest: Rest::default(),
+            extra: ExtraFields::default(),
         }
     }
 

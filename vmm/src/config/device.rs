@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use husk_virtio::block::serial_of_name;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::extra_fields::ExtraFields;
 use super::mac::MacAddr;
-use super::rest::Rest;
 use super::{null_is_default, null_is_urandom, null_is_yes, yes};
 
 /// A virtio-blk device.
@@ -48,9 +48,9 @@ pub struct DiskConfig {
     /// How fast the guest may read and write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limiter_config: Option<RateLimiterConfig>,
-    /// Everything else.
+    /// Fields that husk does not know, kept as they came so that `vm.info` echoes them.
     #[serde(flatten)]
-    pub rest: Rest,
+    pub extra: ExtraFields,
 }
 
 impl DiskConfig {
@@ -67,7 +67,7 @@ impl DiskConfig {
             disable_io_uring: false,
             serial: None,
             rate_limiter_config: None,
-            rest: Rest::default(),
+            extra: ExtraFields::default(),
         }
     }
 
@@ -103,9 +103,9 @@ pub struct RngConfig {
     /// Where the host's entropy comes from.
     #[serde(default = "RngConfig::urandom", deserialize_with = "null_is_urandom")]
     pub src: PathBuf,
-    /// Everything else.
+    /// Fields that husk does not know, kept as they came so that `vm.info` echoes them.
     #[serde(flatten)]
-    pub rest: Rest,
+    pub extra: ExtraFields,
 }
 
 impl RngConfig {
@@ -128,7 +128,7 @@ impl From<PathBuf> for RngConfig {
     fn from(src: PathBuf) -> Self {
         Self {
             src,
-            rest: Rest::default(),
+            extra: ExtraFields::default(),
         }
     }
 }
@@ -234,9 +234,9 @@ pub struct NetConfig {
         skip_serializing_if = "Backend::is_husk"
     )]
     pub backend: Backend,
-    /// Everything else.
+    /// Fields that husk does not know, kept as they came so that `vm.info` echoes them.
     #[serde(flatten)]
-    pub rest: Rest,
+    pub extra: ExtraFields,
 }
 
 impl NetConfig {
@@ -257,7 +257,7 @@ impl NetConfig {
             offload_ufo: true,
             offload_csum: true,
             backend: Backend::default(),
-            rest: Rest::default(),
+            extra: ExtraFields::default(),
         }
     }
 
@@ -319,9 +319,9 @@ pub struct VsockConfig {
     /// The device's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Everything else.
+    /// Fields that husk does not know, kept as they came so that `vm.info` echoes them.
     #[serde(flatten)]
-    pub rest: Rest,
+    pub extra: ExtraFields,
 }
 
 impl VsockConfig {
@@ -332,7 +332,7 @@ impl VsockConfig {
             socket: socket.into(),
             backend: Backend::default(),
             id: None,
-            rest: Rest::default(),
+            extra: ExtraFields::default(),
         }
     }
 
@@ -359,9 +359,9 @@ pub struct PmemConfig {
     /// The device's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Everything else.
+    /// Fields that husk does not know, kept as they came so that `vm.info` echoes them.
     #[serde(flatten)]
-    pub rest: Rest,
+    pub extra: ExtraFields,
 }
 
 /// The virtio memory balloon.
@@ -381,9 +381,9 @@ pub struct BalloonConfig {
     /// Bytes that it keeps; 64 MiB unless said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reclaim_keep: Option<u64>,
-    /// Everything else.
+    /// Fields that husk does not know, kept as they came so that `vm.info` echoes them.
     #[serde(flatten)]
-    pub rest: Rest,
+    pub extra: ExtraFields,
 }
 
 impl BalloonConfig {

@@ -1,6 +1,6 @@
 //! The names of the wire format's fields: a name that is none of them is told to whoever sent it, since it is probably misspelt.
 //!
-//! Fields that husk gives no meaning to are kept and echoed all the same ([`Rest`](super::Rest)): shims may send what a later Cloud
+//! Fields that husk gives no meaning to are kept and echoed all the same ([`ExtraFields`](super::ExtraFields)): shims may send what a later Cloud
 //! Hypervisor has. `wire.txt` has the fields of the one that is known.
 
 use serde_json::Value;

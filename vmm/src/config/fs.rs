@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use husk_virtio::fs::share::Cache;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::rest::Rest;
+use super::extra_fields::ExtraFields;
 use super::translation::IdTranslation;
 use super::{null_is_default, null_is_yes, yes};
 
@@ -76,9 +76,9 @@ pub struct FsConfig {
     /// Groups, likewise.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub translate_gid: Vec<IdTranslation>,
-    /// Everything else.
+    /// Fields that husk does not know, kept as they came so that `vm.info` echoes them.
     #[serde(flatten)]
-    pub rest: Rest,
+    pub extra: ExtraFields,
 }
 
 /// What the guest may keep of what it was told, as it is written in the API and at the command line; the server knows it as [`Cache`].
@@ -146,7 +146,7 @@ impl FsConfig {
             label: None,
             translate_uid: Vec::new(),
             translate_gid: Vec::new(),
-            rest: Rest::default(),
+            extra: ExtraFields::default(),
         }
     }
 

@@ -1,12 +1,14 @@
 //! What a VM is made of: [`VmConfig`], in the wire format of Cloud Hypervisor's `vm.create`.
 //!
-//! Fields that husk does not know are kept for the echo of `vm.info` ([`Rest`]), and `null` stands for a field's default, because
+//! Fields that husk does not know are kept for the echo of `vm.info` ([`ExtraFields`]), and `null` stands for a field's default, because
 //! Kata's shims send both. Sizes are in bytes. [`VmConfig::validate`] says what is wrong with a configuration before anything is
 //! done with it, and refuses by name what husk cannot honour.
 
 mod console;
 mod cores;
 mod device;
+mod device_list;
+mod extra_fields;
 pub mod fields;
 mod fs;
 pub mod json;
@@ -14,8 +16,6 @@ mod mac;
 mod options;
 mod path;
 mod reclaim;
-mod rest;
-mod roster;
 mod share;
 mod size;
 mod sockets;
@@ -33,13 +33,13 @@ pub use device::{
     Backend, BalloonConfig, DiskConfig, NetConfig, PmemConfig, RateLimiterConfig, RngConfig, TokenBucketConfig,
     VsockConfig,
 };
+pub use device_list::NewDevice;
+pub use extra_fields::ExtraFields;
 pub use fs::{CacheMode, FsConfig};
 pub use mac::{BadMac, MacAddr};
 pub use options::{BootProtocol, ResizeTimeout, RunOptions};
 pub use path::PathError;
 pub use reclaim::Reclaim;
-pub use rest::Rest;
-pub use roster::NewDevice;
 pub use share::{MAX_FS_QUEUES, ShareError};
 pub use size::Size;
 pub use sockets::OwnSockets;
@@ -93,9 +93,9 @@ pub struct VmConfig {
     /// The platform's shape.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<PlatformConfig>,
-    /// Everything else.
+    /// Fields that husk does not know, kept as they came so that `vm.info` echoes them.
     #[serde(flatten)]
-    pub rest: Rest,
+    pub extra: ExtraFields,
 }
 
 impl Default for VmConfig {
@@ -115,7 +115,7 @@ impl Default for VmConfig {
             console: ConsoleConfig::tty(),
             pvpanic: false,
             platform: None,
-            rest: Rest::default(),
+            extra: ExtraFields::default(),
         }
     }
 }
@@ -142,9 +142,9 @@ pub struct CpusConfig {
     /// Who may share a core of the host with one of them.
     #[serde(default, deserialize_with = "null_is_default")]
     pub core_scheduling: CoreScheduling,
-    /// Everything else.
+    /// Fields that husk does not know, kept as they came so that `vm.info` echoes them.
     #[serde(flatten)]
-    pub rest: Rest,
+    pub extra: ExtraFields,
 }
 
 impl CpusConfig {
@@ -157,7 +157,7 @@ impl CpusConfig {
             nested: true,
             max_phys_bits: Self::usual_phys_bits(),
             core_scheduling: CoreScheduling::default(),
-            rest: Rest::default(),
+            extra: ExtraFields::default(),
         }
     }
 
@@ -192,9 +192,9 @@ pub struct PlatformConfig {
         deserialize_with = "PlatformConfig::null_is_one"
     )]
     pub num_pci_segments: u16,
-    /// Everything else.
+    /// Fields that husk does not know, kept as they came so that `vm.info` echoes them.
     #[serde(flatten)]
-    pub rest: Rest,
+    pub extra: ExtraFields,
 }
 
 impl PlatformConfig {
@@ -245,9 +245,9 @@ pub struct MemoryConfig {
     /// With [`HotplugMethod::Acpi`]: by ACPI in any case. husk's own.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_off")]
     pub acpi_only: bool,
-    /// Everything else.
+    /// Fields that husk does not know, kept as they came so that `vm.info` echoes them.
     #[serde(flatten)]
-    pub rest: Rest,
+    pub extra: ExtraFields,
 }
 
 /// How memory is added to a running guest, as clients ask for it.
@@ -322,7 +322,7 @@ impl Default for MemoryConfig {
             hotplug_size: None,
             hotplug_method: HotplugMethod::default(),
             acpi_only: false,
-            rest: Rest::default(),
+            extra: ExtraFields::default(),
         }
     }
 }
@@ -339,9 +339,9 @@ pub struct PayloadConfig {
     /// An initial RAM file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initramfs: Option<PathBuf>,
-    /// Everything else.
+    /// Fields that husk does not know, kept as they came so that `vm.info` echoes them.
     #[serde(flatten)]
-    pub rest: Rest,
+    pub extra: ExtraFields,
 }
 
 const fn yes() -> bool {

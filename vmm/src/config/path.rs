@@ -11,7 +11,7 @@ const SOCKET_PATH_BYTES: usize = 107;
 /// Why a path leads nowhere, whatever there is in the file system.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
-    /// Nothing.
+    /// The path is empty; with what it is for.
     #[error("{0}: no path given")]
     None(String),
     /// It would end there.

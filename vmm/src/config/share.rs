@@ -2,8 +2,8 @@
 
 use husk_virtio::transport::pci::QUEUES_MAX;
 
+use super::device_list::first_duplicate;
 use super::path;
-use super::roster::first_twice;
 use super::translation;
 use super::validate::{ConfigError, QUEUE_SIZES};
 use super::{FsConfig, VmConfig};
@@ -112,7 +112,7 @@ impl VmConfig {
                 return Err(ShareError::PrivateMemory(fs.tag.clone()));
             }
         }
-        match first_twice(self.fs.iter().map(|fs| fs.tag.as_str())) {
+        match first_duplicate(self.fs.iter().map(|fs| fs.tag.as_str())) {
             Some(tag) => Err(ShareError::DuplicateTag(tag.into())),
             None => Ok(()),
         }

@@ -30,7 +30,7 @@ impl OwnSockets {
 }
 
 /// What wants a socket, in words, and where that is.
-type Wanted<'a> = (String, &'a Path);
+type SocketUse<'a> = (String, &'a Path);
 
 impl VmConfig {
     /// Checks that nobody else in the VM has a socket on which husk is to listen.
@@ -66,7 +66,7 @@ impl VmConfig {
         }
     }
 
-    fn listening(&self) -> Vec<Wanted<'_>> {
+    fn listening(&self) -> Vec<SocketUse<'_>> {
         let ports = [("serial", &self.serial), ("console", &self.console)];
         let ports = ports.into_iter().filter(|(_, port)| port.mode == ConsoleMode::Socket);
         let ports = ports.filter_map(|(name, port)| Some((name.to_owned(), port.socket.as_deref()?)));
@@ -76,7 +76,7 @@ impl VmConfig {
             .collect()
     }
 
-    fn connecting(&self) -> Vec<Wanted<'_>> {
+    fn connecting(&self) -> Vec<SocketUse<'_>> {
         let shares = self.fs.iter().filter(|fs| fs.dir.is_none());
         shares
             .map(|fs| (format!("fs {}", fs.tag), fs.socket.as_path()))

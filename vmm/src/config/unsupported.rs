@@ -7,10 +7,10 @@ use std::fmt;
 
 use serde_json::Value;
 
+use super::device_list::NewDevice;
 use super::fields::{self, Shape};
-use super::roster::NewDevice;
 use super::validate::ConfigError;
-use super::{Rest, TopologyConfig, VmConfig};
+use super::{ExtraFields, TopologyConfig, VmConfig};
 
 /// The most PCI segments that a client can ask for, as in Cloud Hypervisor.
 const MAX_SEGMENTS: u16 = 96;
@@ -33,7 +33,7 @@ pub(super) enum Neutral {
     Flag,
     /// A text or list without contents.
     Empty,
-    /// This number.
+    /// This number alone; any other is refused.
     Number(u64),
     /// Numbers from 0 to this one.
     Below(u64),
@@ -156,15 +156,15 @@ pub(super) const SERIAL: &[Foreign] = &[off("iommu")];
 
 /// Refuses the first field that asks for what husk does not have.
 pub(super) fn refuse(config: &VmConfig) -> Result<(), ConfigError> {
-    check("", &config.rest, &[VM])?;
-    check("cpus.", &config.cpus.rest, &[CPUS])?;
+    check("", &config.extra, &[VM])?;
+    check("cpus.", &config.cpus.extra, &[CPUS])?;
     if let Some(topology) = config.cpus.topology {
         grouped_as_husk_does(topology, config.cpus.max_vcpus)?;
     }
-    check("memory.", &config.memory.rest, &[MEMORY])?;
-    check("payload.", &config.payload.rest, &[PAYLOAD])?;
+    check("memory.", &config.memory.extra, &[MEMORY])?;
+    check("payload.", &config.payload.extra, &[PAYLOAD])?;
     if let Some(platform) = &config.platform {
-        check("platform.", &platform.rest, &[PLATFORM])?;
+        check("platform.", &platform.extra, &[PLATFORM])?;
         let segments = platform.num_pci_segments;
         if !(1..=MAX_SEGMENTS).contains(&segments) {
             let field = "platform.num_pci_segments".into();
@@ -181,38 +181,38 @@ pub(super) fn refuse(config: &VmConfig) -> Result<(), ConfigError> {
     let single: [(_, _, &[&[Foreign]]); 4] = [
         (
             "balloon.",
-            config.balloon.as_ref().map(|balloon| &balloon.rest),
+            config.balloon.as_ref().map(|balloon| &balloon.extra),
             &[PCI, BALLOON],
         ),
-        ("rng.", config.rng.as_ref().map(|rng| &rng.rest), &[PCI, RNG]),
-        ("serial.", Some(&config.serial.rest), &[SERIAL]),
-        ("console.", Some(&config.console.rest), &[PCI, CONSOLE]),
+        ("rng.", config.rng.as_ref().map(|rng| &rng.extra), &[PCI, RNG]),
+        ("serial.", Some(&config.serial.extra), &[SERIAL]),
+        ("console.", Some(&config.console.extra), &[PCI, CONSOLE]),
     ];
     single
         .into_iter()
-        .filter_map(|(place, rest, fields)| Some((place, rest?, fields)))
-        .try_for_each(|(place, rest, fields)| check(place, rest, fields))
+        .filter_map(|(place, extra, fields)| Some((place, extra?, fields)))
+        .try_for_each(|(place, extra, fields)| check(place, extra, fields))
 }
 
 /// Refuses the first field of `device` that does. Its fields are told with `place` before them.
 pub(super) fn refuse_device(place: &str, device: &NewDevice) -> Result<(), ConfigError> {
-    let (rest, shape) = device.rest();
-    check(place, rest, shape.foreign)?;
+    let (extra, shape) = device.extra();
+    check(place, extra, shape.foreign)?;
     if let NewDevice::Disk(disk) = device {
         let field = format!("{place}image_type");
         refuse_value(
             &field,
-            disk.rest.get("image_type"),
+            disk.extra.get("image_type"),
             &Neutral::Words(&["Raw", "Unknown"]),
         )?;
     }
     Ok(())
 }
 
-fn check(place: &str, rest: &Rest, groups: &[&[Foreign]]) -> Result<(), ConfigError> {
+fn check(place: &str, extra: &ExtraFields, groups: &[&[Foreign]]) -> Result<(), ConfigError> {
     groups.iter().copied().flatten().try_for_each(|field| {
         let name = format!("{place}{}", field.name);
-        refuse_value(&name, rest.get(field.name), &field.neutral)
+        refuse_value(&name, extra.get(field.name), &field.neutral)
     })
 }
 

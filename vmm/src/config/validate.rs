@@ -6,8 +6,8 @@ use husk_virtio::net::check_tap_name;
 use husk_virtio::transport::pci::QUEUES_MAX;
 use husk_virtio::vsock::CIDS;
 
+use super::device_list::first_duplicate;
 use super::path::{self, PathError};
-use super::roster::first_twice;
 use super::share::ShareError;
 use super::size::Size;
 use super::{
@@ -175,7 +175,7 @@ pub enum ConfigError {
     /// Nothing to boot.
     #[error("payload: no kernel given")]
     NoKernel,
-    /// A name that is none.
+    /// A device has an empty `id`.
     #[error("a device's id is empty: give it a name, or leave it out")]
     NoId,
     /// A name that is told again with every answer, event and figure of its device, and too long for that.
@@ -351,7 +351,7 @@ impl VmConfig {
         unsupported::refuse(self)?;
         self.memory.validate(limits)?;
         self.payload.validate()?;
-        self.validate_roster()?;
+        self.validate_device_list()?;
         self.validate_pmem_room(limits)?;
         self.rng.as_ref().map_or(Ok(()), |rng| path::file("rng", &rng.src))?;
         if let Some(balloon) = &self.balloon {
@@ -405,11 +405,11 @@ impl VmConfig {
     /// # Errors
     /// As [`VmConfig::validate`].
     pub fn validate_added(&self) -> Result<(), ConfigError> {
-        self.validate_roster()
+        self.validate_device_list()
     }
 
     /// Checks the devices that come and go: each by itself, and all together.
-    fn validate_roster(&self) -> Result<(), ConfigError> {
+    fn validate_device_list(&self) -> Result<(), ConfigError> {
         self.validate_devices()?;
         if let Some(id) = self.ids().find(|id| id.len() > MAX_ID_BYTES) {
             return Err(ConfigError::LongId(id.len()));
@@ -425,7 +425,7 @@ impl VmConfig {
         }
         self.validate_shares()?;
         self.validate_sockets()?;
-        match first_twice(self.net.iter().filter_map(|net| net.tap.as_deref())) {
+        match first_duplicate(self.net.iter().filter_map(|net| net.tap.as_deref())) {
             Some(tap) => Err(ConfigError::TwoTaps(tap.into())),
             None => Ok(()),
         }

@@ -84,7 +84,7 @@ impl Controller {
 
     /// Begins to build the machine of `vm`, which this process is for.
     pub(super) fn begin_start(&mut self, mut vm: Vm) -> Result<(), BuildError> {
-        vm.build(self.count_boot(), &self.stdout, &self.threads, AfterBuild::Run)?;
+        vm.build(self.count_boot(), &self.outputs, &self.threads, AfterBuild::Run)?;
         self.vm = Some(vm);
         let _unanswered = self.begin(Box::new(Start), BUILD_DEADLINE);
         Ok(())
@@ -94,7 +94,7 @@ impl Controller {
     pub(super) fn build(&mut self) -> Result<(), ApiError> {
         let options = self.count_boot();
         let vm = existing(&mut self.vm)?;
-        vm.build(options, &self.stdout, &self.threads, AfterBuild::Wait)
+        vm.build(options, &self.outputs, &self.threads, AfterBuild::Wait)
             .map_err(of_build)
     }
 

@@ -12,11 +12,11 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Controller, Due, Progress};
-use crate::api::{Execute, Inbox};
+use crate::api::{CommandReceiver, Execute};
 use crate::background;
 use crate::machine::{BuildError, Ending, Machine};
 use crate::seccomp::{Mode, Role};
-use crate::terminal::{self, Arrival, Input, RawMode, Signal, Signals, StdoutSink};
+use crate::terminal::{self, Arrival, Input, ProcessOutputs, RawMode, Signal, Signals};
 use crate::trim;
 use crate::wakeup::whole_millis;
 
@@ -27,7 +27,7 @@ const WAKEUP: u64 = 2;
 const COMMANDS: u64 = 3;
 const KEYS: u64 = 4;
 /// What others attach to, the one or the other.
-const LINES: u64 = 5;
+const CHARDEVS: u64 = 5;
 const OUTPUT: u64 = 6;
 /// The monitor of events.
 const MONITOR: u64 = 7;
@@ -54,7 +54,7 @@ pub enum Ended {
     Unbuilt(BuildError),
 }
 
-/// Carries out the commands in `inbox`, and serves the VM that `controller` has, until the end. Without an inbox there will be no other
+/// Carries out the commands in `commands`, and serves the VM that `controller` has, until the end. Without it there will be no other
 /// machine, and no device more: the thread confines itself to the role of this loop before it serves anything, or once there is a machine.
 ///
 /// # Errors
@@ -62,27 +62,27 @@ pub enum Ended {
 pub fn run_event_loop(
     controller: &mut Controller,
     signals: Signals,
-    out: &StdoutSink,
-    inbox: Option<&Inbox>,
+    outputs: &ProcessOutputs,
+    commands: Option<&CommandReceiver>,
     seccomp: Mode,
 ) -> io::Result<Ended> {
     let epoll = Epoll::new()?;
     watch(&epoll, signals.as_raw_fd(), SIGNAL)?;
-    watch(&epoll, out.as_raw_fd(), OUTPUT)?;
+    watch(&epoll, outputs.as_raw_fd(), OUTPUT)?;
     watch(&epoll, controller.wakeup().as_raw_fd(), WAKEUP)?;
     if let Some(monitor) = controller.events.monitor() {
         watch(&epoll, monitor, MONITOR)?;
     }
-    if let Some(inbox) = inbox {
-        watch(&epoll, inbox.as_raw_fd(), COMMANDS)?;
+    if let Some(commands) = commands {
+        watch(&epoll, commands.as_raw_fd(), COMMANDS)?;
     }
     let mut event_loop = EventLoop {
         controller,
         signals,
-        out,
-        inbox,
+        outputs,
+        commands,
         epoll,
-        narrow: inbox.is_none().then_some(seccomp),
+        narrow: commands.is_none().then_some(seccomp),
         watched: None,
         keys: None,
         trims: trim::TrimSchedule::default(),
@@ -99,8 +99,8 @@ fn watch(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
 struct EventLoop<'a> {
     controller: &'a mut Controller,
     signals: Signals,
-    out: &'a StdoutSink,
-    inbox: Option<&'a Inbox>,
+    outputs: &'a ProcessOutputs,
+    commands: Option<&'a CommandReceiver>,
     epoll: Epoll,
     /// The thread is to be confined to the role of this loop.
     narrow: Option<Mode>,
@@ -171,9 +171,9 @@ impl EventLoop<'_> {
             KEYS => return self.on_keys(),
             WAKEUP => self.controller.on_wakeup(),
             COMMANDS => self.on_command(),
-            LINES => self.serve_lines(),
+            CHARDEVS => self.serve_chardevs(),
             MONITOR => self.controller.events.flush(),
-            _ => self.out.drain(),
+            _ => self.outputs.drain(),
         }
         Ok(None)
     }
@@ -196,7 +196,7 @@ impl EventLoop<'_> {
         };
         let ended = machine.ended().try_clone()?;
         watch(&self.epoll, ended.as_raw_fd(), ENDED)?;
-        machine.lines().try_for_each(|line| watch(&self.epoll, line, LINES))?;
+        machine.chardevs().try_for_each(|fd| watch(&self.epoll, fd, CHARDEVS))?;
         self.watched = Some(Watched { number, ended });
         if machine.stdin_port().is_some() && self.keys.is_none() {
             self.keys = Some(Keys::of_stdin()?);
@@ -226,7 +226,7 @@ impl EventLoop<'_> {
                 Due::Trim => self.trim(),
                 _ => {
                     self.offer_keys();
-                    self.serve_lines();
+                    self.serve_chardevs();
                 }
             }
         }
@@ -260,7 +260,7 @@ impl EventLoop<'_> {
     }
 
     fn on_command(&mut self) {
-        let Some(request) = self.inbox.and_then(Inbox::next) else {
+        let Some(request) = self.commands.and_then(CommandReceiver::next) else {
             return;
         };
         let activity = match request.command.only_looks() {
@@ -277,10 +277,10 @@ impl EventLoop<'_> {
     /// Gives the answers that are ready. The end, if one of them was the last.
     fn answer(&mut self) -> Option<Ended> {
         let leaving = self.controller.is_leaving();
-        if let (true, Some(inbox)) = (leaving, self.inbox) {
+        if let (true, Some(commands)) = (leaving, self.commands) {
             // Whoever asked may kill the process as soon as it has the answer: nothing may be left to do then, but for what
             // threads are writing to files.
-            inbox.close();
+            commands.unlink_sockets();
         }
         for (respond, outcome) in self.controller.take_answers() {
             respond.send(outcome);
@@ -338,9 +338,9 @@ impl EventLoop<'_> {
         }
     }
 
-    fn serve_lines(&mut self) {
+    fn serve_chardevs(&mut self) {
         let machine = self.controller.machine_mut();
-        if machine.is_some_and(Machine::serve_lines) {
+        if machine.is_some_and(Machine::serve_chardevs) {
             self.controller.timers.set(Due::Keys, Instant::now() + RETRY);
         }
     }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use super::memory_events::MemoryEvents;
 use super::{Controller, Due};
 use crate::api::{ApiError, Kind, Outcome, Reply};
-use crate::burst::Burst;
-use crate::events::READERS;
+use crate::event_limit::EventLimit;
+use crate::events::MAX_READERS;
 use crate::machine::{Counted, Machine};
 
 /// Between two looks.
@@ -50,13 +50,13 @@ pub(super) struct FaultPoller {
 #[derive(Debug)]
 struct Errors {
     count: u64,
-    burst: Burst,
+    limit: EventLimit,
 }
 
 /// Processes that the guest has killed for lack of memory.
 #[derive(Debug)]
 struct OomKills {
-    burst: Burst,
+    limit: EventLimit,
     /// What it said of the last one that was not told.
     last: Option<String>,
 }
@@ -65,7 +65,7 @@ impl Default for Errors {
     fn default() -> Self {
         Self {
             count: 0,
-            burst: Burst::new(MAX_EVENTS, WINDOW),
+            limit: EventLimit::new(MAX_EVENTS, WINDOW),
         }
     }
 }
@@ -73,7 +73,7 @@ impl Default for Errors {
 impl Default for OomKills {
     fn default() -> Self {
         Self {
-            burst: Burst::new(MAX_EVENTS, WINDOW),
+            limit: EventLimit::new(MAX_EVENTS, WINDOW),
             last: None,
         }
     }
@@ -83,7 +83,7 @@ impl Controller {
     /// `vm.events`: one who listens.
     pub(super) fn listen(&mut self) -> Outcome {
         let reader = self.events.subscribe().ok_or_else(|| {
-            let what = format!("{READERS} clients read events, no more are allowed");
+            let what = format!("{MAX_READERS} clients read events, no more are allowed");
             ApiError::new(Kind::Conflict, what)
         })?;
         self.start_fault_polling();
@@ -92,7 +92,7 @@ impl Controller {
 
     /// Whether there is reason to look.
     fn polls_faults(&self) -> bool {
-        self.events.is_heard() || self.machine().is_some_and(Machine::is_shrinking)
+        self.events.has_listeners() || self.machine().is_some_and(Machine::is_shrinking)
     }
 
     /// Begins to look, if there is reason to.
@@ -130,7 +130,7 @@ impl Controller {
         }
         let counted = self.machine().map(Machine::counters).unwrap_or_default();
         // What nobody hears of is told to the next one who listens.
-        let new = match self.events.is_heard() {
+        let new = match self.events.has_listeners() {
             true => self.faults.new_errors(&counted, now, is_last),
             false => Vec::new(),
         };
@@ -165,7 +165,7 @@ impl FaultPoller {
             let errors = device.counters.iter().filter(|(name, _)| ERRORS.contains(name));
             for (name, count) in errors.filter(|(_, count)| *count > 0) {
                 let known = self.errors.entry((device.name.clone(), *name)).or_default();
-                if !is_last && !known.burst.has_room(now) {
+                if !is_last && !known.limit.allows(now) {
                     continue;
                 }
                 // A device may have gone, and another one have come under its name.
@@ -176,7 +176,7 @@ impl FaultPoller {
                 };
                 known.count = *count;
                 if more > 0 {
-                    known.burst.tell(now);
+                    known.limit.record(now);
                     new.push((device.name.clone(), *name, more));
                 }
             }
@@ -191,24 +191,24 @@ impl OomKills {
     fn report(&mut self, lines: Vec<String>, more: u64, now: Instant, is_last: bool) -> Vec<(String, u64)> {
         let mut told = Vec::new();
         for line in lines {
-            if self.burst.has_room(now) {
-                self.burst.tell(now);
-                let count = self.burst.take_left_out().saturating_add(1);
+            if self.limit.allows(now) {
+                self.limit.record(now);
+                let count = self.limit.take_suppressed().saturating_add(1);
                 self.last = None;
                 told.push((line, count));
             } else {
-                self.burst.leave_out(1);
+                self.limit.suppress(1);
                 self.last = Some(line);
             }
         }
         // Those came after the lines that are known.
-        self.burst.leave_out(more);
+        self.limit.suppress(more);
         if more > 0 && self.last.is_none() {
             self.last = told.last().map(|(line, _)| line.clone());
         }
-        if self.burst.left_out() > 0 && (is_last || self.burst.is_over(now)) {
-            self.burst.tell(now);
-            let count = self.burst.take_left_out();
+        if self.limit.suppressed() > 0 && (is_last || self.limit.is_over(now)) {
+            self.limit.record(now);
+            let count = self.limit.take_suppressed();
             told.extend(self.last.take().map(|line| (line, count)));
         }
         told

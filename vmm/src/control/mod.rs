@@ -42,7 +42,8 @@ use crate::events::Events;
 use crate::kvm::{BETWEEN_LOOKS, Kvm};
 use crate::machine::{BuildError, Counted, Ending, Machine, STOP_DEADLINE, Tail, net};
 use crate::metrics::ProcessFiles;
-use crate::terminal::StdoutSink;
+use crate::wakeup::Wakeup;
+use crate::terminal::ProcessOutputs;
 use crate::trace::Trace;
 use crate::wakeup::Wakeup;
 
@@ -63,7 +64,7 @@ pub struct Controller {
     info: Info,
     events: Events,
     options: RunOptions,
-    stdout: StdoutSink,
+    outputs: ProcessOutputs,
     wakeup: Wakeup,
     threads: Arc<dyn Threads>,
     timers: Timers<Due>,
@@ -130,25 +131,25 @@ impl From<ApiError> for Progress {
 }
 
 impl Controller {
-    /// No VM yet. `info` and `events` are kept up to date; `stdout` is what a console in mode `Tty` prints on; `threads` start what serves
+    /// No VM yet. `info` and `events` are kept up to date; `outputs` is what a console in mode `Tty` prints on; `threads` start what serves
     /// devices, and wake the waker of `wakeup`.
     pub fn new(
         info: Info,
         events: Events,
         mut options: RunOptions,
-        stdout: StdoutSink,
+        outputs: ProcessOutputs,
         wakeup: Wakeup,
         threads: Arc<dyn Threads>,
     ) -> Self {
-        if events.is_on() {
+        if events.is_enabled() {
             options.tail = Tail::new();
-            options.tail.keep(events.is_heard());
+            options.tail.keep(events.has_listeners());
         }
         Self {
             info,
             events,
             options,
-            stdout,
+            outputs,
             wakeup,
             threads,
             timers: Timers::new(),

@@ -10,14 +10,14 @@ use husk_virtio::threads::Threads;
 use super::event_loop::{Ended, run_event_loop};
 use super::serve::Served;
 use super::{Controller, messages};
-use crate::api::{Inbox, Info, Server};
+use crate::api::{CommandReceiver, Info, Server};
 use crate::config::{RunOptions, VmConfig};
 use crate::events::Events;
 use crate::machine::Ending;
 use crate::process;
 use crate::seccomp::{Mode, Role};
 use crate::spawner::Spawner;
-use crate::terminal::{Outlet, Signals, StdoutSink};
+use crate::terminal::{NonBlockingFile, ProcessOutputs, Signals};
 use crate::trace::Phase;
 use crate::wakeup::Wakeup;
 
@@ -49,24 +49,24 @@ pub fn run(config: VmConfig, server: Option<Server>, options: &RunOptions) -> Re
     let (signals, wakeup, threads) = confine(options.seccomp)?;
     let trace_file = options.boot_trace.as_deref();
     let trace_file = trace_file.map(|path| create_trace(path, options.seccomp)).transpose()?;
-    let mut own = crate::log::files();
-    own.add(
+    let mut protected = crate::log::protected_files();
+    protected.add(
         "husk's boot trace",
         trace_file.as_ref().and_then(|(_, file)| file.file_id()),
     );
-    let stdout = StdoutSink::new(own, options.seccomp).context("cannot take standard output")?;
+    let outputs = ProcessOutputs::new(protected, options.seccomp).context("cannot take standard output")?;
     let info = Info::new();
     let events = server.as_ref().map(|_| Events::new()).unwrap_or_default();
     let served = server
         .map(|server| Served::start(server, info.clone(), &events, options.seccomp))
         .transpose()?;
-    let mut controller = Controller::new(info, events, options.clone(), stdout.clone(), wakeup, threads);
+    let mut controller = Controller::new(info, events, options.clone(), outputs.clone(), wakeup, threads);
     controller.start(config)?;
     let exit = conclude(
         controller,
         signals,
-        &stdout,
-        served.as_ref().map(Served::inbox),
+        &outputs,
+        served.as_ref().map(Served::commands),
         options,
     );
     drop(served);
@@ -76,18 +76,18 @@ pub fn run(config: VmConfig, server: Option<Server>, options: &RunOptions) -> Re
     Ok(exit)
 }
 
-/// Serves the VM, and to `inbox` if there is one, until it is over, and takes everything apart.
+/// Serves the VM, and carries out `commands` if there are any, until it is over, and takes everything apart.
 ///
 /// # Errors
 /// The host cannot go on with the guest, or with the loop.
 pub fn conclude(
     mut controller: Controller,
     signals: Signals,
-    stdout: &StdoutSink,
-    inbox: Option<&Inbox>,
+    outputs: &ProcessOutputs,
+    commands: Option<&CommandReceiver>,
     options: &RunOptions,
 ) -> Result<Exit> {
-    let ended = run_event_loop(&mut controller, signals, stdout, inbox, options.seccomp);
+    let ended = run_event_loop(&mut controller, signals, outputs, commands, options.seccomp);
     options.trace.leave_guest();
     match &ended {
         Ok(Ended::Asked | Ended::Unbuilt(_)) => {}
@@ -97,7 +97,7 @@ pub fn conclude(
     }
     controller.stop();
     let deadline = Instant::now() + LAST_WORDS;
-    stdout.finish(deadline);
+    outputs.finish(deadline);
     controller.events.finish(deadline);
     match ended.context("the main loop failed")? {
         Ended::Asked => Ok(Exit::PowerOff),
@@ -137,8 +137,8 @@ fn verdict(ending: &Ending) -> Result<Exit> {
 }
 
 /// What the boot trace goes to. Opened before there is a guest: a name that cannot be written costs no run.
-fn create_trace(path: &Path, seccomp: Mode) -> Result<(&Path, Outlet)> {
-    let file = Outlet::create(path, TRACE_MODE, &crate::log::files())
+fn create_trace(path: &Path, seccomp: Mode) -> Result<(&Path, NonBlockingFile)> {
+    let file = NonBlockingFile::create(path, TRACE_MODE, &crate::log::protected_files())
         .with_context(|| format!("cannot create {}", path.display()))?;
     file.start_writer(seccomp)
         .context("cannot start the thread that writes the boot trace")?;
@@ -146,7 +146,7 @@ fn create_trace(path: &Path, seccomp: Mode) -> Result<(&Path, Outlet)> {
 }
 
 /// Gives the boot trace to whoever asked for it.
-fn report(options: &RunOptions, trace_file: Option<(&Path, Outlet)>) -> Result<()> {
+fn report(options: &RunOptions, trace_file: Option<(&Path, NonBlockingFile)>) -> Result<()> {
     if let Some((path, file)) = trace_file {
         let mut json = Vec::new();
         let written = options.trace.write_json(&mut json);

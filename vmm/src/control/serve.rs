@@ -6,16 +6,16 @@ use anyhow::{Context, Result};
 
 use super::run::confine;
 use super::{Controller, Exit, conclude};
-use crate::api::{Inbox, Info, Running, Server};
+use crate::api::{CommandReceiver, Info, Running, Server};
 use crate::config::RunOptions;
 use crate::events::{Events, VERSION};
 use crate::seccomp::{Mode, Role};
-use crate::terminal::StdoutSink;
+use crate::terminal::ProcessOutputs;
 
 /// The API's thread, and what its clients ask for. Dropped in this order: commands that wait are refused, then all that has been answered
 /// goes out.
 pub(super) struct Served {
-    inbox: Inbox,
+    commands: CommandReceiver,
     _running: Running,
 }
 
@@ -28,17 +28,17 @@ impl Served {
         let about = [("version", VERSION.into()), ("pid", std::process::id().into())];
         events.emit_with("vmm", "starting", about);
         let confine_api = move || seccomp.enter(Role::Api).map_err(io::Error::other);
-        let server = server.with_events(events.beside());
-        let (running, inbox) = server.spawn(info, confine_api).context("cannot start the API")?;
+        let server = server.with_events(events.for_other_thread());
+        let (running, commands) = server.spawn(info, confine_api).context("cannot start the API")?;
         Ok(Self {
-            inbox,
+            commands,
             _running: running,
         })
     }
 
     /// What clients ask for.
-    pub(super) fn inbox(&self) -> &Inbox {
-        &self.inbox
+    pub(super) fn commands(&self) -> &CommandReceiver {
+        &self.commands
     }
 }
 
@@ -51,9 +51,9 @@ pub fn serve(server: Server, options: &RunOptions, events: Events) -> Result<Exi
     events
         .start_writer(options.seccomp)
         .context("cannot start the thread that writes events")?;
-    let mut own = crate::log::files();
-    own.add("the monitor of husk's events", events.file());
-    let stdout = StdoutSink::new(own, options.seccomp).context("cannot take standard output")?;
+    let mut protected = crate::log::protected_files();
+    protected.add("the monitor of husk's events", events.file());
+    let outputs = ProcessOutputs::new(protected, options.seccomp).context("cannot take standard output")?;
     let info = Info::new();
     // First of all: what a client asks is told after it.
     log::info!(
@@ -62,6 +62,6 @@ pub fn serve(server: Server, options: &RunOptions, events: Events) -> Result<Exi
         std::process::id()
     );
     let served = Served::start(server, info.clone(), &events, options.seccomp)?;
-    let controller = Controller::new(info, events, options.clone(), stdout.clone(), wakeup, threads);
-    conclude(controller, signals, &stdout, Some(served.inbox()), options)
+    let controller = Controller::new(info, events, options.clone(), outputs.clone(), wakeup, threads);
+    conclude(controller, signals, &outputs, Some(served.commands()), options)
 }

@@ -18,7 +18,7 @@ use crate::api::{Containers, VmState};
 use crate::background::{self, BackgroundTask, DropInBackground};
 use crate::config::{ConsoleMode, Limits, NewDevice, RunOptions, VmConfig};
 use crate::machine::{BuildError, Machine, MachineSize, Passed, Pending, net};
-use crate::terminal::StdoutSink;
+use crate::terminal::ProcessOutputs;
 use crate::trace::Trace;
 
 /// What a machine that is being built is called, among devices.
@@ -190,7 +190,7 @@ impl Vm {
     pub(super) fn build(
         &mut self,
         options: RunOptions,
-        stdout: &StdoutSink,
+        outputs: &ProcessOutputs,
         threads: &Arc<dyn Threads>,
         then: AfterBuild,
     ) -> Result<(), BuildError> {
@@ -198,10 +198,10 @@ impl Vm {
             what: "duplicate a descriptor",
             source,
         })?;
-        let (config, stdout, threads) = (self.config.clone(), stdout.clone(), threads.clone());
+        let (config, outputs, threads) = (self.config.clone(), outputs.clone(), threads.clone());
         let (trace, waker) = (options.trace.clone(), threads.waker());
         let build = move || {
-            let mut machine = Machine::build(&config, &passed, &options, &stdout, &threads)?;
+            let mut machine = Machine::build(&config, &passed, &options, &outputs, &threads)?;
             if then == AfterBuild::Run {
                 machine.start();
             }

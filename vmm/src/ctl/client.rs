@@ -31,7 +31,7 @@ pub enum ClientError {
     /// Nobody listens there, or not for us.
     #[error("cannot connect to {}", .socket.display())]
     Connect {
-        /// Where.
+        /// The API's socket.
         socket: PathBuf,
         /// The host's answer.
         source: io::Error,
@@ -39,7 +39,7 @@ pub enum ClientError {
     /// Somebody listens, and does not take connections.
     #[error("{} takes no connection within {seconds} s", .socket.display())]
     Busy {
-        /// Where.
+        /// The API's socket.
         socket: PathBuf,
         /// How long it was given.
         seconds: f64,
@@ -71,10 +71,10 @@ pub enum ClientError {
     Nonsense {
         /// The request.
         request: String,
-        /// What it is.
+        /// What came instead, in words.
         what: String,
     },
-    /// The answer is no.
+    /// The server answered with a status other than 2xx.
     #[error("{request} was refused ({status}): {chain}")]
     Refused {
         /// The request.
@@ -127,7 +127,7 @@ pub struct Lines {
 }
 
 /// A request on its way.
-struct Asked<'a> {
+struct RequestInFlight<'a> {
     request: &'a str,
     deadline: Instant,
     patience: Duration,
@@ -214,9 +214,9 @@ impl Client {
     /// # Errors
     /// A refusal, silence, or what is no answer.
     pub fn get_text(&mut self, name: &str) -> Result<String, ClientError> {
-        let asked = self.begin("GET", name, None)?;
-        let body = self.receive(&asked)?;
-        String::from_utf8(body).map_err(|e| asked.nonsense(format!("no text: {e}")))
+        let in_flight = self.begin("GET", name, None)?;
+        let body = self.receive(&in_flight)?;
+        String::from_utf8(body).map_err(|e| in_flight.nonsense(format!("no text: {e}")))
     }
 
     /// Asks `GET` of `name`, whose answer goes on for as long as there is something to say.
@@ -224,8 +224,8 @@ impl Client {
     /// # Errors
     /// A refusal, silence, or what is no such answer.
     pub fn lines(mut self, name: &str) -> Result<Lines, ClientError> {
-        let asked = self.begin("GET", name, None)?;
-        let head = self.head(&asked)?;
+        let in_flight = self.begin("GET", name, None)?;
+        let head = self.head(&in_flight)?;
         if head.is_stream && head.status == 200 {
             self.left.drain(..head.bytes);
             return Ok(Lines {
@@ -236,8 +236,8 @@ impl Client {
                 ended: false,
             });
         }
-        self.body(&head, &asked)?;
-        Err(asked.nonsense("no stream".into()))
+        self.body(&head, &in_flight)?;
+        Err(in_flight.nonsense("no stream".into()))
     }
 
     /// Asks `PUT` of `name`; `Value::Null` is the answer without a body.
@@ -249,16 +249,21 @@ impl Client {
     }
 
     fn ask(&mut self, method: &str, name: &str, body: Option<&Value>) -> Result<Value, ClientError> {
-        let asked = self.begin(method, name, body)?;
-        match self.receive(&asked)?.as_slice() {
+        let in_flight = self.begin(method, name, body)?;
+        match self.receive(&in_flight)?.as_slice() {
             [] => Ok(Value::Null),
-            body => serde_json::from_slice(body).map_err(|e| asked.nonsense(format!("no JSON: {e}"))),
+            body => serde_json::from_slice(body).map_err(|e| in_flight.nonsense(format!("no JSON: {e}"))),
         }
     }
 
     /// Sends a request.
-    fn begin<'a>(&mut self, method: &str, name: &'a str, body: Option<&Value>) -> Result<Asked<'a>, ClientError> {
-        let asked = Asked {
+    fn begin<'a>(
+        &mut self,
+        method: &str,
+        name: &'a str,
+        body: Option<&Value>,
+    ) -> Result<RequestInFlight<'a>, ClientError> {
+        let in_flight = RequestInFlight {
             request: name,
             deadline: Instant::now() + self.patience,
             patience: self.patience,
@@ -271,59 +276,59 @@ impl Client {
         }
         bytes.push_str("\r\n");
         bytes.push_str(&body);
-        self.send(bytes.as_bytes(), &asked)?;
-        Ok(asked)
+        self.send(bytes.as_bytes(), &in_flight)?;
+        Ok(in_flight)
     }
 
-    fn send(&mut self, mut bytes: &[u8], asked: &Asked<'_>) -> Result<(), ClientError> {
+    fn send(&mut self, mut bytes: &[u8], in_flight: &RequestInFlight<'_>) -> Result<(), ClientError> {
         while !bytes.is_empty() {
             self.stream
-                .set_write_timeout(Some(asked.left()?))
-                .map_err(|e| asked.broken(e))?;
+                .set_write_timeout(Some(in_flight.left()?))
+                .map_err(|e| in_flight.broken(e))?;
             match self.stream.write(bytes) {
                 Ok(sent) => bytes = bytes.get(sent..).unwrap_or_default(),
                 Err(error) if is_early(&error) => {}
                 // What was said before hanging up may say why.
                 Err(error) if is_end(&error) => return Ok(()),
-                Err(source) => return Err(asked.broken(source)),
+                Err(source) => return Err(in_flight.broken(source)),
             }
         }
         Ok(())
     }
 
     /// The body of the answer, empty if there is none.
-    fn receive(&mut self, asked: &Asked<'_>) -> Result<Vec<u8>, ClientError> {
-        let head = self.head(asked)?;
-        self.body(&head, asked)
+    fn receive(&mut self, in_flight: &RequestInFlight<'_>) -> Result<Vec<u8>, ClientError> {
+        let head = self.head(in_flight)?;
+        self.body(&head, in_flight)
     }
 
-    fn head(&mut self, asked: &Asked<'_>) -> Result<Head, ClientError> {
+    fn head(&mut self, in_flight: &RequestInFlight<'_>) -> Result<Head, ClientError> {
         loop {
-            match asked.parse_head(&self.left)? {
+            match in_flight.parse_head(&self.left)? {
                 // Interim answers (RFC 9110 §15.2) are not waited for.
                 Some(head) if head.status < 200 => drop(self.left.drain(..head.bytes)),
                 Some(head) => return Ok(head),
-                None => self.read_more(asked)?,
+                None => self.read_more(in_flight)?,
             }
         }
     }
 
-    fn body(&mut self, head: &Head, asked: &Asked<'_>) -> Result<Vec<u8>, ClientError> {
+    fn body(&mut self, head: &Head, in_flight: &RequestInFlight<'_>) -> Result<Vec<u8>, ClientError> {
         if head.is_stream {
-            return Err(asked.nonsense("a body of unknown length".into()));
+            return Err(in_flight.nonsense("a body of unknown length".into()));
         }
         let end = match head.body_bytes {
             Some(bytes) => head.bytes + bytes,
-            None => self.read_to_end(asked)?,
+            None => self.read_to_end(in_flight)?,
         };
         while self.left.len() < end {
-            self.read_more(asked)?;
+            self.read_more(in_flight)?;
         }
         let mut answer: Vec<u8> = self.left.drain(..end).collect();
         let body = answer.split_off(head.bytes);
         if !(200..300).contains(&head.status) {
             return Err(ClientError::Refused {
-                request: asked.request.into(),
+                request: in_flight.request.into(),
                 status: head.status,
                 chain: chain_of(&body),
             });
@@ -332,25 +337,25 @@ impl Client {
     }
 
     /// Reads until the other side hangs up, and returns how much has come.
-    fn read_to_end(&mut self, asked: &Asked<'_>) -> Result<usize, ClientError> {
+    fn read_to_end(&mut self, in_flight: &RequestInFlight<'_>) -> Result<usize, ClientError> {
         loop {
-            match self.read_more(asked) {
+            match self.read_more(in_flight) {
                 Err(ClientError::Closed { .. }) => return Ok(self.left.len()),
                 other => other?,
             }
             if self.left.len() > HEAD_BYTES + BODY_BYTES {
-                return Err(asked.nonsense(format!("a body of more than {BODY_BYTES} bytes")));
+                return Err(in_flight.nonsense(format!("a body of more than {BODY_BYTES} bytes")));
             }
         }
     }
 
-    fn read_more(&mut self, asked: &Asked<'_>) -> Result<(), ClientError> {
+    fn read_more(&mut self, in_flight: &RequestInFlight<'_>) -> Result<(), ClientError> {
         let mut chunk = [0; CHUNK_BYTES];
         self.stream
-            .set_read_timeout(Some(asked.left()?))
-            .map_err(|e| asked.broken(e))?;
+            .set_read_timeout(Some(in_flight.left()?))
+            .map_err(|e| in_flight.broken(e))?;
         let closed = || ClientError::Closed {
-            request: asked.request.into(),
+            request: in_flight.request.into(),
         };
         match self.stream.read(&mut chunk) {
             Ok(0) => Err(closed()),
@@ -360,7 +365,7 @@ impl Client {
             }
             Err(error) if is_early(&error) => Ok(()),
             Err(error) if is_end(&error) => Err(closed()),
-            Err(source) => Err(asked.broken(source)),
+            Err(source) => Err(in_flight.broken(source)),
         }
     }
 }
@@ -374,7 +379,7 @@ impl Lines {
     pub fn next(&mut self, patience: Option<Duration>) -> Result<Option<Vec<u8>>, ClientError> {
         let patience = patience.unwrap_or(FOREVER);
         let request = self.request.clone();
-        let asked = Asked {
+        let in_flight = RequestInFlight {
             request: &request,
             deadline: Instant::now() + patience,
             patience,
@@ -388,25 +393,27 @@ impl Lines {
             if self.ended {
                 return Ok(None);
             }
-            if !self.advance(&asked)? {
-                self.client.read_more(&asked)?;
+            if !self.advance(&in_flight)? {
+                self.client.read_more(&in_flight)?;
             }
         }
     }
 
     /// Takes a step through what has come (RFC 9112 §7.1); `false` if more has to come first.
-    fn advance(&mut self, asked: &Asked<'_>) -> Result<bool, ClientError> {
+    fn advance(&mut self, in_flight: &RequestInFlight<'_>) -> Result<bool, ClientError> {
         let left = &mut self.client.left;
         match self.chunk {
             None => {
                 let parsed = httparse::parse_chunk_size(left);
-                match parsed.map_err(|_| asked.nonsense("no stream of chunks".into()))? {
-                    httparse::Status::Partial if left.len() > HEAD_BYTES => Err(asked.nonsense("a long number".into())),
+                match parsed.map_err(|_| in_flight.nonsense("no stream of chunks".into()))? {
+                    httparse::Status::Partial if left.len() > HEAD_BYTES => {
+                        Err(in_flight.nonsense("a long number".into()))
+                    }
                     httparse::Status::Partial => Ok(false),
                     httparse::Status::Complete((begin, bytes)) => {
                         left.drain(..begin);
                         let bytes = usize::try_from(bytes).ok().filter(|bytes| *bytes <= BODY_BYTES);
-                        let bytes = bytes.ok_or_else(|| asked.nonsense("too large a chunk".into()))?;
+                        let bytes = bytes.ok_or_else(|| in_flight.nonsense("too large a chunk".into()))?;
                         self.ended = bytes == 0;
                         self.chunk = Some(bytes);
                         Ok(true)
@@ -425,7 +432,7 @@ impl Lines {
                 let now = bytes.min(left.len());
                 self.line.extend(left.drain(..now));
                 if self.line.len() > BODY_BYTES {
-                    return Err(asked.nonsense("too long a line".into()));
+                    return Err(in_flight.nonsense("too long a line".into()));
                 }
                 self.chunk = Some(bytes - now);
                 Ok(true)
@@ -434,7 +441,7 @@ impl Lines {
     }
 }
 
-impl Asked<'_> {
+impl RequestInFlight<'_> {
     /// How long is left, which is never nothing.
     fn left(&self) -> Result<Duration, ClientError> {
         let left = self.deadline.saturating_duration_since(Instant::now());

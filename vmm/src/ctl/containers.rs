@@ -13,12 +13,12 @@ use husk_hotplug::sizing::{Change, PodSize, Shim, Sizing, SizingError};
 use serde_json::{Value, json};
 
 use super::client::{Client, ClientError};
-use super::note::{Note, NoteError, revision};
-use super::resize::{ResizeError, Wanted, resize_of, state};
+use super::container_list::{ContainerList, ContainerListError, revision};
+use super::resize::{ResizeError, TargetSize, resize_of, state};
 use super::show::table;
 use super::status::Status;
 use crate::config::Size;
-use crate::pod::{Base, LinuxResources, List, Node, PodError, Policy, Spec};
+use crate::pod::{LinuxResources, Node, PodBaseSize, PodContainers, PodError, Policy, Spec};
 
 /// Between two looks at a resize that another one came before.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -50,7 +50,7 @@ pub enum ContainerError {
     NotRunning(String),
     /// The list.
     #[error(transparent)]
-    Note(#[from] NoteError),
+    List(#[from] ContainerListError),
     /// The sum is too large.
     #[error("the pod cannot be large enough")]
     Sizing(#[from] SizingError),
@@ -89,14 +89,14 @@ impl Container {
     }
 
     /// What the pod has without containers, if this is the first of them ever and the VM is as `status` says.
-    fn base(&self, status: &Status) -> Result<Base, PodError> {
+    fn base(&self, status: &Status) -> Result<PodBaseSize, PodError> {
         let mut sizing = Sizing {
             default_vcpus: CpuTime::from_vcpus(status.vcpus_now()),
             default_memory_bytes: status.memory_now(),
             ..Sizing::new(Shim::Rust, self.node.vcpus, self.node.memory_bytes)
         };
         sizing.annotate(self.spec.annotations())?;
-        Ok(Base {
+        Ok(PodBaseSize {
             default_vcpus: sizing.default_vcpus.to_string(),
             max_vcpus: sizing.max_vcpus,
             default_memory_bytes: sizing.default_memory_bytes,
@@ -115,7 +115,7 @@ pub fn add(client: &mut Client, id: &str, container: &Container, wait: Duration)
     let status = Status::ask(client)?;
     let base = container.base(&status)?;
     let mut made_base = false;
-    Note::change(client, |list| {
+    ContainerList::change(client, |list| {
         if list.containers.contains_key(id) {
             return Err(ContainerError::Exists(id.into()));
         }
@@ -138,7 +138,7 @@ pub fn update(client: &mut Client, id: &str, container: &Container, wait: Durati
     runs(client)?;
     let status = Status::ask(client)?;
     let mut before = LinuxResources::default();
-    Note::change(client, |list| {
+    ContainerList::change(client, |list| {
         before = std::mem::replace(find(list, id)?, container.spec.resources());
         wanted(list, &status, Change::Update)?;
         Ok::<_, ContainerError>(())
@@ -164,7 +164,7 @@ pub fn remove(client: &mut Client, id: &str, wait: Duration) -> Result<Status, C
         "Paused" => Duration::ZERO,
         other => return Err(ContainerError::NotRunning(other.into())),
     };
-    Note::change(client, |list| {
+    ContainerList::change(client, |list| {
         find(list, id)?;
         list.containers.remove(id);
         Ok::<_, ContainerError>(())
@@ -177,7 +177,7 @@ pub fn remove(client: &mut Client, id: &str, wait: Duration) -> Result<Status, C
 /// # Errors
 /// There is no VM, no answer, or no list of ours.
 pub fn list(client: &mut Client) -> Result<(Value, String), ContainerError> {
-    let list = Note::read(client)?.list;
+    let list = ContainerList::read(client)?.list;
     let mut rows = vec![["container", "vcpus", "cpuset", "memory"].map(str::to_owned).to_vec()];
     for (id, resources) in &list.containers {
         let sized = resources.sized().unwrap_or_default();
@@ -199,7 +199,7 @@ fn runs(client: &mut Client) -> Result<(), ContainerError> {
     }
 }
 
-fn find<'a>(list: &'a mut List, id: &str) -> Result<&'a mut LinuxResources, ContainerError> {
+fn find<'a>(list: &'a mut PodContainers, id: &str) -> Result<&'a mut LinuxResources, ContainerError> {
     let known: Vec<String> = list.containers.keys().cloned().collect();
     list.containers.get_mut(id).ok_or_else(|| ContainerError::Unknown {
         id: id.into(),
@@ -215,13 +215,13 @@ fn find<'a>(list: &'a mut List, id: &str) -> Result<&'a mut LinuxResources, Cont
 fn settle(client: &mut Client, change: Change, wait: Duration) -> Result<Status, ContainerError> {
     let begin = Instant::now();
     loop {
-        let note = Note::read(client)?;
+        let kept = ContainerList::read(client)?;
         let now = Status::ask(client)?;
-        let wanted = wanted(&note.list, &now, change)?;
+        let wanted = wanted(&kept.list, &now, change)?;
         // What is left, and not nothing unless that was asked for.
         let left = wait.saturating_sub(begin.elapsed()).max(PAUSE.min(wait));
-        match fit(client, wanted, &now, note.revision, left) {
-            Ok(status) if revision(client)? == note.revision => return Ok(status),
+        match fit(client, wanted, &now, kept.revision, left) {
+            Ok(status) if revision(client)? == kept.revision => return Ok(status),
             // Another list, or another size, has taken its place.
             Err(ResizeError::Client(error)) if error.status() == Some(409) => {}
             Ok(_) | Err(ResizeError::Superseded) => {}
@@ -242,7 +242,7 @@ fn settle(client: &mut Client, change: Change, wait: Duration) -> Result<Status,
 /// a guest cannot give back keeps no container from its size.
 fn fit(
     client: &mut Client,
-    wanted: Wanted,
+    wanted: TargetSize,
     now: &Status,
     revision: u64,
     wait: Duration,
@@ -250,7 +250,7 @@ fn fit(
     let begin = Instant::now();
     let (asked, present) = (now.memory_now(), now.memory.present_bytes);
     let has_less = |bytes: u64| bytes > asked || present.is_some_and(|present| bytes > present);
-    let needed = Wanted {
+    let needed = TargetSize {
         // What is on its way is not asked back before it is there: others may wait for it.
         memory_bytes: wanted
             .memory_bytes
@@ -262,14 +262,14 @@ fn fit(
     let Some(bytes) = wanted.memory_bytes.filter(|bytes| *bytes < asked) else {
         return Ok(status);
     };
-    let rest = Wanted {
+    let rest = TargetSize {
         memory_bytes: Some(bytes),
-        ..Wanted::default()
+        ..TargetSize::default()
     };
     ask_for(client, rest, revision, wait.saturating_sub(begin.elapsed()))
 }
 
-fn ask_for(client: &mut Client, wanted: Wanted, revision: u64, wait: Duration) -> Result<Status, ResizeError> {
+fn ask_for(client: &mut Client, wanted: TargetSize, revision: u64, wait: Duration) -> Result<Status, ResizeError> {
     match resize_of(client, wanted, wait, Some(revision)) {
         Err(error) => {
             let now = Status::ask(client)?;
@@ -285,8 +285,8 @@ fn ask_for(client: &mut Client, wanted: Wanted, revision: u64, wait: Duration) -
 
 /// Has the list be what it was, by `undo`, and asks for that size without waiting for it. What fails here is told by
 /// the error that led here.
-fn take_back(client: &mut Client, change: Change, mut undo: impl FnMut(&mut List)) {
-    let undone = Note::change(client, |list| {
+fn take_back(client: &mut Client, change: Change, mut undo: impl FnMut(&mut PodContainers)) {
+    let undone = ContainerList::change(client, |list| {
         undo(list);
         Ok::<_, ContainerError>(())
     });
@@ -296,7 +296,7 @@ fn take_back(client: &mut Client, change: Change, mut undo: impl FnMut(&mut List
 }
 
 /// The size that the containers of `list` need, in a VM of the size `status`.
-fn wanted(list: &List, status: &Status, change: Change) -> Result<Wanted, SizingError> {
+fn wanted(list: &PodContainers, status: &Status, change: Change) -> Result<TargetSize, SizingError> {
     let now = PodSize {
         vcpus: status.vcpus_now(),
         max_vcpus: status.vcpus.max.unwrap_or_else(|| status.vcpus_now()),
@@ -318,7 +318,7 @@ fn wanted(list: &List, status: &Status, change: Change) -> Result<Wanted, Sizing
     let size = sizing.fitted(now, &list.resources(), change, status.boot_bytes(), BYTE)?;
     // The limits of a pod's boot are its containers' already.
     let least = list.pod.as_ref().map_or(0, |base| base.least_vcpus).min(now.max_vcpus);
-    Ok(Wanted {
+    Ok(TargetSize {
         vcpus: Some(size.vcpus.max(least)),
         memory_bytes: Some(size.memory_bytes),
         balloon_bytes: None,

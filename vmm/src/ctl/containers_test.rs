@@ -37,7 +37,7 @@ fn size(vm: &Mutex<Vm>) -> (u32, u64) {
 }
 
 fn ids(server: &Server) -> Vec<String> {
-    let list = Note::read(&mut server.client()).unwrap().list;
+    let list = ContainerList::read(&mut server.client()).unwrap().list;
     list.containers.into_keys().collect()
 }
 
@@ -110,7 +110,7 @@ fn a_container_for_which_there_is_no_room_is_not_noted() {
     assert!(matches!(error, ContainerError::Resize(_)), "{error}");
     vm.lock().unwrap().full = false;
     assert_eq!((size(&vm), ids(&server)), ((2, 768), vec!["a".to_owned()]));
-    let noted = Note::read(client).unwrap().list.resources();
+    let noted = ContainerList::read(client).unwrap().list.resources();
     assert_eq!(noted[0].memory_limit_bytes, Some(256 * MIB), "as before");
 }
 
@@ -163,7 +163,7 @@ fn a_container_whose_update_fails_has_what_it_had() {
             json!({"desired_vcpus": 5, "containers_revision": vm.lock().unwrap().revision}),
             "after {millis}"
         );
-        let noted = Note::read(client).unwrap().list.resources();
+        let noted = ContainerList::read(client).unwrap().list.resources();
         assert_eq!(noted[0].cpu_time(), Some(CpuTime::from_millis(4000)));
     }
 }
@@ -184,7 +184,7 @@ fn memory_that_the_guest_keeps_keeps_no_container_from_its_size() {
         (status.memory_now(), status.memory.present_bytes),
         (512 * MIB, Some(1024 * MIB))
     );
-    let noted = Note::read(client).unwrap().list.resources();
+    let noted = ContainerList::read(client).unwrap().list.resources();
     assert_eq!(noted[0].memory_limit_bytes, None, "as it is now");
     vm.lock().unwrap().deaf = true;
     let error = remove(client, "a", SHORT).unwrap_err();
@@ -212,7 +212,7 @@ fn memory_that_the_guest_refuses_to_give_back_keeps_no_container_from_its_size()
             let status = update(client, "a", &limits, PATIENCE).unwrap();
             assert_eq!(size(&vm), (vcpus, 1024), "{keeps:?}");
             assert_eq!(status.outcome(), Some("refused"), "which is told");
-            let noted = Note::read(client).unwrap().list.resources();
+            let noted = ContainerList::read(client).unwrap().list.resources();
             assert_eq!(noted, [limits.spec.resources().sized().unwrap()], "{keeps:?}");
         }
         remove(client, "a", PATIENCE).unwrap();
@@ -235,16 +235,16 @@ fn a_first_container_that_fails_leaves_nothing() {
     vm.lock().unwrap().full = true;
     let more = annotated(1000, 256, &[("default_memory", "1024")]).unwrap();
     add(client, "a", &more, PATIENCE).unwrap_err();
-    assert_eq!(Note::read(client).unwrap().list, List::default());
+    assert_eq!(ContainerList::read(client).unwrap().list, PodContainers::default());
     vm.lock().unwrap().full = false;
     add(client, "a", &container(1000, 256), PATIENCE).unwrap();
     assert_eq!(size(&vm), (2, 768));
     // One that comes later and fails takes the base of the others not with it.
     remove(client, "a", PATIENCE).unwrap();
-    let base = Note::read(client).unwrap().list.pod;
+    let base = ContainerList::read(client).unwrap().list.pod;
     vm.lock().unwrap().deaf = true;
     add(client, "b", &container(1000, 256), Duration::from_millis(50)).unwrap_err();
-    assert_eq!(Note::read(client).unwrap().list.pod, base);
+    assert_eq!(ContainerList::read(client).unwrap().list.pod, base);
     assert!(base.is_some());
 }
 
@@ -312,9 +312,9 @@ fn a_container_that_goes_takes_no_vcpus_from_one_that_comes() {
     let (server, vm) = Vm::default().serve();
     let client = &mut server.client();
     add(client, "a", &container(1000, 0), PATIENCE).unwrap();
-    Note::change(client, |list| {
+    ContainerList::change(client, |list| {
         list.containers.insert("b".into(), container(4000, 0).spec.resources());
-        Ok::<_, NoteError>(())
+        Ok::<_, ContainerListError>(())
     })
     .unwrap();
     remove(client, "a", PATIENCE).unwrap();

@@ -14,9 +14,9 @@ const LISTENING: &str = "listening";
 /// One event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
-    /// As it came.
+    /// The line of JSON as it came.
     pub line: String,
-    /// What it says.
+    /// The object that the line is.
     pub value: Value,
 }
 

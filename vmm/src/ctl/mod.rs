@@ -4,9 +4,9 @@
 //! waited for ([`resize`]), events are followed ([`events`]), and a container's comes from its `config.json` ([`containers`]).
 
 pub mod client;
+mod container_list;
 pub mod containers;
 pub mod events;
-mod note;
 pub mod resize;
 pub mod show;
 pub mod status;
@@ -23,7 +23,7 @@ use serde_json::Value;
 
 use self::client::{Client, ClientError};
 use self::containers::{Container, ContainerError};
-use self::resize::{ResizeError, Wanted};
+use self::resize::{ResizeError, TargetSize};
 use self::status::Status;
 use crate::control::{ADD_DEADLINE, BUILD_DEADLINE};
 use crate::pod::{Node, PodError, Policy, Spec};
@@ -58,8 +58,8 @@ pub enum Request {
     Do(&'static str, Option<Value>),
     /// Another size.
     Resize {
-        /// Which.
-        wanted: Wanted,
+        /// The size; what is absent stays as it is.
+        wanted: TargetSize,
         /// How long to wait for it.
         wait: Duration,
     },

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use super::client::{Client, ClientError};
-use super::note::revision;
+use super::container_list::revision;
 use super::status::Status;
 use crate::config::Size;
 
@@ -15,12 +15,12 @@ const POLL: Duration = Duration::from_millis(10);
 
 /// A size that is asked for. What is absent stays as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
-    /// vCPUs.
+pub struct TargetSize {
+    /// vCPUs that are to be on-line, 1 or more; `None`: as before.
     pub vcpus: Option<u32>,
-    /// Memory in all.
+    /// RAM in all in bytes, boot RAM included; `None`: as before.
     pub memory_bytes: Option<u64>,
-    /// Of the balloon.
+    /// Bytes that the balloon is to take from the guest; `None`: as before.
     pub balloon_bytes: Option<u64>,
 }
 
@@ -53,7 +53,7 @@ pub enum ResizeError {
 ///
 /// # Errors
 /// The size is refused, not there in time, or no longer wanted by whoever asked last.
-pub fn resize(client: &mut Client, wanted: Wanted, wait: Duration) -> Result<Status, ResizeError> {
+pub fn resize(client: &mut Client, wanted: TargetSize, wait: Duration) -> Result<Status, ResizeError> {
     resize_of(client, wanted, wait, None)
 }
 
@@ -61,7 +61,7 @@ pub fn resize(client: &mut Client, wanted: Wanted, wait: Duration) -> Result<Sta
 /// `list` is the revision of that.
 pub(super) fn resize_of(
     client: &mut Client,
-    wanted: Wanted,
+    wanted: TargetSize,
     wait: Duration,
     list: Option<u64>,
 ) -> Result<Status, ResizeError> {
@@ -107,7 +107,7 @@ pub fn state(client: &mut Client) -> Result<String, ClientError> {
     Ok(info["state"].as_str().unwrap_or_default().to_owned())
 }
 
-impl Wanted {
+impl TargetSize {
     fn body(self, list: Option<u64>) -> Value {
         let fields = [
             ("desired_vcpus", self.vcpus.map(u64::from)),

@@ -5,24 +5,24 @@ use super::*;
 
 const BRIEF: Duration = Duration::from_millis(50);
 
-fn vcpus(wanted: u32) -> Wanted {
-    Wanted {
+fn vcpus(wanted: u32) -> TargetSize {
+    TargetSize {
         vcpus: Some(wanted),
-        ..Wanted::default()
+        ..TargetSize::default()
     }
 }
 
-fn memory(mib: u64) -> Wanted {
-    Wanted {
+fn memory(mib: u64) -> TargetSize {
+    TargetSize {
         memory_bytes: Some(mib * MIB),
-        ..Wanted::default()
+        ..TargetSize::default()
     }
 }
 
 #[test]
 fn it_returns_when_the_vcpus_run_and_the_memory_is_there() {
     let (server, vm) = Vm::default().serve();
-    let both = Wanted {
+    let both = TargetSize {
         memory_bytes: Some(1024 * MIB),
         ..vcpus(4)
     };
@@ -114,7 +114,7 @@ fn what_does_not_come_is_named_with_what_is_there() {
         ..Vm::default()
     }
     .serve();
-    let both = Wanted {
+    let both = TargetSize {
         memory_bytes: Some(1024 * MIB),
         ..vcpus(4)
     };
@@ -239,7 +239,7 @@ fn a_husk_that_tells_less_is_believed_as_far_as_it_tells() {
             json!({"state": "Running", "vcpus": {}, "memory": {"balloon": {}}, "last": null}),
         ),
     });
-    let all = Wanted {
+    let all = TargetSize {
         vcpus: Some(2),
         memory_bytes: Some(1),
         balloon_bytes: Some(1),
@@ -261,9 +261,9 @@ fn a_balloon_is_there_when_the_guest_has_given_it() {
         }
         _ => Reply::Answer(204, Value::Null),
     });
-    let balloon = Wanted {
+    let balloon = TargetSize {
         balloon_bytes: Some(256 * MIB),
-        ..Wanted::default()
+        ..TargetSize::default()
     };
     let status = resize(&mut server.client(), balloon, PATIENCE).unwrap();
     assert_eq!(status.memory.balloon.unwrap().actual_bytes, Some(256 * MIB));

@@ -24,9 +24,9 @@ pub struct Status {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Vcpus {
-    /// Asked for.
+    /// vCPUs that the guest is to have; `None` if husk does not say.
     pub desired: Option<u32>,
-    /// The guest's.
+    /// vCPUs that the guest has taken; `None` if husk does not say.
     pub present: Option<u32>,
     /// Started by the guest since they came.
     pub online: Option<u32>,
@@ -38,11 +38,11 @@ pub struct Vcpus {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Memory {
-    /// Asked for.
+    /// RAM that the guest is to have, boot RAM included.
     pub desired_bytes: Option<u64>,
     /// What the last resize that spoke of memory asked for, before it was rounded and before anything was refused.
     pub asked_bytes: Option<u64>,
-    /// The guest's.
+    /// RAM that the guest has, boot RAM included.
     pub present_bytes: Option<u64>,
     /// What the guest started with.
     pub boot_bytes: Option<u64>,
@@ -56,7 +56,7 @@ pub struct Memory {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Balloon {
-    /// Asked for.
+    /// Bytes that the balloon is to hold.
     pub target_bytes: Option<u64>,
     /// What the guest has given.
     pub actual_bytes: Option<u64>,

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use husk_devices::lock;
 
 use super::record::Record;
-use crate::terminal::{Losses, Outlet, PendingLines};
+use crate::terminal::{LostLines, NonBlockingFile, PendingLines};
 
 /// Bytes of events that wait for their reader.
 const BACKLOG_BYTES: usize = 64 << 10;
@@ -17,7 +17,7 @@ const CHUNK: usize = 4096;
 pub(super) struct Backlog {
     lines: PendingLines,
     /// Events that found no room since the last one that did.
-    losses: Losses,
+    lost_lines: LostLines,
     /// Lost events that those tell of which were put since this was asked for.
     told: u64,
 }
@@ -25,12 +25,12 @@ pub(super) struct Backlog {
 impl Backlog {
     /// Has an event wait, if there is room for it.
     pub(super) fn put(&mut self, record: &Record) {
-        let line = record.line(self.losses.lost());
+        let line = record.line(self.lost_lines.lost());
         if self.lines.bytes().len().saturating_add(line.len()) > BACKLOG_BYTES {
-            self.losses.lose(1);
+            self.lost_lines.lose(1);
             return;
         }
-        let loss = self.losses.take();
+        let loss = self.lost_lines.take();
         self.lines.end_torn(loss, "\n");
         self.lines.push(&line, loss.lost);
         self.told = self.told.saturating_add(loss.lost);
@@ -43,12 +43,12 @@ impl Backlog {
 
     /// `events` more are lost that were taken.
     pub(super) fn lose(&mut self, events: u64) {
-        self.losses.lose(events);
+        self.lost_lines.lose(events);
     }
 
     /// Takes all that waits.
     pub(super) fn take(&mut self) -> Vec<u8> {
-        self.lines.take()
+        self.lines.take_bytes()
     }
 
     /// Whether nothing waits.
@@ -58,12 +58,12 @@ impl Backlog {
 
     /// Whether the last event was lost.
     pub(super) fn has_lost(&self) -> bool {
-        self.losses.lost() > 0
+        self.lost_lines.lost() > 0
     }
 
     /// Has the last event wait after all, which was lost, with the number of the others that were.
     pub(super) fn put_lost(&mut self, last: &Record) {
-        let loss = self.losses.take();
+        let loss = self.lost_lines.take();
         let others = loss.lost.saturating_sub(1);
         self.lines.end_torn(loss, "\n");
         self.lines.push(&last.line(others), others);
@@ -81,7 +81,7 @@ impl Backlog {
         match written {
             Ok(count) => self.lines.wrote(count),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-            Err(_) => self.losses.add(self.lines.give_up()),
+            Err(_) => self.lost_lines.add(self.lines.take_unwritten()),
         }
         true
     }
@@ -90,13 +90,13 @@ impl Backlog {
 /// Writes what waits in `backlog`, as far as there is room, with its lock free meanwhile. What cannot be written, on a
 /// full file system for example, is lost, and counted. One thread at a time may do so for a backlog, while others put
 /// events into it.
-pub(super) fn send(backlog: &Mutex<Backlog>, sink: &Outlet) {
+pub(super) fn send(backlog: &Mutex<Backlog>, file: &NonBlockingFile) {
     loop {
         let head = lock(backlog).head();
         if head.is_empty() {
             return;
         }
-        let written = sink.write(&head);
+        let written = file.write(&head);
         if !lock(backlog).wrote(written) {
             return;
         }
@@ -134,8 +134,8 @@ mod tests {
     fn what_a_full_disk_does_not_take_is_counted_by_the_next_that_it_takes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("events");
-        let full = Outlet::append(Path::new("/dev/full"), 0o600).unwrap();
-        let file = Outlet::append(&path, 0o600).unwrap();
+        let full = NonBlockingFile::append(Path::new("/dev/full"), 0o600).unwrap();
+        let file = NonBlockingFile::append(&path, 0o600).unwrap();
         let backlog = Mutex::new(Backlog::default());
         for _ in 0..3 {
             lock(&backlog).put(&record("lost"));
@@ -157,9 +157,9 @@ mod tests {
         // A pipe of 64 KiB with room for one write.
         let (mut reader, mut writer) = io::pipe().unwrap();
         writer.write_all(&[b'.'; (64 << 10) - 4096]).unwrap();
-        let pipe = Outlet::inherit(File::from(OwnedFd::from(writer)));
-        let full = Outlet::append(Path::new("/dev/full"), 0o600).unwrap();
-        let file = Outlet::append(&path, 0o600).unwrap();
+        let pipe = NonBlockingFile::inherit(File::from(OwnedFd::from(writer)));
+        let full = NonBlockingFile::append(Path::new("/dev/full"), 0o600).unwrap();
+        let file = NonBlockingFile::append(&path, 0o600).unwrap();
         let backlog = Mutex::new(Backlog::default());
         lock(&backlog).put(&record(&"x".repeat(6000)));
         send(&backlog, &pipe);

@@ -3,7 +3,7 @@
 //! Whoever tells an event has its line wait, under a lock that is never held for longer. The main thread writes what
 //! waits: its own events at once, and the rest when the monitor's descriptor is readable, which is so when another
 //! thread has told one and when a reader that was slow has made room. Nobody is waited for: what goes to a regular file a
-//! thread writes (`terminal/writer.rs`).
+//! thread writes (`terminal/writer_thread.rs`).
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -17,7 +17,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::backlog::{Backlog, send};
 use super::record::Record;
 use crate::seccomp::Mode;
-use crate::terminal::{FileId, Outlet, Unwritten};
+use crate::terminal::{FileId, NonBlockingFile, UnwrittenLines};
 
 #[derive(Debug)]
 pub(super) struct Monitor {
@@ -27,7 +27,7 @@ pub(super) struct Monitor {
     /// Readable while [`Monitor::flush`] has something to do.
     wakeup: Epoll,
     /// Another thread than the writer's has told something.
-    bell: EventFd,
+    eventfd: EventFd,
     /// Which regular file it is, if it is one.
     file: Option<FileId>,
 }
@@ -35,8 +35,8 @@ pub(super) struct Monitor {
 /// Belongs to the thread that writes, which is the main thread.
 #[derive(Debug)]
 struct Writer {
-    sink: Outlet,
-    /// Room in `sink` is waited for.
+    output: NonBlockingFile,
+    /// Room in `output` is waited for.
     is_watched: bool,
 }
 
@@ -45,19 +45,19 @@ impl Monitor {
     ///
     /// # Errors
     /// The host has no descriptor left.
-    pub(super) fn over(sink: Outlet) -> io::Result<Self> {
-        let (wakeup, bell) = (Epoll::new()?, EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
+    pub(super) fn new(output: NonBlockingFile) -> io::Result<Self> {
+        let (wakeup, eventfd) = (Epoll::new()?, EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
         let event = EpollEvent::new(EventSet::IN, 0);
-        wakeup.ctl(ControlOperation::Add, bell.as_raw_fd(), event)?;
-        let file = sink.file_id();
+        wakeup.ctl(ControlOperation::Add, eventfd.as_raw_fd(), event)?;
+        let file = output.file_id();
         Ok(Self {
             backlog: Mutex::default(),
             writer: Mutex::new(Writer {
-                sink,
+                output,
                 is_watched: false,
             }),
             wakeup,
-            bell,
+            eventfd,
             file,
         })
     }
@@ -72,7 +72,7 @@ impl Monitor {
     /// # Errors
     /// The host has no thread or descriptor left.
     pub(super) fn start_writer(&self, seccomp: Mode) -> io::Result<()> {
-        lock(&self.writer).sink.start_writer(seccomp)
+        lock(&self.writer).output.start_writer(seccomp)
     }
 
     /// Has an event wait, if there is room for it. From any thread.
@@ -81,22 +81,22 @@ impl Monitor {
     }
 
     /// Tells the main thread that something waits. From any thread.
-    pub(super) fn ring(&self) {
+    pub(super) fn wake(&self) {
         // Fails only when the counter is full, and then it is readable all the same.
-        let _ = self.bell.write(1);
+        let _ = self.eventfd.write(1);
     }
 
     /// Writes what waits, as far as there is room. For the main thread.
     pub(super) fn flush(&self) {
-        // Fails only when nobody has rung.
-        let _ = self.bell.read();
+        // Fails only when nobody has written to it.
+        let _ = self.eventfd.read();
         let mut writer = lock(&self.writer);
-        send(&self.backlog, &writer.sink);
-        if let Some(progress) = writer.sink.progress() {
+        send(&self.backlog, &writer.output);
+        if let Some(progress) = writer.output.progress() {
             let mut backlog = lock(&self.backlog);
             // First: the thread may have failed to write what tells of it already.
-            progress.tell(backlog.take_told(), 0);
-            let Unwritten { lines, untold } = progress.take_unwritten();
+            progress.record_reported(backlog.take_told(), 0);
+            let UnwrittenLines { lines, untold } = progress.take_unwritten();
             backlog.lose(lines.saturating_add(untold));
         }
         let operation = match (writer.is_watched, lock(&self.backlog).is_empty()) {
@@ -105,8 +105,8 @@ impl Monitor {
             _ => return,
         };
         let event = EpollEvent::new(EventSet::OUT, 0);
-        // A regular file that no thread writes is refused, and has no backlog: what another thread has put meanwhile it has rung for.
-        if self.wakeup.ctl(operation, writer.sink.as_raw_fd(), event).is_ok() {
+        // A regular file that no thread writes is refused, and has no backlog: what another thread has put meanwhile it has woken this for.
+        if self.wakeup.ctl(operation, writer.output.as_raw_fd(), event).is_ok() {
             writer.is_watched = !writer.is_watched;
         }
     }
@@ -116,7 +116,7 @@ impl Monitor {
         loop {
             self.flush();
             let has_time = !lock(&self.backlog).is_empty() && Instant::now() < deadline;
-            if !has_time || !lock(&self.writer).sink.has_room_by(deadline) {
+            if !has_time || !lock(&self.writer).output.wait_writable_until(deadline) {
                 return;
             }
         }
@@ -124,7 +124,7 @@ impl Monitor {
 
     /// Gives a thread that writes to a file until `deadline`. For the main thread at the end of the process.
     pub(super) fn wait_written(&self, deadline: Instant) {
-        if let Some(progress) = lock(&self.writer).sink.progress() {
+        if let Some(progress) = lock(&self.writer).output.progress() {
             progress.wait(deadline);
         }
     }

@@ -17,7 +17,7 @@ pub(super) struct Record {
 }
 
 #[derive(Serialize)]
-struct Line<'a> {
+struct EventLine<'a> {
     timestamp: Timestamp,
     source: &'a str,
     event: &'a str,
@@ -39,7 +39,7 @@ impl Record {
     /// The event as a reader gets it, of whom `dropped` events were withheld before.
     pub(super) fn line(&self, dropped: u64) -> Vec<u8> {
         let of = &*self.properties;
-        let line = Line {
+        let line = EventLine {
             timestamp: Timestamp {
                 secs: self.at.as_secs(),
                 nanos: self.at.subsec_nanos(),

@@ -15,18 +15,18 @@ const USUAL: usize = 320;
 
 /// A line of text of at most `N` bytes. What does not fit is left out.
 #[derive(Debug)]
-pub struct Line<const N: usize = USUAL> {
+pub struct LineBuffer<const N: usize = USUAL> {
     bytes: [u8; N],
     len: usize,
 }
 
-impl<const N: usize> Default for Line<N> {
+impl<const N: usize> Default for LineBuffer<N> {
     fn default() -> Self {
         Self { bytes: [0; N], len: 0 }
     }
 }
 
-impl<const N: usize> fmt::Write for Line<N> {
+impl<const N: usize> fmt::Write for LineBuffer<N> {
     /// Appends whole characters.
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for found in text.chars() {
@@ -39,7 +39,7 @@ impl<const N: usize> fmt::Write for Line<N> {
     }
 }
 
-impl<const N: usize> Line<N> {
+impl<const N: usize> LineBuffer<N> {
     /// Appends text.
     pub fn push(&mut self, text: &[u8]) {
         for (place, byte) in self.bytes.iter_mut().skip(self.len).zip(text) {
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn numbers_are_written_as_people_write_them() {
-        let mut line = Line::<192>::default();
+        let mut line = LineBuffer::<192>::default();
         for number in [0, 59, i32::MAX, i32::MIN] {
             line.push_number(number);
             line.push(b" ");
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_thread_is_named_up_to_its_nul_and_what_does_not_fit_is_left_out() {
-        let mut line = Line::<192>::default();
+        let mut line = LineBuffer::<192>::default();
         line.push_name(b"vcpu0\0garbage\0\0\0");
         line.push_name(b"a-name-of-16-byt");
         assert_eq!(line.text(), "vcpu0a-name-of-16-byt");

@@ -3,12 +3,12 @@
 //! | file | its one reason |
 //! |---|---|
 //! | `process.rs` | one process as `/proc` has it |
-//! | `look.rs` | what is known of one husk at one moment |
+//! | `snapshot.rs` | what is known of one husk at one moment |
 //! | `table.rs` | all of them for people and for programs |
 //! | `top.rs` | the same again and again |
 
-pub mod look;
 pub mod process;
+pub mod snapshot;
 pub mod table;
 pub mod top;
 
@@ -16,22 +16,22 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-pub use look::Look;
-pub use process::Husk;
+pub use process::HuskProcess;
+pub use snapshot::Snapshot;
 
 /// What `husk ps` prints: every husk that the user may see, each asked for `patience` at most, all at once.
 pub fn ps(patience: Duration, as_json: bool) -> String {
-    let looks = look_at(&process::all(Path::new("/proc")), patience);
+    let snapshots = take_snapshots(&process::all(Path::new("/proc")), patience);
     if as_json {
-        table::json(&looks)
+        table::json(&snapshots)
     } else {
-        table::table(&looks, None)
+        table::table(&snapshots, None)
     }
 }
 
 /// Asks `husks`, all at once: one that does not answer keeps nobody waiting.
-pub fn look_at(husks: &[Husk], patience: Duration) -> Vec<Look> {
-    all_at_once(husks, |husk| Look::at(husk.clone(), patience))
+pub fn take_snapshots(husks: &[HuskProcess], patience: Duration) -> Vec<Snapshot> {
+    all_at_once(husks, |husk| Snapshot::take(husk.clone(), patience))
 }
 
 /// `work` for each of `items`, on a thread of its own: here, one after the other, for those for which the host has no thread any more.

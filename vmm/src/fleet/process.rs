@@ -17,7 +17,7 @@ const NAMES: [&str; 2] = ["husk", "cloud-hypervisor"];
 
 /// A husk that serves a VM, or will.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Husk {
+pub struct HuskProcess {
     /// Its process, as seen from here.
     pub pid: u32,
     /// Its number in the innermost namespace it is in: what it says of itself.
@@ -37,12 +37,14 @@ pub struct Husk {
 }
 
 /// Every husk with a VM that this user may look into, by the number of its process. `proc` is `/proc`.
-pub fn all(proc: &Path) -> Vec<Husk> {
+pub fn all(proc: &Path) -> Vec<HuskProcess> {
     let pids = procfs::numbers(proc).unwrap_or_default();
-    pids.into_iter().filter_map(|pid| Husk::find(proc, pid)).collect()
+    pids.into_iter()
+        .filter_map(|pid| HuskProcess::find(proc, pid))
+        .collect()
 }
 
-impl Husk {
+impl HuskProcess {
     /// The husk whose process is `pid`; `None` if it is none with a VM, or not for this user to look into.
     pub fn find(proc: &Path, pid: u32) -> Option<Self> {
         let folder = proc.join(pid.to_string());
@@ -129,7 +131,7 @@ impl Husk {
 }
 
 #[cfg(test)]
-impl Husk {
+impl HuskProcess {
     /// One for tests: this process, without a socket.
     pub(crate) fn sample() -> Self {
         Self {
@@ -261,7 +263,7 @@ mod tests {
             ]
         );
         assert_eq!(husks[0].socket.as_deref(), Some(Path::new("/srv/web/api.sock")));
-        let Husk {
+        let HuskProcess {
             own_pid,
             uptime,
             state,
@@ -277,10 +279,10 @@ mod tests {
     #[test]
     fn a_husk_is_called_what_its_log_calls_it() {
         let pod = |arguments: &[&str], socket: &str| {
-            let husk = Husk {
+            let husk = HuskProcess {
                 arguments: arguments.iter().map(|word| (*word).to_owned()).collect(),
                 socket: Some(socket.into()),
-                ..Husk::sample()
+                ..HuskProcess::sample()
             };
             husk.pod()
         };
@@ -305,7 +307,7 @@ mod tests {
         let sockets = "Num RefCount Protocol Flags Type St Inode Path\n\
                        0: 2 0 0 1 1 42 /other\n0: 2 0 0 1 1 4242 /run/pod7/api.sock\n";
         fs::write(folder.join("net/unix"), sockets).unwrap();
-        let husk = Husk::find(proc.path(), 5).unwrap();
+        let husk = HuskProcess::find(proc.path(), 5).unwrap();
         assert_eq!(husk.socket.as_deref(), Some(Path::new("/run/pod7/api.sock")));
         assert_eq!(husk.pod(), "pod7");
     }

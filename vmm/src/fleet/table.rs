@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::look::Look;
+use super::snapshot::Snapshot;
 use crate::ctl::show;
 
-/// A row for each of `looks`, with the share of a processor that each has had in percent, where that is known.
-pub fn table(looks: &[Look], shares: Option<&[Option<f64>]>) -> String {
+/// A row for each of `snapshots`, with the share of a processor that each has had in percent, where that is known.
+pub fn table(snapshots: &[Snapshot], shares: Option<&[Option<f64>]>) -> String {
     let mut head = vec![
         "POD", "PID", "UPTIME", "STATE", "VCPUS", "MEMORY", "PLUGGED", "RESIDENT", "OVERHEAD",
     ];
@@ -16,19 +16,23 @@ pub fn table(looks: &[Look], shares: Option<&[Option<f64>]>) -> String {
         head.insert(3, "CPU");
     }
     let mut rows: Vec<Vec<String>> = vec![head.into_iter().map(str::to_owned).collect()];
-    for (number, look) in looks.iter().enumerate() {
-        let mut row = vec![look.husk.pod(), look.husk.pid.to_string(), age(look.husk.uptime)];
+    for (number, snapshot) in snapshots.iter().enumerate() {
+        let mut row = vec![
+            snapshot.husk.pod(),
+            snapshot.husk.pid.to_string(),
+            age(snapshot.husk.uptime),
+        ];
         if let Some(shares) = shares {
             let share = shares.get(number).copied().flatten();
             row.push(share.map_or("-".into(), |share| format!("{share:.0}%")));
         }
         row.extend([
-            look.said.state.clone(),
-            vcpus(look),
-            bytes(look.said.configured),
-            bytes(look.said.plugged),
-            bytes(look.resident),
-            bytes(look.overhead),
+            snapshot.reported.state.clone(),
+            vcpus(snapshot),
+            bytes(snapshot.reported.configured),
+            bytes(snapshot.reported.plugged),
+            bytes(snapshot.resident),
+            bytes(snapshot.overhead),
         ]);
         rows.push(row);
     }
@@ -36,23 +40,23 @@ pub fn table(looks: &[Look], shares: Option<&[Option<f64>]>) -> String {
 }
 
 /// The same in bytes and seconds.
-pub fn json(looks: &[Look]) -> String {
-    let all = looks.iter().map(|look| {
-        let vcpus = look.said.size.as_ref().map(|size| size.vcpus);
+pub fn json(snapshots: &[Snapshot]) -> String {
+    let all = snapshots.iter().map(|snapshot| {
+        let vcpus = snapshot.reported.size.as_ref().map(|size| size.vcpus);
         json!({
-            "pod": look.husk.pod(),
-            "pid": look.husk.pid,
-            "socket": look.husk.socket,
-            "uptime_seconds": look.husk.uptime.as_secs_f64(),
-            "processor_seconds": look.husk.processor_time.as_secs_f64(),
-            "state": look.said.state,
-            "version": look.said.version,
+            "pod": snapshot.husk.pod(),
+            "pid": snapshot.husk.pid,
+            "socket": snapshot.husk.socket,
+            "uptime_seconds": snapshot.husk.uptime.as_secs_f64(),
+            "processor_seconds": snapshot.husk.processor_time.as_secs_f64(),
+            "state": snapshot.reported.state,
+            "version": snapshot.reported.version,
             "vcpus": vcpus.map(|vcpus| json!({"online": vcpus.online, "present": vcpus.present, "max": vcpus.max})),
             "memory": {
-                "configured_bytes": look.said.configured,
-                "plugged_bytes": look.said.plugged,
-                "resident_bytes": look.resident,
-                "overhead_bytes": look.overhead,
+                "configured_bytes": snapshot.reported.configured,
+                "plugged_bytes": snapshot.reported.plugged,
+                "resident_bytes": snapshot.resident,
+                "overhead_bytes": snapshot.overhead,
             },
         })
     });
@@ -60,8 +64,8 @@ pub fn json(looks: &[Look]) -> String {
 }
 
 /// Those that the guest has started, of those that are there.
-fn vcpus(look: &Look) -> String {
-    let Some(vcpus) = look.said.size.as_ref().map(|size| size.vcpus) else {
+fn vcpus(snapshot: &Snapshot) -> String {
+    let Some(vcpus) = snapshot.reported.size.as_ref().map(|size| size.vcpus) else {
         return "-".into();
     };
     let count = |count: Option<u32>| count.map_or("?".into(), |count| count.to_string());
@@ -96,25 +100,25 @@ fn age(uptime: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Husk;
-    use super::super::look::Said;
+    use super::super::HuskProcess;
+    use super::super::snapshot::ReportedState;
     use super::*;
     use crate::ctl::status::Status;
 
-    fn look(state: &str, size: Option<Status>) -> Look {
-        Look {
-            husk: Husk {
+    fn snapshot(state: &str, size: Option<Status>) -> Snapshot {
+        Snapshot {
+            husk: HuskProcess {
                 pid: 42,
                 socket: Some("/run/vc/vm/web/clh-api.sock".into()),
                 uptime: Duration::from_secs(3700),
                 processor_time: Duration::from_secs(1),
-                ..Husk::sample()
+                ..HuskProcess::sample()
             },
-            said: Said {
+            reported: ReportedState {
                 state: state.into(),
                 size,
                 configured: Some(2 << 30),
-                ..Said::default()
+                ..ReportedState::default()
             },
             resident: Some(1_572_864),
             overhead: None,
@@ -125,19 +129,19 @@ mod tests {
     fn husks_are_rows_and_objects() {
         let mut size = Status::default();
         (size.vcpus.online, size.vcpus.present) = (Some(1), Some(2));
-        let looks = [look("Running", Some(size)), look("no answer", None)];
+        let snapshots = [snapshot("Running", Some(size)), snapshot("no answer", None)];
         assert_eq!(
-            table(&looks, None),
+            table(&snapshots, None),
             "POD  PID  UPTIME  STATE      VCPUS  MEMORY  PLUGGED  RESIDENT  OVERHEAD\n\
              web  42   1h01m   Running    1/2    2G      -        1.5M      -\n\
              web  42   1h01m   no answer  -      2G      -        1.5M      -\n"
         );
-        let shown = table(&looks, Some(&[Some(151.4), None]));
+        let shown = table(&snapshots, Some(&[Some(151.4), None]));
         assert!(
             shown.contains("1h01m   151%  Running") && shown.contains("1h01m   -     no answer"),
             "{shown}"
         );
-        let value: Value = serde_json::from_str(&json(&looks)).unwrap();
+        let value: Value = serde_json::from_str(&json(&snapshots)).unwrap();
         assert_eq!(value[0]["vcpus"]["present"], 2);
         assert_eq!(value[1]["vcpus"], Value::Null);
         assert_eq!(value[0]["memory"]["configured_bytes"], 2_u64 << 30);

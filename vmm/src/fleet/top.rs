@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::{Look, look_at, process, table};
+use super::{Snapshot, process, table, take_snapshots};
+use crate::wakeup::whole_millis;
 use crate::terminal::{
     Arrival, Input, RawMode, Signal, Signals, show_first_screen, show_own_screen, stop_process, window_size,
 };
@@ -32,7 +33,7 @@ const KEYS: u64 = 1;
 pub fn top(interval: Duration, patience: Duration) -> io::Result<()> {
     let mut shares = Shares::default();
     if !io::stdout().is_terminal() {
-        return write(&shares.look(patience));
+        return write(&shares.refresh(patience));
     }
     // Before the threads that ask: a signal comes to this loop, and the screen is put back.
     let mut signals = Signals::new()?;
@@ -45,7 +46,7 @@ pub fn top(interval: Duration, patience: Duration) -> io::Result<()> {
     }
     loop {
         let begun = Instant::now();
-        show(&shares.look(patience))?;
+        show(&shares.refresh(patience))?;
         loop {
             let left = interval.saturating_sub(begun.elapsed());
             // Signals and keys are looked for even if there is no time left.
@@ -124,29 +125,32 @@ struct Shares {
 }
 
 impl Shares {
-    fn look(&mut self, patience: Duration) -> String {
+    fn refresh(&mut self, patience: Duration) -> String {
         let husks = process::all(Path::new("/proc"));
         let now = Instant::now();
-        self.rows(look_at(&husks, patience), now)
+        self.rows(take_snapshots(&husks, patience), now)
     }
 
     /// Those first that have used most since the last look.
-    fn rows(&mut self, looks: Vec<Look>, now: Instant) -> String {
+    fn rows(&mut self, snapshots: Vec<Snapshot>, now: Instant) -> String {
         let took = self.at.map(|at| now.saturating_duration_since(at).as_secs_f64());
-        let share = |look: &Look| {
-            let before = self.had.get(&look.husk.pid)?;
-            let used = look.husk.processor_time.checked_sub(*before)?.as_secs_f64();
+        let share = |snapshot: &Snapshot| {
+            let before = self.had.get(&snapshot.husk.pid)?;
+            let used = snapshot.husk.processor_time.checked_sub(*before)?.as_secs_f64();
             Some(100.0 * used / took.filter(|took| *took > 0.0)?)
         };
-        let mut rows: Vec<_> = looks.into_iter().map(|look| (share(&look), look)).collect();
-        rows.sort_by(|(a, _), (b, _)| b.unwrap_or(-1.0).total_cmp(&a.unwrap_or(-1.0)));
-        let (shares, looks): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
-        self.at = Some(now);
-        self.had = looks
-            .iter()
-            .map(|look| (look.husk.pid, look.husk.processor_time))
+        let mut rows: Vec<_> = snapshots
+            .into_iter()
+            .map(|snapshot| (share(&snapshot), snapshot))
             .collect();
-        table::table(&looks, Some(&shares))
+        rows.sort_by(|(a, _), (b, _)| b.unwrap_or(-1.0).total_cmp(&a.unwrap_or(-1.0)));
+        let (shares, snapshots): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+        self.at = Some(now);
+        self.had = snapshots
+            .iter()
+            .map(|snapshot| (snapshot.husk.pid, snapshot.husk.processor_time))
+            .collect();
+        table::table(&snapshots, Some(&shares))
     }
 }
 
@@ -172,18 +176,18 @@ fn write(text: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Husk;
-    use super::super::look::Said;
+    use super::super::HuskProcess;
+    use super::super::snapshot::ReportedState;
     use super::*;
 
-    fn look(pid: u32, used: u64) -> Look {
-        Look {
-            husk: Husk {
+    fn snapshot(pid: u32, used: u64) -> Snapshot {
+        Snapshot {
+            husk: HuskProcess {
                 pid,
                 processor_time: Duration::from_secs(used),
-                ..Husk::sample()
+                ..HuskProcess::sample()
             },
-            said: Said::default(),
+            reported: ReportedState::default(),
             resident: None,
             overhead: None,
         }
@@ -192,10 +196,10 @@ mod tests {
     #[test]
     fn shares_are_those_since_the_last_look_and_the_largest_come_first() {
         let (mut shares, now) = (Shares::default(), Instant::now());
-        let first = shares.rows(vec![look(1, 10), look(2, 50)], now);
+        let first = shares.rows(vec![snapshot(1, 10), snapshot(2, 50)], now);
         assert!(first.lines().skip(1).all(|row| row.contains("  -    ")), "{first}");
         let later = now + Duration::from_secs(2);
-        let next = shares.rows(vec![look(1, 11), look(2, 53), look(3, 9)], later);
+        let next = shares.rows(vec![snapshot(1, 11), snapshot(2, 53), snapshot(3, 9)], later);
         let rows: Vec<Vec<&str>> = next
             .lines()
             .skip(1)

@@ -20,8 +20,8 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::crew::Crew;
 use super::queue::Vring;
+use super::worker_pool::WorkerPool;
 
 /// Request queues that a front-end may use.
 const REQUEST_QUEUES: u16 = 32;
@@ -36,7 +36,7 @@ const PROTOCOL_FEATURES: u64 = 1 << 30;
 
 /// A share for one front-end at a time.
 pub(super) struct Backend {
-    crew: Arc<Crew>,
+    pool: Arc<WorkerPool>,
     /// Configuration space, if the front-end may ask for it (virtio 1.2 §5.11.4).
     config: Option<Vec<u8>>,
     /// The guest's memory, once there is some.
@@ -49,14 +49,14 @@ pub(super) struct Backend {
 }
 
 impl Backend {
-    /// A share that is served by `crew`, with a tag if the front-end may ask for it.
+    /// A share that is served by `pool`, with a tag if the front-end may ask for it.
     ///
     /// # Errors
     /// The host has no eventfd.
-    pub fn new(crew: Arc<Crew>, tag: Option<&str>) -> std::io::Result<Self> {
+    pub fn new(pool: Arc<WorkerPool>, tag: Option<&str>) -> std::io::Result<Self> {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
-            crew,
+            pool,
             config: tag.map(|tag| config_space(tag, REQUEST_QUEUES)),
             mem: Mutex::new(None),
             bell: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
@@ -67,7 +67,7 @@ impl Backend {
 
     /// Forgets a front-end, whose threads have ended.
     pub fn reset(&self) {
-        self.crew.reset();
+        self.pool.reset();
         *lock(&self.mem) = None;
         for exit in lock(&self.exits).drain(..) {
             // SAFETY: the descriptor was given up by its number, and who watched it has gone: nobody else closes it.
@@ -115,7 +115,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn reset_device(&self) {
-        self.crew.reset();
+        self.pool.reset();
     }
 
     /// Each ring knows it.
@@ -154,7 +154,7 @@ impl VhostUserBackend for Backend {
 
     fn stop_vring(&self, queue: u32) -> std::io::Result<()> {
         let index = usize::try_from(queue).unwrap_or(usize::MAX);
-        self.crew.queue(index).into_iter().for_each(super::queue::Queue::stop);
+        self.pool.queue(index).into_iter().for_each(super::queue::Queue::stop);
         Ok(())
     }
 
@@ -163,10 +163,10 @@ impl VhostUserBackend for Backend {
         let mem = lock(&self.mem).clone();
         let found = self.queue_of(thread, event).zip(vrings.get(usize::from(event)));
         if let (Some((index, vring)), Some(mem)) = (found, mem)
-            && let Some(queue) = self.crew.queue(index)
+            && let Some(queue) = self.pool.queue(index)
         {
             queue.start(vring, &mem, &self.bell);
-            self.crew.attend(index);
+            self.pool.serve_queue(index);
         }
         Ok(())
     }

@@ -19,8 +19,8 @@ use vm_memory::GuestMemoryAtomic;
 
 use super::backend::{Backend, QUEUES};
 use super::capabilities::Capabilities;
-use super::crew::Crew;
 use super::socket::Socket;
+use super::worker_pool::WorkerPool;
 use super::{Listen, Options, Sandbox};
 use crate::log::Destination;
 use crate::process;
@@ -28,9 +28,9 @@ use crate::seccomp::{self, Role};
 
 /// What a shim waits for on standard error before it starts the VMM.
 const WAITING: &str = "Waiting for vhost-user socket connection...";
-/// Helpers, unless more are asked for.
-const HELPERS: usize = 64;
-const MOST_HELPERS: usize = 1024;
+/// Threads that serve beside those of the queues, unless more are asked for.
+const USUAL_WORKERS: usize = 64;
+const MAX_WORKERS: usize = 1024;
 
 /// Serves until the front-end has gone.
 ///
@@ -42,9 +42,9 @@ pub fn serve(options: Options) -> anyhow::Result<()> {
     let dir = open_dir(&options.share.dir)?;
     let socket = Socket::open(&options.listen)?;
     let server = confine(&options, dir)?;
-    let crew = Crew::start(server, QUEUES, options.threads.clamp(HELPERS, MOST_HELPERS));
-    let crew = crew.context("cannot start a thread")?;
-    let backend = Backend::new(crew, options.tag.as_deref()).context("cannot make an eventfd")?;
+    let pool = WorkerPool::start(server, QUEUES, options.threads.clamp(USUAL_WORKERS, MAX_WORKERS));
+    let pool = pool.context("cannot start a thread")?;
+    let backend = Backend::new(pool, options.tag.as_deref()).context("cannot make an eventfd")?;
     let backend = Arc::new(backend);
     let mut listener = Listener::from(socket.listener.try_clone().context("cannot listen")?);
     while !serve_one(&backend, &mut listener)? {

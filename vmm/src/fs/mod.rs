@@ -8,17 +8,17 @@
 //! | `sandbox.rs`, `capabilities.rs` | what the process sees and may do |
 //! | `backend.rs` | what the front-end asks by vhost-user |
 //! | `queue.rs` | a virtqueue in service, and the requests in it that wait |
-//! | `crew.rs` | the threads that serve |
+//! | `worker_pool.rs` | the threads that serve |
 //!
 //! What a request means is known to `husk_virtio::fs`, which serves shares in this process and in that of a VM alike.
 
 mod backend;
 mod capabilities;
-mod crew;
 mod daemon;
 mod queue;
 mod sandbox;
 mod socket;
+mod worker_pool;
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -68,7 +68,7 @@ pub struct Options {
 pub enum Listen {
     /// A socket is made.
     Path {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
         /// Who else may connect.
         group: Option<String>,

@@ -52,9 +52,9 @@ pub(super) enum SocketError {
     /// Not a socket that listens.
     #[error("--fd {fd} is {found}, allowed: a Unix stream socket that listens")]
     Descriptor {
-        /// Its number.
+        /// The descriptor, as `--fd` names it.
         fd: RawFd,
-        /// What it is.
+        /// What is open under that number, in words.
         found: &'static str,
     },
     /// No such group, or none of ours.

@@ -9,7 +9,7 @@ use super::parts::{FILE_BYTES, log_file};
 use super::written::{Written, called, outputs};
 use crate::cli::parse_console;
 use crate::config::{ConsoleConfig, ConsoleMode, MAX_KEEP};
-use crate::fleet::Husk;
+use crate::fleet::HuskProcess;
 use crate::terminal::numbered;
 
 /// Why there is nothing to read.
@@ -19,7 +19,7 @@ const NONE: &str = "no console of the VM is a file";
 ///
 /// # Errors
 /// There is no such file, or none can be read.
-pub(super) fn by_word(config: &Value, husk: &Husk) -> Result<Vec<u8>, String> {
+pub(super) fn by_word(config: &Value, husk: &HuskProcess) -> Result<Vec<u8>, String> {
     let ports = ["console", "serial"].map(|port| ConsoleConfig::deserialize(&config[port]).ok());
     of_ports(ports.into_iter().flatten(), husk).unwrap_or_else(|| Err(NONE.into()))
 }
@@ -28,13 +28,13 @@ pub(super) fn by_word(config: &Value, husk: &Husk) -> Result<Vec<u8>, String> {
 ///
 /// # Errors
 /// There is no such file, or none can be read.
-pub(super) fn unasked(husk: &Husk) -> Result<Vec<u8>, String> {
+pub(super) fn unasked(husk: &HuskProcess) -> Result<Vec<u8>, String> {
     let ports = ["--console", "--serial"].map(|port| parse_console(husk.option(port)?).ok());
     of_ports(ports.into_iter().flatten(), husk).unwrap_or_else(|| open(husk))
 }
 
 /// The end of what `ports` printed; `None` if none of them is a file.
-fn of_ports(ports: impl Iterator<Item = ConsoleConfig>, husk: &Husk) -> Option<Result<Vec<u8>, String>> {
+fn of_ports(ports: impl Iterator<Item = ConsoleConfig>, husk: &HuskProcess) -> Option<Result<Vec<u8>, String>> {
     let (mut text, mut missing) = (Vec::new(), Vec::new());
     for port in ports {
         let (ConsoleMode::File, Some(file)) = (port.mode, &port.file) else {
@@ -68,7 +68,7 @@ fn of_ports(ports: impl Iterator<Item = ConsoleConfig>, husk: &Husk) -> Option<R
 }
 
 /// The end of what `husk` has open as a guest's output is.
-fn open(husk: &Husk) -> Result<Vec<u8>, String> {
+fn open(husk: &HuskProcess) -> Result<Vec<u8>, String> {
     let places = ["--event-monitor", "--boot-trace"].map(|name| {
         let place = husk.option(name)?;
         Some(PathBuf::from(place.strip_prefix("path=").unwrap_or(place)))
@@ -123,7 +123,7 @@ mod tests {
                 *file = folder.join(&*file).to_str().unwrap().to_owned();
             }
         }
-        let text = by_word(&config, &Husk::sample())?;
+        let text = by_word(&config, &HuskProcess::sample())?;
         let name = format!("{}/", folder.display());
         Ok(String::from_utf8(text).unwrap().replace(&name, ""))
     }
@@ -193,12 +193,12 @@ mod tests {
             .unwrap();
         let name = folder.join("c");
         let words = ["husk", "run", "--console=null", "--serial"].map(str::to_owned);
-        let husk = Husk {
+        let husk = HuskProcess {
             arguments: words
                 .into_iter()
                 .chain([format!("file={},limit=4K,keep=1", name.display())])
                 .collect(),
-            ..Husk::sample()
+            ..HuskProcess::sample()
         };
         let text = String::from_utf8(unasked(&husk).unwrap()).unwrap();
         assert_eq!(text, format!("==> {} <==\nbefore\nsaid\n", name.display()));

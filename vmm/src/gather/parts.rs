@@ -15,7 +15,7 @@ use super::written;
 use crate::check;
 use crate::ctl::client::Client;
 use crate::ctl::{events, show};
-use crate::fleet::{Husk, look_at, table};
+use crate::fleet::{HuskProcess, table, take_snapshots};
 use crate::log::Destination;
 use crate::procfs;
 
@@ -51,12 +51,12 @@ fn part(
 
 /// About the host, and all husks that the bundle is about.
 pub(super) fn of_host(subjects: &[Subject], limit: Duration) -> Vec<Part> {
-    let husks: Vec<Husk> = subjects.iter().filter_map(|subject| subject.husk.clone()).collect();
+    let husks: Vec<HuskProcess> = subjects.iter().filter_map(|subject| subject.husk.clone()).collect();
     let mut parts = vec![
         part("husks.json", "what husk ps says of them", move || {
             // Each is asked for several things.
-            let looks = look_at(&husks, limit / 4);
-            Ok(table::json(&looks).into_bytes())
+            let snapshots = take_snapshots(&husks, limit / 4);
+            Ok(table::json(&snapshots).into_bytes())
         }),
         part("check.json", "what husk check says of this host", || {
             Ok(check::check(Path::new("/")).to_json().into_bytes())
@@ -342,7 +342,7 @@ fn descriptors(folder: &Path) -> Result<Vec<u8>, String> {
 }
 
 /// The file that it was told to log to.
-pub(super) fn log_file(husk: &Husk) -> Option<PathBuf> {
+pub(super) fn log_file(husk: &HuskProcess) -> Option<PathBuf> {
     let destination = || match husk.option("--log")?.parse() {
         Ok(Destination::File(file)) => Some(file),
         _ => None,
@@ -351,7 +351,7 @@ pub(super) fn log_file(husk: &Husk) -> Option<PathBuf> {
 }
 
 /// Where it was told to log, or what its standard error is.
-fn log(husk: &Husk) -> Result<Vec<u8>, String> {
+fn log(husk: &HuskProcess) -> Result<Vec<u8>, String> {
     if let Some(file) = log_file(husk) {
         return written::called(husk, &file)?.tail();
     }
@@ -441,9 +441,9 @@ mod tests {
     fn a_log_is_a_file_if_that_was_asked_for() {
         let log = |arguments: &[&str]| {
             let words = ["husk", "--api-socket", "/s"].iter().chain(arguments);
-            log_file(&Husk {
+            log_file(&HuskProcess {
                 arguments: words.map(|word| (*word).to_owned()).collect(),
-                ..Husk::sample()
+                ..HuskProcess::sample()
             })
         };
         for arguments in [

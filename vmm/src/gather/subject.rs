@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::net::sockopt::socket_peercred;
 
 use crate::ctl::client::dial;
-use crate::fleet::{Husk, process};
+use crate::fleet::{HuskProcess, process};
 
 /// Where processes are.
 const PROC: &str = "/proc";
@@ -42,7 +42,7 @@ pub enum SubjectError {
         /// The host's answer.
         source: io::Error,
     },
-    /// None at all.
+    /// There is no husk with a VM that this user may look into.
     #[error("there is no husk with a VM that this user may look into")]
     None,
 }
@@ -55,7 +55,7 @@ pub(super) struct Subject {
     /// Where it is asked.
     pub(super) socket: Option<PathBuf>,
     /// Its process, if that can be looked into.
-    pub(super) husk: Option<Husk>,
+    pub(super) husk: Option<HuskProcess>,
 }
 
 /// A number is a process, anything else a socket.
@@ -77,7 +77,7 @@ pub(super) fn subjects(target: &Target, limit: Duration) -> Result<Vec<Subject>,
     let proc = Path::new(PROC);
     let found = match target {
         Target::Process(pid) => {
-            let named = Husk::find(proc, *pid).or_else(|| renamed(proc, *pid));
+            let named = HuskProcess::find(proc, *pid).or_else(|| renamed(proc, *pid));
             vec![named.ok_or(SubjectError::Process(*pid))?]
         }
         Target::All => process::all(proc),
@@ -90,8 +90,8 @@ pub(super) fn subjects(target: &Target, limit: Duration) -> Result<Vec<Subject>,
 }
 
 /// The process `pid`, whatever the file of its program is called, if it was started as husk is.
-fn renamed(proc: &Path, pid: u32) -> Option<Husk> {
-    Husk::called_anything(proc, pid).filter(Husk::is_started_as_husk)
+fn renamed(proc: &Path, pid: u32) -> Option<HuskProcess> {
+    HuskProcess::called_anything(proc, pid).filter(HuskProcess::is_started_as_husk)
 }
 
 fn by_socket(socket: &Path, limit: Duration) -> Result<Subject, SubjectError> {
@@ -100,7 +100,7 @@ fn by_socket(socket: &Path, limit: Duration) -> Result<Subject, SubjectError> {
     // Who called listen(2): husk, or whoever passed it the socket.
     let owner = dialled.as_ref().ok().and_then(|stream| socket_peercred(stream).ok());
     let owner = owner.and_then(|owner| u32::try_from(owner.pid.as_raw_nonzero().get()).ok());
-    let by_owner = owner.and_then(|pid| Husk::find(proc, pid).or_else(|| renamed(proc, pid)));
+    let by_owner = owner.and_then(|pid| HuskProcess::find(proc, pid).or_else(|| renamed(proc, pid)));
     let husk = by_owner.or_else(|| with_socket(proc, socket));
     match (husk, dialled) {
         (Some(husk), _) => Ok(Subject {
@@ -123,7 +123,7 @@ fn by_socket(socket: &Path, limit: Duration) -> Result<Subject, SubjectError> {
 }
 
 /// The husk that was started with `socket`, by whatever path that leads to it.
-fn with_socket(proc: &Path, socket: &Path) -> Option<Husk> {
+fn with_socket(proc: &Path, socket: &Path) -> Option<HuskProcess> {
     let wanted = fs::canonicalize(socket).ok()?;
     let is_it = |socket: PathBuf| fs::canonicalize(socket).is_ok_and(|path| path == wanted);
     let mut husks = process::all(proc).into_iter();
@@ -131,7 +131,7 @@ fn with_socket(proc: &Path, socket: &Path) -> Option<Husk> {
 }
 
 impl Subject {
-    fn of(husk: Husk) -> Self {
+    fn of(husk: HuskProcess) -> Self {
         let pod = husk.pod();
         let name: String = pod
             .chars()

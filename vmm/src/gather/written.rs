@@ -15,7 +15,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::process::geteuid;
 
 use super::parts::FILE_BYTES;
-use crate::fleet::Husk;
+use crate::fleet::HuskProcess;
 use crate::procfs;
 
 /// Follows the name of a file that has none any more, in `/proc/PID/fd`.
@@ -59,7 +59,7 @@ impl Written {
 ///
 /// # Errors
 /// It has no such file open, or not for this user to read.
-pub(super) fn called(husk: &Husk, path: &Path) -> Result<Written, String> {
+pub(super) fn called(husk: &HuskProcess, path: &Path) -> Result<Written, String> {
     let wanted = identity(husk, path);
     let name = husk.whole_path(path);
     let deleted = PathBuf::from(format!("{}{DELETED}", name.display()));
@@ -81,7 +81,7 @@ pub(super) fn called(husk: &Husk, path: &Path) -> Result<Written, String> {
 ///
 /// # Errors
 /// It has no such file open, or not for this user to read.
-pub(super) fn behind(husk: &Husk, number: u32) -> Result<Written, String> {
+pub(super) fn behind(husk: &HuskProcess, number: u32) -> Result<Written, String> {
     let folder = &husk.folder;
     let opened = Descriptor { folder, number }.open();
     opened.map_err(|error| format!("descriptor {number}: {error}"))
@@ -92,7 +92,7 @@ pub(super) fn behind(husk: &Husk, number: u32) -> Result<Written, String> {
 ///
 /// # Errors
 /// Its descriptors are not for this user to see.
-pub(super) fn outputs(husk: &Husk, others: &[PathBuf]) -> Result<Vec<Written>, String> {
+pub(super) fn outputs(husk: &HuskProcess, others: &[PathBuf]) -> Result<Vec<Written>, String> {
     let others: Vec<Identity> = others.iter().filter_map(|path| identity(husk, path)).collect();
     let is_output = |descriptor: &Descriptor<'_>| {
         let own = libc::O_WRONLY | libc::O_APPEND | libc::O_NONBLOCK;
@@ -112,7 +112,7 @@ pub(super) fn outputs(husk: &Husk, others: &[PathBuf]) -> Result<Vec<Written>, S
     Ok(files)
 }
 
-fn descriptors(husk: &Husk) -> Result<Vec<Descriptor<'_>>, String> {
+fn descriptors(husk: &HuskProcess) -> Result<Vec<Descriptor<'_>>, String> {
     let place = husk.folder.join("fd");
     let numbers = procfs::numbers(&place).map_err(|error| format!("{}: {error}", place.display()))?;
     let folder = &husk.folder;
@@ -123,7 +123,7 @@ fn descriptors(husk: &Husk) -> Result<Vec<Descriptor<'_>>, String> {
 }
 
 /// Which file `path` is for `husk`, who may have another root and other mounts. It is only looked at.
-fn identity(husk: &Husk, path: &Path) -> Option<Identity> {
+fn identity(husk: &HuskProcess, path: &Path) -> Option<Identity> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let file = match path.strip_prefix("/") {
         Ok(below) => {
@@ -213,7 +213,7 @@ mod tests {
     fn only_what_is_open_for_writing_is_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        let husk = Husk::sample();
+        let husk = HuskProcess::sample();
         fs::write(path("a"), "text").unwrap();
         symlink(path("a"), path("link")).unwrap();
         let refused = format!("{}: not open there for writing", path("a").display());
@@ -245,7 +245,7 @@ mod tests {
         long.extend(vec![b'b'; usize::try_from(FILE_BYTES).unwrap()]);
         fs::write(&path, &long).unwrap();
         let writes = File::options().append(true).open(&path).unwrap();
-        let husk = Husk::sample();
+        let husk = HuskProcess::sample();
         let kept = called(&husk, &path).unwrap().tail().unwrap();
         assert!(kept.len() as u64 == FILE_BYTES && kept.iter().all(|byte| *byte == b'b'));
         drop(writes);
@@ -261,7 +261,7 @@ mod tests {
     fn output_is_known_by_how_it_was_opened() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        let husk = Husk::sample();
+        let husk = HuskProcess::sample();
         let open = |name: &str, flags: libc::c_int| {
             let mut options = File::options();
             options.append(true).create(true).custom_flags(flags);

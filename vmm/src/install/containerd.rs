@@ -11,11 +11,11 @@ use toml_edit::{Array, DocumentMut, Item, Table, value};
 
 use super::common::is_own;
 use super::content::{Content, is_public};
+use super::desired::DesiredFiles;
 use super::kata::{Handler, one_line};
 use super::manifest::Manifest;
 use super::runtimes::are_free;
 use super::version::program_version;
-use super::wanted::Wanted;
 use super::{InstallError, Options};
 
 /// What containerd reads first.
@@ -96,7 +96,7 @@ impl Config {
 }
 
 /// What a drop-in has to be, beside a configuration.
-struct Place {
+struct DropInLocation {
     /// The configuration's version.
     version: i64,
     folder: PathBuf,
@@ -119,7 +119,7 @@ pub(super) fn configure(
     options: &Options,
     handlers: &[Handler],
     before: Option<&Manifest>,
-    wanted: &mut Wanted,
+    desired: &mut DesiredFiles,
 ) -> Result<(), InstallError> {
     let main = Path::new(CONFIGURATION);
     let program = program_version(&options.root, "containerd", &PACKAGES);
@@ -137,8 +137,8 @@ pub(super) fn configure(
         },
         (None, own) => (own?, false),
     };
-    let place = existing(options, &config, major, is_others, wanted)?;
-    look_around(options, handlers, before, &config, &place, wanted)?;
+    let place = existing(options, &config, major, is_others, desired)?;
+    look_around(options, handlers, before, &config, &place, desired)?;
     let path = place.folder.join(drop_in(options));
     let version = place.version.min(3);
     let content = match place.copied {
@@ -147,17 +147,17 @@ pub(super) fn configure(
             let own = text(options, handlers, version, None);
             let from = copied.from.display();
             let shown = format!("{own}# and a copy of the section of CRI in {from}, which is not shown\n");
-            wanted.excerpts.insert(path.clone(), shown);
+            desired.excerpts.insert(path.clone(), shown);
             let text = text(options, handlers, version, Some(copied.section));
             Content::copy(text, copied.is_public)
         }
         None => Content::text(text(options, handlers, version, None)),
     };
     if !is_others {
-        wanted.items.push((config.path, Content::text(config.text)));
+        desired.items.push((config.path, Content::text(config.text)));
     }
-    wanted.items.push((path, content));
-    wanted.notes.push(
+    desired.items.push((path, content));
+    desired.notes.push(
         "containerd reads its handlers when it starts: systemctl restart containerd (pods that run go on)".into(),
     );
     Ok(())
@@ -170,8 +170,8 @@ fn look_around(
     handlers: &[Handler],
     before: Option<&Manifest>,
     main: &Config,
-    place: &Place,
-    wanted: &mut Wanted,
+    place: &DropInLocation,
+    desired: &mut DesiredFiles,
 ) -> Result<(), InstallError> {
     let own = place.folder.join(drop_in(options));
     let mut others = loaded(options, main, &own, place.is_first)?;
@@ -188,7 +188,7 @@ fn look_around(
         let disabled = config.document.get("disabled_plugins").and_then(Item::as_array);
         let mut disabled = disabled.into_iter().flatten().filter_map(|plugin| plugin.as_str());
         if let Some(plugin) = disabled.find(|plugin| CRI.contains(plugin)) {
-            wanted.problems.push(format!(
+            desired.problems.push(format!(
                 "{} has {plugin} among its disabled_plugins: without CRI containerd has no handlers for Kubernetes",
                 config.path.display()
             ));
@@ -256,8 +256,8 @@ fn existing(
     config: &Config,
     major: Option<u32>,
     is_others: bool,
-    wanted: &mut Wanted,
-) -> Result<Place, InstallError> {
+    desired: &mut DesiredFiles,
+) -> Result<DropInLocation, InstallError> {
     let version = config.version();
     if version < 2 {
         let problem = format!("has configuration version {version}: containerd config migrate writes a newer one");
@@ -274,13 +274,13 @@ fn existing(
         })
         .collect();
     if folders.is_empty() {
-        wanted.problems.push(format!(
+        desired.problems.push(format!(
             "{CONFIGURATION} does not import the handlers yet: put imports = [\"{FOLDER}/*.toml\"] at its top"
         ));
         folders.push(FOLDER.into());
     }
     if merges {
-        return Ok(Place {
+        return Ok(DropInLocation {
             version,
             folder: folders.swap_remove(0),
             is_first: false,
@@ -288,7 +288,7 @@ fn existing(
         });
     }
     if is_others {
-        wanted.source(config.path.clone(), config.text.as_bytes());
+        desired.source(config.path.clone(), config.text.as_bytes());
     }
     let mut refused = None;
     for folder in folders {
@@ -302,9 +302,9 @@ fn existing(
                     is_public: from.is_public,
                 });
                 if let Some(source) = source {
-                    wanted.source(source.path, source.text.as_bytes());
+                    desired.source(source.path, source.text.as_bytes());
                 }
-                return Ok(Place {
+                return Ok(DropInLocation {
                     version,
                     folder,
                     is_first: true,

@@ -6,11 +6,11 @@ use toml_edit::{DocumentMut, Item, Table, value};
 
 use super::common::is_own;
 use super::content::Content;
+use super::desired::DesiredFiles;
 use super::kata::Handler;
 use super::manifest::Manifest;
 use super::runtimes::are_free;
 use super::version::program_path;
-use super::wanted::Wanted;
 use super::{InstallError, Options};
 
 /// What CRI-O reads first.
@@ -30,7 +30,7 @@ pub(super) fn configure(
     options: &Options,
     handlers: &[Handler],
     before: Option<&Manifest>,
-    wanted: &mut Wanted,
+    desired: &mut DesiredFiles,
 ) -> Result<(), InstallError> {
     let path = PathBuf::from(format!("{FOLDER}/50-{}.conf", options.class));
     let mut others = files(options, Path::new(FOLDER));
@@ -44,7 +44,7 @@ pub(super) fn configure(
         }
     }
     if program_path(&options.root, "crio").is_none() && !options.behind(Path::new(CONFIGURATION)).exists() {
-        wanted
+        desired
             .problems
             .push(format!("CRI-O is not here: neither its program nor {CONFIGURATION} is"));
     }
@@ -73,8 +73,8 @@ pub(super) fn configure(
         "# husk {}: Kata's shims with husk.\n{document}",
         env!("CARGO_PKG_VERSION")
     );
-    wanted.items.push((path, Content::text(text)));
-    wanted
+    desired.items.push((path, Content::text(text)));
+    desired
         .notes
         .push("CRI-O reads its handlers when it starts: systemctl restart crio (pods that run go on)".into());
     Ok(())

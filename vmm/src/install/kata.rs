@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use toml_edit::{Array, DocumentMut, Item, Table, value};
 
 use super::content::{Content, is_public};
-use super::wanted::{self, Wanted};
+use super::desired::{self, DesiredFiles};
 use super::{InstallError, Options};
 
 /// One of Kata's shims.
@@ -51,7 +51,7 @@ impl Shim {
 /// What the engine starts for a runtime class.
 #[derive(Clone, Debug)]
 pub(super) struct Handler {
-    /// Its name.
+    /// The handler's name in the engine's configuration and in Kubernetes' RuntimeClass.
     pub name: String,
     /// The shim's program.
     pub program: PathBuf,
@@ -77,7 +77,7 @@ impl Handler {
 
 /// A handler for each of Kata's shims that is there. The first has the class's name, the other one the same with `-go` behind it. One whose
 /// configuration cannot be used is left out, with a note, as long as there is another.
-pub(super) fn handlers(options: &Options, wanted: &mut Wanted) -> Result<Vec<Handler>, InstallError> {
+pub(super) fn handlers(options: &Options, desired: &mut DesiredFiles) -> Result<Vec<Handler>, InstallError> {
     let mut handlers: Vec<Handler> = Vec::new();
     let (mut looked_for, mut unusable) = (Vec::new(), Vec::new());
     for shim in Shim::ALL {
@@ -103,7 +103,7 @@ pub(super) fn handlers(options: &Options, wanted: &mut Wanted) -> Result<Vec<Han
                 continue;
             }
         };
-        wanted.source(base.clone(), text.as_bytes());
+        desired.source(base.clone(), text.as_bytes());
         handlers.push(Handler {
             name,
             program,
@@ -119,7 +119,7 @@ pub(super) fn handlers(options: &Options, wanted: &mut Wanted) -> Result<Vec<Han
             return Err(error);
         }
         let program = options.kata.join(shim.program());
-        wanted
+        desired
             .notes
             .push(format!("{} gets no handler: {error}", program.display()));
     }
@@ -157,20 +157,20 @@ pub(super) fn one_line(error: &toml_edit::TomlError) -> String {
 }
 
 /// The configuration of `handler`.
-pub(super) fn configure(options: &Options, handler: &Handler, wanted: &mut Wanted) -> Result<(), InstallError> {
+pub(super) fn configure(options: &Options, handler: &Handler, desired: &mut DesiredFiles) -> Result<(), InstallError> {
     let folder = handler.folder(options);
     let overlay = overlay(options, handler);
-    wanted
+    desired
         .items
         .push((folder.join("config.d/10-husk.toml"), Content::text(overlay)));
     let path = handler.configuration(options);
     if !handler.is_public {
         let from = handler.base.display();
-        wanted
+        desired
             .excerpts
             .insert(path.clone(), format!("# a copy of {from}, which is not shown\n"));
     }
-    wanted
+    desired
         .items
         .push((path, Content::copy(handler.text.clone(), handler.is_public)));
     Ok(())
@@ -182,11 +182,11 @@ fn overlay(options: &Options, handler: &Handler) -> String {
     let mut table = Table::new();
     let text = |path: &Path| path.display().to_string();
     let only = |path: &Path| value(Array::from_iter([text(path)]));
-    let program = wanted::program(options);
+    let program = desired::program(options);
     table.insert("path", value(text(&program)));
     table.insert("valid_hypervisor_paths", only(&program));
     if options.file_server {
-        let server = wanted::file_server(options);
+        let server = desired::file_server(options);
         table.insert("virtio_fs_daemon", value(text(&server)));
         table.insert("valid_virtio_fs_daemon_paths", only(&server));
     }

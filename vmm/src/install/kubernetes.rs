@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use super::content::Content;
+use super::desired::DesiredFiles;
 use super::kata::Handler;
-use super::wanted::Wanted;
 use super::{Options, Overhead};
 
 /// Where node feature discovery's local source looks (its hostPath in its own manifests). It reads every file there.
@@ -14,9 +14,9 @@ const FEATURES: &str = "/etc/kubernetes/node-feature-discovery/features.d";
 const LABEL: &str = "feature.node.kubernetes.io/runtime.kata";
 
 /// Adds the files for `kubectl apply`, and the node's own features.
-pub(super) fn describe(options: &Options, handlers: &[Handler], wanted: &mut Wanted) {
+pub(super) fn describe(options: &Options, handlers: &[Handler], desired: &mut DesiredFiles) {
     let folder = options.shared().join("kubernetes");
-    let mut put = |path: &Path, text: String| wanted.items.push((path.to_owned(), Content::text(text)));
+    let mut put = |path: &Path, text: String| desired.items.push((path.to_owned(), Content::text(text)));
     put(&folder.join("runtimeclass.yaml"), classes(options, handlers));
     put(&folder.join("nodefeaturerule.yaml"), rule(options));
     if !options.features.is_empty() {

@@ -18,6 +18,7 @@ mod containerd;
 mod content;
 mod crio;
 mod describe;
+mod desired;
 mod distribution;
 mod kata;
 mod kubernetes;
@@ -32,7 +33,6 @@ mod status;
 #[cfg(test)]
 mod testing;
 mod version;
-mod wanted;
 
 use std::ffi::OsString;
 use std::io;

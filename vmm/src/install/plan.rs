@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use super::common::{is_needed, others};
 use super::content::Content;
 use super::describe::dangling;
+use super::desired::{DesiredFiles, desired};
 use super::manifest::Manifest;
 use super::request::Choices;
 use super::runtimes::that_read;
-use super::wanted::{Wanted, wanted};
 use super::{InstallError, Options};
 
 /// One path that does not have what it should.
@@ -51,7 +51,7 @@ impl Plan {
 /// Kata or the engine cannot be used, or something stands in the way.
 pub fn plan(options: &Options) -> Result<Plan, InstallError> {
     let before = Manifest::read_or_begun(&options.root, &options.prefix)?;
-    let Wanted {
+    let DesiredFiles {
         items,
         engine,
         mut fingerprints,
@@ -59,7 +59,7 @@ pub fn plan(options: &Options) -> Result<Plan, InstallError> {
         sources,
         mut problems,
         mut notes,
-    } = wanted(options, before.as_ref())?;
+    } = desired(options, before.as_ref())?;
     let choices = engine.map(|engine| Choices {
         kata: options.kata.clone(),
         engine,

@@ -15,17 +15,17 @@ use super::{InstallError, Request, behind, beneath};
 pub struct Status {
     version: String,
     class: String,
-    lines: Vec<Line>,
+    lines: Vec<StatusLine>,
 }
 
 #[derive(Clone, Debug)]
-struct Line {
+struct StatusLine {
     word: &'static str,
     path: Option<PathBuf>,
     text: String,
 }
 
-impl Line {
+impl StatusLine {
     fn of(word: &'static str, path: &Path, text: impl Into<String>) -> Self {
         let (path, text) = (Some(path.to_owned()), text.into());
         Self { word, path, text }
@@ -59,7 +59,7 @@ pub fn status(root: &Path, prefix: &Path, program: &Path) -> Result<Status, Inst
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => "unknown",
             Ok(Some(_)) | Err(_) => "changed",
         };
-        Line::of(
+        StatusLine::of(
             word,
             path,
             if word == "unknown" {
@@ -80,7 +80,7 @@ pub fn status(root: &Path, prefix: &Path, program: &Path) -> Result<Status, Inst
             }
             Err(error) => format!("cannot be read: {error}"),
         };
-        Some(Line::of("stale", path, text))
+        Some(StatusLine::of("stale", path, text))
     });
     let mut lines: Vec<_> = items.chain(sources).collect();
     // Whoever asks may not be who can tell whether this host runs pods: what is said of it counts.
@@ -90,7 +90,7 @@ pub fn status(root: &Path, prefix: &Path, program: &Path) -> Result<Status, Inst
         Ok(today) => compare(&manifest, &today, program, &mut lines),
         // Told already.
         Err(InstallError::InTheWay { path, .. }) if lines.iter().any(|line| line.is_changed(root, &path)) => {}
-        Err(error) => lines.push(Line::problem(format!("{:#}", anyhow::Error::new(error)))),
+        Err(error) => lines.push(StatusLine::problem(format!("{:#}", anyhow::Error::new(error)))),
     }
     Ok(Status {
         version: manifest.version.clone(),
@@ -100,7 +100,7 @@ pub fn status(root: &Path, prefix: &Path, program: &Path) -> Result<Status, Inst
 }
 
 /// Adds to `lines` in what `today`, which `program` would install, is something else than what `manifest` has.
-fn compare(manifest: &Manifest, today: &Plan, program: &Path, lines: &mut Vec<Line>) {
+fn compare(manifest: &Manifest, today: &Plan, program: &Path, lines: &mut Vec<StatusLine>) {
     let programs = ["lib/husk", "bin/husk", "libexec/husk"].map(|path| today.prefix.join(path));
     let mut is_another = false;
     for Change {
@@ -127,7 +127,7 @@ fn compare(manifest: &Manifest, today: &Plan, program: &Path, lines: &mut Vec<Li
         };
         match line {
             Some(line) => (line.word, line.text) = (word, text),
-            None => lines.push(Line::of(word, path, text)),
+            None => lines.push(StatusLine::of(word, path, text)),
         }
     }
     if is_another {
@@ -137,12 +137,12 @@ fn compare(manifest: &Manifest, today: &Plan, program: &Path, lines: &mut Vec<Li
             program.display(),
             env!("CARGO_PKG_VERSION")
         );
-        lines.push(Line::of("stale", &today.prefix.join("bin/husk"), text));
+        lines.push(StatusLine::of("stale", &today.prefix.join("bin/husk"), text));
     }
-    lines.extend(today.problems.iter().map(Line::problem));
+    lines.extend(today.problems.iter().map(StatusLine::problem));
 }
 
-impl Line {
+impl StatusLine {
     /// Whether it says that `place` is not as it was installed.
     fn is_changed(&self, root: &Path, place: &Path) -> bool {
         self.word == "changed" && self.path.as_ref().is_some_and(|path| beneath(root, path) == place)
@@ -155,10 +155,10 @@ impl Status {
         self.lines.iter().all(|line| line.word == "ok")
     }
 
-    /// For people.
+    /// As text for a terminal, with a line end after each row.
     pub fn to_table(&self) -> String {
         let mut text = format!("husk {} as {}\n", self.version, self.class);
-        for Line { word, path, text: what } in &self.lines {
+        for StatusLine { word, path, text: what } in &self.lines {
             let path = path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
             let space = if path.is_empty() || what.is_empty() { "" } else { " " };
             let _ = writeln!(text, "{word:<10} {path}{space}{what}");

@@ -36,7 +36,7 @@ pub struct Entry<'a> {
     pub target: &'a str,
     /// Source file and line, if known.
     pub place: Option<(&'a str, u32)>,
-    /// What it says.
+    /// The text, without level, target and place.
     pub message: fmt::Arguments<'a>,
     /// What follows the message.
     pub remark: &'static str,
@@ -45,7 +45,7 @@ pub struct Entry<'a> {
 /// Which process speaks, and when.
 #[derive(Clone, Copy, Debug)]
 pub struct Speaker<'a> {
-    /// Its number.
+    /// The process's id.
     pub pid: u32,
     /// Its name, if it was given one.
     pub tag: Option<&'a str>,

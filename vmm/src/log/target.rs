@@ -12,7 +12,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::terminal::{Outlet, OutletError};
+use crate::terminal::{NonBlockingFile, OpenOutputError};
 
 /// Permissions of a log file that is made.
 const MODE: u32 = 0o600;
@@ -83,7 +83,7 @@ pub enum Target {
     /// Standard error.
     Stderr,
     /// A file.
-    File(Outlet),
+    File(NonBlockingFile),
     /// journald.
     Journal(File),
     /// The system's log.
@@ -95,10 +95,10 @@ impl Target {
     ///
     /// # Errors
     /// Nothing can be written there, or nobody listens.
-    pub fn open(destination: &Destination) -> Result<Self, OutletError> {
+    pub fn open(destination: &Destination) -> Result<Self, OpenOutputError> {
         Ok(match destination {
             Destination::Stderr => Self::Stderr,
-            Destination::File(path) => Self::File(Outlet::append(path, MODE)?),
+            Destination::File(path) => Self::File(NonBlockingFile::append(path, MODE)?),
             Destination::Journal(path) => Self::Journal(connect(path)?),
             Destination::Syslog(path) => Self::Syslog(connect(path)?),
         })
@@ -119,7 +119,7 @@ pub fn connect(path: &Path) -> io::Result<File> {
 /// What became of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// It got through.
+    /// The socket took the datagram.
     Through,
     /// There is no room for it now.
     Full,

@@ -34,7 +34,7 @@ use crate::cpus::Cpus;
 use crate::kvm::{Kicker, Kvm, KvmError, Topology, Vcpu, Vm};
 use crate::memory::{AddressSpace, MemoryError};
 use crate::seccomp::{Mode, Role, SeccompError};
-use crate::terminal::StdoutSink;
+use crate::terminal::ProcessOutputs;
 use crate::trace::Phase;
 
 /// A payload below this is read sooner than a thread is started.
@@ -115,7 +115,7 @@ impl Machine {
         config: &VmConfig,
         passed: &Passed,
         options: &RunOptions,
-        stdout: &StdoutSink,
+        outputs: &ProcessOutputs,
         threads: &Arc<dyn Threads>,
     ) -> Result<Self, BuildError> {
         let (trace, boot, max) = (&options.trace, config.cpus.boot_vcpus, config.cpus.max_vcpus);
@@ -152,7 +152,7 @@ impl Machine {
             let mut devices = Devices::new(board.clone(), vm.clone(), memory.guest(), threads.clone())?;
             let mut cpus = plug_cpus(&mut devices, &board, CpuPlug::new(cpus, vm.clone(), topology), boot)?;
             let dimms = plug_dimms(&mut devices, &board, config, &memory)?;
-            let handles = populate(config, passed, &mut devices, &memory, stdout, options)?;
+            let handles = populate(config, passed, &mut devices, &memory, outputs, options)?;
             trace.mark(Phase::Devices);
 
             let loaded = loading.end()?;
@@ -186,7 +186,7 @@ impl Machine {
             board,
             ended,
             stdin_port: handles.stdin_port,
-            lines: handles.lines,
+            chardevs: handles.chardevs,
             closing: Vec::new(),
             collecting: None,
             vm,

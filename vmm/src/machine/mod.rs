@@ -68,8 +68,8 @@ pub struct Machine {
     ended: EventFd,
     stdin_port: Option<PortInput>,
     /// Until everything is asked to stop: nobody types any more.
-    lines: Vec<AttachablePort>,
-    /// Lines that are being closed, by the names of their ports.
+    chardevs: Vec<AttachablePort>,
+    /// Chardevs that are being closed, by the names of their ports.
     closing: Vec<(String, BackgroundTask<()>)>,
     /// A look after files that were the guest's memory.
     collecting: Option<BackgroundTask<()>>,

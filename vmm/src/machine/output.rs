@@ -7,27 +7,31 @@ use std::path::{Path, PathBuf};
 use super::build::BuildError;
 use crate::config::{ConsoleConfig, ConsoleMode};
 use crate::log::JOURNAL;
-use crate::terminal::{Journal, Line, PortSink, Sink, StdoutSink, Way};
+use crate::terminal::{BufferedOutput, Chardev, Journal, OutputTarget, PortOutput, ProcessOutputs};
 
 /// The host's side of a port.
 pub(super) struct Output {
     /// Takes what the guest prints, and never waits.
-    pub sink: Box<dyn Write + Send>,
+    pub output: Box<dyn Write + Send>,
     /// Brings what somebody types who attaches to it.
-    pub line: Option<Line>,
+    pub chardev: Option<Chardev>,
     /// What waits for its reader, and is lost if that fails.
-    pub backlog: Option<Sink>,
+    pub backlog: Option<BufferedOutput>,
 }
 
 impl Output {
-    fn to(sink: impl Write + Send + 'static, backlog: Option<Sink>) -> Self {
-        let sink = Box::new(sink);
-        let line = None;
-        Self { sink, line, backlog }
+    fn to(output: impl Write + Send + 'static, backlog: Option<BufferedOutput>) -> Self {
+        let output = Box::new(output);
+        let chardev = None;
+        Self {
+            output,
+            chardev,
+            backlog,
+        }
     }
 
-    fn to_port(port: PortSink) -> Self {
-        let backlog = Some(port.sink());
+    fn to_port(port: PortOutput) -> Self {
+        let backlog = Some(port.buffered());
         Self::to(port, backlog)
     }
 }
@@ -37,30 +41,35 @@ impl Output {
 ///
 /// # Errors
 /// [`BuildError::Device`], with the path.
-pub(super) fn output(name: &str, config: &ConsoleConfig, stdout: &StdoutSink) -> Result<Option<Output>, BuildError> {
+pub(super) fn open_output(
+    name: &str,
+    config: &ConsoleConfig,
+    outputs: &ProcessOutputs,
+) -> Result<Option<Output>, BuildError> {
     Ok(Some(match (config.mode, &config.file, &config.socket) {
         (ConsoleMode::Off, ..) => return Ok(None),
         (ConsoleMode::Null, ..) => Output::to(io::sink(), None),
-        (ConsoleMode::Tty, ..) => Output::to(stdout.clone(), Some(stdout.sink())),
+        (ConsoleMode::Tty, ..) => Output::to(outputs.clone(), Some(outputs.stdout())),
         (ConsoleMode::File, Some(path), _) => {
-            let sink = match config.limit {
-                Some(limit) => stdout.open_limited(path, limit, config.kept()),
-                None => stdout.open(path),
+            let output = match config.limit {
+                Some(limit) => outputs.open_limited(path, limit, config.kept()),
+                None => outputs.open(path),
             };
-            Output::to_port(sink.map_err(|e| BuildError::device(format!("{name} {}", path.display()), e))?)
+            Output::to_port(output.map_err(|e| BuildError::device(format!("{name} {}", path.display()), e))?)
         }
         (ConsoleMode::Journald, ..) => {
             let path = config.journal.as_deref().unwrap_or(Path::new(JOURNAL));
             let usual = || format!("{}-console", crate::log::tag());
             let identifier = config.identifier.clone().unwrap_or_else(usual);
-            let sink = Journal::open(path, &identifier, name).and_then(|journal| stdout.port(Way::Journal(journal)));
-            Output::to_port(sink.map_err(|e| BuildError::device(format!("{name} journald {}", path.display()), e))?)
+            let output =
+                Journal::open(path, &identifier, name).and_then(|journal| outputs.port(OutputTarget::Journal(journal)));
+            Output::to_port(output.map_err(|e| BuildError::device(format!("{name} journald {}", path.display()), e))?)
         }
         (ConsoleMode::Socket, _, Some(path)) => {
-            attached(Line::listen(path, stdout).map_err(|e| BuildError::device(name, e))?)
+            attached(Chardev::listen(path, outputs).map_err(|e| BuildError::device(name, e))?)
         }
         (ConsoleMode::Pty, ..) => {
-            attached(Line::terminal(stdout).map_err(|e| BuildError::device(format!("{name} pty"), e))?)
+            attached(Chardev::open_pty(outputs).map_err(|e| BuildError::device(format!("{name} pty"), e))?)
         }
         // Validated: none of these is ever configured.
         (ConsoleMode::File, None, _) | (ConsoleMode::Socket, _, None) => {
@@ -89,10 +98,10 @@ pub(super) fn check_files(serial: &ConsoleConfig, console: &ConsoleConfig) -> Re
     }
 }
 
-fn attached((line, port): (Line, PortSink)) -> Output {
-    let line = Some(line);
+fn attached((chardev, port): (Chardev, PortOutput)) -> Output {
+    let chardev = Some(chardev);
     Output {
-        line,
+        chardev,
         ..Output::to_port(port)
     }
 }

@@ -12,25 +12,25 @@ use vmm_sys_util::eventfd::EventFd;
 use super::*;
 use crate::seccomp::Mode;
 use crate::terminal::testing::fifo;
-use crate::terminal::{Outlet, OutletError, OwnFiles};
+use crate::terminal::{NonBlockingFile, OpenOutputError, ProtectedFiles};
 
-/// More than a pipe and a sink hold.
+/// More than a pipe and an output hold.
 const MUCH: usize = 1 << 20;
 
 /// Gives the threads that write to files all the time that they need.
-fn written(stdout: &StdoutSink) {
+fn written(stdout: &ProcessOutputs) {
     stdout.finish(Instant::now() + Duration::from_secs(60));
 }
 
-fn open(path: &Path, stdout: &StdoutSink) -> Box<dyn Write + Send> {
-    output("serial", &ConsoleConfig::file(path), stdout)
+fn open(path: &Path, stdout: &ProcessOutputs) -> Box<dyn Write + Send> {
+    open_output("serial", &ConsoleConfig::file(path), stdout)
         .unwrap()
         .unwrap()
-        .sink
+        .output
 }
 
 /// A serial port whose output goes to `path`.
-fn serial(path: &Path, stdout: &StdoutSink) -> Serial {
+fn serial(path: &Path, stdout: &ProcessOutputs) -> Serial {
     Serial::new(Irq::new(EventFd::new(0).unwrap()), open(path, stdout))
 }
 
@@ -54,7 +54,7 @@ fn counter(serial: &Serial, name: &str) -> u64 {
 fn a_port_whose_reader_never_comes_holds_up_nobody_and_counts_what_it_loses() {
     let folder = tempfile::tempdir().unwrap();
     let path = fifo(&folder);
-    let stdout = StdoutSink::new(OwnFiles::default(), Mode::Off).unwrap();
+    let stdout = ProcessOutputs::new(ProtectedFiles::default(), Mode::Off).unwrap();
     let mut serial = serial(&path, &stdout);
     print(&mut serial, &vec![b'x'; MUCH]);
     let (sent, lost) = (counter(&serial, "tx_bytes"), counter(&serial, "tx_lost_bytes"));
@@ -80,7 +80,7 @@ fn two_ports_in_one_file_lose_nothing_of_each_other() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
     fs::write(&path, "of an earlier run").unwrap();
-    let stdout = StdoutSink::new(OwnFiles::default(), Mode::Off).unwrap();
+    let stdout = ProcessOutputs::new(ProtectedFiles::default(), Mode::Off).unwrap();
     let (mut one, mut two) = (open(&path, &stdout), open(&path, &stdout));
     one.write_all(b"one ").unwrap();
     two.write_all(b"two ").unwrap();
@@ -94,9 +94,11 @@ fn what_cannot_be_written_to_is_named_with_its_port_and_path() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
-    let stdout = StdoutSink::new(OwnFiles::default(), Mode::Off).unwrap();
+    let stdout = ProcessOutputs::new(ProtectedFiles::default(), Mode::Off).unwrap();
     for (path, kind) in [(folder.path(), "directory"), (&socket, "socket")] {
-        let error = output("console", &ConsoleConfig::file(path), &stdout).err().unwrap();
+        let error = open_output("console", &ConsoleConfig::file(path), &stdout)
+            .err()
+            .unwrap();
         let why = std::error::Error::source(&error).unwrap().to_string();
         assert_eq!(error.to_string(), format!("console {}", path.display()));
         assert!(why.starts_with(&format!("it is a {kind}, allowed:")), "{why}");
@@ -108,7 +110,7 @@ fn a_file_of_both_ports_has_no_limit_whatever_its_names_are() {
     let folder = tempfile::tempdir().unwrap();
     let (path, other) = (folder.path().join("L"), folder.path().join("M"));
     std::os::unix::fs::symlink(&path, &other).unwrap();
-    let stdout = StdoutSink::new(OwnFiles::default(), Mode::Off).unwrap();
+    let stdout = ProcessOutputs::new(ProtectedFiles::default(), Mode::Off).unwrap();
     let limited = |path: &Path| ConsoleConfig {
         limit: Some(4096),
         keep: Some(1),
@@ -116,7 +118,7 @@ fn a_file_of_both_ports_has_no_limit_whatever_its_names_are() {
     };
     let check = |serial: &ConsoleConfig, console: &ConsoleConfig| {
         for (name, port) in [("serial", serial), ("console", console)] {
-            output(name, port, &stdout).unwrap();
+            open_output(name, port, &stdout).unwrap();
         }
         check_files(serial, console)
     };
@@ -143,24 +145,24 @@ fn a_file_of_both_ports_has_no_limit_whatever_its_names_are() {
 fn a_file_of_husks_own_is_not_emptied_for_a_port_and_has_no_limit() {
     let folder = tempfile::tempdir().unwrap();
     let [path, other, beside] = ["log", "link", "x.1"].map(|name| folder.path().join(name));
-    let log = Outlet::append(&path, 0o600).unwrap();
+    let log = NonBlockingFile::append(&path, 0o600).unwrap();
     log.write(b"husk ").unwrap();
     fs::hard_link(&path, &other).unwrap();
     fs::hard_link(&path, &beside).unwrap();
-    let mut own = OwnFiles::default();
-    own.add("a closed descriptor", None);
-    own.add("husk's log", log.file_id());
-    let stdout = StdoutSink::new(own, Mode::Off).unwrap();
+    let mut protected = ProtectedFiles::default();
+    protected.add("a closed descriptor", None);
+    protected.add("husk's log", log.file_id());
+    let stdout = ProcessOutputs::new(protected, Mode::Off).unwrap();
     for name in ["log", "link", "x"] {
         let config = ConsoleConfig {
             limit: Some(4096),
             keep: Some(1),
             ..ConsoleConfig::file(folder.path().join(name))
         };
-        let error = output("serial", &config, &stdout).err().unwrap();
+        let error = open_output("serial", &config, &stdout).err().unwrap();
         let why = std::error::Error::source(&error).unwrap();
         assert!(
-            matches!(why.downcast_ref(), Some(OutletError::Own("husk's log"))),
+            matches!(why.downcast_ref(), Some(OpenOutputError::Protected("husk's log"))),
             "{why}"
         );
         assert_eq!(fs::read_to_string(&path).unwrap(), "husk ");

@@ -22,7 +22,7 @@ fn config(file: &Path) -> PmemConfig {
         size: None,
         discard_writes: false,
         id: None,
-        rest: crate::config::Rest::default(),
+        extra: crate::config::ExtraFields::default(),
     }
 }
 

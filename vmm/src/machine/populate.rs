@@ -22,12 +22,12 @@ use husk_virtio::threads::Threads;
 
 use super::build::BuildError;
 use super::device::Devices;
-use super::output::{Output, check_files, output};
 use super::port_input::{AttachablePort, PortInput};
+use super::output::{Output, check_files, open_output};
 use super::tail::Tail;
 use crate::config::{BalloonConfig, ConsoleConfig, ConsoleMode, DiskConfig, NewDevice, RunOptions, VmConfig};
 use crate::memory::{AddressSpace, Blocks};
-use crate::terminal::{Line, StdoutSink, window_size};
+use crate::terminal::{Chardev, ProcessOutputs, window_size};
 
 /// Window size of a console that has no terminal.
 const COLUMNS_ROWS: (u16, u16) = (80, 24);
@@ -41,7 +41,7 @@ pub struct Handles {
     /// What standard input types on, if anything.
     pub stdin_port: Option<PortInput>,
     /// What others attach to.
-    pub lines: Vec<AttachablePort>,
+    pub chardevs: Vec<AttachablePort>,
     /// The virtio-mem device.
     pub blocks: Option<MemHandle>,
     /// The balloon.
@@ -57,7 +57,7 @@ pub fn populate(
     passed: &Passed,
     devices: &mut Devices,
     memory: &Arc<AddressSpace>,
-    stdout: &StdoutSink,
+    outputs: &ProcessOutputs,
     options: &RunOptions,
 ) -> Result<Handles, BuildError> {
     devices.add_ports(
@@ -84,16 +84,16 @@ pub fn populate(
             Some(aml),
         )?;
     }
-    let mut lines = Vec::new();
-    let mut connect = |name, mode, line: Option<Line>, input| match line {
-        Some(line) => {
-            lines.push(AttachablePort::new(name, line, input));
+    let mut chardevs = Vec::new();
+    let mut connect = |name, mode, chardev: Option<Chardev>, input| match chardev {
+        Some(chardev) => {
+            chardevs.push(AttachablePort::new(name, chardev, input));
             None
         }
         None => (mode == ConsoleMode::Tty).then_some(input),
     };
-    let serial = add_serial(&config.serial, devices, stdout, &options.tail)?;
-    let serial = serial.and_then(|(port, line)| connect("serial", config.serial.mode, line, port));
+    let serial = add_serial(&config.serial, devices, outputs, &options.tail)?;
+    let serial = serial.and_then(|(port, chardev)| connect("serial", config.serial.mode, chardev, port));
     for device in config.devices() {
         let opened = open(&device, passed, memory, devices.threads())?;
         devices.add_virtio(device.id().unwrap_or(device.kind()), opened)?;
@@ -105,12 +105,12 @@ pub fn populate(
     let blocks = add_blocks(devices, memory)?;
     let balloon = config.balloon.as_ref();
     let balloon = balloon.map(|config| add_balloon(config, devices, memory)).transpose()?;
-    let console = add_console(&config.console, devices, stdout, &options.tail)?;
+    let console = add_console(&config.console, devices, outputs, &options.tail)?;
     check_files(&config.serial, &config.console)?;
-    let console = console.and_then(|(port, line)| connect("console", config.console.mode, line, port));
+    let console = console.and_then(|(port, chardev)| connect("console", config.console.mode, chardev, port));
     Ok(Handles {
         stdin_port: serial.or(console),
-        lines,
+        chardevs,
         blocks,
         balloon,
     })
@@ -165,16 +165,21 @@ fn shared<T>(device: T) -> Arc<Mutex<T>> {
 fn add_serial(
     config: &ConsoleConfig,
     devices: &mut Devices,
-    stdout: &StdoutSink,
+    outputs: &ProcessOutputs,
     tail: &Tail,
-) -> Result<Option<(PortInput, Option<Line>)>, BuildError> {
-    let Some(Output { sink, line, backlog }) = output("serial", config, stdout)? else {
+) -> Result<Option<(PortInput, Option<Chardev>)>, BuildError> {
+    let Some(Output {
+        output,
+        chardev,
+        backlog,
+    }) = open_output("serial", config, outputs)?
+    else {
         return Ok(None);
     };
     let irq = devices
         .line(layout::COM1_GSI)
         .map_err(|e| BuildError::device("serial", e))?;
-    let port = Serial::new(irq, tail.wrap(sink));
+    let port = Serial::new(irq, tail.wrap(output));
     if let Some(backlog) = backlog {
         backlog.count_lost_in(port.metrics().tx_lost_bytes.clone());
     }
@@ -182,29 +187,34 @@ fn add_serial(
     let aml = Serial::aml(layout::COM1_PORT, layout::COM1_GSI);
     devices.add_ports("serial", layout::COM1_PORT, serial::SIZE, port.clone(), Some(aml))?;
     devices.show_counters("__serial", lock(&port).metrics());
-    Ok(Some((PortInput::Serial(port), line)))
+    Ok(Some((PortInput::Serial(port), chardev)))
 }
 
 fn add_console(
     config: &ConsoleConfig,
     devices: &mut Devices,
-    stdout: &StdoutSink,
+    outputs: &ProcessOutputs,
     tail: &Tail,
-) -> Result<Option<(PortInput, Option<Line>)>, BuildError> {
-    let Some(Output { sink, line, backlog }) = output("console", config, stdout)? else {
+) -> Result<Option<(PortInput, Option<Chardev>)>, BuildError> {
+    let Some(Output {
+        output,
+        chardev,
+        backlog,
+    }) = open_output("console", config, outputs)?
+    else {
         return Ok(None);
     };
     let (columns, rows) = match (config.mode, window_size()) {
         (ConsoleMode::Tty, Some(window)) => (window.columns, window.rows),
         _ => COLUMNS_ROWS,
     };
-    let console = Console::new(columns, rows, tail.wrap(sink)).map_err(|e| BuildError::device("console", e))?;
+    let console = Console::new(columns, rows, tail.wrap(output)).map_err(|e| BuildError::device("console", e))?;
     if let Some(backlog) = backlog {
         backlog.count_lost_in(console.metrics().tx_dropped_bytes.clone());
     }
     let handle = console.handle();
     devices.add_virtio("__console", Box::new(console))?;
-    Ok(Some((PortInput::Console(handle), line)))
+    Ok(Some((PortInput::Console(handle), chardev)))
 }
 
 /// Makes the device that is asked for, at boot or later. What it needs of `passed` it duplicates; what confines its own threads is

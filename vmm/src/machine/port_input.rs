@@ -9,7 +9,7 @@ use husk_devices::serial::Serial;
 use husk_virtio::console::ConsoleHandle;
 
 use super::Machine;
-use crate::terminal::{Line, window_size};
+use crate::terminal::{Chardev, window_size};
 
 /// Where bytes go that are typed into a port.
 pub enum PortInput {
@@ -19,11 +19,11 @@ pub enum PortInput {
     Console(ConsoleHandle),
 }
 
-/// A port with the line that others attach to.
+/// A port with the chardev that others attach to.
 pub struct AttachablePort {
     /// The port, as the configuration calls it.
     name: &'static str,
-    line: Line,
+    chardev: Chardev,
     input: PortInput,
 }
 
@@ -38,8 +38,12 @@ impl PortInput {
 }
 
 impl AttachablePort {
-    pub(super) fn new(name: &'static str, line: Line, input: PortInput) -> Self {
-        Self { name, line, input }
+    pub(super) fn new(name: &'static str, chardev: Chardev, input: PortInput) -> Self {
+        Self {
+            name,
+            chardev,
+            input,
+        }
     }
 
     pub(super) fn name(&self) -> &'static str {
@@ -60,24 +64,24 @@ impl Machine {
         }
     }
 
-    /// Descriptors to watch for reading, level-triggered: see [`Machine::serve_lines`]. A thread closes them when the machine is asked to stop.
-    pub fn lines(&self) -> impl Iterator<Item = RawFd> {
-        self.lines.iter().map(|attached| attached.line.as_raw_fd())
+    /// Descriptors to watch for reading, level-triggered: see [`Machine::serve_chardevs`]. A thread closes them when the machine is asked to stop.
+    pub fn chardevs(&self) -> impl Iterator<Item = RawFd> {
+        self.chardevs.iter().map(|attached| attached.chardev.as_raw_fd())
     }
 
-    /// Serves a piece of what comes by each line. Whether that is to be done again soon, whatever is readable.
-    pub fn serve_lines(&mut self) -> bool {
+    /// Serves a piece of what comes by each chardev. Whether that is to be done again soon, whatever is readable.
+    pub fn serve_chardevs(&mut self) -> bool {
         let mut again = false;
-        for AttachablePort { line, input, .. } in &mut self.lines {
-            again |= line.serve(|bytes| input.send(bytes));
+        for AttachablePort { chardev, input, .. } in &mut self.chardevs {
+            again |= chardev.serve(|bytes| input.press(bytes));
         }
         again
     }
 
     /// The pseudo-terminals that lead to the guest, by the names of their ports.
     pub fn terminals(&self) -> impl Iterator<Item = (&'static str, &Path)> {
-        self.lines
+        self.chardevs
             .iter()
-            .filter_map(|attached| Some((attached.name, attached.line.path()?)))
+            .filter_map(|attached| Some((attached.name, attached.chardev.path()?)))
     }
 }

@@ -57,10 +57,10 @@ impl Machine {
     /// Asks everything to stop, for good, and returns at once: see [`Machine::unstopped`].
     pub fn stop(&mut self) {
         // Their sockets are free for the next machine, whatever of this one is left behind. Who has connected reads on.
-        for line in self.lines.drain(..) {
-            let name = format!("__{}", line.name());
+        for chardev in self.chardevs.drain(..) {
+            let name = format!("__{}", chardev.name());
             // Without a thread it goes here.
-            let closing = BackgroundTask::spawn(self.devices.threads().waker(), move || drop(line));
+            let closing = BackgroundTask::begin(self.devices.threads().waker(), move || drop(chardev));
             self.closing.extend(closing.map(|closing| (name, closing)));
         }
         self.cpus.plug_mut().cpus.stop();

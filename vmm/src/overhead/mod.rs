@@ -199,7 +199,7 @@ impl Measured {
         }
     }
 
-    /// For people.
+    /// As text for a terminal, with a line end after each row.
     pub fn to_table(&self) -> String {
         let mut text = format!("{:<28}{:>10}{:>10}{:>10}   KiB\n", "", "p50", "p99", "most");
         let mut row = |name: &str, of: fn(&Figures) -> u64| {

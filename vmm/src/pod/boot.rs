@@ -21,7 +21,7 @@ use husk_hotplug::sizing::annotation::{Features, HYPERVISOR};
 use husk_hotplug::sizing::resources::Resources;
 use husk_hotplug::sizing::{Shim, Sizing};
 
-use super::{Base, List, Node, PodError, Policy, Spec, SpecError};
+use super::{Node, PodBaseSize, PodContainers, PodError, Policy, Spec, SpecError};
 use crate::config::{CpusConfig, HUGE_PAGE_BYTES, HotplugMethod, MemoryConfig};
 
 /// In which the CPUs of shares are counted.
@@ -37,7 +37,7 @@ pub struct Pod {
     /// More words for the kernel's command line; may be empty.
     pub kernel_params: String,
     /// What it has without its containers, if the workload is known; else its first container says that.
-    base: Option<Base>,
+    base: Option<PodBaseSize>,
 }
 
 impl Pod {
@@ -80,7 +80,7 @@ impl Pod {
             cpus,
             memory: memory(start.memory_bytes, grows, &features, node),
             kernel_params: features.kernel_params,
-            base: (!is_open).then(|| Base {
+            base: (!is_open).then(|| PodBaseSize {
                 default_vcpus: sizing.overhead_vcpus.to_string(),
                 max_vcpus: 0,
                 default_memory_bytes: sizing.overhead_memory_bytes,
@@ -92,14 +92,14 @@ impl Pod {
 
     /// What is noted of it while it has no containers, in a VM that boots with `vcpus`; nothing if its first container
     /// will say.
-    pub fn list(&self, vcpus: u32) -> Option<List> {
+    pub fn list(&self, vcpus: u32) -> Option<PodContainers> {
         let base = self.base.clone()?;
-        Some(List {
-            pod: Some(Base {
+        Some(PodContainers {
+            pod: Some(PodBaseSize {
                 least_vcpus: vcpus,
                 ..base
             }),
-            ..List::default()
+            ..PodContainers::default()
         })
     }
 }

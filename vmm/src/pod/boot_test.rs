@@ -239,7 +239,7 @@ fn a_pod_whose_workload_is_known_has_the_overhead_without_its_containers() {
         (&[("CRI-cpu-quota", "100000"), ("CRI-cpu-period", "100000")], 32),
     ] {
         let list = list(annotations).unwrap();
-        let base = Base {
+        let base = PodBaseSize {
             default_vcpus: "0.2".into(),
             max_vcpus: 0,
             default_memory_bytes: mib * MIB,

@@ -2,11 +2,11 @@
 //!
 //! A `config.json` ([`Spec`]) says what it needs in `linux.resources` and in annotations; a node's [`Policy`] says
 //! which annotations it honours, and the [`Node`] itself how much there is. [`Pod`] is the VM that a sandbox boots
-//! with; containers that come later are `husk ctl`'s (`crate::ctl`), which notes them in a [`List`]. The rules of sizes
+//! with; containers that come later are `husk ctl`'s (`crate::ctl`), which notes them in a [`PodContainers`]. The rules of sizes
 //! are those of [`husk_hotplug::sizing`].
 
 mod boot;
-mod list;
+mod containers;
 mod node;
 mod policy;
 mod spec;
@@ -15,7 +15,7 @@ use husk_hotplug::sizing::SizingError;
 use husk_hotplug::sizing::annotation::AnnotationError;
 
 pub use boot::Pod;
-pub use list::{Base, List};
+pub use containers::{PodBaseSize, PodContainers};
 pub use node::Node;
 pub use policy::{NotEnabled, Policy};
 pub use spec::{LinuxResources, Spec, SpecError};
@@ -23,7 +23,7 @@ pub use spec::{LinuxResources, Spec, SpecError};
 /// Why a `config.json` makes no pod, or no container.
 #[derive(Debug, thiserror::Error)]
 pub enum PodError {
-    /// The file says nothing.
+    /// The OCI `config.json` cannot be read as one.
     #[error(transparent)]
     Spec(#[from] SpecError),
     /// An annotation that the node does not let pods use.

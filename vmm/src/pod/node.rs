@@ -7,7 +7,7 @@ use husk_hotplug::sizing::resources::CpuSet;
 
 use crate::procfs::meminfo_bytes;
 
-/// A host.
+/// What the host has that pods are sized by: on-line CPUs and RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Node {
     /// CPUs that are on-line.

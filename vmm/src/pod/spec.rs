@@ -46,7 +46,7 @@ pub enum SpecError {
     Field {
         /// The field.
         field: &'static str,
-        /// What it says.
+        /// Its value.
         found: String,
         /// What it may say.
         allowed: String,

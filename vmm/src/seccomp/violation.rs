@@ -10,7 +10,7 @@
 )]
 
 use super::names::name;
-use crate::fatal::Line;
+use crate::fatal::LineBuffer;
 
 /// What the process's exit code is then: that of a shell's command killed by SIGSYS.
 pub const EXIT_CODE: libc::c_int = 128 + libc::SIGSYS;
@@ -40,14 +40,14 @@ pub fn is_violation(signal: libc::c_int, info: &libc::siginfo_t) -> bool {
 pub fn end_on_violation(info: &libc::siginfo_t) -> ! {
     // SAFETY: the structure begins as siginfo_t does, and is no longer; every field is a number.
     let info = unsafe { &*(&raw const *info).cast::<SigsysInfo>() };
-    let mut line = Line::default();
+    let mut line = LineBuffer::default();
     compose(&mut line, info.syscall);
     line.say();
     // SAFETY: ends the process at once, without the functions that `exit` would call.
     unsafe { libc::_exit(EXIT_CODE) }
 }
 
-fn compose(line: &mut Line, call: libc::c_int) {
+fn compose(line: &mut LineBuffer, call: libc::c_int) {
     line.push(b"seccomp: thread ");
     line.push_thread();
     line.push(b" of process ");
@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn the_message_names_thread_and_call() {
         let named = std::thread::Builder::new().name("vcpu0".into()).spawn(|| {
-            let mut line = Line::default();
+            let mut line = LineBuffer::default();
             compose(&mut line, 59);
             line.text()
         });

@@ -2,7 +2,7 @@
 //!
 //! `PATH`, `PATH.1` … `PATH.KEEP` are opened once. The one that is full stays as it is, and the next is emptied and
 //! written to: nothing is renamed or opened while a guest runs, which a confined process could not do. Writing and
-//! emptying may wait for the file system: both are for the thread of a [`Writer`](super::Writer).
+//! emptying may wait for the file system: both are for the thread of a [`WriterThread`](super::WriterThread).
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -10,8 +10,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::outlet::some_of;
-use super::{FileId, OutletError, OwnFiles};
+use super::non_blocking_file::reject_zero_write;
+use super::{FileId, OpenOutputError, ProtectedFiles};
 
 /// Files of limited size, in turn.
 #[derive(Debug)]
@@ -28,14 +28,22 @@ pub struct Files {
 }
 
 impl Files {
-    /// Opens `path`, emptied, and `keep` more beside it, each to be of `limit` bytes at most and none of `own`. Those
+    /// Opens `path`, emptied, and `keep` more beside it, each to be of `limit` bytes at most and none of `protected`. Those
     /// that are made have the permissions `mode`.
     ///
     /// # Errors
-    /// One of them is no regular file, or one of `own`, or cannot be written to. None has been emptied then.
-    pub fn open(path: &Path, limit: u64, keep: u32, mode: u32, own: &OwnFiles) -> Result<Self, OutletError> {
+    /// One of them is no regular file, or one of `protected`, or cannot be written to. None has been emptied then.
+    pub fn open(
+        path: &Path,
+        limit: u64,
+        keep: u32,
+        mode: u32,
+        protected: &ProtectedFiles,
+    ) -> Result<Self, OpenOutputError> {
         let paths = (0..=keep).map(|number| numbered(path, number));
-        let files: Vec<File> = paths.map(|path| open(&path, mode, own)).collect::<Result<_, _>>()?;
+        let files: Vec<File> = paths
+            .map(|path| open(&path, mode, protected))
+            .collect::<Result<_, _>>()?;
         if let Some(first) = files.first() {
             first.set_len(0)?;
         }
@@ -66,7 +74,7 @@ impl Files {
         let Some(mut file) = self.files.get(self.current) else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        let count = some_of(head, file.write(head))?;
+        let count = reject_zero_write(head, file.write(head))?;
         self.written = self.written.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
         Ok(count)
     }
@@ -92,10 +100,10 @@ pub fn numbered(path: &Path, number: u32) -> PathBuf {
     name.into()
 }
 
-fn open(path: &Path, mode: u32, own: &OwnFiles) -> Result<File, OutletError> {
+fn open(path: &Path, mode: u32, protected: &ProtectedFiles) -> Result<File, OpenOutputError> {
     let refuse = |found: &std::fs::Metadata| match found.is_file() {
         true => Ok(()),
-        false => Err(OutletError::Unlimited),
+        false => Err(OpenOutputError::Unlimited),
     };
     // Before it is opened: a FIFO would wait, and a device might act.
     if let Ok(found) = path.metadata() {
@@ -105,8 +113,8 @@ fn open(path: &Path, mode: u32, own: &OwnFiles) -> Result<File, OutletError> {
     options.append(true).create(true).mode(mode);
     let file = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     refuse(&file.metadata()?)?;
-    match own.purpose(FileId::of(&file)) {
-        Some(purpose) => Err(OutletError::Own(purpose)),
+    match protected.protected_as(FileId::of(&file)) {
+        Some(purpose) => Err(OpenOutputError::Protected(purpose)),
         None => Ok(file),
     }
 }
@@ -131,7 +139,7 @@ mod tests {
         let read = |number| fs::read_to_string(numbered(&path, number)).unwrap();
         fs::write(&path, "of an earlier guest").unwrap();
         fs::write(numbered(&path, 1), "of an earlier guest").unwrap();
-        let mut files = Files::open(&path, 10, 2, 0o600, &OwnFiles::default()).unwrap();
+        let mut files = Files::open(&path, 10, 2, 0o600, &ProtectedFiles::default()).unwrap();
         write_all(&mut files, b"0123456789");
         assert_eq!(
             (read(0).as_str(), read(1).as_str()),
@@ -148,7 +156,7 @@ mod tests {
     fn one_file_alone_begins_anew() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
-        let mut files = Files::open(&path, 4, 0, 0o600, &OwnFiles::default()).unwrap();
+        let mut files = Files::open(&path, 4, 0, 0o600, &ProtectedFiles::default()).unwrap();
         write_all(&mut files, b"abcdef");
         assert_eq!(fs::read_to_string(&path).unwrap(), "ef");
     }
@@ -158,7 +166,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let fifo = crate::terminal::testing::fifo(&folder);
         for path in [fifo.as_path(), Path::new("/dev/null"), folder.path()] {
-            let error = Files::open(path, 10, 1, 0o600, &OwnFiles::default()).unwrap_err();
+            let error = Files::open(path, 10, 1, 0o600, &ProtectedFiles::default()).unwrap_err();
             assert!(error.to_string().starts_with("it is no regular file"), "{error}");
         }
     }

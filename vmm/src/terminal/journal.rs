@@ -1,6 +1,6 @@
 //! A guest's output as entries of journald, a line each.
 //!
-//! They are the guest's words: control characters are spaces, lines are cut at [`LINE_BYTES`], and of more than [`BURST`] in [`WINDOW`] the rest is
+//! They are the guest's words: control characters are spaces, lines are cut at [`LINE_BYTES`], and of more than [`MAX_LINES`] in [`WINDOW`] the rest is
 //! counted, so that a guest cannot push the log of others out of the journal. Nothing waits: a line for which journald has no room stays
 //! with whoever writes.
 
@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
-use crate::burst::Burst;
+use crate::event_limit::EventLimit;
 use crate::log::{Sent, connect, journal_head, send};
 
 /// The most bytes of a line.
 pub const LINE_BYTES: usize = 1_024;
 /// Lines that a guest may write in [`WINDOW`]: a boot's, and then some.
-const BURST: u64 = 2_000;
-/// How long a burst counts.
+const MAX_LINES: u64 = 2_000;
+/// The window of [`MAX_LINES`].
 const WINDOW: Duration = Duration::from_secs(10);
 
 /// journald, as it takes a guest's lines.
@@ -32,7 +32,7 @@ pub struct Journal {
     port: String,
     /// What the guest has said of a line so far.
     line: Vec<u8>,
-    burst: Burst,
+    limit: EventLimit,
 }
 
 impl Journal {
@@ -46,7 +46,7 @@ impl Journal {
             identifier: identifier.to_owned(),
             port: port.to_owned(),
             line: Vec::with_capacity(LINE_BYTES),
-            burst: Burst::new(BURST, WINDOW),
+            limit: EventLimit::new(MAX_LINES, WINDOW),
         })
     }
 
@@ -75,29 +75,29 @@ impl Journal {
 
     /// Sends the line, unless there were too many.
     fn end_line(&mut self, now: Instant) -> io::Result<()> {
-        if self.burst.is_over(now) {
-            self.tell_left_out()?;
+        if self.limit.is_over(now) {
+            self.send_suppressed_count()?;
         }
-        if !self.burst.has_room(now) {
-            self.burst.leave_out(1);
+        if !self.limit.allows(now) {
+            self.limit.suppress(1);
         } else {
             let text = String::from_utf8_lossy(self.line.trim_ascii_end());
             // An empty line says nothing in a journal.
             if !text.is_empty() {
                 let sent = self.send(format_args!("{text}"), Level::Info)?;
-                self.burst.leave_out(u64::from(!sent));
-                self.burst.tell(now);
+                self.limit.suppress(u64::from(!sent));
+                self.limit.record(now);
             }
         }
         self.line.clear();
         Ok(())
     }
 
-    fn tell_left_out(&mut self) -> io::Result<()> {
-        if self.burst.left_out() > 0 {
-            let told = format_args!("... {} lines of the guest were left out", self.burst.left_out());
+    fn send_suppressed_count(&mut self) -> io::Result<()> {
+        if self.limit.suppressed() > 0 {
+            let told = format_args!("... {} lines of the guest were left out", self.limit.suppressed());
             self.send(told, Level::Warn)?;
-            self.burst.take_left_out();
+            self.limit.take_suppressed();
         }
         Ok(())
     }
@@ -134,7 +134,7 @@ impl AsRawFd for Journal {
 impl Drop for Journal {
     fn drop(&mut self) {
         let _ = self.end_line(Instant::now());
-        let _ = self.tell_left_out();
+        let _ = self.send_suppressed_count();
     }
 }
 
@@ -201,11 +201,11 @@ mod tests {
     fn a_guest_that_says_too_much_is_counted() {
         let (_folder, daemon, mut journal) = daemon();
         let mut found = Vec::new();
-        for number in 0..BURST + 7 {
+        for number in 0..MAX_LINES + 7 {
             journal.write(format!("line {number}\n").as_bytes()).unwrap();
             found.extend(messages(&daemon));
         }
-        assert_eq!((found.len() as u64, journal.burst.left_out()), (BURST, 7));
+        assert_eq!((found.len() as u64, journal.limit.suppressed()), (MAX_LINES, 7));
         journal.line.extend(b"later");
         journal.end_line(Instant::now() + WINDOW).unwrap();
         assert_eq!(messages(&daemon), ["... 7 lines of the guest were left out", "later"]);

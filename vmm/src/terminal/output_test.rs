@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::*;
 use crate::terminal::testing::fifo;
 
-fn wants_drain(outputs: &StdoutSink) -> bool {
+fn wants_drain(outputs: &ProcessOutputs) -> bool {
     let outer = Epoll::new().unwrap();
     let event = EpollEvent::new(EventSet::IN, 0);
     outer.ctl(ControlOperation::Add, outputs.as_raw_fd(), event).unwrap();
@@ -17,10 +17,10 @@ fn wants_drain(outputs: &StdoutSink) -> bool {
 fn what_waits_for_the_reader_of_a_fifo_goes_out_with_standard_output() {
     let folder = tempfile::tempdir().unwrap();
     let path = fifo(&folder);
-    let outputs = StdoutSink::over(None).unwrap();
-    let mut sink = outputs.open(&path).unwrap();
+    let outputs = ProcessOutputs::wrap(None).unwrap();
+    let mut output = outputs.open(&path).unwrap();
     let sent = vec![b'x'; 200_000];
-    sink.write_all(&sent).unwrap();
+    output.write_all(&sent).unwrap();
     assert!(!wants_drain(&outputs), "nobody reads");
     let mut reader = OpenOptions::new().read(true).open(&path).unwrap();
     let mut received = vec![0; sent.len()];
@@ -38,10 +38,10 @@ fn what_waits_for_the_reader_of_a_fifo_goes_out_with_standard_output() {
 fn the_end_waits_for_every_reader_also_of_a_port_that_is_gone() {
     let folder = tempfile::tempdir().unwrap();
     let path = fifo(&folder);
-    let outputs = StdoutSink::over(None).unwrap();
-    let mut sink = outputs.open(&path).unwrap();
-    sink.write_all(&[b'x'; 200_000]).unwrap();
-    drop(sink);
+    let outputs = ProcessOutputs::wrap(None).unwrap();
+    let mut output = outputs.open(&path).unwrap();
+    output.write_all(&[b'x'; 200_000]).unwrap();
+    drop(output);
     let reading = std::thread::spawn(move || {
         let mut received = vec![0; 200_000];
         let mut reader = OpenOptions::new().read(true).open(&path).unwrap();
@@ -54,13 +54,13 @@ fn the_end_waits_for_every_reader_also_of_a_port_that_is_gone() {
 #[test]
 fn what_is_at_a_path_is_closed_with_its_port_unless_something_waits() {
     let folder = tempfile::tempdir().unwrap();
-    let outputs = StdoutSink::over(None).unwrap();
+    let outputs = ProcessOutputs::wrap(None).unwrap();
     drop(outputs.open(&folder.path().join("log")).unwrap());
     assert_eq!(outputs.others.locked().len(), 0);
     let path = fifo(&folder);
-    let mut sink = outputs.open(&path).unwrap();
-    sink.write_all(&[b'x'; 100_000]).unwrap();
-    drop(sink);
+    let mut output = outputs.open(&path).unwrap();
+    output.write_all(&[b'x'; 100_000]).unwrap();
+    drop(output);
     assert_eq!(outputs.others.locked().len(), 1);
     let mut reader = OpenOptions::new().read(true).open(&path).unwrap();
     let mut received: Vec<u8> = Vec::new();

@@ -9,10 +9,10 @@ use crate::terminal::testing::fifo;
 
 const MODE: u32 = 0o640;
 
-fn fill(outlet: &Outlet) -> usize {
+fn fill(file: &NonBlockingFile) -> usize {
     let mut written = 0;
     loop {
-        match outlet.write(&[b'x'; 1000]) {
+        match file.write(&[b'x'; 1000]) {
             Ok(count) => written += count,
             Err(error) => {
                 assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
@@ -26,7 +26,7 @@ fn fill(outlet: &Outlet) -> usize {
 fn a_file_is_emptied_or_not_and_made_with_its_permissions() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
-    Outlet::create(&path, MODE, &OwnFiles::default())
+    NonBlockingFile::create(&path, MODE, &ProtectedFiles::default())
         .unwrap()
         .write(b"first")
         .unwrap();
@@ -34,9 +34,9 @@ fn a_file_is_emptied_or_not_and_made_with_its_permissions() {
         fs::metadata(&path).unwrap().permissions().mode() & 0o777 & !0o040,
         0o600
     );
-    Outlet::append(&path, MODE).unwrap().write(b" second").unwrap();
+    NonBlockingFile::append(&path, MODE).unwrap().write(b" second").unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"first second");
-    Outlet::create(&path, MODE, &OwnFiles::default())
+    NonBlockingFile::create(&path, MODE, &ProtectedFiles::default())
         .unwrap()
         .write(b"third")
         .unwrap();
@@ -47,23 +47,23 @@ fn a_file_is_emptied_or_not_and_made_with_its_permissions() {
 fn a_file_that_a_log_rotator_shortens_goes_on_without_a_hole() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
-    let outlet = Outlet::create(&path, MODE, &OwnFiles::default()).unwrap();
-    outlet.write(b"before").unwrap();
+    let file = NonBlockingFile::create(&path, MODE, &ProtectedFiles::default()).unwrap();
+    file.write(b"before").unwrap();
     File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
-    outlet.write(b"after").unwrap();
+    file.write(b"after").unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"after");
 }
 
 #[test]
-fn two_outlets_of_one_file_do_not_overwrite_each_other() {
+fn two_descriptors_of_one_file_do_not_overwrite_each_other() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
     let (one, two) = (
-        Outlet::create(&path, MODE, &OwnFiles::default()).unwrap(),
-        Outlet::create(&path, MODE, &OwnFiles::default()).unwrap(),
+        NonBlockingFile::create(&path, MODE, &ProtectedFiles::default()).unwrap(),
+        NonBlockingFile::create(&path, MODE, &ProtectedFiles::default()).unwrap(),
     );
-    for (outlet, text) in [(&one, "a1 "), (&two, "b1 "), (&one, "a2 "), (&two, "b2")] {
-        outlet.write(text.as_bytes()).unwrap();
+    for (file, text) in [(&one, "a1 "), (&two, "b1 "), (&one, "a2 "), (&two, "b2")] {
+        file.write(text.as_bytes()).unwrap();
     }
     assert_eq!(fs::read(&path).unwrap(), b"a1 b1 a2 b2");
 }
@@ -72,15 +72,15 @@ fn two_outlets_of_one_file_do_not_overwrite_each_other() {
 fn a_fifo_without_a_reader_is_opened_and_filled_without_waiting_and_read_later() {
     let folder = tempfile::tempdir().unwrap();
     let path = fifo(&folder);
-    let outlet = Outlet::create(&path, MODE, &OwnFiles::default()).unwrap();
-    let written = fill(&outlet);
+    let file = NonBlockingFile::create(&path, MODE, &ProtectedFiles::default()).unwrap();
+    let written = fill(&file);
     let mut reader = File::open(&path).unwrap();
     let mut bytes = vec![0; written];
     reader.read_exact(&mut bytes).unwrap();
     assert!(bytes == vec![b'x'; written]);
-    outlet.write(b"more").unwrap();
+    file.write(b"more").unwrap();
     drop(reader);
-    outlet.write(b" and more").unwrap();
+    file.write(b" and more").unwrap();
     let mut again = [0; 13];
     File::open(&path).unwrap().read_exact(&mut again).unwrap();
     assert_eq!(&again, b"more and more", "a reader may come again");
@@ -92,7 +92,7 @@ fn what_is_not_written_byte_by_byte_is_named() {
     let socket = folder.path().join("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
     let refusal = |path: &Path| {
-        Outlet::create(path, MODE, &OwnFiles::default())
+        NonBlockingFile::create(path, MODE, &ProtectedFiles::default())
             .unwrap_err()
             .to_string()
     };
@@ -105,13 +105,13 @@ fn what_is_not_written_byte_by_byte_is_named() {
 #[test]
 fn character_devices_are_written_and_their_errors_told_each_time() {
     assert_eq!(
-        Outlet::create(Path::new("/dev/null"), MODE, &OwnFiles::default())
+        NonBlockingFile::create(Path::new("/dev/null"), MODE, &ProtectedFiles::default())
             .unwrap()
             .write(b"abc")
             .unwrap(),
         3
     );
-    let full = Outlet::create(Path::new("/dev/full"), MODE, &OwnFiles::default()).unwrap();
+    let full = NonBlockingFile::create(Path::new("/dev/full"), MODE, &ProtectedFiles::default()).unwrap();
     for _ in 0..2 {
         assert_eq!(full.write(b"abc").unwrap_err().kind(), io::ErrorKind::StorageFull);
     }
@@ -121,9 +121,9 @@ fn character_devices_are_written_and_their_errors_told_each_time() {
 fn a_pipe_that_others_share_is_not_made_non_blocking_and_never_waited_for() {
     let (_reader, writer) = io::pipe().unwrap();
     let theirs = File::from(OwnedFd::from(writer));
-    let outlet = Outlet::inherit(theirs.try_clone().unwrap());
-    assert_eq!(outlet.room, Room::Own, "it has a file description of its own");
-    fill(&outlet);
+    let file = NonBlockingFile::inherit(theirs.try_clone().unwrap());
+    assert_eq!(file.room, Room::Own, "it has a file description of its own");
+    fill(&file);
     assert!(!writable_within(theirs.as_fd(), 0));
     let link = fs::read_to_string(format!("/proc/self/fdinfo/{}", theirs.as_raw_fd())).unwrap();
     let flags = link
@@ -139,13 +139,13 @@ fn a_pipe_that_others_share_is_not_made_non_blocking_and_never_waited_for() {
 fn a_socket_that_others_share_is_filled_without_waiting_whatever_its_flags_are() {
     let (reader, writer) = UnixStream::pair().unwrap();
     reader.set_nonblocking(true).unwrap();
-    let outlet = Outlet::inherit(File::from(OwnedFd::from(writer.try_clone().unwrap())));
-    assert_eq!(outlet.room, Room::Told);
+    let file = NonBlockingFile::inherit(File::from(OwnedFd::from(writer.try_clone().unwrap())));
+    assert_eq!(file.room, Room::Told);
     for is_nonblocking in [true, false] {
         writer.set_nonblocking(is_nonblocking).unwrap();
         // To the last byte: that there is room for some bytes does not mean that there is room for these.
-        fill(&outlet);
-        assert!(!writable_within(outlet.as_fd(), 0));
+        fill(&file);
+        assert!(!writable_within(file.as_fd(), 0));
         while (&reader).read(&mut [0; 4096]).is_ok_and(|count| count > 0) {}
     }
 }
@@ -153,13 +153,13 @@ fn a_socket_that_others_share_is_filled_without_waiting_whatever_its_flags_are()
 #[test]
 fn the_last_words_wait_for_room_but_not_for_ever() {
     let (mut reader, writer) = io::pipe().unwrap();
-    let outlet = Outlet::inherit(File::from(OwnedFd::from(writer)));
+    let file = NonBlockingFile::inherit(File::from(OwnedFd::from(writer)));
     let long = vec![b'x'; 300_000];
-    let error = outlet.write_all_within(&long, Duration::from_millis(10)).unwrap_err();
+    let error = file.write_all_within(&long, Duration::from_millis(10)).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     let reading = std::thread::spawn(move || io::copy(&mut reader, &mut io::sink()).unwrap());
-    outlet.write_all_within(&long, Duration::from_secs(60)).unwrap();
-    drop(outlet);
+    file.write_all_within(&long, Duration::from_secs(60)).unwrap();
+    drop(file);
     assert!(reading.join().unwrap() > 300_000);
 }
 
@@ -177,11 +177,11 @@ fn a_write_that_takes_nothing_is_an_error() {
         .unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
-    let outlet = Outlet::inherit(memory);
+    let file = NonBlockingFile::inherit(memory);
     for _ in 0..2 {
-        assert_eq!(outlet.write(b"abc").unwrap_err().kind(), io::ErrorKind::WriteZero);
-        let error = outlet.write_all_within(b"abc", Duration::from_secs(60)).unwrap_err();
+        assert_eq!(file.write(b"abc").unwrap_err().kind(), io::ErrorKind::WriteZero);
+        let error = file.write_all_within(b"abc", Duration::from_secs(60)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WriteZero);
     }
-    assert_eq!(outlet.write(b"").unwrap(), 0);
+    assert_eq!(file.write(b"").unwrap(), 0);
 }

@@ -22,7 +22,9 @@ use std::time::{Duration, Instant};
 
 use rustix::io::{Errno, ReadWriteFlags, pwritev2};
 
-use super::{Content, FileId, NO_OFFSET, OwnFiles, Progress, Way, Writer, writable_by, writable_within};
+use super::{
+    Content, FileId, NO_OFFSET, OutputTarget, ProtectedFiles, WriteProgress, WriterThread, writable_by, writable_within,
+};
 use crate::seccomp::Mode;
 
 /// The most bytes of one write (`PIPE_BUF`).
@@ -32,7 +34,7 @@ const PTMX: u64 = libc::makedev(5, 2);
 
 /// Why nothing can be written at a path.
 #[derive(Debug, thiserror::Error)]
-pub enum OutletError {
+pub enum OpenOutputError {
     /// Not something that is written to byte by byte.
     #[error("it is a {0}, allowed: a regular file, a FIFO, a terminal or another character device")]
     Kind(&'static str),
@@ -41,7 +43,7 @@ pub enum OutletError {
     Unlimited,
     /// A file that husk writes for itself, which nothing is to empty.
     #[error("it is {0} too: with a limit only the port can have it")]
-    Own(&'static str),
+    Protected(&'static str),
     /// The host does not let us have it.
     #[error("cannot open it")]
     Open(#[from] io::Error),
@@ -54,33 +56,33 @@ enum Room {
     Own,
     /// Each write says so. Where the kernel does not know that of this file, it is asked first.
     Told,
-    /// It is asked first.
+    /// poll(2) is asked before each write: neither `O_NONBLOCK` nor `RWF_NOWAIT` can be used on this descriptor.
     Asked,
 }
 
 /// Takes bytes as far as there is room. Usable from any thread.
 #[derive(Debug)]
-pub struct Outlet {
+pub struct NonBlockingFile {
     file: File,
     room: Room,
     /// The most bytes of one write.
     chunk: usize,
     /// The thread that writes, of a regular file for which one has been started.
-    writer: OnceLock<Writer>,
+    writer: OnceLock<WriterThread>,
 }
 
-impl Outlet {
-    /// Opens what is at `path`, a regular file emptied unless it is one of `own`, or made with the permissions `mode`.
+impl NonBlockingFile {
+    /// Opens what is at `path`, a regular file emptied unless it is one of `protected`, or made with the permissions `mode`.
     ///
     /// # Errors
     /// Nothing can be written there.
-    pub fn create(path: &Path, mode: u32, own: &OwnFiles) -> Result<Self, OutletError> {
-        let outlet = Self::append(path, mode)?;
-        let file = outlet.file_id();
-        if file.is_some() && own.purpose(file).is_none() {
-            outlet.file.set_len(0)?;
+    pub fn create(path: &Path, mode: u32, protected: &ProtectedFiles) -> Result<Self, OpenOutputError> {
+        let opened = Self::append(path, mode)?;
+        let file = opened.file_id();
+        if file.is_some() && protected.protected_as(file).is_none() {
+            opened.file.set_len(0)?;
         }
-        Ok(outlet)
+        Ok(opened)
     }
 
     /// Which regular file this is, if it is one.
@@ -92,14 +94,14 @@ impl Outlet {
     ///
     /// # Errors
     /// Nothing can be written there.
-    pub fn append(path: &Path, mode: u32) -> Result<Self, OutletError> {
+    pub fn append(path: &Path, mode: u32) -> Result<Self, OpenOutputError> {
         let file = open(path, mode)?;
         check_kind(file.metadata()?.file_type())?;
-        Ok(Self::non_blocking(file))
+        Ok(Self::wrap(file))
     }
 
     /// Takes what does not block already, and is nobody else's.
-    pub(super) fn non_blocking(file: File) -> Self {
+    pub(super) fn wrap(file: File) -> Self {
         Self {
             file,
             room: Room::Own,
@@ -112,7 +114,7 @@ impl Outlet {
     pub fn inherit(file: File) -> Self {
         let terminal = file.is_terminal();
         if let Some(own) = open_again(&file, terminal) {
-            return Self::non_blocking(own);
+            return Self::wrap(own);
         }
         let room = match file.metadata().map(|found| found.file_type()) {
             Ok(kind) if kind.is_file() => Room::Own,
@@ -137,37 +139,37 @@ impl Outlet {
     /// From now on a thread writes lines to this if it is a regular file, so that nobody waits for its file system.
     ///
     /// # Errors
-    /// As of [`Writer::start`].
+    /// As of [`WriterThread::start`].
     pub fn start_writer(&self, seccomp: Mode) -> io::Result<()> {
         if self.writer.get().is_some() || !self.is_file() {
             return Ok(());
         }
         let file = self.file.try_clone()?;
-        let writer = Writer::start(Content::Lines, seccomp, move |bytes| (&file).write(bytes))?;
+        let writer = WriterThread::start(Content::Lines, seccomp, move |bytes| (&file).write(bytes))?;
         // Fails only when there is one already.
         let _ = self.writer.set(writer);
         Ok(())
     }
 
-    /// A way here for a guest's output: by a thread, which has the file then, if this is a regular one.
+    /// This as the target of a guest's output: by a thread, which has the file then, if this is a regular one.
     ///
     /// # Errors
-    /// As of [`Writer::start`].
-    pub fn into_way(self, seccomp: Mode) -> io::Result<Way> {
+    /// As of [`WriterThread::start`].
+    pub fn into_target(self, seccomp: Mode) -> io::Result<OutputTarget> {
         if !self.is_file() {
-            return Ok(Way::Outlet(self));
+            return Ok(OutputTarget::Descriptor(self));
         }
-        let writer = Writer::start(Content::Bytes, seccomp, move |bytes| (&self.file).write(bytes))?;
-        Ok(Way::Writer(Arc::new(writer)))
+        let writer = WriterThread::start(Content::Bytes, seccomp, move |bytes| (&self.file).write(bytes))?;
+        Ok(OutputTarget::WriterThread(Arc::new(writer)))
     }
 
     /// How far the thread has come that writes, if one does.
-    pub fn progress(&self) -> Option<&Progress> {
-        self.writer.get().map(Writer::progress)
+    pub fn progress(&self) -> Option<&WriteProgress> {
+        self.writer.get().map(WriterThread::progress)
     }
 
     /// Writes without the thread, if one writes. For the last words of a process, which wait for the file system then.
-    pub fn write_directly(&self, bytes: &[u8]) -> io::Result<usize> {
+    pub fn write_bypassing_thread(&self, bytes: &[u8]) -> io::Result<usize> {
         (&self.file).write(bytes)
     }
 
@@ -185,7 +187,7 @@ impl Outlet {
             };
             match written {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                written => return some_of(head, written),
+                written => return reject_zero_write(head, written),
             }
         }
     }
@@ -215,7 +217,7 @@ impl Outlet {
             match self.write(bytes) {
                 Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
-                Err(_) if !self.has_room_by(deadline) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(_) if !self.wait_writable_until(deadline) => return Err(io::ErrorKind::TimedOut.into()),
                 Err(_) => {}
             }
         }
@@ -227,26 +229,26 @@ impl Outlet {
     }
 
     /// Waits for room until `deadline`; whether there is some. Also true of what is broken: the write will say so.
-    pub fn has_room_by(&self, deadline: Instant) -> bool {
+    pub fn wait_writable_until(&self, deadline: Instant) -> bool {
         writable_by(self, deadline)
     }
 }
 
 /// What is to be watched for room.
-impl AsFd for Outlet {
+impl AsFd for NonBlockingFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.writer.get().map_or_else(|| self.file.as_fd(), AsFd::as_fd)
     }
 }
 
-impl AsRawFd for Outlet {
+impl AsRawFd for NonBlockingFile {
     fn as_raw_fd(&self) -> RawFd {
         self.as_fd().as_raw_fd()
     }
 }
 
 /// Opens `path` for appending. Looks at it first: only a FIFO is opened at both ends, and opening a device may have effects.
-fn open(path: &Path, mode: u32) -> Result<File, OutletError> {
+fn open(path: &Path, mode: u32) -> Result<File, OpenOutputError> {
     let mut options = OpenOptions::new();
     options.append(true).mode(mode);
     options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
@@ -266,15 +268,15 @@ fn open(path: &Path, mode: u32) -> Result<File, OutletError> {
 
 /// What a write of `bytes` has `written`. Nothing is an error: whoever went on with the rest would do so for ever. Some
 /// file systems answer so, and POSIX does not forbid it (write(2)).
-pub(super) fn some_of(bytes: &[u8], written: io::Result<usize>) -> io::Result<usize> {
+pub(super) fn reject_zero_write(bytes: &[u8], written: io::Result<usize>) -> io::Result<usize> {
     match written {
         Ok(0) if !bytes.is_empty() => Err(io::ErrorKind::WriteZero.into()),
         written => written,
     }
 }
 
-fn check_kind(kind: FileType) -> Result<(), OutletError> {
-    Err(OutletError::Kind(match () {
+fn check_kind(kind: FileType) -> Result<(), OpenOutputError> {
+    Err(OpenOutputError::Kind(match () {
         () if kind.is_dir() => "directory",
         () if kind.is_socket() => "socket",
         () if kind.is_block_device() => "block device",
@@ -296,5 +298,5 @@ fn open_again(file: &File, terminal: bool) -> Option<File> {
 }
 
 #[cfg(test)]
-#[path = "outlet_test.rs"]
+#[path = "non_blocking_file_test.rs"]
 mod tests;

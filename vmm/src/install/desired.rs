@@ -11,7 +11,7 @@ use super::{Engine, InstallError, Options, containerd, crio, kubernetes};
 
 /// What there shall be.
 #[derive(Debug, Default)]
-pub(super) struct Wanted {
+pub(super) struct DesiredFiles {
     /// Files and links: whoever reads one finds what it names, so the engine's handlers are last.
     pub items: Vec<(PathBuf, Content)>,
     /// The engine that it is for.
@@ -28,7 +28,7 @@ pub(super) struct Wanted {
     pub notes: Vec<String>,
 }
 
-impl Wanted {
+impl DesiredFiles {
     /// Remembers that `bytes` at `path` decided something.
     pub fn source(&mut self, path: PathBuf, bytes: &[u8]) {
         self.sources.insert(path, Fingerprint::Sha256(digest(bytes)));
@@ -46,25 +46,25 @@ pub(super) fn file_server(options: &Options) -> PathBuf {
 }
 
 /// What `options` ask for. `before` is what is installed: husk's own files are no reason to do anything differently.
-pub(super) fn wanted(options: &Options, before: Option<&Manifest>) -> Result<Wanted, InstallError> {
-    let mut wanted = Wanted::default();
-    let handlers = kata::handlers(options, &mut wanted)?;
-    programs(options, &mut wanted)?;
+pub(super) fn desired(options: &Options, before: Option<&Manifest>) -> Result<DesiredFiles, InstallError> {
+    let mut desired = DesiredFiles::default();
+    let handlers = kata::handlers(options, &mut desired)?;
+    programs(options, &mut desired)?;
     for handler in &handlers {
-        kata::configure(options, handler, &mut wanted)?;
+        kata::configure(options, handler, &mut desired)?;
     }
-    kubernetes::describe(options, &handlers, &mut wanted);
+    kubernetes::describe(options, &handlers, &mut desired);
     let engine = engine(options)?;
-    wanted.engine = Some(engine);
+    desired.engine = Some(engine);
     match engine {
-        Engine::Containerd => containerd::configure(options, &handlers, before, &mut wanted)?,
-        Engine::Crio => crio::configure(options, &handlers, before, &mut wanted)?,
+        Engine::Containerd => containerd::configure(options, &handlers, before, &mut desired)?,
+        Engine::Crio => crio::configure(options, &handlers, before, &mut desired)?,
     }
-    hints(options, &handlers, &mut wanted);
-    Ok(wanted)
+    hints(options, &handlers, &mut desired);
+    Ok(desired)
 }
 
-fn programs(options: &Options, wanted: &mut Wanted) -> Result<(), InstallError> {
+fn programs(options: &Options, desired: &mut DesiredFiles) -> Result<(), InstallError> {
     let read = std::fs::read(&options.program);
     let bytes = read.map_err(|error| InstallError::io("read", &options.program, error))?;
     let digest = digest(&bytes);
@@ -72,13 +72,13 @@ fn programs(options: &Options, wanted: &mut Wanted) -> Result<(), InstallError> 
     let link = |target: String| Content::Link { target: target.into() };
     let file = Content::File { bytes, mode: 0o755 };
     let path = options.prefix.join("lib/husk").join(&name);
-    wanted.fingerprints.insert(path.clone(), Fingerprint::Sha256(digest));
-    wanted.items.push((path, file));
-    wanted
+    desired.fingerprints.insert(path.clone(), Fingerprint::Sha256(digest));
+    desired.items.push((path, file));
+    desired
         .items
         .push((program(options), link(format!("../lib/husk/{name}"))));
     if options.file_server {
-        wanted
+        desired
             .items
             .push((file_server(options), link(format!("../../lib/husk/{name}"))));
     }
@@ -107,9 +107,9 @@ fn engine(options: &Options) -> Result<Engine, InstallError> {
 }
 
 /// What is not husk's to change, and may be in the way.
-fn hints(options: &Options, handlers: &[Handler], wanted: &mut Wanted) {
+fn hints(options: &Options, handlers: &[Handler], desired: &mut DesiredFiles) {
     let read = |path: &str| std::fs::read_to_string(options.behind(path.as_ref())).unwrap_or_default();
-    let notes = &mut wanted.notes;
+    let notes = &mut desired.notes;
     let classes = options.shared().join("kubernetes");
     let names: Vec<_> = handlers.iter().map(|handler| handler.name.as_str()).collect();
     notes.push(format!(

@@ -23,16 +23,16 @@ impl FileId {
 
 /// The regular files that husk has open to write to, each with what it is for.
 #[derive(Clone, Debug, Default)]
-pub struct OwnFiles(Vec<(&'static str, FileId)>);
+pub struct ProtectedFiles(Vec<(&'static str, FileId)>);
 
-impl OwnFiles {
+impl ProtectedFiles {
     /// One more of them, unless it is no regular file. `what` is for as in "it is husk's log".
     pub fn add(&mut self, what: &'static str, file: Option<FileId>) {
         self.0.extend(file.map(|file| (what, file)));
     }
 
     /// What `file` is for, if it is one of these.
-    pub fn purpose(&self, file: Option<FileId>) -> Option<&'static str> {
+    pub fn protected_as(&self, file: Option<FileId>) -> Option<&'static str> {
         let file = file?;
         let found = self.0.iter().find(|(_, own)| *own == file);
         found.map(|(what, _)| *what)

@@ -7,16 +7,16 @@ use serde_json::{Map, Value};
 /// no more than absence does and which strict readers of the echo refuse.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
-pub struct Rest(Map<String, Value>);
+pub struct ExtraFields(Map<String, Value>);
 
-impl Rest {
+impl ExtraFields {
     /// The value of `key`, if it was sent and is not `null`.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.0.get(key)
     }
 }
 
-impl<'de> Deserialize<'de> for Rest {
+impl<'de> Deserialize<'de> for ExtraFields {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let mut fields = Map::deserialize(from)?;
         drop_nulls(&mut fields);

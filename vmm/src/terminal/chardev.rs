@@ -1,15 +1,15 @@
-//! A port's line to whoever takes it up: a Unix socket with one client at a time, or a pseudo-terminal.
+//! What others attach to a port by: a Unix socket with one client at a time, or a pseudo-terminal.
 //!
 //! | at the other end | what the guest prints | what is typed |
 //! |---|---|---|
-//! | nobody has come yet, or the client has gone | waits for the next one, as far as the sink has room | |
+//! | nobody has come yet, or the client has gone | waits for the next one, as far as the output has room | |
 //! | somebody who does not read | waits as well | goes on |
 //! | a client that has closed its sending half | goes on | has ended |
 //! | a client that comes while there is one | is the new one's; the other is hung up on | likewise |
-//! | nobody, at a pseudo-terminal | waits in the terminal, then in the sink: husk keeps both ends, so that whoever goes hangs nothing up | |
+//! | nobody, at a pseudo-terminal | waits in the terminal, then in the output: husk keeps both ends, so that whoever goes hangs nothing up | |
 //!
 //! Nothing here waits. What is typed waits in [`TYPED_BYTES`] until the guest has room, and behind that with whoever types. For the main
-//! thread; the sink alone is written to by others.
+//! thread; the output alone is written to by others.
 
 use std::ffi::OsString;
 use std::fs::{File, Permissions};
@@ -26,7 +26,10 @@ use husk_virtio::unix::{self, BindError, SocketFile};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, ptsname, unlockpt};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::{Outlet, PortSink, Sink, StdoutSink, Way, get_attributes, raw, ready_within, set_attributes};
+use super::{
+    BufferedOutput, NonBlockingFile, OutputTarget, PortOutput, ProcessOutputs, get_attributes, raw, ready_within,
+    set_attributes,
+};
 
 /// Where masters of pseudo-terminals come from (pts(4)).
 const MULTIPLEXER: &str = "/dev/ptmx";
@@ -39,33 +42,33 @@ const CHUNK: usize = 256;
 const BACKLOG: libc::c_int = 8;
 
 /// How often it is looked whether a terminal's reader has come to the end.
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// What can be ready.
-const DOOR: u64 = 0;
+const LISTENER: u64 = 0;
 const SOURCE: u64 = 1;
 
-/// The two ends of a port's line, and what has been typed.
+/// The two ends of a port that others attach to, and what has been typed.
 #[derive(Debug)]
-pub struct Line {
-    /// Readable when [`Line::serve`] has something to do. Goes first: whoever waits for it hears nothing more, however long the rest takes.
+pub struct Chardev {
+    /// Readable when [`Chardev::serve`] has something to do. Goes first: whoever waits for it hears nothing more, however long the rest takes.
     epoll: Epoll,
-    kind: Kind,
+    kind: ChardevKind,
     /// Where the client's keys come from: it, or the terminal's master.
     source: Option<Source>,
-    sink: Sink,
+    output: BufferedOutput,
     typed: Vec<u8>,
 }
 
 #[derive(Debug)]
-enum Kind {
+enum ChardevKind {
     Socket {
-        door: UnixListener,
+        listener: UnixListener,
         /// Whether new clients are heard of.
         open: bool,
         _file: SocketFile,
     },
-    Terminal {
+    PseudoTerminal {
         path: PathBuf,
     },
 }
@@ -79,30 +82,30 @@ struct Source {
 /// What of a source is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Watched {
-    /// Keys.
+    /// Input: there is room for what is typed (`EPOLLIN`).
     Keys,
     /// Nothing: there is no room for more.
     Nothing,
-    /// That it goes: it types no more.
+    /// Nothing but the hang-up: the client has closed its sending half and types no more.
     End,
 }
 
 /// A pseudo-terminal as a port writes to it. Whoever reads has the other side of it open, and so has husk.
 #[derive(Debug)]
-pub struct Terminal {
-    master: Outlet,
+pub struct PseudoTerminal {
+    master: NonBlockingFile,
     slave: File,
 }
 
-impl Line {
-    /// A line for the client that connects to the socket at `path`, and the sink for it, one of `outputs`.
+impl Chardev {
+    /// A chardev for the client that connects to the socket at `path`, and the output for it, one of `outputs`.
     ///
     /// # Errors
     /// There can be no socket of that path.
-    pub fn listen(path: &Path, outputs: &StdoutSink) -> Result<(Self, PortSink), BindError> {
-        let (door, file) = unix::bind(path, BACKLOG)?;
-        let kind = Kind::Socket {
-            door,
+    pub fn listen(path: &Path, outputs: &ProcessOutputs) -> Result<(Self, PortOutput), BindError> {
+        let (listener, file) = unix::bind(path, BACKLOG)?;
+        let kind = ChardevKind::Socket {
+            listener,
             open: false,
             _file: file,
         };
@@ -110,16 +113,16 @@ impl Line {
             path: path.to_owned(),
             source,
         };
-        let (mut line, sink) = Self::over(kind, Way::Client(None), outputs).map_err(failed)?;
-        line.open_door().map_err(failed)?;
-        Ok((line, sink))
+        let (mut chardev, output) = Self::new(kind, OutputTarget::Client(None), outputs).map_err(failed)?;
+        chardev.accept_clients().map_err(failed)?;
+        Ok((chardev, output))
     }
 
-    /// A line on a new pseudo-terminal, raw and its owner's alone, and the sink for it, one of `outputs`.
+    /// A chardev on a new pseudo-terminal, raw and its owner's alone, and the output for it, one of `outputs`.
     ///
     /// # Errors
     /// The host has none, or no descriptor left.
-    pub fn terminal(outputs: &StdoutSink) -> io::Result<(Self, PortSink)> {
+    pub fn open_pty(outputs: &ProcessOutputs) -> io::Result<(Self, PortOutput)> {
         let mut options = File::options();
         options
             .read(true)
@@ -136,46 +139,46 @@ impl Line {
         // Without an echo: what the guest prints would be typed into it.
         let fd = slave.as_raw_fd();
         set_attributes(fd, &raw(get_attributes(fd)?))?;
-        let way = Way::Terminal(Terminal {
-            master: Outlet::non_blocking(master.try_clone()?),
+        let target = OutputTarget::PseudoTerminal(PseudoTerminal {
+            master: NonBlockingFile::wrap(master.try_clone()?),
             slave,
         });
-        let (mut line, sink) = Self::over(Kind::Terminal { path }, way, outputs)?;
-        line.hear(master)?;
-        Ok((line, sink))
+        let (mut chardev, output) = Self::new(ChardevKind::PseudoTerminal { path }, target, outputs)?;
+        chardev.hear(master)?;
+        Ok((chardev, output))
     }
 
-    fn over(kind: Kind, way: Way, outputs: &StdoutSink) -> io::Result<(Self, PortSink)> {
-        let port = outputs.port(way)?;
-        let line = Self {
+    fn new(kind: ChardevKind, target: OutputTarget, outputs: &ProcessOutputs) -> io::Result<(Self, PortOutput)> {
+        let port = outputs.port(target)?;
+        let chardev = Self {
             epoll: Epoll::new()?,
             kind,
             source: None,
-            sink: port.sink(),
+            output: port.buffered(),
             typed: Vec::new(),
         };
-        Ok((line, port))
+        Ok((chardev, port))
     }
 
     /// The pseudo-terminal that a client is to open, if this is one.
     pub fn path(&self) -> Option<&Path> {
         match &self.kind {
-            Kind::Terminal { path } => Some(path),
-            Kind::Socket { .. } => None,
+            ChardevKind::PseudoTerminal { path } => Some(path),
+            ChardevKind::Socket { .. } => None,
         }
     }
 
     /// Serves a piece of what has come, and has `press` type it into the guest, which says how many bytes there was room for. Whether
     /// this is to be called again soon, although the descriptor may not be readable then.
     pub fn serve(&mut self, press: impl FnOnce(&[u8]) -> usize) -> bool {
-        // What was at the door when it was closed still is.
-        let heard = self.open_door().is_ok();
+        // A client that could not be taken still waits to be accepted.
+        let heard = self.accept_clients().is_ok();
         let mut events = [EpollEvent::default(); 2];
         // Nothing is ready that an error would tell of.
         let ready = self.epoll.wait(0, &mut events).unwrap_or(0);
         for event in events.iter().take(ready) {
             match event.data() {
-                DOOR => self.admit(),
+                LISTENER => self.admit(),
                 _ => self.read(event.event_set().intersects(EventSet::HANG_UP | EventSet::ERROR)),
             }
         }
@@ -184,19 +187,21 @@ impl Line {
             self.typed.drain(..taken.min(self.typed.len()));
         }
         self.watch_keys();
-        !heard || self.is_door_closed() || !self.typed.is_empty()
+        !heard || self.is_refusing_clients() || !self.typed.is_empty()
     }
 
     /// Takes the client that waits at the socket, in place of the one that there may be.
     fn admit(&mut self) {
-        let Kind::Socket { door, .. } = &self.kind else { return };
-        match door.accept().and_then(|(client, _)| self.take(client)) {
+        let ChardevKind::Socket { listener, .. } = &self.kind else {
+            return;
+        };
+        match listener.accept().and_then(|(client, _)| self.take(client)) {
             Ok(()) => log::debug!("the guest's console has a client"),
             Err(error) if is_nobody(&error) => {}
             // One that was accepted sees the end of its connection.
             Err(error) => {
                 log::warn!("cannot take a client of the guest's console: {error}");
-                self.close_door();
+                self.refuse_clients();
             }
         }
     }
@@ -205,9 +210,9 @@ impl Line {
         self.hang_up();
         client.set_nonblocking(true)?;
         let file = File::from(OwnedFd::from(client));
-        let outlet = Outlet::non_blocking(file.try_clone()?);
+        let client = NonBlockingFile::wrap(file.try_clone()?);
         self.hear(file)?;
-        self.sink.lead_to(Some(Way::Client(Some(outlet))));
+        self.output.set_target(Some(OutputTarget::Client(Some(client))));
         Ok(())
     }
 
@@ -274,36 +279,36 @@ impl Line {
     fn hang_up(&mut self) {
         let Some(source) = self.source.take() else { return };
         if source.watched != Watched::Nothing {
-            // Closing it would not take it out of the set: the sink may have a duplicate.
+            // Closing it would not take it out of the set: the output may have a duplicate.
             let fd = source.file.as_raw_fd();
             let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
         }
-        if let Kind::Socket { .. } = self.kind {
-            self.sink.lead_to(Some(Way::Client(None)));
+        if let ChardevKind::Socket { .. } = self.kind {
+            self.output.set_target(Some(OutputTarget::Client(None)));
         }
     }
 
     /// Hears of new clients, if there can be any.
-    fn open_door(&mut self) -> io::Result<()> {
-        if let Kind::Socket { door, open, .. } = &mut self.kind
+    fn accept_clients(&mut self) -> io::Result<()> {
+        if let ChardevKind::Socket { listener, open, .. } = &mut self.kind
             && !*open
         {
-            let event = EpollEvent::new(EventSet::IN, DOOR);
-            self.epoll.ctl(ControlOperation::Add, door.as_raw_fd(), event)?;
+            let event = EpollEvent::new(EventSet::IN, LISTENER);
+            self.epoll.ctl(ControlOperation::Add, listener.as_raw_fd(), event)?;
             *open = true;
         }
         Ok(())
     }
 
     /// Whether clients may wait of whom nothing is heard.
-    fn is_door_closed(&self) -> bool {
-        matches!(self.kind, Kind::Socket { open: false, .. })
+    fn is_refusing_clients(&self) -> bool {
+        matches!(self.kind, ChardevKind::Socket { open: false, .. })
     }
 
-    /// Hears of none until [`Line::serve`] is called again: the one that cannot be taken stays at the door.
-    fn close_door(&mut self) {
-        if let Kind::Socket { door, open, .. } = &mut self.kind {
-            let fd = door.as_raw_fd();
+    /// Hears of none until [`Chardev::serve`] is called again: the one that cannot be taken stays in the backlog of the socket.
+    fn refuse_clients(&mut self) {
+        if let ChardevKind::Socket { listener, open, .. } = &mut self.kind {
+            let fd = listener.as_raw_fd();
             *open = self
                 .epoll
                 .ctl(ControlOperation::Delete, fd, EpollEvent::default())
@@ -313,35 +318,35 @@ impl Line {
 }
 
 /// The client keeps reading what waits. What nobody reads is nobody's.
-impl Drop for Line {
+impl Drop for Chardev {
     fn drop(&mut self) {
-        if let (Kind::Socket { .. }, None) = (&self.kind, &self.source) {
-            self.sink.lead_to(None);
+        if let (ChardevKind::Socket { .. }, None) = (&self.kind, &self.source) {
+            self.output.set_target(None);
         }
     }
 }
 
-impl AsRawFd for Line {
-    /// A descriptor to watch for reading, level-triggered: readable when [`Line::serve`] has something to do.
+impl AsRawFd for Chardev {
+    /// A descriptor to watch for reading, level-triggered: readable when [`Chardev::serve`] has something to do.
     fn as_raw_fd(&self) -> RawFd {
         self.epoll.as_raw_fd()
     }
 }
 
-impl Terminal {
-    pub(super) fn master(&self) -> &Outlet {
+impl PseudoTerminal {
+    pub(super) fn master(&self) -> &NonBlockingFile {
         &self.master
     }
 
     /// Whether something is there that nobody has read yet.
-    pub(super) fn is_unread(&self) -> bool {
+    pub(super) fn has_unread_bytes(&self) -> bool {
         ready_within(self.slave.as_fd(), libc::POLLIN, 0)
     }
 
     /// Gives what is there until `deadline` to be read: it goes with the terminal.
-    pub(super) fn wait_for_reader(&self, deadline: Instant) {
-        while self.is_unread() && Instant::now() < deadline {
-            thread::sleep(LOOK_AGAIN);
+    pub(super) fn wait_drained(&self, deadline: Instant) {
+        while self.has_unread_bytes() && Instant::now() < deadline {
+            thread::sleep(POLL_INTERVAL);
         }
     }
 }
@@ -353,5 +358,5 @@ fn is_nobody(error: &io::Error) -> bool {
 }
 
 #[cfg(test)]
-#[path = "line_test.rs"]
+#[path = "chardev_test.rs"]
 mod tests;

@@ -1,6 +1,6 @@
 //! How often one place in the source may speak: what it says beyond that is counted, and the count is told.
 //!
-//! A guest, or a client, that can cause a line can cause a million. Each place has [`burst`] lines in [`WINDOW_MS`]; the last of them
+//! A guest, or a client, that can cause a line can cause a million. Each place has [`lines_per_window`] lines in [`WINDOW_MS`]; the last of them
 //! says that the rest is only counted. The count follows before the next line of anybody once the time is over, or when husk ends.
 //!
 //! Memory is fixed, and nothing here waits: a place is claimed and counted by single atomic exchanges, so that no vCPU stands behind
@@ -11,18 +11,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use log::{Level, Record};
 
-/// How long a burst counts, in milliseconds.
+/// The length of a window, in milliseconds.
 pub const WINDOW_MS: u64 = 5_000;
 /// Places that are told apart: more than husk and what it is made of have. Those beyond share the last one that was looked at.
-const PLACES: usize = 256;
+const SITES: usize = 256;
 /// How many of them a place may find taken.
 const PROBES: usize = 8;
-/// Bits of [`Place::window`] that count; the others are the milliseconds at which it began.
+/// Bits of [`SiteCounter::window`] that count; the others are the milliseconds at which it began.
 const COUNT_BITS: u32 = 24;
 const COUNT: u64 = (1 << COUNT_BITS) - 1;
 
 /// Lines of one place in a window. Who asks to see everything gets a thousand.
-pub fn burst(level: Level) -> u64 {
+pub fn lines_per_window(level: Level) -> u64 {
     match level {
         Level::Error | Level::Warn | Level::Info => 20,
         Level::Debug | Level::Trace => 1_000,
@@ -32,17 +32,17 @@ pub fn burst(level: Level) -> u64 {
 /// Whether a line is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// It is.
+    /// The line is written.
     Admitted,
-    /// It is, and those that follow are not.
+    /// The line is written, with a note that those that follow are not.
     Last,
-    /// It is counted.
-    LeftOut,
+    /// The line is not written: it is counted, and the count is told later.
+    Suppressed,
 }
 
-/// A place in the source that logs.
+/// A log statement: a place in the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Origin {
+pub struct CallSite {
     /// Its module.
     pub module: &'static str,
     /// Its line there.
@@ -51,7 +51,7 @@ pub struct Origin {
     pub level: Level,
 }
 
-impl Origin {
+impl CallSite {
     /// Where `record` comes from.
     pub fn of(record: &Record<'_>) -> Self {
         Self {
@@ -73,92 +73,95 @@ impl Origin {
 
 /// All places that have spoken.
 #[derive(Debug)]
-pub struct Limit {
-    places: [Place; PLACES],
+pub struct LogLimiter {
+    sites: [SiteCounter; SITES],
     /// Lines that were counted and whose number was not told yet.
     untold: AtomicU64,
 }
 
 #[derive(Debug)]
-struct Place {
+struct SiteCounter {
     /// 0 until somebody has it.
     key: AtomicU64,
     /// Set once, by whoever has claimed the key: nobody else tries, so that nobody waits.
-    origin: OnceLock<Origin>,
+    site: OnceLock<CallSite>,
     window: AtomicU64,
-    left_out: AtomicU64,
+    suppressed: AtomicU64,
 }
 
-impl Limit {
+impl LogLimiter {
     /// Nobody has spoken yet.
     pub const fn new() -> Self {
         Self {
-            places: [const {
-                Place {
+            sites: [const {
+                SiteCounter {
                     key: AtomicU64::new(0),
-                    origin: OnceLock::new(),
+                    site: OnceLock::new(),
                     window: AtomicU64::new(0),
-                    left_out: AtomicU64::new(0),
+                    suppressed: AtomicU64::new(0),
                 }
-            }; PLACES],
+            }; SITES],
             untold: AtomicU64::new(0),
         }
     }
 
-    /// Whether `origin` may speak at `now_ms`, by a clock that does not go back.
-    pub fn admit(&self, origin: &Origin, now_ms: u64) -> Admission {
-        let Some(place) = self.place(origin) else {
+    /// Whether `site` may speak at `now_ms`, by a clock that does not go back.
+    pub fn admit(&self, site: &CallSite, now_ms: u64) -> Admission {
+        let Some(counter) = self.counter(site) else {
             return Admission::Admitted;
         };
-        match place.count(now_ms) {
-            count if count < burst(origin.level) => Admission::Admitted,
-            count if count == burst(origin.level) => Admission::Last,
+        match counter.count(now_ms) {
+            count if count < lines_per_window(site.level) => Admission::Admitted,
+            count if count == lines_per_window(site.level) => Admission::Last,
             _ => {
-                place.left_out.fetch_add(1, Ordering::Relaxed);
+                counter.suppressed.fetch_add(1, Ordering::Relaxed);
                 self.untold.fetch_add(1, Ordering::Relaxed);
-                Admission::LeftOut
+                Admission::Suppressed
             }
         }
     }
 
     /// Tells how many lines were left out of places whose time is over at `now_ms`; of all places for `None`. Each count once.
-    pub fn tell(&self, now_ms: Option<u64>, mut tell: impl FnMut(Origin, u64)) {
+    pub fn report(&self, now_ms: Option<u64>, mut report: impl FnMut(CallSite, u64)) {
         if self.untold.load(Ordering::Relaxed) == 0 {
             return;
         }
-        for place in &self.places {
-            let is_due = now_ms.is_none_or(|now| place.is_over(now));
-            if !is_due || place.left_out.load(Ordering::Relaxed) == 0 {
+        for counter in &self.sites {
+            let is_due = now_ms.is_none_or(|now| counter.is_over(now));
+            if !is_due || counter.suppressed.load(Ordering::Relaxed) == 0 {
                 continue;
             }
-            let count = place.left_out.swap(0, Ordering::Relaxed);
-            if let (Some(origin), 1..) = (place.origin.get(), count) {
+            let count = counter.suppressed.swap(0, Ordering::Relaxed);
+            if let (Some(site), 1..) = (counter.site.get(), count) {
                 self.untold.fetch_sub(count, Ordering::Relaxed);
-                tell(*origin, count);
+                report(*site, count);
             }
         }
     }
 
-    fn place(&self, origin: &Origin) -> Option<&Place> {
-        let key = origin.key();
-        let first = usize::try_from(key % PLACES as u64).unwrap_or(0);
+    fn counter(&self, site: &CallSite) -> Option<&SiteCounter> {
+        let key = site.key();
+        let first = usize::try_from(key % SITES as u64).unwrap_or(0);
         let mut last = None;
-        for place in self.places.iter().cycle().skip(first).take(PROBES) {
-            match place.key.compare_exchange(0, key, Ordering::Relaxed, Ordering::Relaxed) {
+        for counter in self.sites.iter().cycle().skip(first).take(PROBES) {
+            match counter
+                .key
+                .compare_exchange(0, key, Ordering::Relaxed, Ordering::Relaxed)
+            {
                 Ok(_) => {
                     // It was claimed this moment, by this thread alone.
-                    let _ = place.origin.set(*origin);
-                    return Some(place);
+                    let _ = counter.site.set(*site);
+                    return Some(counter);
                 }
-                Err(found) if found == key => return Some(place),
-                Err(_) => last = Some(place),
+                Err(found) if found == key => return Some(counter),
+                Err(_) => last = Some(counter),
             }
         }
         last
     }
 }
 
-impl Place {
+impl SiteCounter {
     /// The number that a line has in its window, from 1 on.
     fn count(&self, now_ms: u64) -> u64 {
         let step = |seen: u64| {
@@ -184,45 +187,45 @@ impl Place {
 mod tests {
     use super::*;
 
-    fn origin(line: u32, level: Level) -> Origin {
-        Origin {
+    fn site(line: u32, level: Level) -> CallSite {
+        CallSite {
             module: "husk::test",
             line,
             level,
         }
     }
 
-    fn told(limit: &Limit, now_ms: Option<u64>) -> Vec<(u32, u64)> {
+    fn told(limiter: &LogLimiter, now_ms: Option<u64>) -> Vec<(u32, u64)> {
         let mut told = Vec::new();
-        limit.tell(now_ms, |origin, count| told.push((origin.line, count)));
+        limiter.report(now_ms, |site, count| told.push((site.line, count)));
         told
     }
 
     #[test]
     fn a_place_says_so_much_and_the_rest_is_counted_until_its_time_is_over() {
-        let limit = Limit::new();
-        let loud = origin(7, Level::Warn);
-        let most = burst(Level::Warn);
-        let admissions: Vec<Admission> = (0..most + 5).map(|at| limit.admit(&loud, 1_000 + at)).collect();
+        let limiter = LogLimiter::new();
+        let loud = site(7, Level::Warn);
+        let most = lines_per_window(Level::Warn);
+        let admissions: Vec<Admission> = (0..most + 5).map(|at| limiter.admit(&loud, 1_000 + at)).collect();
         let count = |wanted| admissions.iter().filter(|found| **found == wanted).count() as u64;
         assert_eq!(
             (
                 count(Admission::Admitted),
                 count(Admission::Last),
-                count(Admission::LeftOut)
+                count(Admission::Suppressed)
             ),
             (most - 1, 1, 5)
         );
         assert_eq!(
-            limit.admit(&origin(8, Level::Warn), 1_000),
+            limiter.admit(&site(8, Level::Warn), 1_000),
             Admission::Admitted,
             "another place"
         );
-        assert_eq!(told(&limit, Some(1_000 + WINDOW_MS - 1)), [], "not yet");
-        assert_eq!(told(&limit, Some(1_000 + WINDOW_MS)), [(7, 5)]);
-        assert_eq!(told(&limit, None), [], "once");
+        assert_eq!(told(&limiter, Some(1_000 + WINDOW_MS - 1)), [], "not yet");
+        assert_eq!(told(&limiter, Some(1_000 + WINDOW_MS)), [(7, 5)]);
+        assert_eq!(told(&limiter, None), [], "once");
         assert_eq!(
-            limit.admit(&loud, 1_000 + WINDOW_MS),
+            limiter.admit(&loud, 1_000 + WINDOW_MS),
             Admission::Admitted,
             "a new window"
         );
@@ -230,51 +233,51 @@ mod tests {
 
     #[test]
     fn what_is_left_is_told_in_the_end() {
-        let limit = Limit::new();
-        for _ in 0..burst(Level::Info) + 3 {
-            limit.admit(&origin(1, Level::Info), 0);
+        let limiter = LogLimiter::new();
+        for _ in 0..lines_per_window(Level::Info) + 3 {
+            limiter.admit(&site(1, Level::Info), 0);
         }
-        assert_eq!(told(&limit, None), [(1, 3)]);
+        assert_eq!(told(&limiter, None), [(1, 3)]);
     }
 
     #[test]
     fn whoever_debugs_sees_more() {
-        let limit = Limit::new();
-        let last = (0..burst(Level::Debug))
-            .map(|_| limit.admit(&origin(1, Level::Debug), 0))
+        let limiter = LogLimiter::new();
+        let last = (0..lines_per_window(Level::Debug))
+            .map(|_| limiter.admit(&site(1, Level::Debug), 0))
             .last();
         assert_eq!(last, Some(Admission::Last));
     }
 
     #[test]
     fn more_places_than_there_is_room_for_share_and_none_is_lost() {
-        let limit = Limit::new();
-        let lines = burst(Level::Error) + 1;
+        let limiter = LogLimiter::new();
+        let lines = lines_per_window(Level::Error) + 1;
         let mut written = 0;
         for line in 0..1_000 {
             for _ in 0..lines {
-                written += u64::from(limit.admit(&origin(line, Level::Error), 0) != Admission::LeftOut);
+                written += u64::from(limiter.admit(&site(line, Level::Error), 0) != Admission::Suppressed);
             }
         }
-        let counted: u64 = told(&limit, None).iter().map(|(_, count)| count).sum();
+        let counted: u64 = told(&limiter, None).iter().map(|(_, count)| count).sum();
         assert_eq!(written + counted, 1_000 * lines);
-        assert!(written <= PLACES as u64 * burst(Level::Error), "{written}");
+        assert!(written <= SITES as u64 * lines_per_window(Level::Error), "{written}");
     }
 
     #[test]
     fn threads_that_speak_at_once_are_counted_exactly() {
-        let limit = Limit::new();
+        let limiter = LogLimiter::new();
         let each = 10_000;
         let written: u64 = std::thread::scope(|scope| {
             let speak = || {
                 (0..each)
-                    .filter(|_| limit.admit(&origin(1, Level::Warn), 9) != Admission::LeftOut)
+                    .filter(|_| limiter.admit(&site(1, Level::Warn), 9) != Admission::Suppressed)
                     .count()
             };
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(speak)).collect();
             threads.into_iter().map(|thread| thread.join().unwrap() as u64).sum()
         });
-        assert_eq!(written, burst(Level::Warn));
-        assert_eq!(told(&limit, None), [(1, 4 * each - written)]);
+        assert_eq!(written, lines_per_window(Level::Warn));
+        assert_eq!(told(&limiter, None), [(1, 4 * each - written)]);
     }
 }

@@ -1,6 +1,6 @@
 //! The threads that serve.
 //!
-//! A queue's own thread serves what comes, one request after the other, without a word to anybody: that is the quickest way. Helpers come
+//! A queue's own thread serves what comes, one request after the other, without a word to anybody: that is the quickest way. Other workers come
 //! to it when there is more to do, at once as long as there are processors, and beyond that when a look every other millisecond finds
 //! requests that nobody takes since all threads sleep in file operations. The look is that of the thread `fs-watch`, which sleeps itself
 //! when there was nothing to do for a while, and which also hands requests in again that wait for a lock: then it looks
@@ -22,7 +22,7 @@ use super::queue::{Load, Queue};
 const TICK: Duration = Duration::from_millis(2);
 /// After so many looks that found nothing it sleeps.
 const QUIET: u32 = 20;
-/// A helper that found nothing to do for so long ends.
+/// A worker that found nothing to do for so long ends.
 const IDLE: Duration = Duration::from_secs(2);
 /// Room for the deepest file operation; only what is touched takes memory.
 const STACK: usize = 256 << 10;
@@ -32,15 +32,15 @@ thread_local! {
 }
 
 /// The threads, and the queues that they serve.
-pub(super) struct Crew {
+pub(super) struct WorkerPool {
     serve: Arc<dyn Serve>,
     queues: Vec<Queue>,
-    /// Most helpers.
-    most: usize,
+    /// Most workers.
+    max_workers: usize,
     processors: usize,
-    helpers: Mutex<Helpers>,
+    workers: Mutex<Workers>,
     /// Told when there is a task.
-    called: Condvar,
+    has_task: Condvar,
     /// Threads that serve at this moment.
     active: AtomicUsize,
     asleep: AtomicBool,
@@ -49,7 +49,7 @@ pub(super) struct Crew {
 }
 
 #[derive(Default)]
-struct Helpers {
+struct Workers {
     /// Queues that need one.
     tasks: Vec<usize>,
     idle: usize,
@@ -58,28 +58,28 @@ struct Helpers {
     refused: bool,
 }
 
-impl Crew {
-    /// Serves `queues` queues with at most `most` helpers.
+impl WorkerPool {
+    /// Serves `queues` queues with at most `max_workers` workers.
     ///
     /// # Errors
     /// The host has no thread for the watch.
-    pub fn start(serve: Arc<dyn Serve>, queues: u16, most: usize) -> std::io::Result<Arc<Self>> {
-        let crew = Arc::new(Self {
+    pub fn start(serve: Arc<dyn Serve>, queues: u16, max_workers: usize) -> std::io::Result<Arc<Self>> {
+        let pool = Arc::new(Self {
             serve,
             queues: (0..queues).map(Queue::new).collect(),
-            most,
+            max_workers,
             processors: thread::available_parallelism().map_or(1, usize::from),
-            helpers: Mutex::default(),
-            called: Condvar::new(),
+            workers: Mutex::default(),
+            has_task: Condvar::new(),
             active: AtomicUsize::new(0),
             asleep: AtomicBool::new(false),
             watch: Mutex::new(()),
             woken: Condvar::new(),
         });
-        let watch = crew.clone();
+        let watch = pool.clone();
         let builder = thread::Builder::new().name("fs-watch".into()).stack_size(STACK);
-        builder.spawn(move || watch.keep_watch())?;
-        Ok(crew)
+        builder.spawn(move || watch.run_watchdog())?;
+        Ok(pool)
     }
 
     /// A queue.
@@ -94,7 +94,7 @@ impl Crew {
     }
 
     /// Serves a queue until there is nothing in it. Called on its own thread.
-    pub fn attend(self: &Arc<Self>, index: usize) {
+    pub fn serve_queue(self: &Arc<Self>, index: usize) {
         let Some(queue) = self.queues.get(index) else { return };
         if !self.enter() {
             return;
@@ -108,7 +108,7 @@ impl Crew {
         while let Some(chain) = queue.take() {
             let load = queue.load(0);
             if load.backlog > 0 && load.serving < self.processors {
-                self.call(index);
+                self.wake_worker(index);
             }
             self.handle(queue, chain, false);
         }
@@ -142,37 +142,37 @@ impl Crew {
         }
     }
 
-    /// Has a helper look at a queue.
-    fn call(self: &Arc<Self>, index: usize) {
-        let mut helpers = lock(&self.helpers);
-        if helpers.tasks.contains(&index) {
+    /// Has a worker look at a queue.
+    fn wake_worker(self: &Arc<Self>, index: usize) {
+        let mut workers = lock(&self.workers);
+        if workers.tasks.contains(&index) {
             return;
         }
-        if helpers.tasks.len() < helpers.idle {
-            helpers.tasks.push(index);
-            self.called.notify_one();
-        } else if helpers.all < self.most {
-            self.hire(&mut helpers, index);
+        if workers.tasks.len() < workers.idle {
+            workers.tasks.push(index);
+            self.has_task.notify_one();
+        } else if workers.all < self.max_workers {
+            self.spawn_worker(&mut workers, index);
         }
     }
 
-    fn hire(self: &Arc<Self>, helpers: &mut Helpers, index: usize) {
-        let crew = self.clone();
-        let name = format!("fs-{}", helpers.all);
+    fn spawn_worker(self: &Arc<Self>, workers: &mut Workers, index: usize) {
+        let pool = self.clone();
+        let name = format!("fs-{}", workers.all);
         let builder = thread::Builder::new().name(name).stack_size(STACK);
-        match builder.spawn(move || crew.help(index)) {
-            Ok(_) => helpers.all = helpers.all.saturating_add(1),
-            Err(error) if !std::mem::replace(&mut helpers.refused, true) => {
-                log::warn!("no more than {} threads serve: {error}", helpers.all.saturating_add(1));
+        match builder.spawn(move || pool.run_worker(index)) {
+            Ok(_) => workers.all = workers.all.saturating_add(1),
+            Err(error) if !std::mem::replace(&mut workers.refused, true) => {
+                log::warn!("no more than {} threads serve: {error}", workers.all.saturating_add(1));
             }
             Err(_) => {}
         }
     }
 
-    /// The life of a helper, which begins with a task.
-    fn help(self: &Arc<Self>, mut index: usize) {
+    /// The life of a worker, which begins with a task.
+    fn run_worker(self: &Arc<Self>, mut index: usize) {
         if !self.enter() {
-            lock(&self.helpers).all -= 1;
+            lock(&self.workers).all -= 1;
             return;
         }
         loop {
@@ -191,36 +191,36 @@ impl Crew {
         }
     }
 
-    /// What is to be done next; `None` if there was nothing for a while, and the thread is no helper any more.
+    /// What is to be done next; `None` if there was nothing for a while, and the thread is no worker any more.
     fn next_task(&self) -> Option<usize> {
-        let mut helpers = lock(&self.helpers);
-        helpers.idle = helpers.idle.saturating_add(1);
+        let mut workers = lock(&self.workers);
+        workers.idle = workers.idle.saturating_add(1);
         let waited = self
-            .called
-            .wait_timeout_while(helpers, IDLE, |helpers| helpers.tasks.is_empty());
-        let (mut helpers, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        helpers.idle = helpers.idle.saturating_sub(1);
-        let task = helpers.tasks.pop();
+            .has_task
+            .wait_timeout_while(workers, IDLE, |workers| workers.tasks.is_empty());
+        let (mut workers, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        workers.idle = workers.idle.saturating_sub(1);
+        let task = workers.tasks.pop();
         if task.is_none() {
-            helpers.all = helpers.all.saturating_sub(1);
+            workers.all = workers.all.saturating_sub(1);
         }
         task
     }
 
-    fn keep_watch(self: &Arc<Self>) {
+    fn run_watchdog(self: &Arc<Self>) {
         let mut before: Vec<Load> = vec![Load::default(); self.queues.len()];
         let (mut quiet, mut waiting) = (0_u32, false);
         loop {
             match (quiet > QUIET, waiting) {
                 (false, _) => thread::sleep(TICK),
                 (true, false) => {
-                    self.sleep();
+                    self.wait_until_active();
                     quiet = 0;
                     thread::sleep(TICK);
                 }
                 // A lock of the guest's goes by a request; whether one of the host's has gone is asked now and then.
                 (true, true) => {
-                    if self.doze() {
+                    if self.wait_for_work() {
                         quiet = 0;
                     }
                 }
@@ -232,7 +232,7 @@ impl Crew {
                 let load = queue.load(generation);
                 let slow = load.taken.wrapping_sub(before.taken) < load.serving.try_into().unwrap_or(u64::MAX);
                 if load.due || load.backlog > 0 && (slow || load.serving == 0) {
-                    self.call(index);
+                    self.wake_worker(index);
                 }
                 rest &= load.backlog == 0;
                 waiting |= load.waiting > 0;
@@ -243,7 +243,7 @@ impl Crew {
     }
 
     /// Until a thread serves, which it says, or it is time to try requests again that wait for a lock.
-    fn doze(&self) -> bool {
+    fn wait_for_work(&self) -> bool {
         let guard = lock(&self.watch);
         self.asleep.store(true, Ordering::SeqCst);
         if self.active.load(Ordering::SeqCst) > 0 {
@@ -256,7 +256,7 @@ impl Crew {
     }
 
     /// Until a thread serves. What only the work before needed is given back to the host.
-    fn sleep(&self) {
+    fn wait_until_active(&self) {
         let guard = lock(&self.watch);
         self.asleep.store(true, Ordering::SeqCst);
         if self.active.load(Ordering::SeqCst) > 0 {

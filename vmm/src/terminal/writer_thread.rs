@@ -3,9 +3,9 @@
 //! Nothing tells whether a regular file takes a write at once: on a network file system whose server is away, a FUSE file
 //! system whose process has stopped or a volume that is frozen, write(2) returns when that is over, perhaps never. So
 //! what goes to a file goes into a pipe, which is full or not, and a thread writes it from there. A pipe has room and no
-//! room as every other outlet has, and whoever has something to write does with it as with those.
+//! room as every other output has, and whoever has something to write does with it as with those.
 //!
-//! The thread writes bytes in the order in which the pipe took them, and ends when the [`Writer`] is dropped and
+//! The thread writes bytes in the order in which the pipe took them, and ends when the [`WriterThread`] is dropped and
 //! everything is written. What the file does not take is lost and counted. One file, one thread: another file's file
 //! system is another's trouble.
 
@@ -29,7 +29,7 @@ use crate::seccomp::{Mode, Role};
 /// The most bytes of one write to the file.
 const CHUNK: usize = 16 << 10;
 /// How often a thread that can take no lock looks whether all is written.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What bytes are, and with it what is lost if some are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,16 +40,16 @@ pub enum Content {
     Lines,
 }
 
-/// The way to a thread that writes to a file. Usable from any thread.
+/// Has a thread write to a file. Usable from any thread.
 #[derive(Debug)]
-pub struct Writer {
+pub struct WriterThread {
     pipe: File,
-    progress: Progress,
+    progress: WriteProgress,
 }
 
-/// How far a [`Writer`]'s thread has come. Keeps neither the file nor the thread.
+/// How far a [`WriterThread`]'s thread has come. Keeps neither the file nor the thread.
 #[derive(Clone)]
-pub struct Progress(Arc<Shared>);
+pub struct WriteProgress(Arc<Shared>);
 
 struct Shared {
     /// Bytes that the pipe has taken, and those of them that are written or lost.
@@ -60,7 +60,7 @@ struct Shared {
     /// Why something was lost last, an errno; 0 while nothing was.
     error: AtomicI32,
     lost_bytes: Mutex<Arc<Counter>>,
-    /// Losses that lines tell of which may not be written yet.
+    /// LostLines that lines tell of which may not be written yet.
     told: Mutex<Told>,
     /// For those who wait for `done`.
     gate: Mutex<()>,
@@ -77,14 +77,14 @@ struct Told {
 
 /// What a thread could not write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Unwritten {
-    /// Lines.
+pub struct UnwrittenLines {
+    /// Lines that were lost since this was asked for last.
     pub lines: u64,
     /// Lines that were lost before, of which lines told that are lost now.
     pub untold: u64,
 }
 
-impl Writer {
+impl WriterThread {
     /// Starts a thread that writes by `write`, which says how many bytes it took and may wait, and that is confined as
     /// `seccomp` says.
     ///
@@ -99,7 +99,7 @@ impl Writer {
         let pipe = File::from(OwnedFd::from(writer));
         // This end alone: the thread waits.
         ioctl_fionbio(&pipe, true)?;
-        let progress = Progress(Arc::new(Shared {
+        let progress = WriteProgress(Arc::new(Shared {
             taken: AtomicU64::new(0),
             done: AtomicU64::new(0),
             lost_lines: AtomicU64::new(0),
@@ -149,14 +149,14 @@ impl Writer {
     }
 
     /// How far the thread has come.
-    pub fn progress(&self) -> &Progress {
+    pub fn progress(&self) -> &WriteProgress {
         &self.progress
     }
 }
 
-impl Progress {
+impl WriteProgress {
     /// Whether both are of one thread.
-    pub fn is(&self, other: &Self) -> bool {
+    pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
@@ -180,7 +180,7 @@ impl Progress {
         true
     }
 
-    /// As [`Progress::wait`], for a signal handler: no lock, no allocation.
+    /// As [`WriteProgress::wait`], for a signal handler: no lock, no allocation.
     pub fn wait_unlocked(&self, limit: Duration) -> bool {
         let target = self.taken();
         let deadline = Instant::now() + limit;
@@ -188,13 +188,13 @@ impl Progress {
             if Instant::now() >= deadline {
                 return false;
             }
-            pause(LOOK_AGAIN);
+            pause(POLL_INTERVAL);
         }
         true
     }
 
     /// Takes note that what was written last tells of `lines` that were lost, in `notices` lines of their own.
-    pub fn tell(&self, lines: u64, notices: u64) {
+    pub fn record_reported(&self, lines: u64, notices: u64) {
         let mut told = lock(&self.0.told);
         told.lines = told.lines.saturating_add(lines);
         told.notices = told.notices.saturating_add(notices);
@@ -202,7 +202,7 @@ impl Progress {
 
     /// Takes the number of lines that were lost since it was asked for last. A file that fails does so for all that is on
     /// its way: what was told meanwhile is to be told again.
-    pub fn take_unwritten(&self) -> Unwritten {
+    pub fn take_unwritten(&self) -> UnwrittenLines {
         let mut told = lock(&self.0.told);
         let is_done = self.is_done_to(self.taken());
         let lost = self.0.lost_lines.swap(0, Ordering::Relaxed);
@@ -210,11 +210,11 @@ impl Progress {
             if is_done {
                 *told = Told::default();
             }
-            return Unwritten::default();
+            return UnwrittenLines::default();
         }
         let Told { lines: untold, notices } = std::mem::take(&mut *told);
         let lines = lost.saturating_sub(notices);
-        Unwritten { lines, untold }
+        UnwrittenLines { lines, untold }
     }
 
     /// Why something was lost last, if something was.
@@ -254,10 +254,10 @@ impl Progress {
     }
 }
 
-impl fmt::Debug for Progress {
+impl fmt::Debug for WriteProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let done = self.0.done.load(Ordering::Relaxed);
-        f.debug_struct("Progress")
+        f.debug_struct("WriteProgress")
             .field("taken", &self.taken())
             .field("done", &done)
             .finish_non_exhaustive()
@@ -268,7 +268,7 @@ impl fmt::Debug for Progress {
 struct Tail<W> {
     content: Content,
     write: W,
-    progress: Progress,
+    progress: WriteProgress,
     /// The last byte that was written ends no line.
     is_mid_line: bool,
     /// Something was lost since then.
@@ -358,13 +358,13 @@ impl<W: FnMut(&[u8]) -> io::Result<usize>> Tail<W> {
     }
 }
 
-impl AsFd for Writer {
+impl AsFd for WriterThread {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pipe.as_fd()
     }
 }
 
-impl AsRawFd for Writer {
+impl AsRawFd for WriterThread {
     /// A descriptor that is writable while there is room.
     fn as_raw_fd(&self) -> RawFd {
         self.pipe.as_raw_fd()
@@ -372,5 +372,5 @@ impl AsRawFd for Writer {
 }
 
 #[cfg(test)]
-#[path = "writer_test.rs"]
+#[path = "writer_thread_test.rs"]
 mod tests;

@@ -16,75 +16,75 @@ use super::error::{ApiError, Kind};
 pub type Outcome = Result<Reply, ApiError>;
 
 /// A queue between two threads whose receiver can be watched.
-struct Queue<T> {
+struct QueueReceiver<T> {
     items: Receiver<T>,
-    bell: Arc<EventFd>,
+    eventfd: Arc<EventFd>,
 }
 
-/// The other end of a [`Queue`].
-struct Feeder<T> {
+/// The other end of a [`QueueReceiver`].
+struct QueueSender<T> {
     items: Sender<T>,
-    bell: Arc<EventFd>,
+    eventfd: Arc<EventFd>,
 }
 
-fn queue<T>() -> io::Result<(Feeder<T>, Queue<T>)> {
-    let bell = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-    let (sender, items) = mpsc::channel();
-    let feeder = Feeder {
-        items: sender,
-        bell: bell.clone(),
+fn queue<T>() -> io::Result<(QueueSender<T>, QueueReceiver<T>)> {
+    let eventfd = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+    let (items_sender, items) = mpsc::channel();
+    let sender = QueueSender {
+        items: items_sender,
+        eventfd: eventfd.clone(),
     };
-    Ok((feeder, Queue { items, bell }))
+    Ok((sender, QueueReceiver { items, eventfd }))
 }
 
-impl<T> Clone for Feeder<T> {
+impl<T> Clone for QueueSender<T> {
     fn clone(&self) -> Self {
         Self {
             items: self.items.clone(),
-            bell: self.bell.clone(),
+            eventfd: self.eventfd.clone(),
         }
     }
 }
 
-impl<T> Feeder<T> {
+impl<T> QueueSender<T> {
     /// Hands `item` over; gives it back when nobody will ever take it.
     fn send(&self, item: T) -> Result<(), T> {
         self.items.send(item).map_err(|refused| refused.0)?;
         // Fails only when the counter is full, which wakes the reader just as well.
-        let _ = self.bell.write(1);
+        let _ = self.eventfd.write(1);
         Ok(())
     }
 }
 
-impl<T> Queue<T> {
+impl<T> QueueReceiver<T> {
     fn next(&self) -> Option<T> {
         if let Ok(item) = self.items.try_recv() {
             return Some(item);
         }
-        // Silenced before the last look: what comes after that look rings again.
-        let _ = self.bell.read();
+        // Silenced before the last look: what comes after that look wakes again.
+        let _ = self.eventfd.read();
         self.items.try_recv().ok()
     }
 }
 
 /// The commands that wait to be carried out, in the order of their arrival. Dropped, it refuses them, and no client finds the
 /// socket any more.
-pub struct Inbox {
-    requests: Queue<Request>,
+pub struct CommandReceiver {
+    requests: QueueReceiver<Request>,
     /// The names under which clients find the server.
     files: Cell<Vec<SocketFile>>,
 }
 
 /// Where the API puts commands.
 #[derive(Clone)]
-pub(super) struct Outbox(Feeder<Request>);
+pub(super) struct CommandSender(QueueSender<Request>);
 
 /// The answers that wait to be sent.
-pub(super) struct Answers(Queue<Answer>);
+pub(super) struct AnswerReceiver(QueueReceiver<Answer>);
 
 /// Where answers are put.
 #[derive(Clone)]
-pub(super) struct Mailbox(Feeder<Answer>);
+pub(super) struct AnswerSender(QueueSender<Answer>);
 
 /// What came of the command of one connection.
 #[derive(Debug, PartialEq)]
@@ -96,43 +96,43 @@ pub(super) struct Answer {
 }
 
 /// A pair of ends for commands.
-pub(super) fn commands(files: Vec<SocketFile>) -> io::Result<(Outbox, Inbox)> {
-    let (feeder, requests) = queue()?;
+pub(super) fn command_queue(files: Vec<SocketFile>) -> io::Result<(CommandSender, CommandReceiver)> {
+    let (sender, requests) = queue()?;
     let files = Cell::new(files);
-    Ok((Outbox(feeder), Inbox { requests, files }))
+    Ok((CommandSender(sender), CommandReceiver { requests, files }))
 }
 
 /// A pair of ends for answers.
-pub(super) fn answers() -> io::Result<(Mailbox, Answers)> {
-    let (feeder, queue) = queue()?;
-    Ok((Mailbox(feeder), Answers(queue)))
+pub(super) fn answer_queue() -> io::Result<(AnswerSender, AnswerReceiver)> {
+    let (sender, queue) = queue()?;
+    Ok((AnswerSender(sender), AnswerReceiver(queue)))
 }
 
-impl Inbox {
+impl CommandReceiver {
     /// The next command, without blocking. Once it has said `None`, the descriptor is quiet until there is another one.
     pub fn next(&self) -> Option<Request> {
         self.requests.next()
     }
 
     /// Removes the sockets' files: whoever looks for it from now on finds nothing. Those who are connected stay so.
-    pub fn close(&self) {
+    pub fn unlink_sockets(&self) {
         self.files.take();
     }
 }
 
 /// Readable while a command waits.
-impl AsRawFd for Inbox {
+impl AsRawFd for CommandReceiver {
     fn as_raw_fd(&self) -> RawFd {
-        self.requests.bell.as_raw_fd()
+        self.requests.eventfd.as_raw_fd()
     }
 }
 
-impl Outbox {
-    /// Queues a command. Its answer will come to `mailbox`, in any case.
-    pub(super) fn send(&self, command: Command, connection: u64, mailbox: &Mailbox) {
+impl CommandSender {
+    /// Queues a command. Its answer will come to `answer_sender`, in any case.
+    pub(super) fn send(&self, command: Command, connection: u64, answer_sender: &AnswerSender) {
         let respond = Responder {
             connection,
-            mailbox: mailbox.clone(),
+            answer_sender: answer_sender.clone(),
             answered: false,
         };
         // When nobody takes commands any more, the request is dropped here, and answers so.
@@ -140,22 +140,22 @@ impl Outbox {
     }
 }
 
-impl Mailbox {
-    /// Rings as an answer does: for what else the thread that sends answers has to send.
-    pub(super) fn bell(&self) -> Arc<EventFd> {
-        self.0.bell.clone()
+impl AnswerSender {
+    /// Readable as of an answer: for what else the thread that sends answers has to send.
+    pub(super) fn eventfd(&self) -> Arc<EventFd> {
+        self.0.eventfd.clone()
     }
 }
 
-impl Answers {
+impl AnswerReceiver {
     pub(super) fn next(&self) -> Option<Answer> {
         self.0.next()
     }
 }
 
-impl AsRawFd for Answers {
+impl AsRawFd for AnswerReceiver {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.bell.as_raw_fd()
+        self.0.eventfd.as_raw_fd()
     }
 }
 
@@ -170,7 +170,7 @@ pub struct Request {
 /// Takes one answer. Dropped without one, it answers 500: a client never waits in vain.
 pub struct Responder {
     connection: u64,
-    mailbox: Mailbox,
+    answer_sender: AnswerSender,
     answered: bool,
 }
 
@@ -183,7 +183,7 @@ impl Responder {
     fn answer(&mut self, outcome: Outcome) {
         self.answered = true;
         // Nobody reads answers when the API has ended.
-        let _ = self.mailbox.0.send(Answer {
+        let _ = self.answer_sender.0.send(Answer {
             connection: self.connection,
             outcome,
         });
@@ -202,5 +202,5 @@ impl Drop for Responder {
 }
 
 #[cfg(test)]
-#[path = "inbox_test.rs"]
+#[path = "queue_test.rs"]
 mod tests;

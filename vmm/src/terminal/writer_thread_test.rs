@@ -8,10 +8,10 @@ struct Slow {
     writes: Receiver<Vec<u8>>,
 }
 
-fn slow(content: Content) -> (Slow, Writer) {
+fn slow(content: Content) -> (Slow, WriterThread) {
     let (answers, answer) = channel();
     let (told, writes) = channel();
-    let writer = Writer::start(content, Mode::Off, move |bytes: &[u8]| {
+    let writer = WriterThread::start(content, Mode::Off, move |bytes: &[u8]| {
         // Nobody listens any more when a test has ended.
         let _ = told.send(bytes.to_vec());
         answer.recv().unwrap_or(Ok(bytes.len()))
@@ -28,7 +28,7 @@ fn full() -> io::Error {
 }
 
 /// Writes until nothing is taken any more; what was.
-fn fill(writer: &Writer) -> Vec<u8> {
+fn fill(writer: &WriterThread) -> Vec<u8> {
     let mut taken = Vec::new();
     loop {
         let next = format!("{:07}\n", taken.len());
@@ -133,15 +133,15 @@ fn a_notice_that_is_lost_is_to_be_told_again_and_is_no_lost_line() {
         assert!(progress.wait(soon()));
     };
     lost(b"a\nb\n");
-    assert_eq!(progress.take_unwritten(), Unwritten { lines: 2, untold: 0 });
+    assert_eq!(progress.take_unwritten(), UnwrittenLines { lines: 2, untold: 0 });
     lost(b"2 were lost\nc\n");
-    progress.tell(2, 1);
-    assert_eq!(progress.take_unwritten(), Unwritten { lines: 1, untold: 2 });
+    progress.record_reported(2, 1);
+    assert_eq!(progress.take_unwritten(), UnwrittenLines { lines: 1, untold: 2 });
     writer.write(b"3 were lost\nd\n").unwrap();
-    progress.tell(3, 1);
+    progress.record_reported(3, 1);
     slow.answers.send(Ok(14)).unwrap();
     assert!(progress.wait(soon()));
-    assert_eq!(progress.take_unwritten(), Unwritten::default());
+    assert_eq!(progress.take_unwritten(), UnwrittenLines::default());
     lost(b"e\n");
-    assert_eq!(progress.take_unwritten(), Unwritten { lines: 1, untold: 0 });
+    assert_eq!(progress.take_unwritten(), UnwrittenLines { lines: 1, untold: 0 });
 }

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use super::fields::{self, Shape};
 use super::json::{self, JsonError};
 use super::validate::ConfigError;
-use super::{DiskConfig, FsConfig, NetConfig, PmemConfig, Rest, VmConfig, VsockConfig, unsupported};
+use super::{DiskConfig, ExtraFields, FsConfig, NetConfig, PmemConfig, VmConfig, VsockConfig, unsupported};
 
 /// Where a [`VmConfig`] has the devices of one kind: any number of them, or one at most.
-trait Shelf<T> {
+trait DeviceField<T> {
     /// Whether there is room for no more.
     fn is_full(&self) -> bool;
     fn put(&mut self, device: T);
@@ -17,7 +17,7 @@ trait Shelf<T> {
     fn place(field: &str, number: usize) -> String;
 }
 
-impl<T> Shelf<T> for Vec<T> {
+impl<T> DeviceField<T> for Vec<T> {
     fn is_full(&self) -> bool {
         false
     }
@@ -35,7 +35,7 @@ impl<T> Shelf<T> for Vec<T> {
     }
 }
 
-impl<T> Shelf<T> for Option<T> {
+impl<T> DeviceField<T> for Option<T> {
     fn is_full(&self) -> bool {
         self.is_some()
     }
@@ -108,9 +108,9 @@ macro_rules! kinds {
             }
 
             /// What was sent of it beside the fields that husk reads, and the names of all.
-            pub(super) fn rest(&self) -> (&Rest, &'static Shape) {
+            pub(super) fn extra(&self) -> (&ExtraFields, &'static Shape) {
                 match self {
-                    $(Self::$kind(device) => (&device.rest, &fields::$shape),)*
+                    $(Self::$kind(device) => (&device.extra, &fields::$shape),)*
                 }
             }
 
@@ -139,8 +139,8 @@ macro_rules! kinds {
             /// Gives every device without a name one that no other has: `_disk0`, `_net1` and so on.
             pub fn name_devices(&mut self) {
                 let taken: BTreeSet<String> = self.ids().map(str::to_owned).collect();
-                let mut fresh = Fresh(taken);
-                $(self.$field.iter_mut().for_each(|device| fresh.name($name, &mut device.id));)*
+                let mut names = NameAllocator(taken);
+                $(self.$field.iter_mut().for_each(|device| names.name($name, &mut device.id));)*
             }
 
             /// Whether a VM has no more devices of the kind of `device` than it has now.
@@ -191,7 +191,7 @@ kinds! {
     Vsock: "vsock", VsockConfig in vsock, VSOCK, descriptors: false;
 }
 
-fn place<T, S: Shelf<T>>(_shelf: &S, field: &str, number: usize) -> String {
+fn place<T, S: DeviceField<T>>(_field: &S, field: &str, number: usize) -> String {
     S::place(field, number)
 }
 
@@ -208,26 +208,26 @@ impl NewDevice {
 impl VmConfig {
     /// The first name that two devices share.
     pub fn duplicate_id(&self) -> Option<&str> {
-        first_twice(self.ids())
+        first_duplicate(self.ids())
     }
 
     /// Gives `device` a name, unless it has one, that no device here has.
     pub fn name(&self, device: &mut NewDevice) {
         let kind = device.kind();
-        Fresh(self.ids().map(str::to_owned).collect()).name(kind, device.id_mut());
+        NameAllocator(self.ids().map(str::to_owned).collect()).name(kind, device.id_mut());
     }
 }
 
 /// The first of `names` that came before.
-pub(super) fn first_twice<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(super) fn first_duplicate<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let mut seen = BTreeSet::new();
     names.into_iter().find(|name| !seen.insert(*name))
 }
 
 /// Names that are taken, and the next one that is not.
-struct Fresh(BTreeSet<String>);
+struct NameAllocator(BTreeSet<String>);
 
-impl Fresh {
+impl NameAllocator {
     fn name(&mut self, kind: &str, id: &mut Option<String>) {
         if id.is_none() {
             let mut names = (0..=self.0.len()).map(|number| format!("_{kind}{number}"));

@@ -4,44 +4,44 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use super::*;
 
-/// What a sink holds.
+/// What an output holds.
 const BACKLOG_BYTES: usize = 256 << 10;
-/// More than a socket, a terminal and a sink hold.
+/// More than a socket, a terminal and an output hold.
 const MUCH: usize = 2 << 20;
 
 struct Port {
     folder: tempfile::TempDir,
-    outputs: StdoutSink,
-    line: Line,
-    sink: PortSink,
+    outputs: ProcessOutputs,
+    chardev: Chardev,
+    output: PortOutput,
 }
 
 impl Port {
     fn socket() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let outputs = StdoutSink::over(None).unwrap();
-        let (line, sink) = Line::listen(&folder.path().join("s"), &outputs).unwrap();
+        let outputs = ProcessOutputs::wrap(None).unwrap();
+        let (chardev, output) = Chardev::listen(&folder.path().join("s"), &outputs).unwrap();
         Self {
             folder,
             outputs,
-            line,
-            sink,
+            chardev,
+            output,
         }
     }
 
     fn terminal() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let outputs = StdoutSink::over(None).unwrap();
-        let (line, sink) = Line::terminal(&outputs).unwrap();
+        let outputs = ProcessOutputs::wrap(None).unwrap();
+        let (chardev, output) = Chardev::open_pty(&outputs).unwrap();
         Self {
             folder,
             outputs,
-            line,
-            sink,
+            chardev,
+            output,
         }
     }
 
-    /// A client that the line has taken.
+    /// A client that the chardev has taken.
     fn client(&mut self) -> UnixStream {
         let client = UnixStream::connect(self.folder.path().join("s")).unwrap();
         client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -54,22 +54,22 @@ impl Port {
     fn slave(&self) -> File {
         let mut options = File::options();
         options.read(true).write(true).custom_flags(libc::O_NOCTTY);
-        options.open(self.line.path().unwrap()).unwrap()
+        options.open(self.chardev.path().unwrap()).unwrap()
     }
 
     /// Whether the main loop would be woken.
     fn is_ready(&self) -> bool {
-        ready(&self.line) || ready(&self.outputs)
+        ready(&self.chardev) || ready(&self.outputs)
     }
 
-    /// Serves the line as the main loop does, until nothing is ready; what was typed. The guest has room for all.
+    /// Serves the chardev as the main loop does, until nothing is ready; what was typed. The guest has room for all.
     fn rounds(&mut self) -> Vec<u8> {
         let mut typed = Vec::new();
         for _ in 0..10_000 {
             if !self.is_ready() {
                 return typed;
             }
-            self.line.serve(|bytes| {
+            self.chardev.serve(|bytes| {
                 typed.extend(bytes);
                 bytes.len()
             });
@@ -91,7 +91,7 @@ impl Port {
     /// Prints without end; how many bytes were taken.
     fn flood(&mut self) -> usize {
         let mut taken = 0;
-        while let Ok(count) = self.sink.write(&[b'x'; 1000]) {
+        while let Ok(count) = self.output.write(&[b'x'; 1000]) {
             taken += count;
             assert!(taken < MUCH, "nothing is ever refused");
         }
@@ -115,10 +115,10 @@ fn read(from: &mut impl Read, count: usize) -> Vec<u8> {
 #[test]
 fn a_client_reads_what_was_printed_before_it_came_and_types() {
     let mut port = Port::socket();
-    port.sink.write_all(b"boot ").unwrap();
+    port.output.write_all(b"boot ").unwrap();
     assert!(!port.is_ready(), "nobody has come");
     let mut client = port.client();
-    port.sink.write_all(b"login: ").unwrap();
+    port.output.write_all(b"login: ").unwrap();
     assert_eq!(read(&mut client, 12), b"boot login: ");
     client.write_all(b"root\x01x\n").unwrap();
     assert_eq!(port.rounds(), b"root\x01x\n");
@@ -140,7 +140,7 @@ fn where_nobody_reads_the_guest_goes_on_and_a_bounded_rest_is_kept() {
     drop(client);
     assert_eq!(port.rounds(), b"");
     // The next one is told what was left.
-    port.sink.write_all(b"!").unwrap_err();
+    port.output.write_all(b"!").unwrap_err();
     let mut next = port.client();
     assert_eq!(read(&mut next, 1000), [b'x'; 1000]);
 }
@@ -152,10 +152,10 @@ fn a_client_that_goes_while_the_guest_prints_leaves_what_waited_to_the_next_one(
     let kept = port.flood();
     // It has gone, and the main thread does not know yet.
     drop(client);
-    assert_eq!(port.sink.write(b"x").unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    assert_eq!(port.output.write(b"x").unwrap_err().kind(), io::ErrorKind::WouldBlock);
     assert!(
-        ready(&port.line) && !ready(&port.outputs),
-        "only the line has something to do"
+        ready(&port.chardev) && !ready(&port.outputs),
+        "only the chardev has something to do"
     );
     port.rounds();
     let mut next = port.client();
@@ -169,7 +169,7 @@ fn a_client_that_goes_while_the_guest_prints_leaves_what_waited_to_the_next_one(
     // Likewise the first word to one that has gone.
     let mut port = Port::socket();
     drop(port.client());
-    port.sink.write_all(b"login: ").unwrap();
+    port.output.write_all(b"login: ").unwrap();
     port.rounds();
     assert_eq!(read(&mut port.client(), 7), b"login: ");
 }
@@ -179,7 +179,7 @@ fn a_client_that_comes_takes_the_line_over() {
     let mut port = Port::socket();
     let mut first = port.client();
     let mut second = port.client();
-    port.sink.write_all(b"who?").unwrap();
+    port.output.write_all(b"who?").unwrap();
     assert_eq!(first.read(&mut [0; 4]).unwrap(), 0, "hung up on");
     assert_eq!(read(&mut second, 4), b"who?");
     second.write_all(b"me").unwrap();
@@ -194,7 +194,7 @@ fn clients_come_and_go_and_none_is_told_of_for_ever() {
         write!(client, "{round}").unwrap();
         drop(client);
         assert_eq!(port.rounds(), round.to_string().as_bytes());
-        assert!(port.line.source.is_none());
+        assert!(port.chardev.source.is_none());
     }
 }
 
@@ -204,7 +204,7 @@ fn a_client_that_types_no_more_reads_on() {
     let mut client = port.client();
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(port.rounds(), b"");
-    port.sink.write_all(b"still here").unwrap();
+    port.output.write_all(b"still here").unwrap();
     assert_eq!(read(&mut client, 10), b"still here");
     // One that reads no more may type.
     let mut client = port.client();
@@ -224,20 +224,20 @@ fn keys_for_a_guest_without_room_stay_with_whoever_types() {
         if !port.is_ready() {
             break;
         }
-        assert!(port.line.serve(|_| 0), "to be offered again");
+        assert!(port.chardev.serve(|_| 0), "to be offered again");
     }
     assert!(!port.is_ready(), "the loop does not spin");
-    assert_eq!(port.line.typed.len(), TYPED_BYTES);
+    assert_eq!(port.chardev.typed.len(), TYPED_BYTES);
     // It goes in the meantime: what it has typed comes, and its end is told once.
     drop(client);
     assert!(!port.is_ready());
     let mut typed = 0;
-    while port.line.serve(|bytes| {
+    while port.chardev.serve(|bytes| {
         typed += bytes.len().min(100);
         bytes.len().min(100)
     }) || port.is_ready()
     {}
-    assert!(typed > TYPED_BYTES && port.line.source.is_none());
+    assert!(typed > TYPED_BYTES && port.chardev.source.is_none());
 }
 
 #[test]
@@ -248,11 +248,14 @@ fn a_socket_goes_with_its_line_and_the_last_words_reach_the_client() {
     let mut client = port.client();
     let kept = port.flood();
     let Port {
-        outputs, line, sink, ..
+        outputs,
+        chardev,
+        output,
+        ..
     } = port;
-    drop(line);
+    drop(chardev);
     assert!(!path.exists());
-    drop(sink);
+    drop(output);
     let reader = thread::spawn(move || read(&mut client, kept).len());
     outputs.finish(Instant::now() + Duration::from_secs(60));
     assert_eq!(reader.join().unwrap(), kept);
@@ -261,11 +264,14 @@ fn a_socket_goes_with_its_line_and_the_last_words_reach_the_client() {
 #[test]
 fn the_end_does_not_wait_for_a_client_that_never_came() {
     let mut port = Port::socket();
-    port.sink.write_all(b"nobody hears this").unwrap();
+    port.output.write_all(b"nobody hears this").unwrap();
     let Port {
-        outputs, line, sink, ..
+        outputs,
+        chardev,
+        output,
+        ..
     } = port;
-    drop((line, sink));
+    drop((chardev, output));
     assert!(!ready(&outputs));
     outputs.finish(Instant::now() + Duration::from_secs(600));
 }
@@ -273,10 +279,10 @@ fn the_end_does_not_wait_for_a_client_that_never_came() {
 #[test]
 fn a_terminal_carries_both_ways_without_an_echo() {
     let mut port = Port::terminal();
-    let found = port.line.path().unwrap().metadata().unwrap();
+    let found = port.chardev.path().unwrap().metadata().unwrap();
     assert!(found.file_type().is_char_device());
     assert_eq!(found.mode() & 0o777, 0o600, "nobody else types");
-    port.sink.write_all(b"login: \n").unwrap();
+    port.output.write_all(b"login: \n").unwrap();
     let mut slave = port.slave();
     assert_eq!(read(&mut slave, 8), b"login: \n");
     slave.write_all(b"root\r\x03").unwrap();
@@ -289,7 +295,7 @@ fn whoever_leaves_a_terminal_hangs_nothing_up() {
     for _ in 0..3 {
         drop(port.slave());
         assert!(!port.is_ready());
-        port.sink.write_all(b"x").unwrap();
+        port.output.write_all(b"x").unwrap();
     }
     assert_eq!(read(&mut port.slave(), 3), b"xxx");
     let kept = port.flood();
@@ -301,11 +307,14 @@ fn whoever_leaves_a_terminal_hangs_nothing_up() {
 fn the_end_waits_for_the_reader_of_a_terminal() {
     let mut port = Port::terminal();
     let mut slave = port.slave();
-    port.sink.write_all(b"last words").unwrap();
+    port.output.write_all(b"last words").unwrap();
     let Port {
-        outputs, line, sink, ..
+        outputs,
+        chardev,
+        output,
+        ..
     } = port;
-    drop((line, sink));
+    drop((chardev, output));
     let reader = thread::spawn(move || read(&mut slave, 10));
     outputs.finish(Instant::now() + Duration::from_secs(60));
     drop(outputs);
@@ -316,7 +325,7 @@ fn the_end_waits_for_the_reader_of_a_terminal() {
 fn what_is_at_the_path_already_is_named() {
     let port = Port::socket();
     let path = port.folder.path().join("s");
-    let error = Line::listen(&path, &port.outputs).unwrap_err();
+    let error = Chardev::listen(&path, &port.outputs).unwrap_err();
     assert!(matches!(error, BindError::InUse(_)), "{error}");
 }
 
@@ -326,10 +335,10 @@ fn a_client_that_could_not_be_taken_wakes_nobody_and_is_tried_again() {
     let _client = UnixStream::connect(port.folder.path().join("s")).unwrap();
     assert!(port.is_ready());
     // As after accept(2) has failed, when this process has no descriptor left.
-    port.line.close_door();
-    assert!(port.line.is_door_closed() && !port.is_ready());
-    port.line.serve(|_| 0);
-    assert!(!port.line.is_door_closed());
+    port.chardev.refuse_clients();
+    assert!(port.chardev.is_refusing_clients() && !port.is_ready());
+    port.chardev.serve(|_| 0);
+    assert!(!port.chardev.is_refusing_clients());
     port.rounds();
-    assert!(port.line.source.is_some());
+    assert!(port.chardev.source.is_some());
 }

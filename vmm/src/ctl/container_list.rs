@@ -4,14 +4,14 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::client::{Client, ClientError};
-use crate::pod::List;
+use crate::pod::PodContainers;
 
 /// How often a change is tried again that others have come before.
 const TRIES: u32 = 100;
 
 /// Why the list cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum NoteError {
+pub enum ContainerListError {
     /// It was not answered.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -22,26 +22,27 @@ pub enum NoteError {
 
 /// The list, and which one it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Note {
+pub struct ContainerList {
     /// How often it has been changed.
     pub revision: u64,
-    /// What it says.
-    pub list: List,
+    /// The containers, and the size of the pod without them.
+    pub list: PodContainers,
 }
 
 #[derive(Deserialize)]
 struct Answer {
     revision: u64,
-    containers: Option<List>,
+    containers: Option<PodContainers>,
 }
 
-impl Note {
+impl ContainerList {
     /// Reads it.
     ///
     /// # Errors
     /// There is no VM, no answer, or no list of ours.
-    pub fn read(client: &mut Client) -> Result<Self, NoteError> {
-        let answer: Answer = serde_json::from_value(client.get("vm.containers")?).map_err(NoteError::Foreign)?;
+    pub fn read(client: &mut Client) -> Result<Self, ContainerListError> {
+        let answer: Answer =
+            serde_json::from_value(client.get("vm.containers")?).map_err(ContainerListError::Foreign)?;
         Ok(Self {
             revision: answer.revision,
             list: answer.containers.unwrap_or_default(),
@@ -51,19 +52,19 @@ impl Note {
     /// Changes it by `edit`, which is asked again when somebody else has changed it meanwhile.
     ///
     /// # Errors
-    /// What `edit` says; or as [`Note::read`].
-    pub fn change<E: From<NoteError>>(
+    /// What `edit` says; or as [`ContainerList::read`].
+    pub fn change<E: From<ContainerListError>>(
         client: &mut Client,
-        mut edit: impl FnMut(&mut List) -> Result<(), E>,
+        mut edit: impl FnMut(&mut PodContainers) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut tries = 0;
         loop {
-            let mut note = Self::read(client)?;
-            edit(&mut note.list)?;
-            let body = json!({"revision": note.revision, "containers": note.list});
+            let mut kept = Self::read(client)?;
+            edit(&mut kept.list)?;
+            let body = json!({"revision": kept.revision, "containers": kept.list});
             match client.put("vm.set-containers", Some(&body)) {
                 Err(error) if error.status() == Some(409) && tries < TRIES => tries += 1,
-                answer => return answer.map(drop).map_err(|e| NoteError::from(e).into()),
+                answer => return answer.map(drop).map_err(|e| ContainerListError::from(e).into()),
             }
         }
     }

@@ -3,18 +3,18 @@
 use std::fs;
 use std::time::Duration;
 
-use super::process::Husk;
+use super::process::HuskProcess;
 use crate::ctl::client::{Client, ClientError};
 use crate::ctl::status::Status;
 use crate::procfs;
 
-/// What is known.
+/// One husk at one moment: what its API says, and what `/proc` says.
 #[derive(Clone, Debug)]
-pub struct Look {
-    /// Whose.
-    pub husk: Husk,
+pub struct Snapshot {
+    /// The process that was looked at.
+    pub husk: HuskProcess,
     /// What it says of itself.
-    pub said: Said,
+    pub reported: ReportedState,
     /// Memory that it has resident, guest RAM included, in bytes.
     pub resident: Option<u64>,
     /// What of it is no guest RAM: anonymous memory of husk's own, and page tables.
@@ -23,8 +23,8 @@ pub struct Look {
 
 /// What a husk says of itself.
 #[derive(Clone, Debug, Default)]
-pub struct Said {
-    /// In a word: `Running` and so on, or why there is no such word.
+pub struct ReportedState {
+    /// `Running` and so on as `vm.info` has it, or why there is no such word: `no VM`, `no answer`, …
     pub state: String,
     /// The version.
     pub version: Option<String>,
@@ -38,13 +38,13 @@ pub struct Said {
     pub shared: bool,
 }
 
-impl Look {
+impl Snapshot {
     /// Looks at `husk`, which is given `patience` for each of three answers.
-    pub fn at(husk: Husk, patience: Duration) -> Self {
-        let said = Said::ask(&husk, patience);
+    pub fn take(husk: HuskProcess, patience: Duration) -> Self {
+        let reported = ReportedState::query(&husk, patience);
         let sum = |names: &[&str]| names.iter().map(|name| husk.status_bytes(name)).sum::<Option<u64>>();
         let resident = sum(&["RssAnon:", "RssShmem:", "RssFile:"]);
-        let own = if said.shared {
+        let own = if reported.shared {
             husk.status_bytes("RssAnon:")
         } else {
             let maps = fs::read_to_string(husk.folder.join("smaps"));
@@ -53,23 +53,23 @@ impl Look {
         let overhead = own.and_then(|own| Some(own.saturating_add(husk.status_bytes("VmPTE:")?)));
         Self {
             husk,
-            said,
+            reported,
             resident,
             overhead,
         }
     }
 }
 
-impl Said {
-    fn ask(husk: &Husk, patience: Duration) -> Self {
-        let mut said = Self::default();
+impl ReportedState {
+    fn query(husk: &HuskProcess, patience: Duration) -> Self {
+        let mut reported = Self::default();
         let Some(socket) = &husk.reachable_socket() else {
             return Self {
                 state: "no API".into(),
-                ..said
+                ..reported
             };
         };
-        let answered = Client::connect(socket, patience).and_then(|mut client| said.fill(husk, &mut client));
+        let answered = Client::connect(socket, patience).and_then(|mut client| reported.fill(husk, &mut client));
         if let Err(error) = answered {
             let silent = matches!(error, ClientError::Silent { .. } | ClientError::Busy { .. });
             let why = match (husk.state, silent) {
@@ -78,18 +78,18 @@ impl Said {
                 (_, false) => "unreachable",
             };
             // What the API's thread has said is still so when the VM's owner does not answer.
-            let state = std::mem::take(&mut said.state);
-            said.state = if state.is_empty() {
+            let state = std::mem::take(&mut reported.state);
+            reported.state = if state.is_empty() {
                 why.into()
             } else {
                 format!("{state}, {why}")
             };
         }
-        said
+        reported
     }
 
     /// Asks for one thing after the other; what has been answered is kept, whatever comes of the rest.
-    fn fill(&mut self, husk: &Husk, client: &mut Client) -> Result<(), ClientError> {
+    fn fill(&mut self, husk: &HuskProcess, client: &mut Client) -> Result<(), ClientError> {
         let pong = client.get("vmm.ping")?;
         if pong["pid"].as_u64() != Some(husk.own_pid.into()) {
             // A socket of this name in another namespace, or of another VMM.
@@ -135,10 +135,10 @@ mod tests {
     use crate::ctl::testing::{PATIENCE, Reply, Server};
 
     /// This process, as if it were a husk that serves `socket`.
-    fn husk(socket: Option<PathBuf>) -> Husk {
-        Husk {
+    fn husk(socket: Option<PathBuf>) -> HuskProcess {
+        HuskProcess {
             socket,
-            ..Husk::sample()
+            ..HuskProcess::sample()
         }
     }
 
@@ -159,12 +159,15 @@ mod tests {
     #[test]
     fn what_a_husk_says_is_shown_beside_what_the_kernel_says() {
         let server = Server::new(|request, _| answer(request));
-        let look = Look::at(husk(Some(server.socket())), PATIENCE);
-        assert_eq!(look.said.state, "Running");
-        assert_eq!((look.said.configured, look.said.plugged), (Some(7), Some(5)));
-        let vcpus = look.said.size.unwrap().vcpus;
+        let snapshot = Snapshot::take(husk(Some(server.socket())), PATIENCE);
+        assert_eq!(snapshot.reported.state, "Running");
+        assert_eq!(
+            (snapshot.reported.configured, snapshot.reported.plugged),
+            (Some(7), Some(5))
+        );
+        let vcpus = snapshot.reported.size.unwrap().vcpus;
         assert_eq!((vcpus.present, vcpus.online), (Some(2), Some(1)));
-        assert!(look.resident.unwrap() > look.overhead.unwrap() && look.overhead.unwrap() > 0);
+        assert!(snapshot.resident.unwrap() > snapshot.overhead.unwrap() && snapshot.overhead.unwrap() > 0);
     }
 
     #[test]
@@ -173,9 +176,9 @@ mod tests {
         let socket = folder.path().join("s");
         let _listener = UnixListener::bind(&socket).unwrap();
         let brief = Duration::from_millis(50);
-        let state = |husk: Husk| Look::at(husk, brief).said.state;
+        let state = |husk: HuskProcess| Snapshot::take(husk, brief).reported.state;
         assert_eq!(state(husk(Some(socket.clone()))), "no answer");
-        let stopped = Husk {
+        let stopped = HuskProcess {
             state: 'T',
             ..husk(Some(socket))
         };
@@ -183,12 +186,18 @@ mod tests {
         assert_eq!(state(husk(Some("/nowhere/s".into()))), "unreachable");
         assert_eq!(state(husk(None)), "no API");
         let other = Server::new(|_, _| Reply::Answer(200, json!({"pid": 1})));
-        assert_eq!(Look::at(husk(Some(other.socket())), PATIENCE).said.state, "unreachable");
+        assert_eq!(
+            Snapshot::take(husk(Some(other.socket())), PATIENCE).reported.state,
+            "unreachable"
+        );
         let empty = Server::new(|request, _| match request {
             "GET vm.info" => Reply::Answer(404, Value::Null),
             request => answer(request),
         });
-        assert_eq!(Look::at(husk(Some(empty.socket())), PATIENCE).said.state, "no VM");
+        assert_eq!(
+            Snapshot::take(husk(Some(empty.socket())), PATIENCE).reported.state,
+            "no VM"
+        );
     }
 
     #[test]
