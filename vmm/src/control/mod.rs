@@ -42,7 +42,6 @@ use crate::events::Events;
 use crate::kvm::{BETWEEN_LOOKS, Kvm};
 use crate::machine::{BuildError, Counted, Ending, Machine, STOP_DEADLINE, Tail, net};
 use crate::metrics::ProcessFiles;
-use crate::wakeup::Wakeup;
 use crate::terminal::ProcessOutputs;
 use crate::trace::Trace;
 use crate::wakeup::Wakeup;

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{Snapshot, process, table, take_snapshots};
-use crate::wakeup::whole_millis;
 use crate::terminal::{
     Arrival, Input, RawMode, Signal, Signals, show_first_screen, show_own_screen, stop_process, window_size,
 };

@@ -22,8 +22,8 @@ use husk_virtio::threads::Threads;
 
 use super::build::BuildError;
 use super::device::Devices;
-use super::port_input::{AttachablePort, PortInput};
 use super::output::{Output, check_files, open_output};
+use super::port_input::{AttachablePort, PortInput};
 use super::tail::Tail;
 use crate::config::{BalloonConfig, ConsoleConfig, ConsoleMode, DiskConfig, NewDevice, RunOptions, VmConfig};
 use crate::memory::{AddressSpace, Blocks};

@@ -39,11 +39,7 @@ impl PortInput {
 
 impl AttachablePort {
     pub(super) fn new(name: &'static str, chardev: Chardev, input: PortInput) -> Self {
-        Self {
-            name,
-            chardev,
-            input,
-        }
+        Self { name, chardev, input }
     }
 
     pub(super) fn name(&self) -> &'static str {
@@ -73,7 +69,7 @@ impl Machine {
     pub fn serve_chardevs(&mut self) -> bool {
         let mut again = false;
         for AttachablePort { chardev, input, .. } in &mut self.chardevs {
-            again |= chardev.serve(|bytes| input.press(bytes));
+            again |= chardev.serve(|bytes| input.send(bytes));
         }
         again
     }

@@ -60,7 +60,7 @@ impl Machine {
         for chardev in self.chardevs.drain(..) {
             let name = format!("__{}", chardev.name());
             // Without a thread it goes here.
-            let closing = BackgroundTask::begin(self.devices.threads().waker(), move || drop(chardev));
+            let closing = BackgroundTask::spawn(self.devices.threads().waker(), move || drop(chardev));
             self.closing.extend(closing.map(|closing| (name, closing)));
         }
         self.cpus.plug_mut().cpus.stop();

@@ -93,7 +93,12 @@ impl AddressSpace {
 
     /// What cannot be removed and has no owner any more stays as it is.
     pub(super) fn keep(&self, parts: Parts, why: &(dyn Error + 'static)) {
-        log::error!("{} at {:#x} stays: {}", parts.info.kind, parts.info.gpa, error_chain(why));
+        log::error!(
+            "{} at {:#x} stays: {}",
+            parts.info.kind,
+            parts.info.gpa,
+            error_chain(why)
+        );
         self.address_map().kept.push(parts);
     }
 

@@ -449,7 +449,11 @@ impl MemoryResize {
         };
         if let Err(error) = taken_back {
             // The guest never had it. What the host does not give back is tried again at the next wakeup.
-            log::error!("memory slot {} is not taken apart: {}", in_flight.slot, error_chain(&error));
+            log::error!(
+                "memory slot {} is not taken apart: {}",
+                in_flight.slot,
+                error_chain(&error)
+            );
         }
         self.in_flight = None;
     }
