@@ -31,6 +31,10 @@ const HYPERVISOR_TIMING: u32 = 0x4000_0010;
 const APIC_TIMER_KHZ: u32 = 1_000_000;
 /// `KVM_FEATURE_MSI_EXT_DEST_ID`: messages may name 15-bit APIC IDs.
 const KVM_FEATURE_MSI_EXT_DEST_ID: u32 = 15;
+/// `KVM_FEATURE_ASYNC_PF_INT`: an interrupt tells the guest that a page which the host had to fetch is there. It is not offered: where
+/// pages are not there for want of memory alone, each costs the guest two more exits and a switch of tasks, and one that its processes
+/// wait for beside other work is not seen by [`super::stuck`].
+const KVM_FEATURE_ASYNC_PF_INT: u32 = 14;
 
 /// What SVM can do (AMD APM vol. 3 appendix E).
 const SVM_FEATURES: u32 = 0x8000_000a;
@@ -226,7 +230,10 @@ fn share(entry: &mut kvm_cpuid_entry2, vcpus: u32, tsc_deadline: bool) {
             entry.eax = (entry.eax & 0x0000_3fff) | (sharing << 14);
         }
         KVM_SIGNATURE => entry.eax = entry.eax.max(KVM_FEATURES),
-        KVM_FEATURES if vcpus > 255 => entry.eax |= 1 << KVM_FEATURE_MSI_EXT_DEST_ID,
+        KVM_FEATURES => {
+            entry.eax &= !(1 << KVM_FEATURE_ASYNC_PF_INT);
+            entry.eax = set_if(entry.eax, 1 << KVM_FEATURE_MSI_EXT_DEST_ID, vcpus > 255);
+        }
         0x8000_0001 => entry.ecx = set_if(entry.ecx, AMD_CMP_LEGACY, vcpus > 1 && is_amd_leaf(entry)),
         ADDRESS_SIZES => entry.ecx = others.min(0xff) | (id_bits(vcpus) << 12),
         _ => {}

@@ -53,6 +53,14 @@ fn one_vcpu_is_one_core_of_one_thread() {
 }
 
 #[test]
+fn destinations_of_15_bits_are_offered_where_there_may_be_such_and_page_faults_by_interrupt_never() {
+    for (vcpus, offered) in [(1, 0x0100_3efb), (255, 0x0100_3efb), (256, 0x0100_befb)] {
+        let cpuid = Topology::new(&host(), vcpus, true).cpuid(0, None);
+        assert_eq!(find(&cpuid, KVM_FEATURES, 0).eax, offered, "{vcpus} vCPUs");
+    }
+}
+
+#[test]
 fn a_timer_that_the_host_lacks_is_not_offered() {
     let cpuid = Topology::new(&host(), 1, false).cpuid(0, None);
     assert_eq!(find(&cpuid, 1, 0).ecx & FEATURE_TSC_DEADLINE, 0);

@@ -130,14 +130,32 @@ fn not_reserved(gsi: u32) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, format!("GSI {gsi} is not reserved"))
 }
 
+/// Bits of a message's lower half that have bits 8 to 14 of the destination, as `KVM_FEATURE_MSI_EXT_DEST_ID` lets guests write them
+/// (KVM cpuid.rst), and how far these are from where KVM reads them in the upper half (api.rst 4.52).
+const EXTENDED_DESTINATION: u32 = 0xfe0;
+const EXTENDED_DESTINATION_SHIFT: u32 = 3;
+/// The message is in the format of an IOMMU that remaps interrupts, and those bits mean something else (Intel VT-d §5.1.2.2).
+const REMAPPABLE: u32 = 1 << 4;
+
+/// The halves of a message's address as KVM takes them, with the whole destination where 32-bit APIC IDs are looked for. With 8-bit ones
+/// KVM does not look at the upper half, and the bits that are moved are reserved.
+#[expect(clippy::cast_possible_truncation, reason = "the two halves of the address")]
+fn halves(address: u64) -> (u32, u32) {
+    let (low, high) = (address as u32, (address >> 32) as u32);
+    if high != 0 || low & REMAPPABLE != 0 {
+        return (low, high);
+    }
+    let extended = low & EXTENDED_DESTINATION;
+    (low & !EXTENDED_DESTINATION, extended << EXTENDED_DESTINATION_SHIFT)
+}
+
 fn message_entry(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
     let mut entry = kvm_irq_routing_entry {
         gsi,
         type_: KVM_IRQ_ROUTING_MSI,
         ..Default::default()
     };
-    #[expect(clippy::cast_possible_truncation, reason = "the two halves of the address")]
-    let (address_lo, address_hi) = (message.address as u32, (message.address >> 32) as u32);
+    let (address_lo, address_hi) = halves(message.address);
     entry.u.msi = kvm_irq_routing_msi {
         address_lo,
         address_hi,

@@ -168,3 +168,17 @@ fn a_table_has_an_entry_for_each_message() {
     let entries = table.as_slice().iter().map(|entry| (entry.gsi, entry.type_));
     assert!(entries.eq([(24, KVM_IRQ_ROUTING_MSI), (30, KVM_IRQ_ROUTING_MSI)]));
 }
+
+#[test]
+fn an_extended_destination_is_in_the_upper_half() {
+    // APIC IDs 300, 44 and 0x7fff; what has an upper half or the format of an IOMMU is nobody's to change.
+    for (address, low, high) in [
+        (0xfee2_c020, 0xfee2_c000, 0x100),
+        (0xfee2_c000, 0xfee2_c000, 0),
+        (0xfeef_ffec, 0xfeef_f00c, 0x7f00),
+        (0x1_fee2_c020, 0xfee2_c020, 1),
+        (0xfee2_c030, 0xfee2_c030, 0),
+    ] {
+        assert_eq!(halves(address), (low, high), "{address:#x}");
+    }
+}

@@ -165,6 +165,40 @@ impl Kvm {
     /// # Errors
     /// [`KvmError::Refused`].
     pub fn create_vm(&self) -> Result<Vm, KvmError> {
-        Vm::new(self.kvm.create_vm().or_refused(|| "create a VM".into())?)
+        Vm::new(create_vm(|| self.kvm.create_vm()).or_refused(|| "create a VM".into())?)
+    }
+}
+
+/// What `create` creates, which is tried again whenever a signal has interrupted it: the kernel starts threads for a VM, and a signal that
+/// waits for this one, of a tracer or of a control group that freezes, ends that with `EINTR` (KVM api.rst 4.2).
+fn create_vm<T>(mut create: impl FnMut() -> Result<T, kvm_ioctls::Error>) -> Result<T, kvm_ioctls::Error> {
+    /// Times that it is tried. A storm of signals does not keep husk here for ever.
+    const ATTEMPTS: u32 = 1000;
+    for _ in 1..ATTEMPTS {
+        match create() {
+            Err(errno) if errno.errno() == libc::EINTR => {}
+            done => return done,
+        }
+    }
+    create()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_that_a_signal_keeps_from_being_created_is_created_after_it() {
+        let errno = |number: i32| kvm_ioctls::Error::new(number);
+        let mut answers = vec![Ok("a VM"), Err(errno(libc::EINTR)), Err(errno(libc::EINTR))];
+        assert_eq!(create_vm(|| answers.pop().unwrap()), Ok("a VM"));
+        let mut asked = 0;
+        let refused = create_vm::<()>(|| {
+            asked += 1;
+            Err(errno(libc::ENOMEM))
+        });
+        assert_eq!((refused, asked), (Err(errno(libc::ENOMEM)), 1), "another reason is one");
+        let never = create_vm::<()>(|| Err(errno(libc::EINTR)));
+        assert_eq!(never, Err(errno(libc::EINTR)), "a storm ends");
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use kvm_ioctls::Kvm;
 
-use super::REQUIRED;
+use super::{REQUIRED, create_vm};
 
 /// The answers of an open `/dev/kvm`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +37,9 @@ pub fn probe(path: &Path) -> io::Result<KvmFacts> {
             .map(|(_, name)| *name)
             .collect(),
         max_vcpus: u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX),
-        create_vm_error: kvm.create_vm().err().map(|errno| from_errno(errno).to_string()),
+        create_vm_error: create_vm(|| kvm.create_vm())
+            .err()
+            .map(|errno| from_errno(errno).to_string()),
     })
 }
 

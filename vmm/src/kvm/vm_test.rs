@@ -48,6 +48,55 @@ fn the_event_of_a_vector_keeps_nobody_waiting_and_no_other_program_has_it() {
     assert_eq!(flags & libc::O_CLOEXEC, libc::O_CLOEXEC, "{event}");
 }
 
+/// A vCPU whose local APIC is on and in x2APIC mode, as a kernel leaves it.
+fn in_x2apic_mode(vm: &Vm, kvm: &Kvm, id: u32) -> kvm_ioctls::VcpuFd {
+    const ENABLED: u64 = 1 << 11;
+    const X2APIC: u64 = 1 << 10;
+    /// Spurious interrupt vector register: vector 0xff, and the APIC is on by software as well (Intel SDM vol. 3A §11.9).
+    const SVR: (usize, u8) = (0xf0, 0x1);
+    let vcpu = vm.fd.create_vcpu(u64::from(id)).unwrap();
+    let cpuid = kvm.topology(512).cpuid(id, None);
+    vcpu.set_cpuid2(&cpuid).unwrap();
+    let mut sregs = vcpu.get_sregs().unwrap();
+    for mode in [ENABLED, ENABLED | X2APIC] {
+        sregs.apic_base |= mode;
+        vcpu.set_sregs(&sregs).unwrap();
+    }
+    let mut lapic = vcpu.get_lapic().unwrap();
+    lapic.regs[SVR.0] = -1;
+    lapic.regs[SVR.0 + 1] = SVR.1.cast_signed();
+    vcpu.set_lapic(&lapic).unwrap();
+    vcpu
+}
+
+/// Whether `vector` waits in the APIC's interrupt request register (offset 0x200, 32 vectors every 16 bytes).
+fn is_requested(vcpu: &kvm_ioctls::VcpuFd, vector: u8) -> bool {
+    let at = 0x200 + usize::from(vector / 32) * 16 + usize::from(vector % 32 / 8);
+    vcpu.get_lapic().unwrap().regs[at].cast_unsigned() & 1 << (vector % 8) != 0
+}
+
+#[test]
+fn a_message_reaches_a_vcpu_whose_number_has_more_than_8_bits() {
+    let Some(kvm) = Kvm::for_test() else { return };
+    let vm = kvm.create_vm().unwrap();
+    vm.create_irqchip(512, 0xfffb_d000).unwrap();
+    // 300 is 44 in the lower eight bits.
+    let vcpus = [0, 44, 300].map(|id| in_x2apic_mode(&vm, &kvm, id));
+    for (address, data, meant) in [(0xfee2_c000, 0x51, 1), (0xfee2_c020, 0x52, 2), (0xfee0_0000, 0x53, 0)] {
+        let vector = vm.msi().unwrap();
+        vm.route(&vector, message(address, u32::from(data))).unwrap();
+        vector.irq.event().write(1).unwrap();
+        let start = std::time::Instant::now();
+        // An eventfd's interrupt may be left to a worker of the host's kernel.
+        while !is_requested(&vcpus[meant], data) {
+            assert!(start.elapsed().as_secs() < 60, "{address:#x} never arrives");
+            std::thread::yield_now();
+        }
+        let reached = vcpus.iter().filter(|vcpu| is_requested(vcpu, data)).count();
+        assert_eq!(reached, 1, "{address:#x} went to others too");
+    }
+}
+
 /// Whether KVM listens to the event of `vector`: it takes none twice.
 fn is_connected(vm: &Vm, vector: &MsiVector) -> bool {
     match vm.fd.register_irqfd(vector.irq.event(), vector.gsi) {
