@@ -27,7 +27,7 @@
 //! # Proofs
 //!
 //! That a guest evaluates `_OST` with "success" does not prove that it has the unit: Linux 6.1 and 6.12 say so, too, when a
-//! processor could not be mapped or memory could not be added. So there is a second sign for each kind ([`Kind`]), and without it an
+//! processor could not be mapped or memory could not be added. So there is a second sign for each kind ([`SlotKind`]), and without it an
 //! insertion ends [`Outcome::Unproven`] and the slot is withdrawn.
 
 use std::sync::Arc;
@@ -498,7 +498,7 @@ impl Entry {
         self.news().filter(|_| !self.unverified)
     }
 
-    /// What an answer of the guest's is worth: see [`Kind`]. `signs` tells whether it is one that evaluates `_SUN`.
+    /// What an answer of the guest's is worth: see [`SlotKind`]. `signs` tells whether it is one that evaluates `_SUN`.
     fn judge(&mut self, kind: SlotKind, signs: bool, event: Event) -> Event {
         match (kind, self.state, event) {
             (SlotKind::Cpu, _, Event::Inserted) if signs && !self.signed => Event::InsertUnproven,

@@ -1,7 +1,7 @@
 //! The life of one hot-plug slot: a pure state machine without lock, clock or device.
 //!
 //! `Empty -offer-> Offered -_OST ok-> Present -ask-> Asked -_EJ0-> Ejected -destroy-> Empty`, and what may go otherwise. Where
-//! `_OST` proves nothing by itself, `Reported` lies between `Offered` and `Present` ([`Kind`](crate::bank::Kind) says which). A
+//! `_OST` proves nothing by itself, `Reported` lies between `Offered` and `Present` ([`SlotKind`](crate::bank::SlotKind) says which). A
 //! dash is an event that the state refuses: an error for the host, a shrug for the guest.
 //!
 //! | state | offer | ask | reclaim | expire | destroyed | take | reported | inserted | insert refused (2) | eject refused | eject |

@@ -4,7 +4,7 @@
 //! and a request that waits for a lock is older than that. (A record kept by the one who serves, `VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD`,
 //! would tell, but no back-end for file systems keeps one; and looking on costs a wake-up of this process for each request.) What the
 //! driver's memory still has are the requests themselves, and those know: a reply repeats the number of its request, so a request
-//! without it is [`Trace::Waiting`]. Descriptors of chains given back long ago stay in the table, and may refer to memory that has a
+//! without it is [`ReplyState::Waiting`]. Descriptors of chains given back long ago stay in the table, and may refer to memory that has a
 //! new owner, so nothing is believed alone:
 //!
 //! 1. Candidates are all heads, the latest of the available ring first. One whose request waits is owed, unless a later one has the

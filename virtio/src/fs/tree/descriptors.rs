@@ -115,7 +115,7 @@ pub(super) struct FdLru {
     most: usize,
 }
 
-/// What [`Oldest::add`] is told of a node.
+/// What [`FdLru::add`] is told of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ParkResult {
     /// Its descriptor was closed, cannot be, or is not there.
