@@ -75,19 +75,19 @@ mod tests {
         let (path, other) = (folder.path().join("file"), folder.path().join("other"));
         fs::write(&path, "looked at").unwrap();
         fs::write(&other, "another").unwrap();
-        let looked = PathHandle::at(&path).unwrap();
-        assert!(looked.metadata().is_file());
+        let handle = PathHandle::at(&path).unwrap();
+        assert!(handle.metadata().is_file());
         fs::rename(&other, &path).unwrap();
         for _ in 0..2 {
             let mut text = String::new();
-            let mut file = looked.open(OpenOptions::new().read(true)).unwrap();
+            let mut file = handle.open(OpenOptions::new().read(true)).unwrap();
             file.read_to_string(&mut text).unwrap();
             assert_eq!(text, "looked at");
         }
-        let error = looked.open_by_name(OpenOptions::new().read(true)).unwrap_err();
+        let error = handle.open_by_name(OpenOptions::new().read(true)).unwrap_err();
         assert!(error.to_string().starts_with("it was replaced"), "{error}");
-        let looked = PathHandle::at(&path).unwrap();
-        assert!(looked.open_by_name(OpenOptions::new().read(true)).is_ok());
+        let handle = PathHandle::at(&path).unwrap();
+        assert!(handle.open_by_name(OpenOptions::new().read(true)).is_ok());
     }
 
     #[test]
@@ -99,8 +99,8 @@ mod tests {
             rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
         );
         rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, 0).unwrap();
-        let looked = PathHandle::at(&path).unwrap();
-        assert!(looked.metadata().file_type().is_fifo());
+        let handle = PathHandle::at(&path).unwrap();
+        assert!(handle.metadata().file_type().is_fifo());
         let mut write = OpenOptions::new();
         write.write(true).custom_flags(libc::O_NONBLOCK);
         assert_eq!(

@@ -74,8 +74,8 @@ impl Rng {
     /// When there is nothing to be read.
     pub fn open(path: &Path) -> io::Result<Self> {
         let refused = |found| Err(io::Error::other(format!("it is a {found}, nothing can be read of it")));
-        let looked = PathHandle::at(path)?;
-        match looked.metadata().file_type() {
+        let handle = PathHandle::at(path)?;
+        match handle.metadata().file_type() {
             kind if kind.is_dir() => return refused("directory"),
             kind if kind.is_socket() => return refused("socket"),
             _ => {}
@@ -84,7 +84,7 @@ impl Rng {
         let mut options = OpenOptions::new();
         options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
         Ok(Self {
-            source: Arc::new(looked.open(&options)?),
+            source: Arc::new(handle.open(&options)?),
             config: Arc::default(),
             metrics: Arc::default(),
         })

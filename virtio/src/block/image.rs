@@ -121,13 +121,13 @@ impl Image {
     /// Opens, checks, locks and measures the image that `config` names.
     pub fn open(config: &BlockConfig) -> Result<Self, BlockError> {
         let path = config.path.as_path();
-        let looked = PathHandle::at(path).map_err(|source| cannot_open(path, source))?;
-        let found = looked.metadata();
+        let handle = PathHandle::at(path).map_err(|source| cannot_open(path, source))?;
+        let found = handle.metadata();
         check_kind(path, found)?;
         let flags = if config.direct { libc::O_DIRECT } else { 0 };
-        let file = open(config, flags, &looked)?;
+        let file = open(config, flags, &handle)?;
         let direct = match config.direct {
-            true => Some(Self::set_up_direct(config, &file, &looked)?),
+            true => Some(Self::set_up_direct(config, &file, &handle)?),
             false => None,
         };
         let what = format_args!("disk image {}", path.display());
@@ -163,14 +163,14 @@ impl Image {
         })
     }
 
-    fn set_up_direct(config: &BlockConfig, file: &File, looked: &PathHandle) -> Result<Direct, BlockError> {
+    fn set_up_direct(config: &BlockConfig, file: &File, handle: &PathHandle) -> Result<Direct, BlockError> {
         let path = config.path.as_path();
         let alignment = limits::direct_io(file)
             .map_err(|source| unknown(path, "the direct I/O alignment", source))?
             // Bounce buffers are aligned to a page and hold whole units; nothing is known to ask for more.
             .filter(|alignment| alignment.memory <= 4096 && BOUNCE_BYTES.is_multiple_of(alignment.offset))
             .ok_or_else(|| BlockError::NoDirectIo { path: path.into() })?;
-        let cached = open(config, 0, looked)?;
+        let cached = open(config, 0, handle)?;
         Ok(Direct { alignment, cached })
     }
 
@@ -238,11 +238,11 @@ impl Image {
 }
 
 /// Opens the image once.
-fn open(config: &BlockConfig, flags: i32, looked: &PathHandle) -> Result<File, BlockError> {
+fn open(config: &BlockConfig, flags: i32, handle: &PathHandle) -> Result<File, BlockError> {
     let path = config.path.as_path();
     let mut options = OpenOptions::new();
     options.read(true).write(!config.readonly).custom_flags(flags);
-    looked.open(&options).map_err(|source| match source.raw_os_error() {
+    handle.open(&options).map_err(|source| match source.raw_os_error() {
         Some(libc::EINVAL) if flags & libc::O_DIRECT != 0 => BlockError::NoDirectIo { path: path.into() },
         // A permission, an immutable file; a file system that is mounted read-only; a program that runs.
         Some(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY) if !config.readonly => {

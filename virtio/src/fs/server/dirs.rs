@@ -6,7 +6,7 @@ use std::mem::size_of;
 use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::files::features;
+use super::files::checked_size;
 use super::reply::Reply;
 use super::request_parser::RequestParser;
 use super::{Done, Server};
@@ -56,7 +56,7 @@ impl Server {
 
     fn list(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>, plus: bool) -> Done {
         let wanted: requests::Read = request.last()?;
-        let room = self.fitting(features(wanted.size.get())?, reply)?;
+        let room = self.fitting(checked_size(wanted.size.get())?, reply)?;
         let mut list = List {
             body: reply.body()?,
             room,

@@ -88,7 +88,7 @@ impl Server {
     pub(super) fn read(&self, mut request: RequestParser<'_>, reply: &mut Reply<'_>) -> Done {
         let wanted: requests::Read = request.last()?;
         let offset = position(wanted.offset.get())?;
-        let size = self.fitting(features(wanted.size.get())?, reply)?;
+        let size = self.fitting(checked_size(wanted.size.get())?, reply)?;
         // No file ends behind this.
         let size = size.min(usize::try_from(OFFSET_MAX.saturating_sub(offset)).unwrap_or(size));
         let handle = Handle(wanted.fh.get());
@@ -296,7 +296,7 @@ fn new_file(request: &RequestParser<'_>, wanted: &requests::Create) -> Result<Cr
 }
 
 /// `size`, if the guest may read or list so much at a time.
-pub(super) fn features(size: u32) -> Result<u32, Failure> {
+pub(super) fn checked_size(size: u32) -> Result<u32, Failure> {
     if size > MOST_READ { Err(MALFORMED) } else { Ok(size) }
 }
 

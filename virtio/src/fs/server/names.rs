@@ -159,7 +159,7 @@ fn only_name(tail: &crate::fs::protocol::Tail) -> Result<Name<'_>, Failure> {
     Ok(name)
 }
 
-/// Makes sure that `ask` was taken apart to its end.
+/// Makes sure that `request` was taken apart to its end.
 pub(super) fn nothing_left(request: &RequestParser<'_>) -> Result<(), Failure> {
     if request.left() == 0 { Ok(()) } else { Err(MALFORMED) }
 }
