@@ -163,6 +163,8 @@ fn sockets_that_cannot_be_are_refused_in_a_line_and_leave_nothing() {
     for (metrics, code, says) in [
         ("tcp:127.0.0.1:9000", 2, "a Unix socket"),
         (":9000", 2, "a Unix socket"),
+        ("localhost:9100", 2, "a Unix socket"),
+        ("vsock:3:5", 2, "a Unix socket"),
         ("fd=77", 1, "metrics socket fd 77"),
         (taken.to_str().unwrap(), 1, "metrics socket"),
     ] {
@@ -187,7 +189,7 @@ fn husk_run_takes_the_same_options() {
     let complaint = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{complaint}");
     assert!(
-        complaint.contains("--metrics: 'tcp:localhost:1' is on the network"),
+        complaint.contains("--metrics: 'tcp:localhost:1' is an address"),
         "{complaint}"
     );
 }

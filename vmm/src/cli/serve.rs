@@ -2,7 +2,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::net::SocketAddr;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -226,20 +225,39 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Exit, Failure> {
 }
 
 fn parse_socket(socket: &OsStr) -> Result<SocketLocation, Failure> {
-    SocketLocation::parse(API_OPTION, socket, true).map_err(|e| Failure::Usage(e.to_string()))
+    parse_location(
+        API_OPTION,
+        socket,
+        "whoever is to control husk connects to it on this host",
+    )
 }
 
-/// As [`parse_socket`]. What looks like an address of a network is refused: whoever reaches the host could read of its pods.
 fn parse_metrics(socket: &OsStr) -> Result<SocketLocation, Failure> {
+    parse_location(METRICS_OPTION, socket, "a proxy on the node decides who may scrape it")
+}
+
+/// The socket that `option` names. What looks like an address of a network is refused, and not taken for a path: whoever reaches the host
+/// could control its pods, or read of them, and who meant to be reached would find nobody there. `instead` says what to do.
+fn parse_location(option: &'static str, socket: &OsStr, instead: &str) -> Result<SocketLocation, Failure> {
     let text = socket.to_string_lossy();
-    let address = text.strip_prefix("tcp:").or(text.strip_prefix("http:"));
-    if address.is_some() || text.parse::<SocketAddr>().is_ok() || text.starts_with(':') {
+    if !text.contains('=') && is_address(&text) {
         return Err(Failure::Usage(format!(
-            "--metrics: '{text}' is on the network, where husk does not listen: give the path of a Unix socket, and let a proxy on the node \
-             decide who may scrape it"
+            "{option}: '{text}' is an address, and husk listens on no network: give the path of a Unix socket, and {instead}; path={text} is \
+             a file of that name"
         )));
     }
-    SocketLocation::parse(METRICS_OPTION, socket, true).map_err(|e| Failure::Usage(e.to_string()))
+    SocketLocation::parse(option, socket, true).map_err(|e| Failure::Usage(e.to_string()))
+}
+
+/// Whether `text` is what other programs take for an address: `SCHEME:…` of a kind of socket, or `HOST:PORT`.
+fn is_address(text: &str) -> bool {
+    const SCHEMES: [&str; 6] = ["tcp", "udp", "http", "https", "vsock", "unix"];
+    let scheme = text.split_once(':').map(|(scheme, _)| scheme);
+    if scheme.is_some_and(|scheme| SCHEMES.contains(&scheme)) {
+        return true;
+    }
+    let port = text.rsplit_once(':').map(|(_, port)| port);
+    port.is_some_and(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())) && !text.contains('/')
 }
 
 fn bind(socket: Option<&SocketLocation>, metrics: Option<&SocketLocation>) -> anyhow::Result<Server> {
@@ -327,6 +345,36 @@ mod tests {
 
     fn parse(text: &str, bare: bool) -> Result<SocketLocation, String> {
         SocketLocation::parse("--option", OsStr::new(text), bare).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_address_is_told_from_a_path() {
+        for address in [
+            "localhost:9100",
+            "127.0.0.1:80",
+            "[::1]:80",
+            ":80",
+            "tcp:a",
+            "http://a/b",
+            "unix:/run/a",
+            "vsock:3:5",
+        ] {
+            assert!(is_address(address), "{address}");
+            let refused = parse_socket(OsStr::new(address));
+            assert!(matches!(refused, Err(Failure::Usage(_))), "{address}");
+        }
+        for path in [
+            "/run/a.sock",
+            "a.sock",
+            "/run/pod:80",
+            "./pod:80",
+            "pod:a",
+            "path=pod:80",
+            "C:x",
+            "pod:",
+        ] {
+            assert!(parse_socket(OsStr::new(path)).is_ok(), "{path}");
+        }
     }
 
     #[test]
