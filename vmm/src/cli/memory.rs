@@ -1,7 +1,7 @@
 //! The value of `--memory`.
 
 use super::pairs::{PairsError, parse_pairs_after};
-use super::size::{BadSize, SizeError, parse_size, size};
+use super::size::{BadSize, SizeError, memory_size, parse_size, size};
 use super::switch::{BadSwitch, switch};
 use crate::config::{Hotplug, MemoryConfig};
 
@@ -53,7 +53,7 @@ pub fn parse_memory(text: &str) -> Result<MemoryConfig, MemoryArgError> {
     for (key, value) in parse_pairs_after("size", text, &KEYS)? {
         match key {
             "size" => memory.size = size(key, value)?,
-            "hotplug" => memory.hotplug_size = Some(size(key, value)?),
+            "hotplug" => memory.hotplug_size = Some(memory_size(key, value)?),
             "method" => memory.set_hotplug(parse_method(&value)?),
             "hugepage_size" => memory.hugepage_size = Some(size(key, value)?),
             "shared" => memory.shared = switch(key, value)?,
@@ -117,6 +117,10 @@ mod tests {
         assert!(message("lots").starts_with("a size is a whole number"));
         assert!(message("").starts_with("a size is a whole number"));
         assert!(message("64M,shared").starts_with("'shared' has no value, write it as key=value"));
+        assert_eq!(
+            message("1G,hotplug=3"),
+            "hotplug is '3': 3 bytes are less than a page: a unit is meant, such as 3M or 3G"
+        );
         assert!(message("size=12Q").starts_with("size is '12Q': unknown unit 'Q'"));
         assert_eq!(
             message("method=dimm"),

@@ -1,7 +1,7 @@
 //! The value of `--reclaim`.
 
 use super::pairs::{PairsError, parse_pairs};
-use super::size::{BadSize, size};
+use super::size::{BadSize, memory_size};
 use crate::config::{BalloonConfig, Reclaim};
 
 /// Why a text describes no policy.
@@ -40,7 +40,7 @@ pub fn parse_reclaim(text: &str) -> Result<Reclaim, ReclaimArgError> {
                 let allowed = seconds.filter(|seconds| (1..=BalloonConfig::RECLAIM_IDLE_MAX).contains(seconds));
                 idle = Some(allowed.ok_or(ReclaimArgError::Idle(found))?);
             }
-            _ => keep = Some(size(key, found)?),
+            _ => keep = Some(memory_size(key, found)?),
         }
     }
     let seconds = idle.ok_or(ReclaimArgError::NoIdle)?;

@@ -1,5 +1,7 @@
 //! Sizes as people write them: a number and a binary unit.
 
+use crate::config::PAGE_BYTES;
+
 /// Why a text is no size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SizeError {
@@ -12,18 +14,21 @@ pub enum SizeError {
     /// More bytes than 64 bits count.
     #[error("more bytes than 2^64")]
     Overflow,
+    /// So few bytes that a unit was forgotten.
+    #[error("{0} bytes are less than a page: a unit is meant, such as {0}M or {0}G")]
+    NoUnit(u64),
 }
 
 /// A value that is no size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{key} is '{found}': {source}")]
+#[error("{key} is '{found}': {why}")]
 pub struct BadSize {
     /// The key.
     key: &'static str,
     /// Its value.
     found: String,
     /// Why it is none.
-    source: SizeError,
+    why: SizeError,
 }
 
 /// Bytes in the value of `key`.
@@ -31,7 +36,22 @@ pub struct BadSize {
 /// # Errors
 /// It is no size.
 pub(super) fn size(key: &'static str, found: String) -> Result<u64, BadSize> {
-    parse_size(&found).map_err(|source| BadSize { key, found, source })
+    parse_size(&found).map_err(|why| BadSize { key, found, why })
+}
+
+/// As [`size`], of memory that is 0 or at least a page.
+///
+/// # Errors
+/// It is no size, or so small that its unit was forgotten.
+pub(super) fn memory_size(key: &'static str, found: String) -> Result<u64, BadSize> {
+    match size(key, found.clone())? {
+        bytes @ 1..PAGE_BYTES => Err(BadSize {
+            key,
+            found,
+            why: SizeError::NoUnit(bytes),
+        }),
+        bytes => Ok(bytes),
+    }
 }
 
 /// Bytes in `text`. K, M, G and T are powers of 1024, with or without `iB`; no unit means bytes.
