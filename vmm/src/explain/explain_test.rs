@@ -52,7 +52,7 @@ fn is_more_than_values(text: &str) -> bool {
 
 #[test]
 fn the_texts_are_of_whole_blocks() {
-    for text in [EXITS, SIGNALS, LINES] {
+    for text in [EXITS, SIGNALS, LINES, KERNEL] {
         let parts: Vec<&str> = text
             .split("\n\n")
             .map(str::trim)
@@ -158,8 +158,29 @@ fn every_real_time_signal_is_explained_by_number_and_name() {
 #[test]
 fn every_phrase_is_one_that_husk_says() {
     let source: String = source().split("\\\n").map(str::trim_start).collect();
-    for entry in phrases() {
-        assert!(source.contains(entry.key), "nobody says '{}'", entry.key);
+    for entry in blocks(LINES) {
+        let phrase = entry.key.trim_matches('"');
+        assert!(source.contains(phrase), "nobody says '{phrase}'");
+    }
+}
+
+#[test]
+fn lines_of_the_kernel_that_an_exit_code_sends_people_to_are_explained() {
+    for (line, means) in [
+        (
+            "Memory cgroup out of memory: Killed process 4711 (husk) total-vm:2200000kB, anon-rss:1900000kB",
+            "a control group's memory limit",
+        ),
+        (
+            "Out of memory: Killed process 4711 (husk) total-vm:2200000kB",
+            "the host had no memory left",
+        ),
+        (
+            "audit: type=1326 audit(1796076003.1:7): auid=0 uid=0 pid=4711 comm=\"vcpu0\" exe=\"/usr/bin/husk\" sig=31 syscall=59",
+            "a seccomp filter",
+        ),
+    ] {
+        assert!(explain(line).unwrap().contains(means), "{line}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! What an exit code, a signal or a line of the log means, and what to do about it: `husk explain`.
 //!
-//! What is known lies in three texts, of blocks of three lines each: a key, what it means, what to do. As texts they cost a husk that
+//! What is known lies in four texts, of blocks of three lines each: a key, what it means, what to do. As texts they cost a husk that
 //! runs a VM nothing, where tables would be relocated at its start.
 
 use std::fmt::Write;
@@ -12,6 +12,7 @@ use crate::seccomp;
 const EXITS: &str = include_str!("exits.txt");
 const SIGNALS: &str = include_str!("signals.txt");
 const LINES: &str = include_str!("lines.txt");
+const KERNEL: &str = include_str!("kernel.txt");
 
 /// What is known of something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,9 +68,9 @@ pub fn exit_codes() -> &'static str {
     &TABLE
 }
 
-/// Lines of the log, by a phrase that stays as it is.
+/// Lines of husk's log and of the kernel's, by a phrase that stays as it is.
 fn phrases() -> impl Iterator<Item = Known> {
-    blocks(LINES).map(|entry| Known {
+    blocks(LINES).chain(blocks(KERNEL)).map(|entry| Known {
         key: entry.key.trim_matches('"'),
         ..entry
     })
