@@ -207,6 +207,25 @@ fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
 }
 
 #[test]
+fn a_socket_by_a_relative_path_goes_with_its_process_whose_directory_has_become_another() {
+    let folder = folder();
+    let mut command = Command::new(HUSK);
+    command
+        .current_dir(folder.path())
+        .args(["fs", "--socket-path", "fs.sock"]);
+    let daemon = Daemon::spawn(folder, command, &["--sandbox", "none"]);
+    let pid = daemon.folder.path().join("fs.sock.pid");
+    assert!(pid.exists());
+    let mut front_end = daemon.front_end();
+    front_end.mount();
+    drop(front_end);
+    let socket = daemon.socket();
+    let mut daemon = daemon;
+    assert!(daemon.end().success());
+    assert!(!socket.exists() && !pid.exists());
+}
+
+#[test]
 fn what_cannot_be_served_is_told_in_a_line() {
     let folder = folder();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();

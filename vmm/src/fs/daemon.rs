@@ -145,6 +145,8 @@ fn confine(options: &Options, dir: OwnedFd) -> anyhow::Result<Arc<dyn Serve>> {
         Some(version) => format!("version {version}"),
         None => "none".into(),
     };
+    // It has what this process may by now, and nothing else waits for a file that standard error leads to.
+    crate::log::start_writers(options.seccomp).context("cannot start the thread that writes the log")?;
     // Once here, for a share that is not served in part.
     server.enter().context("cannot serve the directory")?;
     options

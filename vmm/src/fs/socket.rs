@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use husk_virtio::unix::{BindError, SocketFile, bind};
+use husk_virtio::unix::{BindError, PATH_MAX, SocketFile, bind};
 
 use super::Listen;
 use crate::process;
@@ -86,6 +86,7 @@ impl Socket {
             }),
             Listen::Path { path, group } => {
                 let group = group.as_deref().map(group_id).transpose()?;
+                let path = &lasting(path);
                 let pid = PidFile::write(path)?;
                 let (listener, file) = bind(path, BACKLOG)?;
                 if let Some((gid, name)) = group {
@@ -103,6 +104,14 @@ impl Socket {
             }
         }
     }
+}
+
+/// `path` from the root on, so that it names the same file when the working directory has become another; as it is where that is too long
+/// for a socket's address.
+fn lasting(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).ok();
+    let short = absolute.filter(|path| path.as_os_str().len() <= PATH_MAX);
+    short.unwrap_or_else(|| path.to_owned())
 }
 
 /// Descriptor `fd`, which becomes this process's own.
