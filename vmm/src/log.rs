@@ -31,8 +31,8 @@ use limiter::{Admission, CallSite, LogLimiter};
 use line::{Entry, LEVELS, Speaker};
 use target::Target;
 
-pub use line::Format;
 pub(crate) use line::journal_head;
+pub use line::{Format, date_and_time};
 pub use target::{BadDestination, Destination, JOURNAL, Sent, connect, send};
 
 /// How long a reader of the last words is waited for.

@@ -11,6 +11,7 @@ use tar::{Builder, Header};
 use zstd::Encoder;
 
 use super::Output;
+use crate::log::date_and_time;
 use crate::procfs;
 
 /// The folder in an archive.
@@ -156,12 +157,12 @@ fn now() -> Duration {
 /// What each file is, and what could not be had.
 fn index(entries: &[Entry]) -> String {
     let mut text = format!(
-        "Gathered by husk {} at {} s since 1970 (UTC).\n\n\
+        "Gathered by husk {} at {}.\n\n\
          There is no guest memory, no environment and no content of files in it, but for the ends of husk's log and of the guest's\n\
          console where those are files. What looks like a secret is ***: values of names with password, secret, token, credential,\n\
          auth, private, cookie or key in them, names and passwords in addresses and behind -u, and keys in PEM.\n\n",
         env!("CARGO_PKG_VERSION"),
-        now().as_secs()
+        date_and_time(now())
     );
     let width = entries.iter().map(|entry| entry.path.len()).max().unwrap_or(0);
     for entry in entries {

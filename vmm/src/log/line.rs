@@ -216,6 +216,14 @@ impl Write for Quoted<'_> {
     }
 }
 
+/// Date and time in UTC, as lines of the log have it.
+pub fn date_and_time(since_epoch: Duration) -> String {
+    let mut text = String::new();
+    // A `String` takes whatever is written to it.
+    let _ = time(&mut text, since_epoch);
+    text
+}
+
 /// Date and time in UTC, to the microsecond (RFC 3339 §5.6).
 fn time(out: &mut dyn Write, since_epoch: Duration) -> fmt::Result {
     /// Days of 400 years, after which the calendar repeats itself.
