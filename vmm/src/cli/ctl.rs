@@ -164,13 +164,16 @@ pub enum ContainerCommand {
     /// Make room for a container, and return when it is there: start the container then
     ///
     /// If the room does not come, the container is not noted, and what came is given back.
+    #[command(override_usage = "husk ctl <SOCKET> container add [OPTIONS] <ID> <FILE>")]
     Add(ContainerArgs),
     /// Give a container other limits
+    #[command(override_usage = "husk ctl <SOCKET> container update [OPTIONS] <ID> <FILE>")]
     Update(ContainerArgs),
     /// Forget a container that has ended, and take back what it had
     ///
     /// Give the VM a balloon for this (--balloon size=0): a guest without one does not say what it can spare, and may
     /// be left with less memory than its other containers use.
+    #[command(override_usage = "husk ctl <SOCKET> container remove [OPTIONS] <ID>")]
     Remove {
         /// The container's id
         #[arg(value_name = "ID", value_parser = parse_id)]
@@ -180,6 +183,7 @@ pub enum ContainerCommand {
         wait: WaitArgs,
     },
     /// Show all containers and what they ask for
+    #[command(override_usage = "husk ctl <SOCKET> container list [OPTIONS]")]
     List,
 }
 

@@ -763,6 +763,8 @@ mod tests {
             let shown = Cli::try_parse_from(help.split(' ')).unwrap_err();
             assert_eq!(shown.kind(), clap::error::ErrorKind::DisplayHelp, "{help}");
             let shown = shown.to_string();
+            let usage = shown.lines().find_map(|line| line.strip_prefix("Usage: ")).unwrap();
+            assert!(usage.starts_with(&synopsis(&path)), "{help}: {usage}");
             for argument in leaf.get_arguments().filter(|argument| !argument.is_hide_set()) {
                 let name = match (argument.get_long(), argument.get_short()) {
                     (Some(long), _) => format!("--{long}"),
@@ -772,6 +774,16 @@ mod tests {
                 assert!(shown.contains(&name), "{help} has no {name}: {shown}");
             }
         }
+    }
+
+    /// What a usage line begins with: the words of `path`, of which those in capitals stand for others.
+    fn synopsis(path: &str) -> String {
+        let is_value = |word: &str| word.bytes().all(|byte| byte.is_ascii_uppercase());
+        let words = path.split(' ').map(|word| match is_value(word) {
+            true => format!("<{word}>"),
+            false => word.to_owned(),
+        });
+        format!("husk {}", words.collect::<Vec<_>>().join(" "))
     }
 
     #[test]
