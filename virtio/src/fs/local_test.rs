@@ -510,6 +510,38 @@ fn a_share_that_nobody_can_help_serves_all_the_same() {
     assert_eq!(bench.stop().len(), 3);
 }
 
+/// Threads of which the host refuses the second helper, once.
+#[derive(Default)]
+struct Short(AtomicUsize);
+
+impl Threads for Short {
+    fn start(&self, name: &str, body: ThreadBody) -> std::io::Result<()> {
+        if name.ends_with("-h") && self.0.fetch_add(1, Ordering::SeqCst) == 1 {
+            return Err(std::io::ErrorKind::WouldBlock.into());
+        }
+        UnconfinedThreads.start(name, body)
+    }
+
+    fn confine(&self, _thread_class: ThreadClass) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_helper_that_could_not_be_had_is_called_again_though_the_one_that_there_is_never_comes_back() {
+    let threads = Arc::new(Short::default());
+    let mut bench = Bench::on(&(threads.clone() as Arc<dyn Threads>));
+    for unique in [1, 2] {
+        bench.queues[1].send(SLOW, unique);
+        bench.serve.wait_for_slow(usize::try_from(unique).unwrap());
+    }
+    until(|| threads.0.load(Ordering::SeqCst) >= 2);
+    bench.queues[1].send(ECHO, 3);
+    assert_eq!(bench.queues[1].replies(1), ok([3]));
+    bench.serve.let_go(2);
+    assert_eq!(sorted(bench.queues[1].replies(2)), ok([1, 2]));
+}
+
 #[test]
 fn every_thread_that_serves_is_prepared() {
     let mut bench = Bench::new();

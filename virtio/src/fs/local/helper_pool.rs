@@ -116,16 +116,22 @@ impl HelperPool {
         }
     }
 
-    /// A helper is no more, or will not be.
+    /// A helper is no more.
     pub fn helper_gone(&self) {
         let mut state = lock(&self.state);
         state.helpers = state.helpers.saturating_sub(1);
-        if state.helpers == 0 {
-            // What nobody answers is requested again.
-            state.requests.clear();
-        }
         drop(state);
         self.gone.notify_all();
+    }
+
+    /// The host had no thread for a helper that was wanted at `queue`. The request for it goes as well, so that there
+    /// can be another: the helpers that there are may be in requests that never end.
+    pub fn helper_refused(&self, queue: usize) {
+        let mut state = lock(&self.state);
+        state.suspend_spawning();
+        state.requests.retain(|requested| *requested != queue);
+        drop(state);
+        self.helper_gone();
     }
 
     /// Work has begun. [`Wanted::Thread`]: there is no watcher, and one is to be started.
@@ -183,16 +189,17 @@ impl HelperPool {
         if state.closed { Sleep::Closed } else { Sleep::Work }
     }
 
-    /// The watcher is no more, or will not be; not to be called once it had [`Sleep::IdleTimeout`].
+    /// The watcher is no more; not to be called once it had [`Sleep::IdleTimeout`].
     pub fn watcher_gone(&self) {
         lock(&self.state).watcher = false;
         self.doze();
         self.gone.notify_all();
     }
 
-    /// The host had no thread.
-    pub fn suspend_spawning(&self) {
-        lock(&self.state).no_spawn_until = Instant::now().checked_add(SPAWN_RETRY_DELAY);
+    /// The host had no thread for the watcher.
+    pub fn watcher_refused(&self) {
+        lock(&self.state).suspend_spawning();
+        self.watcher_gone();
     }
 
     /// Whether all are to end.
@@ -223,6 +230,11 @@ impl HelperPool {
 }
 
 impl State {
+    /// The host had no thread.
+    fn suspend_spawning(&mut self) {
+        self.no_spawn_until = Instant::now().checked_add(SPAWN_RETRY_DELAY);
+    }
+
     fn is_spawning_suspended(&self) -> bool {
         self.no_spawn_until.is_some_and(|until| Instant::now() < until)
     }

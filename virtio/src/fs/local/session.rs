@@ -143,7 +143,7 @@ impl Session {
     fn request_helper(self: &Arc<Self>, queue: usize) {
         if self.pool.request_helper(queue) == Wanted::Thread {
             self.metrics.helpers.inc();
-            self.start("h", Member::Helper);
+            self.start("h", Member::Helper(queue));
         }
     }
 
@@ -281,7 +281,8 @@ impl Session {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Member {
-    Helper,
+    /// Wanted at this queue.
+    Helper(usize),
     Watcher,
 }
 
@@ -300,7 +301,7 @@ impl PoolMembership {
         };
         self.began = true;
         match self.member {
-            Some(Member::Helper) => self.session.help(&doorbells),
+            Some(Member::Helper(_)) => self.session.help(&doorbells),
             Some(Member::Watcher) if !self.session.watch() => self.member = None,
             Some(Member::Watcher) | None => {}
         }
@@ -310,13 +311,12 @@ impl PoolMembership {
 impl Drop for PoolMembership {
     fn drop(&mut self) {
         let pool = &self.session.pool;
-        if !self.began {
-            pool.suspend_spawning();
-        }
-        match self.member {
-            Some(Member::Helper) => pool.helper_gone(),
-            Some(Member::Watcher) => pool.watcher_gone(),
-            None => {}
+        match (self.member, self.began) {
+            (Some(Member::Helper(_)), true) => pool.helper_gone(),
+            (Some(Member::Helper(queue)), false) => pool.helper_refused(queue),
+            (Some(Member::Watcher), true) => pool.watcher_gone(),
+            (Some(Member::Watcher), false) => pool.watcher_refused(),
+            (None, _) => {}
         }
     }
 }
