@@ -121,31 +121,41 @@ impl RequestQueue {
         let _ = self.kick.write(1);
     }
 
-    /// Begins to look for requests because the doorbell rang. Whoever does goes on until [`RequestQueue::next`] gives
-    /// none.
+    /// Begins to look for requests because the doorbell rang, on the queue's own thread, which goes on until
+    /// [`RequestQueue::next`] gives none.
     pub fn begin(&self) {
+        lock(&self.state).begin();
+    }
+
+    /// As [`RequestQueue::begin`], on another thread, as long as the own one is in request `away`. Otherwise `false`,
+    /// and the ring is the own thread's to answer: it waits for the next one already, and nobody watches whether this
+    /// one gets on.
+    ///
+    /// When it comes back from that request, it looks for others before it waits, and has the doorbell ring for what
+    /// comes later.
+    pub fn begin_in_place(&self, away: u64) -> bool {
         let mut state = lock(&self.state);
-        if !state.is_bus_master() {
-            // It goes on ringing until the right is back.
-            return;
+        // `set_own` may come next, but no `next` after it: that needs the lock.
+        let begins = self.own.load(Ordering::SeqCst) == away && state.is_bus_master();
+        if begins {
+            state.begin();
         }
-        state.return_deferred();
-        if let Some(ring) = &mut state.ring {
-            ring.take_kick();
-            let disabled = ring.disable_kicks();
-            state.note(disabled);
-        }
+        begins
     }
 
     /// The next request, after which [`RequestQueue::end`] is owed. `None` when there is none for now: the doorbell
     /// rings for the next one.
     pub fn next(&self) -> Option<FetchedRequest> {
         let mut state = lock(&self.state);
-        let chain = state.fetch();
-        if chain.is_none() && state.is_bus_master() {
-            state.announce();
-        }
-        let chain = chain?;
+        let Some(chain) = state.fetch() else {
+            match state.is_bus_master() {
+                true => state.announce(),
+                // Nobody looked, and no kick is wanted any more: looked at when the right is back, or by `release`.
+                false if !state.held => self.ring(),
+                false => {}
+            }
+            return None;
+        };
         state.busy = state.busy.saturating_add(1);
         Some(FetchedRequest {
             chain,
@@ -173,8 +183,11 @@ impl RequestQueue {
                 self.waiting.store(state.waiting.len(), Ordering::SeqCst);
             }
             Outcome::Wait => {
+                // Not under the lock: the server has locks of its own. The request is under way until it is refused.
+                drop(state);
                 serve.give_up(chain.reader());
                 let len = fuse::refuse(&mut chain.reader(), &mut chain.writer(), libc::ENOLCK);
+                state = lock(&self.state);
                 state.finish(chain.head(), len, now);
             }
         }
@@ -286,6 +299,19 @@ impl RequestQueue {
 }
 
 impl State {
+    /// Looks for requests from now on; without the right to memory the doorbell goes on ringing until it is back.
+    fn begin(&mut self) {
+        if !self.is_bus_master() {
+            return;
+        }
+        self.return_deferred();
+        if let Some(ring) = &mut self.ring {
+            ring.take_kick();
+            let disabled = ring.disable_kicks();
+            self.note(disabled);
+        }
+    }
+
     /// Takes what is to be tried again, then what is new.
     fn fetch(&mut self) -> Option<Chain> {
         if self.held || self.failed || !self.is_bus_master() {
@@ -378,3 +404,7 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "request_queue_test.rs"]
+mod tests;

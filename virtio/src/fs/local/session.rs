@@ -191,10 +191,9 @@ impl Session {
             while away != 0 && queue.claim_doorbell() {
                 let rang = self.stand_in(queue, away, doorbells).unwrap_or(false);
                 queue.unclaim_doorbell();
-                if !rang {
+                if !rang || !queue.begin_in_place(away) {
                     break;
                 }
-                queue.begin();
                 self.work(number, queue, false);
             }
         }
