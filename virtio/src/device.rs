@@ -108,6 +108,15 @@ impl HandlerError {
     }
 }
 
+/// How far a handler has come that was asked to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// Nothing of the device writes guest memory.
+    Held,
+    /// Something that was begun has not ended yet.
+    Pending,
+}
+
 /// A virtio device of any kind, without its transport.
 pub trait VirtioDevice: Send {
     /// Identity, class, features and queue sizes. The same at each call.
@@ -195,8 +204,8 @@ pub trait Watch {
 pub trait Handler: Send {
     /// Called once, before [`Handler::watch`], with the flag that is set while the driver lets the device be a bus
     /// master (PCIe 5.0 §7.5.1.1.3). While it is clear the device must not touch guest memory, and [`Handler::wake`] is
-    /// not called: a handler that answers in one of the other methods, or whose work other threads do as well, has to
-    /// look.
+    /// not called unless a hold is pending: a handler that answers in one of the other methods, or whose work other
+    /// threads do as well, has to look.
     fn set_bus_master_flag(&mut self, _bus_master: Arc<AtomicBool>) {}
 
     /// Registers what to wait for. Called once, on the I/O thread, before anything else. The kick of every ring is among it.
@@ -205,16 +214,20 @@ pub trait Handler: Send {
     /// Something became readable. Handles all of it, signals the driver, returns. May change what is watched.
     fn wake(&mut self, token: u32, watch: &mut dyn Watch) -> Result<(), HandlerError>;
 
-    /// Ends what has been begun, here and elsewhere, and begins nothing more: once this returns, nothing of the device writes guest
-    /// memory until [`Handler::release`], and nothing else is called but that or [`Handler::stop`]. May wait for the host.
+    /// Begins nothing more. With [`Hold::Held`] what was begun has ended as well, here and elsewhere: nothing of the
+    /// device writes guest memory until [`Handler::release`], and nothing else is called but that or [`Handler::stop`].
+    ///
+    /// Does not wait for what was begun, since whoever asked may think better of it: with [`Hold::Pending`] the handler
+    /// goes on being woken, by what ends last at the latest, and is asked again after each [`Handler::wake`], which
+    /// begins nothing.
     ///
     /// # Errors
     /// The handler gave up; it is not held.
-    fn hold(&mut self, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        Ok(())
+    fn hold(&mut self, _watch: &mut dyn Watch) -> Result<Hold, HandlerError> {
+        Ok(Hold::Held)
     }
 
-    /// Goes on after [`Handler::hold`].
+    /// Goes on after [`Handler::hold`], whether it was held or that was still pending.
     ///
     /// # Errors
     /// As [`Handler::wake`].

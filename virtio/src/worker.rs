@@ -10,7 +10,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use husk_devices::lock;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::device::{Handler, HandlerError, Watch};
+use crate::device::{Handler, HandlerError, Hold, Watch};
 use crate::hold_point::{HoldPoint, State};
 use crate::ring::RingState;
 use crate::threads::{ThreadClass, Threads, UnconfinedThreads};
@@ -96,6 +96,8 @@ impl Worker {
     /// Lets the handler go on after [`Worker::hold`], whether or not it is held yet.
     pub fn release(&self) {
         self.hold_point.release();
+        // A handler whose hold is pending is not at the hold point.
+        self.ring();
     }
 
     fn ring(&self) {
@@ -175,6 +177,7 @@ impl HandlerThread {
             on_failure: self.on_failure.take(),
             wakeup,
             hold_point,
+            holding: false,
             end: None,
         };
         let (subscriber, failure) = serve(subscriber, confine);
@@ -256,29 +259,39 @@ struct HandlerSubscriber {
     on_failure: Option<OnFailure>,
     wakeup: Arc<EventFd>,
     hold_point: Arc<HoldPoint>,
+    /// The handler was asked to hold, and neither released since then nor given up.
+    holding: bool,
     end: Option<End>,
 }
 
 impl HandlerSubscriber {
-    /// Does what the hold point says. A handler that gives up while it is asked to hold is not held: whoever asked
-    /// learns that it does not come.
+    /// Does what the hold point says.
     fn follow_hold_point(&mut self, watch: &mut dyn Watch) -> Option<End> {
-        if self.hold_point.state() == State::HoldRequested {
-            let held = self.handler.hold(watch);
-            if held.is_err() {
-                return self.end_of(held, watch);
-            }
-            if self.hold_point.wait_while_held() == State::Running {
-                let released = self.handler.release(watch);
-                return self.end_of(released, watch);
+        let mut state = self.hold_point.state();
+        if state == State::HoldRequested {
+            self.holding = true;
+            match self.handler.hold(watch) {
+                Ok(Hold::Held) => state = self.hold_point.wait_while_held(),
+                // What has begun ends when it ends; until then whoever asked may call it off, or end the thread.
+                Ok(Hold::Pending) => return None,
+                Err(error) => return self.end_of(Err(error), watch),
             }
         }
-        (self.hold_point.state() == State::Ended).then_some(End::Asked)
+        if state == State::Ended {
+            return Some(End::Asked);
+        }
+        if !std::mem::take(&mut self.holding) {
+            return None;
+        }
+        let released = self.handler.release(watch);
+        self.end_of(released, watch)
     }
 
-    /// What an error of the handler means: its end, unless it survives.
+    /// What an error of the handler means: its end, unless it survives. One that gives up while it is asked to hold is
+    /// not held: whoever asked learns that it does not come.
     fn end_of(&mut self, done: Result<(), HandlerError>, watch: &mut dyn Watch) -> Option<End> {
         let error = done.err()?;
+        self.holding = false;
         if !self.handler.survive(watch) {
             return Some(End::Failed(error));
         }
@@ -314,6 +327,9 @@ impl MutEventSubscriber for HandlerSubscriber {
         }
         let woken = self.handler.wake(events.data(), &mut watch);
         self.end = self.end_of(woken, &mut watch);
+        if self.holding && self.end.is_none() {
+            self.end = self.follow_hold_point(&mut watch);
+        }
     }
 }
 

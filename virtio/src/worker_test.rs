@@ -29,9 +29,9 @@ impl Handler for Probe {
         drained
     }
 
-    fn hold(&mut self, _: &mut dyn Watch) -> Result<(), HandlerError> {
+    fn hold(&mut self, _: &mut dyn Watch) -> Result<Hold, HandlerError> {
         self.log.send("hold".into()).unwrap();
-        Ok(())
+        Ok(Hold::Held)
     }
 
     fn release(&mut self, _: &mut dyn Watch) -> Result<(), HandlerError> {
@@ -127,10 +127,10 @@ fn a_handler_that_gives_up_while_it_is_to_hold_is_not_held_as_long_as_it_lives()
         fn wake(&mut self, _: u32, _: &mut dyn Watch) -> Result<(), HandlerError> {
             unreachable!("nothing is watched")
         }
-        fn hold(&mut self, _: &mut dyn Watch) -> Result<(), HandlerError> {
+        fn hold(&mut self, _: &mut dyn Watch) -> Result<Hold, HandlerError> {
             let source = io::ErrorKind::TimedOut.into();
             match std::mem::replace(&mut self.0, true) {
-                true => Ok(()),
+                true => Ok(Hold::Held),
                 false => Err(HandlerError::Host { what: "no", source }),
             }
         }
@@ -150,6 +150,86 @@ fn a_handler_that_gives_up_while_it_is_to_hold_is_not_held_as_long_as_it_lives()
     worker.release();
     worker.hold();
     until(|| worker.is_held());
+}
+
+/// Has begun something that ends when its event rings.
+struct Slow {
+    end: Arc<EventFd>,
+    ended: bool,
+    log: Sender<String>,
+}
+
+impl Handler for Slow {
+    fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        watch.readable(self.end.as_raw_fd(), 1).map_err(HandlerError::watch)
+    }
+
+    fn wake(&mut self, _: u32, _: &mut dyn Watch) -> Result<(), HandlerError> {
+        self.end.read().unwrap();
+        self.ended = true;
+        self.log.send("wake".into()).unwrap();
+        Ok(())
+    }
+
+    fn hold(&mut self, _: &mut dyn Watch) -> Result<Hold, HandlerError> {
+        self.log.send("hold".into()).unwrap();
+        Ok(if self.ended { Hold::Held } else { Hold::Pending })
+    }
+
+    fn release(&mut self, _: &mut dyn Watch) -> Result<(), HandlerError> {
+        self.log.send("release".into()).unwrap();
+        Ok(())
+    }
+
+    fn stop(self: Box<Self>) -> Vec<RingState> {
+        self.log.send("stop".into()).unwrap();
+        Vec::new()
+    }
+}
+
+fn slow() -> (Box<Slow>, Arc<EventFd>, Receiver<String>) {
+    let (log, seen) = channel();
+    let end = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    let ended = false;
+    let handler = Slow {
+        end: end.clone(),
+        ended,
+        log,
+    };
+    (Box::new(handler), end, seen)
+}
+
+#[test]
+fn a_worker_with_something_under_way_is_held_once_that_has_ended() {
+    let (handler, end, seen) = slow();
+    let (worker, news) = watched(handler);
+    worker.hold();
+    assert_eq!(next(&seen), "hold");
+    assert!(!worker.is_held() && news.try_recv().is_err());
+    end.write(1).unwrap();
+    assert_eq!([next(&seen), next(&seen)], ["wake", "hold"]);
+    while !worker.is_held() {
+        news.recv_timeout(PATIENCE).unwrap();
+    }
+    worker.release();
+    assert_eq!(next(&seen), "release");
+}
+
+#[test]
+fn a_hold_that_is_pending_is_called_off_at_once_and_keeps_nobody_from_the_end() {
+    let (handler, _end, seen) = slow();
+    let (worker, news) = watched(handler);
+    for _ in 0..2 {
+        worker.hold();
+        assert_eq!(next(&seen), "hold");
+        worker.release();
+        assert_eq!(next(&seen), "release");
+    }
+    worker.hold();
+    assert_eq!(next(&seen), "hold");
+    assert!(!worker.is_held() && news.try_recv().is_err());
+    worker.join();
+    assert_eq!(seen.iter().collect::<Vec<_>>(), ["stop"]);
 }
 
 fn probe(driver: &Driver) -> (Box<Probe>, Receiver<String>) {

@@ -19,7 +19,7 @@ use super::job::{Answer, Job, Step};
 use super::metrics::BlockMetrics;
 use super::request::{self, Limits, Status};
 use super::scratch::Scratch;
-use crate::device::{Handler, HandlerError, Watch};
+use crate::device::{Handler, HandlerError, Hold, Watch};
 use crate::rate_limit::{DeadlineTimer, Limiter, QueueLimiter};
 use crate::ring::{Chain, Ring, RingError, RingState};
 
@@ -119,15 +119,24 @@ impl QueueHandler {
     /// Begins what is new, and tells the driver of what has ended.
     fn begin_more(&mut self) -> Result<(), HandlerError> {
         self.admit()?;
+        self.submit()?;
+        // Of what the host has begun it tells by itself.
+        if self.is_at_limit() && self.jobs.cost() == 0 {
+            self.ring.kick_self();
+        }
+        self.ring.signal()?;
+        Ok(())
+    }
+
+    /// Has the host begin what is put up. What it has no resources for now is tried again in the next turn.
+    fn submit(&mut self) -> Result<(), HandlerError> {
         let all = self.engine.submit().map_err(|source| HandlerError::Host {
             what: "cannot submit block requests",
             source,
         })?;
-        // Of what the host has begun it tells by itself.
-        if !all || (self.is_at_limit() && self.jobs.cost() == 0) {
+        if !all {
             self.ring.kick_self();
         }
-        self.ring.signal()?;
         Ok(())
     }
 
@@ -306,6 +315,10 @@ impl Handler for QueueHandler {
             }
             _ => {}
         }
+        if self.held {
+            // What has ended is looked at by `hold`, and all else when it is released.
+            return Ok(());
+        }
         self.serve()?;
         let Some(timer) = &mut self.timer else { return Ok(()) };
         timer.set(self.limiter.until()).map_err(|source| HandlerError::Host {
@@ -316,17 +329,19 @@ impl Handler for QueueHandler {
 
     /// What the host has begun is finished. Requests that need more of it wait, as those still in the ring do: how much the driver has
     /// queued is no measure for a pause. Who may not be answered now is when the device may touch memory again.
-    fn hold(&mut self, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
+    fn hold(&mut self, _watch: &mut dyn Watch) -> Result<Hold, HandlerError> {
         self.held = true;
-        self.await_host().map_err(|source| HandlerError::Host {
-            what: "cannot wait for block requests",
-            source,
-        })?;
-        if !self.is_bus_master() {
-            return Ok(());
+        self.submit()?;
+        if self.is_bus_master() {
+            self.proceed()?;
+            self.ring.signal()?;
+        } else {
+            self.engine.reap(&mut self.ended);
         }
-        self.proceed()?;
-        Ok(self.ring.signal()?)
+        Ok(match self.engine.is_busy() {
+            true => Hold::Pending,
+            false => Hold::Held,
+        })
     }
 
     fn release(&mut self, _watch: &mut dyn Watch) -> Result<(), HandlerError> {

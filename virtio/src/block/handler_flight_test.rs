@@ -7,14 +7,18 @@ use std::time::Duration;
 
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH as FLUSH, VIRTIO_BLK_T_IN as IN, VIRTIO_BLK_T_OUT as OUT};
 use virtio_queue::desc::split::Descriptor;
+use vm_memory::MmapRegion;
 
+use super::super::engine::Op;
+use super::QueueHandler;
 use crate::block::testing::{
-    DATA, Guest, HEADER, IO_ERROR, KIB, OK, STATUS, UNANSWERED, Watched, activation, config, counter, has_uring, image,
-    pattern, plain_reply, with_both_engines,
+    DATA, Guest, HEADER, HERE, IO_ERROR, KIB, OK, STATUS, UNANSWERED, Watched, activation, buffers, config, counter,
+    has_uring, image, pattern, pipe, plain_reply, with_both_engines,
 };
 use crate::block::{Block, BlockConfig};
-use crate::device::{HandlerError, VirtioDevice};
-use crate::ring::{Notify, Ring, RingError};
+use crate::device::{Handler, HandlerError, Hold, VirtioDevice, Watch};
+use crate::iovecs::Iovecs;
+use crate::ring::{Notify, Ring, RingError, RingState};
 use crate::testing::{Buf, Driver, F_INDIRECT, F_NEXT, F_WRITE, SECOND, memory};
 
 with_both_engines! {
@@ -68,6 +72,89 @@ fn a_held_queue_has_given_back_whatever_it_took_and_goes_on_with_the_rest(io_uri
     guest.release();
     assert_eq!(given + guest.settle(200 - given).len(), 200);
     // With nothing to do.
+    guest.hold();
+    guest.release();
+    assert_eq!(guest.ask(IN, 0, &[], 512).status, OK);
+}
+
+/// A queue whose host has begun a read that does not end as long as nothing is in the pipe.
+struct Hanging {
+    // The handler is dropped first, and with it what the kernel does for it.
+    handler: Box<QueueHandler>,
+    reader: fs::File,
+    buffers: Iovecs,
+    _memory: MmapRegion,
+}
+
+impl Handler for Hanging {
+    fn set_bus_master_flag(&mut self, bus_master: Arc<AtomicBool>) {
+        self.handler.set_bus_master_flag(bus_master);
+    }
+
+    fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        self.handler.watch(watch)?;
+        let op = Op::Read {
+            file: &self.reader,
+            buffers: &self.buffers,
+            offset: HERE,
+        };
+        // SAFETY: file, buffers and memory stay until the handler, and with it the engine, is gone. No job has this
+        // slot.
+        assert!(unsafe { self.handler.engine.run(usize::MAX, op, false) }.is_none());
+        assert!(self.handler.engine.submit().unwrap());
+        Ok(())
+    }
+
+    fn wake(&mut self, token: u32, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        self.handler.wake(token, watch)
+    }
+
+    fn hold(&mut self, watch: &mut dyn Watch) -> Result<Hold, HandlerError> {
+        self.handler.hold(watch)
+    }
+
+    fn release(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        self.handler.release(watch)
+    }
+
+    fn stop(self: Box<Self>) -> Vec<RingState> {
+        self.handler.stop()
+    }
+}
+
+#[test]
+fn a_hold_that_is_called_off_leaves_a_queue_at_work_beside_what_the_host_does_not_end() {
+    if !has_uring() {
+        return;
+    }
+    let file = image(&pattern(64 * KIB, 5));
+    let block = Block::open(config(file.path(), true)).unwrap();
+    let driver = Driver::new(&memory(), 0x1000, 16);
+    let (reader, writer) = pipe();
+    let read = MmapRegion::new(1).unwrap();
+    let hanging = Hanging {
+        handler: Box::new(block.queue_handler(driver.ring(), &block.agree_on_cache(0))),
+        reader,
+        buffers: buffers(&read),
+        _memory: read,
+    };
+    let bus_master = Arc::new(AtomicBool::new(true));
+    let mut guest = Guest::run_by_hand(driver, Box::new(hanging), block.metrics());
+    guest.set_bus_master_flag(&bus_master);
+    assert_eq!(guest.ask(IN, 0, &[], 512).status, OK);
+    for is_bus_master in [true, false] {
+        bus_master.store(is_bus_master, Ordering::SeqCst);
+        assert_eq!(guest.ask_to_hold(), Hold::Pending);
+        send_reads(&mut guest, 1, 512, |_| DATA);
+        guest.wake().unwrap();
+        assert_eq!((guest.ask_to_hold(), guest.driver.take_used()), (Hold::Pending, None));
+        assert!(!guest.has_rung(), "its thread sleeps");
+        guest.release();
+        bus_master.store(true, Ordering::SeqCst);
+        guest.settle(1);
+    }
+    assert_eq!(guest.ask_to_hold(), Hold::Pending);
+    rustix::io::write(&writer, b"x").unwrap();
     guest.hold();
     guest.release();
     assert_eq!(guest.ask(IN, 0, &[], 512).status, OK);

@@ -67,6 +67,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use crate::device::{Activation, ConfigAccess, Handler, Profile, StartError, VirtioDevice};
 use crate::rate_limit::{Limiter, LimiterConfig};
+use crate::ring::Ring;
 use crate::threads::ThreadClass;
 use crate::transport::pci::QUEUES_MAX;
 use config_space::{ConfigSpace, Writeback};
@@ -236,6 +237,18 @@ impl Block {
             (false, flush) => Writeback::new(flush),
         }
     }
+
+    /// What serves `ring`, in the cache mode `writeback`.
+    fn queue_handler(&self, ring: Ring, writeback: &Writeback) -> QueueHandler {
+        let disk = handler::Disk {
+            image: self.image.clone(),
+            id: self.config.id(),
+            writeback: writeback.clone(),
+            limiter: self.limiter.clone(),
+            metrics: self.metrics.clone(),
+        };
+        QueueHandler::new(ring, disk, self.config.io_uring)
+    }
 }
 
 impl VirtioDevice for Block {
@@ -264,20 +277,9 @@ impl VirtioDevice for Block {
     /// §5.2.5), but not none.
     fn start(&mut self, activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError> {
         let writeback = self.agree_on_cache(activation.features);
-        let handlers: Vec<Box<dyn Handler>> = activation
-            .rings
-            .into_iter()
-            .flatten()
-            .map(|ring| {
-                let disk = handler::Disk {
-                    image: self.image.clone(),
-                    id: self.config.id(),
-                    writeback: writeback.clone(),
-                    limiter: self.limiter.clone(),
-                    metrics: self.metrics.clone(),
-                };
-                Box::new(QueueHandler::new(ring, disk, self.config.io_uring)) as Box<dyn Handler>
-            })
+        let rings = activation.rings.into_iter().flatten();
+        let handlers: Vec<Box<dyn Handler>> = rings
+            .map(|ring| Box::new(self.queue_handler(ring, &writeback)) as Box<dyn Handler>)
             .collect();
         if handlers.is_empty() {
             return Err(StartError::QueueMissing(0));

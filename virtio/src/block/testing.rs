@@ -16,7 +16,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::uring::Uring;
 use super::{Block, BlockConfig, BlockMetrics};
-use crate::device::{Activation, Handler, HandlerError, VirtioDevice, Watch};
+use crate::device::{Activation, Handler, HandlerError, Hold, VirtioDevice, Watch};
 use crate::iovecs::Iovecs;
 use crate::ring::{Notify, Ring, RingState};
 use crate::testing::{Buf, Driver, memory};
@@ -272,8 +272,16 @@ impl Guest {
         Self::run_by_hand(self.driver, handlers.remove(0), block.metrics())
     }
 
+    /// Asks for the queue to be held, once.
+    pub fn ask_to_hold(&mut self) -> Hold {
+        self.handler.as_mut().unwrap().hold(&mut self.watched).unwrap()
+    }
+
+    /// Holds the queue, as its thread does it.
     pub fn hold(&mut self) {
-        self.handler.as_mut().unwrap().hold(&mut self.watched).unwrap();
+        while self.ask_to_hold() == Hold::Pending {
+            self.wake().unwrap();
+        }
     }
 
     pub fn release(&mut self) {

@@ -27,6 +27,8 @@ const LOCK: u32 = 3;
 const UNLOCK: u32 = 4;
 /// Answered after a moment in which the thread sleeps.
 const DOZE: u32 = 5;
+/// Answered when the test ends what hangs.
+const HANG: u32 = 6;
 
 /// Serves these, and tells what it saw.
 #[derive(Default)]
@@ -34,6 +36,9 @@ struct Fake {
     /// Slow requests that may end, and those that are under way.
     slow: Mutex<(usize, usize)>,
     changed: Condvar,
+    /// Whether a request hangs.
+    hangs: Mutex<bool>,
+    thawed: Condvar,
     locked: AtomicBool,
     generation: AtomicU64,
     /// Numbers of the requests, in the order in which they were handed in.
@@ -66,6 +71,19 @@ impl Fake {
         slow.0 -= 1;
         slow.1 -= 1;
     }
+
+    fn hang(&self) {
+        let mut hangs = lock(&self.hangs);
+        *hangs = true;
+        while *hangs {
+            hangs = self.thawed.wait(hangs).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn thaw(&self) {
+        *lock(&self.hangs) = false;
+        self.thawed.notify_all();
+    }
 }
 
 impl Serve for Fake {
@@ -88,6 +106,7 @@ impl Serve for Fake {
         lock(&self.seen).push(unique);
         match code {
             SLOW => self.be_slow(),
+            HANG => self.hang(),
             LOCK if self.locked.load(Ordering::SeqCst) => {
                 self.under_way.fetch_sub(1, Ordering::SeqCst);
                 return Outcome::Wait;
@@ -419,6 +438,26 @@ fn a_held_share_finishes_what_it_has_begun_and_begins_nothing() {
     assert_eq!(*lock(&bench.serve.seen), [1, 2]);
     bench.workers.iter().for_each(Worker::release);
     assert_eq!(bench.queues[1].replies(1), ok([3]));
+}
+
+#[test]
+fn a_pause_that_is_given_up_leaves_a_queue_at_work_beside_a_request_that_hangs() {
+    let mut bench = Bench::new();
+    bench.queues[1].send(SLOW, 1);
+    bench.serve.wait_for_slow(1);
+    // A helper's, so that the own thread is free later.
+    bench.queues[1].send(HANG, 2);
+    until(|| *lock(&bench.serve.hangs));
+    bench.serve.let_go(1);
+    assert_eq!(bench.queues[1].replies(1), ok([1]));
+    bench.workers.iter().for_each(Worker::hold);
+    until(|| bench.workers[2].is_held() && bench.session.queues[1].is_holding());
+    assert!(!bench.workers[1].is_held());
+    bench.workers.iter().for_each(Worker::release);
+    bench.queues[1].send(ECHO, 3);
+    assert_eq!(bench.queues[1].replies(1), ok([3]));
+    bench.serve.thaw();
+    assert_eq!(bench.queues[1].replies(1), ok([2]));
 }
 
 #[test]

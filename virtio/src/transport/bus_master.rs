@@ -5,7 +5,8 @@
 //! called for all of them when the right is back. Neither direction has anybody wait: taking the right away is a flag,
 //! which the thread sees before its next piece of work. The piece that it is at is short; what the host has begun by
 //! then, such as a read from a disk, is finished. A handler that other threads help, or that is held or stopped while
-//! it has requests to answer, is given the flag itself ([`Handler::set_bus_master_flag`]).
+//! it has requests to answer, is given the flag itself ([`Handler::set_bus_master_flag`]); one whose hold is pending is
+//! called all the same, since it begins nothing.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -14,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::device::{Handler, HandlerError, Watch};
+use crate::device::{Handler, HandlerError, Hold, Watch};
 use crate::ring::RingState;
 
 /// Token of the event that the right is back; a handler's own are far below.
@@ -60,6 +61,7 @@ impl BusMaster {
             back,
             watched: Vec::new(),
             parked: false,
+            holding: false,
         }))
     }
 
@@ -95,6 +97,8 @@ struct GatedHandler {
     watched: Vec<Watched>,
     /// None of it is watched at present.
     parked: bool,
+    /// It waits for what it has begun: that is noticed with the right and without.
+    holding: bool,
 }
 
 impl GatedHandler {
@@ -121,10 +125,16 @@ impl GatedHandler {
     fn unpark(&mut self, watch: &mut dyn Watch) -> io::Result<()> {
         // Fails only when there was no event.
         let _ = self.back.read();
-        if !self.parked || !self.allowed() {
+        match self.allowed() {
+            true => self.watch_again(watch),
+            false => Ok(()),
+        }
+    }
+
+    fn watch_again(&mut self, watch: &mut dyn Watch) -> io::Result<()> {
+        if !std::mem::take(&mut self.parked) {
             return Ok(());
         }
-        self.parked = false;
         self.watched.iter().try_for_each(|watched| watched.watch(watch))
     }
 }
@@ -142,6 +152,10 @@ impl Handler for GatedHandler {
         if token == UNPARK {
             return self.unpark(watch).map_err(HandlerError::watch);
         }
+        if self.holding {
+            let (handler, mut watch) = self.parts(watch);
+            return handler.wake(token, &mut watch);
+        }
         if self.parked {
             // Of the same wait as the one before: what it was about is looked at when the right is back.
             return Ok(());
@@ -154,17 +168,24 @@ impl Handler for GatedHandler {
     }
 
     /// Whether or not it has the right: what it has begun ends all the same, and is answered when it has.
-    fn hold(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        let (handler, mut watch) = self.parts(watch);
-        handler.hold(&mut watch)
+    fn hold(&mut self, watch: &mut dyn Watch) -> Result<Hold, HandlerError> {
+        let (handler, mut noting) = self.parts(watch);
+        let hold = handler.hold(&mut noting)?;
+        self.holding = hold == Hold::Pending;
+        if self.holding {
+            self.watch_again(watch).map_err(HandlerError::watch)?;
+        }
+        Ok(hold)
     }
 
     fn release(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        self.holding = false;
         let (handler, mut watch) = self.parts(watch);
         handler.release(&mut watch)
     }
 
     fn survive(&mut self, watch: &mut dyn Watch) -> bool {
+        self.holding = false;
         let (handler, mut watch) = self.parts(watch);
         handler.survive(&mut watch)
     }

@@ -70,8 +70,10 @@ impl Handler for Counting {
     }
 
     /// Does without its first event as long as it is held, as a handler does whose rings another process gives back.
-    fn hold(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        watch.forget(self.events[0].as_raw_fd()).map_err(HandlerError::watch)
+    fn hold(&mut self, watch: &mut dyn Watch) -> Result<Hold, HandlerError> {
+        let level = self.events[0].as_raw_fd();
+        watch.forget(level).map_err(HandlerError::watch)?;
+        Ok(Hold::Held)
     }
 
     fn release(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
@@ -211,4 +213,48 @@ fn a_handler_is_held_and_let_go_on_with_the_right_and_without() {
     assert_eq!(bench.calls(), [0, 0, 0], "it has no right");
     bench.bus_master.set(true);
     assert_eq!(bench.calls(), [1, 1, 0]);
+}
+
+#[test]
+fn the_end_of_what_a_handler_has_begun_is_noticed_without_the_right() {
+    /// Has begun something that ends when its event rings.
+    struct Slow(Arc<EventFd>, bool);
+    impl Handler for Slow {
+        fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+            watch.readable(self.0.as_raw_fd(), LEVEL).map_err(HandlerError::watch)
+        }
+        fn wake(&mut self, _: u32, _: &mut dyn Watch) -> Result<(), HandlerError> {
+            self.0.read().unwrap();
+            self.1 = true;
+            Ok(())
+        }
+        fn hold(&mut self, _: &mut dyn Watch) -> Result<Hold, HandlerError> {
+            Ok(if self.1 { Hold::Held } else { Hold::Pending })
+        }
+        fn stop(self: Box<Self>) -> Vec<RingState> {
+            Vec::new()
+        }
+    }
+    let event = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    let mut turns = Turns(Epoll::new().unwrap());
+    let mut bus_master = BusMaster::new();
+    let mut handler = bus_master.gate(Box::new(Slow(event.clone(), false))).unwrap();
+    handler.watch(&mut turns).unwrap();
+    bus_master.set(false);
+    // It is called no more, and its event watched no more.
+    event.write(1).unwrap();
+    handler.wake(LEVEL, &mut turns).unwrap();
+    event.read().unwrap();
+    assert_eq!(handler.hold(&mut turns).unwrap(), Hold::Pending);
+    event.write(1).unwrap();
+    assert_eq!(turns.events(), [LEVEL]);
+    handler.wake(LEVEL, &mut turns).unwrap();
+    assert_eq!(handler.hold(&mut turns).unwrap(), Hold::Held);
+    handler.release(&mut turns).unwrap();
+    event.write(1).unwrap();
+    handler.wake(LEVEL, &mut turns).unwrap();
+    assert_eq!(turns.events(), [0_u32; 0]);
+    bus_master.set(true);
+    handler.wake(UNPARK, &mut turns).unwrap();
+    assert_eq!(turns.events(), [LEVEL], "what happened meanwhile is remembered");
 }

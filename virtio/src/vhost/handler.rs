@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::handles::VhostHandles;
 use super::rings::{KernelRings, Vring};
 use crate::call_event::{CallEvent, used_index};
-use crate::device::{Handler, HandlerError, StartError, Watch};
+use crate::device::{Handler, HandlerError, Hold, StartError, Watch};
 use crate::ring::{Ring, RingParts, RingState};
 
 /// [`Watch`] tokens: the queue that stays here. Rings have theirs by their number among all: for an interrupt that is passed on, and
@@ -248,8 +248,10 @@ impl Handler for VhostHandler {
         self.own.as_mut().map_or(Ok(()), |own| own.serve())
     }
 
-    fn hold(&mut self, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        self.take_back().map_err(failed("take the rings back"))
+    /// The kernel ends at once what it has begun.
+    fn hold(&mut self, _watch: &mut dyn Watch) -> Result<Hold, HandlerError> {
+        self.take_back().map_err(failed("take the rings back"))?;
+        Ok(Hold::Held)
     }
 
     fn release(&mut self, _watch: &mut dyn Watch) -> Result<(), HandlerError> {

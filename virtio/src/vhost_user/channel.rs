@@ -63,6 +63,22 @@ impl Channel {
         self.exchange(request, false, payload, &[], true)
     }
 
+    /// The answer to a question that was only told, and to which there was none yet ([`Channel::has_answered`]).
+    pub fn answer(&mut self, request: Request) -> Result<[u8; ANSWER_BYTES], BackendError> {
+        if self.lost {
+            return Err(BackendError::Gone(None));
+        }
+        let received = self.receive(request);
+        self.lost = received.is_err();
+        received
+    }
+
+    /// Whether there is something to read: an answer, or the end of the connection.
+    pub fn has_answered(&self) -> bool {
+        // Whoever watches the connection is told, and looks again.
+        is_ready(self.socket.as_raw_fd(), libc::POLLIN, Duration::ZERO).unwrap_or(false)
+    }
+
     /// Asks for something to be done.
     pub fn command(&mut self, request: Request, payload: &[u8], fds: &[RawFd]) -> Result<(), BackendError> {
         let answer = self.exchange(request, self.acknowledges, payload, fds, self.acknowledges)?;

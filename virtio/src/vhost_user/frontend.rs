@@ -236,9 +236,20 @@ impl Frontend {
         channel.command(Request::SetVringEnable, &state_of(1), &[])
     }
 
-    /// Takes a ring back. Returns the position of the next request that the back-end has not begun.
-    pub fn stop_ring(&mut self, index: u16) -> Result<u16, BackendError> {
-        let answer = self.channel.ask(Request::GetVringBase, &vring_state(index, 0))?;
+    /// Asks for a ring back: a back-end answers when it has ended the requests that it has begun, whatever they wait
+    /// for.
+    pub fn stop_ring(&mut self, index: u16) -> Result<(), BackendError> {
+        self.channel.tell(Request::GetVringBase, &vring_state(index, 0), &[])
+    }
+
+    /// Whether there is an answer to what was asked, or will be none.
+    pub fn has_answered(&self) -> bool {
+        self.channel.has_answered()
+    }
+
+    /// Waits for a ring that was asked for. Returns the position of the next request that the back-end has not begun.
+    pub fn stopped_ring(&mut self, index: u16) -> Result<u16, BackendError> {
+        let answer = self.channel.answer(Request::GetVringBase)?;
         let (_, found) = parse_vring_state(answer);
         u16::try_from(found).map_err(|_| BackendError::Position { queue: index, found })
     }

@@ -298,7 +298,13 @@ fn a_ring_is_handed_over_with_its_position_and_taken_back_with_another() {
     let states = [0, 2, 5].map(|n| number(&told[n].payload, 0));
     assert_eq!(states, [of_queue(32), of_queue(9), of_queue(1)]);
     assert_eq!((told[3].fds, told[4].fds), (1, 1));
-    assert_eq!(frontend.stop_ring(2).unwrap(), 7);
+    assert_eq!(stop(&mut frontend, 2).unwrap(), 7);
+}
+
+/// Takes a ring back, however long that takes.
+fn stop(frontend: &mut Frontend, index: u16) -> Result<u16, BackendError> {
+    frontend.stop_ring(index)?;
+    frontend.stopped_ring(index)
 }
 
 #[test]
@@ -317,7 +323,7 @@ fn a_ring_outside_shared_memory_is_not_handed_over() {
 fn an_impossible_position_is_an_error() {
     let answer = BackendAction::Number(2 | 65536 << 32);
     let (frontend, _heard) = negotiated(Some((Request::GetVringBase, answer)));
-    let error = frontend.unwrap().stop_ring(2).unwrap_err();
+    let error = stop(&mut frontend.unwrap(), 2).unwrap_err();
     assert_eq!(
         error.to_string(),
         "queue 2: it says that it stopped at position 65536, positions are below 65536"

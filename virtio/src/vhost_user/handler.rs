@@ -15,7 +15,7 @@ use super::error_responder::ErrorResponder;
 use super::frontend::{Frontend, Vring};
 use super::link::{Link, LinkGuard};
 use crate::call_event::{CallEvent, used_index};
-use crate::device::{Activation, Handler, HandlerError, StartError, Watch};
+use crate::device::{Activation, Handler, HandlerError, Hold, StartError, Watch};
 use crate::ring::{Protocol, RingParts, RingState};
 
 /// Token of the connection. A ring whose interrupts are passed on has its number, plus 1.
@@ -35,14 +35,24 @@ pub struct VhostUserHandler {
     lent: usize,
     /// Those that it may ever have had since the device started: requests in them may be answered, or owed.
     served: usize,
+    /// The last ring that the back-end has was asked for, over this connection, and has not been given back yet.
+    asked: Option<LinkGuard<Arc<Link>>>,
+    /// Rings that are given back stay here.
+    held: bool,
     /// What is watched of the connection.
     connection: Option<RawFd>,
     /// Has the rings once the back-end is gone.
     error_responder: Option<ErrorResponder>,
 }
 
-/// How the connection is taken: with how much patience.
-type Acquire<'a> = fn(&'a Link) -> Result<LinkGuard<'a>, BackendError>;
+/// What becomes of a question that the back-end does not answer at once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// It is waited for, as long as an occasion has.
+    Waits,
+    /// The answer is for later.
+    Returns,
+}
 
 /// A ring for the back-end.
 struct BackendRing {
@@ -82,6 +92,8 @@ impl VhostUserHandler {
             protocol,
             lent: 0,
             served: 0,
+            asked: None,
+            held: false,
             connection: None,
             error_responder: None,
         })
@@ -99,17 +111,33 @@ impl VhostUserHandler {
         Ok(frontend.as_raw_fd())
     }
 
-    /// Hands the rings over where they stand, to the back-end that had them before: another one would not know the driver's session.
+    /// Hands the rings over that are here, where they stand, to the back-end that had them before: another one would
+    /// not know the driver's session. One that was asked for comes back first: that the back-end cannot be told to go
+    /// on meanwhile is the protocol's.
     fn lend_again(&mut self) -> Result<(), BackendError> {
-        let link = self.link.clone();
-        let mut connection = link.acquire()?;
+        let mut connection = match self.asked.take() {
+            Some(connection) if !connection.has_answered() => {
+                self.asked = Some(connection);
+                return Ok(());
+            }
+            Some(mut connection) => {
+                connection.renew();
+                self.note_stopped(connection.present()?)?;
+                connection
+            }
+            None => self.link.acquire_owned()?,
+        };
         let frontend = connection.present()?;
         frontend.check()?;
-        self.start_rings(frontend)
+        self.start_rings(frontend)?;
+        // What became available meanwhile came without a kick that anybody heard.
+        self.rings.iter().for_each(|lent| lent.doorbell.ring());
+        Ok(())
     }
 
+    /// Hands over the rings that the back-end does not have.
     fn start_rings(&mut self, frontend: &mut Frontend) -> Result<(), BackendError> {
-        for lent in &self.rings {
+        for lent in self.rings.iter().skip(self.lent) {
             // One that does not say that it has the ring, or not in time, may have answered requests in it already.
             self.served = self.served.max(self.lent.saturating_add(1));
             frontend.start_ring(&Vring {
@@ -144,47 +172,68 @@ impl VhostUserHandler {
 }
 
 impl VhostUserHandler {
-    /// Asks for all rings back: a back-end that gives one back is done with it, and with guest memory on its account. The position of one
-    /// that is not given back is a guess.
+    /// Has all rings back, or has asked for the next one: a back-end that gives one back is done with it, and with
+    /// guest memory on its account. The position of one that is not given back is a guess.
     ///
-    /// # Errors
-    /// Not all are given back in time. The back-end has been hung up on: one that lost its front-end lets go of guest memory, and there is
-    /// no other way to make it.
-    fn take_back<'a>(&mut self, link: &'a Link, acquire: Acquire<'a>) -> Result<(), BackendError> {
+    /// # Errors Not all are given back, or not in time. The back-end has been hung up on: one that lost its front-end
+    /// lets go of guest memory, and there is no other way to make it.
+    fn take_back(&mut self, patience: Patience) -> Result<Hold, BackendError> {
+        let taken = self.stop_rings(patience);
+        if let Ok(Hold::Pending) = taken {
+            return taken;
+        }
+        if let Err(error) = &taken {
+            let socket = self.link.socket().display();
+            log::debug!("{socket}: not stopped in order: {}", error_chain(error));
+            self.link.hang_up();
+        }
         let lent = std::mem::take(&mut self.lent);
-        let mut connection = match lent {
-            0 => Err(BackendError::Gone(None)),
-            _ => acquire(link),
-        };
-        let mut stopped: Result<(), BackendError> = Ok(());
         for BackendRing { ring, .. } in self.rings.iter_mut().take(lent) {
             let queue = &mut ring.state.queue;
-            let used = used_index(&self.mem.memory(), queue.used_ring);
-            let position = match (&stopped, &mut connection) {
-                (Ok(()), Ok(connection)) => connection
-                    .present()
-                    .and_then(|frontend| frontend.stop_ring(ring.state.index)),
-                _ => Err(BackendError::Gone(None)),
-            };
-            (queue.next_avail, queue.next_used) = match position {
-                Ok(position) => (position, used),
-                Err(error) => {
-                    stopped = stopped.and(Err(error));
-                    (used, used)
-                }
-            };
+            queue.next_used = used_index(&self.mem.memory(), queue.used_ring);
+            queue.next_avail = queue.next_used;
         }
-        if let Err(error) = &stopped {
-            log::debug!(
-                "{}: not stopped in order: {}",
-                link.socket().display(),
-                error_chain(error)
-            );
-            link.hang_up();
-        }
-        drop(connection);
         self.rings.iter().for_each(BackendRing::relay);
-        stopped
+        taken
+    }
+
+    /// Asks for the rings that the back-end has, from the last one on.
+    fn stop_rings(&mut self, patience: Patience) -> Result<Hold, BackendError> {
+        let (mut connection, mut is_asked) = match self.asked.take() {
+            _ if self.lent == 0 => return Ok(Hold::Held),
+            Some(mut connection) => {
+                connection.renew();
+                (connection, true)
+            }
+            None => (self.link.acquire_owned()?, false),
+        };
+        while let Some(last) = self.lent.checked_sub(1).and_then(|last| self.rings.get(last)) {
+            let frontend = connection.present()?;
+            if !is_asked {
+                frontend.stop_ring(last.ring.state.index)?;
+            }
+            if patience == Patience::Returns && !frontend.has_answered() {
+                self.asked = Some(connection);
+                return Ok(Hold::Pending);
+            }
+            self.note_stopped(frontend)?;
+            is_asked = false;
+        }
+        Ok(Hold::Held)
+    }
+
+    /// Takes the ring that was asked for.
+    fn note_stopped(&mut self, frontend: &mut Frontend) -> Result<(), BackendError> {
+        let last = self.lent.saturating_sub(1);
+        let Some(BackendRing { ring, .. }) = self.rings.get_mut(last) else {
+            return Ok(());
+        };
+        let queue = &mut ring.state.queue;
+        queue.next_avail = frontend.stopped_ring(ring.state.index)?;
+        // Not before: what the back-end had begun it ended before it answered.
+        queue.next_used = used_index(&self.mem.memory(), queue.used_ring);
+        self.lent = last;
+        Ok(())
     }
 
     /// Stops watching what the back-end had its part in.
@@ -245,6 +294,11 @@ impl Handler for VhostUserHandler {
             self.forget(watch);
             return Ok(());
         }
+        if self.asked.is_some() {
+            // The answer is for `hold`, which is asked again, or was called off.
+            let lent = if self.held { Ok(()) } else { self.lend_again() };
+            return lent.or_else(|error| self.failed(&error, watch));
+        }
         // Another thread may be in the middle of an exchange: then this one waits, and finds nothing.
         let checked = match self.link.acquire() {
             Ok(mut connection) => connection.present().and_then(Frontend::check),
@@ -253,26 +307,22 @@ impl Handler for VhostUserHandler {
         checked.or_else(|error| self.failed(&error, watch))
     }
 
-    /// What the back-end holds it gives back, as for a reset.
-    fn hold(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+    /// What the back-end holds it gives back, as for a reset, in its own time.
+    fn hold(&mut self, watch: &mut dyn Watch) -> Result<Hold, HandlerError> {
         if self.error_responder.is_some() {
-            return Ok(());
+            return Ok(Hold::Held);
         }
-        let link = self.link.clone();
-        let taken = self.take_back(&link, Link::acquire_for_drain);
-        taken.or_else(|error| self.failed(&error, watch))
+        self.held = true;
+        let taken = self.take_back(Patience::Returns);
+        taken.or_else(|error| self.failed(&error, watch).map(|()| Hold::Held))
     }
 
     fn release(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
         if self.error_responder.is_some() {
             return Ok(());
         }
-        if let Err(error) = self.lend_again() {
-            return self.failed(&error, watch);
-        }
-        // What became available meanwhile came without a kick that anybody heard.
-        self.rings.iter().for_each(|lent| lent.doorbell.ring());
-        Ok(())
+        self.held = false;
+        self.lend_again().or_else(|error| self.failed(&error, watch))
     }
 
     fn survive(&mut self, watch: &mut dyn Watch) -> bool {
@@ -280,9 +330,8 @@ impl Handler for VhostUserHandler {
             return false;
         }
         self.forget(watch);
-        let link = self.link.clone();
-        if self.take_back(&link, Link::acquire).is_err() {
-            link.close();
+        if self.take_back(Patience::Waits).is_err() {
+            self.link.close();
         }
         let mut error_responder = ErrorResponder::new(self.protocol);
         for (number, BackendRing { ring, doorbell, .. }) in self.rings.drain(..).enumerate() {
@@ -298,9 +347,8 @@ impl Handler for VhostUserHandler {
         if let Some(error_responder) = self.error_responder {
             return error_responder.into_states();
         }
-        let link = self.link.clone();
-        if self.take_back(&link, Link::acquire).is_err() {
-            link.close();
+        if self.take_back(Patience::Waits).is_err() {
+            self.link.close();
         }
         self.rings.into_iter().map(|lent| lent.ring.state).collect()
     }

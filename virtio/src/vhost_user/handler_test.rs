@@ -1,5 +1,6 @@
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -693,30 +694,88 @@ fn a_held_device_has_its_rings_back_and_goes_on_where_they_stopped() {
 
 #[test]
 fn a_pause_that_is_given_up_leaves_a_slow_back_end_at_work() {
-    let bench = bench(Some((Request::GetVringBase, BackendAction::Dawdle)));
+    let (finish, finished) = channel();
+    let bench = bench(Some((
+        Request::GetVringBase,
+        BackendAction::Finish(Arc::new(Mutex::new(finished))),
+    )));
     let (worker, failures) = bench.started();
-    bench.heard.take();
-    // Both rings take a little longer than the usual limit for all, a twelfth of what there is for this.
-    bench.link.set_limit(IMPATIENT * 3 / 2);
-    worker.hold();
-    until(|| !bench.heard.requests().is_empty());
-    // The limit of what it is in the middle of stands; what follows may take as long as this machine needs.
-    bench.link.set_limit(PATIENCE);
-    worker.release();
-    let count = |request| {
-        bench
-            .heard
-            .requests()
+    let handed_over = |requests: &[u32]| {
+        let enabled = requests
             .iter()
-            .filter(|heard| **heard == request as u32)
-            .count()
+            .filter(|request| **request == Request::SetVringEnable as u32);
+        enabled.count()
     };
-    until(|| count(Request::SetVringEnable) == 2 || worker.is_stopped() || bench.metrics().backend_failures.get() > 0);
-    assert_eq!(count(Request::GetVringBase), 2);
+    for called_off in [true, true, false] {
+        bench.heard.take();
+        // Whatever a back-end has begun may last longer than all that it has for anything else.
+        bench.lose_patience();
+        worker.hold();
+        until(|| bench.heard.requests() == [Request::GetVringBase as u32]);
+        std::thread::sleep(IMPATIENT * 2);
+        assert!(!worker.is_held());
+        bench.link.set_limit(PATIENCE);
+        if called_off {
+            worker.release();
+            finish.send(()).unwrap();
+            // The other ring stayed where it was.
+            until(|| handed_over(&bench.heard.requests()) == 1);
+            assert_eq!(bench.heard.requests().len(), 1 + 6);
+        } else {
+            finish.send(()).unwrap();
+            finish.send(()).unwrap();
+            until(|| worker.is_held());
+            worker.release();
+            until(|| handed_over(&bench.heard.requests()) == 2);
+        }
+    }
     assert_eq!(bench.metrics().backend_failures.get(), 0);
     assert!(failures.try_recv().is_err(), "it has its time");
-    bench.link.retire();
-    worker.join();
+    finish.send(()).unwrap();
+    finish.send(()).unwrap();
+    assert_eq!(worker.join().len(), 2);
+}
+
+#[test]
+fn the_position_in_the_used_ring_is_that_after_the_last_request() {
+    let (finish, finished) = channel();
+    let bench = bench(Some((
+        Request::GetVringBase,
+        BackendAction::Finish(Arc::new(Mutex::new(finished))),
+    )));
+    let mut handler = bench.handler();
+    handler.lend().unwrap();
+    let stopping = std::thread::spawn(move || handler.stop());
+    until(|| bench.heard.requests().contains(&(Request::GetVringBase as u32)));
+    bench.drivers[1].store(bench.drivers[1].used + 2, 7);
+    finish.send(()).unwrap();
+    finish.send(()).unwrap();
+    let states = stopping.join().unwrap();
+    assert_eq!((states[1].queue.next_avail, states[1].queue.next_used), (7, 7));
+}
+
+#[test]
+fn a_device_ends_in_the_middle_of_a_pause_in_order_or_not() {
+    for answers in [true, false] {
+        let (finish, finished) = channel();
+        let bench = bench(Some((
+            Request::GetVringBase,
+            BackendAction::Finish(Arc::new(Mutex::new(finished))),
+        )));
+        let mut handler = bench.handler();
+        handler.lend().unwrap();
+        assert_eq!(handler.hold(&mut Blind).unwrap(), Hold::Pending);
+        if answers {
+            finish.send(()).unwrap();
+            finish.send(()).unwrap();
+        } else {
+            bench.lose_patience();
+        }
+        let states = handler.stop();
+        let positions: Vec<u16> = states.iter().map(|state| state.queue.next_avail).collect();
+        assert_eq!(positions, if answers { [7, 7] } else { [0, 0] });
+        assert_eq!(bench.link.acquire().unwrap().present().is_ok(), answers);
+    }
 }
 
 #[test]

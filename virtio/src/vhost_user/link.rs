@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::Shutdown;
+use std::ops::Deref;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -27,9 +28,6 @@ use crate::unix;
 
 /// How often a socket that nobody listens at yet is tried.
 const RETRY: Duration = Duration::from_millis(10);
-
-/// How many times the usual limit a back-end may take to finish what it has begun.
-const DRAIN_LIMITS: u32 = 12;
 
 /// What a vhost-user device has done since it was made.
 #[derive(Debug, Default)]
@@ -196,14 +194,13 @@ impl Link {
     }
 
     /// The connection for all that is to be said now, which has the usual time in all.
-    pub(super) fn acquire(&self) -> Result<LinkGuard<'_>, BackendError> {
-        self.acquire_until(Deadline::after(self.limit()))
+    pub(super) fn acquire(&self) -> Result<LinkGuard<&Self>, BackendError> {
+        LinkGuard::acquire_until(self, Deadline::after(self.limit()))
     }
 
-    /// The connection for taking rings back that are going to be handed over again: a back-end first finishes the requests that it has
-    /// begun, whatever that waits for. Whoever asks for a pause gives up sooner; the share goes on then, as soon as it can.
-    pub(super) fn acquire_for_drain(&self) -> Result<LinkGuard<'_>, BackendError> {
-        self.acquire_until(Deadline::after(self.limit().saturating_mul(DRAIN_LIMITS)))
+    /// As [`Link::acquire`], for what may be answered after the caller has returned.
+    pub(super) fn acquire_owned(self: &Arc<Self>) -> Result<LinkGuard<Arc<Self>>, BackendError> {
+        LinkGuard::acquire_until(self.clone(), Deadline::after(self.limit()))
     }
 
     fn limit(&self) -> Duration {
@@ -214,29 +211,6 @@ impl Link {
     #[cfg(test)]
     pub(super) fn set_limit(&self, limit: Duration) {
         *lock(&self.limit) = limit;
-    }
-
-    /// The connection, when nobody else has it any more, for all that can be said until `deadline`.
-    fn acquire_until(&self, deadline: Deadline) -> Result<LinkGuard<'_>, BackendError> {
-        let mut state = self.state();
-        while state.busy {
-            let Some(left) = deadline.left() else {
-                let limit = deadline.limit();
-                return Err(BackendError::Busy { limit });
-            };
-            let waited = self.free.wait_timeout(state, left);
-            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        }
-        state.busy = true;
-        let mut frontend = state.frontend.take();
-        if let Some(frontend) = &mut frontend {
-            frontend.set_deadline(deadline);
-        }
-        Ok(LinkGuard {
-            link: self,
-            deadline,
-            frontend,
-        })
     }
 
     /// A new connection, unless the device is on its way out.
@@ -294,13 +268,48 @@ impl LinkState {
 }
 
 /// A link that is in use.
-pub(super) struct LinkGuard<'a> {
-    link: &'a Link,
+pub(super) struct LinkGuard<L: Deref<Target = Link>> {
+    link: L,
     deadline: Deadline,
     frontend: Option<Frontend>,
 }
 
-impl LinkGuard<'_> {
+impl<L: Deref<Target = Link>> LinkGuard<L> {
+    /// The connection of `link`, when nobody else has it any more, for all that can be said until `deadline`.
+    fn acquire_until(link: L, deadline: Deadline) -> Result<Self, BackendError> {
+        let mut state = link.state();
+        while state.busy {
+            let Some(left) = deadline.left() else {
+                let limit = deadline.limit();
+                return Err(BackendError::Busy { limit });
+            };
+            let waited = link.free.wait_timeout(state, left);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        state.busy = true;
+        let frontend = state.frontend.take();
+        drop(state);
+        let mut connection = Self {
+            link,
+            deadline,
+            frontend,
+        };
+        connection.set_deadline(deadline);
+        Ok(connection)
+    }
+
+    /// Another occasion, with the usual time in all from now on.
+    pub fn renew(&mut self) {
+        self.set_deadline(Deadline::after(self.link.limit()));
+    }
+
+    fn set_deadline(&mut self, deadline: Deadline) {
+        self.deadline = deadline;
+        if let Some(frontend) = &mut self.frontend {
+            frontend.set_deadline(deadline);
+        }
+    }
+
     /// A back-end that can be spoken to: a new one if the last one has gone.
     pub fn ready(&mut self) -> Result<&mut Frontend, BackendError> {
         let usable = self.frontend.as_mut().is_some_and(|frontend| frontend.check().is_ok());
@@ -324,6 +333,11 @@ impl LinkGuard<'_> {
         self.frontend.as_mut().ok_or(BackendError::Gone(None))
     }
 
+    /// Whether there is an answer to what was asked, or will be none.
+    pub fn has_answered(&self) -> bool {
+        self.frontend.as_ref().is_none_or(Frontend::has_answered)
+    }
+
     /// Ends the connection.
     pub fn close(&mut self) {
         self.frontend = None;
@@ -331,7 +345,7 @@ impl LinkGuard<'_> {
     }
 }
 
-impl Drop for LinkGuard<'_> {
+impl<L: Deref<Target = Link>> Drop for LinkGuard<L> {
     fn drop(&mut self) {
         let mut state = self.link.state();
         state.frontend = self.frontend.take();
@@ -352,7 +366,7 @@ impl Drop for LinkGuard<'_> {
 
 impl MemoryListener for Link {
     fn memory_added(&self, memory: &GuestMemory, deadline: Instant) -> io::Result<()> {
-        let changed = self.acquire_until(Deadline::at(deadline)).and_then(|mut connection| {
+        let changed = LinkGuard::acquire_until(self, Deadline::at(deadline)).and_then(|mut connection| {
             // One that is not there is told everything when it comes.
             let Ok(frontend) = connection.present() else {
                 return Ok(false);

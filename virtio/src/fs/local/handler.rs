@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::request_queue::RequestQueue;
 use super::session::Session;
-use crate::device::{Handler, HandlerError, Watch};
+use crate::device::{Handler, HandlerError, Hold, Watch};
 use crate::fs::serve::RETRY;
 use crate::rate_limit::DeadlineTimer;
 use crate::ring::RingState;
@@ -93,9 +93,10 @@ impl Handler for RequestQueueHandler {
     }
 
     /// What has been begun is finished; what waits, and what is in the ring, stays where it is.
-    fn hold(&mut self, _watch: &mut dyn Watch) -> Result<(), HandlerError> {
-        self.queue().into_iter().for_each(RequestQueue::hold);
-        self.check()
+    fn hold(&mut self, _watch: &mut dyn Watch) -> Result<Hold, HandlerError> {
+        let hold = self.queue().map_or(Hold::Held, RequestQueue::hold);
+        self.check()?;
+        Ok(hold)
     }
 
     fn release(&mut self, _watch: &mut dyn Watch) -> Result<(), HandlerError> {

@@ -5,12 +5,13 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use husk_devices::lock;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::device::Hold;
 use crate::fs::fuse;
 use crate::fs::serve::{Outcome, Serve, most_waiting};
 use crate::ring::{Chain, Ring, RingError, RingState};
@@ -124,7 +125,13 @@ impl RequestQueue {
     /// Begins to look for requests because the doorbell rang, on the queue's own thread, which goes on until
     /// [`RequestQueue::next`] gives none.
     pub fn begin(&self) {
-        lock(&self.state).begin();
+        let mut state = lock(&self.state);
+        if state.held {
+            // `release` rings again.
+            state.ring.iter_mut().for_each(Ring::take_kick);
+            return;
+        }
+        state.begin();
     }
 
     /// As [`RequestQueue::begin`], on another thread, as long as the own one is in request `away`. Otherwise `false`,
@@ -136,7 +143,7 @@ impl RequestQueue {
     pub fn begin_in_place(&self, away: u64) -> bool {
         let mut state = lock(&self.state);
         // `set_own` may come next, but no `next` after it: that needs the lock.
-        let begins = self.own.load(Ordering::SeqCst) == away && state.is_bus_master();
+        let begins = !state.held && self.own.load(Ordering::SeqCst) == away && state.is_bus_master();
         if begins {
             state.begin();
         }
@@ -195,6 +202,10 @@ impl RequestQueue {
         self.done.fetch_add(1, Ordering::SeqCst);
         if state.busy == 0 {
             self.quiet.notify_all();
+            if state.held {
+                // The own thread asks again whether it is at rest.
+                self.ring();
+            }
         }
         kept
     }
@@ -247,18 +258,31 @@ impl RequestQueue {
         lock(&self.state).doorbell_claimed
     }
 
-    /// Begins nothing more, waits for what has been begun, and tells the driver.
-    pub fn hold(&self) {
-        let mut state = self.stop_beginning();
+    /// Begins nothing more. Once what has been begun has ended, the driver is told; until then the doorbell rings when
+    /// it does.
+    pub fn hold(&self) -> Hold {
+        let mut state = lock(&self.state);
+        state.held = true;
+        if state.busy > 0 {
+            return Hold::Pending;
+        }
         if state.is_bus_master() {
+            state.return_deferred();
             state.announce();
         }
+        Hold::Held
     }
 
-    /// Goes on after [`RequestQueue::hold`].
+    /// Goes on after [`RequestQueue::hold`], however far that came.
     pub fn release(&self) {
         lock(&self.state).held = false;
         self.ring();
+    }
+
+    /// Whether it begins nothing.
+    #[cfg(test)]
+    pub fn is_holding(&self) -> bool {
+        lock(&self.state).held
     }
 
     /// Why the queue serves no more, if the driver broke a rule.
@@ -266,10 +290,17 @@ impl RequestQueue {
         lock(&self.state).failure.take()
     }
 
-    /// As [`RequestQueue::hold`], for good: what waits is refused, or without the right to memory forgotten. Returns
-    /// where the ring stood.
+    /// As [`RequestQueue::hold`], for good, and waits for what has been begun: what waits for a lock is refused, or
+    /// without the right to memory forgotten. Returns where the ring stood.
     pub fn finish(&self) -> Option<RingState> {
-        let mut state = self.stop_beginning();
+        let mut state = lock(&self.state);
+        state.held = true;
+        while state.busy > 0 {
+            state = self.quiet.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.is_bus_master() {
+            state.return_deferred();
+        }
         let State { waiting, again, .. } = &mut *state;
         let left: Vec<Chain> = again.drain(..).chain(waiting.drain(..)).collect();
         self.waiting.store(0, Ordering::SeqCst);
@@ -283,18 +314,6 @@ impl RequestQueue {
         }
         state.announce();
         state.ring.take().map(Ring::into_state)
-    }
-
-    fn stop_beginning(&self) -> MutexGuard<'_, State> {
-        let mut state = lock(&self.state);
-        state.held = true;
-        while state.busy > 0 {
-            state = self.quiet.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        if state.is_bus_master() {
-            state.return_deferred();
-        }
-        state
     }
 }
 

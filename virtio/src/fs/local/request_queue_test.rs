@@ -127,6 +127,55 @@ fn a_kick_is_kept_when_the_right_to_memory_goes_between_it_and_the_look_at_the_r
     assert!(queue.next().is_some());
 }
 
+#[test]
+fn a_hold_is_pending_until_the_last_request_ends_which_rings_with_the_right_and_without() {
+    for has_right in [true, false] {
+        let (mut driver, queue) = bench();
+        let right = Arc::new(AtomicBool::new(true));
+        queue.set_bus_master_flag(right.clone());
+        send(&mut driver);
+        queue.begin();
+        let turn = queue.next().unwrap();
+        right.store(has_right, Ordering::SeqCst);
+        assert_eq!(queue.hold(), Hold::Pending);
+        assert!(!rings(&queue));
+        // Neither the own thread nor another begins, and the own one does not ring for itself for ever.
+        send(&mut driver);
+        assert!(!queue.begin_in_place(0) && rings(&queue));
+        queue.begin();
+        assert!(queue.next().is_none() && !rings(&queue));
+        end(&queue, turn, Outcome::Done(0));
+        assert!(rings(&queue));
+        queue.begin();
+        assert!(queue.next().is_none() && !rings(&queue));
+        assert_eq!(queue.hold(), Hold::Held);
+        assert_eq!(driver.take_used().is_some(), has_right);
+        right.store(true, Ordering::SeqCst);
+        queue.release();
+        assert!(rings(&queue));
+        queue.begin();
+        assert!(queue.next().is_some());
+    }
+}
+
+#[test]
+fn a_hold_that_is_called_off_leaves_the_queue_at_work_beside_a_request_that_does_not_end() {
+    let (mut driver, queue) = bench();
+    send(&mut driver);
+    queue.begin();
+    let slow = queue.next().unwrap();
+    assert_eq!(queue.hold(), Hold::Pending);
+    send(&mut driver);
+    queue.begin();
+    assert!(queue.next().is_none());
+    queue.release();
+    assert!(rings(&queue));
+    queue.begin();
+    let turn = queue.next().unwrap();
+    assert!(end(&queue, turn, Outcome::Done(0)) && driver.take_used().is_some());
+    end(&queue, slow, Outcome::Done(0));
+}
+
 /// Looks at the queue when it is told of a request, as somebody would who has locks of its own.
 struct Looking(Arc<RequestQueue>, Mutex<Sender<()>>);
 
@@ -171,6 +220,5 @@ fn the_server_is_told_of_a_request_that_may_not_wait_without_the_queues_lock() {
         let is_kept = queue.end(&serve, turn.chain, outcome, Duration::ZERO, Instant::now());
         assert_eq!((is_kept, hears.try_recv().is_ok()), (kept, !kept));
     }
-    queue.hold();
-    assert!(driver.take_used().is_some());
+    assert_eq!((queue.hold(), driver.take_used().is_some()), (Hold::Held, true));
 }
