@@ -6,13 +6,16 @@ mod process;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio;
 
-use husk_devices::testing::until;
+use husk_devices::testing::{PATIENCE, until};
 use process::fuse::{FLUSH, OPEN, SlowFiles};
 use process::{Client, HUSK, Husk, Signal, has_kvm};
 use serde_json::{Value, json};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 const DONE: (u16, Value) = (204, Value::Null);
 
@@ -138,4 +141,69 @@ fn a_signal_ends_husk_run_while_its_kernel_is_opened() {
     assert_eq!(said, "ERRO: __builder has not stopped within 2 s\n");
     drop(hanging);
     assert_eq!(child.wait().unwrap().code(), Some(5));
+}
+
+/// Whether the first thread has ended: a process whose other threads wait for a file system is kept by the kernel.
+fn has_left(husk: &Husk) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", husk.child.id())).unwrap();
+    stat.rsplit_once(") ").unwrap().1.starts_with('Z')
+}
+
+/// A client of one of the sockets of husk, which fails if it is not answered.
+fn client(husk: &Husk, socket: &str) -> Client {
+    let stream = UnixStream::connect(husk.folder.path().join(socket)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    Client(BufReader::new(stream))
+}
+
+#[test]
+fn a_descriptor_that_does_not_close_stops_nobody_however_it_was_passed() {
+    let Some(slow) = SlowFiles::mount() else { return };
+    // Each passes a descriptor that husk has no use for.
+    type Pass = fn(&Husk, RawFd);
+    let ways: [(&str, Pass); 4] = [
+        ("with a request that needs none", |husk, fd| {
+            let mut client = client(husk, "api.sock");
+            client.send("GET", "vmm.ping", None, &[fd]);
+            assert_eq!(client.answer().0, 200);
+        }),
+        ("with half a request", |husk, fd| {
+            let mut client = client(husk, "api.sock");
+            client
+                .0
+                .get_mut()
+                .send_with_fds(&[b"GET /api/v1/vmm".as_slice()], &[fd])
+                .unwrap();
+        }),
+        ("by whoever may only read figures", |husk, fd| {
+            client(husk, "metrics").send("GET", "vmm.metrics", None, &[fd]);
+        }),
+        ("with a device that cannot be", |husk, fd| {
+            let mut client = client(husk, "api.sock");
+            assert_eq!(client.put("vm.create", Some(vm(husk, &json!({})))), DONE);
+            client.send("PUT", "vm.add-net", Some(r#"{"num_queues": 4}"#), &[fd]);
+            assert_eq!(client.answer().0, 400);
+        }),
+    ];
+    for (way, pass) in ways {
+        let folder = tempfile::tempdir().unwrap();
+        let metrics = folder.path().join("metrics");
+        let mut husk = Husk::start_in(folder, &["--metrics", metrics.to_str().unwrap()]);
+        // It stays open here: closing it would wait as well.
+        let file = fs::File::open(slow.path().join("file")).unwrap();
+        let hanging = slow.hang(FLUSH);
+        pass(&husk, file.as_raw_fd());
+        slow.wait();
+        let mut other = client(&husk, "api.sock");
+        assert_eq!(other.get("vmm.ping").0, 200, "{way}");
+        assert!([404, 409].contains(&other.get("vm.counters").0), "{way}");
+        assert!(
+            client(&husk, "metrics").scrape("/metrics", "text/plain").is_ok(),
+            "{way}"
+        );
+        husk.signal(Signal::TERM);
+        until(|| has_left(&husk));
+        drop(hanging);
+        assert_eq!(husk.child.wait().unwrap().code(), Some(5), "{way}");
+    }
 }

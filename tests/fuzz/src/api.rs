@@ -20,7 +20,9 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use husk::api::http::{Message, Method, Parser};
-use husk::api::{ApiError, Command, CommandReceiver, Info, Kind, Reply, Request, Running, Server, VmInfo, VmState};
+use husk::api::{
+    ApiError, Command, CommandReceiver, FdCloser, Info, Kind, Reply, Request, Running, Server, VmInfo, VmState,
+};
 use husk::config::VmConfig;
 use serde_json::{Value, json};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -87,7 +89,11 @@ impl Bench {
         let folder = folder();
         let path = folder.path().join("api");
         let info = Info::new();
-        let (running, commands) = Server::bind(&path).unwrap().spawn(info.clone(), || Ok(())).unwrap();
+        let closer = FdCloser::start(|| Ok(())).unwrap();
+        let (running, commands) = Server::bind(&path)
+            .unwrap()
+            .spawn(info.clone(), closer, || Ok(()))
+            .unwrap();
         let client = || {
             let stream = UnixStream::connect(&path).unwrap();
             stream.set_nonblocking(true).unwrap();

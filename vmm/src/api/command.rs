@@ -1,10 +1,9 @@
 //! What the API can ask of the machine: one enum, one match.
 
-use std::os::fd::OwnedFd;
-
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::passed::PassedFd;
 use super::queue::Outcome;
 use crate::config::VmConfig;
 use crate::events::Reader;
@@ -46,7 +45,7 @@ pub enum Command {
     /// `vm.resize-status`: how far the guest has come with it.
     ResizeStatus,
     /// `vm.add-*`: one more device, with the descriptors that came with the request, in their order.
-    Add(Box<NewDevice>, Vec<OwnedFd>),
+    Add(Box<NewDevice>, Vec<PassedFd>),
     /// `vm.remove-device`: the device of this id.
     Remove(String),
     /// `vmm.shutdown`: end the VM, then the process. Its answer is the last one.

@@ -6,13 +6,14 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::EventSet;
 
 use super::http::{Malformed, Message, Method, Parser};
+use super::passed::{FdCloser, PassedFd};
 use super::response::{CONTINUE, END, Response, begin_stream, chunk};
 use super::routes::asked;
 use super::scm;
@@ -83,7 +84,7 @@ pub(super) struct Connection {
     stream: UnixStream,
     parser: Parser,
     /// Descriptors, each with the length of the stream when it came: it is of the request that has the byte before.
-    fds: VecDeque<(u64, OwnedFd)>,
+    fds: VecDeque<(u64, PassedFd)>,
     out: VecDeque<u8>,
     pending: Option<Pending>,
     /// What the answer goes on with, to the end of the connection.
@@ -131,10 +132,10 @@ impl Connection {
         self.pending
     }
 
-    /// Takes what has come, at most one `buffer` of it. Whether there may be more.
-    pub(super) fn receive(&mut self, buffer: &mut [u8]) -> bool {
+    /// Takes what has come, at most one `buffer` of it. Whether there may be more. Descriptors that came along are `closer`'s to close.
+    pub(super) fn receive(&mut self, buffer: &mut [u8], closer: &FdCloser) -> bool {
         let mut fds = Vec::new();
-        match scm::receive(&self.stream, buffer, &mut fds) {
+        match scm::receive(&self.stream, buffer, &mut fds, closer) {
             Ok(0) => self.end(),
             Ok(bytes) => {
                 if self.phase == Phase::Open {
@@ -152,7 +153,7 @@ impl Connection {
     }
 
     /// The next request and its descriptors, when there is one and the client is owed nothing. It has to be [answered](Self::answer).
-    pub(super) fn next(&mut self) -> Option<(Message, Vec<OwnedFd>)> {
+    pub(super) fn next(&mut self) -> Option<(Message, Vec<PassedFd>)> {
         if !matches!(self.phase, Phase::Open | Phase::Ended) || self.pending.is_some() || self.out.len() > UNREAD_BYTES
         {
             return None;
@@ -290,7 +291,7 @@ impl Connection {
         };
     }
 
-    fn keep(&mut self, fds: Vec<OwnedFd>) {
+    fn keep(&mut self, fds: Vec<PassedFd>) {
         if self.fds.len().saturating_add(fds.len()) > PENDING_FDS {
             self.refuse(Malformed::Descriptors);
             return;

@@ -10,6 +10,7 @@ mod error;
 pub mod http;
 mod info;
 mod listener;
+mod passed;
 mod queue;
 mod response;
 mod routes;
@@ -20,5 +21,6 @@ pub use command::{Command, Containers, Execute, NewDevice, Progress, Reply, Resi
 pub use error::{ApiError, Kind};
 pub use info::{Info, VmInfo, VmState};
 pub use listener::ListenError;
+pub use passed::{FdCloser, PassedFd};
 pub use queue::{CommandReceiver, Outcome, Request, Responder};
 pub use server::{CONNECTIONS, Running, Server};

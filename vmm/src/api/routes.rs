@@ -1,7 +1,5 @@
 //! Which request is which command.
 
-use std::os::fd::OwnedFd;
-
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -10,6 +8,7 @@ use super::command::{Command, NewDevice};
 use super::error::{ApiError, Kind};
 use super::http::{Message, Method};
 use super::info::Info;
+use super::passed::PassedFd;
 use super::response::Response;
 use crate::config::fields::{self, Shape, Unknown};
 use crate::config::json as body;
@@ -49,7 +48,7 @@ enum Endpoint {
     /// A command without a body.
     Plain(Method, fn() -> Command),
     /// A command made of the body and the descriptors.
-    Full(fn(&[u8], Vec<OwnedFd>) -> Result<Command, ApiError>),
+    Full(fn(&[u8], Vec<PassedFd>) -> Result<Command, ApiError>),
     /// `vm.add-…` of this kind of device.
     Add(&'static str),
     /// An endpoint of Cloud Hypervisor's API that husk does not implement: answered with 501.
@@ -99,7 +98,7 @@ const ENDPOINTS: &[(&str, Endpoint)] = &[
 ];
 
 /// The command or the answer to `message`, which came with `fds`. What is not used of them is closed.
-pub(super) fn route(message: &Message, fds: Vec<OwnedFd>, info: &Info) -> Routed {
+pub(super) fn route(message: &Message, fds: Vec<PassedFd>, info: &Info) -> Routed {
     match find(message, fds, info) {
         Ok(routed) => routed,
         Err(error) => Routed::Answer(refusal(&message.path, &error)),
@@ -158,7 +157,7 @@ fn name(path: &str) -> Option<&str> {
     }
 }
 
-fn find(message: &Message, fds: Vec<OwnedFd>, info: &Info) -> Result<Routed, ApiError> {
+fn find(message: &Message, fds: Vec<PassedFd>, info: &Info) -> Result<Routed, ApiError> {
     let name = name(&message.path);
     let Some((name, endpoint)) = name.and_then(|name| Some((name, endpoint(name)?))) else {
         return Err(ApiError::new(Kind::NotFound, format!("no such path: {}", message.path)));
@@ -240,7 +239,7 @@ fn set_log_level(body: &[u8]) -> Result<Response, ApiError> {
     Ok(Response::done())
 }
 
-fn add(kind: &str, body: &[u8], fds: Vec<OwnedFd>) -> Result<Command, ApiError> {
+fn add(kind: &str, body: &[u8], fds: Vec<PassedFd>) -> Result<Command, ApiError> {
     let device = NewDevice::parse(kind, body).ok_or_else(|| missing(kind))?;
     let device = device.map_err(|error| ApiError::from_error(Kind::BadRequest, &error))?;
     let fds = if device.takes_descriptors() { fds } else { Vec::new() };

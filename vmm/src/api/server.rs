@@ -22,6 +22,7 @@ use super::error::{ApiError, Kind};
 use super::http::Message;
 use super::info::Info;
 use super::listener::{ListenError, Listener};
+use super::passed::FdCloser;
 use super::queue::{self, Answer, AnswerReceiver, AnswerSender, CommandReceiver, CommandSender, Outcome};
 use super::response::Response;
 use super::routes::{Routed, is_metrics, refusal, route, unknown_fields};
@@ -132,13 +133,14 @@ impl Server {
     }
 
     /// Starts the thread, which calls `confine` before it looks at the first client. Commands come out of the receiver, which also
-    /// owns the socket's file; `info` is what `vm.info` answers.
+    /// owns the socket's file; `info` is what `vm.info` answers, and `closer` has what clients pass closed.
     ///
     /// # Errors
     /// When the host has no thread or no descriptor left.
     pub fn spawn(
         self,
         info: Info,
+        closer: FdCloser,
         confine: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> io::Result<(Running, CommandReceiver)> {
         let Self {
@@ -177,6 +179,7 @@ impl Server {
             answer_sender,
             answers,
             info,
+            closer,
             events,
             calls: Calls::default(),
             buffer: vec![0; CHUNK_BYTES],
@@ -227,6 +230,7 @@ struct EventLoop {
     answer_sender: AnswerSender,
     answers: AnswerReceiver,
     info: Info,
+    closer: FdCloser,
     events: Events,
     calls: Calls,
     buffer: Vec<u8>,
@@ -344,9 +348,9 @@ impl EventLoop {
         let left = events.intersects(EventSet::HANG_UP | EventSet::ERROR);
         if left {
             // Whoever asks and goes is still heard.
-            while connection.receive(&mut self.buffer) {}
+            while connection.receive(&mut self.buffer, &self.closer) {}
         } else if events.contains(EventSet::IN) {
-            connection.receive(&mut self.buffer);
+            connection.receive(&mut self.buffer, &self.closer);
         }
         self.serve_connection(number);
         if left {

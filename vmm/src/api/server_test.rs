@@ -9,6 +9,7 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use super::super::command::{Command, NewDevice};
 use super::super::error::{ApiError, Kind};
 use super::super::info::{VmInfo, VmState};
+use super::super::passed::PassedFd;
 use super::super::queue::Request;
 use super::*;
 use crate::config::VmConfig;
@@ -16,6 +17,10 @@ use crate::config::VmConfig;
 const PING: &[u8] = b"GET /api/v1/vmm.ping HTTP/1.1\r\n\r\n";
 const BOOT: &[u8] = b"PUT /api/v1/vm.boot HTTP/1.1\r\n\r\n";
 const PAUSE: &[u8] = b"PUT /api/v1/vm.pause HTTP/1.1\r\n\r\n";
+
+fn closer() -> FdCloser {
+    FdCloser::start(|| Ok(())).unwrap()
+}
 
 struct Bench {
     folder: tempfile::TempDir,
@@ -35,7 +40,7 @@ impl Bench {
         let server = Server::bind(&folder.path().join("api"))
             .unwrap()
             .with_events(events.clone());
-        let (running, commands) = server.spawn(info.clone(), || Ok(())).unwrap();
+        let (running, commands) = server.spawn(info.clone(), closer(), || Ok(())).unwrap();
         Self {
             folder,
             commands: Some(commands),
@@ -194,7 +199,7 @@ fn pipelined_requests_are_answered_in_order_one_at_a_time() {
 }
 
 /// The descriptors of an `vm.add-net` command.
-fn fds_of(request: &Request) -> &[OwnedFd] {
+fn fds_of(request: &Request) -> &[PassedFd] {
     match &request.command {
         Command::Add(device, fds) if matches!(**device, NewDevice::Net(_)) => fds,
         other => panic!("{other:?}"),
@@ -218,21 +223,24 @@ fn descriptors_reach_the_request_that_they_came_with_and_keep_their_order() {
     for byte in &request[20..] {
         client.send(&[*byte]);
     }
-    let add = bench.command();
-    let [first, second] = fds_of(&add) else {
-        panic!("{:?}", add.command)
+    let Request { command, respond } = bench.command();
+    let Command::Add(_, fds) = command else {
+        panic!("{command:?}")
     };
-    for (fd, text) in [(first, b"1"), (second, b"2")] {
-        std::fs::File::from(fd.try_clone().unwrap()).write_all(text).unwrap();
-    }
+    let mut files: Vec<_> = fds.into_iter().map(|fd| std::fs::File::from(fd.into_owned())).collect();
+    let [first, second] = &mut files[..] else {
+        panic!("{files:?}")
+    };
+    first.write_all(b"1").unwrap();
+    second.write_all(b"2").unwrap();
     let mut byte = [0];
     r1.read_exact(&mut byte).unwrap();
     assert_eq!(byte, *b"1");
     r2.read_exact(&mut byte).unwrap();
     assert_eq!(byte, *b"2");
-    drop(add.command);
+    drop(files);
     assert!(is_closed(&mut r1) && is_closed(&mut r2));
-    add.respond.send(Ok(Reply::Done));
+    respond.send(Ok(Reply::Done));
     assert_eq!(client.answer().0, 204);
 }
 
@@ -465,7 +473,7 @@ fn the_thread_is_confined_before_it_hears_anybody_and_ends_when_it_cannot_be() {
         tell.send(thread::current().name().map(str::to_string)).unwrap();
         Err(io::Error::other("no"))
     };
-    let (running, commands) = server.spawn(Info::new(), confine).unwrap();
+    let (running, commands) = server.spawn(Info::new(), closer(), confine).unwrap();
     assert_eq!(told.recv().unwrap().as_deref(), Some("api"));
     drop((commands, running));
     assert!(!path.exists());

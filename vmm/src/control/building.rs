@@ -1,9 +1,7 @@
 //! What is being made beside the control thread, a machine or a device of one that runs: a back-end may let husk wait, storage may be slow,
 //! and memory that is to be there from the start takes its time. Whoever began it looks for the result at each wakeup.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -11,7 +9,7 @@ use super::operation::{GiveUp, Operation, Work, superseded};
 use super::vm::{AfterBuild, Vm};
 use super::{Controller, Progress, conflict, existing, is_in_use, of_build};
 use crate::api::{ApiError, Command, Kind, Outcome, Reply};
-use crate::background::BackgroundTask;
+use crate::background::{self, BackgroundTask};
 use crate::machine::{BuildError, Machine, Passed};
 
 /// How long building may take. Each back-end has its own, shorter limit; what is left is memory: with `prefault` the host zeroes
@@ -55,11 +53,23 @@ impl<T: Send + 'static, E: Send + 'static> Building<T, E> {
     }
 }
 
-/// Duplicates of the descriptors in `passed`.
+/// Duplicates of the descriptors in `passed`. Of some only, which are no use, the duplicates are closed by a thread: whose files they are was a
+/// client's choice, and closing a duplicate waits for a file system as closing the last descriptor does.
 pub(super) fn duplicate(passed: &Passed) -> io::Result<Passed> {
-    let all = |fds: &Vec<OwnedFd>| fds.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>();
-    let pairs = passed.iter().map(|(id, fds)| Ok((id.clone(), all(fds)?)));
-    pairs.collect::<io::Result<BTreeMap<_, _>>>()
+    let mut duplicates = Passed::new();
+    for (id, fds) in passed {
+        let of_device = duplicates.entry(id.clone()).or_default();
+        for fd in fds {
+            match fd.try_clone() {
+                Ok(duplicate) => of_device.push(duplicate),
+                Err(error) => {
+                    background::drop_in_background(duplicates);
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(duplicates)
 }
 
 /// `vm.boot`, until there is a machine.

@@ -1,6 +1,5 @@
 //! Devices that come and go.
 
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use husk_devices::error_chain;
@@ -11,6 +10,7 @@ use super::vm::{OpenFailure, OpenResult};
 use super::{
     ApiError, Controller, Due, Kind, Outcome, Progress, Reply, conflict, existing, file_conflict, of_build, of_config,
 };
+use crate::api::PassedFd;
 use crate::background::DropInBackground;
 use crate::config::NewDevice;
 use crate::events::Events;
@@ -31,7 +31,7 @@ struct Add {
 
 impl Controller {
     /// Before the boot a device joins the configuration; afterwards it is opened, then it is real and the guest is told.
-    pub(super) fn add(&mut self, device: NewDevice, descriptors: Vec<OwnedFd>) -> Progress {
+    pub(super) fn add(&mut self, device: NewDevice, descriptors: Vec<PassedFd>) -> Progress {
         let command = device.command();
         match self.begin_add(device, descriptors) {
             Ok(Some(id)) => self.begin(Box::new(Add { command, id }), ADD_DEADLINE),
@@ -41,7 +41,7 @@ impl Controller {
     }
 
     /// Takes the device in, or begins to open it: its name then.
-    fn begin_add(&mut self, mut device: NewDevice, descriptors: Vec<OwnedFd>) -> Result<Option<String>, ApiError> {
+    fn begin_add(&mut self, mut device: NewDevice, descriptors: Vec<PassedFd>) -> Result<Option<String>, ApiError> {
         // What the guest has let go of gives its slot and its name back first.
         self.collect();
         let limits = self.limits();
@@ -72,7 +72,7 @@ impl Controller {
         let id = device.id().unwrap_or_default().to_owned();
         if vm.machine().is_none() {
             log::info!("{id} is to be there at the boot");
-            vm.insert(device, descriptors);
+            vm.insert(device, descriptors.into_iter().map(PassedFd::into_owned).collect());
             self.publish();
             return Ok(None);
         }

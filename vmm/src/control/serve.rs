@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use super::run::confine;
 use super::{Controller, Exit, conclude};
-use crate::api::{CommandReceiver, Info, Running, Server};
+use crate::api::{CommandReceiver, FdCloser, Info, Running, Server};
 use crate::config::RunOptions;
 use crate::events::{Events, VERSION};
 use crate::seccomp::{Mode, Role};
@@ -27,9 +27,13 @@ impl Served {
     pub(super) fn start(server: Server, info: Info, events: &Events, seccomp: Mode) -> Result<Self> {
         let about = [("version", VERSION.into()), ("pid", std::process::id().into())];
         events.emit_with("vmm", "starting", about);
+        let confine_closer = move || seccomp.enter(Role::FdCloser).map_err(io::Error::other);
+        let closer = FdCloser::start(confine_closer).context("cannot start the thread that closes descriptors")?;
         let confine_api = move || seccomp.enter(Role::Api).map_err(io::Error::other);
         let server = server.with_events(events.for_other_thread());
-        let (running, commands) = server.spawn(info, confine_api).context("cannot start the API")?;
+        let (running, commands) = server
+            .spawn(info, closer, confine_api)
+            .context("cannot start the API")?;
         Ok(Self {
             commands,
             _running: running,

@@ -14,7 +14,7 @@ use super::building::{Building, duplicate};
 use super::resize::LastResize;
 use super::stopping::Stopping;
 use super::{file_conflict, messages};
-use crate::api::{Containers, VmState};
+use crate::api::{Containers, PassedFd, VmState};
 use crate::background::{self, BackgroundTask, DropInBackground};
 use crate::config::{ConsoleMode, Limits, NewDevice, RunOptions, VmConfig};
 use crate::machine::{BuildError, Machine, MachineSize, Passed, Pending, net};
@@ -239,21 +239,25 @@ impl Vm {
     }
 
     /// Begins to open `device`, whose name nobody has, beside this thread, for the machine that runs: see [`Vm::opened`].
-    pub(super) fn open(&mut self, device: NewDevice, descriptors: Vec<OwnedFd>) -> Result<(), BuildError> {
+    pub(super) fn open(&mut self, device: NewDevice, descriptors: Vec<PassedFd>) -> Result<(), BuildError> {
         let Some(machine) = &self.machine else { return Ok(()) };
         let (opener, waker) = (machine.opener(), machine.waker());
         let (wanted, id) = (device.clone(), device.id().unwrap_or_default().to_owned());
-        let passed = Passed::from([(id, descriptors)]);
         let others = self.config_to_be();
-        let open = move || match opener.open(&wanted, &passed) {
-            Ok(opened) => Ok((opened, passed)),
-            Err(why) => {
-                // Here, where files may be looked at: those of a slow file system keep nobody waiting.
-                let conflicting_device = file_conflict::conflicting_device(&why, &others, &wanted).map(str::to_owned);
-                Err(OpenFailure {
-                    why,
-                    conflicting_device,
-                })
+        let open = move || {
+            // From here on they are this thread's to close; without a thread they are nobody's who may wait.
+            let descriptors = descriptors.into_iter().map(PassedFd::into_owned).collect();
+            let passed = Passed::from([(id, descriptors)]);
+            match opener.open(&wanted, &passed) {
+                Ok(opened) => Ok((opened, passed)),
+                Err(why) => {
+                    // Here, where files may be looked at: those of a slow file system keep nobody waiting.
+                    let conflicting_device = file_conflict::conflicting_device(&why, &others, &wanted);
+                    Err(OpenFailure {
+                        why,
+                        conflicting_device: conflicting_device.map(str::to_owned),
+                    })
+                }
             }
         };
         let building = Building::begin(waker, open)?;

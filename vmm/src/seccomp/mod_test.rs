@@ -123,9 +123,14 @@ fn starts_threads(role: Role) -> bool {
 /// Which of those that start threads is the parent of a thread of `role`.
 fn parent(role: Role) -> Role {
     match role {
-        Role::Control | Role::EventLoop | Role::Vcpu | Role::Loader | Role::Api | Role::Closer | Role::Writer => {
-            Role::Control
-        }
+        Role::Control
+        | Role::EventLoop
+        | Role::Vcpu
+        | Role::Loader
+        | Role::Api
+        | Role::Closer
+        | Role::Writer
+        | Role::FdCloser => Role::Control,
         Role::FileServer => Role::FileServer,
         _ => Role::Spawner,
     }

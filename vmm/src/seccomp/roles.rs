@@ -46,4 +46,6 @@ pub enum Role {
     Closer,
     /// Writes a guest's output, the log or events to a file.
     Writer,
+    /// Closes descriptors that clients of the API have passed.
+    FdCloser,
 }

@@ -42,7 +42,7 @@ const OWN: Check = Check {
 };
 
 /// Every role, in the order of their discriminants.
-pub(super) const ROLES: [Role; 19] = [
+pub(super) const ROLES: [Role; 20] = [
     Role::Control,
     Role::EventLoop,
     Role::Spawner,
@@ -62,6 +62,7 @@ pub(super) const ROLES: [Role; 19] = [
     Role::Stream,
     Role::Closer,
     Role::Writer,
+    Role::FdCloser,
 ];
 
 /// What `role` may do in a process with number `pid`.
@@ -138,6 +139,7 @@ pub(super) fn groups(role: Role) -> &'static [&'static [Rule]] {
         Role::Stream => &[EVERY, IO],
         Role::Closer => &[EVERY, THREADS, EVENT_LOOP],
         Role::Writer => &[EVERY, WRITER],
+        Role::FdCloser => &[EVERY],
     }
 }
 
