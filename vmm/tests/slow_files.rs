@@ -121,6 +121,32 @@ fn a_device_that_does_not_close_keeps_its_name_until_it_has() {
 }
 
 #[test]
+fn a_device_whose_client_has_given_up_is_not_added_and_whoever_asks_again_has_it() {
+    let Some(slow) = has_kvm().then(SlowFiles::mount).flatten() else {
+        return;
+    };
+    let (mut husk, mut client) = running(&json!({}));
+    let disk = json!({"path": slow.path().join("disk")});
+    let hanging = slow.hang(OPEN);
+    let mut impatient = husk.client();
+    impatient.send("PUT", "vm.add-disk", Some(&disk.to_string()), &[]);
+    slow.wait();
+    drop(impatient);
+    until(|| log_of(&husk).contains("_disk0 is not added, who asked for it has gone"));
+    hanging.open();
+    // The thread that has opened it closes it again, sooner or later.
+    let mut added = (0, Value::Null);
+    until(|| {
+        added = client.put("vm.add-disk", Some(disk.clone()));
+        added.0 != 409
+    });
+    assert_eq!((added.0, &added.1["id"]), (200, &json!("_disk0")), "its name is free, too");
+    let (_, info) = client.get("vm.info");
+    assert_eq!(info["config"]["disks"].as_array().unwrap().len(), 1, "{info}");
+    assert_eq!(husk.shut_down().code(), Some(0));
+}
+
+#[test]
 fn a_signal_ends_husk_run_while_its_kernel_is_opened() {
     let Some(slow) = has_kvm().then(SlowFiles::mount).flatten() else {
         return;

@@ -14,6 +14,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::http::{Malformed, Message, Method, Parser};
 use super::passed::{FdCloser, PassedFd};
+use super::queue::Presence;
 use super::response::{CONTINUE, END, Response, begin_stream, chunk};
 use super::routes::asked;
 use super::scm;
@@ -91,6 +92,7 @@ pub(super) struct Connection {
     events: Option<Reader>,
     phase: Phase,
     rights: Rights,
+    presence: Presence,
     /// What epoll has been told to look for.
     pub(super) watched: EventSet,
 }
@@ -111,6 +113,7 @@ impl Connection {
             events: None,
             phase: Phase::Open,
             rights,
+            presence: Presence::default(),
             watched: EventSet::empty(),
         })
     }
@@ -125,6 +128,11 @@ impl Connection {
     /// What the client may ask for.
     pub(super) fn rights(&self) -> Rights {
         self.rights
+    }
+
+    /// There as long as this is.
+    pub(super) fn presence(&self) -> &Presence {
+        &self.presence
     }
 
     /// The request that was taken last, if it was not answered yet.

@@ -3,8 +3,8 @@
 use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Weak};
 
 use husk_virtio::unix::SocketFile;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -86,6 +86,10 @@ pub(super) struct AnswerReceiver(QueueReceiver<Answer>);
 #[derive(Clone)]
 pub(super) struct AnswerSender(QueueSender<Answer>);
 
+/// Stands for a client that is connected. Dropped, nobody waits for the answers to what it has asked.
+#[derive(Debug, Default)]
+pub(super) struct Presence(Arc<()>);
+
 /// What came of the command of one connection.
 #[derive(Debug, PartialEq)]
 pub(super) struct Answer {
@@ -128,15 +132,22 @@ impl AsRawFd for CommandReceiver {
 }
 
 impl CommandSender {
-    /// Queues a command. Its answer will come to `answer_sender`, in any case.
-    pub(super) fn send(&self, command: Command, connection: u64, answer_sender: &AnswerSender) {
+    /// Queues a command of a client who waits for the answer as long as `presence` is there. It will come to `answer_sender`, in any case.
+    pub(super) fn send(&self, command: Command, connection: u64, presence: &Presence, answer_sender: &AnswerSender) {
         let respond = Responder {
             connection,
+            asker: Arc::downgrade(&presence.0),
             answer_sender: answer_sender.clone(),
             answered: false,
         };
         // When nobody takes commands any more, the request is dropped here, and answers so.
         let _ = self.0.send(Request { command, respond });
+    }
+
+    /// Wakes whoever takes commands, to look which of their [`Responder`]s are awaited still.
+    pub(super) fn wake(&self) {
+        // As for a command.
+        let _ = self.0.eventfd.write(1);
     }
 }
 
@@ -170,6 +181,7 @@ pub struct Request {
 /// Takes one answer. Dropped without one, it answers 500: a client never waits in vain.
 pub struct Responder {
     connection: u64,
+    asker: Weak<()>,
     answer_sender: AnswerSender,
     answered: bool,
 }
@@ -178,6 +190,11 @@ impl Responder {
     /// Answers. Never blocks.
     pub fn send(mut self, outcome: Outcome) {
         self.answer(outcome);
+    }
+
+    /// Whether the client who asked is still there. When it goes, whoever takes commands is woken.
+    pub fn is_awaited(&self) -> bool {
+        self.asker.strong_count() > 0
     }
 
     fn answer(&mut self, outcome: Outcome) {

@@ -276,8 +276,12 @@ impl EventLoop {
 
     fn expire(&mut self) -> io::Result<()> {
         let now = Instant::now();
-        // Dropping a connection closes its socket, which takes it out of the epoll.
-        self.connections.retain(|_, connection| !connection.is_over(now));
+        let over = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| connection.is_over(now));
+        let over: Vec<u64> = over.map(|(number, _)| *number).collect();
+        over.into_iter().for_each(|number| self.remove(number));
         if self.accept_again.is_some_and(|again| again <= now) {
             self.accept_again = None;
             self.watch_listeners(EventSet::IN)?;
@@ -354,7 +358,19 @@ impl EventLoop {
         }
         self.serve_connection(number);
         if left {
-            self.connections.remove(&number);
+            self.remove(number);
+        }
+    }
+
+    /// Forgets a client. Whoever carries out what it has asked for is told that nobody waits for it.
+    fn remove(&mut self, number: u64) {
+        // Dropping a connection closes its socket, which takes it out of the epoll.
+        let waited = self
+            .connections
+            .remove(&number)
+            .is_some_and(|gone| gone.pending().is_some());
+        if waited {
+            self.command_sender.wake();
         }
     }
 
@@ -376,7 +392,8 @@ impl EventLoop {
                 Routed::Answer(response) => answer(connection, &mut self.calls, &response),
                 Routed::Command(command) => {
                     log::debug!("{}", message.path);
-                    self.command_sender.send(command, number, &self.answer_sender);
+                    let presence = connection.presence();
+                    self.command_sender.send(command, number, presence, &self.answer_sender);
                 }
             }
             connection.flush();
@@ -384,7 +401,7 @@ impl EventLoop {
         connection.flush();
         if let Err(error) = watch(&self.epoll, connection, number) {
             log::warn!("a client was lost: {error}");
-            self.connections.remove(&number);
+            self.remove(number);
         }
     }
 

@@ -259,6 +259,18 @@ impl Work<Controller> for Add {
         owner.opened(&self.id)
     }
 
+    /// Who has given up asks again, and must find name and file free: nobody else knows that there is such a device.
+    fn asker_has_gone(&mut self, owner: &mut Controller) -> Option<Outcome> {
+        log::warn!("{}: {} is not added, who asked for it has gone", self.command, self.id);
+        if let Some(vm) = &mut owner.vm {
+            vm.leave_opening(&self.id);
+        }
+        Some(Err(conflict(format!(
+            "cannot add {}: who asked for it has gone",
+            self.id
+        ))))
+    }
+
     fn give_up(&mut self, owner: &mut Controller, why: GiveUp<'_>) -> Outcome {
         match why {
             // Who takes its place waits for what is half open.

@@ -261,6 +261,8 @@ impl EventLoop<'_> {
 
     fn on_command(&mut self) {
         let Some(request) = self.commands.and_then(CommandReceiver::next) else {
+            // A client has gone who waited for an answer.
+            self.controller.advance();
             return;
         };
         let activity = match request.command.only_looks() {

@@ -7,7 +7,7 @@ use super::building::{BUILD_DEADLINE, late};
 use super::operation::{GiveUp, Operation, Work, superseded};
 use super::vm::Vm;
 use super::{Controller, Due, Progress, conflict, running};
-use crate::api::{ApiError, Command, Kind, Outcome, Reply, VmState};
+use crate::api::{ApiError, Command, Kind, Outcome, Reply, Responder, VmState};
 use crate::background;
 use crate::machine::{Machine, STOP_DEADLINE};
 
@@ -376,9 +376,13 @@ impl Controller {
         self.with_operations(|operations, owner| operations.supersede(owner, command));
     }
 
-    /// Lets the operations in progress go on; the answers of those that have ended wait in [`Controller::take_answers`].
+    /// Lets the operations in progress go on, but for what nobody waits for and nobody would know of; the answers of those that have ended wait in [`Controller::take_answers`].
     pub(super) fn advance(&mut self) {
-        self.with_operations(|operations, owner| operations.advance(owner, Instant::now()));
+        self.with_operations(|operations, owner| {
+            let mut answers = operations.leave_unawaited(owner, Responder::is_awaited);
+            answers.extend(operations.advance(owner, Instant::now()));
+            answers
+        });
     }
 
     fn with_operations(&mut self, act: impl FnOnce(&mut super::Operations<Self>, &mut Self) -> super::Answers) {

@@ -98,6 +98,12 @@ pub(super) trait Work<Owner>: Send {
         None
     }
 
+    /// Nobody waits for the answer any more, who asked has gone. The end of it, if that is what it comes to; it is not called again then.
+    /// Never waits.
+    fn asker_has_gone(&mut self, _owner: &mut Owner) -> Option<Outcome> {
+        None
+    }
+
     /// Ends it where it stands: what is half-done is undone, or told.
     fn give_up(&mut self, owner: &mut Owner, why: GiveUp<'_>) -> Outcome;
 }
@@ -177,6 +183,14 @@ impl<Owner, Reply> Operations<Owner, Reply> {
             running.deadline = running.work.deadline().unwrap_or(running.deadline);
             let late = || (running.deadline <= now).then(|| running.work.give_up(owner, GiveUp::Late));
             done.or_else(late)
+        })
+    }
+
+    /// Tells those operations that nobody waits for any more, of which `is_awaited` says so.
+    pub(super) fn leave_unawaited(&mut self, owner: &mut Owner, is_awaited: impl Fn(&Reply) -> bool) -> Answers<Reply> {
+        self.end_where(|running| {
+            let has_gone = running.reply.as_ref().is_some_and(|reply| !is_awaited(reply));
+            has_gone.then(|| running.work.asker_has_gone(owner)).flatten()
         })
     }
 

@@ -34,6 +34,11 @@ impl Work<Log> for Fake {
         owner.ready.contains(&self.command).then_some(Ok(Reply::Done))
     }
 
+    /// An addition ends, and whatever else it is goes on.
+    fn asker_has_gone(&mut self, _owner: &mut Log) -> Option<Outcome> {
+        (self.operation == Operation::Add).then(|| Err(superseded(self.command, "nobody")))
+    }
+
     fn give_up(&mut self, owner: &mut Log, why: GiveUp<'_>) -> Outcome {
         owner.lines.push(format!("{} gives up: {why:?}", self.command));
         Err(superseded(self.command, "time"))
@@ -106,6 +111,25 @@ fn a_command_that_takes_the_place_of_another_ends_that_one_alone() {
     );
     assert_eq!(owner.lines, ["vm.pause gives up: Superseded(\"vm.resume\")"]);
     assert!(operations.any(|operation| operation == Operation::Stop));
+}
+
+#[test]
+fn what_nobody_waits_for_ends_only_if_it_is_no_use_then() {
+    let (mut operations, mut owner, now) = (Operations::default(), Log::default(), Instant::now());
+    for (reply, work) in [
+        (1, fake(Operation::Add, "vm.add-disk")),
+        (2, fake(Operation::Add, "vm.add-net")),
+        (3, fake(Operation::Boot, "vm.boot")),
+    ] {
+        let id = operations.begin(work, now + SECOND);
+        operations.keep(id, reply);
+    }
+    // Who will be answered is not known yet.
+    operations.begin(fake(Operation::Add, "vm.add-fs"), now + SECOND);
+    let left = operations.leave_unawaited(&mut owner, |reply| *reply == 2);
+    assert_eq!(replies(&left), [(1, false)]);
+    owner.ready = vec!["vm.add-disk", "vm.add-net", "vm.boot"];
+    assert_eq!(replies(&operations.advance(&mut owner, now)), [(2, true), (3, true)]);
 }
 
 #[test]

@@ -105,6 +105,16 @@ impl SlowFiles {
 #[must_use]
 pub struct Hanging<'a>(&'a SlowFiles);
 
+impl Hanging<'_> {
+    /// Answers now, as if nothing had been, what has waited to open a file.
+    pub fn open(self) {
+        let mut silence = self.0.silence.lock().unwrap();
+        for request in silence.waiting.drain(..) {
+            answer(&self.0.device, request, 0, &numbers(&[1, 0]));
+        }
+    }
+}
+
 impl Drop for Hanging<'_> {
     /// What has waited fails.
     fn drop(&mut self) {
