@@ -5,7 +5,10 @@
     reason = "descriptors by their numbers: those of the parent, and a high one that makes the table grow; mallopt(3)"
 )]
 
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
@@ -13,6 +16,58 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 const DESCRIPTORS: RawFd = 255;
 /// Descriptors that a server of files has use for.
 const MOST_DESCRIPTORS: u64 = 1_000_000;
+
+/// Closes what the parent has left open and no argument names, but for standard input, output and error: a lock or the end of a pipe, which
+/// husk would hold for its whole life. To be called before the process has opened anything: a number is nobody's else then.
+///
+/// An argument names a descriptor by `fd=N` or `fd=N:M…`, by `--fd N`, and by a path such as `/dev/fd/N`.
+pub fn close_inherited(args: &[OsString]) {
+    let mut first = 3;
+    for kept in named_descriptors(args) {
+        if kept > first {
+            close_range(first, kept - 1);
+        }
+        first = first.max(kept.saturating_add(1));
+    }
+    close_range(first, u32::MAX);
+}
+
+/// close_range(2). What the host refuses stays open.
+fn close_range(first: u32, last: u32) {
+    // SAFETY: numbers only, of descriptors that nothing in this process has: its caller is the first to look at any.
+    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+}
+
+/// The descriptors that `args` name.
+fn named_descriptors(args: &[OsString]) -> BTreeSet<u32> {
+    let mut named = BTreeSet::new();
+    for (at, arg) in args.iter().enumerate() {
+        let bytes = arg.as_bytes();
+        for (start, window) in bytes.windows(3).enumerate() {
+            if matches!(window, b"fd=" | b"fd/") {
+                named.extend(leading_numbers(&bytes[start + 3..]));
+            }
+        }
+        if arg == "--fd" {
+            named.extend(
+                args.get(at + 1)
+                    .map(OsString::as_os_str)
+                    .map(OsStr::as_bytes)
+                    .into_iter()
+                    .flat_map(leading_numbers),
+            );
+        }
+    }
+    named
+}
+
+/// The numbers that `text` begins with, with colons between them.
+fn leading_numbers(text: &[u8]) -> impl Iterator<Item = u32> {
+    let is_number = |byte: &u8| byte.is_ascii_digit() || *byte == b':';
+    let end = text.iter().position(|byte| !is_number(byte)).unwrap_or(text.len());
+    let numbers = text[..end].split(|byte| *byte == b':');
+    numbers.filter_map(|number| str::from_utf8(number).ok()?.parse().ok())
+}
 
 /// Prepares the process for the threads it will have. To be called before the first of them, and before any filter.
 pub fn prepare() {
@@ -88,5 +143,46 @@ fn allow_all_descriptors() {
         limit.rlim_cur = limit.rlim_max;
         // SAFETY: the call reads the structure.
         unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_name_descriptors_by_option_and_by_path() {
+        let named = |args: &[&str]| {
+            let args: Vec<OsString> = args.iter().map(OsString::from).collect();
+            named_descriptors(&args).into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(named(&["husk", "--api-socket", "fd=3", "--metrics=fd=12"]), [3, 12]);
+        assert_eq!(
+            named(&["husk", "run", "--net", "id=a,fd=4:5:60,mac=02:00:00:00:00:07"]),
+            [4, 5, 60]
+        );
+        assert_eq!(named(&["husk", "fs", "--fd", "3", "--shared-dir=/d"]), [3]);
+        assert_eq!(named(&["virtiofsd", "--fd=7"]), [7]);
+        let paths = [
+            "husk",
+            "run",
+            "--kernel",
+            "/dev/fd/63",
+            "--disk",
+            "path=/proc/self/fd/9,readonly=on",
+        ];
+        assert_eq!(named(&paths), [9, 63]);
+        assert!(
+            named(&[
+                "husk",
+                "--api-socket",
+                "/run/3/api.sock",
+                "--fd",
+                "x",
+                "fd=-1",
+                "fd=99999999999"
+            ])
+            .is_empty()
+        );
     }
 }

@@ -201,7 +201,9 @@ impl From<Exit> for Code {
 /// All of `main`: takes the process's arguments, does what they ask, and returns what the shell is told.
 pub fn main() -> ExitCode {
     let begin = Begin::now();
-    let code = dispatch(std::env::args_os(), begin);
+    let args: Vec<OsString> = std::env::args_os().collect();
+    crate::process::close_inherited(&args);
+    let code = dispatch(args, begin);
     // What was only counted so far: nothing is said after this.
     crate::log::finish();
     ExitCode::from(code as u8)
