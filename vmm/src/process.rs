@@ -17,8 +17,9 @@ const DESCRIPTORS: RawFd = 255;
 /// Descriptors that a server of files has use for.
 const MOST_DESCRIPTORS: u64 = 1_000_000;
 
-/// Closes what the parent has left open and no argument names, but for standard input, output and error: a lock or the end of a pipe, which
-/// husk would hold for its whole life. To be called before the process has opened anything: a number is nobody's else then.
+/// Closes what the parent has left open and no argument names, but for standard input, output and error: a lock or the
+/// end of a pipe, which husk would hold for its whole life. To be called before the process has opened anything: a
+/// number is nobody's else then.
 ///
 /// An argument names a descriptor by `fd=N` or `fd=N:M…`, by `--fd N`, and by a path such as `/dev/fd/N`.
 pub fn close_inherited(args: &[OsString]) {

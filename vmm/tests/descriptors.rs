@@ -1,4 +1,5 @@
-//! Descriptors of the process: which of its parent's it keeps, and that it has no more of its own after a cycle than before it.
+//! Descriptors of the process: which of its parent's it keeps, and that it has no more of its own after a cycle than
+//! before it.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -33,7 +34,8 @@ fn of_the_descriptors_that_husk_was_started_with_only_those_that_options_name_st
     assert_eq!(husk.shut_down().code(), Some(0));
 }
 
-/// Adds a device of each kind, has the VM paused and resumed, and takes the devices back, of which the guest has heard nothing.
+/// Adds a device of each kind, has the VM paused and resumed, and takes the devices back, of which the guest has heard
+/// nothing.
 fn plug(husk: &Husk, client: &mut Client) {
     let folder = husk.folder.path();
     let devices = [

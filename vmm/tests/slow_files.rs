@@ -140,7 +140,11 @@ fn a_device_whose_client_has_given_up_is_not_added_and_whoever_asks_again_has_it
         added = client.put("vm.add-disk", Some(disk.clone()));
         added.0 != 409
     });
-    assert_eq!((added.0, &added.1["id"]), (200, &json!("_disk0")), "its name is free, too");
+    assert_eq!(
+        (added.0, &added.1["id"]),
+        (200, &json!("_disk0")),
+        "its name is free, too"
+    );
     let (_, info) = client.get("vm.info");
     assert_eq!(info["config"]["disks"].as_array().unwrap().len(), 1, "{info}");
     assert_eq!(husk.shut_down().code(), Some(0));

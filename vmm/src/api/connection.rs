@@ -140,7 +140,8 @@ impl Connection {
         self.pending
     }
 
-    /// Takes what has come, at most one `buffer` of it. Whether there may be more. Descriptors that came along are `closer`'s to close.
+    /// Takes what has come, at most one `buffer` of it. Whether there may be more. Descriptors that came along are
+    /// `closer`'s to close.
     pub(super) fn receive(&mut self, buffer: &mut [u8], closer: &FdCloser) -> bool {
         let mut fds = Vec::new();
         match scm::receive(&self.stream, buffer, &mut fds, closer) {

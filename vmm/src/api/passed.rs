@@ -1,7 +1,8 @@
 //! Descriptors that clients pass (unix(7), `SCM_RIGHTS`), and the thread that closes those that nobody has a use for.
 //!
-//! close(2) waits for the file system: of FUSE or NFS for whoever serves it, who may never answer. Which file it is, is the client's choice. So
-//! neither `api` nor the control thread closes one: a client that has been given nothing else to do could stop both.
+//! close(2) waits for the file system: of FUSE or NFS for whoever serves it, who may never answer. Which file it is, is
+//! the client's choice. So neither `api` nor the control thread closes one: a client that has been given nothing else
+//! to do could stop both.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,11 +11,11 @@ use std::thread;
 
 use husk_devices::error_chain;
 
-/// Where descriptors go that are to be closed. Its thread closes one after another, and ends when this and every [`PassedFd`] have gone.
-/// Nobody waits for it, the end of the process neither.
+/// Where descriptors go that are to be closed. Its thread closes one after another, and ends when this and every
+/// [`PassedFd`] have gone. Nobody waits for it, the end of the process neither.
 ///
-/// There is one thread, so that a client cannot have any number of them made; what comes behind a file that does not close stays open, within
-/// the limit of the process on descriptors.
+/// There is one thread, so that a client cannot have any number of them made; what comes behind a file that does not
+/// close stays open, within the limit of the process on descriptors.
 #[derive(Clone, Debug)]
 pub struct FdCloser(Sender<OwnedFd>);
 
@@ -37,7 +38,8 @@ impl FdCloser {
     }
 }
 
-/// A descriptor that a client has passed. Whoever drops it does not wait for its file: the thread of its [`FdCloser`] closes it.
+/// A descriptor that a client has passed. Whoever drops it does not wait for its file: the thread of its [`FdCloser`]
+/// closes it.
 #[derive(Debug)]
 pub struct PassedFd {
     fd: Option<OwnedFd>,

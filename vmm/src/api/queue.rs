@@ -132,7 +132,8 @@ impl AsRawFd for CommandReceiver {
 }
 
 impl CommandSender {
-    /// Queues a command of a client who waits for the answer as long as `presence` is there. It will come to `answer_sender`, in any case.
+    /// Queues a command of a client who waits for the answer as long as `presence` is there. It will come to
+    /// `answer_sender`, in any case.
     pub(super) fn send(&self, command: Command, connection: u64, presence: &Presence, answer_sender: &AnswerSender) {
         let respond = Responder {
             connection,

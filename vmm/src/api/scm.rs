@@ -11,7 +11,8 @@ use super::passed::{FdCloser, PassedFd};
 /// The most descriptors of one message (`SCM_MAX_FD` of Linux).
 pub(super) const MESSAGE_FDS: usize = 253;
 
-/// Receives into `buffer`; descriptors that came along are appended to `fds`, for `closer` to close. 0 is the end of the stream.
+/// Receives into `buffer`; descriptors that came along are appended to `fds`, for `closer` to close. 0 is the end of
+/// the stream.
 ///
 /// The kernel ends a read with the message that carries descriptors: they belong to the last byte that was read.
 ///

@@ -53,8 +53,9 @@ impl<T: Send + 'static, E: Send + 'static> Building<T, E> {
     }
 }
 
-/// Duplicates of the descriptors in `passed`. Of some only, which are no use, the duplicates are closed by a thread: whose files they are was a
-/// client's choice, and closing a duplicate waits for a file system as closing the last descriptor does.
+/// Duplicates of the descriptors in `passed`. Of some only, which are no use, the duplicates are closed by a thread:
+/// whose files they are was a client's choice, and closing a duplicate waits for a file system as closing the last
+/// descriptor does.
 pub(super) fn duplicate(passed: &Passed) -> io::Result<Passed> {
     let mut duplicates = Passed::new();
     for (id, fds) in passed {

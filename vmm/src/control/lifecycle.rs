@@ -376,7 +376,8 @@ impl Controller {
         self.with_operations(|operations, owner| operations.supersede(owner, command));
     }
 
-    /// Lets the operations in progress go on, but for what nobody waits for and nobody would know of; the answers of those that have ended wait in [`Controller::take_answers`].
+    /// Lets the operations in progress go on, but for what nobody waits for and nobody would know of; the answers of
+    /// those that have ended wait in [`Controller::take_answers`].
     pub(super) fn advance(&mut self) {
         self.with_operations(|operations, owner| {
             let mut answers = operations.leave_unawaited(owner, Responder::is_awaited);

@@ -98,8 +98,8 @@ pub(super) trait Work<Owner>: Send {
         None
     }
 
-    /// Nobody waits for the answer any more, who asked has gone. The end of it, if that is what it comes to; it is not called again then.
-    /// Never waits.
+    /// Nobody waits for the answer any more, who asked has gone. The end of it, if that is what it comes to; it is not
+    /// called again then. Never waits.
     fn asker_has_gone(&mut self, _owner: &mut Owner) -> Option<Outcome> {
         None
     }
