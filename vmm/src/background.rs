@@ -5,116 +5,36 @@
 //! Such a thread stays for the next time. Kata's shims look for a VM's vCPUs among the threads of the process when `vm.boot` or `vm.resize` is answered
 //! (`/proc/PID/task`), and take the pod for broken if one that was there is gone when they ask for its name.
 
+mod pool;
+
 use std::fmt;
 use std::io;
 use std::mem;
-use std::sync::mpsc::{SendError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
-use std::thread;
 
-use husk_devices::{error_chain, lock};
+use husk_devices::lock;
 
-use crate::seccomp::{Mode, Role};
+use crate::seccomp::Mode;
+use pool::{NotStarted, Pool};
 
-/// What a thread is to do, and who is to be told.
-type Work = Box<dyn FnOnce() -> Waker + Send>;
-
-/// Work that no thread does, and why.
-struct NotStarted {
-    work: Work,
-    why: io::Error,
-}
-
-/// Work for a thread, and the way to give it more.
-struct Job {
-    work: Work,
-    thread: Sender<Job>,
-}
-
-/// Where the threads are.
-enum Pool {
-    /// Those that have nothing to do; whoever has work for more starts one. One whose sender is dropped ends.
-    Open(Vec<Sender<Job>>),
-    /// Whoever has work may start no thread: this one starts one for each.
-    Confined(Sender<Work>),
-}
-
-static POOL: Mutex<Pool> = Mutex::new(Pool::Open(Vec::new()));
+static POOL: Pool = Pool::new(pool::spawn);
 
 /// From now on nobody who has work starts a thread for it: one that is started by this call does, and a thread ends when its work is done. For
 /// a control thread that is about to give up its right to start any: the new thread has it still, and may take apart what there is, confined as
-/// `seccomp` says. Where the host has no thread left for that, there is nobody for more work.
+/// `seccomp` says. Where the host has no thread left for that, the threads that there are do what they can.
 pub fn confine(seccomp: Mode) {
-    let (jobs, received) = channel::<Work>();
-    let starter = builder().spawn(move || {
-        if let Err(error) = seccomp.enter(Role::Closer) {
-            log::error!("the thread that closes devices ends: {}", error_chain(&error));
-            return;
-        }
-        for work in received {
-            if let Err(NotStarted { work, .. }) = start(work) {
-                // Without another thread this one waits.
-                work().wake();
-            }
-        }
-    });
-    if let Err(error) = starter {
-        log::debug!("no thread stays for what may take long: {error}");
-    }
-    *lock(&POOL) = Pool::Confined(jobs);
+    POOL.confine(seccomp);
 }
 
-fn builder() -> thread::Builder {
-    thread::Builder::new().name("builder".into())
+/// Whether there is work that waits for a thread to be had: then [`retry`] is to be called from time to time.
+pub fn is_short() -> bool {
+    POOL.is_short()
 }
 
-/// Has a thread do `work`: one that has nothing to do, or another one.
-///
-/// # Errors
-/// The host has no thread left.
-fn submit(mut work: Work) -> Result<(), NotStarted> {
-    loop {
-        let idle = match &mut *lock(&POOL) {
-            Pool::Open(idle) => idle.pop(),
-            Pool::Confined(starter) => return starter.send(work).map_err(not_started),
-        };
-        let Some(thread) = idle else { return start(work) };
-        match send_to(&thread, work) {
-            Ok(()) => return Ok(()),
-            Err(SendError(job)) => work = job.work,
-        }
-    }
-}
-
-/// The thread that should have the work is gone.
-fn not_started(SendError(work): SendError<Work>) -> NotStarted {
-    let why = io::ErrorKind::BrokenPipe.into();
-    NotStarted { work, why }
-}
-
-/// Starts a thread, and has it do `work`.
-fn start(work: Work) -> Result<(), NotStarted> {
-    let (thread, jobs) = channel::<Job>();
-    let body = move || {
-        while let Ok(Job { work, thread }) = jobs.recv() {
-            let waker = work();
-            match &mut *lock(&POOL) {
-                Pool::Open(idle) => idle.push(thread),
-                Pool::Confined(_) => drop(thread),
-            }
-            waker.wake();
-        }
-    };
-    match builder().spawn(body) {
-        Ok(_) => send_to(&thread, work).map_err(|SendError(job)| not_started(SendError(job.work))),
-        Err(why) => Err(NotStarted { work, why }),
-    }
-}
-
-fn send_to(thread: &Sender<Job>, work: Work) -> Result<(), SendError<Job>> {
-    let own = thread.clone();
-    thread.send(Job { work, thread: own })
+/// Tries again to find threads for what waits for one. Never waits.
+pub fn retry() {
+    POOL.retry();
 }
 
 /// A result on its way. Dropping this leaves it to its thread, or to another one if it is there already: nobody waits for what nobody wants any
@@ -122,6 +42,7 @@ fn send_to(thread: &Sender<Job>, work: Work) -> Result<(), SendError<Job>> {
 pub struct BackgroundTask<T: Send + 'static> {
     state: Arc<Mutex<State<T>>>,
     waker: Waker,
+    pool: &'static Pool,
 }
 
 enum State<T> {
@@ -136,25 +57,49 @@ enum State<T> {
 }
 
 impl<T: Send + 'static> BackgroundTask<T> {
-    /// Begins to `work`. `waker` tells of the end.
+    /// Begins to `work` at once, to make something. `waker` tells of the end.
     ///
     /// # Errors
-    /// The host has no thread left.
+    /// The host has no thread left. What `work` has is dropped by a thread, once there is one.
     pub fn spawn(waker: Waker, work: impl FnOnce() -> T + Send + 'static) -> io::Result<Self> {
+        Self::spawn_on(&POOL, waker, work)
+    }
+
+    /// Has `work` done as soon as there is a thread for it, to take something apart. `waker` tells of the end.
+    pub fn queue(waker: Waker, work: impl FnOnce() -> T + Send + 'static) -> Self {
+        Self::queue_on(&POOL, waker, work)
+    }
+
+    fn spawn_on(pool: &'static Pool, waker: Waker, work: impl FnOnce() -> T + Send + 'static) -> io::Result<Self> {
+        let (task, work) = Self::of(pool, waker, work);
+        match pool.submit(work) {
+            Ok(()) => Ok(task),
+            Err(NotStarted { work, why }) => {
+                // Descriptors may be in it, and the last close of one takes as long as its file system likes.
+                drop_on(pool, work);
+                Err(why)
+            }
+        }
+    }
+
+    fn queue_on(pool: &'static Pool, waker: Waker, work: impl FnOnce() -> T + Send + 'static) -> Self {
+        let (task, work) = Self::of(pool, waker, work);
+        pool.queue(work);
+        task
+    }
+
+    fn of(pool: &'static Pool, waker: Waker, work: impl FnOnce() -> T + Send + 'static) -> (Self, pool::Work) {
         let state = Arc::new(Mutex::new(State::Running));
         let (place, told) = (state.clone(), waker.clone());
-        let submitted = submit(Box::new(move || {
+        let work = move || {
             let result = work();
             if let Some(unwanted) = deliver(&place, result) {
                 drop(unwanted);
                 *lock(&place) = State::Finished;
             }
             told
-        }));
-        match submitted {
-            Ok(()) => Ok(Self { state, waker }),
-            Err(NotStarted { why, .. }) => Err(why),
-        }
+        };
+        (Self { state, waker, pool }, Box::new(work))
     }
 
     /// What has come of it, once. Never waits.
@@ -186,13 +131,12 @@ impl<T: Send + 'static> BackgroundTask<T> {
             State::Ready(result) => {
                 drop(state);
                 let (place, waker) = (self.state.clone(), self.waker.clone());
-                // Without a thread it goes here.
-                let submitted = submit(Box::new(move || {
+                self.pool.queue(Box::new(move || {
                     drop(result);
                     *lock(&place) = State::Finished;
                     waker
                 }));
-                submitted.map_err(|NotStarted { work, .. }| drop(work())).is_err()
+                false
             }
             State::Finished => {
                 *state = State::Finished;
@@ -226,12 +170,14 @@ impl<T: Send + 'static> fmt::Debug for BackgroundTask<T> {
 
 /// Has a thread drop `value`, which may take long. Nobody is told of the end.
 pub fn drop_in_background<T: Send + 'static>(value: T) {
-    let submitted = submit(Box::new(move || {
+    drop_on(&POOL, value);
+}
+
+fn drop_on<T: Send + 'static>(pool: &'static Pool, value: T) {
+    pool.queue(Box::new(move || {
         drop(value);
         Waker::noop().clone()
     }));
-    // Without a thread it goes here.
-    drop(submitted);
 }
 
 /// A value that [goes](drop_in_background) by a thread, wherever whoever has it loses it.
@@ -260,9 +206,10 @@ impl<T: Send + 'static> Drop for DropInBackground<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::Receiver;
+    use std::cell::Cell;
+    use std::sync::mpsc::{Receiver, Sender, channel};
     use std::task::Wake;
-    use std::thread::ThreadId;
+    use std::thread::{self, ThreadId};
 
     use super::*;
 
@@ -393,5 +340,57 @@ mod tests {
             rings.recv().unwrap();
             assert!(task.abandon());
         }
+    }
+
+    thread_local! {
+        /// Whether the host has no thread left for this one to start.
+        static FULL: Cell<bool> = const { Cell::new(true) };
+    }
+
+    /// Threads of such a host.
+    fn scarce() -> &'static Pool {
+        Box::leak(Box::new(Pool::new(|body| match FULL.get() {
+            true => Err(io::ErrorKind::WouldBlock.into()),
+            false => pool::spawn(body),
+        })))
+    }
+
+    #[test]
+    fn without_a_thread_work_waits_for_one_and_is_not_done_by_whoever_has_it() {
+        let (pool, here) = (scarce(), thread::current().id());
+        let ((rung, rings), (told, dropped)) = (channel(), channel());
+        let waker: Waker = Arc::new(RingOnWake(rung)).into();
+        let value = || Told(told.clone());
+        // To make something is refused, and what was for it goes elsewhere.
+        let parts = value();
+        assert!(BackgroundTask::spawn_on(pool, waker.clone(), move || drop(parts)).is_err());
+        let old = value();
+        let closing = BackgroundTask::queue_on(pool, waker, move || drop(old));
+        drop_on(pool, value());
+        assert!(pool.is_short() && pool.retry(), "there is still none");
+        assert!(dropped.try_recv().is_err() && closing.take_result().is_none());
+        FULL.set(false);
+        assert!(!pool.retry() && !pool.is_short());
+        for _ in 0..3 {
+            assert_ne!(dropped.recv().unwrap(), here);
+        }
+        rings.recv().unwrap();
+        assert_eq!(closing.take_result(), Some(()));
+    }
+
+    #[test]
+    fn what_waits_for_a_thread_is_done_by_the_first_that_comes_back() {
+        let pool = scarce();
+        let (go, gate) = channel::<()>();
+        FULL.set(false);
+        let hangs = BackgroundTask::spawn_on(pool, Waker::noop().clone(), move || gate.recv().is_ok()).unwrap();
+        FULL.set(true);
+        let (told, dropped) = channel();
+        drop_on(pool, Told(told));
+        assert!(pool.is_short() && dropped.try_recv().is_err());
+        drop(go);
+        assert_ne!(dropped.recv().unwrap(), thread::current().id());
+        assert_eq!(hangs.take_result(), Some(false));
+        assert!(!pool.is_short());
     }
 }

@@ -156,6 +156,7 @@ impl EventLoop<'_> {
             if let Some(failure) = self.controller.take_failure() {
                 return Ok(Ended::Unbuilt(failure));
             }
+            self.controller.time_threads();
             self.watch_machine()?;
             if let Some(keys) = &mut self.keys {
                 keys.watch(&self.epoll)?;

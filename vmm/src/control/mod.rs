@@ -37,6 +37,7 @@ use husk_virtio::threads::Threads;
 use serde_json::{Value, json};
 
 use crate::api::{self, ApiError, Command, Execute, Info, Kind, Outcome, Reply, Resize, Responder, VmInfo};
+use crate::background;
 use crate::config::{ConfigError, Limits, RunOptions, Size, VmConfig};
 use crate::events::Events;
 use crate::kvm::{BETWEEN_LOOKS, Kvm};
@@ -57,6 +58,9 @@ pub use run::{Exit, conclude, run};
 pub use serve::serve;
 use timers::Timers;
 use vm::Vm;
+
+/// After so long the host is asked again for a thread that it did not have.
+const BETWEEN_THREADS: Duration = Duration::from_secs(1);
 
 /// Owner of at most one VM.
 pub struct Controller {
@@ -118,6 +122,8 @@ enum Due {
     Trim,
     /// Somebody listens: what has gone wrong is looked for.
     PollFaults,
+    /// Something waits for a thread that the host did not have.
+    Thread,
 }
 
 /// How far a command has come.
@@ -293,10 +299,18 @@ impl Controller {
                 Due::Remind => self.remind(now),
                 Due::Untimed => self.remind_vcpus(now),
                 Due::PollFaults => self.poll_faults(now),
+                Due::Thread => background::retry(),
                 Due::Keys | Due::Trim => others.push(due),
             }
         }
         others
+    }
+
+    /// Tries again from time to time to find a thread for what waits for one.
+    pub(super) fn time_threads(&mut self) {
+        if background::is_short() {
+            self.timers.set_if_sooner(Due::Thread, Instant::now() + BETWEEN_THREADS);
+        }
     }
 
     /// Has vCPUs looked at from time to time whose threads have no timer for it.

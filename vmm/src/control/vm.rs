@@ -333,7 +333,7 @@ impl Vm {
     /// Never waits.
     pub(super) fn end_machine(&mut self) -> bool {
         if self.ending.is_none() {
-            self.ending = self.take_machine().and_then(Machine::take_apart);
+            self.ending = self.take_machine().map(Machine::take_apart);
         }
         self.ending.take_if(|ending| ending.take_result().is_some());
         self.ending.is_none()

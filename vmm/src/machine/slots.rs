@@ -306,8 +306,7 @@ impl Plugged {
                     function.shutdown();
                 }
             };
-            // Without a thread it goes here.
-            self.teardown = BackgroundTask::spawn(waker, close).map_or(TeardownState::Closed, TeardownState::Closing);
+            self.teardown = TeardownState::Closing(BackgroundTask::queue(waker, close));
         }
         if let TeardownState::Closing(closing) = &self.teardown
             && closing.take_result().is_some()

@@ -59,9 +59,8 @@ impl Machine {
         // Their sockets are free for the next machine, whatever of this one is left behind. Who has connected reads on.
         for chardev in self.chardevs.drain(..) {
             let name = format!("__{}", chardev.name());
-            // Without a thread it goes here.
-            let closing = BackgroundTask::spawn(self.devices.threads().waker(), move || drop(chardev));
-            self.closing.extend(closing.map(|closing| (name, closing)));
+            let closing = BackgroundTask::queue(self.devices.threads().waker(), move || drop(chardev));
+            self.closing.push((name, closing));
         }
         self.cpus.plug_mut().cpus.stop();
     }
@@ -85,10 +84,10 @@ impl Machine {
         names
     }
 
-    /// Has a thread drop the machine, of which nothing is at work any more, or which never ran: to unmap gigabytes takes a while. `None` without
-    /// a thread: then it is gone.
-    pub fn take_apart(self) -> Option<BackgroundTask<()>> {
-        BackgroundTask::spawn(self.waker(), move || drop(self)).ok()
+    /// Has a thread drop the machine, of which nothing is at work any more, or which never ran: to unmap gigabytes
+    /// takes a while.
+    pub fn take_apart(self) -> BackgroundTask<()> {
+        BackgroundTask::queue(self.waker(), move || drop(self))
     }
 
     /// Takes the devices of a machine that is left behind out of its guest's reach, and asks them to stop, where a vCPU has not come: nothing is
@@ -113,9 +112,8 @@ impl Machine {
         let unstopped = self.unstopped();
         match unstopped.is_empty() {
             true => {
-                if let Some(ending) = self.take_apart() {
-                    wakeup.wait_until(deadline, || ending.take_result().is_some());
-                }
+                let ending = self.take_apart();
+                wakeup.wait_until(deadline, || ending.take_result().is_some());
             }
             false => self.abandon(),
         }

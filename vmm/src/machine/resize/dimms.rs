@@ -104,10 +104,9 @@ impl DimmPlug {
                 Unwanted::Given(given) if given.take_result().is_some() => {}
                 Unwanted::Found(readying) => match readying.region.take_result() {
                     None => self.unwanted.push(Unwanted::Found(readying)),
-                    // Without a thread it goes here.
                     Some(Ok(region)) => {
-                        let given = BackgroundTask::spawn(self.waker.clone(), move || drop(region));
-                        self.unwanted.extend(given.map(Unwanted::Given));
+                        let given = BackgroundTask::queue(self.waker.clone(), move || drop(region));
+                        self.unwanted.push(Unwanted::Given(given));
                     }
                     // There is nothing to give back.
                     Some(Err(_)) => {}
@@ -147,10 +146,8 @@ impl Plug for DimmPlug {
             let extent = extent(&region);
             match region.withdraw() {
                 Ok(withdrawn) => {
-                    // Without a thread they go here, as `withdrawn` does.
-                    if let Ok(given) = BackgroundTask::spawn(self.waker.clone(), move || drop(withdrawn)) {
-                        self.leaving.insert(slot, (extent, given));
-                    }
+                    let given = BackgroundTask::queue(self.waker.clone(), move || drop(withdrawn));
+                    self.leaving.insert(slot, (extent, given));
                 }
                 Err(error) => {
                     self.kept.insert(slot, error_chain(&error));
