@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::sync::{Arc, Mutex};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use husk_devices::pci::{Bdf, ConfigSpace, ECAM_SIZE, Identity, PciFunction, PciRoot};
+use husk_devices::pci::{Bdf, ConfigSpace, ECAM_SIZE, Ecam, Identity, PciFunction, PciRoot};
 use husk_devices::{Bus, BusDevice, Effect};
 
 /// Bytes that each device answers.
@@ -84,7 +84,8 @@ fn pci_config(c: &mut Criterion) {
         root.insert(None, function).expect("31 slots are free");
     }
     let bus = Bus::default();
-    bus.insert(ECAM, ECAM_SIZE, Arc::new(Mutex::new(root)))
+    let ecam = Ecam::new(Arc::new(Mutex::new(root)));
+    bus.insert(ECAM, ECAM_SIZE, Arc::new(Mutex::new(ecam)))
         .expect("an empty bus");
     let last = ECAM + (31 << 15);
     let mut id = [0; 4];

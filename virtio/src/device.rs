@@ -152,9 +152,10 @@ pub trait VirtioDevice: Send {
         None
     }
 
-    /// The device will not be started again. Called before its handlers are asked to stop, on any thread; must not block. A device that
-    /// waits for another process stops waiting.
-    fn retire(&mut self) {}
+    /// Who has to know that the device will not be started again, if anybody. Constant.
+    fn on_retire(&self) -> Option<Arc<dyn Retire>> {
+        None
+    }
 
     /// Takes the rings and returns what serves them: each handler gets an I/O thread of its own, named
     /// `io-<device>` or `io-<device>-<n>`. Called on a vCPU thread; must not block.
@@ -162,6 +163,15 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// See [`StartError`]. The device stays as it was and may be started again after a reset.
     fn start(&mut self, activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError>;
+}
+
+/// Part of a device that waits for another process, and stops waiting when the device is not to be started again.
+///
+/// Apart from the device, so that it can be told while a vCPU uses the device's registers.
+pub trait Retire: Send + Sync {
+    /// The device will not be started again. Called before its handlers are asked to stop, on any thread; must not
+    /// block.
+    fn retire(&self);
 }
 
 /// Part of a device that has to know of changes of guest RAM, because it passes memory on to another process, or keeps it from one request

@@ -36,7 +36,7 @@ use husk_devices::metrics::MetricsSource;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::ConfigBytes;
-use crate::device::{Activation, ConfigAccess, Handler, MemoryListener, Profile, StartError, VirtioDevice};
+use crate::device::{Activation, ConfigAccess, Handler, MemoryListener, Profile, Retire, StartError, VirtioDevice};
 use crate::threads::ThreadClass;
 use crate::vhost_user::{BackendError, Link, VhostUserHandler, VhostUserMetrics};
 
@@ -154,8 +154,8 @@ impl VirtioDevice for Fs {
         doorbell.ok().map(|doorbell| doorbell.event().clone())
     }
 
-    fn retire(&mut self) {
-        self.link.retire();
+    fn on_retire(&self) -> Option<Arc<dyn Retire>> {
+        Some(self.link.clone())
     }
 
     fn start(&mut self, activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError> {

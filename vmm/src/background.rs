@@ -168,6 +168,14 @@ impl<T: Send + 'static> fmt::Debug for BackgroundTask<T> {
     }
 }
 
+/// Has a thread `act`, which may take long. Nobody is told of the end.
+pub fn run_in_background(act: impl FnOnce() + Send + 'static) {
+    POOL.queue(Box::new(move || {
+        act();
+        Waker::noop().clone()
+    }));
+}
+
 /// Has a thread drop `value`, which may take long. Nobody is told of the end.
 pub fn drop_in_background<T: Send + 'static>(value: T) {
     drop_on(&POOL, value);

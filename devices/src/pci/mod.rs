@@ -20,7 +20,7 @@ pub use config::{CAP_VENDOR, ConfigError, ConfigSpace, Identity};
 pub use function::{BarWindow, PciFunction};
 pub use msix::{BarPlace, Msix, Vector};
 pub use removable::Removable;
-pub use root::{ECAM_SIZE, PciError, PciRoot};
+pub use root::{ECAM_SIZE, Ecam, PciError, PciRoot};
 
 /// Where a function sits: bus 0 to 255, device 0 to 31, function 0 to 7. Displayed as `0000:00:05.0`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -44,9 +44,7 @@ pub enum PciError {
     NoSlot(u8),
 }
 
-/// Bus 0 and the functions in it.
-///
-/// As a [`BusDevice`] it locks a function while the bus holds it: root before function, and no function ever locks the root.
+/// Bus 0 and the functions in it. Its lock is held for a look or a change: whoever uses a function has let go of it.
 pub struct PciRoot {
     slots: [Option<Arc<Mutex<dyn PciFunction>>>; SLOTS as usize],
 }
@@ -114,7 +112,7 @@ impl PciRoot {
     }
 
     /// The function that an ECAM offset belongs to, the register in it, and how many of `len` bytes are in the function's part.
-    fn target(&self, offset: u64, len: usize) -> Option<(&Mutex<dyn PciFunction>, u16, usize)> {
+    fn target(&self, offset: u64, len: usize) -> Option<(Arc<Mutex<dyn PciFunction>>, u16, usize)> {
         let slots_apart = FUNCTION_SIZE.saturating_mul(8);
         let slot = usize::try_from(offset.div_euclid(slots_apart)).ok()?;
         let register = offset.rem_euclid(slots_apart);
@@ -123,7 +121,7 @@ impl PciRoot {
         }
         let function = self.slots.get(slot)?.as_ref()?;
         let room = usize::try_from(FUNCTION_SIZE.saturating_sub(register)).ok()?;
-        Some((function, u16::try_from(register).ok()?, len.min(room)))
+        Some((function.clone(), u16::try_from(register).ok()?, len.min(room)))
     }
 }
 
@@ -146,23 +144,42 @@ impl std::fmt::Debug for PciRoot {
     }
 }
 
-impl BusDevice for PciRoot {
+/// The ECAM window of a root.
+///
+/// Locks a function while the bus holds the window: window before function, as with the window of a BAR. The root is
+/// unlocked before: a vCPU stays in a function for as long as the kernel keeps it there, and whoever adds or removes
+/// another one must not wait for it.
+#[derive(Debug)]
+pub struct Ecam {
+    root: Arc<Mutex<PciRoot>>,
+}
+
+impl Ecam {
+    /// The window of `root`, [`ECAM_SIZE`] bytes long.
+    pub const fn new(root: Arc<Mutex<PciRoot>>) -> Self {
+        Self { root }
+    }
+}
+
+impl BusDevice for Ecam {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
-        let Some((function, register, inside)) = self.target(offset, data.len()) else {
+        let target = lock(&self.root).target(offset, data.len());
+        let Some((function, register, inside)) = target else {
             return;
         };
         if let Some(inside) = data.get_mut(..inside) {
-            lock(function).read_config(register, inside);
+            lock(&function).read_config(register, inside);
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
-        let Some((function, register, inside)) = self.target(offset, data.len()) else {
+        let target = lock(&self.root).target(offset, data.len());
+        let Some((function, register, inside)) = target else {
             return Effect::None;
         };
         data.get(..inside)
-            .map_or(Effect::None, |inside| lock(function).write_config(register, inside))
+            .map_or(Effect::None, |inside| lock(&function).write_config(register, inside))
     }
 }
 

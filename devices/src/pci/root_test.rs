@@ -1,7 +1,12 @@
+use std::sync::mpsc::channel;
+use std::thread;
+
 use proptest::prelude::*;
+use rustix::thread::gettid;
 
 use super::*;
 use crate::pci::{Bar, BarRange, BarWindow, Window};
+use crate::testing::until_asleep;
 
 /// A function with one BAR, whose registers read as the offset.
 struct Probe(ConfigSpace);
@@ -34,9 +39,15 @@ fn probe() -> Arc<Mutex<dyn PciFunction>> {
     Arc::new(Mutex::new(Probe(config)))
 }
 
-fn read<const N: usize>(root: &mut PciRoot, offset: u64) -> [u8; N] {
+/// A root and its window.
+fn root() -> (Arc<Mutex<PciRoot>>, Ecam) {
+    let root = Arc::new(Mutex::new(PciRoot::new()));
+    (root.clone(), Ecam::new(root))
+}
+
+fn read<const N: usize>(ecam: &mut Ecam, offset: u64) -> [u8; N] {
     let mut data = [0; N];
-    root.read(offset, &mut data);
+    ecam.read(offset, &mut data);
     data
 }
 
@@ -50,11 +61,11 @@ fn on_bus_0(device: u8) -> Bdf {
 
 #[test]
 fn slot_0_is_a_host_bridge_and_stays() {
-    let mut root = PciRoot::new();
-    assert_eq!(read(&mut root, 0), [0x36, 0x1b, 0x08, 0x00]);
-    assert_eq!(read(&mut root, 0x0a), [0x00, 0x06], "class host bridge");
-    assert!(root.remove(on_bus_0(0)).is_none());
-    assert!(root.function(on_bus_0(0)).is_some());
+    let (root, mut ecam) = root();
+    assert_eq!(read(&mut ecam, 0), [0x36, 0x1b, 0x08, 0x00]);
+    assert_eq!(read(&mut ecam, 0x0a), [0x00, 0x06], "class host bridge");
+    assert!(lock(&root).remove(on_bus_0(0)).is_none());
+    assert!(lock(&root).function(on_bus_0(0)).is_some());
 }
 
 #[test]
@@ -75,25 +86,44 @@ fn functions_go_where_they_are_wanted_or_into_the_first_free_slot() {
 
 #[test]
 fn an_ecam_offset_is_device_and_register() {
-    let mut root = PciRoot::new();
-    root.insert(Some(31), probe()).unwrap();
+    let (root, mut ecam) = root();
+    lock(&root).insert(Some(31), probe()).unwrap();
     let device = 31 << 15;
-    assert_eq!(read(&mut root, device), [0xf4, 0x1a, 0x44, 0x10]);
-    assert_eq!(read(&mut root, device | 2), [0x44, 0x10]);
-    assert_eq!(read(&mut root, device | 0x100), [0; 4], "no extended capabilities");
-    assert_eq!(read(&mut root, device | 0x1000), [0xff; 4], "no function 1");
-    assert_eq!(read(&mut root, 30 << 15), [0xff; 4], "an empty slot");
-    assert_eq!(read(&mut root, ECAM_SIZE), [0xff; 4], "no bus 1");
-    assert_eq!(read(&mut root, device | 0xffe), [0, 0, 0xff, 0xff], "function 1 again");
+    assert_eq!(read(&mut ecam, device), [0xf4, 0x1a, 0x44, 0x10]);
+    assert_eq!(read(&mut ecam, device | 2), [0x44, 0x10]);
+    assert_eq!(read(&mut ecam, device | 0x100), [0; 4], "no extended capabilities");
+    assert_eq!(read(&mut ecam, device | 0x1000), [0xff; 4], "no function 1");
+    assert_eq!(read(&mut ecam, 30 << 15), [0xff; 4], "an empty slot");
+    assert_eq!(read(&mut ecam, ECAM_SIZE), [0xff; 4], "no bus 1");
+    assert_eq!(read(&mut ecam, device | 0xffe), [0, 0, 0xff, 0xff], "function 1 again");
+}
+
+/// A function that a vCPU does not come back from, as long as the test has the function's lock.
+#[test]
+fn a_vcpu_that_stays_in_a_function_keeps_nobody_from_the_root() {
+    let (root, mut ecam) = root();
+    let bdf = lock(&root).insert(Some(5), probe()).unwrap();
+    let function = lock(&root).function(bdf).unwrap();
+    let inside = lock(&function);
+    let (id, ids) = channel();
+    let vcpu = thread::spawn(move || {
+        id.send(gettid().as_raw_nonzero().get()).unwrap();
+        read::<4>(&mut ecam, 5 << 15)
+    });
+    until_asleep(ids.recv().unwrap());
+    assert_eq!(root.try_lock().unwrap().insert(Some(6), probe()), Ok(on_bus_0(6)));
+    assert!(root.try_lock().unwrap().remove(bdf).is_some());
+    drop(inside);
+    assert_eq!(vcpu.join().unwrap(), [0xf4, 0x1a, 0x44, 0x10]);
 }
 
 #[test]
 fn turning_memory_space_on_asks_for_the_window_of_that_very_function() {
-    let mut root = PciRoot::new();
-    let bdf = root.insert(Some(5), probe()).unwrap();
-    let function = root.function(bdf).unwrap();
+    let (root, mut ecam) = root();
+    let bdf = lock(&root).insert(Some(5), probe()).unwrap();
+    let function = lock(&root).function(bdf).unwrap();
     lock(&function).config_mut().place_bar(1, 0xc000_0000).unwrap();
-    assert_eq!(root.write((5 << 15) | 4, &[2, 0]), Effect::Remap(bdf));
+    assert_eq!(ecam.write((5 << 15) | 4, &[2, 0]), Effect::Remap(bdf));
     assert_eq!(
         lock(&function).decoded(),
         [BarRange {
@@ -102,7 +132,7 @@ fn turning_memory_space_on_asks_for_the_window_of_that_very_function() {
             size: 0x1000
         }]
     );
-    assert_eq!(root.write((6 << 15) | 4, &[2, 0]), Effect::None, "an empty slot");
+    assert_eq!(ecam.write((6 << 15) | 4, &[2, 0]), Effect::None, "an empty slot");
     assert_eq!(bdf.to_string(), "0000:00:05.0");
 }
 
@@ -189,12 +219,12 @@ proptest! {
     fn any_access_to_the_ecam_window_is_harmless(
         accesses in prop::collection::vec((0_u64..ECAM_SIZE + 16, prop::collection::vec(any::<u8>(), 0..9)), 1..80),
     ) {
-        let mut root = PciRoot::new();
-        root.insert(Some(1), probe()).unwrap();
+        let (root, mut ecam) = root();
+        lock(&root).insert(Some(1), probe()).unwrap();
         for (offset, mut data) in accesses {
-            let effect = root.write(offset, &data);
+            let effect = ecam.write(offset, &data);
             prop_assert!(effect == Effect::None || effect == Effect::Remap(on_bus_0(1)));
-            root.read(offset, &mut data);
+            ecam.read(offset, &mut data);
         }
     }
 }

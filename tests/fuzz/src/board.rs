@@ -21,7 +21,7 @@ use husk_devices::host::fake::FakeHost;
 use husk_devices::i8042::I8042;
 use husk_devices::ioapic::{self, Ioapic};
 use husk_devices::memory::GuestMemory;
-use husk_devices::pci::{Bdf, PciFunction};
+use husk_devices::pci::{Bdf, Ecam, PciFunction};
 use husk_devices::power::{self, Power};
 use husk_devices::pvpanic::PvPanic;
 use husk_devices::serial::Serial;
@@ -65,7 +65,7 @@ impl Machine {
         let ioapic = Arc::new(Mutex::new(Ioapic::new(host.clone())));
         let irq = ioapic.lock().unwrap().line(4).unwrap();
         let mmio = board.mmio();
-        mmio.insert(layout::ECAM, layout::ECAM_LEN, board.pci().clone())
+        mmio.insert(layout::ECAM, layout::ECAM_LEN, shared(Ecam::new(board.pci().clone())))
             .unwrap();
         mmio.insert(layout::IOAPIC.into(), ioapic::SIZE, ioapic.clone())
             .unwrap();

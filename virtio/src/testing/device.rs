@@ -10,7 +10,9 @@ use rustix::thread::gettid;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::ConfigBytes;
-use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
+use crate::device::{
+    Activation, ConfigAccess, Handler, HandlerError, Profile, Retire, StartError, VirtioDevice, Watch,
+};
 use crate::ring::{Ring, RingState, Step};
 
 /// What a test may ask of an [`Echo`], and learn from it.
@@ -32,6 +34,12 @@ pub(crate) struct EchoControl {
     pub doorbell: OnceLock<Arc<EventFd>>,
     /// It was told that it will not be started again.
     pub retired: AtomicBool,
+}
+
+impl Retire for EchoControl {
+    fn retire(&self) {
+        self.retired.store(true, Ordering::SeqCst);
+    }
 }
 
 /// One handler per enabled queue.
@@ -73,8 +81,8 @@ impl VirtioDevice for Echo {
         self.control.doorbell.get().cloned()
     }
 
-    fn retire(&mut self) {
-        self.control.retired.store(true, Ordering::SeqCst);
+    fn on_retire(&self) -> Option<Arc<dyn Retire>> {
+        Some(self.control.clone())
     }
 
     fn start(&mut self, activation: Activation) -> Result<Vec<Box<dyn Handler>>, StartError> {

@@ -34,6 +34,7 @@ use super::profile::{self, ProfileError};
 use super::queue::{QueuePart, QueueRegisters};
 use super::running::Running;
 use super::words;
+use super::workers::Workers;
 use crate::device::{Activation, Profile, StartError, VirtioDevice};
 use crate::ring::{Notify, QueueCounters, Ring, RingState};
 use crate::threads::Threads;
@@ -65,8 +66,6 @@ pub struct Core {
     queues: Vec<QueueRegisters>,
     running: Running,
     resetting: bool,
-    /// No driver can start the device any more.
-    retired: bool,
     resets: u64,
 }
 
@@ -86,7 +85,7 @@ impl Core {
         let queues = profile.queue_sizes.iter().map(|size| QueueRegisters::new(*size));
         Ok(Self {
             name,
-            running: Running::new(device.thread_class()),
+            running: Running::new(device.thread_class(), device.on_retire()),
             device,
             queues: queues.collect(),
             mem,
@@ -94,7 +93,6 @@ impl Core {
             features: Features::new(profile.features),
             profile,
             resetting: false,
-            retired: false,
             resets: 0,
         })
     }
@@ -168,7 +166,7 @@ impl Core {
             return self.begin_reset();
         }
         // A driver must not clear bits (virtio 1.2 §2.1.1); NEEDS_RESET is not its to write.
-        if self.resetting || self.retired || self.status & !value != 0 {
+        if self.resetting || self.workers().is_retired() || self.status & !value != 0 {
             return;
         }
         for bit in [ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK, FAILED] {
@@ -302,14 +300,14 @@ impl Core {
     }
 
     fn begin_reset(&mut self) {
-        self.running.stop();
+        self.workers().stop();
         self.resetting = true;
         self.finish_reset();
     }
 
     /// Completes a reset once the I/O threads have ended. Never waits for one.
     fn finish_reset(&mut self) {
-        if self.resetting && self.running.is_stopped() {
+        if self.resetting && self.workers().is_stopped() {
             self.clear();
         }
     }
@@ -324,19 +322,9 @@ impl Core {
         self.running.join()
     }
 
-    /// Asks the device to finish what it has begun, and to begin nothing until [`Core::release`]. Does not wait: see [`Core::is_held`].
-    pub fn hold(&self) {
-        self.running.hold();
-    }
-
-    /// Whether nothing of the device writes guest memory any more, after [`Core::hold`].
-    pub fn is_held(&self) -> bool {
-        self.running.is_held()
-    }
-
-    /// Lets the device go on after [`Core::hold`].
-    pub fn release(&self) {
-        self.running.release();
+    /// The device's I/O threads: to hold, to stop, and to retire the device with them.
+    pub fn workers(&self) -> &Arc<Workers> {
+        self.running.workers()
     }
 
     /// Gives the device the right to read and write memory, or takes it away until it is given again. For buses that have such a
@@ -345,22 +333,10 @@ impl Core {
         self.running.set_bus_master(allowed);
     }
 
-    /// Asks the device to stop, for good: whatever a driver still writes does not start it again. Returns at once.
-    pub fn retire(&mut self) {
-        self.retired = true;
-        self.device.retire();
-        self.running.stop();
-    }
-
-    /// Whether no I/O thread touches guest memory any more, after [`Core::retire`] or before the first `DRIVER_OK`.
-    pub fn is_stopped(&self) -> bool {
-        self.running.is_stopped()
-    }
-
     /// Stops the device, waits until no I/O thread touches guest memory, and returns where the rings stood. The device is
-    /// reset afterwards. Blocks as long as the host's I/O does unless [`Core::is_stopped`]: not for vCPU threads.
+    /// reset afterwards. Blocks as long as the host's I/O does unless [`Workers::is_stopped`]: not for vCPU threads.
     pub fn shutdown(&mut self) -> Vec<RingState> {
-        self.running.stop();
+        self.workers().stop();
         self.clear()
     }
 }

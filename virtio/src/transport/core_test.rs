@@ -363,13 +363,31 @@ fn a_retired_device_cannot_be_started_again() {
     bench.negotiate();
     bench.set_up(0);
     bench.go();
-    bench.core.retire();
-    until(|| bench.core.is_stopped());
+    bench.core.workers().retire();
+    until(|| bench.core.workers().is_stopped());
     bench.status(0);
     assert_eq!(bench.status(ACKNOWLEDGE), 0);
     assert!(!bench.core.is_live());
-    assert!(bench.core.is_stopped());
+    assert!(bench.core.workers().is_stopped());
     assert_eq!(bench.core.shutdown().len(), 0, "a reset has collected them");
+}
+
+/// As a vCPU may be anywhere in `DRIVER_OK` when a control thread, which does not wait for it, retires the device.
+#[test]
+fn a_device_that_is_retired_in_the_middle_of_its_start_stops() {
+    let mut bench = bench();
+    bench.negotiate();
+    bench.set_up(0);
+    let workers = bench.core.workers().clone();
+    bench
+        .core
+        .set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK, |_| {
+            workers.retire();
+            Notify::new(|| ())
+        });
+    assert_eq!(bench.control.starts.load(Ordering::SeqCst), 1);
+    until(|| workers.is_stopped());
+    assert_eq!(bench.core.shutdown().len(), 1, "it had a thread");
 }
 
 #[test]
@@ -379,7 +397,7 @@ fn a_device_that_goes_for_good_is_told_before_its_threads_are_waited_for() {
     bench.control.hold_stop.store(true, Ordering::SeqCst);
     bench.status(0);
     assert!(!bench.control.retired.load(Ordering::SeqCst), "a reset is no end");
-    bench.core.retire();
+    bench.core.workers().retire();
     assert!(bench.control.retired.load(Ordering::SeqCst));
     bench.control.hold_stop.store(false, Ordering::SeqCst);
     bench.core.shutdown();

@@ -8,7 +8,9 @@ mod profile;
 mod queue;
 mod running;
 mod words;
+mod workers;
 
 pub use pci::{VirtioPci, VirtioPciError};
 pub use profile::ProfileError;
 pub use queue::QueuePart;
+pub use workers::Workers;

@@ -19,6 +19,7 @@ use husk_devices::pci::{ConfigSpace, Msix, PciFunction};
 use husk_devices::{Counter, Effect, Host, lock};
 
 use super::core::{Core, InterruptSource};
+use super::workers::Workers;
 use crate::device::{ConfigAccess, VirtioDevice};
 use crate::ring::{Notify, QueueCounters, RingState};
 use crate::threads::Threads;
@@ -106,37 +107,14 @@ impl VirtioPci {
         self.core.queue_counters()
     }
 
-    /// Asks the device to finish what it has begun, here, in the kernel and in other processes, and to begin nothing until
-    /// [`VirtioPci::release`]: connections, and requests that it has not begun, stay as they are. Returns at once; the waker of the device's [`Threads`] is woken when [`VirtioPci::is_held`] may have become true. For control threads,
-    /// once no vCPU runs.
-    pub fn hold(&self) {
-        self.core.hold();
+    /// The device's I/O threads, for whoever holds and stops it without this function's lock.
+    pub fn workers(&self) -> &Arc<Workers> {
+        self.core.workers()
     }
 
-    /// Whether nothing of the device writes guest memory any more, after [`VirtioPci::hold`].
-    pub fn is_held(&self) -> bool {
-        self.core.is_held()
-    }
-
-    /// Lets the device go on after [`VirtioPci::hold`].
-    pub fn release(&self) {
-        self.core.release();
-    }
-
-    /// Asks the device to stop, for good: whatever a driver still writes does not start it again. Returns at once; the waker of the
-    /// device's [`Threads`] is woken when [`VirtioPci::is_stopped`] may have become true.
-    pub fn retire(&mut self) {
-        self.core.retire();
-    }
-
-    /// Whether no I/O thread touches guest memory any more. Final after [`VirtioPci::retire`].
-    pub fn is_stopped(&self) -> bool {
-        self.core.is_stopped()
-    }
-
-    /// Stops the device, waits until no I/O thread touches guest memory, and returns where the rings stood. Blocks as long as
-    /// the host's I/O does, unless [`VirtioPci::is_stopped`]: for control threads, once no vCPU uses the function. Doorbells stay until [`PciFunction::bar_moved`]
-    /// takes them away, or with them the VM.
+    /// Stops the device, waits until no I/O thread touches guest memory, and returns where the rings stood. Blocks as
+    /// long as the host's I/O does, unless [`Workers::is_stopped`]: for control threads, once no vCPU uses the
+    /// function. Doorbells stay until [`PciFunction::bar_moved`] takes them away, or with them the VM.
     pub fn shutdown(&mut self) -> Vec<RingState> {
         self.core.shutdown()
     }

@@ -246,8 +246,8 @@ fn a_device_without_bus_mastering_can_be_reset_and_held() {
     guest.bring_up();
     guest.set_master(false);
     guest.set(DOORBELL_0 - BASE, 2, 0);
-    guest.function.hold();
-    guest.function.release();
+    guest.function.workers().hold();
+    guest.function.workers().release();
     guest.reset();
     guest.set_master(true);
     guest.bring_up();

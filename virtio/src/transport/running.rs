@@ -8,28 +8,29 @@ use husk_devices::error_chain;
 use husk_devices::metrics::Counter;
 
 use super::bus_master::BusMaster;
-use crate::device::{Handler, HandlerError, StartError};
+use super::workers::Workers;
+use crate::device::{Handler, HandlerError, Retire, StartError};
 use crate::ring::{Notify, RingState};
 use crate::threads::{ThreadClass, Threads, UnconfinedThreads};
 use crate::worker::Worker;
 
-/// The workers of one device, none before `DRIVER_OK`.
+/// What runs of one device: nothing before `DRIVER_OK`.
 pub(super) struct Running {
     thread_class: ThreadClass,
     threads: Arc<dyn Threads>,
-    workers: Vec<Worker>,
+    workers: Arc<Workers>,
     bus_master: BusMaster,
     needs_reset: Arc<AtomicBool>,
     failures: Arc<Counter>,
 }
 
 impl Running {
-    /// Nothing yet of a device whose threads are of `thread_class`.
-    pub fn new(thread_class: ThreadClass) -> Self {
+    /// Nothing yet of a device whose threads are of `thread_class`; `device` is told when it is retired.
+    pub fn new(thread_class: ThreadClass, device: Option<Arc<dyn Retire>>) -> Self {
         Self {
             thread_class,
             threads: Arc::new(UnconfinedThreads),
-            workers: Vec::new(),
+            workers: Arc::new(Workers::new(device)),
             bus_master: BusMaster::new(),
             needs_reset: Arc::default(),
             failures: Arc::default(),
@@ -47,7 +48,7 @@ impl Running {
         self.needs_reset = Arc::default();
         let spawned = started.and_then(|handlers| self.spawn(name, handlers, &config_changed));
         if let Err(error) = spawned {
-            self.stop();
+            self.workers.stop();
             self.failure_reporter(name, config_changed)(&error);
         }
     }
@@ -71,7 +72,7 @@ impl Running {
                 .bus_master
                 .gate(handler)
                 .and_then(|handler| Worker::spawn_on(&self.threads, self.thread_class, &thread, handler, on_failure));
-            self.workers.push(worker.map_err(|source| StartError::Host {
+            self.workers.add(worker.map_err(|source| StartError::Host {
                 what: "start an I/O thread",
                 source,
             })?);
@@ -105,20 +106,9 @@ impl Running {
         &self.failures
     }
 
-    /// Asks the handlers to finish what they have begun, and to begin nothing until [`Running::release`]. Does not wait: see
-    /// [`Running::is_held`].
-    pub fn hold(&self) {
-        self.workers.iter().for_each(Worker::hold);
-    }
-
-    /// Whether nothing of any handler writes guest memory any more, after [`Running::hold`].
-    pub fn is_held(&self) -> bool {
-        self.workers.iter().all(Worker::is_held)
-    }
-
-    /// Lets the handlers go on.
-    pub fn release(&self) {
-        self.workers.iter().for_each(Worker::release);
+    /// The threads.
+    pub fn workers(&self) -> &Arc<Workers> {
+        &self.workers
     }
 
     /// Gives or takes the right to read and write memory. Waits for nobody: see [`BusMaster`].
@@ -126,19 +116,9 @@ impl Running {
         self.bus_master.set(allowed);
     }
 
-    /// Asks the threads to end.
-    pub fn stop(&self) {
-        self.workers.iter().for_each(Worker::stop);
-    }
-
-    /// Whether all threads have ended.
-    pub fn is_stopped(&self) -> bool {
-        self.workers.iter().all(Worker::is_stopped)
-    }
-
     /// Waits for the threads and forgets them and their failure. Returns where the rings stood.
     pub fn join(&mut self) -> Vec<RingState> {
-        let states = self.workers.drain(..).flat_map(Worker::join).collect();
+        let states = self.workers.take().into_iter().flat_map(Worker::join).collect();
         self.bus_master.forget();
         self.needs_reset = Arc::default();
         states

@@ -15,7 +15,7 @@ use super::super::link::{Link, VhostUserMetrics};
 use super::super::message::Request;
 use super::super::testing::{BackendAction, Heard, IMPATIENT, regions_of, serve, shared_memory, spoil};
 use super::*;
-use crate::device::MemoryListener;
+use crate::device::{MemoryListener, Retire};
 use crate::ring::{Notify, Reader, ReplyState, Ring, Signal, Writer};
 use crate::testing::{Buf, Driver};
 use crate::worker::Worker;

@@ -23,7 +23,7 @@ use super::deadline::Deadline;
 use super::doorbell::Doorbell;
 use super::error::BackendError;
 use super::frontend::Frontend;
-use crate::device::MemoryListener;
+use crate::device::{MemoryListener, Retire};
 use crate::unix;
 
 /// How often a socket that nobody listens at yet is tried.
@@ -168,14 +168,7 @@ impl Link {
         Ok(place.get_or_init(|| made).clone())
     }
 
-    /// Ends the connection for good: whoever speaks over it returns at once, and there will be no other. Waits for nobody.
-    pub fn retire(&self) {
-        let mut state = self.state();
-        state.retired = true;
-        state.hang_up();
-    }
-
-    /// Whether [`Link::retire`] was called.
+    /// Whether [`Retire::retire`] was called.
     pub(super) fn is_retired(&self) -> bool {
         self.state().retired
     }
@@ -361,6 +354,16 @@ impl<L: Deref<Target = Link>> Drop for LinkGuard<L> {
         }
         drop(state);
         self.link.free.notify_one();
+    }
+}
+
+impl Retire for Link {
+    /// Ends the connection for good: whoever speaks over it returns at once, and there will be no other. Waits for
+    /// nobody.
+    fn retire(&self) {
+        let mut state = self.state();
+        state.retired = true;
+        state.hang_up();
     }
 }
 

@@ -9,10 +9,11 @@
 //!    └───────────── guest RAM: a memfd that both map ────────────┘
 //! ```
 //!
-//! **Trust.** A back-end can read and write all of guest RAM: it is trusted with the guest. It is not trusted with the VMM:
-//! whatever it sends or leaves out is an error of its own device. All that it is asked on one occasion ends after [`REPLY_TIMEOUT`], an
-//! answer must be exactly the one asked for, and descriptors that come with one are dropped. The channel for a back-end's own requests
-//! is not offered. Nobody holds a lock while it is spoken to, and [`Link::retire`] ends any exchange at once.
+//! **Trust.** A back-end can read and write all of guest RAM: it is trusted with the guest. It is not trusted with the
+//! VMM: whatever it sends or leaves out is an error of its own device. All that it is asked on one occasion ends after
+//! [`REPLY_TIMEOUT`], an answer must be exactly the one asked for, and descriptors that come with one are dropped. The
+//! channel for a back-end's own requests is not offered. Nobody holds a lock while it is spoken to, and
+//! [`Retire::retire`](crate::device::Retire::retire) ends any exchange at once.
 //!
 //! **Eventfds.** Both eventfds of a ring are one open file description in two processes: the back-end can make them blocking, and fill or
 //! empty them. They are its own, and the kernel's, which never blocks on them: the kernel signals the one (ioeventfd) and listens to the

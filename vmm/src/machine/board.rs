@@ -163,7 +163,7 @@ impl Board {
     /// registers say by then (PCIe 5.0 §7.5.1.2.1).
     ///
     /// One at a time: of two threads that both remap a function, or of which one takes it away, the later one sees what the other
-    /// has done. Not to be called with a lock held.
+    /// has done. Not to be called with a lock held, nor by a thread that may not wait for vCPUs.
     pub fn remap(&self, bdf: Bdf) {
         let mut windows = lock(&self.windows);
         let mut made_room = self.agree(&mut windows, bdf);

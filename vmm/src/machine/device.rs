@@ -7,17 +7,17 @@ use std::sync::{Arc, Mutex};
 
 use husk_devices::ioapic::{self, Ioapic};
 use husk_devices::memory::GuestMemory;
-use husk_devices::pci::{BarAllocator, Bdf, PciRoot, Window};
+use husk_devices::pci::{BarAllocator, Bdf, Ecam, PciRoot, Window};
 use husk_devices::{BusDevice, Host, Irq, MetricsSource, lock};
 use husk_firmware::layout;
 use husk_hotplug::bank::SlotKind;
 use husk_hotplug::outcome::OutcomeReceiver;
 use husk_hotplug::slot::State;
-use husk_hotplug::{Hotplug, HotplugError, Plug};
+use husk_hotplug::{Hotplug, HotplugError};
 use husk_virtio::device::VirtioDevice;
 use husk_virtio::ring::QueueStats;
 use husk_virtio::threads::Threads;
-use husk_virtio::transport::pci::VirtioPci;
+use husk_virtio::transport::Workers;
 
 use super::board::Board;
 use super::build::BuildError;
@@ -112,12 +112,13 @@ impl Devices {
             base: layout::ECAM,
             size: layout::ECAM_LEN,
         };
+        let root = Arc::new(Mutex::new(Ecam::new(board.pci().clone())));
         let mmio = Window {
             base: layout::PCI32,
             size: layout::PCI32_LEN,
         };
         let bars = BarAllocator::new(mmio).map_err(|e| BuildError::device("PCI root", e))?;
-        let placed = board.mmio().insert(ecam.base, ecam.size, board.pci().clone());
+        let placed = board.mmio().insert(ecam.base, ecam.size, root);
         placed.map_err(|e| BuildError::device("PCI root", e))?;
         let ioapic = Ioapic::new(machine.clone());
         let metered: Vec<(&'static str, Arc<dyn MetricsSource>)> = vec![(IOAPIC, ioapic.metrics())];
@@ -314,23 +315,26 @@ impl Devices {
     /// Keeps every device from doing anything until [`Devices::release`]. Only when no vCPU runs. Does not wait: see
     /// [`Devices::unheld`].
     pub fn hold(&self) {
-        self.slots.plug().each(|function| function.hold());
+        self.slots.plug().workers().for_each(Workers::hold);
     }
 
     /// The devices that still do something after [`Devices::hold`].
     pub fn unheld(&self) -> Vec<&str> {
-        self.names_where(|function| !function.is_held())
+        let plug = self.slots.plug();
+        let is_held = |at: &Bdf| plug.workers_of(u32::from(at.device)).is_none_or(Workers::is_held);
+        let unheld = self.places.iter().filter(|(_, at)| !is_held(at));
+        unheld.map(|(name, _)| name.as_str()).collect()
     }
 
     /// Lets the devices go on.
     pub fn release(&self) {
-        self.slots.plug().each(|function| function.release());
+        self.slots.plug().workers().for_each(Workers::release);
     }
 
     /// Asks every device to stop, for good: requests in flight are completed, then guest memory is left alone. Only when no vCPU runs.
     /// Does not wait: see [`Devices::unstopped`].
     pub fn stop(&self) {
-        self.slots.plug().each(VirtioPci::retire);
+        self.slots.plug().workers().for_each(Workers::retire);
     }
 
     /// Has threads take apart what has stopped after [`Devices::stop`], with its sockets, files and descriptors, and says what is left: the devices
@@ -346,15 +350,8 @@ impl Devices {
     pub fn withdraw(&mut self) {
         let plug = self.slots.plug_mut();
         for at in self.places.values() {
-            plug.retire(u32::from(at.device));
+            plug.withdraw(u32::from(at.device));
         }
-    }
-
-    fn names_where(&self, wanted: impl Fn(&VirtioPci) -> bool) -> Vec<&str> {
-        let plug = self.slots.plug();
-        let fits = |at: &Bdf| plug.with(u32::from(at.device), |function| wanted(function));
-        let found = self.places.iter().filter(|(_, at)| fits(at).unwrap_or(false));
-        found.map(|(name, _)| name.as_str()).collect()
     }
 }
 

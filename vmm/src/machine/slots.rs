@@ -3,6 +3,11 @@
 //! Slot numbers are PCI device numbers on bus 0. A function is real before the guest is told of it, and its BARs are placed, so that
 //! the guest finds it as firmware would have left it. It is stopped when the guest has ejected it, and then taken apart by a thread that nobody
 //! waits for: closing a file may take as long as its file system likes. Slot, name and addresses are taken until that is done.
+//!
+//! The control thread locks no function that the guest knows, nor [`Board::remap`]'s windows. A vCPU has those locks
+//! across `KVM_IOEVENTFD`, which waits for every vCPU that is in a page fault, so for whatever file system is behind
+//! the page: whoever waited for a vCPU here could neither be asked nor told to end. Devices are held and stopped by
+//! their [`Workers`], and the rest is the threads' (ADR 36).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -15,6 +20,7 @@ use husk_hotplug::{Plug, PlugError};
 use husk_virtio::device::VirtioDevice;
 use husk_virtio::ring::{QueueCounters, QueueStats};
 use husk_virtio::threads::Threads;
+use husk_virtio::transport::Workers;
 use husk_virtio::transport::pci::VirtioPci;
 use virtio_bindings::virtio_ids::{
     VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_FS, VIRTIO_ID_MEM, VIRTIO_ID_NET, VIRTIO_ID_PMEM,
@@ -97,8 +103,11 @@ impl DeviceCounters {
 
 /// A device in its slot.
 struct Plugged {
-    /// Buses and vCPUs refer to this as well, but the function is taken out of it here alone.
-    place: Arc<Mutex<Removable<VirtioPci>>>,
+    /// Buses and vCPUs refer to this as well, but the function is taken out of it here alone. Never locked by the
+    /// control thread.
+    place: Place,
+    /// What holds and stops the function without that.
+    workers: Arc<Workers>,
     /// Where its BARs were placed (base, bytes).
     bars: Vec<(u64, u64)>,
     counters: DeviceCounters,
@@ -114,8 +123,8 @@ struct Plugged {
 enum TeardownState {
     /// The function is complete, and may serve the guest.
     Intact,
-    /// A background thread closes it: files, sockets, eventfds.
-    Closing(BackgroundTask<()>),
+    /// A background thread closes it: doorbells, files, sockets, eventfds.
+    Closing(BackgroundTask<Result<(), PlugError>>),
     /// It is closed; only slot, name and addresses are still to be freed.
     Closed,
 }
@@ -130,6 +139,7 @@ pub struct PciPlug {
     plugged: BTreeMap<u32, Plugged>,
 }
 
+type Place = Arc<Mutex<Removable<VirtioPci>>>;
 type Fault = Box<dyn std::error::Error + Send + Sync>;
 
 impl PciPlug {
@@ -151,16 +161,14 @@ impl PciPlug {
         }
     }
 
-    /// Calls `act` on every function, in the order of their slots.
-    pub fn each(&self, mut act: impl FnMut(&mut VirtioPci)) {
-        for plugged in self.plugged.values() {
-            lock(&plugged.place).get().map(&mut act);
-        }
+    /// The I/O threads of every function, in the order of the slots.
+    pub fn workers(&self) -> impl Iterator<Item = &Workers> {
+        self.plugged.values().map(|plugged| plugged.workers.as_ref())
     }
 
-    /// What `act` says of the function in `slot`; `None` if there is none.
-    pub fn with<R>(&self, slot: u32, act: impl FnOnce(&mut VirtioPci) -> R) -> Option<R> {
-        lock(&self.plugged.get(&slot)?.place).get().map(act)
+    /// The I/O threads of the function in `slot`; `None` if there is none.
+    pub fn workers_of(&self, slot: u32) -> Option<&Workers> {
+        Some(&self.plugged.get(&slot)?.workers)
     }
 
     /// What counts for the function in `slot`.
@@ -184,11 +192,44 @@ impl PciPlug {
         plugged.is_some_and(|plugged| plugged.is_busy())
     }
 
+    /// Takes the function in `slot` out of the guest's reach, and asks it to stop. Never waits: a vCPU that is in the
+    /// middle of an access may still be there, and windows go by a thread.
+    pub fn withdraw(&mut self, slot: u32) {
+        if self.unplug(slot) {
+            self.take_windows(slot);
+        }
+    }
+
+    /// Takes the function out of its slot, and asks it to stop. Whether that was not done before.
+    fn unplug(&mut self, slot: u32) -> bool {
+        let (Some(plugged), Ok(device)) = (self.plugged.get_mut(&slot), u8::try_from(slot)) else {
+            return false;
+        };
+        if !plugged.retired {
+            lock(self.board.pci()).remove(bdf(device));
+            plugged.workers.retire();
+        }
+        !std::mem::replace(&mut plugged.retired, true)
+    }
+
+    /// Has a thread take the windows of a function that is out of its slot from the bus.
+    fn take_windows(&self, slot: u32) {
+        if let Ok(device) = u8::try_from(slot) {
+            let board = self.board.clone();
+            background::run_in_background(move || board.remap(bdf(device)));
+        }
+    }
+
     /// Has a thread take the function in `slot` apart, once its own threads have stopped: with its files, sockets and descriptors. Whether nothing
     /// is left of it; to be called again until then. Never waits. Doorbells stay as they are.
     pub fn close(&mut self, slot: u32) -> bool {
         let waker = self.threads.waker();
-        self.plugged.get_mut(&slot).is_none_or(|plugged| plugged.close(waker))
+        let Some(plugged) = self.plugged.get_mut(&slot) else {
+            return true;
+        };
+        plugged.collect();
+        plugged.close(waker, take_apart);
+        plugged.is_gone()
     }
 
     fn make(&mut self, slot: u32, unit: NewFunction) -> Result<(), Fault> {
@@ -197,17 +238,18 @@ impl PciPlug {
         function.set_threads(self.threads.clone());
         let mut bars = Vec::new();
         let placed = self.place(&mut function, &mut bars);
-        let counters = DeviceCounters::of(&function);
+        let (counters, workers) = (DeviceCounters::of(&function), function.workers().clone());
         let place = Arc::new(Mutex::new(Removable::new(function)));
         let inserted = placed.and_then(|()| {
             let device = u8::try_from(slot)?;
             Ok(lock(self.board.pci()).insert(Some(device), place.clone())?)
         });
         match inserted {
-            Ok(bdf) => {
-                self.board.remap(bdf);
+            // There is no window to be placed: it decodes nothing until the guest says so (PCIe 5.0 §7.5.1.1.3).
+            Ok(_) => {
                 let plugged = Plugged {
                     place,
+                    workers,
                     bars,
                     counters,
                     retired: false,
@@ -219,8 +261,7 @@ impl PciPlug {
             }
             Err(fault) => {
                 self.free(&bars);
-                let function = lock(&place).take();
-                background::drop_in_background(function);
+                background::drop_in_background(place);
                 Err(fault)
             }
         }
@@ -255,20 +296,26 @@ impl Plug for PciPlug {
     /// First out of the guest's reach, then asked to stop, then taken apart. What the device has acknowledged is done by then. Addresses are
     /// free again once no doorbell answers there.
     fn retire(&mut self, slot: u32) -> bool {
+        let is_new = self.unplug(slot);
         let (Some(plugged), Ok(device)) = (self.plugged.get_mut(&slot), u8::try_from(slot)) else {
             return true;
         };
-        if !plugged.retired {
-            plugged.retired = true;
-            lock(self.board.pci()).remove(bdf(device));
-            self.board.remap(bdf(device));
-            lock(&plugged.place).get().map(VirtioPci::retire);
-        }
-        if plugged.has_stopped() {
-            plugged.fault = take_doorbells(&plugged.place).err();
-        }
+        plugged.collect();
         // What failed is for `destroy` to tell.
-        plugged.fault.is_some() || self.close(slot)
+        if plugged.fault.is_none() {
+            let board = self.board.clone();
+            plugged.close(self.threads.waker(), move |place| {
+                board.remap(bdf(device));
+                take_doorbells(place)?;
+                take_apart(place)
+            });
+        }
+        let is_over = plugged.fault.is_some() || plugged.is_gone();
+        if is_new && matches!(plugged.teardown, TeardownState::Intact) {
+            // Its threads have yet to stop. It does not answer the guest as long as that takes.
+            self.take_windows(slot);
+        }
+        is_over
     }
 
     fn destroy(&mut self, slot: u32) -> Result<(), PlugError> {
@@ -282,43 +329,55 @@ impl Plug for PciPlug {
 }
 
 impl Plugged {
-    /// Whether its function is whole, and its threads have stopped.
-    fn has_stopped(&self) -> bool {
-        let mut place = lock(&self.place);
-        place.get().is_some_and(|function| function.is_stopped())
-    }
-
     /// Whether its threads have yet to stop, or it is being taken apart.
     fn is_busy(&self) -> bool {
         match self.teardown {
-            TeardownState::Intact => !self.has_stopped(),
+            TeardownState::Intact => !self.workers.is_stopped(),
             TeardownState::Closing(_) => true,
             TeardownState::Closed => false,
         }
     }
 
-    /// See [`PciPlug::close`].
-    fn close(&mut self, waker: Waker) -> bool {
-        if matches!(self.teardown, TeardownState::Intact) && self.has_stopped() {
-            let function = lock(&self.place).take();
-            let close = move || {
-                if let Some(mut function) = function {
-                    function.shutdown();
+    /// Whether nothing is left of its function.
+    fn is_gone(&self) -> bool {
+        matches!(self.teardown, TeardownState::Closed)
+    }
+
+    /// Has a thread take its function apart by `close`, if it is whole and its threads have stopped.
+    fn close(&mut self, waker: Waker, close: impl FnOnce(&Place) -> Result<(), PlugError> + Send + 'static) {
+        if matches!(self.teardown, TeardownState::Intact) && self.workers.is_stopped() {
+            let place = self.place.clone();
+            self.teardown = TeardownState::Closing(BackgroundTask::queue(waker, move || close(&place)));
+        }
+    }
+
+    /// Looks what has come of that.
+    fn collect(&mut self) {
+        if let TeardownState::Closing(closing) = &self.teardown
+            && let Some(closed) = closing.take_result()
+        {
+            self.teardown = match closed {
+                Ok(()) => TeardownState::Closed,
+                Err(fault) => {
+                    self.fault = Some(fault);
+                    TeardownState::Intact
                 }
             };
-            self.teardown = TeardownState::Closing(BackgroundTask::queue(waker, close));
         }
-        if let TeardownState::Closing(closing) = &self.teardown
-            && closing.take_result().is_some()
-        {
-            self.teardown = TeardownState::Closed;
-        }
-        matches!(self.teardown, TeardownState::Closed)
     }
 }
 
+/// Waits for whoever uses the function, and ends it.
+fn take_apart(place: &Place) -> Result<(), PlugError> {
+    let function = lock(place).take();
+    if let Some(mut function) = function {
+        function.shutdown();
+    }
+    Ok(())
+}
+
 /// Takes a function's doorbells back. As long as the host keeps one, writes to its address reach nobody else.
-fn take_doorbells(place: &Mutex<Removable<VirtioPci>>) -> Result<(), PlugError> {
+fn take_doorbells(place: &Place) -> Result<(), PlugError> {
     let mut place = lock(place);
     let Some(function) = place.get() else { return Ok(()) };
     let bars: Vec<u8> = function.config().bars().map(|(index, _)| index).collect();
