@@ -155,6 +155,17 @@ impl Drop for FileLock {
     }
 }
 
+/// Whether another open file has a lock of any kind on `file`, as each VMM has on the image of a disk. On a file system
+/// without locks nobody has.
+///
+/// # Errors
+/// What the host answered otherwise.
+pub fn is_locked_by_anyone(file: &File) -> io::Result<bool> {
+    let mut found = range(libc::F_WRLCK, 0, 0);
+    let asked = outcome(fcntl(file, libc::F_OFD_GETLK, &mut found))?;
+    Ok(asked == Locked::Held && i32::from(found.l_type) != libc::F_UNLCK)
+}
+
 /// Whether somebody else has locked `byte` in a way that excludes `hold`.
 fn is_locked(file: &File, byte: i64, hold: Hold) -> io::Result<bool> {
     let mut found = range(libc::F_WRLCK, byte, 1);

@@ -51,7 +51,7 @@ mod testing;
 
 pub use image::BlockError;
 pub use limits::is_readonly;
-pub use lock::FileLock;
+pub use lock::{FileLock, is_locked_by_anyone};
 pub use metrics::BlockMetrics;
 
 use std::path::PathBuf;
