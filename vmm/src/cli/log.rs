@@ -41,6 +41,15 @@ pub struct LogArgs {
 }
 
 impl LogArgs {
+    /// The file that they name, if they do, with the option that does.
+    pub fn file(&self) -> Option<(&'static str, &Path)> {
+        let of_file = self.log_file.as_deref().map(|path| ("--log-file", path));
+        of_file.or(match &self.log {
+            Destination::File(path) => Some(("--log", path)),
+            Destination::Stderr | Destination::Journal(_) | Destination::Syslog(_) => None,
+        })
+    }
+
     /// What they say, of a husk with its API at `socket`.
     pub fn options(&self, socket: Option<&OsStr>) -> Options {
         let file = self.log_file.clone().map(Destination::File);

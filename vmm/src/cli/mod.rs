@@ -276,6 +276,9 @@ fn own_program() -> PathBuf {
 
 fn run(args: RunArgs, begin: Begin) -> Code {
     crate::fatal::install();
+    if let Err(error) = args.check_log() {
+        return refuse(Some("run"), true, &anyhow::Error::new(error));
+    }
     if let Err(error) = serve::begin_log(args.verbosity, &args.log.options(args.api_socket.as_deref())) {
         return fail(Some("run"), Failure::Other(error));
     }

@@ -20,14 +20,18 @@ use super::net::parse_net;
 use super::pmem::parse_pmem;
 use super::pod::PodArgs;
 use super::reclaim::parse_reclaim;
+use super::serve::working_directory;
 use super::vsock::parse_vsock;
 use crate::config::{
     BalloonConfig, BootProtocol, ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, FsConfig, Limits,
-    MemoryConfig, NetConfig, PayloadConfig, PmemConfig, Reclaim, RngConfig, RunOptions, VmConfig, VsockConfig,
+    MemoryConfig, NetConfig, OwnFiles, PayloadConfig, PmemConfig, Reclaim, RngConfig, RunOptions, VmConfig,
+    VsockConfig,
 };
+use crate::control::check_outputs;
 use crate::machine::{BuildError, net};
 use crate::pod::{Pod, PodError};
 use crate::seccomp::Mode;
+use crate::terminal::{FileId, ProtectedFiles};
 
 /// What the user asked for that cannot be. One line each.
 #[derive(Debug, thiserror::Error)]
@@ -290,6 +294,33 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
+    /// Checks that the log goes to no file that the VM is made of, by whatever name: nothing can be written to it then,
+    /// not even why. To be called before it is opened.
+    ///
+    /// # Errors
+    /// [`ConfigError::Overwritten`].
+    pub fn check_log(&self) -> Result<(), ConfigError> {
+        let Some((option, path)) = self.log.file() else {
+            return Ok(());
+        };
+        let config = VmConfig {
+            payload: PayloadConfig {
+                kernel: self.kernel.clone().or_else(|| host_kernel(Path::new("/")).ok()),
+                initramfs: self.initramfs.clone(),
+                ..PayloadConfig::default()
+            },
+            disks: self.disks.clone(),
+            pmem: self.pmems.clone(),
+            ..VmConfig::default()
+        };
+        let mut own = OwnFiles::new(working_directory());
+        own.add(option, path);
+        config.validate_beside_files(&own)?;
+        let mut log = ProtectedFiles::default();
+        log.add(option, FileId::at(path));
+        check_outputs(&config, &log)
+    }
+
     /// The VM that these options describe, checked as far as the host does not matter, and how to run it.
     ///
     /// # Errors
@@ -344,7 +375,13 @@ impl RunArgs {
         self.reclaim.apply(&mut config);
         config.validate(Limits::ARCHITECTURE)?;
         check_descriptors(&config.net)?;
+        let mut own_files = OwnFiles::new(working_directory());
+        if let Some(path) = &self.boot_trace {
+            own_files.add("--boot-trace", path);
+        }
+        config.validate_beside_files(&own_files)?;
         let options = RunOptions {
+            own_files,
             protocol: self.protocol,
             boot_trace: self.boot_trace,
             verbosity: self.verbosity,

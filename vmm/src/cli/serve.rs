@@ -14,7 +14,7 @@ use super::log::LogArgs;
 use super::memory::parse_method;
 use super::reclaim::parse_reclaim;
 use crate::api::Server;
-use crate::config::{CoreScheduling, Hotplug, OwnSockets, Reclaim, ResizeTimeout, RunOptions};
+use crate::config::{CoreScheduling, Hotplug, OwnFiles, OwnSockets, Reclaim, ResizeTimeout, RunOptions};
 use crate::control::{self, Exit};
 use crate::events::Events;
 use crate::process::inherited;
@@ -188,7 +188,7 @@ fn apart(places: &[(&'static str, &SocketLocation)]) -> Result<(), Failure> {
 }
 
 /// Where relative paths begin; nowhere if that has gone.
-fn working_directory() -> PathBuf {
+pub(super) fn working_directory() -> PathBuf {
     std::env::current_dir().unwrap_or_default()
 }
 
@@ -205,7 +205,15 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Exit, Failure> {
     let monitor = monitor.map_err(|e| Failure::Usage(e.to_string()))?;
     let monitored = monitor.iter().map(|place| (MONITOR_OPTION, place));
     apart(&sockets.locations().into_iter().chain(monitored).collect::<Vec<_>>())?;
+    let mut own_files = OwnFiles::new(working_directory());
+    if let Some(SocketLocation::Path(path)) = &monitor {
+        own_files.add(MONITOR_OPTION, path);
+    }
+    if let Some((option, path)) = args.log.file() {
+        own_files.add(option, path);
+    }
     let options = RunOptions {
+        own_files,
         verbosity: args.verbosity,
         seccomp: args.seccomp,
         resize_timeout: ResizeTimeout(Duration::from_millis(args.resize_timeout)),

@@ -10,6 +10,7 @@ mod device;
 mod device_list;
 mod extra_fields;
 pub mod fields;
+mod file_uses;
 mod fs;
 pub mod json;
 mod mac;
@@ -35,6 +36,7 @@ pub use device::{
 };
 pub use device_list::NewDevice;
 pub use extra_fields::ExtraFields;
+pub use file_uses::{OwnFiles, SourceFile, excludes};
 pub use fs::{CacheMode, FsConfig};
 pub use mac::{BadMac, MacAddr};
 pub use options::{BootProtocol, ResizeTimeout, RunOptions};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{CoreScheduling, Hotplug, OwnSockets, Reclaim};
+use super::{CoreScheduling, Hotplug, OwnFiles, OwnSockets, Reclaim};
 use crate::machine::Tail;
 use crate::seccomp::Mode;
 use crate::trace::Trace;
@@ -33,6 +33,8 @@ pub struct RunOptions {
     pub core_scheduling: CoreScheduling,
     /// Where this process listens itself.
     pub own_sockets: OwnSockets,
+    /// What this process writes itself.
+    pub own_files: OwnFiles,
     /// Takes the phases of the run. Off unless somebody will read it.
     pub trace: Trace,
     /// Has what the guest printed last. Off unless somebody may ask for events.

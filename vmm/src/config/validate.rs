@@ -300,6 +300,26 @@ pub enum ConfigError {
     /// Two ports want one file, which one of them empties when it is full.
     #[error("serial and console both have the file {0}: with a limit only one of them can")]
     TwoFiles(String),
+    /// What is written there would destroy a file that the VM is made of.
+    #[error("{output} would write over {of}: both have the file {path}")]
+    Overwritten {
+        /// Who would write: a port, an option, or what husk writes itself.
+        output: String,
+        /// What the file is to the VM.
+        of: String,
+        /// The file.
+        path: String,
+    },
+    /// Two devices want one image, and one of them writes it.
+    #[error("{one} and {other} both have the image {path}: allowed: one device, or any number that only read it")]
+    TwoImages {
+        /// The one.
+        one: String,
+        /// The other.
+        other: String,
+        /// What they want.
+        path: String,
+    },
     /// Two network devices want one tap.
     #[error("net: tap {0} is used by two devices, taps must differ")]
     TwoTaps(String),
@@ -363,6 +383,8 @@ impl VmConfig {
             return Err(ConfigError::TwoTtys);
         }
         self.validate_files()?;
+        self.validate_outputs()?;
+        self.validate_images()?;
         let found = self.slots();
         if found > MAX_DEVICES {
             return Err(ConfigError::Slots { found });
@@ -405,7 +427,8 @@ impl VmConfig {
     /// # Errors
     /// As [`VmConfig::validate`].
     pub fn validate_added(&self) -> Result<(), ConfigError> {
-        self.validate_device_list()
+        self.validate_device_list()?;
+        self.validate_outputs()
     }
 
     /// Checks the devices that come and go: each by itself, and all together.

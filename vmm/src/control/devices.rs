@@ -65,6 +65,7 @@ impl Controller {
         };
         valid
             .and_then(|()| config.validate_beside(&self.options.own_sockets))
+            .and_then(|()| config.validate_beside_files(&self.options.own_files))
             .map_err(|e| of_config(&e))?;
         if let NewDevice::Net(net) = &device {
             net::check(net, descriptors.len()).map_err(of_build)?;
@@ -76,7 +77,7 @@ impl Controller {
             self.publish();
             return Ok(None);
         }
-        let begun = vm.open(device, descriptors);
+        let begun = vm.open(device, descriptors, &self.outputs);
         begun.map_err(|error| of_build(error).context(format!("cannot add {id}")))?;
         Ok(Some(id))
     }

@@ -1,7 +1,8 @@
-//! Disks and persistent memory that want one file: which device of the VM has it already.
+//! Files of a VM that something else has already, by whatever name: another device, or what is written by husk.
 //!
-//! The lock on the image decides whether it is taken ([`husk_virtio::block`]), for a lock knows of other processes too. This module only
-//! says who of this VM holds it.
+//! The lock on an image decides whether a device can have it ([`husk_virtio::block`]), for a lock knows of other
+//! processes too; this module says who of this VM holds it. What husk writes is locked by nobody: this module refuses
+//! it before it is opened.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -11,8 +12,9 @@ use husk_virtio::block::BlockError;
 use husk_virtio::unix::BindError;
 use husk_virtio::vsock::VsockError;
 
-use crate::config::{NewDevice, VmConfig};
+use crate::config::{ConfigError, NewDevice, SourceFile, VmConfig, excludes};
 use crate::machine::{BuildError, PmemError};
+use crate::terminal::{FileId, ProtectedFiles};
 
 /// Whether `error` is that the file or socket of a device is taken.
 pub(crate) fn is_in_use(error: &BuildError) -> bool {
@@ -38,6 +40,62 @@ pub(super) fn conflicting_device<'a>(error: &BuildError, config: &'a VmConfig, d
     let pmems = config.pmem.iter().map(|pmem| (&pmem.file, &pmem.id));
     let (_, holder) = disks.chain(pmems).find(|(path, _)| identity(path) == Some(wanted))?;
     holder.as_deref()
+}
+
+/// Checks that nothing that is written is a file that the VM of `config` is made of: neither by its ports, nor, to
+/// `own`, by husk itself. Looks at files, and waits for their file systems.
+///
+/// # Errors
+/// [`ConfigError::Overwritten`].
+pub(crate) fn check_outputs(config: &VmConfig, own: &ProtectedFiles) -> Result<(), ConfigError> {
+    check_sources(&config.source_files(), config, own)
+}
+
+/// As [`check_outputs`], of what is to join the VM of `config` alone.
+pub(super) fn check_added(device: &NewDevice, config: &VmConfig, own: &ProtectedFiles) -> Result<(), ConfigError> {
+    check_sources(device.source_file().as_slice(), config, own)
+}
+
+fn check_sources(sources: &[SourceFile], config: &VmConfig, own: &ProtectedFiles) -> Result<(), ConfigError> {
+    let outputs = config.output_files().into_iter();
+    let outputs: Vec<_> = outputs
+        .filter_map(|(port, path)| Some((port, FileId::at(&path)?)))
+        .collect();
+    for source in sources {
+        let Some(file) = FileId::at(&source.path) else { continue };
+        let port = outputs.iter().find(|(_, output)| *output == file);
+        if let Some(output) = port.map(|(port, _)| *port).or_else(|| own.protected_as(Some(file))) {
+            return Err(ConfigError::overwritten(output, source));
+        }
+    }
+    Ok(())
+}
+
+/// `error`, by which the machine of `config` could not be built; where two of its devices want one image, both are
+/// named. Looks at files, and waits for their file systems.
+pub(super) fn name_both(error: BuildError, config: &VmConfig) -> BuildError {
+    let BuildError::Device { device, .. } = &error else {
+        return error;
+    };
+    if !is_in_use(&error) {
+        return error;
+    }
+    let images = config.images();
+    // As the one that could not be opened is called.
+    let is_refused = |image: &SourceFile| {
+        let mut words = image.what.split(' ');
+        words
+            .next()
+            .is_some_and(|kind| *device == format!("{kind} {}", image.path.display()))
+    };
+    let refused = images.iter().enumerate().filter(|(_, image)| is_refused(image));
+    let both = refused.into_iter().find_map(|(number, image)| {
+        let wanted = identity(&image.path)?;
+        let mut before = images.iter().take(number);
+        let other = before.find(|other| excludes(other, image) && identity(&other.path) == Some(wanted))?;
+        Some(ConfigError::two_images(other, image))
+    });
+    both.map_or(error, BuildError::Config)
 }
 
 /// Why a device cannot be added, after `cannot add ID`.

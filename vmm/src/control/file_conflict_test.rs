@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 
 use super::*;
-use crate::config::DiskConfig;
+use crate::config::{ConsoleConfig, ConsoleMode, DiskConfig};
 
 struct Images(TempDir);
 
@@ -83,4 +83,65 @@ fn a_disk_on_its_way_out_is_told_from_one_that_stays() {
         reason("_disk0", true),
         ": its image is _disk0's, which is on its way out"
     );
+}
+
+#[test]
+fn a_machine_that_is_not_built_for_want_of_an_image_names_both_disks_by_whatever_path() {
+    let images = Images::new();
+    let (first, second) = (images.make("first"), images.0.path().join("second"));
+    fs::hard_link(&first, &second).unwrap();
+    let mut config = VmConfig {
+        disks: vec![DiskConfig::new(&first), disk(second.clone(), "two")],
+        ..VmConfig::default()
+    };
+    config.validate_added().unwrap();
+    let both = "both have the image";
+    let told = name_both(taken(&second), &config).to_string();
+    assert!(
+        told.starts_with(&format!("disk _disk0 and disk two {both} {}: ", second.display())),
+        "{told}"
+    );
+    // Another process has it.
+    let theirs = name_both(taken(&first), &config).to_string();
+    assert_eq!(theirs, format!("disk {}", first.display()));
+    config.disks.iter_mut().for_each(|disk| disk.readonly = true);
+    let theirs = name_both(taken(&second), &config).to_string();
+    assert_eq!(theirs, format!("disk {}", second.display()));
+}
+
+#[test]
+fn what_a_vm_is_made_of_is_nothing_that_is_written_by_whatever_path() {
+    let images = Images::new();
+    let (image, hard, soft) = (
+        images.make("image"),
+        images.0.path().join("hard"),
+        images.0.path().join("soft"),
+    );
+    fs::hard_link(&image, &hard).unwrap();
+    symlink(&image, &soft).unwrap();
+    let mut own = ProtectedFiles::default();
+    own.add("husk's log", FileId::at(&images.make("log")));
+    for output in [&image, &hard, &soft] {
+        let mut config = VmConfig {
+            disks: vec![DiskConfig::new(&image)],
+            serial: ConsoleConfig::file(output),
+            ..VmConfig::default()
+        };
+        let line = |writer| {
+            format!(
+                "{writer} would write over disk _disk0: both have the file {}",
+                image.display()
+            )
+        };
+        let refused = check_outputs(&config, &own).unwrap_err();
+        assert_eq!(refused.to_string(), line("serial"));
+        let added = NewDevice::Disk(disk(image.clone(), "_disk0"));
+        assert!(check_added(&added, &config, &own).is_err());
+        config.serial = ConsoleConfig::new(ConsoleMode::Null);
+        assert_eq!(check_outputs(&config, &own), Ok(()));
+        let mut own = own.clone();
+        own.add_unwritten("husk's boot trace", FileId::at(output));
+        let refused = check_outputs(&config, &own).unwrap_err();
+        assert_eq!(refused.to_string(), line("husk's boot trace"));
+    }
 }

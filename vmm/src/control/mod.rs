@@ -12,6 +12,7 @@
 //! operation in progress (`operation.rs`) that wakeups and timers drive on, until it is answered. A guest that ends by
 //! itself ends the process, in `event_loop.rs`; a reboot by command builds the machine anew.
 
+mod boot_trace;
 mod building;
 mod containers;
 mod devices;
@@ -51,7 +52,7 @@ pub(crate) use building::BUILD_DEADLINE;
 pub(crate) use devices::ADD_DEADLINE;
 pub use event_loop::{Ended, run_event_loop};
 use fault_poller::FaultPoller;
-pub(crate) use file_conflict::is_in_use;
+pub(crate) use file_conflict::{check_outputs, is_in_use};
 pub use operation::OperationId;
 use operation::{Answers, Operations};
 pub use run::{Exit, conclude, run};
@@ -379,7 +380,9 @@ impl Controller {
         let asked = config.memory.hotplug_size;
         config.fit_hotplug(limits);
         let valid = config.validate(limits);
-        let valid = valid.and_then(|()| config.validate_beside(&self.options.own_sockets));
+        let valid = valid
+            .and_then(|()| config.validate_beside(&self.options.own_sockets))
+            .and_then(|()| config.validate_beside_files(&self.options.own_files));
         let valid = valid.map_err(|e| of_config(&e)).and_then(|()| {
             // Descriptors come with vm.add-net alone.
             let nets = config.net.iter().try_for_each(|net| net::check(net, 0));
@@ -491,10 +494,11 @@ fn conflict(what: impl Into<String>) -> ApiError {
     ApiError::new(Kind::Conflict, what)
 }
 
-/// A description that cannot be is its client's to mend; one that only asks for more room than there is would fit without something else.
+/// A description that cannot be is its client's to mend; one that only asks for more room than there is, or for an
+/// image that another device has, would fit without something else.
 fn of_config(error: &ConfigError) -> ApiError {
     let kind = match error {
-        ConfigError::Slots { .. } => Kind::Conflict,
+        ConfigError::Slots { .. } | ConfigError::TwoImages { .. } => Kind::Conflict,
         _ => Kind::BadRequest,
     };
     ApiError::from_error(kind, error)

@@ -1,12 +1,12 @@
 //! A VM from its description to its end, as `husk run` has it.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use husk_virtio::threads::Threads;
 
+use super::boot_trace::TraceFile;
 use super::event_loop::{Ended, run_event_loop};
 use super::serve::Served;
 use super::{Controller, messages};
@@ -17,14 +17,12 @@ use crate::machine::Ending;
 use crate::process;
 use crate::seccomp::{Mode, Role};
 use crate::spawner::Spawner;
-use crate::terminal::{NonBlockingFile, ProcessOutputs, Signals};
+use crate::terminal::{ProcessOutputs, Signals};
 use crate::trace::Phase;
 use crate::wakeup::Wakeup;
 
 /// How long the end of the VM waits for readers of what the guest has written last, and of the last events.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-/// Permissions of the boot trace's file, less the user's mask.
-const TRACE_MODE: u32 = 0o666;
 
 /// How a VM that ran has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,14 +44,16 @@ pub enum Exit {
 /// What the user can mend, in one line each. Nothing is left running.
 pub fn run(config: VmConfig, server: Option<Server>, options: &RunOptions) -> Result<Exit> {
     let trace = &options.trace;
-    let (signals, wakeup, threads) = confine(options.seccomp)?;
-    let trace_file = options.boot_trace.as_deref();
-    let trace_file = trace_file.map(|path| create_trace(path, options.seccomp)).transpose()?;
     let mut protected = crate::log::protected_files();
-    protected.add(
-        "husk's boot trace",
-        trace_file.as_ref().and_then(|(_, file)| file.file_id()),
-    );
+    let trace_file = options.boot_trace.as_deref();
+    let trace_file = trace_file
+        .map(|path| TraceFile::open(path, &config, &protected))
+        .transpose()?;
+    protected.add_unwritten("husk's boot trace", trace_file.as_ref().and_then(TraceFile::file_id));
+    let (signals, wakeup, threads) = confine(options.seccomp)?;
+    if let Some(file) = &trace_file {
+        file.start_writer(options.seccomp)?;
+    }
     let outputs = ProcessOutputs::new(protected, options.seccomp).context("cannot take standard output")?;
     let info = Info::new();
     let events = server.as_ref().map(|_| Events::new()).unwrap_or_default();
@@ -72,7 +72,12 @@ pub fn run(config: VmConfig, server: Option<Server>, options: &RunOptions) -> Re
     drop(served);
     let exit = exit?;
     trace.mark(Phase::Teardown);
-    report(options, trace_file)?;
+    if let Some(file) = trace_file {
+        file.write(trace, LAST_WORDS)?;
+    }
+    if options.verbosity > 0 {
+        crate::log::tell(&trace.table());
+    }
     Ok(exit)
 }
 
@@ -134,28 +139,4 @@ fn verdict(ending: &Ending) -> Result<Exit> {
         Ending::Panic => Ok(Exit::Panic),
         Ending::Failed(why) => bail!("{why}"),
     }
-}
-
-/// What the boot trace goes to. Opened before there is a guest: a name that cannot be written costs no run.
-fn create_trace(path: &Path, seccomp: Mode) -> Result<(&Path, NonBlockingFile)> {
-    let file = NonBlockingFile::create(path, TRACE_MODE, &crate::log::protected_files())
-        .with_context(|| format!("cannot create {}", path.display()))?;
-    file.start_writer(seccomp)
-        .context("cannot start the thread that writes the boot trace")?;
-    Ok((path, file))
-}
-
-/// Gives the boot trace to whoever asked for it.
-fn report(options: &RunOptions, trace_file: Option<(&Path, NonBlockingFile)>) -> Result<()> {
-    if let Some((path, file)) = trace_file {
-        let mut json = Vec::new();
-        let written = options.trace.write_json(&mut json);
-        written
-            .and_then(|()| file.write_all_within(&json, LAST_WORDS))
-            .with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    if options.verbosity > 0 {
-        crate::log::tell(&options.trace.table());
-    }
-    Ok(())
 }

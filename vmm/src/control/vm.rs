@@ -201,7 +201,10 @@ impl Vm {
         let (config, outputs, threads) = (self.config.clone(), outputs.clone(), threads.clone());
         let (trace, waker) = (options.trace.clone(), threads.waker());
         let build = move || {
-            let mut machine = Machine::build(&config, &passed, &options, &outputs, &threads)?;
+            // Here, where files may be looked at, and before any is opened.
+            file_conflict::check_outputs(&config, outputs.protected_files())?;
+            let built = Machine::build(&config, &passed, &options, &outputs, &threads);
+            let mut machine = built.map_err(|error| file_conflict::name_both(error, &config))?;
             if then == AfterBuild::Run {
                 machine.start();
             }
@@ -239,23 +242,32 @@ impl Vm {
     }
 
     /// Begins to open `device`, whose name nobody has, beside this thread, for the machine that runs: see [`Vm::opened`].
-    pub(super) fn open(&mut self, device: NewDevice, descriptors: Vec<PassedFd>) -> Result<(), BuildError> {
+    /// None of the files that `outputs` or its ports write is one for a device.
+    pub(super) fn open(
+        &mut self,
+        device: NewDevice,
+        descriptors: Vec<PassedFd>,
+        outputs: &ProcessOutputs,
+    ) -> Result<(), BuildError> {
         let Some(machine) = &self.machine else { return Ok(()) };
         let (opener, waker) = (machine.opener(), machine.waker());
         let (wanted, id) = (device.clone(), device.id().unwrap_or_default().to_owned());
-        let others = self.config_to_be();
+        let (others, outputs) = (self.config_to_be(), outputs.clone());
         let open = move || {
             // From here on they are this thread's to close; without a thread they are nobody's who may wait.
             let descriptors = descriptors.into_iter().map(PassedFd::into_owned).collect();
             let passed = Passed::from([(id, descriptors)]);
-            match opener.open(&wanted, &passed) {
+            let opened = file_conflict::check_added(&wanted, &others, outputs.protected_files())
+                .map_err(BuildError::from)
+                .and_then(|()| opener.open(&wanted, &passed));
+            match opened {
                 Ok(opened) => Ok((opened, passed)),
                 Err(why) => {
                     // Here, where files may be looked at: those of a slow file system keep nobody waiting.
                     let conflicting_device = file_conflict::conflicting_device(&why, &others, &wanted);
                     Err(OpenFailure {
-                        why,
                         conflicting_device: conflicting_device.map(str::to_owned),
+                        why,
                     })
                 }
             }

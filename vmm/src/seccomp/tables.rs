@@ -514,7 +514,7 @@ const EVENT_LOOP_REQUESTS: &[u32] = &[
 
 /// Writing to a file that is open.
 const WRITER: &[Rule] = &[
-    // A port's file with a limit, when it is its turn.
+    // A port's file with a limit, when it is its turn; the boot trace's, of what an earlier run has left there.
     any(libc::SYS_ftruncate),
 ];
 

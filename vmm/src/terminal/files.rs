@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::non_blocking_file::reject_zero_write;
+use super::non_blocking_file::{check_unlocked, reject_zero_write};
 use super::{FileId, OpenOutputError, ProtectedFiles};
 
 /// Files of limited size, in turn.
@@ -113,6 +113,7 @@ fn open(path: &Path, mode: u32, protected: &ProtectedFiles) -> Result<File, Open
     options.append(true).create(true).mode(mode);
     let file = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     refuse(&file.metadata()?)?;
+    check_unlocked(&file)?;
     match protected.protected_as(FileId::of(&file)) {
         Some(purpose) => Err(OpenOutputError::Protected(purpose)),
         None => Ok(file),

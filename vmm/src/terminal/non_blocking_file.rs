@@ -20,6 +20,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use husk_virtio::block::is_locked_by_anyone;
 use rustix::io::{Errno, ReadWriteFlags, pwritev2};
 
 use super::{
@@ -44,6 +45,9 @@ pub enum OpenOutputError {
     /// A file that husk writes for itself, which nothing is to empty.
     #[error("it is {0} too: with a limit only the port can have it")]
     Protected(&'static str),
+    /// A VM may have it, of this process or of another one.
+    #[error("it is locked, as a VM locks the image of a disk: nothing is written over it")]
+    Locked,
     /// The host does not let us have it.
     #[error("cannot open it")]
     Open(#[from] io::Error),
@@ -67,6 +71,8 @@ pub struct NonBlockingFile {
     room: Room,
     /// The most bytes of one write.
     chunk: usize,
+    /// What the file has goes when a thread writes to it first.
+    replaces: bool,
     /// The thread that writes, of a regular file for which one has been started.
     writer: OnceLock<WriterThread>,
 }
@@ -79,7 +85,7 @@ impl NonBlockingFile {
     pub fn create(path: &Path, mode: u32, protected: &ProtectedFiles) -> Result<Self, OpenOutputError> {
         let opened = Self::append(path, mode)?;
         let file = opened.file_id();
-        if file.is_some() && protected.protected_as(file).is_none() {
+        if file.is_some() && !protected.is_kept(file) {
             opened.file.set_len(0)?;
         }
         Ok(opened)
@@ -95,9 +101,25 @@ impl NonBlockingFile {
     /// # Errors
     /// Nothing can be written there.
     pub fn append(path: &Path, mode: u32) -> Result<Self, OpenOutputError> {
-        let file = open(path, mode)?;
+        Self::append_or_make(path, mode).map(|(opened, _)| opened)
+    }
+
+    /// As [`NonBlockingFile::append`], and whether a regular file was made at `path`.
+    ///
+    /// # Errors
+    /// Nothing can be written there.
+    pub fn append_or_make(path: &Path, mode: u32) -> Result<(Self, bool), OpenOutputError> {
+        let (file, made) = open(path, mode)?;
         check_kind(file.metadata()?.file_type())?;
-        Ok(Self::wrap(file))
+        check_unlocked(&file)?;
+        Ok((Self::wrap(file), made))
+    }
+
+    /// The same, for a file that is written once: what it has stays until the thread that [writes](Self::start_writer)
+    /// to it begins.
+    pub fn replacing(mut self) -> Self {
+        self.replaces = true;
+        self
     }
 
     /// Takes what does not block already, and is nobody else's.
@@ -106,6 +128,7 @@ impl NonBlockingFile {
             file,
             room: Room::Own,
             chunk: CHUNK,
+            replaces: false,
             writer: OnceLock::new(),
         }
     }
@@ -127,6 +150,7 @@ impl NonBlockingFile {
             file,
             room,
             chunk,
+            replaces: false,
             writer,
         }
     }
@@ -144,8 +168,15 @@ impl NonBlockingFile {
         if self.writer.get().is_some() || !self.is_file() {
             return Ok(());
         }
-        let file = self.file.try_clone()?;
-        let writer = WriterThread::start(Content::Lines, seccomp, move |bytes| (&file).write(bytes))?;
+        let (file, mut replaces) = (self.file.try_clone()?, self.replaces);
+        let write = move |bytes: &[u8]| {
+            if replaces {
+                file.set_len(0)?;
+                replaces = false;
+            }
+            (&file).write(bytes)
+        };
+        let writer = WriterThread::start(Content::Lines, seccomp, write)?;
         // Fails only when there is one already.
         let _ = self.writer.set(writer);
         Ok(())
@@ -247,8 +278,9 @@ impl AsRawFd for NonBlockingFile {
     }
 }
 
-/// Opens `path` for appending. Looks at it first: only a FIFO is opened at both ends, and opening a device may have effects.
-fn open(path: &Path, mode: u32) -> Result<File, OpenOutputError> {
+/// Opens `path` for appending, and says whether a file was made there. Looks at it first: only a FIFO is opened at both
+/// ends, and opening a device may have effects.
+fn open(path: &Path, mode: u32) -> Result<(File, bool), OpenOutputError> {
     let mut options = OpenOptions::new();
     options.append(true).mode(mode);
     options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
@@ -256,14 +288,23 @@ fn open(path: &Path, mode: u32) -> Result<File, OpenOutputError> {
     if let Ok(found) = found {
         check_kind(found)?;
     }
-    if !found.is_ok_and(|found| found.is_fifo()) {
-        return Ok(options.create(true).open(path)?);
+    if let Ok(found) = found
+        && found.is_fifo()
+    {
+        return match options.read(true).open(path) {
+            // It is there to be written to only: then somebody has to read already.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Ok((options.read(false).open(path)?, false))
+            }
+            opened => Ok((opened?, false)),
+        };
     }
-    match options.read(true).open(path) {
-        // It is there to be written to only: then somebody has to read already.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(options.read(false).open(path)?),
-        opened => Ok(opened?),
+    if found.is_err()
+        && let Ok(made) = options.create_new(true).open(path)
+    {
+        return Ok((made, true));
     }
+    Ok((options.create_new(false).create(true).open(path)?, false))
 }
 
 /// What a write of `bytes` has `written`. Nothing is an error: whoever went on with the rest would do so for ever. Some
@@ -272,6 +313,14 @@ pub(super) fn reject_zero_write(bytes: &[u8], written: io::Result<usize>) -> io:
     match written {
         Ok(0) if !bytes.is_empty() => Err(io::ErrorKind::WriteZero.into()),
         written => written,
+    }
+}
+
+/// Refuses the image of a VM that runs, whoever runs it. Files that are written to are locked by nobody otherwise.
+pub(super) fn check_unlocked(file: &File) -> Result<(), OpenOutputError> {
+    match file.metadata()?.is_file() && is_locked_by_anyone(file)? {
+        true => Err(OpenOutputError::Locked),
+        false => Ok(()),
     }
 }
 

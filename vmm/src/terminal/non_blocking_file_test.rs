@@ -185,3 +185,38 @@ fn a_write_that_takes_nothing_is_an_error() {
     }
     assert_eq!(file.write(b"").unwrap(), 0);
 }
+
+/// Whoever has locked a file is a VM: this one, another husk, QEMU.
+#[test]
+fn what_is_locked_is_neither_emptied_nor_appended_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    fs::write(&path, "a disk").unwrap();
+    let none = ProtectedFiles::default();
+    for writes in [false, true] {
+        let image = File::options().read(true).write(true).open(&path).unwrap();
+        let lock = husk_virtio::block::FileLock::take(image, writes, "the image").unwrap();
+        assert!(lock.is_some());
+        let refused = [
+            NonBlockingFile::create(&path, MODE, &none).err(),
+            NonBlockingFile::append(&path, MODE).err(),
+            crate::terminal::Files::open(&path, 4096, 0, MODE, &none).err(),
+            crate::terminal::Files::open(&folder.path().join("log"), 4096, 0, MODE, &none).err(),
+        ];
+        assert!(
+            matches!(
+                refused[..3],
+                [
+                    Some(OpenOutputError::Locked),
+                    Some(OpenOutputError::Locked),
+                    Some(OpenOutputError::Locked)
+                ]
+            ),
+            "{refused:?}"
+        );
+        assert!(refused[3].is_none(), "{refused:?}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "a disk");
+    }
+    NonBlockingFile::create(&path, MODE, &none).unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "");
+}

@@ -143,6 +143,11 @@ impl ProcessOutputs {
         Ok(PortOutput { output, others })
     }
 
+    /// Files that husk writes itself.
+    pub fn protected_files(&self) -> &ProtectedFiles {
+        &self.others.protected
+    }
+
     /// That of standard output itself.
     pub fn stdout(&self) -> BufferedOutput {
         self.stdout.clone()
