@@ -130,8 +130,13 @@ impl VhostUserHandler {
         let frontend = connection.present()?;
         frontend.check()?;
         self.start_rings(frontend)?;
-        // What became available meanwhile came without a kick that anybody heard.
-        self.rings.iter().for_each(|lent| lent.doorbell.ring());
+        // What became available meanwhile came without a kick that anybody heard. And a request that ended after
+        // its ring had been given back came without an interrupt: a back-end whose requests are other threads' answers before
+        // they end (virtiofsd with a pool), and has nothing left then to tell the driver by.
+        for BackendRing { ring, doorbell, .. } in &self.rings {
+            doorbell.ring();
+            ring.notify.signal();
+        }
         Ok(())
     }
 

@@ -693,6 +693,21 @@ fn a_held_device_has_its_rings_back_and_goes_on_where_they_stopped() {
 }
 
 #[test]
+fn what_a_back_end_gives_back_after_its_ring_is_told_to_the_driver_when_it_goes_on() {
+    let bench = bench(None);
+    let (worker, _failures) = bench.started();
+    bench.hold(&worker);
+    bench.drivers.iter().for_each(|driver| {
+        driver.interrupts();
+    });
+    // Another thread of its ends a request, without an eventfd to say so by.
+    bench.drivers[1].store(bench.drivers[1].used + 2, 7);
+    worker.release();
+    until(|| bench.drivers[1].interrupts() > 0);
+    assert_eq!(worker.join().len(), 2);
+}
+
+#[test]
 fn a_pause_that_is_given_up_leaves_a_slow_back_end_at_work() {
     let (finish, finished) = channel();
     let bench = bench(Some((
