@@ -35,6 +35,7 @@ pub mod ring;
 pub mod rng;
 mod syscall;
 pub mod threads;
+mod timer;
 pub mod transport;
 pub mod unix;
 pub mod vhost;

@@ -18,11 +18,11 @@ use std::time::Duration;
 
 use husk_devices::PathHandle;
 use husk_devices::metrics::{Counter, MetricsSource};
-use vmm_sys_util::timerfd::TimerFd;
 
 use crate::config::ConfigBytes;
 use crate::device::{Activation, ConfigAccess, Handler, HandlerError, Profile, StartError, VirtioDevice, Watch};
 use crate::ring::{Ring, RingState, Step};
+use crate::timer::Timer;
 
 /// virtio device ID (virtio 1.2 §5).
 const VIRTIO_ID_RNG: u32 = 4;
@@ -129,7 +129,7 @@ struct RngHandler {
     ring: Ring,
     source: Arc<File>,
     /// Made when the source first gives nothing.
-    timer: Option<TimerFd>,
+    timer: Option<Timer>,
     metrics: Arc<RngMetrics>,
 }
 
@@ -161,12 +161,12 @@ impl RngHandler {
         let timer = match &mut self.timer {
             Some(timer) => timer,
             slot => {
-                let timer = TimerFd::new()?;
+                let timer = Timer::new()?;
                 watch.readable(timer.as_raw_fd(), TIMER)?;
                 slot.insert(timer)
             }
         };
-        Ok(timer.reset(RETRY, None)?)
+        timer.set(RETRY)
     }
 }
 
@@ -179,10 +179,10 @@ impl Handler for RngHandler {
 
     fn wake(&mut self, token: u32, watch: &mut dyn Watch) -> Result<(), HandlerError> {
         if token == TIMER
-            && let Some(timer) = &mut self.timer
+            && let Some(timer) = &self.timer
         {
-            // Readable, so this only resets it.
-            let _ = timer.wait();
+            // A kick before it may have set it anew: a try too early does no harm.
+            timer.take_expiration();
         }
         if self.serve()? {
             return Ok(());

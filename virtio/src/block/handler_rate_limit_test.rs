@@ -1,3 +1,5 @@
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use virtio_bindings::virtio_blk::{
@@ -5,6 +7,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_WRITE_ZEROES as WRITE_ZEROES,
 };
 
+use super::TIMER;
 use crate::block::BlockConfig;
 use crate::block::testing::{
     DATA, Guest, HEADER, KIB, OK, STATUS, config, counter, image, pattern, plain_reply, segment, with_both_engines,
@@ -17,6 +20,7 @@ with_both_engines! {
     requests_that_wait_go_on_when_the_timer_rings
     bytes_are_paid_for_after_the_request_that_moves_them
     zeroes_are_paid_for_and_discards_are_not
+    a_timer_that_was_set_anew_since_it_rang_is_not_waited_for
 }
 
 fn bucket(size: u64, refill: Duration) -> Option<BucketConfig> {
@@ -123,4 +127,18 @@ fn zeroes_are_paid_for_and_discards_are_not(io_uring: bool) {
         (counter(&guest, "write_zeroes_requests"), counter(&guest, "write_bytes")),
         (1, 0)
     );
+}
+
+/// One wait reports the doorbell and the timer: what is done for the first sets the timer to another moment.
+fn a_timer_that_was_set_anew_since_it_rang_is_not_waited_for(io_uring: bool) {
+    let (done, outcome) = mpsc::channel();
+    thread::spawn(move || {
+        let ops = bucket(1, Duration::from_secs(3600));
+        let (_file, mut guest) = disk(io_uring, LimiterConfig { ops, bandwidth: None });
+        offer_reads(&mut guest, 2);
+        assert_eq!(guest.settle(1).len(), 1);
+        guest.wake_for(TIMER);
+        done.send(()).unwrap();
+    });
+    outcome.recv_timeout(Duration::from_secs(60)).unwrap();
 }

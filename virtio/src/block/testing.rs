@@ -226,6 +226,12 @@ impl Guest {
             .try_for_each(|token| handler.wake(token, &mut self.watched))
     }
 
+    /// Lets the handler react as if what has this token had happened.
+    pub fn wake_for(&mut self, token: u32) {
+        let handler = self.handler.as_mut().unwrap();
+        handler.wake(token, &mut self.watched).unwrap();
+    }
+
     /// Whether the handler would be woken now.
     pub fn has_rung(&self) -> bool {
         !self.rung(0).is_empty()

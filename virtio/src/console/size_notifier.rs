@@ -74,6 +74,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
+    use crate::syscall::is_ready;
 
     #[test]
     fn a_guest_that_goes_on_printing_is_told_a_few_times_and_later_each_time() {
@@ -94,6 +95,7 @@ mod tests {
             least = wait;
             // Nobody waits so long here.
             size_notifier.timer.set(Some(Instant::now())).unwrap();
+            assert!(is_ready(size_notifier.as_raw_fd(), libc::POLLIN, Duration::from_secs(60)).unwrap());
             size_notifier.on_timer();
             assert_eq!(told.load(Ordering::SeqCst), times);
         }

@@ -17,6 +17,7 @@ use crate::net::rx::RxTerms;
 use crate::net::tap::Tap;
 use crate::rate_limit::{BucketConfig, Limiter, LimiterConfig, QueueLimiter};
 use crate::ring::{Notify, RingError};
+use crate::syscall::is_ready;
 use crate::testing::{ABUSES, Buf, Driver, SECOND, memory};
 
 const RX: u64 = 0x1000;
@@ -110,6 +111,12 @@ impl Bench {
 
     fn wake(&mut self, token: u32) -> Result<(), HandlerError> {
         self.handler.as_mut().unwrap().wake(token, &mut Ignore)
+    }
+
+    /// Waits until the timer of the rate limiters has rung.
+    fn await_timer(&self) {
+        let timer = self.handler.as_ref().unwrap().timer.as_ref().unwrap();
+        assert!(is_ready(timer.as_raw_fd(), libc::POLLIN, Duration::from_secs(60)).unwrap());
     }
 
     fn stop(&mut self) -> Vec<RingState> {
@@ -702,7 +709,7 @@ fn a_rate_limiter_lets_go_on_when_its_timer_rings() {
     }
     bench.wake(TX_KICK).unwrap();
     while bench.metrics.tx_frames.get() < 5 {
-        // Blocks until the timer rings.
+        bench.await_timer();
         bench.wake(TIMER).unwrap();
     }
     assert_eq!(std::iter::from_fn(|| bench.left()).count(), 5);
@@ -726,9 +733,33 @@ fn a_timer_that_rings_for_a_tap_that_is_gone_does_not_ring_again() {
     let timer = |bench: &Bench| bench.handler.as_ref().unwrap().timer.as_ref().unwrap().at();
     assert!(timer(&bench).is_some());
     bench.handler.as_ref().unwrap().port.set_down();
-    // Blocks until the timer rings.
+    bench.await_timer();
     bench.wake(TIMER).unwrap();
     assert_eq!(timer(&bench), None);
+}
+
+/// One wait reports the tap and the timer: what is done for the tap sets the timer to another moment.
+#[test]
+fn a_timer_that_was_set_anew_since_it_rang_is_not_waited_for() {
+    let (done, outcome) = mpsc::channel();
+    thread::spawn(move || {
+        for first in [TAP, RX_KICK, TX_KICK] {
+            let mut bench = Bench::new(&Setup {
+                limits: per_hour(1),
+                ..USUAL
+            });
+            bench.give(4, 1536);
+            for _ in 0..2 {
+                bench.arrive(&pattern(60));
+                bench.send(&with_header(&pattern(60)), &[]);
+            }
+            bench.wake(first).unwrap();
+            bench.wake(TIMER).unwrap();
+            assert!(bench.handler.as_ref().unwrap().timer.as_ref().unwrap().is_set());
+        }
+        done.send(()).unwrap();
+    });
+    outcome.recv_timeout(Duration::from_secs(60)).unwrap();
 }
 
 #[test]

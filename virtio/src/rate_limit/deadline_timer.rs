@@ -2,13 +2,13 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use vmm_sys_util::timerfd::TimerFd;
+use crate::timer::Timer;
 
 /// A timer that is set to the first of several moments. Readable when it rings.
 pub(crate) struct DeadlineTimer {
-    timer: TimerFd,
+    timer: Timer,
     at: Option<Instant>,
 }
 
@@ -18,7 +18,7 @@ impl DeadlineTimer {
     /// # Errors
     /// What the host says.
     pub fn new() -> io::Result<Self> {
-        let timer = TimerFd::new()?;
+        let timer = Timer::new()?;
         Ok(Self { timer, at: None })
     }
 
@@ -32,18 +32,15 @@ impl DeadlineTimer {
         }
         self.at = at;
         let Some(at) = at else { return Ok(()) };
-        // Zero would disarm it.
-        let wait = at
-            .saturating_duration_since(Instant::now())
-            .max(Duration::from_nanos(1));
-        Ok(self.timer.reset(wait, None)?)
+        self.timer.set(at.saturating_duration_since(Instant::now()))
     }
 
-    /// It has rung: makes it quiet.
+    /// To be called when it was readable: makes it quiet. One that was set to another moment since is left alone, and
+    /// rings then.
     pub fn on_timer(&mut self) {
-        // Readable, so this only resets it.
-        let _ = self.timer.wait();
-        self.at = None;
+        if self.timer.take_expiration() {
+            self.at = None;
+        }
     }
 
     /// Whether it will ring.
@@ -61,5 +58,32 @@ impl DeadlineTimer {
 impl AsRawFd for DeadlineTimer {
     fn as_raw_fd(&self) -> RawFd {
         self.timer.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::syscall::is_ready;
+
+    fn await_ring(timer: &DeadlineTimer) {
+        assert!(is_ready(timer.as_raw_fd(), libc::POLLIN, Duration::from_secs(60)).unwrap());
+    }
+
+    #[test]
+    fn a_timer_that_rang_and_was_set_to_another_moment_meanwhile_stays_set() {
+        let mut timer = DeadlineTimer::new().unwrap();
+        timer.set(Some(Instant::now())).unwrap();
+        await_ring(&timer);
+        let later = Instant::now() + Duration::from_secs(3600);
+        timer.set(Some(later)).unwrap();
+        timer.on_timer();
+        assert_eq!(timer.at(), Some(later));
+        timer.set(Some(Instant::now())).unwrap();
+        await_ring(&timer);
+        timer.on_timer();
+        assert!(!timer.is_set(), "it has rung for what it was set to");
     }
 }

@@ -7,9 +7,8 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
-use vmm_sys_util::timerfd::TimerFd;
-
 use crate::ring::{Ring, RingError};
+use crate::timer::Timer;
 
 /// Buffers after which it is told at once. A driver whose queue is full waits for some of them: the longest packets of Linux take 18
 /// descriptors, so that a queue of 256 holds more than that.
@@ -19,7 +18,7 @@ const DELAY_MAX: Duration = Duration::from_millis(1);
 
 /// The timer of news that wait.
 pub(super) struct InterruptCoalescer {
-    timer: TimerFd,
+    timer: Timer,
     /// It will ring.
     armed: bool,
 }
@@ -30,7 +29,7 @@ impl InterruptCoalescer {
     /// # Errors
     /// What the host says.
     pub fn new() -> io::Result<Self> {
-        let timer = TimerFd::new()?;
+        let timer = Timer::new()?;
         Ok(Self { timer, armed: false })
     }
 
@@ -45,7 +44,7 @@ impl InterruptCoalescer {
         }
         if waiting > 0 && !self.armed {
             // A timer that is running is left alone, whatever it was for: setting it costs as much as letting it ring.
-            self.armed = self.timer.reset(DELAY_MAX, None).is_ok();
+            self.armed = self.timer.set(DELAY_MAX).is_ok();
             if !self.armed {
                 return ring.signal();
             }
@@ -61,8 +60,8 @@ impl InterruptCoalescer {
 
     /// It has rung: makes it quiet.
     pub fn on_timer(&mut self) {
-        // Readable, so this only resets it.
-        let _ = self.timer.wait();
+        // It is not set while it is armed: what was readable still is.
+        self.timer.take_expiration();
         self.armed = false;
     }
 }
