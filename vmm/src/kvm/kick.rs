@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
 use std::ptr;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering, compiler_fence};
 use std::thread::JoinHandle;
 
 use kvm_ioctls::VcpuFd;
@@ -80,10 +80,13 @@ impl Armed {
         Self(flag)
     }
 
-    /// Forgets a kick that has been noticed.
+    /// Forgets a kick that has been noticed. What the caller looks at next, to find out what it was for, it looks at
+    /// after this: a kick that comes later is not forgotten.
     pub fn clear(&self) {
         // SAFETY: points into the mapping of the vCPU, which outlives `self`, as `new` demands.
         unsafe { (*self.0).store(0, Ordering::Relaxed) };
+        // The handler runs on this very thread, so it is the compiler alone that could bring a look forward.
+        compiler_fence(Ordering::SeqCst);
     }
 }
 
