@@ -20,7 +20,8 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::queue::Vring;
+use super::queue::Source;
+use super::vring::Vring;
 use super::worker_pool::WorkerPool;
 
 /// Request queues that a front-end may use.
@@ -39,8 +40,6 @@ pub(super) struct Backend {
     pool: Arc<WorkerPool>,
     /// Configuration space, if the front-end may ask for it (virtio 1.2 §5.11.4).
     config: Option<Vec<u8>>,
-    /// The guest's memory, once there is some.
-    mem: Mutex<Option<GuestMemory>>,
     bell: Arc<EventFd>,
     threads: usize,
     /// What the threads of the front-end that is served wait for to end. `vhost_user_backend` takes them as its own,
@@ -58,17 +57,25 @@ impl Backend {
         Ok(Self {
             pool,
             config: tag.map(|tag| config_space(tag, REQUEST_QUEUES)),
-            mem: Mutex::new(None),
             bell: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
             threads: processors.clamp(1, MOST_THREADS),
             exits: Mutex::default(),
         })
     }
 
+    /// A front-end will set `vrings` up, in the order of their numbers, in `mem`.
+    pub fn begin(&self, vrings: Vec<Vring>, mem: &GuestMemory) {
+        for (index, vring) in vrings.into_iter().enumerate() {
+            let (mem, bell) = (mem.clone(), self.bell.clone());
+            if let Some(queue) = self.pool.queue(index) {
+                queue.bring(Source { vring, mem, bell });
+            }
+        }
+    }
+
     /// Forgets a front-end, whose threads have ended.
     pub fn reset(&self) {
-        self.pool.reset();
-        *lock(&self.mem) = None;
+        self.pool.forget();
         for exit in lock(&self.exits).drain(..) {
             // SAFETY: the descriptor was given up by its number, and who watched it has gone: nobody else closes it.
             drop(unsafe { OwnedFd::from_raw_fd(exit) });
@@ -128,8 +135,8 @@ impl VhostUserBackend for Backend {
         range.and_then(|range| config.get(range)).unwrap_or_default().to_vec()
     }
 
-    fn update_memory(&self, mem: GuestMemory) -> std::io::Result<()> {
-        *lock(&self.mem) = Some(mem);
+    /// The memory is that of [`Backend::begin`], which has changed.
+    fn update_memory(&self, _: GuestMemory) -> std::io::Result<()> {
         Ok(())
     }
 
@@ -159,15 +166,9 @@ impl VhostUserBackend for Backend {
     }
 
     /// An error would end the thread: what is wrong with a queue is its own matter.
-    fn handle_event(&self, event: u16, _: EventSet, vrings: &[Vring], thread: usize) -> std::io::Result<()> {
-        let mem = lock(&self.mem).clone();
-        let found = self.queue_of(thread, event).zip(vrings.get(usize::from(event)));
-        if let (Some((index, vring)), Some(mem)) = (found, mem)
-            && let Some(queue) = self.pool.queue(index)
-        {
-            queue.start(vring, &mem, &self.bell);
-            self.pool.serve_queue(index);
-        }
+    fn handle_event(&self, event: u16, _: EventSet, _: &[Vring], thread: usize) -> std::io::Result<()> {
+        let queue = self.queue_of(thread, event);
+        queue.into_iter().for_each(|index| self.pool.serve_queue(index));
         Ok(())
     }
 }

@@ -20,6 +20,7 @@ use vm_memory::GuestMemoryAtomic;
 use super::backend::{Backend, QUEUES};
 use super::capabilities::Capabilities;
 use super::socket::Socket;
+use super::vring::Vring;
 use super::worker_pool::WorkerPool;
 use super::{Listen, Options, Sandbox};
 use crate::log::Destination;
@@ -57,7 +58,8 @@ pub fn serve(options: Options) -> anyhow::Result<()> {
 /// Serves one front-end. Whether that was all: one that speaks nonsense is hung up on, and another may come.
 fn serve_one(backend: &Arc<Backend>, listener: &mut Listener) -> anyhow::Result<bool> {
     let memory = GuestMemoryAtomic::new(vm_memory::GuestMemoryMmap::new());
-    let daemon = VhostUserDaemon::new("fs-front-end".into(), backend.clone(), memory);
+    let daemon = VhostUserDaemon::new("fs-front-end".into(), backend.clone(), memory.clone());
+    backend.begin(Vring::take_made(), &memory);
     let mut daemon = daemon.map_err(fault).context("cannot start a thread for each queue")?;
     match log::max_level() {
         // Whoever waits for it waits for ever.

@@ -7,6 +7,7 @@
 //! | `socket.rs` | where the front-end connects: the socket, its group, the file with the process's number |
 //! | `sandbox.rs`, `capabilities.rs` | what the process sees and may do |
 //! | `backend.rs` | what the front-end asks by vhost-user |
+//! | `vring.rs` | a virtqueue as the front-end sets it up |
 //! | `queue.rs` | a virtqueue in service, and the requests in it that wait |
 //! | `worker_pool.rs` | the threads that serve |
 //!
@@ -18,6 +19,7 @@ mod daemon;
 mod queue;
 mod sandbox;
 mod socket;
+mod vring;
 mod worker_pool;
 
 use std::os::fd::RawFd;

@@ -11,12 +11,12 @@ use husk_devices::lock;
 use husk_devices::memory::GuestMemory;
 use husk_virtio::fs::serve::{Outcome, RETRY, Serve, most_waiting, refuse};
 use husk_virtio::ring::{Chain, Notify, Ring, RingError, RingState};
-use vhost_user_backend::{VringMutex, VringT};
+use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
+use vm_memory::{GuestAddressSpace, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
-/// A virtqueue as `vhost_user_backend` has it.
-pub(super) type Vring = VringMutex<GuestMemory>;
+use super::vring::Vring;
 
 /// A virtqueue.
 pub(super) struct Queue {
@@ -28,12 +28,25 @@ pub(super) struct Queue {
     taken: AtomicU64,
 }
 
+/// What a front-end sets up.
+pub(super) struct Source {
+    /// The virtqueue.
+    pub vring: Vring,
+    /// The guest's memory, which is empty at first.
+    pub mem: GuestMemory,
+    /// Rung by a ring whose turn is over, and heard by nobody.
+    pub bell: Arc<EventFd>,
+}
+
 #[derive(Default)]
 struct State {
     ring: Option<Ring>,
-    vring: Option<Vring>,
+    /// Of the front-end that there is.
+    source: Option<Source>,
     /// Requests may be taken.
     running: bool,
+    /// Somebody waits until threads have finished, and means to change what is here.
+    resting: bool,
     /// Requests that threads have.
     serving: usize,
     waiting: Vec<Waiting>,
@@ -74,15 +87,24 @@ impl Queue {
         }
     }
 
-    /// Begins or goes on with what the front-end has set up. `bell` is rung by a ring whose turn is over, and heard by nobody.
-    pub fn start(&self, vring: &Vring, mem: &GuestMemory, bell: &Arc<EventFd>) {
+    /// Has the ring be what a front-end sets up as `source`, once it has.
+    pub fn bring(&self, source: Source) {
+        lock(&self.state).source = Some(source);
+    }
+
+    /// Begins or goes on with what the front-end has set up, if it has. Called by whoever looks at the queue, and not
+    /// by its own thread alone, which may be in a request of another queue.
+    pub fn start(&self) {
         let state = &mut *lock(&self.state);
-        if state.running || state.broken {
+        if state.running || state.resting || state.broken {
             return;
         }
+        let Some(Source { vring, mem, bell }) = &state.source else {
+            return;
+        };
         let queue = {
             let vring = vring.get_ref();
-            if !vring.is_enabled() || !vring.get_queue().ready() {
+            if !vring.is_enabled() || !vring.get_queue().ready() || mem.memory().num_regions() == 0 {
                 return;
             }
             vring.get_queue().state()
@@ -92,19 +114,19 @@ impl Queue {
             queue,
         };
         if state.ring.as_ref().is_none_or(|ring| !is_same(&ring.state(), &stands)) {
-            state.waiting.clear();
-            state.ring = None;
             let caller = vring.clone();
             let notify = Notify::new(move || {
                 // Fails only when the front-end has closed it.
                 let _ = caller.signal_used_queue();
             });
-            match Ring::new(stands, bell.clone(), notify, mem.clone()) {
+            let ring = Ring::new(stands, bell.clone(), notify, mem.clone());
+            state.waiting.clear();
+            state.ring = None;
+            match ring {
                 Ok(ring) => state.ring = Some(ring),
                 Err(error) => return state.fail(&error),
             }
         }
-        state.vring = Some(vring.clone());
         state.running = true;
     }
 
@@ -119,8 +141,7 @@ impl Queue {
     /// Gives a request back, with what became of it. `waited`: it is one of [`Queue::take_waiting`]. One that
     /// cannot wait is refused, and `serve` told.
     pub fn give_back(&self, serve: &dyn Serve, chain: Chain, outcome: Outcome, generation: u64, waited: bool) {
-        let state = &mut *lock(&self.state);
-        state.serving = state.serving.saturating_sub(1);
+        let mut state = lock(&self.state);
         state.tried = state.tried.saturating_sub(usize::from(waited));
         match outcome {
             Outcome::Done(written) => state.push(&chain, written),
@@ -131,11 +152,16 @@ impl Queue {
             }),
             // Else who has the lock could not give it back.
             Outcome::Wait => {
+                // The file system is asked under no lock of a queue. The request still counts as one that is served:
+                // the ring stays.
+                drop(state);
                 serve.give_up(chain.reader());
                 let written = refuse(chain.reader(), chain.writer(), libc::ENOLCK);
+                state = lock(&self.state);
                 state.push(&chain, written);
             }
         }
+        state.serving = state.serving.saturating_sub(1);
         if state.serving == 0 && !state.running {
             self.finished.notify_all();
         }
@@ -170,13 +196,22 @@ impl Queue {
         let (mut state, was_running) = self.come_to_rest();
         let state = &mut *state;
         state.broken = false;
-        if let (true, Some(ring), Some(vring)) = (was_running, &state.ring, &state.vring) {
-            vring.set_queue_next_avail(ring.state().queue.next_avail);
+        if let (true, Some(ring), Some(source)) = (was_running, &state.ring, &state.source) {
+            source.vring.set_queue_next_avail(ring.state().queue.next_avail);
         }
     }
 
-    /// As [`Queue::stop`], and nothing is kept.
+    /// As [`Queue::stop`], and nothing is kept but what the front-end sets the ring up by.
     pub fn reset(&self) {
+        let (mut state, _) = self.come_to_rest();
+        *state = State {
+            source: state.source.take(),
+            ..State::default()
+        };
+    }
+
+    /// As [`Queue::reset`], and the front-end has gone.
+    pub fn forget(&self) {
         let (mut state, _) = self.come_to_rest();
         *state = State::default();
     }
@@ -185,16 +220,19 @@ impl Queue {
     fn come_to_rest(&self) -> (MutexGuard<'_, State>, bool) {
         let mut state = lock(&self.state);
         let was_running = std::mem::replace(&mut state.running, false);
+        state.resting = true;
         while state.serving > 0 {
             state = self.finished.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        state.resting = false;
         (state, was_running)
     }
 }
 
 impl State {
     fn take(&mut self) -> Option<Chain> {
-        let enabled = self.vring.as_ref().is_some_and(|vring| vring.get_ref().is_enabled());
+        let source = self.source.as_ref();
+        let enabled = source.is_some_and(|source| source.vring.get_ref().is_enabled());
         let ring = self.ring.as_mut().filter(|_| self.running && enabled)?;
         match next(ring) {
             Ok(chain) => {

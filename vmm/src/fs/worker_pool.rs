@@ -87,15 +87,23 @@ impl WorkerPool {
         self.queues.get(index)
     }
 
-    /// Forgets everything that the front-end brought, and what the guest knew. Waits for requests that are being served.
+    /// Forgets how the front-end has set the queues up, and what the guest knew. Waits for requests that are being
+    /// served.
     pub fn reset(&self) {
         self.queues.iter().for_each(Queue::reset);
+        self.serve.reset();
+    }
+
+    /// As [`WorkerPool::reset`], after the front-end.
+    pub fn forget(&self) {
+        self.queues.iter().for_each(Queue::forget);
         self.serve.reset();
     }
 
     /// Serves a queue until there is nothing in it. Called on its own thread.
     pub fn serve_queue(self: &Arc<Self>, index: usize) {
         let Some(queue) = self.queues.get(index) else { return };
+        queue.start();
         if !self.enter() {
             return;
         }
@@ -229,6 +237,8 @@ impl WorkerPool {
             let mut rest = self.active.load(Ordering::SeqCst) == 0;
             let generation = self.serve.generation();
             for (index, (queue, before)) in self.queues.iter().zip(&mut before).enumerate() {
+                // Several queues have one thread of their own, which may be in a request of another one.
+                queue.start();
                 let load = queue.load(generation);
                 let slow = load.taken.wrapping_sub(before.taken) < load.serving.try_into().unwrap_or(u64::MAX);
                 if load.due || load.backlog > 0 && (slow || load.serving == 0) {
@@ -272,3 +282,7 @@ impl WorkerPool {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "worker_pool_test.rs"]
+mod tests;
