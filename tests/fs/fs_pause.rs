@@ -26,7 +26,11 @@ fn a_share_that_is_in_use_goes_on_after_each_pause() {
     for _ in 0..3 {
         let (before, start) = (written(), Instant::now());
         while written() < before + LINES {
-            assert!(start.elapsed() < PATIENCE, "the guest does not write");
+            assert!(
+                start.elapsed() < PATIENCE,
+                "the guest does not write; {}",
+                lab.pod.witness().doing()
+            );
             thread::sleep(Duration::from_millis(10));
         }
         lab.pod.api().put("vm.pause", None).unwrap().done().unwrap();

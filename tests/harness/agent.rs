@@ -13,6 +13,7 @@ use husk_guest::{Answer, Call, Reply, Step};
 
 use crate::api::Shim;
 use crate::body::SHARE;
+use crate::witness::Witness;
 
 /// How long the agent may think. Nothing that it is asked takes a tenth of it.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -61,6 +62,7 @@ pub fn dial(socket: &Path, port: u32, shim: Shim) -> Result<Option<UnixStream>> 
 #[derive(Debug)]
 pub struct Agent {
     stream: BufReader<UnixStream>,
+    witness: Option<Witness>,
 }
 
 /// What a program left on its streams.
@@ -79,6 +81,16 @@ impl Agent {
     pub fn new(stream: UnixStream) -> Self {
         Self {
             stream: BufReader::new(stream),
+            witness: None,
+        }
+    }
+
+    /// Has `witness` say what the VM does when the agent has thought for too long.
+    #[must_use]
+    pub fn watched_by(self, witness: Witness) -> Self {
+        Self {
+            witness: Some(witness),
+            ..self
         }
     }
 
@@ -222,9 +234,18 @@ impl Agent {
     /// As [`Agent::ask`].
     pub fn reply(&mut self) -> Result<Reply> {
         let mut line = String::new();
-        self.stream.read_line(&mut line).context("the agent does not reply")?;
+        self.stream.read_line(&mut line).map_err(|error| self.silent(error))?;
         ensure!(!line.is_empty(), "the agent hung up");
         serde_json::from_str(&line).with_context(|| format!("strange reply {line:?}"))
+    }
+
+    /// Why there is no reply: after a wait for it, with what the VM does.
+    fn silent(&self, error: io::Error) -> anyhow::Error {
+        let doing = match (error.kind(), &self.witness) {
+            (io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut, Some(witness)) => format!(": {}", witness.doing()),
+            _ => String::new(),
+        };
+        anyhow::Error::from(error).context(format!("the agent does not reply{doing}"))
     }
 
     /// Sends the end of a stream.

@@ -31,6 +31,7 @@ pub mod threads;
 mod trace;
 mod transcript;
 mod until;
+pub mod witness;
 
 pub use boot::{Boot, Image, Input, VMM};
 pub use end::{end_of, kill};

@@ -22,6 +22,7 @@ use crate::agent::{self, Agent};
 use crate::api::{Api, Response, Shim};
 use crate::body::Shape;
 use crate::info::{PciDevice, State, VmInfo};
+use crate::witness::Witness;
 use crate::{end_of, husk, kill, process, pty};
 
 /// How long anything of a pod may take: the shims' windows, and as much more as an emulated host on a busy machine needs.
@@ -253,16 +254,14 @@ impl Pod {
             // A VM that has ended takes its socket along; what was written last may say why it did.
             let dialled = self.dial(AGENT_PORT);
             if let Some(stream) = dialled.with_context(|| format!("no agent: {}", self.output()))? {
-                return Ok((Agent::new(stream), refused));
+                return Ok((Agent::new(stream).watched_by(self.witness()), refused));
             }
             refused += 1;
             if let Some(status) = self.vmm.0.try_wait()? {
                 bail!("the VMM has ended ({status}): {}", self.output());
             }
             if start.elapsed() >= PATIENCE {
-                let doing = self
-                    .doing()
-                    .unwrap_or_else(|error| format!("nobody says what it does: {error:#}"));
+                let doing = self.witness().doing();
                 let what = format!("no agent after {refused} tries; {doing}; {}", self.output());
                 return Err(AgentTimeout::new(what).into());
             }
@@ -270,22 +269,13 @@ impl Pod {
         }
     }
 
-    /// Whether a VM that says nothing runs, for who looks for the reason: how often its vCPUs leave the guest, what its process takes of a
-    /// processor meanwhile, and how far its devices have come.
-    fn doing(&mut self) -> Result<String> {
-        const MEANWHILE: Duration = Duration::from_secs(2);
-        let mut look = || {
-            let counters: Value = self.api.get("vm.counters")?.json()?;
-            anyhow::Ok((counters, processor_ticks(&stat_of(self.vmm.0.id()))?))
-        };
-        let (before, ticks) = look()?;
-        thread::sleep(MEANWHILE);
-        let (after, more) = look()?;
-        Ok(format!(
-            "in {MEANWHILE:?} its vCPUs left the guest {} times, and its process ran for {} ticks; in all: {after}",
-            exits(&after).saturating_sub(exits(&before)),
-            more.saturating_sub(ticks)
-        ))
+    /// Who says what the VM does, when nothing comes of it.
+    pub fn witness(&self) -> Witness {
+        Witness {
+            socket: self.api_socket(),
+            shim: self.shape.shim,
+            pid: self.vmm.0.id(),
+        }
     }
 
     /// Dials a port of the guest once.
@@ -304,7 +294,7 @@ impl Pod {
     /// It refuses.
     pub fn one_more(&self) -> Result<Agent> {
         let stream = self.dial(AGENT_PORT)?.context("the agent refuses")?;
-        Ok(Agent::new(stream))
+        Ok(Agent::new(stream).watched_by(self.witness()))
     }
 
     /// `vm.info`, read as strictly as the Rust shim does.
@@ -568,13 +558,6 @@ fn await_ping(child: &mut Child, socket: &Path, shim: Shim) -> Result<Api> {
     }
 }
 
-/// How often all vCPUs have left the guest, of the answer to `vm.counters`.
-fn exits(counters: &Value) -> u64 {
-    let devices = counters.as_object().into_iter().flatten();
-    let vcpus = devices.filter(|(name, _)| name.starts_with("__vcpu"));
-    vcpus.filter_map(|(_, counted)| counted["exits"].as_u64()).sum()
-}
-
 /// What all threads of a process, and its guest, have taken of processors, in ticks, by its `stat` (proc_pid_stat(5), fields 14 and 15).
 ///
 /// # Errors
@@ -614,13 +597,6 @@ pub fn vcpu_threads(pid: u32) -> Result<Vec<u32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn exits_are_those_of_all_vcpus() {
-        let counters = serde_json::json!({"__vcpu0": {"exits": 3}, "__vcpu1": {"exits": 4}, "_disk0": {"exits": 9}});
-        assert_eq!(exits(&counters), 7);
-        assert_eq!(exits(&Value::Null), 0);
-    }
 
     #[test]
     fn processor_time_is_that_of_the_process() {
