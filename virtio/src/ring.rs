@@ -11,6 +11,7 @@ mod buffers;
 mod chain;
 mod counters;
 mod error;
+mod inspect;
 mod notify;
 mod recovery;
 mod take;
@@ -20,6 +21,7 @@ pub use buffers::{Reader, SplitError, Writer};
 pub use chain::Chain;
 pub use counters::{QueueCounters, QueueStats};
 pub use error::RingError;
+pub use inspect::{QueueProbe, QueueStatus, RingStatus, ServedBy};
 pub use notify::{Notify, Signal};
 pub use recovery::{Protocol, Recovered, ReplyState};
 
@@ -113,8 +115,10 @@ impl Ring {
     /// Has what the ring does be counted in `counters`, which are those of its queue.
     #[must_use]
     pub fn with_counters(mut self, counters: Arc<QueueCounters>) -> Self {
+        counters.set_by_edges(false);
         counters.set_counts(true);
         self.counters = counters;
+        self.tell_position();
         self
     }
 
@@ -142,14 +146,15 @@ impl Ring {
     /// Resets the doorbell and begins another turn: as many chains as the ring has entries may be taken.
     pub fn take_kick(&mut self) {
         // Fails only when nobody has kicked.
-        match self.kick.read() {
-            Ok(_) => self.note_kick(),
-            Err(_) => self.budget.refill(),
+        if self.kick.read().is_ok() {
+            self.counters.add_wakeup();
         }
+        self.budget.refill();
     }
 
     /// Begins another turn because the doorbell rang, and leaves it as it is: for those who watch its edges.
     pub fn note_kick(&mut self) {
+        self.counters.set_by_edges(true);
         self.counters.add_wakeup();
         self.budget.refill();
     }
@@ -212,6 +217,7 @@ impl Ring {
                     Step::Used(len) => self.complete(mem, &[(head, len)])?,
                     Step::Later => {
                         self.queue.go_to_previous_position();
+                        self.tell_position();
                         return Ok(());
                     }
                 }
@@ -363,6 +369,7 @@ impl Ring {
         };
         // The iterator hides an unreadable entry behind `None`.
         let chain = chain.ok_or_else(|| access(virtio_queue::Error::InvalidAvailRingIndex))?;
+        self.counters.set_next_avail(next.wrapping_add(1));
         match self.in_flight.get(usize::from(chain.head_index())) {
             Some(false) => Ok(Some(chain)),
             Some(true) => Err(RingError::HeadInFlight {
@@ -375,6 +382,11 @@ impl Ring {
                 size,
             }),
         }
+    }
+
+    /// Shows whoever asks where the ring stands.
+    fn tell_position(&self) {
+        self.counters.set_next_avail(self.queue.next_avail());
     }
 
     /// Pays for one look at what the driver has made available. The look that cannot be paid for ends the turn.
@@ -410,8 +422,11 @@ impl Ring {
     }
 }
 
-/// The three parts of a ring: what each is, where it begins, and its bytes (virtio 1.2 §2.7; +2 for the event index).
-pub(crate) fn parts(state: &QueueState) -> [(&'static str, u64, u64); 3] {
+/// A part of a ring: what it is, where it begins, and its bytes.
+pub(crate) type Part = (&'static str, u64, u64);
+
+/// The three parts of a ring: descriptor table, available ring, used ring (virtio 1.2 §2.7; +2 for the event index).
+pub(crate) fn parts(state: &QueueState) -> [Part; 3] {
     let entries = u64::from(state.size);
     let size = |entry: u64, fixed| entries.saturating_mul(entry).saturating_add(fixed);
     [
@@ -423,13 +438,18 @@ pub(crate) fn parts(state: &QueueState) -> [(&'static str, u64, u64); 3] {
 
 /// Checks that the three parts of the ring lie in guest RAM.
 fn check_placement(queue: u16, state: &QueueState, mem: &GuestMemoryMmap) -> Result<(), RingError> {
-    for (what, gpa, size) in parts(state) {
-        let len = usize::try_from(size).expect("usize has 64 bits");
-        if !mem.check_range(GuestAddress(gpa), len) {
-            return Err(RingError::OutsideMemory { queue, what, gpa, size });
-        }
+    parts(state)
+        .into_iter()
+        .try_for_each(|part| check_part(queue, part, mem))
+}
+
+/// Checks that a part of the ring lies in guest RAM.
+fn check_part(queue: u16, (what, gpa, size): Part, mem: &GuestMemoryMmap) -> Result<(), RingError> {
+    let len = usize::try_from(size).expect("usize has 64 bits");
+    match mem.check_range(GuestAddress(gpa), len) {
+        true => Ok(()),
+        false => Err(RingError::OutsideMemory { queue, what, gpa, size }),
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -210,6 +210,7 @@ fn what_husk_refuses_is_its_chain_and_exit_code_1() {
         "error: vm.pause was refused (409): the VM does not run: vm.boot it first"
     );
     assert!(refused(&husk, &["counters"]).contains("vm.counters was refused (409)"));
+    assert!(refused(&husk, &["queues"]).contains("vm.queues was refused (409)"));
     let line = refused(&husk, &["container", "add", "a", &config(&husk, &json!({}))]);
     assert_eq!(line, "error: the VM is Created, its guest has to run");
     husk.client().put("vm.delete", None);
@@ -227,6 +228,8 @@ fn a_guest_is_held_let_go_and_ended() {
     assert!(ok(&husk, &["info"]).starts_with("state   Paused\n"));
     assert_eq!(ok(&husk, &["resume"]), "");
     assert!(json_of(&ok(&husk, &["counters", "--json"])).is_object());
+    assert!(json_of(&ok(&husk, &["queues", "--json"])).is_object());
+    assert!(ok(&husk, &["queues"]).starts_with("DEVICE  QUEUE"));
     assert_eq!(ok(&husk, &["shutdown", "--keep"]), "");
     assert!(ok(&husk, &["info"]).starts_with("state   Shutdown\n"));
     assert_eq!(ok(&husk, &["shutdown"]), "");

@@ -18,7 +18,7 @@ pub use alloc::{AllocError, BarAllocator};
 pub use bar::{Bar, BarRange};
 pub use config::{CAP_VENDOR, ConfigError, ConfigSpace, Identity};
 pub use function::{BarWindow, PciFunction};
-pub use msix::{BarPlace, Msix, Vector};
+pub use msix::{BarPlace, MaskState, Msix, Vector};
 pub use removable::Removable;
 pub use root::{ECAM_SIZE, Ecam, PciError, PciRoot};
 

@@ -34,7 +34,7 @@ use crate::metrics::Counter;
 mod readable;
 mod vector;
 
-pub use vector::Vector;
+pub use vector::{MaskState, Vector};
 
 /// Capability ID (PCI Code and ID Assignment 1.11 §2).
 const CAP_MSIX: u8 = 0x11;

@@ -1,6 +1,6 @@
 //! What a queue counts while husk serves it: read by others at any time, without a lock and without a locked instruction on either side.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 
 /// The counters of one queue, over all the rings that it becomes.
 #[derive(Debug, Default)]
@@ -10,6 +10,9 @@ pub struct QueueCounters {
     chains: AtomicU64,
     wakeups: AtomicU64,
     interrupts: AtomicU64,
+    next_avail: AtomicU16,
+    /// Kicks are heard of without being taken from the doorbell.
+    by_edges: AtomicBool,
 }
 
 /// What one queue has counted.
@@ -32,6 +35,24 @@ impl QueueCounters {
             wakeups: get(&self.wakeups),
             interrupts: get(&self.interrupts),
         })
+    }
+
+    /// The entry of the available ring that the ring takes next, as long as it counts here.
+    pub(super) fn next_avail(&self) -> u16 {
+        self.next_avail.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_next_avail(&self, next: u16) {
+        self.next_avail.store(next, Ordering::Relaxed);
+    }
+
+    /// Whether a kick leaves the doorbell readable for good.
+    pub(super) fn is_by_edges(&self) -> bool {
+        self.by_edges.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_by_edges(&self, by_edges: bool) {
+        self.by_edges.store(by_edges, Ordering::Relaxed);
     }
 
     /// Whether a ring counts here from now on.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use husk_devices::Irq;
-use husk_devices::pci::Vector;
+use husk_devices::pci::{MaskState, Vector};
 
 /// What carries an interrupt.
 pub trait Signal: Send + Sync {
@@ -13,6 +13,11 @@ pub trait Signal: Send + Sync {
 
     /// See [`Notify::share`].
     fn share(&self) -> Option<Irq> {
+        None
+    }
+
+    /// See [`Notify::mask_state`].
+    fn mask_state(&self) -> Option<MaskState> {
         None
     }
 }
@@ -30,6 +35,10 @@ impl Signal for Vector {
 
     fn share(&self) -> Option<Irq> {
         Self::share(self)
+    }
+
+    fn mask_state(&self) -> Option<MaskState> {
+        Some(Self::mask_state(self))
     }
 }
 
@@ -62,6 +71,11 @@ impl Notify {
     /// while nothing can change the interrupt.
     pub fn share(&self) -> Option<Irq> {
         self.0.as_ref()?.share()
+    }
+
+    /// What keeps the interrupt from being sent at this moment; `None` where nothing ever does. Takes no lock.
+    pub fn mask_state(&self) -> Option<MaskState> {
+        self.0.as_ref()?.mask_state()
     }
 }
 

@@ -41,6 +41,7 @@ impl Ring {
             && std::mem::take(flag)
         {
             self.queue.go_to_previous_position();
+            self.tell_position();
         }
     }
 }

@@ -19,11 +19,11 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use super::{Ring, RingError};
 
 /// Offset of `idx`, and of the available ring's own.
-const IDX: u64 = 2;
+pub(super) const IDX: u64 = 2;
 /// Offset of the first entry, in both rings.
 pub(super) const ENTRIES: u64 = 4;
 /// Bytes of an entry of the used ring.
-const USED_ENTRY: u64 = 8;
+pub(super) const USED_ENTRY: u64 = 8;
 /// Bytes of an entry of the available ring.
 pub(super) const AVAIL_ENTRY: u64 = 2;
 

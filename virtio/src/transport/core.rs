@@ -36,7 +36,7 @@ use super::running::Running;
 use super::words;
 use super::workers::Workers;
 use crate::device::{Activation, Profile, StartError, VirtioDevice};
-use crate::ring::{Notify, QueueCounters, Ring, RingState};
+use crate::ring::{Notify, QueueProbe, Ring, RingState};
 use crate::threads::Threads;
 
 const ACKNOWLEDGE: u8 = status_bit(VIRTIO_CONFIG_S_ACKNOWLEDGE);
@@ -123,9 +123,9 @@ impl Core {
         self.running.failures()
     }
 
-    /// What each queue counts.
-    pub fn queue_counters(&self) -> Vec<Arc<QueueCounters>> {
-        self.queues.iter().map(|queue| queue.counters().clone()).collect()
+    /// What looks at each queue.
+    pub fn queue_probes(&self) -> Vec<Arc<QueueProbe>> {
+        self.queues.iter().map(|queue| queue.probe().clone()).collect()
     }
 
     /// Number of virtqueues that the device has, enabled or not.
@@ -283,6 +283,10 @@ impl Core {
                 config_changed: config_changed.clone(),
             })
         });
+        for (index, queue) in (0..).zip(&self.queues) {
+            let doorbell = self.device.doorbell(index);
+            doorbell.into_iter().for_each(|doorbell| queue.probe().lend(doorbell));
+        }
         self.running.start(&self.name, started, config_changed);
     }
 

@@ -402,3 +402,53 @@ fn a_device_that_goes_for_good_is_told_before_its_threads_are_waited_for() {
     bench.control.hold_stop.store(false, Ordering::SeqCst);
     bench.core.shutdown();
 }
+
+#[test]
+fn a_kick_that_a_held_device_does_not_look_at_is_told_of_its_queue() {
+    let mut bench = bench();
+    let probes = bench.core.queue_probes();
+    let status = |bench: &Bench| probes[0].status(&bench.drivers[0].mem).unwrap();
+    assert!(
+        probes[0].status(&bench.drivers[0].mem).is_none(),
+        "no driver has set it up"
+    );
+    bench.bring_up();
+    bench.echo(0);
+    let told = status(&bench);
+    assert_eq!((told.size, told.next_avail), (8, Some(1)));
+    assert_eq!((told.avail.unwrap().idx, told.used.unwrap().idx), (1, 1));
+    until(|| status(&bench).kick_pending == Some(false));
+
+    bench.core.hold();
+    until(|| bench.core.is_held());
+    bench.drivers[0].add(&[Buf::Out(DATA, 4), Buf::In(DATA + 64, 4)]);
+    bench.core.kick(0).unwrap().write(1).unwrap();
+    let told = status(&bench);
+    assert_eq!((told.kick_pending, told.next_avail), (Some(true), Some(1)));
+    assert_eq!((told.avail.unwrap().idx, told.used.unwrap().idx), (2, 1));
+    bench.core.release();
+    until(|| status(&bench).used.unwrap().idx == 2);
+
+    bench.status(0);
+    until(|| bench.core.status() == 0);
+    assert!(
+        probes[0].status(&bench.drivers[0].mem).is_none(),
+        "the driver has reset it"
+    );
+}
+
+#[test]
+fn a_ring_that_a_driver_has_put_nowhere_is_told_as_such() {
+    let mut bench = bench();
+    bench.negotiate();
+    bench.drivers[0].avail = END;
+    bench.set_up(0);
+    assert_eq!(bench.go() & NEEDS_RESET, NEEDS_RESET);
+    let told = bench.core.queue_probes()[0].status(&bench.drivers[0].mem).unwrap();
+    let error = told.avail.unwrap_err().to_string();
+    assert!(
+        error.contains("available ring") && error.contains("not all in guest RAM"),
+        "{error}"
+    );
+    assert!(told.used.is_ok());
+}

@@ -21,7 +21,7 @@ use husk_devices::{Counter, Effect, Host, lock};
 use super::core::{Core, InterruptSource};
 use super::workers::Workers;
 use crate::device::{ConfigAccess, VirtioDevice};
-use crate::ring::{Notify, QueueCounters, RingState};
+use crate::ring::{Notify, QueueProbe, RingState};
 use crate::threads::Threads;
 use capability::Window;
 use common::Common;
@@ -102,9 +102,9 @@ impl VirtioPci {
         self.core.failures()
     }
 
-    /// What each queue counts, in the order of the queues.
-    pub fn queue_counters(&self) -> Vec<Arc<QueueCounters>> {
-        self.core.queue_counters()
+    /// What looks at each queue, in the order of the queues.
+    pub fn queue_probes(&self) -> Vec<Arc<QueueProbe>> {
+        self.core.queue_probes()
     }
 
     /// The device's I/O threads, for whoever holds and stops it without this function's lock.

@@ -8,7 +8,7 @@ use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::device::StartError;
-use crate::ring::{Notify, QueueCounters, Ring, RingState};
+use crate::ring::{Notify, QueueProbe, Ring, RingState};
 
 /// The parts of a queue that have addresses, in register order (virtio 1.2 §4.1.4.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub(super) struct QueueRegisters {
     /// Guest-physical addresses of descriptor table, available ring and used ring. Checked when the ring is built.
     pub addresses: [u64; 3],
     kick: Option<Arc<EventFd>>,
-    counters: Arc<QueueCounters>,
+    probe: Arc<QueueProbe>,
 }
 
 impl QueueRegisters {
@@ -43,21 +43,22 @@ impl QueueRegisters {
             enabled: false,
             addresses: [0; 3],
             kick: None,
-            counters: Arc::default(),
+            probe: Arc::default(),
         }
     }
 
-    /// What the queue counts, over resets too.
-    pub fn counters(&self) -> &Arc<QueueCounters> {
-        &self.counters
+    /// What looks at the queue, over resets too.
+    pub fn probe(&self) -> &Arc<QueueProbe> {
+        &self.probe
     }
 
     /// Goes back to the reset state. The doorbell stays: the host may have it connected.
     pub fn reset(&mut self) {
-        let (kick, counters) = (self.kick.take(), self.counters.clone());
+        let (kick, probe) = (self.kick.take(), self.probe.clone());
+        probe.end();
         *self = Self {
             kick,
-            counters,
+            probe,
             ..Self::new(self.max_size)
         };
     }
@@ -83,8 +84,11 @@ impl QueueRegisters {
         })?;
         // Fails only when the counter is full, and then the doorbell rings anyway.
         let _ = kick.write(1);
-        let ring = Ring::new(self.state(index, event_idx), kick, notify, mem.clone())?;
-        Ok(ring.with_counters(self.counters.clone()))
+        let state = self.state(index, event_idx);
+        // Also of one that leads nowhere.
+        self.probe.begin(index, state.queue, kick.clone(), notify.clone());
+        let ring = Ring::new(state, kick, notify, mem.clone())?;
+        Ok(ring.with_counters(self.probe.counters().clone()))
     }
 
     /// The doorbell, made when first needed.

@@ -7,6 +7,7 @@ use super::passed::PassedFd;
 use super::queue::Outcome;
 use crate::config::VmConfig;
 use crate::events::Reader;
+use crate::machine::Queues;
 use crate::metrics::Figures;
 
 pub use crate::config::NewDevice;
@@ -32,6 +33,8 @@ pub enum Command {
     Resume,
     /// `vm.counters`: what the devices have counted.
     Counters,
+    /// `vm.queues`: where driver and device stand in each virtqueue.
+    Queues,
     /// `vmm.metrics`: what is known of the process and its VM, for Prometheus.
     Metrics,
     /// `vm.events`: what has happened, and what happens from now on.
@@ -56,7 +59,9 @@ impl Command {
     /// Whether it asks what is, and changes nothing.
     pub const fn only_looks(&self) -> bool {
         match self {
-            Self::Counters | Self::Metrics | Self::Events | Self::Containers | Self::ResizeStatus => true,
+            Self::Counters | Self::Queues | Self::Metrics | Self::Events | Self::Containers | Self::ResizeStatus => {
+                true
+            }
             Self::Create(_)
             | Self::Boot
             | Self::Shutdown
@@ -85,6 +90,7 @@ impl Command {
             Self::Pause => "vm.pause",
             Self::Resume => "vm.resume",
             Self::Counters => "vm.counters",
+            Self::Queues => "vm.queues",
             Self::Metrics => "vmm.metrics",
             Self::Events => "vm.events",
             Self::Containers => "vm.containers",
@@ -136,6 +142,8 @@ pub enum Reply {
     Json(Value),
     /// 200 with these figures, in the text that the client reads.
     Figures(Box<Figures>),
+    /// 200 with what these are when they are looked at, which may wait for the guest's memory.
+    Queues(Box<Queues>),
     /// 200, and what happens, as it happens.
     Events(Reader),
 }

@@ -66,6 +66,7 @@ const ENDPOINTS: &[(&str, Endpoint)] = &[
     ("vm.info", Endpoint::Info),
     ("vm.events", Plain(Method::Get, || Command::Events)),
     ("vm.counters", Plain(Method::Get, || Command::Counters)),
+    ("vm.queues", Plain(Method::Get, || Command::Queues)),
     ("vm.containers", Plain(Method::Get, || Command::Containers)),
     (
         "vm.set-containers",

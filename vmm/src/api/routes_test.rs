@@ -42,7 +42,11 @@ fn every_command_has_its_path() {
     ] {
         assert_eq!(format!("{:?}", command(name, "")), variant);
     }
-    for (name, variant) in [("vm.counters", "Counters"), ("vm.containers", "Containers")] {
+    for (name, variant) in [
+        ("vm.counters", "Counters"),
+        ("vm.queues", "Queues"),
+        ("vm.containers", "Containers"),
+    ] {
         match routed(Method::Get, &format!("/api/v1/{name}"), "") {
             Routed::Command(command) => assert_eq!(format!("{command:?}"), variant),
             Routed::Answer(answer) => panic!("{answer:?}"),

@@ -449,6 +449,7 @@ impl EventLoop {
             // To somebody who asked for the head alone.
             Ok(Reply::Events(_)) => Response::begun(),
             Ok(Reply::Json(value)) => Response::json(200, &value),
+            Ok(Reply::Queues(queues)) => Response::json(200, &queues.look()),
             Ok(Reply::Figures(figures)) => {
                 let exposition = Exposition {
                     figures,

@@ -61,6 +61,8 @@ pub enum CtlCommand {
     },
     /// Show what the devices have counted
     Counters,
+    /// Show where driver and device stand in each virtqueue: for a device that stands still
+    Queues,
     /// Show all figures, as a text for Prometheus
     Metrics,
     /// Show what has happened, and what happens, until husk ends
@@ -221,6 +223,7 @@ impl From<CtlCommand> for Request {
             CtlCommand::Resume => Self::Resume,
             CtlCommand::Shutdown { keep } => Self::Shutdown { keep },
             CtlCommand::Counters => Self::Counters,
+            CtlCommand::Queues => Self::Queues,
             CtlCommand::Metrics => Self::Metrics,
             CtlCommand::Events { .. } => Self::Events,
             CtlCommand::LogLevel { level: None } => Self::LogLevel,

@@ -432,6 +432,12 @@ impl Controller {
         Ok(Reply::Json(all))
     }
 
+    fn queues(&mut self) -> Outcome {
+        let queues = running(&mut self.vm)?.machine().map(Machine::queues);
+        let queues = queues.map(|queues| Reply::Queues(Box::new(queues)));
+        Ok(queues.unwrap_or_else(|| Reply::Json(json!({}))))
+    }
+
     /// Shows the VM as it is to `vm.info`.
     fn publish(&self) {
         self.info.set(self.vm.as_ref().map(|vm| {
@@ -466,6 +472,7 @@ impl Execute for Controller {
             Command::PowerButton => self.press_power_button(),
             Command::Resume => self.resume(),
             Command::Counters => self.counters(),
+            Command::Queues => self.queues(),
             Command::Metrics => self.figures(),
             Command::Events => self.listen(),
             Command::ResizeStatus => self.resize_status(),

@@ -43,6 +43,7 @@ pub(super) fn relation(operation: Operation, command: &Command) -> Relation {
         (
             _,
             Command::Counters
+            | Command::Queues
             | Command::Metrics
             | Command::Events
             | Command::PowerButton

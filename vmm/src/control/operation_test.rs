@@ -183,9 +183,10 @@ fn columns() -> Vec<(&'static str, Vec<Command>)> {
     let disk = || NewDevice::Disk(serde_json::from_value(json!({"path": "/d"})).unwrap());
     vec![
         (
-            "vm.counters, vmm.metrics, vm.events, vm.resize-status, vm.containers, vm.set-containers, vm.power-button",
+            "vm.counters, vm.queues, vmm.metrics, vm.events, vm.resize-status, vm.containers, vm.set-containers, vm.power-button",
             vec![
                 Command::Counters,
+                Command::Queues,
                 Command::Metrics,
                 Command::Events,
                 Command::ResizeStatus,

@@ -89,8 +89,8 @@ pub enum ClientError {
 /// What there is to know of a request that was not answered: one that changes something is carried out nevertheless.
 fn goes_on(request: &str) -> &'static str {
     match request {
-        "vm.info" | "vm.containers" | "vmm.ping" | "vm.counters" | "vm.resize-status" | "vmm.metrics" | "vm.events"
-        | "vmm.log-level" => "",
+        "vm.info" | "vm.containers" | "vmm.ping" | "vm.counters" | "vm.queues" | "vm.resize-status" | "vmm.metrics"
+        | "vm.events" | "vmm.log-level" => "",
         _ => "; husk goes on with it, and husk ctl SOCKET info shows how far it has come",
     }
 }

@@ -46,6 +46,8 @@ pub enum Request {
     },
     /// What the devices have counted.
     Counters,
+    /// Where driver and device stand in each virtqueue.
+    Queues,
     /// Figures for Prometheus.
     Metrics,
     /// What has happened, as far as husk has kept it.
@@ -174,6 +176,7 @@ pub fn ask(socket: &Path, request: &Request, patience: Duration, as_json: bool) 
         }
         Request::Ping => both(client.get("vmm.ping")?, show::ping),
         Request::Counters => both(client.get("vm.counters")?, show::counters),
+        Request::Queues => both(client.get("vm.queues")?, show::queues),
         Request::LogLevel => both(client.get("vmm.log-level")?, show::log_level),
         Request::Metrics => return Ok(client.get_text("vmm.metrics")?),
         Request::Events => return past(socket, patience, as_json),

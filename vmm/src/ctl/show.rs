@@ -167,6 +167,62 @@ pub fn counters(answer: &Value) -> String {
     table(&rows)
 }
 
+/// The answer to `vm.queues`: a line for each queue, and one for what cannot be told of it. What is not known is `-`.
+pub fn queues(answer: &Value) -> String {
+    let heads = [
+        "DEVICE",
+        "QUEUE",
+        "SERVED-BY",
+        "SIZE",
+        "AVAIL",
+        "NEXT",
+        "USED",
+        "USED-EVENT",
+        "AVAIL-EVENT",
+        "KICK",
+        "INTERRUPT",
+    ];
+    let mut rows = vec![heads.map(String::from).to_vec()];
+    let mut faults = String::new();
+    for (device, queues) in answer.as_object().into_iter().flatten() {
+        for queue in queues.as_array().into_iter().flatten() {
+            let (avail, used, interrupt) = (&queue["avail"], &queue["used"], &queue["interrupt"]);
+            let cells = [
+                &queue["queue"],
+                &queue["served_by"],
+                &queue["size"],
+                &avail["idx"],
+                &queue["next_avail"],
+                &used["idx"],
+                &avail["used_event"],
+                &used["avail_event"],
+            ];
+            let known = |value: &Value| match value.is_null() {
+                true => "-".to_owned(),
+                false => text(value),
+            };
+            let kick = match queue["kick_pending"].as_bool() {
+                Some(true) => "pending",
+                Some(false) => "none",
+                None => "-",
+            };
+            let held = match (interrupt["masked"].as_bool(), interrupt["pending"].as_bool()) {
+                (Some(true), Some(true)) => "masked, pending",
+                (Some(true), _) => "masked",
+                (Some(false), _) => "open",
+                (None, _) => "-",
+            };
+            let row = [device.clone()].into_iter().chain(cells.map(known));
+            rows.push(row.chain([kick.into(), held.into()]).collect());
+            let errors = [avail, used].into_iter().filter_map(|ring| ring["error"].as_str());
+            for error in errors {
+                let _ = writeln!(faults, "{}: {}", plain(device), plain(error));
+            }
+        }
+    }
+    table(&rows) + &faults
+}
+
 fn row(name: &str, value: impl Into<String>) -> Vec<String> {
     vec![name.into(), value.into()]
 }

@@ -67,3 +67,31 @@ fn counters_stand_beside_their_device() {
         "__serial  bytes        1\n_disk0    read_bytes   5\n_disk0    write_bytes  6\n"
     );
 }
+
+#[test]
+fn each_queue_has_a_line_and_what_is_wrong_with_it_another() {
+    let ring = |idx, event: &str, number| json!({"address": 4096, "flags": 0, "idx": idx, event: number});
+    let answer = json!({
+        "_disk0": [{
+            "queue": 0, "size": 256, "event_idx": true, "served_by": "husk", "next_avail": 3, "kick_pending": true,
+            "desc": {"address": 0}, "avail": ring(5, "used_event", 2), "used": ring(3, "avail_event", 3),
+            "interrupt": {"masked": false, "pending": false}, "chains": 3, "wakeups": 1, "interrupts": 1,
+        }],
+        "_fs1": [{
+            "queue": 1, "size": 64, "event_idx": false, "served_by": "back-end",
+            "next_avail": null, "kick_pending": null,
+            "desc": {"address": 0}, "avail": {"address": 1, "flags": 0, "idx": 1, "used_event": null},
+            "used": {"address": 2, "error": "not in guest RAM"}, "interrupt": {"masked": true, "pending": true},
+        }],
+    });
+    let shown = queues(&answer);
+    let lines: Vec<Vec<&str>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
+    let disk = ["_disk0", "0", "husk", "256", "5", "3", "3", "2", "3", "pending", "open"];
+    assert_eq!(lines[1], disk);
+    assert_eq!(lines[0].len(), disk.len());
+    let share = [
+        "_fs1", "1", "back-end", "64", "1", "-", "-", "-", "-", "-", "masked,", "pending",
+    ];
+    assert_eq!(lines[2], share);
+    assert_eq!(shown.lines().nth(3), Some("_fs1: not in guest RAM"));
+}

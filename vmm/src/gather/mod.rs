@@ -10,8 +10,9 @@
 //! | `mask.rs` | what looks like a secret is not told |
 //! | `bundle.rs` | the archive or folder, and its index |
 //!
-//! Guest memory, environments and contents of files are never read, but for the ends of husk's log and of the guest's console where those
-//! are files. Each part has a thread and a time limit of its own: a husk that hangs costs the parts that it would have to say.
+//! Guest memory, environments and contents of files are never read, but for the ends of husk's log and of the guest's
+//! console where those are files, and for what husk says of indices and flags of virtqueues. Each part has a thread and
+//! a time limit of its own: a husk that hangs costs the parts that it would have to say.
 
 mod bundle;
 mod consoles;

@@ -131,6 +131,11 @@ pub(super) fn said(socket: &Path, limit: Duration) -> Vec<Part> {
             "api/counters.json",
             "what devices and vCPUs have counted",
         ),
+        (
+            "vm.queues",
+            "api/queues.json",
+            "where driver and device stand in each virtqueue",
+        ),
         ("vmm.log-level", "api/log-level.json", "which lines it logs"),
     ] {
         parts.push(get(socket, limit, name, path, about));

@@ -22,6 +22,7 @@ use husk_virtio::transport::Workers;
 use super::board::Board;
 use super::build::BuildError;
 use super::hotplug::{Hotplugs, Slots};
+use super::queues::Queues;
 use super::slots::{NewFunction, PciPlug, SLOTS, bdf};
 
 /// What the registers of hot-plug and the I/O APIC are called among the counters.
@@ -281,6 +282,17 @@ impl Devices {
             queues: Vec::new(),
         });
         virtio.chain(others).collect()
+    }
+
+    /// The virtqueues of all virtio devices, to be looked at. Takes no lock that a vCPU may want, and reads no guest
+    /// memory.
+    pub fn queues(&self) -> Queues {
+        let plug = self.slots.plug();
+        let devices = self.places.iter().filter_map(|(name, at)| {
+            let counters = plug.counters(u32::from(at.device))?;
+            Some((name.clone(), counters.probes().to_vec()))
+        });
+        Queues::new(plug.memory().clone(), devices.collect())
     }
 
     /// A slot for a device called `name`, which no other may be: whoever waits for a device to rest knows it by its name alone.

@@ -13,6 +13,7 @@ mod pending;
 pub mod pmem;
 mod populate;
 mod port_input;
+mod queues;
 pub mod resize;
 mod slots;
 mod stop;
@@ -48,6 +49,7 @@ pub use device::{Collected, Counted, SlotError};
 pub use pending::{Pending, Request, Update};
 pub use pmem::PmemError;
 pub use populate::Passed;
+pub use queues::Queues;
 pub use resize::{Change, Latency, MachineSize, Refusal, ResizeError, TargetSize, Why, millis};
 pub use slots::SLOTS as PCI_SLOTS;
 pub use stop::STOP_DEADLINE;
@@ -203,6 +205,11 @@ impl Machine {
             queues: Vec::new(),
         }));
         all
+    }
+
+    /// The virtqueues of the devices, to be looked at by a thread that may wait for the guest's memory.
+    pub fn queues(&self) -> Queues {
+        self.devices.queues()
     }
 
     /// What is known of the machine at this moment. Takes no lock that a vCPU may want.

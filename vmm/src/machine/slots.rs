@@ -18,7 +18,7 @@ use husk_devices::pci::{BarAllocator, Bdf, PciFunction, Removable};
 use husk_devices::{Counter, Host, MetricsSource, lock};
 use husk_hotplug::{Plug, PlugError};
 use husk_virtio::device::VirtioDevice;
-use husk_virtio::ring::{QueueCounters, QueueStats};
+use husk_virtio::ring::{QueueProbe, QueueStats};
 use husk_virtio::threads::Threads;
 use husk_virtio::transport::Workers;
 use husk_virtio::transport::pci::VirtioPci;
@@ -56,7 +56,7 @@ pub struct DeviceCounters {
     id: u32,
     device: Arc<dyn MetricsSource>,
     failures: Arc<Counter>,
-    queues: Vec<Arc<QueueCounters>>,
+    queues: Vec<Arc<QueueProbe>>,
 }
 
 impl DeviceCounters {
@@ -65,7 +65,7 @@ impl DeviceCounters {
             id: function.device().profile().id,
             device: function.device().metrics_source(),
             failures: function.failures().clone(),
-            queues: function.queue_counters(),
+            queues: function.queue_probes(),
         }
     }
 
@@ -96,8 +96,13 @@ impl DeviceCounters {
     pub fn queues(&self) -> Vec<(u16, QueueStats)> {
         let queues = (0..).zip(&self.queues);
         queues
-            .filter_map(|(number, meter)| Some((number, meter.snapshot()?)))
+            .filter_map(|(number, probe)| Some((number, probe.counters().snapshot()?)))
             .collect()
+    }
+
+    /// What looks at each queue, in the order of the queues.
+    pub fn probes(&self) -> &[Arc<QueueProbe>] {
+        &self.queues
     }
 }
 
@@ -174,6 +179,11 @@ impl PciPlug {
     /// What counts for the function in `slot`.
     pub fn counters(&self, slot: u32) -> Option<&DeviceCounters> {
         Some(&self.plugged.get(&slot)?.counters)
+    }
+
+    /// The guest's memory, in which the functions are.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
     }
 
     /// Whether there is a function in `slot`.

@@ -16,6 +16,15 @@ const PENDING: u8 = 2;
 /// Another process signals the vector, too, by an eventfd of its own: only the kernel can hold those signals back.
 const SHARED: u8 = 4;
 
+/// Whether a vector may send, and has to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MaskState {
+    /// The driver has masked it.
+    pub masked: bool,
+    /// A signal of this process waits for the mask to go.
+    pub pending: bool,
+}
+
 /// Raises one MSI-X vector. Cheap to clone, usable from any thread.
 #[derive(Clone, Debug)]
 pub struct Vector(Arc<Shared>);
@@ -86,6 +95,15 @@ impl Vector {
                 .is_some_and(|lent| is_readable(lent.source.irq.event()))
         };
         state & PENDING != 0 || state & (MASKED | SHARED) == MASKED | SHARED && lent()
+    }
+
+    /// What the driver's mask does at this moment to signals of this process. Takes no lock.
+    pub fn mask_state(&self) -> MaskState {
+        let state = self.0.state.load(Ordering::Acquire);
+        MaskState {
+            masked: state & MASKED != 0,
+            pending: state & PENDING != 0,
+        }
     }
 
     /// Keeps another process's signals from being sent, and the vector from being shared.
@@ -214,7 +232,11 @@ mod tests {
         vector.mask();
         vector.leave_pending();
         assert!(irq.event().read().is_err() && vector.is_pending());
+        let told = vector.mask_state();
+        assert!(told.masked && told.pending);
         vector.unmask(&irq);
+        let told = vector.mask_state();
+        assert!(!told.masked && !told.pending);
         assert_eq!((irq.event().read().unwrap(), vector.is_pending()), (1, false));
     }
 }
