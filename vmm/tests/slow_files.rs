@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use husk_devices::testing::{PATIENCE, until};
-use process::fuse::{FLUSH, OPEN, SlowFiles};
+use process::fuse::{FLUSH, GETATTR, OPEN, SlowFiles};
 use process::{Client, HUSK, Husk, Signal, has_kvm};
 use serde_json::{Value, json};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -33,10 +33,14 @@ fn vm(husk: &Husk, more: &Value) -> Value {
 
 /// husk with that VM, and with a log.
 fn running(more: &Value) -> (Husk, Client) {
+    running_code(&husk_benches::code(husk_benches::GuestAction::Halt), more)
+}
+
+/// The same, with a guest of other machine code.
+fn running_code(code: &[u8], more: &Value) -> (Husk, Client) {
     let folder = tempfile::tempdir().unwrap();
     let (log, kernel) = (folder.path().join("log"), folder.path().join("vmlinux"));
-    let code = husk_benches::code(husk_benches::GuestAction::Halt);
-    fs::write(&kernel, husk_benches::elf_of(&code)).unwrap();
+    fs::write(&kernel, husk_benches::elf_of(code)).unwrap();
     let husk = Husk::start_in(folder, &["-v", "--log-file", log.to_str().unwrap()]);
     let mut client = husk.client();
     assert_eq!(client.put("vm.create", Some(vm(&husk, more))), DONE);
@@ -236,4 +240,45 @@ fn a_descriptor_that_does_not_close_stops_nobody_however_it_was_passed() {
         drop(hanging);
         assert_eq!(husk.child.wait().unwrap().code(), Some(5), "{way}");
     }
+}
+
+/// How long a file is that is the guest's memory is asked for after each second of a vCPU's time, and when a vCPU is
+/// kicked.
+#[test]
+fn a_file_that_is_memory_and_does_not_say_how_long_it_is_holds_up_no_vcpu() {
+    let Some(slow) = has_kvm().then(SlowFiles::mount).flatten() else {
+        return;
+    };
+    let halts = husk_benches::code(husk_benches::GuestAction::Halt);
+    // inc dword [0x200000]; jmp to it.
+    let spins = [0xff, 0x05, 0, 0, 0x20, 0, 0xeb, 0xf8];
+    for (code, is_busy) in [(&halts[..], false), (&spins, true)] {
+        let pmem = json!({"pmem": [{"file": slow.path().join("pmem"), "discard_writes": true}]});
+        let (mut husk, mut client) = running_code(code, &pmem);
+        let hanging = slow.hang(GETATTR);
+        if is_busy {
+            slow.wait();
+        }
+        for _ in 0..2 {
+            assert_eq!(client.put("vm.pause", None), DONE);
+            assert_eq!(client.put("vm.resume", None), DONE);
+        }
+        assert_eq!(client.get("vm.counters").0, 200);
+        // What a vCPU is in, if it is in a call: that of its guest (ioctl).
+        let vcpu = format!("/proc/{}/task/{}/syscall", husk.child.id(), thread_of(&husk, "vcpu0"));
+        until(|| fs::read_to_string(&vcpu).is_ok_and(|call| call.starts_with("16 ") || call.starts_with("running")));
+        let ended = client.put("vm.delete", None);
+        drop(hanging);
+        assert_eq!(ended, DONE);
+        assert!(!log_of(&husk).contains("__vcpus"), "{}", log_of(&husk));
+        assert_eq!(husk.shut_down().code(), Some(0));
+    }
+}
+
+/// The number of husk's thread of this name.
+fn thread_of(husk: &Husk, name: &str) -> String {
+    let threads = fs::read_dir(format!("/proc/{}/task", husk.child.id())).unwrap();
+    let mut numbers = threads.map(|thread| thread.unwrap().path());
+    let found = numbers.find(|thread| fs::read_to_string(thread.join("comm")).is_ok_and(|comm| comm.trim() == name));
+    found.unwrap().file_name().unwrap().to_str().unwrap().to_owned()
 }

@@ -271,6 +271,9 @@ impl Controller {
     /// Looks after everything that others may have changed.
     pub(super) fn on_wakeup(&mut self) {
         self.wakeup.clear();
+        if let Some(machine) = self.machine_mut() {
+            machine.look_after_files();
+        }
         self.collect();
         self.collect_abandoned();
         self.report_answers();

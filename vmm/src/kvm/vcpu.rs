@@ -40,7 +40,8 @@ pub enum Port<'a> {
     Store(u64, &'a [u8]),
     /// Any access to guest memory that the host has no page for. KVM does not always say where.
     Missing(Option<u64>),
-    /// No access: the vCPU has used a second of processor time, or was kicked. What may keep it for ever can be looked for.
+    /// No access: the vCPU has used a second of processor time, or was kicked, and goes on. What may keep it for ever
+    /// can be looked for, elsewhere.
     Look,
 }
 
@@ -245,9 +246,10 @@ impl Vcpu {
                 Ok(VcpuExit::MmioWrite(gpa, data)) => answer(Port::Store(gpa, data)),
                 Ok(VcpuExit::MemoryFault { gpa, .. }) => answer(Port::Missing(Some(gpa))),
                 Ok(VcpuExit::Shutdown) => return Exit::TripleFault,
+                // Whoever kicks a vCPU to have it out of the guest does not mean a look.
                 Ok(VcpuExit::Intr) => {
                     stuck::look(&self.fd);
-                    answer(Port::Look)
+                    stop() || answer(Port::Look)
                 }
                 Ok(VcpuExit::InternalError) => return Exit::Failed(self.internal_error()),
                 Ok(VcpuExit::FailEntry(reason, cpu)) => {
@@ -259,7 +261,7 @@ impl Vcpu {
                 Err(errno) if errno.errno() == libc::EINTR => {
                     armed.clear();
                     stuck::look(&self.fd);
-                    answer(Port::Look)
+                    stop() || answer(Port::Look)
                 }
                 // A vCPU that the guest has not started waits in there, and comes out when it is.
                 Err(errno) if errno.errno() == libc::EAGAIN => return Exit::Begun,

@@ -1,7 +1,9 @@
 //! The buses of one VM, and what becomes of a device's [`Effect`] once the bus is free again.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::task::Waker;
 
 use husk_devices::bus::Bus;
 use husk_devices::log_once::LogOnce;
@@ -39,6 +41,9 @@ pub struct Board {
     windows: Mutex<BTreeMap<Bdf, Vec<BarRange>>>,
     /// What is memory, and so has to have a page of the host behind it.
     memory: OnceLock<Arc<AddressSpace>>,
+    /// Whether somebody should look after the files that are memory, and who is told so.
+    is_look_due: AtomicBool,
+    looker: OnceLock<Waker>,
     /// A guest can move its windows wherever it likes, as often as it likes.
     misplaced: LogOnce,
     ending: OnceLock<Ending>,
@@ -63,6 +68,8 @@ impl Board {
             pci,
             windows: Mutex::default(),
             memory: OnceLock::new(),
+            is_look_due: AtomicBool::new(false),
+            looker: OnceLock::new(),
             misplaced: LogOnce::default(),
             ending: OnceLock::new(),
             ended,
@@ -72,6 +79,16 @@ impl Board {
     /// Says what is memory. Once.
     pub fn set_memory(&self, memory: Arc<AddressSpace>) {
         let _ = self.memory.set(memory);
+    }
+
+    /// Has `looker` woken when [`Board::take_look`] has something to say. Once.
+    pub fn set_looker(&self, looker: Waker) {
+        let _ = self.looker.set(looker);
+    }
+
+    /// Whether a vCPU may be waiting for a page of a file that was shortened, since this was asked last.
+    pub fn take_look(&self) -> bool {
+        self.is_look_due.swap(false, Ordering::Relaxed)
     }
 
     /// The I/O port bus.
@@ -115,16 +132,25 @@ impl Board {
                 return self.end_without(Some(gpa));
             }
             Port::Missing(gpa) => return self.end_without(gpa),
-            Port::Look => {
-                let shortened = self.memory.get().and_then(|memory| memory.shortened());
-                return shortened.is_none_or(|gpa| self.end_without(Some(gpa)));
-            }
+            Port::Look => self.ask_for_look(),
             Port::In(port, data) => self.ports.read(u64::from(port), data),
             Port::Load(gpa, data) => self.mmio.read(gpa, data),
             Port::Out(port, data) => return self.carry_out(self.ports.write(u64::from(port), data)),
             Port::Store(gpa, data) => return self.carry_out(self.mmio.write(gpa, data)),
         }
         true
+    }
+
+    /// A file system may take as long as it likes to say how long a file is, and no vCPU waits for one: another thread
+    /// is to look.
+    fn ask_for_look(&self) {
+        let has_files = self.memory.get().is_some_and(|memory| memory.has_files());
+        if has_files
+            && !self.is_look_due.swap(true, Ordering::Relaxed)
+            && let Some(looker) = self.looker.get()
+        {
+            looker.wake_by_ref();
+        }
     }
 
     /// Whether `gpa` was memory when the guest was `entered`, although KVM takes it for a device. What has come since was nobody's when
@@ -134,8 +160,8 @@ impl Board {
         !self.mmio.covers(gpa) && is_memory().unwrap_or(false)
     }
 
-    /// The guest cannot go on: the host has no page for memory at `gpa`.
-    fn end_without(&self, gpa: Option<u64>) -> bool {
+    /// The guest cannot go on: the host has no page for memory at `gpa`. `false`, as [`Board::answer`] has it.
+    pub fn end_without(&self, gpa: Option<u64>) -> bool {
         let memory = self.memory.get();
         let why = memory.map_or_else(|| "guest memory is missing".into(), |memory| memory.missing(gpa));
         self.end(Ending::Failed(why));

@@ -1,3 +1,6 @@
+use std::sync::atomic::AtomicUsize;
+use std::task::Wake;
+
 use husk_devices::pci::{Bar, ConfigSpace, Identity};
 
 use super::*;
@@ -62,26 +65,44 @@ fn a_file_that_has_no_page_there_ends_the_vm_with_its_name_and_place() {
     }
 }
 
+/// How long a file is, its file system says, in its own time.
 #[test]
-fn a_file_that_was_shortened_ends_the_vm_whoever_waits_for_it() {
+fn a_vcpu_asks_for_a_look_at_files_and_goes_on() {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(4 * MIB).unwrap();
     let (board, memory) = board();
+    let looker = Arc::new(Looker::default());
+    board.set_looker(looker.clone().into());
+    assert!(board.answer(Port::Look, board.memory_generation()));
+    assert!(!board.take_look(), "there is no file");
     let region = memory
         .add_file(file.reopen().unwrap(), "/data/store", 4 * MIB, true)
         .unwrap();
-    assert!(board.answer(Port::Look, board.memory_generation()));
+    let shortened = || memory.files().unwrap().shortened();
+    assert_eq!(shortened(), None);
     file.as_file().set_len(4 * MIB - 4095).unwrap();
-    assert!(
-        board.answer(Port::Look, board.memory_generation()),
-        "every page is there, the last one in part"
-    );
+    assert_eq!(shortened(), None, "every page is there, the last one in part");
     file.as_file().set_len(MIB + 1).unwrap();
-    assert!(!board.answer(Port::Look, board.memory_generation()));
+    for _ in 0..2 {
+        assert!(board.answer(Port::Look, board.memory_generation()));
+    }
+    assert_eq!(looker.0.load(Ordering::Relaxed), 1, "once");
+    assert!(board.ending().is_none() && board.take_look() && !board.take_look());
     let gpa = region.info().gpa + MIB + 4096;
+    assert_eq!(shortened(), Some(gpa));
+    board.end_without(Some(gpa));
     let expected =
         format!("persistent memory /data/store: byte 1052672 (guest address {gpa:#x}) has nothing behind it");
     assert!(why(&board).starts_with(&expected), "{}", why(&board));
+}
+
+#[derive(Default)]
+struct Looker(AtomicUsize);
+
+impl Wake for Looker {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 #[test]

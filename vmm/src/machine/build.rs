@@ -140,6 +140,7 @@ impl Machine {
             let ended = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("make an eventfd"))?;
             let board = Arc::new(Board::new(ended.try_clone().map_err(host("duplicate an eventfd"))?));
             board.set_memory(memory.clone());
+            board.set_looker(threads.waker());
             let kicker = Kicker::install().map_err(host("install the signal that interrupts vCPUs"))?;
             let cpus = Cpus::prepare(&config.cpus, &board, kicker, options.seccomp, trace, &threads.waker())
                 .map_err(host("start the vCPU threads"))?;
@@ -189,6 +190,7 @@ impl Machine {
             chardevs: handles.chardevs,
             closing: Vec::new(),
             collecting: None,
+            looking: None,
             vm,
             stats: OnceCell::new(),
             memory,

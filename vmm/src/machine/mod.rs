@@ -7,6 +7,7 @@ mod device;
 pub mod fips;
 mod fs;
 mod hotplug;
+mod look;
 pub mod net;
 mod output;
 mod pending;
@@ -39,6 +40,7 @@ use crate::metrics::{Figures, Mapped};
 use board::Board;
 use cpu_slots::CpuPlug;
 use device::Devices;
+use look::Look;
 use port_input::{AttachablePort, PortInput};
 use resize::{Dimms, Resizes};
 use stop::HoldState;
@@ -75,6 +77,8 @@ pub struct Machine {
     closing: Vec<(String, BackgroundTask<()>)>,
     /// A look after files that were the guest's memory.
     collecting: Option<BackgroundTask<()>>,
+    /// A look whether those that are were shortened.
+    looking: Option<Look>,
     vm: Arc<Vm>,
     /// What KVM counts of the whole of it, once somebody has asked.
     stats: OnceCell<Option<Stats>>,
@@ -160,6 +164,25 @@ impl Machine {
             self.collecting = BackgroundTask::spawn(self.waker(), look).ok();
         }
         self.memory.has_left_file()
+    }
+
+    /// Has a thread look whether a file that is the guest's memory was shortened, if a vCPU may be waiting for a page
+    /// of it, and ends the VM if one was: to ask a file system may take long. One look at a time. Never waits: to be
+    /// called when there is news.
+    pub fn look_after_files(&mut self) {
+        if let Some(looking) = &self.looking {
+            let Some(shortened) = looking.take() else { return };
+            self.looking = None;
+            if let Some(gpa) = shortened {
+                self.board.end_without(Some(gpa));
+            }
+        }
+        if self.board.take_look()
+            && let Some(files) = self.memory.files()
+        {
+            // Without a thread the vCPU asks again.
+            self.looking = Look::begin(self.waker(), files).ok();
+        }
     }
 
     /// Devices that the guest has let go of, whose threads have yet to stop or that are being taken apart.

@@ -135,6 +135,10 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.cpus.plug_mut().cpus.join();
         self.devices.stop();
+        // The next machine may want the same files, which are locked until then.
+        if let Some(looking) = self.looking.take() {
+            looking.wait();
+        }
     }
 }
 

@@ -106,7 +106,8 @@ impl Backing {
         }
     }
 
-    /// Where the file ends now; `None` for what is no file, or a device, whose size is fixed.
+    /// Where the file ends now; `None` for what is no file, or a device, whose size is fixed. Waits for the file
+    /// system.
     pub fn file_end(&self) -> Option<u64> {
         let Source::File { file, .. } = &self.source else {
             return None;

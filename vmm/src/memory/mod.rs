@@ -41,7 +41,7 @@ pub(crate) use host::read_from_start;
 pub use host::{GroupLimit, HostError};
 pub use region::{Region, RemoveError};
 pub use reserve::Reserved;
-pub use space::AddressSpace;
+pub use space::{AddressSpace, Files};
 pub use steps::{Slots, Step};
 
 use crate::config::Size;

@@ -225,20 +225,16 @@ impl AddressSpace {
         (!self.config.hugepages).then_some(&self.host)
     }
 
-    /// Where the first file ends that was shortened since it was added, as a guest-physical address. Any thread may ask.
-    pub fn shortened(&self) -> Option<u64> {
-        let files: Vec<_> = self
-            .address_map()
-            .mapped()
-            .filter(|present| present.info.kind == Kind::Pmem)
-            .cloned()
-            .collect();
-        files.iter().find_map(|file| {
-            let end = file.mapping.backing().file_end()?;
-            // The last page that is there has all of its bytes.
-            let end = end.checked_next_multiple_of(PAGE_BYTES)?;
-            (end < file.info.bytes).then(|| file.info.gpa.saturating_add(end))
-        })
+    /// The files that the guest has as memory; `None` without any. They are in use for as long as this is there.
+    pub fn files(&self) -> Option<Files> {
+        let map = self.address_map();
+        let files: Vec<_> = map.mapped().filter(is_file).cloned().collect();
+        (!files.is_empty()).then_some(Files(files))
+    }
+
+    /// Whether the guest has a file as memory. Any thread may ask: nobody is waited for.
+    pub fn has_files(&self) -> bool {
+        self.address_map().mapped().any(|present| is_file(&present))
     }
 
     /// What to say of a guest that has touched memory at `gpa` and found nothing, because the host has no page for it.
@@ -425,6 +421,27 @@ impl Discard for AddressSpace {
         let range = gpa..gpa.saturating_add(bytes);
         Self::discard(self, &range).map_err(io::Error::other)
     }
+}
+
+/// Files that are a guest's memory.
+#[derive(Debug)]
+pub struct Files(Vec<MappedRegion>);
+
+impl Files {
+    /// Where the first one ends that was shortened since it was added, as a guest-physical address. Waits for the file
+    /// systems, as long as they like.
+    pub fn shortened(&self) -> Option<u64> {
+        self.0.iter().find_map(|file| {
+            let end = file.mapping.backing().file_end()?;
+            // The last page that is there has all of its bytes.
+            let end = end.checked_next_multiple_of(PAGE_BYTES)?;
+            (end < file.info.bytes).then(|| file.info.gpa.saturating_add(end))
+        })
+    }
+}
+
+fn is_file(present: &&MappedRegion) -> bool {
+    present.info.kind == Kind::Pmem
 }
 
 /// What of `range` is in RAM of usual pages, and where in its mapping.

@@ -206,8 +206,6 @@ const VCPU: &[Rule] = &[
     any(libc::SYS_timer_create),
     any(libc::SYS_timer_settime),
     any(libc::SYS_timer_delete),
-    // Whether a file that is its memory was shortened.
-    any(libc::SYS_statx),
     only(
         libc::SYS_ioctl,
         &[one_of(

@@ -1,4 +1,4 @@
-//! A file system that stops answering when its test says so: every name in it is a file of 1 MiB of zeros.
+//! A file system that stops answering when its test says so: every name in it is a file of 2 MiB of zeros.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -15,7 +15,8 @@ use tempfile::TempDir;
 /// Requests (`enum fuse_opcode` of linux/fuse.h).
 const LOOKUP: u32 = 1;
 const FORGET: u32 = 2;
-const GETATTR: u32 = 3;
+/// What statx(2) waits for.
+pub const GETATTR: u32 = 3;
 const SETATTR: u32 = 4;
 pub const OPEN: u32 = 14;
 const READ: u32 = 15;
@@ -31,7 +32,7 @@ const RELEASEDIR: u32 = 29;
 const INTERRUPT: u32 = 36;
 const BATCH_FORGET: u32 = 42;
 
-const SIZE: u64 = 1 << 20;
+const SIZE: u64 = 2 << 20;
 const ROOT: u64 = 1;
 /// Bytes of a request's header, and of the largest request.
 const HEADER: usize = 40;
