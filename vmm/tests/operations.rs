@@ -912,7 +912,7 @@ fn a_flood_of_commands_keeps_neither_timers_nor_signals_from_their_turn() {
 }
 
 #[test]
-fn a_pause_that_comes_to_no_end_is_refused_by_name_and_the_vm_runs_on() {
+fn a_pause_that_comes_to_no_end_is_refused_by_name_and_all_others_go_on() {
     if !has_kvm() {
         return;
     }
@@ -927,7 +927,7 @@ fn a_pause_that_comes_to_no_end_is_refused_by_name_and_the_vm_runs_on() {
     assert_eq!(state(&mut other), "Running");
     let late = json!([
         "cannot pause the VM",
-        "__vcpus did not come to rest within 5 s: the VM runs on"
+        "__vcpus did not come to rest within 5 s: all others go on"
     ]);
     assert_eq!(client.answer(), (500, late));
     assert_eq!(state(&mut client), "Running");

@@ -92,14 +92,15 @@ impl Controller {
         self.events.emit("vm", "resuming");
         self.supersede(&Command::Resume);
         self.release();
+        log::info!("the VM runs on");
         Ok(Reply::Done)
     }
 
+    /// Lets go on who was asked to hold.
     fn release(&mut self) {
         if let Some(vm) = &mut self.vm {
             vm.resume();
         }
-        log::info!("the VM runs on");
         self.events.emit("vm", "resumed");
         self.publish();
     }
@@ -233,7 +234,8 @@ impl Work<Controller> for Pause {
         let names = machine.map(Machine::unheld).unwrap_or_default().join(", ");
         owner.release();
         let seconds = PAUSE_DEADLINE.as_secs();
-        let what = format!("{names} did not come to rest within {seconds} s: the VM runs on");
+        // Who has not come may not be back in the guest either.
+        let what = format!("{names} did not come to rest within {seconds} s: all others go on");
         Err(ApiError::new(Kind::Internal, what).context("cannot pause the VM"))
     }
 }
