@@ -1,13 +1,12 @@
 //! Where serial port and console lead.
 
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::build::BuildError;
 use crate::config::{ConsoleConfig, ConsoleMode};
 use crate::log::JOURNAL;
-use crate::terminal::{BufferedOutput, Chardev, Journal, OutputTarget, PortOutput, ProcessOutputs};
+use crate::terminal::{BufferedOutput, Chardev, FileId, Journal, OutputTarget, PortOutput, ProcessOutputs};
 
 /// The host's side of a port.
 pub(super) struct Output {
@@ -17,22 +16,26 @@ pub(super) struct Output {
     pub chardev: Option<Chardev>,
     /// What waits for its reader, and is lost if that fails.
     pub backlog: Option<BufferedOutput>,
+    /// The files that it goes to, as [`ConsoleConfig::files`] has them; `None` for what is no regular file.
+    pub files: Vec<Option<FileId>>,
 }
 
 impl Output {
     fn to(output: impl Write + Send + 'static, backlog: Option<BufferedOutput>) -> Self {
-        let output = Box::new(output);
-        let chardev = None;
         Self {
-            output,
-            chardev,
+            output: Box::new(output),
+            chardev: None,
             backlog,
+            files: Vec::new(),
         }
     }
 
     fn to_port(port: PortOutput) -> Self {
-        let backlog = Some(port.buffered());
-        Self::to(port, backlog)
+        let (backlog, files) = (Some(port.buffered()), port.files().to_vec());
+        Self {
+            files,
+            ..Self::to(port, backlog)
+        }
     }
 }
 
@@ -79,18 +82,23 @@ pub(super) fn open_output(
 }
 
 /// Checks, when both ports have been opened, that none empties a file that the other one writes to under another name.
+/// `files` are those of the serial port and of the console, as they were opened: what their names lead to by now may be
+/// another.
 ///
 /// # Errors
 /// [`BuildError::Device`], with the path.
-pub(super) fn check_files(serial: &ConsoleConfig, console: &ConsoleConfig) -> Result<(), BuildError> {
+pub(super) fn check_files(
+    serial: &ConsoleConfig,
+    console: &ConsoleConfig,
+    files: [&[Option<FileId>]; 2],
+) -> Result<(), BuildError> {
     if serial.limit.or(console.limit).is_none() {
         return Ok(());
     }
-    let which = |path: &PathBuf| path.metadata().map(|found| (found.dev(), found.ino())).ok();
-    let taken: Vec<_> = serial.files().iter().filter_map(which).collect();
-    let is_taken = |path: &&PathBuf| which(path).is_some_and(|file| taken.contains(&file));
-    match console.files().iter().find(is_taken) {
-        Some(path) => Err(BuildError::device(
+    let [taken, files] = files;
+    let is_taken = |file: &Option<FileId>| file.is_some() && taken.contains(file);
+    match console.files().iter().zip(files).find(|(_, file)| is_taken(file)) {
+        Some((path, _)) => Err(BuildError::device(
             format!("console {}", path.display()),
             "it is the serial port's file too: with a limit only one of them can have it",
         )),

@@ -117,10 +117,9 @@ fn a_file_of_both_ports_has_no_limit_whatever_its_names_are() {
         ..ConsoleConfig::file(path)
     };
     let check = |serial: &ConsoleConfig, console: &ConsoleConfig| {
-        for (name, port) in [("serial", serial), ("console", console)] {
-            open_output(name, port, &stdout).unwrap();
-        }
-        check_files(serial, console)
+        let files = [("serial", serial), ("console", console)]
+            .map(|(name, port)| open_output(name, port, &stdout).unwrap().unwrap().files);
+        check_files(serial, console, [&files[0], &files[1]])
     };
     for (serial, console) in [
         (limited(&path), limited(&other)),
@@ -138,6 +137,13 @@ fn a_file_of_both_ports_has_no_limit_whatever_its_names_are() {
     check(&ConsoleConfig::file(&path), &ConsoleConfig::file(&other)).unwrap();
     check(&limited(&path), &limited(&folder.path().join("N"))).unwrap();
     check(&limited(&path), &ConsoleConfig::new(ConsoleMode::Null)).unwrap();
+    // What counts is what was opened, whatever has its name by now.
+    let [serial, console] = [limited(&path), limited(&other)];
+    let [one, two] = [("serial", &serial), ("console", &console)]
+        .map(|(name, port)| open_output(name, port, &stdout).unwrap().unwrap().files);
+    fs::remove_file(&other).unwrap();
+    fs::write(&other, "").unwrap();
+    check_files(&serial, &console, [&one, &two]).unwrap_err();
 }
 
 /// The guest cannot be let empty what husk writes, whatever its name is.

@@ -27,7 +27,7 @@ use super::port_input::{AttachablePort, PortInput};
 use super::tail::Tail;
 use crate::config::{BalloonConfig, ConsoleConfig, ConsoleMode, DiskConfig, NewDevice, RunOptions, VmConfig};
 use crate::memory::{AddressSpace, Blocks};
-use crate::terminal::{Chardev, ProcessOutputs, window_size};
+use crate::terminal::{Chardev, FileId, ProcessOutputs, window_size};
 
 /// Window size of a console that has no terminal.
 const COLUMNS_ROWS: (u16, u16) = (80, 24);
@@ -93,7 +93,9 @@ pub fn populate(
         None => (mode == ConsoleMode::Tty).then_some(input),
     };
     let serial = add_serial(&config.serial, devices, outputs, &options.tail)?;
-    let serial = serial.and_then(|(port, chardev)| connect("serial", config.serial.mode, chardev, port));
+    let (serial, serial_files) = serial.map_or_else(Default::default, |Port { input, chardev, files }| {
+        (connect("serial", config.serial.mode, chardev, input), files)
+    });
     for device in config.devices() {
         let opened = open(&device, passed, memory, devices.threads())?;
         devices.add_virtio(device.id().unwrap_or(device.kind()), opened)?;
@@ -106,8 +108,10 @@ pub fn populate(
     let balloon = config.balloon.as_ref();
     let balloon = balloon.map(|config| add_balloon(config, devices, memory)).transpose()?;
     let console = add_console(&config.console, devices, outputs, &options.tail)?;
-    check_files(&config.serial, &config.console)?;
-    let console = console.and_then(|(port, chardev)| connect("console", config.console.mode, chardev, port));
+    let (console, console_files) = console.map_or_else(Default::default, |Port { input, chardev, files }| {
+        (connect("console", config.console.mode, chardev, input), files)
+    });
+    check_files(&config.serial, &config.console, [&serial_files, &console_files])?;
     Ok(Handles {
         stdin_port: serial.or(console),
         chardevs,
@@ -162,16 +166,24 @@ fn shared<T>(device: T) -> Arc<Mutex<T>> {
     Arc::new(Mutex::new(device))
 }
 
+/// A port of the machine, as its host has it.
+struct Port {
+    input: PortInput,
+    chardev: Option<Chardev>,
+    files: Vec<Option<FileId>>,
+}
+
 fn add_serial(
     config: &ConsoleConfig,
     devices: &mut Devices,
     outputs: &ProcessOutputs,
     tail: &Tail,
-) -> Result<Option<(PortInput, Option<Chardev>)>, BuildError> {
+) -> Result<Option<Port>, BuildError> {
     let Some(Output {
         output,
         chardev,
         backlog,
+        files,
     }) = open_output("serial", config, outputs)?
     else {
         return Ok(None);
@@ -187,7 +199,8 @@ fn add_serial(
     let aml = Serial::aml(layout::COM1_PORT, layout::COM1_GSI);
     devices.add_ports("serial", layout::COM1_PORT, serial::SIZE, port.clone(), Some(aml))?;
     devices.show_counters("__serial", lock(&port).metrics());
-    Ok(Some((PortInput::Serial(port), chardev)))
+    let input = PortInput::Serial(port);
+    Ok(Some(Port { input, chardev, files }))
 }
 
 fn add_console(
@@ -195,11 +208,12 @@ fn add_console(
     devices: &mut Devices,
     outputs: &ProcessOutputs,
     tail: &Tail,
-) -> Result<Option<(PortInput, Option<Chardev>)>, BuildError> {
+) -> Result<Option<Port>, BuildError> {
     let Some(Output {
         output,
         chardev,
         backlog,
+        files,
     }) = open_output("console", config, outputs)?
     else {
         return Ok(None);
@@ -214,7 +228,8 @@ fn add_console(
     }
     let handle = console.handle();
     devices.add_virtio("__console", Box::new(console))?;
-    Ok(Some((PortInput::Console(handle), chardev)))
+    let input = PortInput::Console(handle);
+    Ok(Some(Port { input, chardev, files }))
 }
 
 /// Makes the device that is asked for, at boot or later. What it needs of `passed` it duplicates; what confines its own threads is

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use husk_devices::PathHandle;
 use husk_hotplug::sizing::resources::{CpuSet, Resources};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -110,11 +111,12 @@ impl Spec {
     /// # Errors
     /// It cannot be read, is no OCI configuration, or its resources mean nothing.
     pub fn read(path: &Path) -> Result<Self, SpecError> {
-        if !path.metadata()?.is_file() {
+        let looked = PathHandle::at(path)?;
+        if !looked.metadata().is_file() {
             return Err(SpecError::Kind);
         }
-        let mut bytes = Vec::new();
-        File::open(path)?.take(FILE_BYTES + 1).read_to_end(&mut bytes)?;
+        let (file, mut bytes) = (looked.open(File::options().read(true))?, Vec::new());
+        file.take(FILE_BYTES + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > FILE_BYTES {
             return Err(SpecError::Long);
         }

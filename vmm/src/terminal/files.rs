@@ -56,6 +56,11 @@ impl Files {
         })
     }
 
+    /// Which files they are, in the order of their numbers.
+    pub fn ids(&self) -> Vec<Option<FileId>> {
+        self.files.iter().map(FileId::of).collect()
+    }
+
     /// Writes the head of `bytes`, to the next file if this one is full, and says how many bytes that was. May wait for
     /// the file system.
     ///

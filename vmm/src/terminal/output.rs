@@ -50,6 +50,7 @@ struct Others {
 pub struct PortOutput {
     output: BufferedOutput,
     others: Arc<Others>,
+    files: Vec<Option<FileId>>,
 }
 
 impl ProcessOutputs {
@@ -101,13 +102,13 @@ impl ProcessOutputs {
         let file = opened.file_id();
         let known = files.iter().find(|(known, _)| file == Some(*known));
         if let Some(writer) = known.and_then(|(_, writer)| writer.upgrade()) {
-            return Ok(self.port(OutputTarget::WriterThread(writer))?);
+            return Ok(self.port_to(OutputTarget::WriterThread(writer), vec![file])?);
         }
         let target = opened.into_target(self.others.seccomp)?;
         if let (Some(file), OutputTarget::WriterThread(writer)) = (file, &target) {
             files.push((file, Arc::downgrade(writer)));
         }
-        Ok(self.port(target)?)
+        Ok(self.port_to(target, vec![file])?)
     }
 
     /// As [`ProcessOutputs::open`], for a regular file that is never larger than `limit` bytes, and `keep` more beside it that are used in turn.
@@ -116,8 +117,9 @@ impl ProcessOutputs {
     /// One of them is no regular file, or one that husk writes to itself, or cannot be written to.
     pub fn open_limited(&self, path: &Path, limit: u64, keep: u32) -> Result<PortOutput, OpenOutputError> {
         let mut files = Files::open(path, limit, keep, LOG_MODE, &self.others.protected)?;
+        let ids = files.ids();
         let writer = WriterThread::start(Content::Bytes, self.others.seccomp, move |bytes| files.write(bytes))?;
-        Ok(self.port(OutputTarget::WriterThread(Arc::new(writer)))?)
+        Ok(self.port_to(OutputTarget::WriterThread(Arc::new(writer)), ids)?)
     }
 
     /// An output to `target`.
@@ -125,6 +127,10 @@ impl ProcessOutputs {
     /// # Errors
     /// What the host says when it has no descriptor left.
     pub fn port(&self, target: OutputTarget) -> io::Result<PortOutput> {
+        self.port_to(target, Vec::new())
+    }
+
+    fn port_to(&self, target: OutputTarget, files: Vec<Option<FileId>>) -> io::Result<PortOutput> {
         if let Some(progress) = target.progress() {
             let mut writers = lock(&self.others.writers);
             writers.retain(|writer| !writer.is_over());
@@ -140,7 +146,7 @@ impl ProcessOutputs {
         ports.retain(|output| !output.is_only_one());
         ports.push(output.clone());
         let others = self.others.clone();
-        Ok(PortOutput { output, others })
+        Ok(PortOutput { output, others, files })
     }
 
     /// Files that husk writes itself.
@@ -172,6 +178,11 @@ impl ProcessOutputs {
 }
 
 impl PortOutput {
+    /// The files that were opened for it, in the order of their numbers; `None` for what is no regular file.
+    pub fn files(&self) -> &[Option<FileId>] {
+        &self.files
+    }
+
     /// The output itself, for whoever chooses its target, or counts what it loses.
     pub fn buffered(&self) -> BufferedOutput {
         self.output.clone()
