@@ -66,8 +66,7 @@ impl TrimSchedule {
 /// of them: it takes a page fault. A fault brings what is around it as well, 64 KiB as a rule: so the heap comes first and the program's code last,
 /// and whoever calls this should have nothing left to do.
 pub fn trim() {
-    // SAFETY: a number only; malloc takes its own lock.
-    unsafe { libc::malloc_trim(0) };
+    trim_heap();
     let mut found = Segments::default();
     // SAFETY: the callback is called during this call only, with the program's own headers and what it is to write to.
     unsafe { libc::dl_iterate_phdr(Some(collect), (&raw mut found).cast()) };
@@ -76,6 +75,12 @@ pub fn trim() {
         // Where the host refuses, they stay.
         unsafe { libc::madvise(start as *mut c_void, len, libc::MADV_DONTNEED) };
     }
+}
+
+/// Returns free pages of the heap. Any thread may call it.
+pub fn trim_heap() {
+    // SAFETY: a number only; malloc takes its own lock.
+    unsafe { libc::malloc_trim(0) };
 }
 
 /// Address and length of the read-only segments of the program, in the order of its headers: of constants and of code. A linker makes no more than four.

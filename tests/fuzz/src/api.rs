@@ -255,7 +255,7 @@ impl Client {
         if self.stream.is_none() {
             return;
         }
-        let mut parser = Parser::new();
+        let mut parser = Parser::new(husk::api::body_bytes);
         parser.push(&self.sent);
         let mut answers = Answers::new(&self.received);
         let mut begin = 0;

@@ -14,10 +14,10 @@ pub fn run(input: &[u8]) {
     let mut script = Script::new(input);
     let Some(cuts) = cuts(&mut script) else { return };
     let stream = script.rest();
-    let mut whole = Parser::new();
+    let mut whole = Parser::new(|_, _| BODY_BYTES);
     whole.push(stream);
     let expected = messages(&mut whole);
-    let mut torn = Parser::new();
+    let mut torn = Parser::new(|_, _| BODY_BYTES);
     let (mut found, mut from) = (Vec::new(), 0);
     for to in cuts.into_iter().filter(|cut| *cut < stream.len()).chain([stream.len()]) {
         torn.push(&stream[from..to]);

@@ -1,8 +1,9 @@
 //! What the API can ask of the machine: one enum, one match.
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use super::json_text::JsonText;
 use super::passed::PassedFd;
 use super::queue::Outcome;
 use crate::config::VmConfig;
@@ -124,12 +125,14 @@ pub struct Containers {
     pub revision: u64,
     /// What clients note: theirs alone.
     #[serde(default)]
-    pub containers: Value,
+    pub containers: JsonText,
 }
 
-impl From<Containers> for Value {
-    fn from(Containers { revision, containers }: Containers) -> Self {
-        json!({"revision": revision, "containers": containers})
+impl Containers {
+    /// The JSON that `vm.containers` answers, in ASCII.
+    pub(super) fn text(&self) -> String {
+        let Self { revision, containers } = self;
+        format!(r#"{{"containers":{},"revision":{revision}}}"#, containers.as_str())
     }
 }
 
@@ -140,6 +143,8 @@ pub enum Reply {
     Done,
     /// 200 with this body.
     Json(Value),
+    /// 200 with what is noted of the containers.
+    Containers(Containers),
     /// 200 with these figures, in the text that the client reads.
     Figures(Box<Figures>),
     /// 200 with what these are when they are looked at, which may wait for the guest's memory.

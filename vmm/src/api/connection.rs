@@ -16,7 +16,7 @@ use super::http::{Malformed, Message, Method, Parser};
 use super::passed::{FdCloser, PassedFd};
 use super::queue::Presence;
 use super::response::{CONTINUE, END, Response, begin_stream, chunk};
-use super::routes::asked;
+use super::routes::{asked, body_bytes};
 use super::scm;
 use crate::events::Reader;
 use crate::metrics::{Endpoint, Format};
@@ -84,6 +84,8 @@ pub(super) enum Rights {
 pub(super) struct Connection {
     stream: UnixStream,
     parser: Parser,
+    /// Since when there is something of a request that has not come to its end.
+    begun: Option<Instant>,
     /// Descriptors, each with the length of the stream when it came: it is of the request that has the byte before.
     fds: VecDeque<(u64, PassedFd)>,
     out: VecDeque<u8>,
@@ -106,7 +108,12 @@ impl Connection {
         stream.set_nonblocking(true)?;
         Ok(Self {
             stream,
-            parser: Parser::new(),
+            parser: Parser::new(match rights {
+                Rights::Control => body_bytes,
+                // Figures are asked for without one.
+                Rights::Metrics => |_, _| 0,
+            }),
+            begun: None,
             fds: VecDeque::new(),
             out: VecDeque::new(),
             pending: None,
@@ -149,6 +156,7 @@ impl Connection {
             Ok(bytes) => {
                 if self.phase == Phase::Open {
                     self.parser.push(buffer.get(..bytes).unwrap_or_default());
+                    self.begun.get_or_insert_with(Instant::now);
                     self.keep(fds);
                 }
                 return true;
@@ -169,6 +177,8 @@ impl Connection {
         }
         match self.parser.next_message() {
             Ok(Some(message)) => {
+                // What waits beyond it is of the next one.
+                self.begun = (self.parser.waiting() > 0).then(Instant::now);
                 self.pending = Some(Pending {
                     head: message.method == Method::Head,
                     close: message.close,
@@ -180,7 +190,10 @@ impl Connection {
                 let fds = self.fds.drain(..count).map(|(_, fd)| fd).collect();
                 return Some((message, fds));
             }
-            Ok(None) if self.phase == Phase::Ended => self.phase = Phase::Closing,
+            Ok(None) if self.phase == Phase::Ended => {
+                self.phase = Phase::Closing;
+                self.parser.forget();
+            }
             Ok(None) => {
                 if self.parser.take_wait() {
                     self.out.extend(CONTINUE);
@@ -189,6 +202,13 @@ impl Connection {
             Err(error) => self.refuse(error),
         }
         None
+    }
+
+    /// Since when a request has waited for its end, and of how many bytes it is by now, if there is one that nothing
+    /// else holds up.
+    pub(super) fn unfinished(&self) -> Option<(Instant, usize)> {
+        let waiting = Some(self.parser.waiting()).filter(|bytes| *bytes > 0 && self.pending.is_none());
+        self.begun.zip(waiting)
     }
 
     /// Answers the request that was taken last.
@@ -310,12 +330,13 @@ impl Connection {
     }
 
     /// Says why the stream cannot be understood, and ends.
-    fn refuse(&mut self, error: Malformed) {
+    pub(super) fn refuse(&mut self, error: Malformed) {
         log::info!("request refused: {error}");
         let response = Response::json(error.status(), &[error.to_string()]);
         self.put(&response, Pending::last());
         self.phase = Phase::Closing;
         self.fds.clear();
+        self.parser.forget();
     }
 
     fn put(&mut self, response: &Response, to: Pending) {

@@ -11,8 +11,10 @@ use crate::metrics::Format;
 pub const HEAD_BYTES: usize = 16 << 10;
 /// The most headers.
 pub const HEADERS: usize = 64;
-/// The most bytes of a body.
-pub const BODY_BYTES: usize = 4 << 20;
+/// The most bytes of any body.
+pub const BODY_BYTES: usize = 256 << 10;
+/// The most bytes of requests that have begun and not come to their end, of all clients together.
+pub const UNFINISHED_BYTES: usize = 1 << 20;
 
 /// What is done to a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +55,19 @@ pub enum Malformed {
     /// Too long a head.
     #[error("request line and headers exceed {HEAD_BYTES} bytes or {HEADERS} headers")]
     Head,
-    /// `Content-Length` announces so many bytes, more than a body may have: answered with 413.
-    #[error("body of {0} bytes, at most {BODY_BYTES} allowed")]
-    Body(u64),
+    /// Too long a body.
+    #[error("body of {found} bytes, at most {most} allowed")]
+    Body {
+        /// How long it is to be.
+        found: u64,
+        /// How long it may be there.
+        most: usize,
+    },
+    /// All clients together have sent too much of what they have not brought to its end; this one began first.
+    #[error(
+        "unfinished requests of more than {UNFINISHED_BYTES} bytes in all, none has waited for longer than this one"
+    )]
+    Unfinished,
     /// A length that is no number, or two that differ.
     #[error("content-length is not one whole number")]
     Length,
@@ -77,7 +89,7 @@ impl Malformed {
             Self::Syntax(httparse::Error::Version) => 505,
             Self::Syntax(_) | Self::Length | Self::Descriptors => 400,
             Self::Head => 431,
-            Self::Body(_) => 413,
+            Self::Body { .. } | Self::Unfinished => 413,
             Self::Encoding => 411,
             Self::Expectation => 417,
         }
@@ -96,8 +108,9 @@ struct Head {
 }
 
 /// The bytes of one connection, and how far they have been understood.
-#[derive(Default)]
 pub struct Parser {
+    /// The most bytes of the body of a request with this method and path.
+    most: fn(Method, &str) -> usize,
     buffer: Vec<u8>,
     /// Bytes of the buffer in which the end of the head was looked for.
     searched: usize,
@@ -107,14 +120,31 @@ pub struct Parser {
 }
 
 impl Parser {
-    /// Nothing received yet.
-    pub fn new() -> Self {
-        Self::default()
+    /// Nothing received yet. `most` says how many bytes the body of a request with this method and path may have: what
+    /// is longer is refused before it has come.
+    pub fn new(most: fn(Method, &str) -> usize) -> Self {
+        Self {
+            most,
+            buffer: Vec::new(),
+            searched: 0,
+            consumed: 0,
+            head: None,
+        }
     }
 
     /// Takes what has been received.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
+    }
+
+    /// How many bytes wait for the end of their request, or for their turn.
+    pub fn waiting(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Forgets what waits, of a stream that is of no more use.
+    pub fn forget(&mut self) {
+        self.take(self.buffer.len());
     }
 
     /// How many bytes of the stream have been received.
@@ -161,7 +191,7 @@ impl Parser {
         if bytes > HEAD_BYTES {
             return Err(Malformed::Head);
         }
-        let head = parse(self.buffer.get(..bytes).unwrap_or_default())?;
+        let head = parse(self.buffer.get(..bytes).unwrap_or_default(), self.most)?;
         self.take(bytes);
         Ok(Some(head))
     }
@@ -208,7 +238,7 @@ impl fmt::Debug for Parser {
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<Head, Malformed> {
+fn parse(bytes: &[u8], most: fn(Method, &str) -> usize) -> Result<Head, Malformed> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     match request.parse(bytes) {
@@ -255,11 +285,11 @@ fn parse(bytes: &[u8]) -> Result<Head, Malformed> {
             head.waits = true;
         }
     }
-    let length = length.unwrap_or(0);
-    head.body_bytes = usize::try_from(length)
+    let (found, most) = (length.unwrap_or(0), most(head.method, &head.path));
+    head.body_bytes = usize::try_from(found)
         .ok()
-        .filter(|bytes| *bytes <= BODY_BYTES)
-        .ok_or(Malformed::Body(length))?;
+        .filter(|bytes| *bytes <= most)
+        .ok_or(Malformed::Body { found, most })?;
     head.waits &= head.body_bytes > 0;
     Ok(head)
 }

@@ -8,18 +8,23 @@ const RUST_SHIM: &[u8] =
 /// What the Go shim sends for a request without a body.
 const GO_SHIM: &[u8] = b"PUT /api/v1/vm.boot HTTP/1.1\r\nHost: localhost\r\nUser-Agent: OpenAPI-Generator/1.0.0/go\r\nContent-Length: 0\r\nAccept-Encoding: gzip\r\n\r\n";
 
+/// Of a server that takes every body.
+fn new_parser() -> Parser {
+    Parser::new(|_, _| BODY_BYTES)
+}
+
 fn all(parser: &mut Parser) -> Vec<Message> {
     std::iter::from_fn(|| parser.next_message().unwrap()).collect()
 }
 
 fn refused(bytes: &[u8]) -> Malformed {
-    let mut parser = Parser::new();
+    let mut parser = new_parser();
     parser.push(bytes);
     parser.next_message().unwrap_err()
 }
 
 fn get(target: &str) -> Message {
-    let mut parser = Parser::new();
+    let mut parser = new_parser();
     parser.push(format!("GET {target} HTTP/1.1\r\n\r\n").as_bytes());
     parser.next_message().unwrap().unwrap()
 }
@@ -27,7 +32,7 @@ fn get(target: &str) -> Message {
 #[test]
 fn requests_are_the_same_wherever_the_stream_is_torn() {
     let stream = [RUST_SHIM, GO_SHIM, b"\r\n", b"GET /x?y HTTP/1.1\nHost: a\n\n"].concat();
-    let mut parser = Parser::new();
+    let mut parser = new_parser();
     parser.push(&stream);
     let whole = all(&mut parser);
     assert_eq!(whole.len(), 3);
@@ -44,7 +49,7 @@ fn requests_are_the_same_wherever_the_stream_is_torn() {
     assert_eq!(whole[2].end, stream.len() as u64);
     for at in 0..stream.len() {
         let (first, second) = stream.split_at(at);
-        let mut parser = Parser::new();
+        let mut parser = new_parser();
         let mut found = Vec::new();
         for part in [first, second] {
             parser.push(part);
@@ -53,7 +58,7 @@ fn requests_are_the_same_wherever_the_stream_is_torn() {
         assert_eq!(found, whole, "torn at {at}");
         assert_eq!(parser.received(), stream.len() as u64);
     }
-    let mut parser = Parser::new();
+    let mut parser = new_parser();
     let mut found = Vec::new();
     for byte in &stream {
         parser.push(&[*byte]);
@@ -64,7 +69,7 @@ fn requests_are_the_same_wherever_the_stream_is_torn() {
 
 #[test]
 fn a_request_is_not_there_before_its_last_byte() {
-    let mut parser = Parser::new();
+    let mut parser = new_parser();
     parser.push(&RUST_SHIM[..RUST_SHIM.len() - 1]);
     assert_eq!(parser.next_message(), Ok(None));
     parser.push(&RUST_SHIM[RUST_SHIM.len() - 1..]);
@@ -74,7 +79,7 @@ fn a_request_is_not_there_before_its_last_byte() {
 #[test]
 fn a_body_may_be_as_long_as_allowed_and_not_a_byte_longer() {
     let head = format!("PUT / HTTP/1.1\r\nContent-Length: {BODY_BYTES}\r\n\r\n");
-    let mut parser = Parser::new();
+    let mut parser = new_parser();
     parser.push(head.as_bytes());
     assert_eq!(parser.next_message(), Ok(None));
     parser.push(&vec![b' '; BODY_BYTES]);
@@ -82,14 +87,16 @@ fn a_body_may_be_as_long_as_allowed_and_not_a_byte_longer() {
     // Refused by its head: nobody waits for the body.
     let length = BODY_BYTES as u64 + 1;
     let error = refused(format!("PUT / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n").as_bytes());
-    assert_eq!((error, error.status()), (Malformed::Body(length), 413));
+    let most = BODY_BYTES;
+    assert_eq!((error, error.status()), (Malformed::Body { found: length, most }, 413));
+    assert_eq!(error.to_string(), "body of 262145 bytes, at most 262144 allowed");
     let error = refused(b"PUT / HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n");
     assert_eq!(error.status(), 413);
 }
 
 #[test]
 fn heads_that_are_too_long_are_refused_without_their_end() {
-    let mut parser = Parser::new();
+    let mut parser = new_parser();
     parser.push(&[b'a'; HEAD_BYTES]);
     assert_eq!(parser.next_message(), Ok(None));
     parser.push(b"a");
@@ -127,7 +134,7 @@ fn what_is_no_request_is_refused() {
 
 #[test]
 fn two_equal_lengths_are_one() {
-    let mut parser = Parser::new();
+    let mut parser = new_parser();
     parser.push(b"PUT / HTTP/1.1\r\ncontent-length: 2\r\nCONTENT-LENGTH: 2\r\n\r\nab");
     assert_eq!(parser.next_message().unwrap().unwrap().body, b"ab");
 }
@@ -156,7 +163,7 @@ fn connections_stay_open_unless_the_client_wants_them_closed() {
         ("HTTP/1.0\r\n", true),
         ("HTTP/1.0\r\nConnection: keep-alive\r\n", false),
     ] {
-        let mut parser = Parser::new();
+        let mut parser = new_parser();
         parser.push(format!("GET / {head}\r\n").as_bytes());
         assert_eq!(parser.next_message().unwrap().unwrap().close, close, "{head}");
     }
@@ -164,7 +171,7 @@ fn connections_stay_open_unless_the_client_wants_them_closed() {
 
 #[test]
 fn a_client_that_waits_is_told_once_and_only_while_its_body_is_missing() {
-    let mut parser = Parser::new();
+    let mut parser = new_parser();
     let head = b"PUT / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n";
     parser.push(head);
     assert_eq!(parser.next_message(), Ok(None));
@@ -185,10 +192,10 @@ proptest! {
         let mut cuts: Vec<usize> = cuts.into_iter().filter(|cut| *cut < stream.len()).collect();
         cuts.push(stream.len());
         cuts.sort_unstable();
-        let mut whole = Parser::new();
+        let mut whole = new_parser();
         whole.push(&stream);
         let expected: Vec<_> = std::iter::from_fn(|| whole.next_message().transpose()).take(9).collect();
-        let mut torn = Parser::new();
+        let mut torn = new_parser();
         let (mut found, mut from) = (Vec::new(), 0);
         for to in cuts {
             torn.push(&stream[from..to]);

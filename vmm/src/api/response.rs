@@ -79,6 +79,11 @@ impl Response {
         }
     }
 
+    /// Success, with a body that is [JSON in ASCII](to_ascii_json) already.
+    pub fn ascii_json(text: String) -> Self {
+        Self::text(text, JSON)
+    }
+
     /// Success, with a text.
     pub fn text(text: String, content_type: &'static str) -> Self {
         Self {
@@ -127,7 +132,8 @@ impl Response {
     }
 }
 
-fn to_ascii_json(value: &impl Serialize) -> Vec<u8> {
+/// `value` as JSON in ASCII.
+pub(super) fn to_ascii_json(value: &impl Serialize) -> Vec<u8> {
     let mut json = Vec::with_capacity(512);
     let mut serializer = serde_json::Serializer::with_formatter(&mut json, Ascii);
     value

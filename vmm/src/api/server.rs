@@ -19,7 +19,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::command::Reply;
 use super::connection::{Connection, Rights};
 use super::error::{ApiError, Kind};
-use super::http::Message;
+use super::http::{Malformed, Message, UNFINISHED_BYTES};
 use super::info::Info;
 use super::listener::{ListenError, Listener};
 use super::passed::FdCloser;
@@ -29,6 +29,7 @@ use super::routes::{Routed, is_metrics, refusal, route, unknown_fields};
 use crate::config::fields::Unknown;
 use crate::events::Events;
 use crate::metrics::{Calls, Endpoint, Exposition, Format};
+use crate::trim::trim_heap;
 
 /// Connections at a time. Cloud Hypervisor has 10.
 pub const CONNECTIONS: usize = 64;
@@ -37,6 +38,8 @@ const SCRAPERS: usize = 8;
 
 /// Bytes read at a time from one connection.
 const CHUNK_BYTES: usize = 64 << 10;
+/// After a body that is longer than this, what it took to read is given back to the host: many times as much.
+const LARGE_BODY_BYTES: usize = 4 << 10;
 /// How long the last answers may take to go out.
 const FLUSH_LIMIT: Duration = Duration::from_millis(500);
 /// How long nobody is accepted when the host has no descriptor left.
@@ -360,6 +363,7 @@ impl EventLoop {
         if left {
             self.remove(number);
         }
+        self.bound_unfinished();
     }
 
     /// Forgets a client. Whoever carries out what it has asked for is told that nobody waits for it.
@@ -371,6 +375,23 @@ impl EventLoop {
             .is_some_and(|gone| gone.pending().is_some());
         if waited {
             self.command_sender.wake();
+        }
+    }
+
+    /// Has the request that has waited for its end the longest refused, and the next one, while all of them together
+    /// are too much. Whoever sends a request as a whole is the last to be asked, whatever others have begun.
+    fn bound_unfinished(&mut self) {
+        let unfinished = |(number, connection): (&u64, &Connection)| Some((connection.unfinished()?, *number));
+        loop {
+            let waiting: Vec<_> = self.connections.iter().filter_map(unfinished).collect();
+            let bytes: usize = waiting.iter().map(|((_, bytes), _)| bytes).sum();
+            let Some((_, oldest)) = waiting.into_iter().min().filter(|_| bytes > UNFINISHED_BYTES) else {
+                return;
+            };
+            if let Some(connection) = self.connections.get_mut(&oldest) {
+                connection.refuse(Malformed::Unfinished);
+            }
+            self.serve_connection(oldest);
         }
     }
 
@@ -388,15 +409,23 @@ impl EventLoop {
             if routed.is_understood() {
                 tell_unknown(&self.events, &message);
             }
+            if let Routed::Command(_) = &routed {
+                log::debug!("{}", message.path);
+            }
+            let was_large = message.body.len() > LARGE_BODY_BYTES;
+            drop(message);
             match routed {
                 Routed::Answer(response) => answer(connection, &mut self.calls, &response),
                 Routed::Command(command) => {
-                    log::debug!("{}", message.path);
                     let presence = connection.presence();
                     self.command_sender.send(command, number, presence, &self.answer_sender);
                 }
             }
             connection.flush();
+            if was_large {
+                // What a command is made of goes after the command.
+                trim_heap();
+            }
         }
         connection.flush();
         if let Err(error) = watch(&self.epoll, connection, number) {
@@ -448,6 +477,7 @@ impl EventLoop {
             Ok(Reply::Done) => Response::done(),
             // To somebody who asked for the head alone.
             Ok(Reply::Events(_)) => Response::begun(),
+            Ok(Reply::Containers(noted)) => Response::ascii_json(noted.text()),
             Ok(Reply::Json(value)) => Response::json(200, &value),
             Ok(Reply::Queues(queues)) => Response::json(200, &queues.look()),
             Ok(Reply::Figures(figures)) => {

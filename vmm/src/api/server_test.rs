@@ -319,14 +319,14 @@ fn too_long_a_body_is_refused_and_the_client_can_read_why() {
 }
 
 #[test]
-fn a_body_of_four_mebibytes_is_understood() {
+fn a_body_as_long_as_may_be_is_understood() {
     let bench = Bench::new();
     let mut client = bench.client();
-    let body = format!("{{\"id\":\"{}\"}}", "x".repeat((4 << 20) - 9));
-    assert_eq!(body.len(), 4 << 20);
+    let body = format!("{{\"id\":\"{}\"}}", "x".repeat((4 << 10) - 9));
+    assert_eq!(body.len(), 4 << 10);
     client.send(&put("vm.remove-device", &body));
     let remove = bench.command();
-    assert!(matches!(&remove.command, Command::Remove(id) if id.len() == (4 << 20) - 9));
+    assert!(matches!(&remove.command, Command::Remove(id) if id.len() == (4 << 10) - 9));
     remove.respond.send(Ok(Reply::Done));
     assert_eq!(client.answer().0, 204);
 }

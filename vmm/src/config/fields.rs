@@ -3,7 +3,10 @@
 //! Fields that husk gives no meaning to are kept and echoed all the same ([`ExtraFields`](super::ExtraFields)): shims may send what a later Cloud
 //! Hypervisor has. `wire.txt` has the fields of the one that is known.
 
-use serde_json::Value;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::unsupported::{self as theirs, Foreign, Neutral, PCI};
 
@@ -241,48 +244,33 @@ impl Shape {
         self.foreign.iter().copied().flatten()
     }
 
-    /// The fields of `body` that are not of this kind, the first few of them. Values that are `null` say nothing, whatever they are
-    /// called.
-    pub fn unknown(&self, body: &Value) -> Vec<Unknown> {
+    /// The fields of the JSON `body` that are not of this kind, the first few of them; none of what is no JSON. Values
+    /// that are `null` say nothing, whatever they are called. Of a value nothing is kept: see
+    /// [`ExtraFields`](super::ExtraFields).
+    pub fn unknown(&self, body: &[u8]) -> Vec<Unknown> {
         let mut found = Vec::new();
-        self.look(body, "", &mut found);
-        found
+        let place = String::new();
+        let look = Look {
+            shape: self,
+            place,
+            found: &mut found,
+        };
+        let looked = look.deserialize(&mut serde_json::Deserializer::from_slice(body));
+        looked.map_or_else(|_| Vec::new(), |()| found)
     }
 
-    fn look(&self, value: &Value, place: &str, found: &mut Vec<Unknown>) {
-        match value {
-            Value::Array(values) => {
-                for (number, value) in values.iter().enumerate() {
-                    self.look(value, &format!("{place}[{number}]"), found);
-                }
-            }
-            Value::Object(fields) => {
-                let dot = if place.is_empty() { "" } else { "." };
-                for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
-                    if found.len() >= MOST {
-                        return;
-                    }
-                    let own = self.own.iter().find(|(known, _)| known == name);
-                    let foreign = || self.foreign().find(|field| field.name == name);
-                    match (own, foreign()) {
-                        (Some((_, Some(shape))), _) => shape.look(value, &format!("{place}{dot}{name}"), found),
-                        (None, Some(field)) => {
-                            if let Neutral::Fields(shape) = &field.neutral {
-                                shape.look(value, &format!("{place}{dot}{name}"), found);
-                            }
-                        }
-                        (Some((_, None)), _) => {}
-                        (None, None) => {
-                            let name: String = name.chars().take(NAME_CHARS).collect();
-                            found.push(Unknown {
-                                nearest: self.nearest(&name),
-                                field: format!("{place}{dot}{name}"),
-                            });
-                        }
-                    }
-                }
-            }
-            _ => {}
+    /// What is at the field `name`.
+    fn at(&self, name: &str) -> At {
+        let own = self.own.iter().find(|(known, _)| *known == name);
+        let foreign = || self.foreign().find(|field| field.name == name);
+        match own {
+            Some((_, Some(shape))) => At::Object(shape),
+            Some((_, None)) => At::Value,
+            None => match foreign().map(|field| &field.neutral) {
+                Some(Neutral::Fields(shape)) => At::Object(shape),
+                Some(_) => At::Value,
+                None => At::Nothing,
+            },
         }
     }
 
@@ -291,6 +279,114 @@ impl Shape {
         let best = similar.max_by(|(one, _), (other, _)| one.total_cmp(other));
         best.filter(|(similarity, _)| *similarity > SIMILAR)
             .map(|(_, known)| known)
+    }
+}
+
+/// What a field is.
+enum At {
+    /// An object, or a list of such.
+    Object(&'static Shape),
+    /// Anything else that is known.
+    Value,
+    Nothing,
+}
+
+/// Looks for fields that are none, in what is read at `place`.
+struct Look<'a> {
+    shape: &'a Shape,
+    place: String,
+    found: &'a mut Vec<Unknown>,
+}
+
+impl<'de> DeserializeSeed<'de> for Look<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Look<'_> {
+    type Value = ();
+
+    fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str("a value")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E: Error>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E: Error>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E: Error>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E: Error>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<(), A::Error> {
+        let Self { shape, place, found } = self;
+        let mut number = 0_usize;
+        loop {
+            let look = Look {
+                shape,
+                place: format!("{place}[{number}]"),
+                found: &mut *found,
+            };
+            if from.next_element_seed(look)?.is_none() {
+                return Ok(());
+            }
+            number = number.saturating_add(1);
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<(), A::Error> {
+        let Self { shape, place, found } = self;
+        let dot = if place.is_empty() { "" } else { "." };
+        while let Some(name) = from.next_key::<String>()? {
+            match shape.at(&name) {
+                At::Object(shape) => from.next_value_seed(Look {
+                    shape,
+                    place: format!("{place}{dot}{name}"),
+                    found: &mut *found,
+                })?,
+                At::Nothing if found.len() < MOST => {
+                    if !from.next_value::<IsNull>()?.0 {
+                        let name: String = name.chars().take(NAME_CHARS).collect();
+                        found.push(Unknown {
+                            nearest: shape.nearest(&name),
+                            field: format!("{place}{dot}{name}"),
+                        });
+                    }
+                }
+                At::Value | At::Nothing => {
+                    from.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a value is `null`; nothing of any other is kept.
+struct IsNull(bool);
+
+impl<'de> Deserialize<'de> for IsNull {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Ok(Self(Option::<IgnoredAny>::deserialize(from)?.is_none()))
     }
 }
 

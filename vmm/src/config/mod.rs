@@ -13,6 +13,7 @@ pub mod fields;
 mod file_uses;
 mod fs;
 pub mod json;
+mod list;
 mod mac;
 mod options;
 mod path;
@@ -46,6 +47,7 @@ pub use share::{MAX_FS_QUEUES, ShareError};
 pub use size::Size;
 pub use sockets::OwnSockets;
 pub use translation::{IdKind, IdTranslation, MAX_RANGES};
+use validate::MAX_DEVICES;
 pub use validate::{
     ConfigError, HUGE_PAGE_BYTES, Limits, MAX_DISK_QUEUES, MAX_NET_PAIRS, MIN_MEMORY_BYTES, PAGE_BYTES,
 };
@@ -63,16 +65,16 @@ pub struct VmConfig {
     #[serde(default, deserialize_with = "null_is_default")]
     pub payload: PayloadConfig,
     /// virtio-blk devices, in the order in which the guest finds them.
-    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "devices", skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskConfig>,
     /// virtio-net devices.
-    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "devices", skip_serializing_if = "Vec::is_empty")]
     pub net: Vec<NetConfig>,
     /// virtio-fs devices.
-    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "devices", skip_serializing_if = "Vec::is_empty")]
     pub fs: Vec<FsConfig>,
     /// virtio-pmem devices.
-    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "devices", skip_serializing_if = "Vec::is_empty")]
     pub pmem: Vec<PmemConfig>,
     /// The virtio-vsock device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -357,6 +359,12 @@ const fn is_off(on: &bool) -> bool {
 
 fn null_is_default<'de, T: Default + Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
+/// Devices of one kind; `null` is as none. No more are kept than one beyond what any machine has slots for, which is
+/// refused as too many: a list takes a hundred times the bytes of its text.
+fn devices<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    from.deserialize_option(list::Bounded::<T, { MAX_DEVICES + 1 }>::new())
 }
 
 fn null_is_yes<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {

@@ -39,7 +39,7 @@ pub const HUGE_PAGE_BYTES: [u64; 2] = [2 << 20, 1 << 30];
 /// The fewest bits of a guest-physical address: the windows of the machine's devices lie below 4 GiB.
 const MIN_PHYS_BITS: u8 = 32;
 /// Devices that a machine has room for: PCI slots, less that of the host bridge.
-const MAX_DEVICES: usize = crate::machine::PCI_SLOTS as usize - 1;
+pub(super) const MAX_DEVICES: usize = crate::machine::PCI_SLOTS as usize - 1;
 /// The least and the most entries of a disk's virtqueue. A shorter one could not hold a request of usual length; a longer one
 /// only adds latency.
 pub(super) const QUEUE_SIZES: std::ops::RangeInclusive<u16> = 16..=1024;
@@ -130,9 +130,9 @@ pub enum ConfigError {
     #[error("memory: acpi_only is on, hotplug_method is VirtioMem: one of the two is allowed")]
     TwoMethods,
     /// More devices than slots.
-    #[error("{found} devices, the machine's own included, {MAX_DEVICES} PCI slots are there")]
+    #[error("{found} devices or more, the machine's own included, {MAX_DEVICES} PCI slots are there")]
     Slots {
-        /// How many there would be.
+        /// How many there would be, as far as they were counted: of a kind, one more than there are slots.
         found: usize,
     },
     /// A balloon that does not fit the guest.

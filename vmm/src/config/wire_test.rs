@@ -178,7 +178,7 @@ fn set(body: &mut Value, field: &Field, value: &Value) {
 
 /// Says why a body is refused, if it is; none has a field that nobody knows.
 fn refusal(body: &Value) -> Option<String> {
-    assert_eq!(fields::VM.unknown(body), [], "{body}");
+    assert_eq!(fields::VM.unknown(body.to_string().as_bytes()), [], "{body}");
     let config: VmConfig = serde_json::from_value(body.clone()).unwrap();
     config
         .validate(Limits::ARCHITECTURE)

@@ -4,15 +4,13 @@
 //! `vm.resize` whose size was made of the list: one that another list has overtaken is not asked for. Containers end
 //! with the guest that they run in: its list does, too.
 
-use serde_json::Value;
-
 use super::{ApiError, Controller, conflict, existing};
-use crate::api::{Containers, Outcome, Reply};
+use crate::api::{Containers, JsonText, Outcome, Reply};
 
 impl Controller {
     pub(super) fn containers(&mut self) -> Outcome {
-        let noted = existing(&mut self.vm)?.containers.clone();
-        Ok(Reply::Json(noted.into()))
+        let noted = &existing(&mut self.vm)?.containers;
+        Ok(Reply::Containers(noted.clone()))
     }
 
     pub(super) fn set_containers(&mut self, wanted: Containers) -> Outcome {
@@ -39,7 +37,7 @@ impl Containers {
     }
 
     /// From now on `containers` is what is noted.
-    pub(super) fn replace(&mut self, containers: Value) {
+    pub(super) fn replace(&mut self, containers: JsonText) {
         self.revision = self.revision.wrapping_add(1);
         self.containers = containers;
     }

@@ -233,17 +233,19 @@ impl EventLoop<'_> {
         }
     }
 
-    /// What a start or a command needed is to be given back.
+    /// What a start or a command needed is to be given back, whether there is a machine or not.
     fn trim_soon(&mut self, activity: trim::Activity) {
-        if self.controller.machine().is_some() {
-            let after = self.trims.begin(activity);
-            self.controller.timers.set_if_sooner(Due::Trim, Instant::now() + after);
-        }
+        let after = self.trims.begin(activity);
+        self.controller.timers.set_if_sooner(Due::Trim, Instant::now() + after);
     }
 
     fn trim(&mut self) {
+        if self.controller.machine().is_none() {
+            // The program's pages are needed as soon as there is to be one.
+            return trim::trim_heap();
+        }
         self.is_trim_due = true;
-        if let (Some(after), Some(_)) = (self.trims.next(), self.controller.machine()) {
+        if let Some(after) = self.trims.next() {
             self.controller.timers.set_if_sooner(Due::Trim, Instant::now() + after);
         }
     }

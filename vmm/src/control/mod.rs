@@ -192,7 +192,7 @@ impl Controller {
     pub fn start(&mut self, config: VmConfig) -> Result<(), anyhow::Error> {
         let mut vm = Vm::new(config);
         vm.inherit()?;
-        vm.begin_containers(self.options.containers.clone());
+        vm.begin_containers(&self.options.containers);
         log::info!("{}", messages::vm_summary(vm.config()));
         self.events.emit("vm", "booting");
         self.begin_start(vm)?;

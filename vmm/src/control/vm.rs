@@ -14,7 +14,7 @@ use super::building::{Building, duplicate};
 use super::resize::LastResize;
 use super::stopping::Stopping;
 use super::{file_conflict, messages};
-use crate::api::{Containers, PassedFd, VmState};
+use crate::api::{Containers, JsonText, PassedFd, VmState};
 use crate::background::{self, BackgroundTask, DropInBackground};
 use crate::config::{ConsoleMode, Limits, NewDevice, RunOptions, VmConfig};
 use crate::machine::{BuildError, Machine, MachineSize, Passed, Pending, net};
@@ -91,7 +91,7 @@ pub(super) struct Vm {
     /// What clients have noted of the guest's containers.
     pub(super) containers: Containers,
     /// What is noted of them while there are none.
-    no_containers: Value,
+    no_containers: JsonText,
     /// How long the guest is given before it is reminded again.
     pub(super) patience: Duration,
     /// When everything was asked to stop.
@@ -115,16 +115,16 @@ impl Vm {
             stopping: Stopping::default(),
             last_resize: None,
             containers: Containers::default(),
-            no_containers: Value::Null,
+            no_containers: JsonText::default(),
             patience: Duration::ZERO,
             stopped: None,
         }
     }
 
     /// What is noted of the containers of each guest of this VM while there are none.
-    pub(super) fn begin_containers(&mut self, list: Value) {
-        self.containers.containers = list.clone();
-        self.no_containers = list;
+    pub(super) fn begin_containers(&mut self, list: &Value) {
+        self.no_containers = list.into();
+        self.containers.containers = self.no_containers.clone();
     }
 
     pub(super) fn config(&self) -> &VmConfig {
