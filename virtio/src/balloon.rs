@@ -89,7 +89,7 @@ pub struct BalloonMetrics {
     pub inflated_pages: Counter,
     /// Pages of 4 KiB that came out again.
     pub deflated_pages: Counter,
-    /// Bytes that the guest reported free.
+    /// Bytes that the guest reported free, and that the host has again.
     pub reported_bytes: Counter,
     /// Ranges that the host would not take back.
     pub discard_failures: Counter,
@@ -156,8 +156,10 @@ impl Shared {
         self.config.update(POISON, &poison);
     }
 
+    /// What an earlier driver has said is true of its own time alone: the next one may say nothing of the kind.
     fn set_driver(&mut self, config_changed: Option<Notify>) {
         self.config_changed = config_changed;
+        self.stats = BalloonStats::default();
         self.show_size();
     }
 
@@ -482,8 +484,9 @@ impl BalloonHandler {
             while let Some(chain) = ring.pop()? {
                 for (gpa, bytes) in chain.writable_ranges().filter(|_| poison == 0) {
                     left = left.saturating_sub(1);
-                    self.metrics.reported_bytes.add(bytes);
-                    discard(&*self.memory, &self.metrics, gpa, bytes);
+                    if discard(&*self.memory, &self.metrics, gpa, bytes) {
+                        self.metrics.reported_bytes.add(bytes);
+                    }
                 }
                 ring.push(chain.head(), 0)?;
                 if left == 0 {
@@ -500,10 +503,13 @@ impl BalloonHandler {
     }
 }
 
-fn discard(memory: &dyn Discard, metrics: &BalloonMetrics, gpa: u64, bytes: u64) {
-    if memory.discard(gpa, bytes).is_err() {
+/// Whether the host has it again. What it would not take is counted.
+fn discard(memory: &dyn Discard, metrics: &BalloonMetrics, gpa: u64, bytes: u64) -> bool {
+    let is_taken = memory.discard(gpa, bytes).is_ok();
+    if !is_taken {
         metrics.discard_failures.inc();
     }
+    is_taken
 }
 
 impl Handler for BalloonHandler {

@@ -187,6 +187,18 @@ fn free_pages_are_given_back_as_they_are_reported() {
 }
 
 #[test]
+fn what_is_reported_free_and_not_given_back_is_in_no_sum_of_bytes() {
+    let mut bench = Bench::new();
+    bench.host.broken.store(true, Ordering::Relaxed);
+    bench.drivers[3].add(&[Buf::In(0x4_0000, 0x8000)]);
+    bench.wake(REPORTING).unwrap();
+    assert_eq!(
+        (bench.counter("reported_bytes"), bench.counter("discard_failures")),
+        (0, 1)
+    );
+}
+
+#[test]
 fn queues_of_features_that_were_not_taken_are_left_out() {
     let mut bench = Bench::new();
     bench.reset();
@@ -289,6 +301,21 @@ fn statistics_come_when_they_are_asked_for() {
         (handle.stats().free_bytes(), handle.stats().total_bytes()),
         (Some(90), Some(1000))
     );
+}
+
+/// The next driver may have no queue for them.
+#[test]
+fn what_a_driver_said_goes_with_it() {
+    let mut bench = Bench::new();
+    let handle = bench.device.handle();
+    bench.drivers[2].write(STAT, &stat(6, 500));
+    bench.drivers[2].add(&[Buf::Out(STAT, 10)]);
+    bench.wake(STATS).unwrap();
+    assert_eq!(handle.stats().available_bytes(), Some(500));
+    bench.reset();
+    assert_eq!(handle.stats(), BalloonStats::default());
+    bench.start(VIRTIO_BALLOON_F_PAGE_REPORTING);
+    assert_eq!(handle.stats(), BalloonStats::default());
 }
 
 #[test]

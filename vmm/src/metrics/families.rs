@@ -252,7 +252,7 @@ balloon actual_bytes gauge Size of the balloon by the guest's word
 balloon target_bytes gauge Size that the balloon should have
 balloon inflated_pages counter Pages of 4 KiB that went into the balloon
 balloon deflated_pages counter Pages of 4 KiB that came out again
-balloon reported_bytes counter Bytes that the guest reported free
+balloon reported_bytes counter Bytes that the guest reported free, and that the host has again
 balloon discard_failures counter Ranges that the host would not take back
 balloon bad_requests counter Requests that make no sense
 console tx_requests counter Output requests handled
