@@ -209,7 +209,7 @@ pub struct ContainerArgs {
 /// How long a size is waited for.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct WaitArgs {
-    /// Give up when the size is not there for so long; 0: do not wait
+    /// Give up when the size is not there so long after it was asked for; 0: wait for husk's answer alone
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds, allow_negative_numbers = true)]
     pub wait: Duration,
 }

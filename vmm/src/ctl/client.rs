@@ -108,6 +108,7 @@ impl ClientError {
 /// A connection to one husk. After any error but a refusal it is out of step, and good for nothing.
 #[derive(Debug)]
 pub struct Client {
+    socket: PathBuf,
     stream: UnixStream,
     patience: Duration,
     /// What has come and belongs to no answer yet.
@@ -195,6 +196,7 @@ impl Client {
         })?;
         stream.set_nonblocking(false).map_err(cannot)?;
         Ok(Self {
+            socket: socket.into(),
             stream,
             patience,
             left: Vec::new(),
@@ -246,6 +248,30 @@ impl Client {
     /// A refusal, silence, or what is no answer.
     pub fn put(&mut self, name: &str, body: Option<&Value>) -> Result<Value, ClientError> {
         self.ask("PUT", name, body)
+    }
+
+    /// As [`Client::put`], with `limit` for the answer if that is less than what each request is given; `None` if it does not come in that
+    /// time. husk goes on with it, and further requests go over another connection.
+    ///
+    /// # Errors
+    /// A refusal, what is no answer, or there is no other connection.
+    pub fn put_within(
+        &mut self,
+        name: &str,
+        body: Option<&Value>,
+        limit: Duration,
+    ) -> Result<Option<Value>, ClientError> {
+        let patience = self.patience;
+        self.patience = limit.min(patience);
+        let answer = self.put(name, body);
+        self.patience = patience;
+        match answer {
+            Err(ClientError::Silent { .. }) => {
+                *self = Self::connect(&self.socket, patience)?;
+                Ok(None)
+            }
+            answer => answer.map(Some),
+        }
     }
 
     fn ask(&mut self, method: &str, name: &str, body: Option<&Value>) -> Result<Value, ClientError> {

@@ -48,8 +48,8 @@ pub enum ResizeError {
     },
 }
 
-/// Asks for `wanted`, and waits until vCPUs and memory are there, for `wait` at most; not at all if that is nothing, or if there is no
-/// guest to wait for.
+/// Asks for `wanted`, and waits until vCPUs and memory are there, for `wait` at most; for husk's answer alone if that is nothing, or if
+/// there is no guest to wait for.
 ///
 /// # Errors
 /// The size is refused, not there in time, or no longer wanted by whoever asked last.
@@ -67,8 +67,13 @@ pub(super) fn resize_of(
 ) -> Result<Status, ResizeError> {
     let runs = matches!(state(client)?.as_str(), "Running" | "Paused");
     let before = Status::ask(client)?;
-    client.put("vm.resize", Some(&wanted.body(list)))?;
-    let begin = Instant::now();
+    let (begin, body) = (Instant::now(), wanted.body(list));
+    if wait.is_zero() {
+        client.put("vm.resize", Some(&body))?;
+    } else {
+        // What husk waits for the guest is a part of it.
+        client.put_within("vm.resize", Some(&body), wait)?;
+    }
     loop {
         let now = Status::ask(client)?;
         if wait.is_zero() || !runs || wanted.missing(&before, &now).is_none() {
@@ -120,12 +125,15 @@ impl TargetSize {
         wanted.into()
     }
 
-    /// Whether somebody has asked for another number of vCPUs or another size of memory.
+    /// Whether somebody has asked for another number of vCPUs, or another size of memory or balloon.
     fn is_superseded(self, now: &Status) -> bool {
         let vcpus = self.vcpus.zip(now.vcpus.desired);
         let memory = self.memory_bytes.zip(now.memory.asked_bytes);
+        let balloon = now.memory.balloon.and_then(|balloon| balloon.asked_bytes);
+        let differs = |asked: Option<(u64, u64)>| asked.is_some_and(|(wanted, asked)| wanted != asked);
         vcpus.is_some_and(|(wanted, desired)| wanted != desired)
-            || memory.is_some_and(|(wanted, asked)| wanted != asked)
+            || differs(memory)
+            || differs(self.balloon_bytes.zip(balloon))
     }
 
     /// What has been refused of this, and not of what another client has asked for.

@@ -268,3 +268,43 @@ fn a_balloon_is_there_when_the_guest_has_given_it() {
     let status = resize(&mut server.client(), balloon, PATIENCE).unwrap();
     assert_eq!(status.memory.balloon.unwrap().actual_bytes, Some(256 * MIB));
 }
+
+#[test]
+fn a_balloon_that_another_client_wants_otherwise_is_not_waited_for() {
+    let server = Server::new(|request, _| match request {
+        "GET vm.info" => Reply::Answer(200, json!({"state": "Running"})),
+        "GET vm.resize-status" => {
+            let balloon = json!({"asked_bytes": 64 * MIB, "target_bytes": 64 * MIB, "actual_bytes": 0});
+            Reply::Answer(200, json!({"memory": {"balloon": balloon}}))
+        }
+        _ => Reply::Answer(204, Value::Null),
+    });
+    let balloon = TargetSize {
+        balloon_bytes: Some(256 * MIB),
+        ..TargetSize::default()
+    };
+    let error = resize(&mut server.client(), balloon, PATIENCE).unwrap_err();
+    assert!(matches!(error, ResizeError::Superseded), "{error}");
+}
+
+/// husk waits for a guest as long as it was told to, which may be longer.
+#[test]
+fn the_time_that_husk_takes_for_its_answer_is_a_part_of_the_wait() {
+    let silent = |online: u32| {
+        Server::new(move |request, _| match request {
+            "GET vm.info" => Reply::Answer(200, json!({"state": "Running"})),
+            "GET vm.resize-status" => Reply::Answer(
+                200,
+                json!({"vcpus": {"desired": 2, "present": 2, "online": online}, "last": {"what": "as told"}}),
+            ),
+            _ => Reply::Silence,
+        })
+    };
+    let error = resize(&mut silent(1).client(), vcpus(2), BRIEF).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "not there within 0.05 s: 2 vCPUs asked for, 2 present, 1 started (as told)"
+    );
+    let status = resize(&mut silent(2).client(), vcpus(2), BRIEF).unwrap();
+    assert_eq!(status.vcpus.online, Some(2), "it may have come meanwhile");
+}

@@ -56,7 +56,9 @@ pub struct Memory {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Balloon {
-    /// Bytes that the balloon is to hold.
+    /// What the last resize that spoke of it asked for.
+    pub asked_bytes: Option<u64>,
+    /// What it should have: less than that where there is not so much memory, and more where an idle guest gives some back.
     pub target_bytes: Option<u64>,
     /// What the guest has given.
     pub actual_bytes: Option<u64>,
