@@ -23,6 +23,9 @@
 //! of 0 limits nothing, where the shims count it as no CPU and pass over the cpuset beside it; negative limits of
 //! memory count for none, where the Rust shim adds them up; and huge pages count without a `memory` beside them, as
 //! with the Rust shim.
+//!
+//! One is theirs and not runc's: a quota without a period limits nothing, where runc applies it to the kernel's period of
+//! 100 ms. That period bounds what such a quota may be, so that a number of no meaning in any period is refused.
 
 use crate::sizing::annotation::AnnotationError;
 use crate::sizing::resources::{CpuSet, CpuTime, Resources};
