@@ -116,10 +116,14 @@ fn gained(before: &Resources, now: &Resources) -> u64 {
     now.memory_kib.saturating_sub(before.memory_kib) * 1024
 }
 
-/// A file system in the guest's memory.
-fn mount_filled(agent: &mut Agent) {
-    let (source, target, kind) = ("tmpfs".into(), "/filled".into(), "tmpfs".into());
+/// A file system in the guest's memory, at `target`.
+fn mount_memory(agent: &mut Agent, target: &str) {
+    let (source, target, kind) = ("tmpfs".into(), target.into(), "tmpfs".into());
     agent.must(&Call::Mount { source, target, kind }).unwrap();
+}
+
+fn mount_filled(agent: &mut Agent) {
+    mount_memory(agent, "/filled");
 }
 
 /// Has the guest fill `mib` MiB of a file system in its memory, and empty it again.
@@ -379,6 +383,38 @@ fn more_than_a_small_guest_can_describe_at_once_does_not_kill_it() {
         .run(&["sh", "-c", "dd if=/dev/zero of=/tmp/file bs=1M count=16 2>&1"])
         .unwrap();
     lab.end();
+}
+
+/// Its container is at its limit: that is why it is to grow. What describes the new memory has to come out of what is left.
+fn a_guest_that_is_short_of_memory_grows_by_dimms_and_lives(kernel: &str) {
+    let (mut lab, mut agent) = Lab::start(kernel, "memhp_default_state=online", &json!({}));
+    let before = agent.resources().unwrap();
+    // A file system in memory takes half of it: 90 % of what is available are two of them.
+    for place in ["/filled", "/filled-too"] {
+        mount_memory(&mut agent, place);
+    }
+    let script = "while read name kib unit; do case $name in MemAvailable:) free=$kib;; esac; done < /proc/meminfo; \
+                  for place in /filled /filled-too; do \
+                  dd if=/dev/zero of=$place/file bs=1024 count=$((free * 45 / 100)) 2>&1 || exit 1; done";
+    agent.run(&["sh", "-c", script]).unwrap();
+    lab.resize(BOOT + 4096 * MIB);
+    lab.agree(&mut agent, &before, 4096 * MIB);
+    mount_memory(&mut agent, "/more");
+    let script = "cat /filled/file /filled-too/file > /dev/null && dd if=/dev/zero of=/more/file bs=1M count=2000 2>&1";
+    agent.run(&["sh", "-c", script]).unwrap();
+    assert!(lab.resident_kib(RESERVE) > 1 << 20);
+    assert_eq!(lab.status()["memory"]["refusals"], json!([]));
+    lab.end();
+}
+
+#[test]
+fn a_guest_of_the_newer_kernel_that_is_short_of_memory_grows_by_dimms_and_lives() {
+    a_guest_that_is_short_of_memory_grows_by_dimms_and_lives("6.12");
+}
+
+#[test]
+fn a_guest_of_the_older_kernel_that_is_short_of_memory_grows_by_dimms_and_lives() {
+    a_guest_that_is_short_of_memory_grows_by_dimms_and_lives("6.1");
 }
 
 fn a_balloon(free_page_reporting: bool) -> Value {

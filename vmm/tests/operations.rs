@@ -212,6 +212,85 @@ fn a_resize_that_the_host_cannot_begin_is_the_last_one_and_told_and_counted_and_
     husk.shut_down();
 }
 
+/// How many `vm.resize` have ended without the guest.
+fn unanswered_in(events: &Path) -> usize {
+    let lines = fs::read_to_string(events).unwrap();
+    lines.matches("\"resize-unanswered\"").count()
+}
+
+/// Of a guest that takes nothing, each client is told what became of its own request.
+#[test]
+fn a_resize_is_answered_for_what_it_asked_for_whatever_others_ask_for_meanwhile() {
+    if !has_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (events, kernel) = (folder.path().join("events"), folder.path().join("vmlinux"));
+    fs::write(
+        &kernel,
+        husk_benches::elf_of(&husk_benches::code(husk_benches::Then::Halt)),
+    )
+    .unwrap();
+    let monitor = format!("path={}", events.display());
+    let mut husk = Husk::start_in(folder, &["--event-monitor", &monitor, "--resize-timeout", "3000"]);
+    let mut client = booted(
+        &husk,
+        json!({
+            "cpus": {"boot_vcpus": 1, "max_vcpus": 8},
+            "memory": {"size": 64 << 20},
+            "balloon": {"size": 0},
+            "payload": {"kernel": kernel},
+            "serial": {"mode": "Off"},
+            "console": {"mode": "Off"},
+        }),
+    );
+    let asking = |vcpus: u32| {
+        let (mut other, mut client) = (husk.client(), husk.client());
+        let asked = thread::spawn(move || other.put("vm.resize", Some(json!({"desired_vcpus": vcpus}))));
+        until(|| client.get("vm.resize-status").1["vcpus"]["desired"] == vcpus);
+        asked
+    };
+    let unanswered = |count| unanswered_in(&events) == count;
+    let last = |client: &mut Client| client.get("vm.resize-status").1["last"].take();
+    // Of another kind.
+    let vcpus = asking(8);
+    assert_eq!(client.put("vm.resize", Some(json!({"desired_balloon": 4096}))), DONE);
+    let balloon = last(&mut client);
+    assert_eq!(
+        (&balloon["outcome"], &balloon["desired_balloon"]),
+        (&json!("accepted"), &json!(4096))
+    );
+    assert_eq!(vcpus.join().unwrap(), DONE);
+    until(|| unanswered(1));
+    assert_eq!(last(&mut client), balloon, "the other was not the last one");
+    // The same again.
+    let first = asking(6);
+    assert_eq!(client.put("vm.resize", Some(json!({"desired_vcpus": 6}))), DONE);
+    assert_eq!(first.join().unwrap(), DONE);
+    until(|| unanswered(3));
+    // Another number: the first is wanted no more.
+    let first = asking(8);
+    assert_eq!(client.put("vm.resize", Some(json!({"desired_vcpus": 4}))), DONE);
+    assert_eq!(first.join().unwrap(), DONE);
+    until(|| unanswered(4));
+    assert_eq!(last(&mut client)["desired_vcpus"], 4);
+    let counted = client.scrape("/api/v1/vmm.metrics", "text/plain").unwrap().1;
+    assert!(
+        counted.contains("husk_resize_failures_total{outcome=\"unanswered\"} 4"),
+        "{counted}"
+    );
+    // What it comes to is what there is to see, and what the next guest begins with.
+    let in_balloon = |client: &mut Client| {
+        let (info, status) = (client.get("vm.info").1, client.get("vm.resize-status").1);
+        let target = status["memory"]["balloon"]["target_bytes"].clone();
+        [info["config"]["balloon"]["size"].clone(), target]
+    };
+    assert_eq!(in_balloon(&mut client), [4096, 4096]);
+    done(&mut client, "vm.reboot");
+    assert_eq!(in_balloon(&mut client), [4096, 4096]);
+    husk.shut_down();
+}
+
 #[test]
 fn a_life_can_be_read_from_the_log_in_about_ten_lines() {
     if !has_kvm() {

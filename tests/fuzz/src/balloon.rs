@@ -29,6 +29,7 @@ pub fn run(input: &[u8]) {
         reporting: config.free_page_reporting,
         broken: AtomicBool::new(false),
         taken_bytes: AtomicU64::new(0),
+        kept_bytes: AtomicU64::new(0),
         refused: AtomicU64::new(0),
     });
     let mut balloon = Balloon::new(config, pages.clone(), || ()).unwrap();

@@ -60,6 +60,12 @@ const BOOT: u64 = 16 * MIB;
 const MORE: u64 = 384 * MIB;
 const VCPUS: u32 = 6;
 const BLOCK: u64 = 2 * MIB;
+/// Of whichever kind.
+const ALL: TargetSize = TargetSize {
+    vcpus: Some(0),
+    ram_bytes: Some(0),
+    balloon_bytes: Some(0),
+};
 const PHYS_BITS: u8 = 40;
 /// Turns after which everything that was asked for is done if it ever will be.
 const TURNS: usize = 500;
@@ -420,6 +426,12 @@ impl Machine {
             plugged += if state.plugged() { extent.size_bytes } else { 0 };
         }
         plugged += self.mem.as_ref().map_or(0, |mem| mem.handle().size().plugged_bytes);
+        let target = self.balloon.handle().size().target_bytes;
+        assert!(
+            target == 0 || target < self.size().ram_bytes,
+            "{target} bytes in the balloon, {:?}",
+            self.size()
+        );
         let reached: u64 = taken.iter().map(|(_, bytes)| bytes).sum();
         let balloon = self.balloon.handle().size().actual_bytes;
         assert_eq!(self.size().actual_bytes, (BOOT + plugged).saturating_sub(balloon));
@@ -454,7 +466,7 @@ impl Machine {
             size.actual_bytes,
             size.ram_bytes,
             "{:?} {status}",
-            self.resizes.refusals()
+            self.resizes.refusals(ALL)
         );
         if let Some(driver) = self.driver.take() {
             driver.stop();

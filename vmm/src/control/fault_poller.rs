@@ -1,4 +1,4 @@
-//! What is looked for once a second while somebody listens to events, or the guest gives memory back, and by nobody else:
+//! What is looked for once a second while somebody listens to events, or the guest gives memory back or gets more, and by nobody else:
 //! errors of devices, a host or a guest without memory. It costs the data path nothing. A guest can cause such events
 //! without end: of a kind no more than one a second and [`MAX_EVENTS`] in [`WINDOW`] are told, with the number of what
 //! there was.
@@ -11,7 +11,7 @@ use super::{Controller, Due};
 use crate::api::{ApiError, Kind, Outcome, Reply};
 use crate::event_limit::EventLimit;
 use crate::events::MAX_READERS;
-use crate::machine::{Counted, Machine};
+use crate::machine::{Counted, Machine, Tail};
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -92,7 +92,7 @@ impl Controller {
 
     /// Whether there is reason to look.
     fn polls_faults(&self) -> bool {
-        self.events.has_listeners() || self.machine().is_some_and(Machine::is_shrinking)
+        self.events.has_listeners() || self.machine().is_some_and(Machine::is_straining)
     }
 
     /// Begins to look, if there is reason to.
@@ -138,9 +138,18 @@ impl Controller {
             let properties = [("id", id.into()), ("what", what.into()), ("count", count.into())];
             self.events.emit_with("vm", "device-errors", properties);
         }
+        self.report_kills(now, is_last);
+        if let Some(memory) = &mut self.faults.memory {
+            memory.look(&self.events, now);
+        }
+    }
+
+    /// Tells whom the guest has killed for want of memory since the last look, and goes by it.
+    pub(super) fn report_kills(&mut self, now: Instant, is_last: bool) {
         let (lines, more) = self.options.tail.take_kills();
-        if let Some(line) = lines.last() {
-            self.keep_memory(line);
+        let lack = lines.iter().rfind(|line| !Tail::is_of_group(line));
+        if let Some(line) = lack.or(lines.last()) {
+            self.keep_memory(line, lack.is_none());
         }
         for (line, count) in self.faults.kills.report(lines, more, now, is_last) {
             let others = match count {
@@ -150,9 +159,6 @@ impl Controller {
             log::warn!("the guest is out of memory: {line}{others}");
             let properties = [("text", line.into()), ("count", count.into())];
             self.events.emit_with("guest", "out-of-memory", properties);
-        }
-        if let Some(memory) = &mut self.faults.memory {
-            memory.look(&self.events, now);
         }
     }
 }

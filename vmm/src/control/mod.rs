@@ -82,6 +82,8 @@ pub struct Controller {
     limits: Option<Limits>,
     /// How many machines have been built.
     boots: u64,
+    /// How many `vm.resize` have begun, or could not for the host's sake.
+    resizes: u64,
     /// Of `vm.resize`.
     resize_failures: resize::Failures,
     /// The next answer is the last one.
@@ -165,6 +167,7 @@ impl Controller {
             abandoned: Vec::new(),
             limits: None,
             boots: 0,
+            resizes: 0,
             resize_failures: resize::Failures::default(),
             leaving: false,
             failure: None,

@@ -94,6 +94,11 @@ pub(super) trait Work<Owner>: Send {
     /// Looks at what has happened, and goes on. The answer once it is done; it is not called again then. Never waits.
     fn advance(&mut self, owner: &mut Owner) -> Option<Outcome>;
 
+    /// Whether it ends where `command` comes, which may take the place of its like ([`relation`]): it may have asked for other things.
+    fn yields_to(&mut self, _command: &Command) -> bool {
+        true
+    }
+
     /// When it is late, where that has changed since it was begun: what is left is other work than what was.
     fn deadline(&self) -> Option<Instant> {
         None
@@ -198,8 +203,9 @@ impl<Owner, Reply> Operations<Owner, Reply> {
     /// Gives up what `command` takes the place of.
     pub(super) fn supersede(&mut self, owner: &mut Owner, command: &Command) -> Answers<Reply> {
         self.end_where(|running| {
-            let superseded = relation(running.work.operation(), command) == Relation::Supersedes;
-            superseded.then(|| running.work.give_up(owner, GiveUp::Superseded(command.name())))
+            let supersedes = relation(running.work.operation(), command) == Relation::Supersedes;
+            let ends = supersedes && running.work.yields_to(command);
+            ends.then(|| running.work.give_up(owner, GiveUp::Superseded(command.name())))
         })
     }
 

@@ -2,10 +2,11 @@
 //!
 //! A client is told 204 when everything that it asked for is there or gone, and also when its time is over: shims take
 //! any other answer for the pod's failure, and the guest goes on. What it does later is told by events. What it refuses
-//! is 500, with what was refused; that is withdrawn, and the rest stays. A later `vm.resize` takes the place of one
-//! that waits, whose client is told 204: what it asked for is no longer wanted. One whose size was made of a list of
-//! containers that has changed since is 409, and nothing is asked for. `vm.resize-status` tells what became of the last
-//! one, also when that is known only after its client has been answered.
+//! is 500, with what was refused; that is withdrawn, and the rest stays. Several may wait, each for what it has asked
+//! for itself. What a later `vm.resize` asks for with another value is no longer wanted: who waits goes on with the
+//! rest, or is told 204 where there is none. One whose size was made of a list of containers that has changed since is
+//! 409, and nothing is asked for. `vm.resize-status` tells what became of the last one, also when that is known only
+//! after its client has been answered.
 
 use std::time::{Duration, Instant};
 
@@ -20,8 +21,11 @@ use crate::machine::{Change, Machine, Refusal, ResizeError, TargetSize, Why, mil
 
 /// The guest is waited for.
 struct Waiting {
+    number: u64,
     since: Instant,
     wanted: Resize,
+    /// What of it nobody has asked for with another value since.
+    left: Resize,
 }
 
 /// How often a `vm.resize` has not come to its end, since this process began.
@@ -36,6 +40,8 @@ pub(super) struct Failures {
 /// What became of the last `vm.resize`, for `vm.resize-status`.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct LastResize {
+    /// How many there were before it: what became of an earlier one is no news of this one.
+    number: u64,
     wanted: Resize,
     outcome: &'static str,
     what: String,
@@ -48,9 +54,10 @@ const TIMED_OUT: &str = "timed-out";
 
 impl LastResize {
     /// The guest has done all that it is going to do, or `refusals` say what not.
-    fn ended(wanted: Resize, since: Instant, refusals: &[Refusal]) -> Self {
+    fn ended(number: u64, wanted: Resize, since: Instant, refusals: &[Refusal]) -> Self {
         let refusals: Vec<String> = refusals.iter().map(ToString::to_string).collect();
         Self {
+            number,
             wanted,
             outcome: if refusals.is_empty() { "accepted" } else { "refused" },
             what: refusals.join(", "),
@@ -62,7 +69,7 @@ impl LastResize {
     /// As [`LastResize::ended`], of one whose client could not wait so long.
     fn ends_late(&mut self, refusals: &[Refusal]) {
         if self.outcome == TIMED_OUT {
-            *self = Self::ended(self.wanted, self.since, refusals);
+            *self = Self::ended(self.number, self.wanted, self.since, refusals);
         }
     }
 }
@@ -72,8 +79,13 @@ impl Controller {
         match self.begin_resize(wanted) {
             Ok(true) => {
                 let timeout = self.options.resize_timeout.0;
-                let since = Instant::now();
-                self.begin(Box::new(Waiting { since, wanted }), timeout)
+                let waiting = Waiting {
+                    number: self.resizes,
+                    since: Instant::now(),
+                    wanted,
+                    left: wanted,
+                };
+                self.begin(Box::new(waiting), timeout)
             }
             Ok(false) => Progress::Done(Ok(Reply::Done)),
             Err(error) => error.into(),
@@ -83,6 +95,8 @@ impl Controller {
     /// Asks the guest, if there is one. Whether there is something to wait for.
     fn begin_resize(&mut self, wanted: Resize) -> Result<bool, ApiError> {
         let limits = self.limits();
+        // Whom the guest has killed by now, it has not killed for this.
+        self.report_kills(Instant::now(), false);
         let vm = existing(&mut self.vm)?;
         if let Some(read) = wanted.containers_revision {
             vm.containers.check(read)?;
@@ -101,19 +115,17 @@ impl Controller {
             self.publish();
             return Ok(false);
         };
-        let asked = machine.resize(TargetSize {
-            vcpus: wanted.desired_vcpus,
-            ram_bytes: wanted.desired_ram,
-            balloon_bytes: wanted.desired_balloon,
-        });
+        let asked = machine.resize(of_machine(wanted));
         if let Err(error) = asked {
             let told = refused(&error);
             if !error.is_request() {
+                self.resizes += 1;
                 self.note_refused(wanted, &error);
             }
             return Err(told);
         }
-        // Whoever waited for another size waits for nothing any more.
+        self.resizes += 1;
+        // What has another size now is waited for no more.
         self.supersede(&Command::Resize(wanted));
         self.follow_resize();
         self.remind_soon();
@@ -127,6 +139,7 @@ impl Controller {
             why: Why::Host,
         };
         self.note_resize(LastResize::ended(
+            self.resizes,
             wanted,
             Instant::now(),
             std::slice::from_ref(&refusal),
@@ -136,6 +149,7 @@ impl Controller {
 
     /// Looks at what the guest has done, and tells the world.
     pub(super) fn follow_resize(&mut self) {
+        self.heed_kills();
         let Some(vm) = &mut self.vm else { return };
         let Some(machine) = vm.machine_mut() else { return };
         let changes = machine.advance_resize();
@@ -158,10 +172,22 @@ impl Controller {
         self.start_fault_polling();
     }
 
-    /// A guest that has said `why` it has no memory left gives none back.
-    pub(super) fn keep_memory(&mut self, why: &str) {
-        let machine = self.vm.as_mut().and_then(|vm| vm.machine_mut());
-        if let Some(change) = machine.and_then(|machine| machine.stop_shrinking(why)) {
+    /// Before more is asked of a guest that may lack memory for it, what it says of that is heard.
+    fn heed_kills(&mut self) {
+        if self.machine().is_some_and(Machine::is_straining) {
+            self.report_kills(Instant::now(), false);
+        }
+    }
+
+    /// A guest that has said `why` it has no memory left gives none back, and is given none that it would have to describe, unless that was
+    /// for the limit of a group of its own (`is_own`).
+    pub(super) fn keep_memory(&mut self, why: &str, is_own: bool) {
+        let Some(machine) = self.machine_mut() else { return };
+        let mut change = machine.stop_shrinking(why);
+        if !is_own {
+            change = change.or_else(|| machine.stop_growing(why));
+        }
+        if let Some(change) = change {
             self.tell_change(&change);
             self.follow_resize();
         }
@@ -170,8 +196,11 @@ impl Controller {
     /// What a guest does after the time of its client is what became of the resize all the same.
     fn note_late_end(&mut self) {
         let Some(vm) = &mut self.vm else { return };
-        let ended = vm.machine().filter(|machine| machine.resize_pending().is_none());
-        let refusals = ended.map(Machine::resize_refusals);
+        let Some(wanted) = vm.last_resize.as_ref().map(|last| of_machine(last.wanted)) else {
+            return;
+        };
+        let ended = vm.machine().filter(|machine| machine.resize_pending(wanted).is_none());
+        let refusals = ended.map(|machine| machine.resize_refusals(wanted));
         if let (Some(refusals), Some(last)) = (refusals, &mut vm.last_resize) {
             last.ends_late(&refusals);
         }
@@ -220,10 +249,35 @@ impl Controller {
         Ok(Reply::Json(status))
     }
 
-    fn note_resize(&mut self, last: LastResize) {
-        if let Some(vm) = &mut self.vm {
-            vm.last_resize = Some(last);
+    /// Notes what has become of one, unless there has been a later one.
+    fn note_resize(&mut self, new: LastResize) {
+        if let Some(vm) = &mut self.vm
+            && vm.last_resize.as_ref().is_none_or(|last| last.number <= new.number)
+        {
+            vm.last_resize = Some(new);
         }
+    }
+}
+
+/// What a machine is asked for.
+fn of_machine(wanted: Resize) -> TargetSize {
+    TargetSize {
+        vcpus: wanted.desired_vcpus,
+        ram_bytes: wanted.desired_ram,
+        balloon_bytes: wanted.desired_balloon,
+    }
+}
+
+/// What of `earlier` is still wanted when `later` has been asked for: what that does not ask for with another value.
+fn still_wanted(earlier: Resize, later: Resize) -> Resize {
+    fn stays<T: PartialEq>(earlier: Option<T>, later: Option<T>) -> Option<T> {
+        earlier.filter(|earlier| later.is_none_or(|later| later == *earlier))
+    }
+    Resize {
+        desired_vcpus: stays(earlier.desired_vcpus, later.desired_vcpus),
+        desired_ram: stays(earlier.desired_ram, later.desired_ram),
+        desired_balloon: stays(earlier.desired_balloon, later.desired_balloon),
+        containers_revision: None,
     }
 }
 
@@ -265,8 +319,9 @@ impl Work<Controller> for Waiting {
 
     fn advance(&mut self, owner: &mut Controller) -> Option<Outcome> {
         let machine = owner.vm.as_ref().and_then(|vm| vm.machine())?;
-        if let Some(pending) = machine.resize_pending() {
+        if let Some(pending) = machine.resize_pending(of_machine(self.left)) {
             owner.note_resize(LastResize {
+                number: self.number,
                 wanted: self.wanted,
                 outcome: "in-progress",
                 what: pending,
@@ -275,11 +330,17 @@ impl Work<Controller> for Waiting {
             });
             return None;
         }
-        let refusals = machine.resize_refusals();
-        let last = LastResize::ended(self.wanted, self.since, &refusals);
+        let refusals = machine.resize_refusals(of_machine(self.left));
+        let last = LastResize::ended(self.number, self.wanted, self.since, &refusals);
         let error = (!refusals.is_empty()).then(|| ApiError::new(Kind::Internal, last.what.clone()));
         owner.note_resize(last);
         Some(error.map_or(Ok(Reply::Done), |error| Err(error.context("cannot resize the VM"))))
+    }
+
+    fn yields_to(&mut self, command: &Command) -> bool {
+        let Command::Resize(later) = command else { return true };
+        self.left = still_wanted(self.left, *later);
+        of_machine(self.left) == TargetSize::default()
     }
 
     fn give_up(&mut self, owner: &mut Controller, why: GiveUp<'_>) -> Outcome {
@@ -288,7 +349,8 @@ impl Work<Controller> for Waiting {
             GiveUp::Superseded(by) => Err(superseded(self.command(), by)),
             GiveUp::Late => {
                 let machine = owner.vm.as_ref().and_then(|vm| vm.machine());
-                let pending = machine.and_then(|machine| machine.resize_pending()).unwrap_or_default();
+                let pending = machine.and_then(|machine| machine.resize_pending(of_machine(self.left)));
+                let pending = pending.unwrap_or_default();
                 let waited = self.since.elapsed();
                 log::warn!(
                     "vm.resize: the guest has not done all of it within {:.0} ms: {pending}",
@@ -298,6 +360,7 @@ impl Work<Controller> for Waiting {
                 owner.events.emit_with("guest", "resize-unanswered", what);
                 owner.resize_failures.unanswered += 1;
                 owner.note_resize(LastResize {
+                    number: self.number,
                     wanted: self.wanted,
                     outcome: TIMED_OUT,
                     what: pending,
@@ -322,6 +385,7 @@ mod tests {
         };
         let refusals = [refusal(Why::Code(0x81)), refusal(Why::Unproven)];
         let late = LastResize {
+            number: 1,
             wanted: Resize {
                 desired_vcpus: Some(4),
                 ..Resize::default()
@@ -341,9 +405,44 @@ mod tests {
         let told = "add vCPU 3: the guest refused, with code 0x81, add vCPU 3: the guest reported success, but does not have it";
         assert_eq!(end(&refusals, late.clone()), ("refused", told.to_owned()));
         // It ends once.
-        let mut ended = LastResize::ended(late.wanted, late.since, &refusals);
+        let mut ended = LastResize::ended(late.number, late.wanted, late.since, &refusals);
         let before = ended.clone();
         ended.ends_late(&[]);
         assert_eq!(ended, before);
+    }
+
+    fn resize(desired_vcpus: Option<u32>, desired_ram: Option<u64>, desired_balloon: Option<u64>) -> Resize {
+        Resize {
+            desired_vcpus,
+            desired_ram,
+            desired_balloon,
+            containers_revision: None,
+        }
+    }
+
+    #[test]
+    fn a_resize_gives_way_to_another_value_of_what_it_asked_for_and_to_nothing_else() {
+        let mut waiting = Waiting {
+            number: 1,
+            since: Instant::now(),
+            wanted: resize(Some(8), Some(1 << 30), None),
+            left: resize(Some(8), Some(1 << 30), None),
+        };
+        let mut yields = |later| {
+            let yields = waiting.yields_to(&Command::Resize(later));
+            (yields, waiting.left)
+        };
+        let both = resize(Some(8), Some(1 << 30), None);
+        assert_eq!(yields(resize(None, None, Some(4096))), (false, both), "of another kind");
+        assert_eq!(yields(both), (false, both), "the same");
+        let memory = resize(None, Some(1 << 30), None);
+        assert_eq!(yields(resize(Some(4), None, None)), (false, memory));
+        assert_eq!(
+            yields(resize(Some(8), None, None)),
+            (false, memory),
+            "it is told of the rest alone"
+        );
+        assert!(yields(resize(None, Some(0), None)).0);
+        assert!(waiting.yields_to(&Command::Shutdown), "whatever it waits for");
     }
 }

@@ -156,6 +156,9 @@ impl Vm {
     /// The configuration shows how large the machine is. Whether any of it is new, what the guest has now included.
     pub(super) fn set_size(&mut self, size: MachineSize) -> bool {
         (self.config.cpus.boot_vcpus, self.config.memory.size) = (size.vcpus, size.ram_bytes);
+        if let (Some(balloon), Some(bytes)) = (&mut self.config.balloon, size.balloon_bytes) {
+            balloon.size = bytes;
+        }
         self.size.replace(size) != Some(size)
     }
 
@@ -430,7 +433,7 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     use super::*;
-    use crate::config::{DiskConfig, NetConfig};
+    use crate::config::{BalloonConfig, DiskConfig, NetConfig};
 
     /// Descriptors are found by the name that the device has everywhere.
     #[test]
@@ -460,15 +463,20 @@ mod tests {
     /// A guest lets go of memory, or fills a balloon, bit by bit, long before all of a resize is done.
     #[test]
     fn a_size_is_new_when_only_what_the_guest_has_is() {
-        let mut vm = Vm::new(VmConfig::default());
+        let mut vm = Vm::new(VmConfig {
+            balloon: Some(BalloonConfig::default()),
+            ..VmConfig::default()
+        });
         let size = |actual_bytes| MachineSize {
             vcpus: 1,
             ram_bytes: 256 << 20,
+            balloon_bytes: Some(64 << 20),
             actual_bytes,
         };
         assert!(vm.set_size(size(512 << 20)));
         assert!(!vm.set_size(size(512 << 20)));
         assert!(vm.set_size(size(258 << 20)));
         assert_eq!((vm.config().cpus.boot_vcpus, vm.config().memory.size), (1, 256 << 20));
+        assert_eq!(vm.config().balloon.as_ref().map(|balloon| balloon.size), Some(64 << 20));
     }
 }

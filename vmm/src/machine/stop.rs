@@ -31,6 +31,7 @@ impl Machine {
     /// Asks everything to come to rest, and returns at once: see [`Machine::unheld`].
     pub fn pause(&mut self) {
         self.cpus.plug_mut().cpus.pause();
+        self.hold_resize(true);
     }
 
     /// Holds the devices as they are once no vCPU runs, and says who has still to come after [`Machine::pause`].
@@ -52,6 +53,7 @@ impl Machine {
             self.devices.release();
         }
         self.cpus.plug_mut().cpus.resume();
+        self.hold_resize(false);
     }
 
     /// Asks everything to stop, for good, and returns at once: see [`Machine::unstopped`].

@@ -93,6 +93,11 @@ impl Tail {
         panicked.or_else(last).map(readable)
     }
 
+    /// Whether one of those [lines](Self::take_kills) says that a control group of the guest had no memory left, and not the guest.
+    pub fn is_of_group(line: &str) -> bool {
+        line.contains("Memory cgroup out of memory: ")
+    }
+
     /// Lines by which the guest has said whom it killed for lack of memory, each once; and how many more there were.
     pub fn take_kills(&self) -> (Vec<String>, u64) {
         let (mut kills, mut more): (Vec<String>, _) = (Vec::new(), 0);

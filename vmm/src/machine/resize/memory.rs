@@ -1,11 +1,13 @@
 //! Memory that comes and goes: blocks of virtio-mem where the guest has a driver for it, DIMMs otherwise.
 //!
-//! A guest needs memory to describe memory: 64 bytes for each page of 4 KiB. Linux that has not enough of it fails to add a DIMM, and may
-//! kill its own processes on the way. So a DIMM is at most [`STEP`] times what the guest has already, and the next one comes when it
-//! has that. virtio-mem needs no such care: the driver takes a block after the other, and stops when it cannot.
+//! A guest needs free memory to describe memory: 64 bytes for each page of 4 KiB. Linux that has not enough of it fails to add a DIMM, keeps
+//! what it has described of it, and kills its own processes. So a DIMM takes at most half of what the guest says that it has available
+//! ([`ShrinkLimit`]). Where nobody says, the first one is a single unit, since a guest may be asked to grow because it has nothing left, and each next
+//! one at most [`STEP`] times what has come before it: that is described in what came. virtio-mem needs no such care: the driver takes a
+//! block after the other, and stops when it cannot.
 //!
-//! Of a guest that shrinks no more is asked than it says that it can spare ([`ShrinkLimit`]), and nothing any more once
-//! it has said that it killed a process for want of memory.
+//! Of a guest that shrinks no more is asked than it says that it can spare. Either way nothing is asked any more once it has said that it
+//! killed a process for want of memory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,12 +23,15 @@ use serde_json::{Value, json};
 
 use super::dimms::{DIMMS, DimmPlug, Dimms, NewDimm, Readying, filled};
 use super::retry::Retry;
-use super::shrink_limit::{AvailableMemory, MinimumSize, ShrinkLimit};
+use super::shrink_limit::{AvailableMemory, MinimumSize, Room, ShrinkLimit};
 use super::{Change, Latency, Refusal, ResizeError, Why, millis};
 use crate::memory::{AddressSpace, Kind, MemoryError, Region, Step};
 
-/// A DIMM has at most so many times the memory that the guest has: it takes an eighth of that to describe it.
+/// A DIMM has at most so many times the memory that the guest has, or that has come for the same request where it does not say what it has
+/// available: it takes an eighth of that to describe it.
 const STEP: u64 = 8;
+/// A byte describes so many: 64 bytes a page of 4 KiB (Linux, `struct page`).
+const DESCRIBED: u64 = 64;
 /// What a guest that has run out of memory gets again of what it gave back, in bytes.
 const RELIEF: u64 = 64 << 20;
 /// After so long KVM is asked again for memory that it did not give back.
@@ -70,6 +75,8 @@ pub struct MemoryResize {
     retry: Retry,
     /// What the guest can do without.
     shrink_limit: ShrinkLimit,
+    /// What has come as DIMMs since the last resize was asked for, and the guest has.
+    proven: u64,
     /// What is asked for of `wanted` at present: more than that as long as the guest cannot spare the rest.
     goal_bytes: u64,
     /// Why it is more.
@@ -117,6 +124,7 @@ impl MemoryResize {
             reported_bytes: 0,
             retry: Retry::default(),
             shrink_limit: ShrinkLimit::default(),
+            proven: 0,
             goal_bytes: 0,
             held_reason: None,
             refusals: Vec::new(),
@@ -171,6 +179,7 @@ impl MemoryResize {
         (self.wanted, self.since) = (wanted, Some(now));
         self.retry.begin();
         self.shrink_limit.reset();
+        self.proven = 0;
         let open_refusals = std::mem::take(&mut self.open_refusals);
         if let Err(error) = self.request_next(dimms) {
             (self.wanted, self.since) = before;
@@ -260,6 +269,11 @@ impl MemoryResize {
             .min()
     }
 
+    /// The guest is paused, or runs again.
+    pub fn hold(&mut self, is_held: bool) {
+        self.shrink_limit.hold(is_held, Instant::now());
+    }
+
     /// Whether the guest is giving memory back, and has not stood still for long.
     pub fn is_shrinking(&self, dimms: &Dimms) -> bool {
         let is_at_work = self.in_flight.is_some() || self.retry.due().is_some();
@@ -286,6 +300,32 @@ impl MemoryResize {
         changes.pop()
     }
 
+    /// Whether a DIMM is to come that the guest has to describe.
+    pub fn is_growing(&self, dimms: &Dimms) -> bool {
+        let comes = match &self.in_flight {
+            Some(in_flight) => in_flight.comes,
+            None => dimms.is_some() && !self.has_driver() && self.dimm_goal_bytes() > filled(dimms),
+        };
+        comes && self.refusals.is_empty()
+    }
+
+    /// The guest has said `why` it has no memory left: if that may be for what comes, no more does. A DIMM that it has been told of may still
+    /// come.
+    pub fn stop_growing(&mut self, dimms: &mut Dimms, why: &str) -> Option<Change> {
+        if !self.is_growing(dimms) {
+            return None;
+        }
+        if let (Some(readying), Some(dimms)) = (self.readying.take(), dimms.as_mut()) {
+            dimms.plug_mut().abandon(readying);
+        }
+        self.is_held_up = false;
+        let what = format!("add memory: the guest is out of memory: {why}");
+        let mut changes = Vec::new();
+        self.refuse(Refusal { what, why: Why::Host }, &mut changes);
+        self.accept_current_size(dimms);
+        changes.pop()
+    }
+
     fn poll_answer(&mut self, changes: &mut Vec<Change>) {
         let Some(in_flight) = self.in_flight.take() else { return };
         let verb = if in_flight.comes { "add" } else { "remove" };
@@ -301,6 +341,8 @@ impl MemoryResize {
                     &mut self.gone
                 };
                 answers.add(in_flight.receiver.latency().unwrap_or_default());
+                let came = if in_flight.comes { in_flight.bytes } else { 0 };
+                self.proven = self.proven.saturating_add(came);
                 return;
             }
             Outcome::Withdrawn => return,
@@ -382,8 +424,11 @@ impl MemoryResize {
             self.request(self.goal_bytes.saturating_sub(filled));
         }
         let dimm_goal = self.dimm_goal_bytes();
+        let comes = dimms.is_some() && dimm_goal > filled && !self.has_driver();
+        if !comes && self.added(dimms) <= self.wanted {
+            self.shrink_limit.reset();
+        }
         let Some(dimms) = dimms else { return Ok(()) };
-        let comes = dimm_goal > filled && !self.has_driver();
         self.is_held_up = false;
         if let Some(readying) = self.readying.take_if(|_| !comes) {
             dimms.plug_mut().abandon(readying);
@@ -402,7 +447,6 @@ impl MemoryResize {
         let added = self.added(dimms);
         (self.goal_bytes, self.held_reason) = (self.wanted, None);
         if added <= self.wanted {
-            self.shrink_limit.reset();
             return;
         }
         let boot_bytes = self.parts.boot_bytes;
@@ -459,10 +503,10 @@ impl MemoryResize {
     }
 
     fn add_dimm(&mut self, dimms: &mut Hotplug<DimmPlug>, missing: u64, filled: u64) -> Result<(), ResizeError> {
-        let unit = self.parts.unit.max(1);
-        let has = self.parts.boot_bytes.saturating_add(filled);
-        let most = has.saturating_mul(STEP) / unit * unit;
-        let bytes = missing.min(most.max(unit));
+        let Some(bytes) = self.next_dimm(missing, filled) else {
+            self.held_reason = Some("the guest to say what memory it has available".into());
+            return Ok(());
+        };
         // One that is empty waits for nothing that is still on its way to the host.
         let empty = dimms.states().into_iter().find(|(_, state)| *state == State::Empty);
         let Some((slot, _)) = empty.or_else(|| dimms.lowest_free()) else {
@@ -486,8 +530,25 @@ impl MemoryResize {
         let bytes = region.info().bytes;
         let receiver = dimms.fill(slot, NewDimm::Ready(region))?;
         self.refused_slots.remove(&slot);
+        // Before the next one comes, the guest is asked again.
+        self.shrink_limit.reset();
         self.track_request(slot, bytes, true, receiver);
         Ok(())
+    }
+
+    /// How much of what is `missing` the guest can describe, with `filled` bytes of DIMMs; `None` until it has said what it has available.
+    fn next_dimm(&mut self, missing: u64, filled: u64) -> Option<u64> {
+        if let Some(readying) = &self.readying {
+            return Some(missing.min(readying.bytes));
+        }
+        let has = self.parts.boot_bytes.saturating_add(filled);
+        let most = match self.shrink_limit.room(has, Instant::now()) {
+            Room::Pending => return None,
+            Room::Bytes(available) => (available / 2).saturating_mul(DESCRIBED).min(has.saturating_mul(STEP)),
+            Room::Unknown => self.proven.saturating_mul(STEP),
+        };
+        let unit = self.parts.unit.max(1);
+        Some(missing.min((most / unit * unit).max(unit)))
     }
 
     /// A DIMM of `bytes` bytes at most, once there is one: with `prefault`, the host has to find its pages first.

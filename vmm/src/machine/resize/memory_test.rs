@@ -89,6 +89,28 @@ impl Bench {
         self.resize.set(&mut self.dimms, bytes, Instant::now())
     }
 
+    /// As [`Bench::set`], and the guest takes it in DIMMs as large as may be: it says that it has plenty.
+    fn fill(&mut self, bytes: u64) {
+        let spare = std::mem::replace(&mut self.resize.shrink_limit, plenty());
+        self.set(bytes).unwrap();
+        while self.resize.pending().is_some() {
+            self.settle(Answer::Takes);
+        }
+        self.resize.shrink_limit = spare;
+    }
+
+    /// Looks at what has become of it.
+    fn look(&mut self) {
+        self.resize.advance(&mut self.dimms, &mut self.changes);
+    }
+
+    /// The guest hears of what it is asked next: of which slot.
+    fn hear(&self) -> u32 {
+        let mut event = [0; 4];
+        self.bank.lock().unwrap().read(0, &mut event);
+        u32::from_le_bytes(event) & 0xffff
+    }
+
     /// Lets the guest answer until it is asked nothing more. How many events it took.
     fn settle(&mut self, answer: Answer) -> u32 {
         let mut events = 0;
@@ -160,6 +182,21 @@ impl Bench {
     }
 }
 
+/// A guest that says at any time that it has plenty available.
+struct Plenty;
+
+impl AvailableMemory for Plenty {
+    fn available(&self) -> Option<(Instant, u64)> {
+        Some((Instant::now(), u64::MAX))
+    }
+
+    fn request_update(&self) {}
+}
+
+fn plenty() -> ShrinkLimit {
+    ShrinkLimit::new(Some(Box::new(Plenty)))
+}
+
 /// Blocks on paper.
 struct Paper;
 
@@ -209,7 +246,7 @@ fn memory_comes_in_steps_that_the_guest_can_describe() {
     bench.set(BOOT + 8 * GIB).unwrap();
     bench.settle(Answer::Takes);
     assert_eq!(bench.present(), BOOT + 8 * GIB);
-    assert_eq!(bench.slots(), [512, 4608, 3072]);
+    assert_eq!(bench.slots(), [128, 1024, 7040]);
     assert_eq!(bench.resize.pending(), None);
     let told: Vec<_> = bench
         .changes
@@ -217,6 +254,120 @@ fn memory_comes_in_steps_that_the_guest_can_describe() {
         .map(|change| matches!(change, Change::MemoryPlugged(bytes, _) if *bytes == 8 * GIB))
         .collect();
     assert_eq!(told, [true], "told once, of all of it");
+}
+
+/// It may be asked to grow because it has nothing left.
+#[test]
+fn the_first_dimm_of_a_guest_that_says_nothing_is_one_unit() {
+    let mut bench = Bench::new(16 * GIB);
+    for at in [0, 4] {
+        bench.set(BOOT + (at + 4) * GIB).unwrap();
+        assert_eq!(bench.slots().last(), Some(&128), "what came before may be in use");
+        bench.settle(Answer::Takes);
+    }
+    assert_eq!(bench.slots(), [128, 1024, 2944, 128, 1024, 2944]);
+}
+
+#[test]
+fn a_guest_with_little_available_is_offered_little() {
+    let guest = Guest::default();
+    let mut bench = Bench::new(16 * GIB);
+    bench.resize = bench.resize.with_available_memory(Some(guest.clone()));
+    guest.say(64 * MIB);
+    bench.set(BOOT + GIB).unwrap();
+    let pending = |bench: &Bench| bench.resize.pending().unwrap_or_default();
+    assert_eq!(
+        (pending(&bench).as_str(), guest.asked(), bench.slots().len()),
+        ("the guest to say what memory it has available", 1, 0)
+    );
+    // 64 bytes for each page: 5 MiB describe 320, of which two units are whole.
+    guest.say(10 * MIB);
+    bench.look();
+    assert_eq!(bench.slots(), [256]);
+    assert_eq!(bench.settle(Answer::Takes), 2, "and told again");
+    assert_eq!(
+        (guest.asked(), bench.slots()),
+        (2, vec![256]),
+        "it is asked before the next one"
+    );
+    guest.say(1);
+    bench.look();
+    assert_eq!(bench.slots(), [256, 128], "a unit comes in any case");
+    bench.settle(Answer::Takes);
+    guest.say(512 * MIB);
+    bench.settle(Answer::Takes);
+    assert_eq!((bench.present(), bench.resize.pending()), (BOOT + GIB, None));
+    assert_eq!(bench.resize.poll(), None, "and left alone then");
+}
+
+/// The next one would be larger.
+#[test]
+fn a_guest_that_kills_for_want_of_memory_while_it_grows_is_given_no_more() {
+    let mut bench = Bench::new(16 * GIB);
+    let killed = |bench: &mut Bench| bench.resize.stop_growing(&mut bench.dimms, "Killed process 7");
+    assert_eq!(killed(&mut bench), None, "it does not grow");
+    for hears in [false, true] {
+        bench.set(BOOT + 4 * GIB).unwrap();
+        if hears {
+            bench.hear();
+        }
+        let Some(Change::Refused(refusal, _)) = killed(&mut bench) else {
+            panic!("it grows");
+        };
+        let told = "add memory: the guest is out of memory: Killed process 7";
+        assert_eq!(refusal.to_string(), told);
+        if hears {
+            bench.report(0, 1, 0);
+        }
+        bench.settle(Answer::Takes);
+        // One that it has heard of may come, and no other.
+        let came = if hears { 128 * MIB } else { 0 };
+        assert_eq!(
+            (bench.present(), bench.resize.wanted_bytes()),
+            (BOOT + came, BOOT + came)
+        );
+        assert_eq!((killed(&mut bench), bench.resize.pending()), (None, None));
+    }
+    assert_eq!(refusals(&bench.changes), 0, "told by who asked");
+    // Pages that were being found for it go back.
+    let mut bench = Bench::with(GIB, true);
+    bench.set(BOOT + GIB).unwrap();
+    assert!(killed(&mut bench).is_some());
+    assert_eq!((bench.settle(Answer::Takes), bench.resize.pending()), (0, None));
+    assert_eq!(bench.present(), BOOT);
+}
+
+/// Linux has larger blocks in larger guests, as the end of their RAM allows.
+#[test]
+fn memory_of_a_large_guest_comes_in_its_units() {
+    for (boot, unit) in [(63 * GIB, 2 * GIB), (64 * GIB, GIB)] {
+        let more = 64 * GIB;
+        let config = MemoryConfig {
+            size: boot,
+            hotplug_size: Some(more),
+            acpi_only: true,
+            ..Default::default()
+        };
+        let (space, slots) = space(&config).unwrap();
+        assert_eq!(space.reserve().unwrap().unit, unit);
+        let mut bench = Bench::with_space(space, slots, more);
+        (bench.resize.parts.boot_bytes, bench.resize.parts.unit) = (boot, unit);
+        bench.set(boot + 1).unwrap();
+        bench.settle(Answer::Takes);
+        assert_eq!(
+            (bench.present(), bench.resize.wanted_bytes()),
+            (boot + unit, boot + unit)
+        );
+        bench.set(boot + 9 * unit).unwrap();
+        bench.settle(Answer::Takes);
+        assert_eq!(bench.present(), boot + 9 * unit);
+        let added: Vec<u64> = bench.slots().into_iter().rev().take(3).collect();
+        assert_eq!(added, [7 * unit / MIB, unit / MIB, unit / MIB], "one, and then more");
+        bench.set(0).unwrap();
+        bench.settle(Answer::Takes);
+        assert_eq!((bench.present(), bench.resize.pending()), (boot, None));
+        assert!(bench.set(boot + more + 1).is_err());
+    }
 }
 
 /// Each DIMM by the guest's word, and the resize as a whole.
@@ -257,8 +408,7 @@ fn bench_that_says() -> (Bench, Guest) {
     let guest = Guest::default();
     let mut bench = Bench::new(2 * GIB);
     bench.resize = bench.resize.with_available_memory(Some(guest.clone()));
-    bench.set(BOOT + 2 * GIB).unwrap();
-    bench.settle(Answer::Takes);
+    bench.fill(BOOT + 2 * GIB);
     assert_eq!((bench.slots(), guest.asked()), (vec![512, 1536], 0));
     guest.say(GIB);
     (bench, guest)
@@ -300,8 +450,7 @@ fn a_guest_is_asked_for_no_more_than_it_says_that_it_can_spare_and_for_the_rest_
 #[test]
 fn a_guest_that_has_no_memory_left_keeps_the_rest_of_what_was_to_go() {
     let mut bench = Bench::new(2 * GIB);
-    bench.set(BOOT + 2 * GIB).unwrap();
-    bench.settle(Answer::Takes);
+    bench.fill(BOOT + 2 * GIB);
     assert_eq!(bench.resize.stop_shrinking(&bench.dimms, "it does not shrink"), None);
     bench.set(BOOT).unwrap();
     bench.resize.advance(&mut bench.dimms, &mut bench.changes);
@@ -393,8 +542,7 @@ fn a_refusal_half_way_keeps_what_came_before() {
 #[test]
 fn a_dimm_that_the_guest_keeps_stays() {
     let mut bench = Bench::new(4 * GIB);
-    bench.set(BOOT + 512 * MIB).unwrap();
-    bench.settle(Answer::Takes);
+    bench.fill(BOOT + 512 * MIB);
     bench.set(BOOT).unwrap();
     bench.settle(Answer::Refuses(0x82));
     assert_eq!((bench.present(), bench.slots()), (BOOT + 512 * MIB, vec![512]));
@@ -434,8 +582,7 @@ fn a_dimm_that_is_too_large_to_go_is_in_the_size_that_there_will_be() {
         region_bytes: GIB,
         block_bytes: 2 * MIB,
     };
-    bench.set(BOOT + 384 * MIB).unwrap();
-    bench.settle(Answer::Takes);
+    bench.fill(BOOT + 384 * MIB);
     let device = Mem::new(config, Paper, || ()).unwrap();
     bench.resize.blocks = Some(device.handle());
     bench.resize.parts.blocks_only = true;
@@ -450,8 +597,7 @@ fn a_dimm_that_is_too_large_to_go_is_in_the_size_that_there_will_be() {
 fn a_dimm_goes_as_a_whole_or_not() {
     let mut bench = Bench::new(4 * GIB);
     for more in [256 * MIB, 640 * MIB] {
-        bench.set(BOOT + more).unwrap();
-        bench.settle(Answer::Takes);
+        bench.fill(BOOT + more);
     }
     assert_eq!(bench.slots(), [256, 384]);
     bench.set(BOOT + 384 * MIB).unwrap();
@@ -479,12 +625,16 @@ fn a_later_size_takes_the_place_of_one_that_the_guest_has_not_heard_of() {
 #[test]
 fn a_second_request_takes_back_what_the_guest_has_not_heard_of_at_once() {
     let mut bench = Bench::new(4 * GIB);
+    bench.resize.shrink_limit = plenty();
     bench.set(BOOT + 512 * MIB).unwrap();
+    bench.look();
     assert_eq!(bench.slots(), [512]);
     bench.set(BOOT).unwrap();
     assert_eq!((bench.slots(), bench.resize.pending()), (vec![], None));
     bench.set(BOOT + 512 * MIB).unwrap();
+    bench.look();
     bench.set(BOOT + 256 * MIB).unwrap();
+    bench.look();
     assert_eq!(bench.slots(), [256], "as much as is wanted");
     assert_eq!(bench.settle(Answer::Takes), 2, "told of one, twice");
     assert_eq!(bench.present(), BOOT + 256 * MIB);
@@ -556,7 +706,9 @@ fn pages_that_are_to_be_there_first_are_found_before_the_guest_hears_of_them_and
 #[test]
 fn pages_that_were_found_and_are_not_wanted_any_more_go_back_beside_the_control_thread() {
     let mut bench = Bench::with(GIB, true);
+    bench.resize.shrink_limit = plenty();
     bench.set(BOOT + 4 * UNIT).unwrap();
+    bench.look();
     bench.set(BOOT + UNIT).unwrap();
     let abandoned = |bench: &Bench| bench.dimms.as_ref().unwrap().plug().abandoned();
     assert_eq!(abandoned(&bench), 1);
@@ -752,8 +904,7 @@ fn memory_that_was_given_back_comes_again_in_as_many_pieces_as_it_has_to() {
     for prefault in [false, true] {
         let mut bench = Bench::with(512 * MIB, prefault);
         for more in [128 * MIB, 384 * MIB, 512 * MIB, 256 * MIB] {
-            bench.set(BOOT + more).unwrap();
-            bench.settle(Answer::Takes);
+            bench.fill(BOOT + more);
         }
         assert_eq!(bench.slots(), [256], "the one in the middle");
         bench.set(BOOT + 512 * MIB).unwrap();
@@ -786,8 +937,7 @@ fn what_came_and_what_went_is_told_without_what_was_there() {
 fn memory_that_comes_again_waits_for_the_place_of_what_went() {
     let mut bench = Bench::new(256 * MIB);
     for _ in 0..20 {
-        bench.set(BOOT + 256 * MIB).unwrap();
-        bench.settle(Answer::Takes);
+        bench.fill(BOOT + 256 * MIB);
         assert_eq!(bench.slots(), [256]);
         bench.set(BOOT).unwrap();
         let mut event = [0; 4];
@@ -808,8 +958,7 @@ fn memory_is_gone_when_the_host_has_it_again() {
     let mut rounds = 0..10_000;
     while waited == 0 {
         assert!(rounds.next().is_some(), "nobody ever waited");
-        bench.set(BOOT + 256 * MIB).unwrap();
-        bench.settle(Answer::Takes);
+        bench.fill(BOOT + 256 * MIB);
         bench.changes.clear();
         bench.set(BOOT).unwrap();
         bench.bank.lock().unwrap().read(0, &mut [0; 4]);

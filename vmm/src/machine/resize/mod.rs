@@ -19,6 +19,7 @@ use husk_virtio::balloon::{BalloonHandle, BalloonSize, BalloonTarget};
 use serde_json::{Value, json};
 
 use super::Machine;
+use crate::config::{PAGE_BYTES, Size};
 use crate::memory::MemoryError;
 
 pub use cpus::{CpuResize, Vcpus};
@@ -40,6 +41,16 @@ pub struct TargetSize {
     pub balloon_bytes: Option<u64>,
 }
 
+impl TargetSize {
+    /// Of everything.
+    #[cfg(test)]
+    const ALL: Self = Self {
+        vcpus: Some(0),
+        ram_bytes: Some(0),
+        balloon_bytes: Some(0),
+    };
+}
+
 /// What a machine has, or will have once the guest has done all that it was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MachineSize {
@@ -47,6 +58,8 @@ pub struct MachineSize {
     pub vcpus: u32,
     /// RAM that there will be, in bytes.
     pub ram_bytes: u64,
+    /// What a client wants in the balloon, in bytes, if there is one. What an idle guest gives back beside it is nobody's wish.
+    pub balloon_bytes: Option<u64>,
     /// RAM that the guest has now, without what is in the balloon.
     pub actual_bytes: u64,
 }
@@ -69,6 +82,16 @@ pub enum ResizeError {
         found: u64,
         /// What it starts with, and what may be added.
         max: u64,
+    },
+    /// Less RAM than the balloon is to have.
+    #[error(
+        "desired_ram: {found} bytes asked for, more than the {balloon} bytes that the balloon is to have needed (desired_balloon)"
+    )]
+    RamOfBalloon {
+        /// What there would be.
+        found: u64,
+        /// What the balloon is to have.
+        balloon: u64,
     },
     /// There is no balloon.
     #[error("desired_balloon: the VM has no balloon (balloon)")]
@@ -181,10 +204,10 @@ pub struct Resizes {
     balloon: Option<BalloonHandle>,
     /// What an idle guest gives back.
     reclaim: Option<Reclaim>,
-    /// What was asked for last.
-    asked: TargetSize,
     /// The RAM that was asked for last, in bytes, by whichever resize that was.
     asked_ram: Option<u64>,
+    /// The same of the balloon.
+    asked_balloon: Option<u64>,
 }
 
 impl Resizes {
@@ -195,8 +218,8 @@ impl Resizes {
             memory: memory.with_available_memory(balloon.clone()),
             balloon,
             reclaim,
-            asked: TargetSize::default(),
             asked_ram: None,
+            asked_balloon: None,
         }
     }
 
@@ -208,6 +231,7 @@ impl Resizes {
         MachineSize {
             vcpus: cpus::count(cpus),
             ram_bytes: self.memory.wanted_bytes(),
+            balloon_bytes: self.wanted_in_balloon(),
             actual_bytes: self.memory.present_bytes(dimms).saturating_sub(balloon),
         }
     }
@@ -242,6 +266,7 @@ impl Resizes {
             return Err(error);
         }
         self.asked_ram = wanted.ram_bytes.or(self.asked_ram);
+        self.asked_balloon = wanted.balloon_bytes.or(self.asked_balloon);
         match (&mut self.reclaim, &self.balloon) {
             (Some(reclaim), Some(handle)) => fill(handle, reclaim.begin(wanted.balloon_bytes)),
             _ => {
@@ -250,7 +275,6 @@ impl Resizes {
                 }
             }
         }
-        self.asked = wanted;
         Ok(())
     }
 
@@ -275,14 +299,24 @@ impl Resizes {
         Ok(())
     }
 
-    /// The balloon and its size, if that is wanted and can be with `max` bytes of RAM.
+    /// What a client wants in the balloon, in bytes.
+    fn wanted_in_balloon(&self) -> Option<u64> {
+        let target = self.balloon.as_ref()?.size().target_bytes;
+        Some(self.reclaim.as_ref().map_or(target, Reclaim::base))
+    }
+
+    /// The balloon and its size, if that is wanted and can be with `max` bytes of RAM; whatever is wanted of it, it leaves some of that.
     fn check_balloon(
         &self,
         wanted: TargetSize,
         max: u64,
     ) -> Result<Option<(BalloonHandle, BalloonTarget)>, ResizeError> {
         let Some(found) = wanted.balloon_bytes else {
-            return Ok(None);
+            let stays = self.wanted_in_balloon().filter(|_| wanted.ram_bytes.is_some());
+            return match stays {
+                Some(balloon) if balloon >= max => Err(ResizeError::RamOfBalloon { found: max, balloon }),
+                _ => Ok(None),
+            };
         };
         let balloon = self.balloon.as_ref().ok_or(ResizeError::NoBalloon)?;
         // Huge pages would be taken from the guest and given to nobody.
@@ -297,9 +331,30 @@ impl Resizes {
     pub fn advance<V: Vcpus>(&mut self, cpus: &mut Hotplug<V>, dimms: &mut Dimms) -> Vec<Change> {
         let mut changes = Vec::new();
         self.cpus.advance(cpus, &mut changes);
+        let before = self.memory.wanted_bytes();
         self.memory.advance(dimms, &mut changes);
+        self.empty_balloon_below(before);
         self.take_from_idle(dimms, Instant::now());
         changes
+    }
+
+    /// There will be less RAM than the `before` bytes that the balloon was a part of. One that would leave nothing of it gives back what is
+    /// missing, so that the guest keeps what it was to have beside it, as far as there is so much.
+    fn empty_balloon_below(&mut self, before: u64) {
+        let after = self.memory.wanted_bytes();
+        let target = self
+            .wanted_in_balloon()
+            .filter(|target| *target > 0 && *target >= after);
+        let (Some(target), Some(balloon)) = (target, &self.balloon) else {
+            return;
+        };
+        let bytes = target.saturating_sub(before.saturating_sub(after)) / PAGE_BYTES * PAGE_BYTES;
+        let (was, is) = (Size(target), Size(bytes));
+        log::warn!("the balloon is to have {is} and no more {was}: there is less RAM than was asked for");
+        fill(balloon, bytes);
+        if let Some(reclaim) = &mut self.reclaim {
+            reclaim.begin(Some(bytes));
+        }
     }
 
     /// Follows the policy for an idle guest.
@@ -309,8 +364,11 @@ impl Resizes {
         };
         match reclaim.next_action(balloon.size(), &balloon.stats(), now) {
             Some(Action::Ask) => balloon.refresh(),
-            // The guest may say that it has more free than there is.
-            Some(Action::Fill(bytes)) => fill(balloon, bytes.min(self.memory.present_bytes(dimms))),
+            // The guest may say that it has more free than there is, or will be.
+            Some(Action::Fill(bytes)) => {
+                let ram = self.memory.present_bytes(dimms).min(self.memory.wanted_bytes());
+                fill(balloon, bytes.min(ram.saturating_sub(PAGE_BYTES)));
+            }
             None => {}
         }
     }
@@ -320,14 +378,14 @@ impl Resizes {
         joined(self.pending_parts())
     }
 
-    /// As [`Resizes::pending`], of what was asked for last: memory that a guest has kept of an earlier resize is nothing that one of vCPUs
+    /// As [`Resizes::pending`], of what `wanted` speaks of: memory that a guest has kept of one resize is nothing that another, of vCPUs,
     /// waits for.
-    pub fn awaited(&self) -> Option<String> {
+    pub fn awaited(&self, wanted: TargetSize) -> Option<String> {
         let [cpus, memory, balloon] = self.pending_parts();
         joined([
-            cpus.filter(|_| self.asked.vcpus.is_some()),
-            memory.filter(|_| self.asked.ram_bytes.is_some()),
-            balloon.filter(|_| self.asked.balloon_bytes.is_some()),
+            cpus.filter(|_| wanted.vcpus.is_some()),
+            memory.filter(|_| wanted.ram_bytes.is_some()),
+            balloon.filter(|_| wanted.balloon_bytes.is_some()),
         ])
     }
 
@@ -336,22 +394,35 @@ impl Resizes {
         [self.cpus.pending(), self.memory.pending(), balloon.and_then(owed)]
     }
 
-    /// What the guest would not do of what was asked for last: a vCPU that it has refused to an earlier resize is
-    /// nothing that one of memory fails by.
-    pub fn refusals(&self) -> Vec<Refusal> {
-        let cpus = self.asked.vcpus.map(|_| self.cpus.refusals());
-        let memory = self.asked.ram_bytes.map(|_| self.memory.refusals());
+    /// What the guest would not do of what `wanted` speaks of: a vCPU that it has refused to one resize is nothing that
+    /// another, of memory, fails by.
+    pub fn refusals(&self, wanted: TargetSize) -> Vec<Refusal> {
+        let cpus = wanted.vcpus.map(|_| self.cpus.refusals());
+        let memory = wanted.ram_bytes.map(|_| self.memory.refusals());
         cpus.into_iter().chain(memory).flatten().cloned().collect()
     }
 
-    /// See [`MemoryResize::is_shrinking`].
-    pub fn is_shrinking(&self, dimms: &Dimms) -> bool {
-        self.memory.is_shrinking(dimms)
+    /// Whether a lack of memory in the guest may be for what it has been asked for.
+    pub fn is_straining(&self, dimms: &Dimms) -> bool {
+        self.memory.is_shrinking(dimms) || self.memory.is_growing(dimms)
     }
 
     /// See [`MemoryResize::stop_shrinking`].
     pub fn stop_shrinking(&mut self, dimms: &Dimms, why: &str) -> Option<Change> {
         self.memory.stop_shrinking(dimms, why)
+    }
+
+    /// See [`MemoryResize::stop_growing`].
+    pub fn stop_growing(&mut self, dimms: &mut Dimms, why: &str) -> Option<Change> {
+        let before = self.memory.wanted_bytes();
+        let change = self.memory.stop_growing(dimms, why);
+        self.empty_balloon_below(before);
+        change
+    }
+
+    /// The guest is paused, or runs again.
+    pub fn hold(&mut self, is_held: bool) {
+        self.memory.hold(is_held);
     }
 
     /// When to look again without having been woken.
@@ -385,6 +456,9 @@ impl Resizes {
         status["vcpus"]["pending"] = json!(self.cpus.pending());
         status["vcpus"]["refusals"] = told(self.cpus.refusals());
         status["memory"]["asked_bytes"] = json!(self.asked_ram);
+        if let Some(balloon) = status["memory"]["balloon"].as_object_mut() {
+            balloon.insert("asked_bytes".into(), json!(self.asked_balloon));
+        }
         status["memory"]["pending"] = json!(self.memory.pending());
         status["memory"]["refusals"] = told(self.memory.refusals());
         status
@@ -430,23 +504,33 @@ impl Machine {
     }
 
     /// See [`Resizes::awaited`].
-    pub fn resize_pending(&self) -> Option<String> {
-        self.resizes.awaited()
+    pub fn resize_pending(&self, wanted: TargetSize) -> Option<String> {
+        self.resizes.awaited(wanted)
     }
 
     /// See [`Resizes::refusals`].
-    pub fn resize_refusals(&self) -> Vec<Refusal> {
-        self.resizes.refusals()
+    pub fn resize_refusals(&self, wanted: TargetSize) -> Vec<Refusal> {
+        self.resizes.refusals(wanted)
     }
 
-    /// See [`Resizes::is_shrinking`].
-    pub fn is_shrinking(&self) -> bool {
-        self.resizes.is_shrinking(&self.dimms)
+    /// See [`Resizes::is_straining`].
+    pub fn is_straining(&self) -> bool {
+        self.resizes.is_straining(&self.dimms)
     }
 
     /// See [`Resizes::stop_shrinking`].
     pub fn stop_shrinking(&mut self, why: &str) -> Option<Change> {
         self.resizes.stop_shrinking(&self.dimms, why)
+    }
+
+    /// See [`Resizes::stop_growing`].
+    pub fn stop_growing(&mut self, why: &str) -> Option<Change> {
+        self.resizes.stop_growing(&mut self.dimms, why)
+    }
+
+    /// See [`Resizes::hold`].
+    pub(super) fn hold_resize(&mut self, is_held: bool) {
+        self.resizes.hold(is_held);
     }
 
     /// See [`Resizes::poll`].

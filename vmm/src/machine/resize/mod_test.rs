@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
 
-use husk_devices::{BusDevice, Irq};
+use husk_devices::{BusDevice, Irq, error_chain};
 use husk_hotplug::bank::{Bank, SlotKind};
 use husk_hotplug::ged::GedNotifier;
 use husk_hotplug::{Plug, PlugError};
@@ -25,6 +25,8 @@ struct Paper {
     there: BTreeSet<u32>,
     /// Those that the guest has started.
     online: BTreeSet<u32>,
+    /// The one that the host does not take back.
+    kept: Option<u32>,
     most: usize,
 }
 
@@ -43,6 +45,12 @@ impl Plug for Paper {
     }
 
     fn destroy(&mut self, slot: u32) -> Result<(), PlugError> {
+        if self.kept == Some(slot) {
+            return Err(PlugError {
+                what: format!("end vCPU {slot}"),
+                source: "its thread does not end".into(),
+            });
+        }
         self.there.remove(&slot);
         Ok(())
     }
@@ -264,6 +272,23 @@ fn a_host_that_fails_half_way_takes_back_the_vcpus_that_it_made_and_no_others() 
     assert_eq!(resize.pending(), None);
 }
 
+/// The guest never hears of those, and whoever asked is told why there are not as many as were asked for.
+#[test]
+fn a_vcpu_that_the_host_does_not_take_back_keeps_no_other_and_is_not_why_the_resize_failed() {
+    let (mut cpus, _) = vcpus(&[0]);
+    let mut resize = CpuResize::default();
+    (cpus.plug_mut().most, cpus.plug_mut().kept) = (4, Some(3));
+    let error = resize.set(&mut cpus, 6, Instant::now()).unwrap_err();
+    assert!(
+        error_chain(&error).contains("add vCPU 4: the host has no thread left"),
+        "{error}"
+    );
+    assert_eq!((cpus::count(&cpus), &cpus.plug().there), (1, &BTreeSet::from([0, 3])));
+    cpus.plug_mut().kept = None;
+    resize.advance(&mut cpus, &mut Vec::new());
+    assert_eq!((resize.pending(), &cpus.plug().there), (None, &BTreeSet::from([0])));
+}
+
 /// Up and down, and down and up, while the guest looks at nothing.
 #[test]
 fn a_reversal_that_the_guest_does_not_hear_of_is_no_change() {
@@ -292,7 +317,7 @@ fn a_reversal_that_the_guest_does_not_hear_of_is_no_change() {
             bench.refuse_to_let_go(1, 0x82);
         }
         assert_eq!((bench.advance(), bench.resizes.pending()), (vec![], None));
-        assert!(bench.resizes.refusals().is_empty());
+        assert!(bench.resizes.refusals(TargetSize::ALL).is_empty());
         assert_eq!((bench.sizes().0, counts(&bench)), (2, vec![1, 1, 0]));
     }
 }
@@ -308,9 +333,17 @@ fn what_the_guest_has_refused_outlasts_a_resize_that_does_not_begin() {
     assert_eq!(bench.advance(), [refused]);
     let stands = |bench: &mut Bench| {
         assert!(bench.advance().is_empty());
-        let told: Vec<String> = bench.resizes.refusals().iter().map(ToString::to_string).collect();
+        let told: Vec<String> = bench
+            .resizes
+            .refusals(TargetSize::ALL)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         assert_eq!(told, [refused]);
-        assert_eq!(bench.resizes.awaited().as_deref(), Some("vCPUs to come: 2"));
+        assert_eq!(
+            bench.resizes.awaited(TargetSize::ALL).as_deref(),
+            Some("vCPUs to come: 2")
+        );
     };
     bench.slots.refuse(true, false);
     bench.begin(2, BOOT + MORE, MIB).unwrap_err();
@@ -321,7 +354,7 @@ fn what_the_guest_has_refused_outlasts_a_resize_that_does_not_begin() {
     stands(&mut bench);
     bench.begin(2, BOOT, MIB).unwrap();
     assert!(
-        bench.resizes.refusals().is_empty(),
+        bench.resizes.refusals(TargetSize::ALL).is_empty(),
         "the next one that does takes its place"
     );
 }
@@ -344,7 +377,17 @@ fn a_vcpu_that_is_refused_late_is_no_answer_to_a_resize_of_memory() {
     bench.report(1, 0x81);
     let refused = "add vCPU 1: the guest refused, with code 0x81";
     assert_eq!(bench.advance(), [refused], "it is told all the same");
-    assert_eq!(bench.resizes.refusals(), []);
+    let of = |vcpus, ram_bytes| TargetSize {
+        vcpus,
+        ram_bytes,
+        balloon_bytes: None,
+    };
+    assert_eq!(bench.resizes.refusals(of(None, Some(BOOT))), []);
+    assert_eq!(
+        bench.resizes.refusals(of(Some(2), None)).len(),
+        1,
+        "who waits for it hears of it"
+    );
     let kinds = |bench: &Bench| {
         let status = bench.resizes.status(&bench.cpus, &bench.dimms);
         ["vcpus", "memory"].map(|kind| status[kind]["refusals"].clone())
@@ -355,7 +398,7 @@ fn a_vcpu_that_is_refused_late_is_no_answer_to_a_resize_of_memory() {
     assert_eq!(kinds(&bench)[0], json!([refused]));
     begin(&mut bench, Some(1), None);
     assert_eq!(
-        (kinds(&bench), bench.resizes.refusals()),
+        (kinds(&bench), bench.resizes.refusals(TargetSize::ALL)),
         ([json!([]), json!([])], vec![])
     );
     let status = bench.resizes.status(&bench.cpus, &bench.dimms);
@@ -435,7 +478,7 @@ fn a_vcpu_that_goes_though_it_is_wanted_again_is_told_to_have_gone() {
     assert_eq!(bench.hear(), (1, false));
     bench.report(1, 0);
     assert_eq!(bench.advance(), ["1 present"]);
-    // Wanted no more after all: told once.
+    // TargetSize no more after all: told once.
     for vcpus in [1, 2, 1] {
         bench.begin(vcpus, BOOT, MIB).unwrap();
         if vcpus == 1 {
@@ -459,7 +502,12 @@ fn each_answer_about_a_vcpu_is_told_once_and_stands_in_the_status() {
     }
     let refused = "add vCPU 2: the guest refused, with code 0x81";
     assert_eq!(bench.advance(), ["1 present", refused, "3 present"]);
-    let told: Vec<String> = bench.resizes.refusals().iter().map(ToString::to_string).collect();
+    let told: Vec<String> = bench
+        .resizes
+        .refusals(TargetSize::ALL)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     assert_eq!((told, pending(&bench)), (vec![refused.to_owned()], String::new()));
     assert!(bench.advance().is_empty());
     bench.cpus.plug_mut().online.insert(1);
@@ -479,7 +527,7 @@ fn each_answer_about_a_vcpu_is_told_once_and_stands_in_the_status() {
         bench.let_go(slot);
     }
     assert_eq!(bench.advance(), ["3 gone", "1 gone"]);
-    assert!(bench.resizes.refusals().is_empty() && pending(&bench).is_empty());
+    assert!(bench.resizes.refusals(TargetSize::ALL).is_empty() && pending(&bench).is_empty());
     let latencies = bench.resizes.latencies();
     let counts: Vec<_> = latencies.iter().map(|(what, took)| (*what, took.count())).collect();
     let vcpus = [("vcpu_present", 2), ("vcpu_online", 1), ("vcpu_removed", 2)];
@@ -526,22 +574,96 @@ fn a_balloon_is_waited_for_if_it_has_a_driver_and_another_size_than_it_should() 
 }
 
 #[test]
-fn a_resize_waits_for_what_it_asked_for_and_not_for_what_an_earlier_one_did() {
+fn a_resize_waits_for_what_it_asked_for_and_not_for_what_another_did() {
     let mut bench = Bench::new();
     let vcpus = |vcpus| TargetSize {
         vcpus: Some(vcpus),
         ..TargetSize::default()
     };
+    let memory = TargetSize {
+        ram_bytes: Some(BOOT + MORE),
+        ..TargetSize::default()
+    };
     bench.begin(1, BOOT + MORE, MIB).unwrap();
-    assert!(bench.resizes.awaited().is_some());
+    assert!(bench.resizes.awaited(TargetSize::ALL).is_some());
     let Bench {
         resizes, cpus, dimms, ..
     } = &mut bench;
     resizes.begin(cpus, dimms, vcpus(1)).unwrap();
-    assert!(resizes.pending().is_some_and(|pending| pending.contains("memory")));
-    assert_eq!(resizes.awaited(), None, "the guest has the vCPU");
+    assert!(
+        resizes
+            .awaited(memory)
+            .is_some_and(|awaited| awaited.contains("memory"))
+    );
+    assert_eq!(resizes.awaited(vcpus(1)), None, "the guest has the vCPU");
     resizes.begin(cpus, dimms, vcpus(2)).unwrap();
-    assert!(resizes.awaited().is_some_and(|awaited| !awaited.contains("memory")));
+    assert!(
+        resizes
+            .awaited(vcpus(2))
+            .is_some_and(|awaited| !awaited.contains("memory"))
+    );
+    assert!(
+        resizes.awaited(memory).is_some(),
+        "it is waited for whatever comes later"
+    );
+}
+
+#[test]
+fn less_ram_than_the_balloon_is_to_have_is_refused_with_what_it_has() {
+    let mut bench = Bench::new();
+    let ram = |bytes| TargetSize {
+        ram_bytes: Some(bytes),
+        ..TargetSize::default()
+    };
+    bench.begin(1, BOOT + MORE, BOOT + MIB).unwrap();
+    let before = bench.sizes();
+    let error = bench
+        .resizes
+        .begin(&mut bench.cpus, &mut bench.dimms, ram(BOOT))
+        .unwrap_err();
+    assert!(error.is_request());
+    let told = format!(
+        "desired_ram: {BOOT} bytes asked for, more than the {} bytes that the balloon is to have needed (desired_balloon)",
+        BOOT + MIB
+    );
+    assert_eq!((error.to_string(), bench.sizes()), (told, before));
+    bench
+        .resizes
+        .begin(&mut bench.cpus, &mut bench.dimms, ram(2 * BOOT))
+        .unwrap();
+    bench.begin(1, BOOT, MIB).unwrap();
+    assert_eq!((bench.sizes().1, bench.sizes().4), (BOOT, MIB), "both at once");
+}
+
+/// RAM that was to come and does not was counted with when the balloon was asked for.
+#[test]
+fn a_balloon_that_would_leave_nothing_of_the_ram_that_came_gives_back_what_is_missing() {
+    let config = crate::config::BalloonConfig {
+        reclaim_idle: Some(8),
+        ..Default::default()
+    };
+    for reclaim in [None, Reclaim::new(&config, Instant::now())] {
+        let mut bench = Bench::with(reclaim);
+        bench.begin(1, BOOT + MORE, BOOT + MORE - 48 * MIB).unwrap();
+        let size = |bench: &Bench| bench.resizes.size(&bench.cpus, &bench.dimms);
+        assert_eq!(size(&bench).balloon_bytes, Some(BOOT + MORE - 48 * MIB));
+        bench
+            .resizes
+            .stop_growing(&mut bench.dimms, "Killed process 7")
+            .unwrap();
+        bench.advance();
+        assert_eq!(
+            (size(&bench).ram_bytes, size(&bench).balloon_bytes, bench.sizes().4),
+            (BOOT, Some(BOOT - 48 * MIB), BOOT - 48 * MIB),
+            "the guest has what it was to have beside it"
+        );
+        let status = bench.resizes.status(&bench.cpus, &bench.dimms);
+        assert_eq!(
+            status["memory"]["balloon"]["asked_bytes"],
+            BOOT + MORE - 48 * MIB,
+            "whatever came of it"
+        );
+    }
 }
 
 /// Neither a guest that answers nothing nor memory that it keeps has the control thread look all the time.
@@ -556,7 +678,7 @@ fn an_idle_guest_is_looked_at_again_after_a_while_whatever_it_keeps() {
     assert_eq!(bench.resizes.poll(), Some(Duration::ZERO), "it is overdue");
     bench.begin(1, BOOT + MORE, 0).unwrap();
     bench.resizes.advance(&mut bench.cpus, &mut bench.dimms);
-    assert!(bench.resizes.awaited().is_some());
+    assert!(bench.resizes.awaited(TargetSize::ALL).is_some());
     assert!(bench.resizes.poll() > Some(Duration::from_secs(1)));
 }
 

@@ -70,6 +70,11 @@ impl Reclaim {
         self.base
     }
 
+    /// What a client wants in the balloon, in bytes.
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
     /// What is to be done now.
     pub fn next_action(&mut self, size: BalloonSize, stats: &BalloonStats, now: Instant) -> Option<Action> {
         let said = stats.at.zip(stats.free_bytes()).map(|(at, free)| FreeMemory {
