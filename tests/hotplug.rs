@@ -188,7 +188,7 @@ fn what_was_acknowledged_before_a_removal_is_on_the_disk() {
     // One connection writes and syncs, block after block, while another one asks for the removal.
     let mut writer = lab.pod.one_more().unwrap();
     let (begun, first) = channel();
-    let writing = std::thread::spawn(move || {
+    let writing = thread::spawn(move || {
         let mut acknowledged = BTreeSet::new();
         // Only the removal ends it.
         for number in (0..64).cycle() {
