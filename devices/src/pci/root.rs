@@ -111,8 +111,8 @@ impl PciRoot {
         (bdf.bus == 0 && bdf.function == 0).then_some(usize::from(bdf.device))
     }
 
-    /// The function that an ECAM offset belongs to, the register in it, and how many of `len` bytes are in the function's part.
-    fn target(&self, offset: u64, len: usize) -> Option<(Arc<Mutex<dyn PciFunction>>, u16, usize)> {
+    /// What an access to `len` bytes at an ECAM offset is for.
+    fn target(&self, offset: u64, len: usize) -> Option<Target> {
         let slots_apart = FUNCTION_SIZE.saturating_mul(8);
         let slot = usize::try_from(offset.div_euclid(slots_apart)).ok()?;
         let register = offset.rem_euclid(slots_apart);
@@ -121,7 +121,11 @@ impl PciRoot {
         }
         let function = self.slots.get(slot)?.as_ref()?;
         let room = usize::try_from(FUNCTION_SIZE.saturating_sub(register)).ok()?;
-        Some((function.clone(), u16::try_from(register).ok()?, len.min(room)))
+        Some(Target {
+            function: function.clone(),
+            register: u16::try_from(register).ok()?,
+            inside: len.min(room),
+        })
     }
 }
 
@@ -165,22 +169,30 @@ impl BusDevice for Ecam {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
         let target = lock(&self.root).target(offset, data.len());
-        let Some((function, register, inside)) = target else {
-            return;
-        };
-        if let Some(inside) = data.get_mut(..inside) {
-            lock(&function).read_config(register, inside);
+        let Some(target) = target else { return };
+        if let Some(inside) = data.get_mut(..target.inside) {
+            lock(&target.function).read_config(target.register, inside);
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
         let target = lock(&self.root).target(offset, data.len());
-        let Some((function, register, inside)) = target else {
+        let Some(target) = target else {
             return Effect::None;
         };
-        data.get(..inside)
-            .map_or(Effect::None, |inside| lock(&function).write_config(register, inside))
+        data.get(..target.inside).map_or(Effect::None, |inside| {
+            lock(&target.function).write_config(target.register, inside)
+        })
     }
+}
+
+/// What an access to configuration space is for.
+struct Target {
+    function: Arc<Mutex<dyn PciFunction>>,
+    /// Offset of its first byte in the function's configuration space.
+    register: u16,
+    /// How many of its bytes belong to the function. Those behind them belong to nobody: an access does not go on in the next function.
+    inside: usize,
 }
 
 /// The function in slot 0. It has no registers beyond its header.

@@ -157,7 +157,7 @@ impl Bench {
         let mut taken = Vec::new();
         if let Command::Add(_, fds) = request.command {
             for fd in fds {
-                taken.push(std::fs::File::from(fd).metadata().unwrap().ino());
+                taken.push(std::fs::File::from(fd.into_owned()).metadata().unwrap().ino());
             }
         }
         self.taken.push(taken);
