@@ -228,7 +228,7 @@ fn a_resize_is_answered_for_what_it_asked_for_whatever_others_ask_for_meanwhile(
     let (events, kernel) = (folder.path().join("events"), folder.path().join("vmlinux"));
     fs::write(
         &kernel,
-        husk_benches::elf_of(&husk_benches::code(husk_benches::Then::Halt)),
+        husk_benches::elf_of(&husk_benches::code(husk_benches::GuestAction::Halt)),
     )
     .unwrap();
     let monitor = format!("path={}", events.display());

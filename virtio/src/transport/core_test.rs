@@ -419,14 +419,14 @@ fn a_kick_that_a_held_device_does_not_look_at_is_told_of_its_queue() {
     assert_eq!((told.avail.unwrap().idx, told.used.unwrap().idx), (1, 1));
     until(|| status(&bench).kick_pending == Some(false));
 
-    bench.core.hold();
-    until(|| bench.core.is_held());
+    bench.core.workers().hold();
+    until(|| bench.core.workers().is_held());
     bench.drivers[0].add(&[Buf::Out(DATA, 4), Buf::In(DATA + 64, 4)]);
     bench.core.kick(0).unwrap().write(1).unwrap();
     let told = status(&bench);
     assert_eq!((told.kick_pending, told.next_avail), (Some(true), Some(1)));
     assert_eq!((told.avail.unwrap().idx, told.used.unwrap().idx), (2, 1));
-    bench.core.release();
+    bench.core.workers().release();
     until(|| status(&bench).used.unwrap().idx == 2);
 
     bench.status(0);
